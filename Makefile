@@ -1,0 +1,63 @@
+# Everything a contributor runs. `make` alone explains the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+.DELETE_ON_ERROR:
+.PHONY: help setup check build test bench
+
+# The tools of `make setup` come first; SAM validates offline, but wants to know a region.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export SAM_CLI_TELEMETRY := 0
+export AWS_DEFAULT_REGION ?= us-east-1
+
+# Functions are built for this machine; a deployment chooses by the template's parameter (arm64 by default).
+architecture := $(if $(filter aarch64 arm64,$(shell uname -m)),arm64,x86_64)
+bootstraps := .aws-sam/build/RegistryFunction/bootstrap .aws-sam/build/FillerFunction/bootstrap
+# One stamp per content of the script: a change of it installs again.
+setup_stamp := .venv/setup-$(shell sha256sum infra/setup.sh | cut -c1-16)
+
+help: ## This list
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: $(setup_stamp) ## Install what the targets below need (apt, PyPI, crates.io); does nothing the second time
+
+$(setup_stamp): infra/setup.sh
+	@infra/setup.sh
+	rm -f .venv/setup-*
+	touch $@
+
+check: $(setup_stamp) ## Formatting, lints, dependencies: licences, bans, sources, advisories
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	if grep -rnE '\basync (fn|move|\{)|\.await\b' src/oci; then echo "src/oci is pure: no async there" >&2; exit 1; fi
+	cargo deny --locked check --hide-inclusion-graph bans licenses sources
+	if cargo deny --locked fetch db >/dev/null 2>&1; then
+	  cargo deny --locked check advisories
+	else
+	  echo "check: ADVISORIES WERE NOT CHECKED: the RustSec database cannot be reached from here"
+	fi
+
+build: $(setup_stamp) ## Release builds of the Lambda functions, in .aws-sam/build
+	rm -f $(bootstraps)
+	sam validate --lint
+	sam build --parameter-overrides Architecture=$(architecture)
+	for bootstrap in $(bootstraps); do
+	  [ -x "$$bootstrap" ] || { echo "build: sam build left no $$bootstrap" >&2; exit 1; }
+	done
+
+test: build ## Everything: unit tests, behaviours, the real programs and clients; a skipped test is a failure
+	# The client tests run the program itself, which cargo test alone does not build.
+	cargo build --locked --workspace --bin stopover
+	log=$${CARGO_TARGET_DIR:-target}/test.log
+	cargo test --locked --workspace --no-fail-fast 2>&1 | tee "$$log" || echo "test: cargo test failed" >&2
+	awk '/^test result:/ { passed += $$4; failed += $$6; ignored += $$8; filtered += $$12 }
+	  END {
+	    printf "test: %d passed, %d failed, %d skipped\n", passed, failed, ignored + filtered
+	    exit !(passed > 0 && failed + ignored + filtered == 0)
+	  }' "$$log"
+	! grep -qE '^error' "$$log"
+
+bench: $(setup_stamp) ## Measure Stopover beside docker-registry and nginx; writes docs/benchmarks.md
+	cargo build --locked --release --bin stopover
+	python3 infra/bench/bench.py
