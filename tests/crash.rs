@@ -1,0 +1,115 @@
+//! What a `kill -9` leaves behind, and how much memory a large layer takes.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use support::Random;
+use support::clients::pull_over_http;
+use support::images::{Image, Recipe};
+use support::program::{Installation, stored_blobs};
+use support::registry::Registry;
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+
+/// How many rounds: `STOPOVER_CRASH_ROUNDS`, else ten.
+fn rounds() -> anyhow::Result<u64> {
+    match std::env::var("STOPOVER_CRASH_ROUNDS") {
+        Ok(text) => text
+            .parse()
+            .context("STOPOVER_CRASH_ROUNDS is not a number"),
+        Err(_) => Ok(10),
+    }
+}
+
+/// Content that no other round has: several small layers, so that some are stored and some are not when the end comes.
+async fn push_round(upstream: &Registry, round: u64) -> anyhow::Result<Image> {
+    let layers = vec![4 * MIB, MIB, 300 * KIB, 2 * MIB, KIB, MIB];
+    Recipe::oci(&format!("crash/round-{round}"), layers)
+        .seed(1000 + round)
+        .push(upstream)
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_during_cold_pulls_it_serves_complete_verified_pulls_after_every_restart()
+-> anyhow::Result<()> {
+    let mut upstream = Registry::start().await?;
+    let installation = Installation::for_upstream(&upstream.url())?;
+    let mut stopover = installation.start().await?;
+    let mut random = Random::new(42);
+    // How long an undisturbed cold pull takes: the moments of the kills are spread over it.
+    let image = push_round(&upstream, 0).await?;
+    let begun = Instant::now();
+    pull_over_http(stopover.address(), &image).await?;
+    let whole = begun.elapsed();
+    let mut images = vec![image];
+    let mut interrupted = 0;
+    let rounds = rounds()?;
+    for round in 1..=rounds {
+        let image = push_round(&upstream, round).await?;
+        let moment = Duration::from_micros(random.number() % u64::try_from(whole.as_micros())?);
+        let pull = tokio::spawn({
+            let (address, image) = (stopover.address().to_owned(), image.clone());
+            async move { pull_over_http(&address, &image).await }
+        });
+        // The moment is what is tested; whatever has happened by then must do no harm.
+        tokio::time::sleep(moment).await;
+        stopover.kill_9().await?;
+        let cut = pull.await?.is_err();
+        interrupted += u64::from(cut);
+        let left = stored_blobs(&installation.data())
+            .with_context(|| format!("after the kill of round {round}"))?;
+        stopover = installation.start().await?;
+        let pulled = pull_over_http(stopover.address(), &image).await;
+        pulled.with_context(|| format!("round {round}:\n{}", stopover.log()))?;
+        let stored = stopover
+            .stored_blobs()
+            .with_context(|| format!("after the pull of round {round}"))?;
+        eprintln!(
+            "round {round} of {rounds}: killed after {moment:?}, pull {}, {} blobs whole then, {} now",
+            if cut { "cut" } else { "complete" },
+            left.len(),
+            stored.len(),
+        );
+        images.push(image);
+    }
+    ensure!(
+        interrupted * 2 >= rounds,
+        "only {interrupted} of {rounds} kills came during a pull"
+    );
+    stopover.until_stored(&images).await?;
+    upstream.stop().await?;
+    for image in &images {
+        let pulled = pull_over_http(stopover.address(), image).await;
+        pulled.with_context(|| format!("{} without the upstream", image.name))?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_stays_below_64_mib_while_filling_and_serving_one_gib() -> anyhow::Result<()> {
+    let mut upstream = Registry::start().await?;
+    let image = Recipe::oci("gibibyte", vec![1024 * MIB])
+        .push(&upstream)
+        .await?;
+    let installation = Installation::for_upstream(&upstream.url())?;
+    let stopover = installation.start().await?;
+    pull_over_http(stopover.address(), &image)
+        .await
+        .context("cold")?;
+    let cold = stopover.peak_resident_bytes()?;
+    stopover.until_stored(std::slice::from_ref(&image)).await?;
+    upstream.stop().await?;
+    pull_over_http(stopover.address(), &image)
+        .await
+        .context("warm")?;
+    let warm = stopover.peak_resident_bytes()?;
+    eprintln!(
+        "peak resident memory: {} KiB after the cold pull, {} KiB after the warm one",
+        cold / KIB,
+        warm / KIB
+    );
+    ensure!(warm < 64 * MIB, "{} MiB were resident", warm / MIB);
+    Ok(())
+}

@@ -1,0 +1,311 @@
+//! The program and what its surroundings may do to it: each mistake gets a sentence, no accident leaves half a blob.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use support::clients::pull_over_http;
+use support::images::Recipe;
+use support::program::{Installation, Stopover, UPSTREAM, run};
+use support::registry::Registry;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+const MIB: u64 = 1024 * 1024;
+
+/// No service manager waits longer before it kills: Docker and podman give ten seconds.
+const PROMPT: Duration = Duration::from_secs(10);
+
+/// What the program prints when it refuses to start. Nothing of it may look like an accident.
+async fn refusal(installation: &Installation) -> anyhow::Result<String> {
+    let Err(error) = installation.start().await else {
+        anyhow::bail!("the program started")
+    };
+    let text = format!("{error:#}");
+    ensure!(text.contains("exit status: "), "not an orderly end: {text}");
+    ensure!(!text.contains("panicked"), "{text}");
+    Ok(text)
+}
+
+fn without_upstream() -> anyhow::Result<Installation> {
+    Installation::for_upstream("http://127.0.0.1:1")
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_refused_by_its_address() -> anyhow::Result<()> {
+    let taken = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+    let _holder = TcpListener::bind(taken).await?;
+    let installation = Installation {
+        listen: taken.to_string(),
+        ..without_upstream()?
+    };
+    let text = refusal(&installation).await?;
+    ensure!(
+        text.contains(&taken.to_string()) && text.contains("in use"),
+        "{text}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_second_instance_on_the_same_data_directory_is_refused() -> anyhow::Result<()> {
+    let installation = without_upstream()?;
+    let first = installation.start().await?;
+    let text = refusal(&installation).await?;
+    let names_the_directory = text.contains(&installation.data().display().to_string());
+    ensure!(
+        names_the_directory && (text.contains("another") || text.contains("already")),
+        "{text}"
+    );
+    // The first one is unharmed, and its end makes room.
+    answers(&first).await?;
+    ensure!(first.terminate(PROMPT).await?.success());
+    answers(&installation.start().await?).await
+}
+
+#[tokio::test]
+async fn an_unknown_key_is_refused_with_the_file_the_key_and_the_nearest_right_key()
+-> anyhow::Result<()> {
+    for (text, wrong, right) in [
+        ("frehs = \"1h\"\n", "frehs", "fresh"),
+        (
+            "[upstreams.\"test.local\"]\nurll = \"http://127.0.0.1:1\"\n",
+            "urll",
+            "`url`",
+        ),
+    ] {
+        let installation = Installation::with_configuration(text)?;
+        let file = installation.configuration().display().to_string();
+        let printed = refusal(&installation).await?;
+        for expected in [file.as_str(), wrong, right] {
+            ensure!(
+                printed.contains(expected),
+                "{expected} is not in: {printed}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_read_only_data_directory_is_refused_by_its_path() -> anyhow::Result<()> {
+    let installation = without_upstream()?.on_tmpfs("ro");
+    let text = refusal(&installation).await?;
+    ensure!(
+        text.contains(&installation.data().display().to_string()),
+        "{text}"
+    );
+    ensure!(text.to_lowercase().contains("read-only"), "{text}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_harms_only_the_blob_that_does_not_fit() -> anyhow::Result<()> {
+    let mut upstream = Registry::start().await?;
+    let small = Recipe::oci("small", vec![MIB, MIB]).push(&upstream).await?;
+    let large = Recipe::oci("large", vec![MIB / 2, 32 * MIB])
+        .seed(2)
+        .push(&upstream)
+        .await?;
+    let after = Recipe::oci("after", vec![MIB])
+        .seed(3)
+        .push(&upstream)
+        .await?;
+    let installation = Installation::for_upstream(&upstream.url())?.on_tmpfs("size=16m");
+    let stopover = installation.start().await?;
+    pull_over_http(stopover.address(), &small).await?;
+    for _ in 0..3 {
+        // Passing the bytes on without storing them is as good as an error; other bytes are not, nor is silence.
+        let pull = tokio::time::timeout(
+            Duration::from_secs(60),
+            pull_over_http(stopover.address(), &large),
+        );
+        if let Err(error) = pull.await.context("neither an answer nor an error")? {
+            let text = format!("{error:#}");
+            ensure!(
+                !text.contains("other bytes") && !text.contains("with the bytes of"),
+                "{text}"
+            );
+        }
+        ensure!(
+            !stopover
+                .stored_blobs()?
+                .values()
+                .any(|size| *size > 16 * MIB)
+        );
+        answers(&stopover).await?;
+    }
+    // What did not fit has made room again.
+    pull_over_http(stopover.address(), &after)
+        .await
+        .with_context(|| stopover.log())?;
+    stopover
+        .until_stored(&[small.clone(), after.clone()])
+        .await?;
+    upstream.stop().await?;
+    for image in [&small, &after] {
+        pull_over_http(stopover.address(), image)
+            .await
+            .with_context(|| stopover.log())?;
+    }
+    ensure!(!stopover.log().contains("panicked"), "{}", stopover.log());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_during_a_fill_exits_at_once_and_the_fill_goes_on_after_a_restart()
+-> anyhow::Result<()> {
+    let mut upstream = Registry::start().await?;
+    let image = Recipe::oci("slow", vec![32 * MIB]).push(&upstream).await?;
+    let gate = Gate::start(upstream.url().replace("http://", "").parse()?, 4 * MIB).await?;
+    let installation = Installation::for_upstream(&format!("http://{}", gate.address))?;
+    let stopover = installation.start().await?;
+    let pull = tokio::spawn({
+        let (address, image) = (stopover.address().to_owned(), image.clone());
+        async move { pull_over_http(&address, &image).await }
+    });
+    gate.until_closed().await?;
+    let status = stopover.terminate(PROMPT).await?;
+    ensure!(status.success(), "{status}");
+    ensure!(
+        pull.await?.is_err(),
+        "the layer was whole before the gate let it through"
+    );
+    gate.open();
+    // No client asks for it: what was begun is remembered.
+    let stopover = installation.start().await?;
+    stopover.until_stored(std::slice::from_ref(&image)).await?;
+    upstream.stop().await?;
+    pull_over_http(stopover.address(), &image)
+        .await
+        .with_context(|| stopover.log())
+}
+
+#[tokio::test]
+async fn help_exists_for_the_program_and_for_every_command() -> anyhow::Result<()> {
+    let mut left = vec![Vec::<String>::new()];
+    let mut seen = Vec::new();
+    while let Some(command) = left.pop() {
+        let mut arguments: Vec<&str> = command.iter().map(String::as_str).collect();
+        arguments.push("--help");
+        let (status, text) = run(&arguments).await?;
+        ensure!(
+            status.success() && text.contains("Usage: "),
+            "{arguments:?}: {status}\n{text}"
+        );
+        for line in text
+            .lines()
+            .skip_while(|line| *line != "Commands:")
+            .skip(1)
+            .take_while(|line| !line.is_empty())
+        {
+            let mut words = line.split_whitespace();
+            let name = words.next().context("a command without a name")?;
+            ensure!(words.next().is_some(), "{name} has no description");
+            if name != "help" {
+                left.push([command.clone(), vec![name.to_owned()]].concat());
+            }
+        }
+        seen.push(command.join(" "));
+    }
+    ensure!(
+        seen.iter().any(|command| command == "serve"),
+        "found only {seen:?}"
+    );
+    let (status, text) = run(&["serve", "--no-such-option"]).await?;
+    ensure!(
+        status.code() == Some(2) && text.contains("--no-such-option"),
+        "{status}\n{text}"
+    );
+    Ok(())
+}
+
+async fn answers(stopover: &Stopover) -> anyhow::Result<()> {
+    let client = reqwest::Client::builder().no_proxy().build()?;
+    client
+        .get(format!("http://{}/v2/", stopover.address()))
+        .send()
+        .await?
+        .error_for_status()?;
+    Ok(())
+}
+
+/// A way to the upstream that lets a number of bytes of its answers through, and then none until it is opened.
+struct Gate {
+    address: SocketAddr,
+    budget: Arc<Semaphore>,
+    closed: Arc<Semaphore>,
+}
+
+impl Gate {
+    async fn start(upstream: SocketAddr, bytes: u64) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let address = listener.local_addr()?;
+        let budget = Arc::new(Semaphore::new(usize::try_from(bytes)?));
+        let closed = Arc::new(Semaphore::new(0));
+        let gate = Self {
+            address,
+            budget: Arc::clone(&budget),
+            closed: Arc::clone(&closed),
+        };
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(relay(
+                    client,
+                    upstream,
+                    Arc::clone(&budget),
+                    Arc::clone(&closed),
+                ));
+            }
+        });
+        Ok(gate)
+    }
+
+    /// Waits until an answer is held back.
+    async fn until_closed(&self) -> anyhow::Result<()> {
+        tokio::time::timeout(Duration::from_secs(30), self.closed.acquire())
+            .await
+            .context("nothing is held back")??;
+        Ok(())
+    }
+
+    fn open(&self) {
+        self.budget.add_permits(1 << 40);
+    }
+}
+
+async fn relay(
+    client: TcpStream,
+    upstream: SocketAddr,
+    budget: Arc<Semaphore>,
+    closed: Arc<Semaphore>,
+) -> std::io::Result<()> {
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_upstream, mut to_upstream) = TcpStream::connect(upstream).await?.into_split();
+    let requests =
+        tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_upstream).await });
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let count = from_upstream.read(&mut buffer).await?;
+        if count == 0 {
+            requests.abort();
+            return Ok(());
+        }
+        let wanted = u32::try_from(count).expect("the buffer is small");
+        if budget
+            .try_acquire_many(wanted)
+            .map(tokio::sync::SemaphorePermit::forget)
+            .is_err()
+        {
+            closed.add_permits(1);
+            budget
+                .acquire_many(wanted)
+                .await
+                .expect("it is never closed")
+                .forget();
+        }
+        to_client.write_all(&buffer[..count]).await?;
+    }
+}

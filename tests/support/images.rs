@@ -1,0 +1,359 @@
+//! Images made without any network: the same recipe gives the same bytes, streamed, never all in memory.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use bytes::Bytes;
+use reqwest::Method;
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::layer::Layer;
+use crate::registry::Registry;
+
+const MIB: u64 = 1024 * 1024;
+
+/// The media types of one family of images.
+#[derive(Clone, Copy)]
+struct Format {
+    manifest: &'static str,
+    config: &'static str,
+    layer: &'static str,
+    gzip: bool,
+}
+
+const DOCKER: Format = Format {
+    manifest: "application/vnd.docker.distribution.manifest.v2+json",
+    config: "application/vnd.docker.container.image.v1+json",
+    layer: "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    gzip: true,
+};
+
+const OCI: Format = Format {
+    manifest: "application/vnd.oci.image.manifest.v1+json",
+    config: "application/vnd.oci.image.config.v1+json",
+    layer: "application/vnd.oci.image.layer.v1.tar",
+    gzip: false,
+};
+
+/// The media type of an OCI index.
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+/// What to make. Recipes that differ in their seed share no layer.
+pub struct Recipe {
+    name: String,
+    seed: u64,
+    format: Format,
+    architectures: &'static [&'static str],
+    layers: Vec<u64>,
+}
+
+impl Recipe {
+    /// A docker v2 image for linux/amd64 with two gzip layers of 1 MiB and 300 KiB.
+    pub fn docker(name: &str) -> Self {
+        Self {
+            format: DOCKER,
+            ..Self::oci(name, vec![MIB, 300 * 1024])
+        }
+    }
+
+    /// An OCI index of two images, linux/amd64 and linux/arm64, of two layers each.
+    pub fn index(name: &str) -> Self {
+        Self {
+            architectures: &["amd64", "arm64"],
+            ..Self::oci(name, vec![MIB, 300 * 1024])
+        }
+    }
+
+    /// An OCI image for linux/amd64 with one layer per entry; each layer holds a file of that many bytes.
+    pub fn oci(name: &str, layers: Vec<u64>) -> Self {
+        Self {
+            name: name.to_owned(),
+            seed: 1,
+            format: OCI,
+            architectures: &["amd64"],
+            layers,
+        }
+    }
+
+    /// Other content under the same shape.
+    #[must_use]
+    pub fn seed(self, seed: u64) -> Self {
+        Self { seed, ..self }
+    }
+
+    /// Makes the image and pushes it to the registry as `<name>:v1`, blobs first, as every client does.
+    pub async fn push(&self, registry: &Registry) -> anyhow::Result<Image> {
+        let mut manifests = Vec::new();
+        for (platform, architecture) in (0..).zip(self.architectures) {
+            manifests.push(self.push_platform(registry, platform, architecture).await?);
+        }
+        let (digest, index) = match &manifests[..] {
+            [only] => {
+                put_manifest(
+                    registry,
+                    &self.name,
+                    "v1",
+                    self.format.manifest,
+                    &only.bytes,
+                )
+                .await?;
+                (only.digest.clone(), None)
+            }
+            several => {
+                let bytes = serde_json::to_vec(&json!({
+                    "schemaVersion": 2,
+                    "mediaType": INDEX,
+                    "manifests": several.iter().map(|manifest| json!({
+                        "mediaType": self.format.manifest,
+                        "digest": manifest.digest,
+                        "size": manifest.bytes.len(),
+                        "platform": {"os": "linux", "architecture": manifest.architecture},
+                    })).collect::<Vec<Value>>(),
+                }))?;
+                put_manifest(registry, &self.name, "v1", INDEX, &bytes).await?;
+                (digest_of(&bytes), Some(bytes))
+            }
+        };
+        Ok(Image {
+            name: self.name.clone(),
+            tag: "v1".to_owned(),
+            digest,
+            index,
+            manifests,
+        })
+    }
+
+    async fn push_platform(
+        &self,
+        registry: &Registry,
+        platform: u64,
+        architecture: &str,
+    ) -> anyhow::Result<Manifest> {
+        let mut layers = Vec::new();
+        for (position, content) in (0..).zip(&self.layers) {
+            let layer = Layer::new(
+                self.seed,
+                (platform << 32) | position,
+                *content,
+                self.format.gzip,
+            );
+            let measured = layer.measure();
+            let body = futures_util::stream::iter(layer.blocks().map(Ok::<Bytes, std::io::Error>));
+            put_blob(
+                registry,
+                &self.name,
+                &measured.blob,
+                reqwest::Body::wrap_stream(body),
+            )
+            .await?;
+            layers.push(measured);
+        }
+        let config = serde_json::to_vec(&json!({
+            "architecture": architecture,
+            "os": "linux",
+            "config": {"Cmd": ["/bin/sh"]},
+            "rootfs": {"type": "layers", "diff_ids": layers.iter().map(|layer| &layer.diff_id).collect::<Vec<_>>()},
+            "history": layers.iter().map(|_| json!({"created_by": "a test"})).collect::<Vec<Value>>(),
+        }))?;
+        let config_blob = Blob {
+            digest: digest_of(&config),
+            size: config.len() as u64,
+        };
+        put_blob(registry, &self.name, &config_blob, config.into()).await?;
+        let bytes = serde_json::to_vec(&json!({
+            "schemaVersion": 2,
+            "mediaType": self.format.manifest,
+            "config": {"mediaType": self.format.config, "digest": config_blob.digest, "size": config_blob.size},
+            "layers": layers.iter().map(|layer| json!({
+                "mediaType": self.format.layer, "digest": layer.blob.digest, "size": layer.blob.size,
+            })).collect::<Vec<Value>>(),
+        }))?;
+        let digest = digest_of(&bytes);
+        put_manifest(registry, &self.name, &digest, self.format.manifest, &bytes).await?;
+        let diff_ids = layers.iter().map(|layer| layer.diff_id.clone()).collect();
+        let blobs = std::iter::once(config_blob.clone())
+            .chain(layers.into_iter().map(|layer| layer.blob))
+            .collect();
+        Ok(Manifest {
+            architecture: architecture.to_owned(),
+            digest,
+            bytes,
+            config: config_blob,
+            blobs,
+            diff_ids,
+        })
+    }
+}
+
+/// An image as it was pushed.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// The name of the repository.
+    pub name: String,
+    /// The tag.
+    pub tag: String,
+    /// The digest that the tag points to: of the index where there is one, else of the only manifest.
+    pub digest: String,
+    /// The bytes of the index, where there is one.
+    pub index: Option<Vec<u8>>,
+    /// One manifest per platform.
+    pub manifests: Vec<Manifest>,
+}
+
+impl Image {
+    /// `<name>:<tag>`
+    pub fn reference(&self) -> String {
+        format!("{}:{}", self.name, self.tag)
+    }
+
+    /// Every manifest by digest, the index included, with the bytes that were pushed.
+    pub fn manifest_bytes(&self) -> BTreeMap<&str, &[u8]> {
+        let index = self
+            .index
+            .iter()
+            .map(|bytes| (self.digest.as_str(), bytes.as_slice()));
+        index
+            .chain(
+                self.manifests
+                    .iter()
+                    .map(|manifest| (manifest.digest.as_str(), manifest.bytes.as_slice())),
+            )
+            .collect()
+    }
+
+    /// Every blob: configs and layers of all platforms.
+    pub fn blobs(&self) -> impl Iterator<Item = &Blob> {
+        self.manifests.iter().flat_map(|manifest| &manifest.blobs)
+    }
+
+    /// The digests of all manifests and all blobs.
+    pub fn digests(&self) -> BTreeSet<String> {
+        let manifests = self.manifest_bytes().into_keys().map(str::to_owned);
+        manifests
+            .chain(self.blobs().map(|blob| blob.digest.clone()))
+            .collect()
+    }
+}
+
+/// The manifest of one platform.
+#[derive(Clone, Debug)]
+pub struct Manifest {
+    /// `amd64` or `arm64`; the operating system is always linux.
+    pub architecture: String,
+    /// Its digest.
+    pub digest: String,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// The image's configuration.
+    pub config: Blob,
+    /// The configuration and the layers, in this order.
+    pub blobs: Vec<Blob>,
+    /// The digest of each layer's uncompressed tar, from the lowest layer up.
+    pub diff_ids: Vec<String>,
+}
+
+/// A blob as a manifest describes it.
+#[derive(Clone, Debug)]
+pub struct Blob {
+    /// Its digest.
+    pub digest: String,
+    /// Its length in bytes.
+    pub size: u64,
+}
+
+impl Blob {
+    /// What a file holds.
+    pub fn of_file(path: &Path) -> anyhow::Result<Self> {
+        let mut hasher = Sha256::new();
+        let size = std::io::copy(&mut File::open(path)?, &mut HashWriter(&mut hasher))?;
+        Ok(Self {
+            digest: digest_from(hasher),
+            size,
+        })
+    }
+}
+
+struct HashWriter<'a>(&'a mut Sha256);
+
+impl std::io::Write for HashWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The sha256 digest of these bytes, as manifests write it.
+pub fn digest_of(bytes: &[u8]) -> String {
+    digest_from(Sha256::new_with_prefix(bytes))
+}
+
+/// The digest of all that this hasher has seen, as manifests write it.
+pub fn digest_from(hasher: Sha256) -> String {
+    format!("sha256:{:x}", hasher.finalize())
+}
+
+async fn put_blob(
+    registry: &Registry,
+    name: &str,
+    blob: &Blob,
+    body: reqwest::Body,
+) -> anyhow::Result<()> {
+    let begun = registry
+        .request(Method::POST, &format!("/v2/{name}/blobs/uploads/"))
+        .send()
+        .await?
+        .error_for_status()?;
+    let location = begun
+        .headers()
+        .get(LOCATION)
+        .context("an upload without a Location")?
+        .to_str()?;
+    let separator = if location.contains('?') { '&' } else { '?' };
+    let stored = registry
+        .request(
+            Method::PUT,
+            &format!("{location}{separator}digest={}", blob.digest),
+        )
+        .header(CONTENT_TYPE, "application/octet-stream")
+        .header(CONTENT_LENGTH, blob.size)
+        .body(body)
+        .send()
+        .await?;
+    ensure!(
+        stored.status() == 201,
+        "the registry refused a blob: {} {}",
+        stored.status(),
+        stored.text().await?
+    );
+    Ok(())
+}
+
+async fn put_manifest(
+    registry: &Registry,
+    name: &str,
+    reference: &str,
+    kind: &str,
+    bytes: &[u8],
+) -> anyhow::Result<()> {
+    let stored = registry
+        .request(Method::PUT, &format!("/v2/{name}/manifests/{reference}"))
+        .header(CONTENT_TYPE, kind)
+        .body(bytes.to_vec())
+        .send()
+        .await?;
+    ensure!(
+        stored.status() == 201,
+        "the registry refused a manifest: {} {}",
+        stored.status(),
+        stored.text().await?
+    );
+    Ok(())
+}

@@ -1,0 +1,311 @@
+//! The `stopover` program as a child process.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+
+use crate::images::{Blob, Image};
+
+/// How long the program may take to listen, or to say why it does not: far beyond what it needs on a busy machine.
+const START: Duration = Duration::from_secs(30);
+
+/// How long a fill may take that nobody reads along: a gibibyte takes seconds.
+const FILL: Duration = Duration::from_secs(60);
+
+/// The id of the upstream that [`Installation::for_upstream`] configures.
+pub const UPSTREAM: &str = "test.local";
+
+/// A data directory and a configuration: what stays when the process goes.
+pub struct Installation {
+    directory: TempDir,
+    /// What `--listen` is given.
+    pub listen: String,
+    /// Options of a tmpfs to put over the data directory, in a mount namespace that ends with the process.
+    tmpfs: Option<String>,
+}
+
+impl Installation {
+    /// One upstream, [`UPSTREAM`], at this address; its tags stay fresh for an hour.
+    pub fn for_upstream(url: &str) -> anyhow::Result<Self> {
+        Self::with_configuration(&format!(
+            "fresh = \"1h\"\n\n[upstreams.\"{UPSTREAM}\"]\nurl = \"{url}\"\n"
+        ))
+    }
+
+    /// An installation whose stopover.toml has this text.
+    pub fn with_configuration(text: &str) -> anyhow::Result<Self> {
+        let directory = TempDir::new()?;
+        std::fs::create_dir(directory.path().join("data"))?;
+        let this = Self {
+            directory,
+            listen: "127.0.0.1:0".to_owned(),
+            tmpfs: None,
+        };
+        std::fs::write(this.configuration(), text)?;
+        Ok(this)
+    }
+
+    /// Puts a tmpfs with these mount options (`size=16m`, `ro`) over the data directory of every process started later.
+    #[must_use]
+    pub fn on_tmpfs(self, options: &str) -> Self {
+        Self {
+            tmpfs: Some(options.to_owned()),
+            ..self
+        }
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    /// The path of stopover.toml.
+    pub fn configuration(&self) -> PathBuf {
+        self.directory.path().join("stopover.toml")
+    }
+
+    /// Starts the program and waits until it listens. An error holds everything that it printed.
+    pub async fn start(&self) -> anyhow::Result<Stopover> {
+        let binary = binary()?;
+        let mut command = match &self.tmpfs {
+            None => Command::new(binary),
+            Some(options) => {
+                let mut command = Command::new("unshare");
+                // Without root, a user namespace of its own is what allows the mount.
+                if std::fs::metadata("/proc/self")?.uid() != 0 {
+                    command.arg("--map-root-user");
+                }
+                let mount = format!("mount -t tmpfs -o {options} tmpfs \"$0\" && exec \"$@\"");
+                command
+                    .args(["--mount", "sh", "-c", &mount])
+                    .arg(self.data())
+                    .arg(binary);
+                command
+            }
+        };
+        command.args(["serve", "--listen", &self.listen]);
+        command
+            .arg("--data-dir")
+            .arg(self.data())
+            .arg("--config")
+            .arg(self.configuration());
+        Stopover::spawn(command, self.data(), self.tmpfs.is_some()).await
+    }
+}
+
+/// Runs the program with these arguments until it ends: its exit status, and all that it printed.
+pub async fn run(arguments: &[&str]) -> anyhow::Result<(ExitStatus, String)> {
+    let output = Command::new(binary()?)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(START, output)
+        .await
+        .context("the program does not end")??;
+    let text = String::from_utf8([output.stdout, output.stderr].concat())?;
+    Ok((output.status, text))
+}
+
+/// A running process. Dropping it kills it.
+pub struct Stopover {
+    child: Child,
+    address: String,
+    data: PathBuf,
+    log: Arc<Mutex<String>>,
+}
+
+impl Stopover {
+    async fn spawn(mut command: Command, data: PathBuf, own_mounts: bool) -> anyhow::Result<Self> {
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let mut child = command.spawn().context("cannot start the program")?;
+        let log = Arc::new(Mutex::new(String::new()));
+        // The channel closes when both outputs do, which is when the program has ended.
+        let (listening, mut heard) = mpsc::unbounded_channel();
+        capture(child.stdout.take(), &log, listening.clone());
+        capture(child.stderr.take(), &log, listening);
+        let heard = tokio::time::timeout(START, heard.recv()).await;
+        let printed = || log.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Ok(heard) = heard else {
+            bail!("the program neither listens nor ends:\n{}", printed())
+        };
+        let Some(address) = heard else {
+            let status = child.wait().await?;
+            bail!("the program ended with {status}:\n{}", printed());
+        };
+        // Only through the process can its own mounts be seen.
+        let data = match child.id().filter(|_| own_mounts) {
+            Some(id) => PathBuf::from(format!("/proc/{id}/root")).join(data.strip_prefix("/")?),
+            None => data,
+        };
+        Ok(Self {
+            child,
+            address,
+            data,
+            log,
+        })
+    }
+
+    /// Where it listens: `127.0.0.1:<port>`.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// All that it has printed so far.
+    pub fn log(&self) -> String {
+        self.log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Kills the process without a warning and waits until it is gone.
+    pub async fn kill_9(mut self) -> anyhow::Result<()> {
+        self.child.kill().await.context("cannot kill the program")
+    }
+
+    /// Asks the process to end (SIGTERM), and waits for that until the time is over.
+    pub async fn terminate(mut self, time: Duration) -> anyhow::Result<ExitStatus> {
+        let id = self
+            .child
+            .id()
+            .context("the program has ended already")?
+            .to_string();
+        let sent = Command::new("sh")
+            .args(["-c", "kill -TERM \"$0\"", &id])
+            .status()
+            .await?;
+        ensure!(sent.success(), "cannot send SIGTERM");
+        match tokio::time::timeout(time, self.child.wait()).await {
+            Ok(status) => Ok(status?),
+            Err(_) => bail!("still running {time:?} after SIGTERM:\n{}", self.log()),
+        }
+    }
+
+    /// The most memory that was ever resident, in bytes (`VmHWM`).
+    pub fn peak_resident_bytes(&self) -> anyhow::Result<u64> {
+        let id = self.child.id().context("the program has ended")?;
+        let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))
+            .context("no VmHWM")?;
+        let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
+        Ok(kibibytes * 1024)
+    }
+
+    /// The blobs in its data directory; see [`stored_blobs`].
+    pub fn stored_blobs(&self) -> anyhow::Result<BTreeMap<String, u64>> {
+        stored_blobs(&self.data)
+    }
+
+    /// Waits until every blob of these images is stored: a client has the last byte before the blob is published.
+    pub async fn until_stored(&self, images: &[Image]) -> anyhow::Result<()> {
+        let deadline = Instant::now() + FILL;
+        for blob in images.iter().flat_map(Image::blobs) {
+            let path = blob_path(&self.data, &blob.digest);
+            while std::fs::metadata(&path).map(|file| file.len()).ok() != Some(blob.size) {
+                ensure!(
+                    Instant::now() < deadline,
+                    "{} is not stored:\n{}",
+                    blob.digest,
+                    self.log()
+                );
+                // Nothing reports the end of a fill to the outside: the file is looked for.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn blob_path(data: &Path, digest: &str) -> PathBuf {
+    let hex = digest.trim_start_matches("sha256:");
+    data.join("blobs/sha256").join(&hex[..2]).join(hex)
+}
+
+/// Reads every blob file of a data directory: its digest and its length. A file whose content does not hash to its
+/// name is an error, and so is a file that is not where its name says (`blobs/<algorithm>/<first two hex>/<hex>`).
+pub fn stored_blobs(data: &Path) -> anyhow::Result<BTreeMap<String, u64>> {
+    let mut found = BTreeMap::new();
+    for file in files_below(&data.join("blobs"))? {
+        let blob = Blob::of_file(&file)?;
+        ensure!(
+            file == blob_path(data, &blob.digest),
+            "{} holds the content of {}",
+            file.display(),
+            blob.digest
+        );
+        found.insert(blob.digest, blob.size);
+    }
+    Ok(found)
+}
+
+/// All files below a directory; none if it does not exist.
+pub(crate) fn files_below(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    if directory.try_exists()? {
+        for entry in std::fs::read_dir(directory)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                files.extend(files_below(&path)?)
+            } else {
+                files.push(path)
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// `target/<profile>/stopover`, beside `target/<profile>/deps/<this test>`.
+fn binary() -> anyhow::Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    let profile = test
+        .ancestors()
+        .nth(2)
+        .context("the test does not lie in a target directory")?;
+    let binary = profile.join("stopover");
+    ensure!(
+        binary.is_file(),
+        "{} is not there: `cargo build` makes it, with --release for a release test",
+        binary.display()
+    );
+    Ok(binary)
+}
+
+fn capture(
+    output: Option<impl AsyncRead + Unpin + Send + 'static>,
+    log: &Arc<Mutex<String>>,
+    listening: mpsc::UnboundedSender<String>,
+) {
+    let Some(output) = output else { return };
+    let log = Arc::clone(log);
+    tokio::spawn(async move {
+        let mut lines = BufReader::new(output).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            if let Some((_, rest)) = line.split_once("listening on http://") {
+                let address = rest
+                    .split(|c: char| !c.is_ascii_digit() && c != '.' && c != ':')
+                    .next();
+                // Nobody waits for a second such line.
+                _ = listening.send(address.unwrap_or_default().to_owned());
+            }
+            let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+            log.push_str(&line);
+            log.push('\n');
+        }
+    });
+}
