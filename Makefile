@@ -60,4 +60,4 @@ test: build ## Everything: unit tests, behaviours, the real programs and clients
 
 bench: $(setup_stamp) ## Measure Stopover beside docker-registry and nginx; writes docs/benchmarks.md
 	cargo build --locked --release --bin stopover
-	python3 infra/bench/bench.py
+	python3 infra/bench/bench.py "$${CARGO_TARGET_DIR:-target}/release/stopover"

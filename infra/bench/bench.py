@@ -1,0 +1,179 @@
+#!/usr/bin/env python3
+"""Stopover beside Debian's docker-registry as a proxy and nginx proxy_cache: warm requests over loopback.
+
+Interleaved rounds, medians, CPU time per request. Writes the tables into docs/benchmarks.md and fails where an
+acceptance ratio is missed. Needs wrk, docker-registry, nginx (`make setup`) and a release build of stopover.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import pathlib
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+
+import servers
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+REPORT = ROOT / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+PROXY, NGINX, STOPOVER = "docker-registry proxy", "nginx", "Stopover"
+MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
+
+# How many times the requests per second of each peer Stopover must reach.
+BOUNDS = {
+    "manifest by digest": {PROXY: 20, NGINX: 0.7},
+    "manifest by fresh tag": {PROXY: 20, NGINX: 0.7},
+    "blob of 1 MiB": {PROXY: 2, NGINX: 0.4},
+}
+# A small blob that waits for a delayed acknowledgement takes 40 ms; one that does not is near nginx.
+STALL_CASE = "blob of 300 bytes"
+STALL_FACTOR, STALL_SLACK_MS = 10, 1.0
+
+
+@dataclasses.dataclass
+class Sample:
+    """One run of wrk against one server."""
+
+    rate: float  # requests per second
+    p50: float  # milliseconds
+    p99: float  # milliseconds
+    cpu: float  # CPU microseconds of the server per request
+    foreign: float  # share of the machine's CPU time used by neither the server nor wrk
+
+
+def busy_seconds():
+    """CPU time used by the whole machine so far."""
+    fields = [int(field) for field in pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    idle = fields[3] + fields[4]
+    return (sum(fields) - idle) / os.sysconf("SC_CLK_TCK")
+
+
+def latency(percentile, output):
+    found = re.search(percentile + r"%\s+([\d.]+)(us|ms|s|m)\n", output)
+    if not found:
+        raise SystemExit(f"wrk reported no latency:\n{output}")
+    return float(found[1]) * MILLISECONDS[found[2]]
+
+
+def measure(server, path, connections, seconds):
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-H", f"Accept: {servers.ACCEPT}"]
+    cpu, busy, own = server.cpu_seconds(), busy_seconds(), os.times()
+    output = subprocess.run(command + [server.url(path)], check=True, capture_output=True, text=True).stdout
+    cpu, busy, after = server.cpu_seconds() - cpu, busy_seconds() - busy, os.times()
+    if "Non-2xx" in output or "Socket errors" in output:
+        raise SystemExit(f"{server.name} failed under load:\n{output}")
+    wrk = after.children_user + after.children_system - own.children_user - own.children_system
+    requests = int(re.search(r"(\d+) requests in", output)[1])
+    return Sample(
+        rate=float(re.search(r"Requests/sec:\s+([\d.]+)", output)[1]),
+        p50=latency("50", output),
+        p99=latency("99", output),
+        cpu=cpu / requests * 1e6,
+        foreign=max(0.0, busy - cpu - wrk) / (seconds * os.cpu_count()),
+    )
+
+
+def median(samples):
+    return Sample(*(statistics.median(column) for column in zip(*map(dataclasses.astuple, samples))))
+
+
+def run(binary, rounds, seconds, connections):
+    """All samples: {case: {server: [Sample]}}."""
+    image = servers.Image()
+    with contextlib.ExitStack() as stack:
+        directory = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stopover-bench-")))
+
+        def started(server):
+            stack.callback(server.stop)
+            return server
+
+        upstream = started(servers.docker_registry("upstream", directory / "upstream"))
+        image.push(upstream.port)
+        field = [
+            started(servers.docker_registry(PROXY, directory / "proxy", proxy_of=upstream.port)),
+            started(servers.nginx(directory / "nginx", upstream.port)),
+            started(servers.stopover(binary, directory / "stopover", upstream.port)),
+        ]
+        samples = {case: {server.name: [] for server in field} for case, _, _ in image.paths()}
+        for server in field:
+            for _, path, content in image.paths():
+                server.warm(path, content)
+                measure(server, path, connections, 1)
+        for number in range(rounds):
+            print(f"round {number + 1} of {rounds}", file=sys.stderr)
+            for case, path, _ in image.paths():
+                # Rotated, so that nobody always runs after the same neighbour.
+                for position in range(len(field)):
+                    server = field[(number + position) % len(field)]
+                    samples[case][server.name].append(measure(server, path, connections, seconds))
+        return samples
+
+
+def judge(medians):
+    """The acceptance table: (claim, bound, measured, met)."""
+    verdicts = []
+    for case, bounds in BOUNDS.items():
+        for peer, bound in bounds.items():
+            ratio = medians[case][STOPOVER].rate / medians[case][peer].rate
+            verdicts.append((f"{case}: requests/s ÷ {peer}", f"≥ {bound}", f"{ratio:.2f}", ratio >= bound))
+    stall, peer = medians[STALL_CASE][STOPOVER].p50, medians[STALL_CASE][NGINX].p50
+    limit = STALL_FACTOR * peer + STALL_SLACK_MS
+    verdicts.append((f"{STALL_CASE}: p50 in ms (no 40 ms stall)", f"< {limit:.2f}", f"{stall:.2f}", stall < limit))
+    return verdicts
+
+
+def render(medians, verdicts, settings):
+    lines = [settings, "", "| case | server | requests/s | p50 ms | p99 ms | CPU µs/request |", "| --- | --- | --: | --: | --: | --: |"]
+    for case, by_server in medians.items():
+        for server, sample in by_server.items():
+            lines.append(
+                f"| {case} | {server} | {sample.rate:,.0f} | {sample.p50:.2f} | {sample.p99:.2f} | {sample.cpu:,.0f} |"
+            )
+    lines += ["", "| Stopover against its peers | wanted | measured | |", "| --- | --: | --: | --- |"]
+    lines += [f"| {claim} | {bound} | {value} | {'met' if met else '**missed**'} |" for claim, bound, value, met in verdicts]
+    return "\n".join(lines)
+
+
+def processor():
+    found = re.search(r"model name\s*:\s*(.+)", pathlib.Path("/proc/cpuinfo").read_text())
+    return found[1].strip() if found else platform.machine()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("binary", type=pathlib.Path, help="the stopover program, built for release")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=4, help="of each run of wrk")
+    parser.add_argument("--connections", type=int, default=16)
+    options = parser.parse_args()
+    absent = [program for program in ("wrk", "docker-registry", "nginx") if not shutil.which(program)]
+    if absent or not options.binary.is_file():
+        raise SystemExit(f"missing: {', '.join(absent) or options.binary}; run make setup, then make bench")
+
+    samples = run(options.binary, options.rounds, options.seconds, options.connections)
+    medians = {case: {name: median(runs) for name, runs in by_server.items()} for case, by_server in samples.items()}
+    foreign = statistics.median(s.foreign for by_server in samples.values() for runs in by_server.values() for s in runs)
+    verdicts = judge(medians)
+    settings = (
+        f"Medians of {options.rounds} interleaved rounds, `wrk -t1 -c{options.connections} -d{options.seconds}s`, "
+        f"on {os.cpu_count()} × {processor()}; "
+        f"{foreign:.0%} of the CPU time went to neither the server nor wrk."
+    )
+    tables = render(medians, verdicts, settings)
+    print(tables)
+    before, _, rest = REPORT.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    REPORT.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}")
+    if not all(met for *_, met in verdicts):
+        raise SystemExit("bench: an acceptance ratio was missed")
+
+
+if __name__ == "__main__":
+    main()
