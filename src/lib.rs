@@ -1,1 +1,63 @@
-//! wip
+//! Stopover: a pull-through cache for container registries.
+//!
+//! In reading order, as a pull passes through:
+//!
+//! 1. [`http`]: a request arrives, and the answer is built.
+//! 2. [`oci`]: the request becomes an [`oci::Request`]; names, tags and digests become types.
+//! 3. [`upstream`]: which repository is meant ([`upstream::Upstreams::repository`]), and how its registry is asked.
+//! 4. [`pull`]: the read path: manifest by tag, manifest by digest, blob.
+//! 5. [`fill`]: the write path: one blob from upstream into storage.
+//! 6. [`ports`]: what both ask of storage. [`local`] answers it with files and an embedded ledger; the package
+//!    `functions` answers it with S3, `DynamoDB` and SQS.
+
+pub mod config;
+pub mod error;
+pub mod fill;
+pub mod http;
+#[cfg(feature = "local")]
+pub mod local;
+pub mod oci;
+pub mod ports;
+pub mod pull;
+pub mod time;
+pub mod upstream;
+
+use std::sync::Arc;
+
+use config::Config;
+use ports::{Blobs, Fills, Ledger};
+use time::Clock;
+use upstream::{UpstreamError, Upstreams};
+
+/// The cache: upstreams on one side, storage on the other.
+pub struct Cache {
+    pub(crate) config: Config,
+    pub(crate) clock: Clock,
+    pub(crate) upstreams: Upstreams,
+    pub(crate) blobs: Arc<dyn Blobs>,
+    pub(crate) ledger: Arc<dyn Ledger>,
+    pub(crate) fills: Arc<dyn Fills>,
+    pub(crate) warm: pull::Warm,
+}
+
+impl Cache {
+    /// Joins a configuration and the adapters. Contacts nobody.
+    pub fn new(
+        config: Config,
+        clock: Clock,
+        blobs: Arc<dyn Blobs>,
+        ledger: Arc<dyn Ledger>,
+        fills: Arc<dyn Fills>,
+    ) -> Result<Self, UpstreamError> {
+        let upstreams = Upstreams::new(&config, &clock)?;
+        Ok(Self {
+            config,
+            clock,
+            upstreams,
+            blobs,
+            ledger,
+            fills,
+            warm: pull::Warm::new(),
+        })
+    }
+}

@@ -1,2 +1,244 @@
-//! wip
-fn main() {}
+//! `stopover`: the cache as one process.
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::serve::ListenerExt as _;
+use clap::{Parser, Subcommand};
+use stopover::config::{Cold, Config};
+use stopover::local::Local;
+use stopover::time::Clock;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// How long running fills and open connections may go on after a signal to stop.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A pull-through cache for container registries.
+///
+/// Without a command it serves: `stopover` is `stopover serve`.
+#[derive(Parser)]
+#[command(version, propagate_version = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[derive(clap::Args)]
+struct Settings {
+    /// The configuration file [default: stopover.toml in the working directory, where there is one]
+    #[arg(long, global = true, env = "STOPOVER_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The address to listen on [default: 127.0.0.1:5000]
+    #[arg(
+        long,
+        global = true,
+        env = "STOPOVER_LISTEN",
+        value_name = "ADDRESS:PORT"
+    )]
+    listen: Option<SocketAddr>,
+    /// The directory that holds the cache [default: ./stopover-data]
+    #[arg(
+        long,
+        global = true,
+        env = "STOPOVER_DATA_DIR",
+        value_name = "DIRECTORY"
+    )]
+    data_dir: Option<PathBuf>,
+    /// What is logged: error, warn, info, debug, or a filter like stopover=debug
+    #[arg(
+        long,
+        global = true,
+        env = "STOPOVER_LOG",
+        value_name = "FILTER",
+        default_value = "info"
+    )]
+    log: String,
+    /// How it is logged
+    #[arg(long, global = true, env = "STOPOVER_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum LogFormat {
+    /// One readable line an event
+    Text,
+    /// One JSON object an event
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve the registry API and copy what is missing from upstream
+    Serve,
+    /// Look at the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Say whether the configuration can be used, and what it amounts to
+    Check,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "stopover: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
+    let config = load(&settings)?;
+    match command.unwrap_or(Command::Serve) {
+        Command::Config(ConfigCommand::Check) => {
+            Ok(std::io::stdout().write_all(describe(&config).as_bytes())?)
+        }
+        Command::Serve => {
+            start_logging(&settings)?;
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                // Each thread that has read a file keeps a buffer's worth of memory.
+                .max_blocking_threads(16)
+                .build()?;
+            let outcome = runtime.block_on(serve(config));
+            runtime.shutdown_timeout(Duration::from_secs(1));
+            outcome
+        }
+    }
+}
+
+fn load(settings: &Settings) -> anyhow::Result<Config> {
+    let beside = PathBuf::from("stopover.toml");
+    let path = settings
+        .config
+        .clone()
+        .or_else(|| beside.exists().then_some(beside));
+    let mut config = Config::load(path.as_deref(), Cold::Follow, |name| {
+        std::env::var(name).ok()
+    })?;
+    config.listen = settings.listen.unwrap_or(config.listen);
+    config.data_dir = settings.data_dir.clone().unwrap_or(config.data_dir);
+    Ok(config)
+}
+
+fn start_logging(settings: &Settings) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&settings.log).with_context(|| {
+        format!(
+            "{:?} is no log filter: try info, or stopover=debug",
+            settings.log
+        )
+    })?;
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match settings.log_format {
+        LogFormat::Text => subscriber.with_target(false).init(),
+        LogFormat::Json => subscriber.json().init(),
+    }
+    Ok(())
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let listen = config.listen;
+    let listener = TcpListener::bind(listen).await.with_context(|| {
+        format!("cannot listen on {listen}: choose another address with --listen, or listen in stopover.toml")
+    })?;
+    let address = listener.local_addr()?;
+    let welcome = welcome(&config, address);
+    let local = Local::open(config, Clock::default()).await?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    std::io::stderr().write_all(welcome.as_bytes())?;
+    // Small answers must not wait for the acknowledgement of earlier ones.
+    let listener = listener.tap_io(|connection| {
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY was refused");
+        }
+    });
+    let (stop, mut stopped) = tokio::sync::watch::channel(false);
+    let server = axum::serve(listener, stopover::http::router(Arc::clone(&local.cache)))
+        .with_graceful_shutdown(async move { _ = stopped.wait_for(|&stop| stop).await });
+    let server = tokio::spawn(server.into_future());
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!(
+        "stopping: running fills have {} s, the rest is parked for the next start",
+        GRACE.as_secs()
+    );
+    stop.send_replace(true);
+    local.stop(GRACE).await;
+    // Connections that still follow a parked fill are cut; their clients resume.
+    let _ = tokio::time::timeout(Duration::from_secs(1), server).await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn welcome(config: &Config, address: SocketAddr) -> String {
+    let mut upstreams: Vec<&str> = config
+        .upstreams
+        .keys()
+        .map(stopover::oci::UpstreamId::as_str)
+        .collect();
+    upstreams.sort_unstable_by_key(|id| *id != "docker.io");
+    let source = config
+        .source
+        .as_ref()
+        .map_or("defaults".into(), |path| path.display().to_string());
+    format!(
+        "stopover {version}: a pull-through cache for container registries\n\
+         listening on http://{address}\n\
+         data in {data}, settings from {source}\n\
+         serving {upstreams}\n\
+         try:\n  \
+           curl -s http://{address}/v2/\n  \
+           skopeo copy --src-tls-verify=false docker://{address}/docker.io/library/alpine:latest dir:alpine\n  \
+           podman pull --tls-verify=false {address}/docker.io/library/alpine:latest\n  \
+           docker pull {address}/docker.io/library/alpine:latest\n",
+        version = env!("CARGO_PKG_VERSION"),
+        data = config.data_dir.display(),
+        upstreams = upstreams.join(", "),
+    )
+}
+
+fn describe(config: &Config) -> String {
+    let source = config
+        .source
+        .as_ref()
+        .map_or("no file: defaults".into(), |path| {
+            path.display().to_string()
+        });
+    let mut text = format!(
+        "The configuration can be used ({source}).\nlisten    {}\ndata_dir  {}\nwait      {}\n",
+        config.listen,
+        config.data_dir.display(),
+        humantime::format_duration(config.wait)
+    );
+    for (id, upstream) in &config.upstreams {
+        let login = upstream
+            .credentials
+            .as_ref()
+            .map_or("anonymous".into(), |login| format!("as {}", login.username));
+        text += &format!(
+            "upstream  {id}: {}, {login}, fresh {}, cold {:?}\n",
+            upstream.url.as_str().trim_end_matches('/'),
+            humantime::format_duration(upstream.fresh),
+            upstream.cold
+        );
+    }
+    text
+}

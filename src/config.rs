@@ -1,0 +1,478 @@
+//! `stopover.toml`: what may be set, its defaults, and errors that name the key. Anything wrong stops the process.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use url::Url;
+
+use crate::oci::UpstreamId;
+
+/// What a client gets for a blob that is not stored yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cold {
+    /// A redirect to where upstream itself redirects to: no wait, no bytes through us.
+    Redirect,
+    /// An answer once the blob is stored, or 503 with `Retry-After` after [`Config::wait`].
+    Wait,
+    /// The bytes while the fill writes them. Only where the fill runs in the same process.
+    Follow,
+}
+
+/// The settings of one process, complete and checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The address to listen on.
+    pub listen: SocketAddr,
+    /// Where the embedded adapters keep their files.
+    pub data_dir: PathBuf,
+    /// How long a client may wait for a cold blob before it is told to come back.
+    pub wait: Duration,
+    /// Every upstream that may be pulled through, by id.
+    pub upstreams: BTreeMap<UpstreamId, UpstreamConfig>,
+    /// The file the settings came from.
+    pub source: Option<PathBuf>,
+}
+
+/// The settings of one upstream.
+#[derive(Clone, Debug)]
+pub struct UpstreamConfig {
+    /// Scheme, host and port of its API.
+    pub url: Url,
+    /// Other values of `?ns=` that mean this upstream.
+    pub aliases: Vec<String>,
+    /// Origins that may issue tokens for it, besides its own.
+    pub token_realms: Vec<Url>,
+    /// Hosts it may redirect to although they are private addresses or speak plain HTTP.
+    pub trusted_hosts: Vec<String>,
+    /// Whether a name without a slash means `library/<name>`.
+    pub library: bool,
+    /// How long a tag is served without asking upstream.
+    pub fresh: Duration,
+    /// How long a missing tag is remembered.
+    pub missing: Duration,
+    /// What a client gets for a blob that is not stored yet.
+    pub cold: Cold,
+    /// Who we are there.
+    pub credentials: Option<Credentials>,
+}
+
+/// A user name and a secret that never appears in a log.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// The user name.
+    pub username: String,
+    /// The password or access token.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Credentials({}, secret)", self.username)
+    }
+}
+
+/// What is wrong with the configuration, in words for the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The named file could not be read.
+    #[error("cannot read the configuration {}: {source}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The file is no TOML, or has an unknown key or a value of the wrong kind. Names line, column and nearest key.
+    #[error("{}: {message}", path.display())]
+    Parse {
+        /// Which file.
+        path: PathBuf,
+        /// Where and what.
+        message: String,
+    },
+    /// A value that cannot be used.
+    #[error("{key}: {message}")]
+    Value {
+        /// The key as it stands in the file.
+        key: String,
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct File {
+    listen: Option<SocketAddr>,
+    data_dir: Option<PathBuf>,
+    fresh: Option<Span>,
+    missing: Option<Span>,
+    wait: Option<Span>,
+    cold: Option<Cold>,
+    #[serde(default)]
+    upstreams: BTreeMap<UpstreamId, UpstreamTable>,
+}
+
+#[derive(Deserialize, Default, Clone)]
+#[serde(deny_unknown_fields)]
+struct UpstreamTable {
+    url: Option<Url>,
+    aliases: Option<Vec<String>>,
+    token_realms: Option<Vec<Url>>,
+    trusted_hosts: Option<Vec<String>>,
+    fresh: Option<Span>,
+    missing: Option<Span>,
+    cold: Option<Cold>,
+    credentials: Option<CredentialsTable>,
+}
+
+#[derive(Deserialize, Clone)]
+#[serde(deny_unknown_fields)]
+struct CredentialsTable {
+    username: String,
+    password_env: Option<String>,
+    password_file: Option<PathBuf>,
+}
+
+/// A duration as `"5m"`.
+#[derive(Deserialize, Clone, Copy)]
+#[serde(try_from = "String")]
+struct Span(Duration);
+
+impl TryFrom<String> for Span {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        humantime::parse_duration(&text)
+            .map(Self)
+            .map_err(|error| format!("{text:?} is no duration like \"5m\": {error}"))
+    }
+}
+
+/// The registries that work with no configuration at all. Columns: id, API host, other `ns` values, token realms besides
+/// the API's own origin (protocol facts of each registry's documentation).
+const WELL_KNOWN: [(&str, &str, &[&str], &[&str]); 10] = [
+    (
+        "docker.io",
+        "registry-1.docker.io",
+        &["index.docker.io"],
+        &["https://auth.docker.io"],
+    ),
+    ("ghcr.io", "ghcr.io", &[], &[]),
+    ("quay.io", "quay.io", &[], &[]),
+    ("public.ecr.aws", "public.ecr.aws", &[], &[]),
+    ("registry.k8s.io", "registry.k8s.io", &[], &[]),
+    ("gcr.io", "gcr.io", &[], &[]),
+    ("mcr.microsoft.com", "mcr.microsoft.com", &[], &[]),
+    (
+        "registry.gitlab.com",
+        "registry.gitlab.com",
+        &[],
+        &["https://gitlab.com"],
+    ),
+    ("nvcr.io", "nvcr.io", &[], &[]),
+    ("lscr.io", "lscr.io", &[], &["https://ghcr.io"]),
+];
+
+/// The upstream that is meant where neither path nor `ns` names one.
+pub const DEFAULT_UPSTREAM: &str = "docker.io";
+
+const DEFAULT_FRESH: Duration = Duration::from_secs(300);
+const DEFAULT_MISSING: Duration = Duration::from_secs(30);
+/// Below the 29 seconds of API Gateway and the 30 seconds that containerd waits for headers.
+const DEFAULT_WAIT: Duration = Duration::from_secs(20);
+
+impl Config {
+    /// Reads `path`, or uses the defaults where there is none. `cold` is the policy where the file names none; `secret`
+    /// looks up environment variables.
+    pub fn load(
+        path: Option<&Path>,
+        cold: Cold,
+        secret: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
+        let file = match path {
+            None => File::default(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+                    path: path.to_owned(),
+                    source,
+                })?;
+                toml::from_str(&text).map_err(|error| ConfigError::Parse {
+                    path: path.to_owned(),
+                    message: explain(&error, &text),
+                })?
+            }
+        };
+        let cold = file.cold.unwrap_or(cold);
+        let mut upstreams = BTreeMap::new();
+        let mut tables = file.upstreams.clone();
+        for (id, ..) in WELL_KNOWN {
+            let id: UpstreamId = id
+                .parse()
+                .map_err(|error| value("upstreams", format!("{id}: {error}")))?;
+            tables.entry(id).or_default();
+        }
+        for (id, table) in tables {
+            let upstream = upstream(&id, table, &file, cold, &secret)?;
+            upstreams.insert(id, upstream);
+        }
+        Ok(Self {
+            listen: file
+                .listen
+                .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 5000))),
+            data_dir: file.data_dir.unwrap_or_else(|| "stopover-data".into()),
+            wait: file.wait.map_or(DEFAULT_WAIT, |span| span.0),
+            upstreams,
+            source: path.map(Path::to_owned),
+        })
+    }
+}
+
+fn value(key: impl Into<String>, message: impl Into<String>) -> ConfigError {
+    ConfigError::Value {
+        key: key.into(),
+        message: message.into(),
+    }
+}
+
+fn upstream(
+    id: &UpstreamId,
+    table: UpstreamTable,
+    file: &File,
+    cold: Cold,
+    secret: impl Fn(&str) -> Option<String>,
+) -> Result<UpstreamConfig, ConfigError> {
+    let key = |name: &str| format!("upstreams.\"{id}\".{name}");
+    let known = WELL_KNOWN.iter().find(|(known, ..)| *known == id.as_str());
+    let parse = |text: &str| Url::parse(text).map_err(|error| value(key("url"), error.to_string()));
+    let url = match (table.url, known) {
+        (Some(url), _) => url,
+        (None, Some((_, host, ..))) => parse(&format!("https://{host}"))?,
+        (None, None) => {
+            return Err(value(
+                key("url"),
+                "is required, for example url = \"https://registry.example.com\"",
+            ));
+        }
+    };
+    origin_only(&url).map_err(|message| value(key("url"), message))?;
+    let token_realms = match (table.token_realms, known) {
+        (Some(realms), _) => realms,
+        (None, Some((.., realms))) => realms
+            .iter()
+            .map(|realm| parse(realm))
+            .collect::<Result<_, _>>()?,
+        (None, None) => Vec::new(),
+    };
+    for realm in &token_realms {
+        origin_only(realm).map_err(|message| value(key("token_realms"), message))?;
+    }
+    let aliases = table
+        .aliases
+        .or_else(|| {
+            known.map(|(_, _, aliases, _)| aliases.iter().map(|&alias| alias.to_owned()).collect())
+        })
+        .unwrap_or_default();
+    let credentials = match table.credentials {
+        None => None,
+        Some(table) => {
+            Some(credentials(table, secret).map_err(|message| value(key("credentials"), message))?)
+        }
+    };
+    Ok(UpstreamConfig {
+        library: id.as_str() == DEFAULT_UPSTREAM,
+        url,
+        aliases,
+        token_realms,
+        trusted_hosts: table.trusted_hosts.unwrap_or_default(),
+        fresh: table
+            .fresh
+            .or(file.fresh)
+            .map_or(DEFAULT_FRESH, |span| span.0),
+        missing: table
+            .missing
+            .or(file.missing)
+            .map_or(DEFAULT_MISSING, |span| span.0),
+        cold: table.cold.unwrap_or(cold),
+        credentials,
+    })
+}
+
+fn origin_only(url: &Url) -> Result<(), String> {
+    let plain = matches!(url.scheme(), "http" | "https")
+        && url.has_host()
+        && url.path() == "/"
+        && url.query().is_none()
+        && url.fragment().is_none()
+        && url.username().is_empty()
+        && url.password().is_none();
+    if plain {
+        Ok(())
+    } else {
+        Err(format!(
+            "{:?} must be scheme, host and port only: https://registry.example.com",
+            url.as_str()
+        ))
+    }
+}
+
+fn credentials(
+    table: CredentialsTable,
+    secret: impl Fn(&str) -> Option<String>,
+) -> Result<Credentials, String> {
+    let password = match (table.password_env, table.password_file) {
+        (Some(name), None) => {
+            secret(&name).ok_or_else(|| format!("the environment variable {name} is not set"))?
+        }
+        (None, Some(path)) => std::fs::read_to_string(&path)
+            .map_err(|error| format!("cannot read {}: {error}", path.display()))?
+            .trim_end_matches(['\r', '\n'])
+            .to_owned(),
+        _ => {
+            return Err(
+                "give either password_env (the name of a variable) or password_file (a path)"
+                    .into(),
+            );
+        }
+    };
+    if password.is_empty() {
+        return Err("the password is empty".into());
+    }
+    Ok(Credentials {
+        username: table.username,
+        password,
+    })
+}
+
+/// Line, column and reason of a TOML error, with the nearest right key where one was mistyped.
+fn explain(error: &toml::de::Error, text: &str) -> String {
+    let place = error.span().map_or_else(String::new, |span| {
+        let before = &text[..span.start.min(text.len())];
+        let line = before.matches('\n').count() + 1;
+        let column = before
+            .chars()
+            .rev()
+            .take_while(|&letter| letter != '\n')
+            .count()
+            + 1;
+        format!("line {line}, column {column}: ")
+    });
+    let message = error.message().trim();
+    // serde writes: unknown field `x`, expected one of `a`, `b`
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let hint = match (message.starts_with("unknown"), quoted.next()) {
+        (true, Some(wrong)) => quoted
+            .map(|right| (strsim::damerau_levenshtein(wrong, right), right))
+            .filter(|(distance, right)| *distance <= right.len() / 2)
+            .min()
+            .map_or_else(String::new, |(_, right)| {
+                format!(" — did you mean `{right}`?")
+            }),
+        _ => String::new(),
+    };
+    format!("{place}{message}{hint}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let secret = |name: &str| (name == "HUB_TOKEN").then(|| "s3cret".to_owned());
+        Config::load(Some(file.path()), Cold::Follow, secret).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn with_no_file_the_well_known_registries_work() {
+        let config = Config::load(None, Cold::Redirect, |_| None).unwrap();
+        assert_eq!(config.upstreams.len(), WELL_KNOWN.len());
+        let hub = &config.upstreams[&DEFAULT_UPSTREAM.parse().unwrap()];
+        assert_eq!(hub.url.as_str(), "https://registry-1.docker.io/");
+        assert_eq!(hub.token_realms[0].host_str(), Some("auth.docker.io"));
+        assert_eq!(
+            (hub.cold, hub.library, hub.fresh),
+            (Cold::Redirect, true, DEFAULT_FRESH)
+        );
+    }
+
+    #[test]
+    fn an_upstream_overrides_the_defaults_of_the_file() {
+        let config = load("fresh = \"1h\"\n[upstreams.\"my.registry\"]\nurl = \"http://127.0.0.1:5001\"\nfresh = \"10s\"").unwrap();
+        assert_eq!(
+            config.upstreams[&"my.registry".parse().unwrap()].fresh,
+            Duration::from_secs(10)
+        );
+        assert_eq!(
+            config.upstreams[&"ghcr.io".parse().unwrap()].fresh,
+            Duration::from_secs(3600)
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line_and_the_nearest_right_key() {
+        let message = load("listen = \"127.0.0.1:1\"\nfrehs = \"5m\"\n").unwrap_err();
+        assert!(
+            message.contains("line 2, column 1") && message.contains("did you mean `fresh`?"),
+            "{message}"
+        );
+        let message =
+            load("[upstreams.\"a.b\"]\nurl = \"https://a.b\"\ncoold = \"wait\"\n").unwrap_err();
+        assert!(
+            message.contains("line 3") && message.contains("did you mean `cold`?"),
+            "{message}"
+        );
+        let message = load("cold = \"waitt\"").unwrap_err();
+        assert!(message.contains("did you mean `wait`?"), "{message}");
+    }
+
+    #[test]
+    fn values_that_cannot_be_used_are_named() {
+        for (text, expected) in [
+            (
+                "[upstreams.\"a.b\"]\nfresh = \"1s\"",
+                "upstreams.\"a.b\".url: is required",
+            ),
+            (
+                "[upstreams.\"a.b\"]\nurl = \"ftp://a.b\"",
+                "upstreams.\"a.b\".url",
+            ),
+            (
+                "[upstreams.\"a.b\"]\nurl = \"https://a.b/path\"",
+                "scheme, host and port only",
+            ),
+            ("[upstreams.\"a:b\"]\nurl = \"https://a.b\"", "line 1"),
+            ("fresh = \"5 parsecs\"", "is no duration"),
+            ("fresh = 5", "line 1"),
+            (
+                "[upstreams.\"docker.io\"]\ncredentials = { username = \"me\", password_env = \"NOT_SET\" }",
+                "NOT_SET is not set",
+            ),
+            (
+                "[upstreams.\"docker.io\"]\ncredentials = { username = \"me\" }",
+                "password_env",
+            ),
+            ("listen = \"nowhere\"", "line 1"),
+            ("= 1", "line 1"),
+        ] {
+            let message = load(text).unwrap_err();
+            assert!(message.contains(expected), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn secrets_come_by_reference_and_are_not_printed() {
+        let config = load("[upstreams.\"docker.io\"]\ncredentials = { username = \"me\", password_env = \"HUB_TOKEN\" }").unwrap();
+        let credentials = config.upstreams[&DEFAULT_UPSTREAM.parse().unwrap()]
+            .credentials
+            .clone()
+            .unwrap();
+        assert_eq!(credentials.password, "s3cret");
+        assert!(!format!("{config:?}").contains("s3cret"));
+    }
+}

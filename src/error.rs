@@ -1,0 +1,165 @@
+//! What a client can be told, and the one table from that to status and code.
+
+use std::time::Duration;
+
+use http::StatusCode;
+
+use crate::fill::FillError;
+use crate::oci::{ErrorCode, InvalidRequest, UpstreamId};
+use crate::ports::StoreError;
+use crate::upstream::UpstreamError;
+
+/// Why a pull was not answered with content.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PullError {
+    /// The request itself was not understood.
+    #[error(transparent)]
+    Request(#[from] InvalidRequest),
+    /// Path and `ns` name two upstreams.
+    #[error("the path names the upstream {path} but ns names {namespace}")]
+    Ambiguous {
+        /// The upstream of the path.
+        path: UpstreamId,
+        /// The upstream of `ns`.
+        namespace: UpstreamId,
+    },
+    /// The request names an upstream that is not configured.
+    #[error("the upstream {0} is not configured here")]
+    UnknownUpstream(String),
+    /// There is no such manifest in this repository.
+    #[error("the upstream registry has no such manifest")]
+    ManifestUnknown,
+    /// There is no such blob in this repository.
+    #[error("the upstream registry has no such blob in this repository")]
+    BlobUnknown,
+    /// No byte of the blob lies within the range.
+    #[error("the blob has {size} bytes, none of them in the range")]
+    Range {
+        /// Length of the blob in bytes.
+        size: u64,
+    },
+    /// The blob is being copied and the client waited long enough.
+    #[error("the blob is being copied from upstream; ask again shortly")]
+    NotYet,
+    /// Upstream did not give what is needed.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    /// Storage did not.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<FillError> for PullError {
+    fn from(error: FillError) -> Self {
+        match error {
+            FillError::Upstream(UpstreamError::Missing) => Self::BlobUnknown,
+            FillError::Upstream(error) => Self::Upstream(error),
+            FillError::Store(error) => Self::Store(error),
+            FillError::Mismatch(message) => Self::Upstream(UpstreamError::Invalid(message)),
+            FillError::ClaimLost => Self::NotYet,
+        }
+    }
+}
+
+/// What a client is told: all that may leave the process.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status of the response.
+    pub status: StatusCode,
+    /// The code in its body.
+    pub code: ErrorCode,
+    /// The sentence in its body.
+    pub message: String,
+    /// When to ask again: always with 429 and 503.
+    pub retry_after: Option<Duration>,
+}
+
+const SOON: Duration = Duration::from_secs(2);
+const LATER: Duration = Duration::from_secs(10);
+/// How long a client waits where upstream limits our rate and does not say for how long.
+const THROTTLED: Duration = Duration::from_secs(60);
+
+impl PullError {
+    /// The table. Nothing of storage's own words leaves the process: they may name hosts and paths.
+    pub fn answer(&self) -> Answer {
+        let (status, code, retry_after) = match self {
+            Self::Request(error) => {
+                let (status, code) = of_request(error);
+                (status, code, None)
+            }
+            Self::Ambiguous { .. } => (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid, None),
+            Self::UnknownUpstream(_) => (StatusCode::NOT_FOUND, ErrorCode::NameUnknown, None),
+            Self::ManifestUnknown | Self::Upstream(UpstreamError::Missing) => {
+                (StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown, None)
+            }
+            Self::BlobUnknown => (StatusCode::NOT_FOUND, ErrorCode::BlobUnknown, None),
+            Self::Range { .. } => (
+                StatusCode::RANGE_NOT_SATISFIABLE,
+                ErrorCode::SizeInvalid,
+                None,
+            ),
+            Self::NotYet => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                ErrorCode::Unavailable,
+                Some(SOON),
+            ),
+            Self::Upstream(UpstreamError::Denied(_)) => {
+                (StatusCode::FORBIDDEN, ErrorCode::Denied, None)
+            }
+            Self::Upstream(UpstreamError::Throttled { retry_after }) => {
+                let after = retry_after.unwrap_or(THROTTLED);
+                (
+                    StatusCode::TOO_MANY_REQUESTS,
+                    ErrorCode::TooManyRequests,
+                    Some(after),
+                )
+            }
+            Self::Upstream(UpstreamError::Unavailable(_)) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                ErrorCode::Unavailable,
+                Some(LATER),
+            ),
+            Self::Upstream(UpstreamError::Invalid(_)) => {
+                (StatusCode::BAD_GATEWAY, ErrorCode::ManifestInvalid, None)
+            }
+            Self::Store(_) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                ErrorCode::Unavailable,
+                Some(LATER),
+            ),
+        };
+        let message = match self {
+            Self::Store(_) => "the cache's storage is unavailable; its log says more".to_owned(),
+            other => other.to_string(),
+        };
+        Answer {
+            status,
+            code,
+            message,
+            retry_after,
+        }
+    }
+}
+
+fn of_request(error: &InvalidRequest) -> (StatusCode, ErrorCode) {
+    use crate::oci::{InvalidDigest, InvalidReference};
+    match error {
+        InvalidRequest::Method => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported),
+        InvalidRequest::Endpoint | InvalidRequest::Unsupported(_) => {
+            (StatusCode::NOT_FOUND, ErrorCode::Unsupported)
+        }
+        InvalidRequest::Name(_) | InvalidRequest::Namespace => {
+            (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid)
+        }
+        InvalidRequest::Reference(InvalidReference::Tag(_)) => {
+            (StatusCode::BAD_REQUEST, ErrorCode::ManifestInvalid)
+        }
+        InvalidRequest::Reference(InvalidReference::Digest(digest))
+        | InvalidRequest::Digest(digest) => match digest {
+            InvalidDigest::Malformed => (StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid),
+            InvalidDigest::UnsupportedAlgorithm => {
+                (StatusCode::BAD_REQUEST, ErrorCode::Unsupported)
+            }
+        },
+    }
+}

@@ -1,0 +1,278 @@
+//! HTTP: request → pull → response. The only place that builds responses.
+
+mod stream;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use http::header::{
+    ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
+    HeaderName, HeaderValue, IF_NONE_MATCH, LOCATION, RANGE, RETRY_AFTER, WARNING,
+};
+use http::{HeaderMap, StatusCode};
+
+use crate::Cache;
+use crate::error::PullError;
+use crate::oci::{Digest, InvalidRequest, Operation, Repository, Request, RequestedRange};
+use crate::ports::StoreError;
+use crate::pull::{Content, PulledBlob, PulledManifest, Served};
+use crate::upstream::UpstreamError;
+
+const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+const DISTRIBUTION_API_VERSION: HeaderName =
+    HeaderName::from_static("docker-distribution-api-version");
+const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
+const SERVED: HeaderName = HeaderName::from_static("x-stopover");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// What is addressed by digest never changes; what is addressed by tag may at any time.
+const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+
+/// The registry API over a cache. Runs on a socket and, unchanged, as a Lambda function.
+pub fn router(cache: Arc<Cache>) -> Router {
+    Router::new().fallback(answer).with_state(cache)
+}
+
+async fn answer(State(cache): State<Arc<Cache>>, request: http::Request<Body>) -> Response {
+    let (request, _) = request.into_parts();
+    let parsed = Request::parse(&request.method, request.uri.path(), request.uri.query());
+    let outcome = match parsed {
+        Ok(parsed) => pull(&cache, &parsed, &request.headers).await,
+        Err(error) => Err(error.into()),
+    };
+    let response = outcome.unwrap_or_else(|error| refuse(&error, &request));
+    tracing::debug!(
+        http.method = %request.method, http.path = request.uri.path(), http.status = response.status().as_u16(),
+        served = response.headers().get(SERVED).and_then(|served| served.to_str().ok()), "answered"
+    );
+    response
+}
+
+async fn pull(
+    cache: &Cache,
+    request: &Request,
+    headers: &HeaderMap,
+) -> Result<Response, PullError> {
+    match &request.operation {
+        // Needs no upstream: it is answered when every upstream is down.
+        Operation::Ping => Ok(ping(request.head)),
+        Operation::Manifest(name, reference) => {
+            let repository = cache.upstreams.repository(request, name)?;
+            let pulled = cache.manifest(&repository, reference, request.head).await?;
+            Ok(manifest(&repository, pulled, request.head, headers))
+        }
+        Operation::Blob(name, digest) => {
+            let repository = cache.upstreams.repository(request, name)?;
+            let pulled = cache.blob(&repository, digest, request.head).await?;
+            blob(&repository, digest, pulled, headers)
+        }
+    }
+}
+
+fn ping(head: bool) -> Response {
+    let mut response = Response::new(if head {
+        Body::empty()
+    } else {
+        Body::from("{}")
+    });
+    let headers = response.headers_mut();
+    headers.insert(
+        DISTRIBUTION_API_VERSION,
+        HeaderValue::from_static("registry/2.0"),
+    );
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CONTENT_LENGTH, 2.into());
+    response
+}
+
+/// What every answer with content has in common: which content, from where, and how it came about.
+fn describe(headers: &mut HeaderMap, repository: &Repository, digest: &Digest, served: Served) {
+    let value = |text: &str| HeaderValue::from_str(text).ok();
+    headers.extend(value(digest.as_str()).map(|value| (DOCKER_CONTENT_DIGEST, value)));
+    headers.extend(value(&format!("\"{digest}\"")).map(|value| (ETAG, value)));
+    headers.extend(value(repository.upstream.as_str()).map(|value| (NAMESPACE, value)));
+    headers.insert(SERVED, HeaderValue::from_static(served.as_str()));
+}
+
+/// Whether the client has this content already (RFC 9110, section 13.1.2). Some clients send the digest without quotes.
+fn not_modified(headers: &HeaderMap, digest: &Digest) -> bool {
+    let values = headers
+        .get_all(IF_NONE_MATCH)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|tag| {
+        let tag = tag.trim();
+        let tag = tag.strip_prefix("W/").unwrap_or(tag).trim_matches('"');
+        tag == digest.as_str() || tag == "*"
+    })
+}
+
+fn manifest(
+    repository: &Repository,
+    pulled: PulledManifest,
+    head: bool,
+    request: &HeaderMap,
+) -> Response {
+    let observed = &pulled.observed;
+    let unchanged = not_modified(request, &observed.digest);
+    let body = match pulled.manifest {
+        Some(manifest) if !head && !unchanged => Body::from(manifest.bytes.clone()),
+        _ => Body::empty(),
+    };
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    describe(headers, repository, &observed.digest, pulled.served);
+    headers.insert(
+        DISTRIBUTION_API_VERSION,
+        HeaderValue::from_static("registry/2.0"),
+    );
+    if pulled.served == Served::Stale {
+        // 299 is the only code the specification lets registries use (distribution-spec, "Warnings").
+        headers.insert(
+            WARNING,
+            HeaderValue::from_static("299 - \"stale: the upstream registry could not be asked\""),
+        );
+    }
+    if unchanged {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        return response;
+    }
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static(observed.media_type.as_str()),
+    );
+    headers.insert(CONTENT_LENGTH, observed.size.into());
+    response
+}
+
+fn blob(
+    repository: &Repository,
+    digest: &Digest,
+    pulled: PulledBlob,
+    request: &HeaderMap,
+) -> Result<Response, PullError> {
+    let mut response = Response::new(Body::empty());
+    describe(response.headers_mut(), repository, digest, pulled.served);
+    if let Content::Redirect(url) = &pulled.content {
+        let location = HeaderValue::from_str(url).map_err(|_| {
+            UpstreamError::Invalid("it redirected to a URL that fits no header".into())
+        })?;
+        *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+        response.headers_mut().insert(LOCATION, location);
+        // The URL is a secret for as long as it is valid.
+        response.headers_mut().insert(CACHE_CONTROL, NO_STORE);
+        response.headers_mut().insert(CONTENT_LENGTH, 0.into());
+        return Ok(response);
+    }
+    if not_modified(request, digest) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        return Ok(response);
+    }
+    let requested = match &pulled.content {
+        // RFC 9110, section 14.2: a range is defined for GET only.
+        Content::None => RequestedRange::Whole,
+        _ => RequestedRange::parse(request.get(RANGE).and_then(|value| value.to_str().ok())),
+    };
+    let range = requested
+        .of(pulled.size)
+        .ok_or(PullError::Range { size: pulled.size })?;
+    let headers = response.headers_mut();
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("application/octet-stream"),
+    );
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.insert(CONTENT_LENGTH, range.length.into());
+    if range.partial {
+        let text = format!(
+            "bytes {}-{}/{}",
+            range.first,
+            range.first + range.length - 1,
+            pulled.size
+        );
+        headers.extend(
+            HeaderValue::from_str(&text)
+                .ok()
+                .map(|value| (CONTENT_RANGE, value)),
+        );
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    }
+    *response.body_mut() = match pulled.content {
+        Content::None | Content::Redirect(_) => Body::empty(),
+        Content::File(file) => stream::file(file, range),
+        Content::Growing(file, progress) => stream::growing(file, progress, range, pulled.size),
+    };
+    Ok(response)
+}
+
+/// An error as a client sees it, logged here and nowhere else.
+fn refuse(error: &PullError, request: &http::request::Parts) -> Response {
+    let told = error.answer();
+    let request_id = request_id();
+    let (method, path) = (&request.method, request.uri.path());
+    if matches!(
+        error,
+        PullError::Store(StoreError::Refused(_) | StoreError::Corrupt(_))
+    ) {
+        tracing::error!(http.method = %method, http.path = path, request.id = request_id, %error, "pull failed");
+    } else if told.status.is_server_error() || told.status == StatusCode::TOO_MANY_REQUESTS {
+        tracing::warn!(http.method = %method, http.path = path, request.id = request_id, %error, "pull failed");
+    } else {
+        tracing::debug!(http.method = %method, http.path = path, request.id = request_id, %error, "pull refused");
+    }
+    let body = told.code.body(&told.message);
+    let length = body.len() as u64;
+    let mut response = Response::new(if request.method == http::Method::HEAD {
+        Body::empty()
+    } else {
+        Body::from(body)
+    });
+    *response.status_mut() = told.status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CONTENT_LENGTH, length.into());
+    headers.extend(
+        HeaderValue::from_str(&request_id)
+            .ok()
+            .map(|value| (REQUEST_ID, value)),
+    );
+    if let Some(after) = told.retry_after {
+        headers.insert(RETRY_AFTER, after.as_secs().max(1).into());
+    }
+    match error {
+        PullError::Request(InvalidRequest::Method) => {
+            _ = headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"))
+        }
+        PullError::Range { size } => {
+            headers.extend(
+                HeaderValue::from_str(&format!("bytes */{size}"))
+                    .ok()
+                    .map(|value| (CONTENT_RANGE, value)),
+            );
+        }
+        _ => {}
+    }
+    response
+}
+
+/// An id that finds a client's error in the log: unique enough among processes, counted within one.
+fn request_id() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    static PROCESS: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    let process = PROCESS.get_or_init(|| fastrand::u32(..));
+    format!("{process:08x}-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+impl Served {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Revalidated => "revalidated",
+            Self::Stale => "stale",
+            Self::Miss => "miss",
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! The embedded adapters: one directory holds everything, and one process at a time owns it.
+//!
+//! ```text
+//! <data>/lock                                     held while a process uses the directory
+//! <data>/ledger.redb                              tag records, manifests, memberships, claims, requested fills
+//! <data>/blobs/<algorithm>/<2 hex>/<hex>          published blobs, whole and verified
+//! <data>/unpublished/<random>                     bytes on their way; emptied at every start
+//! ```
+
+mod files;
+mod ledger;
+mod queue;
+
+use std::fs::{self, File, TryLockError};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+
+pub use files::Files;
+pub use ledger::EmbeddedLedger;
+pub use queue::Queue;
+
+use crate::Cache;
+use crate::config::Config;
+use crate::time::Clock;
+
+/// A cache on one machine.
+pub struct Local {
+    /// The cache itself.
+    pub cache: Arc<Cache>,
+    queue: Arc<Queue>,
+    _lock: File,
+}
+
+impl Local {
+    /// Takes the data directory, which it creates where it is missing, and goes on with the fills that were requested
+    /// before. Fails in a sentence when another process has it.
+    pub async fn open(config: Config, clock: Clock) -> anyhow::Result<Self> {
+        let data = config.data_dir.clone();
+        let lock = take(&data)?;
+        let files = Arc::new(Files::open(&data)?);
+        let ledger = Arc::new(
+            EmbeddedLedger::open(&data.join("ledger.redb"))
+                .with_context(|| format!("cannot open the ledger in {}", data.display()))?,
+        );
+        // Whoever held a claim was a process that is gone: this one owns the directory now.
+        ledger.release_claims().await?;
+        let queue = Arc::new(Queue::new(Arc::clone(&ledger)));
+        let cache = Cache::new(
+            config,
+            clock,
+            files,
+            ledger,
+            Arc::new(queue::Handle(Arc::clone(&queue))),
+        )
+        .context("cannot start")?;
+        let cache = Arc::new(cache);
+        queue.start(&cache)?;
+        Ok(Self {
+            cache,
+            queue,
+            _lock: lock,
+        })
+    }
+
+    /// Stops filling: gives running fills `grace` to finish. The others are parked: the next start goes on with them.
+    pub async fn stop(self, grace: Duration) {
+        self.queue.stop(grace).await;
+    }
+
+    /// Waits until no fill is requested or running.
+    pub async fn settled(&self) {
+        self.queue.settled().await;
+    }
+}
+
+fn take(data: &Path) -> anyhow::Result<File> {
+    let advice = "name another directory with --data-dir, or data_dir in stopover.toml";
+    fs::create_dir_all(data).with_context(|| {
+        format!(
+            "cannot create the data directory {}; {advice}",
+            data.display()
+        )
+    })?;
+    let path = data.join("lock");
+    let lock = File::options()
+        .create(true)
+        .write(true)
+        .truncate(false)
+        .open(&path)
+        .with_context(|| {
+            format!(
+                "cannot write to the data directory {}; {advice}",
+                data.display()
+            )
+        })?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => bail!(
+            "another stopover is using the data directory {}: stop that one, or {advice}",
+            data.display()
+        ),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock the data directory {}", data.display()))
+        }
+    }
+}

@@ -1,0 +1,264 @@
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use sha2::digest::Digest as _;
+use sha2::{Sha256, Sha512};
+
+/// A registered digest algorithm (image-spec 1.1, `descriptor.md`, "Registered algorithms").
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Algorithm {
+    /// SHA-256: 64 hexadecimal digits.
+    Sha256,
+    /// SHA-512: 128 hexadecimal digits.
+    Sha512,
+}
+
+impl Algorithm {
+    /// The name before the colon of a digest.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sha256 => "sha256",
+            Self::Sha512 => "sha512",
+        }
+    }
+
+    fn hex_length(self) -> usize {
+        match self {
+            Self::Sha256 => 64,
+            Self::Sha512 => 128,
+        }
+    }
+}
+
+/// The address of content: an algorithm and the lower-case hexadecimal hash of the exact bytes.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Digest {
+    algorithm: Algorithm,
+    /// `algorithm:hex`, kept whole because that is the form every key and header needs.
+    text: Box<str>,
+}
+
+/// Why a string is not a digest that can be served.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidDigest {
+    /// Not `algorithm:encoded`, or not as long as the algorithm says, or not lower-case hexadecimal.
+    #[error("a digest is sha256:<64 lower-case hex digits> or sha512:<128 lower-case hex digits>")]
+    Malformed,
+    /// Well-formed, but with an algorithm that is neither sha256 nor sha512.
+    #[error("this digest algorithm is not supported; sha256 and sha512 are")]
+    UnsupportedAlgorithm,
+}
+
+impl Digest {
+    /// The digest of `bytes`.
+    pub fn of(algorithm: Algorithm, bytes: &[u8]) -> Self {
+        let mut hasher = Hasher::new(algorithm);
+        hasher.update(bytes);
+        hasher.finish()
+    }
+
+    /// The algorithm before the colon.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// The hexadecimal digits after the colon.
+    pub fn hex(&self) -> &str {
+        &self.text[self.algorithm.name().len() + 1..]
+    }
+
+    /// `algorithm:hex`.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The hash itself: 32 or 64 bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let nibble = |digit: u8| {
+            if digit <= b'9' {
+                digit - b'0'
+            } else {
+                digit - b'a' + 10
+            }
+        };
+        self.hex()
+            .as_bytes()
+            .chunks_exact(2)
+            .map(|pair| nibble(pair[0]) << 4 | nibble(pair[1]))
+            .collect()
+    }
+
+    fn from_hash(algorithm: Algorithm, hash: &[u8]) -> Self {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut text = String::with_capacity(algorithm.name().len() + 1 + algorithm.hex_length());
+        text.push_str(algorithm.name());
+        text.push(':');
+        for byte in hash {
+            text.push(char::from(DIGITS[usize::from(byte >> 4)]));
+            text.push(char::from(DIGITS[usize::from(byte & 15)]));
+        }
+        Self {
+            algorithm,
+            text: text.into(),
+        }
+    }
+}
+
+impl FromStr for Digest {
+    type Err = InvalidDigest;
+
+    fn from_str(text: &str) -> Result<Self, InvalidDigest> {
+        let (algorithm, encoded) = text.split_once(':').ok_or(InvalidDigest::Malformed)?;
+        let algorithm = match algorithm {
+            "sha256" => Algorithm::Sha256,
+            "sha512" => Algorithm::Sha512,
+            other if is_algorithm_grammar(other) && is_encoded_grammar(encoded) => {
+                return Err(InvalidDigest::UnsupportedAlgorithm);
+            }
+            _ => return Err(InvalidDigest::Malformed),
+        };
+        let hexadecimal = encoded
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        if encoded.len() != algorithm.hex_length() || !hexadecimal {
+            return Err(InvalidDigest::Malformed);
+        }
+        Ok(Self {
+            algorithm,
+            text: text.into(),
+        })
+    }
+}
+
+fn is_algorithm_grammar(text: &str) -> bool {
+    text.split(['+', '.', '_', '-']).all(|component| {
+        !component.is_empty()
+            && component
+                .bytes()
+                .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9'))
+    })
+}
+
+fn is_encoded_grammar(text: &str) -> bool {
+    !text.is_empty()
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'=' | b'_' | b'-'))
+}
+
+impl TryFrom<String> for Digest {
+    type Error = InvalidDigest;
+
+    fn try_from(text: String) -> Result<Self, InvalidDigest> {
+        text.parse()
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.text.into()
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.text)
+    }
+}
+
+/// Computes a [`Digest`] over bytes that arrive in pieces.
+#[derive(Clone)]
+pub struct Hasher(State);
+
+#[derive(Clone)]
+enum State {
+    Sha256(Sha256),
+    Sha512(Box<Sha512>),
+}
+
+impl Hasher {
+    /// A hasher that has seen no bytes.
+    pub fn new(algorithm: Algorithm) -> Self {
+        Self(match algorithm {
+            Algorithm::Sha256 => State::Sha256(Sha256::new()),
+            Algorithm::Sha512 => State::Sha512(Box::default()),
+        })
+    }
+
+    /// Takes the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match &mut self.0 {
+            State::Sha256(state) => state.update(bytes),
+            State::Sha512(state) => state.update(bytes),
+        }
+    }
+
+    /// The digest of all bytes taken.
+    pub fn finish(self) -> Digest {
+        match self.0 {
+            State::Sha256(state) => Digest::from_hash(Algorithm::Sha256, &state.finalize()),
+            State::Sha512(state) => Digest::from_hash(Algorithm::Sha512, &state.finalize()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EMPTY: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    #[test]
+    fn a_digest_is_the_hash_of_the_bytes_and_round_trips_through_text() {
+        let digest = Digest::of(Algorithm::Sha256, b"");
+        assert_eq!(digest.as_str(), EMPTY);
+        assert_eq!(EMPTY.parse::<Digest>(), Ok(digest.clone()));
+        assert_eq!(&digest.to_bytes()[..3], [0xe3, 0xb0, 0xc4]);
+        let long = Digest::of(Algorithm::Sha512, b"abc");
+        assert!(long.as_str().starts_with("sha512:ddaf35a193617aba"));
+        assert_eq!(long.as_str().parse::<Digest>(), Ok(long.clone()));
+        assert_eq!(long.to_bytes().len(), 64);
+    }
+
+    #[test]
+    fn a_malformed_digest_is_told_apart_from_an_unsupported_algorithm() {
+        for text in [
+            "",
+            "sha256",
+            "sha256:",
+            "sha256:xyz",
+            "sha256:E3B0",
+            "SHA256:00",
+            ":00",
+            "sha256:../../etc",
+            "md5+:00",
+        ] {
+            assert_eq!(
+                text.parse::<Digest>(),
+                Err(InvalidDigest::Malformed),
+                "{text}"
+            );
+        }
+        let upper = EMPTY.to_uppercase().replace("SHA256", "sha256");
+        assert_eq!(upper.parse::<Digest>(), Err(InvalidDigest::Malformed));
+        for text in [
+            "md5:d41d8cd98f00b204e9800998ecf8427e",
+            "blake3:af13",
+            "multihash+base58:QmRZxt2b1FVZ",
+        ] {
+            assert_eq!(
+                text.parse::<Digest>(),
+                Err(InvalidDigest::UnsupportedAlgorithm),
+                "{text}"
+            );
+        }
+    }
+}

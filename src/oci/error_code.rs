@@ -1,0 +1,62 @@
+use std::fmt;
+
+/// The closed set of error codes of the distribution-spec 1.1, "Error codes", as far as a read-only registry has use for
+/// them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ErrorCode {
+    /// `BLOB_UNKNOWN`
+    BlobUnknown,
+    /// `DENIED`
+    Denied,
+    /// `DIGEST_INVALID`
+    DigestInvalid,
+    /// `MANIFEST_INVALID`
+    ManifestInvalid,
+    /// `MANIFEST_UNKNOWN`
+    ManifestUnknown,
+    /// `NAME_INVALID`
+    NameInvalid,
+    /// `NAME_UNKNOWN`
+    NameUnknown,
+    /// `SIZE_INVALID`
+    SizeInvalid,
+    /// `TOOMANYREQUESTS`
+    TooManyRequests,
+    /// `UNAUTHORIZED`
+    Unauthorized,
+    /// `UNSUPPORTED`
+    Unsupported,
+    /// `UNAVAILABLE`: not in the specification, which has no code for "ask again later"; Docker's registry uses this one.
+    Unavailable,
+}
+
+impl ErrorCode {
+    /// The code as it stands in the JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::BlobUnknown => "BLOB_UNKNOWN",
+            Self::Denied => "DENIED",
+            Self::DigestInvalid => "DIGEST_INVALID",
+            Self::ManifestInvalid => "MANIFEST_INVALID",
+            Self::ManifestUnknown => "MANIFEST_UNKNOWN",
+            Self::NameInvalid => "NAME_INVALID",
+            Self::NameUnknown => "NAME_UNKNOWN",
+            Self::SizeInvalid => "SIZE_INVALID",
+            Self::TooManyRequests => "TOOMANYREQUESTS",
+            Self::Unauthorized => "UNAUTHORIZED",
+            Self::Unsupported => "UNSUPPORTED",
+            Self::Unavailable => "UNAVAILABLE",
+        }
+    }
+
+    /// The error body of the distribution-spec 1.1, "Error codes".
+    pub fn body(self, message: &str) -> String {
+        serde_json::json!({ "errors": [{ "code": self.as_str(), "message": message }] }).to_string()
+    }
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.as_str())
+    }
+}

@@ -1,0 +1,370 @@
+use std::fmt;
+use std::str::FromStr;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{Digest, InvalidDigest};
+
+/// The largest manifest that is stored, in bytes. Registries must accept 4 MiB (distribution-spec 1.1, "Pushing
+/// manifests"); containerd, podman and API Gateway take no more.
+pub const MAX_MANIFEST_BYTES: usize = 4 * 1024 * 1024;
+
+/// The media type of a manifest, without parameters: one of the four that clients of today understand.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "&'static str")]
+pub enum MediaType {
+    /// `application/vnd.oci.image.manifest.v1+json`
+    OciManifest,
+    /// `application/vnd.oci.image.index.v1+json`
+    OciIndex,
+    /// `application/vnd.docker.distribution.manifest.v2+json`
+    DockerManifest,
+    /// `application/vnd.docker.distribution.manifest.list.v2+json`
+    DockerList,
+}
+
+impl MediaType {
+    /// All of them, as `Accept` names them. Registries choose an answer by this header, so it never varies.
+    pub const ACCEPT: &'static str = "application/vnd.oci.image.index.v1+json, \
+         application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.oci.image.manifest.v1+json, \
+         application/vnd.docker.distribution.manifest.v2+json";
+
+    /// The media type as it stands in a header.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::OciManifest => "application/vnd.oci.image.manifest.v1+json",
+            Self::OciIndex => "application/vnd.oci.image.index.v1+json",
+            Self::DockerManifest => "application/vnd.docker.distribution.manifest.v2+json",
+            Self::DockerList => "application/vnd.docker.distribution.manifest.list.v2+json",
+        }
+    }
+
+    fn is_index(self) -> bool {
+        matches!(self, Self::OciIndex | Self::DockerList)
+    }
+}
+
+impl FromStr for MediaType {
+    type Err = InvalidManifest;
+
+    fn from_str(text: &str) -> Result<Self, InvalidManifest> {
+        let essence = text
+            .split(';')
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .to_ascii_lowercase();
+        [
+            Self::OciManifest,
+            Self::OciIndex,
+            Self::DockerManifest,
+            Self::DockerList,
+        ]
+        .into_iter()
+        .find(|known| known.as_str() == essence)
+        .ok_or_else(|| InvalidManifest::MediaType(essence.chars().take(120).collect()))
+    }
+}
+
+impl TryFrom<String> for MediaType {
+    type Error = InvalidManifest;
+
+    fn try_from(text: String) -> Result<Self, InvalidManifest> {
+        text.parse()
+    }
+}
+
+impl From<MediaType> for &'static str {
+    fn from(media_type: MediaType) -> Self {
+        media_type.as_str()
+    }
+}
+
+impl fmt::Display for MediaType {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.as_str())
+    }
+}
+
+/// What a manifest says of one thing it refers to (image-spec 1.1, "Descriptor").
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Descriptor {
+    /// The address of the content.
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Not for distribution: clients fetch it from `urls` that we never follow, so it is not copied ahead of demand.
+    pub foreign: bool,
+}
+
+/// A manifest exactly as upstream sent it, with its parsed outline.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Manifest {
+    /// The address of `bytes`.
+    pub digest: Digest,
+    /// What upstream said it is.
+    pub media_type: MediaType,
+    /// The bytes, never re-serialised.
+    pub bytes: Bytes,
+}
+
+/// Why bytes are refused as a manifest.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidManifest {
+    /// More than [`MAX_MANIFEST_BYTES`].
+    #[error("the manifest is larger than {MAX_MANIFEST_BYTES} bytes")]
+    TooLarge,
+    /// Neither of the four types of [`MediaType`].
+    #[error("media type {0:?} is not one of an OCI or Docker (schema 2) manifest or index")]
+    MediaType(String),
+    /// A byte order mark or bytes that are no UTF-8. API Gateway's text path would change them, and with them the digest.
+    #[error("the manifest is not plain UTF-8 (or begins with a byte order mark)")]
+    Encoding,
+    /// No JSON, or not the shape of its media type.
+    #[error("the manifest is not the JSON its media type promises: {0}")]
+    Json(String),
+    /// `mediaType` in the body contradicts the header (distribution-spec 1.1, "Pulling manifests").
+    #[error("the manifest calls itself {body:?} but was sent as {header:?}")]
+    Contradiction {
+        /// The type the body names.
+        body: String,
+        /// The type the header names.
+        header: String,
+    },
+    /// A descriptor whose digest could never be served.
+    #[error("the manifest refers to content by an unusable digest: {0}")]
+    Digest(#[from] InvalidDigest),
+}
+
+impl Manifest {
+    /// Accepts bytes whose digest the caller has verified, if they can be served again without a change.
+    pub fn new(
+        digest: Digest,
+        media_type: MediaType,
+        bytes: Bytes,
+    ) -> Result<Self, InvalidManifest> {
+        let manifest = Self {
+            digest,
+            media_type,
+            bytes,
+        };
+        manifest.outline()?;
+        Ok(manifest)
+    }
+
+    /// The blobs an image manifest refers to: its configuration first, then its layers, each digest once. An index has
+    /// none: its children are manifests, and are fetched when they are asked for.
+    pub fn blobs(&self) -> Result<Vec<Descriptor>, InvalidManifest> {
+        let outline = self.outline()?;
+        let mut blobs: Vec<Descriptor> = Vec::new();
+        for described in outline.config.into_iter().chain(outline.layers) {
+            let digest = described.digest.parse::<Digest>()?;
+            if blobs.iter().all(|known| known.digest != digest) {
+                let foreign = described.urls.is_some_and(|urls| !urls.is_empty());
+                blobs.push(Descriptor {
+                    digest,
+                    size: described.size,
+                    foreign,
+                });
+            }
+        }
+        Ok(blobs)
+    }
+
+    fn outline(&self) -> Result<Outline, InvalidManifest> {
+        if self.bytes.len() > MAX_MANIFEST_BYTES {
+            return Err(InvalidManifest::TooLarge);
+        }
+        let text = std::str::from_utf8(&self.bytes).map_err(|_| InvalidManifest::Encoding)?;
+        if text.starts_with('\u{feff}') {
+            return Err(InvalidManifest::Encoding);
+        }
+        let outline: Outline =
+            serde_json::from_str(text).map_err(|error| InvalidManifest::Json(error.to_string()))?;
+        if let Some(body) = &outline.media_type
+            && body != self.media_type.as_str()
+        {
+            let header = self.media_type.as_str().to_owned();
+            return Err(InvalidManifest::Contradiction {
+                body: body.clone(),
+                header,
+            });
+        }
+        let missing = |field: &str| Err(InvalidManifest::Json(format!("`{field}` is missing")));
+        match (
+            self.media_type.is_index(),
+            &outline.manifests,
+            &outline.config,
+        ) {
+            (true, None, _) => missing("manifests"),
+            (false, _, None) => missing("config"),
+            _ => Ok(outline),
+        }
+    }
+}
+
+/// As much of a manifest or an index as a cache has to understand.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Outline {
+    media_type: Option<String>,
+    config: Option<Described>,
+    #[serde(default)]
+    layers: Vec<Described>,
+    manifests: Option<Vec<serde::de::IgnoredAny>>,
+}
+
+#[derive(Deserialize)]
+struct Described {
+    digest: String,
+    size: u64,
+    urls: Option<Vec<String>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Algorithm;
+
+    fn manifest(media_type: MediaType, bytes: &[u8]) -> Result<Manifest, InvalidManifest> {
+        Manifest::new(
+            Digest::of(Algorithm::Sha256, bytes),
+            media_type,
+            Bytes::copy_from_slice(bytes),
+        )
+    }
+
+    fn described(fill: char, size: u64) -> String {
+        format!(
+            r#"{{"mediaType":"x","digest":"sha256:{}","size":{size}}}"#,
+            fill.to_string().repeat(64)
+        )
+    }
+
+    #[test]
+    fn the_blobs_of_an_image_are_its_configuration_and_layers_each_once() {
+        let body = format!(
+            r#"{{"schemaVersion":2,"config":{},"layers":[{},{},{}]}}"#,
+            described('a', 1),
+            described('b', 2),
+            described('b', 2),
+            described('c', 3)
+        );
+        let blobs = manifest(MediaType::OciManifest, body.as_bytes())
+            .unwrap()
+            .blobs()
+            .unwrap();
+        assert_eq!(
+            blobs.iter().map(|blob| blob.size).collect::<Vec<_>>(),
+            [1, 2, 3]
+        );
+    }
+
+    #[test]
+    fn an_index_has_no_blobs() {
+        let body = format!(r#"{{"manifests":[{}]}}"#, described('a', 1));
+        assert_eq!(
+            manifest(MediaType::OciIndex, body.as_bytes())
+                .unwrap()
+                .blobs(),
+            Ok(Vec::new())
+        );
+    }
+
+    #[test]
+    fn a_layer_with_urls_is_foreign() {
+        let layer = described('b', 2).replace(
+            "\"size\"",
+            "\"urls\":[\"https://elsewhere.test/l\"],\"size\"",
+        );
+        let body = format!(r#"{{"config":{},"layers":[{layer}]}}"#, described('a', 1));
+        let blobs = manifest(MediaType::DockerManifest, body.as_bytes())
+            .unwrap()
+            .blobs()
+            .unwrap();
+        assert_eq!(
+            blobs.iter().map(|blob| blob.foreign).collect::<Vec<_>>(),
+            [false, true]
+        );
+    }
+
+    #[test]
+    fn bytes_that_a_text_path_would_change_are_refused() {
+        let good = format!(r#"{{"manifests":[{}]}}"#, described('a', 1));
+        for bytes in [
+            [b"\xef\xbb\xbf", good.as_bytes()].concat(),
+            good.replace('x', "\u{0}")
+                .into_bytes()
+                .into_iter()
+                .map(|b| if b == 0 { 0xff } else { b })
+                .collect(),
+        ] {
+            assert_eq!(
+                manifest(MediaType::OciIndex, &bytes),
+                Err(InvalidManifest::Encoding)
+            );
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_not_what_its_type_promises_is_refused() {
+        for body in [
+            "",
+            "<html></html>",
+            "[]",
+            "{}",
+            r#"{"manifests":{}}"#,
+            r#"{"layers":[]}"#,
+        ] {
+            assert!(
+                matches!(
+                    manifest(MediaType::OciIndex, body.as_bytes()),
+                    Err(InvalidManifest::Json(_))
+                ),
+                "{body}"
+            );
+            assert!(
+                matches!(
+                    manifest(MediaType::OciManifest, body.as_bytes()),
+                    Err(InvalidManifest::Json(_))
+                ),
+                "{body}"
+            );
+        }
+        let body = format!(
+            r#"{{"mediaType":"{}","manifests":[]}}"#,
+            MediaType::DockerList
+        );
+        assert!(matches!(
+            manifest(MediaType::OciIndex, body.as_bytes()),
+            Err(InvalidManifest::Contradiction { .. })
+        ));
+        assert_eq!(
+            manifest(MediaType::OciIndex, &vec![b' '; MAX_MANIFEST_BYTES + 1]),
+            Err(InvalidManifest::TooLarge)
+        );
+    }
+
+    #[test]
+    fn parameters_of_a_media_type_are_dropped_and_unknown_types_refused() {
+        assert_eq!(
+            "application/vnd.oci.image.index.v1+json; charset=utf-8".parse(),
+            Ok(MediaType::OciIndex)
+        );
+        for text in [
+            "text/html",
+            "application/vnd.docker.distribution.manifest.v1+prettyjws",
+            "application/json",
+            "",
+        ] {
+            assert!(
+                matches!(
+                    text.parse::<MediaType>(),
+                    Err(InvalidManifest::MediaType(_))
+                ),
+                "{text}"
+            );
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The protocol's vocabulary (OCI distribution and image specifications 1.1): pure, synchronous, no I/O.
+//!
+//! Everything a client or an upstream sends is parsed into these types once, at the edge. Past this module no string
+//! carries a name, a tag or a digest.
+
+mod digest;
+mod error_code;
+mod manifest;
+mod name;
+mod reference;
+mod request;
+
+pub use digest::{Algorithm, Digest, Hasher, InvalidDigest};
+pub use error_code::ErrorCode;
+pub use manifest::{Descriptor, InvalidManifest, MAX_MANIFEST_BYTES, Manifest, MediaType};
+pub use name::{InvalidName, Name, Repository, UpstreamId};
+pub use reference::{InvalidReference, InvalidTag, Reference, Tag};
+pub use request::{ByteRange, InvalidRequest, Operation, Request, RequestedRange};

@@ -1,0 +1,220 @@
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// The most bytes a repository name may have. The specification leaves it open; common clients stop at 255 for host and
+/// name together (distribution-spec 1.1, "Pulling manifests").
+const MAX_NAME_BYTES: usize = 255;
+
+/// A repository name: `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*`
+/// (distribution-spec 1.1, "Pulling manifests").
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Name(Box<str>);
+
+/// A string that is no repository name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a repository name has lower-case letters, digits and single separators (. _ __ -) in components divided by /, \
+     and at most {MAX_NAME_BYTES} characters"
+)]
+pub struct InvalidName;
+
+impl Name {
+    /// The name as it stands in a URL.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The first component and the rest, where there is a rest.
+    pub fn split_first(&self) -> Option<(&str, Self)> {
+        self.0
+            .split_once('/')
+            .map(|(first, rest)| (first, Self(rest.into())))
+    }
+
+    /// `library/<name>` for a name of one component: Docker Hub's official images.
+    #[must_use]
+    pub fn in_library(self) -> Self {
+        if self.0.contains('/') {
+            self
+        } else {
+            Self(format!("library/{}", self.0).into())
+        }
+    }
+}
+
+fn is_component(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let alphanumeric = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9');
+    let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else {
+        return false;
+    };
+    if !alphanumeric(first) || !alphanumeric(last) {
+        return false;
+    }
+    bytes.split(alphanumeric).all(|separator| match separator {
+        b"" | b"." | b"_" | b"__" => true,
+        dashes => dashes.iter().all(|byte| *byte == b'-'),
+    })
+}
+
+impl FromStr for Name {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        if text.len() <= MAX_NAME_BYTES && text.split('/').all(is_component) {
+            Ok(Self(text.into()))
+        } else {
+            Err(InvalidName)
+        }
+    }
+}
+
+impl TryFrom<String> for Name {
+    type Error = InvalidName;
+
+    fn try_from(text: String) -> Result<Self, InvalidName> {
+        text.parse()
+    }
+}
+
+impl From<Name> for String {
+    fn from(name: Name) -> Self {
+        name.0.into()
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// The id of an upstream: one component of a name, because it is also the path prefix that chooses it. Usually the
+/// registry's host name: `docker.io`, `ghcr.io`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct UpstreamId(Box<str>);
+
+impl UpstreamId {
+    /// The id as it stands in a path.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for UpstreamId {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        if text.len() <= MAX_NAME_BYTES && is_component(text) {
+            Ok(Self(text.into()))
+        } else {
+            Err(InvalidName)
+        }
+    }
+}
+
+impl TryFrom<String> for UpstreamId {
+    type Error = InvalidName;
+
+    fn try_from(text: String) -> Result<Self, InvalidName> {
+        text.parse()
+    }
+}
+
+impl From<UpstreamId> for String {
+    fn from(id: UpstreamId) -> Self {
+        id.0.into()
+    }
+}
+
+impl fmt::Display for UpstreamId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// A repository after normalisation: the form every key and every permission uses.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct Repository {
+    /// Where it is copied from.
+    pub upstream: UpstreamId,
+    /// Its name there.
+    pub name: Name,
+}
+
+impl fmt::Display for Repository {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}", self.upstream, self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_grammar_of_the_specification() {
+        for text in [
+            "nginx",
+            "library/nginx",
+            "a/b/c/d/e",
+            "docker.io/library/nginx",
+            "a__b",
+            "a---b/c.d_e",
+            "0",
+            &"a".repeat(255),
+        ] {
+            assert!(text.parse::<Name>().is_ok(), "{text}");
+        }
+        for text in [
+            "",
+            "/",
+            "a/",
+            "/a",
+            "a//b",
+            "A",
+            "a..b",
+            "a___b",
+            ".a",
+            "a.",
+            "a-",
+            "-a",
+            "a._b",
+            "a b",
+            "a/../b",
+            "é",
+            "a%2fb",
+            "host:5000/a",
+            &"a".repeat(256),
+        ] {
+            assert_eq!(text.parse::<Name>(), Err(InvalidName), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_upstream_id_is_a_single_component() {
+        assert!("registry.k8s.io".parse::<UpstreamId>().is_ok());
+        assert!("a/b".parse::<UpstreamId>().is_err());
+        assert!("host:5000".parse::<UpstreamId>().is_err());
+    }
+
+    #[test]
+    fn official_images_are_in_the_library() {
+        assert_eq!(
+            "nginx".parse::<Name>().unwrap().in_library().as_str(),
+            "library/nginx"
+        );
+        assert_eq!(
+            "grafana/loki"
+                .parse::<Name>()
+                .unwrap()
+                .in_library()
+                .as_str(),
+            "grafana/loki"
+        );
+    }
+}

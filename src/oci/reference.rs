@@ -1,0 +1,143 @@
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Digest, InvalidDigest};
+
+/// A tag: `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}` (distribution-spec 1.1, "Pulling manifests").
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Tag(Box<str>);
+
+/// A string that is no tag.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a tag has letters, digits, _ . and -, does not begin with . or -, and has at most 128 characters"
+)]
+pub struct InvalidTag;
+
+impl Tag {
+    /// The tag as it stands in a URL.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Tag {
+    type Err = InvalidTag;
+
+    fn from_str(text: &str) -> Result<Self, InvalidTag> {
+        let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        let valid = text.len() <= 128
+            && text.bytes().next().is_some_and(word)
+            && text
+                .bytes()
+                .all(|byte| word(byte) || matches!(byte, b'.' | b'-'));
+        if valid {
+            Ok(Self(text.into()))
+        } else {
+            Err(InvalidTag)
+        }
+    }
+}
+
+impl TryFrom<String> for Tag {
+    type Error = InvalidTag;
+
+    fn try_from(text: String) -> Result<Self, InvalidTag> {
+        text.parse()
+    }
+}
+
+impl From<Tag> for String {
+    fn from(tag: Tag) -> Self {
+        tag.0.into()
+    }
+}
+
+impl fmt::Display for Tag {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// What a manifest is asked for by.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Reference {
+    /// A name that upstream may move.
+    Tag(Tag),
+    /// The address of the exact bytes.
+    Digest(Digest),
+}
+
+/// Why a string is no reference.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidReference {
+    /// No colon, so it was read as a tag.
+    #[error(transparent)]
+    Tag(#[from] InvalidTag),
+    /// A colon, so it was read as a digest.
+    #[error(transparent)]
+    Digest(#[from] InvalidDigest),
+}
+
+impl FromStr for Reference {
+    type Err = InvalidReference;
+
+    fn from_str(text: &str) -> Result<Self, InvalidReference> {
+        // A colon can stand in no tag, so it alone tells the two apart.
+        if text.contains(':') {
+            Ok(Self::Digest(text.parse()?))
+        } else {
+            Ok(Self::Tag(text.parse()?))
+        }
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tag(tag) => tag.fmt(formatter),
+            Self::Digest(digest) => digest.fmt(formatter),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_follow_the_grammar_of_the_specification() {
+        for text in ["latest", "v1.2.3-alpine_3", "_x", "0", &"t".repeat(128)] {
+            assert!(text.parse::<Tag>().is_ok(), "{text}");
+        }
+        for text in [
+            "",
+            ".a",
+            "-a",
+            "a/b",
+            "a b",
+            "a:b",
+            "ä",
+            "..",
+            &"t".repeat(129),
+        ] {
+            assert_eq!(text.parse::<Tag>(), Err(InvalidTag), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_colon_makes_a_reference_a_digest() {
+        assert!(matches!("latest".parse(), Ok(Reference::Tag(_))));
+        assert!(matches!(
+            "sha256:abc".parse::<Reference>(),
+            Err(InvalidReference::Digest(InvalidDigest::Malformed))
+        ));
+        assert!(matches!(
+            "..".parse::<Reference>(),
+            Err(InvalidReference::Tag(InvalidTag))
+        ));
+    }
+}

@@ -1,0 +1,364 @@
+use std::borrow::Cow;
+
+use http::Method;
+use percent_encoding::percent_decode_str;
+
+use super::reference::InvalidReference;
+use super::{Digest, InvalidDigest, InvalidName, Name, Reference, UpstreamId};
+
+/// A registry request, parsed once from method, path and query.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Request {
+    /// `HEAD`: the same answer without its body.
+    pub head: bool,
+    /// The path component before `/v2/`, where there is one: `/<upstream>/v2/…`.
+    pub prefix: Option<UpstreamId>,
+    /// The `ns` query parameter: the registry the client believes it talks to (distribution-spec, "Registry Proxying").
+    pub namespace: Option<String>,
+    /// What is asked for.
+    pub operation: Operation,
+}
+
+/// What a request asks for. Names are as they stand in the path, not yet normalised.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Operation {
+    /// `/v2/`
+    Ping,
+    /// `/v2/<name>/manifests/<reference>`
+    Manifest(Name, Reference),
+    /// `/v2/<name>/blobs/<digest>`
+    Blob(Name, Digest),
+}
+
+/// Why a request was not understood.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidRequest {
+    /// A write, or a method that registries do not know.
+    #[error(
+        "this registry is a read-only cache: push to the upstream registry itself, then pull through here"
+    )]
+    Method,
+    /// Not a path of the pull part of the specification.
+    #[error(
+        "there is no such endpoint; pulls are /v2/<name>/manifests/<reference> and /v2/<name>/blobs/<digest>"
+    )]
+    Endpoint,
+    /// A path of the specification that this registry does not answer.
+    #[error("this registry does not answer {0}")]
+    Unsupported(&'static str),
+    /// The repository name breaks the grammar.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    /// The tag or digest breaks the grammar.
+    #[error(transparent)]
+    Reference(#[from] InvalidReference),
+    /// The digest breaks the grammar or has an unknown algorithm.
+    #[error(transparent)]
+    Digest(#[from] InvalidDigest),
+    /// `ns` was given more than once.
+    #[error("the query parameter ns may be given only once")]
+    Namespace,
+}
+
+impl Request {
+    /// Parses a request. `path` may be percent-encoded (as HTTP servers pass it on) or decoded (as API Gateway does).
+    pub fn parse(method: &Method, path: &str, query: Option<&str>) -> Result<Self, InvalidRequest> {
+        let path = decode(path)?;
+        let (prefix, path) = match path.strip_prefix("/v2") {
+            Some(rest) if rest.is_empty() || rest.starts_with('/') => (None, rest),
+            _ => {
+                let (prefix, rest) = path[1.min(path.len())..]
+                    .split_once("/v2")
+                    .ok_or(InvalidRequest::Endpoint)?;
+                if prefix.contains('/') || !(rest.is_empty() || rest.starts_with('/')) {
+                    return Err(InvalidRequest::Endpoint);
+                }
+                (Some(prefix.parse()?), rest)
+            }
+        };
+        let head = match *method {
+            Method::GET => false,
+            Method::HEAD => true,
+            _ => return Err(InvalidRequest::Method),
+        };
+        Ok(Self {
+            head,
+            prefix,
+            namespace: namespace(query)?,
+            operation: Operation::parse(path)?,
+        })
+    }
+}
+
+impl Operation {
+    /// Parses what follows `/v2`. A name may itself have components called `manifests` or `blobs`, so the last one counts.
+    fn parse(path: &str) -> Result<Self, InvalidRequest> {
+        let path = path.strip_prefix('/').unwrap_or(path);
+        if path.is_empty() {
+            return Ok(Self::Ping);
+        }
+        if path == "_catalog" {
+            return Err(InvalidRequest::Unsupported(
+                "_catalog: upstream registries do not list their repositories",
+            ));
+        }
+        let (rest, last) = path.rsplit_once('/').ok_or(InvalidRequest::Endpoint)?;
+        let (name, kind) = rest.rsplit_once('/').ok_or(InvalidRequest::Endpoint)?;
+        match (kind, last) {
+            ("manifests", reference) => Ok(Self::Manifest(name.parse()?, reference.parse()?)),
+            ("blobs", "uploads" | "") => Err(InvalidRequest::Method),
+            ("blobs", digest) => Ok(Self::Blob(name.parse()?, digest.parse()?)),
+            ("tags", "list") => Err(InvalidRequest::Unsupported(
+                "tags/list yet: ask the upstream registry",
+            )),
+            ("referrers", _) => Err(InvalidRequest::Unsupported(
+                "referrers yet: use the referrers tag schema",
+            )),
+            _ => Err(InvalidRequest::Endpoint),
+        }
+    }
+}
+
+/// Decodes `%XX` once. An encoded slash could move the border between name and reference, so it is no valid name.
+fn decode(path: &str) -> Result<Cow<'_, str>, InvalidRequest> {
+    if !path.contains('%') {
+        return Ok(Cow::Borrowed(path));
+    }
+    if path.to_ascii_lowercase().contains("%2f") {
+        return Err(InvalidName.into());
+    }
+    percent_decode_str(path)
+        .decode_utf8()
+        .map_err(|_| InvalidName.into())
+}
+
+fn namespace(query: Option<&str>) -> Result<Option<String>, InvalidRequest> {
+    let Some(query) = query else { return Ok(None) };
+    let mut values = url::form_urlencoded::parse(query.as_bytes())
+        .filter(|(key, _)| key == "ns")
+        .map(|(_, value)| value);
+    match (values.next(), values.next()) {
+        (_, Some(_)) => Err(InvalidRequest::Namespace),
+        (value, None) => Ok(value.map(Cow::into_owned)),
+    }
+}
+
+/// What a `Range` header asks for (RFC 9110, section 14.2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RequestedRange {
+    /// Everything: no header, an unknown unit, or several ranges, which a server may answer with the whole.
+    Whole,
+    /// From the first byte given up to the last one, or to the end.
+    From(u64, Option<u64>),
+    /// As many bytes from the end.
+    Suffix(u64),
+    /// `bytes=` followed by something that is no range.
+    Malformed,
+}
+
+/// A part of a representation that exists: `first <= last < size`, or the whole of an empty one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ByteRange {
+    /// Offset of the first byte.
+    pub first: u64,
+    /// How many bytes.
+    pub length: u64,
+    /// Whether it was asked for as a part: 206 with `Content-Range`.
+    pub partial: bool,
+}
+
+impl RequestedRange {
+    /// Parses the value of a `Range` header.
+    pub fn parse(header: Option<&str>) -> Self {
+        let Some((unit, ranges)) = header.and_then(|value| value.split_once('=')) else {
+            return Self::Whole;
+        };
+        if !unit.trim().eq_ignore_ascii_case("bytes") || ranges.contains(',') {
+            return Self::Whole;
+        }
+        let number = |text: &str| {
+            let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            digits.then(|| text.parse::<u64>().unwrap_or(u64::MAX))
+        };
+        match ranges.trim().split_once('-') {
+            Some(("", suffix)) => number(suffix).map_or(Self::Malformed, Self::Suffix),
+            Some((first, "")) => {
+                number(first).map_or(Self::Malformed, |first| Self::From(first, None))
+            }
+            Some((first, last)) => match (number(first), number(last)) {
+                (Some(first), Some(last)) if first <= last => Self::From(first, Some(last)),
+                _ => Self::Malformed,
+            },
+            None => Self::Malformed,
+        }
+    }
+
+    /// The bytes of a representation of `size` bytes that are meant, or `None` where no byte is (416).
+    pub fn of(self, size: u64) -> Option<ByteRange> {
+        let (first, length) = match self {
+            Self::Whole => {
+                return Some(ByteRange {
+                    first: 0,
+                    length: size,
+                    partial: false,
+                });
+            }
+            Self::From(first, last) if first < size => (
+                first,
+                last.map_or(size, |last| last.saturating_add(1).min(size)) - first,
+            ),
+            Self::Suffix(length) if length > 0 && size > 0 => {
+                (size.saturating_sub(length), length.min(size))
+            }
+            _ => return None,
+        };
+        Some(ByteRange {
+            first,
+            length,
+            partial: true,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    fn get(path: &str) -> Result<Request, InvalidRequest> {
+        let (path, query) = path
+            .split_once('?')
+            .map_or((path, None), |(path, query)| (path, Some(query)));
+        Request::parse(&Method::GET, path, query)
+    }
+
+    #[test]
+    fn every_shape_of_a_pull_is_understood() {
+        assert_eq!(get("/v2/").unwrap().operation, Operation::Ping);
+        assert_eq!(get("/v2").unwrap().operation, Operation::Ping);
+        let manifest = get("/v2/ghcr.io/a/b/manifests/v1?ns=ghcr.io").unwrap();
+        assert_eq!(
+            manifest.operation,
+            Operation::Manifest("ghcr.io/a/b".parse().unwrap(), "v1".parse().unwrap())
+        );
+        assert_eq!(manifest.namespace.as_deref(), Some("ghcr.io"));
+        let prefixed = get("/docker.io/v2/library/nginx/manifests/1").unwrap();
+        assert_eq!(prefixed.prefix.unwrap().as_str(), "docker.io");
+        let odd = get(&format!("/v2/manifests/blobs/v2/blobs/{DIGEST}")).unwrap();
+        assert_eq!(
+            odd.operation,
+            Operation::Blob(
+                "manifests/blobs/v2".parse().unwrap(),
+                DIGEST.parse().unwrap()
+            )
+        );
+    }
+
+    #[test]
+    fn a_digest_may_arrive_percent_encoded() {
+        let encoded = DIGEST.replace(':', "%3A");
+        assert_eq!(
+            get(&format!("/v2/a/blobs/{encoded}")),
+            get(&format!("/v2/a/blobs/{DIGEST}"))
+        );
+    }
+
+    #[test]
+    fn malformed_paths_are_refused_for_what_is_wrong_with_them() {
+        for path in [
+            "",
+            "/",
+            "/v1/",
+            "/v2x/a/manifests/b",
+            "/v2/a",
+            "/v2/a/b",
+            "/a/b/v2/c/manifests/d",
+            "/index.html",
+            "é",
+        ] {
+            assert_eq!(get(path), Err(InvalidRequest::Endpoint), "{path}");
+        }
+        for path in [
+            "/v2/A/manifests/b",
+            "/v2//manifests/b",
+            "/v2/a%2fb/manifests/c",
+            "/v2/../manifests/a",
+            "/v2/a%ff/manifests/b",
+            "/v2/a%252fb/manifests/c",
+        ] {
+            assert_eq!(get(path), Err(InvalidRequest::Name(InvalidName)), "{path}");
+        }
+        assert!(matches!(
+            get("/v2/a/manifests/.."),
+            Err(InvalidRequest::Reference(_))
+        ));
+        assert!(matches!(
+            get("/v2/a/manifests/sha256:zz"),
+            Err(InvalidRequest::Reference(_))
+        ));
+        assert_eq!(
+            get("/v2/a/blobs/latest"),
+            Err(InvalidRequest::Digest(InvalidDigest::Malformed))
+        );
+        assert_eq!(get("/v2/?ns=a&ns=b"), Err(InvalidRequest::Namespace));
+        assert!(matches!(
+            get("/v2/a/tags/list"),
+            Err(InvalidRequest::Unsupported(_))
+        ));
+    }
+
+    #[test]
+    fn every_write_is_refused_by_its_method() {
+        for (method, path) in [
+            ("PUT", "/v2/a/manifests/b"),
+            ("POST", "/v2/a/blobs/uploads/"),
+            ("DELETE", "/v2/a/manifests/b"),
+            ("PATCH", "/v2/"),
+            ("BREW", "/v2/"),
+        ] {
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            assert_eq!(
+                Request::parse(&method, path, None),
+                Err(InvalidRequest::Method),
+                "{method} {path}"
+            );
+        }
+    }
+
+    #[test]
+    fn ranges_select_what_the_http_specification_says() {
+        let range = |header: &str, size| {
+            RequestedRange::parse(Some(header))
+                .of(size)
+                .map(|range| (range.first, range.length, range.partial))
+        };
+        assert_eq!(
+            RequestedRange::parse(None).of(10),
+            Some(ByteRange {
+                first: 0,
+                length: 10,
+                partial: false
+            })
+        );
+        assert_eq!(range("bytes=0-", 10), Some((0, 10, true)));
+        assert_eq!(range("bytes=3-5", 10), Some((3, 3, true)));
+        assert_eq!(range("bytes=3-99", 10), Some((3, 7, true)));
+        assert_eq!(range("bytes=-4", 10), Some((6, 4, true)));
+        assert_eq!(range("bytes=-99", 10), Some((0, 10, true)));
+        assert_eq!(range("bytes=0-1,3-4", 10), Some((0, 10, false)));
+        assert_eq!(range("lines=0-1", 10), Some((0, 10, false)));
+        for unsatisfiable in [
+            "bytes=10-",
+            "bytes=5-3",
+            "bytes=-0",
+            "bytes=x-y",
+            "bytes=",
+            "bytes=--1",
+            "bytes=99999999999999999999-",
+        ] {
+            assert_eq!(range(unsatisfiable, 10), None, "{unsatisfiable}");
+        }
+        assert_eq!(range("bytes=0-", 0), None);
+    }
+}

@@ -1,0 +1,248 @@
+//! What the core asks of storage. The doc comments are the contract; `tests/ports.rs` checks each clause on every adapter.
+//!
+//! Absent, refused and unavailable are three different answers: `Ok(None)` (or `Ok(false)`) says that something is not
+//! there; `Err` says that it could not be found out, and is never taken for absence.
+
+use std::fs::File;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::Stream;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::fill::FillError;
+use crate::oci::{Descriptor, Digest, Manifest, MediaType, Repository, Tag};
+use crate::time::Timestamp;
+
+/// Storage did not do what it was asked. Nothing may be concluded about what it holds.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// It could not be reached, was throttled, or failed: asking again later may help.
+    #[error("storage is unavailable: {0}")]
+    Unavailable(String),
+    /// It said no: permissions, a read-only or full disk. Only the operator can help.
+    #[error("storage refused: {0}")]
+    Refused(String),
+    /// It answered with something that this version did not write.
+    #[error("storage holds a record that cannot be read: {0}")]
+    Corrupt(String),
+}
+
+/// The bytes of a blob on their way into storage. An item that is an error ends it, and nothing may become visible.
+pub type Body = Pin<Box<dyn Stream<Item = Result<Bytes, FillError>> + Send>>;
+
+/// Immutable content, addressed by its digest and stored once whatever the repository.
+///
+/// Storage never interprets the bytes. That they match their digest is decided by the core, which ends the body with an
+/// error when they do not.
+#[async_trait]
+pub trait Blobs: Send + Sync {
+    /// The length in bytes of a stored blob, from the storage itself. `None`: not stored.
+    async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError>;
+
+    /// Where a client gets the bytes of a blob that the ledger says is stored. Needs no network. `None`: the adapter can
+    /// tell without asking that it is not there.
+    async fn locate(&self, digest: &Digest) -> Result<Option<Location>, StoreError>;
+
+    /// Stores `body`, which is `size` bytes long, under `digest`. The blob becomes visible whole, after the body has
+    /// ended without an error, or not at all; storing it twice is a no-op. Memory stays bounded whatever the size.
+    ///
+    /// `progress` receives [`Progress::Growing`] where the adapter lets readers follow.
+    async fn store(
+        &self,
+        digest: &Digest,
+        size: u64,
+        body: Body,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<(), FillError>;
+}
+
+/// Where the bytes of a stored blob are.
+#[derive(Debug)]
+pub enum Location {
+    /// At a URL that needs no credentials, for some minutes (S3).
+    Url(String),
+    /// In a file of this machine, of this many bytes.
+    File(Arc<File>, u64),
+}
+
+/// A value of the ledger with the version that a conditional write has to name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Versioned<T> {
+    /// The value.
+    pub value: T,
+    /// Changes with every write of the item.
+    pub version: u64,
+}
+
+/// "Upstream said at time t that tag T is digest D": freshness, never content.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TagRecord {
+    /// What upstream said; `None`: that there is no such tag.
+    pub observed: Option<Observed>,
+    /// The digest served before, kept until the manifest of `observed` is stored.
+    pub previous: Option<Digest>,
+    /// When upstream said it.
+    pub checked_at: Timestamp,
+    /// Until when upstream is not asked again.
+    pub fresh_until: Timestamp,
+}
+
+/// What a registry says of a manifest without sending it (the answer to HEAD).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Observed {
+    /// Its address.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: MediaType,
+    /// Its length in bytes.
+    pub size: u64,
+}
+
+/// What is known of a blob, whatever the repository.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BlobRecord {
+    /// Whether its bytes are here.
+    pub state: BlobState,
+    /// How many fills have begun.
+    pub attempts: u32,
+    /// Why the last fill failed, for people.
+    pub failure: Option<String>,
+}
+
+/// The life of a blob in storage.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum BlobState {
+    /// Nobody is copying it: a fill failed, or its claim was given back.
+    Absent,
+    /// A fill is copying it. Others leave it alone until the claim runs out; correctness never depends on it.
+    Claimed {
+        /// Which fill: unique to one run.
+        owner: String,
+        /// When another may take over.
+        until: Timestamp,
+    },
+    /// Stored, verified, and this many bytes long.
+    Stored {
+        /// Length in bytes.
+        size: u64,
+    },
+}
+
+/// A blob as one repository sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BlobView {
+    /// That the blob belongs to the repository, and its length in bytes: the permission to read it there.
+    pub member: Option<u64>,
+    /// What is known of it anywhere.
+    pub record: Option<Versioned<BlobRecord>>,
+}
+
+/// Where tag records, manifests, memberships and claims live. Whatever a write acknowledged survives a crash.
+///
+/// Rules (who may claim, what is fresh) are functions of the core; the ledger only promises that a conditional write
+/// happens atomically or not at all. A read sees every write that was acknowledged before it, except [`Self::tag`],
+/// [`Self::manifest`] and the membership of [`Self::blob`], which may lag by a second on `DynamoDB`.
+#[async_trait]
+pub trait Ledger: Send + Sync {
+    /// The record of a tag.
+    async fn tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Option<Versioned<TagRecord>>, StoreError>;
+
+    /// Writes the record of a tag if the item still has the version `expected` (`None`: does not exist). `false`: it has
+    /// not, and nothing was written.
+    async fn swap_tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        expected: Option<u64>,
+        record: &TagRecord,
+    ) -> Result<bool, StoreError>;
+
+    /// A manifest stored for this repository, byte for byte as it was put.
+    async fn manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Manifest>, StoreError>;
+
+    /// Stores a manifest for this repository and the membership of the blobs it refers to. Once the manifest can be
+    /// read, every membership can be. Doing it twice is a no-op.
+    async fn put_manifest(
+        &self,
+        repository: &Repository,
+        manifest: &Manifest,
+        members: &[Descriptor],
+    ) -> Result<(), StoreError>;
+
+    /// A blob as this repository sees it, in one round trip. The record is read consistently.
+    async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobView, StoreError>;
+
+    /// Stores that a blob of `size` bytes belongs to this repository.
+    async fn put_membership(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<(), StoreError>;
+
+    /// Writes the record of a blob if the item still has the version `expected` (`None`: does not exist). `false`: it
+    /// has not, and nothing was written.
+    async fn swap_blob(
+        &self,
+        digest: &Digest,
+        expected: Option<u64>,
+        record: &BlobRecord,
+    ) -> Result<bool, StoreError>;
+}
+
+/// One blob to copy from upstream into storage.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Job {
+    /// The repository whose permission and credentials fetch it.
+    pub repository: Repository,
+    /// The blob.
+    pub digest: Digest,
+    /// Its length in bytes, as the manifest says.
+    pub size: u64,
+}
+
+/// The asynchronous side: whatever is requested here is filled later, elsewhere.
+#[async_trait]
+pub trait Fills: Send + Sync {
+    /// Requests fills. Durable once it returns: a job is run at least once, and again after a failure that may pass.
+    /// Requesting a blob twice costs little and does no harm.
+    async fn request(&self, jobs: &[Job]) -> Result<(), StoreError>;
+
+    /// Requests a fill that a client waits for, and watches it. `None`: fills run in another process, and the ledger
+    /// is where their outcome shows.
+    async fn request_now(&self, job: &Job)
+    -> Result<Option<watch::Receiver<Progress>>, StoreError>;
+}
+
+/// How far a fill has come.
+#[derive(Clone, Debug)]
+pub enum Progress {
+    /// Not begun, or no byte has arrived yet.
+    Waiting,
+    /// `written` bytes of `file` can be read, in order, unverified as long as the fill is not finished.
+    Growing {
+        /// The unpublished file.
+        file: Arc<File>,
+        /// How many bytes of it are there.
+        written: u64,
+        /// How many there will be.
+        size: u64,
+    },
+    /// Published.
+    Stored,
+    /// Given up, or to be tried again later.
+    Failed(FillError),
+}

@@ -1,0 +1,55 @@
+//! Points in time, and where they come from.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+/// Seconds since the Unix epoch: the unit of `DynamoDB`'s time to live.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct Timestamp(pub u64);
+
+impl Timestamp {
+    /// This time and `duration` on, in whole seconds.
+    #[must_use]
+    pub fn plus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(duration.as_secs()))
+    }
+
+    /// How long until this time, seen from `now`; zero once it has passed.
+    pub fn after(self, now: Self) -> Duration {
+        Duration::from_secs(self.0.saturating_sub(now.0))
+    }
+}
+
+/// Where "now" comes from: the system, or a test that moves it by hand.
+#[derive(Clone, Debug, Default)]
+pub struct Clock(Option<Arc<AtomicU64>>);
+
+impl Clock {
+    /// A clock that stands still at `now` until [`Self::advance`].
+    pub fn manual(now: Timestamp) -> Self {
+        Self(Some(Arc::new(AtomicU64::new(now.0))))
+    }
+
+    /// Moves a manual clock; the system's clock is not moved.
+    pub fn advance(&self, by: Duration) {
+        if let Some(seconds) = &self.0 {
+            seconds.fetch_add(by.as_secs(), Ordering::SeqCst);
+        }
+    }
+
+    /// The present time.
+    pub fn now(&self) -> Timestamp {
+        match &self.0 {
+            Some(seconds) => Timestamp(seconds.load(Ordering::SeqCst)),
+            None => Timestamp(
+                SystemTime::now()
+                    .duration_since(SystemTime::UNIX_EPOCH)
+                    .unwrap_or_default()
+                    .as_secs(),
+            ),
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Where requests may go. Upstreams choose redirect targets; they must not choose hosts inside the operator's network.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use url::{Host, Url};
+
+use super::UpstreamError;
+use crate::config::UpstreamConfig;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest silence within a body.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Two HTTP clients: one for hosts the operator named, one that connects to public addresses only.
+pub(super) struct Clients {
+    named: reqwest::Client,
+    public: reqwest::Client,
+}
+
+impl Clients {
+    pub(super) fn new() -> Result<Self, UpstreamError> {
+        let builder = || {
+            reqwest::Client::builder()
+                .redirect(reqwest::redirect::Policy::none())
+                .connect_timeout(CONNECT_TIMEOUT)
+                .read_timeout(READ_TIMEOUT)
+                .tcp_nodelay(true)
+                .user_agent(concat!("stopover/", env!("CARGO_PKG_VERSION")))
+        };
+        let failed = |error: reqwest::Error| {
+            UpstreamError::Unavailable(format!("no HTTP client: {error:?}"))
+        };
+        Ok(Self {
+            named: builder().build().map_err(failed)?,
+            public: builder().dns_resolver(PublicOnly).build().map_err(failed)?,
+        })
+    }
+
+    /// The client that may fetch `url` on behalf of an upstream, or why none may.
+    pub(super) fn client_for(
+        &self,
+        url: &Url,
+        upstream: &UpstreamConfig,
+    ) -> Result<&reqwest::Client, UpstreamError> {
+        let refused =
+            |why: &str| UpstreamError::Invalid(format!("it led to {}, {why}", origin(url)));
+        let host = url.host().ok_or_else(|| refused("which has no host"))?;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(refused("with credentials in the URL"));
+        }
+        let named = upstream.url.host().as_ref() == Some(&host)
+            || upstream
+                .token_realms
+                .iter()
+                .any(|realm| realm.origin() == url.origin())
+            || upstream
+                .trusted_hosts
+                .iter()
+                .any(|trusted| is_host(url, trusted));
+        match url.scheme() {
+            "https" => {}
+            "http" if named || upstream.url.scheme() == "http" => {}
+            _ => return Err(refused("which is not https")),
+        }
+        if named {
+            return Ok(&self.named);
+        }
+        // A literal address never reaches the resolver.
+        let literal = match host {
+            Host::Ipv4(address) => Some(IpAddr::V4(address)),
+            Host::Ipv6(address) => Some(IpAddr::V6(address)),
+            Host::Domain(_) => None,
+        };
+        match literal {
+            Some(address) if !is_public(address) => Err(refused(
+                "which is not a public address; name it in trusted_hosts if it is meant",
+            )),
+            _ => Ok(&self.public),
+        }
+    }
+}
+
+/// Whether `text`, a host or `host:port`, is where `url` leads.
+pub(super) fn is_host(url: &Url, text: &str) -> bool {
+    let Some(host) = url.host_str() else {
+        return false;
+    };
+    text == host
+        || url
+            .port_or_known_default()
+            .is_some_and(|port| text == format!("{host}:{port}"))
+}
+
+/// Scheme, host and port: all of a URL that may be logged, because paths and queries can carry signatures.
+pub(super) fn origin(url: &Url) -> String {
+    url.origin().ascii_serialization()
+}
+
+struct PublicOnly;
+
+impl Resolve for PublicOnly {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let addresses: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0))
+                .await?
+                .filter(|address| is_public(address.ip()))
+                .collect();
+            if addresses.is_empty() {
+                return Err(format!("{} has no public address", name.as_str()).into());
+            }
+            Ok(Box::new(addresses.into_iter()) as Addrs)
+        })
+    }
+}
+
+/// Neither loopback, private, link-local (169.254.169.254 is where clouds keep credentials), shared, multicast nor
+/// otherwise reserved (IANA special-purpose registries); an IPv4 address inside an IPv6 one is judged as itself.
+fn is_public(address: IpAddr) -> bool {
+    let v4 = |address: Ipv4Addr| {
+        let [first, second, third, _] = address.octets();
+        !(address.is_private()
+            || address.is_loopback()
+            || address.is_link_local()
+            || address.is_multicast()
+            || address.is_documentation()
+            || first == 0
+            || first >= 240
+            || (first == 100 && (64..128).contains(&second))
+            || (first == 192 && second == 0 && third == 0)
+            || (first == 198 && (18..20).contains(&second)))
+    };
+    match address {
+        IpAddr::V4(address) => v4(address),
+        IpAddr::V6(address) => {
+            let segments = address.segments();
+            let embedded = || {
+                let [.., high, low] = segments;
+                Ipv4Addr::from(u32::from(high) << 16 | u32::from(low))
+            };
+            match segments {
+                // IPv4-mapped, IPv4-compatible (with :: and ::1) and NAT64 addresses.
+                [0, 0, 0, 0, 0, 0xffff | 0, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => v4(embedded()),
+                // 6to4 holds its IPv4 address right behind the prefix.
+                [0x2002, high, low, ..] => {
+                    v4(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)))
+                }
+                // Of the rest only 2000::/3 is global, less its documentation prefix.
+                [first, second, ..] => {
+                    first & 0xe000 == 0x2000 && (first, second) != (0x2001, 0x0db8)
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Cold, Config};
+
+    #[test]
+    fn only_public_addresses_are_public() {
+        for text in [
+            "1.1.1.1",
+            "52.216.1.1",
+            "2600:1f18::1",
+            "::ffff:1.1.1.1",
+            "2001:4860:4860::8888",
+        ] {
+            assert!(is_public(text.parse().unwrap()), "{text}");
+        }
+        for text in [
+            "127.0.0.1",
+            "10.0.0.1",
+            "172.16.0.1",
+            "192.168.1.1",
+            "169.254.169.254",
+            "100.64.0.1",
+            "0.0.0.0",
+            "224.0.0.1",
+            "255.255.255.255",
+            "198.18.0.1",
+            "::1",
+            "::",
+            "fd00:ec2::254",
+            "fe80::1",
+            "ff02::1",
+            "::ffff:169.254.169.254",
+            "::ffff:10.0.0.1",
+            "64:ff9b::a9fe:a9fe",
+            "2002:7f00:1::",
+            "2001:db8::1",
+        ] {
+            assert!(!is_public(text.parse().unwrap()), "{text}");
+        }
+    }
+
+    #[test]
+    fn redirects_stay_out_of_the_operators_network() {
+        let config = Config::load(None, Cold::Redirect, |_| None).unwrap();
+        let hub = &config.upstreams[&"docker.io".parse().unwrap()];
+        let clients = Clients::new().unwrap();
+        let allowed = |url: &str, upstream: &UpstreamConfig| {
+            clients
+                .client_for(&Url::parse(url).unwrap(), upstream)
+                .is_ok()
+        };
+        assert!(allowed(
+            "https://production.cloudflare.docker.com/blob?verify=1",
+            hub
+        ));
+        for url in [
+            "http://production.cloudflare.docker.com/blob",
+            "https://127.0.0.1/",
+            "https://169.254.169.254/latest",
+            "https://[::1]/",
+            "https://[::ffff:10.0.0.1]/",
+            "https://user:secret@cdn.example/",
+            "file:///etc/passwd",
+            "https://2130706433/",
+        ] {
+            assert!(!allowed(url, hub), "{url}");
+        }
+        let mut local = hub.clone();
+        local.url = Url::parse("http://127.0.0.1:5001").unwrap();
+        assert!(allowed("http://127.0.0.1:9000/cdn", &local));
+        assert!(!allowed("http://127.0.0.2:9000/cdn", &local));
+        local.trusted_hosts = vec!["127.0.0.2:9000".into()];
+        assert!(allowed("http://127.0.0.2:9000/cdn", &local));
+        assert!(!allowed("http://127.0.0.2:9001/cdn", &local));
+    }
+}

@@ -1,0 +1,210 @@
+//! Upstream registries: which there are, which of them a request means, and how to talk to one.
+
+mod client;
+mod guard;
+mod token;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use client::{BlobBody, BlobSource, Upstream};
+
+use crate::config::{Config, DEFAULT_UPSTREAM};
+use crate::error::PullError;
+use crate::oci::{Name, Repository, Request, UpstreamId};
+use crate::time::Clock;
+
+/// What an upstream answered when it did not answer what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UpstreamError {
+    /// It says there is no such thing, or (without credentials) does not tell a stranger apart from that.
+    #[error("upstream does not have it")]
+    Missing,
+    /// It refuses us. Nothing cached may be served on the strength of an earlier permission.
+    #[error("upstream refused: {0}")]
+    Denied(String),
+    /// It limits our rate.
+    #[error("upstream limits our rate{}", retry_after.map_or_else(String::new, |after| format!(", for {} s", after.as_secs())))]
+    Throttled {
+        /// When it wants to be asked again.
+        retry_after: Option<Duration>,
+    },
+    /// It could not be reached, was too slow, or failed.
+    #[error("upstream is unavailable: {0}")]
+    Unavailable(String),
+    /// It answered something that may not be passed on: not a manifest, not the promised bytes, a forbidden redirect.
+    #[error("upstream answered wrongly: {0}")]
+    Invalid(String),
+}
+
+/// The closed world of upstreams.
+pub struct Upstreams {
+    by_id: BTreeMap<UpstreamId, Upstream>,
+    default: UpstreamId,
+}
+
+impl Upstreams {
+    /// One client for each configured upstream; they share connections.
+    pub fn new(config: &Config, clock: &Clock) -> Result<Self, UpstreamError> {
+        let clients = Arc::new(guard::Clients::new()?);
+        let by_id = config.upstreams.iter().map(|(id, config)| {
+            (
+                id.clone(),
+                Upstream::new(
+                    id.clone(),
+                    config.clone(),
+                    Arc::clone(&clients),
+                    clock.clone(),
+                ),
+            )
+        });
+        let default = DEFAULT_UPSTREAM
+            .parse()
+            .map_err(|_| UpstreamError::Invalid(DEFAULT_UPSTREAM.into()))?;
+        Ok(Self {
+            by_id: by_id.collect(),
+            default,
+        })
+    }
+
+    /// The upstream of a repository that [`Self::repository`] made.
+    pub fn get(&self, id: &UpstreamId) -> Result<&Upstream, PullError> {
+        self.by_id
+            .get(id)
+            .ok_or_else(|| PullError::UnknownUpstream(id.to_string()))
+    }
+
+    /// The canonical repository of a request: the upstream by path prefix or `ns`, which must agree, else the default;
+    /// `library/` added where the upstream has it. An upstream that is not configured is unknown: never an open proxy.
+    pub fn repository(&self, request: &Request, name: &Name) -> Result<Repository, PullError> {
+        let by_namespace = match &request.namespace {
+            None => None,
+            Some(namespace) => Some(
+                self.named(namespace)
+                    .ok_or_else(|| PullError::UnknownUpstream(namespace.clone()))?,
+            ),
+        };
+        let in_name = || {
+            name.split_first()
+                .and_then(|(first, rest)| Some((self.named(first)?, rest)))
+        };
+        let (by_path, name) = match (&request.prefix, in_name()) {
+            (Some(prefix), _) => {
+                let upstream = self.named(prefix.as_str());
+                (
+                    Some(upstream.ok_or_else(|| PullError::UnknownUpstream(prefix.to_string()))?),
+                    name.clone(),
+                )
+            }
+            (None, Some((upstream, rest))) => (Some(upstream), rest),
+            (None, None) => (None, name.clone()),
+        };
+        let upstream = match (by_path, by_namespace) {
+            (Some(path), Some(namespace)) if path.id() != namespace.id() => {
+                return Err(PullError::Ambiguous {
+                    path: path.id().clone(),
+                    namespace: namespace.id().clone(),
+                });
+            }
+            (Some(upstream), _) | (None, Some(upstream)) => upstream,
+            // Docker Hub's names have no dot before the first slash, so this is a host that nobody configured.
+            (None, None) => match name.split_first() {
+                Some((first, _)) if first.contains('.') => {
+                    return Err(PullError::UnknownUpstream(first.to_owned()));
+                }
+                _ => self.get(&self.default)?,
+            },
+        };
+        let name = if upstream.has_library() {
+            name.in_library()
+        } else {
+            name
+        };
+        Ok(Repository {
+            upstream: upstream.id().clone(),
+            name,
+        })
+    }
+
+    fn named(&self, text: &str) -> Option<&Upstream> {
+        match text
+            .parse::<UpstreamId>()
+            .ok()
+            .and_then(|id| self.by_id.get(&id))
+        {
+            Some(upstream) => Some(upstream),
+            None => self
+                .by_id
+                .values()
+                .find(|upstream| upstream.is_called(text)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Cold;
+    use crate::oci::Operation;
+
+    fn repository(path: &str) -> Result<String, PullError> {
+        let config = Config::load(None, Cold::Redirect, |_| None).unwrap();
+        let upstreams = Upstreams::new(&config, &Clock::default()).unwrap();
+        let (path, query) = path
+            .split_once('?')
+            .map_or((path, None), |(path, query)| (path, Some(query)));
+        let request = Request::parse(&http::Method::GET, path, query).unwrap();
+        let Operation::Manifest(name, _) = &request.operation else {
+            panic!("{request:?}")
+        };
+        upstreams
+            .repository(&request, name)
+            .map(|repository| repository.to_string())
+    }
+
+    #[test]
+    fn every_way_to_name_an_image_means_one_repository() {
+        for path in [
+            "/v2/nginx/manifests/1",
+            "/v2/library/nginx/manifests/1",
+            "/v2/docker.io/nginx/manifests/1",
+            "/v2/docker.io/library/nginx/manifests/1?ns=docker.io",
+            "/v2/library/nginx/manifests/1?ns=registry-1.docker.io",
+            "/v2/index.docker.io/library/nginx/manifests/1",
+            "/docker.io/v2/library/nginx/manifests/1?ns=index.docker.io",
+        ] {
+            assert_eq!(
+                repository(path).unwrap(),
+                "docker.io/library/nginx",
+                "{path}"
+            );
+        }
+        assert_eq!(
+            repository("/v2/ghcr.io/a/b/manifests/1").unwrap(),
+            "ghcr.io/a/b"
+        );
+        assert_eq!(
+            repository("/v2/a/manifests/1?ns=ghcr.io").unwrap(),
+            "ghcr.io/a"
+        );
+    }
+
+    #[test]
+    fn an_unknown_upstream_is_never_proxied() {
+        for path in [
+            "/v2/evil.example/a/manifests/1",
+            "/v2/a/manifests/1?ns=evil.example",
+            "/evil.example/v2/a/manifests/1",
+        ] {
+            assert!(
+                matches!(repository(path), Err(PullError::UnknownUpstream(_))),
+                "{path}"
+            );
+        }
+        assert!(matches!(
+            repository("/v2/ghcr.io/a/manifests/1?ns=quay.io"),
+            Err(PullError::Ambiguous { .. })
+        ));
+    }
+}

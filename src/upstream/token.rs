@@ -1,0 +1,305 @@
+//! Challenges and tokens (distribution-spec 1.1 leaves them to RFC 9110 and Docker's token specification).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::header::{HeaderValue, WWW_AUTHENTICATE};
+use http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use tokio::sync::Mutex;
+use url::Url;
+
+use super::UpstreamError;
+use super::client::{read_limited, retry_after, timed};
+use super::guard::{self, Clients};
+use crate::config::{Credentials, UpstreamConfig};
+use crate::oci::Name;
+use crate::time::{Clock, Timestamp};
+
+/// A token answer is a few kilobytes; the most that is read of one.
+const MAX_TOKEN_BYTES: usize = 256 * 1024;
+/// The life of a token whose answer names none (token specification, "`expires_in`").
+const DEFAULT_LIFE_SECONDS: u64 = 60;
+/// No token is kept for longer, whatever its answer says.
+const MAX_LIFE_SECONDS: u64 = 12 * 3600;
+const TOKEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Above this many tokens the expired ones are dropped.
+const MANY_TOKENS: usize = 1024;
+
+/// How an upstream wants us to prove who we are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Challenge {
+    /// User name and password with each request.
+    Basic,
+    /// A token from `realm`.
+    Bearer {
+        /// The token server.
+        realm: Url,
+        /// What the token is for.
+        service: Option<String>,
+        /// What the challenge asked for. Some registries put a placeholder here, some a constant of their own.
+        scope: Option<String>,
+    },
+}
+
+impl Challenge {
+    /// The challenge in a 401 answer. Bearer is preferred where there are several.
+    pub(super) fn parse(headers: &HeaderMap) -> Option<Self> {
+        let mut found = None;
+        for header in headers.get_all(WWW_AUTHENTICATE) {
+            let Ok(text) = header.to_str() else { continue };
+            for challenge in http_auth::parser::ChallengeParser::new(text).flatten() {
+                if challenge.scheme.eq_ignore_ascii_case("basic") {
+                    found.get_or_insert(Self::Basic);
+                }
+                let parameter = |name: &str| {
+                    let (_, value) = challenge
+                        .params
+                        .iter()
+                        .find(|(key, _)| key.eq_ignore_ascii_case(name))?;
+                    Some(value.to_unescaped())
+                };
+                if challenge.scheme.eq_ignore_ascii_case("bearer")
+                    && let Some(realm) =
+                        parameter("realm").and_then(|realm| Url::parse(&realm).ok())
+                {
+                    return Some(Self::Bearer {
+                        realm,
+                        service: parameter("service"),
+                        scope: parameter("scope"),
+                    });
+                }
+            }
+        }
+        found
+    }
+}
+
+/// The tokens of one upstream, by scope, until 0.9 of their life has passed.
+pub(super) struct Tokens {
+    clock: Clock,
+    /// One lock for each scope: whoever comes while a token is fetched waits for that token.
+    by_scope: std::sync::Mutex<HashMap<String, Slot>>,
+}
+
+type Slot = Arc<Mutex<Option<Token>>>;
+
+#[derive(Clone)]
+struct Token {
+    authorization: HeaderValue,
+    renew_at: Timestamp,
+}
+
+#[derive(Deserialize)]
+struct TokenAnswer {
+    token: Option<String>,
+    access_token: Option<String>,
+    expires_in: Option<u64>,
+}
+
+impl Tokens {
+    pub(super) fn new(clock: Clock) -> Self {
+        Self {
+            clock,
+            by_scope: std::sync::Mutex::default(),
+        }
+    }
+
+    /// The `Authorization` for a request about `name`. `refused` is one that upstream just answered with 401.
+    pub(super) async fn authorization(
+        &self,
+        challenge: &Challenge,
+        name: &Name,
+        refused: Option<&HeaderValue>,
+        upstream: &UpstreamConfig,
+        clients: &Clients,
+    ) -> Result<HeaderValue, UpstreamError> {
+        let (realm, service, scope) = match (challenge, &upstream.credentials) {
+            (Challenge::Basic, Some(credentials)) => return basic(credentials),
+            (Challenge::Basic, None) => {
+                return Err(UpstreamError::Denied(
+                    "it asks for a user name and password, and none is configured (key: credentials)".into(),
+                ));
+            }
+            (
+                Challenge::Bearer {
+                    realm,
+                    service,
+                    scope,
+                },
+                _,
+            ) => (realm, service.as_deref(), scope.as_deref()),
+        };
+        let scope = match scope {
+            // A constant of the registry's own, as public.ecr.aws has it.
+            Some(constant) if !constant.is_empty() && !constant.contains(':') => {
+                constant.to_owned()
+            }
+            _ => format!("repository:{name}:pull"),
+        };
+        let slot = self.slot(&scope);
+        let mut token = slot.lock().await;
+        match &*token {
+            Some(token)
+                if self.clock.now() < token.renew_at && Some(&token.authorization) != refused =>
+            {
+                return Ok(token.authorization.clone());
+            }
+            _ => {}
+        }
+        *token = None;
+        let fetched = self
+            .fetch(realm, service, &scope, upstream, clients)
+            .await?;
+        Ok(token.insert(fetched).authorization.clone())
+    }
+
+    fn slot(&self, scope: &str) -> Slot {
+        let mut slots = self
+            .by_scope
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if slots.len() > MANY_TOKENS {
+            let now = self.clock.now();
+            slots.retain(|_, slot| {
+                slot.try_lock().map_or(true, |token| {
+                    token.as_ref().is_some_and(|token| now < token.renew_at)
+                })
+            });
+        }
+        Arc::clone(slots.entry(scope.to_owned()).or_default())
+    }
+
+    async fn fetch(
+        &self,
+        realm: &Url,
+        service: Option<&str>,
+        scope: &str,
+        upstream: &UpstreamConfig,
+        clients: &Clients,
+    ) -> Result<Token, UpstreamError> {
+        let allowed = realm.origin() == upstream.url.origin()
+            || upstream
+                .token_realms
+                .iter()
+                .any(|known| known.origin() == realm.origin());
+        if !allowed {
+            return Err(UpstreamError::Invalid(format!(
+                "it sends us to {} for a token; add that to token_realms if it is meant",
+                guard::origin(realm)
+            )));
+        }
+        let mut url = realm.clone();
+        url.query_pairs_mut()
+            .extend_pairs(service.map(|service| ("service", service)))
+            .append_pair("scope", scope);
+        let mut request = clients.client_for(&url, upstream)?.get(url);
+        if let Some(credentials) = &upstream.credentials {
+            request = request.header(http::header::AUTHORIZATION, basic(credentials)?);
+        }
+        let response = timed(TOKEN_TIMEOUT, request.send()).await?;
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::TOO_MANY_REQUESTS => {
+                return Err(UpstreamError::Throttled {
+                    retry_after: retry_after(response.headers()),
+                });
+            }
+            status if status.is_client_error() && upstream.credentials.is_some() => {
+                return Err(UpstreamError::Denied(format!(
+                    "its token server answered {status} to our credentials"
+                )));
+            }
+            // Without credentials a registry does not tell a private repository from a missing one.
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => {
+                return Err(UpstreamError::Missing);
+            }
+            status => {
+                return Err(UpstreamError::Unavailable(format!(
+                    "its token server answered {status}"
+                )));
+            }
+        }
+        let body = timed(TOKEN_TIMEOUT, read_limited(response, MAX_TOKEN_BYTES)).await?;
+        let answer: TokenAnswer = serde_json::from_slice(&body).map_err(|error| {
+            UpstreamError::Invalid(format!("its token server sent no token: {error}"))
+        })?;
+        let life = answer
+            .expires_in
+            .filter(|&life| life > 0)
+            .unwrap_or(DEFAULT_LIFE_SECONDS)
+            .min(MAX_LIFE_SECONDS);
+        let token = answer.token.or(answer.access_token).unwrap_or_default();
+        let mut authorization = HeaderValue::from_str(&format!("Bearer {token}"))
+            .ok()
+            .filter(|_| !token.is_empty())
+            .ok_or_else(|| {
+                UpstreamError::Invalid("its token server sent no usable token".into())
+            })?;
+        authorization.set_sensitive(true);
+        Ok(Token {
+            authorization,
+            renew_at: self.clock.now().plus(Duration::from_secs(life * 9 / 10)),
+        })
+    }
+}
+
+fn basic(credentials: &Credentials) -> Result<HeaderValue, UpstreamError> {
+    let pair = STANDARD.encode(format!("{}:{}", credentials.username, credentials.password));
+    let mut value = HeaderValue::from_str(&format!("Basic {pair}"))
+        .map_err(|_| UpstreamError::Denied("the configured credentials fit no header".into()))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(values: &[&str]) -> Option<Challenge> {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(WWW_AUTHENTICATE, HeaderValue::from_str(value).unwrap());
+        }
+        Challenge::parse(&headers)
+    }
+
+    #[test]
+    fn bearer_is_preferred_and_its_parameters_may_be_quoted_or_not() {
+        let bearer = parse(&[
+            "Basic realm=\"x\"",
+            "Bearer realm=\"https://auth.test/token\",service=reg.test,scope=\"repository:a:pull,push\"",
+        ]);
+        let Some(Challenge::Bearer {
+            realm,
+            service,
+            scope,
+        }) = bearer
+        else {
+            panic!("{bearer:?}")
+        };
+        assert_eq!(realm.as_str(), "https://auth.test/token");
+        assert_eq!(
+            (service.as_deref(), scope.as_deref()),
+            (Some("reg.test"), Some("repository:a:pull,push"))
+        );
+        assert_eq!(parse(&["Basic realm=\"x\""]), Some(Challenge::Basic));
+    }
+
+    #[test]
+    fn nonsense_is_no_challenge() {
+        for value in [
+            "",
+            "Bearer",
+            "Bearer realm=\"not a url\"",
+            "Negotiate abc",
+            "\"\"\"",
+            "Bearer realm=\"https://a.test",
+        ] {
+            assert_eq!(parse(&[value]), None, "{value}");
+        }
+    }
+}
