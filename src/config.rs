@@ -181,7 +181,7 @@ const WELL_KNOWN: [(&str, &str, &[&str], &[&str]); 10] = [
 /// The upstream that is meant where neither path nor `ns` names one.
 pub const DEFAULT_UPSTREAM: &str = "docker.io";
 
-const DEFAULT_FRESH: Duration = Duration::from_secs(300);
+const DEFAULT_FRESH: Duration = Duration::from_mins(5);
 const DEFAULT_MISSING: Duration = Duration::from_secs(30);
 /// Below the 29 seconds of API Gateway and the 30 seconds that containerd waits for headers.
 const DEFAULT_WAIT: Duration = Duration::from_secs(20);
@@ -410,7 +410,7 @@ mod tests {
         );
         assert_eq!(
             config.upstreams[&"ghcr.io".parse().unwrap()].fresh,
-            Duration::from_secs(3600)
+            Duration::from_hours(1)
         );
     }
 

@@ -77,7 +77,7 @@ pub struct Answer {
 const SOON: Duration = Duration::from_secs(2);
 const LATER: Duration = Duration::from_secs(10);
 /// How long a client waits where upstream limits our rate and does not say for how long.
-const THROTTLED: Duration = Duration::from_secs(60);
+const THROTTLED: Duration = Duration::from_mins(1);
 
 impl PullError {
     /// The table. Nothing of storage's own words leaves the process: they may name hosts and paths.
@@ -114,15 +114,10 @@ impl PullError {
                     Some(after),
                 )
             }
-            Self::Upstream(UpstreamError::Unavailable(_)) => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                ErrorCode::Unavailable,
-                Some(LATER),
-            ),
             Self::Upstream(UpstreamError::Invalid(_)) => {
                 (StatusCode::BAD_GATEWAY, ErrorCode::ManifestInvalid, None)
             }
-            Self::Store(_) => (
+            Self::Upstream(UpstreamError::Unavailable(_)) | Self::Store(_) => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 ErrorCode::Unavailable,
                 Some(LATER),

@@ -16,7 +16,7 @@ use crate::time::{Clock, Timestamp};
 use crate::upstream::{BlobBody, UpstreamError};
 
 /// How long a claim keeps others away. It is renewed while bytes arrive, so this bounds how long a dead fill is waited for.
-pub const CLAIM: Duration = Duration::from_secs(60);
+pub const CLAIM: Duration = Duration::from_mins(1);
 
 /// Why a blob was not stored.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -216,6 +216,7 @@ fn welcome(config: &Config, address: SocketAddr) -> String {
 }
 
 fn describe(config: &Config) -> String {
+    use std::fmt::Write as _;
     let source = config
         .source
         .as_ref()
@@ -233,8 +234,9 @@ fn describe(config: &Config) -> String {
             .credentials
             .as_ref()
             .map_or("anonymous".into(), |login| format!("as {}", login.username));
-        text += &format!(
-            "upstream  {id}: {}, {login}, fresh {}, cold {:?}\n",
+        let _ = writeln!(
+            text,
+            "upstream  {id}: {}, {login}, fresh {}, cold {:?}",
             upstream.url.as_str().trim_end_matches('/'),
             humantime::format_duration(upstream.fresh),
             upstream.cold

@@ -244,7 +244,7 @@ fn refuse(error: &PullError, request: &http::request::Parts) -> Response {
     }
     match error {
         PullError::Request(InvalidRequest::Method) => {
-            _ = headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"))
+            headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         }
         PullError::Range { size } => {
             headers.extend(

@@ -86,11 +86,11 @@ impl EmbeddedLedger {
         begin.open_table(ITEMS)?;
         begin.commit()?;
         let database = std::sync::Arc::new(database);
-        let (writer, writes) = mpsc::channel();
+        let (writer, queued) = mpsc::channel();
         let target = std::sync::Arc::clone(&database);
         thread::Builder::new()
             .name("ledger".into())
-            .spawn(move || commit_in_groups(&target, &writes))
+            .spawn(move || commit_in_groups(&target, &queued))
             .context("cannot start the ledger's thread")?;
         Ok(Self { database, writer })
     }

@@ -21,7 +21,7 @@ const RESTS: [Duration; 4] = [
     Duration::from_secs(1),
     Duration::from_secs(5),
     Duration::from_secs(30),
-    Duration::from_secs(120),
+    Duration::from_mins(2),
 ];
 
 /// The embedded queue.
@@ -65,8 +65,9 @@ impl Queue {
                 "going on with the fills of an earlier run"
             );
         }
-        left.into_iter()
-            .for_each(|job| _ = self.begin(job, false, 0));
+        for job in left {
+            self.begin(job, false, 0);
+        }
         Ok(())
     }
 

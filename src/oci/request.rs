@@ -67,8 +67,9 @@ impl Request {
         let (prefix, path) = match path.strip_prefix("/v2") {
             Some(rest) if rest.is_empty() || rest.starts_with('/') => (None, rest),
             _ => {
-                let (prefix, rest) = path[1.min(path.len())..]
-                    .split_once("/v2")
+                let (prefix, rest) = path
+                    .strip_prefix('/')
+                    .and_then(|path| path.split_once("/v2"))
                     .ok_or(InvalidRequest::Endpoint)?;
                 if prefix.contains('/') || !(rest.is_empty() || rest.starts_with('/')) {
                     return Err(InvalidRequest::Endpoint);

@@ -337,12 +337,13 @@ fn succeeded(answer: &Answer, credentials: bool) -> Result<&Response, UpstreamEr
     let response = &answer.response;
     Err(match response.status() {
         StatusCode::OK => return Ok(response),
-        StatusCode::NOT_FOUND => UpstreamError::Missing,
         status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if credentials => {
             UpstreamError::Denied(format!("it answered {status} to our credentials"))
         }
-        // Docker Hub answers so for repositories that do not exist.
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => UpstreamError::Missing,
+        // Docker Hub answers 401 for repositories that do not exist.
+        StatusCode::NOT_FOUND | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            UpstreamError::Missing
+        }
         StatusCode::TOO_MANY_REQUESTS => UpstreamError::Throttled {
             retry_after: retry_after(response.headers()),
         },
@@ -406,7 +407,7 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
             .duration_since(SystemTime::now())
             .unwrap_or_default(),
     };
-    Some(after.min(Duration::from_secs(24 * 3600)))
+    Some(after.min(Duration::from_hours(24)))
 }
 
 /// Reads a body of at most `limit` bytes.
