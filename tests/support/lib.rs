@@ -1,7 +1,10 @@
 //! wip
+pub mod aws;
 pub mod clients;
 pub mod images;
+pub mod lambda;
 mod layer;
+mod loopback;
 pub mod program;
 pub mod registry;
 

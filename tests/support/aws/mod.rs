@@ -1,0 +1,247 @@
+//! DynamoDB, S3 and SQS in this process, strict where the adapters could be wrong.
+//!
+//! | service | made of | strict about |
+//! | --- | --- | --- |
+//! | DynamoDB | dynoxide | conditions, limits, transactions, as the service |
+//! | S3 | s3s and [`s3`] | signatures, checksums before visibility, atomic `If-None-Match`, multipart rules |
+//! | SQS | [`sqs`] | visibility, receipt handles, limits, redrive |
+//!
+//! None of them throttles on its own, replicates late, drifts in time or knows IAM; [`Endpoints::fail_next`] makes outages.
+
+mod dynamo;
+mod journal;
+mod s3;
+mod sqs;
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_sdk_dynamodb::types::{
+    AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
+};
+use aws_types::service_config::{LoadServiceConfig, ServiceConfigKey};
+
+pub(crate) use self::sqs::Queues;
+use self::{journal::Journal, s3::Store};
+pub use self::{
+    journal::{EVERY_OPERATION, Failure, Service},
+    sqs::QueueSettings,
+};
+use crate::loopback::Loopback;
+
+const REGION: &str = "us-east-1";
+const ACCOUNT: &str = "000000000000";
+const ACCESS_KEY_ID: &str = "test-access-key";
+const SECRET_ACCESS_KEY: &str = "test-secret-key";
+const TABLE: &str = "stopover-ledger";
+const BUCKET: &str = "stopover-blobs";
+
+/// The three services with a table, a bucket, a queue and its dead-letter queue. Dropping it ends them at once.
+pub struct Endpoints {
+    urls: Urls,
+    journal: Arc<Journal>,
+    store: Arc<Store>,
+    queues: Arc<Queues>,
+    _loopback: Loopback,
+}
+
+#[derive(Clone, Debug)]
+struct Urls {
+    dynamodb: String,
+    s3: String,
+    sqs: String,
+}
+
+/// The service endpoints, found by the SDK where it looks for `AWS_ENDPOINT_URL_<SERVICE>`.
+impl LoadServiceConfig for Urls {
+    fn load_config(&self, key: ServiceConfigKey<'_>) -> Option<String> {
+        match (key.env(), key.service_id()) {
+            ("AWS_ENDPOINT_URL", "DynamoDB") => Some(self.dynamodb.clone()),
+            ("AWS_ENDPOINT_URL", "S3") => Some(self.s3.clone()),
+            ("AWS_ENDPOINT_URL", "SQS") => Some(self.sqs.clone()),
+            _ => None,
+        }
+    }
+}
+
+impl Endpoints {
+    /// Starts the services with the default [`QueueSettings`].
+    pub async fn start() -> anyhow::Result<Self> {
+        Self::start_with(QueueSettings::default()).await
+    }
+
+    /// Starts the services with a queue of these settings.
+    pub async fn start_with(settings: QueueSettings) -> anyhow::Result<Self> {
+        let loopback = Loopback::new("aws-endpoints")?;
+        let journal = Arc::new(Journal::default());
+        let store = Arc::new(Store::new(BUCKET)?);
+        let dynamodb = dynamo::start(&loopback, Arc::clone(&journal))?;
+        let s3 = s3::start(&loopback, &store, Arc::clone(&journal))?;
+        let (sqs, queues) = sqs::start(&loopback, Arc::clone(&journal), settings)?;
+        let endpoints = Self {
+            urls: Urls { dynamodb, s3, sqs },
+            journal,
+            store,
+            queues,
+            _loopback: loopback,
+        };
+        endpoints
+            .create_table()
+            .await
+            .context("cannot create the table")?;
+        Ok(endpoints)
+    }
+
+    async fn create_table(&self) -> anyhow::Result<()> {
+        let mut request = self
+            .dynamodb()
+            .await
+            .create_table()
+            .table_name(TABLE)
+            .billing_mode(BillingMode::PayPerRequest);
+        for (name, key_type) in [("pk", KeyType::Hash), ("sk", KeyType::Range)] {
+            let attribute = AttributeDefinition::builder().attribute_name(name);
+            request = request
+                .attribute_definitions(attribute.attribute_type(ScalarAttributeType::S).build()?)
+                .key_schema(
+                    KeySchemaElement::builder()
+                        .attribute_name(name)
+                        .key_type(key_type)
+                        .build()?,
+                );
+        }
+        request.send().await?;
+        Ok(())
+    }
+
+    /// The name of the table, with the keys `pk` and `sk`.
+    pub fn table(&self) -> &str {
+        TABLE
+    }
+
+    /// The name of the bucket.
+    pub fn bucket(&self) -> &str {
+        BUCKET
+    }
+
+    /// The URL of the queue of fills.
+    pub fn queue_url(&self) -> String {
+        self.queues.url(sqs::QUEUE)
+    }
+
+    /// The URL of the queue that messages move to once they were received too often.
+    pub fn dlq_url(&self) -> String {
+        self.queues.url(sqs::DEAD_LETTER_QUEUE)
+    }
+
+    /// The ARN of the queue of fills.
+    pub(crate) fn queue_arn(&self) -> String {
+        sqs::arn(sqs::QUEUE)
+    }
+
+    pub(crate) fn queues(&self) -> Arc<Queues> {
+        Arc::clone(&self.queues)
+    }
+
+    /// What a function's process needs to find the services.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        [
+            ("AWS_ENDPOINT_URL_DYNAMODB", self.urls.dynamodb.as_str()),
+            ("AWS_ENDPOINT_URL_S3", &self.urls.s3),
+            ("AWS_ENDPOINT_URL_SQS", &self.urls.sqs),
+            ("AWS_REGION", REGION),
+            ("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID),
+            ("AWS_SECRET_ACCESS_KEY", SECRET_ACCESS_KEY),
+            ("STOPOVER_TABLE", TABLE),
+            ("STOPOVER_BUCKET", BUCKET),
+            ("STOPOVER_QUEUE_URL", &self.queue_url()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .to_vec()
+    }
+
+    /// The SDK's configuration: any client made from it finds its own service.
+    pub async fn sdk_config(&self) -> SdkConfig {
+        self.sdk_config_signed_with(SECRET_ACCESS_KEY).await
+    }
+
+    /// As [`Self::sdk_config`], but signing with this secret: the services must refuse a wrong one.
+    pub async fn sdk_config_signed_with(&self, secret: &str) -> SdkConfig {
+        let credentials =
+            aws_sdk_s3::config::Credentials::new(ACCESS_KEY_ID, secret, None, None, "tests");
+        let config = aws_config::defaults(BehaviorVersion::latest())
+            .region(Region::from_static(REGION))
+            .credentials_provider(credentials)
+            .load()
+            .await;
+        config
+            .into_builder()
+            .service_config(self.urls.clone())
+            .build()
+    }
+
+    /// A client of the table's service.
+    pub async fn dynamodb(&self) -> aws_sdk_dynamodb::Client {
+        aws_sdk_dynamodb::Client::new(&self.sdk_config().await)
+    }
+
+    /// A client of the bucket's service.
+    pub async fn s3(&self) -> aws_sdk_s3::Client {
+        aws_sdk_s3::Client::new(&self.sdk_config().await)
+    }
+
+    /// A client of the queues' service.
+    pub async fn sqs(&self) -> aws_sdk_sqs::Client {
+        aws_sdk_sqs::Client::new(&self.sdk_config().await)
+    }
+
+    /// The keys of the objects that a client can see, in order.
+    pub fn objects(&self) -> Vec<String> {
+        self.store.keys()
+    }
+
+    /// The number of multipart uploads that were neither completed nor aborted.
+    pub fn multipart_uploads(&self) -> usize {
+        self.store.open_uploads()
+    }
+
+    /// The number of files behind objects and parts; what nobody can reach must not stay on disk.
+    pub fn stored_files(&self) -> std::io::Result<usize> {
+        self.store.files()
+    }
+
+    /// The number of messages in the queue of fills: waiting, delayed or in flight.
+    pub fn queued_messages(&self) -> usize {
+        self.queues.len(sqs::QUEUE)
+    }
+
+    /// The number of messages in the dead-letter queue.
+    pub fn dead_messages(&self) -> usize {
+        self.queues.len(sqs::DEAD_LETTER_QUEUE)
+    }
+
+    /// How often the operation was called, refused calls included; [`EVERY_OPERATION`] counts all of the service.
+    pub fn calls(&self, service: Service, operation: &str) -> usize {
+        self.journal.calls(service, operation)
+    }
+
+    /// The next `count` calls of the operation (or of [`EVERY_OPERATION`]) answer 500.
+    ///
+    /// The SDK makes three attempts by default: count three for each call that shall fail.
+    pub fn fail_next(&self, service: Service, operation: &str, count: usize) {
+        self.journal
+            .fail_next(service, operation, Failure::Internal, count);
+    }
+
+    /// The next `count` calls of the operation are throttled in the service's own words.
+    pub fn throttle_next(&self, service: Service, operation: &str, count: usize) {
+        self.journal
+            .fail_next(service, operation, Failure::Throttled, count);
+    }
+
+    /// Takes back every fault that is still to come.
+    pub fn heal(&self) {
+        self.journal.heal();
+    }
+}

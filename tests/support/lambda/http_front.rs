@@ -1,0 +1,153 @@
+//! API Gateway's HTTP API in front of functions.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    http::{HeaderValue, Response, StatusCode, header},
+    response::IntoResponse,
+};
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+
+use super::{Function, FunctionError, function::Sandbox, payload};
+use crate::loopback::Loopback;
+
+/// HTTP API's limit on an integration; it cannot be raised.
+const LIMIT: Duration = Duration::from_secs(30);
+/// HTTP API's limit on a payload, in bytes.
+const MAX_BODY: usize = 10 * 1024 * 1024;
+/// HTTP API's limit on request line and headers together, in bytes.
+const MAX_HEAD: usize = 10_240;
+
+/// An HTTP server on loopback that answers by invoking functions, one request per sandbox at a time.
+pub struct HttpFront {
+    address: SocketAddr,
+    _loopback: Loopback,
+    functions: Vec<Function>,
+}
+
+impl HttpFront {
+    /// Starts the server. More functions answer more requests at a time; further requests wait.
+    pub fn start(functions: Vec<Function>) -> anyhow::Result<Self> {
+        anyhow::ensure!(!functions.is_empty(), "a front needs a function");
+        let loopback = Loopback::new("http-front")?;
+        let pool = Pool {
+            free: Semaphore::new(functions.len()),
+            idle: Mutex::new(functions.iter().map(Function::sandbox).collect()),
+            requests: AtomicU64::default(),
+        };
+        let (listener, address) = loopback.bind()?;
+        loopback.serve(
+            listener,
+            Router::new().fallback(answer).with_state(Arc::new(pool)),
+        );
+        Ok(Self {
+            address,
+            _loopback: loopback,
+            functions,
+        })
+    }
+
+    /// Where the server listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// `http://` and the address, without a slash at the end.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The functions behind it.
+    pub fn functions(&self) -> &[Function] {
+        &self.functions
+    }
+}
+
+struct Pool {
+    free: Semaphore,
+    idle: Mutex<Vec<Arc<Sandbox>>>,
+    requests: AtomicU64,
+}
+
+impl Pool {
+    async fn invoke(&self, event: Value) -> Result<Value, FunctionError> {
+        let closed = || FunctionError::new("Sandbox.Gone", "the front is closed");
+        let _permit = self.free.acquire().await.map_err(|_| closed())?;
+        let sandbox = self
+            .idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop()
+            .ok_or_else(closed)?;
+        let result = sandbox.invoke(event).await;
+        self.idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(sandbox);
+        result
+    }
+}
+
+async fn answer(State(pool): State<Arc<Pool>>, request: Request) -> Response<Body> {
+    let request_id = format!(
+        "request-{:06}",
+        pool.requests.fetch_add(1, Ordering::Relaxed)
+    );
+    let (parts, body) = request.into_parts();
+    let head: usize = parts
+        .headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + 4)
+        .sum();
+    let line =
+        parts.method.as_str().len() + parts.uri.to_string().len() + " HTTP/1.1\r\n".len() + 1;
+    if head + line > MAX_HEAD {
+        return refuse(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "Request Header Fields Too Large",
+        );
+    }
+    let Ok(body) = axum::body::to_bytes(body, MAX_BODY).await else {
+        return refuse(StatusCode::PAYLOAD_TOO_LARGE, "Request Entity Too Large");
+    };
+    let event = payload::event(&parts, &body, &request_id);
+    // A client that leaves, or this front giving up, does not stop the function.
+    let invocation = tokio::spawn(async move { pool.invoke(event).await });
+    let mut response = match tokio::time::timeout(LIMIT, invocation).await {
+        Err(_) => refuse(StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable"),
+        Ok(Ok(Ok(result))) => payload::response(&result, &parts.method).unwrap_or_else(|fault| {
+            eprintln!("malformed function result ({fault}): {result}");
+            refuse(StatusCode::BAD_GATEWAY, "Internal Server Error")
+        }),
+        Ok(Ok(Err(error))) if error.invoked => {
+            refuse(StatusCode::BAD_GATEWAY, "Internal Server Error")
+        }
+        Ok(Ok(Err(_)) | Err(_)) => {
+            refuse(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error")
+        }
+    };
+    if let Ok(id) = HeaderValue::from_str(&request_id) {
+        response.headers_mut().insert("apigw-requestid", id);
+    }
+    response
+}
+
+fn refuse(status: StatusCode, message: &str) -> Response<Body> {
+    (
+        status,
+        [(header::CONTENT_TYPE, "application/json")],
+        json!({ "message": message }).to_string(),
+    )
+        .into_response()
+}
