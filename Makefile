@@ -31,9 +31,9 @@ check: $(setup_stamp) ## Formatting, lints, dependencies: licences, bans, source
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	if grep -rnE '\basync (fn|move|\{)|\.await\b' src/oci; then echo "src/oci is pure: no async there" >&2; exit 1; fi
-	cargo deny --locked check --hide-inclusion-graph bans licenses sources
-	if cargo deny --locked fetch db >/dev/null 2>&1; then
-	  cargo deny --locked check advisories
+	cargo deny --workspace --locked check --hide-inclusion-graph bans licenses sources
+	if cargo deny --workspace --locked fetch db >/dev/null 2>&1; then
+	  cargo deny --workspace --locked check advisories
 	else
 	  echo "check: ADVISORIES WERE NOT CHECKED: the RustSec database cannot be reached from here"
 	fi
