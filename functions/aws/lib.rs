@@ -1,1 +1,91 @@
-//! wip
+//! Stopover on AWS: DynamoDB, S3 and SQS behind the ports of the core, and the only place where they are put together.
+//!
+//! No type of the AWS SDK gets out of this library, except where an adapter is constructed.
+
+mod dynamo;
+mod failure;
+mod item;
+mod multipart;
+mod s3;
+mod settings;
+mod sqs;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::ensure;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, SdkConfig};
+use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
+use stopover::Cache;
+use stopover::config::{Cold, Config};
+use stopover::time::Clock;
+
+pub use dynamo::DynamoLedger;
+pub use s3::S3Blobs;
+pub use sqs::SqsFills;
+
+use settings::Settings;
+
+/// For calls that move a few kilobytes. Three attempts and the pauses between fit into the 30 seconds in which a client
+/// wants its headers.
+const SHORT_CALLS: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(12)];
+
+/// For one request to S3, which may carry a part of 64 MiB. Connections that stall are given up by the SDK long before.
+const S3_ANSWERS: Duration = Duration::from_mins(2);
+
+/// Reads the environment and joins the core and its adapters. Contacts nobody, except for credentials where the
+/// environment has none.
+///
+/// Fails with a sentence for the operator where the environment or `stopover.toml` is wrong.
+pub async fn connect() -> anyhow::Result<Arc<Cache>> {
+    let variable = |name: &str| std::env::var(name).ok();
+    let settings = Settings::read(variable)?;
+    let config = Config::load(settings.config.as_deref(), Cold::Redirect, variable)?;
+    for (id, upstream) in &config.upstreams {
+        ensure!(
+            upstream.cold != Cold::Follow,
+            "upstream {id}: cold = \"follow\" needs fills in the same process; here it is \"redirect\" or \"wait\""
+        );
+    }
+    let aws = aws_config::defaults(BehaviorVersion::latest()).load().await;
+    let blobs = S3Blobs::new(s3_client(&aws), settings.bucket);
+    let ledger = DynamoLedger::new(dynamo_client(&aws), settings.table, blobs.clone());
+    let fills = SqsFills::new(sqs_client(&aws), settings.queue_url);
+    Ok(Arc::new(Cache::new(
+        config,
+        Clock::default(),
+        Arc::new(blobs),
+        Arc::new(ledger),
+        Arc::new(fills),
+    )?))
+}
+
+/// The client that [`DynamoLedger`] wants.
+pub fn dynamo_client(aws: &SdkConfig) -> aws_sdk_dynamodb::Client {
+    let config = aws_sdk_dynamodb::config::Builder::from(aws).timeout_config(short_calls());
+    aws_sdk_dynamodb::Client::from_conf(config.build())
+}
+
+/// The client that [`SqsFills`] wants.
+pub fn sqs_client(aws: &SdkConfig) -> aws_sdk_sqs::Client {
+    let config = aws_sdk_sqs::config::Builder::from(aws).timeout_config(short_calls());
+    aws_sdk_sqs::Client::from_conf(config.build())
+}
+
+/// The client that [`S3Blobs`] wants: it adds no checksums to those that the adapter sends.
+pub fn s3_client(aws: &SdkConfig) -> aws_sdk_s3::Client {
+    let config = aws_sdk_s3::config::Builder::from(aws)
+        .timeout_config(TimeoutConfig::builder().read_timeout(S3_ANSWERS).build())
+        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+        .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
+    aws_sdk_s3::Client::from_conf(config.build())
+}
+
+fn short_calls() -> TimeoutConfig {
+    let [attempt, operation] = SHORT_CALLS;
+    TimeoutConfig::builder()
+        .operation_attempt_timeout(attempt)
+        .operation_timeout(operation)
+        .build()
+}

@@ -1,0 +1,337 @@
+//! The ledger in one DynamoDB table. What lies where is in [`item`](crate::item); what is read how is here.
+
+use std::collections::BTreeMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::operation::put_item::PutItemError;
+use aws_sdk_dynamodb::types::{KeysAndAttributes, PutRequest, WriteRequest};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use stopover::oci::{Descriptor, Digest, Manifest, Repository, Tag};
+use stopover::ports::{BlobRecord, BlobView, Ledger, StoreError, TagRecord, Versioned};
+
+use crate::S3Blobs;
+use crate::failure::store_error;
+use crate::item::{self, Item};
+
+/// The largest manifest kept in its item, in bytes. An item may have 400 KB, keys and attribute names included.
+const MAX_INLINE_BYTES: usize = 350 * 1000;
+
+/// How many items `BatchWriteItem` takes.
+const BATCH_ITEMS: usize = 25;
+
+/// How many batches of one manifest are written at the same time.
+const BATCHES_AT_ONCE: usize = 4;
+
+/// How often the rest of a batch is asked for. DynamoDB leaves items undone when it throttles a part of a batch; the
+/// pauses between (50 ms, doubling) add up to 1.5 s, well inside the time a client waits for headers.
+const BATCH_ATTEMPTS: u32 = 6;
+
+/// [`Ledger`] on one table with the string keys `pk` and `sk`.
+#[derive(Debug, Clone)]
+pub struct DynamoLedger {
+    client: Client,
+    table: String,
+    blobs: S3Blobs,
+}
+
+impl DynamoLedger {
+    /// A ledger in `table`. Manifests too large for an item become objects in `blobs`.
+    pub fn new(client: Client, table: impl Into<String>, blobs: S3Blobs) -> Self {
+        Self {
+            client,
+            table: table.into(),
+            blobs,
+        }
+    }
+
+    async fn get(&self, key: Item, consistent: bool) -> Result<Option<Item>, StoreError> {
+        let request = self
+            .client
+            .get_item()
+            .table_name(&self.table)
+            .set_key(Some(key))
+            .consistent_read(consistent);
+        Ok(request
+            .send()
+            .await
+            .map_err(|error| store_error("GetItem", &error))?
+            .item)
+    }
+
+    /// Writes a record if its item has the version `expected`.
+    ///
+    /// The SDK sends a request again whose answer was lost, and then meets its own write: `mine` is how it knows it.
+    async fn swap<T: Serialize + Sync>(
+        &self,
+        key: Item,
+        expected: Option<u64>,
+        record: &T,
+    ) -> Result<bool, StoreError> {
+        let mine = RandomState::new().hash_one(expected);
+        let put = self
+            .client
+            .put_item()
+            .table_name(&self.table)
+            .set_item(Some(item::record(key, record, mine)?))
+            .expression_attribute_names("#version", item::VERSION)
+            .expression_attribute_values(":mine", item::number(mine));
+        let put = match expected {
+            None => put
+                .condition_expression("attribute_not_exists(#pk) OR #version = :mine")
+                .expression_attribute_names("#pk", item::PARTITION),
+            Some(expected) => put
+                .condition_expression("#version = :expected OR #version = :mine")
+                .expression_attribute_values(":expected", item::number(expected)),
+        };
+        match put.send().await {
+            Ok(_) => Ok(true),
+            Err(error)
+                if error
+                    .as_service_error()
+                    .is_some_and(PutItemError::is_conditional_check_failed_exception) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(store_error("PutItem", &error)),
+        }
+    }
+
+    async fn put(&self, item: Item) -> Result<(), StoreError> {
+        let request = self
+            .client
+            .put_item()
+            .table_name(&self.table)
+            .set_item(Some(item));
+        request
+            .send()
+            .await
+            .map(drop)
+            .map_err(|error| store_error("PutItem", &error))
+    }
+
+    /// Writes at most [`BATCH_ITEMS`] items with different keys.
+    async fn put_batch(&self, items: Vec<Item>) -> Result<(), StoreError> {
+        let put = |item| {
+            PutRequest::builder()
+                .set_item(Some(item))
+                .build()
+                .map_err(|error| StoreError::Corrupt(error.to_string()))
+        };
+        let mut undone = Vec::with_capacity(items.len());
+        for item in items {
+            undone.push(WriteRequest::builder().put_request(put(item)?).build());
+        }
+        for attempt in 0..BATCH_ATTEMPTS {
+            pause_before(attempt).await;
+            let request = self
+                .client
+                .batch_write_item()
+                .request_items(&self.table, undone);
+            let answer = request
+                .send()
+                .await
+                .map_err(|error| store_error("BatchWriteItem", &error))?;
+            undone = answer
+                .unprocessed_items
+                .unwrap_or_default()
+                .remove(&self.table)
+                .unwrap_or_default();
+            if undone.is_empty() {
+                return Ok(());
+            }
+        }
+        Err(StoreError::Unavailable(format!(
+            "BatchWriteItem: {} items were left undone",
+            undone.len()
+        )))
+    }
+
+    /// Reads several items in one round trip, consistently. The order is not that of the keys.
+    async fn get_batch(&self, keys: Vec<Item>) -> Result<Vec<Item>, StoreError> {
+        let builder = KeysAndAttributes::builder()
+            .set_keys(Some(keys))
+            .consistent_read(true);
+        let mut missing = builder
+            .build()
+            .map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        let mut found = Vec::new();
+        for attempt in 0..BATCH_ATTEMPTS {
+            pause_before(attempt).await;
+            let request = self
+                .client
+                .batch_get_item()
+                .request_items(&self.table, missing);
+            let answer = request
+                .send()
+                .await
+                .map_err(|error| store_error("BatchGetItem", &error))?;
+            found.extend(
+                answer
+                    .responses
+                    .unwrap_or_default()
+                    .remove(&self.table)
+                    .unwrap_or_default(),
+            );
+            match answer
+                .unprocessed_keys
+                .unwrap_or_default()
+                .remove(&self.table)
+            {
+                Some(rest) if !rest.keys().is_empty() => missing = rest,
+                _ => return Ok(found),
+            }
+        }
+        Err(StoreError::Unavailable(
+            "BatchGetItem: keys were left unread".to_owned(),
+        ))
+    }
+}
+
+async fn pause_before(attempt: u32) {
+    if attempt > 0 {
+        tokio::time::sleep(Duration::from_millis(50) * 2_u32.pow(attempt - 1)).await;
+    }
+}
+
+fn versioned<T: DeserializeOwned>(item: Item) -> Result<Versioned<T>, StoreError> {
+    Ok(Versioned {
+        version: item::version(&item)?,
+        value: item::parse_record(item)?,
+    })
+}
+
+#[async_trait]
+impl Ledger for DynamoLedger {
+    /// Consistent, for half a read unit more: a stale version would lose the swap that follows, and a stale record would
+    /// ask upstream again.
+    async fn tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Option<Versioned<TagRecord>>, StoreError> {
+        self.get(item::tag_key(repository, tag), true)
+            .await?
+            .map(versioned)
+            .transpose()
+    }
+
+    async fn swap_tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        expected: Option<u64>,
+        record: &TagRecord,
+    ) -> Result<bool, StoreError> {
+        self.swap(item::tag_key(repository, tag), expected, record)
+            .await
+    }
+
+    /// A manifest never changes, so the cheap read is right whenever it finds one. Only absence is asked for again,
+    /// consistently: believing a lagging replica would cost a request of the upstream's quota.
+    async fn manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Manifest>, StoreError> {
+        let key = item::manifest_key(repository, digest);
+        let mut item = match self.get(key.clone(), false).await? {
+            Some(item) => item,
+            None => match self.get(key, true).await? {
+                Some(item) => item,
+                None => return Ok(None),
+            },
+        };
+        let bytes = match item::take_bytes(&mut item)? {
+            Some(bytes) => bytes,
+            None => match self.blobs.read(digest, item::size(&item)?).await? {
+                Some(bytes) => bytes,
+                None => return Ok(None),
+            },
+        };
+        if Digest::of(digest.algorithm(), &bytes) != *digest {
+            return Err(StoreError::Corrupt(format!(
+                "the bytes stored as manifest {digest} have another digest"
+            )));
+        }
+        Ok(Some(Manifest {
+            digest: digest.clone(),
+            media_type: item::media_type(&item)?,
+            bytes,
+        }))
+    }
+
+    async fn put_manifest(
+        &self,
+        repository: &Repository,
+        manifest: &Manifest,
+        members: &[Descriptor],
+    ) -> Result<(), StoreError> {
+        // A batch that names one key twice is refused.
+        let distinct: BTreeMap<&Digest, u64> = members
+            .iter()
+            .map(|member| (&member.digest, member.size))
+            .collect();
+        let items = distinct
+            .into_iter()
+            .map(|(digest, size)| item::membership(repository, digest, size))
+            .collect::<Vec<_>>();
+        let batches = items
+            .chunks(BATCH_ITEMS)
+            .map(|batch| self.put_batch(batch.to_vec()))
+            .collect::<Vec<_>>();
+        stream::iter(batches)
+            .buffer_unordered(BATCHES_AT_ONCE)
+            .try_collect::<()>()
+            .await?;
+        let inline = manifest.bytes.len() <= MAX_INLINE_BYTES;
+        if !inline {
+            self.blobs
+                .write(&manifest.digest, manifest.bytes.clone())
+                .await?;
+        }
+        self.put(item::manifest(repository, manifest, inline)).await
+    }
+
+    async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobView, StoreError> {
+        let (membership, record) = (
+            item::membership_key(repository, digest),
+            item::blob_key(digest),
+        );
+        let mut view = BlobView {
+            member: None,
+            record: None,
+        };
+        for item in self.get_batch(vec![membership.clone(), record]).await? {
+            if item::is_at(&item, &membership) {
+                view.member = Some(item::size(&item)?);
+            } else {
+                view.record = Some(versioned(item)?);
+            }
+        }
+        Ok(view)
+    }
+
+    async fn put_membership(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<(), StoreError> {
+        self.put(item::membership(repository, digest, size)).await
+    }
+
+    async fn swap_blob(
+        &self,
+        digest: &Digest,
+        expected: Option<u64>,
+        record: &BlobRecord,
+    ) -> Result<bool, StoreError> {
+        self.swap(item::blob_key(digest), expected, record).await
+    }
+}

@@ -1,0 +1,323 @@
+//! How the ledger's values lie in the table: the one place where keys and attribute names are written.
+//!
+//! | item | `pk` | `sk` | attributes |
+//! | --- | --- | --- | --- |
+//! | tag record | `repo#<upstream>/<name>` | `tag#<tag>` | the fields of [`TagRecord`], `version` |
+//! | manifest | same | `manifest#<digest>` | `media_type`, `size`, and `bytes` unless they are an object |
+//! | membership | same | `blob#<digest>` | `size` |
+//! | blob record | `blob#<digest>` | `blob` | the fields of [`BlobRecord`], `version` |
+//!
+//! Records keep the field names of the core, so that a field added there needs no change here.
+//!
+//! [`TagRecord`]: stopover::ports::TagRecord
+//! [`BlobRecord`]: stopover::ports::BlobRecord
+
+use std::collections::HashMap;
+use std::str::FromStr;
+
+use aws_sdk_dynamodb::primitives::Blob;
+use aws_sdk_dynamodb::types::AttributeValue;
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use stopover::oci::{Digest, Manifest, MediaType, Repository, Tag};
+use stopover::ports::StoreError;
+
+/// An item, or the key of one: values by attribute name.
+pub(crate) type Item = HashMap<String, AttributeValue>;
+
+/// The partition key.
+pub(crate) const PARTITION: &str = "pk";
+/// The sort key.
+const SORT: &str = "sk";
+/// What a conditional write compares: a number drawn anew for every write.
+pub(crate) const VERSION: &str = "version";
+const MEDIA_TYPE: &str = "media_type";
+const SIZE: &str = "size";
+const BYTES: &str = "bytes";
+
+/// The key of a tag record.
+pub(crate) fn tag_key(repository: &Repository, tag: &Tag) -> Item {
+    key(format!("repo#{repository}"), format!("tag#{tag}"))
+}
+
+/// The key of a manifest.
+pub(crate) fn manifest_key(repository: &Repository, digest: &Digest) -> Item {
+    key(format!("repo#{repository}"), format!("manifest#{digest}"))
+}
+
+/// The key of a membership.
+pub(crate) fn membership_key(repository: &Repository, digest: &Digest) -> Item {
+    key(format!("repo#{repository}"), format!("blob#{digest}"))
+}
+
+/// The key of a blob record.
+pub(crate) fn blob_key(digest: &Digest) -> Item {
+    key(format!("blob#{digest}"), "blob".to_owned())
+}
+
+fn key(partition: String, sort: String) -> Item {
+    Item::from([
+        (PARTITION.to_owned(), AttributeValue::S(partition)),
+        (SORT.to_owned(), AttributeValue::S(sort)),
+    ])
+}
+
+/// Whether `item` is the one that `key` names.
+pub(crate) fn is_at(item: &Item, key: &Item) -> bool {
+    [PARTITION, SORT]
+        .iter()
+        .all(|name| item.get(*name) == key.get(*name))
+}
+
+/// The item of a membership.
+pub(crate) fn membership(repository: &Repository, digest: &Digest, size: u64) -> Item {
+    let mut item = membership_key(repository, digest);
+    item.insert(SIZE.to_owned(), number(size));
+    item
+}
+
+/// The length in bytes of the blob or manifest that an item stands for.
+pub(crate) fn size(item: &Item) -> Result<u64, StoreError> {
+    parse_number(item, SIZE)
+}
+
+/// The item of a manifest, with its bytes or without.
+pub(crate) fn manifest(repository: &Repository, manifest: &Manifest, inline: bool) -> Item {
+    let mut item = manifest_key(repository, &manifest.digest);
+    item.insert(
+        MEDIA_TYPE.to_owned(),
+        AttributeValue::S(manifest.media_type.to_string()),
+    );
+    item.insert(SIZE.to_owned(), number(manifest.bytes.len() as u64));
+    if inline {
+        item.insert(
+            BYTES.to_owned(),
+            AttributeValue::B(Blob::new(manifest.bytes.as_ref())),
+        );
+    }
+    item
+}
+
+/// The media type of a manifest's item.
+pub(crate) fn media_type(item: &Item) -> Result<MediaType, StoreError> {
+    match item.get(MEDIA_TYPE) {
+        Some(AttributeValue::S(text)) => {
+            MediaType::from_str(text).map_err(|error| corrupt(MEDIA_TYPE, error))
+        }
+        _ => Err(corrupt(MEDIA_TYPE, "not a string")),
+    }
+}
+
+/// Takes the bytes out of a manifest's item. `None`: they are an object.
+pub(crate) fn take_bytes(item: &mut Item) -> Result<Option<Bytes>, StoreError> {
+    match item.remove(BYTES) {
+        None => Ok(None),
+        Some(AttributeValue::B(blob)) => Ok(Some(blob.into_inner().into())),
+        Some(_) => Err(corrupt(BYTES, "not binary")),
+    }
+}
+
+/// The item of a record: its fields, and the version that the next write has to name.
+pub(crate) fn record(key: Item, record: &impl Serialize, version: u64) -> Result<Item, StoreError> {
+    let Ok(Value::Object(fields)) = serde_json::to_value(record) else {
+        return Err(StoreError::Corrupt(
+            "a record is not a structure with named fields".to_owned(),
+        ));
+    };
+    let mut item = key;
+    item.extend(
+        fields
+            .into_iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(name, value)| (name, attribute(value))),
+    );
+    item.insert(VERSION.to_owned(), number(version));
+    Ok(item)
+}
+
+/// The version of a record's item.
+pub(crate) fn version(item: &Item) -> Result<u64, StoreError> {
+    parse_number(item, VERSION)
+}
+
+/// The record in an item. Attributes that it has no field for are left alone: a newer version may have written them.
+pub(crate) fn parse_record<T: DeserializeOwned>(item: Item) -> Result<T, StoreError> {
+    let fields = item
+        .into_iter()
+        .map(|(name, attribute)| Ok((name, value(attribute)?)))
+        .collect::<Result<_, _>>()?;
+    serde_json::from_value(Value::Object(fields))
+        .map_err(|error| StoreError::Corrupt(error.to_string()))
+}
+
+/// A number as an attribute.
+pub(crate) fn number(number: u64) -> AttributeValue {
+    AttributeValue::N(number.to_string())
+}
+
+fn attribute(value: Value) -> AttributeValue {
+    match value {
+        Value::Null => AttributeValue::Null(true),
+        Value::Bool(flag) => AttributeValue::Bool(flag),
+        Value::Number(number) => AttributeValue::N(number.to_string()),
+        Value::String(text) => AttributeValue::S(text),
+        Value::Array(values) => AttributeValue::L(values.into_iter().map(attribute).collect()),
+        Value::Object(fields) => AttributeValue::M(
+            fields
+                .into_iter()
+                .map(|(name, value)| (name, attribute(value)))
+                .collect(),
+        ),
+    }
+}
+
+fn value(attribute: AttributeValue) -> Result<Value, StoreError> {
+    Ok(match attribute {
+        AttributeValue::Null(_) => Value::Null,
+        AttributeValue::Bool(flag) => Value::Bool(flag),
+        AttributeValue::N(digits) => {
+            Value::Number(digits.parse().map_err(|error| corrupt(&digits, error))?)
+        }
+        AttributeValue::S(text) => Value::String(text),
+        AttributeValue::L(values) => {
+            Value::Array(values.into_iter().map(value).collect::<Result<_, _>>()?)
+        }
+        AttributeValue::M(fields) => Value::Object(
+            fields
+                .into_iter()
+                .map(|(name, inner)| Ok((name, value(inner)?)))
+                .collect::<Result<_, _>>()?,
+        ),
+        _ => {
+            return Err(StoreError::Corrupt(
+                "an attribute has a type that is never written".to_owned(),
+            ));
+        }
+    })
+}
+
+fn parse_number(item: &Item, name: &str) -> Result<u64, StoreError> {
+    match item.get(name) {
+        Some(AttributeValue::N(digits)) => digits.parse().map_err(|error| corrupt(name, error)),
+        _ => Err(corrupt(name, "not a number")),
+    }
+}
+
+fn corrupt(name: &str, reason: impl std::fmt::Display) -> StoreError {
+    StoreError::Corrupt(format!("attribute {name}: {reason}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use stopover::oci::Algorithm;
+    use stopover::ports::{BlobRecord, BlobState, Observed, TagRecord};
+    use stopover::time::Timestamp;
+
+    use super::*;
+
+    fn digest() -> Digest {
+        Digest::of(Algorithm::Sha256, b"content")
+    }
+
+    fn repository() -> Repository {
+        Repository {
+            upstream: "docker.io".parse().unwrap(),
+            name: "library/nginx".parse().unwrap(),
+        }
+    }
+
+    fn round_trip<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(
+        written: &T,
+    ) -> Item {
+        let item = record(blob_key(&digest()), written, 7).unwrap();
+        assert_eq!(version(&item).unwrap(), 7);
+        assert_eq!(parse_record::<T>(item.clone()).unwrap(), *written);
+        item
+    }
+
+    #[test]
+    fn keys_are_those_of_the_design() {
+        let expected = |partition: &str, sort: &str| key(partition.to_owned(), sort.to_owned());
+        assert_eq!(
+            tag_key(&repository(), &"1.27".parse().unwrap()),
+            expected("repo#docker.io/library/nginx", "tag#1.27")
+        );
+        let (manifest, member) = (
+            format!("manifest#{}", digest()),
+            format!("blob#{}", digest()),
+        );
+        assert_eq!(
+            manifest_key(&repository(), &digest()),
+            expected("repo#docker.io/library/nginx", &manifest)
+        );
+        assert_eq!(
+            membership_key(&repository(), &digest()),
+            expected("repo#docker.io/library/nginx", &member)
+        );
+        assert_eq!(blob_key(&digest()), expected(&member, "blob"));
+    }
+
+    #[test]
+    fn every_record_comes_back_as_it_was_written() {
+        for state in [
+            BlobState::Absent,
+            BlobState::Claimed {
+                owner: "one".to_owned(),
+                until: Timestamp(u64::MAX),
+            },
+            BlobState::Stored { size: 0 },
+        ] {
+            round_trip(&BlobRecord {
+                state,
+                attempts: u32::MAX,
+                failure: Some("why".to_owned()),
+            });
+        }
+        let observed = Observed {
+            digest: digest(),
+            media_type: MediaType::OciIndex,
+            size: 1 << 40,
+        };
+        let record = TagRecord {
+            observed: Some(observed),
+            previous: Some(digest()),
+            checked_at: Timestamp(1),
+            fresh_until: Timestamp(2),
+        };
+        round_trip(&record);
+        let missing = TagRecord {
+            observed: None,
+            previous: None,
+            ..record
+        };
+        assert!(
+            !round_trip(&missing).contains_key("observed"),
+            "an absent field takes no room"
+        );
+    }
+
+    #[test]
+    fn an_item_that_was_not_written_by_us_is_corrupt_and_not_absent() {
+        let mut item = record(
+            blob_key(&digest()),
+            &BlobRecord {
+                state: BlobState::Absent,
+                attempts: 0,
+                failure: None,
+            },
+            1,
+        )
+        .unwrap();
+        item.insert("attempts".to_owned(), AttributeValue::S("many".to_owned()));
+        assert!(matches!(
+            parse_record::<BlobRecord>(item.clone()),
+            Err(StoreError::Corrupt(_))
+        ));
+        item.remove(VERSION);
+        assert!(matches!(version(&item), Err(StoreError::Corrupt(_))));
+        assert!(matches!(size(&item), Err(StoreError::Corrupt(_))));
+        assert!(matches!(media_type(&item), Err(StoreError::Corrupt(_))));
+    }
+}

@@ -1,0 +1,201 @@
+//! Content in one S3 bucket: `blobs/<algorithm>/<first two hex>/<hex>`, written once.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::operation::get_object::GetObjectError;
+use aws_sdk_s3::presigning::PresigningConfig;
+use aws_sdk_s3::primitives::ByteStream;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::{Bytes, BytesMut};
+use futures_util::TryStreamExt;
+use stopover::fill::FillError;
+use stopover::oci::{Algorithm, Digest, MAX_MANIFEST_BYTES};
+use stopover::ports::{Blobs, Body, Location, Progress, StoreError};
+use tokio::sync::watch;
+
+use crate::failure::{has_status, store_error};
+
+/// How long a presigned URL works: long enough to begin a download, shorter than what is left of the role's session.
+const URL_LIFE: Duration = Duration::from_mins(15);
+
+/// Up to this many bytes a blob is one request, which S3 checks against the digest itself.
+pub(crate) const SINGLE_PUT_BYTES: u64 = 16 * 1024 * 1024;
+
+/// What every object is to S3 and to whoever follows the URL.
+pub(crate) const CONTENT_TYPE: &str = "application/octet-stream";
+
+/// [`Blobs`] in one bucket.
+///
+/// The role needs `s3:ListBucket` on the bucket: without it S3 answers 403 for an object that is not there, and absence
+/// could not be told from a lack of permission.
+#[derive(Debug, Clone)]
+pub struct S3Blobs {
+    pub(crate) client: Client,
+    pub(crate) bucket: String,
+}
+
+impl S3Blobs {
+    /// Blobs in `bucket`.
+    pub fn new(client: Client, bucket: impl Into<String>) -> Self {
+        Self {
+            client,
+            bucket: bucket.into(),
+        }
+    }
+
+    /// The bytes of a manifest that was too large for its item. `None`: there is no such object.
+    pub(crate) async fn read(
+        &self,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<Option<Bytes>, StoreError> {
+        if size > MAX_MANIFEST_BYTES as u64 {
+            return Err(StoreError::Corrupt(format!(
+                "manifest {digest} has {size} bytes"
+            )));
+        }
+        let answer = match self
+            .client
+            .get_object()
+            .bucket(&self.bucket)
+            .key(key(digest))
+            .send()
+            .await
+        {
+            Ok(answer) => answer,
+            Err(error)
+                if error
+                    .as_service_error()
+                    .is_some_and(GetObjectError::is_no_such_key) =>
+            {
+                return Ok(None);
+            }
+            Err(error) => return Err(store_error("GetObject", &error)),
+        };
+        if answer
+            .content_length()
+            .and_then(|length| u64::try_from(length).ok())
+            != Some(size)
+        {
+            return Err(StoreError::Corrupt(format!(
+                "the object of manifest {digest} does not have {size} bytes"
+            )));
+        }
+        let bytes = answer
+            .body
+            .collect()
+            .await
+            .map_err(|error| StoreError::Unavailable(format!("GetObject: {error}")))?;
+        Ok(Some(bytes.into_bytes()))
+    }
+
+    /// Stores bytes that match their digest in one request. Storing them twice is a no-op.
+    pub(crate) async fn write(&self, digest: &Digest, bytes: Bytes) -> Result<(), StoreError> {
+        // S3 compares the bytes with this before the object becomes visible.
+        let checksum = match digest.algorithm() {
+            Algorithm::Sha256 => STANDARD.encode(digest.to_bytes()),
+            Algorithm::Sha512 => checksum(&bytes),
+        };
+        // 409: another write of the same object is under way, and S3 does not know yet how it ends.
+        let mut conflicts = 0;
+        loop {
+            let put = self
+                .client
+                .put_object()
+                .bucket(&self.bucket)
+                .key(key(digest))
+                .if_none_match("*");
+            let put = put
+                .content_type(CONTENT_TYPE)
+                .checksum_sha256(&checksum)
+                .body(ByteStream::from(bytes.clone()));
+            match put.send().await {
+                Ok(_) => return Ok(()),
+                Err(error) if has_status(&error, 412) => return Ok(()),
+                Err(error) if has_status(&error, 409) && conflicts == 0 => conflicts += 1,
+                Err(error) => return Err(store_error("PutObject", &error)),
+            }
+        }
+    }
+}
+
+/// The key of a blob's object.
+pub(crate) fn key(digest: &Digest) -> String {
+    let hex = digest.hex();
+    format!("blobs/{}/{}/{hex}", digest.algorithm().name(), &hex[..2])
+}
+
+/// The SHA-256 of `bytes` in the form of `x-amz-checksum-sha256`.
+pub(crate) fn checksum(bytes: &[u8]) -> String {
+    STANDARD.encode(Digest::of(Algorithm::Sha256, bytes).to_bytes())
+}
+
+#[async_trait]
+impl Blobs for S3Blobs {
+    async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        match self
+            .client
+            .head_object()
+            .bucket(&self.bucket)
+            .key(key(digest))
+            .send()
+            .await
+        {
+            Ok(answer) => Ok(answer
+                .content_length()
+                .and_then(|length| u64::try_from(length).ok())),
+            Err(error) if has_status(&error, 404) => Ok(None),
+            Err(error) => Err(store_error("HeadObject", &error)),
+        }
+    }
+
+    async fn locate(&self, digest: &Digest) -> Result<Option<Location>, StoreError> {
+        let life = PresigningConfig::expires_in(URL_LIFE)
+            .map_err(|error| StoreError::Refused(error.to_string()))?;
+        let get = self
+            .client
+            .get_object()
+            .bucket(&self.bucket)
+            .key(key(digest));
+        let presigned = get
+            .presigned(life)
+            .await
+            .map_err(|error| store_error("presigning", &error))?;
+        Ok(Some(Location::Url(presigned.uri().to_owned())))
+    }
+
+    /// Readers cannot follow: an object has no bytes before it is whole.
+    async fn store(
+        &self,
+        digest: &Digest,
+        size: u64,
+        body: Body,
+        _progress: &watch::Sender<Progress>,
+    ) -> Result<(), FillError> {
+        if size > SINGLE_PUT_BYTES {
+            return self.store_in_parts(digest, size, body).await;
+        }
+        let bytes = collect(body, size).await?;
+        Ok(self.write(digest, bytes).await?)
+    }
+}
+
+async fn collect(mut body: Body, size: u64) -> Result<Bytes, FillError> {
+    let mut bytes = BytesMut::with_capacity(usize::try_from(size).unwrap_or_default());
+    while let Some(chunk) = body.try_next().await? {
+        bytes.extend_from_slice(&chunk);
+        if bytes.len() as u64 > size {
+            break;
+        }
+    }
+    if bytes.len() as u64 == size {
+        Ok(bytes.freeze())
+    } else {
+        Err(FillError::Mismatch(format!(
+            "the body of a blob of {size} bytes does not have as many"
+        )))
+    }
+}
