@@ -42,7 +42,7 @@ def handle(event, headers):
             return {"statusCode": 200, "headers": {"content-length": "12345"}, "body": ""}
         if path == "/malformed":
             return {"statusCode": "many"}
-        if path in ("/fail", "/meet"):
+        if path in ("/fail", "/meet", "/slow"):
             event = {"do": path[1:]}
         else:
             return {"statusCode": 200, "body": json.dumps(event)}
@@ -54,6 +54,9 @@ def handle(event, headers):
         os._exit(3)
     if action == "hang":
         time.sleep(3600)
+    if action == "slow":
+        time.sleep(0.6)
+        print("slept", flush=True)
     if action == "meet":
         meet()
     if action == "large":

@@ -240,6 +240,28 @@ async fn a_failing_function_is_a_502_and_too_long_headers_a_431() {
 }
 
 #[tokio::test]
+async fn a_function_slower_than_the_gateway_waits_is_a_503_and_works_on() {
+    let (_directory, function) = function(LONG).await;
+    let front = HttpFront::start_with_limit(vec![function], Duration::from_millis(200)).unwrap();
+    let slow = client()
+        .get(format!("{}/slow", front.url()))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(slow.status(), 503);
+    assert_eq!(
+        slow.text().await.unwrap(),
+        r#"{"message":"Service Unavailable"}"#
+    );
+    // The function's second request waits for the first one to end: its log then has the end of the first.
+    front.functions()[0]
+        .invoke(json!({ "do": "nothing" }))
+        .await
+        .unwrap();
+    assert!(front.functions()[0].log().contains("slept"));
+}
+
+#[tokio::test]
 async fn a_pool_answers_as_many_requests_at_a_time_as_it_has_functions() {
     let (_directory, path) = bootstrap();
     let place = tempfile::tempdir().unwrap();

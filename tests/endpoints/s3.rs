@@ -111,6 +111,35 @@ async fn a_body_streamed_with_a_trailing_checksum_is_stored_whole() {
 }
 
 #[tokio::test]
+async fn a_body_of_another_length_than_declared_is_never_visible() {
+    let endpoints = Endpoints::start().await.unwrap();
+    let (client, bucket) = (endpoints.s3().await, endpoints.bucket());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), vec![1; 100_000]).unwrap();
+    for declared in ["99999", "100001"] {
+        let body = ByteStream::from_path(file.path()).await.unwrap();
+        let put = client
+            .put_object()
+            .bucket(bucket)
+            .key("odd")
+            .body(body)
+            .customize();
+        let put = put.mutate_request(move |request| {
+            request
+                .headers_mut()
+                .insert("x-amz-decoded-content-length", declared);
+        });
+        assert_eq!(
+            refusal(put.send().await),
+            refused(400, "IncompleteBody"),
+            "{declared}"
+        );
+    }
+    assert_eq!(endpoints.objects(), Vec::<String>::new());
+    assert_eq!(endpoints.stored_files().unwrap(), 0);
+}
+
+#[tokio::test]
 async fn a_body_cut_short_is_never_visible() {
     let endpoints = Endpoints::start().await.unwrap();
     let client = endpoints.s3().await;

@@ -3,14 +3,19 @@
 use std::{
     future::Future,
     net::{Ipv4Addr, SocketAddr},
+    time::Duration,
 };
 
 use axum::{Router, serve::ListenerExt};
 use tokio::{net::TcpListener, runtime::Runtime, task::JoinHandle};
 
+/// Only blocking work can take time: it is short here, reads and writes of files.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
+
 /// A runtime beside the test's own, so that a blocking test cannot stall a server it talks to.
 ///
-/// Dropping it ends everything on it at once, open connections included: nothing drains.
+/// Dropping it ends everything on it at once, open connections included: nothing drains, and nothing is left
+/// when the drop returns.
 pub(crate) struct Loopback(Option<Runtime>);
 
 impl Loopback {
@@ -55,7 +60,8 @@ impl Loopback {
 impl Drop for Loopback {
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
+            // Asynchronous code may not wait for the end of a runtime, another thread may.
+            let _ = std::thread::spawn(move || runtime.shutdown_timeout(SHUTDOWN_LIMIT)).join();
         }
     }
 }

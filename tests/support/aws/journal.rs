@@ -18,7 +18,7 @@ pub enum Service {
 
 /// How an injected fault answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
+pub(super) enum Failure {
     /// 500: `InternalServerError`, `InternalError` or `InternalFailure`, as the service calls it.
     Internal,
     /// `ProvisionedThroughputExceededException`, `SlowDown` or `RequestThrottled`.

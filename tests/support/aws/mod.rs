@@ -23,10 +23,13 @@ use aws_sdk_dynamodb::types::{
 use aws_types::service_config::{LoadServiceConfig, ServiceConfigKey};
 
 pub(crate) use self::sqs::Queues;
-use self::{journal::Journal, s3::Store};
 pub use self::{
-    journal::{EVERY_OPERATION, Failure, Service},
+    journal::{EVERY_OPERATION, Service},
     sqs::QueueSettings,
+};
+use self::{
+    journal::{Failure, Journal},
+    s3::Store,
 };
 use crate::loopback::Loopback;
 

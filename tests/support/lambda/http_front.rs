@@ -39,12 +39,18 @@ pub struct HttpFront {
 impl HttpFront {
     /// Starts the server. More functions answer more requests at a time; further requests wait.
     pub fn start(functions: Vec<Function>) -> anyhow::Result<Self> {
+        Self::start_with_limit(functions, LIMIT)
+    }
+
+    /// As [`Self::start`], but giving up on a function after `limit`: the real 30 seconds are long for a test.
+    pub fn start_with_limit(functions: Vec<Function>, limit: Duration) -> anyhow::Result<Self> {
         anyhow::ensure!(!functions.is_empty(), "a front needs a function");
         let loopback = Loopback::new("http-front")?;
         let pool = Pool {
             free: Semaphore::new(functions.len()),
             idle: Mutex::new(functions.iter().map(Function::sandbox).collect()),
             requests: AtomicU64::default(),
+            limit,
         };
         let (listener, address) = loopback.bind()?;
         loopback.serve(
@@ -78,6 +84,7 @@ struct Pool {
     free: Semaphore,
     idle: Mutex<Vec<Arc<Sandbox>>>,
     requests: AtomicU64,
+    limit: Duration,
 }
 
 impl Pool {
@@ -122,9 +129,10 @@ async fn answer(State(pool): State<Arc<Pool>>, request: Request) -> Response<Bod
         return refuse(StatusCode::PAYLOAD_TOO_LARGE, "Request Entity Too Large");
     };
     let event = payload::event(&parts, &body, &request_id);
+    let limit = pool.limit;
     // A client that leaves, or this front giving up, does not stop the function.
     let invocation = tokio::spawn(async move { pool.invoke(event).await });
-    let mut response = match tokio::time::timeout(LIMIT, invocation).await {
+    let mut response = match tokio::time::timeout(limit, invocation).await {
         Err(_) => refuse(StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable"),
         Ok(Ok(Ok(result))) => payload::response(&result, &parts.method).unwrap_or_else(|fault| {
             eprintln!("malformed function result ({fault}): {result}");
