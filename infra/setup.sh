@@ -44,14 +44,15 @@ if [ ${#missing[@]} -gt 0 ]; then
   fi
   as_root apt-get update -qq
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
-  if [ -d /run/systemd/system ]; then
-    for service in docker-registry nginx; do
-      [[ " ${missing[*]} " == *" ${service}"* ]] && as_root systemctl disable "$service"
-    done
-  fi
+  # Nor after the next boot.
+  for service in docker-registry nginx; do
+    if [ -d /run/systemd/system ] && [[ " ${missing[*]}" == *" $service"* ]]; then
+      as_root systemctl disable --quiet "$service"
+    fi
+  done
 fi
 
-[ -x .venv/bin/python ] || { say "virtual environment: .venv"; python3 -m venv .venv; }
+[ -x .venv/bin/python ] || python3 -m venv .venv
 say "PyPI: SAM CLI $sam_version, cargo-lambda $cargo_lambda_version, zig $zig_version"
 .venv/bin/pip install --quiet --disable-pip-version-check \
   "aws-sam-cli==$sam_version" "cargo-lambda==$cargo_lambda_version" "ziglang==$zig_version"
