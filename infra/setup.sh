@@ -43,7 +43,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     as_root chmod 755 "$policy"
   fi
   as_root apt-get update -qq
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
   # Nor after the next boot.
   for service in docker-registry nginx; do
     if [ -d /run/systemd/system ] && [[ " ${missing[*]}" == *" $service"* ]]; then

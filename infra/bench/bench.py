@@ -37,6 +37,10 @@ STALL_CASE = "blob of 300 bytes"
 STALL_FACTOR, STALL_SLACK_MS = 10, 1.0
 
 
+# Above this share of CPU time spent elsewhere, the requests per second say little.
+QUIET = 0.2
+
+
 @dataclasses.dataclass
 class Sample:
     """One run of wrk against one server."""
@@ -56,7 +60,7 @@ def busy_seconds():
 
 
 def latency(percentile, output):
-    found = re.search(percentile + r"%\s+([\d.]+)(us|ms|s|m)\n", output)
+    found = re.search(percentile + r"%\s+([\d.]+)(us|ms|s|m)\b", output)
     if not found:
         raise SystemExit(f"wrk reported no latency:\n{output}")
     return float(found[1]) * MILLISECONDS[found[2]]
@@ -168,6 +172,8 @@ def main():
     )
     tables = render(medians, verdicts, settings)
     print(tables)
+    if foreign > QUIET:
+        print(f"bench: {foreign:.0%} of the CPU time went elsewhere; repeat on a quiet machine", file=sys.stderr)
     before, _, rest = REPORT.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
     REPORT.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}")
