@@ -3,8 +3,9 @@
 use anyhow::{Context, ensure};
 use support::clients::{Client, Through};
 use support::images::Recipe;
-use support::program::Installation;
+use support::program::{Installation, UPSTREAM};
 use support::registry::Registry;
+use tempfile::NamedTempFile;
 
 const MIB: u64 = 1024 * 1024;
 
@@ -91,6 +92,31 @@ async fn skopeo_pulls_a_layer_of_200_megabytes() -> anyhow::Result<()> {
 async fn podman_pulls_a_layer_of_200_megabytes() -> anyhow::Result<()> {
     let recipe = Recipe::oci("large", vec![200 * MIB]);
     pulls_are_identical(Client::Podman, Client::Podman, recipe).await
+}
+
+#[tokio::test]
+async fn skopeo_pulls_from_an_upstream_that_asks_for_a_password() -> anyhow::Result<()> {
+    let upstream = Registry::start_with_password("alice", "pass word").await?;
+    let image = Recipe::docker("private/docker").push(&upstream).await?;
+    let password = NamedTempFile::new()?;
+    std::fs::write(&password, "pass word\n")?;
+    let installation = Installation::with_configuration(&format!(
+        "[upstreams.\"{UPSTREAM}\"]\n\
+         url = \"{}\"\n\
+         credentials = {{ username = \"alice\", password_file = \"{}\" }}\n",
+        upstream.url(),
+        password.path().display(),
+    ))?;
+    let stopover = installation.start().await?;
+    let pulled = Client::Skopeo
+        .pull(stopover.address(), Through::Name, &image)
+        .await;
+    pulled.with_context(|| stopover.log())?;
+    ensure!(
+        !stopover.log().contains("pass word"),
+        "the log tells the password"
+    );
+    Ok(())
 }
 
 /// Without the program, so that a comparison that accepts everything is found out.

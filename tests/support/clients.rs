@@ -6,17 +6,17 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use reqwest::header::CONTENT_LENGTH;
+use reqwest::header::{ACCEPT, CONTENT_LENGTH};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use crate::images::{Blob, Image, Manifest, digest_from, digest_of};
+use crate::images::{self, Blob, Image, Manifest, digest_from, digest_of};
 use crate::program::{UPSTREAM, files_below};
 
 /// The longest pull of a test takes a few seconds.
-const PULL: Duration = Duration::from_secs(180);
+const PULL: Duration = Duration::from_mins(3);
 
 /// How the client is told of the cache.
 #[derive(Clone, Copy, Debug)]
@@ -72,11 +72,29 @@ impl Client {
     }
 }
 
-/// Pulls the image over plain HTTP, all blobs at once, reading and hashing every byte.
+/// A complete answer whose bytes are not those that were pushed. A pull may end early, but never like this.
+#[derive(Debug)]
+pub struct WrongContent(String);
+
+impl std::error::Error for WrongContent {}
+
+impl std::fmt::Display for WrongContent {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} is answered with other bytes", self.0)
+    }
+}
+
+/// Pulls the image over plain HTTP, all blobs at once, reading and hashing every byte. Other bytes than those that were
+/// pushed are a [`WrongContent`].
 pub async fn pull_over_http(address: &str, image: &Image) -> anyhow::Result<()> {
     let client = reqwest::Client::builder().no_proxy().build()?;
     let base = format!("http://{address}/v2/{UPSTREAM}/{}", image.name);
-    let get = |path: String| async { client.get(format!("{base}/{path}")).send().await };
+    let get = |path: String| {
+        client
+            .get(format!("{base}/{path}"))
+            .header(ACCEPT, images::MEDIA_TYPES.join(", "))
+            .send()
+    };
     let tagged = get(format!("manifests/{}", image.tag))
         .await?
         .error_for_status()?
@@ -84,7 +102,7 @@ pub async fn pull_over_http(address: &str, image: &Image) -> anyhow::Result<()> 
         .await?;
     ensure!(
         digest_of(&tagged) == image.digest,
-        "the tag is answered with other bytes"
+        WrongContent(image.reference())
     );
     for (digest, bytes) in image.manifest_bytes() {
         let answered = get(format!("manifests/{digest}"))
@@ -92,7 +110,7 @@ pub async fn pull_over_http(address: &str, image: &Image) -> anyhow::Result<()> 
             .error_for_status()?
             .bytes()
             .await?;
-        ensure!(answered == bytes, "{digest} is answered with other bytes");
+        ensure!(answered == bytes, WrongContent(digest.to_owned()));
     }
     let blobs = image
         .blobs()
@@ -118,11 +136,9 @@ async fn check_blob(answer: reqwest::Response, blob: &Blob) -> anyhow::Result<()
     while let Some(bytes) = answer.chunk().await? {
         hasher.update(&bytes);
     }
-    let digest = digest_from(hasher);
     ensure!(
-        digest == blob.digest,
-        "{} is answered with the bytes of {digest}",
-        blob.digest
+        digest_from(hasher) == blob.digest,
+        WrongContent(blob.digest.clone())
     );
     Ok(())
 }

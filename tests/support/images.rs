@@ -42,6 +42,9 @@ const OCI: Format = Format {
 /// The media type of an OCI index.
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
+/// The media types of the manifests that are made here.
+pub const MEDIA_TYPES: [&str; 3] = [DOCKER.manifest, OCI.manifest, INDEX];
+
 /// What to make. Recipes that differ in their seed share no layer.
 pub struct Recipe {
     name: String,
@@ -297,7 +300,7 @@ pub fn digest_of(bytes: &[u8]) -> String {
 
 /// The digest of all that this hasher has seen, as manifests write it.
 pub fn digest_from(hasher: Sha256) -> String {
-    format!("sha256:{:x}", hasher.finalize())
+    format!("sha256:{:x}", Bytes::copy_from_slice(&hasher.finalize()))
 }
 
 async fn put_blob(

@@ -91,7 +91,7 @@ fn measure(blocks: impl Iterator<Item = Bytes>) -> Blob {
 fn tar_header(name: &str, size: u64) -> Vec<u8> {
     let mut header = vec![0; 512];
     let mut put = |offset: usize, text: &str| {
-        header[offset..offset + text.len()].copy_from_slice(text.as_bytes())
+        header[offset..offset + text.len()].copy_from_slice(text.as_bytes());
     };
     put(0, name);
     put(100, "0000644\0");
@@ -110,7 +110,7 @@ fn tar_header(name: &str, size: u64) -> Vec<u8> {
 /// Wraps the bytes in gzip without compressing them (RFC 1952): random content does not compress anyway.
 fn gzip(content: impl Iterator<Item = Bytes> + Send) -> impl Iterator<Item = Bytes> + Send {
     let header = Bytes::from_static(&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255]);
-    let (mut checksum, mut length) = (u32::MAX, 0u32);
+    let (mut checksum, mut length) = (u32::MAX, 0_u32);
     let mut content = Some(content);
     let rest = std::iter::from_fn(move || {
         let blocks = content.as_mut()?;
@@ -124,7 +124,7 @@ fn gzip(content: impl Iterator<Item = Bytes> + Send) -> impl Iterator<Item = Byt
         } else {
             content = None;
             put_stored(&mut stored, &[], true);
-            stored.extend(!checksum.to_le_bytes());
+            stored.extend((!checksum).to_le_bytes());
             stored.extend(length.to_le_bytes());
         }
         Some(Bytes::from(stored))

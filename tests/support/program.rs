@@ -1,6 +1,7 @@
 //! The `stopover` program as a child process.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -19,7 +20,7 @@ use crate::images::{Blob, Image};
 const START: Duration = Duration::from_secs(30);
 
 /// How long a fill may take that nobody reads along: a gibibyte takes seconds.
-const FILL: Duration = Duration::from_secs(60);
+const FILL: Duration = Duration::from_mins(1);
 
 /// The id of the upstream that [`Installation::for_upstream`] configures.
 pub const UPSTREAM: &str = "test.local";
@@ -27,8 +28,7 @@ pub const UPSTREAM: &str = "test.local";
 /// A data directory and a configuration: what stays when the process goes.
 pub struct Installation {
     directory: TempDir,
-    /// What `--listen` is given.
-    pub listen: String,
+    listen: SocketAddr,
     /// Options of a tmpfs to put over the data directory, in a mount namespace that ends with the process.
     tmpfs: Option<String>,
 }
@@ -47,11 +47,17 @@ impl Installation {
         std::fs::create_dir(directory.path().join("data"))?;
         let this = Self {
             directory,
-            listen: "127.0.0.1:0".to_owned(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             tmpfs: None,
         };
         std::fs::write(this.configuration(), text)?;
         Ok(this)
+    }
+
+    /// Has every process started later listen there, instead of at a free port.
+    #[must_use]
+    pub fn listening_on(self, listen: SocketAddr) -> Self {
+        Self { listen, ..self }
     }
 
     /// Puts a tmpfs with these mount options (`size=16m`, `ro`) over the data directory of every process started later.
@@ -92,7 +98,7 @@ impl Installation {
                 command
             }
         };
-        command.args(["serve", "--listen", &self.listen]);
+        command.args(["serve", "--listen", &self.listen.to_string()]);
         command
             .arg("--data-dir")
             .arg(self.data())
@@ -261,9 +267,9 @@ pub(crate) fn files_below(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
         for entry in std::fs::read_dir(directory)? {
             let path = entry?.path();
             if path.is_dir() {
-                files.extend(files_below(&path)?)
+                files.extend(files_below(&path)?);
             } else {
-                files.push(path)
+                files.push(path);
             }
         }
     }

@@ -108,7 +108,7 @@ impl Registry {
 }
 
 /// A loopback address whose port was free a moment ago.
-pub fn free_address() -> anyhow::Result<SocketAddr> {
+fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
@@ -118,18 +118,21 @@ fn write_configuration(
     with_password: bool,
 ) -> anyhow::Result<()> {
     let directory_name = directory.display();
+    let auth = if with_password {
+        format!("auth: {{htpasswd: {{realm: test, path: {directory_name}/htpasswd}}}}\n")
+    } else {
+        String::new()
+    };
     // The header tells this process from another one that took the port first.
-    let mut text = format!(
+    let text = format!(
         "version: 0.1\n\
          log: {{level: error, accesslog: {{disabled: true}}}}\n\
          storage: {{filesystem: {{rootdirectory: {directory_name}/storage}}, delete: {{enabled: true}}}}\n\
          health: {{storagedriver: {{enabled: false}}}}\n\
          http: {{addr: \"{address}\", host: \"http://{address}\", secret: test, \
-                 headers: {{{INSTANCE}: [\"{directory_name}\"]}}}}\n"
+                 headers: {{{INSTANCE}: [\"{directory_name}\"]}}}}\n\
+         {auth}"
     );
-    if with_password {
-        text += &format!("auth: {{htpasswd: {{realm: test, path: {directory_name}/htpasswd}}}}\n");
-    }
     std::fs::write(directory.join("registry.yml"), text)
         .context("cannot write the configuration of docker-registry")
 }
