@@ -1,4 +1,4 @@
-//! DynamoDB: the table is there, conditions hold, outages can be made.
+//! `DynamoDB`: the table is there, conditions hold, outages can be made.
 
 use aws_sdk_dynamodb::{Client, error::ProvideErrorMetadata, types::AttributeValue};
 use futures_util::future::join_all;
@@ -30,7 +30,7 @@ async fn one_of_many_racing_conditional_puts_wins() {
     assert!(
         claims
             .iter()
-            .flat_map(|claim| claim.as_ref().err())
+            .filter_map(|claim| claim.as_ref().err())
             .all(|code| { code.as_deref() == Some("ConditionalCheckFailedException") })
     );
 }

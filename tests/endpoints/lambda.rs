@@ -302,13 +302,13 @@ async fn source(directory: &std::path::Path, settings: QueueSettings) -> (Endpoi
 async fn a_message_that_was_worked_off_is_deleted() {
     let (directory, _path) = bootstrap();
     let (endpoints, source) = source(directory.path(), QueueSettings::default()).await;
-    let send = endpoints
+    let message = endpoints
         .sqs()
         .await
         .send_message()
         .queue_url(endpoints.queue_url())
         .message_body("nothing");
-    let sent = send.send().await.unwrap();
+    let sent = message.send().await.unwrap();
     source
         .wait_until_idle(Duration::from_secs(20))
         .await

@@ -1,4 +1,4 @@
-//! DynamoDB: dynoxide in memory, behind a proxy that keeps the journal.
+//! `DynamoDB`: dynoxide in memory, behind a proxy that keeps the journal.
 //!
 //! dynoxide checks that a request is signed, not the signature.
 

@@ -1,8 +1,8 @@
-//! DynamoDB, S3 and SQS in this process, strict where the adapters could be wrong.
+//! `DynamoDB`, S3 and SQS in this process, strict where the adapters could be wrong.
 //!
 //! | service | made of | strict about |
 //! | --- | --- | --- |
-//! | DynamoDB | dynoxide | conditions, limits, transactions, as the service |
+//! | `DynamoDB` | dynoxide | conditions, limits, transactions, as the service |
 //! | S3 | s3s and [`s3`] | signatures, checksums before visibility, atomic `If-None-Match`, multipart rules |
 //! | SQS | [`sqs`] | visibility, receipt handles, limits, redrive |
 //!
@@ -66,6 +66,16 @@ impl LoadServiceConfig for Urls {
             _ => None,
         }
     }
+}
+
+/// The ARN of the queue of fills.
+pub(crate) fn queue_arn() -> String {
+    sqs::arn(sqs::QUEUE)
+}
+
+/// An MD5 as S3 and SQS write it.
+fn hex(md5: [u8; 16]) -> String {
+    format!("{:032x}", u128::from_be_bytes(md5))
 }
 
 impl Endpoints {
@@ -136,11 +146,6 @@ impl Endpoints {
     /// The URL of the queue that messages move to once they were received too often.
     pub fn dlq_url(&self) -> String {
         self.queues.url(sqs::DEAD_LETTER_QUEUE)
-    }
-
-    /// The ARN of the queue of fills.
-    pub(crate) fn queue_arn(&self) -> String {
-        sqs::arn(sqs::QUEUE)
     }
 
     pub(crate) fn queues(&self) -> Arc<Queues> {

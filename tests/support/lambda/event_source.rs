@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::{Function, REGION, function::Sandbox};
 use crate::{
-    aws::{Endpoints, Queues},
+    aws::{self, Endpoints, Queues},
     loopback::Loopback,
 };
 
@@ -30,7 +30,7 @@ impl EventSource {
             let mapping = Mapping {
                 client: endpoints.sqs().await,
                 queue_url: endpoints.queue_url(),
-                queue_arn: endpoints.queue_arn(),
+                queue_arn: aws::queue_arn(),
                 sandbox: function.sandbox(),
             };
             loopback.spawn(mapping.run());

@@ -16,7 +16,10 @@ use s3s::{
 };
 use sha2::Sha256;
 
-use super::body::{Blob, Received, value_of};
+use super::{
+    super::hex,
+    body::{Blob, Received, value_of},
+};
 
 /// The least size of every part but the last, in bytes.
 const MIN_PART: u64 = 5 * 1024 * 1024;
@@ -46,7 +49,7 @@ impl Object {
             description,
             size: received.blob.size,
             blobs: vec![received.blob],
-            etag: hex(&received.md5),
+            etag: hex(received.md5),
             checksum: received.checksum,
             composite: false,
             modified: SystemTime::now(),
@@ -71,7 +74,7 @@ pub(super) struct Part {
 
 impl Part {
     pub(super) fn etag(&self) -> String {
-        hex(&self.received.md5)
+        hex(self.received.md5)
     }
 }
 
@@ -307,7 +310,7 @@ fn assemble(upload: &Upload, completion: &Completion) -> S3Result<Object> {
     }
     Ok(Object {
         description: upload.description.clone(),
-        etag: format!("{}-{}", hex(&etag.finalize()), parts.len()),
+        etag: format!("{}-{}", hex(etag.finalize().into()), parts.len()),
         blobs: parts
             .iter()
             .map(|part| Arc::clone(&part.received.blob))
@@ -371,8 +374,4 @@ fn composite_sha256(parts: &[&Part]) -> S3Result<String> {
         BASE64_STANDARD.encode(digest.finalize()),
         parts.len()
     ))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

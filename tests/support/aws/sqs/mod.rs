@@ -112,7 +112,7 @@ async fn dispatch(api: &Api, headers: &HeaderMap, body: &[u8]) -> Result<Value, 
     match operation {
         "SendMessage" => {
             let body = request.message()?;
-            request.check_payload(body.len())?;
+            check_payload(body.len())?;
             let (id, md5) = queues.send(request.queue(queues)?, body, request.delay()?);
             Ok(json!({ "MessageId": id, "MD5OfMessageBody": md5 }))
         }
@@ -349,14 +349,14 @@ impl Request {
             ))
         }
     }
+}
 
-    fn check_payload(&self, bytes: usize) -> Result<(), Refusal> {
-        if bytes > MAX_PAYLOAD {
-            let reason = format!(
-                "One or more parameters are invalid. Reason: Message must be shorter than {MAX_PAYLOAD} bytes."
-            );
-            return Err(Refusal::new(400, "InvalidParameterValue", reason));
-        }
-        Ok(())
+fn check_payload(bytes: usize) -> Result<(), Refusal> {
+    if bytes > MAX_PAYLOAD {
+        let reason = format!(
+            "One or more parameters are invalid. Reason: Message must be shorter than {MAX_PAYLOAD} bytes."
+        );
+        return Err(Refusal::new(400, "InvalidParameterValue", reason));
     }
+    Ok(())
 }

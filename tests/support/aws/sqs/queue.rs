@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{ACCOUNT, arn};
+use super::{super::hex, ACCOUNT, arn};
 
 /// The name of the queue of fills.
 pub(crate) const QUEUE: &str = "stopover-fills";
@@ -172,10 +172,7 @@ impl Queues {
         let message = Message {
             id: format!("00000000-0000-4000-8000-{:012x}", contents.sent),
             body: body.to_owned(),
-            md5: Md5::digest(body)
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect(),
+            md5: hex(Md5::digest(body).into()),
             sent_at: milliseconds(),
             first_received_at: None,
             receive_count: 0,
