@@ -32,10 +32,10 @@ check: $(setup_stamp) ## Formatting, lints, dependencies: licences, bans, source
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	if grep -rnE '\basync (fn|move|\{)|\.await\b' src/oci; then echo "src/oci is pure: no async there" >&2; exit 1; fi
 	cargo deny --workspace --locked check --hide-inclusion-graph bans licenses sources
-	if cargo deny --workspace --locked fetch db >/dev/null 2>&1; then
-	  cargo deny --workspace --locked check advisories
+	if reason=$$(cargo deny --workspace --locked fetch db 2>&1); then
+	  cargo deny --workspace --locked check --hide-inclusion-graph advisories
 	else
-	  echo "check: ADVISORIES WERE NOT CHECKED: the RustSec database cannot be reached from here"
+	  echo "check: ADVISORIES WERE NOT CHECKED, the RustSec database cannot be reached: $$(grep . <<< "$$reason" | tail -n 1)"
 	fi
 
 build: $(setup_stamp) ## Release builds of the Lambda functions, in .aws-sam/build
