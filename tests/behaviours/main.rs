@@ -1,0 +1,10 @@
+//! What Stopover promises, on both columns. README's data path names these tests.
+
+mod documents;
+mod fills;
+mod outages;
+mod pulls;
+mod requests;
+mod security;
+mod tags;
+mod upstream_trouble;

@@ -1,0 +1,159 @@
+//! Tags: fresh, stale, moved, missing.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use support::on_both_columns;
+use support::scripted::Fault;
+use support::world::{Column, World};
+
+on_both_columns!(
+    a_fresh_tag_is_not_revalidated,
+    a_stale_tag_is_revalidated_with_head_only,
+    a_moved_tag_serves_the_new_digest,
+    a_moved_tag_whose_manifest_cannot_be_fetched_serves_the_old_one,
+    a_cold_get_by_tag_is_one_get_upstream,
+    a_head_never_fetches_a_manifest,
+    a_tag_seen_by_head_only_is_pulled_by_digest_and_survives_an_outage,
+    a_missing_tag_is_remembered,
+    a_deleted_tag_is_missing_and_its_digest_still_pulls,
+    an_upstream_that_cannot_answer_head_is_asked_with_get,
+);
+
+const TAG: &str = "/v2/test.local/a/manifests/1";
+const FRESH: Duration = Duration::from_mins(5);
+const MISSING: Duration = Duration::from_secs(30);
+
+async fn a_fresh_tag_is_not_revalidated(column: Column) {
+    let world = World::on(column).await;
+    world.upstream.image("a", "1", &[b"layer"]);
+    world.get(TAG).await;
+    world.upstream.forget_requests();
+    world.clock.advance(FRESH - Duration::from_secs(1));
+    for answer in [world.get(TAG).await, world.head(TAG).await] {
+        assert_eq!((answer.status, answer.header("x-stopover")), (StatusCode::OK, "hit"));
+    }
+    assert_eq!(world.upstream.count("/manifests/"), 0);
+}
+
+async fn a_stale_tag_is_revalidated_with_head_only(column: Column) {
+    let world = World::on(column).await;
+    world.upstream.image("a", "1", &[b"layer"]);
+    world.get(TAG).await;
+    for _ in 0..3 {
+        world.upstream.forget_requests();
+        world.clock.advance(FRESH);
+        assert_eq!(world.get(TAG).await.header("x-stopover"), "revalidated");
+        assert_eq!(world.get(TAG).await.header("x-stopover"), "hit");
+        assert_eq!((world.upstream.count("HEAD"), world.upstream.count("GET /v2/a/manifests")), (1, 0));
+    }
+}
+
+async fn a_moved_tag_serves_the_new_digest(column: Column) {
+    let world = World::on(column).await;
+    let old = world.upstream.image("a", "1", &[b"old"]);
+    world.get(TAG).await;
+    let new = world.upstream.image("a", "1", &[b"new"]);
+    assert_eq!(world.get(TAG).await.bytes(), &old.manifest, "fresh");
+    world.clock.advance(FRESH);
+    world.upstream.forget_requests();
+    assert_eq!(world.get(TAG).await.bytes(), &new.manifest);
+    let by_digest = format!("GET /v2/a/manifests/{}", new.digest);
+    assert_eq!((world.upstream.count("HEAD"), world.upstream.count(&by_digest)), (1, 1));
+    assert_eq!(world.upstream.count("GET /v2/a/manifests/1"), 0);
+    assert_eq!(world.get(TAG).await.header("x-stopover"), "hit");
+}
+
+async fn a_moved_tag_whose_manifest_cannot_be_fetched_serves_the_old_one(column: Column) {
+    let world = World::on(column).await;
+    let old = world.upstream.image("a", "1", &[b"old"]);
+    world.get(TAG).await;
+    let new = world.upstream.image("a", "1", &[b"new"]);
+    world.clock.advance(FRESH);
+    world.upstream.fault(&format!("GET /v2/a/manifests/{}", new.digest), Fault::Status(429, vec![], String::new()));
+    // A HEAD learns of the new digest and must not lose the old one for those who GET.
+    let head = world.head(TAG).await;
+    assert_eq!((head.status, head.header("docker-content-digest")), (StatusCode::OK, new.digest.as_str()));
+    for _ in 0..2 {
+        let answer = world.get(TAG).await;
+        assert_eq!((answer.status, answer.header("x-stopover")), (StatusCode::OK, "stale"));
+        assert_eq!(answer.bytes(), &old.manifest);
+    }
+    world.upstream.heal();
+    assert_eq!(world.get(TAG).await.bytes(), &new.manifest);
+}
+
+async fn a_cold_get_by_tag_is_one_get_upstream(column: Column) {
+    let world = World::on(column).await;
+    world.upstream.image("a", "1", &[b"layer"]);
+    world.get(TAG).await;
+    assert_eq!((world.upstream.count("/manifests/"), world.upstream.count("HEAD")), (1, 0));
+    let seen = world.upstream.requests().remove(0);
+    assert_eq!(seen.headers["accept-encoding"], "identity");
+    for kind in ["oci.image.index.v1", "oci.image.manifest.v1", "manifest.v2", "manifest.list.v2"] {
+        assert!(seen.headers["accept"].to_str().unwrap().contains(kind), "{kind}");
+    }
+}
+
+async fn a_head_never_fetches_a_manifest(column: Column) {
+    let world = World::on(column).await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    for path in [TAG.to_owned(), format!("/v2/test.local/a/manifests/{}", image.digest)] {
+        let answer = world.head(&path).await;
+        assert_eq!(answer.status, StatusCode::OK);
+        assert_eq!(answer.header("docker-content-digest"), image.digest.as_str());
+        assert_eq!(answer.header("content-length"), image.manifest.len().to_string());
+        assert_eq!(answer.header("content-type"), "application/vnd.oci.image.manifest.v1+json");
+    }
+    assert_eq!(world.upstream.count("GET"), 0);
+}
+
+async fn a_tag_seen_by_head_only_is_pulled_by_digest_and_survives_an_outage(column: Column) {
+    let world = World::on(column).await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    // As containerd and dockerd pull: HEAD of the tag, then GET of the digest.
+    world.head(TAG).await;
+    world.get(&format!("/v2/test.local/a/manifests/{}", image.digest)).await;
+    world.settled().await;
+    world.clock.advance(FRESH);
+    world.upstream.kill();
+    let head = world.head(TAG).await;
+    assert_eq!((head.status, head.header("x-stopover")), (StatusCode::OK, "stale"));
+    assert_eq!(head.header("docker-content-digest"), image.digest.as_str());
+    assert_eq!(world.get(TAG).await.bytes(), &image.manifest);
+}
+
+async fn a_missing_tag_is_remembered(column: Column) {
+    let world = World::on(column).await;
+    for _ in 0..3 {
+        assert_eq!(world.get(TAG).await.error().0, "MANIFEST_UNKNOWN");
+        assert_eq!(world.head(TAG).await.status, StatusCode::NOT_FOUND);
+    }
+    assert_eq!(world.upstream.count("/manifests/"), 1);
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    world.clock.advance(MISSING);
+    assert_eq!(world.get(TAG).await.bytes(), &image.manifest);
+}
+
+async fn a_deleted_tag_is_missing_and_its_digest_still_pulls(column: Column) {
+    let world = World::on(column).await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    world.get(TAG).await;
+    world.upstream.delete_tag("a", "1");
+    world.clock.advance(FRESH);
+    assert_eq!(world.get(TAG).await.status, StatusCode::NOT_FOUND);
+    let answer = world.get(&format!("/v2/test.local/a/manifests/{}", image.digest)).await;
+    assert_eq!(answer.bytes(), &image.manifest);
+}
+
+async fn an_upstream_that_cannot_answer_head_is_asked_with_get(column: Column) {
+    for fault in [Fault::Status(405, vec![], String::new()), Fault::Headers(vec![("docker-content-digest", String::new())])] {
+        let world = World::on(column).await;
+        world.upstream.fault("HEAD", fault);
+        let image = world.upstream.image("a", "1", &[b"layer"]);
+        let head = world.head(TAG).await;
+        assert_eq!((head.status, head.header("docker-content-digest")), (StatusCode::OK, image.digest.as_str()));
+        world.clock.advance(FRESH);
+        assert_eq!(world.get(TAG).await.bytes(), &image.manifest);
+    }
+}

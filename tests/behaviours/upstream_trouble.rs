@@ -1,0 +1,156 @@
+//! Upstream throttles, refuses, lies, or is gone.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use support::on_both_columns;
+use support::scripted::{Fault, Login};
+use support::world::{Column, World};
+
+on_both_columns!(
+    an_upstream_in_trouble_serves_the_stale_tag,
+    a_dead_upstream_serves_whatever_was_pulled_before,
+    throttled_upstream_without_a_copy_answers_429_with_retry_after,
+    an_unavailable_upstream_without_a_copy_answers_503_with_retry_after,
+    what_is_no_manifest_is_refused_and_never_stored,
+    an_opaque_token_is_used_until_it_expires_and_renewed_when_refused,
+    a_refused_login_is_denied_and_not_served_stale,
+    one_odd_challenge_does_not_poison_the_process,
+);
+
+const TAG: &str = "/v2/test.local/a/manifests/1";
+
+fn status(status: u16) -> Fault {
+    Fault::Status(status, vec![], "<html>trouble</html>".into())
+}
+
+async fn an_upstream_in_trouble_serves_the_stale_tag(column: Column) {
+    for fault in [status(429), status(500), status(502), status(503), Fault::Body(b"<html>".to_vec(), vec![("content-type", "text/html".into())])] {
+        let world = World::on(column).await;
+        let image = world.upstream.image("a", "1", &[b"layer"]);
+        world.get(TAG).await;
+        world.clock.advance(Duration::from_hours(1));
+        world.upstream.fault("/manifests/", fault.clone());
+        for answer in [world.get(TAG).await, world.head(TAG).await] {
+            assert_eq!((answer.status, answer.header("x-stopover")), (StatusCode::OK, "stale"), "{fault:?}");
+            assert!(answer.header("warning").starts_with("299 "));
+            assert_eq!(answer.header("docker-content-digest"), image.digest.as_str());
+        }
+    }
+}
+
+async fn a_dead_upstream_serves_whatever_was_pulled_before(column: Column) {
+    let world = World::on(column).await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    world.get(TAG).await;
+    world.settled().await;
+    world.clock.advance(Duration::from_hours(24));
+    world.upstream.kill();
+    assert_eq!(world.get(TAG).await.bytes(), &image.manifest);
+    for (digest, bytes) in &image.blobs {
+        assert_eq!(world.pull(&format!("/v2/test.local/a/blobs/{digest}")).await.bytes(), bytes);
+    }
+}
+
+async fn throttled_upstream_without_a_copy_answers_429_with_retry_after(column: Column) {
+    let world = World::on(column).await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    for (header, expected) in [(Some("17"), "17"), (Some("-3"), "60"), (Some("99999999999"), "86400"), (None, "60")] {
+        world.upstream.heal();
+        let headers = header.map(|value| ("retry-after", value.to_owned())).into_iter().collect();
+        world.upstream.fault("/v2/a/", Fault::Status(429, headers, "Too Many Requests (HAP429).\n".into()));
+        for path in [TAG.to_owned(), format!("/v2/test.local/a/blobs/{}", image.blobs[1].0)] {
+            let answer = world.get(&path).await;
+            assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS, "a 429 never becomes a 404");
+            assert_eq!((answer.header("retry-after"), answer.error().0.as_str()), (expected, "TOOMANYREQUESTS"));
+        }
+    }
+}
+
+async fn an_unavailable_upstream_without_a_copy_answers_503_with_retry_after(column: Column) {
+    let world = World::on(column).await;
+    world.upstream.kill();
+    let digest = format!("sha256:{}", "0".repeat(64));
+    for path in [TAG.to_owned(), format!("/v2/test.local/a/blobs/{digest}")] {
+        let answer = world.get(&path).await;
+        assert_eq!((answer.status, answer.error().0.as_str()), (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"));
+        assert_ne!(answer.header("retry-after"), "");
+        assert_ne!(answer.header("x-request-id"), "");
+    }
+}
+
+async fn what_is_no_manifest_is_refused_and_never_stored(column: Column) {
+    let world = World::on(column).await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    let good = image.manifest.to_vec();
+    let html = vec![("content-type", "text/html".to_owned())];
+    let faults = [
+        Fault::Body(b"<html>please log in</html>".to_vec(), html),
+        Fault::Body(b"{}".to_vec(), vec![]),
+        Fault::Body([b"\xef\xbb\xbf", good.as_slice()].concat(), vec![("docker-content-digest", String::new())]),
+        Fault::Body(good.iter().map(|&byte| if byte == b'6' { 0xff } else { byte }).collect(), vec![("docker-content-digest", String::new())]),
+        Fault::Body(vec![b' '; 5 * 1024 * 1024], vec![]),
+        Fault::Corrupt,
+        Fault::Truncated,
+        Fault::Headers(vec![("content-type", "application/vnd.docker.distribution.manifest.v1+prettyjws".into())]),
+    ];
+    for fault in faults {
+        world.upstream.fault("/manifests/", fault.clone());
+        for reference in ["1".to_owned(), image.digest.to_string()] {
+            let answer = world.get(&format!("/v2/test.local/a/manifests/{reference}")).await;
+            assert!(answer.status.is_server_error(), "{fault:?}: {answer:?}");
+            assert!(!answer.error().1.is_empty());
+        }
+        world.upstream.heal();
+    }
+    world.settled().await;
+    assert!(world.stored_blobs().await.is_empty());
+    assert_eq!(world.get(TAG).await.bytes(), &image.manifest, "nothing wrong was remembered");
+}
+
+async fn an_opaque_token_is_used_until_it_expires_and_renewed_when_refused(column: Column) {
+    let world = World::on(column).await;
+    world.upstream.require(Login::Bearer);
+    for tag in ["1", "2", "3", "4"] {
+        world.upstream.image("a", tag, &[b"layer", tag.as_bytes()]);
+    }
+    let tokens = async |tag: &str| {
+        let answer = world.get(&format!("/v2/test.local/a/manifests/{tag}")).await;
+        assert_eq!(answer.status, StatusCode::OK);
+        world.settled().await;
+        world.upstream.count("/token")
+    };
+    assert_eq!(tokens("1").await, 1);
+    world.clock.advance(Duration::from_secs(269));
+    assert_eq!(tokens("2").await, 1, "0.9 of 300 seconds have not passed");
+    world.clock.advance(Duration::from_secs(2));
+    assert_eq!(tokens("3").await, 2);
+    world.upstream.forget_tokens();
+    assert_eq!(tokens("4").await, 3);
+}
+
+async fn a_refused_login_is_denied_and_not_served_stale(column: Column) {
+    let login = "credentials = { username = \"me\", password_env = \"TEST_SECRET\" }";
+    let world = World::plan(column).upstream(login).start().await;
+    world.upstream.require(Login::Basic("me".into(), "secret".into()));
+    world.upstream.image("a", "1", &[b"layer"]);
+    assert_eq!(world.get(TAG).await.status, StatusCode::OK);
+    world.clock.advance(Duration::from_hours(1));
+    world.upstream.require(Login::Basic("me".into(), "changed".into()));
+    for _ in 0..2 {
+        let answer = world.get(TAG).await;
+        assert_eq!((answer.status, answer.error().0.as_str()), (StatusCode::FORBIDDEN, "DENIED"));
+    }
+    world.upstream.require(Login::Basic("me".into(), "secret".into()));
+    assert_eq!(world.get(TAG).await.status, StatusCode::OK);
+}
+
+async fn one_odd_challenge_does_not_poison_the_process(column: Column) {
+    let world = World::on(column).await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    let challenge = vec![("www-authenticate", "Basic realm=\"odd\"".to_owned())];
+    world.upstream.fault("/manifests/", Fault::Status(401, challenge, String::new()));
+    assert_eq!(world.get(TAG).await.status, StatusCode::FORBIDDEN);
+    world.upstream.heal();
+    assert_eq!(world.get(TAG).await.bytes(), &image.manifest);
+}

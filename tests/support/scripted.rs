@@ -1,0 +1,319 @@
+//! An upstream registry that does as it is told and counts every request.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use bytes::Bytes;
+use futures_util::stream;
+use http::{HeaderMap, Method, Request, StatusCode, Uri, header};
+use serde_json::json;
+use stopover::oci::{Algorithm, Digest, MediaType};
+
+use crate::loopback::Loopback;
+
+/// A scripted upstream. Dropping it cuts all connections.
+pub struct Scripted {
+    address: SocketAddr,
+    script: Arc<Mutex<Script>>,
+    loopback: Mutex<Option<Loopback>>,
+}
+
+#[derive(Default)]
+struct Script {
+    /// By path: `/v2/<name>/manifests/<reference>`, `/v2/<name>/blobs/<digest>`.
+    content: HashMap<String, Content>,
+    faults: Vec<(String, Fault)>,
+    login: Option<Login>,
+    tokens: usize,
+    requests: Vec<Seen>,
+}
+
+#[derive(Clone)]
+struct Content {
+    media_type: String,
+    bytes: Bytes,
+    digest: Digest,
+}
+
+/// A request as it arrived.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// Method and path, as `GET /v2/…`.
+    pub line: String,
+    /// Its headers.
+    pub headers: HeaderMap,
+}
+
+/// How upstream wants to be asked.
+#[derive(Clone, Debug)]
+pub enum Login {
+    /// With this user name and password.
+    Basic(String, String),
+    /// With a token of its own token server, which gives one to anybody.
+    Bearer,
+    /// With a token of a server elsewhere.
+    BearerFrom(String),
+}
+
+/// What happens instead of the right answer, to requests whose line contains a text.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// This status, with these headers and this body.
+    Status(u16, Vec<(&'static str, String)>, String),
+    /// The right headers, then the connection breaks off in the middle of the body.
+    Truncated,
+    /// Other bytes of the same length.
+    Corrupt,
+    /// The right bytes, and these headers instead of the right ones (an empty value removes one).
+    Headers(Vec<(&'static str, String)>),
+    /// Other bytes with these headers.
+    Body(Vec<u8>, Vec<(&'static str, String)>),
+    /// No answer at all until the client gives up.
+    Silent,
+    /// The body stops in the middle and goes on when [`Scripted::heal`] is called.
+    Stalled,
+}
+
+/// An image that a scripted upstream has.
+#[derive(Clone, Debug)]
+pub struct ScriptedImage {
+    /// Repository name at upstream.
+    pub name: String,
+    /// The manifest's digest.
+    pub digest: Digest,
+    /// The manifest's bytes.
+    pub manifest: Bytes,
+    /// Its configuration and layers.
+    pub blobs: Vec<(Digest, Bytes)>,
+}
+
+impl Scripted {
+    /// Starts an empty upstream that answers anybody.
+    pub fn start() -> anyhow::Result<Self> {
+        let loopback = Loopback::new("upstream")?;
+        let (listener, address) = loopback.bind()?;
+        let script = Arc::new(Mutex::new(Script::default()));
+        let state = (address, Arc::clone(&script));
+        loopback.serve(listener, Router::new().fallback(answer).with_state(state));
+        Ok(Self { address, script, loopback: Mutex::new(Some(loopback)) })
+    }
+
+    fn script(&self) -> MutexGuard<'_, Script> {
+        self.script.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Scheme, host and port.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Ends it: from now on its port refuses.
+    pub fn kill(&self) {
+        drop(self.loopback.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// Asks for a login from now on.
+    pub fn require(&self, login: Login) {
+        self.script().login = Some(login);
+    }
+
+    /// Refuses every token issued so far.
+    pub fn forget_tokens(&self) {
+        self.script().tokens += 1;
+    }
+
+    /// Puts an image of a configuration and `layers` under a tag.
+    pub fn image(&self, name: &str, tag: &str, layers: &[&[u8]]) -> ScriptedImage {
+        let config = json!({ "architecture": "amd64", "os": "linux", "of": format!("{name}:{tag}") }).to_string();
+        let mut blobs = vec![Bytes::from(config)];
+        blobs.extend(layers.iter().map(|layer| Bytes::copy_from_slice(layer)));
+        let blobs: Vec<(Digest, Bytes)> =
+            blobs.into_iter().map(|bytes| (Digest::of(Algorithm::Sha256, &bytes), bytes)).collect();
+        let describe = |(digest, bytes): &(Digest, Bytes)| json!({ "mediaType": "application/octet-stream", "digest": digest.as_str(), "size": bytes.len() });
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": MediaType::OciManifest.as_str(),
+            "config": describe(&blobs[0]), "layers": blobs[1..].iter().map(describe).collect::<Vec<_>>(),
+        });
+        let manifest = Bytes::from(manifest.to_string());
+        for (digest, bytes) in &blobs {
+            self.blob(name, digest, bytes);
+        }
+        let digest = self.manifest(name, tag, MediaType::OciManifest.as_str(), &manifest);
+        ScriptedImage { name: name.to_owned(), digest, manifest, blobs }
+    }
+
+    /// Puts a manifest under a tag and under its digest.
+    pub fn manifest(&self, name: &str, tag: &str, media_type: &str, bytes: &[u8]) -> Digest {
+        let digest = Digest::of(Algorithm::Sha256, bytes);
+        let content = Content { media_type: media_type.to_owned(), bytes: Bytes::copy_from_slice(bytes), digest: digest.clone() };
+        let mut script = self.script();
+        script.content.insert(format!("/v2/{name}/manifests/{tag}"), content.clone());
+        script.content.insert(format!("/v2/{name}/manifests/{digest}"), content);
+        digest
+    }
+
+    /// Puts a blob.
+    pub fn blob(&self, name: &str, digest: &Digest, bytes: &Bytes) {
+        let content = Content { media_type: "application/octet-stream".into(), bytes: bytes.clone(), digest: digest.clone() };
+        self.script().content.insert(format!("/v2/{name}/blobs/{digest}"), content);
+    }
+
+    /// Deletes a tag; its manifest stays.
+    pub fn delete_tag(&self, name: &str, tag: &str) {
+        self.script().content.remove(&format!("/v2/{name}/manifests/{tag}"));
+    }
+
+    /// From now on does `fault` to every request whose line (`GET /v2/…`) contains `text`.
+    pub fn fault(&self, text: &str, fault: Fault) {
+        self.script().faults.push((text.to_owned(), fault));
+    }
+
+    /// Takes back every fault.
+    pub fn heal(&self) {
+        self.script().faults.clear();
+    }
+
+    /// Every request so far.
+    pub fn requests(&self) -> Vec<Seen> {
+        self.script().requests.clone()
+    }
+
+    /// How many requests so far had a line that contains `text`.
+    pub fn count(&self, text: &str) -> usize {
+        self.script().requests.iter().filter(|seen| seen.line.contains(text)).count()
+    }
+
+    /// Forgets the requests so far.
+    pub fn forget_requests(&self) {
+        self.script().requests.clear();
+    }
+}
+
+type Shared = (SocketAddr, Arc<Mutex<Script>>);
+
+async fn answer(State((address, script)): State<Shared>, request: Request<Body>) -> Response {
+    let line = format!("{} {}", request.method(), request.uri().path());
+    let (fault, refusal, content) = {
+        let mut script = script.lock().unwrap_or_else(PoisonError::into_inner);
+        script.requests.push(Seen { line: line.clone(), headers: request.headers().clone() });
+        let fault = script.faults.iter().find(|(text, _)| line.contains(text)).map(|(_, fault)| fault.clone());
+        let content = script.content.get(request.uri().path()).cloned();
+        (fault, refuse(&script, address, request.uri(), request.headers()), content)
+    };
+    if let Some(Fault::Status(status, headers, body)) = fault {
+        return respond(status, &headers, Body::from(body));
+    }
+    if matches!(fault, Some(Fault::Silent)) {
+        std::future::pending::<()>().await;
+    }
+    if let Some(refusal) = refusal {
+        return refusal;
+    }
+    if request.uri().path() == "/v2/" {
+        return respond(200, &[], Body::from("{}"));
+    }
+    let Some(content) = content else {
+        let body = json!({ "errors": [{ "code": "MANIFEST_UNKNOWN", "message": "unknown" }] }).to_string();
+        return respond(404, &[("content-type", "application/json".into())], Body::from(body));
+    };
+    serve(&script, &line, request.method() == Method::HEAD, content, fault)
+}
+
+fn serve(script: &Arc<Mutex<Script>>, line: &str, head: bool, content: Content, fault: Option<Fault>) -> Response {
+    let mut headers = vec![
+        ("content-type", content.media_type.clone()),
+        ("content-length", content.bytes.len().to_string()),
+        ("docker-content-digest", content.digest.to_string()),
+    ];
+    let half = content.bytes.slice(..content.bytes.len() / 2);
+    let body = match fault {
+        Some(Fault::Truncated) if !head => {
+            let broken: Result<Bytes, _> = Err(std::io::Error::other("broken off"));
+            Body::from_stream(stream::iter([Ok(half), broken]))
+        }
+        Some(Fault::Stalled) if !head => {
+            let rest = content.bytes.slice(half.len()..);
+            let (script, line) = (Arc::clone(script), line.to_owned());
+            let healed = async move {
+                let stalled = || {
+                    let script = script.lock().unwrap_or_else(PoisonError::into_inner);
+                    script.faults.iter().any(|(text, _)| line.contains(text))
+                };
+                while stalled() {
+                    // The reason for this pause: the script is plain data, so its change is polled.
+                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                }
+                Ok::<_, std::io::Error>(rest)
+            };
+            Body::from_stream(futures_util::StreamExt::chain(
+                stream::iter([Ok(half)]),
+                stream::once(healed),
+            ))
+        }
+        Some(Fault::Corrupt) => {
+            let mut bytes = content.bytes.to_vec();
+            if let Some(last) = bytes.last_mut() {
+                *last ^= 1;
+            }
+            Body::from(bytes)
+        }
+        Some(Fault::Headers(changed)) => {
+            change(&mut headers, changed);
+            Body::from(content.bytes)
+        }
+        Some(Fault::Body(bytes, changed)) => {
+            headers[1].1 = bytes.len().to_string();
+            change(&mut headers, changed);
+            Body::from(bytes)
+        }
+        _ => Body::from(content.bytes),
+    };
+    respond(200, &headers, if head { Body::empty() } else { body })
+}
+
+fn change(headers: &mut Vec<(&'static str, String)>, changed: Vec<(&'static str, String)>) {
+    for (name, value) in changed {
+        headers.retain(|(known, _)| *known != name);
+        if !value.is_empty() {
+            headers.push((name, value));
+        }
+    }
+}
+
+/// The challenge or the token, where the request is about either.
+fn refuse(script: &Script, address: SocketAddr, uri: &Uri, headers: &HeaderMap) -> Option<Response> {
+    use base64::Engine as _;
+    let token = format!("token-{}", script.tokens);
+    if uri.path() == "/token" {
+        let body = json!({ "token": token, "expires_in": 300 }).to_string();
+        return Some(respond(200, &[("content-type", "application/json".into())], Body::from(body)));
+    }
+    let (expected, challenge) = match script.login.as_ref()? {
+        Login::Basic(user, password) => {
+            let pair = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+            (format!("Basic {pair}"), "Basic realm=\"scripted\"".to_owned())
+        }
+        Login::Bearer => (format!("Bearer {token}"), bearer(&format!("http://{address}/token"))),
+        Login::BearerFrom(realm) => (format!("Bearer {token}"), bearer(realm)),
+    };
+    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    (given != Some(&expected)).then(|| respond(401, &[("www-authenticate", challenge)], Body::empty()))
+}
+
+fn bearer(realm: &str) -> String {
+    format!("Bearer realm=\"{realm}\",service=\"scripted\",scope=\"repository:placeholder:pull\"")
+}
+
+fn respond(status: u16, headers: &[(&'static str, String)], body: Body) -> Response {
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::from_u16(status).expect("a test names a real status");
+    for (name, value) in headers {
+        response.headers_mut().insert(*name, value.parse().expect("a test names a real header"));
+    }
+    response
+}

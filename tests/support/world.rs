@@ -1,0 +1,342 @@
+//! One cache with its upstream and its storage, on either column: the embedded adapters, or the AWS adapters on strict
+//! endpoints. A behaviour is written once and run on both.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use axum::Router;
+use axum::body::Body;
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, StatusCode};
+use stopover::config::{Cold, Config};
+use stopover::fill;
+use stopover::local::Local;
+use stopover::oci::{Algorithm, Digest};
+use stopover::ports::{Fills, Job, Progress};
+use stopover::time::{Clock, Timestamp};
+use stopover::{Cache, http::router};
+use tempfile::TempDir;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tower::ServiceExt as _;
+
+use crate::aws::Endpoints;
+use crate::scripted::Scripted;
+
+/// Which adapters a world has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Column {
+    /// Files and the embedded ledger.
+    Embedded,
+    /// S3, DynamoDB and SQS.
+    Aws,
+}
+
+/// How long anything in a test may take before it has failed.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A cache in this process. The upstream's id is `test.local`; time stands still unless it is moved.
+pub struct World {
+    /// The upstream.
+    pub upstream: Scripted,
+    /// The cache's clock.
+    pub clock: Clock,
+    /// The cache.
+    pub cache: Arc<Cache>,
+    storage: Storage,
+    router: Router,
+}
+
+enum Storage {
+    Embedded { data: TempDir, local: Box<Local> },
+    Aws { endpoints: Arc<Endpoints>, _filler: Filler },
+}
+
+/// A world to be.
+pub struct Plan {
+    column: Column,
+    cold: Option<Cold>,
+    settings: String,
+    upstream: String,
+}
+
+/// An answer of the cache.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body, or why it broke off.
+    pub body: Result<Bytes, String>,
+}
+
+impl Answer {
+    /// A header as text; empty where it is missing.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+
+    /// The body, which has to be whole.
+    pub fn bytes(&self) -> &Bytes {
+        self.body.as_ref().expect("the body is whole")
+    }
+
+    /// Code and message of an OCI error body.
+    pub fn error(&self) -> (String, String) {
+        let body: serde_json::Value = serde_json::from_slice(self.bytes()).expect("an error body is JSON");
+        let text = |name: &str| body["errors"][0][name].as_str().unwrap_or_default().to_owned();
+        (text("code"), text("message"))
+    }
+}
+
+impl World {
+    /// A world with the defaults of its column.
+    pub async fn on(column: Column) -> Self {
+        Self::plan(column).start().await
+    }
+
+    /// A world with settings of its own.
+    pub fn plan(column: Column) -> Plan {
+        Plan { column, cold: None, settings: String::new(), upstream: String::new() }
+    }
+
+    /// Sends a request to the cache's router.
+    pub async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let mut request = Request::builder().method(method).uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Body::empty()).expect("a test sends a real request");
+        let answered = async {
+            let response = self.router.clone().oneshot(request).await.expect("a router always answers");
+            let (parts, body) = response.into_parts();
+            let body = axum::body::to_bytes(body, usize::MAX).await.map_err(|error| error.to_string());
+            Answer { status: parts.status, headers: parts.headers, body }
+        };
+        tokio::time::timeout(DEADLINE, answered).await.expect("the cache answers in time")
+    }
+
+    /// GET of a path.
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send(Method::GET, path, &[]).await
+    }
+
+    /// HEAD of a path.
+    pub async fn head(&self, path: &str) -> Answer {
+        self.send(Method::HEAD, path, &[]).await
+    }
+
+    /// GET of a path as clients do it: a redirect is followed.
+    pub async fn pull(&self, path: &str) -> Answer {
+        let answer = self.get(path).await;
+        if answer.status != StatusCode::TEMPORARY_REDIRECT {
+            return answer;
+        }
+        let response = reqwest::Client::new().get(answer.header("location")).send().await.expect("the target answers");
+        let (status, headers) = (response.status(), response.headers().clone());
+        Answer { status, headers, body: response.bytes().await.map_err(|error| error.to_string()) }
+    }
+
+    /// Waits until no fill is requested or running.
+    pub async fn settled(&self) {
+        let settled = async {
+            match &self.storage {
+                Storage::Embedded { local, .. } => local.settled().await,
+                Storage::Aws { endpoints, .. } => {
+                    until(|| endpoints.queued_messages() == 0).await;
+                }
+            }
+        };
+        tokio::time::timeout(DEADLINE, settled).await.expect("fills end");
+    }
+
+    /// The digests of the blobs that a client could be given, each checked against its bytes.
+    pub async fn stored_blobs(&self) -> Vec<String> {
+        match &self.storage {
+            Storage::Embedded { data, .. } => files(&data.path().join("blobs")).expect("the directory can be read"),
+            Storage::Aws { endpoints, .. } => {
+                let client = endpoints.s3().await;
+                let mut digests = Vec::new();
+                for key in endpoints.objects() {
+                    let object = client.get_object().bucket(endpoints.bucket()).key(&key).send().await.expect("it is there");
+                    let bytes = object.body.collect().await.expect("it can be read").into_bytes();
+                    digests.push(checked(&key, &bytes));
+                }
+                digests.sort();
+                digests
+            }
+        }
+    }
+
+    /// The AWS endpoints, on that column.
+    pub fn endpoints(&self) -> Option<&Endpoints> {
+        match &self.storage {
+            Storage::Aws { endpoints, .. } => Some(endpoints),
+            Storage::Embedded { .. } => None,
+        }
+    }
+
+    /// The data directory, on the embedded column.
+    pub fn data(&self) -> Option<&Path> {
+        match &self.storage {
+            Storage::Embedded { data, .. } => Some(data.path()),
+            Storage::Aws { .. } => None,
+        }
+    }
+}
+
+impl Plan {
+    /// This policy for blobs that are not stored.
+    #[must_use]
+    pub fn cold(mut self, cold: Cold) -> Self {
+        self.cold = Some(cold);
+        self
+    }
+
+    /// More lines at the top of `stopover.toml`.
+    #[must_use]
+    pub fn settings(mut self, lines: &str) -> Self {
+        self.settings = lines.to_owned();
+        self
+    }
+
+    /// More lines in the table of the upstream.
+    #[must_use]
+    pub fn upstream(mut self, lines: &str) -> Self {
+        self.upstream = lines.to_owned();
+        self
+    }
+
+    /// Starts it.
+    pub async fn start(self) -> World {
+        self.try_start().await.expect("the world starts")
+    }
+
+    async fn try_start(self) -> anyhow::Result<World> {
+        let upstream = Scripted::start()?;
+        let data = TempDir::new()?;
+        let file = data.path().join("stopover.toml");
+        let table = format!("[upstreams.\"test.local\"]\nurl = \"{}\"\n{}\n", upstream.url(), self.upstream);
+        fs::write(&file, format!("{}\n{table}", self.settings))?;
+        let default = if self.column == Column::Aws { Cold::Redirect } else { Cold::Follow };
+        let secret = |name: &str| (name == "TEST_SECRET").then(|| "secret".to_owned());
+        let mut config = Config::load(Some(&file), self.cold.unwrap_or(default), secret)?;
+        config.data_dir = data.path().to_owned();
+        let clock = Clock::manual(Timestamp(1_800_000_000));
+        let (cache, storage) = match self.column {
+            Column::Embedded => {
+                let local = Local::open(config, clock.clone()).await?;
+                (Arc::clone(&local.cache), Storage::Embedded { data, local: Box::new(local) })
+            }
+            Column::Aws => aws(config, &clock).await?,
+        };
+        Ok(World { router: router(Arc::clone(&cache)), upstream, clock, cache, storage })
+    }
+}
+
+async fn aws(config: Config, clock: &Clock) -> anyhow::Result<(Arc<Cache>, Storage)> {
+    let endpoints = Arc::new(Endpoints::start().await?);
+    let sdk = endpoints.sdk_config().await;
+    let blobs = aws::S3Blobs::new(aws::s3_client(&sdk), endpoints.bucket().to_owned());
+    let ledger = aws::DynamoLedger::new(aws::dynamo_client(&sdk), endpoints.table().to_owned(), blobs.clone());
+    let fills: Arc<dyn Fills> = Arc::new(aws::SqsFills::new(aws::sqs_client(&sdk), endpoints.queue_url()));
+    let cache = Cache::new(config, clock.clone(), Arc::new(blobs), Arc::new(ledger), fills)?;
+    let cache = Arc::new(cache);
+    let filler = Filler::start(Arc::clone(&cache), Arc::clone(&endpoints)).await;
+    Ok((cache, Storage::Aws { endpoints, _filler: filler }))
+}
+
+/// Plays the filler function and its event source in this process, so that a manual clock reaches the fills.
+struct Filler(JoinHandle<()>);
+
+impl Filler {
+    async fn start(cache: Arc<Cache>, endpoints: Arc<Endpoints>) -> Self {
+        let (client, queue) = (endpoints.sqs().await, endpoints.queue_url());
+        Self(tokio::spawn(async move {
+            loop {
+                let received = client.receive_message().queue_url(&queue).max_number_of_messages(10).wait_time_seconds(1).send().await;
+                let Ok(received) = received else { return };
+                for message in received.messages() {
+                    let job: Job = serde_json::from_str(message.body().unwrap_or_default()).expect("a request is a job");
+                    let outcome = fill::run(&cache, &job, &watch::channel(Progress::Waiting).0).await;
+                    // A failed fill would come back much later than a test lasts: its message ends here.
+                    drop(outcome);
+                    let receipt = message.receipt_handle().unwrap_or_default();
+                    let _ = client.delete_message().queue_url(&queue).receipt_handle(receipt).send().await;
+                }
+            }
+        }))
+    }
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Waits until a condition holds.
+pub async fn until(condition: impl Fn() -> bool) {
+    let wait = async {
+        while !condition() {
+            // The reason for this pause: the condition is another task's state, which tells nobody of its changes.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, wait).await.expect("the condition comes true in time");
+}
+
+fn checked(path: &str, bytes: &[u8]) -> String {
+    let mut parts = path.rsplit('/');
+    let (hex, _, algorithm) = (parts.next().unwrap_or_default(), parts.next(), parts.next().unwrap_or_default());
+    let algorithm = if algorithm == "sha512" { Algorithm::Sha512 } else { Algorithm::Sha256 };
+    let digest = Digest::of(algorithm, bytes);
+    assert_eq!(digest.hex(), hex, "the bytes of {path} are not those of its name");
+    digest.to_string()
+}
+
+/// The digests of the files below a directory, each checked against its bytes.
+fn files(root: &Path) -> anyhow::Result<Vec<String>> {
+    let mut found = BTreeMap::new();
+    let mut directories = vec![root.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).with_context(|| directory.display().to_string())? {
+            let path = entry?.path();
+            if path.is_dir() {
+                directories.push(path);
+                continue;
+            }
+            let text = path.to_string_lossy().into_owned();
+            ensure!(found.insert(checked(&text, &fs::read(&path)?), ()).is_none(), "{text} is there twice");
+        }
+    }
+    Ok(found.into_keys().collect())
+}
+
+/// Stamps behaviours, written once as `async fn name(column: Column)`, on both columns.
+#[macro_export]
+macro_rules! on_both_columns {
+    ($($name:ident),+ $(,)?) => {
+        mod embedded {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    super::$name($crate::world::Column::Embedded).await;
+                }
+            )+
+        }
+        mod aws {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    super::$name($crate::world::Column::Aws).await;
+                }
+            )+
+        }
+    };
+}
