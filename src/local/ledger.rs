@@ -3,9 +3,9 @@
 //! One table maps a key to a value that begins with its version. Reads are snapshots and take microseconds. Writes go to
 //! one thread, which puts all that wait into one commit: an fsync takes milliseconds however much it covers.
 
-use std::path::Path;
-use std::sync::mpsc;
-use std::thread;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock, mpsc};
+use std::thread::{self, JoinHandle};
 
 use anyhow::Context as _;
 use async_trait::async_trait;
@@ -52,8 +52,63 @@ fn fill_key(digest: &Digest) -> String {
 
 /// The embedded ledger.
 pub struct EmbeddedLedger {
-    database: std::sync::Arc<Database>,
-    writer: mpsc::Sender<Write>,
+    store: Arc<Store>,
+    /// `Some` until the ledger is dropped.
+    writer: Option<(mpsc::Sender<Write>, JoinHandle<()>)>,
+}
+
+/// The database file. After an I/O error (a full disk) redb wants it closed and opened again.
+struct Store {
+    path: PathBuf,
+    database: RwLock<Option<Database>>,
+}
+
+impl Store {
+    fn open(path: &Path) -> Result<Database, redb::Error> {
+        let database = Database::builder()
+            .set_cache_size(MEMORY_BYTES)
+            .create(path)?;
+        let begin = database.begin_write()?;
+        begin.open_table(ITEMS)?;
+        begin.commit()?;
+        Ok(database)
+    }
+
+    fn with<T>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<T, redb::Error>,
+    ) -> Result<T, StoreError> {
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        work(
+            database
+                .as_ref()
+                .ok_or_else(|| failed("it could not be opened again"))?,
+        )
+        .map_err(failed)
+    }
+
+    fn reopen(&self) {
+        let mut database = self
+            .database
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        // The old one goes first: it holds the lock of the file.
+        drop(database.take());
+        match Self::open(&self.path) {
+            Ok(opened) => *database = Some(opened),
+            Err(error) => tracing::error!(%error, "the ledger could not be opened again"),
+        }
+    }
+}
+
+impl Drop for EmbeddedLedger {
+    /// Waits until the file is closed, so that the next one can open it.
+    fn drop(&mut self) {
+        if let Some((sender, thread)) = self.writer.take() {
+            drop(sender);
+            let _ = thread.join();
+        }
+    }
 }
 
 /// One acknowledged write: all of its changes or none, if the item of `expected` still has that version.
@@ -79,20 +134,20 @@ fn corrupt(error: impl std::fmt::Display) -> StoreError {
 impl EmbeddedLedger {
     /// Opens or creates the ledger. Another process that has it open makes this fail.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
-        let database = Database::builder()
-            .set_cache_size(MEMORY_BYTES)
-            .create(path)?;
-        let begin = database.begin_write()?;
-        begin.open_table(ITEMS)?;
-        begin.commit()?;
-        let database = std::sync::Arc::new(database);
-        let (writer, queued) = mpsc::channel();
-        let target = std::sync::Arc::clone(&database);
-        thread::Builder::new()
+        let store = Arc::new(Store {
+            path: path.to_owned(),
+            database: RwLock::new(Some(Store::open(path)?)),
+        });
+        let (sender, queued) = mpsc::channel();
+        let target = Arc::clone(&store);
+        let thread = thread::Builder::new()
             .name("ledger".into())
             .spawn(move || commit_in_groups(&target, &queued))
             .context("cannot start the ledger's thread")?;
-        Ok(Self { database, writer })
+        Ok(Self {
+            store,
+            writer: Some((sender, thread)),
+        })
     }
 
     fn read<T>(
@@ -100,16 +155,12 @@ impl EmbeddedLedger {
         key: &str,
         decode: impl FnOnce(u64, &[u8]) -> Result<T, StoreError>,
     ) -> Result<Option<T>, StoreError> {
-        let table = self
-            .database
-            .begin_read()
-            .map_err(failed)?
-            .open_table(ITEMS)
-            .map_err(failed)?;
-        let Some(item) = table.get(key).map_err(failed)? else {
-            return Ok(None);
-        };
-        let (version, value) = split(item.value())?;
+        let item = self.store.with(|database| {
+            let table = database.begin_read()?.open_table(ITEMS)?;
+            Ok(table.get(key)?.map(|item| item.value().to_vec()))
+        })?;
+        let Some(item) = item else { return Ok(None) };
+        let (version, value) = split(&item)?;
         decode(version, value).map(Some)
     }
 
@@ -129,23 +180,24 @@ impl EmbeddedLedger {
         &self,
         prefix: &str,
     ) -> Result<Vec<(String, Versioned<T>)>, StoreError> {
-        let table = self
-            .database
-            .begin_read()
-            .map_err(failed)?
-            .open_table(ITEMS)
-            .map_err(failed)?;
-        let mut found = Vec::new();
-        for entry in table.range(prefix..).map_err(failed)? {
-            let (key, item) = entry.map_err(failed)?;
-            if !key.value().starts_with(prefix) {
-                break;
+        let items = self.store.with(|database| {
+            let table = database.begin_read()?.open_table(ITEMS)?;
+            let mut items = Vec::new();
+            for entry in table.range(prefix..)? {
+                let (key, item) = entry?;
+                if !key.value().starts_with(prefix) {
+                    break;
+                }
+                items.push((key.value().to_owned(), item.value().to_vec()));
             }
-            let (version, value) = split(item.value())?;
+            Ok(items)
+        })?;
+        let decode = |(key, item): (String, Vec<u8>)| {
+            let (version, value) = split(&item)?;
             let value = serde_json::from_slice(value).map_err(corrupt)?;
-            found.push((key.value().to_owned(), Versioned { value, version }));
-        }
-        Ok(found)
+            Ok((key, Versioned { value, version }))
+        };
+        items.into_iter().map(decode).collect()
     }
 
     /// Durable once it returns.
@@ -155,13 +207,13 @@ impl EmbeddedLedger {
         changes: Vec<Change>,
     ) -> Result<bool, StoreError> {
         let (done, outcome) = oneshot::channel();
-        self.writer
-            .send(Write {
-                expected,
-                changes,
-                done,
-            })
-            .map_err(failed)?;
+        let write = Write {
+            expected,
+            changes,
+            done,
+        };
+        let (sender, _) = self.writer.as_ref().ok_or_else(|| failed("it is closed"))?;
+        sender.send(write).map_err(failed)?;
         outcome.await.map_err(failed)?
     }
 
@@ -237,12 +289,12 @@ fn split(item: &[u8]) -> Result<(u64, &[u8]), StoreError> {
 }
 
 /// The writer thread. Ends when the ledger is dropped.
-fn commit_in_groups(database: &Database, writes: &mpsc::Receiver<Write>) {
+fn commit_in_groups(store: &Store, writes: &mpsc::Receiver<Write>) {
     while let Ok(first) = writes.recv() {
         let group: Vec<Write> = std::iter::once(first)
             .chain(writes.try_iter().take(GROUP - 1))
             .collect();
-        match commit(database, &group) {
+        match store.with(|database| commit(database, &group)) {
             Ok(outcomes) => {
                 for (write, outcome) in group.into_iter().zip(outcomes) {
                     let _ = write.done.send(Ok(outcome));
@@ -250,10 +302,9 @@ fn commit_in_groups(database: &Database, writes: &mpsc::Receiver<Write>) {
             }
             Err(error) => {
                 tracing::error!(%error, "the ledger could not be written");
+                store.reopen();
                 for write in group {
-                    let _ = write
-                        .done
-                        .send(Err(StoreError::Refused(format!("ledger: {error}"))));
+                    let _ = write.done.send(Err(error.clone()));
                 }
             }
         }

@@ -106,7 +106,7 @@ impl Queue {
             },
         );
         self.open.send_modify(|open| *open += 1);
-        let queue = Arc::clone(self);
+        let (queue, open) = (Arc::clone(self), self.open.clone());
         tokio::spawn(async move {
             let rest = queue.attempt(&job, &progress, hurried, failures).await;
             if let Some(rest) = rest {
@@ -117,7 +117,9 @@ impl Queue {
                     () = queue.stopped(false) => {}
                 }
             }
-            queue.open.send_modify(|open| *open -= 1);
+            // Whoever waits for the end may take over the data directory: nothing of it is held any more.
+            drop(queue);
+            open.send_modify(|open| *open -= 1);
         });
         watched
     }

@@ -255,11 +255,18 @@ impl Upstream {
                 None => None,
                 Some(challenge) => {
                     let refused = refused.as_ref();
-                    Some(
-                        self.tokens
-                            .authorization(challenge, name, refused, &self.config, &self.clients)
-                            .await?,
-                    )
+                    let authorization = self
+                        .tokens
+                        .authorization(challenge, name, refused, &self.config, &self.clients)
+                        .await;
+                    if matches!(
+                        authorization,
+                        Err(UpstreamError::Denied(_) | UpstreamError::Invalid(_))
+                    ) {
+                        // One odd challenge must not decide over every later request.
+                        self.set_challenge(None);
+                    }
+                    Some(authorization?)
                 }
             };
             let mut request = self
