@@ -7,5 +7,7 @@ mod layer;
 mod loopback;
 pub mod program;
 pub mod registry;
+pub mod scripted;
+pub mod world;
 
 pub use layer::Random;
