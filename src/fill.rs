@@ -59,20 +59,17 @@ pub enum Filled {
 /// What a fill may do about a blob, decided from its record alone.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Claim {
-    /// Nothing: it is stored.
-    Stored,
     /// Nothing: another fill holds the claim.
     Held,
     /// Fill it, once this record is written over the one it was decided from.
     Take(BlobRecord),
 }
 
-/// The rule of the claim.
+/// The rule of the claim, for a blob whose bytes are not there.
 pub fn decide(record: Option<&BlobRecord>, owner: &str, now: Timestamp) -> Claim {
     match record.map(|record| &record.state) {
-        Some(BlobState::Stored { .. }) => Claim::Stored,
         Some(BlobState::Claimed { until, .. }) if now < *until => Claim::Held,
-        Some(BlobState::Claimed { .. } | BlobState::Absent) | None => Claim::Take(BlobRecord {
+        _ => Claim::Take(BlobRecord {
             state: BlobState::Claimed {
                 owner: owner.to_owned(),
                 until: now.plus(CLAIM),
@@ -91,22 +88,27 @@ pub async fn run(
 ) -> Result<Filled, FillError> {
     let owner = format!("{:016x}", fastrand::u64(..));
     let claimed = loop {
-        let view = cache.ledger.blob(&job.repository, &job.digest).await?;
-        match decide(
-            view.record.as_ref().map(|record| &record.value),
-            &owner,
-            cache.clock.now(),
-        ) {
-            Claim::Stored => return Ok(Filled::Already),
+        let current = cache
+            .ledger
+            .blob(&job.repository, &job.digest)
+            .await?
+            .record;
+        let record = current.as_ref().map(|current| &current.value);
+        let stored = record.is_some_and(|record| matches!(record.state, BlobState::Stored { .. }));
+        // The record may say so of bytes that somebody has deleted.
+        if stored && cache.blobs.size(&job.digest).await?.is_some() {
+            return Ok(Filled::Already);
+        }
+        match decide(record, &owner, cache.clock.now()) {
             Claim::Held => return Ok(Filled::Claimed),
-            Claim::Take(record) => {
-                let expected = view.record.map(|record| record.version);
+            Claim::Take(claimed) => {
+                let expected = current.as_ref().map(|current| current.version);
                 if cache
                     .ledger
-                    .swap_blob(&job.digest, expected, &record)
+                    .swap_blob(&job.digest, expected, &claimed)
                     .await?
                 {
-                    break record;
+                    break claimed;
                 }
             }
         }
@@ -304,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blob_is_claimed_unless_it_is_stored_or_a_claim_on_it_runs() {
+    fn a_blob_is_claimed_unless_a_claim_on_it_runs() {
         let now = Timestamp(1000);
         let claimed = |until| {
             record(BlobState::Claimed {
@@ -312,12 +314,13 @@ mod tests {
                 until: Timestamp(until),
             })
         };
-        assert_eq!(
-            decide(Some(&record(BlobState::Stored { size: 1 })), "me", now),
-            Claim::Stored
-        );
         assert_eq!(decide(Some(&claimed(1001)), "me", now), Claim::Held);
-        for free in [None, Some(claimed(1000)), Some(record(BlobState::Absent))] {
+        for free in [
+            None,
+            Some(claimed(1000)),
+            Some(record(BlobState::Absent)),
+            Some(record(BlobState::Stored { size: 1 })),
+        ] {
             let Claim::Take(taken) = decide(free.as_ref(), "me", now) else {
                 panic!("{free:?}")
             };

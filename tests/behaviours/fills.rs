@@ -2,9 +2,13 @@
 
 use http::{Method, StatusCode};
 use stopover::config::Cold;
+use stopover::fill;
+use stopover::oci::Repository;
+use stopover::ports::{Job, Progress};
 use support::on_both_columns;
 use support::scripted::Fault;
 use support::world::{Column, World, until};
+use tokio::sync::watch;
 
 on_both_columns!(
     bytes_with_the_wrong_digest_are_never_visible,
@@ -12,6 +16,7 @@ on_both_columns!(
     a_blob_of_the_wrong_length_is_never_visible,
     filling_twice_stores_once,
     fifty_cold_pulls_of_a_blob_cost_one_download,
+    a_stored_blob_whose_bytes_are_gone_is_filled_again,
 );
 
 const LAYER: &[u8] = b"the bytes of a layer";
@@ -82,6 +87,23 @@ async fn fifty_cold_pulls_of_a_blob_cost_one_download(column: Column) {
     }
     world.settled().await;
     assert_eq!(world.upstream.count(&format!("blobs/{layer}")), 1);
+}
+
+async fn a_stored_blob_whose_bytes_are_gone_is_filled_again(column: Column) {
+    let world = World::on(column).await;
+    let image = world.upstream.image("a", "1", &[LAYER]);
+    world.get("/v2/test.local/a/manifests/1").await;
+    world.settled().await;
+    world.delete_stored_blobs().await;
+    assert!(world.stored_blobs().await.is_empty());
+    let digest = image.blobs[1].0.clone();
+    if column == Column::Embedded {
+        assert_eq!(world.get(&blob(&digest)).await.bytes(), LAYER, "a pull finds out itself");
+    }
+    let repository = Repository { upstream: "test.local".parse().unwrap(), name: "a".parse().unwrap() };
+    let job = Job { repository, digest: digest.clone(), size: LAYER.len() as u64 };
+    fill::run(&world.cache, &job, &watch::channel(Progress::Waiting).0).await.unwrap();
+    assert_eq!(world.stored_blobs().await, [digest.to_string()]);
 }
 
 /// Following is a policy of the embedded column only: elsewhere the fill runs in another process.
@@ -160,7 +182,7 @@ mod following {
             Local::open(config, Clock::default()).await.unwrap()
         };
         let local = open().await;
-        let repository = stopover::oci::Repository { upstream: "test.local".parse().unwrap(), name: "a".parse().unwrap() };
+        let repository = Repository { upstream: "test.local".parse().unwrap(), name: "a".parse().unwrap() };
         local.cache.manifest(&repository, &"1".parse().unwrap(), false).await.unwrap();
         until(|| upstream.count("/blobs/") == image.blobs.len()).await;
         local.stop(std::time::Duration::ZERO).await;

@@ -173,6 +173,22 @@ impl World {
         }
     }
 
+    /// Deletes the bytes of every stored blob behind the cache's back.
+    pub async fn delete_stored_blobs(&self) {
+        match &self.storage {
+            Storage::Embedded { data, .. } => {
+                let blobs = data.path().join("blobs");
+                fs::remove_dir_all(&blobs).and_then(|()| fs::create_dir(&blobs)).expect("it is ours");
+            }
+            Storage::Aws { endpoints, .. } => {
+                let client = endpoints.s3().await;
+                for key in endpoints.objects() {
+                    client.delete_object().bucket(endpoints.bucket()).key(key).send().await.expect("it is ours");
+                }
+            }
+        }
+    }
+
     /// The AWS endpoints, on that column.
     pub fn endpoints(&self) -> Option<&Endpoints> {
         match &self.storage {
