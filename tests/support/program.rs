@@ -276,7 +276,7 @@ pub(crate) fn files_below(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// `target/<profile>/stopover`, beside `target/<profile>/deps/<this test>`.
+/// `target/<profile>/stopover`, beside `target/<profile>/deps/<this test>`: a release test runs the release program.
 fn binary() -> anyhow::Result<PathBuf> {
     let test = std::env::current_exe()?;
     let profile = test
@@ -284,11 +284,18 @@ fn binary() -> anyhow::Result<PathBuf> {
         .nth(2)
         .context("the test does not lie in a target directory")?;
     let binary = profile.join("stopover");
-    ensure!(
-        binary.is_file(),
-        "{} is not there: `cargo build` makes it, with --release for a release test",
-        binary.display()
-    );
+    let advice = "`cargo build` makes it, with --release for a release test";
+    let built = std::fs::metadata(&binary).and_then(|file| file.modified());
+    let built = built.with_context(|| format!("{} is not there: {advice}", binary.display()))?;
+    // Beside each program cargo lists the sources it was made from. `cargo test` alone does not make it anew.
+    let sources = std::fs::read_to_string(profile.join("stopover.d"))?;
+    // As in a Makefile: a space that is part of a path stands behind a backslash.
+    for source in sources.replace("\\ ", "\0").split_whitespace().skip(1) {
+        let source = source.replace('\0', " ");
+        let changed = std::fs::metadata(&source).and_then(|file| file.modified());
+        let old = changed.is_ok_and(|changed| changed <= built);
+        ensure!(old, "{} is older than {source}: {advice}", binary.display());
+    }
     Ok(binary)
 }
 
