@@ -52,6 +52,8 @@ pub struct UpstreamConfig {
     pub library: bool,
     /// How long a tag is served without asking upstream.
     pub fresh: Duration,
+    /// How long after that it is still served while upstream is in trouble.
+    pub stale: Duration,
     /// How long a missing tag is remembered.
     pub missing: Duration,
     /// What a client gets for a blob that is not stored yet.
@@ -110,6 +112,7 @@ struct File {
     listen: Option<SocketAddr>,
     data_dir: Option<PathBuf>,
     fresh: Option<Span>,
+    stale: Option<Span>,
     missing: Option<Span>,
     wait: Option<Span>,
     cold: Option<Cold>,
@@ -125,6 +128,7 @@ struct UpstreamTable {
     token_realms: Option<Vec<Url>>,
     trusted_hosts: Option<Vec<String>>,
     fresh: Option<Span>,
+    stale: Option<Span>,
     missing: Option<Span>,
     cold: Option<Cold>,
     credentials: Option<CredentialsTable>,
@@ -156,24 +160,14 @@ impl TryFrom<String> for Span {
 /// The registries that work with no configuration at all. Columns: id, API host, other `ns` values, token realms besides
 /// the API's own origin (protocol facts of each registry's documentation).
 const WELL_KNOWN: [(&str, &str, &[&str], &[&str]); 10] = [
-    (
-        "docker.io",
-        "registry-1.docker.io",
-        &["index.docker.io"],
-        &["https://auth.docker.io"],
-    ),
+    ("docker.io", "registry-1.docker.io", &["index.docker.io"], &["https://auth.docker.io"]),
     ("ghcr.io", "ghcr.io", &[], &[]),
     ("quay.io", "quay.io", &[], &[]),
     ("public.ecr.aws", "public.ecr.aws", &[], &[]),
     ("registry.k8s.io", "registry.k8s.io", &[], &[]),
     ("gcr.io", "gcr.io", &[], &[]),
     ("mcr.microsoft.com", "mcr.microsoft.com", &[], &[]),
-    (
-        "registry.gitlab.com",
-        "registry.gitlab.com",
-        &[],
-        &["https://gitlab.com"],
-    ),
+    ("registry.gitlab.com", "registry.gitlab.com", &[], &["https://gitlab.com"]),
     ("nvcr.io", "nvcr.io", &[], &[]),
     ("lscr.io", "lscr.io", &[], &["https://ghcr.io"]),
 ];
@@ -182,6 +176,7 @@ const WELL_KNOWN: [(&str, &str, &[&str], &[&str]); 10] = [
 pub const DEFAULT_UPSTREAM: &str = "docker.io";
 
 const DEFAULT_FRESH: Duration = Duration::from_mins(5);
+const DEFAULT_STALE: Duration = Duration::from_hours(30 * 24);
 const DEFAULT_MISSING: Duration = Duration::from_secs(30);
 /// Below the 29 seconds of API Gateway and the 30 seconds that containerd waits for headers.
 const DEFAULT_WAIT: Duration = Duration::from_secs(20);
@@ -189,31 +184,21 @@ const DEFAULT_WAIT: Duration = Duration::from_secs(20);
 impl Config {
     /// Reads `path`, or uses the defaults where there is none. `cold` is the policy where the file names none; `secret`
     /// looks up environment variables.
-    pub fn load(
-        path: Option<&Path>,
-        cold: Cold,
-        secret: impl Fn(&str) -> Option<String>,
-    ) -> Result<Self, ConfigError> {
+    pub fn load(path: Option<&Path>, cold: Cold, secret: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let file = match path {
             None => File::default(),
             Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-                    path: path.to_owned(),
-                    source,
-                })?;
-                toml::from_str(&text).map_err(|error| ConfigError::Parse {
-                    path: path.to_owned(),
-                    message: explain(&error, &text),
-                })?
+                let text = std::fs::read_to_string(path)
+                    .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+                toml::from_str(&text)
+                    .map_err(|error| ConfigError::Parse { path: path.to_owned(), message: explain(&error, &text) })?
             }
         };
         let cold = file.cold.unwrap_or(cold);
         let mut upstreams = BTreeMap::new();
         let mut tables = file.upstreams.clone();
         for (id, ..) in WELL_KNOWN {
-            let id: UpstreamId = id
-                .parse()
-                .map_err(|error| value("upstreams", format!("{id}: {error}")))?;
+            let id: UpstreamId = id.parse().map_err(|error| value("upstreams", format!("{id}: {error}")))?;
             tables.entry(id).or_default();
         }
         for (id, table) in tables {
@@ -221,9 +206,7 @@ impl Config {
             upstreams.insert(id, upstream);
         }
         Ok(Self {
-            listen: file
-                .listen
-                .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 5000))),
+            listen: file.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 5000))),
             data_dir: file.data_dir.unwrap_or_else(|| "stopover-data".into()),
             wait: file.wait.map_or(DEFAULT_WAIT, |span| span.0),
             upstreams,
@@ -233,10 +216,7 @@ impl Config {
 }
 
 fn value(key: impl Into<String>, message: impl Into<String>) -> ConfigError {
-    ConfigError::Value {
-        key: key.into(),
-        message: message.into(),
-    }
+    ConfigError::Value { key: key.into(), message: message.into() }
 }
 
 fn upstream(
@@ -253,19 +233,13 @@ fn upstream(
         (Some(url), _) => url,
         (None, Some((_, host, ..))) => parse(&format!("https://{host}"))?,
         (None, None) => {
-            return Err(value(
-                key("url"),
-                "is required, for example url = \"https://registry.example.com\"",
-            ));
+            return Err(value(key("url"), "is required, for example url = \"https://registry.example.com\""));
         }
     };
     origin_only(&url).map_err(|message| value(key("url"), message))?;
     let token_realms = match (table.token_realms, known) {
         (Some(realms), _) => realms,
-        (None, Some((.., realms))) => realms
-            .iter()
-            .map(|realm| parse(realm))
-            .collect::<Result<_, _>>()?,
+        (None, Some((.., realms))) => realms.iter().map(|realm| parse(realm)).collect::<Result<_, _>>()?,
         (None, None) => Vec::new(),
     };
     for realm in &token_realms {
@@ -273,15 +247,11 @@ fn upstream(
     }
     let aliases = table
         .aliases
-        .or_else(|| {
-            known.map(|(_, _, aliases, _)| aliases.iter().map(|&alias| alias.to_owned()).collect())
-        })
+        .or_else(|| known.map(|(_, _, aliases, _)| aliases.iter().map(|&alias| alias.to_owned()).collect()))
         .unwrap_or_default();
     let credentials = match table.credentials {
         None => None,
-        Some(table) => {
-            Some(credentials(table, secret).map_err(|message| value(key("credentials"), message))?)
-        }
+        Some(table) => Some(credentials(table, secret).map_err(|message| value(key("credentials"), message))?),
     };
     Ok(UpstreamConfig {
         library: id.as_str() == DEFAULT_UPSTREAM,
@@ -289,14 +259,9 @@ fn upstream(
         aliases,
         token_realms,
         trusted_hosts: table.trusted_hosts.unwrap_or_default(),
-        fresh: table
-            .fresh
-            .or(file.fresh)
-            .map_or(DEFAULT_FRESH, |span| span.0),
-        missing: table
-            .missing
-            .or(file.missing)
-            .map_or(DEFAULT_MISSING, |span| span.0),
+        fresh: table.fresh.or(file.fresh).map_or(DEFAULT_FRESH, |span| span.0),
+        stale: table.stale.or(file.stale).map_or(DEFAULT_STALE, |span| span.0),
+        missing: table.missing.or(file.missing).map_or(DEFAULT_MISSING, |span| span.0),
         cold: table.cold.unwrap_or(cold),
         credentials,
     })
@@ -313,39 +278,25 @@ fn origin_only(url: &Url) -> Result<(), String> {
     if plain {
         Ok(())
     } else {
-        Err(format!(
-            "{:?} must be scheme, host and port only: https://registry.example.com",
-            url.as_str()
-        ))
+        Err(format!("{:?} must be scheme, host and port only: https://registry.example.com", url.as_str()))
     }
 }
 
-fn credentials(
-    table: CredentialsTable,
-    secret: impl Fn(&str) -> Option<String>,
-) -> Result<Credentials, String> {
+fn credentials(table: CredentialsTable, secret: impl Fn(&str) -> Option<String>) -> Result<Credentials, String> {
     let password = match (table.password_env, table.password_file) {
-        (Some(name), None) => {
-            secret(&name).ok_or_else(|| format!("the environment variable {name} is not set"))?
-        }
+        (Some(name), None) => secret(&name).ok_or_else(|| format!("the environment variable {name} is not set"))?,
         (None, Some(path)) => std::fs::read_to_string(&path)
             .map_err(|error| format!("cannot read {}: {error}", path.display()))?
             .trim_end_matches(['\r', '\n'])
             .to_owned(),
         _ => {
-            return Err(
-                "give either password_env (the name of a variable) or password_file (a path)"
-                    .into(),
-            );
+            return Err("give either password_env (the name of a variable) or password_file (a path)".into());
         }
     };
     if password.is_empty() {
         return Err("the password is empty".into());
     }
-    Ok(Credentials {
-        username: table.username,
-        password,
-    })
+    Ok(Credentials { username: table.username, password })
 }
 
 /// Line, column and reason of a TOML error, with the nearest right key where one was mistyped.
@@ -353,12 +304,7 @@ fn explain(error: &toml::de::Error, text: &str) -> String {
     let place = error.span().map_or_else(String::new, |span| {
         let before = &text[..span.start.min(text.len())];
         let line = before.matches('\n').count() + 1;
-        let column = before
-            .chars()
-            .rev()
-            .take_while(|&letter| letter != '\n')
-            .count()
-            + 1;
+        let column = before.chars().rev().take_while(|&letter| letter != '\n').count() + 1;
         format!("line {line}, column {column}: ")
     });
     let message = error.message().trim();
@@ -369,9 +315,7 @@ fn explain(error: &toml::de::Error, text: &str) -> String {
             .map(|right| (strsim::damerau_levenshtein(wrong, right), right))
             .filter(|(distance, right)| *distance <= right.len() / 2)
             .min()
-            .map_or_else(String::new, |(_, right)| {
-                format!(" — did you mean `{right}`?")
-            }),
+            .map_or_else(String::new, |(_, right)| format!(" — did you mean `{right}`?")),
         _ => String::new(),
     };
     format!("{place}{message}{hint}")
@@ -395,38 +339,24 @@ mod tests {
         let hub = &config.upstreams[&DEFAULT_UPSTREAM.parse().unwrap()];
         assert_eq!(hub.url.as_str(), "https://registry-1.docker.io/");
         assert_eq!(hub.token_realms[0].host_str(), Some("auth.docker.io"));
-        assert_eq!(
-            (hub.cold, hub.library, hub.fresh),
-            (Cold::Redirect, true, DEFAULT_FRESH)
-        );
+        assert_eq!((hub.cold, hub.library, hub.fresh), (Cold::Redirect, true, DEFAULT_FRESH));
     }
 
     #[test]
     fn an_upstream_overrides_the_defaults_of_the_file() {
-        let config = load("fresh = \"1h\"\n[upstreams.\"my.registry\"]\nurl = \"http://127.0.0.1:5001\"\nfresh = \"10s\"").unwrap();
-        assert_eq!(
-            config.upstreams[&"my.registry".parse().unwrap()].fresh,
-            Duration::from_secs(10)
-        );
-        assert_eq!(
-            config.upstreams[&"ghcr.io".parse().unwrap()].fresh,
-            Duration::from_hours(1)
-        );
+        let config =
+            load("fresh = \"1h\"\n[upstreams.\"my.registry\"]\nurl = \"http://127.0.0.1:5001\"\nfresh = \"10s\"")
+                .unwrap();
+        assert_eq!(config.upstreams[&"my.registry".parse().unwrap()].fresh, Duration::from_secs(10));
+        assert_eq!(config.upstreams[&"ghcr.io".parse().unwrap()].fresh, Duration::from_hours(1));
     }
 
     #[test]
     fn an_unknown_key_is_named_with_its_line_and_the_nearest_right_key() {
         let message = load("listen = \"127.0.0.1:1\"\nfrehs = \"5m\"\n").unwrap_err();
-        assert!(
-            message.contains("line 2, column 1") && message.contains("did you mean `fresh`?"),
-            "{message}"
-        );
-        let message =
-            load("[upstreams.\"a.b\"]\nurl = \"https://a.b\"\ncoold = \"wait\"\n").unwrap_err();
-        assert!(
-            message.contains("line 3") && message.contains("did you mean `cold`?"),
-            "{message}"
-        );
+        assert!(message.contains("line 2, column 1") && message.contains("did you mean `fresh`?"), "{message}");
+        let message = load("[upstreams.\"a.b\"]\nurl = \"https://a.b\"\ncoold = \"wait\"\n").unwrap_err();
+        assert!(message.contains("line 3") && message.contains("did you mean `cold`?"), "{message}");
         let message = load("cold = \"waitt\"").unwrap_err();
         assert!(message.contains("did you mean `wait`?"), "{message}");
     }
@@ -434,18 +364,9 @@ mod tests {
     #[test]
     fn values_that_cannot_be_used_are_named() {
         for (text, expected) in [
-            (
-                "[upstreams.\"a.b\"]\nfresh = \"1s\"",
-                "upstreams.\"a.b\".url: is required",
-            ),
-            (
-                "[upstreams.\"a.b\"]\nurl = \"ftp://a.b\"",
-                "upstreams.\"a.b\".url",
-            ),
-            (
-                "[upstreams.\"a.b\"]\nurl = \"https://a.b/path\"",
-                "scheme, host and port only",
-            ),
+            ("[upstreams.\"a.b\"]\nfresh = \"1s\"", "upstreams.\"a.b\".url: is required"),
+            ("[upstreams.\"a.b\"]\nurl = \"ftp://a.b\"", "upstreams.\"a.b\".url"),
+            ("[upstreams.\"a.b\"]\nurl = \"https://a.b/path\"", "scheme, host and port only"),
             ("[upstreams.\"a:b\"]\nurl = \"https://a.b\"", "line 1"),
             ("fresh = \"5 parsecs\"", "is no duration"),
             ("fresh = 5", "line 1"),
@@ -453,10 +374,7 @@ mod tests {
                 "[upstreams.\"docker.io\"]\ncredentials = { username = \"me\", password_env = \"NOT_SET\" }",
                 "NOT_SET is not set",
             ),
-            (
-                "[upstreams.\"docker.io\"]\ncredentials = { username = \"me\" }",
-                "password_env",
-            ),
+            ("[upstreams.\"docker.io\"]\ncredentials = { username = \"me\" }", "password_env"),
             ("listen = \"nowhere\"", "line 1"),
             ("= 1", "line 1"),
         ] {
@@ -467,11 +385,10 @@ mod tests {
 
     #[test]
     fn secrets_come_by_reference_and_are_not_printed() {
-        let config = load("[upstreams.\"docker.io\"]\ncredentials = { username = \"me\", password_env = \"HUB_TOKEN\" }").unwrap();
-        let credentials = config.upstreams[&DEFAULT_UPSTREAM.parse().unwrap()]
-            .credentials
-            .clone()
-            .unwrap();
+        let config =
+            load("[upstreams.\"docker.io\"]\ncredentials = { username = \"me\", password_env = \"HUB_TOKEN\" }")
+                .unwrap();
+        let credentials = config.upstreams[&DEFAULT_UPSTREAM.parse().unwrap()].credentials.clone().unwrap();
         assert_eq!(credentials.password, "s3cret");
         assert!(!format!("{config:?}").contains("s3cret"));
     }

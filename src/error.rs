@@ -93,46 +93,23 @@ impl PullError {
                 (StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown, None)
             }
             Self::BlobUnknown => (StatusCode::NOT_FOUND, ErrorCode::BlobUnknown, None),
-            Self::Range { .. } => (
-                StatusCode::RANGE_NOT_SATISFIABLE,
-                ErrorCode::SizeInvalid,
-                None,
-            ),
-            Self::NotYet => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                ErrorCode::Unavailable,
-                Some(SOON),
-            ),
-            Self::Upstream(UpstreamError::Denied(_)) => {
-                (StatusCode::FORBIDDEN, ErrorCode::Denied, None)
-            }
+            Self::Range { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::SizeInvalid, None),
+            Self::NotYet => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, Some(SOON)),
+            Self::Upstream(UpstreamError::Denied(_)) => (StatusCode::FORBIDDEN, ErrorCode::Denied, None),
             Self::Upstream(UpstreamError::Throttled { retry_after }) => {
                 let after = retry_after.unwrap_or(THROTTLED);
-                (
-                    StatusCode::TOO_MANY_REQUESTS,
-                    ErrorCode::TooManyRequests,
-                    Some(after),
-                )
+                (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests, Some(after))
             }
-            Self::Upstream(UpstreamError::Invalid(_)) => {
-                (StatusCode::BAD_GATEWAY, ErrorCode::ManifestInvalid, None)
+            Self::Upstream(UpstreamError::Invalid(_)) => (StatusCode::BAD_GATEWAY, ErrorCode::ManifestInvalid, None),
+            Self::Upstream(UpstreamError::Unavailable(_)) | Self::Store(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, Some(LATER))
             }
-            Self::Upstream(UpstreamError::Unavailable(_)) | Self::Store(_) => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                ErrorCode::Unavailable,
-                Some(LATER),
-            ),
         };
         let message = match self {
             Self::Store(_) => "the cache's storage is unavailable; its log says more".to_owned(),
             other => other.to_string(),
         };
-        Answer {
-            status,
-            code,
-            message,
-            retry_after,
-        }
+        Answer { status, code, message, retry_after }
     }
 }
 
@@ -140,21 +117,12 @@ fn of_request(error: &InvalidRequest) -> (StatusCode, ErrorCode) {
     use crate::oci::{InvalidDigest, InvalidReference};
     match error {
         InvalidRequest::Method => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported),
-        InvalidRequest::Endpoint | InvalidRequest::Unsupported(_) => {
-            (StatusCode::NOT_FOUND, ErrorCode::Unsupported)
-        }
-        InvalidRequest::Name(_) | InvalidRequest::Namespace => {
-            (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid)
-        }
-        InvalidRequest::Reference(InvalidReference::Tag(_)) => {
-            (StatusCode::BAD_REQUEST, ErrorCode::ManifestInvalid)
-        }
-        InvalidRequest::Reference(InvalidReference::Digest(digest))
-        | InvalidRequest::Digest(digest) => match digest {
+        InvalidRequest::Endpoint | InvalidRequest::Unsupported(_) => (StatusCode::NOT_FOUND, ErrorCode::Unsupported),
+        InvalidRequest::Name(_) | InvalidRequest::Namespace => (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid),
+        InvalidRequest::Reference(InvalidReference::Tag(_)) => (StatusCode::BAD_REQUEST, ErrorCode::ManifestInvalid),
+        InvalidRequest::Reference(InvalidReference::Digest(digest)) | InvalidRequest::Digest(digest) => match digest {
             InvalidDigest::Malformed => (StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid),
-            InvalidDigest::UnsupportedAlgorithm => {
-                (StatusCode::BAD_REQUEST, ErrorCode::Unsupported)
-            }
+            InvalidDigest::UnsupportedAlgorithm => (StatusCode::BAD_REQUEST, ErrorCode::Unsupported),
         },
     }
 }

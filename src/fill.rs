@@ -38,10 +38,7 @@ pub enum FillError {
 impl FillError {
     /// Whether trying again later can help.
     pub fn may_pass(&self) -> bool {
-        !matches!(
-            self,
-            Self::Upstream(UpstreamError::Missing | UpstreamError::Denied(_))
-        )
+        !matches!(self, Self::Upstream(UpstreamError::Missing | UpstreamError::Denied(_)))
     }
 }
 
@@ -70,10 +67,7 @@ pub fn decide(record: Option<&BlobRecord>, owner: &str, now: Timestamp) -> Claim
     match record.map(|record| &record.state) {
         Some(BlobState::Claimed { until, .. }) if now < *until => Claim::Held,
         _ => Claim::Take(BlobRecord {
-            state: BlobState::Claimed {
-                owner: owner.to_owned(),
-                until: now.plus(CLAIM),
-            },
+            state: BlobState::Claimed { owner: owner.to_owned(), until: now.plus(CLAIM) },
             attempts: record.map_or(0, |record| record.attempts).saturating_add(1),
             failure: record.and_then(|record| record.failure.clone()),
         }),
@@ -81,18 +75,10 @@ pub fn decide(record: Option<&BlobRecord>, owner: &str, now: Timestamp) -> Claim
 }
 
 /// Copies one blob from upstream into storage, unless it is there or another fill is copying it.
-pub async fn run(
-    cache: &Cache,
-    job: &Job,
-    progress: &watch::Sender<Progress>,
-) -> Result<Filled, FillError> {
+pub async fn run(cache: &Cache, job: &Job, progress: &watch::Sender<Progress>) -> Result<Filled, FillError> {
     let owner = format!("{:016x}", fastrand::u64(..));
     let claimed = loop {
-        let current = cache
-            .ledger
-            .blob(&job.repository, &job.digest)
-            .await?
-            .record;
+        let current = cache.ledger.blob(&job.repository, &job.digest).await?.record;
         let record = current.as_ref().map(|current| &current.value);
         let stored = record.is_some_and(|record| matches!(record.state, BlobState::Stored { .. }));
         // The record may say so of bytes that somebody has deleted.
@@ -103,11 +89,7 @@ pub async fn run(
             Claim::Held => return Ok(Filled::Claimed),
             Claim::Take(claimed) => {
                 let expected = current.as_ref().map(|current| current.version);
-                if cache
-                    .ledger
-                    .swap_blob(&job.digest, expected, &claimed)
-                    .await?
-                {
+                if cache.ledger.swap_blob(&job.digest, expected, &claimed).await?.is_some() {
                     break claimed;
                 }
             }
@@ -121,17 +103,7 @@ pub async fn run(
         Err(FillError::ClaimLost) => return outcome,
         Err(error) => (BlobState::Absent, Some(error.to_string())),
     };
-    settle(
-        cache,
-        job,
-        &owner,
-        &BlobRecord {
-            state,
-            attempts: claimed.attempts,
-            failure,
-        },
-    )
-    .await?;
+    settle(cache, job, &owner, &BlobRecord { state, attempts: claimed.attempts, failure }).await?;
     match &outcome {
         Ok(_) => tracing::info!(
             blob.digest = %job.digest, repository = %job.repository, size_bytes = job.size,
@@ -146,28 +118,15 @@ pub async fn run(
 
 /// Writes how a fill ended. That the bytes are stored is true whoever holds the claim; a failure is noted only by the
 /// claim's owner.
-async fn settle(
-    cache: &Cache,
-    job: &Job,
-    owner: &str,
-    record: &BlobRecord,
-) -> Result<(), StoreError> {
+async fn settle(cache: &Cache, job: &Job, owner: &str, record: &BlobRecord) -> Result<(), StoreError> {
     loop {
-        let current = cache
-            .ledger
-            .blob(&job.repository, &job.digest)
-            .await?
-            .record;
+        let current = cache.ledger.blob(&job.repository, &job.digest).await?.record;
         let stored = matches!(record.state, BlobState::Stored { .. });
         match &current {
             Some(current) if !stored && !owns(current, owner) => return Ok(()),
             _ => {}
         }
-        if cache
-            .ledger
-            .swap_blob(&job.digest, current.map(|current| current.version), record)
-            .await?
-        {
+        if cache.ledger.swap_blob(&job.digest, current.map(|current| current.version), record).await?.is_some() {
             return Ok(());
         }
     }
@@ -177,12 +136,7 @@ fn owns(record: &Versioned<BlobRecord>, owner: &str) -> bool {
     matches!(&record.value.state, BlobState::Claimed { owner: holder, .. } if holder == owner)
 }
 
-async fn copy(
-    cache: &Cache,
-    job: &Job,
-    owner: &str,
-    progress: &watch::Sender<Progress>,
-) -> Result<Filled, FillError> {
+async fn copy(cache: &Cache, job: &Job, owner: &str, progress: &watch::Sender<Progress>) -> Result<Filled, FillError> {
     // The bytes may be here although their record is not: a fill was killed between the two.
     match cache.blobs.size(&job.digest).await? {
         Some(size) if size == job.size => return Ok(Filled::Already),
@@ -192,14 +146,9 @@ async fn copy(
         .upstreams
         .get(&job.repository.upstream)
         .map_err(|error| FillError::Upstream(UpstreamError::Denied(error.to_string())))?;
-    let (size, body) = upstream
-        .open_blob(&job.repository.name, &job.digest)
-        .await?;
+    let (size, body) = upstream.open_blob(&job.repository.name, &job.digest).await?;
     if let Some(size) = size.filter(|&size| size != job.size) {
-        return Err(FillError::Mismatch(format!(
-            "upstream sends {size} bytes of a blob of {}",
-            job.size
-        )));
+        return Err(FillError::Mismatch(format!("upstream sends {size} bytes of a blob of {}", job.size)));
     }
     let lease = Lease {
         ledger: Arc::clone(&cache.ledger),
@@ -208,10 +157,7 @@ async fn copy(
         owner: owner.to_owned(),
         renew_at: cache.clock.now().plus(CLAIM / 3),
     };
-    cache
-        .blobs
-        .store(&job.digest, job.size, verified(body, job, lease), progress)
-        .await?;
+    cache.blobs.store(&job.digest, job.size, verified(body, job, lease), progress).await?;
     Ok(Filled::Stored)
 }
 
@@ -230,25 +176,12 @@ impl Lease {
         if now < self.renew_at {
             return Ok(());
         }
-        let record = self
-            .ledger
-            .blob(&self.job.repository, &self.job.digest)
-            .await?
-            .record;
-        let Some(Versioned { mut value, version }) =
-            record.filter(|record| owns(record, &self.owner))
-        else {
+        let record = self.ledger.blob(&self.job.repository, &self.job.digest).await?.record;
+        let Some(Versioned { mut value, version }) = record.filter(|record| owns(record, &self.owner)) else {
             return Err(FillError::ClaimLost);
         };
-        value.state = BlobState::Claimed {
-            owner: self.owner.clone(),
-            until: now.plus(CLAIM),
-        };
-        if !self
-            .ledger
-            .swap_blob(&self.job.digest, Some(version), &value)
-            .await?
-        {
+        value.state = BlobState::Claimed { owner: self.owner.clone(), until: now.plus(CLAIM) };
+        if self.ledger.swap_blob(&self.job.digest, Some(version), &value).await?.is_none() {
             return Err(FillError::ClaimLost);
         }
         self.renew_at = now.plus(CLAIM / 3);
@@ -259,38 +192,29 @@ impl Lease {
 /// Passes bytes on while hashing them. Ends well only after exactly `job.size` bytes with the digest `job.digest`.
 fn verified(body: BlobBody, job: &Job, lease: Lease) -> Body {
     let state = (body, Hasher::new(job.digest.algorithm()), 0, lease);
-    Box::pin(stream::try_unfold(
-        state,
-        |(mut body, mut hasher, seen, mut lease)| async move {
-            lease.keep().await?;
-            let size = lease.job.size;
-            let Some(chunk) = body.next().await.transpose()? else {
-                if seen < size {
-                    return Err(UpstreamError::Unavailable(format!(
-                        "it sent {seen} of {size} bytes"
-                    ))
-                    .into());
-                }
-                let digest = hasher.finish();
-                if digest != lease.job.digest {
-                    return Err(FillError::Mismatch(format!(
-                        "the bytes of {} have the digest {digest}",
-                        lease.job.digest
-                    )));
-                }
-                return Ok(None);
-            };
-            let seen = seen + chunk.len() as u64;
-            if seen > size {
-                return Err(FillError::Mismatch(format!(
-                    "upstream sends more than the {size} bytes of {}",
-                    lease.job.digest
-                )));
+    Box::pin(stream::try_unfold(state, |(mut body, mut hasher, seen, mut lease)| async move {
+        lease.keep().await?;
+        let size = lease.job.size;
+        let Some(chunk) = body.next().await.transpose()? else {
+            if seen < size {
+                return Err(UpstreamError::Unavailable(format!("it sent {seen} of {size} bytes")).into());
             }
-            hasher.update(&chunk);
-            Ok(Some((chunk, (body, hasher, seen, lease))))
-        },
-    ))
+            let digest = hasher.finish();
+            if digest != lease.job.digest {
+                return Err(FillError::Mismatch(format!("the bytes of {} have the digest {digest}", lease.job.digest)));
+            }
+            return Ok(None);
+        };
+        let seen = seen + chunk.len() as u64;
+        if seen > size {
+            return Err(FillError::Mismatch(format!(
+                "upstream sends more than the {size} bytes of {}",
+                lease.job.digest
+            )));
+        }
+        hasher.update(&chunk);
+        Ok(Some((chunk, (body, hasher, seen, lease))))
+    }))
 }
 
 #[cfg(test)]
@@ -298,39 +222,19 @@ mod tests {
     use super::*;
 
     fn record(state: BlobState) -> BlobRecord {
-        BlobRecord {
-            state,
-            attempts: 2,
-            failure: None,
-        }
+        BlobRecord { state, attempts: 2, failure: None }
     }
 
     #[test]
     fn a_blob_is_claimed_unless_a_claim_on_it_runs() {
         let now = Timestamp(1000);
-        let claimed = |until| {
-            record(BlobState::Claimed {
-                owner: "other".into(),
-                until: Timestamp(until),
-            })
-        };
+        let claimed = |until| record(BlobState::Claimed { owner: "other".into(), until: Timestamp(until) });
         assert_eq!(decide(Some(&claimed(1001)), "me", now), Claim::Held);
-        for free in [
-            None,
-            Some(claimed(1000)),
-            Some(record(BlobState::Absent)),
-            Some(record(BlobState::Stored { size: 1 })),
-        ] {
-            let Claim::Take(taken) = decide(free.as_ref(), "me", now) else {
-                panic!("{free:?}")
-            };
-            assert_eq!(
-                taken.state,
-                BlobState::Claimed {
-                    owner: "me".into(),
-                    until: now.plus(CLAIM)
-                }
-            );
+        for free in
+            [None, Some(claimed(1000)), Some(record(BlobState::Absent)), Some(record(BlobState::Stored { size: 1 }))]
+        {
+            let Claim::Take(taken) = decide(free.as_ref(), "me", now) else { panic!("{free:?}") };
+            assert_eq!(taken.state, BlobState::Claimed { owner: "me".into(), until: now.plus(CLAIM) });
             assert_eq!(taken.attempts, free.map_or(0, |record| record.attempts) + 1);
         }
     }

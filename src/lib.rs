@@ -5,7 +5,8 @@
 //! 1. [`http`]: a request arrives, and the answer is built.
 //! 2. [`oci`]: the request becomes an [`oci::Request`]; names, tags and digests become types.
 //! 3. [`upstream`]: which repository is meant ([`upstream::Upstreams::repository`]), and how its registry is asked.
-//! 4. [`pull`]: the read path: manifest by tag, manifest by digest, blob.
+//! 4. [`pull`]: the read path: manifest by tag, manifest by digest, blob. What may be done about a tag is decided in
+//!    [`freshness`].
 //! 5. [`fill`]: the write path: one blob from upstream into storage.
 //! 6. [`ports`]: what both ask of storage. [`local`] answers it with files and an embedded ledger; the package
 //!    `functions` answers it with S3, `DynamoDB` and SQS.
@@ -13,6 +14,7 @@
 pub mod config;
 pub mod error;
 pub mod fill;
+pub mod freshness;
 pub mod http;
 #[cfg(feature = "local")]
 pub mod local;
@@ -35,9 +37,11 @@ pub struct Cache {
     pub(crate) clock: Clock,
     pub(crate) upstreams: Upstreams,
     pub(crate) blobs: Arc<dyn Blobs>,
-    pub(crate) ledger: Arc<dyn Ledger>,
+    /// What is remembered.
+    pub ledger: Arc<dyn Ledger>,
     pub(crate) fills: Arc<dyn Fills>,
     pub(crate) warm: pull::Warm,
+    pub(crate) flights: pull::Flights,
 }
 
 impl Cache {
@@ -58,6 +62,7 @@ impl Cache {
             ledger,
             fills,
             warm: pull::Warm::new(),
+            flights: pull::Flights::new(),
         })
     }
 }

@@ -37,29 +37,13 @@ struct Settings {
     #[arg(long, global = true, env = "STOPOVER_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// The address to listen on [default: 127.0.0.1:5000]
-    #[arg(
-        long,
-        global = true,
-        env = "STOPOVER_LISTEN",
-        value_name = "ADDRESS:PORT"
-    )]
+    #[arg(long, global = true, env = "STOPOVER_LISTEN", value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
     /// The directory that holds the cache [default: ./stopover-data]
-    #[arg(
-        long,
-        global = true,
-        env = "STOPOVER_DATA_DIR",
-        value_name = "DIRECTORY"
-    )]
+    #[arg(long, global = true, env = "STOPOVER_DATA_DIR", value_name = "DIRECTORY")]
     data_dir: Option<PathBuf>,
     /// What is logged: error, warn, info, debug, or a filter like stopover=debug
-    #[arg(
-        long,
-        global = true,
-        env = "STOPOVER_LOG",
-        value_name = "FILTER",
-        default_value = "info"
-    )]
+    #[arg(long, global = true, env = "STOPOVER_LOG", value_name = "FILTER", default_value = "info")]
     log: String,
     /// How it is logged
     #[arg(long, global = true, env = "STOPOVER_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
@@ -103,9 +87,7 @@ fn main() -> ExitCode {
 fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
     let config = load(&settings)?;
     match command.unwrap_or(Command::Serve) {
-        Command::Config(ConfigCommand::Check) => {
-            Ok(std::io::stdout().write_all(describe(&config).as_bytes())?)
-        }
+        Command::Config(ConfigCommand::Check) => Ok(std::io::stdout().write_all(describe(&config).as_bytes())?),
         Command::Serve => {
             start_logging(&settings)?;
             let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -122,28 +104,17 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
 
 fn load(settings: &Settings) -> anyhow::Result<Config> {
     let beside = PathBuf::from("stopover.toml");
-    let path = settings
-        .config
-        .clone()
-        .or_else(|| beside.exists().then_some(beside));
-    let mut config = Config::load(path.as_deref(), Cold::Follow, |name| {
-        std::env::var(name).ok()
-    })?;
+    let path = settings.config.clone().or_else(|| beside.exists().then_some(beside));
+    let mut config = Config::load(path.as_deref(), Cold::Follow, |name| std::env::var(name).ok())?;
     config.listen = settings.listen.unwrap_or(config.listen);
     config.data_dir = settings.data_dir.clone().unwrap_or(config.data_dir);
     Ok(config)
 }
 
 fn start_logging(settings: &Settings) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&settings.log).with_context(|| {
-        format!(
-            "{:?} is no log filter: try info, or stopover=debug",
-            settings.log
-        )
-    })?;
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let filter = EnvFilter::try_new(&settings.log)
+        .with_context(|| format!("{:?} is no log filter: try info, or stopover=debug", settings.log))?;
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match settings.log_format {
         LogFormat::Text => subscriber.with_target(false).init(),
         LogFormat::Json => subscriber.json().init(),
@@ -176,10 +147,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    tracing::info!(
-        "stopping: running fills have {} s, the rest is parked for the next start",
-        GRACE.as_secs()
-    );
+    tracing::info!("stopping: running fills have {} s, the rest is parked for the next start", GRACE.as_secs());
     stop.send_replace(true);
     local.stop(GRACE).await;
     // Connections that still follow a parked fill are cut; their clients resume.
@@ -189,16 +157,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 }
 
 fn welcome(config: &Config, address: SocketAddr) -> String {
-    let mut upstreams: Vec<&str> = config
-        .upstreams
-        .keys()
-        .map(stopover::oci::UpstreamId::as_str)
-        .collect();
+    let mut upstreams: Vec<&str> = config.upstreams.keys().map(stopover::oci::UpstreamId::as_str).collect();
     upstreams.sort_unstable_by_key(|id| *id != "docker.io");
-    let source = config
-        .source
-        .as_ref()
-        .map_or("defaults".into(), |path| path.display().to_string());
+    let source = config.source.as_ref().map_or("defaults".into(), |path| path.display().to_string());
     format!(
         "stopover {version}: a pull-through cache for container registries\n\
          listening on http://{address}\n\
@@ -217,12 +178,7 @@ fn welcome(config: &Config, address: SocketAddr) -> String {
 
 fn describe(config: &Config) -> String {
     use std::fmt::Write as _;
-    let source = config
-        .source
-        .as_ref()
-        .map_or("no file: defaults".into(), |path| {
-            path.display().to_string()
-        });
+    let source = config.source.as_ref().map_or("no file: defaults".into(), |path| path.display().to_string());
     let mut text = format!(
         "The configuration can be used ({source}).\nlisten    {}\ndata_dir  {}\nwait      {}\n",
         config.listen,
@@ -230,10 +186,7 @@ fn describe(config: &Config) -> String {
         humantime::format_duration(config.wait)
     );
     for (id, upstream) in &config.upstreams {
-        let login = upstream
-            .credentials
-            .as_ref()
-            .map_or("anonymous".into(), |login| format!("as {}", login.username));
+        let login = upstream.credentials.as_ref().map_or("anonymous".into(), |login| format!("as {}", login.username));
         let _ = writeln!(
             text,
             "upstream  {id}: {}, {login}, fresh {}, cold {:?}",

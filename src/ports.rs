@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::fill::FillError;
-use crate::oci::{Descriptor, Digest, Manifest, MediaType, Repository, Tag};
+use crate::oci::{Descriptor, Digest, Manifest, MediaType, Reference, Repository};
 use crate::time::Timestamp;
 
 /// Storage did not do what it was asked. Nothing may be concluded about what it holds.
@@ -78,7 +78,8 @@ pub struct Versioned<T> {
     pub version: u64,
 }
 
-/// "Upstream said at time t that tag T is digest D": freshness, never content.
+/// "Upstream said at time t that tag T is digest D": freshness, never content. For a digest it says only who is fetching
+/// it, or that upstream does not have it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct TagRecord {
     /// What upstream said; `None`: that there is no such tag.
@@ -89,6 +90,18 @@ pub struct TagRecord {
     pub checked_at: Timestamp,
     /// Until when upstream is not asked again.
     pub fresh_until: Timestamp,
+    /// Who is asking it.
+    pub lease: Option<Lease>,
+}
+
+/// The right to ask upstream about a reference while all others wait for the answer. It saves requests; that a holder
+/// which lost it changes nothing is the work of the version.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Lease {
+    /// Who asks: unique to one question.
+    pub owner: String,
+    /// When another may take over.
+    pub until: Timestamp,
 }
 
 /// What a registry says of a manifest without sending it (the answer to HEAD).
@@ -145,33 +158,29 @@ pub struct BlobView {
 /// Where tag records, manifests, memberships and claims live. Whatever a write acknowledged survives a crash.
 ///
 /// Rules (who may claim, what is fresh) are functions of the core; the ledger only promises that a conditional write
-/// happens atomically or not at all. A read sees every write that was acknowledged before it, except [`Self::tag`],
+/// happens atomically or not at all. A read sees every write that was acknowledged before it, except
 /// [`Self::manifest`] and the membership of [`Self::blob`], which may lag by a second on `DynamoDB`.
 #[async_trait]
 pub trait Ledger: Send + Sync {
-    /// The record of a tag.
-    async fn tag(
+    /// The record of a tag, or of a digest.
+    async fn reference(
         &self,
         repository: &Repository,
-        tag: &Tag,
+        reference: &Reference,
     ) -> Result<Option<Versioned<TagRecord>>, StoreError>;
 
-    /// Writes the record of a tag if the item still has the version `expected` (`None`: does not exist). `false`: it has
-    /// not, and nothing was written.
-    async fn swap_tag(
+    /// Writes the record of a reference if the item still has the version `expected` (`None`: does not exist), and
+    /// returns its new version. `None`: it has not, and nothing was written.
+    async fn swap_reference(
         &self,
         repository: &Repository,
-        tag: &Tag,
+        reference: &Reference,
         expected: Option<u64>,
         record: &TagRecord,
-    ) -> Result<bool, StoreError>;
+    ) -> Result<Option<u64>, StoreError>;
 
     /// A manifest stored for this repository, byte for byte as it was put.
-    async fn manifest(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<Option<Manifest>, StoreError>;
+    async fn manifest(&self, repository: &Repository, digest: &Digest) -> Result<Option<Manifest>, StoreError>;
 
     /// Stores a manifest for this repository and the membership of the blobs it refers to. Once the manifest can be
     /// read, every membership can be. Doing it twice is a no-op.
@@ -186,21 +195,16 @@ pub trait Ledger: Send + Sync {
     async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobView, StoreError>;
 
     /// Stores that a blob of `size` bytes belongs to this repository.
-    async fn put_membership(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-        size: u64,
-    ) -> Result<(), StoreError>;
+    async fn put_membership(&self, repository: &Repository, digest: &Digest, size: u64) -> Result<(), StoreError>;
 
-    /// Writes the record of a blob if the item still has the version `expected` (`None`: does not exist). `false`: it
-    /// has not, and nothing was written.
+    /// Writes the record of a blob if the item still has the version `expected` (`None`: does not exist), and returns its
+    /// new version. `None`: it has not, and nothing was written.
     async fn swap_blob(
         &self,
         digest: &Digest,
         expected: Option<u64>,
         record: &BlobRecord,
-    ) -> Result<bool, StoreError>;
+    ) -> Result<Option<u64>, StoreError>;
 }
 
 /// One blob to copy from upstream into storage.
@@ -223,8 +227,7 @@ pub trait Fills: Send + Sync {
 
     /// Requests a fill that a client waits for, and watches it. `None`: fills run in another process, and the ledger
     /// is where their outcome shows.
-    async fn request_now(&self, job: &Job)
-    -> Result<Option<watch::Receiver<Progress>>, StoreError>;
+    async fn request_now(&self, job: &Job) -> Result<Option<watch::Receiver<Progress>>, StoreError>;
 }
 
 /// How far a fill has come.

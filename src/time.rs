@@ -44,12 +44,7 @@ impl Clock {
     pub fn now(&self) -> Timestamp {
         match &self.0 {
             Some(seconds) => Timestamp(seconds.load(Ordering::SeqCst)),
-            None => Timestamp(
-                SystemTime::now()
-                    .duration_since(SystemTime::UNIX_EPOCH)
-                    .unwrap_or_default()
-                    .as_secs(),
-            ),
+            None => Timestamp(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()),
         }
     }
 }

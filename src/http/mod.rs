@@ -10,8 +10,8 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
 use http::header::{
-    ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
-    HeaderName, HeaderValue, IF_NONE_MATCH, LOCATION, RANGE, RETRY_AFTER, WARNING,
+    ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName, HeaderValue,
+    IF_NONE_MATCH, LOCATION, RANGE, RETRY_AFTER, WARNING,
 };
 use http::{HeaderMap, StatusCode};
 
@@ -23,8 +23,7 @@ use crate::pull::{Content, PulledBlob, PulledManifest, Served};
 use crate::upstream::UpstreamError;
 
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
-const DISTRIBUTION_API_VERSION: HeaderName =
-    HeaderName::from_static("docker-distribution-api-version");
+const DISTRIBUTION_API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 const SERVED: HeaderName = HeaderName::from_static("x-stopover");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -51,11 +50,7 @@ async fn answer(State(cache): State<Arc<Cache>>, request: http::Request<Body>) -
     response
 }
 
-async fn pull(
-    cache: &Cache,
-    request: &Request,
-    headers: &HeaderMap,
-) -> Result<Response, PullError> {
+async fn pull(cache: &Arc<Cache>, request: &Request, headers: &HeaderMap) -> Result<Response, PullError> {
     match &request.operation {
         // Needs no upstream: it is answered when every upstream is down.
         Operation::Ping => Ok(ping(request.head)),
@@ -73,16 +68,9 @@ async fn pull(
 }
 
 fn ping(head: bool) -> Response {
-    let mut response = Response::new(if head {
-        Body::empty()
-    } else {
-        Body::from("{}")
-    });
+    let mut response = Response::new(if head { Body::empty() } else { Body::from("{}") });
     let headers = response.headers_mut();
-    headers.insert(
-        DISTRIBUTION_API_VERSION,
-        HeaderValue::from_static("registry/2.0"),
-    );
+    headers.insert(DISTRIBUTION_API_VERSION, HeaderValue::from_static("registry/2.0"));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CONTENT_LENGTH, 2.into());
     response
@@ -99,10 +87,7 @@ fn describe(headers: &mut HeaderMap, repository: &Repository, digest: &Digest, s
 
 /// Whether the client has this content already (RFC 9110, section 13.1.2). Some clients send the digest without quotes.
 fn not_modified(headers: &HeaderMap, digest: &Digest) -> bool {
-    let values = headers
-        .get_all(IF_NONE_MATCH)
-        .into_iter()
-        .filter_map(|value| value.to_str().ok());
+    let values = headers.get_all(IF_NONE_MATCH).into_iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|tag| {
         let tag = tag.trim();
         let tag = tag.strip_prefix("W/").unwrap_or(tag).trim_matches('"');
@@ -110,12 +95,7 @@ fn not_modified(headers: &HeaderMap, digest: &Digest) -> bool {
     })
 }
 
-fn manifest(
-    repository: &Repository,
-    pulled: PulledManifest,
-    head: bool,
-    request: &HeaderMap,
-) -> Response {
+fn manifest(repository: &Repository, pulled: PulledManifest, head: bool, request: &HeaderMap) -> Response {
     let observed = &pulled.observed;
     let unchanged = not_modified(request, &observed.digest);
     let body = match pulled.manifest {
@@ -125,25 +105,16 @@ fn manifest(
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     describe(headers, repository, &observed.digest, pulled.served);
-    headers.insert(
-        DISTRIBUTION_API_VERSION,
-        HeaderValue::from_static("registry/2.0"),
-    );
+    headers.insert(DISTRIBUTION_API_VERSION, HeaderValue::from_static("registry/2.0"));
     if pulled.served == Served::Stale {
         // 299 is the only code the specification lets registries use (distribution-spec, "Warnings").
-        headers.insert(
-            WARNING,
-            HeaderValue::from_static("299 - \"stale: the upstream registry could not be asked\""),
-        );
+        headers.insert(WARNING, HeaderValue::from_static("299 - \"stale: the upstream registry could not be asked\""));
     }
     if unchanged {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return response;
     }
-    headers.insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static(observed.media_type.as_str()),
-    );
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(observed.media_type.as_str()));
     headers.insert(CONTENT_LENGTH, observed.size.into());
     response
 }
@@ -157,9 +128,8 @@ fn blob(
     let mut response = Response::new(Body::empty());
     describe(response.headers_mut(), repository, digest, pulled.served);
     if let Content::Redirect(url) = &pulled.content {
-        let location = HeaderValue::from_str(url).map_err(|_| {
-            UpstreamError::Invalid("it redirected to a URL that fits no header".into())
-        })?;
+        let location = HeaderValue::from_str(url)
+            .map_err(|_| UpstreamError::Invalid("it redirected to a URL that fits no header".into()))?;
         *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
         response.headers_mut().insert(LOCATION, location);
         // The URL is a secret for as long as it is valid.
@@ -176,28 +146,14 @@ fn blob(
         Content::None => RequestedRange::Whole,
         _ => RequestedRange::parse(request.get(RANGE).and_then(|value| value.to_str().ok())),
     };
-    let range = requested
-        .of(pulled.size)
-        .ok_or(PullError::Range { size: pulled.size })?;
+    let range = requested.of(pulled.size).ok_or(PullError::Range { size: pulled.size })?;
     let headers = response.headers_mut();
-    headers.insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("application/octet-stream"),
-    );
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     headers.insert(CONTENT_LENGTH, range.length.into());
     if range.partial {
-        let text = format!(
-            "bytes {}-{}/{}",
-            range.first,
-            range.first + range.length - 1,
-            pulled.size
-        );
-        headers.extend(
-            HeaderValue::from_str(&text)
-                .ok()
-                .map(|value| (CONTENT_RANGE, value)),
-        );
+        let text = format!("bytes {}-{}/{}", range.first, range.first + range.length - 1, pulled.size);
+        headers.extend(HeaderValue::from_str(&text).ok().map(|value| (CONTENT_RANGE, value)));
         *response.status_mut() = StatusCode::PARTIAL_CONTENT;
     }
     *response.body_mut() = match pulled.content {
@@ -213,10 +169,7 @@ fn refuse(error: &PullError, request: &http::request::Parts) -> Response {
     let told = error.answer();
     let request_id = request_id();
     let (method, path) = (&request.method, request.uri.path());
-    if matches!(
-        error,
-        PullError::Store(StoreError::Refused(_) | StoreError::Corrupt(_))
-    ) {
+    if matches!(error, PullError::Store(StoreError::Refused(_) | StoreError::Corrupt(_))) {
         tracing::error!(http.method = %method, http.path = path, request.id = request_id, %error, "pull failed");
     } else if told.status.is_server_error() || told.status == StatusCode::TOO_MANY_REQUESTS {
         tracing::warn!(http.method = %method, http.path = path, request.id = request_id, %error, "pull failed");
@@ -225,20 +178,13 @@ fn refuse(error: &PullError, request: &http::request::Parts) -> Response {
     }
     let body = told.code.body(&told.message);
     let length = body.len() as u64;
-    let mut response = Response::new(if request.method == http::Method::HEAD {
-        Body::empty()
-    } else {
-        Body::from(body)
-    });
+    let mut response =
+        Response::new(if request.method == http::Method::HEAD { Body::empty() } else { Body::from(body) });
     *response.status_mut() = told.status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CONTENT_LENGTH, length.into());
-    headers.extend(
-        HeaderValue::from_str(&request_id)
-            .ok()
-            .map(|value| (REQUEST_ID, value)),
-    );
+    headers.extend(HeaderValue::from_str(&request_id).ok().map(|value| (REQUEST_ID, value)));
     if let Some(after) = told.retry_after {
         headers.insert(RETRY_AFTER, after.as_secs().max(1).into());
     }
@@ -247,11 +193,7 @@ fn refuse(error: &PullError, request: &http::request::Parts) -> Response {
             headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         }
         PullError::Range { size } => {
-            headers.extend(
-                HeaderValue::from_str(&format!("bytes */{size}"))
-                    .ok()
-                    .map(|value| (CONTENT_RANGE, value)),
-            );
+            headers.extend(HeaderValue::from_str(&format!("bytes */{size}")).ok().map(|value| (CONTENT_RANGE, value)));
         }
         _ => {}
     }

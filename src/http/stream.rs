@@ -19,34 +19,20 @@ const CHUNK: u64 = 256 * 1024;
 /// A part of a file that is complete.
 pub(super) fn file(file: Arc<File>, range: ByteRange) -> Body {
     let state = (file, range.first, range.first + range.length);
-    Body::from_stream(stream::try_unfold(
-        state,
-        |(file, offset, end)| async move {
-            let length = CHUNK.min(end - offset);
-            if length == 0 {
-                return Ok::<_, io::Error>(None);
-            }
-            let bytes = read(&file, offset, length).await?;
-            Ok(Some((bytes, (file, offset + length, end))))
-        },
-    ))
+    Body::from_stream(stream::try_unfold(state, |(file, offset, end)| async move {
+        let length = CHUNK.min(end - offset);
+        if length == 0 {
+            return Ok::<_, io::Error>(None);
+        }
+        let bytes = read(&file, offset, length).await?;
+        Ok(Some((bytes, (file, offset + length, end))))
+    }))
 }
 
 /// A part of a file that a fill is still writing. Its last byte is sent only once the fill has verified the whole, so a
 /// client never takes wrong bytes for complete ones; a fill that fails breaks the answer off.
-pub(super) fn growing(
-    file: Arc<File>,
-    progress: watch::Receiver<Progress>,
-    range: ByteRange,
-    size: u64,
-) -> Body {
-    Body::from_stream(follow(
-        file,
-        progress,
-        range.first,
-        range.first + range.length,
-        size,
-    ))
+pub(super) fn growing(file: Arc<File>, progress: watch::Receiver<Progress>, range: ByteRange, size: u64) -> Body {
+    Body::from_stream(follow(file, progress, range.first, range.first + range.length, size))
 }
 
 fn follow(
@@ -56,32 +42,26 @@ fn follow(
     end: u64,
     size: u64,
 ) -> impl Stream<Item = io::Result<Bytes>> {
-    stream::try_unfold(
-        (file, progress, first),
-        move |(file, mut progress, offset)| async move {
-            if offset == end {
-                return Ok(None);
-            }
-            let available = loop {
-                let available = match &*progress.borrow_and_update() {
-                    Progress::Stored => size,
-                    Progress::Growing { written, .. } => (*written).min(size - 1),
-                    Progress::Waiting => 0,
-                    Progress::Failed(error) => return Err(io::Error::other(error.to_string())),
-                };
-                if available > offset {
-                    break available;
-                }
-                progress
-                    .changed()
-                    .await
-                    .map_err(|_| io::Error::other("the fill was stopped"))?;
+    stream::try_unfold((file, progress, first), move |(file, mut progress, offset)| async move {
+        if offset == end {
+            return Ok(None);
+        }
+        let available = loop {
+            let available = match &*progress.borrow_and_update() {
+                Progress::Stored => size,
+                Progress::Growing { written, .. } => (*written).min(size - 1),
+                Progress::Waiting => 0,
+                Progress::Failed(error) => return Err(io::Error::other(error.to_string())),
             };
-            let length = CHUNK.min(available.min(end) - offset);
-            let bytes = read(&file, offset, length).await?;
-            Ok(Some((bytes, (file, progress, offset + length))))
-        },
-    )
+            if available > offset {
+                break available;
+            }
+            progress.changed().await.map_err(|_| io::Error::other("the fill was stopped"))?;
+        };
+        let length = CHUNK.min(available.min(end) - offset);
+        let bytes = read(&file, offset, length).await?;
+        Ok(Some((bytes, (file, progress, offset + length))))
+    })
 }
 
 async fn read(file: &Arc<File>, offset: u64, length: u64) -> io::Result<Bytes> {
@@ -91,7 +71,5 @@ async fn read(file: &Arc<File>, offset: u64, length: u64) -> io::Result<Bytes> {
         file.read_exact_at(&mut bytes, offset)?;
         Ok(Bytes::from(bytes))
     };
-    tokio::task::spawn_blocking(read)
-        .await
-        .map_err(io::Error::other)?
+    tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
 }

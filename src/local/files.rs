@@ -31,10 +31,7 @@ pub struct Files {
 impl Files {
     /// Opens or creates the store below `data`, and throws away what was on its way when a process died.
     pub fn open(data: &Path) -> anyhow::Result<Self> {
-        let files = Self {
-            published: data.join("blobs"),
-            unpublished: data.join("unpublished"),
-        };
+        let files = Self { published: data.join("blobs"), unpublished: data.join("unpublished") };
         let prepare = || -> io::Result<()> {
             match fs::remove_dir_all(&files.unpublished) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -44,18 +41,13 @@ impl Files {
             fs::create_dir_all(&files.published)?;
             sync_directory(data)
         };
-        prepare().with_context(|| {
-            format!("cannot prepare the blob directories in {}", data.display())
-        })?;
+        prepare().with_context(|| format!("cannot prepare the blob directories in {}", data.display()))?;
         Ok(files)
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
         let hex = digest.hex();
-        self.published
-            .join(digest.algorithm().name())
-            .join(&hex[..2])
-            .join(hex)
+        self.published.join(digest.algorithm().name()).join(&hex[..2]).join(hex)
     }
 
     fn begin(&self, size: u64) -> Result<NamedTempFile, StoreError> {
@@ -64,8 +56,7 @@ impl Files {
     }
 
     fn check_space(&self, size: u64) -> Result<(), StoreError> {
-        let space =
-            rustix::fs::statvfs(&self.unpublished).map_err(|error| refused(error.into()))?;
+        let space = rustix::fs::statvfs(&self.unpublished).map_err(|error| refused(error.into()))?;
         let free = space.f_bavail.saturating_mul(space.f_frsize);
         let reserve = RESERVE_BYTES.min(space.f_blocks.saturating_mul(space.f_frsize) / 100);
         if free < size.saturating_add(reserve) {
@@ -106,9 +97,7 @@ fn refused(error: io::Error) -> StoreError {
     }
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> Result<T, StoreError> {
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, StoreError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(outcome) => outcome.map_err(refused),
         Err(error) => Err(StoreError::Unavailable(error.to_string())),
@@ -171,11 +160,7 @@ impl Blobs for Files {
                 file = blocking(write).await?;
                 written += pending_bytes as u64;
                 pending_bytes = 0;
-                progress.send_replace(Progress::Growing {
-                    file: Arc::clone(&reader),
-                    written,
-                    size,
-                });
+                progress.send_replace(Progress::Growing { file: Arc::clone(&reader), written, size });
             }
             if ended {
                 break;

@@ -15,10 +15,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
-use crate::oci::{Descriptor, Digest, Manifest, Repository, Tag};
-use crate::ports::{
-    BlobRecord, BlobState, BlobView, Job, Ledger, StoreError, TagRecord, Versioned,
-};
+use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
+use crate::ports::{BlobRecord, BlobState, BlobView, Job, Ledger, StoreError, TagRecord, Versioned};
 
 const ITEMS: TableDefinition<&str, &[u8]> = TableDefinition::new("items");
 const VERSION_BYTES: usize = 8;
@@ -30,8 +28,8 @@ const GROUP: usize = 256;
 const BLOB: &str = "blob ";
 const FILL: &str = "fill ";
 
-fn tag_key(repository: &Repository, tag: &Tag) -> String {
-    format!("tag {repository} {tag}")
+fn reference_key(repository: &Repository, reference: &Reference) -> String {
+    format!("reference {repository} {reference}")
 }
 
 fn manifest_key(repository: &Repository, digest: &Digest) -> String {
@@ -65,33 +63,20 @@ struct Store {
 
 impl Store {
     fn open(path: &Path) -> Result<Database, redb::Error> {
-        let database = Database::builder()
-            .set_cache_size(MEMORY_BYTES)
-            .create(path)?;
+        let database = Database::builder().set_cache_size(MEMORY_BYTES).create(path)?;
         let begin = database.begin_write()?;
         begin.open_table(ITEMS)?;
         begin.commit()?;
         Ok(database)
     }
 
-    fn with<T>(
-        &self,
-        work: impl FnOnce(&Database) -> Result<T, redb::Error>,
-    ) -> Result<T, StoreError> {
+    fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, StoreError> {
         let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        work(
-            database
-                .as_ref()
-                .ok_or_else(|| failed("it could not be opened again"))?,
-        )
-        .map_err(failed)
+        work(database.as_ref().ok_or_else(|| failed("it could not be opened again"))?).map_err(failed)
     }
 
     fn reopen(&self) {
-        let mut database = self
-            .database
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         // The old one goes first: it holds the lock of the file.
         drop(database.take());
         match Self::open(&self.path) {
@@ -134,20 +119,14 @@ fn corrupt(error: impl std::fmt::Display) -> StoreError {
 impl EmbeddedLedger {
     /// Opens or creates the ledger. Another process that has it open makes this fail.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
-        let store = Arc::new(Store {
-            path: path.to_owned(),
-            database: RwLock::new(Some(Store::open(path)?)),
-        });
+        let store = Arc::new(Store { path: path.to_owned(), database: RwLock::new(Some(Store::open(path)?)) });
         let (sender, queued) = mpsc::channel();
         let target = Arc::clone(&store);
         let thread = thread::Builder::new()
             .name("ledger".into())
             .spawn(move || commit_in_groups(&target, &queued))
             .context("cannot start the ledger's thread")?;
-        Ok(Self {
-            store,
-            writer: Some((sender, thread)),
-        })
+        Ok(Self { store, writer: Some((sender, thread)) })
     }
 
     fn read<T>(
@@ -164,22 +143,13 @@ impl EmbeddedLedger {
         decode(version, value).map(Some)
     }
 
-    fn read_json<T: DeserializeOwned>(
-        &self,
-        key: &str,
-    ) -> Result<Option<Versioned<T>>, StoreError> {
+    fn read_json<T: DeserializeOwned>(&self, key: &str) -> Result<Option<Versioned<T>>, StoreError> {
         self.read(key, |version, value| {
-            Ok(Versioned {
-                value: serde_json::from_slice(value).map_err(corrupt)?,
-                version,
-            })
+            Ok(Versioned { value: serde_json::from_slice(value).map_err(corrupt)?, version })
         })
     }
 
-    fn scan<T: DeserializeOwned>(
-        &self,
-        prefix: &str,
-    ) -> Result<Vec<(String, Versioned<T>)>, StoreError> {
+    fn scan<T: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<(String, Versioned<T>)>, StoreError> {
         let items = self.store.with(|database| {
             let table = database.begin_read()?.open_table(ITEMS)?;
             let mut items = Vec::new();
@@ -201,17 +171,9 @@ impl EmbeddedLedger {
     }
 
     /// Durable once it returns.
-    async fn write(
-        &self,
-        expected: Option<(String, Option<u64>)>,
-        changes: Vec<Change>,
-    ) -> Result<bool, StoreError> {
+    async fn write(&self, expected: Option<(String, Option<u64>)>, changes: Vec<Change>) -> Result<bool, StoreError> {
         let (done, outcome) = oneshot::channel();
-        let write = Write {
-            expected,
-            changes,
-            done,
-        };
+        let write = Write { expected, changes, done };
         let (sender, _) = self.writer.as_ref().ok_or_else(|| failed("it is closed"))?;
         sender.send(write).map_err(failed)?;
         outcome.await.map_err(failed)?
@@ -222,11 +184,11 @@ impl EmbeddedLedger {
         key: String,
         expected: Option<u64>,
         value: &T,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Option<u64>, StoreError> {
         let version = expected.unwrap_or(0) + 1;
         let item = join(version, &serde_json::to_vec(value).map_err(corrupt)?);
-        self.write(Some((key.clone(), expected)), vec![Change::Put(key, item)])
-            .await
+        let written = self.write(Some((key.clone(), expected)), vec![Change::Put(key, item)]).await?;
+        Ok(written.then_some(version))
     }
 
     /// Gives back every claim. Only for the process that has just taken the data directory.
@@ -234,14 +196,8 @@ impl EmbeddedLedger {
         let mut changes = Vec::new();
         for (key, Versioned { value, version }) in self.scan::<BlobRecord>(BLOB)? {
             if matches!(value.state, BlobState::Claimed { .. }) {
-                let record = BlobRecord {
-                    state: BlobState::Absent,
-                    ..value
-                };
-                changes.push(Change::Put(
-                    key,
-                    join(version + 1, &serde_json::to_vec(&record).map_err(corrupt)?),
-                ));
+                let record = BlobRecord { state: BlobState::Absent, ..value };
+                changes.push(Change::Put(key, join(version + 1, &serde_json::to_vec(&record).map_err(corrupt)?)));
             }
         }
         self.write(None, changes).await.map(|_| ())
@@ -249,31 +205,19 @@ impl EmbeddedLedger {
 
     /// The fills that were requested and have not ended.
     pub(super) fn requested_fills(&self) -> Result<Vec<Job>, StoreError> {
-        Ok(self
-            .scan::<Job>(FILL)?
-            .into_iter()
-            .map(|(_, job)| job.value)
-            .collect())
+        Ok(self.scan::<Job>(FILL)?.into_iter().map(|(_, job)| job.value).collect())
     }
 
     /// Remembers requested fills.
     pub(super) async fn put_fills(&self, jobs: &[Job]) -> Result<(), StoreError> {
-        let put = |job: &Job| {
-            Ok(Change::Put(
-                fill_key(&job.digest),
-                join(0, &serde_json::to_vec(job).map_err(corrupt)?),
-            ))
-        };
-        self.write(None, jobs.iter().map(put).collect::<Result<_, _>>()?)
-            .await
-            .map(|_| ())
+        let put =
+            |job: &Job| Ok(Change::Put(fill_key(&job.digest), join(0, &serde_json::to_vec(job).map_err(corrupt)?)));
+        self.write(None, jobs.iter().map(put).collect::<Result<_, _>>()?).await.map(|_| ())
     }
 
     /// Forgets a requested fill that has ended.
     pub(super) async fn remove_fill(&self, digest: &Digest) -> Result<(), StoreError> {
-        self.write(None, vec![Change::Remove(fill_key(digest))])
-            .await
-            .map(|_| ())
+        self.write(None, vec![Change::Remove(fill_key(digest))]).await.map(|_| ())
     }
 }
 
@@ -282,18 +226,15 @@ fn join(version: u64, value: &[u8]) -> Vec<u8> {
 }
 
 fn split(item: &[u8]) -> Result<(u64, &[u8]), StoreError> {
-    let (version, value) = item
-        .split_first_chunk::<VERSION_BYTES>()
-        .ok_or_else(|| corrupt("an item without version"))?;
+    let (version, value) =
+        item.split_first_chunk::<VERSION_BYTES>().ok_or_else(|| corrupt("an item without version"))?;
     Ok((u64::from_le_bytes(*version), value))
 }
 
 /// The writer thread. Ends when the ledger is dropped.
 fn commit_in_groups(store: &Store, writes: &mpsc::Receiver<Write>) {
     while let Ok(first) = writes.recv() {
-        let group: Vec<Write> = std::iter::once(first)
-            .chain(writes.try_iter().take(GROUP - 1))
-            .collect();
+        let group: Vec<Write> = std::iter::once(first).chain(writes.try_iter().take(GROUP - 1)).collect();
         match store.with(|database| commit(database, &group)) {
             Ok(outcomes) => {
                 for (write, outcome) in group.into_iter().zip(outcomes) {
@@ -320,9 +261,8 @@ fn commit(database: &Database, group: &[Write]) -> Result<Vec<bool>, redb::Error
             let expected = match &write.expected {
                 None => true,
                 Some((key, expected)) => {
-                    let current = items
-                        .get(key.as_str())?
-                        .map(|item| split(item.value()).map_or(0, |(version, _)| version));
+                    let current =
+                        items.get(key.as_str())?.map(|item| split(item.value()).map_or(0, |(version, _)| version));
                     current == *expected
                 }
             };
@@ -343,44 +283,30 @@ fn commit(database: &Database, group: &[Write]) -> Result<Vec<bool>, redb::Error
 
 #[async_trait]
 impl Ledger for EmbeddedLedger {
-    async fn tag(
+    async fn reference(
         &self,
         repository: &Repository,
-        tag: &Tag,
+        reference: &Reference,
     ) -> Result<Option<Versioned<TagRecord>>, StoreError> {
-        self.read_json(&tag_key(repository, tag))
+        self.read_json(&reference_key(repository, reference))
     }
 
-    async fn swap_tag(
+    async fn swap_reference(
         &self,
         repository: &Repository,
-        tag: &Tag,
+        reference: &Reference,
         expected: Option<u64>,
         record: &TagRecord,
-    ) -> Result<bool, StoreError> {
-        self.swap(tag_key(repository, tag), expected, record).await
+    ) -> Result<Option<u64>, StoreError> {
+        self.swap(reference_key(repository, reference), expected, record).await
     }
 
-    async fn manifest(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<Option<Manifest>, StoreError> {
+    async fn manifest(&self, repository: &Repository, digest: &Digest) -> Result<Option<Manifest>, StoreError> {
         self.read(&manifest_key(repository, digest), |_, value| {
             // The media type, a line feed, the bytes.
-            let end = value
-                .iter()
-                .position(|&byte| byte == b'\n')
-                .ok_or_else(|| corrupt("a manifest without type"))?;
-            let media_type = std::str::from_utf8(&value[..end])
-                .map_err(corrupt)?
-                .parse()
-                .map_err(corrupt)?;
-            Ok(Manifest {
-                digest: digest.clone(),
-                media_type,
-                bytes: Bytes::copy_from_slice(&value[end + 1..]),
-            })
+            let end = value.iter().position(|&byte| byte == b'\n').ok_or_else(|| corrupt("a manifest without type"))?;
+            let media_type = std::str::from_utf8(&value[..end]).map_err(corrupt)?.parse().map_err(corrupt)?;
+            Ok(Manifest { digest: digest.clone(), media_type, bytes: Bytes::copy_from_slice(&value[end + 1..]) })
         })
     }
 
@@ -390,49 +316,23 @@ impl Ledger for EmbeddedLedger {
         manifest: &Manifest,
         members: &[Descriptor],
     ) -> Result<(), StoreError> {
-        let value = [
-            manifest.media_type.as_str().as_bytes(),
-            b"\n",
-            &manifest.bytes,
-        ]
-        .concat();
+        let value = [manifest.media_type.as_str().as_bytes(), b"\n", &manifest.bytes].concat();
         let member = |blob: &Descriptor| {
-            Change::Put(
-                member_key(repository, &blob.digest),
-                join(0, blob.size.to_string().as_bytes()),
-            )
+            Change::Put(member_key(repository, &blob.digest), join(0, blob.size.to_string().as_bytes()))
         };
         let mut changes: Vec<Change> = members.iter().map(member).collect();
-        changes.push(Change::Put(
-            manifest_key(repository, &manifest.digest),
-            join(0, &value),
-        ));
+        changes.push(Change::Put(manifest_key(repository, &manifest.digest), join(0, &value)));
         self.write(None, changes).await.map(|_| ())
     }
 
     async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobView, StoreError> {
-        let member = self
-            .read_json(&member_key(repository, digest))?
-            .map(|size| size.value);
-        Ok(BlobView {
-            member,
-            record: self.read_json(&blob_key(digest))?,
-        })
+        let member = self.read_json(&member_key(repository, digest))?.map(|size| size.value);
+        Ok(BlobView { member, record: self.read_json(&blob_key(digest))? })
     }
 
-    async fn put_membership(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-        size: u64,
-    ) -> Result<(), StoreError> {
+    async fn put_membership(&self, repository: &Repository, digest: &Digest, size: u64) -> Result<(), StoreError> {
         let item = join(0, size.to_string().as_bytes());
-        self.write(
-            None,
-            vec![Change::Put(member_key(repository, digest), item)],
-        )
-        .await
-        .map(|_| ())
+        self.write(None, vec![Change::Put(member_key(repository, digest), item)]).await.map(|_| ())
     }
 
     async fn swap_blob(
@@ -440,7 +340,7 @@ impl Ledger for EmbeddedLedger {
         digest: &Digest,
         expected: Option<u64>,
         record: &BlobRecord,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Option<u64>, StoreError> {
         self.swap(blob_key(digest), expected, record).await
     }
 }

@@ -48,21 +48,11 @@ impl Local {
         // Whoever held a claim was a process that is gone: this one owns the directory now.
         ledger.release_claims().await?;
         let queue = Arc::new(Queue::new(Arc::clone(&ledger)));
-        let cache = Cache::new(
-            config,
-            clock,
-            files,
-            ledger,
-            Arc::new(queue::Handle(Arc::clone(&queue))),
-        )
-        .context("cannot start")?;
+        let cache = Cache::new(config, clock, files, ledger, Arc::new(queue::Handle(Arc::clone(&queue))))
+            .context("cannot start")?;
         let cache = Arc::new(cache);
         queue.start(&cache)?;
-        Ok(Self {
-            cache,
-            queue,
-            _lock: lock,
-        })
+        Ok(Self { cache, queue, _lock: lock })
     }
 
     /// Stops filling: gives running fills `grace` to finish. The others are parked: the next start goes on with them.
@@ -78,30 +68,20 @@ impl Local {
 
 fn take(data: &Path) -> anyhow::Result<File> {
     let advice = "name another directory with --data-dir, or data_dir in stopover.toml";
-    fs::create_dir_all(data).with_context(|| {
-        format!(
-            "cannot create the data directory {}; {advice}",
-            data.display()
-        )
-    })?;
+    fs::create_dir_all(data)
+        .with_context(|| format!("cannot create the data directory {}; {advice}", data.display()))?;
     let path = data.join("lock");
     let lock = File::options()
         .create(true)
         .write(true)
         .truncate(false)
         .open(&path)
-        .with_context(|| {
-            format!(
-                "cannot write to the data directory {}; {advice}",
-                data.display()
-            )
-        })?;
+        .with_context(|| format!("cannot write to the data directory {}; {advice}", data.display()))?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => bail!(
-            "another stopover is using the data directory {}: stop that one, or {advice}",
-            data.display()
-        ),
+        Err(TryLockError::WouldBlock) => {
+            bail!("another stopover is using the data directory {}: stop that one, or {advice}", data.display())
+        }
         Err(TryLockError::Error(error)) => {
             Err(error).with_context(|| format!("cannot lock the data directory {}", data.display()))
         }

@@ -17,12 +17,8 @@ use crate::ports::{Fills, Job, Progress, StoreError};
 /// How many fills run at once that nobody waits for.
 const AT_ONCE: usize = 4;
 /// How long a failed fill rests before it is tried again; after the last of them it is given up until it is asked for.
-const RESTS: [Duration; 4] = [
-    Duration::from_secs(1),
-    Duration::from_secs(5),
-    Duration::from_secs(30),
-    Duration::from_mins(2),
-];
+const RESTS: [Duration; 4] =
+    [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30), Duration::from_mins(2)];
 
 /// The embedded queue.
 pub struct Queue {
@@ -60,10 +56,7 @@ impl Queue {
         let _ = self.cache.set(Arc::downgrade(cache));
         let left = self.ledger.requested_fills()?;
         if !left.is_empty() {
-            tracing::info!(
-                fills = left.len(),
-                "going on with the fills of an earlier run"
-            );
+            tracing::info!(fills = left.len(), "going on with the fills of an earlier run");
         }
         for job in left {
             self.begin(job, false, 0);
@@ -83,12 +76,7 @@ impl Queue {
     }
 
     /// Joins the running attempt at a blob, or begins one.
-    fn begin(
-        self: &Arc<Self>,
-        job: Job,
-        urgent: bool,
-        failures: usize,
-    ) -> watch::Receiver<Progress> {
+    fn begin(self: &Arc<Self>, job: Job, urgent: bool, failures: usize) -> watch::Receiver<Progress> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = running.get(&job.digest) {
             if urgent {
@@ -98,13 +86,7 @@ impl Queue {
         }
         let (progress, watched) = watch::channel(Progress::Waiting);
         let (urgency, hurried) = watch::channel(urgent);
-        running.insert(
-            job.digest.clone(),
-            Running {
-                progress: watched.clone(),
-                urgent: urgency,
-            },
-        );
+        running.insert(job.digest.clone(), Running { progress: watched.clone(), urgent: urgency });
         self.open.send_modify(|open| *open += 1);
         let (queue, open) = (Arc::clone(self), self.open.clone());
         tokio::spawn(async move {
@@ -148,9 +130,7 @@ impl Queue {
         let (end, rest) = match outcome {
             None => (None, None),
             Some(Ok(Filled::Stored | Filled::Already)) => (Some(Progress::Stored), None),
-            Some(Ok(Filled::Claimed)) => {
-                (Some(Progress::Failed(FillError::ClaimLost)), Some(CLAIM))
-            }
+            Some(Ok(Filled::Claimed)) => (Some(Progress::Failed(FillError::ClaimLost)), Some(CLAIM)),
             Some(Err(error)) => {
                 let rest = RESTS.get(failures).copied().filter(|_| error.may_pass());
                 (Some(Progress::Failed(error)), rest)
@@ -162,10 +142,7 @@ impl Queue {
         {
             tracing::warn!(blob.digest = %job.digest, %error, "a fill that ended is still written down as requested");
         }
-        self.running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&job.digest);
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.digest);
         if let Some(end) = end {
             progress.send_replace(end);
         }
@@ -195,10 +172,7 @@ impl Fills for Handle {
         Ok(())
     }
 
-    async fn request_now(
-        &self,
-        job: &Job,
-    ) -> Result<Option<watch::Receiver<Progress>>, StoreError> {
+    async fn request_now(&self, job: &Job) -> Result<Option<watch::Receiver<Progress>>, StoreError> {
         self.0.ledger.put_fills(std::slice::from_ref(job)).await?;
         Ok(Some(self.0.begin(job.clone(), true, 0)))
     }

@@ -49,21 +49,11 @@ impl FromStr for MediaType {
     type Err = InvalidManifest;
 
     fn from_str(text: &str) -> Result<Self, InvalidManifest> {
-        let essence = text
-            .split(';')
-            .next()
-            .unwrap_or_default()
-            .trim()
-            .to_ascii_lowercase();
-        [
-            Self::OciManifest,
-            Self::OciIndex,
-            Self::DockerManifest,
-            Self::DockerList,
-        ]
-        .into_iter()
-        .find(|known| known.as_str() == essence)
-        .ok_or_else(|| InvalidManifest::MediaType(essence.chars().take(120).collect()))
+        let essence = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        [Self::OciManifest, Self::OciIndex, Self::DockerManifest, Self::DockerList]
+            .into_iter()
+            .find(|known| known.as_str() == essence)
+            .ok_or_else(|| InvalidManifest::MediaType(essence.chars().take(120).collect()))
     }
 }
 
@@ -139,16 +129,8 @@ pub enum InvalidManifest {
 
 impl Manifest {
     /// Accepts bytes whose digest the caller has verified, if they can be served again without a change.
-    pub fn new(
-        digest: Digest,
-        media_type: MediaType,
-        bytes: Bytes,
-    ) -> Result<Self, InvalidManifest> {
-        let manifest = Self {
-            digest,
-            media_type,
-            bytes,
-        };
+    pub fn new(digest: Digest, media_type: MediaType, bytes: Bytes) -> Result<Self, InvalidManifest> {
+        let manifest = Self { digest, media_type, bytes };
         manifest.outline()?;
         Ok(manifest)
     }
@@ -162,11 +144,7 @@ impl Manifest {
             let digest = described.digest.parse::<Digest>()?;
             if blobs.iter().all(|known| known.digest != digest) {
                 let foreign = described.urls.is_some_and(|urls| !urls.is_empty());
-                blobs.push(Descriptor {
-                    digest,
-                    size: described.size,
-                    foreign,
-                });
+                blobs.push(Descriptor { digest, size: described.size, foreign });
             }
         }
         Ok(blobs)
@@ -180,23 +158,15 @@ impl Manifest {
         if text.starts_with('\u{feff}') {
             return Err(InvalidManifest::Encoding);
         }
-        let outline: Outline =
-            serde_json::from_str(text).map_err(|error| InvalidManifest::Json(error.to_string()))?;
+        let outline: Outline = serde_json::from_str(text).map_err(|error| InvalidManifest::Json(error.to_string()))?;
         if let Some(body) = &outline.media_type
             && body != self.media_type.as_str()
         {
             let header = self.media_type.as_str().to_owned();
-            return Err(InvalidManifest::Contradiction {
-                body: body.clone(),
-                header,
-            });
+            return Err(InvalidManifest::Contradiction { body: body.clone(), header });
         }
         let missing = |field: &str| Err(InvalidManifest::Json(format!("`{field}` is missing")));
-        match (
-            self.media_type.is_index(),
-            &outline.manifests,
-            &outline.config,
-        ) {
+        match (self.media_type.is_index(), &outline.manifests, &outline.config) {
             (true, None, _) => missing("manifests"),
             (false, _, None) => missing("config"),
             _ => Ok(outline),
@@ -228,18 +198,11 @@ mod tests {
     use crate::oci::Algorithm;
 
     fn manifest(media_type: MediaType, bytes: &[u8]) -> Result<Manifest, InvalidManifest> {
-        Manifest::new(
-            Digest::of(Algorithm::Sha256, bytes),
-            media_type,
-            Bytes::copy_from_slice(bytes),
-        )
+        Manifest::new(Digest::of(Algorithm::Sha256, bytes), media_type, Bytes::copy_from_slice(bytes))
     }
 
     fn described(fill: char, size: u64) -> String {
-        format!(
-            r#"{{"mediaType":"x","digest":"sha256:{}","size":{size}}}"#,
-            fill.to_string().repeat(64)
-        )
+        format!(r#"{{"mediaType":"x","digest":"sha256:{}","size":{size}}}"#, fill.to_string().repeat(64))
     }
 
     #[test]
@@ -251,42 +214,22 @@ mod tests {
             described('b', 2),
             described('c', 3)
         );
-        let blobs = manifest(MediaType::OciManifest, body.as_bytes())
-            .unwrap()
-            .blobs()
-            .unwrap();
-        assert_eq!(
-            blobs.iter().map(|blob| blob.size).collect::<Vec<_>>(),
-            [1, 2, 3]
-        );
+        let blobs = manifest(MediaType::OciManifest, body.as_bytes()).unwrap().blobs().unwrap();
+        assert_eq!(blobs.iter().map(|blob| blob.size).collect::<Vec<_>>(), [1, 2, 3]);
     }
 
     #[test]
     fn an_index_has_no_blobs() {
         let body = format!(r#"{{"manifests":[{}]}}"#, described('a', 1));
-        assert_eq!(
-            manifest(MediaType::OciIndex, body.as_bytes())
-                .unwrap()
-                .blobs(),
-            Ok(Vec::new())
-        );
+        assert_eq!(manifest(MediaType::OciIndex, body.as_bytes()).unwrap().blobs(), Ok(Vec::new()));
     }
 
     #[test]
     fn a_layer_with_urls_is_foreign() {
-        let layer = described('b', 2).replace(
-            "\"size\"",
-            "\"urls\":[\"https://elsewhere.test/l\"],\"size\"",
-        );
+        let layer = described('b', 2).replace("\"size\"", "\"urls\":[\"https://elsewhere.test/l\"],\"size\"");
         let body = format!(r#"{{"config":{},"layers":[{layer}]}}"#, described('a', 1));
-        let blobs = manifest(MediaType::DockerManifest, body.as_bytes())
-            .unwrap()
-            .blobs()
-            .unwrap();
-        assert_eq!(
-            blobs.iter().map(|blob| blob.foreign).collect::<Vec<_>>(),
-            [false, true]
-        );
+        let blobs = manifest(MediaType::DockerManifest, body.as_bytes()).unwrap().blobs().unwrap();
+        assert_eq!(blobs.iter().map(|blob| blob.foreign).collect::<Vec<_>>(), [false, true]);
     }
 
     #[test]
@@ -294,77 +237,31 @@ mod tests {
         let good = format!(r#"{{"manifests":[{}]}}"#, described('a', 1));
         for bytes in [
             [b"\xef\xbb\xbf", good.as_bytes()].concat(),
-            good.replace('x', "\u{0}")
-                .into_bytes()
-                .into_iter()
-                .map(|b| if b == 0 { 0xff } else { b })
-                .collect(),
+            good.replace('x', "\u{0}").into_bytes().into_iter().map(|b| if b == 0 { 0xff } else { b }).collect(),
         ] {
-            assert_eq!(
-                manifest(MediaType::OciIndex, &bytes),
-                Err(InvalidManifest::Encoding)
-            );
+            assert_eq!(manifest(MediaType::OciIndex, &bytes), Err(InvalidManifest::Encoding));
         }
     }
 
     #[test]
     fn a_body_that_is_not_what_its_type_promises_is_refused() {
-        for body in [
-            "",
-            "<html></html>",
-            "[]",
-            "{}",
-            r#"{"manifests":{}}"#,
-            r#"{"layers":[]}"#,
-        ] {
+        for body in ["", "<html></html>", "[]", "{}", r#"{"manifests":{}}"#, r#"{"layers":[]}"#] {
+            assert!(matches!(manifest(MediaType::OciIndex, body.as_bytes()), Err(InvalidManifest::Json(_))), "{body}");
             assert!(
-                matches!(
-                    manifest(MediaType::OciIndex, body.as_bytes()),
-                    Err(InvalidManifest::Json(_))
-                ),
-                "{body}"
-            );
-            assert!(
-                matches!(
-                    manifest(MediaType::OciManifest, body.as_bytes()),
-                    Err(InvalidManifest::Json(_))
-                ),
+                matches!(manifest(MediaType::OciManifest, body.as_bytes()), Err(InvalidManifest::Json(_))),
                 "{body}"
             );
         }
-        let body = format!(
-            r#"{{"mediaType":"{}","manifests":[]}}"#,
-            MediaType::DockerList
-        );
-        assert!(matches!(
-            manifest(MediaType::OciIndex, body.as_bytes()),
-            Err(InvalidManifest::Contradiction { .. })
-        ));
-        assert_eq!(
-            manifest(MediaType::OciIndex, &vec![b' '; MAX_MANIFEST_BYTES + 1]),
-            Err(InvalidManifest::TooLarge)
-        );
+        let body = format!(r#"{{"mediaType":"{}","manifests":[]}}"#, MediaType::DockerList);
+        assert!(matches!(manifest(MediaType::OciIndex, body.as_bytes()), Err(InvalidManifest::Contradiction { .. })));
+        assert_eq!(manifest(MediaType::OciIndex, &vec![b' '; MAX_MANIFEST_BYTES + 1]), Err(InvalidManifest::TooLarge));
     }
 
     #[test]
     fn parameters_of_a_media_type_are_dropped_and_unknown_types_refused() {
-        assert_eq!(
-            "application/vnd.oci.image.index.v1+json; charset=utf-8".parse(),
-            Ok(MediaType::OciIndex)
-        );
-        for text in [
-            "text/html",
-            "application/vnd.docker.distribution.manifest.v1+prettyjws",
-            "application/json",
-            "",
-        ] {
-            assert!(
-                matches!(
-                    text.parse::<MediaType>(),
-                    Err(InvalidManifest::MediaType(_))
-                ),
-                "{text}"
-            );
+        assert_eq!("application/vnd.oci.image.index.v1+json; charset=utf-8".parse(), Ok(MediaType::OciIndex));
+        for text in ["text/html", "application/vnd.docker.distribution.manifest.v1+prettyjws", "application/json", ""] {
+            assert!(matches!(text.parse::<MediaType>(), Err(InvalidManifest::MediaType(_))), "{text}");
         }
     }
 }

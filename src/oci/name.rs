@@ -29,19 +29,13 @@ impl Name {
 
     /// The first component and the rest, where there is a rest.
     pub fn split_first(&self) -> Option<(&str, Self)> {
-        self.0
-            .split_once('/')
-            .map(|(first, rest)| (first, Self(rest.into())))
+        self.0.split_once('/').map(|(first, rest)| (first, Self(rest.into())))
     }
 
     /// `library/<name>` for a name of one component: Docker Hub's official images.
     #[must_use]
     pub fn in_library(self) -> Self {
-        if self.0.contains('/') {
-            self
-        } else {
-            Self(format!("library/{}", self.0).into())
-        }
+        if self.0.contains('/') { self } else { Self(format!("library/{}", self.0).into()) }
     }
 }
 
@@ -109,11 +103,7 @@ impl FromStr for UpstreamId {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        if text.len() <= MAX_NAME_BYTES && is_component(text) {
-            Ok(Self(text.into()))
-        } else {
-            Err(InvalidName)
-        }
+        if text.len() <= MAX_NAME_BYTES && is_component(text) { Ok(Self(text.into())) } else { Err(InvalidName) }
     }
 }
 
@@ -204,17 +194,7 @@ mod tests {
 
     #[test]
     fn official_images_are_in_the_library() {
-        assert_eq!(
-            "nginx".parse::<Name>().unwrap().in_library().as_str(),
-            "library/nginx"
-        );
-        assert_eq!(
-            "grafana/loki"
-                .parse::<Name>()
-                .unwrap()
-                .in_library()
-                .as_str(),
-            "grafana/loki"
-        );
+        assert_eq!("nginx".parse::<Name>().unwrap().in_library().as_str(), "library/nginx");
+        assert_eq!("grafana/loki".parse::<Name>().unwrap().in_library().as_str(), "grafana/loki");
     }
 }

@@ -12,9 +12,7 @@ pub struct Tag(Box<str>);
 
 /// A string that is no tag.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "a tag has letters, digits, _ . and -, does not begin with . or -, and has at most 128 characters"
-)]
+#[error("a tag has letters, digits, _ . and -, does not begin with . or -, and has at most 128 characters")]
 pub struct InvalidTag;
 
 impl Tag {
@@ -31,14 +29,8 @@ impl FromStr for Tag {
         let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
         let valid = text.len() <= 128
             && text.bytes().next().is_some_and(word)
-            && text
-                .bytes()
-                .all(|byte| word(byte) || matches!(byte, b'.' | b'-'));
-        if valid {
-            Ok(Self(text.into()))
-        } else {
-            Err(InvalidTag)
-        }
+            && text.bytes().all(|byte| word(byte) || matches!(byte, b'.' | b'-'));
+        if valid { Ok(Self(text.into())) } else { Err(InvalidTag) }
     }
 }
 
@@ -87,11 +79,7 @@ impl FromStr for Reference {
 
     fn from_str(text: &str) -> Result<Self, InvalidReference> {
         // A colon can stand in no tag, so it alone tells the two apart.
-        if text.contains(':') {
-            Ok(Self::Digest(text.parse()?))
-        } else {
-            Ok(Self::Tag(text.parse()?))
-        }
+        if text.contains(':') { Ok(Self::Digest(text.parse()?)) } else { Ok(Self::Tag(text.parse()?)) }
     }
 }
 
@@ -113,17 +101,7 @@ mod tests {
         for text in ["latest", "v1.2.3-alpine_3", "_x", "0", &"t".repeat(128)] {
             assert!(text.parse::<Tag>().is_ok(), "{text}");
         }
-        for text in [
-            "",
-            ".a",
-            "-a",
-            "a/b",
-            "a b",
-            "a:b",
-            "ä",
-            "..",
-            &"t".repeat(129),
-        ] {
+        for text in ["", ".a", "-a", "a/b", "a b", "a:b", "ä", "..", &"t".repeat(129)] {
             assert_eq!(text.parse::<Tag>(), Err(InvalidTag), "{text}");
         }
     }
@@ -131,13 +109,7 @@ mod tests {
     #[test]
     fn a_colon_makes_a_reference_a_digest() {
         assert!(matches!("latest".parse(), Ok(Reference::Tag(_))));
-        assert!(matches!(
-            "sha256:abc".parse::<Reference>(),
-            Err(InvalidReference::Digest(InvalidDigest::Malformed))
-        ));
-        assert!(matches!(
-            "..".parse::<Reference>(),
-            Err(InvalidReference::Tag(InvalidTag))
-        ));
+        assert!(matches!("sha256:abc".parse::<Reference>(), Err(InvalidReference::Digest(InvalidDigest::Malformed))));
+        assert!(matches!("..".parse::<Reference>(), Err(InvalidReference::Tag(InvalidTag))));
     }
 }

@@ -34,14 +34,10 @@ pub enum Operation {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRequest {
     /// A write, or a method that registries do not know.
-    #[error(
-        "this registry is a read-only cache: push to the upstream registry itself, then pull through here"
-    )]
+    #[error("this registry is a read-only cache: push to the upstream registry itself, then pull through here")]
     Method,
     /// Not a path of the pull part of the specification.
-    #[error(
-        "there is no such endpoint; pulls are /v2/<name>/manifests/<reference> and /v2/<name>/blobs/<digest>"
-    )]
+    #[error("there is no such endpoint; pulls are /v2/<name>/manifests/<reference> and /v2/<name>/blobs/<digest>")]
     Endpoint,
     /// A path of the specification that this registry does not answer.
     #[error("this registry does not answer {0}")]
@@ -67,10 +63,8 @@ impl Request {
         let (prefix, path) = match path.strip_prefix("/v2") {
             Some(rest) if rest.is_empty() || rest.starts_with('/') => (None, rest),
             _ => {
-                let (prefix, rest) = path
-                    .strip_prefix('/')
-                    .and_then(|path| path.split_once("/v2"))
-                    .ok_or(InvalidRequest::Endpoint)?;
+                let (prefix, rest) =
+                    path.strip_prefix('/').and_then(|path| path.split_once("/v2")).ok_or(InvalidRequest::Endpoint)?;
                 if prefix.contains('/') || !(rest.is_empty() || rest.starts_with('/')) {
                     return Err(InvalidRequest::Endpoint);
                 }
@@ -82,12 +76,7 @@ impl Request {
             Method::HEAD => true,
             _ => return Err(InvalidRequest::Method),
         };
-        Ok(Self {
-            head,
-            prefix,
-            namespace: namespace(query)?,
-            operation: Operation::parse(path)?,
-        })
+        Ok(Self { head, prefix, namespace: namespace(query)?, operation: Operation::parse(path)? })
     }
 }
 
@@ -99,9 +88,7 @@ impl Operation {
             return Ok(Self::Ping);
         }
         if path == "_catalog" {
-            return Err(InvalidRequest::Unsupported(
-                "_catalog: upstream registries do not list their repositories",
-            ));
+            return Err(InvalidRequest::Unsupported("_catalog: upstream registries do not list their repositories"));
         }
         let (rest, last) = path.rsplit_once('/').ok_or(InvalidRequest::Endpoint)?;
         let (name, kind) = rest.rsplit_once('/').ok_or(InvalidRequest::Endpoint)?;
@@ -109,12 +96,8 @@ impl Operation {
             ("manifests", reference) => Ok(Self::Manifest(name.parse()?, reference.parse()?)),
             ("blobs", "uploads" | "") => Err(InvalidRequest::Method),
             ("blobs", digest) => Ok(Self::Blob(name.parse()?, digest.parse()?)),
-            ("tags", "list") => Err(InvalidRequest::Unsupported(
-                "tags/list yet: ask the upstream registry",
-            )),
-            ("referrers", _) => Err(InvalidRequest::Unsupported(
-                "referrers yet: use the referrers tag schema",
-            )),
+            ("tags", "list") => Err(InvalidRequest::Unsupported("tags/list yet: ask the upstream registry")),
+            ("referrers", _) => Err(InvalidRequest::Unsupported("referrers yet: use the referrers tag schema")),
             _ => Err(InvalidRequest::Endpoint),
         }
     }
@@ -128,16 +111,13 @@ fn decode(path: &str) -> Result<Cow<'_, str>, InvalidRequest> {
     if path.to_ascii_lowercase().contains("%2f") {
         return Err(InvalidName.into());
     }
-    percent_decode_str(path)
-        .decode_utf8()
-        .map_err(|_| InvalidName.into())
+    percent_decode_str(path).decode_utf8().map_err(|_| InvalidName.into())
 }
 
 fn namespace(query: Option<&str>) -> Result<Option<String>, InvalidRequest> {
     let Some(query) = query else { return Ok(None) };
-    let mut values = url::form_urlencoded::parse(query.as_bytes())
-        .filter(|(key, _)| key == "ns")
-        .map(|(_, value)| value);
+    let mut values =
+        url::form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == "ns").map(|(_, value)| value);
     match (values.next(), values.next()) {
         (_, Some(_)) => Err(InvalidRequest::Namespace),
         (value, None) => Ok(value.map(Cow::into_owned)),
@@ -183,9 +163,7 @@ impl RequestedRange {
         };
         match ranges.trim().split_once('-') {
             Some(("", suffix)) => number(suffix).map_or(Self::Malformed, Self::Suffix),
-            Some((first, "")) => {
-                number(first).map_or(Self::Malformed, |first| Self::From(first, None))
-            }
+            Some((first, "")) => number(first).map_or(Self::Malformed, |first| Self::From(first, None)),
             Some((first, last)) => match (number(first), number(last)) {
                 (Some(first), Some(last)) if first <= last => Self::From(first, Some(last)),
                 _ => Self::Malformed,
@@ -198,26 +176,15 @@ impl RequestedRange {
     pub fn of(self, size: u64) -> Option<ByteRange> {
         let (first, length) = match self {
             Self::Whole => {
-                return Some(ByteRange {
-                    first: 0,
-                    length: size,
-                    partial: false,
-                });
+                return Some(ByteRange { first: 0, length: size, partial: false });
             }
-            Self::From(first, last) if first < size => (
-                first,
-                last.map_or(size, |last| last.saturating_add(1).min(size)) - first,
-            ),
-            Self::Suffix(length) if length > 0 && size > 0 => {
-                (size.saturating_sub(length), length.min(size))
+            Self::From(first, last) if first < size => {
+                (first, last.map_or(size, |last| last.saturating_add(1).min(size)) - first)
             }
+            Self::Suffix(length) if length > 0 && size > 0 => (size.saturating_sub(length), length.min(size)),
             _ => return None,
         };
-        Some(ByteRange {
-            first,
-            length,
-            partial: true,
-        })
+        Some(ByteRange { first, length, partial: true })
     }
 }
 
@@ -228,9 +195,7 @@ mod tests {
     const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
     fn get(path: &str) -> Result<Request, InvalidRequest> {
-        let (path, query) = path
-            .split_once('?')
-            .map_or((path, None), |(path, query)| (path, Some(query)));
+        let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
         Request::parse(&Method::GET, path, query)
     }
 
@@ -239,45 +204,25 @@ mod tests {
         assert_eq!(get("/v2/").unwrap().operation, Operation::Ping);
         assert_eq!(get("/v2").unwrap().operation, Operation::Ping);
         let manifest = get("/v2/ghcr.io/a/b/manifests/v1?ns=ghcr.io").unwrap();
-        assert_eq!(
-            manifest.operation,
-            Operation::Manifest("ghcr.io/a/b".parse().unwrap(), "v1".parse().unwrap())
-        );
+        assert_eq!(manifest.operation, Operation::Manifest("ghcr.io/a/b".parse().unwrap(), "v1".parse().unwrap()));
         assert_eq!(manifest.namespace.as_deref(), Some("ghcr.io"));
         let prefixed = get("/docker.io/v2/library/nginx/manifests/1").unwrap();
         assert_eq!(prefixed.prefix.unwrap().as_str(), "docker.io");
         let odd = get(&format!("/v2/manifests/blobs/v2/blobs/{DIGEST}")).unwrap();
-        assert_eq!(
-            odd.operation,
-            Operation::Blob(
-                "manifests/blobs/v2".parse().unwrap(),
-                DIGEST.parse().unwrap()
-            )
-        );
+        assert_eq!(odd.operation, Operation::Blob("manifests/blobs/v2".parse().unwrap(), DIGEST.parse().unwrap()));
     }
 
     #[test]
     fn a_digest_may_arrive_percent_encoded() {
         let encoded = DIGEST.replace(':', "%3A");
-        assert_eq!(
-            get(&format!("/v2/a/blobs/{encoded}")),
-            get(&format!("/v2/a/blobs/{DIGEST}"))
-        );
+        assert_eq!(get(&format!("/v2/a/blobs/{encoded}")), get(&format!("/v2/a/blobs/{DIGEST}")));
     }
 
     #[test]
     fn malformed_paths_are_refused_for_what_is_wrong_with_them() {
-        for path in [
-            "",
-            "/",
-            "/v1/",
-            "/v2x/a/manifests/b",
-            "/v2/a",
-            "/v2/a/b",
-            "/a/b/v2/c/manifests/d",
-            "/index.html",
-            "é",
-        ] {
+        for path in
+            ["", "/", "/v1/", "/v2x/a/manifests/b", "/v2/a", "/v2/a/b", "/a/b/v2/c/manifests/d", "/index.html", "é"]
+        {
             assert_eq!(get(path), Err(InvalidRequest::Endpoint), "{path}");
         }
         for path in [
@@ -290,23 +235,11 @@ mod tests {
         ] {
             assert_eq!(get(path), Err(InvalidRequest::Name(InvalidName)), "{path}");
         }
-        assert!(matches!(
-            get("/v2/a/manifests/.."),
-            Err(InvalidRequest::Reference(_))
-        ));
-        assert!(matches!(
-            get("/v2/a/manifests/sha256:zz"),
-            Err(InvalidRequest::Reference(_))
-        ));
-        assert_eq!(
-            get("/v2/a/blobs/latest"),
-            Err(InvalidRequest::Digest(InvalidDigest::Malformed))
-        );
+        assert!(matches!(get("/v2/a/manifests/.."), Err(InvalidRequest::Reference(_))));
+        assert!(matches!(get("/v2/a/manifests/sha256:zz"), Err(InvalidRequest::Reference(_))));
+        assert_eq!(get("/v2/a/blobs/latest"), Err(InvalidRequest::Digest(InvalidDigest::Malformed)));
         assert_eq!(get("/v2/?ns=a&ns=b"), Err(InvalidRequest::Namespace));
-        assert!(matches!(
-            get("/v2/a/tags/list"),
-            Err(InvalidRequest::Unsupported(_))
-        ));
+        assert!(matches!(get("/v2/a/tags/list"), Err(InvalidRequest::Unsupported(_))));
     }
 
     #[test]
@@ -319,29 +252,16 @@ mod tests {
             ("BREW", "/v2/"),
         ] {
             let method = Method::from_bytes(method.as_bytes()).unwrap();
-            assert_eq!(
-                Request::parse(&method, path, None),
-                Err(InvalidRequest::Method),
-                "{method} {path}"
-            );
+            assert_eq!(Request::parse(&method, path, None), Err(InvalidRequest::Method), "{method} {path}");
         }
     }
 
     #[test]
     fn ranges_select_what_the_http_specification_says() {
         let range = |header: &str, size| {
-            RequestedRange::parse(Some(header))
-                .of(size)
-                .map(|range| (range.first, range.length, range.partial))
+            RequestedRange::parse(Some(header)).of(size).map(|range| (range.first, range.length, range.partial))
         };
-        assert_eq!(
-            RequestedRange::parse(None).of(10),
-            Some(ByteRange {
-                first: 0,
-                length: 10,
-                partial: false
-            })
-        );
+        assert_eq!(RequestedRange::parse(None).of(10), Some(ByteRange { first: 0, length: 10, partial: false }));
         assert_eq!(range("bytes=0-", 10), Some((0, 10, true)));
         assert_eq!(range("bytes=3-5", 10), Some((3, 3, true)));
         assert_eq!(range("bytes=3-99", 10), Some((3, 7, true)));
@@ -349,15 +269,9 @@ mod tests {
         assert_eq!(range("bytes=-99", 10), Some((0, 10, true)));
         assert_eq!(range("bytes=0-1,3-4", 10), Some((0, 10, false)));
         assert_eq!(range("lines=0-1", 10), Some((0, 10, false)));
-        for unsatisfiable in [
-            "bytes=10-",
-            "bytes=5-3",
-            "bytes=-0",
-            "bytes=x-y",
-            "bytes=",
-            "bytes=--1",
-            "bytes=99999999999999999999-",
-        ] {
+        for unsatisfiable in
+            ["bytes=10-", "bytes=5-3", "bytes=-0", "bytes=x-y", "bytes=", "bytes=--1", "bytes=99999999999999999999-"]
+        {
             assert_eq!(range(unsatisfiable, 10), None, "{unsatisfiable}");
         }
         assert_eq!(range("bytes=0-", 0), None);

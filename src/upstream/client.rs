@@ -7,8 +7,7 @@ use std::time::{Duration, SystemTime};
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use http::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, LOCATION,
-    RETRY_AFTER,
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER,
 };
 use http::{Method, StatusCode};
 use reqwest::Response;
@@ -18,9 +17,7 @@ use super::UpstreamError;
 use super::guard::{self, Clients};
 use super::token::{Challenge, Tokens};
 use crate::config::{Cold, UpstreamConfig};
-use crate::oci::{
-    Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, MediaType, Name, Reference, UpstreamId,
-};
+use crate::oci::{Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, MediaType, Name, Reference, UpstreamId};
 use crate::ports::Observed;
 use crate::time::Clock;
 
@@ -59,19 +56,8 @@ struct Answer {
 }
 
 impl Upstream {
-    pub(super) fn new(
-        id: UpstreamId,
-        config: UpstreamConfig,
-        clients: Arc<Clients>,
-        clock: Clock,
-    ) -> Self {
-        Self {
-            id,
-            config,
-            clients,
-            tokens: Tokens::new(clock),
-            challenge: RwLock::default(),
-        }
+    pub(super) fn new(id: UpstreamId, config: UpstreamConfig, clients: Arc<Clients>, clock: Clock) -> Self {
+        Self { id, config, clients, tokens: Tokens::new(clock), challenge: RwLock::default() }
     }
 
     /// Its id.
@@ -95,16 +81,11 @@ impl Upstream {
 
     /// Whether `text` is another name of it: an alias, or the host of its API.
     pub(super) fn is_called(&self, text: &str) -> bool {
-        self.config.aliases.iter().any(|alias| alias == text)
-            || guard::is_host(&self.config.url, text)
+        self.config.aliases.iter().any(|alias| alias == text) || guard::is_host(&self.config.url, text)
     }
 
     /// Asks what a tag is, which costs no quota. `None`: this upstream does not tell without sending the manifest.
-    pub async fn head_manifest(
-        &self,
-        name: &Name,
-        reference: &Reference,
-    ) -> Result<Option<Observed>, UpstreamError> {
+    pub async fn head_manifest(&self, name: &Name, reference: &Reference) -> Result<Option<Observed>, UpstreamError> {
         let url = self.endpoint(name, "manifests", reference);
         let answer = timed(HEAD_TIMEOUT, self.send(Method::HEAD, url, name)).await?;
         if answer.response.status() == StatusCode::METHOD_NOT_ALLOWED {
@@ -114,35 +95,20 @@ impl Upstream {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let digest = text("docker-content-digest").and_then(|digest| digest.parse().ok());
         let media_type = text(CONTENT_TYPE.as_str()).and_then(|media_type| media_type.parse().ok());
-        let size = text(CONTENT_LENGTH.as_str())
-            .and_then(|size| size.parse().ok())
-            .filter(|&size: &u64| size > 0);
+        let size = text(CONTENT_LENGTH.as_str()).and_then(|size| size.parse().ok()).filter(|&size: &u64| size > 0);
         Ok(match (digest, media_type, size) {
-            (Some(digest), Some(media_type), Some(size)) => Some(Observed {
-                digest,
-                media_type,
-                size,
-            }),
+            (Some(digest), Some(media_type), Some(size)) => Some(Observed { digest, media_type, size }),
             _ => None,
         })
     }
 
     /// Fetches a manifest and verifies its digest: the one asked for, or the one the answer names.
-    pub async fn get_manifest(
-        &self,
-        name: &Name,
-        reference: &Reference,
-    ) -> Result<Manifest, UpstreamError> {
+    pub async fn get_manifest(&self, name: &Name, reference: &Reference) -> Result<Manifest, UpstreamError> {
         let url = self.endpoint(name, "manifests", reference);
         timed(MANIFEST_TIMEOUT, async {
             let answer = self.send(Method::GET, url, name).await?;
             let headers = succeeded(&answer, self.config.credentials.is_some())?.headers();
-            let header = |name: &str| {
-                headers
-                    .get(name)
-                    .and_then(|value| value.to_str().ok())
-                    .unwrap_or_default()
-            };
+            let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
             let content_type = header(CONTENT_TYPE.as_str()).to_owned();
             let named = header("docker-content-digest").parse::<Digest>().ok();
             let bytes = read_limited(answer.response, MAX_MANIFEST_BYTES).await?;
@@ -150,25 +116,18 @@ impl Upstream {
                 Reference::Digest(digest) => Some(digest.clone()),
                 Reference::Tag(_) => named,
             };
-            let algorithm = expected
-                .as_ref()
-                .map_or(Algorithm::Sha256, Digest::algorithm);
+            let algorithm = expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
             let digest = Digest::of(algorithm, &bytes);
             if let Some(expected) = expected
                 && expected != digest
             {
-                return Err(UpstreamError::Invalid(format!(
-                    "the manifest {expected} has the digest {digest}"
-                )));
+                return Err(UpstreamError::Invalid(format!("the manifest {expected} has the digest {digest}")));
             }
-            let invalid =
-                |error: crate::oci::InvalidManifest| UpstreamError::Invalid(error.to_string());
+            let invalid = |error: crate::oci::InvalidManifest| UpstreamError::Invalid(error.to_string());
             let media_type = match content_type.parse() {
                 Ok(media_type) => media_type,
                 // Some registries send everything as JSON or octets; the body then says what it is.
-                Err(error) => {
-                    own_media_type(&content_type, &bytes).ok_or_else(|| invalid(error))?
-                }
+                Err(error) => own_media_type(&content_type, &bytes).ok_or_else(|| invalid(error))?,
             };
             Manifest::new(digest, media_type, bytes).map_err(invalid)
         })
@@ -176,45 +135,25 @@ impl Upstream {
     }
 
     /// Asks where a client could fetch a blob itself, without fetching it.
-    pub async fn blob_source(
-        &self,
-        name: &Name,
-        digest: &Digest,
-    ) -> Result<BlobSource, UpstreamError> {
+    pub async fn blob_source(&self, name: &Name, digest: &Digest) -> Result<BlobSource, UpstreamError> {
         let url = self.endpoint(name, "blobs", digest);
         let answer = timed(BLOB_HEADER_TIMEOUT, self.request(Method::GET, url, name)).await?;
         if let Some(target) = redirect_target(&answer)? {
             // Only the API of the upstream itself asks for its token again; pkg.dev serves bytes beside it.
-            let api =
-                target.origin() == self.config.url.origin() && target.path().starts_with("/v2/");
-            return Ok(if api && answer.authorized {
-                BlobSource::Private
-            } else {
-                BlobSource::Public(target)
-            });
+            let api = target.origin() == self.config.url.origin() && target.path().starts_with("/v2/");
+            return Ok(if api && answer.authorized { BlobSource::Private } else { BlobSource::Public(target) });
         }
         succeeded(&answer, self.config.credentials.is_some())?;
-        Ok(if answer.authorized {
-            BlobSource::Private
-        } else {
-            BlobSource::Public(answer.url)
-        })
+        Ok(if answer.authorized { BlobSource::Private } else { BlobSource::Public(answer.url) })
     }
 
     /// Opens a blob: its length in bytes, where upstream tells it, and its bytes.
-    pub async fn open_blob(
-        &self,
-        name: &Name,
-        digest: &Digest,
-    ) -> Result<(Option<u64>, BlobBody), UpstreamError> {
+    pub async fn open_blob(&self, name: &Name, digest: &Digest) -> Result<(Option<u64>, BlobBody), UpstreamError> {
         let url = self.endpoint(name, "blobs", digest);
         let answer = timed(BLOB_HEADER_TIMEOUT, self.send(Method::GET, url, name)).await?;
         let response = succeeded(&answer, self.config.credentials.is_some())?;
         let size = response.content_length();
-        let body = answer
-            .response
-            .bytes_stream()
-            .map_err(|error| unavailable(&error));
+        let body = answer.response.bytes_stream().map_err(|error| unavailable(&error));
         Ok((size, Box::pin(body)))
     }
 
@@ -234,19 +173,12 @@ impl Upstream {
                 Some(target) => answer = self.request(method.clone(), target, name).await?,
             }
         }
-        Err(UpstreamError::Invalid(format!(
-            "it redirected more than {MAX_REDIRECTS} times"
-        )))
+        Err(UpstreamError::Invalid(format!("it redirected more than {MAX_REDIRECTS} times")))
     }
 
     /// Sends one request. Credentials and tokens go to the upstream's own origin only. After a 401 a token is fetched,
     /// once.
-    async fn request(
-        &self,
-        method: Method,
-        url: Url,
-        name: &Name,
-    ) -> Result<Answer, UpstreamError> {
+    async fn request(&self, method: Method, url: Url, name: &Name) -> Result<Answer, UpstreamError> {
         let own = url.origin() == self.config.url.origin();
         let mut refused = None;
         loop {
@@ -255,14 +187,9 @@ impl Upstream {
                 None => None,
                 Some(challenge) => {
                     let refused = refused.as_ref();
-                    let authorization = self
-                        .tokens
-                        .authorization(challenge, name, refused, &self.config, &self.clients)
-                        .await;
-                    if matches!(
-                        authorization,
-                        Err(UpstreamError::Denied(_) | UpstreamError::Invalid(_))
-                    ) {
+                    let authorization =
+                        self.tokens.authorization(challenge, name, refused, &self.config, &self.clients).await;
+                    if matches!(authorization, Err(UpstreamError::Denied(_) | UpstreamError::Invalid(_))) {
                         // One odd challenge must not decide over every later request.
                         self.set_challenge(None);
                     }
@@ -286,11 +213,7 @@ impl Upstream {
             );
             let unauthorized = own && response.status() == StatusCode::UNAUTHORIZED;
             if !unauthorized {
-                return Ok(Answer {
-                    response,
-                    url,
-                    authorized: authorization.is_some(),
-                });
+                return Ok(Answer { response, url, authorized: authorization.is_some() });
             }
             match (challenge, &refused) {
                 (None, _) => self.learn(&response, name).await?,
@@ -298,28 +221,18 @@ impl Upstream {
                 // Refused twice: what was learned may have been wrong, so the next request learns it anew.
                 (Some(_), _) => {
                     self.set_challenge(None);
-                    return Ok(Answer {
-                        response,
-                        url,
-                        authorized: true,
-                    });
+                    return Ok(Answer { response, url, authorized: true });
                 }
             }
         }
     }
 
     fn known_challenge(&self) -> Option<Challenge> {
-        self.challenge
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .clone()
+        self.challenge.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
     fn set_challenge(&self, challenge: Option<Challenge>) {
-        *self
-            .challenge
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = challenge;
+        *self.challenge.write().unwrap_or_else(std::sync::PoisonError::into_inner) = challenge;
     }
 
     /// Learns the challenge from a 401, or from `/v2/` where the 401 has none (pkg.dev).
@@ -332,8 +245,7 @@ impl Upstream {
             challenge = Challenge::parse(timed(HEAD_TIMEOUT, ping).await?.headers());
         }
         tracing::debug!(upstream.id = %self.id, repository.name = %name, "learned how upstream wants to be asked");
-        let missing =
-            || UpstreamError::Denied("it answered 401 and did not say how to log in".into());
+        let missing = || UpstreamError::Denied("it answered 401 and did not say how to log in".into());
         self.set_challenge(Some(challenge.ok_or_else(missing)?));
         Ok(())
     }
@@ -348,39 +260,24 @@ fn succeeded(answer: &Answer, credentials: bool) -> Result<&Response, UpstreamEr
             UpstreamError::Denied(format!("it answered {status} to our credentials"))
         }
         // Docker Hub answers 401 for repositories that do not exist.
-        StatusCode::NOT_FOUND | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            UpstreamError::Missing
-        }
-        StatusCode::TOO_MANY_REQUESTS => UpstreamError::Throttled {
-            retry_after: retry_after(response.headers()),
-        },
+        StatusCode::NOT_FOUND | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => UpstreamError::Missing,
+        StatusCode::TOO_MANY_REQUESTS => UpstreamError::Throttled { retry_after: retry_after(response.headers()) },
         status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
             UpstreamError::Unavailable(format!("{} answered {status}", guard::origin(&answer.url)))
         }
-        status => {
-            UpstreamError::Invalid(format!("{} answered {status}", guard::origin(&answer.url)))
-        }
+        status => UpstreamError::Invalid(format!("{} answered {status}", guard::origin(&answer.url))),
     })
 }
 
 /// Where an answer redirects to. `Location` may be relative (pkg.dev).
 fn redirect_target(answer: &Answer) -> Result<Option<Url>, UpstreamError> {
-    if !matches!(
-        answer.response.status().as_u16(),
-        301 | 302 | 303 | 307 | 308
-    ) {
+    if !matches!(answer.response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
         return Ok(None);
     }
-    let location = answer
-        .response
-        .headers()
-        .get(LOCATION)
-        .and_then(|location| location.to_str().ok());
+    let location = answer.response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
     match location.map(|location| answer.url.join(location)) {
         Some(Ok(target)) if matches!(target.scheme(), "http" | "https") => Ok(Some(target)),
-        _ => Err(UpstreamError::Invalid(
-            "it redirected without a usable Location".into(),
-        )),
+        _ => Err(UpstreamError::Invalid("it redirected without a usable Location".into())),
     }
 }
 
@@ -391,17 +288,9 @@ fn own_media_type(content_type: &str, bytes: &[u8]) -> Option<MediaType> {
     struct Own {
         media_type: MediaType,
     }
-    let general = [
-        "",
-        "application/json",
-        "application/octet-stream",
-        "text/plain",
-    ];
+    let general = ["", "application/json", "application/octet-stream", "text/plain"];
     let essence = content_type.split(';').next().unwrap_or_default().trim();
-    general
-        .contains(&essence)
-        .then(|| serde_json::from_slice::<Own>(bytes).ok())?
-        .map(|own| own.media_type)
+    general.contains(&essence).then(|| serde_json::from_slice::<Own>(bytes).ok())?.map(|own| own.media_type)
 }
 
 /// `Retry-After` in seconds or as a date (RFC 9110, section 10.2.3), clamped to a day.
@@ -409,10 +298,7 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let after = match text.parse::<u64>() {
         Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => httpdate::parse_http_date(text)
-            .ok()?
-            .duration_since(SystemTime::now())
-            .unwrap_or_default(),
+        Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).unwrap_or_default(),
     };
     Some(after.min(Duration::from_hours(24)))
 }
@@ -420,10 +306,7 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 /// Reads a body of at most `limit` bytes.
 pub(super) async fn read_limited(response: Response, limit: usize) -> Result<Bytes, UpstreamError> {
     let too_large = || UpstreamError::Invalid(format!("its answer is larger than {limit} bytes"));
-    if response
-        .content_length()
-        .is_some_and(|length| length > limit as u64)
-    {
+    if response.content_length().is_some_and(|length| length > limit as u64) {
         return Err(too_large());
     }
     let mut bytes = BytesMut::new();
@@ -443,10 +326,7 @@ pub(super) async fn timed<T, E: Into<UpstreamError>>(
 ) -> Result<T, UpstreamError> {
     match tokio::time::timeout(limit, future).await {
         Ok(outcome) => outcome.map_err(Into::into),
-        Err(_) => Err(UpstreamError::Unavailable(format!(
-            "no answer within {} s",
-            limit.as_secs()
-        ))),
+        Err(_) => Err(UpstreamError::Unavailable(format!("no answer within {} s", limit.as_secs()))),
     }
 }
 

@@ -29,9 +29,7 @@ impl Clients {
                 .tcp_nodelay(true)
                 .user_agent(concat!("stopover/", env!("CARGO_PKG_VERSION")))
         };
-        let failed = |error: reqwest::Error| {
-            UpstreamError::Unavailable(format!("no HTTP client: {error:?}"))
-        };
+        let failed = |error: reqwest::Error| UpstreamError::Unavailable(format!("no HTTP client: {error:?}"));
         Ok(Self {
             named: builder().build().map_err(failed)?,
             public: builder().dns_resolver(PublicOnly).build().map_err(failed)?,
@@ -39,26 +37,15 @@ impl Clients {
     }
 
     /// The client that may fetch `url` on behalf of an upstream, or why none may.
-    pub(super) fn client_for(
-        &self,
-        url: &Url,
-        upstream: &UpstreamConfig,
-    ) -> Result<&reqwest::Client, UpstreamError> {
-        let refused =
-            |why: &str| UpstreamError::Invalid(format!("it led to {}, {why}", origin(url)));
+    pub(super) fn client_for(&self, url: &Url, upstream: &UpstreamConfig) -> Result<&reqwest::Client, UpstreamError> {
+        let refused = |why: &str| UpstreamError::Invalid(format!("it led to {}, {why}", origin(url)));
         let host = url.host().ok_or_else(|| refused("which has no host"))?;
         if !url.username().is_empty() || url.password().is_some() {
             return Err(refused("with credentials in the URL"));
         }
         let named = upstream.url.host().as_ref() == Some(&host)
-            || upstream
-                .token_realms
-                .iter()
-                .any(|realm| realm.origin() == url.origin())
-            || upstream
-                .trusted_hosts
-                .iter()
-                .any(|trusted| is_host(url, trusted));
+            || upstream.token_realms.iter().any(|realm| realm.origin() == url.origin())
+            || upstream.trusted_hosts.iter().any(|trusted| is_host(url, trusted));
         match url.scheme() {
             "https" => {}
             "http" if named || upstream.url.scheme() == "http" => {}
@@ -74,9 +61,9 @@ impl Clients {
             Host::Domain(_) => None,
         };
         match literal {
-            Some(address) if !is_public(address) => Err(refused(
-                "which is not a public address; name it in trusted_hosts if it is meant",
-            )),
+            Some(address) if !is_public(address) => {
+                Err(refused("which is not a public address; name it in trusted_hosts if it is meant"))
+            }
             _ => Ok(&self.public),
         }
     }
@@ -87,10 +74,7 @@ pub(super) fn is_host(url: &Url, text: &str) -> bool {
     let Some(host) = url.host_str() else {
         return false;
     };
-    text == host
-        || url
-            .port_or_known_default()
-            .is_some_and(|port| text == format!("{host}:{port}"))
+    text == host || url.port_or_known_default().is_some_and(|port| text == format!("{host}:{port}"))
 }
 
 /// Scheme, host and port: all of a URL that may be logged, because paths and queries can carry signatures.
@@ -103,10 +87,8 @@ struct PublicOnly;
 impl Resolve for PublicOnly {
     fn resolve(&self, name: Name) -> Resolving {
         Box::pin(async move {
-            let addresses: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0))
-                .await?
-                .filter(|address| is_public(address.ip()))
-                .collect();
+            let addresses: Vec<SocketAddr> =
+                tokio::net::lookup_host((name.as_str(), 0)).await?.filter(|address| is_public(address.ip())).collect();
             if addresses.is_empty() {
                 return Err(format!("{} has no public address", name.as_str()).into());
             }
@@ -143,13 +125,9 @@ fn is_public(address: IpAddr) -> bool {
                 // IPv4-mapped, IPv4-compatible (with :: and ::1) and NAT64 addresses.
                 [0, 0, 0, 0, 0, 0xffff | 0, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => v4(embedded()),
                 // 6to4 holds its IPv4 address right behind the prefix.
-                [0x2002, high, low, ..] => {
-                    v4(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)))
-                }
+                [0x2002, high, low, ..] => v4(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low))),
                 // Of the rest only 2000::/3 is global, less its documentation prefix.
-                [first, second, ..] => {
-                    first & 0xe000 == 0x2000 && (first, second) != (0x2001, 0x0db8)
-                }
+                [first, second, ..] => first & 0xe000 == 0x2000 && (first, second) != (0x2001, 0x0db8),
             }
         }
     }
@@ -162,13 +140,7 @@ mod tests {
 
     #[test]
     fn only_public_addresses_are_public() {
-        for text in [
-            "1.1.1.1",
-            "52.216.1.1",
-            "2600:1f18::1",
-            "::ffff:1.1.1.1",
-            "2001:4860:4860::8888",
-        ] {
+        for text in ["1.1.1.1", "52.216.1.1", "2600:1f18::1", "::ffff:1.1.1.1", "2001:4860:4860::8888"] {
             assert!(is_public(text.parse().unwrap()), "{text}");
         }
         for text in [
@@ -202,15 +174,9 @@ mod tests {
         let config = Config::load(None, Cold::Redirect, |_| None).unwrap();
         let hub = &config.upstreams[&"docker.io".parse().unwrap()];
         let clients = Clients::new().unwrap();
-        let allowed = |url: &str, upstream: &UpstreamConfig| {
-            clients
-                .client_for(&Url::parse(url).unwrap(), upstream)
-                .is_ok()
-        };
-        assert!(allowed(
-            "https://production.cloudflare.docker.com/blob?verify=1",
-            hub
-        ));
+        let allowed =
+            |url: &str, upstream: &UpstreamConfig| clients.client_for(&Url::parse(url).unwrap(), upstream).is_ok();
+        assert!(allowed("https://production.cloudflare.docker.com/blob?verify=1", hub));
         for url in [
             "http://production.cloudflare.docker.com/blob",
             "https://127.0.0.1/",

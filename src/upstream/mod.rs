@@ -49,30 +49,15 @@ impl Upstreams {
     pub fn new(config: &Config, clock: &Clock) -> Result<Self, UpstreamError> {
         let clients = Arc::new(guard::Clients::new()?);
         let by_id = config.upstreams.iter().map(|(id, config)| {
-            (
-                id.clone(),
-                Upstream::new(
-                    id.clone(),
-                    config.clone(),
-                    Arc::clone(&clients),
-                    clock.clone(),
-                ),
-            )
+            (id.clone(), Upstream::new(id.clone(), config.clone(), Arc::clone(&clients), clock.clone()))
         });
-        let default = DEFAULT_UPSTREAM
-            .parse()
-            .map_err(|_| UpstreamError::Invalid(DEFAULT_UPSTREAM.into()))?;
-        Ok(Self {
-            by_id: by_id.collect(),
-            default,
-        })
+        let default = DEFAULT_UPSTREAM.parse().map_err(|_| UpstreamError::Invalid(DEFAULT_UPSTREAM.into()))?;
+        Ok(Self { by_id: by_id.collect(), default })
     }
 
     /// The upstream of a repository that [`Self::repository`] made.
     pub fn get(&self, id: &UpstreamId) -> Result<&Upstream, PullError> {
-        self.by_id
-            .get(id)
-            .ok_or_else(|| PullError::UnknownUpstream(id.to_string()))
+        self.by_id.get(id).ok_or_else(|| PullError::UnknownUpstream(id.to_string()))
     }
 
     /// The canonical repository of a request: the upstream by path prefix or `ns`, which must agree, else the default;
@@ -80,32 +65,22 @@ impl Upstreams {
     pub fn repository(&self, request: &Request, name: &Name) -> Result<Repository, PullError> {
         let by_namespace = match &request.namespace {
             None => None,
-            Some(namespace) => Some(
-                self.named(namespace)
-                    .ok_or_else(|| PullError::UnknownUpstream(namespace.clone()))?,
-            ),
+            Some(namespace) => {
+                Some(self.named(namespace).ok_or_else(|| PullError::UnknownUpstream(namespace.clone()))?)
+            }
         };
-        let in_name = || {
-            name.split_first()
-                .and_then(|(first, rest)| Some((self.named(first)?, rest)))
-        };
+        let in_name = || name.split_first().and_then(|(first, rest)| Some((self.named(first)?, rest)));
         let (by_path, name) = match (&request.prefix, in_name()) {
             (Some(prefix), _) => {
                 let upstream = self.named(prefix.as_str());
-                (
-                    Some(upstream.ok_or_else(|| PullError::UnknownUpstream(prefix.to_string()))?),
-                    name.clone(),
-                )
+                (Some(upstream.ok_or_else(|| PullError::UnknownUpstream(prefix.to_string()))?), name.clone())
             }
             (None, Some((upstream, rest))) => (Some(upstream), rest),
             (None, None) => (None, name.clone()),
         };
         let upstream = match (by_path, by_namespace) {
             (Some(path), Some(namespace)) if path.id() != namespace.id() => {
-                return Err(PullError::Ambiguous {
-                    path: path.id().clone(),
-                    namespace: namespace.id().clone(),
-                });
+                return Err(PullError::Ambiguous { path: path.id().clone(), namespace: namespace.id().clone() });
             }
             (Some(upstream), _) | (None, Some(upstream)) => upstream,
             // Docker Hub's names have no dot before the first slash, so this is a host that nobody configured.
@@ -116,28 +91,14 @@ impl Upstreams {
                 _ => self.get(&self.default)?,
             },
         };
-        let name = if upstream.has_library() {
-            name.in_library()
-        } else {
-            name
-        };
-        Ok(Repository {
-            upstream: upstream.id().clone(),
-            name,
-        })
+        let name = if upstream.has_library() { name.in_library() } else { name };
+        Ok(Repository { upstream: upstream.id().clone(), name })
     }
 
     fn named(&self, text: &str) -> Option<&Upstream> {
-        match text
-            .parse::<UpstreamId>()
-            .ok()
-            .and_then(|id| self.by_id.get(&id))
-        {
+        match text.parse::<UpstreamId>().ok().and_then(|id| self.by_id.get(&id)) {
             Some(upstream) => Some(upstream),
-            None => self
-                .by_id
-                .values()
-                .find(|upstream| upstream.is_called(text)),
+            None => self.by_id.values().find(|upstream| upstream.is_called(text)),
         }
     }
 }
@@ -151,16 +112,10 @@ mod tests {
     fn repository(path: &str) -> Result<String, PullError> {
         let config = Config::load(None, Cold::Redirect, |_| None).unwrap();
         let upstreams = Upstreams::new(&config, &Clock::default()).unwrap();
-        let (path, query) = path
-            .split_once('?')
-            .map_or((path, None), |(path, query)| (path, Some(query)));
+        let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
         let request = Request::parse(&http::Method::GET, path, query).unwrap();
-        let Operation::Manifest(name, _) = &request.operation else {
-            panic!("{request:?}")
-        };
-        upstreams
-            .repository(&request, name)
-            .map(|repository| repository.to_string())
+        let Operation::Manifest(name, _) = &request.operation else { panic!("{request:?}") };
+        upstreams.repository(&request, name).map(|repository| repository.to_string())
     }
 
     #[test]
@@ -174,37 +129,19 @@ mod tests {
             "/v2/index.docker.io/library/nginx/manifests/1",
             "/docker.io/v2/library/nginx/manifests/1?ns=index.docker.io",
         ] {
-            assert_eq!(
-                repository(path).unwrap(),
-                "docker.io/library/nginx",
-                "{path}"
-            );
+            assert_eq!(repository(path).unwrap(), "docker.io/library/nginx", "{path}");
         }
-        assert_eq!(
-            repository("/v2/ghcr.io/a/b/manifests/1").unwrap(),
-            "ghcr.io/a/b"
-        );
-        assert_eq!(
-            repository("/v2/a/manifests/1?ns=ghcr.io").unwrap(),
-            "ghcr.io/a"
-        );
+        assert_eq!(repository("/v2/ghcr.io/a/b/manifests/1").unwrap(), "ghcr.io/a/b");
+        assert_eq!(repository("/v2/a/manifests/1?ns=ghcr.io").unwrap(), "ghcr.io/a");
     }
 
     #[test]
     fn an_unknown_upstream_is_never_proxied() {
-        for path in [
-            "/v2/evil.example/a/manifests/1",
-            "/v2/a/manifests/1?ns=evil.example",
-            "/evil.example/v2/a/manifests/1",
-        ] {
-            assert!(
-                matches!(repository(path), Err(PullError::UnknownUpstream(_))),
-                "{path}"
-            );
+        for path in
+            ["/v2/evil.example/a/manifests/1", "/v2/a/manifests/1?ns=evil.example", "/evil.example/v2/a/manifests/1"]
+        {
+            assert!(matches!(repository(path), Err(PullError::UnknownUpstream(_))), "{path}");
         }
-        assert!(matches!(
-            repository("/v2/ghcr.io/a/manifests/1?ns=quay.io"),
-            Err(PullError::Ambiguous { .. })
-        ));
+        assert!(matches!(repository("/v2/ghcr.io/a/manifests/1?ns=quay.io"), Err(PullError::Ambiguous { .. })));
     }
 }

@@ -56,21 +56,13 @@ impl Challenge {
                     found.get_or_insert(Self::Basic);
                 }
                 let parameter = |name: &str| {
-                    let (_, value) = challenge
-                        .params
-                        .iter()
-                        .find(|(key, _)| key.eq_ignore_ascii_case(name))?;
+                    let (_, value) = challenge.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name))?;
                     Some(value.to_unescaped())
                 };
                 if challenge.scheme.eq_ignore_ascii_case("bearer")
-                    && let Some(realm) =
-                        parameter("realm").and_then(|realm| Url::parse(&realm).ok())
+                    && let Some(realm) = parameter("realm").and_then(|realm| Url::parse(&realm).ok())
                 {
-                    return Some(Self::Bearer {
-                        realm,
-                        service: parameter("service"),
-                        scope: parameter("scope"),
-                    });
+                    return Some(Self::Bearer { realm, service: parameter("service"), scope: parameter("scope") });
                 }
             }
         }
@@ -102,10 +94,7 @@ struct TokenAnswer {
 
 impl Tokens {
     pub(super) fn new(clock: Clock) -> Self {
-        Self {
-            clock,
-            by_scope: std::sync::Mutex::default(),
-        }
+        Self { clock, by_scope: std::sync::Mutex::default() }
     }
 
     /// The `Authorization` for a request about `name`. `refused` is one that upstream just answered with 401.
@@ -124,50 +113,32 @@ impl Tokens {
                     "it asks for a user name and password, and none is configured (key: credentials)".into(),
                 ));
             }
-            (
-                Challenge::Bearer {
-                    realm,
-                    service,
-                    scope,
-                },
-                _,
-            ) => (realm, service.as_deref(), scope.as_deref()),
+            (Challenge::Bearer { realm, service, scope }, _) => (realm, service.as_deref(), scope.as_deref()),
         };
         let scope = match scope {
             // A constant of the registry's own, as public.ecr.aws has it.
-            Some(constant) if !constant.is_empty() && !constant.contains(':') => {
-                constant.to_owned()
-            }
+            Some(constant) if !constant.is_empty() && !constant.contains(':') => constant.to_owned(),
             _ => format!("repository:{name}:pull"),
         };
         let slot = self.slot(&scope);
         let mut token = slot.lock().await;
         match &*token {
-            Some(token)
-                if self.clock.now() < token.renew_at && Some(&token.authorization) != refused =>
-            {
+            Some(token) if self.clock.now() < token.renew_at && Some(&token.authorization) != refused => {
                 return Ok(token.authorization.clone());
             }
             _ => {}
         }
         *token = None;
-        let fetched = self
-            .fetch(realm, service, &scope, upstream, clients)
-            .await?;
+        let fetched = self.fetch(realm, service, &scope, upstream, clients).await?;
         Ok(token.insert(fetched).authorization.clone())
     }
 
     fn slot(&self, scope: &str) -> Slot {
-        let mut slots = self
-            .by_scope
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut slots = self.by_scope.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if slots.len() > MANY_TOKENS {
             let now = self.clock.now();
             slots.retain(|_, slot| {
-                slot.try_lock().map_or(true, |token| {
-                    token.as_ref().is_some_and(|token| now < token.renew_at)
-                })
+                slot.try_lock().map_or(true, |token| token.as_ref().is_some_and(|token| now < token.renew_at))
             });
         }
         Arc::clone(slots.entry(scope.to_owned()).or_default())
@@ -182,10 +153,7 @@ impl Tokens {
         clients: &Clients,
     ) -> Result<Token, UpstreamError> {
         let allowed = realm.origin() == upstream.url.origin()
-            || upstream
-                .token_realms
-                .iter()
-                .any(|known| known.origin() == realm.origin());
+            || upstream.token_realms.iter().any(|known| known.origin() == realm.origin());
         if !allowed {
             return Err(UpstreamError::Invalid(format!(
                 "it sends us to {} for a token; add that to token_realms if it is meant",
@@ -193,9 +161,7 @@ impl Tokens {
             )));
         }
         let mut url = realm.clone();
-        url.query_pairs_mut()
-            .extend_pairs(service.map(|service| ("service", service)))
-            .append_pair("scope", scope);
+        url.query_pairs_mut().extend_pairs(service.map(|service| ("service", service))).append_pair("scope", scope);
         let mut request = clients.client_for(&url, upstream)?.get(url);
         if let Some(credentials) = &upstream.credentials {
             request = request.header(http::header::AUTHORIZATION, basic(credentials)?);
@@ -204,46 +170,30 @@ impl Tokens {
         match response.status() {
             StatusCode::OK => {}
             StatusCode::TOO_MANY_REQUESTS => {
-                return Err(UpstreamError::Throttled {
-                    retry_after: retry_after(response.headers()),
-                });
+                return Err(UpstreamError::Throttled { retry_after: retry_after(response.headers()) });
             }
             status if status.is_client_error() && upstream.credentials.is_some() => {
-                return Err(UpstreamError::Denied(format!(
-                    "its token server answered {status} to our credentials"
-                )));
+                return Err(UpstreamError::Denied(format!("its token server answered {status} to our credentials")));
             }
             // Without credentials a registry does not tell a private repository from a missing one.
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => {
                 return Err(UpstreamError::Missing);
             }
             status => {
-                return Err(UpstreamError::Unavailable(format!(
-                    "its token server answered {status}"
-                )));
+                return Err(UpstreamError::Unavailable(format!("its token server answered {status}")));
             }
         }
         let body = timed(TOKEN_TIMEOUT, read_limited(response, MAX_TOKEN_BYTES)).await?;
-        let answer: TokenAnswer = serde_json::from_slice(&body).map_err(|error| {
-            UpstreamError::Invalid(format!("its token server sent no token: {error}"))
-        })?;
-        let life = answer
-            .expires_in
-            .filter(|&life| life > 0)
-            .unwrap_or(DEFAULT_LIFE_SECONDS)
-            .min(MAX_LIFE_SECONDS);
+        let answer: TokenAnswer = serde_json::from_slice(&body)
+            .map_err(|error| UpstreamError::Invalid(format!("its token server sent no token: {error}")))?;
+        let life = answer.expires_in.filter(|&life| life > 0).unwrap_or(DEFAULT_LIFE_SECONDS).min(MAX_LIFE_SECONDS);
         let token = answer.token.or(answer.access_token).unwrap_or_default();
         let mut authorization = HeaderValue::from_str(&format!("Bearer {token}"))
             .ok()
             .filter(|_| !token.is_empty())
-            .ok_or_else(|| {
-                UpstreamError::Invalid("its token server sent no usable token".into())
-            })?;
+            .ok_or_else(|| UpstreamError::Invalid("its token server sent no usable token".into()))?;
         authorization.set_sensitive(true);
-        Ok(Token {
-            authorization,
-            renew_at: self.clock.now().plus(Duration::from_secs(life * 9 / 10)),
-        })
+        Ok(Token { authorization, renew_at: self.clock.now().plus(Duration::from_secs(life * 9 / 10)) })
     }
 }
 
@@ -273,32 +223,17 @@ mod tests {
             "Basic realm=\"x\"",
             "Bearer realm=\"https://auth.test/token\",service=reg.test,scope=\"repository:a:pull,push\"",
         ]);
-        let Some(Challenge::Bearer {
-            realm,
-            service,
-            scope,
-        }) = bearer
-        else {
-            panic!("{bearer:?}")
-        };
+        let Some(Challenge::Bearer { realm, service, scope }) = bearer else { panic!("{bearer:?}") };
         assert_eq!(realm.as_str(), "https://auth.test/token");
-        assert_eq!(
-            (service.as_deref(), scope.as_deref()),
-            (Some("reg.test"), Some("repository:a:pull,push"))
-        );
+        assert_eq!((service.as_deref(), scope.as_deref()), (Some("reg.test"), Some("repository:a:pull,push")));
         assert_eq!(parse(&["Basic realm=\"x\""]), Some(Challenge::Basic));
     }
 
     #[test]
     fn nonsense_is_no_challenge() {
-        for value in [
-            "",
-            "Bearer",
-            "Bearer realm=\"not a url\"",
-            "Negotiate abc",
-            "\"\"\"",
-            "Bearer realm=\"https://a.test",
-        ] {
+        for value in
+            ["", "Bearer", "Bearer realm=\"not a url\"", "Negotiate abc", "\"\"\"", "Bearer realm=\"https://a.test"]
+        {
             assert_eq!(parse(&[value]), None, "{value}");
         }
     }

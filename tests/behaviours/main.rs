@@ -6,5 +6,6 @@ mod outages;
 mod pulls;
 mod requests;
 mod security;
+mod single_flight;
 mod tags;
 mod upstream_trouble;

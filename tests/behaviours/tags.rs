@@ -18,18 +18,22 @@ on_both_columns!(
     a_missing_tag_is_remembered,
     a_deleted_tag_is_missing_and_its_digest_still_pulls,
     an_upstream_that_cannot_answer_head_is_asked_with_get,
+    a_tag_is_served_stale_no_longer_than_allowed,
 );
 
 const TAG: &str = "/v2/test.local/a/manifests/1";
-const FRESH: Duration = Duration::from_mins(5);
-const MISSING: Duration = Duration::from_secs(30);
+/// Five minutes, ten per cent more: after that a tag is stale for certain.
+const FRESH: Duration = Duration::from_secs(330);
+/// Ten per cent less: until then it is fresh for certain.
+const SURELY_FRESH: Duration = Duration::from_secs(269);
+const MISSING: Duration = Duration::from_secs(33);
 
 async fn a_fresh_tag_is_not_revalidated(column: Column) {
     let world = World::on(column).await;
     world.upstream.image("a", "1", &[b"layer"]);
     world.get(TAG).await;
     world.upstream.forget_requests();
-    world.clock.advance(FRESH - Duration::from_secs(1));
+    world.clock.advance(SURELY_FRESH);
     for answer in [world.get(TAG).await, world.head(TAG).await] {
         assert_eq!((answer.status, answer.header("x-stopover")), (StatusCode::OK, "hit"));
     }
@@ -156,4 +160,17 @@ async fn an_upstream_that_cannot_answer_head_is_asked_with_get(column: Column) {
         world.clock.advance(FRESH);
         assert_eq!(world.get(TAG).await.bytes(), &image.manifest);
     }
+}
+
+async fn a_tag_is_served_stale_no_longer_than_allowed(column: Column) {
+    let world = World::plan(column).settings("stale = \"1d\"").start().await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    world.get(TAG).await;
+    world.upstream.kill();
+    world.clock.advance(Duration::from_hours(23));
+    assert_eq!(world.get(TAG).await.header("x-stopover"), "stale");
+    world.clock.advance(Duration::from_hours(1));
+    assert_eq!(world.get(TAG).await.status, StatusCode::SERVICE_UNAVAILABLE);
+    let answer = world.get(&format!("/v2/test.local/a/manifests/{}", image.digest)).await;
+    assert_eq!(answer.bytes(), &image.manifest, "by digest it is never stale");
 }

@@ -16,7 +16,7 @@ use stopover::config::{Cold, Config};
 use stopover::fill;
 use stopover::local::Local;
 use stopover::oci::{Algorithm, Digest};
-use stopover::ports::{Fills, Job, Progress};
+use stopover::ports::{Job, Progress};
 use stopover::time::{Clock, Timestamp};
 use stopover::{Cache, http::router};
 use tempfile::TempDir;
@@ -53,7 +53,7 @@ pub struct World {
 
 enum Storage {
     Embedded { data: TempDir, local: Box<Local> },
-    Aws { endpoints: Arc<Endpoints>, _filler: Filler },
+    Aws { endpoints: Arc<Endpoints>, config: Config, _filler: Filler },
 }
 
 /// A world to be.
@@ -189,6 +189,17 @@ impl World {
         }
     }
 
+    /// Another instance of the cache on the same storage and upstream, as Lambda starts one; on the embedded column, where
+    /// one process owns the storage, the same one.
+    pub async fn another_instance(&self) -> Arc<Cache> {
+        match &self.storage {
+            Storage::Embedded { .. } => Arc::clone(&self.cache),
+            Storage::Aws { endpoints, config, .. } => {
+                connect(config.clone(), &self.clock, endpoints).await.expect("an instance starts")
+            }
+        }
+    }
+
     /// The AWS endpoints, on that column.
     pub fn endpoints(&self) -> Option<&Endpoints> {
         match &self.storage {
@@ -257,14 +268,18 @@ impl Plan {
 
 async fn aws(config: Config, clock: &Clock) -> anyhow::Result<(Arc<Cache>, Storage)> {
     let endpoints = Arc::new(Endpoints::start().await?);
+    let cache = connect(config.clone(), clock, &endpoints).await?;
+    let filler = Filler::start(Arc::clone(&cache), Arc::clone(&endpoints)).await;
+    Ok((cache, Storage::Aws { endpoints, config, _filler: filler }))
+}
+
+async fn connect(config: Config, clock: &Clock, endpoints: &Endpoints) -> anyhow::Result<Arc<Cache>> {
     let sdk = endpoints.sdk_config().await;
     let blobs = aws::S3Blobs::new(aws::s3_client(&sdk), endpoints.bucket().to_owned());
     let ledger = aws::DynamoLedger::new(aws::dynamo_client(&sdk), endpoints.table().to_owned(), blobs.clone());
-    let fills: Arc<dyn Fills> = Arc::new(aws::SqsFills::new(aws::sqs_client(&sdk), endpoints.queue_url()));
-    let cache = Cache::new(config, clock.clone(), Arc::new(blobs), Arc::new(ledger), fills)?;
-    let cache = Arc::new(cache);
-    let filler = Filler::start(Arc::clone(&cache), Arc::clone(&endpoints)).await;
-    Ok((cache, Storage::Aws { endpoints, _filler: filler }))
+    let fills = aws::SqsFills::new(aws::sqs_client(&sdk), endpoints.queue_url());
+    let cache = Cache::new(config, clock.clone(), Arc::new(blobs), Arc::new(ledger), Arc::new(fills))?;
+    Ok(Arc::new(cache))
 }
 
 /// Plays the filler function and its event source in this process, so that a manual clock reaches the fills.

@@ -1,0 +1,104 @@
+//! What may be done about a reference, decided from its record and the time alone: no I/O, no clock.
+
+use std::time::Duration;
+
+use crate::oci::Digest;
+use crate::ports::{Lease, Observed, TagRecord};
+use crate::time::Timestamp;
+
+/// How long one process may ask upstream while all others wait. Longer than every time-out of one question, so that it
+/// runs out only when its holder is dead.
+pub const LEASE: Duration = Duration::from_secs(20);
+
+/// What may be done about a reference.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Decision<'a> {
+    /// Serve this: upstream said it lately.
+    Fresh(&'a Observed),
+    /// Say that it is missing: upstream said so lately.
+    Missing,
+    /// Another process asks upstream: serve what is known, or wait for it.
+    Held,
+    /// Ask upstream, once this record is written over the one it was decided from.
+    Ask(TagRecord),
+}
+
+/// The rule.
+pub fn decide<'a>(record: Option<&'a TagRecord>, owner: &str, now: Timestamp) -> Decision<'a> {
+    let lease = Lease { owner: owner.to_owned(), until: now.plus(LEASE) };
+    let Some(record) = record else {
+        return Decision::Ask(TagRecord {
+            observed: None,
+            previous: None,
+            checked_at: now,
+            fresh_until: now,
+            lease: Some(lease),
+        });
+    };
+    if now < record.fresh_until {
+        return record.observed.as_ref().map_or(Decision::Missing, Decision::Fresh);
+    }
+    match &record.lease {
+        Some(held) if now < held.until => Decision::Held,
+        _ => Decision::Ask(TagRecord { lease: Some(lease), ..record.clone() }),
+    }
+}
+
+/// What upstream said last, newest first, as long as that is no older than `stale`.
+pub fn last_known(record: &TagRecord, stale: Duration, now: Timestamp) -> impl Iterator<Item = &Digest> {
+    let usable = now < record.checked_at.plus(stale);
+    let observed = record.observed.iter().map(|observed| &observed.digest);
+    observed.chain(&record.previous).filter(move |_| usable)
+}
+
+/// The record after upstream has answered: `observed`, or that there is no such thing. `previous` is the digest to keep
+/// serving should the manifest of `observed` turn out not to be available.
+pub fn answered(observed: Option<Observed>, previous: Option<Digest>, fresh: Duration, now: Timestamp) -> TagRecord {
+    TagRecord { observed, previous, checked_at: now, fresh_until: now.plus(fresh), lease: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::{Algorithm, MediaType};
+
+    const NOW: Timestamp = Timestamp(1_000_000);
+
+    fn record(fresh_until: u64, lease_until: Option<u64>) -> TagRecord {
+        let digest = Digest::of(Algorithm::Sha256, b"manifest");
+        TagRecord {
+            observed: Some(Observed { digest, media_type: MediaType::OciIndex, size: 8 }),
+            previous: Some(Digest::of(Algorithm::Sha256, b"previous")),
+            checked_at: Timestamp(NOW.0 - 100),
+            fresh_until: Timestamp(fresh_until),
+            lease: lease_until.map(|until| Lease { owner: "other".into(), until: Timestamp(until) }),
+        }
+    }
+
+    #[test]
+    fn a_fresh_record_is_served_whoever_holds_its_lease() {
+        let fresh = record(NOW.0 + 1, Some(NOW.0 + 1));
+        assert_eq!(decide(Some(&fresh), "me", NOW), Decision::Fresh(fresh.observed.as_ref().unwrap()));
+        let missing = TagRecord { observed: None, ..fresh };
+        assert_eq!(decide(Some(&missing), "me", NOW), Decision::Missing);
+    }
+
+    #[test]
+    fn one_asks_while_its_lease_runs_and_another_takes_over_after_it() {
+        assert_eq!(decide(Some(&record(NOW.0, Some(NOW.0 + 1))), "me", NOW), Decision::Held);
+        for free in [None, Some(record(NOW.0, None)), Some(record(NOW.0, Some(NOW.0)))] {
+            let Decision::Ask(leased) = decide(free.as_ref(), "me", NOW) else { panic!("{free:?}") };
+            assert_eq!(leased.lease, Some(Lease { owner: "me".into(), until: NOW.plus(LEASE) }));
+            assert_eq!(leased.observed, free.and_then(|record| record.observed), "nothing known is lost");
+            assert!(NOW >= leased.fresh_until, "a lease makes nothing fresh");
+        }
+    }
+
+    #[test]
+    fn what_was_said_last_is_used_only_as_long_as_it_may_be_stale() {
+        let record = record(0, None);
+        let stale = Duration::from_secs(100);
+        assert_eq!(last_known(&record, stale, Timestamp(NOW.0 - 1)).count(), 2);
+        assert_eq!(last_known(&record, stale, NOW).count(), 0);
+    }
+}

@@ -1,0 +1,154 @@
+//! Blobs: permission, then wherever the bytes are, then by the upstream's policy. The numbers are those of README.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::{Content, PulledBlob, Served};
+use crate::Cache;
+use crate::config::Cold;
+use crate::error::PullError;
+use crate::oci::{Digest, Repository};
+use crate::ports::{BlobState, BlobView, Job, Location, Progress};
+use crate::upstream::{BlobSource, Upstream, UpstreamError};
+
+impl Cache {
+    /// Answers a pull of a blob.
+    pub async fn blob(&self, repository: &Repository, digest: &Digest, head: bool) -> Result<PulledBlob, PullError> {
+        let upstream = self.upstreams.get(&repository.upstream)?;
+        let view = self.ledger.blob(repository, digest).await?;
+        // 1. Permission first: that storage has the bytes says nothing about this repository.
+        let size = match view.member {
+            Some(size) => size,
+            None => self.ask_membership(upstream, repository, digest).await?,
+        };
+        if head {
+            let served = if is_stored(&view) { Served::Hit } else { Served::Miss };
+            return Ok(PulledBlob { size, content: Content::None, served });
+        }
+        // 2. Stored: wherever the bytes are.
+        if is_stored(&view)
+            && let Some(location) = self.blobs.locate(digest).await?
+        {
+            return Ok(PulledBlob::at(location, size, Served::Hit));
+        }
+        // 3. Not stored: request the fill, then by policy.
+        let job = Job { repository: repository.clone(), digest: digest.clone(), size };
+        match upstream.cold() {
+            Cold::Redirect => self.redirect(upstream, &view, &job).await,
+            Cold::Wait | Cold::Follow => self.wait(&job, upstream.cold() == Cold::Follow).await,
+        }
+    }
+
+    /// Asks upstream whether a blob belongs to a repository, and notes it. Not by HEAD, which some registries refuse.
+    async fn ask_membership(
+        &self,
+        upstream: &Upstream,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<u64, PullError> {
+        let size = match upstream.open_blob(&repository.name, digest).await {
+            Ok((Some(size), _)) => size,
+            Ok((None, _)) => {
+                return Err(UpstreamError::Invalid("it does not say how long the blob is".into()).into());
+            }
+            Err(UpstreamError::Missing) => return Err(PullError::BlobUnknown),
+            Err(error) => return Err(error.into()),
+        };
+        self.ledger.put_membership(repository, digest, size).await?;
+        Ok(size)
+    }
+
+    async fn redirect(&self, upstream: &Upstream, view: &BlobView, job: &Job) -> Result<PulledBlob, PullError> {
+        let now = self.clock.now();
+        let running = view
+            .record
+            .as_ref()
+            .is_some_and(|record| matches!(record.value.state, BlobState::Claimed { until, .. } if now < until));
+        if !running && let Err(error) = self.fills.request(std::slice::from_ref(job)).await {
+            tracing::warn!(repository = %job.repository, blob.digest = %job.digest, %error, "fill could not be requested");
+        }
+        match upstream.blob_source(&job.repository.name, &job.digest).await {
+            Ok(BlobSource::Public(url)) => {
+                Ok(PulledBlob { size: job.size, content: Content::Redirect(url.into()), served: Served::Miss })
+            }
+            // Nothing a client could use: the bytes come with our credentials only.
+            Ok(BlobSource::Private) => self.wait(job, false).await,
+            Err(UpstreamError::Missing) => Err(PullError::BlobUnknown),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Waits for a fill: until the blob is stored, or (`follow`) until its first bytes are there.
+    async fn wait(&self, job: &Job, follow: bool) -> Result<PulledBlob, PullError> {
+        let deadline = Instant::now() + self.config.wait;
+        let found = async {
+            match self.fills.request_now(job).await? {
+                Some(progress) => self.watch(job, progress, follow).await,
+                None => self.poll(job).await,
+            }
+        };
+        tokio::time::timeout_at(deadline, found).await.unwrap_or(Err(PullError::NotYet))
+    }
+
+    async fn watch(
+        &self,
+        job: &Job,
+        mut progress: watch::Receiver<Progress>,
+        follow: bool,
+    ) -> Result<PulledBlob, PullError> {
+        loop {
+            let latest = progress.borrow_and_update().clone();
+            match latest {
+                Progress::Stored => return self.located(job).await,
+                Progress::Failed(error) => return Err(error.into()),
+                Progress::Growing { file, .. } if follow => {
+                    let content = Content::Growing(file, progress);
+                    return Ok(PulledBlob { size: job.size, content, served: Served::Miss });
+                }
+                Progress::Waiting | Progress::Growing { .. } => {}
+            }
+            if progress.changed().await.is_err() {
+                return Err(PullError::NotYet);
+            }
+        }
+    }
+
+    /// Watches the ledger where the fill runs in another process, until the blob is stored or its fill has failed.
+    async fn poll(&self, job: &Job) -> Result<PulledBlob, PullError> {
+        let mut pause = Duration::from_millis(50);
+        let mut attempts = None;
+        loop {
+            let record = self.ledger.blob(&job.repository, &job.digest).await?.record.map(|record| record.value);
+            let tried = record.as_ref().map_or(0, |record| record.attempts);
+            match record.map(|record| record.state) {
+                Some(BlobState::Stored { .. }) => return self.located(job).await,
+                Some(BlobState::Absent) if tried > *attempts.get_or_insert(tried) => {
+                    return Err(PullError::NotYet);
+                }
+                _ => _ = attempts.get_or_insert(tried),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 3 / 2).min(Duration::from_millis(500));
+        }
+    }
+
+    async fn located(&self, job: &Job) -> Result<PulledBlob, PullError> {
+        let location = self.blobs.locate(&job.digest).await?.ok_or(PullError::NotYet)?;
+        Ok(PulledBlob::at(location, job.size, Served::Miss))
+    }
+}
+
+fn is_stored(view: &BlobView) -> bool {
+    view.record.as_ref().is_some_and(|record| matches!(record.value.state, BlobState::Stored { .. }))
+}
+
+impl PulledBlob {
+    fn at(location: Location, size: u64, served: Served) -> Self {
+        match location {
+            Location::Url(url) => Self { size, content: Content::Redirect(url), served },
+            Location::File(file, size) => Self { size, content: Content::File(file), served },
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! Manifests, from top to bottom. The numbers are those of README's data path.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::time::Instant;
+
+use super::{PulledManifest, Served};
+use crate::Cache;
+use crate::error::PullError;
+use crate::freshness::{self, Decision};
+use crate::oci::{Digest, Manifest, Reference, Repository};
+use crate::ports::{Job, Observed, TagRecord, Versioned};
+use crate::upstream::{Upstream, UpstreamError};
+
+/// How long a client waits for another process to ask upstream: longer than that may take, shorter than clients wait for
+/// headers.
+const TURN: Duration = Duration::from_secs(25);
+
+/// What is asked of upstream at once by all who want the same.
+pub(crate) type Question = (Repository, Reference, bool);
+
+impl Cache {
+    /// Answers a pull of a manifest. A client's HEAD never makes us GET a manifest upstream that could be had by HEAD.
+    pub async fn manifest(
+        self: &Arc<Self>,
+        repository: &Repository,
+        reference: &Reference,
+        head: bool,
+    ) -> Result<PulledManifest, PullError> {
+        if let Reference::Digest(digest) = reference
+            && let Some(manifest) = self.stored(repository, digest).await?
+        {
+            return Ok(PulledManifest::new(manifest, Served::Hit));
+        }
+        let record = self.ledger.reference(repository, reference).await?.map(|record| record.value);
+        if let Some(answer) = self.answer(repository, record.as_ref(), head).await? {
+            return answer;
+        }
+        let (cache, question) = (Arc::clone(self), (repository.clone(), reference.clone(), head));
+        let work = move || async move {
+            let (repository, reference, head) = question;
+            cache.ask_in_turn(&repository, &reference, head).await
+        };
+        let key = (repository.clone(), reference.clone(), head);
+        self.flights.join(key, work).await.unwrap_or(Err(PullError::NotYet))
+    }
+
+    /// The answer that a fresh record gives without upstream. `None`: it gives none.
+    async fn answer(
+        &self,
+        repository: &Repository,
+        record: Option<&TagRecord>,
+        head: bool,
+    ) -> Result<Option<Result<PulledManifest, PullError>>, PullError> {
+        match freshness::decide(record, "", self.clock.now()) {
+            // 1. A fresh record: what it says, without upstream.
+            Decision::Fresh(observed) if head => {
+                let pulled = PulledManifest { observed: observed.clone(), manifest: None, served: Served::Hit };
+                Ok(Some(Ok(pulled)))
+            }
+            Decision::Fresh(observed) => {
+                let manifest = self.stored(repository, &observed.digest).await?;
+                Ok(manifest.map(|manifest| Ok(PulledManifest::new(manifest, Served::Hit))))
+            }
+            // 2. A remembered "missing".
+            Decision::Missing => Ok(Some(Err(PullError::ManifestUnknown))),
+            Decision::Held | Decision::Ask(_) => Ok(None),
+        }
+    }
+
+    /// Asks upstream, or waits until another process has: the ledger's lease says who. In this process only one caller
+    /// gets here for a question.
+    async fn ask_in_turn(
+        self: &Arc<Self>,
+        repository: &Repository,
+        reference: &Reference,
+        head: bool,
+    ) -> Result<PulledManifest, PullError> {
+        let upstream = self.upstreams.get(&repository.upstream)?;
+        let owner = format!("{:016x}", fastrand::u64(..));
+        let deadline = Instant::now() + TURN;
+        loop {
+            let record = self.ledger.reference(repository, reference).await?;
+            let (value, version) =
+                record.map_or((None, None), |Versioned { value, version }| (Some(value), Some(version)));
+            if let Some(answer) = self.answer(repository, value.as_ref(), head).await? {
+                return answer;
+            }
+            match freshness::decide(value.as_ref(), &owner, self.clock.now()) {
+                // Fresh, but only HEAD has been asked for so far: the manifest is fetched by its digest.
+                Decision::Fresh(observed) => {
+                    return self.fetch_observed(upstream, repository, observed, value.as_ref()).await;
+                }
+                Decision::Missing => return Err(PullError::ManifestUnknown),
+                // Another asks: what is known serves meanwhile.
+                Decision::Held => match self.last_known(upstream, repository, value.as_ref()).await? {
+                    Some(stale) => return Ok(stale),
+                    None if Instant::now() > deadline => return Err(PullError::NotYet),
+                    // Its answer will be in the ledger, which tells nobody: so it is looked at again.
+                    None => tokio::time::sleep(Duration::from_millis(fastrand::u64(50..150))).await,
+                },
+                Decision::Ask(leased) => {
+                    if let Some(version) = self.ledger.swap_reference(repository, reference, version, &leased).await? {
+                        let leased = Versioned { value: leased, version };
+                        return self.ask_with_lease(upstream, repository, reference, leased, head).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks upstream and writes down what it said, which also gives the lease back. A holder that lost its lease changes
+    /// nothing: whoever took over has asked later.
+    async fn ask_with_lease(
+        self: &Arc<Self>,
+        upstream: &Upstream,
+        repository: &Repository,
+        reference: &Reference,
+        leased: Versioned<TagRecord>,
+        head: bool,
+    ) -> Result<PulledManifest, PullError> {
+        let asked = self.ask(upstream, repository, reference, &leased.value, head).await;
+        let record = match &asked {
+            Ok(pulled) => match reference {
+                Reference::Tag(_) => self.observed(upstream, repository, &leased.value, &pulled.observed).await?,
+                // What a digest is needs no record: its manifest is stored, or is asked for again.
+                Reference::Digest(_) => TagRecord { lease: None, ..leased.value.clone() },
+            },
+            Err(PullError::Upstream(UpstreamError::Missing)) => {
+                let previous = freshness::last_known(&leased.value, upstream.config().stale, self.clock.now()).next();
+                freshness::answered(None, previous.cloned(), jittered(upstream.config().missing), self.clock.now())
+            }
+            Err(_) => TagRecord { lease: None, ..leased.value.clone() },
+        };
+        let written = self.ledger.swap_reference(repository, reference, Some(leased.version), &record).await;
+        match asked {
+            Err(PullError::Upstream(UpstreamError::Missing)) => {
+                written?;
+                Err(PullError::ManifestUnknown)
+            }
+            // 4. Upstream in trouble: what it said last. Not where it refuses us: permission may have been taken away.
+            Err(PullError::Upstream(error)) if !matches!(error, UpstreamError::Denied(_)) => {
+                let stale = self.last_known(upstream, repository, Some(&leased.value)).await?;
+                if stale.is_some() {
+                    tracing::warn!(%repository, %reference, %error, "upstream is in trouble: serving what it said last");
+                }
+                stale.ok_or(error.into())
+            }
+            asked => asked,
+        }
+    }
+
+    /// Asks upstream what a reference is, and has the manifest stored before any record says so.
+    async fn ask(
+        self: &Arc<Self>,
+        upstream: &Upstream,
+        repository: &Repository,
+        reference: &Reference,
+        known: &TagRecord,
+        head: bool,
+    ) -> Result<PulledManifest, PullError> {
+        // 5. Nothing is known and the client wants the bytes: one GET says it all.
+        let observed = if head || known.observed.is_some() {
+            upstream.head_manifest(&repository.name, reference).await?
+        } else {
+            None
+        };
+        // Whatever an upstream says of a digest, it is that digest.
+        let observed = observed.map(|observed| match reference {
+            Reference::Tag(_) => observed,
+            Reference::Digest(digest) => Observed { digest: digest.clone(), ..observed },
+        });
+        // 3. Otherwise HEAD, which costs no quota, and GET by digest of what is new.
+        match observed {
+            None => {
+                let manifest = self.fetch(upstream, repository, reference).await?;
+                Ok(PulledManifest::new(manifest, Served::Miss))
+            }
+            Some(observed) => match self.stored(repository, &observed.digest).await? {
+                Some(manifest) => Ok(PulledManifest::new(manifest, Served::Revalidated)),
+                None if head => Ok(PulledManifest { observed, manifest: None, served: Served::Miss }),
+                None => self.by_digest(repository, observed.digest).await,
+            },
+        }
+    }
+
+    /// The record of what upstream observed of a tag.
+    async fn observed(
+        &self,
+        upstream: &Upstream,
+        repository: &Repository,
+        known: &TagRecord,
+        observed: &Observed,
+    ) -> Result<TagRecord, PullError> {
+        let mut previous = known.previous.clone();
+        if let Some(before) = known.observed.as_ref().filter(|before| before.digest != observed.digest)
+            && self.stored(repository, &before.digest).await?.is_some()
+        {
+            previous = Some(before.digest.clone());
+        }
+        let fresh = jittered(upstream.config().fresh);
+        Ok(freshness::answered(Some(observed.clone()), previous, fresh, self.clock.now()))
+    }
+
+    /// The manifest that upstream observed lately and nobody has fetched; in trouble, the one before it.
+    async fn fetch_observed(
+        self: &Arc<Self>,
+        upstream: &Upstream,
+        repository: &Repository,
+        observed: &Observed,
+        record: Option<&TagRecord>,
+    ) -> Result<PulledManifest, PullError> {
+        match self.by_digest(repository, observed.digest.clone()).await {
+            Err(PullError::Upstream(error)) if !matches!(error, UpstreamError::Denied(_)) => {
+                self.last_known(upstream, repository, record).await?.ok_or(error.into())
+            }
+            answer => answer,
+        }
+    }
+
+    /// The manifest of a digest by way of its own question, so that its clients and those of a tag wait for one GET.
+    fn by_digest<'a>(
+        self: &'a Arc<Self>,
+        repository: &'a Repository,
+        digest: Digest,
+    ) -> BoxFuture<'a, Result<PulledManifest, PullError>> {
+        Box::pin(async move { self.manifest(repository, &Reference::Digest(digest), false).await })
+    }
+
+    /// What upstream said last, if that is stored and not too old.
+    async fn last_known(
+        &self,
+        upstream: &Upstream,
+        repository: &Repository,
+        record: Option<&TagRecord>,
+    ) -> Result<Option<PulledManifest>, PullError> {
+        let Some(record) = record else { return Ok(None) };
+        for digest in freshness::last_known(record, upstream.config().stale, self.clock.now()) {
+            if let Some(manifest) = self.stored(repository, digest).await? {
+                return Ok(Some(PulledManifest::new(manifest, Served::Stale)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A manifest stored for this repository, from memory where this process has served it before.
+    async fn stored(&self, repository: &Repository, digest: &Digest) -> Result<Option<Arc<Manifest>>, PullError> {
+        let key = (repository.clone(), digest.clone());
+        if let Some(manifest) = self.warm.0.get(&key) {
+            return Ok(Some(manifest));
+        }
+        let manifest = self.ledger.manifest(repository, digest).await?.map(Arc::new);
+        if let Some(manifest) = &manifest {
+            self.warm.0.insert(key, Arc::clone(manifest));
+        }
+        Ok(manifest)
+    }
+
+    /// Fetches a manifest, verified, and stores it with the membership of its blobs; their fills are requested and not
+    /// waited for.
+    async fn fetch(
+        &self,
+        upstream: &Upstream,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<Arc<Manifest>, PullError> {
+        let manifest = upstream.get_manifest(&repository.name, reference).await?;
+        let blobs = manifest.blobs().map_err(|error| UpstreamError::Invalid(error.to_string()))?;
+        self.ledger.put_manifest(repository, &manifest, &blobs).await?;
+        let wanted = blobs.into_iter().filter(|blob| !blob.foreign);
+        let jobs: Vec<Job> =
+            wanted.map(|blob| Job { repository: repository.clone(), digest: blob.digest, size: blob.size }).collect();
+        if !jobs.is_empty()
+            && let Err(error) = self.fills.request(&jobs).await
+        {
+            // Whoever asks for a blob requests its fill again.
+            tracing::warn!(%repository, %error, "fills could not be requested");
+        }
+        tracing::info!(%repository, %reference, manifest.digest = %manifest.digest, blobs = jobs.len(), "manifest stored");
+        let manifest = Arc::new(manifest);
+        self.warm.0.insert((repository.clone(), manifest.digest.clone()), Arc::clone(&manifest));
+        Ok(manifest)
+    }
+}
+
+impl PulledManifest {
+    fn new(manifest: Arc<Manifest>, served: Served) -> Self {
+        let size = manifest.bytes.len() as u64;
+        let observed = Observed { digest: manifest.digest.clone(), media_type: manifest.media_type, size };
+        Self { observed, manifest: Some(manifest), served }
+    }
+}
+
+/// Ten per cent more or less, so that what was pulled together is not asked for together again.
+fn jittered(duration: Duration) -> Duration {
+    duration.mul_f64(fastrand::f64().mul_add(0.2, 0.9))
+}

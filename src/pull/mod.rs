@@ -1,0 +1,88 @@
+//! THE READ PATH: [manifests](manifest) by tag and by digest, and [blobs](blob).
+
+mod blob;
+mod flight;
+mod manifest;
+
+use std::fs::File;
+use std::sync::Arc;
+
+use quick_cache::Weighter;
+use quick_cache::sync::Cache as MemoryCache;
+use tokio::sync::watch;
+
+use crate::error::PullError;
+use crate::oci::{Digest, Manifest, Repository};
+use crate::ports::{Observed, Progress};
+
+/// The questions that are being asked of upstream.
+pub(crate) type Flights = flight::Flights<manifest::Question, Result<PulledManifest, PullError>>;
+
+/// How an answer came about; clients see it as `X-Stopover`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Served {
+    /// From storage, without upstream.
+    Hit,
+    /// From storage, after upstream confirmed it.
+    Revalidated,
+    /// From storage, because upstream could not be asked.
+    Stale,
+    /// From upstream.
+    Miss,
+}
+
+/// A manifest to answer with.
+#[derive(Clone, Debug)]
+pub struct PulledManifest {
+    /// What is said about it in headers.
+    pub observed: Observed,
+    /// The manifest; `None` only where a client asked with HEAD and nobody has fetched it yet.
+    pub manifest: Option<Arc<Manifest>>,
+    /// How it came about.
+    pub served: Served,
+}
+
+/// A blob to answer with.
+#[derive(Debug)]
+pub struct PulledBlob {
+    /// Its length in bytes.
+    pub size: u64,
+    /// Where its bytes are.
+    pub content: Content,
+    /// How it came about.
+    pub served: Served,
+}
+
+/// Where the bytes of an answer are.
+#[derive(Debug)]
+pub enum Content {
+    /// Not wanted: HEAD.
+    None,
+    /// At a URL that the client fetches itself.
+    Redirect(String),
+    /// In a stored file.
+    File(Arc<File>),
+    /// In a file that a fill is writing.
+    Growing(Arc<File>, watch::Receiver<Progress>),
+}
+
+/// Manifests this process has served: by digest they never change, and each stands for its own repository only.
+pub(crate) struct Warm(MemoryCache<(Repository, Digest), Arc<Manifest>, ManifestBytes>);
+
+/// The most bytes of manifests kept in memory.
+const WARM_BYTES: u64 = 8 * 1024 * 1024;
+
+#[derive(Clone)]
+struct ManifestBytes;
+
+impl Weighter<(Repository, Digest), Arc<Manifest>> for ManifestBytes {
+    fn weight(&self, _: &(Repository, Digest), manifest: &Arc<Manifest>) -> u64 {
+        manifest.bytes.len() as u64 + 512
+    }
+}
+
+impl Warm {
+    pub(crate) fn new() -> Self {
+        Self(MemoryCache::with_weighter(1024, WARM_BYTES, ManifestBytes))
+    }
+}
