@@ -28,7 +28,7 @@ fn tag_record(checked_at: u64) -> TagRecord {
     }
 }
 
-fn blob_record(attempts: u32) -> BlobRecord {
+pub(crate) fn blob_record(attempts: u32) -> BlobRecord {
     BlobRecord {
         state: BlobState::Absent,
         attempts,
@@ -36,7 +36,7 @@ fn blob_record(attempts: u32) -> BlobRecord {
     }
 }
 
-fn members(count: usize) -> Vec<Descriptor> {
+pub(crate) fn members(count: usize) -> Vec<Descriptor> {
     let member = |number| Descriptor {
         digest: digest(&format!("member {number}")),
         size: number as u64,

@@ -1,10 +1,13 @@
 //! The contract of the storage ports: every clause of the doc comments in `src/ports.rs`, on every adapter.
 //!
-//! What only one kind of adapter promises is in [`on_aws`] and beside the embedded adapters themselves.
+//! What only those of AWS promise is in [`on_s3`], [`on_dynamo`], [`on_sqs`] and [`outages`].
 
 mod blobs;
 mod ledger;
-mod on_aws;
+mod on_dynamo;
+mod on_s3;
+mod on_sqs;
+mod outages;
 mod storage;
 
 /// Makes each clause a test on the embedded adapters and one on those of AWS.
