@@ -12,7 +12,7 @@ use aws_sdk_dynamodb::types::{KeysAndAttributes, PutRequest, WriteRequest};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use stopover::oci::{Descriptor, Digest, Manifest, Repository, Tag};
+use stopover::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 use stopover::ports::{BlobRecord, BlobView, Ledger, StoreError, TagRecord, Versioned};
 
 use crate::S3Blobs;
@@ -64,7 +64,7 @@ impl DynamoLedger {
             .item)
     }
 
-    /// Writes a record if its item has the version `expected`.
+    /// Writes a record if its item has the version `expected`, and returns the new one.
     ///
     /// The SDK sends a request again whose answer was lost, and then meets its own write: `mine` is how it knows it.
     async fn swap<T: Serialize + Sync>(
@@ -72,7 +72,7 @@ impl DynamoLedger {
         key: Item,
         expected: Option<u64>,
         record: &T,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Option<u64>, StoreError> {
         let mine = RandomState::new().hash_one(expected);
         let put = self
             .client
@@ -90,13 +90,13 @@ impl DynamoLedger {
                 .expression_attribute_values(":expected", item::number(expected)),
         };
         match put.send().await {
-            Ok(_) => Ok(true),
+            Ok(_) => Ok(Some(mine)),
             Err(error)
                 if error
                     .as_service_error()
                     .is_some_and(PutItemError::is_conditional_check_failed_exception) =>
             {
-                Ok(false)
+                Ok(None)
             }
             Err(error) => Err(store_error("PutItem", &error)),
         }
@@ -210,25 +210,25 @@ fn versioned<T: DeserializeOwned>(item: Item) -> Result<Versioned<T>, StoreError
 impl Ledger for DynamoLedger {
     /// Consistent, for half a read unit more: a stale version would lose the swap that follows, and a stale record would
     /// ask upstream again.
-    async fn tag(
+    async fn reference(
         &self,
         repository: &Repository,
-        tag: &Tag,
+        reference: &Reference,
     ) -> Result<Option<Versioned<TagRecord>>, StoreError> {
-        self.get(item::tag_key(repository, tag), true)
+        self.get(item::reference_key(repository, reference), true)
             .await?
             .map(versioned)
             .transpose()
     }
 
-    async fn swap_tag(
+    async fn swap_reference(
         &self,
         repository: &Repository,
-        tag: &Tag,
+        reference: &Reference,
         expected: Option<u64>,
         record: &TagRecord,
-    ) -> Result<bool, StoreError> {
-        self.swap(item::tag_key(repository, tag), expected, record)
+    ) -> Result<Option<u64>, StoreError> {
+        self.swap(item::reference_key(repository, reference), expected, record)
             .await
     }
 
@@ -331,7 +331,7 @@ impl Ledger for DynamoLedger {
         digest: &Digest,
         expected: Option<u64>,
         record: &BlobRecord,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Option<u64>, StoreError> {
         self.swap(item::blob_key(digest), expected, record).await
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! | item | `pk` | `sk` | attributes |
 //! | --- | --- | --- | --- |
-//! | tag record | `repo#<upstream>/<name>` | `tag#<tag>` | the fields of [`TagRecord`], `version` |
+//! | tag record | `repo#<upstream>/<name>` | `tag#<tag>`, of a digest `fetch#<digest>` | the fields of [`TagRecord`], `version` |
 //! | manifest | same | `manifest#<digest>` | `media_type`, `size`, and `bytes` unless they are an object |
 //! | membership | same | `blob#<digest>` | `size` |
 //! | blob record | `blob#<digest>` | `blob` | the fields of [`BlobRecord`], `version` |
@@ -21,7 +21,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use stopover::oci::{Digest, Manifest, MediaType, Repository, Tag};
+use stopover::oci::{Digest, Manifest, MediaType, Reference, Repository};
 use stopover::ports::StoreError;
 
 /// An item, or the key of one: values by attribute name.
@@ -37,9 +37,13 @@ const MEDIA_TYPE: &str = "media_type";
 const SIZE: &str = "size";
 const BYTES: &str = "bytes";
 
-/// The key of a tag record.
-pub(crate) fn tag_key(repository: &Repository, tag: &Tag) -> Item {
-    key(format!("repo#{repository}"), format!("tag#{tag}"))
+/// The key of the record of a tag, or of a digest.
+pub(crate) fn reference_key(repository: &Repository, reference: &Reference) -> Item {
+    let sort = match reference {
+        Reference::Tag(tag) => format!("tag#{tag}"),
+        Reference::Digest(digest) => format!("fetch#{digest}"),
+    };
+    key(format!("repo#{repository}"), sort)
 }
 
 /// The key of a manifest.
@@ -212,7 +216,7 @@ fn corrupt(name: &str, reason: impl std::fmt::Display) -> StoreError {
 #[cfg(test)]
 mod tests {
     use stopover::oci::Algorithm;
-    use stopover::ports::{BlobRecord, BlobState, Observed, TagRecord};
+    use stopover::ports::{BlobRecord, BlobState, Lease, Observed, TagRecord};
     use stopover::time::Timestamp;
 
     use super::*;
@@ -241,7 +245,7 @@ mod tests {
     fn keys_are_those_of_the_design() {
         let expected = |partition: &str, sort: &str| key(partition.to_owned(), sort.to_owned());
         assert_eq!(
-            tag_key(&repository(), &"1.27".parse().unwrap()),
+            reference_key(&repository(), &"1.27".parse().unwrap()),
             expected("repo#docker.io/library/nginx", "tag#1.27")
         );
         let (manifest, member) = (
@@ -285,11 +289,13 @@ mod tests {
             previous: Some(digest()),
             checked_at: Timestamp(1),
             fresh_until: Timestamp(2),
+            lease: Some(Lease { owner: "one".to_owned(), until: Timestamp(3) }),
         };
         round_trip(&record);
         let missing = TagRecord {
             observed: None,
             previous: None,
+            lease: None,
             ..record
         };
         assert!(

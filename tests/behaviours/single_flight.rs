@@ -120,7 +120,7 @@ async fn what_is_known_is_served_while_another_instance_asks(column: Column) {
     world.upstream.forget_requests();
     let pulled = world.another_instance().await.manifest(&repository(), &tag(), false).await.unwrap();
     assert_eq!((pulled.observed.digest, pulled.served), (image.digest, Served::Stale));
-    assert!(world.upstream.requests().is_empty());
+    assert_eq!(world.upstream.count("/manifests/"), 0);
 }
 
 async fn ten_thousand_pulls_over_twenty_periods_of_freshness_cost_no_quota(column: Column) {
