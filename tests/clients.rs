@@ -17,15 +17,8 @@ async fn pulls_are_identical(client: Client, warm: Client, recipe: Recipe) -> an
     let stopover = installation.start().await?;
     let address = stopover.address();
     let show = || format!("the program's log:\n{}", stopover.log());
-    client
-        .pull(address, Through::Name, &image)
-        .await
-        .context("cold")
-        .with_context(show)?;
-    warm.pull(address, Through::Mirror, &image)
-        .await
-        .context("warm")
-        .with_context(show)?;
+    client.pull(address, Through::Name, &image).await.context("cold").with_context(show)?;
+    warm.pull(address, Through::Mirror, &image).await.context("warm").with_context(show)?;
     upstream.stop().await?;
     for through in [Through::Name, Through::Mirror] {
         let pulled = client.pull(address, through, &image).await;
@@ -36,32 +29,17 @@ async fn pulls_are_identical(client: Client, warm: Client, recipe: Recipe) -> an
 
 #[tokio::test]
 async fn skopeo_pulls_a_docker_image() -> anyhow::Result<()> {
-    pulls_are_identical(
-        Client::Skopeo,
-        Client::Skopeo,
-        Recipe::docker("team/docker"),
-    )
-    .await
+    pulls_are_identical(Client::Skopeo, Client::Skopeo, Recipe::docker("team/docker")).await
 }
 
 #[tokio::test]
 async fn podman_pulls_a_docker_image() -> anyhow::Result<()> {
-    pulls_are_identical(
-        Client::Podman,
-        Client::Podman,
-        Recipe::docker("team/docker"),
-    )
-    .await
+    pulls_are_identical(Client::Podman, Client::Podman, Recipe::docker("team/docker")).await
 }
 
 #[tokio::test]
 async fn skopeo_pulls_every_platform_of_an_index() -> anyhow::Result<()> {
-    pulls_are_identical(
-        Client::Skopeo,
-        Client::SkopeoToLayout,
-        Recipe::index("team/index"),
-    )
-    .await
+    pulls_are_identical(Client::Skopeo, Client::SkopeoToLayout, Recipe::index("team/index")).await
 }
 
 #[tokio::test]
@@ -108,14 +86,9 @@ async fn skopeo_pulls_from_an_upstream_that_asks_for_a_password() -> anyhow::Res
         password.path().display(),
     ))?;
     let stopover = installation.start().await?;
-    let pulled = Client::Skopeo
-        .pull(stopover.address(), Through::Name, &image)
-        .await;
+    let pulled = Client::Skopeo.pull(stopover.address(), Through::Name, &image).await;
     pulled.with_context(|| stopover.log())?;
-    ensure!(
-        !stopover.log().contains("pass word"),
-        "the log tells the password"
-    );
+    ensure!(!stopover.log().contains("pass word"), "the log tells the password");
     Ok(())
 }
 

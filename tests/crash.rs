@@ -15,9 +15,7 @@ const MIB: u64 = 1024 * KIB;
 /// How many rounds: `STOPOVER_CRASH_ROUNDS`, else ten.
 fn rounds() -> anyhow::Result<u64> {
     match std::env::var("STOPOVER_CRASH_ROUNDS") {
-        Ok(text) => text
-            .parse()
-            .context("STOPOVER_CRASH_ROUNDS is not a number"),
+        Ok(text) => text.parse().context("STOPOVER_CRASH_ROUNDS is not a number"),
         Err(_) => Ok(10),
     }
 }
@@ -25,15 +23,11 @@ fn rounds() -> anyhow::Result<u64> {
 /// Content that no other round has: several small layers, so that some are stored and some are not when the end comes.
 async fn push_round(upstream: &Registry, round: u64) -> anyhow::Result<Image> {
     let layers = vec![4 * MIB, MIB, 300 * KIB, 2 * MIB, KIB, MIB];
-    Recipe::oci(&format!("crash/round-{round}"), layers)
-        .seed(1000 + round)
-        .push(upstream)
-        .await
+    Recipe::oci(&format!("crash/round-{round}"), layers).seed(1000 + round).push(upstream).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_during_cold_pulls_it_serves_complete_verified_pulls_after_every_restart()
--> anyhow::Result<()> {
+async fn killed_during_cold_pulls_it_serves_complete_verified_pulls_after_every_restart() -> anyhow::Result<()> {
     let mut upstream = Registry::start().await?;
     let installation = Installation::for_upstream(&upstream.url())?;
     let mut stopover = installation.start().await?;
@@ -73,8 +67,7 @@ async fn killed_during_cold_pulls_it_serves_complete_verified_pulls_after_every_
         };
         // All that is visible at this moment must be whole, of this round and of every round before.
         let whole_blobs = stored_blobs(&installation.data());
-        let whole_blobs =
-            whole_blobs.with_context(|| format!("after the kill of round {round}"))?;
+        let whole_blobs = whole_blobs.with_context(|| format!("after the kill of round {round}"))?;
         stopover = installation.start().await?;
         let pulled = pull_over_http(stopover.address(), &image).await;
         pulled.with_context(|| format!("round {round}:\n{}", stopover.log()))?;
@@ -84,10 +77,7 @@ async fn killed_during_cold_pulls_it_serves_complete_verified_pulls_after_every_
         );
         images.push(image);
     }
-    ensure!(
-        interrupted * 2 >= rounds,
-        "only {interrupted} of {rounds} kills came during a pull"
-    );
+    ensure!(interrupted * 2 >= rounds, "only {interrupted} of {rounds} kills came during a pull");
     stopover.until_stored(&images).await?;
     stopover.stored_blobs()?;
     upstream.stop().await?;
@@ -103,24 +93,14 @@ async fn memory_stays_below_64_mib_while_filling_and_serving_one_gib() -> anyhow
     let mut upstream = Registry::start().await?;
     let installation = Installation::for_upstream(&upstream.url())?;
     let stopover = installation.start().await?;
-    let image = Recipe::oci("gibibyte", vec![1024 * MIB])
-        .push(&upstream)
-        .await?;
-    pull_over_http(stopover.address(), &image)
-        .await
-        .context("cold")?;
+    let image = Recipe::oci("gibibyte", vec![1024 * MIB]).push(&upstream).await?;
+    pull_over_http(stopover.address(), &image).await.context("cold")?;
     let cold = stopover.peak_resident_bytes()?;
     stopover.until_stored(std::slice::from_ref(&image)).await?;
     upstream.stop().await?;
-    pull_over_http(stopover.address(), &image)
-        .await
-        .context("warm")?;
+    pull_over_http(stopover.address(), &image).await.context("warm")?;
     let warm = stopover.peak_resident_bytes()?;
-    eprintln!(
-        "peak resident memory: {} KiB after the cold pull, {} KiB after the warm one",
-        cold / KIB,
-        warm / KIB
-    );
+    eprintln!("peak resident memory: {} KiB after the cold pull, {} KiB after the warm one", cold / KIB, warm / KIB);
     ensure!(warm < 64 * MIB, "{} MiB were resident", warm / MIB);
     Ok(())
 }

@@ -20,9 +20,7 @@ const PROMPT: Duration = Duration::from_secs(10);
 
 /// What the program prints when it refuses to start. Nothing of it may look like an accident.
 async fn refusal(installation: &Installation) -> anyhow::Result<String> {
-    let Err(error) = installation.start().await else {
-        anyhow::bail!("the program started")
-    };
+    let Err(error) = installation.start().await else { anyhow::bail!("the program started") };
     let text = format!("{error:#}");
     ensure!(text.contains("exit status: "), "not an orderly end: {text}");
     ensure!(!text.contains("panicked"), "{text}");
@@ -39,10 +37,7 @@ async fn a_port_in_use_is_refused_by_its_address() -> anyhow::Result<()> {
     let _holder = TcpListener::bind(taken).await?;
     let installation = without_upstream()?.listening_on(taken);
     let text = refusal(&installation).await?;
-    ensure!(
-        text.contains(&taken.to_string()) && text.contains("in use"),
-        "{text}"
-    );
+    ensure!(text.contains(&taken.to_string()) && text.contains("in use"), "{text}");
     Ok(())
 }
 
@@ -52,10 +47,7 @@ async fn a_second_instance_on_the_same_data_directory_is_refused() -> anyhow::Re
     let first = installation.start().await?;
     let text = refusal(&installation).await?;
     let names_the_directory = text.contains(&installation.data().display().to_string());
-    ensure!(
-        names_the_directory && (text.contains("another") || text.contains("already")),
-        "{text}"
-    );
+    ensure!(names_the_directory && (text.contains("another") || text.contains("already")), "{text}");
     // The first one is unharmed, and its end makes room.
     answers(&first).await?;
     ensure!(first.terminate(PROMPT).await?.success());
@@ -63,24 +55,16 @@ async fn a_second_instance_on_the_same_data_directory_is_refused() -> anyhow::Re
 }
 
 #[tokio::test]
-async fn an_unknown_key_is_refused_with_the_file_the_key_and_the_nearest_right_key()
--> anyhow::Result<()> {
+async fn an_unknown_key_is_refused_with_the_file_the_key_and_the_nearest_right_key() -> anyhow::Result<()> {
     for (text, wrong, right) in [
         ("frehs = \"1h\"\n", "frehs", "did you mean `fresh`?"),
-        (
-            "[upstreams.\"test.local\"]\nurll = \"http://127.0.0.1:1\"\n",
-            "urll",
-            "did you mean `url`?",
-        ),
+        ("[upstreams.\"test.local\"]\nurll = \"http://127.0.0.1:1\"\n", "urll", "did you mean `url`?"),
     ] {
         let installation = Installation::with_configuration(text)?;
         let file = installation.configuration().display().to_string();
         let printed = refusal(&installation).await?;
         for expected in [file.as_str(), wrong, right] {
-            ensure!(
-                printed.contains(expected),
-                "{expected} is not in: {printed}"
-            );
+            ensure!(printed.contains(expected), "{expected} is not in: {printed}");
         }
     }
     Ok(())
@@ -90,10 +74,7 @@ async fn an_unknown_key_is_refused_with_the_file_the_key_and_the_nearest_right_k
 async fn a_read_only_data_directory_is_refused_by_its_path() -> anyhow::Result<()> {
     let installation = without_upstream()?.on_tmpfs("ro");
     let text = refusal(&installation).await?;
-    ensure!(
-        text.contains(&installation.data().display().to_string()),
-        "{text}"
-    );
+    ensure!(text.contains(&installation.data().display().to_string()), "{text}");
     ensure!(text.to_lowercase().contains("read-only"), "{text}");
     Ok(())
 }
@@ -106,10 +87,7 @@ async fn a_full_disk_harms_only_the_blob_that_does_not_fit() -> anyhow::Result<(
     let large = Recipe::oci("large", vec![MIB / 2, 32 * MIB]).seed(2);
     let pair = Recipe::oci("pair", vec![MIB / 2, 12 * MIB, 12 * MIB]).seed(3);
     let too_large = [large.push(&upstream).await?, pair.push(&upstream).await?];
-    let after = Recipe::oci("after", vec![MIB])
-        .seed(4)
-        .push(&upstream)
-        .await?;
+    let after = Recipe::oci("after", vec![MIB]).seed(4).push(&upstream).await?;
     let installation = Installation::for_upstream(&upstream.url())?.on_tmpfs("size=24m");
     let stopover = installation.start().await?;
     pull_over_http(stopover.address(), &small).await?;
@@ -125,25 +103,18 @@ async fn a_full_disk_harms_only_the_blob_that_does_not_fit() -> anyhow::Result<(
         answers(&stopover).await?;
     }
     // What did not fit has made room again.
-    pull_over_http(stopover.address(), &after)
-        .await
-        .with_context(|| stopover.log())?;
-    stopover
-        .until_stored(&[small.clone(), after.clone()])
-        .await?;
+    pull_over_http(stopover.address(), &after).await.with_context(|| stopover.log())?;
+    stopover.until_stored(&[small.clone(), after.clone()]).await?;
     upstream.stop().await?;
     for image in [&small, &after] {
-        pull_over_http(stopover.address(), image)
-            .await
-            .with_context(|| stopover.log())?;
+        pull_over_http(stopover.address(), image).await.with_context(|| stopover.log())?;
     }
     ensure!(!stopover.log().contains("panicked"), "{}", stopover.log());
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sigterm_during_a_fill_exits_at_once_and_the_fill_goes_on_after_a_restart()
--> anyhow::Result<()> {
+async fn sigterm_during_a_fill_exits_at_once_and_the_fill_goes_on_after_a_restart() -> anyhow::Result<()> {
     let mut upstream = Registry::start().await?;
     let image = Recipe::oci("slow", vec![32 * MIB]).push(&upstream).await?;
     let gate = Gate::start(upstream.url().replace("http://", "").parse()?, 4 * MIB).await?;
@@ -156,18 +127,14 @@ async fn sigterm_during_a_fill_exits_at_once_and_the_fill_goes_on_after_a_restar
     gate.until_closed().await?;
     let status = stopover.terminate(PROMPT).await?;
     ensure!(status.success(), "{status}");
-    let Err(error) = pull.await? else {
-        anyhow::bail!("the layer was whole before the gate let it through")
-    };
+    let Err(error) = pull.await? else { anyhow::bail!("the layer was whole before the gate let it through") };
     ensure!(!error.is::<WrongContent>(), "{error}");
     gate.open();
     // No client asks for it: what was begun is remembered.
     let stopover = installation.start().await?;
     stopover.until_stored(std::slice::from_ref(&image)).await?;
     upstream.stop().await?;
-    pull_over_http(stopover.address(), &image)
-        .await
-        .with_context(|| stopover.log())
+    pull_over_http(stopover.address(), &image).await.with_context(|| stopover.log())
 }
 
 #[tokio::test]
@@ -178,16 +145,8 @@ async fn help_exists_for_the_program_and_for_every_command() -> anyhow::Result<(
         let mut arguments: Vec<&str> = command.iter().map(String::as_str).collect();
         arguments.push("--help");
         let (status, text) = run(&arguments).await?;
-        ensure!(
-            status.success() && text.contains("Usage: "),
-            "{arguments:?}: {status}\n{text}"
-        );
-        for line in text
-            .lines()
-            .skip_while(|line| *line != "Commands:")
-            .skip(1)
-            .take_while(|line| !line.is_empty())
-        {
+        ensure!(status.success() && text.contains("Usage: "), "{arguments:?}: {status}\n{text}");
+        for line in text.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty()) {
             let mut words = line.split_whitespace();
             let name = words.next().context("a command without a name")?;
             ensure!(words.next().is_some(), "{name} has no description");
@@ -197,25 +156,15 @@ async fn help_exists_for_the_program_and_for_every_command() -> anyhow::Result<(
         }
         seen.push(command.join(" "));
     }
-    ensure!(
-        seen.iter().any(|command| command == "serve"),
-        "found only {seen:?}"
-    );
+    ensure!(seen.iter().any(|command| command == "serve"), "found only {seen:?}");
     let (status, text) = run(&["serve", "--no-such-option"]).await?;
-    ensure!(
-        status.code() == Some(2) && text.contains("--no-such-option"),
-        "{status}\n{text}"
-    );
+    ensure!(status.code() == Some(2) && text.contains("--no-such-option"), "{status}\n{text}");
     Ok(())
 }
 
 async fn answers(stopover: &Stopover) -> anyhow::Result<()> {
     let client = reqwest::Client::builder().no_proxy().build()?;
-    client
-        .get(format!("http://{}/v2/", stopover.address()))
-        .send()
-        .await?
-        .error_for_status()?;
+    client.get(format!("http://{}/v2/", stopover.address())).send().await?.error_for_status()?;
     Ok(())
 }
 
@@ -232,19 +181,10 @@ impl Gate {
         let address = listener.local_addr()?;
         let budget = Arc::new(Semaphore::new(usize::try_from(bytes)?));
         let closed = Arc::new(Semaphore::new(0));
-        let gate = Self {
-            address,
-            budget: Arc::clone(&budget),
-            closed: Arc::clone(&closed),
-        };
+        let gate = Self { address, budget: Arc::clone(&budget), closed: Arc::clone(&closed) };
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(relay(
-                    client,
-                    upstream,
-                    Arc::clone(&budget),
-                    Arc::clone(&closed),
-                ));
+                tokio::spawn(relay(client, upstream, Arc::clone(&budget), Arc::clone(&closed)));
             }
         });
         Ok(gate)
@@ -270,8 +210,7 @@ async fn relay(
 ) -> std::io::Result<()> {
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_upstream, mut to_upstream) = TcpStream::connect(upstream).await?.into_split();
-    let requests =
-        tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_upstream).await });
+    let requests = tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_upstream).await });
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let count = from_upstream.read(&mut buffer).await?;
@@ -280,17 +219,9 @@ async fn relay(
             return Ok(());
         }
         let wanted = u32::try_from(count).expect("the buffer is small");
-        if budget
-            .try_acquire_many(wanted)
-            .map(tokio::sync::SemaphorePermit::forget)
-            .is_err()
-        {
+        if budget.try_acquire_many(wanted).map(tokio::sync::SemaphorePermit::forget).is_err() {
             closed.add_permits(1);
-            budget
-                .acquire_many(wanted)
-                .await
-                .expect("it is never closed")
-                .forget();
+            budget.acquire_many(wanted).await.expect("it is never closed").forget();
         }
         to_client.write_all(&buffer[..count]).await?;
     }

@@ -35,30 +35,12 @@ const ACTIONS: [(&str, &str); 17] = [
 
 /// Granted although no adapter calls them, and why.
 const GRANTED_TO_THE_PLATFORM: [(&str, &str); 6] = [
-    (
-        "logs:CreateLogStream",
-        "Lambda writes the function's log in its name",
-    ),
-    (
-        "logs:PutLogEvents",
-        "Lambda writes the function's log in its name",
-    ),
-    (
-        "s3:ListBucket",
-        "without it S3 answers 403 instead of 404 for a missing object",
-    ),
-    (
-        "sqs:DeleteMessage",
-        "the event source mapping, in the filler's name",
-    ),
-    (
-        "sqs:GetQueueAttributes",
-        "the event source mapping, in the filler's name",
-    ),
-    (
-        "sqs:ReceiveMessage",
-        "the event source mapping, in the filler's name",
-    ),
+    ("logs:CreateLogStream", "Lambda writes the function's log in its name"),
+    ("logs:PutLogEvents", "Lambda writes the function's log in its name"),
+    ("s3:ListBucket", "without it S3 answers 403 instead of 404 for a missing object"),
+    ("sqs:DeleteMessage", "the event source mapping, in the filler's name"),
+    ("sqs:GetQueueAttributes", "the event source mapping, in the filler's name"),
+    ("sqs:ReceiveMessage", "the event source mapping, in the filler's name"),
 ];
 
 fn root() -> PathBuf {
@@ -84,10 +66,7 @@ fn spelled_out(yaml: Yaml) -> Result<Value> {
         Yaml::Sequence(items) => items.into_iter().map(spelled_out).collect::<Result<_>>()?,
         Yaml::Mapping(entries) => {
             let entry = |(key, value): (Yaml, Yaml)| {
-                Ok((
-                    key.as_str().context("a key that is no text")?.to_owned(),
-                    spelled_out(value)?,
-                ))
+                Ok((key.as_str().context("a key that is no text")?.to_owned(), spelled_out(value)?))
             };
             Value::Object(entries.into_iter().map(entry).collect::<Result<_>>()?)
         }
@@ -96,28 +75,18 @@ fn spelled_out(yaml: Yaml) -> Result<Value> {
 }
 
 fn at<'a>(template: &'a Value, path: &str) -> &'a Value {
-    template
-        .pointer(path)
-        .unwrap_or_else(|| panic!("template.yaml has no {path}"))
+    template.pointer(path).unwrap_or_else(|| panic!("template.yaml has no {path}"))
 }
 
 /// A value or a list of values, as IAM allows both.
 fn texts(value: &Value) -> Vec<&Value> {
-    value
-        .as_array()
-        .map_or_else(|| vec![value], |list| list.iter().collect())
+    value.as_array().map_or_else(|| vec![value], |list| list.iter().collect())
 }
 
 /// Every statement of the inline policies of one function's role.
 fn statements<'a>(template: &'a Value, function: &str) -> Vec<&'a Value> {
-    let policies = at(
-        template,
-        &format!("/Resources/{function}Role/Properties/Policies"),
-    );
-    texts(policies)
-        .into_iter()
-        .flat_map(|policy| texts(at(policy, "/PolicyDocument/Statement")))
-        .collect()
+    let policies = at(template, &format!("/Resources/{function}Role/Properties/Policies"));
+    texts(policies).into_iter().flat_map(|policy| texts(at(policy, "/PolicyDocument/Statement"))).collect()
 }
 
 fn rust_sources(directory: &Path, sources: &mut String) -> Result<()> {
@@ -138,35 +107,20 @@ fn sdk_operations() -> Result<BTreeSet<String>> {
     let output = Command::new(cargo)
         .args(["metadata", "--format-version=1", "--locked", "--offline"])
         // Packages for other platforms are not there offline.
-        .args([
-            "--filter-platform",
-            &format!("{}-unknown-linux-gnu", std::env::consts::ARCH),
-        ])
+        .args(["--filter-platform", &format!("{}-unknown-linux-gnu", std::env::consts::ARCH)])
         .current_dir(root())
         .output()?;
-    ensure!(
-        output.status.success(),
-        "cargo metadata: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
     let metadata: Value = serde_json::from_slice(&output.stdout)?;
     let mut operations = BTreeSet::new();
     for name in ["aws-sdk-dynamodb", "aws-sdk-s3", "aws-sdk-sqs"] {
-        let package = texts(at(&metadata, "/packages"))
-            .into_iter()
-            .find(|package| package["name"] == name);
-        let manifest = package
-            .and_then(|package| package["manifest_path"].as_str())
-            .context(name)?;
+        let package = texts(at(&metadata, "/packages")).into_iter().find(|package| package["name"] == name);
+        let manifest = package.and_then(|package| package["manifest_path"].as_str()).context(name)?;
         let directory = Path::new(manifest).with_file_name("src").join("operation");
         for entry in std::fs::read_dir(directory)? {
             let path = entry?.path();
             if path.extension().is_some_and(|extension| extension == "rs") {
-                operations.extend(
-                    path.file_stem()
-                        .and_then(|stem| stem.to_str())
-                        .map(str::to_owned),
-                );
+                operations.extend(path.file_stem().and_then(|stem| stem.to_str()).map(str::to_owned));
             }
         }
     }
@@ -193,9 +147,7 @@ fn the_functions_may_do_exactly_what_their_adapters_call() -> Result<()> {
     let mut called = BTreeSet::new();
     for operation in operations_called()? {
         let action = actions.get(operation.as_str());
-        called.insert(*action.with_context(|| {
-            format!("no IAM action is known for {operation}: add it to ACTIONS")
-        })?);
+        called.insert(*action.with_context(|| format!("no IAM action is known for {operation}: add it to ACTIONS"))?);
     }
     ensure!(!called.is_empty(), "no SDK call was found in functions/aws");
 
@@ -206,20 +158,9 @@ fn the_functions_may_do_exactly_what_their_adapters_call() -> Result<()> {
         .flat_map(|statement| texts(&statement["Action"]))
         .filter_map(Value::as_str)
         .collect();
-    let platform: BTreeSet<&str> = GRANTED_TO_THE_PLATFORM
-        .iter()
-        .map(|(action, _)| *action)
-        .collect();
-    assert_eq!(
-        &granted & &platform,
-        platform,
-        "an exception that is no longer granted"
-    );
-    assert_eq!(
-        &granted - &platform,
-        called,
-        "left: granted in template.yaml, right: called in functions/aws"
-    );
+    let platform: BTreeSet<&str> = GRANTED_TO_THE_PLATFORM.iter().map(|(action, _)| *action).collect();
+    assert_eq!(&granted & &platform, platform, "an exception that is no longer granted");
+    assert_eq!(&granted - &platform, called, "left: granted in template.yaml, right: called in functions/aws");
     Ok(())
 }
 
@@ -228,37 +169,19 @@ fn every_permission_names_its_actions_and_its_resource() -> Result<()> {
     let template = template()?;
     for function in FUNCTIONS {
         let role = at(&template, &format!("/Resources/{function}Role/Properties"));
-        assert!(
-            role.get("ManagedPolicyArns").is_none(),
-            "{function}: a managed policy grants more than is called"
-        );
-        let properties = at(
-            &template,
-            &format!("/Resources/{function}Function/Properties"),
-        );
-        assert!(
-            properties.get("Policies").is_none(),
-            "{function}: permissions belong to its role"
-        );
-        assert_eq!(
-            properties["Role"],
-            json!({ "Fn::GetAtt": format!("{function}Role.Arn") })
-        );
+        assert!(role.get("ManagedPolicyArns").is_none(), "{function}: a managed policy grants more than is called");
+        let properties = at(&template, &format!("/Resources/{function}Function/Properties"));
+        assert!(properties.get("Policies").is_none(), "{function}: permissions belong to its role");
+        assert_eq!(properties["Role"], json!({ "Fn::GetAtt": format!("{function}Role.Arn") }));
         for statement in statements(&template, function) {
             assert_eq!(statement["Effect"], "Allow", "{statement}");
             for action in texts(&statement["Action"]) {
-                assert!(
-                    action.as_str().is_some_and(|action| !action.contains('*')),
-                    "{statement}"
-                );
+                assert!(action.as_str().is_some_and(|action| !action.contains('*')), "{statement}");
             }
             for resource in texts(&statement["Resource"]) {
                 let own = resource.get("Fn::GetAtt").is_some();
                 let objects = resource["Fn::Sub"] == "${Bucket.Arn}/blobs/*";
-                assert!(
-                    own || objects,
-                    "{function} may touch more than the stack's own resources: {statement}"
-                );
+                assert!(own || objects, "{function} may touch more than the stack's own resources: {statement}");
             }
         }
     }
@@ -280,14 +203,8 @@ fn the_environment_is_what_the_functions_read() -> Result<()> {
     let configuration = std::fs::read_to_string(root().join("infra/config/stopover.toml"))?;
     let expected = &read(&functions) | &read(&configuration);
     let template = template()?;
-    let variables = at(&template, "/Globals/Function/Environment/Variables")
-        .as_object()
-        .context("no variables")?;
-    assert_eq!(
-        variables.keys().cloned().collect::<BTreeSet<_>>(),
-        expected,
-        "left: template.yaml, right: functions/"
-    );
+    let variables = at(&template, "/Globals/Function/Environment/Variables").as_object().context("no variables")?;
+    assert_eq!(variables.keys().cloned().collect::<BTreeSet<_>>(), expected, "left: template.yaml, right: functions/");
     Ok(())
 }
 
@@ -295,27 +212,12 @@ fn the_environment_is_what_the_functions_read() -> Result<()> {
 fn a_deployment_is_never_open_to_the_world_by_default() -> Result<()> {
     let template = template()?;
     let networks = at(&template, "/Parameters/AllowedCidrs");
-    assert!(
-        networks.get("Default").is_none(),
-        "AllowedCidrs must be chosen by whoever deploys"
-    );
+    assert!(networks.get("Default").is_none(), "AllowedCidrs must be chosen by whoever deploys");
     assert!(networks.get("AllowedPattern").is_some());
     let variables = at(&template, "/Globals/Function/Environment/Variables");
-    assert_eq!(
-        variables["STOPOVER_ALLOWED_CIDRS"],
-        json!({ "Fn::Join": [",", { "Ref": "AllowedCidrs" }] })
-    );
-    assert!(
-        template
-            .pointer("/Resources/HttpApi/Properties/CorsConfiguration")
-            .is_none()
-    );
-    for block in [
-        "BlockPublicAcls",
-        "BlockPublicPolicy",
-        "IgnorePublicAcls",
-        "RestrictPublicBuckets",
-    ] {
+    assert_eq!(variables["STOPOVER_ALLOWED_CIDRS"], json!({ "Fn::Join": [",", { "Ref": "AllowedCidrs" }] }));
+    assert!(template.pointer("/Resources/HttpApi/Properties/CorsConfiguration").is_none());
+    for block in ["BlockPublicAcls", "BlockPublicPolicy", "IgnorePublicAcls", "RestrictPublicBuckets"] {
         let path = format!("/Resources/Bucket/Properties/PublicAccessBlockConfiguration/{block}");
         assert_eq!(at(&template, &path), true);
     }
@@ -327,42 +229,22 @@ fn stored_data_outlives_the_stack() -> Result<()> {
     let template = template()?;
     for resource in ["Table", "Bucket"] {
         for policy in ["DeletionPolicy", "UpdateReplacePolicy"] {
-            assert_eq!(
-                at(&template, &format!("/Resources/{resource}/{policy}")),
-                "Retain"
-            );
+            assert_eq!(at(&template, &format!("/Resources/{resource}/{policy}")), "Retain");
         }
     }
     Ok(())
 }
 
 #[test]
-fn a_fill_is_hidden_six_times_as_long_as_it_may_run_and_given_up_after_five_attempts() -> Result<()>
-{
+fn a_fill_is_hidden_six_times_as_long_as_it_may_run_and_given_up_after_five_attempts() -> Result<()> {
     let template = template()?;
-    let seconds = |path: &str| {
-        at(&template, path)
-            .as_u64()
-            .with_context(|| format!("{path} is no number"))
-    };
+    let seconds = |path: &str| at(&template, path).as_u64().with_context(|| format!("{path} is no number"));
     let timeout = seconds("/Resources/FillerFunction/Properties/Timeout")?;
-    assert_eq!(
-        seconds("/Resources/FillQueue/Properties/VisibilityTimeout")?,
-        6 * timeout
-    );
-    assert_eq!(
-        seconds("/Resources/FillQueue/Properties/RedrivePolicy/maxReceiveCount")?,
-        5
-    );
-    let event = at(
-        &template,
-        "/Resources/FillerFunction/Properties/Events/Fill/Properties",
-    );
+    assert_eq!(seconds("/Resources/FillQueue/Properties/VisibilityTimeout")?, 6 * timeout);
+    assert_eq!(seconds("/Resources/FillQueue/Properties/RedrivePolicy/maxReceiveCount")?, 5);
+    let event = at(&template, "/Resources/FillerFunction/Properties/Events/Fill/Properties");
     assert_eq!(event["BatchSize"], 1);
-    assert_eq!(
-        event["FunctionResponseTypes"],
-        json!(["ReportBatchItemFailures"])
-    );
+    assert_eq!(event["FunctionResponseTypes"], json!(["ReportBatchItemFailures"]));
     Ok(())
 }
 
@@ -371,18 +253,12 @@ fn a_fill_is_hidden_six_times_as_long_as_it_may_run_and_given_up_after_five_atte
 fn the_built_functions_run_on_amazon_linux_2023() -> Result<()> {
     for function in FUNCTIONS {
         let path = root().join(format!(".aws-sam/build/{function}Function/bootstrap"));
-        let program = std::fs::read(&path)
-            .with_context(|| format!("{}: run `make build`", path.display()))?;
+        let program = std::fs::read(&path).with_context(|| format!("{}: run `make build`", path.display()))?;
         let text = String::from_utf8_lossy(&program);
         let newest = text
             .split("GLIBC_2.")
             .skip(1)
-            .filter_map(|rest| {
-                rest.split(|letter: char| !letter.is_ascii_digit())
-                    .next()?
-                    .parse::<u32>()
-                    .ok()
-            })
+            .filter_map(|rest| rest.split(|letter: char| !letter.is_ascii_digit()).next()?.parse::<u32>().ok())
             .max()
             .with_context(|| format!("{} names no glibc version", path.display()))?;
         assert!(newest <= 34, "{function} needs glibc 2.{newest}");

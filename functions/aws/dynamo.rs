@@ -43,25 +43,12 @@ pub struct DynamoLedger {
 impl DynamoLedger {
     /// A ledger in `table`. Manifests too large for an item become objects in `blobs`.
     pub fn new(client: Client, table: impl Into<String>, blobs: S3Blobs) -> Self {
-        Self {
-            client,
-            table: table.into(),
-            blobs,
-        }
+        Self { client, table: table.into(), blobs }
     }
 
     async fn get(&self, key: Item, consistent: bool) -> Result<Option<Item>, StoreError> {
-        let request = self
-            .client
-            .get_item()
-            .table_name(&self.table)
-            .set_key(Some(key))
-            .consistent_read(consistent);
-        Ok(request
-            .send()
-            .await
-            .map_err(|error| store_error("GetItem", &error))?
-            .item)
+        let request = self.client.get_item().table_name(&self.table).set_key(Some(key)).consistent_read(consistent);
+        Ok(request.send().await.map_err(|error| store_error("GetItem", &error))?.item)
     }
 
     /// Writes a record if its item has the version `expected`, and returns the new one.
@@ -91,11 +78,7 @@ impl DynamoLedger {
         };
         match put.send().await {
             Ok(_) => Ok(Some(mine)),
-            Err(error)
-                if error
-                    .as_service_error()
-                    .is_some_and(PutItemError::is_conditional_check_failed_exception) =>
-            {
+            Err(error) if error.as_service_error().is_some_and(PutItemError::is_conditional_check_failed_exception) => {
                 Ok(None)
             }
             Err(error) => Err(store_error("PutItem", &error)),
@@ -103,25 +86,14 @@ impl DynamoLedger {
     }
 
     async fn put(&self, item: Item) -> Result<(), StoreError> {
-        let request = self
-            .client
-            .put_item()
-            .table_name(&self.table)
-            .set_item(Some(item));
-        request
-            .send()
-            .await
-            .map(drop)
-            .map_err(|error| store_error("PutItem", &error))
+        let request = self.client.put_item().table_name(&self.table).set_item(Some(item));
+        request.send().await.map(drop).map_err(|error| store_error("PutItem", &error))
     }
 
     /// Writes at most [`BATCH_ITEMS`] items with different keys.
     async fn put_batch(&self, items: Vec<Item>) -> Result<(), StoreError> {
         let put = |item| {
-            PutRequest::builder()
-                .set_item(Some(item))
-                .build()
-                .map_err(|error| StoreError::Corrupt(error.to_string()))
+            PutRequest::builder().set_item(Some(item)).build().map_err(|error| StoreError::Corrupt(error.to_string()))
         };
         let mut undone = Vec::with_capacity(items.len());
         for item in items {
@@ -129,67 +101,32 @@ impl DynamoLedger {
         }
         for attempt in 0..BATCH_ATTEMPTS {
             pause_before(attempt).await;
-            let request = self
-                .client
-                .batch_write_item()
-                .request_items(&self.table, undone);
-            let answer = request
-                .send()
-                .await
-                .map_err(|error| store_error("BatchWriteItem", &error))?;
-            undone = answer
-                .unprocessed_items
-                .unwrap_or_default()
-                .remove(&self.table)
-                .unwrap_or_default();
+            let request = self.client.batch_write_item().request_items(&self.table, undone);
+            let answer = request.send().await.map_err(|error| store_error("BatchWriteItem", &error))?;
+            undone = answer.unprocessed_items.unwrap_or_default().remove(&self.table).unwrap_or_default();
             if undone.is_empty() {
                 return Ok(());
             }
         }
-        Err(StoreError::Unavailable(format!(
-            "BatchWriteItem: {} items were left undone",
-            undone.len()
-        )))
+        Err(StoreError::Unavailable(format!("BatchWriteItem: {} items were left undone", undone.len())))
     }
 
     /// Reads several items in one round trip, consistently. The order is not that of the keys.
     async fn get_batch(&self, keys: Vec<Item>) -> Result<Vec<Item>, StoreError> {
-        let builder = KeysAndAttributes::builder()
-            .set_keys(Some(keys))
-            .consistent_read(true);
-        let mut missing = builder
-            .build()
-            .map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        let builder = KeysAndAttributes::builder().set_keys(Some(keys)).consistent_read(true);
+        let mut missing = builder.build().map_err(|error| StoreError::Corrupt(error.to_string()))?;
         let mut found = Vec::new();
         for attempt in 0..BATCH_ATTEMPTS {
             pause_before(attempt).await;
-            let request = self
-                .client
-                .batch_get_item()
-                .request_items(&self.table, missing);
-            let answer = request
-                .send()
-                .await
-                .map_err(|error| store_error("BatchGetItem", &error))?;
-            found.extend(
-                answer
-                    .responses
-                    .unwrap_or_default()
-                    .remove(&self.table)
-                    .unwrap_or_default(),
-            );
-            match answer
-                .unprocessed_keys
-                .unwrap_or_default()
-                .remove(&self.table)
-            {
+            let request = self.client.batch_get_item().request_items(&self.table, missing);
+            let answer = request.send().await.map_err(|error| store_error("BatchGetItem", &error))?;
+            found.extend(answer.responses.unwrap_or_default().remove(&self.table).unwrap_or_default());
+            match answer.unprocessed_keys.unwrap_or_default().remove(&self.table) {
                 Some(rest) if !rest.keys().is_empty() => missing = rest,
                 _ => return Ok(found),
             }
         }
-        Err(StoreError::Unavailable(
-            "BatchGetItem: keys were left unread".to_owned(),
-        ))
+        Err(StoreError::Unavailable("BatchGetItem: keys were left unread".to_owned()))
     }
 }
 
@@ -200,10 +137,7 @@ async fn pause_before(attempt: u32) {
 }
 
 fn versioned<T: DeserializeOwned>(item: Item) -> Result<Versioned<T>, StoreError> {
-    Ok(Versioned {
-        version: item::version(&item)?,
-        value: item::parse_record(item)?,
-    })
+    Ok(Versioned { version: item::version(&item)?, value: item::parse_record(item)? })
 }
 
 #[async_trait]
@@ -215,10 +149,7 @@ impl Ledger for DynamoLedger {
         repository: &Repository,
         reference: &Reference,
     ) -> Result<Option<Versioned<TagRecord>>, StoreError> {
-        self.get(item::reference_key(repository, reference), true)
-            .await?
-            .map(versioned)
-            .transpose()
+        self.get(item::reference_key(repository, reference), true).await?.map(versioned).transpose()
     }
 
     async fn swap_reference(
@@ -228,17 +159,12 @@ impl Ledger for DynamoLedger {
         expected: Option<u64>,
         record: &TagRecord,
     ) -> Result<Option<u64>, StoreError> {
-        self.swap(item::reference_key(repository, reference), expected, record)
-            .await
+        self.swap(item::reference_key(repository, reference), expected, record).await
     }
 
     /// A manifest never changes, so the cheap read is right whenever it finds one. Only absence is asked for again,
     /// consistently: believing a lagging replica would cost a request of the upstream's quota.
-    async fn manifest(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<Option<Manifest>, StoreError> {
+    async fn manifest(&self, repository: &Repository, digest: &Digest) -> Result<Option<Manifest>, StoreError> {
         let key = item::manifest_key(repository, digest);
         let mut item = match self.get(key.clone(), false).await? {
             Some(item) => item,
@@ -255,15 +181,9 @@ impl Ledger for DynamoLedger {
             },
         };
         if Digest::of(digest.algorithm(), &bytes) != *digest {
-            return Err(StoreError::Corrupt(format!(
-                "the bytes stored as manifest {digest} have another digest"
-            )));
+            return Err(StoreError::Corrupt(format!("the bytes stored as manifest {digest} have another digest")));
         }
-        Ok(Some(Manifest {
-            digest: digest.clone(),
-            media_type: item::media_type(&item)?,
-            bytes,
-        }))
+        Ok(Some(Manifest { digest: digest.clone(), media_type: item::media_type(&item)?, bytes }))
     }
 
     async fn put_manifest(
@@ -273,40 +193,21 @@ impl Ledger for DynamoLedger {
         members: &[Descriptor],
     ) -> Result<(), StoreError> {
         // A batch that names one key twice is refused.
-        let distinct: BTreeMap<&Digest, u64> = members
-            .iter()
-            .map(|member| (&member.digest, member.size))
-            .collect();
-        let items = distinct
-            .into_iter()
-            .map(|(digest, size)| item::membership(repository, digest, size))
-            .collect::<Vec<_>>();
-        let batches = items
-            .chunks(BATCH_ITEMS)
-            .map(|batch| self.put_batch(batch.to_vec()))
-            .collect::<Vec<_>>();
-        stream::iter(batches)
-            .buffer_unordered(BATCHES_AT_ONCE)
-            .try_collect::<()>()
-            .await?;
+        let distinct: BTreeMap<&Digest, u64> = members.iter().map(|member| (&member.digest, member.size)).collect();
+        let items =
+            distinct.into_iter().map(|(digest, size)| item::membership(repository, digest, size)).collect::<Vec<_>>();
+        let batches = items.chunks(BATCH_ITEMS).map(|batch| self.put_batch(batch.to_vec())).collect::<Vec<_>>();
+        stream::iter(batches).buffer_unordered(BATCHES_AT_ONCE).try_collect::<()>().await?;
         let inline = manifest.bytes.len() <= MAX_INLINE_BYTES;
         if !inline {
-            self.blobs
-                .write(&manifest.digest, manifest.bytes.clone())
-                .await?;
+            self.blobs.write(&manifest.digest, manifest.bytes.clone()).await?;
         }
         self.put(item::manifest(repository, manifest, inline)).await
     }
 
     async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobView, StoreError> {
-        let (membership, record) = (
-            item::membership_key(repository, digest),
-            item::blob_key(digest),
-        );
-        let mut view = BlobView {
-            member: None,
-            record: None,
-        };
+        let (membership, record) = (item::membership_key(repository, digest), item::blob_key(digest));
+        let mut view = BlobView { member: None, record: None };
         for item in self.get_batch(vec![membership.clone(), record]).await? {
             if item::is_at(&item, &membership) {
                 view.member = Some(item::size(&item)?);
@@ -317,12 +218,7 @@ impl Ledger for DynamoLedger {
         Ok(view)
     }
 
-    async fn put_membership(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-        size: u64,
-    ) -> Result<(), StoreError> {
+    async fn put_membership(&self, repository: &Repository, digest: &Digest, size: u64) -> Result<(), StoreError> {
         self.put(item::membership(repository, digest, size)).await
     }
 

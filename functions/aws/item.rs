@@ -62,17 +62,12 @@ pub(crate) fn blob_key(digest: &Digest) -> Item {
 }
 
 fn key(partition: String, sort: String) -> Item {
-    Item::from([
-        (PARTITION.to_owned(), AttributeValue::S(partition)),
-        (SORT.to_owned(), AttributeValue::S(sort)),
-    ])
+    Item::from([(PARTITION.to_owned(), AttributeValue::S(partition)), (SORT.to_owned(), AttributeValue::S(sort))])
 }
 
 /// Whether `item` is the one that `key` names.
 pub(crate) fn is_at(item: &Item, key: &Item) -> bool {
-    [PARTITION, SORT]
-        .iter()
-        .all(|name| item.get(*name) == key.get(*name))
+    [PARTITION, SORT].iter().all(|name| item.get(*name) == key.get(*name))
 }
 
 /// The item of a membership.
@@ -90,16 +85,10 @@ pub(crate) fn size(item: &Item) -> Result<u64, StoreError> {
 /// The item of a manifest, with its bytes or without.
 pub(crate) fn manifest(repository: &Repository, manifest: &Manifest, inline: bool) -> Item {
     let mut item = manifest_key(repository, &manifest.digest);
-    item.insert(
-        MEDIA_TYPE.to_owned(),
-        AttributeValue::S(manifest.media_type.to_string()),
-    );
+    item.insert(MEDIA_TYPE.to_owned(), AttributeValue::S(manifest.media_type.to_string()));
     item.insert(SIZE.to_owned(), number(manifest.bytes.len() as u64));
     if inline {
-        item.insert(
-            BYTES.to_owned(),
-            AttributeValue::B(Blob::new(manifest.bytes.as_ref())),
-        );
+        item.insert(BYTES.to_owned(), AttributeValue::B(Blob::new(manifest.bytes.as_ref())));
     }
     item
 }
@@ -107,9 +96,7 @@ pub(crate) fn manifest(repository: &Repository, manifest: &Manifest, inline: boo
 /// The media type of a manifest's item.
 pub(crate) fn media_type(item: &Item) -> Result<MediaType, StoreError> {
     match item.get(MEDIA_TYPE) {
-        Some(AttributeValue::S(text)) => {
-            MediaType::from_str(text).map_err(|error| corrupt(MEDIA_TYPE, error))
-        }
+        Some(AttributeValue::S(text)) => MediaType::from_str(text).map_err(|error| corrupt(MEDIA_TYPE, error)),
         _ => Err(corrupt(MEDIA_TYPE, "not a string")),
     }
 }
@@ -126,17 +113,10 @@ pub(crate) fn take_bytes(item: &mut Item) -> Result<Option<Bytes>, StoreError> {
 /// The item of a record: its fields, and the version that the next write has to name.
 pub(crate) fn record(key: Item, record: &impl Serialize, version: u64) -> Result<Item, StoreError> {
     let Ok(Value::Object(fields)) = serde_json::to_value(record) else {
-        return Err(StoreError::Corrupt(
-            "a record is not a structure with named fields".to_owned(),
-        ));
+        return Err(StoreError::Corrupt("a record is not a structure with named fields".to_owned()));
     };
     let mut item = key;
-    item.extend(
-        fields
-            .into_iter()
-            .filter(|(_, value)| !value.is_null())
-            .map(|(name, value)| (name, attribute(value))),
-    );
+    item.extend(fields.into_iter().filter(|(_, value)| !value.is_null()).map(|(name, value)| (name, attribute(value))));
     item.insert(VERSION.to_owned(), number(version));
     Ok(item)
 }
@@ -148,12 +128,8 @@ pub(crate) fn version(item: &Item) -> Result<u64, StoreError> {
 
 /// The record in an item. Attributes that it has no field for are left alone: a newer version may have written them.
 pub(crate) fn parse_record<T: DeserializeOwned>(item: Item) -> Result<T, StoreError> {
-    let fields = item
-        .into_iter()
-        .map(|(name, attribute)| Ok((name, value(attribute)?)))
-        .collect::<Result<_, _>>()?;
-    serde_json::from_value(Value::Object(fields))
-        .map_err(|error| StoreError::Corrupt(error.to_string()))
+    let fields = item.into_iter().map(|(name, attribute)| Ok((name, value(attribute)?))).collect::<Result<_, _>>()?;
+    serde_json::from_value(Value::Object(fields)).map_err(|error| StoreError::Corrupt(error.to_string()))
 }
 
 /// A number as an attribute.
@@ -168,12 +144,9 @@ fn attribute(value: Value) -> AttributeValue {
         Value::Number(number) => AttributeValue::N(number.to_string()),
         Value::String(text) => AttributeValue::S(text),
         Value::Array(values) => AttributeValue::L(values.into_iter().map(attribute).collect()),
-        Value::Object(fields) => AttributeValue::M(
-            fields
-                .into_iter()
-                .map(|(name, value)| (name, attribute(value)))
-                .collect(),
-        ),
+        Value::Object(fields) => {
+            AttributeValue::M(fields.into_iter().map(|(name, value)| (name, attribute(value))).collect())
+        }
     }
 }
 
@@ -181,23 +154,14 @@ fn value(attribute: AttributeValue) -> Result<Value, StoreError> {
     Ok(match attribute {
         AttributeValue::Null(_) => Value::Null,
         AttributeValue::Bool(flag) => Value::Bool(flag),
-        AttributeValue::N(digits) => {
-            Value::Number(digits.parse().map_err(|error| corrupt(&digits, error))?)
-        }
+        AttributeValue::N(digits) => Value::Number(digits.parse().map_err(|error| corrupt(&digits, error))?),
         AttributeValue::S(text) => Value::String(text),
-        AttributeValue::L(values) => {
-            Value::Array(values.into_iter().map(value).collect::<Result<_, _>>()?)
+        AttributeValue::L(values) => Value::Array(values.into_iter().map(value).collect::<Result<_, _>>()?),
+        AttributeValue::M(fields) => {
+            Value::Object(fields.into_iter().map(|(name, inner)| Ok((name, value(inner)?))).collect::<Result<_, _>>()?)
         }
-        AttributeValue::M(fields) => Value::Object(
-            fields
-                .into_iter()
-                .map(|(name, inner)| Ok((name, value(inner)?)))
-                .collect::<Result<_, _>>()?,
-        ),
         _ => {
-            return Err(StoreError::Corrupt(
-                "an attribute has a type that is never written".to_owned(),
-            ));
+            return Err(StoreError::Corrupt("an attribute has a type that is never written".to_owned()));
         }
     })
 }
@@ -226,15 +190,10 @@ mod tests {
     }
 
     fn repository() -> Repository {
-        Repository {
-            upstream: "docker.io".parse().unwrap(),
-            name: "library/nginx".parse().unwrap(),
-        }
+        Repository { upstream: "docker.io".parse().unwrap(), name: "library/nginx".parse().unwrap() }
     }
 
-    fn round_trip<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(
-        written: &T,
-    ) -> Item {
+    fn round_trip<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(written: &T) -> Item {
         let item = record(blob_key(&digest()), written, 7).unwrap();
         assert_eq!(version(&item).unwrap(), 7);
         assert_eq!(parse_record::<T>(item.clone()).unwrap(), *written);
@@ -248,18 +207,9 @@ mod tests {
             reference_key(&repository(), &"1.27".parse().unwrap()),
             expected("repo#docker.io/library/nginx", "tag#1.27")
         );
-        let (manifest, member) = (
-            format!("manifest#{}", digest()),
-            format!("blob#{}", digest()),
-        );
-        assert_eq!(
-            manifest_key(&repository(), &digest()),
-            expected("repo#docker.io/library/nginx", &manifest)
-        );
-        assert_eq!(
-            membership_key(&repository(), &digest()),
-            expected("repo#docker.io/library/nginx", &member)
-        );
+        let (manifest, member) = (format!("manifest#{}", digest()), format!("blob#{}", digest()));
+        assert_eq!(manifest_key(&repository(), &digest()), expected("repo#docker.io/library/nginx", &manifest));
+        assert_eq!(membership_key(&repository(), &digest()), expected("repo#docker.io/library/nginx", &member));
         assert_eq!(blob_key(&digest()), expected(&member, "blob"));
     }
 
@@ -267,23 +217,12 @@ mod tests {
     fn every_record_comes_back_as_it_was_written() {
         for state in [
             BlobState::Absent,
-            BlobState::Claimed {
-                owner: "one".to_owned(),
-                until: Timestamp(u64::MAX),
-            },
+            BlobState::Claimed { owner: "one".to_owned(), until: Timestamp(u64::MAX) },
             BlobState::Stored { size: 0 },
         ] {
-            round_trip(&BlobRecord {
-                state,
-                attempts: u32::MAX,
-                failure: Some("why".to_owned()),
-            });
+            round_trip(&BlobRecord { state, attempts: u32::MAX, failure: Some("why".to_owned()) });
         }
-        let observed = Observed {
-            digest: digest(),
-            media_type: MediaType::OciIndex,
-            size: 1 << 40,
-        };
+        let observed = Observed { digest: digest(), media_type: MediaType::OciIndex, size: 1 << 40 };
         let record = TagRecord {
             observed: Some(observed),
             previous: Some(digest()),
@@ -292,35 +231,17 @@ mod tests {
             lease: Some(Lease { owner: "one".to_owned(), until: Timestamp(3) }),
         };
         round_trip(&record);
-        let missing = TagRecord {
-            observed: None,
-            previous: None,
-            lease: None,
-            ..record
-        };
-        assert!(
-            !round_trip(&missing).contains_key("observed"),
-            "an absent field takes no room"
-        );
+        let missing = TagRecord { observed: None, previous: None, lease: None, ..record };
+        assert!(!round_trip(&missing).contains_key("observed"), "an absent field takes no room");
     }
 
     #[test]
     fn an_item_that_was_not_written_by_us_is_corrupt_and_not_absent() {
-        let mut item = record(
-            blob_key(&digest()),
-            &BlobRecord {
-                state: BlobState::Absent,
-                attempts: 0,
-                failure: None,
-            },
-            1,
-        )
-        .unwrap();
+        let mut item =
+            record(blob_key(&digest()), &BlobRecord { state: BlobState::Absent, attempts: 0, failure: None }, 1)
+                .unwrap();
         item.insert("attempts".to_owned(), AttributeValue::S("many".to_owned()));
-        assert!(matches!(
-            parse_record::<BlobRecord>(item.clone()),
-            Err(StoreError::Corrupt(_))
-        ));
+        assert!(matches!(parse_record::<BlobRecord>(item.clone()), Err(StoreError::Corrupt(_))));
         item.remove(VERSION);
         assert!(matches!(version(&item), Err(StoreError::Corrupt(_))));
         assert!(matches!(size(&item), Err(StoreError::Corrupt(_))));

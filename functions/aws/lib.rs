@@ -52,13 +52,7 @@ pub async fn connect() -> anyhow::Result<Arc<Cache>> {
     let blobs = S3Blobs::new(s3_client(&aws), settings.bucket);
     let ledger = DynamoLedger::new(dynamo_client(&aws), settings.table, blobs.clone());
     let fills = SqsFills::new(sqs_client(&aws), settings.queue_url);
-    Ok(Arc::new(Cache::new(
-        config,
-        Clock::default(),
-        Arc::new(blobs),
-        Arc::new(ledger),
-        Arc::new(fills),
-    )?))
+    Ok(Arc::new(Cache::new(config, Clock::default(), Arc::new(blobs), Arc::new(ledger), Arc::new(fills))?))
 }
 
 /// The client that [`DynamoLedger`] wants.
@@ -84,8 +78,5 @@ pub fn s3_client(aws: &SdkConfig) -> aws_sdk_s3::Client {
 
 fn short_calls() -> TimeoutConfig {
     let [attempt, operation] = SHORT_CALLS;
-    TimeoutConfig::builder()
-        .operation_attempt_timeout(attempt)
-        .operation_timeout(operation)
-        .build()
+    TimeoutConfig::builder().operation_attempt_timeout(attempt).operation_timeout(operation).build()
 }

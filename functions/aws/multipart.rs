@@ -29,34 +29,15 @@ impl S3Blobs {
     ///
     /// Whatever goes wrong, the upload is aborted. A future that is dropped half-way can abort nothing: the bucket's
     /// lifecycle rule for incomplete uploads removes those parts.
-    pub(crate) async fn store_in_parts(
-        &self,
-        digest: &Digest,
-        size: u64,
-        body: Body,
-    ) -> Result<(), FillError> {
+    pub(crate) async fn store_in_parts(&self, digest: &Digest, size: u64, body: Body) -> Result<(), FillError> {
         let key = key(digest);
-        let create = self
-            .client
-            .create_multipart_upload()
-            .bucket(&self.bucket)
-            .key(&key);
-        let create = create
-            .content_type(CONTENT_TYPE)
-            .checksum_algorithm(ChecksumAlgorithm::Sha256);
-        let created = create
-            .send()
-            .await
-            .map_err(|error| store_error("CreateMultipartUpload", &error))?;
-        let upload = created
-            .upload_id()
-            .ok_or_else(|| StoreError::Corrupt("an upload without an id".to_owned()))?;
+        let create = self.client.create_multipart_upload().bucket(&self.bucket).key(&key);
+        let create = create.content_type(CONTENT_TYPE).checksum_algorithm(ChecksumAlgorithm::Sha256);
+        let created = create.send().await.map_err(|error| store_error("CreateMultipartUpload", &error))?;
+        let upload = created.upload_id().ok_or_else(|| StoreError::Corrupt("an upload without an id".to_owned()))?;
 
         let published = match self.send_parts(&key, upload, size, body).await {
-            Ok(parts) => self
-                .complete(digest, upload, size, parts)
-                .await
-                .map_err(FillError::from),
+            Ok(parts) => self.complete(digest, upload, size, parts).await.map_err(FillError::from),
             Err(error) => Err(error),
         };
         if !matches!(published, Ok(true)) {
@@ -87,38 +68,17 @@ impl S3Blobs {
             })
             .buffer_unordered(PARTS_AT_ONCE);
         let sent: Vec<_> = sent.collect().await;
-        let mut sent = sent
-            .into_iter()
-            .collect::<Result<Vec<CompletedPart>, _>>()?;
+        let mut sent = sent.into_iter().collect::<Result<Vec<CompletedPart>, _>>()?;
         sent.sort_by_key(CompletedPart::part_number);
         Ok(sent)
     }
 
-    async fn send_part(
-        &self,
-        key: &str,
-        upload: &str,
-        number: i32,
-        bytes: Bytes,
-    ) -> Result<CompletedPart, FillError> {
+    async fn send_part(&self, key: &str, upload: &str, number: i32, bytes: Bytes) -> Result<CompletedPart, FillError> {
         let checksum = checksum(&bytes);
-        let request = self
-            .client
-            .upload_part()
-            .bucket(&self.bucket)
-            .key(key)
-            .upload_id(upload)
-            .part_number(number);
-        let request = request
-            .checksum_sha256(&checksum)
-            .body(ByteStream::from(bytes));
-        let sent = request
-            .send()
-            .await
-            .map_err(|error| store_error("UploadPart", &error))?;
-        let part = CompletedPart::builder()
-            .part_number(number)
-            .checksum_sha256(checksum);
+        let request = self.client.upload_part().bucket(&self.bucket).key(key).upload_id(upload).part_number(number);
+        let request = request.checksum_sha256(&checksum).body(ByteStream::from(bytes));
+        let sent = request.send().await.map_err(|error| store_error("UploadPart", &error))?;
+        let part = CompletedPart::builder().part_number(number).checksum_sha256(checksum);
         Ok(part.set_e_tag(sent.e_tag).build())
     }
 
@@ -130,20 +90,9 @@ impl S3Blobs {
         size: u64,
         parts: Vec<CompletedPart>,
     ) -> Result<bool, StoreError> {
-        let request = self
-            .client
-            .complete_multipart_upload()
-            .bucket(&self.bucket)
-            .key(key(digest))
-            .upload_id(upload);
-        let request = request
-            .if_none_match("*")
-            .mpu_object_size(i64::try_from(size).unwrap_or(i64::MAX));
-        let request = request.multipart_upload(
-            CompletedMultipartUpload::builder()
-                .set_parts(Some(parts))
-                .build(),
-        );
+        let request = self.client.complete_multipart_upload().bucket(&self.bucket).key(key(digest)).upload_id(upload);
+        let request = request.if_none_match("*").mpu_object_size(i64::try_from(size).unwrap_or(i64::MAX));
+        let request = request.multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(parts)).build());
         let Err(error) = request.send().await else {
             return Ok(true);
         };
@@ -156,12 +105,7 @@ impl S3Blobs {
     }
 
     async fn abort(&self, digest: &Digest, upload: &str) {
-        let request = self
-            .client
-            .abort_multipart_upload()
-            .bucket(&self.bucket)
-            .key(key(digest))
-            .upload_id(upload);
+        let request = self.client.abort_multipart_upload().bucket(&self.bucket).key(key(digest)).upload_id(upload);
         match request.send().await {
             Err(error) if !has_status(&error, 404) => {
                 let error = store_error("AbortMultipartUpload", &error);
@@ -179,20 +123,17 @@ fn part_bytes(size: u64) -> usize {
 
 /// Cuts a body into numbered parts of `part_bytes`, the last one smaller. The body's error ends them.
 fn parts(body: Body, part_bytes: usize) -> impl Stream<Item = Result<(i32, Bytes), FillError>> {
-    stream::try_unfold(
-        (body, Bytes::new(), 1),
-        move |(mut body, mut rest, number)| async move {
-            let mut part = BytesMut::with_capacity(part_bytes);
-            while part.len() < part_bytes {
-                if rest.is_empty() {
-                    match body.try_next().await? {
-                        Some(chunk) => rest = chunk,
-                        None => break,
-                    }
+    stream::try_unfold((body, Bytes::new(), 1), move |(mut body, mut rest, number)| async move {
+        let mut part = BytesMut::with_capacity(part_bytes);
+        while part.len() < part_bytes {
+            if rest.is_empty() {
+                match body.try_next().await? {
+                    Some(chunk) => rest = chunk,
+                    None => break,
                 }
-                part.extend_from_slice(&rest.split_to(rest.len().min(part_bytes - part.len())));
             }
-            Ok((!part.is_empty()).then(|| ((number, part.freeze()), (body, rest, number + 1))))
-        },
-    )
+            part.extend_from_slice(&rest.split_to(rest.len().min(part_bytes - part.len())));
+        }
+        Ok((!part.is_empty()).then(|| ((number, part.freeze()), (body, rest, number + 1))))
+    })
 }

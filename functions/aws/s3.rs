@@ -40,55 +40,26 @@ pub struct S3Blobs {
 impl S3Blobs {
     /// Blobs in `bucket`.
     pub fn new(client: Client, bucket: impl Into<String>) -> Self {
-        Self {
-            client,
-            bucket: bucket.into(),
-        }
+        Self { client, bucket: bucket.into() }
     }
 
     /// The bytes of a manifest that was too large for its item. `None`: there is no such object.
-    pub(crate) async fn read(
-        &self,
-        digest: &Digest,
-        size: u64,
-    ) -> Result<Option<Bytes>, StoreError> {
+    pub(crate) async fn read(&self, digest: &Digest, size: u64) -> Result<Option<Bytes>, StoreError> {
         if size > MAX_MANIFEST_BYTES as u64 {
-            return Err(StoreError::Corrupt(format!(
-                "manifest {digest} has {size} bytes"
-            )));
+            return Err(StoreError::Corrupt(format!("manifest {digest} has {size} bytes")));
         }
-        let answer = match self
-            .client
-            .get_object()
-            .bucket(&self.bucket)
-            .key(key(digest))
-            .send()
-            .await
-        {
+        let answer = match self.client.get_object().bucket(&self.bucket).key(key(digest)).send().await {
             Ok(answer) => answer,
-            Err(error)
-                if error
-                    .as_service_error()
-                    .is_some_and(GetObjectError::is_no_such_key) =>
-            {
+            Err(error) if error.as_service_error().is_some_and(GetObjectError::is_no_such_key) => {
                 return Ok(None);
             }
             Err(error) => return Err(store_error("GetObject", &error)),
         };
-        if answer
-            .content_length()
-            .and_then(|length| u64::try_from(length).ok())
-            != Some(size)
-        {
-            return Err(StoreError::Corrupt(format!(
-                "the object of manifest {digest} does not have {size} bytes"
-            )));
+        if answer.content_length().and_then(|length| u64::try_from(length).ok()) != Some(size) {
+            return Err(StoreError::Corrupt(format!("the object of manifest {digest} does not have {size} bytes")));
         }
-        let bytes = answer
-            .body
-            .collect()
-            .await
-            .map_err(|error| StoreError::Unavailable(format!("GetObject: {error}")))?;
+        let bytes =
+            answer.body.collect().await.map_err(|error| StoreError::Unavailable(format!("GetObject: {error}")))?;
         Ok(Some(bytes.into_bytes()))
     }
 
@@ -102,16 +73,8 @@ impl S3Blobs {
         // 409: another write of the same object is under way, and S3 does not know yet how it ends.
         let mut conflicts = 0;
         loop {
-            let put = self
-                .client
-                .put_object()
-                .bucket(&self.bucket)
-                .key(key(digest))
-                .if_none_match("*");
-            let put = put
-                .content_type(CONTENT_TYPE)
-                .checksum_sha256(&checksum)
-                .body(ByteStream::from(bytes.clone()));
+            let put = self.client.put_object().bucket(&self.bucket).key(key(digest)).if_none_match("*");
+            let put = put.content_type(CONTENT_TYPE).checksum_sha256(&checksum).body(ByteStream::from(bytes.clone()));
             match put.send().await {
                 Ok(_) => return Ok(()),
                 Err(error) if has_status(&error, 412) => return Ok(()),
@@ -136,34 +99,17 @@ pub(crate) fn checksum(bytes: &[u8]) -> String {
 #[async_trait]
 impl Blobs for S3Blobs {
     async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
-        match self
-            .client
-            .head_object()
-            .bucket(&self.bucket)
-            .key(key(digest))
-            .send()
-            .await
-        {
-            Ok(answer) => Ok(answer
-                .content_length()
-                .and_then(|length| u64::try_from(length).ok())),
+        match self.client.head_object().bucket(&self.bucket).key(key(digest)).send().await {
+            Ok(answer) => Ok(answer.content_length().and_then(|length| u64::try_from(length).ok())),
             Err(error) if has_status(&error, 404) => Ok(None),
             Err(error) => Err(store_error("HeadObject", &error)),
         }
     }
 
     async fn locate(&self, digest: &Digest) -> Result<Option<Location>, StoreError> {
-        let life = PresigningConfig::expires_in(URL_LIFE)
-            .map_err(|error| StoreError::Refused(error.to_string()))?;
-        let get = self
-            .client
-            .get_object()
-            .bucket(&self.bucket)
-            .key(key(digest));
-        let presigned = get
-            .presigned(life)
-            .await
-            .map_err(|error| store_error("presigning", &error))?;
+        let life = PresigningConfig::expires_in(URL_LIFE).map_err(|error| StoreError::Refused(error.to_string()))?;
+        let get = self.client.get_object().bucket(&self.bucket).key(key(digest));
+        let presigned = get.presigned(life).await.map_err(|error| store_error("presigning", &error))?;
         Ok(Some(Location::Url(presigned.uri().to_owned())))
     }
 
@@ -194,8 +140,6 @@ async fn collect(mut body: Body, size: u64) -> Result<Bytes, FillError> {
     if bytes.len() as u64 == size {
         Ok(bytes.freeze())
     } else {
-        Err(FillError::Mismatch(format!(
-            "the body of a blob of {size} bytes does not have as many"
-        )))
+        Err(FillError::Mismatch(format!("the body of a blob of {size} bytes does not have as many")))
     }
 }

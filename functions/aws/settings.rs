@@ -22,15 +22,10 @@ impl Settings {
     pub(crate) fn read(variable: impl Fn(&str) -> Option<String>) -> anyhow::Result<Self> {
         let required = |name: &str| match variable(name) {
             Some(value) if !value.is_empty() => Ok(value),
-            _ => bail!(
-                "the environment variable {name} is not set: the template of the deployment sets it"
-            ),
+            _ => bail!("the environment variable {name} is not set: the template of the deployment sets it"),
         };
-        let named = variable("STOPOVER_CONFIG")
-            .filter(|path| !path.is_empty())
-            .map(PathBuf::from);
-        let beside_binary =
-            || variable("LAMBDA_TASK_ROOT").map(|root| PathBuf::from(root).join("stopover.toml"));
+        let named = variable("STOPOVER_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
+        let beside_binary = || variable("LAMBDA_TASK_ROOT").map(|root| PathBuf::from(root).join("stopover.toml"));
         let config = named.or_else(|| beside_binary().filter(|path| path.exists()));
         Ok(Self {
             table: required("STOPOVER_TABLE")?,
@@ -46,19 +41,11 @@ mod tests {
     use super::*;
 
     fn read(variables: &[(&str, &str)]) -> anyhow::Result<Settings> {
-        Settings::read(|name| {
-            variables
-                .iter()
-                .find(|(key, _)| *key == name)
-                .map(|(_, value)| (*value).to_owned())
-        })
+        Settings::read(|name| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
     }
 
-    const COMPLETE: [(&str, &str); 3] = [
-        ("STOPOVER_TABLE", "table"),
-        ("STOPOVER_BUCKET", "bucket"),
-        ("STOPOVER_QUEUE_URL", "http://queue.test/q"),
-    ];
+    const COMPLETE: [(&str, &str); 3] =
+        [("STOPOVER_TABLE", "table"), ("STOPOVER_BUCKET", "bucket"), ("STOPOVER_QUEUE_URL", "http://queue.test/q")];
 
     #[test]
     fn a_missing_or_empty_variable_is_named() {
@@ -78,16 +65,12 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("stopover-settings-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let root = ("LAMBDA_TASK_ROOT", folder.to_str().unwrap());
-        let config =
-            |extra: &[(&str, &str)]| read(&[&COMPLETE[..], extra].concat()).unwrap().config;
+        let config = |extra: &[(&str, &str)]| read(&[&COMPLETE[..], extra].concat()).unwrap().config;
         assert_eq!(config(&[]), None);
         assert_eq!(config(&[root]), None);
         std::fs::write(folder.join("stopover.toml"), "").unwrap();
         assert_eq!(config(&[root]), Some(folder.join("stopover.toml")));
-        assert_eq!(
-            config(&[root, ("STOPOVER_CONFIG", "/other.toml")]),
-            Some(PathBuf::from("/other.toml"))
-        );
+        assert_eq!(config(&[root, ("STOPOVER_CONFIG", "/other.toml")]), Some(PathBuf::from("/other.toml")));
         std::fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -25,50 +25,27 @@ pub struct SqsFills {
 impl SqsFills {
     /// Fills requested at the queue with this URL.
     pub fn new(client: Client, queue_url: impl Into<String>) -> Self {
-        Self {
-            client,
-            queue_url: queue_url.into(),
-        }
+        Self { client, queue_url: queue_url.into() }
     }
 
     /// Sends at most [`BATCH_MESSAGES`] jobs; those the queue did not take are sent once more.
     async fn send_batch(&self, jobs: &[Job]) -> Result<(), StoreError> {
         let mut unsent = Vec::with_capacity(jobs.len());
         for (number, job) in jobs.iter().enumerate() {
-            let entry = SendMessageBatchRequestEntry::builder()
-                .id(number.to_string())
-                .message_body(message(job)?);
-            unsent.push(
-                entry
-                    .build()
-                    .map_err(|error| StoreError::Corrupt(error.to_string()))?,
-            );
+            let entry = SendMessageBatchRequestEntry::builder().id(number.to_string()).message_body(message(job)?);
+            unsent.push(entry.build().map_err(|error| StoreError::Corrupt(error.to_string()))?);
         }
         let mut reason = String::new();
         for _ in 0..2 {
-            let request = self
-                .client
-                .send_message_batch()
-                .queue_url(&self.queue_url)
-                .set_entries(Some(unsent.clone()));
-            let answer = request
-                .send()
-                .await
-                .map_err(|error| store_error("SendMessageBatch", &error))?;
+            let request = self.client.send_message_batch().queue_url(&self.queue_url).set_entries(Some(unsent.clone()));
+            let answer = request.send().await.map_err(|error| store_error("SendMessageBatch", &error))?;
             let Some(failed) = answer.failed.first() else {
                 return Ok(());
             };
-            reason = format!(
-                "{}: {}",
-                failed.code(),
-                failed.message().unwrap_or("no message")
-            );
+            reason = format!("{}: {}", failed.code(), failed.message().unwrap_or("no message"));
             unsent.retain(|entry| answer.failed.iter().any(|failed| failed.id() == entry.id()));
         }
-        Err(StoreError::Unavailable(format!(
-            "SendMessageBatch: {} jobs were not taken: {reason}",
-            unsent.len()
-        )))
+        Err(StoreError::Unavailable(format!("SendMessageBatch: {} jobs were not taken: {reason}", unsent.len())))
     }
 }
 
@@ -79,29 +56,13 @@ fn message(job: &Job) -> Result<String, StoreError> {
 #[async_trait]
 impl Fills for SqsFills {
     async fn request(&self, jobs: &[Job]) -> Result<(), StoreError> {
-        let batches = jobs
-            .chunks(BATCH_MESSAGES)
-            .map(|batch| self.send_batch(batch))
-            .collect::<Vec<_>>();
-        stream::iter(batches)
-            .buffer_unordered(BATCHES_AT_ONCE)
-            .try_collect::<()>()
-            .await
+        let batches = jobs.chunks(BATCH_MESSAGES).map(|batch| self.send_batch(batch)).collect::<Vec<_>>();
+        stream::iter(batches).buffer_unordered(BATCHES_AT_ONCE).try_collect::<()>().await
     }
 
-    async fn request_now(
-        &self,
-        job: &Job,
-    ) -> Result<Option<watch::Receiver<Progress>>, StoreError> {
-        let request = self
-            .client
-            .send_message()
-            .queue_url(&self.queue_url)
-            .message_body(message(job)?);
-        request
-            .send()
-            .await
-            .map_err(|error| store_error("SendMessage", &error))?;
+    async fn request_now(&self, job: &Job) -> Result<Option<watch::Receiver<Progress>>, StoreError> {
+        let request = self.client.send_message().queue_url(&self.queue_url).message_body(message(job)?);
+        request.send().await.map_err(|error| store_error("SendMessage", &error))?;
         Ok(None)
     }
 }

@@ -20,11 +20,7 @@ async fn run_batch(cache: &Cache, event: LambdaEvent<SqsEvent>) -> Result<SqsBat
     let mut response = SqsBatchResponse::default();
     for message in event.payload.records {
         if let Err(error) = run(cache, &message).await {
-            tracing::error!(
-                message_id = message.message_id,
-                error = format!("{error:#}"),
-                "left to the queue"
-            );
+            tracing::error!(message_id = message.message_id, error = format!("{error:#}"), "left to the queue");
             response.add_failure(message.message_id.unwrap_or_default());
         }
     }

@@ -16,7 +16,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use stopover::oci::ErrorCode;
 
 /// What every other caller is told.
-const REFUSAL: &str = "this cache answers only the networks of its AllowedCidrs parameter, and your address is in none of them";
+const REFUSAL: &str =
+    "this cache answers only the networks of its AllowedCidrs parameter, and your address is in none of them";
 
 /// What may not stand in a path as it is; everything else does, so that an escape has one meaning.
 const ESCAPED: AsciiSet = NON_ALPHANUMERIC
@@ -36,17 +37,12 @@ pub(crate) struct AllowedCallers(Vec<IpNet>);
 impl AllowedCallers {
     /// Reads networks divided by commas: `10.0.0.0/8, 2001:db8::/32`, or single addresses. No network: no caller.
     pub(crate) fn parse(list: &str) -> anyhow::Result<Self> {
-        let entries = list
-            .split(',')
-            .map(str::trim)
-            .filter(|entry| !entry.is_empty());
+        let entries = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());
         let networks = entries.map(|entry| {
-            let network = entry
-                .parse()
-                .or_else(|error| entry.parse::<IpAddr>().map(IpNet::from).map_err(|_| error));
-            network.map(canonical).with_context(|| {
-                format!("STOPOVER_ALLOWED_CIDRS: {entry:?} is no network like 10.0.0.0/8")
-            })
+            let network = entry.parse().or_else(|error| entry.parse::<IpAddr>().map(IpNet::from).map_err(|_| error));
+            network
+                .map(canonical)
+                .with_context(|| format!("STOPOVER_ALLOWED_CIDRS: {entry:?} is no network like 10.0.0.0/8"))
         });
         Ok(Self(networks.collect::<Result<_, _>>()?))
     }
@@ -62,29 +58,18 @@ fn canonical(network: IpNet) -> IpNet {
     let IpNet::V6(v6) = network else {
         return network;
     };
-    let v4 = v6
-        .addr()
-        .to_ipv4_mapped()
-        .zip(v6.prefix_len().checked_sub(96));
-    v4.and_then(|(address, prefix)| Ipv4Net::new(address, prefix).ok())
-        .map_or(network, IpNet::V4)
+    let v4 = v6.addr().to_ipv4_mapped().zip(v6.prefix_len().checked_sub(96));
+    v4.and_then(|(address, prefix)| Ipv4Net::new(address, prefix).ok()).map_or(network, IpNet::V4)
 }
 
 /// Answers 403 to callers outside of the allowed networks, whatever they ask for. The address is the one that API Gateway
 /// saw; headers, which a caller may write, have no say.
-pub(crate) async fn only_allowed(
-    State(allowed): State<Arc<AllowedCallers>>,
-    request: Request,
-    next: Next,
-) -> Response {
+pub(crate) async fn only_allowed(State(allowed): State<Arc<AllowedCallers>>, request: Request, next: Next) -> Response {
     let source = match request.extensions().get::<RequestContext>() {
         Some(RequestContext::ApiGatewayV2(context)) => context.http.source_ip.as_deref(),
         _ => None,
     };
-    if source
-        .and_then(|address| address.parse().ok())
-        .is_some_and(|address| allowed.contain(address))
-    {
+    if source.and_then(|address| address.parse().ok()).is_some_and(|address| allowed.contain(address)) {
         return next.run(request).await;
     }
     tracing::info!(source, "refused a caller outside of AllowedCidrs");
@@ -117,12 +102,7 @@ mod tests {
     use super::*;
 
     /// What API Gateway gets for a request of `source` from a router that answers with the path it sees.
-    async fn answer(
-        allowed: &str,
-        source: &str,
-        path: &str,
-        headers: &str,
-    ) -> (StatusCode, String) {
+    async fn answer(allowed: &str, source: &str, path: &str, headers: &str) -> (StatusCode, String) {
         let event = format!(
             r#"{{"version":"2.0","routeKey":"$default","rawPath":"{path}","rawQueryString":"ns=docker.io",
             "headers":{{"host":"mirror.test"{headers}}},"isBase64Encoded":false,"requestContext":{{"stage":"$default",
@@ -133,43 +113,22 @@ mod tests {
             .fallback(async |request: Request| request.uri().to_string())
             .layer(from_fn(exact_path))
             .layer(from_fn_with_state(allowed, only_allowed));
-        let response = router
-            .oneshot(lambda_http::request::from_str(&event).unwrap())
-            .await
-            .unwrap();
+        let response = router.oneshot(lambda_http::request::from_str(&event).unwrap()).await.unwrap();
         let response = IntoLambdaResponse::into_response(response).await;
-        (
-            response.status(),
-            String::from_utf8(response.body().to_vec()).unwrap(),
-        )
+        (response.status(), String::from_utf8(response.body().to_vec()).unwrap())
     }
 
     #[tokio::test]
     async fn every_path_is_refused_to_a_caller_outside_in_a_sentence() {
         for path in ["/v2/", "/", "/v2/library/nginx/manifests/latest"] {
             for allowed in ["10.0.0.0/8", ""] {
-                let (status, body) = answer(
-                    allowed,
-                    "192.0.2.1",
-                    path,
-                    r#","x-forwarded-for":"10.0.0.1""#,
-                )
-                .await;
+                let (status, body) = answer(allowed, "192.0.2.1", path, r#","x-forwarded-for":"10.0.0.1""#).await;
                 assert_eq!(status, StatusCode::FORBIDDEN);
-                assert!(
-                    body.contains("\"DENIED\"") && body.contains("AllowedCidrs"),
-                    "{body}"
-                );
+                assert!(body.contains("\"DENIED\"") && body.contains("AllowedCidrs"), "{body}");
             }
-            assert_eq!(
-                answer("10.0.0.0/8", "10.1.2.3", path, "").await.0,
-                StatusCode::OK
-            );
+            assert_eq!(answer("10.0.0.0/8", "10.1.2.3", path, "").await.0, StatusCode::OK);
         }
-        assert_eq!(
-            answer("0.0.0.0/0,::/0", "unknown", "/v2/", "").await.0,
-            StatusCode::FORBIDDEN
-        );
+        assert_eq!(answer("0.0.0.0/0,::/0", "unknown", "/v2/", "").await.0, StatusCode::FORBIDDEN);
     }
 
     #[tokio::test]
@@ -190,24 +149,19 @@ mod tests {
 
     #[tokio::test]
     async fn the_bytes_of_a_manifest_survive() {
-        let bytes = "{ \"a\" : \"\u{e9}\\u00e9\u{2028}\u{1f642}\\/\",\t\"b\":\u{7f}1.0e3 }\r\n\n"
-            .as_bytes();
-        for media_type in [
-            "application/vnd.oci.image.index.v1+json",
-            "application/vnd.docker.distribution.manifest.v2+json",
-        ] {
+        let bytes = "{ \"a\" : \"\u{e9}\\u00e9\u{2028}\u{1f642}\\/\",\t\"b\":\u{7f}1.0e3 }\r\n\n".as_bytes();
+        for media_type in
+            ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.v2+json"]
+        {
             let headers = [(header::CONTENT_TYPE, media_type)];
-            let response =
-                IntoLambdaResponse::into_response((headers, bytes).into_response()).await;
+            let response = IntoLambdaResponse::into_response((headers, bytes).into_response()).await;
             assert_eq!(response.body().as_ref(), bytes);
             assert_eq!(response.headers()[header::CONTENT_TYPE], media_type);
         }
     }
 
     fn contain(list: &str, address: &str) -> bool {
-        AllowedCallers::parse(list)
-            .unwrap()
-            .contain(address.parse().unwrap())
+        AllowedCallers::parse(list).unwrap().contain(address.parse().unwrap())
     }
 
     #[test]
@@ -238,13 +192,8 @@ mod tests {
     #[test]
     fn a_network_that_cannot_be_read_is_named() {
         for entry in ["10.0.0.0/33", "everyone", "10.0.0/8", "::/129"] {
-            let error = AllowedCallers::parse(&format!("10.0.0.0/8,{entry}"))
-                .unwrap_err()
-                .to_string();
-            assert!(
-                error.contains("STOPOVER_ALLOWED_CIDRS") && error.contains(entry),
-                "{error}"
-            );
+            let error = AllowedCallers::parse(&format!("10.0.0.0/8,{entry}")).unwrap_err().to_string();
+            assert!(error.contains("STOPOVER_ALLOWED_CIDRS") && error.contains(entry), "{error}");
         }
     }
 }

@@ -12,8 +12,7 @@ use front::AllowedCallers;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), lambda_http::Error> {
     tracing::init_default_subscriber();
-    let allowed =
-        AllowedCallers::parse(&std::env::var("STOPOVER_ALLOWED_CIDRS").unwrap_or_default())?;
+    let allowed = AllowedCallers::parse(&std::env::var("STOPOVER_ALLOWED_CIDRS").unwrap_or_default())?;
     let router = stopover::http::router(aws::connect().await?)
         .layer(from_fn(front::exact_path))
         .layer(from_fn_with_state(Arc::new(allowed), front::only_allowed));

@@ -88,6 +88,12 @@ impl Cache {
             if let Some(answer) = self.answer(repository, value.as_ref(), head).await? {
                 return answer;
             }
+            // After the record was read: whoever gave its lease back had stored the manifest before.
+            if let Reference::Digest(digest) = reference
+                && let Some(manifest) = self.stored(repository, digest).await?
+            {
+                return Ok(PulledManifest::new(manifest, Served::Hit));
+            }
             match freshness::decide(value.as_ref(), &owner, self.clock.now()) {
                 // Fresh, but only HEAD has been asked for so far: the manifest is fetched by its digest.
                 Decision::Fresh(observed) => {

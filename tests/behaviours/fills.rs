@@ -59,7 +59,11 @@ async fn a_blob_of_the_wrong_length_is_never_visible(column: Column) {
     never_visible(column, Fault::Body(LAYER[1..].to_vec(), vec![])).await;
     // No Content-Length at all: only counting tells.
     never_visible(column, Fault::Body(longer, vec![("content-length", String::new())])).await;
-    never_visible(column, Fault::Body(b"<html>please log in</html>".to_vec(), vec![("content-type", "text/html".into())])).await;
+    never_visible(
+        column,
+        Fault::Body(b"<html>please log in</html>".to_vec(), vec![("content-type", "text/html".into())]),
+    )
+    .await;
 }
 
 async fn filling_twice_stores_once(column: Column) {

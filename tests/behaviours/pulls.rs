@@ -186,9 +186,13 @@ async fn a_stored_blob_is_read_in_ranges(column: Column) {
     world.settled().await;
     let location = world.get(&blob(&image, 1)).await.header("location").to_owned();
     let size = LAYER.len();
-    for (range, expected) in
-        [("bytes=0-", 0..size), ("bytes=7-", 7..size), ("bytes=3-9", 3..10), ("bytes=-5", size - 5..size), ("bytes=50-9999", 50..size)]
-    {
+    for (range, expected) in [
+        ("bytes=0-", 0..size),
+        ("bytes=7-", 7..size),
+        ("bytes=3-9", 3..10),
+        ("bytes=-5", size - 5..size),
+        ("bytes=50-9999", 50..size),
+    ] {
         let (status, content_range, body) = if location.is_empty() {
             let answer = world.send(Method::GET, &blob(&image, 1), &[("range", range)]).await;
             (answer.status, answer.header("content-range").to_owned(), answer.bytes().clone())

@@ -58,7 +58,9 @@ async fn pushes_are_refused_with_a_sentence_that_says_why(column: Column) {
 
 async fn an_unknown_upstream_is_not_proxied(column: Column) {
     let world = World::on(column).await;
-    for path in ["/v2/evil.example/a/manifests/1", "/v2/a/manifests/1?ns=evil.example", "/evil.example/v2/a/manifests/1"] {
+    for path in
+        ["/v2/evil.example/a/manifests/1", "/v2/a/manifests/1?ns=evil.example", "/evil.example/v2/a/manifests/1"]
+    {
         let answer = world.get(path).await;
         assert_eq!((answer.status, answer.error().0.as_str()), (StatusCode::NOT_FOUND, "NAME_UNKNOWN"), "{path}");
     }

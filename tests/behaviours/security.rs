@@ -41,7 +41,14 @@ async fn redirects_are_followed_without_our_credentials(column: Column) {
 async fn a_redirect_into_the_private_network_is_refused(column: Column) {
     let world = World::plan(column).cold(Cold::Wait).settings("wait = \"2s\"").start().await;
     let image = world.upstream.image("a", "1", &[b"layer"]);
-    for target in ["http://169.254.169.254/latest/meta-data/", "http://[::1]:9/", "http://127.0.0.2:9/", "http://10.0.0.1/", "file:///etc/passwd", "http://localhost:9/"] {
+    for target in [
+        "http://169.254.169.254/latest/meta-data/",
+        "http://[::1]:9/",
+        "http://127.0.0.2:9/",
+        "http://10.0.0.1/",
+        "file:///etc/passwd",
+        "http://localhost:9/",
+    ] {
         world.upstream.fault("/v2/a/", redirect(target.to_owned()));
         for path in [TAG.to_owned(), format!("/v2/test.local/a/blobs/{}", image.blobs[1].0)] {
             let answer = world.get(&path).await;

@@ -59,9 +59,8 @@ async fn four_instances_ask_upstream_once(column: Column) {
     }
     for reference in [tag(), Reference::Digest(image.digest.clone())] {
         let (repository, reference) = (&repository(), &reference);
-        let pulls = instances
-            .iter()
-            .flat_map(|instance| (0..50).map(move |_| instance.manifest(repository, reference, false)));
+        let pulls =
+            instances.iter().flat_map(|instance| (0..50).map(move |_| instance.manifest(repository, reference, false)));
         for pulled in join_all(pulls).await {
             assert_eq!(pulled.unwrap().manifest.unwrap().bytes, image.manifest);
         }

@@ -151,7 +151,9 @@ async fn a_deleted_tag_is_missing_and_its_digest_still_pulls(column: Column) {
 }
 
 async fn an_upstream_that_cannot_answer_head_is_asked_with_get(column: Column) {
-    for fault in [Fault::Status(405, vec![], String::new()), Fault::Headers(vec![("docker-content-digest", String::new())])] {
+    for fault in
+        [Fault::Status(405, vec![], String::new()), Fault::Headers(vec![("docker-content-digest", String::new())])]
+    {
         let world = World::on(column).await;
         world.upstream.fault("HEAD", fault);
         let image = world.upstream.image("a", "1", &[b"layer"]);

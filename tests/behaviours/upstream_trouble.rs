@@ -25,7 +25,13 @@ fn status(status: u16) -> Fault {
 }
 
 async fn an_upstream_in_trouble_serves_the_stale_tag(column: Column) {
-    for fault in [status(429), status(500), status(502), status(503), Fault::Body(b"<html>".to_vec(), vec![("content-type", "text/html".into())])] {
+    for fault in [
+        status(429),
+        status(500),
+        status(502),
+        status(503),
+        Fault::Body(b"<html>".to_vec(), vec![("content-type", "text/html".into())]),
+    ] {
         let world = World::on(column).await;
         let image = world.upstream.image("a", "1", &[b"layer"]);
         world.get(TAG).await;
@@ -88,7 +94,10 @@ async fn what_is_no_manifest_is_refused_and_never_stored(column: Column) {
         Fault::Body(b"<html>please log in</html>".to_vec(), html),
         Fault::Body(b"{}".to_vec(), vec![]),
         Fault::Body([b"\xef\xbb\xbf", good.as_slice()].concat(), vec![("docker-content-digest", String::new())]),
-        Fault::Body(good.iter().map(|&byte| if byte == b'6' { 0xff } else { byte }).collect(), vec![("docker-content-digest", String::new())]),
+        Fault::Body(
+            good.iter().map(|&byte| if byte == b'6' { 0xff } else { byte }).collect(),
+            vec![("docker-content-digest", String::new())],
+        ),
         Fault::Body(vec![b' '; 5 * 1024 * 1024], vec![]),
         Fault::Corrupt,
         Fault::Truncated,

@@ -6,26 +6,16 @@ use support::aws::{Endpoints, Service};
 
 async fn claim(client: Client, table: &str, owner: usize) -> Result<(), Option<String>> {
     let text = |text: &str| AttributeValue::S(text.to_owned());
-    let put = client
-        .put_item()
-        .table_name(table)
-        .item("pk", text("blob#1"))
-        .item("sk", text("blob"));
-    let put = put
-        .item("owner", text(&owner.to_string()))
-        .condition_expression("attribute_not_exists(pk)");
-    put.send()
-        .await
-        .map(|_| ())
-        .map_err(|error| error.code().map(str::to_owned))
+    let put = client.put_item().table_name(table).item("pk", text("blob#1")).item("sk", text("blob"));
+    let put = put.item("owner", text(&owner.to_string())).condition_expression("attribute_not_exists(pk)");
+    put.send().await.map(|_| ()).map_err(|error| error.code().map(str::to_owned))
 }
 
 #[tokio::test]
 async fn one_of_many_racing_conditional_puts_wins() {
     let endpoints = Endpoints::start().await.unwrap();
     let client = endpoints.dynamodb().await;
-    let claims =
-        join_all((0..20).map(|owner| claim(client.clone(), endpoints.table(), owner))).await;
+    let claims = join_all((0..20).map(|owner| claim(client.clone(), endpoints.table(), owner))).await;
     assert_eq!(claims.iter().filter(|claim| claim.is_ok()).count(), 1);
     assert!(
         claims
@@ -45,15 +35,9 @@ async fn an_injected_outage_lasts_as_many_calls_as_asked() {
     assert_eq!(refused, Err(Some("InternalServerError".to_owned())));
     endpoints.throttle_next(Service::DynamoDb, "PutItem", attempts);
     let throttled = claim(client.clone(), endpoints.table(), 1).await;
-    assert_eq!(
-        throttled,
-        Err(Some("ProvisionedThroughputExceededException".to_owned()))
-    );
+    assert_eq!(throttled, Err(Some("ProvisionedThroughputExceededException".to_owned())));
     assert_eq!(claim(client, endpoints.table(), 1).await, Ok(()));
-    assert_eq!(
-        endpoints.calls(Service::DynamoDb, "PutItem"),
-        2 * attempts + 1
-    );
+    assert_eq!(endpoints.calls(Service::DynamoDb, "PutItem"), 2 * attempts + 1);
 }
 
 #[tokio::test]

@@ -21,9 +21,7 @@ fn bootstrap() -> (tempfile::TempDir, PathBuf) {
 
 async fn function(timeout: Duration) -> (tempfile::TempDir, Function) {
     let (directory, path) = bootstrap();
-    let function = Function::start_with_timeout(&path, &[], timeout)
-        .await
-        .unwrap();
+    let function = Function::start_with_timeout(&path, &[], timeout).await.unwrap();
     (directory, function)
 }
 
@@ -37,17 +35,13 @@ fn client() -> reqwest::Client {
 }
 
 fn is_alive(process: &Value) -> bool {
-    std::path::Path::new("/proc")
-        .join(process.to_string())
-        .exists()
+    std::path::Path::new("/proc").join(process.to_string()).exists()
 }
 
 #[tokio::test]
 async fn a_function_gets_the_environment_and_headers_of_lambda_and_nothing_else() {
     let (_directory, path) = bootstrap();
-    let function = Function::start(&path, &[("STOPOVER_TABLE".to_owned(), "t".to_owned())])
-        .await
-        .unwrap();
+    let function = Function::start(&path, &[("STOPOVER_TABLE".to_owned(), "t".to_owned())]).await.unwrap();
     let described = function.invoke(json!({ "do": "describe" })).await.unwrap();
     let environment = &described["environment"];
     assert_eq!(environment["STOPOVER_TABLE"], "t");
@@ -56,20 +50,10 @@ async fn a_function_gets_the_environment_and_headers_of_lambda_and_nothing_else(
     assert_eq!(environment["LAMBDA_TASK_ROOT"], described["directory"]);
     assert_eq!(environment.get("HOME"), None);
     assert!(
-        described["headers"]["lambda-runtime-invoked-function-arn"]
-            .as_str()
-            .unwrap()
-            .starts_with("arn:aws:lambda:")
+        described["headers"]["lambda-runtime-invoked-function-arn"].as_str().unwrap().starts_with("arn:aws:lambda:")
     );
-    let deadline: u128 = described["headers"]["lambda-runtime-deadline-ms"]
-        .as_str()
-        .unwrap()
-        .parse()
-        .unwrap();
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap()
-        .as_millis();
+    let deadline: u128 = described["headers"]["lambda-runtime-deadline-ms"].as_str().unwrap().parse().unwrap();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
     assert!(deadline > now && deadline <= now + 30_000);
 }
 
@@ -86,10 +70,7 @@ async fn dropping_a_function_kills_its_process() {
 async fn a_reported_error_reaches_the_caller_and_the_function_goes_on() {
     let (_directory, function) = function(LONG).await;
     let error = function.invoke(json!({ "do": "fail" })).await.unwrap_err();
-    assert_eq!(
-        (error.kind.as_str(), error.message.as_str()),
-        ("RuntimeError", "as asked")
-    );
+    assert_eq!((error.kind.as_str(), error.message.as_str()), ("RuntimeError", "as asked"));
     function.invoke(json!({ "do": "nothing" })).await.unwrap();
 }
 
@@ -124,93 +105,42 @@ async fn a_response_above_six_megabytes_is_refused() {
 #[tokio::test]
 async fn a_function_that_cannot_start_says_why() {
     let (_directory, path) = bootstrap();
-    let error = Function::start(&path, &[("FAIL_INIT".to_owned(), "1".to_owned())])
-        .await
-        .err()
-        .unwrap();
-    assert!(
-        error.to_string().contains("Init.Refused: no configuration"),
-        "{error:#}"
-    );
+    let error = Function::start(&path, &[("FAIL_INIT".to_owned(), "1".to_owned())]).await.err().unwrap();
+    assert!(error.to_string().contains("Init.Refused: no configuration"), "{error:#}");
 }
 
 #[tokio::test]
 async fn a_request_becomes_an_event_as_the_gateway_makes_it() {
     let (_directory, front) = front().await;
-    let request = client().post(format!(
-        "{}/v2/a%2Fb/sha256%3Aff?ns=docker.io&x=1&x=2",
-        front.url()
-    ));
-    let request = request
-        .header("Accept", "one")
-        .header("Accept", "two")
-        .header("cookie", "a=1; b=2");
-    let answer = request
-        .header("User-Agent", "skopeo")
-        .body(vec![0xff])
-        .send()
-        .await
-        .unwrap();
+    let request = client().post(format!("{}/v2/a%2Fb/sha256%3Aff?ns=docker.io&x=1&x=2", front.url()));
+    let request = request.header("Accept", "one").header("Accept", "two").header("cookie", "a=1; b=2");
+    let answer = request.header("User-Agent", "skopeo").body(vec![0xff]).send().await.unwrap();
     assert!(answer.headers().contains_key("apigw-requestid"));
     let event: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
     assert_eq!(event["rawPath"], "/v2/a/b/sha256:ff");
     assert_eq!(event["rawQueryString"], "ns=docker.io&x=1&x=2");
-    assert_eq!(
-        event["queryStringParameters"],
-        json!({ "ns": "docker.io", "x": "1,2" })
-    );
+    assert_eq!(event["queryStringParameters"], json!({ "ns": "docker.io", "x": "1,2" }));
     assert_eq!(event["headers"]["accept"], "one,two");
     assert_eq!(event["headers"].get("cookie"), None);
     assert_eq!(event["cookies"], json!(["a=1", "b=2"]));
-    assert_eq!(
-        (&event["isBase64Encoded"], &event["body"]),
-        (&json!(true), &json!("/w=="))
-    );
+    assert_eq!((&event["isBase64Encoded"], &event["body"]), (&json!(true), &json!("/w==")));
     let context = &event["requestContext"];
     assert_eq!(context["http"]["method"], "POST");
     assert_eq!(context["http"]["sourceIp"], "127.0.0.1");
     assert_eq!(context["http"]["userAgent"], "skopeo");
-    assert_eq!(
-        (&context["stage"], &event["routeKey"]),
-        (&json!("$default"), &json!("$default"))
-    );
-    assert_eq!(
-        context["time"].as_str().unwrap().len(),
-        "12/Mar/2020:19:03:58 +0000".len()
-    );
+    assert_eq!((&context["stage"], &event["routeKey"]), (&json!("$default"), &json!("$default")));
+    assert_eq!(context["time"].as_str().unwrap().len(), "12/Mar/2020:19:03:58 +0000".len());
 }
 
 #[tokio::test]
 async fn a_result_becomes_a_response_byte_for_byte() {
     let (_directory, front) = front().await;
-    let answer = client()
-        .get(format!("{}/bytes", front.url()))
-        .send()
-        .await
-        .unwrap();
-    assert_eq!(
-        answer.headers()["content-length"],
-        "4",
-        "the gateway frames the body itself"
-    );
+    let answer = client().get(format!("{}/bytes", front.url())).send().await.unwrap();
+    assert_eq!(answer.headers()["content-length"], "4", "the gateway frames the body itself");
     assert_eq!(answer.headers()["www-authenticate"], "Bearer x");
-    assert_eq!(
-        answer
-            .headers()
-            .get_all("set-cookie")
-            .iter()
-            .collect::<Vec<_>>(),
-        ["a=1", "b=2"]
-    );
-    assert_eq!(
-        answer.bytes().await.unwrap().as_ref(),
-        [0xef, 0xbb, 0xbf, 0xff]
-    );
-    let head = client()
-        .head(format!("{}/length", front.url()))
-        .send()
-        .await
-        .unwrap();
+    assert_eq!(answer.headers().get_all("set-cookie").iter().collect::<Vec<_>>(), ["a=1", "b=2"]);
+    assert_eq!(answer.bytes().await.unwrap().as_ref(), [0xef, 0xbb, 0xbf, 0xff]);
+    let head = client().head(format!("{}/length", front.url())).send().await.unwrap();
     assert_eq!(head.headers()["content-length"], "12345");
     assert_eq!(head.bytes().await.unwrap().len(), 0);
 }
@@ -219,23 +149,11 @@ async fn a_result_becomes_a_response_byte_for_byte() {
 async fn a_failing_function_is_a_502_and_too_long_headers_a_431() {
     let (_directory, front) = front().await;
     for path in ["fail", "malformed"] {
-        let answer = client()
-            .get(format!("{}/{path}", front.url()))
-            .send()
-            .await
-            .unwrap();
+        let answer = client().get(format!("{}/{path}", front.url())).send().await.unwrap();
         assert_eq!(answer.status(), 502);
-        assert_eq!(
-            answer.text().await.unwrap(),
-            r#"{"message":"Internal Server Error"}"#
-        );
+        assert_eq!(answer.text().await.unwrap(), r#"{"message":"Internal Server Error"}"#);
     }
-    let long = client()
-        .get(front.url())
-        .header("authorization", "x".repeat(10_240))
-        .send()
-        .await
-        .unwrap();
+    let long = client().get(front.url()).header("authorization", "x".repeat(10_240)).send().await.unwrap();
     assert_eq!(long.status(), 431);
 }
 
@@ -243,21 +161,11 @@ async fn a_failing_function_is_a_502_and_too_long_headers_a_431() {
 async fn a_function_slower_than_the_gateway_waits_is_a_503_and_works_on() {
     let (_directory, function) = function(LONG).await;
     let front = HttpFront::start_with_limit(vec![function], Duration::from_millis(200)).unwrap();
-    let slow = client()
-        .get(format!("{}/slow", front.url()))
-        .send()
-        .await
-        .unwrap();
+    let slow = client().get(format!("{}/slow", front.url())).send().await.unwrap();
     assert_eq!(slow.status(), 503);
-    assert_eq!(
-        slow.text().await.unwrap(),
-        r#"{"message":"Service Unavailable"}"#
-    );
+    assert_eq!(slow.text().await.unwrap(), r#"{"message":"Service Unavailable"}"#);
     // The function's second request waits for the first one to end: its log then has the end of the first.
-    front.functions()[0]
-        .invoke(json!({ "do": "nothing" }))
-        .await
-        .unwrap();
+    front.functions()[0].invoke(json!({ "do": "nothing" })).await.unwrap();
     assert!(front.functions()[0].log().contains("slept"));
 }
 
@@ -265,36 +173,18 @@ async fn a_function_slower_than_the_gateway_waits_is_a_503_and_works_on() {
 async fn a_pool_answers_as_many_requests_at_a_time_as_it_has_functions() {
     let (_directory, path) = bootstrap();
     let place = tempfile::tempdir().unwrap();
-    let environment = [(
-        "MEETING_PLACE".to_owned(),
-        place.path().display().to_string(),
-    )];
-    let functions = [
-        Function::start(&path, &environment).await,
-        Function::start(&path, &environment).await,
-    ];
+    let environment = [("MEETING_PLACE".to_owned(), place.path().display().to_string())];
+    let functions = [Function::start(&path, &environment).await, Function::start(&path, &environment).await];
     let front = HttpFront::start(functions.into_iter().map(Result::unwrap).collect()).unwrap();
     let client = client();
-    let meet = || async {
-        client
-            .get(format!("{}/meet", front.url()))
-            .send()
-            .await
-            .unwrap()
-            .status()
-            .as_u16()
-    };
+    let meet = || async { client.get(format!("{}/meet", front.url())).send().await.unwrap().status().as_u16() };
     assert_eq!(tokio::join!(meet(), meet()), (200, 200));
 }
 
 async fn source(directory: &std::path::Path, settings: QueueSettings) -> (Endpoints, EventSource) {
     let endpoints = Endpoints::start_with(settings).await.unwrap();
-    let function = Function::start(&directory.join("bootstrap"), &endpoints.environment())
-        .await
-        .unwrap();
-    let source = EventSource::start(&endpoints, vec![function])
-        .await
-        .unwrap();
+    let function = Function::start(&directory.join("bootstrap"), &endpoints.environment()).await.unwrap();
+    let source = EventSource::start(&endpoints, vec![function]).await.unwrap();
     (endpoints, source)
 }
 
@@ -302,53 +192,29 @@ async fn source(directory: &std::path::Path, settings: QueueSettings) -> (Endpoi
 async fn a_message_that_was_worked_off_is_deleted() {
     let (directory, _path) = bootstrap();
     let (endpoints, source) = source(directory.path(), QueueSettings::default()).await;
-    let message = endpoints
-        .sqs()
-        .await
-        .send_message()
-        .queue_url(endpoints.queue_url())
-        .message_body("nothing");
+    let message = endpoints.sqs().await.send_message().queue_url(endpoints.queue_url()).message_body("nothing");
     let sent = message.send().await.unwrap();
-    source
-        .wait_until_idle(Duration::from_secs(20))
-        .await
-        .unwrap();
+    source.wait_until_idle(Duration::from_secs(20)).await.unwrap();
     assert_eq!(endpoints.dead_messages(), 0);
     let log = source.functions()[0].log();
     let record: Value = serde_json::from_str(log.trim().strip_prefix("record ").unwrap()).unwrap();
     assert_eq!(record["messageId"], sent.message_id().unwrap());
     assert_eq!(record["md5OfBody"], sent.md5_of_message_body().unwrap());
     assert_eq!(record["eventSource"], "aws:sqs");
-    assert!(
-        record["eventSourceARN"]
-            .as_str()
-            .unwrap()
-            .starts_with("arn:aws:sqs:")
-    );
+    assert!(record["eventSourceARN"].as_str().unwrap().starts_with("arn:aws:sqs:"));
     assert_eq!(record["attributes"]["ApproximateReceiveCount"], "1");
 }
 
 #[tokio::test]
 async fn a_failed_message_comes_back_and_ends_in_the_dead_letter_queue() {
-    let settings = QueueSettings {
-        visibility_timeout: Duration::from_millis(200),
-        max_receive_count: 2,
-    };
+    let settings = QueueSettings { visibility_timeout: Duration::from_millis(200), max_receive_count: 2 };
     let (directory, _path) = bootstrap();
     let (endpoints, source) = source(directory.path(), settings).await;
     for body in ["fail", "partial", "exit"] {
-        let send = endpoints
-            .sqs()
-            .await
-            .send_message()
-            .queue_url(endpoints.queue_url())
-            .message_body(body);
+        let send = endpoints.sqs().await.send_message().queue_url(endpoints.queue_url()).message_body(body);
         send.send().await.unwrap();
     }
-    source
-        .wait_until_idle(Duration::from_secs(30))
-        .await
-        .unwrap();
+    source.wait_until_idle(Duration::from_secs(30)).await.unwrap();
     assert_eq!(endpoints.dead_messages(), 3);
     assert_eq!(source.functions()[0].log().matches("record ").count(), 6);
     assert_eq!(endpoints.calls(Service::Sqs, "DeleteMessage"), 0);
@@ -358,16 +224,8 @@ async fn a_failed_message_comes_back_and_ends_in_the_dead_letter_queue() {
 async fn waiting_for_a_queue_that_is_never_empty_ends_at_the_deadline() {
     let (directory, _path) = bootstrap();
     let (endpoints, source) = source(directory.path(), QueueSettings::default()).await;
-    let send = endpoints
-        .sqs()
-        .await
-        .send_message()
-        .queue_url(endpoints.queue_url())
-        .message_body("hang");
+    let send = endpoints.sqs().await.send_message().queue_url(endpoints.queue_url()).message_body("hang");
     send.send().await.unwrap();
-    let error = source
-        .wait_until_idle(Duration::from_secs(1))
-        .await
-        .unwrap_err();
+    let error = source.wait_until_idle(Duration::from_secs(1)).await.unwrap_err();
     assert!(error.to_string().contains("not empty"), "{error}");
 }

@@ -22,45 +22,31 @@ pub(crate) async fn a_blob_that_was_not_stored_is_absent(storage: &Storage) -> R
     Ok(())
 }
 
-pub(crate) async fn a_stored_blob_has_its_length_and_exactly_its_bytes(
-    storage: &Storage,
-) -> Result<()> {
+pub(crate) async fn a_stored_blob_has_its_length_and_exactly_its_bytes(storage: &Storage) -> Result<()> {
     const PART: usize = 8 * 1024 * 1024;
     for size in [0, 1, SMALL, 2 * PART, 2 * PART + 1, 3 * PART, LARGE] {
         let (digest, content) = blob(size);
         storage.store(&digest, &content).await?;
         assert_eq!(storage.blobs.size(&digest).await?, Some(size as u64));
-        ensure!(
-            storage.download(&digest).await? == content,
-            "{size} bytes came back as others"
-        );
+        ensure!(storage.download(&digest).await? == content, "{size} bytes came back as others");
     }
     for size in [0, SMALL, LARGE] {
         let (_, content) = blob(size);
         let digest = Digest::of(Algorithm::Sha512, &content);
         storage.store(&digest, &content).await?;
-        ensure!(
-            storage.download(&digest).await? == content,
-            "{size} bytes came back as others"
-        );
+        ensure!(storage.download(&digest).await? == content, "{size} bytes came back as others");
     }
     Ok(())
 }
 
-pub(crate) async fn a_blob_becomes_visible_whole_and_not_before_its_body_has_ended(
-    storage: &Storage,
-) -> Result<()> {
+pub(crate) async fn a_blob_becomes_visible_whole_and_not_before_its_body_has_ended(storage: &Storage) -> Result<()> {
     for size in [SMALL, LARGE] {
         let (digest, content) = blob(size);
         let (blobs, unseen) = (Arc::clone(&storage.blobs), digest.clone());
         let watched = stream::iter(pieces(&content)).then(move |piece| {
             let (blobs, unseen) = (Arc::clone(&blobs), unseen.clone());
             async move {
-                assert_eq!(
-                    blobs.size(&unseen).await?,
-                    None,
-                    "visible before its body has ended"
-                );
+                assert_eq!(blobs.size(&unseen).await?, None, "visible before its body has ended");
                 Ok(piece)
             }
         });
@@ -72,26 +58,13 @@ pub(crate) async fn a_blob_becomes_visible_whole_and_not_before_its_body_has_end
 
 pub(crate) async fn a_body_that_ends_with_an_error_leaves_nothing(storage: &Storage) -> Result<()> {
     // With all of its bytes, as a wrong digest shows only then, and with the first of them.
-    for (size, sent) in [
-        (SMALL, SMALL),
-        (SMALL, 1),
-        (LARGE, LARGE),
-        (LARGE, LARGE / 2),
-    ] {
+    for (size, sent) in [(SMALL, SMALL), (SMALL, 1), (LARGE, LARGE), (LARGE, LARGE / 2)] {
         let (digest, content) = blob(size);
         let wrong = FillError::Mismatch("another digest".to_owned());
-        let outcome = storage
-            .store_body(&digest, size, body(&content.slice(..sent), Some(wrong)))
-            .await;
-        ensure!(
-            matches!(outcome, Err(FillError::Mismatch(_))),
-            "{outcome:?}"
-        );
+        let outcome = storage.store_body(&digest, size, body(&content.slice(..sent), Some(wrong))).await;
+        ensure!(matches!(outcome, Err(FillError::Mismatch(_))), "{outcome:?}");
         assert_eq!(storage.blobs.size(&digest).await?, None);
-        ensure!(
-            storage.is_empty()?,
-            "something is left of {sent} bytes of {size}"
-        );
+        ensure!(storage.is_empty()?, "something is left of {sent} bytes of {size}");
     }
     Ok(())
 }
@@ -114,10 +87,7 @@ pub(crate) async fn a_store_that_is_given_up_half_way_shows_nothing_and_can_be_d
         }
         assert_eq!(storage.blobs.size(&digest).await?, None);
         storage.store(&digest, &content).await?;
-        ensure!(
-            storage.download(&digest).await? == content,
-            "{size} bytes came back as others"
-        );
+        ensure!(storage.download(&digest).await? == content, "{size} bytes came back as others");
     }
     Ok(())
 }
@@ -129,10 +99,7 @@ pub(crate) async fn storing_a_blob_twice_is_a_no_op(storage: &Storage) -> Result
         let before = storage.blobs_and_uploads()?;
         storage.store(&digest, &content).await?;
         assert_eq!(storage.blobs_and_uploads()?, before);
-        ensure!(
-            storage.download(&digest).await? == content,
-            "{size} bytes came back as others"
-        );
+        ensure!(storage.download(&digest).await? == content, "{size} bytes came back as others");
     }
     Ok(())
 }
@@ -142,10 +109,7 @@ pub(crate) async fn fills_of_one_blob_that_race_all_succeed(storage: &Storage) -
         let before = storage.blobs_and_uploads()?;
         let (digest, content) = blob(size);
         try_join_all((0..racers).map(|_| storage.store(&digest, &content))).await?;
-        ensure!(
-            storage.download(&digest).await? == content,
-            "{size} bytes came back as others"
-        );
+        ensure!(storage.download(&digest).await? == content, "{size} bytes came back as others");
         assert_eq!(storage.blobs_and_uploads()?, before + 1);
     }
     Ok(())

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use futures_util::future::try_join_all;
 use stopover::oci::{Descriptor, MediaType};
-use stopover::ports::{BlobRecord, BlobState, Observed, TagRecord};
+use stopover::ports::{BlobRecord, BlobState, Lease, Observed, TagRecord};
 use stopover::time::Timestamp;
 
 use crate::storage::{Storage, digest, manifest, repository};
@@ -15,49 +15,30 @@ use crate::storage::{Storage, digest, manifest, repository};
 const RACERS: u64 = 64;
 
 fn tag_record(checked_at: u64) -> TagRecord {
-    let observed = Observed {
-        digest: digest("observed"),
-        media_type: MediaType::DockerList,
-        size: 1 << 40,
-    };
+    let observed = Observed { digest: digest("observed"), media_type: MediaType::DockerList, size: 1 << 40 };
     TagRecord {
         observed: Some(observed),
         previous: Some(digest("previous")),
         checked_at: Timestamp(checked_at),
         fresh_until: Timestamp(checked_at + 300),
+        lease: Some(Lease { owner: "one".to_owned(), until: Timestamp(checked_at + 20) }),
     }
 }
 
 pub(crate) fn blob_record(attempts: u32) -> BlobRecord {
-    BlobRecord {
-        state: BlobState::Absent,
-        attempts,
-        failure: None,
-    }
+    BlobRecord { state: BlobState::Absent, attempts, failure: None }
 }
 
 pub(crate) fn members(count: usize) -> Vec<Descriptor> {
-    let member = |number| Descriptor {
-        digest: digest(&format!("member {number}")),
-        size: number as u64,
-        foreign: false,
-    };
+    let member =
+        |number| Descriptor { digest: digest(&format!("member {number}")), size: number as u64, foreign: false };
     (0..count).map(member).collect()
 }
 
 pub(crate) async fn what_was_not_written_is_absent(storage: &Storage) -> Result<()> {
     let repository = repository("library/nothing")?;
-    assert_eq!(
-        storage.ledger.tag(&repository, &"latest".parse()?).await?,
-        None
-    );
-    assert_eq!(
-        storage
-            .ledger
-            .manifest(&repository, &digest("never"))
-            .await?,
-        None
-    );
+    assert_eq!(storage.ledger.reference(&repository, &"latest".parse()?).await?, None);
+    assert_eq!(storage.ledger.manifest(&repository, &digest("never")).await?, None);
     let view = storage.ledger.blob(&repository, &digest("never")).await?;
     assert_eq!((view.member, view.record), (None, None));
     Ok(())
@@ -65,40 +46,21 @@ pub(crate) async fn what_was_not_written_is_absent(storage: &Storage) -> Result<
 
 pub(crate) async fn a_tag_record_is_read_as_it_was_written(storage: &Storage) -> Result<()> {
     let (repository, tag) = (repository("a/b")?, "v1.2-x_y".parse()?);
-    let missing = TagRecord {
-        observed: None,
-        previous: None,
-        ..tag_record(u64::from(u32::MAX))
-    };
+    let missing = TagRecord { observed: None, previous: None, lease: None, ..tag_record(u64::from(u32::MAX)) };
     let mut version = None;
     for record in [tag_record(1), missing, tag_record(2)] {
-        assert!(
-            storage
-                .ledger
-                .swap_tag(&repository, &tag, version, &record)
-                .await?
-        );
-        let read = storage
-            .ledger
-            .tag(&repository, &tag)
-            .await?
-            .context("absent")?;
+        assert!(storage.ledger.swap_reference(&repository, &tag, version, &record).await?.is_some());
+        let read = storage.ledger.reference(&repository, &tag).await?.context("absent")?;
         assert_eq!(read.value, record);
         version = Some(read.version);
     }
-    assert_eq!(
-        storage.ledger.tag(&repository, &"v1.2".parse()?).await?,
-        None
-    );
+    assert_eq!(storage.ledger.reference(&repository, &"v1.2".parse()?).await?, None);
     Ok(())
 }
 
 pub(crate) async fn a_blob_record_is_read_as_it_was_written(storage: &Storage) -> Result<()> {
     let (repository, digest) = (repository("a")?, digest("blob"));
-    let claimed = BlobState::Claimed {
-        owner: "one \u{e9}\"\n".to_owned(),
-        until: Timestamp(1 << 50),
-    };
+    let claimed = BlobState::Claimed { owner: "one \u{e9}\"\n".to_owned(), until: Timestamp(1 << 50) };
     let mut version = None;
     for (state, failure) in [
         (BlobState::Absent, Some("why \u{1f642}".to_owned())),
@@ -106,81 +68,37 @@ pub(crate) async fn a_blob_record_is_read_as_it_was_written(storage: &Storage) -
         (BlobState::Stored { size: 0 }, Some(String::new())),
         (BlobState::Stored { size: u64::MAX }, None),
     ] {
-        let record = BlobRecord {
-            state,
-            attempts: u32::MAX,
-            failure,
-        };
-        assert!(storage.ledger.swap_blob(&digest, version, &record).await?);
-        let read = storage
-            .ledger
-            .blob(&repository, &digest)
-            .await?
-            .record
-            .context("absent")?;
+        let record = BlobRecord { state, attempts: u32::MAX, failure };
+        assert!(storage.ledger.swap_blob(&digest, version, &record).await?.is_some());
+        let read = storage.ledger.blob(&repository, &digest).await?.record.context("absent")?;
         assert_eq!(read.value, record);
         version = Some(read.version);
     }
     Ok(())
 }
 
-pub(crate) async fn a_conditional_write_with_another_version_writes_nothing(
-    storage: &Storage,
-) -> Result<()> {
-    let (ledger, repository, tag, digest) = (
-        &storage.ledger,
-        repository("a")?,
-        "t".parse()?,
-        digest("blob"),
-    );
+pub(crate) async fn a_conditional_write_with_another_version_writes_nothing(storage: &Storage) -> Result<()> {
+    let (ledger, repository, tag, digest) = (&storage.ledger, repository("a")?, "t".parse()?, digest("blob"));
     assert!(
-        !ledger
-            .swap_tag(&repository, &tag, Some(1), &tag_record(1))
-            .await?,
+        ledger.swap_reference(&repository, &tag, Some(1), &tag_record(1)).await?.is_none(),
         "there is nothing to have a version"
     );
-    assert!(
-        !ledger.swap_blob(&digest, Some(1), &blob_record(1)).await?,
-        "there is nothing to have a version"
-    );
-    assert_eq!(ledger.tag(&repository, &tag).await?, None);
+    assert!(ledger.swap_blob(&digest, Some(1), &blob_record(1)).await?.is_none(), "there is nothing to have a version");
+    assert_eq!(ledger.reference(&repository, &tag).await?, None);
     assert_eq!(ledger.blob(&repository, &digest).await?.record, None);
 
-    assert!(
-        ledger
-            .swap_tag(&repository, &tag, None, &tag_record(1))
-            .await?
-    );
-    assert!(ledger.swap_blob(&digest, None, &blob_record(1)).await?);
-    let written = ledger.tag(&repository, &tag).await?.context("absent")?;
-    let written_blob = ledger
-        .blob(&repository, &digest)
-        .await?
-        .record
-        .context("absent")?;
-    for wrong in [
-        None,
-        Some(written.version.wrapping_add(1)),
-        Some(written.version.wrapping_sub(1)),
-    ] {
-        assert!(
-            !ledger
-                .swap_tag(&repository, &tag, wrong, &tag_record(2))
-                .await?
-        );
+    assert!(ledger.swap_reference(&repository, &tag, None, &tag_record(1)).await?.is_some());
+    assert!(ledger.swap_blob(&digest, None, &blob_record(1)).await?.is_some());
+    let written = ledger.reference(&repository, &tag).await?.context("absent")?;
+    let written_blob = ledger.blob(&repository, &digest).await?.record.context("absent")?;
+    for wrong in [None, Some(written.version.wrapping_add(1)), Some(written.version.wrapping_sub(1))] {
+        assert!(ledger.swap_reference(&repository, &tag, wrong, &tag_record(2)).await?.is_none());
     }
-    for wrong in [
-        None,
-        Some(written_blob.version.wrapping_add(1)),
-        Some(written_blob.version.wrapping_sub(1)),
-    ] {
-        assert!(!ledger.swap_blob(&digest, wrong, &blob_record(2)).await?);
+    for wrong in [None, Some(written_blob.version.wrapping_add(1)), Some(written_blob.version.wrapping_sub(1))] {
+        assert!(ledger.swap_blob(&digest, wrong, &blob_record(2)).await?.is_none());
     }
-    assert_eq!(ledger.tag(&repository, &tag).await?, Some(written));
-    assert_eq!(
-        ledger.blob(&repository, &digest).await?.record,
-        Some(written_blob)
-    );
+    assert_eq!(ledger.reference(&repository, &tag).await?, Some(written));
+    assert_eq!(ledger.blob(&repository, &digest).await?.record, Some(written_blob));
     Ok(())
 }
 
@@ -190,95 +108,39 @@ pub(crate) async fn every_write_changes_the_version(storage: &Storage) -> Result
     let mut version = None;
     for _ in 0..10 {
         // Even where nothing else changes.
-        assert!(
-            storage
-                .ledger
-                .swap_tag(&repository, &tag, version, &tag_record(1))
-                .await?
-        );
-        version = Some(
-            storage
-                .ledger
-                .tag(&repository, &tag)
-                .await?
-                .context("absent")?
-                .version,
-        );
+        version = storage.ledger.swap_reference(&repository, &tag, version, &tag_record(1)).await?;
+        let read = storage.ledger.reference(&repository, &tag).await?.context("absent")?;
+        assert_eq!(Some(read.version), version, "a write says which version it made");
         assert!(versions.insert(version), "a version was used twice");
     }
     Ok(())
 }
 
 pub(crate) async fn of_racing_conditional_writes_one_wins(storage: &Storage) -> Result<()> {
-    let (repository, tag, digest) = (
-        Arc::new(repository("a")?),
-        Arc::new("t".parse()?),
-        digest("blob"),
-    );
+    let (repository, tag, digest) = (Arc::new(repository("a")?), Arc::new("t".parse()?), digest("blob"));
     // The first write of an item, and one over a version; records that differ, and records that do not.
     for round in 0..3_u32 {
-        let tag_version = storage
-            .ledger
-            .tag(&repository, &tag)
-            .await?
-            .map(|read| read.version);
-        let blob_version = storage
-            .ledger
-            .blob(&repository, &digest)
-            .await?
-            .record
-            .map(|read| read.version);
+        let tag_version = storage.ledger.reference(&repository, &tag).await?.map(|read| read.version);
+        let blob_version = storage.ledger.blob(&repository, &digest).await?.record.map(|read| read.version);
         let race = (0..RACERS).map(|racer| {
             let (ledger, digest) = (Arc::clone(&storage.ledger), digest.clone());
             let (repository, tag) = (Arc::clone(&repository), Arc::clone(&tag));
             let number = if round == 2 { 0 } else { racer };
             tokio::spawn(async move {
-                let tag = ledger
-                    .swap_tag(&repository, &tag, tag_version, &tag_record(number))
-                    .await?;
-                let blob = ledger
-                    .swap_blob(&digest, blob_version, &blob_record(u32::try_from(number)?))
-                    .await?;
+                let tag = ledger.swap_reference(&repository, &tag, tag_version, &tag_record(number)).await?;
+                let blob = ledger.swap_blob(&digest, blob_version, &blob_record(u32::try_from(number)?)).await?;
                 anyhow::Ok((number, tag, blob))
             })
         });
-        let outcomes = try_join_all(race)
-            .await?
-            .into_iter()
-            .collect::<Result<Vec<_>>>()?;
-        let tag_winners: Vec<u64> = outcomes
-            .iter()
-            .filter(|outcome| outcome.1)
-            .map(|outcome| outcome.0)
-            .collect();
-        let blob_winners: Vec<u64> = outcomes
-            .iter()
-            .filter(|outcome| outcome.2)
-            .map(|outcome| outcome.0)
-            .collect();
-        assert_eq!(
-            (tag_winners.len(), blob_winners.len()),
-            (1, 1),
-            "round {round}"
-        );
-        let written = storage
-            .ledger
-            .tag(&repository, &tag)
-            .await?
-            .context("absent")?
-            .value;
-        assert_eq!(
-            written,
-            tag_record(tag_winners[0]),
-            "the winner's record is the one that is there"
-        );
-        let written = storage
-            .ledger
-            .blob(&repository, &digest)
-            .await?
-            .record
-            .context("absent")?
-            .value;
+        let outcomes = try_join_all(race).await?.into_iter().collect::<Result<Vec<_>>>()?;
+        let tag_winners: Vec<u64> =
+            outcomes.iter().filter(|outcome| outcome.1.is_some()).map(|outcome| outcome.0).collect();
+        let blob_winners: Vec<u64> =
+            outcomes.iter().filter(|outcome| outcome.2.is_some()).map(|outcome| outcome.0).collect();
+        assert_eq!((tag_winners.len(), blob_winners.len()), (1, 1), "round {round}");
+        let written = storage.ledger.reference(&repository, &tag).await?.context("absent")?.value;
+        assert_eq!(written, tag_record(tag_winners[0]), "the winner's record is the one that is there");
+        let written = storage.ledger.blob(&repository, &digest).await?.record.context("absent")?.value;
         assert_eq!(u64::from(written.attempts), blob_winners[0]);
     }
     Ok(())
@@ -287,24 +149,10 @@ pub(crate) async fn of_racing_conditional_writes_one_wins(storage: &Storage) -> 
 pub(crate) async fn a_manifest_is_read_byte_for_byte(storage: &Storage) -> Result<()> {
     let repository = repository("a")?;
     // Around the size from which a manifest does not fit into an item, and the largest there is.
-    for size in [
-        0,
-        5_000,
-        349_990,
-        350_000,
-        350_010,
-        400_000,
-        4 * 1024 * 1024 - 100,
-    ] {
+    for size in [0, 5_000, 349_990, 350_000, 350_010, 400_000, 4 * 1024 * 1024 - 100] {
         let manifest = manifest(size);
-        storage
-            .ledger
-            .put_manifest(&repository, &manifest, &[])
-            .await?;
-        let read = storage
-            .ledger
-            .manifest(&repository, &manifest.digest)
-            .await?;
+        storage.ledger.put_manifest(&repository, &manifest, &[]).await?;
+        let read = storage.ledger.manifest(&repository, &manifest.digest).await?;
         assert!(
             read.as_ref() == Some(&manifest),
             "a manifest of {size} bytes came back as {:?}",
@@ -319,61 +167,32 @@ pub(crate) async fn a_manifest_can_be_put_twice(storage: &Storage) -> Result<()>
     for size in [5_000, 400_000] {
         let manifest = manifest(size);
         for _ in 0..2 {
-            storage
-                .ledger
-                .put_manifest(&repository, &manifest, &members(3))
-                .await?;
-            assert!(
-                storage
-                    .ledger
-                    .manifest(&repository, &manifest.digest)
-                    .await?
-                    .as_ref()
-                    == Some(&manifest)
-            );
+            storage.ledger.put_manifest(&repository, &manifest, &members(3)).await?;
+            assert!(storage.ledger.manifest(&repository, &manifest.digest).await?.as_ref() == Some(&manifest));
         }
     }
     Ok(())
 }
 
-pub(crate) async fn a_manifest_belongs_to_the_repository_it_was_put_in(
-    storage: &Storage,
-) -> Result<()> {
+pub(crate) async fn a_manifest_belongs_to_the_repository_it_was_put_in(storage: &Storage) -> Result<()> {
     for size in [5_000, 400_000] {
         let manifest = manifest(size);
-        storage
-            .ledger
-            .put_manifest(&repository("mine/a")?, &manifest, &[])
-            .await?;
+        storage.ledger.put_manifest(&repository("mine/a")?, &manifest, &[]).await?;
         for other in ["mine", "mine/a/b", "mine/b"] {
-            assert_eq!(
-                storage
-                    .ledger
-                    .manifest(&repository(other)?, &manifest.digest)
-                    .await?,
-                None
-            );
+            assert_eq!(storage.ledger.manifest(&repository(other)?, &manifest.digest).await?, None);
         }
     }
     Ok(())
 }
 
-pub(crate) async fn once_a_manifest_can_be_read_every_membership_can(
-    storage: &Storage,
-) -> Result<()> {
+pub(crate) async fn once_a_manifest_can_be_read_every_membership_can(storage: &Storage) -> Result<()> {
     let (repository, manifest, members) = (repository("a")?, manifest(5_000), members(137));
     // One digest twice: the configuration of an image may be one of its layers.
     let put: Vec<_> = members.iter().chain(members.first()).cloned().collect();
     let ledger = Arc::clone(&storage.ledger);
     let (there, written) = (repository.clone(), manifest.clone());
     let write = tokio::spawn(async move { ledger.put_manifest(&there, &written, &put).await });
-    while !write.is_finished()
-        && storage
-            .ledger
-            .manifest(&repository, &manifest.digest)
-            .await?
-            .is_none()
-    {
+    while !write.is_finished() && storage.ledger.manifest(&repository, &manifest.digest).await?.is_none() {
         tokio::task::yield_now().await;
     }
     for member in &members {
@@ -383,24 +202,14 @@ pub(crate) async fn once_a_manifest_can_be_read_every_membership_can(
     Ok(write.await??)
 }
 
-pub(crate) async fn a_membership_belongs_to_its_repository_and_a_blob_record_to_all(
-    storage: &Storage,
-) -> Result<()> {
+pub(crate) async fn a_membership_belongs_to_its_repository_and_a_blob_record_to_all(storage: &Storage) -> Result<()> {
     let (mine, other, digest) = (repository("mine")?, repository("other")?, digest("blob"));
     storage.ledger.put_membership(&mine, &digest, 7).await?;
     storage.ledger.put_membership(&mine, &digest, 7).await?;
     let view = storage.ledger.blob(&mine, &digest).await?;
     assert_eq!((view.member, view.record), (Some(7), None));
-    assert!(
-        storage
-            .ledger
-            .swap_blob(&digest, None, &blob_record(1))
-            .await?
-    );
-    let (mine, other) = (
-        storage.ledger.blob(&mine, &digest).await?,
-        storage.ledger.blob(&other, &digest).await?,
-    );
+    assert!(storage.ledger.swap_blob(&digest, None, &blob_record(1)).await?.is_some());
+    let (mine, other) = (storage.ledger.blob(&mine, &digest).await?, storage.ledger.blob(&other, &digest).await?);
     assert_eq!((mine.member, other.member), (Some(7), None));
     assert!(mine.record.is_some() && mine.record == other.record);
     Ok(())

@@ -22,40 +22,14 @@ async fn a_manifest_is_not_there_before_its_memberships() -> Result<()> {
     let storage = Storage::aws().await?;
     let (repository, manifest) = (repository("a")?, manifest(5_000));
     let members = members(60);
-    storage
-        .endpoints()
-        .fail_next(Service::DynamoDb, "BatchWriteItem", 4 * ATTEMPTS);
-    assert!(
-        storage
-            .ledger
-            .put_manifest(&repository, &manifest, &members)
-            .await
-            .is_err()
-    );
+    storage.endpoints().fail_next(Service::DynamoDb, "BatchWriteItem", 4 * ATTEMPTS);
+    assert!(storage.ledger.put_manifest(&repository, &manifest, &members).await.is_err());
     storage.endpoints().heal();
-    assert_eq!(
-        storage
-            .ledger
-            .manifest(&repository, &manifest.digest)
-            .await?,
-        None
-    );
+    assert_eq!(storage.ledger.manifest(&repository, &manifest.digest).await?, None);
 
-    let before = storage
-        .endpoints()
-        .calls(Service::DynamoDb, "BatchWriteItem");
-    storage
-        .ledger
-        .put_manifest(&repository, &manifest, &members)
-        .await?;
-    assert_eq!(
-        storage
-            .endpoints()
-            .calls(Service::DynamoDb, "BatchWriteItem")
-            - before,
-        3,
-        "25 items at a time"
-    );
+    let before = storage.endpoints().calls(Service::DynamoDb, "BatchWriteItem");
+    storage.ledger.put_manifest(&repository, &manifest, &members).await?;
+    assert_eq!(storage.endpoints().calls(Service::DynamoDb, "BatchWriteItem") - before, 3, "25 items at a time");
     Ok(())
 }
 
@@ -63,75 +37,36 @@ async fn a_manifest_is_not_there_before_its_memberships() -> Result<()> {
 async fn warm_reads_are_one_round_trip() -> Result<()> {
     let storage = Storage::aws().await?;
     let (repository, manifest) = (repository("a")?, manifest(5_000));
-    storage
-        .ledger
-        .put_manifest(&repository, &manifest, &[])
-        .await?;
-    let before = storage
-        .endpoints()
-        .calls(Service::DynamoDb, EVERY_OPERATION);
-    storage
-        .ledger
-        .manifest(&repository, &manifest.digest)
-        .await?
-        .context("absent")?;
-    storage.ledger.tag(&repository, &"t".parse()?).await?;
+    storage.ledger.put_manifest(&repository, &manifest, &[]).await?;
+    let before = storage.endpoints().calls(Service::DynamoDb, EVERY_OPERATION);
+    storage.ledger.manifest(&repository, &manifest.digest).await?.context("absent")?;
+    storage.ledger.reference(&repository, &"t".parse()?).await?;
     storage.ledger.blob(&repository, &digest("blob")).await?;
-    assert_eq!(
-        storage
-            .endpoints()
-            .calls(Service::DynamoDb, EVERY_OPERATION)
-            - before,
-        3
-    );
+    assert_eq!(storage.endpoints().calls(Service::DynamoDb, EVERY_OPERATION) - before, 3);
     Ok(())
 }
 
 #[tokio::test]
-async fn a_manifest_whose_object_was_deleted_is_absent_and_one_whose_object_was_changed_is_corrupt()
--> Result<()> {
+async fn a_manifest_whose_object_was_deleted_is_absent_and_one_whose_object_was_changed_is_corrupt() -> Result<()> {
     let storage = Storage::aws().await?;
     let (repository, manifest) = (repository("a")?, manifest(400_000));
-    storage
-        .ledger
-        .put_manifest(&repository, &manifest, &[])
-        .await?;
+    storage.ledger.put_manifest(&repository, &manifest, &[]).await?;
     let key = storage.endpoints().objects().pop().context("no object")?;
     let (s3, bucket) = (storage.endpoints().s3().await, storage.endpoints().bucket());
 
     s3.delete_object().bucket(bucket).key(&key).send().await?;
-    assert_eq!(
-        storage
-            .ledger
-            .manifest(&repository, &manifest.digest)
-            .await?,
-        None
-    );
+    assert_eq!(storage.ledger.manifest(&repository, &manifest.digest).await?, None);
 
     let mut changed = manifest.bytes.to_vec();
     changed[100] ^= 1;
     for wrong in [changed.clone(), changed[1..].to_vec()] {
-        s3.put_object()
-            .bucket(bucket)
-            .key(&key)
-            .body(ByteStream::from(wrong))
-            .send()
-            .await?;
+        s3.put_object().bucket(bucket).key(&key).body(ByteStream::from(wrong)).send().await?;
         let read = storage.ledger.manifest(&repository, &manifest.digest).await;
         assert!(matches!(read, Err(StoreError::Corrupt(_))), "{read:?}");
     }
     s3.delete_object().bucket(bucket).key(&key).send().await?;
-    storage
-        .ledger
-        .put_manifest(&repository, &manifest, &[])
-        .await?;
-    assert_eq!(
-        storage
-            .ledger
-            .manifest(&repository, &manifest.digest)
-            .await?,
-        Some(manifest)
-    );
+    storage.ledger.put_manifest(&repository, &manifest, &[]).await?;
+    assert_eq!(storage.ledger.manifest(&repository, &manifest.digest).await?, Some(manifest));
     Ok(())
 }
 
@@ -141,11 +76,7 @@ async fn an_item_that_cannot_be_read_is_corrupt_and_not_absence() -> Result<()> 
     let (dynamo, digest) = (storage.endpoints().dynamodb().await, digest("blob"));
     let text = |text: &str| AttributeValue::S(text.to_owned());
     let put = dynamo.put_item().table_name(storage.endpoints().table());
-    put.item("pk", text(&format!("blob#{digest}")))
-        .item("sk", text("blob"))
-        .item("state", text("?"))
-        .send()
-        .await?;
+    put.item("pk", text(&format!("blob#{digest}"))).item("sk", text("blob")).item("state", text("?")).send().await?;
     let read = storage.ledger.blob(&repository("a")?, &digest).await;
     assert!(matches!(read, Err(StoreError::Corrupt(_))), "{read:?}");
     Ok(())
@@ -167,8 +98,7 @@ impl Intercept for FirstAnswerIsLost {
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         if !self.0.swap(true, Ordering::SeqCst) {
-            *context.response_mut() =
-                HttpResponse::new(500.try_into()?, ByteStream::from_static(b"").into_inner());
+            *context.response_mut() = HttpResponse::new(500.try_into()?, ByteStream::from_static(b"").into_inner());
         }
         Ok(())
     }
@@ -178,49 +108,21 @@ impl Intercept for FirstAnswerIsLost {
 async fn a_conditional_write_whose_answer_was_lost_is_known_as_ones_own() -> Result<()> {
     for overwrites in [false, true] {
         let storage = Storage::aws().await?;
-        let (endpoints, repository, digest) =
-            (storage.endpoints(), repository("a")?, digest("blob"));
+        let (endpoints, repository, digest) = (storage.endpoints(), repository("a")?, digest("blob"));
         if overwrites {
-            assert!(
-                storage
-                    .ledger
-                    .swap_blob(&digest, None, &blob_record(0))
-                    .await?
-            );
+            assert!(storage.ledger.swap_blob(&digest, None, &blob_record(0)).await?.is_some());
         }
-        let version = storage
-            .ledger
-            .blob(&repository, &digest)
-            .await?
-            .record
-            .map(|record| record.version);
+        let version = storage.ledger.blob(&repository, &digest).await?.record.map(|record| record.version);
         let config = endpoints.sdk_config().await;
-        let client = aws::dynamo_client(&config)
-            .config()
-            .to_builder()
-            .interceptor(FirstAnswerIsLost::default());
+        let client = aws::dynamo_client(&config).config().to_builder().interceptor(FirstAnswerIsLost::default());
         let client = aws_sdk_dynamodb::Client::from_conf(client.build());
         let blobs = S3Blobs::new(aws::s3_client(&config), endpoints.bucket());
         let ledger = DynamoLedger::new(client, endpoints.table(), blobs);
         let before = endpoints.calls(Service::DynamoDb, "PutItem");
-        assert!(ledger.swap_blob(&digest, version, &blob_record(1)).await?);
-        assert_eq!(
-            endpoints.calls(Service::DynamoDb, "PutItem") - before,
-            2,
-            "the SDK asked again"
-        );
-        assert!(
-            !storage
-                .ledger
-                .swap_blob(&digest, version, &blob_record(2))
-                .await?
-        );
-        let read = storage
-            .ledger
-            .blob(&repository, &digest)
-            .await?
-            .record
-            .context("absent")?;
+        assert!(ledger.swap_blob(&digest, version, &blob_record(1)).await?.is_some());
+        assert_eq!(endpoints.calls(Service::DynamoDb, "PutItem") - before, 2, "the SDK asked again");
+        assert!(storage.ledger.swap_blob(&digest, version, &blob_record(2)).await?.is_none());
+        let read = storage.ledger.blob(&repository, &digest).await?.record.context("absent")?;
         assert_eq!(read.value, blob_record(1));
     }
     Ok(())

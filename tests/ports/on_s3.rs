@@ -21,48 +21,25 @@ async fn objects_are_found_where_the_design_says() -> Result<()> {
     for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
         let digest = Digest::of(algorithm, &content);
         storage.store(&digest, &content).await?;
-        let key = format!(
-            "blobs/{}/{}/{}",
-            algorithm.name(),
-            &digest.hex()[..2],
-            digest.hex()
-        );
+        let key = format!("blobs/{}/{}/{}", algorithm.name(), &digest.hex()[..2], digest.hex());
         assert!(storage.endpoints().objects().contains(&key), "{key}");
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn a_location_is_signed_without_network_for_fifteen_minutes_and_for_get_alone() -> Result<()>
-{
+async fn a_location_is_signed_without_network_for_fifteen_minutes_and_for_get_alone() -> Result<()> {
     let storage = Storage::aws().await?;
     let (digest, content) = blob(1000);
     storage.store(&digest, &content).await?;
     let before = storage.endpoints().calls(Service::S3, EVERY_OPERATION);
-    let Some(Location::Url(url)) = storage.blobs.locate(&digest).await? else {
-        panic!("not a URL")
-    };
-    assert_eq!(
-        storage.endpoints().calls(Service::S3, EVERY_OPERATION),
-        before
-    );
+    let Some(Location::Url(url)) = storage.blobs.locate(&digest).await? else { panic!("not a URL") };
+    assert_eq!(storage.endpoints().calls(Service::S3, EVERY_OPERATION), before);
     assert!(url.contains("X-Amz-Expires=900&"), "{url}");
     let hex = digest.hex();
-    assert!(
-        url.contains(&format!("/blobs/sha256/{}/{hex}?", &hex[..2])),
-        "{url}"
-    );
+    assert!(url.contains(&format!("/blobs/sha256/{}/{hex}?", &hex[..2])), "{url}");
     let client = reqwest::Client::new();
-    assert_eq!(
-        client
-            .get(&url)
-            .header("range", "bytes=10-19")
-            .send()
-            .await?
-            .bytes()
-            .await?,
-        content.slice(10..20)
-    );
+    assert_eq!(client.get(&url).header("range", "bytes=10-19").send().await?.bytes().await?, content.slice(10..20));
     assert_eq!(client.head(&url).send().await?.status(), 403);
     Ok(())
 }
@@ -84,12 +61,7 @@ async fn a_body_of_another_length_is_not_stored() -> Result<()> {
     for size in [1000, LARGE] {
         for sent in [size - 1, size + 1] {
             let (digest, content) = blob(sent);
-            assert!(
-                storage
-                    .store_body(&digest, size, body(&content, None))
-                    .await
-                    .is_err()
-            );
+            assert!(storage.store_body(&digest, size, body(&content, None)).await.is_err());
             assert!(storage.is_empty()?, "{sent} bytes of {size}");
         }
     }
@@ -104,18 +76,12 @@ async fn an_upload_that_fails_is_aborted() -> Result<()> {
         // As many as fail one part for good, however many are on their way.
         storage.endpoints().fail_next(Service::S3, operation, 9);
         let outcome = storage.store(&digest, &content).await;
-        ensure!(
-            matches!(outcome, Err(FillError::Store(StoreError::Unavailable(_)))),
-            "{operation}: {outcome:?}"
-        );
+        ensure!(matches!(outcome, Err(FillError::Store(StoreError::Unavailable(_)))), "{operation}: {outcome:?}");
         storage.endpoints().heal();
         assert!(storage.is_empty()?, "{operation}");
     }
     storage.store(&digest, &content).await?;
-    ensure!(
-        storage.download(&digest).await? == content,
-        "other bytes came back"
-    );
+    ensure!(storage.download(&digest).await? == content, "other bytes came back");
     Ok(())
 }
 
@@ -127,15 +93,10 @@ async fn at_most_three_parts_of_a_blob_are_in_memory() -> Result<()> {
     let body = body(&content, None).inspect(move |piece| {
         // What is taken after three unsent parts is the first of a fourth.
         let sent = watched.endpoints().calls(Service::S3, "UploadPart");
-        assert!(
-            taken < (sent + 3) * PART,
-            "{taken} bytes taken, {sent} parts sent"
-        );
+        assert!(taken < (sent + 3) * PART, "{taken} bytes taken, {sent} parts sent");
         taken += piece.as_ref().map_or(0, |piece| piece.len());
     });
-    storage
-        .store_body(&digest, content.len(), Box::pin(body))
-        .await?;
+    storage.store_body(&digest, content.len(), Box::pin(body)).await?;
     assert_eq!(storage.endpoints().calls(Service::S3, "UploadPart"), 9);
     Ok(())
 }

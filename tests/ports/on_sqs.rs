@@ -12,19 +12,13 @@ use crate::storage::{digest, repository};
 
 pub(crate) fn jobs(count: usize) -> Result<Vec<Job>> {
     let repository = repository("library/nginx")?;
-    let job = |number| Job {
-        repository: repository.clone(),
-        digest: digest(&format!("{number}")),
-        size: number as u64,
-    };
+    let job =
+        |number| Job { repository: repository.clone(), digest: digest(&format!("{number}")), size: number as u64 };
     Ok((0..count).map(job).collect())
 }
 
 pub(crate) async fn fills(endpoints: &Endpoints) -> SqsFills {
-    SqsFills::new(
-        aws::sqs_client(&endpoints.sdk_config().await),
-        endpoints.queue_url(),
-    )
+    SqsFills::new(aws::sqs_client(&endpoints.sdk_config().await), endpoints.queue_url())
 }
 
 #[tokio::test]
@@ -35,35 +29,20 @@ async fn every_requested_fill_is_a_message_of_its_own() -> Result<()> {
     assert_eq!(endpoints.queued_messages(), 0);
     fills.request(&jobs[..24]).await?;
     assert_eq!(endpoints.calls(Service::Sqs, "SendMessageBatch"), 3);
-    ensure!(
-        fills.request_now(&jobs[24]).await?.is_none(),
-        "the filler is another process"
-    );
+    ensure!(fills.request_now(&jobs[24]).await?.is_none(), "the filler is another process");
     assert_eq!(endpoints.queued_messages(), 25);
 
     let mut received = BTreeSet::new();
     let sqs = endpoints.sqs().await;
     while received.len() < jobs.len() {
-        let receive = sqs
-            .receive_message()
-            .queue_url(endpoints.queue_url())
-            .max_number_of_messages(10);
-        let messages = receive
-            .send()
-            .await?
-            .messages
-            .context("a message is missing")?;
+        let receive = sqs.receive_message().queue_url(endpoints.queue_url()).max_number_of_messages(10);
+        let messages = receive.send().await?.messages.context("a message is missing")?;
         for message in messages {
             let job: Job = serde_json::from_str(message.body().context("no body")?)?;
             received.insert((job.size, job.digest, job.repository));
         }
     }
-    assert_eq!(
-        received,
-        jobs.into_iter()
-            .map(|job| (job.size, job.digest, job.repository))
-            .collect()
-    );
+    assert_eq!(received, jobs.into_iter().map(|job| (job.size, job.digest, job.repository)).collect());
     Ok(())
 }
 
@@ -72,15 +51,9 @@ async fn a_queue_that_takes_nothing_is_unavailable() -> Result<()> {
     let endpoints = Endpoints::start().await?;
     let fills = fills(&endpoints).await;
     endpoints.fail_next(Service::Sqs, EVERY_OPERATION, ATTEMPTS);
-    assert!(matches!(
-        fills.request(&jobs(3)?).await,
-        Err(StoreError::Unavailable(_))
-    ));
+    assert!(matches!(fills.request(&jobs(3)?).await, Err(StoreError::Unavailable(_))));
     endpoints.fail_next(Service::Sqs, EVERY_OPERATION, ATTEMPTS);
-    assert!(matches!(
-        fills.request_now(&jobs(1)?[0]).await,
-        Err(StoreError::Unavailable(_))
-    ));
+    assert!(matches!(fills.request_now(&jobs(1)?[0]).await, Err(StoreError::Unavailable(_))));
     assert_eq!(endpoints.queued_messages(), 0);
     Ok(())
 }

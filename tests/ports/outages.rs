@@ -16,43 +16,22 @@ pub(crate) const ATTEMPTS: usize = 3;
 async fn a_storage_outage_is_not_absence() -> Result<()> {
     let storage = Storage::aws().await?;
     let (repository, digest) = (repository("a")?, digest("blob"));
-    storage
-        .endpoints()
-        .fail_next(Service::S3, EVERY_OPERATION, ATTEMPTS);
-    assert!(matches!(
-        storage.blobs.size(&digest).await,
-        Err(StoreError::Unavailable(_))
-    ));
+    storage.endpoints().fail_next(Service::S3, EVERY_OPERATION, ATTEMPTS);
+    assert!(matches!(storage.blobs.size(&digest).await, Err(StoreError::Unavailable(_))));
     for failure in 0..2 {
         let outage = || match failure {
-            0 => storage
-                .endpoints()
-                .fail_next(Service::DynamoDb, EVERY_OPERATION, ATTEMPTS),
-            _ => storage
-                .endpoints()
-                .throttle_next(Service::DynamoDb, EVERY_OPERATION, ATTEMPTS),
+            0 => storage.endpoints().fail_next(Service::DynamoDb, EVERY_OPERATION, ATTEMPTS),
+            _ => storage.endpoints().throttle_next(Service::DynamoDb, EVERY_OPERATION, ATTEMPTS),
         };
         outage();
-        assert!(matches!(
-            storage.ledger.tag(&repository, &"t".parse()?).await,
-            Err(StoreError::Unavailable(_))
-        ));
+        assert!(matches!(storage.ledger.reference(&repository, &"t".parse()?).await, Err(StoreError::Unavailable(_))));
+        outage();
+        assert!(matches!(storage.ledger.manifest(&repository, &digest).await, Err(StoreError::Unavailable(_))));
+        outage();
+        assert!(matches!(storage.ledger.blob(&repository, &digest).await, Err(StoreError::Unavailable(_))));
         outage();
         assert!(matches!(
-            storage.ledger.manifest(&repository, &digest).await,
-            Err(StoreError::Unavailable(_))
-        ));
-        outage();
-        assert!(matches!(
-            storage.ledger.blob(&repository, &digest).await,
-            Err(StoreError::Unavailable(_))
-        ));
-        outage();
-        assert!(matches!(
-            storage
-                .ledger
-                .swap_blob(&digest, None, &blob_record(1))
-                .await,
+            storage.ledger.swap_blob(&digest, None, &blob_record(1)).await,
             Err(StoreError::Unavailable(_))
         ));
         outage();
@@ -62,71 +41,34 @@ async fn a_storage_outage_is_not_absence() -> Result<()> {
         ));
     }
     let view = storage.ledger.blob(&repository, &digest).await?;
-    assert_eq!(
-        (view.member, view.record),
-        (None, None),
-        "nothing was written"
-    );
+    assert_eq!((view.member, view.record), (None, None), "nothing was written");
     Ok(())
 }
 
 #[tokio::test]
 async fn services_that_are_gone_are_unavailable_and_a_wrong_key_is_refused() -> Result<()> {
     let endpoints = Endpoints::start().await?;
-    let stranger = S3Blobs::new(
-        aws::s3_client(&endpoints.sdk_config_signed_with("wrong").await),
-        endpoints.bucket(),
-    );
-    assert!(matches!(
-        stranger.size(&digest("blob")).await,
-        Err(StoreError::Refused(_))
-    ));
+    let stranger = S3Blobs::new(aws::s3_client(&endpoints.sdk_config_signed_with("wrong").await), endpoints.bucket());
+    assert!(matches!(stranger.size(&digest("blob")).await, Err(StoreError::Refused(_))));
     let config = endpoints.sdk_config().await;
     let elsewhere = S3Blobs::new(aws::s3_client(&config), endpoints.bucket());
-    let no_table = DynamoLedger::new(
-        aws::dynamo_client(&config),
-        "no-such-table",
-        elsewhere.clone(),
-    );
-    assert!(matches!(
-        no_table.tag(&repository("a")?, &"t".parse()?).await,
-        Err(StoreError::Refused(_))
-    ));
-    let ledger = DynamoLedger::new(
-        aws::dynamo_client(&config),
-        endpoints.table(),
-        elsewhere.clone(),
-    );
+    let no_table = DynamoLedger::new(aws::dynamo_client(&config), "no-such-table", elsewhere.clone());
+    assert!(matches!(no_table.reference(&repository("a")?, &"t".parse()?).await, Err(StoreError::Refused(_))));
+    let ledger = DynamoLedger::new(aws::dynamo_client(&config), endpoints.table(), elsewhere.clone());
     let fills = fills(&endpoints).await;
     drop(endpoints);
-    assert!(matches!(
-        elsewhere.size(&digest("blob")).await,
-        Err(StoreError::Unavailable(_))
-    ));
-    assert!(matches!(
-        ledger.tag(&repository("a")?, &"t".parse()?).await,
-        Err(StoreError::Unavailable(_))
-    ));
-    assert!(matches!(
-        fills.request(&jobs(1)?).await,
-        Err(StoreError::Unavailable(_))
-    ));
+    assert!(matches!(elsewhere.size(&digest("blob")).await, Err(StoreError::Unavailable(_))));
+    assert!(matches!(ledger.reference(&repository("a")?, &"t".parse()?).await, Err(StoreError::Unavailable(_))));
+    assert!(matches!(fills.request(&jobs(1)?).await, Err(StoreError::Unavailable(_))));
     Ok(())
 }
 
 #[tokio::test]
 async fn a_throttled_call_is_tried_again() -> Result<()> {
     let storage = Storage::aws().await?;
-    storage
-        .endpoints()
-        .throttle_next(Service::DynamoDb, EVERY_OPERATION, 1);
-    assert_eq!(
-        storage.ledger.tag(&repository("a")?, &"t".parse()?).await?,
-        None
-    );
-    storage
-        .endpoints()
-        .throttle_next(Service::S3, EVERY_OPERATION, 1);
+    storage.endpoints().throttle_next(Service::DynamoDb, EVERY_OPERATION, 1);
+    assert_eq!(storage.ledger.reference(&repository("a")?, &"t".parse()?).await?, None);
+    storage.endpoints().throttle_next(Service::S3, EVERY_OPERATION, 1);
     assert_eq!(storage.blobs.size(&digest("blob")).await?, None);
     Ok(())
 }

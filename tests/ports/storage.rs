@@ -35,11 +35,7 @@ impl Storage {
         let data = TempDir::new()?;
         let blobs = Arc::new(Files::open(data.path())?);
         let ledger = Arc::new(EmbeddedLedger::open(&data.path().join("ledger.redb"))?);
-        Ok(Self {
-            blobs,
-            ledger,
-            place: Place::Directory(data),
-        })
+        Ok(Self { blobs, ledger, place: Place::Directory(data) })
     }
 
     /// The AWS adapters on services of their own.
@@ -47,16 +43,8 @@ impl Storage {
         let endpoints = Endpoints::start().await?;
         let config = endpoints.sdk_config().await;
         let blobs = S3Blobs::new(aws::s3_client(&config), endpoints.bucket());
-        let ledger = DynamoLedger::new(
-            aws::dynamo_client(&config),
-            endpoints.table(),
-            blobs.clone(),
-        );
-        Ok(Self {
-            blobs: Arc::new(blobs),
-            ledger: Arc::new(ledger),
-            place: Place::Aws(Box::new(endpoints)),
-        })
+        let ledger = DynamoLedger::new(aws::dynamo_client(&config), endpoints.table(), blobs.clone());
+        Ok(Self { blobs: Arc::new(blobs), ledger: Arc::new(ledger), place: Place::Aws(Box::new(endpoints)) })
     }
 
     /// The services behind the AWS adapters.
@@ -69,52 +57,24 @@ impl Storage {
 
     /// Stores `content` in pieces of 100,000 bytes, as a network would bring it.
     pub(crate) async fn store(&self, digest: &Digest, content: &Bytes) -> Result<(), FillError> {
-        self.store_body(digest, content.len(), body(content, None))
-            .await
+        self.store_body(digest, content.len(), body(content, None)).await
     }
 
     /// Stores what `body` brings, as a blob of `size` bytes.
-    pub(crate) async fn store_body(
-        &self,
-        digest: &Digest,
-        size: usize,
-        body: Body,
-    ) -> Result<(), FillError> {
-        self.blobs
-            .store(
-                digest,
-                size as u64,
-                body,
-                &watch::Sender::new(Progress::Waiting),
-            )
-            .await
+    pub(crate) async fn store_body(&self, digest: &Digest, size: usize, body: Body) -> Result<(), FillError> {
+        self.blobs.store(digest, size as u64, body, &watch::Sender::new(Progress::Waiting)).await
     }
 
     /// The bytes of a stored blob as a client gets them.
     pub(crate) async fn download(&self, digest: &Digest) -> Result<Bytes> {
-        match self
-            .blobs
-            .locate(digest)
-            .await?
-            .context("the blob is nowhere")?
-        {
-            Location::Url(url) => Ok(reqwest::Client::new()
-                .get(url)
-                .send()
-                .await?
-                .error_for_status()?
-                .bytes()
-                .await?),
+        match self.blobs.locate(digest).await?.context("the blob is nowhere")? {
+            Location::Url(url) => Ok(reqwest::Client::new().get(url).send().await?.error_for_status()?.bytes().await?),
             Location::File(file, size) => {
                 let mut file = file.try_clone()?;
                 let mut content = Vec::new();
                 file.rewind()?;
                 file.read_to_end(&mut content)?;
-                ensure!(
-                    content.len() as u64 == size,
-                    "{} bytes in a file of {size}",
-                    content.len()
-                );
+                ensure!(content.len() as u64 == size, "{} bytes in a file of {size}", content.len());
                 Ok(content.into())
             }
         }
@@ -123,9 +83,7 @@ impl Storage {
     /// How many blobs are visible, and how many are on their way or left half-way.
     pub(crate) fn blobs_and_uploads(&self) -> Result<usize> {
         match &self.place {
-            Place::Directory(data) => {
-                Ok(files(&data.path().join("blobs"))? + files(&data.path().join("unpublished"))?)
-            }
+            Place::Directory(data) => Ok(files(&data.path().join("blobs"))? + files(&data.path().join("unpublished"))?),
             Place::Aws(endpoints) => Ok(endpoints.objects().len() + endpoints.multipart_uploads()),
         }
     }
@@ -144,28 +102,19 @@ fn files(directory: &Path) -> Result<usize> {
     let mut count = 0;
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
-        count += if entry.file_type()?.is_dir() {
-            files(&entry.path())?
-        } else {
-            1
-        };
+        count += if entry.file_type()?.is_dir() { files(&entry.path())? } else { 1 };
     }
     Ok(count)
 }
 
 /// `content` in pieces, and at its end the error that is given.
 pub(crate) fn body(content: &Bytes, error: Option<FillError>) -> Body {
-    Box::pin(stream::iter(
-        pieces(content).into_iter().map(Ok).chain(error.map(Err)),
-    ))
+    Box::pin(stream::iter(pieces(content).into_iter().map(Ok).chain(error.map(Err))))
 }
 
 /// `content` in pieces that fit no power of two.
 pub(crate) fn pieces(content: &Bytes) -> Vec<Bytes> {
-    (0..content.len())
-        .step_by(100_000)
-        .map(|from| content.slice(from..content.len().min(from + 100_000)))
-        .collect()
+    (0..content.len()).step_by(100_000).map(|from| content.slice(from..content.len().min(from + 100_000))).collect()
 }
 
 /// `size` bytes that do not repeat, and their digest.
@@ -186,21 +135,12 @@ pub(crate) fn digest(text: &str) -> Digest {
 
 /// A repository at a test's upstream.
 pub(crate) fn repository(name: &str) -> Result<Repository> {
-    Ok(Repository {
-        upstream: "upstream.test".parse()?,
-        name: name.parse()?,
-    })
+    Ok(Repository { upstream: "upstream.test".parse()?, name: name.parse()? })
 }
 
 /// An index of about `size` bytes. Its bytes are what no serialiser would write.
 pub(crate) fn manifest(size: usize) -> Manifest {
     let padding = " ".repeat(size.saturating_sub(60));
-    let bytes = Bytes::from(format!(
-        "{{ \"manifests\" :[ ],\t\"note\":\"\u{e9}\\u00e9/\\/\"\r\n{padding}}}\n"
-    ));
-    Manifest {
-        digest: Digest::of(Algorithm::Sha256, &bytes),
-        media_type: MediaType::OciIndex,
-        bytes,
-    }
+    let bytes = Bytes::from(format!("{{ \"manifests\" :[ ],\t\"note\":\"\u{e9}\\u00e9/\\/\"\r\n{padding}}}\n"));
+    Manifest { digest: Digest::of(Algorithm::Sha256, &bytes), media_type: MediaType::OciIndex, bytes }
 }

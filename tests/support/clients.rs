@@ -49,22 +49,10 @@ impl Client {
         };
         match self {
             Self::Skopeo => {
-                skopeo(
-                    home.path(),
-                    &reference,
-                    &format!("dir:{}/image", home.path().display()),
-                    image,
-                )
-                .await
+                skopeo(home.path(), &reference, &format!("dir:{}/image", home.path().display()), image).await
             }
             Self::SkopeoToLayout => {
-                skopeo(
-                    home.path(),
-                    &reference,
-                    &format!("oci:{}/image:v1", home.path().display()),
-                    image,
-                )
-                .await
+                skopeo(home.path(), &reference, &format!("oci:{}/image:v1", home.path().display()), image).await
             }
             Self::Podman => podman(home.path(), &reference, image).await,
         }
@@ -89,80 +77,38 @@ impl std::fmt::Display for WrongContent {
 pub async fn pull_over_http(address: &str, image: &Image) -> anyhow::Result<()> {
     let client = reqwest::Client::builder().no_proxy().build()?;
     let base = format!("http://{address}/v2/{UPSTREAM}/{}", image.name);
-    let get = |path: String| {
-        client
-            .get(format!("{base}/{path}"))
-            .header(ACCEPT, images::MEDIA_TYPES.join(", "))
-            .send()
-    };
-    let tagged = get(format!("manifests/{}", image.tag))
-        .await?
-        .error_for_status()?
-        .bytes()
-        .await?;
-    ensure!(
-        digest_of(&tagged) == image.digest,
-        WrongContent(image.reference())
-    );
+    let get = |path: String| client.get(format!("{base}/{path}")).header(ACCEPT, images::MEDIA_TYPES.join(", ")).send();
+    let tagged = get(format!("manifests/{}", image.tag)).await?.error_for_status()?.bytes().await?;
+    ensure!(digest_of(&tagged) == image.digest, WrongContent(image.reference()));
     for (digest, bytes) in image.manifest_bytes() {
-        let answered = get(format!("manifests/{digest}"))
-            .await?
-            .error_for_status()?
-            .bytes()
-            .await?;
+        let answered = get(format!("manifests/{digest}")).await?.error_for_status()?.bytes().await?;
         ensure!(answered == bytes, WrongContent(digest.to_owned()));
     }
-    let blobs = image
-        .blobs()
-        .map(|blob| async { check_blob(get(format!("blobs/{}", blob.digest)).await?, blob).await });
+    let blobs =
+        image.blobs().map(|blob| async { check_blob(get(format!("blobs/{}", blob.digest)).await?, blob).await });
     futures_util::future::try_join_all(blobs).await?;
     Ok(())
 }
 
 async fn check_blob(answer: reqwest::Response, blob: &Blob) -> anyhow::Result<()> {
     let mut answer = answer.error_for_status()?;
-    let announced = answer
-        .headers()
-        .get(CONTENT_LENGTH)
-        .context("a blob without Content-Length")?
-        .to_str()?;
-    ensure!(
-        announced == blob.size.to_string(),
-        "{} has {} bytes, not {announced}",
-        blob.digest,
-        blob.size
-    );
+    let announced = answer.headers().get(CONTENT_LENGTH).context("a blob without Content-Length")?.to_str()?;
+    ensure!(announced == blob.size.to_string(), "{} has {} bytes, not {announced}", blob.digest, blob.size);
     let mut hasher = Sha256::new();
     while let Some(bytes) = answer.chunk().await? {
         hasher.update(&bytes);
     }
-    ensure!(
-        digest_from(hasher) == blob.digest,
-        WrongContent(blob.digest.clone())
-    );
+    ensure!(digest_from(hasher) == blob.digest, WrongContent(blob.digest.clone()));
     Ok(())
 }
 
 /// Both transports keep manifests and blobs as files: their digests must be those that were pushed, no more, no fewer.
-async fn skopeo(
-    home: &Path,
-    reference: &str,
-    destination: &str,
-    image: &Image,
-) -> anyhow::Result<()> {
+async fn skopeo(home: &Path, reference: &str, destination: &str, image: &Image) -> anyhow::Result<()> {
     let registries = home.join("registries.conf");
     let registries = registries.to_str().context("a path that is not UTF-8")?;
     let source = format!("docker://{reference}");
-    let arguments = [
-        "--registries-conf",
-        registries,
-        "copy",
-        "--all",
-        "--preserve-digests",
-        "--quiet",
-        &source,
-        destination,
-    ];
+    let arguments =
+        ["--registries-conf", registries, "copy", "--all", "--preserve-digests", "--quiet", &source, destination];
     run(home, "skopeo", &arguments).await?;
     let mut pulled = BTreeSet::new();
     for file in files_below(&home.join("image"))? {
@@ -171,11 +117,7 @@ async fn skopeo(
             pulled.insert(Blob::of_file(&file)?.digest);
         }
     }
-    ensure!(
-        pulled == image.digests(),
-        "pulled {pulled:#?} instead of {:#?}",
-        image.digests()
-    );
+    ensure!(pulled == image.digests(), "pulled {pulled:#?} instead of {:#?}", image.digests());
     Ok(())
 }
 
@@ -185,9 +127,7 @@ async fn podman(home: &Path, reference: &str, image: &Image) -> anyhow::Result<(
     // The driver without mounts works on every file system and leaves nothing to unmount.
     std::fs::write(
         home.join("storage.conf"),
-        at_home(
-            "[storage]\ndriver = \"vfs\"\ngraphroot = \"HOME/storage\"\nrunroot = \"HOME/run\"\n",
-        ),
+        at_home("[storage]\ndriver = \"vfs\"\ngraphroot = \"HOME/storage\"\nrunroot = \"HOME/run\"\n"),
     )?;
     std::fs::write(
         home.join("containers.conf"),
@@ -197,61 +137,26 @@ async fn podman(home: &Path, reference: &str, image: &Image) -> anyhow::Result<(
     )?;
     for manifest in &image.manifests {
         let architecture = manifest.architecture.as_str();
-        run(
-            home,
-            "podman",
-            &["pull", "--quiet", "--arch", architecture, reference],
-        )
-        .await?;
+        run(home, "podman", &["pull", "--quiet", "--arch", architecture, reference]).await?;
         let inspected = run(home, "podman", &["image", "inspect", reference]).await?;
         check_description(&serde_json::from_slice(&inspected)?, manifest)?;
         let target = at_home(&format!("HOME/{architecture}"));
-        run(
-            home,
-            "podman",
-            &[
-                "save",
-                "--quiet",
-                "--format",
-                "docker-dir",
-                "--output",
-                &target,
-                reference,
-            ],
-        )
-        .await?;
+        run(home, "podman", &["save", "--quiet", "--format", "docker-dir", "--output", &target, reference]).await?;
         for digest in manifest.diff_ids.iter().chain([&manifest.config.digest]) {
             let file = Path::new(&target).join(digest.trim_start_matches("sha256:"));
-            ensure!(
-                &Blob::of_file(&file)?.digest == digest,
-                "{digest} was pulled with other bytes"
-            );
+            ensure!(&Blob::of_file(&file)?.digest == digest, "{digest} was pulled with other bytes");
         }
     }
     Ok(())
 }
 
 fn check_description(described: &Value, manifest: &Manifest) -> anyhow::Result<()> {
-    let digests = described
-        .pointer("/0/RepoDigests")
-        .and_then(Value::as_array)
-        .context("no RepoDigests")?;
+    let digests = described.pointer("/0/RepoDigests").and_then(Value::as_array).context("no RepoDigests")?;
     let expected = format!("@{}", manifest.digest);
-    let named = digests.iter().any(|digest| {
-        digest
-            .as_str()
-            .is_some_and(|digest| digest.ends_with(&expected))
-    });
-    ensure!(
-        named,
-        "the image came with {digests:?}, without {}",
-        manifest.digest
-    );
+    let named = digests.iter().any(|digest| digest.as_str().is_some_and(|digest| digest.ends_with(&expected)));
+    ensure!(named, "the image came with {digests:?}, without {}", manifest.digest);
     let layers = described.pointer("/0/RootFS/Layers").context("no layers")?;
-    ensure!(
-        layers == &Value::from(manifest.diff_ids.clone()),
-        "other layers: {layers}"
-    );
+    ensure!(layers == &Value::from(manifest.diff_ids.clone()), "other layers: {layers}");
     Ok(())
 }
 
@@ -281,16 +186,10 @@ async fn run(home: &Path, program: &str, arguments: &[&str]) -> anyhow::Result<V
         .with_context(|| format!("{program} takes more than {PULL:?}"))?
         .with_context(|| format!("cannot start {program}; `make setup` installs it"))?;
     let printed = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "{program} {arguments:?}: {}\n{printed}",
-        output.status
-    );
+    ensure!(output.status.success(), "{program} {arguments:?}: {}\n{printed}", output.status);
     Ok(output.stdout)
 }
 
 fn file_name(file: &Path) -> &str {
-    file.file_name()
-        .and_then(|name| name.to_str())
-        .unwrap_or_default()
+    file.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }

@@ -57,29 +57,17 @@ pub struct Recipe {
 impl Recipe {
     /// A docker v2 image for linux/amd64 with two gzip layers of 1 MiB and 300 KiB.
     pub fn docker(name: &str) -> Self {
-        Self {
-            format: DOCKER,
-            ..Self::oci(name, vec![MIB, 300 * 1024])
-        }
+        Self { format: DOCKER, ..Self::oci(name, vec![MIB, 300 * 1024]) }
     }
 
     /// An OCI index of two images, linux/amd64 and linux/arm64, of two layers each.
     pub fn index(name: &str) -> Self {
-        Self {
-            architectures: &["amd64", "arm64"],
-            ..Self::oci(name, vec![MIB, 300 * 1024])
-        }
+        Self { architectures: &["amd64", "arm64"], ..Self::oci(name, vec![MIB, 300 * 1024]) }
     }
 
     /// An OCI image for linux/amd64 with one layer per entry; each layer holds a file of that many bytes.
     pub fn oci(name: &str, layers: Vec<u64>) -> Self {
-        Self {
-            name: name.to_owned(),
-            seed: 1,
-            format: OCI,
-            architectures: &["amd64"],
-            layers,
-        }
+        Self { name: name.to_owned(), seed: 1, format: OCI, architectures: &["amd64"], layers }
     }
 
     /// Other content under the same shape.
@@ -96,14 +84,7 @@ impl Recipe {
         }
         let (digest, index) = match &manifests[..] {
             [only] => {
-                put_manifest(
-                    registry,
-                    &self.name,
-                    "v1",
-                    self.format.manifest,
-                    &only.bytes,
-                )
-                .await?;
+                put_manifest(registry, &self.name, "v1", self.format.manifest, &only.bytes).await?;
                 (only.digest.clone(), None)
             }
             several => {
@@ -121,38 +102,16 @@ impl Recipe {
                 (digest_of(&bytes), Some(bytes))
             }
         };
-        Ok(Image {
-            name: self.name.clone(),
-            tag: "v1".to_owned(),
-            digest,
-            index,
-            manifests,
-        })
+        Ok(Image { name: self.name.clone(), tag: "v1".to_owned(), digest, index, manifests })
     }
 
-    async fn push_platform(
-        &self,
-        registry: &Registry,
-        platform: u64,
-        architecture: &str,
-    ) -> anyhow::Result<Manifest> {
+    async fn push_platform(&self, registry: &Registry, platform: u64, architecture: &str) -> anyhow::Result<Manifest> {
         let mut layers = Vec::new();
         for (position, content) in (0..).zip(&self.layers) {
-            let layer = Layer::new(
-                self.seed,
-                (platform << 32) | position,
-                *content,
-                self.format.gzip,
-            );
+            let layer = Layer::new(self.seed, (platform << 32) | position, *content, self.format.gzip);
             let measured = layer.measure();
             let body = futures_util::stream::iter(layer.blocks().map(Ok::<Bytes, std::io::Error>));
-            put_blob(
-                registry,
-                &self.name,
-                &measured.blob,
-                reqwest::Body::wrap_stream(body),
-            )
-            .await?;
+            put_blob(registry, &self.name, &measured.blob, reqwest::Body::wrap_stream(body)).await?;
             layers.push(measured);
         }
         let config = serde_json::to_vec(&json!({
@@ -162,10 +121,7 @@ impl Recipe {
             "rootfs": {"type": "layers", "diff_ids": layers.iter().map(|layer| &layer.diff_id).collect::<Vec<_>>()},
             "history": layers.iter().map(|_| json!({"created_by": "a test"})).collect::<Vec<Value>>(),
         }))?;
-        let config_blob = Blob {
-            digest: digest_of(&config),
-            size: config.len() as u64,
-        };
+        let config_blob = Blob { digest: digest_of(&config), size: config.len() as u64 };
         put_blob(registry, &self.name, &config_blob, config.into()).await?;
         let bytes = serde_json::to_vec(&json!({
             "schemaVersion": 2,
@@ -178,17 +134,8 @@ impl Recipe {
         let digest = digest_of(&bytes);
         put_manifest(registry, &self.name, &digest, self.format.manifest, &bytes).await?;
         let diff_ids = layers.iter().map(|layer| layer.diff_id.clone()).collect();
-        let blobs = std::iter::once(config_blob.clone())
-            .chain(layers.into_iter().map(|layer| layer.blob))
-            .collect();
-        Ok(Manifest {
-            architecture: architecture.to_owned(),
-            digest,
-            bytes,
-            config: config_blob,
-            blobs,
-            diff_ids,
-        })
+        let blobs = std::iter::once(config_blob.clone()).chain(layers.into_iter().map(|layer| layer.blob)).collect();
+        Ok(Manifest { architecture: architecture.to_owned(), digest, bytes, config: config_blob, blobs, diff_ids })
     }
 }
 
@@ -215,16 +162,9 @@ impl Image {
 
     /// Every manifest by digest, the index included, with the bytes that were pushed.
     pub fn manifest_bytes(&self) -> BTreeMap<&str, &[u8]> {
-        let index = self
-            .index
-            .iter()
-            .map(|bytes| (self.digest.as_str(), bytes.as_slice()));
+        let index = self.index.iter().map(|bytes| (self.digest.as_str(), bytes.as_slice()));
         index
-            .chain(
-                self.manifests
-                    .iter()
-                    .map(|manifest| (manifest.digest.as_str(), manifest.bytes.as_slice())),
-            )
+            .chain(self.manifests.iter().map(|manifest| (manifest.digest.as_str(), manifest.bytes.as_slice())))
             .collect()
     }
 
@@ -236,9 +176,7 @@ impl Image {
     /// The digests of all manifests and all blobs.
     pub fn digests(&self) -> BTreeSet<String> {
         let manifests = self.manifest_bytes().into_keys().map(str::to_owned);
-        manifests
-            .chain(self.blobs().map(|blob| blob.digest.clone()))
-            .collect()
+        manifests.chain(self.blobs().map(|blob| blob.digest.clone())).collect()
     }
 }
 
@@ -273,10 +211,7 @@ impl Blob {
     pub fn of_file(path: &Path) -> anyhow::Result<Self> {
         let mut hasher = Sha256::new();
         let size = std::io::copy(&mut File::open(path)?, &mut HashWriter(&mut hasher))?;
-        Ok(Self {
-            digest: digest_from(hasher),
-            size,
-        })
+        Ok(Self { digest: digest_from(hasher), size })
     }
 }
 
@@ -303,39 +238,19 @@ pub fn digest_from(hasher: Sha256) -> String {
     format!("sha256:{:x}", Bytes::copy_from_slice(&hasher.finalize()))
 }
 
-async fn put_blob(
-    registry: &Registry,
-    name: &str,
-    blob: &Blob,
-    body: reqwest::Body,
-) -> anyhow::Result<()> {
-    let begun = registry
-        .request(Method::POST, &format!("/v2/{name}/blobs/uploads/"))
-        .send()
-        .await?
-        .error_for_status()?;
-    let location = begun
-        .headers()
-        .get(LOCATION)
-        .context("an upload without a Location")?
-        .to_str()?;
+async fn put_blob(registry: &Registry, name: &str, blob: &Blob, body: reqwest::Body) -> anyhow::Result<()> {
+    let begun =
+        registry.request(Method::POST, &format!("/v2/{name}/blobs/uploads/")).send().await?.error_for_status()?;
+    let location = begun.headers().get(LOCATION).context("an upload without a Location")?.to_str()?;
     let separator = if location.contains('?') { '&' } else { '?' };
     let stored = registry
-        .request(
-            Method::PUT,
-            &format!("{location}{separator}digest={}", blob.digest),
-        )
+        .request(Method::PUT, &format!("{location}{separator}digest={}", blob.digest))
         .header(CONTENT_TYPE, "application/octet-stream")
         .header(CONTENT_LENGTH, blob.size)
         .body(body)
         .send()
         .await?;
-    ensure!(
-        stored.status() == 201,
-        "the registry refused a blob: {} {}",
-        stored.status(),
-        stored.text().await?
-    );
+    ensure!(stored.status() == 201, "the registry refused a blob: {} {}", stored.status(), stored.text().await?);
     Ok(())
 }
 
@@ -352,11 +267,6 @@ async fn put_manifest(
         .body(bytes.to_vec())
         .send()
         .await?;
-    ensure!(
-        stored.status() == 201,
-        "the registry refused a manifest: {} {}",
-        stored.status(),
-        stored.text().await?
-    );
+    ensure!(stored.status() == 201, "the registry refused a manifest: {} {}", stored.status(), stored.text().await?);
     Ok(())
 }

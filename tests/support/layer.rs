@@ -29,32 +29,19 @@ pub(crate) struct Measured {
 impl Layer {
     /// A layer with one file of `content` bytes; `position` tells the layers of one image apart.
     pub(crate) fn new(seed: u64, position: u64, content: u64, gzip: bool) -> Self {
-        Self {
-            seed,
-            position,
-            content,
-            gzip,
-        }
+        Self { seed, position, content, gzip }
     }
 
     /// Reads the layer once, to know its digests and its length.
     pub(crate) fn measure(&self) -> Measured {
         let blob = measure(self.blocks());
-        let diff_id = if self.gzip {
-            measure(self.tar()).digest
-        } else {
-            blob.digest.clone()
-        };
+        let diff_id = if self.gzip { measure(self.tar()).digest } else { blob.digest.clone() };
         Measured { blob, diff_id }
     }
 
     /// The bytes as they travel.
     pub(crate) fn blocks(&self) -> Box<dyn Iterator<Item = Bytes> + Send> {
-        if self.gzip {
-            Box::new(gzip(self.tar()))
-        } else {
-            Box::new(self.tar())
-        }
+        if self.gzip { Box::new(gzip(self.tar())) } else { Box::new(self.tar()) }
     }
 
     fn tar(&self) -> impl Iterator<Item = Bytes> + Send + use<> {
@@ -69,9 +56,7 @@ impl Layer {
             random.fill(&mut block);
             (!block.is_empty()).then(|| Bytes::from(block))
         });
-        std::iter::once(Bytes::from(header))
-            .chain(content)
-            .chain(std::iter::once(Bytes::from(end)))
+        std::iter::once(Bytes::from(header)).chain(content).chain(std::iter::once(Bytes::from(end)))
     }
 }
 
@@ -81,10 +66,7 @@ fn measure(blocks: impl Iterator<Item = Bytes>) -> Blob {
         hasher.update(&block);
         size += block.len() as u64;
     }
-    Blob {
-        digest: digest_from(hasher),
-        size,
-    }
+    Blob { digest: digest_from(hasher), size }
 }
 
 /// The header of a regular file (POSIX ustar), owned by root and dated 1970 so that it is always the same.
@@ -143,9 +125,7 @@ fn put_stored(out: &mut Vec<u8>, part: &[u8], last: bool) {
 /// The checksum of gzip, carried on from `state`; the first state is all ones, the last one is inverted.
 fn crc32(state: u32, bytes: &[u8]) -> u32 {
     bytes.iter().fold(state, |state, byte| {
-        (0..8).fold(state ^ u32::from(*byte), |state, _| {
-            (state >> 1) ^ (0xedb8_8320 * (state & 1))
-        })
+        (0..8).fold(state ^ u32::from(*byte), |state, _| (state >> 1) ^ (0xedb8_8320 * (state & 1)))
     })
 }
 

@@ -36,20 +36,14 @@ pub struct Installation {
 impl Installation {
     /// One upstream, [`UPSTREAM`], at this address; its tags stay fresh for an hour.
     pub fn for_upstream(url: &str) -> anyhow::Result<Self> {
-        Self::with_configuration(&format!(
-            "fresh = \"1h\"\n\n[upstreams.\"{UPSTREAM}\"]\nurl = \"{url}\"\n"
-        ))
+        Self::with_configuration(&format!("fresh = \"1h\"\n\n[upstreams.\"{UPSTREAM}\"]\nurl = \"{url}\"\n"))
     }
 
     /// An installation whose stopover.toml has this text.
     pub fn with_configuration(text: &str) -> anyhow::Result<Self> {
         let directory = TempDir::new()?;
         std::fs::create_dir(directory.path().join("data"))?;
-        let this = Self {
-            directory,
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            tmpfs: None,
-        };
+        let this = Self { directory, listen: SocketAddr::from(([127, 0, 0, 1], 0)), tmpfs: None };
         std::fs::write(this.configuration(), text)?;
         Ok(this)
     }
@@ -63,10 +57,7 @@ impl Installation {
     /// Puts a tmpfs with these mount options (`size=16m`, `ro`) over the data directory of every process started later.
     #[must_use]
     pub fn on_tmpfs(self, options: &str) -> Self {
-        Self {
-            tmpfs: Some(options.to_owned()),
-            ..self
-        }
+        Self { tmpfs: Some(options.to_owned()), ..self }
     }
 
     /// The data directory.
@@ -91,33 +82,20 @@ impl Installation {
                     command.arg("--map-root-user");
                 }
                 let mount = format!("mount -t tmpfs -o {options} tmpfs \"$0\" && exec \"$@\"");
-                command
-                    .args(["--mount", "sh", "-c", &mount])
-                    .arg(self.data())
-                    .arg(binary);
+                command.args(["--mount", "sh", "-c", &mount]).arg(self.data()).arg(binary);
                 command
             }
         };
         command.args(["serve", "--listen", &self.listen.to_string()]);
-        command
-            .arg("--data-dir")
-            .arg(self.data())
-            .arg("--config")
-            .arg(self.configuration());
+        command.arg("--data-dir").arg(self.data()).arg("--config").arg(self.configuration());
         Stopover::spawn(command, self.data(), self.tmpfs.is_some()).await
     }
 }
 
 /// Runs the program with these arguments until it ends: its exit status, and all that it printed.
 pub async fn run(arguments: &[&str]) -> anyhow::Result<(ExitStatus, String)> {
-    let output = Command::new(binary()?)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output();
-    let output = tokio::time::timeout(START, output)
-        .await
-        .context("the program does not end")??;
+    let output = Command::new(binary()?).args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = tokio::time::timeout(START, output).await.context("the program does not end")??;
     let text = String::from_utf8([output.stdout, output.stderr].concat())?;
     Ok((output.status, text))
 }
@@ -132,11 +110,7 @@ pub struct Stopover {
 
 impl Stopover {
     async fn spawn(mut command: Command, data: PathBuf, own_mounts: bool) -> anyhow::Result<Self> {
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().context("cannot start the program")?;
         let log = Arc::new(Mutex::new(String::new()));
         // The channel closes when both outputs do, which is when the program has ended.
@@ -145,9 +119,7 @@ impl Stopover {
         capture(child.stderr.take(), &log, listening);
         let heard = tokio::time::timeout(START, heard.recv()).await;
         let printed = || log.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Ok(heard) = heard else {
-            bail!("the program neither listens nor ends:\n{}", printed())
-        };
+        let Ok(heard) = heard else { bail!("the program neither listens nor ends:\n{}", printed()) };
         let Some(address) = heard else {
             let status = child.wait().await?;
             bail!("the program ended with {status}:\n{}", printed());
@@ -157,12 +129,7 @@ impl Stopover {
             Some(id) => PathBuf::from(format!("/proc/{id}/root")).join(data.strip_prefix("/")?),
             None => data,
         };
-        Ok(Self {
-            child,
-            address,
-            data,
-            log,
-        })
+        Ok(Self { child, address, data, log })
     }
 
     /// Where it listens: `127.0.0.1:<port>`.
@@ -172,10 +139,7 @@ impl Stopover {
 
     /// All that it has printed so far.
     pub fn log(&self) -> String {
-        self.log
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Kills the process without a warning and waits until it is gone.
@@ -185,15 +149,8 @@ impl Stopover {
 
     /// Asks the process to end (SIGTERM), and waits for that until the time is over.
     pub async fn terminate(mut self, time: Duration) -> anyhow::Result<ExitStatus> {
-        let id = self
-            .child
-            .id()
-            .context("the program has ended already")?
-            .to_string();
-        let sent = Command::new("sh")
-            .args(["-c", "kill -TERM \"$0\"", &id])
-            .status()
-            .await?;
+        let id = self.child.id().context("the program has ended already")?.to_string();
+        let sent = Command::new("sh").args(["-c", "kill -TERM \"$0\"", &id]).status().await?;
         ensure!(sent.success(), "cannot send SIGTERM");
         match tokio::time::timeout(time, self.child.wait()).await {
             Ok(status) => Ok(status?),
@@ -205,10 +162,7 @@ impl Stopover {
     pub fn peak_resident_bytes(&self) -> anyhow::Result<u64> {
         let id = self.child.id().context("the program has ended")?;
         let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:"))
-            .context("no VmHWM")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
         let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
         Ok(kibibytes * 1024)
     }
@@ -224,12 +178,7 @@ impl Stopover {
         for blob in images.iter().flat_map(Image::blobs) {
             let path = blob_path(&self.data, &blob.digest);
             while std::fs::metadata(&path).map(|file| file.len()).ok() != Some(blob.size) {
-                ensure!(
-                    Instant::now() < deadline,
-                    "{} is not stored:\n{}",
-                    blob.digest,
-                    self.log()
-                );
+                ensure!(Instant::now() < deadline, "{} is not stored:\n{}", blob.digest, self.log());
                 // Nothing reports the end of a fill to the outside: the file is looked for.
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -249,12 +198,7 @@ pub fn stored_blobs(data: &Path) -> anyhow::Result<BTreeMap<String, u64>> {
     let mut found = BTreeMap::new();
     for file in files_below(&data.join("blobs"))? {
         let blob = Blob::of_file(&file)?;
-        ensure!(
-            file == blob_path(data, &blob.digest),
-            "{} holds the content of {}",
-            file.display(),
-            blob.digest
-        );
+        ensure!(file == blob_path(data, &blob.digest), "{} holds the content of {}", file.display(), blob.digest);
         found.insert(blob.digest, blob.size);
     }
     Ok(found)
@@ -279,10 +223,7 @@ pub(crate) fn files_below(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
 /// `target/<profile>/stopover`, beside `target/<profile>/deps/<this test>`: a release test runs the release program.
 fn binary() -> anyhow::Result<PathBuf> {
     let test = std::env::current_exe()?;
-    let profile = test
-        .ancestors()
-        .nth(2)
-        .context("the test does not lie in a target directory")?;
+    let profile = test.ancestors().nth(2).context("the test does not lie in a target directory")?;
     let binary = profile.join("stopover");
     let advice = "`cargo build` makes it, with --release for a release test";
     let built = std::fs::metadata(&binary).and_then(|file| file.modified());
@@ -310,9 +251,7 @@ fn capture(
         let mut lines = BufReader::new(output).lines();
         while let Ok(Some(line)) = lines.next_line().await {
             if let Some((_, rest)) = line.split_once("listening on http://") {
-                let address = rest
-                    .split(|c: char| !c.is_ascii_digit() && c != '.' && c != ':')
-                    .next();
+                let address = rest.split(|c: char| !c.is_ascii_digit() && c != '.' && c != ':').next();
                 // Nobody waits for a second such line.
                 _ = listening.send(address.unwrap_or_default().to_owned());
             }

@@ -47,13 +47,7 @@ impl Registry {
             let address = free_address()?;
             write_configuration(directory.path(), address, credentials.is_some())?;
             if let Some(child) = spawn(directory.path(), address, &client).await? {
-                return Ok(Self {
-                    directory,
-                    address,
-                    credentials,
-                    child,
-                    client,
-                });
+                return Ok(Self { directory, address, credentials, child, client });
             }
         }
         bail!("found no free loopback port for docker-registry in ten attempts")
@@ -66,11 +60,7 @@ impl Registry {
 
     /// A request to this registry with its credentials; `path` starts with `/v2/`, or is an absolute URL it gave.
     pub(crate) fn request(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
-        let url = if path.starts_with("http") {
-            path.to_owned()
-        } else {
-            format!("{}{path}", self.url())
-        };
+        let url = if path.starts_with("http") { path.to_owned() } else { format!("{}{path}", self.url()) };
         let request = self.client.request(method, url);
         match &self.credentials {
             Some((user, password)) => request.basic_auth(user, Some(password)),
@@ -80,18 +70,12 @@ impl Registry {
 
     /// Kills the process: from here on its port refuses connections. The storage stays.
     pub async fn stop(&mut self) -> anyhow::Result<()> {
-        self.child
-            .kill()
-            .await
-            .context("cannot kill docker-registry")
+        self.child.kill().await.context("cannot kill docker-registry")
     }
 
     /// Starts the process again on the same port with the same storage.
     pub async fn restart(&mut self) -> anyhow::Result<()> {
-        self.child
-            .kill()
-            .await
-            .context("cannot kill docker-registry")?;
+        self.child.kill().await.context("cannot kill docker-registry")?;
         let deadline = Instant::now() + START;
         // The port lies in the range of outgoing connections: one of those may hold it for a moment.
         while Instant::now() < deadline {
@@ -100,10 +84,7 @@ impl Registry {
                 return Ok(());
             }
         }
-        bail!(
-            "the port of docker-registry, {}, is in use by something else",
-            self.address
-        )
+        bail!("the port of docker-registry, {}, is in use by something else", self.address)
     }
 }
 
@@ -112,11 +93,7 @@ fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
-fn write_configuration(
-    directory: &Path,
-    address: SocketAddr,
-    with_password: bool,
-) -> anyhow::Result<()> {
+fn write_configuration(directory: &Path, address: SocketAddr, with_password: bool) -> anyhow::Result<()> {
     let directory_name = directory.display();
     let auth = if with_password {
         format!("auth: {{htpasswd: {{realm: test, path: {directory_name}/htpasswd}}}}\n")
@@ -133,16 +110,11 @@ fn write_configuration(
                  headers: {{{INSTANCE}: [\"{directory_name}\"]}}}}\n\
          {auth}"
     );
-    std::fs::write(directory.join("registry.yml"), text)
-        .context("cannot write the configuration of docker-registry")
+    std::fs::write(directory.join("registry.yml"), text).context("cannot write the configuration of docker-registry")
 }
 
 /// `None`: the program could not have its port.
-async fn spawn(
-    directory: &Path,
-    address: SocketAddr,
-    client: &reqwest::Client,
-) -> anyhow::Result<Option<Child>> {
+async fn spawn(directory: &Path, address: SocketAddr, client: &reqwest::Client) -> anyhow::Result<Option<Child>> {
     let log = directory.join("registry.log");
     let mut child = Command::new("docker-registry")
         .arg("serve")
@@ -158,25 +130,15 @@ async fn spawn(
     loop {
         if let Some(status) = child.try_wait()? {
             let log = std::fs::read_to_string(&log)?;
-            ensure!(
-                log.contains("address already in use"),
-                "docker-registry ended with {status}:\n{log}"
-            );
+            ensure!(log.contains("address already in use"), "docker-registry ended with {status}:\n{log}");
             return Ok(None);
         }
         if let Ok(answer) = client.get(&ping).send().await
-            && answer
-                .headers()
-                .get(INSTANCE)
-                .is_some_and(|name| name.as_bytes() == directory.as_os_str().as_bytes())
+            && answer.headers().get(INSTANCE).is_some_and(|name| name.as_bytes() == directory.as_os_str().as_bytes())
         {
             return Ok(Some(child));
         }
-        ensure!(
-            Instant::now() < deadline,
-            "docker-registry does not answer:\n{}",
-            std::fs::read_to_string(&log)?
-        );
+        ensure!(Instant::now() < deadline, "docker-registry does not answer:\n{}", std::fs::read_to_string(&log)?);
         // The program reports nothing when it listens: the first answer is the event, so it is asked for.
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -188,10 +150,6 @@ async fn write_password_file(path: &Path, user: &str, password: &str) -> anyhow:
         .output()
         .await
         .context("cannot run htpasswd; `make setup` installs it (apache2-utils)")?;
-    ensure!(
-        output.status.success(),
-        "htpasswd: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    ensure!(output.status.success(), "htpasswd: {}", String::from_utf8_lossy(&output.stderr));
     std::fs::write(path, output.stdout).context("cannot write the password file")
 }

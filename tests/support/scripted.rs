@@ -150,7 +150,8 @@ impl Scripted {
     /// Puts a manifest under a tag and under its digest.
     pub fn manifest(&self, name: &str, tag: &str, media_type: &str, bytes: &[u8]) -> Digest {
         let digest = Digest::of(Algorithm::Sha256, bytes);
-        let content = Content { media_type: media_type.to_owned(), bytes: Bytes::copy_from_slice(bytes), digest: digest.clone() };
+        let content =
+            Content { media_type: media_type.to_owned(), bytes: Bytes::copy_from_slice(bytes), digest: digest.clone() };
         let mut script = self.script();
         script.content.insert(format!("/v2/{name}/manifests/{tag}"), content.clone());
         script.content.insert(format!("/v2/{name}/manifests/{digest}"), content);
@@ -159,7 +160,8 @@ impl Scripted {
 
     /// Puts a blob.
     pub fn blob(&self, name: &str, digest: &Digest, bytes: &Bytes) {
-        let content = Content { media_type: "application/octet-stream".into(), bytes: bytes.clone(), digest: digest.clone() };
+        let content =
+            Content { media_type: "application/octet-stream".into(), bytes: bytes.clone(), digest: digest.clone() };
         self.script().content.insert(format!("/v2/{name}/blobs/{digest}"), content);
     }
 
@@ -250,10 +252,7 @@ fn serve(script: &Arc<Mutex<Script>>, line: &str, head: bool, content: Content, 
                 }
                 Ok::<_, std::io::Error>(rest)
             };
-            Body::from_stream(futures_util::StreamExt::chain(
-                stream::iter([Ok(half)]),
-                stream::once(healed),
-            ))
+            Body::from_stream(futures_util::StreamExt::chain(stream::iter([Ok(half)]), stream::once(healed)))
         }
         Some(Fault::Corrupt) => {
             let mut bytes = content.bytes.to_vec();

@@ -163,7 +163,8 @@ impl World {
                 let client = endpoints.s3().await;
                 let mut digests = Vec::new();
                 for key in endpoints.objects() {
-                    let object = client.get_object().bucket(endpoints.bucket()).key(&key).send().await.expect("it is there");
+                    let object =
+                        client.get_object().bucket(endpoints.bucket()).key(&key).send().await.expect("it is there");
                     let bytes = object.body.collect().await.expect("it can be read").into_bytes();
                     digests.push(checked(&key, &bytes));
                 }
@@ -290,10 +291,17 @@ impl Filler {
         let (client, queue) = (endpoints.sqs().await, endpoints.queue_url());
         Self(tokio::spawn(async move {
             loop {
-                let received = client.receive_message().queue_url(&queue).max_number_of_messages(10).wait_time_seconds(1).send().await;
+                let received = client
+                    .receive_message()
+                    .queue_url(&queue)
+                    .max_number_of_messages(10)
+                    .wait_time_seconds(1)
+                    .send()
+                    .await;
                 let Ok(received) = received else { return };
                 for message in received.messages() {
-                    let job: Job = serde_json::from_str(message.body().unwrap_or_default()).expect("a request is a job");
+                    let job: Job =
+                        serde_json::from_str(message.body().unwrap_or_default()).expect("a request is a job");
                     let outcome = fill::run(&cache, &job, &watch::channel(Progress::Waiting).0).await;
                     // A failed fill would come back much later than a test lasts: its message ends here.
                     drop(outcome);

@@ -38,58 +38,35 @@ pub(super) fn start(loopback: &Loopback, journal: Arc<Journal>) -> anyhow::Resul
         journal,
     };
     let (listener, address) = loopback.bind()?;
-    let router = Router::new()
-        .fallback(forward)
-        .layer(DefaultBodyLimit::max(MAX_REQUEST + 1024))
-        .with_state(proxy);
+    let router = Router::new().fallback(forward).layer(DefaultBodyLimit::max(MAX_REQUEST + 1024)).with_state(proxy);
     loopback.serve(listener, router);
     Ok(format!("http://{address}"))
 }
 
 async fn forward(State(proxy): State<Proxy>, mut headers: HeaderMap, body: Bytes) -> Response {
-    let target = headers
-        .get("x-amz-target")
-        .and_then(|target| target.to_str().ok())
-        .unwrap_or_default();
-    let operation = target
-        .split_once('.')
-        .map_or("", |(_, operation)| operation);
+    let target = headers.get("x-amz-target").and_then(|target| target.to_str().ok()).unwrap_or_default();
+    let operation = target.split_once('.').map_or("", |(_, operation)| operation);
     match proxy.journal.record(Service::DynamoDb, operation) {
         Some(Failure::Internal) => {
             return refuse(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError");
         }
         Some(Failure::Throttled) => {
-            return refuse(
-                StatusCode::BAD_REQUEST,
-                "ProvisionedThroughputExceededException",
-            );
+            return refuse(StatusCode::BAD_REQUEST, "ProvisionedThroughputExceededException");
         }
         None => {}
     }
     headers.remove(header::HOST);
     let answer = async {
-        let answer = proxy
-            .client
-            .post(&proxy.database)
-            .headers(headers)
-            .body(body)
-            .send()
-            .await?;
+        let answer = proxy.client.post(&proxy.database).headers(headers).body(body).send().await?;
         let (status, mut headers) = (answer.status(), answer.headers().clone());
         headers.remove(header::TRANSFER_ENCODING);
         Ok::<_, reqwest::Error>((status, headers, answer.bytes().await?).into_response())
     };
-    answer
-        .await
-        .unwrap_or_else(|error| (StatusCode::BAD_GATEWAY, error.to_string()).into_response())
+    answer.await.unwrap_or_else(|error| (StatusCode::BAD_GATEWAY, error.to_string()).into_response())
 }
 
 fn refuse(status: StatusCode, code: &str) -> Response {
-    let body = json!({ "__type": format!("com.amazonaws.dynamodb.v20120810#{code}"), "message": "injected by the test" });
-    (
-        status,
-        [(header::CONTENT_TYPE, "application/x-amz-json-1.0")],
-        body.to_string(),
-    )
-        .into_response()
+    let body =
+        json!({ "__type": format!("com.amazonaws.dynamodb.v20120810#{code}"), "message": "injected by the test" });
+    (status, [(header::CONTENT_TYPE, "application/x-amz-json-1.0")], body.to_string()).into_response()
 }

@@ -55,8 +55,7 @@ impl Journal {
         let mut entries = self.entries();
         entries.calls.push((service, operation.to_owned()));
         let at = entries.faults.iter().position(|fault| {
-            fault.service == service
-                && (fault.operation == EVERY_OPERATION || fault.operation == operation)
+            fault.service == service && (fault.operation == EVERY_OPERATION || fault.operation == operation)
         })?;
         let fault = &mut entries.faults[at];
         let failure = fault.failure;
@@ -67,13 +66,7 @@ impl Journal {
         Some(failure)
     }
 
-    pub(super) fn fail_next(
-        &self,
-        service: Service,
-        operation: &str,
-        failure: Failure,
-        count: usize,
-    ) {
+    pub(super) fn fail_next(&self, service: Service, operation: &str, failure: Failure, count: usize) {
         if count > 0 {
             self.entries().faults.push_back(Fault {
                 service,
@@ -93,9 +86,7 @@ impl Journal {
         entries
             .calls
             .iter()
-            .filter(|(of, name)| {
-                *of == service && (operation == EVERY_OPERATION || name == operation)
-            })
+            .filter(|(of, name)| *of == service && (operation == EVERY_OPERATION || name == operation))
             .count()
     }
 }

@@ -17,9 +17,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
-use aws_sdk_dynamodb::types::{
-    AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
-};
+use aws_sdk_dynamodb::types::{AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType};
 use aws_types::service_config::{LoadServiceConfig, ServiceConfigKey};
 
 pub(crate) use self::sqs::Queues;
@@ -92,37 +90,19 @@ impl Endpoints {
         let dynamodb = dynamo::start(&loopback, Arc::clone(&journal))?;
         let s3 = s3::start(&loopback, &store, Arc::clone(&journal))?;
         let (sqs, queues) = sqs::start(&loopback, Arc::clone(&journal), settings)?;
-        let endpoints = Self {
-            urls: Urls { dynamodb, s3, sqs },
-            journal,
-            store,
-            queues,
-            _loopback: loopback,
-        };
-        endpoints
-            .create_table()
-            .await
-            .context("cannot create the table")?;
+        let endpoints = Self { urls: Urls { dynamodb, s3, sqs }, journal, store, queues, _loopback: loopback };
+        endpoints.create_table().await.context("cannot create the table")?;
         Ok(endpoints)
     }
 
     async fn create_table(&self) -> anyhow::Result<()> {
-        let mut request = self
-            .dynamodb()
-            .await
-            .create_table()
-            .table_name(TABLE)
-            .billing_mode(BillingMode::PayPerRequest);
+        let mut request =
+            self.dynamodb().await.create_table().table_name(TABLE).billing_mode(BillingMode::PayPerRequest);
         for (name, key_type) in [("pk", KeyType::Hash), ("sk", KeyType::Range)] {
             let attribute = AttributeDefinition::builder().attribute_name(name);
             request = request
                 .attribute_definitions(attribute.attribute_type(ScalarAttributeType::S).build()?)
-                .key_schema(
-                    KeySchemaElement::builder()
-                        .attribute_name(name)
-                        .key_type(key_type)
-                        .build()?,
-                );
+                .key_schema(KeySchemaElement::builder().attribute_name(name).key_type(key_type).build()?);
         }
         request.send().await?;
         Ok(())
@@ -176,17 +156,13 @@ impl Endpoints {
 
     /// As [`Self::sdk_config`], but signing with this secret: the services must refuse a wrong one.
     pub async fn sdk_config_signed_with(&self, secret: &str) -> SdkConfig {
-        let credentials =
-            aws_sdk_s3::config::Credentials::new(ACCESS_KEY_ID, secret, None, None, "tests");
+        let credentials = aws_sdk_s3::config::Credentials::new(ACCESS_KEY_ID, secret, None, None, "tests");
         let config = aws_config::defaults(BehaviorVersion::latest())
             .region(Region::from_static(REGION))
             .credentials_provider(credentials)
             .load()
             .await;
-        config
-            .into_builder()
-            .service_config(self.urls.clone())
-            .build()
+        config.into_builder().service_config(self.urls.clone()).build()
     }
 
     /// A client of the table's service.
@@ -238,14 +214,12 @@ impl Endpoints {
     ///
     /// The SDK makes three attempts by default: count three for each call that shall fail.
     pub fn fail_next(&self, service: Service, operation: &str, count: usize) {
-        self.journal
-            .fail_next(service, operation, Failure::Internal, count);
+        self.journal.fail_next(service, operation, Failure::Internal, count);
     }
 
     /// The next `count` calls of the operation are throttled in the service's own words.
     pub fn throttle_next(&self, service: Service, operation: &str, count: usize) {
-        self.journal
-            .fail_next(service, operation, Failure::Throttled, count);
+        self.journal.fail_next(service, operation, Failure::Throttled, count);
     }
 
     /// Takes back every fault that is still to come.

@@ -35,21 +35,14 @@ impl EventSource {
             };
             loopback.spawn(mapping.run());
         }
-        Ok(Self {
-            queues: endpoints.queues(),
-            _loopback: loopback,
-            functions,
-        })
+        Ok(Self { queues: endpoints.queues(), _loopback: loopback, functions })
     }
 
     /// Waits until the queue is empty: every message was worked off, or is in the dead-letter queue.
     pub async fn wait_until_idle(&self, deadline: Duration) -> anyhow::Result<()> {
         timeout(deadline, self.queues.empty()).await.map_err(|_| {
             let logs: Vec<String> = self.functions.iter().map(Function::log).collect();
-            anyhow::anyhow!(
-                "the queue is not empty after {deadline:?}; the functions' logs:\n{}",
-                logs.join("\n")
-            )
+            anyhow::anyhow!("the queue is not empty after {deadline:?}; the functions' logs:\n{}", logs.join("\n"))
         })
     }
 
@@ -89,18 +82,10 @@ impl Mapping {
     /// Deletes the message if the function worked it off; otherwise it comes back after its visibility timeout.
     async fn work_on(&self, message: &Message) {
         let id = message.message_id.as_deref().unwrap_or_default();
-        match self
-            .sandbox
-            .invoke(json!({ "Records": [self.record(message)] }))
-            .await
-        {
+        match self.sandbox.invoke(json!({ "Records": [self.record(message)] })).await {
             Ok(result) if succeeded(&result) => {
                 let handle = message.receipt_handle.clone();
-                let deleted = self
-                    .client
-                    .delete_message()
-                    .queue_url(&self.queue_url)
-                    .set_receipt_handle(handle);
+                let deleted = self.client.delete_message().queue_url(&self.queue_url).set_receipt_handle(handle);
                 if let Err(error) = deleted.send().await {
                     eprintln!("cannot delete message {id}: {error:?}");
                 }

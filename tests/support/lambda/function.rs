@@ -52,18 +52,12 @@ impl Function {
         timeout: Duration,
     ) -> anyhow::Result<Self> {
         let loopback = Loopback::new("lambda-runtime")?;
-        let name = bootstrap
-            .parent()
-            .and_then(Path::file_name)
-            .unwrap_or(bootstrap.as_os_str())
-            .to_string_lossy();
+        let name = bootstrap.parent().and_then(Path::file_name).unwrap_or(bootstrap.as_os_str()).to_string_lossy();
         let api = Arc::new(RuntimeApi::new(&name));
         let (listener, address) = loopback.bind()?;
         loopback.serve(listener, api.router());
         let sandbox = Arc::new(Sandbox {
-            bootstrap: bootstrap
-                .canonicalize()
-                .with_context(|| format!("no function at {}", bootstrap.display()))?,
+            bootstrap: bootstrap.canonicalize().with_context(|| format!("no function at {}", bootstrap.display()))?,
             name: name.into_owned(),
             environment: environment.to_vec(),
             address: address.to_string(),
@@ -130,27 +124,15 @@ impl Sandbox {
     pub(super) async fn invoke(&self, event: Value) -> Result<Value, FunctionError> {
         let event = Bytes::from(event.to_string());
         if event.len() > MAX_EVENT {
-            let message = format!(
-                "{} byte payload is too large for the RequestResponse invocation type",
-                event.len()
-            );
-            return Err(FunctionError {
-                invoked: false,
-                ..FunctionError::new("RequestEntityTooLarge", message)
-            });
+            let message = format!("{} byte payload is too large for the RequestResponse invocation type", event.len());
+            return Err(FunctionError { invoked: false, ..FunctionError::new("RequestEntityTooLarge", message) });
         }
         let _turn = self.turn.lock().await;
-        let mut ended = self
-            .ready()
-            .await
-            .map_err(|error| FunctionError::new("Runtime.InitError", format!("{error:#}")))?;
+        let mut ended =
+            self.ready().await.map_err(|error| FunctionError::new("Runtime.InitError", format!("{error:#}")))?;
         let reply = self.api.hand_in(event, self.timeout);
         let died = async {
-            let status = ended
-                .wait_for(Option::is_some)
-                .await
-                .ok()
-                .and_then(|status| status.clone());
+            let status = ended.wait_for(Option::is_some).await.ok().and_then(|status| status.clone());
             status.unwrap_or_default()
         };
         tokio::select! {
@@ -169,10 +151,7 @@ impl Sandbox {
     async fn ready(&self) -> anyhow::Result<watch::Receiver<Option<String>>> {
         let running = {
             let process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
-            process
-                .as_ref()
-                .map(|process| process.ended.clone())
-                .filter(|ended| ended.borrow().is_none())
+            process.as_ref().map(|process| process.ended.clone()).filter(|ended| ended.borrow().is_none())
         };
         if let Some(ended) = running {
             return Ok(ended);
@@ -193,11 +172,7 @@ impl Sandbox {
             None => Ok(ended),
             Some(failure) => {
                 self.kill();
-                Err(anyhow::anyhow!(
-                    "{}: {failure}; its log:\n{}",
-                    self.bootstrap.display(),
-                    self.log()
-                ))
+                Err(anyhow::anyhow!("{}: {failure}; its log:\n{}", self.bootstrap.display(), self.log()))
             }
         }
     }
@@ -209,27 +184,17 @@ impl Sandbox {
         // Nothing of this process's environment may help or mislead the function.
         command
             .env_clear()
-            .envs([
-                ("PATH", "/usr/local/bin:/usr/bin:/bin:/opt/bin"),
-                ("LANG", "en_US.UTF-8"),
-                ("TZ", ":UTC"),
-            ])
+            .envs([("PATH", "/usr/local/bin:/usr/bin:/bin:/opt/bin"), ("LANG", "en_US.UTF-8"), ("TZ", ":UTC")])
             .env("AWS_REGION", REGION)
             .env("AWS_DEFAULT_REGION", REGION)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .env("AWS_LAMBDA_RUNTIME_API", &self.address)
             .env("AWS_LAMBDA_FUNCTION_NAME", &self.name)
             .env("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST")
-            .env(
-                "AWS_LAMBDA_FUNCTION_MEMORY_SIZE",
-                MEMORY_MEGABYTES.to_string(),
-            )
+            .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", MEMORY_MEGABYTES.to_string())
             .env("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand")
             .env("AWS_LAMBDA_LOG_FORMAT", "JSON")
-            .env(
-                "AWS_LAMBDA_LOG_GROUP_NAME",
-                format!("/aws/lambda/{}", self.name),
-            )
+            .env("AWS_LAMBDA_LOG_GROUP_NAME", format!("/aws/lambda/{}", self.name))
             .env("AWS_LAMBDA_LOG_STREAM_NAME", "tests")
             .env("LAMBDA_TASK_ROOT", root)
             .env("_HANDLER", "bootstrap")
@@ -253,13 +218,8 @@ impl Sandbox {
                 }
             }
         });
-        start
-            .recv()?
-            .with_context(|| format!("cannot run {}", self.bootstrap.display()))?;
-        let process = Process {
-            kill: Some(kill),
-            ended: ended.clone(),
-        };
+        start.recv()?.with_context(|| format!("cannot run {}", self.bootstrap.display()))?;
+        let process = Process { kill: Some(kill), ended: ended.clone() };
         *self.process.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
         if self.closed.load(Ordering::SeqCst) {
             self.kill();
@@ -270,11 +230,7 @@ impl Sandbox {
 
     /// Kills the process, if there is one, and returns when it is dead.
     fn kill(&self) {
-        let process = self
-            .process
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let process = self.process.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(kill) = process.and_then(|mut process| process.kill.take()) {
             let (confirm, confirmed) = mpsc::channel();
             if kill.send(confirm).is_ok() {
@@ -289,11 +245,7 @@ impl Sandbox {
     }
 
     fn show_death(&self, error: FunctionError) -> FunctionError {
-        eprintln!(
-            "function {} ended: {error}; its log:\n{}",
-            self.name,
-            self.log()
-        );
+        eprintln!("function {} ended: {error}; its log:\n{}", self.name, self.log());
         error
     }
 }

@@ -53,15 +53,8 @@ impl HttpFront {
             limit,
         };
         let (listener, address) = loopback.bind()?;
-        loopback.serve(
-            listener,
-            Router::new().fallback(answer).with_state(Arc::new(pool)),
-        );
-        Ok(Self {
-            address,
-            _loopback: loopback,
-            functions,
-        })
+        loopback.serve(listener, Router::new().fallback(answer).with_state(Arc::new(pool)));
+        Ok(Self { address, _loopback: loopback, functions })
     }
 
     /// Where the server listens.
@@ -91,39 +84,20 @@ impl Pool {
     async fn invoke(&self, event: Value) -> Result<Value, FunctionError> {
         let closed = || FunctionError::new("Sandbox.Gone", "the front is closed");
         let _permit = self.free.acquire().await.map_err(|_| closed())?;
-        let sandbox = self
-            .idle
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop()
-            .ok_or_else(closed)?;
+        let sandbox = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().ok_or_else(closed)?;
         let result = sandbox.invoke(event).await;
-        self.idle
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(sandbox);
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(sandbox);
         result
     }
 }
 
 async fn answer(State(pool): State<Arc<Pool>>, request: Request) -> Response<Body> {
-    let request_id = format!(
-        "request-{:06}",
-        pool.requests.fetch_add(1, Ordering::Relaxed)
-    );
+    let request_id = format!("request-{:06}", pool.requests.fetch_add(1, Ordering::Relaxed));
     let (parts, body) = request.into_parts();
-    let head: usize = parts
-        .headers
-        .iter()
-        .map(|(name, value)| name.as_str().len() + value.len() + 4)
-        .sum();
-    let line =
-        parts.method.as_str().len() + parts.uri.to_string().len() + " HTTP/1.1\r\n".len() + 1;
+    let head: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    let line = parts.method.as_str().len() + parts.uri.to_string().len() + " HTTP/1.1\r\n".len() + 1;
     if head + line > MAX_HEAD {
-        return refuse(
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            "Request Header Fields Too Large",
-        );
+        return refuse(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "Request Header Fields Too Large");
     }
     let Ok(body) = axum::body::to_bytes(body, MAX_BODY).await else {
         return refuse(StatusCode::PAYLOAD_TOO_LARGE, "Request Entity Too Large");
@@ -138,12 +112,8 @@ async fn answer(State(pool): State<Arc<Pool>>, request: Request) -> Response<Bod
             eprintln!("malformed function result ({fault}): {result}");
             refuse(StatusCode::BAD_GATEWAY, "Internal Server Error")
         }),
-        Ok(Ok(Err(error))) if error.invoked => {
-            refuse(StatusCode::BAD_GATEWAY, "Internal Server Error")
-        }
-        Ok(Ok(Err(_)) | Err(_)) => {
-            refuse(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error")
-        }
+        Ok(Ok(Err(error))) if error.invoked => refuse(StatusCode::BAD_GATEWAY, "Internal Server Error"),
+        Ok(Ok(Err(_)) | Err(_)) => refuse(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error"),
     };
     if let Ok(id) = HeaderValue::from_str(&request_id) {
         response.headers_mut().insert("apigw-requestid", id);
@@ -152,10 +122,5 @@ async fn answer(State(pool): State<Arc<Pool>>, request: Request) -> Response<Bod
 }
 
 fn refuse(status: StatusCode, message: &str) -> Response<Body> {
-    (
-        status,
-        [(header::CONTENT_TYPE, "application/json")],
-        json!({ "message": message }).to_string(),
-    )
-        .into_response()
+    (status, [(header::CONTENT_TYPE, "application/json")], json!({ "message": message }).to_string()).into_response()
 }

@@ -31,11 +31,7 @@ pub struct FunctionError {
 
 impl FunctionError {
     fn new(kind: &str, message: impl Into<String>) -> Self {
-        Self {
-            kind: kind.to_owned(),
-            message: message.into(),
-            invoked: true,
-        }
+        Self { kind: kind.to_owned(), message: message.into(), invoked: true }
     }
 }
 

@@ -7,9 +7,7 @@ use std::{
 
 use axum::{
     body::Body,
-    http::{
-        HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts,
-    },
+    http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use percent_encoding::percent_decode_str;
@@ -26,24 +24,15 @@ pub(super) fn event(request: &Parts, body: &[u8], request_id: &str) -> Value {
     let mut headers = joined(&request.headers);
     let cookies: Vec<String> = headers
         .remove("cookie")
-        .map(|cookies| {
-            cookies
-                .split(';')
-                .map(|cookie| cookie.trim().to_owned())
-                .collect()
-        })
+        .map(|cookies| cookies.split(';').map(|cookie| cookie.trim().to_owned()).collect())
         .unwrap_or_default();
     let domain = headers.get("host").cloned().unwrap_or_default();
     let user_agent = headers.get("user-agent").cloned().unwrap_or_default();
-    headers
-        .entry("content-length".to_owned())
-        .or_insert_with(|| body.len().to_string());
+    headers.entry("content-length".to_owned()).or_insert_with(|| body.len().to_string());
     headers.insert("x-forwarded-for".to_owned(), "127.0.0.1".to_owned());
     headers.insert("x-forwarded-port".to_owned(), "443".to_owned());
     headers.insert("x-forwarded-proto".to_owned(), "https".to_owned());
-    let text = headers
-        .get("content-type")
-        .is_some_and(|media_type| is_text(media_type));
+    let text = headers.get("content-type").is_some_and(|media_type| is_text(media_type));
 
     let mut event = json!({
         "version": "2.0",
@@ -78,11 +67,7 @@ pub(super) fn event(request: &Parts, body: &[u8], request_id: &str) -> Value {
         event["queryStringParameters"] = json!(parameters(query));
     }
     if !body.is_empty() {
-        event["body"] = if text {
-            String::from_utf8_lossy(body).into()
-        } else {
-            BASE64_STANDARD.encode(body).into()
-        };
+        event["body"] = if text { String::from_utf8_lossy(body).into() } else { BASE64_STANDARD.encode(body).into() };
     }
     event
 }
@@ -105,11 +90,7 @@ fn joined(headers: &HeaderMap) -> BTreeMap<String, String> {
 
 /// The decoded parameters; the values of repeated ones joined by commas.
 fn parameters(query: &str) -> BTreeMap<String, String> {
-    let decode = |text: &str| {
-        percent_decode_str(&text.replace('+', " "))
-            .decode_utf8_lossy()
-            .into_owned()
-    };
+    let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
     let mut parameters = BTreeMap::<String, String>::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -125,17 +106,9 @@ fn parameters(query: &str) -> BTreeMap<String, String> {
 }
 
 fn is_text(media_type: &str) -> bool {
-    let essence = media_type
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_ascii_lowercase();
+    let essence = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     essence.starts_with("text/")
-        || matches!(
-            essence.as_str(),
-            "application/json" | "application/xml" | "application/javascript"
-        )
+        || matches!(essence.as_str(), "application/json" | "application/xml" | "application/javascript")
         || essence.ends_with("+json")
         || essence.ends_with("+xml")
 }
@@ -154,39 +127,25 @@ fn common_log_time(time: SystemTime) -> String {
 pub(super) fn response(result: &Value, method: &Method) -> Result<Response<Body>, String> {
     let Some(status) = result.get("statusCode") else {
         // Without a status code the whole result is the body.
-        let mut response = Response::new(Body::from(
-            result
-                .as_str()
-                .map_or_else(|| result.to_string(), str::to_owned),
-        ));
-        response.headers_mut().insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/json"),
-        );
+        let mut response = Response::new(Body::from(result.as_str().map_or_else(|| result.to_string(), str::to_owned)));
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         return Ok(response);
     };
-    let status = status
-        .as_u64()
-        .or_else(|| status.as_str()?.parse().ok())
-        .and_then(|status| u16::try_from(status).ok());
-    let status = status
-        .and_then(|status| StatusCode::from_u16(status).ok())
-        .ok_or("statusCode is not a status code")?;
+    let status =
+        status.as_u64().or_else(|| status.as_str()?.parse().ok()).and_then(|status| u16::try_from(status).ok());
+    let status =
+        status.and_then(|status| StatusCode::from_u16(status).ok()).ok_or("statusCode is not a status code")?;
 
     let body = match result.get("body") {
         None | Some(Value::Null) => Vec::new(),
-        Some(Value::String(body)) if result["isBase64Encoded"] == true => BASE64_STANDARD
-            .decode(body)
-            .map_err(|error| format!("body is not base64: {error}"))?,
+        Some(Value::String(body)) if result["isBase64Encoded"] == true => {
+            BASE64_STANDARD.decode(body).map_err(|error| format!("body is not base64: {error}"))?
+        }
         Some(Value::String(body)) => body.clone().into_bytes(),
         Some(_) => return Err("body is not a string".to_owned()),
     };
     let head = *method == Method::HEAD;
-    let mut response = Response::new(if head {
-        Body::empty()
-    } else {
-        Body::from(body)
-    });
+    let mut response = Response::new(if head { Body::empty() } else { Body::from(body) });
     *response.status_mut() = status;
     let none = Map::new();
     for (name, value) in result["headers"].as_object().unwrap_or(&none) {
@@ -195,25 +154,16 @@ pub(super) fn response(result: &Value, method: &Method) -> Result<Response<Body>
             Value::Number(_) | Value::Bool(_) => value.to_string(),
             _ => return Err(format!("header {name} is not a string")),
         };
-        let name = HeaderName::from_bytes(name.as_bytes())
-            .map_err(|_| format!("{name:?} is not a header name"))?;
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("{name:?} is not a header name"))?;
         // The gateway frames the body it sends; only an answer to HEAD says a length of its own.
-        if name == header::TRANSFER_ENCODING
-            || name == header::CONNECTION
-            || (name == header::CONTENT_LENGTH && !head)
+        if name == header::TRANSFER_ENCODING || name == header::CONNECTION || (name == header::CONTENT_LENGTH && !head)
         {
             continue;
         }
-        let value = HeaderValue::from_str(&value)
-            .map_err(|_| format!("header {name} has an impossible value"))?;
+        let value = HeaderValue::from_str(&value).map_err(|_| format!("header {name} has an impossible value"))?;
         response.headers_mut().insert(name, value);
     }
-    for cookie in result["cookies"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-    {
+    for cookie in result["cookies"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         let cookie = HeaderValue::from_str(cookie).map_err(|_| "impossible cookie")?;
         response.headers_mut().append(header::SET_COOKIE, cookie);
     }

@@ -92,12 +92,7 @@ impl RuntimeApi {
         let mut exchange = self.exchange();
         exchange.invocations += 1;
         let id = format!("00000000-0000-4000-9000-{:012x}", exchange.invocations);
-        exchange.waiting = Some(Invocation {
-            id,
-            event,
-            deadline: SystemTime::now() + timeout,
-            reply,
-        });
+        exchange.waiting = Some(Invocation { id, event, deadline: SystemTime::now() + timeout, reply });
         self.handed_in.send_replace(());
         answered
     }
@@ -105,10 +100,7 @@ impl RuntimeApi {
     pub(super) fn router(self: &Arc<Self>) -> Router {
         Router::new()
             .route("/2018-06-01/runtime/invocation/next", get(next))
-            .route(
-                "/2018-06-01/runtime/invocation/{id}/response",
-                post(response),
-            )
+            .route("/2018-06-01/runtime/invocation/{id}/response", post(response))
             .route("/2018-06-01/runtime/invocation/{id}/error", post(error))
             .route("/2018-06-01/runtime/init/error", post(init_error))
             // The response route answers what is too large, in Lambda's words.
@@ -118,11 +110,7 @@ impl RuntimeApi {
 
     fn take(&self, process: u64) -> Result<Option<Invocation>, Replaced> {
         let mut exchange = self.exchange();
-        if exchange.process == process {
-            Ok(exchange.waiting.take())
-        } else {
-            Err(Replaced)
-        }
+        if exchange.process == process { Ok(exchange.waiting.take()) } else { Err(Replaced) }
     }
 
     fn settle(&self, id: &str, reply: Reply) -> bool {
@@ -154,118 +142,67 @@ async fn next(State(api): State<Arc<RuntimeApi>>) -> Response {
             Ok(Some(invocation)) => break invocation,
             Ok(None) => {}
             Err(Replaced) => {
-                return refused(
-                    StatusCode::GONE,
-                    "Sandbox.Gone",
-                    "another process took over",
-                );
+                return refused(StatusCode::GONE, "Sandbox.Gone", "another process took over");
             }
         }
         let _ = handed_in.changed().await;
     };
-    let Invocation {
-        id,
-        event,
-        deadline,
-        reply,
-    } = invocation;
-    let deadline = deadline
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_millis();
+    let Invocation { id, event, deadline, reply } = invocation;
+    let deadline = deadline.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let headers = [
         ("content-type", "application/json".to_owned()),
         ("lambda-runtime-aws-request-id", id.clone()),
         ("lambda-runtime-deadline-ms", deadline.to_string()),
-        (
-            "lambda-runtime-invoked-function-arn",
-            format!("arn:aws:lambda:{REGION}:{ACCOUNT}:function:{}", api.name),
-        ),
+        ("lambda-runtime-invoked-function-arn", format!("arn:aws:lambda:{REGION}:{ACCOUNT}:function:{}", api.name)),
         (
             "lambda-runtime-trace-id",
             "Root=1-00000000-000000000000000000000000;Parent=0000000000000000;Sampled=0".to_owned(),
         ),
     ];
     api.exchange().running = Some((id, reply));
-    (
-        headers.map(|(name, value)| (HeaderName::from_static(name), value)),
-        event,
-    )
-        .into_response()
+    (headers.map(|(name, value)| (HeaderName::from_static(name), value)), event).into_response()
 }
 
-async fn response(
-    State(api): State<Arc<RuntimeApi>>,
-    Path(id): Path<String>,
-    body: Bytes,
-) -> Response {
+async fn response(State(api): State<Arc<RuntimeApi>>, Path(id): Path<String>, body: Bytes) -> Response {
     if body.len() > MAX_RESPONSE {
         let message = format!(
             "Response payload size ({} bytes) exceeded maximum allowed payload size ({MAX_RESPONSE} bytes).",
             body.len()
         );
-        api.settle(
-            &id,
-            Err(FunctionError::new(
-                "Function.ResponseSizeTooLarge",
-                message.clone(),
-            )),
-        );
-        return refused(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "RequestEntityTooLarge",
-            &message,
-        );
+        api.settle(&id, Err(FunctionError::new("Function.ResponseSizeTooLarge", message.clone())));
+        return refused(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", &message);
     }
-    let reply = serde_json::from_slice(&body).map_err(|error| {
-        FunctionError::new("Runtime.InvalidResponse", format!("not JSON: {error}"))
-    });
+    let reply = serde_json::from_slice(&body)
+        .map_err(|error| FunctionError::new("Runtime.InvalidResponse", format!("not JSON: {error}")));
     accepted(api.settle(&id, reply))
 }
 
-async fn error(
-    State(api): State<Arc<RuntimeApi>>,
-    Path(id): Path<String>,
-    body: Bytes,
-) -> Response {
+async fn error(State(api): State<Arc<RuntimeApi>>, Path(id): Path<String>, body: Bytes) -> Response {
     let (kind, message) = reported(&body);
     accepted(api.settle(&id, Err(FunctionError::new(&kind, message))))
 }
 
 async fn init_error(State(api): State<Arc<RuntimeApi>>, body: Bytes) -> Response {
     let (kind, message) = reported(&body);
-    api.phase
-        .send_replace(Phase::InitFailed(format!("{kind}: {message}")));
+    api.phase.send_replace(Phase::InitFailed(format!("{kind}: {message}")));
     accepted(true)
 }
 
 fn reported(body: &[u8]) -> (String, String) {
     let report: Value = serde_json::from_slice(body).unwrap_or_default();
     let text = |name: &str| report[name].as_str().map(str::to_owned);
-    let message =
-        text("errorMessage").unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
-    (
-        text("errorType").unwrap_or_else(|| "Runtime.Unknown".to_owned()),
-        message,
-    )
+    let message = text("errorMessage").unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
+    (text("errorType").unwrap_or_else(|| "Runtime.Unknown".to_owned()), message)
 }
 
 fn accepted(known: bool) -> Response {
     if known {
         (StatusCode::ACCEPTED, json!({ "status": "OK" }).to_string()).into_response()
     } else {
-        refused(
-            StatusCode::BAD_REQUEST,
-            "InvalidRequestID",
-            "Invalid request ID",
-        )
+        refused(StatusCode::BAD_REQUEST, "InvalidRequestID", "Invalid request ID")
     }
 }
 
 fn refused(status: StatusCode, kind: &str, message: &str) -> Response {
-    (
-        status,
-        json!({ "errorType": kind, "errorMessage": message }).to_string(),
-    )
-        .into_response()
+    (status, json!({ "errorType": kind, "errorMessage": message }).to_string()).into_response()
 }

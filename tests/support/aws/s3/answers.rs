@@ -2,25 +2,14 @@
 
 use std::ops::Range;
 
-use s3s::dto::{
-    ChecksumType, ETag, GetObjectOutput, HeadObjectOutput, Object as ListedObject,
-    Part as ListedPart,
-};
+use s3s::dto::{ChecksumType, ETag, GetObjectOutput, HeadObjectOutput, Object as ListedObject, Part as ListedPart};
 
 use super::store::{Object, Part};
 
 /// The headers of an answer with the whole object; with its checksum only if asked for.
 pub(super) fn whole(object: &Object, with_checksum: bool) -> GetObjectOutput {
-    let kind = if object.composite {
-        ChecksumType::COMPOSITE
-    } else {
-        ChecksumType::FULL_OBJECT
-    };
-    let checksum = if with_checksum {
-        object.checksum.clone()
-    } else {
-        <_>::default()
-    };
+    let kind = if object.composite { ChecksumType::COMPOSITE } else { ChecksumType::FULL_OBJECT };
+    let checksum = if with_checksum { object.checksum.clone() } else { <_>::default() };
     GetObjectOutput {
         content_length: Some(length(object.size)),
         checksum_crc32: checksum.checksum_crc32,
@@ -37,12 +26,7 @@ pub(super) fn whole(object: &Object, with_checksum: bool) -> GetObjectOutput {
 pub(super) fn part(object: &Object, range: &Range<u64>) -> GetObjectOutput {
     GetObjectOutput {
         content_length: Some(length(range.end - range.start)),
-        content_range: Some(format!(
-            "bytes {}-{}/{}",
-            range.start,
-            range.end - 1,
-            object.size
-        )),
+        content_range: Some(format!("bytes {}-{}/{}", range.start, range.end - 1, object.size)),
         ..any(object)
     }
 }

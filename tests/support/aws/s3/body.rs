@@ -48,24 +48,14 @@ const ALGORITHMS: [&str; 5] = ["crc32", "crc32c", "crc64nvme", "sha1", "sha256"]
 
 impl<'a> Promise<'a> {
     fn read(headers: &'a HeaderMap) -> S3Result<Self> {
-        let trailer = headers
-            .get("x-amz-trailer")
-            .map_or("", |names| names.to_str().unwrap_or_default());
+        let trailer = headers.get("x-amz-trailer").map_or("", |names| names.to_str().unwrap_or_default());
         let mut promises = ALGORITHMS.into_iter().filter_map(|algorithm| {
             let name = format!("x-amz-checksum-{algorithm}");
             let header = headers.get(&name).map(http::HeaderValue::as_bytes);
-            let trailing = trailer
-                .split(',')
-                .any(|trailing| trailing.trim().eq_ignore_ascii_case(&name));
-            (header.is_some() || trailing).then_some(Self {
-                algorithm: Some(algorithm),
-                header,
-            })
+            let trailing = trailer.split(',').any(|trailing| trailing.trim().eq_ignore_ascii_case(&name));
+            (header.is_some() || trailing).then_some(Self { algorithm: Some(algorithm), header })
         });
-        let promise = promises.next().unwrap_or(Self {
-            algorithm: None,
-            header: None,
-        });
+        let promise = promises.next().unwrap_or(Self { algorithm: None, header: None });
         if promises.next().is_some() {
             return Err(s3_error!(
                 InvalidRequest,
@@ -73,9 +63,7 @@ impl<'a> Promise<'a> {
             ));
         }
         if let Some(said) = headers.get("x-amz-sdk-checksum-algorithm")
-            && !promise
-                .algorithm
-                .is_some_and(|algorithm| said.as_bytes().eq_ignore_ascii_case(algorithm.as_bytes()))
+            && !promise.algorithm.is_some_and(|algorithm| said.as_bytes().eq_ignore_ascii_case(algorithm.as_bytes()))
         {
             return Err(s3_error!(
                 InvalidRequest,
@@ -142,22 +130,12 @@ pub(super) async fn receive(
     let promise = Promise::read(headers)?;
     let length = length
         .and_then(|length| u64::try_from(length).ok())
-        .ok_or_else(|| {
-            s3_error!(
-                MissingContentLength,
-                "You must provide the Content-Length HTTP header."
-            )
-        })?;
+        .ok_or_else(|| s3_error!(MissingContentLength, "You must provide the Content-Length HTTP header."))?;
     if length > MAX_PUT {
-        return Err(s3_error!(
-            EntityTooLarge,
-            "Your proposed upload exceeds the maximum allowed size"
-        ));
+        return Err(s3_error!(EntityTooLarge, "Your proposed upload exceeds the maximum allowed size"));
     }
 
-    let (file, path) = tempfile::NamedTempFile::new_in(directory)
-        .map_err(internal)?
-        .into_parts();
+    let (file, path) = tempfile::NamedTempFile::new_in(directory).map_err(internal)?.into_parts();
     let mut file = File::from_std(file);
     let (mut size, mut md5, mut hasher) = (0, Md5::new(), promise.hasher());
     let mut body = body.ok_or_else(|| s3_error!(IncompleteBody))?;
@@ -181,18 +159,11 @@ pub(super) async fn receive(
     if let Some(promised) = headers.get("content-md5")
         && promised.as_bytes() != BASE64_STANDARD.encode(md5).as_bytes()
     {
-        return Err(s3_error!(
-            BadDigest,
-            "The Content-MD5 you specified did not match what we received."
-        ));
+        return Err(s3_error!(BadDigest, "The Content-MD5 you specified did not match what we received."));
     }
     let checksum = hasher.finalize();
     promise.check(&checksum, trailers)?;
-    Ok(Received {
-        blob: Arc::new(Blob { file: path, size }),
-        md5,
-        checksum,
-    })
+    Ok(Received { blob: Arc::new(Blob { file: path, size }), md5, checksum })
 }
 
 /// Streams `range` of the concatenated blobs.
@@ -206,10 +177,7 @@ pub(super) fn send(blobs: &[Arc<Blob>], range: &Range<u64>) -> StreamingBlob {
         }
         start += blob.size;
     }
-    StreamingBlob::wrap(stream::try_unfold(
-        Reader { pieces, open: None },
-        Reader::next,
-    ))
+    StreamingBlob::wrap(stream::try_unfold(Reader { pieces, open: None }, Reader::next))
 }
 
 struct Reader {

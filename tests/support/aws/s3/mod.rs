@@ -33,20 +33,16 @@ use super::{
 use crate::loopback::Loopback;
 
 /// Starts the service and returns its endpoint URL.
-pub(super) fn start(
-    loopback: &Loopback,
-    store: &Arc<Store>,
-    journal: Arc<Journal>,
-) -> anyhow::Result<String> {
+pub(super) fn start(loopback: &Loopback, store: &Arc<Store>, journal: Arc<Journal>) -> anyhow::Result<String> {
     let mut builder = S3ServiceBuilder::new(operations::Operations(Arc::clone(store)));
     builder.set_auth(OneKey);
     builder.set_access(Gate(journal));
-    let service = HandleError::new(builder.build(), |error| async move {
-        (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:?}"))
-    });
-    let router = Router::new()
-        .fallback_service(service)
-        .layer(middleware::from_fn(one_auth_mechanism));
+    let service =
+        HandleError::new(
+            builder.build(),
+            |error| async move { (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:?}")) },
+        );
+    let router = Router::new().fallback_service(service).layer(middleware::from_fn(one_auth_mechanism));
     let (listener, address) = loopback.bind()?;
     loopback.serve(listener, router);
     Ok(format!("http://{address}"))
@@ -55,9 +51,7 @@ pub(super) fn start(
 /// A presigned URL and an `Authorization` header together are refused; s3s would look at the URL only.
 async fn one_auth_mechanism(request: Request, next: Next) -> Response {
     let presigned = request.uri().query().is_some_and(|query| {
-        query.split('&').any(|pair| {
-            pair.starts_with("X-Amz-Algorithm=") || pair.starts_with("X-Amz-Signature=")
-        })
+        query.split('&').any(|pair| pair.starts_with("X-Amz-Algorithm=") || pair.starts_with("X-Amz-Signature="))
     });
     if presigned && request.headers().contains_key(header::AUTHORIZATION) {
         let refusal = s3_error!(
@@ -81,10 +75,7 @@ impl S3Auth for OneKey {
         if access_key == ACCESS_KEY_ID {
             Ok(SECRET_ACCESS_KEY.into())
         } else {
-            Err(s3_error!(
-                InvalidAccessKeyId,
-                "The AWS Access Key Id you provided does not exist in our records."
-            ))
+            Err(s3_error!(InvalidAccessKeyId, "The AWS Access Key Id you provided does not exist in our records."))
         }
     }
 }

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use s3s::{
     S3, S3Request, S3Response, S3Result,
     dto::{
-        AbortMultipartUploadInput, AbortMultipartUploadOutput, ChecksumAlgorithm, ChecksumMode,
-        ChecksumType, CompleteMultipartUploadInput, CompleteMultipartUploadOutput,
-        CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteObjectInput,
-        DeleteObjectOutput, ETag, ETagCondition, GetObjectInput, GetObjectOutput, HeadObjectInput,
-        HeadObjectOutput, ListMultipartUploadsInput, ListMultipartUploadsOutput,
-        ListObjectsV2Input, ListObjectsV2Output, ListPartsInput, ListPartsOutput, MultipartUpload,
-        PutObjectInput, PutObjectOutput, UploadPartInput, UploadPartOutput,
+        AbortMultipartUploadInput, AbortMultipartUploadOutput, ChecksumAlgorithm, ChecksumMode, ChecksumType,
+        CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CreateMultipartUploadInput,
+        CreateMultipartUploadOutput, DeleteObjectInput, DeleteObjectOutput, ETag, ETagCondition, GetObjectInput,
+        GetObjectOutput, HeadObjectInput, HeadObjectOutput, ListMultipartUploadsInput, ListMultipartUploadsOutput,
+        ListObjectsV2Input, ListObjectsV2Output, ListPartsInput, ListPartsOutput, MultipartUpload, PutObjectInput,
+        PutObjectOutput, UploadPartInput, UploadPartOutput,
     },
     s3_error,
 };
@@ -31,27 +30,12 @@ type Answer<T> = S3Result<S3Response<T>>;
 #[async_trait::async_trait]
 impl S3 for Operations {
     async fn put_object(&self, request: S3Request<PutObjectInput>) -> Answer<PutObjectOutput> {
-        let S3Request {
-            input,
-            headers,
-            trailing_headers: trailers,
-            ..
-        } = request;
+        let S3Request { input, headers, trailing_headers: trailers, .. } = request;
         self.0.check_bucket(&input.bucket)?;
         let only_if_absent = only_if_absent(input.if_none_match.as_ref(), input.if_match.as_ref())?;
         let directory = self.0.directory();
-        let received = body::receive(
-            directory,
-            input.body,
-            input.content_length,
-            &headers,
-            trailers.as_ref(),
-        )
-        .await?;
-        let description = Description {
-            content_type: input.content_type,
-            metadata: input.metadata,
-        };
+        let received = body::receive(directory, input.body, input.content_length, &headers, trailers.as_ref()).await?;
+        let description = Description { content_type: input.content_type, metadata: input.metadata };
         let object = Object::whole(description, received);
         let (etag, checksum) = (object.etag.clone(), object.checksum.clone());
         self.0.put(&input.key, object, only_if_absent)?;
@@ -79,9 +63,7 @@ impl S3 for Operations {
             return Err(not_modelled());
         }
         let object = self.0.object(&input.key)?;
-        let range = input
-            .range
-            .map_or(Ok(0..object.size), |range| range.check(object.size))?;
+        let range = input.range.map_or(Ok(0..object.size), |range| range.check(object.size))?;
         let mut answer = if input.range.is_none() {
             answers::whole(&object, wants_checksum(input.checksum_mode.as_ref()))
         } else {
@@ -109,10 +91,7 @@ impl S3 for Operations {
         Ok(S3Response::new(answers::head(whole)))
     }
 
-    async fn delete_object(
-        &self,
-        request: S3Request<DeleteObjectInput>,
-    ) -> Answer<DeleteObjectOutput> {
+    async fn delete_object(&self, request: S3Request<DeleteObjectInput>) -> Answer<DeleteObjectOutput> {
         let input = request.input;
         self.0.check_bucket(&input.bucket)?;
         if input.if_match.is_some() || input.version_id.is_some() {
@@ -122,23 +101,14 @@ impl S3 for Operations {
         Ok(S3Response::new(DeleteObjectOutput::default()))
     }
 
-    async fn list_objects_v2(
-        &self,
-        request: S3Request<ListObjectsV2Input>,
-    ) -> Answer<ListObjectsV2Output> {
+    async fn list_objects_v2(&self, request: S3Request<ListObjectsV2Input>) -> Answer<ListObjectsV2Output> {
         let input = request.input;
         self.0.check_bucket(&input.bucket)?;
         if input.delimiter.is_some() || input.encoding_type.is_some() {
             return Err(not_modelled());
         }
-        let after = input
-            .continuation_token
-            .as_ref()
-            .or(input.start_after.as_ref());
-        let mut found = self.0.list(
-            input.prefix.as_deref().unwrap_or(""),
-            after.map_or("", String::as_str),
-        );
+        let after = input.continuation_token.as_ref().or(input.start_after.as_ref());
+        let mut found = self.0.list(input.prefix.as_deref().unwrap_or(""), after.map_or("", String::as_str));
         let page = page(input.max_keys)?;
         let truncated = found.len() > page;
         found.truncate(page);
@@ -150,16 +120,8 @@ impl S3 for Operations {
             max_keys: Some(input.max_keys.unwrap_or(PAGE)),
             key_count: Some(i32::try_from(found.len()).unwrap_or(PAGE)),
             is_truncated: Some(truncated),
-            next_continuation_token: found
-                .last()
-                .filter(|_| truncated)
-                .map(|(key, _)| key.clone()),
-            contents: Some(
-                found
-                    .into_iter()
-                    .map(|(key, object)| answers::listed(key, &object))
-                    .collect(),
-            ),
+            next_continuation_token: found.last().filter(|_| truncated).map(|(key, _)| key.clone()),
+            contents: Some(found.into_iter().map(|(key, object)| answers::listed(key, &object)).collect()),
             ..Default::default()
         }))
     }
@@ -170,14 +132,8 @@ impl S3 for Operations {
     ) -> Answer<CreateMultipartUploadOutput> {
         let input = request.input;
         self.0.check_bucket(&input.bucket)?;
-        let algorithm = input
-            .checksum_algorithm
-            .as_ref()
-            .map(|name| name.as_str().to_lowercase());
-        let full = input
-            .checksum_type
-            .as_ref()
-            .is_some_and(|kind| kind.as_str() == ChecksumType::FULL_OBJECT);
+        let algorithm = input.checksum_algorithm.as_ref().map(|name| name.as_str().to_lowercase());
+        let full = input.checksum_type.as_ref().is_some_and(|kind| kind.as_str() == ChecksumType::FULL_OBJECT);
         if full && matches!(algorithm.as_deref(), Some("sha1" | "sha256")) {
             return Err(s3_error!(
                 InvalidRequest,
@@ -185,10 +141,7 @@ impl S3 for Operations {
                 algorithm.unwrap_or_default()
             ));
         }
-        let description = Description {
-            content_type: input.content_type,
-            metadata: input.metadata,
-        };
+        let description = Description { content_type: input.content_type, metadata: input.metadata };
         let id = self.0.begin(&input.key, description, algorithm);
         Ok(S3Response::new(CreateMultipartUploadOutput {
             bucket: Some(input.bucket),
@@ -200,31 +153,14 @@ impl S3 for Operations {
     }
 
     async fn upload_part(&self, request: S3Request<UploadPartInput>) -> Answer<UploadPartOutput> {
-        let S3Request {
-            input,
-            headers,
-            trailing_headers: trailers,
-            ..
-        } = request;
+        let S3Request { input, headers, trailing_headers: trailers, .. } = request;
         self.0.check_bucket(&input.bucket)?;
         if !(1..=10_000).contains(&input.part_number) {
-            return Err(s3_error!(
-                InvalidArgument,
-                "Part number must be an integer between 1 and 10000, inclusive"
-            ));
+            return Err(s3_error!(InvalidArgument, "Part number must be an integer between 1 and 10000, inclusive"));
         }
-        let algorithm = self.0.with_upload(&input.upload_id, &input.key, |upload| {
-            upload.algorithm.clone()
-        })?;
+        let algorithm = self.0.with_upload(&input.upload_id, &input.key, |upload| upload.algorithm.clone())?;
         let directory = self.0.directory();
-        let received = body::receive(
-            directory,
-            input.body,
-            input.content_length,
-            &headers,
-            trailers.as_ref(),
-        )
-        .await?;
+        let received = body::receive(directory, input.body, input.content_length, &headers, trailers.as_ref()).await?;
         if let Some(algorithm) = algorithm
             && body::value_of(&received.checksum, &algorithm).is_none()
         {
@@ -234,14 +170,9 @@ impl S3 for Operations {
             ));
         }
         let checksum = received.checksum.clone();
-        let part = Part {
-            received,
-            modified: std::time::SystemTime::now(),
-        };
+        let part = Part { received, modified: std::time::SystemTime::now() };
         let etag = part.etag();
-        self.0.with_upload(&input.upload_id, &input.key, |upload| {
-            upload.parts.insert(input.part_number, part)
-        })?;
+        self.0.with_upload(&input.upload_id, &input.key, |upload| upload.parts.insert(input.part_number, part))?;
         Ok(S3Response::new(UploadPartOutput {
             e_tag: Some(ETag::Strong(etag)),
             checksum_crc32: checksum.checksum_crc32,
@@ -260,10 +191,7 @@ impl S3 for Operations {
         let input = request.input;
         self.0.check_bucket(&input.bucket)?;
         let completion = Completion {
-            parts: input
-                .multipart_upload
-                .and_then(|list| list.parts)
-                .unwrap_or_default(),
+            parts: input.multipart_upload.and_then(|list| list.parts).unwrap_or_default(),
             size: input.mpu_object_size,
             checksum_sha256: input.checksum_sha256,
             only_if_absent: only_if_absent(input.if_none_match.as_ref(), input.if_match.as_ref())?,
@@ -293,10 +221,7 @@ impl S3 for Operations {
     ) -> Answer<ListMultipartUploadsOutput> {
         let input = request.input;
         self.0.check_bucket(&input.bucket)?;
-        if input.delimiter.is_some()
-            || input.key_marker.is_some()
-            || input.upload_id_marker.is_some()
-        {
+        if input.delimiter.is_some() || input.key_marker.is_some() || input.upload_id_marker.is_some() {
             return Err(not_modelled());
         }
         let prefix = input.prefix.clone().unwrap_or_default();
@@ -304,18 +229,10 @@ impl S3 for Operations {
             key: Some(upload.key.clone()),
             upload_id: Some(id.to_owned()),
             initiated: Some(upload.initiated.into()),
-            checksum_algorithm: upload
-                .algorithm
-                .as_ref()
-                .map(|name| ChecksumAlgorithm::from(name.to_uppercase())),
+            checksum_algorithm: upload.algorithm.as_ref().map(|name| ChecksumAlgorithm::from(name.to_uppercase())),
             ..Default::default()
         });
-        uploads.retain(|upload| {
-            upload
-                .key
-                .as_ref()
-                .is_some_and(|key| key.starts_with(&prefix))
-        });
+        uploads.retain(|upload| upload.key.as_ref().is_some_and(|key| key.starts_with(&prefix)));
         if uploads.len() > page(input.max_uploads)? {
             return Err(not_modelled());
         }
@@ -336,9 +253,7 @@ impl S3 for Operations {
         let after = input.part_number_marker.unwrap_or(0);
         let mut parts = self.0.with_upload(&input.upload_id, &input.key, |upload| {
             let parts = upload.parts.iter().filter(|(number, _)| **number > after);
-            parts
-                .map(|(number, part)| answers::part_listed(*number, part))
-                .collect::<Vec<_>>()
+            parts.map(|(number, part)| answers::part_listed(*number, part)).collect::<Vec<_>>()
         })?;
         let page = page(input.max_parts)?;
         let truncated = parts.len() > page;
@@ -349,10 +264,7 @@ impl S3 for Operations {
             upload_id: Some(input.upload_id),
             max_parts: Some(input.max_parts.unwrap_or(PAGE)),
             is_truncated: Some(truncated),
-            next_part_number_marker: parts
-                .last()
-                .filter(|_| truncated)
-                .and_then(|part| part.part_number),
+            next_part_number_marker: parts.last().filter(|_| truncated).and_then(|part| part.part_number),
             parts: Some(parts),
             ..Default::default()
         }))
@@ -360,10 +272,7 @@ impl S3 for Operations {
 }
 
 /// `If-None-Match: *` is the one condition on writes that is modelled.
-fn only_if_absent(
-    if_none_match: Option<&ETagCondition>,
-    if_match: Option<&ETagCondition>,
-) -> S3Result<bool> {
+fn only_if_absent(if_none_match: Option<&ETagCondition>, if_match: Option<&ETagCondition>) -> S3Result<bool> {
     match (if_none_match, if_match) {
         (None, None) => Ok(false),
         (Some(ETagCondition::Any), None) => Ok(true),
@@ -372,15 +281,11 @@ fn only_if_absent(
 }
 
 fn not_modelled() -> s3s::S3Error {
-    s3_error!(
-        NotImplemented,
-        "A header you provided implies functionality that is not implemented"
-    )
+    s3_error!(NotImplemented, "A header you provided implies functionality that is not implemented")
 }
 
 fn page(asked: Option<i32>) -> S3Result<usize> {
-    usize::try_from(asked.unwrap_or(PAGE).min(PAGE))
-        .map_err(|error| s3_error!(error, InvalidArgument))
+    usize::try_from(asked.unwrap_or(PAGE).min(PAGE)).map_err(|error| s3_error!(error, InvalidArgument))
 }
 
 fn wants_checksum(mode: Option<&ChecksumMode>) -> bool {

@@ -103,11 +103,7 @@ pub(crate) struct Store {
 
 impl Store {
     pub(crate) fn new(bucket: &str) -> std::io::Result<Self> {
-        Ok(Self {
-            bucket: bucket.to_owned(),
-            contents: Mutex::default(),
-            directory: tempfile::tempdir()?,
-        })
+        Ok(Self { bucket: bucket.to_owned(), contents: Mutex::default(), directory: tempfile::tempdir()? })
     }
 
     fn contents(&self) -> MutexGuard<'_, Contents> {
@@ -131,14 +127,7 @@ impl Store {
     }
 
     pub(super) fn check_bucket(&self, bucket: &str) -> S3Result<()> {
-        if bucket == self.bucket {
-            Ok(())
-        } else {
-            Err(s3_error!(
-                NoSuchBucket,
-                "The specified bucket does not exist"
-            ))
-        }
+        if bucket == self.bucket { Ok(()) } else { Err(s3_error!(NoSuchBucket, "The specified bucket does not exist")) }
     }
 
     pub(super) fn object(&self, key: &str) -> S3Result<Arc<Object>> {
@@ -157,21 +146,11 @@ impl Store {
     /// The objects after `after` whose keys begin with `prefix`, in order.
     pub(super) fn list(&self, prefix: &str, after: &str) -> Vec<(String, Arc<Object>)> {
         let contents = self.contents();
-        let matching = contents
-            .objects
-            .iter()
-            .filter(|(key, _)| key.starts_with(prefix) && key.as_str() > after);
-        matching
-            .map(|(key, object)| (key.clone(), Arc::clone(object)))
-            .collect()
+        let matching = contents.objects.iter().filter(|(key, _)| key.starts_with(prefix) && key.as_str() > after);
+        matching.map(|(key, object)| (key.clone(), Arc::clone(object))).collect()
     }
 
-    pub(super) fn begin(
-        &self,
-        key: &str,
-        description: Description,
-        algorithm: Option<String>,
-    ) -> String {
+    pub(super) fn begin(&self, key: &str, description: Description, algorithm: Option<String>) -> String {
         let mut contents = self.contents();
         contents.uploads_begun += 1;
         let id = format!("upload-{:06}", contents.uploads_begun);
@@ -187,22 +166,13 @@ impl Store {
     }
 
     /// Reads an upload; `NoSuchUpload` if it is unknown, was completed or aborted, or is of another key.
-    pub(super) fn with_upload<T>(
-        &self,
-        id: &str,
-        key: &str,
-        read: impl FnOnce(&mut Upload) -> T,
-    ) -> S3Result<T> {
+    pub(super) fn with_upload<T>(&self, id: &str, key: &str, read: impl FnOnce(&mut Upload) -> T) -> S3Result<T> {
         self.contents().upload(id, key).map(read)
     }
 
     /// Reads every open upload, in the order they began.
     pub(super) fn uploads<T>(&self, read: impl Fn(&str, &Upload) -> T) -> Vec<T> {
-        self.contents()
-            .uploads
-            .iter()
-            .map(|(id, upload)| read(id, upload))
-            .collect()
+        self.contents().uploads.iter().map(|(id, upload)| read(id, upload)).collect()
     }
 
     pub(super) fn abort(&self, id: &str, key: &str) -> S3Result<()> {
@@ -212,31 +182,19 @@ impl Store {
         Ok(())
     }
 
-    pub(super) fn complete(
-        &self,
-        id: &str,
-        key: &str,
-        completion: &Completion,
-    ) -> S3Result<Arc<Object>> {
+    pub(super) fn complete(&self, id: &str, key: &str, completion: &Completion) -> S3Result<Arc<Object>> {
         let mut contents = self.contents();
         let object = assemble(contents.upload(id, key)?, completion)?;
         contents.publish(key, object, completion.only_if_absent)?;
         contents.uploads.remove(id);
-        contents
-            .objects
-            .get(key)
-            .cloned()
-            .ok_or_else(|| s3_error!(InternalError))
+        contents.objects.get(key).cloned().ok_or_else(|| s3_error!(InternalError))
     }
 }
 
 impl Contents {
     fn publish(&mut self, key: &str, object: Object, only_if_absent: bool) -> S3Result<()> {
         if only_if_absent && self.objects.contains_key(key) {
-            return Err(s3_error!(
-                PreconditionFailed,
-                "At least one of the pre-conditions you specified did not hold"
-            ));
+            return Err(s3_error!(PreconditionFailed, "At least one of the pre-conditions you specified did not hold"));
         }
         self.objects.insert(key.to_owned(), Arc::new(object));
         Ok(())
@@ -252,41 +210,17 @@ impl Contents {
 /// The object that the listed parts make, if the list is right.
 fn assemble(upload: &Upload, completion: &Completion) -> S3Result<Object> {
     if completion.parts.is_empty() {
-        return Err(s3_error!(
-            MalformedXML,
-            "You must specify at least one part"
-        ));
+        return Err(s3_error!(MalformedXML, "You must specify at least one part"));
     }
-    if !completion
-        .parts
-        .is_sorted_by(|one, next| one.part_number < next.part_number)
-    {
-        return Err(s3_error!(
-            InvalidPartOrder,
-            "The list of parts was not in ascending order."
-        ));
+    if !completion.parts.is_sorted_by(|one, next| one.part_number < next.part_number) {
+        return Err(s3_error!(InvalidPartOrder, "The list of parts was not in ascending order."));
     }
-    let parts = completion
-        .parts
-        .iter()
-        .map(|listed| matching(upload, listed))
-        .collect::<S3Result<Vec<_>>>()?;
-    if parts
-        .iter()
-        .rev()
-        .skip(1)
-        .any(|part| part.received.blob.size < MIN_PART)
-    {
-        return Err(s3_error!(
-            EntityTooSmall,
-            "Your proposed upload is smaller than the minimum allowed size"
-        ));
+    let parts = completion.parts.iter().map(|listed| matching(upload, listed)).collect::<S3Result<Vec<_>>>()?;
+    if parts.iter().rev().skip(1).any(|part| part.received.blob.size < MIN_PART) {
+        return Err(s3_error!(EntityTooSmall, "Your proposed upload is smaller than the minimum allowed size"));
     }
     let size = parts.iter().map(|part| part.received.blob.size).sum();
-    if completion
-        .size
-        .is_some_and(|said| u64::try_from(said) != Ok(size))
-    {
+    if completion.size.is_some_and(|said| u64::try_from(said) != Ok(size)) {
         return Err(s3_error!(
             InvalidRequest,
             "The provided 'x-amz-mp-object-size' header does not match what was computed"
@@ -296,13 +230,8 @@ fn assemble(upload: &Upload, completion: &Completion) -> S3Result<Object> {
     if upload.algorithm.as_deref() == Some("sha256") {
         checksum.checksum_sha256 = Some(composite_sha256(&parts)?);
     }
-    if completion.checksum_sha256.is_some()
-        && completion.checksum_sha256 != checksum.checksum_sha256
-    {
-        return Err(s3_error!(
-            BadDigest,
-            "The sha256 you specified did not match the calculated checksum."
-        ));
+    if completion.checksum_sha256.is_some() && completion.checksum_sha256 != checksum.checksum_sha256 {
+        return Err(s3_error!(BadDigest, "The sha256 you specified did not match the calculated checksum."));
     }
     let mut etag = Md5::new();
     for part in &parts {
@@ -311,10 +240,7 @@ fn assemble(upload: &Upload, completion: &Completion) -> S3Result<Object> {
     Ok(Object {
         description: upload.description.clone(),
         etag: format!("{}-{}", hex(etag.finalize().into()), parts.len()),
-        blobs: parts
-            .iter()
-            .map(|part| Arc::clone(&part.received.blob))
-            .collect(),
+        blobs: parts.iter().map(|part| Arc::clone(&part.received.blob)).collect(),
         size,
         checksum,
         composite: true,
@@ -330,10 +256,7 @@ fn matching<'a>(upload: &'a Upload, listed: &CompletedPart) -> S3Result<&'a Part
             "One or more of the specified parts could not be found. The part may not have been uploaded, or the specified entity tag may not match the part's entity tag."
         )
     };
-    let part = listed
-        .part_number
-        .and_then(|number| upload.parts.get(&number))
-        .ok_or_else(invalid)?;
+    let part = listed.part_number.and_then(|number| upload.parts.get(&number)).ok_or_else(invalid)?;
     if listed.e_tag.as_ref().map(s3s::dto::ETag::value) != Some(&part.etag()) {
         return Err(invalid());
     }
@@ -365,13 +288,8 @@ fn matching<'a>(upload: &'a Upload, listed: &CompletedPart) -> S3Result<&'a Part
 fn composite_sha256(parts: &[&Part]) -> S3Result<String> {
     let mut digest = Sha256::new();
     for part in parts {
-        let of_part = value_of(&part.received.checksum, "sha256")
-            .and_then(|value| BASE64_STANDARD.decode(value).ok());
+        let of_part = value_of(&part.received.checksum, "sha256").and_then(|value| BASE64_STANDARD.decode(value).ok());
         digest.update(of_part.ok_or_else(|| s3_error!(InternalError, "a part has no checksum"))?);
     }
-    Ok(format!(
-        "{}-{}",
-        BASE64_STANDARD.encode(digest.finalize()),
-        parts.len()
-    ))
+    Ok(format!("{}-{}", BASE64_STANDARD.encode(digest.finalize()), parts.len()))
 }

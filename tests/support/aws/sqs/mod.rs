@@ -46,10 +46,7 @@ pub(super) fn start(
     let (listener, address) = loopback.bind()?;
     let endpoint = format!("http://{address}");
     let queues = Arc::new(Queues::new(&endpoint, settings));
-    let api = Api {
-        queues: Arc::clone(&queues),
-        journal,
-    };
+    let api = Api { queues: Arc::clone(&queues), journal };
     loopback.serve(listener, Router::new().fallback(answer).with_state(api));
     Ok((endpoint, queues))
 }
@@ -63,8 +60,7 @@ async fn answer(State(api): State<Api>, headers: HeaderMap, body: Bytes) -> Resp
     match dispatch(&api, &headers, &body).await {
         Ok(answer) => (json_type(), answer.to_string()).into_response(),
         Err(refusal) => {
-            let status =
-                StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
             let body = json!({ "__type": format!("com.amazonaws.sqs#{}", refusal.code), "message": refusal.message });
             (status, json_type(), body.to_string()).into_response()
         }
@@ -76,15 +72,8 @@ fn json_type() -> [(header::HeaderName, &'static str); 1] {
 }
 
 async fn dispatch(api: &Api, headers: &HeaderMap, body: &[u8]) -> Result<Value, Refusal> {
-    let text = |name: &str| {
-        headers
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or_default()
-    };
-    let operation = text("x-amz-target")
-        .strip_prefix("AmazonSQS.")
-        .unwrap_or_default();
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let operation = text("x-amz-target").strip_prefix("AmazonSQS.").unwrap_or_default();
     if !text("authorization").contains(&format!("Credential={ACCESS_KEY_ID}/")) {
         return Err(Refusal::new(
             403,
@@ -97,16 +86,12 @@ async fn dispatch(api: &Api, headers: &HeaderMap, body: &[u8]) -> Result<Value, 
             return Err(Refusal::new(500, "InternalFailure", "injected by the test"));
         }
         Some(Failure::Throttled) => {
-            return Err(Refusal::new(
-                400,
-                "RequestThrottled",
-                "injected by the test",
-            ));
+            return Err(Refusal::new(400, "RequestThrottled", "injected by the test"));
         }
         None => {}
     }
-    let request: Map<String, Value> = serde_json::from_slice(body)
-        .map_err(|error| Refusal::new(400, "SerializationException", error.to_string()))?;
+    let request: Map<String, Value> =
+        serde_json::from_slice(body).map_err(|error| Refusal::new(400, "SerializationException", error.to_string()))?;
     let request = Request(request);
     let queues = &api.queues;
     match operation {
@@ -125,11 +110,7 @@ async fn dispatch(api: &Api, headers: &HeaderMap, body: &[u8]) -> Result<Value, 
         "ChangeMessageVisibility" => {
             let timeout = request.seconds("VisibilityTimeout", MAX_VISIBILITY)?;
             let timeout = timeout.ok_or_else(|| Refusal::missing("VisibilityTimeout"))?;
-            queues.change_visibility(
-                request.queue(queues)?,
-                request.text("ReceiptHandle")?,
-                timeout,
-            )?;
+            queues.change_visibility(request.queue(queues)?, request.text("ReceiptHandle")?, timeout)?;
             Ok(json!({}))
         }
         "GetQueueAttributes" => {
@@ -146,11 +127,7 @@ async fn dispatch(api: &Api, headers: &HeaderMap, body: &[u8]) -> Result<Value, 
                 Err(Refusal::no_queue())
             }
         }
-        _ => Err(Refusal::new(
-            400,
-            "UnsupportedOperation",
-            format!("{operation:?} is not modelled"),
-        )),
+        _ => Err(Refusal::new(400, "UnsupportedOperation", format!("{operation:?} is not modelled"))),
     }
 }
 
@@ -159,33 +136,19 @@ fn send_batch(queues: &Queues, request: &Request) -> Result<Value, Refusal> {
     let entries = match request.0.get("Entries") {
         Some(Value::Array(entries)) if !entries.is_empty() => entries,
         _ => {
-            return Err(Refusal::new(
-                400,
-                "EmptyBatchRequest",
-                "There should be at least one entry in the request.",
-            ));
+            return Err(Refusal::new(400, "EmptyBatchRequest", "There should be at least one entry in the request."));
         }
     };
     if entries.len() > MAX_BATCH {
-        return Err(Refusal::new(
-            400,
-            "TooManyEntriesInBatchRequest",
-            "Maximum number of entries per request are 10.",
-        ));
+        return Err(Refusal::new(400, "TooManyEntriesInBatchRequest", "Maximum number of entries per request are 10."));
     }
-    let entries: Vec<Request> = entries
-        .iter()
-        .map(|entry| Request(entry.as_object().cloned().unwrap_or_default()))
-        .collect();
+    let entries: Vec<Request> =
+        entries.iter().map(|entry| Request(entry.as_object().cloned().unwrap_or_default())).collect();
     let mut checked: Vec<(&str, &str, Duration)> = Vec::new();
     for entry in &entries {
         let (id, body, delay) = (entry.text("Id")?, entry.message()?, entry.delay()?);
         if checked.iter().any(|(other, ..)| *other == id) {
-            return Err(Refusal::new(
-                400,
-                "BatchEntryIdsNotDistinct",
-                format!("Id {id} repeated."),
-            ));
+            return Err(Refusal::new(400, "BatchEntryIdsNotDistinct", format!("Id {id} repeated.")));
         }
         checked.push((id, body, delay));
     }
@@ -209,40 +172,27 @@ async fn receive(queues: &Queues, request: &Request) -> Result<Value, Refusal> {
     if !(1..=10).contains(&most) {
         return Err(Refusal::invalid("MaxNumberOfMessages", most));
     }
-    let wait = request
-        .seconds("WaitTimeSeconds", Duration::from_secs(MAX_WAIT))?
-        .unwrap_or_default();
+    let wait = request.seconds("WaitTimeSeconds", Duration::from_secs(MAX_WAIT))?.unwrap_or_default();
     let visibility = request.seconds("VisibilityTimeout", MAX_VISIBILITY)?;
     let mut asked = request.names("AttributeNames");
     asked.extend(request.names("MessageSystemAttributeNames"));
-    let received = queues
-        .receive(queue, most, visibility, Instant::now() + wait)
-        .await;
+    let received = queues.receive(queue, most, visibility, Instant::now() + wait).await;
     if received.is_empty() {
         return Ok(json!({}));
     }
-    let messages: Vec<Value> = received
-        .iter()
-        .map(|message| received_message(message, &asked))
-        .collect();
+    let messages: Vec<Value> = received.iter().map(|message| received_message(message, &asked)).collect();
     Ok(json!({ "Messages": messages }))
 }
 
 fn received_message(message: &Message, asked: &[String]) -> Value {
     let mut attributes = Map::from_iter([
         ("SenderId".to_owned(), json!("AIDATESTS")),
-        (
-            "SentTimestamp".to_owned(),
-            json!(message.sent_at.to_string()),
-        ),
+        ("SentTimestamp".to_owned(), json!(message.sent_at.to_string())),
         (
             "ApproximateFirstReceiveTimestamp".to_owned(),
             json!(message.first_received_at.unwrap_or_default().to_string()),
         ),
-        (
-            "ApproximateReceiveCount".to_owned(),
-            json!(message.receive_count.to_string()),
-        ),
+        ("ApproximateReceiveCount".to_owned(), json!(message.receive_count.to_string())),
     ]);
     if message.dead {
         attributes.insert("DeadLetterQueueSourceArn".to_owned(), json!(arn(QUEUE)));
@@ -265,50 +215,33 @@ struct Request(Map<String, Value>);
 
 impl Request {
     fn text(&self, name: &str) -> Result<&str, Refusal> {
-        self.0
-            .get(name)
-            .and_then(Value::as_str)
-            .ok_or_else(|| Refusal::missing(name))
+        self.0.get(name).and_then(Value::as_str).ok_or_else(|| Refusal::missing(name))
     }
 
     fn number(&self, name: &str) -> Result<Option<u64>, Refusal> {
         match self.0.get(name) {
             None | Some(Value::Null) => Ok(None),
-            Some(value) => value
-                .as_u64()
-                .map(Some)
-                .ok_or_else(|| Refusal::invalid(name, value)),
+            Some(value) => value.as_u64().map(Some).ok_or_else(|| Refusal::invalid(name, value)),
         }
     }
 
     fn seconds(&self, name: &str, most: Duration) -> Result<Option<Duration>, Refusal> {
         let seconds = self.number(name)?.map(Duration::from_secs);
         if seconds > Some(most) {
-            return Err(Refusal::invalid(
-                name,
-                seconds.unwrap_or_default().as_secs(),
-            ));
+            return Err(Refusal::invalid(name, seconds.unwrap_or_default().as_secs()));
         }
         Ok(seconds)
     }
 
     fn names(&self, name: &str) -> Vec<String> {
         let names = self.0.get(name).and_then(Value::as_array);
-        names
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-            .map(str::to_owned)
-            .collect()
+        names.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
     }
 
     /// The name of the queue whose URL the request carries.
     fn queue(&self, queues: &Queues) -> Result<&'static str, Refusal> {
         let url = self.text("QueueUrl")?;
-        [QUEUE, DEAD_LETTER_QUEUE]
-            .into_iter()
-            .find(|name| queues.url(name) == url)
-            .ok_or_else(Refusal::no_queue)
+        [QUEUE, DEAD_LETTER_QUEUE].into_iter().find(|name| queues.url(name) == url).ok_or_else(Refusal::no_queue)
     }
 
     fn delay(&self) -> Result<Duration, Refusal> {
@@ -317,21 +250,10 @@ impl Request {
 
     /// A body of the characters that XML 1.0 allows, as the service demands.
     fn message(&self) -> Result<&str, Refusal> {
-        for name in [
-            "MessageAttributes",
-            "MessageSystemAttributes",
-            "MessageGroupId",
-            "MessageDeduplicationId",
-        ] {
-            let set = |value: &Value| {
-                !value.is_null() && value.as_object().is_none_or(|object| !object.is_empty())
-            };
+        for name in ["MessageAttributes", "MessageSystemAttributes", "MessageGroupId", "MessageDeduplicationId"] {
+            let set = |value: &Value| !value.is_null() && value.as_object().is_none_or(|object| !object.is_empty());
             if self.0.get(name).is_some_and(set) {
-                return Err(Refusal::new(
-                    400,
-                    "UnsupportedOperation",
-                    format!("{name} is not modelled"),
-                ));
+                return Err(Refusal::new(400, "UnsupportedOperation", format!("{name} is not modelled")));
             }
         }
         let body = self.text("MessageBody")?;
@@ -342,20 +264,15 @@ impl Request {
         if body.chars().all(allowed) {
             Ok(body)
         } else {
-            Err(Refusal::new(
-                400,
-                "InvalidMessageContents",
-                "The message contains characters outside the allowed set.",
-            ))
+            Err(Refusal::new(400, "InvalidMessageContents", "The message contains characters outside the allowed set."))
         }
     }
 }
 
 fn check_payload(bytes: usize) -> Result<(), Refusal> {
     if bytes > MAX_PAYLOAD {
-        let reason = format!(
-            "One or more parameters are invalid. Reason: Message must be shorter than {MAX_PAYLOAD} bytes."
-        );
+        let reason =
+            format!("One or more parameters are invalid. Reason: Message must be shorter than {MAX_PAYLOAD} bytes.");
         return Err(Refusal::new(400, "InvalidParameterValue", reason));
     }
     Ok(())

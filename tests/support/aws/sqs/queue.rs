@@ -35,10 +35,7 @@ pub struct QueueSettings {
 
 impl Default for QueueSettings {
     fn default() -> Self {
-        Self {
-            visibility_timeout: Duration::from_secs(30),
-            max_receive_count: 3,
-        }
+        Self { visibility_timeout: Duration::from_secs(30), max_receive_count: 3 }
     }
 }
 
@@ -51,35 +48,19 @@ pub(super) struct Refusal {
 
 impl Refusal {
     pub(super) fn new(status: u16, code: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            status,
-            code,
-            message: message.into(),
-        }
+        Self { status, code, message: message.into() }
     }
 
     pub(super) fn missing(name: &str) -> Self {
-        Self::new(
-            400,
-            "MissingParameter",
-            format!("The request must contain the parameter {name}."),
-        )
+        Self::new(400, "MissingParameter", format!("The request must contain the parameter {name}."))
     }
 
     pub(super) fn invalid(name: &str, value: impl std::fmt::Display) -> Self {
-        Self::new(
-            400,
-            "InvalidParameterValue",
-            format!("Value {value} for parameter {name} is invalid."),
-        )
+        Self::new(400, "InvalidParameterValue", format!("Value {value} for parameter {name} is invalid."))
     }
 
     pub(super) fn no_queue() -> Self {
-        Self::new(
-            400,
-            "QueueDoesNotExist",
-            "The specified queue does not exist.",
-        )
+        Self::new(400, "QueueDoesNotExist", "The specified queue does not exist.")
     }
 }
 
@@ -117,11 +98,7 @@ struct Contents {
 
 impl Contents {
     fn of(&mut self, queue: &str) -> &mut Vec<Message> {
-        if queue == DEAD_LETTER_QUEUE {
-            &mut self.dead
-        } else {
-            &mut self.queue
-        }
+        if queue == DEAD_LETTER_QUEUE { &mut self.dead } else { &mut self.queue }
     }
 }
 
@@ -136,12 +113,7 @@ pub(crate) struct Queues {
 impl Queues {
     pub(super) fn new(endpoint: &str, settings: QueueSettings) -> Self {
         let endpoint = endpoint.to_owned();
-        Self {
-            endpoint,
-            settings,
-            contents: Mutex::default(),
-            changed: watch::Sender::new(()),
-        }
+        Self { endpoint, settings, contents: Mutex::default(), changed: watch::Sender::new(()) }
     }
 
     fn contents(&self) -> MutexGuard<'_, Contents> {
@@ -196,20 +168,11 @@ impl Queues {
         let mut changed = self.changed.subscribe();
         loop {
             changed.mark_unchanged();
-            let received = self.receive_now(
-                queue,
-                most,
-                visibility.unwrap_or(self.settings.visibility_timeout),
-            );
+            let received = self.receive_now(queue, most, visibility.unwrap_or(self.settings.visibility_timeout));
             if !received.is_empty() || Instant::now() >= deadline {
                 return received;
             }
-            let next = self
-                .contents()
-                .of(queue)
-                .iter()
-                .map(|message| message.visible_at)
-                .min();
+            let next = self.contents().of(queue).iter().map(|message| message.visible_at).min();
             let wake_at = next.map_or(deadline, |next| next.min(deadline));
             // Woken by a change or by time: either way it looks again.
             let _ = timeout_at(wake_at, changed.changed()).await;
@@ -221,24 +184,15 @@ impl Queues {
         let mut contents = self.contents();
         if queue == QUEUE {
             let spent = |message: &mut Message| {
-                message.visible_at <= now
-                    && message.receive_count >= self.settings.max_receive_count
+                message.visible_at <= now && message.receive_count >= self.settings.max_receive_count
             };
             let moved: Vec<_> = contents.queue.extract_if(.., spent).collect();
             if !moved.is_empty() {
-                contents
-                    .dead
-                    .extend(moved.into_iter().map(|message| Message {
-                        dead: true,
-                        ..message
-                    }));
+                contents.dead.extend(moved.into_iter().map(|message| Message { dead: true, ..message }));
                 self.changed.send_replace(());
             }
         }
-        let visible = contents
-            .of(queue)
-            .iter_mut()
-            .filter(|message| message.visible_at <= now);
+        let visible = contents.of(queue).iter_mut().filter(|message| message.visible_at <= now);
         let most = usize::try_from(most).unwrap_or(usize::MAX);
         let received = visible.take(most).map(|message| {
             message.receive_count += 1;
@@ -252,34 +206,19 @@ impl Queues {
     /// Deletes the message if the handle is its newest; an older one changes nothing and is no error.
     pub(super) fn delete(&self, queue: &str, handle: &str) -> Result<(), Refusal> {
         check_handle(handle)?;
-        self.contents()
-            .of(queue)
-            .retain(|message| message.receipt_handle() != handle);
+        self.contents().of(queue).retain(|message| message.receipt_handle() != handle);
         self.changed.send_replace(());
         Ok(())
     }
 
-    pub(super) fn change_visibility(
-        &self,
-        queue: &str,
-        handle: &str,
-        timeout: Duration,
-    ) -> Result<(), Refusal> {
+    pub(super) fn change_visibility(&self, queue: &str, handle: &str, timeout: Duration) -> Result<(), Refusal> {
         check_handle(handle)?;
         let now = Instant::now();
         let mut contents = self.contents();
-        let message = contents
-            .of(queue)
-            .iter_mut()
-            .find(|message| message.receipt_handle() == handle);
+        let message = contents.of(queue).iter_mut().find(|message| message.receipt_handle() == handle);
         let message = message.filter(|message| message.is_in_flight(now));
-        let message = message.ok_or_else(|| {
-            Refusal::new(
-                400,
-                "MessageNotInflight",
-                "The specified message isn't in flight.",
-            )
-        })?;
+        let message =
+            message.ok_or_else(|| Refusal::new(400, "MessageNotInflight", "The specified message isn't in flight."))?;
         message.visible_at = now + timeout;
         self.changed.send_replace(());
         Ok(())
@@ -289,28 +228,13 @@ impl Queues {
         let now = Instant::now();
         let mut contents = self.contents();
         let messages = contents.of(queue);
-        let in_flight = messages
-            .iter()
-            .filter(|message| message.is_in_flight(now))
-            .count();
-        let waiting = messages
-            .iter()
-            .filter(|message| message.visible_at <= now)
-            .count();
+        let in_flight = messages.iter().filter(|message| message.is_in_flight(now)).count();
+        let waiting = messages.iter().filter(|message| message.visible_at <= now).count();
         let mut attributes = BTreeMap::from([
             ("ApproximateNumberOfMessages", waiting.to_string()),
-            (
-                "ApproximateNumberOfMessagesNotVisible",
-                in_flight.to_string(),
-            ),
-            (
-                "ApproximateNumberOfMessagesDelayed",
-                (messages.len() - waiting - in_flight).to_string(),
-            ),
-            (
-                "VisibilityTimeout",
-                self.settings.visibility_timeout.as_secs().to_string(),
-            ),
+            ("ApproximateNumberOfMessagesNotVisible", in_flight.to_string()),
+            ("ApproximateNumberOfMessagesDelayed", (messages.len() - waiting - in_flight).to_string()),
+            ("VisibilityTimeout", self.settings.visibility_timeout.as_secs().to_string()),
             ("QueueArn", arn(queue)),
         ]);
         if queue == QUEUE {
@@ -325,23 +249,13 @@ impl Queues {
 }
 
 fn check_handle(handle: &str) -> Result<(), Refusal> {
-    let decoded = BASE64_STANDARD
-        .decode(handle)
-        .ok()
-        .and_then(|bytes| String::from_utf8(bytes).ok());
+    let decoded = BASE64_STANDARD.decode(handle).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     match decoded.as_deref().and_then(|text| text.rsplit_once(':')) {
         Some((_, count)) if count.parse::<u32>().is_ok() => Ok(()),
-        _ => Err(Refusal::new(
-            400,
-            "ReceiptHandleIsInvalid",
-            "The input receipt handle is invalid.",
-        )),
+        _ => Err(Refusal::new(400, "ReceiptHandleIsInvalid", "The input receipt handle is invalid.")),
     }
 }
 
 fn milliseconds() -> u128 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_millis()
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()
 }
