@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use stopover::fill::FillError;
 use stopover::oci::{Algorithm, Digest};
@@ -131,7 +132,7 @@ async fn at_most_three_parts_of_a_blob_are_in_memory() -> Result<()> {
             taken < (sent + 3) * PART,
             "{taken} bytes taken, {sent} parts sent"
         );
-        taken += piece.as_ref().map_or(0, |piece| piece.len());
+        taken += piece.as_ref().map_or(0, Bytes::len);
     });
     storage
         .store_body(&digest, content.len(), Box::pin(body))
