@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use stopover::fill::FillError;
 use stopover::oci::{Algorithm, Digest};
@@ -94,7 +95,7 @@ async fn at_most_three_parts_of_a_blob_are_in_memory() -> Result<()> {
         // What is taken after three unsent parts is the first of a fourth.
         let sent = watched.endpoints().calls(Service::S3, "UploadPart");
         assert!(taken < (sent + 3) * PART, "{taken} bytes taken, {sent} parts sent");
-        taken += piece.as_ref().map_or(0, |piece| piece.len());
+        taken += piece.as_ref().map_or(0, Bytes::len);
     });
     storage.store_body(&digest, content.len(), Box::pin(body)).await?;
     assert_eq!(storage.endpoints().calls(Service::S3, "UploadPart"), 9);

@@ -1,0 +1,192 @@
+//! Both functions as `make build` leaves them, put together as the template does.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use reqwest::{Method, RequestBuilder, redirect::Policy};
+use serde_json::Value;
+use support::aws::{Endpoints, QueueSettings};
+use support::images::{Image, digest_of};
+use support::lambda::{EventSource, Function, HttpFront};
+use support::program::UPSTREAM;
+use tempfile::NamedTempFile;
+
+/// The function that answers clients.
+pub(crate) const REGISTRY: &str = "RegistryFunction";
+/// The function that copies blobs.
+pub(crate) const FILLER: &str = "FillerFunction";
+
+/// How long fills may take together: far beyond what they need on a busy machine.
+const FILLS: Duration = Duration::from_mins(2);
+
+/// What a deployment chooses. Its upstream is [`UPSTREAM`].
+pub(crate) struct Plan {
+    upstream: String,
+    log_level: &'static str,
+    queue: QueueSettings,
+}
+
+/// The functions, two processes of each, and what they work on.
+pub(crate) struct Deployment {
+    front: HttpFront,
+    source: EventSource,
+    pub(crate) endpoints: Endpoints,
+    _configuration: NamedTempFile,
+}
+
+/// Calls of one function alone, with the environment that the template gives it.
+pub(crate) struct Environment(Vec<(String, String)>);
+
+impl Plan {
+    /// In front of the upstream at this address.
+    pub(crate) fn of(url: &str) -> Self {
+        Self { upstream: format!("url = \"{url}\"\n"), log_level: "INFO", queue: QueueSettings::default() }
+    }
+
+    /// Adds lines to the upstream's table in stopover.toml.
+    pub(crate) fn setting(mut self, lines: &str) -> Self {
+        self.upstream.push_str(lines);
+        self
+    }
+
+    /// The template's `LogLevel`.
+    pub(crate) fn log_level(self, log_level: &'static str) -> Self {
+        Self { log_level, ..self }
+    }
+
+    /// The queue's settings.
+    pub(crate) fn queue(self, queue: QueueSettings) -> Self {
+        Self { queue, ..self }
+    }
+
+    /// Starts everything.
+    pub(crate) async fn start(self) -> Result<Deployment> {
+        let endpoints = Endpoints::start_with(self.queue).await?;
+        let (configuration, environment) = self.environment(&endpoints)?;
+        let registry = [environment.start(REGISTRY), environment.start(REGISTRY)];
+        let filler = [environment.start(FILLER), environment.start(FILLER)];
+        let registry = futures_util::future::try_join_all(registry).await?;
+        let filler = futures_util::future::try_join_all(filler).await?;
+        Ok(Deployment {
+            front: HttpFront::start(registry)?,
+            source: EventSource::start(&endpoints, filler).await?,
+            endpoints,
+            _configuration: configuration,
+        })
+    }
+
+    /// What the functions are told, and the file that some of it is in.
+    pub(crate) fn environment(&self, endpoints: &Endpoints) -> Result<(NamedTempFile, Environment)> {
+        let configuration = NamedTempFile::new()?;
+        let text = format!("fresh = \"1h\"\n\n[upstreams.\"{UPSTREAM}\"]\n{}", self.upstream);
+        std::fs::write(&configuration, text)?;
+        let path = configuration.path().display().to_string();
+        let environment = Environment(endpoints.environment())
+            .with("STOPOVER_CONFIG", &path)
+            .with("STOPOVER_ALLOWED_CIDRS", "127.0.0.0/8")
+            .with("AWS_LAMBDA_LOG_LEVEL", self.log_level);
+        Ok((configuration, environment))
+    }
+}
+
+impl Environment {
+    /// Sets a variable.
+    pub(crate) fn with(&self, name: &str, value: &str) -> Self {
+        let mut environment = self.without(name).0;
+        environment.push((name.to_owned(), value.to_owned()));
+        Self(environment)
+    }
+
+    /// Leaves a variable out.
+    pub(crate) fn without(&self, name: &str) -> Self {
+        let others = self.0.iter().filter(|(other, _)| other != name);
+        Self(others.cloned().collect())
+    }
+
+    /// Starts a process of the function.
+    pub(crate) async fn start(&self, function: &str) -> Result<Function> {
+        Function::start_with_timeout(&bootstrap(function)?, &self.0, FILLS).await
+    }
+
+    /// What the function says instead of starting. Nothing of it may look like an accident.
+    pub(crate) async fn refusal(&self, function: &str) -> Result<String> {
+        bootstrap(function)?;
+        let Err(error) = self.start(function).await else { anyhow::bail!("{function} started") };
+        let text = format!("{error:#}");
+        ensure!(text.contains("exit status: 1") && !text.contains("panicked"), "not an orderly end: {text}");
+        Ok(text)
+    }
+}
+
+/// The file that a deployment would upload.
+fn bootstrap(function: &str) -> Result<PathBuf> {
+    let builds = std::env::var_os("STOPOVER_BOOTSTRAPS")
+        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.aws-sam/build")), PathBuf::from);
+    let file = builds.join(function).join("bootstrap");
+    ensure!(file.is_file(), "{} is not there: `make build` makes it", file.display());
+    Ok(file)
+}
+
+impl Deployment {
+    /// Where clients find it: `127.0.0.1:<port>`.
+    pub(crate) fn address(&self) -> String {
+        self.front.address().to_string()
+    }
+
+    /// A request for something of the upstream (`team/image/manifests/v1`); redirects are not followed.
+    pub(crate) fn request(&self, method: Method, path: &str) -> Result<RequestBuilder> {
+        let url = format!("{}/v2/{UPSTREAM}/{path}", self.front.url());
+        request(method, &url)
+    }
+
+    /// Waits until every fill that was requested is done, or is in the dead-letter queue.
+    pub(crate) async fn until_filled(&self) -> Result<()> {
+        self.source.wait_until_idle(FILLS).await
+    }
+
+    /// Checks that the bucket holds the blobs of this image, each byte of them, and nothing else.
+    pub(crate) async fn check_stored(&self, image: &Image) -> Result<()> {
+        let expected: BTreeMap<_, _> = image.blobs().map(|blob| (blob.digest.clone(), blob.size)).collect();
+        let stored = stored(&self.endpoints).await?;
+        ensure!(stored == expected, "stored {stored:#?} instead of {expected:#?}");
+        let left = (self.endpoints.dead_messages(), self.endpoints.multipart_uploads());
+        ensure!(left == (0, 0), "dead messages and unfinished uploads: {left:?}");
+        Ok(())
+    }
+
+    /// All that the functions have printed.
+    pub(crate) fn log(&self) -> String {
+        let functions = self.front.functions().iter().chain(self.source.functions());
+        functions.map(Function::log).collect()
+    }
+}
+
+/// A request with any URL; redirects are not followed.
+pub(crate) fn request(method: Method, url: &str) -> Result<RequestBuilder> {
+    let client = reqwest::Client::builder().no_proxy().redirect(Policy::none());
+    Ok(client.build()?.request(method, url))
+}
+
+/// The code of an OCI error body.
+pub(crate) async fn error_code(answer: reqwest::Response) -> Result<String> {
+    let body: Value = serde_json::from_slice(&answer.bytes().await?)?;
+    let code = body.pointer("/errors/0/code").and_then(Value::as_str);
+    code.map(str::to_owned).with_context(|| format!("no OCI error: {body}"))
+}
+
+/// Reads every object: its digest and its length. One whose content does not hash to its key is an error.
+pub(crate) async fn stored(endpoints: &Endpoints) -> Result<BTreeMap<String, u64>> {
+    let client = endpoints.s3().await;
+    let mut stored = BTreeMap::new();
+    for key in endpoints.objects() {
+        let object = client.get_object().bucket(endpoints.bucket()).key(&key);
+        let bytes = object.send().await?.body.collect().await?.into_bytes();
+        let digest = digest_of(&bytes);
+        let hex = digest.trim_start_matches("sha256:");
+        ensure!(key == format!("blobs/sha256/{}/{hex}", &hex[..2]), "{key} holds {digest}");
+        stored.insert(digest, bytes.len() as u64);
+    }
+    Ok(stored)
+}

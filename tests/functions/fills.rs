@@ -1,0 +1,109 @@
+//! What becomes of fills that fail.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use reqwest::Method;
+use serde_json::{Value, json};
+use stopover::oci::{Digest, Repository};
+use stopover::ports::Job;
+use support::aws::{Endpoints, QueueSettings, Service};
+use support::program::UPSTREAM;
+use support::scripted::{Fault, Scripted};
+
+use crate::deployment::{FILLER, Plan, stored};
+
+/// Longer than what S3 takes in one request.
+const IN_PARTS: usize = 20 * 1024 * 1024;
+
+fn record(id: &str, body: &str) -> Value {
+    json!({ "messageId": id, "body": body, "attributes": {}, "messageAttributes": {}, "eventSource": "aws:sqs" })
+}
+
+fn job(name: &str, digest: &Digest, size: usize) -> Result<String> {
+    let repository = Repository { upstream: UPSTREAM.parse()?, name: name.parse()? };
+    let job = Job { repository, digest: digest.clone(), size: size as u64 };
+    Ok(serde_json::to_string(&job)?)
+}
+
+fn failures(result: &Value) -> Vec<&str> {
+    let failures = result["batchItemFailures"].as_array();
+    let identifiers = failures.into_iter().flatten();
+    identifiers.filter_map(|failure| failure["itemIdentifier"].as_str()).collect()
+}
+
+#[tokio::test]
+async fn of_a_batch_exactly_the_failed_fills_are_reported() -> Result<()> {
+    let upstream = Scripted::start()?;
+    let image = upstream.image("team/image", "v1", &[b"broken", b"whole"]);
+    let [_, (broken, _), (whole, _)] = &image.blobs[..] else { anyhow::bail!("not two layers") };
+    upstream.fault(broken.as_str(), Fault::Status(500, vec![], String::new()));
+    let endpoints = Endpoints::start().await?;
+    let (_configuration, environment) = Plan::of(&upstream.url()).environment(&endpoints)?;
+    let filler = environment.start(FILLER).await?;
+    let records = [
+        record("broken", &job("team/image", broken, 6)?),
+        record("malformed", "{\"digest\": 1}"),
+        record("whole", &job("team/image", whole, 5)?),
+    ];
+    let result = filler.invoke(json!({ "Records": records })).await?;
+    ensure!(failures(&result) == ["broken", "malformed"], "{result}\n{}", filler.log());
+    let names: Vec<String> = stored(&endpoints).await?.into_keys().collect();
+    ensure!(names == [whole.as_str()], "stored: {names:?}");
+
+    // The messages come back, and by now upstream is well.
+    upstream.heal();
+    let result = filler.invoke(json!({ "Records": [records[0], records[2]] })).await?;
+    ensure!(failures(&result).is_empty(), "{result}\n{}", filler.log());
+    ensure!(stored(&endpoints).await?.contains_key(broken.as_str()));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_malformed_message_ends_in_the_dead_letter_queue_and_holds_up_no_other() -> Result<()> {
+    let upstream = Scripted::start()?;
+    let image = upstream.image("team/image", "v1", &[b"layer"]);
+    let settings = QueueSettings { visibility_timeout: Duration::from_secs(1), max_receive_count: 2 };
+    let deployment = Plan::of(&upstream.url()).queue(settings).start().await?;
+    let queue = deployment.endpoints.sqs().await;
+    let send = queue.send_message().queue_url(deployment.endpoints.queue_url());
+    send.message_body("no request for a fill").send().await?;
+    let manifest = deployment.request(Method::GET, "team/image/manifests/v1")?;
+    manifest.send().await?.error_for_status()?;
+    deployment.until_filled().await?;
+    let stored = stored(&deployment.endpoints).await?;
+    ensure!(stored.len() == image.blobs.len(), "{stored:?}\n{}", deployment.log());
+    ensure!(deployment.endpoints.dead_messages() == 1);
+    let receive = queue.receive_message().queue_url(deployment.endpoints.dlq_url());
+    let dead = receive.send().await?;
+    ensure!(dead.messages().first().and_then(|message| message.body()) == Some("no request for a fill"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn corrupt_bytes_become_no_object_and_right_ones_do_the_next_time() -> Result<()> {
+    let upstream = Scripted::start()?;
+    let image = upstream.image("team/image", "v1", &[&[1; 1000], &vec![2; IN_PARTS]]);
+    let endpoints = Endpoints::start().await?;
+    let (_configuration, environment) = Plan::of(&upstream.url()).environment(&endpoints)?;
+    let filler = environment.start(FILLER).await?;
+    let mut records = Vec::new();
+    for (digest, bytes) in &image.blobs {
+        records.push(record(digest.as_str(), &job("team/image", digest, bytes.len())?));
+    }
+    let batch = json!({ "Records": records });
+    for fault in [Fault::Corrupt, Fault::Truncated] {
+        upstream.fault("/blobs/", fault.clone());
+        let result = filler.invoke(batch.clone()).await?;
+        ensure!(failures(&result).len() == image.blobs.len(), "{fault:?}: {result}");
+        ensure!(endpoints.objects().is_empty(), "{fault:?}: {:?}", endpoints.objects());
+        let left = (endpoints.multipart_uploads(), endpoints.stored_files()?);
+        ensure!(left == (0, 0), "{fault:?} leaves uploads and files: {left:?}");
+        upstream.heal();
+    }
+    ensure!(endpoints.calls(Service::S3, "AbortMultipartUpload") == 2);
+    let result = filler.invoke(batch).await?;
+    ensure!(failures(&result).is_empty(), "{result}\n{}", filler.log());
+    ensure!(stored(&endpoints).await?.len() == image.blobs.len());
+    Ok(())
+}

@@ -1,0 +1,8 @@
+//! The function binaries of `make build`, end to end: clients at the gateway, the queue between the functions, the
+//! strict endpoints behind them.
+
+mod deployment;
+mod fills;
+mod logs;
+mod pulls;
+mod refusals;
