@@ -148,7 +148,7 @@ mod following {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_follower_of_a_fill_that_fails_gets_no_complete_body() {
         let world = World::on(Column::Embedded).await;
-        let image = world.upstream.image("a", "1", &[&[7; 1_000_000]]);
+        let image = world.upstream.image("a", "1", &[&vec![7; 1_000_000]]);
         let digest = &image.blobs[1].0;
         // Only the last byte is wrong: all others have been passed on when that shows.
         world.upstream.fault(&format!("blobs/{digest}"), Fault::Corrupt);

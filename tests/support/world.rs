@@ -1,7 +1,9 @@
 //! One cache with its upstream and its storage, on either column: the embedded adapters, or the AWS adapters on strict
 //! endpoints. A behaviour is written once and run on both.
 
-use std::collections::BTreeMap;
+#![expect(clippy::missing_panics_doc, reason = "a panic is how a test fails")]
+
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -229,14 +231,14 @@ impl Plan {
     /// More lines at the top of `stopover.toml`.
     #[must_use]
     pub fn settings(mut self, lines: &str) -> Self {
-        self.settings = lines.to_owned();
+        lines.clone_into(&mut self.settings);
         self
     }
 
     /// More lines in the table of the upstream.
     #[must_use]
     pub fn upstream(mut self, lines: &str) -> Self {
-        self.upstream = lines.to_owned();
+        lines.clone_into(&mut self.upstream);
         self
     }
 
@@ -341,7 +343,7 @@ fn checked(path: &str, bytes: &[u8]) -> String {
 
 /// The digests of the files below a directory, each checked against its bytes.
 fn files(root: &Path) -> anyhow::Result<Vec<String>> {
-    let mut found = BTreeMap::new();
+    let mut found = BTreeSet::new();
     let mut directories = vec![root.to_owned()];
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(&directory).with_context(|| directory.display().to_string())? {
@@ -351,10 +353,10 @@ fn files(root: &Path) -> anyhow::Result<Vec<String>> {
                 continue;
             }
             let text = path.to_string_lossy().into_owned();
-            ensure!(found.insert(checked(&text, &fs::read(&path)?), ()).is_none(), "{text} is there twice");
+            ensure!(found.insert(checked(&text, &fs::read(&path)?)), "{text} is there twice");
         }
     }
-    Ok(found.into_keys().collect())
+    Ok(found.into_iter().collect())
 }
 
 /// Stamps behaviours, written once as `async fn name(column: Column)`, on both columns.
