@@ -96,12 +96,12 @@ impl PullError {
             Self::Range { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::SizeInvalid, None),
             Self::NotYet => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, Some(SOON)),
             Self::Upstream(UpstreamError::Denied(_)) => (StatusCode::FORBIDDEN, ErrorCode::Denied, None),
-            Self::Upstream(UpstreamError::Throttled { retry_after }) => {
+            Self::Upstream(UpstreamError::Throttled { retry_after, .. }) => {
                 let after = retry_after.unwrap_or(THROTTLED);
                 (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests, Some(after))
             }
             Self::Upstream(UpstreamError::Invalid(_)) => (StatusCode::BAD_GATEWAY, ErrorCode::ManifestInvalid, None),
-            Self::Upstream(UpstreamError::Unavailable(_)) | Self::Store(_) => {
+            Self::Upstream(UpstreamError::Unavailable { .. }) | Self::Store(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, Some(LATER))
             }
         };

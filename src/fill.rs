@@ -197,7 +197,8 @@ fn verified(body: BlobBody, job: &Job, lease: Lease) -> Body {
         let size = lease.job.size;
         let Some(chunk) = body.next().await.transpose()? else {
             if seen < size {
-                return Err(UpstreamError::Unavailable(format!("it sent {seen} of {size} bytes")).into());
+                let reason = format!("it sent {seen} of {size} bytes");
+                return Err(UpstreamError::Unavailable { silent: false, reason }.into());
             }
             let digest = hasher.finish();
             if digest != lease.job.digest {

@@ -15,12 +15,14 @@ pub mod config;
 pub mod error;
 pub mod fill;
 pub mod freshness;
+pub mod gauge;
 pub mod http;
 #[cfg(feature = "local")]
 pub mod local;
 pub mod oci;
 pub mod ports;
 pub mod pull;
+pub mod report;
 pub mod time;
 pub mod upstream;
 
@@ -53,7 +55,7 @@ impl Cache {
         ledger: Arc<dyn Ledger>,
         fills: Arc<dyn Fills>,
     ) -> Result<Self, UpstreamError> {
-        let upstreams = Upstreams::new(&config, &clock)?;
+        let upstreams = Upstreams::new(&config, &clock, &ledger)?;
         Ok(Self {
             config,
             clock,

@@ -11,6 +11,7 @@ use axum::serve::ListenerExt as _;
 use clap::{Parser, Subcommand};
 use stopover::config::{Cold, Config};
 use stopover::local::Local;
+use stopover::report::QuotaReport;
 use stopover::time::Clock;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -62,6 +63,12 @@ enum LogFormat {
 enum Command {
     /// Serve the registry API and copy what is missing from upstream
     Serve,
+    /// Show how much is left of each upstream's quota
+    Quota {
+        /// The running cache to ask [default: the one at the configured address]
+        #[arg(long, value_name = "URL")]
+        server: Option<String>,
+    },
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -88,6 +95,12 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
     let config = load(&settings)?;
     match command.unwrap_or(Command::Serve) {
         Command::Config(ConfigCommand::Check) => Ok(std::io::stdout().write_all(describe(&config).as_bytes())?),
+        Command::Quota { server } => {
+            let server = server.unwrap_or_else(|| format!("http://{}", config.listen));
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let text = runtime.block_on(quota(&server))?;
+            Ok(std::io::stdout().write_all(text.as_bytes())?)
+        }
         Command::Serve => {
             start_logging(&settings)?;
             let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -100,6 +113,21 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
             outcome
         }
     }
+}
+
+/// Asks a running cache, because it alone may open its ledger.
+async fn quota(server: &str) -> anyhow::Result<String> {
+    #[derive(serde::Deserialize)]
+    struct Quotas {
+        upstreams: Vec<QuotaReport>,
+    }
+    let url = format!("{}/_stopover/quota", server.trim_end_matches('/'));
+    let asked = reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?.get(&url).send().await;
+    let answer = asked.with_context(|| format!("no cache answers at {server}: name one with --server"))?;
+    let answer = answer.error_for_status().context("that is no cache of this version")?;
+    let quotas: Quotas = serde_json::from_slice(&answer.bytes().await?).context("that is no cache of this version")?;
+    let lines: Vec<String> = quotas.upstreams.iter().map(ToString::to_string).collect();
+    Ok(lines.join("\n") + "\n")
 }
 
 fn load(settings: &Settings) -> anyhow::Result<Config> {

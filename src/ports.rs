@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::fill::FillError;
-use crate::oci::{Descriptor, Digest, Manifest, MediaType, Reference, Repository};
+use crate::gauge::Gauge;
+use crate::oci::{Descriptor, Digest, Manifest, MediaType, Reference, Repository, UpstreamId};
 use crate::time::Timestamp;
 
 /// Storage did not do what it was asked. Nothing may be concluded about what it holds.
@@ -205,6 +206,23 @@ pub trait Ledger: Send + Sync {
         expected: Option<u64>,
         record: &BlobRecord,
     ) -> Result<Option<u64>, StoreError>;
+
+    /// What an upstream last said of our quota and of itself.
+    async fn gauge(&self, key: &GaugeKey) -> Result<Option<Versioned<Gauge>>, StoreError>;
+
+    /// Writes a gauge if the item still has the version `expected` (`None`: does not exist), and returns its new version.
+    /// `None`: it has not, and nothing was written.
+    async fn swap_gauge(&self, key: &GaugeKey, expected: Option<u64>, gauge: &Gauge)
+    -> Result<Option<u64>, StoreError>;
+}
+
+/// Whose gauge: an upstream as one credential sees it.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct GaugeKey {
+    /// The upstream.
+    pub upstream: UpstreamId,
+    /// The user name, or `anonymous`.
+    pub credential: String,
 }
 
 /// One blob to copy from upstream into storage.

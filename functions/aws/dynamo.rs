@@ -12,8 +12,9 @@ use aws_sdk_dynamodb::types::{KeysAndAttributes, PutRequest, WriteRequest};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use stopover::gauge::Gauge;
 use stopover::oci::{Descriptor, Digest, Manifest, Reference, Repository};
-use stopover::ports::{BlobRecord, BlobView, Ledger, StoreError, TagRecord, Versioned};
+use stopover::ports::{BlobRecord, BlobView, GaugeKey, Ledger, StoreError, TagRecord, Versioned};
 
 use crate::S3Blobs;
 use crate::failure::store_error;
@@ -220,6 +221,19 @@ impl Ledger for DynamoLedger {
 
     async fn put_membership(&self, repository: &Repository, digest: &Digest, size: u64) -> Result<(), StoreError> {
         self.put(item::membership(repository, digest, size)).await
+    }
+
+    async fn gauge(&self, key: &GaugeKey) -> Result<Option<Versioned<Gauge>>, StoreError> {
+        self.get(item::gauge_key(key), true).await?.map(versioned).transpose()
+    }
+
+    async fn swap_gauge(
+        &self,
+        key: &GaugeKey,
+        expected: Option<u64>,
+        gauge: &Gauge,
+    ) -> Result<Option<u64>, StoreError> {
+        self.swap(item::gauge_key(key), expected, gauge).await
     }
 
     async fn swap_blob(

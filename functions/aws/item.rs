@@ -6,11 +6,13 @@
 //! | manifest | same | `manifest#<digest>` | `media_type`, `size`, and `bytes` unless they are an object |
 //! | membership | same | `blob#<digest>` | `size` |
 //! | blob record | `blob#<digest>` | `blob` | the fields of [`BlobRecord`], `version` |
+//! | gauge | `upstream#<id>` | `gauge#<credential>` | the fields of [`Gauge`], `version` |
 //!
 //! Records keep the field names of the core, so that a field added there needs no change here.
 //!
 //! [`TagRecord`]: stopover::ports::TagRecord
 //! [`BlobRecord`]: stopover::ports::BlobRecord
+//! [`Gauge`]: stopover::gauge::Gauge
 
 use std::collections::HashMap;
 use std::str::FromStr;
@@ -22,7 +24,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use stopover::oci::{Digest, Manifest, MediaType, Reference, Repository};
-use stopover::ports::StoreError;
+use stopover::ports::{GaugeKey, StoreError};
 
 /// An item, or the key of one: values by attribute name.
 pub(crate) type Item = HashMap<String, AttributeValue>;
@@ -59,6 +61,11 @@ pub(crate) fn membership_key(repository: &Repository, digest: &Digest) -> Item {
 /// The key of a blob record.
 pub(crate) fn blob_key(digest: &Digest) -> Item {
     key(format!("blob#{digest}"), "blob".to_owned())
+}
+
+/// The key of a gauge.
+pub(crate) fn gauge_key(gauge: &GaugeKey) -> Item {
+    key(format!("upstream#{}", gauge.upstream), format!("gauge#{}", gauge.credential))
 }
 
 fn key(partition: String, sort: String) -> Item {

@@ -15,8 +15,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
+use crate::gauge::Gauge;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
-use crate::ports::{BlobRecord, BlobState, BlobView, Job, Ledger, StoreError, TagRecord, Versioned};
+use crate::ports::{BlobRecord, BlobState, BlobView, GaugeKey, Job, Ledger, StoreError, TagRecord, Versioned};
 
 const ITEMS: TableDefinition<&str, &[u8]> = TableDefinition::new("items");
 const VERSION_BYTES: usize = 8;
@@ -281,8 +282,25 @@ fn commit(database: &Database, group: &[Write]) -> Result<Vec<bool>, redb::Error
     Ok(outcomes)
 }
 
+fn gauge_key(key: &GaugeKey) -> String {
+    format!("gauge {} {}", key.upstream, key.credential)
+}
+
 #[async_trait]
 impl Ledger for EmbeddedLedger {
+    async fn gauge(&self, key: &GaugeKey) -> Result<Option<Versioned<Gauge>>, StoreError> {
+        self.read_json(&gauge_key(key))
+    }
+
+    async fn swap_gauge(
+        &self,
+        key: &GaugeKey,
+        expected: Option<u64>,
+        gauge: &Gauge,
+    ) -> Result<Option<u64>, StoreError> {
+        self.swap(gauge_key(key), expected, gauge).await
+    }
+
     async fn reference(
         &self,
         repository: &Repository,

@@ -9,7 +9,7 @@ use url::{Host, Url};
 use super::UpstreamError;
 use crate::config::UpstreamConfig;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest silence within a body.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -29,7 +29,7 @@ impl Clients {
                 .tcp_nodelay(true)
                 .user_agent(concat!("stopover/", env!("CARGO_PKG_VERSION")))
         };
-        let failed = |error: reqwest::Error| UpstreamError::Unavailable(format!("no HTTP client: {error:?}"));
+        let failed = |error: reqwest::Error| UpstreamError::Invalid(format!("no HTTP client: {error:?}"));
         Ok(Self {
             named: builder().build().map_err(failed)?,
             public: builder().dns_resolver(PublicOnly).build().map_err(failed)?,

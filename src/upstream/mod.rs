@@ -1,18 +1,24 @@
 //! Upstream registries: which there are, which of them a request means, and how to talk to one.
 
+mod answer;
 mod client;
 mod guard;
+mod meter;
 mod token;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 pub use client::{BlobBody, BlobSource, Upstream};
 
 use crate::config::{Config, DEFAULT_UPSTREAM};
 use crate::error::PullError;
+use crate::gauge::Gauge;
 use crate::oci::{Name, Repository, Request, UpstreamId};
+use crate::ports::Ledger;
 use crate::time::Clock;
 
 /// What an upstream answered when it did not answer what was asked.
@@ -24,18 +30,49 @@ pub enum UpstreamError {
     /// It refuses us. Nothing cached may be served on the strength of an earlier permission.
     #[error("upstream refused: {0}")]
     Denied(String),
-    /// It limits our rate.
-    #[error("upstream limits our rate{}", retry_after.map_or_else(String::new, |after| format!(", for {} s", after.as_secs())))]
+    /// It limits us.
+    #[error("{detail}")]
     Throttled {
+        /// What it limits.
+        limit: Limit,
         /// When it wants to be asked again.
         retry_after: Option<Duration>,
+        /// Whose limit, since when, and what helps.
+        detail: String,
     },
     /// It could not be reached, was too slow, or failed.
-    #[error("upstream is unavailable: {0}")]
-    Unavailable(String),
+    #[error("upstream is unavailable: {reason}")]
+    Unavailable {
+        /// It did not answer at all, or not in time.
+        silent: bool,
+        /// In words.
+        reason: String,
+    },
     /// It answered something that may not be passed on: not a manifest, not the promised bytes, a forbidden redirect.
     #[error("upstream answered wrongly: {0}")]
     Invalid(String),
+}
+
+/// The three limits of Docker Hub, which others have too (Docker Hub, "Usage and limits").
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Limit {
+    /// Pulls in a window: counts manifests that are fetched, and nothing else.
+    Pulls,
+    /// Requests of any kind: protects the registry from abuse.
+    Requests,
+    /// Logins: the token server refuses for a while.
+    Login,
+}
+
+impl std::fmt::Display for Limit {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Pulls => "pulls",
+            Self::Requests => "requests",
+            Self::Login => "logins",
+        })
+    }
 }
 
 /// The closed world of upstreams.
@@ -46,10 +83,10 @@ pub struct Upstreams {
 
 impl Upstreams {
     /// One client for each configured upstream; they share connections.
-    pub fn new(config: &Config, clock: &Clock) -> Result<Self, UpstreamError> {
+    pub fn new(config: &Config, clock: &Clock, ledger: &Arc<dyn Ledger>) -> Result<Self, UpstreamError> {
         let clients = Arc::new(guard::Clients::new()?);
         let by_id = config.upstreams.iter().map(|(id, config)| {
-            (id.clone(), Upstream::new(id.clone(), config.clone(), Arc::clone(&clients), clock.clone()))
+            (id.clone(), Upstream::new(id.clone(), config.clone(), Arc::clone(&clients), clock, ledger))
         });
         let default = DEFAULT_UPSTREAM.parse().map_err(|_| UpstreamError::Invalid(DEFAULT_UPSTREAM.into()))?;
         Ok(Self { by_id: by_id.collect(), default })
@@ -95,6 +132,12 @@ impl Upstreams {
         Ok(Repository { upstream: upstream.id().clone(), name })
     }
 
+    /// What each upstream last said of our quota and of itself, for people who wonder how much is left.
+    pub async fn gauges(&self) -> Vec<(&Upstream, Gauge)> {
+        let gauges = self.by_id.values().map(async |upstream| (upstream, upstream.gauge().await));
+        futures_util::future::join_all(gauges).await
+    }
+
     fn named(&self, text: &str) -> Option<&Upstream> {
         match text.parse::<UpstreamId>().ok().and_then(|id| self.by_id.get(&id)) {
             Some(upstream) => Some(upstream),
@@ -107,11 +150,14 @@ impl Upstreams {
 mod tests {
     use super::*;
     use crate::config::Cold;
+    use crate::local::EmbeddedLedger;
     use crate::oci::Operation;
 
     fn repository(path: &str) -> Result<String, PullError> {
         let config = Config::load(None, Cold::Redirect, |_| None).unwrap();
-        let upstreams = Upstreams::new(&config, &Clock::default()).unwrap();
+        let data = tempfile::tempdir().unwrap();
+        let ledger: Arc<dyn Ledger> = Arc::new(EmbeddedLedger::open(&data.path().join("ledger")).unwrap());
+        let upstreams = Upstreams::new(&config, &Clock::default(), &ledger).unwrap();
         let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
         let request = Request::parse(&http::Method::GET, path, query).unwrap();
         let Operation::Manifest(name, _) = &request.operation else { panic!("{request:?}") };

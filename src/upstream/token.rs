@@ -12,9 +12,9 @@ use serde::Deserialize;
 use tokio::sync::Mutex;
 use url::Url;
 
-use super::UpstreamError;
-use super::client::{read_limited, retry_after, timed};
+use super::answer::{limited, read_limited, timed};
 use super::guard::{self, Clients};
+use super::{Limit, UpstreamError};
 use crate::config::{Credentials, UpstreamConfig};
 use crate::oci::Name;
 use crate::time::{Clock, Timestamp};
@@ -170,7 +170,7 @@ impl Tokens {
         match response.status() {
             StatusCode::OK => {}
             StatusCode::TOO_MANY_REQUESTS => {
-                return Err(UpstreamError::Throttled { retry_after: retry_after(response.headers()) });
+                return Err(limited(response, Some(Limit::Login)).await);
             }
             status if status.is_client_error() && upstream.credentials.is_some() => {
                 return Err(UpstreamError::Denied(format!("its token server answered {status} to our credentials")));
@@ -180,7 +180,8 @@ impl Tokens {
                 return Err(UpstreamError::Missing);
             }
             status => {
-                return Err(UpstreamError::Unavailable(format!("its token server answered {status}")));
+                let reason = format!("its token server answered {status}");
+                return Err(UpstreamError::Unavailable { silent: false, reason });
             }
         }
         let body = timed(TOKEN_TIMEOUT, read_limited(response, MAX_TOKEN_BYTES)).await?;

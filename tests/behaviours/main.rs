@@ -4,6 +4,7 @@ mod documents;
 mod fills;
 mod outages;
 mod pulls;
+mod quota;
 mod requests;
 mod security;
 mod single_flight;

@@ -84,6 +84,7 @@ async fn a_moved_tag_whose_manifest_cannot_be_fetched_serves_the_old_one(column:
         assert_eq!(answer.bytes(), &old.manifest);
     }
     world.upstream.heal();
+    world.clock.advance(Duration::from_mins(1));
     assert_eq!(world.get(TAG).await.bytes(), &new.manifest);
 }
 

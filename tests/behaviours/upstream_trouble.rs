@@ -59,10 +59,9 @@ async fn a_dead_upstream_serves_whatever_was_pulled_before(column: Column) {
 }
 
 async fn throttled_upstream_without_a_copy_answers_429_with_retry_after(column: Column) {
-    let world = World::on(column).await;
-    let image = world.upstream.image("a", "1", &[b"layer"]);
     for (header, expected) in [(Some("17"), "17"), (Some("-3"), "60"), (Some("99999999999"), "86400"), (None, "60")] {
-        world.upstream.heal();
+        let world = World::on(column).await;
+        let image = world.upstream.image("a", "1", &[b"layer"]);
         let headers = header.map(|value| ("retry-after", value.to_owned())).into_iter().collect();
         world.upstream.fault("/v2/a/", Fault::Status(429, headers, "Too Many Requests (HAP429).\n".into()));
         for path in [TAG.to_owned(), format!("/v2/test.local/a/blobs/{}", image.blobs[1].0)] {
@@ -70,6 +69,7 @@ async fn throttled_upstream_without_a_copy_answers_429_with_retry_after(column: 
             assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS, "a 429 never becomes a 404");
             assert_eq!((answer.header("retry-after"), answer.error().0.as_str()), (expected, "TOOMANYREQUESTS"));
         }
+        assert_eq!(world.upstream.requests().len(), 1, "it is not asked again before that");
     }
 }
 

@@ -29,6 +29,7 @@ struct Script {
     content: HashMap<String, Content>,
     faults: Vec<(String, Fault)>,
     login: Option<Login>,
+    quota: Option<(u64, u64)>,
     tokens: usize,
     requests: Vec<Seen>,
 }
@@ -122,6 +123,11 @@ impl Scripted {
         self.script().login = Some(login);
     }
 
+    /// Counts manifest GETs as Docker Hub does: `limit` in a window, of which `remaining` are left. HEAD and blobs are free.
+    pub fn quota(&self, limit: u64, remaining: u64) {
+        self.script().quota = Some((limit, remaining));
+    }
+
     /// Refuses every token issued so far.
     pub fn forget_tokens(&self) {
         self.script().tokens += 1;
@@ -200,12 +206,21 @@ type Shared = (SocketAddr, Arc<Mutex<Script>>);
 
 async fn answer(State((address, script)): State<Shared>, request: Request<Body>) -> Response {
     let line = format!("{} {}", request.method(), request.uri().path());
-    let (fault, refusal, content) = {
+    let (fault, refusal, content, quota) = {
         let mut script = script.lock().unwrap_or_else(PoisonError::into_inner);
         script.requests.push(Seen { line: line.clone(), headers: request.headers().clone() });
         let fault = script.faults.iter().find(|(text, _)| line.contains(text)).map(|(_, fault)| fault.clone());
         let content = script.content.get(request.uri().path()).cloned();
-        (fault, refuse(&script, address, request.uri(), request.headers()), content)
+        let refusal = refuse(&script, address, request.uri(), request.headers());
+        let counts = request.uri().path().contains("/manifests/") && refusal.is_none();
+        let quota = script.quota.as_mut().filter(|_| counts).map(|(limit, remaining)| {
+            let allowed = request.method() == Method::HEAD || *remaining > 0;
+            if allowed && request.method() == Method::GET {
+                *remaining -= 1;
+            }
+            (*limit, *remaining, allowed)
+        });
+        (fault, refusal, content, quota)
     };
     if let Some(Fault::Status(status, headers, body)) = fault {
         return respond(status, &headers, Body::from(body));
@@ -219,11 +234,27 @@ async fn answer(State((address, script)): State<Shared>, request: Request<Body>)
     if request.uri().path() == "/v2/" {
         return respond(200, &[], Body::from("{}"));
     }
+    let limits = quota.map_or_else(Vec::new, |(limit, remaining, _)| {
+        vec![
+            ("ratelimit-limit", format!("{limit};w=21600")),
+            ("ratelimit-remaining", format!("{remaining};w=21600")),
+            ("docker-ratelimit-source", "192.0.2.1".to_owned()),
+        ]
+    });
+    if quota.is_some_and(|(.., allowed)| !allowed) {
+        let message = "You have reached your unauthenticated pull rate limit.";
+        let body = json!({ "errors": [{ "code": "TOOMANYREQUESTS", "message": message }] }).to_string();
+        return respond(429, &limits, Body::from(body));
+    }
     let Some(content) = content else {
         let body = json!({ "errors": [{ "code": "MANIFEST_UNKNOWN", "message": "unknown" }] }).to_string();
         return respond(404, &[("content-type", "application/json".into())], Body::from(body));
     };
-    serve(&script, &line, request.method() == Method::HEAD, content, fault)
+    let mut response = serve(&script, &line, request.method() == Method::HEAD, content, fault);
+    for (name, value) in limits {
+        response.headers_mut().insert(name, value.parse().expect("a number is a header"));
+    }
+    response
 }
 
 fn serve(script: &Arc<Mutex<Script>>, line: &str, head: bool, content: Content, fault: Option<Fault>) -> Response {

@@ -1,0 +1,150 @@
+//! What the answers of an upstream mean.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use http::StatusCode;
+use http::header::{HeaderMap, LOCATION, RETRY_AFTER};
+use reqwest::Response;
+use url::Url;
+
+use super::{Limit, UpstreamError, guard};
+use crate::oci::MediaType;
+
+/// How much of a refusal is read to find out which limit it means.
+const MAX_REFUSAL_BYTES: usize = 16 * 1024;
+
+/// What a request was answered with, and whether it carried our credentials or a token.
+pub(super) struct Answer {
+    pub(super) response: Response,
+    pub(super) url: Url,
+    pub(super) authorized: bool,
+}
+
+impl Answer {
+    /// The answer, if its status is one of success; otherwise what its status means.
+    pub(super) async fn succeeded(self, credentials: bool) -> Result<Self, UpstreamError> {
+        let origin = guard::origin(&self.url);
+        Err(match self.response.status() {
+            StatusCode::OK => return Ok(self),
+            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if credentials => {
+                UpstreamError::Denied(format!("it answered {status} to our credentials"))
+            }
+            // Docker Hub answers 401 for repositories that do not exist.
+            StatusCode::NOT_FOUND | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => UpstreamError::Missing,
+            StatusCode::TOO_MANY_REQUESTS => limited(self.response, None).await,
+            status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
+                UpstreamError::Unavailable { silent: false, reason: format!("{origin} answered {status}") }
+            }
+            status => UpstreamError::Invalid(format!("{origin} answered {status}")),
+        })
+    }
+
+    /// Where it redirects to. `Location` may be relative (pkg.dev).
+    pub(super) fn redirect_target(&self) -> Result<Option<Url>, UpstreamError> {
+        if !matches!(self.response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+            return Ok(None);
+        }
+        let location = self.response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
+        match location.map(|location| self.url.join(location)) {
+            Some(Ok(target)) if matches!(target.scheme(), "http" | "https") => Ok(Some(target)),
+            _ => Err(UpstreamError::Invalid("it redirected without a usable Location".into())),
+        }
+    }
+}
+
+/// Which limit a 429 means. Docker Hub has three: the pull limit names itself in its body (and the quota headers say 0), the
+/// limit on requests answers in plain text, the limit on logins comes from the token server.
+pub(super) async fn limited(response: Response, limit: Option<Limit>) -> UpstreamError {
+    let retry_after = retry_after(response.headers());
+    let remaining = response.headers().get("ratelimit-remaining").and_then(|value| value.to_str().ok());
+    let empty = remaining.is_some_and(|text| text.split(';').next() == Some("0"));
+    let limit = match limit {
+        Some(limit) => limit,
+        None if empty => Limit::Pulls,
+        None => {
+            let body = read_limited(response, MAX_REFUSAL_BYTES).await.unwrap_or_default();
+            let text = String::from_utf8_lossy(&body).to_ascii_lowercase();
+            if text.contains("pull rate limit") { Limit::Pulls } else { Limit::Requests }
+        }
+    };
+    UpstreamError::Throttled { limit, retry_after, detail: format!("upstream limits our {limit}") }
+}
+
+/// The type a manifest gives itself, where the header has only a general one.
+pub(super) fn own_media_type(content_type: &str, bytes: &[u8]) -> Option<MediaType> {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Own {
+        media_type: MediaType,
+    }
+    let general = ["", "application/json", "application/octet-stream", "text/plain"];
+    let essence = content_type.split(';').next().unwrap_or_default().trim();
+    general.contains(&essence).then(|| serde_json::from_slice::<Own>(bytes).ok())?.map(|own| own.media_type)
+}
+
+/// `Retry-After` in seconds or as a date (RFC 9110, section 10.2.3), clamped to a day.
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let after = match text.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).unwrap_or_default(),
+    };
+    Some(after.min(Duration::from_hours(24)))
+}
+
+/// Reads a body of at most `limit` bytes.
+pub(super) async fn read_limited(response: Response, limit: usize) -> Result<Bytes, UpstreamError> {
+    let too_large = || UpstreamError::Invalid(format!("its answer is larger than {limit} bytes"));
+    if response.content_length().is_some_and(|length| length > limit as u64) {
+        return Err(too_large());
+    }
+    let mut bytes = BytesMut::new();
+    let mut body = response.bytes_stream();
+    while let Some(chunk) = body.next().await {
+        bytes.extend_from_slice(&chunk.map_err(|error| unavailable(&error))?);
+        if bytes.len() > limit {
+            return Err(too_large());
+        }
+    }
+    Ok(bytes.freeze())
+}
+
+pub(super) async fn timed<T, E: Into<UpstreamError>>(
+    limit: Duration,
+    future: impl Future<Output = Result<T, E>>,
+) -> Result<T, UpstreamError> {
+    match tokio::time::timeout(limit, future).await {
+        Ok(outcome) => outcome.map_err(Into::into),
+        Err(_) => {
+            Err(UpstreamError::Unavailable { silent: true, reason: format!("no answer within {} s", limit.as_secs()) })
+        }
+    }
+}
+
+impl From<reqwest::Error> for UpstreamError {
+    fn from(error: reqwest::Error) -> Self {
+        unavailable(&error)
+    }
+}
+
+/// A failed exchange in words, without the URL: its query may hold a signature.
+pub(super) fn unavailable(error: &reqwest::Error) -> UpstreamError {
+    let mut reasons = Vec::new();
+    let mut source = std::error::Error::source(error);
+    while let Some(reason) = source {
+        reasons.push(reason.to_string());
+        source = reason.source();
+    }
+    let kind = if error.is_timeout() {
+        "timed out"
+    } else if error.is_connect() {
+        "cannot connect"
+    } else {
+        "the exchange broke off"
+    };
+    let silent = error.is_timeout() || error.is_connect();
+    let reason = reasons.last().map_or_else(|| kind.to_owned(), |reason| format!("{kind}: {reason}"));
+    UpstreamError::Unavailable { silent, reason }
+}
