@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use url::Url;
 
+use crate::freshness::{Pattern, TagRules};
 use crate::oci::UpstreamId;
 
 /// What a client gets for a blob that is not stored yet.
@@ -50,8 +51,8 @@ pub struct UpstreamConfig {
     pub trusted_hosts: Vec<String>,
     /// Whether a name without a slash means `library/<name>`.
     pub library: bool,
-    /// How long a tag is served without asking upstream.
-    pub fresh: Duration,
+    /// How long tags are served without asking upstream.
+    pub tags: TagRules,
     /// How long after that it is still served while upstream is in trouble.
     pub stale: Duration,
     /// How long a missing tag is remembered.
@@ -127,7 +128,8 @@ struct UpstreamTable {
     aliases: Option<Vec<String>>,
     token_realms: Option<Vec<Url>>,
     trusted_hosts: Option<Vec<String>>,
-    fresh: Option<Span>,
+    fresh: Option<Fresh>,
+    immutable: Option<Vec<Pattern>>,
     stale: Option<Span>,
     missing: Option<Span>,
     cold: Option<Cold>,
@@ -140,6 +142,17 @@ struct CredentialsTable {
     username: String,
     password_env: Option<String>,
     password_file: Option<PathBuf>,
+}
+
+/// `fresh = "5m"` for all tags, or `fresh = { "*" = "5m", "v*" = "1d" }`.
+#[derive(Deserialize, Clone)]
+#[serde(
+    untagged,
+    expecting = "expected a duration like \"5m\", or durations by pattern of tags like { \"v*\" = \"1d\" }"
+)]
+enum Fresh {
+    All(Span),
+    By(BTreeMap<Pattern, Span>),
 }
 
 /// A duration as `"5m"`.
@@ -259,7 +272,17 @@ fn upstream(
         aliases,
         token_realms,
         trusted_hosts: table.trusted_hosts.unwrap_or_default(),
-        fresh: table.fresh.or(file.fresh).map_or(DEFAULT_FRESH, |span| span.0),
+        tags: TagRules {
+            fresh: match &table.fresh {
+                Some(Fresh::All(fresh)) => fresh.0,
+                _ => file.fresh.map_or(DEFAULT_FRESH, |span| span.0),
+            },
+            patterns: match table.fresh {
+                Some(Fresh::By(patterns)) => patterns.into_iter().map(|(pattern, fresh)| (pattern, fresh.0)).collect(),
+                _ => Vec::new(),
+            },
+            immutable: table.immutable.unwrap_or_default(),
+        },
         stale: table.stale.or(file.stale).map_or(DEFAULT_STALE, |span| span.0),
         missing: table.missing.or(file.missing).map_or(DEFAULT_MISSING, |span| span.0),
         cold: table.cold.unwrap_or(cold),
@@ -339,7 +362,7 @@ mod tests {
         let hub = &config.upstreams[&DEFAULT_UPSTREAM.parse().unwrap()];
         assert_eq!(hub.url.as_str(), "https://registry-1.docker.io/");
         assert_eq!(hub.token_realms[0].host_str(), Some("auth.docker.io"));
-        assert_eq!((hub.cold, hub.library, hub.fresh), (Cold::Redirect, true, DEFAULT_FRESH));
+        assert_eq!((hub.cold, hub.library, hub.tags.fresh), (Cold::Redirect, true, DEFAULT_FRESH));
     }
 
     #[test]
@@ -347,8 +370,18 @@ mod tests {
         let config =
             load("fresh = \"1h\"\n[upstreams.\"my.registry\"]\nurl = \"http://127.0.0.1:5001\"\nfresh = \"10s\"")
                 .unwrap();
-        assert_eq!(config.upstreams[&"my.registry".parse().unwrap()].fresh, Duration::from_secs(10));
-        assert_eq!(config.upstreams[&"ghcr.io".parse().unwrap()].fresh, Duration::from_hours(1));
+        assert_eq!(config.upstreams[&"my.registry".parse().unwrap()].tags.fresh, Duration::from_secs(10));
+        assert_eq!(config.upstreams[&"ghcr.io".parse().unwrap()].tags.fresh, Duration::from_hours(1));
+        let config =
+            load("[upstreams.\"ghcr.io\"]\nfresh = { \"*\" = \"1m\", \"v*\" = \"1d\" }\nimmutable = [\"v1\"]").unwrap();
+        let tags = &config.upstreams[&"ghcr.io".parse().unwrap()].tags;
+        let fresh = |tag: &str| tags.fresh(&tag.parse().unwrap());
+        assert_eq!(
+            (fresh("x"), fresh("v2"), fresh("v1")),
+            (Some(Duration::from_mins(1)), Some(Duration::from_hours(24)), None)
+        );
+        let message = load("[upstreams.\"ghcr.io\"]\nfresh = 5").unwrap_err();
+        assert!(message.contains("line 2") && message.contains("by pattern"), "{message}");
     }
 
     #[test]

@@ -2,9 +2,58 @@
 
 use std::time::Duration;
 
-use crate::oci::Digest;
+use serde::Deserialize;
+
+use crate::oci::{Digest, Tag};
 use crate::ports::{Lease, Observed, TagRecord};
 use crate::time::Timestamp;
+
+/// How long tags are fresh: by the longest pattern that matches, else by a default; some for ever.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TagRules {
+    /// How long a tag is fresh that no pattern matches.
+    pub fresh: Duration,
+    /// How long tags are fresh that match.
+    pub patterns: Vec<(Pattern, Duration)>,
+    /// Tags that never move: upstream is asked once.
+    pub immutable: Vec<Pattern>,
+}
+
+impl TagRules {
+    /// How long this tag is fresh. `None`: for ever.
+    pub fn fresh(&self, tag: &Tag) -> Option<Duration> {
+        if self.immutable.iter().any(|pattern| pattern.matches(tag.as_str())) {
+            return None;
+        }
+        let matching = self.patterns.iter().filter(|(pattern, _)| pattern.matches(tag.as_str()));
+        Some(matching.max_by_key(|(pattern, _)| pattern.0.len()).map_or(self.fresh, |(_, fresh)| *fresh))
+    }
+}
+
+/// A pattern of tags: `*` stands for any characters, everything else for itself.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Deserialize)]
+pub struct Pattern(String);
+
+impl Pattern {
+    /// Whether the whole of `text` is what the pattern says.
+    pub fn matches(&self, text: &str) -> bool {
+        let mut parts = self.0.split('*');
+        let Some(mut rest) = text.strip_prefix(parts.next().unwrap_or_default()) else { return false };
+        let Some(last) = parts.next_back() else { return rest.is_empty() };
+        for part in parts {
+            // The earliest place is the best one: it leaves most to what follows.
+            let Some(at) = rest.find(part) else { return false };
+            rest = &rest[at + part.len()..];
+        }
+        rest.ends_with(last)
+    }
+}
+
+impl From<&str> for Pattern {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
 
 /// How long one process may ask upstream while all others wait. Longer than every time-out of one question, so that it
 /// runs out only when its holder is dead.
@@ -23,8 +72,8 @@ pub enum Decision<'a> {
     Ask(TagRecord),
 }
 
-/// The rule.
-pub fn decide<'a>(record: Option<&'a TagRecord>, owner: &str, now: Timestamp) -> Decision<'a> {
+/// The rule. `check`: the client wants upstream to be asked however fresh the record is.
+pub fn decide<'a>(record: Option<&'a TagRecord>, owner: &str, check: bool, now: Timestamp) -> Decision<'a> {
     let lease = Lease { owner: owner.to_owned(), until: now.plus(LEASE) };
     let Some(record) = record else {
         return Decision::Ask(TagRecord {
@@ -35,7 +84,7 @@ pub fn decide<'a>(record: Option<&'a TagRecord>, owner: &str, now: Timestamp) ->
             lease: Some(lease),
         });
     };
-    if now < record.fresh_until {
+    if !check && now < record.fresh_until {
         return record.observed.as_ref().map_or(Decision::Missing, Decision::Fresh);
     }
     match &record.lease {
@@ -78,16 +127,57 @@ mod tests {
     #[test]
     fn a_fresh_record_is_served_whoever_holds_its_lease() {
         let fresh = record(NOW.0 + 1, Some(NOW.0 + 1));
-        assert_eq!(decide(Some(&fresh), "me", NOW), Decision::Fresh(fresh.observed.as_ref().unwrap()));
+        assert_eq!(decide(Some(&fresh), "me", false, NOW), Decision::Fresh(fresh.observed.as_ref().unwrap()));
         let missing = TagRecord { observed: None, ..fresh };
-        assert_eq!(decide(Some(&missing), "me", NOW), Decision::Missing);
+        assert!(
+            matches!(decide(Some(&record(NOW.0 + 1, None)), "me", true, NOW), Decision::Ask(_)),
+            "it was asked for"
+        );
+        assert_eq!(decide(Some(&missing), "me", false, NOW), Decision::Missing);
+    }
+
+    #[test]
+    fn the_longest_pattern_that_matches_says_how_long_a_tag_is_fresh() {
+        let minutes = Duration::from_mins;
+        let rules = TagRules {
+            fresh: minutes(5),
+            patterns: vec![("*".into(), minutes(6)), ("v*".into(), minutes(7)), ("v*-rc*".into(), minutes(8))],
+            immutable: vec!["*-final".into()],
+        };
+        let fresh = |tag: &str| rules.fresh(&tag.parse().unwrap());
+        assert_eq!(fresh("latest"), Some(minutes(6)));
+        assert_eq!(fresh("v1"), Some(minutes(7)));
+        assert_eq!(fresh("v1-rc1"), Some(minutes(8)));
+        assert_eq!(fresh("v1-final"), None);
+        assert_eq!(TagRules { patterns: vec![], ..rules.clone() }.fresh(&"v1".parse().unwrap()), Some(minutes(5)));
+    }
+
+    #[test]
+    fn a_star_stands_for_any_characters_and_everything_else_for_itself() {
+        for (pattern, text) in [
+            ("*", ""),
+            ("*", "a"),
+            ("a*", "a"),
+            ("a*c", "abbc"),
+            ("*b*b", "abbb"),
+            ("a", "a"),
+            ("1.*.*", "1.2.3"),
+            ("**", "x"),
+        ] {
+            assert!(Pattern::from(pattern).matches(text), "{pattern} {text}");
+        }
+        for (pattern, text) in
+            [("", "a"), ("a", "ab"), ("a*", "ba"), ("*c", "cb"), ("a*a", "a"), ("*b*b", "ab"), ("1.*.*", "1.2")]
+        {
+            assert!(!Pattern::from(pattern).matches(text), "{pattern} {text}");
+        }
     }
 
     #[test]
     fn one_asks_while_its_lease_runs_and_another_takes_over_after_it() {
-        assert_eq!(decide(Some(&record(NOW.0, Some(NOW.0 + 1))), "me", NOW), Decision::Held);
+        assert_eq!(decide(Some(&record(NOW.0, Some(NOW.0 + 1))), "me", false, NOW), Decision::Held);
         for free in [None, Some(record(NOW.0, None)), Some(record(NOW.0, Some(NOW.0)))] {
-            let Decision::Ask(leased) = decide(free.as_ref(), "me", NOW) else { panic!("{free:?}") };
+            let Decision::Ask(leased) = decide(free.as_ref(), "me", false, NOW) else { panic!("{free:?}") };
             assert_eq!(leased.lease, Some(Lease { owner: "me".into(), until: NOW.plus(LEASE) }));
             assert_eq!(leased.observed, free.and_then(|record| record.observed), "nothing known is lost");
             assert!(NOW >= leased.fresh_until, "a lease makes nothing fresh");

@@ -1,4 +1,7 @@
 //! `stopover`: the cache as one process.
+
+mod client;
+
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,9 +12,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use axum::serve::ListenerExt as _;
 use clap::{Parser, Subcommand};
+use client::Client;
 use stopover::config::{Cold, Config};
 use stopover::local::Local;
-use stopover::report::QuotaReport;
 use stopover::time::Clock;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -63,6 +66,15 @@ enum LogFormat {
 enum Command {
     /// Serve the registry API and copy what is missing from upstream
     Serve,
+    /// Ask upstream now what tags are, however fresh the cache thinks they are
+    Refresh {
+        /// Images like docker.io/library/alpine:3.20 or ghcr.io/owner/name:tag
+        #[arg(required = true, value_name = "IMAGE")]
+        images: Vec<String>,
+        /// The running cache to ask [default: the one at the configured address]
+        #[arg(long, value_name = "URL")]
+        server: Option<String>,
+    },
     /// Show how much is left of each upstream's quota
     Quota {
         /// The running cache to ask [default: the one at the configured address]
@@ -95,12 +107,8 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
     let config = load(&settings)?;
     match command.unwrap_or(Command::Serve) {
         Command::Config(ConfigCommand::Check) => Ok(std::io::stdout().write_all(describe(&config).as_bytes())?),
-        Command::Quota { server } => {
-            let server = server.unwrap_or_else(|| format!("http://{}", config.listen));
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let text = runtime.block_on(quota(&server))?;
-            Ok(std::io::stdout().write_all(text.as_bytes())?)
-        }
+        Command::Quota { server } => ask(&config, server, async |client| client.quota().await),
+        Command::Refresh { images, server } => ask(&config, server, async |client| client.refresh(&images).await),
         Command::Serve => {
             start_logging(&settings)?;
             let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -115,19 +123,16 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
     }
 }
 
-/// Asks a running cache, because it alone may open its ledger.
-async fn quota(server: &str) -> anyhow::Result<String> {
-    #[derive(serde::Deserialize)]
-    struct Quotas {
-        upstreams: Vec<QuotaReport>,
-    }
-    let url = format!("{}/_stopover/quota", server.trim_end_matches('/'));
-    let asked = reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?.get(&url).send().await;
-    let answer = asked.with_context(|| format!("no cache answers at {server}: name one with --server"))?;
-    let answer = answer.error_for_status().context("that is no cache of this version")?;
-    let quotas: Quotas = serde_json::from_slice(&answer.bytes().await?).context("that is no cache of this version")?;
-    let lines: Vec<String> = quotas.upstreams.iter().map(ToString::to_string).collect();
-    Ok(lines.join("\n") + "\n")
+/// Asks a running cache, because it alone may open its ledger, and prints what it says.
+fn ask(
+    config: &Config,
+    server: Option<String>,
+    question: impl AsyncFnOnce(Client) -> anyhow::Result<String>,
+) -> anyhow::Result<()> {
+    let client = Client::new(&server.unwrap_or_else(|| format!("http://{}", config.listen)))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let text = runtime.block_on(question(client))?;
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
 }
 
 fn load(settings: &Settings) -> anyhow::Result<Config> {
@@ -219,7 +224,7 @@ fn describe(config: &Config) -> String {
             text,
             "upstream  {id}: {}, {login}, fresh {}, cold {:?}",
             upstream.url.as_str().trim_end_matches('/'),
-            humantime::format_duration(upstream.fresh),
+            humantime::format_duration(upstream.tags.fresh),
             upstream.cold
         );
     }

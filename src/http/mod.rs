@@ -20,7 +20,7 @@ use crate::Cache;
 use crate::error::PullError;
 use crate::oci::{Digest, InvalidRequest, Operation, Repository, Request, RequestedRange};
 use crate::ports::StoreError;
-use crate::pull::{Content, PulledBlob, PulledManifest, Served};
+use crate::pull::{Content, PulledBlob, PulledManifest, Served, Want};
 use crate::report::QuotaReport;
 use crate::upstream::UpstreamError;
 
@@ -70,7 +70,8 @@ async fn pull(cache: &Arc<Cache>, request: &Request, headers: &HeaderMap) -> Res
         Operation::Ping => Ok(ping(request.head)),
         Operation::Manifest(name, reference) => {
             let repository = cache.upstreams.repository(request, name)?;
-            let pulled = cache.manifest(&repository, reference, request.head).await?;
+            let want = Want { head: request.head, check: wants_check(headers) };
+            let pulled = cache.manifest(&repository, reference, want).await?;
             Ok(manifest(&repository, pulled, request.head, headers))
         }
         Operation::Blob(name, digest) => {
@@ -107,6 +108,12 @@ fn not_modified(headers: &HeaderMap, digest: &Digest) -> bool {
         let tag = tag.strip_prefix("W/").unwrap_or(tag).trim_matches('"');
         tag == digest.as_str() || tag == "*"
     })
+}
+
+/// Whether the client wants upstream to be asked (RFC 9111, section 5.2.1.4).
+fn wants_check(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(CACHE_CONTROL).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|directive| directive.trim().eq_ignore_ascii_case("no-cache"))
 }
 
 fn manifest(repository: &Repository, pulled: PulledManifest, head: bool, request: &HeaderMap) -> Response {

@@ -10,7 +10,7 @@ use super::{PulledManifest, Served};
 use crate::Cache;
 use crate::error::PullError;
 use crate::freshness::{self, Decision};
-use crate::oci::{Digest, Manifest, Reference, Repository};
+use crate::oci::{Digest, Manifest, Reference, Repository, Tag};
 use crate::ports::{Job, Observed, TagRecord, Versioned};
 use crate::upstream::{Upstream, UpstreamError};
 
@@ -18,8 +18,26 @@ use crate::upstream::{Upstream, UpstreamError};
 /// headers.
 const TURN: Duration = Duration::from_secs(25);
 
+const FOR_EVER: Duration = Duration::from_hours(24 * 365 * 5000);
+
+/// What a client wants of a manifest.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Want {
+    /// Only what HEAD says.
+    pub head: bool,
+    /// That upstream is asked, however fresh the record of the tag is.
+    pub check: bool,
+}
+
+impl Want {
+    /// The manifest, as fresh as the configuration says.
+    pub const GET: Self = Self { head: false, check: false };
+    /// What HEAD says, as fresh as the configuration says.
+    pub const HEAD: Self = Self { head: true, check: false };
+}
+
 /// What is asked of upstream at once by all who want the same.
-pub(crate) type Question = (Repository, Reference, bool);
+pub(crate) type Question = (Repository, Reference, Want);
 
 impl Cache {
     /// Answers a pull of a manifest. A client's HEAD never makes us GET a manifest upstream that could be had by HEAD.
@@ -27,7 +45,7 @@ impl Cache {
         self: &Arc<Self>,
         repository: &Repository,
         reference: &Reference,
-        head: bool,
+        want: Want,
     ) -> Result<PulledManifest, PullError> {
         if let Reference::Digest(digest) = reference
             && let Some(manifest) = self.stored(repository, digest).await?
@@ -35,15 +53,17 @@ impl Cache {
             return Ok(PulledManifest::new(manifest, Served::Hit));
         }
         let record = self.ledger.reference(repository, reference).await?.map(|record| record.value);
-        if let Some(answer) = self.answer(repository, record.as_ref(), head).await? {
+        if !want.check
+            && let Some(answer) = self.answer(repository, record.as_ref(), want).await?
+        {
             return answer;
         }
-        let (cache, question) = (Arc::clone(self), (repository.clone(), reference.clone(), head));
+        let (cache, question) = (Arc::clone(self), (repository.clone(), reference.clone(), want));
         let work = move || async move {
-            let (repository, reference, head) = question;
-            cache.ask_in_turn(&repository, &reference, head).await
+            let (repository, reference, want) = question;
+            cache.ask_in_turn(&repository, &reference, want).await
         };
-        let key = (repository.clone(), reference.clone(), head);
+        let key = (repository.clone(), reference.clone(), want);
         self.flights.join(key, work).await.unwrap_or(Err(PullError::NotYet))
     }
 
@@ -52,11 +72,11 @@ impl Cache {
         &self,
         repository: &Repository,
         record: Option<&TagRecord>,
-        head: bool,
+        want: Want,
     ) -> Result<Option<Result<PulledManifest, PullError>>, PullError> {
-        match freshness::decide(record, "", self.clock.now()) {
+        match freshness::decide(record, "", false, self.clock.now()) {
             // 1. A fresh record: what it says, without upstream.
-            Decision::Fresh(observed) if head => {
+            Decision::Fresh(observed) if want.head => {
                 let pulled = PulledManifest { observed: observed.clone(), manifest: None, served: Served::Hit };
                 Ok(Some(Ok(pulled)))
             }
@@ -76,16 +96,19 @@ impl Cache {
         self: &Arc<Self>,
         repository: &Repository,
         reference: &Reference,
-        head: bool,
+        want: Want,
     ) -> Result<PulledManifest, PullError> {
         let upstream = self.upstreams.get(&repository.upstream)?;
         let owner = format!("{:016x}", fastrand::u64(..));
         let deadline = Instant::now() + TURN;
+        let wanted_at = self.clock.now();
         loop {
             let record = self.ledger.reference(repository, reference).await?;
             let (value, version) =
                 record.map_or((None, None), |Versioned { value, version }| (Some(value), Some(version)));
-            if let Some(answer) = self.answer(repository, value.as_ref(), head).await? {
+            // A check that another made since this one was wanted will do.
+            let check = want.check && value.as_ref().is_none_or(|record| record.checked_at < wanted_at);
+            if !check && let Some(answer) = self.answer(repository, value.as_ref(), want).await? {
                 return answer;
             }
             // After the record was read: whoever gave its lease back had stored the manifest before.
@@ -94,7 +117,7 @@ impl Cache {
             {
                 return Ok(PulledManifest::new(manifest, Served::Hit));
             }
-            match freshness::decide(value.as_ref(), &owner, self.clock.now()) {
+            match freshness::decide(value.as_ref(), &owner, check, self.clock.now()) {
                 // Fresh, but only HEAD has been asked for so far: the manifest is fetched by its digest.
                 Decision::Fresh(observed) => {
                     return self.fetch_observed(upstream, repository, observed, value.as_ref()).await;
@@ -110,7 +133,7 @@ impl Cache {
                 Decision::Ask(leased) => {
                     if let Some(version) = self.ledger.swap_reference(repository, reference, version, &leased).await? {
                         let leased = Versioned { value: leased, version };
-                        return self.ask_with_lease(upstream, repository, reference, leased, head).await;
+                        return self.ask_with_lease(upstream, repository, reference, leased, want).await;
                     }
                 }
             }
@@ -125,12 +148,14 @@ impl Cache {
         repository: &Repository,
         reference: &Reference,
         leased: Versioned<TagRecord>,
-        head: bool,
+        want: Want,
     ) -> Result<PulledManifest, PullError> {
-        let asked = self.ask(upstream, repository, reference, &leased.value, head).await;
+        let asked = self.ask(upstream, repository, reference, &leased.value, want.head).await;
         let record = match &asked {
             Ok(pulled) => match reference {
-                Reference::Tag(_) => self.observed(upstream, repository, &leased.value, &pulled.observed).await?,
+                Reference::Tag(tag) => {
+                    self.observed(upstream, repository, tag, &leased.value, &pulled.observed).await?
+                }
                 // What a digest is needs no record: its manifest is stored, or is asked for again.
                 Reference::Digest(_) => TagRecord { lease: None, ..leased.value.clone() },
             },
@@ -197,6 +222,7 @@ impl Cache {
         &self,
         upstream: &Upstream,
         repository: &Repository,
+        tag: &Tag,
         known: &TagRecord,
         observed: &Observed,
     ) -> Result<TagRecord, PullError> {
@@ -206,7 +232,8 @@ impl Cache {
         {
             previous = Some(before.digest.clone());
         }
-        let fresh = jittered(upstream.config().fresh);
+        // What is fresh for ever is so for thousands of years: a date that every ledger can hold.
+        let fresh = upstream.config().tags.fresh(tag).map_or(FOR_EVER, jittered);
         Ok(freshness::answered(Some(observed.clone()), previous, fresh, self.clock.now()))
     }
 
@@ -232,7 +259,7 @@ impl Cache {
         repository: &'a Repository,
         digest: Digest,
     ) -> BoxFuture<'a, Result<PulledManifest, PullError>> {
-        Box::pin(async move { self.manifest(repository, &Reference::Digest(digest), false).await })
+        Box::pin(async move { self.manifest(repository, &Reference::Digest(digest), Want::GET).await })
     }
 
     /// What upstream said last, if that is stored and not too old.

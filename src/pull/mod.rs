@@ -11,6 +11,8 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache as MemoryCache;
 use tokio::sync::watch;
 
+pub use manifest::Want;
+
 use crate::error::PullError;
 use crate::oci::{Digest, Manifest, Repository};
 use crate::ports::{Observed, Progress};

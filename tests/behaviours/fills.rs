@@ -5,6 +5,7 @@ use stopover::config::Cold;
 use stopover::fill;
 use stopover::oci::Repository;
 use stopover::ports::{Job, Progress};
+use stopover::pull::Want;
 use support::on_both_columns;
 use support::scripted::Fault;
 use support::world::{Column, World, until};
@@ -187,7 +188,7 @@ mod following {
         };
         let local = open().await;
         let repository = Repository { upstream: "test.local".parse().unwrap(), name: "a".parse().unwrap() };
-        local.cache.manifest(&repository, &"1".parse().unwrap(), false).await.unwrap();
+        local.cache.manifest(&repository, &"1".parse().unwrap(), Want::GET).await.unwrap();
         until(|| upstream.count("/blobs/") == image.blobs.len()).await;
         local.stop(std::time::Duration::ZERO).await;
         upstream.heal();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use http::StatusCode;
 use stopover::oci::{Reference, Repository};
-use stopover::pull::Served;
+use stopover::pull::{Served, Want};
 use support::on_both_columns;
 use support::scripted::{Fault, Login};
 use support::world::{Column, World};
@@ -167,7 +167,7 @@ async fn breakers_are_shared_among_instances(column: Column) {
     let asked = world.upstream.requests().len();
     let repository = Repository { upstream: "test.local".parse().unwrap(), name: "r3".parse().unwrap() };
     let reference: Reference = "1".parse().unwrap();
-    let pulled = other.manifest(&repository, &reference, false).await.unwrap();
+    let pulled = other.manifest(&repository, &reference, Want::GET).await.unwrap();
     assert_eq!(pulled.served, Served::Stale);
     assert_eq!(world.upstream.requests().len(), asked, "the other instance has not asked");
 }

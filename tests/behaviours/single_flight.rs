@@ -8,7 +8,7 @@ use stopover::Cache;
 use stopover::freshness::LEASE;
 use stopover::oci::{Reference, Repository};
 use stopover::ports::{Lease, TagRecord};
-use stopover::pull::Served;
+use stopover::pull::{Served, Want};
 use support::on_both_columns;
 use support::scripted::Fault;
 use support::world::{Column, World, until};
@@ -59,8 +59,9 @@ async fn four_instances_ask_upstream_once(column: Column) {
     }
     for reference in [tag(), Reference::Digest(image.digest.clone())] {
         let (repository, reference) = (&repository(), &reference);
-        let pulls =
-            instances.iter().flat_map(|instance| (0..50).map(move |_| instance.manifest(repository, reference, false)));
+        let pulls = instances
+            .iter()
+            .flat_map(|instance| (0..50).map(move |_| instance.manifest(repository, reference, Want::GET)));
         for pulled in join_all(pulls).await {
             assert_eq!(pulled.unwrap().manifest.unwrap().bytes, image.manifest);
         }
@@ -92,14 +93,14 @@ async fn a_lease_holder_that_lost_its_lease_cannot_publish(column: Column) {
     world.upstream.fault(line, Fault::Stalled);
     let slow = tokio::spawn({
         let cache = Arc::clone(&world.cache);
-        async move { cache.manifest(&repository(), &tag(), false).await }
+        async move { cache.manifest(&repository(), &tag(), Want::GET).await }
     });
     until(|| world.upstream.count(line) == 1).await;
     // Its lease runs out while it waits, the tag moves, and another question is answered.
     world.clock.advance(LEASE);
     let new = world.upstream.image("a", "1", &[b"new"]);
     let instance = world.another_instance().await;
-    let head = instance.manifest(&repository(), &tag(), true).await.unwrap();
+    let head = instance.manifest(&repository(), &tag(), Want::HEAD).await.unwrap();
     assert_eq!(head.observed.digest, new.digest);
     world.upstream.heal();
     slow.await.unwrap().unwrap();
@@ -117,7 +118,7 @@ async fn what_is_known_is_served_while_another_instance_asks(column: Column) {
     let leased = TagRecord { lease, ..record.value };
     world.cache.ledger.swap_reference(&repository(), &tag(), Some(record.version), &leased).await.unwrap();
     world.upstream.forget_requests();
-    let pulled = world.another_instance().await.manifest(&repository(), &tag(), false).await.unwrap();
+    let pulled = world.another_instance().await.manifest(&repository(), &tag(), Want::GET).await.unwrap();
     assert_eq!((pulled.observed.digest, pulled.served), (image.digest, Served::Stale));
     assert_eq!(world.upstream.count("/manifests/"), 0);
 }

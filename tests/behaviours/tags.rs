@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use http::StatusCode;
+use futures_util::future::join_all;
+use http::{Method, StatusCode};
 use support::on_both_columns;
 use support::scripted::Fault;
 use support::world::{Column, World};
@@ -19,6 +20,8 @@ on_both_columns!(
     a_deleted_tag_is_missing_and_its_digest_still_pulls,
     an_upstream_that_cannot_answer_head_is_asked_with_get,
     a_tag_is_served_stale_no_longer_than_allowed,
+    a_client_that_wants_a_check_gets_one_and_many_share_it,
+    tags_are_fresh_by_pattern_and_immutable_ones_for_ever,
 );
 
 const TAG: &str = "/v2/test.local/a/manifests/1";
@@ -176,4 +179,43 @@ async fn a_tag_is_served_stale_no_longer_than_allowed(column: Column) {
     assert_eq!(world.get(TAG).await.status, StatusCode::SERVICE_UNAVAILABLE);
     let answer = world.get(&format!("/v2/test.local/a/manifests/{}", image.digest)).await;
     assert_eq!(answer.bytes(), &image.manifest, "by digest it is never stale");
+}
+
+async fn a_client_that_wants_a_check_gets_one_and_many_share_it(column: Column) {
+    let world = World::on(column).await;
+    world.upstream.image("a", "1", &[b"old"]);
+    world.get(TAG).await;
+    let new = world.upstream.image("a", "1", &[b"new"]);
+    world.clock.advance(Duration::from_secs(1));
+    world.upstream.forget_requests();
+    let no_cache = [("cache-control", "max-age=0, No-Cache")];
+    for answer in join_all((0..50).map(|_| world.send(Method::GET, TAG, &no_cache))).await {
+        assert_eq!(answer.bytes(), &new.manifest);
+    }
+    assert_eq!((world.upstream.count("HEAD"), world.upstream.count("GET /v2/a/manifests")), (1, 1));
+    // A remembered miss is checked too.
+    let path = "/v2/test.local/a/manifests/2";
+    assert_eq!(world.get(path).await.status, StatusCode::NOT_FOUND);
+    world.upstream.image("a", "2", &[b"late"]);
+    assert_eq!(world.get(path).await.status, StatusCode::NOT_FOUND);
+    world.clock.advance(Duration::from_secs(1));
+    assert_eq!(world.send(Method::GET, path, &no_cache).await.status, StatusCode::OK);
+}
+
+async fn tags_are_fresh_by_pattern_and_immutable_ones_for_ever(column: Column) {
+    let rules = "fresh = { \"*\" = \"5m\", \"1.*\" = \"1d\" }\nimmutable = [\"*-final\"]";
+    let world = World::plan(column).upstream(rules).start().await;
+    let asked = async |tag: &str| {
+        world.upstream.forget_requests();
+        assert_eq!(world.get(&format!("/v2/test.local/a/manifests/{tag}")).await.status, StatusCode::OK);
+        world.upstream.count("/manifests/")
+    };
+    for tag in ["latest", "1.27", "1.27-final"] {
+        world.upstream.image("a", tag, &[b"layer"]);
+        assert_eq!(asked(tag).await, 1);
+    }
+    world.clock.advance(Duration::from_hours(12));
+    assert_eq!((asked("latest").await, asked("1.27").await, asked("1.27-final").await), (1, 0, 0));
+    world.clock.advance(Duration::from_hours(24 * 365));
+    assert_eq!((asked("latest").await, asked("1.27").await, asked("1.27-final").await), (1, 1, 0));
 }

@@ -1,0 +1,81 @@
+//! What the commands ask of a running cache.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use http::header::CACHE_CONTROL;
+use stopover::report::QuotaReport;
+
+/// A cache that runs elsewhere.
+pub(crate) struct Client {
+    http: reqwest::Client,
+    server: String,
+}
+
+impl Client {
+    pub(crate) fn new(server: &str) -> anyhow::Result<Self> {
+        // Longer than the cache itself waits for an upstream.
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).build()?;
+        Ok(Self { http, server: server.trim_end_matches('/').to_owned() })
+    }
+
+    /// One line an upstream: what is left of its quota.
+    pub(crate) async fn quota(&self) -> anyhow::Result<String> {
+        #[derive(serde::Deserialize)]
+        struct Quotas {
+            upstreams: Vec<QuotaReport>,
+        }
+        let answer = self.send(self.http.get(format!("{}/_stopover/quota", self.server))).await?;
+        let answer = answer.error_for_status().context("that is no cache of this version")?;
+        let quotas: Quotas =
+            serde_json::from_slice(&answer.bytes().await?).context("that is no cache of this version")?;
+        let lines: Vec<String> = quotas.upstreams.iter().map(ToString::to_string).collect();
+        Ok(lines.join("\n") + "\n")
+    }
+
+    /// One line an image: the digest that upstream says it is now. Fails if it could not be asked for one of them.
+    pub(crate) async fn refresh(&self, images: &[String]) -> anyhow::Result<String> {
+        let (mut lines, mut failed) = (String::new(), 0);
+        for image in images {
+            match self.check(image).await {
+                Ok(line) => writeln!(lines, "{image}: {line}")?,
+                Err(error) => {
+                    failed += 1;
+                    writeln!(lines, "{image}: {error:#}")?;
+                }
+            }
+        }
+        if failed > 0 {
+            bail!("{failed} of {} images could not be refreshed\n{lines}", images.len());
+        }
+        Ok(lines)
+    }
+
+    async fn check(&self, image: &str) -> anyhow::Result<String> {
+        let (name, tag) = match image.rsplit_once(':') {
+            Some((name, tag)) if !tag.contains('/') => (name, tag),
+            _ => (image, "latest"),
+        };
+        if image.contains('@') {
+            bail!("a digest never changes: name a tag");
+        }
+        let url = format!("{}/v2/{name}/manifests/{tag}", self.server);
+        let answer = self.send(self.http.get(url).header(CACHE_CONTROL, "no-cache")).await?;
+        let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        if answer.status().is_success() {
+            let (digest, served) = (header("docker-content-digest").to_owned(), header("x-stopover").to_owned());
+            if served == "stale" {
+                bail!("upstream could not be asked; the cache still serves {digest}");
+            }
+            return Ok(format!("{digest} ({served})"));
+        }
+        let status = answer.status();
+        let body: serde_json::Value = serde_json::from_slice(&answer.bytes().await?).unwrap_or_default();
+        bail!("{status}: {}", body["errors"][0]["message"].as_str().unwrap_or("no reason was given"))
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> anyhow::Result<reqwest::Response> {
+        request.send().await.with_context(|| format!("no cache answers at {}: name one with --server", self.server))
+    }
+}
