@@ -9,7 +9,7 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::freshness::{Pattern, TagRules};
-use crate::oci::UpstreamId;
+use crate::oci::{Name, UpstreamId};
 
 /// What a client gets for a blob that is not stored yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
@@ -59,8 +59,29 @@ pub struct UpstreamConfig {
     pub missing: Duration,
     /// What a client gets for a blob that is not stored yet.
     pub cold: Cold,
+    /// Who else carries its content, asked in this order when it limits us or fails.
+    pub alternates: Vec<Alternate>,
     /// Who we are there.
     pub credentials: Option<Credentials>,
+}
+
+/// Another upstream that carries the same content.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Alternate {
+    /// Which.
+    pub upstream: UpstreamId,
+    /// Names it carries, and their names there: the first part of `names` is replaced by `prefix`.
+    pub names: (String, String),
+    /// Whether it may say what a tag is. Content by digest is verified anyway.
+    pub tags: bool,
+}
+
+impl Alternate {
+    /// The name of a repository there, if it carries it.
+    pub fn name(&self, name: &Name) -> Option<Name> {
+        let (here, there) = &self.names;
+        format!("{there}{}", name.as_str().strip_prefix(here.as_str())?).parse().ok()
+    }
 }
 
 /// A user name and a secret that never appears in a log.
@@ -133,7 +154,21 @@ struct UpstreamTable {
     stale: Option<Span>,
     missing: Option<Span>,
     cold: Option<Cold>,
+    alternates: Option<Vec<AlternateTable>>,
     credentials: Option<CredentialsTable>,
+}
+
+/// `{ upstream = "public.ecr.aws", names = "library/", prefix = "docker/library/" }`
+#[derive(Deserialize, Clone)]
+#[serde(deny_unknown_fields)]
+struct AlternateTable {
+    upstream: UpstreamId,
+    #[serde(default)]
+    names: String,
+    #[serde(default)]
+    prefix: Option<String>,
+    #[serde(default)]
+    tags: bool,
 }
 
 #[derive(Deserialize, Clone)]
@@ -172,18 +207,22 @@ impl TryFrom<String> for Span {
 
 /// The registries that work with no configuration at all. Columns: id, API host, other `ns` values, token realms besides
 /// the API's own origin (protocol facts of each registry's documentation).
-const WELL_KNOWN: [(&str, &str, &[&str], &[&str]); 10] = [
+const WELL_KNOWN: [(&str, &str, &[&str], &[&str]); 11] = [
     ("docker.io", "registry-1.docker.io", &["index.docker.io"], &["https://auth.docker.io"]),
     ("ghcr.io", "ghcr.io", &[], &[]),
     ("quay.io", "quay.io", &[], &[]),
     ("public.ecr.aws", "public.ecr.aws", &[], &[]),
     ("registry.k8s.io", "registry.k8s.io", &[], &[]),
     ("gcr.io", "gcr.io", &[], &[]),
+    ("mirror.gcr.io", "mirror.gcr.io", &[], &[]),
     ("mcr.microsoft.com", "mcr.microsoft.com", &[], &[]),
     ("registry.gitlab.com", "registry.gitlab.com", &[], &["https://gitlab.com"]),
     ("nvcr.io", "nvcr.io", &[], &[]),
     ("lscr.io", "lscr.io", &[], &["https://ghcr.io"]),
 ];
+
+/// Who carries Docker Hub's official images too: upstream, and what `library/` is called there.
+const OFFICIAL_ELSEWHERE: [(&str, &str); 2] = [("public.ecr.aws", "docker/library/"), ("mirror.gcr.io", "library/")];
 
 /// The upstream that is meant where neither path nor `ns` names one.
 pub const DEFAULT_UPSTREAM: &str = "docker.io";
@@ -217,6 +256,14 @@ impl Config {
         for (id, table) in tables {
             let upstream = upstream(&id, table, &file, cold, &secret)?;
             upstreams.insert(id, upstream);
+        }
+        for (id, upstream) in &upstreams {
+            for alternate in &upstream.alternates {
+                if !upstreams.contains_key(&alternate.upstream) {
+                    let message = format!("{} is no configured upstream", alternate.upstream);
+                    return Err(value(format!("upstreams.\"{id}\".alternates"), message));
+                }
+            }
         }
         Ok(Self {
             listen: file.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 5000))),
@@ -262,6 +309,23 @@ fn upstream(
         .aliases
         .or_else(|| known.map(|(_, _, aliases, _)| aliases.iter().map(|&alias| alias.to_owned()).collect()))
         .unwrap_or_default();
+    let alternates = match table.alternates {
+        Some(tables) => tables
+            .into_iter()
+            .map(|AlternateTable { upstream, names, prefix, tags }| {
+                let there = prefix.unwrap_or_else(|| names.clone());
+                Alternate { upstream, names: (names, there), tags }
+            })
+            .collect(),
+        None if id.as_str() == DEFAULT_UPSTREAM => OFFICIAL_ELSEWHERE
+            .iter()
+            .map(|(elsewhere, prefix)| {
+                let upstream = elsewhere.parse().map_err(|_| value(key("alternates"), *elsewhere))?;
+                Ok(Alternate { upstream, names: ("library/".into(), (*prefix).into()), tags: false })
+            })
+            .collect::<Result<_, ConfigError>>()?,
+        None => Vec::new(),
+    };
     let credentials = match table.credentials {
         None => None,
         Some(table) => Some(credentials(table, secret).map_err(|message| value(key("credentials"), message))?),
@@ -286,6 +350,7 @@ fn upstream(
         stale: table.stale.or(file.stale).map_or(DEFAULT_STALE, |span| span.0),
         missing: table.missing.or(file.missing).map_or(DEFAULT_MISSING, |span| span.0),
         cold: table.cold.unwrap_or(cold),
+        alternates,
         credentials,
     })
 }

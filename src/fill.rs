@@ -142,11 +142,7 @@ async fn copy(cache: &Cache, job: &Job, owner: &str, progress: &watch::Sender<Pr
         Some(size) if size == job.size => return Ok(Filled::Already),
         _ => {}
     }
-    let upstream = cache
-        .upstreams
-        .get(&job.repository.upstream)
-        .map_err(|error| FillError::Upstream(UpstreamError::Denied(error.to_string())))?;
-    let (size, body) = upstream.open_blob(&job.repository.name, &job.digest).await?;
+    let (size, body) = cache.upstreams.open_blob(&job.repository, &job.digest).await?;
     if let Some(size) = size.filter(|&size| size != job.size) {
         return Err(FillError::Mismatch(format!("upstream sends {size} bytes of a blob of {}", job.size)));
     }

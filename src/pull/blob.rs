@@ -11,7 +11,7 @@ use crate::config::Cold;
 use crate::error::PullError;
 use crate::oci::{Digest, Repository};
 use crate::ports::{BlobState, BlobView, Job, Location, Progress};
-use crate::upstream::{BlobSource, Upstream, UpstreamError};
+use crate::upstream::{BlobSource, UpstreamError};
 
 impl Cache {
     /// Answers a pull of a blob.
@@ -21,7 +21,7 @@ impl Cache {
         // 1. Permission first: that storage has the bytes says nothing about this repository.
         let size = match view.member {
             Some(size) => size,
-            None => self.ask_membership(upstream, repository, digest).await?,
+            None => self.ask_membership(repository, digest).await?,
         };
         if head {
             let served = if is_stored(&view) { Served::Hit } else { Served::Miss };
@@ -36,19 +36,15 @@ impl Cache {
         // 3. Not stored: request the fill, then by policy.
         let job = Job { repository: repository.clone(), digest: digest.clone(), size };
         match upstream.cold() {
-            Cold::Redirect => self.redirect(upstream, &view, &job).await,
+            Cold::Redirect => self.redirect(&view, &job).await,
             Cold::Wait | Cold::Follow => self.wait(&job, upstream.cold() == Cold::Follow).await,
         }
     }
 
     /// Asks upstream whether a blob belongs to a repository, and notes it. Not by HEAD, which some registries refuse.
-    async fn ask_membership(
-        &self,
-        upstream: &Upstream,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<u64, PullError> {
-        let size = match upstream.open_blob(&repository.name, digest).await {
+    async fn ask_membership(&self, repository: &Repository, digest: &Digest) -> Result<u64, PullError> {
+        let opened = self.upstreams.open_blob(repository, digest);
+        let size = match opened.await {
             Ok((Some(size), _)) => size,
             Ok((None, _)) => {
                 return Err(UpstreamError::Invalid("it does not say how long the blob is".into()).into());
@@ -60,7 +56,7 @@ impl Cache {
         Ok(size)
     }
 
-    async fn redirect(&self, upstream: &Upstream, view: &BlobView, job: &Job) -> Result<PulledBlob, PullError> {
+    async fn redirect(&self, view: &BlobView, job: &Job) -> Result<PulledBlob, PullError> {
         let now = self.clock.now();
         let running = view
             .record
@@ -69,7 +65,7 @@ impl Cache {
         if !running && let Err(error) = self.fills.request(std::slice::from_ref(job)).await {
             tracing::warn!(repository = %job.repository, blob.digest = %job.digest, %error, "fill could not be requested");
         }
-        match upstream.blob_source(&job.repository.name, &job.digest).await {
+        match self.upstreams.blob_source(&job.repository, &job.digest).await {
             Ok(BlobSource::Public(url)) => {
                 Ok(PulledBlob { size: job.size, content: Content::Redirect(url.into()), served: Served::Miss })
             }

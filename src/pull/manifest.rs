@@ -12,7 +12,7 @@ use crate::error::PullError;
 use crate::freshness::{self, Decision};
 use crate::oci::{Digest, Manifest, Reference, Repository, Tag};
 use crate::ports::{Job, Observed, TagRecord, Versioned};
-use crate::upstream::{Upstream, UpstreamError};
+use crate::upstream::{Limit, Upstream, UpstreamError};
 
 /// How long a client waits for another process to ask upstream: longer than that may take, shorter than clients wait for
 /// headers.
@@ -150,7 +150,7 @@ impl Cache {
         leased: Versioned<TagRecord>,
         want: Want,
     ) -> Result<PulledManifest, PullError> {
-        let asked = self.ask(upstream, repository, reference, &leased.value, want.head).await;
+        let asked = self.ask(repository, reference, &leased.value, want.head).await;
         let record = match &asked {
             Ok(pulled) => match reference {
                 Reference::Tag(tag) => {
@@ -186,7 +186,6 @@ impl Cache {
     /// Asks upstream what a reference is, and has the manifest stored before any record says so.
     async fn ask(
         self: &Arc<Self>,
-        upstream: &Upstream,
         repository: &Repository,
         reference: &Reference,
         known: &TagRecord,
@@ -194,7 +193,7 @@ impl Cache {
     ) -> Result<PulledManifest, PullError> {
         // 5. Nothing is known and the client wants the bytes: one GET says it all.
         let observed = if head || known.observed.is_some() {
-            upstream.head_manifest(&repository.name, reference).await?
+            self.upstreams.head_manifest(repository, reference).await?
         } else {
             None
         };
@@ -205,10 +204,19 @@ impl Cache {
         });
         // 3. Otherwise HEAD, which costs no quota, and GET by digest of what is new.
         match observed {
-            None => {
-                let manifest = self.fetch(upstream, repository, reference).await?;
-                Ok(PulledManifest::new(manifest, Served::Miss))
-            }
+            None => match self.fetch(repository, reference).await {
+                Ok(manifest) => Ok(PulledManifest::new(manifest, Served::Miss)),
+                // HEAD still tells the digest, and that may be stored, or an alternate may have it.
+                Err(PullError::Upstream(UpstreamError::Throttled { limit: Limit::Pulls, .. }))
+                    if !head && matches!(reference, Reference::Tag(_)) =>
+                {
+                    match self.upstreams.head_manifest(repository, reference).await? {
+                        Some(observed) => self.by_digest(repository, observed.digest).await,
+                        None => Err(PullError::ManifestUnknown),
+                    }
+                }
+                Err(error) => Err(error),
+            },
             Some(observed) => match self.stored(repository, &observed.digest).await? {
                 Some(manifest) => Ok(PulledManifest::new(manifest, Served::Revalidated)),
                 None if head => Ok(PulledManifest { observed, manifest: None, served: Served::Miss }),
@@ -293,13 +301,8 @@ impl Cache {
 
     /// Fetches a manifest, verified, and stores it with the membership of its blobs; their fills are requested and not
     /// waited for.
-    async fn fetch(
-        &self,
-        upstream: &Upstream,
-        repository: &Repository,
-        reference: &Reference,
-    ) -> Result<Arc<Manifest>, PullError> {
-        let manifest = upstream.get_manifest(&repository.name, reference).await?;
+    async fn fetch(&self, repository: &Repository, reference: &Reference) -> Result<Arc<Manifest>, PullError> {
+        let manifest = self.upstreams.get_manifest(repository, reference).await?;
         let blobs = manifest.blobs().map_err(|error| UpstreamError::Invalid(error.to_string()))?;
         self.ledger.put_manifest(repository, &manifest, &blobs).await?;
         let wanted = blobs.into_iter().filter(|blob| !blob.foreign);

@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 pub use client::{BlobBody, BlobSource, Upstream};
@@ -17,8 +19,8 @@ pub use client::{BlobBody, BlobSource, Upstream};
 use crate::config::{Config, DEFAULT_UPSTREAM};
 use crate::error::PullError;
 use crate::gauge::Gauge;
-use crate::oci::{Name, Repository, Request, UpstreamId};
-use crate::ports::Ledger;
+use crate::oci::{Digest, Manifest, Name, Reference, Repository, Request, UpstreamId};
+use crate::ports::{Ledger, Observed};
 use crate::time::Clock;
 
 /// What an upstream answered when it did not answer what was asked.
@@ -81,6 +83,13 @@ pub struct Upstreams {
     default: UpstreamId,
 }
 
+impl UpstreamError {
+    /// Whether it says nothing about what was asked for: another upstream, or this one later, may well have it.
+    pub fn is_trouble(&self) -> bool {
+        matches!(self, Self::Throttled { .. } | Self::Unavailable { .. })
+    }
+}
+
 impl Upstreams {
     /// One client for each configured upstream; they share connections.
     pub fn new(config: &Config, clock: &Clock, ledger: &Arc<dyn Ledger>) -> Result<Self, UpstreamError> {
@@ -130,6 +139,85 @@ impl Upstreams {
         };
         let name = if upstream.has_library() { name.in_library() } else { name };
         Ok(Repository { upstream: upstream.id().clone(), name })
+    }
+
+    /// Asks what a reference is, which costs no quota. `None`: upstream does not tell without sending the manifest.
+    pub async fn head_manifest(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<Option<Observed>, UpstreamError> {
+        let by_tag = matches!(reference, Reference::Tag(_));
+        self.ask(repository, by_tag, |upstream, name| {
+            let reference = reference.clone();
+            async move { upstream.head_manifest(&name, &reference).await }.boxed()
+        })
+        .await
+    }
+
+    /// Fetches a manifest, verified.
+    pub async fn get_manifest(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<Manifest, UpstreamError> {
+        let by_tag = matches!(reference, Reference::Tag(_));
+        self.ask(repository, by_tag, |upstream, name| {
+            let reference = reference.clone();
+            async move { upstream.get_manifest(&name, &reference).await }.boxed()
+        })
+        .await
+    }
+
+    /// Asks where a client could fetch a blob itself.
+    pub async fn blob_source(&self, repository: &Repository, digest: &Digest) -> Result<BlobSource, UpstreamError> {
+        self.ask(repository, false, |upstream, name| {
+            let digest = digest.clone();
+            async move { upstream.blob_source(&name, &digest).await }.boxed()
+        })
+        .await
+    }
+
+    /// Opens a blob: its length in bytes, where upstream tells it, and its bytes, not yet verified.
+    pub async fn open_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<(Option<u64>, BlobBody), UpstreamError> {
+        self.ask(repository, false, |upstream, name| {
+            let digest = digest.clone();
+            async move { upstream.open_blob(&name, &digest).await }.boxed()
+        })
+        .await
+    }
+
+    /// Asks the upstream of a repository and, where that limits us or fails, those that carry the same content. What they
+    /// do not have proves nothing, so the first one's trouble is the answer then. `by_tag`: only those that are trusted
+    /// to say what a tag is; what is asked for by digest is verified whoever sends it.
+    async fn ask<T>(
+        &self,
+        repository: &Repository,
+        by_tag: bool,
+        question: impl for<'a> Fn(&'a Upstream, Name) -> BoxFuture<'a, Result<T, UpstreamError>>,
+    ) -> Result<T, UpstreamError> {
+        let unknown = || UpstreamError::Invalid(format!("{} is not configured", repository.upstream));
+        let first = self.by_id.get(&repository.upstream).ok_or_else(unknown)?;
+        let trouble = match question(first, repository.name.clone()).await {
+            Err(error) if error.is_trouble() => error,
+            outcome => return outcome,
+        };
+        for alternate in &first.config().alternates {
+            if by_tag && !alternate.tags {
+                continue;
+            }
+            let Some(name) = alternate.name(&repository.name) else { continue };
+            let Some(upstream) = self.by_id.get(&alternate.upstream) else { continue };
+            if let Ok(answer) = question(upstream, name).await {
+                tracing::info!(%repository, alternate = %upstream.id(), %trouble, "an alternate answered");
+                return Ok(answer);
+            }
+        }
+        Err(trouble)
     }
 
     /// What each upstream last said of our quota and of itself, for people who wonder how much is left.

@@ -1,5 +1,6 @@
 //! What Stopover promises, on both columns. README's data path names these tests.
 
+mod alternates;
 mod documents;
 mod fills;
 mod outages;
