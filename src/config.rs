@@ -32,6 +32,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// How long a client may wait for a cold blob before it is told to come back.
     pub wait: Duration,
+    /// How many misses at upstream a caller (an address) may cause in a minute.
+    pub misses: u32,
     /// Every upstream that may be pulled through, by id.
     pub upstreams: BTreeMap<UpstreamId, UpstreamConfig>,
     /// The file the settings came from.
@@ -137,6 +139,7 @@ struct File {
     stale: Option<Span>,
     missing: Option<Span>,
     wait: Option<Span>,
+    misses: Option<u32>,
     cold: Option<Cold>,
     #[serde(default)]
     upstreams: BTreeMap<UpstreamId, UpstreamTable>,
@@ -230,6 +233,8 @@ pub const DEFAULT_UPSTREAM: &str = "docker.io";
 const DEFAULT_FRESH: Duration = Duration::from_mins(5);
 const DEFAULT_STALE: Duration = Duration::from_hours(30 * 24);
 const DEFAULT_MISSING: Duration = Duration::from_secs(30);
+/// Far above what a cluster with a few mistyped images causes, far below what a registry takes for abuse.
+const DEFAULT_MISSES: u32 = 120;
 /// Below the 29 seconds of API Gateway and the 30 seconds that containerd waits for headers.
 const DEFAULT_WAIT: Duration = Duration::from_secs(20);
 
@@ -269,6 +274,7 @@ impl Config {
             listen: file.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 5000))),
             data_dir: file.data_dir.unwrap_or_else(|| "stopover-data".into()),
             wait: file.wait.map_or(DEFAULT_WAIT, |span| span.0),
+            misses: file.misses.unwrap_or(DEFAULT_MISSES),
             upstreams,
             source: path.map(Path::to_owned),
         })

@@ -41,6 +41,12 @@ pub enum PullError {
     /// The blob is being copied and the client waited long enough.
     #[error("the blob is being copied from upstream; ask again shortly")]
     NotYet,
+    /// The caller has asked too often for what does not exist.
+    #[error("your address asks too often for what does not exist; what is stored still pulls")]
+    TooManyMisses {
+        /// When it may ask for something new again.
+        retry_after: Duration,
+    },
     /// Upstream did not give what is needed.
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
@@ -94,6 +100,9 @@ impl PullError {
             }
             Self::BlobUnknown => (StatusCode::NOT_FOUND, ErrorCode::BlobUnknown, None),
             Self::Range { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::SizeInvalid, None),
+            Self::TooManyMisses { retry_after } => {
+                (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests, Some(*retry_after))
+            }
             Self::NotYet => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, Some(SOON)),
             Self::Upstream(UpstreamError::Denied(_)) => (StatusCode::FORBIDDEN, ErrorCode::Denied, None),
             Self::Upstream(UpstreamError::Throttled { retry_after, .. }) => {

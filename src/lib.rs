@@ -19,6 +19,7 @@ pub mod gauge;
 pub mod http;
 #[cfg(feature = "local")]
 pub mod local;
+mod misses;
 pub mod oci;
 pub mod ports;
 pub mod pull;
@@ -44,6 +45,7 @@ pub struct Cache {
     pub(crate) fills: Arc<dyn Fills>,
     pub(crate) warm: pull::Warm,
     pub(crate) flights: pull::Flights,
+    pub(crate) misses: misses::Misses,
 }
 
 impl Cache {
@@ -56,15 +58,8 @@ impl Cache {
         fills: Arc<dyn Fills>,
     ) -> Result<Self, UpstreamError> {
         let upstreams = Upstreams::new(&config, &clock, &ledger)?;
-        Ok(Self {
-            config,
-            clock,
-            upstreams,
-            blobs,
-            ledger,
-            fills,
-            warm: pull::Warm::new(),
-            flights: pull::Flights::new(),
-        })
+        let misses = misses::Misses::new(config.misses, clock.clone());
+        let (warm, flights) = (pull::Warm::new(), pull::Flights::new());
+        Ok(Self { config, clock, upstreams, blobs, ledger, fills, warm, flights, misses })
     }
 }

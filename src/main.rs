@@ -172,9 +172,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             tracing::debug!(%error, "TCP_NODELAY was refused");
         }
     });
+    let router = stopover::http::router(Arc::clone(&local.cache));
+    let router = router.into_make_service_with_connect_info::<SocketAddr>();
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
-    let server = axum::serve(listener, stopover::http::router(Arc::clone(&local.cache)))
-        .with_graceful_shutdown(async move { _ = stopped.wait_for(|&stop| stop).await });
+    let server =
+        axum::serve(listener, router).with_graceful_shutdown(async move { _ = stopped.wait_for(|&stop| stop).await });
     let server = tokio::spawn(server.into_future());
     tokio::select! {
         _ = terminate.recv() => {}

@@ -13,6 +13,7 @@ use ipnet::{IpNet, Ipv4Net};
 use lambda_http::RequestExt as _;
 use lambda_http::request::RequestContext;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use stopover::http::Caller;
 use stopover::oci::ErrorCode;
 
 /// What every other caller is told.
@@ -64,12 +65,19 @@ fn canonical(network: IpNet) -> IpNet {
 
 /// Answers 403 to callers outside of the allowed networks, whatever they ask for. The address is the one that API Gateway
 /// saw; headers, which a caller may write, have no say.
-pub(crate) async fn only_allowed(State(allowed): State<Arc<AllowedCallers>>, request: Request, next: Next) -> Response {
+pub(crate) async fn only_allowed(
+    State(allowed): State<Arc<AllowedCallers>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let source = match request.extensions().get::<RequestContext>() {
         Some(RequestContext::ApiGatewayV2(context)) => context.http.source_ip.as_deref(),
         _ => None,
     };
-    if source.and_then(|address| address.parse().ok()).is_some_and(|address| allowed.contain(address)) {
+    if let Some(address) = source.and_then(|address| address.parse().ok())
+        && allowed.contain(address)
+    {
+        request.extensions_mut().insert(Caller(address));
         return next.run(request).await;
     }
     tracing::info!(source, "refused a caller outside of AllowedCidrs");

@@ -2,12 +2,13 @@
 
 mod stream;
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{ConnectInfo, State};
 use axum::response::Response;
 use axum::routing::get;
 use http::header::{
@@ -53,7 +54,7 @@ async fn answer(State(cache): State<Arc<Cache>>, request: http::Request<Body>) -
     let (request, _) = request.into_parts();
     let parsed = Request::parse(&request.method, request.uri.path(), request.uri.query());
     let outcome = match parsed {
-        Ok(parsed) => pull(&cache, &parsed, &request.headers).await,
+        Ok(parsed) => pull(&cache, &parsed, &request).await,
         Err(error) => Err(error.into()),
     };
     let response = outcome.unwrap_or_else(|error| refuse(&error, &request));
@@ -64,19 +65,20 @@ async fn answer(State(cache): State<Arc<Cache>>, request: http::Request<Body>) -
     response
 }
 
-async fn pull(cache: &Arc<Cache>, request: &Request, headers: &HeaderMap) -> Result<Response, PullError> {
+async fn pull(cache: &Arc<Cache>, request: &Request, parts: &http::request::Parts) -> Result<Response, PullError> {
+    let headers = &parts.headers;
+    let want = Want { head: request.head, check: wants_check(headers), caller: caller(parts) };
     match &request.operation {
         // Needs no upstream: it is answered when every upstream is down.
         Operation::Ping => Ok(ping(request.head)),
         Operation::Manifest(name, reference) => {
             let repository = cache.upstreams.repository(request, name)?;
-            let want = Want { head: request.head, check: wants_check(headers) };
             let pulled = cache.manifest(&repository, reference, want).await?;
             Ok(manifest(&repository, pulled, request.head, headers))
         }
         Operation::Blob(name, digest) => {
             let repository = cache.upstreams.repository(request, name)?;
-            let pulled = cache.blob(&repository, digest, request.head).await?;
+            let pulled = cache.blob(&repository, digest, want).await?;
             blob(&repository, digest, pulled, headers)
         }
     }
@@ -108,6 +110,15 @@ fn not_modified(headers: &HeaderMap, digest: &Digest) -> bool {
         let tag = tag.strip_prefix("W/").unwrap_or(tag).trim_matches('"');
         tag == digest.as_str() || tag == "*"
     })
+}
+
+/// Who asks, where whatever runs the router knows it: an extension of the request, never a header that anybody can write.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller(pub IpAddr);
+
+fn caller(request: &http::request::Parts) -> Option<IpAddr> {
+    let connected = || request.extensions.get::<ConnectInfo<SocketAddr>>().map(|connected| connected.0.ip());
+    request.extensions.get::<Caller>().map(|caller| caller.0).or_else(connected)
 }
 
 /// Whether the client wants upstream to be asked (RFC 9111, section 5.2.1.4).

@@ -1,11 +1,12 @@
 //! Blobs: permission, then wherever the bytes are, then by the upstream's policy. The numbers are those of README.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Content, PulledBlob, Served};
+use super::{Content, PulledBlob, Served, Want};
 use crate::Cache;
 use crate::config::Cold;
 use crate::error::PullError;
@@ -15,15 +16,15 @@ use crate::upstream::{BlobSource, UpstreamError};
 
 impl Cache {
     /// Answers a pull of a blob.
-    pub async fn blob(&self, repository: &Repository, digest: &Digest, head: bool) -> Result<PulledBlob, PullError> {
+    pub async fn blob(&self, repository: &Repository, digest: &Digest, want: Want) -> Result<PulledBlob, PullError> {
         let upstream = self.upstreams.get(&repository.upstream)?;
         let view = self.ledger.blob(repository, digest).await?;
         // 1. Permission first: that storage has the bytes says nothing about this repository.
         let size = match view.member {
             Some(size) => size,
-            None => self.ask_membership(repository, digest).await?,
+            None => self.ask_membership(repository, digest, want.caller).await?,
         };
-        if head {
+        if want.head {
             let served = if is_stored(&view) { Served::Hit } else { Served::Miss };
             return Ok(PulledBlob { size, content: Content::None, served });
         }
@@ -42,14 +43,22 @@ impl Cache {
     }
 
     /// Asks upstream whether a blob belongs to a repository, and notes it. Not by HEAD, which some registries refuse.
-    async fn ask_membership(&self, repository: &Repository, digest: &Digest) -> Result<u64, PullError> {
-        let opened = self.upstreams.open_blob(repository, digest);
-        let size = match opened.await {
+    async fn ask_membership(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        caller: Option<IpAddr>,
+    ) -> Result<u64, PullError> {
+        self.misses.check(caller).map_err(|retry_after| PullError::TooManyMisses { retry_after })?;
+        let size = match self.upstreams.open_blob(repository, digest).await {
             Ok((Some(size), _)) => size,
             Ok((None, _)) => {
                 return Err(UpstreamError::Invalid("it does not say how long the blob is".into()).into());
             }
-            Err(UpstreamError::Missing) => return Err(PullError::BlobUnknown),
+            Err(UpstreamError::Missing) => {
+                self.misses.charge(caller);
+                return Err(PullError::BlobUnknown);
+            }
             Err(error) => return Err(error.into()),
         };
         self.ledger.put_membership(repository, digest, size).await?;

@@ -1,5 +1,6 @@
 //! Manifests, from top to bottom. The numbers are those of README's data path.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,13 +28,15 @@ pub struct Want {
     pub head: bool,
     /// That upstream is asked, however fresh the record of the tag is.
     pub check: bool,
+    /// Who wants it: whose budget of misses it is. `None`: nobody's.
+    pub caller: Option<IpAddr>,
 }
 
 impl Want {
     /// The manifest, as fresh as the configuration says.
-    pub const GET: Self = Self { head: false, check: false };
+    pub const GET: Self = Self { head: false, check: false, caller: None };
     /// What HEAD says, as fresh as the configuration says.
-    pub const HEAD: Self = Self { head: true, check: false };
+    pub const HEAD: Self = Self { head: true, check: false, caller: None };
 }
 
 /// What is asked of upstream at once by all who want the same.
@@ -63,8 +66,13 @@ impl Cache {
             let (repository, reference, want) = question;
             cache.ask_in_turn(&repository, &reference, want).await
         };
-        let key = (repository.clone(), reference.clone(), want);
-        self.flights.join(key, work).await.unwrap_or(Err(PullError::NotYet))
+        self.misses.check(want.caller).map_err(|retry_after| PullError::TooManyMisses { retry_after })?;
+        let key = (repository.clone(), reference.clone(), Want { caller: None, ..want });
+        let pulled = self.flights.join(key, work).await.unwrap_or(Err(PullError::NotYet));
+        if matches!(pulled, Err(PullError::ManifestUnknown)) {
+            self.misses.charge(want.caller);
+        }
+        pulled
     }
 
     /// The answer that a fresh record gives without upstream. `None`: it gives none.

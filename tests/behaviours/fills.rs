@@ -196,7 +196,7 @@ mod following {
         local.settled().await;
         upstream.kill();
         for (digest, bytes) in &image.blobs {
-            let pulled = local.cache.blob(&repository, digest, false).await.unwrap();
+            let pulled = local.cache.blob(&repository, digest, Want::GET).await.unwrap();
             assert_eq!(pulled.size, bytes.len() as u64);
             assert_eq!(pulled.served, stopover::pull::Served::Hit);
         }

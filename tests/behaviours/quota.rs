@@ -19,6 +19,7 @@ on_both_columns!(
     a_token_server_that_limits_logins_is_left_alone,
     breakers_are_shared_among_instances,
     the_quota_that_is_left_is_shown_with_a_forecast,
+    a_stranger_who_asks_for_random_tags_is_stopped_and_what_is_stored_still_pulls,
 );
 
 const FRESH: Duration = Duration::from_secs(330);
@@ -189,4 +190,32 @@ async fn the_quota_that_is_left_is_shown_with_a_forecast(column: Column) {
     // Two pulls in twenty minutes leave 970 minutes, ten of which have passed.
     assert_eq!(report["forecast"], "empty in about 960 min at the present rate");
     assert_eq!(report["breakers"], serde_json::json!([]));
+}
+
+async fn a_stranger_who_asks_for_random_tags_is_stopped_and_what_is_stored_still_pulls(column: Column) {
+    let world = World::plan(column).settings("misses = 10").start().await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    assert_eq!(world.get_from("192.0.2.1", &tag("a")).await.status, StatusCode::OK);
+    world.settled().await;
+    world.upstream.forget_requests();
+    let mut refused = 0;
+    for number in 0..200 {
+        let path = match number % 2 {
+            0 => format!("/v2/test.local/a/manifests/random-{number}"),
+            _ => format!("/v2/test.local/a/blobs/sha256:{number:064x}"),
+        };
+        let answer = world.get_from("192.0.2.1", &path).await;
+        if answer.status == StatusCode::TOO_MANY_REQUESTS {
+            refused += 1;
+            assert_eq!((answer.header("retry-after"), answer.error().0.as_str()), ("6", "TOOMANYREQUESTS"));
+        } else {
+            assert_eq!(answer.status, StatusCode::NOT_FOUND);
+        }
+    }
+    assert_eq!((refused, world.upstream.requests().len()), (190, 10));
+    assert_eq!(world.get_from("192.0.2.1", &tag("a")).await.bytes(), &image.manifest);
+    assert_eq!(world.get_from("192.0.2.2", "/v2/test.local/a/manifests/other").await.status, StatusCode::NOT_FOUND);
+    world.clock.advance(Duration::from_secs(6));
+    let path = "/v2/test.local/a/manifests/late";
+    assert_eq!(world.get_from("192.0.2.1", path).await.status, StatusCode::NOT_FOUND, "one more");
 }

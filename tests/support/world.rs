@@ -107,9 +107,19 @@ impl World {
         Plan { column, cold: None, settings: String::new(), upstream: String::new() }
     }
 
-    /// Sends a request to the cache's router.
+    /// Sends a request to the cache's router, as from nobody in particular.
     pub async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)]) -> Answer {
-        let mut request = Request::builder().method(method).uri(path);
+        self.send_request(Request::builder().method(method), path, headers).await
+    }
+
+    /// GET of a path by a caller with this address.
+    pub async fn get_from(&self, caller: &str, path: &str) -> Answer {
+        let caller = stopover::http::Caller(caller.parse().expect("a test names a real address"));
+        self.send_request(Request::builder().extension(caller), path, &[]).await
+    }
+
+    async fn send_request(&self, request: http::request::Builder, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let mut request = request.uri(path);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
