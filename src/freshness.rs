@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::oci::{Digest, Tag};
-use crate::ports::{Lease, Observed, TagRecord};
+use crate::ports::{Lease, Observed, Previous, TagRecord};
 use crate::time::Timestamp;
 
 /// How long tags are fresh: by the longest pattern that matches, else by a default; some for ever.
@@ -93,16 +93,17 @@ pub fn decide<'a>(record: Option<&'a TagRecord>, owner: &str, check: bool, now: 
     }
 }
 
-/// What upstream said last, newest first, as long as that is no older than `stale`.
+/// What upstream said last, newest first, as long as it said so no longer than `stale` ago.
 pub fn last_known(record: &TagRecord, stale: Duration, now: Timestamp) -> impl Iterator<Item = &Digest> {
-    let usable = now < record.checked_at.plus(stale);
-    let observed = record.observed.iter().map(|observed| &observed.digest);
-    observed.chain(&record.previous).filter(move |_| usable)
+    let observed = record.observed.iter().map(|observed| (&observed.digest, record.checked_at));
+    let previous = record.previous.iter().map(|previous| (&previous.digest, previous.checked_at));
+    let known = observed.chain(previous);
+    known.filter(move |(_, checked_at)| now < checked_at.plus(stale)).map(|(digest, _)| digest)
 }
 
-/// The record after upstream has answered: `observed`, or that there is no such thing. `previous` is the digest to keep
-/// serving should the manifest of `observed` turn out not to be available.
-pub fn answered(observed: Option<Observed>, previous: Option<Digest>, fresh: Duration, now: Timestamp) -> TagRecord {
+/// The record after upstream has answered: `observed`, or that there is no such thing. `previous` is what to keep serving
+/// should the manifest of `observed` turn out not to be available.
+pub fn answered(observed: Option<Observed>, previous: Option<Previous>, fresh: Duration, now: Timestamp) -> TagRecord {
     TagRecord { observed, previous, checked_at: now, fresh_until: now.plus(fresh), lease: None }
 }
 
@@ -117,7 +118,10 @@ mod tests {
         let digest = Digest::of(Algorithm::Sha256, b"manifest");
         TagRecord {
             observed: Some(Observed { digest, media_type: MediaType::OciIndex, size: 8 }),
-            previous: Some(Digest::of(Algorithm::Sha256, b"previous")),
+            previous: Some(Previous {
+                digest: Digest::of(Algorithm::Sha256, b"previous"),
+                checked_at: Timestamp(NOW.0 - 150),
+            }),
             checked_at: Timestamp(NOW.0 - 100),
             fresh_until: Timestamp(fresh_until),
             lease: lease_until.map(|until| Lease { owner: "other".into(), until: Timestamp(until) }),
@@ -188,7 +192,9 @@ mod tests {
     fn what_was_said_last_is_used_only_as_long_as_it_may_be_stale() {
         let record = record(0, None);
         let stale = Duration::from_secs(100);
-        assert_eq!(last_known(&record, stale, Timestamp(NOW.0 - 1)).count(), 2);
+        assert_eq!(last_known(&record, stale, Timestamp(NOW.0 - 51)).count(), 2);
+        assert_eq!(last_known(&record, stale, Timestamp(NOW.0 - 50)).count(), 1, "each by its own age");
+        assert_eq!(last_known(&record, stale, Timestamp(NOW.0 - 1)).count(), 1);
         assert_eq!(last_known(&record, stale, NOW).count(), 0);
     }
 }

@@ -86,13 +86,22 @@ pub struct TagRecord {
     /// What upstream said; `None`: that there is no such tag.
     pub observed: Option<Observed>,
     /// The digest served before, kept until the manifest of `observed` is stored.
-    pub previous: Option<Digest>,
+    pub previous: Option<Previous>,
     /// When upstream said it.
     pub checked_at: Timestamp,
     /// Until when upstream is not asked again.
     pub fresh_until: Timestamp,
     /// Who is asking it.
     pub lease: Option<Lease>,
+}
+
+/// What a tag was before it moved.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Previous {
+    /// The digest.
+    pub digest: Digest,
+    /// When upstream last said so.
+    pub checked_at: Timestamp,
 }
 
 /// The right to ask upstream about a reference while all others wait for the answer. It saves requests; that a holder

@@ -187,7 +187,7 @@ fn corrupt(name: &str, reason: impl std::fmt::Display) -> StoreError {
 #[cfg(test)]
 mod tests {
     use stopover::oci::Algorithm;
-    use stopover::ports::{BlobRecord, BlobState, Lease, Observed, TagRecord};
+    use stopover::ports::{BlobRecord, BlobState, Lease, Observed, Previous, TagRecord};
     use stopover::time::Timestamp;
 
     use super::*;
@@ -232,7 +232,7 @@ mod tests {
         let observed = Observed { digest: digest(), media_type: MediaType::OciIndex, size: 1 << 40 };
         let record = TagRecord {
             observed: Some(observed),
-            previous: Some(digest()),
+            previous: Some(Previous { digest: digest(), checked_at: Timestamp(0) }),
             checked_at: Timestamp(1),
             fresh_until: Timestamp(2),
             lease: Some(Lease { owner: "one".to_owned(), until: Timestamp(3) }),

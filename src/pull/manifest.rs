@@ -12,7 +12,7 @@ use crate::Cache;
 use crate::error::PullError;
 use crate::freshness::{self, Decision};
 use crate::oci::{Digest, Manifest, Reference, Repository, Tag};
-use crate::ports::{Job, Observed, TagRecord, Versioned};
+use crate::ports::{Job, Observed, Previous, TagRecord, Versioned};
 use crate::upstream::{Limit, Upstream, UpstreamError};
 
 /// How long a client waits for another process to ask upstream: longer than that may take, shorter than clients wait for
@@ -168,8 +168,7 @@ impl Cache {
                 Reference::Digest(_) => TagRecord { lease: None, ..leased.value.clone() },
             },
             Err(PullError::Upstream(UpstreamError::Missing)) => {
-                let previous = freshness::last_known(&leased.value, upstream.config().stale, self.clock.now()).next();
-                freshness::answered(None, previous.cloned(), jittered(upstream.config().missing), self.clock.now())
+                freshness::answered(None, None, jittered(upstream.config().missing), self.clock.now())
             }
             Err(_) => TagRecord { lease: None, ..leased.value.clone() },
         };
@@ -246,7 +245,7 @@ impl Cache {
         if let Some(before) = known.observed.as_ref().filter(|before| before.digest != observed.digest)
             && self.stored(repository, &before.digest).await?.is_some()
         {
-            previous = Some(before.digest.clone());
+            previous = Some(Previous { digest: before.digest.clone(), checked_at: known.checked_at });
         }
         // What is fresh for ever is so for thousands of years: a date that every ledger can hold.
         let fresh = upstream.config().tags.fresh(tag).map_or(FOR_EVER, jittered);

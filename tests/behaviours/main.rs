@@ -3,6 +3,7 @@
 mod alternates;
 mod documents;
 mod fills;
+mod model;
 mod outages;
 mod pulls;
 mod quota;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use futures_util::future::try_join_all;
 use stopover::oci::{Descriptor, MediaType};
-use stopover::ports::{BlobRecord, BlobState, Lease, Observed, TagRecord};
+use stopover::ports::{BlobRecord, BlobState, Lease, Observed, Previous, TagRecord};
 use stopover::time::Timestamp;
 
 use crate::storage::{Storage, digest, manifest, repository};
@@ -18,7 +18,7 @@ fn tag_record(checked_at: u64) -> TagRecord {
     let observed = Observed { digest: digest("observed"), media_type: MediaType::DockerList, size: 1 << 40 };
     TagRecord {
         observed: Some(observed),
-        previous: Some(digest("previous")),
+        previous: Some(Previous { digest: digest("previous"), checked_at: Timestamp(checked_at / 2) }),
         checked_at: Timestamp(checked_at),
         fresh_until: Timestamp(checked_at + 300),
         lease: Some(Lease { owner: "one".to_owned(), until: Timestamp(checked_at + 20) }),

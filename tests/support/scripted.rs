@@ -32,6 +32,8 @@ struct Script {
     quota: Option<(u64, u64)>,
     tokens: usize,
     requests: Vec<Seen>,
+    /// Manifests sent, by digest.
+    sent: HashMap<Digest, usize>,
 }
 
 #[derive(Clone)]
@@ -176,6 +178,18 @@ impl Scripted {
         self.script().content.remove(&format!("/v2/{name}/manifests/{tag}"));
     }
 
+    /// Whether a tag is this digest.
+    pub fn has(&self, name: &str, tag: &str, digest: Option<&Digest>) -> bool {
+        let script = self.script();
+        let content = script.content.get(&format!("/v2/{name}/manifests/{tag}"));
+        content.is_some_and(|content| Some(&content.digest) == digest)
+    }
+
+    /// How often a manifest was sent, whatever it was asked for by.
+    pub fn served_by_get(&self, digest: &Digest) -> usize {
+        self.script().sent.get(digest).copied().unwrap_or_default()
+    }
+
     /// From now on does `fault` to every request whose line (`GET /v2/…`) contains `text`.
     pub fn fault(&self, text: &str, fault: Fault) {
         self.script().faults.push((text.to_owned(), fault));
@@ -250,6 +264,10 @@ async fn answer(State((address, script)): State<Shared>, request: Request<Body>)
         let body = json!({ "errors": [{ "code": "MANIFEST_UNKNOWN", "message": "unknown" }] }).to_string();
         return respond(404, &[("content-type", "application/json".into())], Body::from(body));
     };
+    if request.method() == Method::GET && request.uri().path().contains("/manifests/") {
+        let mut script = script.lock().unwrap_or_else(PoisonError::into_inner);
+        *script.sent.entry(content.digest.clone()).or_default() += 1;
+    }
     let mut response = serve(&script, &line, request.method() == Method::HEAD, content, fault);
     for (name, value) in limits {
         response.headers_mut().insert(name, value.parse().expect("a number is a header"));
