@@ -61,7 +61,7 @@ impl Client {
             bail!("a digest never changes: name a tag");
         }
         let url = format!("{}/v2/{name}/manifests/{tag}", self.server);
-        let answer = self.send(self.http.get(url).header(CACHE_CONTROL, "no-cache")).await?;
+        let answer = self.send(self.http.get(url).header(CACHE_CONTROL, "no-cache").header("priority", "u=7")).await?;
         let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         if answer.status().is_success() {
             let (digest, served) = (header("docker-content-digest").to_owned(), header("x-stopover").to_owned());

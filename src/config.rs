@@ -61,6 +61,8 @@ pub struct UpstreamConfig {
     pub missing: Duration,
     /// What a client gets for a blob that is not stored yet.
     pub cold: Cold,
+    /// Pulls that are left to clients who wait, when so few are left.
+    pub reserve: u64,
     /// Who else carries its content, asked in this order when it limits us or fails.
     pub alternates: Vec<Alternate>,
     /// Who we are there.
@@ -157,6 +159,7 @@ struct UpstreamTable {
     stale: Option<Span>,
     missing: Option<Span>,
     cold: Option<Cold>,
+    reserve: Option<u64>,
     alternates: Option<Vec<AlternateTable>>,
     credentials: Option<CredentialsTable>,
 }
@@ -233,6 +236,7 @@ pub const DEFAULT_UPSTREAM: &str = "docker.io";
 const DEFAULT_FRESH: Duration = Duration::from_mins(5);
 const DEFAULT_STALE: Duration = Duration::from_hours(30 * 24);
 const DEFAULT_MISSING: Duration = Duration::from_secs(30);
+const DEFAULT_RESERVE: u64 = 10;
 /// Far above what a cluster with a few mistyped images causes, far below what a registry takes for abuse.
 const DEFAULT_MISSES: u32 = 120;
 /// Below the 29 seconds of API Gateway and the 30 seconds that containerd waits for headers.
@@ -356,6 +360,7 @@ fn upstream(
         stale: table.stale.or(file.stale).map_or(DEFAULT_STALE, |span| span.0),
         missing: table.missing.or(file.missing).map_or(DEFAULT_MISSING, |span| span.0),
         cold: table.cold.unwrap_or(cold),
+        reserve: table.reserve.unwrap_or(DEFAULT_RESERVE),
         alternates,
         credentials,
     })

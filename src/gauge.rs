@@ -201,6 +201,13 @@ impl Gauge {
         Self { quota: Some(quota), earlier: Some(earlier), ..self.clone() }
     }
 
+    /// Whether so little quota is left that it is kept for clients who wait.
+    pub fn is_in_reserve(&self, reserve: u64, now: Timestamp) -> bool {
+        // A reading older than its window says nothing of the present one.
+        let present = |quota: &&Quota| now < quota.reading.at.plus(Duration::from_secs(quota.window_seconds));
+        self.quota.as_ref().filter(present).is_some_and(|quota| quota.reading.remaining <= reserve)
+    }
+
     /// When the quota will be used up at the present rate, in words.
     pub fn forecast(&self, now: Timestamp) -> String {
         let (Some(quota), Some(earlier)) = (&self.quota, self.earlier) else {
@@ -330,6 +337,15 @@ mod tests {
         {
             assert_eq!(quota(limit, remaining), None, "{limit} {remaining}");
         }
+    }
+
+    #[test]
+    fn a_reserve_is_kept_as_long_as_the_reading_means_the_present_window() {
+        let gauge = Gauge::default().with(quota("100;w=60", "10").unwrap());
+        assert!(gauge.is_in_reserve(10, later(59)));
+        assert!(!gauge.is_in_reserve(9, later(59)));
+        assert!(!gauge.is_in_reserve(10, later(60)));
+        assert!(!Gauge::default().is_in_reserve(10, NOW), "no limit was named");
     }
 
     #[test]

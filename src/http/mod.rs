@@ -29,6 +29,7 @@ const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-conten
 const DISTRIBUTION_API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 const SERVED: HeaderName = HeaderName::from_static("x-stopover");
+const PRIORITY: HeaderName = HeaderName::from_static("priority");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// What is addressed by digest never changes; what is addressed by tag may at any time.
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
@@ -67,7 +68,12 @@ async fn answer(State(cache): State<Arc<Cache>>, request: http::Request<Body>) -
 
 async fn pull(cache: &Arc<Cache>, request: &Request, parts: &http::request::Parts) -> Result<Response, PullError> {
     let headers = &parts.headers;
-    let want = Want { head: request.head, check: wants_check(headers), caller: caller(parts) };
+    let want = Want {
+        head: request.head,
+        check: has(headers, &CACHE_CONTROL, "no-cache"),
+        background: has(headers, &PRIORITY, "u=7"),
+        caller: caller(parts),
+    };
     match &request.operation {
         // Needs no upstream: it is answered when every upstream is down.
         Operation::Ping => Ok(ping(request.head)),
@@ -121,10 +127,11 @@ fn caller(request: &http::request::Parts) -> Option<IpAddr> {
     request.extensions.get::<Caller>().map(|caller| caller.0).or_else(connected)
 }
 
-/// Whether the client wants upstream to be asked (RFC 9111, section 5.2.1.4).
-fn wants_check(headers: &HeaderMap) -> bool {
-    let values = headers.get_all(CACHE_CONTROL).into_iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).any(|directive| directive.trim().eq_ignore_ascii_case("no-cache"))
+/// Whether a header has a directive: `Cache-Control: no-cache` has upstream asked (RFC 9111, section 5.2.1.4), `Priority:
+/// u=7` says that nobody waits (RFC 9218, section 4.1).
+fn has(headers: &HeaderMap, name: &HeaderName, directive: &str) -> bool {
+    let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|part| part.trim().eq_ignore_ascii_case(directive))
 }
 
 fn manifest(repository: &Repository, pulled: PulledManifest, head: bool, request: &HeaderMap) -> Response {

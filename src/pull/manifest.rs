@@ -28,15 +28,17 @@ pub struct Want {
     pub head: bool,
     /// That upstream is asked, however fresh the record of the tag is.
     pub check: bool,
+    /// That nobody waits for it, so that the reserve of a quota is left alone.
+    pub background: bool,
     /// Who wants it: whose budget of misses it is. `None`: nobody's.
     pub caller: Option<IpAddr>,
 }
 
 impl Want {
     /// The manifest, as fresh as the configuration says.
-    pub const GET: Self = Self { head: false, check: false, caller: None };
+    pub const GET: Self = Self { head: false, check: false, background: false, caller: None };
     /// What HEAD says, as fresh as the configuration says.
-    pub const HEAD: Self = Self { head: true, check: false, caller: None };
+    pub const HEAD: Self = Self { head: true, check: false, background: false, caller: None };
 }
 
 /// What is asked of upstream at once by all who want the same.
@@ -128,7 +130,7 @@ impl Cache {
             match freshness::decide(value.as_ref(), &owner, check, self.clock.now()) {
                 // Fresh, but only HEAD has been asked for so far: the manifest is fetched by its digest.
                 Decision::Fresh(observed) => {
-                    return self.fetch_observed(upstream, repository, observed, value.as_ref()).await;
+                    return self.fetch_observed(upstream, repository, observed, value.as_ref(), want).await;
                 }
                 Decision::Missing => return Err(PullError::ManifestUnknown),
                 // Another asks: what is known serves meanwhile.
@@ -158,7 +160,7 @@ impl Cache {
         leased: Versioned<TagRecord>,
         want: Want,
     ) -> Result<PulledManifest, PullError> {
-        let asked = self.ask(repository, reference, &leased.value, want.head).await;
+        let asked = self.ask(repository, reference, &leased.value, want).await;
         let record = match &asked {
             Ok(pulled) => match reference {
                 Reference::Tag(tag) => {
@@ -196,10 +198,10 @@ impl Cache {
         repository: &Repository,
         reference: &Reference,
         known: &TagRecord,
-        head: bool,
+        want: Want,
     ) -> Result<PulledManifest, PullError> {
         // 5. Nothing is known and the client wants the bytes: one GET says it all.
-        let observed = if head || known.observed.is_some() {
+        let observed = if want.head || known.observed.is_some() {
             self.upstreams.head_manifest(repository, reference).await?
         } else {
             None
@@ -211,14 +213,14 @@ impl Cache {
         });
         // 3. Otherwise HEAD, which costs no quota, and GET by digest of what is new.
         match observed {
-            None => match self.fetch(repository, reference).await {
+            None => match self.fetch(repository, reference, want.background).await {
                 Ok(manifest) => Ok(PulledManifest::new(manifest, Served::Miss)),
                 // HEAD still tells the digest, and that may be stored, or an alternate may have it.
                 Err(PullError::Upstream(UpstreamError::Throttled { limit: Limit::Pulls, .. }))
-                    if !head && matches!(reference, Reference::Tag(_)) =>
+                    if !want.head && matches!(reference, Reference::Tag(_)) =>
                 {
                     match self.upstreams.head_manifest(repository, reference).await? {
-                        Some(observed) => self.by_digest(repository, observed.digest).await,
+                        Some(observed) => self.by_digest(repository, observed.digest, want).await,
                         None => Err(PullError::ManifestUnknown),
                     }
                 }
@@ -226,8 +228,8 @@ impl Cache {
             },
             Some(observed) => match self.stored(repository, &observed.digest).await? {
                 Some(manifest) => Ok(PulledManifest::new(manifest, Served::Revalidated)),
-                None if head => Ok(PulledManifest { observed, manifest: None, served: Served::Miss }),
-                None => self.by_digest(repository, observed.digest).await,
+                None if want.head => Ok(PulledManifest { observed, manifest: None, served: Served::Miss }),
+                None => self.by_digest(repository, observed.digest, want).await,
             },
         }
     }
@@ -259,8 +261,9 @@ impl Cache {
         repository: &Repository,
         observed: &Observed,
         record: Option<&TagRecord>,
+        want: Want,
     ) -> Result<PulledManifest, PullError> {
-        match self.by_digest(repository, observed.digest.clone()).await {
+        match self.by_digest(repository, observed.digest.clone(), want).await {
             Err(PullError::Upstream(error)) if !matches!(error, UpstreamError::Denied(_)) => {
                 self.last_known(upstream, repository, record).await?.ok_or(error.into())
             }
@@ -273,8 +276,11 @@ impl Cache {
         self: &'a Arc<Self>,
         repository: &'a Repository,
         digest: Digest,
+        want: Want,
     ) -> BoxFuture<'a, Result<PulledManifest, PullError>> {
-        Box::pin(async move { self.manifest(repository, &Reference::Digest(digest), Want::GET).await })
+        Box::pin(
+            async move { self.manifest(repository, &Reference::Digest(digest), Want { check: false, ..want }).await },
+        )
     }
 
     /// What upstream said last, if that is stored and not too old.
@@ -308,8 +314,13 @@ impl Cache {
 
     /// Fetches a manifest, verified, and stores it with the membership of its blobs; their fills are requested and not
     /// waited for.
-    async fn fetch(&self, repository: &Repository, reference: &Reference) -> Result<Arc<Manifest>, PullError> {
-        let manifest = self.upstreams.get_manifest(repository, reference).await?;
+    async fn fetch(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        background: bool,
+    ) -> Result<Arc<Manifest>, PullError> {
+        let manifest = self.upstreams.get_manifest(repository, reference, background).await?;
         let blobs = manifest.blobs().map_err(|error| UpstreamError::Invalid(error.to_string()))?;
         self.ledger.put_manifest(repository, &manifest, &blobs).await?;
         let wanted = blobs.into_iter().filter(|blob| !blob.foreign);

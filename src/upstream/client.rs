@@ -132,7 +132,17 @@ impl Upstream {
     }
 
     /// Fetches a manifest and verifies its digest: the one asked for, or the one the answer names.
-    pub async fn get_manifest(&self, name: &Name, reference: &Reference) -> Result<Manifest, UpstreamError> {
+    ///
+    /// `background`: nobody waits for it, so the reserve of the quota is left alone.
+    pub async fn get_manifest(
+        &self,
+        name: &Name,
+        reference: &Reference,
+        background: bool,
+    ) -> Result<Manifest, UpstreamError> {
+        if background {
+            self.meter.spare(self.config.reserve).await?;
+        }
         self.metered(Kind::Manifest, timed(MANIFEST_TIMEOUT, self.do_get_manifest(name, reference))).await
     }
 

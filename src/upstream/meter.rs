@@ -38,6 +38,17 @@ impl Meter {
         Self { key, ledger, clock, known: Mutex::default() }
     }
 
+    /// Refuses what nobody waits for where little quota is left.
+    pub(super) async fn spare(&self, reserve: u64) -> Result<(), UpstreamError> {
+        let mut known = self.known.lock().await;
+        self.read(&mut known, READ_AGAIN).await;
+        if !known.gauge.is_in_reserve(reserve, self.clock.now()) {
+            return Ok(());
+        }
+        let detail = format!("the last {reserve} pulls at {} are kept for clients who wait", self.key.upstream);
+        Err(UpstreamError::Throttled { limit: Limit::Pulls, retry_after: None, detail })
+    }
+
     /// The gauge as the ledger has it.
     pub(super) async fn gauge(&self) -> Gauge {
         let mut known = self.known.lock().await;

@@ -155,16 +155,17 @@ impl Upstreams {
         .await
     }
 
-    /// Fetches a manifest, verified.
+    /// Fetches a manifest, verified. `background`: nobody waits for it.
     pub async fn get_manifest(
         &self,
         repository: &Repository,
         reference: &Reference,
+        background: bool,
     ) -> Result<Manifest, UpstreamError> {
         let by_tag = matches!(reference, Reference::Tag(_));
         self.ask(repository, by_tag, |upstream, name| {
             let reference = reference.clone();
-            async move { upstream.get_manifest(&name, &reference).await }.boxed()
+            async move { upstream.get_manifest(&name, &reference, background).await }.boxed()
         })
         .await
     }

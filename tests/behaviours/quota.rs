@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use http::StatusCode;
+use http::{Method, StatusCode};
 use stopover::oci::{Reference, Repository};
 use stopover::pull::{Served, Want};
 use support::on_both_columns;
@@ -20,6 +20,8 @@ on_both_columns!(
     breakers_are_shared_among_instances,
     the_quota_that_is_left_is_shown_with_a_forecast,
     a_stranger_who_asks_for_random_tags_is_stopped_and_what_is_stored_still_pulls,
+    the_last_pulls_are_kept_for_clients_who_wait,
+    hostile_answers_of_a_token_server_are_refused,
 );
 
 const FRESH: Duration = Duration::from_secs(330);
@@ -218,4 +220,44 @@ async fn a_stranger_who_asks_for_random_tags_is_stopped_and_what_is_stored_still
     world.clock.advance(Duration::from_secs(6));
     let path = "/v2/test.local/a/manifests/late";
     assert_eq!(world.get_from("192.0.2.1", path).await.status, StatusCode::NOT_FOUND, "one more");
+}
+
+async fn the_last_pulls_are_kept_for_clients_who_wait(column: Column) {
+    let world = World::on(column).await;
+    world.upstream.quota(100, 11);
+    let old = world.upstream.image("a", "1", &[b"old"]);
+    world.get(&tag("a")).await;
+    let new = world.upstream.image("a", "1", &[b"new"]);
+    world.settled().await;
+    world.clock.advance(FRESH);
+    world.upstream.forget_requests();
+    let background = [("cache-control", "no-cache"), ("priority", "u=7")];
+    let answer = world.send(Method::GET, &tag("a"), &background).await;
+    assert_eq!((answer.header("x-stopover"), answer.bytes()), ("stale", &old.manifest));
+    world.upstream.image("b", "1", &[b"never seen"]);
+    let refused = world.send(Method::GET, &tag("b"), &background).await;
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(world.upstream.count("GET"), 0, "ten are left, and ten are kept");
+    assert_eq!(world.get(&tag("a")).await.bytes(), &new.manifest);
+    assert_eq!(world.get(&tag("b")).await.status, StatusCode::OK, "to the last one");
+}
+
+async fn hostile_answers_of_a_token_server_are_refused(column: Column) {
+    for body in [
+        "x".repeat(10_000_000),
+        "{\"token\":\"a\\nb\"}".into(),
+        "{\"token\":\"\"}".into(),
+        "{}".into(),
+        "<html>".into(),
+    ] {
+        let world = World::on(column).await;
+        world.upstream.require(Login::Bearer);
+        world.upstream.image("a", "1", &[b"layer"]);
+        world.upstream.fault("/token", Fault::Status(200, vec![], body));
+        let answer = world.get(&tag("a")).await;
+        assert!(!answer.status.is_success(), "{answer:?}");
+        world.upstream.heal();
+        world.clock.advance(Duration::from_mins(2));
+        assert_eq!(world.get(&tag("a")).await.status, StatusCode::OK, "nothing of it was kept");
+    }
 }
