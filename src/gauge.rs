@@ -201,6 +201,16 @@ impl Gauge {
         Self { quota: Some(quota), earlier: Some(earlier), ..self.clone() }
     }
 
+    /// This gauge with the reading of another, if that is later: not every reading is shared at once.
+    #[must_use]
+    pub fn or_later(self, other: &Self) -> Self {
+        let at = |gauge: &Self| gauge.quota.as_ref().map(|quota| quota.reading.at);
+        if at(other) < at(&self) {
+            return self;
+        }
+        Self { quota: other.quota.clone(), earlier: other.earlier, ..self }
+    }
+
     /// Whether so little quota is left that it is kept for clients who wait.
     pub fn is_in_reserve(&self, reserve: u64, now: Timestamp) -> bool {
         // A reading older than its window says nothing of the present one.
@@ -337,6 +347,17 @@ mod tests {
         {
             assert_eq!(quota(limit, remaining), None, "{limit} {remaining}");
         }
+    }
+
+    #[test]
+    fn a_later_reading_is_kept_over_one_that_was_shared_before() {
+        let reading = |remaining, at| Quota { reading: Reading { remaining, at }, ..quota("100", "0").unwrap() };
+        let (shared, own) = (Gauge::default().with(reading(9, NOW)), Gauge::default().with(reading(8, NOW)));
+        let failing = shared.after(Kind::Head, &failed(true), NOW);
+        assert_eq!(failing.clone().or_later(&own), Gauge { requests: failing.requests, ..own.clone() });
+        let later = Gauge::default().with(reading(7, later(1)));
+        assert_eq!(later.clone().or_later(&own), later);
+        assert_eq!(shared.clone().or_later(&Gauge::default()), shared);
     }
 
     #[test]

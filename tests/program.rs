@@ -9,6 +9,7 @@ use support::clients::{WrongContent, pull_over_http};
 use support::images::Recipe;
 use support::program::{Installation, Stopover, run};
 use support::registry::Registry;
+use support::scripted::Scripted;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -135,6 +136,61 @@ async fn sigterm_during_a_fill_exits_at_once_and_the_fill_goes_on_after_a_restar
     stopover.until_stored(std::slice::from_ref(&image)).await?;
     upstream.stop().await?;
     pull_over_http(stopover.address(), &image).await.with_context(|| stopover.log())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn quota_and_refresh_ask_the_running_cache() -> anyhow::Result<()> {
+    let upstream = Scripted::start()?;
+    upstream.quota(100, 42);
+    let image = upstream.image("a", "v1", &[b"layer"]);
+    let installation = Installation::for_upstream(&upstream.url())?;
+    let stopover = installation.start().await?;
+    let server = format!("http://{}", stopover.address());
+    let (status, text) = run(&["refresh", "test.local/a:v1", "--server", &server]).await?;
+    ensure!(status.success() && text.contains(&image.digest.to_string()), "{status}\n{text}");
+    let moved = upstream.image("a", "v1", &[b"moved"]);
+    let (status, text) = run(&["refresh", "test.local/a:v1", "--server", &server]).await?;
+    ensure!(status.success() && text.contains(&moved.digest.to_string()), "fresh or not: {status}\n{text}");
+    let (status, text) = run(&["refresh", "test.local/a:v1", "test.local/none", "--server", &server]).await?;
+    ensure!(!status.success() && text.contains("test.local/none: 404"), "{status}\n{text}");
+    let (status, text) = run(&["quota", "--server", &server]).await?;
+    ensure!(
+        status.success() && text.contains("test.local as anonymous: 39 of 100 pulls left in 6 h (192.0.2.1)"),
+        "{text}"
+    );
+    let (status, text) = run(&["quota", "--server", "http://127.0.0.1:1"]).await?;
+    ensure!(!status.success() && text.contains("no cache answers at http://127.0.0.1:1"), "{status}\n{text}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_whose_tls_or_name_is_broken_is_an_outage_like_any_other() -> anyhow::Result<()> {
+    let upstream = Scripted::start()?;
+    let image = upstream.image("a", "v1", &[b"layer"]);
+    let installation = Installation::for_upstream(&upstream.url())?;
+    let path = "/v2/test.local/a/manifests/v1";
+    let pull = async |stopover: &Stopover| {
+        let client = reqwest::Client::builder().no_proxy().build()?;
+        let request = client.get(format!("http://{}{path}", stopover.address())).header("cache-control", "no-cache");
+        let answer = request.send().await?.error_for_status()?;
+        let served = answer.headers()["x-stopover"].to_str()?.to_owned();
+        anyhow::Ok((served, answer.bytes().await?))
+    };
+    let stopover = installation.start().await?;
+    ensure!(pull(&stopover).await? == ("miss".to_owned(), image.manifest.clone()));
+    ensure!(stopover.terminate(PROMPT).await?.success());
+    // The same port, which does not speak TLS; a name that means nothing.
+    for broken in [upstream.url().replace("http://", "https://"), "https://registry.invalid".to_owned()] {
+        let text = std::fs::read_to_string(installation.configuration())?;
+        let changed = text
+            .lines()
+            .map(|line| if line.starts_with("url = ") { format!("url = \"{broken}\"\n") } else { format!("{line}\n") });
+        std::fs::write(installation.configuration(), changed.collect::<String>())?;
+        let stopover = installation.start().await?;
+        ensure!(pull(&stopover).await? == ("stale".to_owned(), image.manifest.clone()), "{broken}\n{}", stopover.log());
+        ensure!(stopover.terminate(PROMPT).await?.success());
+    }
+    Ok(())
 }
 
 #[tokio::test]

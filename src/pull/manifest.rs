@@ -57,11 +57,11 @@ impl Cache {
         {
             return Ok(PulledManifest::new(manifest, Served::Hit));
         }
-        let record = self.ledger.reference(repository, reference).await?.map(|record| record.value);
-        if !want.check
-            && let Some(answer) = self.answer(repository, record.as_ref(), want).await?
-        {
-            return answer;
+        if !want.check {
+            let record = self.ledger.reference(repository, reference).await?.map(|record| record.value);
+            if let Some(answer) = self.answer(repository, record.as_ref(), want).await? {
+                return answer;
+            }
         }
         let (cache, question) = (Arc::clone(self), (repository.clone(), reference.clone(), want));
         let work = move || async move {
@@ -111,13 +111,15 @@ impl Cache {
         let upstream = self.upstreams.get(&repository.upstream)?;
         let owner = format!("{:016x}", fastrand::u64(..));
         let deadline = Instant::now() + TURN;
-        let wanted_at = self.clock.now();
+        let mut found = None;
         loop {
             let record = self.ledger.reference(repository, reference).await?;
             let (value, version) =
                 record.map_or((None, None), |Versioned { value, version }| (Some(value), Some(version)));
-            // A check that another made since this one was wanted will do.
-            let check = want.check && value.as_ref().is_none_or(|record| record.checked_at < wanted_at);
+            // A check that another process has made since this one was wanted will do.
+            let unchanged = *found.get_or_insert(version) == version;
+            let held = value.as_ref().is_some_and(|record| record.lease.is_some());
+            let check = want.check && (unchanged || held);
             if !check && let Some(answer) = self.answer(repository, value.as_ref(), want).await? {
                 return answer;
             }
@@ -135,10 +137,11 @@ impl Cache {
                 Decision::Missing => return Err(PullError::ManifestUnknown),
                 // Another asks: what is known serves meanwhile.
                 Decision::Held => match self.last_known(upstream, repository, value.as_ref()).await? {
-                    Some(stale) => return Ok(stale),
+                    Some(stale) if !check => return Ok(stale),
+                    Some(stale) if Instant::now() > deadline => return Ok(stale),
                     None if Instant::now() > deadline => return Err(PullError::NotYet),
                     // Its answer will be in the ledger, which tells nobody: so it is looked at again.
-                    None => tokio::time::sleep(Duration::from_millis(fastrand::u64(50..150))).await,
+                    _ => tokio::time::sleep(Duration::from_millis(fastrand::u64(50..150))).await,
                 },
                 Decision::Ask(leased) => {
                     if let Some(version) = self.ledger.swap_reference(repository, reference, version, &leased).await? {

@@ -130,7 +130,7 @@ impl Meter {
         }
         match self.ledger.gauge(&self.key).await {
             Ok(Some(Versioned { value, version })) => {
-                known.gauge = value;
+                known.gauge = value.or_later(&known.gauge);
                 known.version = Some(version);
             }
             Ok(None) => {}

@@ -28,7 +28,10 @@ pub(crate) struct Plan {
     queue: QueueSettings,
 }
 
-/// The functions, two processes of each, and what they work on.
+/// How many processes answer clients.
+pub(crate) const REGISTRIES: usize = 4;
+
+/// The functions, several processes of each, and what they work on.
 pub(crate) struct Deployment {
     front: HttpFront,
     source: EventSource,
@@ -65,7 +68,7 @@ impl Plan {
     pub(crate) async fn start(self) -> Result<Deployment> {
         let endpoints = Endpoints::start_with(self.queue).await?;
         let (configuration, environment) = self.environment(&endpoints)?;
-        let registry = [environment.start(REGISTRY), environment.start(REGISTRY)];
+        let registry = (0..REGISTRIES).map(|_| environment.start(REGISTRY));
         let filler = [environment.start(FILLER), environment.start(FILLER)];
         let registry = futures_util::future::try_join_all(registry).await?;
         let filler = futures_util::future::try_join_all(filler).await?;

@@ -1,6 +1,7 @@
 //! What clients get through the gateway.
 
 use anyhow::{Context, Result, ensure};
+use futures_util::StreamExt as _;
 use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
 use reqwest::Method;
 use serde_json::json;
@@ -125,5 +126,22 @@ async fn a_manifest_keeps_every_byte_and_its_media_type() -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_thousand_cold_pulls_over_four_processes_cost_one_get_upstream() -> Result<()> {
+    let upstream = Scripted::start()?;
+    let image = upstream.image("a", "v1", &[b"layer"]);
+    let deployment = Plan::of(&upstream.url()).start().await?;
+    let pulls = (0..1000).map(|_| async {
+        let answer = deployment.request(Method::GET, "a/manifests/v1")?.send().await?.error_for_status()?;
+        anyhow::Ok(answer.bytes().await?)
+    });
+    let mut pulls = futures_util::stream::iter(pulls).buffer_unordered(64);
+    while let Some(bytes) = pulls.next().await {
+        ensure!(bytes? == image.manifest);
+    }
+    ensure!(upstream.count("/manifests/") == 1, "{} requests", upstream.count("/manifests/"));
     Ok(())
 }

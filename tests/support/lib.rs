@@ -1,4 +1,5 @@
-//! wip
+//! What the tests stand on: upstreams, AWS-compatible endpoints, the Lambda Runtime API, the program and real clients.
+
 pub mod aws;
 pub mod clients;
 pub mod images;
