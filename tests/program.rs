@@ -155,7 +155,7 @@ async fn quota_and_refresh_ask_the_running_cache() -> anyhow::Result<()> {
     ensure!(!status.success() && text.contains("test.local/none: 404"), "{status}\n{text}");
     let (status, text) = run(&["quota", "--server", &server]).await?;
     ensure!(
-        status.success() && text.contains("test.local as anonymous: 39 of 100 pulls left in 6 h (192.0.2.1)"),
+        status.success() && text.contains("test.local as anonymous: 40 of 100 pulls left in 6 h (192.0.2.1)"),
         "{text}"
     );
     let (status, text) = run(&["quota", "--server", "http://127.0.0.1:1"]).await?;
