@@ -57,18 +57,22 @@ impl Cache {
         {
             return Ok(PulledManifest::new(manifest, Served::Hit));
         }
+        let mut known = false;
         if !want.check {
             let record = self.ledger.reference(repository, reference).await?.map(|record| record.value);
             if let Some(answer) = self.answer(repository, record.as_ref(), want).await? {
                 return answer;
             }
+            known = record.is_some_and(|record| record.observed.is_some());
+        }
+        if !known {
+            self.misses.check(want.caller).map_err(|retry_after| PullError::TooManyMisses { retry_after })?;
         }
         let (cache, question) = (Arc::clone(self), (repository.clone(), reference.clone(), want));
         let work = move || async move {
             let (repository, reference, want) = question;
             cache.ask_in_turn(&repository, &reference, want).await
         };
-        self.misses.check(want.caller).map_err(|retry_after| PullError::TooManyMisses { retry_after })?;
         let key = (repository.clone(), reference.clone(), Want { caller: None, ..want });
         let pulled = self.flights.join(key, work).await.unwrap_or(Err(PullError::NotYet));
         if matches!(pulled, Err(PullError::ManifestUnknown)) {

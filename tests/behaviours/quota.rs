@@ -220,6 +220,13 @@ async fn a_stranger_who_asks_for_random_tags_is_stopped_and_what_is_stored_still
     world.clock.advance(Duration::from_secs(6));
     let path = "/v2/test.local/a/manifests/late";
     assert_eq!(world.get_from("192.0.2.1", path).await.status, StatusCode::NOT_FOUND, "one more");
+    assert_eq!(world.get_from("192.0.2.1", &path.replace("late", "later")).await.status, StatusCode::TOO_MANY_REQUESTS);
+    // A tag that is known is no miss, stale or not.
+    world.clock.advance(FRESH);
+    for number in 0..40 {
+        world.get_from("192.0.2.1", &path.replace("late", &format!("more-{number}"))).await;
+    }
+    assert_eq!(world.get_from("192.0.2.1", &tag("a")).await.header("x-stopover"), "revalidated");
 }
 
 async fn the_last_pulls_are_kept_for_clients_who_wait(column: Column) {

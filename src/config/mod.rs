@@ -1,5 +1,7 @@
 //! `stopover.toml`: what may be set, its defaults, and errors that name the key. Anything wrong stops the process.
 
+mod file;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -8,8 +10,10 @@ use std::time::Duration;
 use serde::Deserialize;
 use url::Url;
 
-use crate::freshness::{Pattern, TagRules};
+use crate::freshness::TagRules;
 use crate::oci::{Name, UpstreamId};
+
+use file::{AlternateTable, CredentialsTable, File, Fresh, UpstreamTable, explain};
 
 /// What a client gets for a blob that is not stored yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
@@ -130,85 +134,6 @@ pub enum ConfigError {
         /// What is wrong with it.
         message: String,
     },
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct File {
-    listen: Option<SocketAddr>,
-    data_dir: Option<PathBuf>,
-    fresh: Option<Span>,
-    stale: Option<Span>,
-    missing: Option<Span>,
-    wait: Option<Span>,
-    misses: Option<u32>,
-    cold: Option<Cold>,
-    #[serde(default)]
-    upstreams: BTreeMap<UpstreamId, UpstreamTable>,
-}
-
-#[derive(Deserialize, Default, Clone)]
-#[serde(deny_unknown_fields)]
-struct UpstreamTable {
-    url: Option<Url>,
-    aliases: Option<Vec<String>>,
-    token_realms: Option<Vec<Url>>,
-    trusted_hosts: Option<Vec<String>>,
-    fresh: Option<Fresh>,
-    immutable: Option<Vec<Pattern>>,
-    stale: Option<Span>,
-    missing: Option<Span>,
-    cold: Option<Cold>,
-    reserve: Option<u64>,
-    alternates: Option<Vec<AlternateTable>>,
-    credentials: Option<CredentialsTable>,
-}
-
-/// `{ upstream = "public.ecr.aws", names = "library/", prefix = "docker/library/" }`
-#[derive(Deserialize, Clone)]
-#[serde(deny_unknown_fields)]
-struct AlternateTable {
-    upstream: UpstreamId,
-    #[serde(default)]
-    names: String,
-    #[serde(default)]
-    prefix: Option<String>,
-    #[serde(default)]
-    tags: bool,
-}
-
-#[derive(Deserialize, Clone)]
-#[serde(deny_unknown_fields)]
-struct CredentialsTable {
-    username: String,
-    password_env: Option<String>,
-    password_file: Option<PathBuf>,
-}
-
-/// `fresh = "5m"` for all tags, or `fresh = { "*" = "5m", "v*" = "1d" }`.
-#[derive(Deserialize, Clone)]
-#[serde(
-    untagged,
-    expecting = "expected a duration like \"5m\", or durations by pattern of tags like { \"v*\" = \"1d\" }"
-)]
-enum Fresh {
-    All(Span),
-    By(BTreeMap<Pattern, Span>),
-}
-
-/// A duration as `"5m"`.
-#[derive(Deserialize, Clone, Copy)]
-#[serde(try_from = "String")]
-struct Span(Duration);
-
-impl TryFrom<String> for Span {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        humantime::parse_duration(&text)
-            .map(Self)
-            .map_err(|error| format!("{text:?} is no duration like \"5m\": {error}"))
-    }
 }
 
 /// The registries that work with no configuration at all. Columns: id, API host, other `ns` values, token realms besides
@@ -396,28 +321,6 @@ fn credentials(table: CredentialsTable, secret: impl Fn(&str) -> Option<String>)
         return Err("the password is empty".into());
     }
     Ok(Credentials { username: table.username, password })
-}
-
-/// Line, column and reason of a TOML error, with the nearest right key where one was mistyped.
-fn explain(error: &toml::de::Error, text: &str) -> String {
-    let place = error.span().map_or_else(String::new, |span| {
-        let before = &text[..span.start.min(text.len())];
-        let line = before.matches('\n').count() + 1;
-        let column = before.chars().rev().take_while(|&letter| letter != '\n').count() + 1;
-        format!("line {line}, column {column}: ")
-    });
-    let message = error.message().trim();
-    // serde writes: unknown field `x`, expected one of `a`, `b`
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    let hint = match (message.starts_with("unknown"), quoted.next()) {
-        (true, Some(wrong)) => quoted
-            .map(|right| (strsim::damerau_levenshtein(wrong, right), right))
-            .filter(|(distance, right)| *distance <= right.len() / 2)
-            .min()
-            .map_or_else(String::new, |(_, right)| format!(" — did you mean `{right}`?")),
-        _ => String::new(),
-    };
-    format!("{place}{message}{hint}")
 }
 
 #[cfg(test)]

@@ -1,0 +1,114 @@
+//! `stopover.toml` as it is written: what serde reads, and what it says when it cannot.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use url::Url;
+
+use super::Cold;
+use crate::freshness::Pattern;
+use crate::oci::UpstreamId;
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    pub(super) listen: Option<SocketAddr>,
+    pub(super) data_dir: Option<PathBuf>,
+    pub(super) fresh: Option<Span>,
+    pub(super) stale: Option<Span>,
+    pub(super) missing: Option<Span>,
+    pub(super) wait: Option<Span>,
+    pub(super) misses: Option<u32>,
+    pub(super) cold: Option<Cold>,
+    #[serde(default)]
+    pub(super) upstreams: BTreeMap<UpstreamId, UpstreamTable>,
+}
+
+#[derive(Deserialize, Default, Clone)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UpstreamTable {
+    pub(super) url: Option<Url>,
+    pub(super) aliases: Option<Vec<String>>,
+    pub(super) token_realms: Option<Vec<Url>>,
+    pub(super) trusted_hosts: Option<Vec<String>>,
+    pub(super) fresh: Option<Fresh>,
+    pub(super) immutable: Option<Vec<Pattern>>,
+    pub(super) stale: Option<Span>,
+    pub(super) missing: Option<Span>,
+    pub(super) cold: Option<Cold>,
+    pub(super) reserve: Option<u64>,
+    pub(super) alternates: Option<Vec<AlternateTable>>,
+    pub(super) credentials: Option<CredentialsTable>,
+}
+
+/// `{ upstream = "public.ecr.aws", names = "library/", prefix = "docker/library/" }`
+#[derive(Deserialize, Clone)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AlternateTable {
+    pub(super) upstream: UpstreamId,
+    #[serde(default)]
+    pub(super) names: String,
+    #[serde(default)]
+    pub(super) prefix: Option<String>,
+    #[serde(default)]
+    pub(super) tags: bool,
+}
+
+#[derive(Deserialize, Clone)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CredentialsTable {
+    pub(super) username: String,
+    pub(super) password_env: Option<String>,
+    pub(super) password_file: Option<PathBuf>,
+}
+
+/// `fresh = "5m"` for all tags, or `fresh = { "*" = "5m", "v*" = "1d" }`.
+#[derive(Deserialize, Clone)]
+#[serde(
+    untagged,
+    expecting = "expected a duration like \"5m\", or durations by pattern of tags like { \"v*\" = \"1d\" }"
+)]
+pub(super) enum Fresh {
+    All(Span),
+    By(BTreeMap<Pattern, Span>),
+}
+
+/// A duration as `"5m"`.
+#[derive(Deserialize, Clone, Copy)]
+#[serde(try_from = "String")]
+pub(super) struct Span(pub(super) Duration);
+
+impl TryFrom<String> for Span {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        humantime::parse_duration(&text)
+            .map(Self)
+            .map_err(|error| format!("{text:?} is no duration like \"5m\": {error}"))
+    }
+}
+
+/// Line, column and reason of a TOML error, with the nearest right key where one was mistyped.
+pub(super) fn explain(error: &toml::de::Error, text: &str) -> String {
+    let place = error.span().map_or_else(String::new, |span| {
+        let before = &text[..span.start.min(text.len())];
+        let line = before.matches('\n').count() + 1;
+        let column = before.chars().rev().take_while(|&letter| letter != '\n').count() + 1;
+        format!("line {line}, column {column}: ")
+    });
+    let message = error.message().trim();
+    // serde writes: unknown field `x`, expected one of `a`, `b`
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let hint = match (message.starts_with("unknown"), quoted.next()) {
+        (true, Some(wrong)) => quoted
+            .map(|right| (strsim::damerau_levenshtein(wrong, right), right))
+            .filter(|(distance, right)| *distance <= right.len() / 2)
+            .min()
+            .map_or_else(String::new, |(_, right)| format!(" — did you mean `{right}`?")),
+        _ => String::new(),
+    };
+    format!("{place}{message}{hint}")
+}
