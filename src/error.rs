@@ -110,7 +110,7 @@ impl PullError {
                 (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests, Some(after))
             }
             Self::Upstream(UpstreamError::Invalid(_)) => (StatusCode::BAD_GATEWAY, ErrorCode::ManifestInvalid, None),
-            Self::Upstream(UpstreamError::Unavailable { .. }) | Self::Store(_) => {
+            Self::Upstream(UpstreamError::Unavailable { .. } | UpstreamError::Elsewhere(_)) | Self::Store(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, Some(LATER))
             }
         };

@@ -20,6 +20,8 @@ pub(super) struct Answer {
     pub(super) response: Response,
     pub(super) url: Url,
     pub(super) authorized: bool,
+    /// It came from another origin than the upstream's own, after a redirect.
+    pub(super) elsewhere: bool,
 }
 
 impl Answer {
@@ -33,6 +35,9 @@ impl Answer {
             }
             // Docker Hub answers 401 for repositories that do not exist.
             StatusCode::NOT_FOUND | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => UpstreamError::Missing,
+            status if self.elsewhere && (status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS) => {
+                UpstreamError::Elsewhere(format!("{origin} answered {status}"))
+            }
             StatusCode::TOO_MANY_REQUESTS => limited(self.response, None).await,
             status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
                 UpstreamError::Unavailable { silent: false, reason: format!("{origin} answered {status}") }

@@ -271,7 +271,10 @@ impl Upstream {
                 request = request.header(AUTHORIZATION, authorization.clone());
             }
             let started = std::time::Instant::now();
-            let response = request.send().await.map_err(|error| unavailable(&error))?;
+            let response = request.send().await.map_err(|error| match unavailable(&error) {
+                UpstreamError::Unavailable { reason, .. } if !own => UpstreamError::Elsewhere(reason),
+                error => error,
+            })?;
             tracing::debug!(
                 upstream.id = %self.id, upstream.host = %guard::origin(&url), http.method = %method, repository.name = %name,
                 http.status = response.status().as_u16(), duration_ms = started.elapsed().as_millis(), "asked upstream"
@@ -281,7 +284,7 @@ impl Upstream {
             }
             let unauthorized = own && response.status() == StatusCode::UNAUTHORIZED;
             if !unauthorized {
-                return Ok(Answer { response, url, authorized: authorization.is_some() });
+                return Ok(Answer { response, url, authorized: authorization.is_some(), elsewhere: !own });
             }
             match (challenge, &refused) {
                 (None, _) => self.learn(&response, name).await?,
@@ -289,7 +292,7 @@ impl Upstream {
                 // Refused twice: what was learned may have been wrong, so the next request learns it anew.
                 (Some(_), _) => {
                     self.set_challenge(None);
-                    return Ok(Answer { response, url, authorized: true });
+                    return Ok(Answer { response, url, authorized: true, elsewhere: false });
                 }
             }
         }

@@ -50,6 +50,9 @@ pub enum UpstreamError {
         /// In words.
         reason: String,
     },
+    /// It answered well, and where it redirects to (its CDN) fails. Says nothing about the registry itself.
+    #[error("where upstream redirects to is unavailable: {0}")]
+    Elsewhere(String),
     /// It answered something that may not be passed on: not a manifest, not the promised bytes, a forbidden redirect.
     #[error("upstream answered wrongly: {0}")]
     Invalid(String),
@@ -86,7 +89,7 @@ pub struct Upstreams {
 impl UpstreamError {
     /// Whether it says nothing about what was asked for: another upstream, or this one later, may well have it.
     pub fn is_trouble(&self) -> bool {
-        matches!(self, Self::Throttled { .. } | Self::Unavailable { .. })
+        matches!(self, Self::Throttled { .. } | Self::Unavailable { .. } | Self::Elsewhere(_))
     }
 }
 

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use http::{Method, StatusCode};
+use stopover::config::Cold;
 use stopover::oci::{Reference, Repository};
 use stopover::pull::{Served, Want};
 use support::on_both_columns;
-use support::scripted::{Fault, Login};
+use support::scripted::{Fault, Login, Scripted};
 use support::world::{Column, World};
 
 on_both_columns!(
@@ -22,6 +23,7 @@ on_both_columns!(
     a_stranger_who_asks_for_random_tags_is_stopped_and_what_is_stored_still_pulls,
     the_last_pulls_are_kept_for_clients_who_wait,
     hostile_answers_of_a_token_server_are_refused,
+    a_dead_host_that_upstream_redirects_to_does_not_close_the_upstream,
 );
 
 const FRESH: Duration = Duration::from_secs(330);
@@ -267,4 +269,20 @@ async fn hostile_answers_of_a_token_server_are_refused(column: Column) {
         world.clock.advance(Duration::from_mins(2));
         assert_eq!(world.get(&tag("a")).await.status, StatusCode::OK, "nothing of it was kept");
     }
+}
+
+async fn a_dead_host_that_upstream_redirects_to_does_not_close_the_upstream(column: Column) {
+    let world = World::plan(column).cold(Cold::Wait).settings("wait = \"2s\"").start().await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    let elsewhere = Scripted::start().unwrap();
+    elsewhere.fault("/cdn", status(503));
+    for target in ["http://127.0.0.1:1/cdn".to_owned(), format!("{}/cdn", elsewhere.url())] {
+        world.upstream.heal();
+        world.upstream.fault("/blobs/", Fault::Status(307, vec![("location", target)], String::new()));
+        for (digest, _) in &image.blobs {
+            let answer = world.get(&format!("/v2/test.local/a/blobs/{digest}")).await;
+            assert_eq!((answer.status, answer.error().0.as_str()), (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"));
+        }
+    }
+    assert_eq!(world.get(&tag("a")).await.status, StatusCode::OK);
 }
