@@ -58,7 +58,7 @@ pub enum PullError {
 impl From<FillError> for PullError {
     fn from(error: FillError) -> Self {
         match error {
-            FillError::Upstream(UpstreamError::Missing) => Self::BlobUnknown,
+            FillError::Upstream(UpstreamError::Missing | UpstreamError::NoRepository) => Self::BlobUnknown,
             FillError::Upstream(error) => Self::Upstream(error),
             FillError::Store(error) => Self::Store(error),
             FillError::Mismatch(message) => Self::Upstream(UpstreamError::Invalid(message)),
@@ -94,7 +94,9 @@ impl PullError {
                 (status, code, None)
             }
             Self::Ambiguous { .. } => (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid, None),
-            Self::UnknownUpstream(_) => (StatusCode::NOT_FOUND, ErrorCode::NameUnknown, None),
+            Self::UnknownUpstream(_) | Self::Upstream(UpstreamError::NoRepository) => {
+                (StatusCode::NOT_FOUND, ErrorCode::NameUnknown, None)
+            }
             Self::ManifestUnknown | Self::Upstream(UpstreamError::Missing) => {
                 (StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown, None)
             }

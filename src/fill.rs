@@ -38,7 +38,7 @@ pub enum FillError {
 impl FillError {
     /// Whether trying again later can help.
     pub fn may_pass(&self) -> bool {
-        !matches!(self, Self::Upstream(UpstreamError::Missing | UpstreamError::Denied(_)))
+        !matches!(self, Self::Upstream(UpstreamError::Missing | UpstreamError::NoRepository | UpstreamError::Denied(_)))
     }
 }
 

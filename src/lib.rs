@@ -45,6 +45,7 @@ pub struct Cache {
     pub(crate) fills: Arc<dyn Fills>,
     pub(crate) warm: pull::Warm,
     pub(crate) flights: pull::Flights,
+    pub(crate) absent: pull::Absent,
     pub(crate) misses: misses::Misses,
 }
 
@@ -59,7 +60,7 @@ impl Cache {
     ) -> Result<Self, UpstreamError> {
         let upstreams = Upstreams::new(&config, &clock, &ledger)?;
         let misses = misses::Misses::new(config.misses, clock.clone());
-        let (warm, flights) = (pull::Warm::new(), pull::Flights::new());
-        Ok(Self { config, clock, upstreams, blobs, ledger, fills, warm, flights, misses })
+        let (warm, flights, absent) = (pull::Warm::new(), pull::Flights::new(), pull::Absent::new());
+        Ok(Self { config, clock, upstreams, blobs, ledger, fills, warm, flights, absent, misses })
     }
 }

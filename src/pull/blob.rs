@@ -49,14 +49,18 @@ impl Cache {
         digest: &Digest,
         caller: Option<IpAddr>,
     ) -> Result<u64, PullError> {
+        self.absent.check(repository, self.clock.now())?;
         self.misses.check(caller).map_err(|retry_after| PullError::TooManyMisses { retry_after })?;
         let size = match self.upstreams.open_blob(repository, digest).await {
             Ok((Some(size), _)) => size,
             Ok((None, _)) => {
                 return Err(UpstreamError::Invalid("it does not say how long the blob is".into()).into());
             }
-            Err(UpstreamError::Missing) => {
+            Err(error @ (UpstreamError::Missing | UpstreamError::NoRepository)) => {
                 self.misses.charge(caller);
+                if error == UpstreamError::NoRepository {
+                    self.absent.note(repository, self.clock.now());
+                }
                 return Err(PullError::BlobUnknown);
             }
             Err(error) => return Err(error.into()),
@@ -80,7 +84,7 @@ impl Cache {
             }
             // Nothing a client could use: the bytes come with our credentials only.
             Ok(BlobSource::Private) => self.wait(job, false).await,
-            Err(UpstreamError::Missing) => Err(PullError::BlobUnknown),
+            Err(UpstreamError::Missing | UpstreamError::NoRepository) => Err(PullError::BlobUnknown),
             Err(error) => Err(error.into()),
         }
     }

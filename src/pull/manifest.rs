@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::{PulledManifest, Served};
 use crate::Cache;
 use crate::error::PullError;
-use crate::freshness::{self, Decision};
+use crate::freshness::{self, Decision, LEASE};
 use crate::oci::{Digest, Manifest, Reference, Repository, Tag};
 use crate::ports::{Job, Observed, Previous, TagRecord, Versioned};
 use crate::upstream::{Limit, Upstream, UpstreamError};
@@ -18,6 +18,9 @@ use crate::upstream::{Limit, Upstream, UpstreamError};
 /// How long a client waits for another process to ask upstream: longer than that may take, shorter than clients wait for
 /// headers.
 const TURN: Duration = Duration::from_secs(25);
+
+/// How long upstream may take to say what a known tag is now, and to send that.
+const DECISION: Duration = Duration::from_secs(9);
 
 const FOR_EVER: Duration = Duration::from_hours(24 * 365 * 5000);
 
@@ -66,6 +69,9 @@ impl Cache {
             known = record.is_some_and(|record| record.observed.is_some());
         }
         if !known {
+            if !want.check {
+                self.absent.check(repository, self.clock.now())?;
+            }
             self.misses.check(want.caller).map_err(|retry_after| PullError::TooManyMisses { retry_after })?;
         }
         let (cache, question) = (Arc::clone(self), (repository.clone(), reference.clone(), want));
@@ -75,7 +81,7 @@ impl Cache {
         };
         let key = (repository.clone(), reference.clone(), Want { caller: None, ..want });
         let pulled = self.flights.join(key, work).await.unwrap_or(Err(PullError::NotYet));
-        if matches!(pulled, Err(PullError::ManifestUnknown)) {
+        if matches!(pulled, Err(PullError::ManifestUnknown | PullError::Upstream(UpstreamError::NoRepository))) {
             self.misses.charge(want.caller);
         }
         pulled
@@ -167,7 +173,11 @@ impl Cache {
         leased: Versioned<TagRecord>,
         want: Want,
     ) -> Result<PulledManifest, PullError> {
-        let asked = self.ask(repository, reference, &leased.value, want).await;
+        let asked = self.ask(repository, reference, &leased.value, want);
+        // Where something is known, a client gets that rather than wait longer for what is new.
+        let limit = if leased.value.observed.is_some() { DECISION } else { LEASE };
+        let late = || UpstreamError::Unavailable { silent: false, reason: format!("no answer within {limit:?}") };
+        let asked = tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| Err(late().into()));
         let record = match &asked {
             Ok(pulled) => match reference {
                 Reference::Tag(tag) => {
@@ -176,7 +186,7 @@ impl Cache {
                 // What a digest is needs no record: its manifest is stored, or is asked for again.
                 Reference::Digest(_) => TagRecord { lease: None, ..leased.value.clone() },
             },
-            Err(PullError::Upstream(UpstreamError::Missing)) => {
+            Err(PullError::Upstream(UpstreamError::Missing | UpstreamError::NoRepository)) => {
                 freshness::answered(None, None, jittered(upstream.config().missing), self.clock.now())
             }
             Err(_) => TagRecord { lease: None, ..leased.value.clone() },
@@ -186,6 +196,10 @@ impl Cache {
             Err(PullError::Upstream(UpstreamError::Missing)) => {
                 written?;
                 Err(PullError::ManifestUnknown)
+            }
+            Err(PullError::Upstream(UpstreamError::NoRepository)) => {
+                self.absent.note(repository, self.clock.now());
+                Err(UpstreamError::NoRepository.into())
             }
             // 4. Upstream in trouble: what it said last. Not where it refuses us: permission may have been taken away.
             Err(PullError::Upstream(error)) if !matches!(error, UpstreamError::Denied(_)) => {
@@ -271,7 +285,9 @@ impl Cache {
         want: Want,
     ) -> Result<PulledManifest, PullError> {
         match self.by_digest(repository, observed.digest.clone(), want).await {
-            Err(PullError::Upstream(error)) if !matches!(error, UpstreamError::Denied(_)) => {
+            Err(PullError::Upstream(error))
+                if !matches!(error, UpstreamError::Denied(_) | UpstreamError::NoRepository) =>
+            {
                 self.last_known(upstream, repository, record).await?.ok_or(error.into())
             }
             answer => answer,

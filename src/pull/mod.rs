@@ -6,6 +6,7 @@ mod manifest;
 
 use std::fs::File;
 use std::sync::Arc;
+use std::time::Duration;
 
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as MemoryCache;
@@ -16,6 +17,8 @@ pub use manifest::Want;
 use crate::error::PullError;
 use crate::oci::{Digest, Manifest, Repository};
 use crate::ports::{Observed, Progress};
+use crate::time::Timestamp;
+use crate::upstream::UpstreamError;
 
 /// The questions that are being asked of upstream.
 pub(crate) type Flights = flight::Flights<manifest::Question, Result<PulledManifest, PullError>>;
@@ -66,6 +69,29 @@ pub enum Content {
     File(Arc<File>),
     /// In a file that a fill is writing.
     Growing(Arc<File>, watch::Receiver<Progress>),
+}
+
+/// Repositories that upstream says do not exist, and until when that is believed: whatever is asked of them costs nothing.
+pub(crate) struct Absent(MemoryCache<Repository, Timestamp>);
+
+/// How long an absent repository is remembered. Longer than a tag: one appears far less often.
+const ABSENT: Duration = Duration::from_mins(5);
+
+impl Absent {
+    pub(crate) fn new() -> Self {
+        Self(MemoryCache::new(10_000))
+    }
+
+    fn check(&self, repository: &Repository, now: Timestamp) -> Result<(), PullError> {
+        match self.0.get(repository) {
+            Some(until) if now < until => Err(UpstreamError::NoRepository.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn note(&self, repository: &Repository, now: Timestamp) {
+        self.0.insert(repository.clone(), now.plus(ABSENT));
+    }
 }
 
 /// Manifests this process has served: by digest they never change, and each stands for its own repository only.

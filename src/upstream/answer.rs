@@ -34,7 +34,12 @@ impl Answer {
                 UpstreamError::Denied(format!("it answered {status} to our credentials"))
             }
             // Docker Hub answers 401 for repositories that do not exist.
-            StatusCode::NOT_FOUND | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => UpstreamError::Missing,
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => UpstreamError::NoRepository,
+            StatusCode::NOT_FOUND => {
+                let body = read_limited(self.response, MAX_REFUSAL_BYTES).await.unwrap_or_default();
+                let no_repository = body.windows(12).any(|window| window == b"NAME_UNKNOWN");
+                if no_repository { UpstreamError::NoRepository } else { UpstreamError::Missing }
+            }
             status if self.elsewhere && (status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS) => {
                 UpstreamError::Elsewhere(format!("{origin} answered {status}"))
             }

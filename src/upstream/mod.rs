@@ -29,6 +29,9 @@ pub enum UpstreamError {
     /// It says there is no such thing, or (without credentials) does not tell a stranger apart from that.
     #[error("upstream does not have it")]
     Missing,
+    /// It says that there is no such repository, or does not show it to strangers.
+    #[error("upstream has no such repository, or does not show it to us")]
+    NoRepository,
     /// It refuses us. Nothing cached may be served on the strength of an earlier permission.
     #[error("upstream refused: {0}")]
     Denied(String),

@@ -177,7 +177,7 @@ impl Tokens {
             }
             // Without credentials a registry does not tell a private repository from a missing one.
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => {
-                return Err(UpstreamError::Missing);
+                return Err(UpstreamError::NoRepository);
             }
             status => {
                 let reason = format!("its token server answered {status}");

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use http::{Method, StatusCode};
 use support::on_both_columns;
-use support::scripted::Fault;
+use support::scripted::{Fault, Login};
 use support::world::{Column, World};
 
 on_both_columns!(
@@ -22,6 +22,7 @@ on_both_columns!(
     a_tag_is_served_stale_no_longer_than_allowed,
     a_client_that_wants_a_check_gets_one_and_many_share_it,
     tags_are_fresh_by_pattern_and_immutable_ones_for_ever,
+    a_missing_repository_is_remembered_whatever_is_asked_of_it,
 );
 
 const TAG: &str = "/v2/test.local/a/manifests/1";
@@ -216,4 +217,31 @@ async fn tags_are_fresh_by_pattern_and_immutable_ones_for_ever(column: Column) {
     assert_eq!((asked("latest").await, asked("1.27").await, asked("1.27-final").await), (1, 0, 0));
     world.clock.advance(Duration::from_hours(24 * 365));
     assert_eq!((asked("latest").await, asked("1.27").await, asked("1.27-final").await), (1, 1, 0));
+}
+
+async fn a_missing_repository_is_remembered_whatever_is_asked_of_it(column: Column) {
+    let unknown = "{\"errors\":[{\"code\":\"NAME_UNKNOWN\"}]}".to_owned();
+    // As Docker Hub says it, and as others do.
+    for fault in [Fault::Status(401, vec![], String::new()), Fault::Status(404, vec![], unknown)] {
+        let world = World::on(column).await;
+        world.upstream.require(Login::Bearer);
+        world.upstream.image("a", "1", &[b"layer"]);
+        assert_eq!(world.get(TAG).await.status, StatusCode::OK);
+        world.settled().await;
+        world.upstream.fault("/v2/ghost/", fault);
+        world.upstream.forget_requests();
+        for tag in ["1", "2", "3"] {
+            let answer = world.get(&format!("/v2/test.local/ghost/manifests/{tag}")).await;
+            assert_eq!((answer.status, answer.error().0.as_str()), (StatusCode::NOT_FOUND, "NAME_UNKNOWN"));
+        }
+        let path = format!("/v2/test.local/ghost/blobs/sha256:{}", "0".repeat(64));
+        assert_eq!(world.get(&path).await.status, StatusCode::NOT_FOUND);
+        let asked = world.upstream.count("/v2/ghost/manifests/");
+        assert_eq!(world.upstream.count("/v2/ghost/manifests/1"), asked, "only the first one was asked for");
+        assert_eq!(world.get(TAG).await.status, StatusCode::OK, "other repositories are not affected");
+        world.upstream.heal();
+        let image = world.upstream.image("ghost", "4", &[b"layer"]);
+        world.clock.advance(Duration::from_mins(5));
+        assert_eq!(world.get("/v2/test.local/ghost/manifests/4").await.bytes(), &image.manifest);
+    }
 }
