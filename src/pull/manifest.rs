@@ -22,6 +22,7 @@ const TURN: Duration = Duration::from_secs(25);
 /// How long upstream may take to say what a known tag is now, and to send that.
 const DECISION: Duration = Duration::from_secs(9);
 
+/// How long an immutable tag is fresh: thousands of years, a date that every ledger can hold.
 const FOR_EVER: Duration = Duration::from_hours(24 * 365 * 5000);
 
 /// What a client wants of a manifest.
@@ -270,7 +271,6 @@ impl Cache {
         {
             previous = Some(Previous { digest: before.digest.clone(), checked_at: known.checked_at });
         }
-        // What is fresh for ever is so for thousands of years: a date that every ledger can hold.
         let fresh = upstream.config().tags.fresh(tag).map_or(FOR_EVER, jittered);
         Ok(freshness::answered(Some(observed.clone()), previous, fresh, self.clock.now()))
     }
