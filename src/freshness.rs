@@ -107,6 +107,13 @@ pub fn answered(observed: Option<Observed>, previous: Option<Previous>, fresh: D
     TagRecord { observed, previous, checked_at: now, fresh_until: now.plus(fresh), lease: None }
 }
 
+/// The record after upstream has said that a tag is gone which is to be served on: it is not asked about for `missing`,
+/// and what it was stays known as long as it may be stale.
+pub fn served_on(record: &TagRecord, stale: Duration, missing: Duration, now: Timestamp) -> TagRecord {
+    let fresh_until = now.plus(missing).min(record.checked_at.plus(stale));
+    TagRecord { fresh_until, lease: None, ..record.clone() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

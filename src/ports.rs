@@ -189,6 +189,12 @@ pub trait Ledger: Send + Sync {
         record: &TagRecord,
     ) -> Result<Option<u64>, StoreError>;
 
+    /// Until when upstream is believed not to have this repository, as it was put last.
+    async fn absent_until(&self, repository: &Repository) -> Result<Option<Timestamp>, StoreError>;
+
+    /// Stores until when upstream is believed not to have this repository.
+    async fn put_absent(&self, repository: &Repository, until: Timestamp) -> Result<(), StoreError>;
+
     /// A manifest stored for this repository, byte for byte as it was put.
     async fn manifest(&self, repository: &Repository, digest: &Digest) -> Result<Option<Manifest>, StoreError>;
 

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use futures_util::StreamExt as _;
 use support::clients::{WrongContent, pull_over_http};
 use support::images::Recipe;
-use support::program::{Installation, Stopover, run};
+use support::program::{Installation, Stopover, UPSTREAM, run};
 use support::registry::Registry;
 use support::scripted::Scripted;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -160,6 +161,24 @@ async fn quota_and_refresh_ask_the_running_cache() -> anyhow::Result<()> {
     );
     let (status, text) = run(&["quota", "--server", "http://127.0.0.1:1"]).await?;
     ensure!(!status.success() && text.contains("no cache answers at http://127.0.0.1:1"), "{status}\n{text}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_cold_pulls_over_64_connections_cost_one_get_upstream() -> anyhow::Result<()> {
+    let upstream = Scripted::start()?;
+    let image = upstream.image("a", "1", &[b"layer"]);
+    let installation = Installation::for_upstream(&upstream.url())?;
+    let stopover = installation.start().await?;
+    let url = format!("http://{}/v2/{UPSTREAM}/a/manifests/1", stopover.address());
+    // A client of its own for each: none shares a connection with another.
+    let clients: Vec<reqwest::Client> = (0..64).map(|_| reqwest::Client::new()).collect();
+    let pulls = clients.iter().cycle().take(1000).map(|client| client.get(&url).send());
+    let mut pulls = futures_util::stream::iter(pulls).buffer_unordered(64);
+    while let Some(answer) = pulls.next().await {
+        ensure!(answer?.error_for_status()?.bytes().await? == image.manifest);
+    }
+    ensure!(upstream.count("/manifests/") == 1, "{} requests", upstream.count("/manifests/"));
     Ok(())
 }
 

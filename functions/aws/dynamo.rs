@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use stopover::gauge::Gauge;
 use stopover::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 use stopover::ports::{BlobRecord, BlobView, GaugeKey, Ledger, StoreError, TagRecord, Versioned};
+use stopover::time::Timestamp;
 
 use crate::S3Blobs;
 use crate::failure::store_error;
@@ -161,6 +162,14 @@ impl Ledger for DynamoLedger {
         record: &TagRecord,
     ) -> Result<Option<u64>, StoreError> {
         self.swap(item::reference_key(repository, reference), expected, record).await
+    }
+
+    async fn absent_until(&self, repository: &Repository) -> Result<Option<Timestamp>, StoreError> {
+        self.get(item::absent_key(repository), true).await?.map(|item| item::expires_at(&item)).transpose()
+    }
+
+    async fn put_absent(&self, repository: &Repository, until: Timestamp) -> Result<(), StoreError> {
+        self.put(item::absent(repository, until)).await
     }
 
     /// A manifest never changes, so the cheap read is right whenever it finds one. Only absence is asked for again,

@@ -3,6 +3,7 @@
 //! | item | `pk` | `sk` | attributes |
 //! | --- | --- | --- | --- |
 //! | tag record | `repo#<upstream>/<name>` | `tag#<tag>`, of a digest `fetch#<digest>` | the fields of [`TagRecord`], `version` |
+//! | absent repository | same | `absent` | `expires_at`, after which DynamoDB deletes it |
 //! | manifest | same | `manifest#<digest>` | `media_type`, `size`, and `bytes` unless they are an object |
 //! | membership | same | `blob#<digest>` | `size` |
 //! | blob record | `blob#<digest>` | `blob` | the fields of [`BlobRecord`], `version` |
@@ -25,6 +26,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use stopover::oci::{Digest, Manifest, MediaType, Reference, Repository};
 use stopover::ports::{GaugeKey, StoreError};
+use stopover::time::Timestamp;
 
 /// An item, or the key of one: values by attribute name.
 pub(crate) type Item = HashMap<String, AttributeValue>;
@@ -38,6 +40,7 @@ pub(crate) const VERSION: &str = "version";
 const MEDIA_TYPE: &str = "media_type";
 const SIZE: &str = "size";
 const BYTES: &str = "bytes";
+const EXPIRES_AT: &str = "expires_at";
 
 /// The key of the record of a tag, or of a digest.
 pub(crate) fn reference_key(repository: &Repository, reference: &Reference) -> Item {
@@ -46,6 +49,23 @@ pub(crate) fn reference_key(repository: &Repository, reference: &Reference) -> I
         Reference::Digest(digest) => format!("fetch#{digest}"),
     };
     key(format!("repo#{repository}"), sort)
+}
+
+/// The key of the record that upstream does not have a repository.
+pub(crate) fn absent_key(repository: &Repository) -> Item {
+    key(format!("repo#{repository}"), "absent".to_owned())
+}
+
+/// The item that says until when upstream is believed not to have a repository.
+pub(crate) fn absent(repository: &Repository, until: Timestamp) -> Item {
+    let mut item = absent_key(repository);
+    item.insert(EXPIRES_AT.to_owned(), number(until.0));
+    item
+}
+
+/// When an item is over, by its own word: DynamoDB deletes it some time later.
+pub(crate) fn expires_at(item: &Item) -> Result<Timestamp, StoreError> {
+    parse_number(item, EXPIRES_AT).map(Timestamp)
 }
 
 /// The key of a manifest.
@@ -188,7 +208,6 @@ fn corrupt(name: &str, reason: impl std::fmt::Display) -> StoreError {
 mod tests {
     use stopover::oci::Algorithm;
     use stopover::ports::{BlobRecord, BlobState, Lease, Observed, Previous, TagRecord};
-    use stopover::time::Timestamp;
 
     use super::*;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use url::Url;
 
-use super::Cold;
+use super::{Cold, Deleted};
 use crate::freshness::Pattern;
 use crate::oci::UpstreamId;
 
@@ -20,6 +20,7 @@ pub(super) struct File {
     pub(super) fresh: Option<Span>,
     pub(super) stale: Option<Span>,
     pub(super) missing: Option<Span>,
+    pub(super) deleted: Option<Deleted>,
     pub(super) wait: Option<Span>,
     pub(super) misses: Option<u32>,
     pub(super) cold: Option<Cold>,
@@ -38,6 +39,7 @@ pub(super) struct UpstreamTable {
     pub(super) immutable: Option<Vec<Pattern>>,
     pub(super) stale: Option<Span>,
     pub(super) missing: Option<Span>,
+    pub(super) deleted: Option<Deleted>,
     pub(super) cold: Option<Cold>,
     pub(super) reserve: Option<u64>,
     pub(super) alternates: Option<Vec<AlternateTable>>,

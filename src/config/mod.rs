@@ -27,6 +27,17 @@ pub enum Cold {
     Follow,
 }
 
+/// What a client gets for a tag that was pulled before and that upstream has deleted since.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Deleted {
+    /// What upstream says: that there is no such tag. Its manifest still pulls by digest.
+    #[default]
+    Missing,
+    /// What the tag was, as long as after any other failure of upstream ([`UpstreamConfig::stale`]).
+    Serve,
+}
+
 /// The settings of one process, complete and checked.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -63,6 +74,8 @@ pub struct UpstreamConfig {
     pub stale: Duration,
     /// How long a missing tag is remembered.
     pub missing: Duration,
+    /// What becomes of a tag that upstream has deleted.
+    pub deleted: Deleted,
     /// What a client gets for a blob that is not stored yet.
     pub cold: Cold,
     /// Pulls that are left to clients who wait, when so few are left.
@@ -284,6 +297,7 @@ fn upstream(
         },
         stale: table.stale.or(file.stale).map_or(DEFAULT_STALE, |span| span.0),
         missing: table.missing.or(file.missing).map_or(DEFAULT_MISSING, |span| span.0),
+        deleted: table.deleted.or(file.deleted).unwrap_or_default(),
         cold: table.cold.unwrap_or(cold),
         reserve: table.reserve.unwrap_or(DEFAULT_RESERVE),
         alternates,

@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use crate::gauge::Gauge;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 use crate::ports::{BlobRecord, BlobState, BlobView, GaugeKey, Job, Ledger, StoreError, TagRecord, Versioned};
+use crate::time::Timestamp;
 
 const ITEMS: TableDefinition<&str, &[u8]> = TableDefinition::new("items");
 const VERSION_BYTES: usize = 8;
@@ -31,6 +32,10 @@ const FILL: &str = "fill ";
 
 fn reference_key(repository: &Repository, reference: &Reference) -> String {
     format!("reference {repository} {reference}")
+}
+
+fn absent_key(repository: &Repository) -> String {
+    format!("absent {repository}")
 }
 
 fn manifest_key(repository: &Repository, digest: &Digest) -> String {
@@ -317,6 +322,15 @@ impl Ledger for EmbeddedLedger {
         record: &TagRecord,
     ) -> Result<Option<u64>, StoreError> {
         self.swap(reference_key(repository, reference), expected, record).await
+    }
+
+    async fn absent_until(&self, repository: &Repository) -> Result<Option<Timestamp>, StoreError> {
+        Ok(self.read_json(&absent_key(repository))?.map(|until| until.value))
+    }
+
+    async fn put_absent(&self, repository: &Repository, until: Timestamp) -> Result<(), StoreError> {
+        let item = join(0, until.0.to_string().as_bytes());
+        self.write(None, vec![Change::Put(absent_key(repository), item)]).await.map(|_| ())
     }
 
     async fn manifest(&self, repository: &Repository, digest: &Digest) -> Result<Option<Manifest>, StoreError> {

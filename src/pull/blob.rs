@@ -49,7 +49,7 @@ impl Cache {
         digest: &Digest,
         caller: Option<IpAddr>,
     ) -> Result<u64, PullError> {
-        self.absent.check(repository, self.clock.now())?;
+        self.check_absent(repository).await?;
         self.misses.check(caller).map_err(|retry_after| PullError::TooManyMisses { retry_after })?;
         let size = match self.upstreams.open_blob(repository, digest).await {
             Ok((Some(size), _)) => size,
@@ -59,7 +59,7 @@ impl Cache {
             Err(error @ (UpstreamError::Missing | UpstreamError::NoRepository)) => {
                 self.misses.charge(caller);
                 if error == UpstreamError::NoRepository {
-                    self.absent.note(repository, self.clock.now());
+                    self.note_absent(repository).await?;
                 }
                 return Err(PullError::BlobUnknown);
             }

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::{PulledManifest, Served};
 use crate::Cache;
+use crate::config::Deleted;
 use crate::error::PullError;
 use crate::freshness::{self, Decision, LEASE};
 use crate::oci::{Digest, Manifest, Reference, Repository, Tag};
@@ -71,7 +72,7 @@ impl Cache {
         }
         if !known {
             if !want.check {
-                self.absent.check(repository, self.clock.now())?;
+                self.check_absent(repository).await?;
             }
             self.misses.check(want.caller).map_err(|retry_after| PullError::TooManyMisses { retry_after })?;
         }
@@ -179,6 +180,7 @@ impl Cache {
         let limit = if leased.value.observed.is_some() { DECISION } else { LEASE };
         let late = || UpstreamError::Unavailable { silent: false, reason: format!("no answer within {limit:?}") };
         let asked = tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| Err(late().into()));
+        let mut deleted = None;
         let record = match &asked {
             Ok(pulled) => match reference {
                 Reference::Tag(tag) => {
@@ -188,18 +190,26 @@ impl Cache {
                 Reference::Digest(_) => TagRecord { lease: None, ..leased.value.clone() },
             },
             Err(PullError::Upstream(UpstreamError::Missing | UpstreamError::NoRepository)) => {
-                freshness::answered(None, None, jittered(upstream.config().missing), self.clock.now())
+                let (config, now) = (upstream.config(), self.clock.now());
+                deleted = self.deleted(upstream, repository, &leased.value).await?;
+                match deleted {
+                    Some(_) => freshness::served_on(&leased.value, config.stale, jittered(config.missing), now),
+                    None => freshness::answered(None, None, jittered(config.missing), now),
+                }
             }
             Err(_) => TagRecord { lease: None, ..leased.value.clone() },
         };
         let written = self.ledger.swap_reference(repository, reference, Some(leased.version), &record).await;
+        if let Some(deleted) = deleted {
+            return Ok(deleted);
+        }
         match asked {
             Err(PullError::Upstream(UpstreamError::Missing)) => {
                 written?;
                 Err(PullError::ManifestUnknown)
             }
             Err(PullError::Upstream(UpstreamError::NoRepository)) => {
-                self.absent.note(repository, self.clock.now());
+                self.note_absent(repository).await?;
                 Err(UpstreamError::NoRepository.into())
             }
             // 4. Upstream in trouble: what it said last. Not where it refuses us: permission may have been taken away.
@@ -304,6 +314,19 @@ impl Cache {
         Box::pin(
             async move { self.manifest(repository, &Reference::Digest(digest), Want { check: false, ..want }).await },
         )
+    }
+
+    /// What a tag was that upstream has deleted, where that is to be served on.
+    async fn deleted(
+        &self,
+        upstream: &Upstream,
+        repository: &Repository,
+        record: &TagRecord,
+    ) -> Result<Option<PulledManifest>, PullError> {
+        match upstream.config().deleted {
+            Deleted::Missing => Ok(None),
+            Deleted::Serve => self.last_known(upstream, repository, Some(record)).await,
+        }
     }
 
     /// What upstream said last, if that is stored and not too old.

@@ -14,9 +14,10 @@ use tokio::sync::watch;
 
 pub use manifest::Want;
 
+use crate::Cache;
 use crate::error::PullError;
 use crate::oci::{Digest, Manifest, Repository};
-use crate::ports::{Observed, Progress};
+use crate::ports::{Observed, Progress, StoreError};
 use crate::time::Timestamp;
 use crate::upstream::UpstreamError;
 
@@ -72,6 +73,7 @@ pub enum Content {
 }
 
 /// Repositories that upstream says do not exist, and until when that is believed: whatever is asked of them costs nothing.
+/// The ledger has them all; here are those that this process has met.
 pub(crate) struct Absent(MemoryCache<Repository, Timestamp>);
 
 /// How long an absent repository is remembered. Longer than a tag: one appears far less often.
@@ -81,16 +83,26 @@ impl Absent {
     pub(crate) fn new() -> Self {
         Self(MemoryCache::new(10_000))
     }
+}
 
-    fn check(&self, repository: &Repository, now: Timestamp) -> Result<(), PullError> {
-        match self.0.get(repository) {
-            Some(until) if now < until => Err(UpstreamError::NoRepository.into()),
-            _ => Ok(()),
+impl Cache {
+    /// Refuses what is asked of a repository that upstream lately said it does not have.
+    async fn check_absent(&self, repository: &Repository) -> Result<(), PullError> {
+        let now = self.clock.now();
+        let mut until = self.absent.0.get(repository).filter(|until| now < *until);
+        if until.is_none() {
+            until = self.ledger.absent_until(repository).await?.filter(|until| now < *until);
+            if let Some(until) = until {
+                self.absent.0.insert(repository.clone(), until);
+            }
         }
+        until.map_or(Ok(()), |_| Err(UpstreamError::NoRepository.into()))
     }
 
-    fn note(&self, repository: &Repository, now: Timestamp) {
-        self.0.insert(repository.clone(), now.plus(ABSENT));
+    async fn note_absent(&self, repository: &Repository) -> Result<(), StoreError> {
+        let until = self.clock.now().plus(ABSENT);
+        self.absent.0.insert(repository.clone(), until);
+        self.ledger.put_absent(repository, until).await
     }
 }
 

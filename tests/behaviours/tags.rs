@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use http::{Method, StatusCode};
+use stopover::oci::Repository;
+use stopover::pull::Want;
 use support::on_both_columns;
 use support::scripted::{Fault, Login};
 use support::world::{Column, World};
@@ -18,6 +20,7 @@ on_both_columns!(
     a_tag_seen_by_head_only_is_pulled_by_digest_and_survives_an_outage,
     a_missing_tag_is_remembered,
     a_deleted_tag_is_missing_and_its_digest_still_pulls,
+    a_deleted_tag_is_served_on_where_the_rule_says_so,
     an_upstream_that_cannot_answer_head_is_asked_with_get,
     a_tag_is_served_stale_no_longer_than_allowed,
     a_client_that_wants_a_check_gets_one_and_many_share_it,
@@ -155,6 +158,40 @@ async fn a_deleted_tag_is_missing_and_its_digest_still_pulls(column: Column) {
     assert_eq!(answer.bytes(), &image.manifest);
 }
 
+async fn a_deleted_tag_is_served_on_where_the_rule_says_so(column: Column) {
+    let unknown = "{\"errors\":[{\"code\":\"NAME_UNKNOWN\"}]}".to_owned();
+    for whole_repository in [false, true] {
+        let world = World::plan(column).upstream("deleted = \"serve\"\nstale = \"1h\"").start().await;
+        let image = world.upstream.image("a", "1", &[b"layer"]);
+        world.get(TAG).await;
+        world.upstream.delete_tag("a", "1");
+        if whole_repository {
+            world.upstream.fault("/v2/a/", Fault::Status(404, vec![], unknown.clone()));
+        }
+        world.clock.advance(FRESH);
+        world.upstream.forget_requests();
+        for _ in 0..3 {
+            for answer in [world.get(TAG).await, world.head(TAG).await] {
+                assert_eq!((answer.status, answer.header("etag")), (StatusCode::OK, &*format!("\"{}\"", image.digest)));
+            }
+        }
+        let asked = (world.upstream.count("HEAD"), world.upstream.count("GET /v2/a/manifests"));
+        assert_eq!(asked, (1, 0), "that it is gone is remembered");
+        world.clock.advance(MISSING);
+        let answer = world.get(TAG).await;
+        assert_eq!((answer.header("x-stopover"), answer.bytes()), ("stale", &image.manifest));
+        assert_eq!(world.upstream.count("HEAD"), 2);
+        // The last word of upstream is five and a half minutes and half a minute old: its hour is over in 54.
+        world.clock.advance(Duration::from_mins(55));
+        assert_eq!(world.get(TAG).await.status, StatusCode::NOT_FOUND, "longer than stale content is served");
+        assert_eq!(world.get("/v2/test.local/a/manifests/2").await.status, StatusCode::NOT_FOUND);
+        world.upstream.heal();
+        let image = world.upstream.image("a", "1", &[b"another"]);
+        world.clock.advance(Duration::from_mins(5));
+        assert_eq!(world.get(TAG).await.bytes(), &image.manifest, "it may come back");
+    }
+}
+
 async fn an_upstream_that_cannot_answer_head_is_asked_with_get(column: Column) {
     for fault in
         [Fault::Status(405, vec![], String::new()), Fault::Headers(vec![("docker-content-digest", String::new())])]
@@ -237,6 +274,10 @@ async fn a_missing_repository_is_remembered_whatever_is_asked_of_it(column: Colu
         let path = format!("/v2/test.local/ghost/blobs/sha256:{}", "0".repeat(64));
         assert_eq!(world.get(&path).await.status, StatusCode::NOT_FOUND);
         let asked = world.upstream.count("/v2/ghost/manifests/");
+        let other = world.another_instance().await;
+        let ghost = Repository { upstream: "test.local".parse().unwrap(), name: "ghost".parse().unwrap() };
+        assert!(other.manifest(&ghost, &"5".parse().unwrap(), Want::GET).await.is_err());
+        assert_eq!(world.upstream.count("/v2/ghost/manifests/"), asked, "another instance knows");
         assert_eq!(world.upstream.count("/v2/ghost/manifests/1"), asked, "only the first one was asked for");
         assert_eq!(world.get(TAG).await.status, StatusCode::OK, "other repositories are not affected");
         world.upstream.heal();

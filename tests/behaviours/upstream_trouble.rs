@@ -11,6 +11,7 @@ on_both_columns!(
     an_upstream_in_trouble_serves_the_stale_tag,
     a_dead_upstream_serves_whatever_was_pulled_before,
     throttled_upstream_without_a_copy_answers_429_with_retry_after,
+    hostile_headers_of_upstream_are_clamped_or_ignored,
     an_unavailable_upstream_without_a_copy_answers_503_with_retry_after,
     what_is_no_manifest_is_refused_and_never_stored,
     an_opaque_token_is_used_until_it_expires_and_renewed_when_refused,
@@ -70,6 +71,44 @@ async fn throttled_upstream_without_a_copy_answers_429_with_retry_after(column: 
             assert_eq!((answer.header("retry-after"), answer.error().0.as_str()), (expected, "TOOMANYREQUESTS"));
         }
         assert_eq!(world.upstream.requests().len(), 1, "it is not asked again before that");
+    }
+}
+
+async fn hostile_headers_of_upstream_are_clamped_or_ignored(column: Column) {
+    let huge = "9".repeat(4000);
+    for value in ["-1;w=21600", "", "18446744073709551616", "1e9", "NaN", ";;;", "\u{fc}\u{ff}", &huge] {
+        let world = World::on(column).await;
+        let image = world.upstream.image("a", "1", &[b"layer"]);
+        let names = ["ratelimit-limit", "ratelimit-remaining", "docker-ratelimit-source", "retry-after", "etag"];
+        world.upstream.fault("/v2/a/", Fault::Headers(names.map(|name| (name, value.to_owned())).to_vec()));
+        assert_eq!(world.get(TAG).await.bytes(), &image.manifest, "{value}");
+        // A fill that is refused late would speak of a time that has not come yet.
+        world.settled().await;
+        let quota = world.get("/_stopover/quota").await;
+        assert!(String::from_utf8_lossy(quota.bytes()).contains("no limit was named"), "{value}: {quota:?}");
+        world.upstream.heal();
+        world.clock.advance(Duration::from_hours(1));
+        world.upstream.fault("/v2/a/", Fault::Status(429, vec![("retry-after", value.to_owned())], String::new()));
+        assert_eq!(world.get(TAG).await.header("x-stopover"), "stale", "{value}");
+        world.upstream.heal();
+        world.clock.advance(Duration::from_hours(25));
+        assert_eq!(world.get(TAG).await.header("x-stopover"), "revalidated", "{value}: no pause is longer than a day");
+    }
+    // What names the content is never believed: it is computed, or the answer is refused.
+    for (name, value) in [
+        ("docker-content-digest", "sha256:\u{fc}".to_owned()),
+        ("docker-content-digest", format!("sha256:{}", "0".repeat(64))),
+        ("content-type", "\u{ff}".to_owned()),
+        ("content-length", "5".to_owned()),
+    ] {
+        let world = World::on(column).await;
+        let image = world.upstream.image("a", "1", &[b"layer"]);
+        world.upstream.fault("/v2/a/manifests", Fault::Headers(vec![(name, value.clone())]));
+        let answer = world.get(TAG).await;
+        assert!(!answer.status.is_success() || answer.bytes() == &image.manifest, "{name}: {value}: {answer:?}");
+        world.upstream.heal();
+        world.clock.advance(Duration::from_mins(5));
+        assert_eq!(world.get(TAG).await.bytes(), &image.manifest, "{name}: {value}: nothing of it was kept");
     }
 }
 

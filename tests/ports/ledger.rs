@@ -146,6 +146,17 @@ pub(crate) async fn of_racing_conditional_writes_one_wins(storage: &Storage) -> 
     Ok(())
 }
 
+pub(crate) async fn a_repository_is_absent_until_it_was_said_last(storage: &Storage) -> Result<()> {
+    let (ledger, repository, other) = (&storage.ledger, repository("a/b")?, repository("a")?);
+    assert_eq!(ledger.absent_until(&repository).await?, None);
+    for until in [Timestamp(1 << 40), Timestamp(0), Timestamp(7)] {
+        ledger.put_absent(&repository, until).await?;
+        assert_eq!(ledger.absent_until(&repository).await?, Some(until));
+        assert_eq!(ledger.absent_until(&other).await?, None);
+    }
+    Ok(())
+}
+
 pub(crate) async fn a_manifest_is_read_byte_for_byte(storage: &Storage) -> Result<()> {
     let repository = repository("a")?;
     // Around the size from which a manifest does not fit into an item, and the largest there is.
