@@ -66,10 +66,13 @@ pub enum Claim {
 pub fn decide(record: Option<&BlobRecord>, owner: &str, now: Timestamp) -> Claim {
     match record.map(|record| &record.state) {
         Some(BlobState::Claimed { until, .. }) if now < *until => Claim::Held,
+        Some(BlobState::Removing { until }) if now < *until => Claim::Held,
         _ => Claim::Take(BlobRecord {
             state: BlobState::Claimed { owner: owner.to_owned(), until: now.plus(CLAIM) },
             attempts: record.map_or(0, |record| record.attempts).saturating_add(1),
             failure: record.and_then(|record| record.failure.clone()),
+            checkpoint: record.and_then(|record| record.checkpoint.clone()),
+            used_at: record.and_then(|record| record.used_at),
         }),
     }
 }
@@ -103,7 +106,7 @@ pub async fn run(cache: &Cache, job: &Job, progress: &watch::Sender<Progress>) -
         Err(FillError::ClaimLost) => return outcome,
         Err(error) => (BlobState::Absent, Some(error.to_string())),
     };
-    settle(cache, job, &owner, &BlobRecord { state, attempts: claimed.attempts, failure }).await?;
+    settle(cache, job, &owner, &BlobRecord { state, failure, ..claimed.clone() }).await?;
     match &outcome {
         Ok(_) => tracing::info!(
             blob.digest = %job.digest, repository = %job.repository, size_bytes = job.size,
@@ -219,7 +222,7 @@ mod tests {
     use super::*;
 
     fn record(state: BlobState) -> BlobRecord {
-        BlobRecord { state, attempts: 2, failure: None }
+        BlobRecord { attempts: 2, ..BlobRecord::new(state) }
     }
 
     #[test]

@@ -134,6 +134,29 @@ pub struct BlobRecord {
     pub attempts: u32,
     /// Why the last fill failed, for people.
     pub failure: Option<String>,
+    /// How far an unfinished fill has come: the next one goes on from there.
+    pub checkpoint: Option<Checkpoint>,
+    /// When its bytes were last used, to the day: by a pull, or by a manifest that came to name it.
+    pub used_at: Option<Timestamp>,
+}
+
+impl BlobRecord {
+    /// A record of which nothing but the state is known.
+    pub fn new(state: BlobState) -> Self {
+        Self { state, attempts: 0, failure: None, checkpoint: None, used_at: None }
+    }
+}
+
+/// How far an unfinished fill has come. Written whole in one conditional write; one that does not fit the upload it
+/// speaks of is discarded.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// How many bytes are stored, from the first one on.
+    pub offset: u64,
+    /// The state of the hash over them (see [`Hasher::save`](crate::oci::Hasher::save)).
+    pub hash: String,
+    /// What the adapter needs to go on, in its own words.
+    pub upload: String,
 }
 
 /// The life of a blob in storage.
@@ -146,6 +169,11 @@ pub enum BlobState {
     Claimed {
         /// Which fill: unique to one run.
         owner: String,
+        /// When another may take over.
+        until: Timestamp,
+    },
+    /// Its bytes are being deleted. As short as that takes; a process that died meanwhile is replaced then.
+    Removing {
         /// When another may take over.
         until: Timestamp,
     },
@@ -249,6 +277,22 @@ pub struct Job {
     pub digest: Digest,
     /// Its length in bytes, as the manifest says.
     pub size: u64,
+    /// Who waits for it.
+    #[serde(default)]
+    pub priority: Priority,
+}
+
+/// What is filled first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Priority {
+    /// A client has pulled what names it.
+    #[default]
+    Interactive,
+    /// Somebody will pull it soon.
+    Prefetch,
+    /// It was pulled before, under a tag that has moved.
+    Refresh,
 }
 
 /// The asynchronous side: whatever is requested here is filled later, elsewhere.

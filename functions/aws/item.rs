@@ -207,7 +207,7 @@ fn corrupt(name: &str, reason: impl std::fmt::Display) -> StoreError {
 #[cfg(test)]
 mod tests {
     use stopover::oci::Algorithm;
-    use stopover::ports::{BlobRecord, BlobState, Lease, Observed, Previous, TagRecord};
+    use stopover::ports::{BlobRecord, BlobState, Checkpoint, Lease, Observed, Previous, TagRecord};
 
     use super::*;
 
@@ -244,9 +244,16 @@ mod tests {
         for state in [
             BlobState::Absent,
             BlobState::Claimed { owner: "one".to_owned(), until: Timestamp(u64::MAX) },
+            BlobState::Removing { until: Timestamp(1) },
             BlobState::Stored { size: 0 },
         ] {
-            round_trip(&BlobRecord { state, attempts: u32::MAX, failure: Some("why".to_owned()) });
+            round_trip(&BlobRecord {
+                state,
+                attempts: u32::MAX,
+                failure: Some("why".to_owned()),
+                checkpoint: Some(Checkpoint { offset: 1, hash: "00".to_owned(), upload: "id".to_owned() }),
+                used_at: Some(Timestamp(9)),
+            });
         }
         let observed = Observed { digest: digest(), media_type: MediaType::OciIndex, size: 1 << 40 };
         let record = TagRecord {
@@ -263,9 +270,7 @@ mod tests {
 
     #[test]
     fn an_item_that_was_not_written_by_us_is_corrupt_and_not_absent() {
-        let mut item =
-            record(blob_key(&digest()), &BlobRecord { state: BlobState::Absent, attempts: 0, failure: None }, 1)
-                .unwrap();
+        let mut item = record(blob_key(&digest()), &BlobRecord::new(BlobState::Absent), 1).unwrap();
         item.insert("attempts".to_owned(), AttributeValue::S("many".to_owned()));
         assert!(matches!(parse_record::<BlobRecord>(item.clone()), Err(StoreError::Corrupt(_))));
         item.remove(VERSION);

@@ -1,5 +1,6 @@
 //! HTTP: request → pull → response. The only place that builds responses.
 
+mod operator;
 mod stream;
 
 use std::net::{IpAddr, SocketAddr};
@@ -10,7 +11,6 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, State};
 use axum::response::Response;
-use axum::routing::get;
 use http::header::{
     ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName, HeaderValue,
     IF_NONE_MATCH, LOCATION, RANGE, RETRY_AFTER, WARNING,
@@ -22,7 +22,6 @@ use crate::error::PullError;
 use crate::oci::{Digest, InvalidRequest, Operation, Repository, Request, RequestedRange};
 use crate::ports::StoreError;
 use crate::pull::{Content, PulledBlob, PulledManifest, Served, Want};
-use crate::report::QuotaReport;
 use crate::upstream::UpstreamError;
 
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -36,19 +35,7 @@ const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
 /// The registry API over a cache. Runs on a socket and, unchanged, as a Lambda function.
 pub fn router(cache: Arc<Cache>) -> Router {
-    Router::new().route("/_stopover/quota", get(quota)).fallback(answer).with_state(cache)
-}
-
-/// How much is left of each upstream's quota, and whether it is being asked at all.
-async fn quota(State(cache): State<Arc<Cache>>) -> Response {
-    let now = cache.clock.now();
-    let gauges = cache.upstreams.gauges().await;
-    let upstreams: Vec<QuotaReport> =
-        gauges.iter().map(|(upstream, gauge)| QuotaReport::new(upstream, gauge, now)).collect();
-    let mut response = Response::new(Body::from(serde_json::json!({ "upstreams": upstreams }).to_string()));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response.headers_mut().insert(CACHE_CONTROL, NO_STORE);
-    response
+    operator::routes().fallback(answer).with_state(cache)
 }
 
 async fn answer(State(cache): State<Arc<Cache>>, request: http::Request<Body>) -> Response {

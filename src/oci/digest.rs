@@ -3,6 +3,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use sha2::digest::Digest as _;
+use sha2::digest::common::hazmat::SerializableState as _;
 use sha2::{Sha256, Sha512};
 
 /// A registered digest algorithm (image-spec 1.1, `descriptor.md`, "Registered algorithms").
@@ -76,23 +77,29 @@ impl Digest {
 
     /// The hash itself: 32 or 64 bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let nibble = |digit: u8| {
-            if digit <= b'9' { digit - b'0' } else { digit - b'a' + 10 }
-        };
-        self.hex().as_bytes().chunks_exact(2).map(|pair| nibble(pair[0]) << 4 | nibble(pair[1])).collect()
+        // A digest has been checked to be hexadecimal.
+        from_hexadecimal(self.hex()).unwrap_or_default()
     }
 
     fn from_hash(algorithm: Algorithm, hash: &[u8]) -> Self {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut text = String::with_capacity(algorithm.name().len() + 1 + algorithm.hex_length());
-        text.push_str(algorithm.name());
-        text.push(':');
-        for byte in hash {
-            text.push(char::from(DIGITS[usize::from(byte >> 4)]));
-            text.push(char::from(DIGITS[usize::from(byte & 15)]));
-        }
-        Self { algorithm, text: text.into() }
+        Self { algorithm, text: format!("{}:{}", algorithm.name(), hexadecimal(hash)).into() }
     }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digits = bytes.iter().flat_map(|byte| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+    digits.map(char::from).collect()
+}
+
+fn from_hexadecimal(text: &str) -> Option<Vec<u8>> {
+    let nibble = |digit: u8| match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        _ => None,
+    };
+    let pairs = text.as_bytes().chunks(2);
+    pairs.map(|pair| Some(nibble(*pair.first()?)? << 4 | nibble(*pair.get(1)?)?)).collect()
 }
 
 impl FromStr for Digest {
@@ -179,6 +186,24 @@ impl Hasher {
         }
     }
 
+    /// The state over the bytes taken so far, as text that [`Self::restore`] reads.
+    pub fn save(&self) -> String {
+        match &self.0 {
+            State::Sha256(state) => hexadecimal(&state.serialize()),
+            State::Sha512(state) => hexadecimal(&state.serialize()),
+        }
+    }
+
+    /// A hasher that goes on from a saved state. `None`: it is no state of this algorithm. A state is not authenticated: a
+    /// changed one gives a wrong digest in the end, which then fits nothing.
+    pub fn restore(algorithm: Algorithm, saved: &str) -> Option<Self> {
+        let bytes = from_hexadecimal(saved)?;
+        Some(Self(match algorithm {
+            Algorithm::Sha256 => State::Sha256(Sha256::deserialize(bytes.as_slice().try_into().ok()?).ok()?),
+            Algorithm::Sha512 => State::Sha512(Box::new(Sha512::deserialize(bytes.as_slice().try_into().ok()?).ok()?)),
+        }))
+    }
+
     /// The digest of all bytes taken.
     pub fn finish(self) -> Digest {
         match self.0 {
@@ -204,6 +229,25 @@ mod tests {
         assert!(long.as_str().starts_with("sha512:ddaf35a193617aba"));
         assert_eq!(long.as_str().parse::<Digest>(), Ok(long.clone()));
         assert_eq!(long.to_bytes().len(), 64);
+    }
+
+    #[test]
+    fn a_hash_goes_on_where_it_was_saved_and_nothing_else_is_taken_for_a_state() {
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let bytes: Vec<u8> = (0..=255).collect();
+            for split in [0, 1, 63, 64, 65, 128, 200, 256] {
+                let mut hasher = Hasher::new(algorithm);
+                hasher.update(&bytes[..split]);
+                let mut restored = Hasher::restore(algorithm, &hasher.save()).unwrap();
+                restored.update(&bytes[split..]);
+                assert_eq!(restored.finish(), Digest::of(algorithm, &bytes));
+            }
+            let saved = Hasher::new(algorithm).save();
+            for wrong in ["", "0", "zz", &saved[2..], &format!("{saved}00"), &"é".repeat(saved.len() / 2)] {
+                assert!(Hasher::restore(algorithm, wrong).is_none());
+            }
+        }
+        assert!(Hasher::restore(Algorithm::Sha512, &Hasher::new(Algorithm::Sha256).save()).is_none());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::Cache;
 use crate::config::Cold;
 use crate::error::PullError;
 use crate::oci::{Digest, Repository};
-use crate::ports::{BlobState, BlobView, Job, Location, Progress};
+use crate::ports::{BlobState, BlobView, Job, Location, Priority, Progress};
 use crate::upstream::{BlobSource, UpstreamError};
 
 impl Cache {
@@ -35,7 +35,7 @@ impl Cache {
             return Ok(PulledBlob::at(location, size, Served::Hit));
         }
         // 3. Not stored: request the fill, then by policy.
-        let job = Job { repository: repository.clone(), digest: digest.clone(), size };
+        let job = Job { repository: repository.clone(), digest: digest.clone(), size, priority: Priority::Interactive };
         match upstream.cold() {
             Cold::Redirect => self.redirect(&view, &job).await,
             Cold::Wait | Cold::Follow => self.wait(&job, upstream.cold() == Cold::Follow).await,

@@ -13,7 +13,7 @@ use crate::config::Deleted;
 use crate::error::PullError;
 use crate::freshness::{self, Decision, LEASE};
 use crate::oci::{Digest, Manifest, Reference, Repository, Tag};
-use crate::ports::{Job, Observed, Previous, TagRecord, Versioned};
+use crate::ports::{Job, Observed, Previous, Priority, TagRecord, Versioned};
 use crate::upstream::{Limit, Upstream, UpstreamError};
 
 /// How long a client waits for another process to ask upstream: longer than that may take, shorter than clients wait for
@@ -369,9 +369,11 @@ impl Cache {
         let manifest = self.upstreams.get_manifest(repository, reference, background).await?;
         let blobs = manifest.blobs().map_err(|error| UpstreamError::Invalid(error.to_string()))?;
         self.ledger.put_manifest(repository, &manifest, &blobs).await?;
+        let priority = if background { Priority::Refresh } else { Priority::Interactive };
         let wanted = blobs.into_iter().filter(|blob| !blob.foreign);
-        let jobs: Vec<Job> =
-            wanted.map(|blob| Job { repository: repository.clone(), digest: blob.digest, size: blob.size }).collect();
+        let jobs: Vec<Job> = wanted
+            .map(|blob| Job { repository: repository.clone(), digest: blob.digest, size: blob.size, priority })
+            .collect();
         if !jobs.is_empty()
             && let Err(error) = self.fills.request(&jobs).await
         {

@@ -4,7 +4,7 @@ use http::{Method, StatusCode};
 use stopover::config::Cold;
 use stopover::fill;
 use stopover::oci::Repository;
-use stopover::ports::{Job, Progress};
+use stopover::ports::{Job, Priority, Progress};
 use stopover::pull::Want;
 use support::on_both_columns;
 use support::scripted::Fault;
@@ -106,7 +106,7 @@ async fn a_stored_blob_whose_bytes_are_gone_is_filled_again(column: Column) {
         assert_eq!(world.get(&blob(&digest)).await.bytes(), LAYER, "a pull finds out itself");
     }
     let repository = Repository { upstream: "test.local".parse().unwrap(), name: "a".parse().unwrap() };
-    let job = Job { repository, digest: digest.clone(), size: LAYER.len() as u64 };
+    let job = Job { repository, digest: digest.clone(), size: LAYER.len() as u64, priority: Priority::Interactive };
     fill::run(&world.cache, &job, &watch::channel(Progress::Waiting).0).await.unwrap();
     assert_eq!(world.stored_blobs().await, [digest.to_string()]);
 }

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use reqwest::Method;
 use serde_json::{Value, json};
 use stopover::oci::{Digest, Repository};
-use stopover::ports::Job;
+use stopover::ports::{Job, Priority};
 use support::aws::{Endpoints, QueueSettings, Service};
 use support::program::UPSTREAM;
 use support::scripted::{Fault, Scripted};
@@ -22,7 +22,7 @@ fn record(id: &str, body: &str) -> Value {
 
 fn job(name: &str, digest: &Digest, size: usize) -> Result<String> {
     let repository = Repository { upstream: UPSTREAM.parse()?, name: name.parse()? };
-    let job = Job { repository, digest: digest.clone(), size: size as u64 };
+    let job = Job { repository, digest: digest.clone(), size: size as u64, priority: Priority::Interactive };
     Ok(serde_json::to_string(&job)?)
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use futures_util::future::try_join_all;
 use stopover::oci::{Descriptor, MediaType};
-use stopover::ports::{BlobRecord, BlobState, Lease, Observed, Previous, TagRecord};
+use stopover::ports::{BlobRecord, BlobState, Checkpoint, Lease, Observed, Previous, TagRecord};
 use stopover::time::Timestamp;
 
 use crate::storage::{Storage, digest, manifest, repository};
@@ -26,7 +26,7 @@ fn tag_record(checked_at: u64) -> TagRecord {
 }
 
 pub(crate) fn blob_record(attempts: u32) -> BlobRecord {
-    BlobRecord { state: BlobState::Absent, attempts, failure: None }
+    BlobRecord { attempts, ..BlobRecord::new(BlobState::Absent) }
 }
 
 pub(crate) fn members(count: usize) -> Vec<Descriptor> {
@@ -68,7 +68,9 @@ pub(crate) async fn a_blob_record_is_read_as_it_was_written(storage: &Storage) -
         (BlobState::Stored { size: 0 }, Some(String::new())),
         (BlobState::Stored { size: u64::MAX }, None),
     ] {
-        let record = BlobRecord { state, attempts: u32::MAX, failure };
+        let checkpoint = Checkpoint { offset: u64::MAX, hash: "0a".to_owned(), upload: "{}".to_owned() };
+        let (checkpoint, used_at) = (Some(checkpoint), Some(Timestamp(3)));
+        let record = BlobRecord { state, attempts: u32::MAX, failure, checkpoint, used_at };
         assert!(storage.ledger.swap_blob(&digest, version, &record).await?.is_some());
         let read = storage.ledger.blob(&repository, &digest).await?.record.context("absent")?;
         assert_eq!(read.value, record);

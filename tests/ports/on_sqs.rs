@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
 use aws::SqsFills;
-use stopover::ports::{Fills as _, Job, StoreError};
+use stopover::ports::{Fills as _, Job, Priority, StoreError};
 use support::aws::{EVERY_OPERATION, Endpoints, Service};
 
 use crate::outages::ATTEMPTS;
@@ -12,8 +12,12 @@ use crate::storage::{digest, repository};
 
 pub(crate) fn jobs(count: usize) -> Result<Vec<Job>> {
     let repository = repository("library/nginx")?;
-    let job =
-        |number| Job { repository: repository.clone(), digest: digest(&format!("{number}")), size: number as u64 };
+    let job = |number| Job {
+        repository: repository.clone(),
+        digest: digest(&format!("{number}")),
+        size: number as u64,
+        priority: Priority::Interactive,
+    };
     Ok((0..count).map(job).collect())
 }
 
