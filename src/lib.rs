@@ -32,6 +32,7 @@ use std::sync::Arc;
 use config::Config;
 use ports::{Blobs, Fills, Ledger};
 use time::Clock;
+use tokio::sync::Semaphore;
 use upstream::{UpstreamError, Upstreams};
 
 /// The cache: upstreams on one side, storage on the other.
@@ -42,7 +43,10 @@ pub struct Cache {
     pub(crate) blobs: Arc<dyn Blobs>,
     /// What is remembered.
     pub ledger: Arc<dyn Ledger>,
-    pub(crate) fills: Arc<dyn Fills>,
+    /// Where fills are requested.
+    pub fills: Arc<dyn Fills>,
+    /// One permit for each segment that fills may fetch ahead of what they store.
+    pub(crate) fill_memory: Arc<Semaphore>,
     pub(crate) warm: pull::Warm,
     pub(crate) flights: pull::Flights,
     pub(crate) absent: pull::Absent,
@@ -60,7 +64,8 @@ impl Cache {
     ) -> Result<Self, UpstreamError> {
         let upstreams = Upstreams::new(&config, &clock, &ledger)?;
         let misses = misses::Misses::new(config.misses, clock.clone());
+        let fill_memory = Arc::new(Semaphore::new(fill::segments_in(config.fill_memory)));
         let (warm, flights, absent) = (pull::Warm::new(), pull::Flights::new(), pull::Absent::new());
-        Ok(Self { config, clock, upstreams, blobs, ledger, fills, warm, flights, absent, misses })
+        Ok(Self { config, clock, upstreams, blobs, ledger, fills, fill_memory, warm, flights, absent, misses })
     }
 }

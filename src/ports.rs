@@ -3,13 +3,14 @@
 //! Absent, refused and unavailable are three different answers: `Ok(None)` (or `Ok(false)`) says that something is not
 //! there; `Err` says that it could not be found out, and is never taken for absence.
 
+use std::collections::HashSet;
 use std::fs::File;
-use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -32,13 +33,9 @@ pub enum StoreError {
     Corrupt(String),
 }
 
-/// The bytes of a blob on their way into storage. An item that is an error ends it, and nothing may become visible.
-pub type Body = Pin<Box<dyn Stream<Item = Result<Bytes, FillError>> + Send>>;
-
 /// Immutable content, addressed by its digest and stored once whatever the repository.
 ///
-/// Storage never interprets the bytes. That they match their digest is decided by the core, which ends the body with an
-/// error when they do not.
+/// Storage never interprets the bytes. That they match their digest is decided by the core, which publishes no others.
 #[async_trait]
 pub trait Blobs: Send + Sync {
     /// The length in bytes of a stored blob, from the storage itself. `None`: not stored.
@@ -48,17 +45,52 @@ pub trait Blobs: Send + Sync {
     /// tell without asking that it is not there.
     async fn locate(&self, digest: &Digest) -> Result<Option<Location>, StoreError>;
 
-    /// Stores `body`, which is `size` bytes long, under `digest`. The blob becomes visible whole, after the body has
-    /// ended without an error, or not at all; storing it twice is a no-op. Memory stays bounded whatever the size.
-    ///
-    /// `progress` receives [`Progress::Growing`] where the adapter lets readers follow.
-    async fn store(
+    /// Begins to store a blob of `size` bytes. `progress` receives [`Progress::Growing`] where the adapter lets readers
+    /// follow.
+    async fn begin(
         &self,
         digest: &Digest,
         size: u64,
-        body: Body,
         progress: &watch::Sender<Progress>,
-    ) -> Result<(), FillError>;
+    ) -> Result<Box<dyn Upload>, StoreError>;
+
+    /// Goes on with an upload of which a checkpoint was taken at `offset`, with these words. Whatever was written after
+    /// that is forgotten. `None`: they do not fit together, or the upload is gone.
+    async fn resume(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        upload: &str,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<Option<Box<dyn Upload>>, StoreError>;
+
+    /// Throws away the uploads that none of these checkpoints speaks of and nobody has written to for `idle`. Returns how
+    /// many they were.
+    async fn abandon(&self, known: &HashSet<String>, idle: Duration) -> Result<usize, StoreError>;
+}
+
+/// A blob on its way into storage. It becomes visible whole, by [`Self::publish`], or not at all; storing a blob twice
+/// is a no-op. Memory stays bounded whatever the size.
+///
+/// Dropping it leaves what was written, as a crash does: a checkpoint can be gone on from, the rest is abandoned later.
+#[async_trait]
+pub trait Upload: Send {
+    /// Where a checkpoint may lie: at multiples of so many bytes.
+    fn unit(&self) -> u64;
+
+    /// Takes the next bytes, which do not cross a multiple of the unit.
+    async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError>;
+
+    /// Once this is ready, the bytes up to the last multiple of the unit survive a crash. Returns what
+    /// [`Blobs::resume`] needs to go on there. Writing may go on meanwhile.
+    fn checkpoint(&mut self) -> BoxFuture<'static, Result<String, StoreError>>;
+
+    /// Makes the blob visible. All of its bytes have been written, and they are the right ones.
+    async fn publish(&mut self) -> Result<(), StoreError>;
+
+    /// Throws away what was written.
+    async fn discard(self: Box<Self>);
 }
 
 /// Where the bytes of a stored blob are.

@@ -1,19 +1,23 @@
-//! Large blobs, in parts: memory stays at [`PARTS_AT_ONCE`] parts whatever the size, and nothing is visible before the
-//! last step.
+//! Large blobs, in parts: memory stays at [`PARTS_AT_ONCE`] parts whatever the size, nothing is visible before the last
+//! step, and an upload can be gone on with by another process.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use aws_sdk_s3::primitives::ByteStream;
+use async_trait::async_trait;
+use aws_sdk_s3::primitives::{ByteStream, DateTime};
 use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
 use bytes::{Bytes, BytesMut};
-use futures_util::{Stream, StreamExt, TryStreamExt, future, stream};
-use stopover::fill::FillError;
-use stopover::oci::Digest;
-use stopover::ports::{Blobs, Body, StoreError};
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared, join_all};
+use serde::{Deserialize, Serialize};
+use stopover::oci::{Algorithm, Digest, Hasher};
+use stopover::ports::{Blobs, StoreError, Upload};
 
 use crate::S3Blobs;
 use crate::failure::{has_status, store_error};
-use crate::s3::{CONTENT_TYPE, checksum, key};
+use crate::s3::{CONTENT_TYPE, PREFIX, checksum, key};
 
 /// The smallest part that is sent, in bytes. S3 takes no less than 5 MiB.
 const PART_BYTES: u64 = 8 * 1024 * 1024;
@@ -24,56 +28,167 @@ const MAX_PARTS: u64 = 10_000;
 /// How many parts are in memory, being collected or on their way.
 const PARTS_AT_ONCE: usize = 3;
 
-impl S3Blobs {
-    /// Stores a blob in parts and completes the object once `body` has ended without an error.
-    ///
-    /// Whatever goes wrong, the upload is aborted. A future that is dropped half-way can abort nothing: the bucket's
-    /// lifecycle rule for incomplete uploads removes those parts.
-    pub(crate) async fn store_in_parts(&self, digest: &Digest, size: u64, body: Body) -> Result<(), FillError> {
-        let key = key(digest);
-        let create = self.client.create_multipart_upload().bucket(&self.bucket).key(&key);
+/// A multipart upload of one blob.
+pub(crate) struct Parts {
+    blobs: S3Blobs,
+    digest: Digest,
+    size: u64,
+    id: String,
+    part_bytes: usize,
+    /// The part that is being collected.
+    collected: BytesMut,
+    next: i32,
+    sent: Arc<Mutex<Sent>>,
+    on_their_way: Vec<Shared<BoxFuture<'static, Result<(), StoreError>>>>,
+}
+
+/// The parts that S3 has, with the `ETag` and the checksum it has to find there when the upload is completed: a part that
+/// a fill without a claim puts over one of them makes that fail.
+type Sent = BTreeMap<i32, CompletedPart>;
+
+/// What a checkpoint says of an upload.
+#[derive(Serialize, Deserialize)]
+struct Resume {
+    id: String,
+    /// The digest over the checksums of all parts, because 10,000 of those fit no item of the ledger.
+    parts: Digest,
+}
+
+impl Parts {
+    pub(crate) async fn begin(blobs: &S3Blobs, digest: &Digest, size: u64) -> Result<Self, StoreError> {
+        let create = blobs.client.create_multipart_upload().bucket(&blobs.bucket).key(key(digest));
         let create = create.content_type(CONTENT_TYPE).checksum_algorithm(ChecksumAlgorithm::Sha256);
         let created = create.send().await.map_err(|error| store_error("CreateMultipartUpload", &error))?;
-        let upload = created.upload_id().ok_or_else(|| StoreError::Corrupt("an upload without an id".to_owned()))?;
-
-        let published = match self.send_parts(&key, upload, size, body).await {
-            Ok(parts) => self.complete(digest, upload, size, parts).await.map_err(FillError::from),
-            Err(error) => Err(error),
-        };
-        if !matches!(published, Ok(true)) {
-            self.abort(digest, upload).await;
-        }
-        published.map(drop)
+        let id = created.upload_id.ok_or_else(|| StoreError::Corrupt("an upload without an id".to_owned()))?;
+        Ok(Self::new(blobs, digest, size, id, Sent::new()))
     }
 
-    /// Sends all parts, or stops at the first failure. Parts on their way are waited for even then: S3 keeps those that
-    /// arrive after the upload was aborted.
-    async fn send_parts(
-        &self,
-        key: &str,
-        upload: &str,
+    /// `None`: the upload is gone, or its parts are not those of the checkpoint.
+    pub(crate) async fn resume(
+        blobs: &S3Blobs,
+        digest: &Digest,
         size: u64,
-        body: Body,
-    ) -> Result<Vec<CompletedPart>, FillError> {
-        let failed = AtomicBool::new(false);
-        let sent = parts(body, part_bytes(size))
-            .take_while(|_| future::ready(!failed.load(Ordering::Relaxed)))
-            .map(async |part| {
-                let sent = match part {
-                    Ok((number, bytes)) => self.send_part(key, upload, number, bytes).await,
-                    Err(error) => Err(error),
-                };
-                failed.fetch_or(sent.is_err(), Ordering::Relaxed);
-                sent
-            })
-            .buffer_unordered(PARTS_AT_ONCE);
-        let sent: Vec<_> = sent.collect().await;
-        let mut sent = sent.into_iter().collect::<Result<Vec<CompletedPart>, _>>()?;
-        sent.sort_by_key(CompletedPart::part_number);
-        Ok(sent)
+        offset: u64,
+        upload: &str,
+    ) -> Result<Option<Self>, StoreError> {
+        let Ok(Resume { id, parts }) = serde_json::from_str(upload) else { return Ok(None) };
+        let part_bytes = part_bytes(size);
+        let Ok(count) = usize::try_from(offset / part_bytes) else { return Ok(None) };
+        let Some(listed) = blobs.parts(digest, &id, count).await? else { return Ok(None) };
+        let whole = listed.values().all(|(_, length)| u64::try_from(*length) == Ok(part_bytes));
+        let sent: Sent = listed.into_iter().map(|(number, (part, _))| (number, part)).collect();
+        let complete = sent.len() == count && sent.keys().copied().eq(1..=i32::try_from(count).unwrap_or(i32::MAX));
+        if !offset.is_multiple_of(part_bytes) || !whole || !complete || fold(&sent) != parts {
+            return Ok(None);
+        }
+        Ok(Some(Self::new(blobs, digest, size, id, sent)))
     }
 
-    async fn send_part(&self, key: &str, upload: &str, number: i32, bytes: Bytes) -> Result<CompletedPart, FillError> {
+    fn new(blobs: &S3Blobs, digest: &Digest, size: u64, id: String, sent: Sent) -> Self {
+        let next = sent.last_key_value().map_or(1, |(number, _)| number + 1);
+        Self {
+            blobs: blobs.clone(),
+            digest: digest.clone(),
+            size,
+            id,
+            part_bytes: usize::try_from(part_bytes(size)).unwrap_or(usize::MAX),
+            collected: BytesMut::new(),
+            next,
+            sent: Arc::new(Mutex::new(sent)),
+            on_their_way: Vec::new(),
+        }
+    }
+
+    /// Sends the collected part, once few enough others are on their way.
+    async fn send_part(&mut self) -> Result<(), StoreError> {
+        while self.on_their_way.len() + 1 >= PARTS_AT_ONCE {
+            let (sent, _, others) = futures_util::future::select_all(std::mem::take(&mut self.on_their_way)).await;
+            self.on_their_way = others;
+            sent?;
+        }
+        let (number, bytes) = (self.next, std::mem::take(&mut self.collected).freeze());
+        self.next += 1;
+        let (blobs, key, id, sent) = (self.blobs.clone(), key(&self.digest), self.id.clone(), Arc::clone(&self.sent));
+        let task = tokio::spawn(async move {
+            let part = blobs.send_part(&key, &id, number, bytes).await?;
+            sent.lock().unwrap_or_else(PoisonError::into_inner).insert(number, part);
+            Ok(())
+        });
+        let ended = |ended: Result<_, tokio::task::JoinError>| {
+            ended.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())))
+        };
+        self.on_their_way.push(task.map(ended).boxed().shared());
+        Ok(())
+    }
+
+    /// Waits for all parts on their way, those that fail too: S3 keeps what arrives after an upload was aborted.
+    async fn arrived(&mut self) -> Result<(), StoreError> {
+        join_all(std::mem::take(&mut self.on_their_way)).await.into_iter().collect()
+    }
+}
+
+#[async_trait]
+impl Upload for Parts {
+    fn unit(&self) -> u64 {
+        self.part_bytes as u64
+    }
+
+    async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError> {
+        if self.collected.is_empty() {
+            self.collected.reserve(self.part_bytes);
+        }
+        self.collected.extend_from_slice(&bytes);
+        if self.collected.len() >= self.part_bytes { self.send_part().await } else { Ok(()) }
+    }
+
+    fn checkpoint(&mut self) -> BoxFuture<'static, Result<String, StoreError>> {
+        let (on_their_way, sent, id) = (self.on_their_way.clone(), Arc::clone(&self.sent), self.id.clone());
+        let next = self.next;
+        async move {
+            join_all(on_their_way).await.into_iter().collect::<Result<(), _>>()?;
+            // Not those that were sent since.
+            let sent = sent.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let sent = sent.into_iter().filter(|(number, _)| *number < next).collect();
+            serde_json::to_string(&Resume { id, parts: fold(&sent) })
+                .map_err(|error| StoreError::Corrupt(error.to_string()))
+        }
+        .boxed()
+    }
+
+    /// Makes the object of the parts visible, unless it was there before.
+    async fn publish(&mut self) -> Result<(), StoreError> {
+        if !self.collected.is_empty() {
+            self.send_part().await?;
+        }
+        self.arrived().await?;
+        let parts = self.sent.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let request = self.blobs.client.complete_multipart_upload().bucket(&self.blobs.bucket).key(key(&self.digest));
+        let request = request.upload_id(&self.id).if_none_match("*");
+        let request = request.mpu_object_size(i64::try_from(self.size).unwrap_or(i64::MAX));
+        let request = request.multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(parts)).build());
+        let Err(error) = request.send().await else {
+            return Ok(());
+        };
+        // Another fill was first (412), or is publishing right now (409), or the answer to our own first attempt was lost
+        // and the upload is gone (404): the object itself tells.
+        match self.blobs.size(&self.digest).await {
+            Ok(Some(stored)) if stored == self.size => {
+                self.blobs.abort(&key(&self.digest), &self.id).await;
+                Ok(())
+            }
+            _ => Err(store_error("CompleteMultipartUpload", &error)),
+        }
+    }
+
+    /// A process that dies instead leaves the upload to the sweep, and to the bucket's lifecycle rule for incomplete ones.
+    async fn discard(mut self: Box<Self>) {
+        _ = self.arrived().await;
+        self.blobs.abort(&key(&self.digest), &self.id).await;
+    }
+}
+
+impl S3Blobs {
+    async fn send_part(&self, key: &str, upload: &str, number: i32, bytes: Bytes) -> Result<CompletedPart, StoreError> {
         let checksum = checksum(&bytes);
         let request = self.client.upload_part().bucket(&self.bucket).key(key).upload_id(upload).part_number(number);
         let request = request.checksum_sha256(&checksum).body(ByteStream::from(bytes));
@@ -82,34 +197,68 @@ impl S3Blobs {
         Ok(part.set_e_tag(sent.e_tag).build())
     }
 
-    /// Makes the object of the parts visible. `false`: it was there before, and these parts are not needed.
-    async fn complete(
+    /// The first `count` parts of an upload and their lengths. `None`: there is no such upload.
+    async fn parts(
         &self,
         digest: &Digest,
         upload: &str,
-        size: u64,
-        parts: Vec<CompletedPart>,
-    ) -> Result<bool, StoreError> {
-        let request = self.client.complete_multipart_upload().bucket(&self.bucket).key(key(digest)).upload_id(upload);
-        let request = request.if_none_match("*").mpu_object_size(i64::try_from(size).unwrap_or(i64::MAX));
-        let request = request.multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(parts)).build());
-        let Err(error) = request.send().await else {
-            return Ok(true);
-        };
-        // Another fill was first (412), or is publishing right now (409), or the answer to our own first attempt was lost
-        // and the upload is gone (404): the object itself tells.
-        match self.size(digest).await {
-            Ok(Some(stored)) if stored == size => Ok(false),
-            _ => Err(store_error("CompleteMultipartUpload", &error)),
+        count: usize,
+    ) -> Result<Option<BTreeMap<i32, (CompletedPart, i64)>>, StoreError> {
+        let request = self.client.list_parts().bucket(&self.bucket).key(key(digest)).upload_id(upload);
+        let mut pages = request.into_paginator().send();
+        let mut parts = BTreeMap::new();
+        while let Some(page) = pages.next().await {
+            let page = match page {
+                Ok(page) => page,
+                Err(error) if has_status(&error, 404) => return Ok(None),
+                Err(error) => return Err(store_error("ListParts", &error)),
+            };
+            for part in page.parts.unwrap_or_default() {
+                let (number, length) = (part.part_number.unwrap_or_default(), part.size.unwrap_or_default());
+                if usize::try_from(number).is_ok_and(|number| number <= count) {
+                    let listed = CompletedPart::builder().part_number(number);
+                    let listed = listed.set_e_tag(part.e_tag).set_checksum_sha256(part.checksum_sha256);
+                    parts.insert(number, (listed.build(), length));
+                }
+            }
+            if parts.len() == count {
+                break;
+            }
+        }
+        Ok(Some(parts))
+    }
+
+    /// Aborts the uploads that none of these checkpoints speaks of and that began longer than `idle` ago. Returns how many.
+    pub(crate) async fn abandon_uploads(&self, known: &HashSet<String>, idle: Duration) -> Result<usize, StoreError> {
+        let known: HashSet<String> =
+            known.iter().filter_map(|upload| Some(serde_json::from_str::<Resume>(upload).ok()?.id)).collect();
+        let before = std::time::SystemTime::now().checked_sub(idle).map(DateTime::from);
+        let (mut key_marker, mut id_marker, mut abandoned) = (None, None, 0);
+        loop {
+            let list = self.client.list_multipart_uploads().bucket(&self.bucket).prefix(PREFIX);
+            let list = list.set_key_marker(key_marker).set_upload_id_marker(id_marker);
+            let page = list.send().await.map_err(|error| store_error("ListMultipartUploads", &error))?;
+            for upload in page.uploads.unwrap_or_default() {
+                let (Some(key), Some(id)) = (upload.key, upload.upload_id) else { continue };
+                let old = upload.initiated.zip(before).is_some_and(|(initiated, before)| initiated <= before);
+                if old && !known.contains(&id) {
+                    self.abort(&key, &id).await;
+                    abandoned += 1;
+                }
+            }
+            if page.is_truncated != Some(true) {
+                return Ok(abandoned);
+            }
+            (key_marker, id_marker) = (page.next_key_marker, page.next_upload_id_marker);
         }
     }
 
-    async fn abort(&self, digest: &Digest, upload: &str) {
-        let request = self.client.abort_multipart_upload().bucket(&self.bucket).key(key(digest)).upload_id(upload);
+    async fn abort(&self, key: &str, upload: &str) {
+        let request = self.client.abort_multipart_upload().bucket(&self.bucket).key(key).upload_id(upload);
         match request.send().await {
             Err(error) if !has_status(&error, 404) => {
                 let error = store_error("AbortMultipartUpload", &error);
-                tracing::warn!(blob.digest = %digest, %error, "the lifecycle rule has to remove an unfinished upload");
+                tracing::warn!(object.key = key, %error, "the lifecycle rule has to remove an unfinished upload");
             }
             _ => {}
         }
@@ -117,23 +266,15 @@ impl S3Blobs {
 }
 
 /// How large the parts of a blob of `size` bytes are.
-fn part_bytes(size: u64) -> usize {
-    usize::try_from(size.div_ceil(MAX_PARTS).max(PART_BYTES)).unwrap_or(usize::MAX)
+fn part_bytes(size: u64) -> u64 {
+    size.div_ceil(MAX_PARTS).max(PART_BYTES)
 }
 
-/// Cuts a body into numbered parts of `part_bytes`, the last one smaller. The body's error ends them.
-fn parts(body: Body, part_bytes: usize) -> impl Stream<Item = Result<(i32, Bytes), FillError>> {
-    stream::try_unfold((body, Bytes::new(), 1), move |(mut body, mut rest, number)| async move {
-        let mut part = BytesMut::with_capacity(part_bytes);
-        while part.len() < part_bytes {
-            if rest.is_empty() {
-                match body.try_next().await? {
-                    Some(chunk) => rest = chunk,
-                    None => break,
-                }
-            }
-            part.extend_from_slice(&rest.split_to(rest.len().min(part_bytes - part.len())));
-        }
-        Ok((!part.is_empty()).then(|| ((number, part.freeze()), (body, rest, number + 1))))
-    })
+fn fold(sent: &Sent) -> Digest {
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    for part in sent.values() {
+        hasher.update(part.checksum_sha256().unwrap_or_default().as_bytes());
+        hasher.update(b"\n");
+    }
+    hasher.finish()
 }

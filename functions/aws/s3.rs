@@ -1,5 +1,6 @@
 //! Content in one S3 bucket: `blobs/<algorithm>/<first two hex>/<hex>`, written once.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,13 +11,14 @@ use aws_sdk_s3::primitives::ByteStream;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
-use futures_util::TryStreamExt;
-use stopover::fill::FillError;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use stopover::oci::{Algorithm, Digest, MAX_MANIFEST_BYTES};
-use stopover::ports::{Blobs, Body, Location, Progress, StoreError};
+use stopover::ports::{Blobs, Location, Progress, StoreError, Upload};
 use tokio::sync::watch;
 
 use crate::failure::{has_status, store_error};
+use crate::multipart::Parts;
 
 /// How long a presigned URL works: long enough to begin a download, shorter than what is left of the role's session.
 const URL_LIFE: Duration = Duration::from_mins(15);
@@ -85,10 +87,13 @@ impl S3Blobs {
     }
 }
 
+/// Where all objects lie.
+pub(crate) const PREFIX: &str = "blobs/";
+
 /// The key of a blob's object.
 pub(crate) fn key(digest: &Digest) -> String {
     let hex = digest.hex();
-    format!("blobs/{}/{}/{hex}", digest.algorithm().name(), &hex[..2])
+    format!("{PREFIX}{}/{}/{hex}", digest.algorithm().name(), &hex[..2])
 }
 
 /// The SHA-256 of `bytes` in the form of `x-amz-checksum-sha256`.
@@ -114,32 +119,61 @@ impl Blobs for S3Blobs {
     }
 
     /// Readers cannot follow: an object has no bytes before it is whole.
-    async fn store(
+    async fn begin(
         &self,
         digest: &Digest,
         size: u64,
-        body: Body,
         _progress: &watch::Sender<Progress>,
-    ) -> Result<(), FillError> {
+    ) -> Result<Box<dyn Upload>, StoreError> {
         if size > SINGLE_PUT_BYTES {
-            return self.store_in_parts(digest, size, body).await;
+            return Ok(Box::new(Parts::begin(self, digest, size).await?));
         }
-        let bytes = collect(body, size).await?;
-        Ok(self.write(digest, bytes).await?)
+        let bytes = BytesMut::with_capacity(usize::try_from(size).unwrap_or_default());
+        Ok(Box::new(Whole { blobs: self.clone(), digest: digest.clone(), bytes }))
+    }
+
+    async fn resume(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        upload: &str,
+        _progress: &watch::Sender<Progress>,
+    ) -> Result<Option<Box<dyn Upload>>, StoreError> {
+        let upload = Parts::resume(self, digest, size, offset, upload).await?;
+        Ok(upload.map(|upload| Box::new(upload) as Box<dyn Upload>))
+    }
+
+    async fn abandon(&self, known: &HashSet<String>, idle: Duration) -> Result<usize, StoreError> {
+        self.abandon_uploads(known, idle).await
     }
 }
 
-async fn collect(mut body: Body, size: u64) -> Result<Bytes, FillError> {
-    let mut bytes = BytesMut::with_capacity(usize::try_from(size).unwrap_or_default());
-    while let Some(chunk) = body.try_next().await? {
-        bytes.extend_from_slice(&chunk);
-        if bytes.len() as u64 > size {
-            break;
-        }
+/// A blob that one request stores. It has no checkpoints: it is begun again as fast.
+struct Whole {
+    blobs: S3Blobs,
+    digest: Digest,
+    bytes: BytesMut,
+}
+
+#[async_trait]
+impl Upload for Whole {
+    fn unit(&self) -> u64 {
+        u64::MAX
     }
-    if bytes.len() as u64 == size {
-        Ok(bytes.freeze())
-    } else {
-        Err(FillError::Mismatch(format!("the body of a blob of {size} bytes does not have as many")))
+
+    async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError> {
+        self.bytes.extend_from_slice(&bytes);
+        Ok(())
     }
+
+    fn checkpoint(&mut self) -> BoxFuture<'static, Result<String, StoreError>> {
+        std::future::ready(Err(StoreError::Refused("a blob of one request has no checkpoints".to_owned()))).boxed()
+    }
+
+    async fn publish(&mut self) -> Result<(), StoreError> {
+        self.blobs.write(&self.digest, std::mem::take(&mut self.bytes).freeze()).await
+    }
+
+    async fn discard(self: Box<Self>) {}
 }

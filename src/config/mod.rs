@@ -47,6 +47,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// How long a client may wait for a cold blob before it is told to come back.
     pub wait: Duration,
+    /// How many bytes all running fills may hold in memory.
+    pub fill_memory: u64,
     /// How many misses at upstream a caller (an address) may cause in a minute.
     pub misses: u32,
     /// Every upstream that may be pulled through, by id.
@@ -174,6 +176,7 @@ pub const DEFAULT_UPSTREAM: &str = "docker.io";
 const DEFAULT_FRESH: Duration = Duration::from_mins(5);
 const DEFAULT_STALE: Duration = Duration::from_hours(30 * 24);
 const DEFAULT_MISSING: Duration = Duration::from_secs(30);
+const DEFAULT_FILL_MEMORY: u64 = 64_000_000;
 const DEFAULT_RESERVE: u64 = 10;
 /// Far above what a cluster with a few mistyped images causes, far below what a registry takes for abuse.
 const DEFAULT_MISSES: u32 = 120;
@@ -216,6 +219,7 @@ impl Config {
             listen: file.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 5000))),
             data_dir: file.data_dir.unwrap_or_else(|| "stopover-data".into()),
             wait: file.wait.map_or(DEFAULT_WAIT, |span| span.0),
+            fill_memory: DEFAULT_FILL_MEMORY,
             misses: file.misses.unwrap_or(DEFAULT_MISSES),
             upstreams,
             source: path.map(Path::to_owned),

@@ -1,23 +1,27 @@
 //! Blobs as files.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::StreamExt as _;
-use tempfile::NamedTempFile;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
-use crate::fill::FillError;
 use crate::oci::Digest;
-use crate::ports::{Blobs, Body, Location, Progress, StoreError};
+use crate::ports::{Blobs, Location, Progress, StoreError, Upload};
 
 /// How much is handed to the file system at once: the blocking pool is visited a few times a megabyte, not a hundred.
-const WRITE_BYTES: usize = 512 * 1024;
+const WRITE_BYTES: u64 = 512 * 1024;
+/// Where checkpoints may lie: a stop costs no more than this.
+const UNIT_BYTES: u64 = 1024 * 1024;
 /// Free space that fills leave alone, so that the ledger can always be written: this much, or a hundredth of a small disk.
 const RESERVE_BYTES: u64 = 64 * 1024 * 1024;
 
@@ -29,14 +33,10 @@ pub struct Files {
 }
 
 impl Files {
-    /// Opens or creates the store below `data`, and throws away what was on its way when a process died.
+    /// Opens or creates the store below `data`.
     pub fn open(data: &Path) -> anyhow::Result<Self> {
         let files = Self { published: data.join("blobs"), unpublished: data.join("unpublished") };
         let prepare = || -> io::Result<()> {
-            match fs::remove_dir_all(&files.unpublished) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
             fs::create_dir_all(&files.unpublished)?;
             fs::create_dir_all(&files.published)?;
             sync_directory(data)
@@ -48,11 +48,6 @@ impl Files {
     fn path(&self, digest: &Digest) -> PathBuf {
         let hex = digest.hex();
         self.published.join(digest.algorithm().name()).join(&hex[..2]).join(hex)
-    }
-
-    fn begin(&self, size: u64) -> Result<NamedTempFile, StoreError> {
-        self.check_space(size)?;
-        NamedTempFile::new_in(&self.unpublished).map_err(refused)
     }
 
     fn check_space(&self, size: u64) -> Result<(), StoreError> {
@@ -69,8 +64,8 @@ impl Files {
     }
 
     /// fsync, rename, fsync of the directory: after a crash the whole blob is there or none of it.
-    fn publish(&self, file: NamedTempFile, digest: &Digest) -> io::Result<()> {
-        file.as_file().sync_all()?;
+    fn publish(&self, file: &File, unpublished: &Path, digest: &Digest) -> io::Result<()> {
+        file.sync_all()?;
         let path = self.path(digest);
         let directory = path.parent().unwrap_or(&self.published);
         if !directory.is_dir() {
@@ -78,7 +73,7 @@ impl Files {
             sync_directory(&self.published)?;
             directory.parent().map_or(Ok(()), sync_directory)?;
         }
-        file.persist(&path).map_err(|error| error.error)?;
+        fs::rename(unpublished, &path)?;
         sync_directory(directory)
     }
 }
@@ -131,42 +126,162 @@ impl Blobs for Files {
         blocking(open).await
     }
 
-    async fn store(
+    async fn begin(
         &self,
         digest: &Digest,
         size: u64,
-        mut body: Body,
         progress: &watch::Sender<Progress>,
-    ) -> Result<(), FillError> {
-        let mut file = self.begin(size)?;
-        let reader = Arc::new(file.reopen().map_err(refused)?);
-        let mut written = 0;
-        let mut pending: Vec<Bytes> = Vec::new();
-        let mut pending_bytes = 0;
-        loop {
-            let chunk = body.next().await.transpose()?;
-            let ended = chunk.is_none();
-            if let Some(chunk) = chunk {
-                pending_bytes += chunk.len();
-                pending.push(chunk);
-            }
-            // A follower waits for the first bytes, so they are written at once.
-            if pending_bytes >= WRITE_BYTES || written == 0 || ended {
-                let chunks = std::mem::take(&mut pending);
-                let write = move || {
-                    chunks.iter().try_for_each(|chunk| file.write_all(chunk))?;
-                    Ok(file)
-                };
-                file = blocking(write).await?;
-                written += pending_bytes as u64;
-                pending_bytes = 0;
-                progress.send_replace(Progress::Growing { file: Arc::clone(&reader), written, size });
-            }
-            if ended {
-                break;
-            }
+    ) -> Result<Box<dyn Upload>, StoreError> {
+        self.check_space(size)?;
+        let name = format!("{}.{:08x}", digest.hex(), fastrand::u32(..));
+        let path = self.unpublished.join(&name);
+        let open = move || File::options().write(true).read(true).create_new(true).open(path);
+        let file = blocking(open).await?;
+        Ok(Box::new(Unpublished::new(self, digest, size, name, file, 0, progress)))
+    }
+
+    async fn resume(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        upload: &str,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<Option<Box<dyn Upload>>, StoreError> {
+        // The name of a file in our directory, and of this blob: nothing else is opened.
+        let ours = upload.strip_prefix(digest.hex()).is_some_and(|rest| !rest.contains('/'));
+        if !ours || !offset.is_multiple_of(UNIT_BYTES) {
+            return Ok(None);
         }
-        let (files, digest) = (self.clone(), digest.clone());
-        Ok(blocking(move || files.publish(file, &digest)).await?)
+        self.check_space(size.saturating_sub(offset))?;
+        let path = self.unpublished.join(upload);
+        let open = move || {
+            let Some(file) = absent(File::options().write(true).read(true).open(path))? else { return Ok(None) };
+            if file.metadata()?.len() < offset {
+                return Ok(None);
+            }
+            file.set_len(offset)?;
+            Ok(Some(file))
+        };
+        let file = blocking(open).await?;
+        Ok(file.map(|file| {
+            Box::new(Unpublished::new(self, digest, size, upload.to_owned(), file, offset, progress)) as Box<dyn Upload>
+        }))
+    }
+
+    async fn abandon(&self, known: &HashSet<String>, idle: Duration) -> Result<usize, StoreError> {
+        let (directory, known) = (self.unpublished.clone(), known.clone());
+        let remove = move || {
+            let mut removed = 0;
+            for entry in fs::read_dir(directory)? {
+                let entry = entry?;
+                let old = entry.metadata()?.modified()?.elapsed().unwrap_or_default() >= idle;
+                if old && !entry.file_name().to_str().is_some_and(|name| known.contains(name)) {
+                    removed += usize::from(absent(fs::remove_file(entry.path()))?.is_some());
+                }
+            }
+            Ok(removed)
+        };
+        blocking(remove).await
+    }
+}
+
+/// A file that grows. Only one fill at a time has it, because only one process has the directory.
+struct Unpublished {
+    files: Files,
+    digest: Digest,
+    size: u64,
+    name: String,
+    file: Arc<File>,
+    progress: watch::Sender<Progress>,
+    /// How many bytes are in the file.
+    written: u64,
+    /// Those that are not yet.
+    pending: Vec<Bytes>,
+    pending_bytes: u64,
+}
+
+impl Unpublished {
+    fn new(
+        files: &Files,
+        digest: &Digest,
+        size: u64,
+        name: String,
+        file: File,
+        written: u64,
+        progress: &watch::Sender<Progress>,
+    ) -> Self {
+        let this = Self {
+            files: files.clone(),
+            digest: digest.clone(),
+            size,
+            name,
+            file: Arc::new(file),
+            progress: progress.clone(),
+            written,
+            pending: Vec::new(),
+            pending_bytes: 0,
+        };
+        if written > 0 {
+            this.tell();
+        }
+        this
+    }
+
+    fn tell(&self) {
+        let (file, written, size) = (Arc::clone(&self.file), self.written, self.size);
+        self.progress.send_replace(Progress::Growing { file, written, size });
+    }
+
+    async fn flush(&mut self) -> Result<(), StoreError> {
+        let (file, chunks, mut at) = (Arc::clone(&self.file), std::mem::take(&mut self.pending), self.written);
+        let write = move || {
+            for chunk in chunks {
+                file.write_all_at(&chunk, at)?;
+                at += chunk.len() as u64;
+            }
+            Ok(())
+        };
+        blocking(write).await?;
+        self.written += std::mem::take(&mut self.pending_bytes);
+        self.tell();
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Upload for Unpublished {
+    fn unit(&self) -> u64 {
+        UNIT_BYTES
+    }
+
+    async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError> {
+        self.pending_bytes += bytes.len() as u64;
+        self.pending.push(bytes);
+        let end = self.written + self.pending_bytes;
+        // A follower waits for the first bytes, so they are written at once; a checkpoint wants all before it in the file.
+        if self.written == 0 || self.pending_bytes >= WRITE_BYTES || end.is_multiple_of(UNIT_BYTES) {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    fn checkpoint(&mut self) -> BoxFuture<'static, Result<String, StoreError>> {
+        let (file, name) = (Arc::clone(&self.file), self.name.clone());
+        async move { blocking(move || file.sync_data()).await.map(|()| name) }.boxed()
+    }
+
+    async fn publish(&mut self) -> Result<(), StoreError> {
+        self.flush().await?;
+        let (files, file, digest) = (self.files.clone(), Arc::clone(&self.file), self.digest.clone());
+        let unpublished = files.unpublished.join(&self.name);
+        blocking(move || files.publish(&file, &unpublished, &digest)).await
+    }
+
+    async fn discard(self: Box<Self>) {
+        let path = self.files.unpublished.join(&self.name);
+        if let Err(error) = blocking(move || fs::remove_file(path)).await {
+            tracing::warn!(blob.digest = %self.digest, %error, "the next start has to remove an unfinished file");
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! One table maps a key to a value that begins with its version. Reads are snapshots and take microseconds. Writes go to
 //! one thread, which puts all that wait into one commit: an fsync takes milliseconds however much it covers.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, mpsc};
 use std::thread::{self, JoinHandle};
@@ -207,6 +208,12 @@ impl EmbeddedLedger {
             }
         }
         self.write(None, changes).await.map(|_| ())
+    }
+
+    /// The uploads that checkpoints speak of.
+    pub(super) fn checkpoints(&self) -> Result<HashSet<String>, StoreError> {
+        let records = self.scan::<BlobRecord>(BLOB)?;
+        Ok(records.into_iter().filter_map(|(_, record)| record.value.checkpoint).map(|known| known.upload).collect())
     }
 
     /// The fills that were requested and have not ended.

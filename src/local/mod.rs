@@ -4,7 +4,7 @@
 //! <data>/lock                                     held while a process uses the directory
 //! <data>/ledger.redb                              tag records, manifests, memberships, claims, requested fills
 //! <data>/blobs/<algorithm>/<2 hex>/<hex>          published blobs, whole and verified
-//! <data>/unpublished/<random>                     bytes on their way; emptied at every start
+//! <data>/unpublished/<hex>.<random>               bytes on their way; a start keeps those with a checkpoint
 //! ```
 
 mod files;
@@ -24,6 +24,7 @@ pub use queue::Queue;
 
 use crate::Cache;
 use crate::config::Config;
+use crate::ports::Blobs as _;
 use crate::time::Clock;
 
 /// A cache on one machine.
@@ -45,8 +46,9 @@ impl Local {
             EmbeddedLedger::open(&data.join("ledger.redb"))
                 .with_context(|| format!("cannot open the ledger in {}", data.display()))?,
         );
-        // Whoever held a claim was a process that is gone: this one owns the directory now.
+        // Whoever held a claim was a process that is gone: this one owns the directory now, and goes on from checkpoints.
         ledger.release_claims().await?;
+        files.abandon(&ledger.checkpoints()?, Duration::ZERO).await?;
         let queue = Arc::new(Queue::new(Arc::clone(&ledger)));
         let cache = Cache::new(config, clock, files, ledger, Arc::new(queue::Handle(Arc::clone(&queue))))
             .context("cannot start")?;

@@ -115,20 +115,18 @@ impl Queue {
         mut hurried: watch::Receiver<bool>,
         failures: usize,
     ) -> Option<Duration> {
-        let outcome = tokio::select! {
-            outcome = async {
-                let _place = tokio::select! {
-                    place = self.places.acquire() => place.ok(),
-                    _ = hurried.wait_for(|&urgent| urgent) => None,
-                    () = self.stopped(false) => return None,
-                };
-                let cache = self.cache.get().and_then(Weak::upgrade)?;
-                Some(fill::run(&cache, job, progress).await)
-            } => outcome,
-            () = self.stopped(true) => None,
+        let outcome = async {
+            let _place = tokio::select! {
+                place = self.places.acquire() => place.ok(),
+                _ = hurried.wait_for(|&urgent| urgent) => None,
+                () = self.stopped(false) => return None,
+            };
+            let cache = self.cache.get().and_then(Weak::upgrade)?;
+            Some(fill::run(&cache, job, progress, self.stopped(true)).await)
         };
+        let outcome = outcome.await;
         let (end, rest) = match outcome {
-            None => (None, None),
+            None | Some(Ok(Filled::Parked)) => (None, None),
             Some(Ok(Filled::Stored | Filled::Already)) => (Some(Progress::Stored), None),
             Some(Ok(Filled::Claimed)) => (Some(Progress::Failed(FillError::ClaimLost)), Some(CLAIM)),
             Some(Err(error)) => {

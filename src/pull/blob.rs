@@ -51,9 +51,9 @@ impl Cache {
     ) -> Result<u64, PullError> {
         self.check_absent(repository).await?;
         self.misses.check(caller).map_err(|retry_after| PullError::TooManyMisses { retry_after })?;
-        let size = match self.upstreams.open_blob(repository, digest).await {
-            Ok((Some(size), _)) => size,
-            Ok((None, _)) => {
+        let size = match self.upstreams.open_blob(repository, digest, None).await.map(|blob| blob.size) {
+            Ok(Some(size)) => size,
+            Ok(None) => {
                 return Err(UpstreamError::Invalid("it does not say how long the blob is".into()).into());
             }
             Err(error @ (UpstreamError::Missing | UpstreamError::NoRepository)) => {

@@ -22,6 +22,8 @@ pub(super) struct Answer {
     pub(super) authorized: bool,
     /// It came from another origin than the upstream's own, after a redirect.
     pub(super) elsewhere: bool,
+    /// The request asked for a range.
+    pub(super) ranged: bool,
 }
 
 impl Answer {
@@ -30,6 +32,7 @@ impl Answer {
         let origin = guard::origin(&self.url);
         Err(match self.response.status() {
             StatusCode::OK => return Ok(self),
+            StatusCode::PARTIAL_CONTENT if self.ranged => return Ok(self),
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if credentials => {
                 UpstreamError::Denied(format!("it answered {status} to our credentials"))
             }
@@ -61,6 +64,23 @@ impl Answer {
             Some(Ok(target)) if matches!(target.scheme(), "http" | "https") => Ok(Some(target)),
             _ => Err(UpstreamError::Invalid("it redirected without a usable Location".into())),
         }
+    }
+}
+
+/// What `Content-Range` says of the part that was sent (RFC 9110, section 14.4).
+pub(super) struct RangeSent {
+    /// Length of the whole in bytes.
+    pub(super) size: u64,
+}
+
+impl RangeSent {
+    /// `bytes <first>-<last>/<size>`. `None`: not that, or not the range that was wanted.
+    pub(super) fn parse(text: &str, wanted: (u64, u64)) -> Option<Self> {
+        let (range, size) = text.strip_prefix("bytes ")?.split_once('/')?;
+        let (first, last) = range.split_once('-')?;
+        let (first, last, size): (u64, u64, u64) = (first.parse().ok()?, last.parse().ok()?, size.parse().ok()?);
+        let (from, to) = wanted;
+        (first == from && last == to.min(size.checked_sub(1)?)).then_some(Self { size })
     }
 }
 

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt as _};
-use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
 use http::{Method, StatusCode};
 use reqwest::Response;
 use url::Url;
 
 use super::UpstreamError;
-use super::answer::{Answer, own_media_type, read_limited, timed, unavailable};
+use super::answer::{Answer, RangeSent, own_media_type, read_limited, timed, unavailable};
 use super::guard::{self, Clients};
 use super::meter::Meter;
 use super::token::{Challenge, Tokens};
@@ -29,6 +29,29 @@ const MAX_REDIRECTS: usize = 5;
 
 /// The bytes of a blob as upstream sends them, not yet verified.
 pub type BlobBody = Pin<Box<dyn Stream<Item = Result<Bytes, UpstreamError>> + Send>>;
+
+/// A blob that upstream has begun to send.
+pub struct OpenBlob {
+    /// Its length in bytes, where upstream tells it.
+    pub size: Option<u64>,
+    /// Whether only the range that was asked for follows. Otherwise it is the whole blob, asked for or not.
+    pub partial: bool,
+    /// The bytes.
+    pub body: BlobBody,
+    /// Where they come from.
+    pub place: BlobPlace,
+}
+
+/// Where an upstream sends the bytes of a blob from, for as long as that works. Never logged: its query may be signed.
+#[derive(Clone)]
+pub struct BlobPlace {
+    pub(super) upstream: UpstreamId,
+    name: Name,
+    url: Url,
+}
+
+/// The first and the last byte that is wanted.
+pub type BytesWanted = (u64, u64);
 
 /// Where a client could fetch a blob itself.
 #[derive(Debug)]
@@ -180,7 +203,7 @@ impl Upstream {
     }
 
     async fn do_blob_source(&self, name: &Name, digest: &Digest) -> Result<BlobSource, UpstreamError> {
-        let answer = self.request(Method::GET, self.endpoint(name, "blobs", digest), name).await?;
+        let answer = self.request(Method::GET, self.endpoint(name, "blobs", digest), name, None).await?;
         if let Some(target) = answer.redirect_target()? {
             // Only the API of the upstream itself asks for its token again; pkg.dev serves bytes beside it.
             let api = target.origin() == self.config.url.origin() && target.path().starts_with("/v2/");
@@ -190,16 +213,44 @@ impl Upstream {
         Ok(if answer.authorized { BlobSource::Private } else { BlobSource::Public(answer.url) })
     }
 
-    /// Opens a blob: its length in bytes, where upstream tells it, and its bytes.
-    pub async fn open_blob(&self, name: &Name, digest: &Digest) -> Result<(Option<u64>, BlobBody), UpstreamError> {
-        self.metered(Kind::Blob, timed(BLOB_HEADER_TIMEOUT, self.do_open_blob(name, digest))).await
+    /// Opens a blob, or the part of it that is wanted where upstream can send parts.
+    pub async fn open_blob(
+        &self,
+        name: &Name,
+        digest: &Digest,
+        wanted: Option<BytesWanted>,
+    ) -> Result<OpenBlob, UpstreamError> {
+        let place =
+            BlobPlace { upstream: self.id.clone(), name: name.clone(), url: self.endpoint(name, "blobs", digest) };
+        self.metered(Kind::Blob, timed(BLOB_HEADER_TIMEOUT, self.do_open_blob(&place, wanted))).await
     }
 
-    async fn do_open_blob(&self, name: &Name, digest: &Digest) -> Result<(Option<u64>, BlobBody), UpstreamError> {
-        let answer = self.send(Method::GET, self.endpoint(name, "blobs", digest), name).await?;
-        let response = answer.succeeded(self.has_credentials()).await?.response;
-        let size = response.content_length();
-        Ok((size, Box::pin(response.bytes_stream().map_err(|error| unavailable(&error)))))
+    /// Opens another part of a blob where an earlier one came from, without asking the registry again. A place that does
+    /// not work any more (a signed URL is over) says nothing about the blob.
+    pub async fn open_again(&self, place: &BlobPlace, wanted: BytesWanted) -> Result<OpenBlob, UpstreamError> {
+        let opened = timed(BLOB_HEADER_TIMEOUT, self.do_open_blob(place, Some(wanted)));
+        if place.url.origin() == self.config.url.origin() {
+            self.metered(Kind::Blob, opened).await
+        } else {
+            opened.await
+        }
+    }
+
+    async fn do_open_blob(&self, place: &BlobPlace, wanted: Option<BytesWanted>) -> Result<OpenBlob, UpstreamError> {
+        let answer = self.send_for(Method::GET, place.url.clone(), &place.name, wanted).await?;
+        let Answer { response, url, .. } = answer.succeeded(self.has_credentials()).await?;
+        let partial = response.status() == StatusCode::PARTIAL_CONTENT;
+        let size = if partial {
+            let range = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
+            let range = range.and_then(|range| RangeSent::parse(range, wanted?));
+            Some(
+                range.ok_or_else(|| UpstreamError::Invalid("it sent another range than it was asked for".into()))?.size,
+            )
+        } else {
+            response.content_length()
+        };
+        let body = Box::pin(response.bytes_stream().map_err(|error| unavailable(&error)));
+        Ok(OpenBlob { size, partial, body, place: BlobPlace { url, ..place.clone() } })
     }
 
     /// Asks only what the gauge permits, and corrects the gauge by how that ended.
@@ -231,11 +282,21 @@ impl Upstream {
 
     /// Sends a request and follows redirects, at most five, each to a host that [`Clients::client_for`] allows.
     async fn send(&self, method: Method, url: Url, name: &Name) -> Result<Answer, UpstreamError> {
-        let mut answer = self.request(method.clone(), url, name).await?;
+        self.send_for(method, url, name, None).await
+    }
+
+    async fn send_for(
+        &self,
+        method: Method,
+        url: Url,
+        name: &Name,
+        wanted: Option<BytesWanted>,
+    ) -> Result<Answer, UpstreamError> {
+        let mut answer = self.request(method.clone(), url, name, wanted).await?;
         for _ in 0..MAX_REDIRECTS {
             match answer.redirect_target()? {
                 None => return Ok(answer),
-                Some(target) => answer = self.request(method.clone(), target, name).await?,
+                Some(target) => answer = self.request(method.clone(), target, name, wanted).await?,
             }
         }
         Err(UpstreamError::Invalid(format!("it redirected more than {MAX_REDIRECTS} times")))
@@ -243,7 +304,13 @@ impl Upstream {
 
     /// Sends one request. Credentials and tokens go to the upstream's own origin only. After a 401 a token is fetched,
     /// once.
-    async fn request(&self, method: Method, url: Url, name: &Name) -> Result<Answer, UpstreamError> {
+    async fn request(
+        &self,
+        method: Method,
+        url: Url,
+        name: &Name,
+        wanted: Option<BytesWanted>,
+    ) -> Result<Answer, UpstreamError> {
         let own = url.origin() == self.config.url.origin();
         let mut refused = None;
         loop {
@@ -267,6 +334,9 @@ impl Upstream {
                 .request(method.clone(), url.clone())
                 .header(ACCEPT, MediaType::ACCEPT)
                 .header(ACCEPT_ENCODING, "identity");
+            if let Some((first, last)) = wanted {
+                request = request.header(RANGE, format!("bytes={first}-{last}"));
+            }
             if let Some(authorization) = &authorization {
                 request = request.header(AUTHORIZATION, authorization.clone());
             }
@@ -284,7 +354,13 @@ impl Upstream {
             }
             let unauthorized = own && response.status() == StatusCode::UNAUTHORIZED;
             if !unauthorized {
-                return Ok(Answer { response, url, authorized: authorization.is_some(), elsewhere: !own });
+                return Ok(Answer {
+                    response,
+                    url,
+                    authorized: authorization.is_some(),
+                    elsewhere: !own,
+                    ranged: wanted.is_some(),
+                });
             }
             match (challenge, &refused) {
                 (None, _) => self.learn(&response, name).await?,
@@ -292,7 +368,7 @@ impl Upstream {
                 // Refused twice: what was learned may have been wrong, so the next request learns it anew.
                 (Some(_), _) => {
                     self.set_challenge(None);
-                    return Ok(Answer { response, url, authorized: true, elsewhere: false });
+                    return Ok(Answer { response, url, authorized: true, elsewhere: false, ranged: false });
                 }
             }
         }

@@ -27,6 +27,7 @@ impl Clients {
                 .connect_timeout(CONNECT_TIMEOUT)
                 .read_timeout(READ_TIMEOUT)
                 .tcp_nodelay(true)
+                .http1_only()
                 .user_agent(concat!("stopover/", env!("CARGO_PKG_VERSION")))
         };
         let failed = |error: reqwest::Error| UpstreamError::Invalid(format!("no HTTP client: {error:?}"));

@@ -14,7 +14,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-pub use client::{BlobBody, BlobSource, Upstream};
+pub use client::{BlobBody, BlobPlace, BlobSource, BytesWanted, OpenBlob, Upstream};
 
 use crate::config::{Config, DEFAULT_UPSTREAM};
 use crate::error::PullError;
@@ -185,17 +185,24 @@ impl Upstreams {
         .await
     }
 
-    /// Opens a blob: its length in bytes, where upstream tells it, and its bytes, not yet verified.
+    /// Opens a blob, or the part of it that is wanted where upstream can send parts: its bytes, not yet verified.
     pub async fn open_blob(
         &self,
         repository: &Repository,
         digest: &Digest,
-    ) -> Result<(Option<u64>, BlobBody), UpstreamError> {
+        wanted: Option<BytesWanted>,
+    ) -> Result<OpenBlob, UpstreamError> {
         self.ask(repository, false, |upstream, name| {
             let digest = digest.clone();
-            async move { upstream.open_blob(&name, &digest).await }.boxed()
+            async move { upstream.open_blob(&name, &digest, wanted).await }.boxed()
         })
         .await
+    }
+
+    /// Opens another part of a blob where an earlier one came from.
+    pub async fn open_again(&self, place: &BlobPlace, wanted: BytesWanted) -> Result<OpenBlob, UpstreamError> {
+        let unknown = || UpstreamError::Invalid(format!("{} is not configured", place.upstream));
+        self.by_id.get(&place.upstream).ok_or_else(unknown)?.open_again(place, wanted).await
     }
 
     /// Asks the upstream of a repository and, where that limits us or fails, those that carry the same content. What they

@@ -107,7 +107,7 @@ async fn a_stored_blob_whose_bytes_are_gone_is_filled_again(column: Column) {
     }
     let repository = Repository { upstream: "test.local".parse().unwrap(), name: "a".parse().unwrap() };
     let job = Job { repository, digest: digest.clone(), size: LAYER.len() as u64, priority: Priority::Interactive };
-    fill::run(&world.cache, &job, &watch::channel(Progress::Waiting).0).await.unwrap();
+    fill::run(&world.cache, &job, &watch::channel(Progress::Waiting).0, std::future::pending()).await.unwrap();
     assert_eq!(world.stored_blobs().await, [digest.to_string()]);
 }
 

@@ -7,10 +7,9 @@ use futures_util::future::try_join_all;
 use futures_util::{StreamExt as _, stream};
 use stopover::fill::FillError;
 use stopover::oci::{Algorithm, Digest};
-use stopover::ports::Body;
 use tokio::sync::Notify;
 
-use crate::storage::{Storage, blob, body, digest, pieces};
+use crate::storage::{Body, Storage, blob, body, digest, pieces};
 
 /// Small enough for one request to S3.
 const SMALL: usize = 300_000;

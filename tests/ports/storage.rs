@@ -2,16 +2,17 @@
 
 use std::io::{Read as _, Seek as _};
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use aws::{DynamoLedger, S3Blobs};
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{Stream, StreamExt as _, stream};
 use stopover::fill::FillError;
 use stopover::local::{EmbeddedLedger, Files};
 use stopover::oci::{Algorithm, Digest, Manifest, MediaType, Repository};
-use stopover::ports::{Blobs, Body, Ledger, Location, Progress};
+use stopover::ports::{Blobs, Ledger, Location, Progress, StoreError, Upload};
 use support::Random;
 use support::aws::Endpoints;
 use tempfile::TempDir;
@@ -61,8 +62,20 @@ impl Storage {
     }
 
     /// Stores what `body` brings, as a blob of `size` bytes.
-    pub(crate) async fn store_body(&self, digest: &Digest, size: usize, body: Body) -> Result<(), FillError> {
-        self.blobs.store(digest, size as u64, body, &watch::Sender::new(Progress::Waiting)).await
+    pub(crate) async fn store_body(&self, digest: &Digest, size: usize, mut body: Body) -> Result<(), FillError> {
+        let mut upload = self.blobs.begin(digest, size as u64, &watch::Sender::new(Progress::Waiting)).await?;
+        let mut written = 0;
+        let stored = async {
+            while let Some(bytes) = body.next().await {
+                write(&mut *upload, &mut written, bytes?).await?;
+            }
+            Ok(upload.publish().await?)
+        };
+        let stored = stored.await;
+        if stored.is_err() {
+            upload.discard().await;
+        }
+        stored
     }
 
     /// The bytes of a stored blob as a client gets them.
@@ -97,6 +110,20 @@ impl Storage {
         Ok(hidden + self.blobs_and_uploads()? == 0)
     }
 }
+
+/// Writes bytes as the core does: in pieces that do not cross a multiple of the upload's unit.
+pub(crate) async fn write(upload: &mut dyn Upload, written: &mut u64, mut bytes: Bytes) -> Result<(), StoreError> {
+    while !bytes.is_empty() {
+        let room = usize::try_from(upload.unit() - *written % upload.unit()).unwrap_or(usize::MAX);
+        let piece = bytes.split_to(bytes.len().min(room));
+        *written += piece.len() as u64;
+        upload.write(piece).await?;
+    }
+    Ok(())
+}
+
+/// The bytes of a blob on their way into storage. An item that is an error ends it.
+pub(crate) type Body = Pin<Box<dyn Stream<Item = Result<Bytes, FillError>> + Send>>;
 
 fn files(directory: &Path) -> Result<usize> {
     let mut count = 0;

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::future::pending;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -314,7 +315,7 @@ impl Filler {
                 for message in received.messages() {
                     let job: Job =
                         serde_json::from_str(message.body().unwrap_or_default()).expect("a request is a job");
-                    let outcome = fill::run(&cache, &job, &watch::channel(Progress::Waiting).0).await;
+                    let outcome = fill::run(&cache, &job, &watch::channel(Progress::Waiting).0, pending()).await;
                     // A failed fill would come back much later than a test lasts: its message ends here.
                     drop(outcome);
                     let receipt = message.receipt_handle().unwrap_or_default();

@@ -1,19 +1,23 @@
 //! THE WRITE PATH: claim → fetch → hash while storing → publish.
 //!
 //! A fill may be run twice, at once, and killed at any point: bytes become visible only whole and verified, so a claim
-//! saves work and correctness never depends on it.
+//! saves work and correctness never depends on it. One that is stopped, or dies, leaves a checkpoint in the record of its
+//! blob, and the next one goes on from there.
+//!
+//! [`source`] brings the bytes in order, [`copy`] hashes and stores them.
+
+mod copy;
+mod source;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt as _, stream};
 use tokio::sync::watch;
 
 use crate::Cache;
-use crate::oci::Hasher;
-use crate::ports::{BlobRecord, BlobState, Body, Job, Ledger, Progress, StoreError, Versioned};
+use crate::ports::{BlobRecord, BlobState, Checkpoint, Job, Ledger, Progress, StoreError, Upload, Versioned};
 use crate::time::{Clock, Timestamp};
-use crate::upstream::{BlobBody, UpstreamError};
+use crate::upstream::UpstreamError;
 
 /// How long a claim keeps others away. It is renewed while bytes arrive, so this bounds how long a dead fill is waited for.
 pub const CLAIM: Duration = Duration::from_mins(1);
@@ -51,6 +55,13 @@ pub enum Filled {
     Already,
     /// Another fill holds the claim; its own request brings it back should it die.
     Claimed,
+    /// It was stopped before its end: somebody has to request it again.
+    Parked,
+}
+
+/// How many segments of a blob fit into so many bytes, besides what is being stored.
+pub(crate) fn segments_in(bytes: u64) -> usize {
+    usize::try_from(bytes / 2 / source::SEGMENT_BYTES).unwrap_or_default()
 }
 
 /// What a fill may do about a blob, decided from its record alone.
@@ -77,8 +88,14 @@ pub fn decide(record: Option<&BlobRecord>, owner: &str, now: Timestamp) -> Claim
     }
 }
 
-/// Copies one blob from upstream into storage, unless it is there or another fill is copying it.
-pub async fn run(cache: &Cache, job: &Job, progress: &watch::Sender<Progress>) -> Result<Filled, FillError> {
+/// Copies one blob from upstream into storage, unless it is there or another fill is copying it. Ends early, with a
+/// checkpoint, once `stop` is ready.
+pub async fn run(
+    cache: &Arc<Cache>,
+    job: &Job,
+    progress: &watch::Sender<Progress>,
+    stop: impl Future<Output = ()> + Send,
+) -> Result<Filled, FillError> {
     let owner = format!("{:016x}", fastrand::u64(..));
     let claimed = loop {
         let current = cache.ledger.blob(&job.repository, &job.digest).await?.record;
@@ -99,122 +116,100 @@ pub async fn run(cache: &Cache, job: &Job, progress: &watch::Sender<Progress>) -
         }
     };
     let started = std::time::Instant::now();
-    let outcome = copy(cache, job, &owner, progress).await;
+    let lease = Lease { ledger: Arc::clone(&cache.ledger), clock: cache.clock.clone(), job: job.clone(), owner };
+    let Copied { outcome, checkpoint, upload } = copy::copy(cache, &lease, claimed.checkpoint, progress, stop).await;
+    let offset = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.offset);
     let (state, failure) = match &outcome {
-        Ok(_) => (BlobState::Stored { size: job.size }, None),
-        // The record is another's by now.
-        Err(FillError::ClaimLost) => return outcome,
+        Ok(Filled::Stored | Filled::Already) => (BlobState::Stored { size: job.size }, None),
+        Ok(Filled::Parked | Filled::Claimed) => (BlobState::Absent, claimed.failure),
         Err(error) => (BlobState::Absent, Some(error.to_string())),
     };
-    settle(cache, job, &owner, &BlobRecord { state, failure, ..claimed.clone() }).await?;
+    // The order matters: what a checkpoint in the ledger speaks of is not thrown away.
+    if lease.settle(state, failure, checkpoint).await?
+        && let Some(upload) = upload
+    {
+        upload.discard().await;
+    }
     match &outcome {
+        Ok(Filled::Parked) => tracing::info!(
+            blob.digest = %job.digest, repository = %job.repository, offset_bytes = offset, size_bytes = job.size,
+            "fill parked: the next one goes on from there"
+        ),
         Ok(_) => tracing::info!(
             blob.digest = %job.digest, repository = %job.repository, size_bytes = job.size,
             duration_ms = started.elapsed().as_millis(), "blob stored"
         ),
         Err(error) => tracing::warn!(
-            blob.digest = %job.digest, repository = %job.repository, attempt = claimed.attempts, %error, "fill failed"
+            blob.digest = %job.digest, repository = %job.repository, attempt = claimed.attempts, offset_bytes = offset,
+            %error, "fill failed"
         ),
     }
     outcome
 }
 
-/// Writes how a fill ended. That the bytes are stored is true whoever holds the claim; a failure is noted only by the
-/// claim's owner.
-async fn settle(cache: &Cache, job: &Job, owner: &str, record: &BlobRecord) -> Result<(), StoreError> {
-    loop {
-        let current = cache.ledger.blob(&job.repository, &job.digest).await?.record;
-        let stored = matches!(record.state, BlobState::Stored { .. });
-        match &current {
-            Some(current) if !stored && !owns(current, owner) => return Ok(()),
-            _ => {}
-        }
-        if cache.ledger.swap_blob(&job.digest, current.map(|current| current.version), record).await?.is_some() {
-            return Ok(());
-        }
-    }
+/// How copying ended.
+struct Copied {
+    outcome: Result<Filled, FillError>,
+    /// Where the next fill may go on.
+    checkpoint: Option<Checkpoint>,
+    /// What is of no use any more.
+    upload: Option<Box<dyn Upload>>,
 }
 
-fn owns(record: &Versioned<BlobRecord>, owner: &str) -> bool {
-    matches!(&record.value.state, BlobState::Claimed { owner: holder, .. } if holder == owner)
-}
-
-async fn copy(cache: &Cache, job: &Job, owner: &str, progress: &watch::Sender<Progress>) -> Result<Filled, FillError> {
-    // The bytes may be here although their record is not: a fill was killed between the two.
-    match cache.blobs.size(&job.digest).await? {
-        Some(size) if size == job.size => return Ok(Filled::Already),
-        _ => {}
-    }
-    let (size, body) = cache.upstreams.open_blob(&job.repository, &job.digest).await?;
-    if let Some(size) = size.filter(|&size| size != job.size) {
-        return Err(FillError::Mismatch(format!("upstream sends {size} bytes of a blob of {}", job.size)));
-    }
-    let lease = Lease {
-        ledger: Arc::clone(&cache.ledger),
-        clock: cache.clock.clone(),
-        job: job.clone(),
-        owner: owner.to_owned(),
-        renew_at: cache.clock.now().plus(CLAIM / 3),
-    };
-    cache.blobs.store(&job.digest, job.size, verified(body, job, lease), progress).await?;
-    Ok(Filled::Stored)
-}
-
-/// A claim that is renewed while bytes arrive.
+/// A claim that this fill holds until another takes it over.
+#[derive(Clone)]
 struct Lease {
     ledger: Arc<dyn Ledger>,
     clock: Clock,
     job: Job,
     owner: String,
-    renew_at: Timestamp,
 }
 
 impl Lease {
-    async fn keep(&mut self) -> Result<(), FillError> {
-        let now = self.clock.now();
-        if now < self.renew_at {
-            return Ok(());
-        }
+    /// Holds the claim for another while and writes down how far the fill has come, in one write.
+    async fn renew(&self, checkpoint: Option<Checkpoint>) -> Result<(), FillError> {
         let record = self.ledger.blob(&self.job.repository, &self.job.digest).await?.record;
-        let Some(Versioned { mut value, version }) = record.filter(|record| owns(record, &self.owner)) else {
+        let Some(Versioned { value, version }) = record.filter(|record| self.owns(record)) else {
             return Err(FillError::ClaimLost);
         };
-        value.state = BlobState::Claimed { owner: self.owner.clone(), until: now.plus(CLAIM) };
-        if self.ledger.swap_blob(&self.job.digest, Some(version), &value).await?.is_none() {
-            return Err(FillError::ClaimLost);
+        let state = BlobState::Claimed { owner: self.owner.clone(), until: self.clock.now().plus(CLAIM) };
+        let renewed = BlobRecord { state, checkpoint, ..value };
+        match self.ledger.swap_blob(&self.job.digest, Some(version), &renewed).await? {
+            Some(_) => Ok(()),
+            None => Err(FillError::ClaimLost),
         }
-        self.renew_at = now.plus(CLAIM / 3);
-        Ok(())
     }
-}
 
-/// Passes bytes on while hashing them. Ends well only after exactly `job.size` bytes with the digest `job.digest`.
-fn verified(body: BlobBody, job: &Job, lease: Lease) -> Body {
-    let state = (body, Hasher::new(job.digest.algorithm()), 0, lease);
-    Box::pin(stream::try_unfold(state, |(mut body, mut hasher, seen, mut lease)| async move {
-        lease.keep().await?;
-        let size = lease.job.size;
-        let Some(chunk) = body.next().await.transpose()? else {
-            if seen < size {
-                let reason = format!("it sent {seen} of {size} bytes");
-                return Err(UpstreamError::Unavailable { silent: false, reason }.into());
+    /// Writes how the fill ended, and gives the claim back. That the bytes are stored is true whoever holds the claim;
+    /// anything else is noted only by its owner. `false`: it is another's.
+    async fn settle(
+        &self,
+        state: BlobState,
+        failure: Option<String>,
+        checkpoint: Option<Checkpoint>,
+    ) -> Result<bool, StoreError> {
+        let stored = matches!(state, BlobState::Stored { .. });
+        loop {
+            let current = self.ledger.blob(&self.job.repository, &self.job.digest).await?.record;
+            let owned = current.as_ref().is_some_and(|current| self.owns(current));
+            if !stored && !owned {
+                return Ok(false);
             }
-            let digest = hasher.finish();
-            if digest != lease.job.digest {
-                return Err(FillError::Mismatch(format!("the bytes of {} have the digest {digest}", lease.job.digest)));
+            let (before, version) = match current {
+                Some(Versioned { value, version }) => (value, Some(version)),
+                None => (BlobRecord::new(BlobState::Absent), None),
+            };
+            let (state, failure, checkpoint) = (state.clone(), failure.clone(), checkpoint.clone());
+            let settled = BlobRecord { state, failure, checkpoint, ..before };
+            if self.ledger.swap_blob(&self.job.digest, version, &settled).await?.is_some() {
+                return Ok(owned);
             }
-            return Ok(None);
-        };
-        let seen = seen + chunk.len() as u64;
-        if seen > size {
-            return Err(FillError::Mismatch(format!(
-                "upstream sends more than the {size} bytes of {}",
-                lease.job.digest
-            )));
         }
-        hasher.update(&chunk);
-        Ok(Some((chunk, (body, hasher, seen, lease))))
-    }))
+    }
+
+    fn owns(&self, record: &Versioned<BlobRecord>) -> bool {
+        matches!(&record.value.state, BlobState::Claimed { owner, .. } if *owner == self.owner)
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,207 @@
+//! One blob from upstream into storage: read in order, hashed, stored, and written down now and then.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+
+use super::source::Source;
+use super::{CLAIM, Copied, FillError, Filled, Lease};
+use crate::Cache;
+use crate::oci::Hasher;
+use crate::ports::{Checkpoint, Job, Progress, StoreError, Upload};
+use crate::upstream::UpstreamError;
+
+/// After so many bytes a checkpoint is taken, whatever the time: what a crash costs at the most.
+const CHECKPOINT_BYTES: u64 = 64 * 1024 * 1024;
+/// How often it is looked whether the claim has to be renewed while upstream is silent.
+const TICK: Duration = Duration::from_secs(5);
+
+/// Copies the blob of a claim, from its checkpoint on where that still fits.
+pub(super) async fn copy(
+    cache: &Arc<Cache>,
+    lease: &Lease,
+    checkpoint: Option<Checkpoint>,
+    progress: &watch::Sender<Progress>,
+    stop: impl Future<Output = ()> + Send,
+) -> Copied {
+    let job = &lease.job;
+    let failed = |error| Copied { outcome: Err(error), checkpoint: None, upload: None };
+    // The bytes may be here although their record is not: a fill was killed between the two.
+    match cache.blobs.size(&job.digest).await {
+        Ok(Some(size)) if size == job.size => {
+            return Copied { outcome: Ok(Filled::Already), checkpoint: None, upload: None };
+        }
+        Ok(_) => {}
+        Err(error) => return Copied { checkpoint, ..failed(error.into()) },
+    }
+    let (mut writer, checkpoint) = match Writer::open(cache, job, checkpoint.clone(), progress).await {
+        Ok(opened) => opened,
+        Err(error) => return Copied { checkpoint, ..failed(error.into()) },
+    };
+    let mut copying = Copying { cache, lease, writer: &mut writer, saved: checkpoint };
+    let outcome = copying.run(stop).await;
+    let saved = copying.saved;
+    match outcome {
+        Ok(true) => match lease.renew(saved.clone()).await {
+            // Only the owner of the claim publishes.
+            Ok(()) => match writer.upload.publish().await {
+                Ok(()) => Copied { outcome: Ok(Filled::Stored), checkpoint: None, upload: None },
+                Err(error) => end(Err(error.into()), saved, writer),
+            },
+            Err(error) => end(Err(error), saved, writer),
+        },
+        Ok(false) => {
+            let checkpoint = writer.checkpoint().await.unwrap_or(saved);
+            end(Ok(Filled::Parked), checkpoint, writer)
+        }
+        Err(error @ FillError::Upstream(_)) if error.may_pass() => {
+            let checkpoint = writer.checkpoint().await.unwrap_or(saved);
+            end(Err(error), checkpoint, writer)
+        }
+        Err(error @ (FillError::Store(StoreError::Unavailable(_)) | FillError::ClaimLost)) => {
+            end(Err(error), saved, writer)
+        }
+        // Nothing of it can be trusted, or nobody will go on with it; and a full disk is not kept full.
+        Err(error) => end(Err(error), None, writer),
+    }
+}
+
+/// Without a checkpoint the upload is of no use to anybody.
+fn end(outcome: Result<Filled, FillError>, checkpoint: Option<Checkpoint>, writer: Writer) -> Copied {
+    let upload = checkpoint.is_none().then_some(writer.upload);
+    Copied { outcome, checkpoint, upload }
+}
+
+struct Copying<'a> {
+    cache: &'a Arc<Cache>,
+    lease: &'a Lease,
+    writer: &'a mut Writer,
+    /// The checkpoint that the ledger has.
+    saved: Option<Checkpoint>,
+}
+
+impl Copying<'_> {
+    /// Stores all bytes. `false`: it was stopped before. Ends well only with the right number of bytes of the right digest.
+    async fn run(&mut self, stop: impl Future<Output = ()> + Send) -> Result<bool, FillError> {
+        let mut stop = std::pin::pin!(stop);
+        let job = &self.lease.job;
+        let mut source = tokio::select! {
+            biased;
+            source = Source::open(self.cache, job, self.writer.written) => source?,
+            () = &mut stop => return Ok(false),
+        };
+        let mut renew_at = self.lease.clock.now().plus(CLAIM / 3);
+        let mut checkpoint_at = self.writer.written + CHECKPOINT_BYTES;
+        let mut saving: Option<BoxFuture<'_, Result<Option<Checkpoint>, FillError>>> = None;
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            if saving.is_none() && (self.writer.written >= checkpoint_at || self.lease.clock.now() >= renew_at) {
+                renew_at = self.lease.clock.now().plus(CLAIM / 3);
+                checkpoint_at = self.writer.written + CHECKPOINT_BYTES;
+                let (lease, checkpoint) = (self.lease.clone(), self.writer.checkpoint());
+                let saved = async move {
+                    let checkpoint = checkpoint.await?;
+                    lease.renew(checkpoint.clone()).await.map(|()| checkpoint)
+                };
+                saving = Some(saved.boxed());
+            }
+            let saved = async {
+                match &mut saving {
+                    Some(saving) => saving.await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = &mut stop => return Ok(false),
+                saved = saved => {
+                    saving = None;
+                    self.saved = saved?;
+                }
+                chunk = source.next() => match chunk? {
+                    Some(chunk) => self.writer.write(chunk).await?,
+                    None => return self.writer.verify(job).map(|()| true),
+                },
+                _ = tick.tick() => {}
+            }
+        }
+    }
+}
+
+/// What has been stored so far, and the hash over it.
+struct Writer {
+    upload: Box<dyn Upload>,
+    unit: u64,
+    hasher: Hasher,
+    written: u64,
+    /// The last place where a checkpoint may lie, and the hash up to there.
+    boundary: (u64, Hasher),
+}
+
+impl Writer {
+    /// Goes on from a checkpoint, or begins anew where there is none or it does not fit.
+    async fn open(
+        cache: &Cache,
+        job: &Job,
+        checkpoint: Option<Checkpoint>,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<(Self, Option<Checkpoint>), StoreError> {
+        let algorithm = job.digest.algorithm();
+        if let Some(checkpoint) = checkpoint.filter(|checkpoint| checkpoint.offset <= job.size)
+            && let Some(hasher) = Hasher::restore(algorithm, &checkpoint.hash)
+        {
+            let Checkpoint { offset, upload, .. } = &checkpoint;
+            if let Some(upload) = cache.blobs.resume(&job.digest, job.size, *offset, upload, progress).await? {
+                return Ok((Self::new(upload, hasher, *offset), Some(checkpoint)));
+            }
+            tracing::warn!(blob.digest = %job.digest, offset, "a checkpoint does not fit: beginning anew");
+        }
+        let upload = cache.blobs.begin(&job.digest, job.size, progress).await?;
+        Ok((Self::new(upload, Hasher::new(algorithm), 0), None))
+    }
+
+    fn new(upload: Box<dyn Upload>, hasher: Hasher, written: u64) -> Self {
+        Self { unit: upload.unit().max(1), upload, boundary: (written, hasher.clone()), hasher, written }
+    }
+
+    async fn write(&mut self, mut bytes: Bytes) -> Result<(), StoreError> {
+        while !bytes.is_empty() {
+            let room = self.unit - self.written % self.unit;
+            let piece = bytes.split_to(bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
+            self.hasher.update(&piece);
+            self.written += piece.len() as u64;
+            self.upload.write(piece).await?;
+            if self.written.is_multiple_of(self.unit) {
+                self.boundary = (self.written, self.hasher.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// Ready once what it says survives a crash. `None`: there is nothing yet that could.
+    fn checkpoint(&mut self) -> BoxFuture<'static, Result<Option<Checkpoint>, StoreError>> {
+        let (offset, hash) = (self.boundary.0, self.boundary.1.save());
+        if offset == 0 {
+            return std::future::ready(Ok(None)).boxed();
+        }
+        let upload = self.upload.checkpoint();
+        async move { Ok(Some(Checkpoint { offset, hash, upload: upload.await? })) }.boxed()
+    }
+
+    fn verify(&mut self, job: &Job) -> Result<(), FillError> {
+        if self.written != job.size {
+            let reason = format!("it sent {} of {} bytes", self.written, job.size);
+            return Err(UpstreamError::Unavailable { silent: false, reason }.into());
+        }
+        match self.hasher.clone().finish() {
+            digest if digest == job.digest => Ok(()),
+            digest => Err(FillError::Mismatch(format!("the bytes of {} have the digest {digest}", job.digest))),
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The bytes of one blob from upstream, in order: from several connections at once where upstream can send parts and
+//! memory allows it, over broken connections and places that stop working.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::FillError;
+use crate::Cache;
+use crate::ports::Job;
+use crate::upstream::{BlobPlace, OpenBlob, UpstreamError};
+
+/// The bytes one request asks for, where upstream can send parts.
+pub(crate) const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
+/// How many connections fetch one blob at once.
+const CONNECTIONS: usize = 4;
+/// How often a connection may break in a row without having brought a byte.
+const RETRIES: u32 = 3;
+/// The pause before the first of them; each further one doubles it.
+const PAUSE: Duration = Duration::from_millis(250);
+/// How much the segment that is being read may be ahead of its reader, in chunks of some kilobytes. The others may be
+/// ahead by all their bytes, for which they hold a part of the memory.
+const CHUNKS_AHEAD: usize = 16;
+
+/// An in-order reader of the bytes from an offset to the end.
+pub(super) struct Source {
+    upstream: Arc<Upstream>,
+    /// The ones being fetched, in order.
+    segments: VecDeque<Segment>,
+    /// The first byte that belongs to no segment yet.
+    next: u64,
+}
+
+/// What the segments of a blob share.
+struct Upstream {
+    cache: Arc<Cache>,
+    job: Job,
+    /// Where bytes came from lately: asked first, so that the registry itself is asked once and not for each segment.
+    place: Mutex<Option<BlobPlace>>,
+}
+
+struct Segment {
+    chunks: Chunks,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// The two ways to wait for a reader: hold the connection, or hold memory.
+enum Chunks {
+    Few(mpsc::Receiver<Result<Bytes, FillError>>),
+    All(mpsc::UnboundedReceiver<Result<Bytes, FillError>>, #[expect(dead_code, reason = "held")] OwnedSemaphorePermit),
+}
+
+enum Sender {
+    Few(mpsc::Sender<Result<Bytes, FillError>>),
+    All(mpsc::UnboundedSender<Result<Bytes, FillError>>),
+}
+
+impl Source {
+    /// Opens the blob at `offset`, and finds out whether upstream can send parts.
+    pub(super) async fn open(cache: &Arc<Cache>, job: &Job, offset: u64) -> Result<Self, FillError> {
+        let upstream = Arc::new(Upstream { cache: Arc::clone(cache), job: job.clone(), place: Mutex::default() });
+        let mut source = Self { upstream, segments: VecDeque::new(), next: job.size };
+        if offset >= job.size && job.size > 0 {
+            return Ok(source);
+        }
+        let last = source.last_of_segment(offset);
+        // What fits one segment is asked for as everybody does.
+        let whole = offset == 0 && last + 1 >= job.size;
+        let opened = source.upstream.resolve(if whole { None } else { Some((offset, last)) }).await?;
+        let end = if opened.partial { last + 1 } else { job.size };
+        source.next = end;
+        source.push(offset, end, Some(opened), None);
+        Ok(source)
+    }
+
+    /// The next bytes; `None` after the last one. Ends well only at the end of the blob.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, FillError> {
+        loop {
+            self.fetch_ahead();
+            let Some(segment) = self.segments.front_mut() else { return Ok(None) };
+            let chunk = match &mut segment.chunks {
+                Chunks::Few(chunks) => chunks.recv().await,
+                Chunks::All(chunks, _) => chunks.recv().await,
+            };
+            match chunk {
+                Some(chunk) => return chunk.map(Some),
+                None => _ = self.segments.pop_front(),
+            }
+        }
+    }
+
+    /// Begins further segments: always the one to be read next, others as memory allows.
+    fn fetch_ahead(&mut self) {
+        while self.next < self.upstream.job.size && self.segments.len() < CONNECTIONS {
+            let memory = Arc::clone(&self.upstream.cache.fill_memory).try_acquire_owned().ok();
+            if memory.is_none() && !self.segments.is_empty() {
+                return;
+            }
+            let (first, end) = (self.next, self.last_of_segment(self.next) + 1);
+            self.next = end;
+            self.push(first, end, None, memory);
+        }
+    }
+
+    fn push(&mut self, first: u64, end: u64, opened: Option<OpenBlob>, memory: Option<OwnedSemaphorePermit>) {
+        let (sender, chunks) = match memory {
+            None => {
+                let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
+                (Sender::Few(sender), Chunks::Few(chunks))
+            }
+            Some(memory) => {
+                let (sender, chunks) = mpsc::unbounded_channel();
+                (Sender::All(sender), Chunks::All(chunks, memory))
+            }
+        };
+        let upstream = Arc::clone(&self.upstream);
+        let task = tokio::spawn(async move { upstream.read(first, end, opened, &sender).await });
+        self.segments.push_back(Segment { chunks, _task: AbortOnDropHandle::new(task) });
+    }
+
+    fn last_of_segment(&self, first: u64) -> u64 {
+        (first + SEGMENT_BYTES).min(self.upstream.job.size).saturating_sub(1)
+    }
+}
+
+impl Upstream {
+    /// Reads the bytes from `first` up to `end`, whatever happens to single connections.
+    async fn read(&self, first: u64, end: u64, mut opened: Option<OpenBlob>, sender: &Sender) {
+        let (mut at, mut failures) = (first, 0);
+        loop {
+            let before = at;
+            match self.try_to_read(&mut at, end, opened.take(), sender).await {
+                Ok(()) => return,
+                Err(error) => {
+                    failures = if at > before { 0 } else { failures + 1 };
+                    let may_pass = matches!(
+                        error,
+                        FillError::Upstream(UpstreamError::Unavailable { .. } | UpstreamError::Elsewhere(_))
+                    );
+                    if !may_pass || failures >= RETRIES {
+                        _ = sender.send(Err(error)).await;
+                        return;
+                    }
+                    tracing::debug!(blob.digest = %self.job.digest, at, %error, "asking upstream for the rest");
+                    tokio::time::sleep(PAUSE * 2_u32.pow(failures)).await;
+                }
+            }
+        }
+    }
+
+    async fn try_to_read(
+        &self,
+        at: &mut u64,
+        end: u64,
+        opened: Option<OpenBlob>,
+        sender: &Sender,
+    ) -> Result<(), FillError> {
+        let opened = match opened {
+            Some(opened) => opened,
+            None => self.open((*at, end.saturating_sub(1))).await?,
+        };
+        // The whole blob, because upstream cannot send parts: what is known of it is read once more and thrown away.
+        let mut skip = if opened.partial { 0 } else { *at };
+        let mut body = opened.body;
+        while let Some(chunk) = body.next().await {
+            let mut chunk = chunk?;
+            let skipped = chunk.len().min(usize::try_from(skip).unwrap_or(usize::MAX));
+            skip -= skipped as u64;
+            drop(chunk.split_to(skipped));
+            if *at + chunk.len() as u64 > end {
+                // More than this segment, of a whole blob; or more than there is.
+                if opened.partial || end == self.job.size {
+                    return Err(self.mismatch("upstream sends more than the"));
+                }
+                chunk.truncate(usize::try_from(end - *at).unwrap_or_default());
+            }
+            if chunk.is_empty() {
+                continue;
+            }
+            *at += chunk.len() as u64;
+            if sender.send(Ok(chunk)).await.is_err() {
+                return Ok(());
+            }
+            // A part is read to its end, so that its connection can be used again; of a whole blob the rest is left.
+            if *at == end && end < self.job.size && !opened.partial {
+                return Ok(());
+            }
+        }
+        if *at < end {
+            let reason = format!("it sent {at} of {} bytes", self.job.size);
+            return Err(UpstreamError::Unavailable { silent: false, reason }.into());
+        }
+        Ok(())
+    }
+
+    /// Opens a part where the last one came from, else by asking the registry.
+    async fn open(&self, wanted: (u64, u64)) -> Result<OpenBlob, FillError> {
+        let place = self.place.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(place) = place {
+            match self.cache.upstreams.open_again(&place, wanted).await {
+                Ok(opened) => return self.checked(opened),
+                // Signed URLs end; the registry gives a new one.
+                Err(error) => {
+                    tracing::debug!(blob.digest = %self.job.digest, %error, "asking the registry where the blob is");
+                    *self.place.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                }
+            }
+        }
+        self.resolve(Some(wanted)).await
+    }
+
+    async fn resolve(&self, wanted: Option<(u64, u64)>) -> Result<OpenBlob, FillError> {
+        let opened = self.cache.upstreams.open_blob(&self.job.repository, &self.job.digest, wanted).await?;
+        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened.place.clone());
+        self.checked(opened)
+    }
+
+    fn checked(&self, opened: OpenBlob) -> Result<OpenBlob, FillError> {
+        match opened.size {
+            Some(size) if size != self.job.size => {
+                Err(FillError::Mismatch(format!("upstream sends {size} bytes of a blob of {}", self.job.size)))
+            }
+            _ => Ok(opened),
+        }
+    }
+
+    fn mismatch(&self, what: &str) -> FillError {
+        FillError::Mismatch(format!("{what} {} bytes of {}", self.job.size, self.job.digest))
+    }
+}
+
+impl Sender {
+    /// `Err`: nobody reads any more.
+    async fn send(&self, chunk: Result<Bytes, FillError>) -> Result<(), ()> {
+        match self {
+            Self::Few(sender) => sender.send(chunk).await.map_err(drop),
+            Self::All(sender) => sender.send(chunk).map_err(drop),
+        }
+    }
+}
