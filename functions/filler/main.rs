@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent, SqsMessage};
+use futures_util::FutureExt as _;
 use lambda_runtime::{Context, Error, LambdaEvent, service_fn, tracing};
 use stopover::Cache;
 use stopover::fill::{self, Filled};
 use stopover::ports::{Job, Progress};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
@@ -24,7 +24,7 @@ async fn main() -> Result<(), Error> {
 async fn run_batch(cache: &Arc<Cache>, event: LambdaEvent<SqsEvent>) -> Result<SqsBatchResponse, Error> {
     let mut response = SqsBatchResponse::default();
     for message in event.payload.records {
-        if let Err(error) = run(cache, &message, deadline(&event.context)).await {
+        if let Err(error) = run(cache, &message, &event.context).await {
             tracing::error!(message_id = message.message_id, error = format!("{error:#}"), "left to the queue");
             response.add_failure(message.message_id.unwrap_or_default());
         }
@@ -33,19 +33,19 @@ async fn run_batch(cache: &Arc<Cache>, event: LambdaEvent<SqsEvent>) -> Result<S
 }
 
 /// Fills one blob, as far as the time of this invocation allows: the rest is another's.
-async fn run(cache: &Arc<Cache>, message: &SqsMessage, deadline: Instant) -> anyhow::Result<()> {
+async fn run(cache: &Arc<Cache>, message: &SqsMessage, context: &Context) -> anyhow::Result<()> {
     let job: Job = serde_json::from_str(message.body.as_deref().unwrap_or_default())
         .context("the message is no request for a fill")?;
-    let stop = tokio::time::sleep_until(deadline);
-    if fill::run(cache, &job, &watch::channel(Progress::Waiting).0, stop).await? == Filled::Parked {
-        cache.fills.request(&[job]).await.context("the rest of a fill could not be requested")?;
-    }
-    Ok(())
-}
-
-/// When a fill has to stop to have its last parts stored and its checkpoint written: an eighth of the invocation before
-/// the end, at most a minute.
-fn deadline(context: &Context) -> Instant {
+    // The last parts have to be stored and the checkpoint written: an eighth of the time, at most a minute.
     let left = context.deadline().duration_since(SystemTime::now()).unwrap_or_default();
-    Instant::now() + left - (left / 8).min(Duration::from_mins(1))
+    let margin = (left / 8).min(Duration::from_mins(1));
+    let stop = tokio::time::sleep(left - margin).map(|()| margin / 2);
+    match fill::run(cache, &job, &watch::channel(Progress::Waiting).0, stop).await? {
+        Filled::Parked { progress: true } => {
+            Ok(cache.fills.request(&[job]).await.context("the rest of a fill could not be requested")?)
+        }
+        // Another invocation would come no further.
+        Filled::Parked { progress: false } => bail!("upstream sent too little in one invocation to go on from"),
+        Filled::Stored | Filled::Already | Filled::Claimed => Ok(()),
+    }
 }

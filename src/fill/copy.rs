@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::source::Source;
 use super::{CLAIM, Copied, FillError, Filled, Lease};
@@ -27,7 +27,7 @@ pub(super) async fn copy(
     lease: &Lease,
     checkpoint: Option<Checkpoint>,
     progress: &watch::Sender<Progress>,
-    stop: impl Future<Output = ()> + Send,
+    stop: impl Future<Output = Duration> + Send,
 ) -> Copied {
     let job = &lease.job;
     let failed = |error| Copied { outcome: Err(error), checkpoint: None, upload: None };
@@ -43,6 +43,7 @@ pub(super) async fn copy(
         Ok(opened) => opened,
         Err(error) => return Copied { checkpoint, ..failed(error.into()) },
     };
+    let begun = writer.boundary.0;
     let mut copying = Copying { cache, lease, writer: &mut writer, saved: checkpoint };
     let outcome = copying.run(stop).await;
     let saved = copying.saved;
@@ -57,7 +58,8 @@ pub(super) async fn copy(
         },
         Ok(false) => {
             let checkpoint = writer.checkpoint().await.unwrap_or(saved);
-            end(Ok(Filled::Parked), checkpoint, writer)
+            let reached = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.offset);
+            end(Ok(Filled::Parked { progress: reached > begun }), checkpoint, writer)
         }
         Err(error @ FillError::Upstream(_)) if error.may_pass() => {
             let checkpoint = writer.checkpoint().await.unwrap_or(saved);
@@ -87,14 +89,16 @@ struct Copying<'a> {
 
 impl Copying<'_> {
     /// Stores all bytes. `false`: it was stopped before. Ends well only with the right number of bytes of the right digest.
-    async fn run(&mut self, stop: impl Future<Output = ()> + Send) -> Result<bool, FillError> {
+    async fn run(&mut self, stop: impl Future<Output = Duration> + Send) -> Result<bool, FillError> {
         let mut stop = std::pin::pin!(stop);
         let job = &self.lease.job;
         let mut source = tokio::select! {
             biased;
             source = Source::open(self.cache, job, self.writer.written) => source?,
-            () = &mut stop => return Ok(false),
+            _ = &mut stop => return Ok(false),
         };
+        // When to give up what is still on its way, once it is to stop.
+        let mut ends_at = None;
         let mut renew_at = self.lease.clock.now().plus(CLAIM / 3);
         let mut checkpoint_at = self.writer.written + CHECKPOINT_BYTES;
         let mut saving: Option<BoxFuture<'_, Result<Option<Checkpoint>, FillError>>> = None;
@@ -119,13 +123,18 @@ impl Copying<'_> {
             };
             tokio::select! {
                 biased;
-                () = &mut stop => return Ok(false),
+                grace = &mut stop, if ends_at.is_none() => {
+                    ends_at = Some(Instant::now() + grace);
+                    source.wind_down();
+                }
+                () = tokio::time::sleep_until(ends_at.unwrap_or_else(Instant::now)), if ends_at.is_some() => return Ok(false),
                 saved = saved => {
                     saving = None;
                     self.saved = saved?;
                 }
                 chunk = source.next() => match chunk? {
                     Some(chunk) => self.writer.write(chunk).await?,
+                    None if ends_at.is_some() && self.writer.written < job.size => return Ok(false),
                     None => return self.writer.verify(job).map(|()| true),
                 },
                 _ = tick.tick() => {}

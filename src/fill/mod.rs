@@ -56,7 +56,10 @@ pub enum Filled {
     /// Another fill holds the claim; its own request brings it back should it die.
     Claimed,
     /// It was stopped before its end: somebody has to request it again.
-    Parked,
+    Parked {
+        /// It has come further than the one before.
+        progress: bool,
+    },
 }
 
 /// How many segments of a blob fit into so many bytes, besides what is being stored.
@@ -89,12 +92,12 @@ pub fn decide(record: Option<&BlobRecord>, owner: &str, now: Timestamp) -> Claim
 }
 
 /// Copies one blob from upstream into storage, unless it is there or another fill is copying it. Ends early, with a
-/// checkpoint, once `stop` is ready.
+/// checkpoint, once `stop` is ready: that says how long what is on its way from upstream may still be waited for.
 pub async fn run(
     cache: &Arc<Cache>,
     job: &Job,
     progress: &watch::Sender<Progress>,
-    stop: impl Future<Output = ()> + Send,
+    stop: impl Future<Output = Duration> + Send,
 ) -> Result<Filled, FillError> {
     let owner = format!("{:016x}", fastrand::u64(..));
     let claimed = loop {
@@ -121,7 +124,7 @@ pub async fn run(
     let offset = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.offset);
     let (state, failure) = match &outcome {
         Ok(Filled::Stored | Filled::Already) => (BlobState::Stored { size: job.size }, None),
-        Ok(Filled::Parked | Filled::Claimed) => (BlobState::Absent, claimed.failure),
+        Ok(Filled::Parked { .. } | Filled::Claimed) => (BlobState::Absent, claimed.failure),
         Err(error) => (BlobState::Absent, Some(error.to_string())),
     };
     // The order matters: what a checkpoint in the ledger speaks of is not thrown away.
@@ -131,7 +134,7 @@ pub async fn run(
         upload.discard().await;
     }
     match &outcome {
-        Ok(Filled::Parked) => tracing::info!(
+        Ok(Filled::Parked { .. }) => tracing::info!(
             blob.digest = %job.digest, repository = %job.repository, offset_bytes = offset, size_bytes = job.size,
             "fill parked: the next one goes on from there"
         ),

@@ -16,7 +16,7 @@ use crate::ports::Job;
 use crate::upstream::{BlobPlace, OpenBlob, UpstreamError};
 
 /// The bytes one request asks for, where upstream can send parts.
-pub(crate) const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
+pub(crate) const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
 /// How many connections fetch one blob at once.
 const CONNECTIONS: usize = 4;
 /// How often a connection may break in a row without having brought a byte.
@@ -34,6 +34,8 @@ pub(super) struct Source {
     segments: VecDeque<Segment>,
     /// The first byte that belongs to no segment yet.
     next: u64,
+    /// No more segments are begun.
+    ending: bool,
 }
 
 /// What the segments of a blob share.
@@ -64,7 +66,7 @@ impl Source {
     /// Opens the blob at `offset`, and finds out whether upstream can send parts.
     pub(super) async fn open(cache: &Arc<Cache>, job: &Job, offset: u64) -> Result<Self, FillError> {
         let upstream = Arc::new(Upstream { cache: Arc::clone(cache), job: job.clone(), place: Mutex::default() });
-        let mut source = Self { upstream, segments: VecDeque::new(), next: job.size };
+        let mut source = Self { upstream, segments: VecDeque::new(), next: job.size, ending: false };
         if offset >= job.size && job.size > 0 {
             return Ok(source);
         }
@@ -78,7 +80,12 @@ impl Source {
         Ok(source)
     }
 
-    /// The next bytes; `None` after the last one. Ends well only at the end of the blob.
+    /// Brings what is on its way, and then ends.
+    pub(super) fn wind_down(&mut self) {
+        self.ending = true;
+    }
+
+    /// The next bytes; `None` at the end of the blob, or once it has been wound down.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, FillError> {
         loop {
             self.fetch_ahead();
@@ -96,7 +103,7 @@ impl Source {
 
     /// Begins further segments: always the one to be read next, others as memory allows.
     fn fetch_ahead(&mut self) {
-        while self.next < self.upstream.job.size && self.segments.len() < CONNECTIONS {
+        while !self.ending && self.next < self.upstream.job.size && self.segments.len() < CONNECTIONS {
             let memory = Arc::clone(&self.upstream.cache.fill_memory).try_acquire_owned().ok();
             if memory.is_none() && !self.segments.is_empty() {
                 return;

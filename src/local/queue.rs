@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::FutureExt as _;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
@@ -16,6 +17,8 @@ use crate::ports::{Fills, Job, Progress, StoreError};
 
 /// How many fills run at once that nobody waits for.
 const AT_ONCE: usize = 4;
+/// How long a fill that is to stop may wait for what is on its way.
+const WIND_DOWN: Duration = Duration::from_millis(500);
 /// How long a failed fill rests before it is tried again; after the last of them it is given up until it is asked for.
 const RESTS: [Duration; 4] =
     [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30), Duration::from_mins(2)];
@@ -122,11 +125,11 @@ impl Queue {
                 () = self.stopped(false) => return None,
             };
             let cache = self.cache.get().and_then(Weak::upgrade)?;
-            Some(fill::run(&cache, job, progress, self.stopped(true)).await)
+            Some(fill::run(&cache, job, progress, self.stopped(true).map(|()| WIND_DOWN)).await)
         };
         let outcome = outcome.await;
         let (end, rest) = match outcome {
-            None | Some(Ok(Filled::Parked)) => (None, None),
+            None | Some(Ok(Filled::Parked { .. })) => (None, None),
             Some(Ok(Filled::Stored | Filled::Already)) => (Some(Progress::Stored), None),
             Some(Ok(Filled::Claimed)) => (Some(Progress::Failed(FillError::ClaimLost)), Some(CLAIM)),
             Some(Err(error)) => {

@@ -3,6 +3,7 @@
 mod alternates;
 mod documents;
 mod fills;
+mod large;
 mod model;
 mod outages;
 mod pulls;

@@ -9,6 +9,7 @@ mod loopback;
 pub mod program;
 pub mod registry;
 pub mod scripted;
+pub mod vast;
 pub mod world;
 
 pub use layer::Random;
