@@ -8,6 +8,8 @@ use support::clients::{WrongContent, pull_over_http};
 use support::images::{Image, Recipe};
 use support::program::{Installation, stored_blobs};
 use support::registry::Registry;
+use support::vast::{Manner, Vast};
+use support::world::until;
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -85,6 +87,28 @@ async fn killed_during_cold_pulls_it_serves_complete_verified_pulls_after_every_
         let pulled = pull_over_http(stopover.address(), image).await;
         pulled.with_context(|| format!("{} without the upstream", image.name))?;
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_in_a_large_fill_it_goes_on_from_its_checkpoint() -> anyhow::Result<()> {
+    // What a crash may cost: the bytes since the last checkpoint, and those on their way.
+    const SIZE: u64 = 400 * MIB;
+    const LOST: u64 = 160 * MIB;
+    let vast = Vast::start(SIZE, Manner { stalls_at: Some(300 * MIB), ..Manner::default() })?;
+    let installation = Installation::with_configuration(&vast.table())?;
+    let stopover = installation.start().await?;
+    let url = format!("http://{}/v2/vast.local/vast/manifests/1", stopover.address());
+    reqwest::get(&url).await?.error_for_status()?;
+    until(|| vast.sent() >= 300 * MIB).await;
+    stopover.until_logged("checkpoint written").await?;
+    stopover.kill_9().await?;
+    vast.manner().stalls_at = None;
+    let stopover = installation.start().await?;
+    stopover.until_logged("blob stored").await?;
+    ensure!(vast.sent() <= SIZE + LOST, "{} MiB were sent of {}", vast.sent() / MIB, SIZE / MIB);
+    let stored = stopover.stored_blobs()?;
+    ensure!(stored.get(vast.digest().as_str()) == Some(&SIZE), "{stored:?}");
     Ok(())
 }
 

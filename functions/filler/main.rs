@@ -36,9 +36,9 @@ async fn run_batch(cache: &Arc<Cache>, event: LambdaEvent<SqsEvent>) -> Result<S
 async fn run(cache: &Arc<Cache>, message: &SqsMessage, context: &Context) -> anyhow::Result<()> {
     let job: Job = serde_json::from_str(message.body.as_deref().unwrap_or_default())
         .context("the message is no request for a fill")?;
-    // The last parts have to be stored and the checkpoint written: an eighth of the time, at most a minute.
+    // The last parts have to be stored and the checkpoint written.
     let left = context.deadline().duration_since(SystemTime::now()).unwrap_or_default();
-    let margin = (left / 8).min(Duration::from_mins(1));
+    let margin = (left / 8).clamp(Duration::from_millis(1500), Duration::from_mins(1)).min(left);
     let stop = tokio::time::sleep(left - margin).map(|()| margin / 2);
     match fill::run(cache, &job, &watch::channel(Progress::Waiting).0, stop).await? {
         Filled::Parked { progress: true } => {

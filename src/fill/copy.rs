@@ -131,6 +131,8 @@ impl Copying<'_> {
                 saved = saved => {
                     saving = None;
                     self.saved = saved?;
+                    let offset = self.saved.as_ref().map_or(0, |saved| saved.offset);
+                    tracing::info!(blob.digest = %job.digest, offset_bytes = offset, size_bytes = job.size, "checkpoint written");
                 }
                 chunk = source.next() => match chunk? {
                     Some(chunk) => self.writer.write(chunk).await?,

@@ -110,7 +110,12 @@ impl Environment {
 
     /// Starts a process of the function.
     pub(crate) async fn start(&self, function: &str) -> Result<Function> {
-        Function::start_with_timeout(&bootstrap(function)?, &self.0, FILLS).await
+        self.start_with_timeout(function, FILLS).await
+    }
+
+    /// Starts a process of the function whose invocations may take so long.
+    pub(crate) async fn start_with_timeout(&self, function: &str, timeout: Duration) -> Result<Function> {
+        Function::start_with_timeout(&bootstrap(function)?, &self.0, timeout).await
     }
 
     /// What the function says instead of starting. Nothing of it may look like an accident.

@@ -3,6 +3,7 @@
 
 mod deployment;
 mod fills;
+mod large;
 mod logs;
 mod pulls;
 mod refusals;

@@ -142,6 +142,17 @@ impl Stopover {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Waits until it has printed this.
+    pub async fn until_logged(&self, text: &str) -> anyhow::Result<()> {
+        let deadline = Instant::now() + FILL;
+        while !self.log().contains(text) {
+            ensure!(Instant::now() < deadline, "it does not say {text:?}:\n{}", self.log());
+            // The log is a pipe that another task reads: it is looked at.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
     /// Kills the process without a warning and waits until it is gone.
     pub async fn kill_9(mut self) -> anyhow::Result<()> {
         self.child.kill().await.context("cannot kill the program")
@@ -160,11 +171,7 @@ impl Stopover {
 
     /// The most memory that was ever resident, in bytes (`VmHWM`).
     pub fn peak_resident_bytes(&self) -> anyhow::Result<u64> {
-        let id = self.child.id().context("the program has ended")?;
-        let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-        let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
-        Ok(kibibytes * 1024)
+        peak_resident_bytes(self.child.id().context("the program has ended")?)
     }
 
     /// The blobs in its data directory; see [`stored_blobs`].
@@ -185,6 +192,13 @@ impl Stopover {
         }
         Ok(())
     }
+}
+
+pub(crate) fn peak_resident_bytes(process: u32) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kibibytes * 1024)
 }
 
 fn blob_path(data: &Path, digest: &str) -> PathBuf {

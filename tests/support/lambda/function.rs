@@ -87,6 +87,13 @@ impl Function {
         self.0.log()
     }
 
+    /// The most memory of its process that was ever resident, in bytes (`VmHWM`).
+    pub fn peak_resident_bytes(&self) -> anyhow::Result<u64> {
+        let process =
+            self.0.process.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(|running| running.id);
+        crate::program::peak_resident_bytes(process.context("the function does not run")?)
+    }
+
     pub(super) fn sandbox(&self) -> Arc<Sandbox> {
         Arc::clone(&self.0)
     }
@@ -101,6 +108,7 @@ impl Drop for Function {
 
 /// A running process: how to end it, and how to learn that it has ended.
 struct Process {
+    id: Option<u32>,
     kill: Option<oneshot::Sender<mpsc::Sender<()>>>,
     ended: watch::Receiver<Option<String>>,
 }
@@ -210,7 +218,7 @@ impl Sandbox {
             // Spawned here, so that its end is noticed even while the test's own runtime is blocked.
             match command.spawn() {
                 Ok(child) => {
-                    let _ = started.send(Ok(()));
+                    let _ = started.send(Ok(child.id()));
                     supervise(child, killed, report).await;
                 }
                 Err(error) => {
@@ -218,8 +226,8 @@ impl Sandbox {
                 }
             }
         });
-        start.recv()?.with_context(|| format!("cannot run {}", self.bootstrap.display()))?;
-        let process = Process { kill: Some(kill), ended: ended.clone() };
+        let id = start.recv()?.with_context(|| format!("cannot run {}", self.bootstrap.display()))?;
+        let process = Process { id, kill: Some(kill), ended: ended.clone() };
         *self.process.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
         if self.closed.load(Ordering::SeqCst) {
             self.kill();

@@ -1,0 +1,63 @@
+//! A blob that takes longer than one invocation.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use support::aws::Endpoints;
+use support::lambda::EventSource;
+use support::vast::{Manner, Vast};
+
+use crate::deployment::{FILLER, Plan};
+
+const MIB: u64 = 1024 * 1024;
+/// What a stop may cost: one part.
+const PART: u64 = 8 * MIB;
+
+/// Size of the blob and time of an invocation: those of `STOPOVER_FILL_GIB`, with 20 s, else something a test has time for.
+fn scale() -> Result<(u64, Duration)> {
+    match std::env::var("STOPOVER_FILL_GIB") {
+        Ok(text) => {
+            let gibibytes: u64 = text.parse().context("STOPOVER_FILL_GIB is not a number")?;
+            Ok((gibibytes * 1024 * MIB, Duration::from_secs(20)))
+        }
+        Err(_) => Ok((256 * MIB, Duration::from_secs(5))),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_takes_longer_than_an_invocation_is_copied_by_several_and_once() -> Result<()> {
+    let (size, timeout) = scale()?;
+    // Four connections of these do not bring a blob of this size in one invocation.
+    let rate = if size > 1024 * MIB { 12 * MIB } else { 6 * MIB };
+    let vast = Vast::start(size, Manner { bytes_per_second: Some(rate), ..Manner::default() })?;
+    let endpoints = Endpoints::start().await?;
+    let (configuration, environment) = Plan::of("http://127.0.0.1:1").environment(&endpoints)?;
+    let text = std::fs::read_to_string(configuration.path())?;
+    std::fs::write(configuration.path(), format!("{text}\n{}", vast.table()))?;
+    let filler = environment.start_with_timeout(FILLER, timeout).await?;
+    let queue = endpoints.sqs().await;
+    let job = serde_json::to_string(&vast.job())?;
+    queue.send_message().queue_url(endpoints.queue_url()).message_body(job).send().await?;
+    let source = EventSource::start(&endpoints, vec![filler]).await?;
+    source.wait_until_idle(timeout * 100).await?;
+
+    let log = source.functions()[0].log();
+    let stops = log.matches("fill parked").count() as u64;
+    ensure!(stops >= 2, "it was stopped {stops} times:\n{log}");
+    let hex = vast.digest().hex();
+    let key = format!("blobs/sha256/{}/{hex}", &hex[..2]);
+    ensure!(endpoints.objects() == [key], "{:?}\n{log}", endpoints.objects());
+    let left = (endpoints.dead_messages(), endpoints.multipart_uploads());
+    ensure!(left == (0, 0), "dead messages and unfinished uploads: {left:?}");
+    ensure!(vast.sent() <= size + stops * PART, "{} bytes were sent of {size}, in {stops} stops", vast.sent());
+    let peak = source.functions()[0].peak_resident_bytes()?;
+    eprintln!(
+        "{} MiB in {} invocations: {} MiB were sent, peak resident memory {} MiB",
+        size / MIB,
+        stops + 1,
+        vast.sent() / MIB,
+        peak / MIB
+    );
+    ensure!(peak <= 96 * MIB, "{} MiB were resident", peak / MIB);
+    Ok(())
+}
