@@ -4,7 +4,7 @@ use http::Method;
 use percent_encoding::percent_decode_str;
 
 use super::reference::InvalidReference;
-use super::{Digest, InvalidDigest, InvalidName, Name, Reference, UpstreamId};
+use super::{Digest, InvalidDigest, InvalidName, Name, Reference, Tag, UpstreamId};
 
 /// A registry request, parsed once from method, path and query.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -77,6 +77,29 @@ impl Request {
             _ => return Err(InvalidRequest::Method),
         };
         Ok(Self { head, prefix, namespace: namespace(query)?, operation: Operation::parse(path)? })
+    }
+}
+
+impl Request {
+    /// The pull of an image as people write its name: `nginx`, `ghcr.io/a/b:1.0`, `registry.example.com:5000/a@sha256:…`.
+    /// A digest says more than a tag beside it; without either it is `latest`.
+    pub fn image(text: &str) -> Result<Self, InvalidRequest> {
+        let (text, digest) = match text.split_once('@') {
+            Some((text, digest)) => (text, Some(digest.parse::<Digest>()?)),
+            None => (text, None),
+        };
+        // A colon before the last slash belongs to the port of a host, which no name can hold.
+        let (name, tag) = match text.rsplit_once(':') {
+            Some((name, tag)) if !tag.contains('/') => (name, tag),
+            _ => (text, "latest"),
+        };
+        let tag: Tag = tag.parse().map_err(InvalidReference::Tag)?;
+        let (namespace, name) = match name.split_once('/') {
+            Some((host, name)) if host.contains(':') => (Some(host.to_owned()), name),
+            _ => (None, name),
+        };
+        let reference = digest.map_or(Reference::Tag(tag), Reference::Digest);
+        Ok(Self { head: false, prefix: None, namespace, operation: Operation::Manifest(name.parse()?, reference) })
     }
 }
 
