@@ -8,7 +8,8 @@
 //! 4. [`pull`]: the read path: manifest by tag, manifest by digest, blob. What may be done about a tag is decided in
 //!    [`freshness`].
 //! 5. [`fill`]: the write path: one blob from upstream into storage.
-//! 6. [`ports`]: what both ask of storage. [`local`] answers it with files and an embedded ledger; the package
+//! 6. [`prefetch`]: whole images, before anybody pulls them.
+//! 7. [`ports`]: what both ask of storage. [`local`] answers it with files and an embedded ledger; the package
 //!    `functions` answers it with S3, `DynamoDB` and SQS.
 
 pub mod config;
@@ -22,6 +23,7 @@ pub mod local;
 mod misses;
 pub mod oci;
 pub mod ports;
+pub mod prefetch;
 pub mod pull;
 pub mod report;
 pub mod time;

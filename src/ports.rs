@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::fill::FillError;
 use crate::gauge::Gauge;
-use crate::oci::{Descriptor, Digest, Manifest, MediaType, Reference, Repository, UpstreamId};
+use crate::oci::{Descriptor, Digest, Manifest, MediaType, Platforms, Reference, Repository, UpstreamId};
 use crate::time::Timestamp;
 
 /// Storage did not do what it was asked. Nothing may be concluded about what it holds.
@@ -282,6 +282,29 @@ pub struct Job {
     pub priority: Priority,
 }
 
+/// One image to store whole, nobody waiting for it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ImageJob {
+    /// Where it is.
+    pub repository: Repository,
+    /// Which it is there.
+    pub reference: Reference,
+    /// Which of its children, where it is an index.
+    pub platforms: Platforms,
+    /// Of its manifests and blobs. [`Priority::Refresh`] has upstream asked what a tag is, however fresh its record.
+    pub priority: Priority,
+}
+
+/// What a queue carries from one process to another.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Work {
+    /// Run by [`fill::run`](crate::fill::run).
+    Blob(Job),
+    /// Run by [`prefetch::run`](crate::prefetch::run).
+    Image(ImageJob),
+}
+
 /// What is filled first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -291,7 +314,7 @@ pub enum Priority {
     Interactive,
     /// Somebody will pull it soon.
     Prefetch,
-    /// It was pulled before, under a tag that has moved.
+    /// It keeps up to date what was stored before, under a tag that may have moved.
     Refresh,
 }
 
@@ -301,6 +324,9 @@ pub trait Fills: Send + Sync {
     /// Requests fills. Durable once it returns: a job is run at least once, and again after a failure that may pass.
     /// Requesting a blob twice costs little and does no harm.
     async fn request(&self, jobs: &[Job]) -> Result<(), StoreError>;
+
+    /// Requests images, as durably. They lead to requests for fills.
+    async fn request_images(&self, images: &[ImageJob]) -> Result<(), StoreError>;
 
     /// Requests a fill that a client waits for, and watches it. `None`: fills run in another process, and the ledger
     /// is where their outcome shows.

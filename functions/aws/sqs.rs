@@ -4,7 +4,8 @@ use async_trait::async_trait;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::types::SendMessageBatchRequestEntry;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use stopover::ports::{Fills, Job, Progress, StoreError};
+use serde::Serialize;
+use stopover::ports::{Fills, ImageJob, Job, Progress, StoreError};
 use tokio::sync::watch;
 
 use crate::failure::store_error;
@@ -15,7 +16,7 @@ const BATCH_MESSAGES: usize = 10;
 /// How many batches of one request are sent at the same time.
 const BATCHES_AT_ONCE: usize = 4;
 
-/// [`Fills`] on one queue. The body of a message is a [`Job`] as JSON.
+/// [`Fills`] on one queue. The body of a message is a [`Work`](stopover::ports::Work) as JSON: a [`Job`] or an [`ImageJob`].
 #[derive(Debug, Clone)]
 pub struct SqsFills {
     client: Client,
@@ -28,8 +29,13 @@ impl SqsFills {
         Self { client, queue_url: queue_url.into() }
     }
 
+    async fn send(&self, jobs: &[impl Serialize + Sync]) -> Result<(), StoreError> {
+        let batches = jobs.chunks(BATCH_MESSAGES).map(|batch| self.send_batch(batch)).collect::<Vec<_>>();
+        stream::iter(batches).buffer_unordered(BATCHES_AT_ONCE).try_collect::<()>().await
+    }
+
     /// Sends at most [`BATCH_MESSAGES`] jobs; those the queue did not take are sent once more.
-    async fn send_batch(&self, jobs: &[Job]) -> Result<(), StoreError> {
+    async fn send_batch(&self, jobs: &[impl Serialize + Sync]) -> Result<(), StoreError> {
         let mut unsent = Vec::with_capacity(jobs.len());
         for (number, job) in jobs.iter().enumerate() {
             let entry = SendMessageBatchRequestEntry::builder().id(number.to_string()).message_body(message(job)?);
@@ -49,15 +55,18 @@ impl SqsFills {
     }
 }
 
-fn message(job: &Job) -> Result<String, StoreError> {
+fn message(job: &impl Serialize) -> Result<String, StoreError> {
     serde_json::to_string(job).map_err(|error| StoreError::Corrupt(error.to_string()))
 }
 
 #[async_trait]
 impl Fills for SqsFills {
     async fn request(&self, jobs: &[Job]) -> Result<(), StoreError> {
-        let batches = jobs.chunks(BATCH_MESSAGES).map(|batch| self.send_batch(batch)).collect::<Vec<_>>();
-        stream::iter(batches).buffer_unordered(BATCHES_AT_ONCE).try_collect::<()>().await
+        self.send(jobs).await
+    }
+
+    async fn request_images(&self, images: &[ImageJob]) -> Result<(), StoreError> {
+        self.send(images).await
     }
 
     async fn request_now(&self, job: &Job) -> Result<Option<watch::Receiver<Progress>>, StoreError> {

@@ -1,6 +1,7 @@
 //! `stopover.toml`: what may be set, its defaults, and errors that name the key. Anything wrong stops the process.
 
 mod file;
+mod schedule;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,9 +12,10 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::freshness::TagRules;
-use crate::oci::{Name, UpstreamId};
+use crate::oci::{Name, Platforms, UpstreamId};
 
 use file::{AlternateTable, CredentialsTable, File, Fresh, UpstreamTable, explain};
+pub use schedule::{Schedule, TICK};
 
 /// What a client gets for a blob that is not stored yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
@@ -49,6 +51,8 @@ pub struct Config {
     pub wait: Duration,
     /// How many misses at upstream a caller (an address) may cause in a minute.
     pub misses: u32,
+    /// What is prefetched again and again.
+    pub schedules: Vec<Schedule>,
     /// Every upstream that may be pulled through, by id.
     pub upstreams: BTreeMap<UpstreamId, UpstreamConfig>,
     /// The file the settings came from.
@@ -78,6 +82,8 @@ pub struct UpstreamConfig {
     pub deleted: Deleted,
     /// What a client gets for a blob that is not stored yet.
     pub cold: Cold,
+    /// Which children of an index are copied when a pull has stored it.
+    pub platforms: Platforms,
     /// Pulls that are left to clients who wait, when so few are left.
     pub reserve: u64,
     /// Who else carries its content, asked in this order when it limits us or fails.
@@ -217,6 +223,7 @@ impl Config {
             data_dir: file.data_dir.unwrap_or_else(|| "stopover-data".into()),
             wait: file.wait.map_or(DEFAULT_WAIT, |span| span.0),
             misses: file.misses.unwrap_or(DEFAULT_MISSES),
+            schedules: schedule::read(file.schedule)?,
             upstreams,
             source: path.map(Path::to_owned),
         })
@@ -299,6 +306,7 @@ fn upstream(
         missing: table.missing.or(file.missing).map_or(DEFAULT_MISSING, |span| span.0),
         deleted: table.deleted.or(file.deleted).unwrap_or_default(),
         cold: table.cold.unwrap_or(cold),
+        platforms: table.platforms.or_else(|| file.platforms.clone()).unwrap_or_default(),
         reserve: table.reserve.unwrap_or(DEFAULT_RESERVE),
         alternates,
         credentials,

@@ -11,12 +11,12 @@ use http::header::CACHE_CONTROL;
 use http::request::Parts;
 use serde_json::json;
 
-use super::{NO_STORE, caller};
+use super::{NO_STORE, caller, prefetch};
 use crate::Cache;
 use crate::report::QuotaReport;
 
 pub(super) fn routes() -> Router<Arc<Cache>> {
-    Router::new().route("/_stopover/quota", get(quota))
+    Router::new().route("/_stopover/quota", get(quota)).merge(prefetch::routes())
 }
 
 /// How much is left of each upstream's quota, and whether it is being asked at all.

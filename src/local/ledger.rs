@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 
 use crate::gauge::Gauge;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
-use crate::ports::{BlobRecord, BlobState, BlobView, GaugeKey, Job, Ledger, StoreError, TagRecord, Versioned};
+use crate::ports::{BlobRecord, BlobState, BlobView, GaugeKey, ImageJob, Job, Ledger, StoreError, TagRecord, Versioned};
 use crate::time::Timestamp;
 
 const ITEMS: TableDefinition<&str, &[u8]> = TableDefinition::new("items");
@@ -29,6 +29,7 @@ const GROUP: usize = 256;
 
 const BLOB: &str = "blob ";
 const FILL: &str = "fill ";
+const IMAGE: &str = "image ";
 
 fn reference_key(repository: &Repository, reference: &Reference) -> String {
     format!("reference {repository} {reference}")
@@ -52,6 +53,10 @@ fn blob_key(digest: &Digest) -> String {
 
 fn fill_key(digest: &Digest) -> String {
     format!("{FILL}{digest}")
+}
+
+pub(super) fn image_key(image: &ImageJob) -> String {
+    format!("{IMAGE}{} {}", image.repository, image.reference)
 }
 
 /// The embedded ledger.
@@ -219,6 +224,24 @@ impl EmbeddedLedger {
         let put =
             |job: &Job| Ok(Change::Put(fill_key(&job.digest), join(0, &serde_json::to_vec(job).map_err(corrupt)?)));
         self.write(None, jobs.iter().map(put).collect::<Result<_, _>>()?).await.map(|_| ())
+    }
+
+    /// The images that were requested and have not ended.
+    pub(super) fn requested_images(&self) -> Result<Vec<ImageJob>, StoreError> {
+        Ok(self.scan::<ImageJob>(IMAGE)?.into_iter().map(|(_, image)| image.value).collect())
+    }
+
+    /// Remembers requested images.
+    pub(super) async fn put_images(&self, images: &[ImageJob]) -> Result<(), StoreError> {
+        let put = |image: &ImageJob| {
+            Ok(Change::Put(image_key(image), join(0, &serde_json::to_vec(image).map_err(corrupt)?)))
+        };
+        self.write(None, images.iter().map(put).collect::<Result<_, _>>()?).await.map(|_| ())
+    }
+
+    /// Forgets a requested image that has ended.
+    pub(super) async fn remove_image(&self, image: &ImageJob) -> Result<(), StoreError> {
+        self.write(None, vec![Change::Remove(image_key(image))]).await.map(|_| ())
     }
 
     /// Forgets a requested fill that has ended.

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! <data>/lock                                     held while a process uses the directory
-//! <data>/ledger.redb                              tag records, manifests, memberships, claims, requested fills
+//! <data>/ledger.redb                              tag records, manifests, memberships, claims, requests
 //! <data>/blobs/<algorithm>/<2 hex>/<hex>          published blobs, whole and verified
 //! <data>/unpublished/<random>                     bytes on their way; emptied at every start
 //! ```
 
 mod files;
+mod images;
 mod ledger;
 mod queue;
 
@@ -22,6 +23,8 @@ pub use files::Files;
 pub use ledger::EmbeddedLedger;
 pub use queue::Queue;
 
+use images::Images;
+
 use crate::Cache;
 use crate::config::Config;
 use crate::time::Clock;
@@ -31,6 +34,7 @@ pub struct Local {
     /// The cache itself.
     pub cache: Arc<Cache>,
     queue: Arc<Queue>,
+    images: Arc<Images>,
     _lock: File,
 }
 
@@ -48,20 +52,25 @@ impl Local {
         // Whoever held a claim was a process that is gone: this one owns the directory now.
         ledger.release_claims().await?;
         let queue = Arc::new(Queue::new(Arc::clone(&ledger)));
-        let cache = Cache::new(config, clock, files, ledger, Arc::new(queue::Handle(Arc::clone(&queue))))
+        let images = Arc::new(Images::new(Arc::clone(&ledger)));
+        let fills = Arc::new(queue::Handle(Arc::clone(&queue), Arc::clone(&images)));
+        let cache = Cache::new(config, clock, files, ledger, fills)
             .context("cannot start")?;
         let cache = Arc::new(cache);
         queue.start(&cache)?;
-        Ok(Self { cache, queue, _lock: lock })
+        images.start(&cache)?;
+        Ok(Self { cache, queue, images, _lock: lock })
     }
 
     /// Stops filling: gives running fills `grace` to finish. The others are parked: the next start goes on with them.
     pub async fn stop(self, grace: Duration) {
+        self.images.stop().await;
         self.queue.stop(grace).await;
     }
 
-    /// Waits until no fill is requested or running.
+    /// Waits until no image and no fill is requested or running.
     pub async fn settled(&self) {
+        self.images.settled().await;
         self.queue.settled().await;
     }
 }

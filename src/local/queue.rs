@@ -8,11 +8,12 @@ use async_trait::async_trait;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
+use super::images::Images;
 use super::ledger::EmbeddedLedger;
 use crate::Cache;
 use crate::fill::{self, CLAIM, FillError, Filled};
 use crate::oci::Digest;
-use crate::ports::{Fills, Job, Progress, StoreError};
+use crate::ports::{Fills, ImageJob, Job, Progress, StoreError};
 
 /// How many fills run at once that nobody waits for.
 const AT_ONCE: usize = 4;
@@ -172,6 +173,10 @@ impl Fills for Handle {
         Ok(())
     }
 
+    async fn request_images(&self, images: &[ImageJob]) -> Result<(), StoreError> {
+        self.1.request(images).await
+    }
+
     async fn request_now(&self, job: &Job) -> Result<Option<watch::Receiver<Progress>>, StoreError> {
         self.0.ledger.put_fills(std::slice::from_ref(job)).await?;
         Ok(Some(self.0.begin(job.clone(), true, 0)))
@@ -179,4 +184,4 @@ impl Fills for Handle {
 }
 
 /// The queue as the core sees it.
-pub(super) struct Handle(pub(super) Arc<Queue>);
+pub(super) struct Handle(pub(super) Arc<Queue>, pub(super) Arc<Images>);

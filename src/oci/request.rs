@@ -236,6 +236,27 @@ mod tests {
     }
 
     #[test]
+    fn an_image_is_understood_as_people_write_its_name() {
+        for (text, namespace, name, reference) in [
+            ("nginx", None, "nginx", "latest"),
+            ("nginx:1.27", None, "nginx", "1.27"),
+            ("ghcr.io/a/b:tag", None, "ghcr.io/a/b", "tag"),
+            ("ghcr.io/a/b", None, "ghcr.io/a/b", "latest"),
+            (&format!("docker.io/library/x@{DIGEST}"), None, "docker.io/library/x", DIGEST),
+            (&format!("a/b:1.0@{DIGEST}"), None, "a/b", DIGEST),
+            ("registry.example.com:5000/a/b", Some("registry.example.com:5000"), "a/b", "latest"),
+            ("localhost:5000/a:1", Some("localhost:5000"), "a", "1"),
+        ] {
+            let request = Request::image(text).unwrap();
+            let expected = Operation::Manifest(name.parse().unwrap(), reference.parse().unwrap());
+            assert_eq!((request.namespace.as_deref(), request.operation), (namespace, expected), "{text}");
+        }
+        for text in ["", ":1", "Nginx", "nginx:", "nginx:a b", "nginx@sha256:12", "https://ghcr.io/a", "a//b", "$IMAGE"] {
+            assert!(Request::image(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn a_digest_may_arrive_percent_encoded() {
         let encoded = DIGEST.replace(':', "%3A");
         assert_eq!(get(&format!("/v2/a/blobs/{encoded}")), get(&format!("/v2/a/blobs/{DIGEST}")));

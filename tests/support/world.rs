@@ -15,12 +15,11 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode};
 use stopover::config::{Cold, Config};
-use stopover::fill;
 use stopover::local::Local;
 use stopover::oci::{Algorithm, Digest};
-use stopover::ports::{Job, Progress};
+use stopover::ports::{Progress, Work};
 use stopover::time::{Clock, Timestamp};
-use stopover::{Cache, http::router};
+use stopover::{Cache, fill, http::router, prefetch};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -112,6 +111,11 @@ impl World {
         self.send_request(Request::builder().method(method), path, headers).await
     }
 
+    /// POST of JSON to a path.
+    pub async fn post(&self, path: &str, body: impl Into<Body>) -> Answer {
+        self.send_whole(Request::post(path).body(body.into()).expect("a test sends a real request")).await
+    }
+
     /// GET of a path by a caller with this address.
     pub async fn get_from(&self, caller: &str, path: &str) -> Answer {
         let caller = stopover::http::Caller(caller.parse().expect("a test names a real address"));
@@ -123,7 +127,10 @@ impl World {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(Body::empty()).expect("a test sends a real request");
+        self.send_whole(request.body(Body::empty()).expect("a test sends a real request")).await
+    }
+
+    async fn send_whole(&self, request: Request<Body>) -> Answer {
         let answered = async {
             let response = self.router.clone().oneshot(request).await.expect("a router always answers");
             let (parts, body) = response.into_parts();
@@ -312,11 +319,11 @@ impl Filler {
                     .await;
                 let Ok(received) = received else { return };
                 for message in received.messages() {
-                    let job: Job =
-                        serde_json::from_str(message.body().unwrap_or_default()).expect("a request is a job");
-                    let outcome = fill::run(&cache, &job, &watch::channel(Progress::Waiting).0).await;
-                    // A failed fill would come back much later than a test lasts: its message ends here.
-                    drop(outcome);
+                    // A failure would come back much later than a test lasts: its message ends here.
+                    match serde_json::from_str(message.body().unwrap_or_default()).expect("a request is work") {
+                        Work::Blob(job) => drop(fill::run(&cache, &job, &watch::channel(Progress::Waiting).0).await),
+                        Work::Image(image) => drop(prefetch::run(&cache, &image).await),
+                    }
                     let receipt = message.receipt_handle().unwrap_or_default();
                     let _ = client.delete_message().queue_url(&queue).receipt_handle(receipt).send().await;
                 }
