@@ -166,6 +166,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     std::io::stderr().write_all(welcome.as_bytes())?;
+    local.keep_schedules();
     // Small answers must not wait for the acknowledgement of earlier ones.
     let listener = listener.tap_io(|connection| {
         if let Err(error) = connection.set_nodelay(true) {

@@ -82,19 +82,13 @@ impl Cache {
     /// The repository and the reference of an image, named as in [`Request::image`].
     pub fn image(&self, request: &Request) -> Result<(Repository, Reference), PullError> {
         match &request.operation {
-            Operation::Manifest(name, reference) => {
-                Ok((self.upstreams.repository(request, name)?, reference.clone()))
-            }
+            Operation::Manifest(name, reference) => Ok((self.upstreams.repository(request, name)?, reference.clone())),
             Operation::Ping | Operation::Blob(..) => Err(PullError::ManifestUnknown),
         }
     }
 
     /// Stores the manifests of an image, for `caller`, and requests the fills of its blobs.
-    pub async fn prefetch(
-        self: &Arc<Self>,
-        image: &ImageJob,
-        caller: Option<IpAddr>,
-    ) -> Result<Prefetched, PullError> {
+    pub async fn prefetch(self: &Arc<Self>, image: &ImageJob, caller: Option<IpAddr>) -> Result<Prefetched, PullError> {
         let repository = &image.repository;
         let check = image.priority == Priority::Refresh;
         let want = Want { head: false, check, priority: image.priority, caller };

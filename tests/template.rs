@@ -248,6 +248,16 @@ fn a_fill_is_hidden_six_times_as_long_as_it_may_run_and_given_up_after_five_atte
     Ok(())
 }
 
+#[test]
+fn due_schedules_are_looked_for_once_in_every_tick() -> Result<()> {
+    let template = template()?;
+    let event = at(&template, "/Resources/FillerFunction/Properties/Events/Prefetch/Properties");
+    assert_eq!(stopover::config::TICK, std::time::Duration::from_hours(1));
+    assert_eq!(event["Schedule"], "cron(17 * * * ? *)", "every hour");
+    assert_eq!(event["Input"], r#"{"prefetch": "scheduled"}"#);
+    Ok(())
+}
+
 /// Amazon Linux 2023 has glibc 2.34; a program linked against a newer one does not start there.
 #[test]
 fn the_built_functions_run_on_amazon_linux_2023() -> Result<()> {

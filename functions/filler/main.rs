@@ -21,10 +21,10 @@ async fn main() -> Result<(), Error> {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Event {
-    /// By the queue.
-    Batch(SqsEvent),
     /// By the clock: `{"prefetch": "scheduled"}`.
     Prefetch { prefetch: Scheduled },
+    /// By the queue.
+    Batch(SqsEvent),
 }
 
 #[derive(Deserialize)]

@@ -93,11 +93,8 @@ impl Wanted {
 fn report(image: String, outcome: Result<Prefetched, PullError>) -> PrefetchReport {
     match outcome {
         Ok(Prefetched { digest, blobs }) => {
-            let blobs = blobs.into_iter().map(|(blob, stored)| PrefetchedBlob {
-                digest: blob.digest,
-                size: blob.size,
-                stored,
-            });
+            let blobs =
+                blobs.into_iter().map(|(blob, stored)| PrefetchedBlob { digest: blob.digest, size: blob.size, stored });
             PrefetchReport { image, digest: Some(digest), blobs: blobs.collect(), error: None, again: false }
         }
         Err(error) => {

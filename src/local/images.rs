@@ -37,12 +37,17 @@ impl Images {
         Self { ledger, cache: OnceLock::new(), requested, open, places, stop: watch::Sender::new(false) }
     }
 
-    /// Goes on with what an earlier process left, and begins the schedules.
+    /// Goes on with what an earlier process left.
     pub(super) fn start(self: &Arc<Self>, cache: &Arc<Cache>) -> Result<(), StoreError> {
         let _ = self.cache.set(Arc::downgrade(cache));
         for image in self.ledger.requested_images()? {
             self.begin(image);
         }
+        Ok(())
+    }
+
+    /// Requests the images of every schedule: soon, and again whenever it is due.
+    pub(super) fn keep_schedules(&self, cache: &Arc<Cache>) {
         for schedule in &cache.config.schedules {
             let (cache, schedule, mut stop) = (Arc::downgrade(cache), schedule.clone(), self.stop.subscribe());
             tokio::spawn(async move {
@@ -61,7 +66,6 @@ impl Images {
                 }
             });
         }
-        Ok(())
     }
 
     pub(super) async fn request(self: &Arc<Self>, images: &[ImageJob]) -> Result<(), StoreError> {
@@ -95,7 +99,7 @@ impl Images {
                 () = images.run(&image) => true,
                 _ = stop.wait_for(|&stop| stop) => false,
             };
-            // First, so that whoever asks from now on begins anew and is not forgotten with this one.
+            // First, so that whoever asks from now on begins anew.
             images.requested.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
             if ended && let Err(error) = images.ledger.remove_image(&image).await {
                 tracing::warn!(repository = %image.repository, %error, "an image is still written down as requested");

@@ -17,7 +17,9 @@ use tokio::sync::oneshot;
 
 use crate::gauge::Gauge;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
-use crate::ports::{BlobRecord, BlobState, BlobView, GaugeKey, ImageJob, Job, Ledger, StoreError, TagRecord, Versioned};
+use crate::ports::{
+    BlobRecord, BlobState, BlobView, GaugeKey, ImageJob, Job, Ledger, StoreError, TagRecord, Versioned,
+};
 use crate::time::Timestamp;
 
 const ITEMS: TableDefinition<&str, &[u8]> = TableDefinition::new("items");
@@ -233,9 +235,8 @@ impl EmbeddedLedger {
 
     /// Remembers requested images.
     pub(super) async fn put_images(&self, images: &[ImageJob]) -> Result<(), StoreError> {
-        let put = |image: &ImageJob| {
-            Ok(Change::Put(image_key(image), join(0, &serde_json::to_vec(image).map_err(corrupt)?)))
-        };
+        let put =
+            |image: &ImageJob| Ok(Change::Put(image_key(image), join(0, &serde_json::to_vec(image).map_err(corrupt)?)));
         self.write(None, images.iter().map(put).collect::<Result<_, _>>()?).await.map(|_| ())
     }
 

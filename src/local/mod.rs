@@ -54,12 +54,16 @@ impl Local {
         let queue = Arc::new(Queue::new(Arc::clone(&ledger)));
         let images = Arc::new(Images::new(Arc::clone(&ledger)));
         let fills = Arc::new(queue::Handle(Arc::clone(&queue), Arc::clone(&images)));
-        let cache = Cache::new(config, clock, files, ledger, fills)
-            .context("cannot start")?;
+        let cache = Cache::new(config, clock, files, ledger, fills).context("cannot start")?;
         let cache = Arc::new(cache);
         queue.start(&cache)?;
         images.start(&cache)?;
         Ok(Self { cache, queue, images, _lock: lock })
+    }
+
+    /// Prefetches what `[[schedule]]` says, as long as this runs.
+    pub fn keep_schedules(&self) {
+        self.images.keep_schedules(&self.cache);
     }
 
     /// Stops filling: gives running fills `grace` to finish. The others are parked: the next start goes on with them.

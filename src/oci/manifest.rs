@@ -164,9 +164,9 @@ impl Manifest {
     pub fn children(&self) -> Result<Vec<Child>, InvalidManifest> {
         let listed = self.outline()?.manifests.unwrap_or_default();
         let children = listed.into_iter().filter_map(|listed| {
-            let platform = listed.platform.map(|platform| {
-                Platform::new(&platform.os, &platform.architecture, platform.variant.as_deref())
-            });
+            let platform = listed
+                .platform
+                .map(|platform| Platform::new(&platform.os, &platform.architecture, platform.variant.as_deref()));
             Some(Child { digest: listed.digest.parse().ok()?, platform })
         });
         Ok(children.collect())

@@ -50,7 +50,8 @@ impl FromStr for Platform {
 
     fn from_str(text: &str) -> Result<Self, InvalidPlatform> {
         let word = |part: &&str| {
-            !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
+            !part.is_empty()
+                && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
         };
         let parts: Vec<&str> = text.split('/').collect();
         match &parts[..] {
@@ -101,7 +102,9 @@ impl Platforms {
         match self {
             Self::Requested => false,
             Self::All => true,
-            Self::Only(patterns) => platform.is_none_or(|platform| patterns.iter().any(|pattern| pattern.means(platform))),
+            Self::Only(patterns) => {
+                platform.is_none_or(|platform| patterns.iter().any(|pattern| pattern.means(platform)))
+            }
         }
     }
 }

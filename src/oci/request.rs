@@ -251,7 +251,8 @@ mod tests {
             let expected = Operation::Manifest(name.parse().unwrap(), reference.parse().unwrap());
             assert_eq!((request.namespace.as_deref(), request.operation), (namespace, expected), "{text}");
         }
-        for text in ["", ":1", "Nginx", "nginx:", "nginx:a b", "nginx@sha256:12", "https://ghcr.io/a", "a//b", "$IMAGE"] {
+        for text in ["", ":1", "Nginx", "nginx:", "nginx:a b", "nginx@sha256:12", "https://ghcr.io/a", "a//b", "$IMAGE"]
+        {
             assert!(Request::image(text).is_err(), "{text}");
         }
     }

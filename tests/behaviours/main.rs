@@ -5,6 +5,7 @@ mod documents;
 mod fills;
 mod model;
 mod outages;
+mod prefetch;
 mod pulls;
 mod quota;
 mod requests;

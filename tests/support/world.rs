@@ -116,6 +116,13 @@ impl World {
         self.send_whole(Request::post(path).body(body.into()).expect("a test sends a real request")).await
     }
 
+    /// The same, by a caller with this address.
+    pub async fn post_from(&self, caller: &str, path: &str, body: impl Into<Body>) -> Answer {
+        let caller = stopover::http::Caller(caller.parse().expect("a test names a real address"));
+        let request = Request::post(path).extension(caller).body(body.into()).expect("a test sends a real request");
+        self.send_whole(request).await
+    }
+
     /// GET of a path by a caller with this address.
     pub async fn get_from(&self, caller: &str, path: &str) -> Answer {
         let caller = stopover::http::Caller(caller.parse().expect("a test names a real address"));
