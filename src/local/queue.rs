@@ -8,11 +8,11 @@ use async_trait::async_trait;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
-use super::ledger::EmbeddedLedger;
+use super::ledger::{EmbeddedLedger, WrittenFill};
 use crate::Cache;
 use crate::fill::{self, CLAIM, FillError, Filled};
 use crate::oci::Digest;
-use crate::ports::{Fills, Job, Progress, StoreError};
+use crate::ports::{Fills, GivenUp, Job, Progress, Requested, StoreError};
 
 /// How many fills run at once that nobody waits for.
 const AT_ONCE: usize = 4;
@@ -54,7 +54,8 @@ impl Queue {
     /// Begins to fill for `cache`, with what an earlier process left.
     pub(super) fn start(self: &Arc<Self>, cache: &Arc<Cache>) -> Result<(), StoreError> {
         let _ = self.cache.set(Arc::downgrade(cache));
-        let left = self.ledger.requested_fills()?;
+        let left: Vec<Job> =
+            self.ledger.fills()?.into_iter().filter(|fill| fill.given_up.is_none()).map(|fill| fill.job).collect();
         if !left.is_empty() {
             tracing::info!(fills = left.len(), "going on with the fills of an earlier run");
         }
@@ -136,11 +137,18 @@ impl Queue {
                 (Some(Progress::Failed(error)), rest)
             }
         };
-        if end.is_some()
-            && rest.is_none()
-            && let Err(error) = self.ledger.remove_fill(&job.digest).await
-        {
-            tracing::warn!(blob.digest = %job.digest, %error, "a fill that ended is still written down as requested");
+        if rest.is_none() {
+            let noted = match &end {
+                None => Ok(()),
+                Some(Progress::Failed(error)) => {
+                    let given_up = Some(error.to_string());
+                    self.ledger.put_fills([WrittenFill { job: job.clone(), given_up }]).await
+                }
+                Some(_) => self.ledger.remove_fill(&job.digest).await,
+            };
+            if let Err(error) = noted {
+                tracing::warn!(blob.digest = %job.digest, %error, "a fill that ended is still written down as requested");
+            }
         }
         self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.digest);
         if let Some(end) = end {
@@ -165,7 +173,7 @@ impl Queue {
 #[async_trait]
 impl Fills for Handle {
     async fn request(&self, jobs: &[Job]) -> Result<(), StoreError> {
-        self.0.ledger.put_fills(jobs).await?;
+        self.0.ledger.put_fills(jobs.iter().cloned().map(WrittenFill::from)).await?;
         for job in jobs {
             self.0.begin(job.clone(), false, 0);
         }
@@ -173,8 +181,28 @@ impl Fills for Handle {
     }
 
     async fn request_now(&self, job: &Job) -> Result<Option<watch::Receiver<Progress>>, StoreError> {
-        self.0.ledger.put_fills(std::slice::from_ref(job)).await?;
+        self.0.ledger.put_fills([job.clone().into()]).await?;
         Ok(Some(self.0.begin(job.clone(), true, 0)))
+    }
+
+    async fn list(&self) -> Result<Vec<Requested>, StoreError> {
+        let fills = self.0.ledger.fills()?;
+        let running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let requested = |WrittenFill { job, given_up }| {
+            let written = match running.get(&job.digest).map(|running| running.progress.borrow().clone()) {
+                Some(Progress::Growing { written, .. }) => written,
+                _ => 0,
+            };
+            Requested { job, written, given_up: given_up.map(|reason| GivenUp { reason: Some(reason) }) }
+        };
+        Ok(fills.into_iter().map(requested).collect())
+    }
+
+    async fn retry(&self) -> Result<usize, StoreError> {
+        let given_up = self.0.ledger.fills()?.into_iter().filter(|fill| fill.given_up.is_some());
+        let jobs: Vec<Job> = given_up.map(|fill| fill.job).collect();
+        self.request(&jobs).await?;
+        Ok(jobs.len())
     }
 }
 
