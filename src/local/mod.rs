@@ -9,6 +9,7 @@
 
 mod files;
 mod ledger;
+mod order;
 mod queue;
 
 use std::fs::{self, File, TryLockError};
@@ -47,7 +48,8 @@ impl Local {
         );
         // Whoever held a claim was a process that is gone: this one owns the directory now.
         ledger.release_claims().await?;
-        let queue = Arc::new(Queue::new(Arc::clone(&ledger)));
+        let limits = config.upstreams.iter().map(|(id, upstream)| (id.clone(), upstream.fills.get())).collect();
+        let queue = Arc::new(Queue::new(Arc::clone(&ledger), limits));
         let cache = Cache::new(config, clock, files, ledger, Arc::new(queue::Handle(Arc::clone(&queue))))
             .context("cannot start")?;
         let cache = Arc::new(cache);
