@@ -81,9 +81,23 @@ enum Command {
         #[arg(long, value_name = "URL")]
         server: Option<String>,
     },
+    /// Show the fills that are under way, and those that were given up with the reason
+    Fills {
+        #[command(subcommand)]
+        command: Option<FillsCommand>,
+        /// The running cache to ask [default: the one at the configured address]
+        #[arg(long, global = true, value_name = "URL")]
+        server: Option<String>,
+    },
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+}
+
+#[derive(Subcommand)]
+enum FillsCommand {
+    /// Try again what was given up
+    Retry,
 }
 
 #[derive(Subcommand)]
@@ -108,6 +122,10 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
     match command.unwrap_or(Command::Serve) {
         Command::Config(ConfigCommand::Check) => Ok(std::io::stdout().write_all(describe(&config).as_bytes())?),
         Command::Quota { server } => ask(&config, server, async |client| client.quota().await),
+        Command::Fills { command: None, server } => ask(&config, server, async |client| client.fills().await),
+        Command::Fills { command: Some(FillsCommand::Retry), server } => {
+            ask(&config, server, async |client| client.retry_fills().await)
+        }
         Command::Refresh { images, server } => ask(&config, server, async |client| client.refresh(&images).await),
         Command::Serve => {
             start_logging(&settings)?;

@@ -318,6 +318,24 @@ pub enum Priority {
     Refresh,
 }
 
+/// A fill that was requested and has not ended well, as whoever runs fills knows it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Requested {
+    /// What was requested.
+    pub job: Job,
+    /// How many bytes have arrived, where the fill runs in this process; 0 elsewhere.
+    pub written: u64,
+    /// That it is not tried again unless somebody asks, and why if the adapter knows.
+    pub given_up: Option<GivenUp>,
+}
+
+/// A fill that is not tried again unless somebody asks.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GivenUp {
+    /// Why, for people. `None`: the record of the blob says so.
+    pub reason: Option<String>,
+}
+
 /// The asynchronous side: whatever is requested here is filled later, elsewhere.
 #[async_trait]
 pub trait Fills: Send + Sync {
@@ -331,6 +349,12 @@ pub trait Fills: Send + Sync {
     /// Requests a fill that a client waits for, and watches it. `None`: fills run in another process, and the ledger
     /// is where their outcome shows.
     async fn request_now(&self, job: &Job) -> Result<Option<watch::Receiver<Progress>>, StoreError>;
+
+    /// What was given up, and what is still to be filled as far as the adapter can tell (SQS cannot).
+    async fn list(&self) -> Result<Vec<Requested>, StoreError>;
+
+    /// Requests again what was given up, and says how many fills those were.
+    async fn retry(&self) -> Result<usize, StoreError>;
 }
 
 /// How far a fill has come.

@@ -5,7 +5,7 @@ use aws_sdk_sqs::Client;
 use aws_sdk_sqs::types::SendMessageBatchRequestEntry;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
-use stopover::ports::{Fills, ImageJob, Job, Progress, StoreError};
+use stopover::ports::{Fills, ImageJob, Job, Progress, Requested, StoreError};
 use tokio::sync::watch;
 
 use crate::failure::store_error;
@@ -73,5 +73,13 @@ impl Fills for SqsFills {
         let request = self.client.send_message().queue_url(&self.queue_url).message_body(message(job)?);
         request.send().await.map_err(|error| store_error("SendMessage", &error))?;
         Ok(None)
+    }
+
+    async fn list(&self) -> Result<Vec<Requested>, StoreError> {
+        Err(StoreError::Refused("what was given up is in the dead-letter queue".into()))
+    }
+
+    async fn retry(&self) -> Result<usize, StoreError> {
+        Err(StoreError::Refused("what was given up is in the dead-letter queue: redrive that".into()))
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -55,6 +56,7 @@ pub(super) struct UpstreamTable {
     pub(super) cold: Option<Cold>,
     pub(super) platforms: Option<Platforms>,
     pub(super) reserve: Option<u64>,
+    pub(super) fills: Option<NonZeroUsize>,
     pub(super) alternates: Option<Vec<AlternateTable>>,
     pub(super) credentials: Option<CredentialsTable>,
 }

@@ -5,6 +5,7 @@ mod schedule;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -86,6 +87,8 @@ pub struct UpstreamConfig {
     pub platforms: Platforms,
     /// Pulls that are left to clients who wait, when so few are left.
     pub reserve: u64,
+    /// How many fills that nobody waits for run at once there. Only where fills run in the same process.
+    pub fills: NonZeroUsize,
     /// Who else carries its content, asked in this order when it limits us or fails.
     pub alternates: Vec<Alternate>,
     /// Who we are there.
@@ -181,6 +184,8 @@ const DEFAULT_FRESH: Duration = Duration::from_mins(5);
 const DEFAULT_STALE: Duration = Duration::from_hours(30 * 24);
 const DEFAULT_MISSING: Duration = Duration::from_secs(30);
 const DEFAULT_RESERVE: u64 = 10;
+/// About as many as one container runtime fetches at once.
+const DEFAULT_FILLS: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 /// Far above what a cluster with a few mistyped images causes, far below what a registry takes for abuse.
 const DEFAULT_MISSES: u32 = 120;
 /// Below the 29 seconds of API Gateway and the 30 seconds that containerd waits for headers.
@@ -308,6 +313,7 @@ fn upstream(
         cold: table.cold.unwrap_or(cold),
         platforms: table.platforms.or_else(|| file.platforms.clone()).unwrap_or_default(),
         reserve: table.reserve.unwrap_or(DEFAULT_RESERVE),
+        fills: table.fills.unwrap_or(DEFAULT_FILLS),
         alternates,
         credentials,
     })
@@ -404,6 +410,7 @@ mod tests {
             ("[upstreams.\"a:b\"]\nurl = \"https://a.b\"", "line 1"),
             ("fresh = \"5 parsecs\"", "is no duration"),
             ("fresh = 5", "line 1"),
+            ("[upstreams.\"ghcr.io\"]\nfills = 0", "line 2"),
             (
                 "[upstreams.\"docker.io\"]\ncredentials = { username = \"me\", password_env = \"NOT_SET\" }",
                 "NOT_SET is not set",

@@ -10,6 +10,7 @@
 mod files;
 mod images;
 mod ledger;
+mod order;
 mod queue;
 
 use std::fs::{self, File, TryLockError};
@@ -51,7 +52,8 @@ impl Local {
         );
         // Whoever held a claim was a process that is gone: this one owns the directory now.
         ledger.release_claims().await?;
-        let queue = Arc::new(Queue::new(Arc::clone(&ledger)));
+        let limits = config.upstreams.iter().map(|(id, upstream)| (id.clone(), upstream.fills.get())).collect();
+        let queue = Arc::new(Queue::new(Arc::clone(&ledger), limits));
         let images = Arc::new(Images::new(Arc::clone(&ledger)));
         let fills = Arc::new(queue::Handle(Arc::clone(&queue), Arc::clone(&images)));
         let cache = Cache::new(config, clock, files, ledger, fills).context("cannot start")?;

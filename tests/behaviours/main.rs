@@ -4,6 +4,7 @@ mod alternates;
 mod documents;
 mod fills;
 mod model;
+mod order;
 mod outages;
 mod prefetch;
 mod pulls;

@@ -125,8 +125,13 @@ impl World {
 
     /// GET of a path by a caller with this address.
     pub async fn get_from(&self, caller: &str, path: &str) -> Answer {
+        self.send_from(caller, Method::GET, path).await
+    }
+
+    /// Sends a request by a caller with this address.
+    pub async fn send_from(&self, caller: &str, method: Method, path: &str) -> Answer {
         let caller = stopover::http::Caller(caller.parse().expect("a test names a real address"));
-        self.send_request(Request::builder().extension(caller), path, &[]).await
+        self.send_request(Request::builder().method(method).extension(caller), path, &[]).await
     }
 
     async fn send_request(&self, request: http::request::Builder, path: &str, headers: &[(&str, &str)]) -> Answer {
