@@ -189,7 +189,7 @@ impl std::fmt::Display for FillStatus {
 }
 
 /// A number of bytes as people read it, in powers of 1000 as registries and disks count.
-struct Bytes(u64);
+pub struct Bytes(pub u64);
 
 impl std::fmt::Display for Bytes {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -1,6 +1,7 @@
 //! What the commands ask of a running cache.
 
 mod fills;
+mod images;
 
 use std::fmt::Write as _;
 use std::time::Duration;
