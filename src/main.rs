@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use axum::serve::ListenerExt as _;
 use clap::{Parser, Subcommand};
-use client::Client;
+use client::{Client, Order};
 use stopover::config::{Cold, Config};
 use stopover::local::Local;
 use stopover::time::Clock;
@@ -66,6 +66,14 @@ enum LogFormat {
 enum Command {
     /// Serve the registry API and copy what is missing from upstream
     Serve,
+    /// Have images stored before anybody pulls them
+    Prefetch {
+        #[command(flatten)]
+        order: Order,
+        /// The running cache to ask [default: the one at the configured address]
+        #[arg(long, value_name = "URL")]
+        server: Option<String>,
+    },
     /// Ask upstream now what tags are, however fresh the cache thinks they are
     Refresh {
         /// Images like docker.io/library/alpine:3.20 or ghcr.io/owner/name:tag
@@ -126,6 +134,7 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
         Command::Fills { command: Some(FillsCommand::Retry), server } => {
             ask(&config, server, async |client| client.retry_fills().await)
         }
+        Command::Prefetch { order, server } => ask(&config, server, async |client| client.prefetch(order).await),
         Command::Refresh { images, server } => ask(&config, server, async |client| client.refresh(&images).await),
         Command::Serve => {
             start_logging(&settings)?;

@@ -97,7 +97,7 @@ impl Cache {
         let (manifests, failure) = self.descendants(root, image, Want { check: false, ..want }).await?;
         let mut wanted = Vec::new();
         for manifest in &manifests {
-            wanted.extend(manifest.blobs().map_err(invalid)?);
+            wanted.extend(manifest.blobs().map_err(|error| invalid(&error))?);
         }
         let mut seen = HashSet::new();
         wanted.retain(|blob| !blob.foreign && seen.insert(blob.digest.clone()));
@@ -134,7 +134,7 @@ impl Cache {
         let mut next = 0;
         while let Some(index) = manifests.get(next).map(Arc::clone) {
             next += 1;
-            let children = index.children().map_err(invalid)?;
+            let children = index.children().map_err(|error| invalid(&error))?;
             let chosen = chosen(&index, &children, &image.platforms)?;
             for child in chosen {
                 if seen.len() >= MAX_MANIFESTS || !seen.insert(child.digest.clone()) {
@@ -209,6 +209,6 @@ fn chosen<'a>(index: &Manifest, children: &'a [Child], platforms: &Platforms) ->
     Ok(chosen)
 }
 
-fn invalid(error: InvalidManifest) -> PullError {
+fn invalid(error: &InvalidManifest) -> PullError {
     UpstreamError::Invalid(error.to_string()).into()
 }

@@ -10,7 +10,8 @@ use support::clients::{WrongContent, pull_over_http};
 use support::images::Recipe;
 use support::program::{Installation, Stopover, UPSTREAM, run};
 use support::registry::Registry;
-use support::scripted::Scripted;
+use support::scripted::{Fault, Scripted};
+use support::world::until;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -161,6 +162,71 @@ async fn quota_and_refresh_ask_the_running_cache() -> anyhow::Result<()> {
     );
     let (status, text) = run(&["quota", "--server", "http://127.0.0.1:1"]).await?;
     ensure!(!status.success() && text.contains("no cache answers at http://127.0.0.1:1"), "{status}\n{text}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prefetch_waits_until_everything_is_stored_and_says_what_is_not() -> anyhow::Result<()> {
+    let upstream = Scripted::start()?;
+    let image = upstream.image("a", "v1", &[b"one", b"two"]);
+    let (_, platforms) = upstream.index("b", "v1", &["linux/amd64", "linux/s390x"]);
+    let broken = upstream.image("broken", "v1", &[b"three"]);
+    upstream.fault(broken.blobs[1].0.as_str(), Fault::Status(404, Vec::new(), String::new()));
+    let installation = Installation::for_upstream(&upstream.url())?;
+    let stopover = installation.start().await?;
+    let server = format!("http://{}", stopover.address());
+    let file = |name: &str, text: &str| {
+        let path = installation.configuration().with_file_name(name);
+        std::fs::write(&path, text).map(|()| path.display().to_string())
+    };
+    let compose = file("compose.yaml", "services:\n  a: {image: test.local/a:v1}\n  b: {image: test.local/b:v1}\n")?;
+    let prefetch = async |arguments: &[&str]| {
+        let arguments = [&["prefetch", "--server", &server, "--platform", "linux/s390x"], arguments].concat();
+        run(&arguments).await
+    };
+    let (status, text) = prefetch(&["-f", &compose, "--wait"]).await?;
+    ensure!(status.success() && text.contains("2 images, 5 blobs, "), "{status}\n{text}");
+    ensure!(text.contains("0 blobs were stored already, 5 were copied in "), "{text}");
+    let stored = stopover.stored_blobs()?;
+    for (digest, _) in image.blobs.iter().chain(&platforms[1].blobs) {
+        ensure!(stored.contains_key(digest.as_str()), "{digest} is not stored\n{text}");
+    }
+    ensure!(stored.len() == 5, "{stored:?}");
+    // Without --wait it says what was requested.
+    let (status, text) = prefetch(&["-f", &compose]).await?;
+    ensure!(status.success() && text.contains(&format!("test.local/a:v1: {}", image.digest)), "{status}\n{text}");
+    ensure!(text.contains("5 blobs were stored already, 0 are requested"), "{text}");
+    // What fails, and what nobody has filled in, fails alone.
+    let list = file("images.txt", "test.local/a:v1\n$UNSET/a # ours\ntest.local/none:v1\ntest.local/broken:v1\n")?;
+    let (status, text) = prefetch(&["-f", &list, "--wait"]).await?;
+    ensure!(status.code() == Some(1), "{status}\n{text}");
+    for part in [
+        "images.txt:2: skipped $UNSET/a",
+        "test.local/none:v1: the upstream registry has no such manifest",
+        "failed: upstream does not have it",
+        "not everything is stored",
+        "1 images failed, 1 blobs failed, 1 images were skipped",
+    ] {
+        ensure!(text.contains(part), "{part} is not in: {text}");
+    }
+    let (status, text) = prefetch(&["-f", "/nowhere/images.txt"]).await?;
+    ensure!(status.code() == Some(1) && text.contains("cannot read /nowhere/images.txt"), "{status}\n{text}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schedule_prefetches_soon_after_the_start_and_again() -> anyhow::Result<()> {
+    let upstream = Scripted::start()?;
+    let image = upstream.image("a", "v1", &[b"layer"]);
+    let schedule = "[[schedule]]\nevery = \"1s\"\nimages = [\"test.local/a:v1\"]\nplatforms = \"all\"\n";
+    let table = format!("[upstreams.\"{UPSTREAM}\"]\nurl = \"{}\"\n", upstream.url());
+    let installation = Installation::with_configuration(&format!("{schedule}{table}"))?;
+    let stopover = installation.start().await?;
+    until(|| upstream.count("HEAD /v2/a/manifests/v1") >= 2).await;
+    let stored = stopover.stored_blobs()?;
+    ensure!(image.blobs.iter().all(|(digest, _)| stored.contains_key(digest.as_str())), "{stored:?}");
+    ensure!(upstream.count("GET /v2/a/manifests/") == 1, "a tag that has not moved costs a HEAD");
+    ensure!(stopover.terminate(PROMPT).await?.success());
     Ok(())
 }
 

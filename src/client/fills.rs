@@ -5,13 +5,19 @@ use stopover::report::FillStatus;
 use super::Client;
 
 impl Client {
-    /// One line a fill that has not ended well: what has become of it, and why.
-    pub(crate) async fn fills(&self) -> anyhow::Result<String> {
+    /// The fills that have not ended well.
+    pub(super) async fn listed_fills(&self) -> anyhow::Result<Vec<FillStatus>> {
         #[derive(serde::Deserialize)]
         struct Fills {
             fills: Vec<FillStatus>,
         }
-        let Fills { mut fills } = self.ask(self.http.get(self.url("fills"))).await?;
+        let Fills { fills } = self.ask(self.http.get(self.url("fills"))).await?;
+        Ok(fills)
+    }
+
+    /// One line a fill that has not ended well: what has become of it, and why.
+    pub(crate) async fn fills(&self) -> anyhow::Result<String> {
+        let mut fills = self.listed_fills().await?;
         fills.sort_by(|one, other| (&one.repository, one.size).cmp(&(&other.repository, other.size)));
         if fills.is_empty() {
             return Ok("nothing is being filled, and nothing was given up\n".into());

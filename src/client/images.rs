@@ -75,7 +75,8 @@ impl Listed {
         let name = name.trim();
         if name.contains(['$', '{', '}']) {
             self.skip(name, line, "a template that nobody has filled in");
-        } else if !name.is_empty() && !self.images.iter().any(|known| known.name == name && known.platform == platform) {
+        } else if !name.is_empty() && !self.images.iter().any(|known| known.name == name && known.platform == platform)
+        {
             self.images.push(Image { name: name.to_owned(), platform, line });
         }
     }
@@ -398,7 +399,8 @@ items:
 
     #[test]
     fn a_template_of_helm_is_refused_with_its_line_and_what_helps() {
-        let error = parse("apiVersion: v1\nkind: Pod\n{{- if .Values.x }}\nspec: {}\n{{- end }}\n", |_| None).unwrap_err();
+        let error =
+            parse("apiVersion: v1\nkind: Pod\n{{- if .Values.x }}\nspec: {}\n{{- end }}\n", |_| None).unwrap_err();
         let message = format!("{error:#}");
         assert!(message.contains("helm template") && message.contains("line 3"), "{message}");
     }

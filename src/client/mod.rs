@@ -2,6 +2,8 @@
 
 mod fills;
 mod images;
+mod prefetch;
+mod progress;
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -9,7 +11,10 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use http::header::CACHE_CONTROL;
 use serde::de::DeserializeOwned;
+use stopover::oci::{Name, Operation, Reference, Request};
 use stopover::report::QuotaReport;
+
+pub(crate) use prefetch::Order;
 
 /// A cache that runs elsewhere.
 pub(crate) struct Client {
@@ -54,14 +59,11 @@ impl Client {
     }
 
     async fn check(&self, image: &str) -> anyhow::Result<String> {
-        let (name, tag) = match image.rsplit_once(':') {
-            Some((name, tag)) if !tag.contains('/') => (name, tag),
-            _ => (image, "latest"),
-        };
-        if image.contains('@') {
+        let request = Request::image(image)?;
+        let Operation::Manifest(name, Reference::Tag(tag)) = &request.operation else {
             bail!("a digest never changes: name a tag");
-        }
-        let url = format!("{}/v2/{name}/manifests/{tag}", self.server);
+        };
+        let url = self.registry_url(&request, name, "manifests", tag.as_str());
         let answer = self.send(self.http.get(url).header(CACHE_CONTROL, "no-cache").header("priority", "u=7")).await?;
         let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         if answer.status().is_success() {
@@ -74,6 +76,14 @@ impl Client {
         let status = answer.status();
         let body: serde_json::Value = serde_json::from_slice(&answer.bytes().await?).unwrap_or_default();
         bail!("{status}: {}", body["errors"][0]["message"].as_str().unwrap_or("no reason was given"))
+    }
+
+    /// Where a part of an image is pulled.
+    fn registry_url(&self, request: &Request, name: &Name, kind: &str, what: &str) -> String {
+        let namespace = request.namespace.as_ref().map_or_else(String::new, |namespace| {
+            format!("?ns={}", url::form_urlencoded::byte_serialize(namespace.as_bytes()).collect::<String>())
+        });
+        format!("{}/v2/{name}/{kind}/{what}{namespace}", self.server)
     }
 
     /// Where an operator asks for `what`.

@@ -55,8 +55,8 @@ impl Local {
         let limits = config.upstreams.iter().map(|(id, upstream)| (id.clone(), upstream.fills.get())).collect();
         let queue = Arc::new(Queue::new(Arc::clone(&ledger), limits));
         let images = Arc::new(Images::new(Arc::clone(&ledger)));
-        let fills = Arc::new(queue::Handle(Arc::clone(&queue), Arc::clone(&images)));
-        let cache = Cache::new(config, clock, files, ledger, fills).context("cannot start")?;
+        let handle = Arc::new(queue::Handle(Arc::clone(&queue), Arc::clone(&images)));
+        let cache = Cache::new(config, clock, files, ledger, handle).context("cannot start")?;
         let cache = Arc::new(cache);
         queue.start(&cache)?;
         images.start(&cache)?;

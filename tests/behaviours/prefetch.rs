@@ -5,8 +5,13 @@ use std::time::Duration;
 
 use http::StatusCode;
 use serde_json::{Value, json};
+use stopover::config::{Cold, Config};
+use stopover::local::{EmbeddedLedger, Local};
+use stopover::oci::Repository;
+use stopover::pull::{Served, Want};
+use stopover::time::Clock;
 use support::on_both_columns;
-use support::scripted::{Fault, ScriptedImage};
+use support::scripted::{Fault, Scripted, ScriptedImage};
 use support::world::{Column, World, until};
 
 on_both_columns!(
@@ -210,4 +215,37 @@ async fn a_due_schedule_keeps_its_images_up_to_date(column: Column) {
         world.clock.advance(Duration::from_hours(1));
     }
     assert_eq!(stored(&world).await, digests([&images[0], &single, &moved]));
+}
+
+/// Only the embedded queue has to remember them itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_platforms_that_a_policy_wants_are_found_again_after_a_restart() {
+    let upstream = Scripted::start().unwrap();
+    let (_, images) = upstream.index("a", "1", &[AMD64, "linux/arm64", "linux/s390x"]);
+    upstream.fault(images[1].digest.as_str(), Fault::Stalled);
+    let data = tempfile::tempdir().unwrap();
+    let file = data.path().join("stopover.toml");
+    std::fs::write(&file, format!("platforms = \"all\"\n[upstreams.\"test.local\"]\nurl = \"{}\"", upstream.url()))
+        .unwrap();
+    let open = async || {
+        let mut config = Config::load(Some(&file), Cold::Follow, |_| None).unwrap();
+        config.data_dir = data.path().to_owned();
+        Local::open(config, Clock::default()).await.unwrap()
+    };
+    let local = open().await;
+    let repository = Repository { upstream: "test.local".parse().unwrap(), name: "a".parse().unwrap() };
+    local.cache.manifest(&repository, &"1".parse().unwrap(), Want::GET).await.unwrap();
+    until(|| upstream.count(images[1].digest.as_str()) > 0).await;
+    local.stop(Duration::ZERO).await;
+    assert_eq!(upstream.count(images[2].digest.as_str()), 0);
+    upstream.heal();
+    // What was being fetched holds the directory a moment longer.
+    until(|| EmbeddedLedger::open(&data.path().join("ledger.redb")).is_ok()).await;
+    let local = open().await;
+    local.settled().await;
+    upstream.kill();
+    for (image, (digest, _)) in images.iter().flat_map(|image| image.blobs.iter().map(move |blob| (image, blob))) {
+        let pulled = local.cache.blob(&repository, digest, Want::HEAD).await.unwrap();
+        assert_eq!(pulled.served, Served::Hit, "{}", image.digest);
+    }
 }
