@@ -417,6 +417,12 @@ mod tests {
             ),
             ("[upstreams.\"docker.io\"]\ncredentials = { username = \"me\" }", "password_env"),
             ("listen = \"nowhere\"", "line 1"),
+            ("platforms = [\"amd64\"]", "linux/amd64"),
+            ("platforms = \"some\"", "expected \"requested\", \"all\", or a list"),
+            ("[[schedule]]\nevery = \"6h\"\nimages = [\"a\"]", "missing field `platforms`"),
+            ("[[schedule]]\nevery = \"0s\"\nimages = []\nplatforms = \"all\"", "schedule.every"),
+            ("[[schedule]]\nevery = \"6h\"\nimages = [\"A b\"]\nplatforms = \"all\"", "\"A b\" is no image"),
+            ("[[schedule]]\nevery = \"6h\"\nimages = []\nplatforms = \"requested\"", "schedule.platforms"),
             ("= 1", "line 1"),
         ] {
             let message = load(text).unwrap_err();

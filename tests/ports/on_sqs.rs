@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
 use aws::SqsFills;
-use stopover::ports::{Fills as _, Job, Priority, StoreError};
+use stopover::oci::Platforms;
+use stopover::ports::{Fills as _, ImageJob, Job, Priority, StoreError, Work};
 use support::aws::{EVERY_OPERATION, Endpoints, Service};
 
 use crate::outages::ATTEMPTS;
@@ -47,6 +48,33 @@ async fn every_requested_fill_is_a_message_of_its_own() -> Result<()> {
         }
     }
     assert_eq!(received, jobs.into_iter().map(|job| (job.size, job.digest, job.repository)).collect());
+    Ok(())
+}
+
+/// Messages that an earlier version has sent are read by the next one.
+#[tokio::test]
+async fn a_message_is_a_blob_or_an_image() -> Result<()> {
+    let endpoints = Endpoints::start().await?;
+    let (fills, job) = (fills(&endpoints).await, jobs(1)?.remove(0));
+    let image = ImageJob {
+        repository: job.repository.clone(),
+        reference: "1.27".parse()?,
+        platforms: Platforms::Only(vec!["linux/arm/v7".parse()?]),
+        priority: Priority::Refresh,
+    };
+    fills.request_images(std::slice::from_ref(&image)).await?;
+    fills.request(std::slice::from_ref(&job)).await?;
+    let mut received = Vec::new();
+    let sqs = endpoints.sqs().await;
+    while received.len() < 2 {
+        let receive = sqs.receive_message().queue_url(endpoints.queue_url()).max_number_of_messages(10);
+        for message in receive.send().await?.messages.context("a message is missing")? {
+            received.push(serde_json::from_str::<Work>(message.body().context("no body")?)?);
+        }
+    }
+    ensure!(received.contains(&Work::Image(image)) && received.contains(&Work::Blob(job.clone())), "{received:?}");
+    let old = format!(r#"{{"repository":{{"upstream":"a.b","name":"c"}},"digest":"{}","size":1}}"#, job.digest);
+    assert!(matches!(serde_json::from_str(&old)?, Work::Blob(Job { size: 1, .. })));
     Ok(())
 }
 
