@@ -10,7 +10,8 @@ use support::clients::{WrongContent, pull_over_http};
 use support::images::Recipe;
 use support::program::{Installation, Stopover, UPSTREAM, run};
 use support::registry::Registry;
-use support::scripted::Scripted;
+use support::scripted::{Fault, Scripted};
+use support::world::DEADLINE;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -162,6 +163,40 @@ async fn quota_and_refresh_ask_the_running_cache() -> anyhow::Result<()> {
     let (status, text) = run(&["quota", "--server", "http://127.0.0.1:1"]).await?;
     ensure!(!status.success() && text.contains("no cache answers at http://127.0.0.1:1"), "{status}\n{text}");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fills_that_were_given_up_are_shown_and_retried() -> anyhow::Result<()> {
+    let upstream = Scripted::start()?;
+    let image = upstream.image("a", "v1", &[b"layer"]);
+    let (layer, _) = &image.blobs[1];
+    upstream.fault(layer.as_str(), Fault::Status(404, vec![], String::new()));
+    let installation = Installation::for_upstream(&upstream.url())?;
+    let stopover = installation.start().await?;
+    let server = format!("http://{}", stopover.address());
+    let (status, text) = run(&["fills", "--server", &server]).await?;
+    ensure!(status.success() && text.contains("nothing was given up"), "{status}\n{text}");
+    reqwest::get(format!("{server}/v2/{UPSTREAM}/a/manifests/v1")).await?.error_for_status()?;
+    let failed = format!("failed: {UPSTREAM}/a@{layer}, 0 B of 5 B, interactive, attempt 1 failed: ");
+    until_said(&server, &failed).await?;
+    upstream.heal();
+    let (status, text) = run(&["fills", "retry", "--server", &server]).await?;
+    ensure!(status.success() && text.contains("fills tried again: 1"), "{status}\n{text}");
+    until_said(&server, "nothing was given up").await
+}
+
+/// Asks for the fills until that is said of them.
+async fn until_said(server: &str, expected: &str) -> anyhow::Result<()> {
+    let said = async {
+        loop {
+            let (status, text) = run(&["fills", "--server", server]).await?;
+            ensure!(status.success(), "{status}\n{text}");
+            if text.contains(expected) {
+                return Ok(());
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, said).await.with_context(|| format!("it never says {expected:?}"))?
 }
 
 #[tokio::test(flavor = "multi_thread")]
