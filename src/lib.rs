@@ -44,7 +44,8 @@ pub struct Cache {
     pub(crate) blobs: Arc<dyn Blobs>,
     /// What is remembered.
     pub ledger: Arc<dyn Ledger>,
-    pub(crate) fills: Arc<dyn Fills>,
+    /// What copies blobs.
+    pub fills: Arc<dyn Fills>,
     pub(crate) warm: pull::Warm,
     pub(crate) flights: pull::Flights,
     pub(crate) absent: pull::Absent,

@@ -172,16 +172,17 @@ impl Cache {
         }
     }
 
-    /// Requests the images of those schedules that are due ([`Schedule::is_due`]).
-    pub async fn request_due_schedules(&self) -> Result<(), StoreError> {
+    /// Requests the images of those schedules that are due ([`Schedule::is_due`]), and says how many there are.
+    pub async fn request_due_schedules(&self) -> Result<usize, StoreError> {
+        let mut images = 0;
         for schedule in self.config.schedules.iter().filter(|schedule| schedule.is_due(self.clock.now())) {
-            self.request_schedule(schedule).await?;
+            images += self.request_schedule(schedule).await?;
         }
-        Ok(())
+        Ok(images)
     }
 
     /// Requests the images of a schedule: whoever runs them has upstream asked what their tags are now.
-    pub async fn request_schedule(&self, schedule: &Schedule) -> Result<(), StoreError> {
+    pub async fn request_schedule(&self, schedule: &Schedule) -> Result<usize, StoreError> {
         let mut images = Vec::new();
         for request in &schedule.images {
             match self.image(request) {
@@ -192,7 +193,8 @@ impl Cache {
                 Err(error) => tracing::error!(%error, "an image of a schedule is none that can be pulled here"),
             }
         }
-        self.fills.request_images(&images).await
+        self.fills.request_images(&images).await?;
+        Ok(images.len())
     }
 }
 

@@ -203,14 +203,14 @@ impl std::fmt::Display for Bytes {
 
 impl Cache {
     /// The fills that were requested and have not ended well, in no particular order.
-    pub async fn fills(&self) -> Result<Vec<FillStatus>, StoreError> {
+    pub async fn fill_reports(&self) -> Result<Vec<FillStatus>, StoreError> {
         let reports = self.fills.list().await?.into_iter().map(|requested| self.report(requested));
         let reports: Vec<FillStatus> = stream::iter(reports).buffer_unordered(READS_AT_ONCE).try_collect().await?;
         Ok(reports.into_iter().filter(|report| report.state != FillState::Stored).collect())
     }
 
     /// What has become of one blob. `None`: it is not stored, and no fill of it is known.
-    pub async fn fill(&self, digest: &Digest) -> Result<Option<FillStatus>, StoreError> {
+    pub async fn fill_report(&self, digest: &Digest) -> Result<Option<FillStatus>, StoreError> {
         if let Some(requested) = self.fills.list().await?.into_iter().find(|known| known.job.digest == *digest) {
             return self.report(requested).await.map(Some);
         }
@@ -225,11 +225,6 @@ impl Cache {
             failure: None,
         };
         Ok(self.blobs.size(digest).await?.map(stored))
-    }
-
-    /// Requests again the fills that were given up, and says how many those were.
-    pub async fn retry_fills(&self) -> Result<usize, StoreError> {
-        self.fills.retry().await
     }
 
     async fn report(&self, requested: Requested) -> Result<FillStatus, StoreError> {

@@ -11,7 +11,7 @@ use support::images::Recipe;
 use support::program::{Installation, Stopover, UPSTREAM, run};
 use support::registry::Registry;
 use support::scripted::{Fault, Scripted};
-use support::world::until;
+use support::world::{DEADLINE, until};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -228,6 +228,40 @@ async fn a_schedule_prefetches_soon_after_the_start_and_again() -> anyhow::Resul
     ensure!(upstream.count("GET /v2/a/manifests/") == 1, "a tag that has not moved costs a HEAD");
     ensure!(stopover.terminate(PROMPT).await?.success());
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fills_that_were_given_up_are_shown_and_retried() -> anyhow::Result<()> {
+    let upstream = Scripted::start()?;
+    let image = upstream.image("a", "v1", &[b"layer"]);
+    let (layer, _) = &image.blobs[1];
+    upstream.fault(layer.as_str(), Fault::Status(404, vec![], String::new()));
+    let installation = Installation::for_upstream(&upstream.url())?;
+    let stopover = installation.start().await?;
+    let server = format!("http://{}", stopover.address());
+    let (status, text) = run(&["fills", "--server", &server]).await?;
+    ensure!(status.success() && text.contains("nothing was given up"), "{status}\n{text}");
+    reqwest::get(format!("{server}/v2/{UPSTREAM}/a/manifests/v1")).await?.error_for_status()?;
+    let failed = format!("failed: {UPSTREAM}/a@{layer}, 0 B of 5 B, interactive, attempt 1 failed: ");
+    until_said(&server, &failed).await?;
+    upstream.heal();
+    let (status, text) = run(&["fills", "retry", "--server", &server]).await?;
+    ensure!(status.success() && text.contains("fills tried again: 1"), "{status}\n{text}");
+    until_said(&server, "nothing was given up").await
+}
+
+/// Asks for the fills until that is said of them.
+async fn until_said(server: &str, expected: &str) -> anyhow::Result<()> {
+    let said = async {
+        loop {
+            let (status, text) = run(&["fills", "--server", server]).await?;
+            ensure!(status.success(), "{status}\n{text}");
+            if text.contains(expected) {
+                return Ok(());
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, said).await.with_context(|| format!("it never says {expected:?}"))?
 }
 
 #[tokio::test(flavor = "multi_thread")]

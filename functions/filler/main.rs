@@ -1,59 +1,70 @@
-//! The filler function: each message of the queue is one blob to copy into storage, or one image whose blobs to request.
+//! The filler function: each message of its queues is one blob to copy into storage, or one image whose blobs to request.
+//! Operators and the clock invoke it too.
 
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent, SqsMessage};
+use aws_lambda_events::sqs::{SqsBatchResponse, SqsMessage};
 use lambda_runtime::{Error, LambdaEvent, service_fn, tracing};
 use serde::Deserialize;
+use serde_json::{Value, json};
 use stopover::ports::{Progress, Work};
 use stopover::{Cache, fill, prefetch};
 use tokio::sync::watch;
+
+/// Why the function is invoked: an object with one member, which says what for.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Event {
+    /// Messages of a queue.
+    #[serde(rename = "Records")]
+    Messages(Vec<SqsMessage>),
+    /// What `stopover fills` asks of one process.
+    Fills(FillsCommand),
+    /// It is time to look for schedules that are due.
+    Prefetch(PrefetchCommand),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum FillsCommand {
+    List,
+    Retry,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum PrefetchCommand {
+    Scheduled,
+}
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     tracing::init_default_subscriber();
     let cache = aws::connect().await?;
-    lambda_runtime::run(service_fn(|event| handle(&cache, event))).await
+    lambda_runtime::run(service_fn(|event| answer(&cache, event))).await
 }
 
-/// What the function is invoked with.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Event {
-    /// By the clock: `{"prefetch": "scheduled"}`.
-    Prefetch { prefetch: Scheduled },
-    /// By the queue.
-    Batch(SqsEvent),
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Scheduled {
-    Scheduled,
-}
-
-async fn handle(cache: &Arc<Cache>, event: LambdaEvent<Event>) -> Result<SqsBatchResponse, Error> {
-    match event.payload {
-        Event::Batch(batch) => run_batch(cache, batch).await,
-        Event::Prefetch { prefetch: Scheduled::Scheduled } => {
-            cache.request_due_schedules().await?;
-            Ok(SqsBatchResponse::default())
-        }
-    }
+async fn answer(cache: &Arc<Cache>, event: LambdaEvent<Event>) -> Result<Value, Error> {
+    Ok(match event.payload {
+        Event::Messages(messages) => serde_json::to_value(run_batch(cache, messages).await)?,
+        Event::Fills(FillsCommand::List) => json!({ "fills": cache.fill_reports().await? }),
+        Event::Fills(FillsCommand::Retry) => json!({ "retried": cache.fills.retry().await? }),
+        Event::Prefetch(PrefetchCommand::Scheduled) => json!({ "images": cache.request_due_schedules().await? }),
+    })
 }
 
 /// Answers with the messages that are to come back. Those that keep failing, whatever the reason, end in the dead-letter
 /// queue, where the operator sees them.
-async fn run_batch(cache: &Arc<Cache>, event: SqsEvent) -> Result<SqsBatchResponse, Error> {
+async fn run_batch(cache: &Arc<Cache>, messages: Vec<SqsMessage>) -> SqsBatchResponse {
     let mut response = SqsBatchResponse::default();
-    for message in event.records {
+    for message in messages {
         if let Err(error) = run(cache, &message).await {
             tracing::error!(message_id = message.message_id, error = format!("{error:#}"), "left to the queue");
             response.add_failure(message.message_id.unwrap_or_default());
         }
     }
-    Ok(response)
+    response
 }
 
 async fn run(cache: &Arc<Cache>, message: &SqsMessage) -> anyhow::Result<()> {

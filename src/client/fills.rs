@@ -33,6 +33,6 @@ impl Client {
             retried: usize,
         }
         let Retried { retried } = self.ask(self.http.post(self.url("fills/retry"))).await?;
-        Ok(format!("{retried} fills are tried again\n"))
+        Ok(format!("fills tried again: {retried}\n"))
     }
 }

@@ -38,7 +38,7 @@ async fn quota(State(cache): State<Arc<Cache>>) -> Response {
 
 /// The fills that were requested and have not ended well.
 async fn fills(_: Operator, State(cache): State<Arc<Cache>>) -> Response {
-    cache.fills().await.map_or_else(|error| unavailable(&error), |fills| answer(&json!({ "fills": fills })))
+    cache.fill_reports().await.map_or_else(|error| unavailable(&error), |fills| answer(&json!({ "fills": fills })))
 }
 
 /// What has become of one blob.
@@ -47,7 +47,7 @@ async fn fill(_: Operator, State(cache): State<Arc<Cache>>, Path(digest): Path<S
         Ok(digest) => digest,
         Err(error) => return refusal(StatusCode::BAD_REQUEST, &format!("{digest:?} is no digest: {error}")),
     };
-    match cache.fill(&digest).await {
+    match cache.fill_report(&digest).await {
         Ok(Some(status)) => answer(&status),
         Ok(None) => refusal(StatusCode::NOT_FOUND, &format!("{digest} is not stored, and no fill of it is known")),
         Err(error) => unavailable(&error),
@@ -56,7 +56,7 @@ async fn fill(_: Operator, State(cache): State<Arc<Cache>>, Path(digest): Path<S
 
 /// Requests again what was given up.
 async fn retry_fills(_: Operator, State(cache): State<Arc<Cache>>) -> Response {
-    cache.retry_fills().await.map_or_else(|error| unavailable(&error), |retried| answer(&json!({ "retried": retried })))
+    cache.fills.retry().await.map_or_else(|error| unavailable(&error), |retried| answer(&json!({ "retried": retried })))
 }
 
 fn answer(body: &impl Serialize) -> Response {
