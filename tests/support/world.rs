@@ -309,44 +309,61 @@ async fn connect(config: Config, clock: &Clock, endpoints: &Endpoints) -> anyhow
     let sdk = endpoints.sdk_config().await;
     let blobs = aws::S3Blobs::new(aws::s3_client(&sdk), endpoints.bucket().to_owned());
     let ledger = aws::DynamoLedger::new(aws::dynamo_client(&sdk), endpoints.table().to_owned(), blobs.clone());
-    let fills = aws::SqsFills::new(aws::sqs_client(&sdk), endpoints.queue_url());
+    let fills = aws::SqsFills::new(aws::sqs_client(&sdk), queues(endpoints));
     let cache = Cache::new(config, clock.clone(), Arc::new(blobs), Arc::new(ledger), Arc::new(fills))?;
     Ok(Arc::new(cache))
 }
 
-/// Plays the filler function and its event source in this process, so that a manual clock reaches the fills.
-struct Filler(JoinHandle<()>);
+/// The queues of these endpoints, as the template names them to the functions.
+pub fn queues(endpoints: &Endpoints) -> aws::Queues {
+    aws::Queues {
+        interactive: endpoints.queue_url(),
+        background: endpoints.background_queue_url(),
+        dead: endpoints.dlq_url(),
+    }
+}
+
+/// Plays the filler function and its event sources in this process, so that a manual clock reaches the fills.
+struct Filler([JoinHandle<()>; 2]);
 
 impl Filler {
     async fn start(cache: Arc<Cache>, endpoints: Arc<Endpoints>) -> Self {
-        let (client, queue) = (endpoints.sqs().await, endpoints.queue_url());
-        Self(tokio::spawn(async move {
-            loop {
-                let received = client
-                    .receive_message()
-                    .queue_url(&queue)
-                    .max_number_of_messages(10)
-                    .wait_time_seconds(1)
-                    .send()
-                    .await;
-                let Ok(received) = received else { return };
-                for message in received.messages() {
-                    // A failure would come back much later than a test lasts: its message ends here.
-                    match serde_json::from_str(message.body().unwrap_or_default()).expect("a request is work") {
-                        Work::Blob(job) => drop(fill::run(&cache, &job, &watch::channel(Progress::Waiting).0).await),
-                        Work::Image(image) => drop(prefetch::run(&cache, &image).await),
+        let client = endpoints.sqs().await;
+        Self(
+            [endpoints.queue_url(), endpoints.background_queue_url()].map(|queue| {
+                tokio::spawn(Self::work_off(Arc::clone(&cache), client.clone(), queue, endpoints.dlq_url()))
+            }),
+        )
+    }
+
+    async fn work_off(cache: Arc<Cache>, client: aws_sdk_sqs::Client, queue: String, dead: String) {
+        loop {
+            let received =
+                client.receive_message().queue_url(&queue).max_number_of_messages(10).wait_time_seconds(1).send().await;
+            let Ok(received) = received else { return };
+            for message in received.messages() {
+                let outcome = match serde_json::from_str(message.body().unwrap_or_default()).expect("a request is work")
+                {
+                    Work::Blob(job) => {
+                        fill::run(&cache, &job, &watch::channel(Progress::Waiting).0).await.map(drop).map_err(drop)
                     }
-                    let receipt = message.receipt_handle().unwrap_or_default();
-                    let _ = client.delete_message().queue_url(&queue).receipt_handle(receipt).send().await;
+                    Work::Image(image) => prefetch::run(&cache, &image).await.map_err(drop),
+                };
+                // A failed fill would come back much later than a test lasts: its message is dead at once.
+                if outcome.is_err() {
+                    let body = message.body().unwrap_or_default();
+                    let _ = client.send_message().queue_url(&dead).message_body(body).send().await;
                 }
+                let receipt = message.receipt_handle().unwrap_or_default();
+                let _ = client.delete_message().queue_url(&queue).receipt_handle(receipt).send().await;
             }
-        }))
+        }
     }
 }
 
 impl Drop for Filler {
     fn drop(&mut self) {
-        self.0.abort();
+        self.0.iter().for_each(JoinHandle::abort);
     }
 }
 
