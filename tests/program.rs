@@ -185,8 +185,8 @@ async fn prefetch_waits_until_everything_is_stored_and_says_what_is_not() -> any
         run(&arguments).await
     };
     let (status, text) = prefetch(&["-f", &compose, "--wait"]).await?;
-    ensure!(status.success() && text.contains("2 images, 5 blobs, "), "{status}\n{text}");
-    ensure!(text.contains("0 blobs were stored already, 5 were copied in "), "{text}");
+    ensure!(status.success() && text.contains("images: 2, blobs: 5 ("), "{status}\n{text}");
+    ensure!(text.contains("stored already: 0, copied: 5 in "), "{text}");
     let stored = stopover.stored_blobs()?;
     for (digest, _) in image.blobs.iter().chain(&platforms[1].blobs) {
         ensure!(stored.contains_key(digest.as_str()), "{digest} is not stored\n{text}");
@@ -195,7 +195,7 @@ async fn prefetch_waits_until_everything_is_stored_and_says_what_is_not() -> any
     // Without --wait it says what was requested.
     let (status, text) = prefetch(&["-f", &compose]).await?;
     ensure!(status.success() && text.contains(&format!("test.local/a:v1: {}", image.digest)), "{status}\n{text}");
-    ensure!(text.contains("5 blobs were stored already, 0 are requested"), "{text}");
+    ensure!(text.contains("stored already: 5, requested: 0"), "{text}");
     // What fails, and what nobody has filled in, fails alone.
     let list = file("images.txt", "test.local/a:v1\n$UNSET/a # ours\ntest.local/none:v1\ntest.local/broken:v1\n")?;
     let (status, text) = prefetch(&["-f", &list, "--wait"]).await?;
@@ -205,7 +205,7 @@ async fn prefetch_waits_until_everything_is_stored_and_says_what_is_not() -> any
         "test.local/none:v1: the upstream registry has no such manifest",
         "failed: upstream does not have it",
         "not everything is stored",
-        "1 images failed, 1 blobs failed, 1 images were skipped",
+        "failed images: 1, failed blobs: 1, skipped: 1",
     ] {
         ensure!(text.contains(part), "{part} is not in: {text}");
     }

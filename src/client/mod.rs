@@ -1,5 +1,6 @@
 //! What the commands ask of a running cache.
 
+mod dockerfile;
 mod fills;
 mod images;
 mod prefetch;

@@ -119,16 +119,16 @@ impl Client {
             blobs.into_values().filter(|(_, stored)| !stored).map(|(awaited, _)| awaited).collect();
         let requested = missing.len();
         let lost = if order.wait { self.follow(missing).await? } else { 0 };
-        write!(text, "{count} images, {all} blobs, {bytes}: {} blobs were stored already, ", all - requested)?;
+        write!(text, "images: {count}, blobs: {all} ({bytes}), stored already: {}, ", all - requested)?;
         if order.wait {
-            write!(text, "{} were copied in {} s", requested - lost, began.elapsed().as_secs())?;
+            write!(text, "copied: {} in {} s", requested - lost, began.elapsed().as_secs())?;
         } else {
-            write!(text, "{requested} are requested")?;
+            write!(text, "requested: {requested}")?;
         }
         if failed + lost + skipped.len() == 0 {
             return Ok(text + "\n");
         }
-        write!(text, "; {failed} images failed, {lost} blobs failed, {} images were skipped", skipped.len())?;
+        write!(text, ", failed images: {failed}, failed blobs: {lost}, skipped: {}", skipped.len())?;
         bail!("not everything is stored\n{text}");
     }
 

@@ -42,7 +42,9 @@ impl Display {
         if let Kind::Bars { all, total, each } = &mut self.kind
             && written > 0
         {
-            let bar = each.entry(digest.clone()).or_insert_with(|| all.insert_before(total, bar(size, short(digest))));
+            let bar = each
+                .entry(digest.clone())
+                .or_insert_with(|| all.insert_before(total, bar(size, short(digest)).with_position(written)));
             bar.set_position(written);
         }
     }
@@ -97,7 +99,8 @@ fn short(digest: &Digest) -> String {
 }
 
 fn bar(size: u64, name: impl Into<String>) -> ProgressBar {
-    let template = "{prefix:19} [{bar:30}] {bytes:>10} of {total_bytes:>10} {bytes_per_sec:>12} {eta:>4}";
+    let template =
+        "{prefix:19} [{bar:30}] {decimal_bytes:>9} of {decimal_total_bytes:>9} {decimal_bytes_per_sec:>11} {eta:>4}";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(size).with_style(style.progress_chars("=> ")).with_prefix(name.into())
 }
