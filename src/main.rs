@@ -258,5 +258,9 @@ fn describe(config: &Config) -> String {
             upstream.cold
         );
     }
+    for schedule in &config.schedules {
+        let every = humantime::format_duration(schedule.every);
+        let _ = writeln!(text, "schedule  images: {}, every {every}", schedule.images.len());
+    }
     text
 }

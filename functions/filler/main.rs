@@ -75,3 +75,19 @@ async fn run(cache: &Arc<Cache>, message: &SqsMessage) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_clock_sends_is_no_batch_of_messages() {
+        let event = |text: &str| serde_json::from_str::<Event>(text);
+        let scheduled = event(r#"{"prefetch": "scheduled"}"#).unwrap();
+        assert!(matches!(scheduled, Event::Prefetch(PrefetchCommand::Scheduled)));
+        assert!(matches!(event(r#"{"Records": []}"#).unwrap(), Event::Messages(messages) if messages.is_empty()));
+        for text in ["{}", r#"{"prefetch": "now"}"#, r#"{"sweep": "all"}"#] {
+            assert!(event(text).is_err(), "{text}");
+        }
+    }
+}
