@@ -241,7 +241,8 @@ async fn fills_that_were_given_up_are_shown_and_retried() -> anyhow::Result<()> 
     let server = format!("http://{}", stopover.address());
     let (status, text) = run(&["fills", "--server", &server]).await?;
     ensure!(status.success() && text.contains("nothing was given up"), "{status}\n{text}");
-    reqwest::get(format!("{server}/v2/{UPSTREAM}/a/manifests/v1")).await?.error_for_status()?;
+    let manifest = reqwest::Client::new().get(format!("{server}/v2/{UPSTREAM}/a/manifests/v1"));
+    manifest.send().await?.error_for_status()?;
     let failed = format!("failed: {UPSTREAM}/a@{layer}, 0 B of 5 B, interactive, attempt 1 failed: ");
     until_said(&server, &failed).await?;
     upstream.heal();
