@@ -29,6 +29,9 @@ pub enum PullError {
     /// There is no such manifest in this repository.
     #[error("the upstream registry has no such manifest")]
     ManifestUnknown,
+    /// No child of the index is for the platforms that were named; these are there.
+    #[error("the image is for none of the platforms that were named; it is for {0}")]
+    NoPlatform(String),
     /// There is no such blob in this repository.
     #[error("the upstream registry has no such blob in this repository")]
     BlobUnknown,
@@ -86,6 +89,15 @@ const LATER: Duration = Duration::from_secs(10);
 const THROTTLED: Duration = Duration::from_mins(1);
 
 impl PullError {
+    /// Whether trying again later can help.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::NotYet | Self::TooManyMisses { .. } | Self::Store(_) => true,
+            Self::Upstream(error) => error.is_trouble() || matches!(error, UpstreamError::Invalid(_)),
+            _ => false,
+        }
+    }
+
     /// The table. Nothing of storage's own words leaves the process: they may name hosts and paths.
     pub fn answer(&self) -> Answer {
         let (status, code, retry_after) = match self {
@@ -97,7 +109,7 @@ impl PullError {
             Self::UnknownUpstream(_) | Self::Upstream(UpstreamError::NoRepository) => {
                 (StatusCode::NOT_FOUND, ErrorCode::NameUnknown, None)
             }
-            Self::ManifestUnknown | Self::Upstream(UpstreamError::Missing) => {
+            Self::ManifestUnknown | Self::NoPlatform(_) | Self::Upstream(UpstreamError::Missing) => {
                 (StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown, None)
             }
             Self::BlobUnknown => (StatusCode::NOT_FOUND, ErrorCode::BlobUnknown, None),

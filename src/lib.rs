@@ -8,7 +8,8 @@
 //! 4. [`pull`]: the read path: manifest by tag, manifest by digest, blob. What may be done about a tag is decided in
 //!    [`freshness`].
 //! 5. [`fill`]: the write path: one blob from upstream into storage.
-//! 6. [`ports`]: what both ask of storage. [`local`] answers it with files and an embedded ledger; the package
+//! 6. [`prefetch`]: whole images, before anybody pulls them.
+//! 7. [`ports`]: what both ask of storage. [`local`] answers it with files and an embedded ledger; the package
 //!    `functions` answers it with S3, `DynamoDB` and SQS.
 
 pub mod config;
@@ -22,6 +23,7 @@ pub mod local;
 mod misses;
 pub mod oci;
 pub mod ports;
+pub mod prefetch;
 pub mod pull;
 pub mod report;
 pub mod time;
@@ -43,7 +45,7 @@ pub struct Cache {
     pub(crate) blobs: Arc<dyn Blobs>,
     /// What is remembered.
     pub ledger: Arc<dyn Ledger>,
-    /// Where fills are requested.
+    /// What copies blobs.
     pub fills: Arc<dyn Fills>,
     /// One permit for each segment that fills may fetch ahead of what they store.
     pub(crate) fill_memory: Arc<Semaphore>,

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use axum::serve::ListenerExt as _;
 use clap::{Parser, Subcommand};
-use client::Client;
+use client::{Client, Order};
 use stopover::config::{Cold, Config};
 use stopover::local::Local;
 use stopover::time::Clock;
@@ -66,6 +66,14 @@ enum LogFormat {
 enum Command {
     /// Serve the registry API and copy what is missing from upstream
     Serve,
+    /// Have images stored before anybody pulls them
+    Prefetch {
+        #[command(flatten)]
+        order: Order,
+        /// The running cache to ask [default: the one at the configured address]
+        #[arg(long, value_name = "URL")]
+        server: Option<String>,
+    },
     /// Ask upstream now what tags are, however fresh the cache thinks they are
     Refresh {
         /// Images like docker.io/library/alpine:3.20 or ghcr.io/owner/name:tag
@@ -81,9 +89,23 @@ enum Command {
         #[arg(long, value_name = "URL")]
         server: Option<String>,
     },
+    /// Show the fills that are under way, and those that were given up with the reason
+    Fills {
+        #[command(subcommand)]
+        command: Option<FillsCommand>,
+        /// The running cache to ask [default: the one at the configured address]
+        #[arg(long, global = true, value_name = "URL")]
+        server: Option<String>,
+    },
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+}
+
+#[derive(Subcommand)]
+enum FillsCommand {
+    /// Try again what was given up
+    Retry,
 }
 
 #[derive(Subcommand)]
@@ -108,6 +130,11 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
     match command.unwrap_or(Command::Serve) {
         Command::Config(ConfigCommand::Check) => Ok(std::io::stdout().write_all(describe(&config).as_bytes())?),
         Command::Quota { server } => ask(&config, server, async |client| client.quota().await),
+        Command::Fills { command: None, server } => ask(&config, server, async |client| client.fills().await),
+        Command::Fills { command: Some(FillsCommand::Retry), server } => {
+            ask(&config, server, async |client| client.retry_fills().await)
+        }
+        Command::Prefetch { order, server } => ask(&config, server, async |client| client.prefetch(order).await),
         Command::Refresh { images, server } => ask(&config, server, async |client| client.refresh(&images).await),
         Command::Serve => {
             start_logging(&settings)?;
@@ -166,6 +193,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     std::io::stderr().write_all(welcome.as_bytes())?;
+    local.keep_schedules();
     // Small answers must not wait for the acknowledgement of earlier ones.
     let listener = listener.tap_io(|connection| {
         if let Err(error) = connection.set_nodelay(true) {
@@ -229,6 +257,10 @@ fn describe(config: &Config) -> String {
             humantime::format_duration(upstream.tags.fresh),
             upstream.cold
         );
+    }
+    for schedule in &config.schedules {
+        let every = humantime::format_duration(schedule.every);
+        let _ = writeln!(text, "schedule  images: {}, every {every}", schedule.images.len());
     }
     text
 }

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::fill::FillError;
 use crate::gauge::Gauge;
-use crate::oci::{Descriptor, Digest, Manifest, MediaType, Reference, Repository, UpstreamId};
+use crate::oci::{Descriptor, Digest, Manifest, MediaType, Platforms, Reference, Repository, UpstreamId};
 use crate::time::Timestamp;
 
 /// Storage did not do what it was asked. Nothing may be concluded about what it holds.
@@ -314,6 +314,29 @@ pub struct Job {
     pub priority: Priority,
 }
 
+/// One image to store whole, nobody waiting for it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ImageJob {
+    /// Where it is.
+    pub repository: Repository,
+    /// Which it is there.
+    pub reference: Reference,
+    /// Which of its children, where it is an index.
+    pub platforms: Platforms,
+    /// Of its manifests and blobs. [`Priority::Refresh`] has upstream asked what a tag is, however fresh its record.
+    pub priority: Priority,
+}
+
+/// What a queue carries from one process to another.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Work {
+    /// Run by [`fill::run`](crate::fill::run).
+    Blob(Job),
+    /// Run by [`prefetch::run`](crate::prefetch::run).
+    Image(ImageJob),
+}
+
 /// What is filled first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -323,8 +346,26 @@ pub enum Priority {
     Interactive,
     /// Somebody will pull it soon.
     Prefetch,
-    /// It was pulled before, under a tag that has moved.
+    /// It keeps up to date what was stored before, under a tag that may have moved.
     Refresh,
+}
+
+/// A fill that was requested and has not ended well, as whoever runs fills knows it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Requested {
+    /// What was requested.
+    pub job: Job,
+    /// How many bytes have arrived, where the fill runs in this process; 0 elsewhere.
+    pub written: u64,
+    /// That it is not tried again unless somebody asks, and why if the adapter knows.
+    pub given_up: Option<GivenUp>,
+}
+
+/// A fill that is not tried again unless somebody asks.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GivenUp {
+    /// Why, for people. `None`: the record of the blob says so.
+    pub reason: Option<String>,
 }
 
 /// The asynchronous side: whatever is requested here is filled later, elsewhere.
@@ -334,9 +375,18 @@ pub trait Fills: Send + Sync {
     /// Requesting a blob twice costs little and does no harm.
     async fn request(&self, jobs: &[Job]) -> Result<(), StoreError>;
 
+    /// Requests images, as durably. They lead to requests for fills.
+    async fn request_images(&self, images: &[ImageJob]) -> Result<(), StoreError>;
+
     /// Requests a fill that a client waits for, and watches it. `None`: fills run in another process, and the ledger
     /// is where their outcome shows.
     async fn request_now(&self, job: &Job) -> Result<Option<watch::Receiver<Progress>>, StoreError>;
+
+    /// What was given up, and what is still to be filled as far as the adapter can tell (SQS cannot).
+    async fn list(&self) -> Result<Vec<Requested>, StoreError>;
+
+    /// Requests again what was given up, and says how many fills those were.
+    async fn retry(&self) -> Result<usize, StoreError>;
 }
 
 /// How far a fill has come.

@@ -10,7 +10,8 @@ use support::clients::{WrongContent, pull_over_http};
 use support::images::Recipe;
 use support::program::{Installation, Stopover, UPSTREAM, run};
 use support::registry::Registry;
-use support::scripted::Scripted;
+use support::scripted::{Fault, Scripted};
+use support::world::{DEADLINE, until};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -162,6 +163,106 @@ async fn quota_and_refresh_ask_the_running_cache() -> anyhow::Result<()> {
     let (status, text) = run(&["quota", "--server", "http://127.0.0.1:1"]).await?;
     ensure!(!status.success() && text.contains("no cache answers at http://127.0.0.1:1"), "{status}\n{text}");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prefetch_waits_until_everything_is_stored_and_says_what_is_not() -> anyhow::Result<()> {
+    let upstream = Scripted::start()?;
+    let image = upstream.image("a", "v1", &[b"one", b"two"]);
+    let (_, platforms) = upstream.index("b", "v1", &["linux/amd64", "linux/s390x"]);
+    let broken = upstream.image("broken", "v1", &[b"three"]);
+    upstream.fault(broken.blobs[1].0.as_str(), Fault::Status(404, Vec::new(), String::new()));
+    let installation = Installation::for_upstream(&upstream.url())?;
+    let stopover = installation.start().await?;
+    let server = format!("http://{}", stopover.address());
+    let file = |name: &str, text: &str| {
+        let path = installation.configuration().with_file_name(name);
+        std::fs::write(&path, text).map(|()| path.display().to_string())
+    };
+    let compose = file("compose.yaml", "services:\n  a: {image: test.local/a:v1}\n  b: {image: test.local/b:v1}\n")?;
+    let prefetch = async |arguments: &[&str]| {
+        let arguments = [&["prefetch", "--server", &server, "--platform", "linux/s390x"], arguments].concat();
+        run(&arguments).await
+    };
+    let (status, text) = prefetch(&["-f", &compose, "--wait"]).await?;
+    ensure!(status.success() && text.contains("images: 2, blobs: 5 ("), "{status}\n{text}");
+    ensure!(text.contains("stored already: 0, copied: 5 in "), "{text}");
+    let stored = stopover.stored_blobs()?;
+    for (digest, _) in image.blobs.iter().chain(&platforms[1].blobs) {
+        ensure!(stored.contains_key(digest.as_str()), "{digest} is not stored\n{text}");
+    }
+    ensure!(stored.len() == 5, "{stored:?}");
+    // Without --wait it says what was requested.
+    let (status, text) = prefetch(&["-f", &compose]).await?;
+    ensure!(status.success() && text.contains(&format!("test.local/a:v1: {}", image.digest)), "{status}\n{text}");
+    ensure!(text.contains("stored already: 5, requested: 0"), "{text}");
+    // What fails, and what nobody has filled in, fails alone.
+    let list = file("images.txt", "test.local/a:v1\n$UNSET/a # ours\ntest.local/none:v1\ntest.local/broken:v1\n")?;
+    let (status, text) = prefetch(&["-f", &list, "--wait"]).await?;
+    ensure!(status.code() == Some(1), "{status}\n{text}");
+    for part in [
+        "images.txt:2: skipped $UNSET/a",
+        "test.local/none:v1: the upstream registry has no such manifest",
+        "failed: upstream does not have it",
+        "not everything is stored",
+        "failed images: 1, failed blobs: 1, skipped: 1",
+    ] {
+        ensure!(text.contains(part), "{part} is not in: {text}");
+    }
+    let (status, text) = prefetch(&["-f", "/nowhere/images.txt"]).await?;
+    ensure!(status.code() == Some(1) && text.contains("cannot read /nowhere/images.txt"), "{status}\n{text}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schedule_prefetches_soon_after_the_start_and_again() -> anyhow::Result<()> {
+    let upstream = Scripted::start()?;
+    let image = upstream.image("a", "v1", &[b"layer"]);
+    let schedule = "[[schedule]]\nevery = \"1s\"\nimages = [\"test.local/a:v1\"]\nplatforms = \"all\"\n";
+    let table = format!("[upstreams.\"{UPSTREAM}\"]\nurl = \"{}\"\n", upstream.url());
+    let installation = Installation::with_configuration(&format!("{schedule}{table}"))?;
+    let stopover = installation.start().await?;
+    until(|| upstream.count("HEAD /v2/a/manifests/v1") >= 2).await;
+    let stored = stopover.stored_blobs()?;
+    ensure!(image.blobs.iter().all(|(digest, _)| stored.contains_key(digest.as_str())), "{stored:?}");
+    ensure!(upstream.count("GET /v2/a/manifests/") == 1, "a tag that has not moved costs a HEAD");
+    ensure!(stopover.terminate(PROMPT).await?.success());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fills_that_were_given_up_are_shown_and_retried() -> anyhow::Result<()> {
+    let upstream = Scripted::start()?;
+    let image = upstream.image("a", "v1", &[b"layer"]);
+    let (layer, _) = &image.blobs[1];
+    upstream.fault(layer.as_str(), Fault::Status(404, vec![], String::new()));
+    let installation = Installation::for_upstream(&upstream.url())?;
+    let stopover = installation.start().await?;
+    let server = format!("http://{}", stopover.address());
+    let (status, text) = run(&["fills", "--server", &server]).await?;
+    ensure!(status.success() && text.contains("nothing was given up"), "{status}\n{text}");
+    let manifest = reqwest::Client::new().get(format!("{server}/v2/{UPSTREAM}/a/manifests/v1"));
+    manifest.send().await?.error_for_status()?;
+    let failed = format!("failed: {UPSTREAM}/a@{layer}, 0 B of 5 B, interactive, attempt 1 failed: ");
+    until_said(&server, &failed).await?;
+    upstream.heal();
+    let (status, text) = run(&["fills", "retry", "--server", &server]).await?;
+    ensure!(status.success() && text.contains("fills tried again: 1"), "{status}\n{text}");
+    until_said(&server, "nothing was given up").await
+}
+
+/// Asks for the fills until that is said of them.
+async fn until_said(server: &str, expected: &str) -> anyhow::Result<()> {
+    let said = async {
+        loop {
+            let (status, text) = run(&["fills", "--server", server]).await?;
+            ensure!(status.success(), "{status}\n{text}");
+            if text.contains(expected) {
+                return Ok(());
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, said).await.with_context(|| format!("it never says {expected:?}"))?
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,7 +13,7 @@ const FUNCTIONS: [&str; 2] = ["Registry", "Filler"];
 
 /// SDK operation → what IAM calls it (Service Authorization Reference). Multipart uploads are `s3:PutObject`, HEAD is
 /// `s3:GetObject`.
-const ACTIONS: [(&str, &str); 17] = [
+const ACTIONS: [(&str, &str); 20] = [
     ("batch_get_item", "dynamodb:BatchGetItem"),
     ("batch_write_item", "dynamodb:BatchWriteItem"),
     ("delete_item", "dynamodb:DeleteItem"),
@@ -29,18 +29,19 @@ const ACTIONS: [(&str, &str); 17] = [
     ("head_object", "s3:GetObject"),
     ("put_object", "s3:PutObject"),
     ("upload_part", "s3:PutObject"),
+    ("change_message_visibility", "sqs:ChangeMessageVisibility"),
+    ("delete_message", "sqs:DeleteMessage"),
+    ("receive_message", "sqs:ReceiveMessage"),
     ("send_message", "sqs:SendMessage"),
     ("send_message_batch", "sqs:SendMessage"),
 ];
 
 /// Granted although no adapter calls them, and why.
-const GRANTED_TO_THE_PLATFORM: [(&str, &str); 6] = [
+const GRANTED_TO_THE_PLATFORM: [(&str, &str); 4] = [
     ("logs:CreateLogStream", "Lambda writes the function's log in its name"),
     ("logs:PutLogEvents", "Lambda writes the function's log in its name"),
     ("s3:ListBucket", "without it S3 answers 403 instead of 404 for a missing object"),
-    ("sqs:DeleteMessage", "the event source mapping, in the filler's name"),
     ("sqs:GetQueueAttributes", "the event source mapping, in the filler's name"),
-    ("sqs:ReceiveMessage", "the event source mapping, in the filler's name"),
 ];
 
 fn root() -> PathBuf {
@@ -240,11 +241,26 @@ fn a_fill_is_hidden_six_times_as_long_as_it_may_run_and_given_up_after_five_atte
     let template = template()?;
     let seconds = |path: &str| at(&template, path).as_u64().with_context(|| format!("{path} is no number"));
     let timeout = seconds("/Resources/FillerFunction/Properties/Timeout")?;
-    assert_eq!(seconds("/Resources/FillQueue/Properties/VisibilityTimeout")?, 6 * timeout);
-    assert_eq!(seconds("/Resources/FillQueue/Properties/RedrivePolicy/maxReceiveCount")?, 5);
-    let event = at(&template, "/Resources/FillerFunction/Properties/Events/Fill/Properties");
-    assert_eq!(event["BatchSize"], 1);
-    assert_eq!(event["FunctionResponseTypes"], json!(["ReportBatchItemFailures"]));
+    for (queue, event) in [("FillQueue", "Fill"), ("BackgroundFillQueue", "BackgroundFill")] {
+        assert_eq!(seconds(&format!("/Resources/{queue}/Properties/VisibilityTimeout"))?, 6 * timeout);
+        let redrive = at(&template, &format!("/Resources/{queue}/Properties/RedrivePolicy"));
+        assert_eq!(redrive["maxReceiveCount"], 5);
+        assert_eq!(redrive["deadLetterTargetArn"], json!({ "Fn::GetAtt": "DeadFillQueue.Arn" }));
+        let event = at(&template, &format!("/Resources/FillerFunction/Properties/Events/{event}/Properties"));
+        assert_eq!(event["Queue"], json!({ "Fn::GetAtt": format!("{queue}.Arn") }));
+        assert_eq!(event["BatchSize"], 1);
+        assert_eq!(event["FunctionResponseTypes"], json!(["ReportBatchItemFailures"]));
+    }
+    Ok(())
+}
+
+#[test]
+fn due_schedules_are_looked_for_once_in_every_tick() -> Result<()> {
+    let template = template()?;
+    let event = at(&template, "/Resources/FillerFunction/Properties/Events/Prefetch/Properties");
+    assert_eq!(stopover::config::TICK, std::time::Duration::from_hours(1));
+    assert_eq!(event["Schedule"], "cron(17 * * * ? *)", "every hour");
+    assert_eq!(event["Input"], r#"{"prefetch": "scheduled"}"#);
     Ok(())
 }
 

@@ -23,7 +23,7 @@ use stopover::time::Clock;
 
 pub use dynamo::DynamoLedger;
 pub use s3::S3Blobs;
-pub use sqs::SqsFills;
+pub use sqs::{Queues, SqsFills};
 
 use settings::Settings;
 
@@ -51,7 +51,7 @@ pub async fn connect() -> anyhow::Result<Arc<Cache>> {
     let aws = aws_config::defaults(BehaviorVersion::latest()).load().await;
     let blobs = S3Blobs::new(s3_client(&aws), settings.bucket);
     let ledger = DynamoLedger::new(dynamo_client(&aws), settings.table, blobs.clone());
-    let fills = SqsFills::new(sqs_client(&aws), settings.queue_url);
+    let fills = SqsFills::new(sqs_client(&aws), settings.queues);
     Ok(Arc::new(Cache::new(config, Clock::default(), Arc::new(blobs), Arc::new(ledger), Arc::new(fills))?))
 }
 

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 
+use crate::sqs::Queues;
+
 /// Which resources to use. The template sets all of it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Settings {
@@ -11,8 +13,8 @@ pub(crate) struct Settings {
     pub(crate) table: String,
     /// `STOPOVER_BUCKET`: the name of the bucket.
     pub(crate) bucket: String,
-    /// `STOPOVER_QUEUE_URL`: the URL of the queue of fills.
-    pub(crate) queue_url: String,
+    /// The URLs of the queues of fills.
+    pub(crate) queues: Queues,
     /// `STOPOVER_CONFIG`, or `stopover.toml` beside the binary (`LAMBDA_TASK_ROOT`) if there is one.
     pub(crate) config: Option<PathBuf>,
 }
@@ -30,7 +32,11 @@ impl Settings {
         Ok(Self {
             table: required("STOPOVER_TABLE")?,
             bucket: required("STOPOVER_BUCKET")?,
-            queue_url: required("STOPOVER_QUEUE_URL")?,
+            queues: Queues {
+                interactive: required("STOPOVER_QUEUE_URL")?,
+                background: required("STOPOVER_BACKGROUND_QUEUE_URL")?,
+                dead: required("STOPOVER_DEAD_QUEUE_URL")?,
+            },
             config,
         })
     }
@@ -44,8 +50,13 @@ mod tests {
         Settings::read(|name| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
     }
 
-    const COMPLETE: [(&str, &str); 3] =
-        [("STOPOVER_TABLE", "table"), ("STOPOVER_BUCKET", "bucket"), ("STOPOVER_QUEUE_URL", "http://queue.test/q")];
+    const COMPLETE: [(&str, &str); 5] = [
+        ("STOPOVER_TABLE", "table"),
+        ("STOPOVER_BUCKET", "bucket"),
+        ("STOPOVER_QUEUE_URL", "http://queue.test/q"),
+        ("STOPOVER_BACKGROUND_QUEUE_URL", "http://queue.test/b"),
+        ("STOPOVER_DEAD_QUEUE_URL", "http://queue.test/d"),
+    ];
 
     #[test]
     fn a_missing_or_empty_variable_is_named() {

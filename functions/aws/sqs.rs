@@ -1,10 +1,13 @@
-//! Fills requested over an SQS queue and run by the filler function.
+//! Fills requested over SQS queues and run by the filler function.
+
+use std::collections::HashMap;
 
 use async_trait::async_trait;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::types::SendMessageBatchRequestEntry;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use stopover::ports::{Fills, Job, Progress, StoreError};
+use serde::Serialize;
+use stopover::ports::{Fills, GivenUp, ImageJob, Job, Priority, Progress, Requested, StoreError, Work};
 use tokio::sync::watch;
 
 use crate::failure::store_error;
@@ -15,29 +18,95 @@ const BATCH_MESSAGES: usize = 10;
 /// How many batches of one request are sent at the same time.
 const BATCHES_AT_ONCE: usize = 4;
 
-/// [`Fills`] on one queue. The body of a message is a [`Job`] as JSON.
+/// How long dead messages are hidden while they are looked at: longer than it takes to read [`MOST_DEAD`] of them.
+const LOOK_SECONDS: i32 = 120;
+
+/// How many dead messages are looked at.
+const MOST_DEAD: usize = 1000;
+
+/// How many calls about single messages are made at the same time.
+const CALLS_AT_ONCE: usize = 8;
+
+/// The URLs of the queues. SQS knows no priorities: what nobody waits for has a queue of its own, whose event source runs
+/// fewer fills at once, so that it never keeps clients waiting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queues {
+    /// `STOPOVER_QUEUE_URL`: fills of what clients pulled.
+    pub interactive: String,
+    /// `STOPOVER_BACKGROUND_QUEUE_URL`: all others.
+    pub background: String,
+    /// `STOPOVER_DEAD_QUEUE_URL`: messages of both that failed too often.
+    pub dead: String,
+}
+
+/// [`Fills`] on these queues. The body of a message is a [`Work`] as JSON: a [`Job`] or an [`ImageJob`].
 #[derive(Debug, Clone)]
 pub struct SqsFills {
     client: Client,
-    queue_url: String,
+    queues: Queues,
+}
+
+/// A message of the dead-letter queue that is hidden from others for [`LOOK_SECONDS`].
+struct Dead {
+    work: Work,
+    receipt: String,
 }
 
 impl SqsFills {
-    /// Fills requested at the queue with this URL.
-    pub fn new(client: Client, queue_url: impl Into<String>) -> Self {
-        Self { client, queue_url: queue_url.into() }
+    /// Fills requested at these queues.
+    pub fn new(client: Client, queues: Queues) -> Self {
+        Self { client, queues }
     }
 
-    /// Sends at most [`BATCH_MESSAGES`] jobs; those the queue did not take are sent once more.
-    async fn send_batch(&self, jobs: &[Job]) -> Result<(), StoreError> {
-        let mut unsent = Vec::with_capacity(jobs.len());
-        for (number, job) in jobs.iter().enumerate() {
-            let entry = SendMessageBatchRequestEntry::builder().id(number.to_string()).message_body(message(job)?);
+    /// Up to ten dead messages that nobody is looking at. What is no work stays where it is, and is logged.
+    async fn receive_dead(&self) -> Result<(usize, Vec<Dead>), StoreError> {
+        // A short wait asks all servers of SQS: none at all asks some of them, and finds nothing where little is.
+        let receive = self.client.receive_message().queue_url(&self.queues.dead).wait_time_seconds(1);
+        let receive = receive.max_number_of_messages(10).visibility_timeout(LOOK_SECONDS);
+        let received = receive.send().await.map_err(|error| store_error("ReceiveMessage", &error))?;
+        let messages = received.messages.unwrap_or_default();
+        let (count, mut dead) = (messages.len(), Vec::new());
+        for message in messages {
+            match serde_json::from_str(message.body().unwrap_or_default()) {
+                Ok(work) => dead.push(Dead { work, receipt: message.receipt_handle.unwrap_or_default() }),
+                Err(error) => {
+                    tracing::error!(message_id = message.message_id, %error, "a dead message is no request for a fill or an image");
+                }
+            }
+        }
+        Ok((count, dead))
+    }
+
+    /// Shows a dead message to others again.
+    async fn put_back(&self, receipt: &str) -> Result<(), StoreError> {
+        let show = self.client.change_message_visibility().queue_url(&self.queues.dead);
+        let show = show.receipt_handle(receipt).visibility_timeout(0);
+        show.send().await.map(|_| ()).map_err(|error| store_error("ChangeMessageVisibility", &error))
+    }
+
+    async fn delete_dead(&self, receipt: &str) -> Result<(), StoreError> {
+        let delete = self.client.delete_message().queue_url(&self.queues.dead).receipt_handle(receipt);
+        delete.send().await.map(|_| ()).map_err(|error| store_error("DeleteMessage", &error))
+    }
+
+    /// Sends messages, each to its queue.
+    async fn send(&self, queues: &[(&String, Vec<String>)]) -> Result<(), StoreError> {
+        let batches =
+            queues.iter().flat_map(|(url, bodies)| bodies.chunks(BATCH_MESSAGES).map(move |batch| (url, batch)));
+        let batches = batches.map(|(url, batch)| self.send_batch(url, batch)).collect::<Vec<_>>();
+        stream::iter(batches).buffer_unordered(BATCHES_AT_ONCE).try_collect::<()>().await
+    }
+
+    /// Sends at most [`BATCH_MESSAGES`] messages; those the queue did not take are sent once more.
+    async fn send_batch(&self, queue_url: &str, bodies: &[String]) -> Result<(), StoreError> {
+        let mut unsent = Vec::with_capacity(bodies.len());
+        for (number, body) in bodies.iter().enumerate() {
+            let entry = SendMessageBatchRequestEntry::builder().id(number.to_string()).message_body(body);
             unsent.push(entry.build().map_err(|error| StoreError::Corrupt(error.to_string()))?);
         }
         let mut reason = String::new();
         for _ in 0..2 {
-            let request = self.client.send_message_batch().queue_url(&self.queue_url).set_entries(Some(unsent.clone()));
+            let request = self.client.send_message_batch().queue_url(queue_url).set_entries(Some(unsent.clone()));
             let answer = request.send().await.map_err(|error| store_error("SendMessageBatch", &error))?;
             let Some(failed) = answer.failed.first() else {
                 return Ok(());
@@ -49,20 +118,74 @@ impl SqsFills {
     }
 }
 
-fn message(job: &Job) -> Result<String, StoreError> {
+fn message(job: &impl Serialize) -> Result<String, StoreError> {
     serde_json::to_string(job).map_err(|error| StoreError::Corrupt(error.to_string()))
 }
 
 #[async_trait]
 impl Fills for SqsFills {
     async fn request(&self, jobs: &[Job]) -> Result<(), StoreError> {
-        let batches = jobs.chunks(BATCH_MESSAGES).map(|batch| self.send_batch(batch)).collect::<Vec<_>>();
-        stream::iter(batches).buffer_unordered(BATCHES_AT_ONCE).try_collect::<()>().await
+        let (interactive, background): (Vec<&Job>, Vec<&Job>) =
+            jobs.iter().partition(|job| job.priority == Priority::Interactive);
+        let bodies = |jobs: Vec<&Job>| jobs.into_iter().map(message).collect::<Result<Vec<_>, _>>();
+        self.send(&[(&self.queues.interactive, bodies(interactive)?), (&self.queues.background, bodies(background)?)])
+            .await
+    }
+
+    async fn request_images(&self, images: &[ImageJob]) -> Result<(), StoreError> {
+        let bodies = images.iter().map(message).collect::<Result<_, _>>()?;
+        self.send(&[(&self.queues.background, bodies)]).await
     }
 
     async fn request_now(&self, job: &Job) -> Result<Option<watch::Receiver<Progress>>, StoreError> {
-        let request = self.client.send_message().queue_url(&self.queue_url).message_body(message(job)?);
+        let request = self.client.send_message().queue_url(&self.queues.interactive).message_body(message(job)?);
         request.send().await.map_err(|error| store_error("SendMessage", &error))?;
         Ok(None)
+    }
+
+    async fn list(&self) -> Result<Vec<Requested>, StoreError> {
+        let (mut receipts, mut jobs) = (Vec::new(), HashMap::new());
+        loop {
+            let (received, dead) = self.receive_dead().await?;
+            for Dead { work, receipt } in dead {
+                receipts.push(receipt);
+                match work {
+                    // A blob that was requested twice may be there twice.
+                    Work::Blob(job) => _ = jobs.insert(job.digest.clone(), job),
+                    // No fill: the log of the filler says why.
+                    Work::Image(_) => {}
+                }
+            }
+            if received == 0 || receipts.len() >= MOST_DEAD {
+                break;
+            }
+        }
+        let shown = receipts.iter().map(|receipt| self.put_back(receipt)).collect::<Vec<_>>();
+        stream::iter(shown).buffer_unordered(CALLS_AT_ONCE).try_collect::<()>().await?;
+        let given_up = |job| Requested { job, written: 0, given_up: Some(GivenUp { reason: None }) };
+        Ok(jobs.into_values().map(given_up).collect())
+    }
+
+    async fn retry(&self) -> Result<usize, StoreError> {
+        let mut retried = 0;
+        loop {
+            let (received, dead) = self.receive_dead().await?;
+            // Requested before it is deleted: twice does no harm, never would.
+            let (mut jobs, mut images) = (Vec::new(), Vec::new());
+            for Dead { work, .. } in &dead {
+                match work {
+                    Work::Blob(job) => jobs.push(job.clone()),
+                    Work::Image(image) => images.push(image.clone()),
+                }
+            }
+            self.request(&jobs).await?;
+            self.request_images(&images).await?;
+            let deleted = dead.iter().map(|dead| self.delete_dead(&dead.receipt)).collect::<Vec<_>>();
+            stream::iter(deleted).buffer_unordered(CALLS_AT_ONCE).try_collect::<()>().await?;
+            retried += dead.len();
+            if received == 0 || retried >= MOST_DEAD {
+                return Ok(retried);
+            }
+        }
     }
 }

@@ -1,41 +1,85 @@
-//! The filler function: each message of the queue is one blob to copy into storage.
+//! The filler function: each message of its queues is one blob to copy into storage, or one image whose blobs to request.
+//! Operators and the clock invoke it too.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, bail};
-use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent, SqsMessage};
+use aws_lambda_events::sqs::{SqsBatchResponse, SqsMessage};
 use futures_util::FutureExt as _;
 use lambda_runtime::{Context, Error, LambdaEvent, service_fn, tracing};
-use stopover::Cache;
+use serde::Deserialize;
+use serde_json::{Value, json};
 use stopover::fill::{self, Filled};
-use stopover::ports::{Job, Progress};
+use stopover::ports::{Job, Progress, Work};
+use stopover::{Cache, prefetch};
 use tokio::sync::watch;
+
+/// Why the function is invoked: an object with one member, which says what for.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Event {
+    /// Messages of a queue.
+    #[serde(rename = "Records")]
+    Messages(Vec<SqsMessage>),
+    /// What `stopover fills` asks of one process.
+    Fills(FillsCommand),
+    /// It is time to look for schedules that are due.
+    Prefetch(PrefetchCommand),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum FillsCommand {
+    List,
+    Retry,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum PrefetchCommand {
+    Scheduled,
+}
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     tracing::init_default_subscriber();
     let cache = aws::connect().await?;
-    lambda_runtime::run(service_fn(|event| run_batch(&cache, event))).await
+    lambda_runtime::run(service_fn(|event| answer(&cache, event))).await
+}
+
+async fn answer(cache: &Arc<Cache>, event: LambdaEvent<Event>) -> Result<Value, Error> {
+    Ok(match event.payload {
+        Event::Messages(messages) => serde_json::to_value(run_batch(cache, messages, &event.context).await)?,
+        Event::Fills(FillsCommand::List) => json!({ "fills": cache.fill_reports().await? }),
+        Event::Fills(FillsCommand::Retry) => json!({ "retried": cache.fills.retry().await? }),
+        Event::Prefetch(PrefetchCommand::Scheduled) => json!({ "images": cache.request_due_schedules().await? }),
+    })
 }
 
 /// Answers with the messages that are to come back. Those that keep failing, whatever the reason, end in the dead-letter
 /// queue, where the operator sees them.
-async fn run_batch(cache: &Arc<Cache>, event: LambdaEvent<SqsEvent>) -> Result<SqsBatchResponse, Error> {
+async fn run_batch(cache: &Arc<Cache>, messages: Vec<SqsMessage>, context: &Context) -> SqsBatchResponse {
     let mut response = SqsBatchResponse::default();
-    for message in event.payload.records {
-        if let Err(error) = run(cache, &message, &event.context).await {
+    for message in messages {
+        if let Err(error) = run(cache, &message, context).await {
             tracing::error!(message_id = message.message_id, error = format!("{error:#}"), "left to the queue");
             response.add_failure(message.message_id.unwrap_or_default());
         }
     }
-    Ok(response)
+    response
+}
+
+async fn run(cache: &Arc<Cache>, message: &SqsMessage, context: &Context) -> anyhow::Result<()> {
+    let body = message.body.as_deref().unwrap_or_default();
+    match serde_json::from_str(body).context("the message is no request for a fill or an image")? {
+        Work::Blob(job) => run_fill(cache, job, context).await,
+        Work::Image(image) => Ok(prefetch::run(cache, &image).await?),
+    }
 }
 
 /// Fills one blob, as far as the time of this invocation allows: the rest is another's.
-async fn run(cache: &Arc<Cache>, message: &SqsMessage, context: &Context) -> anyhow::Result<()> {
-    let job: Job = serde_json::from_str(message.body.as_deref().unwrap_or_default())
-        .context("the message is no request for a fill")?;
+async fn run_fill(cache: &Arc<Cache>, job: Job, context: &Context) -> anyhow::Result<()> {
     // The last parts have to be stored and the checkpoint written.
     let left = context.deadline().duration_since(SystemTime::now()).unwrap_or_default();
     let margin = (left / 8).clamp(Duration::from_millis(1500), Duration::from_mins(1)).min(left);
@@ -47,5 +91,21 @@ async fn run(cache: &Arc<Cache>, message: &SqsMessage, context: &Context) -> any
         // Another invocation would come no further.
         Filled::Parked { progress: false } => bail!("upstream sent too little in one invocation to go on from"),
         Filled::Stored | Filled::Already | Filled::Claimed => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_clock_sends_is_no_batch_of_messages() {
+        let event = |text: &str| serde_json::from_str::<Event>(text);
+        let scheduled = event(r#"{"prefetch": "scheduled"}"#).unwrap();
+        assert!(matches!(scheduled, Event::Prefetch(PrefetchCommand::Scheduled)));
+        assert!(matches!(event(r#"{"Records": []}"#).unwrap(), Event::Messages(messages) if messages.is_empty()));
+        for text in ["{}", r#"{"prefetch": "now"}"#, r#"{"sweep": "all"}"#] {
+            assert!(event(text).is_err(), "{text}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use url::Url;
 
 use super::{Cold, Deleted};
 use crate::freshness::Pattern;
-use crate::oci::UpstreamId;
+use crate::oci::{Platforms, UpstreamId};
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
@@ -24,8 +25,20 @@ pub(super) struct File {
     pub(super) wait: Option<Span>,
     pub(super) misses: Option<u32>,
     pub(super) cold: Option<Cold>,
+    pub(super) platforms: Option<Platforms>,
+    #[serde(default)]
+    pub(super) schedule: Vec<ScheduleTable>,
     #[serde(default)]
     pub(super) upstreams: BTreeMap<UpstreamId, UpstreamTable>,
+}
+
+/// `[[schedule]]`
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ScheduleTable {
+    pub(super) every: Span,
+    pub(super) images: Vec<String>,
+    pub(super) platforms: Platforms,
 }
 
 #[derive(Deserialize, Default, Clone)]
@@ -41,7 +54,9 @@ pub(super) struct UpstreamTable {
     pub(super) missing: Option<Span>,
     pub(super) deleted: Option<Deleted>,
     pub(super) cold: Option<Cold>,
+    pub(super) platforms: Option<Platforms>,
     pub(super) reserve: Option<u64>,
+    pub(super) fills: Option<NonZeroUsize>,
     pub(super) alternates: Option<Vec<AlternateTable>>,
     pub(super) credentials: Option<CredentialsTable>,
 }

@@ -1,9 +1,11 @@
 //! `stopover.toml`: what may be set, its defaults, and errors that name the key. Anything wrong stops the process.
 
 mod file;
+mod schedule;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,9 +13,10 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::freshness::TagRules;
-use crate::oci::{Name, UpstreamId};
+use crate::oci::{Name, Platforms, UpstreamId};
 
 use file::{AlternateTable, CredentialsTable, File, Fresh, UpstreamTable, explain};
+pub use schedule::{Schedule, TICK};
 
 /// What a client gets for a blob that is not stored yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
@@ -51,6 +54,8 @@ pub struct Config {
     pub fill_memory: u64,
     /// How many misses at upstream a caller (an address) may cause in a minute.
     pub misses: u32,
+    /// What is prefetched again and again.
+    pub schedules: Vec<Schedule>,
     /// Every upstream that may be pulled through, by id.
     pub upstreams: BTreeMap<UpstreamId, UpstreamConfig>,
     /// The file the settings came from.
@@ -80,8 +85,12 @@ pub struct UpstreamConfig {
     pub deleted: Deleted,
     /// What a client gets for a blob that is not stored yet.
     pub cold: Cold,
+    /// Which children of an index are copied when a pull has stored it.
+    pub platforms: Platforms,
     /// Pulls that are left to clients who wait, when so few are left.
     pub reserve: u64,
+    /// How many fills that nobody waits for run at once there. Only where fills run in the same process.
+    pub fills: NonZeroUsize,
     /// Who else carries its content, asked in this order when it limits us or fails.
     pub alternates: Vec<Alternate>,
     /// Who we are there.
@@ -178,6 +187,8 @@ const DEFAULT_STALE: Duration = Duration::from_hours(30 * 24);
 const DEFAULT_MISSING: Duration = Duration::from_secs(30);
 const DEFAULT_FILL_MEMORY: u64 = 64_000_000;
 const DEFAULT_RESERVE: u64 = 10;
+/// About as many as one container runtime fetches at once.
+const DEFAULT_FILLS: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 /// Far above what a cluster with a few mistyped images causes, far below what a registry takes for abuse.
 const DEFAULT_MISSES: u32 = 120;
 /// Below the 29 seconds of API Gateway and the 30 seconds that containerd waits for headers.
@@ -221,6 +232,7 @@ impl Config {
             wait: file.wait.map_or(DEFAULT_WAIT, |span| span.0),
             fill_memory: DEFAULT_FILL_MEMORY,
             misses: file.misses.unwrap_or(DEFAULT_MISSES),
+            schedules: schedule::read(file.schedule)?,
             upstreams,
             source: path.map(Path::to_owned),
         })
@@ -303,7 +315,9 @@ fn upstream(
         missing: table.missing.or(file.missing).map_or(DEFAULT_MISSING, |span| span.0),
         deleted: table.deleted.or(file.deleted).unwrap_or_default(),
         cold: table.cold.unwrap_or(cold),
+        platforms: table.platforms.or_else(|| file.platforms.clone()).unwrap_or_default(),
         reserve: table.reserve.unwrap_or(DEFAULT_RESERVE),
+        fills: table.fills.unwrap_or(DEFAULT_FILLS),
         alternates,
         credentials,
     })
@@ -400,12 +414,19 @@ mod tests {
             ("[upstreams.\"a:b\"]\nurl = \"https://a.b\"", "line 1"),
             ("fresh = \"5 parsecs\"", "is no duration"),
             ("fresh = 5", "line 1"),
+            ("[upstreams.\"ghcr.io\"]\nfills = 0", "line 2"),
             (
                 "[upstreams.\"docker.io\"]\ncredentials = { username = \"me\", password_env = \"NOT_SET\" }",
                 "NOT_SET is not set",
             ),
             ("[upstreams.\"docker.io\"]\ncredentials = { username = \"me\" }", "password_env"),
             ("listen = \"nowhere\"", "line 1"),
+            ("platforms = [\"amd64\"]", "linux/amd64"),
+            ("platforms = \"some\"", "expected \"requested\", \"all\", or a list"),
+            ("[[schedule]]\nevery = \"6h\"\nimages = [\"a\"]", "missing field `platforms`"),
+            ("[[schedule]]\nevery = \"0s\"\nimages = []\nplatforms = \"all\"", "schedule.every"),
+            ("[[schedule]]\nevery = \"6h\"\nimages = [\"A b\"]\nplatforms = \"all\"", "\"A b\" is no image"),
+            ("[[schedule]]\nevery = \"6h\"\nimages = []\nplatforms = \"requested\"", "schedule.platforms"),
             ("= 1", "line 1"),
         ] {
             let message = load(text).unwrap_err();

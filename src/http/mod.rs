@@ -1,6 +1,7 @@
 //! HTTP: request → pull → response. The only place that builds responses.
 
 mod operator;
+mod prefetch;
 mod stream;
 
 use std::net::{IpAddr, SocketAddr};
@@ -20,7 +21,7 @@ use http::{HeaderMap, StatusCode};
 use crate::Cache;
 use crate::error::PullError;
 use crate::oci::{Digest, InvalidRequest, Operation, Repository, Request, RequestedRange};
-use crate::ports::StoreError;
+use crate::ports::{Priority, StoreError};
 use crate::pull::{Content, PulledBlob, PulledManifest, Served, Want};
 use crate::upstream::UpstreamError;
 
@@ -58,7 +59,7 @@ async fn pull(cache: &Arc<Cache>, request: &Request, parts: &http::request::Part
     let want = Want {
         head: request.head,
         check: has(headers, &CACHE_CONTROL, "no-cache"),
-        background: has(headers, &PRIORITY, "u=7"),
+        priority: if has(headers, &PRIORITY, "u=7") { Priority::Refresh } else { Priority::Interactive },
         caller: caller(parts),
     };
     match &request.operation {

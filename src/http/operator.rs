@@ -2,21 +2,29 @@
 
 use std::sync::Arc;
 
-use axum::extract::{FromRequestParts, State};
+use axum::extract::{FromRequestParts, Path, State};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
 use http::header::CACHE_CONTROL;
 use http::request::Parts;
+use serde::Serialize;
 use serde_json::json;
 
-use super::{NO_STORE, caller};
+use super::{NO_STORE, caller, prefetch};
 use crate::Cache;
+use crate::oci::Digest;
+use crate::ports::StoreError;
 use crate::report::QuotaReport;
 
 pub(super) fn routes() -> Router<Arc<Cache>> {
-    Router::new().route("/_stopover/quota", get(quota))
+    Router::new()
+        .route("/_stopover/quota", get(quota))
+        .route("/_stopover/fills", get(fills))
+        .route("/_stopover/fills/retry", post(retry_fills))
+        .route("/_stopover/fills/{digest}", get(fill))
+        .merge(prefetch::routes())
 }
 
 /// How much is left of each upstream's quota, and whether it is being asked at all.
@@ -25,12 +33,43 @@ async fn quota(State(cache): State<Arc<Cache>>) -> Response {
     let gauges = cache.upstreams.gauges().await;
     let upstreams: Vec<QuotaReport> =
         gauges.iter().map(|(upstream, gauge)| QuotaReport::new(upstream, gauge, now)).collect();
-    ([(CACHE_CONTROL, NO_STORE)], Json(json!({ "upstreams": upstreams }))).into_response()
+    answer(&json!({ "upstreams": upstreams }))
+}
+
+/// The fills that were requested and have not ended well.
+async fn fills(_: Operator, State(cache): State<Arc<Cache>>) -> Response {
+    cache.fill_reports().await.map_or_else(|error| unavailable(&error), |fills| answer(&json!({ "fills": fills })))
+}
+
+/// What has become of one blob.
+async fn fill(_: Operator, State(cache): State<Arc<Cache>>, Path(digest): Path<String>) -> Response {
+    let digest: Digest = match digest.parse() {
+        Ok(digest) => digest,
+        Err(error) => return refusal(StatusCode::BAD_REQUEST, &format!("{digest:?} is no digest: {error}")),
+    };
+    match cache.fill_report(&digest).await {
+        Ok(Some(status)) => answer(&status),
+        Ok(None) => refusal(StatusCode::NOT_FOUND, &format!("{digest} is not stored, and no fill of it is known")),
+        Err(error) => unavailable(&error),
+    }
+}
+
+/// Requests again what was given up.
+async fn retry_fills(_: Operator, State(cache): State<Arc<Cache>>) -> Response {
+    cache.fills.retry().await.map_or_else(|error| unavailable(&error), |retried| answer(&json!({ "retried": retried })))
+}
+
+fn answer(body: &impl Serialize) -> Response {
+    ([(CACHE_CONTROL, NO_STORE)], Json(body)).into_response()
+}
+
+/// Storage did not answer: nothing can be said.
+fn unavailable(error: &StoreError) -> Response {
+    refusal(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
 }
 
 /// Somebody on the machine itself: the only one who may see or change what others pull. An argument of this type makes a
 /// route refuse everybody else; behind API Gateway that is everybody.
-#[expect(dead_code, reason = "the routes that need it follow")]
 pub(super) struct Operator;
 
 impl<S: Sync> FromRequestParts<S> for Operator {

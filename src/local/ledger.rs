@@ -12,13 +12,15 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use bytes::Bytes;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::gauge::Gauge;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
-use crate::ports::{BlobRecord, BlobState, BlobView, GaugeKey, Job, Ledger, StoreError, TagRecord, Versioned};
+use crate::ports::{
+    BlobRecord, BlobState, BlobView, GaugeKey, ImageJob, Job, Ledger, StoreError, TagRecord, Versioned,
+};
 use crate::time::Timestamp;
 
 const ITEMS: TableDefinition<&str, &[u8]> = TableDefinition::new("items");
@@ -30,6 +32,7 @@ const GROUP: usize = 256;
 
 const BLOB: &str = "blob ";
 const FILL: &str = "fill ";
+const IMAGE: &str = "image ";
 
 fn reference_key(repository: &Repository, reference: &Reference) -> String {
     format!("reference {repository} {reference}")
@@ -53,6 +56,27 @@ fn blob_key(digest: &Digest) -> String {
 
 fn fill_key(digest: &Digest) -> String {
     format!("{FILL}{digest}")
+}
+
+pub(super) fn image_key(image: &ImageJob) -> String {
+    format!("{IMAGE}{} {}", image.repository, image.reference)
+}
+
+/// A requested fill as it is written down.
+#[derive(Serialize, Deserialize)]
+pub(super) struct WrittenFill {
+    #[serde(flatten)]
+    pub(super) job: Job,
+    /// Why it is not tried again unless somebody asks.
+    #[serde(default)]
+    pub(super) given_up: Option<String>,
+}
+
+impl From<Job> for WrittenFill {
+    /// A fill that is to be run.
+    fn from(job: Job) -> Self {
+        Self { job, given_up: None }
+    }
 }
 
 /// The embedded ledger.
@@ -216,19 +240,38 @@ impl EmbeddedLedger {
         Ok(records.into_iter().filter_map(|(_, record)| record.value.checkpoint).map(|known| known.upload).collect())
     }
 
-    /// The fills that were requested and have not ended.
-    pub(super) fn requested_fills(&self) -> Result<Vec<Job>, StoreError> {
-        Ok(self.scan::<Job>(FILL)?.into_iter().map(|(_, job)| job.value).collect())
+    /// The fills that were requested and have not ended well.
+    pub(super) fn fills(&self) -> Result<Vec<WrittenFill>, StoreError> {
+        Ok(self.scan::<WrittenFill>(FILL)?.into_iter().map(|(_, fill)| fill.value).collect())
     }
 
-    /// Remembers requested fills.
-    pub(super) async fn put_fills(&self, jobs: &[Job]) -> Result<(), StoreError> {
+    /// Remembers fills as they are now.
+    pub(super) async fn put_fills(&self, fills: impl IntoIterator<Item = WrittenFill>) -> Result<(), StoreError> {
+        let put = |fill: WrittenFill| {
+            let item = join(0, &serde_json::to_vec(&fill).map_err(corrupt)?);
+            Ok(Change::Put(fill_key(&fill.job.digest), item))
+        };
+        self.write(None, fills.into_iter().map(put).collect::<Result<_, _>>()?).await.map(|_| ())
+    }
+
+    /// The images that were requested and have not ended.
+    pub(super) fn requested_images(&self) -> Result<Vec<ImageJob>, StoreError> {
+        Ok(self.scan::<ImageJob>(IMAGE)?.into_iter().map(|(_, image)| image.value).collect())
+    }
+
+    /// Remembers requested images.
+    pub(super) async fn put_images(&self, images: &[ImageJob]) -> Result<(), StoreError> {
         let put =
-            |job: &Job| Ok(Change::Put(fill_key(&job.digest), join(0, &serde_json::to_vec(job).map_err(corrupt)?)));
-        self.write(None, jobs.iter().map(put).collect::<Result<_, _>>()?).await.map(|_| ())
+            |image: &ImageJob| Ok(Change::Put(image_key(image), join(0, &serde_json::to_vec(image).map_err(corrupt)?)));
+        self.write(None, images.iter().map(put).collect::<Result<_, _>>()?).await.map(|_| ())
     }
 
-    /// Forgets a requested fill that has ended.
+    /// Forgets a requested image that has ended.
+    pub(super) async fn remove_image(&self, image: &ImageJob) -> Result<(), StoreError> {
+        self.write(None, vec![Change::Remove(image_key(image))]).await.map(|_| ())
+    }
+
+    /// Forgets a requested fill that has ended well.
     pub(super) async fn remove_fill(&self, digest: &Digest) -> Result<(), StoreError> {
         self.write(None, vec![Change::Remove(fill_key(digest))]).await.map(|_| ())
     }

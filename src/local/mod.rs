@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! <data>/lock                                     held while a process uses the directory
-//! <data>/ledger.redb                              tag records, manifests, memberships, claims, requested fills
+//! <data>/ledger.redb                              tag records, manifests, memberships, claims, requests
 //! <data>/blobs/<algorithm>/<2 hex>/<hex>          published blobs, whole and verified
 //! <data>/unpublished/<hex>.<random>               bytes on their way; a start keeps those with a checkpoint
 //! ```
 
 mod files;
+mod images;
 mod ledger;
+mod order;
 mod queue;
 
 use std::fs::{self, File, TryLockError};
@@ -22,6 +24,8 @@ pub use files::Files;
 pub use ledger::EmbeddedLedger;
 pub use queue::Queue;
 
+use images::Images;
+
 use crate::Cache;
 use crate::config::Config;
 use crate::ports::Blobs as _;
@@ -32,6 +36,7 @@ pub struct Local {
     /// The cache itself.
     pub cache: Arc<Cache>,
     queue: Arc<Queue>,
+    images: Arc<Images>,
     _lock: File,
 }
 
@@ -49,21 +54,31 @@ impl Local {
         // Whoever held a claim was a process that is gone: this one owns the directory now, and goes on from checkpoints.
         ledger.release_claims().await?;
         files.abandon(&ledger.checkpoints()?, Duration::ZERO).await?;
-        let queue = Arc::new(Queue::new(Arc::clone(&ledger)));
-        let cache = Cache::new(config, clock, files, ledger, Arc::new(queue::Handle(Arc::clone(&queue))))
-            .context("cannot start")?;
+        let limits = config.upstreams.iter().map(|(id, upstream)| (id.clone(), upstream.fills.get())).collect();
+        let queue = Arc::new(Queue::new(Arc::clone(&ledger), limits));
+        let images = Arc::new(Images::new(Arc::clone(&ledger)));
+        let handle = Arc::new(queue::Handle(Arc::clone(&queue), Arc::clone(&images)));
+        let cache = Cache::new(config, clock, files, ledger, handle).context("cannot start")?;
         let cache = Arc::new(cache);
         queue.start(&cache)?;
-        Ok(Self { cache, queue, _lock: lock })
+        images.start(&cache)?;
+        Ok(Self { cache, queue, images, _lock: lock })
+    }
+
+    /// Prefetches what `[[schedule]]` says, as long as this runs.
+    pub fn keep_schedules(&self) {
+        self.images.keep_schedules(&self.cache);
     }
 
     /// Stops filling: gives running fills `grace` to finish. The others are parked: the next start goes on with them.
     pub async fn stop(self, grace: Duration) {
+        self.images.stop().await;
         self.queue.stop(grace).await;
     }
 
-    /// Waits until no fill is requested or running.
+    /// Waits until no image and no fill is requested or running.
     pub async fn settled(&self) {
+        self.images.settled().await;
         self.queue.settled().await;
     }
 }

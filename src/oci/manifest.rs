@@ -4,7 +4,7 @@ use std::str::FromStr;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Digest, InvalidDigest};
+use super::{Digest, InvalidDigest, Platform};
 
 /// The largest manifest that is stored, in bytes. Registries must accept 4 MiB (distribution-spec 1.1, "Pushing
 /// manifests"); containerd, podman and API Gateway take no more.
@@ -40,7 +40,8 @@ impl MediaType {
         }
     }
 
-    fn is_index(self) -> bool {
+    /// Whether it lists manifests instead of blobs.
+    pub fn is_index(self) -> bool {
         matches!(self, Self::OciIndex | Self::DockerList)
     }
 }
@@ -86,6 +87,15 @@ pub struct Descriptor {
     pub size: u64,
     /// Not for distribution: clients fetch it from `urls` that we never follow, so it is not copied ahead of demand.
     pub foreign: bool,
+}
+
+/// A manifest that an index lists.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Child {
+    /// The address of the manifest.
+    pub digest: Digest,
+    /// What it is for, where the index says so. Attestations are for `unknown/unknown`.
+    pub platform: Option<Platform>,
 }
 
 /// A manifest exactly as upstream sent it, with its parsed outline.
@@ -150,6 +160,18 @@ impl Manifest {
         Ok(blobs)
     }
 
+    /// The manifests that an index lists; an image has none. One with a digest that could never be served is left out.
+    pub fn children(&self) -> Result<Vec<Child>, InvalidManifest> {
+        let listed = self.outline()?.manifests.unwrap_or_default();
+        let children = listed.into_iter().filter_map(|listed| {
+            let platform = listed
+                .platform
+                .map(|platform| Platform::new(&platform.os, &platform.architecture, platform.variant.as_deref()));
+            Some(Child { digest: listed.digest.parse().ok()?, platform })
+        });
+        Ok(children.collect())
+    }
+
     fn outline(&self) -> Result<Outline, InvalidManifest> {
         if self.bytes.len() > MAX_MANIFEST_BYTES {
             return Err(InvalidManifest::TooLarge);
@@ -182,7 +204,23 @@ struct Outline {
     config: Option<Described>,
     #[serde(default)]
     layers: Vec<Described>,
-    manifests: Option<Vec<serde::de::IgnoredAny>>,
+    manifests: Option<Vec<Listed>>,
+}
+
+#[derive(Deserialize)]
+struct Listed {
+    #[serde(default)]
+    digest: String,
+    platform: Option<ListedPlatform>,
+}
+
+#[derive(Deserialize)]
+struct ListedPlatform {
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    architecture: String,
+    variant: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -222,6 +260,21 @@ mod tests {
     fn an_index_has_no_blobs() {
         let body = format!(r#"{{"manifests":[{}]}}"#, described('a', 1));
         assert_eq!(manifest(MediaType::OciIndex, body.as_bytes()).unwrap().blobs(), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn the_children_of_an_index_are_its_manifests_with_their_platforms() {
+        let child = |fill: char, platform: &str| described(fill, 1).replace("\"size\"", &format!("{platform}\"size\""));
+        let body = format!(
+            r#"{{"manifests":[{},{},{},{}]}}"#,
+            child('a', r#""platform":{"os":"linux","architecture":"arm64","variant":"v8"},"#),
+            child('b', r#""platform":{"os":"unknown","architecture":"unknown"},"#),
+            child('c', ""),
+            r#"{"digest":"md5:abc"}"#
+        );
+        let children = manifest(MediaType::OciIndex, body.as_bytes()).unwrap().children().unwrap();
+        let platforms: Vec<_> = children.iter().map(|child| child.platform.as_ref().map(ToString::to_string)).collect();
+        assert_eq!(platforms, [Some("linux/arm64".into()), Some("unknown/unknown".into()), None]);
     }
 
     #[test]

@@ -7,12 +7,14 @@ mod digest;
 mod error_code;
 mod manifest;
 mod name;
+mod platform;
 mod reference;
 mod request;
 
 pub use digest::{Algorithm, Digest, Hasher, InvalidDigest};
 pub use error_code::ErrorCode;
-pub use manifest::{Descriptor, InvalidManifest, MAX_MANIFEST_BYTES, Manifest, MediaType};
+pub use manifest::{Child, Descriptor, InvalidManifest, MAX_MANIFEST_BYTES, Manifest, MediaType};
 pub use name::{InvalidName, Name, Repository, UpstreamId};
+pub use platform::{InvalidPlatform, Platform, Platforms};
 pub use reference::{InvalidReference, InvalidTag, Reference, Tag};
 pub use request::{ByteRange, InvalidRequest, Operation, Request, RequestedRange};

@@ -55,7 +55,8 @@ impl fmt::Display for Tag {
 }
 
 /// What a manifest is asked for by.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Reference {
     /// A name that upstream may move.
     Tag(Tag),
@@ -80,6 +81,20 @@ impl FromStr for Reference {
     fn from_str(text: &str) -> Result<Self, InvalidReference> {
         // A colon can stand in no tag, so it alone tells the two apart.
         if text.contains(':') { Ok(Self::Digest(text.parse()?)) } else { Ok(Self::Tag(text.parse()?)) }
+    }
+}
+
+impl TryFrom<String> for Reference {
+    type Error = InvalidReference;
+
+    fn try_from(text: String) -> Result<Self, InvalidReference> {
+        text.parse()
+    }
+}
+
+impl From<Reference> for String {
+    fn from(reference: Reference) -> Self {
+        reference.to_string()
     }
 }
 

@@ -11,7 +11,7 @@ use crate::Cache;
 use crate::config::Cold;
 use crate::error::PullError;
 use crate::oci::{Digest, Repository};
-use crate::ports::{BlobState, BlobView, Job, Location, Priority, Progress};
+use crate::ports::{BlobState, BlobView, Job, Location, Priority, Progress, StoreError};
 use crate::upstream::{BlobSource, UpstreamError};
 
 impl Cache {
@@ -40,6 +40,12 @@ impl Cache {
             Cold::Redirect => self.redirect(&view, &job).await,
             Cold::Wait | Cold::Follow => self.wait(&job, upstream.cold() == Cold::Follow).await,
         }
+    }
+
+    /// Whether a blob of a repository is stored.
+    pub(crate) async fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, StoreError> {
+        let view = self.ledger.blob(repository, digest).await?;
+        Ok(is_stored(&view) && self.blobs.locate(digest).await?.is_some())
     }
 
     /// Asks upstream whether a blob belongs to a repository, and notes it. Not by HEAD, which some registries refuse.

@@ -33,17 +33,17 @@ pub struct Want {
     pub head: bool,
     /// That upstream is asked, however fresh the record of the tag is.
     pub check: bool,
-    /// That nobody waits for it, so that the reserve of a quota is left alone.
-    pub background: bool,
+    /// Who waits for it. Unless that is a client, the reserve of a quota is left alone.
+    pub priority: Priority,
     /// Who wants it: whose budget of misses it is. `None`: nobody's.
     pub caller: Option<IpAddr>,
 }
 
 impl Want {
     /// The manifest, as fresh as the configuration says.
-    pub const GET: Self = Self { head: false, check: false, background: false, caller: None };
+    pub const GET: Self = Self { head: false, check: false, priority: Priority::Interactive, caller: None };
     /// What HEAD says, as fresh as the configuration says.
-    pub const HEAD: Self = Self { head: true, check: false, background: false, caller: None };
+    pub const HEAD: Self = Self { head: true, check: false, priority: Priority::Interactive, caller: None };
 }
 
 /// What is asked of upstream at once by all who want the same.
@@ -245,7 +245,7 @@ impl Cache {
         });
         // 3. Otherwise HEAD, which costs no quota, and GET by digest of what is new.
         match observed {
-            None => match self.fetch(repository, reference, want.background).await {
+            None => match self.fetch(repository, reference, want.priority).await {
                 Ok(manifest) => Ok(PulledManifest::new(manifest, Served::Miss)),
                 // HEAD still tells the digest, and that may be stored, or an alternate may have it.
                 Err(PullError::Upstream(UpstreamError::Throttled { limit: Limit::Pulls, .. }))
@@ -358,18 +358,19 @@ impl Cache {
         Ok(manifest)
     }
 
-    /// Fetches a manifest, verified, and stores it with the membership of its blobs; their fills are requested and not
-    /// waited for.
+    /// Fetches a manifest, verified, and stores it with the membership of its blobs; their fills, or what the policy for
+    /// platforms says of an index, are requested and not waited for.
     async fn fetch(
         &self,
         repository: &Repository,
         reference: &Reference,
-        background: bool,
+        priority: Priority,
     ) -> Result<Arc<Manifest>, PullError> {
+        let background = priority != Priority::Interactive;
         let manifest = self.upstreams.get_manifest(repository, reference, background).await?;
         let blobs = manifest.blobs().map_err(|error| UpstreamError::Invalid(error.to_string()))?;
         self.ledger.put_manifest(repository, &manifest, &blobs).await?;
-        let priority = if background { Priority::Refresh } else { Priority::Interactive };
+        self.follow_policy(repository, &manifest).await;
         let wanted = blobs.into_iter().filter(|blob| !blob.foreign);
         let jobs: Vec<Job> = wanted
             .map(|blob| Job { repository: repository.clone(), digest: blob.digest, size: blob.size, priority })

@@ -164,6 +164,12 @@ impl Deployment {
         Ok(())
     }
 
+    /// Invokes the filler as an operator does.
+    pub(crate) async fn invoke_filler(&self, event: Value) -> Result<Value> {
+        let filler = self.source.functions().first().context("no filler")?;
+        Ok(filler.invoke(event).await?)
+    }
+
     /// All that the functions have printed.
     pub(crate) fn log(&self) -> String {
         let functions = self.front.functions().iter().chain(self.source.functions());

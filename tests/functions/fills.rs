@@ -81,6 +81,31 @@ async fn a_malformed_message_ends_in_the_dead_letter_queue_and_holds_up_no_other
 }
 
 #[tokio::test]
+async fn an_operator_invokes_the_filler_to_see_and_to_retry_what_was_given_up() -> Result<()> {
+    let upstream = Scripted::start()?;
+    let image = upstream.image("team/image", "v1", &[b"layer"]);
+    let (digest, _) = &image.blobs[1];
+    upstream.fault(digest.as_str(), Fault::Status(500, vec![], String::new()));
+    let settings = QueueSettings { visibility_timeout: Duration::from_secs(1), max_receive_count: 1 };
+    let deployment = Plan::of(&upstream.url()).queue(settings).start().await?;
+    deployment.request(Method::GET, "team/image/manifests/v1")?.send().await?.error_for_status()?;
+    deployment.until_filled().await?;
+    let listed = deployment.invoke_filler(json!({ "fills": "list" })).await?;
+    let fill = &listed["fills"][0];
+    ensure!(fill["digest"] == digest.as_str() && fill["state"] == "failed", "{listed}");
+    ensure!(fill["failure"].as_str().is_some_and(|reason| reason.contains("500")), "{listed}");
+    upstream.heal();
+    let retried = deployment.invoke_filler(json!({ "fills": "retry" })).await?;
+    ensure!(retried == json!({ "retried": 1 }), "{retried}");
+    deployment.until_filled().await?;
+    ensure!(deployment.invoke_filler(json!({ "fills": "list" })).await? == json!({ "fills": [] }));
+    let unknown = deployment.invoke_filler(json!({ "fills": "lits" })).await;
+    ensure!(unknown.is_err_and(|error| error.to_string().contains("expected `list` or `retry`")));
+    ensure!(stored(&deployment.endpoints).await?.len() == image.blobs.len());
+    Ok(())
+}
+
+#[tokio::test]
 async fn corrupt_bytes_become_no_object_and_right_ones_do_the_next_time() -> Result<()> {
     let upstream = Scripted::start()?;
     let image = upstream.image("team/image", "v1", &[&[1; 1000], &vec![2; IN_PARTS]]);

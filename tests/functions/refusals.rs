@@ -54,7 +54,13 @@ async fn a_missing_variable_stops_either_function_and_is_named() -> Result<()> {
     let endpoints = Endpoints::start().await?;
     let (_configuration, environment) = Plan::of("http://127.0.0.1:1").environment(&endpoints)?;
     for function in [REGISTRY, FILLER] {
-        for name in ["STOPOVER_TABLE", "STOPOVER_BUCKET", "STOPOVER_QUEUE_URL"] {
+        for name in [
+            "STOPOVER_TABLE",
+            "STOPOVER_BUCKET",
+            "STOPOVER_QUEUE_URL",
+            "STOPOVER_BACKGROUND_QUEUE_URL",
+            "STOPOVER_DEAD_QUEUE_URL",
+        ] {
             let text = environment.without(name).refusal(function).await?;
             let sentence = format!("the environment variable {name} is not set");
             ensure!(text.contains(&sentence), "{function}: {text}");

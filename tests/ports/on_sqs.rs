@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
 use aws::SqsFills;
-use stopover::ports::{Fills as _, Job, Priority, StoreError};
+use stopover::oci::Platforms;
+use stopover::ports::{Fills as _, ImageJob, Job, Priority, StoreError, Work};
 use support::aws::{EVERY_OPERATION, Endpoints, Service};
+use support::world::queues;
 
 use crate::outages::ATTEMPTS;
 use crate::storage::{digest, repository};
@@ -22,7 +24,7 @@ pub(crate) fn jobs(count: usize) -> Result<Vec<Job>> {
 }
 
 pub(crate) async fn fills(endpoints: &Endpoints) -> SqsFills {
-    SqsFills::new(aws::sqs_client(&endpoints.sdk_config().await), endpoints.queue_url())
+    SqsFills::new(aws::sqs_client(&endpoints.sdk_config().await), queues(endpoints))
 }
 
 #[tokio::test]
@@ -50,6 +52,34 @@ async fn every_requested_fill_is_a_message_of_its_own() -> Result<()> {
     Ok(())
 }
 
+/// Messages that an earlier version has sent are read by the next one.
+#[tokio::test]
+async fn a_message_is_a_blob_or_an_image() -> Result<()> {
+    let endpoints = Endpoints::start().await?;
+    let (fills, job) = (fills(&endpoints).await, jobs(1)?.remove(0));
+    let image = ImageJob {
+        repository: job.repository.clone(),
+        reference: "1.27".parse()?,
+        platforms: Platforms::Only(vec!["linux/arm/v7".parse()?]),
+        priority: Priority::Refresh,
+    };
+    fills.request_images(std::slice::from_ref(&image)).await?;
+    fills.request(std::slice::from_ref(&job)).await?;
+    let mut received = Vec::new();
+    let sqs = endpoints.sqs().await;
+    // Nobody waits for a whole image, whatever its priority.
+    for queue in [endpoints.background_queue_url(), endpoints.queue_url()] {
+        let answer = sqs.receive_message().queue_url(queue).max_number_of_messages(10).send().await?;
+        for message in answer.messages.context("a message is missing")? {
+            received.push(serde_json::from_str::<Work>(message.body().context("no body")?)?);
+        }
+    }
+    ensure!(received == [Work::Image(image), Work::Blob(job.clone())], "{received:?}");
+    let old = format!(r#"{{"repository":{{"upstream":"a.b","name":"c"}},"digest":"{}","size":1}}"#, job.digest);
+    assert!(matches!(serde_json::from_str(&old)?, Work::Blob(Job { size: 1, .. })));
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_queue_that_takes_nothing_is_unavailable() -> Result<()> {
     let endpoints = Endpoints::start().await?;
@@ -59,5 +89,46 @@ async fn a_queue_that_takes_nothing_is_unavailable() -> Result<()> {
     endpoints.fail_next(Service::Sqs, EVERY_OPERATION, ATTEMPTS);
     assert!(matches!(fills.request_now(&jobs(1)?[0]).await, Err(StoreError::Unavailable(_))));
     assert_eq!(endpoints.queued_messages(), 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_nobody_waits_for_has_a_queue_of_its_own() -> Result<()> {
+    let endpoints = Endpoints::start().await?;
+    let (fills, mut jobs) = (fills(&endpoints).await, jobs(3)?);
+    (jobs[1].priority, jobs[2].priority) = (Priority::Prefetch, Priority::Refresh);
+    fills.request(&jobs).await?;
+    for (queue, expected) in [(endpoints.queue_url(), &jobs[..1]), (endpoints.background_queue_url(), &jobs[1..])] {
+        let received = endpoints.sqs().await.receive_message().queue_url(queue).max_number_of_messages(10);
+        let mut received: Vec<Job> = received
+            .send()
+            .await?
+            .messages()
+            .iter()
+            .map(|message| serde_json::from_str(message.body().unwrap_or_default()))
+            .collect::<Result<_, _>>()?;
+        received.sort_by_key(|job| job.size);
+        assert_eq!(received, expected);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn dead_messages_are_listed_without_moving_them_and_requested_again_once() -> Result<()> {
+    let endpoints = Endpoints::start().await?;
+    let (fills, jobs, sqs) = (fills(&endpoints).await, jobs(23)?, endpoints.sqs().await);
+    for body in jobs.iter().map(serde_json::to_string).chain([Ok("no job".to_owned())]) {
+        sqs.send_message().queue_url(endpoints.dlq_url()).message_body(body?).send().await?;
+    }
+    for _ in 0..2 {
+        let mut listed = fills.list().await?;
+        listed.sort_by_key(|requested| requested.job.size);
+        ensure!(listed.iter().all(|requested| requested.given_up.is_some()));
+        assert_eq!(listed.into_iter().map(|requested| requested.job).collect::<Vec<_>>(), jobs);
+    }
+    assert_eq!(fills.retry().await?, 23);
+    assert_eq!((endpoints.queued_messages(), endpoints.dead_messages()), (23, 1), "what is no job stays");
+    assert_eq!(fills.retry().await?, 0);
+    assert_eq!(fills.list().await?, []);
     Ok(())
 }

@@ -155,6 +155,28 @@ impl Scripted {
         ScriptedImage { name: name.to_owned(), digest, manifest, blobs }
     }
 
+    /// Puts an index under a tag, of an image for each of these platforms (`linux/arm/v7`) with a layer of its own.
+    pub fn index(&self, name: &str, tag: &str, platforms: &[&str]) -> (Digest, Vec<ScriptedImage>) {
+        let images: Vec<ScriptedImage> = platforms
+            .iter()
+            .map(|platform| {
+                let tag = format!("{tag}-{}", platform.replace('/', "-"));
+                let image = self.image(name, &tag, &[format!("layer of {name}:{tag}").as_bytes()]);
+                self.delete_tag(name, &tag);
+                image
+            })
+            .collect();
+        let children = platforms.iter().zip(&images).map(|(platform, image)| {
+            let mut parts = platform.split('/');
+            json!({
+                "mediaType": MediaType::OciManifest.as_str(), "digest": image.digest, "size": image.manifest.len(),
+                "platform": { "os": parts.next(), "architecture": parts.next(), "variant": parts.next() },
+            })
+        });
+        let index = json!({ "schemaVersion": 2, "manifests": children.collect::<Vec<_>>() }).to_string();
+        (self.manifest(name, tag, MediaType::OciIndex.as_str(), index.as_bytes()), images)
+    }
+
     /// Puts a manifest under a tag and under its digest.
     pub fn manifest(&self, name: &str, tag: &str, media_type: &str, bytes: &[u8]) -> Digest {
         let digest = Digest::of(Algorithm::Sha256, bytes);

@@ -16,12 +16,11 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode};
 use stopover::config::{Cold, Config};
-use stopover::fill;
 use stopover::local::Local;
 use stopover::oci::{Algorithm, Digest};
-use stopover::ports::{Job, Progress};
+use stopover::ports::{Progress, Work};
 use stopover::time::{Clock, Timestamp};
-use stopover::{Cache, http::router};
+use stopover::{Cache, fill, http::router, prefetch};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -113,10 +112,27 @@ impl World {
         self.send_request(Request::builder().method(method), path, headers).await
     }
 
+    /// POST of JSON to a path.
+    pub async fn post(&self, path: &str, body: impl Into<Body>) -> Answer {
+        self.send_whole(Request::post(path).body(body.into()).expect("a test sends a real request")).await
+    }
+
+    /// The same, by a caller with this address.
+    pub async fn post_from(&self, caller: &str, path: &str, body: impl Into<Body>) -> Answer {
+        let caller = stopover::http::Caller(caller.parse().expect("a test names a real address"));
+        let request = Request::post(path).extension(caller).body(body.into()).expect("a test sends a real request");
+        self.send_whole(request).await
+    }
+
     /// GET of a path by a caller with this address.
     pub async fn get_from(&self, caller: &str, path: &str) -> Answer {
+        self.send_from(caller, Method::GET, path).await
+    }
+
+    /// Sends a request by a caller with this address.
+    pub async fn send_from(&self, caller: &str, method: Method, path: &str) -> Answer {
         let caller = stopover::http::Caller(caller.parse().expect("a test names a real address"));
-        self.send_request(Request::builder().extension(caller), path, &[]).await
+        self.send_request(Request::builder().method(method).extension(caller), path, &[]).await
     }
 
     async fn send_request(&self, request: http::request::Builder, path: &str, headers: &[(&str, &str)]) -> Answer {
@@ -124,7 +140,10 @@ impl World {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(Body::empty()).expect("a test sends a real request");
+        self.send_whole(request.body(Body::empty()).expect("a test sends a real request")).await
+    }
+
+    async fn send_whole(&self, request: Request<Body>) -> Answer {
         let answered = async {
             let response = self.router.clone().oneshot(request).await.expect("a router always answers");
             let (parts, body) = response.into_parts();
@@ -291,44 +310,62 @@ async fn connect(config: Config, clock: &Clock, endpoints: &Endpoints) -> anyhow
     let sdk = endpoints.sdk_config().await;
     let blobs = aws::S3Blobs::new(aws::s3_client(&sdk), endpoints.bucket().to_owned());
     let ledger = aws::DynamoLedger::new(aws::dynamo_client(&sdk), endpoints.table().to_owned(), blobs.clone());
-    let fills = aws::SqsFills::new(aws::sqs_client(&sdk), endpoints.queue_url());
+    let fills = aws::SqsFills::new(aws::sqs_client(&sdk), queues(endpoints));
     let cache = Cache::new(config, clock.clone(), Arc::new(blobs), Arc::new(ledger), Arc::new(fills))?;
     Ok(Arc::new(cache))
 }
 
-/// Plays the filler function and its event source in this process, so that a manual clock reaches the fills.
-struct Filler(JoinHandle<()>);
+/// The queues of these endpoints, as the template names them to the functions.
+pub fn queues(endpoints: &Endpoints) -> aws::Queues {
+    aws::Queues {
+        interactive: endpoints.queue_url(),
+        background: endpoints.background_queue_url(),
+        dead: endpoints.dlq_url(),
+    }
+}
+
+/// Plays the filler function and its event sources in this process, so that a manual clock reaches the fills.
+struct Filler([JoinHandle<()>; 2]);
 
 impl Filler {
     async fn start(cache: Arc<Cache>, endpoints: Arc<Endpoints>) -> Self {
-        let (client, queue) = (endpoints.sqs().await, endpoints.queue_url());
-        Self(tokio::spawn(async move {
-            loop {
-                let received = client
-                    .receive_message()
-                    .queue_url(&queue)
-                    .max_number_of_messages(10)
-                    .wait_time_seconds(1)
-                    .send()
-                    .await;
-                let Ok(received) = received else { return };
-                for message in received.messages() {
-                    let job: Job =
-                        serde_json::from_str(message.body().unwrap_or_default()).expect("a request is a job");
-                    let outcome = fill::run(&cache, &job, &watch::channel(Progress::Waiting).0, pending()).await;
-                    // A failed fill would come back much later than a test lasts: its message ends here.
-                    drop(outcome);
-                    let receipt = message.receipt_handle().unwrap_or_default();
-                    let _ = client.delete_message().queue_url(&queue).receipt_handle(receipt).send().await;
+        let client = endpoints.sqs().await;
+        Self(
+            [endpoints.queue_url(), endpoints.background_queue_url()].map(|queue| {
+                tokio::spawn(Self::work_off(Arc::clone(&cache), client.clone(), queue, endpoints.dlq_url()))
+            }),
+        )
+    }
+
+    async fn work_off(cache: Arc<Cache>, client: aws_sdk_sqs::Client, queue: String, dead: String) {
+        loop {
+            let received =
+                client.receive_message().queue_url(&queue).max_number_of_messages(10).wait_time_seconds(1).send().await;
+            let Ok(received) = received else { return };
+            for message in received.messages() {
+                let outcome = match serde_json::from_str(message.body().unwrap_or_default()).expect("a request is work")
+                {
+                    Work::Blob(job) => {
+                        let progress = watch::channel(Progress::Waiting).0;
+                        fill::run(&cache, &job, &progress, pending()).await.map(drop).map_err(drop)
+                    }
+                    Work::Image(image) => prefetch::run(&cache, &image).await.map_err(drop),
+                };
+                // A failed fill would come back much later than a test lasts: its message is dead at once.
+                if outcome.is_err() {
+                    let body = message.body().unwrap_or_default();
+                    let _ = client.send_message().queue_url(&dead).message_body(body).send().await;
                 }
+                let receipt = message.receipt_handle().unwrap_or_default();
+                let _ = client.delete_message().queue_url(&queue).receipt_handle(receipt).send().await;
             }
-        }))
+        }
     }
 }
 
 impl Drop for Filler {
     fn drop(&mut self) {
-        self.0.abort();
+        self.0.iter().for_each(JoinHandle::abort);
     }
 }
 

@@ -66,9 +66,9 @@ impl LoadServiceConfig for Urls {
     }
 }
 
-/// The ARN of the queue of fills.
-pub(crate) fn queue_arn() -> String {
-    sqs::arn(sqs::QUEUE)
+/// The ARNs of the queues that are worked off: that of fills clients wait for, and that of the others.
+pub(crate) fn queue_arns() -> [String; 2] {
+    [sqs::QUEUE, sqs::BACKGROUND_QUEUE].map(sqs::arn)
 }
 
 /// An MD5 as S3 and SQS write it.
@@ -123,6 +123,11 @@ impl Endpoints {
         self.queues.url(sqs::QUEUE)
     }
 
+    /// The URL of the queue of fills that nobody waits for.
+    pub fn background_queue_url(&self) -> String {
+        self.queues.url(sqs::BACKGROUND_QUEUE)
+    }
+
     /// The URL of the queue that messages move to once they were received too often.
     pub fn dlq_url(&self) -> String {
         self.queues.url(sqs::DEAD_LETTER_QUEUE)
@@ -144,6 +149,8 @@ impl Endpoints {
             ("STOPOVER_TABLE", TABLE),
             ("STOPOVER_BUCKET", BUCKET),
             ("STOPOVER_QUEUE_URL", &self.queue_url()),
+            ("STOPOVER_BACKGROUND_QUEUE_URL", &self.background_queue_url()),
+            ("STOPOVER_DEAD_QUEUE_URL", &self.dlq_url()),
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .to_vec()
@@ -195,9 +202,9 @@ impl Endpoints {
         self.store.files()
     }
 
-    /// The number of messages in the queue of fills: waiting, delayed or in flight.
+    /// The number of messages in the queues of fills: waiting, delayed or in flight.
     pub fn queued_messages(&self) -> usize {
-        self.queues.len(sqs::QUEUE)
+        self.queues.len(sqs::QUEUE) + self.queues.len(sqs::BACKGROUND_QUEUE)
     }
 
     /// The number of messages in the dead-letter queue.

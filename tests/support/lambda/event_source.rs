@@ -1,4 +1,4 @@
-//! The event source mapping of an SQS queue: batch size 1, `ReportBatchItemFailures`.
+//! The event source mappings of the SQS queues: batch size 1, `ReportBatchItemFailures`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,17 +23,15 @@ pub struct EventSource {
 }
 
 impl EventSource {
-    /// Polls the queue once per function: that many messages are worked on at a time.
+    /// Polls each queue once per function: that many messages are worked on at a time.
     pub async fn start(endpoints: &Endpoints, functions: Vec<Function>) -> anyhow::Result<Self> {
         let loopback = Loopback::new("event-source")?;
         for function in &functions {
-            let mapping = Mapping {
-                client: endpoints.sqs().await,
-                queue_url: endpoints.queue_url(),
-                queue_arn: aws::queue_arn(),
-                sandbox: function.sandbox(),
-            };
-            loopback.spawn(mapping.run());
+            let urls = [endpoints.queue_url(), endpoints.background_queue_url()];
+            for (queue_url, queue_arn) in urls.into_iter().zip(aws::queue_arns()) {
+                let (client, sandbox) = (endpoints.sqs().await, function.sandbox());
+                loopback.spawn(Mapping { client, queue_url, queue_arn, sandbox }.run());
+            }
         }
         Ok(Self { queues: endpoints.queues(), _loopback: loopback, functions })
     }

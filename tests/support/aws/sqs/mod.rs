@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 pub use self::queue::QueueSettings;
-pub(crate) use self::queue::{DEAD_LETTER_QUEUE, QUEUE, Queues};
+pub(crate) use self::queue::{BACKGROUND_QUEUE, DEAD_LETTER_QUEUE, QUEUE, Queues};
 use self::queue::{MAX_DELAY, MAX_VISIBILITY, Message, Refusal};
 use super::{
     ACCESS_KEY_ID, ACCOUNT, REGION,
@@ -28,6 +28,7 @@ use crate::loopback::Loopback;
 /// The limit on one message and on all messages of one batch, in bytes.
 const MAX_PAYLOAD: usize = 256 * 1024;
 const MAX_BATCH: usize = 10;
+const QUEUES: [&str; 3] = [QUEUE, BACKGROUND_QUEUE, DEAD_LETTER_QUEUE];
 /// The longest long poll, in seconds.
 const MAX_WAIT: u64 = 20;
 
@@ -121,11 +122,7 @@ async fn dispatch(api: &Api, headers: &HeaderMap, body: &[u8]) -> Result<Value, 
         }
         "GetQueueUrl" => {
             let name = request.text("QueueName")?;
-            if [QUEUE, DEAD_LETTER_QUEUE].contains(&name) {
-                Ok(json!({ "QueueUrl": queues.url(name) }))
-            } else {
-                Err(Refusal::no_queue())
-            }
+            if QUEUES.contains(&name) { Ok(json!({ "QueueUrl": queues.url(name) })) } else { Err(Refusal::no_queue()) }
         }
         _ => Err(Refusal::new(400, "UnsupportedOperation", format!("{operation:?} is not modelled"))),
     }
@@ -241,7 +238,7 @@ impl Request {
     /// The name of the queue whose URL the request carries.
     fn queue(&self, queues: &Queues) -> Result<&'static str, Refusal> {
         let url = self.text("QueueUrl")?;
-        [QUEUE, DEAD_LETTER_QUEUE].into_iter().find(|name| queues.url(name) == url).ok_or_else(Refusal::no_queue)
+        QUEUES.into_iter().find(|name| queues.url(name) == url).ok_or_else(Refusal::no_queue)
     }
 
     fn delay(&self) -> Result<Duration, Refusal> {

@@ -18,6 +18,8 @@ use super::{super::hex, ACCOUNT, arn};
 
 /// The name of the queue of fills.
 pub(crate) const QUEUE: &str = "stopover-fills";
+/// The queue of fills that nobody waits for.
+pub(crate) const BACKGROUND_QUEUE: &str = "stopover-background-fills";
 /// The name of its dead-letter queue.
 pub(crate) const DEAD_LETTER_QUEUE: &str = "stopover-fills-dead";
 
@@ -92,17 +94,22 @@ impl Message {
 #[derive(Default)]
 struct Contents {
     queue: Vec<Message>,
+    background: Vec<Message>,
     dead: Vec<Message>,
     sent: u64,
 }
 
 impl Contents {
     fn of(&mut self, queue: &str) -> &mut Vec<Message> {
-        if queue == DEAD_LETTER_QUEUE { &mut self.dead } else { &mut self.queue }
+        match queue {
+            DEAD_LETTER_QUEUE => &mut self.dead,
+            BACKGROUND_QUEUE => &mut self.background,
+            _ => &mut self.queue,
+        }
     }
 }
 
-/// The queue of fills and its dead-letter queue.
+/// The queues of fills and their dead-letter queue.
 pub(crate) struct Queues {
     endpoint: String,
     settings: QueueSettings,
@@ -128,10 +135,10 @@ impl Queues {
         self.contents().of(queue).len()
     }
 
-    /// Waits until the queue of fills holds nothing, neither waiting nor in flight.
+    /// Waits until the queues of fills hold nothing, neither waiting nor in flight.
     pub(crate) async fn empty(&self) {
         let mut changed = self.changed.subscribe();
-        while self.len(QUEUE) > 0 {
+        while self.len(QUEUE) + self.len(BACKGROUND_QUEUE) > 0 {
             // The sender lives in `self`: it cannot be gone.
             let _ = changed.changed().await;
         }
@@ -182,11 +189,11 @@ impl Queues {
     fn receive_now(&self, queue: &str, most: u64, visibility: Duration) -> Vec<Message> {
         let now = Instant::now();
         let mut contents = self.contents();
-        if queue == QUEUE {
+        if queue != DEAD_LETTER_QUEUE {
             let spent = |message: &mut Message| {
                 message.visible_at <= now && message.receive_count >= self.settings.max_receive_count
             };
-            let moved: Vec<_> = contents.queue.extract_if(.., spent).collect();
+            let moved: Vec<_> = contents.of(queue).extract_if(.., spent).collect();
             if !moved.is_empty() {
                 contents.dead.extend(moved.into_iter().map(|message| Message { dead: true, ..message }));
                 self.changed.send_replace(());
@@ -237,7 +244,7 @@ impl Queues {
             ("VisibilityTimeout", self.settings.visibility_timeout.as_secs().to_string()),
             ("QueueArn", arn(queue)),
         ]);
-        if queue == QUEUE {
+        if queue != DEAD_LETTER_QUEUE {
             let policy = json!({
                 "deadLetterTargetArn": arn(DEAD_LETTER_QUEUE),
                 "maxReceiveCount": self.settings.max_receive_count,

@@ -1,11 +1,21 @@
 //! What the commands ask of a running cache.
 
+mod dockerfile;
+mod fills;
+mod images;
+mod prefetch;
+mod progress;
+
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use http::header::CACHE_CONTROL;
+use serde::de::DeserializeOwned;
+use stopover::oci::{Name, Operation, Reference, Request};
 use stopover::report::QuotaReport;
+
+pub(crate) use prefetch::Order;
 
 /// A cache that runs elsewhere.
 pub(crate) struct Client {
@@ -26,10 +36,7 @@ impl Client {
         struct Quotas {
             upstreams: Vec<QuotaReport>,
         }
-        let answer = self.send(self.http.get(format!("{}/_stopover/quota", self.server))).await?;
-        let answer = answer.error_for_status().context("that is no cache of this version")?;
-        let quotas: Quotas =
-            serde_json::from_slice(&answer.bytes().await?).context("that is no cache of this version")?;
+        let quotas: Quotas = self.ask(self.http.get(self.url("quota"))).await?;
         let lines: Vec<String> = quotas.upstreams.iter().map(ToString::to_string).collect();
         Ok(lines.join("\n") + "\n")
     }
@@ -53,14 +60,11 @@ impl Client {
     }
 
     async fn check(&self, image: &str) -> anyhow::Result<String> {
-        let (name, tag) = match image.rsplit_once(':') {
-            Some((name, tag)) if !tag.contains('/') => (name, tag),
-            _ => (image, "latest"),
-        };
-        if image.contains('@') {
+        let request = Request::image(image)?;
+        let Operation::Manifest(name, Reference::Tag(tag)) = &request.operation else {
             bail!("a digest never changes: name a tag");
-        }
-        let url = format!("{}/v2/{name}/manifests/{tag}", self.server);
+        };
+        let url = self.registry_url(&request, name, "manifests", tag.as_str());
         let answer = self.send(self.http.get(url).header(CACHE_CONTROL, "no-cache").header("priority", "u=7")).await?;
         let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         if answer.status().is_success() {
@@ -73,6 +77,30 @@ impl Client {
         let status = answer.status();
         let body: serde_json::Value = serde_json::from_slice(&answer.bytes().await?).unwrap_or_default();
         bail!("{status}: {}", body["errors"][0]["message"].as_str().unwrap_or("no reason was given"))
+    }
+
+    /// Where a part of an image is pulled.
+    fn registry_url(&self, request: &Request, name: &Name, kind: &str, what: &str) -> String {
+        let namespace = request.namespace.as_ref().map_or_else(String::new, |namespace| {
+            format!("?ns={}", url::form_urlencoded::byte_serialize(namespace.as_bytes()).collect::<String>())
+        });
+        format!("{}/v2/{name}/{kind}/{what}{namespace}", self.server)
+    }
+
+    /// Where an operator asks for `what`.
+    fn url(&self, what: &str) -> String {
+        format!("{}/_stopover/{what}", self.server)
+    }
+
+    /// Sends an operator's question, and reads its answer.
+    async fn ask<T: DeserializeOwned>(&self, question: reqwest::RequestBuilder) -> anyhow::Result<T> {
+        let answer = self.send(question).await?;
+        let (status, body) = (answer.status(), answer.bytes().await?);
+        if !status.is_success() {
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+            bail!("{status}: {}", body["error"].as_str().unwrap_or("that is no cache of this version"));
+        }
+        serde_json::from_slice(&body).context("that is no cache of this version")
     }
 
     async fn send(&self, request: reqwest::RequestBuilder) -> anyhow::Result<reqwest::Response> {

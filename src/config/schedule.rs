@@ -1,0 +1,64 @@
+//! `[[schedule]]`: images that are prefetched again and again.
+
+use std::time::Duration;
+
+use super::file::ScheduleTable;
+use super::{ConfigError, value};
+use crate::oci::{Platforms, Request};
+use crate::time::Timestamp;
+
+/// How often something outside looks for due schedules, where no timer runs (template.yaml, `Prefetch`).
+pub const TICK: Duration = Duration::from_hours(1);
+
+/// Images that are prefetched again and again: a tag that has not moved costs a HEAD.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    /// How often.
+    pub every: Duration,
+    /// Which, each as its pull.
+    pub images: Vec<Request>,
+    /// For which platforms.
+    pub platforms: Platforms,
+}
+
+impl Schedule {
+    /// Whether it is due now, looked at once in every [`TICK`]: time is divided into parts as long as `every`, and the first
+    /// look in each part finds it due. Nobody has to remember when it last ran.
+    pub fn is_due(&self, now: Timestamp) -> bool {
+        let every = self.every.as_secs().max(1);
+        now.0 / every != now.0.saturating_sub(TICK.as_secs()) / every
+    }
+}
+
+pub(super) fn read(tables: Vec<ScheduleTable>) -> Result<Vec<Schedule>, ConfigError> {
+    let schedules = tables.into_iter().map(|ScheduleTable { every, images, platforms }| {
+        if every.0.is_zero() {
+            return Err(value("schedule.every", "must be longer than nothing, for example \"6h\""));
+        }
+        if platforms == Platforms::Requested {
+            return Err(value("schedule.platforms", "nobody requests any here: name them, like [\"linux/amd64\"]"));
+        }
+        let image = |text: &String| {
+            Request::image(text).map_err(|error| value("schedule.images", format!("{text:?} is no image: {error}")))
+        };
+        Ok(Schedule { every: every.0, images: images.iter().map(image).collect::<Result<_, _>>()?, platforms })
+    });
+    schedules.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_schedule_is_due_once_in_its_time_whatever_the_hour_of_the_look() {
+        for (every, expected) in [(6, 4), (24, 1), (1, 24), (5, 5)] {
+            let schedule =
+                Schedule { every: Duration::from_hours(every), images: Vec::new(), platforms: Platforms::All };
+            let looks = (0..24).map(|hour| Timestamp(1_800_000_000 + hour * 3600 + 17 * 60 + hour % 3));
+            assert_eq!(looks.filter(|now| schedule.is_due(*now)).count(), expected, "every {every} h");
+        }
+        let often = Schedule { every: Duration::from_mins(10), images: Vec::new(), platforms: Platforms::All };
+        assert!(often.is_due(Timestamp(1_800_000_000)), "at every look");
+    }
+}

@@ -1,0 +1,108 @@
+//! `POST /_stopover/prefetch`. It stores only what a pull would, so it is open to whoever may pull.
+
+use std::sync::Arc;
+
+use axum::extract::{DefaultBodyLimit, State};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::post;
+use axum::{Json, Router};
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use http::header::CACHE_CONTROL;
+use http::{StatusCode, request};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::time::{Instant, timeout_at};
+
+use super::operator::refusal;
+use super::{NO_STORE, caller};
+use crate::Cache;
+use crate::error::PullError;
+use crate::oci::{Platform, Platforms, Request};
+use crate::ports::{ImageJob, Priority};
+use crate::prefetch::{PrefetchReport, Prefetched, PrefetchedBlob};
+
+/// The most bytes of a request, and the most images in it.
+const MAX_BYTES: usize = 1024 * 1024;
+const MAX_IMAGES: usize = 1000;
+
+/// How many images of one request are looked at at once.
+const AT_ONCE: usize = 4;
+
+/// What is asked for.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    images: Vec<String>,
+    /// For these platforms; where none is named, for those of each upstream's policy.
+    #[serde(default)]
+    platforms: Vec<Platform>,
+    /// Where the policy names none either: for the platform of the machine that asks.
+    machine: Option<Platform>,
+}
+
+pub(super) fn routes() -> Router<Arc<Cache>> {
+    Router::new().route("/_stopover/prefetch", post(prefetch)).layer(DefaultBodyLimit::max(MAX_BYTES))
+}
+
+/// Stores the manifests of images and requests the fills of their blobs. What takes too long for one answer is asked for
+/// again.
+async fn prefetch(State(cache): State<Arc<Cache>>, parts: request::Parts, body: Bytes) -> Response {
+    let wanted: Wanted = match serde_json::from_slice(&body) {
+        Ok(wanted) => wanted,
+        Err(error) => {
+            let example = r#"{"images": ["docker.io/library/nginx:1.27"], "platforms": ["linux/amd64"]}"#;
+            return refusal(StatusCode::BAD_REQUEST, &format!("{error}; the body must be like {example}"));
+        }
+    };
+    if wanted.images.len() > MAX_IMAGES {
+        let message = format!("{} images are too many for one request: {MAX_IMAGES} at the most", wanted.images.len());
+        return refusal(StatusCode::PAYLOAD_TOO_LARGE, &message);
+    }
+    let (caller, deadline) = (caller(&parts), Instant::now() + cache.config.wait);
+    let images: Vec<_> = wanted.images.iter().map(|text| (text.clone(), wanted.job(&cache, text))).collect();
+    let images = stream::iter(images).map(|(text, job)| {
+        let cache = Arc::clone(&cache);
+        async move {
+            let prefetched = async { cache.prefetch(&job?, caller).await };
+            report(text, timeout_at(deadline, prefetched).await.unwrap_or(Err(PullError::NotYet)))
+        }
+    });
+    let images: Vec<PrefetchReport> = images.buffered(AT_ONCE).collect().await;
+    (StatusCode::ACCEPTED, [(CACHE_CONTROL, NO_STORE)], Json(json!({ "images": images }))).into_response()
+}
+
+impl Wanted {
+    fn job(&self, cache: &Cache, text: &str) -> Result<ImageJob, PullError> {
+        let (repository, reference) = cache.image(&Request::image(text)?)?;
+        let platforms = self.platforms(&cache.upstreams.get(&repository.upstream)?.config().platforms);
+        Ok(ImageJob { repository, reference, platforms, priority: Priority::Prefetch })
+    }
+
+    fn platforms(&self, policy: &Platforms) -> Platforms {
+        if !self.platforms.is_empty() {
+            return Platforms::Only(self.platforms.clone());
+        }
+        match policy {
+            Platforms::Requested => Platforms::Only(self.machine.iter().cloned().collect()),
+            policy => policy.clone(),
+        }
+    }
+}
+
+fn report(image: String, outcome: Result<Prefetched, PullError>) -> PrefetchReport {
+    match outcome {
+        Ok(Prefetched { digest, blobs }) => {
+            let blobs =
+                blobs.into_iter().map(|(blob, stored)| PrefetchedBlob { digest: blob.digest, size: blob.size, stored });
+            PrefetchReport { image, digest: Some(digest), blobs: blobs.collect(), error: None, again: false }
+        }
+        Err(error) => {
+            tracing::debug!(image, %error, "image not prefetched");
+            let again = matches!(error, PullError::NotYet);
+            let error = if again { "upstream has not answered yet; ask again".into() } else { error.answer().message };
+            let error = Some(error);
+            PrefetchReport { image, digest: None, blobs: Vec::new(), error, again }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The images that policies and schedules want, in one process. What was requested is written down first, so a restart
+//! goes on with it.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, watch};
+
+use super::ledger::EmbeddedLedger;
+use crate::ports::{ImageJob, StoreError};
+use crate::{Cache, prefetch};
+
+/// How many images are looked at at once.
+const AT_ONCE: usize = 2;
+/// How long an image rests after a failure that may pass; after the last of them it is given up until it is wanted again.
+const RESTS: [Duration; 4] =
+    [Duration::from_secs(5), Duration::from_mins(1), Duration::from_mins(10), Duration::from_hours(1)];
+/// Within which time of the start the first run of a schedule falls.
+const FIRST: Duration = Duration::from_mins(1);
+
+/// The embedded queue of images.
+pub(super) struct Images {
+    ledger: Arc<EmbeddedLedger>,
+    cache: OnceLock<Weak<Cache>>,
+    /// By the key under which they are written down.
+    requested: Mutex<HashSet<String>>,
+    /// How many tasks run for them.
+    open: watch::Sender<usize>,
+    places: Semaphore,
+    stop: watch::Sender<bool>,
+}
+
+impl Images {
+    pub(super) fn new(ledger: Arc<EmbeddedLedger>) -> Self {
+        let (requested, open, places) = (Mutex::default(), watch::Sender::new(0), Semaphore::new(AT_ONCE));
+        Self { ledger, cache: OnceLock::new(), requested, open, places, stop: watch::Sender::new(false) }
+    }
+
+    /// Goes on with what an earlier process left.
+    pub(super) fn start(self: &Arc<Self>, cache: &Arc<Cache>) -> Result<(), StoreError> {
+        let _ = self.cache.set(Arc::downgrade(cache));
+        for image in self.ledger.requested_images()? {
+            self.begin(image);
+        }
+        Ok(())
+    }
+
+    /// Requests the images of every schedule: soon, and again whenever it is due.
+    pub(super) fn keep_schedules(&self, cache: &Arc<Cache>) {
+        for schedule in &cache.config.schedules {
+            let (cache, schedule, mut stop) = (Arc::downgrade(cache), schedule.clone(), self.stop.subscribe());
+            tokio::spawn(async move {
+                // Not all schedules of all machines at the same moment.
+                let mut pause = schedule.every.min(FIRST).mul_f64(fastrand::f64());
+                loop {
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        _ = stop.wait_for(|&stop| stop) => return,
+                    }
+                    let Some(cache) = cache.upgrade() else { return };
+                    if let Err(error) = cache.request_schedule(&schedule).await {
+                        tracing::error!(%error, "the images of a schedule could not be requested");
+                    }
+                    pause = schedule.every;
+                }
+            });
+        }
+    }
+
+    pub(super) async fn request(self: &Arc<Self>, images: &[ImageJob]) -> Result<(), StoreError> {
+        self.ledger.put_images(images).await?;
+        for image in images {
+            self.begin(image.clone());
+        }
+        Ok(())
+    }
+
+    /// Waits until no image is requested, running or resting.
+    pub(super) async fn settled(&self) {
+        let _ = self.open.subscribe().wait_for(|&open| open == 0).await;
+    }
+
+    /// Breaks off what runs. It stays written down.
+    pub(super) async fn stop(&self) {
+        self.stop.send_replace(true);
+        self.settled().await;
+    }
+
+    fn begin(self: &Arc<Self>, image: ImageJob) {
+        let key = super::ledger::image_key(&image);
+        if !self.requested.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone()) {
+            return;
+        }
+        self.open.send_modify(|open| *open += 1);
+        let (images, open, mut stop) = (Arc::clone(self), self.open.clone(), self.stop.subscribe());
+        tokio::spawn(async move {
+            let ended = tokio::select! {
+                () = images.run(&image) => true,
+                _ = stop.wait_for(|&stop| stop) => false,
+            };
+            // First, so that whoever asks from now on begins anew.
+            images.requested.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+            if ended && let Err(error) = images.ledger.remove_image(&image).await {
+                tracing::warn!(repository = %image.repository, %error, "an image is still written down as requested");
+            }
+            drop(images);
+            open.send_modify(|open| *open -= 1);
+        });
+    }
+
+    /// Attempts, until one succeeds, or fails for good.
+    async fn run(&self, image: &ImageJob) {
+        for rest in RESTS.iter().map(Some).chain([None]) {
+            let outcome = {
+                let _place = self.places.acquire().await;
+                let Some(cache) = self.cache.get().and_then(Weak::upgrade) else { return };
+                prefetch::run(&cache, image).await
+            };
+            let Err(error) = outcome else { return };
+            let rest = rest.filter(|_| error.may_pass());
+            let (repository, reference) = (&image.repository, &image.reference);
+            tracing::warn!(%repository, %reference, %error, again_in_s = rest.map(Duration::as_secs), "image not prefetched");
+            let Some(rest) = rest else { return };
+            tokio::time::sleep(*rest).await;
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Which fill goes next. A rule without I/O: it is told what waits and what has ended, and says what to begin.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use crate::oci::{Digest, Name, UpstreamId};
+use crate::ports::{Job, Priority};
+
+/// Fills that wait for a place, and the places that are taken.
+///
+/// The more urgent priority goes first; within it the upstream with the fewest fills under way, so that a slow one holds up
+/// no other; there the repositories take turns, and each begins with its smallest blob: configurations come before layers.
+pub(super) struct Order {
+    /// How many places there are.
+    places: usize,
+    /// How many of them each upstream may take. One that is not configured any more has one: its fills are to fail.
+    limits: BTreeMap<UpstreamId, usize>,
+    taken: HashMap<UpstreamId, usize>,
+    lanes: BTreeMap<(Priority, UpstreamId), Lane>,
+}
+
+/// What waits with one priority for one upstream.
+#[derive(Default)]
+struct Lane {
+    /// Whose turn it is. Each repository is here once as long as `waiting` has it.
+    turns: VecDeque<Name>,
+    /// By size. A repository with nothing left stays until its turn comes.
+    waiting: HashMap<Name, BTreeSet<(u64, Digest)>>,
+}
+
+impl Lane {
+    fn insert(&mut self, job: &Job) {
+        let name = &job.repository.name;
+        if !self.waiting.contains_key(name) {
+            self.turns.push_back(name.clone());
+        }
+        self.waiting.entry(name.clone()).or_default().insert((job.size, job.digest.clone()));
+    }
+
+    fn remove(&mut self, job: &Job) {
+        if let Some(waiting) = self.waiting.get_mut(&job.repository.name) {
+            waiting.remove(&(job.size, job.digest.clone()));
+        }
+    }
+
+    fn pop(&mut self) -> Option<Digest> {
+        while let Some(name) = self.turns.pop_front() {
+            if let Some((_, digest)) = self.waiting.get_mut(&name).and_then(BTreeSet::pop_first) {
+                self.turns.push_back(name);
+                return Some(digest);
+            }
+            self.waiting.remove(&name);
+        }
+        None
+    }
+}
+
+impl Order {
+    pub(super) fn new(places: usize, limits: BTreeMap<UpstreamId, usize>) -> Self {
+        Self { places, limits, taken: HashMap::new(), lanes: BTreeMap::new() }
+    }
+
+    /// A fill begins to wait.
+    pub(super) fn insert(&mut self, job: &Job) {
+        self.lanes.entry((job.priority, job.repository.upstream.clone())).or_default().insert(job);
+    }
+
+    /// A fill that was inserted like this waits no more.
+    pub(super) fn remove(&mut self, job: &Job) {
+        if let Some(lane) = self.lanes.get_mut(&(job.priority, job.repository.upstream.clone())) {
+            lane.remove(job);
+        }
+    }
+
+    /// Nothing waits any more.
+    pub(super) fn clear(&mut self) {
+        self.lanes.clear();
+    }
+
+    /// The fill that goes next, which takes a place. `None`: there is no place, or nothing that may take it.
+    pub(super) fn next(&mut self) -> Option<Digest> {
+        if self.taken.values().sum::<usize>() >= self.places {
+            return None;
+        }
+        loop {
+            let free = |(priority, upstream): &(Priority, UpstreamId)| {
+                let taken = self.taken.get(upstream).copied().unwrap_or(0);
+                let limit = self.limits.get(upstream).copied().unwrap_or(1);
+                (taken < limit).then(|| (*priority, taken, upstream.clone()))
+            };
+            let (priority, _, upstream) = self.lanes.keys().filter_map(free).min()?;
+            let lane = (priority, upstream);
+            if let Some(digest) = self.lanes.get_mut(&lane).and_then(Lane::pop) {
+                *self.taken.entry(lane.1).or_default() += 1;
+                return Some(digest);
+            }
+            self.lanes.remove(&lane);
+        }
+    }
+
+    /// A fill from this upstream gives its place back.
+    pub(super) fn leave(&mut self, upstream: &UpstreamId) {
+        if let Some(taken) = self.taken.get_mut(upstream) {
+            *taken = taken.saturating_sub(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::{Algorithm, Repository};
+
+    fn order(places: usize, limit: usize) -> Order {
+        let upstreams = ["one.test", "two.test"].map(|id| (id.parse().unwrap(), limit));
+        Order::new(places, BTreeMap::from(upstreams))
+    }
+
+    /// `upstream/name`, with a digest that says what it is.
+    fn job(repository: &str, size: u64, priority: Priority) -> Job {
+        let (upstream, name) = repository.split_once('/').unwrap();
+        let repository = Repository { upstream: upstream.parse().unwrap(), name: name.parse().unwrap() };
+        let digest = Digest::of(Algorithm::Sha256, format!("{repository} {size} {priority:?}").as_bytes());
+        Job { repository, digest, size, priority }
+    }
+
+    fn insert(order: &mut Order, jobs: &[Job]) {
+        for job in jobs {
+            order.insert(job);
+        }
+    }
+
+    /// Begins and ends one fill after the other.
+    fn one_by_one(order: &mut Order, jobs: &[Job]) -> Vec<(String, u64)> {
+        insert(order, jobs);
+        let mut begun = Vec::new();
+        while let Some(digest) = order.next() {
+            let job = jobs.iter().find(|job| job.digest == digest).unwrap();
+            order.leave(&job.repository.upstream);
+            begun.push((job.repository.name.to_string(), job.size));
+        }
+        begun
+    }
+
+    #[test]
+    fn the_more_urgent_goes_first_then_repositories_take_turns_each_with_its_smallest_blob() {
+        use Priority::{Interactive, Prefetch, Refresh};
+        let jobs = [
+            job("one.test/a", 1, Refresh),
+            job("one.test/a", 30, Prefetch),
+            job("one.test/a", 20, Prefetch),
+            job("one.test/a", 10, Prefetch),
+            job("one.test/b", 40, Prefetch),
+            job("one.test/c", 50, Interactive),
+        ];
+        let begun = one_by_one(&mut order(1, 1), &jobs);
+        let begun: Vec<(&str, u64)> = begun.iter().map(|(name, size)| (name.as_str(), *size)).collect();
+        assert_eq!(begun, [("c", 50), ("a", 10), ("b", 40), ("a", 20), ("a", 30), ("a", 1)]);
+    }
+
+    #[test]
+    fn no_upstream_takes_more_places_than_its_limit_nor_all_more_than_there_are() {
+        let mut order = order(3, 2);
+        let jobs: Vec<Job> = (0..10).map(|size| job("one.test/a", size, Priority::Interactive)).collect();
+        insert(&mut order, &jobs);
+        assert!(order.next().is_some() && order.next().is_some());
+        assert_eq!(order.next(), None, "two at one upstream");
+        let late = ["two.test/a", "two.test/b"].map(|name| job(name, 1, Priority::Refresh));
+        insert(&mut order, &late);
+        assert_eq!(order.next().as_ref(), Some(&late[0].digest), "another upstream has room");
+        assert_eq!(order.next(), None, "three in all");
+        order.leave(&late[0].repository.upstream);
+        assert_eq!(order.next().as_ref(), Some(&late[1].digest));
+        order.leave(&jobs[0].repository.upstream);
+        assert_eq!(order.next().as_ref(), Some(&jobs[2].digest));
+        order.insert(&job("unconfigured.test/a", 1, Priority::Interactive));
+        order.clear();
+        order.leave(&jobs[0].repository.upstream);
+        assert_eq!(order.next(), None);
+    }
+
+    #[test]
+    fn what_waits_can_be_taken_out_and_put_in_elsewhere() {
+        let mut order = order(9, 9);
+        let [background, other] = [2, 1].map(|size| job("one.test/a", size, Priority::Refresh));
+        order.insert(&background);
+        order.insert(&other);
+        order.remove(&background);
+        let raised = Job { priority: Priority::Interactive, ..background.clone() };
+        order.insert(&raised);
+        let begun: Vec<Digest> = std::iter::from_fn(|| order.next()).collect();
+        assert_eq!(begun, [raised.digest, other.digest]);
+    }
+
+    #[test]
+    fn twenty_thousand_fills_of_as_many_repositories_are_ordered_at_once() {
+        let mut order = order(1, 1);
+        let jobs: Vec<Job> =
+            (0..20_000).map(|size| job(&format!("one.test/r{size}"), size, Priority::Refresh)).collect();
+        insert(&mut order, &jobs);
+        let mut begun = 0;
+        while order.next().is_some() {
+            assert_eq!(order.next(), None, "nobody is looked through while there is no place");
+            order.leave(&jobs[0].repository.upstream);
+            begun += 1;
+        }
+        assert_eq!(begun, jobs.len());
+    }
+}
