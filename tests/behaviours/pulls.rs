@@ -3,7 +3,7 @@
 use http::{Method, StatusCode};
 use stopover::config::Cold;
 use support::on_both_columns;
-use support::scripted::ScriptedImage;
+use support::scripted::{Fault, ScriptedImage};
 use support::world::{Column, World};
 
 on_both_columns!(
@@ -114,8 +114,13 @@ async fn a_cold_blob_is_answered_before_it_is_stored_whatever_the_policy(column:
     for cold in [Cold::Redirect, Cold::Wait].into_iter().chain(in_process) {
         let world = World::plan(column).cold(cold).start().await;
         let image = world.upstream.image("a", "1", &[LAYER]);
+        if cold == Cold::Redirect {
+            // Or the fill that the manifest requested may be done before the blob is asked for.
+            world.upstream.fault("/blobs/", Fault::Stalled);
+        }
         world.get(&manifest(&image)).await;
         let first = world.get(&blob(&image, 1)).await;
+        world.upstream.heal();
         let expected = match (cold, column) {
             (Cold::Redirect, _) | (_, Column::Aws) => StatusCode::TEMPORARY_REDIRECT,
             _ => StatusCode::OK,
