@@ -8,7 +8,8 @@
 //! 4. [`pull`]: the read path: manifest by tag, manifest by digest, blob. What may be done about a tag is decided in
 //!    [`freshness`].
 //! 5. [`fill`]: the write path: one blob from upstream into storage.
-//! 6. [`ports`]: what both ask of storage. [`local`] answers it with files and an embedded ledger; the package
+//! 6. [`retention`]: what is kept and what goes.
+//! 7. [`ports`]: what all of them ask of storage. [`local`] answers it with files and an embedded ledger; the package
 //!    `functions` answers it with S3, `DynamoDB` and SQS.
 
 pub mod config;
@@ -24,6 +25,8 @@ pub mod oci;
 pub mod ports;
 pub mod pull;
 pub mod report;
+pub mod retention;
+mod sweep;
 pub mod time;
 pub mod upstream;
 
@@ -44,6 +47,7 @@ pub struct Cache {
     pub ledger: Arc<dyn Ledger>,
     pub(crate) fills: Arc<dyn Fills>,
     pub(crate) warm: pull::Warm,
+    pub(crate) uses: pull::Uses,
     pub(crate) flights: pull::Flights,
     pub(crate) absent: pull::Absent,
     pub(crate) misses: misses::Misses,
@@ -61,6 +65,7 @@ impl Cache {
         let upstreams = Upstreams::new(&config, &clock, &ledger)?;
         let misses = misses::Misses::new(config.misses, clock.clone());
         let (warm, flights, absent) = (pull::Warm::new(), pull::Flights::new(), pull::Absent::new());
-        Ok(Self { config, clock, upstreams, blobs, ledger, fills, warm, flights, absent, misses })
+        let uses = pull::Uses::new();
+        Ok(Self { config, clock, upstreams, blobs, ledger, fills, warm, uses, flights, absent, misses })
     }
 }

@@ -12,6 +12,7 @@ use url::Url;
 
 use crate::freshness::TagRules;
 use crate::oci::{Name, UpstreamId};
+use crate::retention::Retention;
 
 use file::{AlternateTable, CredentialsTable, File, Fresh, UpstreamTable, explain};
 
@@ -49,6 +50,8 @@ pub struct Config {
     pub wait: Duration,
     /// How many misses at upstream a caller (an address) may cause in a minute.
     pub misses: u32,
+    /// What is kept.
+    pub retention: Retention,
     /// Every upstream that may be pulled through, by id.
     pub upstreams: BTreeMap<UpstreamId, UpstreamConfig>,
     /// The file the settings came from.
@@ -174,6 +177,7 @@ pub const DEFAULT_UPSTREAM: &str = "docker.io";
 const DEFAULT_FRESH: Duration = Duration::from_mins(5);
 const DEFAULT_STALE: Duration = Duration::from_hours(30 * 24);
 const DEFAULT_MISSING: Duration = Duration::from_secs(30);
+const DEFAULT_KEEP: Duration = Duration::from_hours(30 * 24);
 const DEFAULT_RESERVE: u64 = 10;
 /// Far above what a cluster with a few mistyped images causes, far below what a registry takes for abuse.
 const DEFAULT_MISSES: u32 = 120;
@@ -217,6 +221,11 @@ impl Config {
             data_dir: file.data_dir.unwrap_or_else(|| "stopover-data".into()),
             wait: file.wait.map_or(DEFAULT_WAIT, |span| span.0),
             misses: file.misses.unwrap_or(DEFAULT_MISSES),
+            retention: Retention {
+                keep: file.keep.map_or(Some(DEFAULT_KEEP), |keep| keep.0),
+                pin: file.pin,
+                max_size: file.max_size.map(|size| size.0),
+            },
             upstreams,
             source: path.map(Path::to_owned),
         })
@@ -396,6 +405,11 @@ mod tests {
             ("[upstreams.\"a:b\"]\nurl = \"https://a.b\"", "line 1"),
             ("fresh = \"5 parsecs\"", "is no duration"),
             ("fresh = 5", "line 1"),
+            ("keep = \"47h\"", "must be \"2d\" or more"),
+            ("keep = \"always\"", "is no duration"),
+            ("max_size = \"50\"", "is no size"),
+            ("max_size = \"99999999TB\"", "is no size"),
+            ("max_size = \"GB\"", "is no size"),
             (
                 "[upstreams.\"docker.io\"]\ncredentials = { username = \"me\", password_env = \"NOT_SET\" }",
                 "NOT_SET is not set",
@@ -406,6 +420,20 @@ mod tests {
         ] {
             let message = load(text).unwrap_err();
             assert!(message.contains(expected), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_said_by_time_size_and_pins() {
+        let retention = |text: &str| load(text).unwrap().retention;
+        assert_eq!(retention(""), Retention { keep: Some(DEFAULT_KEEP), pin: Vec::new(), max_size: None });
+        let text = "keep = \"2d\"\nmax_size = \"50GB\"\npin = [\"docker.io/library/postgres:16*\"]";
+        let pin = vec!["docker.io/library/postgres:16*".into()];
+        let keep = Some(Duration::from_hours(48));
+        assert_eq!(retention(text), Retention { keep, pin, max_size: Some(50_000_000_000) });
+        assert_eq!(retention("keep = \"forever\"").keep, None);
+        for (text, bytes) in [("0B", 0), ("3 KiB", 3072), ("512MB", 512_000_000), ("1TiB", 1 << 40)] {
+            assert_eq!(retention(&format!("max_size = \"{text}\"")).max_size, Some(bytes));
         }
     }
 

@@ -3,6 +3,7 @@
 mod blob;
 mod flight;
 mod manifest;
+mod used;
 
 use std::fs::File;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use quick_cache::sync::Cache as MemoryCache;
 use tokio::sync::watch;
 
 pub use manifest::Want;
+pub(crate) use used::Uses;
 
 use crate::Cache;
 use crate::error::PullError;
