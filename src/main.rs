@@ -75,6 +75,24 @@ enum Command {
         #[arg(long, value_name = "URL")]
         server: Option<String>,
     },
+    /// Remove what nobody has used within `keep`, as happens every hour anyway
+    Gc {
+        /// Only say what would go, and how much that frees
+        #[arg(long)]
+        dry_run: bool,
+        /// The running cache to ask [default: the one at the configured address]
+        #[arg(long, value_name = "URL")]
+        server: Option<String>,
+    },
+    /// Remove an image, pinned or not, and what nothing else needs
+    Purge {
+        /// An image like docker.io/library/alpine:3.20 or ghcr.io/owner/name@sha256:…
+        #[arg(value_name = "IMAGE")]
+        image: String,
+        /// The running cache to ask [default: the one at the configured address]
+        #[arg(long, value_name = "URL")]
+        server: Option<String>,
+    },
     /// Show how much is left of each upstream's quota
     Quota {
         /// The running cache to ask [default: the one at the configured address]
@@ -108,6 +126,8 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
     match command.unwrap_or(Command::Serve) {
         Command::Config(ConfigCommand::Check) => Ok(std::io::stdout().write_all(describe(&config).as_bytes())?),
         Command::Quota { server } => ask(&config, server, async |client| client.quota().await),
+        Command::Gc { dry_run, server } => ask(&config, server, async |client| client.collect_garbage(dry_run).await),
+        Command::Purge { image, server } => ask(&config, server, async |client| client.purge(&image).await),
         Command::Refresh { images, server } => ask(&config, server, async |client| client.refresh(&images).await),
         Command::Serve => {
             start_logging(&settings)?;

@@ -6,7 +6,8 @@ use std::collections::HashSet;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use crate::Cache;
-use crate::oci::{Digest, Reference, Repository};
+use crate::error::PullError;
+use crate::oci::{Digest, Operation, Reference, Repository, Request};
 use crate::ports::{BlobRecord, BlobState, Entry, StoreError, Versioned};
 use crate::report::SweepReport;
 use crate::retention::{self, Inventory, Plan, REMOVING};
@@ -43,6 +44,14 @@ impl Cache {
         let report = self.carry_out(plan).await?;
         tracing::info!(%repository, %reference, freed_bytes = report.freed_bytes, "purged");
         Ok(report)
+    }
+
+    /// The repository and the reference of an image, named as in [`Request::image`].
+    pub fn image(&self, request: &Request) -> Result<(Repository, Reference), PullError> {
+        match &request.operation {
+            Operation::Manifest(name, reference) => Ok((self.upstreams.repository(request, name)?, reference.clone())),
+            Operation::Ping | Operation::Blob(..) => Err(PullError::ManifestUnknown),
+        }
     }
 
     /// The ledger first: bytes that are listed after a record said "stored" are there, or the record is wrong.

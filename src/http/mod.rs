@@ -1,6 +1,7 @@
 //! HTTP: request → pull → response. The only place that builds responses.
 
 mod operator;
+mod retention;
 mod stream;
 
 use std::net::{IpAddr, SocketAddr};

@@ -11,12 +11,12 @@ use http::header::CACHE_CONTROL;
 use http::request::Parts;
 use serde_json::json;
 
-use super::{NO_STORE, caller};
+use super::{NO_STORE, caller, retention};
 use crate::Cache;
 use crate::report::QuotaReport;
 
 pub(super) fn routes() -> Router<Arc<Cache>> {
-    Router::new().route("/_stopover/quota", get(quota))
+    Router::new().route("/_stopover/quota", get(quota)).merge(retention::routes())
 }
 
 /// How much is left of each upstream's quota, and whether it is being asked at all.
@@ -30,7 +30,6 @@ async fn quota(State(cache): State<Arc<Cache>>) -> Response {
 
 /// Somebody on the machine itself: the only one who may see or change what others pull. An argument of this type makes a
 /// route refuse everybody else; behind API Gateway that is everybody.
-#[expect(dead_code, reason = "the routes that need it follow")]
 pub(super) struct Operator;
 
 impl<S: Sync> FromRequestParts<S> for Operator {

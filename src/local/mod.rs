@@ -17,6 +17,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, interval_at};
 
 pub use files::Files;
 pub use ledger::EmbeddedLedger;
@@ -31,6 +33,7 @@ pub struct Local {
     /// The cache itself.
     pub cache: Arc<Cache>,
     queue: Arc<Queue>,
+    sweeper: Sweeper,
     _lock: File,
 }
 
@@ -52,17 +55,47 @@ impl Local {
             .context("cannot start")?;
         let cache = Arc::new(cache);
         queue.start(&cache)?;
-        Ok(Self { cache, queue, _lock: lock })
+        let sweeper = Sweeper::start(&cache);
+        Ok(Self { cache, queue, sweeper, _lock: lock })
     }
 
     /// Stops filling: gives running fills `grace` to finish. The others are parked: the next start goes on with them.
     pub async fn stop(self, grace: Duration) {
+        drop(self.sweeper);
         self.queue.stop(grace).await;
     }
 
     /// Waits until no fill is requested or running.
     pub async fn settled(&self) {
         self.queue.settled().await;
+    }
+}
+
+/// When a process sweeps first, and how often then.
+const SWEEPS: (Duration, Duration) = (Duration::from_mins(5), Duration::from_hours(1));
+
+/// Sweeps as long as it is there. One that is broken off goes on with the next.
+struct Sweeper(JoinHandle<()>);
+
+impl Sweeper {
+    fn start(cache: &Arc<Cache>) -> Self {
+        let (first, every) = SWEEPS;
+        let (mut ticks, cache) = (interval_at(Instant::now() + first, every), Arc::downgrade(cache));
+        Self(tokio::spawn(async move {
+            loop {
+                ticks.tick().await;
+                let Some(cache) = cache.upgrade() else { return };
+                if let Err(error) = cache.sweep(false).await {
+                    tracing::warn!(%error, "the sweep ended early");
+                }
+            }
+        }))
+    }
+}
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

@@ -4,7 +4,7 @@ use http::Method;
 use percent_encoding::percent_decode_str;
 
 use super::reference::InvalidReference;
-use super::{Digest, InvalidDigest, InvalidName, Name, Reference, UpstreamId};
+use super::{Digest, InvalidDigest, InvalidName, Name, Reference, Tag, UpstreamId};
 
 /// A registry request, parsed once from method, path and query.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -77,6 +77,29 @@ impl Request {
             _ => return Err(InvalidRequest::Method),
         };
         Ok(Self { head, prefix, namespace: namespace(query)?, operation: Operation::parse(path)? })
+    }
+}
+
+impl Request {
+    /// The pull of an image as people write its name: `nginx`, `ghcr.io/a/b:1.0`, `registry.example.com:5000/a@sha256:…`.
+    /// A digest says more than a tag beside it; without either it is `latest`.
+    pub fn image(text: &str) -> Result<Self, InvalidRequest> {
+        let (text, digest) = match text.split_once('@') {
+            Some((text, digest)) => (text, Some(digest.parse::<Digest>()?)),
+            None => (text, None),
+        };
+        // A colon before the last slash belongs to the port of a host, which no name can hold.
+        let (name, tag) = match text.rsplit_once(':') {
+            Some((name, tag)) if !tag.contains('/') => (name, tag),
+            _ => (text, "latest"),
+        };
+        let tag: Tag = tag.parse().map_err(InvalidReference::Tag)?;
+        let (namespace, name) = match name.split_once('/') {
+            Some((host, name)) if host.contains(':') => (Some(host.to_owned()), name),
+            _ => (None, name),
+        };
+        let reference = digest.map_or(Reference::Tag(tag), Reference::Digest);
+        Ok(Self { head: false, prefix: None, namespace, operation: Operation::Manifest(name.parse()?, reference) })
     }
 }
 
@@ -210,6 +233,28 @@ mod tests {
         assert_eq!(prefixed.prefix.unwrap().as_str(), "docker.io");
         let odd = get(&format!("/v2/manifests/blobs/v2/blobs/{DIGEST}")).unwrap();
         assert_eq!(odd.operation, Operation::Blob("manifests/blobs/v2".parse().unwrap(), DIGEST.parse().unwrap()));
+    }
+
+    #[test]
+    fn an_image_is_understood_as_people_write_its_name() {
+        for (text, namespace, name, reference) in [
+            ("nginx", None, "nginx", "latest"),
+            ("nginx:1.27", None, "nginx", "1.27"),
+            ("ghcr.io/a/b:tag", None, "ghcr.io/a/b", "tag"),
+            ("ghcr.io/a/b", None, "ghcr.io/a/b", "latest"),
+            (&format!("docker.io/library/x@{DIGEST}"), None, "docker.io/library/x", DIGEST),
+            (&format!("a/b:1.0@{DIGEST}"), None, "a/b", DIGEST),
+            ("registry.example.com:5000/a/b", Some("registry.example.com:5000"), "a/b", "latest"),
+            ("localhost:5000/a:1", Some("localhost:5000"), "a", "1"),
+        ] {
+            let request = Request::image(text).unwrap();
+            let expected = Operation::Manifest(name.parse().unwrap(), reference.parse().unwrap());
+            assert_eq!((request.namespace.as_deref(), request.operation), (namespace, expected), "{text}");
+        }
+        for text in ["", ":1", "Nginx", "nginx:", "nginx:a b", "nginx@sha256:12", "https://ghcr.io/a", "a//b", "$IMAGE"]
+        {
+            assert!(Request::image(text).is_err(), "{text}");
+        }
     }
 
     #[test]

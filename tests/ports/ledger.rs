@@ -9,7 +9,7 @@ use stopover::oci::{Descriptor, MediaType};
 use stopover::ports::{BlobRecord, BlobState, Checkpoint, Lease, Observed, Previous, TagRecord};
 use stopover::time::Timestamp;
 
-use crate::storage::{Storage, digest, manifest, repository};
+use crate::storage::{NOW, Storage, digest, manifest, repository};
 
 /// As many as no group of writes takes at once.
 const RACERS: u64 = 64;
@@ -164,7 +164,7 @@ pub(crate) async fn a_manifest_is_read_byte_for_byte(storage: &Storage) -> Resul
     // Around the size from which a manifest does not fit into an item, and the largest there is.
     for size in [0, 5_000, 349_990, 350_000, 350_010, 400_000, 4 * 1024 * 1024 - 100] {
         let manifest = manifest(size);
-        storage.ledger.put_manifest(&repository, &manifest, &[]).await?;
+        storage.ledger.put_manifest(&repository, &manifest, &[], NOW).await?;
         let read = storage.ledger.manifest(&repository, &manifest.digest).await?;
         assert!(
             read.as_ref() == Some(&manifest),
@@ -180,7 +180,7 @@ pub(crate) async fn a_manifest_can_be_put_twice(storage: &Storage) -> Result<()>
     for size in [5_000, 400_000] {
         let manifest = manifest(size);
         for _ in 0..2 {
-            storage.ledger.put_manifest(&repository, &manifest, &members(3)).await?;
+            storage.ledger.put_manifest(&repository, &manifest, &members(3), NOW).await?;
             assert!(storage.ledger.manifest(&repository, &manifest.digest).await?.as_ref() == Some(&manifest));
         }
     }
@@ -190,7 +190,7 @@ pub(crate) async fn a_manifest_can_be_put_twice(storage: &Storage) -> Result<()>
 pub(crate) async fn a_manifest_belongs_to_the_repository_it_was_put_in(storage: &Storage) -> Result<()> {
     for size in [5_000, 400_000] {
         let manifest = manifest(size);
-        storage.ledger.put_manifest(&repository("mine/a")?, &manifest, &[]).await?;
+        storage.ledger.put_manifest(&repository("mine/a")?, &manifest, &[], NOW).await?;
         for other in ["mine", "mine/a/b", "mine/b"] {
             assert_eq!(storage.ledger.manifest(&repository(other)?, &manifest.digest).await?, None);
         }
@@ -204,26 +204,27 @@ pub(crate) async fn once_a_manifest_can_be_read_every_membership_can(storage: &S
     let put: Vec<_> = members.iter().chain(members.first()).cloned().collect();
     let ledger = Arc::clone(&storage.ledger);
     let (there, written) = (repository.clone(), manifest.clone());
-    let write = tokio::spawn(async move { ledger.put_manifest(&there, &written, &put).await });
+    let write = tokio::spawn(async move { ledger.put_manifest(&there, &written, &put, NOW).await });
     while !write.is_finished() && storage.ledger.manifest(&repository, &manifest.digest).await?.is_none() {
         tokio::task::yield_now().await;
     }
     for member in &members {
         let view = storage.ledger.blob(&repository, &member.digest).await?;
-        assert_eq!(view.member, Some(member.size));
+        assert_eq!(view.member, Some(Member { size: member.size, used_at: NOW }));
     }
     Ok(write.await??)
 }
 
 pub(crate) async fn a_membership_belongs_to_its_repository_and_a_blob_record_to_all(storage: &Storage) -> Result<()> {
     let (mine, other, digest) = (repository("mine")?, repository("other")?, digest("blob"));
-    storage.ledger.put_membership(&mine, &digest, 7).await?;
-    storage.ledger.put_membership(&mine, &digest, 7).await?;
+    let member = Member { size: 7, used_at: NOW };
+    storage.ledger.put_membership(&mine, &digest, member).await?;
+    storage.ledger.put_membership(&mine, &digest, member).await?;
     let view = storage.ledger.blob(&mine, &digest).await?;
-    assert_eq!((view.member, view.record), (Some(7), None));
+    assert_eq!((view.member, view.record), (Some(member), None));
     assert!(storage.ledger.swap_blob(&digest, None, &blob_record(1)).await?.is_some());
     let (mine, other) = (storage.ledger.blob(&mine, &digest).await?, storage.ledger.blob(&other, &digest).await?);
-    assert_eq!((mine.member, other.member), (Some(7), None));
+    assert_eq!((mine.member, other.member), (Some(member), None));
     assert!(mine.record.is_some() && mine.record == other.record);
     Ok(())
 }

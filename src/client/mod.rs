@@ -1,10 +1,13 @@
 //! What the commands ask of a running cache.
 
+mod retention;
+
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use http::header::CACHE_CONTROL;
+use serde::de::DeserializeOwned;
 use stopover::report::QuotaReport;
 
 /// A cache that runs elsewhere.
@@ -26,10 +29,7 @@ impl Client {
         struct Quotas {
             upstreams: Vec<QuotaReport>,
         }
-        let answer = self.send(self.http.get(format!("{}/_stopover/quota", self.server))).await?;
-        let answer = answer.error_for_status().context("that is no cache of this version")?;
-        let quotas: Quotas =
-            serde_json::from_slice(&answer.bytes().await?).context("that is no cache of this version")?;
+        let quotas: Quotas = self.ask(self.http.get(self.url("quota"))).await?;
         let lines: Vec<String> = quotas.upstreams.iter().map(ToString::to_string).collect();
         Ok(lines.join("\n") + "\n")
     }
@@ -73,6 +73,22 @@ impl Client {
         let status = answer.status();
         let body: serde_json::Value = serde_json::from_slice(&answer.bytes().await?).unwrap_or_default();
         bail!("{status}: {}", body["errors"][0]["message"].as_str().unwrap_or("no reason was given"))
+    }
+
+    /// Where an operator asks for `what`.
+    fn url(&self, what: &str) -> String {
+        format!("{}/_stopover/{what}", self.server)
+    }
+
+    /// Sends an operator's question, and reads its answer.
+    async fn ask<T: DeserializeOwned>(&self, question: reqwest::RequestBuilder) -> anyhow::Result<T> {
+        let answer = self.send(question).await?;
+        let (status, body) = (answer.status(), answer.bytes().await?);
+        if !status.is_success() {
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+            bail!("{status}: {}", body["error"].as_str().unwrap_or("that is no cache of this version"));
+        }
+        serde_json::from_slice(&body).context("that is no cache of this version")
     }
 
     async fn send(&self, request: reqwest::RequestBuilder) -> anyhow::Result<reqwest::Response> {
