@@ -358,3 +358,6 @@ impl<'a> Named<'a> {
         named
     }
 }
+
+#[cfg(test)]
+mod tests;

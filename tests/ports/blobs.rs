@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use futures_util::future::try_join_all;
-use futures_util::{StreamExt as _, stream};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use stopover::fill::FillError;
 use stopover::oci::{Algorithm, Digest};
 use stopover::ports::Body;
@@ -111,6 +111,45 @@ pub(crate) async fn fills_of_one_blob_that_race_all_succeed(storage: &Storage) -
         try_join_all((0..racers).map(|_| storage.store(&digest, &content))).await?;
         ensure!(storage.download(&digest).await? == content, "{size} bytes came back as others");
         assert_eq!(storage.blobs_and_uploads()?, before + 1);
+    }
+    Ok(())
+}
+
+pub(crate) async fn every_stored_blob_is_listed_once(storage: &Storage) -> Result<()> {
+    assert_eq!(storage.blobs.list().try_collect::<Vec<_>>().await?, []);
+    let mut stored = Vec::new();
+    // More than one page of a listing.
+    for size in 0..1100 {
+        let (digest, content) = blob(size);
+        storage.store(&digest, &content).await?;
+        stored.push((digest, size as u64));
+    }
+    let (_, content) = blob(10);
+    let digest = Digest::of(Algorithm::Sha512, &content);
+    storage.store(&digest, &content).await?;
+    stored.push((digest, 10));
+    let listed: Vec<_> = storage.blobs.list().try_collect().await?;
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed()?.as_secs();
+    assert!(listed.iter().all(|blob| (now - 600..=now + 600).contains(&blob.modified.0)), "{:?}", listed[0]);
+    let mut listed: Vec<_> = listed.into_iter().map(|blob| (blob.digest, blob.size)).collect();
+    listed.sort();
+    stored.sort();
+    assert_eq!(listed, stored);
+    Ok(())
+}
+
+pub(crate) async fn a_removed_blob_is_absent_and_can_be_stored_again(storage: &Storage) -> Result<()> {
+    storage.blobs.remove(&digest("never")).await?;
+    for size in [SMALL, LARGE] {
+        let (digest, content) = blob(size);
+        storage.store(&digest, &content).await?;
+        storage.blobs.remove(&digest).await?;
+        storage.blobs.remove(&digest).await?;
+        assert_eq!(storage.blobs.size(&digest).await?, None);
+        assert!(storage.is_empty()?);
+        storage.store(&digest, &content).await?;
+        ensure!(storage.download(&digest).await? == content, "{size} bytes came back as others");
+        storage.blobs.remove(&digest).await?;
     }
     Ok(())
 }

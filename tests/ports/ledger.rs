@@ -4,9 +4,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use futures_util::TryStreamExt as _;
 use futures_util::future::try_join_all;
-use stopover::oci::{Descriptor, MediaType};
-use stopover::ports::{BlobRecord, BlobState, Checkpoint, Lease, Observed, Previous, TagRecord};
+use stopover::oci::{Algorithm, Descriptor, Digest, Manifest, MediaType, Reference};
+use stopover::ports::{
+    BlobRecord, BlobState, Checkpoint, Entry, Lease, Member, Observed, Previous, StoredManifest, TagRecord,
+};
 use stopover::time::Timestamp;
 
 use crate::storage::{NOW, Storage, digest, manifest, repository};
@@ -226,5 +229,112 @@ pub(crate) async fn a_membership_belongs_to_its_repository_and_a_blob_record_to_
     let (mine, other) = (storage.ledger.blob(&mine, &digest).await?, storage.ledger.blob(&other, &digest).await?);
     assert_eq!((mine.member, other.member), (Some(member), None));
     assert!(mine.record.is_some() && mine.record == other.record);
+    Ok(())
+}
+
+/// An image of these blobs.
+fn image(blobs: &[Descriptor]) -> Manifest {
+    let described: Vec<_> =
+        blobs.iter().map(|blob| serde_json::json!({ "digest": blob.digest, "size": blob.size })).collect();
+    let body = serde_json::json!({ "config": described[0], "layers": described[1..] }).to_string();
+    let digest = Digest::of(Algorithm::Sha256, body.as_bytes());
+    Manifest { digest, media_type: MediaType::OciManifest, bytes: body.into() }
+}
+
+async fn entries(storage: &Storage) -> Result<Vec<Entry>> {
+    let mut entries: Vec<Entry> = storage.ledger.entries().try_collect().await?;
+    entries.sort_by_key(|entry| format!("{entry:?}"));
+    Ok(entries)
+}
+
+/// One item of each kind, as entries.
+async fn one_of_each(storage: &Storage) -> Result<Vec<Entry>> {
+    let (ledger, repository, tag, digest) = (&storage.ledger, repository("a/b")?, "v1.2".parse()?, digest("blob"));
+    let member = Member { size: 7, used_at: NOW };
+    ledger.put_membership(&repository, &digest, member).await?;
+    ledger.swap_reference(&repository, &tag, None, &tag_record(1)).await?.context("it is new")?;
+    ledger.swap_blob(&digest, None, &blob_record(3)).await?.context("it is new")?;
+    let fetched = Reference::Digest(digest.clone());
+    ledger.swap_reference(&repository, &fetched, None, &tag_record(2)).await?.context("it is new")?;
+    let mut expected = vec![Entry::Membership { repository: repository.clone(), digest: digest.clone(), used_at: NOW }];
+    for reference in [tag, fetched] {
+        let record = ledger.reference(&repository, &reference).await?.context("absent")?;
+        expected.push(Entry::Reference { repository: repository.clone(), reference, record });
+    }
+    let record = ledger.blob(&repository, &digest).await?.record.context("absent")?;
+    expected.push(Entry::Blob { digest: digest.clone(), record });
+    // Small, and too large for an item of DynamoDB.
+    for count in [2, 4000] {
+        let (members, used_at) = (members(count), Timestamp(NOW.0 + 1));
+        let manifest = image(&members);
+        ledger.put_manifest(&repository, &manifest, &[], used_at).await?;
+        let names = members.into_iter().map(|member| member.digest).collect();
+        let stored = StoredManifest { repository: repository.clone(), digest: manifest.digest, used_at, names };
+        expected.push(Entry::Manifest(stored));
+    }
+    expected.sort_by_key(|entry| format!("{entry:?}"));
+    Ok(expected)
+}
+
+pub(crate) async fn every_item_is_an_entry_once(storage: &Storage) -> Result<()> {
+    assert_eq!(entries(storage).await?, []);
+    let expected = one_of_each(storage).await?;
+    storage.ledger.put_absent(&repository("no/entry")?, NOW).await?;
+    assert!(entries(storage).await? == expected);
+    // More than one page of a scan.
+    let (repository, members) = (repository("many")?, members(2500));
+    storage.ledger.put_manifest(&repository, &manifest(300_000), &members, NOW).await?;
+    for size in 300_001..300_006 {
+        storage.ledger.put_manifest(&repository, &manifest(size), &[], NOW).await?;
+    }
+    let all = entries(storage).await?;
+    let many = |entry: &&Entry| matches!(entry, Entry::Membership { repository: whose, .. } if *whose == repository);
+    assert_eq!(all.iter().filter(many).count(), 2500);
+    assert_eq!(all.len(), expected.len() + 2500 + 6);
+    Ok(())
+}
+
+pub(crate) async fn the_use_of_a_manifest_is_written_only_where_it_was_used_before_then(
+    storage: &Storage,
+) -> Result<()> {
+    let (ledger, repository) = (&storage.ledger, repository("a")?);
+    for size in [5_000, 400_000] {
+        let manifest = manifest(size);
+        assert!(!ledger.touch_manifest(&repository, &manifest.digest, NOW, NOW).await?, "there is none");
+        assert_eq!(entries(storage).await?, [], "and there is none now");
+        ledger.put_manifest(&repository, &manifest, &[], NOW).await?;
+        let mut expected = NOW.0;
+        for (since, now, written) in [(0, 10, false), (1, 11, true), (11, 12, false), (12, 14, true)] {
+            let [since, now] = [since, now].map(|seconds| Timestamp(NOW.0 + seconds));
+            assert!(ledger.touch_manifest(&repository, &manifest.digest, since, now).await?, "it is there");
+            expected = if written { now.0 } else { expected };
+            let entry = entries(storage).await?.pop().context("no entry")?;
+            let Entry::Manifest(stored) = &entry else { panic!("{entry:?}") };
+            assert_eq!(stored.used_at.0, expected);
+        }
+        assert!(ledger.manifest(&repository, &manifest.digest).await?.as_ref() == Some(&manifest));
+        for entry in entries(storage).await? {
+            assert!(ledger.remove(&entry).await?);
+        }
+    }
+    Ok(())
+}
+
+pub(crate) async fn an_entry_is_removed_only_while_it_is_what_was_seen(storage: &Storage) -> Result<()> {
+    for entry in one_of_each(storage).await? {
+        let mut other = entry.clone();
+        match &mut other {
+            Entry::Reference { record, .. } => record.version ^= 1,
+            Entry::Blob { record, .. } => record.version ^= 1,
+            Entry::Manifest(manifest) => manifest.used_at.0 -= 1,
+            Entry::Membership { used_at, .. } => used_at.0 -= 1,
+        }
+        let before = entries(storage).await?;
+        assert!(!storage.ledger.remove(&other).await?, "{other:?}");
+        assert!(entries(storage).await? == before);
+        assert!(storage.ledger.remove(&entry).await?, "{entry:?}");
+        assert!(!storage.ledger.remove(&entry).await?, "it is gone");
+        assert!(entries(storage).await? == before.into_iter().filter(|left| *left != entry).collect::<Vec<_>>());
+    }
     Ok(())
 }
