@@ -308,15 +308,15 @@ pub trait Ledger: Send + Sync {
         now: Timestamp,
     ) -> Result<(), StoreError>;
 
-    /// Writes that a manifest was used `now`, unless it was already used at `since` or later. `false`: there is no such
-    /// manifest, and nothing was written.
+    /// Writes that a manifest was used `now`, unless it was already used at `since` or later, and returns when it was last
+    /// used by then. `None`: there is no such manifest, and nothing was written.
     async fn touch_manifest(
         &self,
         repository: &Repository,
         digest: &Digest,
         since: Timestamp,
         now: Timestamp,
-    ) -> Result<bool, StoreError>;
+    ) -> Result<Option<Timestamp>, StoreError>;
 
     /// A blob as this repository sees it, in one round trip. The record is read consistently.
     async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobView, StoreError>;

@@ -2,7 +2,7 @@
 //!
 //! A manifest lives while it was used, is pinned, or is stored below an index that was used or is pinned; an index lives
 //! with its children too. A blob lives while any live manifest names it, or while it was used itself. Uses are noted once
-//! a day ([`NOTED`]), so nothing that was used within `keep` may be told from its record to be older.
+//! a day ([`NOTED`]), so what was not used within `keep` goes up to a day later, and what was used never does.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -16,8 +16,8 @@ use crate::time::Timestamp;
 /// How often the use of an item is noted: one write a day, however often it is pulled.
 pub const NOTED: Duration = Duration::from_hours(24);
 
-/// The shortest time that anything may be kept: what was noted a day ago may have been used since.
-pub const SHORTEST: Duration = Duration::from_hours(2 * 24);
+/// The shortest time that may be set: uses are known to the day.
+pub const SHORTEST: Duration = NOTED;
 
 /// How long bytes without a record are left alone: whoever stores them writes it sooner.
 const ORPHAN: Duration = Duration::from_hours(24);
@@ -76,7 +76,8 @@ pub fn noted(record: &BlobRecord, now: Timestamp) -> Option<BlobRecord> {
 /// What nobody uses any more, and what is beyond the size that may be kept.
 pub fn mark<'a>(inventory: &'a Inventory, rules: &Retention, now: Timestamp) -> Plan<'a> {
     let contents = Contents::of(inventory);
-    let used = |at: Option<Timestamp>| rules.keep.is_none_or(|keep| at.is_some_and(|at| now < at.plus(keep)));
+    let used =
+        |at: Option<Timestamp>| rules.keep.is_none_or(|keep| at.is_some_and(|at| now < at.plus(keep).plus(NOTED)));
     let pin = |repository: &Repository, reference: &Reference| {
         let image = format!("{repository}:{reference}");
         matches!(reference, Reference::Tag(_)) && rules.pin.iter().any(|pattern| pattern.matches(&image))

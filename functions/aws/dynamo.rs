@@ -268,7 +268,7 @@ impl Ledger for DynamoLedger {
         digest: &Digest,
         since: Timestamp,
         now: Timestamp,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Option<Timestamp>, StoreError> {
         let update = self
             .client
             .update_item()
@@ -283,9 +283,11 @@ impl Ledger for DynamoLedger {
             // Tells one that is there and was used lately from one that is not there.
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
         match update.send().await {
-            Ok(_) => Ok(true),
+            Ok(_) => Ok(Some(now)),
             Err(error) => match error.as_service_error() {
-                Some(UpdateItemError::ConditionalCheckFailedException(failed)) => Ok(failed.item().is_some()),
+                Some(UpdateItemError::ConditionalCheckFailedException(failed)) => {
+                    failed.item().map(item::used_at).transpose()
+                }
                 _ => Err(store_error("UpdateItem", &error)),
             },
         }

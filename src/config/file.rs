@@ -111,7 +111,7 @@ impl TryFrom<String> for Keep {
             return Ok(Self(None));
         }
         match Span::try_from(text)?.0 {
-            keep if keep < SHORTEST => Err("must be \"2d\" or more: what is used is noted once a day".into()),
+            keep if keep < SHORTEST => Err("must be \"1d\" or more: what is used is noted once a day".into()),
             keep => Ok(Self(Some(keep))),
         }
     }

@@ -405,7 +405,7 @@ mod tests {
             ("[upstreams.\"a:b\"]\nurl = \"https://a.b\"", "line 1"),
             ("fresh = \"5 parsecs\"", "is no duration"),
             ("fresh = 5", "line 1"),
-            ("keep = \"47h\"", "must be \"2d\" or more"),
+            ("keep = \"23h\"", "must be \"1d\" or more"),
             ("keep = \"always\"", "is no duration"),
             ("max_size = \"50\"", "is no size"),
             ("max_size = \"99999999TB\"", "is no size"),
@@ -427,9 +427,9 @@ mod tests {
     fn what_is_kept_is_said_by_time_size_and_pins() {
         let retention = |text: &str| load(text).unwrap().retention;
         assert_eq!(retention(""), Retention { keep: Some(DEFAULT_KEEP), pin: Vec::new(), max_size: None });
-        let text = "keep = \"2d\"\nmax_size = \"50GB\"\npin = [\"docker.io/library/postgres:16*\"]";
+        let text = "keep = \"1d\"\nmax_size = \"50GB\"\npin = [\"docker.io/library/postgres:16*\"]";
         let pin = vec!["docker.io/library/postgres:16*".into()];
-        let keep = Some(Duration::from_hours(48));
+        let keep = Some(Duration::from_hours(24));
         assert_eq!(retention(text), Retention { keep, pin, max_size: Some(50_000_000_000) });
         assert_eq!(retention("keep = \"forever\"").keep, None);
         for (text, bytes) in [("0B", 0), ("3 KiB", 3072), ("512MB", 512_000_000), ("1TiB", 1 << 40)] {

@@ -424,15 +424,18 @@ impl Ledger for EmbeddedLedger {
         digest: &Digest,
         since: Timestamp,
         now: Timestamp,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Option<Timestamp>, StoreError> {
         let key = manifest_key(repository, digest);
         loop {
             let Some((version, value)) = self.read(&key, |version, value| Ok((version, value.to_vec())))? else {
-                return Ok(false);
+                return Ok(None);
             };
+            if version >= since.0 {
+                return Ok(Some(Timestamp(version)));
+            }
             let changes = vec![Change::Put(key.clone(), join(now.0, &value))];
-            if version >= since.0 || self.write(Some((key.clone(), Some(version))), changes).await? {
-                return Ok(true);
+            if self.write(Some((key.clone(), Some(version))), changes).await? {
+                return Ok(Some(now));
             }
         }
     }

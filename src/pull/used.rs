@@ -6,6 +6,7 @@ use quick_cache::sync::Cache as MemoryCache;
 
 use super::PulledManifest;
 use crate::Cache;
+use crate::error::PullError;
 use crate::oci::{Digest, Repository};
 use crate::ports::{BlobState, BlobView, Member, Priority, StoreError, Versioned};
 use crate::retention::{NOTED, noted};
@@ -38,11 +39,13 @@ impl Cache {
         // Before the answer: everybody else who pulls it now need not write.
         self.uses.0.insert(key.clone(), now.plus(NOTED));
         let note = async {
-            let stored = self.ledger.touch_manifest(repository, digest, now.minus(NOTED), now).await?;
-            match &pulled.manifest {
-                Some(manifest) if !stored => self.keep(repository, manifest, Priority::Interactive).await.map(drop),
-                _ => Ok(()),
+            let since = now.minus(NOTED);
+            match (self.ledger.touch_manifest(repository, digest, since, now).await?, &pulled.manifest) {
+                (Some(used_at), _) => self.uses.0.insert(key.clone(), used_at.plus(NOTED)),
+                (None, Some(manifest)) => _ = self.keep(repository, manifest, Priority::Interactive).await?,
+                (None, None) => {}
             }
+            Ok::<_, PullError>(())
         };
         let late = || StoreError::Unavailable(format!("no answer within {PATIENCE:?}"));
         let outcome = tokio::time::timeout(PATIENCE, note).await.unwrap_or_else(|_| Err(late().into()));

@@ -98,8 +98,9 @@ impl Gone {
     }
 }
 
+/// What was noted to be used `days` ago is the oldest that goes: it may have been used a day later.
 fn keep(days: u64) -> Retention {
-    Retention { keep: Some(Duration::from_secs(days * DAY)), pin: Vec::new(), max_size: None }
+    Retention { keep: Some(Duration::from_secs((days - 1) * DAY)), pin: Vec::new(), max_size: None }
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod outages;
 mod pulls;
 mod quota;
 mod requests;
+mod retention;
 mod security;
 mod single_flight;
 mod tags;

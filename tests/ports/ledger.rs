@@ -300,14 +300,15 @@ pub(crate) async fn the_use_of_a_manifest_is_written_only_where_it_was_used_befo
     let (ledger, repository) = (&storage.ledger, repository("a")?);
     for size in [5_000, 400_000] {
         let manifest = manifest(size);
-        assert!(!ledger.touch_manifest(&repository, &manifest.digest, NOW, NOW).await?, "there is none");
+        assert_eq!(ledger.touch_manifest(&repository, &manifest.digest, NOW, NOW).await?, None);
         assert_eq!(entries(storage).await?, [], "and there is none now");
         ledger.put_manifest(&repository, &manifest, &[], NOW).await?;
         let mut expected = NOW.0;
         for (since, now, written) in [(0, 10, false), (1, 11, true), (11, 12, false), (12, 14, true)] {
             let [since, now] = [since, now].map(|seconds| Timestamp(NOW.0 + seconds));
-            assert!(ledger.touch_manifest(&repository, &manifest.digest, since, now).await?, "it is there");
             expected = if written { now.0 } else { expected };
+            let used_at = ledger.touch_manifest(&repository, &manifest.digest, since, now).await?;
+            assert_eq!(used_at, Some(Timestamp(expected)));
             let entry = entries(storage).await?.pop().context("no entry")?;
             let Entry::Manifest(stored) = &entry else { panic!("{entry:?}") };
             assert_eq!(stored.used_at.0, expected);

@@ -112,6 +112,18 @@ impl World {
         self.send_request(Request::builder().method(method), path, headers).await
     }
 
+    /// POST of JSON to a path.
+    pub async fn post(&self, path: &str, body: impl Into<Body>) -> Answer {
+        self.send_whole(Request::post(path).body(body.into()).expect("a test sends a real request")).await
+    }
+
+    /// The same, by a caller with this address.
+    pub async fn post_from(&self, caller: &str, path: &str, body: impl Into<Body>) -> Answer {
+        let caller = stopover::http::Caller(caller.parse().expect("a test names a real address"));
+        let request = Request::post(path).extension(caller).body(body.into()).expect("a test sends a real request");
+        self.send_whole(request).await
+    }
+
     /// GET of a path by a caller with this address.
     pub async fn get_from(&self, caller: &str, path: &str) -> Answer {
         let caller = stopover::http::Caller(caller.parse().expect("a test names a real address"));
@@ -123,7 +135,10 @@ impl World {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(Body::empty()).expect("a test sends a real request");
+        self.send_whole(request.body(Body::empty()).expect("a test sends a real request")).await
+    }
+
+    async fn send_whole(&self, request: Request<Body>) -> Answer {
         let answered = async {
             let response = self.router.clone().oneshot(request).await.expect("a router always answers");
             let (parts, body) = response.into_parts();
