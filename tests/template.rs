@@ -13,13 +13,14 @@ const FUNCTIONS: [&str; 2] = ["Registry", "Filler"];
 
 /// SDK operation → what IAM calls it (Service Authorization Reference). Multipart uploads are `s3:PutObject`, HEAD is
 /// `s3:GetObject`.
-const ACTIONS: [(&str, &str); 17] = [
+const ACTIONS: [(&str, &str); 19] = [
     ("batch_get_item", "dynamodb:BatchGetItem"),
     ("batch_write_item", "dynamodb:BatchWriteItem"),
     ("delete_item", "dynamodb:DeleteItem"),
     ("get_item", "dynamodb:GetItem"),
     ("put_item", "dynamodb:PutItem"),
     ("query", "dynamodb:Query"),
+    ("scan", "dynamodb:Scan"),
     ("update_item", "dynamodb:UpdateItem"),
     ("abort_multipart_upload", "s3:AbortMultipartUpload"),
     ("complete_multipart_upload", "s3:PutObject"),
@@ -27,6 +28,7 @@ const ACTIONS: [(&str, &str); 17] = [
     ("delete_object", "s3:DeleteObject"),
     ("get_object", "s3:GetObject"),
     ("head_object", "s3:GetObject"),
+    ("list_objects_v2", "s3:ListBucket"),
     ("put_object", "s3:PutObject"),
     ("upload_part", "s3:PutObject"),
     ("send_message", "sqs:SendMessage"),
@@ -34,10 +36,9 @@ const ACTIONS: [(&str, &str); 17] = [
 ];
 
 /// Granted although no adapter calls them, and why.
-const GRANTED_TO_THE_PLATFORM: [(&str, &str); 6] = [
+const GRANTED_TO_THE_PLATFORM: [(&str, &str); 5] = [
     ("logs:CreateLogStream", "Lambda writes the function's log in its name"),
     ("logs:PutLogEvents", "Lambda writes the function's log in its name"),
-    ("s3:ListBucket", "without it S3 answers 403 instead of 404 for a missing object"),
     ("sqs:DeleteMessage", "the event source mapping, in the filler's name"),
     ("sqs:GetQueueAttributes", "the event source mapping, in the filler's name"),
     ("sqs:ReceiveMessage", "the event source mapping, in the filler's name"),
@@ -245,6 +246,14 @@ fn a_fill_is_hidden_six_times_as_long_as_it_may_run_and_given_up_after_five_atte
     let event = at(&template, "/Resources/FillerFunction/Properties/Events/Fill/Properties");
     assert_eq!(event["BatchSize"], 1);
     assert_eq!(event["FunctionResponseTypes"], json!(["ReportBatchItemFailures"]));
+    Ok(())
+}
+
+#[test]
+fn the_filler_sweeps_once_a_day() -> Result<()> {
+    let template = template()?;
+    let event = at(&template, "/Resources/FillerFunction/Properties/Events/Sweep/Properties");
+    assert_eq!((&event["Schedule"], &event["Input"]), (&json!("rate(1 day)"), &json!(r#"{"sweep": {}}"#)));
     Ok(())
 }
 

@@ -9,6 +9,7 @@ mod pulls;
 mod quota;
 mod requests;
 mod retention;
+mod retention_model;
 mod security;
 mod single_flight;
 mod tags;
