@@ -235,10 +235,11 @@ fn describe(config: &Config) -> String {
     use std::fmt::Write as _;
     let source = config.source.as_ref().map_or("no file: defaults".into(), |path| path.display().to_string());
     let mut text = format!(
-        "The configuration can be used ({source}).\nlisten    {}\ndata_dir  {}\nwait      {}\n",
+        "The configuration can be used ({source}).\nlisten    {}\ndata_dir  {}\nwait      {}\nkeep      {}\n",
         config.listen,
         config.data_dir.display(),
-        humantime::format_duration(config.wait)
+        humantime::format_duration(config.wait),
+        config.retention.keep.map_or("forever".into(), |keep| humantime::format_duration(keep).to_string()),
     );
     for (id, upstream) in &config.upstreams {
         let login = upstream.credentials.as_ref().map_or("anonymous".into(), |login| format!("as {}", login.username));

@@ -94,12 +94,15 @@ pub fn mark<'a>(inventory: &'a Inventory, rules: &Retention, now: Timestamp) -> 
     for entry in &inventory.entries {
         let stays = match entry {
             Entry::Reference { repository, reference, record } => {
-                let TagRecord { observed, previous, checked_at, lease, .. } = &record.value;
+                let TagRecord { observed, previous, checked_at, fresh_until, lease } = &record.value;
                 let digests = observed.iter().map(|observed| &observed.digest);
                 let mut digests = digests.chain(previous.iter().map(|previous| &previous.digest));
                 let leased = lease.as_ref().is_some_and(|lease| now < lease.until);
                 let said = digests.any(|digest| live.contains_key(&(repository, digest)));
-                leased || said || used(Some(*checked_at)) || pin(repository, reference)
+                // That there is no such thing is of use only while it is believed.
+                let known = observed.is_some() || previous.is_some();
+                let believed = if known { used(Some(*checked_at)) } else { now < *fresh_until };
+                leased || said || believed || pin(repository, reference)
             }
             Entry::Manifest(manifest) => live.contains_key(&(&manifest.repository, &manifest.digest)),
             Entry::Membership { repository, digest, used_at } => {
@@ -245,9 +248,11 @@ impl Plan<'_> {
             Entry::Manifest(manifest) => Some(format!("{}@{}", manifest.repository, manifest.digest)),
             _ => None,
         });
+        let mut manifests: Vec<String> = images.collect();
+        manifests.sort_unstable();
         SweepReport {
             tags: count(|entry| matches!(entry, Entry::Reference { .. })),
-            manifests: images.collect(),
+            manifests,
             memberships: count(|entry| matches!(entry, Entry::Membership { .. })),
             blobs: self.blobs.len(),
             freed_bytes: self.blobs.values().map(|doomed| doomed.bytes).sum(),

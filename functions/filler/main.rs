@@ -64,3 +64,19 @@ async fn run(cache: &Cache, message: &SqsMessage) -> anyhow::Result<()> {
     fill::run(cache, &job, &watch::channel(Progress::Waiting).0).await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_says_what_is_to_be_done() {
+        let event = |text: &str| serde_json::from_str::<Event>(text);
+        assert!(
+            matches!(event(r#"{"Records": [{"messageId": "1", "body": "{}"}]}"#), Ok(Event::Fills(records)) if records.len() == 1)
+        );
+        assert!(matches!(event(r#"{"sweep": {}}"#), Ok(Event::Sweep { dry_run: false })));
+        assert!(matches!(event(r#"{"sweep": {"dry_run": true}}"#), Ok(Event::Sweep { dry_run: true })));
+        assert!(event(r#"{"swep": {}}"#).is_err());
+    }
+}

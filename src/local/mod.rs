@@ -61,7 +61,7 @@ impl Local {
 
     /// Stops filling: gives running fills `grace` to finish. The others are parked: the next start goes on with them.
     pub async fn stop(self, grace: Duration) {
-        drop(self.sweeper);
+        self.sweeper.stop().await;
         self.queue.stop(grace).await;
     }
 
@@ -90,6 +90,12 @@ impl Sweeper {
                 }
             }
         }))
+    }
+
+    /// Returns once it holds nothing of the cache any more.
+    async fn stop(mut self) {
+        self.0.abort();
+        let _ = (&mut self.0).await;
     }
 }
 

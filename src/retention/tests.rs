@@ -1,6 +1,6 @@
 use super::*;
 use crate::oci::{Algorithm, MediaType};
-use crate::ports::Observed;
+use crate::ports::{Lease, Observed};
 
 const NOW: Timestamp = Timestamp(1_000_000_000);
 const DAY: u64 = 24 * 3600;
@@ -123,6 +123,20 @@ fn what_was_not_used_within_keep_goes_with_all_that_only_it_needs() {
     assert_eq!((report.tags, report.memberships, report.blobs), (1, 2, 1));
     assert_eq!((report.freed_bytes, report.kept_bytes), (1, 7));
     assert_eq!(report.manifests, [format!("test.local/x@{}", digest("image"))]);
+}
+
+#[test]
+fn that_there_is_no_such_tag_is_forgotten_once_it_is_not_believed_any_more() {
+    let missing = |fresh_until, lease: Option<Lease>| {
+        let mut world = World::default().tag("x", "1", "image", 0);
+        let Some(Entry::Reference { record, .. }) = world.0.entries.last_mut() else { panic!("it is the last") };
+        record.value = TagRecord { observed: None, fresh_until: Timestamp(fresh_until), lease, ..record.value.clone() };
+        world.mark(&Retention { keep: None, ..keep(1) })
+    };
+    let lease = Lease { owner: "one".into(), until: Timestamp(NOW.0 + 1) };
+    assert_eq!(missing(NOW.0, None), gone(&["tag 1"]));
+    assert_eq!(missing(NOW.0 + 1, None), gone(&[]));
+    assert_eq!(missing(NOW.0, Some(lease)), gone(&[]), "somebody is asking");
 }
 
 #[test]

@@ -208,7 +208,7 @@ async fn run(column: Column, steps: Vec<Step>) {
 fn hold(column: Column, cases: u32) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
-    let outcome = runner.run(&vec(step(), 1..30), |steps| {
+    let outcome = runner.run(&vec(step(), 1..40), |steps| {
         // A panic in here is caught by the runner, which then looks for a shorter way to it.
         runtime.block_on(run(column, steps));
         Ok(())
@@ -220,10 +220,10 @@ fn hold(column: Column, cases: u32) {
 
 #[test]
 fn no_sweep_deletes_what_was_used_within_keep_or_leaves_what_was_not_on_the_embedded_adapters() {
-    hold(Column::Embedded, 64);
+    hold(Column::Embedded, 24);
 }
 
 #[test]
 fn no_sweep_deletes_what_was_used_within_keep_or_leaves_what_was_not_on_aws() {
-    hold(Column::Aws, 24);
+    hold(Column::Aws, 12);
 }
