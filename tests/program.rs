@@ -245,7 +245,7 @@ async fn what_nobody_uses_is_shown_swept_and_purged_by_command() -> anyhow::Resu
     let stopover = installation.start().await?;
     let server = format!("http://{}", stopover.address());
     let url = format!("{server}/v2/test.local/a/manifests/v1");
-    reqwest::get(url).await?.error_for_status()?;
+    reqwest::Client::new().get(url).send().await?.error_for_status()?;
     let (status, text) = run(&["gc", "--dry-run", "--server", &server]).await?;
     ensure!(status.success() && text.contains("0 manifests") && text.contains("nothing was changed"), "{text}");
     let (status, text) = run(&["gc", "--server", &server]).await?;

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::operation::get_object::GetObjectError;
 use aws_sdk_s3::presigning::PresigningConfig;
-use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::primitives::{ByteStream, DateTime};
 use aws_sdk_s3::types::Object;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -157,7 +157,7 @@ fn listed(object: &Object) -> Option<StoredBlob> {
     let (algorithm, path) = named.strip_prefix("blobs/")?.split_once('/')?;
     let digest =
         format!("{algorithm}:{}", path.split_once('/')?.1).parse().ok().filter(|digest| key(digest) == named)?;
-    let modified = object.last_modified().map_or(0, |modified| modified.secs());
+    let modified = object.last_modified().map_or(0, DateTime::secs);
     let [size, modified] = [object.size()?, modified].map(|number| u64::try_from(number).unwrap_or_default());
     Some(StoredBlob { digest, size, modified: Timestamp(modified) })
 }
