@@ -27,6 +27,10 @@ impl Uses {
     }
 }
 
+fn late() -> StoreError {
+    StoreError::Unavailable(format!("no answer within {PATIENCE:?}"))
+}
+
 impl Cache {
     /// Notes that a manifest was pulled. One that has gone and was served from memory is stored again. What fails here
     /// fails no pull.
@@ -47,7 +51,6 @@ impl Cache {
             }
             Ok::<_, PullError>(())
         };
-        let late = || StoreError::Unavailable(format!("no answer within {PATIENCE:?}"));
         let outcome = tokio::time::timeout(PATIENCE, note).await.unwrap_or_else(|_| Err(late().into()));
         if let Err(error) = outcome {
             tracing::warn!(%repository, manifest.digest = %digest, %error, "the use of a manifest could not be noted");
@@ -61,8 +64,16 @@ impl Cache {
     }
 
     /// Notes that a blob is pulled, before its bytes are promised: whoever means to remove it finds its record changed.
-    /// Returns it as it is then.
-    pub(super) async fn note_blob(
+    /// Returns it as it is then. What fails here fails no pull.
+    pub(super) async fn note_blob(&self, repository: &Repository, digest: &Digest, view: BlobView) -> BlobView {
+        let noted = tokio::time::timeout(PATIENCE, self.write_blob_use(repository, digest, view.clone())).await;
+        noted.unwrap_or_else(|_| Err(late())).unwrap_or_else(|error| {
+            tracing::warn!(%repository, blob.digest = %digest, %error, "the use of a blob could not be noted");
+            view
+        })
+    }
+
+    async fn write_blob_use(
         &self,
         repository: &Repository,
         digest: &Digest,

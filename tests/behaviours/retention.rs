@@ -381,6 +381,32 @@ async fn only_the_machine_itself_may_remove_anything(column: Column) {
     }
 }
 
+/// Where writes can be made to fail and reads not.
+mod aws_only {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_use_that_cannot_be_noted_fails_no_pull() {
+        let world = world(Column::Aws, "fresh = \"30d\"").await;
+        let image = world.upstream.image("a", "1", &[b"layer"]);
+        pull(&world, "a", "1").await;
+        world.clock.advance(2 * DAY);
+        let endpoints = world.endpoints().unwrap();
+        for operation in ["PutItem", "UpdateItem"] {
+            endpoints.fail_next(Service::DynamoDb, operation, 1000);
+        }
+        pull(&world, "a", "1").await;
+        pull_blob(&world, "a", &image.blobs[1].0, b"layer").await;
+        endpoints.heal();
+        // A little later it is noted all the same.
+        world.clock.advance(HOUR);
+        pull(&world, "a", "1").await;
+        pull_blob(&world, "a", &image.blobs[1].0, b"layer").await;
+        let now = world.clock.now();
+        assert_eq!(uses(&world).await.iter().filter(|&&used| used == now).count(), 3);
+    }
+}
+
 /// A limit is for the machine that has a disk.
 mod embedded_only {
     use super::*;
