@@ -9,7 +9,8 @@
 //!    [`freshness`].
 //! 5. [`fill`]: the write path: one blob from upstream into storage.
 //! 6. [`prefetch`]: whole images, before anybody pulls them.
-//! 7. [`ports`]: what both ask of storage. [`local`] answers it with files and an embedded ledger; the package
+//! 7. [`retention`]: what is kept and what goes.
+//! 8. [`ports`]: what all of them ask of storage. [`local`] answers it with files and an embedded ledger; the package
 //!    `functions` answers it with S3, `DynamoDB` and SQS.
 
 pub mod config;
@@ -26,6 +27,8 @@ pub mod ports;
 pub mod prefetch;
 pub mod pull;
 pub mod report;
+pub mod retention;
+mod sweep;
 pub mod time;
 pub mod upstream;
 
@@ -50,6 +53,7 @@ pub struct Cache {
     /// One permit for each segment that fills may fetch ahead of what they store.
     pub(crate) fill_memory: Arc<Semaphore>,
     pub(crate) warm: pull::Warm,
+    pub(crate) uses: pull::Uses,
     pub(crate) flights: pull::Flights,
     pub(crate) absent: pull::Absent,
     pub(crate) misses: misses::Misses,
@@ -68,6 +72,7 @@ impl Cache {
         let misses = misses::Misses::new(config.misses, clock.clone());
         let fill_memory = Arc::new(Semaphore::new(fill::segments_in(config.fill_memory)));
         let (warm, flights, absent) = (pull::Warm::new(), pull::Flights::new(), pull::Absent::new());
-        Ok(Self { config, clock, upstreams, blobs, ledger, fills, fill_memory, warm, flights, absent, misses })
+        let uses = pull::Uses::new();
+        Ok(Self { config, clock, upstreams, blobs, ledger, fills, fill_memory, warm, uses, flights, absent, misses })
     }
 }

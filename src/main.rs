@@ -83,6 +83,24 @@ enum Command {
         #[arg(long, value_name = "URL")]
         server: Option<String>,
     },
+    /// Remove what nobody has used within `keep`, as happens every hour anyway
+    Gc {
+        /// Only say what would go, and how much that frees
+        #[arg(long)]
+        dry_run: bool,
+        /// The running cache to ask [default: the one at the configured address]
+        #[arg(long, value_name = "URL")]
+        server: Option<String>,
+    },
+    /// Remove an image, pinned or not, and what nothing else needs
+    Purge {
+        /// An image like docker.io/library/alpine:3.20 or ghcr.io/owner/name@sha256:…
+        #[arg(value_name = "IMAGE")]
+        image: String,
+        /// The running cache to ask [default: the one at the configured address]
+        #[arg(long, value_name = "URL")]
+        server: Option<String>,
+    },
     /// Show how much is left of each upstream's quota
     Quota {
         /// The running cache to ask [default: the one at the configured address]
@@ -135,6 +153,8 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
             ask(&config, server, async |client| client.retry_fills().await)
         }
         Command::Prefetch { order, server } => ask(&config, server, async |client| client.prefetch(order).await),
+        Command::Gc { dry_run, server } => ask(&config, server, async |client| client.collect_garbage(dry_run).await),
+        Command::Purge { image, server } => ask(&config, server, async |client| client.purge(&image).await),
         Command::Refresh { images, server } => ask(&config, server, async |client| client.refresh(&images).await),
         Command::Serve => {
             start_logging(&settings)?;
@@ -243,10 +263,11 @@ fn describe(config: &Config) -> String {
     use std::fmt::Write as _;
     let source = config.source.as_ref().map_or("no file: defaults".into(), |path| path.display().to_string());
     let mut text = format!(
-        "The configuration can be used ({source}).\nlisten    {}\ndata_dir  {}\nwait      {}\n",
+        "The configuration can be used ({source}).\nlisten    {}\ndata_dir  {}\nwait      {}\nkeep      {}\n",
         config.listen,
         config.data_dir.display(),
-        humantime::format_duration(config.wait)
+        humantime::format_duration(config.wait),
+        config.retention.keep.map_or("forever".into(), |keep| humantime::format_duration(keep).to_string()),
     );
     for (id, upstream) in &config.upstreams {
         let login = upstream.credentials.as_ref().map_or("anonymous".into(), |login| format!("as {}", login.username));

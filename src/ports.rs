@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -68,6 +69,12 @@ pub trait Blobs: Send + Sync {
     /// Throws away the uploads that none of these checkpoints speaks of and nobody has written to for `idle`. Returns how
     /// many they were.
     async fn abandon(&self, known: &HashSet<String>, idle: Duration) -> Result<usize, StoreError>;
+
+    /// Every stored blob once, in no order. One that is stored or removed meanwhile may be among them or not.
+    fn list(&self) -> BoxStream<'_, Result<StoredBlob, StoreError>>;
+
+    /// Deletes the bytes of a blob. Whoever reads them already may read on; removing what is not there is a no-op.
+    async fn remove(&self, digest: &Digest) -> Result<(), StoreError>;
 }
 
 /// A blob on its way into storage. It becomes visible whole, by [`Self::publish`], or not at all; storing a blob twice
@@ -91,6 +98,17 @@ pub trait Upload: Send {
 
     /// Throws away what was written.
     async fn discard(self: Box<Self>);
+}
+
+/// Bytes that are stored, as the storage itself tells.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoredBlob {
+    /// Their address.
+    pub digest: Digest,
+    /// How many.
+    pub size: u64,
+    /// Since when, by the storage's own clock.
+    pub modified: Timestamp,
 }
 
 /// Where the bytes of a stored blob are.
@@ -219,10 +237,64 @@ pub enum BlobState {
 /// A blob as one repository sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BlobView {
-    /// That the blob belongs to the repository, and its length in bytes: the permission to read it there.
-    pub member: Option<u64>,
+    /// That the blob belongs to the repository: the permission to read it there.
+    pub member: Option<Member>,
     /// What is known of it anywhere.
     pub record: Option<Versioned<BlobRecord>>,
+}
+
+/// That a blob belongs to a repository.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Member {
+    /// The blob's length in bytes.
+    pub size: u64,
+    /// When it was put last: by a manifest that names the blob, or by a pull.
+    pub used_at: Timestamp,
+}
+
+/// One item of the ledger, as a scan has seen it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Entry {
+    /// The record of a tag, or of a digest.
+    Reference {
+        /// Whose.
+        repository: Repository,
+        /// The tag or the digest.
+        reference: Reference,
+        /// What is known of it.
+        record: Versioned<TagRecord>,
+    },
+    /// A manifest.
+    Manifest(StoredManifest),
+    /// That a blob belongs to a repository.
+    Membership {
+        /// Whose permission it is.
+        repository: Repository,
+        /// Which blob.
+        digest: Digest,
+        /// When it was put last.
+        used_at: Timestamp,
+    },
+    /// What is known of a blob.
+    Blob {
+        /// Which blob.
+        digest: Digest,
+        /// What is known of it.
+        record: Versioned<BlobRecord>,
+    },
+}
+
+/// A manifest without its bytes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoredManifest {
+    /// Where it may be read.
+    pub repository: Repository,
+    /// Its address.
+    pub digest: Digest,
+    /// When it was last used: put, or pulled.
+    pub used_at: Timestamp,
+    /// The blobs or manifests that it names.
+    pub names: Vec<Digest>,
 }
 
 /// Where tag records, manifests, memberships and claims live. Whatever a write acknowledged survives a crash.
@@ -258,20 +330,31 @@ pub trait Ledger: Send + Sync {
     /// A manifest stored for this repository, byte for byte as it was put.
     async fn manifest(&self, repository: &Repository, digest: &Digest) -> Result<Option<Manifest>, StoreError>;
 
-    /// Stores a manifest for this repository and the membership of the blobs it refers to. Once the manifest can be
-    /// read, every membership can be. Doing it twice is a no-op.
+    /// Stores a manifest for this repository and the membership of the blobs it refers to, all of them used `now`. Once
+    /// the manifest can be read, every membership can be. Doing it twice changes only when they were used.
     async fn put_manifest(
         &self,
         repository: &Repository,
         manifest: &Manifest,
         members: &[Descriptor],
+        now: Timestamp,
     ) -> Result<(), StoreError>;
+
+    /// Writes that a manifest was used `now`, unless it was already used at `since` or later, and returns when it was last
+    /// used by then. `None`: there is no such manifest, and nothing was written.
+    async fn touch_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        since: Timestamp,
+        now: Timestamp,
+    ) -> Result<Option<Timestamp>, StoreError>;
 
     /// A blob as this repository sees it, in one round trip. The record is read consistently.
     async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobView, StoreError>;
 
-    /// Stores that a blob of `size` bytes belongs to this repository.
-    async fn put_membership(&self, repository: &Repository, digest: &Digest, size: u64) -> Result<(), StoreError>;
+    /// Stores that a blob belongs to this repository.
+    async fn put_membership(&self, repository: &Repository, digest: &Digest, member: Member) -> Result<(), StoreError>;
 
     /// Writes the record of a blob if the item still has the version `expected` (`None`: does not exist), and returns its
     /// new version. `None`: it has not, and nothing was written.
@@ -281,6 +364,13 @@ pub trait Ledger: Send + Sync {
         expected: Option<u64>,
         record: &BlobRecord,
     ) -> Result<Option<u64>, StoreError>;
+
+    /// Every item that an [`Entry`] can be, once, in no order. One that is written meanwhile may be as it was or as it is.
+    fn entries(&self) -> BoxStream<'_, Result<Entry, StoreError>>;
+
+    /// Removes the item of an entry if it is still what the entry says it was: a record of this version, or a manifest
+    /// or membership used then. `false`: it is not, and nothing was removed.
+    async fn remove(&self, entry: &Entry) -> Result<bool, StoreError>;
 
     /// What an upstream last said of our quota and of itself.
     async fn gauge(&self, key: &GaugeKey) -> Result<Option<Versioned<Gauge>>, StoreError>;

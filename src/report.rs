@@ -1,4 +1,7 @@
-//! What people are told of quotas and fills: the bodies of `GET /_stopover/…` and the lines of the commands.
+//! What people are told of quotas, of fills, and of what was removed: the bodies of `/_stopover/…` and the lines of the
+//! commands.
+
+use std::fmt;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde::{Deserialize, Serialize};
@@ -99,6 +102,44 @@ impl std::fmt::Display for QuotaReport {
             )?;
         }
         Ok(())
+    }
+}
+
+/// What a sweep or a purge has removed, or a dry run would.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct SweepReport {
+    /// How many records of tags went, and of what was asked for in vain.
+    pub tags: usize,
+    /// The manifests that went, as `repository@digest`.
+    pub manifests: Vec<String>,
+    /// How many permissions to read a blob went.
+    pub memberships: usize,
+    /// How many blobs went.
+    pub blobs: usize,
+    /// How many bytes they had.
+    pub freed_bytes: u64,
+    /// How many bytes of blobs stay.
+    pub kept_bytes: u64,
+    /// How many records said what was not so (a fill that died, bytes that are gone), and no longer do.
+    pub repaired: usize,
+}
+
+impl fmt::Display for SweepReport {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for manifest in &self.manifests {
+            writeln!(formatter, "{manifest}")?;
+        }
+        writeln!(
+            formatter,
+            "{} tags, {} manifests, {} memberships and {} blobs; {} bytes freed, {} kept; {} records repaired",
+            self.tags,
+            self.manifests.len(),
+            self.memberships,
+            self.blobs,
+            self.freed_bytes,
+            self.kept_bytes,
+            self.repaired
+        )
     }
 }
 

@@ -17,6 +17,12 @@ impl Timestamp {
         Self(self.0.saturating_add(duration.as_secs()))
     }
 
+    /// This time `duration` ago, in whole seconds.
+    #[must_use]
+    pub fn minus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(duration.as_secs()))
+    }
+
     /// How long until this time, seen from `now`; zero once it has passed.
     pub fn after(self, now: Self) -> Duration {
         Duration::from_secs(self.0.saturating_sub(now.0))

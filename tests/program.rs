@@ -338,6 +338,26 @@ async fn help_exists_for_the_program_and_for_every_command() -> anyhow::Result<(
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_uses_is_shown_swept_and_purged_by_command() -> anyhow::Result<()> {
+    let upstream = Scripted::start()?;
+    let image = upstream.image("a", "v1", &[b"layer"]);
+    let installation = Installation::for_upstream(&upstream.url())?;
+    let stopover = installation.start().await?;
+    let server = format!("http://{}", stopover.address());
+    let url = format!("{server}/v2/test.local/a/manifests/v1");
+    reqwest::Client::new().get(url).send().await?.error_for_status()?;
+    let (status, text) = run(&["gc", "--dry-run", "--server", &server]).await?;
+    ensure!(status.success() && text.contains("0 manifests") && text.contains("nothing was changed"), "{text}");
+    let (status, text) = run(&["gc", "--server", &server]).await?;
+    ensure!(status.success() && text.contains("0 bytes freed"), "{text}");
+    let (status, text) = run(&["purge", "test.local/a:v1", "--server", &server]).await?;
+    ensure!(status.success() && text.contains(&format!("test.local/a@{}", image.digest)), "{text}");
+    let (status, text) = run(&["purge", "unknown.test/a", "--server", &server]).await?;
+    ensure!(!status.success() && text.contains("unknown.test is not configured"), "{text}");
+    Ok(())
+}
+
 async fn answers(stopover: &Stopover) -> anyhow::Result<()> {
     let client = reqwest::Client::builder().no_proxy().build()?;
     client.get(format!("http://{}/v2/", stopover.address())).send().await?.error_for_status()?;

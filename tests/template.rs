@@ -13,13 +13,14 @@ const FUNCTIONS: [&str; 2] = ["Registry", "Filler"];
 
 /// SDK operation → what IAM calls it (Service Authorization Reference). Multipart uploads are `s3:PutObject`, HEAD is
 /// `s3:GetObject`.
-const ACTIONS: [(&str, &str); 20] = [
+const ACTIONS: [(&str, &str); 24] = [
     ("batch_get_item", "dynamodb:BatchGetItem"),
     ("batch_write_item", "dynamodb:BatchWriteItem"),
     ("delete_item", "dynamodb:DeleteItem"),
     ("get_item", "dynamodb:GetItem"),
     ("put_item", "dynamodb:PutItem"),
     ("query", "dynamodb:Query"),
+    ("scan", "dynamodb:Scan"),
     ("update_item", "dynamodb:UpdateItem"),
     ("abort_multipart_upload", "s3:AbortMultipartUpload"),
     ("complete_multipart_upload", "s3:PutObject"),
@@ -27,6 +28,9 @@ const ACTIONS: [(&str, &str); 20] = [
     ("delete_object", "s3:DeleteObject"),
     ("get_object", "s3:GetObject"),
     ("head_object", "s3:GetObject"),
+    ("list_multipart_uploads", "s3:ListBucketMultipartUploads"),
+    ("list_objects_v2", "s3:ListBucket"),
+    ("list_parts", "s3:ListMultipartUploadParts"),
     ("put_object", "s3:PutObject"),
     ("upload_part", "s3:PutObject"),
     ("change_message_visibility", "sqs:ChangeMessageVisibility"),
@@ -37,10 +41,9 @@ const ACTIONS: [(&str, &str); 20] = [
 ];
 
 /// Granted although no adapter calls them, and why.
-const GRANTED_TO_THE_PLATFORM: [(&str, &str); 4] = [
+const GRANTED_TO_THE_PLATFORM: [(&str, &str); 3] = [
     ("logs:CreateLogStream", "Lambda writes the function's log in its name"),
     ("logs:PutLogEvents", "Lambda writes the function's log in its name"),
-    ("s3:ListBucket", "without it S3 answers 403 instead of 404 for a missing object"),
     ("sqs:GetQueueAttributes", "the event source mapping, in the filler's name"),
 ];
 
@@ -261,6 +264,14 @@ fn due_schedules_are_looked_for_once_in_every_tick() -> Result<()> {
     assert_eq!(stopover::config::TICK, std::time::Duration::from_hours(1));
     assert_eq!(event["Schedule"], "cron(17 * * * ? *)", "every hour");
     assert_eq!(event["Input"], r#"{"prefetch": "scheduled"}"#);
+    Ok(())
+}
+
+#[test]
+fn the_filler_sweeps_once_a_day() -> Result<()> {
+    let template = template()?;
+    let event = at(&template, "/Resources/FillerFunction/Properties/Events/Sweep/Properties");
+    assert_eq!((&event["Schedule"], &event["Input"]), (&json!("rate(1 day)"), &json!(r#"{"sweep": {}}"#)));
     Ok(())
 }
 

@@ -7,19 +7,24 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::operation::delete_item::DeleteItemError;
 use aws_sdk_dynamodb::operation::put_item::PutItemError;
-use aws_sdk_dynamodb::types::{KeysAndAttributes, PutRequest, WriteRequest};
-use futures_util::{StreamExt, TryStreamExt, stream};
+use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
+use aws_sdk_dynamodb::types::{KeysAndAttributes, PutRequest, ReturnValuesOnConditionCheckFailure, WriteRequest};
+use futures_util::stream::{self, BoxStream};
+use futures_util::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use stopover::gauge::Gauge;
 use stopover::oci::{Descriptor, Digest, Manifest, Reference, Repository};
-use stopover::ports::{BlobRecord, BlobView, GaugeKey, Ledger, StoreError, TagRecord, Versioned};
+use stopover::ports::{
+    BlobRecord, BlobView, Entry, GaugeKey, Ledger, Member, StoreError, StoredManifest, TagRecord, Versioned,
+};
 use stopover::time::Timestamp;
 
 use crate::S3Blobs;
 use crate::failure::store_error;
-use crate::item::{self, Item};
+use crate::item::{self, Item, Kind};
 
 /// The largest manifest kept in its item, in bytes. An item may have 400 KB, keys and attribute names included.
 const MAX_INLINE_BYTES: usize = 350 * 1000;
@@ -130,6 +135,55 @@ impl DynamoLedger {
         }
         Err(StoreError::Unavailable("BatchGetItem: keys were left unread".to_owned()))
     }
+
+    /// The manifest in an item, or in the object that it speaks of. `None`: there is no such object.
+    async fn parse_manifest(&self, digest: &Digest, mut item: Item) -> Result<Option<Manifest>, StoreError> {
+        let bytes = match item::take_bytes(&mut item)? {
+            Some(bytes) => bytes,
+            None => match self.blobs.read(digest, item::size(&item)?).await? {
+                Some(bytes) => bytes,
+                None => return Ok(None),
+            },
+        };
+        if Digest::of(digest.algorithm(), &bytes) != *digest {
+            return Err(StoreError::Corrupt(format!("the bytes stored as manifest {digest} have another digest")));
+        }
+        Ok(Some(Manifest { digest: digest.clone(), media_type: item::media_type(&item)?, bytes }))
+    }
+
+    /// The entry of an item, if it is one.
+    async fn entry(&self, item: Item) -> Result<Option<Entry>, StoreError> {
+        Ok(Some(match item::kind(&item)? {
+            Kind::Reference(repository, reference) => {
+                Entry::Reference { repository, reference, record: versioned(item)? }
+            }
+            Kind::Manifest(repository, digest) => {
+                let used_at = item::used_at(&item)?;
+                // Without its bytes it names nothing, and is stored anew when it is asked for.
+                let manifest = self.parse_manifest(&digest, item).await?;
+                let names = manifest.map_or(Ok(Vec::new()), |manifest| manifest.references());
+                let names = names.map_err(|error| StoreError::Corrupt(format!("manifest {digest}: {error}")))?;
+                Entry::Manifest(StoredManifest { repository, digest, used_at, names })
+            }
+            Kind::Membership(repository, digest) => {
+                Entry::Membership { repository, digest, used_at: item::used_at(&item)? }
+            }
+            Kind::Blob(digest) => Entry::Blob { digest, record: versioned(item)? },
+            Kind::Other => return Ok(None),
+        }))
+    }
+
+    /// One page of the table, and where the next one begins. Not consistent, at half the price: what is read late is
+    /// removed only if it is still what it was.
+    async fn page(&self, start: Option<Item>) -> Result<(Vec<Entry>, Option<Item>), StoreError> {
+        let request = self.client.scan().table_name(&self.table).set_exclusive_start_key(start);
+        let page = request.send().await.map_err(|error| store_error("Scan", &error))?;
+        let mut entries = Vec::new();
+        for item in page.items.unwrap_or_default() {
+            entries.extend(self.entry(item).await?);
+        }
+        Ok((entries, page.last_evaluated_key))
+    }
 }
 
 async fn pause_before(attempt: u32) {
@@ -176,24 +230,14 @@ impl Ledger for DynamoLedger {
     /// consistently: believing a lagging replica would cost a request of the upstream's quota.
     async fn manifest(&self, repository: &Repository, digest: &Digest) -> Result<Option<Manifest>, StoreError> {
         let key = item::manifest_key(repository, digest);
-        let mut item = match self.get(key.clone(), false).await? {
+        let item = match self.get(key.clone(), false).await? {
             Some(item) => item,
             None => match self.get(key, true).await? {
                 Some(item) => item,
                 None => return Ok(None),
             },
         };
-        let bytes = match item::take_bytes(&mut item)? {
-            Some(bytes) => bytes,
-            None => match self.blobs.read(digest, item::size(&item)?).await? {
-                Some(bytes) => bytes,
-                None => return Ok(None),
-            },
-        };
-        if Digest::of(digest.algorithm(), &bytes) != *digest {
-            return Err(StoreError::Corrupt(format!("the bytes stored as manifest {digest} have another digest")));
-        }
-        Ok(Some(Manifest { digest: digest.clone(), media_type: item::media_type(&item)?, bytes }))
+        self.parse_manifest(digest, item).await
     }
 
     async fn put_manifest(
@@ -201,18 +245,52 @@ impl Ledger for DynamoLedger {
         repository: &Repository,
         manifest: &Manifest,
         members: &[Descriptor],
+        now: Timestamp,
     ) -> Result<(), StoreError> {
         // A batch that names one key twice is refused.
         let distinct: BTreeMap<&Digest, u64> = members.iter().map(|member| (&member.digest, member.size)).collect();
-        let items =
-            distinct.into_iter().map(|(digest, size)| item::membership(repository, digest, size)).collect::<Vec<_>>();
+        let items = distinct
+            .into_iter()
+            .map(|(digest, size)| item::membership(repository, digest, Member { size, used_at: now }))
+            .collect::<Vec<_>>();
         let batches = items.chunks(BATCH_ITEMS).map(|batch| self.put_batch(batch.to_vec())).collect::<Vec<_>>();
         stream::iter(batches).buffer_unordered(BATCHES_AT_ONCE).try_collect::<()>().await?;
         let inline = manifest.bytes.len() <= MAX_INLINE_BYTES;
         if !inline {
             self.blobs.write(&manifest.digest, manifest.bytes.clone()).await?;
         }
-        self.put(item::manifest(repository, manifest, inline)).await
+        self.put(item::manifest(repository, manifest, inline, now)).await
+    }
+
+    async fn touch_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        since: Timestamp,
+        now: Timestamp,
+    ) -> Result<Option<Timestamp>, StoreError> {
+        let update = self
+            .client
+            .update_item()
+            .table_name(&self.table)
+            .set_key(Some(item::manifest_key(repository, digest)))
+            .update_expression("SET #used_at = :now")
+            .condition_expression("attribute_exists(#pk) AND (attribute_not_exists(#used_at) OR #used_at < :since)")
+            .expression_attribute_names("#pk", item::PARTITION)
+            .expression_attribute_names("#used_at", item::USED_AT)
+            .expression_attribute_values(":now", item::number(now.0))
+            .expression_attribute_values(":since", item::number(since.0))
+            // Tells one that is there and was used lately from one that is not there.
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
+        match update.send().await {
+            Ok(_) => Ok(Some(now)),
+            Err(error) => match error.as_service_error() {
+                Some(UpdateItemError::ConditionalCheckFailedException(failed)) => {
+                    failed.item().map(item::used_at).transpose()
+                }
+                _ => Err(store_error("UpdateItem", &error)),
+            },
+        }
     }
 
     async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobView, StoreError> {
@@ -220,7 +298,7 @@ impl Ledger for DynamoLedger {
         let mut view = BlobView { member: None, record: None };
         for item in self.get_batch(vec![membership.clone(), record]).await? {
             if item::is_at(&item, &membership) {
-                view.member = Some(item::size(&item)?);
+                view.member = Some(item::parse_membership(&item)?);
             } else {
                 view.record = Some(versioned(item)?);
             }
@@ -228,8 +306,56 @@ impl Ledger for DynamoLedger {
         Ok(view)
     }
 
-    async fn put_membership(&self, repository: &Repository, digest: &Digest, size: u64) -> Result<(), StoreError> {
-        self.put(item::membership(repository, digest, size)).await
+    async fn put_membership(&self, repository: &Repository, digest: &Digest, member: Member) -> Result<(), StoreError> {
+        self.put(item::membership(repository, digest, member)).await
+    }
+
+    fn entries(&self) -> BoxStream<'_, Result<Entry, StoreError>> {
+        let pages = stream::try_unfold(Some(None), move |start| async move {
+            let Some(start) = start else { return Ok(None) };
+            let (entries, next) = self.page(start).await?;
+            Ok(Some((stream::iter(entries.into_iter().map(Ok)), next.map(Some))))
+        });
+        pages.try_flatten().boxed()
+    }
+
+    async fn remove(&self, entry: &Entry) -> Result<bool, StoreError> {
+        let (key, name, seen) = match entry {
+            Entry::Reference { repository, reference, record } => {
+                (item::reference_key(repository, reference), item::VERSION, record.version)
+            }
+            Entry::Manifest(StoredManifest { repository, digest, used_at, .. }) => {
+                (item::manifest_key(repository, digest), item::USED_AT, used_at.0)
+            }
+            Entry::Membership { repository, digest, used_at } => {
+                (item::membership_key(repository, digest), item::USED_AT, used_at.0)
+            }
+            Entry::Blob { digest, record } => (item::blob_key(digest), item::VERSION, record.version),
+        };
+        // An item of an earlier version has no time of use, and is read as if it were 0.
+        let condition = if name == item::USED_AT && seen == 0 {
+            "attribute_exists(#pk) AND (attribute_not_exists(#seen) OR #seen = :seen)"
+        } else {
+            "attribute_exists(#pk) AND #seen = :seen"
+        };
+        let delete = self
+            .client
+            .delete_item()
+            .table_name(&self.table)
+            .set_key(Some(key))
+            .condition_expression(condition)
+            .expression_attribute_names("#pk", item::PARTITION)
+            .expression_attribute_names("#seen", name)
+            .expression_attribute_values(":seen", item::number(seen));
+        match delete.send().await {
+            Ok(_) => Ok(true),
+            Err(error)
+                if error.as_service_error().is_some_and(DeleteItemError::is_conditional_check_failed_exception) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(store_error("DeleteItem", &error)),
+        }
     }
 
     async fn gauge(&self, key: &GaugeKey) -> Result<Option<Versioned<Gauge>>, StoreError> {

@@ -4,8 +4,8 @@
 //! | --- | --- | --- | --- |
 //! | tag record | `repo#<upstream>/<name>` | `tag#<tag>`, of a digest `fetch#<digest>` | the fields of [`TagRecord`], `version` |
 //! | absent repository | same | `absent` | `expires_at`, after which DynamoDB deletes it |
-//! | manifest | same | `manifest#<digest>` | `media_type`, `size`, and `bytes` unless they are an object |
-//! | membership | same | `blob#<digest>` | `size` |
+//! | manifest | same | `manifest#<digest>` | `media_type`, `size`, `used_at`, and `bytes` unless they are an object |
+//! | membership | same | `blob#<digest>` | `size`, `used_at` |
 //! | blob record | `blob#<digest>` | `blob` | the fields of [`BlobRecord`], `version` |
 //! | gauge | `upstream#<id>` | `gauge#<credential>` | the fields of [`Gauge`], `version` |
 //!
@@ -25,7 +25,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use stopover::oci::{Digest, Manifest, MediaType, Reference, Repository};
-use stopover::ports::{GaugeKey, StoreError};
+use stopover::ports::{GaugeKey, Member, StoreError};
 use stopover::time::Timestamp;
 
 /// An item, or the key of one: values by attribute name.
@@ -39,6 +39,8 @@ const SORT: &str = "sk";
 pub(crate) const VERSION: &str = "version";
 const MEDIA_TYPE: &str = "media_type";
 const SIZE: &str = "size";
+/// When a manifest or a membership was last used: what takes the place of a version in those.
+pub(crate) const USED_AT: &str = "used_at";
 const BYTES: &str = "bytes";
 const EXPIRES_AT: &str = "expires_at";
 
@@ -98,10 +100,56 @@ pub(crate) fn is_at(item: &Item, key: &Item) -> bool {
 }
 
 /// The item of a membership.
-pub(crate) fn membership(repository: &Repository, digest: &Digest, size: u64) -> Item {
+pub(crate) fn membership(repository: &Repository, digest: &Digest, member: Member) -> Item {
     let mut item = membership_key(repository, digest);
-    item.insert(SIZE.to_owned(), number(size));
+    item.insert(SIZE.to_owned(), number(member.size));
+    item.insert(USED_AT.to_owned(), number(member.used_at.0));
     item
+}
+
+/// What the item of a membership says.
+pub(crate) fn parse_membership(item: &Item) -> Result<Member, StoreError> {
+    Ok(Member { size: size(item)?, used_at: used_at(item)? })
+}
+
+/// When a manifest or a membership was last used. Long ago where an earlier version wrote the item, which noted no use.
+pub(crate) fn used_at(item: &Item) -> Result<Timestamp, StoreError> {
+    if item.contains_key(USED_AT) { parse_number(item, USED_AT).map(Timestamp) } else { Ok(Timestamp(0)) }
+}
+
+/// What an item is an entry of.
+pub(crate) enum Kind {
+    Reference(Repository, Reference),
+    Manifest(Repository, Digest),
+    Membership(Repository, Digest),
+    Blob(Digest),
+    Other,
+}
+
+/// What an item is by its key.
+pub(crate) fn kind(item: &Item) -> Result<Kind, StoreError> {
+    let text = |name: &str| match item.get(name) {
+        Some(AttributeValue::S(text)) => Ok(text.as_str()),
+        _ => Err(corrupt(name, "not a string")),
+    };
+    let (partition, sort) = (text(PARTITION)?, text(SORT)?);
+    let digest = |text: &str| Digest::from_str(text).map_err(|error| corrupt(sort, error));
+    let wrong = |error: &dyn std::fmt::Display| corrupt(partition, error);
+    if let Some(text) = partition.strip_prefix("blob#") {
+        return Ok(Kind::Blob(text.parse().map_err(|error| wrong(&error))?));
+    }
+    let Some((upstream, name)) = partition.strip_prefix("repo#").and_then(|rest| rest.split_once('/')) else {
+        return Ok(Kind::Other);
+    };
+    let upstream = upstream.parse().map_err(|error| wrong(&error))?;
+    let repository = Repository { upstream, name: name.parse().map_err(|error| wrong(&error))? };
+    Ok(match sort.split_once('#') {
+        Some(("tag", tag)) => Kind::Reference(repository, Reference::Tag(tag.parse().map_err(|error| wrong(&error))?)),
+        Some(("fetch", text)) => Kind::Reference(repository, Reference::Digest(digest(text)?)),
+        Some(("manifest", text)) => Kind::Manifest(repository, digest(text)?),
+        Some(("blob", text)) => Kind::Membership(repository, digest(text)?),
+        _ => Kind::Other,
+    })
 }
 
 /// The length in bytes of the blob or manifest that an item stands for.
@@ -110,10 +158,11 @@ pub(crate) fn size(item: &Item) -> Result<u64, StoreError> {
 }
 
 /// The item of a manifest, with its bytes or without.
-pub(crate) fn manifest(repository: &Repository, manifest: &Manifest, inline: bool) -> Item {
+pub(crate) fn manifest(repository: &Repository, manifest: &Manifest, inline: bool, now: Timestamp) -> Item {
     let mut item = manifest_key(repository, &manifest.digest);
     item.insert(MEDIA_TYPE.to_owned(), AttributeValue::S(manifest.media_type.to_string()));
     item.insert(SIZE.to_owned(), number(manifest.bytes.len() as u64));
+    item.insert(USED_AT.to_owned(), number(now.0));
     if inline {
         item.insert(BYTES.to_owned(), AttributeValue::B(Blob::new(manifest.bytes.as_ref())));
     }

@@ -48,6 +48,7 @@ pub async fn connect() -> anyhow::Result<Arc<Cache>> {
             "upstream {id}: cold = \"follow\" needs fills in the same process; here it is \"redirect\" or \"wait\""
         );
     }
+    ensure!(config.retention.max_size.is_none(), "max_size is for a cache on one machine; here keep says what stays");
     let aws = aws_config::defaults(BehaviorVersion::latest()).load().await;
     let blobs = S3Blobs::new(s3_client(&aws), settings.bucket);
     let ledger = DynamoLedger::new(dynamo_client(&aws), settings.table, blobs.clone());

@@ -7,14 +7,17 @@ use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::operation::get_object::GetObjectError;
 use aws_sdk_s3::presigning::PresigningConfig;
-use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::primitives::{ByteStream, DateTime};
+use aws_sdk_s3::types::Object;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use stopover::oci::{Algorithm, Digest, MAX_MANIFEST_BYTES};
-use stopover::ports::{Blobs, Location, Progress, StoreError, Upload};
+use stopover::ports::{Blobs, Location, Progress, StoreError, StoredBlob, Upload};
+use stopover::time::Timestamp;
 use tokio::sync::watch;
 
 use crate::failure::{has_status, store_error};
@@ -147,6 +150,36 @@ impl Blobs for S3Blobs {
     async fn abandon(&self, known: &HashSet<String>, idle: Duration) -> Result<usize, StoreError> {
         self.abandon_uploads(known, idle).await
     }
+
+    /// In pages of a thousand.
+    fn list(&self) -> BoxStream<'_, Result<StoredBlob, StoreError>> {
+        let pages = stream::try_unfold(Some(None), move |token: Option<Option<String>>| async move {
+            let Some(token) = token else { return Ok(None) };
+            let request = self.client.list_objects_v2().bucket(&self.bucket).prefix("blobs/");
+            let page = request.set_continuation_token(token).send().await;
+            let page = page.map_err(|error| store_error("ListObjectsV2", &error))?;
+            let blobs = page.contents.unwrap_or_default().into_iter().filter_map(|object| listed(&object));
+            let next = page.next_continuation_token.map(Some);
+            Ok(Some((stream::iter(blobs.map(Ok).collect::<Vec<_>>()), next)))
+        });
+        pages.try_flatten().boxed()
+    }
+
+    async fn remove(&self, digest: &Digest) -> Result<(), StoreError> {
+        let request = self.client.delete_object().bucket(&self.bucket).key(key(digest));
+        request.send().await.map(drop).map_err(|error| store_error("DeleteObject", &error))
+    }
+}
+
+/// The blob of an object. Objects of other names are not ours.
+fn listed(object: &Object) -> Option<StoredBlob> {
+    let named = object.key()?;
+    let (algorithm, path) = named.strip_prefix("blobs/")?.split_once('/')?;
+    let digest =
+        format!("{algorithm}:{}", path.split_once('/')?.1).parse().ok().filter(|digest| key(digest) == named)?;
+    let modified = object.last_modified().map_or(0, DateTime::secs);
+    let [size, modified] = [object.size()?, modified].map(|number| u64::try_from(number).unwrap_or_default());
+    Some(StoredBlob { digest, size, modified: Timestamp(modified) })
 }
 
 /// A blob that one request stores. It has no checkpoints: it is begun again as fast.

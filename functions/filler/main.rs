@@ -26,6 +26,11 @@ enum Event {
     Fills(FillsCommand),
     /// It is time to look for schedules that are due.
     Prefetch(PrefetchCommand),
+    /// `{"sweep": {}}` of the clock, `{"sweep": {"dry_run": true}}` of an operator.
+    Sweep {
+        #[serde(default)]
+        dry_run: bool,
+    },
 }
 
 #[derive(Deserialize)]
@@ -54,6 +59,7 @@ async fn answer(cache: &Arc<Cache>, event: LambdaEvent<Event>) -> Result<Value, 
         Event::Fills(FillsCommand::List) => json!({ "fills": cache.fill_reports().await? }),
         Event::Fills(FillsCommand::Retry) => json!({ "retried": cache.fills.retry().await? }),
         Event::Prefetch(PrefetchCommand::Scheduled) => json!({ "images": cache.request_due_schedules().await? }),
+        Event::Sweep { dry_run } => serde_json::to_value(cache.sweep(dry_run).await?)?,
     })
 }
 
@@ -83,7 +89,7 @@ async fn run_fill(cache: &Arc<Cache>, job: Job, context: &Context) -> anyhow::Re
     // The last parts have to be stored and the checkpoint written.
     let left = context.deadline().duration_since(SystemTime::now()).unwrap_or_default();
     let margin = (left / 8).clamp(Duration::from_millis(1500), Duration::from_mins(1)).min(left);
-    let stop = tokio::time::sleep(left - margin).map(|()| margin / 2);
+    let stop = tokio::time::sleep(left.saturating_sub(margin)).map(|()| margin / 2);
     match fill::run(cache, &job, &watch::channel(Progress::Waiting).0, stop).await? {
         Filled::Parked { progress: true } => {
             Ok(cache.fills.request(&[job]).await.context("the rest of a fill could not be requested")?)
@@ -104,6 +110,8 @@ mod tests {
         let scheduled = event(r#"{"prefetch": "scheduled"}"#).unwrap();
         assert!(matches!(scheduled, Event::Prefetch(PrefetchCommand::Scheduled)));
         assert!(matches!(event(r#"{"Records": []}"#).unwrap(), Event::Messages(messages) if messages.is_empty()));
+        assert!(matches!(event(r#"{"sweep": {}}"#).unwrap(), Event::Sweep { dry_run: false }));
+        assert!(matches!(event(r#"{"sweep": {"dry_run": true}}"#).unwrap(), Event::Sweep { dry_run: true }));
         for text in ["{}", r#"{"prefetch": "now"}"#, r#"{"sweep": "all"}"#] {
             assert!(event(text).is_err(), "{text}");
         }

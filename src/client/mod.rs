@@ -5,6 +5,7 @@ mod fills;
 mod images;
 mod prefetch;
 mod progress;
+mod retention;
 
 use std::fmt::Write as _;
 use std::time::Duration;

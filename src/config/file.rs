@@ -12,6 +12,7 @@ use url::Url;
 use super::{Cold, Deleted};
 use crate::freshness::Pattern;
 use crate::oci::{Platforms, UpstreamId};
+use crate::retention::SHORTEST;
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
@@ -28,6 +29,11 @@ pub(super) struct File {
     pub(super) platforms: Option<Platforms>,
     #[serde(default)]
     pub(super) schedule: Vec<ScheduleTable>,
+    pub(super) fill_memory: Option<Size>,
+    pub(super) keep: Option<Keep>,
+    pub(super) max_size: Option<Size>,
+    #[serde(default)]
+    pub(super) pin: Vec<Pattern>,
     #[serde(default)]
     pub(super) upstreams: BTreeMap<UpstreamId, UpstreamTable>,
 }
@@ -105,6 +111,52 @@ impl TryFrom<String> for Span {
         humantime::parse_duration(&text)
             .map(Self)
             .map_err(|error| format!("{text:?} is no duration like \"5m\": {error}"))
+    }
+}
+
+/// A duration, or `"forever"` (`None`).
+#[derive(Deserialize, Clone, Copy)]
+#[serde(try_from = "String")]
+pub(super) struct Keep(pub(super) Option<Duration>);
+
+impl TryFrom<String> for Keep {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        if text == "forever" {
+            return Ok(Self(None));
+        }
+        match Span::try_from(text)?.0 {
+            keep if keep < SHORTEST => Err("must be \"1d\" or more: what is used is noted once a day".into()),
+            keep => Ok(Self(Some(keep))),
+        }
+    }
+}
+
+/// A number of bytes as `"512MB"` (1000 kB each) or `"1GiB"` (1024 MiB each).
+#[derive(Deserialize, Clone, Copy)]
+#[serde(try_from = "String")]
+pub(super) struct Size(pub(super) u64);
+
+impl TryFrom<String> for Size {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let end = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+        let unit: u64 = match text[end..].trim() {
+            "B" => 1,
+            "kB" | "KB" => 1_000,
+            "MB" => 1_000_000,
+            "GB" => 1_000_000_000,
+            "TB" => 1_000_000_000_000,
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            "TiB" => 1 << 40,
+            _ => return Err(format!("{text:?} is no size like \"50GB\" or \"512MiB\"")),
+        };
+        let bytes = text[..end].parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+        bytes.map(Self).ok_or_else(|| format!("{text:?} is no size like \"50GB\" or \"512MiB\""))
     }
 }
 

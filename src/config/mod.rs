@@ -14,6 +14,7 @@ use url::Url;
 
 use crate::freshness::TagRules;
 use crate::oci::{Name, Platforms, UpstreamId};
+use crate::retention::Retention;
 
 use file::{AlternateTable, CredentialsTable, File, Fresh, UpstreamTable, explain};
 pub use schedule::{Schedule, TICK};
@@ -56,6 +57,8 @@ pub struct Config {
     pub misses: u32,
     /// What is prefetched again and again.
     pub schedules: Vec<Schedule>,
+    /// What is kept.
+    pub retention: Retention,
     /// Every upstream that may be pulled through, by id.
     pub upstreams: BTreeMap<UpstreamId, UpstreamConfig>,
     /// The file the settings came from.
@@ -186,6 +189,7 @@ const DEFAULT_FRESH: Duration = Duration::from_mins(5);
 const DEFAULT_STALE: Duration = Duration::from_hours(30 * 24);
 const DEFAULT_MISSING: Duration = Duration::from_secs(30);
 const DEFAULT_FILL_MEMORY: u64 = 64_000_000;
+const DEFAULT_KEEP: Duration = Duration::from_hours(30 * 24);
 const DEFAULT_RESERVE: u64 = 10;
 /// About as many as one container runtime fetches at once.
 const DEFAULT_FILLS: NonZeroUsize = NonZeroUsize::new(4).unwrap();
@@ -230,9 +234,14 @@ impl Config {
             listen: file.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 5000))),
             data_dir: file.data_dir.unwrap_or_else(|| "stopover-data".into()),
             wait: file.wait.map_or(DEFAULT_WAIT, |span| span.0),
-            fill_memory: DEFAULT_FILL_MEMORY,
+            fill_memory: file.fill_memory.map_or(DEFAULT_FILL_MEMORY, |size| size.0),
             misses: file.misses.unwrap_or(DEFAULT_MISSES),
             schedules: schedule::read(file.schedule)?,
+            retention: Retention {
+                keep: file.keep.map_or(Some(DEFAULT_KEEP), |keep| keep.0),
+                pin: file.pin,
+                max_size: file.max_size.map(|size| size.0),
+            },
             upstreams,
             source: path.map(Path::to_owned),
         })
@@ -415,6 +424,11 @@ mod tests {
             ("fresh = \"5 parsecs\"", "is no duration"),
             ("fresh = 5", "line 1"),
             ("[upstreams.\"ghcr.io\"]\nfills = 0", "line 2"),
+            ("keep = \"23h\"", "must be \"1d\" or more"),
+            ("keep = \"always\"", "is no duration"),
+            ("max_size = \"50\"", "is no size"),
+            ("max_size = \"99999999TB\"", "is no size"),
+            ("max_size = \"GB\"", "is no size"),
             (
                 "[upstreams.\"docker.io\"]\ncredentials = { username = \"me\", password_env = \"NOT_SET\" }",
                 "NOT_SET is not set",
@@ -431,6 +445,20 @@ mod tests {
         ] {
             let message = load(text).unwrap_err();
             assert!(message.contains(expected), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_said_by_time_size_and_pins() {
+        let retention = |text: &str| load(text).unwrap().retention;
+        assert_eq!(retention(""), Retention { keep: Some(DEFAULT_KEEP), pin: Vec::new(), max_size: None });
+        let text = "keep = \"1d\"\nmax_size = \"50GB\"\npin = [\"docker.io/library/postgres:16*\"]";
+        let pin = vec!["docker.io/library/postgres:16*".into()];
+        let keep = Some(Duration::from_hours(24));
+        assert_eq!(retention(text), Retention { keep, pin, max_size: Some(50_000_000_000) });
+        assert_eq!(retention("keep = \"forever\"").keep, None);
+        for (text, bytes) in [("0B", 0), ("3 KiB", 3072), ("512MB", 512_000_000), ("1TiB", 1 << 40)] {
+            assert_eq!(retention(&format!("max_size = \"{text}\"")).max_size, Some(bytes));
         }
     }
 

@@ -16,11 +16,15 @@ use tokio::sync::watch;
 
 use crate::Cache;
 use crate::ports::{BlobRecord, BlobState, Checkpoint, Job, Ledger, Progress, StoreError, Upload, Versioned};
+use crate::retention::noted;
 use crate::time::{Clock, Timestamp};
 use crate::upstream::UpstreamError;
 
 /// How long a claim keeps others away. It is renewed while bytes arrive, so this bounds how long a dead fill is waited for.
 pub const CLAIM: Duration = Duration::from_mins(1);
+
+/// How long a fill waits for the removal of its blob, which takes as long as deleting an object does.
+const REMOVAL: Duration = Duration::from_secs(2);
 
 /// Why a blob was not stored.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -86,7 +90,7 @@ pub fn decide(record: Option<&BlobRecord>, owner: &str, now: Timestamp) -> Claim
             attempts: record.map_or(0, |record| record.attempts).saturating_add(1),
             failure: record.and_then(|record| record.failure.clone()),
             checkpoint: record.and_then(|record| record.checkpoint.clone()),
-            used_at: record.and_then(|record| record.used_at),
+            used_at: Some(now),
         }),
     }
 }
@@ -100,15 +104,31 @@ pub async fn run(
     stop: impl Future<Output = Duration> + Send,
 ) -> Result<Filled, FillError> {
     let owner = format!("{:016x}", fastrand::u64(..));
+    let patience = std::time::Instant::now() + REMOVAL;
     let claimed = loop {
         let current = cache.ledger.blob(&job.repository, &job.digest).await?.record;
         let record = current.as_ref().map(|current| &current.value);
         let stored = record.is_some_and(|record| matches!(record.state, BlobState::Stored { .. }));
         // The record may say so of bytes that somebody has deleted.
         if stored && cache.blobs.size(&job.digest).await?.is_some() {
-            return Ok(Filled::Already);
+            // A manifest has come to name it, or a client wants it.
+            let Some((current, used)) =
+                current.and_then(|current| Some((current.version, noted(&current.value, cache.clock.now())?)))
+            else {
+                return Ok(Filled::Already);
+            };
+            if cache.ledger.swap_blob(&job.digest, Some(current), &used).await?.is_some() {
+                return Ok(Filled::Already);
+            }
+            continue;
         }
         match decide(record, &owner, cache.clock.now()) {
+            Claim::Held if record.is_some_and(|record| matches!(record.state, BlobState::Removing { .. })) => {
+                if std::time::Instant::now() > patience {
+                    return Err(StoreError::Unavailable("the blob is being removed".into()).into());
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
             Claim::Held => return Ok(Filled::Claimed),
             Claim::Take(claimed) => {
                 let expected = current.as_ref().map(|current| current.version);
@@ -197,6 +217,12 @@ impl Lease {
             let owned = current.as_ref().is_some_and(|current| self.owns(current));
             if !stored && !owned {
                 return Ok(false);
+            }
+            // The bytes are going; once they are gone, the blob is filled again.
+            if !owned
+                && current.as_ref().is_some_and(|current| matches!(current.value.state, BlobState::Removing { .. }))
+            {
+                return Err(StoreError::Unavailable("the blob is being removed".into()));
             }
             let (before, version) = match current {
                 Some(Versioned { value, version }) => (value, Some(version)),

@@ -2,6 +2,7 @@
 
 mod operator;
 mod prefetch;
+mod retention;
 mod stream;
 
 use std::net::{IpAddr, SocketAddr};

@@ -12,7 +12,7 @@ use http::request::Parts;
 use serde::Serialize;
 use serde_json::json;
 
-use super::{NO_STORE, caller, prefetch};
+use super::{NO_STORE, caller, prefetch, retention};
 use crate::Cache;
 use crate::oci::Digest;
 use crate::ports::StoreError;
@@ -25,6 +25,7 @@ pub(super) fn routes() -> Router<Arc<Cache>> {
         .route("/_stopover/fills/retry", post(retry_fills))
         .route("/_stopover/fills/{digest}", get(fill))
         .merge(prefetch::routes())
+        .merge(retention::routes())
 }
 
 /// How much is left of each upstream's quota, and whether it is being asked at all.

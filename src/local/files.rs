@@ -6,17 +6,19 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use tokio::sync::watch;
 
-use crate::oci::Digest;
-use crate::ports::{Blobs, Location, Progress, StoreError, Upload};
+use crate::oci::{Algorithm, Digest};
+use crate::ports::{Blobs, Location, Progress, StoreError, StoredBlob, Upload};
+use crate::time::Timestamp;
 
 /// How much is handed to the file system at once: the blocking pool is visited a few times a megabyte, not a hundred.
 const WRITE_BYTES: u64 = 512 * 1024;
@@ -184,6 +186,27 @@ impl Blobs for Files {
         };
         blocking(remove).await
     }
+
+    /// One directory of hexadecimal digits at a time.
+    fn list(&self) -> BoxStream<'_, Result<StoredBlob, StoreError>> {
+        let directories = [Algorithm::Sha256, Algorithm::Sha512].into_iter().flat_map(|algorithm| {
+            let parent = self.published.join(algorithm.name());
+            (0..=u8::MAX).map(move |first| (algorithm, parent.join(format!("{first:02x}"))))
+        });
+        let list = |(algorithm, directory): (Algorithm, PathBuf)| async move {
+            Ok(stream::iter(blocking(move || list(algorithm, &directory)).await?).map(Ok))
+        };
+        stream::iter(directories).then(list).try_flatten().boxed()
+    }
+
+    async fn remove(&self, digest: &Digest) -> Result<(), StoreError> {
+        let path = self.path(digest);
+        let remove = move || {
+            let removed = absent(fs::remove_file(&path))?;
+            removed.and(path.parent()).map_or(Ok(()), sync_directory)
+        };
+        blocking(remove).await
+    }
 }
 
 /// A file that grows. Only one fill at a time has it, because only one process has the directory.
@@ -284,4 +307,21 @@ impl Upload for Unpublished {
             tracing::warn!(blob.digest = %self.digest, %error, "the next start has to remove an unfinished file");
         }
     }
+}
+
+/// The blobs in one directory. Files of other names are not ours.
+fn list(algorithm: Algorithm, directory: &Path) -> io::Result<Vec<StoredBlob>> {
+    let mut blobs = Vec::new();
+    for entry in absent(fs::read_dir(directory))?.into_iter().flatten() {
+        let entry = entry?;
+        let Ok(digest) = format!("{}:{}", algorithm.name(), entry.file_name().to_string_lossy()).parse() else {
+            continue;
+        };
+        // One that was removed meanwhile is not there.
+        if let Some(metadata) = absent(entry.metadata())? {
+            let modified = metadata.modified()?.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            blobs.push(StoredBlob { digest, size: metadata.len(), modified: Timestamp(modified.as_secs()) });
+        }
+    }
+    Ok(blobs)
 }

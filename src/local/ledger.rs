@@ -1,9 +1,11 @@
 //! The ledger in one redb file.
 //!
-//! One table maps a key to a value that begins with its version. Reads are snapshots and take microseconds. Writes go to
+//! One table maps a key to a value that begins with its version; that of a manifest or a membership is when it was last
+//! used. Reads are snapshots and take microseconds. Writes go to
 //! one thread, which puts all that wait into one commit: an fsync takes milliseconds however much it covers.
 
 use std::collections::HashSet;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, mpsc};
 use std::thread::{self, JoinHandle};
@@ -11,6 +13,7 @@ use std::thread::{self, JoinHandle};
 use anyhow::Context as _;
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -19,7 +22,8 @@ use tokio::sync::oneshot;
 use crate::gauge::Gauge;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 use crate::ports::{
-    BlobRecord, BlobState, BlobView, GaugeKey, ImageJob, Job, Ledger, StoreError, TagRecord, Versioned,
+    BlobRecord, BlobState, BlobView, Entry, GaugeKey, ImageJob, Job, Ledger, Member, StoreError, StoredManifest,
+    TagRecord, Versioned,
 };
 use crate::time::Timestamp;
 
@@ -30,12 +34,18 @@ const MEMORY_BYTES: usize = 8 * 1024 * 1024;
 /// How many writes one commit takes at the most.
 const GROUP: usize = 256;
 
+/// How many items one step of a scan reads.
+const SCAN: usize = 1000;
+
 const BLOB: &str = "blob ";
 const FILL: &str = "fill ";
 const IMAGE: &str = "image ";
+const MANIFEST: &str = "manifest ";
+const MEMBER: &str = "member ";
+const REFERENCE: &str = "reference ";
 
 fn reference_key(repository: &Repository, reference: &Reference) -> String {
-    format!("reference {repository} {reference}")
+    format!("{REFERENCE}{repository} {reference}")
 }
 
 fn absent_key(repository: &Repository) -> String {
@@ -43,11 +53,11 @@ fn absent_key(repository: &Repository) -> String {
 }
 
 fn manifest_key(repository: &Repository, digest: &Digest) -> String {
-    format!("manifest {repository} {digest}")
+    format!("{MANIFEST}{repository} {digest}")
 }
 
 fn member_key(repository: &Repository, digest: &Digest) -> String {
-    format!("member {repository} {digest}")
+    format!("{MEMBER}{repository} {digest}")
 }
 
 fn blob_key(digest: &Digest) -> String {
@@ -222,11 +232,24 @@ impl EmbeddedLedger {
         Ok(written.then_some(version))
     }
 
+    /// Up to [`SCAN`] items after a key.
+    fn scan_after(&self, key: &str) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        self.store.with(|database| {
+            let table = database.begin_read()?.open_table(ITEMS)?;
+            let after = (Bound::Excluded(key), Bound::Unbounded);
+            let items = table.range::<&str>(after)?.take(SCAN);
+            items
+                .map(|item| item.map(|(key, item)| (key.value().to_owned(), item.value().to_vec())))
+                .collect::<Result<_, _>>()
+                .map_err(Into::into)
+        })
+    }
+
     /// Gives back every claim. Only for the process that has just taken the data directory.
     pub(super) async fn release_claims(&self) -> Result<(), StoreError> {
         let mut changes = Vec::new();
         for (key, Versioned { value, version }) in self.scan::<BlobRecord>(BLOB)? {
-            if matches!(value.state, BlobState::Claimed { .. }) {
+            if matches!(value.state, BlobState::Claimed { .. } | BlobState::Removing { .. }) {
                 let record = BlobRecord { state: BlobState::Absent, ..value };
                 changes.push(Change::Put(key, join(version + 1, &serde_json::to_vec(&record).map_err(corrupt)?)));
             }
@@ -285,6 +308,46 @@ fn split(item: &[u8]) -> Result<(u64, &[u8]), StoreError> {
     let (version, value) =
         item.split_first_chunk::<VERSION_BYTES>().ok_or_else(|| corrupt("an item without version"))?;
     Ok((u64::from_le_bytes(*version), value))
+}
+
+/// The media type, a line feed, the bytes.
+fn parse_manifest(digest: Digest, value: &[u8]) -> Result<Manifest, StoreError> {
+    let end = value.iter().position(|&byte| byte == b'\n').ok_or_else(|| corrupt("a manifest without type"))?;
+    let media_type = std::str::from_utf8(&value[..end]).map_err(corrupt)?.parse().map_err(corrupt)?;
+    Ok(Manifest { digest, media_type, bytes: Bytes::copy_from_slice(&value[end + 1..]) })
+}
+
+/// The entry of an item, if it is one.
+fn entry(key: &str, item: &[u8]) -> Result<Option<Entry>, StoreError> {
+    let wrong = |error: &dyn std::fmt::Display| corrupt(format!("{key}: {error}"));
+    let (version, value) = split(item)?;
+    let scoped = |rest: &str| -> Result<(Repository, String), StoreError> {
+        let (repository, rest) = rest.split_once(' ').ok_or_else(|| wrong(&"no repository"))?;
+        let (upstream, name) = repository.split_once('/').ok_or_else(|| wrong(&"no upstream"))?;
+        let upstream = upstream.parse().map_err(|error| wrong(&error))?;
+        Ok((Repository { upstream, name: name.parse().map_err(|error| wrong(&error))? }, rest.to_owned()))
+    };
+    let digest = |text: &str| text.parse::<Digest>().map_err(|error| wrong(&error));
+    let entry = if let Some(rest) = key.strip_prefix(REFERENCE) {
+        let (repository, reference) = scoped(rest)?;
+        let reference = reference.parse().map_err(|error| wrong(&error))?;
+        let value = serde_json::from_slice(value).map_err(|error| wrong(&error))?;
+        Entry::Reference { repository, reference, record: Versioned { value, version } }
+    } else if let Some(rest) = key.strip_prefix(MANIFEST) {
+        let (repository, text) = scoped(rest)?;
+        let digest = digest(&text)?;
+        let names = parse_manifest(digest.clone(), value)?.references().map_err(|error| wrong(&error))?;
+        Entry::Manifest(StoredManifest { repository, digest, used_at: Timestamp(version), names })
+    } else if let Some(rest) = key.strip_prefix(MEMBER) {
+        let (repository, text) = scoped(rest)?;
+        Entry::Membership { repository, digest: digest(&text)?, used_at: Timestamp(version) }
+    } else if let Some(text) = key.strip_prefix(BLOB) {
+        let value = serde_json::from_slice(value).map_err(|error| wrong(&error))?;
+        Entry::Blob { digest: digest(text)?, record: Versioned { value, version } }
+    } else {
+        return Ok(None);
+    };
+    Ok(Some(entry))
 }
 
 /// The writer thread. Ends when the ledger is dropped.
@@ -384,12 +447,7 @@ impl Ledger for EmbeddedLedger {
     }
 
     async fn manifest(&self, repository: &Repository, digest: &Digest) -> Result<Option<Manifest>, StoreError> {
-        self.read(&manifest_key(repository, digest), |_, value| {
-            // The media type, a line feed, the bytes.
-            let end = value.iter().position(|&byte| byte == b'\n').ok_or_else(|| corrupt("a manifest without type"))?;
-            let media_type = std::str::from_utf8(&value[..end]).map_err(corrupt)?.parse().map_err(corrupt)?;
-            Ok(Manifest { digest: digest.clone(), media_type, bytes: Bytes::copy_from_slice(&value[end + 1..]) })
-        })
+        self.read(&manifest_key(repository, digest), |_, value| parse_manifest(digest.clone(), value))
     }
 
     async fn put_manifest(
@@ -397,24 +455,70 @@ impl Ledger for EmbeddedLedger {
         repository: &Repository,
         manifest: &Manifest,
         members: &[Descriptor],
+        now: Timestamp,
     ) -> Result<(), StoreError> {
         let value = [manifest.media_type.as_str().as_bytes(), b"\n", &manifest.bytes].concat();
         let member = |blob: &Descriptor| {
-            Change::Put(member_key(repository, &blob.digest), join(0, blob.size.to_string().as_bytes()))
+            Change::Put(member_key(repository, &blob.digest), join(now.0, blob.size.to_string().as_bytes()))
         };
         let mut changes: Vec<Change> = members.iter().map(member).collect();
-        changes.push(Change::Put(manifest_key(repository, &manifest.digest), join(0, &value)));
+        changes.push(Change::Put(manifest_key(repository, &manifest.digest), join(now.0, &value)));
         self.write(None, changes).await.map(|_| ())
     }
 
+    async fn touch_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        since: Timestamp,
+        now: Timestamp,
+    ) -> Result<Option<Timestamp>, StoreError> {
+        let key = manifest_key(repository, digest);
+        loop {
+            let Some((version, value)) = self.read(&key, |version, value| Ok((version, value.to_vec())))? else {
+                return Ok(None);
+            };
+            if version >= since.0 {
+                return Ok(Some(Timestamp(version)));
+            }
+            let changes = vec![Change::Put(key.clone(), join(now.0, &value))];
+            if self.write(Some((key.clone(), Some(version))), changes).await? {
+                return Ok(Some(now));
+            }
+        }
+    }
+
     async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobView, StoreError> {
-        let member = self.read_json(&member_key(repository, digest))?.map(|size| size.value);
+        let member = self.read_json(&member_key(repository, digest))?;
+        let member = member.map(|size| Member { size: size.value, used_at: Timestamp(size.version) });
         Ok(BlobView { member, record: self.read_json(&blob_key(digest))? })
     }
 
-    async fn put_membership(&self, repository: &Repository, digest: &Digest, size: u64) -> Result<(), StoreError> {
-        let item = join(0, size.to_string().as_bytes());
+    async fn put_membership(&self, repository: &Repository, digest: &Digest, member: Member) -> Result<(), StoreError> {
+        let item = join(member.used_at.0, member.size.to_string().as_bytes());
         self.write(None, vec![Change::Put(member_key(repository, digest), item)]).await.map(|_| ())
+    }
+
+    fn entries(&self) -> BoxStream<'_, Result<Entry, StoreError>> {
+        let pages = stream::try_unfold(String::new(), move |after| async move {
+            let items = self.scan_after(&after)?;
+            let Some((last, _)) = items.last().cloned() else { return Ok(None) };
+            let entries = items.iter().filter_map(|(key, item)| entry(key, item).transpose()).collect::<Vec<_>>();
+            Ok(Some((stream::iter(entries), last)))
+        });
+        pages.try_flatten().boxed()
+    }
+
+    async fn remove(&self, entry: &Entry) -> Result<bool, StoreError> {
+        let (key, version) = match entry {
+            Entry::Reference { repository, reference, record } => {
+                (reference_key(repository, reference), record.version)
+            }
+            Entry::Manifest(manifest) => (manifest_key(&manifest.repository, &manifest.digest), manifest.used_at.0),
+            Entry::Membership { repository, digest, used_at } => (member_key(repository, digest), used_at.0),
+            Entry::Blob { digest, record } => (blob_key(digest), record.version),
+        };
+        self.write(Some((key.clone(), Some(version))), vec![Change::Remove(key)]).await
     }
 
     async fn swap_blob(

@@ -19,6 +19,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, interval_at};
 
 pub use files::Files;
 pub use ledger::EmbeddedLedger;
@@ -37,6 +39,7 @@ pub struct Local {
     pub cache: Arc<Cache>,
     queue: Arc<Queue>,
     images: Arc<Images>,
+    sweeper: Sweeper,
     _lock: File,
 }
 
@@ -62,7 +65,8 @@ impl Local {
         let cache = Arc::new(cache);
         queue.start(&cache)?;
         images.start(&cache)?;
-        Ok(Self { cache, queue, images, _lock: lock })
+        let sweeper = Sweeper::start(&cache);
+        Ok(Self { cache, queue, images, sweeper, _lock: lock })
     }
 
     /// Prefetches what `[[schedule]]` says, as long as this runs.
@@ -73,6 +77,7 @@ impl Local {
     /// Stops filling: gives running fills `grace` to finish. The others are parked: the next start goes on with them.
     pub async fn stop(self, grace: Duration) {
         self.images.stop().await;
+        self.sweeper.stop().await;
         self.queue.stop(grace).await;
     }
 
@@ -80,6 +85,40 @@ impl Local {
     pub async fn settled(&self) {
         self.images.settled().await;
         self.queue.settled().await;
+    }
+}
+
+/// When a process sweeps first, and how often then.
+const SWEEPS: (Duration, Duration) = (Duration::from_mins(5), Duration::from_hours(1));
+
+/// Sweeps as long as it is there. One that is broken off goes on with the next.
+struct Sweeper(JoinHandle<()>);
+
+impl Sweeper {
+    fn start(cache: &Arc<Cache>) -> Self {
+        let (first, every) = SWEEPS;
+        let (mut ticks, cache) = (interval_at(Instant::now() + first, every), Arc::downgrade(cache));
+        Self(tokio::spawn(async move {
+            loop {
+                ticks.tick().await;
+                let Some(cache) = cache.upgrade() else { return };
+                if let Err(error) = cache.sweep(false).await {
+                    tracing::warn!(%error, "the sweep ended early");
+                }
+            }
+        }))
+    }
+
+    /// Returns once it holds nothing of the cache any more.
+    async fn stop(mut self) {
+        self.0.abort();
+        let _ = (&mut self.0).await;
+    }
+}
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

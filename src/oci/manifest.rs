@@ -172,6 +172,15 @@ impl Manifest {
         Ok(children.collect())
     }
 
+    /// The addresses of everything it names: the blobs of an image, the manifests of an index. One that could never be
+    /// served is left out.
+    pub fn references(&self) -> Result<Vec<Digest>, InvalidManifest> {
+        let outline = self.outline()?;
+        let described = outline.config.into_iter().chain(outline.layers).map(|described| described.digest);
+        let listed = outline.manifests.into_iter().flatten().map(|listed| listed.digest);
+        Ok(described.chain(listed).filter_map(|digest| digest.parse().ok()).collect())
+    }
+
     fn outline(&self) -> Result<Outline, InvalidManifest> {
         if self.bytes.len() > MAX_MANIFEST_BYTES {
             return Err(InvalidManifest::TooLarge);
@@ -275,6 +284,17 @@ mod tests {
         let children = manifest(MediaType::OciIndex, body.as_bytes()).unwrap().children().unwrap();
         let platforms: Vec<_> = children.iter().map(|child| child.platform.as_ref().map(ToString::to_string)).collect();
         assert_eq!(platforms, [Some("linux/arm64".into()), Some("unknown/unknown".into()), None]);
+    }
+
+    #[test]
+    fn an_image_names_its_blobs_and_an_index_its_manifests() {
+        let [a, b] = [described('a', 1), described('b', 1)];
+        let image = format!(r#"{{"config":{a},"layers":[{b}]}}"#);
+        let index = format!(r#"{{"manifests":[{a},{{"digest":"md5:1"}},{{}},{b}]}}"#);
+        for (media_type, body) in [(MediaType::OciManifest, image), (MediaType::OciIndex, index)] {
+            let named = manifest(media_type, body.as_bytes()).unwrap().references().unwrap();
+            assert_eq!(named.iter().map(|digest| &digest.hex()[..1]).collect::<Vec<_>>(), ["a", "b"]);
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::Cache;
 use crate::config::Cold;
 use crate::error::PullError;
 use crate::oci::{Digest, Repository};
-use crate::ports::{BlobState, BlobView, Job, Location, Priority, Progress, StoreError};
+use crate::ports::{BlobState, BlobView, Job, Location, Member, Priority, Progress, StoreError};
 use crate::upstream::{BlobSource, UpstreamError};
 
 impl Cache {
@@ -21,9 +21,10 @@ impl Cache {
         let view = self.ledger.blob(repository, digest).await?;
         // 1. Permission first: that storage has the bytes says nothing about this repository.
         let size = match view.member {
-            Some(size) => size,
+            Some(member) => member.size,
             None => self.ask_membership(repository, digest, want.caller).await?,
         };
+        let view = self.note_blob(repository, digest, view).await;
         if want.head {
             let served = if is_stored(&view) { Served::Hit } else { Served::Miss };
             return Ok(PulledBlob { size, content: Content::None, served });
@@ -71,7 +72,8 @@ impl Cache {
             }
             Err(error) => return Err(error.into()),
         };
-        self.ledger.put_membership(repository, digest, size).await?;
+        let member = Member { size, used_at: self.clock.now() };
+        self.ledger.put_membership(repository, digest, member).await?;
         Ok(size)
     }
 

@@ -57,6 +57,19 @@ impl Cache {
         reference: &Reference,
         want: Want,
     ) -> Result<PulledManifest, PullError> {
+        let pulled = self.find(repository, reference, want).await?;
+        if want.priority == Priority::Interactive {
+            self.note_manifest(repository, &pulled).await;
+        }
+        Ok(pulled)
+    }
+
+    async fn find(
+        self: &Arc<Self>,
+        repository: &Repository,
+        reference: &Reference,
+        want: Want,
+    ) -> Result<PulledManifest, PullError> {
         if let Reference::Digest(digest) = reference
             && let Some(manifest) = self.stored(repository, digest).await?
         {
@@ -72,13 +85,16 @@ impl Cache {
         }
         if !known {
             if !want.check {
-                self.check_absent(repository).await?;
+                self.check_known_absent(repository)?;
             }
             self.misses.check(want.caller).map_err(|retry_after| PullError::TooManyMisses { retry_after })?;
         }
         let (cache, question) = (Arc::clone(self), (repository.clone(), reference.clone(), want));
         let work = move || async move {
             let (repository, reference, want) = question;
+            if !known && !want.check {
+                cache.check_absent(&repository).await?;
+            }
             cache.ask_in_turn(&repository, &reference, want).await
         };
         let key = (repository.clone(), reference.clone(), Want { caller: None, ..want });
@@ -368,9 +384,24 @@ impl Cache {
     ) -> Result<Arc<Manifest>, PullError> {
         let background = priority != Priority::Interactive;
         let manifest = self.upstreams.get_manifest(repository, reference, background).await?;
+        let blobs = self.keep(repository, &manifest, priority).await?;
+        tracing::info!(%repository, %reference, manifest.digest = %manifest.digest, blobs, "manifest stored");
+        let manifest = Arc::new(manifest);
+        self.warm.0.insert((repository.clone(), manifest.digest.clone()), Arc::clone(&manifest));
+        Ok(manifest)
+    }
+
+    /// Stores a manifest with the membership of its blobs and requests their fills; says how many.
+    pub(super) async fn keep(
+        &self,
+        repository: &Repository,
+        manifest: &Manifest,
+        priority: Priority,
+    ) -> Result<usize, PullError> {
         let blobs = manifest.blobs().map_err(|error| UpstreamError::Invalid(error.to_string()))?;
-        self.ledger.put_manifest(repository, &manifest, &blobs).await?;
-        self.follow_policy(repository, &manifest).await;
+        self.ledger.put_manifest(repository, manifest, &blobs, self.clock.now()).await?;
+        self.noted_manifest(repository, &manifest.digest);
+        self.follow_policy(repository, manifest).await;
         let wanted = blobs.into_iter().filter(|blob| !blob.foreign);
         let jobs: Vec<Job> = wanted
             .map(|blob| Job { repository: repository.clone(), digest: blob.digest, size: blob.size, priority })
@@ -381,10 +412,7 @@ impl Cache {
             // Whoever asks for a blob requests its fill again.
             tracing::warn!(%repository, %error, "fills could not be requested");
         }
-        tracing::info!(%repository, %reference, manifest.digest = %manifest.digest, blobs = jobs.len(), "manifest stored");
-        let manifest = Arc::new(manifest);
-        self.warm.0.insert((repository.clone(), manifest.digest.clone()), Arc::clone(&manifest));
-        Ok(manifest)
+        Ok(jobs.len())
     }
 }
 

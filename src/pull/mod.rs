@@ -3,6 +3,7 @@
 mod blob;
 mod flight;
 mod manifest;
+mod used;
 
 use std::fs::File;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use quick_cache::sync::Cache as MemoryCache;
 use tokio::sync::watch;
 
 pub use manifest::Want;
+pub(crate) use used::Uses;
 
 use crate::Cache;
 use crate::error::PullError;
@@ -86,17 +88,21 @@ impl Absent {
 }
 
 impl Cache {
-    /// Refuses what is asked of a repository that upstream lately said it does not have.
-    async fn check_absent(&self, repository: &Repository) -> Result<(), PullError> {
-        let now = self.clock.now();
-        let mut until = self.absent.0.get(repository).filter(|until| now < *until);
-        if until.is_none() {
-            until = self.ledger.absent_until(repository).await?.filter(|until| now < *until);
-            if let Some(until) = until {
-                self.absent.0.insert(repository.clone(), until);
-            }
+    /// Refuses what is asked of a repository of which this process knows that upstream lately said it does not have it.
+    fn check_known_absent(&self, repository: &Repository) -> Result<(), PullError> {
+        match self.absent.0.get(repository) {
+            Some(until) if self.clock.now() < until => Err(UpstreamError::NoRepository.into()),
+            _ => Ok(()),
         }
-        until.map_or(Ok(()), |_| Err(UpstreamError::NoRepository.into()))
+    }
+
+    /// The same, with what other processes know.
+    async fn check_absent(&self, repository: &Repository) -> Result<(), PullError> {
+        self.check_known_absent(repository)?;
+        if let Some(until) = self.ledger.absent_until(repository).await? {
+            self.absent.0.insert(repository.clone(), until);
+        }
+        self.check_known_absent(repository)
     }
 
     async fn note_absent(&self, repository: &Repository) -> Result<(), StoreError> {

@@ -23,6 +23,7 @@ on_both_columns!(
     a_fill_that_is_stopped_is_gone_on_with_by_another,
     a_checkpoint_that_does_not_fit_is_discarded,
     a_fill_that_lost_its_claim_publishes_nothing,
+    a_request_that_is_delivered_twice_copies_once,
     an_upstream_that_lies_about_ranges_or_length_is_refused,
 );
 
@@ -189,6 +190,23 @@ async fn a_fill_that_lost_its_claim_publishes_nothing(column: Column) {
     assert_eq!(record(&world.cache, &vast).await.value, taken, "the newer checkpoint is as it was");
     assert!(world.stored_blobs().await.is_empty());
     assert_eq!(run(&world.cache, &vast).await.unwrap(), Filled::Claimed, "the other one still has it");
+}
+
+async fn a_request_that_is_delivered_twice_copies_once(column: Column) {
+    let vast = Vast::start(SIZE, Manner { stalls_at: Some(20 * MIB), ..Manner::default() }).unwrap();
+    let world = world(column, &vast).await;
+    let first = {
+        let (cache, job) = (Arc::clone(&world.cache), vast.job());
+        tokio::spawn(async move { fill::run(&cache, &job, &watch::channel(Progress::Waiting).0, pending()).await })
+    };
+    until(|| vast.sent() > 0).await;
+    let another = world.another_instance().await;
+    assert_eq!(run(&another, &vast).await.unwrap(), Filled::Claimed);
+    vast.manner().stalls_at = None;
+    assert_eq!(first.await.unwrap().unwrap(), Filled::Stored);
+    assert_eq!(run(&another, &vast).await.unwrap(), Filled::Already);
+    assert_eq!(vast.sent(), SIZE);
+    stored(&world, &vast).await;
 }
 
 async fn an_upstream_that_lies_about_ranges_or_length_is_refused(column: Column) {

@@ -11,6 +11,8 @@ mod prefetch;
 mod pulls;
 mod quota;
 mod requests;
+mod retention;
+mod retention_model;
 mod security;
 mod single_flight;
 mod tags;

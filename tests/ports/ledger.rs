@@ -4,12 +4,15 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use futures_util::TryStreamExt as _;
 use futures_util::future::try_join_all;
-use stopover::oci::{Descriptor, MediaType};
-use stopover::ports::{BlobRecord, BlobState, Checkpoint, Lease, Observed, Previous, TagRecord};
+use stopover::oci::{Algorithm, Descriptor, Digest, Manifest, MediaType, Reference};
+use stopover::ports::{
+    BlobRecord, BlobState, Checkpoint, Entry, Lease, Member, Observed, Previous, StoredManifest, TagRecord,
+};
 use stopover::time::Timestamp;
 
-use crate::storage::{Storage, digest, manifest, repository};
+use crate::storage::{NOW, Storage, digest, manifest, repository};
 
 /// As many as no group of writes takes at once.
 const RACERS: u64 = 64;
@@ -164,7 +167,7 @@ pub(crate) async fn a_manifest_is_read_byte_for_byte(storage: &Storage) -> Resul
     // Around the size from which a manifest does not fit into an item, and the largest there is.
     for size in [0, 5_000, 349_990, 350_000, 350_010, 400_000, 4 * 1024 * 1024 - 100] {
         let manifest = manifest(size);
-        storage.ledger.put_manifest(&repository, &manifest, &[]).await?;
+        storage.ledger.put_manifest(&repository, &manifest, &[], NOW).await?;
         let read = storage.ledger.manifest(&repository, &manifest.digest).await?;
         assert!(
             read.as_ref() == Some(&manifest),
@@ -180,7 +183,7 @@ pub(crate) async fn a_manifest_can_be_put_twice(storage: &Storage) -> Result<()>
     for size in [5_000, 400_000] {
         let manifest = manifest(size);
         for _ in 0..2 {
-            storage.ledger.put_manifest(&repository, &manifest, &members(3)).await?;
+            storage.ledger.put_manifest(&repository, &manifest, &members(3), NOW).await?;
             assert!(storage.ledger.manifest(&repository, &manifest.digest).await?.as_ref() == Some(&manifest));
         }
     }
@@ -190,7 +193,7 @@ pub(crate) async fn a_manifest_can_be_put_twice(storage: &Storage) -> Result<()>
 pub(crate) async fn a_manifest_belongs_to_the_repository_it_was_put_in(storage: &Storage) -> Result<()> {
     for size in [5_000, 400_000] {
         let manifest = manifest(size);
-        storage.ledger.put_manifest(&repository("mine/a")?, &manifest, &[]).await?;
+        storage.ledger.put_manifest(&repository("mine/a")?, &manifest, &[], NOW).await?;
         for other in ["mine", "mine/a/b", "mine/b"] {
             assert_eq!(storage.ledger.manifest(&repository(other)?, &manifest.digest).await?, None);
         }
@@ -204,26 +207,135 @@ pub(crate) async fn once_a_manifest_can_be_read_every_membership_can(storage: &S
     let put: Vec<_> = members.iter().chain(members.first()).cloned().collect();
     let ledger = Arc::clone(&storage.ledger);
     let (there, written) = (repository.clone(), manifest.clone());
-    let write = tokio::spawn(async move { ledger.put_manifest(&there, &written, &put).await });
+    let write = tokio::spawn(async move { ledger.put_manifest(&there, &written, &put, NOW).await });
     while !write.is_finished() && storage.ledger.manifest(&repository, &manifest.digest).await?.is_none() {
         tokio::task::yield_now().await;
     }
     for member in &members {
         let view = storage.ledger.blob(&repository, &member.digest).await?;
-        assert_eq!(view.member, Some(member.size));
+        assert_eq!(view.member, Some(Member { size: member.size, used_at: NOW }));
     }
     Ok(write.await??)
 }
 
 pub(crate) async fn a_membership_belongs_to_its_repository_and_a_blob_record_to_all(storage: &Storage) -> Result<()> {
     let (mine, other, digest) = (repository("mine")?, repository("other")?, digest("blob"));
-    storage.ledger.put_membership(&mine, &digest, 7).await?;
-    storage.ledger.put_membership(&mine, &digest, 7).await?;
+    let member = Member { size: 7, used_at: NOW };
+    storage.ledger.put_membership(&mine, &digest, member).await?;
+    storage.ledger.put_membership(&mine, &digest, member).await?;
     let view = storage.ledger.blob(&mine, &digest).await?;
-    assert_eq!((view.member, view.record), (Some(7), None));
+    assert_eq!((view.member, view.record), (Some(member), None));
     assert!(storage.ledger.swap_blob(&digest, None, &blob_record(1)).await?.is_some());
     let (mine, other) = (storage.ledger.blob(&mine, &digest).await?, storage.ledger.blob(&other, &digest).await?);
-    assert_eq!((mine.member, other.member), (Some(7), None));
+    assert_eq!((mine.member, other.member), (Some(member), None));
     assert!(mine.record.is_some() && mine.record == other.record);
+    Ok(())
+}
+
+/// An image of these blobs.
+fn image(blobs: &[Descriptor]) -> Manifest {
+    let described: Vec<_> =
+        blobs.iter().map(|blob| serde_json::json!({ "digest": blob.digest, "size": blob.size })).collect();
+    let body = serde_json::json!({ "config": described[0], "layers": described[1..] }).to_string();
+    let digest = Digest::of(Algorithm::Sha256, body.as_bytes());
+    Manifest { digest, media_type: MediaType::OciManifest, bytes: body.into() }
+}
+
+async fn entries(storage: &Storage) -> Result<Vec<Entry>> {
+    let mut entries: Vec<Entry> = storage.ledger.entries().try_collect().await?;
+    entries.sort_by_key(|entry| format!("{entry:?}"));
+    Ok(entries)
+}
+
+/// One item of each kind, as entries.
+async fn one_of_each(storage: &Storage) -> Result<Vec<Entry>> {
+    let (ledger, repository, tag, digest) = (&storage.ledger, repository("a/b")?, "v1.2".parse()?, digest("blob"));
+    let member = Member { size: 7, used_at: NOW };
+    ledger.put_membership(&repository, &digest, member).await?;
+    ledger.swap_reference(&repository, &tag, None, &tag_record(1)).await?.context("it is new")?;
+    ledger.swap_blob(&digest, None, &blob_record(3)).await?.context("it is new")?;
+    let fetched = Reference::Digest(digest.clone());
+    ledger.swap_reference(&repository, &fetched, None, &tag_record(2)).await?.context("it is new")?;
+    let mut expected = vec![Entry::Membership { repository: repository.clone(), digest: digest.clone(), used_at: NOW }];
+    for reference in [tag, fetched] {
+        let record = ledger.reference(&repository, &reference).await?.context("absent")?;
+        expected.push(Entry::Reference { repository: repository.clone(), reference, record });
+    }
+    let record = ledger.blob(&repository, &digest).await?.record.context("absent")?;
+    expected.push(Entry::Blob { digest: digest.clone(), record });
+    // Small, and too large for an item of DynamoDB.
+    for count in [2, 4000] {
+        let (members, used_at) = (members(count), Timestamp(NOW.0 + 1));
+        let manifest = image(&members);
+        ledger.put_manifest(&repository, &manifest, &[], used_at).await?;
+        let names = members.into_iter().map(|member| member.digest).collect();
+        let stored = StoredManifest { repository: repository.clone(), digest: manifest.digest, used_at, names };
+        expected.push(Entry::Manifest(stored));
+    }
+    expected.sort_by_key(|entry| format!("{entry:?}"));
+    Ok(expected)
+}
+
+pub(crate) async fn every_item_is_an_entry_once(storage: &Storage) -> Result<()> {
+    assert_eq!(entries(storage).await?, []);
+    let expected = one_of_each(storage).await?;
+    storage.ledger.put_absent(&repository("no/entry")?, NOW).await?;
+    assert!(entries(storage).await? == expected);
+    // More than one page of a scan.
+    let (repository, members) = (repository("many")?, members(2500));
+    storage.ledger.put_manifest(&repository, &manifest(300_000), &members, NOW).await?;
+    for size in 300_001..300_006 {
+        storage.ledger.put_manifest(&repository, &manifest(size), &[], NOW).await?;
+    }
+    let all = entries(storage).await?;
+    let many = |entry: &&Entry| matches!(entry, Entry::Membership { repository: whose, .. } if *whose == repository);
+    assert_eq!(all.iter().filter(many).count(), 2500);
+    assert_eq!(all.len(), expected.len() + 2500 + 6);
+    Ok(())
+}
+
+pub(crate) async fn the_use_of_a_manifest_is_written_only_where_it_was_used_before_then(
+    storage: &Storage,
+) -> Result<()> {
+    let (ledger, repository) = (&storage.ledger, repository("a")?);
+    for size in [5_000, 400_000] {
+        let manifest = manifest(size);
+        assert_eq!(ledger.touch_manifest(&repository, &manifest.digest, NOW, NOW).await?, None);
+        assert_eq!(entries(storage).await?, [], "and there is none now");
+        ledger.put_manifest(&repository, &manifest, &[], NOW).await?;
+        let mut expected = NOW.0;
+        for (since, now, written) in [(0, 10, false), (1, 11, true), (11, 12, false), (12, 14, true)] {
+            let [since, now] = [since, now].map(|seconds| Timestamp(NOW.0 + seconds));
+            expected = if written { now.0 } else { expected };
+            let used_at = ledger.touch_manifest(&repository, &manifest.digest, since, now).await?;
+            assert_eq!(used_at, Some(Timestamp(expected)));
+            let entry = entries(storage).await?.pop().context("no entry")?;
+            let Entry::Manifest(stored) = &entry else { panic!("{entry:?}") };
+            assert_eq!(stored.used_at.0, expected);
+        }
+        assert!(ledger.manifest(&repository, &manifest.digest).await?.as_ref() == Some(&manifest));
+        for entry in entries(storage).await? {
+            assert!(ledger.remove(&entry).await?);
+        }
+    }
+    Ok(())
+}
+
+pub(crate) async fn an_entry_is_removed_only_while_it_is_what_was_seen(storage: &Storage) -> Result<()> {
+    for entry in one_of_each(storage).await? {
+        let mut other = entry.clone();
+        match &mut other {
+            Entry::Reference { record, .. } => record.version ^= 1,
+            Entry::Blob { record, .. } => record.version ^= 1,
+            Entry::Manifest(manifest) => manifest.used_at.0 -= 1,
+            Entry::Membership { used_at, .. } => used_at.0 -= 1,
+        }
+        let before = entries(storage).await?;
+        assert!(!storage.ledger.remove(&other).await?, "{other:?}");
+        assert!(entries(storage).await? == before);
+        assert!(storage.ledger.remove(&entry).await?, "{entry:?}");
+        assert!(!storage.ledger.remove(&entry).await?, "it is gone");
+        assert!(entries(storage).await? == before.into_iter().filter(|left| *left != entry).collect::<Vec<_>>());
+    }
     Ok(())
 }

@@ -40,7 +40,12 @@ on_every_adapter! {
         a_body_that_ends_with_an_error_leaves_nothing
         a_store_that_is_given_up_half_way_shows_nothing_and_can_be_done_again
         storing_a_blob_twice_is_a_no_op
-        fills_of_one_blob_that_race_all_succeed;
+        an_upload_is_gone_on_with_from_its_checkpoint
+        a_checkpoint_that_fits_no_upload_is_refused
+        uploads_that_no_checkpoint_speaks_of_are_abandoned
+        fills_of_one_blob_that_race_all_succeed
+        every_stored_blob_is_listed_once
+        a_removed_blob_is_absent_and_can_be_stored_again;
     ledger:
         what_was_not_written_is_absent
         a_tag_record_is_read_as_it_was_written
@@ -53,5 +58,8 @@ on_every_adapter! {
         a_manifest_can_be_put_twice
         a_manifest_belongs_to_the_repository_it_was_put_in
         once_a_manifest_can_be_read_every_membership_can
-        a_membership_belongs_to_its_repository_and_a_blob_record_to_all;
+        a_membership_belongs_to_its_repository_and_a_blob_record_to_all
+        every_item_is_an_entry_once
+        the_use_of_a_manifest_is_written_only_where_it_was_used_before_then
+        an_entry_is_removed_only_while_it_is_what_was_seen;
 }

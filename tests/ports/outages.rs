@@ -2,12 +2,12 @@
 
 use anyhow::Result;
 use aws::{DynamoLedger, S3Blobs};
-use stopover::ports::{Blobs as _, Fills as _, Ledger as _, StoreError};
+use stopover::ports::{Blobs as _, Fills as _, Ledger as _, Member, StoreError};
 use support::aws::{EVERY_OPERATION, Endpoints, Service};
 
 use crate::ledger::blob_record;
 use crate::on_sqs::{fills, jobs};
-use crate::storage::{Storage, digest, repository};
+use crate::storage::{NOW, Storage, digest, repository};
 
 /// How often the SDK tries before it gives up.
 pub(crate) const ATTEMPTS: usize = 3;
@@ -36,7 +36,7 @@ async fn a_storage_outage_is_not_absence() -> Result<()> {
         ));
         outage();
         assert!(matches!(
-            storage.ledger.put_membership(&repository, &digest, 1).await,
+            storage.ledger.put_membership(&repository, &digest, Member { size: 1, used_at: NOW }).await,
             Err(StoreError::Unavailable(_))
         ));
     }

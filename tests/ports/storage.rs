@@ -13,10 +13,14 @@ use stopover::fill::FillError;
 use stopover::local::{EmbeddedLedger, Files};
 use stopover::oci::{Algorithm, Digest, Manifest, MediaType, Repository};
 use stopover::ports::{Blobs, Ledger, Location, Progress, StoreError, Upload};
+use stopover::time::Timestamp;
 use support::Random;
 use support::aws::Endpoints;
 use tempfile::TempDir;
 use tokio::sync::watch;
+
+/// When things are stored.
+pub(crate) const NOW: Timestamp = Timestamp(1_800_000_000);
 
 /// A blob store and a ledger that nobody else uses.
 pub(crate) struct Storage {

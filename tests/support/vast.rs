@@ -1,6 +1,8 @@
 //! An upstream with one blob of any size, made as it is sent: in parts or whole, as fast as it is told, over connections
 //! that break and places that expire. It counts every byte.
 
+#![expect(clippy::missing_panics_doc, reason = "a panic is how a test fails")]
+
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -257,7 +259,7 @@ impl Sending {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         if let Some(rate) = self.manner.bytes_per_second {
-            let due = Duration::from_secs_f64(self.sent as f64 / rate as f64);
+            let due = Duration::from_micros(self.sent.saturating_mul(1_000_000) / rate);
             tokio::time::sleep_until(self.begun + due).await;
         }
         let (number, offset) = (self.at / BLOCK, self.at % BLOCK);

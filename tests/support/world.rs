@@ -55,7 +55,7 @@ pub struct World {
 
 enum Storage {
     Embedded { data: TempDir, local: Box<Local> },
-    Aws { endpoints: Arc<Endpoints>, config: Config, _filler: Filler },
+    Aws { endpoints: Arc<Endpoints>, config: Box<Config>, _filler: Filler },
 }
 
 /// A world to be.
@@ -228,7 +228,7 @@ impl World {
         match &self.storage {
             Storage::Embedded { .. } => Arc::clone(&self.cache),
             Storage::Aws { endpoints, config, .. } => {
-                connect(config.clone(), &self.clock, endpoints).await.expect("an instance starts")
+                connect(Config::clone(config), &self.clock, endpoints).await.expect("an instance starts")
             }
         }
     }
@@ -303,7 +303,7 @@ async fn aws(config: Config, clock: &Clock) -> anyhow::Result<(Arc<Cache>, Stora
     let endpoints = Arc::new(Endpoints::start().await?);
     let cache = connect(config.clone(), clock, &endpoints).await?;
     let filler = Filler::start(Arc::clone(&cache), Arc::clone(&endpoints)).await;
-    Ok((cache, Storage::Aws { endpoints, config, _filler: filler }))
+    Ok((cache, Storage::Aws { endpoints, config: Box::new(config), _filler: filler }))
 }
 
 async fn connect(config: Config, clock: &Clock, endpoints: &Endpoints) -> anyhow::Result<Arc<Cache>> {

@@ -1,0 +1,63 @@
+//! `POST /_stopover/gc` and `POST /_stopover/purge`, answered with a [`SweepReport`].
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::post;
+use axum::{Json, Router};
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::CACHE_CONTROL;
+use serde::Deserialize;
+
+use super::NO_STORE;
+use super::operator::{Operator, refusal};
+use crate::Cache;
+use crate::error::PullError;
+use crate::oci::Request;
+use crate::report::SweepReport;
+
+pub(super) fn routes() -> Router<Arc<Cache>> {
+    Router::new().route("/_stopover/gc", post(collect_garbage)).route("/_stopover/purge", post(purge))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sweep {
+    dry_run: bool,
+}
+
+async fn collect_garbage(_: Operator, State(cache): State<Arc<Cache>>, body: Bytes) -> Response {
+    let Ok(Sweep { dry_run }) = serde_json::from_slice(&body) else {
+        return refusal(StatusCode::BAD_REQUEST, r#"the body must be {"dry_run": true} or {"dry_run": false}"#);
+    };
+    // Goes on when the client leaves: half a sweep is worth nothing less, and the next one would read everything again.
+    let swept = tokio::spawn(async move { cache.sweep(dry_run).await });
+    report(swept.await.map_or(Err(PullError::NotYet), |swept| swept.map_err(Into::into)))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Purge {
+    image: String,
+}
+
+async fn purge(_: Operator, State(cache): State<Arc<Cache>>, body: Bytes) -> Response {
+    let Ok(Purge { image }) = serde_json::from_slice(&body) else {
+        return refusal(StatusCode::BAD_REQUEST, r#"the body must be like {"image": "docker.io/library/nginx:1.27"}"#);
+    };
+    let purged = async {
+        let (repository, reference) = cache.image(&Request::image(&image)?)?;
+        Ok(cache.purge(&repository, &reference).await?)
+    };
+    report(purged.await)
+}
+
+fn report(outcome: Result<SweepReport, PullError>) -> Response {
+    match outcome {
+        Ok(report) => ([(CACHE_CONTROL, NO_STORE)], Json(report)).into_response(),
+        Err(PullError::Store(error)) => refusal(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+        Err(error) => refusal(error.answer().status, &error.to_string()),
+    }
+}

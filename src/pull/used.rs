@@ -1,0 +1,106 @@
+//! That something was pulled, noted once a day: [`retention`](crate::retention) keeps what is used.
+
+use std::time::Duration;
+
+use quick_cache::sync::Cache as MemoryCache;
+
+use super::PulledManifest;
+use crate::Cache;
+use crate::error::PullError;
+use crate::oci::{Digest, Repository};
+use crate::ports::{BlobState, BlobView, Member, Priority, StoreError, Versioned};
+use crate::retention::{NOTED, noted};
+use crate::time::Timestamp;
+
+/// How long a pull waits at the most for its use to be noted.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// When it is tried again where it could not be.
+const AGAIN: Duration = Duration::from_mins(10);
+
+/// Until when the uses of manifests need not be noted again by this process.
+pub(crate) struct Uses(MemoryCache<(Repository, Digest), Timestamp>);
+
+impl Uses {
+    pub(crate) fn new() -> Self {
+        Self(MemoryCache::new(10_000))
+    }
+}
+
+fn late() -> StoreError {
+    StoreError::Unavailable(format!("no answer within {PATIENCE:?}"))
+}
+
+impl Cache {
+    /// Notes that a manifest was pulled. One that has gone and was served from memory is stored again. What fails here
+    /// fails no pull.
+    pub(super) async fn note_manifest(&self, repository: &Repository, pulled: &PulledManifest) {
+        let digest = &pulled.observed.digest;
+        let (key, now) = ((repository.clone(), digest.clone()), self.clock.now());
+        if self.uses.0.get(&key).is_some_and(|until| now < until) {
+            return;
+        }
+        // Before the answer: everybody else who pulls it now need not write.
+        self.uses.0.insert(key.clone(), now.plus(NOTED));
+        let note = async {
+            let since = now.minus(NOTED);
+            match (self.ledger.touch_manifest(repository, digest, since, now).await?, &pulled.manifest) {
+                (Some(used_at), _) => self.uses.0.insert(key.clone(), used_at.plus(NOTED)),
+                (None, Some(manifest)) => _ = self.keep(repository, manifest, Priority::Interactive).await?,
+                (None, None) => {}
+            }
+            Ok::<_, PullError>(())
+        };
+        let outcome = tokio::time::timeout(PATIENCE, note).await.unwrap_or_else(|_| Err(late().into()));
+        if let Err(error) = outcome {
+            tracing::warn!(%repository, manifest.digest = %digest, %error, "the use of a manifest could not be noted");
+            self.uses.0.insert(key, now.plus(AGAIN));
+        }
+    }
+
+    /// That the use of a manifest has just been written.
+    pub(super) fn noted_manifest(&self, repository: &Repository, digest: &Digest) {
+        self.uses.0.insert((repository.clone(), digest.clone()), self.clock.now().plus(NOTED));
+    }
+
+    /// Notes that a blob is pulled, before its bytes are promised: whoever means to remove it finds its record changed.
+    /// Returns it as it is then. What fails here fails no pull.
+    pub(super) async fn note_blob(&self, repository: &Repository, digest: &Digest, view: BlobView) -> BlobView {
+        let noted = tokio::time::timeout(PATIENCE, self.write_blob_use(repository, digest, view.clone())).await;
+        noted.unwrap_or_else(|_| Err(late())).unwrap_or_else(|error| {
+            tracing::warn!(%repository, blob.digest = %digest, %error, "the use of a blob could not be noted");
+            view
+        })
+    }
+
+    async fn write_blob_use(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        mut view: BlobView,
+    ) -> Result<BlobView, StoreError> {
+        let now = self.clock.now();
+        if let Some(member) = view.member.filter(|member| member.used_at < now.minus(NOTED)) {
+            let member = Member { used_at: now, ..member };
+            self.ledger.put_membership(repository, digest, member).await?;
+        }
+        loop {
+            let stored = view.record.as_ref().filter(|record| matches!(record.value.state, BlobState::Stored { .. }));
+            let Some((value, version)) = stored.and_then(|record| Some((noted(&record.value, now)?, record.version)))
+            else {
+                return Ok(view);
+            };
+            if let Some(version) = self.ledger.swap_blob(digest, Some(version), &value).await? {
+                return Ok(BlobView { record: Some(Versioned { value, version }), ..view });
+            }
+            view = self.ledger.blob(repository, digest).await?;
+        }
+    }
+
+    /// Forgets a manifest that has gone from the ledger.
+    pub(crate) fn forget(&self, repository: &Repository, digest: &Digest) {
+        let key = (repository.clone(), digest.clone());
+        self.warm.0.remove(&key);
+        self.uses.0.remove(&key);
+    }
+}

@@ -1,0 +1,433 @@
+//! What is kept, what goes, and that no pull is broken by it.
+
+use std::time::Duration;
+
+use futures_util::TryStreamExt as _;
+use http::StatusCode;
+use serde_json::json;
+use stopover::config::Cold;
+use stopover::oci::{Digest, MediaType, Repository};
+use stopover::ports::{BlobRecord, BlobState, Entry, Versioned};
+use stopover::report::SweepReport;
+use stopover::time::Timestamp;
+use support::aws::Service;
+use support::on_both_columns;
+use support::scripted::ScriptedImage;
+use support::world::{Column, World};
+
+on_both_columns!(
+    what_was_not_used_within_keep_is_freed_in_one_sweep,
+    an_image_pulled_by_digest_only_is_kept_as_long_as_it_is_used,
+    an_image_whose_tag_is_only_looked_at_is_kept,
+    a_shared_layer_lives_as_long_as_any_image_that_has_it,
+    an_index_lives_with_its_used_children,
+    pinned_images_never_expire,
+    access_times_are_written_once_a_day,
+    a_blob_that_is_pulled_while_it_is_swept_is_refilled,
+    an_image_that_is_pulled_while_it_is_swept_pulls_whole,
+    a_dry_run_changes_nothing_and_says_what_a_run_frees,
+    purging_an_image_leaves_what_others_need,
+    bytes_that_no_record_knows_and_records_of_bytes_that_are_gone_are_repaired,
+    only_the_machine_itself_may_remove_anything,
+);
+
+const HOUR: Duration = Duration::from_hours(1);
+const DAY: Duration = Duration::from_hours(24);
+
+async fn world(column: Column, settings: &str) -> World {
+    World::plan(column).cold(Cold::Wait).settings(settings).start().await
+}
+
+fn repository(name: &str) -> Repository {
+    Repository { upstream: "test.local".parse().unwrap(), name: name.parse().unwrap() }
+}
+
+/// Pulls a manifest and waits until its blobs are stored.
+async fn pull(world: &World, name: &str, reference: &str) {
+    let answer = world.get(&format!("/v2/test.local/{name}/manifests/{reference}")).await;
+    assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    world.settled().await;
+}
+
+async fn pull_blob(world: &World, name: &str, digest: &Digest, bytes: &[u8]) {
+    let answer = world.pull(&format!("/v2/test.local/{name}/blobs/{digest}")).await;
+    assert_eq!(answer.body.as_deref(), Ok(bytes), "{:?}", answer.headers);
+}
+
+async fn sweep(world: &World) -> SweepReport {
+    world.cache.sweep(false).await.unwrap()
+}
+
+async fn entries(world: &World) -> Vec<Entry> {
+    let mut entries: Vec<Entry> = world.cache.ledger.entries().try_collect().await.unwrap();
+    entries.sort_by_key(|entry| format!("{entry:?}"));
+    entries
+}
+
+/// The digests of the blobs of images, each once.
+fn blobs<'a>(images: impl IntoIterator<Item = &'a ScriptedImage>) -> Vec<String> {
+    let blobs = images.into_iter().flat_map(|image| &image.blobs);
+    let mut digests: Vec<String> = blobs.map(|(digest, _)| digest.to_string()).collect();
+    digests.sort();
+    digests.dedup();
+    digests
+}
+
+async fn assert_stored<'a>(world: &World, images: impl IntoIterator<Item = &'a ScriptedImage>) {
+    let mut stored = world.stored_blobs().await;
+    stored.sort();
+    assert_eq!(stored, blobs(images));
+}
+
+/// Puts an index of images of one repository under a tag.
+fn index(world: &World, name: &str, tag: &str, images: &[&ScriptedImage]) -> Digest {
+    let listed: Vec<_> =
+        images.iter().map(|image| json!({ "digest": image.digest, "size": image.manifest.len() })).collect();
+    let body = json!({ "schemaVersion": 2, "manifests": listed }).to_string();
+    world.upstream.manifest(name, tag, MediaType::OciIndex.as_str(), body.as_bytes())
+}
+
+async fn what_was_not_used_within_keep_is_freed_in_one_sweep(column: Column) {
+    let world = world(column, "keep = \"30d\"").await;
+    let (old, used) = (world.upstream.image("a", "1", &[b"old"]), world.upstream.image("b", "1", &[b"used"]));
+    // Larger than what DynamoDB takes: an object of its own.
+    let large = format!("{{\"manifests\":[]}}{}", " ".repeat(400_000));
+    world.upstream.manifest("a", "large", MediaType::OciIndex.as_str(), large.as_bytes());
+    for (name, tag) in [("a", "1"), ("a", "large"), ("b", "1")] {
+        pull(&world, name, tag).await;
+    }
+    world.clock.advance(29 * DAY);
+    pull(&world, "b", "1").await;
+    assert_eq!(sweep(&world).await.manifests, [""; 0]);
+    // Used within keep, or not longer than the day ago to which uses are known.
+    world.clock.advance(2 * DAY);
+    let report = sweep(&world).await;
+    assert_eq!((report.tags, report.manifests.len(), report.memberships, report.blobs >= 2), (2, 2, 2, true));
+    assert_stored(&world, [&used]).await;
+    assert!(entries(&world).await.iter().all(|entry| !matches!(entry,
+        Entry::Reference { repository: whose, .. } | Entry::Membership { repository: whose, .. } if *whose == repository("a"))));
+    let bytes: usize = old.blobs.iter().map(|(_, bytes)| bytes.len()).sum();
+    let objects = if column == Column::Aws { large.len() } else { 0 };
+    assert_eq!(report.freed_bytes, (bytes + objects) as u64);
+    assert_eq!(sweep(&world).await, SweepReport { kept_bytes: report.kept_bytes, ..SweepReport::default() });
+    // What has gone is pulled as if it had never been there.
+    pull(&world, "a", "1").await;
+    assert_stored(&world, [&old, &used]).await;
+}
+
+async fn an_image_pulled_by_digest_only_is_kept_as_long_as_it_is_used(column: Column) {
+    let world = world(column, "keep = \"2d\"").await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    for _ in 0..10 {
+        // As a node does that has the layers: only the manifest is pulled, from this process's memory.
+        pull(&world, "a", image.digest.as_str()).await;
+        world.clock.advance(47 * HOUR);
+        assert_eq!(sweep(&world).await.blobs, 0);
+    }
+    assert_stored(&world, [&image]).await;
+    assert_eq!(world.upstream.count("/"), 1 + image.blobs.len(), "upstream was asked for everything once");
+    world.clock.advance(2 * DAY);
+    sweep(&world).await;
+    assert_eq!((world.stored_blobs().await, entries(&world).await), (vec![], vec![]));
+}
+
+async fn an_image_whose_tag_is_only_looked_at_is_kept(column: Column) {
+    let world = world(column, "keep = \"2d\"").await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    pull(&world, "a", "1").await;
+    for _ in 0..5 {
+        world.clock.advance(40 * HOUR);
+        assert_eq!(world.head("/v2/test.local/a/manifests/1").await.status, StatusCode::OK);
+        sweep(&world).await;
+    }
+    assert_stored(&world, [&image]).await;
+}
+
+async fn a_shared_layer_lives_as_long_as_any_image_that_has_it(column: Column) {
+    let world = world(column, "keep = \"2d\"").await;
+    let one = world.upstream.image("a", "1", &[b"shared", b"of one"]);
+    let two = world.upstream.image("b", "1", &[b"shared", b"of two"]);
+    pull(&world, "a", "1").await;
+    pull(&world, "b", "1").await;
+    assert_stored(&world, [&one, &two]).await;
+    world.clock.advance(2 * DAY);
+    pull(&world, "b", "1").await;
+    world.clock.advance(DAY);
+    sweep(&world).await;
+    assert_stored(&world, [&two]).await;
+    world.upstream.kill();
+    pull_blob(&world, "b", &two.blobs[1].0, b"shared").await;
+    world.clock.advance(4 * DAY);
+    sweep(&world).await;
+    assert_stored(&world, []).await;
+}
+
+async fn an_index_lives_with_its_used_children(column: Column) {
+    let world = world(column, "keep = \"2d\"").await;
+    let [amd64, arm64, unused] =
+        ["amd64", "arm64", "unused"].map(|tag| world.upstream.image("a", tag, &[tag.as_bytes()]));
+    let digest = index(&world, "a", "1", &[&amd64, &arm64, &unused]);
+    for reference in ["1", amd64.digest.as_str(), arm64.digest.as_str()] {
+        pull(&world, "a", reference).await;
+    }
+    // The index is used, and with it the children that were ever used.
+    world.clock.advance(2 * DAY);
+    pull(&world, "a", "1").await;
+    world.clock.advance(2 * DAY);
+    sweep(&world).await;
+    assert_stored(&world, [&amd64, &arm64]).await;
+    // One child is used, and with it its index, but not the other child.
+    for _ in 0..2 {
+        pull(&world, "a", amd64.digest.as_str()).await;
+        world.clock.advance(2 * DAY);
+    }
+    sweep(&world).await;
+    assert_stored(&world, [&amd64]).await;
+    let stored = world.cache.ledger.manifest(&repository("a"), &digest).await.unwrap();
+    assert!(stored.is_some(), "the index lives with its child");
+}
+
+async fn pinned_images_never_expire(column: Column) {
+    let settings = "keep = \"2d\"\npin = [\"test.local/a:16*\", \"test.local/b/*\"]";
+    let world = world(column, settings).await;
+    let child = world.upstream.image("a", "child", &[b"layer of the child"]);
+    index(&world, "a", "16.1", &[&child]);
+    let other = world.upstream.image("b/c", "latest", &[b"other"]);
+    world.upstream.image("a", "15.1", &[b"not pinned"]);
+    for (name, reference) in [("a", "16.1"), ("a", child.digest.as_str()), ("a", "15.1"), ("b/c", "latest")] {
+        pull(&world, name, reference).await;
+    }
+    world.clock.advance(1000 * DAY);
+    assert_eq!(sweep(&world).await.manifests.len(), 1);
+    assert_stored(&world, [&child, &other]).await;
+    world.upstream.kill();
+    pull(&world, "a", child.digest.as_str()).await;
+    pull_blob(&world, "a", &child.blobs[1].0, b"layer of the child").await;
+}
+
+/// When things were last used, as the ledger says.
+async fn uses(world: &World) -> Vec<Timestamp> {
+    let uses = entries(world).await.into_iter().filter_map(|entry| match entry {
+        Entry::Manifest(manifest) => Some(manifest.used_at),
+        Entry::Membership { used_at, .. } => Some(used_at),
+        Entry::Blob { record, .. } => record.value.used_at,
+        Entry::Reference { .. } => None,
+    });
+    let mut uses: Vec<_> = uses.collect();
+    uses.sort();
+    uses
+}
+
+async fn access_times_are_written_once_a_day(column: Column) {
+    let world = world(column, "fresh = \"30d\"").await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    let layer = &image.blobs[1].0;
+    let all = async || {
+        for _ in 0..10 {
+            pull(&world, "a", "1").await;
+            pull(&world, "a", image.digest.as_str()).await;
+            world.head("/v2/test.local/a/manifests/1").await;
+            pull_blob(&world, "a", layer, b"layer").await;
+        }
+    };
+    let writes = || {
+        let operations = ["PutItem", "UpdateItem", "BatchWriteItem"];
+        world.endpoints().map(|endpoints| operations.map(|operation| endpoints.calls(Service::DynamoDb, operation)))
+    };
+    all().await;
+    let first = uses(&world).await;
+    let written = writes();
+    world.clock.advance(23 * HOUR);
+    all().await;
+    assert_eq!((uses(&world).await, writes()), (first.clone(), written));
+    world.clock.advance(2 * HOUR);
+    all().await;
+    // The manifest, the layer, and its membership; the configuration was not pulled.
+    let now = world.clock.now();
+    assert_eq!(uses(&world).await.iter().filter(|&&used| used == now).count(), 3);
+    let more = written.map(|[put, update, batch]| [put + 2, update + 1, batch]);
+    assert_eq!(writes(), more);
+}
+
+async fn a_blob_that_is_pulled_while_it_is_swept_is_refilled(column: Column) {
+    let world = world(column, "").await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    let layer = &image.blobs[1].0;
+    pull(&world, "a", "1").await;
+    // A sweep has got as far as this.
+    let stored = world.cache.ledger.blob(&repository("a"), layer).await.unwrap().record.unwrap();
+    let state = BlobState::Removing { until: world.clock.now().plus(Duration::from_mins(1)) };
+    let value = BlobRecord { state, ..stored.value };
+    let version = world.cache.ledger.swap_blob(layer, Some(stored.version), &value).await.unwrap().unwrap();
+    world.delete_stored_blobs().await;
+    let path = format!("/v2/test.local/a/blobs/{layer}");
+    let pull = world.pull(&path);
+    let end = async {
+        // Long enough that the pull finds the removal under way, whichever is first: both end well.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let record = Versioned { value, version };
+        assert!(world.cache.ledger.remove(&Entry::Blob { digest: layer.clone(), record }).await.unwrap());
+    };
+    let (answer, ()) = tokio::join!(pull, end);
+    assert_eq!(answer.body.as_deref(), Ok(b"layer".as_slice()), "{:?}", answer.status);
+    world.settled().await;
+    assert!(world.stored_blobs().await.contains(&layer.to_string()));
+}
+
+async fn an_image_that_is_pulled_while_it_is_swept_pulls_whole(column: Column) {
+    let world = world(column, "keep = \"1d\"").await;
+    let image = world.upstream.image("a", "1", &[b"one", b"two", b"three"]);
+    for _ in 0..8 {
+        pull(&world, "a", "1").await;
+        world.clock.advance(3 * DAY);
+        let pull = async {
+            pull(&world, "a", image.digest.as_str()).await;
+            for (digest, bytes) in &image.blobs {
+                pull_blob(&world, "a", digest, bytes).await;
+            }
+        };
+        tokio::join!(pull, sweep(&world));
+    }
+    world.settled().await;
+    sweep(&world).await;
+    assert_stored(&world, [&image]).await;
+    let stored = world.cache.ledger.manifest(&repository("a"), &image.digest).await.unwrap();
+    assert!(stored.is_some(), "served from memory, it is stored again");
+}
+
+async fn a_dry_run_changes_nothing_and_says_what_a_run_frees(column: Column) {
+    let world = world(column, "keep = \"2d\"").await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    pull(&world, "a", "1").await;
+    world.clock.advance(3 * DAY);
+    let (before, gc) = (entries(&world).await, "/_stopover/gc");
+    let dry = world.post_from("127.0.0.1", gc, r#"{"dry_run": true}"#).await;
+    assert_eq!(dry.status, StatusCode::OK, "{dry:?}");
+    assert_eq!(entries(&world).await, before);
+    assert_stored(&world, [&image]).await;
+    let run = world.post_from("127.0.0.1", gc, r#"{"dry_run": false}"#).await;
+    assert_eq!(run.bytes(), dry.bytes());
+    let report: SweepReport = serde_json::from_slice(run.bytes()).unwrap();
+    assert_eq!(report.manifests, [format!("test.local/a@{}", image.digest)]);
+    assert!(report.freed_bytes > 0 && report.kept_bytes == 0);
+    assert_eq!((world.stored_blobs().await, entries(&world).await), (vec![], vec![]));
+}
+
+async fn purging_an_image_leaves_what_others_need(column: Column) {
+    let world = world(column, "pin = [\"*\"]").await;
+    let [amd64, arm64] = ["amd64", "arm64"].map(|tag| world.upstream.image("a", tag, &[b"shared", tag.as_bytes()]));
+    index(&world, "a", "1", &[&amd64, &arm64]);
+    let other = world.upstream.image("b", "1", &[b"shared", b"other"]);
+    for (name, reference) in
+        [("a", "1"), ("a", amd64.digest.as_str()), ("a", arm64.digest.as_str()), ("a", "arm64"), ("b", "1")]
+    {
+        pull(&world, name, reference).await;
+    }
+    let purge = async |image: &str| {
+        world.post_from("127.0.0.1", "/_stopover/purge", json!({ "image": image }).to_string()).await
+    };
+    assert_eq!(purge("test.local/a:1").await.status, StatusCode::OK);
+    assert_stored(&world, [&arm64, &other]).await;
+    world.upstream.kill();
+    // Pinned or in memory, it is gone; what has another tag or another repository is not.
+    assert_ne!(world.get("/v2/test.local/a/manifests/1").await.status, StatusCode::OK);
+    assert_ne!(world.get(&format!("/v2/test.local/a/manifests/{}", amd64.digest)).await.status, StatusCode::OK);
+    pull(&world, "a", "arm64").await;
+    for (digest, bytes) in &arm64.blobs {
+        pull_blob(&world, "a", digest, bytes).await;
+    }
+    assert_eq!(purge(&format!("test.local/a@{}", arm64.digest)).await.status, StatusCode::OK);
+    assert_stored(&world, [&other]).await;
+    for (digest, bytes) in &other.blobs {
+        pull_blob(&world, "b", digest, bytes).await;
+    }
+    assert_eq!(purge("test.local/A").await.status, StatusCode::BAD_REQUEST);
+    assert_eq!(purge("unknown.test/a").await.status, StatusCode::NOT_FOUND);
+}
+
+async fn bytes_that_no_record_knows_and_records_of_bytes_that_are_gone_are_repaired(column: Column) {
+    let world = world(column, "").await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    pull(&world, "a", "1").await;
+    let layer = &image.blobs[1].0;
+    // The bytes of one blob are gone, the fill of another died.
+    world.delete_stored_blobs().await;
+    let config = &image.blobs[0].0;
+    let record = world.cache.ledger.blob(&repository("a"), config).await.unwrap().record.unwrap();
+    let claimed = BlobRecord::new(BlobState::Claimed { owner: "the dead".into(), until: world.clock.now() });
+    world.cache.ledger.swap_blob(config, Some(record.version), &claimed).await.unwrap().unwrap();
+    assert_eq!(sweep(&world).await.repaired, 2);
+    for digest in [layer, config] {
+        let record = world.cache.ledger.blob(&repository("a"), digest).await.unwrap().record.unwrap();
+        assert_eq!(record.value.state, BlobState::Absent);
+    }
+    pull_blob(&world, "a", layer, b"layer").await;
+    // A record is lost: what nothing names goes with its bytes.
+    for entry in entries(&world).await {
+        assert!(world.cache.ledger.remove(&entry).await.unwrap());
+    }
+    world.clock.advance(2 * DAY);
+    assert_eq!(sweep(&world).await.blobs, 1);
+    assert_stored(&world, []).await;
+}
+
+async fn only_the_machine_itself_may_remove_anything(column: Column) {
+    let world = world(column, "").await;
+    for (path, body) in [("gc", r#"{"dry_run":false}"#), ("purge", r#"{"image":"test.local/a"}"#)] {
+        let path = format!("/_stopover/{path}");
+        assert_eq!(world.post_from("192.0.2.1", &path, body).await.status, StatusCode::FORBIDDEN);
+        assert_eq!(world.post(&path, body).await.status, StatusCode::FORBIDDEN);
+        assert_eq!(world.post_from("::1", &path, "{}").await.status, StatusCode::BAD_REQUEST);
+    }
+}
+
+/// Where writes can be made to fail and reads not.
+mod aws_only {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_use_that_cannot_be_noted_fails_no_pull() {
+        let world = world(Column::Aws, "fresh = \"30d\"").await;
+        let image = world.upstream.image("a", "1", &[b"layer"]);
+        pull(&world, "a", "1").await;
+        world.clock.advance(2 * DAY);
+        let endpoints = world.endpoints().unwrap();
+        for operation in ["PutItem", "UpdateItem"] {
+            endpoints.fail_next(Service::DynamoDb, operation, 1000);
+        }
+        pull(&world, "a", "1").await;
+        pull_blob(&world, "a", &image.blobs[1].0, b"layer").await;
+        endpoints.heal();
+        // A little later it is noted all the same.
+        world.clock.advance(HOUR);
+        pull(&world, "a", "1").await;
+        pull_blob(&world, "a", &image.blobs[1].0, b"layer").await;
+        let now = world.clock.now();
+        assert_eq!(uses(&world).await.iter().filter(|&&used| used == now).count(), 3);
+    }
+}
+
+/// A limit is for the machine that has a disk.
+mod embedded_only {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_store_is_kept_below_its_size_by_dropping_what_was_used_longest_ago() {
+        let world = world(Column::Embedded, "max_size = \"250kB\"\npin = [\"test.local/a:0\"]").await;
+        let layers: Vec<Vec<u8>> = (0..4_u8).map(|number| vec![number; 100_000]).collect();
+        let images: Vec<_> =
+            (0..4).map(|number| world.upstream.image("a", &number.to_string(), &[&layers[number]])).collect();
+        for number in 0..4 {
+            pull(&world, "a", &number.to_string()).await;
+            world.clock.advance(25 * HOUR);
+        }
+        pull(&world, "a", "1").await;
+        let report = sweep(&world).await;
+        assert!(report.kept_bytes <= 250_000 && report.kept_bytes > 200_000, "{report:?}");
+        let stored = world.stored_blobs().await;
+        let kept = |number: usize| stored.contains(&images[number].blobs[1].0.to_string());
+        // One is pinned, one was pulled again; the others were used before that.
+        assert_eq!([kept(0), kept(1), kept(2), kept(3)], [true, true, false, false]);
+        pull_blob(&world, "a", &images[2].blobs[1].0, &layers[2]).await;
+    }
+}
