@@ -25,7 +25,7 @@ const RETRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(250);
 /// How much the segment that is being read may be ahead of its reader, in chunks of some kilobytes. The others may be
 /// ahead by all their bytes, for which they hold a part of the memory.
-const CHUNKS_AHEAD: usize = 16;
+const CHUNKS_AHEAD: usize = 8;
 
 /// An in-order reader of the bytes from an offset to the end.
 pub(super) struct Source {
