@@ -37,6 +37,8 @@ pub(crate) struct Parts {
     part_bytes: usize,
     /// The part that is being collected.
     collected: BytesMut,
+    /// Memory of parts that have arrived, for those that follow: what is allocated anew for each is not all given back.
+    spare: Arc<Mutex<Vec<BytesMut>>>,
     next: i32,
     sent: Arc<Mutex<Sent>>,
     on_their_way: Vec<Shared<BoxFuture<'static, Result<(), StoreError>>>>,
@@ -93,6 +95,7 @@ impl Parts {
             id,
             part_bytes: usize::try_from(part_bytes(size)).unwrap_or(usize::MAX),
             collected: BytesMut::new(),
+            spare: Arc::default(),
             next,
             sent: Arc::new(Mutex::new(sent)),
             on_their_way: Vec::new(),
@@ -109,8 +112,10 @@ impl Parts {
         let (number, bytes) = (self.next, std::mem::take(&mut self.collected).freeze());
         self.next += 1;
         let (blobs, key, id, sent) = (self.blobs.clone(), key(&self.digest), self.id.clone(), Arc::clone(&self.sent));
+        let spare = Arc::clone(&self.spare);
         let task = tokio::spawn(async move {
-            let part = blobs.send_part(&key, &id, number, bytes).await?;
+            let part = blobs.send_part(&key, &id, number, bytes.clone()).await?;
+            spare.lock().unwrap_or_else(PoisonError::into_inner).extend(bytes.try_into_mut());
             sent.lock().unwrap_or_else(PoisonError::into_inner).insert(number, part);
             Ok(())
         });
@@ -135,7 +140,9 @@ impl Upload for Parts {
 
     async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError> {
         if self.collected.is_empty() {
-            self.collected.reserve(self.part_bytes);
+            let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            self.collected = spare.unwrap_or_else(|| BytesMut::with_capacity(self.part_bytes));
+            self.collected.clear();
         }
         self.collected.extend_from_slice(&bytes);
         if self.collected.len() >= self.part_bytes { self.send_part().await } else { Ok(()) }

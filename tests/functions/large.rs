@@ -35,6 +35,7 @@ async fn a_blob_that_takes_longer_than_an_invocation_is_copied_by_several_and_on
     let text = std::fs::read_to_string(configuration.path())?;
     std::fs::write(configuration.path(), format!("{text}\n{}", vast.table()))?;
     let filler = environment.start_with_timeout(FILLER, timeout).await?;
+    let idle = filler.peak_resident_bytes()?;
     let queue = endpoints.sqs().await;
     let job = serde_json::to_string(&vast.job())?;
     queue.send_message().queue_url(endpoints.queue_url()).message_body(job).send().await?;
@@ -52,11 +53,12 @@ async fn a_blob_that_takes_longer_than_an_invocation_is_copied_by_several_and_on
     ensure!(vast.sent() <= size + stops * PART, "{} bytes were sent of {size}, in {stops} stops", vast.sent());
     let peak = source.functions()[0].peak_resident_bytes()?;
     eprintln!(
-        "{} MiB in {} invocations: {} MiB were sent, peak resident memory {} MiB",
+        "{} MiB in {} invocations: {} MiB were sent, peak resident memory {} MiB ({} MiB before the first)",
         size / MIB,
         stops + 1,
         vast.sent() / MIB,
-        peak / MIB
+        peak / MIB,
+        idle / MIB
     );
     ensure!(peak <= 96 * MIB, "{} MiB were resident", peak / MIB);
     Ok(())
