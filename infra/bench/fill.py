@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """How fast one large blob is filled, beside `curl | sha256sum` of the same upstream: interleaved rounds, medians.
 
-The upstream is nginx with one blob as a file: as fast as it goes, without range requests, and with each connection limited.
+The upstream is nginx with one blob as a file: as fast as it goes, without range requests, and behind a relay that limits
+each connection.
 Writes its table into docs/benchmarks.md and fails where an acceptance ratio is missed. Needs curl and nginx (`make setup`)
 and a release build of stopover.
 """
 
 import argparse
+import asyncio
 import contextlib
 import json
 import os
@@ -15,6 +17,7 @@ import shutil
 import statistics
 import subprocess
 import tempfile
+import threading
 import time
 
 import bench
@@ -43,23 +46,10 @@ def upstream(directory, content, manifest, extra):
     for tag in ("latest", servers.digest(manifest)):
         (tags / tag).write_bytes(manifest)
     (root / "v2" / "index.html").write_text("{}")
-    user = "user root;" if os.geteuid() == 0 else ""
-    file = directory / "nginx.conf"
-    file.write_text(
+    return servers.nginx_with(
+        directory,
+        port,
         f"""
-{user}
-worker_processes 2;
-daemon off;
-pid {directory}/pid;
-events {{ worker_connections 1024; }}
-http {{
-  access_log off;
-  sendfile on;
-  client_body_temp_path {directory}/body;
-  proxy_temp_path {directory}/proxy;
-  fastcgi_temp_path {directory}/fastcgi;
-  uwsgi_temp_path {directory}/uwsgi;
-  scgi_temp_path {directory}/scgi;
   server {{
     listen 127.0.0.1:{port};
     root {root};
@@ -70,10 +60,45 @@ http {{
     }}
     location ~ /blobs/ {{ {extra} }}
   }}
-}}
-"""
+""",
     )
-    return servers.Server("nginx", ["nginx", "-e", str(directory / "error.log"), "-c", str(file)], port, directory)
+
+
+class Relay:
+    """Passes connections on to a port, each with so many bytes a second, whatever requests share it."""
+
+    def __init__(self, target, rate):
+        self.target, self.rate, self.port = target, rate, servers.free_port()
+        self.loop = asyncio.new_event_loop()
+        started = threading.Event()
+        threading.Thread(target=self._run, args=(started,), daemon=True).start()
+        started.wait()
+
+    def _run(self, started):
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_until_complete(asyncio.start_server(self._connection, "127.0.0.1", self.port))
+        started.set()
+        self.loop.run_forever()
+
+    async def _connection(self, reader, writer):
+        answers, requests = await asyncio.open_connection("127.0.0.1", self.target)
+
+        async def pump(source, sink, rate):
+            with contextlib.suppress(OSError):
+                # What was not used while the connection was idle is lost.
+                due = self.loop.time()
+                while chunk := await source.read(65536):
+                    sink.write(chunk)
+                    await sink.drain()
+                    if rate:
+                        due = max(due, self.loop.time()) + len(chunk) / rate
+                        await asyncio.sleep(due - self.loop.time())
+            sink.close()
+
+        await asyncio.gather(pump(reader, requests, None), pump(answers, writer, self.rate))
+
+    def stop(self):
+        self.loop.call_soon_threadsafe(self.loop.stop)
 
 
 def curl(port, digest):
@@ -122,11 +147,11 @@ def main():
     with contextlib.ExitStack() as stack:
         directory = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stopover-bench-")))
         cases = [
-            ("as fast as it goes", options.mebibytes, ""),
-            ("without range requests", options.mebibytes, "max_ranges 0;"),
-            ("10 MiB/s for each connection", options.mebibytes // 4, f"limit_rate {LIMIT};"),
+            ("as fast as it goes", options.mebibytes, "", None),
+            ("without range requests", options.mebibytes, "max_ranges 0;", None),
+            ("10 MiB/s for each connection", options.mebibytes // 4, "", LIMIT),
         ]
-        for number, (case, mebibytes, extra) in enumerate(cases):
+        for number, (case, mebibytes, extra, limit) in enumerate(cases):
             content = directory / f"blob-{number}"
             content.write_bytes(os.urandom(MIB) * mebibytes)
             digest = "sha256:" + subprocess.run(["sha256sum", content], check=True, capture_output=True, text=True).stdout.split()[0]
@@ -144,6 +169,9 @@ def main():
             blobs = {digest: content, servers.digest(b"{}"): config}
             server = upstream(directory / f"upstream-{number}", blobs, manifest, extra)
             stack.callback(server.stop)
+            if limit:
+                server = Relay(server.port, limit)
+                stack.callback(server.stop)
             ratios, speeds = [], []
             for turn in range(options.rounds):
                 # By turns, so that neither always runs after the other.

@@ -175,10 +175,8 @@ def docker_registry(name, directory, proxy_of=None):
     return Server(name, ["docker-registry", "serve", str(file)], port, directory)
 
 
-def nginx(directory, upstream):
-    """nginx as a caching proxy tuned for this job: the honest ceiling."""
-    port = free_port()
-    directory.mkdir()
+def nginx_with(directory, port, http):
+    """nginx with these settings of its own in the block `http`."""
     file = directory / "nginx.conf"
     user = "user root;" if os.geteuid() == 0 else ""
     file.write_text(
@@ -199,6 +197,21 @@ http {{
   fastcgi_temp_path {directory}/fastcgi;
   uwsgi_temp_path {directory}/uwsgi;
   scgi_temp_path {directory}/scgi;
+{http}
+}}
+"""
+    )
+    return Server("nginx", ["nginx", "-e", str(directory / "error.log"), "-c", str(file)], port, directory)
+
+
+def nginx(directory, upstream):
+    """nginx as a caching proxy tuned for this job: the honest ceiling."""
+    port = free_port()
+    directory.mkdir()
+    return nginx_with(
+        directory,
+        port,
+        f"""
   proxy_cache_path {directory}/cache keys_zone=cache:10m inactive=1d use_temp_path=off;
   upstream registry {{ server 127.0.0.1:{upstream}; keepalive 16; }}
   server {{
@@ -212,10 +225,8 @@ http {{
       proxy_cache_lock on;
     }}
   }}
-}}
-"""
+""",
     )
-    return Server("nginx", ["nginx", "-e", str(directory / "error.log"), "-c", str(file)], port, directory)
 
 
 def stopover(binary, directory, upstream):
