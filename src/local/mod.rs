@@ -12,6 +12,7 @@ mod images;
 mod ledger;
 mod order;
 mod queue;
+mod store;
 
 use std::fs::{self, File, TryLockError};
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The contract of the storage ports: every clause of the doc comments in `src/ports.rs`, on every adapter.
+//! The contract of the storage ports: every clause of the doc comments in `src/ports`, on every adapter.
 //!
 //! What only those of AWS promise is in [`on_s3`], [`on_dynamo`], [`on_sqs`] and [`outages`].
 

@@ -1,0 +1,254 @@
+//! Versioned items in one redb file.
+//!
+//! One table maps a key to a value behind its version. Reads are snapshots and take microseconds. Writes go to one thread,
+//! which puts all that wait into one commit: an fsync takes milliseconds however much it covers.
+
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock, mpsc};
+use std::thread::{self, JoinHandle};
+
+use anyhow::Context as _;
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::oneshot;
+
+use crate::ports::{StoreError, Versioned};
+
+const ITEMS: TableDefinition<&str, &[u8]> = TableDefinition::new("items");
+const VERSION_BYTES: usize = 8;
+/// Pages kept in memory; the operating system keeps the rest.
+const MEMORY_BYTES: usize = 8 * 1024 * 1024;
+/// How many writes one commit takes at the most.
+const GROUP: usize = 256;
+
+/// How many items one step of a scan reads.
+const SCAN: usize = 1000;
+
+/// The items.
+pub(super) struct Store {
+    file: Arc<DatabaseFile>,
+    /// `Some` until the store is dropped.
+    writer: Option<(mpsc::Sender<Write>, JoinHandle<()>)>,
+}
+
+/// The database file. After an I/O error (a full disk) redb wants it closed and opened again.
+struct DatabaseFile {
+    path: PathBuf,
+    database: RwLock<Option<Database>>,
+}
+
+impl DatabaseFile {
+    fn open(path: &Path) -> Result<Database, redb::Error> {
+        let database = Database::builder().set_cache_size(MEMORY_BYTES).create(path)?;
+        let begin = database.begin_write()?;
+        begin.open_table(ITEMS)?;
+        begin.commit()?;
+        Ok(database)
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, StoreError> {
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        work(database.as_ref().ok_or_else(|| failed("it could not be opened again"))?).map_err(failed)
+    }
+
+    fn reopen(&self) {
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        // The old one goes first: it holds the lock of the file.
+        drop(database.take());
+        match Self::open(&self.path) {
+            Ok(opened) => *database = Some(opened),
+            Err(error) => tracing::error!(%error, "the ledger could not be opened again"),
+        }
+    }
+}
+
+impl Drop for Store {
+    /// Waits until the file is closed, so that the next one can open it.
+    fn drop(&mut self) {
+        if let Some((sender, thread)) = self.writer.take() {
+            drop(sender);
+            let _ = thread.join();
+        }
+    }
+}
+
+/// One acknowledged write: all of its changes or none, if the item of `expected` still has that version.
+struct Write {
+    expected: Option<(String, Option<u64>)>,
+    changes: Vec<Change>,
+    done: oneshot::Sender<Result<bool, StoreError>>,
+}
+
+pub(super) enum Change {
+    Put(String, Vec<u8>),
+    Remove(String),
+}
+
+pub(super) fn failed(error: impl std::fmt::Display) -> StoreError {
+    StoreError::Unavailable(format!("ledger: {error}"))
+}
+
+pub(super) fn corrupt(error: impl std::fmt::Display) -> StoreError {
+    StoreError::Corrupt(format!("ledger: {error}"))
+}
+
+impl Store {
+    /// Opens or creates the store. Another process that has it open makes this fail.
+    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
+        let database = RwLock::new(Some(DatabaseFile::open(path)?));
+        let file = Arc::new(DatabaseFile { path: path.to_owned(), database });
+        let (sender, queued) = mpsc::channel();
+        let target = Arc::clone(&file);
+        let thread = thread::Builder::new()
+            .name("ledger".into())
+            .spawn(move || commit_in_groups(&target, &queued))
+            .context("cannot start the ledger's thread")?;
+        Ok(Self { file, writer: Some((sender, thread)) })
+    }
+
+    /// One item, decoded from its version and its value.
+    pub(super) fn read<T>(
+        &self,
+        key: &str,
+        decode: impl FnOnce(u64, &[u8]) -> Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        let item = self.file.with(|database| {
+            let table = database.begin_read()?.open_table(ITEMS)?;
+            Ok(table.get(key)?.map(|item| item.value().to_vec()))
+        })?;
+        let Some(item) = item else { return Ok(None) };
+        let (version, value) = split(&item)?;
+        decode(version, value).map(Some)
+    }
+
+    /// One item whose value is JSON.
+    pub(super) fn read_json<T: DeserializeOwned>(&self, key: &str) -> Result<Option<Versioned<T>>, StoreError> {
+        self.read(key, |version, value| {
+            Ok(Versioned { value: serde_json::from_slice(value).map_err(corrupt)?, version })
+        })
+    }
+
+    /// All items below a prefix whose values are JSON.
+    pub(super) fn scan<T: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<(String, Versioned<T>)>, StoreError> {
+        let items = self.file.with(|database| {
+            let table = database.begin_read()?.open_table(ITEMS)?;
+            let mut items = Vec::new();
+            for entry in table.range(prefix..)? {
+                let (key, item) = entry?;
+                if !key.value().starts_with(prefix) {
+                    break;
+                }
+                items.push((key.value().to_owned(), item.value().to_vec()));
+            }
+            Ok(items)
+        })?;
+        let decode = |(key, item): (String, Vec<u8>)| {
+            let (version, value) = split(&item)?;
+            let value = serde_json::from_slice(value).map_err(corrupt)?;
+            Ok((key, Versioned { value, version }))
+        };
+        items.into_iter().map(decode).collect()
+    }
+
+    /// Durable once it returns.
+    pub(super) async fn write(
+        &self,
+        expected: Option<(String, Option<u64>)>,
+        changes: Vec<Change>,
+    ) -> Result<bool, StoreError> {
+        let (done, outcome) = oneshot::channel();
+        let write = Write { expected, changes, done };
+        let (sender, _) = self.writer.as_ref().ok_or_else(|| failed("it is closed"))?;
+        sender.send(write).map_err(failed)?;
+        outcome.await.map_err(failed)?
+    }
+
+    /// Writes an item if it still has the version `expected`, and returns its new one.
+    pub(super) async fn swap<T: Serialize>(
+        &self,
+        key: String,
+        expected: Option<u64>,
+        value: &T,
+    ) -> Result<Option<u64>, StoreError> {
+        let version = expected.unwrap_or(0) + 1;
+        let item = join(version, &serde_json::to_vec(value).map_err(corrupt)?);
+        let written = self.write(Some((key.clone(), expected)), vec![Change::Put(key, item)]).await?;
+        Ok(written.then_some(version))
+    }
+
+    /// Up to [`SCAN`] items after a key.
+    pub(super) fn scan_after(&self, key: &str) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        self.file.with(|database| {
+            let table = database.begin_read()?.open_table(ITEMS)?;
+            let after = (Bound::Excluded(key), Bound::Unbounded);
+            let items = table.range::<&str>(after)?.take(SCAN);
+            items
+                .map(|item| item.map(|(key, item)| (key.value().to_owned(), item.value().to_vec())))
+                .collect::<Result<_, _>>()
+                .map_err(Into::into)
+        })
+    }
+}
+
+/// A value behind its version.
+pub(super) fn join(version: u64, value: &[u8]) -> Vec<u8> {
+    [&version.to_le_bytes(), value].concat()
+}
+
+pub(super) fn split(item: &[u8]) -> Result<(u64, &[u8]), StoreError> {
+    let (version, value) =
+        item.split_first_chunk::<VERSION_BYTES>().ok_or_else(|| corrupt("an item without version"))?;
+    Ok((u64::from_le_bytes(*version), value))
+}
+
+/// The writer thread. Ends when the ledger is dropped.
+fn commit_in_groups(file: &DatabaseFile, writes: &mpsc::Receiver<Write>) {
+    while let Ok(first) = writes.recv() {
+        let group: Vec<Write> = std::iter::once(first).chain(writes.try_iter().take(GROUP - 1)).collect();
+        match file.with(|database| commit(database, &group)) {
+            Ok(outcomes) => {
+                for (write, outcome) in group.into_iter().zip(outcomes) {
+                    let _ = write.done.send(Ok(outcome));
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "the ledger could not be written");
+                file.reopen();
+                for write in group {
+                    let _ = write.done.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+}
+
+fn commit(database: &Database, group: &[Write]) -> Result<Vec<bool>, redb::Error> {
+    let transaction = database.begin_write()?;
+    let mut outcomes = Vec::with_capacity(group.len());
+    {
+        let mut items = transaction.open_table(ITEMS)?;
+        for write in group {
+            let expected = match &write.expected {
+                None => true,
+                Some((key, expected)) => {
+                    let current =
+                        items.get(key.as_str())?.map(|item| split(item.value()).map_or(0, |(version, _)| version));
+                    current == *expected
+                }
+            };
+            if expected {
+                for change in &write.changes {
+                    match change {
+                        Change::Put(key, item) => items.insert(key.as_str(), item.as_slice())?,
+                        Change::Remove(key) => items.remove(key.as_str())?,
+                    };
+                }
+            }
+            outcomes.push(expected);
+        }
+    }
+    transaction.commit()?;
+    Ok(outcomes)
+}

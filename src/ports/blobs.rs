@@ -1,0 +1,100 @@
+use std::collections::HashSet;
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use tokio::sync::watch;
+
+use super::{Progress, StoreError};
+use crate::oci::Digest;
+use crate::time::Timestamp;
+
+/// Immutable content, addressed by its digest and stored once whatever the repository.
+///
+/// Storage never interprets the bytes. That they match their digest is decided by the core, which publishes no others.
+#[async_trait]
+pub trait Blobs: Send + Sync {
+    /// The length in bytes of a stored blob, from the storage itself. `None`: not stored.
+    async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError>;
+
+    /// Where a client gets the bytes of a blob that the ledger says is stored. Needs no network. `None`: the adapter can
+    /// tell without asking that it is not there.
+    async fn locate(&self, digest: &Digest) -> Result<Option<Location>, StoreError>;
+
+    /// Begins to store a blob of `size` bytes. `progress` receives [`Progress::Growing`] where the adapter lets readers
+    /// follow.
+    async fn begin(
+        &self,
+        digest: &Digest,
+        size: u64,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<Box<dyn Upload>, StoreError>;
+
+    /// Goes on with an upload of which a checkpoint was taken at `offset`, with these words. Whatever was written after
+    /// that is forgotten. `None`: they do not fit together, or the upload is gone.
+    async fn resume(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        upload: &str,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<Option<Box<dyn Upload>>, StoreError>;
+
+    /// Throws away the uploads that none of these checkpoints speaks of and nobody has written to for `idle`. Returns how
+    /// many they were.
+    async fn abandon(&self, known: &HashSet<String>, idle: Duration) -> Result<usize, StoreError>;
+
+    /// Every stored blob once, in no order. One that is stored or removed meanwhile may be among them or not.
+    fn list(&self) -> BoxStream<'_, Result<StoredBlob, StoreError>>;
+
+    /// Deletes the bytes of a blob. Whoever reads them already may read on; removing what is not there is a no-op.
+    async fn remove(&self, digest: &Digest) -> Result<(), StoreError>;
+}
+
+/// A blob on its way into storage. It becomes visible whole, by [`Self::publish`], or not at all; storing a blob twice
+/// is a no-op. Memory stays bounded whatever the size.
+///
+/// Dropping it leaves what was written, as a crash does: a checkpoint can be gone on from, the rest is abandoned later.
+#[async_trait]
+pub trait Upload: Send {
+    /// Where a checkpoint may lie: at multiples of so many bytes.
+    fn unit(&self) -> u64;
+
+    /// Takes the next bytes, which do not cross a multiple of the unit.
+    async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError>;
+
+    /// Once this is ready, the bytes up to the last multiple of the unit survive a crash. Returns what
+    /// [`Blobs::resume`] needs to go on there. Writing may go on meanwhile.
+    fn checkpoint(&mut self) -> BoxFuture<'static, Result<String, StoreError>>;
+
+    /// Makes the blob visible. All of its bytes have been written, and they are the right ones.
+    async fn publish(&mut self) -> Result<(), StoreError>;
+
+    /// Throws away what was written.
+    async fn discard(self: Box<Self>);
+}
+
+/// Bytes that are stored, as the storage itself tells.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoredBlob {
+    /// Their address.
+    pub digest: Digest,
+    /// How many.
+    pub size: u64,
+    /// Since when, by the storage's own clock.
+    pub modified: Timestamp,
+}
+
+/// Where the bytes of a stored blob are.
+#[derive(Debug)]
+pub enum Location {
+    /// At a URL that needs no credentials, for some minutes (S3).
+    Url(String),
+    /// In a file of this machine, of this many bytes.
+    File(Arc<File>, u64),
+}

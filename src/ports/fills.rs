@@ -1,0 +1,119 @@
+use std::fs::File;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::StoreError;
+use crate::fill::FillError;
+use crate::oci::{Digest, Platforms, Reference, Repository};
+
+/// One blob to copy from upstream into storage.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Job {
+    /// The repository whose permission and credentials fetch it.
+    pub repository: Repository,
+    /// The blob.
+    pub digest: Digest,
+    /// Its length in bytes, as the manifest says.
+    pub size: u64,
+    /// Who waits for it.
+    #[serde(default)]
+    pub priority: Priority,
+}
+
+/// One image to store whole, nobody waiting for it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ImageJob {
+    /// Where it is.
+    pub repository: Repository,
+    /// Which it is there.
+    pub reference: Reference,
+    /// Which of its children, where it is an index.
+    pub platforms: Platforms,
+    /// Of its manifests and blobs. [`Priority::Refresh`] has upstream asked what a tag is, however fresh its record.
+    pub priority: Priority,
+}
+
+/// What a queue carries from one process to another.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Work {
+    /// Run by [`fill::run`](crate::fill::run).
+    Blob(Job),
+    /// Run by [`prefetch::run`](crate::prefetch::run).
+    Image(ImageJob),
+}
+
+/// What is filled first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Priority {
+    /// A client has pulled what names it.
+    #[default]
+    Interactive,
+    /// Somebody will pull it soon.
+    Prefetch,
+    /// It keeps up to date what was stored before, under a tag that may have moved.
+    Refresh,
+}
+
+/// A fill that was requested and has not ended well, as whoever runs fills knows it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Requested {
+    /// What was requested.
+    pub job: Job,
+    /// How many bytes have arrived, where the fill runs in this process; 0 elsewhere.
+    pub written: u64,
+    /// That it is not tried again unless somebody asks, and why if the adapter knows.
+    pub given_up: Option<GivenUp>,
+}
+
+/// A fill that is not tried again unless somebody asks.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GivenUp {
+    /// Why, for people. `None`: the record of the blob says so.
+    pub reason: Option<String>,
+}
+
+/// The asynchronous side: whatever is requested here is filled later, elsewhere.
+#[async_trait]
+pub trait Fills: Send + Sync {
+    /// Requests fills. Durable once it returns: a job is run at least once, and again after a failure that may pass.
+    /// Requesting a blob twice costs little and does no harm.
+    async fn request(&self, jobs: &[Job]) -> Result<(), StoreError>;
+
+    /// Requests images, as durably. They lead to requests for fills.
+    async fn request_images(&self, images: &[ImageJob]) -> Result<(), StoreError>;
+
+    /// Requests a fill that a client waits for, and watches it. `None`: fills run in another process, and the ledger
+    /// is where their outcome shows.
+    async fn request_now(&self, job: &Job) -> Result<Option<watch::Receiver<Progress>>, StoreError>;
+
+    /// What was given up, and what is still to be filled as far as the adapter can tell (SQS cannot).
+    async fn list(&self) -> Result<Vec<Requested>, StoreError>;
+
+    /// Requests again what was given up, and says how many fills those were.
+    async fn retry(&self) -> Result<usize, StoreError>;
+}
+
+/// How far a fill has come.
+#[derive(Clone, Debug)]
+pub enum Progress {
+    /// Not begun, or no byte has arrived yet.
+    Waiting,
+    /// `written` bytes of `file` can be read, in order, unverified as long as the fill is not finished.
+    Growing {
+        /// The unpublished file.
+        file: Arc<File>,
+        /// How many bytes of it are there.
+        written: u64,
+        /// How many there will be.
+        size: u64,
+    },
+    /// Published.
+    Stored,
+    /// Given up, or to be tried again later.
+    Failed(FillError),
+}

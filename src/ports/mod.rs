@@ -1,0 +1,120 @@
+//! What the core asks of storage. The doc comments are the contract; `tests/ports` checks each clause on every adapter.
+//!
+//! Absent, refused and unavailable are three different answers: `Ok(None)` (or `Ok(false)`) says that something is not
+//! there; `Err` says that it could not be found out, and is never taken for absence.
+
+mod blobs;
+mod fills;
+mod records;
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+
+pub use blobs::{Blobs, Location, StoredBlob, Upload};
+pub use fills::{Fills, GivenUp, ImageJob, Job, Priority, Progress, Requested, Work};
+pub use records::{
+    BlobRecord, BlobState, BlobView, Checkpoint, Entry, GaugeKey, Lease, Member, Observed, Previous, StoredManifest,
+    TagRecord, Versioned,
+};
+
+use crate::gauge::Gauge;
+use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
+use crate::time::Timestamp;
+
+/// Storage did not do what it was asked. Nothing may be concluded about what it holds.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// It could not be reached, was throttled, or failed: asking again later may help.
+    #[error("storage is unavailable: {0}")]
+    Unavailable(String),
+    /// It said no: permissions, a read-only or full disk. Only the operator can help.
+    #[error("storage refused: {0}")]
+    Refused(String),
+    /// It answered with something that this version did not write.
+    #[error("storage holds a record that cannot be read: {0}")]
+    Corrupt(String),
+}
+
+/// Where tag records, manifests, memberships and claims live. Whatever a write acknowledged survives a crash.
+///
+/// Rules (who may claim, what is fresh) are functions of the core; the ledger only promises that a conditional write
+/// happens atomically or not at all. A read sees every write that was acknowledged before it, except
+/// [`Self::manifest`] and the membership of [`Self::blob`], which may lag by a second on `DynamoDB`.
+#[async_trait]
+pub trait Ledger: Send + Sync {
+    /// The record of a tag, or of a digest.
+    async fn reference(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<Option<Versioned<TagRecord>>, StoreError>;
+
+    /// Writes the record of a reference if the item still has the version `expected` (`None`: does not exist), and
+    /// returns its new version. `None`: it has not, and nothing was written.
+    async fn swap_reference(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        expected: Option<u64>,
+        record: &TagRecord,
+    ) -> Result<Option<u64>, StoreError>;
+
+    /// Until when upstream is believed not to have this repository, as it was put last.
+    async fn absent_until(&self, repository: &Repository) -> Result<Option<Timestamp>, StoreError>;
+
+    /// Stores until when upstream is believed not to have this repository.
+    async fn put_absent(&self, repository: &Repository, until: Timestamp) -> Result<(), StoreError>;
+
+    /// A manifest stored for this repository, byte for byte as it was put.
+    async fn manifest(&self, repository: &Repository, digest: &Digest) -> Result<Option<Manifest>, StoreError>;
+
+    /// Stores a manifest for this repository and the membership of the blobs it refers to, all of them used `now`. Once
+    /// the manifest can be read, every membership can be. Doing it twice changes only when they were used.
+    async fn put_manifest(
+        &self,
+        repository: &Repository,
+        manifest: &Manifest,
+        members: &[Descriptor],
+        now: Timestamp,
+    ) -> Result<(), StoreError>;
+
+    /// Writes that a manifest was used `now`, unless it was already used at `since` or later, and returns when it was last
+    /// used by then. `None`: there is no such manifest, and nothing was written.
+    async fn touch_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        since: Timestamp,
+        now: Timestamp,
+    ) -> Result<Option<Timestamp>, StoreError>;
+
+    /// A blob as this repository sees it, in one round trip. The record is read consistently.
+    async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobView, StoreError>;
+
+    /// Stores that a blob belongs to this repository.
+    async fn put_membership(&self, repository: &Repository, digest: &Digest, member: Member) -> Result<(), StoreError>;
+
+    /// Writes the record of a blob if the item still has the version `expected` (`None`: does not exist), and returns its
+    /// new version. `None`: it has not, and nothing was written.
+    async fn swap_blob(
+        &self,
+        digest: &Digest,
+        expected: Option<u64>,
+        record: &BlobRecord,
+    ) -> Result<Option<u64>, StoreError>;
+
+    /// Every item that an [`Entry`] can be, once, in no order. One that is written meanwhile may be as it was or as it is.
+    fn entries(&self) -> BoxStream<'_, Result<Entry, StoreError>>;
+
+    /// Removes the item of an entry if it is still what the entry says it was: a record of this version, or a manifest
+    /// or membership used then. `false`: it is not, and nothing was removed.
+    async fn remove(&self, entry: &Entry) -> Result<bool, StoreError>;
+
+    /// What an upstream last said of our quota and of itself.
+    async fn gauge(&self, key: &GaugeKey) -> Result<Option<Versioned<Gauge>>, StoreError>;
+
+    /// Writes a gauge if the item still has the version `expected` (`None`: does not exist), and returns its new version.
+    /// `None`: it has not, and nothing was written.
+    async fn swap_gauge(&self, key: &GaugeKey, expected: Option<u64>, gauge: &Gauge)
+    -> Result<Option<u64>, StoreError>;
+}
