@@ -25,6 +25,9 @@ const PART_BYTES: u64 = 8 * 1024 * 1024;
 /// How many parts S3 allows in one object.
 const MAX_PARTS: u64 = 10_000;
 
+/// How large an object may be, in bytes; parts are as large as that takes.
+const MAX_OBJECT_BYTES: u64 = 5 * 1024 * 1024 * 1024 * 1024;
+
 /// How many parts are in memory, being collected or on their way.
 const PARTS_AT_ONCE: usize = 3;
 
@@ -58,6 +61,9 @@ struct Resume {
 
 impl Parts {
     pub(crate) async fn begin(blobs: &S3Blobs, digest: &Digest, size: u64) -> Result<Self, StoreError> {
+        if size > MAX_OBJECT_BYTES {
+            return Err(StoreError::Refused(format!("a blob of {size} bytes is more than an object may have")));
+        }
         let create = blobs.client.create_multipart_upload().bucket(&blobs.bucket).key(key(digest));
         let create = create.content_type(CONTENT_TYPE).checksum_algorithm(ChecksumAlgorithm::Sha256);
         let created = create.send().await.map_err(|error| store_error("CreateMultipartUpload", &error))?;

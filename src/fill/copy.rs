@@ -41,6 +41,7 @@ pub(super) async fn copy(
     }
     let (mut writer, checkpoint) = match Writer::open(cache, job, checkpoint.clone(), progress).await {
         Ok(opened) => opened,
+        Err(error @ StoreError::Refused(_)) => return failed(error.into()),
         Err(error) => return Copied { checkpoint, ..failed(error.into()) },
     };
     let begun = writer.boundary.0;
@@ -99,6 +100,7 @@ impl Copying<'_> {
         };
         // When to give up what is still on its way, once it is to stop.
         let mut ends_at = None;
+        let mut claimed_until = self.lease.clock.now().plus(CLAIM);
         let mut renew_at = self.lease.clock.now().plus(CLAIM / 3);
         let mut checkpoint_at = self.writer.written + CHECKPOINT_BYTES;
         let mut saving: Option<BoxFuture<'_, Result<Option<Checkpoint>, FillError>>> = None;
@@ -106,7 +108,7 @@ impl Copying<'_> {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             if saving.is_none() && (self.writer.written >= checkpoint_at || self.lease.clock.now() >= renew_at) {
-                renew_at = self.lease.clock.now().plus(CLAIM / 3);
+                renew_at = self.lease.clock.now().plus(CLAIM / 6);
                 checkpoint_at = self.writer.written + CHECKPOINT_BYTES;
                 let (lease, checkpoint) = (self.lease.clone(), self.writer.checkpoint());
                 let saved = async move {
@@ -130,7 +132,17 @@ impl Copying<'_> {
                 () = tokio::time::sleep_until(ends_at.unwrap_or_else(Instant::now)), if ends_at.is_some() => return Ok(false),
                 saved = saved => {
                     saving = None;
-                    self.saved = saved?;
+                    match saved {
+                        Ok(saved) => (self.saved, claimed_until) = (saved, self.lease.clock.now().plus(CLAIM)),
+                        // As long as the claim lasts there is time to try that again.
+                        Err(FillError::Store(error @ StoreError::Unavailable(_)))
+                            if self.lease.clock.now() < claimed_until =>
+                        {
+                            tracing::warn!(blob.digest = %job.digest, %error, "a checkpoint could not be written");
+                            continue;
+                        }
+                        Err(error) => return Err(error),
+                    }
                     let offset = self.saved.as_ref().map_or(0, |saved| saved.offset);
                     tracing::info!(blob.digest = %job.digest, offset_bytes = offset, size_bytes = job.size, "checkpoint written");
                 }

@@ -191,15 +191,17 @@ struct Lease {
 impl Lease {
     /// Holds the claim for another while and writes down how far the fill has come, in one write.
     async fn renew(&self, checkpoint: Option<Checkpoint>) -> Result<(), FillError> {
-        let record = self.ledger.blob(&self.job.repository, &self.job.digest).await?.record;
-        let Some(Versioned { value, version }) = record.filter(|record| self.owns(record)) else {
-            return Err(FillError::ClaimLost);
-        };
-        let state = BlobState::Claimed { owner: self.owner.clone(), until: self.clock.now().plus(CLAIM) };
-        let renewed = BlobRecord { state, checkpoint, ..value };
-        match self.ledger.swap_blob(&self.job.digest, Some(version), &renewed).await? {
-            Some(_) => Ok(()),
-            None => Err(FillError::ClaimLost),
+        loop {
+            let record = self.ledger.blob(&self.job.repository, &self.job.digest).await?.record;
+            let Some(Versioned { value, version }) = record.filter(|record| self.owns(record)) else {
+                return Err(FillError::ClaimLost);
+            };
+            let state = BlobState::Claimed { owner: self.owner.clone(), until: self.clock.now().plus(CLAIM) };
+            let renewed = BlobRecord { state, checkpoint: checkpoint.clone(), ..value };
+            // What came between may be a write of our own that was given up while it was on its way: only the owner tells.
+            if self.ledger.swap_blob(&self.job.digest, Some(version), &renewed).await?.is_some() {
+                return Ok(());
+            }
         }
     }
 

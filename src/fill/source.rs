@@ -5,15 +5,15 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::StreamExt as _;
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt as _, stream};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::FillError;
 use crate::Cache;
 use crate::ports::Job;
-use crate::upstream::{BlobPlace, OpenBlob, UpstreamError};
+use crate::upstream::{BlobBody, BlobPlace, OpenBlob, UpstreamError};
 
 /// The bytes one request asks for, where upstream can send parts.
 pub(crate) const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
@@ -26,6 +26,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// How much the segment that is being read may be ahead of its reader, in chunks of some kilobytes. The others may be
 /// ahead by all their bytes, for which they hold a part of the memory.
 const CHUNKS_AHEAD: usize = 8;
+/// The least that is held in one piece ahead of its reader.
+const PIECE_BYTES: usize = 64 * 1024;
 
 /// An in-order reader of the bytes from an offset to the end.
 pub(super) struct Source {
@@ -143,6 +145,8 @@ impl Upstream {
             let before = at;
             match self.try_to_read(&mut at, end, opened.take(), sender).await {
                 Ok(()) => return,
+                // All bytes are here; how the connection ended after them says nothing.
+                Err(FillError::Upstream(_)) if at == end => return,
                 Err(error) => {
                     failures = if at > before { 0 } else { failures + 1 };
                     let may_pass = matches!(
@@ -173,7 +177,9 @@ impl Upstream {
         };
         // The whole blob, because upstream cannot send parts: what is known of it is read once more and thrown away.
         let mut skip = if opened.partial { 0 } else { *at };
-        let mut body = opened.body;
+        // However small the pieces are that upstream sends: what is ahead of its reader is held in few large ones.
+        let least = if matches!(sender, Sender::All(_)) { PIECE_BYTES } else { 1 };
+        let mut body = pieces(opened.body, least);
         while let Some(chunk) = body.next().await {
             let mut chunk = chunk?;
             let skipped = chunk.len().min(usize::try_from(skip).unwrap_or(usize::MAX));
@@ -239,6 +245,35 @@ impl Upstream {
     fn mismatch(&self, what: &str) -> FillError {
         FillError::Mismatch(format!("{what} {} bytes of {}", self.job.size, self.job.digest))
     }
+}
+
+/// The same bytes in pieces of at least so many, except where they end.
+fn pieces(body: BlobBody, least: usize) -> BlobBody {
+    let state = Some((body, BytesMut::new()));
+    Box::pin(stream::unfold(state, move |state| async move {
+        let (mut body, mut collected) = state?;
+        loop {
+            match body.next().await {
+                Some(Ok(chunk)) if collected.is_empty() && chunk.len() >= least => {
+                    return Some((Ok(chunk), Some((body, collected))));
+                }
+                Some(Ok(chunk)) => {
+                    collected.extend_from_slice(&chunk);
+                    if collected.len() >= least {
+                        return Some((Ok(collected.split().freeze()), Some((body, collected))));
+                    }
+                }
+                // What has arrived first, then how it ended.
+                Some(Err(error)) if collected.is_empty() => return Some((Err(error), None)),
+                Some(Err(error)) => {
+                    let ended: BlobBody = Box::pin(stream::once(std::future::ready(Err(error))));
+                    return Some((Ok(collected.split().freeze()), Some((ended, collected))));
+                }
+                None if collected.is_empty() => return None,
+                None => return Some((Ok(collected.freeze()), None)),
+            }
+        }
+    }))
 }
 
 impl Sender {

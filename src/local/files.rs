@@ -22,6 +22,8 @@ use crate::time::Timestamp;
 
 /// How much is handed to the file system at once: the blocking pool is visited a few times a megabyte, not a hundred.
 const WRITE_BYTES: u64 = 512 * 1024;
+/// And so many pieces, however small they are.
+const WRITE_PIECES: usize = 1024;
 /// Where checkpoints may lie: a stop costs no more than this.
 const UNIT_BYTES: u64 = 1024 * 1024;
 /// Free space that fills leave alone, so that the ledger can always be written: this much, or a hundredth of a small disk.
@@ -155,8 +157,12 @@ impl Blobs for Files {
         if !ours || !offset.is_multiple_of(UNIT_BYTES) {
             return Ok(None);
         }
-        self.check_space(size.saturating_sub(offset))?;
         let path = self.unpublished.join(upload);
+        if let Err(error) = self.check_space(size.saturating_sub(offset)) {
+            // A full disk is not kept full.
+            blocking(move || absent(fs::remove_file(path))).await?;
+            return Err(error);
+        }
         let open = move || {
             let Some(file) = absent(File::options().write(true).read(true).open(path))? else { return Ok(None) };
             if file.metadata()?.len() < offset {
@@ -283,7 +289,8 @@ impl Upload for Unpublished {
         self.pending.push(bytes);
         let end = self.written + self.pending_bytes;
         // A follower waits for the first bytes, so they are written at once; a checkpoint wants all before it in the file.
-        if self.written == 0 || self.pending_bytes >= WRITE_BYTES || end.is_multiple_of(UNIT_BYTES) {
+        let enough = self.pending_bytes >= WRITE_BYTES || self.pending.len() >= WRITE_PIECES;
+        if self.written == 0 || enough || end.is_multiple_of(UNIT_BYTES) {
             self.flush().await?;
         }
         Ok(())

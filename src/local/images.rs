@@ -1,7 +1,8 @@
 //! The images that policies and schedules want, in one process. What was requested is written down first, so a restart
 //! goes on with it.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -23,8 +24,8 @@ const FIRST: Duration = Duration::from_mins(1);
 pub(super) struct Images {
     ledger: Arc<EmbeddedLedger>,
     cache: OnceLock<Weak<Cache>>,
-    /// By the key under which they are written down.
-    requested: Mutex<HashSet<String>>,
+    /// By the key under which they are written down: whether one was requested again meanwhile.
+    requested: Mutex<HashMap<String, bool>>,
     /// How many tasks run for them.
     open: watch::Sender<usize>,
     places: Semaphore,
@@ -89,8 +90,12 @@ impl Images {
 
     fn begin(self: &Arc<Self>, image: ImageJob) {
         let key = super::ledger::image_key(&image);
-        if !self.requested.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone()) {
-            return;
+        match self.requested.lock().unwrap_or_else(PoisonError::into_inner).entry(key.clone()) {
+            Entry::Occupied(mut running) => {
+                running.insert(true);
+                return;
+            }
+            Entry::Vacant(free) => _ = free.insert(false),
         }
         self.open.send_modify(|open| *open += 1);
         let (images, open, mut stop) = (Arc::clone(self), self.open.clone(), self.stop.subscribe());
@@ -99,10 +104,16 @@ impl Images {
                 () = images.run(&image) => true,
                 _ = stop.wait_for(|&stop| stop) => false,
             };
-            // First, so that whoever asks from now on begins anew.
-            images.requested.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+            // Whoever asks before it has left the board has it run once more.
             if ended && let Err(error) = images.ledger.remove_image(&image).await {
                 tracing::warn!(repository = %image.repository, %error, "an image is still written down as requested");
+            }
+            let again = images.requested.lock().unwrap_or_else(PoisonError::into_inner).remove(&key) == Some(true);
+            if again && ended {
+                // It was written down before, and forgotten since.
+                let written = images.ledger.put_images(std::slice::from_ref(&image)).await;
+                written.unwrap_or_else(|error| tracing::warn!(%error, "a requested image is not written down"));
+                images.begin(image);
             }
             drop(images);
             open.send_modify(|open| *open -= 1);

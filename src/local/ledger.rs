@@ -51,7 +51,8 @@ fn fill_key(digest: &Digest) -> String {
 }
 
 pub(super) fn image_key(image: &ImageJob) -> String {
-    format!("{IMAGE}{} {}", image.repository, image.reference)
+    let platforms = serde_json::to_string(&image.platforms).unwrap_or_default();
+    format!("{IMAGE}{} {} {:?} {platforms}", image.repository, image.reference, image.priority)
 }
 
 /// A requested fill as it is written down.

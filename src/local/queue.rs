@@ -47,6 +47,8 @@ struct Board {
 
 struct Fill {
     job: Job,
+    /// What was asked for while it ran: done instead, should the run not end well. Another repository may have the blob.
+    again: Option<Job>,
     failures: usize,
     phase: Phase,
     _open: Open,
@@ -150,16 +152,23 @@ impl Queue {
                 Entry::Occupied(known) => (known.into_mut(), true),
                 Entry::Vacant(free) => {
                     let job = job.clone();
-                    let fill = Fill { job, failures: 0, phase: Phase::Waiting, _open: Open::new(&self.open) };
+                    let phase = Phase::Waiting;
+                    let fill = Fill { job, again: None, failures: 0, phase, _open: Open::new(&self.open) };
                     (free.insert(fill), false)
                 }
             };
             let waited = known.then(|| fill.job.clone());
-            fill.job.priority = fill.job.priority.min(job.priority);
+            let latest = Job { priority: fill.job.priority.min(job.priority), ..job };
+            if let Phase::Running(_) = &fill.phase {
+                fill.job.priority = latest.priority;
+                fill.again = Some(latest);
+                continue;
+            }
+            // Whoever asked last is who can have it now.
+            fill.job = latest;
             match (&fill.phase, waited) {
-                (Phase::Running(_), _) => continue,
                 (Phase::Waiting, Some(waited)) => board.order.remove(&waited),
-                (Phase::Waiting, None) => {}
+                (Phase::Waiting, None) | (Phase::Running(_), _) => {}
                 (Phase::Resting(task), _) => {
                     task.abort();
                     (fill.failures, fill.phase) = (0, Phase::Waiting);
@@ -253,8 +262,29 @@ impl Held {
                 Some(Err((error, rest)))
             }
         };
+        {
+            let mut board = queue.board();
+            if placed {
+                board.order.leave(&job.repository.upstream);
+            }
+            let asked = board.fills.get_mut(&job.digest).and_then(|fill| fill.again.take());
+            let other = |again: &Job| again.repository != job.repository;
+            let again = asked.filter(|again| other(again) && matches!(end, Some(Err(_))));
+            match &end {
+                Some(Err((_, Some(rest)))) if again.is_none() && !queue.stopping() => {
+                    queue.rest(&mut board, &job.digest, *rest);
+                }
+                _ => _ = board.fills.remove(&job.digest),
+            }
+            if !queue.stopping() {
+                queue.enqueue(&mut board, again);
+            }
+        }
+        // After it has left the board: whoever asks from here on writes its request down later than this.
         let noted = match &end {
             Some(Ok(())) => queue.ledger.remove_fill(&job.digest).await,
+            // Somebody asked meanwhile, and that is written down.
+            Some(Err(_)) if queue.board().fills.contains_key(&job.digest) => Ok(()),
             Some(Err((error, None))) => {
                 let given_up = Some(error.to_string());
                 queue.ledger.put_fills([WrittenFill { job: job.clone(), given_up }]).await
@@ -263,19 +293,6 @@ impl Held {
         };
         if let Err(error) = noted {
             tracing::warn!(blob.digest = %job.digest, %error, "a fill that ended is still written down as requested");
-        }
-        {
-            let mut board = queue.board();
-            if placed {
-                board.order.leave(&job.repository.upstream);
-            }
-            match &end {
-                Some(Err((_, Some(rest)))) if !queue.stopping() => queue.rest(&mut board, &job.digest, *rest),
-                _ => _ = board.fills.remove(&job.digest),
-            }
-            if !queue.stopping() {
-                queue.begin_next(&mut board);
-            }
         }
         match end {
             None => {}

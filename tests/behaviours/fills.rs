@@ -171,6 +171,40 @@ mod following {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_one_repository_cannot_have_is_filled_through_another_that_asks() {
+        let world = World::on(Column::Embedded).await;
+        let image = world.upstream.image("a", "1", &[LAYER]);
+        world.upstream.image("b", "1", &[LAYER]);
+        let layer = &image.blobs[1].0;
+        // While the first one rests after a failure.
+        world.upstream.fault(&format!("/v2/a/blobs/{layer}"), Fault::Status(429, vec![], String::new()));
+        world.get("/v2/test.local/a/manifests/1").await;
+        until(|| world.upstream.count(&format!("/v2/a/blobs/{layer}")) > 0).await;
+        world.upstream.heal();
+        world.clock.advance(std::time::Duration::from_hours(1));
+        world.get("/v2/test.local/b/manifests/1").await;
+        let answer = world.get(&format!("/v2/test.local/b/blobs/{layer}")).await;
+        assert_eq!(answer.bytes(), LAYER);
+        assert!(world.upstream.count(&format!("/v2/b/blobs/{layer}")) > 0, "with the permission of the one that asks");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_asked_for_while_it_runs_for_another_repository_is_not_lost() {
+        let world = World::on(Column::Embedded).await;
+        let big = vec![7; 2_000_000];
+        let image = world.upstream.image("a", "1", &[&big]);
+        world.upstream.image("b", "1", &[&big]);
+        let layer = &image.blobs[1].0;
+        // It breaks off again and again, which takes a while to be given up.
+        world.upstream.fault(&format!("/v2/a/blobs/{layer}"), Fault::Truncated);
+        world.get("/v2/test.local/a/manifests/1").await;
+        until(|| world.upstream.count(&format!("/v2/a/blobs/{layer}")) > 0).await;
+        world.get("/v2/test.local/b/manifests/1").await;
+        world.settled().await;
+        assert!(world.stored_blobs().await.contains(&layer.to_string()));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn unfinished_fills_are_found_again_after_a_restart() {
         use stopover::config::Config;
         use stopover::local::Local;
