@@ -93,11 +93,12 @@ pub fn decide<'a>(record: Option<&'a TagRecord>, owner: &str, check: bool, now: 
     }
 }
 
-/// What upstream said last, newest first, as long as it said so no longer than `stale` ago.
+/// What upstream said last, newest first, as long as it said so no longer than `stale` ago. Nothing, where it said that
+/// there is no such tag.
 pub fn last_known(record: &TagRecord, stale: Duration, now: Timestamp) -> impl Iterator<Item = &Digest> {
     let observed = record.observed.iter().map(|observed| (&observed.digest, record.checked_at));
     let previous = record.previous.iter().map(|previous| (&previous.digest, previous.checked_at));
-    let known = observed.chain(previous);
+    let known = observed.chain(previous).take_while(|_| record.observed.is_some());
     known.filter(move |(_, checked_at)| now < checked_at.plus(stale)).map(|(digest, _)| digest)
 }
 
@@ -203,5 +204,7 @@ mod tests {
         assert_eq!(last_known(&record, stale, Timestamp(NOW.0 - 50)).count(), 1, "each by its own age");
         assert_eq!(last_known(&record, stale, Timestamp(NOW.0 - 1)).count(), 1);
         assert_eq!(last_known(&record, stale, NOW).count(), 0);
+        let deleted = TagRecord { observed: None, ..record };
+        assert_eq!(last_known(&deleted, stale, Timestamp(NOW.0 - 51)).count(), 0, "what it was is not what it is");
     }
 }

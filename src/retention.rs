@@ -45,6 +45,23 @@ pub struct Inventory {
     pub blobs: HashMap<Digest, StoredBlob>,
 }
 
+/// When something was used that an earlier version has written, which did not note that: it counts as used, and is noted by
+/// the sweep that meets it.
+const UNKNOWN: Timestamp = Timestamp(0);
+
+impl Inventory {
+    /// What nobody knows the last use of.
+    pub fn unnoted(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(|entry| match entry {
+            Entry::Manifest(manifest) => manifest.used_at == UNKNOWN,
+            Entry::Blob { record, .. } => {
+                record.value.used_at.is_none() && matches!(record.value.state, BlobState::Stored { .. })
+            }
+            Entry::Membership { .. } | Entry::Reference { .. } => false,
+        })
+    }
+}
+
 /// What is to be done. Each of it only if what was seen is still so.
 #[derive(Default, Debug)]
 pub struct Plan<'a> {
@@ -76,8 +93,9 @@ pub fn noted(record: &BlobRecord, now: Timestamp) -> Option<BlobRecord> {
 /// What nobody uses any more, and what is beyond the size that may be kept.
 pub fn mark<'a>(inventory: &'a Inventory, rules: &Retention, now: Timestamp) -> Plan<'a> {
     let contents = Contents::of(inventory);
-    let used =
-        |at: Option<Timestamp>| rules.keep.is_none_or(|keep| at.is_some_and(|at| now < at.plus(keep).plus(NOTED)));
+    let used = |at: Option<Timestamp>| {
+        rules.keep.is_none_or(|keep| at.is_some_and(|at| at == UNKNOWN || now < at.plus(keep).plus(NOTED)))
+    };
     let pin = |repository: &Repository, reference: &Reference| {
         let image = format!("{repository}:{reference}");
         matches!(reference, Reference::Tag(_)) && rules.pin.iter().any(|pattern| pattern.matches(&image))
@@ -123,6 +141,7 @@ pub fn mark<'a>(inventory: &'a Inventory, rules: &Retention, now: Timestamp) -> 
             Some(Versioned { value, .. }) => match value.state {
                 BlobState::Claimed { until, .. } | BlobState::Removing { until } if now < until => false,
                 BlobState::Removing { .. } => true,
+                BlobState::Stored { .. } if value.used_at.is_none() => false,
                 _ => !used(value.used_at) && !named.anywhere.contains_key(*digest),
             },
         };
@@ -134,7 +153,11 @@ pub fn mark<'a>(inventory: &'a Inventory, rules: &Retention, now: Timestamp) -> 
         if let Some(record) = record {
             let died = matches!(record.value.state, BlobState::Claimed { until, .. } if until <= now);
             let gone = matches!(record.value.state, BlobState::Stored { .. }) && bytes.is_none();
-            if died || gone {
+            // Nobody has gone on with it for so long that its bytes are better used for something else.
+            let left = matches!(record.value.state, BlobState::Absent)
+                && record.value.checkpoint.is_some()
+                && record.value.used_at.is_none_or(|used_at| used_at < now.minus(ORPHAN));
+            if died || gone || left {
                 plan.absent.push((digest, record));
             }
         }

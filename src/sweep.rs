@@ -8,7 +8,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use crate::Cache;
 use crate::oci::{Digest, Reference, Repository};
-use crate::ports::{BlobRecord, BlobState, Entry, StoreError, Versioned};
+use crate::ports::{BlobRecord, BlobState, Entry, StoreError, StoredManifest, Versioned};
 use crate::report::SweepReport;
 use crate::retention::{self, Inventory, Plan, REMOVING};
 
@@ -27,6 +27,7 @@ impl Cache {
             return Ok(plan.report());
         }
         let report = self.carry_out(plan).await?;
+        self.note_unnoted(&inventory).await?;
         let uploads = self.blobs.abandon(&uploads(&inventory), IDLE).await?;
         tracing::info!(
             tags = report.tags,
@@ -50,6 +51,24 @@ impl Cache {
         Ok(report)
     }
 
+    async fn note_unnoted(&self, inventory: &Inventory) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        for entry in inventory.unnoted() {
+            match entry {
+                Entry::Manifest(StoredManifest { repository, digest, .. }) => {
+                    self.ledger.touch_manifest(repository, digest, now, now).await?;
+                }
+                Entry::Blob { digest, record } => {
+                    if let Some(noted) = retention::noted(&record.value, now) {
+                        self.ledger.swap_blob(digest, Some(record.version), &noted).await?;
+                    }
+                }
+                Entry::Membership { .. } | Entry::Reference { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
     /// The ledger first: bytes that are listed after a record said "stored" are there, or the record is wrong.
     async fn inventory(&self) -> Result<Inventory, StoreError> {
         let entries = self.ledger.entries().try_collect().await?;
@@ -57,17 +76,19 @@ impl Cache {
         Ok(Inventory { entries, blobs })
     }
 
-    /// Reports what has really gone: `plan` less what was used meanwhile.
+    /// Reports what has really gone: `plan` less what was used meanwhile. What fails for one item keeps none of the others,
+    /// and is told in the end.
     async fn carry_out(&self, mut plan: Plan<'_>) -> Result<SweepReport, StoreError> {
+        let mut failure = None;
         let is_membership = |entry: &&Entry| matches!(entry, Entry::Membership { .. });
         let (memberships, mut entries): (Vec<_>, Vec<_>) =
             std::mem::take(&mut plan.entries).into_iter().partition(is_membership);
-        let spared = self.remove_all(&mut entries).await?;
-        // What a manifest names that is used again stays with it.
+        let spared = self.remove_all(&mut entries, &mut failure).await;
+        // What a manifest names that is used again stays with it, and so do its own bytes, which may be stored like a blob.
         let spared: HashSet<&Digest> = spared.into_iter().flat_map(names).collect();
         let is_spared = |entry: &&Entry| matches!(entry, Entry::Membership { digest, .. } if spared.contains(digest));
         let mut memberships: Vec<_> = memberships.into_iter().filter(|entry| !is_spared(entry)).collect();
-        self.remove_all(&mut memberships).await?;
+        self.remove_all(&mut memberships, &mut failure).await;
         entries.append(&mut memberships);
         plan.entries = entries;
 
@@ -76,14 +97,14 @@ impl Cache {
             .map(|(digest, doomed)| {
                 let spared = spared.contains(digest);
                 async move {
-                    let removed = !spared && self.remove_blob(digest, doomed.record).await?;
-                    Ok::<_, StoreError>((removed, (digest, doomed)))
+                    let removed = if spared { Ok(false) } else { self.remove_blob(digest, doomed.record).await };
+                    (removed, (digest, doomed))
                 }
             })
             .collect();
-        let outcomes: Vec<_> = stream::iter(removals).buffer_unordered(AT_ONCE).try_collect().await?;
+        let outcomes: Vec<_> = stream::iter(removals).buffer_unordered(AT_ONCE).collect().await;
         for (removed, (digest, doomed)) in outcomes {
-            if removed {
+            if noted(removed, &mut failure).unwrap_or(false) {
                 plan.blobs.insert(digest, doomed);
             } else {
                 plan.kept_bytes += doomed.bytes;
@@ -92,30 +113,34 @@ impl Cache {
 
         let mut repaired = Vec::new();
         for (digest, record) in std::mem::take(&mut plan.absent) {
-            let absent = BlobRecord { state: BlobState::Absent, ..record.value.clone() };
-            if self.ledger.swap_blob(digest, Some(record.version), &absent).await?.is_some() {
+            let mut absent = BlobRecord { state: BlobState::Absent, ..record.value.clone() };
+            // Of a fill that died the next one goes on with what is there; this one has been left.
+            absent.checkpoint.take_if(|_| record.value.state == BlobState::Absent);
+            let swapped = self.ledger.swap_blob(digest, Some(record.version), &absent).await;
+            if noted(swapped, &mut failure).flatten().is_some() {
                 repaired.push((digest, record));
             }
         }
         plan.absent = repaired;
-        Ok(plan.report())
+        failure.map_or_else(|| Ok(plan.report()), Err)
     }
 
     /// Removes entries, of which those are left that have gone. The others are returned: they were used meanwhile.
-    async fn remove_all<'a>(&self, entries: &mut Vec<&'a Entry>) -> Result<Vec<&'a Entry>, StoreError> {
+    async fn remove_all<'a>(&self, entries: &mut Vec<&'a Entry>, failure: &mut Option<StoreError>) -> Vec<&'a Entry> {
         let removals: Vec<_> = std::mem::take(entries)
             .into_iter()
-            .map(|entry| async move { Ok::<_, StoreError>((self.ledger.remove(entry).await?, entry)) })
+            .map(|entry| async move { (self.ledger.remove(entry).await, entry) })
             .collect();
-        let outcomes: Vec<_> = stream::iter(removals).buffer_unordered(AT_ONCE).try_collect().await?;
-        let (gone, spared): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(|(gone, _)| *gone);
+        let outcomes: Vec<_> = stream::iter(removals).buffer_unordered(AT_ONCE).collect().await;
+        let outcomes = outcomes.into_iter().map(|(gone, entry)| (noted(gone, failure).unwrap_or(false), entry));
+        let (gone, spared): (Vec<_>, Vec<_>) = outcomes.partition(|(gone, _)| *gone);
         for (_, entry) in &gone {
             if let Entry::Manifest(manifest) = entry {
                 self.forget(&manifest.repository, &manifest.digest);
             }
         }
         entries.extend(gone.into_iter().map(|(_, entry)| entry));
-        Ok(spared.into_iter().map(|(_, entry)| entry).collect())
+        spared.into_iter().map(|(_, entry)| entry).collect()
     }
 
     /// Removes a blob if its record is still what was seen: no pull has used it since, and none gets its bytes from here
@@ -149,9 +174,18 @@ fn uploads(inventory: &Inventory) -> HashSet<String> {
     inventory.entries.iter().filter_map(known).collect()
 }
 
-fn names(entry: &Entry) -> &[Digest] {
-    match entry {
-        Entry::Manifest(manifest) => &manifest.names,
-        _ => &[],
-    }
+/// What it was, unless it failed: the first failure is kept, all are logged.
+fn noted<T>(outcome: Result<T, StoreError>, failure: &mut Option<StoreError>) -> Option<T> {
+    outcome
+        .inspect_err(|error| {
+            tracing::warn!(%error, "an item could not be removed");
+            failure.get_or_insert(error.clone());
+        })
+        .ok()
+}
+
+/// What is needed as long as an entry is there.
+fn names(entry: &Entry) -> impl Iterator<Item = &Digest> {
+    let manifest = if let Entry::Manifest(manifest) = entry { Some(manifest) } else { None };
+    manifest.into_iter().flat_map(|manifest| manifest.names.iter().chain([&manifest.digest]))
 }

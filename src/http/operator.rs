@@ -7,7 +7,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
-use http::header::CACHE_CONTROL;
+use http::header::{CACHE_CONTROL, ORIGIN};
 use http::request::Parts;
 use serde::Serialize;
 use serde_json::json;
@@ -70,16 +70,22 @@ fn unavailable(error: &StoreError) -> Response {
 }
 
 /// Somebody on the machine itself: the only one who may see or change what others pull. An argument of this type makes a
-/// route refuse everybody else; behind API Gateway that is everybody.
+/// route refuse everybody else; behind API Gateway that is everybody. Pages in a browser there are refused too.
 pub(super) struct Operator;
 
-impl<S: Sync> FromRequestParts<S> for Operator {
+impl FromRequestParts<Arc<Cache>> for Operator {
     type Rejection = Response;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Response> {
-        match caller(parts) {
-            Some(caller) if caller.to_canonical().is_loopback() => Ok(Self),
-            _ => Err(refusal(StatusCode::FORBIDDEN, "only the machine that runs the cache may ask this")),
+    async fn from_request_parts(parts: &mut Parts, cache: &Arc<Cache>) -> Result<Self, Response> {
+        let refused = |why| refusal(StatusCode::FORBIDDEN, why);
+        if [ORIGIN.as_str(), "sec-fetch-site"].iter().any(|name| parts.headers.contains_key(*name)) {
+            return Err(refused("no page in a browser may ask this"));
+        }
+        // Where it listens on one address of the machine, that is where its own commands come from.
+        let own = cache.config.listen.ip();
+        match caller(parts).map(|caller| caller.to_canonical()) {
+            Some(caller) if caller.is_loopback() || caller == own => Ok(Self),
+            _ => Err(refused("only the machine that runs the cache may ask this")),
         }
     }
 }

@@ -25,6 +25,8 @@ const GROUP: usize = 256;
 
 /// How many items one step of a scan reads.
 const SCAN: usize = 1000;
+/// And about how many bytes: one manifest may have four megabytes.
+const SCAN_BYTES: usize = 4 * 1024 * 1024;
 
 /// The items.
 pub(super) struct Store {
@@ -172,22 +174,28 @@ impl Store {
         expected: Option<u64>,
         value: &T,
     ) -> Result<Option<u64>, StoreError> {
-        let version = expected.unwrap_or(0) + 1;
+        // An item that was removed and written again must not have a version that somebody saw before.
+        let version = expected.unwrap_or_else(|| fastrand::u64(..1 << 62)) + 1;
         let item = join(version, &serde_json::to_vec(value).map_err(corrupt)?);
         let written = self.write(Some((key.clone(), expected)), vec![Change::Put(key, item)]).await?;
         Ok(written.then_some(version))
     }
 
-    /// Up to [`SCAN`] items after a key.
+    /// The items after a key: at most [`SCAN`] and about [`SCAN_BYTES`].
     pub(super) fn scan_after(&self, key: &str) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
         self.file.with(|database| {
             let table = database.begin_read()?.open_table(ITEMS)?;
             let after = (Bound::Excluded(key), Bound::Unbounded);
-            let items = table.range::<&str>(after)?.take(SCAN);
-            items
-                .map(|item| item.map(|(key, item)| (key.value().to_owned(), item.value().to_vec())))
-                .collect::<Result<_, _>>()
-                .map_err(Into::into)
+            let (mut items, mut bytes) = (Vec::new(), 0);
+            for item in table.range::<&str>(after)?.take(SCAN) {
+                let (key, item) = item?;
+                bytes += item.value().len();
+                items.push((key.value().to_owned(), item.value().to_vec()));
+                if bytes >= SCAN_BYTES {
+                    break;
+                }
+            }
+            Ok(items)
         })
     }
 }

@@ -20,7 +20,7 @@ pub struct Versioned<T> {
 pub struct TagRecord {
     /// What upstream said; `None`: that there is no such tag.
     pub observed: Option<Observed>,
-    /// The digest served before, kept until the manifest of `observed` is stored.
+    /// The digest served before, kept until the manifest of `observed` is stored; what a tag was that is gone.
     pub previous: Option<Previous>,
     /// When upstream said it.
     pub checked_at: Timestamp,

@@ -58,9 +58,7 @@ impl Cache {
         want: Want,
     ) -> Result<PulledManifest, PullError> {
         let pulled = self.find(repository, reference, want).await?;
-        if want.priority == Priority::Interactive {
-            self.note_manifest(repository, &pulled).await;
-        }
+        self.note_manifest(repository, &pulled).await;
         Ok(pulled)
     }
 
@@ -210,7 +208,8 @@ impl Cache {
                 deleted = self.deleted(upstream, repository, &leased.value).await?;
                 match deleted {
                     Some(_) => freshness::served_on(&leased.value, config.stale, jittered(config.missing), now),
-                    None => freshness::answered(None, None, jittered(config.missing), now),
+                    // What it was may be pinned.
+                    None => freshness::answered(None, before(&leased.value), jittered(config.missing), now),
                 }
             }
             Err(_) => TagRecord { lease: None, ..leased.value.clone() },
@@ -422,6 +421,13 @@ impl PulledManifest {
         let observed = Observed { digest: manifest.digest.clone(), media_type: manifest.media_type, size };
         Self { observed, manifest: Some(manifest), served }
     }
+}
+
+/// What a tag was last.
+fn before(known: &TagRecord) -> Option<Previous> {
+    let observed = known.observed.as_ref();
+    let last = observed.map(|observed| Previous { digest: observed.digest.clone(), checked_at: known.checked_at });
+    last.or_else(|| known.previous.clone())
 }
 
 /// Ten per cent more or less, so that what was pulled together is not asked for together again.

@@ -40,14 +40,14 @@ impl Cache {
         if self.uses.0.get(&key).is_some_and(|until| now < until) {
             return;
         }
-        // Before the answer: everybody else who pulls it now need not write.
-        self.uses.0.insert(key.clone(), now.plus(NOTED));
+        // Everybody else who pulls it now need not write; for longer only once it is written, because the client may leave.
+        self.uses.0.insert(key.clone(), now.plus(PATIENCE));
         let note = async {
             let since = now.minus(NOTED);
             match (self.ledger.touch_manifest(repository, digest, since, now).await?, &pulled.manifest) {
                 (Some(used_at), _) => self.uses.0.insert(key.clone(), used_at.plus(NOTED)),
                 (None, Some(manifest)) => _ = self.keep(repository, manifest, Priority::Interactive).await?,
-                (None, None) => {}
+                (None, None) => self.uses.0.insert(key.clone(), now.plus(AGAIN)),
             }
             Ok::<_, PullError>(())
         };

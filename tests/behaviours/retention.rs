@@ -2,18 +2,21 @@
 
 use std::time::Duration;
 
-use futures_util::TryStreamExt as _;
+use futures_util::{FutureExt as _, TryStreamExt as _};
 use http::StatusCode;
 use serde_json::json;
 use stopover::config::Cold;
+use stopover::fill::{self, Filled};
 use stopover::oci::{Digest, MediaType, Repository};
-use stopover::ports::{BlobRecord, BlobState, Entry, Versioned};
+use stopover::ports::{BlobRecord, BlobState, Entry, Progress, Versioned};
 use stopover::report::SweepReport;
 use stopover::time::Timestamp;
 use support::aws::Service;
 use support::on_both_columns;
-use support::scripted::ScriptedImage;
-use support::world::{Column, World};
+use support::scripted::{Fault, ScriptedImage};
+use support::vast::{Manner, Vast};
+use support::world::{Column, World, until};
+use tokio::sync::watch;
 
 on_both_columns!(
     what_was_not_used_within_keep_is_freed_in_one_sweep,
@@ -22,6 +25,9 @@ on_both_columns!(
     a_shared_layer_lives_as_long_as_any_image_that_has_it,
     an_index_lives_with_its_used_children,
     pinned_images_never_expire,
+    an_image_stays_pinned_when_upstream_deletes_its_tag,
+    what_an_earlier_version_stored_counts_as_used_from_now_on,
+    what_is_left_of_fills_that_nobody_goes_on_with_goes,
     access_times_are_written_once_a_day,
     a_blob_that_is_pulled_while_it_is_swept_is_refilled,
     an_image_that_is_pulled_while_it_is_swept_pulls_whole,
@@ -205,6 +211,66 @@ async fn pinned_images_never_expire(column: Column) {
     pull_blob(&world, "a", &child.blobs[1].0, b"layer of the child").await;
 }
 
+async fn an_image_stays_pinned_when_upstream_deletes_its_tag(column: Column) {
+    let world = world(column, "keep = \"2d\"\npin = [\"test.local/a:16*\"]").await;
+    let image = world.upstream.image("a", "16.1", &[b"layer"]);
+    pull(&world, "a", "16.1").await;
+    world.upstream.delete_tag("a", "16.1");
+    for _ in 0..3 {
+        world.clock.advance(10 * DAY);
+        assert_eq!(world.get("/v2/test.local/a/manifests/16.1").await.status, StatusCode::NOT_FOUND);
+        sweep(&world).await;
+    }
+    assert_stored(&world, [&image]).await;
+    world.upstream.fault("/v2/", Fault::Status(503, vec![], String::new()));
+    world.clock.advance(DAY);
+    let answer = world.get("/v2/test.local/a/manifests/16.1").await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "what it was is not what it is");
+    pull(&world, "a", image.digest.as_str()).await;
+}
+
+async fn what_an_earlier_version_stored_counts_as_used_from_now_on(column: Column) {
+    let world = world(column, "keep = \"30d\"").await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    pull(&world, "a", "1").await;
+    // As it was written before uses were noted.
+    for (digest, _) in &image.blobs {
+        let Versioned { value, version } =
+            world.cache.ledger.blob(&repository("a"), digest).await.unwrap().record.unwrap();
+        let unnoted = BlobRecord { used_at: None, ..value };
+        world.cache.ledger.swap_blob(digest, Some(version), &unnoted).await.unwrap().unwrap();
+    }
+    let manifest = world.cache.ledger.manifest(&repository("a"), &image.digest).await.unwrap().unwrap();
+    let blobs = manifest.blobs().unwrap();
+    world.cache.ledger.put_manifest(&repository("a"), &manifest, &blobs, Timestamp(0)).await.unwrap();
+    sweep(&world).await;
+    assert_stored(&world, [&image]).await;
+    world.clock.advance(29 * DAY);
+    sweep(&world).await;
+    assert_stored(&world, [&image]).await;
+    world.clock.advance(3 * DAY);
+    sweep(&world).await;
+    assert_stored(&world, []).await;
+}
+
+async fn what_is_left_of_fills_that_nobody_goes_on_with_goes(column: Column) {
+    let manner = Manner { stalls_at: Some(20 << 20), ..Manner::default() };
+    let vast = Vast::start(32 << 20, manner).unwrap();
+    let world = World::plan(column).upstream(&vast.table()).start().await;
+    let stop = until(|| vast.sent() >= 20 << 20).map(|()| Duration::from_millis(500));
+    let parked = fill::run(&world.cache, &vast.job(), &watch::channel(Progress::Waiting).0, stop).await.unwrap();
+    assert_eq!(parked, Filled::Parked { progress: true });
+    let kept = async || {
+        let record = world.cache.ledger.blob(&vast.job().repository, vast.digest()).await.unwrap().record;
+        record.is_some_and(|record| record.value.checkpoint.is_some())
+    };
+    sweep(&world).await;
+    assert!(kept().await, "somebody may go on with it");
+    world.clock.advance(2 * DAY);
+    sweep(&world).await;
+    assert!(!kept().await);
+}
+
 /// When things were last used, as the ledger says.
 async fn uses(world: &World) -> Vec<Timestamp> {
     let uses = entries(world).await.into_iter().filter_map(|entry| match entry {
@@ -378,6 +444,11 @@ async fn only_the_machine_itself_may_remove_anything(column: Column) {
         assert_eq!(world.post_from("192.0.2.1", &path, body).await.status, StatusCode::FORBIDDEN);
         assert_eq!(world.post(&path, body).await.status, StatusCode::FORBIDDEN);
         assert_eq!(world.post_from("::1", &path, "{}").await.status, StatusCode::BAD_REQUEST);
+        for header in ["origin", "sec-fetch-site"] {
+            let page = [(header, "https://example.com")];
+            let answer = world.post_with("127.0.0.1", &path, &page, body).await;
+            assert_eq!(answer.status, StatusCode::FORBIDDEN, "a page in a browser");
+        }
     }
 }
 

@@ -119,9 +119,17 @@ impl World {
 
     /// The same, by a caller with this address.
     pub async fn post_from(&self, caller: &str, path: &str, body: impl Into<Body>) -> Answer {
+        self.post_with(caller, path, &[], body).await
+    }
+
+    /// The same, with headers.
+    pub async fn post_with(&self, caller: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Answer {
         let caller = stopover::http::Caller(caller.parse().expect("a test names a real address"));
-        let request = Request::post(path).extension(caller).body(body.into()).expect("a test sends a real request");
-        self.send_whole(request).await
+        let mut request = Request::post(path).extension(caller);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.send_whole(request.body(body.into()).expect("a test sends a real request")).await
     }
 
     /// GET of a path by a caller with this address.
