@@ -285,3 +285,29 @@ impl Sender {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn however_small_the_pieces_are_that_arrive_they_are_held_in_large_ones() {
+        let broken = || Err(UpstreamError::Elsewhere("broken off".into()));
+        for (count, end) in
+            [(0, None), (1, None), (99, None), (1000, None), (1001, Some(broken())), (0, Some(broken()))]
+        {
+            let arriving = (0..count).map(|number: u32| Ok(Bytes::copy_from_slice(&number.to_le_bytes()[..1])));
+            let arriving = arriving.chain(end.clone());
+            let arrived: Vec<_> = pieces(Box::pin(stream::iter(arriving)), 100).collect().await;
+            let (whole, failed): (Vec<_>, Vec<_>) = arrived.iter().cloned().partition(Result::is_ok);
+            let bytes: Vec<u8> = whole.iter().flatten().flat_map(|piece| piece.to_vec()).collect();
+            let expected: Vec<u8> = (0..count).map(|number| number.to_le_bytes()[0]).collect();
+            assert_eq!(bytes, expected);
+            assert!(whole.iter().rev().skip(1).flatten().all(|piece| piece.len() >= 100), "{whole:?}");
+            assert_eq!(
+                (failed.len(), arrived.last().is_some_and(Result::is_err)),
+                (usize::from(end.is_some()), end.is_some())
+            );
+        }
+    }
+}
