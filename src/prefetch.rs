@@ -1,7 +1,7 @@
 //! PREFETCH: an image is stored whole before anybody pulls it: its manifest, those children of an index that are for the
 //! right platforms, and the blobs of all of them.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::Cache;
 use crate::config::Schedule;
 use crate::error::PullError;
-use crate::oci::{Child, Descriptor, Digest, InvalidManifest, Manifest, Operation, Platforms, Reference};
+use crate::oci::{Descriptor, Digest, InvalidManifest, Manifest, Operation, Platforms, Reference};
 use crate::oci::{Repository, Request};
 use crate::ports::{ImageJob, Job, Priority, StoreError};
 use crate::pull::Want;
@@ -20,6 +20,12 @@ use crate::upstream::UpstreamError;
 
 /// The most manifests of one image that are fetched: an index of everything there is lists about fifty.
 const MAX_MANIFESTS: usize = 500;
+
+/// The most blobs of one image: Docker takes no more than 127 layers, and few platforms have layers in common.
+const MAX_BLOBS: usize = 20_000;
+
+/// The most characters of the list of platforms that a client is told, which is upstream's.
+const MAX_LISTED: usize = 1000;
 
 /// How many blobs are looked up at once.
 const LOOKUPS: usize = 8;
@@ -94,14 +100,11 @@ impl Cache {
         let want = Want { head: false, check, priority: image.priority, caller };
         let root = self.whole(repository, &image.reference, want).await?;
         let digest = root.digest.clone();
-        let (manifests, failure) = self.descendants(root, image, Want { check: false, ..want }).await?;
-        let mut wanted = Vec::new();
-        for manifest in &manifests {
-            wanted.extend(manifest.blobs().map_err(|error| invalid(&error))?);
-        }
-        let mut seen = HashSet::new();
-        wanted.retain(|blob| !blob.foreign && seen.insert(blob.digest.clone()));
+        let (wanted, failure) = self.contents(root, image, Want { check: false, ..want }).await?;
         let lookups = wanted.into_iter().map(async |blob: Descriptor| {
+            // As a pull does, and before it counts as stored: a sweep leaves it alone from here on.
+            let view = self.ledger.blob(repository, &blob.digest).await?;
+            self.note_blob(repository, &blob.digest, view).await;
             let stored = self.has_blob(repository, &blob.digest).await?;
             Ok::<_, StoreError>((blob, stored))
         });
@@ -121,32 +124,29 @@ impl Cache {
         failure.map_or(Ok(Prefetched { digest, blobs }), Err)
     }
 
-    /// A manifest and, below it, those that are for the right platforms; with the first failure, which keeps none of the
-    /// others away.
-    async fn descendants(
+    /// The blobs of a manifest and of those below it that are for the right platforms; with the first failure, which keeps
+    /// none of the others away.
+    async fn contents(
         self: &Arc<Self>,
         root: Arc<Manifest>,
         image: &ImageJob,
         want: Want,
-    ) -> Result<(Vec<Arc<Manifest>>, Option<PullError>), PullError> {
-        let mut seen = HashSet::from([root.digest.clone()]);
-        let (mut manifests, mut failure) = (vec![root], None);
-        let mut next = 0;
-        while let Some(index) = manifests.get(next).map(Arc::clone) {
-            next += 1;
-            let children = index.children().map_err(|error| invalid(&error))?;
-            let chosen = chosen(&index, &children, &image.platforms)?;
-            for child in chosen {
-                if seen.len() >= MAX_MANIFESTS || !seen.insert(child.digest.clone()) {
-                    continue;
-                }
-                match self.whole(&image.repository, &Reference::Digest(child.digest.clone()), want).await {
-                    Ok(manifest) => manifests.push(manifest),
-                    Err(error) => _ = failure.get_or_insert(error),
-                }
+    ) -> Result<(Vec<Descriptor>, Option<PullError>), PullError> {
+        let mut contents = Contents::default();
+        contents.add(&root, &image.platforms)?;
+        // None at all is a mistake that people want to know of.
+        if root.media_type.is_index() && contents.next.is_empty() {
+            return Err(no_platform(&root));
+        }
+        drop(root);
+        let mut failure = None;
+        while let Some(digest) = contents.next.pop_front() {
+            match self.whole(&image.repository, &Reference::Digest(digest), want).await {
+                Ok(manifest) => contents.add(&manifest, &image.platforms)?,
+                Err(error) => _ = failure.get_or_insert(error),
             }
         }
-        Ok((manifests, failure))
+        Ok((contents.blobs, failure))
     }
 
     async fn whole(
@@ -198,19 +198,94 @@ impl Cache {
     }
 }
 
-/// The children of an index that are for the right platforms. None at all is a mistake that people want to know of.
-fn chosen<'a>(index: &Manifest, children: &'a [Child], platforms: &Platforms) -> Result<Vec<&'a Child>, PullError> {
-    let chosen: Vec<&Child> = children.iter().filter(|child| platforms.mean(child.platform.as_ref())).collect();
-    if chosen.is_empty() && index.media_type.is_index() {
-        let mut there: Vec<String> =
-            children.iter().filter_map(|child| child.platform.as_ref()).map(ToString::to_string).collect();
-        there.retain(|platform| !platform.contains("unknown"));
-        there.dedup();
-        return Err(PullError::NoPlatform(there.join(", ")));
+/// What an image consists of, as far as it is known. It keeps no manifest, and has a limit: upstream may be hostile.
+#[derive(Default)]
+struct Contents {
+    manifests: HashSet<Digest>,
+    /// Those of the manifests that have not been looked into.
+    next: VecDeque<Digest>,
+    digests: HashSet<Digest>,
+    blobs: Vec<Descriptor>,
+}
+
+impl Contents {
+    /// Takes the blobs of a manifest and those of its children that are for the right platforms.
+    fn add(&mut self, manifest: &Manifest, platforms: &Platforms) -> Result<(), PullError> {
+        self.manifests.insert(manifest.digest.clone());
+        for child in manifest.children().map_err(|error| invalid(&error))? {
+            if platforms.mean(child.platform.as_ref()) && self.manifests.insert(child.digest.clone()) {
+                self.next.push_back(child.digest);
+            }
+            if self.manifests.len() > MAX_MANIFESTS {
+                return Err(too_large(MAX_MANIFESTS, "manifests"));
+            }
+        }
+        for blob in manifest.blobs().map_err(|error| invalid(&error))? {
+            if !blob.foreign && self.digests.insert(blob.digest.clone()) {
+                self.blobs.push(blob);
+            }
+            if self.blobs.len() > MAX_BLOBS {
+                return Err(too_large(MAX_BLOBS, "blobs"));
+            }
+        }
+        Ok(())
     }
-    Ok(chosen)
+}
+
+fn no_platform(index: &Manifest) -> PullError {
+    let children = index.children().unwrap_or_default();
+    let mut there: Vec<String> =
+        children.iter().filter_map(|child| child.platform.as_ref()).map(ToString::to_string).collect();
+    there.retain(|platform| !platform.contains("unknown"));
+    there.dedup();
+    PullError::NoPlatform(there.join(", ").chars().take(MAX_LISTED).collect())
 }
 
 fn invalid(error: &InvalidManifest) -> PullError {
     UpstreamError::Invalid(error.to_string()).into()
+}
+
+fn too_large(limit: usize, what: &str) -> PullError {
+    UpstreamError::Invalid(format!("the image has more than {limit} {what}: too many to prefetch")).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::{Algorithm, MediaType};
+
+    fn described(numbers: std::ops::Range<usize>) -> String {
+        let digest = |number: usize| Digest::of(Algorithm::Sha256, &number.to_be_bytes());
+        let described = numbers.map(|number| format!(r#"{{"digest":"{}","size":1}}"#, digest(number)));
+        described.collect::<Vec<_>>().join(",")
+    }
+
+    fn manifest(media_type: MediaType, body: String) -> Manifest {
+        Manifest::new(Digest::of(Algorithm::Sha256, body.as_bytes()), media_type, body.into()).unwrap()
+    }
+
+    #[test]
+    fn an_image_has_so_many_manifests_and_blobs_and_no_more() {
+        let index = |count| manifest(MediaType::OciIndex, format!(r#"{{"manifests":[{}]}}"#, described(0..count)));
+        let mut contents = Contents::default();
+        // The index is one of them.
+        contents.add(&index(MAX_MANIFESTS - 1), &Platforms::All).unwrap();
+        assert_eq!(contents.next.len(), MAX_MANIFESTS - 1);
+        let error = contents.add(&index(MAX_MANIFESTS), &Platforms::All).unwrap_err();
+        assert!(error.to_string().contains("more than 500 manifests"), "{error}");
+
+        let image = |blobs: std::ops::Range<usize>| {
+            let (config, layers) = (described(blobs.start..blobs.start + 1), described(blobs));
+            manifest(MediaType::OciManifest, format!(r#"{{"config":{config},"layers":[{layers}]}}"#))
+        };
+        let mut contents = Contents::default();
+        for first in (0..MAX_BLOBS).step_by(100) {
+            contents.add(&image(first..first + 100), &Platforms::All).unwrap();
+        }
+        // What is known already counts once.
+        contents.add(&image(0..100), &Platforms::All).unwrap();
+        assert_eq!(contents.blobs.len(), MAX_BLOBS);
+        let error = contents.add(&image(MAX_BLOBS..MAX_BLOBS + 1), &Platforms::All).unwrap_err();
+        assert!(error.to_string().contains("more than 20000 blobs"), "{error}");
+    }
 }

@@ -101,12 +101,13 @@ fn instructions(text: &str) -> Vec<(usize, String)> {
 
 /// The words that end the here-documents of an instruction: `RUN <<EOF`, `COPY <<-"A" <<B /`.
 fn here_documents(instruction: &str) -> Vec<String> {
-    let word = |text: &str| {
+    let end = |word: &str| {
+        let text = word.trim_start_matches(|letter: char| letter.is_ascii_digit()).strip_prefix("<<")?;
         let text = text.strip_prefix('-').unwrap_or(text).trim_start_matches(['"', '\'']);
         let end = text.find(|letter: char| !letter.is_alphanumeric() && letter != '_').unwrap_or(text.len());
-        text[..end].to_owned()
+        Some(text[..end].to_owned())
     };
-    instruction.split("<<").skip(1).map(word).filter(|word| !word.is_empty()).collect()
+    instruction.split_whitespace().filter_map(end).filter(|end| !end.is_empty()).collect()
 }
 
 #[cfg(test)]
@@ -151,5 +152,21 @@ FROM ${UNSET}
             .collect();
         assert_eq!(found, expected);
         assert_eq!(listed.skipped, [":21: skipped ${UNSET}: ARG UNSET has no default"]);
+    }
+
+    #[test]
+    fn only_a_word_that_begins_with_two_angles_begins_a_here_document() {
+        for (instruction, ends) in [
+            ("RUN <<EOF", &["EOF"][..]),
+            ("COPY <<-\"A\" <<B /", &["A", "B"]),
+            ("RUN cat 3<<EOF >file", &["EOF"]),
+            ("RUN echo $((1<<20))", &[]),
+            ("RUN echo $((1 << 20)) a<<b", &[]),
+            ("RUN cat <<<word", &[]),
+        ] {
+            assert_eq!(here_documents(instruction), ends, "{instruction}");
+        }
+        let listed = dockerfile("FROM a\nRUN echo $((1<<20))\nFROM b\n");
+        assert_eq!(listed.images.len(), 2);
     }
 }

@@ -197,7 +197,8 @@ pub(super) fn substitute(text: &str, variable: impl Fn(&str) -> Option<String>) 
             return Err(text.to_owned());
         };
         let set = value.clone().filter(|value| !value.is_empty());
-        let value = match operation.split_at(operation.find(|letter| letter != ':').map_or(0, |at| at + 1)) {
+        let sign = operation.char_indices().find(|(_, letter)| *letter != ':');
+        let value = match operation.split_at(sign.map_or(0, |(at, letter)| at + letter.len_utf8())) {
             ("" | "?" | ":?", _) => value,
             ("-", default) => value.or_else(|| Some(default.to_owned())),
             (":-", default) => set.or_else(|| Some(default.to_owned())),
@@ -341,6 +342,9 @@ services:
             ("${A", Err("${A")),
             ("$", Err("")),
             ("$(A)", Err("")),
+            ("${Aé}", Err("A")),
+            ("${A:é}", Err("A")),
+            ("${A:-é}${B:-é}", Ok("aé")),
         ] {
             assert_eq!(substitute(text, variable), expected.map(str::to_owned).map_err(str::to_owned), "{text}");
         }

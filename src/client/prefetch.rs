@@ -156,12 +156,15 @@ impl Client {
     async fn follow(&self, awaited: Vec<Awaited>) -> anyhow::Result<usize> {
         let mut display = Display::new(awaited.iter().map(|blob| blob.size).sum());
         let (mut open, mut done, mut lost) = (VecDeque::from(awaited), 0, 0);
-        let (mut before, mut moved) = (0, Instant::now());
+        let (mut before, mut moved, mut answered) = (0, Instant::now(), Instant::now());
         while !open.is_empty() {
             // The reason for this pause: a cache tells nobody when a fill ends.
             tokio::time::sleep(POLL).await;
             // Behind API Gateway nobody may list the fills: each blob is asked for instead.
             let listed = self.listed_fills().await.ok();
+            if listed.is_some() {
+                answered = Instant::now();
+            }
             let listed: Option<HashMap<Digest, FillStatus>> =
                 listed.map(|fills| fills.into_iter().map(|fill| (fill.digest.clone(), fill)).collect());
             let mut lookups = LOOKUPS;
@@ -178,7 +181,7 @@ impl Client {
                     }
                     None if lookups > 0 => {
                         lookups -= 1;
-                        self.look_up(&mut blob, listed.is_some(), moved).await?
+                        self.look_up(&mut blob, listed.is_some(), &mut answered).await?
                     }
                     None => None,
                 };
@@ -212,22 +215,23 @@ impl Client {
         Ok(lost)
     }
 
-    /// What has become of a blob whose fill is not listed.
+    /// What has become of a blob whose fill is not listed. Fails once nothing has been `answered` for too long.
     async fn look_up(
         &self,
         blob: &mut Awaited,
         listed: bool,
-        moved: Instant,
+        answered: &mut Instant,
     ) -> anyhow::Result<Option<Result<(), String>>> {
         match self.send(self.http.head(&blob.url)).await {
             Ok(answer) => {
+                *answered = Instant::now();
                 let stored = answer.headers().get("x-stopover").is_some_and(|served| served == "hit");
                 blob.unlisted += 1;
                 let lost = listed && blob.unlisted >= UNLISTED;
                 let why = "the cache does not know of it any more: ask again";
                 Ok(if stored { Some(Ok(())) } else { lost.then(|| Err(why.to_owned())) })
             }
-            Err(error) if moved.elapsed() > AWAY => Err(error),
+            Err(error) if answered.elapsed() > AWAY => Err(error),
             Err(_) => Ok(None),
         }
     }
@@ -239,4 +243,35 @@ fn line(report: &PrefetchReport) -> String {
     let stored = report.blobs.iter().filter(|blob| blob.stored).count();
     let digest = report.digest.as_ref().map_or("", Digest::as_str);
     format!("{}: {digest}, {bytes}, {stored} of {} blobs are stored", report.image, report.blobs.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+
+    use stopover::oci::Algorithm;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_cache_is_away_when_it_has_not_answered_however_long_nothing_has_arrived() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = format!("http://{}", listener.local_addr().unwrap());
+        let once = std::thread::spawn(move || {
+            let (mut connection, _) = listener.accept().unwrap();
+            _ = connection.read(&mut [0; 4096]).unwrap();
+            connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").unwrap();
+        });
+        let client = Client::new(&server).unwrap();
+        let digest = Digest::of(Algorithm::Sha256, b"blob");
+        let mut blob = Awaited { url: client.url("blob"), digest, size: 4, written: 0, unlisted: 0 };
+        let long_ago = Instant::now().checked_sub(2 * AWAY).unwrap();
+        let mut answered = long_ago;
+        assert!(matches!(client.look_up(&mut blob, false, &mut answered).await, Ok(None)));
+        once.join().unwrap();
+        assert!(matches!(client.look_up(&mut blob, false, &mut answered).await, Ok(None)), "one that fails");
+        answered = long_ago;
+        assert!(client.look_up(&mut blob, false, &mut answered).await.is_err());
+    }
 }

@@ -22,9 +22,10 @@ use crate::oci::{Platform, Platforms, Request};
 use crate::ports::{ImageJob, Priority};
 use crate::prefetch::{PrefetchReport, Prefetched, PrefetchedBlob};
 
-/// The most bytes of a request, and the most images in it.
+/// The most bytes of a request, and the most images and platforms in it.
 const MAX_BYTES: usize = 1024 * 1024;
 const MAX_IMAGES: usize = 1000;
+const MAX_PLATFORMS: usize = 32;
 
 /// How many images of one request are looked at at once.
 const AT_ONCE: usize = 4;
@@ -55,14 +56,15 @@ async fn prefetch(State(cache): State<Arc<Cache>>, parts: request::Parts, body: 
             return refusal(StatusCode::BAD_REQUEST, &format!("{error}; the body must be like {example}"));
         }
     };
-    if wanted.images.len() > MAX_IMAGES {
-        let message = format!("{} images are too many for one request: {MAX_IMAGES} at the most", wanted.images.len());
+    let limits = [(wanted.images.len(), "images", MAX_IMAGES), (wanted.platforms.len(), "platforms", MAX_PLATFORMS)];
+    if let Some((count, what, most)) = limits.into_iter().find(|(count, _, most)| count > most) {
+        let message = format!("{count} {what} are too many for one request: {most} at the most");
         return refusal(StatusCode::PAYLOAD_TOO_LARGE, &message);
     }
     let (caller, deadline) = (caller(&parts), Instant::now() + cache.config.wait);
-    let images: Vec<_> = wanted.images.iter().map(|text| (text.clone(), wanted.job(&cache, text))).collect();
-    let images = stream::iter(images).map(|(text, job)| {
-        let cache = Arc::clone(&cache);
+    let images = stream::iter(wanted.images.clone()).map(|text| {
+        // Each has platforms of its own, so they are made no sooner than they are looked at.
+        let (cache, job) = (Arc::clone(&cache), wanted.job(&cache, &text));
         async move {
             let prefetched = async { cache.prefetch(&job?, caller).await };
             report(text, timeout_at(deadline, prefetched).await.unwrap_or(Err(PullError::NotYet)))

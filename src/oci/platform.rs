@@ -34,7 +34,18 @@ impl Platform {
 
     /// Linux on the kind of machine this program was built for.
     pub fn of_this_machine() -> Self {
-        Self::new("linux", std::env::consts::ARCH, None)
+        Self::of_machine(std::env::consts::ARCH)
+    }
+
+    /// By Rust's name of its architecture; images use those of Go.
+    fn of_machine(architecture: &str) -> Self {
+        let architecture = match architecture {
+            "x86" => "386",
+            "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
+            "powerpc64" => "ppc64",
+            other => other,
+        };
+        Self::new("linux", architecture, None)
     }
 
     /// Whether an image for `other` is meant.
@@ -167,6 +178,14 @@ mod tests {
             ("Linux/AMD64", "linux/amd64", true),
         ] {
             assert_eq!(platform(pattern).means(&platform(other)), means, "{pattern} {other}");
+        }
+    }
+
+    #[test]
+    fn the_architectures_of_rust_have_the_names_that_images_use() {
+        let powerpc64 = if cfg!(target_endian = "little") { "ppc64le" } else { "ppc64" };
+        for (rust, name) in [("x86", "386"), ("powerpc64", powerpc64), ("x86_64", "amd64"), ("aarch64", "arm64")] {
+            assert_eq!(Platform::of_machine(rust).to_string(), format!("linux/{name}"));
         }
     }
 

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use futures_util::TryStreamExt as _;
 use http::StatusCode;
 use serde_json::{Value, json};
 use stopover::config::{Cold, Config};
 use stopover::local::{EmbeddedLedger, Local};
-use stopover::oci::Repository;
+use stopover::oci::{Algorithm, Digest, MediaType, Repository};
+use stopover::ports::Entry;
 use stopover::pull::{Served, Want};
 use stopover::time::Clock;
 use support::on_both_columns;
@@ -25,10 +27,14 @@ on_both_columns!(
     the_last_pulls_are_not_spent_on_prefetch,
     a_stranger_who_prefetches_what_does_not_exist_is_stopped,
     a_due_schedule_keeps_its_images_up_to_date,
+    an_index_below_another_need_not_have_the_platform,
+    an_image_of_too_many_manifests_is_refused_before_they_are_fetched,
+    an_image_that_is_prefetched_again_counts_as_used,
 );
 
 const AMD64: &str = "linux/amd64";
 const FRESH: Duration = Duration::from_mins(10);
+const DAY: Duration = Duration::from_hours(24);
 
 async fn prefetch(world: &World, body: &Value) -> Vec<Value> {
     let answer = world.post("/_stopover/prefetch", body.to_string()).await;
@@ -105,6 +111,7 @@ async fn a_request_for_prefetch_that_makes_no_sense_is_refused_in_a_sentence(col
         (json!({ "images": [], "platforms": ["amd64"] }).to_string(), 400, "no platform like linux/amd64"),
         (json!({ "images": [], "platform": [AMD64] }).to_string(), 400, "unknown field `platform`"),
         (json!({ "images": vec!["a"; 1001] }).to_string(), 413, "1000 at the most"),
+        (json!({ "images": [], "platforms": vec![AMD64; 33] }).to_string(), 413, "32 at the most"),
         (" ".repeat(1024 * 1024 + 1), 413, ""),
     ] {
         let answer = world.post("/_stopover/prefetch", body).await;
@@ -215,6 +222,66 @@ async fn a_due_schedule_keeps_its_images_up_to_date(column: Column) {
         world.clock.advance(Duration::from_hours(1));
     }
     assert_eq!(stored(&world).await, digests([&images[0], &single, &moved]));
+}
+
+/// Puts an index of manifests that do not say what they are for under a tag.
+fn index_of(world: &World, name: &str, tag: &str, digests: &[Digest]) -> Digest {
+    let listed: Vec<Value> = digests.iter().map(|digest| json!({ "digest": digest, "size": 1 })).collect();
+    let body = json!({ "schemaVersion": 2, "manifests": listed }).to_string();
+    world.upstream.manifest(name, tag, MediaType::OciIndex.as_str(), body.as_bytes())
+}
+
+async fn an_index_below_another_need_not_have_the_platform(column: Column) {
+    let world = World::on(column).await;
+    let image = world.upstream.image("a", "image", &[b"layer"]);
+    let (other, _) = world.upstream.index("a", "other", &["linux/s390x"]);
+    let empty = index_of(&world, "a", "empty", &[]);
+    index_of(&world, "a", "1", &[other, empty, image.digest.clone()]);
+    let names = ["test.local/a:1", "test.local/a:other", "test.local/a:empty"];
+    let reports = prefetch(&world, &json!({ "images": names, "platforms": [AMD64] })).await;
+    assert_eq!(reports[0]["error"], Value::Null);
+    assert_eq!(stored(&world).await, digests([&image]));
+    for report in &reports[1..] {
+        assert!(report["error"].as_str().unwrap().contains("none of the platforms"), "{report}");
+    }
+}
+
+async fn an_image_of_too_many_manifests_is_refused_before_they_are_fetched(column: Column) {
+    let world = World::on(column).await;
+    let children: Vec<Digest> =
+        (0..500).map(|number: u64| Digest::of(Algorithm::Sha256, &number.to_be_bytes())).collect();
+    index_of(&world, "a", "1", &children);
+    let reports = prefetch(&world, &json!({ "images": ["test.local/a:1"], "platforms": [AMD64] })).await;
+    let error = reports[0]["error"].as_str().unwrap_or_default();
+    assert!(error.contains("more than 500 manifests"), "{reports:?}");
+    assert_eq!(world.upstream.count("/manifests/"), 1);
+}
+
+async fn an_image_that_is_prefetched_again_counts_as_used(column: Column) {
+    let settings = "keep = \"30d\"\n[[schedule]]\nevery = \"1h\"\nplatforms = \"all\"\nimages = [\"test.local/b:1\"]\n";
+    let world = World::plan(column).settings(settings).start().await;
+    let images = ["a", "b"].map(|name| world.upstream.image(name, "1", &[name.as_bytes()]));
+    for image in &images {
+        let path = format!("/v2/test.local/{}/manifests/1", image.name);
+        assert_eq!(world.get(&path).await.status, StatusCode::OK);
+    }
+    world.settled().await;
+    world.clock.advance(29 * DAY);
+    prefetch(&world, &json!({ "images": ["test.local/a:1"] })).await;
+    assert_eq!(world.cache.request_due_schedules().await.unwrap(), 1);
+    world.settled().await;
+    let entries: Vec<Entry> = world.cache.ledger.entries().try_collect().await.unwrap();
+    for entry in entries {
+        let used_at = match entry {
+            Entry::Membership { used_at, .. } => Some(used_at),
+            Entry::Blob { record, .. } => record.value.used_at,
+            Entry::Reference { .. } | Entry::Manifest(_) => continue,
+        };
+        assert_eq!(used_at, Some(world.clock.now()));
+    }
+    world.clock.advance(6 * DAY);
+    assert_eq!(world.cache.sweep(false).await.unwrap().manifests, [""; 0]);
+    assert_eq!(stored(&world).await, digests(&images));
 }
 
 /// Only the embedded queue has to remember them itself.
