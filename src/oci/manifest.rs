@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -149,10 +150,10 @@ impl Manifest {
     /// none: its children are manifests, and are fetched when they are asked for.
     pub fn blobs(&self) -> Result<Vec<Descriptor>, InvalidManifest> {
         let outline = self.outline()?;
-        let mut blobs: Vec<Descriptor> = Vec::new();
+        let (mut blobs, mut known) = (Vec::new(), HashSet::new());
         for described in outline.config.into_iter().chain(outline.layers) {
             let digest = described.digest.parse::<Digest>()?;
-            if blobs.iter().all(|known| known.digest != digest) {
+            if known.insert(digest.clone()) {
                 let foreign = described.urls.is_some_and(|urls| !urls.is_empty());
                 blobs.push(Descriptor { digest, size: described.size, foreign });
             }
