@@ -8,7 +8,7 @@ use stopover::ports::{Job, Priority, Progress};
 use stopover::pull::Want;
 use support::on_both_columns;
 use support::scripted::Fault;
-use support::world::{Column, World, until};
+use support::world::{Column, World, open, until};
 use tokio::sync::watch;
 
 on_both_columns!(
@@ -206,27 +206,19 @@ mod following {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn unfinished_fills_are_found_again_after_a_restart() {
-        use stopover::config::Config;
-        use stopover::local::Local;
-        use stopover::time::Clock;
         let upstream = support::scripted::Scripted::start().unwrap();
         let image = upstream.image("a", "1", &[LAYER]);
         upstream.fault("/blobs/", Fault::Stalled);
         let data = tempfile::tempdir().unwrap();
-        let file = data.path().join("stopover.toml");
-        std::fs::write(&file, format!("[upstreams.\"test.local\"]\nurl = \"{}\"", upstream.url())).unwrap();
-        let open = async || {
-            let mut config = Config::load(Some(&file), Cold::Follow, |_| None).unwrap();
-            config.data_dir = data.path().to_owned();
-            Local::open(config, Clock::default()).await.unwrap()
-        };
-        let local = open().await;
+        let settings = format!("[upstreams.\"test.local\"]\nurl = \"{}\"", upstream.url());
+        let start = async || open(data.path(), &settings).await;
+        let local = start().await;
         let repository = Repository { upstream: "test.local".parse().unwrap(), name: "a".parse().unwrap() };
         local.cache.manifest(&repository, &"1".parse().unwrap(), Want::GET).await.unwrap();
         until(|| upstream.count("/blobs/") == image.blobs.len()).await;
         local.stop(std::time::Duration::ZERO).await;
         upstream.heal();
-        let local = open().await;
+        let local = start().await;
         local.settled().await;
         upstream.kill();
         for (digest, bytes) in &image.blobs {

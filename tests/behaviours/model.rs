@@ -156,12 +156,13 @@ async fn run(column: Column, steps: Vec<Step>) {
     }
 }
 
-fn hold(column: Column, cases: u32) {
+/// Runs random steps, and where they fail shows the shortest that do.
+pub(crate) fn hold<S: Strategy, F: Future<Output = ()>>(cases: u32, step: S, run: impl Fn(Vec<S::Value>) -> F) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
-    let outcome = runner.run(&vec(step(), 1..40), |steps| {
+    let outcome = runner.run(&vec(step, 1..40), |steps| {
         // A panic in here is caught by the runner, which then looks for a shorter way to it.
-        runtime.block_on(run(column, steps));
+        runtime.block_on(run(steps));
         Ok(())
     });
     if let Err(error) = outcome {
@@ -171,10 +172,10 @@ fn hold(column: Column, cases: u32) {
 
 #[test]
 fn no_interleaving_serves_wrong_or_too_old_content_on_the_embedded_adapters() {
-    hold(Column::Embedded, 64);
+    hold(64, step(), |steps| run(Column::Embedded, steps));
 }
 
 #[test]
 fn no_interleaving_serves_wrong_or_too_old_content_on_two_instances() {
-    hold(Column::Aws, 24);
+    hold(24, step(), |steps| run(Column::Aws, steps));
 }

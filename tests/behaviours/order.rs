@@ -2,16 +2,13 @@
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
-use stopover::config::{Cold, Config};
-use stopover::local::Local;
 use stopover::oci::{Algorithm, Digest, Repository};
 use stopover::ports::{Job, Priority};
 use stopover::pull::Want;
 use stopover::report::{FillState, FillStatus};
-use stopover::time::Clock;
 use support::on_both_columns;
 use support::scripted::{Fault, Scripted};
-use support::world::{Answer, Column, World, until};
+use support::world::{Answer, Column, World, open, until};
 
 on_both_columns!(a_fill_that_was_given_up_is_shown_with_its_reason_and_retried,);
 
@@ -183,20 +180,15 @@ mod alone {
         let digest = &image.blobs[1].0;
         upstream.fault(digest.as_str(), Fault::Status(404, vec![], String::new()));
         let data = tempfile::tempdir().unwrap();
-        let file = data.path().join("stopover.toml");
-        std::fs::write(&file, format!("[upstreams.\"test.local\"]\nurl = \"{}\"", upstream.url())).unwrap();
-        let open = async || {
-            let mut config = Config::load(Some(&file), Cold::Follow, |_| None).unwrap();
-            config.data_dir = data.path().to_owned();
-            Local::open(config, Clock::default()).await.unwrap()
-        };
-        let local = open().await;
+        let settings = format!("[upstreams.\"test.local\"]\nurl = \"{}\"", upstream.url());
+        let start = async || open(data.path(), &settings).await;
+        let local = start().await;
         local.cache.manifest(&repository("a"), &"1".parse().unwrap(), Want::GET).await.unwrap();
         local.settled().await;
         local.stop(std::time::Duration::ZERO).await;
         upstream.heal();
         upstream.forget_requests();
-        let local = open().await;
+        let local = start().await;
         local.settled().await;
         let reports = local.cache.fill_reports().await.unwrap();
         assert_eq!((reports.len(), reports[0].state), (1, FillState::Failed));

@@ -6,15 +6,13 @@ use std::time::Duration;
 use futures_util::TryStreamExt as _;
 use http::StatusCode;
 use serde_json::{Value, json};
-use stopover::config::{Cold, Config};
-use stopover::local::{EmbeddedLedger, Local};
+use stopover::local::EmbeddedLedger;
 use stopover::oci::{Algorithm, Digest, MediaType, Repository};
 use stopover::ports::Entry;
 use stopover::pull::{Served, Want};
-use stopover::time::Clock;
 use support::on_both_columns;
 use support::scripted::{Fault, Scripted, ScriptedImage};
-use support::world::{Column, World, until};
+use support::world::{Column, World, open, until};
 
 on_both_columns!(
     a_prefetched_image_is_stored_whole_and_pulled_without_upstream,
@@ -291,15 +289,9 @@ async fn the_platforms_that_a_policy_wants_are_found_again_after_a_restart() {
     let (_, images) = upstream.index("a", "1", &[AMD64, "linux/arm64", "linux/s390x"]);
     upstream.fault(images[1].digest.as_str(), Fault::Stalled);
     let data = tempfile::tempdir().unwrap();
-    let file = data.path().join("stopover.toml");
-    std::fs::write(&file, format!("platforms = \"all\"\n[upstreams.\"test.local\"]\nurl = \"{}\"", upstream.url()))
-        .unwrap();
-    let open = async || {
-        let mut config = Config::load(Some(&file), Cold::Follow, |_| None).unwrap();
-        config.data_dir = data.path().to_owned();
-        Local::open(config, Clock::default()).await.unwrap()
-    };
-    let local = open().await;
+    let settings = format!("platforms = \"all\"\n[upstreams.\"test.local\"]\nurl = \"{}\"", upstream.url());
+    let start = async || open(data.path(), &settings).await;
+    let local = start().await;
     let repository = Repository { upstream: "test.local".parse().unwrap(), name: "a".parse().unwrap() };
     local.cache.manifest(&repository, &"1".parse().unwrap(), Want::GET).await.unwrap();
     until(|| upstream.count(images[1].digest.as_str()) > 0).await;
@@ -308,7 +300,7 @@ async fn the_platforms_that_a_policy_wants_are_found_again_after_a_restart() {
     upstream.heal();
     // What was being fetched holds the directory a moment longer.
     until(|| EmbeddedLedger::open(&data.path().join("ledger.redb")).is_ok()).await;
-    let local = open().await;
+    let local = start().await;
     local.settled().await;
     upstream.kill();
     for (image, (digest, _)) in images.iter().flat_map(|image| image.blobs.iter().map(move |blob| (image, blob))) {

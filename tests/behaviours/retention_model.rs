@@ -4,10 +4,9 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
+use crate::model::hold;
 use http::StatusCode;
-use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 use serde_json::json;
 use stopover::config::Cold;
 use stopover::oci::{Digest, MediaType, Repository};
@@ -205,25 +204,12 @@ async fn run(column: Column, steps: Vec<Step>) {
     }
 }
 
-fn hold(column: Column, cases: u32) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
-    let outcome = runner.run(&vec(step(), 1..40), |steps| {
-        // A panic in here is caught by the runner, which then looks for a shorter way to it.
-        runtime.block_on(run(column, steps));
-        Ok(())
-    });
-    if let Err(error) = outcome {
-        panic!("{error}");
-    }
-}
-
 #[test]
 fn no_sweep_deletes_what_was_used_within_keep_or_leaves_what_was_not_on_the_embedded_adapters() {
-    hold(Column::Embedded, 24);
+    hold(24, step(), |steps| run(Column::Embedded, steps));
 }
 
 #[test]
 fn no_sweep_deletes_what_was_used_within_keep_or_leaves_what_was_not_on_aws() {
-    hold(Column::Aws, 12);
+    hold(12, step(), |steps| run(Column::Aws, steps));
 }

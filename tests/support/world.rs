@@ -377,6 +377,15 @@ impl Drop for Filler {
     }
 }
 
+/// A cache on a data directory, as a process that starts has it: with this `stopover.toml`, and the system's clock.
+pub async fn open(data: &Path, settings: &str) -> Local {
+    let file = data.join("stopover.toml");
+    fs::write(&file, settings).expect("the directory is ours");
+    let mut config = Config::load(Some(&file), Cold::Follow, |_| None).expect("a test's settings are right");
+    config.data_dir = data.to_owned();
+    Local::open(config, Clock::default()).await.expect("nobody else has the directory")
+}
+
 /// Waits until a condition holds.
 pub async fn until(condition: impl Fn() -> bool) {
     let wait = async {
