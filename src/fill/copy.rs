@@ -30,11 +30,11 @@ pub(super) async fn copy(
     stop: impl Future<Output = Duration> + Send,
 ) -> Copied {
     let job = &lease.job;
-    let failed = |error| Copied { outcome: Err(error), checkpoint: None, upload: None };
+    let failed = |error| Copied { outcome: Err(error), checkpoint: None, upload: None, known: false };
     // The bytes may be here although their record is not: a fill was killed between the two.
     match cache.blobs.size(&job.digest).await {
         Ok(Some(size)) if size == job.size => {
-            return Copied { outcome: Ok(Filled::Already), checkpoint: None, upload: None };
+            return Copied { outcome: Ok(Filled::Already), checkpoint: None, upload: None, known: false };
         }
         Ok(_) => {}
         Err(error) => return Copied { checkpoint, ..failed(error.into()) },
@@ -48,36 +48,37 @@ pub(super) async fn copy(
     let mut copying = Copying { cache, lease, writer: &mut writer, saved: checkpoint };
     let outcome = copying.run(stop).await;
     let saved = copying.saved;
+    let known = saved.is_some();
     match outcome {
         Ok(true) => match lease.renew(saved.clone()).await {
             // Only the owner of the claim publishes.
             Ok(()) => match writer.upload.publish().await {
-                Ok(()) => Copied { outcome: Ok(Filled::Stored), checkpoint: None, upload: None },
-                Err(error) => end(Err(error.into()), saved, writer),
+                Ok(()) => Copied { outcome: Ok(Filled::Stored), checkpoint: None, upload: None, known: false },
+                Err(error) => end(Err(error.into()), saved, writer, known),
             },
-            Err(error) => end(Err(error), saved, writer),
+            Err(error) => end(Err(error), saved, writer, known),
         },
         Ok(false) => {
             let checkpoint = writer.checkpoint().await.unwrap_or(saved);
             let reached = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.offset);
-            end(Ok(Filled::Parked { progress: reached > begun }), checkpoint, writer)
+            end(Ok(Filled::Parked { progress: reached > begun }), checkpoint, writer, known)
         }
         Err(error @ FillError::Upstream(_)) if error.may_pass() => {
             let checkpoint = writer.checkpoint().await.unwrap_or(saved);
-            end(Err(error), checkpoint, writer)
+            end(Err(error), checkpoint, writer, known)
         }
         Err(error @ (FillError::Store(StoreError::Unavailable(_)) | FillError::ClaimLost)) => {
-            end(Err(error), saved, writer)
+            end(Err(error), saved, writer, known)
         }
         // Nothing of it can be trusted, or nobody will go on with it; and a full disk is not kept full.
-        Err(error) => end(Err(error), None, writer),
+        Err(error) => end(Err(error), None, writer, known),
     }
 }
 
 /// Without a checkpoint the upload is of no use to anybody.
-fn end(outcome: Result<Filled, FillError>, checkpoint: Option<Checkpoint>, writer: Writer) -> Copied {
+fn end(outcome: Result<Filled, FillError>, checkpoint: Option<Checkpoint>, writer: Writer, known: bool) -> Copied {
     let upload = checkpoint.is_none().then_some(writer.upload);
-    Copied { outcome, checkpoint, upload }
+    Copied { outcome, checkpoint, upload, known }
 }
 
 struct Copying<'a> {

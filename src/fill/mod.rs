@@ -140,13 +140,20 @@ pub async fn run(
     };
     let started = std::time::Instant::now();
     let lease = Lease { ledger: Arc::clone(&cache.ledger), clock: cache.clock.clone(), job: job.clone(), owner };
-    let Copied { outcome, checkpoint, upload } = copy::copy(cache, &lease, claimed.checkpoint, progress, stop).await;
+    let Copied { outcome, checkpoint, mut upload, known } =
+        copy::copy(cache, &lease, claimed.checkpoint, progress, stop).await;
     let offset = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.offset);
     let (state, failure) = match &outcome {
         Ok(Filled::Stored | Filled::Already) => (BlobState::Stored { size: job.size }, None),
         Ok(Filled::Parked { .. } | Filled::Claimed) => (BlobState::Absent, claimed.failure),
         Err(error) => (BlobState::Absent, Some(error.to_string())),
     };
+    // At once where nobody else can know it, and where it fills a disk on which the ledger could not be written either.
+    if (!known || matches!(outcome, Err(FillError::Store(StoreError::Refused(_)))))
+        && let Some(upload) = upload.take()
+    {
+        upload.discard().await;
+    }
     // The order matters: what a checkpoint in the ledger speaks of is not thrown away.
     if lease.settle(state, failure, checkpoint).await?
         && let Some(upload) = upload
@@ -177,6 +184,8 @@ struct Copied {
     checkpoint: Option<Checkpoint>,
     /// What is of no use any more.
     upload: Option<Box<dyn Upload>>,
+    /// The ledger has a checkpoint of that: whoever took the claim over may be going on with it.
+    known: bool,
 }
 
 /// A claim that this fill holds until another takes it over.

@@ -86,7 +86,8 @@ async fn an_operator_invokes_the_filler_to_see_and_to_retry_what_was_given_up() 
     let image = upstream.image("team/image", "v1", &[b"layer"]);
     let (digest, _) = &image.blobs[1];
     upstream.fault(digest.as_str(), Fault::Status(500, vec![], String::new()));
-    let settings = QueueSettings { visibility_timeout: Duration::from_secs(1), max_receive_count: 1 };
+    // Longer than an attempt takes, with its own attempts at a connection.
+    let settings = QueueSettings { visibility_timeout: Duration::from_secs(6), max_receive_count: 1 };
     let deployment = Plan::of(&upstream.url()).queue(settings).start().await?;
     deployment.request(Method::GET, "team/image/manifests/v1")?.send().await?.error_for_status()?;
     deployment.until_filled().await?;
