@@ -222,6 +222,9 @@ impl std::fmt::Display for FillStatus {
             write!(formatter, ", {}", format!("{priority:?}").to_lowercase())?;
         }
         match (&self.failure, self.attempts) {
+            (Some(failure), attempts) if self.state == FillState::Running => {
+                write!(formatter, ", attempt {attempts}, the one before failed: {failure}")
+            }
             (Some(failure), attempts) => write!(formatter, ", attempt {attempts} failed: {failure}"),
             (None, attempts) if attempts > 1 => write!(formatter, ", attempt {attempts}"),
             _ => Ok(()),

@@ -133,6 +133,7 @@ impl Copying<'_> {
                 () = tokio::time::sleep_until(ends_at.unwrap_or_else(Instant::now)), if ends_at.is_some() => return Ok(false),
                 saved = saved => {
                     saving = None;
+                    let before = self.saved.as_ref().map_or(0, |saved| saved.offset);
                     match saved {
                         Ok(saved) => (self.saved, claimed_until) = (saved, self.lease.clock.now().plus(CLAIM)),
                         // As long as the claim lasts there is time to try that again.
@@ -145,7 +146,12 @@ impl Copying<'_> {
                         Err(error) => return Err(error),
                     }
                     let offset = self.saved.as_ref().map_or(0, |saved| saved.offset);
-                    tracing::info!(blob.digest = %job.digest, offset_bytes = offset, size_bytes = job.size, "checkpoint written");
+                    if offset > before {
+                        tracing::info!(
+                            blob.digest = %job.digest, offset_bytes = offset, size_bytes = job.size,
+                            "checkpoint written"
+                        );
+                    }
                 }
                 chunk = source.next() => match chunk? {
                     Some(chunk) => self.writer.write(chunk).await?,
