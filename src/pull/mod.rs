@@ -3,6 +3,7 @@
 mod blob;
 mod flight;
 mod manifest;
+mod store;
 mod used;
 
 use std::fs::File;
