@@ -6,14 +6,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-
 use serde::{Deserialize, Serialize};
 
 use crate::Cache;
 use crate::config::Schedule;
 use crate::error::PullError;
-use crate::oci::{Descriptor, Digest, InvalidManifest, Manifest, Operation, Platforms, Reference};
-use crate::oci::{Repository, Request};
+use crate::oci::{Descriptor, Digest, InvalidManifest, Manifest, Operation, Platforms, Reference, Repository, Request};
 use crate::ports::{ImageJob, Job, Priority, StoreError};
 use crate::pull::Want;
 use crate::upstream::UpstreamError;
@@ -102,9 +100,6 @@ impl Cache {
         let digest = root.digest.clone();
         let (wanted, failure) = self.contents(root, image, Want { check: false, ..want }).await?;
         let lookups = wanted.into_iter().map(async |blob: Descriptor| {
-            // As a pull does, and before it counts as stored: a sweep leaves it alone from here on.
-            let view = self.ledger.blob(repository, &blob.digest).await?;
-            self.note_blob(repository, &blob.digest, view).await;
             let stored = self.has_blob(repository, &blob.digest).await?;
             Ok::<_, StoreError>((blob, stored))
         });

@@ -51,7 +51,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// How long a client may wait for a cold blob before it is told to come back.
     pub wait: Duration,
-    /// How many bytes all running fills may hold in memory.
+    /// How many bytes running fills may hold: half of them ahead of what is stored, the rest for what is on its way there
+    /// (on S3 24 MiB, whatever this says).
     pub fill_memory: u64,
     /// How many misses at upstream a caller (an address) may cause in a minute.
     pub misses: u32,

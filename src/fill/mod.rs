@@ -66,7 +66,7 @@ pub enum Filled {
     },
 }
 
-/// How many segments of a blob fit into so many bytes, besides what is being stored.
+/// How many segments may be fetched ahead within so many bytes: half of them, because an adapter holds parts on their way too.
 pub(crate) fn segments_in(bytes: u64) -> usize {
     usize::try_from(bytes / 2 / source::SEGMENT_BYTES).unwrap_or_default()
 }

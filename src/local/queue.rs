@@ -19,7 +19,8 @@ use crate::fill::{self, CLAIM, FillError, Filled};
 use crate::oci::{Digest, UpstreamId};
 use crate::ports::{Fills, GivenUp, ImageJob, Job, Progress, Requested, StoreError};
 
-/// How many fills run at once that nobody waits for: each holds a connection and about a megabyte.
+/// How many fills run at once that nobody waits for: each holds about a megabyte, and what it fetches ahead of that counts
+/// against `fill_memory`.
 const PLACES: usize = 16;
 /// How long a fill that is to stop may wait for what is on its way.
 const WIND_DOWN: Duration = Duration::from_millis(500);

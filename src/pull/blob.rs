@@ -43,9 +43,10 @@ impl Cache {
         }
     }
 
-    /// Whether a blob of a repository is stored.
+    /// Whether a blob is stored, and counts as used from now on: a sweep leaves it alone, or it is filled again.
     pub(crate) async fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, StoreError> {
         let view = self.ledger.blob(repository, digest).await?;
+        let view = self.note_blob(repository, digest, view).await;
         Ok(is_stored(&view) && self.blobs.locate(digest).await?.is_some())
     }
 

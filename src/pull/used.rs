@@ -65,7 +65,7 @@ impl Cache {
 
     /// Notes that a blob is pulled, before its bytes are promised: whoever means to remove it finds its record changed.
     /// Returns it as it is then. What fails here fails no pull.
-    pub(crate) async fn note_blob(&self, repository: &Repository, digest: &Digest, view: BlobView) -> BlobView {
+    pub(super) async fn note_blob(&self, repository: &Repository, digest: &Digest, view: BlobView) -> BlobView {
         let noted = tokio::time::timeout(PATIENCE, self.write_blob_use(repository, digest, view.clone())).await;
         noted.unwrap_or_else(|_| Err(late())).unwrap_or_else(|error| {
             tracing::warn!(%repository, blob.digest = %digest, %error, "the use of a blob could not be noted");
