@@ -141,6 +141,7 @@ fn of_request(error: &InvalidRequest) -> (StatusCode, ErrorCode) {
     match error {
         InvalidRequest::Method => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported),
         InvalidRequest::Endpoint | InvalidRequest::Unsupported(_) => (StatusCode::NOT_FOUND, ErrorCode::Unsupported),
+        InvalidRequest::Page => (StatusCode::BAD_REQUEST, ErrorCode::PageInvalid),
         InvalidRequest::Name(_) | InvalidRequest::Namespace => (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid),
         InvalidRequest::Reference(InvalidReference::Tag(_)) => (StatusCode::BAD_REQUEST, ErrorCode::ManifestInvalid),
         InvalidRequest::Reference(InvalidReference::Digest(digest)) | InvalidRequest::Digest(digest) => match digest {

@@ -87,7 +87,7 @@ impl Cache {
     pub fn image(&self, request: &Request) -> Result<(Repository, Reference), PullError> {
         match &request.operation {
             Operation::Manifest(name, reference) => Ok((self.upstreams.repository(request, name)?, reference.clone())),
-            Operation::Ping | Operation::Blob(..) => Err(PullError::ManifestUnknown),
+            _ => Err(PullError::ManifestUnknown),
         }
     }
 

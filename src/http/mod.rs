@@ -76,6 +76,10 @@ async fn pull(cache: &Arc<Cache>, request: &Request, parts: &http::request::Part
             let pulled = cache.blob(&repository, digest, want).await?;
             blob(&repository, digest, pulled, headers)
         }
+        Operation::Tags(..) => Err(InvalidRequest::Unsupported("tags/list yet: ask the upstream registry").into()),
+        Operation::Referrers(..) => {
+            Err(InvalidRequest::Unsupported("referrers yet: use the referrers tag schema").into())
+        }
     }
 }
 

@@ -18,6 +18,8 @@ pub enum ErrorCode {
     NameInvalid,
     /// `NAME_UNKNOWN`
     NameUnknown,
+    /// `PAGINATION_NUMBER_INVALID`: not in the specification, which has no code for it; Docker's registry uses this one.
+    PageInvalid,
     /// `SIZE_INVALID`
     SizeInvalid,
     /// `TOOMANYREQUESTS`
@@ -41,6 +43,7 @@ impl ErrorCode {
             Self::ManifestUnknown => "MANIFEST_UNKNOWN",
             Self::NameInvalid => "NAME_INVALID",
             Self::NameUnknown => "NAME_UNKNOWN",
+            Self::PageInvalid => "PAGINATION_NUMBER_INVALID",
             Self::SizeInvalid => "SIZE_INVALID",
             Self::TooManyRequests => "TOOMANYREQUESTS",
             Self::Unauthorized => "UNAUTHORIZED",

@@ -17,4 +17,4 @@ pub use manifest::{Child, Descriptor, InvalidManifest, MAX_MANIFEST_BYTES, Manif
 pub use name::{InvalidName, Name, Repository, UpstreamId};
 pub use platform::{InvalidPlatform, Platform, Platforms};
 pub use reference::{InvalidReference, InvalidTag, Reference, Tag};
-pub use request::{ByteRange, InvalidRequest, Operation, Request, RequestedRange};
+pub use request::{ByteRange, InvalidRequest, Operation, Page, Request, RequestedRange};

@@ -4,15 +4,16 @@ use http::Method;
 use percent_encoding::percent_decode_str;
 
 use super::reference::InvalidReference;
-use super::{Digest, InvalidDigest, InvalidName, Name, Reference, Tag, UpstreamId};
+use super::{Digest, InvalidDigest, InvalidName, Name, Reference, Tag};
 
 /// A registry request, parsed once from method, path and query.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Request {
     /// `HEAD`: the same answer without its body.
     pub head: bool,
-    /// The path component before `/v2/`, where there is one: `/<upstream>/v2/…`.
-    pub prefix: Option<UpstreamId>,
+    /// The path before `/v2/`, where there is one: `/<upstream>/v2/…`. It says as much as the same path behind `/v2/`, except
+    /// that it has to name an upstream.
+    pub prefix: Option<Name>,
     /// The `ns` query parameter: the registry the client believes it talks to (distribution-spec, "Registry Proxying").
     pub namespace: Option<String>,
     /// What is asked for.
@@ -28,6 +29,31 @@ pub enum Operation {
     Manifest(Name, Reference),
     /// `/v2/<name>/blobs/<digest>`
     Blob(Name, Digest),
+    /// `/v2/<name>/tags/list`
+    Tags(Name, Page),
+    /// `/v2/<name>/referrers/<digest>`, only those of one `artifactType` where that is given.
+    Referrers(Name, Digest, Option<String>),
+}
+
+impl Operation {
+    /// The repository that it is about, as the path names it.
+    pub fn name(&self) -> Option<&Name> {
+        match self {
+            Self::Ping => None,
+            Self::Manifest(name, _) | Self::Blob(name, _) | Self::Tags(name, _) | Self::Referrers(name, ..) => {
+                Some(name)
+            }
+        }
+    }
+}
+
+/// Which part of a list of tags is wanted (distribution-spec 1.1, "Listing Tags").
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Page {
+    /// At most so many.
+    pub n: Option<usize>,
+    /// Only those that come after this one in lexical order.
+    pub last: Option<String>,
 }
 
 /// Why a request was not understood.
@@ -54,6 +80,9 @@ pub enum InvalidRequest {
     /// `ns` was given more than once.
     #[error("the query parameter ns may be given only once")]
     Namespace,
+    /// `n` is no number of tags.
+    #[error("the query parameter n is how many tags are wanted: a number from 0 on")]
+    Page,
 }
 
 impl Request {
@@ -63,12 +92,13 @@ impl Request {
         let (prefix, path) = match path.strip_prefix("/v2") {
             Some(rest) if rest.is_empty() || rest.starts_with('/') => (None, rest),
             _ => {
-                let (prefix, rest) =
-                    path.strip_prefix('/').and_then(|path| path.split_once("/v2")).ok_or(InvalidRequest::Endpoint)?;
-                if prefix.contains('/') || !(rest.is_empty() || rest.starts_with('/')) {
-                    return Err(InvalidRequest::Endpoint);
-                }
-                (Some(prefix.parse()?), rest)
+                let end = match path.find("/v2/") {
+                    None if path.ends_with("/v2") => path.len() - "/v2".len(),
+                    None | Some(0) => return Err(InvalidRequest::Endpoint),
+                    Some(end) => end,
+                };
+                let prefix = path[..end].strip_prefix('/').ok_or(InvalidRequest::Endpoint)?;
+                (Some(prefix.parse()?), &path[end + "/v2".len()..])
             }
         };
         let head = match *method {
@@ -76,11 +106,10 @@ impl Request {
             Method::HEAD => true,
             _ => return Err(InvalidRequest::Method),
         };
-        Ok(Self { head, prefix, namespace: namespace(query)?, operation: Operation::parse(path)? })
+        let query = Query(query.unwrap_or_default());
+        Ok(Self { head, prefix, namespace: query.namespace()?, operation: Operation::parse(path, query)? })
     }
-}
 
-impl Request {
     /// The pull of an image as people write its name: `nginx`, `ghcr.io/a/b:1.0`, `registry.example.com:5000/a@sha256:…`.
     /// A digest says more than a tag beside it; without either it is `latest`.
     pub fn image(text: &str) -> Result<Self, InvalidRequest> {
@@ -105,7 +134,7 @@ impl Request {
 
 impl Operation {
     /// Parses what follows `/v2`. A name may itself have components called `manifests` or `blobs`, so the last one counts.
-    fn parse(path: &str) -> Result<Self, InvalidRequest> {
+    fn parse(path: &str, query: Query) -> Result<Self, InvalidRequest> {
         let path = path.strip_prefix('/').unwrap_or(path);
         if path.is_empty() {
             return Ok(Self::Ping);
@@ -119,8 +148,8 @@ impl Operation {
             ("manifests", reference) => Ok(Self::Manifest(name.parse()?, reference.parse()?)),
             ("blobs", "uploads" | "") => Err(InvalidRequest::Method),
             ("blobs", digest) => Ok(Self::Blob(name.parse()?, digest.parse()?)),
-            ("tags", "list") => Err(InvalidRequest::Unsupported("tags/list yet: ask the upstream registry")),
-            ("referrers", _) => Err(InvalidRequest::Unsupported("referrers yet: use the referrers tag schema")),
+            ("tags", "list") => Ok(Self::Tags(name.parse()?, query.page()?)),
+            ("referrers", digest) => Ok(Self::Referrers(name.parse()?, digest.parse()?, query.value("artifactType"))),
             _ => Err(InvalidRequest::Endpoint),
         }
     }
@@ -137,13 +166,32 @@ fn decode(path: &str) -> Result<Cow<'_, str>, InvalidRequest> {
     percent_decode_str(path).decode_utf8().map_err(|_| InvalidName.into())
 }
 
-fn namespace(query: Option<&str>) -> Result<Option<String>, InvalidRequest> {
-    let Some(query) = query else { return Ok(None) };
-    let mut values =
-        url::form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == "ns").map(|(_, value)| value);
-    match (values.next(), values.next()) {
-        (_, Some(_)) => Err(InvalidRequest::Namespace),
-        (value, None) => Ok(value.map(Cow::into_owned)),
+/// The query of a request. What nobody has asked about is left alone: clients add parameters of their own.
+#[derive(Clone, Copy)]
+struct Query<'a>(&'a str);
+
+impl Query<'_> {
+    fn values(self, wanted: &str) -> impl Iterator<Item = String> {
+        let pairs = url::form_urlencoded::parse(self.0.as_bytes());
+        pairs.filter(move |(key, _)| key == wanted).map(|(_, value)| value.into_owned())
+    }
+
+    /// The first value that is not empty.
+    fn value(self, wanted: &str) -> Option<String> {
+        self.values(wanted).find(|value| !value.is_empty())
+    }
+
+    fn namespace(self) -> Result<Option<String>, InvalidRequest> {
+        let mut values = self.values("ns");
+        match (values.next(), values.next()) {
+            (_, Some(_)) => Err(InvalidRequest::Namespace),
+            (value, None) => Ok(value),
+        }
+    }
+
+    fn page(self) -> Result<Page, InvalidRequest> {
+        let number = |text: String| text.parse::<usize>().map_err(|_| InvalidRequest::Page);
+        Ok(Page { n: self.value("n").map(number).transpose()?, last: self.value("last") })
     }
 }
 
@@ -231,6 +279,9 @@ mod tests {
         assert_eq!(manifest.namespace.as_deref(), Some("ghcr.io"));
         let prefixed = get("/docker.io/v2/library/nginx/manifests/1").unwrap();
         assert_eq!(prefixed.prefix.unwrap().as_str(), "docker.io");
+        let nested = get("/team/hub/v2/v2/manifests/1").unwrap();
+        assert_eq!(nested.prefix.unwrap().as_str(), "team/hub");
+        assert_eq!(nested.operation.name().unwrap().as_str(), "v2");
         let odd = get(&format!("/v2/manifests/blobs/v2/blobs/{DIGEST}")).unwrap();
         assert_eq!(odd.operation, Operation::Blob("manifests/blobs/v2".parse().unwrap(), DIGEST.parse().unwrap()));
     }
@@ -258,6 +309,20 @@ mod tests {
     }
 
     #[test]
+    fn a_list_of_tags_and_referrers_are_understood_with_their_parameters() {
+        let name = || "a/tags".parse().unwrap();
+        let tags = |n, last: Option<&str>| Operation::Tags(name(), Page { n, last: last.map(str::to_owned) });
+        assert_eq!(get("/v2/a/tags/tags/list").unwrap().operation, tags(None, None));
+        assert_eq!(get("/v2/a/tags/tags/list?n=0&last=&x=%00").unwrap().operation, tags(Some(0), None));
+        assert_eq!(get("/v2/a/tags/tags/list?last=v%201&n=5").unwrap().operation, tags(Some(5), Some("v 1")));
+        let referrers =
+            |kind: Option<&str>| Operation::Referrers(name(), DIGEST.parse().unwrap(), kind.map(str::to_owned));
+        let path = format!("/v2/a/tags/referrers/{DIGEST}");
+        assert_eq!(get(&path).unwrap().operation, referrers(None));
+        assert_eq!(get(&format!("{path}?artifactType=a%2Fb")).unwrap().operation, referrers(Some("a/b")));
+    }
+
+    #[test]
     fn a_digest_may_arrive_percent_encoded() {
         let encoded = DIGEST.replace(':', "%3A");
         assert_eq!(get(&format!("/v2/a/blobs/{encoded}")), get(&format!("/v2/a/blobs/{DIGEST}")));
@@ -265,9 +330,7 @@ mod tests {
 
     #[test]
     fn malformed_paths_are_refused_for_what_is_wrong_with_them() {
-        for path in
-            ["", "/", "/v1/", "/v2x/a/manifests/b", "/v2/a", "/v2/a/b", "/a/b/v2/c/manifests/d", "/index.html", "é"]
-        {
+        for path in ["", "/", "/v1/", "/v2x/a/manifests/b", "/v2/a", "/v2/a/b", "/v2x/v2y/", "/index.html", "é"] {
             assert_eq!(get(path), Err(InvalidRequest::Endpoint), "{path}");
         }
         for path in [
@@ -284,7 +347,8 @@ mod tests {
         assert!(matches!(get("/v2/a/manifests/sha256:zz"), Err(InvalidRequest::Reference(_))));
         assert_eq!(get("/v2/a/blobs/latest"), Err(InvalidRequest::Digest(InvalidDigest::Malformed)));
         assert_eq!(get("/v2/?ns=a&ns=b"), Err(InvalidRequest::Namespace));
-        assert!(matches!(get("/v2/a/tags/list"), Err(InvalidRequest::Unsupported(_))));
+        assert_eq!(get("/v2/a/tags/list?n=-1"), Err(InvalidRequest::Page));
+        assert_eq!(get("/v2/a/referrers/latest"), Err(InvalidRequest::Digest(InvalidDigest::Malformed)));
     }
 
     #[test]

@@ -26,7 +26,7 @@ async fn malformed_requests_are_refused_with_the_code_of_the_specification(colum
         ("/v2/test.local/a/blobs/md5:d41d8cd98f00b204e9800998ecf8427e".to_owned(), 400, "UNSUPPORTED"),
         ("/v2/a/manifests/1?ns=docker.io&ns=ghcr.io".to_owned(), 400, "NAME_INVALID"),
         ("/v2/ghcr.io/a/manifests/1?ns=quay.io".to_owned(), 400, "NAME_INVALID"),
-        ("/v2/test.local/a/tags/list".to_owned(), 404, "UNSUPPORTED"),
+        ("/v2/test.local/a/tags/list?n=many".to_owned(), 400, "PAGINATION_NUMBER_INVALID"),
         ("/v2/_catalog".to_owned(), 404, "UNSUPPORTED"),
         ("/favicon.ico".to_owned(), 404, "UNSUPPORTED"),
         ("/".to_owned(), 404, "UNSUPPORTED"),
