@@ -99,6 +99,8 @@ pub struct UpstreamConfig {
     pub alternates: Vec<Alternate>,
     /// Who we are there.
     pub credentials: Option<Credentials>,
+    /// The region of a private ECR registry: without `credentials` we log in there as whoever this process is to AWS.
+    pub ecr_region: Option<String>,
 }
 
 /// Another upstream that carries the same content.
@@ -330,7 +332,20 @@ fn upstream(
         fills: table.fills.unwrap_or(DEFAULT_FILLS),
         alternates,
         credentials,
+        ecr_region: ecr_region(id.as_str()).map(str::to_owned),
     })
+}
+
+/// The region in the host name of a private ECR registry: `<account>.dkr.ecr[-fips].<region>.amazonaws.com[.cn]`, or
+/// dual-stack `<account>.dkr-ecr[-fips].<region>.on.aws` (ECR, "Endpoints and quotas").
+fn ecr_region(host: &str) -> Option<&str> {
+    let (account, rest) = host.split_once('.')?;
+    if account.len() != 12 || !account.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let region =
+        ["dkr.ecr.", "dkr.ecr-fips.", "dkr-ecr.", "dkr-ecr-fips."].iter().find_map(|kind| rest.strip_prefix(kind))?;
+    [".amazonaws.com", ".amazonaws.com.cn", ".on.aws"].iter().find_map(|end| region.strip_suffix(end))
 }
 
 fn origin_only(url: &Url) -> Result<(), String> {

@@ -12,6 +12,7 @@ use reqwest::Response;
 use url::Url;
 
 use super::UpstreamError;
+use super::account::Account;
 use super::answer::{Answer, RangeSent, own_media_type, read_limited, timed, unavailable};
 use super::guard::{self, Clients};
 use super::meter::Meter;
@@ -66,6 +67,7 @@ pub enum BlobSource {
 pub struct Upstream {
     id: UpstreamId,
     config: UpstreamConfig,
+    account: Account,
     clients: Arc<Clients>,
     tokens: Tokens,
     /// Learned from the first 401 and kept: the challenge of a refused token may lead elsewhere (nvcr.io does that).
@@ -80,12 +82,12 @@ impl Upstream {
     pub(super) fn new(
         id: UpstreamId,
         config: UpstreamConfig,
+        account: Account,
         clients: Arc<Clients>,
         clock: &Clock,
         ledger: &Arc<dyn Ledger>,
     ) -> Self {
-        let credential = config.credentials.as_ref().map_or("anonymous", |login| &login.username).to_owned();
-        let key = GaugeKey { upstream: id.clone(), credential };
+        let key = GaugeKey { upstream: id.clone(), credential: account.name().to_owned() };
         Self {
             meter: Meter::new(key, Arc::clone(ledger), clock.clone()),
             tokens: Tokens::new(clock.clone()),
@@ -94,6 +96,7 @@ impl Upstream {
             quota: Mutex::default(),
             id,
             config,
+            account,
             clients,
         }
     }
@@ -110,7 +113,7 @@ impl Upstream {
 
     /// Who we are there, for people.
     pub fn credential(&self) -> &str {
-        self.config.credentials.as_ref().map_or("anonymous", |credentials| &credentials.username)
+        self.account.name()
     }
 
     /// What it last said of our quota and of itself.
@@ -270,7 +273,7 @@ impl Upstream {
     }
 
     fn has_credentials(&self) -> bool {
-        self.config.credentials.is_some()
+        !self.account.is_anonymous()
     }
 
     fn endpoint(&self, name: &Name, kind: &str, reference: impl std::fmt::Display) -> Url {
@@ -319,8 +322,10 @@ impl Upstream {
                 None => None,
                 Some(challenge) => {
                     let refused = refused.as_ref();
-                    let authorization =
-                        self.tokens.authorization(challenge, name, refused, &self.config, &self.clients).await;
+                    let authorization = self
+                        .tokens
+                        .authorization(challenge, name, refused, &self.account, &self.config, &self.clients)
+                        .await;
                     if matches!(authorization, Err(UpstreamError::Denied(_) | UpstreamError::Invalid(_))) {
                         // One odd challenge must not decide over every later request.
                         self.set_challenge(None);
@@ -365,6 +370,7 @@ impl Upstream {
             match (challenge, &refused) {
                 (None, _) => self.learn(&response, name).await?,
                 (Some(Challenge::Bearer { .. }), None) => refused = authorization,
+                (Some(Challenge::Basic), None) if self.account.renews() => refused = authorization,
                 // Refused twice: what was learned may have been wrong, so the next request learns it anew.
                 (Some(_), _) => {
                     self.set_challenge(None);

@@ -1,5 +1,6 @@
 //! Upstream registries: which there are, which of them a request means, and how to talk to one.
 
+mod account;
 mod answer;
 mod client;
 mod guard;
@@ -14,7 +15,10 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+pub use account::{Issued, Issuer};
 pub use client::{BlobBody, BlobPlace, BlobSource, BytesWanted, OpenBlob, Upstream};
+
+use account::Account;
 
 use crate::config::{Config, DEFAULT_UPSTREAM};
 use crate::error::PullError;
@@ -98,10 +102,18 @@ impl UpstreamError {
 
 impl Upstreams {
     /// One client for each configured upstream; they share connections.
-    pub fn new(config: &Config, clock: &Clock, ledger: &Arc<dyn Ledger>) -> Result<Self, UpstreamError> {
+    ///
+    /// `issuer`: who issues credentials where the configuration has none and the registry is one of the cloud's own.
+    pub fn new(
+        config: &Config,
+        clock: &Clock,
+        ledger: &Arc<dyn Ledger>,
+        issuer: Option<&Arc<dyn Issuer>>,
+    ) -> Result<Self, UpstreamError> {
         let clients = Arc::new(guard::Clients::new()?);
         let by_id = config.upstreams.iter().map(|(id, config)| {
-            (id.clone(), Upstream::new(id.clone(), config.clone(), Arc::clone(&clients), clock, ledger))
+            let account = Account::new(config, issuer, clock);
+            (id.clone(), Upstream::new(id.clone(), config.clone(), account, Arc::clone(&clients), clock, ledger))
         });
         let default = DEFAULT_UPSTREAM.parse().map_err(|_| UpstreamError::Invalid(DEFAULT_UPSTREAM.into()))?;
         Ok(Self { by_id: by_id.collect(), default })
@@ -259,7 +271,7 @@ mod tests {
         let config = Config::load(None, Cold::Redirect, |_| None).unwrap();
         let data = tempfile::tempdir().unwrap();
         let ledger: Arc<dyn Ledger> = Arc::new(EmbeddedLedger::open(&data.path().join("ledger")).unwrap());
-        let upstreams = Upstreams::new(&config, &Clock::default(), &ledger).unwrap();
+        let upstreams = Upstreams::new(&config, &Clock::default(), &ledger, None).unwrap();
         let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
         let request = Request::parse(&http::Method::GET, path, query).unwrap();
         let Operation::Manifest(name, _) = &request.operation else { panic!("{request:?}") };

@@ -2,6 +2,7 @@
 
 mod alternates;
 mod documents;
+mod ecr;
 mod fills;
 mod large;
 mod model;
