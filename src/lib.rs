@@ -13,6 +13,7 @@
 //! 8. [`ports`]: what all of them ask of storage. [`local`] answers it with files and an embedded ledger; the package
 //!    `functions` answers it with S3, `DynamoDB` and SQS.
 
+pub mod access;
 pub mod config;
 pub mod error;
 pub mod fill;

@@ -1,0 +1,258 @@
+//! Logins as an identity of AWS. The password is not a URL but the fields of a signed `GetCallerIdentity`: we put the
+//! request together from them ourselves, for our own name, so nobody can make us ask for anything else (protocol of
+//! aws-iam-authenticator, without what went wrong there: CVE-2022-2385).
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+use super::IamIdentity;
+
+/// The header that is signed with the request and names the cache that it is for. Another cache's is worthless here.
+pub const SERVER_ID_HEADER: &str = "x-stopover-server-id";
+
+/// How long a signature is good for, in seconds: what STS allows at the most.
+pub const SIGNATURE_SECONDS: u64 = 900;
+
+/// The most bytes of a password: session tokens have up to two kilobytes.
+const LONGEST_PASSWORD: usize = 8192;
+
+/// What a caller has signed. Everything else of the request is fixed.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignedFields {
+    /// The region whose STS is asked.
+    region: String,
+    /// `<access key id>/<yyyymmdd>/<region>/sts/aws4_request`.
+    credential: String,
+    /// `X-Amz-Date`: `<yyyymmdd>T<hhmmss>Z`.
+    date: String,
+    /// `X-Amz-Security-Token`, of temporary credentials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    token: Option<String>,
+    /// `X-Amz-Signature`: 64 hexadecimal digits.
+    signature: String,
+}
+
+/// A password that is not made of such fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the password is not what `stopover login` and docker-credential-stopover make for the user aws")]
+pub struct InvalidFields;
+
+impl SignedFields {
+    /// Fields as a signer has them, if they are of the form that will be accepted.
+    pub fn new(
+        region: &str,
+        credential: &str,
+        date: &str,
+        token: Option<&str>,
+        signature: &str,
+    ) -> Result<Self, InvalidFields> {
+        let fields = Self {
+            region: region.to_owned(),
+            credential: credential.to_owned(),
+            date: date.to_owned(),
+            token: token.map(str::to_owned),
+            signature: signature.to_owned(),
+        };
+        if fields.are_well_formed() { Ok(fields) } else { Err(InvalidFields) }
+    }
+
+    /// Reads a password.
+    pub fn parse(password: &str) -> Result<Self, InvalidFields> {
+        if password.len() > LONGEST_PASSWORD {
+            return Err(InvalidFields);
+        }
+        let json = URL_SAFE_NO_PAD.decode(password).map_err(|_| InvalidFields)?;
+        let fields: Self = serde_json::from_slice(&json).map_err(|_| InvalidFields)?;
+        if fields.are_well_formed() { Ok(fields) } else { Err(InvalidFields) }
+    }
+
+    /// The password made of these fields.
+    pub fn password(&self) -> String {
+        // Strings always serialise.
+        URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).unwrap_or_default())
+    }
+
+    fn are_well_formed(&self) -> bool {
+        let digits = |text: &str, count| text.len() == count && text.bytes().all(|byte| byte.is_ascii_digit());
+        let word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let region =
+            !self.region.is_empty() && self.region.split('-').all(|part| !part.is_empty() && part.bytes().all(word));
+        let credential: Vec<&str> = self.credential.split('/').collect();
+        let [key, day, in_region, "sts", "aws4_request"] = credential.as_slice() else { return false };
+        let key_id = (16..=128).contains(&key.len())
+            && key.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit());
+        let date = self.date.strip_suffix('Z').and_then(|date| date.split_once('T'));
+        let date = date.is_some_and(|(of, time)| of == *day && digits(of, 8) && digits(time, 6));
+        let base64 = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=');
+        let token = self.token.as_ref().is_none_or(|token| !token.is_empty() && token.bytes().all(base64));
+        let signature =
+            self.signature.len() == 64 && self.signature.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        region && self.region.len() <= 32 && key_id && in_region == &self.region && date && token && signature
+    }
+
+    /// The request that was signed, put together anew: GET of this URL with [`SERVER_ID_HEADER`] and nothing else signed but
+    /// the host. `endpoint` is the STS of the region unless the operator says otherwise.
+    pub fn request(&self, endpoint: Option<&Url>) -> Option<Url> {
+        let mut url = match endpoint {
+            Some(endpoint) => endpoint.clone(),
+            None => {
+                let end = if self.region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
+                Url::parse(&format!("https://sts.{}.{end}/", self.region)).ok()?
+            }
+        };
+        url.query_pairs_mut()
+            .clear()
+            .append_pair("Action", "GetCallerIdentity")
+            .append_pair("Version", "2011-06-15")
+            .append_pair("X-Amz-Algorithm", "AWS4-HMAC-SHA256")
+            .append_pair("X-Amz-Credential", &self.credential)
+            .append_pair("X-Amz-Date", &self.date)
+            .append_pair("X-Amz-Expires", &SIGNATURE_SECONDS.to_string())
+            .extend_pairs(self.token.iter().map(|token| ("X-Amz-Security-Token", token)))
+            .append_pair("X-Amz-SignedHeaders", &format!("host;{SERVER_ID_HEADER}"))
+            .append_pair("X-Amz-Signature", &self.signature);
+        Some(url)
+    }
+}
+
+/// Tells nothing that could be used again.
+impl std::fmt::Debug for SignedFields {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "SignedFields({}, {})", self.region, self.date)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Answer {
+    get_caller_identity_response: Response,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Response {
+    get_caller_identity_result: CallerIdentity,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct CallerIdentity {
+    account: String,
+    arn: String,
+}
+
+impl IamIdentity {
+    /// What STS answers to `Accept: application/json`. A session of a role is the role: `…:sts::1:assumed-role/name/session`
+    /// becomes `…:iam::1:role/name`. `None`: it is no such answer, or contradicts itself.
+    pub fn from_answer(body: &[u8]) -> Option<Self> {
+        let answer: Answer = serde_json::from_slice(body).ok()?;
+        let CallerIdentity { account, arn } = answer.get_caller_identity_response.get_caller_identity_result;
+        let parts: Vec<&str> = arn.splitn(6, ':').collect();
+        let ["arn", partition, service, "", of, resource] = parts.as_slice() else { return None };
+        if *of != account || account.len() != 12 || !account.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        let arn = match (*service, resource.strip_prefix("assumed-role/")) {
+            ("sts", Some(session)) => {
+                let (role, _) = session.split_once('/')?;
+                format!("arn:{partition}:iam::{account}:role/{role}")
+            }
+            _ => arn,
+        };
+        Some(Self { account, arn })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CREDENTIAL: &str = "ASIAQWERTYUIOPASDFGH/20261121/eu-west-1/sts/aws4_request";
+    const SIGNATURE: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+
+    fn fields() -> SignedFields {
+        SignedFields::new("eu-west-1", CREDENTIAL, "20261121T120000Z", Some("abc+/="), SIGNATURE).unwrap()
+    }
+
+    #[test]
+    fn the_request_is_put_together_from_the_fields_and_nothing_else() {
+        let read = SignedFields::parse(&fields().password()).unwrap();
+        assert_eq!(
+            read.request(None).unwrap().as_str(),
+            format!(
+                "https://sts.eu-west-1.amazonaws.com/?Action=GetCallerIdentity&Version=2011-06-15\
+                 &X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential={}&X-Amz-Date=20261121T120000Z&X-Amz-Expires=900\
+                 &X-Amz-Security-Token=abc%2B%2F%3D&X-Amz-SignedHeaders=host%3Bx-stopover-server-id\
+                 &X-Amz-Signature={SIGNATURE}",
+                CREDENTIAL.replace('/', "%2F")
+            )
+        );
+    }
+
+    #[test]
+    fn fields_that_could_mean_anything_else_are_refused() {
+        let long = "a".repeat(64);
+        for (region, credential, date, token, signature) in [
+            ("eu-west-1.evil.example/", CREDENTIAL, "20261121T120000Z", None, SIGNATURE),
+            ("", CREDENTIAL, "20261121T120000Z", None, SIGNATURE),
+            ("us-east-1", CREDENTIAL, "20261121T120000Z", None, SIGNATURE),
+            (
+                "eu-west-1",
+                "ASIAQWERTYUIOPASDFGH/20261121/eu-west-1/s3/aws4_request",
+                "20261121T120000Z",
+                None,
+                SIGNATURE,
+            ),
+            ("eu-west-1", "x/20261121/eu-west-1/sts/aws4_request", "20261121T120000Z", None, SIGNATURE),
+            ("eu-west-1", CREDENTIAL, "20261122T120000Z", None, SIGNATURE),
+            ("eu-west-1", CREDENTIAL, "20261121T1200Z", None, SIGNATURE),
+            ("eu-west-1", CREDENTIAL, "20261121T120000Z&Action=AssumeRole", None, SIGNATURE),
+            ("eu-west-1", CREDENTIAL, "20261121T120000Z", Some("a&Action=AssumeRole"), SIGNATURE),
+            ("eu-west-1", CREDENTIAL, "20261121T120000Z", Some(""), SIGNATURE),
+            ("eu-west-1", CREDENTIAL, "20261121T120000Z", None, "00"),
+            ("eu-west-1", CREDENTIAL, "20261121T120000Z", None, &long.replace('a', "G")),
+        ] {
+            assert_eq!(
+                SignedFields::new(region, credential, date, token, signature),
+                Err(InvalidFields),
+                "{region} {date}"
+            );
+        }
+        let json = serde_json::to_string(&fields()).unwrap();
+        for wrong in [
+            json.replace("\"region\"", "\"action\":\"AssumeRole\",\"region\""),
+            json.replace("\"date\"", "\"signature\":\"x\",\"date\""),
+            "[]".to_owned(),
+            String::new(),
+        ] {
+            assert_eq!(SignedFields::parse(&URL_SAFE_NO_PAD.encode(&wrong)), Err(InvalidFields), "{wrong}");
+        }
+        assert_eq!(SignedFields::parse("https://sts.amazonaws.com/"), Err(InvalidFields));
+        assert_eq!(SignedFields::parse(&"a".repeat(LONGEST_PASSWORD + 1)), Err(InvalidFields));
+    }
+
+    #[test]
+    fn a_session_of_a_role_is_the_role() {
+        let answer = |account: &str, arn: &str| {
+            let result = serde_json::json!({ "Account": account, "Arn": arn, "UserId": "x" });
+            let body = serde_json::json!({ "GetCallerIdentityResponse": { "GetCallerIdentityResult": result } });
+            IamIdentity::from_answer(body.to_string().as_bytes()).map(|identity| identity.arn)
+        };
+        let account = "123456789012";
+        for (arn, principal) in [
+            ("arn:aws:sts::123456789012:assumed-role/node/i-1", Some("arn:aws:iam::123456789012:role/node")),
+            ("arn:aws:iam::123456789012:user/a/b", Some("arn:aws:iam::123456789012:user/a/b")),
+            ("arn:aws-cn:sts::123456789012:assumed-role/node/a:b", Some("arn:aws-cn:iam::123456789012:role/node")),
+            ("arn:aws:sts::123456789012:assumed-role/node", None),
+            ("arn:aws:sts::999999999999:assumed-role/node/i-1", None),
+            ("nonsense", None),
+        ] {
+            assert_eq!(answer(account, arn).as_deref(), principal, "{arn}");
+        }
+        assert_eq!(answer("12", "arn:aws:iam::12:user/a"), None);
+        assert_eq!(IamIdentity::from_answer(b"<GetCallerIdentityResponse/>"), None);
+    }
+}

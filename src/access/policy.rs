@@ -1,0 +1,196 @@
+//! Who may pull what: decided from the principal, its address and the repository alone. No I/O, no clock.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::Principal;
+use crate::freshness::Pattern;
+use crate::oci::Repository;
+
+/// Rules in order: the first one that is about a pull decides it. Where none is, what is private is denied, and what is
+/// public is allowed to everybody who is let in.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Policy(pub Vec<Rule>);
+
+/// One rule. It is about a pull if all that it names fits; what it leaves out fits everything.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Rule {
+    /// What people call it: its place in the file.
+    pub name: String,
+    /// Patterns of principals (`robot:*`).
+    pub who: Vec<Pattern>,
+    /// Patterns of claims, all of which the principal has to have.
+    pub claims: BTreeMap<String, Pattern>,
+    /// Where the caller is.
+    pub networks: Vec<IpNet>,
+    /// Patterns of canonical repositories (`ghcr.io/acme/*`).
+    pub what: Vec<Pattern>,
+    /// Whether it allows or denies.
+    pub allow: bool,
+}
+
+/// Whether a principal may pull from a repository, and why.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Decision<'a> {
+    /// Whether it may.
+    pub allowed: bool,
+    /// Why.
+    pub because: Because<'a>,
+}
+
+/// What has decided.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Because<'a> {
+    /// This rule.
+    Rule(&'a Rule),
+    /// No rule, and the upstream shows it to everybody.
+    Public,
+    /// No rule, and the upstream shows it to us only because of our credentials.
+    Private,
+}
+
+impl Policy {
+    /// Decides. `private`: the repository is asked for with credentials of ours.
+    pub fn decide(
+        &self,
+        principal: &Principal,
+        address: Option<IpAddr>,
+        repository: &Repository,
+        private: bool,
+    ) -> Decision<'_> {
+        match self.0.iter().find(|rule| rule.is_about(principal, address, repository)) {
+            Some(rule) => Decision { allowed: rule.allow, because: Because::Rule(rule) },
+            None if private => Decision { allowed: false, because: Because::Private },
+            None => Decision { allowed: true, because: Because::Public },
+        }
+    }
+}
+
+impl Rule {
+    fn is_about(&self, principal: &Principal, address: Option<IpAddr>, repository: &Repository) -> bool {
+        let claims = match principal {
+            Principal::Oidc(identity) => Some(&identity.claims),
+            _ => None,
+        };
+        let has = |claim: &String, pattern: &Pattern| {
+            claims.and_then(|claims| claims.get(claim)).is_some_and(|value| pattern.matches(value))
+        };
+        fits(&self.who, &principal.to_string())
+            && self.claims.iter().all(|(claim, pattern)| has(claim, pattern))
+            && (self.networks.is_empty() || address.is_some_and(|address| is_in(&self.networks, address)))
+            && fits(&self.what, &repository.to_string())
+    }
+}
+
+fn fits(patterns: &[Pattern], text: &str) -> bool {
+    patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(text))
+}
+
+/// Whether an address lies in one of these networks. One that is mapped into IPv6 is judged as itself.
+pub fn is_in(networks: &[IpNet], address: IpAddr) -> bool {
+    networks.iter().any(|network| network.contains(&address.to_canonical()))
+}
+
+impl fmt::Display for Decision<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = if self.allowed { "allowed" } else { "denied" };
+        match self.because {
+            Because::Rule(rule) => write!(formatter, "{verdict} by {}", rule.name),
+            Because::Public => write!(formatter, "{verdict}: no rule is about it, and its upstream is public"),
+            Because::Private => {
+                write!(formatter, "{verdict}: no rule is about it, and what needs our credentials upstream is private")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::{IamIdentity, OidcIdentity};
+
+    fn rule(allow: bool, who: &[&str], what: &[&str]) -> Rule {
+        Rule {
+            name: format!("{who:?}"),
+            who: who.iter().map(|pattern| Pattern::from(*pattern)).collect(),
+            claims: BTreeMap::new(),
+            networks: Vec::new(),
+            what: what.iter().map(|pattern| Pattern::from(*pattern)).collect(),
+            allow,
+        }
+    }
+
+    fn repository(text: &str) -> Repository {
+        let (upstream, name) = text.split_once('/').unwrap();
+        Repository { upstream: upstream.parse().unwrap(), name: name.parse().unwrap() }
+    }
+
+    fn robot(name: &str) -> Principal {
+        Principal::Robot(name.parse().unwrap())
+    }
+
+    #[test]
+    fn the_first_rule_that_is_about_a_pull_decides_it() {
+        let policy = Policy(vec![
+            rule(false, &["robot:ci"], &["ghcr.io/acme/secret*"]),
+            rule(true, &["robot:*"], &["ghcr.io/acme/*"]),
+            rule(false, &[], &["ghcr.io/acme/*"]),
+        ]);
+        let decide =
+            |principal: &Principal, what: &str| policy.decide(principal, None, &repository(what), true).allowed;
+        assert!(decide(&robot("ci"), "ghcr.io/acme/app"));
+        assert!(!decide(&robot("ci"), "ghcr.io/acme/secret-app"));
+        assert!(decide(&robot("deploy"), "ghcr.io/acme/secret-app"));
+        assert!(!decide(&Principal::Anonymous, "ghcr.io/acme/app"));
+    }
+
+    #[test]
+    fn without_a_rule_what_is_private_is_denied_and_what_is_public_allowed() {
+        let policy = Policy::default();
+        let hub = repository("docker.io/library/nginx");
+        assert!(policy.decide(&Principal::Anonymous, None, &hub, false).allowed);
+        assert!(!policy.decide(&robot("ci"), None, &hub, true).allowed);
+    }
+
+    #[test]
+    fn claims_and_networks_all_have_to_fit() {
+        let mut of_github = rule(true, &["oidc:github:*"], &[]);
+        of_github.claims.insert("repository_owner_id".into(), "12*".into());
+        of_github.networks.push("10.0.0.0/8".parse().unwrap());
+        let policy = Policy(vec![of_github]);
+        let caller = |owner: Option<&str>| {
+            let claims = owner.map(|owner| ("repository_owner_id".to_owned(), owner.to_owned())).into_iter().collect();
+            Principal::Oidc(OidcIdentity { issuer: "github".into(), subject: "repo:a/b".into(), claims })
+        };
+        let decide = |principal: &Principal, address: Option<&str>| {
+            let address = address.map(|address| address.parse().unwrap());
+            policy.decide(principal, address, &repository("ghcr.io/a/b"), true).allowed
+        };
+        assert!(decide(&caller(Some("123")), Some("10.1.2.3")));
+        assert!(decide(&caller(Some("123")), Some("::ffff:10.1.2.3")));
+        for (principal, address) in [
+            (caller(Some("13")), Some("10.1.2.3")),
+            (caller(None), Some("10.1.2.3")),
+            (caller(Some("123")), Some("11.1.2.3")),
+            (caller(Some("123")), None),
+            (robot("oidc"), Some("10.1.2.3")),
+        ] {
+            assert!(!decide(&principal, address), "{principal} {address:?}");
+        }
+    }
+
+    #[test]
+    fn a_rule_about_one_kind_of_principal_is_never_about_another() {
+        let policy = Policy(vec![rule(true, &["iam:arn:aws:iam::123456789012:role/*"], &[])]);
+        let iam = |arn: &str| Principal::Iam(IamIdentity { account: "123456789012".into(), arn: arn.into() });
+        let decide = |principal: &Principal| policy.decide(principal, None, &repository("ghcr.io/a/b"), true).allowed;
+        assert!(decide(&iam("arn:aws:iam::123456789012:role/node")));
+        assert!(!decide(&iam("arn:aws:iam::123456789012:user/node")));
+        let subject = "arn:aws:iam::123456789012:role/node";
+        let oidc = OidcIdentity { issuer: "iam".into(), subject: subject.into(), claims: BTreeMap::new() };
+        assert!(!decide(&Principal::Oidc(oidc)));
+    }
+}

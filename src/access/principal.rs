@@ -1,0 +1,100 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Who asks: what authentication has established of a caller, and nothing that the caller merely says.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Principal {
+    /// Nobody in particular.
+    Anonymous,
+    /// Whoever has the secret of this robot.
+    Robot(RobotName),
+    /// Who AWS says it is (STS `GetCallerIdentity`).
+    Iam(IamIdentity),
+    /// Who an OpenID Connect issuer says it is.
+    Oidc(OidcIdentity),
+}
+
+/// An identity of AWS.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct IamIdentity {
+    /// The account: twelve digits.
+    pub account: String,
+    /// The user or role without its session: `arn:aws:iam::123456789012:role/name`. STS leaves the path of a role out.
+    pub arn: String,
+}
+
+/// An identity of an OpenID Connect issuer.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct OidcIdentity {
+    /// What the configuration calls the issuer.
+    pub issuer: String,
+    /// The claim `sub`.
+    pub subject: String,
+    /// The claims that rules ask about, as text.
+    pub claims: BTreeMap<String, String>,
+}
+
+/// The name of a robot: letters, digits, `.`, `_` and `-`, at most 64 of them.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RobotName(Box<str>);
+
+/// A string that is no name of a robot.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the name of a robot has lower-case letters, digits, . _ and -, begins with a letter, and at most 64 characters"
+)]
+pub struct InvalidRobotName;
+
+impl RobotName {
+    /// The name as it stands in a user name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for RobotName {
+    type Err = InvalidRobotName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidRobotName> {
+        let known = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-');
+        let valid = text.len() <= 64 && text.starts_with(|first: char| first.is_ascii_lowercase());
+        if valid && text.bytes().all(known) { Ok(Self(text.into())) } else { Err(InvalidRobotName) }
+    }
+}
+
+impl TryFrom<String> for RobotName {
+    type Error = InvalidRobotName;
+
+    fn try_from(text: String) -> Result<Self, InvalidRobotName> {
+        text.parse()
+    }
+}
+
+impl From<RobotName> for String {
+    fn from(name: RobotName) -> Self {
+        name.0.into()
+    }
+}
+
+impl fmt::Display for RobotName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// As rules name it: `anonymous`, `robot:<name>`, `iam:<arn>`, `oidc:<issuer>:<subject>`.
+impl fmt::Display for Principal {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Anonymous => formatter.write_str("anonymous"),
+            Self::Robot(name) => write!(formatter, "robot:{name}"),
+            Self::Iam(identity) => write!(formatter, "iam:{}", identity.arn),
+            Self::Oidc(identity) => write!(formatter, "oidc:{}:{}", identity.issuer, identity.subject),
+        }
+    }
+}

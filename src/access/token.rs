@@ -1,0 +1,207 @@
+//! The tokens that `/token` issues: who somebody is, signed by us, for minutes. What its holder may pull is decided with
+//! each request, so a token is never a permission.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use serde::{Deserialize, Serialize};
+
+use super::Principal;
+use crate::time::{Clock, Timestamp};
+
+/// How far the clock of another instance may be behind or ahead.
+const LEEWAY: Duration = Duration::from_secs(30);
+
+/// The shortest key, in bytes: as long as what HMAC-SHA-256 makes of it (RFC 7518, section 3.2).
+const SHORTEST_KEY: usize = 32;
+
+/// The most a token may have, in bytes; ours have a fifth of it.
+const LONGEST_TOKEN: usize = 8192;
+
+/// The keys that tokens are signed with: the first one signs, all of them verify, so that a key can be replaced while
+/// tokens of the one before it are under way.
+pub struct TokenKeys {
+    signing: (String, EncodingKey),
+    verifying: BTreeMap<String, DecodingKey>,
+    clock: Clock,
+}
+
+/// What is wrong with keys, in words for the operator. Never tells a key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidKeys {
+    /// None at all.
+    #[error("there is no key; a line is <id>:<32 bytes or more, in base64>")]
+    None,
+    /// A line that cannot be read.
+    #[error("key {0} is not <id>:<32 bytes or more, in base64>")]
+    Malformed(usize),
+    /// Two keys that have one id.
+    #[error("two keys are called {0:?}")]
+    Twice(String),
+}
+
+/// A token that is not believed. Says no more, because whoever sent it is a stranger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the token is not valid, or not any more")]
+pub struct InvalidToken;
+
+/// What a token says (distribution, "Token Authentication Implementation"; RFC 7519, section 4.1).
+#[derive(Serialize, Deserialize)]
+struct Claims {
+    iss: String,
+    aud: String,
+    sub: String,
+    iat: u64,
+    nbf: u64,
+    exp: u64,
+    jti: String,
+    /// Who it is about, whole.
+    principal: Principal,
+}
+
+impl TokenKeys {
+    /// Reads keys, one in a line (or divided by commas): `<id>:<base64>`.
+    pub fn parse(text: &str, clock: Clock) -> Result<Self, InvalidKeys> {
+        let (mut signing, mut verifying) = (None, BTreeMap::new());
+        let lines = text.split(['\n', ',']).map(str::trim).filter(|line| !line.is_empty());
+        for (number, line) in (1..).zip(lines) {
+            let (id, key) = line.split_once(':').ok_or(InvalidKeys::Malformed(number))?;
+            let key = STANDARD.decode(key).map_err(|_| InvalidKeys::Malformed(number))?;
+            if id.is_empty() || key.len() < SHORTEST_KEY {
+                return Err(InvalidKeys::Malformed(number));
+            }
+            if verifying.insert(id.to_owned(), DecodingKey::from_secret(&key)).is_some() {
+                return Err(InvalidKeys::Twice(id.to_owned()));
+            }
+            signing.get_or_insert_with(|| (id.to_owned(), EncodingKey::from_secret(&key)));
+        }
+        Ok(Self { signing: signing.ok_or(InvalidKeys::None)?, verifying, clock })
+    }
+
+    /// Issues a token for the service of that name. `None`: it could not be signed.
+    pub fn issue(&self, service: &str, principal: &Principal, life: Duration) -> Option<String> {
+        let now = self.clock.now();
+        let claims = Claims {
+            iss: service.to_owned(),
+            aud: service.to_owned(),
+            sub: principal.to_string(),
+            iat: now.0,
+            nbf: now.0,
+            exp: now.plus(life).0,
+            jti: format!("{:032x}", fastrand::u128(..)),
+            principal: principal.clone(),
+        };
+        let header = Header { kid: Some(self.signing.0.clone()), ..Header::new(Algorithm::HS256) };
+        jsonwebtoken::encode(&header, &claims, &self.signing.1).ok()
+    }
+
+    /// Who a token is about, if we have issued it for this service and its time has not passed.
+    pub fn verify(&self, service: &str, token: &str) -> Result<Principal, InvalidToken> {
+        if token.len() > LONGEST_TOKEN {
+            return Err(InvalidToken);
+        }
+        // The header only chooses among our keys; the algorithm is ours.
+        let header = jsonwebtoken::decode_header(token).map_err(|_| InvalidToken)?;
+        let key = header.kid.and_then(|id| self.verifying.get(&id)).ok_or(InvalidToken)?;
+        let mut validation = Validation::new(Algorithm::HS256);
+        validation.set_audience(&[service]);
+        validation.set_issuer(&[service]);
+        validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+        // Times are judged below, by our clock.
+        validation.validate_exp = false;
+        let claims = jsonwebtoken::decode::<Claims>(token, key, &validation).map_err(|_| InvalidToken)?.claims;
+        let now = self.clock.now();
+        let valid = Timestamp(claims.nbf) <= now.plus(LEEWAY) && now < Timestamp(claims.exp).plus(LEEWAY);
+        if valid { Ok(claims.principal) } else { Err(InvalidToken) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const LIFE: Duration = Duration::from_mins(10);
+
+    fn clock() -> Clock {
+        Clock::manual(Timestamp(1_800_000_000))
+    }
+
+    fn key(id: &str, fill: u8) -> String {
+        format!("{id}:{}", STANDARD.encode([fill; 32]))
+    }
+
+    fn robot() -> Principal {
+        Principal::Robot("ci".parse().unwrap())
+    }
+
+    #[test]
+    fn a_token_says_who_somebody_is_until_its_life_is_over() {
+        let clock = clock();
+        let keys = TokenKeys::parse(&key("a", 1), clock.clone()).unwrap();
+        let token = keys.issue("cr.test", &robot(), LIFE).unwrap();
+        assert_eq!(keys.verify("cr.test", &token), Ok(robot()));
+        clock.advance(LIFE);
+        assert_eq!(keys.verify("cr.test", &token), Ok(robot()), "clocks differ");
+        clock.advance(LEEWAY);
+        assert_eq!(keys.verify("cr.test", &token), Err(InvalidToken));
+    }
+
+    #[test]
+    fn a_key_is_replaced_while_tokens_of_the_one_before_it_are_under_way() {
+        let old = TokenKeys::parse(&key("old", 1), clock()).unwrap();
+        let both = TokenKeys::parse(&format!("{}\n{}\n", key("new", 2), key("old", 1)), clock()).unwrap();
+        let new = TokenKeys::parse(&key("new", 2), clock()).unwrap();
+        let of_old = old.issue("cr.test", &robot(), LIFE).unwrap();
+        assert_eq!(both.verify("cr.test", &of_old), Ok(robot()));
+        let of_both = both.issue("cr.test", &robot(), LIFE).unwrap();
+        assert_eq!(new.verify("cr.test", &of_both), Ok(robot()));
+        assert_eq!(new.verify("cr.test", &of_old), Err(InvalidToken));
+    }
+
+    #[test]
+    fn nothing_that_we_have_not_signed_for_this_service_is_believed() {
+        let keys = TokenKeys::parse(&key("a", 1), clock()).unwrap();
+        let good = keys.issue("cr.test", &robot(), LIFE).unwrap();
+        let parts: Vec<&str> = good.split('.').collect();
+        let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let mut claims: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(parts[1]).unwrap()).unwrap();
+        claims["principal"] = json!({ "robot": "root" });
+        let altered = encode(&claims);
+        let none = encode(&json!({ "alg": "none", "kid": "a" }));
+        let other_algorithm = encode(&json!({ "alg": "HS512", "kid": "a" }));
+        let no_key = encode(&json!({ "alg": "HS256" }));
+        let path = encode(&json!({ "alg": "HS256", "kid": "../a" }));
+        let other = TokenKeys::parse(&key("a", 2), clock()).unwrap();
+        for forged in [
+            format!("{}.{altered}.{}", parts[0], parts[2]),
+            format!("{none}.{}.", parts[1]),
+            format!("{none}.{}.{}", parts[1], parts[2]),
+            format!("{other_algorithm}.{}.{}", parts[1], parts[2]),
+            format!("{no_key}.{}.{}", parts[1], parts[2]),
+            format!("{path}.{}.{}", parts[1], parts[2]),
+            format!("{}.{}.", parts[0], parts[1]),
+            other.issue("cr.test", &robot(), LIFE).unwrap(),
+            keys.issue("other.test", &robot(), LIFE).unwrap(),
+            String::new(),
+            "..".to_owned(),
+            "a".repeat(LONGEST_TOKEN + 1),
+        ] {
+            assert_eq!(keys.verify("cr.test", &forged), Err(InvalidToken), "{forged}");
+        }
+    }
+
+    #[test]
+    fn keys_that_cannot_be_used_are_named_but_not_told() {
+        let malformed = |text: &str| TokenKeys::parse(text, clock()).err().unwrap();
+        assert_eq!(malformed(" \n"), InvalidKeys::None);
+        assert_eq!(malformed("secret"), InvalidKeys::Malformed(1));
+        assert_eq!(malformed(&format!("{}\na:c2hvcnQ=", key("b", 1))), InvalidKeys::Malformed(2));
+        assert_eq!(malformed(&format!("{},{}", key("a", 1), key("a", 2))), InvalidKeys::Twice("a".into()));
+    }
+}
