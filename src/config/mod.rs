@@ -42,6 +42,17 @@ pub enum Deleted {
     Serve,
 }
 
+/// How the referrers of a manifest are found (distribution-spec 1.1, "Listing Referrers").
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Referrers {
+    /// By the API, and by tag where upstream turns out not to have it.
+    #[default]
+    Ask,
+    /// By tag only: upstream does not have the API.
+    TagOnly,
+}
+
 /// The settings of one process, complete and checked.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -87,6 +98,8 @@ pub struct UpstreamConfig {
     pub missing: Duration,
     /// What becomes of a tag that upstream has deleted.
     pub deleted: Deleted,
+    /// How referrers are found.
+    pub referrers: Referrers,
     /// What a client gets for a blob that is not stored yet.
     pub cold: Cold,
     /// Which children of an index are copied when a pull has stored it.
@@ -179,6 +192,9 @@ const WELL_KNOWN: [(&str, &str, &[&str], &[&str]); 11] = [
     ("nvcr.io", "nvcr.io", &[], &[]),
     ("lscr.io", "lscr.io", &[], &["https://ghcr.io"]),
 ];
+
+/// Registries known not to have the referrers API; ghcr.io redirects it to a page for people.
+const WITHOUT_REFERRERS: [&str; 3] = ["docker.io", "ghcr.io", "lscr.io"];
 
 /// Who carries Docker Hub's official images too: upstream, and what `library/` is called there.
 const OFFICIAL_ELSEWHERE: [(&str, &str); 2] = [("public.ecr.aws", "docker/library/"), ("mirror.gcr.io", "library/")];
@@ -324,6 +340,7 @@ fn upstream(
         stale: table.stale.or(file.stale).map_or(DEFAULT_STALE, |span| span.0),
         missing: table.missing.or(file.missing).map_or(DEFAULT_MISSING, |span| span.0),
         deleted: table.deleted.or(file.deleted).unwrap_or_default(),
+        referrers: if WITHOUT_REFERRERS.contains(&id.as_str()) { Referrers::TagOnly } else { Referrers::Ask },
         cold: table.cold.unwrap_or(cold),
         platforms: table.platforms.or_else(|| file.platforms.clone()).unwrap_or_default(),
         reserve: table.reserve.unwrap_or(DEFAULT_RESERVE),

@@ -3,6 +3,7 @@
 mod answer;
 mod client;
 mod guard;
+mod listing;
 mod meter;
 mod token;
 
