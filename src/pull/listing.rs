@@ -114,6 +114,8 @@ impl Cache {
         };
         let pulled = match pulled.await {
             Err(PullError::ManifestUnknown) => {
+                // That there is no such tag is remembered even where there is no such repository.
+                self.check_absent(repository).await?;
                 return Ok(PulledReferrers { manifests: Vec::new(), served: Served::Miss });
             }
             pulled => pulled?,
