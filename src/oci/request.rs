@@ -164,7 +164,8 @@ impl Operation {
         let (name, kind) = rest.rsplit_once('/').ok_or(InvalidRequest::Endpoint)?;
         match (kind, last) {
             ("manifests", reference) => Ok(Self::Manifest(name.parse()?, reference.parse()?)),
-            ("blobs", "uploads" | "") => Err(InvalidRequest::Method),
+            // The state of an upload, which only a push has.
+            ("blobs", "uploads" | "") | ("uploads", _) => Err(InvalidRequest::Method),
             ("blobs", digest) => Ok(Self::Blob(name.parse()?, digest.parse()?)),
             ("tags", "list") => Ok(Self::Tags(name.parse()?, query.page()?)),
             ("referrers", digest) => Ok(Self::Referrers(name.parse()?, digest.parse()?, query.value("artifactType"))),

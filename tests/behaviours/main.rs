@@ -1,6 +1,8 @@
 //! What Stopover promises, on both columns. README's data path names these tests.
 
 mod alternates;
+mod artifacts;
+mod conformance;
 mod documents;
 mod fills;
 mod large;
