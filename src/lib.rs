@@ -5,8 +5,8 @@
 //! 1. [`http`]: a request arrives, and the answer is built.
 //! 2. [`oci`]: the request becomes an [`oci::Request`]; names, tags and digests become types.
 //! 3. [`upstream`]: which repository is meant ([`upstream::Upstreams::repository`]), and how its registry is asked.
-//! 4. [`pull`]: the read path: manifest by tag, manifest by digest, blob. What may be done about a tag is decided in
-//!    [`freshness`].
+//! 4. [`pull`]: the read path: manifest by tag, manifest by digest, blob, list. What may be done about a tag is decided
+//!    in [`freshness`].
 //! 5. [`fill`]: the write path: one blob from upstream into storage.
 //! 6. [`prefetch`]: whole images, before anybody pulls them.
 //! 7. [`retention`]: what is kept and what goes.

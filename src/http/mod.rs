@@ -84,9 +84,8 @@ async fn pull(cache: &Arc<Cache>, request: &Request, parts: &http::request::Part
         }
         Operation::Referrers(name, subject, artifact_type) => {
             let repository = cache.upstreams.repository(request, name)?;
-            // HEAD is GET without its body: a list says nothing without being made.
-            let pulled = cache.referrers(&repository, subject, artifact_type.as_deref(), Want { head: false, ..want });
-            Ok(listing::referrers(&repository, &pulled.await?, artifact_type.is_some(), request.head))
+            let pulled = cache.referrers(&repository, subject, artifact_type.as_deref(), want).await?;
+            Ok(listing::referrers(&repository, &pulled, artifact_type.is_some(), request.head))
         }
     }
 }

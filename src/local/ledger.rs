@@ -24,8 +24,6 @@ const FILL: &str = "fill ";
 const IMAGE: &str = "image ";
 const LIST: &str = "list ";
 const MANIFEST: &str = "manifest ";
-/// Where the list of a digest's referrers has the digest.
-const TAGS: &str = "tags";
 const MEMBER: &str = "member ";
 const REFERENCE: &str = "reference ";
 
@@ -36,6 +34,9 @@ fn reference_key(repository: &Repository, reference: &Reference) -> String {
 fn absent_key(repository: &Repository) -> String {
     format!("absent {repository}")
 }
+
+/// What stands in the key of a list of tags where one of referrers has their subject.
+const TAGS: &str = "tags";
 
 fn list_key(repository: &Repository, key: &ListKey) -> String {
     match key {

@@ -81,7 +81,10 @@ pub enum InvalidRequest {
     #[error("this registry is a read-only cache: push to the upstream registry itself, then pull through here")]
     Method,
     /// Not a path of the pull part of the specification.
-    #[error("there is no such endpoint; pulls are /v2/<name>/manifests/<reference> and /v2/<name>/blobs/<digest>")]
+    #[error(
+        "there is no such endpoint; behind /v2/<name>/ there are manifests/<reference>, blobs/<digest>, tags/list and \
+         referrers/<digest>"
+    )]
     Endpoint,
     /// A path of the specification that this registry does not answer.
     #[error("this registry does not answer {0}")]

@@ -89,7 +89,11 @@ impl Cache {
         let mut pulled = match list {
             Some((List::Referrers(manifests), served)) => PulledReferrers { manifests: manifests.clone(), served },
             Some((List::Tags(_), _)) => return Err(mixed_up().into()),
-            None => self.referrers_by_tag(repository, subject, want).await?,
+            None => {
+                let served = listed.map_or(Served::Miss, |listed| listed.served);
+                let none = PulledReferrers { manifests: Vec::new(), served };
+                self.referrers_by_tag(repository, subject, want).await?.unwrap_or(none)
+            }
         };
         if let Some(wanted) = artifact_type {
             pulled.manifests.retain(|found| found.get("artifactType").and_then(Value::as_str) == Some(wanted));
@@ -97,33 +101,33 @@ impl Cache {
         Ok(pulled)
     }
 
-    /// The referrers tag schema. HEAD first: that there is no such tag costs no quota.
+    /// The referrers tag schema. HEAD first: that there is no such tag (`None`) costs no quota.
     async fn referrers_by_tag(
         self: &Arc<Self>,
         repository: &Repository,
         subject: &Digest,
         want: Want,
-    ) -> Result<PulledReferrers, PullError> {
+    ) -> Result<Option<PulledReferrers>, PullError> {
         let tag = Reference::Tag(Tag::of_referrers(subject));
         let pulled = async {
             let pulled = self.manifest(repository, &tag, Want { head: true, ..want }).await?;
             match pulled.manifest {
                 Some(_) => Ok(pulled),
-                None => self.manifest(repository, &tag, Want { check: false, ..want }).await,
+                None => self.manifest(repository, &tag, Want { head: false, check: false, ..want }).await,
             }
         };
         let pulled = match pulled.await {
             Err(PullError::ManifestUnknown) => {
                 // That there is no such tag is remembered even where there is no such repository.
                 self.check_absent(repository).await?;
-                return Ok(PulledReferrers { manifests: Vec::new(), served: Served::Miss });
+                return Ok(None);
             }
             pulled => pulled?,
         };
         let index = pulled.manifest.filter(|manifest| manifest.media_type == MediaType::OciIndex);
         let manifests = index.map_or(Ok(Vec::new()), |index| index.descriptors());
         let manifests = manifests.map_err(|error| UpstreamError::Invalid(error.to_string()))?;
-        Ok(PulledReferrers { manifests, served: pulled.served })
+        Ok(Some(PulledReferrers { manifests, served: pulled.served }))
     }
 
     /// A list: the one that is kept while it is fresh, else what upstream says now, else, while upstream is in trouble,

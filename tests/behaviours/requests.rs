@@ -39,127 +39,41 @@ fn touched(world: &World) -> (usize, BTreeMap<PathBuf, Vec<u8>>) {
     (world.endpoints().map_or(0, calls), files)
 }
 
-/// A repository name, a tag, a digest and the value of `n` that break their grammar, each as it stands in a URL.
+/// Names, tags, digests and values of `n` that break their grammar, as they stand in a URL.
+const NAMES: &str = "UPPER a/B a//b /a a/ .a a. -a a- a..b a___b a._b .. ../a a/.. a/../b a/./b a%2Fb a%2fb a%2F..%2Fb \
+     %2e%2e %2e%2e/a a%252fb %00 a%00 a%00b a%20b a+b %C3%A9 a/%E2%98%83 %EF%BD%81 %C0%AF %C0%AE%C0%AE %E0%80%AF \
+     %ED%A0%80 %ff %F4%90%80%80 % a% %zz a%2 %% %0d%0a a:b host:5000/a a@b a\\b a;b a,b ~a a$b";
+const TAGS: &str = "-tag .tag .. %2e%2e a%20b %00 v1%00 v1%0a v1%0d%0aset-cookie %C3%A9 %zz a+b a@b a* %";
+const DIGESTS: &str = "sha256: sha256:xyz sha256:.. sha256:%EF%BC%90 :";
+const NUMBERS: &str = "-1 many 1e3 0x10 1.5 %00 1%20 99999999999999999999 + 1,2 %zz";
+
 fn malformed() -> Vec<(String, u16, &'static str)> {
-    let long = "a".repeat(256);
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let zeros = |count: usize| "0".repeat(count);
     let huge = "a".repeat(65_000);
-    let deep = "a/".repeat(32_000);
-    let names = [
-        "UPPER",
-        "a/B",
-        "a//b",
-        "/a",
-        "a/",
-        ".a",
-        "a.",
-        "-a",
-        "a-",
-        "a..b",
-        "a___b",
-        "a._b",
-        "..",
-        "../a",
-        "a/..",
-        "a/../b",
-        "a/./b",
-        "a%2Fb",
-        "a%2fb",
-        "a%2F..%2Fb",
-        "%2e%2e",
-        "%2e%2e/a",
-        "a%252fb",
-        "%00",
-        "a%00",
-        "a%00b",
-        "a%20b",
-        "a+b",
-        "%C3%A9",
-        "a/%E2%98%83",
-        "%EF%BD%81",
-        "%C0%AF",
-        "%C0%AE%C0%AE",
-        "%E0%80%AF",
-        "%ED%A0%80",
-        "%ff",
-        "%F4%90%80%80",
-        "%",
-        "a%",
-        "%zz",
-        "a%2",
-        "%%",
-        "%0d%0a",
-        "a:b",
-        "host:5000/a",
-        "a@b",
-        "a\\b",
-        "a;b",
-        "a,b",
-        "~a",
-        "a$b",
-        &long,
-        &huge,
-        &deep,
-    ];
-    let tag = "t".repeat(129);
-    let tags = [
-        "",
-        "-tag",
-        ".tag",
-        "..",
-        "%2e%2e",
-        "a%20b",
-        "%00",
-        "v1%00",
-        "v1%0a",
-        "v1%0d%0aset-cookie",
-        "%C3%A9",
-        "%zz",
-        "a+b",
-        "a@b",
-        "a*",
-        "%",
-        &tag,
-        &huge,
-    ];
-    let digit = |count: usize| format!("sha256:{}", "0".repeat(count));
-    let digests = [
-        digit(0),
-        digit(63),
-        digit(65),
-        digit(128),
-        digit(60_000),
-        format!("sha512:{}", "0".repeat(64)),
-        "sha256:xyz".into(),
-        format!("sha256:{}", "A".repeat(64)),
-        format!("sha256:{}g", "0".repeat(63)),
-        "sha256:..".into(),
-        format!("sha256:{}%00", "0".repeat(63)),
-        format!("sha256%3A{}", "0".repeat(63)),
-        format!("sha256:{}%0a", "0".repeat(64)),
-        ":".into(),
-        format!(":{}", "0".repeat(64)),
-        format!("sha256::{}", "0".repeat(63)),
-        "sha256:%EF%BC%90".into(),
-        format!("SHA256:{}", "0".repeat(64)),
-    ];
-    let numbers = ["-1", "many", "1e3", "0x10", "1.5", "%00", "1%20", "99999999999999999999", "+", "1,2", "%zz"];
-    let valid = digit(64);
+    let names = [words(NAMES), vec!["a".repeat(256), huge.clone(), "a/".repeat(32_000)]].concat();
+    let tags = [words(TAGS), vec![String::new(), "t".repeat(129), huge]].concat();
+    let mut digests = words(DIGESTS);
+    digests.extend([63, 65, 128, 60_000].map(|count| format!("sha256:{}", zeros(count))));
+    digests.extend(["%00", "g", "A", "%0a"].map(|last| format!("sha256:{}{last}", zeros(63))));
+    digests.extend(["sha512:", "SHA256:", ":", "sha256%3A0"].map(|algorithm| format!("{algorithm}{}", zeros(64))));
     let mut all = Vec::new();
     for name in names {
+        let valid = format!("sha256:{}", zeros(64));
         for rest in ["manifests/1", &format!("blobs/{valid}"), "tags/list", &format!("referrers/{valid}")] {
             all.push((format!("/v2/test.local/{name}/{rest}"), 400, "NAME_INVALID"));
         }
     }
-    all.extend(tags.map(|tag| (format!("/v2/test.local/a/manifests/{tag}"), 400, "MANIFEST_INVALID")));
-    for digest in &digests {
-        for kind in ["manifests", "blobs", "referrers"] {
-            all.push((format!("/v2/test.local/a/{kind}/{digest}"), 400, "DIGEST_INVALID"));
-        }
+    all.extend(tags.iter().map(|tag| (format!("/v2/test.local/a/manifests/{tag}"), 400, "MANIFEST_INVALID")));
+    for kind in ["manifests", "blobs", "referrers"] {
+        all.extend(digests.iter().map(|text| (format!("/v2/test.local/a/{kind}/{text}"), 400, "DIGEST_INVALID")));
+        let unknown = "md5:d41d8cd98f00b204e9800998ecf8427e";
+        all.push((format!("/v2/test.local/a/{kind}/{unknown}"), 400, "UNSUPPORTED"));
     }
     for kind in ["blobs", "referrers"] {
         all.push((format!("/v2/test.local/a/{kind}/latest"), 400, "DIGEST_INVALID"));
-        all.push((format!("/v2/test.local/a/{kind}/md5:d41d8cd98f00b204e9800998ecf8427e"), 400, "UNSUPPORTED"));
     }
+    let numbers = words(NUMBERS).into_iter();
     all.extend(numbers.map(|n| (format!("/v2/test.local/a/tags/list?n={n}"), 400, "PAGINATION_NUMBER_INVALID")));
     all
 }
