@@ -1,0 +1,111 @@
+//! What is particular about known registries, as data: nothing else asks which registry it has to do with.
+
+use super::Referrers;
+use crate::freshness::Pattern;
+
+/// One registry, or a family of them that behave alike.
+pub(super) struct Profile {
+    /// The ids of its upstreams that need no configuration: each the host of an API, unless `api` names that.
+    pub(super) ids: &'static [&'static str],
+    /// Other hosts that are it, as patterns: whatever is configured with one of them gets this profile.
+    hosts: &'static [&'static str],
+    /// The host of its API, where that is not its id.
+    pub(super) api: Option<&'static str>,
+    /// Other values of `?ns=` that mean it.
+    pub(super) aliases: &'static [&'static str],
+    /// Origins that issue its tokens, besides its own.
+    pub(super) token_realms: &'static [&'static str],
+    /// Whether a name without a slash means `library/<name>`.
+    pub(super) library: bool,
+    /// What it knows of referrers.
+    pub(super) referrers: Referrers,
+    /// Who else carries its content: upstream, the first part of the names that it carries, and what that is there.
+    pub(super) alternates: &'static [(&'static str, &'static str, &'static str)],
+    /// What many ids are called together, so that nobody has to read all of them.
+    pub(super) family: Option<&'static str>,
+}
+
+/// Any registry that nothing particular is known of.
+static ANY: Profile = Profile {
+    ids: &[],
+    hosts: &[],
+    api: None,
+    aliases: &[],
+    token_realms: &[],
+    library: false,
+    referrers: Referrers::Ask,
+    alternates: &[],
+    family: None,
+};
+
+macro_rules! artifact_registries {
+    ($($location:literal)+) => { &[$(concat!($location, "-docker.pkg.dev")),+] };
+}
+
+/// Comments are what is particular. What needs no column is dealt with wherever it comes from: a constant for a scope, a
+/// relative `Location`, a missing digest.
+static PROFILES: [Profile; 12] = [
+    // Docker Hub: API and token server are hosts of their own; official images are in `library/` and elsewhere too; no
+    // referrers API (docker/roadmap#724).
+    Profile {
+        ids: &["docker.io"],
+        hosts: &["registry-1.docker.io"],
+        api: Some("registry-1.docker.io"),
+        aliases: &["index.docker.io"],
+        token_realms: &["https://auth.docker.io"],
+        library: true,
+        referrers: Referrers::TagOnly,
+        alternates: &[("public.ecr.aws", "library/", "docker/library/"), ("mirror.gcr.io", "library/", "library/")],
+        ..ANY
+    },
+    // GitHub: a placeholder for the scope; asked for referrers it answers 404, or 303 to a web page.
+    Profile { ids: &["ghcr.io"], referrers: Referrers::TagOnly, ..ANY },
+    // LinuxServer.io: a gateway before ghcr.io, which issues its tokens.
+    Profile { ids: &["lscr.io"], token_realms: &["https://ghcr.io"], referrers: Referrers::TagOnly, ..ANY },
+    // Red Hat: 302 to its CDN, with a `Cache-Control` of a year that is longer than the signature lasts.
+    Profile { ids: &["quay.io"], ..ANY },
+    // Amazon ECR Public: the scope is literally `aws`; HEAD of a blob is 401.
+    Profile { ids: &["public.ecr.aws"], ..ANY },
+    // Kubernetes: no tokens; manifests too are redirected to other hosts.
+    Profile { ids: &["registry.k8s.io"], ..ANY },
+    // Google Container Registry and its mirror of Docker Hub, served by Artifact Registry.
+    Profile { ids: &["gcr.io", "us.gcr.io", "eu.gcr.io", "asia.gcr.io", "mirror.gcr.io"], ..ANY },
+    // Google Artifact Registry, one host a location: relative redirects; a 401 that does not say how to log in.
+    Profile {
+        ids: artifact_registries!(
+            "africa-south1" "asia" "asia-east1" "asia-east2" "asia-northeast1" "asia-northeast2" "asia-northeast3"
+            "asia-south1" "asia-south2" "asia-southeast1" "asia-southeast2" "australia-southeast1"
+            "australia-southeast2" "europe" "europe-central2" "europe-north1" "europe-north2" "europe-southwest1"
+            "europe-west1" "europe-west2" "europe-west3" "europe-west4" "europe-west6" "europe-west8" "europe-west9"
+            "europe-west10" "europe-west12" "me-central1" "me-central2" "me-west1" "northamerica-northeast1"
+            "northamerica-northeast2" "northamerica-south1" "southamerica-east1" "southamerica-west1" "us" "us-central1"
+            "us-east1" "us-east4" "us-east5" "us-south1" "us-west1" "us-west2" "us-west3" "us-west4"
+        ),
+        hosts: &["*-docker.pkg.dev"],
+        family: Some("*-docker.pkg.dev"),
+        ..ANY
+    },
+    // Microsoft's public images: anonymous only.
+    Profile { ids: &["mcr.microsoft.com"], ..ANY },
+    // GitLab: tokens from its web host.
+    Profile { ids: &["registry.gitlab.com"], token_realms: &["https://gitlab.com"], ..ANY },
+    // NVIDIA: refuses an expired token with the challenge of another token server, which is no way back.
+    Profile { ids: &["nvcr.io"], ..ANY },
+    // Private registries of the clouds: Amazon ECR (Basic, with a token of 12 hours), Azure (tokens from its own host).
+    Profile { hosts: &["*.dkr.ecr.*.amazonaws.com", "*.dkr.ecr.*.amazonaws.com.cn", "*.azurecr.io"], ..ANY },
+];
+
+impl Profile {
+    /// The profile of a registry with this host.
+    pub(super) fn of(host: &str) -> &'static Self {
+        let is_it = |profile: &&Self| {
+            profile.ids.contains(&host) || profile.hosts.iter().any(|&pattern| Pattern::from(pattern).matches(host))
+        };
+        PROFILES.iter().find(is_it).unwrap_or(&ANY)
+    }
+
+    /// The ids of all upstreams that need no configuration.
+    pub(super) fn known_ids() -> impl Iterator<Item = &'static str> {
+        PROFILES.iter().flat_map(|profile| profile.ids.iter().copied())
+    }
+}
