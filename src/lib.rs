@@ -55,6 +55,7 @@ pub struct Cache {
     pub(crate) warm: pull::Warm,
     pub(crate) uses: pull::Uses,
     pub(crate) flights: pull::Flights,
+    pub(crate) lists: pull::ListFlights,
     pub(crate) absent: pull::Absent,
     pub(crate) misses: misses::Misses,
 }
@@ -73,7 +74,21 @@ impl Cache {
         let misses = misses::Misses::new(config.misses, clock.clone());
         let fill_memory = Arc::new(Semaphore::new(fill::segments_in(config.fill_memory)));
         let (warm, flights, absent) = (pull::Warm::new(), pull::Flights::new(), pull::Absent::new());
-        let uses = pull::Uses::new();
-        Ok(Self { config, clock, upstreams, blobs, ledger, fills, fill_memory, warm, uses, flights, absent, misses })
+        let (uses, lists) = (pull::Uses::new(), pull::ListFlights::new());
+        Ok(Self {
+            config,
+            clock,
+            upstreams,
+            blobs,
+            ledger,
+            fills,
+            fill_memory,
+            warm,
+            uses,
+            flights,
+            lists,
+            absent,
+            misses,
+        })
     }
 }

@@ -56,6 +56,24 @@ pub struct Page {
     pub last: Option<String>,
 }
 
+impl Page {
+    /// The most tags that are sent at once: with the longest names, less than a function may answer with (6 MB).
+    pub const MOST: usize = 10_000;
+
+    /// How many tags are sent at once.
+    pub fn size(&self) -> usize {
+        self.n.unwrap_or(Self::MOST).min(Self::MOST)
+    }
+
+    /// The tags of this page out of all, which are in lexical order, and whether more come after it.
+    pub fn of<'a>(&self, tags: &'a [Tag]) -> (&'a [Tag], bool) {
+        let first = self.last.as_ref().map_or(0, |last| tags.partition_point(|tag| tag.as_str() <= last.as_str()));
+        let rest = tags.get(first..).unwrap_or_default();
+        let page = rest.get(..self.size()).unwrap_or(rest);
+        (page, !page.is_empty() && page.len() < rest.len())
+    }
+}
+
 /// Why a request was not understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRequest {
@@ -320,6 +338,25 @@ mod tests {
         let path = format!("/v2/a/tags/referrers/{DIGEST}");
         assert_eq!(get(&path).unwrap().operation, referrers(None));
         assert_eq!(get(&format!("{path}?artifactType=a%2Fb")).unwrap().operation, referrers(Some("a/b")));
+    }
+
+    #[test]
+    fn a_page_is_cut_from_the_list_of_all_tags() {
+        let tags: Vec<Tag> = ["A", "B", "a", "b", "c"].iter().map(|tag| tag.parse().unwrap()).collect();
+        let page = |n: Option<usize>, last: Option<&str>| {
+            let page = Page { n, last: last.map(str::to_owned) };
+            let (tags, more) = page.of(&tags);
+            (tags.iter().map(Tag::as_str).collect::<String>(), more)
+        };
+        let expected = |tags: &str, more| (tags.to_owned(), more);
+        assert_eq!(page(None, None), expected("ABabc", false));
+        assert_eq!(page(Some(2), None), expected("AB", true));
+        assert_eq!(page(Some(2), Some("B")), expected("ab", true));
+        assert_eq!(page(Some(2), Some("b")), expected("c", false));
+        assert_eq!(page(Some(3), Some("B")), expected("abc", false), "it ends with the last tag");
+        assert_eq!(page(Some(usize::MAX), Some("AA")), expected("Babc", false), "the last one need not be a tag");
+        assert_eq!(page(Some(1), Some("z")), expected("", false));
+        assert_eq!(page(Some(0), None), expected("", false), "no page comes after an empty one");
     }
 
     #[test]

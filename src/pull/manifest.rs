@@ -361,7 +361,11 @@ impl Cache {
     }
 
     /// A manifest stored for this repository, from memory where this process has served it before.
-    async fn stored(&self, repository: &Repository, digest: &Digest) -> Result<Option<Arc<Manifest>>, PullError> {
+    pub(super) async fn stored(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Arc<Manifest>>, PullError> {
         let key = (repository.clone(), digest.clone());
         if let Some(manifest) = self.warm.0.get(&key) {
             return Ok(Some(manifest));
@@ -390,6 +394,6 @@ fn before(known: &TagRecord) -> Option<Previous> {
 }
 
 /// Ten per cent more or less, so that what was pulled together is not asked for together again.
-fn jittered(duration: Duration) -> Duration {
+pub(super) fn jittered(duration: Duration) -> Duration {
     duration.mul_f64(fastrand::f64().mul_add(0.2, 0.9))
 }

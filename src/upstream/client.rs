@@ -170,7 +170,8 @@ impl Upstream {
     }
 
     async fn do_blob_source(&self, name: &Name, digest: &Digest) -> Result<BlobSource, UpstreamError> {
-        let answer = self.request(Method::GET, self.endpoint(name, "blobs", digest), name, None).await?;
+        let answer =
+            self.request(Method::GET, self.endpoint(name, "blobs", digest), name, MediaType::ACCEPT, None).await?;
         if let Some(target) = answer.redirect_target()? {
             // Only the API of the upstream itself asks for its token again; pkg.dev serves bytes beside it.
             let api = target.origin() == self.config.url.origin() && target.path().starts_with("/v2/");
@@ -204,7 +205,8 @@ impl Upstream {
     }
 
     async fn do_open_blob(&self, place: &BlobPlace, wanted: Option<BytesWanted>) -> Result<OpenBlob, UpstreamError> {
-        let answer = self.send_for(Method::GET, place.url.clone(), &place.repository.name, wanted).await?;
+        let name = &place.repository.name;
+        let answer = self.send_for(Method::GET, place.url.clone(), name, MediaType::ACCEPT, wanted).await?;
         let Answer { response, url, .. } = answer.succeeded(self.has_credentials()).await?;
         let partial = response.status() == StatusCode::PARTIAL_CONTENT;
         let size = if partial {
@@ -221,7 +223,7 @@ impl Upstream {
     }
 
     /// Asks only what the gauge permits, and corrects the gauge by how that ended.
-    async fn metered<T>(
+    pub(super) async fn metered<T>(
         &self,
         kind: Kind,
         question: impl Future<Output = Result<T, UpstreamError>>,
@@ -236,11 +238,11 @@ impl Upstream {
         }
     }
 
-    fn has_credentials(&self) -> bool {
+    pub(super) fn has_credentials(&self) -> bool {
         !self.account.login.is_anonymous()
     }
 
-    fn endpoint(&self, name: &Name, kind: &str, reference: impl std::fmt::Display) -> Url {
+    pub(super) fn endpoint(&self, name: &Name, kind: &str, reference: impl std::fmt::Display) -> Url {
         let mut url = self.config.url.clone();
         // Names, tags and digests have no character that a path would need to escape.
         url.set_path(&format!("/v2/{name}/{kind}/{reference}"));
@@ -249,21 +251,22 @@ impl Upstream {
 
     /// Sends a request and follows redirects, at most five, each to a host that [`Clients::client_for`] allows.
     async fn send(&self, method: Method, url: Url, name: &Name) -> Result<Answer, UpstreamError> {
-        self.send_for(method, url, name, None).await
+        self.send_for(method, url, name, MediaType::ACCEPT, None).await
     }
 
-    async fn send_for(
+    pub(super) async fn send_for(
         &self,
         method: Method,
         url: Url,
         name: &Name,
+        accept: &'static str,
         wanted: Option<BytesWanted>,
     ) -> Result<Answer, UpstreamError> {
-        let mut answer = self.request(method.clone(), url, name, wanted).await?;
+        let mut answer = self.request(method.clone(), url, name, accept, wanted).await?;
         for _ in 0..MAX_REDIRECTS {
             match answer.redirect_target()? {
                 None => return Ok(answer),
-                Some(target) => answer = self.request(method.clone(), target, name, wanted).await?,
+                Some(target) => answer = self.request(method.clone(), target, name, accept, wanted).await?,
             }
         }
         Err(UpstreamError::Invalid(format!("it redirected more than {MAX_REDIRECTS} times")))
@@ -271,11 +274,12 @@ impl Upstream {
 
     /// Sends one request. Credentials and tokens go to the upstream's own origin only. After a 401 a token is fetched,
     /// once.
-    async fn request(
+    pub(super) async fn request(
         &self,
         method: Method,
         url: Url,
         name: &Name,
+        accept: &'static str,
         wanted: Option<BytesWanted>,
     ) -> Result<Answer, UpstreamError> {
         let own = url.origin() == self.config.url.origin();
@@ -302,7 +306,7 @@ impl Upstream {
                 .clients
                 .client_for(&url, &self.config)?
                 .request(method.clone(), url.clone())
-                .header(ACCEPT, MediaType::ACCEPT)
+                .header(ACCEPT, accept)
                 .header(ACCEPT_ENCODING, "identity");
             if let Some((first, last)) = wanted {
                 request = request.header(RANGE, format!("bytes={first}-{last}"));

@@ -4,6 +4,7 @@ mod account;
 mod answer;
 mod client;
 mod guard;
+mod listing;
 mod login;
 mod meter;
 mod token;

@@ -27,6 +27,8 @@ pub struct Scripted {
 struct Script {
     /// By path: `/v2/<name>/manifests/<reference>`, `/v2/<name>/blobs/<digest>`.
     content: HashMap<String, Content>,
+    /// Pages of lists, by path and query.
+    pages: HashMap<String, Page>,
     faults: Vec<(String, Fault)>,
     login: Option<Login>,
     quota: Option<(u64, u64)>,
@@ -43,11 +45,20 @@ struct Content {
     digest: Digest,
 }
 
+#[derive(Clone)]
+struct Page {
+    media_type: String,
+    body: String,
+    link: Option<String>,
+}
+
 /// A request as it arrived.
 #[derive(Clone, Debug)]
 pub struct Seen {
     /// Method and path, as `GET /v2/…`.
     pub line: String,
+    /// Its query, empty where it has none.
+    pub query: String,
     /// Its headers.
     pub headers: HeaderMap,
 }
@@ -179,7 +190,12 @@ impl Scripted {
 
     /// Puts a manifest under a tag and under its digest.
     pub fn manifest(&self, name: &str, tag: &str, media_type: &str, bytes: &[u8]) -> Digest {
-        let digest = Digest::of(Algorithm::Sha256, bytes);
+        self.manifest_by(Algorithm::Sha256, name, tag, media_type, bytes)
+    }
+
+    /// The same, with a digest of this algorithm.
+    pub fn manifest_by(&self, algorithm: Algorithm, name: &str, tag: &str, media_type: &str, bytes: &[u8]) -> Digest {
+        let digest = Digest::of(algorithm, bytes);
         let content =
             Content { media_type: media_type.to_owned(), bytes: Bytes::copy_from_slice(bytes), digest: digest.clone() };
         let mut script = self.script();
@@ -193,6 +209,18 @@ impl Scripted {
         let content =
             Content { media_type: "application/octet-stream".into(), bytes: bytes.clone(), digest: digest.clone() };
         self.script().content.insert(format!("/v2/{name}/blobs/{digest}"), content);
+    }
+
+    /// Answers a path, with this query where it has one, with a page of a list; `link` is its `Link` header.
+    pub fn page(&self, path: &str, media_type: &str, body: &str, link: Option<&str>) {
+        let page = Page { media_type: media_type.to_owned(), body: body.to_owned(), link: link.map(str::to_owned) };
+        self.script().pages.insert(path.to_owned(), page);
+    }
+
+    /// Has these tags in this order, all on one page whatever is asked for, as Docker's registry does.
+    pub fn tags(&self, name: &str, tags: &[&str]) {
+        let body = json!({ "name": name, "tags": tags }).to_string();
+        self.page(&format!("/v2/{name}/tags/list"), "application/json", &body, None);
     }
 
     /// Deletes a tag; its manifest stays.
@@ -242,11 +270,14 @@ type Shared = (SocketAddr, Arc<Mutex<Script>>);
 
 async fn answer(State((address, script)): State<Shared>, request: Request<Body>) -> Response {
     let line = format!("{} {}", request.method(), request.uri().path());
-    let (fault, refusal, content, quota) = {
+    let (fault, refusal, content, page, quota) = {
         let mut script = script.lock().unwrap_or_else(PoisonError::into_inner);
-        script.requests.push(Seen { line: line.clone(), headers: request.headers().clone() });
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        script.requests.push(Seen { line: line.clone(), query, headers: request.headers().clone() });
         let fault = script.faults.iter().find(|(text, _)| line.contains(text)).map(|(_, fault)| fault.clone());
         let content = script.content.get(request.uri().path()).cloned();
+        let whole = request.uri().path_and_query().map_or("", |whole| whole.as_str());
+        let page = script.pages.get(whole).or_else(|| script.pages.get(request.uri().path())).cloned();
         let refusal = refuse(&script, address, request.uri(), request.headers());
         let counts = request.uri().path().contains("/manifests/") && refusal.is_none();
         let quota = script.quota.as_mut().filter(|_| counts).map(|(limit, remaining)| {
@@ -256,7 +287,7 @@ async fn answer(State((address, script)): State<Shared>, request: Request<Body>)
             }
             (*limit, *remaining, allowed)
         });
-        (fault, refusal, content, quota)
+        (fault, refusal, content, page, quota)
     };
     if let Some(Fault::Status(status, headers, body)) = fault {
         return respond(status, &headers, Body::from(body));
@@ -281,6 +312,11 @@ async fn answer(State((address, script)): State<Shared>, request: Request<Body>)
         let message = "You have reached your unauthenticated pull rate limit.";
         let body = json!({ "errors": [{ "code": "TOOMANYREQUESTS", "message": message }] }).to_string();
         return respond(429, &limits, Body::from(body));
+    }
+    if let Some(Page { media_type, body, link }) = page {
+        let mut headers = vec![("content-type", media_type)];
+        headers.extend(link.map(|link| ("link", link)));
+        return respond(200, &headers, Body::from(body));
     }
     let Some(content) = content else {
         let body = json!({ "errors": [{ "code": "MANIFEST_UNKNOWN", "message": "unknown" }] }).to_string();
