@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use crate::config::Place;
 use crate::fill::FillError;
-use crate::oci::{ErrorCode, InvalidRequest, UpstreamId};
+use crate::oci::{ErrorCode, InvalidRequest, Repository};
 use crate::ports::StoreError;
 use crate::upstream::UpstreamError;
 
@@ -15,17 +16,25 @@ pub enum PullError {
     /// The request itself was not understood.
     #[error(transparent)]
     Request(#[from] InvalidRequest),
-    /// Path and `ns` name two upstreams.
-    #[error("the path names the upstream {path} but ns names {namespace}")]
+    /// Path and `ns` name two places.
+    #[error("the path names {path} but ns names {namespace}")]
     Ambiguous {
-        /// The upstream of the path.
-        path: UpstreamId,
-        /// The upstream of `ns`.
-        namespace: UpstreamId,
+        /// What the path names.
+        path: Repository,
+        /// What `ns` names.
+        namespace: Place,
     },
     /// The request names an upstream that is not configured.
     #[error("the upstream {0} is not configured here")]
     UnknownUpstream(String),
+    /// The configuration refuses the name.
+    #[error("{repository} is not answered here: {key} in the configuration refuses it")]
+    NotAllowed {
+        /// What was asked for.
+        repository: Repository,
+        /// Which key.
+        key: String,
+    },
     /// There is no such manifest in this repository.
     #[error("the upstream registry has no such manifest")]
     ManifestUnknown,
@@ -118,7 +127,9 @@ impl PullError {
                 (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests, Some(*retry_after))
             }
             Self::NotYet => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, Some(SOON)),
-            Self::Upstream(UpstreamError::Denied(_)) => (StatusCode::FORBIDDEN, ErrorCode::Denied, None),
+            Self::NotAllowed { .. } | Self::Upstream(UpstreamError::Denied(_)) => {
+                (StatusCode::FORBIDDEN, ErrorCode::Denied, None)
+            }
             Self::Upstream(UpstreamError::Throttled { retry_after, .. }) => {
                 let after = retry_after.unwrap_or(THROTTLED);
                 (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests, Some(after))

@@ -38,7 +38,7 @@ use config::Config;
 use ports::{Blobs, Fills, Ledger};
 use time::Clock;
 use tokio::sync::Semaphore;
-use upstream::{UpstreamError, Upstreams};
+use upstream::{Issuer, UpstreamError, Upstreams};
 
 /// The cache: upstreams on one side, storage on the other.
 pub struct Cache {
@@ -68,8 +68,9 @@ impl Cache {
         blobs: Arc<dyn Blobs>,
         ledger: Arc<dyn Ledger>,
         fills: Arc<dyn Fills>,
+        issuer: Option<&Arc<dyn Issuer>>,
     ) -> Result<Self, UpstreamError> {
-        let upstreams = Upstreams::new(&config, &clock, &ledger)?;
+        let upstreams = Upstreams::new(&config, &clock, &ledger, issuer)?;
         let misses = misses::Misses::new(config.misses, clock.clone());
         let fill_memory = Arc::new(Semaphore::new(fill::segments_in(config.fill_memory)));
         let (warm, flights, absent) = (pull::Warm::new(), pull::Flights::new(), pull::Absent::new());

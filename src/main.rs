@@ -2,6 +2,7 @@
 
 mod client;
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,8 +14,9 @@ use anyhow::Context as _;
 use axum::serve::ListenerExt as _;
 use clap::{Parser, Subcommand};
 use client::{Client, Order};
-use stopover::config::{Cold, Config};
+use stopover::config::{Cold, Config, DEFAULT_UPSTREAM, UpstreamConfig};
 use stopover::local::Local;
+use stopover::oci::UpstreamId;
 use stopover::time::Clock;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -240,8 +242,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 }
 
 fn welcome(config: &Config, address: SocketAddr) -> String {
-    let mut upstreams: Vec<&str> = config.upstreams.keys().map(stopover::oci::UpstreamId::as_str).collect();
-    upstreams.sort_unstable_by_key(|id| *id != "docker.io");
+    let shown = |(id, upstream): (&UpstreamId, &UpstreamConfig)| upstream.family.map_or(id.to_string(), str::to_owned);
+    let mut upstreams: Vec<String> = config.upstreams.iter().map(shown).collect();
+    upstreams.sort_unstable_by_key(|id| (id != DEFAULT_UPSTREAM, id.clone()));
+    upstreams.dedup();
     let source = config.source.as_ref().map_or("defaults".into(), |path| path.display().to_string());
     format!(
         "stopover {version}: a pull-through cache for container registries\n\
@@ -269,15 +273,23 @@ fn describe(config: &Config) -> String {
         humantime::format_duration(config.wait),
         config.retention.keep.map_or("forever".into(), |keep| humantime::format_duration(keep).to_string()),
     );
-    for (id, upstream) in &config.upstreams {
-        let login = upstream.credentials.as_ref().map_or("anonymous".into(), |login| format!("as {}", login.username));
-        let _ = writeln!(
-            text,
-            "upstream  {id}: {}, {login}, fresh {}, cold {:?}",
-            upstream.url.as_str().trim_end_matches('/'),
-            humantime::format_duration(upstream.tags.fresh),
-            upstream.cold
-        );
+    let settings = |settings: &UpstreamConfig| {
+        let login = settings.credentials.as_ref().map_or("anonymous".into(), |login| format!("as {}", login.username));
+        let fresh = humantime::format_duration(settings.tags.fresh);
+        format!("{login}, fresh {fresh}, cold {:?}", settings.cold)
+    };
+    for (id, upstream) in config.upstreams.iter().filter(|(_, upstream)| upstream.family.is_none()) {
+        let url = upstream.url.as_str().trim_end_matches('/');
+        let _ = writeln!(text, "upstream  {id}: {url}, {}", settings(upstream));
+    }
+    let families: BTreeMap<&str, &UpstreamConfig> =
+        config.upstreams.values().filter_map(|upstream| Some((upstream.family?, upstream))).collect();
+    for (family, upstream) in families {
+        let _ = writeln!(text, "upstreams {family}: {}", settings(upstream));
+    }
+    for (prefix, rule) in &config.rules {
+        let own = rule.settings.as_ref().map_or_else(String::new, |own| format!(", {}", settings(own)));
+        let _ = writeln!(text, "rule      {prefix}: {}{own}", rule.place);
     }
     for schedule in &config.schedules {
         let every = humantime::format_duration(schedule.every);

@@ -155,7 +155,7 @@ impl Cache {
 
     /// Requests what the policy for platforms wants besides an index that a pull has stored.
     pub(crate) async fn follow_policy(&self, repository: &Repository, manifest: &Manifest) {
-        let Ok(upstream) = self.upstreams.get(&repository.upstream) else { return };
+        let Ok(upstream) = self.upstreams.get(repository) else { return };
         let platforms = &upstream.config().platforms;
         if *platforms == Platforms::Requested || !manifest.media_type.is_index() {
             return;

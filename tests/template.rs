@@ -13,7 +13,7 @@ const FUNCTIONS: [&str; 2] = ["Registry", "Filler"];
 
 /// SDK operation → what IAM calls it (Service Authorization Reference). Multipart uploads are `s3:PutObject`, HEAD is
 /// `s3:GetObject`.
-const ACTIONS: [(&str, &str); 24] = [
+const ACTIONS: [(&str, &str); 25] = [
     ("batch_get_item", "dynamodb:BatchGetItem"),
     ("batch_write_item", "dynamodb:BatchWriteItem"),
     ("delete_item", "dynamodb:DeleteItem"),
@@ -22,6 +22,7 @@ const ACTIONS: [(&str, &str); 24] = [
     ("query", "dynamodb:Query"),
     ("scan", "dynamodb:Scan"),
     ("update_item", "dynamodb:UpdateItem"),
+    ("get_authorization_token", "ecr:GetAuthorizationToken"),
     ("abort_multipart_upload", "s3:AbortMultipartUpload"),
     ("complete_multipart_upload", "s3:PutObject"),
     ("create_multipart_upload", "s3:PutObject"),
@@ -46,6 +47,10 @@ const GRANTED_TO_THE_PLATFORM: [(&str, &str); 3] = [
     ("logs:PutLogEvents", "Lambda writes the function's log in its name"),
     ("sqs:GetQueueAttributes", "the event source mapping, in the filler's name"),
 ];
+
+/// What ECR checks when its registry is asked over HTTP, as by any client (ECR, "Pulling an image").
+const GRANTED_FOR_PULLS_FROM_ECR: [&str; 4] =
+    ["ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer", "ecr:ListImageReferrers", "ecr:ListImages"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -87,10 +92,12 @@ fn texts(value: &Value) -> Vec<&Value> {
     value.as_array().map_or_else(|| vec![value], |list| list.iter().collect())
 }
 
-/// Every statement of the inline policies of one function's role.
+/// Every statement of the policies of one function's role: its own, and the one that both have for private ECR.
 fn statements<'a>(template: &'a Value, function: &str) -> Vec<&'a Value> {
     let policies = at(template, &format!("/Resources/{function}Role/Properties/Policies"));
-    texts(policies).into_iter().flat_map(|policy| texts(at(policy, "/PolicyDocument/Statement"))).collect()
+    let ecr = at(template, "/Resources/PrivateEcrPolicy/Properties");
+    let policies = texts(policies).into_iter().chain([ecr]);
+    policies.flat_map(|policy| texts(at(policy, "/PolicyDocument/Statement"))).collect()
 }
 
 fn rust_sources(directory: &Path, sources: &mut String) -> Result<()> {
@@ -117,7 +124,7 @@ fn sdk_operations() -> Result<BTreeSet<String>> {
     ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
     let metadata: Value = serde_json::from_slice(&output.stdout)?;
     let mut operations = BTreeSet::new();
-    for name in ["aws-sdk-dynamodb", "aws-sdk-s3", "aws-sdk-sqs"] {
+    for name in ["aws-sdk-dynamodb", "aws-sdk-ecr", "aws-sdk-s3", "aws-sdk-sqs"] {
         let package = texts(at(&metadata, "/packages")).into_iter().find(|package| package["name"] == name);
         let manifest = package.and_then(|package| package["manifest_path"].as_str()).context(name)?;
         let directory = Path::new(manifest).with_file_name("src").join("operation");
@@ -162,7 +169,8 @@ fn the_functions_may_do_exactly_what_their_adapters_call() -> Result<()> {
         .flat_map(|statement| texts(&statement["Action"]))
         .filter_map(Value::as_str)
         .collect();
-    let platform: BTreeSet<&str> = GRANTED_TO_THE_PLATFORM.iter().map(|(action, _)| *action).collect();
+    let platform = GRANTED_TO_THE_PLATFORM.iter().map(|(action, _)| *action);
+    let platform: BTreeSet<&str> = platform.chain(GRANTED_FOR_PULLS_FROM_ECR).collect();
     assert_eq!(&granted & &platform, platform, "an exception that is no longer granted");
     assert_eq!(&granted - &platform, called, "left: granted in template.yaml, right: called in functions/aws");
     Ok(())
@@ -185,7 +193,12 @@ fn every_permission_names_its_actions_and_its_resource() -> Result<()> {
             for resource in texts(&statement["Resource"]) {
                 let own = resource.get("Fn::GetAtt").is_some();
                 let objects = resource["Fn::Sub"] == "${Bucket.Arn}/blobs/*";
-                assert!(own || objects, "{function} may touch more than the stack's own resources: {statement}");
+                let no_resource = resource == "*" && statement["Action"] == "ecr:GetAuthorizationToken";
+                let named = resource["Ref"] == "PrivateEcrRepositories";
+                assert!(
+                    own || objects || no_resource || named,
+                    "{function} may touch more than the stack's own resources: {statement}"
+                );
             }
         }
     }
@@ -225,6 +238,16 @@ fn a_deployment_is_never_open_to_the_world_by_default() -> Result<()> {
         let path = format!("/Resources/Bucket/Properties/PublicAccessBlockConfiguration/{block}");
         assert_eq!(at(&template, &path), true);
     }
+    Ok(())
+}
+
+#[test]
+fn private_ecr_is_readable_only_where_repositories_are_named() -> Result<()> {
+    let template = template()?;
+    assert_eq!(at(&template, "/Parameters/PrivateEcrRepositories/Default"), "");
+    assert_eq!(at(&template, "/Resources/PrivateEcrPolicy/Condition"), "HasPrivateEcr");
+    let roles = at(&template, "/Resources/PrivateEcrPolicy/Properties/Roles");
+    assert_eq!(roles, &json!(FUNCTIONS.map(|function| json!({ "Ref": format!("{function}Role") }))));
     Ok(())
 }
 

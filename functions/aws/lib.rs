@@ -3,6 +3,7 @@
 //! No type of the AWS SDK gets out of this library, except where an adapter is constructed.
 
 mod dynamo;
+mod ecr;
 mod failure;
 mod item;
 mod multipart;
@@ -20,8 +21,10 @@ use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation}
 use stopover::Cache;
 use stopover::config::{Cold, Config};
 use stopover::time::Clock;
+use stopover::upstream::Issuer;
 
 pub use dynamo::DynamoLedger;
+pub use ecr::EcrLogins;
 pub use s3::S3Blobs;
 pub use sqs::{Queues, SqsFills};
 
@@ -42,10 +45,10 @@ pub async fn connect() -> anyhow::Result<Arc<Cache>> {
     let variable = |name: &str| std::env::var(name).ok();
     let settings = Settings::read(variable)?;
     let config = Config::load(settings.config.as_deref(), Cold::Redirect, variable)?;
-    for (id, upstream) in &config.upstreams {
+    for (whose, settings) in config.settings() {
         ensure!(
-            upstream.cold != Cold::Follow,
-            "upstream {id}: cold = \"follow\" needs fills in the same process; here it is \"redirect\" or \"wait\""
+            settings.cold != Cold::Follow,
+            "{whose}: cold = \"follow\" needs fills in the same process; here it is \"redirect\" or \"wait\""
         );
     }
     ensure!(config.retention.max_size.is_none(), "max_size is for a cache on one machine; here keep says what stays");
@@ -53,7 +56,9 @@ pub async fn connect() -> anyhow::Result<Arc<Cache>> {
     let blobs = S3Blobs::new(s3_client(&aws), settings.bucket);
     let ledger = DynamoLedger::new(dynamo_client(&aws), settings.table, blobs.clone());
     let fills = SqsFills::new(sqs_client(&aws), settings.queues);
-    Ok(Arc::new(Cache::new(config, Clock::default(), Arc::new(blobs), Arc::new(ledger), Arc::new(fills))?))
+    let logins: Arc<dyn Issuer> = Arc::new(EcrLogins::new(aws));
+    let (blobs, ledger, fills) = (Arc::new(blobs), Arc::new(ledger), Arc::new(fills));
+    Ok(Arc::new(Cache::new(config, Clock::default(), blobs, ledger, fills, Some(&logins))?))
 }
 
 /// The client that [`DynamoLedger`] wants.

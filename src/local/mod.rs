@@ -62,7 +62,7 @@ impl Local {
         let queue = Arc::new(Queue::new(Arc::clone(&ledger), limits));
         let images = Arc::new(Images::new(Arc::clone(&ledger)));
         let handle = Arc::new(queue::Handle(Arc::clone(&queue), Arc::clone(&images)));
-        let cache = Cache::new(config, clock, files, ledger, handle).context("cannot start")?;
+        let cache = Cache::new(config, clock, files, ledger, handle, None).context("cannot start")?;
         let cache = Arc::new(cache);
         queue.start(&cache)?;
         images.start(&cache)?;

@@ -81,7 +81,7 @@ impl Cache {
         // Clients ask this about every image they pull: only about one that is not here it may be a guess.
         let guess = self.stored(repository, subject).await?.is_none();
         let want = Want { caller: want.caller.filter(|_| guess), ..want };
-        let listed = match self.upstreams.get(&repository.upstream)?.config().referrers {
+        let listed = match self.upstreams.get(repository)?.config().referrers {
             Referrers::Ask => Some(self.list(repository, ListKey::Referrers(subject.clone()), want).await?),
             Referrers::TagOnly => None,
         };
@@ -166,7 +166,7 @@ impl Cache {
 
     /// Asks upstream for a list, unless somebody has since, and keeps what it says.
     async fn ask_for_list(&self, (repository, key, check): &Question) -> Result<PulledList, PullError> {
-        let upstream = self.upstreams.get(&repository.upstream)?;
+        let upstream = self.upstreams.get(repository)?;
         let now = self.clock.now();
         let kept = self.ledger.listing(repository, key).await?.filter(|kept| now < kept.stale_until);
         match &kept {

@@ -134,7 +134,7 @@ impl Cache {
         reference: &Reference,
         want: Want,
     ) -> Result<PulledManifest, PullError> {
-        let upstream = self.upstreams.get(&repository.upstream)?;
+        let upstream = self.upstreams.get(repository)?;
         let owner = format!("{:016x}", fastrand::u64(..));
         let deadline = Instant::now() + TURN;
         let mut found = None;

@@ -4,8 +4,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use http::header::{HeaderValue, WWW_AUTHENTICATE};
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
@@ -14,8 +12,9 @@ use url::Url;
 
 use super::answer::{limited, read_limited, timed};
 use super::guard::{self, Clients};
+use super::login::Login;
 use super::{Limit, UpstreamError};
-use crate::config::{Credentials, UpstreamConfig};
+use crate::config::UpstreamConfig;
 use crate::oci::Name;
 use crate::time::{Clock, Timestamp};
 
@@ -103,17 +102,18 @@ impl Tokens {
         challenge: &Challenge,
         name: &Name,
         refused: Option<&HeaderValue>,
+        login: &Login,
         upstream: &UpstreamConfig,
         clients: &Clients,
     ) -> Result<HeaderValue, UpstreamError> {
-        let (realm, service, scope) = match (challenge, &upstream.credentials) {
-            (Challenge::Basic, Some(credentials)) => return basic(credentials),
-            (Challenge::Basic, None) => {
-                return Err(UpstreamError::Denied(
-                    "it asks for a user name and password, and none is configured (key: credentials)".into(),
-                ));
+        let (realm, service, scope) = match challenge {
+            Challenge::Basic => {
+                return login.basic(refused).await?.ok_or_else(|| {
+                    let reason = "it asks for a user name and password, and none is configured (key: credentials)";
+                    UpstreamError::Denied(reason.into())
+                });
             }
-            (Challenge::Bearer { realm, service, scope }, _) => (realm, service.as_deref(), scope.as_deref()),
+            Challenge::Bearer { realm, service, scope } => (realm, service.as_deref(), scope.as_deref()),
         };
         let scope = match scope {
             // A constant of the registry's own, as public.ecr.aws has it.
@@ -129,7 +129,7 @@ impl Tokens {
             _ => {}
         }
         *token = None;
-        let fetched = self.fetch(realm, service, &scope, upstream, clients).await?;
+        let fetched = self.fetch(realm, service, &scope, login, upstream, clients).await?;
         Ok(token.insert(fetched).authorization.clone())
     }
 
@@ -149,6 +149,7 @@ impl Tokens {
         realm: &Url,
         service: Option<&str>,
         scope: &str,
+        login: &Login,
         upstream: &UpstreamConfig,
         clients: &Clients,
     ) -> Result<Token, UpstreamError> {
@@ -163,8 +164,8 @@ impl Tokens {
         let mut url = realm.clone();
         url.query_pairs_mut().extend_pairs(service.map(|service| ("service", service))).append_pair("scope", scope);
         let mut request = clients.client_for(&url, upstream)?.get(url);
-        if let Some(credentials) = &upstream.credentials {
-            request = request.header(http::header::AUTHORIZATION, basic(credentials)?);
+        if let Some(authorization) = login.basic(None).await? {
+            request = request.header(http::header::AUTHORIZATION, authorization);
         }
         let response = timed(TOKEN_TIMEOUT, request.send()).await?;
         match response.status() {
@@ -172,7 +173,7 @@ impl Tokens {
             StatusCode::TOO_MANY_REQUESTS => {
                 return Err(limited(response, Some(Limit::Login)).await);
             }
-            status if status.is_client_error() && upstream.credentials.is_some() => {
+            status if status.is_client_error() && !login.is_anonymous() => {
                 return Err(UpstreamError::Denied(format!("its token server answered {status} to our credentials")));
             }
             // Without credentials a registry does not tell a private repository from a missing one.
@@ -196,14 +197,6 @@ impl Tokens {
         authorization.set_sensitive(true);
         Ok(Token { authorization, renew_at: self.clock.now().plus(Duration::from_secs(life * 9 / 10)) })
     }
-}
-
-fn basic(credentials: &Credentials) -> Result<HeaderValue, UpstreamError> {
-    let pair = STANDARD.encode(format!("{}:{}", credentials.username, credentials.password));
-    let mut value = HeaderValue::from_str(&format!("Basic {pair}"))
-        .map_err(|_| UpstreamError::Denied("the configured credentials fit no header".into()))?;
-    value.set_sensitive(true);
-    Ok(value)
 }
 
 #[cfg(test)]

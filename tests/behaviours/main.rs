@@ -4,6 +4,7 @@ mod alternates;
 mod artifacts;
 mod conformance;
 mod documents;
+mod ecr;
 mod fills;
 mod large;
 mod listing;

@@ -1,5 +1,7 @@
 //! What clients get through the gateway.
 
+use std::time::SystemTime;
+
 use anyhow::{Context, Result, ensure};
 use futures_util::StreamExt as _;
 use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
@@ -11,7 +13,7 @@ use support::images::{MEDIA_TYPES, Recipe, digest_of};
 use support::registry::Registry;
 use support::scripted::Scripted;
 
-use crate::deployment::Plan;
+use crate::deployment::{Plan, request};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -143,5 +145,25 @@ async fn a_thousand_cold_pulls_over_four_processes_cost_one_get_upstream() -> Re
         ensure!(bytes? == image.manifest);
     }
     ensure!(upstream.count("/manifests/") == 1, "{} requests", upstream.count("/manifests/"));
+    Ok(())
+}
+
+/// Both functions: the registry asks for the manifest, the filler for the blobs.
+#[tokio::test]
+async fn private_ecr_is_pulled_with_the_login_that_aws_issues_to_the_functions() -> Result<()> {
+    const ECR: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
+    let upstream = Registry::start_with_password("AWS", "issued").await?;
+    let image = Recipe::docker("team/private").push(&upstream).await?;
+    let table = format!("\n[upstreams.\"{ECR}\"]\nurl = \"{}\"\n", upstream.url());
+    let deployment = Plan::of(&upstream.url()).setting(&table).start().await?;
+    let in_twelve_hours = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs() + 12 * 3600;
+    deployment.endpoints.logins().issue("issued", in_twelve_hours);
+    let url = format!("http://{}/v2/{ECR}/team/private/manifests/{}", deployment.address(), image.tag);
+    let answer = request(Method::GET, &url)?.header(ACCEPT, MEDIA_TYPES.join(", ")).send().await?;
+    ensure!(answer.status() == 200, "{}\n{}", answer.status(), deployment.log());
+    ensure!(digest_of(&answer.bytes().await?) == image.digest);
+    deployment.until_filled().await?;
+    deployment.check_stored(&image).await.with_context(|| deployment.log())?;
+    ensure!(deployment.endpoints.logins().regions().iter().all(|region| region == "eu-west-1"));
     Ok(())
 }

@@ -20,6 +20,7 @@ use stopover::local::Local;
 use stopover::oci::{Algorithm, Digest};
 use stopover::ports::{Progress, Work};
 use stopover::time::{Clock, Timestamp};
+use stopover::upstream::Issuer;
 use stopover::{Cache, fill, http::router, prefetch};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -319,7 +320,9 @@ async fn connect(config: Config, clock: &Clock, endpoints: &Endpoints) -> anyhow
     let blobs = aws::S3Blobs::new(aws::s3_client(&sdk), endpoints.bucket().to_owned());
     let ledger = aws::DynamoLedger::new(aws::dynamo_client(&sdk), endpoints.table().to_owned(), blobs.clone());
     let fills = aws::SqsFills::new(aws::sqs_client(&sdk), queues(endpoints));
-    let cache = Cache::new(config, clock.clone(), Arc::new(blobs), Arc::new(ledger), Arc::new(fills))?;
+    let logins: Arc<dyn Issuer> = Arc::new(aws::EcrLogins::new(sdk));
+    let (blobs, ledger, fills) = (Arc::new(blobs), Arc::new(ledger), Arc::new(fills));
+    let cache = Cache::new(config, clock.clone(), blobs, ledger, fills, Some(&logins))?;
     Ok(Arc::new(cache))
 }
 

@@ -5,7 +5,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-/// One of the three services.
+/// One of the services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
     /// The ledger's table.
@@ -14,6 +14,8 @@ pub enum Service {
     S3,
     /// The queue of fills and its dead-letter queue.
     Sqs,
+    /// Logins to private registries.
+    Ecr,
 }
 
 /// How an injected fault answers.
@@ -41,7 +43,7 @@ struct Entries {
     faults: VecDeque<Fault>,
 }
 
-/// The request log and the fault hook, shared by the three services.
+/// The request log and the fault hook, shared by the services.
 #[derive(Default)]
 pub(super) struct Journal(Mutex<Entries>);
 

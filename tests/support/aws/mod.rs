@@ -1,14 +1,16 @@
-//! `DynamoDB`, S3 and SQS in this process, strict where the adapters could be wrong.
+//! `DynamoDB`, S3, SQS and ECR in this process, strict where the adapters could be wrong.
 //!
 //! | service | made of | strict about |
 //! | --- | --- | --- |
 //! | `DynamoDB` | dynoxide | conditions, limits, transactions, as the service |
 //! | S3 | s3s and [`s3`] | signatures, checksums before visibility, atomic `If-None-Match`, multipart rules |
+//! | ECR | [`ecr`] | the region that a request is signed for |
 //! | SQS | [`sqs`] | visibility, receipt handles, limits, redrive |
 //!
 //! None of them throttles on its own, replicates late, drifts in time or knows IAM; [`Endpoints::fail_next`] makes outages.
 
 mod dynamo;
+mod ecr;
 mod journal;
 mod s3;
 mod sqs;
@@ -22,6 +24,7 @@ use aws_types::service_config::{LoadServiceConfig, ServiceConfigKey};
 
 pub(crate) use self::sqs::Queues;
 pub use self::{
+    ecr::Logins,
     journal::{EVERY_OPERATION, Service},
     sqs::QueueSettings,
 };
@@ -38,12 +41,13 @@ const SECRET_ACCESS_KEY: &str = "test-secret-key";
 const TABLE: &str = "stopover-ledger";
 const BUCKET: &str = "stopover-blobs";
 
-/// The three services with a table, a bucket, a queue and its dead-letter queue. Dropping it ends them at once.
+/// The services with a table, a bucket, a queue and its dead-letter queue. Dropping it ends them at once.
 pub struct Endpoints {
     urls: Urls,
     journal: Arc<Journal>,
     store: Arc<Store>,
     queues: Arc<Queues>,
+    logins: Logins,
     _loopback: Loopback,
 }
 
@@ -52,6 +56,7 @@ struct Urls {
     dynamodb: String,
     s3: String,
     sqs: String,
+    ecr: String,
 }
 
 /// The service endpoints, found by the SDK where it looks for `AWS_ENDPOINT_URL_<SERVICE>`.
@@ -61,6 +66,7 @@ impl LoadServiceConfig for Urls {
             ("AWS_ENDPOINT_URL", "DynamoDB") => Some(self.dynamodb.clone()),
             ("AWS_ENDPOINT_URL", "S3") => Some(self.s3.clone()),
             ("AWS_ENDPOINT_URL", "SQS") => Some(self.sqs.clone()),
+            ("AWS_ENDPOINT_URL", "ECR") => Some(self.ecr.clone()),
             _ => None,
         }
     }
@@ -90,7 +96,9 @@ impl Endpoints {
         let dynamodb = dynamo::start(&loopback, Arc::clone(&journal))?;
         let s3 = s3::start(&loopback, &store, Arc::clone(&journal))?;
         let (sqs, queues) = sqs::start(&loopback, Arc::clone(&journal), settings)?;
-        let endpoints = Self { urls: Urls { dynamodb, s3, sqs }, journal, store, queues, _loopback: loopback };
+        let (ecr, logins) = ecr::start(&loopback, Arc::clone(&journal))?;
+        let urls = Urls { dynamodb, s3, sqs, ecr };
+        let endpoints = Self { urls, journal, store, queues, logins, _loopback: loopback };
         endpoints.create_table().await.context("cannot create the table")?;
         Ok(endpoints)
     }
@@ -143,6 +151,7 @@ impl Endpoints {
             ("AWS_ENDPOINT_URL_DYNAMODB", self.urls.dynamodb.as_str()),
             ("AWS_ENDPOINT_URL_S3", &self.urls.s3),
             ("AWS_ENDPOINT_URL_SQS", &self.urls.sqs),
+            ("AWS_ENDPOINT_URL_ECR", &self.urls.ecr),
             ("AWS_REGION", REGION),
             ("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID),
             ("AWS_SECRET_ACCESS_KEY", SECRET_ACCESS_KEY),
@@ -185,6 +194,11 @@ impl Endpoints {
     /// A client of the queues' service.
     pub async fn sqs(&self) -> aws_sdk_sqs::Client {
         aws_sdk_sqs::Client::new(&self.sdk_config().await)
+    }
+
+    /// The passwords that ECR issues.
+    pub fn logins(&self) -> &Logins {
+        &self.logins
     }
 
     /// The keys of the objects that a client can see, in order.

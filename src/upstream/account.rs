@@ -1,0 +1,52 @@
+//! An upstream as one credential sees it: shared by all parts of the upstream that this credential is for.
+
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use super::login::Login;
+use super::meter::Meter;
+use super::token::{Challenge, Tokens};
+use crate::gauge::Quota;
+use crate::oci::UpstreamId;
+use crate::ports::{GaugeKey, Ledger};
+use crate::time::Clock;
+
+pub(super) struct Account {
+    pub(super) key: GaugeKey,
+    pub(super) login: Login,
+    pub(super) tokens: Tokens,
+    pub(super) meter: Meter,
+    /// Learned from the first 401 and kept: the challenge of a refused token may lead elsewhere (nvcr.io does that).
+    challenge: RwLock<Option<Challenge>>,
+    /// What the latest answer said of our quota, until the meter takes it.
+    quota: Mutex<Option<Quota>>,
+}
+
+impl Account {
+    pub(super) fn new(upstream: &UpstreamId, login: Login, clock: &Clock, ledger: &Arc<dyn Ledger>) -> Self {
+        let key = GaugeKey { upstream: upstream.clone(), credential: login.name().to_owned() };
+        Self {
+            meter: Meter::new(key.clone(), Arc::clone(ledger), clock.clone()),
+            tokens: Tokens::new(clock.clone()),
+            challenge: RwLock::default(),
+            quota: Mutex::default(),
+            key,
+            login,
+        }
+    }
+
+    pub(super) fn challenge(&self) -> Option<Challenge> {
+        self.challenge.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_challenge(&self, challenge: Option<Challenge>) {
+        *self.challenge.write().unwrap_or_else(PoisonError::into_inner) = challenge;
+    }
+
+    pub(super) fn note_quota(&self, quota: Quota) {
+        *self.quota.lock().unwrap_or_else(PoisonError::into_inner) = Some(quota);
+    }
+
+    pub(super) fn take_quota(&self) -> Option<Quota> {
+        self.quota.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}

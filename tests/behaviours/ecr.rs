@@ -1,0 +1,96 @@
+//! Private ECR: nobody configures a password, AWS issues one that lives for twelve hours.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use support::aws::{EVERY_OPERATION, Service};
+use support::on_both_columns;
+use support::scripted::{Login, Scripted, ScriptedImage};
+use support::world::{Column, World};
+
+const REGISTRY: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
+/// The world's clock stands at 1,800,000,000.
+const TWELVE_HOURS_ON: u64 = 1_800_000_000 + 12 * 3600;
+
+on_both_columns!(a_configured_password_is_used_for_private_ecr_too);
+
+/// A world with a private ECR registry that takes the password `first`, and an image of it.
+async fn world_with_ecr(column: Column, settings: &str) -> (World, Scripted, ScriptedImage) {
+    let registry = Scripted::start().unwrap();
+    registry.require(Login::Basic("AWS".into(), "first".into()));
+    let image = registry.image("team/app", "1", &[b"layer"]);
+    let table = format!("[upstreams.\"{REGISTRY}\"]\nurl = \"{}\"\n{settings}", registry.url());
+    let world = World::plan(column).upstream(&table).start().await;
+    if let Some(endpoints) = world.endpoints() {
+        endpoints.logins().issue("first", TWELVE_HOURS_ON);
+    }
+    (world, registry, image)
+}
+
+fn tag(tag: &str) -> String {
+    format!("/v2/{REGISTRY}/team/app/manifests/{tag}")
+}
+
+async fn a_configured_password_is_used_for_private_ecr_too(column: Column) {
+    let login = "credentials = { username = \"AWS\", password_env = \"TEST_SECRET\" }";
+    let (world, registry, _) = world_with_ecr(column, login).await;
+    registry.require(Login::Basic("AWS".into(), "secret".into()));
+    assert_eq!(world.get(&tag("1")).await.status, StatusCode::OK);
+    assert!(world.endpoints().is_none_or(|endpoints| endpoints.calls(Service::Ecr, EVERY_OPERATION) == 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn aws_issues_one_login_for_all_of_a_registry_and_a_new_one_before_it_ends() {
+    let (world, registry, image) = world_with_ecr(Column::Aws, "").await;
+    let logins = world.endpoints().unwrap().logins();
+    assert_eq!(world.get(&tag("1")).await.status, StatusCode::OK);
+    for (digest, bytes) in &image.blobs {
+        assert_eq!(world.pull(&format!("/v2/{REGISTRY}/team/app/blobs/{digest}")).await.bytes(), bytes);
+    }
+    world.settled().await;
+    assert_eq!(logins.regions(), ["eu-west-1"]);
+    // Not at its very end: a pull that begins then would not get through.
+    world.clock.advance(Duration::from_hours(11));
+    logins.issue("second", TWELVE_HOURS_ON + 11 * 3600);
+    registry.require(Login::Basic("AWS".into(), "second".into()));
+    registry.image("team/app", "2", &[b"layer"]);
+    registry.forget_requests();
+    assert_eq!(world.get(&tag("2")).await.status, StatusCode::OK);
+    assert_eq!(registry.count("/manifests/2"), 1, "nothing was refused");
+    assert_eq!(logins.regions().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_that_the_registry_refuses_is_issued_anew_once() {
+    let (world, registry, _) = world_with_ecr(Column::Aws, "").await;
+    let logins = world.endpoints().unwrap().logins();
+    assert_eq!(world.get(&tag("1")).await.status, StatusCode::OK);
+    world.settled().await;
+    logins.issue("second", TWELVE_HOURS_ON);
+    registry.require(Login::Basic("AWS".into(), "second".into()));
+    registry.image("team/app", "2", &[b"layer"]);
+    assert_eq!(world.get(&tag("2")).await.status, StatusCode::OK);
+    world.settled().await;
+    assert_eq!(logins.regions().len(), 2);
+    registry.require(Login::Basic("AWS".into(), "no longer ours".into()));
+    registry.image("team/app", "3", &[b"layer"]);
+    assert_eq!(world.get(&tag("3")).await.status, StatusCode::FORBIDDEN);
+    assert_eq!(logins.regions().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_that_aws_refuses_is_denied_and_one_it_cannot_issue_now_is_trouble() {
+    let (world, _registry, _) = world_with_ecr(Column::Aws, "").await;
+    let endpoints = world.endpoints().unwrap();
+    assert_eq!(world.get(&tag("1")).await.status, StatusCode::OK);
+    world.settled().await;
+    world.clock.advance(Duration::from_hours(11));
+    // Each call is three attempts of the SDK.
+    endpoints.throttle_next(Service::Ecr, EVERY_OPERATION, 3);
+    let answer = world.get(&tag("1")).await;
+    assert_eq!((answer.status, answer.header("x-stopover")), (StatusCode::OK, "stale"));
+    endpoints.logins().issue("", 0);
+    world.clock.advance(Duration::from_hours(1));
+    let answer = world.get(&tag("1")).await;
+    assert_eq!((answer.status, answer.error().0.as_str()), (StatusCode::FORBIDDEN, "DENIED"));
+}
