@@ -96,12 +96,14 @@ static PROFILES: [Profile; 12] = [
 ];
 
 impl Profile {
-    /// The profile of a registry with this host.
-    pub(super) fn of(host: &str) -> &'static Self {
-        let is_it = |profile: &&Self| {
-            profile.ids.contains(&host) || profile.hosts.iter().any(|&pattern| Pattern::from(pattern).matches(host))
+    /// The profile of an upstream: by its id, because that says how its names are written; else by the host of its API.
+    pub(super) fn of(id: &str, host: Option<&str>) -> &'static Self {
+        let known = |host: &str| {
+            PROFILES.iter().find(|profile| {
+                profile.ids.contains(&host) || profile.hosts.iter().any(|&pattern| Pattern::from(pattern).matches(host))
+            })
         };
-        PROFILES.iter().find(is_it).unwrap_or(&ANY)
+        known(id).or_else(|| known(host?)).unwrap_or(&ANY)
     }
 
     /// The ids of all upstreams that need no configuration.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use url::Url;
 
-use super::file::{AlternateTable, CredentialsTable, Fresh, PolicyTable, UpstreamTable};
+use super::file::{AlternateTable, CredentialsTable, Fresh, PolicyTable, Span, UpstreamTable};
 use super::profile::Profile;
 use super::{ConfigError, value};
 use crate::freshness::{Pattern, TagRules};
@@ -136,8 +136,8 @@ impl NamePatterns {
     }
 
     /// Refuses patterns that no name can match: `deny = ["nginx"]` would refuse nothing where all names have a slash.
-    fn read(patterns: Vec<String>, key: String, library: bool) -> Result<Self, ConfigError> {
-        for pattern in &patterns {
+    fn read(patterns: &[String], key: String, library: bool) -> Result<Self, ConfigError> {
+        for pattern in patterns {
             // A letter is what may stand beside anything.
             if pattern.replace('*', "a").parse::<Name>().is_err() {
                 return Err(value(key, format!("{pattern:?} is no pattern of names like \"acme/web*\"")));
@@ -190,7 +190,7 @@ pub(super) fn read(
         let id: UpstreamId = id.parse().map_err(|error| value("upstreams", format!("{id}: {error}")))?;
         if !tables.contains_key(&id) {
             let mut upstream = upstream(&id, UpstreamTable::default(), defaults, secret)?;
-            upstream.family = Profile::of(id.as_str()).family;
+            upstream.family = Profile::of(id.as_str(), None).family;
             upstreams.insert(id, upstream);
         }
     }
@@ -219,15 +219,10 @@ fn upstream(
     let key = |name: &str| format!("{section}.{name}");
     let parse = |text: &str| Url::parse(text).map_err(|error| value(key("url"), error.to_string()));
     let policy = table.policy();
-    let (url, profile) = match table.url {
-        Some(url) => {
-            let profile = Profile::of(url.host_str().unwrap_or_default());
-            (url, profile)
-        }
-        None if id.as_str().contains('.') => {
-            let profile = Profile::of(id.as_str());
-            (parse(&format!("https://{}", profile.api.unwrap_or(id.as_str())))?, profile)
-        }
+    let profile = Profile::of(id.as_str(), table.url.as_ref().and_then(Url::host_str));
+    let url = match table.url {
+        Some(url) => url,
+        None if id.as_str().contains('.') => parse(&format!("https://{}", profile.api.unwrap_or(id.as_str())))?,
         None => return Err(value(key("url"), "is required, for example url = \"https://registry.example.com\"")),
     };
     origin_only(&url).map_err(|message| value(key("url"), message))?;
@@ -298,7 +293,7 @@ impl UpstreamConfig {
             }
             None => {}
         }
-        let replace = |setting: &mut Duration, span: Option<super::file::Span>| {
+        let replace = |setting: &mut Duration, span: Option<Span>| {
             if let Some(span) = span {
                 *setting = span.0;
             }
@@ -312,10 +307,10 @@ impl UpstreamConfig {
             self.platforms = platforms;
         }
         if let Some(patterns) = policy.allow {
-            self.names.allow = Some(NamePatterns::read(patterns, key("allow"), self.library)?);
+            self.names.allow = Some(NamePatterns::read(&patterns, key("allow"), self.library)?);
         }
         if let Some(patterns) = policy.deny {
-            self.names.deny = Some(NamePatterns::read(patterns, key("deny"), self.library)?);
+            self.names.deny = Some(NamePatterns::read(&patterns, key("deny"), self.library)?);
         }
         if let Some(table) = policy.credentials {
             let credentials = credentials(table, secret).map_err(|message| value(key("credentials"), message))?;

@@ -12,7 +12,7 @@ use crate::time::Clock;
 
 pub(super) struct Account {
     pub(super) key: GaugeKey,
-    pub(super) credentials: Option<Credentials>,
+    credentials: Option<Credentials>,
     pub(super) tokens: Tokens,
     pub(super) meter: Meter,
     /// Learned from the first 401 and kept: the challenge of a refused token may lead elsewhere (nvcr.io does that).
@@ -38,6 +38,10 @@ impl Account {
             key,
             credentials,
         }
+    }
+
+    pub(super) fn is_of(&self, upstream: &UpstreamId, credentials: Option<&Credentials>) -> bool {
+        self.key.upstream == *upstream && self.credentials.as_ref() == credentials
     }
 
     pub(super) fn challenge(&self) -> Option<Challenge> {
