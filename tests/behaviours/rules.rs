@@ -96,8 +96,8 @@ async fn rules_with_one_user_name_and_two_passwords_share_no_token(column: Colum
         "[rules.\"test.local/a\"]\ncredentials = {{ username = \"bot\", password_env = \"TEST_SECRET\" }}\n\
          [rules.\"test.local/a/inner\"]\nfresh = \"1h\"\n\
          credentials = {{ username = \"bot\", password_env = \"TEST_SECRET\" }}\n\
-         [rules.\"test.local/b\"]\ncredentials = {{ username = \"bot\", password_file = {:?} }}",
-        other.path()
+         [rules.\"test.local/b\"]\ncredentials = {{ username = \"bot\", password_file = \"{}\" }}",
+        other.path().display()
     );
     let world = with_rules(column, &rules).await;
     // A scope that all repositories have in common.
