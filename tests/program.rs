@@ -74,6 +74,27 @@ async fn an_unknown_key_is_refused_with_the_file_the_key_and_the_nearest_right_k
 }
 
 #[tokio::test]
+async fn the_configuration_is_shown_with_its_rules_and_each_family_in_one_line() -> anyhow::Result<()> {
+    let installation = Installation::with_configuration(
+        "[rules.\"team/hub\"]\nupstream = \"docker.io\"\npath = \"library\"\n\
+         [rules.\"ghcr.io/acme\"]\nfresh = \"1h\"\ncold = \"wait\"\n[upstreams.\"us-docker.pkg.dev\"]\n",
+    )?;
+    let file = installation.configuration().display().to_string();
+    let (status, text) = run(&["config", "check", "--config", &file]).await?;
+    ensure!(status.success(), "{text}");
+    for line in [
+        "rule      team/hub: docker.io/library",
+        "rule      ghcr.io/acme: ghcr.io/acme, anonymous, fresh 1h, cold Wait",
+        "upstream  us-docker.pkg.dev: https://us-docker.pkg.dev, anonymous, fresh 5m, cold Follow",
+        "upstreams *-docker.pkg.dev: anonymous, fresh 5m, cold Follow",
+    ] {
+        ensure!(text.lines().any(|shown| shown == line), "{line} is not in:\n{text}");
+    }
+    ensure!(!text.contains("europe-west1"), "{text}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_read_only_data_directory_is_refused_by_its_path() -> anyhow::Result<()> {
     let installation = without_upstream()?.on_tmpfs("ro");
     let text = refusal(&installation).await?;

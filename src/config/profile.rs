@@ -26,7 +26,7 @@ pub(super) struct Profile {
 }
 
 /// Any registry that nothing particular is known of.
-pub(super) static ANY: Profile = Profile {
+static ANY: Profile = Profile {
     ids: &[],
     hosts: &[],
     api: None,
@@ -94,12 +94,14 @@ static PROFILES: [Profile; 11] = [
 ];
 
 impl Profile {
-    /// The profile of a registry with this host or id, if anything particular is known of it.
-    pub(super) fn of(host: &str) -> Option<&'static Self> {
-        let is_it = |profile: &&Self| {
-            profile.ids.contains(&host) || profile.hosts.iter().any(|&pattern| Pattern::from(pattern).matches(host))
+    /// The profile of an upstream: by its id, because that says how its names are written; else by the host of its API.
+    pub(super) fn of(id: &str, host: Option<&str>) -> &'static Self {
+        let known = |host: &str| {
+            PROFILES.iter().find(|profile| {
+                profile.ids.contains(&host) || profile.hosts.iter().any(|&pattern| Pattern::from(pattern).matches(host))
+            })
         };
-        PROFILES.iter().find(is_it)
+        known(id).or_else(|| known(host?)).unwrap_or(&ANY)
     }
 
     /// The ids of all upstreams that need no configuration.

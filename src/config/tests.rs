@@ -41,8 +41,8 @@ fn a_profile_is_found_by_the_id_and_else_by_the_host_of_the_url() {
     assert_eq!((hub.library, hub.referrers, hub.alternates.len()), (true, Referrers::TagOnly, 2));
     assert_eq!(hub.token_realms[0].host_str(), Some("auth.docker.io"));
     assert!(hub.aliases.is_empty(), "index.docker.io is docker.io");
-    // What is called like it is it, by way of a mirror: its names mean the same.
-    let config = load("[upstreams.\"docker.io\"]\nurl = \"https://registry.example.com\"").unwrap();
+    // Where docker.io is a mirror of it, its names are still written as there.
+    let config = load("[upstreams.\"docker.io\"]\nurl = \"https://mirror.gcr.io\"").unwrap();
     assert!(config.upstreams[&"docker.io".parse().unwrap()].library);
 }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use url::Url;
 
-use super::file::{AlternateTable, CredentialsTable, Fresh, PolicyTable, UpstreamTable};
-use super::profile::{ANY, Profile, ecr_region};
+use super::file::{AlternateTable, CredentialsTable, Fresh, PolicyTable, Span, UpstreamTable};
+use super::profile::{Profile, ecr_region};
 use super::{ConfigError, value};
 use crate::freshness::{Pattern, TagRules};
 use crate::oci::{Name, Platforms, UpstreamId};
@@ -138,8 +138,8 @@ impl NamePatterns {
     }
 
     /// Refuses patterns that no name can match: `deny = ["nginx"]` would refuse nothing where all names have a slash.
-    fn read(patterns: Vec<String>, key: String, library: bool) -> Result<Self, ConfigError> {
-        for pattern in &patterns {
+    fn read(patterns: &[String], key: String, library: bool) -> Result<Self, ConfigError> {
+        for pattern in patterns {
             // A letter is what may stand beside anything.
             if pattern.replace('*', "a").parse::<Name>().is_err() {
                 return Err(value(key, format!("{pattern:?} is no pattern of names like \"acme/web*\"")));
@@ -192,7 +192,7 @@ pub(super) fn read(
         let id: UpstreamId = id.parse().map_err(|error| value("upstreams", format!("{id}: {error}")))?;
         if !tables.contains_key(&id) {
             let mut upstream = upstream(&id, UpstreamTable::default(), defaults, secret)?;
-            upstream.family = Profile::of(id.as_str()).and_then(|profile| profile.family);
+            upstream.family = Profile::of(id.as_str(), None).family;
             upstreams.insert(id, upstream);
         }
     }
@@ -221,20 +221,13 @@ fn upstream(
     let key = |name: &str| format!("{section}.{name}");
     let parse = |text: &str| Url::parse(text).map_err(|error| value(key("url"), error.to_string()));
     let policy = table.policy();
-    let known = Profile::of(id.as_str());
-    let (url, profile) = match table.url {
-        // What is called like a known registry is it, wherever it is asked.
-        Some(url) => {
-            let profile = known.or_else(|| Profile::of(url.host_str().unwrap_or_default()));
-            (url, profile)
-        }
-        None if id.as_str().contains('.') => {
-            (parse(&format!("https://{}", known.and_then(|known| known.api).unwrap_or(id.as_str())))?, known)
-        }
+    let profile = Profile::of(id.as_str(), table.url.as_ref().and_then(Url::host_str));
+    let url = match table.url {
+        Some(url) => url,
+        None if id.as_str().contains('.') => parse(&format!("https://{}", profile.api.unwrap_or(id.as_str())))?,
         None => return Err(value(key("url"), "is required, for example url = \"https://registry.example.com\"")),
     };
     origin_only(&url).map_err(|message| value(key("url"), message))?;
-    let profile = profile.unwrap_or(&ANY);
     let ecr_region = ecr_region(id.as_str()).or_else(|| ecr_region(url.host_str()?)).map(str::to_owned);
     let token_realms = match table.token_realms {
         Some(realms) => realms,
@@ -304,7 +297,7 @@ impl UpstreamConfig {
             }
             None => {}
         }
-        let replace = |setting: &mut Duration, span: Option<super::file::Span>| {
+        let replace = |setting: &mut Duration, span: Option<Span>| {
             if let Some(span) = span {
                 *setting = span.0;
             }
@@ -318,10 +311,10 @@ impl UpstreamConfig {
             self.platforms = platforms;
         }
         if let Some(patterns) = policy.allow {
-            self.names.allow = Some(NamePatterns::read(patterns, key("allow"), self.library)?);
+            self.names.allow = Some(NamePatterns::read(&patterns, key("allow"), self.library)?);
         }
         if let Some(patterns) = policy.deny {
-            self.names.deny = Some(NamePatterns::read(patterns, key("deny"), self.library)?);
+            self.names.deny = Some(NamePatterns::read(&patterns, key("deny"), self.library)?);
         }
         if let Some(table) = policy.credentials {
             let credentials = credentials(table, secret).map_err(|message| value(key("credentials"), message))?;

@@ -12,7 +12,7 @@ pub struct Request {
     /// `HEAD`: the same answer without its body.
     pub head: bool,
     /// The path before `/v2/`, where there is one: `/<upstream>/v2/…`. It says as much as the same path behind `/v2/`, except
-    /// that it has to name an upstream.
+    /// that it has to name an upstream or a rule.
     pub prefix: Option<Name>,
     /// The `ns` query parameter: the registry the client believes it talks to (distribution-spec, "Registry Proxying").
     pub namespace: Option<String>,

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use super::login::Login;
 use super::meter::Meter;
 use super::token::{Challenge, Tokens};
+use crate::config::UpstreamConfig;
 use crate::gauge::Quota;
 use crate::oci::UpstreamId;
 use crate::ports::{GaugeKey, Ledger};
@@ -32,6 +33,11 @@ impl Account {
             key,
             login,
         }
+    }
+
+    /// Whether it is who this configuration of the upstream says that we are.
+    pub(super) fn is_of(&self, upstream: &UpstreamId, config: &UpstreamConfig) -> bool {
+        self.key.upstream == *upstream && self.login.credentials() == config.credentials.as_ref()
     }
 
     pub(super) fn challenge(&self) -> Option<Challenge> {

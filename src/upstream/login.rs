@@ -76,6 +76,14 @@ impl Login {
         }
     }
 
+    /// The credentials that are configured.
+    pub(super) fn credentials(&self) -> Option<&Credentials> {
+        match self {
+            Self::Password(credentials) => Some(credentials),
+            Self::Anonymous | Self::Issued(_) => None,
+        }
+    }
+
     pub(super) fn is_anonymous(&self) -> bool {
         matches!(self, Self::Anonymous)
     }

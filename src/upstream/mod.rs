@@ -9,7 +9,6 @@ mod login;
 mod meter;
 mod token;
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,16 +18,15 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 pub use client::{BlobBody, BlobPlace, BlobSource, BytesWanted, OpenBlob, Upstream};
-
 pub use login::{Issued, Issuer};
 
 use account::Account;
 use login::Login;
 
-use crate::config::{Config, Credentials, DEFAULT_UPSTREAM, Place, Places, UpstreamConfig};
+use crate::config::{Config, DEFAULT_UPSTREAM, Place, Places};
 use crate::error::PullError;
 use crate::gauge::Gauge;
-use crate::oci::{Digest, InvalidRequest, Manifest, Name, Reference, Repository, Request, UpstreamId};
+use crate::oci::{Digest, InvalidRequest, Manifest, Name, Reference, Repository, Request};
 use crate::ports::{Ledger, Observed};
 use crate::time::Clock;
 
@@ -94,8 +92,8 @@ impl std::fmt::Display for Limit {
 
 /// The closed world of upstreams.
 pub struct Upstreams {
-    /// Of each upstream the parts that have settings of their own, the longest path first; the whole is the last one.
-    by_id: BTreeMap<UpstreamId, Vec<(Place, Upstream)>>,
+    /// By place: each upstream, and the parts of it that a rule has settings for.
+    parts: BTreeMap<String, Upstream>,
     places: Places,
     default: Place,
 }
@@ -119,28 +117,24 @@ impl Upstreams {
         issuer: Option<&Arc<dyn Issuer>>,
     ) -> Result<Self, UpstreamError> {
         let clients = Arc::new(guard::Clients::new()?);
-        let mut by_id = BTreeMap::new();
-        for (id, whole) in &config.upstreams {
-            let rules = config.rules.values().filter(|rule| rule.place.upstream == *id);
-            let mut parts: Vec<(Place, &UpstreamConfig)> =
-                rules.filter_map(|rule| Some((rule.place.clone(), rule.settings.as_ref()?))).collect();
-            parts.push((Place::whole(id.clone()), whole));
-            parts.sort_by_key(|(place, _)| Reverse(place.path.as_ref().map_or(0, |path| path.as_str().len())));
-            let mut accounts: Vec<(&Option<Credentials>, Arc<Account>)> = Vec::new();
-            let parts = parts.into_iter().map(|(place, config)| {
-                let known = accounts.iter().find(|(credentials, _)| *credentials == &config.credentials);
-                let account = known.map(|(_, account)| Arc::clone(account)).unwrap_or_else(|| {
-                    let account = Arc::new(Account::new(id, Login::new(config, issuer, clock), clock, ledger));
-                    accounts.push((&config.credentials, Arc::clone(&account)));
-                    account
-                });
-                (place, Upstream::new(config.clone(), account, Arc::clone(&clients), clock))
+        let wholes = config.upstreams.iter().map(|(id, upstream)| (Place::whole(id.clone()), upstream));
+        let rules = config.rules.values().filter_map(|rule| Some((rule.place.clone(), rule.settings.as_ref()?)));
+        let mut accounts: Vec<Arc<Account>> = Vec::new();
+        let parts = wholes.chain(rules).map(|(place, config)| {
+            let known = accounts.iter().find(|account| account.is_of(&place.upstream, config));
+            let account = known.cloned().unwrap_or_else(|| {
+                let login = Login::new(config, issuer, clock);
+                let account = Arc::new(Account::new(&place.upstream, login, clock, ledger));
+                accounts.push(Arc::clone(&account));
+                account
             });
-            by_id.insert(id.clone(), parts.collect());
-        }
+            (place.to_string(), Upstream::new(config.clone(), account, Arc::clone(&clients), clock))
+        });
+        // A rule for all of an upstream comes later, and replaces what its table says.
+        let parts = parts.collect();
         let default = DEFAULT_UPSTREAM.parse().map_err(|_| UpstreamError::Invalid(DEFAULT_UPSTREAM.into()))?;
         let places = Places::new(&config.upstreams, &config.rules);
-        Ok(Self { by_id, places, default: Place::whole(default) })
+        Ok(Self { parts, places, default: Place::whole(default) })
     }
 
     /// Where a repository is pulled from, with the settings that hold there: those of the rule with the longest path.
@@ -149,8 +143,9 @@ impl Upstreams {
     }
 
     fn part(&self, repository: &Repository) -> Option<&Upstream> {
-        let parts = self.by_id.get(&repository.upstream)?;
-        parts.iter().find(|(place, _)| place.contains(repository)).map(|(_, upstream)| upstream)
+        let path = repository.to_string();
+        let mut ends = std::iter::once(path.len()).chain(path.rmatch_indices('/').map(|(at, _)| at));
+        ends.find_map(|end| self.parts.get(&path[..end]))
     }
 
     /// The canonical repository of a request that may be answered ([`Self::locate`]).
@@ -286,7 +281,7 @@ impl Upstreams {
     /// credential, and of a family that nobody has configured only those that have been asked.
     pub async fn gauges(&self) -> Vec<(&Upstream, Gauge)> {
         let mut seen = HashSet::new();
-        let mut upstreams: Vec<&Upstream> = self.by_id.values().flatten().map(|(_, upstream)| upstream).collect();
+        let mut upstreams: Vec<&Upstream> = self.parts.values().collect();
         upstreams.retain(|upstream| seen.insert(upstream.gauge_key()));
         let gauges = upstreams.into_iter().map(async |upstream| (upstream, upstream.gauge().await));
         let mut gauges = futures_util::future::join_all(gauges).await;

@@ -8,6 +8,7 @@ const RULES: &str = "
     path = \"library\"
     [rules.\"team\"]
     upstream = \"quay.io\"
+    fresh = \"3h\"
     [rules.\"team/hub/deep/er\"]
     upstream = \"ghcr.io\"
     path = \"acme/deeper\"
@@ -155,7 +156,10 @@ fn the_rule_with_the_longest_path_says_what_holds_whatever_the_image_was_called(
         ("/v2/team/hub/deep/er/app/manifests/1", 120),
         ("/v2/ghcr.io/acme/deeper2/manifests/1", 60),
         ("/v2/ghcr.io/acme2/app/manifests/1", 5),
-        ("/v2/quay.io/acme/app/manifests/1", 5),
+        ("/v2/mcr.microsoft.com/acme/app/manifests/1", 5),
+        // A rule for all of an upstream.
+        ("/v2/team/app/manifests/1", 180),
+        ("/v2/quay.io/acme/app/manifests/1", 180),
     ] {
         assert_eq!(fresh(path), minutes, "{path}");
     }

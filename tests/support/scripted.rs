@@ -57,7 +57,7 @@ struct Page {
 pub struct Seen {
     /// Method and path, as `GET /v2/…`.
     pub line: String,
-    /// Its query, empty where it has none.
+    /// Its query as it stands in the URL; empty where there is none.
     pub query: String,
     /// Its headers.
     pub headers: HeaderMap,
@@ -72,6 +72,9 @@ pub enum Login {
     Bearer,
     /// With a token of a server elsewhere.
     BearerFrom(String),
+    /// With a token of its own token server, and with this challenge for whoever has none (`None`: with no challenge). It
+    /// is made of the upstream's URL, the path that was asked for, and whether some token was given.
+    BearerSaying(fn(url: &str, path: &str, given: bool) -> Option<String>),
 }
 
 /// What happens instead of the right answer, to requests whose line contains a text.
@@ -399,16 +402,19 @@ fn refuse(script: &Script, address: SocketAddr, uri: &Uri, headers: &HeaderMap) 
         let body = json!({ "token": token, "expires_in": 300 }).to_string();
         return Some(respond(200, &[("content-type", "application/json".into())], Body::from(body)));
     }
+    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let url = format!("http://{address}");
     let (expected, challenge) = match script.login.as_ref()? {
         Login::Basic(user, password) => {
             let pair = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
-            (format!("Basic {pair}"), "Basic realm=\"scripted\"".to_owned())
+            (format!("Basic {pair}"), Some("Basic realm=\"scripted\"".to_owned()))
         }
-        Login::Bearer => (format!("Bearer {token}"), bearer(&format!("http://{address}/token"))),
-        Login::BearerFrom(realm) => (format!("Bearer {token}"), bearer(realm)),
+        Login::Bearer => (format!("Bearer {token}"), Some(bearer(&format!("{url}/token")))),
+        Login::BearerFrom(realm) => (format!("Bearer {token}"), Some(bearer(realm))),
+        Login::BearerSaying(challenge) => (format!("Bearer {token}"), challenge(&url, uri.path(), given.is_some())),
     };
-    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    (given != Some(&expected)).then(|| respond(401, &[("www-authenticate", challenge)], Body::empty()))
+    let challenge: Vec<_> = challenge.map(|challenge| ("www-authenticate", challenge)).into_iter().collect();
+    (given != Some(&expected)).then(|| respond(401, &challenge, Body::empty()))
 }
 
 fn bearer(realm: &str) -> String {
