@@ -7,6 +7,7 @@ use http::StatusCode;
 use crate::fill::FillError;
 use crate::oci::{ErrorCode, InvalidRequest, UpstreamId};
 use crate::ports::StoreError;
+use crate::pull::Served;
 use crate::upstream::UpstreamError;
 
 /// Why a pull was not answered with content.
@@ -26,9 +27,9 @@ pub enum PullError {
     /// The request names an upstream that is not configured.
     #[error("the upstream {0} is not configured here")]
     UnknownUpstream(String),
-    /// There is no such manifest in this repository.
+    /// There is no such manifest in this repository: upstream has just said so, or did lately.
     #[error("the upstream registry has no such manifest")]
-    ManifestUnknown,
+    ManifestUnknown(Served),
     /// No child of the index is for the platforms that were named; these are there.
     #[error("the image is for none of the platforms that were named; it is for {0}")]
     NoPlatform(String),
@@ -109,7 +110,7 @@ impl PullError {
             Self::UnknownUpstream(_) | Self::Upstream(UpstreamError::NoRepository) => {
                 (StatusCode::NOT_FOUND, ErrorCode::NameUnknown, None)
             }
-            Self::ManifestUnknown | Self::NoPlatform(_) | Self::Upstream(UpstreamError::Missing) => {
+            Self::ManifestUnknown(_) | Self::NoPlatform(_) | Self::Upstream(UpstreamError::Missing) => {
                 (StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown, None)
             }
             Self::BlobUnknown => (StatusCode::NOT_FOUND, ErrorCode::BlobUnknown, None),

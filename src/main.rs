@@ -12,9 +12,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use axum::serve::ListenerExt as _;
 use clap::{Parser, Subcommand};
-use client::{Client, Order};
+use client::{Client, Mirror, Order, Target};
 use stopover::config::{Cold, Config};
 use stopover::local::Local;
+use stopover::oci::UpstreamId;
 use stopover::time::Clock;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -115,6 +116,17 @@ enum Command {
         #[arg(long, global = true, value_name = "URL")]
         server: Option<String>,
     },
+    /// Print the configuration that has a client pull through the cache
+    Setup {
+        /// The client; without one, all are listed
+        client: Option<Target>,
+        /// Where clients reach the cache, over http or https [default: the configured address]
+        #[arg(long, value_name = "URL")]
+        server: Option<Mirror>,
+        /// The registries to pull through the cache [default: all that are configured]
+        #[arg(long = "upstream", value_name = "ID")]
+        upstreams: Vec<UpstreamId>,
+    },
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -155,6 +167,8 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
         Command::Prefetch { order, server } => ask(&config, server, async |client| client.prefetch(order).await),
         Command::Gc { dry_run, server } => ask(&config, server, async |client| client.collect_garbage(dry_run).await),
         Command::Purge { image, server } => ask(&config, server, async |client| client.purge(&image).await),
+        Command::Setup { client: None, .. } => Ok(std::io::stdout().write_all(client::list().as_bytes())?),
+        Command::Setup { client: Some(client), server, upstreams } => set_up(&config, client, server, upstreams),
         Command::Refresh { images, server } => ask(&config, server, async |client| client.refresh(&images).await),
         Command::Serve => {
             start_logging(&settings)?;
@@ -180,6 +194,15 @@ fn ask(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let text = runtime.block_on(question(client))?;
     Ok(std::io::stdout().write_all(text.as_bytes())?)
+}
+
+/// Prints a client's configuration, and on standard error what that has no room for.
+fn set_up(config: &Config, client: Target, server: Option<Mirror>, upstreams: Vec<UpstreamId>) -> anyhow::Result<()> {
+    let server = server.map_or_else(|| format!("http://{}", config.listen).parse(), Ok)?;
+    let all = || config.upstreams.keys().cloned().collect();
+    let upstreams: Vec<UpstreamId> = if upstreams.is_empty() { all() } else { upstreams };
+    std::io::stderr().write_all(client.advice(&server, &upstreams).as_bytes())?;
+    Ok(std::io::stdout().write_all(client.configuration(&server, &upstreams).as_bytes())?)
 }
 
 fn load(settings: &Settings) -> anyhow::Result<Config> {
@@ -240,7 +263,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 }
 
 fn welcome(config: &Config, address: SocketAddr) -> String {
-    let mut upstreams: Vec<&str> = config.upstreams.keys().map(stopover::oci::UpstreamId::as_str).collect();
+    let mut upstreams: Vec<&str> = config.upstreams.keys().map(UpstreamId::as_str).collect();
     upstreams.sort_unstable_by_key(|id| *id != "docker.io");
     let source = config.source.as_ref().map_or("defaults".into(), |path| path.display().to_string());
     format!(

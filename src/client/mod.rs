@@ -3,9 +3,11 @@
 mod dockerfile;
 mod fills;
 mod images;
+mod mirror;
 mod prefetch;
 mod progress;
 mod retention;
+mod setup;
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -16,7 +18,9 @@ use serde::de::DeserializeOwned;
 use stopover::oci::{Name, Operation, Reference, Request};
 use stopover::report::QuotaReport;
 
+pub(crate) use mirror::Mirror;
 pub(crate) use prefetch::Order;
+pub(crate) use setup::{Target, list};
 
 /// A cache that runs elsewhere.
 pub(crate) struct Client {
