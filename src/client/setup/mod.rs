@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use clap::ValueEnum;
 use stopover::oci::UpstreamId;
 
-use super::mirror::Mirror;
+use super::endpoint::Endpoint;
 
 /// A client that can be told of a mirror.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -59,12 +59,12 @@ impl Target {
     }
 
     /// The configuration of this client.
-    pub(crate) fn configuration(self, mirror: &Mirror, upstreams: &[UpstreamId]) -> String {
+    pub(crate) fn configuration(self, mirror: &Endpoint, upstreams: &[UpstreamId]) -> String {
         fill(self.template(), mirror, upstreams)
     }
 
     /// What to do with a configuration in a format that has no comments.
-    pub(crate) fn advice(self, mirror: &Mirror, upstreams: &[UpstreamId]) -> String {
+    pub(crate) fn advice(self, mirror: &Endpoint, upstreams: &[UpstreamId]) -> String {
         match self {
             Self::Docker => fill(include_str!("docker.txt"), mirror, upstreams),
             _ => String::new(),
@@ -84,7 +84,7 @@ pub(crate) fn list() -> String {
 
 /// Fills in a template: lines between `@http@` and `@/http@` stand only where the mirror speaks plain HTTP, those between
 /// `@each@` and `@/each@` once for every upstream, and a line that names a client is that client's configuration.
-fn fill(template: &str, mirror: &Mirror, upstreams: &[UpstreamId]) -> String {
+fn fill(template: &str, mirror: &Endpoint, upstreams: &[UpstreamId]) -> String {
     let (mut filled, mut repeated, mut plain_only) = (String::new(), None, false);
     for line in template.lines() {
         match line {
@@ -123,7 +123,7 @@ fn fill(template: &str, mirror: &Mirror, upstreams: &[UpstreamId]) -> String {
 }
 
 /// What holds for one upstream.
-fn of_upstream(block: &str, mirror: &Mirror, upstream: &str) -> String {
+fn of_upstream(block: &str, mirror: &Endpoint, upstream: &str) -> String {
     // go-containerregistry, and with it kaniko, knows Docker Hub by its old name.
     let registry = if upstream == "docker.io" { "index.docker.io" } else { upstream };
     block
@@ -147,7 +147,7 @@ mod tests {
     fn every_placeholder_is_filled_in_whatever_the_server() {
         let upstreams = ["docker.io", "ghcr.io"].map(|id| id.parse().unwrap());
         for server in ["http://127.0.0.1:5000", "https://cache.example.com", "https://cache.example.com/team/"] {
-            let mirror: Mirror = server.parse().unwrap();
+            let mirror: Endpoint = server.parse().unwrap();
             for client in Target::value_variants() {
                 let text = client.configuration(&mirror, &upstreams) + &client.advice(&mirror, &upstreams);
                 assert!(!text.contains('@') || *client == Target::GithubActions, "{client:?}:\n{text}");

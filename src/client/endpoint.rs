@@ -9,7 +9,7 @@ use url::Url;
 
 /// The endpoint of a cache. A path becomes the beginning of every image's name.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Mirror {
+pub(crate) struct Endpoint {
     url: Url,
     /// Host and port, as they stand in the URL.
     host: String,
@@ -17,7 +17,7 @@ pub(crate) struct Mirror {
     path: String,
 }
 
-impl Mirror {
+impl Endpoint {
     /// Scheme, host, port and path.
     pub(crate) fn url(&self) -> &Url {
         &self.url
@@ -43,7 +43,7 @@ impl Mirror {
         format!("{}://{}/v2{}", self.url.scheme(), self.host, self.path)
     }
 
-    /// For clients that ask it for images of Docker Hub only. Docker before 24.0.9 takes no path.
+    /// For clients that ask their mirror for images of Docker Hub only. Docker before 24.0.9 takes no path.
     pub(super) fn docker_hub(&self) -> String {
         if self.path.is_empty() { self.to_string() } else { format!("{self}/docker.io") }
     }
@@ -63,7 +63,7 @@ impl Mirror {
     }
 }
 
-impl FromStr for Mirror {
+impl FromStr for Endpoint {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> anyhow::Result<Self> {
@@ -83,7 +83,7 @@ impl FromStr for Mirror {
     }
 }
 
-impl fmt::Display for Mirror {
+impl fmt::Display for Endpoint {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}://{}{}", self.url.scheme(), self.host, self.path)
     }
@@ -95,35 +95,35 @@ mod tests {
 
     #[test]
     fn an_endpoint_has_the_form_that_each_client_wants() {
-        let root: Mirror = "HTTP://Cache.Example.com:5000/".parse().unwrap();
+        let root: Endpoint = "HTTP://Cache.Example.com:5000/".parse().unwrap();
         assert_eq!(root.to_string(), "http://cache.example.com:5000");
         assert_eq!(root.base(), "cache.example.com:5000");
         assert_eq!(root.docker_hub(), "http://cache.example.com:5000");
         assert_eq!(root.endpoint("ghcr.io"), "http://cache.example.com:5000");
-        let path: Mirror = "https://cache.example.com/team".parse().unwrap();
+        let path: Endpoint = "https://cache.example.com/team".parse().unwrap();
         assert_eq!(path.base(), "cache.example.com/team");
         assert_eq!(path.docker_hub(), "https://cache.example.com/team/docker.io");
         assert_eq!(path.endpoint("ghcr.io"), "https://cache.example.com/v2/team/ghcr.io");
-        assert_eq!("http://[::1]:5000".parse::<Mirror>().unwrap().base(), "[::1]:5000");
+        assert_eq!("http://[::1]:5000".parse::<Endpoint>().unwrap().base(), "[::1]:5000");
     }
 
     #[test]
-    fn a_place_is_that_of_the_mirror_by_host_and_port() {
-        let mirror: Mirror = "https://cache.example.com".parse().unwrap();
+    fn a_place_is_that_of_the_endpoint_by_host_and_port() {
+        let endpoint: Endpoint = "https://cache.example.com".parse().unwrap();
         for place in ["https://cache.example.com/v2/ghcr.io", "cache.example.com/ghcr.io", "Cache.Example.com:443"] {
-            assert!(mirror.is_at(place), "{place}");
+            assert!(endpoint.is_at(place), "{place}");
         }
         for place in ["https://cache.example.com:8443", "cache.example.com.evil.org", "", "https://example.com/cache"] {
-            assert!(!mirror.is_at(place), "{place}");
+            assert!(!endpoint.is_at(place), "{place}");
         }
     }
 
     #[test]
     fn what_is_no_endpoint_is_refused_with_an_example() {
         for text in ["cache.example.com", "127.0.0.1:5000", "ftp://a", "https://a?b", "https://me:secret@a", ""] {
-            let message = format!("{:#}", text.parse::<Mirror>().unwrap_err());
+            let message = format!("{:#}", text.parse::<Endpoint>().unwrap_err());
             assert!(message.contains("https://cache.example.com"), "{text}: {message}");
         }
-        assert!("https://a/B".parse::<Mirror>().is_err(), "no image can be named so");
+        assert!("https://a/B".parse::<Endpoint>().is_err(), "no image can be named so");
     }
 }
