@@ -124,10 +124,43 @@ async fn containerd_is_asked_with_its_hosts_directory() -> anyhow::Result<()> {
     let arguments = ["--image", &cache.image(), "--client", "containerd", "--root", &root].map(str::to_owned);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let _daemon = node.start_containerd().await?;
+    node.with_only("ctr")?;
     let found = examine(&node, &cache.server, &arguments).await?;
     ensure!(found.well, "{}", found.text);
     found.step("ok", "containerd configuration", "hosts.toml")?;
     found.step("ok", "containerd pulls", "ctr asked the cache")
+}
+
+#[tokio::test]
+async fn docker_pulls_with_what_is_printed_for_it_and_past_the_cache_without() -> anyhow::Result<()> {
+    let upstream = Registry::start().await?;
+    let image = Recipe::docker("team/docker").push(&upstream).await?;
+    let text = format!("[upstreams.\"docker.io\"]\nurl = \"{}\"\n", upstream.url());
+    let installation = Installation::with_configuration(&text)?;
+    let stopover = installation.start().await?;
+    let server = format!("http://{}", stopover.address());
+    for mirrored in [true, false] {
+        let mut node = Node::new()?;
+        let printed = node.stopover(&["setup", "docker", "--server", &server]).await?.stdout;
+        let daemon = if mirrored { String::from_utf8(printed)? } else { "{}".to_owned() };
+        node.write("daemon.json", &daemon)?;
+        node.write("root/etc/docker/daemon.json", &daemon)?;
+        let _containerd = node.start_containerd().await?;
+        let _dockerd = node.start_dockerd().await?;
+        if mirrored {
+            node.run("docker", &["pull", "--quiet", &image.reference()]).await.with_context(|| stopover.log())?;
+            let pulled = node.run("docker", &["inspect", "--format", "{{.RepoDigests}}", &image.reference()]).await?;
+            ensure!(pulled.contains(&image.digest), "{pulled}");
+        }
+        node.with_only("docker")?;
+        let (named, root) = (image.reference(), node.path("root").display().to_string());
+        let found = examine(&node, &server, &["--image", &named, "--client", "docker", "--root", &root]).await?;
+        ensure!(found.well == mirrored, "{}", found.text);
+        let (verdict, words) = if mirrored { ("ok", "docker asked the cache") } else { ("FAIL", "docker went past") };
+        found.step(verdict, "docker configuration", "daemon.json")?;
+        found.step(verdict, "docker pulls", words)?;
+    }
+    Ok(())
 }
 
 #[tokio::test]

@@ -78,7 +78,15 @@ impl Node {
         program::output(arguments, &environment).await
     }
 
-    /// Starts a containerd of this node, which `ctr` and nothing else here uses.
+    /// Has this be the only program that is found: others would talk to daemons of the machine.
+    pub fn with_only(&mut self, program: &str) -> anyhow::Result<()> {
+        std::fs::create_dir(self.path("bin"))?;
+        std::os::unix::fs::symlink(which(program)?, self.path("bin").join(program))?;
+        self.environment.push(("PATH", self.path("bin").into_os_string()));
+        Ok(())
+    }
+
+    /// Starts a containerd of this node.
     pub async fn start_containerd(&mut self) -> anyhow::Result<Daemon> {
         let home = self.home.path().display();
         let configuration = format!(
@@ -92,24 +100,26 @@ impl Node {
         command.arg("--config").arg(self.path("containerd.toml"));
         let daemon = Daemon::start(command, self.home.path(), "containerd").await?;
         self.environment.push(("CONTAINERD_ADDRESS", self.path("containerd.sock").into_os_string()));
-        // Nothing but ctr: whatever else this machine has would talk to a containerd of the machine.
-        let ctr = which("ctr")?;
-        std::fs::create_dir(self.path("bin"))?;
-        std::os::unix::fs::symlink(ctr, self.path("bin/ctr"))?;
-        self.environment.push(("PATH", self.path("bin").into_os_string()));
         Ok(daemon)
     }
 
-    /// Starts a dockerd of this node with what `daemon.json` at home says, on a socket of its own.
+    /// Starts a dockerd of this node with the daemon.json at home, beside its containerd.
     pub async fn start_dockerd(&mut self) -> anyhow::Result<Daemon> {
         let home = self.home.path();
         let mut command = Command::new("dockerd");
-        command.arg("--config-file").arg(home.join("daemon.json"));
-        command.arg("--data-root").arg(home.join("docker")).arg("--exec-root").arg(home.join("docker-exec"));
-        command.arg("--pidfile").arg(home.join("docker.pid"));
-        command.args(["--bridge", "none", "--iptables=false", "--ip6tables=false", "--storage-driver", "vfs"]);
+        for (option, place) in [
+            ("--config-file", "daemon.json"),
+            ("--data-root", "docker"),
+            ("--exec-root", "docker-exec"),
+            ("--pidfile", "docker.pid"),
+            ("--containerd", "containerd.sock"),
+        ] {
+            command.arg(option).arg(home.join(place));
+        }
         let address = format!("unix://{}", home.join("dockerd.sock").display());
-        command.args(["--host", &address]);
+        command.args(["--host", &address, "--bridge", "none", "--iptables=false", "--ip6tables=false"]);
+        // The driver without mounts works on every file system and leaves nothing to unmount.
+        command.args(["--storage-driver", "vfs"]);
         let daemon = Daemon::start(command, home, "dockerd").await?;
         self.environment.push(("DOCKER_HOST", address.into()));
         Ok(daemon)
