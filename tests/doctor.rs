@@ -8,7 +8,8 @@ use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
 use http::{Request, StatusCode};
-use support::images::{Image, Recipe};
+use serde_json::json;
+use support::images::{Image, Recipe, digest_of};
 use support::node::Node;
 use support::program::{Installation, Stopover, UPSTREAM};
 use support::registry::Registry;
@@ -192,7 +193,6 @@ async fn where_upstream_cannot_be_asked_nothing_is_said_of_a_client() -> anyhow:
     let arguments = ["--image", &cache.image(), "--client", "podman"].map(str::to_owned);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     ensure!(examine(&node, &cache.server, &arguments).await?.well);
-    cache.stopover.until_stored(&[]).await?;
     cache.upstream.stop().await?;
     let found = examine(&node, &cache.server, &arguments).await?;
     found.step("ok", "pull", "(hit)")?;
@@ -302,6 +302,7 @@ async fn what_answers_in_the_place_of_a_cache_is_named() -> anyhow::Result<()> {
         (StatusCode::UNAUTHORIZED, "asks for a login"),
         (StatusCode::FORBIDDEN, "AllowedCidrs"),
         (StatusCode::BAD_GATEWAY, "answers 502"),
+        (StatusCode::MOVED_PERMANENTLY, "the URL that it redirects to"),
     ] {
         let server = serve(move |_| respond(status, &[("content-type", "text/html")], "<html>")).await?;
         examine_server(&server, "alpine").await?.fails_at("registry", words)?;
@@ -340,6 +341,37 @@ async fn a_pull_that_does_not_come_from_a_cache_or_with_other_bytes_fails() -> a
     let server =
         serve(|_| respond(StatusCode::OK, &[("docker-distribution-api-version", "registry/2.0")], "{}")).await?;
     examine_server(&server, "a/b:1").await?.fails_at("pull", "does not come from a Stopover")
+}
+
+#[tokio::test]
+async fn blobs_are_followed_to_where_they_are_redirected() -> anyhow::Result<()> {
+    const BLOB: &str = "{}";
+    let storage = serve(|_| respond(StatusCode::OK, &[], BLOB)).await?.replace("127.0.0.1", "localhost");
+    for (target, verdict, words) in [
+        (storage, "ok", "from localhost"),
+        ("http://localhost:1".to_owned(), "FAIL", "localhost did not answer to the end"),
+    ] {
+        let descriptor =
+            |kind: &str| json!({"mediaType": kind, "digest": digest_of(BLOB.as_bytes()), "size": BLOB.len()});
+        let manifest =
+            json!({"schemaVersion": 2, "config": descriptor("a/b"), "layers": [descriptor("c/d")]}).to_string();
+        let server = serve(move |path| {
+            let kind = ("content-type", "application/vnd.oci.image.manifest.v1+json");
+            let digest = digest_of(manifest.as_bytes());
+            if path.contains("/blobs/") {
+                respond(StatusCode::TEMPORARY_REDIRECT, &[("location", &format!("{target}/x?secret"))], "")
+            } else if path.contains("/manifests/") {
+                let headers = [("x-stopover", "hit"), kind, ("docker-content-digest", &digest)];
+                respond(StatusCode::OK, &headers, manifest.clone())
+            } else {
+                respond(StatusCode::OK, &[("docker-distribution-api-version", "registry/2.0")], "{}")
+            }
+        });
+        let found = examine_server(&server.await?, "a/b:1").await?;
+        found.step(verdict, "pull", words)?;
+        ensure!(!found.text.contains("secret"), "the URL of a blob is shown:\n{}", found.text);
+    }
+    Ok(())
 }
 
 /// Each client as `stopover setup` has it: before that its configuration fails, after it is fine.

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use http::header::CACHE_CONTROL;
+use reqwest::redirect::Policy;
 use serde::de::DeserializeOwned;
 use stopover::oci::{Name, Operation, Reference, Request};
 use stopover::report::QuotaReport;
@@ -32,8 +33,8 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new(server: Endpoint) -> anyhow::Result<Self> {
-        // Longer than the cache itself waits for an upstream.
-        let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).build()?;
+        // Longer than the cache itself waits for an upstream. Of what is asked for, only blobs may be elsewhere.
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(Policy::none()).build()?;
         Ok(Self { http, server })
     }
 

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use http::StatusCode;
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, LOCATION};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
@@ -100,6 +100,10 @@ impl Client {
             StatusCode::FORBIDDEN => Problem::new(
                 format!("{url} refuses this machine"),
                 "add the address that it is seen by (of the NAT gateway, if there is one) to the parameter AllowedCidrs",
+            ),
+            status if status.is_redirection() => Problem::new(
+                format!("{url} answers {status} to {}", header(LOCATION.as_str())),
+                "give --server, and every client, the URL that it redirects to",
             ),
             status if status.is_server_error() => Problem::new(
                 format!("{url} answers {status}"),

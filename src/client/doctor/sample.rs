@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
-use http::header::{ACCEPT, CONTENT_TYPE};
+use http::header::{ACCEPT, CONTENT_TYPE, LOCATION};
 use stopover::oci::{Digest, Hasher, MAX_MANIFEST_BYTES, Manifest, MediaType, Platform, Reference};
 use stopover::report::Bytes;
 
@@ -83,10 +83,19 @@ impl Client {
         Ok((manifest, served))
     }
 
-    /// Reads and hashes a blob. The host that it came from, where that is not the cache.
+    /// Reads and hashes a blob. The host that it was redirected to, if it was.
     async fn pull_blob(&self, sample: &Sample, digest: &Digest, size: u64) -> Result<Option<String>, Problem> {
         let url = self.registry_url(&sample.request, &sample.name, "blobs", digest.as_str());
         let mut answer = self.fetch(self.http.get(url).timeout(PATIENCE)).await?;
+        let mut elsewhere = None;
+        // One hop is what a cache promises: to S3, or to where upstream redirects to.
+        if answer.status() == StatusCode::TEMPORARY_REDIRECT {
+            let location = answer.headers().get(LOCATION).and_then(|location| location.to_str().ok());
+            let target = location.and_then(|location| answer.url().join(location).ok());
+            let target = target.ok_or_else(|| Problem::new(format!("{digest} is redirected to no URL"), CHANGED))?;
+            elsewhere = target.host_str().map(str::to_owned);
+            answer = self.fetch(self.http.get(target).timeout(PATIENCE)).await?;
+        }
         let (mut hasher, mut read) = (Hasher::new(digest.algorithm()), 0);
         while let Some(bytes) = answer.chunk().await.map_err(broken)? {
             hasher.update(&bytes);
@@ -96,15 +105,14 @@ impl Client {
             let what = format!("the blob {digest} is not {} of that digest: other bytes came", Bytes(size));
             return Err(Problem::new(what, CHANGED));
         }
-        let elsewhere = answer.url().origin() != self.server.url().origin();
-        Ok(answer.url().host_str().filter(|_| elsewhere).map(str::to_owned))
+        Ok(elsewhere)
     }
 
-    /// Sends a request; everything but success is a problem.
+    /// Sends a request; everything but content, or where it is, is a problem.
     async fn fetch(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, Problem> {
         let answer = request.send().await.map_err(broken)?;
         let status = answer.status();
-        if status.is_success() {
+        if status.is_success() || status == StatusCode::TEMPORARY_REDIRECT {
             return Ok(answer);
         }
         let body: serde_json::Value =
@@ -129,6 +137,6 @@ fn broken(error: reqwest::Error) -> Problem {
     let host = error.url().and_then(url::Url::host_str).unwrap_or("the cache").to_owned();
     Problem::new(
         format!("{host} did not answer to the end: {}", chain(&error.without_url())),
-        "blobs may be redirected to another host (S3 on AWS): this machine has to reach it, too",
+        "this machine has to reach the host that blobs are redirected to (S3 on AWS), too: check its route to it",
     )
 }
