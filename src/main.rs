@@ -3,7 +3,7 @@
 mod client;
 
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -209,7 +209,12 @@ fn ask(
 
 /// The cache that is meant, where none is named: the one that this configuration starts.
 fn endpoint(config: &Config, named: Option<Endpoint>) -> anyhow::Result<Endpoint> {
-    named.map_or_else(|| format!("http://{}", config.listen).parse(), Ok)
+    let mut listen = config.listen;
+    // Every address of this machine is none that a client can name.
+    if listen.ip().is_unspecified() {
+        listen.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    named.map_or_else(|| format!("http://{listen}").parse(), Ok)
 }
 
 /// Prints a client's configuration, and on standard error what that has no room for.

@@ -97,20 +97,8 @@ fn fill(template: &str, mirror: &Endpoint, upstreams: &[UpstreamId]) -> String {
                 filled.extend(upstreams.iter().map(|upstream| of_upstream(&block, mirror, upstream.as_str())));
             }
             _ => {
-                let text = repeated.as_mut().unwrap_or(&mut filled);
-                match included(line) {
-                    Some((indentation, client)) => {
-                        for line in client.configuration(mirror, upstreams).lines() {
-                            text.push_str(if line.is_empty() { "" } else { indentation });
-                            text.push_str(line);
-                            text.push('\n');
-                        }
-                    }
-                    None => {
-                        text.push_str(line);
-                        text.push('\n');
-                    }
-                }
+                let text = included(line, mirror, upstreams).unwrap_or_else(|| line.to_owned());
+                repeated.as_mut().unwrap_or(&mut filled).extend([text.as_str(), "\n"]);
             }
         }
     }
@@ -132,11 +120,13 @@ fn of_upstream(block: &str, mirror: &Endpoint, upstream: &str) -> String {
         .replace("@endpoint@", &mirror.endpoint(upstream))
 }
 
-/// A line that stands for the configuration of another client, and how far it is indented.
-fn included(line: &str) -> Option<(&str, Target)> {
+/// The configuration of another client, indented as the line that stands for it.
+fn included(line: &str, mirror: &Endpoint, upstreams: &[UpstreamId]) -> Option<String> {
+    let client = Target::from_str(line.trim().strip_prefix('@')?.strip_suffix('@')?, false).ok()?;
     let indentation = &line[..line.len() - line.trim_start().len()];
-    let client = line.trim().strip_prefix('@')?.strip_suffix('@')?;
-    Some((indentation, Target::from_str(client, false).ok()?))
+    let text = client.configuration(mirror, upstreams);
+    let lines = text.lines().map(|line| if line.is_empty() { String::new() } else { format!("{indentation}{line}") });
+    Some(lines.collect::<Vec<_>>().join("\n"))
 }
 
 #[cfg(test)]
