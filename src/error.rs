@@ -8,6 +8,7 @@ use crate::config::Place;
 use crate::fill::FillError;
 use crate::oci::{ErrorCode, InvalidRequest, Repository};
 use crate::ports::StoreError;
+use crate::pull::Served;
 use crate::upstream::UpstreamError;
 
 /// Why a pull was not answered with content.
@@ -35,9 +36,9 @@ pub enum PullError {
         /// Which key.
         key: String,
     },
-    /// There is no such manifest in this repository.
+    /// There is no such manifest in this repository: upstream has just said so, or did lately.
     #[error("the upstream registry has no such manifest")]
-    ManifestUnknown,
+    ManifestUnknown(Served),
     /// No child of the index is for the platforms that were named; these are there.
     #[error("the image is for none of the platforms that were named; it is for {0}")]
     NoPlatform(String),
@@ -118,7 +119,7 @@ impl PullError {
             Self::UnknownUpstream(_) | Self::Upstream(UpstreamError::NoRepository) => {
                 (StatusCode::NOT_FOUND, ErrorCode::NameUnknown, None)
             }
-            Self::ManifestUnknown | Self::NoPlatform(_) | Self::Upstream(UpstreamError::Missing) => {
+            Self::ManifestUnknown(_) | Self::NoPlatform(_) | Self::Upstream(UpstreamError::Missing) => {
                 (StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown, None)
             }
             Self::BlobUnknown => (StatusCode::NOT_FOUND, ErrorCode::BlobUnknown, None),

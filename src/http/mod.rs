@@ -234,6 +234,9 @@ fn refuse(error: &PullError, request: &http::request::Parts) -> Response {
         headers.insert(RETRY_AFTER, after.as_secs().max(1).into());
     }
     match error {
+        PullError::ManifestUnknown(served) => {
+            headers.insert(SERVED, HeaderValue::from_static(served.as_str()));
+        }
         PullError::Request(InvalidRequest::Method) => {
             headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         }

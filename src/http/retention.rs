@@ -16,6 +16,7 @@ use super::operator::{Operator, refusal};
 use crate::Cache;
 use crate::error::PullError;
 use crate::oci::{Operation, Request};
+use crate::pull::Served;
 use crate::report::SweepReport;
 
 pub(super) fn routes() -> Router<Arc<Cache>> {
@@ -49,7 +50,9 @@ async fn purge(_: Operator, State(cache): State<Arc<Cache>>, body: Bytes) -> Res
     };
     let purged = async {
         let request = Request::image(&image)?;
-        let Operation::Manifest(name, reference) = &request.operation else { return Err(PullError::ManifestUnknown) };
+        let Operation::Manifest(name, reference) = &request.operation else {
+            return Err(PullError::ManifestUnknown(Served::Miss));
+        };
         // Also what may not be pulled any more.
         let repository = cache.upstreams.locate(&request, name)?;
         Ok(cache.purge(&repository, reference).await?)

@@ -117,7 +117,7 @@ impl Cache {
             }
         };
         let pulled = match pulled.await {
-            Err(PullError::ManifestUnknown) => {
+            Err(PullError::ManifestUnknown(_)) => {
                 // That there is no such tag is remembered even where there is no such repository.
                 self.check_absent(repository).await?;
                 return Ok(None);

@@ -97,7 +97,7 @@ impl Cache {
         };
         let key = (repository.clone(), reference.clone(), Want { caller: None, ..want });
         let pulled = self.flights.join(key, work).await.unwrap_or(Err(PullError::NotYet));
-        if matches!(pulled, Err(PullError::ManifestUnknown | PullError::Upstream(UpstreamError::NoRepository))) {
+        if matches!(pulled, Err(PullError::ManifestUnknown(_) | PullError::Upstream(UpstreamError::NoRepository))) {
             self.misses.charge(want.caller);
         }
         pulled
@@ -121,7 +121,7 @@ impl Cache {
                 Ok(manifest.map(|manifest| Ok(PulledManifest::new(manifest, Served::Hit))))
             }
             // 2. A remembered "missing".
-            Decision::Missing => Ok(Some(Err(PullError::ManifestUnknown))),
+            Decision::Missing => Ok(Some(Err(PullError::ManifestUnknown(Served::Hit)))),
             Decision::Held | Decision::Ask(_) => Ok(None),
         }
     }
@@ -160,7 +160,7 @@ impl Cache {
                 Decision::Fresh(observed) => {
                     return self.fetch_observed(upstream, repository, observed, value.as_ref(), want).await;
                 }
-                Decision::Missing => return Err(PullError::ManifestUnknown),
+                Decision::Missing => return Err(PullError::ManifestUnknown(Served::Hit)),
                 // Another asks: what is known serves meanwhile.
                 Decision::Held => match self.last_known(upstream, repository, value.as_ref()).await? {
                     Some(stale) if !check => return Ok(stale),
@@ -221,7 +221,7 @@ impl Cache {
         match asked {
             Err(PullError::Upstream(UpstreamError::Missing)) => {
                 written?;
-                Err(PullError::ManifestUnknown)
+                Err(PullError::ManifestUnknown(Served::Miss))
             }
             Err(PullError::Upstream(UpstreamError::NoRepository)) => {
                 self.note_absent(repository).await?;
@@ -268,7 +268,7 @@ impl Cache {
                 {
                     match self.upstreams.head_manifest(repository, reference).await? {
                         Some(observed) => self.by_digest(repository, observed.digest, want).await,
-                        None => Err(PullError::ManifestUnknown),
+                        None => Err(PullError::ManifestUnknown(Served::Miss)),
                     }
                 }
                 Err(error) => Err(error),

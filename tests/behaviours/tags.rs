@@ -19,6 +19,7 @@ on_both_columns!(
     a_head_never_fetches_a_manifest,
     a_tag_seen_by_head_only_is_pulled_by_digest_and_survives_an_outage,
     a_missing_tag_is_remembered,
+    a_remembered_missing_tag_says_hit,
     a_deleted_tag_is_missing_and_its_digest_still_pulls,
     a_deleted_tag_is_served_on_where_the_rule_says_so,
     an_upstream_that_cannot_answer_head_is_asked_with_get,
@@ -133,6 +134,17 @@ async fn a_tag_seen_by_head_only_is_pulled_by_digest_and_survives_an_outage(colu
     assert_eq!((head.status, head.header("x-stopover")), (StatusCode::OK, "stale"));
     assert_eq!(head.header("docker-content-digest"), image.digest.as_str());
     assert_eq!(world.get(TAG).await.bytes(), &image.manifest);
+}
+
+async fn a_remembered_missing_tag_says_hit(column: Column) {
+    let world = World::on(column).await;
+    world.upstream.image("a", "1", &[b"layer"]);
+    for (tag, served) in [("none", "miss"), ("none", "hit"), ("neither", "miss"), ("none", "hit")] {
+        let answer = world.head(&format!("/v2/test.local/a/manifests/{tag}")).await;
+        assert_eq!((answer.status, answer.header("x-stopover")), (StatusCode::NOT_FOUND, served), "{tag}");
+    }
+    world.clock.advance(MISSING);
+    assert_eq!(world.get("/v2/test.local/a/manifests/none").await.header("x-stopover"), "miss");
 }
 
 async fn a_missing_tag_is_remembered(column: Column) {

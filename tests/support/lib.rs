@@ -6,6 +6,7 @@ pub mod images;
 pub mod lambda;
 mod layer;
 mod loopback;
+pub mod node;
 pub mod program;
 pub mod registry;
 pub mod scripted;
