@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use async_trait::async_trait;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
@@ -14,6 +15,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
 use serde_json::json;
 use stopover::oci::{Algorithm, Digest, MediaType};
 
+use crate::images::{self, Blob, Destination};
 use crate::loopback::Loopback;
 
 /// A scripted upstream. Dropping it cuts all connections.
@@ -235,6 +237,20 @@ impl Scripted {
     /// Forgets the requests so far.
     pub fn forget_requests(&self) {
         self.script().requests.clear();
+    }
+}
+
+#[async_trait]
+impl Destination for Scripted {
+    async fn put_blob(&self, name: &str, blob: &Blob, content: images::Content) -> anyhow::Result<()> {
+        let bytes: Vec<u8> = content.flatten().collect();
+        self.blob(name, &blob.digest.parse()?, &bytes.into());
+        Ok(())
+    }
+
+    async fn put_manifest(&self, name: &str, reference: &str, kind: &str, bytes: &[u8]) -> anyhow::Result<()> {
+        self.manifest(name, reference, kind, bytes);
+        Ok(())
     }
 }
 
