@@ -15,8 +15,9 @@ pub(crate) fn check(heading: &str, found: &str) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(&path).context("docs/clients.md")?;
     let title = format!("## {heading}\n\n");
     let start = text.find(&title).with_context(|| format!("docs/clients.md has no section {heading:?}"))? + title.len();
-    let end = text[start..].find("\n## ").map_or(text.len(), |length| start + length);
-    let written = text[start..end].trim_end();
+    // A section that is still empty ends with the line break that begins it.
+    let end = text[start - 1..].find("\n## ").map_or(text.len(), |length| start - 1 + length);
+    let written = text.get(start..end).unwrap_or_default().trim_end();
     let found = found.trim_end();
     if std::env::var_os("STOPOVER_WRITE_DOCS").is_some() {
         let changed = format!("{}{found}\n{}", &text[..start], &text[end..]);
@@ -42,6 +43,7 @@ pub(crate) struct Table {
 pub(crate) enum Cell {
     Pass,
     Cannot(&'static str),
+    Says(&'static str),
 }
 
 impl Table {
@@ -57,6 +59,7 @@ impl Table {
         for cell in cells {
             let text = match cell {
                 Cell::Pass => "passes".to_owned(),
+                Cell::Says(text) => (*text).to_owned(),
                 Cell::Cannot(reason) => {
                     let known = self.reasons.iter().position(|known| known == reason);
                     let number = known.unwrap_or_else(|| {

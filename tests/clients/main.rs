@@ -1,6 +1,7 @@
 //! Real clients, real upstreams and the real program. What they do together is written down in docs/clients.md.
 
 mod document;
+mod faults;
 mod table;
 
 use anyhow::ensure;

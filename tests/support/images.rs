@@ -80,6 +80,12 @@ impl Recipe {
         Self { name: name.to_owned(), seed: 1, format: OCI, architectures: &["amd64"], layers }
     }
 
+    /// The same with other layers: a file of so many bytes in each.
+    #[must_use]
+    pub fn layers(self, layers: Vec<u64>) -> Self {
+        Self { layers, ..self }
+    }
+
     /// Other content under the same shape.
     #[must_use]
     pub fn seed(self, seed: u64) -> Self {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::Router;
@@ -29,7 +30,8 @@ pub struct Scripted {
 struct Script {
     /// By path: `/v2/<name>/manifests/<reference>`, `/v2/<name>/blobs/<digest>`.
     content: HashMap<String, Content>,
-    faults: Vec<(String, Fault)>,
+    /// What the line of a request contains, what happens to it, and how often.
+    faults: Vec<(String, Fault, usize)>,
     login: Option<Login>,
     quota: Option<(u64, u64)>,
     tokens: usize,
@@ -80,6 +82,8 @@ pub enum Fault {
     Body(Vec<u8>, Vec<(&'static str, String)>),
     /// No answer at all until the client gives up.
     Silent,
+    /// The right answer after this time.
+    Late(Duration),
     /// The body stops in the middle and goes on when [`Scripted::heal`] is called.
     Stalled,
 }
@@ -216,7 +220,12 @@ impl Scripted {
 
     /// From now on does `fault` to every request whose line (`GET /v2/…`) contains `text`.
     pub fn fault(&self, text: &str, fault: Fault) {
-        self.script().faults.push((text.to_owned(), fault));
+        self.fault_times(text, usize::MAX, fault);
+    }
+
+    /// Does `fault` to the next so many of these requests.
+    pub fn fault_times(&self, text: &str, times: usize, fault: Fault) {
+        self.script().faults.push((text.to_owned(), fault, times));
     }
 
     /// Takes back every fault.
@@ -261,7 +270,11 @@ async fn answer(State((address, script)): State<Shared>, request: Request<Body>)
     let (fault, refusal, content, quota) = {
         let mut script = script.lock().unwrap_or_else(PoisonError::into_inner);
         script.requests.push(Seen { line: line.clone(), headers: request.headers().clone() });
-        let fault = script.faults.iter().find(|(text, _)| line.contains(text)).map(|(_, fault)| fault.clone());
+        let fault = script.faults.iter_mut().find(|(text, _, left)| *left > 0 && line.contains(text.as_str()));
+        let fault = fault.map(|(_, fault, left)| {
+            *left -= 1;
+            fault.clone()
+        });
         let content = script.content.get(request.uri().path()).cloned();
         let refusal = refuse(&script, address, request.uri(), request.headers());
         let counts = request.uri().path().contains("/manifests/") && refusal.is_none();
@@ -279,6 +292,9 @@ async fn answer(State((address, script)): State<Shared>, request: Request<Body>)
     }
     if matches!(fault, Some(Fault::Silent)) {
         std::future::pending::<()>().await;
+    }
+    if let Some(Fault::Late(time)) = fault {
+        tokio::time::sleep(time).await;
     }
     if let Some(refusal) = refusal {
         return refusal;
@@ -331,11 +347,11 @@ fn serve(script: &Arc<Mutex<Script>>, line: &str, head: bool, content: Content, 
             let healed = async move {
                 let stalled = || {
                     let script = script.lock().unwrap_or_else(PoisonError::into_inner);
-                    script.faults.iter().any(|(text, _)| line.contains(text))
+                    script.faults.iter().any(|(text, ..)| line.contains(text))
                 };
                 while stalled() {
                     // The reason for this pause: the script is plain data, so its change is polled.
-                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                    tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 Ok::<_, std::io::Error>(rest)
             };

@@ -9,12 +9,13 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use super::{Ability, By, Client, Shape, check_file, run};
+use super::{Ability, By, Client, NOTHING_TO_UNPACK, Shape, WrongContent, check_digests, check_file, run};
 use crate::images::{Blob, Image, Manifest};
 use crate::program::{UPSTREAM, files_below};
 
 const NO_BASE: &str = "the path of a mirror goes behind `/v2/`, never before it";
 const NO_NAMESPACE: &str = "it sends no `ns`";
+const NO_RESUME: &str = "it asks for a blob once, and gives up when that ends early";
 
 /// `skopeo copy --all` into a directory.
 pub struct Skopeo;
@@ -34,7 +35,8 @@ impl Client for Skopeo {
         match ability {
             Ability::Use(Shape::Base) => Some(NO_BASE),
             Ability::Use(Shape::Namespace) => Some(NO_NAMESPACE),
-            Ability::Resume => Some("it asks for a blob once (without `--retry-times`)"),
+            Ability::Resume => Some(NO_RESUME),
+            Ability::Referrers => Some("it writes an index anew, without its `artifactType`"),
             Ability::Use(Shape::Name | Shape::Mirror) | Ability::Artifacts => None,
         }
     }
@@ -62,8 +64,9 @@ fn unpacking_cannot(ability: Ability) -> Option<&'static str> {
     match ability {
         Ability::Use(Shape::Base) => Some(NO_BASE),
         Ability::Use(Shape::Namespace) => Some(NO_NAMESPACE),
-        Ability::Artifacts => Some("it unpacks what it pulls, and an artifact has nothing to unpack"),
-        Ability::Use(Shape::Name | Shape::Mirror) | Ability::Resume => None,
+        Ability::Resume => Some(NO_RESUME),
+        Ability::Artifacts | Ability::Referrers => Some(NOTHING_TO_UNPACK),
+        Ability::Use(Shape::Name | Shape::Mirror) => None,
     }
 }
 
@@ -176,8 +179,7 @@ impl Home {
                 pulled.insert(Blob::of_file(&file)?.digest);
             }
         }
-        ensure!(pulled == image.digests(), "pulled {pulled:#?} instead of {:#?}", image.digests());
-        Ok(())
+        check_digests(&pulled, image)
     }
 }
 
@@ -185,9 +187,9 @@ fn check_description(described: &Value, manifest: &Manifest) -> anyhow::Result<(
     let digests = described.pointer("/0/RepoDigests").and_then(Value::as_array).context("no RepoDigests")?;
     let expected = format!("@{}", manifest.digest);
     let named = digests.iter().any(|digest| digest.as_str().is_some_and(|digest| digest.ends_with(&expected)));
-    ensure!(named, "the image came with {digests:?}, without {}", manifest.digest);
+    ensure!(named, WrongContent(format!("{digests:?} without {}", manifest.digest)));
     let layers = described.pointer("/0/RootFS/Layers").context("no layers")?;
-    ensure!(layers == &Value::from(manifest.diff_ids.clone()), "other layers: {layers}");
+    ensure!(layers == &Value::from(manifest.diff_ids.clone()), WrongContent(format!("the layers {layers}")));
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 
 use super::daemon::Daemon;
-use super::{Ability, By, Client, Containerd, Shape, check_file, run};
+use super::{Ability, By, Client, Containerd, NOTHING_TO_UNPACK, Shape, WrongContent, check_file, run};
 use crate::images::{Blob, Image, Manifest};
 use crate::program::UPSTREAM;
 
@@ -56,9 +56,10 @@ impl Docker {
     async fn check(&self, reference: &str, image: &Image, manifest: &Manifest) -> anyhow::Result<()> {
         let described: Value = serde_json::from_slice(&self.docker(&["image", "inspect", reference]).await?)?;
         let id = described.pointer("/0/Id").and_then(Value::as_str).unwrap_or_default();
-        ensure!(id == manifest.config.digest, "the image is {id} instead of {}", manifest.config.digest);
+        ensure!(id == manifest.config.digest, WrongContent(format!("{id} instead of {}", manifest.config.digest)));
         let from = described.pointer("/0/RepoDigests/0").and_then(Value::as_str).unwrap_or_default();
-        ensure!(from.ends_with(&format!("@{}", image.digest)), "the image came as {from}, not {}", image.digest);
+        let named = from.ends_with(&format!("@{}", image.digest));
+        ensure!(named, WrongContent(format!("{from} instead of {}", image.digest)));
         let saved = TempDir::new_in(self.home.path())?;
         let archive = saved.path().join("image.tar").display().to_string();
         self.docker(&["save", "--output", &archive, id]).await?;
@@ -74,7 +75,8 @@ fn check_saved(directory: &Path, manifest: &Manifest) -> anyhow::Result<()> {
     let layers = list[0]["Layers"].as_array().context("no layers")?;
     let layers = layers.iter().map(|layer| Ok(Blob::of_file(&file(layer)?)?.digest));
     let layers = layers.collect::<anyhow::Result<Vec<String>>>()?;
-    ensure!(layers == manifest.diff_ids, "pulled {layers:#?} instead of {:#?}", manifest.diff_ids);
+    let expected = &manifest.diff_ids;
+    ensure!(layers == *expected, WrongContent(format!("{layers:#?} instead of {expected:#?}")));
     Ok(())
 }
 
@@ -84,7 +86,7 @@ impl Client for Docker {
         match ability {
             Ability::Use(Shape::Base) => Some("mirrors with a path are for dockerd 24 and later"),
             Ability::Use(Shape::Namespace) => Some("it sends no `ns` (dockerd with containerd's image store does)"),
-            Ability::Artifacts => Some("it unpacks what it pulls, and an artifact has nothing to unpack"),
+            Ability::Artifacts | Ability::Referrers => Some(NOTHING_TO_UNPACK),
             Ability::Use(Shape::Name | Shape::Mirror) | Ability::Resume => None,
         }
     }

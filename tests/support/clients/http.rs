@@ -4,20 +4,9 @@ use anyhow::{Context, ensure};
 use reqwest::header::{ACCEPT, CONTENT_LENGTH};
 use sha2::{Digest as _, Sha256};
 
+use super::WrongContent;
 use crate::images::{self, Blob, Image, digest_from, digest_of};
 use crate::program::UPSTREAM;
-
-/// A complete answer whose bytes are not those that were pushed. A pull may end early, but never like this.
-#[derive(Debug)]
-pub struct WrongContent(String);
-
-impl std::error::Error for WrongContent {}
-
-impl std::fmt::Display for WrongContent {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{} is answered with other bytes", self.0)
-    }
-}
 
 /// Pulls the image over plain HTTP, all blobs at once, reading and hashing every byte. Other bytes than those that were
 /// pushed are a [`WrongContent`].

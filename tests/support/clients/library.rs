@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::task::{self, Poll};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol};
@@ -14,7 +14,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWrite;
 
-use super::{Ability, By, Client, Shape};
+use super::{Ability, By, Client, Shape, check_digests};
 use crate::images::{Image, MEDIA_TYPES, digest_from, digest_of};
 use crate::program::UPSTREAM;
 
@@ -47,8 +47,7 @@ impl Client for OciClient {
             Shape::Name | Shape::Mirror => {}
         }
         let pulled = pull_all(&reference).await?;
-        ensure!(pulled == image.digests(), "pulled {pulled:#?} instead of {:#?}", image.digests());
-        Ok(())
+        check_digests(&pulled, image)
     }
 }
 

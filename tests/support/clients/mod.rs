@@ -8,6 +8,7 @@ mod docker;
 mod http;
 mod library;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -22,11 +23,13 @@ use crate::program::UPSTREAM;
 pub use containerd::Containerd;
 pub use containers::{Buildah, Podman, Skopeo, SkopeoToLayout};
 pub use docker::Docker;
-pub use http::{WrongContent, pull_over_http};
+pub use http::pull_over_http;
 pub use library::OciClient;
 
 /// The longest pull of a test takes half a minute.
 const PULL: Duration = Duration::from_mins(3);
+
+const NOTHING_TO_UNPACK: &str = "it unpacks what it pulls, and that has nothing to unpack";
 
 /// How the client is told of the cache, and so what its requests look like.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,10 +73,12 @@ impl By {
 pub enum Ability {
     /// To be told of the cache like this.
     Use(Shape),
-    /// To go on, or to start over, when its own connection to the cache is cut in the middle of a layer.
+    /// To go on when its own connection to the cache is cut in the middle of a layer.
     Resume,
-    /// To pull what is no image: an artifact, a signature, an index of referrers.
+    /// To pull what is no image: an artifact, a signature.
     Artifacts,
+    /// To pull an index of such things.
+    Referrers,
 }
 
 /// A client.
@@ -105,9 +110,28 @@ async fn run(command: &mut Command) -> anyhow::Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
+/// A complete answer, or a pull that succeeded, whose bytes are not those that were pushed. A pull may fail, but never like
+/// this.
+#[derive(Debug)]
+pub struct WrongContent(String);
+
+impl std::error::Error for WrongContent {}
+
+impl std::fmt::Display for WrongContent {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "other bytes than were pushed: {}", self.0)
+    }
+}
+
 /// Whether a file holds the content of this digest.
 fn check_file(file: &Path, digest: &str) -> anyhow::Result<()> {
-    let blob = Blob::of_file(file).with_context(|| format!("{digest} is not there"))?;
-    ensure!(blob.digest == digest, "{digest} was pulled with other bytes");
+    let blob = Blob::of_file(file).with_context(|| WrongContent(format!("{digest} is not there")))?;
+    ensure!(blob.digest == digest, WrongContent(format!("{} instead of {digest}", blob.digest)));
+    Ok(())
+}
+
+/// Whether these are the digests of the image: no more, no fewer.
+fn check_digests(pulled: &BTreeSet<String>, image: &Image) -> anyhow::Result<()> {
+    ensure!(*pulled == image.digests(), WrongContent(format!("{pulled:#?} instead of {:#?}", image.digests())));
     Ok(())
 }
