@@ -93,7 +93,11 @@ impl Cache {
             if !known && !want.check {
                 cache.check_absent(&repository).await?;
             }
-            cache.ask_in_turn(&repository, &reference, want).await
+            let pulled = cache.ask_in_turn(&repository, &reference, want).await;
+            if want.check && pulled.is_ok() {
+                cache.note_present(&repository).await?;
+            }
+            pulled
         };
         let key = (repository.clone(), reference.clone(), Want { caller: None, ..want });
         let pulled = self.flights.join(key, work).await.unwrap_or(Err(PullError::NotYet));
@@ -319,16 +323,19 @@ impl Cache {
         }
     }
 
-    /// The manifest of a digest by way of its own question, so that its clients and those of a tag wait for one GET.
+    /// The manifest of the digest that upstream says a tag is, by way of its own question, so that its clients and those of
+    /// the tag wait for one GET. That upstream does not have it is no answer, but trouble.
     fn by_digest<'a>(
         self: &'a Arc<Self>,
         repository: &'a Repository,
         digest: Digest,
         want: Want,
     ) -> BoxFuture<'a, Result<PulledManifest, PullError>> {
-        Box::pin(
-            async move { self.manifest(repository, &Reference::Digest(digest), Want { check: false, ..want }).await },
-        )
+        Box::pin(async move {
+            let named = || UpstreamError::Invalid("a tag is a manifest that it does not have".into());
+            let found = self.manifest(repository, &Reference::Digest(digest), Want { check: false, ..want }).await;
+            found.map_err(|error| if matches!(error, PullError::ManifestUnknown(_)) { named().into() } else { error })
+        })
     }
 
     /// What a tag was that upstream has deleted, where that is to be served on.

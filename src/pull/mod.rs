@@ -111,6 +111,16 @@ impl Cache {
         self.check_known_absent(repository)
     }
 
+    /// Upstream has it after all: whatever belongs to it may be asked for again. Other processes that have met its absence
+    /// find out when that ends.
+    async fn note_present(&self, repository: &Repository) -> Result<(), StoreError> {
+        if self.ledger.absent_until(repository).await?.is_some() {
+            self.ledger.put_absent(repository, self.clock.now()).await?;
+        }
+        self.absent.0.remove(repository);
+        Ok(())
+    }
+
     async fn note_absent(&self, repository: &Repository) -> Result<(), StoreError> {
         let until = self.clock.now().plus(ABSENT);
         self.absent.0.insert(repository.clone(), until);

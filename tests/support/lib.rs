@@ -11,6 +11,7 @@ pub mod program;
 pub mod registry;
 pub mod scripted;
 pub mod vast;
+pub mod wire;
 pub mod world;
 
 pub use layer::Random;

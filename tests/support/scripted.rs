@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use async_trait::async_trait;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
@@ -14,6 +16,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
 use serde_json::json;
 use stopover::oci::{Algorithm, Digest, MediaType};
 
+use crate::images::{self, Blob, Destination};
 use crate::loopback::Loopback;
 
 /// A scripted upstream. Dropping it cuts all connections.
@@ -29,7 +32,8 @@ struct Script {
     content: HashMap<String, Content>,
     /// Pages of lists, by path and query.
     pages: HashMap<String, Page>,
-    faults: Vec<(String, Fault)>,
+    /// What the line of a request contains, what happens to it, and how often.
+    faults: Vec<(String, Fault, usize)>,
     login: Option<Login>,
     quota: Option<(u64, u64)>,
     tokens: usize,
@@ -92,6 +96,8 @@ pub enum Fault {
     Body(Vec<u8>, Vec<(&'static str, String)>),
     /// No answer at all until the client gives up.
     Silent,
+    /// The right answer after this time.
+    Late(Duration),
     /// The body stops in the middle and goes on when [`Scripted::heal`] is called.
     Stalled,
 }
@@ -245,7 +251,12 @@ impl Scripted {
 
     /// From now on does `fault` to every request whose line (`GET /v2/…`) contains `text`.
     pub fn fault(&self, text: &str, fault: Fault) {
-        self.script().faults.push((text.to_owned(), fault));
+        self.fault_times(text, usize::MAX, fault);
+    }
+
+    /// Does `fault` to the next so many of these requests.
+    pub fn fault_times(&self, text: &str, times: usize, fault: Fault) {
+        self.script().faults.push((text.to_owned(), fault, times));
     }
 
     /// Takes back every fault.
@@ -269,6 +280,20 @@ impl Scripted {
     }
 }
 
+#[async_trait]
+impl Destination for Scripted {
+    async fn put_blob(&self, name: &str, blob: &Blob, content: images::Content) -> anyhow::Result<()> {
+        let bytes: Vec<u8> = content.flatten().collect();
+        self.blob(name, &blob.digest.parse()?, &bytes.into());
+        Ok(())
+    }
+
+    async fn put_manifest(&self, name: &str, reference: &str, kind: &str, bytes: &[u8]) -> anyhow::Result<()> {
+        self.manifest(name, reference, kind, bytes);
+        Ok(())
+    }
+}
+
 type Shared = (SocketAddr, Arc<Mutex<Script>>);
 
 async fn answer(State((address, script)): State<Shared>, request: Request<Body>) -> Response {
@@ -277,7 +302,11 @@ async fn answer(State((address, script)): State<Shared>, request: Request<Body>)
         let mut script = script.lock().unwrap_or_else(PoisonError::into_inner);
         let query = request.uri().query().unwrap_or_default().to_owned();
         script.requests.push(Seen { line: line.clone(), query, headers: request.headers().clone() });
-        let fault = script.faults.iter().find(|(text, _)| line.contains(text)).map(|(_, fault)| fault.clone());
+        let fault = script.faults.iter_mut().find(|(text, _, left)| *left > 0 && line.contains(text.as_str()));
+        let fault = fault.map(|(_, fault, left)| {
+            *left -= 1;
+            fault.clone()
+        });
         let content = script.content.get(request.uri().path()).cloned();
         let whole = request.uri().path_and_query().map_or("", |whole| whole.as_str());
         let page = script.pages.get(whole).or_else(|| script.pages.get(request.uri().path())).cloned();
@@ -297,6 +326,9 @@ async fn answer(State((address, script)): State<Shared>, request: Request<Body>)
     }
     if matches!(fault, Some(Fault::Silent)) {
         std::future::pending::<()>().await;
+    }
+    if let Some(Fault::Late(time)) = fault {
+        tokio::time::sleep(time).await;
     }
     if let Some(refusal) = refusal {
         return refusal;
@@ -354,11 +386,11 @@ fn serve(script: &Arc<Mutex<Script>>, line: &str, head: bool, content: Content, 
             let healed = async move {
                 let stalled = || {
                     let script = script.lock().unwrap_or_else(PoisonError::into_inner);
-                    script.faults.iter().any(|(text, _)| line.contains(text))
+                    script.faults.iter().any(|(text, ..)| line.contains(text))
                 };
                 while stalled() {
                     // The reason for this pause: the script is plain data, so its change is polled.
-                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                    tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 Ok::<_, std::io::Error>(rest)
             };
