@@ -13,6 +13,7 @@ packages=(
   build-essential          # C compiler and linker: aws-lc, SQLite
   cmake                    # aws-lc
   python3-venv             # .venv
+  openssl                  # a TLS server and its certificates for the tests of `stopover doctor`
   docker-registry          # the upstream of the tests and the benchmark, and a peer of the benchmark
   apache2-utils            # htpasswd for an upstream with a password
   skopeo                   # client

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use crate::config::Place;
 use crate::fill::FillError;
-use crate::oci::{ErrorCode, InvalidRequest, UpstreamId};
+use crate::oci::{ErrorCode, InvalidRequest, Repository};
 use crate::ports::StoreError;
+use crate::pull::Served;
 use crate::upstream::UpstreamError;
 
 /// Why a pull was not answered with content.
@@ -15,20 +17,28 @@ pub enum PullError {
     /// The request itself was not understood.
     #[error(transparent)]
     Request(#[from] InvalidRequest),
-    /// Path and `ns` name two upstreams.
-    #[error("the path names the upstream {path} but ns names {namespace}")]
+    /// Path and `ns` name two places.
+    #[error("the path names {path} but ns names {namespace}")]
     Ambiguous {
-        /// The upstream of the path.
-        path: UpstreamId,
-        /// The upstream of `ns`.
-        namespace: UpstreamId,
+        /// What the path names.
+        path: Repository,
+        /// What `ns` names.
+        namespace: Place,
     },
     /// The request names an upstream that is not configured.
     #[error("the upstream {0} is not configured here")]
     UnknownUpstream(String),
-    /// There is no such manifest in this repository.
+    /// The configuration refuses the name.
+    #[error("{repository} is not answered here: {key} in the configuration refuses it")]
+    NotAllowed {
+        /// What was asked for.
+        repository: Repository,
+        /// Which key.
+        key: String,
+    },
+    /// There is no such manifest in this repository: upstream has just said so, or did lately.
     #[error("the upstream registry has no such manifest")]
-    ManifestUnknown,
+    ManifestUnknown(Served),
     /// No child of the index is for the platforms that were named; these are there.
     #[error("the image is for none of the platforms that were named; it is for {0}")]
     NoPlatform(String),
@@ -109,7 +119,7 @@ impl PullError {
             Self::UnknownUpstream(_) | Self::Upstream(UpstreamError::NoRepository) => {
                 (StatusCode::NOT_FOUND, ErrorCode::NameUnknown, None)
             }
-            Self::ManifestUnknown | Self::NoPlatform(_) | Self::Upstream(UpstreamError::Missing) => {
+            Self::ManifestUnknown(_) | Self::NoPlatform(_) | Self::Upstream(UpstreamError::Missing) => {
                 (StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown, None)
             }
             Self::BlobUnknown => (StatusCode::NOT_FOUND, ErrorCode::BlobUnknown, None),
@@ -118,7 +128,9 @@ impl PullError {
                 (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests, Some(*retry_after))
             }
             Self::NotYet => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, Some(SOON)),
-            Self::Upstream(UpstreamError::Denied(_)) => (StatusCode::FORBIDDEN, ErrorCode::Denied, None),
+            Self::NotAllowed { .. } | Self::Upstream(UpstreamError::Denied(_)) => {
+                (StatusCode::FORBIDDEN, ErrorCode::Denied, None)
+            }
             Self::Upstream(UpstreamError::Throttled { retry_after, .. }) => {
                 let after = retry_after.unwrap_or(THROTTLED);
                 (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests, Some(after))

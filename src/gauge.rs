@@ -31,6 +31,8 @@ pub enum Kind {
     Manifest,
     /// A blob, or where it is: free at Docker Hub.
     Blob,
+    /// A list of tags or of referrers: free at Docker Hub.
+    List,
 }
 
 /// The state of one upstream as one credential sees it.
@@ -282,7 +284,7 @@ mod tests {
         for broken in
             [gauge.after(Kind::Blob, &failed(false), NOW), Gauge::default().after(Kind::Head, &failed(true), NOW)]
         {
-            for kind in [Kind::Head, Kind::Manifest, Kind::Blob] {
+            for kind in [Kind::Head, Kind::Manifest, Kind::Blob, Kind::List] {
                 assert!(matches!(broken.permit(kind, later(4)), Permit::Closed(_)));
                 assert!(matches!(broken.permit(kind, later(5)), Permit::Probe(_)));
             }
@@ -308,7 +310,7 @@ mod tests {
         let limited = Outcome::Limited(Limit::Pulls, None);
         let gauge = Gauge::default().after(Kind::Manifest, &limited, NOW);
         assert!(matches!(gauge.permit(Kind::Manifest, later(899)), Permit::Closed(_)));
-        for kind in [Kind::Head, Kind::Blob] {
+        for kind in [Kind::Head, Kind::Blob, Kind::List] {
             assert_eq!(gauge.permit(kind, NOW), Permit::Go);
         }
         let gauge = gauge.after(Kind::Head, &Outcome::Answered, NOW);

@@ -5,8 +5,8 @@
 //! 1. [`http`]: a request arrives, and the answer is built.
 //! 2. [`oci`]: the request becomes an [`oci::Request`]; names, tags and digests become types.
 //! 3. [`upstream`]: which repository is meant ([`upstream::Upstreams::repository`]), and how its registry is asked.
-//! 4. [`pull`]: the read path: manifest by tag, manifest by digest, blob. What may be done about a tag is decided in
-//!    [`freshness`].
+//! 4. [`pull`]: the read path: manifest by tag, manifest by digest, blob, list. What may be done about a tag is decided
+//!    in [`freshness`].
 //! 5. [`fill`]: the write path: one blob from upstream into storage.
 //! 6. [`prefetch`]: whole images, before anybody pulls them.
 //! 7. [`retention`]: what is kept and what goes.
@@ -56,6 +56,7 @@ pub struct Cache {
     pub(crate) warm: pull::Warm,
     pub(crate) uses: pull::Uses,
     pub(crate) flights: pull::Flights,
+    pub(crate) lists: pull::ListFlights,
     pub(crate) absent: pull::Absent,
     pub(crate) misses: misses::Misses,
 }
@@ -74,7 +75,21 @@ impl Cache {
         let misses = misses::Misses::new(config.misses, clock.clone());
         let fill_memory = Arc::new(Semaphore::new(fill::segments_in(config.fill_memory)));
         let (warm, flights, absent) = (pull::Warm::new(), pull::Flights::new(), pull::Absent::new());
-        let uses = pull::Uses::new();
-        Ok(Self { config, clock, upstreams, blobs, ledger, fills, fill_memory, warm, uses, flights, absent, misses })
+        let (uses, lists) = (pull::Uses::new(), pull::ListFlights::new());
+        Ok(Self {
+            config,
+            clock,
+            upstreams,
+            blobs,
+            ledger,
+            fills,
+            fill_memory,
+            warm,
+            uses,
+            flights,
+            lists,
+            absent,
+            misses,
+        })
     }
 }

@@ -2,8 +2,9 @@
 
 mod client;
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,9 +13,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use axum::serve::ListenerExt as _;
 use clap::{Parser, Subcommand};
-use client::{Client, Order};
-use stopover::config::{Cold, Config};
+use client::{Client, Endpoint, Examination, Order, Target};
+use stopover::config::{Cold, Config, DEFAULT_UPSTREAM, UpstreamConfig};
 use stopover::local::Local;
+use stopover::oci::UpstreamId;
 use stopover::time::Clock;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -72,7 +74,7 @@ enum Command {
         order: Order,
         /// The running cache to ask [default: the one at the configured address]
         #[arg(long, value_name = "URL")]
-        server: Option<String>,
+        server: Option<Endpoint>,
     },
     /// Ask upstream now what tags are, however fresh the cache thinks they are
     Refresh {
@@ -81,7 +83,7 @@ enum Command {
         images: Vec<String>,
         /// The running cache to ask [default: the one at the configured address]
         #[arg(long, value_name = "URL")]
-        server: Option<String>,
+        server: Option<Endpoint>,
     },
     /// Remove what nobody has used within `keep`, as happens every hour anyway
     Gc {
@@ -90,7 +92,7 @@ enum Command {
         dry_run: bool,
         /// The running cache to ask [default: the one at the configured address]
         #[arg(long, value_name = "URL")]
-        server: Option<String>,
+        server: Option<Endpoint>,
     },
     /// Remove an image, pinned or not, and what nothing else needs
     Purge {
@@ -99,13 +101,13 @@ enum Command {
         image: String,
         /// The running cache to ask [default: the one at the configured address]
         #[arg(long, value_name = "URL")]
-        server: Option<String>,
+        server: Option<Endpoint>,
     },
     /// Show how much is left of each upstream's quota
     Quota {
         /// The running cache to ask [default: the one at the configured address]
         #[arg(long, value_name = "URL")]
-        server: Option<String>,
+        server: Option<Endpoint>,
     },
     /// Show the fills that are under way, and those that were given up with the reason
     Fills {
@@ -113,7 +115,26 @@ enum Command {
         command: Option<FillsCommand>,
         /// The running cache to ask [default: the one at the configured address]
         #[arg(long, global = true, value_name = "URL")]
-        server: Option<String>,
+        server: Option<Endpoint>,
+    },
+    /// Print the configuration that has a client pull through the cache
+    Setup {
+        /// The client; without one, all are listed
+        client: Option<Target>,
+        /// Where clients reach the cache, over http or https [default: the configured address]
+        #[arg(long, value_name = "URL")]
+        server: Option<Endpoint>,
+        /// The registries to pull through the cache [default: all that are configured]
+        #[arg(long = "upstream", value_name = "ID")]
+        upstreams: Vec<UpstreamId>,
+    },
+    /// Check from this machine, step by step, that pulls go through the cache
+    Doctor {
+        #[command(flatten)]
+        examination: Examination,
+        /// Where this machine reaches the cache [default: the configured address]
+        #[arg(long, value_name = "URL")]
+        server: Option<Endpoint>,
     },
     /// Look at the configuration
     #[command(subcommand)]
@@ -155,6 +176,11 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
         Command::Prefetch { order, server } => ask(&config, server, async |client| client.prefetch(order).await),
         Command::Gc { dry_run, server } => ask(&config, server, async |client| client.collect_garbage(dry_run).await),
         Command::Purge { image, server } => ask(&config, server, async |client| client.purge(&image).await),
+        Command::Doctor { examination, server } => {
+            ask(&config, server, async |client| client.examine(examination).await)
+        }
+        Command::Setup { client: None, .. } => Ok(std::io::stdout().write_all(client::list().as_bytes())?),
+        Command::Setup { client: Some(client), server, upstreams } => set_up(&config, client, server, upstreams),
         Command::Refresh { images, server } => ask(&config, server, async |client| client.refresh(&images).await),
         Command::Serve => {
             start_logging(&settings)?;
@@ -173,13 +199,32 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
 /// Asks a running cache, because it alone may open its ledger, and prints what it says.
 fn ask(
     config: &Config,
-    server: Option<String>,
+    server: Option<Endpoint>,
     question: impl AsyncFnOnce(Client) -> anyhow::Result<String>,
 ) -> anyhow::Result<()> {
-    let client = Client::new(&server.unwrap_or_else(|| format!("http://{}", config.listen)))?;
+    let client = Client::new(endpoint(config, server)?)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let text = runtime.block_on(question(client))?;
     Ok(std::io::stdout().write_all(text.as_bytes())?)
+}
+
+/// The cache that is meant, where none is named: the one that this configuration starts.
+fn endpoint(config: &Config, named: Option<Endpoint>) -> anyhow::Result<Endpoint> {
+    let mut listen = config.listen;
+    // Every address of this machine is none that a client can name.
+    if listen.ip().is_unspecified() {
+        listen.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    named.map_or_else(|| format!("http://{listen}").parse(), Ok)
+}
+
+/// Prints a client's configuration, and on standard error what that has no room for.
+fn set_up(config: &Config, client: Target, server: Option<Endpoint>, upstreams: Vec<UpstreamId>) -> anyhow::Result<()> {
+    let server = endpoint(config, server)?;
+    let all = || config.upstreams.keys().cloned().collect();
+    let upstreams: Vec<UpstreamId> = if upstreams.is_empty() { all() } else { upstreams };
+    std::io::stderr().write_all(client.advice(&server, &upstreams).as_bytes())?;
+    Ok(std::io::stdout().write_all(client.configuration(&server, &upstreams).as_bytes())?)
 }
 
 fn load(settings: &Settings) -> anyhow::Result<Config> {
@@ -240,8 +285,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 }
 
 fn welcome(config: &Config, address: SocketAddr) -> String {
-    let mut upstreams: Vec<&str> = config.upstreams.keys().map(stopover::oci::UpstreamId::as_str).collect();
-    upstreams.sort_unstable_by_key(|id| *id != "docker.io");
+    let shown = |(id, upstream): (&UpstreamId, &UpstreamConfig)| upstream.family.map_or(id.to_string(), str::to_owned);
+    let mut upstreams: Vec<String> = config.upstreams.iter().map(shown).collect();
+    upstreams.sort_unstable_by_key(|id| (id != DEFAULT_UPSTREAM, id.clone()));
+    upstreams.dedup();
     let source = config.source.as_ref().map_or("defaults".into(), |path| path.display().to_string());
     format!(
         "stopover {version}: a pull-through cache for container registries\n\
@@ -269,15 +316,23 @@ fn describe(config: &Config) -> String {
         humantime::format_duration(config.wait),
         config.retention.keep.map_or("forever".into(), |keep| humantime::format_duration(keep).to_string()),
     );
-    for (id, upstream) in &config.upstreams {
-        let login = upstream.credentials.as_ref().map_or("anonymous".into(), |login| format!("as {}", login.username));
-        let _ = writeln!(
-            text,
-            "upstream  {id}: {}, {login}, fresh {}, cold {:?}",
-            upstream.url.as_str().trim_end_matches('/'),
-            humantime::format_duration(upstream.tags.fresh),
-            upstream.cold
-        );
+    let settings = |settings: &UpstreamConfig| {
+        let login = settings.credentials.as_ref().map_or("anonymous".into(), |login| format!("as {}", login.username));
+        let fresh = humantime::format_duration(settings.tags.fresh);
+        format!("{login}, fresh {fresh}, cold {:?}", settings.cold)
+    };
+    for (id, upstream) in config.upstreams.iter().filter(|(_, upstream)| upstream.family.is_none()) {
+        let url = upstream.url.as_str().trim_end_matches('/');
+        let _ = writeln!(text, "upstream  {id}: {url}, {}", settings(upstream));
+    }
+    let families: BTreeMap<&str, &UpstreamConfig> =
+        config.upstreams.values().filter_map(|upstream| Some((upstream.family?, upstream))).collect();
+    for (family, upstream) in families {
+        let _ = writeln!(text, "upstreams {family}: {}", settings(upstream));
+    }
+    for (prefix, rule) in &config.rules {
+        let own = rule.settings.as_ref().map_or_else(String::new, |own| format!(", {}", settings(own)));
+        let _ = writeln!(text, "rule      {prefix}: {}{own}", rule.place);
     }
     for schedule in &config.schedules {
         let every = humantime::format_duration(schedule.every);

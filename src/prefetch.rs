@@ -13,7 +13,7 @@ use crate::config::Schedule;
 use crate::error::PullError;
 use crate::oci::{Descriptor, Digest, InvalidManifest, Manifest, Operation, Platforms, Reference, Repository, Request};
 use crate::ports::{ImageJob, Job, Priority, StoreError};
-use crate::pull::Want;
+use crate::pull::{Served, Want};
 use crate::upstream::UpstreamError;
 
 /// The most manifests of one image that are fetched: an index of everything there is lists about fifty.
@@ -87,7 +87,7 @@ impl Cache {
     pub fn image(&self, request: &Request) -> Result<(Repository, Reference), PullError> {
         match &request.operation {
             Operation::Manifest(name, reference) => Ok((self.upstreams.repository(request, name)?, reference.clone())),
-            _ => Err(PullError::ManifestUnknown),
+            _ => Err(PullError::ManifestUnknown(Served::Miss)),
         }
     }
 
@@ -150,12 +150,12 @@ impl Cache {
         reference: &Reference,
         want: Want,
     ) -> Result<Arc<Manifest>, PullError> {
-        self.manifest(repository, reference, want).await?.manifest.ok_or(PullError::ManifestUnknown)
+        self.manifest(repository, reference, want).await?.manifest.ok_or(PullError::ManifestUnknown(Served::Miss))
     }
 
     /// Requests what the policy for platforms wants besides an index that a pull has stored.
     pub(crate) async fn follow_policy(&self, repository: &Repository, manifest: &Manifest) {
-        let Ok(upstream) = self.upstreams.get(&repository.upstream) else { return };
+        let Ok(upstream) = self.upstreams.get(repository) else { return };
         let platforms = &upstream.config().platforms;
         if *platforms == Platforms::Requested || !manifest.media_type.is_index() {
             return;

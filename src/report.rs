@@ -66,7 +66,7 @@ impl QuotaReport {
         };
         Self {
             upstream: upstream.id().to_string(),
-            credential: upstream.credential().to_owned(),
+            credential: upstream.gauge_key().credential.clone(),
             limit: quota.map(|quota| quota.limit),
             remaining: quota.map(|quota| quota.reading.remaining),
             window_seconds: quota.map(|quota| quota.window_seconds),

@@ -74,6 +74,27 @@ async fn an_unknown_key_is_refused_with_the_file_the_key_and_the_nearest_right_k
 }
 
 #[tokio::test]
+async fn the_configuration_is_shown_with_its_rules_and_each_family_in_one_line() -> anyhow::Result<()> {
+    let installation = Installation::with_configuration(
+        "[rules.\"team/hub\"]\nupstream = \"docker.io\"\npath = \"library\"\n\
+         [rules.\"ghcr.io/acme\"]\nfresh = \"1h\"\ncold = \"wait\"\n[upstreams.\"us-docker.pkg.dev\"]\n",
+    )?;
+    let file = installation.configuration().display().to_string();
+    let (status, text) = run(&["config", "check", "--config", &file]).await?;
+    ensure!(status.success(), "{text}");
+    for line in [
+        "rule      team/hub: docker.io/library",
+        "rule      ghcr.io/acme: ghcr.io/acme, anonymous, fresh 1h, cold Wait",
+        "upstream  us-docker.pkg.dev: https://us-docker.pkg.dev, anonymous, fresh 5m, cold Follow",
+        "upstreams *-docker.pkg.dev: anonymous, fresh 5m, cold Follow",
+    ] {
+        ensure!(text.lines().any(|shown| shown == line), "{line} is not in:\n{text}");
+    }
+    ensure!(!text.contains("europe-west1"), "{text}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_read_only_data_directory_is_refused_by_its_path() -> anyhow::Result<()> {
     let installation = without_upstream()?.on_tmpfs("ro");
     let text = refusal(&installation).await?;
@@ -356,6 +377,40 @@ async fn what_nobody_uses_is_shown_swept_and_purged_by_command() -> anyhow::Resu
     let (status, text) = run(&["purge", "unknown.test/a", "--server", &server]).await?;
     ensure!(!status.success() && text.contains("unknown.test is not configured"), "{text}");
     Ok(())
+}
+
+#[tokio::test]
+async fn requests_that_no_client_of_http_would_send_are_refused_and_harm_nothing() -> anyhow::Result<()> {
+    let upstream = Scripted::start()?;
+    let installation = Installation::for_upstream(&upstream.url())?;
+    let stopover = installation.start().await?;
+    let long = |count: usize| "a".repeat(count).into_bytes();
+    for (target, expected) in [
+        (long(65_000), &["400"] as &[&str]),
+        (long(70_000), &["414"]),
+        (long(2_000_000), &["414", "431"]),
+        (b"..".to_vec(), &["400"]),
+        (b"\x00".to_vec(), &["400"]),
+        ("\u{e9}".as_bytes().to_vec(), &["400"]),
+        (b"\xc0\xaf".to_vec(), &["400"]),
+        (b"\xff\xfe".to_vec(), &["400"]),
+        (b"a\tb".to_vec(), &["400"]),
+        (b"%00".to_vec(), &["400"]),
+        (b"<>\"{}|\\^`".to_vec(), &["400"]),
+    ] {
+        let request = [b"GET /v2/test.local/", &target[..], b"/manifests/1 HTTP/1.1\r\nhost: a\r\n\r\n"].concat();
+        let mut connection = TcpStream::connect(stopover.address()).await?;
+        // A server that has read enough closes the connection while the rest is sent.
+        let sent = connection.write_all(&request).await;
+        let mut answer = [0; 12];
+        let read = tokio::time::timeout(DEADLINE, connection.read_exact(&mut answer)).await.context("no answer")?;
+        let shown = String::from_utf8_lossy(&target[..target.len().min(20)]).into_owned();
+        read.with_context(|| format!("{shown}: {sent:?}"))?;
+        let status = String::from_utf8_lossy(&answer[9..]).into_owned();
+        ensure!(expected.contains(&status.as_str()), "{shown} of {} bytes: {status}", target.len());
+    }
+    ensure!(upstream.requests().is_empty() && !stopover.log().contains("panicked"), "{}", stopover.log());
+    answers(&stopover).await
 }
 
 async fn answers(stopover: &Stopover) -> anyhow::Result<()> {

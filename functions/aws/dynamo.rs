@@ -18,7 +18,8 @@ use serde::de::DeserializeOwned;
 use stopover::gauge::Gauge;
 use stopover::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 use stopover::ports::{
-    BlobRecord, BlobView, Entry, GaugeKey, Ledger, Member, StoreError, StoredManifest, TagRecord, Versioned,
+    BlobRecord, BlobView, Entry, GaugeKey, Ledger, ListKey, Listing, Member, StoreError, StoredManifest, TagRecord,
+    Versioned,
 };
 use stopover::time::Timestamp;
 
@@ -168,6 +169,7 @@ impl DynamoLedger {
             Kind::Membership(repository, digest) => {
                 Entry::Membership { repository, digest, used_at: item::used_at(&item)? }
             }
+            Kind::Listing(repository, key) => Entry::Listing { repository, key, stale_until: item::expires_at(&item)? },
             Kind::Blob(digest) => Entry::Blob { digest, record: versioned(item)? },
             Kind::Other => return Ok(None),
         }))
@@ -224,6 +226,14 @@ impl Ledger for DynamoLedger {
 
     async fn put_absent(&self, repository: &Repository, until: Timestamp) -> Result<(), StoreError> {
         self.put(item::absent(repository, until)).await
+    }
+
+    async fn listing(&self, repository: &Repository, key: &ListKey) -> Result<Option<Listing>, StoreError> {
+        self.get(item::listing_key(repository, key), true).await?.map(|item| item::parse_listing(&item)).transpose()
+    }
+
+    async fn put_listing(&self, repository: &Repository, key: &ListKey, listing: &Listing) -> Result<(), StoreError> {
+        self.put(item::listing(repository, key, listing)?).await
     }
 
     /// A manifest never changes, so the cheap read is right whenever it finds one. Only absence is asked for again,
@@ -329,6 +339,9 @@ impl Ledger for DynamoLedger {
             }
             Entry::Membership { repository, digest, used_at } => {
                 (item::membership_key(repository, digest), item::USED_AT, used_at.0)
+            }
+            Entry::Listing { repository, key, stale_until } => {
+                (item::listing_key(repository, key), item::EXPIRES_AT, stale_until.0)
             }
             Entry::Blob { digest, record } => (item::blob_key(digest), item::VERSION, record.version),
         };

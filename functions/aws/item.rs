@@ -4,6 +4,7 @@
 //! | --- | --- | --- | --- |
 //! | tag record | `repo#<upstream>/<name>` | `tag#<tag>`, of a digest `fetch#<digest>` | the fields of [`TagRecord`], `version` |
 //! | absent repository | same | `absent` | `expires_at`, after which DynamoDB deletes it |
+//! | list | same | `tags`, `referrers#<digest>` | `list` as JSON, `fresh_until`, and `expires_at` as above |
 //! | manifest | same | `manifest#<digest>` | `media_type`, `size`, `used_at`, and `bytes` unless they are an object |
 //! | membership | same | `blob#<digest>` | `size`, `used_at` |
 //! | blob record | `blob#<digest>` | `blob` | the fields of [`BlobRecord`], `version` |
@@ -25,7 +26,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use stopover::oci::{Digest, Manifest, MediaType, Reference, Repository};
-use stopover::ports::{GaugeKey, Member, StoreError};
+use stopover::ports::{GaugeKey, ListKey, Listing, Member, StoreError};
 use stopover::time::Timestamp;
 
 /// An item, or the key of one: values by attribute name.
@@ -42,7 +43,10 @@ const SIZE: &str = "size";
 /// When a manifest or a membership was last used: what takes the place of a version in those.
 pub(crate) const USED_AT: &str = "used_at";
 const BYTES: &str = "bytes";
-const EXPIRES_AT: &str = "expires_at";
+const LIST: &str = "list";
+const FRESH_UNTIL: &str = "fresh_until";
+/// After which DynamoDB deletes an item: what takes the place of a version in lists.
+pub(crate) const EXPIRES_AT: &str = "expires_at";
 
 /// The key of the record of a tag, or of a digest.
 pub(crate) fn reference_key(repository: &Repository, reference: &Reference) -> Item {
@@ -68,6 +72,35 @@ pub(crate) fn absent(repository: &Repository, until: Timestamp) -> Item {
 /// When an item is over, by its own word: DynamoDB deletes it some time later.
 pub(crate) fn expires_at(item: &Item) -> Result<Timestamp, StoreError> {
     parse_number(item, EXPIRES_AT).map(Timestamp)
+}
+
+/// The key of a list.
+pub(crate) fn listing_key(repository: &Repository, list: &ListKey) -> Item {
+    let sort = match list {
+        ListKey::Tags => "tags".to_owned(),
+        ListKey::Referrers(subject) => format!("referrers#{subject}"),
+    };
+    key(format!("repo#{repository}"), sort)
+}
+
+/// The item of a list. The list itself is text: what it holds is upstream's, and may be nested deeper than attributes.
+pub(crate) fn listing(repository: &Repository, key: &ListKey, listing: &Listing) -> Result<Item, StoreError> {
+    let list = serde_json::to_string(&listing.list).map_err(|error| corrupt(LIST, error))?;
+    let mut item = listing_key(repository, key);
+    item.insert(LIST.to_owned(), AttributeValue::S(list));
+    item.insert(FRESH_UNTIL.to_owned(), number(listing.fresh_until.0));
+    item.insert(EXPIRES_AT.to_owned(), number(listing.stale_until.0));
+    Ok(item)
+}
+
+/// The list in an item.
+pub(crate) fn parse_listing(item: &Item) -> Result<Listing, StoreError> {
+    let list = match item.get(LIST) {
+        Some(AttributeValue::S(text)) => serde_json::from_str(text).map_err(|error| corrupt(LIST, error))?,
+        _ => return Err(corrupt(LIST, "not a string")),
+    };
+    let fresh_until = parse_number(item, FRESH_UNTIL).map(Timestamp)?;
+    Ok(Listing { list, fresh_until, stale_until: expires_at(item)? })
 }
 
 /// The key of a manifest.
@@ -122,6 +155,7 @@ pub(crate) enum Kind {
     Reference(Repository, Reference),
     Manifest(Repository, Digest),
     Membership(Repository, Digest),
+    Listing(Repository, ListKey),
     Blob(Digest),
     Other,
 }
@@ -148,6 +182,8 @@ pub(crate) fn kind(item: &Item) -> Result<Kind, StoreError> {
         Some(("fetch", text)) => Kind::Reference(repository, Reference::Digest(digest(text)?)),
         Some(("manifest", text)) => Kind::Manifest(repository, digest(text)?),
         Some(("blob", text)) => Kind::Membership(repository, digest(text)?),
+        Some(("referrers", text)) => Kind::Listing(repository, ListKey::Referrers(digest(text)?)),
+        None if sort == "tags" => Kind::Listing(repository, ListKey::Tags),
         _ => Kind::Other,
     })
 }
@@ -286,6 +322,10 @@ mod tests {
         assert_eq!(manifest_key(&repository(), &digest()), expected("repo#docker.io/library/nginx", &manifest));
         assert_eq!(membership_key(&repository(), &digest()), expected("repo#docker.io/library/nginx", &member));
         assert_eq!(blob_key(&digest()), expected(&member, "blob"));
+        let referrers = format!("referrers#{}", digest());
+        assert_eq!(listing_key(&repository(), &ListKey::Tags), expected("repo#docker.io/library/nginx", "tags"));
+        let key = ListKey::Referrers(digest());
+        assert_eq!(listing_key(&repository(), &key), expected("repo#docker.io/library/nginx", &referrers));
     }
 
     #[test]

@@ -45,10 +45,10 @@ pub async fn connect() -> anyhow::Result<Arc<Cache>> {
     let variable = |name: &str| std::env::var(name).ok();
     let settings = Settings::read(variable)?;
     let config = Config::load(settings.config.as_deref(), Cold::Redirect, variable)?;
-    for (id, upstream) in &config.upstreams {
+    for (whose, settings) in config.settings() {
         ensure!(
-            upstream.cold != Cold::Follow,
-            "upstream {id}: cold = \"follow\" needs fills in the same process; here it is \"redirect\" or \"wait\""
+            settings.cold != Cold::Follow,
+            "{whose}: cold = \"follow\" needs fills in the same process; here it is \"redirect\" or \"wait\""
         );
     }
     ensure!(config.retention.max_size.is_none(), "max_size is for a cache on one machine; here keep says what stays");

@@ -1,34 +1,41 @@
 //! What the commands ask of a running cache.
 
 mod dockerfile;
+mod doctor;
+mod endpoint;
 mod fills;
 mod images;
 mod prefetch;
 mod progress;
 mod retention;
+mod setup;
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use http::header::CACHE_CONTROL;
+use reqwest::redirect::Policy;
 use serde::de::DeserializeOwned;
 use stopover::oci::{Name, Operation, Reference, Request};
 use stopover::report::QuotaReport;
 
+pub(crate) use doctor::Examination;
+pub(crate) use endpoint::Endpoint;
 pub(crate) use prefetch::Order;
+pub(crate) use setup::{Target, list};
 
 /// A cache that runs elsewhere.
 pub(crate) struct Client {
     http: reqwest::Client,
-    server: String,
+    server: Endpoint,
 }
 
 impl Client {
-    pub(crate) fn new(server: &str) -> anyhow::Result<Self> {
-        // Longer than the cache itself waits for an upstream.
-        let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).build()?;
-        Ok(Self { http, server: server.trim_end_matches('/').to_owned() })
+    pub(crate) fn new(server: Endpoint) -> anyhow::Result<Self> {
+        // Longer than the cache itself waits for an upstream. Of what is asked for, only blobs may be elsewhere.
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(Policy::none()).build()?;
+        Ok(Self { http, server })
     }
 
     /// One line an upstream: what is left of its quota.
@@ -85,7 +92,7 @@ impl Client {
         let namespace = request.namespace.as_ref().map_or_else(String::new, |namespace| {
             format!("?ns={}", url::form_urlencoded::byte_serialize(namespace.as_bytes()).collect::<String>())
         });
-        format!("{}/v2/{name}/{kind}/{what}{namespace}", self.server)
+        format!("{}/{name}/{kind}/{what}{namespace}", self.server.v2())
     }
 
     /// Where an operator asks for `what`.

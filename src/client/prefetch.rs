@@ -263,7 +263,7 @@ mod tests {
             _ = connection.read(&mut [0; 4096]).unwrap();
             connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").unwrap();
         });
-        let client = Client::new(&server).unwrap();
+        let client = Client::new(server.parse().unwrap()).unwrap();
         let digest = Digest::of(Algorithm::Sha256, b"blob");
         let mut blob = Awaited { url: client.url("blob"), digest, size: 4, written: 0, unlisted: 0 };
         let long_ago = Instant::now().checked_sub(2 * AWAY).unwrap();

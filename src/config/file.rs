@@ -11,7 +11,7 @@ use url::Url;
 
 use super::{Cold, Deleted};
 use crate::freshness::Pattern;
-use crate::oci::{Platforms, UpstreamId};
+use crate::oci::{Name, Platforms, UpstreamId};
 use crate::retention::SHORTEST;
 
 #[derive(Deserialize, Default)]
@@ -36,6 +36,8 @@ pub(super) struct File {
     pub(super) pin: Vec<Pattern>,
     #[serde(default)]
     pub(super) upstreams: BTreeMap<UpstreamId, UpstreamTable>,
+    #[serde(default)]
+    pub(super) rules: BTreeMap<Name, RuleTable>,
 }
 
 /// `[[schedule]]`
@@ -47,28 +49,80 @@ pub(super) struct ScheduleTable {
     pub(super) platforms: Platforms,
 }
 
-#[derive(Deserialize, Default, Clone)]
-#[serde(deny_unknown_fields)]
-pub(super) struct UpstreamTable {
-    pub(super) url: Option<Url>,
-    pub(super) aliases: Option<Vec<String>>,
-    pub(super) token_realms: Option<Vec<Url>>,
-    pub(super) trusted_hosts: Option<Vec<String>>,
-    pub(super) fresh: Option<Fresh>,
-    pub(super) immutable: Option<Vec<Pattern>>,
-    pub(super) stale: Option<Span>,
-    pub(super) missing: Option<Span>,
-    pub(super) deleted: Option<Deleted>,
-    pub(super) cold: Option<Cold>,
-    pub(super) platforms: Option<Platforms>,
-    pub(super) reserve: Option<u64>,
-    pub(super) fills: Option<NonZeroUsize>,
-    pub(super) alternates: Option<Vec<AlternateTable>>,
-    pub(super) credentials: Option<CredentialsTable>,
+/// Declares the tables that have some keys in common: one of those, and one of each kind that has others besides. (serde's
+/// `flatten` would take any unknown key for one of them.)
+macro_rules! tables_in_common {
+    (
+        $common:ident { $($key:ident: $kind:ty,)* }
+        $upstream:ident { $($upstream_key:ident: $upstream_kind:ty,)* }
+        $rule:ident { $($rule_key:ident: $rule_kind:ty,)* }
+    ) => {
+        /// What tables of upstreams and of rules have in common.
+        #[derive(Default, PartialEq)]
+        pub(super) struct $common {
+            $(pub(super) $key: Option<$kind>,)*
+        }
+
+        /// `[upstreams."…"]`
+        #[derive(Deserialize, Default)]
+        #[serde(deny_unknown_fields)]
+        pub(super) struct $upstream {
+            $(pub(super) $upstream_key: Option<$upstream_kind>,)*
+            $($key: Option<$kind>,)*
+        }
+
+        /// `[rules."…"]`
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub(super) struct $rule {
+            $(pub(super) $rule_key: Option<$rule_kind>,)*
+            $($key: Option<$kind>,)*
+        }
+
+        impl $upstream {
+            pub(super) fn policy(&mut self) -> $common {
+                $common { $($key: self.$key.take(),)* }
+            }
+        }
+
+        impl $rule {
+            pub(super) fn policy(&mut self) -> $common {
+                $common { $($key: self.$key.take(),)* }
+            }
+        }
+    };
+}
+
+tables_in_common! {
+    PolicyTable {
+        fresh: Fresh,
+        immutable: Vec<Pattern>,
+        stale: Span,
+        missing: Span,
+        deleted: Deleted,
+        cold: Cold,
+        platforms: Platforms,
+        allow: Vec<String>,
+        deny: Vec<String>,
+        credentials: CredentialsTable,
+    }
+    UpstreamTable {
+        url: Url,
+        aliases: Vec<String>,
+        token_realms: Vec<Url>,
+        trusted_hosts: Vec<String>,
+        reserve: u64,
+        fills: NonZeroUsize,
+        alternates: Vec<AlternateTable>,
+    }
+    RuleTable {
+        upstream: String,
+        path: Name,
+    }
 }
 
 /// `{ upstream = "public.ecr.aws", names = "library/", prefix = "docker/library/" }`
-#[derive(Deserialize, Clone)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AlternateTable {
     pub(super) upstream: UpstreamId,
@@ -80,7 +134,7 @@ pub(super) struct AlternateTable {
     pub(super) tags: bool,
 }
 
-#[derive(Deserialize, Clone)]
+#[derive(Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CredentialsTable {
     pub(super) username: String,
@@ -89,7 +143,7 @@ pub(super) struct CredentialsTable {
 }
 
 /// `fresh = "5m"` for all tags, or `fresh = { "*" = "5m", "v*" = "1d" }`.
-#[derive(Deserialize, Clone)]
+#[derive(Deserialize, PartialEq)]
 #[serde(
     untagged,
     expecting = "expected a duration like \"5m\", or durations by pattern of tags like { \"v*\" = \"1d\" }"
@@ -100,7 +154,7 @@ pub(super) enum Fresh {
 }
 
 /// A duration as `"5m"`.
-#[derive(Deserialize, Clone, Copy)]
+#[derive(Deserialize, Clone, Copy, PartialEq)]
 #[serde(try_from = "String")]
 pub(super) struct Span(pub(super) Duration);
 

@@ -10,11 +10,117 @@ fn load(text: &str) -> Result<Config, String> {
 #[test]
 fn with_no_file_the_well_known_registries_work() {
     let config = Config::load(None, Cold::Redirect, |_| None).unwrap();
-    assert_eq!(config.upstreams.len(), WELL_KNOWN.len());
+    assert_eq!(config.upstreams.len(), profile::Profile::known_ids().count(), "no id is there twice");
     let hub = &config.upstreams[&DEFAULT_UPSTREAM.parse().unwrap()];
     assert_eq!(hub.url.as_str(), "https://registry-1.docker.io/");
     assert_eq!(hub.token_realms[0].host_str(), Some("auth.docker.io"));
     assert_eq!((hub.cold, hub.library, hub.tags.fresh), (Cold::Redirect, true, DEFAULT_FRESH));
+    let upstream = |id: &str| &config.upstreams[&id.parse().unwrap()];
+    assert_eq!(upstream("europe-west1-docker.pkg.dev").url.as_str(), "https://europe-west1-docker.pkg.dev/");
+    assert_eq!(upstream("lscr.io").token_realms[0].host_str(), Some("ghcr.io"));
+    assert_eq!((upstream("ghcr.io").referrers, upstream("quay.io").referrers), (Referrers::TagOnly, Referrers::Ask));
+    let official =
+        hub.alternates.iter().map(|other| other.name(&"library/nginx".parse().unwrap()).unwrap().to_string());
+    assert_eq!(official.collect::<Vec<_>>(), ["docker/library/nginx", "library/nginx"]);
+}
+
+#[test]
+fn a_table_without_url_is_the_host_of_its_id_and_has_its_profile() {
+    let config = load("[upstreams.\"mycorp.azurecr.io\"]\n[upstreams.\"us-docker.pkg.dev\"]\nfresh = \"1h\"").unwrap();
+    let upstream = |id: &str| &config.upstreams[&id.parse().unwrap()];
+    assert_eq!(upstream("mycorp.azurecr.io").url.as_str(), "https://mycorp.azurecr.io/");
+    let families = ["us-docker.pkg.dev", "eu-docker.pkg.dev", "asia-docker.pkg.dev"]
+        .map(|id| config.upstreams.get(&id.parse().unwrap()).map(|upstream| upstream.family));
+    assert_eq!(families, [Some(None), None, Some(Some("*-docker.pkg.dev"))], "one with a table is shown by itself");
+}
+
+#[test]
+fn a_profile_is_found_by_the_id_and_else_by_the_host_of_the_url() {
+    let config = load("[upstreams.\"hub2\"]\nurl = \"https://registry-1.docker.io\"").unwrap();
+    let hub = &config.upstreams[&"hub2".parse().unwrap()];
+    assert_eq!((hub.library, hub.referrers, hub.alternates.len()), (true, Referrers::TagOnly, 2));
+    assert_eq!(hub.token_realms[0].host_str(), Some("auth.docker.io"));
+    assert!(hub.aliases.is_empty(), "index.docker.io is docker.io");
+    // Where docker.io is a mirror of it, its names are still written as there.
+    let config = load("[upstreams.\"docker.io\"]\nurl = \"https://mirror.gcr.io\"").unwrap();
+    assert!(config.upstreams[&"docker.io".parse().unwrap()].library);
+}
+
+const RULES: &str = "
+    fresh = \"10m\"
+    stale = \"2d\"
+    [upstreams.\"docker.io\"]
+    cold = \"wait\"
+    deny = [\"evil/*\"]
+    [rules.\"team/hub\"]
+    upstream = \"docker.io\"
+    path = \"library\"
+    [rules.\"index.docker.io/acme\"]
+    credentials = { username = \"bot\", password_env = \"HUB_TOKEN\" }
+    fresh = { \"v*\" = \"1d\" }
+    platforms = \"all\"
+    allow = [\"acme/web*\", \"acme/api\"]
+";
+
+#[test]
+fn a_rule_inherits_what_it_does_not_set_from_its_upstream_and_that_from_the_top() {
+    let config = load(RULES).unwrap();
+    let rule = |prefix: &str| &config.rules[&prefix.parse().unwrap()];
+    let hub = rule("team/hub");
+    assert_eq!((hub.place.to_string().as_str(), hub.settings.is_some()), ("docker.io/library", false));
+    let acme = rule("index.docker.io/acme");
+    assert_eq!(acme.place.to_string(), "docker.io/acme");
+    let settings = acme.settings.as_ref().unwrap();
+    assert_eq!((settings.cold, settings.stale), (Cold::Wait, Duration::from_hours(48)));
+    assert_eq!(settings.credentials.as_ref().unwrap().username, "bot");
+    let fresh = |tag: &str| settings.tags.fresh(&tag.parse().unwrap());
+    assert_eq!((fresh("v1"), fresh("1")), (Some(Duration::from_hours(24)), Some(Duration::from_mins(10))));
+    let whole = &config.upstreams[&DEFAULT_UPSTREAM.parse().unwrap()];
+    assert_eq!((whole.platforms.clone(), whole.credentials.is_none()), (crate::oci::Platforms::Requested, true));
+    let refused_by =
+        |settings: &UpstreamConfig, name: &str| settings.names.refused_by(&name.parse().unwrap()).map(str::to_owned);
+    for (name, expected) in [
+        ("acme/web", None),
+        ("acme/web-1", None),
+        ("acme/api", None),
+        ("acme/api/v2", Some("rules.\"index.docker.io/acme\".allow")),
+        ("evil/web", Some("upstreams.\"docker.io\".deny")),
+    ] {
+        assert_eq!(refused_by(settings, name).as_deref(), expected, "{name}");
+    }
+    assert_eq!(refused_by(whole, "acme/other"), None);
+}
+
+#[test]
+fn rules_that_cannot_be_used_are_named() {
+    for (text, expected) in [
+        ("[rules.\"docker.io\"]\nfresh = \"1m\"", "rules.\"docker.io\": is the upstream itself"),
+        ("[rules.\"index.docker.io\"]\nfresh = \"1m\"", "belong into [upstreams.\"docker.io\"]"),
+        ("[rules.\"ghcr.io/a\"]\nupstream = \"ghcr.io\"", "rules.\"ghcr.io/a\".upstream: must not be given"),
+        ("[rules.\"ghcr.io/a\"]\npath = \"b\"", "rules.\"ghcr.io/a\".path: must not be given"),
+        ("[rules.\"a\"]\npath = \"b\"", "rules.\"a\".upstream: is required"),
+        ("[rules.\"a\"]\nupstream = \"b.example\"", "rules.\"a\".upstream: \"b.example\" is no configured upstream"),
+        ("[rules.\"a\"]\nupstream = \"ghcr.io\"\npath = \"/b\"", "line 3"),
+        ("[rules.\"a/\"]\nupstream = \"ghcr.io\"", "line 1"),
+        ("[rules.\"ghcr.io/a\"]\nallow = [\"A*\"]", "rules.\"ghcr.io/a\".allow: \"A*\" is no pattern of names"),
+        ("[upstreams.\"ghcr.io\"]\ndeny = [\"a\", \"\"]", "upstreams.\"ghcr.io\".deny: \"\" is no pattern"),
+        ("[upstreams.\"docker.io\"]\ndeny = [\"nginx\"]", "write \"library/nginx\""),
+        ("[rules.\"ghcr.io/a\"]\nalow = [\"a/*\"]", "did you mean `allow`?"),
+        ("[rules.\"ghcr.io/a\"]\nurl = \"https://a.b\"", "unknown field `url`"),
+        (
+            "[rules.\"ghcr.io/a\"]\ncredentials = { username = \"me\", password_env = \"NOT_SET\" }",
+            "rules.\"ghcr.io/a\".credentials: the environment variable NOT_SET is not set",
+        ),
+        (
+            "[rules.\"ghcr.io/a\"]\nfresh = \"1m\"\n[rules.\"b\"]\nupstream = \"ghcr.io\"\npath = \"a\"\nstale = \"1m\"",
+            "rules.\"ghcr.io/a\": has settings for ghcr.io/a, and so has rules.\"b\"",
+        ),
+    ] {
+        let message = load(text).unwrap_err();
+        assert!(message.contains(expected), "{text}: {message}");
+    }
+    // Two names of one place are no contradiction as long as only one of them says what holds there.
+    load("[rules.\"ghcr.io/a\"]\nfresh = \"1m\"\n[rules.\"b\"]\nupstream = \"ghcr.io\"\npath = \"a\"").unwrap();
 }
 
 #[test]
@@ -48,7 +154,7 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest_right_key() {
 #[test]
 fn values_that_cannot_be_used_are_named() {
     for (text, expected) in [
-        ("[upstreams.\"a.b\"]\nfresh = \"1s\"", "upstreams.\"a.b\".url: is required"),
+        ("[upstreams.\"ab\"]\nfresh = \"1s\"", "upstreams.\"ab\".url: is required"),
         ("[upstreams.\"a.b\"]\nurl = \"ftp://a.b\"", "upstreams.\"a.b\".url"),
         ("[upstreams.\"a.b\"]\nurl = \"https://a.b/path\"", "scheme, host and port only"),
         ("[upstreams.\"a:b\"]\nurl = \"https://a.b\"", "line 1"),

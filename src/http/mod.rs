@@ -1,5 +1,6 @@
 //! HTTP: request → pull → response. The only place that builds responses.
 
+mod listing;
 mod operator;
 mod prefetch;
 mod retention;
@@ -76,9 +77,15 @@ async fn pull(cache: &Arc<Cache>, request: &Request, parts: &http::request::Part
             let pulled = cache.blob(&repository, digest, want).await?;
             blob(&repository, digest, pulled, headers)
         }
-        Operation::Tags(..) => Err(InvalidRequest::Unsupported("tags/list yet: ask the upstream registry").into()),
-        Operation::Referrers(..) => {
-            Err(InvalidRequest::Unsupported("referrers yet: use the referrers tag schema").into())
+        Operation::Tags(name, page) => {
+            let repository = cache.upstreams.repository(request, name)?;
+            let pulled = cache.tags(&repository, page, want).await?;
+            Ok(listing::tags(request, name, page, &repository, &pulled))
+        }
+        Operation::Referrers(name, subject, artifact_type) => {
+            let repository = cache.upstreams.repository(request, name)?;
+            let pulled = cache.referrers(&repository, subject, artifact_type.as_deref(), want).await?;
+            Ok(listing::referrers(&repository, &pulled, artifact_type.is_some(), request.head))
         }
     }
 }
@@ -92,13 +99,21 @@ fn ping(head: bool) -> Response {
     response
 }
 
-/// What every answer with content has in common: which content, from where, and how it came about.
-fn describe(headers: &mut HeaderMap, repository: &Repository, digest: &Digest, served: Served) {
+/// What every answer has in common: from where, and how it came about.
+fn describe(headers: &mut HeaderMap, repository: &Repository, served: Served) {
+    headers.extend(HeaderValue::from_str(repository.upstream.as_str()).ok().map(|value| (NAMESPACE, value)));
+    headers.insert(SERVED, HeaderValue::from_static(served.as_str()));
+    if served == Served::Stale {
+        // 299 is the only code the specification lets registries use (distribution-spec, "Warnings").
+        headers.insert(WARNING, HeaderValue::from_static("299 - \"stale: the upstream registry could not be asked\""));
+    }
+}
+
+/// Which content it is.
+fn identify(headers: &mut HeaderMap, digest: &Digest) {
     let value = |text: &str| HeaderValue::from_str(text).ok();
     headers.extend(value(digest.as_str()).map(|value| (DOCKER_CONTENT_DIGEST, value)));
     headers.extend(value(&format!("\"{digest}\"")).map(|value| (ETAG, value)));
-    headers.extend(value(repository.upstream.as_str()).map(|value| (NAMESPACE, value)));
-    headers.insert(SERVED, HeaderValue::from_static(served.as_str()));
 }
 
 /// Whether the client has this content already (RFC 9110, section 13.1.2). Some clients send the digest without quotes.
@@ -136,12 +151,9 @@ fn manifest(repository: &Repository, pulled: PulledManifest, head: bool, request
     };
     let mut response = Response::new(body);
     let headers = response.headers_mut();
-    describe(headers, repository, &observed.digest, pulled.served);
+    describe(headers, repository, pulled.served);
+    identify(headers, &observed.digest);
     headers.insert(DISTRIBUTION_API_VERSION, HeaderValue::from_static("registry/2.0"));
-    if pulled.served == Served::Stale {
-        // 299 is the only code the specification lets registries use (distribution-spec, "Warnings").
-        headers.insert(WARNING, HeaderValue::from_static("299 - \"stale: the upstream registry could not be asked\""));
-    }
     if unchanged {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return response;
@@ -158,7 +170,8 @@ fn blob(
     request: &HeaderMap,
 ) -> Result<Response, PullError> {
     let mut response = Response::new(Body::empty());
-    describe(response.headers_mut(), repository, digest, pulled.served);
+    describe(response.headers_mut(), repository, pulled.served);
+    identify(response.headers_mut(), digest);
     if let Content::Redirect(url) = &pulled.content {
         let location = HeaderValue::from_str(url)
             .map_err(|_| UpstreamError::Invalid("it redirected to a URL that fits no header".into()))?;
@@ -221,6 +234,9 @@ fn refuse(error: &PullError, request: &http::request::Parts) -> Response {
         headers.insert(RETRY_AFTER, after.as_secs().max(1).into());
     }
     match error {
+        PullError::ManifestUnknown(served) => {
+            headers.insert(SERVED, HeaderValue::from_static(served.as_str()));
+        }
         PullError::Request(InvalidRequest::Method) => {
             headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         }

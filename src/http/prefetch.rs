@@ -77,7 +77,7 @@ async fn prefetch(State(cache): State<Arc<Cache>>, parts: request::Parts, body: 
 impl Wanted {
     fn job(&self, cache: &Cache, text: &str) -> Result<ImageJob, PullError> {
         let (repository, reference) = cache.image(&Request::image(text)?)?;
-        let platforms = self.platforms(&cache.upstreams.get(&repository.upstream)?.config().platforms);
+        let platforms = self.platforms(&cache.upstreams.get(&repository)?.config().platforms);
         Ok(ImageJob { repository, reference, platforms, priority: Priority::Prefetch })
     }
 

@@ -15,7 +15,8 @@ use super::NO_STORE;
 use super::operator::{Operator, refusal};
 use crate::Cache;
 use crate::error::PullError;
-use crate::oci::Request;
+use crate::oci::{Operation, Request};
+use crate::pull::Served;
 use crate::report::SweepReport;
 
 pub(super) fn routes() -> Router<Arc<Cache>> {
@@ -48,8 +49,13 @@ async fn purge(_: Operator, State(cache): State<Arc<Cache>>, body: Bytes) -> Res
         return refusal(StatusCode::BAD_REQUEST, r#"the body must be like {"image": "docker.io/library/nginx:1.27"}"#);
     };
     let purged = async {
-        let (repository, reference) = cache.image(&Request::image(&image)?)?;
-        Ok(cache.purge(&repository, &reference).await?)
+        let request = Request::image(&image)?;
+        let Operation::Manifest(name, reference) = &request.operation else {
+            return Err(PullError::ManifestUnknown(Served::Miss));
+        };
+        // Also what may not be pulled any more.
+        let repository = cache.upstreams.locate(&request, name)?;
+        Ok(cache.purge(&repository, reference).await?)
     };
     report(purged.await)
 }

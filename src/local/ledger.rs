@@ -1,6 +1,6 @@
 //! The ledger in one file: what lies under which key of the [`Store`].
 //!
-//! The version of a manifest or a membership is when it was last used.
+//! The version of a manifest or a membership is when it was last used, that of a list when it is over.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -14,14 +14,15 @@ use super::store::{Change, Store, corrupt, join, split};
 use crate::gauge::Gauge;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 use crate::ports::{
-    BlobRecord, BlobState, BlobView, Entry, GaugeKey, ImageJob, Job, Ledger, Member, StoreError, StoredManifest,
-    TagRecord, Versioned,
+    BlobRecord, BlobState, BlobView, Entry, GaugeKey, ImageJob, Job, Ledger, ListKey, Listing, Member, StoreError,
+    StoredManifest, TagRecord, Versioned,
 };
 use crate::time::Timestamp;
 
 const BLOB: &str = "blob ";
 const FILL: &str = "fill ";
 const IMAGE: &str = "image ";
+const LIST: &str = "list ";
 const MANIFEST: &str = "manifest ";
 const MEMBER: &str = "member ";
 const REFERENCE: &str = "reference ";
@@ -32,6 +33,16 @@ fn reference_key(repository: &Repository, reference: &Reference) -> String {
 
 fn absent_key(repository: &Repository) -> String {
     format!("absent {repository}")
+}
+
+/// What stands in the key of a list of tags where one of referrers has their subject.
+const TAGS: &str = "tags";
+
+fn list_key(repository: &Repository, key: &ListKey) -> String {
+    match key {
+        ListKey::Tags => format!("{LIST}{repository} {TAGS}"),
+        ListKey::Referrers(subject) => format!("{LIST}{repository} {subject}"),
+    }
 }
 
 fn manifest_key(repository: &Repository, digest: &Digest) -> String {
@@ -167,6 +178,10 @@ fn entry(key: &str, item: &[u8]) -> Result<Option<Entry>, StoreError> {
     } else if let Some(rest) = key.strip_prefix(MEMBER) {
         let (repository, text) = scoped(rest)?;
         Entry::Membership { repository, digest: digest(&text)?, used_at: Timestamp(version) }
+    } else if let Some(rest) = key.strip_prefix(LIST) {
+        let (repository, text) = scoped(rest)?;
+        let key = if text == TAGS { ListKey::Tags } else { ListKey::Referrers(digest(&text)?) };
+        Entry::Listing { repository, key, stale_until: Timestamp(version) }
     } else if let Some(text) = key.strip_prefix(BLOB) {
         let value = serde_json::from_slice(value).map_err(|error| wrong(&error))?;
         Entry::Blob { digest: digest(text)?, record: Versioned { value, version } }
@@ -220,6 +235,15 @@ impl Ledger for EmbeddedLedger {
     async fn put_absent(&self, repository: &Repository, until: Timestamp) -> Result<(), StoreError> {
         let item = join(0, until.0.to_string().as_bytes());
         self.0.write(None, vec![Change::Put(absent_key(repository), item)]).await.map(|_| ())
+    }
+
+    async fn listing(&self, repository: &Repository, key: &ListKey) -> Result<Option<Listing>, StoreError> {
+        Ok(self.0.read_json(&list_key(repository, key))?.map(|listing| listing.value))
+    }
+
+    async fn put_listing(&self, repository: &Repository, key: &ListKey, listing: &Listing) -> Result<(), StoreError> {
+        let item = join(listing.stale_until.0, &serde_json::to_vec(listing).map_err(corrupt)?);
+        self.0.write(None, vec![Change::Put(list_key(repository, key), item)]).await.map(|_| ())
     }
 
     async fn manifest(&self, repository: &Repository, digest: &Digest) -> Result<Option<Manifest>, StoreError> {
@@ -292,6 +316,7 @@ impl Ledger for EmbeddedLedger {
             }
             Entry::Manifest(manifest) => (manifest_key(&manifest.repository, &manifest.digest), manifest.used_at.0),
             Entry::Membership { repository, digest, used_at } => (member_key(repository, digest), used_at.0),
+            Entry::Listing { repository, key, stale_until } => (list_key(repository, key), stale_until.0),
             Entry::Blob { digest, record } => (blob_key(digest), record.version),
         };
         self.0.write(Some((key.clone(), Some(version))), vec![Change::Remove(key)]).await

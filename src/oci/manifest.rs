@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::{Digest, InvalidDigest, Platform};
 
@@ -171,6 +172,18 @@ impl Manifest {
             Some(Child { digest: listed.digest.parse().ok()?, platform })
         });
         Ok(children.collect())
+    }
+
+    /// What an index says of the manifests that it lists, in full; an image lists none.
+    pub fn descriptors(&self) -> Result<Vec<Map<String, Value>>, InvalidManifest> {
+        #[derive(Deserialize)]
+        struct Index {
+            #[serde(default)]
+            manifests: Vec<Map<String, Value>>,
+        }
+        let index: Index =
+            serde_json::from_slice(&self.bytes).map_err(|error| InvalidManifest::Json(error.to_string()))?;
+        Ok(index.manifests)
     }
 
     /// The addresses of everything it names: the blobs of an image, the manifests of an index. One that could never be

@@ -8,6 +8,7 @@ mod error_code;
 mod manifest;
 mod name;
 mod platform;
+mod range;
 mod reference;
 mod request;
 
@@ -16,5 +17,6 @@ pub use error_code::ErrorCode;
 pub use manifest::{Child, Descriptor, InvalidManifest, MAX_MANIFEST_BYTES, Manifest, MediaType};
 pub use name::{InvalidName, Name, Repository, UpstreamId};
 pub use platform::{InvalidPlatform, Platform, Platforms};
+pub use range::{ByteRange, RequestedRange};
 pub use reference::{InvalidReference, InvalidTag, Reference, Tag};
-pub use request::{ByteRange, InvalidRequest, Operation, Page, Request, RequestedRange};
+pub use request::{InvalidRequest, Operation, Page, Request};

@@ -3,9 +3,11 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The most bytes a repository name may have. The specification leaves it open; common clients stop at 255 for host and
-/// name together (distribution-spec 1.1, "Pulling manifests").
+/// The most bytes a repository name may have at an upstream. The specification leaves it open; common clients stop at 255
+/// for host and name together (distribution-spec 1.1, "Pulling manifests").
 const MAX_NAME_BYTES: usize = 255;
+/// The most bytes of a name in a path of ours: what chooses the place stands before it, and may be as long.
+const MAX_PATH_BYTES: usize = 2 * MAX_NAME_BYTES + 1;
 
 /// A repository name: `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*`
 /// (distribution-spec 1.1, "Pulling manifests").
@@ -27,9 +29,30 @@ impl Name {
         &self.0
     }
 
-    /// The first component and the rest, where there is a rest.
-    pub fn split_first(&self) -> Option<(&str, Self)> {
-        self.0.split_once('/').map(|(first, rest)| (first, Self(rest.into())))
+    /// The first component.
+    pub fn first(&self) -> &str {
+        self.0.split_once('/').map_or(&self.0, |(first, _)| first)
+    }
+
+    /// Every way to divide it in two, the one with the longest first part first.
+    pub fn splits(&self) -> impl Iterator<Item = (&str, Self)> {
+        self.0.rmatch_indices('/').map(|(at, _)| (&self.0[..at], Self(self.0[at + 1..].into())))
+    }
+
+    /// `<self>/<rest>`, however long that is: [`Self::checked`] says whether an upstream can have it.
+    #[must_use]
+    pub fn join(&self, rest: &Self) -> Self {
+        Self(format!("{self}/{rest}").into())
+    }
+
+    /// Whether it is `place`, or has the components of `place` first.
+    pub fn is_below(&self, place: &Self) -> bool {
+        self.0.strip_prefix(&*place.0).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
+    /// Itself, unless it is longer than names of upstreams are.
+    pub fn checked(self) -> Result<Self, InvalidName> {
+        if self.0.len() <= MAX_NAME_BYTES { Ok(self) } else { Err(InvalidName) }
     }
 
     /// `library/<name>` for a name of one component: Docker Hub's official images.
@@ -58,7 +81,7 @@ impl FromStr for Name {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        if text.len() <= MAX_NAME_BYTES && text.split('/').all(is_component) {
+        if text.len() <= MAX_PATH_BYTES && text.split('/').all(is_component) {
             Ok(Self(text.into()))
         } else {
             Err(InvalidName)
@@ -156,7 +179,7 @@ mod tests {
             "a__b",
             "a---b/c.d_e",
             "0",
-            &"a".repeat(255),
+            &"a".repeat(511),
         ] {
             assert!(text.parse::<Name>().is_ok(), "{text}");
         }
@@ -179,10 +202,25 @@ mod tests {
             "é",
             "a%2fb",
             "host:5000/a",
-            &"a".repeat(256),
+            &"a".repeat(512),
         ] {
             assert_eq!(text.parse::<Name>(), Err(InvalidName), "{text}");
         }
+    }
+
+    #[test]
+    fn a_name_is_divided_and_joined_between_components() {
+        let name: Name = "a/b.c/d".parse().unwrap();
+        let splits: Vec<(&str, String)> = name.splits().map(|(first, rest)| (first, rest.to_string())).collect();
+        assert_eq!(splits, [("a/b.c", "d".to_owned()), ("a", "b.c/d".to_owned())]);
+        assert_eq!((name.first(), "a".parse::<Name>().unwrap().first()), ("a", "a"));
+        for (place, expected) in [("a", true), ("a/b.c", true), ("a/b.c/d", true), ("a/b", false), ("a/b.c/d/e", false)]
+        {
+            assert_eq!(name.is_below(&place.parse().unwrap()), expected, "{place}");
+        }
+        let (half, rest): (Name, Name) = ("a".repeat(127).parse().unwrap(), "b".repeat(127).parse().unwrap());
+        assert!(half.join(&rest).checked().is_ok(), "255 characters");
+        assert_eq!(half.join(&rest.join(&name)).checked(), Err(InvalidName));
     }
 
     #[test]

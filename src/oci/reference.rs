@@ -16,6 +16,14 @@ pub struct Tag(Box<str>);
 pub struct InvalidTag;
 
 impl Tag {
+    /// The tag whose index lists the manifests that name `subject` as theirs, where upstream has no API for that
+    /// (distribution-spec 1.1, "Referrers Tag Schema").
+    pub fn of_referrers(subject: &Digest) -> Self {
+        // No algorithm has a name of more than 32 characters; a sha512 digest has more than 64 digits.
+        let encoded = subject.hex();
+        Self(format!("{}-{}", subject.algorithm().name(), encoded.get(..64).unwrap_or(encoded)).into())
+    }
+
     /// The tag as it stands in a URL.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -118,6 +126,17 @@ mod tests {
         }
         for text in ["", ".a", "-a", "a/b", "a b", "a:b", "ä", "..", &"t".repeat(129)] {
             assert_eq!(text.parse::<Tag>(), Err(InvalidTag), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_tag_of_referrers_is_made_of_the_digest() {
+        use crate::oci::Algorithm;
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let digest = Digest::of(algorithm, b"subject");
+            let tag = Tag::of_referrers(&digest);
+            assert_eq!(tag.as_str(), format!("{}-{}", algorithm.name(), &digest.hex()[..64]));
+            assert_eq!(tag.as_str().parse(), Ok(tag));
         }
     }
 

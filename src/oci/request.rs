@@ -12,7 +12,7 @@ pub struct Request {
     /// `HEAD`: the same answer without its body.
     pub head: bool,
     /// The path before `/v2/`, where there is one: `/<upstream>/v2/…`. It says as much as the same path behind `/v2/`, except
-    /// that it has to name an upstream.
+    /// that it has to name an upstream or a rule.
     pub prefix: Option<Name>,
     /// The `ns` query parameter: the registry the client believes it talks to (distribution-spec, "Registry Proxying").
     pub namespace: Option<String>,
@@ -56,6 +56,24 @@ pub struct Page {
     pub last: Option<String>,
 }
 
+impl Page {
+    /// The most tags that are sent at once: with the longest names, less than a function may answer with (6 MB).
+    pub const MOST: usize = 10_000;
+
+    /// How many tags are sent at once.
+    pub fn size(&self) -> usize {
+        self.n.unwrap_or(Self::MOST).min(Self::MOST)
+    }
+
+    /// The tags of this page out of all, which are in lexical order, and whether more come after it.
+    pub fn of<'a>(&self, tags: &'a [Tag]) -> (&'a [Tag], bool) {
+        let first = self.last.as_ref().map_or(0, |last| tags.partition_point(|tag| tag.as_str() <= last.as_str()));
+        let rest = tags.get(first..).unwrap_or_default();
+        let page = rest.get(..self.size()).unwrap_or(rest);
+        (page, !page.is_empty() && page.len() < rest.len())
+    }
+}
+
 /// Why a request was not understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRequest {
@@ -63,7 +81,10 @@ pub enum InvalidRequest {
     #[error("this registry is a read-only cache: push to the upstream registry itself, then pull through here")]
     Method,
     /// Not a path of the pull part of the specification.
-    #[error("there is no such endpoint; pulls are /v2/<name>/manifests/<reference> and /v2/<name>/blobs/<digest>")]
+    #[error(
+        "there is no such endpoint; behind /v2/<name>/ there are manifests/<reference>, blobs/<digest>, tags/list and \
+         referrers/<digest>"
+    )]
     Endpoint,
     /// A path of the specification that this registry does not answer.
     #[error("this registry does not answer {0}")]
@@ -146,7 +167,8 @@ impl Operation {
         let (name, kind) = rest.rsplit_once('/').ok_or(InvalidRequest::Endpoint)?;
         match (kind, last) {
             ("manifests", reference) => Ok(Self::Manifest(name.parse()?, reference.parse()?)),
-            ("blobs", "uploads" | "") => Err(InvalidRequest::Method),
+            // The state of an upload, which only a push has.
+            ("blobs", "uploads" | "") | ("uploads", _) => Err(InvalidRequest::Method),
             ("blobs", digest) => Ok(Self::Blob(name.parse()?, digest.parse()?)),
             ("tags", "list") => Ok(Self::Tags(name.parse()?, query.page()?)),
             ("referrers", digest) => Ok(Self::Referrers(name.parse()?, digest.parse()?, query.value("artifactType"))),
@@ -192,70 +214,6 @@ impl Query<'_> {
     fn page(self) -> Result<Page, InvalidRequest> {
         let number = |text: String| text.parse::<usize>().map_err(|_| InvalidRequest::Page);
         Ok(Page { n: self.value("n").map(number).transpose()?, last: self.value("last") })
-    }
-}
-
-/// What a `Range` header asks for (RFC 9110, section 14.2).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum RequestedRange {
-    /// Everything: no header, an unknown unit, or several ranges, which a server may answer with the whole.
-    Whole,
-    /// From the first byte given up to the last one, or to the end.
-    From(u64, Option<u64>),
-    /// As many bytes from the end.
-    Suffix(u64),
-    /// `bytes=` followed by something that is no range.
-    Malformed,
-}
-
-/// A part of a representation that exists: `first <= last < size`, or the whole of an empty one.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ByteRange {
-    /// Offset of the first byte.
-    pub first: u64,
-    /// How many bytes.
-    pub length: u64,
-    /// Whether it was asked for as a part: 206 with `Content-Range`.
-    pub partial: bool,
-}
-
-impl RequestedRange {
-    /// Parses the value of a `Range` header.
-    pub fn parse(header: Option<&str>) -> Self {
-        let Some((unit, ranges)) = header.and_then(|value| value.split_once('=')) else {
-            return Self::Whole;
-        };
-        if !unit.trim().eq_ignore_ascii_case("bytes") || ranges.contains(',') {
-            return Self::Whole;
-        }
-        let number = |text: &str| {
-            let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-            digits.then(|| text.parse::<u64>().unwrap_or(u64::MAX))
-        };
-        match ranges.trim().split_once('-') {
-            Some(("", suffix)) => number(suffix).map_or(Self::Malformed, Self::Suffix),
-            Some((first, "")) => number(first).map_or(Self::Malformed, |first| Self::From(first, None)),
-            Some((first, last)) => match (number(first), number(last)) {
-                (Some(first), Some(last)) if first <= last => Self::From(first, Some(last)),
-                _ => Self::Malformed,
-            },
-            None => Self::Malformed,
-        }
-    }
-
-    /// The bytes of a representation of `size` bytes that are meant, or `None` where no byte is (416).
-    pub fn of(self, size: u64) -> Option<ByteRange> {
-        let (first, length) = match self {
-            Self::Whole => {
-                return Some(ByteRange { first: 0, length: size, partial: false });
-            }
-            Self::From(first, last) if first < size => {
-                (first, last.map_or(size, |last| last.saturating_add(1).min(size)) - first)
-            }
-            Self::Suffix(length) if length > 0 && size > 0 => (size.saturating_sub(length), length.min(size)),
-            _ => return None,
-        };
-        Some(ByteRange { first, length, partial: true })
     }
 }
 
@@ -323,6 +281,25 @@ mod tests {
     }
 
     #[test]
+    fn a_page_is_cut_from_the_list_of_all_tags() {
+        let tags: Vec<Tag> = ["A", "B", "a", "b", "c"].iter().map(|tag| tag.parse().unwrap()).collect();
+        let page = |n: Option<usize>, last: Option<&str>| {
+            let page = Page { n, last: last.map(str::to_owned) };
+            let (tags, more) = page.of(&tags);
+            (tags.iter().map(Tag::as_str).collect::<String>(), more)
+        };
+        let expected = |tags: &str, more| (tags.to_owned(), more);
+        assert_eq!(page(None, None), expected("ABabc", false));
+        assert_eq!(page(Some(2), None), expected("AB", true));
+        assert_eq!(page(Some(2), Some("B")), expected("ab", true));
+        assert_eq!(page(Some(2), Some("b")), expected("c", false));
+        assert_eq!(page(Some(3), Some("B")), expected("abc", false), "it ends with the last tag");
+        assert_eq!(page(Some(usize::MAX), Some("AA")), expected("Babc", false), "the last one need not be a tag");
+        assert_eq!(page(Some(1), Some("z")), expected("", false));
+        assert_eq!(page(Some(0), None), expected("", false), "no page comes after an empty one");
+    }
+
+    #[test]
     fn a_digest_may_arrive_percent_encoded() {
         let encoded = DIGEST.replace(':', "%3A");
         assert_eq!(get(&format!("/v2/a/blobs/{encoded}")), get(&format!("/v2/a/blobs/{DIGEST}")));
@@ -363,26 +340,5 @@ mod tests {
             let method = Method::from_bytes(method.as_bytes()).unwrap();
             assert_eq!(Request::parse(&method, path, None), Err(InvalidRequest::Method), "{method} {path}");
         }
-    }
-
-    #[test]
-    fn ranges_select_what_the_http_specification_says() {
-        let range = |header: &str, size| {
-            RequestedRange::parse(Some(header)).of(size).map(|range| (range.first, range.length, range.partial))
-        };
-        assert_eq!(RequestedRange::parse(None).of(10), Some(ByteRange { first: 0, length: 10, partial: false }));
-        assert_eq!(range("bytes=0-", 10), Some((0, 10, true)));
-        assert_eq!(range("bytes=3-5", 10), Some((3, 3, true)));
-        assert_eq!(range("bytes=3-99", 10), Some((3, 7, true)));
-        assert_eq!(range("bytes=-4", 10), Some((6, 4, true)));
-        assert_eq!(range("bytes=-99", 10), Some((0, 10, true)));
-        assert_eq!(range("bytes=0-1,3-4", 10), Some((0, 10, false)));
-        assert_eq!(range("lines=0-1", 10), Some((0, 10, false)));
-        for unsatisfiable in
-            ["bytes=10-", "bytes=5-3", "bytes=-0", "bytes=x-y", "bytes=", "bytes=--1", "bytes=99999999999999999999-"]
-        {
-            assert_eq!(range(unsatisfiable, 10), None, "{unsatisfiable}");
-        }
-        assert_eq!(range("bytes=0-", 0), None);
     }
 }

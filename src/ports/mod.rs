@@ -13,13 +13,16 @@ use futures_util::stream::BoxStream;
 pub use blobs::{Blobs, Location, StoredBlob, Upload};
 pub use fills::{Fills, GivenUp, ImageJob, Job, Priority, Progress, Requested, Work};
 pub use records::{
-    BlobRecord, BlobState, BlobView, Checkpoint, Entry, GaugeKey, Lease, Member, Observed, Previous, StoredManifest,
-    TagRecord, Versioned,
+    BlobRecord, BlobState, BlobView, Checkpoint, Entry, GaugeKey, Lease, List, ListKey, Listing, Member, Observed,
+    Previous, StoredManifest, TagRecord, Versioned,
 };
 
 use crate::gauge::Gauge;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 use crate::time::Timestamp;
+
+/// The longest list that is kept, in bytes of JSON: an item of `DynamoDB` may have 400 KB.
+pub const MAX_LISTING_BYTES: usize = 350_000;
 
 /// Storage did not do what it was asked. Nothing may be concluded about what it holds.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -65,6 +68,13 @@ pub trait Ledger: Send + Sync {
     /// Stores until when upstream is believed not to have this repository.
     async fn put_absent(&self, repository: &Repository, until: Timestamp) -> Result<(), StoreError>;
 
+    /// What upstream said when it was asked for a list, as it was put last.
+    async fn listing(&self, repository: &Repository, key: &ListKey) -> Result<Option<Listing>, StoreError>;
+
+    /// Stores what upstream said when it was asked for a list. A list of more than [`MAX_LISTING_BYTES`] may be refused;
+    /// one that is over (`stale_until`) may be forgotten.
+    async fn put_listing(&self, repository: &Repository, key: &ListKey, listing: &Listing) -> Result<(), StoreError>;
+
     /// A manifest stored for this repository, byte for byte as it was put.
     async fn manifest(&self, repository: &Repository, digest: &Digest) -> Result<Option<Manifest>, StoreError>;
 
@@ -106,8 +116,8 @@ pub trait Ledger: Send + Sync {
     /// Every item that an [`Entry`] can be, once, in no order. One that is written meanwhile may be as it was or as it is.
     fn entries(&self) -> BoxStream<'_, Result<Entry, StoreError>>;
 
-    /// Removes the item of an entry if it is still what the entry says it was: a record of this version, or a manifest
-    /// or membership used then. `false`: it is not, and nothing was removed.
+    /// Removes the item of an entry if it is still what the entry says it was: a record of this version, a manifest or
+    /// membership used then, or a list that is over then. `false`: it is not, and nothing was removed.
     async fn remove(&self, entry: &Entry) -> Result<bool, StoreError>;
 
     /// What an upstream last said of our quota and of itself.

@@ -17,7 +17,7 @@ use crate::upstream::{BlobSource, UpstreamError};
 impl Cache {
     /// Answers a pull of a blob.
     pub async fn blob(&self, repository: &Repository, digest: &Digest, want: Want) -> Result<PulledBlob, PullError> {
-        let upstream = self.upstreams.get(&repository.upstream)?;
+        let upstream = self.upstreams.get(repository)?;
         let view = self.ledger.blob(repository, digest).await?;
         // 1. Permission first: that storage has the bytes says nothing about this repository.
         let size = match view.member {

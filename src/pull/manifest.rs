@@ -93,11 +93,15 @@ impl Cache {
             if !known && !want.check {
                 cache.check_absent(&repository).await?;
             }
-            cache.ask_in_turn(&repository, &reference, want).await
+            let pulled = cache.ask_in_turn(&repository, &reference, want).await;
+            if want.check && pulled.is_ok() {
+                cache.note_present(&repository).await?;
+            }
+            pulled
         };
         let key = (repository.clone(), reference.clone(), Want { caller: None, ..want });
         let pulled = self.flights.join(key, work).await.unwrap_or(Err(PullError::NotYet));
-        if matches!(pulled, Err(PullError::ManifestUnknown | PullError::Upstream(UpstreamError::NoRepository))) {
+        if matches!(pulled, Err(PullError::ManifestUnknown(_) | PullError::Upstream(UpstreamError::NoRepository))) {
             self.misses.charge(want.caller);
         }
         pulled
@@ -121,7 +125,7 @@ impl Cache {
                 Ok(manifest.map(|manifest| Ok(PulledManifest::new(manifest, Served::Hit))))
             }
             // 2. A remembered "missing".
-            Decision::Missing => Ok(Some(Err(PullError::ManifestUnknown))),
+            Decision::Missing => Ok(Some(Err(PullError::ManifestUnknown(Served::Hit)))),
             Decision::Held | Decision::Ask(_) => Ok(None),
         }
     }
@@ -134,7 +138,7 @@ impl Cache {
         reference: &Reference,
         want: Want,
     ) -> Result<PulledManifest, PullError> {
-        let upstream = self.upstreams.get(&repository.upstream)?;
+        let upstream = self.upstreams.get(repository)?;
         let owner = format!("{:016x}", fastrand::u64(..));
         let deadline = Instant::now() + TURN;
         let mut found = None;
@@ -160,7 +164,7 @@ impl Cache {
                 Decision::Fresh(observed) => {
                     return self.fetch_observed(upstream, repository, observed, value.as_ref(), want).await;
                 }
-                Decision::Missing => return Err(PullError::ManifestUnknown),
+                Decision::Missing => return Err(PullError::ManifestUnknown(Served::Hit)),
                 // Another asks: what is known serves meanwhile.
                 Decision::Held => match self.last_known(upstream, repository, value.as_ref()).await? {
                     Some(stale) if !check => return Ok(stale),
@@ -221,7 +225,7 @@ impl Cache {
         match asked {
             Err(PullError::Upstream(UpstreamError::Missing)) => {
                 written?;
-                Err(PullError::ManifestUnknown)
+                Err(PullError::ManifestUnknown(Served::Miss))
             }
             Err(PullError::Upstream(UpstreamError::NoRepository)) => {
                 self.note_absent(repository).await?;
@@ -268,7 +272,7 @@ impl Cache {
                 {
                     match self.upstreams.head_manifest(repository, reference).await? {
                         Some(observed) => self.by_digest(repository, observed.digest, want).await,
-                        None => Err(PullError::ManifestUnknown),
+                        None => Err(PullError::ManifestUnknown(Served::Miss)),
                     }
                 }
                 Err(error) => Err(error),
@@ -319,16 +323,19 @@ impl Cache {
         }
     }
 
-    /// The manifest of a digest by way of its own question, so that its clients and those of a tag wait for one GET.
+    /// The manifest of the digest that upstream says a tag is, by way of its own question, so that its clients and those of
+    /// the tag wait for one GET. That upstream does not have it is no answer, but trouble.
     fn by_digest<'a>(
         self: &'a Arc<Self>,
         repository: &'a Repository,
         digest: Digest,
         want: Want,
     ) -> BoxFuture<'a, Result<PulledManifest, PullError>> {
-        Box::pin(
-            async move { self.manifest(repository, &Reference::Digest(digest), Want { check: false, ..want }).await },
-        )
+        Box::pin(async move {
+            let named = || UpstreamError::Invalid("a tag is a manifest that it does not have".into());
+            let found = self.manifest(repository, &Reference::Digest(digest), Want { check: false, ..want }).await;
+            found.map_err(|error| if matches!(error, PullError::ManifestUnknown(_)) { named().into() } else { error })
+        })
     }
 
     /// What a tag was that upstream has deleted, where that is to be served on.
@@ -361,7 +368,11 @@ impl Cache {
     }
 
     /// A manifest stored for this repository, from memory where this process has served it before.
-    async fn stored(&self, repository: &Repository, digest: &Digest) -> Result<Option<Arc<Manifest>>, PullError> {
+    pub(super) async fn stored(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Arc<Manifest>>, PullError> {
         let key = (repository.clone(), digest.clone());
         if let Some(manifest) = self.warm.0.get(&key) {
             return Ok(Some(manifest));
@@ -390,6 +401,6 @@ fn before(known: &TagRecord) -> Option<Previous> {
 }
 
 /// Ten per cent more or less, so that what was pulled together is not asked for together again.
-fn jittered(duration: Duration) -> Duration {
+pub(super) fn jittered(duration: Duration) -> Duration {
     duration.mul_f64(fastrand::f64().mul_add(0.2, 0.9))
 }

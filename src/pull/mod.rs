@@ -1,7 +1,8 @@
-//! THE READ PATH: [manifests](manifest) by tag and by digest, and [blobs](blob).
+//! THE READ PATH: [manifests](manifest) by tag and by digest, [blobs](blob), and [lists](listing).
 
 mod blob;
 mod flight;
+mod listing;
 mod manifest;
 mod store;
 mod used;
@@ -14,6 +15,7 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache as MemoryCache;
 use tokio::sync::watch;
 
+pub use listing::{PulledReferrers, PulledTags};
 pub use manifest::Want;
 pub(crate) use used::Uses;
 
@@ -26,6 +28,9 @@ use crate::upstream::UpstreamError;
 
 /// The questions that are being asked of upstream.
 pub(crate) type Flights = flight::Flights<manifest::Question, Result<PulledManifest, PullError>>;
+
+/// The lists that upstream is being asked for.
+pub(crate) type ListFlights = flight::Flights<listing::Question, Result<listing::PulledList, PullError>>;
 
 /// How an answer came about; clients see it as `X-Stopover`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -104,6 +109,16 @@ impl Cache {
             self.absent.0.insert(repository.clone(), until);
         }
         self.check_known_absent(repository)
+    }
+
+    /// Upstream has it after all: whatever belongs to it may be asked for again. Other processes that have met its absence
+    /// find out when that ends.
+    async fn note_present(&self, repository: &Repository) -> Result<(), StoreError> {
+        if self.ledger.absent_until(repository).await?.is_some() {
+            self.ledger.put_absent(repository, self.clock.now()).await?;
+        }
+        self.absent.0.remove(repository);
+        Ok(())
     }
 
     async fn note_absent(&self, repository: &Repository) -> Result<(), StoreError> {

@@ -33,12 +33,14 @@ impl Cache {
         manifest: &Manifest,
         priority: Priority,
     ) -> Result<usize, PullError> {
-        let blobs = manifest.blobs().map_err(|error| UpstreamError::Invalid(error.to_string()))?;
+        let mut blobs = manifest.blobs().map_err(|error| UpstreamError::Invalid(error.to_string()))?;
+        // Whether upstream has a foreign layer at all is asked when a client wants it.
+        blobs.retain(|blob| !blob.foreign);
         self.ledger.put_manifest(repository, manifest, &blobs, self.clock.now()).await?;
         self.noted_manifest(repository, &manifest.digest);
         self.follow_policy(repository, manifest).await;
-        let wanted = blobs.into_iter().filter(|blob| !blob.foreign);
-        let jobs: Vec<Job> = wanted
+        let jobs: Vec<Job> = blobs
+            .into_iter()
             .map(|blob| Job { repository: repository.clone(), digest: blob.digest, size: blob.size, priority })
             .collect();
         if !jobs.is_empty()

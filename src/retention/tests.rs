@@ -89,6 +89,7 @@ impl Gone {
             Entry::Reference { reference, .. } => format!("tag {reference}"),
             Entry::Manifest(manifest) => format!("{} {}", manifest.repository.name, name(&manifest.digest)),
             Entry::Membership { repository, digest, .. } => format!("{} member {}", repository.name, name(digest)),
+            Entry::Listing { repository, .. } => format!("{} list", repository.name),
             Entry::Blob { .. } => panic!("blobs go with their bytes"),
         });
         let mut names: Vec<String> =

@@ -1,123 +1,58 @@
-//! Who we are at an upstream.
+//! An upstream as one credential sees it: shared by all parts of the upstream that this credential is for.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use async_trait::async_trait;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use http::header::HeaderValue;
-use tokio::sync::Mutex;
+use super::login::Login;
+use super::meter::Meter;
+use super::token::{Challenge, Tokens};
+use crate::config::UpstreamConfig;
+use crate::gauge::Quota;
+use crate::oci::UpstreamId;
+use crate::ports::{GaugeKey, Ledger};
+use crate::time::Clock;
 
-use super::UpstreamError;
-use crate::config::{Credentials, UpstreamConfig};
-use crate::time::{Clock, Timestamp};
-
-/// Issues credentials that live for hours only.
-#[async_trait]
-pub trait Issuer: Send + Sync {
-    /// Credentials for the private ECR registries of a region (ECR API, `GetAuthorizationToken`). Refused is
-    /// [`UpstreamError::Denied`], for now not to be had [`UpstreamError::Unavailable`].
-    async fn ecr(&self, region: &str) -> Result<Issued, UpstreamError>;
-}
-
-/// Credentials with an end.
-#[derive(Clone, Debug)]
-pub struct Issued {
-    /// The credentials.
-    pub credentials: Credentials,
-    /// When they end.
-    pub expires_at: Timestamp,
-}
-
-/// Who we are at one upstream.
-pub(super) enum Account {
-    Anonymous,
-    /// As the configuration says.
-    Password(Credentials),
-    /// As the cloud says, for as long as it says.
-    Issued(Lease),
-}
-
-/// Issued credentials, until 0.9 of their life has passed.
-pub(super) struct Lease {
-    region: String,
-    issuer: Arc<dyn Issuer>,
-    clock: Clock,
-    /// Whoever comes while credentials are issued waits for those.
-    held: Mutex<Option<Held>>,
-}
-
-struct Held {
-    authorization: HeaderValue,
-    renew_at: Timestamp,
+pub(super) struct Account {
+    pub(super) key: GaugeKey,
+    pub(super) login: Login,
+    pub(super) tokens: Tokens,
+    pub(super) meter: Meter,
+    /// Learned from the first 401 and kept: the challenge of a refused token may lead elsewhere (nvcr.io does that).
+    challenge: RwLock<Option<Challenge>>,
+    /// What the latest answer said of our quota, until the meter takes it.
+    quota: Mutex<Option<Quota>>,
 }
 
 impl Account {
-    /// Configured credentials, else those that are issued for this registry, else none.
-    pub(super) fn new(config: &UpstreamConfig, issuer: Option<&Arc<dyn Issuer>>, clock: &Clock) -> Self {
-        match (&config.credentials, &config.ecr_region, issuer) {
-            (Some(credentials), ..) => Self::Password(credentials.clone()),
-            (None, Some(region), Some(issuer)) => Self::Issued(Lease {
-                region: region.clone(),
-                issuer: Arc::clone(issuer),
-                clock: clock.clone(),
-                held: Mutex::default(),
-            }),
-            _ => Self::Anonymous,
+    pub(super) fn new(upstream: &UpstreamId, login: Login, clock: &Clock, ledger: &Arc<dyn Ledger>) -> Self {
+        let key = GaugeKey { upstream: upstream.clone(), credential: login.name().to_owned() };
+        Self {
+            meter: Meter::new(key.clone(), Arc::clone(ledger), clock.clone()),
+            tokens: Tokens::new(clock.clone()),
+            challenge: RwLock::default(),
+            quota: Mutex::default(),
+            key,
+            login,
         }
     }
 
-    /// The name of the account, for people and for the gauge of its quota.
-    pub(super) fn name(&self) -> &str {
-        match self {
-            Self::Anonymous => "anonymous",
-            Self::Password(credentials) => &credentials.username,
-            Self::Issued(_) => "AWS",
-        }
+    /// Whether it is who this configuration of the upstream says that we are.
+    pub(super) fn is_of(&self, upstream: &UpstreamId, config: &UpstreamConfig) -> bool {
+        self.key.upstream == *upstream && self.login.credentials() == config.credentials.as_ref()
     }
 
-    pub(super) fn is_anonymous(&self) -> bool {
-        matches!(self, Self::Anonymous)
+    pub(super) fn challenge(&self) -> Option<Challenge> {
+        self.challenge.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether what was refused can be replaced.
-    pub(super) fn renews(&self) -> bool {
-        matches!(self, Self::Issued(_))
+    pub(super) fn set_challenge(&self, challenge: Option<Challenge>) {
+        *self.challenge.write().unwrap_or_else(PoisonError::into_inner) = challenge;
     }
 
-    /// User name and password as `Authorization` has them (RFC 7617). `refused`: what upstream has just answered with 401.
-    pub(super) async fn basic(&self, refused: Option<&HeaderValue>) -> Result<Option<HeaderValue>, UpstreamError> {
-        match self {
-            Self::Anonymous => Ok(None),
-            Self::Password(credentials) => basic(credentials).map(Some),
-            Self::Issued(lease) => lease.basic(refused).await.map(Some),
-        }
+    pub(super) fn note_quota(&self, quota: Quota) {
+        *self.quota.lock().unwrap_or_else(PoisonError::into_inner) = Some(quota);
     }
-}
 
-impl Lease {
-    async fn basic(&self, refused: Option<&HeaderValue>) -> Result<HeaderValue, UpstreamError> {
-        let mut held = self.held.lock().await;
-        match &*held {
-            Some(held) if self.clock.now() < held.renew_at && Some(&held.authorization) != refused => {
-                return Ok(held.authorization.clone());
-            }
-            _ => {}
-        }
-        *held = None;
-        let issued = self.issuer.ecr(&self.region).await?;
-        let now = self.clock.now();
-        let life = issued.expires_at.after(now);
-        let authorization = basic(&issued.credentials)?;
-        tracing::debug!(region = self.region, life_seconds = life.as_secs(), "logged in to private ECR");
-        Ok(held.insert(Held { authorization, renew_at: now.plus(life.mul_f64(0.9)) }).authorization.clone())
+    pub(super) fn take_quota(&self) -> Option<Quota> {
+        self.quota.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
-}
-
-fn basic(credentials: &Credentials) -> Result<HeaderValue, UpstreamError> {
-    let pair = STANDARD.encode(format!("{}:{}", credentials.username, credentials.password));
-    let mut value = HeaderValue::from_str(&format!("Basic {pair}"))
-        .map_err(|_| UpstreamError::Denied("the configured credentials fit no header".into()))?;
-    value.set_sensitive(true);
-    Ok(value)
 }

@@ -87,7 +87,7 @@ impl RangeSent {
 /// Which limit a 429 means. Docker Hub has three: the pull limit names itself in its body (and the quota headers say 0), the
 /// limit on requests answers in plain text, the limit on logins comes from the token server.
 pub(super) async fn limited(response: Response, limit: Option<Limit>) -> UpstreamError {
-    let retry_after = retry_after(response.headers());
+    let mut retry_after = retry_after(response.headers());
     let remaining = response.headers().get("ratelimit-remaining").and_then(|value| value.to_str().ok());
     let empty = remaining.is_some_and(|text| text.split(';').next() == Some("0"));
     let limit = match limit {
@@ -96,6 +96,7 @@ pub(super) async fn limited(response: Response, limit: Option<Limit>) -> Upstrea
         None => {
             let body = read_limited(response, MAX_REFUSAL_BYTES).await.unwrap_or_default();
             let text = String::from_utf8_lossy(&body).to_ascii_lowercase();
+            retry_after = retry_after.or_else(|| retry_after_in(&text));
             if text.contains("pull rate limit") { Limit::Pulls } else { Limit::Requests }
         }
     };
@@ -122,6 +123,24 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
         Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).unwrap_or_default(),
     };
     Some(after.min(Duration::from_hours(24)))
+}
+
+/// What ghcr.io says of that in the sentence of its body, as Go writes durations: `retry-after: 880.092µs, allowed: …`.
+/// Rounded up to a second, because less is no pause, and clamped as the header is.
+fn retry_after_in(text: &str) -> Option<Duration> {
+    let (_, text) = text.split_once("retry-after:")?;
+    let text = text.trim_start();
+    let number = &text[..text.find(|letter: char| !letter.is_ascii_digit() && letter != '.')?];
+    let unit = text[number.len()..].split(|letter: char| !letter.is_alphabetic()).next()?;
+    let seconds = match unit {
+        "ns" => 1e-9,
+        "us" | "µs" | "μs" => 1e-6,
+        "ms" => 1e-3,
+        "s" => 1.0,
+        _ => return None,
+    };
+    let seconds = (number.parse::<f64>().ok()? * seconds).ceil().clamp(1.0, 86_400.0);
+    Some(Duration::from_secs_f64(seconds))
 }
 
 /// Reads a body of at most `limit` bytes.

@@ -1,7 +1,7 @@
 //! Requests to one upstream: manifests and blobs, with its tokens, following its redirects by hand.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,12 +15,11 @@ use super::UpstreamError;
 use super::account::Account;
 use super::answer::{Answer, RangeSent, own_media_type, read_limited, timed, unavailable};
 use super::guard::{self, Clients};
-use super::meter::Meter;
-use super::token::{Challenge, Tokens};
+use super::token::Challenge;
 use crate::config::{Cold, UpstreamConfig};
 use crate::gauge::{Gauge, Kind, Outcome, Quota};
-use crate::oci::{Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, MediaType, Name, Reference, UpstreamId};
-use crate::ports::{GaugeKey, Ledger, Observed};
+use crate::oci::{Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, MediaType, Name, Reference, Repository, UpstreamId};
+use crate::ports::{GaugeKey, Observed};
 use crate::time::Clock;
 
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -46,8 +45,7 @@ pub struct OpenBlob {
 /// Where an upstream sends the bytes of a blob from, for as long as that works. Never logged: its query may be signed.
 #[derive(Clone)]
 pub struct BlobPlace {
-    pub(super) upstream: UpstreamId,
-    name: Name,
+    pub(super) repository: Repository,
     url: Url,
 }
 
@@ -63,47 +61,22 @@ pub enum BlobSource {
     Private,
 }
 
-/// One upstream registry.
+/// One upstream registry, or the part of it that a rule is about.
 pub struct Upstream {
-    id: UpstreamId,
     config: UpstreamConfig,
-    account: Account,
+    account: Arc<Account>,
     clients: Arc<Clients>,
-    tokens: Tokens,
-    /// Learned from the first 401 and kept: the challenge of a refused token may lead elsewhere (nvcr.io does that).
-    challenge: RwLock<Option<Challenge>>,
-    meter: Meter,
     clock: Clock,
-    /// What the latest answer said of our quota, until the meter takes it.
-    quota: Mutex<Option<Quota>>,
 }
 
 impl Upstream {
-    pub(super) fn new(
-        id: UpstreamId,
-        config: UpstreamConfig,
-        account: Account,
-        clients: Arc<Clients>,
-        clock: &Clock,
-        ledger: &Arc<dyn Ledger>,
-    ) -> Self {
-        let key = GaugeKey { upstream: id.clone(), credential: account.name().to_owned() };
-        Self {
-            meter: Meter::new(key, Arc::clone(ledger), clock.clone()),
-            tokens: Tokens::new(clock.clone()),
-            clock: clock.clone(),
-            challenge: RwLock::default(),
-            quota: Mutex::default(),
-            id,
-            config,
-            account,
-            clients,
-        }
+    pub(super) fn new(config: UpstreamConfig, account: Arc<Account>, clients: Arc<Clients>, clock: &Clock) -> Self {
+        Self { config, account, clients, clock: clock.clone() }
     }
 
     /// Its id.
     pub fn id(&self) -> &UpstreamId {
-        &self.id
+        &self.account.key.upstream
     }
 
     /// Its settings.
@@ -111,28 +84,19 @@ impl Upstream {
         &self.config
     }
 
-    /// Who we are there, for people.
-    pub fn credential(&self) -> &str {
-        self.account.name()
+    /// Whose quota it is.
+    pub fn gauge_key(&self) -> &GaugeKey {
+        &self.account.key
     }
 
     /// What it last said of our quota and of itself.
     pub async fn gauge(&self) -> Gauge {
-        self.meter.gauge().await
+        self.account.meter.gauge().await
     }
 
     /// What a client gets for a blob of it that is not stored yet.
     pub fn cold(&self) -> Cold {
         self.config.cold
-    }
-
-    pub(super) fn has_library(&self) -> bool {
-        self.config.library
-    }
-
-    /// Whether `text` is another name of it: an alias, or the host of its API.
-    pub(super) fn is_called(&self, text: &str) -> bool {
-        self.config.aliases.iter().any(|alias| alias == text) || guard::is_host(&self.config.url, text)
     }
 
     /// Asks what a tag is, which costs no quota. `None`: this upstream does not tell without sending the manifest.
@@ -167,7 +131,7 @@ impl Upstream {
         background: bool,
     ) -> Result<Manifest, UpstreamError> {
         if background {
-            self.meter.spare(self.config.reserve).await?;
+            self.account.meter.spare(self.config.reserve).await?;
         }
         self.metered(Kind::Manifest, timed(MANIFEST_TIMEOUT, self.do_get_manifest(name, reference))).await
     }
@@ -206,7 +170,8 @@ impl Upstream {
     }
 
     async fn do_blob_source(&self, name: &Name, digest: &Digest) -> Result<BlobSource, UpstreamError> {
-        let answer = self.request(Method::GET, self.endpoint(name, "blobs", digest), name, None).await?;
+        let answer =
+            self.request(Method::GET, self.endpoint(name, "blobs", digest), name, MediaType::ACCEPT, None).await?;
         if let Some(target) = answer.redirect_target()? {
             // Only the API of the upstream itself asks for its token again; pkg.dev serves bytes beside it.
             let api = target.origin() == self.config.url.origin() && target.path().starts_with("/v2/");
@@ -223,8 +188,8 @@ impl Upstream {
         digest: &Digest,
         wanted: Option<BytesWanted>,
     ) -> Result<OpenBlob, UpstreamError> {
-        let place =
-            BlobPlace { upstream: self.id.clone(), name: name.clone(), url: self.endpoint(name, "blobs", digest) };
+        let repository = Repository { upstream: self.id().clone(), name: name.clone() };
+        let place = BlobPlace { repository, url: self.endpoint(name, "blobs", digest) };
         self.metered(Kind::Blob, timed(BLOB_HEADER_TIMEOUT, self.do_open_blob(&place, wanted))).await
     }
 
@@ -240,7 +205,8 @@ impl Upstream {
     }
 
     async fn do_open_blob(&self, place: &BlobPlace, wanted: Option<BytesWanted>) -> Result<OpenBlob, UpstreamError> {
-        let answer = self.send_for(Method::GET, place.url.clone(), &place.name, wanted).await?;
+        let name = &place.repository.name;
+        let answer = self.send_for(Method::GET, place.url.clone(), name, MediaType::ACCEPT, wanted).await?;
         let Answer { response, url, .. } = answer.succeeded(self.has_credentials()).await?;
         let partial = response.status() == StatusCode::PARTIAL_CONTENT;
         let size = if partial {
@@ -257,26 +223,26 @@ impl Upstream {
     }
 
     /// Asks only what the gauge permits, and corrects the gauge by how that ended.
-    async fn metered<T>(
+    pub(super) async fn metered<T>(
         &self,
         kind: Kind,
         question: impl Future<Output = Result<T, UpstreamError>>,
     ) -> Result<T, UpstreamError> {
-        self.meter.permit(kind).await?;
+        self.account.meter.permit(kind).await?;
         let result = question.await;
-        let quota = self.quota.lock().unwrap_or_else(PoisonError::into_inner).take();
-        self.meter.note(kind, &Outcome::of(&result), quota).await;
+        let quota = self.account.take_quota();
+        self.account.meter.note(kind, &Outcome::of(&result), quota).await;
         match result {
-            Err(error @ UpstreamError::Throttled { .. }) => Err(self.meter.explained(error).await),
+            Err(error @ UpstreamError::Throttled { .. }) => Err(self.account.meter.explained(error).await),
             result => result,
         }
     }
 
-    fn has_credentials(&self) -> bool {
-        !self.account.is_anonymous()
+    pub(super) fn has_credentials(&self) -> bool {
+        !self.account.login.is_anonymous()
     }
 
-    fn endpoint(&self, name: &Name, kind: &str, reference: impl std::fmt::Display) -> Url {
+    pub(super) fn endpoint(&self, name: &Name, kind: &str, reference: impl std::fmt::Display) -> Url {
         let mut url = self.config.url.clone();
         // Names, tags and digests have no character that a path would need to escape.
         url.set_path(&format!("/v2/{name}/{kind}/{reference}"));
@@ -285,21 +251,22 @@ impl Upstream {
 
     /// Sends a request and follows redirects, at most five, each to a host that [`Clients::client_for`] allows.
     async fn send(&self, method: Method, url: Url, name: &Name) -> Result<Answer, UpstreamError> {
-        self.send_for(method, url, name, None).await
+        self.send_for(method, url, name, MediaType::ACCEPT, None).await
     }
 
-    async fn send_for(
+    pub(super) async fn send_for(
         &self,
         method: Method,
         url: Url,
         name: &Name,
+        accept: &'static str,
         wanted: Option<BytesWanted>,
     ) -> Result<Answer, UpstreamError> {
-        let mut answer = self.request(method.clone(), url, name, wanted).await?;
+        let mut answer = self.request(method.clone(), url, name, accept, wanted).await?;
         for _ in 0..MAX_REDIRECTS {
             match answer.redirect_target()? {
                 None => return Ok(answer),
-                Some(target) => answer = self.request(method.clone(), target, name, wanted).await?,
+                Some(target) => answer = self.request(method.clone(), target, name, accept, wanted).await?,
             }
         }
         Err(UpstreamError::Invalid(format!("it redirected more than {MAX_REDIRECTS} times")))
@@ -307,28 +274,30 @@ impl Upstream {
 
     /// Sends one request. Credentials and tokens go to the upstream's own origin only. After a 401 a token is fetched,
     /// once.
-    async fn request(
+    pub(super) async fn request(
         &self,
         method: Method,
         url: Url,
         name: &Name,
+        accept: &'static str,
         wanted: Option<BytesWanted>,
     ) -> Result<Answer, UpstreamError> {
         let own = url.origin() == self.config.url.origin();
         let mut refused = None;
         loop {
-            let challenge = if own { self.known_challenge() } else { None };
+            let challenge = if own { self.account.challenge() } else { None };
             let authorization = match &challenge {
                 None => None,
                 Some(challenge) => {
                     let refused = refused.as_ref();
                     let authorization = self
+                        .account
                         .tokens
-                        .authorization(challenge, name, refused, &self.account, &self.config, &self.clients)
+                        .authorization(challenge, name, refused, &self.account.login, &self.config, &self.clients)
                         .await;
                     if matches!(authorization, Err(UpstreamError::Denied(_) | UpstreamError::Invalid(_))) {
                         // One odd challenge must not decide over every later request.
-                        self.set_challenge(None);
+                        self.account.set_challenge(None);
                     }
                     Some(authorization?)
                 }
@@ -337,7 +306,7 @@ impl Upstream {
                 .clients
                 .client_for(&url, &self.config)?
                 .request(method.clone(), url.clone())
-                .header(ACCEPT, MediaType::ACCEPT)
+                .header(ACCEPT, accept)
                 .header(ACCEPT_ENCODING, "identity");
             if let Some((first, last)) = wanted {
                 request = request.header(RANGE, format!("bytes={first}-{last}"));
@@ -351,11 +320,11 @@ impl Upstream {
                 error => error,
             })?;
             tracing::debug!(
-                upstream.id = %self.id, upstream.host = %guard::origin(&url), http.method = %method, repository.name = %name,
+                upstream.id = %self.id(), upstream.host = %guard::origin(&url), http.method = %method, repository.name = %name,
                 http.status = response.status().as_u16(), duration_ms = started.elapsed().as_millis(), "asked upstream"
             );
             if own && let Some(quota) = Quota::read(response.headers(), self.clock.now()) {
-                *self.quota.lock().unwrap_or_else(PoisonError::into_inner) = Some(quota);
+                self.account.note_quota(quota);
             }
             let unauthorized = own && response.status() == StatusCode::UNAUTHORIZED;
             if !unauthorized {
@@ -370,22 +339,14 @@ impl Upstream {
             match (challenge, &refused) {
                 (None, _) => self.learn(&response, name).await?,
                 (Some(Challenge::Bearer { .. }), None) => refused = authorization,
-                (Some(Challenge::Basic), None) if self.account.renews() => refused = authorization,
+                (Some(Challenge::Basic), None) if self.account.login.renews() => refused = authorization,
                 // Refused twice: what was learned may have been wrong, so the next request learns it anew.
                 (Some(_), _) => {
-                    self.set_challenge(None);
+                    self.account.set_challenge(None);
                     return Ok(Answer { response, url, authorized: true, elsewhere: false, ranged: false });
                 }
             }
         }
-    }
-
-    fn known_challenge(&self) -> Option<Challenge> {
-        self.challenge.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
-    }
-
-    fn set_challenge(&self, challenge: Option<Challenge>) {
-        *self.challenge.write().unwrap_or_else(std::sync::PoisonError::into_inner) = challenge;
     }
 
     /// Learns the challenge from a 401, or from `/v2/` where the 401 has none (pkg.dev).
@@ -397,9 +358,9 @@ impl Upstream {
             let ping = self.clients.client_for(&url, &self.config)?.get(url).send();
             challenge = Challenge::parse(timed(HEAD_TIMEOUT, ping).await?.headers());
         }
-        tracing::debug!(upstream.id = %self.id, repository.name = %name, "learned how upstream wants to be asked");
+        tracing::debug!(upstream.id = %self.id(), repository.name = %name, "learned how upstream wants to be asked");
         let missing = || UpstreamError::Denied("it answered 401 and did not say how to log in".into());
-        self.set_challenge(Some(challenge.ok_or_else(missing)?));
+        self.account.set_challenge(Some(challenge.ok_or_else(missing)?));
         Ok(())
     }
 }

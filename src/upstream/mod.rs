@@ -4,10 +4,12 @@ mod account;
 mod answer;
 mod client;
 mod guard;
+mod listing;
+mod login;
 mod meter;
 mod token;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,15 +17,16 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-pub use account::{Issued, Issuer};
 pub use client::{BlobBody, BlobPlace, BlobSource, BytesWanted, OpenBlob, Upstream};
+pub use login::{Issued, Issuer};
 
 use account::Account;
+use login::Login;
 
-use crate::config::{Config, DEFAULT_UPSTREAM};
+use crate::config::{Config, DEFAULT_UPSTREAM, Place, Places};
 use crate::error::PullError;
 use crate::gauge::Gauge;
-use crate::oci::{Digest, Manifest, Name, Reference, Repository, Request, UpstreamId};
+use crate::oci::{Digest, InvalidRequest, Manifest, Name, Reference, Repository, Request};
 use crate::ports::{Ledger, Observed};
 use crate::time::Clock;
 
@@ -89,8 +92,10 @@ impl std::fmt::Display for Limit {
 
 /// The closed world of upstreams.
 pub struct Upstreams {
-    by_id: BTreeMap<UpstreamId, Upstream>,
-    default: UpstreamId,
+    /// By place: each upstream, and the parts of it that a rule has settings for.
+    parts: BTreeMap<String, Upstream>,
+    places: Places,
+    default: Place,
 }
 
 impl UpstreamError {
@@ -101,7 +106,8 @@ impl UpstreamError {
 }
 
 impl Upstreams {
-    /// One client for each configured upstream; they share connections.
+    /// One client for each configured upstream and for each rule with settings; they share connections, and those with the
+    /// same credentials share what these have shown.
     ///
     /// `issuer`: who issues credentials where the configuration has none and the registry is one of the cloud's own.
     pub fn new(
@@ -111,52 +117,73 @@ impl Upstreams {
         issuer: Option<&Arc<dyn Issuer>>,
     ) -> Result<Self, UpstreamError> {
         let clients = Arc::new(guard::Clients::new()?);
-        let by_id = config.upstreams.iter().map(|(id, config)| {
-            let account = Account::new(config, issuer, clock);
-            (id.clone(), Upstream::new(id.clone(), config.clone(), account, Arc::clone(&clients), clock, ledger))
+        let wholes = config.upstreams.iter().map(|(id, upstream)| (Place::whole(id.clone()), upstream));
+        let rules = config.rules.values().filter_map(|rule| Some((rule.place.clone(), rule.settings.as_ref()?)));
+        let mut accounts: Vec<Arc<Account>> = Vec::new();
+        let parts = wholes.chain(rules).map(|(place, config)| {
+            let known = accounts.iter().find(|account| account.is_of(&place.upstream, config));
+            let account = known.cloned().unwrap_or_else(|| {
+                let login = Login::new(config, issuer, clock);
+                let account = Arc::new(Account::new(&place.upstream, login, clock, ledger));
+                accounts.push(Arc::clone(&account));
+                account
+            });
+            (place.to_string(), Upstream::new(config.clone(), account, Arc::clone(&clients), clock))
         });
+        // A rule for all of an upstream comes later, and replaces what its table says.
+        let parts = parts.collect();
         let default = DEFAULT_UPSTREAM.parse().map_err(|_| UpstreamError::Invalid(DEFAULT_UPSTREAM.into()))?;
-        Ok(Self { by_id: by_id.collect(), default })
+        let places = Places::new(&config.upstreams, &config.rules);
+        Ok(Self { parts, places, default: Place::whole(default) })
     }
 
-    /// The upstream of a repository that [`Self::repository`] made.
-    pub fn get(&self, id: &UpstreamId) -> Result<&Upstream, PullError> {
-        self.by_id.get(id).ok_or_else(|| PullError::UnknownUpstream(id.to_string()))
+    /// Where a repository is pulled from, with the settings that hold there: those of the rule with the longest path.
+    pub fn get(&self, repository: &Repository) -> Result<&Upstream, PullError> {
+        self.part(repository).ok_or_else(|| PullError::UnknownUpstream(repository.upstream.to_string()))
     }
 
-    /// The canonical repository of a request: the upstream by path prefix or `ns`, which must agree, else the default;
-    /// `library/` added where the upstream has it. An upstream that is not configured is unknown: never an open proxy.
+    fn part(&self, repository: &Repository) -> Option<&Upstream> {
+        let path = repository.to_string();
+        let mut ends = std::iter::once(path.len()).chain(path.rmatch_indices('/').map(|(at, _)| at));
+        ends.find_map(|end| self.parts.get(&path[..end]))
+    }
+
+    /// The canonical repository of a request that may be answered ([`Self::locate`]).
     pub fn repository(&self, request: &Request, name: &Name) -> Result<Repository, PullError> {
-        let by_namespace = match &request.namespace {
-            None => None,
-            Some(namespace) => {
-                Some(self.named(namespace).ok_or_else(|| PullError::UnknownUpstream(namespace.clone()))?)
+        let repository = self.locate(request, name)?;
+        let refused_by = self.get(&repository)?.config().names.refused_by(&repository.name).map(str::to_owned);
+        match refused_by {
+            Some(key) => Err(PullError::NotAllowed { repository, key }),
+            None => Ok(repository),
+        }
+    }
+
+    /// The canonical repository of a request: the place by the longest prefix of the path or by `ns`, which must agree,
+    /// else the default upstream; `library/` added where the upstream has it. An upstream that is not configured is
+    /// unknown: never an open proxy.
+    pub fn locate(&self, request: &Request, name: &Name) -> Result<Repository, PullError> {
+        let unknown = |text: &str| PullError::UnknownUpstream(text.to_owned());
+        let name = request.prefix.as_ref().map_or_else(|| name.clone(), |prefix| prefix.join(name));
+        let by_path = self.places.find(&name).map(|repository| self.canonical(repository)).transpose()?;
+        let named = |text: &String| self.places.named(text).ok_or_else(|| unknown(text));
+        match (by_path, request.namespace.as_ref().map(named).transpose()?) {
+            (Some(path), Some(namespace)) if !namespace.contains(&path) => {
+                Err(PullError::Ambiguous { path, namespace: namespace.clone() })
             }
-        };
-        let in_name = || name.split_first().and_then(|(first, rest)| Some((self.named(first)?, rest)));
-        let (by_path, name) = match (&request.prefix, in_name()) {
-            (Some(prefix), _) => {
-                let upstream = self.named(prefix.as_str());
-                (Some(upstream.ok_or_else(|| PullError::UnknownUpstream(prefix.to_string()))?), name.clone())
-            }
-            (None, Some((upstream, rest))) => (Some(upstream), rest),
-            (None, None) => (None, name.clone()),
-        };
-        let upstream = match (by_path, by_namespace) {
-            (Some(path), Some(namespace)) if path.id() != namespace.id() => {
-                return Err(PullError::Ambiguous { path: path.id().clone(), namespace: namespace.id().clone() });
-            }
-            (Some(upstream), _) | (None, Some(upstream)) => upstream,
+            (Some(repository), _) => Ok(repository),
+            (None, _) if let Some(prefix) = &request.prefix => Err(unknown(prefix.as_str())),
+            (None, Some(place)) => self.canonical(place.join(&name)),
             // Docker Hub's names have no dot before the first slash, so this is a host that nobody configured.
-            (None, None) => match name.split_first() {
-                Some((first, _)) if first.contains('.') => {
-                    return Err(PullError::UnknownUpstream(first.to_owned()));
-                }
-                _ => self.get(&self.default)?,
-            },
-        };
-        let name = if upstream.has_library() { name.in_library() } else { name };
-        Ok(Repository { upstream: upstream.id().clone(), name })
+            (None, None) if name.first() != name.as_str() && name.first().contains('.') => Err(unknown(name.first())),
+            (None, None) => self.canonical(self.default.join(&name)),
+        }
+    }
+
+    fn canonical(&self, repository: Repository) -> Result<Repository, PullError> {
+        let library = self.get(&repository)?.config().library;
+        let name = if library { repository.name.in_library() } else { repository.name };
+        let name = name.checked().map_err(InvalidRequest::Name)?;
+        Ok(Repository { name, ..repository })
     }
 
     /// Asks what a reference is, which costs no quota. `None`: upstream does not tell without sending the manifest.
@@ -213,8 +240,8 @@ impl Upstreams {
 
     /// Opens another part of a blob where an earlier one came from.
     pub async fn open_again(&self, place: &BlobPlace, wanted: BytesWanted) -> Result<OpenBlob, UpstreamError> {
-        let unknown = || UpstreamError::Invalid(format!("{} is not configured", place.upstream));
-        self.by_id.get(&place.upstream).ok_or_else(unknown)?.open_again(place, wanted).await
+        let unknown = || UpstreamError::Invalid(format!("{} is not configured", place.repository.upstream));
+        self.part(&place.repository).ok_or_else(unknown)?.open_again(place, wanted).await
     }
 
     /// Asks the upstream of a repository and, where that limits us or fails, those that carry the same content. What they
@@ -227,7 +254,7 @@ impl Upstreams {
         question: impl for<'a> Fn(&'a Upstream, Name) -> BoxFuture<'a, Result<T, UpstreamError>>,
     ) -> Result<T, UpstreamError> {
         let unknown = || UpstreamError::Invalid(format!("{} is not configured", repository.upstream));
-        let first = self.by_id.get(&repository.upstream).ok_or_else(unknown)?;
+        let first = self.part(repository).ok_or_else(unknown)?;
         let trouble = match question(first, repository.name.clone()).await {
             Err(error) if error.is_trouble() => error,
             outcome => return outcome,
@@ -237,8 +264,12 @@ impl Upstreams {
                 continue;
             }
             let Some(name) = alternate.name(&repository.name) else { continue };
-            let Some(upstream) = self.by_id.get(&alternate.upstream) else { continue };
-            if let Ok(answer) = question(upstream, name).await {
+            let there = Repository { upstream: alternate.upstream.clone(), name };
+            let Some(upstream) = self.part(&there) else { continue };
+            if upstream.config().names.refused_by(&there.name).is_some() {
+                continue;
+            }
+            if let Ok(answer) = question(upstream, there.name).await {
                 tracing::info!(%repository, alternate = %upstream.id(), %trouble, "an alternate answered");
                 return Ok(answer);
             }
@@ -246,62 +277,18 @@ impl Upstreams {
         Err(trouble)
     }
 
-    /// What each upstream last said of our quota and of itself, for people who wonder how much is left.
+    /// What each upstream last said of our quota and of itself, for people who wonder how much is left: once for each
+    /// credential, and of a family that nobody has configured only those that have been asked.
     pub async fn gauges(&self) -> Vec<(&Upstream, Gauge)> {
-        let gauges = self.by_id.values().map(async |upstream| (upstream, upstream.gauge().await));
-        futures_util::future::join_all(gauges).await
-    }
-
-    fn named(&self, text: &str) -> Option<&Upstream> {
-        match text.parse::<UpstreamId>().ok().and_then(|id| self.by_id.get(&id)) {
-            Some(upstream) => Some(upstream),
-            None => self.by_id.values().find(|upstream| upstream.is_called(text)),
-        }
+        let mut seen = HashSet::new();
+        let mut upstreams: Vec<&Upstream> = self.parts.values().collect();
+        upstreams.retain(|upstream| seen.insert(upstream.gauge_key()));
+        let gauges = upstreams.into_iter().map(async |upstream| (upstream, upstream.gauge().await));
+        let mut gauges = futures_util::future::join_all(gauges).await;
+        gauges.retain(|(upstream, gauge)| upstream.config().family.is_none() || *gauge != Gauge::default());
+        gauges
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Cold;
-    use crate::local::EmbeddedLedger;
-    use crate::oci::Operation;
-
-    fn repository(path: &str) -> Result<String, PullError> {
-        let config = Config::load(None, Cold::Redirect, |_| None).unwrap();
-        let data = tempfile::tempdir().unwrap();
-        let ledger: Arc<dyn Ledger> = Arc::new(EmbeddedLedger::open(&data.path().join("ledger")).unwrap());
-        let upstreams = Upstreams::new(&config, &Clock::default(), &ledger, None).unwrap();
-        let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
-        let request = Request::parse(&http::Method::GET, path, query).unwrap();
-        let Operation::Manifest(name, _) = &request.operation else { panic!("{request:?}") };
-        upstreams.repository(&request, name).map(|repository| repository.to_string())
-    }
-
-    #[test]
-    fn every_way_to_name_an_image_means_one_repository() {
-        for path in [
-            "/v2/nginx/manifests/1",
-            "/v2/library/nginx/manifests/1",
-            "/v2/docker.io/nginx/manifests/1",
-            "/v2/docker.io/library/nginx/manifests/1?ns=docker.io",
-            "/v2/library/nginx/manifests/1?ns=registry-1.docker.io",
-            "/v2/index.docker.io/library/nginx/manifests/1",
-            "/docker.io/v2/library/nginx/manifests/1?ns=index.docker.io",
-        ] {
-            assert_eq!(repository(path).unwrap(), "docker.io/library/nginx", "{path}");
-        }
-        assert_eq!(repository("/v2/ghcr.io/a/b/manifests/1").unwrap(), "ghcr.io/a/b");
-        assert_eq!(repository("/v2/a/manifests/1?ns=ghcr.io").unwrap(), "ghcr.io/a");
-    }
-
-    #[test]
-    fn an_unknown_upstream_is_never_proxied() {
-        for path in
-            ["/v2/evil.example/a/manifests/1", "/v2/a/manifests/1?ns=evil.example", "/evil.example/v2/a/manifests/1"]
-        {
-            assert!(matches!(repository(path), Err(PullError::UnknownUpstream(_))), "{path}");
-        }
-        assert!(matches!(repository("/v2/ghcr.io/a/manifests/1?ns=quay.io"), Err(PullError::Ambiguous { .. })));
-    }
-}
+mod tests;

@@ -10,9 +10,9 @@ use serde::Deserialize;
 use tokio::sync::Mutex;
 use url::Url;
 
-use super::account::Account;
 use super::answer::{limited, read_limited, timed};
 use super::guard::{self, Clients};
+use super::login::Login;
 use super::{Limit, UpstreamError};
 use crate::config::UpstreamConfig;
 use crate::oci::Name;
@@ -102,13 +102,13 @@ impl Tokens {
         challenge: &Challenge,
         name: &Name,
         refused: Option<&HeaderValue>,
-        account: &Account,
+        login: &Login,
         upstream: &UpstreamConfig,
         clients: &Clients,
     ) -> Result<HeaderValue, UpstreamError> {
         let (realm, service, scope) = match challenge {
             Challenge::Basic => {
-                return account.basic(refused).await?.ok_or_else(|| {
+                return login.basic(refused).await?.ok_or_else(|| {
                     let reason = "it asks for a user name and password, and none is configured (key: credentials)";
                     UpstreamError::Denied(reason.into())
                 });
@@ -129,7 +129,7 @@ impl Tokens {
             _ => {}
         }
         *token = None;
-        let fetched = self.fetch(realm, service, &scope, account, upstream, clients).await?;
+        let fetched = self.fetch(realm, service, &scope, login, upstream, clients).await?;
         Ok(token.insert(fetched).authorization.clone())
     }
 
@@ -149,7 +149,7 @@ impl Tokens {
         realm: &Url,
         service: Option<&str>,
         scope: &str,
-        account: &Account,
+        login: &Login,
         upstream: &UpstreamConfig,
         clients: &Clients,
     ) -> Result<Token, UpstreamError> {
@@ -164,7 +164,7 @@ impl Tokens {
         let mut url = realm.clone();
         url.query_pairs_mut().extend_pairs(service.map(|service| ("service", service))).append_pair("scope", scope);
         let mut request = clients.client_for(&url, upstream)?.get(url);
-        if let Some(authorization) = account.basic(None).await? {
+        if let Some(authorization) = login.basic(None).await? {
             request = request.header(http::header::AUTHORIZATION, authorization);
         }
         let response = timed(TOKEN_TIMEOUT, request.send()).await?;
@@ -173,7 +173,7 @@ impl Tokens {
             StatusCode::TOO_MANY_REQUESTS => {
                 return Err(limited(response, Some(Limit::Login)).await);
             }
-            status if status.is_client_error() && !account.is_anonymous() => {
+            status if status.is_client_error() && !login.is_anonymous() => {
                 return Err(UpstreamError::Denied(format!("its token server answered {status} to our credentials")));
             }
             // Without credentials a registry does not tell a private repository from a missing one.

@@ -277,7 +277,7 @@ async fn uses(world: &World) -> Vec<Timestamp> {
         Entry::Manifest(manifest) => Some(manifest.used_at),
         Entry::Membership { used_at, .. } => Some(used_at),
         Entry::Blob { record, .. } => record.value.used_at,
-        Entry::Reference { .. } => None,
+        Entry::Reference { .. } | Entry::Listing { .. } => None,
     });
     let mut uses: Vec<_> = uses.collect();
     uses.sort();

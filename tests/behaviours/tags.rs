@@ -15,10 +15,12 @@ on_both_columns!(
     a_stale_tag_is_revalidated_with_head_only,
     a_moved_tag_serves_the_new_digest,
     a_moved_tag_whose_manifest_cannot_be_fetched_serves_the_old_one,
+    a_tag_that_moved_to_what_upstream_does_not_have_serves_the_old_one,
     a_cold_get_by_tag_is_one_get_upstream,
     a_head_never_fetches_a_manifest,
     a_tag_seen_by_head_only_is_pulled_by_digest_and_survives_an_outage,
     a_missing_tag_is_remembered,
+    a_remembered_missing_tag_says_hit,
     a_deleted_tag_is_missing_and_its_digest_still_pulls,
     a_deleted_tag_is_served_on_where_the_rule_says_so,
     an_upstream_that_cannot_answer_head_is_asked_with_get,
@@ -26,6 +28,7 @@ on_both_columns!(
     a_client_that_wants_a_check_gets_one_and_many_share_it,
     tags_are_fresh_by_pattern_and_immutable_ones_for_ever,
     a_missing_repository_is_remembered_whatever_is_asked_of_it,
+    a_check_that_finds_a_repository_after_all_finds_all_of_it,
 );
 
 const TAG: &str = "/v2/test.local/a/manifests/1";
@@ -95,6 +98,24 @@ async fn a_moved_tag_whose_manifest_cannot_be_fetched_serves_the_old_one(column:
     assert_eq!(world.get(TAG).await.bytes(), &new.manifest);
 }
 
+async fn a_tag_that_moved_to_what_upstream_does_not_have_serves_the_old_one(column: Column) {
+    let world = World::on(column).await;
+    let old = world.upstream.image("a", "1", &[b"old"]);
+    world.get(TAG).await;
+    world.clock.advance(FRESH);
+    let nothing = format!("sha256:{}", "0".repeat(64));
+    world.upstream.fault("/v2/a/manifests/1", Fault::Headers(vec![("docker-content-digest", nothing)]));
+    // The second one finds what a HEAD has learned.
+    for head in [false, true] {
+        if head {
+            world.head(TAG).await;
+        }
+        let answer = world.get(TAG).await;
+        assert_eq!((answer.status, answer.header("x-stopover")), (StatusCode::OK, "stale"));
+        assert_eq!(answer.bytes(), &old.manifest);
+    }
+}
+
 async fn a_cold_get_by_tag_is_one_get_upstream(column: Column) {
     let world = World::on(column).await;
     world.upstream.image("a", "1", &[b"layer"]);
@@ -133,6 +154,17 @@ async fn a_tag_seen_by_head_only_is_pulled_by_digest_and_survives_an_outage(colu
     assert_eq!((head.status, head.header("x-stopover")), (StatusCode::OK, "stale"));
     assert_eq!(head.header("docker-content-digest"), image.digest.as_str());
     assert_eq!(world.get(TAG).await.bytes(), &image.manifest);
+}
+
+async fn a_remembered_missing_tag_says_hit(column: Column) {
+    let world = World::on(column).await;
+    world.upstream.image("a", "1", &[b"layer"]);
+    for (tag, served) in [("none", "miss"), ("none", "hit"), ("neither", "miss"), ("none", "hit")] {
+        let answer = world.head(&format!("/v2/test.local/a/manifests/{tag}")).await;
+        assert_eq!((answer.status, answer.header("x-stopover")), (StatusCode::NOT_FOUND, served), "{tag}");
+    }
+    world.clock.advance(MISSING);
+    assert_eq!(world.get("/v2/test.local/a/manifests/none").await.header("x-stopover"), "miss");
 }
 
 async fn a_missing_tag_is_remembered(column: Column) {
@@ -285,4 +317,18 @@ async fn a_missing_repository_is_remembered_whatever_is_asked_of_it(column: Colu
         world.clock.advance(Duration::from_mins(5));
         assert_eq!(world.get("/v2/test.local/ghost/manifests/4").await.bytes(), &image.manifest);
     }
+}
+
+async fn a_check_that_finds_a_repository_after_all_finds_all_of_it(column: Column) {
+    let world = World::on(column).await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    let other = world.upstream.image("a", "2", &[b"other"]);
+    world.upstream.fault("/v2/a/", Fault::Status(403, vec![], String::new()));
+    assert_eq!(world.get(TAG).await.status, StatusCode::NOT_FOUND);
+    world.upstream.heal();
+    assert_eq!(world.get(TAG).await.status, StatusCode::NOT_FOUND, "remembered");
+    let checked = world.send(Method::GET, TAG, &[("cache-control", "no-cache")]).await;
+    assert_eq!(checked.bytes(), &image.manifest);
+    let path = format!("/v2/test.local/a/manifests/{}", other.digest);
+    assert_eq!(world.get(&path).await.bytes(), &other.manifest);
 }

@@ -8,7 +8,7 @@ use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
 use reqwest::Method;
 use serde_json::json;
 use support::aws::Service;
-use support::clients::{Client, Through};
+use support::clients::{By, Client, Podman, Shape, Skopeo};
 use support::images::{MEDIA_TYPES, Recipe, digest_of};
 use support::registry::Registry;
 use support::scripted::Scripted;
@@ -18,19 +18,19 @@ use crate::deployment::{Plan, request};
 const MIB: u64 = 1024 * 1024;
 
 /// Cold, then from the bucket alone after the upstream is gone.
-async fn pulls_are_identical(client: Client, recipe: Recipe) -> Result<()> {
+async fn pulls_are_identical(client: &dyn Client, recipe: Recipe) -> Result<()> {
     let mut upstream = Registry::start().await?;
     let image = recipe.push(&upstream).await?;
     let deployment = Plan::of(&upstream.url()).start().await?;
     let address = deployment.address();
     let show = || format!("the functions' logs:\n{}", deployment.log());
-    let cold = client.pull(&address, Through::Name, &image).await;
+    let cold = client.pull(&address, Shape::Name, &image, By::Tag).await;
     cold.context("cold").with_context(show)?;
     deployment.until_filled().await?;
     deployment.check_stored(&image).await.with_context(show)?;
     upstream.stop().await?;
     let read_before = deployment.endpoints.calls(Service::S3, "GetObject");
-    let warm = client.pull(&address, Through::Mirror, &image).await;
+    let warm = client.pull(&address, Shape::Mirror, &image, By::Tag).await;
     warm.context("without the upstream").with_context(show)?;
     let read = deployment.endpoints.calls(Service::S3, "GetObject") - read_before;
     let blobs = image.blobs().count();
@@ -40,22 +40,22 @@ async fn pulls_are_identical(client: Client, recipe: Recipe) -> Result<()> {
 
 #[tokio::test]
 async fn skopeo_pulls_a_docker_image_and_again_without_the_upstream() -> Result<()> {
-    pulls_are_identical(Client::Skopeo, Recipe::docker("team/docker")).await
+    pulls_are_identical(&Skopeo, Recipe::docker("team/docker")).await
 }
 
 #[tokio::test]
 async fn skopeo_pulls_every_platform_of_an_index_and_again_without_the_upstream() -> Result<()> {
-    pulls_are_identical(Client::Skopeo, Recipe::index("team/index")).await
+    pulls_are_identical(&Skopeo, Recipe::index("team/index")).await
 }
 
 #[tokio::test]
 async fn podman_pulls_a_docker_image_and_again_without_the_upstream() -> Result<()> {
-    pulls_are_identical(Client::Podman, Recipe::docker("team/docker")).await
+    pulls_are_identical(&Podman, Recipe::docker("team/docker")).await
 }
 
 #[tokio::test]
 async fn podman_pulls_every_platform_of_an_index_and_again_without_the_upstream() -> Result<()> {
-    pulls_are_identical(Client::Podman, Recipe::index("team/index")).await
+    pulls_are_identical(&Podman, Recipe::index("team/index")).await
 }
 
 #[tokio::test]

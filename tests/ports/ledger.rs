@@ -8,7 +8,8 @@ use futures_util::TryStreamExt as _;
 use futures_util::future::try_join_all;
 use stopover::oci::{Algorithm, Descriptor, Digest, Manifest, MediaType, Reference};
 use stopover::ports::{
-    BlobRecord, BlobState, Checkpoint, Entry, Lease, Member, Observed, Previous, StoredManifest, TagRecord,
+    BlobRecord, BlobState, Checkpoint, Entry, Lease, List, ListKey, Listing, MAX_LISTING_BYTES, Member, Observed,
+    Previous, StoredManifest, TagRecord,
 };
 use stopover::time::Timestamp;
 
@@ -162,6 +163,41 @@ pub(crate) async fn a_repository_is_absent_until_it_was_said_last(storage: &Stor
     Ok(())
 }
 
+fn listing(list: Option<List>) -> Listing {
+    Listing { list, fresh_until: Timestamp(1 << 40), stale_until: NOW }
+}
+
+pub(crate) async fn a_list_is_read_as_it_was_put_last(storage: &Storage) -> Result<()> {
+    let (ledger, repository, other) = (&storage.ledger, repository("a/b")?, repository("a")?);
+    let tags = List::Tags(vec!["A".parse()?, "b_1".parse()?]);
+    let [subject, same] = [digest("subject"), digest("another")].map(ListKey::Referrers);
+    let descriptor = serde_json::json!({
+        "digest": digest("referrer"), "size": u64::MAX, "float": 1e300, "text": "\u{e9}\"\n", "none": null,
+        // Deeper than attributes of DynamoDB may be nested.
+        "deep": (0..40).fold(serde_json::Value::from(1), |inner, _| serde_json::json!([inner])),
+    });
+    let serde_json::Value::Object(descriptor) = descriptor else { unreachable!("it is an object") };
+    let referrers = List::Referrers(vec![descriptor]);
+    // As long as a list may be.
+    let name = "t".repeat(128);
+    let longest = (0..MAX_LISTING_BYTES / 131 - 1).map(|number| format!("{number:04}{}", &name[4..]).parse());
+    let longest = List::Tags(longest.collect::<Result<_, _>>()?);
+    for (key, lists) in [
+        (ListKey::Tags, vec![Some(tags), None, Some(List::Tags(Vec::new())), Some(longest)]),
+        (subject, vec![None, Some(referrers)]),
+    ] {
+        assert_eq!(ledger.listing(&repository, &key).await?, None);
+        for list in lists {
+            let listing = listing(list);
+            ledger.put_listing(&repository, &key, &listing).await?;
+            assert!(ledger.listing(&repository, &key).await?.as_ref() == Some(&listing), "{key:?}");
+        }
+        assert_eq!(ledger.listing(&other, &key).await?, None);
+        assert_eq!(ledger.listing(&repository, &same).await?, None);
+    }
+    Ok(())
+}
+
 pub(crate) async fn a_manifest_is_read_byte_for_byte(storage: &Storage) -> Result<()> {
     let repository = repository("a")?;
     // Around the size from which a manifest does not fit into an item, and the largest there is.
@@ -263,6 +299,10 @@ async fn one_of_each(storage: &Storage) -> Result<Vec<Entry>> {
     }
     let record = ledger.blob(&repository, &digest).await?.record.context("absent")?;
     expected.push(Entry::Blob { digest: digest.clone(), record });
+    for key in [ListKey::Tags, ListKey::Referrers(digest.clone())] {
+        ledger.put_listing(&repository, &key, &listing(None)).await?;
+        expected.push(Entry::Listing { repository: repository.clone(), key, stale_until: NOW });
+    }
     // Small, and too large for an item of DynamoDB.
     for count in [2, 4000] {
         let (members, used_at) = (members(count), Timestamp(NOW.0 + 1));
@@ -329,6 +369,7 @@ pub(crate) async fn an_entry_is_removed_only_while_it_is_what_was_seen(storage: 
             Entry::Blob { record, .. } => record.version ^= 1,
             Entry::Manifest(manifest) => manifest.used_at.0 -= 1,
             Entry::Membership { used_at, .. } => used_at.0 -= 1,
+            Entry::Listing { stale_until, .. } => stale_until.0 -= 1,
         }
         let before = entries(storage).await?;
         assert!(!storage.ledger.remove(&other).await?, "{other:?}");

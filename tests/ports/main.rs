@@ -54,6 +54,7 @@ on_every_adapter! {
         every_write_changes_the_version
         of_racing_conditional_writes_one_wins
         a_repository_is_absent_until_it_was_said_last
+        a_list_is_read_as_it_was_put_last
         a_manifest_is_read_byte_for_byte
         a_manifest_can_be_put_twice
         a_manifest_belongs_to_the_repository_it_was_put_in

@@ -4,15 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 
-use anyhow::{Context, ensure};
+use async_trait::async_trait;
 use bytes::Bytes;
-use reqwest::Method;
-use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::layer::Layer;
-use crate::registry::Registry;
 
 const MIB: u64 = 1024 * 1024;
 
@@ -45,6 +42,19 @@ const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// The media types of the manifests that are made here.
 pub const MEDIA_TYPES: [&str; 3] = [DOCKER.manifest, OCI.manifest, INDEX];
 
+/// Where an image can be pushed to.
+#[async_trait]
+pub trait Destination: Sync {
+    /// Stores a blob, read piece by piece.
+    async fn put_blob(&self, name: &str, blob: &Blob, content: Content) -> anyhow::Result<()>;
+
+    /// Stores a manifest under a tag or its digest.
+    async fn put_manifest(&self, name: &str, reference: &str, kind: &str, bytes: &[u8]) -> anyhow::Result<()>;
+}
+
+/// The bytes of a blob, in pieces.
+pub type Content = Box<dyn Iterator<Item = Bytes> + Send>;
+
 /// What to make. Recipes that differ in their seed share no layer.
 pub struct Recipe {
     name: String,
@@ -70,6 +80,12 @@ impl Recipe {
         Self { name: name.to_owned(), seed: 1, format: OCI, architectures: &["amd64"], layers }
     }
 
+    /// The same with other layers: a file of so many bytes in each.
+    #[must_use]
+    pub fn layers(self, layers: Vec<u64>) -> Self {
+        Self { layers, ..self }
+    }
+
     /// Other content under the same shape.
     #[must_use]
     pub fn seed(self, seed: u64) -> Self {
@@ -77,14 +93,14 @@ impl Recipe {
     }
 
     /// Makes the image and pushes it to the registry as `<name>:v1`, blobs first, as every client does.
-    pub async fn push(&self, registry: &Registry) -> anyhow::Result<Image> {
+    pub async fn push(&self, registry: &impl Destination) -> anyhow::Result<Image> {
         let mut manifests = Vec::new();
         for (platform, architecture) in (0..).zip(self.architectures) {
             manifests.push(self.push_platform(registry, platform, architecture).await?);
         }
         let (digest, index) = match &manifests[..] {
             [only] => {
-                put_manifest(registry, &self.name, "v1", self.format.manifest, &only.bytes).await?;
+                registry.put_manifest(&self.name, "v1", self.format.manifest, &only.bytes).await?;
                 (only.digest.clone(), None)
             }
             several => {
@@ -98,20 +114,24 @@ impl Recipe {
                         "platform": {"os": "linux", "architecture": manifest.architecture},
                     })).collect::<Vec<Value>>(),
                 }))?;
-                put_manifest(registry, &self.name, "v1", INDEX, &bytes).await?;
+                registry.put_manifest(&self.name, "v1", INDEX, &bytes).await?;
                 (digest_of(&bytes), Some(bytes))
             }
         };
         Ok(Image { name: self.name.clone(), tag: "v1".to_owned(), digest, index, manifests })
     }
 
-    async fn push_platform(&self, registry: &Registry, platform: u64, architecture: &str) -> anyhow::Result<Manifest> {
+    async fn push_platform(
+        &self,
+        registry: &impl Destination,
+        platform: u64,
+        architecture: &str,
+    ) -> anyhow::Result<Manifest> {
         let mut layers = Vec::new();
         for (position, content) in (0..).zip(&self.layers) {
             let layer = Layer::new(self.seed, (platform << 32) | position, *content, self.format.gzip);
             let measured = layer.measure();
-            let body = futures_util::stream::iter(layer.blocks().map(Ok::<Bytes, std::io::Error>));
-            put_blob(registry, &self.name, &measured.blob, reqwest::Body::wrap_stream(body)).await?;
+            registry.put_blob(&self.name, &measured.blob, layer.blocks()).await?;
             layers.push(measured);
         }
         let config = serde_json::to_vec(&json!({
@@ -121,8 +141,7 @@ impl Recipe {
             "rootfs": {"type": "layers", "diff_ids": layers.iter().map(|layer| &layer.diff_id).collect::<Vec<_>>()},
             "history": layers.iter().map(|_| json!({"created_by": "a test"})).collect::<Vec<Value>>(),
         }))?;
-        let config_blob = Blob { digest: digest_of(&config), size: config.len() as u64 };
-        put_blob(registry, &self.name, &config_blob, config.into()).await?;
+        let config_blob = put_bytes(registry, &self.name, config).await?;
         let bytes = serde_json::to_vec(&json!({
             "schemaVersion": 2,
             "mediaType": self.format.manifest,
@@ -132,11 +151,83 @@ impl Recipe {
             })).collect::<Vec<Value>>(),
         }))?;
         let digest = digest_of(&bytes);
-        put_manifest(registry, &self.name, &digest, self.format.manifest, &bytes).await?;
+        registry.put_manifest(&self.name, &digest, self.format.manifest, &bytes).await?;
         let diff_ids = layers.iter().map(|layer| layer.diff_id.clone()).collect();
         let blobs = std::iter::once(config_blob.clone()).chain(layers.into_iter().map(|layer| layer.blob)).collect();
         Ok(Manifest { architecture: architecture.to_owned(), digest, bytes, config: config_blob, blobs, diff_ids })
     }
+}
+
+/// What refers to an image, as the tools that look for it find it.
+pub struct Companions {
+    /// An artifact with a `subject`.
+    pub artifact: Image,
+    /// The index of what refers to the image, at its fallback tag (distribution-spec 1.1, "Referrers Tag Schema").
+    pub referrers: Image,
+    /// A signature at cosign's tag, `sha256-<hex>.sig`.
+    pub signature: Image,
+}
+
+impl Companions {
+    /// Makes them for an image and pushes them into its repository.
+    pub async fn push(registry: &impl Destination, image: &Image) -> anyhow::Result<Self> {
+        const BILL: &str = "application/spdx+json";
+        let tag = image.digest.replace(':', "-");
+        let subject = image.manifest_bytes()[image.digest.as_str()];
+        let subject = json!({"mediaType": OCI.manifest, "digest": image.digest, "size": subject.len()});
+        let bill = format!("a bill of materials of {}", image.digest);
+        let artifact = (BILL, "application/vnd.oci.empty.v1+json", b"{}".to_vec(), bill, Some(subject));
+        let artifact = push_single(registry, &image.name, "sbom", artifact).await?;
+        let index = serde_json::to_vec(&json!({
+            "schemaVersion": 2,
+            "mediaType": INDEX,
+            "manifests": [{
+                "mediaType": OCI.manifest, "digest": artifact.digest,
+                "size": artifact.manifests[0].bytes.len(), "artifactType": BILL,
+            }],
+        }))?;
+        registry.put_manifest(&image.name, &tag, INDEX, &index).await?;
+        let referrers = Image { tag: tag.clone(), digest: digest_of(&index), index: Some(index), ..artifact.clone() };
+        let payload = format!("a signature of {}", image.digest);
+        let config = br#"{"architecture":"","os":"","rootfs":{"type":"layers","diff_ids":[]}}"#.to_vec();
+        let signature = ("application/vnd.dev.cosign.simplesigning.v1+json", OCI.config, config, payload, None);
+        let signature = push_single(registry, &image.name, &format!("{tag}.sig"), signature).await?;
+        Ok(Self { artifact, referrers, signature })
+    }
+}
+
+/// An OCI manifest of one layer: its media type, which is also its `artifactType` where the manifest has a subject; the
+/// configuration's media type and bytes; the layer's content; the subject.
+async fn push_single(
+    registry: &impl Destination,
+    name: &str,
+    tag: &str,
+    (kind, config_kind, config, layer, subject): (&str, &str, Vec<u8>, String, Option<Value>),
+) -> anyhow::Result<Image> {
+    let config = put_bytes(registry, name, config).await?;
+    let layer = put_bytes(registry, name, layer.into_bytes()).await?;
+    let mut manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": OCI.manifest,
+        "config": {"mediaType": config_kind, "digest": config.digest, "size": config.size},
+        "layers": [{"mediaType": kind, "digest": layer.digest, "size": layer.size}],
+    });
+    if let Some(subject) = subject {
+        manifest["artifactType"] = json!(kind);
+        manifest["subject"] = subject;
+    }
+    let bytes = serde_json::to_vec(&manifest)?;
+    registry.put_manifest(name, tag, OCI.manifest, &bytes).await?;
+    let digest = digest_of(&bytes);
+    let (blobs, diff_ids) = (vec![config.clone(), layer], Vec::new());
+    let manifest = Manifest { architecture: String::new(), digest: digest.clone(), bytes, config, blobs, diff_ids };
+    Ok(Image { name: name.to_owned(), tag: tag.to_owned(), digest, index: None, manifests: vec![manifest] })
+}
+
+async fn put_bytes(registry: &impl Destination, name: &str, bytes: Vec<u8>) -> anyhow::Result<Blob> {
+    let blob = Blob { digest: digest_of(&bytes), size: bytes.len() as u64 };
+    registry.put_blob(name, &blob, Box::new(std::iter::once(Bytes::from(bytes)))).await?;
+    Ok(blob)
 }
 
 /// An image as it was pushed.
@@ -236,37 +327,4 @@ pub fn digest_of(bytes: &[u8]) -> String {
 /// The digest of all that this hasher has seen, as manifests write it.
 pub fn digest_from(hasher: Sha256) -> String {
     format!("sha256:{:x}", Bytes::copy_from_slice(&hasher.finalize()))
-}
-
-async fn put_blob(registry: &Registry, name: &str, blob: &Blob, body: reqwest::Body) -> anyhow::Result<()> {
-    let begun =
-        registry.request(Method::POST, &format!("/v2/{name}/blobs/uploads/")).send().await?.error_for_status()?;
-    let location = begun.headers().get(LOCATION).context("an upload without a Location")?.to_str()?;
-    let separator = if location.contains('?') { '&' } else { '?' };
-    let stored = registry
-        .request(Method::PUT, &format!("{location}{separator}digest={}", blob.digest))
-        .header(CONTENT_TYPE, "application/octet-stream")
-        .header(CONTENT_LENGTH, blob.size)
-        .body(body)
-        .send()
-        .await?;
-    ensure!(stored.status() == 201, "the registry refused a blob: {} {}", stored.status(), stored.text().await?);
-    Ok(())
-}
-
-async fn put_manifest(
-    registry: &Registry,
-    name: &str,
-    reference: &str,
-    kind: &str,
-    bytes: &[u8],
-) -> anyhow::Result<()> {
-    let stored = registry
-        .request(Method::PUT, &format!("/v2/{name}/manifests/{reference}"))
-        .header(CONTENT_TYPE, kind)
-        .body(bytes.to_vec())
-        .send()
-        .await?;
-    ensure!(stored.status() == 201, "the registry refused a manifest: {} {}", stored.status(), stored.text().await?);
-    Ok(())
 }

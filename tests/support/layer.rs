@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
-use crate::images::{Blob, digest_from};
+use crate::images::{Blob, Content, digest_from};
 
 /// A file's content is made in pieces of this many bytes.
 const BLOCK: usize = 256 * 1024;
@@ -40,7 +40,7 @@ impl Layer {
     }
 
     /// The bytes as they travel.
-    pub(crate) fn blocks(&self) -> Box<dyn Iterator<Item = Bytes> + Send> {
+    pub(crate) fn blocks(&self) -> Content {
         if self.gzip { Box::new(gzip(self.tar())) } else { Box::new(self.tar()) }
     }
 

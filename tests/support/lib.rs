@@ -6,10 +6,12 @@ pub mod images;
 pub mod lambda;
 mod layer;
 mod loopback;
+pub mod node;
 pub mod program;
 pub mod registry;
 pub mod scripted;
 pub mod vast;
+pub mod wire;
 pub mod world;
 
 pub use layer::Random;

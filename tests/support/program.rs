@@ -1,10 +1,11 @@
 //! The `stopover` program as a child process.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::{ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,9 @@ use crate::images::{Blob, Image};
 
 /// How long the program may take to listen, or to say why it does not: far beyond what it needs on a busy machine.
 const START: Duration = Duration::from_secs(30);
+
+/// How long a command may take: the doctor gives a client 20 seconds.
+const END: Duration = Duration::from_mins(1);
 
 /// How long a fill may take that nobody reads along: a gibibyte takes seconds.
 const FILL: Duration = Duration::from_mins(1);
@@ -94,10 +98,17 @@ impl Installation {
 
 /// Runs the program with these arguments until it ends: its exit status, and all that it printed.
 pub async fn run(arguments: &[&str]) -> anyhow::Result<(ExitStatus, String)> {
-    let output = Command::new(binary()?).args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
-    let output = tokio::time::timeout(START, output).await.context("the program does not end")??;
+    let output = output(arguments, &[]).await?;
     let text = String::from_utf8([output.stdout, output.stderr].concat())?;
     Ok((output.status, text))
+}
+
+/// Runs the program with these arguments and variables until it ends.
+pub async fn output(arguments: &[&str], environment: &[(&str, &OsStr)]) -> anyhow::Result<Output> {
+    let mut command = Command::new(binary()?);
+    let output =
+        command.args(arguments).envs(environment.iter().copied()).stdin(Stdio::null()).kill_on_drop(true).output();
+    tokio::time::timeout(END, output).await.context("the program does not end")?.context("the program does not start")
 }
 
 /// A running process. Dropping it kills it.

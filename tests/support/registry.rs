@@ -7,8 +7,14 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use async_trait::async_trait;
+use bytes::Bytes;
+use reqwest::Method;
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
+
+use crate::images::{Blob, Content, Destination};
 
 /// How long the program may take from its start to its first answer; it takes 50 ms on an idle machine.
 const START: Duration = Duration::from_secs(20);
@@ -59,7 +65,7 @@ impl Registry {
     }
 
     /// A request to this registry with its credentials; `path` starts with `/v2/`, or is an absolute URL it gave.
-    pub(crate) fn request(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
+    fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let url = if path.starts_with("http") { path.to_owned() } else { format!("{}{path}", self.url()) };
         let request = self.client.request(method, url);
         match &self.credentials {
@@ -85,6 +91,38 @@ impl Registry {
             }
         }
         bail!("the port of docker-registry, {}, is in use by something else", self.address)
+    }
+}
+
+#[async_trait]
+impl Destination for Registry {
+    async fn put_blob(&self, name: &str, blob: &Blob, content: Content) -> anyhow::Result<()> {
+        let begun = self.request(Method::POST, &format!("/v2/{name}/blobs/uploads/")).send().await?;
+        let begun = begun.error_for_status()?;
+        let location = begun.headers().get(LOCATION).context("an upload without a Location")?.to_str()?;
+        let separator = if location.contains('?') { '&' } else { '?' };
+        let body = futures_util::stream::iter(content.map(Ok::<Bytes, std::io::Error>));
+        let stored = self
+            .request(Method::PUT, &format!("{location}{separator}digest={}", blob.digest))
+            .header(CONTENT_TYPE, "application/octet-stream")
+            .header(CONTENT_LENGTH, blob.size)
+            .body(reqwest::Body::wrap_stream(body))
+            .send()
+            .await?;
+        ensure!(stored.status() == 201, "the registry refused a blob: {} {}", stored.status(), stored.text().await?);
+        Ok(())
+    }
+
+    async fn put_manifest(&self, name: &str, reference: &str, kind: &str, bytes: &[u8]) -> anyhow::Result<()> {
+        let stored = self
+            .request(Method::PUT, &format!("/v2/{name}/manifests/{reference}"))
+            .header(CONTENT_TYPE, kind)
+            .body(bytes.to_vec())
+            .send()
+            .await?;
+        let status = stored.status();
+        ensure!(status == 201, "the registry refused a manifest: {status} {}", stored.text().await?);
+        Ok(())
     }
 }
 

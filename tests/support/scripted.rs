@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use async_trait::async_trait;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
@@ -14,6 +16,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
 use serde_json::json;
 use stopover::oci::{Algorithm, Digest, MediaType};
 
+use crate::images::{self, Blob, Destination};
 use crate::loopback::Loopback;
 
 /// A scripted upstream. Dropping it cuts all connections.
@@ -27,7 +30,10 @@ pub struct Scripted {
 struct Script {
     /// By path: `/v2/<name>/manifests/<reference>`, `/v2/<name>/blobs/<digest>`.
     content: HashMap<String, Content>,
-    faults: Vec<(String, Fault)>,
+    /// Pages of lists, by path and query.
+    pages: HashMap<String, Page>,
+    /// What the line of a request contains, what happens to it, and how often.
+    faults: Vec<(String, Fault, usize)>,
     login: Option<Login>,
     quota: Option<(u64, u64)>,
     tokens: usize,
@@ -43,11 +49,20 @@ struct Content {
     digest: Digest,
 }
 
+#[derive(Clone)]
+struct Page {
+    media_type: String,
+    body: String,
+    link: Option<String>,
+}
+
 /// A request as it arrived.
 #[derive(Clone, Debug)]
 pub struct Seen {
     /// Method and path, as `GET /v2/…`.
     pub line: String,
+    /// Its query as it stands in the URL; empty where there is none.
+    pub query: String,
     /// Its headers.
     pub headers: HeaderMap,
 }
@@ -61,6 +76,9 @@ pub enum Login {
     Bearer,
     /// With a token of a server elsewhere.
     BearerFrom(String),
+    /// With a token of its own token server, and with this challenge for whoever has none (`None`: with no challenge). It
+    /// is made of the upstream's URL, the path that was asked for, and whether some token was given.
+    BearerSaying(fn(url: &str, path: &str, given: bool) -> Option<String>),
 }
 
 /// What happens instead of the right answer, to requests whose line contains a text.
@@ -78,6 +96,8 @@ pub enum Fault {
     Body(Vec<u8>, Vec<(&'static str, String)>),
     /// No answer at all until the client gives up.
     Silent,
+    /// The right answer after this time.
+    Late(Duration),
     /// The body stops in the middle and goes on when [`Scripted::heal`] is called.
     Stalled,
 }
@@ -179,7 +199,12 @@ impl Scripted {
 
     /// Puts a manifest under a tag and under its digest.
     pub fn manifest(&self, name: &str, tag: &str, media_type: &str, bytes: &[u8]) -> Digest {
-        let digest = Digest::of(Algorithm::Sha256, bytes);
+        self.manifest_by(Algorithm::Sha256, name, tag, media_type, bytes)
+    }
+
+    /// The same, with a digest of this algorithm.
+    pub fn manifest_by(&self, algorithm: Algorithm, name: &str, tag: &str, media_type: &str, bytes: &[u8]) -> Digest {
+        let digest = Digest::of(algorithm, bytes);
         let content =
             Content { media_type: media_type.to_owned(), bytes: Bytes::copy_from_slice(bytes), digest: digest.clone() };
         let mut script = self.script();
@@ -193,6 +218,18 @@ impl Scripted {
         let content =
             Content { media_type: "application/octet-stream".into(), bytes: bytes.clone(), digest: digest.clone() };
         self.script().content.insert(format!("/v2/{name}/blobs/{digest}"), content);
+    }
+
+    /// Answers a path, with this query where it has one, with a page of a list; `link` is its `Link` header.
+    pub fn page(&self, path: &str, media_type: &str, body: &str, link: Option<&str>) {
+        let page = Page { media_type: media_type.to_owned(), body: body.to_owned(), link: link.map(str::to_owned) };
+        self.script().pages.insert(path.to_owned(), page);
+    }
+
+    /// Has these tags in this order, all on one page whatever is asked for, as Docker's registry does.
+    pub fn tags(&self, name: &str, tags: &[&str]) {
+        let body = json!({ "name": name, "tags": tags }).to_string();
+        self.page(&format!("/v2/{name}/tags/list"), "application/json", &body, None);
     }
 
     /// Deletes a tag; its manifest stays.
@@ -214,7 +251,12 @@ impl Scripted {
 
     /// From now on does `fault` to every request whose line (`GET /v2/…`) contains `text`.
     pub fn fault(&self, text: &str, fault: Fault) {
-        self.script().faults.push((text.to_owned(), fault));
+        self.fault_times(text, usize::MAX, fault);
+    }
+
+    /// Does `fault` to the next so many of these requests.
+    pub fn fault_times(&self, text: &str, times: usize, fault: Fault) {
+        self.script().faults.push((text.to_owned(), fault, times));
     }
 
     /// Takes back every fault.
@@ -238,15 +280,36 @@ impl Scripted {
     }
 }
 
+#[async_trait]
+impl Destination for Scripted {
+    async fn put_blob(&self, name: &str, blob: &Blob, content: images::Content) -> anyhow::Result<()> {
+        let bytes: Vec<u8> = content.flatten().collect();
+        self.blob(name, &blob.digest.parse()?, &bytes.into());
+        Ok(())
+    }
+
+    async fn put_manifest(&self, name: &str, reference: &str, kind: &str, bytes: &[u8]) -> anyhow::Result<()> {
+        self.manifest(name, reference, kind, bytes);
+        Ok(())
+    }
+}
+
 type Shared = (SocketAddr, Arc<Mutex<Script>>);
 
 async fn answer(State((address, script)): State<Shared>, request: Request<Body>) -> Response {
     let line = format!("{} {}", request.method(), request.uri().path());
-    let (fault, refusal, content, quota) = {
+    let (fault, refusal, content, page, quota) = {
         let mut script = script.lock().unwrap_or_else(PoisonError::into_inner);
-        script.requests.push(Seen { line: line.clone(), headers: request.headers().clone() });
-        let fault = script.faults.iter().find(|(text, _)| line.contains(text)).map(|(_, fault)| fault.clone());
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        script.requests.push(Seen { line: line.clone(), query, headers: request.headers().clone() });
+        let fault = script.faults.iter_mut().find(|(text, _, left)| *left > 0 && line.contains(text.as_str()));
+        let fault = fault.map(|(_, fault, left)| {
+            *left -= 1;
+            fault.clone()
+        });
         let content = script.content.get(request.uri().path()).cloned();
+        let whole = request.uri().path_and_query().map_or("", |whole| whole.as_str());
+        let page = script.pages.get(whole).or_else(|| script.pages.get(request.uri().path())).cloned();
         let refusal = refuse(&script, address, request.uri(), request.headers());
         let counts = request.uri().path().contains("/manifests/") && refusal.is_none();
         let quota = script.quota.as_mut().filter(|_| counts).map(|(limit, remaining)| {
@@ -256,13 +319,16 @@ async fn answer(State((address, script)): State<Shared>, request: Request<Body>)
             }
             (*limit, *remaining, allowed)
         });
-        (fault, refusal, content, quota)
+        (fault, refusal, content, page, quota)
     };
     if let Some(Fault::Status(status, headers, body)) = fault {
         return respond(status, &headers, Body::from(body));
     }
     if matches!(fault, Some(Fault::Silent)) {
         std::future::pending::<()>().await;
+    }
+    if let Some(Fault::Late(time)) = fault {
+        tokio::time::sleep(time).await;
     }
     if let Some(refusal) = refusal {
         return refusal;
@@ -281,6 +347,11 @@ async fn answer(State((address, script)): State<Shared>, request: Request<Body>)
         let message = "You have reached your unauthenticated pull rate limit.";
         let body = json!({ "errors": [{ "code": "TOOMANYREQUESTS", "message": message }] }).to_string();
         return respond(429, &limits, Body::from(body));
+    }
+    if let Some(Page { media_type, body, link }) = page {
+        let mut headers = vec![("content-type", media_type)];
+        headers.extend(link.map(|link| ("link", link)));
+        return respond(200, &headers, Body::from(body));
     }
     let Some(content) = content else {
         let body = json!({ "errors": [{ "code": "MANIFEST_UNKNOWN", "message": "unknown" }] }).to_string();
@@ -315,11 +386,11 @@ fn serve(script: &Arc<Mutex<Script>>, line: &str, head: bool, content: Content, 
             let healed = async move {
                 let stalled = || {
                     let script = script.lock().unwrap_or_else(PoisonError::into_inner);
-                    script.faults.iter().any(|(text, _)| line.contains(text))
+                    script.faults.iter().any(|(text, ..)| line.contains(text))
                 };
                 while stalled() {
                     // The reason for this pause: the script is plain data, so its change is polled.
-                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                    tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 Ok::<_, std::io::Error>(rest)
             };
@@ -363,16 +434,19 @@ fn refuse(script: &Script, address: SocketAddr, uri: &Uri, headers: &HeaderMap) 
         let body = json!({ "token": token, "expires_in": 300 }).to_string();
         return Some(respond(200, &[("content-type", "application/json".into())], Body::from(body)));
     }
+    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let url = format!("http://{address}");
     let (expected, challenge) = match script.login.as_ref()? {
         Login::Basic(user, password) => {
             let pair = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
-            (format!("Basic {pair}"), "Basic realm=\"scripted\"".to_owned())
+            (format!("Basic {pair}"), Some("Basic realm=\"scripted\"".to_owned()))
         }
-        Login::Bearer => (format!("Bearer {token}"), bearer(&format!("http://{address}/token"))),
-        Login::BearerFrom(realm) => (format!("Bearer {token}"), bearer(realm)),
+        Login::Bearer => (format!("Bearer {token}"), Some(bearer(&format!("{url}/token")))),
+        Login::BearerFrom(realm) => (format!("Bearer {token}"), Some(bearer(realm))),
+        Login::BearerSaying(challenge) => (format!("Bearer {token}"), challenge(&url, uri.path(), given.is_some())),
     };
-    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    (given != Some(&expected)).then(|| respond(401, &[("www-authenticate", challenge)], Body::empty()))
+    let challenge: Vec<_> = challenge.map(|challenge| ("www-authenticate", challenge)).into_iter().collect();
+    (given != Some(&expected)).then(|| respond(401, &challenge, Body::empty()))
 }
 
 fn bearer(realm: &str) -> String {

@@ -1,0 +1,167 @@
+//! `stopover doctor`: checks from a node that pulls go through the cache, and says how to fix what is in their way.
+
+mod configured;
+mod network;
+mod sample;
+mod through;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use clap::ValueEnum as _;
+use stopover::config::DEFAULT_UPSTREAM;
+use stopover::oci::{Name, Operation, Reference, Request};
+
+use super::{Client, Target};
+use configured::Files;
+
+/// What to check.
+#[derive(clap::Args)]
+pub(crate) struct Examination {
+    /// The image to pull, of the registry whose way is to be checked
+    #[arg(long, value_name = "IMAGE", default_value = "docker.io/library/hello-world:latest")]
+    image: String,
+    /// The clients to check: docker, containerd, cri-o, podman, buildkit or k3s [default: all that are found here]
+    #[arg(long = "client", value_name = "NAME")]
+    clients: Vec<Target>,
+    /// Where the file system begins that has the clients' configurations
+    #[arg(long, value_name = "DIRECTORY", default_value = "/", hide = true)]
+    root: PathBuf,
+}
+
+/// What is wrong, and what helps.
+#[derive(Debug)]
+struct Problem {
+    what: String,
+    fix: String,
+}
+
+impl Problem {
+    fn new(what: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { what: what.into(), fix: fix.into() }
+    }
+}
+
+/// What a step has found.
+#[derive(Debug)]
+enum Verdict {
+    /// It is as it should be.
+    Good(String),
+    /// It is not.
+    Bad(Problem),
+    /// That cannot be told, or does not matter here.
+    Unknown(String),
+}
+
+impl From<Result<String, Problem>> for Verdict {
+    fn from(found: Result<String, Problem>) -> Self {
+        found.map_or_else(Self::Bad, Self::Good)
+    }
+}
+
+/// The image that is pulled.
+struct Sample {
+    /// As it was named.
+    text: String,
+    request: Request,
+    name: Name,
+    reference: Reference,
+    /// The registry that clients believe they talk to.
+    upstream: String,
+    /// Registry and repository, as clients name them.
+    repository: String,
+}
+
+impl Sample {
+    fn new(text: &str) -> anyhow::Result<Self> {
+        let request = Request::image(text).with_context(|| format!("--image {text}"))?;
+        let Operation::Manifest(name, reference) = request.operation.clone() else { bail!("--image {text}: no image") };
+        let (upstream, path) = match (&request.namespace, name.splits().last()) {
+            (Some(namespace), _) => (namespace.clone(), name.clone()),
+            (None, Some((first, rest))) if first.contains('.') => (first.to_owned(), rest),
+            (None, _) => (DEFAULT_UPSTREAM.to_owned(), name.clone()),
+        };
+        let path = if upstream == DEFAULT_UPSTREAM { path.in_library() } else { path };
+        let repository = format!("{upstream}/{path}");
+        Ok(Self { text: text.to_owned(), request, name, reference, upstream, repository })
+    }
+}
+
+/// Says what each step has found, as soon as it has.
+#[derive(Default)]
+struct Report {
+    steps: usize,
+    failed: usize,
+    /// The step that failed and that the next ones need.
+    missing: Option<&'static str>,
+}
+
+impl Report {
+    /// Takes a step on the way to the server and back; once one has failed, the others make no sense.
+    async fn step(&mut self, name: &'static str, check: impl Future<Output = Verdict>) -> std::io::Result<()> {
+        let verdict = match self.missing {
+            Some(missing) => Verdict::Unknown(format!("needs: {missing}")),
+            None => check.await,
+        };
+        if matches!(verdict, Verdict::Bad(_)) {
+            self.missing = Some(name);
+        }
+        self.say(name, &verdict)
+    }
+
+    fn say(&mut self, name: &str, verdict: &Verdict) -> std::io::Result<()> {
+        self.steps += 1;
+        let mut output = std::io::stdout();
+        match verdict {
+            Verdict::Good(text) => writeln!(output, "ok    {name}: {text}")?,
+            Verdict::Unknown(text) => writeln!(output, "skip  {name}: {text}")?,
+            Verdict::Bad(Problem { what, fix }) => {
+                self.failed += 1;
+                // What a parser says has several lines.
+                let what = what.trim_end().replace('\n', "\n      ");
+                writeln!(output, "FAIL  {name}: {what}\n      fix: {fix}")?;
+            }
+        }
+        output.flush()
+    }
+}
+
+impl Client {
+    /// Takes all steps. Fails if one of them has.
+    pub(crate) async fn examine(&self, examination: Examination) -> anyhow::Result<String> {
+        let sample = Sample::new(&examination.image)?;
+        let mut report = Report::default();
+        report.step("name", network::resolve(&self.server)).await?;
+        report.step("connection", network::connect(&self.server)).await?;
+        report.step("tls", self.shake_hands()).await?;
+        report.step("registry", self.greet()).await?;
+        report.step("pull", self.pull_sample(&sample)).await?;
+        let clients = if examination.clients.is_empty() { Target::found() } else { examination.clients };
+        if clients.is_empty() {
+            report.say("clients", &Verdict::Unknown("none is found here: name one with --client".into()))?;
+        }
+        let files = Files { root: &examination.root, server: &self.server, sample: &sample };
+        for client in clients {
+            let name = client.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+            let configured = files.of(client);
+            report.say(&format!("{name} configuration"), &configured)?;
+            let through = match (report.missing, &configured) {
+                (Some(missing), _) => Verdict::Unknown(format!("needs: {missing}")),
+                (None, Verdict::Unknown(_)) => Verdict::Unknown("needs: a mirror in its configuration".into()),
+                (None, _) => self.goes_through(client, &files).await,
+            };
+            report.say(&format!("{name} pulls"), &through)?;
+        }
+        if report.failed > 0 {
+            bail!("{} of {} steps failed", report.failed, report.steps);
+        }
+        Ok(format!("nothing failed in {} steps\n", report.steps))
+    }
+}
+
+/// An error with everything that led to it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

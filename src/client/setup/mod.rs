@@ -1,0 +1,157 @@
+//! `stopover setup CLIENT`: the configuration that has a client pull through the cache. Where each form comes from is in
+//! the comments of the files beside this one, which the people who use them read too.
+
+use std::fmt::Write as _;
+
+use clap::ValueEnum;
+use stopover::oci::UpstreamId;
+
+use super::endpoint::Endpoint;
+
+/// A client that can be told of a mirror.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Target {
+    /// /etc/docker/daemon.json
+    Docker,
+    /// A script that writes /etc/containerd/certs.d; for nerdctl and Kubernetes too
+    Containerd,
+    /// /etc/containers/registries.conf.d
+    #[value(name = "cri-o")]
+    CriO,
+    /// /etc/containers/registries.conf.d; for skopeo and buildah too
+    #[value(aliases = ["skopeo", "buildah"])]
+    Podman,
+    /// /etc/buildkit/buildkitd.toml; for docker buildx too
+    Buildkit,
+    /// /etc/rancher/k3s/registries.yaml; for RKE2 too
+    #[value(alias = "rke2")]
+    K3s,
+    /// User data of EKS nodes with Amazon Linux 2023
+    EksNodeadm,
+    /// User data of Bottlerocket
+    Bottlerocket,
+    /// Arguments of the executor
+    Kaniko,
+    /// Steps of a job
+    GithubActions,
+    /// buildspec.yml
+    Codebuild,
+    /// Names of images in task definitions
+    Ecs,
+}
+
+impl Target {
+    /// A configuration with placeholders, see [`fill`].
+    fn template(self) -> &'static str {
+        match self {
+            Self::Docker => include_str!("docker.json"),
+            Self::Containerd => include_str!("containerd.sh"),
+            Self::CriO | Self::Podman => include_str!("registries.toml"),
+            Self::Buildkit => include_str!("buildkit.toml"),
+            Self::K3s => include_str!("k3s.yaml"),
+            Self::EksNodeadm => include_str!("eks-nodeadm.mime"),
+            Self::Bottlerocket => include_str!("bottlerocket.toml"),
+            Self::Kaniko => include_str!("kaniko.yaml"),
+            Self::GithubActions => include_str!("github-actions.yaml"),
+            Self::Codebuild => include_str!("codebuild.yaml"),
+            Self::Ecs => include_str!("ecs.yaml"),
+        }
+    }
+
+    /// The configuration of this client.
+    pub(crate) fn configuration(self, mirror: &Endpoint, upstreams: &[UpstreamId]) -> String {
+        fill(self.template(), mirror, upstreams)
+    }
+
+    /// What to do with a configuration in a format that has no comments.
+    pub(crate) fn advice(self, mirror: &Endpoint, upstreams: &[UpstreamId]) -> String {
+        match self {
+            Self::Docker => fill(include_str!("docker.txt"), mirror, upstreams),
+            _ => String::new(),
+        }
+    }
+}
+
+/// One line a client: its name, and what is printed for it.
+pub(crate) fn list() -> String {
+    let mut text = "stopover setup CLIENT prints the configuration of:\n".to_owned();
+    for value in Target::value_variants().iter().filter_map(ValueEnum::to_possible_value) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "  {:15} {}", value.get_name(), value.get_help().cloned().unwrap_or_default());
+    }
+    text
+}
+
+/// Fills in a template: lines between `@http@` and `@/http@` stand only where the mirror speaks plain HTTP, those between
+/// `@each@` and `@/each@` once for every upstream, and a line that names a client is that client's configuration.
+fn fill(template: &str, mirror: &Endpoint, upstreams: &[UpstreamId]) -> String {
+    let (mut filled, mut repeated, mut plain_only) = (String::new(), None, false);
+    for line in template.lines() {
+        match line {
+            "@http@" => plain_only = true,
+            "@/http@" => plain_only = false,
+            _ if plain_only && !mirror.is_plain() => {}
+            "@each@" => repeated = Some(String::new()),
+            "@/each@" => {
+                let block: String = repeated.take().unwrap_or_default();
+                filled.extend(upstreams.iter().map(|upstream| of_upstream(&block, mirror, upstream.as_str())));
+            }
+            _ => {
+                let text = included(line, mirror, upstreams).unwrap_or_else(|| line.to_owned());
+                repeated.as_mut().unwrap_or(&mut filled).extend([text.as_str(), "\n"]);
+            }
+        }
+    }
+    filled
+        .replace("@server@", &mirror.to_string())
+        .replace("@host@", mirror.host())
+        .replace("@base@", &mirror.base())
+        .replace("@hub@", &mirror.docker_hub())
+        .replace("@v2@", &mirror.v2())
+}
+
+/// What holds for one upstream.
+fn of_upstream(block: &str, mirror: &Endpoint, upstream: &str) -> String {
+    // go-containerregistry, and with it kaniko, knows Docker Hub by its old name.
+    let registry = if upstream == "docker.io" { "index.docker.io" } else { upstream };
+    block
+        .replace("@upstream@", upstream)
+        .replace("@registry@", registry)
+        .replace("@endpoint@", &mirror.endpoint(upstream))
+}
+
+/// The configuration of another client, indented as the line that stands for it.
+fn included(line: &str, mirror: &Endpoint, upstreams: &[UpstreamId]) -> Option<String> {
+    let client = Target::from_str(line.trim().strip_prefix('@')?.strip_suffix('@')?, false).ok()?;
+    let indentation = &line[..line.len() - line.trim_start().len()];
+    let text = client.configuration(mirror, upstreams);
+    let lines = text.lines().map(|line| if line.is_empty() { String::new() } else { format!("{indentation}{line}") });
+    Some(lines.collect::<Vec<_>>().join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_placeholder_is_filled_in_whatever_the_server() {
+        let upstreams = ["docker.io", "ghcr.io"].map(|id| id.parse().unwrap());
+        for server in ["http://127.0.0.1:5000", "https://cache.example.com", "https://cache.example.com/team/"] {
+            let mirror: Endpoint = server.parse().unwrap();
+            for client in Target::value_variants() {
+                let text = client.configuration(&mirror, &upstreams) + &client.advice(&mirror, &upstreams);
+                assert!(!text.contains('@') || *client == Target::GithubActions, "{client:?}:\n{text}");
+                assert!(text.contains(mirror.host()), "{client:?}:\n{text}");
+                for upstream in &upstreams {
+                    assert!(text.contains(upstream.as_str()), "{client:?}:\n{text}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_client_is_listed() {
+        assert_eq!(list().lines().count(), 1 + Target::value_variants().len());
+        assert!(list().contains("  cri-o           /etc/containers/registries.conf.d\n"), "{}", list());
+    }
+}

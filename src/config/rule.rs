@@ -1,0 +1,147 @@
+//! `[rules."…"]`: what holds for the repositories below one place at an upstream, and what else that place is called.
+
+use std::collections::BTreeMap;
+
+use super::file::{PolicyTable, RuleTable};
+use super::{ConfigError, UpstreamConfig, value};
+use crate::oci::{Name, Repository, UpstreamId};
+
+/// Where repositories are: at an upstream, below a path or anywhere.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// The upstream.
+    pub upstream: UpstreamId,
+    /// The first components of their names there.
+    pub path: Option<Name>,
+}
+
+/// One rule.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// What it is about.
+    pub place: Place,
+    /// All settings that hold there, where the rule has any of its own.
+    pub settings: Option<UpstreamConfig>,
+}
+
+impl Place {
+    /// Everything at an upstream.
+    pub fn whole(upstream: UpstreamId) -> Self {
+        Self { upstream, path: None }
+    }
+
+    /// Whether a repository is there.
+    pub fn contains(&self, repository: &Repository) -> bool {
+        let below = |path: &Name| repository.name.is_below(path);
+        self.upstream == repository.upstream && self.path.as_ref().is_none_or(below)
+    }
+
+    /// The repository that is called `name` there.
+    pub fn join(&self, name: &Name) -> Repository {
+        let name = self.path.as_ref().map_or_else(|| name.clone(), |path| path.join(name));
+        Repository { upstream: self.upstream.clone(), name }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.path {
+            Some(path) => write!(formatter, "{}/{path}", self.upstream),
+            None => write!(formatter, "{}", self.upstream),
+        }
+    }
+}
+
+/// Every name of a place: the ids of upstreams, their aliases and hosts, and the prefixes of rules.
+pub struct Places(BTreeMap<String, Place>);
+
+impl Places {
+    /// Where two upstreams have the same alias or host, the first one has it; an id is always its own.
+    pub fn new(upstreams: &BTreeMap<UpstreamId, UpstreamConfig>, rules: &BTreeMap<Name, Rule>) -> Self {
+        let mut places = BTreeMap::new();
+        let ids = upstreams.keys().map(|id| (id.to_string(), id));
+        let aliases =
+            upstreams.iter().flat_map(|(id, upstream)| upstream.aliases.iter().map(move |at| (at.clone(), id)));
+        let hosts = upstreams.iter().flat_map(|(id, upstream)| {
+            let host = upstream.url.host_str().map(str::to_owned);
+            let port = upstream.url.port_or_known_default();
+            let with_port = host.as_ref().zip(port).map(|(host, port)| format!("{host}:{port}"));
+            [host, with_port].into_iter().flatten().map(move |host| (host, id))
+        });
+        for (text, id) in ids.chain(aliases).chain(hosts) {
+            places.entry(text).or_insert_with(|| Place::whole(id.clone()));
+        }
+        for (prefix, rule) in rules {
+            places.entry(prefix.to_string()).or_insert_with(|| rule.place.clone());
+        }
+        Self(places)
+    }
+
+    /// The place that is called like this.
+    pub fn named(&self, text: &str) -> Option<&Place> {
+        self.0.get(text)
+    }
+
+    /// The repository that a name means which begins with what a place is called: the longest such beginning counts.
+    pub fn find(&self, name: &Name) -> Option<Repository> {
+        // A whole name is a repository only where the place is more than an upstream.
+        if let Some(Place { upstream, path: Some(path) }) = self.named(name.as_str()) {
+            return Some(Repository { upstream: upstream.clone(), name: path.clone() });
+        }
+        name.splits().find_map(|(prefix, rest)| Some(self.named(prefix)?.join(&rest)))
+    }
+}
+
+/// Reads the rules, each with what it inherits.
+pub(super) fn read(
+    tables: BTreeMap<Name, RuleTable>,
+    upstreams: &BTreeMap<UpstreamId, UpstreamConfig>,
+    secret: &impl Fn(&str) -> Option<String>,
+) -> Result<BTreeMap<Name, Rule>, ConfigError> {
+    let places = Places::new(upstreams, &BTreeMap::new());
+    let mut rules: BTreeMap<Name, Rule> = BTreeMap::new();
+    for (prefix, mut table) in tables {
+        let section = format!("rules.\"{prefix}\"");
+        let policy = table.policy();
+        let place = place(&prefix, table, &places)?;
+        let settings = if policy == PolicyTable::default() {
+            None
+        } else {
+            let mut settings =
+                upstreams.get(&place.upstream).cloned().ok_or_else(|| value(&*section, "no upstream"))?;
+            settings.set(policy, &section, secret)?;
+            Some(settings)
+        };
+        let same = |(_, other): &(&Name, &Rule)| other.settings.is_some() && other.place == place;
+        if settings.is_some()
+            && let Some((other, _)) = rules.iter().find(same)
+        {
+            return Err(value(section, format!("has settings for {place}, and so has rules.\"{other}\"")));
+        }
+        rules.insert(prefix, Rule { place, settings });
+    }
+    Ok(rules)
+}
+
+fn place(prefix: &Name, table: RuleTable, places: &Places) -> Result<Place, ConfigError> {
+    let key = |name: &str| format!("rules.\"{prefix}\".{name}");
+    if let Some(known) = places.named(prefix.as_str()) {
+        let message = format!("is the upstream itself: its settings belong into [upstreams.\"{}\"]", known.upstream);
+        return Err(value(format!("rules.\"{prefix}\""), message));
+    }
+    if let Some(Repository { upstream, name }) = places.find(prefix) {
+        for (given, name) in [(table.upstream.is_some(), "upstream"), (table.path.is_some(), "path")] {
+            if given {
+                return Err(value(key(name), format!("must not be given: the prefix begins with {upstream}")));
+            }
+        }
+        return Ok(Place { upstream, path: Some(name) });
+    }
+    let Some(upstream) = table.upstream else {
+        return Err(value(key("upstream"), "is required where the prefix does not begin with the id of an upstream"));
+    };
+    match places.named(&upstream) {
+        Some(place) => Ok(Place { path: table.path, ..place.clone() }),
+        None => Err(value(key("upstream"), format!("{upstream:?} is no configured upstream"))),
+    }
+}

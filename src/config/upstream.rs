@@ -1,0 +1,359 @@
+//! `[upstreams."…"]`: the settings of one upstream, from its table, its profile, and the top of the file.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use url::Url;
+
+use super::file::{AlternateTable, CredentialsTable, Fresh, PolicyTable, Span, UpstreamTable};
+use super::profile::{Profile, ecr_region};
+use super::{ConfigError, value};
+use crate::freshness::{Pattern, TagRules};
+use crate::oci::{Name, Platforms, UpstreamId};
+
+/// What a client gets for a blob that is not stored yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cold {
+    /// A redirect to where upstream itself redirects to: no wait, no bytes through us.
+    Redirect,
+    /// An answer once the blob is stored, or 503 with `Retry-After` after [`Config::wait`](super::Config::wait).
+    Wait,
+    /// The bytes while the fill writes them. Only where the fill runs in the same process.
+    Follow,
+}
+
+/// What a client gets for a tag that was pulled before and that upstream has deleted since.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Deleted {
+    /// What upstream says: that there is no such tag. Its manifest still pulls by digest.
+    #[default]
+    Missing,
+    /// What the tag was, as long as after any other failure of upstream ([`UpstreamConfig::stale`]).
+    Serve,
+}
+
+/// What an upstream knows of the manifests that refer to another one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Referrers {
+    /// It may have the referrers API (distribution-spec 1.1, "Listing Referrers"); it is asked.
+    Ask,
+    /// It has none: only the tag that stands in for it ("Referrers Tag Schema").
+    TagOnly,
+}
+
+/// The settings of one upstream, or of the part of it that a rule is about.
+#[derive(Clone, Debug)]
+pub struct UpstreamConfig {
+    /// Scheme, host and port of its API.
+    pub url: Url,
+    /// Other values of `?ns=` that mean this upstream.
+    pub aliases: Vec<String>,
+    /// Origins that may issue tokens for it, besides its own.
+    pub token_realms: Vec<Url>,
+    /// Hosts it may redirect to although they are private addresses or speak plain HTTP.
+    pub trusted_hosts: Vec<String>,
+    /// Whether a name without a slash means `library/<name>`.
+    pub library: bool,
+    /// What it knows of referrers.
+    pub referrers: Referrers,
+    /// What it and others like it are called together, where it is one of many that nobody has configured.
+    pub family: Option<&'static str>,
+    /// Which names are answered at all.
+    pub names: NameRules,
+    /// How long tags are served without asking upstream.
+    pub tags: TagRules,
+    /// How long after that it is still served while upstream is in trouble.
+    pub stale: Duration,
+    /// How long a missing tag is remembered.
+    pub missing: Duration,
+    /// What becomes of a tag that upstream has deleted.
+    pub deleted: Deleted,
+    /// What a client gets for a blob that is not stored yet.
+    pub cold: Cold,
+    /// Which children of an index are copied when a pull has stored it.
+    pub platforms: Platforms,
+    /// Pulls that are left to clients who wait, when so few are left.
+    pub reserve: u64,
+    /// How many fills that nobody waits for run at once there. Only where fills run in the same process.
+    pub fills: NonZeroUsize,
+    /// Who else carries its content, asked in this order when it limits us or fails.
+    pub alternates: Vec<Alternate>,
+    /// Who we are there.
+    pub credentials: Option<Credentials>,
+    /// The region of a private ECR registry: without `credentials` we log in there as whoever this process is to AWS.
+    pub ecr_region: Option<String>,
+}
+
+/// Another upstream that carries the same content.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Alternate {
+    /// Which.
+    pub upstream: UpstreamId,
+    /// Names it carries, and their names there: the first part of `names` is replaced by `prefix`.
+    pub names: (String, String),
+    /// Whether it may say what a tag is. Content by digest is verified anyway.
+    pub tags: bool,
+}
+
+impl Alternate {
+    /// The name of a repository there, if it carries it.
+    pub fn name(&self, name: &Name) -> Option<Name> {
+        let (here, there) = &self.names;
+        format!("{there}{}", name.as_str().strip_prefix(here.as_str())?).parse().ok()
+    }
+}
+
+/// Which names of an upstream are answered: those that match `allow`, or all where it is not given, and of these none that
+/// matches `deny`.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NameRules {
+    allow: Option<NamePatterns>,
+    deny: Option<NamePatterns>,
+}
+
+/// Patterns of names, and the key that they were read from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct NamePatterns {
+    key: String,
+    patterns: Vec<Pattern>,
+}
+
+impl NameRules {
+    /// The key that refuses a name of a repository at the upstream. `None`: it is answered.
+    pub fn refused_by(&self, name: &Name) -> Option<&str> {
+        let deny = self.deny.as_ref().filter(|deny| deny.matches(name));
+        let refuses = || self.allow.as_ref().filter(|allow| !allow.matches(name));
+        deny.or_else(refuses).map(|patterns| patterns.key.as_str())
+    }
+}
+
+impl NamePatterns {
+    fn matches(&self, name: &Name) -> bool {
+        self.patterns.iter().any(|pattern| pattern.matches(name.as_str()))
+    }
+
+    /// Refuses patterns that no name can match: `deny = ["nginx"]` would refuse nothing where all names have a slash.
+    fn read(patterns: &[String], key: String, library: bool) -> Result<Self, ConfigError> {
+        for pattern in patterns {
+            // A letter is what may stand beside anything.
+            if pattern.replace('*', "a").parse::<Name>().is_err() {
+                return Err(value(key, format!("{pattern:?} is no pattern of names like \"acme/web*\"")));
+            }
+            if library && !pattern.contains(['/', '*']) {
+                return Err(value(key, format!("every name there has a slash: write \"library/{pattern}\"")));
+            }
+        }
+        Ok(Self { key, patterns: patterns.iter().map(|pattern| pattern.as_str().into()).collect() })
+    }
+}
+
+/// A user name and a secret that never appears in a log.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// The user name.
+    pub username: String,
+    /// The password or access token.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Credentials({}, secret)", self.username)
+    }
+}
+
+const DEFAULT_RESERVE: u64 = 10;
+/// About as many as one container runtime fetches at once.
+const DEFAULT_FILLS: NonZeroUsize = NonZeroUsize::new(4).unwrap();
+
+/// What holds at every upstream that does not say otherwise: the top of the file.
+pub(super) struct Defaults {
+    pub(super) fresh: Duration,
+    pub(super) stale: Duration,
+    pub(super) missing: Duration,
+    pub(super) deleted: Deleted,
+    pub(super) cold: Cold,
+    pub(super) platforms: Platforms,
+}
+
+/// Every upstream: those that have a table, and those that need none.
+pub(super) fn read(
+    mut tables: BTreeMap<UpstreamId, UpstreamTable>,
+    defaults: &Defaults,
+    secret: &impl Fn(&str) -> Option<String>,
+) -> Result<BTreeMap<UpstreamId, UpstreamConfig>, ConfigError> {
+    let mut upstreams = BTreeMap::new();
+    for id in Profile::known_ids() {
+        let id: UpstreamId = id.parse().map_err(|error| value("upstreams", format!("{id}: {error}")))?;
+        if !tables.contains_key(&id) {
+            let mut upstream = upstream(&id, UpstreamTable::default(), defaults, secret)?;
+            upstream.family = Profile::of(id.as_str(), None).family;
+            upstreams.insert(id, upstream);
+        }
+    }
+    while let Some((id, table)) = tables.pop_first() {
+        let upstream = upstream(&id, table, defaults, secret)?;
+        upstreams.insert(id, upstream);
+    }
+    for (id, upstream) in &upstreams {
+        for alternate in &upstream.alternates {
+            if !upstreams.contains_key(&alternate.upstream) {
+                let message = format!("{} is no configured upstream", alternate.upstream);
+                return Err(value(format!("upstreams.\"{id}\".alternates"), message));
+            }
+        }
+    }
+    Ok(upstreams)
+}
+
+fn upstream(
+    id: &UpstreamId,
+    mut table: UpstreamTable,
+    defaults: &Defaults,
+    secret: &impl Fn(&str) -> Option<String>,
+) -> Result<UpstreamConfig, ConfigError> {
+    let section = format!("upstreams.\"{id}\"");
+    let key = |name: &str| format!("{section}.{name}");
+    let parse = |text: &str| Url::parse(text).map_err(|error| value(key("url"), error.to_string()));
+    let policy = table.policy();
+    let profile = Profile::of(id.as_str(), table.url.as_ref().and_then(Url::host_str));
+    let url = match table.url {
+        Some(url) => url,
+        None if id.as_str().contains('.') => parse(&format!("https://{}", profile.api.unwrap_or(id.as_str())))?,
+        None => return Err(value(key("url"), "is required, for example url = \"https://registry.example.com\"")),
+    };
+    origin_only(&url).map_err(|message| value(key("url"), message))?;
+    let ecr_region = ecr_region(id.as_str()).or_else(|| ecr_region(url.host_str()?)).map(str::to_owned);
+    let token_realms = match table.token_realms {
+        Some(realms) => realms,
+        None => profile.token_realms.iter().map(|realm| parse(realm)).collect::<Result<_, _>>()?,
+    };
+    for realm in &token_realms {
+        origin_only(realm).map_err(|message| value(key("token_realms"), message))?;
+    }
+    // The names of a registry mean the upstream that is called like it, not every other way to it.
+    let own = profile.ids.contains(&id.as_str());
+    let aliases = || profile.aliases.iter().filter(|_| own).map(|&alias| alias.to_owned()).collect();
+    let alternates = match table.alternates {
+        Some(tables) => tables
+            .into_iter()
+            .map(|AlternateTable { upstream, names, prefix, tags }| {
+                let there = prefix.unwrap_or_else(|| names.clone());
+                Alternate { upstream, names: (names, there), tags }
+            })
+            .collect(),
+        None => profile
+            .alternates
+            .iter()
+            .map(|&(upstream, names, there)| {
+                let upstream = upstream.parse().map_err(|_| value(key("alternates"), upstream))?;
+                Ok(Alternate { upstream, names: (names.into(), there.into()), tags: false })
+            })
+            .collect::<Result<_, ConfigError>>()?,
+    };
+    let mut upstream = UpstreamConfig {
+        url,
+        aliases: table.aliases.unwrap_or_else(aliases),
+        token_realms,
+        trusted_hosts: table.trusted_hosts.unwrap_or_default(),
+        library: profile.library,
+        referrers: profile.referrers,
+        family: None,
+        names: NameRules::default(),
+        tags: TagRules { fresh: defaults.fresh, patterns: Vec::new(), immutable: Vec::new() },
+        stale: defaults.stale,
+        missing: defaults.missing,
+        deleted: defaults.deleted,
+        cold: defaults.cold,
+        platforms: defaults.platforms.clone(),
+        reserve: table.reserve.unwrap_or(DEFAULT_RESERVE),
+        fills: table.fills.unwrap_or(DEFAULT_FILLS),
+        alternates,
+        credentials: None,
+        ecr_region,
+    };
+    upstream.set(policy, &section, secret)?;
+    Ok(upstream)
+}
+
+impl UpstreamConfig {
+    /// Replaces what a table sets. `section`: what the table is called.
+    pub(super) fn set(
+        &mut self,
+        policy: PolicyTable,
+        section: &str,
+        secret: &impl Fn(&str) -> Option<String>,
+    ) -> Result<(), ConfigError> {
+        let key = |name: &str| format!("{section}.{name}");
+        match policy.fresh {
+            Some(Fresh::All(fresh)) => (self.tags.fresh, self.tags.patterns) = (fresh.0, Vec::new()),
+            Some(Fresh::By(patterns)) => {
+                self.tags.patterns = patterns.into_iter().map(|(pattern, fresh)| (pattern, fresh.0)).collect();
+            }
+            None => {}
+        }
+        let replace = |setting: &mut Duration, span: Option<Span>| {
+            if let Some(span) = span {
+                *setting = span.0;
+            }
+        };
+        replace(&mut self.stale, policy.stale);
+        replace(&mut self.missing, policy.missing);
+        self.tags.immutable = policy.immutable.unwrap_or_else(|| std::mem::take(&mut self.tags.immutable));
+        self.deleted = policy.deleted.unwrap_or(self.deleted);
+        self.cold = policy.cold.unwrap_or(self.cold);
+        if let Some(platforms) = policy.platforms {
+            self.platforms = platforms;
+        }
+        if let Some(patterns) = policy.allow {
+            self.names.allow = Some(NamePatterns::read(&patterns, key("allow"), self.library)?);
+        }
+        if let Some(patterns) = policy.deny {
+            self.names.deny = Some(NamePatterns::read(&patterns, key("deny"), self.library)?);
+        }
+        if let Some(table) = policy.credentials {
+            let credentials = credentials(table, secret).map_err(|message| value(key("credentials"), message))?;
+            self.credentials = Some(credentials);
+        }
+        Ok(())
+    }
+}
+
+fn origin_only(url: &Url) -> Result<(), String> {
+    let plain = matches!(url.scheme(), "http" | "https")
+        && url.has_host()
+        && url.path() == "/"
+        && url.query().is_none()
+        && url.fragment().is_none()
+        && url.username().is_empty()
+        && url.password().is_none();
+    if plain {
+        Ok(())
+    } else {
+        Err(format!("{:?} must be scheme, host and port only: https://registry.example.com", url.as_str()))
+    }
+}
+
+fn credentials(table: CredentialsTable, secret: &impl Fn(&str) -> Option<String>) -> Result<Credentials, String> {
+    let password = match (table.password_env, table.password_file) {
+        (Some(name), None) => secret(&name).ok_or_else(|| format!("the environment variable {name} is not set"))?,
+        (None, Some(path)) => read_password(&path)?,
+        _ => {
+            return Err("give either password_env (the name of a variable) or password_file (a path)".into());
+        }
+    };
+    if password.is_empty() {
+        return Err("the password is empty".into());
+    }
+    Ok(Credentials { username: table.username, password })
+}
+
+fn read_password(path: &PathBuf) -> Result<String, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}

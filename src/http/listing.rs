@@ -1,0 +1,61 @@
+//! Answers with lists (distribution-spec 1.1, "Content Discovery").
+
+use axum::body::Body;
+use axum::response::Response;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, LINK};
+use serde_json::json;
+
+use super::{DISTRIBUTION_API_VERSION, describe};
+use crate::oci::{MediaType, Name, Page, Repository, Request};
+use crate::pull::{PulledReferrers, PulledTags, Served};
+
+const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
+
+pub(super) fn tags(
+    request: &Request,
+    name: &Name,
+    page: &Page,
+    repository: &Repository,
+    pulled: &PulledTags,
+) -> Response {
+    let body = json!({ "name": name, "tags": pulled.tags }).to_string();
+    let mut response = list(repository, "application/json", body, request.head, pulled.served);
+    if let Some(last) = pulled.tags.last().filter(|_| pulled.more) {
+        let link = next(request, name, page.size(), last.as_str());
+        response.headers_mut().extend(HeaderValue::from_str(&link).ok().map(|link| (LINK, link)));
+    }
+    response
+}
+
+/// The page after `last`, asked for as this one was: with the client's own prefix and `ns`.
+fn next(request: &Request, name: &Name, n: usize, last: &str) -> String {
+    let prefix = request.prefix.as_ref().map_or_else(String::new, |prefix| format!("/{prefix}"));
+    let mut query = url::form_urlencoded::Serializer::new(String::new());
+    query.append_pair("n", &n.to_string()).append_pair("last", last);
+    if let Some(namespace) = &request.namespace {
+        query.append_pair("ns", namespace);
+    }
+    format!("<{prefix}/v2/{name}/tags/list?{}>; rel=\"next\"", query.finish())
+}
+
+/// `filtered`: only those of one `artifactType` were wanted, and only those are there.
+pub(super) fn referrers(repository: &Repository, pulled: &PulledReferrers, filtered: bool, head: bool) -> Response {
+    let media_type = MediaType::OciIndex.as_str();
+    let body = json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": pulled.manifests }).to_string();
+    let mut response = list(repository, media_type, body, head, pulled.served);
+    if filtered {
+        response.headers_mut().insert(FILTERS_APPLIED, HeaderValue::from_static("artifactType"));
+    }
+    response
+}
+
+fn list(repository: &Repository, media_type: &'static str, body: String, head: bool, served: Served) -> Response {
+    let length = body.len();
+    let mut response = Response::new(if head { Body::empty() } else { Body::from(body) });
+    let headers = response.headers_mut();
+    describe(headers, repository, served);
+    headers.insert(DISTRIBUTION_API_VERSION, HeaderValue::from_static("registry/2.0"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+    headers.insert(CONTENT_LENGTH, length.into());
+    response
+}

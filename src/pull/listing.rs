@@ -1,0 +1,206 @@
+//! Lists: tags, and referrers (distribution-spec 1.1, "Content Discovery"). A list is kept whole, and what a client asks
+//! for is cut from it: pages are right whatever upstream makes of `n` and `last`, and its cursors never reach a client.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::manifest::jittered;
+use super::{Served, Want};
+use crate::Cache;
+use crate::config::Referrers;
+use crate::error::PullError;
+use crate::oci::{Digest, MediaType, Page, Reference, Repository, Tag};
+use crate::ports::{List, ListKey, Listing, MAX_LISTING_BYTES, StoreError};
+use crate::upstream::UpstreamError;
+
+/// A page of tags to answer with.
+#[derive(Debug)]
+pub struct PulledTags {
+    /// In lexical order.
+    pub tags: Vec<Tag>,
+    /// Whether more come after them.
+    pub more: bool,
+    /// How they came about.
+    pub served: Served,
+}
+
+/// Referrers to answer with.
+#[derive(Debug)]
+pub struct PulledReferrers {
+    /// Their descriptors, as upstream sent them.
+    pub manifests: Vec<Map<String, Value>>,
+    /// How they came about.
+    pub served: Served,
+}
+
+/// What is asked of upstream at once by all who want the same list; the flag: however fresh the list is that is kept.
+pub(crate) type Question = (Repository, ListKey, bool);
+
+/// A list, and how it came about.
+#[derive(Clone)]
+pub(crate) struct PulledList {
+    listing: Arc<Listing>,
+    served: Served,
+}
+
+impl PulledList {
+    fn new(listing: Listing, served: Served) -> Self {
+        Self { listing: Arc::new(listing), served }
+    }
+}
+
+impl Cache {
+    /// Answers with a page of the tags of a repository.
+    pub async fn tags(
+        self: &Arc<Self>,
+        repository: &Repository,
+        page: &Page,
+        want: Want,
+    ) -> Result<PulledTags, PullError> {
+        let PulledList { listing, served } = self.list(repository, ListKey::Tags, want).await?;
+        match &listing.list {
+            Some(List::Tags(all)) => {
+                let (tags, more) = page.of(all);
+                Ok(PulledTags { tags: tags.to_vec(), more, served })
+            }
+            Some(List::Referrers(_)) => Err(mixed_up().into()),
+            None => Err(UpstreamError::NoRepository.into()),
+        }
+    }
+
+    /// Answers with the manifests that name `subject` as theirs, only those of an artifact type where that is given. An
+    /// upstream without the API has them in the index of a tag; that there is no such tag says that there are none.
+    pub async fn referrers(
+        self: &Arc<Self>,
+        repository: &Repository,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+        want: Want,
+    ) -> Result<PulledReferrers, PullError> {
+        // Clients ask this about every image they pull: only about one that is not here it may be a guess.
+        let guess = self.stored(repository, subject).await?.is_none();
+        let want = Want { caller: want.caller.filter(|_| guess), ..want };
+        let listed = match self.upstreams.get(repository)?.config().referrers {
+            Referrers::Ask => Some(self.list(repository, ListKey::Referrers(subject.clone()), want).await?),
+            Referrers::TagOnly => None,
+        };
+        let list = listed.as_ref().and_then(|pulled| Some((pulled.listing.list.as_ref()?, pulled.served)));
+        let mut pulled = match list {
+            Some((List::Referrers(manifests), served)) => PulledReferrers { manifests: manifests.clone(), served },
+            Some((List::Tags(_), _)) => return Err(mixed_up().into()),
+            None => {
+                let served = listed.map_or(Served::Miss, |listed| listed.served);
+                let none = PulledReferrers { manifests: Vec::new(), served };
+                self.referrers_by_tag(repository, subject, want).await?.unwrap_or(none)
+            }
+        };
+        if let Some(wanted) = artifact_type {
+            pulled.manifests.retain(|found| found.get("artifactType").and_then(Value::as_str) == Some(wanted));
+        }
+        Ok(pulled)
+    }
+
+    /// The referrers tag schema. HEAD first: that there is no such tag (`None`) costs no quota.
+    async fn referrers_by_tag(
+        self: &Arc<Self>,
+        repository: &Repository,
+        subject: &Digest,
+        want: Want,
+    ) -> Result<Option<PulledReferrers>, PullError> {
+        let tag = Reference::Tag(Tag::of_referrers(subject));
+        let pulled = async {
+            let pulled = self.manifest(repository, &tag, Want { head: true, ..want }).await?;
+            match pulled.manifest {
+                Some(_) => Ok(pulled),
+                None => self.manifest(repository, &tag, Want { head: false, check: false, ..want }).await,
+            }
+        };
+        let pulled = match pulled.await {
+            Err(PullError::ManifestUnknown(_)) => {
+                // That there is no such tag is remembered even where there is no such repository.
+                self.check_absent(repository).await?;
+                return Ok(None);
+            }
+            pulled => pulled?,
+        };
+        let index = pulled.manifest.filter(|manifest| manifest.media_type == MediaType::OciIndex);
+        let manifests = index.map_or(Ok(Vec::new()), |index| index.descriptors());
+        let manifests = manifests.map_err(|error| UpstreamError::Invalid(error.to_string()))?;
+        Ok(Some(PulledReferrers { manifests, served: pulled.served }))
+    }
+
+    /// A list: the one that is kept while it is fresh, else what upstream says now, else, while upstream is in trouble,
+    /// what it said last.
+    async fn list(
+        self: &Arc<Self>,
+        repository: &Repository,
+        key: ListKey,
+        want: Want,
+    ) -> Result<PulledList, PullError> {
+        let (of_tags, now) = (key == ListKey::Tags, self.clock.now());
+        let kept = self.ledger.listing(repository, &key).await?.filter(|kept| now < kept.stale_until);
+        let known = kept.is_some();
+        if let Some(kept) = kept.filter(|kept| !want.check && now < kept.fresh_until) {
+            return Ok(PulledList::new(kept, Served::Hit));
+        }
+        if !known {
+            if !want.check {
+                self.check_known_absent(repository)?;
+            }
+            self.misses.check(want.caller).map_err(|retry_after| PullError::TooManyMisses { retry_after })?;
+        }
+        let (cache, question) = (Arc::clone(self), (repository.clone(), key, want.check));
+        let asked = question.clone();
+        let work = move || async move { cache.ask_for_list(&asked).await };
+        let pulled = self.lists.join(question, work).await.unwrap_or(Err(PullError::NotYet));
+        let missing = match &pulled {
+            Ok(pulled) => of_tags && pulled.listing.list.is_none(),
+            Err(error) => matches!(error, PullError::Upstream(UpstreamError::NoRepository)),
+        };
+        if missing {
+            self.misses.charge(want.caller);
+        }
+        pulled
+    }
+
+    /// Asks upstream for a list, unless somebody has since, and keeps what it says.
+    async fn ask_for_list(&self, (repository, key, check): &Question) -> Result<PulledList, PullError> {
+        let upstream = self.upstreams.get(repository)?;
+        let now = self.clock.now();
+        let kept = self.ledger.listing(repository, key).await?.filter(|kept| now < kept.stale_until);
+        match &kept {
+            Some(kept) if !check && now < kept.fresh_until => return Ok(PulledList::new(kept.clone(), Served::Hit)),
+            None if !check => self.check_absent(repository).await?,
+            _ => {}
+        }
+        let wait = self.config.wait;
+        let late = || UpstreamError::Unavailable { silent: false, reason: format!("it took longer than {wait:?}") };
+        let asked = tokio::time::timeout(wait, self.upstreams.list(repository, key)).await;
+        let list = match asked.unwrap_or_else(|_| Err(late())) {
+            Ok(list) => list,
+            Err(error) => {
+                if error == UpstreamError::NoRepository {
+                    self.note_absent(repository).await?;
+                }
+                let gone = matches!(error, UpstreamError::Denied(_) | UpstreamError::NoRepository);
+                let Some(kept) = kept.filter(|_| !gone) else { return Err(error.into()) };
+                tracing::warn!(%repository, %error, "upstream is in trouble: serving the list it sent last");
+                return Ok(PulledList::new(kept, Served::Stale));
+            }
+        };
+        let (config, now) = (upstream.config(), self.clock.now());
+        let fresh = jittered(if list.is_some() { config.tags.fresh } else { config.missing });
+        // That a repository has no tags is of use only while it is believed; that there is no API leads to a tag.
+        let stale = if list.is_none() && *key == ListKey::Tags { fresh } else { fresh + config.stale };
+        let listing = Listing { list, fresh_until: now.plus(fresh), stale_until: now.plus(stale) };
+        if serde_json::to_vec(&listing.list).is_ok_and(|list| list.len() <= MAX_LISTING_BYTES) {
+            self.ledger.put_listing(repository, key, &listing).await?;
+        }
+        Ok(PulledList::new(listing, Served::Miss))
+    }
+}
+
+fn mixed_up() -> StoreError {
+    StoreError::Corrupt("a list of tags lies where one of referrers should, or the other way round".into())
+}

@@ -1,0 +1,222 @@
+//! Lists of an upstream: tags, and referrers (distribution-spec 1.1, "Content Discovery").
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http::header::{CONTENT_TYPE, LINK};
+use http::{HeaderMap, Method, StatusCode};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
+use url::Url;
+
+use super::answer::{own_media_type, read_limited, timed};
+use super::{Upstream, UpstreamError, Upstreams, guard};
+use crate::gauge::Kind;
+use crate::oci::{Digest, MAX_MANIFEST_BYTES, MediaType, Name, Repository, Tag};
+use crate::ports::{List, ListKey};
+
+/// How long one page may take: a registry may have to sort all of its tags for it.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(15);
+/// How many tags are asked for at once. ECR refuses more.
+const PAGE_TAGS: usize = 1000;
+const MAX_PAGES: usize = 500;
+const MAX_PAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Some hundred thousand tags.
+const MAX_TAGS_BYTES: usize = 16 * 1024 * 1024;
+
+/// A page, and where the next one is.
+struct Page {
+    body: Bytes,
+    next: Option<Url>,
+}
+
+impl Upstreams {
+    /// Asks for a list, all of it. `None`: upstream has no such list.
+    pub async fn list(&self, repository: &Repository, key: &ListKey) -> Result<Option<List>, UpstreamError> {
+        // Lists are what tags are: only those are asked that are trusted with tags.
+        self.ask(repository, true, |upstream, name| {
+            let key = key.clone();
+            async move { upstream.list(&name, &key).await }.boxed()
+        })
+        .await
+    }
+}
+
+impl Upstream {
+    async fn list(&self, name: &Name, key: &ListKey) -> Result<Option<List>, UpstreamError> {
+        match key {
+            ListKey::Tags => self.tags(name).await,
+            ListKey::Referrers(subject) => self.referrers(name, subject).await,
+        }
+    }
+
+    async fn tags(&self, name: &Name) -> Result<Option<List>, UpstreamError> {
+        let mut first = self.endpoint(name, "tags", "list");
+        first.set_query(Some(&format!("n={PAGE_TAGS}")));
+        let (mut next, mut tags, mut read) = (Some(first), BTreeSet::new(), Read::up_to(MAX_TAGS_BYTES));
+        while let Some(url) = next {
+            let asked = self.metered(Kind::List, timed(PAGE_TIMEOUT, self.tags_page(name, url))).await;
+            let page = match asked {
+                Err(UpstreamError::Missing | UpstreamError::NoRepository) => return Ok(None),
+                asked => read.page(asked?)?,
+            };
+            let Tags { tags: names } = parse(&page.body)?;
+            // A name that is no tag could not be pulled.
+            tags.extend(names.into_iter().flatten().filter_map(|name| name.parse::<Tag>().ok()));
+            next = page.next;
+        }
+        Ok(Some(List::Tags(tags.into_iter().collect())))
+    }
+
+    async fn tags_page(&self, name: &Name, url: Url) -> Result<Page, UpstreamError> {
+        let answer = self.send_for(Method::GET, url, name, "application/json", None).await?;
+        let answer = answer.succeeded(self.has_credentials()).await?;
+        let next = next(answer.response.headers(), &answer.url)?;
+        Ok(Page { body: read_limited(answer.response, MAX_PAGE_BYTES).await?, next })
+    }
+
+    async fn referrers(&self, name: &Name, subject: &Digest) -> Result<Option<List>, UpstreamError> {
+        let mut next = Some(self.endpoint(name, "referrers", subject));
+        // They are answered in one index, which may not be larger than any other.
+        let (mut referrers, mut read) = (Vec::new(), Read::up_to(MAX_MANIFEST_BYTES));
+        while let Some(url) = next {
+            let asked = self.metered(Kind::List, timed(PAGE_TIMEOUT, self.referrers_page(name, url))).await?;
+            let Some(page) = asked else { return Ok(None) };
+            let page = read.page(page)?;
+            referrers.extend(parse::<Index>(&page.body)?.manifests);
+            next = page.next;
+        }
+        Ok(Some(List::Referrers(referrers)))
+    }
+
+    /// `None`: this upstream does not have the API, and says so in one of many ways: 404, 405, 501, 401, a page for
+    /// people, or a redirect to one (ghcr.io), which is therefore not followed.
+    async fn referrers_page(&self, name: &Name, url: Url) -> Result<Option<Page>, UpstreamError> {
+        let accept = MediaType::OciIndex.as_str();
+        let answer = self.request(Method::GET, url, name, accept, None).await?;
+        match answer.response.status() {
+            StatusCode::OK | StatusCode::NOT_FOUND | StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {}
+            status if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => {}
+            _ => return Ok(None),
+        }
+        let answer = match answer.succeeded(self.has_credentials()).await {
+            Err(UpstreamError::Missing) => return Ok(None),
+            answer => answer?,
+        };
+        let headers = answer.response.headers();
+        let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let (content_type, next) = (content_type.to_owned(), next(headers, &answer.url)?);
+        let body = read_limited(answer.response, MAX_PAGE_BYTES).await?;
+        let media_type = content_type.parse().ok().or_else(|| own_media_type(&content_type, &body));
+        Ok((media_type == Some(MediaType::OciIndex)).then_some(Page { body, next }))
+    }
+}
+
+/// How much of a list has been read. One that is too long is refused, never cut short.
+struct Read {
+    pages: usize,
+    bytes: usize,
+    most: usize,
+}
+
+impl Read {
+    fn up_to(most: usize) -> Self {
+        Self { pages: 0, bytes: 0, most }
+    }
+
+    fn page(&mut self, page: Page) -> Result<Page, UpstreamError> {
+        self.pages += 1;
+        self.bytes += page.body.len();
+        if self.pages > MAX_PAGES || self.bytes > self.most {
+            let (pages, bytes) = (self.pages, self.bytes);
+            return Err(UpstreamError::Invalid(format!("its list is too long: {pages} pages, {bytes} bytes so far")));
+        }
+        Ok(page)
+    }
+}
+
+#[derive(Deserialize)]
+struct Tags {
+    /// May be `null` where there are none, but not missing: an error is no empty list.
+    #[serde(deserialize_with = "Option::deserialize")]
+    tags: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    #[serde(deserialize_with = "descriptors")]
+    manifests: Vec<Map<String, Value>>,
+}
+
+/// Some registries write an empty list as `null`.
+fn descriptors<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Map<String, Value>>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, UpstreamError> {
+    serde_json::from_slice(body).map_err(|error| UpstreamError::Invalid(format!("no list: {error}")))
+}
+
+/// Where the list goes on (RFC 8288), at the same origin: another one is not the registry that was asked.
+fn next(headers: &HeaderMap, url: &Url) -> Result<Option<Url>, UpstreamError> {
+    let values = headers.get_all(LINK).into_iter().filter_map(|value| value.to_str().ok());
+    let Some(target) = values.flat_map(links).find_map(|(target, next)| next.then_some(target)) else {
+        return Ok(None);
+    };
+    match url.join(target) {
+        Ok(next) if next.origin() == url.origin() => Ok(Some(next)),
+        Ok(next) => Err(UpstreamError::Invalid(format!("its list goes on at {}", guard::origin(&next)))),
+        Err(error) => Err(UpstreamError::Invalid(format!("its list goes on nowhere: {error}"))),
+    }
+}
+
+/// The targets of a `Link` header, and whether each is the next page: `<…>; rel="next", <…>; rel=last`.
+fn links(header: &str) -> impl Iterator<Item = (&str, bool)> {
+    header.split('<').skip(1).filter_map(|link| {
+        let (target, parameters) = link.split_once('>')?;
+        let relation = parameters.split([';', ',']).find_map(|parameter| {
+            let (name, value) = parameter.split_once('=')?;
+            name.trim().eq_ignore_ascii_case("rel").then(|| value.trim().trim_matches('"'))
+        });
+        let next = relation.is_some_and(|relation| {
+            relation.split_ascii_whitespace().any(|relation| relation.eq_ignore_ascii_case("next"))
+        });
+        Some((target, next))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn next_after(link: &str) -> Result<Option<String>, UpstreamError> {
+        let headers = HeaderMap::from_iter([(LINK, link.parse().unwrap())]);
+        let url = Url::parse("https://r.test/v2/a/tags/list?n=2").unwrap();
+        next(&headers, &url).map(|next| next.map(String::from))
+    }
+
+    #[test]
+    fn the_next_page_is_found_however_the_link_is_written() {
+        for link in [
+            "</v2/a/tags/list?last=b&n=2>; rel=\"next\"",
+            "<https://r.test/v2/a/tags/list?last=b&n=2>;rel=next",
+            "<list?last=b&n=2>; title=\"x\"; REL=\"last Next\"",
+            "</first>; rel=\"first\", </v2/a/tags/list?last=b&n=2>; rel=\"next\"",
+        ] {
+            assert_eq!(next_after(link).unwrap().unwrap(), "https://r.test/v2/a/tags/list?last=b&n=2", "{link}");
+        }
+        for link in ["", "</first>; rel=\"first\"", "</x>", "/x; rel=next", "<x; rel=next", "</x>; rel=\"next-year\""] {
+            assert_eq!(next_after(link), Ok(None), "{link}");
+        }
+    }
+
+    #[test]
+    fn a_list_does_not_go_on_elsewhere() {
+        for link in ["https://evil.test/v2/", "//evil.test/", "http://r.test/v2/", "https://r.test:444/", "file:///a"] {
+            let link = format!("<{link}>; rel=\"next\"");
+            assert!(matches!(next_after(&link), Err(UpstreamError::Invalid(_))), "{link}");
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! Lists of tags: sorted, in pages that are right whatever upstream does, kept for a while, never cut short.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::future::join_all;
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+use stopover::ports::{Entry, ListKey};
+use support::on_both_columns;
+use support::scripted::{Fault, Login, Scripted};
+use support::world::{Answer, Column, World};
+
+on_both_columns!(
+    a_list_of_tags_is_sorted_and_cut_into_pages_whatever_upstream_does,
+    a_list_keeps_the_clients_way_to_name_the_repository,
+    a_list_of_several_pages_is_read_whole_and_its_cursors_stay_here,
+    a_fresh_list_is_not_asked_for_again_and_a_check_asks,
+    however_many_want_a_list_upstream_is_asked_once,
+    an_upstream_in_trouble_serves_the_list_it_sent_last,
+    a_list_that_nobody_has_is_unavailable_and_not_empty,
+    a_refused_login_is_not_covered_by_a_list_that_is_kept,
+    a_repository_without_tags_is_unknown_and_that_is_remembered,
+    what_is_no_list_of_tags_is_refused,
+    a_list_that_is_too_long_is_refused_and_never_cut_short,
+    a_list_too_large_to_keep_is_answered_and_asked_for_again,
+    a_list_costs_no_quota,
+    a_list_that_is_over_is_swept,
+);
+
+const LIST: &str = "/v2/test.local/a/tags/list";
+/// Longer than the default freshness, jitter included.
+const FRESH: Duration = Duration::from_secs(331);
+
+fn body(answer: &Answer) -> Value {
+    assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    assert_eq!(answer.header("content-type"), "application/json");
+    assert_eq!(answer.header("content-length"), answer.bytes().len().to_string());
+    serde_json::from_slice(answer.bytes()).expect("a list is JSON")
+}
+
+fn tags(answer: &Answer) -> Vec<String> {
+    serde_json::from_value(body(answer)["tags"].take()).expect("tags are strings")
+}
+
+/// The page that a `Link` header leads to.
+fn next(answer: &Answer) -> Option<&str> {
+    let (target, relation) = answer.header("link").strip_prefix('<')?.split_once('>')?;
+    assert_eq!(relation, "; rel=\"next\"");
+    Some(target)
+}
+
+async fn a_list_of_tags_is_sorted_and_cut_into_pages_whatever_upstream_does(column: Column) {
+    let world = World::on(column).await;
+    world.upstream.tags("a", &["v2", "b", "V1", "b", "10", "not a tag", "9", "-x", ""]);
+    let sorted = ["10", "9", "V1", "b", "v2"];
+    let whole = world.get(LIST).await;
+    assert_eq!(body(&whole), json!({ "name": "test.local/a", "tags": sorted }));
+    assert_eq!((whole.header("link"), whole.header("x-stopover")), ("", "miss"));
+    assert_eq!(whole.header("oci-namespace"), "test.local");
+    assert_eq!(whole.header("docker-distribution-api-version"), "registry/2.0");
+    let head = world.head(LIST).await;
+    assert_eq!((head.status, head.header("content-length")), (StatusCode::OK, whole.header("content-length")));
+    assert!(head.bytes().is_empty());
+    for n in [1, 2, 3, 5, 1000] {
+        let (mut walked, mut path) = (Vec::new(), Some(format!("{LIST}?n={n}")));
+        while let Some(page) = path {
+            let answer = world.get(&page).await;
+            assert!(tags(&answer).len() <= n && !tags(&answer).is_empty(), "{n}");
+            walked.extend(tags(&answer));
+            path = next(&answer).map(str::to_owned);
+        }
+        assert_eq!(walked, sorted, "{n}");
+    }
+    let none = world.get(&format!("{LIST}?n=0")).await;
+    assert_eq!((tags(&none).len(), next(&none)), (0, None));
+    assert_eq!(tags(&world.get(&format!("{LIST}?last=a")).await), ["b", "v2"], "the last one need not be a tag");
+    assert_eq!(world.upstream.count("/tags/list"), 1);
+    assert_eq!(world.upstream.requests()[0].query, "n=1000");
+}
+
+async fn a_list_keeps_the_clients_way_to_name_the_repository(column: Column) {
+    let world = World::on(column).await;
+    world.upstream.tags("a/b", &["1", "2"]);
+    for (path, name) in [
+        ("/v2/test.local/a/b/tags/list?n=1", "test.local/a/b"),
+        ("/test.local/v2/a/b/tags/list?n=1", "a/b"),
+        ("/v2/a/b/tags/list?ns=test.local&n=1", "a/b"),
+        ("/test.local/v2/a/b/tags/list?n=1&ns=test.local", "a/b"),
+    ] {
+        let answer = world.get(path).await;
+        assert_eq!(body(&answer), json!({ "name": name, "tags": ["1"] }), "{path}");
+        let (next, expected) = (next(&answer).expect("there is more"), path.split('?').next().unwrap());
+        assert!(next.starts_with(&format!("{expected}?n=1&last=1")), "{next}");
+        assert_eq!(next.contains("ns=test.local"), path.contains("ns="), "{next}");
+        assert_eq!(body(&world.get(next).await), json!({ "name": name, "tags": ["2"] }), "{path}");
+    }
+}
+
+async fn a_list_of_several_pages_is_read_whole_and_its_cursors_stay_here(column: Column) {
+    let world = World::on(column).await;
+    let page = |tags: &[&str]| json!({ "name": "a", "tags": tags }).to_string();
+    let path = "/v2/a/tags/list";
+    let absolute = format!("<{}{path}?cursor=2>; rel=\"next\"", world.upstream.url());
+    world.upstream.page(path, "application/json", &page(&["c", "a"]), Some("<list?cursor=1>; rel=\"next\""));
+    world.upstream.page(&format!("{path}?cursor=1"), "application/json", &page(&["d"]), Some(&absolute));
+    world.upstream.page(&format!("{path}?cursor=2"), "application/json", &page(&["b", "a"]), None);
+    let answer = world.get(&format!("{LIST}?n=3")).await;
+    assert_eq!(tags(&answer), ["a", "b", "c"]);
+    assert_eq!(next(&answer), Some("/v2/test.local/a/tags/list?n=3&last=c"));
+    assert_eq!(world.upstream.count(path), 3);
+    // Another origin is not the registry that was asked.
+    let elsewhere = Scripted::start().unwrap();
+    elsewhere.tags("a", &["evil"]);
+    let link = format!("<{}{path}>; rel=\"next\"", elsewhere.url());
+    world.upstream.page("/v2/b/tags/list", "application/json", &page(&["1"]), Some(&link));
+    assert_eq!(world.get("/v2/test.local/b/tags/list").await.status, StatusCode::BAD_GATEWAY);
+    assert!(elsewhere.requests().is_empty());
+}
+
+async fn a_fresh_list_is_not_asked_for_again_and_a_check_asks(column: Column) {
+    let world = World::on(column).await;
+    let asked = || world.upstream.count("/tags/list");
+    world.upstream.tags("a", &["1"]);
+    world.get(LIST).await;
+    world.upstream.tags("a", &["1", "2"]);
+    let answer = world.get(LIST).await;
+    assert_eq!((answer.header("x-stopover"), tags(&answer).len(), asked()), ("hit", 1, 1));
+    let answer = world.send(Method::GET, LIST, &[("cache-control", "no-cache")]).await;
+    assert_eq!((answer.header("x-stopover"), tags(&answer).len(), asked()), ("miss", 2, 2));
+    world.upstream.tags("a", &["3"]);
+    world.clock.advance(FRESH);
+    assert_eq!((tags(&world.get(LIST).await), asked()), (vec!["3".to_owned()], 3));
+    let other = world.another_instance().await;
+    let repository = stopover::oci::Repository { upstream: "test.local".parse().unwrap(), name: "a".parse().unwrap() };
+    let pulled = other.tags(&repository, &stopover::oci::Page::default(), stopover::pull::Want::GET).await.unwrap();
+    assert_eq!((pulled.tags.len(), asked()), (1, 3), "another instance knows");
+}
+
+async fn however_many_want_a_list_upstream_is_asked_once(column: Column) {
+    let world = World::on(column).await;
+    world.upstream.tags("a", &["1", "2"]);
+    for answer in join_all((0..100).map(|_| world.get(LIST))).await {
+        assert_eq!(tags(&answer), ["1", "2"]);
+    }
+    assert_eq!(world.upstream.count("/tags/list"), 1);
+}
+
+fn faults() -> [Fault; 4] {
+    [
+        Fault::Status(429, vec![], "slow down".into()),
+        Fault::Status(503, vec![], String::new()),
+        Fault::Status(200, vec![("content-type", "text/html".into())], "<html>".into()),
+        Fault::Silent,
+    ]
+}
+
+async fn an_upstream_in_trouble_serves_the_list_it_sent_last(column: Column) {
+    for fault in faults() {
+        let world = World::plan(column).settings("stale = \"1d\"\nwait = \"1s\"").start().await;
+        world.upstream.tags("a", &["1"]);
+        world.get(LIST).await;
+        world.upstream.fault("/tags/list", fault.clone());
+        world.clock.advance(FRESH);
+        for _ in 0..2 {
+            let answer = world.get(LIST).await;
+            assert_eq!((answer.header("x-stopover"), tags(&answer)), ("stale", vec!["1".to_owned()]), "{fault:?}");
+            assert!(answer.header("warning").starts_with("299 - \"stale"), "{answer:?}");
+        }
+        world.clock.advance(Duration::from_hours(25));
+        let answer = world.get(LIST).await;
+        assert!(answer.status.is_server_error() || answer.status == StatusCode::TOO_MANY_REQUESTS, "{answer:?}");
+        world.upstream.heal();
+        world.clock.advance(Duration::from_mins(2));
+        assert_eq!(tags(&world.get(LIST).await), ["1"]);
+    }
+}
+
+async fn a_list_that_nobody_has_is_unavailable_and_not_empty(column: Column) {
+    for (fault, status) in faults().into_iter().zip([429, 503, 502, 503]) {
+        let world = World::plan(column).settings("wait = \"1s\"").start().await;
+        world.upstream.fault("/tags/list", fault.clone());
+        let answer = world.get(LIST).await;
+        assert_eq!(answer.status, status, "{fault:?}");
+        assert_eq!(answer.header("retry-after").is_empty(), status == 502, "{answer:?}");
+        world.upstream.heal();
+        world.upstream.tags("a", &["1"]);
+        world.clock.advance(Duration::from_mins(2));
+        assert_eq!(tags(&world.get(LIST).await), ["1"], "no failure is remembered");
+    }
+}
+
+async fn a_refused_login_is_not_covered_by_a_list_that_is_kept(column: Column) {
+    let login = "credentials = { username = \"me\", password_env = \"TEST_SECRET\" }";
+    let world = World::plan(column).upstream(login).start().await;
+    world.upstream.require(Login::Basic("me".into(), "secret".into()));
+    world.upstream.tags("a", &["1"]);
+    assert_eq!(tags(&world.get(LIST).await), ["1"]);
+    world.upstream.require(Login::Basic("me".into(), "another".into()));
+    world.clock.advance(FRESH);
+    let answer = world.get(LIST).await;
+    assert_eq!((answer.status, answer.error().0.as_str()), (StatusCode::FORBIDDEN, "DENIED"));
+}
+
+async fn a_repository_without_tags_is_unknown_and_that_is_remembered(column: Column) {
+    let unknown = "{\"errors\":[{\"code\":\"NAME_UNKNOWN\"}]}".to_owned();
+    for fault in [Fault::Status(404, vec![], unknown), Fault::Status(404, vec![], "404 page not found".into())] {
+        let world = World::plan(column).settings("misses = 2").start().await;
+        world.upstream.fault("/tags/list", fault);
+        let list = |name: &str| format!("/v2/test.local/{name}/tags/list");
+        for _ in 0..5 {
+            let answer = world.get_from("192.0.2.1", &list("a")).await;
+            assert_eq!((answer.status, answer.error().0.as_str()), (StatusCode::NOT_FOUND, "NAME_UNKNOWN"));
+        }
+        assert_eq!(world.upstream.count("/tags/list"), 1, "it is remembered, and charged once");
+        assert_eq!(world.get_from("192.0.2.1", &list("b")).await.status, StatusCode::NOT_FOUND);
+        let refused = world.get_from("192.0.2.1", &list("c")).await;
+        assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS, "who asks for what does not exist is stopped");
+        // A repository without tags may have manifests.
+        let image = world.upstream.image("a", "1", &[b"layer"]);
+        assert_eq!(world.get("/v2/test.local/a/manifests/1").await.bytes(), &image.manifest);
+        world.upstream.heal();
+        world.upstream.tags("a", &["1"]);
+        world.clock.advance(Duration::from_secs(34));
+        assert_eq!(tags(&world.get(&list("a")).await), ["1"]);
+    }
+}
+
+async fn what_is_no_list_of_tags_is_refused(column: Column) {
+    let world = World::on(column).await;
+    for body in
+        ["", "[]", "{}", "{\"errors\":[]}", "{\"tags\":{}}", "{\"tags\":[1]}", "<html></html>", "{\"tags\":[\"1\""]
+    {
+        world.upstream.page("/v2/a/tags/list", "application/json", body, None);
+        let answer = world.get(LIST).await;
+        assert_eq!((answer.status, answer.error().0.as_str()), (StatusCode::BAD_GATEWAY, "MANIFEST_INVALID"), "{body}");
+    }
+    world.upstream.page("/v2/a/tags/list", "text/plain", "{\"tags\":null}", None);
+    assert_eq!(tags(&world.get(LIST).await).len(), 0, "some registries write an empty list so");
+}
+
+async fn a_list_that_is_too_long_is_refused_and_never_cut_short(column: Column) {
+    let world = World::on(column).await;
+    let huge: Vec<String> = (0..40_000).map(|number| format!("{number:0128}")).collect();
+    let huge = json!({ "tags": huge }).to_string();
+    world.upstream.page("/v2/a/tags/list", "application/json", &huge, None);
+    let endless = Some("</v2/b/tags/list>; rel=\"next\"");
+    world.upstream.page("/v2/b/tags/list", "application/json", "{\"tags\":[\"1\"]}", endless);
+    for name in ["a", "b"] {
+        let answer = world.get(&format!("/v2/test.local/{name}/tags/list")).await;
+        assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{name}");
+        assert!(answer.error().1.contains("larger than") || answer.error().1.contains("too long"), "{answer:?}");
+    }
+    assert!(world.upstream.count("/v2/b/") < 1000);
+}
+
+async fn a_list_too_large_to_keep_is_answered_and_asked_for_again(column: Column) {
+    let world = World::on(column).await;
+    let large: Vec<String> = (0..12_000).map(|number| format!("{number:030}")).collect();
+    world.upstream.tags("a", &large.iter().map(String::as_str).collect::<Vec<_>>());
+    for asked in 1..3 {
+        let answer = world.get(LIST).await;
+        assert_eq!(tags(&answer), large[..10_000], "as many as fit into one answer");
+        assert_eq!(world.upstream.count("/tags/list"), 2 * asked - 1);
+        assert_eq!(tags(&world.get(next(&answer).expect("there is more")).await), large[10_000..]);
+    }
+}
+
+async fn a_list_costs_no_quota(column: Column) {
+    let world = World::on(column).await;
+    world.upstream.quota(100, 0);
+    world.upstream.image("a", "1", &[b"layer"]);
+    world.upstream.tags("a", &["1"]);
+    assert_eq!(world.get("/v2/test.local/a/manifests/1").await.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(tags(&world.get(LIST).await), ["1"]);
+}
+
+async fn a_list_that_is_over_is_swept(column: Column) {
+    let world = World::plan(column).settings("stale = \"1h\"").start().await;
+    let lists = || async {
+        let entries = world.cache.ledger.entries().map(|entry| entry.expect("the ledger can be read"));
+        let entries: Vec<Entry> = entries.collect().await;
+        entries.into_iter().filter(|entry| matches!(entry, Entry::Listing { key: ListKey::Tags, .. })).count()
+    };
+    world.upstream.tags("a", &["1"]);
+    world.get(LIST).await;
+    world.clock.advance(Duration::from_mins(55));
+    world.cache.sweep(false).await.unwrap();
+    assert_eq!(lists().await, 1, "it may still be served");
+    world.clock.advance(Duration::from_mins(11));
+    world.cache.sweep(true).await.unwrap();
+    assert_eq!(lists().await, 1, "a dry run removes nothing");
+    world.cache.sweep(false).await.unwrap();
+    assert_eq!(lists().await, 0);
+}

@@ -1,0 +1,85 @@
+//! Sections of docs/clients.md that a test run makes.
+
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, ensure};
+
+/// Tests run side by side, and each has its own section of the one file.
+static WRITING: Mutex<()> = Mutex::new(());
+
+/// Compares the section under this heading with what a run has found. With `STOPOVER_WRITE_DOCS` set, writes that instead.
+pub(crate) fn check(heading: &str, found: &str) -> anyhow::Result<()> {
+    let _guard = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/clients.md");
+    let text = std::fs::read_to_string(&path).context("docs/clients.md")?;
+    let title = format!("## {heading}\n\n");
+    let start = text.find(&title).with_context(|| format!("docs/clients.md has no section {heading:?}"))? + title.len();
+    // A section that is still empty ends with the line break that begins it.
+    let end = text[start - 1..].find("\n## ").map_or(text.len(), |length| start - 1 + length);
+    let written = text.get(start..end).unwrap_or_default().trim_end();
+    let found = found.trim_end();
+    if std::env::var_os("STOPOVER_WRITE_DOCS").is_some() {
+        let changed = format!("{}{found}\n{}", &text[..start], &text[end..]);
+        return std::fs::write(&path, changed).context("docs/clients.md");
+    }
+    let advice = "STOPOVER_WRITE_DOCS=1 cargo test -p behaviours --test clients";
+    ensure!(
+        written == found,
+        "the section {heading:?} of docs/clients.md says\n{written}\n\nbut the run found\n{found}\n\n`{advice}` writes that"
+    );
+    Ok(())
+}
+
+/// A table in Markdown, with numbered reasons below it.
+#[derive(Default)]
+pub(crate) struct Table {
+    lines: Vec<String>,
+    reasons: Vec<&'static str>,
+}
+
+/// What a run has found.
+#[derive(Clone, Copy)]
+pub(crate) enum Cell {
+    Pass,
+    Cannot(&'static str),
+    Says(&'static str),
+}
+
+impl Table {
+    pub(crate) fn new(columns: &[&str]) -> Self {
+        let mut this = Self::default();
+        this.lines.push(format!("| {} |", columns.join(" | ")));
+        this.lines.push(format!("|{}", " --- |".repeat(columns.len())));
+        this
+    }
+
+    pub(crate) fn row(&mut self, name: &str, cells: &[Cell]) {
+        let mut line = format!("| {name} |");
+        for cell in cells {
+            let text = match cell {
+                Cell::Pass => "passes".to_owned(),
+                Cell::Says(text) => (*text).to_owned(),
+                Cell::Cannot(reason) => {
+                    let known = self.reasons.iter().position(|known| known == reason);
+                    let number = known.unwrap_or_else(|| {
+                        self.reasons.push(reason);
+                        self.reasons.len() - 1
+                    });
+                    format!("client cannot ({})", number + 1)
+                }
+            };
+            line.push_str(&format!(" {text} |"));
+        }
+        self.lines.push(line);
+    }
+
+    pub(crate) fn render(&self) -> String {
+        let mut text = self.lines.join("\n");
+        text.push('\n');
+        for (number, reason) in (1..).zip(&self.reasons) {
+            text.push_str(&format!("\n{number}. {reason}"));
+        }
+        text.trim_end().to_owned() + "\n"
+    }
+}

@@ -1,0 +1,452 @@
+//! `stopover doctor`: all is well, and each step failing on purpose.
+
+use std::path::Path;
+use std::process::Stdio;
+
+use anyhow::{Context as _, ensure};
+use axum::Router;
+use axum::body::Body;
+use axum::response::Response;
+use http::{Request, StatusCode};
+use serde_json::json;
+use support::images::{Image, Recipe, digest_of};
+use support::node::Node;
+use support::program::{Installation, Stopover, UPSTREAM};
+use support::registry::Registry;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::net::TcpListener;
+use tokio::process::{Child, Command};
+
+/// What the doctor has found.
+struct Findings {
+    well: bool,
+    text: String,
+}
+
+impl Findings {
+    /// That a step ended so: `ok`, `FAIL` or `skip`, with these words in its lines.
+    fn step(&self, verdict: &str, step: &str, words: &str) -> anyhow::Result<()> {
+        let begin = format!("{verdict:5} {step}: ");
+        let at = self.text.find(&begin).with_context(|| format!("no {begin:?} in:\n{}", self.text))?;
+        let mut lines = self.text[at..].lines();
+        let first = lines.next().unwrap_or_default();
+        let mut more = lines.take_while(|line| line.starts_with("      "));
+        let fix = more.find(|line| line.starts_with("      fix: ")).unwrap_or_default();
+        ensure!((verdict == "FAIL") != fix.is_empty(), "a failure, and nothing else, says what helps:\n{}", self.text);
+        ensure!(format!("{first}\n{fix}").contains(words), "{words:?} is not in:\n{first}\n{fix}");
+        Ok(())
+    }
+
+    /// That every step before this one is fine, this one fails with these words, and the others are left out.
+    fn fails_at(&self, step: &str, words: &str) -> anyhow::Result<()> {
+        ensure!(!self.well, "the exit code says that all is well:\n{}", self.text);
+        self.step("FAIL", step, words)?;
+        let mut steps = ["name", "connection", "tls", "registry", "pull"].into_iter();
+        steps.by_ref().take_while(|known| *known != step).for_each(drop);
+        steps.try_for_each(|later| self.step("skip", later, &format!("needs: {step}")))
+    }
+}
+
+async fn examine(node: &Node, server: &str, arguments: &[&str]) -> anyhow::Result<Findings> {
+    let output = node.stopover(&[&["doctor", "--server", server], arguments].concat()).await?;
+    let text = String::from_utf8([output.stdout, output.stderr].concat())?;
+    ensure!(!text.contains("panicked"), "{text}");
+    Ok(Findings { well: output.status.success(), text })
+}
+
+/// Without any client: only the steps on the way to the server.
+async fn examine_server(server: &str, image: &str) -> anyhow::Result<Findings> {
+    let node = Node::new()?;
+    let root = node.path("root").display().to_string();
+    examine(&node, server, &["--image", image, "--client", "kaniko", "--root", &root]).await
+}
+
+struct Cache {
+    upstream: Registry,
+    image: Image,
+    stopover: Stopover,
+    server: String,
+    _installation: Installation,
+}
+
+impl Cache {
+    async fn start() -> anyhow::Result<Self> {
+        let upstream = Registry::start().await?;
+        let image = Recipe::index("team/index").push(&upstream).await?;
+        let installation = Installation::for_upstream(&upstream.url())?;
+        let stopover = installation.start().await?;
+        let server = format!("http://{}", stopover.address());
+        Ok(Self { upstream, image, stopover, server, _installation: installation })
+    }
+
+    fn image(&self) -> String {
+        format!("{UPSTREAM}/{}", self.image.reference())
+    }
+
+    /// What `stopover setup` prints.
+    async fn setup(&self, client: &str) -> anyhow::Result<String> {
+        let node = Node::new()?;
+        let output = node.stopover(&["setup", client, "--server", &self.server, "--upstream", UPSTREAM]).await?;
+        Ok(String::from_utf8(output.stdout)?)
+    }
+}
+
+const USER_REGISTRIES: &str = ".config/containers/registries.conf";
+
+#[tokio::test]
+async fn a_client_that_goes_through_the_cache_passes_every_step() -> anyhow::Result<()> {
+    let cache = Cache::start().await?;
+    let node = Node::new()?;
+    node.write(USER_REGISTRIES, &cache.setup("podman").await?)?;
+    for served in ["miss", "hit"] {
+        let found = examine(&node, &cache.server, &["--image", &cache.image(), "--client", "podman"]).await?;
+        ensure!(found.well, "{}", found.text);
+        found.step("ok", "name", "127.0.0.1")?;
+        found.step("ok", "connection", cache.stopover.address())?;
+        found.step("skip", "tls", "plain HTTP")?;
+        found.step("ok", "registry", "/v2/")?;
+        found.step("ok", "pull", &format!("manifest ({served}) and 3 blobs, 1.3 MB"))?;
+        found.step("ok", "podman configuration", USER_REGISTRIES)?;
+        found.step("ok", "podman pulls", "podman asked the cache")?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn containerd_is_asked_with_its_hosts_directory() -> anyhow::Result<()> {
+    let cache = Cache::start().await?;
+    let mut node = Node::new()?;
+    let root = node.path("root").display().to_string();
+    let certs = format!("export CERTS_D='{root}/etc/containerd/certs.d'\n{}", cache.setup("containerd").await?);
+    node.run("sh", &["-c", &certs]).await?;
+    node.write("root/etc/containerd/config.toml", "imports = [\"/etc/containerd/conf.d/*.toml\"]\n")?;
+    let imported = "[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n";
+    node.write("root/etc/containerd/conf.d/registry.toml", imported)?;
+    let arguments = ["--image", &cache.image(), "--client", "containerd", "--root", &root].map(str::to_owned);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let _daemon = node.start_containerd().await?;
+    node.with_only("ctr")?;
+    let found = examine(&node, &cache.server, &arguments).await?;
+    ensure!(found.well, "{}", found.text);
+    found.step("ok", "containerd configuration", "hosts.toml")?;
+    found.step("ok", "containerd pulls", "ctr asked the cache")
+}
+
+#[tokio::test]
+async fn docker_pulls_with_what_is_printed_for_it_and_past_the_cache_without() -> anyhow::Result<()> {
+    let upstream = Registry::start().await?;
+    let image = Recipe::docker("team/docker").push(&upstream).await?;
+    let text = format!("[upstreams.\"docker.io\"]\nurl = \"{}\"\n", upstream.url());
+    let installation = Installation::with_configuration(&text)?;
+    let stopover = installation.start().await?;
+    let server = format!("http://{}", stopover.address());
+    for mirrored in [true, false] {
+        let mut node = Node::new()?;
+        let printed = node.stopover(&["setup", "docker", "--server", &server]).await?.stdout;
+        let daemon = if mirrored { String::from_utf8(printed)? } else { "{}".to_owned() };
+        node.write("daemon.json", &daemon)?;
+        node.write("root/etc/docker/daemon.json", &daemon)?;
+        let _containerd = node.start_containerd().await?;
+        let _dockerd = node.start_dockerd().await?;
+        if mirrored {
+            node.run("docker", &["pull", "--quiet", &image.reference()]).await.with_context(|| stopover.log())?;
+            let pulled = node.run("docker", &["inspect", "--format", "{{.RepoDigests}}", &image.reference()]).await?;
+            ensure!(pulled.contains(&image.digest), "{pulled}");
+        }
+        node.with_only("docker")?;
+        let (named, root) = (image.reference(), node.path("root").display().to_string());
+        let found = examine(&node, &server, &["--image", &named, "--client", "docker", "--root", &root]).await?;
+        ensure!(found.well == mirrored, "{}", found.text);
+        let (verdict, words) = if mirrored { ("ok", "docker asked the cache") } else { ("FAIL", "docker went past") };
+        found.step(verdict, "docker configuration", "daemon.json")?;
+        found.step(verdict, "docker pulls", words)?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_that_goes_past_the_cache_is_found_out() -> anyhow::Result<()> {
+    let cache = Cache::start().await?;
+    let node = Node::new()?;
+    let upstream = cache.upstream.url().replace("http://", "");
+    let past = format!("[[registry]]\nprefix = \"{UPSTREAM}\"\nlocation = \"{upstream}\"\ninsecure = true\n");
+    node.write(USER_REGISTRIES, &past)?;
+    let arguments = ["--image", &cache.image(), "--client", "podman"].map(str::to_owned);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let found = examine(&node, &cache.server, &arguments).await?;
+    ensure!(!found.well, "{}", found.text);
+    found.step("FAIL", "podman configuration", "no mirror that is the cache")?;
+    found.step("FAIL", "podman pulls", "podman went past the cache")?;
+    // The same where the configuration that is looked at is not the one that the client uses.
+    node.write("root/etc/containers/registries.conf", &cache.setup("podman").await?)?;
+    let root = node.path("root").display().to_string();
+    let found = examine(&node, &cache.server, &[&arguments[..], &["--root", &root]].concat()).await?;
+    found.step("ok", "podman configuration", "registries.conf")?;
+    found.step("FAIL", "podman pulls", "podman went past the cache")
+}
+
+#[tokio::test]
+async fn where_upstream_cannot_be_asked_nothing_is_said_of_a_client() -> anyhow::Result<()> {
+    let mut cache = Cache::start().await?;
+    let node = Node::new()?;
+    node.write(USER_REGISTRIES, &cache.setup("podman").await?)?;
+    let arguments = ["--image", &cache.image(), "--client", "podman"].map(str::to_owned);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    ensure!(examine(&node, &cache.server, &arguments).await?.well);
+    cache.upstream.stop().await?;
+    let found = examine(&node, &cache.server, &arguments).await?;
+    found.step("ok", "pull", "(hit)")?;
+    found.step("skip", "podman pulls", "cannot tell: the cache answers 503")?;
+    ensure!(found.well, "{}", found.text);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_cache_that_remembers_no_missing_tags_cannot_tell() -> anyhow::Result<()> {
+    let upstream = Registry::start().await?;
+    let image = Recipe::docker("team/docker").push(&upstream).await?;
+    let text = format!("missing = \"0s\"\n[upstreams.\"{UPSTREAM}\"]\nurl = \"{}\"\n", upstream.url());
+    let installation = Installation::with_configuration(&text)?;
+    let stopover = installation.start().await?;
+    let node = Node::new()?;
+    let server = format!("http://{}", stopover.address());
+    let image = format!("{UPSTREAM}/{}", image.reference());
+    let found = examine(&node, &server, &["--image", &image, "--client", "podman"]).await?;
+    found.step("skip", "podman pulls", "forgets missing tags")
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_be_reached_fails_at_the_first_step_that_shows_it() -> anyhow::Result<()> {
+    let found = examine_server("http://stopover.invalid:5000", "alpine").await?;
+    found.fails_at("name", "stopover.invalid does not resolve")?;
+    let found = examine_server("http://127.0.0.1:1", "alpine").await?;
+    found.fails_at("connection", "nothing listens at 127.0.0.1 port 1")
+}
+
+/// `openssl s_server` with a certificate for 127.0.0.1. Dropping it kills it.
+struct TlsServer {
+    _child: Child,
+    port: String,
+}
+
+impl TlsServer {
+    async fn start(directory: &Path, certificate: &str) -> anyhow::Result<Self> {
+        let mut command = Command::new("openssl");
+        command.args(["s_server", "-accept", "127.0.0.1:0", "-www", "-key", "key.pem", "-cert", certificate]);
+        command.current_dir(directory).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.kill_on_drop(true).spawn().context("cannot start openssl")?;
+        let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
+        while let Some(line) = lines.next_line().await? {
+            if let Some(port) = line.strip_prefix("ACCEPT 127.0.0.1:") {
+                return Ok(Self { port: port.to_owned(), _child: child });
+            }
+        }
+        anyhow::bail!("openssl s_server ended")
+    }
+}
+
+#[tokio::test]
+async fn certificates_of_an_unknown_authority_expired_and_for_another_name_are_told_apart() -> anyhow::Result<()> {
+    let node = Node::new()?;
+    let home = node.path("");
+    let make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout key.pem -out good.pem \
+                -subj /CN=test -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:false -days 2 && \
+                openssl x509 -in good.pem -signkey key.pem -days -1 -out expired.pem";
+    node.run("sh", &["-c", &format!("cd '{}' && {make}", home.display())]).await?;
+    let good = TlsServer::start(&home, "good.pem").await?;
+    let expired = TlsServer::start(&home, "expired.pem").await?;
+    let trusting = |certificate: &str| ("SSL_CERT_FILE", home.join(certificate).into_os_string());
+    let untrusting = examine_server(&format!("https://127.0.0.1:{}", good.port), "alpine").await?;
+    untrusting.fails_at("tls", "an authority that this machine does not know")?;
+    for (server, certificate, step, words) in [
+        (format!("https://127.0.0.1:{}", expired.port), "expired.pem", "tls", "has expired"),
+        (format!("https://localhost:{}", good.port), "good.pem", "tls", "for another name"),
+        // Trusted: what fails is the page of openssl.
+        (format!("https://127.0.0.1:{}", good.port), "good.pem", "registry", "is no registry"),
+    ] {
+        let node = Node::new()?.with(trusting(certificate));
+        let found = examine(&node, &server, &["--client", "kaniko"]).await?;
+        found.fails_at(step, words)?;
+    }
+    // One that speaks plain HTTP.
+    let cache = Cache::start().await?;
+    let found = examine_server(&cache.server.replace("http:", "https:"), "alpine").await?;
+    found.fails_at("tls", "does not speak TLS")
+}
+
+/// A server that gives these answers.
+async fn serve(answer: impl Fn(&str) -> Response + Clone + Send + Sync + 'static) -> anyhow::Result<String> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let server = format!("http://{}", listener.local_addr()?);
+    let router = Router::new().fallback(move |request: Request<Body>| {
+        let answer = answer(request.uri().path());
+        async move { answer }
+    });
+    tokio::spawn(axum::serve(listener, router).into_future());
+    Ok(server)
+}
+
+fn respond(status: StatusCode, headers: &[(&str, &str)], body: impl Into<Body>) -> Response {
+    let mut response = Response::builder().status(status);
+    for (name, value) in headers {
+        response = response.header(*name, *value);
+    }
+    response.body(body.into()).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn what_answers_in_the_place_of_a_cache_is_named() -> anyhow::Result<()> {
+    for (status, words) in [
+        (StatusCode::OK, "is no registry: it answers 200 OK with text/html"),
+        (StatusCode::NOT_FOUND, "is no registry"),
+        (StatusCode::UNAUTHORIZED, "asks for a login"),
+        (StatusCode::FORBIDDEN, "AllowedCidrs"),
+        (StatusCode::BAD_GATEWAY, "answers 502"),
+        (StatusCode::MOVED_PERMANENTLY, "the URL that it redirects to"),
+    ] {
+        let server = serve(move |_| respond(status, &[("content-type", "text/html")], "<html>")).await?;
+        examine_server(&server, "alpine").await?.fails_at("registry", words)?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pull_that_does_not_come_from_a_cache_or_with_other_bytes_fails() -> anyhow::Result<()> {
+    let mut cache = Cache::start().await?;
+    // A registry that is no Stopover.
+    let found = examine_server(&cache.upstream.url(), &cache.image()).await?;
+    found.fails_at("pull", "404")?;
+    let manifest = cache.image.manifests.remove(0);
+    for (corrupt, words) in [("/blobs/", "the blob sha256:"), ("/manifests/", "the manifest is not sha256:")] {
+        let manifest = manifest.clone();
+        let server = serve(move |path| {
+            let change =
+                |bytes: Vec<u8>| if path.contains(corrupt) { bytes.iter().map(|byte| !byte).collect() } else { bytes };
+            let registry = [("docker-distribution-api-version", "registry/2.0"), ("x-stopover", "hit")];
+            if path.ends_with("/v2/") {
+                respond(StatusCode::OK, &registry, "{}")
+            } else if path.contains("/manifests/") {
+                let kind = ("content-type", "application/vnd.oci.image.manifest.v1+json");
+                let digest = ("docker-content-digest", manifest.digest.as_str());
+                respond(StatusCode::OK, &[registry[1], kind, digest], change(manifest.bytes.clone()))
+            } else {
+                respond(StatusCode::OK, &registry, change(b"blob".to_vec()))
+            }
+        });
+        examine_server(&server.await?, "a/b:1").await?.fails_at("pull", words)?;
+    }
+    // Unknown to the cache, and without its header.
+    let found = examine_server(&cache.server, &format!("{UPSTREAM}/team/none:1")).await?;
+    found.fails_at("pull", "404")?;
+    let server =
+        serve(|_| respond(StatusCode::OK, &[("docker-distribution-api-version", "registry/2.0")], "{}")).await?;
+    examine_server(&server, "a/b:1").await?.fails_at("pull", "does not come from a Stopover")
+}
+
+#[tokio::test]
+async fn blobs_are_followed_to_where_they_are_redirected() -> anyhow::Result<()> {
+    const BLOB: &str = "{}";
+    let storage = serve(|_| respond(StatusCode::OK, &[], BLOB)).await?.replace("127.0.0.1", "localhost");
+    for (target, verdict, words) in [
+        (storage, "ok", "from localhost"),
+        ("http://localhost:1".to_owned(), "FAIL", "localhost did not answer to the end"),
+    ] {
+        let descriptor =
+            |kind: &str| json!({"mediaType": kind, "digest": digest_of(BLOB.as_bytes()), "size": BLOB.len()});
+        let manifest =
+            json!({"schemaVersion": 2, "config": descriptor("a/b"), "layers": [descriptor("c/d")]}).to_string();
+        let server = serve(move |path| {
+            let kind = ("content-type", "application/vnd.oci.image.manifest.v1+json");
+            let digest = digest_of(manifest.as_bytes());
+            if path.contains("/blobs/") {
+                respond(StatusCode::TEMPORARY_REDIRECT, &[("location", &format!("{target}/x?secret"))], "")
+            } else if path.contains("/manifests/") {
+                let headers = [("x-stopover", "hit"), kind, ("docker-content-digest", &digest)];
+                respond(StatusCode::OK, &headers, manifest.clone())
+            } else {
+                respond(StatusCode::OK, &[("docker-distribution-api-version", "registry/2.0")], "{}")
+            }
+        });
+        let found = examine_server(&server.await?, "a/b:1").await?;
+        found.step(verdict, "pull", words)?;
+        ensure!(!found.text.contains("secret"), "the URL of a blob is shown:\n{}", found.text);
+    }
+    Ok(())
+}
+
+/// Each client as `stopover setup` has it: before that its configuration fails, after it is fine.
+#[tokio::test]
+async fn a_configuration_without_the_mirror_fails_until_it_is_what_setup_prints() -> anyhow::Result<()> {
+    // Nobody listens there, so that no client of this machine is asked.
+    let server = "http://127.0.0.1:1";
+    let node = Node::new()?;
+    let root = node.path("root").display().to_string();
+    let clients = ["docker", "containerd", "cri-o", "podman", "buildkit", "k3s"];
+    let named: Vec<&str> = clients.iter().flat_map(|client| ["--client", client]).collect();
+    let arguments = [&["--root", &root][..], &named].concat();
+    let without = examine(&node, server, &arguments).await?;
+    for client in clients {
+        let fix = format!("stopover setup {client} --server {server}");
+        without.step("FAIL", &format!("{client} configuration"), &fix)?;
+    }
+    for (client, path) in [
+        ("docker", "etc/docker/daemon.json"),
+        ("podman", "etc/containers/registries.conf.d/stopover.conf"),
+        ("buildkit", "etc/buildkit/buildkitd.toml"),
+        ("k3s", "etc/rancher/k3s/registries.yaml"),
+        ("containerd", "containerd.sh"),
+    ] {
+        let printed = node.stopover(&["setup", client, "--server", server]).await?.stdout;
+        node.write(&format!("root/{path}"), &String::from_utf8(printed)?)?;
+    }
+    node.run("sh", &["-c", &format!("CERTS_D='{root}/etc/containerd/certs.d' sh '{root}/containerd.sh'")]).await?;
+    let missing = examine(&node, server, &arguments).await?;
+    missing.step("FAIL", "containerd configuration", "config_path")?;
+    let config = "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\n\
+                  config_path = \"/etc/nothing.d:/etc/containerd/certs.d\"\n";
+    node.write("root/etc/containerd/config.toml", config)?;
+    let with = examine(&node, server, &arguments).await?;
+    for client in clients {
+        with.step("ok", &format!("{client} configuration"), "sends docker.io to the cache")?;
+        with.step("skip", &format!("{client} pulls"), "needs: connection")?;
+    }
+    // Another registry than those that are mirrored, another cache, and files that cannot be used.
+    let other = examine(&node, server, &[&arguments[..], &["--image", "registry.corp/a:1"]].concat()).await?;
+    other.step("skip", "docker configuration", "mirrors only docker.io")?;
+    other.step("FAIL", "podman configuration", "no registries.conf has a [[registry]] for registry.corp")?;
+    let other = examine(&node, "http://127.0.0.1:2", &arguments).await?;
+    for client in clients {
+        other.step("FAIL", &format!("{client} configuration"), "stopover setup")?;
+    }
+    for (path, text) in [
+        ("etc/docker/daemon.json", "{"),
+        ("etc/containers/registries.conf.d/stopover.conf", "= 1"),
+        ("etc/buildkit/buildkitd.toml", "["),
+        ("etc/rancher/k3s/registries.yaml", "a: ["),
+        ("etc/containerd/config.toml", "\""),
+    ] {
+        node.write(&format!("root/{path}"), text)?;
+    }
+    let broken = examine(&node, server, &arguments).await?;
+    for client in clients {
+        broken.step("FAIL", &format!("{client} configuration"), "cannot be used")?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn plain_http_that_a_client_is_not_told_of_fails() -> anyhow::Result<()> {
+    let node = Node::new()?;
+    let root = node.path("root").display().to_string();
+    let mirror = "[[registry]]\nlocation = \"docker.io\"\n[[registry.mirror]]\nlocation = \"127.0.0.1:1/docker.io\"\n";
+    node.write("root/etc/containers/registries.conf", mirror)?;
+    let mirror = "[registry.\"docker.io\"]\nmirrors = [\"127.0.0.1:1/docker.io\"]\n";
+    node.write("root/etc/buildkit/buildkitd.toml", mirror)?;
+    let arguments = ["--root", &root, "--client", "podman", "--client", "buildkit"];
+    let found = examine(&node, "http://127.0.0.1:1", &arguments).await?;
+    found.step("FAIL", "podman configuration", "insecure = true")?;
+    found.step("FAIL", "buildkit configuration", "http = true")?;
+    let found = examine(&node, "https://127.0.0.1:1", &arguments).await?;
+    found.step("ok", "podman configuration", "registries.conf")?;
+    found.step("ok", "buildkit configuration", "buildkitd.toml")
+}

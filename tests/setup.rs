@@ -1,0 +1,176 @@
+//! `stopover setup`: what it prints is what each client reads, and real clients pull with it.
+
+use anyhow::{Context as _, ensure};
+use support::images::{Image, Recipe, digest_of};
+use support::node::Node;
+use support::program::{Installation, Stopover, UPSTREAM};
+use support::registry::Registry;
+
+const CLIENTS: [&str; 12] = [
+    "docker",
+    "containerd",
+    "cri-o",
+    "podman",
+    "buildkit",
+    "k3s",
+    "eks-nodeadm",
+    "bottlerocket",
+    "kaniko",
+    "github-actions",
+    "codebuild",
+    "ecs",
+];
+
+/// What is printed for a client: the configuration, and what is said beside it.
+async fn printed(arguments: &[&str]) -> anyhow::Result<(String, String)> {
+    let output = Node::new()?.stopover(&[&["setup"], arguments].concat()).await?;
+    let (stdout, stderr) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
+    ensure!(output.status.success(), "{arguments:?}: {stderr}");
+    Ok((stdout, stderr))
+}
+
+/// What a client is told of a running cache that has one upstream.
+async fn configuration(client: &str, stopover: &Stopover) -> anyhow::Result<String> {
+    let server = format!("http://{}", stopover.address());
+    Ok(printed(&[client, "--server", &server, "--upstream", UPSTREAM]).await?.0)
+}
+
+/// An image at an upstream whose name resolves nowhere: nothing but the mirror can answer a pull of it.
+async fn cache() -> anyhow::Result<(Registry, Image, Installation, Stopover)> {
+    let upstream = Registry::start().await?;
+    let image = Recipe::docker("team/docker").push(&upstream).await?;
+    let installation = Installation::for_upstream(&upstream.url())?;
+    let stopover = installation.start().await?;
+    Ok((upstream, image, installation, stopover))
+}
+
+async fn parses(client: &str, text: &str) -> anyhow::Result<()> {
+    match client {
+        "docker" => drop(serde_json::from_str::<serde_json::Value>(text)?),
+        "cri-o" | "podman" | "buildkit" | "bottlerocket" => drop(text.parse::<toml::Table>()?),
+        "k3s" | "kaniko" | "github-actions" | "codebuild" | "ecs" => {
+            drop(serde_yaml_ng::from_str::<serde_yaml_ng::Value>(text)?);
+        }
+        "containerd" => shell(text).await?,
+        "eks-nodeadm" => shell(script_of(text)?).await?,
+        _ => anyhow::bail!("no format is known for {client}"),
+    }
+    Ok(())
+}
+
+async fn shell(script: &str) -> anyhow::Result<()> {
+    let node = Node::new()?;
+    node.write("script", script)?;
+    let path = node.path("script");
+    node.run("bash", &["-n", path.to_str().context("a path that is not UTF-8")?]).await?;
+    Ok(())
+}
+
+/// The script among the parts of user data.
+fn script_of(user_data: &str) -> anyhow::Result<&str> {
+    let boundary = user_data.split('"').nth(1).context("no boundary")?;
+    ensure!(user_data.starts_with("MIME-Version: 1.0\nContent-Type: multipart/mixed;"));
+    ensure!(user_data.ends_with(&format!("\n--{boundary}--\n")), "the last part has no end");
+    let parts: Vec<&str> = user_data.split(&format!("\n--{boundary}")).collect();
+    let [_, script, "--\n"] = parts[..] else { anyhow::bail!("{} parts", parts.len()) };
+    let (headers, script) = script.trim_start().split_once("\n\n").context("a part without headers")?;
+    ensure!(headers.starts_with("Content-Type: text/x-shellscript;"), "{headers}");
+    Ok(script)
+}
+
+#[tokio::test]
+async fn what_is_printed_for_a_client_parses_and_names_the_endpoint_and_every_upstream() -> anyhow::Result<()> {
+    for server in ["http://127.0.0.1:5000", "https://cache.example.com", "https://cache.example.com:8443/team"] {
+        let host = server.split('/').nth(2).context("no host")?;
+        for client in CLIENTS {
+            let upstreams = ["--upstream", "docker.io", "--upstream", "ghcr.io", "--upstream", "registry.corp"];
+            let (text, advice) = printed(&[&[client, "--server", server][..], &upstreams].concat()).await?;
+            parses(client, &text).await.with_context(|| format!("{client}:\n{text}"))?;
+            for wanted in [host, "docker.io", "ghcr.io", "registry.corp"] {
+                ensure!((text.clone() + &advice).contains(wanted), "{client} is not told of {wanted}:\n{text}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_a_client_all_are_listed_and_without_upstreams_the_configured_ones_are_meant() -> anyhow::Result<()> {
+    let (list, _) = printed(&[]).await?;
+    for client in CLIENTS {
+        ensure!(list.lines().any(|line| line.trim_start().starts_with(&format!("{client} "))), "{client}:\n{list}");
+    }
+    let installation = Installation::for_upstream("http://127.0.0.1:1")?;
+    let configuration = installation.configuration();
+    let configuration = configuration.to_str().context("a path that is not UTF-8")?;
+    let (text, _) = printed(&["k3s", "--config", configuration, "--listen", "0.0.0.0:5999"]).await?;
+    for wanted in ["docker.io", "quay.io", UPSTREAM, "http://127.0.0.1:5999/v2/"] {
+        ensure!(text.contains(wanted), "{wanted}:\n{text}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_that_is_no_url_is_refused_with_an_example() -> anyhow::Result<()> {
+    let output = Node::new()?.stopover(&["setup", "docker", "--server", "cache.example.com"]).await?;
+    let said = String::from_utf8(output.stderr)?;
+    ensure!(!output.status.success() && said.contains("https://cache.example.com"), "{said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn podman_and_skopeo_pull_with_what_is_printed_for_them() -> anyhow::Result<()> {
+    let (_upstream, image, _installation, stopover) = cache().await?;
+    let text = configuration("podman", &stopover).await?;
+    let mirror = format!("location = \"{}/{UPSTREAM}\"", stopover.address());
+    // As the comments say: the cache in the place of the registry, which then is never asked.
+    let alone = format!("[[registry]]\nprefix = \"{UPSTREAM}\"\n{mirror}\ninsecure = true\n");
+    for line in alone.lines() {
+        ensure!(text.lines().any(|known| known.trim_start_matches("# ") == line), "{line} is not in:\n{text}");
+    }
+    for text in [text, alone] {
+        let node = Node::new()?;
+        node.write(".config/containers/registries.conf", &text)?;
+        let reference = format!("{UPSTREAM}/{}", image.reference());
+        // Not `inspect`: that asks the registry itself for its tags, whatever mirror there is.
+        let (source, target) = (format!("docker://{reference}"), format!("dir:{}", node.path("image").display()));
+        node.run("skopeo", &["copy", "--quiet", "--preserve-digests", &source, &target]).await?;
+        let manifest = std::fs::read(node.path("image/manifest.json"))?;
+        ensure!(digest_of(&manifest) == image.digest, "skopeo pulled something else");
+        node.run("podman", &["pull", "--quiet", "--arch", "amd64", &reference])
+            .await
+            .with_context(|| stopover.log())?;
+        let digest = node.run("podman", &["image", "inspect", "--format", "{{.Digest}}", &reference]).await?;
+        ensure!(digest.trim() == image.digest, "podman pulled {digest}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn containerd_pulls_with_what_is_printed_for_it() -> anyhow::Result<()> {
+    let (_upstream, image, _installation, stopover) = cache().await?;
+    let mut node = Node::new()?;
+    let certs = |name: &str| node.path(name).display().to_string();
+    let (containerd, nodeadm) = (certs("containerd.d"), certs("nodeadm.d"));
+    for (client, directory) in [("containerd", &containerd), ("eks-nodeadm", &nodeadm)] {
+        let text = configuration(client, &stopover).await?;
+        let script = if client == "containerd" { &text } else { script_of(&text)? };
+        node.run("sh", &["-c", &format!("export CERTS_D='{directory}'\n{script}")]).await?;
+    }
+    // The same, and with the mirror as the server, too: then nothing else is ever asked.
+    let hosts = node.path("nodeadm.d").join(UPSTREAM).join("hosts.toml");
+    let text = std::fs::read_to_string(&hosts)?;
+    ensure!(text == std::fs::read_to_string(node.path("containerd.d").join(UPSTREAM).join("hosts.toml"))?);
+    std::fs::write(&hosts, text.replacen("# server", "server", 1))?;
+    let _daemon = node.start_containerd().await?;
+    let reference = format!("{UPSTREAM}/{}", image.reference());
+    for directory in [containerd, nodeadm] {
+        let pull = ["images", "pull", "--snapshotter", "native", "--platform", "linux/amd64"];
+        let pulled = node.run("ctr", &[&pull[..], &["--hosts-dir", &directory, &reference]].concat()).await;
+        pulled.with_context(|| stopover.log())?;
+        let list = node.run("ctr", &["images", "list"]).await?;
+        ensure!(list.contains(&reference) && list.contains(&image.digest), "{list}");
+        node.run("ctr", &["images", "remove", "--sync", &reference]).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! A machine that runs clients, as far as they can tell: a home and a storage of its own, and daemons beside those of the
+//! machine.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+use crate::program;
+
+/// How long a daemon may take to start, and a pull of a test to end.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A home directory, and what clients find in their environment.
+pub struct Node {
+    home: TempDir,
+    environment: Vec<(&'static str, OsString)>,
+}
+
+impl Node {
+    /// Knows podman, skopeo and buildah; none of them is configured.
+    pub fn new() -> anyhow::Result<Self> {
+        let home = TempDir::new()?;
+        let at_home = |text: &str| text.replace("HOME", &home.path().display().to_string());
+        // The driver without mounts works on every file system and leaves nothing to unmount.
+        let storage = "[storage]\ndriver = \"vfs\"\ngraphroot = \"HOME/storage\"\nrunroot = \"HOME/run\"\n";
+        let engine = "[engine]\ntmp_dir = \"HOME/engine\"\nlock_type = \"file\"\nevents_logger = \"none\"\n";
+        std::fs::write(home.path().join("storage.conf"), at_home(storage))?;
+        std::fs::write(home.path().join("containers.conf"), at_home(engine))?;
+        let path = |name: &str| home.path().join(name).into_os_string();
+        let environment = vec![
+            ("HOME", home.path().into()),
+            ("TMPDIR", home.path().into()),
+            ("CONTAINERS_STORAGE_CONF", path("storage.conf")),
+            ("CONTAINERS_CONF", path("containers.conf")),
+        ];
+        Ok(Self { home, environment })
+    }
+
+    /// With another variable in its environment.
+    #[must_use]
+    pub fn with(mut self, variable: (&'static str, OsString)) -> Self {
+        self.environment.push(variable);
+        self
+    }
+
+    /// The path of something at home.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
+    }
+
+    /// Writes a file at home, with the directories above it.
+    pub fn write(&self, name: &str, text: &str) -> anyhow::Result<()> {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().context("a file without a directory")?)?;
+        std::fs::write(path, text).context("cannot write at home")
+    }
+
+    /// Runs a client; the error of a failed one is what it printed.
+    pub async fn run(&self, program: &str, arguments: &[&str]) -> anyhow::Result<String> {
+        let environment = self.environment.iter().map(|(name, value)| (name, value));
+        let output =
+            Command::new(program).args(arguments).envs(environment).stdin(Stdio::null()).kill_on_drop(true).output();
+        let output = tokio::time::timeout(PATIENCE, output).await.with_context(|| format!("{program} does not end"))?;
+        let output = output.with_context(|| format!("cannot start {program}; `make setup` installs it"))?;
+        let printed = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{program} {arguments:?}: {}\n{printed}", output.status);
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Runs the program here.
+    pub async fn stopover(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        let environment: Vec<_> = self.environment.iter().map(|(name, value)| (*name, value.as_os_str())).collect();
+        program::output(arguments, &environment).await
+    }
+
+    /// Has this be the only program that is found: others would talk to daemons of the machine.
+    pub fn with_only(&mut self, program: &str) -> anyhow::Result<()> {
+        std::fs::create_dir(self.path("bin"))?;
+        std::os::unix::fs::symlink(which(program)?, self.path("bin").join(program))?;
+        self.environment.push(("PATH", self.path("bin").into_os_string()));
+        Ok(())
+    }
+
+    /// Starts a containerd of this node.
+    pub async fn start_containerd(&mut self) -> anyhow::Result<Daemon> {
+        let home = self.home.path().display();
+        let configuration = format!(
+            "version = 2\nroot = \"{home}/containerd/root\"\nstate = \"{home}/containerd/state\"\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+             [grpc]\naddress = \"{home}/containerd.sock\"\n\
+             [plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{home}/containerd/opt\"\n"
+        );
+        self.write("containerd.toml", &configuration)?;
+        let mut command = Command::new("containerd");
+        command.arg("--config").arg(self.path("containerd.toml"));
+        let daemon = Daemon::start(command, self.home.path(), "containerd").await?;
+        self.environment.push(("CONTAINERD_ADDRESS", self.path("containerd.sock").into_os_string()));
+        Ok(daemon)
+    }
+
+    /// Starts a dockerd of this node with the daemon.json at home, beside its containerd.
+    pub async fn start_dockerd(&mut self) -> anyhow::Result<Daemon> {
+        let home = self.home.path();
+        let mut command = Command::new("dockerd");
+        for (option, place) in [
+            ("--config-file", "daemon.json"),
+            ("--data-root", "docker"),
+            ("--exec-root", "docker-exec"),
+            ("--pidfile", "docker.pid"),
+            ("--containerd", "containerd.sock"),
+        ] {
+            command.arg(option).arg(home.join(place));
+        }
+        let address = format!("unix://{}", home.join("dockerd.sock").display());
+        command.args(["--host", &address, "--bridge", "none", "--iptables=false", "--ip6tables=false"]);
+        // The driver without mounts works on every file system and leaves nothing to unmount.
+        command.args(["--storage-driver", "vfs"]);
+        let daemon = Daemon::start(command, home, "dockerd").await?;
+        self.environment.push(("DOCKER_HOST", address.into()));
+        Ok(daemon)
+    }
+}
+
+/// A daemon of a node. Dropping it kills it.
+pub struct Daemon {
+    _child: Child,
+}
+
+impl Daemon {
+    /// Starts it and waits until its socket accepts connections.
+    async fn start(mut command: Command, home: &Path, name: &str) -> anyhow::Result<Self> {
+        let log = std::fs::File::create(home.join(format!("{name}.log")))?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(true);
+        let mut child = command.spawn().with_context(|| format!("cannot start {name}; `make setup` installs it"))?;
+        let deadline = Instant::now() + PATIENCE;
+        let socket = home.join(format!("{name}.sock"));
+        while tokio::net::UnixStream::connect(&socket).await.is_err() {
+            let log = || std::fs::read_to_string(home.join(format!("{name}.log"))).unwrap_or_default();
+            ensure!(child.try_wait()?.is_none(), "{name} ended:\n{}", log());
+            ensure!(Instant::now() < deadline, "{name} does not listen:\n{}", log());
+            // It tells nobody when it listens: its socket is tried.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(Self { _child: child })
+    }
+}
+
+/// Where a program of the machine is.
+fn which(program: &str) -> anyhow::Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|directory| directory.join(program)).find(|path| path.is_file());
+    found.with_context(|| format!("{program} is not here; `make setup` installs it"))
+}
