@@ -187,8 +187,7 @@ impl Companions {
             }],
         }))?;
         registry.put_manifest(&image.name, &tag, INDEX, &index).await?;
-        let referrers =
-            Image { tag: tag.clone(), digest: digest_of(&index), index: Some(index), ..artifact.clone() };
+        let referrers = Image { tag: tag.clone(), digest: digest_of(&index), index: Some(index), ..artifact.clone() };
         let payload = format!("a signature of {}", image.digest);
         let config = br#"{"architecture":"","os":"","rootfs":{"type":"layers","diff_ids":[]}}"#.to_vec();
         let signature = ("application/vnd.dev.cosign.simplesigning.v1+json", OCI.config, config, payload, None);

@@ -75,11 +75,7 @@ async fn pull_all(reference: &Reference) -> anyhow::Result<BTreeSet<String>> {
 }
 
 /// Pulls a blob, and once, where its connection broke, the rest of it.
-async fn pull_blob(
-    client: &oci_client::Client,
-    reference: &Reference,
-    blob: &OciDescriptor,
-) -> anyhow::Result<String> {
+async fn pull_blob(client: &oci_client::Client, reference: &Reference, blob: &OciDescriptor) -> anyhow::Result<String> {
     let mut received = Received::default();
     if let Err(error) = client.pull_blob(reference, blob, &mut received).await {
         let rest = client.pull_blob_stream_partial(reference, blob, received.length, None).await?;
