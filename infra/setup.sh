@@ -16,8 +16,8 @@ packages=(
   openssl                  # a TLS server and its certificates for the tests of `stopover doctor`
   docker-registry          # the upstream of the tests and the benchmark, and a peer of the benchmark
   apache2-utils            # htpasswd for an upstream with a password
-  skopeo                   # client
-  podman                   # client
+  skopeo podman buildah    # clients
+  containerd docker.io     # clients with a daemon
   crun                     # podman refuses to start without an OCI runtime
   uidmap slirp4netns fuse-overlayfs # podman without root
   wrk nginx-light          # benchmark: load generator, peer
@@ -35,7 +35,7 @@ for package in "${packages[@]}"; do
 done
 if [ ${#missing[@]} -gt 0 ]; then
   say "apt packages: ${missing[*]}"
-  # docker-registry and nginx are wanted as programs. Without this policy Debian would start them as services,
+  # docker-registry, nginx and the daemons are wanted as programs. Without this policy Debian would start them as services,
   # and docker-registry would take port 5000.
   policy=/usr/sbin/policy-rc.d
   if [ ! -e "$policy" ]; then
@@ -46,9 +46,9 @@ if [ ${#missing[@]} -gt 0 ]; then
   as_root apt-get update -qq
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
   # Nor after the next boot.
-  for service in docker-registry nginx; do
-    if [ -d /run/systemd/system ] && [[ " ${missing[*]}" == *" $service"* ]]; then
-      as_root systemctl disable --quiet "$service"
+  for service in docker-registry nginx:nginx-light containerd docker:docker.io docker.socket:docker.io; do
+    if [ -d /run/systemd/system ] && [[ " ${missing[*]} " == *" ${service#*:} "* ]]; then
+      as_root systemctl disable --quiet "${service%:*}"
     fi
   done
 fi

@@ -124,7 +124,7 @@ enum Command {
         /// Where clients reach the cache, over http or https [default: the configured address]
         #[arg(long, value_name = "URL")]
         server: Option<Endpoint>,
-        /// The registries to pull through the cache [default: all that are configured]
+        /// The registries to pull through the cache [default: all that are configured, but for `*-docker.pkg.dev`]
         #[arg(long = "upstream", value_name = "ID")]
         upstreams: Vec<UpstreamId>,
     },
@@ -221,7 +221,9 @@ fn endpoint(config: &Config, named: Option<Endpoint>) -> anyhow::Result<Endpoint
 /// Prints a client's configuration, and on standard error what that has no room for.
 fn set_up(config: &Config, client: Target, server: Option<Endpoint>, upstreams: Vec<UpstreamId>) -> anyhow::Result<()> {
     let server = endpoint(config, server)?;
-    let all = || config.upstreams.keys().cloned().collect();
+    // Of a family there are too many to be meant without being named.
+    let single = |(id, upstream): (&UpstreamId, &UpstreamConfig)| upstream.family.is_none().then(|| id.clone());
+    let all = || config.upstreams.iter().filter_map(single).collect();
     let upstreams: Vec<UpstreamId> = if upstreams.is_empty() { all() } else { upstreams };
     std::io::stderr().write_all(client.advice(&server, &upstreams).as_bytes())?;
     Ok(std::io::stdout().write_all(client.configuration(&server, &upstreams).as_bytes())?)

@@ -249,8 +249,9 @@ impl TlsServer {
 async fn certificates_of_an_unknown_authority_expired_and_for_another_name_are_told_apart() -> anyhow::Result<()> {
     let node = Node::new()?;
     let home = node.path("");
-    let make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout key.pem -out good.pem \
-                -subj /CN=test -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:false -days 2 && \
+    let make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout key.pem \
+                -out good.pem -subj /CN=test -addext subjectAltName=IP:127.0.0.1 \
+                -addext basicConstraints=critical,CA:false -days 2 && \
                 openssl x509 -in good.pem -signkey key.pem -days -1 -out expired.pem";
     node.run("sh", &["-c", &format!("cd '{}' && {make}", home.display())]).await?;
     let good = TlsServer::start(&home, "good.pem").await?;

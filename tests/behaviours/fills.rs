@@ -15,6 +15,7 @@ on_both_columns!(
     bytes_with_the_wrong_digest_are_never_visible,
     a_blob_that_breaks_off_is_never_visible_and_is_fetched_again,
     a_blob_of_the_wrong_length_is_never_visible,
+    a_connection_that_breaks_before_its_first_byte_does_not_fail_a_fill,
     filling_twice_stores_once,
     fifty_cold_pulls_of_a_blob_cost_one_download,
     a_stored_blob_whose_bytes_are_gone_is_filled_again,
@@ -227,4 +228,17 @@ mod following {
             assert_eq!(pulled.served, stopover::pull::Served::Hit);
         }
     }
+}
+
+async fn a_connection_that_breaks_before_its_first_byte_does_not_fail_a_fill(column: Column) {
+    let world = World::on(column).await;
+    let image = world.upstream.image("a", "1", &[LAYER]);
+    let (digest, bytes) = image.blobs[1].clone();
+    let repository = Repository { upstream: "test.local".parse().unwrap(), name: "a".parse().unwrap() };
+    let job = Job { repository, digest, size: bytes.len() as u64, priority: Priority::Interactive };
+    world.upstream.fault_times("/blobs/", 1, Fault::Truncated);
+    let filled = fill::run(&world.cache, &job, &watch::channel(Progress::Waiting).0, std::future::pending()).await;
+    assert!(filled.is_ok(), "{filled:?}");
+    assert_eq!(world.upstream.count("/blobs/"), 2);
+    assert_eq!(world.stored_blobs().await, [job.digest.to_string()]);
 }

@@ -35,10 +35,16 @@ enum Trouble {
 enum At {
     Tag,
     HeadOfTag,
+    Index,
     EveryManifest,
     Child,
     Blob,
 }
+
+const PULLS: &str = "pulls";
+const AT_THE_TAG: &str = "fails at the tag";
+const BEHIND: &str = "fails behind the tag";
+const EITHER: &str = "pulls, or fails behind the tag";
 
 const ALWAYS: usize = usize::MAX;
 
@@ -51,62 +57,79 @@ fn header(name: &'static str, value: &str) -> Fault {
     Fault::Headers(vec![(name, value.to_owned())])
 }
 
-/// All of them, and whether an image that was pulled before still pulls by its tag. It does unless upstream itself says that
-/// there is no such tag, or that we may not have it.
-fn troubles() -> Vec<(&'static str, bool, Trouble)> {
+/// What becomes of an image by its tag that was pulled before. By its digest it always pulls.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Warm {
+    /// It pulls.
+    Pulls,
+    /// It does not, because upstream itself says that there is no such tag, or that we may not have it.
+    Refused,
+    /// It pulls for those who GET the tag. Those who HEAD it are told what upstream says, and upstream lies.
+    ByGet,
+}
+
+impl Warm {
+    fn pulls(self, client: &str) -> bool {
+        self == Self::Pulls || (self == Self::ByGet && client != "containerd")
+    }
+}
+
+/// All of them.
+fn troubles() -> Vec<(&'static str, Warm, Trouble)> {
     use Trouble::{Answers, Refuses, Resets};
+    use Warm::{ByGet, Pulls, Refused};
     const NONE: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
     let later = [("retry-after", "2")];
     let basic = [("www-authenticate", "Basic realm=\"scripted\"")];
     let octets = [("content-type", "text/html")];
     vec![
-        ("tag: 429 with `Retry-After`, once", true, Answers(At::Tag, 1, status(429, &later))),
-        ("tag: 429 with `Retry-After`", true, Answers(At::Tag, ALWAYS, status(429, &later))),
-        ("blob: 429 with `Retry-After`, once", true, Answers(At::Blob, 1, status(429, &later))),
-        ("blob: 429 with `Retry-After`", true, Answers(At::Blob, ALWAYS, status(429, &later))),
-        ("tag: 503 with `Retry-After`, once", true, Answers(At::Tag, 1, status(503, &later))),
-        ("tag: 503 with `Retry-After`", true, Answers(At::Tag, ALWAYS, status(503, &later))),
-        ("tag: 500", true, Answers(At::Tag, ALWAYS, status(500, &[]))),
-        ("tag: 502 in HTML", true, Answers(At::Tag, ALWAYS, status(502, &octets))),
-        ("tag: 504", true, Answers(At::Tag, ALWAYS, status(504, &[]))),
-        ("tag: 401", false, Answers(At::Tag, ALWAYS, status(401, &basic))),
-        ("tag: 403", false, Answers(At::Tag, ALWAYS, status(403, &[]))),
-        ("tag: 404", false, Answers(At::Tag, ALWAYS, status(404, &[]))),
-        ("tag: 404 to HEAD only", false, Answers(At::HeadOfTag, ALWAYS, status(404, &[]))),
-        ("tag: 405 to HEAD", true, Answers(At::HeadOfTag, ALWAYS, status(405, &[]))),
-        ("tag: late by 12 s", true, Answers(At::Tag, ALWAYS, Fault::Late(Duration::from_secs(12)))),
-        ("connection reset, once", true, Resets(1)),
-        ("connections reset", true, Resets(ALWAYS)),
-        ("connections refused", true, Refuses),
-        ("child manifest: 500", true, Answers(At::Child, ALWAYS, status(500, &[]))),
-        ("child manifest: 503", true, Answers(At::Child, ALWAYS, status(503, &[]))),
-        ("child manifest: 404", true, Answers(At::Child, ALWAYS, status(404, &[]))),
-        ("manifests: `text/plain`", true, Answers(At::EveryManifest, ALWAYS, header("content-type", "text/plain"))),
+        ("tag: 429 with `Retry-After`, once", Pulls, Answers(At::Tag, 1, status(429, &later))),
+        ("tag: 429 with `Retry-After`", Pulls, Answers(At::Tag, ALWAYS, status(429, &later))),
+        ("blob: 429 with `Retry-After`, once", Pulls, Answers(At::Blob, 1, status(429, &later))),
+        ("blob: 429 with `Retry-After`", Pulls, Answers(At::Blob, ALWAYS, status(429, &later))),
+        ("tag: 503 with `Retry-After`, once", Pulls, Answers(At::Tag, 1, status(503, &later))),
+        ("tag: 503 with `Retry-After`", Pulls, Answers(At::Tag, ALWAYS, status(503, &later))),
+        ("tag: 500", Pulls, Answers(At::Tag, ALWAYS, status(500, &[]))),
+        ("tag: 502 in HTML", Pulls, Answers(At::Tag, ALWAYS, status(502, &octets))),
+        ("tag: 504", Pulls, Answers(At::Tag, ALWAYS, status(504, &[]))),
+        ("tag: 401", Refused, Answers(At::Tag, ALWAYS, status(401, &basic))),
+        ("tag: 403", Refused, Answers(At::Tag, ALWAYS, status(403, &[]))),
+        ("tag: 404", Refused, Answers(At::Tag, ALWAYS, status(404, &[]))),
+        ("tag: 404 to HEAD only", Refused, Answers(At::HeadOfTag, ALWAYS, status(404, &[]))),
+        ("tag: 405 to HEAD", Pulls, Answers(At::HeadOfTag, ALWAYS, status(405, &[]))),
+        ("tag: late by 12 s", Pulls, Answers(At::Tag, ALWAYS, Fault::Late(Duration::from_secs(12)))),
+        ("connection reset, once", Pulls, Resets(1)),
+        ("connections reset", Pulls, Resets(ALWAYS)),
+        ("connections refused", Pulls, Refuses),
+        ("child manifest: 500", Pulls, Answers(At::Child, ALWAYS, status(500, &[]))),
+        ("child manifest: 503", Pulls, Answers(At::Child, ALWAYS, status(503, &[]))),
+        ("child manifest: 404", Pulls, Answers(At::Child, ALWAYS, status(404, &[]))),
+        ("manifests: `text/plain`", Pulls, Answers(At::EveryManifest, ALWAYS, header("content-type", "text/plain"))),
         (
             "manifests: `application/json`",
-            true,
+            Pulls,
             Answers(At::EveryManifest, ALWAYS, header("content-type", "application/json")),
         ),
         (
-            "manifests: `; charset=utf-8`",
-            true,
+            "index: `; charset=utf-8`",
+            Pulls,
             Answers(
-                At::EveryManifest,
+                At::Index,
                 ALWAYS,
                 header("content-type", "application/vnd.oci.image.index.v1+json; charset=utf-8"),
             ),
         ),
-        ("tag: no `Docker-Content-Digest`", true, Answers(At::Tag, ALWAYS, header("docker-content-digest", ""))),
-        ("tag: wrong `Docker-Content-Digest`", true, Answers(At::Tag, ALWAYS, header("docker-content-digest", NONE))),
-        ("manifests: wrong bytes", true, Answers(At::EveryManifest, ALWAYS, Fault::Corrupt)),
-        ("blob: 500", true, Answers(At::Blob, ALWAYS, status(500, &[]))),
-        ("blob: 503", true, Answers(At::Blob, ALWAYS, status(503, &[]))),
-        ("blob: 404", true, Answers(At::Blob, ALWAYS, status(404, &[]))),
-        ("blob: cut short, once", true, Answers(At::Blob, 1, Fault::Truncated)),
-        ("blob: cut short", true, Answers(At::Blob, ALWAYS, Fault::Truncated)),
-        ("blob: wrong bytes", true, Answers(At::Blob, ALWAYS, Fault::Corrupt)),
-        ("blob: late by 12 s", true, Answers(At::Blob, ALWAYS, Fault::Late(Duration::from_secs(12)))),
-        ("blob: stalls in the middle, then goes on", true, Answers(At::Blob, ALWAYS, Fault::Stalled)),
+        ("tag: no `Docker-Content-Digest`", Pulls, Answers(At::Tag, ALWAYS, header("docker-content-digest", ""))),
+        ("tag: wrong `Docker-Content-Digest`", ByGet, Answers(At::Tag, ALWAYS, header("docker-content-digest", NONE))),
+        ("manifests: wrong bytes", Pulls, Answers(At::EveryManifest, ALWAYS, Fault::Corrupt)),
+        ("blob: 500", Pulls, Answers(At::Blob, ALWAYS, status(500, &[]))),
+        ("blob: 503", Pulls, Answers(At::Blob, ALWAYS, status(503, &[]))),
+        ("blob: 404", Pulls, Answers(At::Blob, ALWAYS, status(404, &[]))),
+        ("blob: cut short, once", Pulls, Answers(At::Blob, 1, Fault::Truncated)),
+        ("blob: cut short", Pulls, Answers(At::Blob, ALWAYS, Fault::Truncated)),
+        ("blob: wrong bytes", Pulls, Answers(At::Blob, ALWAYS, Fault::Corrupt)),
+        ("blob: late by 12 s", Pulls, Answers(At::Blob, ALWAYS, Fault::Late(Duration::from_secs(12)))),
+        ("blob: stalls in the middle, then goes on", Pulls, Answers(At::Blob, ALWAYS, Fault::Stalled)),
     ]
 }
 
@@ -140,14 +163,18 @@ impl<'a> Scene<'a> {
         match trouble {
             Trouble::Answers(at, times, fault) => {
                 let manifests = format!("/v2/{}/manifests/", self.image.name);
-                let text = match at {
-                    At::Tag => format!("{manifests}{}", self.image.tag),
-                    At::HeadOfTag => format!("HEAD {manifests}{}", self.image.tag),
-                    At::EveryManifest => manifests,
-                    At::Child => self.image.manifests[0].digest.clone(),
-                    At::Blob => self.image.manifests[0].blobs[1].digest.clone(),
+                let tag = format!("{manifests}{}", self.image.tag);
+                let texts = match at {
+                    At::Tag => vec![tag],
+                    At::HeadOfTag => vec![format!("HEAD {tag}")],
+                    At::Index => vec![tag, self.image.digest.clone()],
+                    At::EveryManifest => vec![manifests],
+                    At::Child => vec![self.image.manifests[0].digest.clone()],
+                    At::Blob => vec![self.image.manifests[0].blobs[1].digest.clone()],
                 };
-                self.upstream.fault_times(&text, *times, fault.clone());
+                for text in texts {
+                    self.upstream.fault_times(&text, *times, fault.clone());
+                }
             }
             Trouble::Resets(connections) => self.wire.reset(*connections),
             Trouble::Refuses => self.wire.close(),
@@ -169,9 +196,9 @@ impl<'a> Scene<'a> {
         }
     }
 
-    /// Asks the program for the tag, as it is or to be checked at upstream; an error is the time after which it wants to be
-    /// asked again.
-    async fn ask_tag(&self, check: bool) -> anyhow::Result<Result<(), Duration>> {
+    /// Asks the program for the tag, as it is or to be checked at upstream: whether it knew it before. An error is the time
+    /// after which it wants to be asked again.
+    async fn ask_tag(&self, check: bool) -> anyhow::Result<Result<bool, Duration>> {
         let Image { name, tag, .. } = &self.image;
         let url = format!("http://{}/v2/{UPSTREAM}/{name}/manifests/{tag}", self.stopover.address());
         let mut request = reqwest::Client::new().get(url).header(ACCEPT, MEDIA_TYPES.join(", "));
@@ -180,7 +207,7 @@ impl<'a> Scene<'a> {
         }
         let answer = request.send().await?;
         if answer.status().is_success() {
-            return Ok(Ok(()));
+            return Ok(Ok(answer.headers()["x-stopover"] != "miss"));
         }
         let after = answer.headers().get(RETRY_AFTER).map(|value| value.to_str().unwrap_or_default().parse());
         Ok(Err(Duration::from_secs(after.transpose()?.unwrap_or(1))))
@@ -199,9 +226,12 @@ impl<'a> Scene<'a> {
             self.pull(By::Tag).await?
         };
         Ok(match passed {
-            true => "pulls",
-            false if self.ask_tag(false).await?.is_err() => "fails at the tag",
-            false => "fails behind the tag",
+            // What it hits, the client's request or the fill's own, is a matter of who comes first.
+            _ if matches!(trouble, Trouble::Answers(At::Blob, 1, Fault::Status(..))) => EITHER,
+            true => PULLS,
+            // Had the client got the manifest, it would be known.
+            false if self.ask_tag(false).await? != Ok(true) => AT_THE_TAG,
+            false => BEHIND,
         })
     }
 
@@ -213,9 +243,9 @@ impl<'a> Scene<'a> {
         let remembered = matches!(trouble, Trouble::Answers(_, _, Fault::Status(401 | 403, ..)));
         loop {
             match self.ask_tag(remembered).await? {
-                Ok(()) if self.pull(By::Tag).await? => return Ok(()),
+                Ok(_) if self.pull(By::Tag).await? => return Ok(()),
                 // What failed behind the tag has a pause of its own.
-                Ok(()) => tokio::time::sleep(Duration::from_secs(1)).await,
+                Ok(_) => tokio::time::sleep(Duration::from_secs(1)).await,
                 // It is what Retry-After is for.
                 Err(after) => tokio::time::sleep(after).await,
             }
@@ -223,13 +253,13 @@ impl<'a> Scene<'a> {
         }
     }
 
-    async fn play(&self, trouble: &Trouble, by_tag: bool) -> anyhow::Result<&'static str> {
+    async fn play(&self, trouble: &Trouble, pulls: bool) -> anyhow::Result<&'static str> {
         let cold = self.cold(trouble).await.context("cold")?;
         self.recovers(trouble).await?;
         self.stopover.until_stored(std::slice::from_ref(&self.image)).await?;
         self.begin(trouble);
         let passed = self.pull(By::Tag).await.context("warm, by tag")?;
-        ensure!(passed == by_tag, "warm, by tag: {}", if passed { "it pulls" } else { "it does not pull" });
+        ensure!(passed == pulls, "warm, by tag: {}", if passed { "it pulls" } else { "it does not pull" });
         ensure!(self.pull(By::Digest).await.context("warm, by digest")?, "it does not pull by digest, although warm");
         // The faults of an upstream's `/v2/` are nobody's concern.
         ensure!(self.upstream.requests().iter().all(|seen| seen.line != "GET /v2/"), "upstream was pinged");
@@ -249,27 +279,24 @@ async fn faults_of_an_upstream_fail_a_pull_at_the_tag_or_not_at_all_and_never_a_
     });
     let mut found = vec![vec![""; clients.len()]; troubles.len()];
     let mut scenes = futures_util::stream::iter(scenes)
-        .map(|(row, column, (name, by_tag, trouble), (client_name, client))| async move {
+        .map(|(row, column, (name, warm, trouble), (client_name, client))| async move {
             let number = (row * clients.len() + column) as u64;
             let scene = Scene::start(client, number).await?;
-            let cold = scene.play(trouble, *by_tag).await;
-            let cold = cold.with_context(|| format!("{client_name}, {name}:\n{}", scene.stopover.log()));
-            let cold = match cold {
-                Ok(c) => c,
-                Err(e) => {
-                    eprintln!("FFF {e:?}");
-                    "BROKEN"
-                }
-            };
+            let cold = scene.play(trouble, warm.pulls(client_name)).await;
+            let cold = cold.with_context(|| format!("{client_name}, {name}:\n{}", scene.stopover.log()))?;
             anyhow::Ok((row, column, cold))
         })
-        .buffer_unordered(8);
+        .buffer_unordered(12);
     while let Some((row, column, cold)) = scenes.try_next().await? {
         found[row][column] = cold;
     }
     let mut table = Table::new(&["fault of the upstream", "skopeo, cold", "containerd, cold", "dockerd, cold", "warm"]);
-    for ((name, by_tag, _), cold) in troubles.iter().zip(found) {
-        let warm = if *by_tag { "pulls" } else { "fails at the tag" };
+    for ((name, warm, _), cold) in troubles.iter().zip(found) {
+        let warm = match warm {
+            Warm::Pulls => PULLS,
+            Warm::Refused => AT_THE_TAG,
+            Warm::ByGet => "pulls where the client does not HEAD the tag",
+        };
         let cells: Vec<Cell> = cold.into_iter().chain([warm]).map(Cell::Says).collect();
         table.row(name, &cells);
     }

@@ -2,6 +2,7 @@
 
 mod document;
 mod faults;
+mod newer;
 mod table;
 
 use anyhow::ensure;

@@ -1,5 +1,5 @@
-//! A machine that runs clients, as far as they can tell: a home and a storage of its own, and daemons beside those of the
-//! machine.
+//! A machine that runs clients, as far as they can tell: a home and a storage of its own, and daemons beside those of
+//! the machine.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

@@ -35,6 +35,8 @@ impl Docker {
             "registry-mirrors": [format!("http://{cache}")],
             // The driver without mounts works on every file system; no network is needed to pull.
             "storage-driver": "vfs",
+            // A download that rests before its next attempt keeps its place.
+            "max-concurrent-downloads": 50,
             "bridge": "none",
             "iptables": false,
             "ip6tables": false,
