@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use crate::access::AccessError;
 use crate::config::Place;
 use crate::fill::FillError;
 use crate::oci::{ErrorCode, InvalidRequest, Repository};
@@ -35,6 +36,17 @@ pub enum PullError {
         repository: Repository,
         /// Which key.
         key: String,
+    },
+    /// Whoever asks is not let in.
+    #[error(transparent)]
+    Access(#[from] AccessError),
+    /// Whoever asks may not pull this.
+    #[error("{principal} may not pull {repository}: the policy of this cache says so")]
+    Forbidden {
+        /// Who asks.
+        principal: String,
+        /// What for.
+        repository: Repository,
     },
     /// There is no such manifest in this repository: upstream has just said so, or did lately.
     #[error("the upstream registry has no such manifest")]
@@ -115,6 +127,17 @@ impl PullError {
                 let (status, code) = of_request(error);
                 (status, code, None)
             }
+            Self::Access(error) => match error {
+                AccessError::NobodyHere => (StatusCode::FORBIDDEN, ErrorCode::Denied, None),
+                AccessError::TooManyAttempts { retry_after } => {
+                    (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests, Some(*retry_after))
+                }
+                AccessError::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, Some(LATER)),
+                AccessError::NoCredentials | AccessError::WrongCredentials | AccessError::InvalidToken => {
+                    (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, None)
+                }
+            },
+            Self::Forbidden { .. } => (StatusCode::FORBIDDEN, ErrorCode::Denied, None),
             Self::Ambiguous { .. } => (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid, None),
             Self::UnknownUpstream(_) | Self::Upstream(UpstreamError::NoRepository) => {
                 (StatusCode::NOT_FOUND, ErrorCode::NameUnknown, None)
@@ -141,7 +164,9 @@ impl PullError {
             }
         };
         let message = match self {
-            Self::Store(_) => "the cache's storage is unavailable; its log says more".to_owned(),
+            Self::Store(_) | Self::Access(AccessError::Store(_)) => {
+                "the cache's storage is unavailable; its log says more".to_owned()
+            }
             other => other.to_string(),
         };
         Answer { status, code, message, retry_after }

@@ -15,6 +15,7 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use stopover::access::robot::Robots;
 use stopover::gauge::Gauge;
 use stopover::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 use stopover::ports::{
@@ -369,6 +370,14 @@ impl Ledger for DynamoLedger {
             }
             Err(error) => Err(store_error("DeleteItem", &error)),
         }
+    }
+
+    async fn robots(&self) -> Result<Option<Versioned<Robots>>, StoreError> {
+        self.get(item::robots_key(), true).await?.map(versioned).transpose()
+    }
+
+    async fn swap_robots(&self, expected: Option<u64>, robots: &Robots) -> Result<Option<u64>, StoreError> {
+        self.swap(item::robots_key(), expected, robots).await
     }
 
     async fn gauge(&self, key: &GaugeKey) -> Result<Option<Versioned<Gauge>>, StoreError> {

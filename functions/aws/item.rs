@@ -8,12 +8,14 @@
 //! | manifest | same | `manifest#<digest>` | `media_type`, `size`, `used_at`, and `bytes` unless they are an object |
 //! | membership | same | `blob#<digest>` | `size`, `used_at` |
 //! | blob record | `blob#<digest>` | `blob` | the fields of [`BlobRecord`], `version` |
+//! | robots | `robots` | `robots` | the fields of [`Robots`], `version` |
 //! | gauge | `upstream#<id>` | `gauge#<credential>` | the fields of [`Gauge`], `version` |
 //!
 //! Records keep the field names of the core, so that a field added there needs no change here.
 //!
 //! [`TagRecord`]: stopover::ports::TagRecord
 //! [`BlobRecord`]: stopover::ports::BlobRecord
+//! [`Robots`]: stopover::access::robot::Robots
 //! [`Gauge`]: stopover::gauge::Gauge
 
 use std::collections::HashMap;
@@ -116,6 +118,11 @@ pub(crate) fn membership_key(repository: &Repository, digest: &Digest) -> Item {
 /// The key of a blob record.
 pub(crate) fn blob_key(digest: &Digest) -> Item {
     key(format!("blob#{digest}"), "blob".to_owned())
+}
+
+/// The key of the robots.
+pub(crate) fn robots_key() -> Item {
+    key("robots".to_owned(), "robots".to_owned())
 }
 
 /// The key of a gauge.

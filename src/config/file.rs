@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use url::Url;
 
+use super::access::{AccessTable, PolicyRuleTable};
 use super::{Cold, Deleted};
 use crate::freshness::Pattern;
 use crate::oci::{Name, Platforms, UpstreamId};
@@ -38,6 +39,9 @@ pub(super) struct File {
     pub(super) upstreams: BTreeMap<UpstreamId, UpstreamTable>,
     #[serde(default)]
     pub(super) rules: BTreeMap<Name, RuleTable>,
+    pub(super) access: Option<AccessTable>,
+    #[serde(default)]
+    pub(super) policy: Vec<PolicyRuleTable>,
 }
 
 /// `[[schedule]]`

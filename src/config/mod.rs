@@ -1,5 +1,6 @@
 //! `stopover.toml`: what may be set, its defaults, and errors that name the key. Anything wrong stops the process.
 
+mod access;
 mod file;
 mod profile;
 mod rule;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use crate::oci::{Name, UpstreamId};
 use crate::retention::Retention;
 
+pub use access::{AccessConfig, IamConfig, OidcConfig};
 use file::{File, explain};
 pub use rule::{Place, Places, Rule};
 pub use schedule::{Schedule, TICK};
@@ -42,6 +44,8 @@ pub struct Config {
     pub upstreams: BTreeMap<UpstreamId, UpstreamConfig>,
     /// What holds below places at upstreams, by prefix.
     pub rules: BTreeMap<Name, Rule>,
+    /// Who is let in, and what they may pull; `None`: the file says nothing of it.
+    pub access: Option<AccessConfig>,
     /// The file the settings came from.
     pub source: Option<PathBuf>,
 }
@@ -125,6 +129,7 @@ impl Config {
             },
             upstreams,
             rules,
+            access: access::read(file.access, file.policy, &secret)?,
             source: path.map(Path::to_owned),
         })
     }

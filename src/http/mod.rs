@@ -1,5 +1,6 @@
 //! HTTP: request → pull → response. The only place that builds responses.
 
+mod access;
 mod listing;
 mod operator;
 mod prefetch;
@@ -16,13 +17,16 @@ use axum::extract::{ConnectInfo, State};
 use axum::response::Response;
 use http::header::{
     ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName, HeaderValue,
-    IF_NONE_MATCH, LOCATION, RANGE, RETRY_AFTER, WARNING,
+    IF_NONE_MATCH, LOCATION, RANGE, RETRY_AFTER, WARNING, WWW_AUTHENTICATE,
 };
 use http::{HeaderMap, StatusCode};
 
+pub use access::Https;
+use access::Guest;
+
 use crate::Cache;
 use crate::error::PullError;
-use crate::oci::{Digest, InvalidRequest, Operation, Repository, Request, RequestedRange};
+use crate::oci::{Digest, InvalidRequest, Name, Operation, Repository, Request, RequestedRange};
 use crate::ports::{Priority, StoreError};
 use crate::pull::{Content, PulledBlob, PulledManifest, Served, Want};
 use crate::upstream::UpstreamError;
@@ -38,7 +42,7 @@ const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
 /// The registry API over a cache. Runs on a socket and, unchanged, as a Lambda function.
 pub fn router(cache: Arc<Cache>) -> Router {
-    operator::routes().fallback(answer).with_state(cache)
+    operator::routes().merge(access::routes()).fallback(answer).with_state(cache)
 }
 
 async fn answer(State(cache): State<Arc<Cache>>, request: http::Request<Body>) -> Response {
@@ -48,7 +52,7 @@ async fn answer(State(cache): State<Arc<Cache>>, request: http::Request<Body>) -
         Ok(parsed) => pull(&cache, &parsed, &request).await,
         Err(error) => Err(error.into()),
     };
-    let response = outcome.unwrap_or_else(|error| refuse(&error, &request));
+    let response = outcome.unwrap_or_else(|error| refuse(&cache, &error, &request));
     tracing::debug!(
         http.method = %request.method, http.path = request.uri.path(), http.status = response.status().as_u16(),
         served = response.headers().get(SERVED).and_then(|served| served.to_str().ok()), "answered"
@@ -64,26 +68,31 @@ async fn pull(cache: &Arc<Cache>, request: &Request, parts: &http::request::Part
         priority: if has(headers, &PRIORITY, "u=7") { Priority::Refresh } else { Priority::Interactive },
         caller: caller(parts),
     };
+    let guest = Guest::of(cache, parts).await?;
+    let repository = |name: &Name| {
+        let repository = cache.upstreams.repository(request, name)?;
+        guest.check(cache, &repository).map(|()| repository)
+    };
     match &request.operation {
         // Needs no upstream: it is answered when every upstream is down.
-        Operation::Ping => Ok(ping(request.head)),
+        Operation::Ping => guest.check_ping(cache, parts).map(|()| ping(request.head)),
         Operation::Manifest(name, reference) => {
-            let repository = cache.upstreams.repository(request, name)?;
+            let repository = repository(name)?;
             let pulled = cache.manifest(&repository, reference, want).await?;
             Ok(manifest(&repository, pulled, request.head, headers))
         }
         Operation::Blob(name, digest) => {
-            let repository = cache.upstreams.repository(request, name)?;
+            let repository = repository(name)?;
             let pulled = cache.blob(&repository, digest, want).await?;
             blob(&repository, digest, pulled, headers)
         }
         Operation::Tags(name, page) => {
-            let repository = cache.upstreams.repository(request, name)?;
+            let repository = repository(name)?;
             let pulled = cache.tags(&repository, page, want).await?;
             Ok(listing::tags(request, name, page, &repository, &pulled))
         }
         Operation::Referrers(name, subject, artifact_type) => {
-            let repository = cache.upstreams.repository(request, name)?;
+            let repository = repository(name)?;
             let pulled = cache.referrers(&repository, subject, artifact_type.as_deref(), want).await?;
             Ok(listing::referrers(&repository, &pulled, artifact_type.is_some(), request.head))
         }
@@ -210,7 +219,7 @@ fn blob(
 }
 
 /// An error as a client sees it, logged here and nowhere else.
-fn refuse(error: &PullError, request: &http::request::Parts) -> Response {
+fn refuse(cache: &Cache, error: &PullError, request: &http::request::Parts) -> Response {
     let told = error.answer();
     let request_id = request_id();
     let (method, path) = (&request.method, request.uri.path());
@@ -234,6 +243,9 @@ fn refuse(error: &PullError, request: &http::request::Parts) -> Response {
         headers.insert(RETRY_AFTER, after.as_secs().max(1).into());
     }
     match error {
+        PullError::Access(error) if told.status == StatusCode::UNAUTHORIZED => {
+            headers.extend(access::challenge(cache, error, request).map(|value| (WWW_AUTHENTICATE, value)));
+        }
         PullError::ManifestUnknown(served) => {
             headers.insert(SERVED, HeaderValue::from_static(served.as_str()));
         }

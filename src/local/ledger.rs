@@ -11,6 +11,7 @@ use futures_util::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
 
 use super::store::{Change, Store, corrupt, join, split};
+use crate::access::robot::Robots;
 use crate::gauge::Gauge;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 use crate::ports::{
@@ -191,12 +192,22 @@ fn entry(key: &str, item: &[u8]) -> Result<Option<Entry>, StoreError> {
     Ok(Some(entry))
 }
 
+const ROBOTS: &str = "robots";
+
 fn gauge_key(key: &GaugeKey) -> String {
     format!("gauge {} {}", key.upstream, key.credential)
 }
 
 #[async_trait]
 impl Ledger for EmbeddedLedger {
+    async fn robots(&self) -> Result<Option<Versioned<Robots>>, StoreError> {
+        self.0.read_json(ROBOTS)
+    }
+
+    async fn swap_robots(&self, expected: Option<u64>, robots: &Robots) -> Result<Option<u64>, StoreError> {
+        self.0.swap(ROBOTS.to_owned(), expected, robots).await
+    }
+
     async fn gauge(&self, key: &GaugeKey) -> Result<Option<Versioned<Gauge>>, StoreError> {
         self.0.read_json(&gauge_key(key))
     }

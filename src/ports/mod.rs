@@ -17,6 +17,7 @@ pub use records::{
     Previous, StoredManifest, TagRecord, Versioned,
 };
 
+use crate::access::robot::Robots;
 use crate::gauge::Gauge;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 use crate::time::Timestamp;
@@ -119,6 +120,13 @@ pub trait Ledger: Send + Sync {
     /// Removes the item of an entry if it is still what the entry says it was: a record of this version, a manifest or
     /// membership used then, or a list that is over then. `false`: it is not, and nothing was removed.
     async fn remove(&self, entry: &Entry) -> Result<bool, StoreError>;
+
+    /// Every robot that may log in; `None`: there was never one.
+    async fn robots(&self) -> Result<Option<Versioned<Robots>>, StoreError>;
+
+    /// Writes the robots if they still have the version `expected` (`None`: there are none), and returns their new
+    /// version. `None`: they have not, and nothing was written.
+    async fn swap_robots(&self, expected: Option<u64>, robots: &Robots) -> Result<Option<u64>, StoreError>;
 
     /// What an upstream last said of our quota and of itself.
     async fn gauge(&self, key: &GaugeKey) -> Result<Option<Versioned<Gauge>>, StoreError>;

@@ -94,6 +94,11 @@ impl Upstream {
         self.account.meter.gauge().await
     }
 
+    /// Whether it shows us what it does not show to everybody: only those see that whom the policy names.
+    pub fn is_private(&self) -> bool {
+        self.has_credentials() && !self.config.public
+    }
+
     /// What a client gets for a blob of it that is not stored yet.
     pub fn cold(&self) -> Cold {
         self.config.cold

@@ -1,0 +1,230 @@
+//! Who a request is from: anonymous callers, robots, tokens of ours.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use quick_cache::sync::Cache as MemoryCache;
+use sha2::{Digest as _, Sha256};
+
+use super::policy::{Decision, is_in};
+use super::robot::SecretHash;
+use super::token::TokenKeys;
+use super::{Principal, RobotName};
+use crate::config::AccessConfig;
+use crate::oci::Repository;
+use crate::ports::{Ledger, StoreError};
+use crate::time::{Clock, Timestamp};
+
+/// How many wrong secrets a caller may send for a name before it has to wait.
+const FREE_ATTEMPTS: u32 = 3;
+const FIRST_PAUSE: Duration = Duration::from_secs(2);
+const LONGEST_PAUSE: Duration = Duration::from_mins(5);
+/// Above this many callers with wrong secrets, those whose pause is over are forgotten.
+const MANY_ATTEMPTS: usize = 10_000;
+/// The most bytes of an `Authorization` that is looked at.
+const LONGEST_AUTHORIZATION: usize = 16 * 1024;
+
+/// What a request says of who sends it.
+#[derive(Clone, Copy, Default)]
+pub struct Asking<'a> {
+    /// The value of `Authorization`.
+    pub authorization: Option<&'a str>,
+    /// Where it comes from.
+    pub address: Option<IpAddr>,
+}
+
+/// Why somebody is not let in.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AccessError {
+    /// They did not say who they are, and may not be nobody.
+    #[error("say who you are: log in to this cache")]
+    NoCredentials,
+    /// They may not be nobody here, and there is no way to say who they are.
+    #[error("this cache answers no callers from your address; [access] in its stopover.toml says whom it answers")]
+    NobodyHere,
+    /// The user name or the secret is wrong.
+    #[error("the user name or the secret is wrong, or has expired")]
+    WrongCredentials,
+    /// The token is not valid.
+    #[error("the token is not valid, or not any more")]
+    InvalidToken,
+    /// Too many wrong secrets.
+    #[error("too many wrong secrets; try again later")]
+    TooManyAttempts {
+        /// When.
+        retry_after: Duration,
+    },
+    /// Who they are cannot be found out now.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The gate of one cache.
+pub struct Access {
+    config: AccessConfig,
+    /// `None`: tokens are not issued, because nobody has to log in.
+    keys: Option<TokenKeys>,
+    clock: Clock,
+    ledger: Arc<dyn Ledger>,
+    /// Secrets that were right, by what they were compared with: comparing takes long, on purpose.
+    verified: MemoryCache<Verified, ()>,
+    attempts: Mutex<HashMap<(String, Option<IpAddr>), Attempts>>,
+}
+
+type Verified = (SecretHash, [u8; 32]);
+
+struct Attempts {
+    wrong: u32,
+    until: Timestamp,
+}
+
+impl Access {
+    /// The gate that a configuration describes.
+    pub fn new(config: AccessConfig, keys: Option<TokenKeys>, clock: Clock, ledger: Arc<dyn Ledger>) -> Self {
+        Self { config, keys, clock, ledger, verified: MemoryCache::new(1000), attempts: Mutex::default() }
+    }
+
+    /// What tokens are for.
+    pub fn service(&self) -> &str {
+        &self.config.service
+    }
+
+    /// How long a token is good for.
+    pub fn token_life(&self) -> Duration {
+        self.config.token_life
+    }
+
+    /// Whether there is any way to log in.
+    pub fn has_logins(&self) -> bool {
+        self.keys.is_some()
+    }
+
+    /// Whether callers at this address may be nobody.
+    fn admits_anonymous(&self, address: Option<IpAddr>) -> bool {
+        let within = |networks: &Vec<_>| networks.is_empty() || address.is_some_and(|at| is_in(networks, at));
+        self.config.anonymous.as_ref().is_some_and(within)
+    }
+
+    /// Who a request is from.
+    pub async fn identify(&self, asking: Asking<'_>) -> Result<Principal, AccessError> {
+        let Some(authorization) = asking.authorization else {
+            return self.anonymous(asking.address);
+        };
+        if authorization.len() > LONGEST_AUTHORIZATION {
+            return Err(AccessError::WrongCredentials);
+        }
+        let (scheme, credentials) = authorization.split_once(' ').unwrap_or((authorization, ""));
+        if scheme.eq_ignore_ascii_case("bearer") {
+            return self.bearer(credentials.trim(), asking.address);
+        }
+        if !scheme.eq_ignore_ascii_case("basic") {
+            return Err(AccessError::WrongCredentials);
+        }
+        let pair = STANDARD.decode(credentials.trim()).ok().and_then(|pair| String::from_utf8(pair).ok());
+        let pair = pair.as_deref().and_then(|pair| pair.split_once(':'));
+        let (user, secret) = pair.ok_or(AccessError::WrongCredentials)?;
+        self.log_in(user, secret, asking.address).await
+    }
+
+    fn anonymous(&self, address: Option<IpAddr>) -> Result<Principal, AccessError> {
+        match self.admits_anonymous(address) {
+            true => Ok(Principal::Anonymous),
+            false if self.has_logins() => Err(AccessError::NoCredentials),
+            false => Err(AccessError::NobodyHere),
+        }
+    }
+
+    fn bearer(&self, token: &str, address: Option<IpAddr>) -> Result<Principal, AccessError> {
+        let keys = self.keys.as_ref().ok_or(AccessError::InvalidToken)?;
+        match keys.verify(self.service(), token).map_err(|_| AccessError::InvalidToken)? {
+            // A token of nobody is good where nobody needs one.
+            Principal::Anonymous => self.anonymous(address).map_err(|_| AccessError::InvalidToken),
+            principal => Ok(principal),
+        }
+    }
+
+    /// Who has this user name and secret.
+    pub async fn log_in(&self, user: &str, secret: &str, address: Option<IpAddr>) -> Result<Principal, AccessError> {
+        // Clients without credentials send these to a registry that asks for some (containers/image).
+        if user.is_empty() && secret.is_empty() {
+            return self.anonymous(address);
+        }
+        if !self.config.robots {
+            return Err(AccessError::WrongCredentials);
+        }
+        let attempt = (user.chars().take(64).collect::<String>(), address.map(|address| address.to_canonical()));
+        self.check_attempts(&attempt)?;
+        let name: Option<RobotName> = user.parse().ok();
+        if let Some(name) = name.filter(|_| secret.len() <= 256)
+            && self.is_secret_of(&name, secret).await?
+        {
+            self.attempts.lock().unwrap_or_else(PoisonError::into_inner).remove(&attempt);
+            return Ok(Principal::Robot(name));
+        }
+        self.note_wrong(attempt);
+        Err(AccessError::WrongCredentials)
+    }
+
+    async fn is_secret_of(&self, name: &RobotName, secret: &str) -> Result<bool, StoreError> {
+        let robots = self.ledger.robots().await?.map(|robots| robots.value).unwrap_or_default();
+        let mut hashes = robots.hashes(name, self.clock.now());
+        let seen: [u8; 32] = Sha256::digest(secret).into();
+        if hashes.iter().any(|hash| self.verified.get(&(hash.clone(), seen)).is_some()) {
+            return Ok(true);
+        }
+        if hashes.is_empty() {
+            hashes.push(SecretHash::of_nobody());
+        }
+        let secret = secret.to_owned();
+        // Comparing keeps a processor busy for long.
+        let compared = tokio::task::spawn_blocking(move || hashes.into_iter().find(|hash| hash.is_of(&secret)));
+        let right = compared.await.map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        if let Some(hash) = &right {
+            self.verified.insert((hash.clone(), seen), ());
+        }
+        Ok(right.is_some())
+    }
+
+    fn check_attempts(&self, attempt: &(String, Option<IpAddr>)) -> Result<(), AccessError> {
+        let attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.clock.now();
+        match attempts.get(attempt).filter(|attempts| now < attempts.until) {
+            Some(attempts) => Err(AccessError::TooManyAttempts { retry_after: attempts.until.after(now) }),
+            None => Ok(()),
+        }
+    }
+
+    fn note_wrong(&self, attempt: (String, Option<IpAddr>)) {
+        let now = self.clock.now();
+        let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        if attempts.len() >= MANY_ATTEMPTS {
+            attempts.retain(|_, attempts| now < attempts.until);
+        }
+        let known = attempts.entry(attempt).or_insert(Attempts { wrong: 0, until: now });
+        known.wrong += 1;
+        if let Some(more) = known.wrong.checked_sub(FREE_ATTEMPTS) {
+            let pause = FIRST_PAUSE.saturating_mul(1 << more.min(16));
+            known.until = now.plus(pause.min(LONGEST_PAUSE));
+        }
+    }
+
+    /// A token for somebody who has logged in.
+    pub fn issue(&self, principal: &Principal) -> Option<String> {
+        self.keys.as_ref()?.issue(self.service(), principal, self.token_life())
+    }
+
+    /// Whether somebody may pull from a repository. `private`: it is asked for with credentials of ours.
+    pub fn decide(
+        &self,
+        principal: &Principal,
+        address: Option<IpAddr>,
+        repository: &Repository,
+        private: bool,
+    ) -> Decision<'_> {
+        self.config.policy.decide(principal, address, repository, private)
+    }
+}

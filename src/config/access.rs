@@ -1,0 +1,213 @@
+//! `[access]` and `[[policy]]`: who is let in, and what they may pull.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+use url::Url;
+
+use super::file::Span;
+use super::{ConfigError, value};
+use crate::access::policy::{Policy, Rule};
+use crate::freshness::Pattern;
+
+/// Who is let in, and what they may pull.
+#[derive(Clone, Debug)]
+pub struct AccessConfig {
+    /// What tokens and signatures are for: those that name another service are worthless here.
+    pub service: String,
+    /// Who needs not say who they are: `None`: nobody; otherwise callers in these networks, or all where there are none.
+    pub anonymous: Option<Vec<IpNet>>,
+    /// Whether robots are let in.
+    pub robots: bool,
+    /// Which identities of AWS are let in.
+    pub iam: Option<IamConfig>,
+    /// Which identities of OpenID Connect issuers are let in, by what the issuers are called.
+    pub oidc: BTreeMap<String, OidcConfig>,
+    /// How long a token is good for.
+    pub token_life: Duration,
+    /// The keys that tokens are signed with, as [`TokenKeys`](crate::access::token::TokenKeys) reads them.
+    pub signing_keys: Option<String>,
+    /// What those who are let in may pull.
+    pub policy: Policy,
+}
+
+/// Identities of AWS.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct IamConfig {
+    /// Accounts all of whose users and roles are let in.
+    pub accounts: Vec<String>,
+    /// Patterns of ARNs without session: `arn:aws:iam::123456789012:role/eks-*`.
+    pub roles: Vec<Pattern>,
+    /// Where STS is asked instead of at its public endpoint in the region: a VPC endpoint.
+    pub endpoint: Option<Url>,
+}
+
+/// Identities of one OpenID Connect issuer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OidcConfig {
+    /// The claim `iss`, and where its configuration is found (OpenID Connect Discovery 1.0, section 4).
+    pub issuer: Url,
+    /// The claim `aud` that a token must have.
+    pub audience: String,
+    /// Patterns of claims, all of which a token must have.
+    pub claims: BTreeMap<String, Pattern>,
+}
+
+/// Below the shortest that clients believe (token specification, "`expires_in`").
+const SHORTEST_TOKEN: Duration = Duration::from_mins(1);
+const LONGEST_TOKEN: Duration = Duration::from_hours(1);
+const DEFAULT_TOKEN: Duration = Duration::from_mins(10);
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AccessTable {
+    service: Option<String>,
+    anonymous: Option<Anonymous>,
+    #[serde(default)]
+    robots: bool,
+    iam: Option<IamTable>,
+    #[serde(default)]
+    oidc: BTreeMap<String, OidcTable>,
+    token_life: Option<Span>,
+    signing_keys: Option<KeysTable>,
+}
+
+/// `anonymous = true`, or `anonymous = ["10.0.0.0/8"]`.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected true, false or a list of networks like [\"10.0.0.0/8\"]")]
+enum Anonymous {
+    Everywhere(bool),
+    From(Vec<IpNet>),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct IamTable {
+    #[serde(default)]
+    accounts: Vec<String>,
+    #[serde(default)]
+    roles: Vec<Pattern>,
+    endpoint: Option<Url>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OidcTable {
+    issuer: Url,
+    audience: String,
+    #[serde(default)]
+    claims: BTreeMap<String, Pattern>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeysTable {
+    env: Option<String>,
+    file: Option<PathBuf>,
+}
+
+/// `[[policy]]`
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PolicyRuleTable {
+    #[serde(default)]
+    who: Vec<Pattern>,
+    #[serde(default)]
+    claims: BTreeMap<String, Pattern>,
+    #[serde(default)]
+    networks: Vec<IpNet>,
+    #[serde(default)]
+    what: Vec<Pattern>,
+    allow: bool,
+}
+
+/// Reads both. `None`: the file says nothing of it, so whoever runs the cache decides.
+pub(super) fn read(
+    table: Option<AccessTable>,
+    rules: Vec<PolicyRuleTable>,
+    secret: &impl Fn(&str) -> Option<String>,
+) -> Result<Option<AccessConfig>, ConfigError> {
+    let Some(table) = table else {
+        return match rules.first() {
+            None => Ok(None),
+            Some(_) => Err(value("policy", "says what those may pull who are let in; say in [access] who that is")),
+        };
+    };
+    let token_life = table.token_life.map_or(DEFAULT_TOKEN, |span| span.0);
+    if !(SHORTEST_TOKEN..=LONGEST_TOKEN).contains(&token_life) {
+        return Err(value("access.token_life", "must be from \"1m\" to \"1h\""));
+    }
+    let signing_keys = table.signing_keys.map(|keys| keys.read(secret)).transpose();
+    let rules = (1..).zip(rules).map(|(number, table)| Rule {
+        name: format!("rule {number} of the policy"),
+        who: table.who,
+        claims: table.claims,
+        networks: table.networks,
+        what: table.what,
+        allow: table.allow,
+    });
+    Ok(Some(AccessConfig {
+        service: table.service.unwrap_or_else(|| "stopover".into()),
+        anonymous: match table.anonymous {
+            None | Some(Anonymous::Everywhere(false)) => None,
+            Some(Anonymous::Everywhere(true)) => Some(Vec::new()),
+            Some(Anonymous::From(networks)) if networks.is_empty() => None,
+            Some(Anonymous::From(networks)) => Some(networks),
+        },
+        robots: table.robots,
+        iam: table.iam.map(IamTable::read).transpose()?,
+        oidc: table.oidc.into_iter().map(OidcTable::read).collect::<Result<_, _>>()?,
+        token_life,
+        signing_keys: signing_keys.map_err(|message| value("access.signing_keys", message))?,
+        policy: Policy(rules.collect()),
+    }))
+}
+
+impl IamTable {
+    fn read(self) -> Result<IamConfig, ConfigError> {
+        let Self { accounts, roles, endpoint } = self;
+        let is_account = |text: &String| text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit());
+        if let Some(wrong) = accounts.iter().find(|text| !is_account(text)) {
+            return Err(value("access.iam.accounts", format!("{wrong:?} is no account: twelve digits")));
+        }
+        if accounts.is_empty() && roles.is_empty() {
+            return Err(value("access.iam", "name accounts or roles: as it stands nobody is let in"));
+        }
+        Ok(IamConfig { accounts, roles, endpoint })
+    }
+}
+
+impl OidcTable {
+    fn read((name, table): (String, Self)) -> Result<(String, OidcConfig), ConfigError> {
+        let key = |key: &str| format!("access.oidc.{name}.{key}");
+        let Self { issuer, audience, claims } = table;
+        // Whoever can speak for the issuer can be anybody.
+        if issuer.scheme() != "https" && issuer.host_str() != Some("127.0.0.1") {
+            return Err(value(key("issuer"), "must be https"));
+        }
+        if audience.is_empty() {
+            return Err(value(key("audience"), "is what a token must be meant for; it must not be empty"));
+        }
+        if claims.is_empty() {
+            let message = "name a claim that only yours have, for example repository_owner_id: without one everybody \
+                           who can get a token of this issuer is let in";
+            return Err(value(key("claims"), message));
+        }
+        Ok((name, OidcConfig { issuer, audience, claims }))
+    }
+}
+
+impl KeysTable {
+    fn read(self, secret: impl Fn(&str) -> Option<String>) -> Result<String, String> {
+        match (self.env, self.file) {
+            (Some(name), None) => secret(&name).ok_or_else(|| format!("the environment variable {name} is not set")),
+            (None, Some(path)) => {
+                std::fs::read_to_string(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))
+            }
+            _ => Err("give either env (the name of a variable) or file (a path)".into()),
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Who a request is from, what they are told when that is not enough, and `/token` (distribution, "Token Authentication").
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::response::Response;
+use axum::routing::get;
+use axum::{Json, Router, response::IntoResponse as _};
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CACHE_CONTROL, HOST, HeaderValue, WWW_AUTHENTICATE};
+use http::request::Parts;
+use http::{HeaderMap, StatusCode};
+use serde_json::json;
+
+use super::{NO_STORE, caller, refuse};
+use crate::Cache;
+use crate::access::{AccessError, Asking, Principal};
+use crate::error::PullError;
+use crate::oci::{Operation, Repository, Request};
+
+/// The most bytes of a form with a password.
+const MAX_FORM: usize = 32 * 1024;
+
+/// How clients reach the router, where that is not plain HTTP: an extension of the request, set by what runs the router.
+#[derive(Clone, Copy, Debug)]
+pub struct Https;
+
+/// Somebody who was let in, and where they are.
+pub(super) struct Guest {
+    pub(super) principal: Principal,
+    pub(super) address: Option<IpAddr>,
+}
+
+impl Guest {
+    /// Who a request is from.
+    pub(super) async fn of(cache: &Cache, parts: &Parts) -> Result<Self, PullError> {
+        let address = caller(parts);
+        // Two of them would be two stories.
+        let mut sent = parts.headers.get_all(AUTHORIZATION).iter();
+        let authorization = match (sent.next().map(HeaderValue::to_str), sent.next()) {
+            (None, _) => None,
+            (Some(Ok(text)), None) => Some(text),
+            _ => return Err(AccessError::WrongCredentials.into()),
+        };
+        let principal = cache.access.identify(Asking { authorization, address }).await?;
+        Ok(Self { principal, address })
+    }
+
+    /// Refuses them what they may not pull. Whoever is nobody is asked to log in first, where that is possible.
+    pub(super) fn check(&self, cache: &Cache, repository: &Repository) -> Result<(), PullError> {
+        let private = cache.upstreams.get(repository)?.is_private();
+        let decision = cache.access.decide(&self.principal, self.address, repository, private);
+        tracing::debug!(principal = %self.principal, %repository, %decision, "decided");
+        if decision.allowed {
+            return Ok(());
+        }
+        if self.principal == Principal::Anonymous && cache.access.has_logins() {
+            return Err(AccessError::NoCredentials.into());
+        }
+        Err(PullError::Forbidden { principal: self.principal.to_string(), repository: repository.clone() })
+    }
+
+    /// Whether they may ask `/v2/`. Where there is a way to log in, whoever is nobody is asked to: clients learn only here
+    /// that there is one. A token of nobody will do.
+    pub(super) fn check_ping(&self, cache: &Cache, parts: &Parts) -> Result<(), PullError> {
+        let nameless = self.principal == Principal::Anonymous && !parts.headers.contains_key(AUTHORIZATION);
+        if nameless && cache.access.has_logins() { Err(AccessError::NoCredentials.into()) } else { Ok(()) }
+    }
+}
+
+/// The one challenge of this registry: clients disagree about what to do with several. Its realm is where the client
+/// itself says that it is.
+pub(super) fn challenge(cache: &Cache, error: &AccessError, parts: &Parts) -> Option<HeaderValue> {
+    if !cache.access.has_logins() {
+        return None;
+    }
+    let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok());
+    let host = host.or_else(|| parts.uri.authority().map(http::uri::Authority::as_str))?;
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || ".-_:[]".contains(letter);
+    if !host.chars().all(plain) {
+        return None;
+    }
+    let scheme = if parts.extensions.get::<Https>().is_some() { "https" } else { "http" };
+    let mut text = format!("Bearer realm=\"{scheme}://{host}/token\",service=\"{}\"", cache.access.service());
+    let asked = Request::parse(&parts.method, parts.uri.path(), parts.uri.query()).map(|request| request.operation);
+    if let Some(name) = asked.ok().as_ref().and_then(Operation::name) {
+        text += &format!(",scope=\"repository:{name}:pull\"");
+    }
+    if matches!(error, AccessError::InvalidToken) {
+        text += ",error=\"invalid_token\"";
+    }
+    HeaderValue::from_str(&text).ok()
+}
+
+pub(super) fn routes() -> Router<Arc<Cache>> {
+    Router::new().route("/token", get(by_header).post(by_form)).layer(DefaultBodyLimit::max(MAX_FORM))
+}
+
+/// GET with Basic, or with nothing: a token of nobody, where nobody needs more.
+async fn by_header(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
+    match Guest::of(&cache, &parts).await {
+        Ok(guest) => token(&cache, &guest.principal),
+        Err(error) => refuse(&cache, &error, &parts),
+    }
+}
+
+/// POST with `grant_type=password`. There are no refresh tokens: what clients would keep is the secret itself.
+async fn by_form(State(cache): State<Arc<Cache>>, parts: Parts, body: Bytes) -> Response {
+    let mut form: std::collections::HashMap<_, _> = url::form_urlencoded::parse(&body).into_owned().collect();
+    if form.get("grant_type").map(String::as_str) != Some("password") {
+        // Clients go on with GET.
+        return refused(StatusCode::BAD_REQUEST, "unsupported_grant_type");
+    }
+    let (Some(user), Some(secret)) = (form.remove("username"), form.remove("password")) else {
+        return refused(StatusCode::BAD_REQUEST, "invalid_request");
+    };
+    match cache.access.log_in(&user, &secret, caller(&parts)).await {
+        Ok(principal) => token(&cache, &principal),
+        Err(error) => refuse(&cache, &error.into(), &parts),
+    }
+}
+
+/// An error of the token endpoint (RFC 6749, section 5.2).
+fn refused(status: StatusCode, error: &str) -> Response {
+    (status, [(CACHE_CONTROL, NO_STORE)], Json(json!({ "error": error }))).into_response()
+}
+
+fn token(cache: &Cache, principal: &Principal) -> Response {
+    let Some(token) = cache.access.issue(principal) else {
+        return refused(StatusCode::NOT_FOUND, "unsupported_grant_type");
+    };
+    let issued_at = UNIX_EPOCH + Duration::from_secs(cache.clock.now().0);
+    let body = json!({
+        "token": token, "access_token": token, "issued_at": humantime::format_rfc3339_seconds(issued_at).to_string(),
+        "expires_in": cache.access.token_life().as_secs(),
+    });
+    let mut response = Response::new(Body::from(body.to_string()));
+    let headers: &mut HeaderMap = response.headers_mut();
+    headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, NO_STORE);
+    response
+}
