@@ -55,9 +55,9 @@ impl Table {
     }
 
     pub(crate) fn row(&mut self, name: &str, cells: &[Cell]) {
-        let mut line = format!("| {name} |");
+        let mut line = vec![name.to_owned()];
         for cell in cells {
-            let text = match cell {
+            line.push(match cell {
                 Cell::Pass => "passes".to_owned(),
                 Cell::Says(text) => (*text).to_owned(),
                 Cell::Cannot(reason) => {
@@ -68,18 +68,15 @@ impl Table {
                     });
                     format!("client cannot ({})", number + 1)
                 }
-            };
-            line.push_str(&format!(" {text} |"));
+            });
         }
-        self.lines.push(line);
+        self.lines.push(format!("| {} |", line.join(" | ")));
     }
 
     pub(crate) fn render(&self) -> String {
-        let mut text = self.lines.join("\n");
-        text.push('\n');
-        for (number, reason) in (1..).zip(&self.reasons) {
-            text.push_str(&format!("\n{number}. {reason}"));
-        }
-        text.trim_end().to_owned() + "\n"
+        let reasons = (1..).zip(&self.reasons).map(|(number, reason)| format!("{number}. {reason}\n"));
+        let reasons: String = reasons.collect();
+        let separator = if reasons.is_empty() { "" } else { "\n" };
+        format!("{}\n{separator}{reasons}", self.lines.join("\n"))
     }
 }

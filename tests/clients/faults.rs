@@ -151,7 +151,7 @@ impl<'a> Scene<'a> {
         let wire = Wire::to(upstream.url().trim_start_matches("http://"))?;
         // Every pull by tag asks upstream.
         let text = format!(
-            "[upstreams.\"{UPSTREAM}\"]\nurl = \"http://{}\"\nfresh = \"1ms\"\nmissing = \"1s\"\n",
+            "[upstreams.\"{UPSTREAM}\"]\nurl = \"http://{}\"\nfresh = \"1ms\"\nmissing = \"5s\"\n",
             wire.address()
         );
         let installation = Installation::with_configuration(&text)?;

@@ -44,7 +44,7 @@ impl Setting {
     }
 }
 
-/// A pull of each of these images.
+/// A pull that has to pass.
 async fn pulls(client: &dyn Client, cache: &str, shape: Shape, image: &Image, by: By) -> anyhow::Result<Cell> {
     let pulled = client.pull(cache, shape, image, by).await;
     pulled.with_context(|| format!("{shape:?}, {by:?}, {}", image.reference()))?;
@@ -213,12 +213,11 @@ async fn run(client: &dyn Client, setting: &mut Setting, large: u64) -> anyhow::
         "upstream is dead",
     ]);
     for (shape, images, mut cells) in shapes {
-        cells.push(match client.cannot(Ability::Use(shape)) {
-            Some(reason) => Cell::Cannot(reason),
-            None => {
-                pulls(client, &cache, shape, &images.by_digest, By::Digest).await.context("upstream is dead")?;
-                pulls(client, &cache, shape, &images.tagged, By::Tag).await.context("upstream is dead")?
-            }
+        cells.push(if let Some(reason) = client.cannot(Ability::Use(shape)) {
+            Cell::Cannot(reason)
+        } else {
+            pulls(client, &cache, shape, &images.by_digest, By::Digest).await.context("upstream is dead")?;
+            pulls(client, &cache, shape, &images.tagged, By::Tag).await.context("upstream is dead")?
         });
         table.row(describe(shape), &cells);
     }

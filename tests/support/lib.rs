@@ -2,6 +2,7 @@
 
 pub mod aws;
 pub mod clients;
+pub mod daemon;
 pub mod images;
 pub mod lambda;
 mod layer;

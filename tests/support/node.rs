@@ -2,17 +2,18 @@
 //! the machine.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use tempfile::TempDir;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
+use crate::daemon::Daemon;
 use crate::program;
 
-/// How long a daemon may take to start, and a pull of a test to end.
+/// How long a pull of a test may take.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A home directory, and what clients find in their environment.
@@ -96,57 +97,24 @@ impl Node {
              [plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{home}/containerd/opt\"\n"
         );
         self.write("containerd.toml", &configuration)?;
-        let mut command = Command::new("containerd");
-        command.arg("--config").arg(self.path("containerd.toml"));
-        let daemon = Daemon::start(command, self.home.path(), "containerd").await?;
+        let arguments = ["containerd", "--config", "containerd.toml"];
+        let daemon = Daemon::start(self.home.path(), &arguments, &self.path("containerd.sock")).await?;
         self.environment.push(("CONTAINERD_ADDRESS", self.path("containerd.sock").into_os_string()));
         Ok(daemon)
     }
 
     /// Starts a dockerd of this node with the daemon.json at home, beside its containerd.
     pub async fn start_dockerd(&mut self) -> anyhow::Result<Daemon> {
-        let home = self.home.path();
-        let mut command = Command::new("dockerd");
-        for (option, place) in [
-            ("--config-file", "daemon.json"),
-            ("--data-root", "docker"),
-            ("--exec-root", "docker-exec"),
-            ("--pidfile", "docker.pid"),
-            ("--containerd", "containerd.sock"),
-        ] {
-            command.arg(option).arg(home.join(place));
-        }
-        let address = format!("unix://{}", home.join("dockerd.sock").display());
-        command.args(["--host", &address, "--bridge", "none", "--iptables=false", "--ip6tables=false"]);
-        // The driver without mounts works on every file system and leaves nothing to unmount.
-        command.args(["--storage-driver", "vfs"]);
-        let daemon = Daemon::start(command, home, "dockerd").await?;
+        let place = |name: &str| self.path(name).display().to_string();
+        let (data, exec, pid) = (place("docker"), place("docker-exec"), place("docker.pid"));
+        let (containerd, address) = (place("containerd.sock"), format!("unix://{}", place("dockerd.sock")));
+        // The driver without mounts works on every file system.
+        let mut arguments = vec!["dockerd", "--config-file", "daemon.json", "--data-root", &data, "--exec-root", &exec];
+        arguments.extend(["--pidfile", &pid, "--containerd", &containerd, "--host", &address]);
+        arguments.extend(["--storage-driver", "vfs", "--bridge", "none", "--iptables=false", "--ip6tables=false"]);
+        let daemon = Daemon::start(self.home.path(), &arguments, &self.path("dockerd.sock")).await?;
         self.environment.push(("DOCKER_HOST", address.into()));
         Ok(daemon)
-    }
-}
-
-/// A daemon of a node. Dropping it kills it.
-pub struct Daemon {
-    _child: Child,
-}
-
-impl Daemon {
-    /// Starts it and waits until its socket accepts connections.
-    async fn start(mut command: Command, home: &Path, name: &str) -> anyhow::Result<Self> {
-        let log = std::fs::File::create(home.join(format!("{name}.log")))?;
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(true);
-        let mut child = command.spawn().with_context(|| format!("cannot start {name}; `make setup` installs it"))?;
-        let deadline = Instant::now() + PATIENCE;
-        let socket = home.join(format!("{name}.sock"));
-        while tokio::net::UnixStream::connect(&socket).await.is_err() {
-            let log = || std::fs::read_to_string(home.join(format!("{name}.log"))).unwrap_or_default();
-            ensure!(child.try_wait()?.is_none(), "{name} ended:\n{}", log());
-            ensure!(Instant::now() < deadline, "{name} does not listen:\n{}", log());
-            // It tells nobody when it listens: its socket is tried.
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Ok(Self { _child: child })
     }
 }
 

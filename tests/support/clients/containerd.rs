@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use super::daemon::Daemon;
 use super::{Ability, By, Client, Shape, check_digests, check_file, run};
+use crate::daemon::Daemon;
 use crate::images::Image;
 use crate::program::UPSTREAM;
 

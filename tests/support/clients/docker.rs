@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use super::daemon::Daemon;
 use super::{Ability, By, Client, Containerd, NOTHING_TO_UNPACK, Shape, WrongContent, check_file, run};
+use crate::daemon::Daemon;
 use crate::images::{Blob, Image, Manifest};
 use crate::program::UPSTREAM;
 

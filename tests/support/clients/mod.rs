@@ -3,7 +3,6 @@
 
 mod containerd;
 mod containers;
-mod daemon;
 mod docker;
 mod http;
 mod library;

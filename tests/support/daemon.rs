@@ -14,14 +14,14 @@ use anyhow::{Context, ensure};
 const START: Duration = Duration::from_mins(1);
 
 /// Dropping it kills the daemon and whatever it has started, and waits for its end.
-pub(super) struct Daemon {
+pub struct Daemon {
     child: Child,
     log: PathBuf,
 }
 
 impl Daemon {
     /// Starts it in a mount namespace of its own, in this directory, and waits until it listens at `socket`.
-    pub(super) async fn start(directory: &Path, arguments: &[&str], socket: &Path) -> anyhow::Result<Self> {
+    pub async fn start(directory: &Path, arguments: &[&str], socket: &Path) -> anyhow::Result<Self> {
         let program = arguments[0];
         let log = directory.join(format!("{program}.log"));
         let mut command = Command::new("unshare");
@@ -48,7 +48,7 @@ impl Daemon {
     }
 
     /// All that it has printed so far.
-    pub(super) fn log(&self) -> String {
+    pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 }
