@@ -35,7 +35,9 @@ pub mod upstream;
 
 use std::sync::Arc;
 
-use config::Config;
+use access::Access;
+use access::token::{InvalidKeys, TokenKeys};
+use config::{AccessConfig, Config};
 use ports::{Blobs, Fills, Ledger};
 use time::Clock;
 use tokio::sync::Semaphore;
@@ -59,6 +61,7 @@ pub struct Cache {
     pub(crate) lists: pull::ListFlights,
     pub(crate) absent: pull::Absent,
     pub(crate) misses: misses::Misses,
+    pub(crate) access: Access,
 }
 
 impl Cache {
@@ -70,8 +73,15 @@ impl Cache {
         ledger: Arc<dyn Ledger>,
         fills: Arc<dyn Fills>,
         issuer: Option<&Arc<dyn Issuer>>,
-    ) -> Result<Self, UpstreamError> {
+    ) -> Result<Self, CacheError> {
         let upstreams = Upstreams::new(&config, &clock, &ledger, issuer)?;
+        let access = config.access.clone().unwrap_or_else(AccessConfig::only_here);
+        let keys = match &access.signing_keys {
+            Some(keys) => Some(TokenKeys::parse(keys, clock.clone())?),
+            None if access.has_logins() => return Err(CacheError::NoKeys),
+            None => None,
+        };
+        let access = Access::new(access, keys, clock.clone(), Arc::clone(&ledger));
         let misses = misses::Misses::new(config.misses, clock.clone());
         let fill_memory = Arc::new(Semaphore::new(fill::segments_in(config.fill_memory)));
         let (warm, flights, absent) = (pull::Warm::new(), pull::Flights::new(), pull::Absent::new());
@@ -90,6 +100,21 @@ impl Cache {
             lists,
             absent,
             misses,
+            access,
         })
     }
+}
+
+/// Why a cache cannot be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// The upstreams cannot be asked.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    /// The keys of tokens cannot be used.
+    #[error("access.signing_keys: {0}")]
+    Keys(#[from] InvalidKeys),
+    /// There are none.
+    #[error("access.signing_keys: is required where somebody can log in")]
+    NoKeys,
 }

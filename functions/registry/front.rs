@@ -13,7 +13,7 @@ use ipnet::{IpNet, Ipv4Net};
 use lambda_http::RequestExt as _;
 use lambda_http::request::RequestContext;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use stopover::http::Caller;
+use stopover::http::{Caller, Https};
 use stopover::oci::ErrorCode;
 
 /// What every other caller is told.
@@ -78,6 +78,7 @@ pub(crate) async fn only_allowed(
         && allowed.contain(address)
     {
         request.extensions_mut().insert(Caller(address));
+        request.extensions_mut().insert(Https);
         return next.run(request).await;
     }
     tracing::info!(source, "refused a caller outside of AllowedCidrs");

@@ -1,10 +1,11 @@
 //! `[access]` and `[[policy]]`: who is let in, and what they may pull.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use serde::Deserialize;
 use url::Url;
 
@@ -54,6 +55,36 @@ pub struct OidcConfig {
     pub audience: String,
     /// Patterns of claims, all of which a token must have.
     pub claims: BTreeMap<String, Pattern>,
+}
+
+impl AccessConfig {
+    /// Callers on this machine may be nobody; there are no others.
+    pub fn only_here() -> Self {
+        let here = [
+            IpNet::from(IpAddr::V6(Ipv6Addr::LOCALHOST)),
+            IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
+        ];
+        Self { anonymous: Some(here.to_vec()), ..Self::everybody() }
+    }
+
+    /// Everybody may be nobody: for a cache behind a gate of its own.
+    pub fn everybody() -> Self {
+        Self {
+            service: "stopover".into(),
+            anonymous: Some(Vec::new()),
+            robots: false,
+            iam: None,
+            oidc: BTreeMap::new(),
+            token_life: DEFAULT_TOKEN,
+            signing_keys: None,
+            policy: Policy::default(),
+        }
+    }
+
+    /// Whether there is any way to log in.
+    pub fn has_logins(&self) -> bool {
+        self.robots || self.iam.is_some() || !self.oidc.is_empty()
+    }
 }
 
 /// Below the shortest that clients believe (token specification, "`expires_in`").

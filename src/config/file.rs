@@ -109,6 +109,7 @@ tables_in_common! {
         allow: Vec<String>,
         deny: Vec<String>,
         credentials: CredentialsTable,
+        public: bool,
     }
     UpstreamTable {
         url: Url,

@@ -83,6 +83,8 @@ pub struct UpstreamConfig {
     pub fills: NonZeroUsize,
     /// Who else carries its content, asked in this order when it limits us or fails.
     pub alternates: Vec<Alternate>,
+    /// Whether everybody who is let in may see what our credentials show us there.
+    pub public: bool,
     /// Who we are there.
     pub credentials: Option<Credentials>,
     /// The region of a private ECR registry: without `credentials` we log in there as whoever this process is to AWS.
@@ -275,6 +277,7 @@ fn upstream(
         fills: table.fills.unwrap_or(DEFAULT_FILLS),
         alternates,
         credentials: None,
+        public: false,
         ecr_region,
     };
     upstream.set(policy, &section, secret)?;
@@ -307,6 +310,7 @@ impl UpstreamConfig {
         self.tags.immutable = policy.immutable.unwrap_or_else(|| std::mem::take(&mut self.tags.immutable));
         self.deleted = policy.deleted.unwrap_or(self.deleted);
         self.cold = policy.cold.unwrap_or(self.cold);
+        self.public = policy.public.unwrap_or(self.public);
         if let Some(platforms) = policy.platforms {
             self.platforms = platforms;
         }

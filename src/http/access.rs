@@ -10,7 +10,7 @@ use axum::response::Response;
 use axum::routing::get;
 use axum::{Json, Router, response::IntoResponse as _};
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CACHE_CONTROL, HOST, HeaderValue, WWW_AUTHENTICATE};
+use http::header::{AUTHORIZATION, CACHE_CONTROL, HOST, HeaderValue};
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use serde_json::json;

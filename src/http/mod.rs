@@ -21,8 +21,8 @@ use http::header::{
 };
 use http::{HeaderMap, StatusCode};
 
-pub use access::Https;
 use access::Guest;
+pub use access::Https;
 
 use crate::Cache;
 use crate::error::PullError;

@@ -14,8 +14,9 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::time::{Instant, timeout_at};
 
+use super::access::Guest;
 use super::operator::refusal;
-use super::{NO_STORE, caller};
+use super::{NO_STORE, refuse};
 use crate::Cache;
 use crate::error::PullError;
 use crate::oci::{Platform, Platforms, Request};
@@ -49,6 +50,10 @@ pub(super) fn routes() -> Router<Arc<Cache>> {
 /// Stores the manifests of images and requests the fills of their blobs. What takes too long for one answer is asked for
 /// again.
 async fn prefetch(State(cache): State<Arc<Cache>>, parts: request::Parts, body: Bytes) -> Response {
+    let guest = match Guest::of(&cache, &parts).await {
+        Ok(guest) => guest,
+        Err(error) => return refuse(&cache, &error, &parts),
+    };
     let wanted: Wanted = match serde_json::from_slice(&body) {
         Ok(wanted) => wanted,
         Err(error) => {
@@ -61,10 +66,10 @@ async fn prefetch(State(cache): State<Arc<Cache>>, parts: request::Parts, body: 
         let message = format!("{count} {what} are too many for one request: {most} at the most");
         return refusal(StatusCode::PAYLOAD_TOO_LARGE, &message);
     }
-    let (caller, deadline) = (caller(&parts), Instant::now() + cache.config.wait);
+    let (caller, deadline) = (guest.address, Instant::now() + cache.config.wait);
     let images = stream::iter(wanted.images.clone()).map(|text| {
         // Each has platforms of its own, so they are made no sooner than they are looked at.
-        let (cache, job) = (Arc::clone(&cache), wanted.job(&cache, &text));
+        let (cache, job) = (Arc::clone(&cache), wanted.job(&cache, &guest, &text));
         async move {
             let prefetched = async { cache.prefetch(&job?, caller).await };
             report(text, timeout_at(deadline, prefetched).await.unwrap_or(Err(PullError::NotYet)))
@@ -75,8 +80,9 @@ async fn prefetch(State(cache): State<Arc<Cache>>, parts: request::Parts, body: 
 }
 
 impl Wanted {
-    fn job(&self, cache: &Cache, text: &str) -> Result<ImageJob, PullError> {
+    fn job(&self, cache: &Cache, guest: &Guest, text: &str) -> Result<ImageJob, PullError> {
         let (repository, reference) = cache.image(&Request::image(text)?)?;
+        guest.check(cache, &repository)?;
         let platforms = self.platforms(&cache.upstreams.get(&repository)?.config().platforms);
         Ok(ImageJob { repository, reference, platforms, priority: Priority::Prefetch })
     }

@@ -291,7 +291,9 @@ impl Plan {
         let data = TempDir::new()?;
         let file = data.path().join("stopover.toml");
         let table = format!("[upstreams.\"test.local\"]\nurl = \"{}\"\n{}\n", upstream.url(), self.upstream);
-        fs::write(&file, format!("{}\n{table}", self.settings))?;
+        // Requests of tests come from nowhere in particular.
+        let access = if self.settings.contains("[access]") { "" } else { "[access]\nanonymous = true\n" };
+        fs::write(&file, format!("{}\n{table}{access}", self.settings))?;
         let default = if self.column == Column::Aws { Cold::Redirect } else { Cold::Follow };
         let secret = |name: &str| (name == "TEST_SECRET").then(|| "secret".to_owned());
         let mut config = Config::load(Some(&file), self.cold.unwrap_or(default), secret)?;
