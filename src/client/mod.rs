@@ -95,9 +95,9 @@ impl Client {
         format!("{}/{name}/{kind}/{what}{namespace}", self.server.v2())
     }
 
-    /// Where an operator asks for `what`.
+    /// Where an operator asks for `what`: the path of an endpoint begins names of images, and nothing else.
     fn url(&self, what: &str) -> String {
-        format!("{}/_stopover/{what}", self.server)
+        format!("{}/_stopover/{what}", self.server.origin())
     }
 
     /// Sends an operator's question, and reads its answer.

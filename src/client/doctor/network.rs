@@ -78,7 +78,7 @@ impl Client {
 
     /// Asks for `/v2/`, which a cache answers whatever the state of its upstreams.
     pub(super) async fn greet(&self) -> Verdict {
-        let url = format!("{}/v2/", self.server.url().origin().ascii_serialization());
+        let url = format!("{}/v2/", self.server.origin());
         let answer = match self.http.get(&url).send().await {
             Ok(answer) => answer,
             Err(error) => {
