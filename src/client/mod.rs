@@ -9,6 +9,7 @@ mod prefetch;
 mod progress;
 mod retention;
 mod setup;
+mod upstream;
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -24,6 +25,7 @@ pub(crate) use doctor::Examination;
 pub(crate) use endpoint::Endpoint;
 pub(crate) use prefetch::Order;
 pub(crate) use setup::{Target, list};
+pub(crate) use upstream::Upstream;
 
 /// A cache that runs elsewhere.
 pub(crate) struct Client {
