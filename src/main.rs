@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use axum::serve::ListenerExt as _;
 use clap::{Parser, Subcommand};
-use client::{Client, Endpoint, Examination, Order, Target};
+use client::{Client, Endpoint, Examination, Order, Target, Upstream};
 use stopover::config::{Cold, Config, DEFAULT_UPSTREAM, UpstreamConfig};
 use stopover::local::Local;
 use stopover::oci::UpstreamId;
@@ -177,7 +177,7 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
         Command::Gc { dry_run, server } => ask(&config, server, async |client| client.collect_garbage(dry_run).await),
         Command::Purge { image, server } => ask(&config, server, async |client| client.purge(&image).await),
         Command::Doctor { examination, server } => {
-            ask(&config, server, async |client| client.examine(examination).await)
+            ask(&config, server, async |client| client.examine(examination, &config).await)
         }
         Command::Setup { client: None, .. } => Ok(std::io::stdout().write_all(client::list().as_bytes())?),
         Command::Setup { client: Some(client), server, upstreams } => set_up(&config, client, server, upstreams),
@@ -225,6 +225,8 @@ fn set_up(config: &Config, client: Target, server: Option<Endpoint>, upstreams: 
     let single = |(id, upstream): (&UpstreamId, &UpstreamConfig)| upstream.family.is_none().then(|| id.clone());
     let all = || config.upstreams.iter().filter_map(single).collect();
     let upstreams: Vec<UpstreamId> = if upstreams.is_empty() { all() } else { upstreams };
+    let upstreams: Vec<Upstream> =
+        upstreams.into_iter().map(|id| Upstream::new(id, config)).collect::<anyhow::Result<_>>()?;
     std::io::stderr().write_all(client.advice(&server, &upstreams).as_bytes())?;
     Ok(std::io::stdout().write_all(client.configuration(&server, &upstreams).as_bytes())?)
 }
