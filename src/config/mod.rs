@@ -32,7 +32,7 @@ pub struct Config {
     /// How many bytes running fills may hold: half of them ahead of what is stored, the rest for what is on its way there
     /// (on S3 24 MiB, whatever this says).
     pub fill_memory: u64,
-    /// How many misses at upstream a caller (an address) may cause in a minute.
+    /// How many misses at upstream, and lists that are read anew, a caller (an address) may cause in a minute.
     pub misses: u32,
     /// What is prefetched again and again.
     pub schedules: Vec<Schedule>,

@@ -20,7 +20,8 @@ pub struct Place {
 pub struct Rule {
     /// What it is about.
     pub place: Place,
-    /// All settings that hold there, where the rule has any of its own.
+    /// All settings that hold there, where the rule has any of its own: the others are those of the rule with the longest
+    /// path around it, else of the upstream.
     pub settings: Option<UpstreamConfig>,
 }
 
@@ -34,6 +35,17 @@ impl Place {
     pub fn contains(&self, repository: &Repository) -> bool {
         let below = |path: &Name| repository.name.is_below(path);
         self.upstream == repository.upstream && self.path.as_ref().is_none_or(below)
+    }
+
+    /// Whether another place is there.
+    fn encloses(&self, other: &Self) -> bool {
+        let below = |path: &Name| other.path.as_ref().is_some_and(|other| other.is_below(path));
+        self.upstream == other.upstream && self.path.as_ref().is_none_or(below)
+    }
+
+    /// How far down it is: of the places that enclose a third one, one with a longer path is below one with a shorter.
+    fn depth(&self) -> usize {
+        self.path.as_ref().map_or(0, |path| path.as_str().len())
     }
 
     /// The repository that is called `name` there.
@@ -99,16 +111,23 @@ pub(super) fn read(
     secret: &impl Fn(&str) -> Option<String>,
 ) -> Result<BTreeMap<Name, Rule>, ConfigError> {
     let places = Places::new(upstreams, &BTreeMap::new());
-    let mut rules: BTreeMap<Name, Rule> = BTreeMap::new();
+    let mut placed = Vec::new();
     for (prefix, mut table) in tables {
-        let section = format!("rules.\"{prefix}\"");
         let policy = table.policy();
-        let place = place(&prefix, table, &places)?;
+        placed.push((place(&prefix, table, &places)?, prefix, policy));
+    }
+    // What is inherited is read before whatever inherits it.
+    placed.sort_by_key(|(place, ..)| place.depth());
+    let mut rules: BTreeMap<Name, Rule> = BTreeMap::new();
+    for (place, prefix, policy) in placed {
+        let section = format!("rules.\"{prefix}\"");
         let settings = if policy == PolicyTable::default() {
             None
         } else {
-            let mut settings =
-                upstreams.get(&place.upstream).cloned().ok_or_else(|| value(&*section, "no upstream"))?;
+            let around = rules.values().filter(|rule| rule.settings.is_some() && rule.place.encloses(&place));
+            let around = around.max_by_key(|rule| rule.place.depth()).and_then(|rule| rule.settings.as_ref());
+            let inherited = around.or_else(|| upstreams.get(&place.upstream));
+            let mut settings = inherited.cloned().ok_or_else(|| value(&*section, "no upstream"))?;
             settings.set(policy, &section, secret)?;
             Some(settings)
         };

@@ -92,6 +92,40 @@ fn a_rule_inherits_what_it_does_not_set_from_its_upstream_and_that_from_the_top(
 }
 
 #[test]
+fn a_rule_inherits_what_it_does_not_set_from_the_rule_around_it() {
+    let text = "
+        [rules.\"ghcr.io/acme\"]
+        credentials = { username = \"bot\", password_env = \"HUB_TOKEN\" }
+        deny = [\"*-internal\"]
+        [rules.\"all\"]
+        upstream = \"ghcr.io\"
+        stale = \"3h\"
+        [rules.\"again\"]
+        upstream = \"ghcr.io\"
+        path = \"acme/x/y\"
+        missing = \"7s\"
+        [rules.\"ghcr.io/acme/x\"]
+        fresh = \"1h\"
+        [rules.\"ghcr.io/acme2\"]
+        fresh = \"2h\"
+    ";
+    let config = load(text).unwrap();
+    let settings = |prefix: &str| config.rules[&prefix.parse().unwrap()].settings.as_ref().unwrap();
+    let refuses = |prefix: &str| settings(prefix).names.refused_by(&"acme/x/y-internal".parse().unwrap()).is_some();
+    let fresh = |prefix: &str| settings(prefix).tags.fresh.as_secs() / 60;
+    for (prefix, minutes, seconds) in [("ghcr.io/acme", 5, 30), ("ghcr.io/acme/x", 60, 30), ("again", 60, 7)] {
+        let known = settings(prefix);
+        assert_eq!(known.credentials.as_ref().map(|known| known.username.as_str()), Some("bot"), "{prefix}");
+        assert!(refuses(prefix), "{prefix}");
+        assert_eq!((fresh(prefix), known.missing.as_secs()), (minutes, seconds), "{prefix}");
+    }
+    assert!(settings("ghcr.io/acme2").credentials.is_none() && !refuses("ghcr.io/acme2"), "it is beside, not below");
+    for prefix in config.rules.keys() {
+        assert_eq!(settings(prefix.as_str()).stale, Duration::from_hours(3), "{prefix} is below all of ghcr.io");
+    }
+}
+
+#[test]
 fn rules_that_cannot_be_used_are_named() {
     for (text, expected) in [
         ("[rules.\"docker.io\"]\nfresh = \"1m\"", "rules.\"docker.io\": is the upstream itself"),

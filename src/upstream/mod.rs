@@ -159,8 +159,9 @@ impl Upstreams {
     }
 
     /// The canonical repository of a request: the place by the longest prefix of the path or by `ns`, which must agree,
-    /// else the default upstream; `library/` added where the upstream has it. An upstream that is not configured is
-    /// unknown: never an open proxy.
+    /// else the default upstream; `library/` added where the upstream has it. A name that begins with no host may begin
+    /// like that anywhere: there `ns` has the last word. An upstream that is not configured is unknown: never an open
+    /// proxy.
     pub fn locate(&self, request: &Request, name: &Name) -> Result<Repository, PullError> {
         let unknown = |text: &str| PullError::UnknownUpstream(text.to_owned());
         let name = request.prefix.as_ref().map_or_else(|| name.clone(), |prefix| prefix.join(name));
@@ -168,6 +169,9 @@ impl Upstreams {
         let named = |text: &String| self.places.named(text).ok_or_else(|| unknown(text));
         match (by_path, request.namespace.as_ref().map(named).transpose()?) {
             (Some(path), Some(namespace)) if !namespace.contains(&path) => {
+                if request.prefix.is_none() && !name.first().contains('.') {
+                    return self.canonical(namespace.join(&name));
+                }
                 Err(PullError::Ambiguous { path, namespace: namespace.clone() })
             }
             (Some(repository), _) => Ok(repository),

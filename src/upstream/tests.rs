@@ -97,6 +97,10 @@ fn every_way_to_name_an_image_means_one_repository() {
         // Elsewhere it is only a name.
         ("docker.io/a/team/hub/b", &["/v2/a/team/hub/b/manifests/1"]),
         ("docker.io/library/team", &["/v2/team/manifests/1"]),
+        // What has no dot may begin a name anywhere, so `ns` says whose it is; not where the client's own path has it.
+        ("quay.io/team/hub/nginx", &["/v2/team/hub/nginx/manifests/1?ns=quay.io"]),
+        ("ghcr.io/team/a", &["/v2/team/a/manifests/1?ns=ghcr.io"]),
+        ("ghcr.io/corp/team/a", &["/v2/team/a/manifests/1?ns=registry.corp.example"]),
     ] {
         for path in paths {
             assert_eq!(repository(&upstreams, path).unwrap(), expected, "{path}");
@@ -128,9 +132,8 @@ fn a_path_and_a_namespace_that_disagree_are_ambiguous() {
     for path in [
         "/v2/ghcr.io/a/manifests/1?ns=quay.io",
         "/ghcr.io/v2/a/manifests/1?ns=quay.io",
-        "/v2/team/hub/nginx/manifests/1?ns=quay.io",
         "/team/hub/v2/nginx/manifests/1?ns=quay.io",
-        "/v2/team/a/manifests/1?ns=ghcr.io",
+        "/team/v2/a/manifests/1?ns=ghcr.io",
         "/v2/ghcr.io/acme/app/manifests/1?ns=registry.corp.example",
     ] {
         assert!(matches!(repository(&upstreams, path), Err(PullError::Ambiguous { .. })), "{path}");

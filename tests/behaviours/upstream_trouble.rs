@@ -15,6 +15,7 @@ on_both_columns!(
     an_unavailable_upstream_without_a_copy_answers_503_with_retry_after,
     what_is_no_manifest_is_refused_and_never_stored,
     an_opaque_token_is_used_until_it_expires_and_renewed_when_refused,
+    a_token_is_used_to_its_end_while_there_is_no_other,
     a_refused_login_is_denied_and_not_served_stale,
     one_odd_challenge_does_not_poison_the_process,
 );
@@ -175,6 +176,37 @@ async fn an_opaque_token_is_used_until_it_expires_and_renewed_when_refused(colum
     assert_eq!(tokens("3").await, 2);
     world.upstream.forget_tokens();
     assert_eq!(tokens("4").await, 3);
+}
+
+async fn a_token_is_used_to_its_end_while_there_is_no_other(column: Column) {
+    let pull = async |world: &World, tag: &str| {
+        world.upstream.image("a", tag, &[b"layer"]);
+        let status = world.get(&format!("/v2/test.local/a/manifests/{tag}")).await.status;
+        world.settled().await;
+        status
+    };
+    for fault in [status(503), status(429)] {
+        let world = World::on(column).await;
+        world.upstream.require(Login::Bearer);
+        assert_eq!(pull(&world, "1").await, StatusCode::OK);
+        world.upstream.fault("/token", fault.clone());
+        world.clock.advance(Duration::from_secs(271));
+        assert_eq!([pull(&world, "2").await, pull(&world, "3").await], [StatusCode::OK; 2], "{fault:?}");
+        assert_eq!(world.upstream.count("/token"), 2, "not every request waits for the token server");
+        // What is refused is not used on, and what is over is not used at all.
+        for refused in [true, false] {
+            let world = World::on(column).await;
+            world.upstream.require(Login::Bearer);
+            assert_eq!(pull(&world, "1").await, StatusCode::OK);
+            world.upstream.fault("/token", fault.clone());
+            if refused {
+                world.upstream.forget_tokens();
+            }
+            world.clock.advance(Duration::from_secs(if refused { 271 } else { 300 }));
+            assert!(!pull(&world, "2").await.is_success(), "{fault:?}");
+            assert_eq!(world.upstream.count("/manifests/2"), usize::from(refused), "{fault:?}");
+        }
+    }
 }
 
 async fn a_refused_login_is_denied_and_not_served_stale(column: Column) {

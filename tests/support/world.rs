@@ -138,6 +138,12 @@ impl World {
         self.send_from(caller, Method::GET, path).await
     }
 
+    /// The same, with headers.
+    pub async fn get_with(&self, caller: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let caller = stopover::http::Caller(caller.parse().expect("a test names a real address"));
+        self.send_request(Request::get("/").extension(caller), path, headers).await
+    }
+
     /// Sends a request by a caller with this address.
     pub async fn send_from(&self, caller: &str, method: Method, path: &str) -> Answer {
         let caller = stopover::http::Caller(caller.parse().expect("a test names a real address"));
