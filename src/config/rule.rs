@@ -82,6 +82,12 @@ impl Places {
         self.0.get(text)
     }
 
+    /// Whether a name that begins like this may be at a place: that is called so, or has this before or within its name.
+    pub fn reach(&self, beginning: &Name) -> bool {
+        let within = |place: &String| place.strip_prefix(beginning.as_str()).is_some_and(|rest| rest.starts_with('/'));
+        self.named(beginning.as_str()).is_some() || self.find(beginning).is_some() || self.0.keys().any(within)
+    }
+
     /// The repository that a name means which begins with what a place is called: the longest such beginning counts.
     pub fn find(&self, name: &Name) -> Option<Repository> {
         // A whole name is a repository only where the place is more than an upstream.
