@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::file::{PolicyTable, RuleTable};
-use super::{ConfigError, UpstreamConfig, value};
+use super::{ConfigError, SecretReference, UpstreamConfig, value};
 use crate::oci::{Name, Repository, UpstreamId};
 
 /// Where repositories are: at an upstream, below a path or anywhere.
@@ -36,6 +36,17 @@ impl Place {
         self.upstream == repository.upstream && self.path.as_ref().is_none_or(below)
     }
 
+    /// Whether another place is there.
+    pub fn encloses(&self, other: &Self) -> bool {
+        let below = |path: &Name| other.path.as_ref().is_some_and(|other| other.is_below(path));
+        self.upstream == other.upstream && self.path.as_ref().is_none_or(below)
+    }
+
+    /// How far down it is: of the places that enclose a third one, one with a longer path is below one with a shorter.
+    pub fn depth(&self) -> usize {
+        self.path.as_ref().map_or(0, |path| path.as_str().len())
+    }
+
     /// The repository that is called `name` there.
     pub fn join(&self, name: &Name) -> Repository {
         let name = self.path.as_ref().map_or_else(|| name.clone(), |path| path.join(name));
@@ -56,7 +67,7 @@ impl std::fmt::Display for Place {
 pub struct Places(BTreeMap<String, Place>);
 
 impl Places {
-    /// Where two upstreams have the same alias or host, the first one has it; an id is always its own.
+    /// Where two upstreams have the same host, the first one has it; an id or an alias is always its own.
     pub fn new(upstreams: &BTreeMap<UpstreamId, UpstreamConfig>, rules: &BTreeMap<Name, Rule>) -> Self {
         let mut places = BTreeMap::new();
         let ids = upstreams.keys().map(|id| (id.to_string(), id));
@@ -102,7 +113,7 @@ impl Places {
 pub(super) fn read(
     tables: BTreeMap<Name, RuleTable>,
     upstreams: &BTreeMap<UpstreamId, UpstreamConfig>,
-    secret: &impl Fn(&str) -> Option<String>,
+    secret: &impl Fn(SecretReference) -> Result<String, String>,
 ) -> Result<BTreeMap<Name, Rule>, ConfigError> {
     let places = Places::new(upstreams, &BTreeMap::new());
     let mut rules: BTreeMap<Name, Rule> = BTreeMap::new();
@@ -115,7 +126,7 @@ pub(super) fn read(
         } else {
             let mut settings =
                 upstreams.get(&place.upstream).cloned().ok_or_else(|| value(&*section, "no upstream"))?;
-            settings.set(policy, &section, secret)?;
+            settings.set(policy, &section, place.path.as_ref(), secret)?;
             Some(settings)
         };
         let same = |(_, other): &(&Name, &Rule)| other.settings.is_some() && other.place == place;

@@ -26,7 +26,7 @@ fn upstreams(text: &str) -> Upstreams {
     let data = tempfile::tempdir().unwrap();
     let file = data.path().join("stopover.toml");
     std::fs::write(&file, text).unwrap();
-    let config = Config::load(Some(&file), Cold::Redirect, |_| None).unwrap();
+    let config = Config::load(Some(&file), Cold::Redirect, |secret| secret.read(|_| None)).unwrap();
     let ledger: Arc<dyn Ledger> = Arc::new(EmbeddedLedger::open(&data.path().join("ledger")).unwrap());
     Upstreams::new(&config, &Clock::default(), &ledger, None).unwrap()
 }
