@@ -44,7 +44,7 @@ const S3_ANSWERS: Duration = Duration::from_mins(2);
 pub async fn connect() -> anyhow::Result<Arc<Cache>> {
     let variable = |name: &str| std::env::var(name).ok();
     let settings = Settings::read(variable)?;
-    let config = Config::load(settings.config.as_deref(), Cold::Redirect, variable)?;
+    let config = Config::load(settings.config.as_deref(), Cold::Redirect, |secret| secret.read(variable))?;
     for (whose, settings) in config.settings() {
         ensure!(
             settings.cold != Cold::Follow,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::file::{PolicyTable, RuleTable};
-use super::{ConfigError, UpstreamConfig, value};
+use super::{ConfigError, SecretReference, UpstreamConfig, value};
 use crate::oci::{Name, Repository, UpstreamId};
 
 /// Where repositories are: at an upstream, below a path or anywhere.
@@ -38,13 +38,13 @@ impl Place {
     }
 
     /// Whether another place is there.
-    fn encloses(&self, other: &Self) -> bool {
+    pub fn encloses(&self, other: &Self) -> bool {
         let below = |path: &Name| other.path.as_ref().is_some_and(|other| other.is_below(path));
         self.upstream == other.upstream && self.path.as_ref().is_none_or(below)
     }
 
     /// How far down it is: of the places that enclose a third one, one with a longer path is below one with a shorter.
-    fn depth(&self) -> usize {
+    pub fn depth(&self) -> usize {
         self.path.as_ref().map_or(0, |path| path.as_str().len())
     }
 
@@ -68,7 +68,7 @@ impl std::fmt::Display for Place {
 pub struct Places(BTreeMap<String, Place>);
 
 impl Places {
-    /// Where two upstreams have the same alias or host, the first one has it; an id is always its own.
+    /// Where two upstreams have the same host, the first one has it; an id or an alias is always its own.
     pub fn new(upstreams: &BTreeMap<UpstreamId, UpstreamConfig>, rules: &BTreeMap<Name, Rule>) -> Self {
         let mut places = BTreeMap::new();
         let ids = upstreams.keys().map(|id| (id.to_string(), id));
@@ -94,6 +94,12 @@ impl Places {
         self.0.get(text)
     }
 
+    /// Whether a name that begins like this may be at a place: that is called so, or has this before or within its name.
+    pub fn reach(&self, beginning: &Name) -> bool {
+        let within = |place: &String| place.strip_prefix(beginning.as_str()).is_some_and(|rest| rest.starts_with('/'));
+        self.named(beginning.as_str()).is_some() || self.find(beginning).is_some() || self.0.keys().any(within)
+    }
+
     /// The repository that a name means which begins with what a place is called: the longest such beginning counts.
     pub fn find(&self, name: &Name) -> Option<Repository> {
         // A whole name is a repository only where the place is more than an upstream.
@@ -108,7 +114,7 @@ impl Places {
 pub(super) fn read(
     tables: BTreeMap<Name, RuleTable>,
     upstreams: &BTreeMap<UpstreamId, UpstreamConfig>,
-    secret: &impl Fn(&str) -> Option<String>,
+    secret: &impl Fn(SecretReference) -> Result<String, String>,
 ) -> Result<BTreeMap<Name, Rule>, ConfigError> {
     let places = Places::new(upstreams, &BTreeMap::new());
     let mut placed = Vec::new();
@@ -128,7 +134,7 @@ pub(super) fn read(
             let around = around.max_by_key(|rule| rule.place.depth()).and_then(|rule| rule.settings.as_ref());
             let inherited = around.or_else(|| upstreams.get(&place.upstream));
             let mut settings = inherited.cloned().ok_or_else(|| value(&*section, "no upstream"))?;
-            settings.set(policy, &section, secret)?;
+            settings.set(policy, &section, place.path.as_ref(), secret)?;
             Some(settings)
         };
         let same = |(_, other): &(&Name, &Rule)| other.settings.is_some() && other.place == place;

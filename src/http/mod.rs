@@ -66,7 +66,7 @@ async fn pull(cache: &Arc<Cache>, request: &Request, parts: &http::request::Part
     };
     match &request.operation {
         // Needs no upstream: it is answered when every upstream is down.
-        Operation::Ping => Ok(ping(request.head)),
+        Operation::Ping => cache.upstreams.pinged(request).map(|()| ping(request.head)),
         Operation::Manifest(name, reference) => {
             let repository = cache.upstreams.repository(request, name)?;
             let pulled = cache.manifest(&repository, reference, want).await?;

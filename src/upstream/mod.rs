@@ -183,6 +183,14 @@ impl Upstreams {
         }
     }
 
+    /// Whether a ping is to a registry that is here: nobody may take an unknown one for an empty one.
+    pub fn pinged(&self, request: &Request) -> Result<(), PullError> {
+        match &request.prefix {
+            Some(prefix) if !self.places.reach(prefix) => Err(PullError::UnknownUpstream(prefix.to_string())),
+            _ => Ok(()),
+        }
+    }
+
     fn canonical(&self, repository: Repository) -> Result<Repository, PullError> {
         let library = self.get(&repository)?.config().library;
         let name = if library { repository.name.in_library() } else { repository.name };

@@ -14,6 +14,7 @@ use support::world::{Answer, Column, World};
 on_both_columns!(
     a_list_of_tags_is_sorted_and_cut_into_pages_whatever_upstream_does,
     a_list_keeps_the_clients_way_to_name_the_repository,
+    the_next_page_is_found_by_every_reading_of_a_query,
     a_list_of_several_pages_is_read_whole_and_its_cursors_stay_here,
     a_fresh_list_is_not_asked_for_again_and_a_check_asks,
     however_many_want_a_list_upstream_is_asked_once,
@@ -99,6 +100,15 @@ async fn a_list_keeps_the_clients_way_to_name_the_repository(column: Column) {
         assert_eq!(next.contains("ns=test.local"), path.contains("ns="), "{next}");
         assert_eq!(body(&world.get(next).await), json!({ "name": name, "tags": ["2"] }), "{path}");
     }
+}
+
+async fn the_next_page_is_found_by_every_reading_of_a_query(column: Column) {
+    let world = World::plan(column).upstream("aliases = [\"a+b c&d\"]").start().await;
+    world.upstream.tags("a/b", &["1", "2"]);
+    let answer = world.get("/v2/a/b/tags/list?n=1&ns=a+b%20c%26d").await;
+    let next = next(&answer).expect("there is more");
+    assert_eq!(next, "/v2/a/b/tags/list?n=1&last=1&ns=a%2Bb%20c%26d", "neither a bare plus nor a plus for a space");
+    assert_eq!(tags(&world.get(next).await), ["2"]);
 }
 
 async fn a_list_of_several_pages_is_read_whole_and_its_cursors_stay_here(column: Column) {

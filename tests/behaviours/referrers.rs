@@ -75,6 +75,7 @@ async fn referrers_are_upstreams_own_where_it_has_the_api(column: Column) {
     for (filter, expected) in [
         ("application/x-signature", vec![signature.clone()]),
         ("application%2Fx%2Bsbom", vec![attestation.clone()]),
+        ("application/x+sbom", vec![attestation.clone()]),
         ("application/none", vec![]),
     ] {
         let answer = world.get(&format!("{}?artifactType={filter}", path(&subject()))).await;

@@ -300,7 +300,7 @@ impl Plan {
         fs::write(&file, format!("{}\n{table}", self.settings))?;
         let default = if self.column == Column::Aws { Cold::Redirect } else { Cold::Follow };
         let secret = |name: &str| (name == "TEST_SECRET").then(|| "secret".to_owned());
-        let mut config = Config::load(Some(&file), self.cold.unwrap_or(default), secret)?;
+        let mut config = Config::load(Some(&file), self.cold.unwrap_or(default), |reference| reference.read(secret))?;
         config.data_dir = data.path().to_owned();
         let clock = Clock::manual(Timestamp(1_800_000_000));
         let (cache, storage) = match self.column {
@@ -390,7 +390,8 @@ impl Drop for Filler {
 pub async fn open(data: &Path, settings: &str) -> Local {
     let file = data.join("stopover.toml");
     fs::write(&file, settings).expect("the directory is ours");
-    let mut config = Config::load(Some(&file), Cold::Follow, |_| None).expect("a test's settings are right");
+    let mut config =
+        Config::load(Some(&file), Cold::Follow, |secret| secret.read(|_| None)).expect("a test's settings are right");
     config.data_dir = data.to_owned();
     Local::open(config, Clock::default()).await.expect("nobody else has the directory")
 }
