@@ -64,8 +64,13 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// Every name of a place: the ids of upstreams, their aliases and hosts, and the prefixes of rules.
-pub struct Places(BTreeMap<String, Place>);
+/// Every name of a place.
+pub struct Places {
+    /// The ids of upstreams, their aliases and hosts.
+    upstreams: BTreeMap<String, Place>,
+    /// The prefixes of rules.
+    rules: BTreeMap<String, Place>,
+}
 
 impl Places {
     /// Where two upstreams have the same host, the first one has it; an id or an alias is always its own.
@@ -83,21 +88,20 @@ impl Places {
         for (text, id) in ids.chain(aliases).chain(hosts) {
             places.entry(text).or_insert_with(|| Place::whole(id.clone()));
         }
-        for (prefix, rule) in rules {
-            places.entry(prefix.to_string()).or_insert_with(|| rule.place.clone());
-        }
-        Self(places)
+        let rules = rules.iter().map(|(prefix, rule)| (prefix.to_string(), rule.place.clone()));
+        Self { upstreams: places, rules: rules.collect() }
     }
 
     /// The place that is called like this.
     pub fn named(&self, text: &str) -> Option<&Place> {
-        self.0.get(text)
+        self.upstreams.get(text).or_else(|| self.rules.get(text))
     }
 
     /// Whether a name that begins like this may be at a place: that is called so, or has this before or within its name.
     pub fn reach(&self, beginning: &Name) -> bool {
         let within = |place: &String| place.strip_prefix(beginning.as_str()).is_some_and(|rest| rest.starts_with('/'));
-        self.named(beginning.as_str()).is_some() || self.find(beginning).is_some() || self.0.keys().any(within)
+        let mut names = self.upstreams.keys().chain(self.rules.keys());
+        self.named(beginning.as_str()).is_some() || self.find(beginning).is_some() || names.any(within)
     }
 
     /// The repository that a name means which begins with what a place is called: the longest such beginning counts.
@@ -107,6 +111,11 @@ impl Places {
             return Some(Repository { upstream: upstream.clone(), name: path.clone() });
         }
         name.splits().find_map(|(prefix, rest)| Some(self.named(prefix)?.join(&rest)))
+    }
+
+    /// The same, of upstreams only: for a name that begins like a rule's prefix only by chance.
+    pub fn find_upstream(&self, name: &Name) -> Option<Repository> {
+        name.splits().find_map(|(prefix, rest)| Some(self.upstreams.get(prefix)?.join(&rest)))
     }
 }
 

@@ -165,11 +165,14 @@ impl Upstreams {
     pub fn locate(&self, request: &Request, name: &Name) -> Result<Repository, PullError> {
         let unknown = |text: &str| PullError::UnknownUpstream(text.to_owned());
         let name = request.prefix.as_ref().map_or_else(|| name.clone(), |prefix| prefix.join(name));
-        let by_path = self.places.find(&name).map(|repository| self.canonical(repository)).transpose()?;
+        // Clients that say whose a name is have it from there: that a rule's prefix is like its beginning is chance.
+        let chance = request.namespace.is_some() && request.prefix.is_none() && !name.first().contains('.');
+        let by_path = if chance { self.places.find_upstream(&name) } else { self.places.find(&name) };
+        let by_path = by_path.map(|repository| self.canonical(repository)).transpose()?;
         let named = |text: &String| self.places.named(text).ok_or_else(|| unknown(text));
         match (by_path, request.namespace.as_ref().map(named).transpose()?) {
             (Some(path), Some(namespace)) if !namespace.contains(&path) => {
-                if request.prefix.is_none() && !name.first().contains('.') {
+                if chance {
                     return self.canonical(namespace.join(&name));
                 }
                 Err(PullError::Ambiguous { path, namespace: namespace.clone() })

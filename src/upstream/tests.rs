@@ -62,7 +62,6 @@ fn every_way_to_name_an_image_means_one_repository() {
                 "/docker.io/v2/library/nginx/manifests/1?ns=index.docker.io",
                 // The same by a rule.
                 "/v2/team/hub/nginx/manifests/1",
-                "/v2/team/hub/nginx/manifests/1?ns=docker.io",
                 "/team/hub/v2/nginx/manifests/1",
                 "/team/hub/v2/nginx/manifests/1?ns=docker.io",
                 "/team/v2/hub/nginx/manifests/1",
@@ -99,6 +98,7 @@ fn every_way_to_name_an_image_means_one_repository() {
         ("docker.io/library/team", &["/v2/team/manifests/1"]),
         // What has no dot may begin a name anywhere, so `ns` says whose it is; not where the client's own path has it.
         ("quay.io/team/hub/nginx", &["/v2/team/hub/nginx/manifests/1?ns=quay.io"]),
+        ("docker.io/team/hub/nginx", &["/v2/team/hub/nginx/manifests/1?ns=docker.io"]),
         ("ghcr.io/team/a", &["/v2/team/a/manifests/1?ns=ghcr.io"]),
         ("ghcr.io/corp/team/a", &["/v2/team/a/manifests/1?ns=registry.corp.example"]),
     ] {
