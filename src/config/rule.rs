@@ -126,15 +126,15 @@ pub(super) fn read(
     secret: &impl Fn(SecretReference) -> Result<String, String>,
 ) -> Result<BTreeMap<Name, Rule>, ConfigError> {
     let places = Places::new(upstreams, &BTreeMap::new());
-    let mut placed = Vec::new();
+    let mut sorted = Vec::new();
     for (prefix, mut table) in tables {
         let policy = table.policy();
-        placed.push((place(&prefix, table, &places)?, prefix, policy));
+        sorted.push((place(&prefix, table, &places)?, prefix, policy));
     }
     // What is inherited is read before whatever inherits it.
-    placed.sort_by_key(|(place, ..)| place.depth());
+    sorted.sort_by_key(|(place, ..)| place.depth());
     let mut rules: BTreeMap<Name, Rule> = BTreeMap::new();
-    for (place, prefix, policy) in placed {
+    for (place, prefix, policy) in sorted {
         let section = format!("rules.\"{prefix}\"");
         let settings = if policy == PolicyTable::default() {
             None

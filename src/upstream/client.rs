@@ -336,7 +336,7 @@ impl Upstream {
             }
             let unauthorized = response.status() == StatusCode::UNAUTHORIZED;
             if unauthorized && !own && refused.is_none() {
-                stranger = self.stranger(&response, &url, authorization.as_ref()).await?;
+                stranger = Box::pin(self.stranger(&response, &url, authorization.as_ref())).await?;
                 if stranger.is_some() {
                     refused = authorization;
                     continue;

@@ -120,7 +120,8 @@ impl Tokens {
             _ => format!("repository:{name}:pull"),
         };
         let slot = self.slot(format!("{realm} {scope}"));
-        let fetch = self.fetch(realm, service, &scope, login, upstream, clients);
+        // Seldom needed, and large.
+        let fetch = Box::pin(self.fetch(realm, service, &scope, login, upstream, clients));
         Held::or_renewed(&mut *slot.lock().await, refused, &self.clock, fetch).await
     }
 
