@@ -328,8 +328,10 @@ fn describe(config: &Config) -> String {
     );
     let settings = |settings: &UpstreamConfig| {
         let login = settings.credentials.as_ref().map_or("anonymous".into(), |login| format!("as {}", login.username));
-        let names: String = settings.names.patterns().map(|(key, names)| format!(", {key} {names:?}")).collect();
-        format!("{login}, fresh {}, cold {}{names}", written(settings.tags.fresh), settings.cold)
+        let mut shown =
+            vec![login, format!("fresh {}", written(settings.tags.fresh)), format!("cold {}", settings.cold)];
+        shown.extend(settings.names.patterns().map(|(key, patterns)| format!("{key} {patterns:?}")));
+        shown.join(", ")
     };
     for (id, upstream) in config.upstreams.iter().filter(|(_, upstream)| upstream.family.is_none()) {
         let url = upstream.url.as_str().trim_end_matches('/');

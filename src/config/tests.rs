@@ -215,6 +215,18 @@ fn a_mistake_is_named_by_its_line_and_its_key() {
         ),
         ("[upstreams.\"a:b\"]\nurl = \"https://a.b\"", "line 1, column 12: upstreams.\"a:b\": "),
         ("platforms = [\"linux/amd64\", \"amd64\"]", "line 1, column 13: platforms: "),
+        // Tables of one name that stand apart.
+        (
+            "[[schedule]]\nevery = \"6h\"\nimages = []\nplatforms = \"all\"\n[upstreams.\"a.b\"]\nfills = 0\n\
+             [[schedule]]\nevery = \"6h\"\nimages = []\nplatforms = \"all\"",
+            "line 6, column 9: upstreams.\"a.b\".fills: ",
+        ),
+        (
+            "[rules.\"ghcr.io/a\"]\nfresh = \"1h\"\n[upstreams.\"a.b\"]\nfills = 0\n[rules.\"ghcr.io/b\"]\n",
+            "line 4, column 9: upstreams.\"a.b\".fills: ",
+        ),
+        ("[upstreams.\"a.b\"]\ncoold = \"wait\"", "line 2, column 1: upstreams.\"a.b\".coold: "),
+        ("upstreams.\"a.b\".fills = 0\n[rules]", "line 1, column 25: upstreams.\"a.b\".fills: "),
     ] {
         let message = load(text).unwrap_err();
         assert!(message.contains(place), "{text}: {message}");

@@ -20,6 +20,8 @@ const RULES: &str = "
     deny = [\"*-internal\"]
     [rules.\"ghcr.io/acme/deeper\"]
     fresh = \"2h\"
+    [upstreams.\"port.example\"]
+    url = \"https://port.example:5000\"
 ";
 
 fn upstreams(text: &str) -> Upstreams {
@@ -87,6 +89,8 @@ fn every_way_to_name_an_image_means_one_repository() {
                 "/v2/ghcr.io/corp/a/b/manifests/1?ns=registry.corp.example",
             ],
         ),
+        // A port, which no path can have.
+        ("port.example/a/b", &["/v2/a/b/manifests/1?ns=port.example:5000", "/port.example/v2/a/b/manifests/1"]),
         // The longest prefix counts, and it ends between components.
         ("quay.io/app", &["/v2/team/app/manifests/1", "/team/v2/app/manifests/1"]),
         ("quay.io/hubs/app", &["/v2/team/hubs/app/manifests/1"]),
