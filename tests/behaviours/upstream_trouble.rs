@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use support::on_both_columns;
-use support::scripted::{Fault, Login};
+use support::scripted::{Fault, Login, Scripted};
 use support::world::{Column, World};
 
 on_both_columns!(
@@ -18,6 +18,7 @@ on_both_columns!(
     a_token_is_used_to_its_end_while_there_is_no_other,
     a_refused_login_is_denied_and_not_served_stale,
     one_odd_challenge_does_not_poison_the_process,
+    a_refusal_of_where_upstream_redirects_to_says_nothing_of_the_repository,
 );
 
 const TAG: &str = "/v2/test.local/a/manifests/1";
@@ -233,4 +234,23 @@ async fn one_odd_challenge_does_not_poison_the_process(column: Column) {
     assert_eq!(world.get(TAG).await.status, StatusCode::FORBIDDEN);
     world.upstream.heal();
     assert_eq!(world.get(TAG).await.bytes(), &image.manifest);
+}
+
+/// An expired signature is a 403 of the CDN; so is, at S3, an object that is not there.
+async fn a_refusal_of_where_upstream_redirects_to_says_nothing_of_the_repository(column: Column) {
+    let world = World::on(column).await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    world.get(TAG).await;
+    world.clock.advance(Duration::from_hours(1));
+    let elsewhere = Scripted::start().unwrap();
+    elsewhere.fault("/", status(403));
+    let away = |path: &str| Fault::Status(307, vec![("location", format!("{}{path}", elsewhere.url()))], String::new());
+    world.upstream.fault("/manifests/", away("/cdn/manifest"));
+    let answer = world.get(TAG).await;
+    assert_eq!((answer.status, answer.header("x-stopover")), (StatusCode::OK, "stale"));
+    assert_eq!(answer.bytes(), &image.manifest);
+    assert_eq!(world.get("/v2/test.local/a/manifests/2").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    world.upstream.heal();
+    let other = world.upstream.image("a", "2", &[b"other"]);
+    assert_eq!(world.get("/v2/test.local/a/manifests/2").await.bytes(), &other.manifest, "nothing was remembered");
 }
