@@ -19,7 +19,7 @@ pub enum PullError {
     #[error(transparent)]
     Request(#[from] InvalidRequest),
     /// Path and `ns` name two places.
-    #[error("the path names {path} but ns names {namespace}")]
+    #[error("the path names {} but ns names {namespace}", excerpt(path))]
     Ambiguous {
         /// What the path names.
         path: Repository,
@@ -27,10 +27,10 @@ pub enum PullError {
         namespace: Place,
     },
     /// The request names an upstream that is not configured.
-    #[error("the upstream {0} is not configured here")]
+    #[error("the upstream {} is not configured here", excerpt(.0))]
     UnknownUpstream(String),
     /// The configuration refuses the name.
-    #[error("{repository} is not answered here: {key} in the configuration refuses it")]
+    #[error("{} is not answered here: {key} in the configuration refuses it", excerpt(repository))]
     NotAllowed {
         /// What was asked for.
         repository: Repository,
@@ -78,6 +78,14 @@ pub enum PullError {
     /// Storage did not.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// What messages quote of what a client sent: enough to know it again, on one line.
+pub fn excerpt(text: &impl std::fmt::Display) -> String {
+    const MOST: usize = 100;
+    let text = text.to_string();
+    let end = text.char_indices().nth(MOST).map_or(text.len(), |(end, _)| end);
+    format!("{}{}", text[..end].escape_debug(), if end < text.len() { "…" } else { "" })
 }
 
 impl From<FillError> for PullError {

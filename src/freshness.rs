@@ -35,6 +35,11 @@ impl TagRules {
 pub struct Pattern(String);
 
 impl Pattern {
+    /// The pattern as it is written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// Whether the whole of `text` is what the pattern says.
     pub fn matches(&self, text: &str) -> bool {
         let mut parts = self.0.split('*');

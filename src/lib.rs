@@ -59,6 +59,7 @@ pub struct Cache {
     pub(crate) uses: pull::Uses,
     pub(crate) flights: pull::Flights,
     pub(crate) lists: pull::ListFlights,
+    pub(crate) large_lists: pull::LargeLists,
     pub(crate) absent: pull::Absent,
     pub(crate) misses: misses::Misses,
     pub(crate) access: Access,
@@ -85,7 +86,7 @@ impl Cache {
         let misses = misses::Misses::new(config.misses, clock.clone());
         let fill_memory = Arc::new(Semaphore::new(fill::segments_in(config.fill_memory)));
         let (warm, flights, absent) = (pull::Warm::new(), pull::Flights::new(), pull::Absent::new());
-        let (uses, lists) = (pull::Uses::new(), pull::ListFlights::new());
+        let (uses, lists, large_lists) = (pull::Uses::new(), pull::ListFlights::new(), pull::LargeLists::new());
         Ok(Self {
             config,
             clock,
@@ -98,6 +99,7 @@ impl Cache {
             uses,
             flights,
             lists,
+            large_lists,
             absent,
             misses,
             access,

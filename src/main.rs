@@ -13,11 +13,11 @@ use std::time::Duration;
 use anyhow::Context as _;
 use axum::serve::ListenerExt as _;
 use clap::{Parser, Subcommand};
-use client::{Client, Endpoint, Examination, Order, Target};
-use stopover::config::{Cold, Config, DEFAULT_UPSTREAM, UpstreamConfig};
+use client::{Client, Endpoint, Examination, Order, Target, Upstream};
+use stopover::config::{Cold, Config, DEFAULT_UPSTREAM, SecretReference, UpstreamConfig};
 use stopover::local::Local;
 use stopover::oci::UpstreamId;
-use stopover::time::Clock;
+use stopover::time::{Clock, written};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -165,8 +165,9 @@ fn main() -> ExitCode {
 }
 
 fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
-    let config = load(&settings)?;
-    match command.unwrap_or(Command::Serve) {
+    let command = command.unwrap_or(Command::Serve);
+    let config = load(&settings, &command)?;
+    match command {
         Command::Config(ConfigCommand::Check) => Ok(std::io::stdout().write_all(describe(&config).as_bytes())?),
         Command::Quota { server } => ask(&config, server, async |client| client.quota().await),
         Command::Fills { command: None, server } => ask(&config, server, async |client| client.fills().await),
@@ -177,7 +178,7 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
         Command::Gc { dry_run, server } => ask(&config, server, async |client| client.collect_garbage(dry_run).await),
         Command::Purge { image, server } => ask(&config, server, async |client| client.purge(&image).await),
         Command::Doctor { examination, server } => {
-            ask(&config, server, async |client| client.examine(examination).await)
+            ask(&config, server, async |client| client.examine(examination, &config).await)
         }
         Command::Setup { client: None, .. } => Ok(std::io::stdout().write_all(client::list().as_bytes())?),
         Command::Setup { client: Some(client), server, upstreams } => set_up(&config, client, server, upstreams),
@@ -225,14 +226,21 @@ fn set_up(config: &Config, client: Target, server: Option<Endpoint>, upstreams: 
     let single = |(id, upstream): (&UpstreamId, &UpstreamConfig)| upstream.family.is_none().then(|| id.clone());
     let all = || config.upstreams.iter().filter_map(single).collect();
     let upstreams: Vec<UpstreamId> = if upstreams.is_empty() { all() } else { upstreams };
+    let upstreams: Vec<Upstream> =
+        upstreams.into_iter().map(|id| Upstream::new(id, config)).collect::<anyhow::Result<_>>()?;
     std::io::stderr().write_all(client.advice(&server, &upstreams).as_bytes())?;
     Ok(std::io::stdout().write_all(client.configuration(&server, &upstreams).as_bytes())?)
 }
 
-fn load(settings: &Settings) -> anyhow::Result<Config> {
+fn load(settings: &Settings, command: &Command) -> anyhow::Result<Config> {
+    // The other commands ask no upstream, and run where its passwords are not.
+    let secret: fn(SecretReference) -> Result<String, String> = match command {
+        Command::Serve | Command::Config(_) => |secret| secret.read(|name| std::env::var(name).ok()),
+        _ => |_| Ok(String::new()),
+    };
     let beside = PathBuf::from("stopover.toml");
     let path = settings.config.clone().or_else(|| beside.exists().then_some(beside));
-    let mut config = Config::load(path.as_deref(), Cold::Follow, |name| std::env::var(name).ok())?;
+    let mut config = Config::load(path.as_deref(), Cold::Follow, secret)?;
     config.listen = settings.listen.unwrap_or(config.listen);
     config.data_dir = settings.data_dir.clone().unwrap_or(config.data_dir);
     Ok(config)
@@ -315,13 +323,15 @@ fn describe(config: &Config) -> String {
         "The configuration can be used ({source}).\nlisten    {}\ndata_dir  {}\nwait      {}\nkeep      {}\n",
         config.listen,
         config.data_dir.display(),
-        humantime::format_duration(config.wait),
-        config.retention.keep.map_or("forever".into(), |keep| humantime::format_duration(keep).to_string()),
+        written(config.wait),
+        config.retention.keep.map_or("forever".into(), written),
     );
     let settings = |settings: &UpstreamConfig| {
         let login = settings.credentials.as_ref().map_or("anonymous".into(), |login| format!("as {}", login.username));
-        let fresh = humantime::format_duration(settings.tags.fresh);
-        format!("{login}, fresh {fresh}, cold {:?}", settings.cold)
+        let mut shown =
+            vec![login, format!("fresh {}", written(settings.tags.fresh)), format!("cold {}", settings.cold)];
+        shown.extend(settings.names.patterns().map(|(key, patterns)| format!("{key} {patterns:?}")));
+        shown.join(", ")
     };
     for (id, upstream) in config.upstreams.iter().filter(|(_, upstream)| upstream.family.is_none()) {
         let url = upstream.url.as_str().trim_end_matches('/');
@@ -333,11 +343,17 @@ fn describe(config: &Config) -> String {
         let _ = writeln!(text, "upstreams {family}: {}", settings(upstream));
     }
     for (prefix, rule) in &config.rules {
-        let own = rule.settings.as_ref().map_or_else(String::new, |own| format!(", {}", settings(own)));
-        let _ = writeln!(text, "rule      {prefix}: {}{own}", rule.place);
+        let inherited = || match config.rule_at(&rule.place) {
+            Some(other) => format!("settings of rule {other}"),
+            None => format!("settings of upstream {}", rule.place.upstream),
+        };
+        let held = rule.settings.as_ref().map_or_else(inherited, settings);
+        // It would be a host otherwise, and no namespace there is called like one.
+        let hidden = if prefix.first().contains('.') { "" } else { ", goes before Docker Hub's own names below it" };
+        let _ = writeln!(text, "rule      {prefix}: {}, {held}{hidden}", rule.place);
     }
     for schedule in &config.schedules {
-        let every = humantime::format_duration(schedule.every);
+        let every = written(schedule.every);
         let _ = writeln!(text, "schedule  images: {}, every {every}", schedule.images.len());
     }
     text

@@ -1,6 +1,6 @@
 //! A budget of misses for each caller: whoever keeps asking for what does not exist is stopped before upstream is asked,
-//! so that a stranger with random tags can use up neither quota nor patience there. Kept in memory: each instance of a
-//! function has its own.
+//! so that a stranger with random tags can use up neither quota nor patience there. A list that is read anew counts as one,
+//! because it may be hundreds of requests. Kept in memory: each instance of a function has its own.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};

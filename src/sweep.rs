@@ -63,7 +63,7 @@ impl Cache {
                         self.ledger.swap_blob(digest, Some(record.version), &noted).await?;
                     }
                 }
-                Entry::Membership { .. } | Entry::Reference { .. } | Entry::Listing { .. } => {}
+                Entry::Membership { .. } | Entry::Reference { .. } | Entry::Listing { .. } | Entry::Absence { .. } => {}
             }
         }
         Ok(())

@@ -29,6 +29,19 @@ impl Timestamp {
     }
 }
 
+/// A duration as settings have it: `30d`, `1h 30m`.
+pub fn written(duration: Duration) -> String {
+    let mut rest = duration.as_millis();
+    let mut parts = Vec::new();
+    for (unit, length) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)] {
+        if rest >= length {
+            parts.push(format!("{}{unit}", rest / length));
+            rest %= length;
+        }
+    }
+    if parts.is_empty() { "0s".into() } else { parts.join(" ") }
+}
+
 /// Where "now" comes from: the system, or a test that moves it by hand.
 #[derive(Clone, Debug, Default)]
 pub struct Clock(Option<Arc<AtomicU64>>);
@@ -51,6 +64,22 @@ impl Clock {
         match &self.0 {
             Some(seconds) => Timestamp(seconds.load(Ordering::SeqCst)),
             None => Timestamp(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_is_written_as_settings_have_it() {
+        for (text, same) in
+            [("5m", "300s"), ("30d", "720h"), ("1h 30m", "90m"), ("1d 1s", "86401s"), ("250ms", "250ms"), ("0s", "0m")]
+        {
+            let duration = humantime::parse_duration(same).unwrap();
+            assert_eq!(written(duration), text);
+            assert_eq!(humantime::parse_duration(text).unwrap(), duration, "{text}");
         }
     }
 }

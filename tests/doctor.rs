@@ -1,5 +1,9 @@
 //! `stopover doctor`: all is well, and each step failing on purpose.
 
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -117,10 +121,10 @@ async fn containerd_is_asked_with_its_hosts_directory() -> anyhow::Result<()> {
     let cache = Cache::start().await?;
     let mut node = Node::new()?;
     let root = node.path("root").display().to_string();
-    let certs = format!("export CERTS_D='{root}/etc/containerd/certs.d'\n{}", cache.setup("containerd").await?);
+    let certs = format!("export CERTS_D='{root}/etc/containerd/other.d'\n{}", cache.setup("containerd").await?);
     node.run("sh", &["-c", &certs]).await?;
     node.write("root/etc/containerd/config.toml", "imports = [\"/etc/containerd/conf.d/*.toml\"]\n")?;
-    let imported = "[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n";
+    let imported = "[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/none.d:/etc/containerd/other.d\"\n";
     node.write("root/etc/containerd/conf.d/registry.toml", imported)?;
     let arguments = ["--image", &cache.image(), "--client", "containerd", "--root", &root].map(str::to_owned);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -130,6 +134,45 @@ async fn containerd_is_asked_with_its_hosts_directory() -> anyhow::Result<()> {
     ensure!(found.well, "{}", found.text);
     found.step("ok", "containerd configuration", "hosts.toml")?;
     found.step("ok", "containerd pulls", "ctr asked the cache")
+}
+
+/// A program of this node that prints its arguments and then goes on so.
+fn stand_in(node: &Node, program: &str, script: &str) -> anyhow::Result<(&'static str, OsString)> {
+    let name = format!("bin/{program}");
+    node.write(&name, &format!("#!/bin/sh\necho \"asked with $*\" >&2\n{script}\n"))?;
+    std::fs::set_permissions(node.path(&name), Permissions::from_mode(0o755))?;
+    Ok(("PATH", node.path("bin").into_os_string()))
+}
+
+#[tokio::test]
+async fn crictl_is_told_which_runtime_is_examined() -> anyhow::Result<()> {
+    let cache = Cache::start().await?;
+    let node = Node::new()?;
+    let path = stand_in(&node, "crictl", "exit 1")?;
+    let node = node.with(path);
+    let root = node.path("root").display().to_string();
+    let image = cache.image();
+    let arguments = ["--image", &image, "--client", "containerd", "--client", "cri-o", "--root", &root];
+    let found = examine(&node, &cache.server, &arguments).await?;
+    let containerd = "--runtime-endpoint unix:///run/containerd/containerd.sock --image-endpoint";
+    found.step("FAIL", "containerd pulls", containerd)?;
+    found.step("FAIL", "cri-o pulls", "--runtime-endpoint unix:///var/run/crio/crio.sock --image-endpoint")?;
+    node.write("root/etc/containerd/config.toml", "[grpc]\naddress = \"/run/other.sock\"\n")?;
+    let found = examine(&node, &cache.server, &arguments).await?;
+    found.step("FAIL", "containerd pulls", "--image-endpoint unix:///run/other.sock pull test.local/")
+}
+
+#[tokio::test]
+async fn a_client_that_takes_long_is_shown_and_not_waited_for_when_it_tries_again() -> anyhow::Result<()> {
+    let cache = Cache::start().await?;
+    let node = Node::new()?;
+    let path =
+        stand_in(&node, "podman", "/bin/sleep 3; echo 'Failed, retrying in 1s ... (1/3)' >&2; exec /bin/sleep 60")?;
+    let node = node.with(path);
+    let found = examine(&node, &cache.server, &["--image", &cache.image(), "--client", "podman"]).await?;
+    found.step("FAIL", "podman pulls", "It says: Failed, retrying in 1s")?;
+    ensure!(found.text.lines().any(|line| line == "podman pulls: under way"), "{}", found.text);
+    Ok(())
 }
 
 #[tokio::test]
@@ -296,6 +339,17 @@ fn respond(status: StatusCode, headers: &[(&str, &str)], body: impl Into<Body>) 
 }
 
 #[tokio::test]
+async fn a_server_that_accepts_connections_and_says_nothing_fails_within_seconds() -> anyhow::Result<()> {
+    // Nobody accepts: the system does, and keeps what is sent.
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let (tls, plain) = (format!("https://{address}"), format!("http://{address}"));
+    let (tls, plain) = tokio::join!(examine_server(&tls, "alpine"), examine_server(&plain, "alpine"));
+    tls?.fails_at("tls", "no answer within 10 s")?;
+    plain?.fails_at("registry", "is not answered")
+}
+
+#[tokio::test]
 async fn what_answers_in_the_place_of_a_cache_is_named() -> anyhow::Result<()> {
     for (status, words) in [
         (StatusCode::OK, "is no registry: it answers 200 OK with text/html"),
@@ -342,6 +396,37 @@ async fn a_pull_that_does_not_come_from_a_cache_or_with_other_bytes_fails() -> a
     let server =
         serve(|_| respond(StatusCode::OK, &[("docker-distribution-api-version", "registry/2.0")], "{}")).await?;
     examine_server(&server, "a/b:1").await?.fails_at("pull", "does not come from a Stopover")
+}
+
+#[tokio::test]
+async fn no_answer_is_read_without_end_or_printed_as_it_comes() -> anyhow::Result<()> {
+    let endless = || Body::from_stream(futures_util::stream::repeat(Ok::<_, Infallible>(vec![b' '; 1 << 16])));
+    let registry = ("docker-distribution-api-version", "registry/2.0");
+    let manifest = [
+        ("x-stopover", "hit"),
+        ("content-type", "application/vnd.oci.image.manifest.v1+json"),
+        ("docker-content-digest", "sha256:0000000000000000000000000000000000000000000000000000000000000000"),
+    ];
+    let error = |message: &str| Body::from(json!({"errors": [{"message": message}]}).to_string());
+    for (status, body, words) in [
+        (StatusCode::OK, None, "the manifest has more than 4.1 MB"),
+        (StatusCode::BAD_GATEWAY, None, "502 Bad Gateway: no reason was given"),
+        (StatusCode::BAD_GATEWAY, Some("\u{1b}[2J\r\nok    pull: fine\u{9b}"), "502 Bad Gateway: [2J"),
+        (StatusCode::FORBIDDEN, Some("no"), "`credentials`"),
+        (StatusCode::FORBIDDEN, Some("no"), "`allow` and `deny`"),
+    ] {
+        let server = serve(move |path| {
+            if path.ends_with("/v2/") {
+                return respond(StatusCode::OK, &[registry], "{}");
+            }
+            respond(status, &manifest, body.map_or_else(endless, error))
+        });
+        let found = examine_server(&server.await?, "a/b:1").await?;
+        found.fails_at("pull", words)?;
+        ensure!(!found.text.contains(|c: char| c.is_control() && c != '\n'), "{:?}", found.text);
+        ensure!(!found.text.contains("\nok    pull"), "{}", found.text);
+    }
+    Ok(())
 }
 
 #[tokio::test]
@@ -431,6 +516,90 @@ async fn a_configuration_without_the_mirror_fails_until_it_is_what_setup_prints(
     let broken = examine(&node, server, &arguments).await?;
     for client in clients {
         broken.step("FAIL", &format!("{client} configuration"), "cannot be used")?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn imports_of_containerd_are_read_once_and_found_beside_their_file() -> anyhow::Result<()> {
+    let server = "http://127.0.0.1:1";
+    let node = Node::new()?;
+    let root = node.path("root").display().to_string();
+    let printed = String::from_utf8(node.stopover(&["setup", "containerd", "--server", server]).await?.stdout)?;
+    node.run("sh", &["-c", &format!("export CERTS_D='{root}/etc/containerd/certs.d'\n{printed}")]).await?;
+    let plugin = "[plugins.\"io.containerd.cri.v1.images\".registry]\n";
+    let imports = "imports = [\"/etc/containerd/*.toml\", \"parts/*-images.*\"]\n";
+    node.write("root/etc/containerd/config.toml", imports)?;
+    let imported = "imports = [\"../config.toml\", \"../parts/10-images.conf\"]\n";
+    node.write("root/etc/containerd/parts/10-images.conf", imported)?;
+    let arguments = ["--root", &root, "--client", "containerd"];
+    let found = examine(&node, server, &arguments).await?;
+    found.step("FAIL", "containerd configuration", "has no config_path")?;
+    let config = format!("{imports}{plugin}config_path = \"/none\"\n");
+    node.write("root/etc/containerd/config.toml", &config)?;
+    let found = examine(&node, server, &arguments).await?;
+    found.step("FAIL", "containerd configuration", "no hosts.toml in /none")?;
+    // What is imported replaces what the file that imports it says.
+    let replaced = format!("{imported}{plugin}config_path = \"/etc/containerd/certs.d\"\n");
+    node.write("root/etc/containerd/parts/10-images.conf", &replaced)?;
+    let found = examine(&node, server, &arguments).await?;
+    found.step("ok", "containerd configuration", "docker.io/hosts.toml")
+}
+
+#[tokio::test]
+async fn what_a_client_does_not_read_or_use_for_tags_is_no_configuration() -> anyhow::Result<()> {
+    let server = "https://cache.invalid";
+    let node = Node::new()?;
+    let root = node.path("root").display().to_string();
+    let arguments = ["--root", &root, "--client", "podman", "--client", "containerd", "--client", "docker"];
+    let mirror =
+        "[[registry]]\nlocation = \"docker.io\"\n[[registry.mirror]]\nlocation = \"cache.invalid/docker.io\"\n";
+    node.write("root/etc/containers/registries.conf.d/stopover.toml", mirror)?;
+    let config = "[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n";
+    node.write("root/etc/containerd/config.toml", config)?;
+    let hosts = "root/etc/containerd/certs.d/docker.io/hosts.toml";
+    node.write(hosts, "[host.\"https://cache.invalid/v2/docker.io\"]\ncapabilities = [\"pull\"]\n")?;
+    // Another port of the same host: that of plain HTTP.
+    node.write("root/etc/docker/daemon.json", "{\"registry-mirrors\": [\"http://cache.invalid\"]}")?;
+    let found = examine(&node, server, &arguments).await?;
+    found.step("FAIL", "podman configuration", "no registries.conf has a [[registry]] for docker.io")?;
+    found.step("FAIL", "containerd configuration", "without the capability \"resolve\": tags go past it")?;
+    found.step("FAIL", "docker configuration", "names no `registry-mirrors`")?;
+    // Without capabilities it has all of them; without a scheme it is https.
+    node.write(hosts, "[host.\"cache.invalid\"]\n")?;
+    node.write("root/etc/containers/registries.conf.d/stopover.conf", mirror)?;
+    let found = examine(&node, server, &arguments).await?;
+    found.step("ok", "podman configuration", "stopover.conf")?;
+    found.step("ok", "containerd configuration", "hosts.toml")?;
+    let found = examine(&node, "http://cache.invalid", &arguments).await?;
+    found.step("FAIL", "containerd configuration", "no hosts.toml in /etc/containerd/certs.d")?;
+    found.step("ok", "docker configuration", "daemon.json")
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_not_called_like_its_host_is_looked_for_as_clients_call_it() -> anyhow::Result<()> {
+    let server = "http://127.0.0.1:1";
+    let installation =
+        Installation::with_configuration("[upstreams.\"corp\"]\nurl = \"https://registry.corp.example:5000\"\n")?;
+    let configuration = installation.configuration().display().to_string();
+    let node = Node::new()?;
+    let root = node.path("root").display().to_string();
+    for (client, path) in
+        [("podman", "etc/containers/registries.conf.d/stopover.conf"), ("k3s", "etc/rancher/k3s/registries.yaml")]
+    {
+        let setup = ["setup", client, "--server", server, "--upstream", "corp", "--config", &configuration];
+        node.write(&format!("root/{path}"), &String::from_utf8(node.stopover(&setup).await?.stdout)?)?;
+    }
+    for image in ["corp/team/app:1", "registry.corp.example:5000/team/app:1"] {
+        let clients = ["--client", "podman", "--client", "k3s", "--client", "docker", "--client", "buildkit"];
+        let arguments = ["--root", &root, "--config", &configuration, "--image", image];
+        let found = examine(&node, server, &[&arguments[..], &clients].concat()).await?;
+        for client in ["podman", "k3s"] {
+            let words = "sends registry.corp.example:5000 to the cache";
+            found.step("ok", &format!("{client} configuration"), words)?;
+        }
+        found.step("skip", "docker configuration", "127.0.0.1:1/corp/team/app")?;
+        found.step("FAIL", "buildkit configuration", "--server http://127.0.0.1:1 --upstream corp prints")?;
     }
     Ok(())
 }

@@ -77,20 +77,54 @@ async fn an_unknown_key_is_refused_with_the_file_the_key_and_the_nearest_right_k
 async fn the_configuration_is_shown_with_its_rules_and_each_family_in_one_line() -> anyhow::Result<()> {
     let installation = Installation::with_configuration(
         "[rules.\"team/hub\"]\nupstream = \"docker.io\"\npath = \"library\"\n\
-         [rules.\"ghcr.io/acme\"]\nfresh = \"1h\"\ncold = \"wait\"\n[upstreams.\"us-docker.pkg.dev\"]\n",
+         [rules.\"ghcr.io/acme\"]\nfresh = \"1h\"\ncold = \"wait\"\nallow = [\"acme/web*\", \"acme/api\"]\n\
+         deny = [\"*-internal\"]\n[rules.\"corp.example\"]\nupstream = \"ghcr.io\"\npath = \"acme/corp\"\n\
+         [upstreams.\"us-docker.pkg.dev\"]\nfresh = \"90m\"\n[[schedule]]\nevery = \"1d\"\nimages = []\n\
+         platforms = \"all\"\n",
     )?;
     let file = installation.configuration().display().to_string();
     let (status, text) = run(&["config", "check", "--config", &file]).await?;
     ensure!(status.success(), "{text}");
     for line in [
-        "rule      team/hub: docker.io/library",
-        "rule      ghcr.io/acme: ghcr.io/acme, anonymous, fresh 1h, cold Wait",
-        "upstream  us-docker.pkg.dev: https://us-docker.pkg.dev, anonymous, fresh 5m, cold Follow",
-        "upstreams *-docker.pkg.dev: anonymous, fresh 5m, cold Follow",
+        "keep      30d",
+        "rule      team/hub: docker.io/library, settings of upstream docker.io, goes before Docker Hub's own names below it",
+        "rule      ghcr.io/acme: ghcr.io/acme, anonymous, fresh 1h, cold wait, allow [\"acme/web*\", \"acme/api\"], \
+         deny [\"*-internal\"]",
+        "rule      corp.example: ghcr.io/acme/corp, settings of rule ghcr.io/acme",
+        "upstream  us-docker.pkg.dev: https://us-docker.pkg.dev, anonymous, fresh 1h 30m, cold follow",
+        "upstreams *-docker.pkg.dev: anonymous, fresh 5m, cold follow",
+        "schedule  images: 0, every 1d",
     ] {
         ensure!(text.lines().any(|shown| shown == line), "{line} is not in:\n{text}");
     }
     ensure!(!text.contains("europe-west1"), "{text}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_configuration_that_cannot_be_read_is_refused_with_the_reason_once() -> anyhow::Result<()> {
+    let (status, text) = run(&["config", "check", "--config", "/nowhere/stopover.toml"]).await?;
+    ensure!(!status.success() && text.contains("cannot read the configuration /nowhere/stopover.toml: "), "{text}");
+    ensure!(text.matches("No such file").count() == 1, "{text}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn commands_that_ask_no_upstream_need_none_of_its_passwords() -> anyhow::Result<()> {
+    let installation = Installation::with_configuration(
+        "[upstreams.\"ghcr.io\"]\ncredentials = { username = \"me\", password_env = \"STOPOVER_TEST_NOT_SET\" }\n\
+         [rules.\"quay.io/a\"]\ncredentials = { username = \"me\", password_file = \"/nowhere/password\" }\n",
+    )?;
+    let file = installation.configuration().display().to_string();
+    let (status, text) = run(&["setup", "podman", "--config", &file]).await?;
+    ensure!(status.success() && text.contains("ghcr.io"), "{text}");
+    let (_, text) = run(&["quota", "--server", "http://127.0.0.1:1", "--config", &file]).await?;
+    ensure!(text.contains("no cache answers at http://127.0.0.1:1"), "{text}");
+    for command in [&["serve"][..], &["config", "check"]] {
+        let (status, text) = run(&[command, &["--config", &file]].concat()).await?;
+        ensure!(!status.success() && text.contains("upstreams.\"ghcr.io\".credentials: "), "{text}");
+        ensure!(text.contains("STOPOVER_TEST_NOT_SET is not set"), "{text}");
+    }
     Ok(())
 }
 
@@ -181,6 +215,9 @@ async fn quota_and_refresh_ask_the_running_cache() -> anyhow::Result<()> {
         status.success() && text.contains("test.local as anonymous: 40 of 100 pulls left in 6 h (192.0.2.1)"),
         "{text}"
     );
+    // An operator asks the cache itself, whatever the names of images begin with.
+    let (status, text) = run(&["quota", "--server", &format!("{server}/test.local")]).await?;
+    ensure!(status.success() && text.contains("40 of 100 pulls left"), "{status}\n{text}");
     let (status, text) = run(&["quota", "--server", "http://127.0.0.1:1"]).await?;
     ensure!(!status.success() && text.contains("no cache answers at http://127.0.0.1:1"), "{status}\n{text}");
     Ok(())

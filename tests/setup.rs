@@ -111,10 +111,57 @@ async fn without_a_client_all_are_listed_and_without_upstreams_the_configured_on
 }
 
 #[tokio::test]
+async fn a_registry_is_named_as_clients_call_it_and_behind_the_mirror_by_its_id() -> anyhow::Result<()> {
+    let text = "[upstreams.\"corp\"]\nurl = \"https://registry.corp.example:5000\"\n\
+                [upstreams.\"registry.example.com\"]\nurl = \"https://10.0.0.1\"\n";
+    let installation = Installation::with_configuration(text)?;
+    let configuration = installation.configuration().display().to_string();
+    let arguments = ["--config", &configuration, "--server", "https://cache.example.com"];
+    for (client, line) in [
+        ("containerd", "[host.\"https://cache.example.com/corp\"]"),
+        ("containerd", "mkdir -p \"$certs_d/registry.corp.example:5000\""),
+        ("podman", "location = \"cache.example.com/corp\""),
+        ("podman", "prefix = \"registry.corp.example:5000\""),
+        ("podman", "prefix = \"registry.example.com\""),
+        ("buildkit", "[registry.\"registry.corp.example:5000\"]"),
+        ("k3s", "\"registry.corp.example:5000\":"),
+        ("k3s", "- \"https://cache.example.com/v2/corp\""),
+        ("bottlerocket", "registry = \"registry.corp.example:5000\""),
+        ("kaniko", "- --registry-map=registry.corp.example:5000=cache.example.com/corp"),
+        ("kaniko", "- --registry-map=index.docker.io=cache.example.com/docker.io"),
+        ("ecs", "image: cache.example.com/corp/NAME:TAG"),
+    ] {
+        let (text, _) = printed(&[&[client][..], &arguments].concat()).await?;
+        ensure!(text.lines().any(|known| known.trim() == line), "{client}: {line} is not in:\n{text}");
+    }
+    let output = Node::new()?.stopover(&["setup", "podman", "--upstream", "corp"]).await?;
+    let said = String::from_utf8(output.stderr)?;
+    ensure!(!output.status.success() && said.contains("corp: no upstream of this configuration"), "{said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn commands_that_are_printed_set_up_the_same_server_and_upstreams() -> anyhow::Result<()> {
+    let arguments = ["--server", "http://127.0.0.1:5999", "--upstream", "docker.io", "--upstream", "ghcr.io"];
+    let (_, advice) = printed(&[&["docker"][..], &arguments].concat()).await?;
+    let (ecs, _) = printed(&[&["ecs"][..], &arguments].concat()).await?;
+    for (text, client) in [(&advice, "containerd"), (&ecs, "docker")] {
+        let at = text.find("stopover setup").with_context(|| format!("no command in:\n{text}"))?;
+        let words: Vec<&str> =
+            text[at..].split(['|', '`', '\n']).next().unwrap_or_default().split_whitespace().collect();
+        ensure!(words == [&["stopover", "setup", client][..], &arguments].concat(), "{words:?}");
+        ensure!(printed(&words[2..]).await?.0.contains("127.0.0.1:5999"));
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_server_that_is_no_url_is_refused_with_an_example() -> anyhow::Result<()> {
     let output = Node::new()?.stopover(&["setup", "docker", "--server", "cache.example.com"]).await?;
     let said = String::from_utf8(output.stderr)?;
     ensure!(!output.status.success() && said.contains("https://cache.example.com"), "{said}");
+    let output = Node::new()?.stopover(&["setup", "k3s", "--server", "https://a\"b"]).await?;
+    ensure!(!output.status.success() && output.stdout.is_empty(), "a quote is printed");
     Ok(())
 }
 

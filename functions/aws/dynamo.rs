@@ -171,6 +171,7 @@ impl DynamoLedger {
                 Entry::Membership { repository, digest, used_at: item::used_at(&item)? }
             }
             Kind::Listing(repository, key) => Entry::Listing { repository, key, stale_until: item::expires_at(&item)? },
+            Kind::Absence(repository) => Entry::Absence { repository, until: item::expires_at(&item)? },
             Kind::Blob(digest) => Entry::Blob { digest, record: versioned(item)? },
             Kind::Other => return Ok(None),
         }))
@@ -344,6 +345,7 @@ impl Ledger for DynamoLedger {
             Entry::Listing { repository, key, stale_until } => {
                 (item::listing_key(repository, key), item::EXPIRES_AT, stale_until.0)
             }
+            Entry::Absence { repository, until } => (item::absent_key(repository), item::EXPIRES_AT, until.0),
             Entry::Blob { digest, record } => (item::blob_key(digest), item::VERSION, record.version),
         };
         // An item of an earlier version has no time of use, and is read as if it were 0.

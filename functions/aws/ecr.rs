@@ -44,9 +44,19 @@ impl EcrLogins {
 impl Issuer for EcrLogins {
     async fn ecr(&self, region: &str) -> Result<Issued, UpstreamError> {
         let answer = self.client(region).get_authorization_token().send().await;
-        let answer = answer.map_err(|error| match store_error("ecr:GetAuthorizationToken", &error) {
-            StoreError::Unavailable(reason) => UpstreamError::Unavailable { silent: false, reason },
-            StoreError::Refused(reason) | StoreError::Corrupt(reason) => UpstreamError::Denied(reason),
+        let answer = answer.map_err(|error| {
+            let error = store_error("ecr:GetAuthorizationToken", &error);
+            // AWS names roles and accounts, which are not for clients.
+            tracing::warn!(region, %error, "AWS issued no login to private ECR");
+            match error {
+                StoreError::Unavailable(_) => {
+                    let reason = "AWS cannot be asked for a login now".into();
+                    UpstreamError::Unavailable { silent: false, reason }
+                }
+                StoreError::Refused(_) | StoreError::Corrupt(_) => UpstreamError::Denied(
+                    "AWS does not let this cache log in to that registry; its log says why".into(),
+                ),
+            }
         })?;
         let issued = answer.authorization_data().first().and_then(|data| {
             let pair = STANDARD.decode(data.authorization_token()?).ok()?;

@@ -40,6 +40,8 @@ pub(crate) const PARTITION: &str = "pk";
 const SORT: &str = "sk";
 /// What a conditional write compares: a number drawn anew for every write.
 pub(crate) const VERSION: &str = "version";
+/// The sort key of what says that upstream does not have a repository.
+const ABSENT: &str = "absent";
 const MEDIA_TYPE: &str = "media_type";
 const SIZE: &str = "size";
 /// When a manifest or a membership was last used: what takes the place of a version in those.
@@ -47,7 +49,7 @@ pub(crate) const USED_AT: &str = "used_at";
 const BYTES: &str = "bytes";
 const LIST: &str = "list";
 const FRESH_UNTIL: &str = "fresh_until";
-/// After which DynamoDB deletes an item: what takes the place of a version in lists.
+/// After which DynamoDB deletes an item: what takes the place of a version in lists and absences.
 pub(crate) const EXPIRES_AT: &str = "expires_at";
 
 /// The key of the record of a tag, or of a digest.
@@ -61,7 +63,7 @@ pub(crate) fn reference_key(repository: &Repository, reference: &Reference) -> I
 
 /// The key of the record that upstream does not have a repository.
 pub(crate) fn absent_key(repository: &Repository) -> Item {
-    key(format!("repo#{repository}"), "absent".to_owned())
+    key(format!("repo#{repository}"), ABSENT.to_owned())
 }
 
 /// The item that says until when upstream is believed not to have a repository.
@@ -163,6 +165,7 @@ pub(crate) enum Kind {
     Manifest(Repository, Digest),
     Membership(Repository, Digest),
     Listing(Repository, ListKey),
+    Absence(Repository),
     Blob(Digest),
     Other,
 }
@@ -191,6 +194,7 @@ pub(crate) fn kind(item: &Item) -> Result<Kind, StoreError> {
         Some(("blob", text)) => Kind::Membership(repository, digest(text)?),
         Some(("referrers", text)) => Kind::Listing(repository, ListKey::Referrers(digest(text)?)),
         None if sort == "tags" => Kind::Listing(repository, ListKey::Tags),
+        None if sort == ABSENT => Kind::Absence(repository),
         _ => Kind::Other,
     })
 }

@@ -44,7 +44,7 @@ const S3_ANSWERS: Duration = Duration::from_mins(2);
 pub async fn connect() -> anyhow::Result<Arc<Cache>> {
     let variable = |name: &str| std::env::var(name).ok();
     let settings = Settings::read(variable)?;
-    let mut config = Config::load(settings.config.as_deref(), Cold::Redirect, variable)?;
+    let mut config = Config::load(settings.config.as_deref(), Cold::Redirect, |secret| secret.read(variable))?;
     // Without a word about who is let in, AllowedCidrs has said it.
     config.access.get_or_insert_with(AccessConfig::everybody);
     for (whose, settings) in config.settings() {

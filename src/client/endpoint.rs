@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, bail, ensure};
 use stopover::oci::Name;
-use url::Url;
+use url::{Host, Url};
 
 /// The endpoint of a cache. A path becomes the beginning of every image's name.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -21,6 +21,11 @@ impl Endpoint {
     /// Scheme, host, port and path.
     pub(crate) fn url(&self) -> &Url {
         &self.url
+    }
+
+    /// Scheme, host and port: where everything is that is no image.
+    pub(super) fn origin(&self) -> String {
+        format!("{}://{}", self.url.scheme(), self.host)
     }
 
     /// Host and port, as they stand in the URL.
@@ -40,7 +45,7 @@ impl Endpoint {
 
     /// What stands before `/<upstream>/<name>` in the URL of a request.
     pub(super) fn v2(&self) -> String {
-        format!("{}://{}/v2{}", self.url.scheme(), self.host, self.path)
+        format!("{}/v2{}", self.origin(), self.path)
     }
 
     /// For clients that ask their mirror for images of Docker Hub only. Docker before 24.0.9 takes no path.
@@ -55,7 +60,10 @@ impl Endpoint {
 
     /// Whether a URL, or a name as in images, leads there.
     pub(crate) fn is_at(&self, place: &str) -> bool {
-        let authority = place.split_once("://").map_or(place, |(_, rest)| rest);
+        let (scheme, authority) = place.split_once("://").unwrap_or((self.url.scheme(), place));
+        if !scheme.eq_ignore_ascii_case(self.url.scheme()) {
+            return false;
+        }
         let authority = authority.split('/').next().unwrap_or_default();
         let port = if self.is_plain() { ":80" } else { ":443" };
         let plain = |authority: &str| authority.strip_suffix(port).unwrap_or(authority).to_ascii_lowercase();
@@ -74,6 +82,11 @@ impl FromStr for Endpoint {
             bail!("{text:?} has more than scheme, host, port and path: {example}");
         }
         let host = url.host_str().with_context(|| format!("{text:?} has no host: {example}"))?;
+        // What a host is in the name of an image (github.com/distribution/reference), and what no file has to quote.
+        if let Some(Host::Domain(domain)) = url.host() {
+            let known = domain.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-'));
+            ensure!(known, "the host of {text:?} has more than letters, digits, dots and hyphens: {example}");
+        }
         let host = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
         let path = match url.path().trim_matches('/') {
             "" => String::new(),
@@ -85,7 +98,7 @@ impl FromStr for Endpoint {
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}://{}{}", self.url.scheme(), self.host, self.path)
+        write!(formatter, "{}{}", self.origin(), self.path)
     }
 }
 
@@ -104,15 +117,18 @@ mod tests {
         assert_eq!(path.base(), "cache.example.com/team");
         assert_eq!(path.docker_hub(), "https://cache.example.com/team/docker.io");
         assert_eq!(path.endpoint("ghcr.io"), "https://cache.example.com/v2/team/ghcr.io");
+        assert_eq!(path.origin(), "https://cache.example.com");
         assert_eq!("http://[::1]:5000".parse::<Endpoint>().unwrap().base(), "[::1]:5000");
     }
 
     #[test]
-    fn a_place_is_that_of_the_endpoint_by_host_and_port() {
+    fn a_place_is_that_of_the_endpoint_by_scheme_host_and_port() {
         let endpoint: Endpoint = "https://cache.example.com".parse().unwrap();
         for place in ["https://cache.example.com/v2/ghcr.io", "cache.example.com/ghcr.io", "Cache.Example.com:443"] {
             assert!(endpoint.is_at(place), "{place}");
         }
+        assert!(endpoint.is_at("HTTPS://cache.example.com"));
+        assert!(!endpoint.is_at("http://cache.example.com") && !endpoint.is_at("http://cache.example.com:443"));
         for place in ["https://cache.example.com:8443", "cache.example.com.evil.org", "", "https://example.com/cache"] {
             assert!(!endpoint.is_at(place), "{place}");
         }
@@ -120,7 +136,10 @@ mod tests {
 
     #[test]
     fn what_is_no_endpoint_is_refused_with_an_example() {
-        for text in ["cache.example.com", "127.0.0.1:5000", "ftp://a", "https://a?b", "https://me:secret@a", ""] {
+        let quoting =
+            ["https://a\"b", "https://a'b", "https://a$b", "https://a`b", "https://a;b", "https://a_b", "https://{a}"];
+        let others = ["cache.example.com", "127.0.0.1:5000", "ftp://a", "https://a?b", "https://me:secret@a", ""];
+        for text in quoting.into_iter().chain(others) {
             let message = format!("{:#}", text.parse::<Endpoint>().unwrap_err());
             assert!(message.contains("https://cache.example.com"), "{text}: {message}");
         }

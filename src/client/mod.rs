@@ -9,6 +9,7 @@ mod prefetch;
 mod progress;
 mod retention;
 mod setup;
+mod upstream;
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -24,6 +25,7 @@ pub(crate) use doctor::Examination;
 pub(crate) use endpoint::Endpoint;
 pub(crate) use prefetch::Order;
 pub(crate) use setup::{Target, list};
+pub(crate) use upstream::Upstream;
 
 /// A cache that runs elsewhere.
 pub(crate) struct Client {
@@ -95,9 +97,9 @@ impl Client {
         format!("{}/{name}/{kind}/{what}{namespace}", self.server.v2())
     }
 
-    /// Where an operator asks for `what`.
+    /// Where an operator asks for `what`: the path of an endpoint begins names of images, and nothing else.
     fn url(&self, what: &str) -> String {
-        format!("{}/_stopover/{what}", self.server)
+        format!("{}/_stopover/{what}", self.server.origin())
     }
 
     /// Sends an operator's question, and reads its answer.

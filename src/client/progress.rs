@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::IsTerminal as _;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -10,6 +11,28 @@ use stopover::report::Bytes;
 
 /// How often a line says how far everything is.
 const LINES: Duration = Duration::from_secs(5);
+
+/// How long something may take without a word.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// Says that something is under way, if it takes long.
+pub(super) async fn shown<T>(name: &str, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    if let Ok(done) = tokio::time::timeout(SILENCE, &mut work).await {
+        return done;
+    }
+    if !std::io::stderr().is_terminal() {
+        eprintln!("{name}: under way");
+        return work.await;
+    }
+    let style = ProgressStyle::with_template("{spinner}     {msg}: under way, {elapsed}");
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_spinner());
+    let spinner = ProgressBar::new_spinner().with_style(style).with_message(name.to_owned()).with_elapsed(SILENCE);
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    let done = work.await;
+    spinner.finish_and_clear();
+    done
+}
 
 /// What people see.
 pub(super) struct Display {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
+use toml::de::{DeTable, DeValue};
 use url::Url;
 
 use super::access::{AccessTable, PolicyRuleTable};
@@ -36,12 +37,58 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) pin: Vec<Pattern>,
     #[serde(default)]
-    pub(super) upstreams: BTreeMap<UpstreamId, UpstreamTable>,
+    pub(super) upstreams: BTreeMap<TableId, UpstreamTable>,
     #[serde(default)]
     pub(super) rules: BTreeMap<Name, RuleTable>,
     pub(super) access: Option<AccessTable>,
     #[serde(default)]
     pub(super) policy: Vec<PolicyRuleTable>,
+}
+
+/// The id of an upstream as the name of its table.
+#[derive(Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(try_from = "String")]
+pub(super) struct TableId(pub(super) UpstreamId);
+
+impl TryFrom<String> for TableId {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse().map(Self).map_err(|error| match text.rsplit_once(':') {
+            Some((host, port)) if host.parse::<UpstreamId>().is_ok() && port.parse::<u16>().is_ok() => {
+                format!("an id has no port: write [upstreams.\"{host}\"] and url = \"https://{text}\"")
+            }
+            _ => error.to_string(),
+        })
+    }
+}
+
+/// Scheme, host and port, as `"https://registry.example.com:5000"`.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct Origin(pub(super) Url);
+
+impl TryFrom<String> for Origin {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        if !text.contains("://") {
+            return Err(format!("{text:?} has no scheme: write \"https://{text}\""));
+        }
+        let url = Url::parse(&text).map_err(|error| format!("{text:?} is no URL: {error}"))?;
+        let plain = matches!(url.scheme(), "http" | "https")
+            && url.has_host()
+            && url.path() == "/"
+            && url.query().is_none()
+            && url.fragment().is_none()
+            && url.username().is_empty()
+            && url.password().is_none();
+        if plain {
+            Ok(Self(url))
+        } else {
+            Err(format!("{text:?} must be scheme, host and port only: https://registry.example.com"))
+        }
+    }
 }
 
 /// `[[schedule]]`
@@ -112,9 +159,9 @@ tables_in_common! {
         public: bool,
     }
     UpstreamTable {
-        url: Url,
+        url: Origin,
         aliases: Vec<String>,
-        token_realms: Vec<Url>,
+        token_realms: Vec<Origin>,
         trusted_hosts: Vec<String>,
         reserve: u64,
         fills: NonZeroUsize,
@@ -219,15 +266,18 @@ impl TryFrom<String> for Size {
     }
 }
 
-/// Line, column and reason of a TOML error, with the nearest right key where one was mistyped.
+/// Line, column, key and reason of a TOML error, with the nearest right key where one was mistyped.
 pub(super) fn explain(error: &toml::de::Error, text: &str) -> String {
     let place = error.span().map_or_else(String::new, |span| {
-        let before = &text[..span.start.min(text.len())];
+        let at = span.start.min(text.len());
+        let before = &text[..at];
         let line = before.matches('\n').count() + 1;
         let column = before.chars().rev().take_while(|&letter| letter != '\n').count() + 1;
-        format!("line {line}, column {column}: ")
+        let key = DeTable::parse(text).ok().and_then(|table| key_at(table.get_ref(), at));
+        format!("line {line}, column {column}: {}", key.map_or_else(String::new, |key| format!("{key}: ")))
     });
-    let message = error.message().trim();
+    // What the data model of serde calls a sequence.
+    let message = error.message().trim().replace("expected a sequence", "expected a list like [\"a\", \"b\"]");
     // serde writes: unknown field `x`, expected one of `a`, `b`
     let mut quoted = message.split('`').skip(1).step_by(2);
     let hint = match (message.starts_with("unknown"), quoted.next()) {
@@ -239,4 +289,24 @@ pub(super) fn explain(error: &toml::de::Error, text: &str) -> String {
         _ => String::new(),
     };
     format!("{place}{message}{hint}")
+}
+
+/// The key, or the key of the value, that stands at this byte of the file.
+fn key_at(table: &DeTable, at: usize) -> Option<String> {
+    table.iter().find_map(|(key, value)| {
+        let inner = match value.get_ref() {
+            DeValue::Table(table) => key_at(table, at),
+            DeValue::Array(values) => {
+                values.iter().find_map(|value| value.get_ref().as_table().and_then(|table| key_at(table, at)))
+            }
+            _ => None,
+        };
+        let bare = |key: &str| key.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
+        let name = if bare(key.get_ref()) { key.get_ref().to_string() } else { format!("{:?}", key.get_ref()) };
+        match inner {
+            Some(inner) => Some(format!("{name}.{inner}")),
+            None if key.span().contains(&at) || value.span().contains(&at) => Some(name),
+            None => None,
+        }
+    })
 }

@@ -16,11 +16,11 @@ use crate::oci::{Name, UpstreamId};
 use crate::retention::Retention;
 
 pub use access::{AccessConfig, IamConfig, OidcConfig};
-use file::{File, explain};
+use file::{File, TableId, explain};
 pub use rule::{Place, Places, Rule};
 pub use schedule::{Schedule, TICK};
 use upstream::Defaults;
-pub use upstream::{Alternate, Cold, Credentials, Deleted, NameRules, Referrers, UpstreamConfig};
+pub use upstream::{Alternate, Cold, Credentials, Deleted, NameRules, Referrers, SecretReference, UpstreamConfig};
 
 /// The settings of one process, complete and checked.
 #[derive(Clone, Debug)]
@@ -34,7 +34,7 @@ pub struct Config {
     /// How many bytes running fills may hold: half of them ahead of what is stored, the rest for what is on its way there
     /// (on S3 24 MiB, whatever this says).
     pub fill_memory: u64,
-    /// How many misses at upstream a caller (an address) may cause in a minute.
+    /// How many misses at upstream, and lists that are read anew, a caller (an address) may cause in a minute.
     pub misses: u32,
     /// What is prefetched again and again.
     pub schedules: Vec<Schedule>,
@@ -54,14 +54,15 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The named file could not be read.
-    #[error("cannot read the configuration {}: {source}", path.display())]
+    #[error("cannot read the configuration {}", path.display())]
     Read {
         /// Which file.
         path: PathBuf,
         /// Why not.
         source: std::io::Error,
     },
-    /// The file is no TOML, or has an unknown key or a value of the wrong kind. Names line, column and nearest key.
+    /// The file is no TOML, or has an unknown key or a value of the wrong kind. Names line, column, key, and the nearest
+    /// right one.
     #[error("{}: {message}", path.display())]
     Parse {
         /// Which file.
@@ -93,9 +94,13 @@ const DEFAULT_MISSES: u32 = 120;
 const DEFAULT_WAIT: Duration = Duration::from_secs(20);
 
 impl Config {
-    /// Reads `path`, or uses the defaults where there is none. `cold` is the policy where the file names none; `secret`
-    /// looks up environment variables.
-    pub fn load(path: Option<&Path>, cold: Cold, secret: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+    /// Reads `path`, or uses the defaults where there is none. `cold` is the policy where the file names none. `secret`
+    /// reads what a reference means, or says in words why it cannot; who asks no upstream needs none.
+    pub fn load(
+        path: Option<&Path>,
+        cold: Cold,
+        secret: impl Fn(SecretReference) -> Result<String, String>,
+    ) -> Result<Self, ConfigError> {
         let file = match path {
             None => File::default(),
             Some(path) => {
@@ -113,7 +118,8 @@ impl Config {
             cold: file.cold.unwrap_or(cold),
             platforms: file.platforms.unwrap_or_default(),
         };
-        let upstreams = upstream::read(file.upstreams, &defaults, &secret)?;
+        let tables = file.upstreams.into_iter().map(|(TableId(id), table)| (id, table)).collect();
+        let upstreams = upstream::read(tables, &defaults, &secret)?;
         let rules = rule::read(file.rules, &upstreams, &secret)?;
         Ok(Self {
             listen: file.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 5000))),
@@ -142,6 +148,13 @@ impl Config {
             .iter()
             .filter_map(|(prefix, rule)| rule.settings.as_ref().map(|settings| (format!("rule {prefix}"), settings)));
         upstreams.chain(rules)
+    }
+
+    /// The rule whose settings hold at a place: of those around it that have some, the one with the longest path. `None`:
+    /// those of the upstream do.
+    pub fn rule_at(&self, place: &Place) -> Option<&Name> {
+        let around = self.rules.iter().filter(|(_, rule)| rule.settings.is_some() && rule.place.encloses(place));
+        around.max_by_key(|(_, rule)| rule.place.depth()).map(|(prefix, _)| prefix)
     }
 }
 

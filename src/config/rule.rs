@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::file::{PolicyTable, RuleTable};
-use super::{ConfigError, UpstreamConfig, value};
+use super::{ConfigError, SecretReference, UpstreamConfig, value};
 use crate::oci::{Name, Repository, UpstreamId};
 
 /// Where repositories are: at an upstream, below a path or anywhere.
@@ -20,7 +20,8 @@ pub struct Place {
 pub struct Rule {
     /// What it is about.
     pub place: Place,
-    /// All settings that hold there, where the rule has any of its own.
+    /// All settings that hold there, where the rule has any of its own: the others are those of the rule with the longest
+    /// path around it, else of the upstream.
     pub settings: Option<UpstreamConfig>,
 }
 
@@ -34,6 +35,17 @@ impl Place {
     pub fn contains(&self, repository: &Repository) -> bool {
         let below = |path: &Name| repository.name.is_below(path);
         self.upstream == repository.upstream && self.path.as_ref().is_none_or(below)
+    }
+
+    /// Whether another place is there.
+    pub fn encloses(&self, other: &Self) -> bool {
+        let below = |path: &Name| other.path.as_ref().is_some_and(|other| other.is_below(path));
+        self.upstream == other.upstream && self.path.as_ref().is_none_or(below)
+    }
+
+    /// How far down it is: of the places that enclose a third one, one with a longer path is below one with a shorter.
+    pub fn depth(&self) -> usize {
+        self.path.as_ref().map_or(0, |path| path.as_str().len())
     }
 
     /// The repository that is called `name` there.
@@ -52,11 +64,16 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// Every name of a place: the ids of upstreams, their aliases and hosts, and the prefixes of rules.
-pub struct Places(BTreeMap<String, Place>);
+/// Every name of a place.
+pub struct Places {
+    /// The ids of upstreams, their aliases and hosts.
+    upstreams: BTreeMap<String, Place>,
+    /// The prefixes of rules.
+    rules: BTreeMap<String, Place>,
+}
 
 impl Places {
-    /// Where two upstreams have the same alias or host, the first one has it; an id is always its own.
+    /// Where two upstreams have the same host, the first one has it; an id or an alias is always its own.
     pub fn new(upstreams: &BTreeMap<UpstreamId, UpstreamConfig>, rules: &BTreeMap<Name, Rule>) -> Self {
         let mut places = BTreeMap::new();
         let ids = upstreams.keys().map(|id| (id.to_string(), id));
@@ -71,15 +88,20 @@ impl Places {
         for (text, id) in ids.chain(aliases).chain(hosts) {
             places.entry(text).or_insert_with(|| Place::whole(id.clone()));
         }
-        for (prefix, rule) in rules {
-            places.entry(prefix.to_string()).or_insert_with(|| rule.place.clone());
-        }
-        Self(places)
+        let rules = rules.iter().map(|(prefix, rule)| (prefix.to_string(), rule.place.clone()));
+        Self { upstreams: places, rules: rules.collect() }
     }
 
     /// The place that is called like this.
     pub fn named(&self, text: &str) -> Option<&Place> {
-        self.0.get(text)
+        self.upstreams.get(text).or_else(|| self.rules.get(text))
+    }
+
+    /// Whether a name that begins like this may be at a place: that is called so, or has this before or within its name.
+    pub fn reach(&self, beginning: &Name) -> bool {
+        let within = |place: &String| place.strip_prefix(beginning.as_str()).is_some_and(|rest| rest.starts_with('/'));
+        let mut names = self.upstreams.keys().chain(self.rules.keys());
+        self.named(beginning.as_str()).is_some() || self.find(beginning).is_some() || names.any(within)
     }
 
     /// The repository that a name means which begins with what a place is called: the longest such beginning counts.
@@ -90,26 +112,38 @@ impl Places {
         }
         name.splits().find_map(|(prefix, rest)| Some(self.named(prefix)?.join(&rest)))
     }
+
+    /// The same, of upstreams only: for a name that begins like a rule's prefix only by chance.
+    pub fn find_upstream(&self, name: &Name) -> Option<Repository> {
+        name.splits().find_map(|(prefix, rest)| Some(self.upstreams.get(prefix)?.join(&rest)))
+    }
 }
 
 /// Reads the rules, each with what it inherits.
 pub(super) fn read(
     tables: BTreeMap<Name, RuleTable>,
     upstreams: &BTreeMap<UpstreamId, UpstreamConfig>,
-    secret: &impl Fn(&str) -> Option<String>,
+    secret: &impl Fn(SecretReference) -> Result<String, String>,
 ) -> Result<BTreeMap<Name, Rule>, ConfigError> {
     let places = Places::new(upstreams, &BTreeMap::new());
-    let mut rules: BTreeMap<Name, Rule> = BTreeMap::new();
+    let mut sorted = Vec::new();
     for (prefix, mut table) in tables {
-        let section = format!("rules.\"{prefix}\"");
         let policy = table.policy();
-        let place = place(&prefix, table, &places)?;
+        sorted.push((place(&prefix, table, &places)?, prefix, policy));
+    }
+    // What is inherited is read before whatever inherits it.
+    sorted.sort_by_key(|(place, ..)| place.depth());
+    let mut rules: BTreeMap<Name, Rule> = BTreeMap::new();
+    for (place, prefix, policy) in sorted {
+        let section = format!("rules.\"{prefix}\"");
         let settings = if policy == PolicyTable::default() {
             None
         } else {
-            let mut settings =
-                upstreams.get(&place.upstream).cloned().ok_or_else(|| value(&*section, "no upstream"))?;
-            settings.set(policy, &section, secret)?;
+            let around = rules.values().filter(|rule| rule.settings.is_some() && rule.place.encloses(&place));
+            let around = around.max_by_key(|rule| rule.place.depth()).and_then(|rule| rule.settings.as_ref());
+            let inherited = around.or_else(|| upstreams.get(&place.upstream));
+            let mut settings = inherited.cloned().ok_or_else(|| value(&*section, "no upstream"))?;
+            settings.set(policy, &section, place.path.as_ref(), secret)?;
             Some(settings)
         };
         let same = |(_, other): &(&Name, &Rule)| other.settings.is_some() && other.place == place;

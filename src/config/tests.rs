@@ -1,15 +1,19 @@
 use super::*;
 
+fn no_secret(reference: SecretReference) -> Result<String, String> {
+    reference.read(|_| None)
+}
+
 fn load(text: &str) -> Result<Config, String> {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), text).unwrap();
     let secret = |name: &str| (name == "HUB_TOKEN").then(|| "s3cret".to_owned());
-    Config::load(Some(file.path()), Cold::Follow, secret).map_err(|error| error.to_string())
+    Config::load(Some(file.path()), Cold::Follow, |reference| reference.read(secret)).map_err(|error| error.to_string())
 }
 
 #[test]
 fn with_no_file_the_well_known_registries_work() {
-    let config = Config::load(None, Cold::Redirect, |_| None).unwrap();
+    let config = Config::load(None, Cold::Redirect, no_secret).unwrap();
     assert_eq!(config.upstreams.len(), profile::Profile::known_ids().count(), "no id is there twice");
     let hub = &config.upstreams[&DEFAULT_UPSTREAM.parse().unwrap()];
     assert_eq!(hub.url.as_str(), "https://registry-1.docker.io/");
@@ -92,6 +96,40 @@ fn a_rule_inherits_what_it_does_not_set_from_its_upstream_and_that_from_the_top(
 }
 
 #[test]
+fn a_rule_inherits_what_it_does_not_set_from_the_rule_around_it() {
+    let text = "
+        [rules.\"ghcr.io/acme\"]
+        credentials = { username = \"bot\", password_env = \"HUB_TOKEN\" }
+        deny = [\"*-internal\"]
+        [rules.\"all\"]
+        upstream = \"ghcr.io\"
+        stale = \"3h\"
+        [rules.\"again\"]
+        upstream = \"ghcr.io\"
+        path = \"acme/x/y\"
+        missing = \"7s\"
+        [rules.\"ghcr.io/acme/x\"]
+        fresh = \"1h\"
+        [rules.\"ghcr.io/acme2\"]
+        fresh = \"2h\"
+    ";
+    let config = load(text).unwrap();
+    let settings = |prefix: &str| config.rules[&prefix.parse().unwrap()].settings.as_ref().unwrap();
+    let refuses = |prefix: &str| settings(prefix).names.refused_by(&"acme/x/y-internal".parse().unwrap()).is_some();
+    let fresh = |prefix: &str| settings(prefix).tags.fresh.as_secs() / 60;
+    for (prefix, minutes, seconds) in [("ghcr.io/acme", 5, 30), ("ghcr.io/acme/x", 60, 30), ("again", 60, 7)] {
+        let known = settings(prefix);
+        assert_eq!(known.credentials.as_ref().map(|known| known.username.as_str()), Some("bot"), "{prefix}");
+        assert!(refuses(prefix), "{prefix}");
+        assert_eq!((fresh(prefix), known.missing.as_secs()), (minutes, seconds), "{prefix}");
+    }
+    assert!(settings("ghcr.io/acme2").credentials.is_none() && !refuses("ghcr.io/acme2"), "it is beside, not below");
+    for prefix in config.rules.keys() {
+        assert_eq!(settings(prefix.as_str()).stale, Duration::from_hours(3), "{prefix} is below all of ghcr.io");
+    }
+}
+
+#[test]
 fn rules_that_cannot_be_used_are_named() {
     for (text, expected) in [
         ("[rules.\"docker.io\"]\nfresh = \"1m\"", "rules.\"docker.io\": is the upstream itself"),
@@ -102,6 +140,16 @@ fn rules_that_cannot_be_used_are_named() {
         ("[rules.\"a\"]\nupstream = \"b.example\"", "rules.\"a\".upstream: \"b.example\" is no configured upstream"),
         ("[rules.\"a\"]\nupstream = \"ghcr.io\"\npath = \"/b\"", "line 3"),
         ("[rules.\"a/\"]\nupstream = \"ghcr.io\"", "line 1"),
+        (
+            "[rules.\"ghcr.io/acme\"]\nallow = [\"web*\"]",
+            "rules.\"ghcr.io/acme\".allow: \"web*\" matches no name there",
+        ),
+        ("[rules.\"ghcr.io/acme\"]\nallow = [\"acme\", \"acme-2/*\"]", "\"acme-2/*\" matches no name there"),
+        ("[rules.\"ghcr.io/acme/a\"]\ndeny = [\"acme/b*\"]", "they begin with \"acme/a/\""),
+        (
+            "[rules.\"a\"]\nupstream = \"ghcr.io\"\npath = \"b\"\ndeny = [\"a\"]",
+            "rules.\"a\".deny: \"a\" matches no name",
+        ),
         ("[rules.\"ghcr.io/a\"]\nallow = [\"A*\"]", "rules.\"ghcr.io/a\".allow: \"A*\" is no pattern of names"),
         ("[upstreams.\"ghcr.io\"]\ndeny = [\"a\", \"\"]", "upstreams.\"ghcr.io\".deny: \"\" is no pattern"),
         ("[upstreams.\"docker.io\"]\ndeny = [\"nginx\"]", "write \"library/nginx\""),
@@ -152,12 +200,69 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest_right_key() {
 }
 
 #[test]
+fn a_mistake_is_named_by_its_line_and_its_key() {
+    for (text, place) in [
+        ("misses = 1\nfresh = 5", "line 2, column 9: fresh: "),
+        ("[upstreams.\"a.b\"]\nurl = \"https://a.b/path\"", "line 2, column 7: upstreams.\"a.b\".url: "),
+        ("[rules.\"ghcr.io/a\"]\nallow = [\n  \"a\",\n  5,\n]", "line 4, column 3: rules.\"ghcr.io/a\".allow: "),
+        (
+            "[upstreams.\"a.b\"]\ncredentials = { username = 5 }",
+            "line 2, column 28: upstreams.\"a.b\".credentials.username: ",
+        ),
+        (
+            "[[schedule]]\nevery = \"6h\"\nimages = []\nplatforms = \"all\"\n[[schedule]]\nevery = 6",
+            "line 6, column 9: schedule.every: ",
+        ),
+        ("[upstreams.\"a:b\"]\nurl = \"https://a.b\"", "line 1, column 12: upstreams.\"a:b\": "),
+        ("platforms = [\"linux/amd64\", \"amd64\"]", "line 1, column 13: platforms: "),
+        // Tables of one name that stand apart.
+        (
+            "[[schedule]]\nevery = \"6h\"\nimages = []\nplatforms = \"all\"\n[upstreams.\"a.b\"]\nfills = 0\n\
+             [[schedule]]\nevery = \"6h\"\nimages = []\nplatforms = \"all\"",
+            "line 6, column 9: upstreams.\"a.b\".fills: ",
+        ),
+        (
+            "[rules.\"ghcr.io/a\"]\nfresh = \"1h\"\n[upstreams.\"a.b\"]\nfills = 0\n[rules.\"ghcr.io/b\"]\n",
+            "line 4, column 9: upstreams.\"a.b\".fills: ",
+        ),
+        ("[upstreams.\"a.b\"]\ncoold = \"wait\"", "line 2, column 1: upstreams.\"a.b\".coold: "),
+        ("upstreams.\"a.b\".fills = 0\n[rules]", "line 1, column 25: upstreams.\"a.b\".fills: "),
+    ] {
+        let message = load(text).unwrap_err();
+        assert!(message.contains(place), "{text}: {message}");
+    }
+}
+
+#[test]
+fn patterns_that_match_a_name_below_the_place_of_a_rule_are_taken() {
+    for pattern in ["acme", "acme/web", "acme*", "ac*/web", "*", "*/web", "*-internal", "acme/*", "acme/a/b"] {
+        load(&format!("[rules.\"ghcr.io/acme\"]\nallow = [\"{pattern}\"]")).expect(pattern);
+    }
+}
+
+#[test]
 fn values_that_cannot_be_used_are_named() {
     for (text, expected) in [
         ("[upstreams.\"ab\"]\nfresh = \"1s\"", "upstreams.\"ab\".url: is required"),
         ("[upstreams.\"a.b\"]\nurl = \"ftp://a.b\"", "upstreams.\"a.b\".url"),
         ("[upstreams.\"a.b\"]\nurl = \"https://a.b/path\"", "scheme, host and port only"),
         ("[upstreams.\"a:b\"]\nurl = \"https://a.b\"", "line 1"),
+        ("[upstreams.\"a.b:5000\"]", "write [upstreams.\"a.b\"] and url = \"https://a.b:5000\""),
+        ("[upstreams.\"a.b\"]\nurl = \"foo.example.com\"", "write \"https://foo.example.com\""),
+        ("[upstreams.\"a.b\"]\nurl = \"localhost:5000\"", "write \"https://localhost:5000\""),
+        ("[upstreams.\"a.b\"]\ntoken_realms = [\"auth.a.b\"]", "write \"https://auth.a.b\""),
+        (
+            "[upstreams.\"a.b\"]\naliases = [\"ghcr.io\"]",
+            "upstreams.\"a.b\".aliases: \"ghcr.io\" is what upstreams.\"ghcr.io\" is called",
+        ),
+        (
+            "[upstreams.\"a.b\"]\naliases = [\"x\"]\n[upstreams.\"a.c\"]\naliases = [\"y\", \"x\"]",
+            "upstreams.\"a.c\".aliases: \"x\" is what upstreams.\"a.b\"",
+        ),
+        (
+            "[upstreams.\"ghcr.io\"]\naliases = [\"index.docker.io\"]",
+            "\"index.docker.io\" is what upstreams.\"docker.io\"",
+        ),
         ("fresh = \"5 parsecs\"", "is no duration"),
         ("fresh = 5", "line 1"),
         ("[upstreams.\"ghcr.io\"]\nfills = 0", "line 2"),
@@ -178,6 +283,7 @@ fn values_that_cannot_be_used_are_named() {
         ("[[schedule]]\nevery = \"0s\"\nimages = []\nplatforms = \"all\"", "schedule.every"),
         ("[[schedule]]\nevery = \"6h\"\nimages = [\"A b\"]\nplatforms = \"all\"", "\"A b\" is no image"),
         ("[[schedule]]\nevery = \"6h\"\nimages = []\nplatforms = \"requested\"", "schedule.platforms"),
+        ("[rules.\"ghcr.io/a\"]\nallow = \"acme/*\"", "expected a list like [\"a\", \"b\"]"),
         ("= 1", "line 1"),
     ] {
         let message = load(text).unwrap_err();

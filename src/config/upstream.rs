@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
 use url::Url;
 
-use super::file::{AlternateTable, CredentialsTable, Fresh, PolicyTable, Span, UpstreamTable};
+use super::file::{AlternateTable, CredentialsTable, Fresh, Origin, PolicyTable, Span, UpstreamTable};
 use super::profile::{Profile, ecr_region};
 use super::{ConfigError, value};
 use crate::freshness::{Pattern, TagRules};
@@ -24,6 +24,16 @@ pub enum Cold {
     Wait,
     /// The bytes while the fill writes them. Only where the fill runs in the same process.
     Follow,
+}
+
+impl std::fmt::Display for Cold {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Redirect => "redirect",
+            Self::Wait => "wait",
+            Self::Follow => "follow",
+        })
+    }
 }
 
 /// What a client gets for a tag that was pulled before and that upstream has deleted since.
@@ -126,6 +136,12 @@ struct NamePatterns {
 }
 
 impl NameRules {
+    /// The patterns that there are, by the name of their key.
+    pub fn patterns(&self) -> impl Iterator<Item = (&'static str, Vec<&str>)> {
+        let given = [("allow", &self.allow), ("deny", &self.deny)].into_iter();
+        given.filter_map(|(name, given)| Some((name, given.as_ref()?.patterns.iter().map(Pattern::as_str).collect())))
+    }
+
     /// The key that refuses a name of a repository at the upstream. `None`: it is answered.
     pub fn refused_by(&self, name: &Name) -> Option<&str> {
         let deny = self.deny.as_ref().filter(|deny| deny.matches(name));
@@ -139,8 +155,9 @@ impl NamePatterns {
         self.patterns.iter().any(|pattern| pattern.matches(name.as_str()))
     }
 
-    /// Refuses patterns that no name can match: `deny = ["nginx"]` would refuse nothing where all names have a slash.
-    fn read(patterns: &[String], key: String, library: bool) -> Result<Self, ConfigError> {
+    /// Refuses patterns that no name can match: `deny = ["nginx"]` would refuse nothing where all names have a slash, nor
+    /// below a `path` that it does not begin with.
+    fn read(patterns: &[String], key: String, library: bool, path: Option<&Name>) -> Result<Self, ConfigError> {
         for pattern in patterns {
             // A letter is what may stand beside anything.
             if pattern.replace('*', "a").parse::<Name>().is_err() {
@@ -149,8 +166,22 @@ impl NamePatterns {
             if library && !pattern.contains(['/', '*']) {
                 return Err(value(key, format!("every name there has a slash: write \"library/{pattern}\"")));
             }
+            if let Some(path) = path
+                && !may_match_below(pattern, path)
+            {
+                return Err(value(key, format!("{pattern:?} matches no name there: they begin with \"{path}/\"")));
+            }
         }
         Ok(Self { key, patterns: patterns.iter().map(|pattern| pattern.as_str().into()).collect() })
+    }
+}
+
+/// Whether a pattern may match `path` itself or a name below it. What follows its first star can always be matched there.
+fn may_match_below(pattern: &str, path: &Name) -> bool {
+    let below = format!("{path}/");
+    match pattern.split_once('*') {
+        Some((first, _)) => first.starts_with(&below) || below.starts_with(first),
+        None => pattern == path.as_str() || pattern.starts_with(&below),
     }
 }
 
@@ -166,6 +197,32 @@ pub struct Credentials {
 impl std::fmt::Debug for Credentials {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(formatter, "Credentials({}, secret)", self.username)
+    }
+}
+
+/// Where a password is: the file names it, and never holds it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SecretReference<'a> {
+    /// In an environment variable.
+    Variable(&'a str),
+    /// In a file, but for the end of its last line.
+    File(&'a Path),
+}
+
+impl SecretReference<'_> {
+    /// Reads it; `variable` looks up the environment. Says in words why it cannot.
+    pub fn read(self, variable: impl Fn(&str) -> Option<String>) -> Result<String, String> {
+        let secret = match self {
+            Self::Variable(name) => {
+                variable(name).ok_or_else(|| format!("the environment variable {name} is not set"))?
+            }
+            Self::File(path) => {
+                let text = std::fs::read_to_string(path);
+                let text = text.map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+                text.trim_end_matches(['\r', '\n']).to_owned()
+            }
+        };
+        if secret.is_empty() { Err("the password is empty".into()) } else { Ok(secret) }
     }
 }
 
@@ -187,7 +244,7 @@ pub(super) struct Defaults {
 pub(super) fn read(
     mut tables: BTreeMap<UpstreamId, UpstreamTable>,
     defaults: &Defaults,
-    secret: &impl Fn(&str) -> Option<String>,
+    secret: &impl Fn(SecretReference) -> Result<String, String>,
 ) -> Result<BTreeMap<UpstreamId, UpstreamConfig>, ConfigError> {
     let mut upstreams = BTreeMap::new();
     for id in Profile::known_ids() {
@@ -202,7 +259,15 @@ pub(super) fn read(
         let upstream = upstream(&id, table, defaults, secret)?;
         upstreams.insert(id, upstream);
     }
+    let mut called: BTreeMap<&str, &UpstreamId> = upstreams.keys().map(|id| (id.as_str(), id)).collect();
     for (id, upstream) in &upstreams {
+        for alias in &upstream.aliases {
+            let other = *called.entry(alias).or_insert(id);
+            if other != id {
+                let message = format!("{alias:?} is what upstreams.\"{other}\" is called");
+                return Err(value(format!("upstreams.\"{id}\".aliases"), message));
+            }
+        }
         for alternate in &upstream.alternates {
             if !upstreams.contains_key(&alternate.upstream) {
                 let message = format!("{} is no configured upstream", alternate.upstream);
@@ -217,27 +282,23 @@ fn upstream(
     id: &UpstreamId,
     mut table: UpstreamTable,
     defaults: &Defaults,
-    secret: &impl Fn(&str) -> Option<String>,
+    secret: &impl Fn(SecretReference) -> Result<String, String>,
 ) -> Result<UpstreamConfig, ConfigError> {
     let section = format!("upstreams.\"{id}\"");
     let key = |name: &str| format!("{section}.{name}");
-    let parse = |text: &str| Url::parse(text).map_err(|error| value(key("url"), error.to_string()));
+    let origin = |text: String| Origin::try_from(text).map_err(|message| value(key("url"), message));
     let policy = table.policy();
-    let profile = Profile::of(id.as_str(), table.url.as_ref().and_then(Url::host_str));
-    let url = match table.url {
+    let profile = Profile::of(id.as_str(), table.url.as_ref().and_then(|url| url.0.host_str()));
+    let Origin(url) = match table.url {
         Some(url) => url,
-        None if id.as_str().contains('.') => parse(&format!("https://{}", profile.api.unwrap_or(id.as_str())))?,
+        None if id.as_str().contains('.') => origin(format!("https://{}", profile.api.unwrap_or(id.as_str())))?,
         None => return Err(value(key("url"), "is required, for example url = \"https://registry.example.com\"")),
     };
-    origin_only(&url).map_err(|message| value(key("url"), message))?;
     let ecr_region = ecr_region(id.as_str()).or_else(|| ecr_region(url.host_str()?)).map(str::to_owned);
     let token_realms = match table.token_realms {
         Some(realms) => realms,
-        None => profile.token_realms.iter().map(|realm| parse(realm)).collect::<Result<_, _>>()?,
+        None => profile.token_realms.iter().map(|&realm| origin(realm.to_owned())).collect::<Result<_, _>>()?,
     };
-    for realm in &token_realms {
-        origin_only(realm).map_err(|message| value(key("token_realms"), message))?;
-    }
     // The names of a registry mean the upstream that is called like it, not every other way to it.
     let own = profile.ids.contains(&id.as_str());
     let aliases = || profile.aliases.iter().filter(|_| own).map(|&alias| alias.to_owned()).collect();
@@ -261,7 +322,7 @@ fn upstream(
     let mut upstream = UpstreamConfig {
         url,
         aliases: table.aliases.unwrap_or_else(aliases),
-        token_realms,
+        token_realms: token_realms.into_iter().map(|Origin(url)| url).collect(),
         trusted_hosts: table.trusted_hosts.unwrap_or_default(),
         library: profile.library,
         referrers: profile.referrers,
@@ -280,17 +341,18 @@ fn upstream(
         public: false,
         ecr_region,
     };
-    upstream.set(policy, &section, secret)?;
+    upstream.set(policy, &section, None, secret)?;
     Ok(upstream)
 }
 
 impl UpstreamConfig {
-    /// Replaces what a table sets. `section`: what the table is called.
+    /// Replaces what a table sets. `section`: what the table is called; `path`: below what it holds.
     pub(super) fn set(
         &mut self,
         policy: PolicyTable,
         section: &str,
-        secret: &impl Fn(&str) -> Option<String>,
+        path: Option<&Name>,
+        secret: &impl Fn(SecretReference) -> Result<String, String>,
     ) -> Result<(), ConfigError> {
         let key = |name: &str| format!("{section}.{name}");
         match policy.fresh {
@@ -315,10 +377,10 @@ impl UpstreamConfig {
             self.platforms = platforms;
         }
         if let Some(patterns) = policy.allow {
-            self.names.allow = Some(NamePatterns::read(&patterns, key("allow"), self.library)?);
+            self.names.allow = Some(NamePatterns::read(&patterns, key("allow"), self.library, path)?);
         }
         if let Some(patterns) = policy.deny {
-            self.names.deny = Some(NamePatterns::read(&patterns, key("deny"), self.library)?);
+            self.names.deny = Some(NamePatterns::read(&patterns, key("deny"), self.library, path)?);
         }
         if let Some(table) = policy.credentials {
             let credentials = credentials(table, secret).map_err(|message| value(key("credentials"), message))?;
@@ -328,36 +390,14 @@ impl UpstreamConfig {
     }
 }
 
-fn origin_only(url: &Url) -> Result<(), String> {
-    let plain = matches!(url.scheme(), "http" | "https")
-        && url.has_host()
-        && url.path() == "/"
-        && url.query().is_none()
-        && url.fragment().is_none()
-        && url.username().is_empty()
-        && url.password().is_none();
-    if plain {
-        Ok(())
-    } else {
-        Err(format!("{:?} must be scheme, host and port only: https://registry.example.com", url.as_str()))
-    }
-}
-
-fn credentials(table: CredentialsTable, secret: &impl Fn(&str) -> Option<String>) -> Result<Credentials, String> {
-    let password = match (table.password_env, table.password_file) {
-        (Some(name), None) => secret(&name).ok_or_else(|| format!("the environment variable {name} is not set"))?,
-        (None, Some(path)) => read_password(&path)?,
-        _ => {
-            return Err("give either password_env (the name of a variable) or password_file (a path)".into());
-        }
+fn credentials(
+    table: CredentialsTable,
+    secret: &impl Fn(SecretReference) -> Result<String, String>,
+) -> Result<Credentials, String> {
+    let reference = match (&table.password_env, &table.password_file) {
+        (Some(name), None) => SecretReference::Variable(name),
+        (None, Some(path)) => SecretReference::File(path),
+        _ => return Err("give either password_env (the name of a variable) or password_file (a path)".into()),
     };
-    if password.is_empty() {
-        return Err("the password is empty".into());
-    }
-    Ok(Credentials { username: table.username, password })
-}
-
-fn read_password(path: &PathBuf) -> Result<String, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+    Ok(Credentials { password: secret(reference)?, username: table.username })
 }

@@ -3,6 +3,7 @@
 use axum::body::Body;
 use axum::response::Response;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, LINK};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
 
 use super::{DISTRIBUTION_API_VERSION, describe};
@@ -10,6 +11,9 @@ use crate::oci::{MediaType, Name, Page, Repository, Request};
 use crate::pull::{PulledReferrers, PulledTags, Served};
 
 const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
+/// All that is not unreserved (RFC 3986, section 2.3). `%20` and `%2B` are a space and a plus to everybody, also to those who
+/// read a query as a form.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 pub(super) fn tags(
     request: &Request,
@@ -30,12 +34,10 @@ pub(super) fn tags(
 /// The page after `last`, asked for as this one was: with the client's own prefix and `ns`.
 fn next(request: &Request, name: &Name, n: usize, last: &str) -> String {
     let prefix = request.prefix.as_ref().map_or_else(String::new, |prefix| format!("/{prefix}"));
-    let mut query = url::form_urlencoded::Serializer::new(String::new());
-    query.append_pair("n", &n.to_string()).append_pair("last", last);
-    if let Some(namespace) = &request.namespace {
-        query.append_pair("ns", namespace);
-    }
-    format!("<{prefix}/v2/{name}/tags/list?{}>; rel=\"next\"", query.finish())
+    let escape = |text| utf8_percent_encode(text, RESERVED);
+    let namespace =
+        request.namespace.as_ref().map_or_else(String::new, |namespace| format!("&ns={}", escape(namespace)));
+    format!("<{prefix}/v2/{name}/tags/list?n={n}&last={}{namespace}>; rel=\"next\"", escape(last))
 }
 
 /// `filtered`: only those of one `artifactType` were wanted, and only those are there.

@@ -75,7 +75,10 @@ async fn pull(cache: &Arc<Cache>, request: &Request, parts: &http::request::Part
     };
     match &request.operation {
         // Needs no upstream: it is answered when every upstream is down.
-        Operation::Ping => guest.check_ping(cache, parts).map(|()| ping(request.head)),
+        Operation::Ping => {
+            guest.check_ping(cache, parts)?;
+            cache.upstreams.pinged(request).map(|()| ping(request.head))
+        }
         Operation::Manifest(name, reference) => {
             let repository = repository(name)?;
             let pulled = cache.manifest(&repository, reference, want).await?;

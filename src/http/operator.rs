@@ -14,6 +14,7 @@ use serde_json::json;
 
 use super::{NO_STORE, caller, prefetch, retention};
 use crate::Cache;
+use crate::error::excerpt;
 use crate::oci::Digest;
 use crate::ports::StoreError;
 use crate::report::QuotaReport;
@@ -46,7 +47,7 @@ async fn fills(_: Operator, State(cache): State<Arc<Cache>>) -> Response {
 async fn fill(_: Operator, State(cache): State<Arc<Cache>>, Path(digest): Path<String>) -> Response {
     let digest: Digest = match digest.parse() {
         Ok(digest) => digest,
-        Err(error) => return refusal(StatusCode::BAD_REQUEST, &format!("{digest:?} is no digest: {error}")),
+        Err(error) => return refusal(StatusCode::BAD_REQUEST, &format!("{} is no digest: {error}", excerpt(&digest))),
     };
     match cache.fill_report(&digest).await {
         Ok(Some(status)) => answer(&status),

@@ -18,7 +18,7 @@ use super::access::Guest;
 use super::operator::refusal;
 use super::{NO_STORE, refuse};
 use crate::Cache;
-use crate::error::PullError;
+use crate::error::{PullError, excerpt};
 use crate::oci::{Platform, Platforms, Request};
 use crate::ports::{ImageJob, Priority};
 use crate::prefetch::{PrefetchReport, Prefetched, PrefetchedBlob};
@@ -58,7 +58,7 @@ async fn prefetch(State(cache): State<Arc<Cache>>, parts: request::Parts, body: 
         Ok(wanted) => wanted,
         Err(error) => {
             let example = r#"{"images": ["docker.io/library/nginx:1.27"], "platforms": ["linux/amd64"]}"#;
-            return refusal(StatusCode::BAD_REQUEST, &format!("{error}; the body must be like {example}"));
+            return refusal(StatusCode::BAD_REQUEST, &format!("{}; the body must be like {example}", excerpt(&error)));
         }
     };
     let limits = [(wanted.images.len(), "images", MAX_IMAGES), (wanted.platforms.len(), "platforms", MAX_PLATFORMS)];

@@ -20,6 +20,7 @@ use crate::ports::{
 };
 use crate::time::Timestamp;
 
+const ABSENT: &str = "absent ";
 const BLOB: &str = "blob ";
 const FILL: &str = "fill ";
 const IMAGE: &str = "image ";
@@ -33,7 +34,7 @@ fn reference_key(repository: &Repository, reference: &Reference) -> String {
 }
 
 fn absent_key(repository: &Repository) -> String {
-    format!("absent {repository}")
+    format!("{ABSENT}{repository}")
 }
 
 /// What stands in the key of a list of tags where one of referrers has their subject.
@@ -159,11 +160,14 @@ fn parse_manifest(digest: Digest, value: &[u8]) -> Result<Manifest, StoreError> 
 fn entry(key: &str, item: &[u8]) -> Result<Option<Entry>, StoreError> {
     let wrong = |error: &dyn std::fmt::Display| corrupt(format!("{key}: {error}"));
     let (version, value) = split(item)?;
-    let scoped = |rest: &str| -> Result<(Repository, String), StoreError> {
-        let (repository, rest) = rest.split_once(' ').ok_or_else(|| wrong(&"no repository"))?;
-        let (upstream, name) = repository.split_once('/').ok_or_else(|| wrong(&"no upstream"))?;
+    let repository = |text: &str| -> Result<Repository, StoreError> {
+        let (upstream, name) = text.split_once('/').ok_or_else(|| wrong(&"no upstream"))?;
         let upstream = upstream.parse().map_err(|error| wrong(&error))?;
-        Ok((Repository { upstream, name: name.parse().map_err(|error| wrong(&error))? }, rest.to_owned()))
+        Ok(Repository { upstream, name: name.parse().map_err(|error| wrong(&error))? })
+    };
+    let scoped = |rest: &str| -> Result<(Repository, String), StoreError> {
+        let (text, rest) = rest.split_once(' ').ok_or_else(|| wrong(&"no repository"))?;
+        Ok((repository(text)?, rest.to_owned()))
     };
     let digest = |text: &str| text.parse::<Digest>().map_err(|error| wrong(&error));
     let entry = if let Some(rest) = key.strip_prefix(REFERENCE) {
@@ -183,6 +187,8 @@ fn entry(key: &str, item: &[u8]) -> Result<Option<Entry>, StoreError> {
         let (repository, text) = scoped(rest)?;
         let key = if text == TAGS { ListKey::Tags } else { ListKey::Referrers(digest(&text)?) };
         Entry::Listing { repository, key, stale_until: Timestamp(version) }
+    } else if let Some(text) = key.strip_prefix(ABSENT) {
+        Entry::Absence { repository: repository(text)?, until: Timestamp(version) }
     } else if let Some(text) = key.strip_prefix(BLOB) {
         let value = serde_json::from_slice(value).map_err(|error| wrong(&error))?;
         Entry::Blob { digest: digest(text)?, record: Versioned { value, version } }
@@ -244,7 +250,7 @@ impl Ledger for EmbeddedLedger {
     }
 
     async fn put_absent(&self, repository: &Repository, until: Timestamp) -> Result<(), StoreError> {
-        let item = join(0, until.0.to_string().as_bytes());
+        let item = join(until.0, until.0.to_string().as_bytes());
         self.0.write(None, vec![Change::Put(absent_key(repository), item)]).await.map(|_| ())
     }
 
@@ -328,6 +334,7 @@ impl Ledger for EmbeddedLedger {
             Entry::Manifest(manifest) => (manifest_key(&manifest.repository, &manifest.digest), manifest.used_at.0),
             Entry::Membership { repository, digest, used_at } => (member_key(repository, digest), used_at.0),
             Entry::Listing { repository, key, stale_until } => (list_key(repository, key), stale_until.0),
+            Entry::Absence { repository, until } => (absent_key(repository), until.0),
             Entry::Blob { digest, record } => (blob_key(digest), record.version),
         };
         self.0.write(Some((key.clone(), Some(version))), vec![Change::Remove(key)]).await

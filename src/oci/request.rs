@@ -101,8 +101,8 @@ pub enum InvalidRequest {
     /// `ns` was given more than once.
     #[error("the query parameter ns may be given only once")]
     Namespace,
-    /// `n` is no number of tags.
-    #[error("the query parameter n is how many tags are wanted: a number from 0 on")]
+    /// `n` is no number of tags, or was given more than once.
+    #[error("the query parameter n is how many tags are wanted: one number from 0 on")]
     Page,
 }
 
@@ -128,7 +128,12 @@ impl Request {
             _ => return Err(InvalidRequest::Method),
         };
         let query = Query(query.unwrap_or_default());
-        Ok(Self { head, prefix, namespace: query.namespace()?, operation: Operation::parse(path, query)? })
+        Ok(Self {
+            head,
+            prefix,
+            namespace: query.only("ns", InvalidRequest::Namespace)?,
+            operation: Operation::parse(path, query)?,
+        })
     }
 
     /// The pull of an image as people write its name: `nginx`, `ghcr.io/a/b:1.0`, `registry.example.com:5000/a@sha256:…`.
@@ -171,7 +176,9 @@ impl Operation {
             ("blobs", "uploads" | "") | ("uploads", _) => Err(InvalidRequest::Method),
             ("blobs", digest) => Ok(Self::Blob(name.parse()?, digest.parse()?)),
             ("tags", "list") => Ok(Self::Tags(name.parse()?, query.page()?)),
-            ("referrers", digest) => Ok(Self::Referrers(name.parse()?, digest.parse()?, query.value("artifactType"))),
+            ("referrers", digest) => {
+                Ok(Self::Referrers(name.parse()?, digest.parse()?, query.values("artifactType").next()))
+            }
             _ => Err(InvalidRequest::Endpoint),
         }
     }
@@ -188,32 +195,37 @@ fn decode(path: &str) -> Result<Cow<'_, str>, InvalidRequest> {
     percent_decode_str(path).decode_utf8().map_err(|_| InvalidName.into())
 }
 
-/// The query of a request. What nobody has asked about is left alone: clients add parameters of their own.
+/// The query of a request, in which a plus is a plus: it is no form, and media types have one (RFC 3986, section 3.4). What
+/// nobody has asked about is left alone: clients add parameters of their own. An empty value is none.
 #[derive(Clone, Copy)]
 struct Query<'a>(&'a str);
 
 impl Query<'_> {
     fn values(self, wanted: &str) -> impl Iterator<Item = String> {
-        let pairs = url::form_urlencoded::parse(self.0.as_bytes());
-        pairs.filter(move |(key, _)| key == wanted).map(|(_, value)| value.into_owned())
+        let decode = |text| percent_decode_str(text).decode_utf8_lossy();
+        let pairs = self.0.split('&').filter_map(|pair| pair.split_once('='));
+        let values =
+            pairs.filter(move |(key, _)| decode(key) == wanted).map(move |(_, value)| decode(value).into_owned());
+        values.filter(|value| !value.is_empty())
     }
 
-    /// The first value that is not empty.
-    fn value(self, wanted: &str) -> Option<String> {
-        self.values(wanted).find(|value| !value.is_empty())
-    }
-
-    fn namespace(self) -> Result<Option<String>, InvalidRequest> {
-        let mut values = self.values("ns");
+    /// The value of a parameter that may be given only once.
+    fn only(self, wanted: &str, twice: InvalidRequest) -> Result<Option<String>, InvalidRequest> {
+        let mut values = self.values(wanted);
         match (values.next(), values.next()) {
-            (_, Some(_)) => Err(InvalidRequest::Namespace),
+            (_, Some(_)) => Err(twice),
             (value, None) => Ok(value),
         }
     }
 
     fn page(self) -> Result<Page, InvalidRequest> {
-        let number = |text: String| text.parse::<usize>().map_err(|_| InvalidRequest::Page);
-        Ok(Page { n: self.value("n").map(number).transpose()?, last: self.value("last") })
+        let number = |text: String| {
+            // Rust's numbers may have a plus before them.
+            let digits = text.bytes().all(|byte| byte.is_ascii_digit()).then_some(text);
+            digits.and_then(|text| text.parse::<usize>().ok()).ok_or(InvalidRequest::Page)
+        };
+        let n = self.only("n", InvalidRequest::Page)?.map(number).transpose()?;
+        Ok(Page { n, last: self.values("last").next() })
     }
 }
 
@@ -273,11 +285,23 @@ mod tests {
         assert_eq!(get("/v2/a/tags/tags/list").unwrap().operation, tags(None, None));
         assert_eq!(get("/v2/a/tags/tags/list?n=0&last=&x=%00").unwrap().operation, tags(Some(0), None));
         assert_eq!(get("/v2/a/tags/tags/list?last=v%201&n=5").unwrap().operation, tags(Some(5), Some("v 1")));
+        assert_eq!(
+            get("/v2/a/tags/tags/list?n=&%6E=5").unwrap().operation,
+            tags(Some(5), None),
+            "an empty one is none"
+        );
         let referrers =
             |kind: Option<&str>| Operation::Referrers(name(), DIGEST.parse().unwrap(), kind.map(str::to_owned));
         let path = format!("/v2/a/tags/referrers/{DIGEST}");
         assert_eq!(get(&path).unwrap().operation, referrers(None));
-        assert_eq!(get(&format!("{path}?artifactType=a%2Fb")).unwrap().operation, referrers(Some("a/b")));
+        for kind in ["a/b+json", "a%2Fb%2bjson"] {
+            let request = get(&format!("{path}?artifactType={kind}")).unwrap();
+            assert_eq!(request.operation, referrers(Some("a/b+json")), "a plus is no space (RFC 3986): {kind}");
+        }
+        for (query, namespace) in [("ns", None), ("ns=", None), ("ns=&ns=a", Some("a")), ("ns=a+b%20c", Some("a+b c"))]
+        {
+            assert_eq!(get(&format!("{path}?{query}")).unwrap().namespace.as_deref(), namespace, "{query}");
+        }
     }
 
     #[test]
@@ -324,7 +348,9 @@ mod tests {
         assert!(matches!(get("/v2/a/manifests/sha256:zz"), Err(InvalidRequest::Reference(_))));
         assert_eq!(get("/v2/a/blobs/latest"), Err(InvalidRequest::Digest(InvalidDigest::Malformed)));
         assert_eq!(get("/v2/?ns=a&ns=b"), Err(InvalidRequest::Namespace));
-        assert_eq!(get("/v2/a/tags/list?n=-1"), Err(InvalidRequest::Page));
+        for query in ["n=-1", "n=+1", "n=%2B1", "n=1&n=1", "n=1&n=2"] {
+            assert_eq!(get(&format!("/v2/a/tags/list?{query}")), Err(InvalidRequest::Page), "{query}");
+        }
         assert_eq!(get("/v2/a/referrers/latest"), Err(InvalidRequest::Digest(InvalidDigest::Malformed)));
     }
 

@@ -199,6 +199,13 @@ pub enum Entry {
         /// [`Listing::stale_until`].
         stale_until: Timestamp,
     },
+    /// That upstream does not have a repository.
+    Absence {
+        /// Which.
+        repository: Repository,
+        /// Until when that is believed.
+        until: Timestamp,
+    },
     /// What is known of a blob.
     Blob {
         /// Which blob.

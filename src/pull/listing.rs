@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use quick_cache::Weighter;
+use quick_cache::sync::Cache as MemoryCache;
 use serde_json::{Map, Value};
 
 use super::manifest::jittered;
@@ -42,11 +44,35 @@ pub(crate) type Question = (Repository, ListKey, bool);
 pub(crate) struct PulledList {
     listing: Arc<Listing>,
     served: Served,
+    /// It is too large for the ledger: other processes will have to read it too, and this one when memory is short.
+    large: bool,
 }
 
 impl PulledList {
-    fn new(listing: Listing, served: Served) -> Self {
-        Self { listing: Arc::new(listing), served }
+    fn kept(listing: Arc<Listing>, served: Served) -> Self {
+        Self { listing, served, large: false }
+    }
+}
+
+/// Lists that are too large for the ledger. Each process has its own.
+pub(crate) struct LargeLists(MemoryCache<(Repository, ListKey), (Arc<Listing>, u64), ListBytes>);
+
+/// The most bytes of such lists kept in memory, as JSON: room for the largest that is read at all.
+const LARGE_LISTS_BYTES: u64 = 20 * 1024 * 1024;
+
+#[derive(Clone)]
+struct ListBytes;
+
+impl Weighter<(Repository, ListKey), (Arc<Listing>, u64)> for ListBytes {
+    fn weight(&self, _: &(Repository, ListKey), (_, bytes): &(Arc<Listing>, u64)) -> u64 {
+        *bytes
+    }
+}
+
+impl LargeLists {
+    pub(crate) fn new() -> Self {
+        // So few that they share all of the memory: a cache of many divides it.
+        Self(MemoryCache::with_weighter(16, LARGE_LISTS_BYTES, ListBytes))
     }
 }
 
@@ -58,7 +84,7 @@ impl Cache {
         page: &Page,
         want: Want,
     ) -> Result<PulledTags, PullError> {
-        let PulledList { listing, served } = self.list(repository, ListKey::Tags, want).await?;
+        let PulledList { listing, served, .. } = self.list(repository, ListKey::Tags, want).await?;
         match &listing.list {
             Some(List::Tags(all)) => {
                 let (tags, more) = page.of(all);
@@ -81,9 +107,13 @@ impl Cache {
         // Clients ask this about every image they pull: only about one that is not here it may be a guess.
         let guess = self.stored(repository, subject).await?.is_none();
         let want = Want { caller: want.caller.filter(|_| guess), ..want };
-        let listed = match self.upstreams.get(repository)?.config().referrers {
-            Referrers::Ask => Some(self.list(repository, ListKey::Referrers(subject.clone()), want).await?),
-            Referrers::TagOnly => None,
+        let (listed, head) = match self.upstreams.get(repository)?.config().referrers {
+            Referrers::Ask => match self.list(repository, ListKey::Referrers(subject.clone()), want).await {
+                // Or there is no such API, and its path was taken for a name: GET of the tag says which, in its body.
+                Err(PullError::Upstream(UpstreamError::NoRepository)) => (None, false),
+                listed => (Some(listed?), true),
+            },
+            Referrers::TagOnly => (None, true),
         };
         let list = listed.as_ref().and_then(|pulled| Some((pulled.listing.list.as_ref()?, pulled.served)));
         let mut pulled = match list {
@@ -92,7 +122,7 @@ impl Cache {
             None => {
                 let served = listed.map_or(Served::Miss, |listed| listed.served);
                 let none = PulledReferrers { manifests: Vec::new(), served };
-                self.referrers_by_tag(repository, subject, want).await?.unwrap_or(none)
+                self.referrers_by_tag(repository, subject, Want { head, ..want }).await?.unwrap_or(none)
             }
         };
         if let Some(wanted) = artifact_type {
@@ -101,7 +131,7 @@ impl Cache {
         Ok(pulled)
     }
 
-    /// The referrers tag schema. HEAD first: that there is no such tag (`None`) costs no quota.
+    /// The referrers tag schema. HEAD first, if that is wanted: that there is no such tag (`None`) costs no quota.
     async fn referrers_by_tag(
         self: &Arc<Self>,
         repository: &Repository,
@@ -110,7 +140,7 @@ impl Cache {
     ) -> Result<Option<PulledReferrers>, PullError> {
         let tag = Reference::Tag(Tag::of_referrers(subject));
         let pulled = async {
-            let pulled = self.manifest(repository, &tag, Want { head: true, ..want }).await?;
+            let pulled = self.manifest(repository, &tag, want).await?;
             match pulled.manifest {
                 Some(_) => Ok(pulled),
                 None => self.manifest(repository, &tag, Want { head: false, check: false, ..want }).await,
@@ -131,7 +161,8 @@ impl Cache {
     }
 
     /// A list: the one that is kept while it is fresh, else what upstream says now, else, while upstream is in trouble,
-    /// what it said last.
+    /// what it said last. Each reading of it may be hundreds of requests upstream, so whoever has it read again and again
+    /// pays with misses.
     async fn list(
         self: &Arc<Self>,
         repository: &Repository,
@@ -139,46 +170,66 @@ impl Cache {
         want: Want,
     ) -> Result<PulledList, PullError> {
         let (of_tags, now) = (key == ListKey::Tags, self.clock.now());
-        let kept = self.ledger.listing(repository, &key).await?.filter(|kept| now < kept.stale_until);
+        let kept = self.kept_list(repository, &key).await?;
         let known = kept.is_some();
         if let Some(kept) = kept.filter(|kept| !want.check && now < kept.fresh_until) {
-            return Ok(PulledList::new(kept, Served::Hit));
+            return Ok(PulledList::kept(kept, Served::Hit));
         }
-        if !known {
-            if !want.check {
-                self.check_known_absent(repository)?;
-            }
+        if !known && !want.check {
+            self.check_known_absent(repository)?;
+        }
+        if !known || want.check {
             self.misses.check(want.caller).map_err(|retry_after| PullError::TooManyMisses { retry_after })?;
         }
         let (cache, question) = (Arc::clone(self), (repository.clone(), key, want.check));
         let asked = question.clone();
         let work = move || async move { cache.ask_for_list(&asked).await };
         let pulled = self.lists.join(question, work).await.unwrap_or(Err(PullError::NotYet));
-        let missing = match &pulled {
-            Ok(pulled) => of_tags && pulled.listing.list.is_none(),
-            Err(error) => matches!(error, PullError::Upstream(UpstreamError::NoRepository)),
+        let miss = match &pulled {
+            Ok(PulledList { listing, served, large }) => {
+                let read = *served == Served::Miss && (want.check || *large);
+                read || is_nothing(listing.list.as_ref(), of_tags)
+            }
+            // Of referrers the tag has yet to be asked for.
+            Err(error) => of_tags && matches!(error, PullError::Upstream(UpstreamError::NoRepository)),
         };
-        if missing {
+        if miss {
             self.misses.charge(want.caller);
         }
         pulled
     }
 
+    /// The list that is kept, fresh or not, as long as it may be served at all.
+    async fn kept_list(&self, repository: &Repository, key: &ListKey) -> Result<Option<Arc<Listing>>, StoreError> {
+        let now = self.clock.now();
+        let large = self.large_lists.0.get(&(repository.clone(), key.clone())).map(|(listing, _)| listing);
+        if large.as_ref().is_some_and(|large| now < large.fresh_until) {
+            return Ok(large);
+        }
+        let kept = self.ledger.listing(repository, key).await?.map(Arc::new);
+        let kept = kept.into_iter().chain(large).filter(|kept| now < kept.stale_until);
+        Ok(kept.max_by_key(|kept| kept.fresh_until))
+    }
+
     /// Asks upstream for a list, unless somebody has since, and keeps what it says.
     async fn ask_for_list(&self, (repository, key, check): &Question) -> Result<PulledList, PullError> {
         let upstream = self.upstreams.get(repository)?;
-        let now = self.clock.now();
-        let kept = self.ledger.listing(repository, key).await?.filter(|kept| now < kept.stale_until);
+        let (of_tags, now) = (*key == ListKey::Tags, self.clock.now());
+        let kept = self.kept_list(repository, key).await?;
         match &kept {
-            Some(kept) if !check && now < kept.fresh_until => return Ok(PulledList::new(kept.clone(), Served::Hit)),
+            Some(kept) if !check && now < kept.fresh_until => {
+                return Ok(PulledList::kept(Arc::clone(kept), Served::Hit));
+            }
             None if !check => self.check_absent(repository).await?,
             _ => {}
         }
         let wait = self.config.wait;
         let late = || UpstreamError::Unavailable { silent: false, reason: format!("it took longer than {wait:?}") };
-        let asked = tokio::time::timeout(wait, self.upstreams.list(repository, key)).await;
-        let list = match asked.unwrap_or_else(|_| Err(late())) {
-            Ok(list) => list,
+        let known = kept.as_ref().is_some_and(|kept| kept.list.is_some());
+        let asked = tokio::time::timeout(wait, self.upstreams.list(repository, key, known)).await;
+        let (list, no_repository) = match asked.unwrap_or_else(|_| Err(late())) {
+            Ok(list) => (list, false),
+            Err(UpstreamError::NoRepository) if !of_tags => (None, true),
             Err(error) => {
                 if error == UpstreamError::NoRepository {
                     self.note_absent(repository).await?;
@@ -186,18 +237,40 @@ impl Cache {
                 let gone = matches!(error, UpstreamError::Denied(_) | UpstreamError::NoRepository);
                 let Some(kept) = kept.filter(|_| !gone) else { return Err(error.into()) };
                 tracing::warn!(%repository, %error, "upstream is in trouble: serving the list it sent last");
-                return Ok(PulledList::new(kept, Served::Stale));
+                return Ok(PulledList::kept(kept, Served::Stale));
             }
         };
         let (config, now) = (upstream.config(), self.clock.now());
         let fresh = jittered(if list.is_some() { config.tags.fresh } else { config.missing });
-        // That a repository has no tags is of use only while it is believed; that there is no API leads to a tag.
-        let stale = if list.is_none() && *key == ListKey::Tags { fresh } else { fresh + config.stale };
-        let listing = Listing { list, fresh_until: now.plus(fresh), stale_until: now.plus(stale) };
-        if serde_json::to_vec(&listing.list).is_ok_and(|list| list.len() <= MAX_LISTING_BYTES) {
-            self.ledger.put_listing(repository, key, &listing).await?;
+        let nothing = is_nothing(list.as_ref(), of_tags);
+        if *check && list.is_some() && !nothing {
+            self.note_present(repository).await?;
         }
-        Ok(PulledList::new(listing, Served::Miss))
+        // That there is nothing is of use only while it is believed; that there is no API leads to a tag.
+        let stale = if nothing { fresh } else { fresh + config.stale };
+        let listing = Arc::new(Listing { list, fresh_until: now.plus(fresh), stale_until: now.plus(stale) });
+        let bytes = serde_json::to_vec(&listing.list).map_err(|error| StoreError::Corrupt(error.to_string()))?.len();
+        let (large, place) = (bytes > MAX_LISTING_BYTES, (repository.clone(), key.clone()));
+        if large {
+            self.large_lists.0.insert(place, (Arc::clone(&listing), bytes as u64));
+        } else {
+            self.ledger.put_listing(repository, key, &listing).await?;
+            self.large_lists.0.remove(&place);
+        }
+        if no_repository {
+            return Err(UpstreamError::NoRepository.into());
+        }
+        Ok(PulledList { listing, served: Served::Miss, large })
+    }
+}
+
+/// Whether upstream has nothing there: the answer to whatever somebody makes up. That it has no API for referrers says
+/// nothing of them.
+fn is_nothing(list: Option<&List>, of_tags: bool) -> bool {
+    match list {
+        None => of_tags,
+        Some(List::Tags(_)) => false,
+        Some(List::Referrers(manifests)) => manifests.is_empty(),
     }
 }
 

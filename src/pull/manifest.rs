@@ -324,7 +324,8 @@ impl Cache {
     }
 
     /// The manifest of the digest that upstream says a tag is, by way of its own question, so that its clients and those of
-    /// the tag wait for one GET. That upstream does not have it is no answer, but trouble.
+    /// the tag wait for one GET. That upstream does not have it is no answer, but trouble; nobody's miss, because upstream
+    /// named it itself.
     fn by_digest<'a>(
         self: &'a Arc<Self>,
         repository: &'a Repository,
@@ -333,7 +334,8 @@ impl Cache {
     ) -> BoxFuture<'a, Result<PulledManifest, PullError>> {
         Box::pin(async move {
             let named = || UpstreamError::Invalid("a tag is a manifest that it does not have".into());
-            let found = self.manifest(repository, &Reference::Digest(digest), Want { check: false, ..want }).await;
+            let want = Want { check: false, caller: None, ..want };
+            let found = self.manifest(repository, &Reference::Digest(digest), want).await;
             found.map_err(|error| if matches!(error, PullError::ManifestUnknown(_)) { named().into() } else { error })
         })
     }

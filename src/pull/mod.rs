@@ -15,6 +15,7 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache as MemoryCache;
 use tokio::sync::watch;
 
+pub(crate) use listing::LargeLists;
 pub use listing::{PulledReferrers, PulledTags};
 pub use manifest::Want;
 pub(crate) use used::Uses;

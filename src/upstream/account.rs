@@ -15,6 +15,8 @@ pub(super) struct Account {
     pub(super) key: GaugeKey,
     pub(super) login: Login,
     pub(super) tokens: Tokens,
+    /// For other registries that it redirects to, which are asked without our credentials.
+    pub(super) strangers: Tokens,
     pub(super) meter: Meter,
     /// Learned from the first 401 and kept: the challenge of a refused token may lead elsewhere (nvcr.io does that).
     challenge: RwLock<Option<Challenge>>,
@@ -28,6 +30,7 @@ impl Account {
         Self {
             meter: Meter::new(key.clone(), Arc::clone(ledger), clock.clone()),
             tokens: Tokens::new(clock.clone()),
+            strangers: Tokens::new(clock.clone()),
             challenge: RwLock::default(),
             quota: Mutex::default(),
             key,

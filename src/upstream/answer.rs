@@ -33,7 +33,13 @@ impl Answer {
         Err(match self.response.status() {
             StatusCode::OK => return Ok(self),
             StatusCode::PARTIAL_CONTENT if self.ranged => return Ok(self),
-            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if credentials => {
+            // Our credentials were not sent there, and what stores bytes knows no repositories: its signature has expired.
+            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+                if self.elsewhere && !self.url.path().starts_with("/v2/") =>
+            {
+                UpstreamError::Elsewhere(format!("{origin} answered {status}"))
+            }
+            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if credentials && !self.elsewhere => {
                 UpstreamError::Denied(format!("it answered {status} to our credentials"))
             }
             // Docker Hub answers 401 for repositories that do not exist.

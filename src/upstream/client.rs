@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt as _};
 use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
-use http::{Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 use reqwest::Response;
 use url::Url;
 
@@ -15,10 +15,13 @@ use super::UpstreamError;
 use super::account::Account;
 use super::answer::{Answer, RangeSent, own_media_type, read_limited, timed, unavailable};
 use super::guard::{self, Clients};
+use super::login::Login;
 use super::token::Challenge;
 use crate::config::{Cold, UpstreamConfig};
 use crate::gauge::{Gauge, Kind, Outcome, Quota};
-use crate::oci::{Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, MediaType, Name, Reference, Repository, UpstreamId};
+use crate::oci::{
+    Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, MediaType, Name, Reference, Repository, Request, UpstreamId,
+};
 use crate::ports::{GaugeKey, Observed};
 use crate::time::Clock;
 
@@ -175,15 +178,20 @@ impl Upstream {
     }
 
     async fn do_blob_source(&self, name: &Name, digest: &Digest) -> Result<BlobSource, UpstreamError> {
-        let answer =
-            self.request(Method::GET, self.endpoint(name, "blobs", digest), name, MediaType::ACCEPT, None).await?;
-        if let Some(target) = answer.redirect_target()? {
-            // Only the API of the upstream itself asks for its token again; pkg.dev serves bytes beside it.
-            let api = target.origin() == self.config.url.origin() && target.path().starts_with("/v2/");
-            return Ok(if api && answer.authorized { BlobSource::Private } else { BlobSource::Public(target) });
+        let mut url = self.endpoint(name, "blobs", digest);
+        for _ in 0..=MAX_REDIRECTS {
+            let answer = self.request(Method::GET, url, name, MediaType::ACCEPT, None).await?;
+            match answer.redirect_target()? {
+                // Only the API of a registry asks for a token; pkg.dev serves bytes beside it.
+                Some(target) if !target.path().starts_with("/v2/") => return Ok(BlobSource::Public(target)),
+                Some(target) => url = target,
+                None => {
+                    let answer = answer.succeeded(self.has_credentials()).await?;
+                    return Ok(if answer.authorized { BlobSource::Private } else { BlobSource::Public(answer.url) });
+                }
+            }
         }
-        let answer = answer.succeeded(self.has_credentials()).await?;
-        Ok(if answer.authorized { BlobSource::Private } else { BlobSource::Public(answer.url) })
+        Err(redirected_too_often())
     }
 
     /// Opens a blob, or the part of it that is wanted where upstream can send parts.
@@ -274,11 +282,11 @@ impl Upstream {
                 Some(target) => answer = self.request(method.clone(), target, name, accept, wanted).await?,
             }
         }
-        Err(UpstreamError::Invalid(format!("it redirected more than {MAX_REDIRECTS} times")))
+        Err(redirected_too_often())
     }
 
-    /// Sends one request. Credentials and tokens go to the upstream's own origin only. After a 401 a token is fetched,
-    /// once.
+    /// Sends one request. Credentials, and tokens that were had for them, go to the upstream's own origin only. After a 401
+    /// a token is fetched, once.
     pub(super) async fn request(
         &self,
         method: Method,
@@ -288,11 +296,11 @@ impl Upstream {
         wanted: Option<BytesWanted>,
     ) -> Result<Answer, UpstreamError> {
         let own = url.origin() == self.config.url.origin();
-        let mut refused = None;
+        let (mut refused, mut stranger) = (None, None);
         loop {
             let challenge = if own { self.account.challenge() } else { None };
             let authorization = match &challenge {
-                None => None,
+                None => stranger.take(),
                 Some(challenge) => {
                     let refused = refused.as_ref();
                     let authorization = self
@@ -331,8 +339,15 @@ impl Upstream {
             if own && let Some(quota) = Quota::read(response.headers(), self.clock.now()) {
                 self.account.note_quota(quota);
             }
-            let unauthorized = own && response.status() == StatusCode::UNAUTHORIZED;
-            if !unauthorized {
+            let unauthorized = response.status() == StatusCode::UNAUTHORIZED;
+            if unauthorized && !own && refused.is_none() {
+                stranger = Box::pin(self.stranger(&response, &url, authorization.as_ref())).await?;
+                if stranger.is_some() {
+                    refused = authorization;
+                    continue;
+                }
+            }
+            if !unauthorized || !own {
                 return Ok(Answer {
                     response,
                     url,
@@ -354,6 +369,23 @@ impl Upstream {
         }
     }
 
+    /// A token for the API of another registry, as a stranger has it from a realm that may issue ours (lscr.io redirects to
+    /// ghcr.io). `None`: it answered 401 to something else, or wants something else.
+    async fn stranger(
+        &self,
+        unauthorized: &Response,
+        url: &Url,
+        refused: Option<&HeaderValue>,
+    ) -> Result<Option<HeaderValue>, UpstreamError> {
+        let challenge = Challenge::parse(unauthorized.headers()).filter(|wanted| wanted.is_allowed(&self.config));
+        let request = Request::parse(&Method::GET, url.path(), None).ok();
+        let name = request.as_ref().and_then(|request| request.operation.name());
+        let (Some(challenge), Some(name)) = (challenge, name) else { return Ok(None) };
+        let tokens = &self.account.strangers;
+        let login = &Login::Anonymous;
+        tokens.authorization(&challenge, name, refused, login, &self.config, &self.clients).await.map(Some)
+    }
+
     /// Learns the challenge from a 401, or from `/v2/` where the 401 has none (pkg.dev).
     async fn learn(&self, unauthorized: &Response, name: &Name) -> Result<(), UpstreamError> {
         let mut challenge = Challenge::parse(unauthorized.headers());
@@ -368,4 +400,8 @@ impl Upstream {
         self.account.set_challenge(Some(challenge.ok_or_else(missing)?));
         Ok(())
     }
+}
+
+fn redirected_too_often() -> UpstreamError {
+    UpstreamError::Invalid(format!("it redirected more than {MAX_REDIRECTS} times"))
 }

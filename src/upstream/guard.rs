@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn redirects_stay_out_of_the_operators_network() {
-        let config = Config::load(None, Cold::Redirect, |_| None).unwrap();
+        let config = Config::load(None, Cold::Redirect, |secret| secret.read(|_| None)).unwrap();
         let hub = &config.upstreams[&"docker.io".parse().unwrap()];
         let clients = Clients::new().unwrap();
         let allowed =

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use url::Url;
 
-use super::answer::{own_media_type, read_limited, timed};
+use super::answer::{own_media_type, read_limited};
 use super::{Upstream, UpstreamError, Upstreams, guard};
 use crate::gauge::Kind;
 use crate::oci::{Digest, MAX_MANIFEST_BYTES, MediaType, Name, Repository, Tag};
@@ -32,24 +32,45 @@ struct Page {
     next: Option<Url>,
 }
 
+/// What the referrers API answered.
+enum Referrers {
+    Page(Page),
+    /// There is none here.
+    NoApi,
+    /// Something else, as if it were well.
+    NoIndex,
+}
+
 impl Upstreams {
-    /// Asks for a list, all of it. `None`: upstream has no such list.
-    pub async fn list(&self, repository: &Repository, key: &ListKey) -> Result<Option<List>, UpstreamError> {
+    /// Asks for a list, all of it. `None`: upstream has no such list. `known`: it has sent that before.
+    pub async fn list(
+        &self,
+        repository: &Repository,
+        key: &ListKey,
+        known: bool,
+    ) -> Result<Option<List>, UpstreamError> {
         // Lists are what tags are: only those are asked that are trusted with tags.
         self.ask(repository, true, |upstream, name| {
             let key = key.clone();
-            async move { upstream.list(&name, &key).await }.boxed()
+            async move { upstream.list(&name, &key, known).await }.boxed()
         })
         .await
     }
 }
 
 impl Upstream {
-    async fn list(&self, name: &Name, key: &ListKey) -> Result<Option<List>, UpstreamError> {
+    async fn list(&self, name: &Name, key: &ListKey, known: bool) -> Result<Option<List>, UpstreamError> {
         match key {
             ListKey::Tags => self.tags(name).await,
-            ListKey::Referrers(subject) => self.referrers(name, subject).await,
+            ListKey::Referrers(subject) => self.referrers(name, subject, known).await,
         }
+    }
+
+    /// Asks for one page. That it is late is not noted: it says nothing of whatever else the registry is asked for.
+    async fn page<T>(&self, asked: impl Future<Output = Result<T, UpstreamError>>) -> Result<T, UpstreamError> {
+        let reason = || format!("no page of a list within {} s", PAGE_TIMEOUT.as_secs());
+        let late = |_| Err(UpstreamError::Unavailable { silent: false, reason: reason() });
+        tokio::time::timeout(PAGE_TIMEOUT, self.metered(Kind::List, asked)).await.unwrap_or_else(late)
     }
 
     async fn tags(&self, name: &Name) -> Result<Option<List>, UpstreamError> {
@@ -57,9 +78,9 @@ impl Upstream {
         first.set_query(Some(&format!("n={PAGE_TAGS}")));
         let (mut next, mut tags, mut read) = (Some(first), BTreeSet::new(), Read::up_to(MAX_TAGS_BYTES));
         while let Some(url) = next {
-            let asked = self.metered(Kind::List, timed(PAGE_TIMEOUT, self.tags_page(name, url))).await;
-            let page = match asked {
-                Err(UpstreamError::Missing | UpstreamError::NoRepository) => return Ok(None),
+            let page = match self.page(self.tags_page(name, url)).await {
+                Err(UpstreamError::Missing | UpstreamError::NoRepository) if read.pages == 0 => return Ok(None),
+                Err(UpstreamError::Missing | UpstreamError::NoRepository) => return Err(broken_off()),
                 asked => read.page(asked?)?,
             };
             let Tags { tags: names } = parse(&page.body)?;
@@ -77,32 +98,38 @@ impl Upstream {
         Ok(Page { body: read_limited(answer.response, MAX_PAGE_BYTES).await?, next })
     }
 
-    async fn referrers(&self, name: &Name, subject: &Digest) -> Result<Option<List>, UpstreamError> {
+    /// Where the list is `known`, or goes on from an earlier page, there is such an API: what looks as if there were none
+    /// is a mistake then.
+    async fn referrers(&self, name: &Name, subject: &Digest, known: bool) -> Result<Option<List>, UpstreamError> {
         let mut next = Some(self.endpoint(name, "referrers", subject));
         // They are answered in one index, which may not be larger than any other.
         let (mut referrers, mut read) = (Vec::new(), Read::up_to(MAX_MANIFEST_BYTES));
         while let Some(url) = next {
-            let asked = self.metered(Kind::List, timed(PAGE_TIMEOUT, self.referrers_page(name, url))).await?;
-            let Some(page) = asked else { return Ok(None) };
-            let page = read.page(page)?;
+            let page = match self.page(self.referrers_page(name, url)).await? {
+                Referrers::Page(page) => read.page(page)?,
+                Referrers::NoApi if read.pages == 0 => return Ok(None),
+                Referrers::NoIndex if read.pages == 0 && !known => return Ok(None),
+                Referrers::NoApi | Referrers::NoIndex => return Err(broken_off()),
+            };
             referrers.extend(parse::<Index>(&page.body)?.manifests);
             next = page.next;
         }
         Ok(Some(List::Referrers(referrers)))
     }
 
-    /// `None`: this upstream does not have the API, and says so in one of many ways: 404, 405, 501, 401, a page for
-    /// people, or a redirect to one (ghcr.io), which is therefore not followed.
-    async fn referrers_page(&self, name: &Name, url: Url) -> Result<Option<Page>, UpstreamError> {
+    /// That there is no API is said in one of many ways: 404, 405, 501, 401 to strangers, a page for people, or a redirect
+    /// to one (ghcr.io), which is therefore not followed.
+    async fn referrers_page(&self, name: &Name, url: Url) -> Result<Referrers, UpstreamError> {
         let accept = MediaType::OciIndex.as_str();
         let answer = self.request(Method::GET, url, name, accept, None).await?;
         match answer.response.status() {
             StatusCode::OK | StatusCode::NOT_FOUND | StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {}
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if self.has_credentials() => {}
             status if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => {}
-            _ => return Ok(None),
+            _ => return Ok(Referrers::NoApi),
         }
         let answer = match answer.succeeded(self.has_credentials()).await {
-            Err(UpstreamError::Missing) => return Ok(None),
+            Err(UpstreamError::Missing) => return Ok(Referrers::NoApi),
             answer => answer?,
         };
         let headers = answer.response.headers();
@@ -110,8 +137,13 @@ impl Upstream {
         let (content_type, next) = (content_type.to_owned(), next(headers, &answer.url)?);
         let body = read_limited(answer.response, MAX_PAGE_BYTES).await?;
         let media_type = content_type.parse().ok().or_else(|| own_media_type(&content_type, &body));
-        Ok((media_type == Some(MediaType::OciIndex)).then_some(Page { body, next }))
+        let index = media_type == Some(MediaType::OciIndex);
+        Ok(if index { Referrers::Page(Page { body, next }) } else { Referrers::NoIndex })
     }
+}
+
+fn broken_off() -> UpstreamError {
+    UpstreamError::Invalid("its list breaks off".into())
 }
 
 /// How much of a list has been read. One that is too long is refused, never cut short.

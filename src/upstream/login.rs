@@ -1,6 +1,7 @@
 //! How we log in at an upstream.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use base64::Engine as _;
@@ -38,7 +39,7 @@ pub(super) enum Login {
     Issued(Lease),
 }
 
-/// Issued credentials, until 0.9 of their life has passed.
+/// Issued credentials.
 pub(super) struct Lease {
     region: String,
     issuer: Arc<dyn Issuer>,
@@ -47,9 +48,51 @@ pub(super) struct Lease {
     held: Mutex<Option<Held>>,
 }
 
-struct Held {
+/// What is held until 0.9 of its life has passed and, while nothing can be had in its place, until it ends.
+pub(super) struct Held {
     authorization: HeaderValue,
     renew_at: Timestamp,
+    ends_at: Timestamp,
+}
+
+/// How long what is held is used on before its renewal is tried again.
+const RENEW_AGAIN: Duration = Duration::from_secs(10);
+
+impl Held {
+    pub(super) fn new(authorization: HeaderValue, now: Timestamp, life: Duration) -> Self {
+        Self { authorization, renew_at: now.plus(life * 9 / 10), ends_at: now.plus(life) }
+    }
+
+    pub(super) fn has_ended(&self, now: Timestamp) -> bool {
+        self.ends_at <= now
+    }
+
+    /// What is held or, when it is time or it was `refused`, what is issued anew.
+    pub(super) async fn or_renewed(
+        held: &mut Option<Self>,
+        refused: Option<&HeaderValue>,
+        clock: &Clock,
+        issue: impl Future<Output = Result<Self, UpstreamError>>,
+    ) -> Result<HeaderValue, UpstreamError> {
+        held.take_if(|held| Some(&held.authorization) == refused || held.has_ended(clock.now()));
+        if let Some(held) = &*held
+            && clock.now() < held.renew_at
+        {
+            return Ok(held.authorization.clone());
+        }
+        match (issue.await, held.as_mut()) {
+            (Ok(issued), _) => Ok(held.insert(issued).authorization.clone()),
+            (Err(error), Some(held)) if error.is_trouble() && !held.has_ended(clock.now()) => {
+                tracing::warn!(%error, "there is no new login or token: using the old one to its end");
+                held.renew_at = clock.now().plus(RENEW_AGAIN);
+                Ok(held.authorization.clone())
+            }
+            (Err(error), _) => {
+                *held = None;
+                Err(error)
+            }
+        }
+    }
 }
 
 impl Login {
@@ -105,20 +148,16 @@ impl Login {
 
 impl Lease {
     async fn basic(&self, refused: Option<&HeaderValue>) -> Result<HeaderValue, UpstreamError> {
-        let mut held = self.held.lock().await;
-        match &*held {
-            Some(held) if self.clock.now() < held.renew_at && Some(&held.authorization) != refused => {
-                return Ok(held.authorization.clone());
-            }
-            _ => {}
-        }
-        *held = None;
+        Held::or_renewed(&mut *self.held.lock().await, refused, &self.clock, self.issue()).await
+    }
+
+    async fn issue(&self) -> Result<Held, UpstreamError> {
         let issued = self.issuer.ecr(&self.region).await?;
         let now = self.clock.now();
         let life = issued.expires_at.after(now);
         let authorization = basic(&issued.credentials)?;
         tracing::debug!(region = self.region, life_seconds = life.as_secs(), "logged in to private ECR");
-        Ok(held.insert(Held { authorization, renew_at: now.plus(life.mul_f64(0.9)) }).authorization.clone())
+        Ok(Held::new(authorization, now, life))
     }
 }
 

@@ -159,15 +159,22 @@ impl Upstreams {
     }
 
     /// The canonical repository of a request: the place by the longest prefix of the path or by `ns`, which must agree,
-    /// else the default upstream; `library/` added where the upstream has it. An upstream that is not configured is
-    /// unknown: never an open proxy.
+    /// else the default upstream; `library/` added where the upstream has it. A name that begins with no host may begin
+    /// like that anywhere: there `ns` has the last word. An upstream that is not configured is unknown: never an open
+    /// proxy.
     pub fn locate(&self, request: &Request, name: &Name) -> Result<Repository, PullError> {
         let unknown = |text: &str| PullError::UnknownUpstream(text.to_owned());
         let name = request.prefix.as_ref().map_or_else(|| name.clone(), |prefix| prefix.join(name));
-        let by_path = self.places.find(&name).map(|repository| self.canonical(repository)).transpose()?;
+        // Clients that say whose a name is have it from there: that a rule's prefix is like its beginning is chance.
+        let chance = request.namespace.is_some() && request.prefix.is_none() && !name.first().contains('.');
+        let by_path = if chance { self.places.find_upstream(&name) } else { self.places.find(&name) };
+        let by_path = by_path.map(|repository| self.canonical(repository)).transpose()?;
         let named = |text: &String| self.places.named(text).ok_or_else(|| unknown(text));
         match (by_path, request.namespace.as_ref().map(named).transpose()?) {
             (Some(path), Some(namespace)) if !namespace.contains(&path) => {
+                if chance {
+                    return self.canonical(namespace.join(&name));
+                }
                 Err(PullError::Ambiguous { path, namespace: namespace.clone() })
             }
             (Some(repository), _) => Ok(repository),
@@ -176,6 +183,14 @@ impl Upstreams {
             // Docker Hub's names have no dot before the first slash, so this is a host that nobody configured.
             (None, None) if name.first() != name.as_str() && name.first().contains('.') => Err(unknown(name.first())),
             (None, None) => self.canonical(self.default.join(&name)),
+        }
+    }
+
+    /// Whether a ping is to a registry that is here: nobody may take an unknown one for an empty one.
+    pub fn pinged(&self, request: &Request) -> Result<(), PullError> {
+        match &request.prefix {
+            Some(prefix) if !self.places.reach(prefix) => Err(PullError::UnknownUpstream(prefix.to_string())),
+            _ => Ok(()),
         }
     }
 

@@ -20,13 +20,15 @@ const RULES: &str = "
     deny = [\"*-internal\"]
     [rules.\"ghcr.io/acme/deeper\"]
     fresh = \"2h\"
+    [upstreams.\"port.example\"]
+    url = \"https://port.example:5000\"
 ";
 
 fn upstreams(text: &str) -> Upstreams {
     let data = tempfile::tempdir().unwrap();
     let file = data.path().join("stopover.toml");
     std::fs::write(&file, text).unwrap();
-    let config = Config::load(Some(&file), Cold::Redirect, |_| None).unwrap();
+    let config = Config::load(Some(&file), Cold::Redirect, |secret| secret.read(|_| None)).unwrap();
     let ledger: Arc<dyn Ledger> = Arc::new(EmbeddedLedger::open(&data.path().join("ledger")).unwrap());
     Upstreams::new(&config, &Clock::default(), &ledger, None).unwrap()
 }
@@ -62,7 +64,6 @@ fn every_way_to_name_an_image_means_one_repository() {
                 "/docker.io/v2/library/nginx/manifests/1?ns=index.docker.io",
                 // The same by a rule.
                 "/v2/team/hub/nginx/manifests/1",
-                "/v2/team/hub/nginx/manifests/1?ns=docker.io",
                 "/team/hub/v2/nginx/manifests/1",
                 "/team/hub/v2/nginx/manifests/1?ns=docker.io",
                 "/team/v2/hub/nginx/manifests/1",
@@ -88,6 +89,8 @@ fn every_way_to_name_an_image_means_one_repository() {
                 "/v2/ghcr.io/corp/a/b/manifests/1?ns=registry.corp.example",
             ],
         ),
+        // A port, which no path can have.
+        ("port.example/a/b", &["/v2/a/b/manifests/1?ns=port.example:5000", "/port.example/v2/a/b/manifests/1"]),
         // The longest prefix counts, and it ends between components.
         ("quay.io/app", &["/v2/team/app/manifests/1", "/team/v2/app/manifests/1"]),
         ("quay.io/hubs/app", &["/v2/team/hubs/app/manifests/1"]),
@@ -97,6 +100,11 @@ fn every_way_to_name_an_image_means_one_repository() {
         // Elsewhere it is only a name.
         ("docker.io/a/team/hub/b", &["/v2/a/team/hub/b/manifests/1"]),
         ("docker.io/library/team", &["/v2/team/manifests/1"]),
+        // What has no dot may begin a name anywhere, so `ns` says whose it is; not where the client's own path has it.
+        ("quay.io/team/hub/nginx", &["/v2/team/hub/nginx/manifests/1?ns=quay.io"]),
+        ("docker.io/team/hub/nginx", &["/v2/team/hub/nginx/manifests/1?ns=docker.io"]),
+        ("ghcr.io/team/a", &["/v2/team/a/manifests/1?ns=ghcr.io"]),
+        ("ghcr.io/corp/team/a", &["/v2/team/a/manifests/1?ns=registry.corp.example"]),
     ] {
         for path in paths {
             assert_eq!(repository(&upstreams, path).unwrap(), expected, "{path}");
@@ -110,7 +118,6 @@ fn an_unknown_upstream_is_never_proxied() {
     for path in [
         "/v2/evil.example/a/manifests/1",
         "/v2/a/manifests/1?ns=evil.example",
-        "/v2/a/manifests/1?ns=",
         "/evil.example/v2/a/manifests/1",
         "/evil/v2/nginx/manifests/1",
         "/library/v2/nginx/manifests/1",
@@ -123,14 +130,27 @@ fn an_unknown_upstream_is_never_proxied() {
 }
 
 #[test]
+fn a_path_before_v2_is_pinged_only_where_it_leads_to_a_place() {
+    let upstreams = upstreams(RULES);
+    let ping = |path: &str| upstreams.pinged(&Request::parse(&http::Method::GET, path, None).unwrap());
+    for path in
+        ["/v2/", "/ghcr.io/v2/", "/index.docker.io/v2", "/ghcr.io/acme/v2/", "/team/hub/v2/", "/team/hub/deep/v2/"]
+    {
+        assert!(ping(path).is_ok(), "{path}");
+    }
+    for path in ["/nosuch.example/v2/", "/anything/v2/", "/teams/v2/", "/team-hub/v2/", "/acme/v2/", "/library/v2/"] {
+        assert!(matches!(ping(path), Err(PullError::UnknownUpstream(_))), "{path}");
+    }
+}
+
+#[test]
 fn a_path_and_a_namespace_that_disagree_are_ambiguous() {
     let upstreams = upstreams(RULES);
     for path in [
         "/v2/ghcr.io/a/manifests/1?ns=quay.io",
         "/ghcr.io/v2/a/manifests/1?ns=quay.io",
-        "/v2/team/hub/nginx/manifests/1?ns=quay.io",
         "/team/hub/v2/nginx/manifests/1?ns=quay.io",
-        "/v2/team/a/manifests/1?ns=ghcr.io",
+        "/team/v2/a/manifests/1?ns=ghcr.io",
         "/v2/ghcr.io/acme/app/manifests/1?ns=registry.corp.example",
     ] {
         assert!(matches!(repository(&upstreams, path), Err(PullError::Ambiguous { .. })), "{path}");

@@ -12,11 +12,11 @@ use url::Url;
 
 use super::answer::{limited, read_limited, timed};
 use super::guard::{self, Clients};
-use super::login::Login;
+use super::login::{Held, Login};
 use super::{Limit, UpstreamError};
 use crate::config::UpstreamConfig;
 use crate::oci::Name;
-use crate::time::{Clock, Timestamp};
+use crate::time::Clock;
 
 /// A token answer is a few kilobytes; the most that is read of one.
 const MAX_TOKEN_BYTES: usize = 256 * 1024;
@@ -67,22 +67,21 @@ impl Challenge {
         }
         found
     }
+
+    /// Whether it wants a token of a realm that may issue those of this upstream.
+    pub(super) fn is_allowed(&self, upstream: &UpstreamConfig) -> bool {
+        matches!(self, Self::Bearer { realm, .. } if may_issue(realm, upstream))
+    }
 }
 
-/// The tokens of one upstream, by scope, until 0.9 of their life has passed.
+/// The tokens of one upstream, by realm and scope.
 pub(super) struct Tokens {
     clock: Clock,
-    /// One lock for each scope: whoever comes while a token is fetched waits for that token.
-    by_scope: std::sync::Mutex<HashMap<String, Slot>>,
+    /// One lock for each: whoever comes while a token is fetched waits for that token.
+    slots: std::sync::Mutex<HashMap<String, Slot>>,
 }
 
-type Slot = Arc<Mutex<Option<Token>>>;
-
-#[derive(Clone)]
-struct Token {
-    authorization: HeaderValue,
-    renew_at: Timestamp,
-}
+type Slot = Arc<Mutex<Option<Held>>>;
 
 #[derive(Deserialize)]
 struct TokenAnswer {
@@ -93,7 +92,7 @@ struct TokenAnswer {
 
 impl Tokens {
     pub(super) fn new(clock: Clock) -> Self {
-        Self { clock, by_scope: std::sync::Mutex::default() }
+        Self { clock, slots: std::sync::Mutex::default() }
     }
 
     /// The `Authorization` for a request about `name`. `refused` is one that upstream just answered with 401.
@@ -120,28 +119,21 @@ impl Tokens {
             Some(constant) if !constant.is_empty() && !constant.contains(':') => constant.to_owned(),
             _ => format!("repository:{name}:pull"),
         };
-        let slot = self.slot(&scope);
-        let mut token = slot.lock().await;
-        match &*token {
-            Some(token) if self.clock.now() < token.renew_at && Some(&token.authorization) != refused => {
-                return Ok(token.authorization.clone());
-            }
-            _ => {}
-        }
-        *token = None;
-        let fetched = self.fetch(realm, service, &scope, login, upstream, clients).await?;
-        Ok(token.insert(fetched).authorization.clone())
+        let slot = self.slot(format!("{realm} {scope}"));
+        // Seldom needed, and large.
+        let fetch = Box::pin(self.fetch(realm, service, &scope, login, upstream, clients));
+        Held::or_renewed(&mut *slot.lock().await, refused, &self.clock, fetch).await
     }
 
-    fn slot(&self, scope: &str) -> Slot {
-        let mut slots = self.by_scope.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    fn slot(&self, key: String) -> Slot {
+        let mut slots = self.slots.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if slots.len() > MANY_TOKENS {
             let now = self.clock.now();
             slots.retain(|_, slot| {
-                slot.try_lock().map_or(true, |token| token.as_ref().is_some_and(|token| now < token.renew_at))
+                slot.try_lock().map_or(true, |token| token.as_ref().is_some_and(|token| !token.has_ended(now)))
             });
         }
-        Arc::clone(slots.entry(scope.to_owned()).or_default())
+        Arc::clone(slots.entry(key).or_default())
     }
 
     async fn fetch(
@@ -152,10 +144,8 @@ impl Tokens {
         login: &Login,
         upstream: &UpstreamConfig,
         clients: &Clients,
-    ) -> Result<Token, UpstreamError> {
-        let allowed = realm.origin() == upstream.url.origin()
-            || upstream.token_realms.iter().any(|known| known.origin() == realm.origin());
-        if !allowed {
+    ) -> Result<Held, UpstreamError> {
+        if !may_issue(realm, upstream) {
             return Err(UpstreamError::Invalid(format!(
                 "it sends us to {} for a token; add that to token_realms if it is meant",
                 guard::origin(realm)
@@ -195,8 +185,14 @@ impl Tokens {
             .filter(|_| !token.is_empty())
             .ok_or_else(|| UpstreamError::Invalid("its token server sent no usable token".into()))?;
         authorization.set_sensitive(true);
-        Ok(Token { authorization, renew_at: self.clock.now().plus(Duration::from_secs(life * 9 / 10)) })
+        Ok(Held::new(authorization, self.clock.now(), Duration::from_secs(life)))
     }
+}
+
+/// Whether a realm may issue tokens for an upstream.
+fn may_issue(realm: &Url, upstream: &UpstreamConfig) -> bool {
+    let realms = std::iter::once(&upstream.url).chain(&upstream.token_realms);
+    realms.into_iter().any(|known| known.origin() == realm.origin())
 }
 
 #[cfg(test)]

@@ -84,13 +84,42 @@ async fn a_login_that_aws_refuses_is_denied_and_one_it_cannot_issue_now_is_troub
     let endpoints = world.endpoints().unwrap();
     assert_eq!(world.get(&tag("1")).await.status, StatusCode::OK);
     world.settled().await;
-    world.clock.advance(Duration::from_hours(11));
+    world.clock.advance(Duration::from_hours(12));
     // Each call is three attempts of the SDK.
     endpoints.throttle_next(Service::Ecr, EVERY_OPERATION, 3);
     let answer = world.get(&tag("1")).await;
     assert_eq!((answer.status, answer.header("x-stopover")), (StatusCode::OK, "stale"));
+    endpoints.throttle_next(Service::Ecr, EVERY_OPERATION, 3);
+    let answer = world.get(&tag("new")).await;
+    let unavailable = "upstream is unavailable: AWS cannot be asked for a login now";
+    assert_eq!((answer.status, answer.error().1.as_str()), (StatusCode::SERVICE_UNAVAILABLE, unavailable));
     endpoints.logins().issue("", 0);
     world.clock.advance(Duration::from_hours(1));
     let answer = world.get(&tag("1")).await;
-    assert_eq!((answer.status, answer.error().0.as_str()), (StatusCode::FORBIDDEN, "DENIED"));
+    // What AWS says names roles and accounts.
+    let denied = "upstream refused: AWS does not let this cache log in to that registry; its log says why";
+    let expected = ("DENIED".to_owned(), denied.to_owned());
+    assert_eq!((answer.status, answer.error()), (StatusCode::FORBIDDEN, expected));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_is_used_to_its_end_while_aws_cannot_issue_another() {
+    let (world, registry, _) = world_with_ecr(Column::Aws, "").await;
+    let endpoints = world.endpoints().unwrap();
+    let pull = async |name: &str| {
+        registry.image("team/app", name, &[b"layer"]);
+        let status = world.get(&tag(name)).await.status;
+        world.settled().await;
+        status
+    };
+    assert_eq!(pull("1").await, StatusCode::OK);
+    world.clock.advance(Duration::from_hours(11));
+    endpoints.throttle_next(Service::Ecr, EVERY_OPERATION, 3);
+    let calls = endpoints.calls(Service::Ecr, EVERY_OPERATION);
+    assert_eq!([pull("2").await, pull("3").await], [StatusCode::OK; 2]);
+    assert_eq!(endpoints.calls(Service::Ecr, EVERY_OPERATION), calls + 3, "not every request waits for AWS");
+    endpoints.logins().issue("second", TWELVE_HOURS_ON + 11 * 3600);
+    registry.require(Login::Basic("AWS".into(), "second".into()));
+    world.clock.advance(Duration::from_mins(1));
+    assert_eq!(pull("4").await, StatusCode::OK, "and then it can");
 }

@@ -14,6 +14,7 @@ use support::world::{Answer, Column, World};
 on_both_columns!(
     a_list_of_tags_is_sorted_and_cut_into_pages_whatever_upstream_does,
     a_list_keeps_the_clients_way_to_name_the_repository,
+    the_next_page_is_found_by_every_reading_of_a_query,
     a_list_of_several_pages_is_read_whole_and_its_cursors_stay_here,
     a_fresh_list_is_not_asked_for_again_and_a_check_asks,
     however_many_want_a_list_upstream_is_asked_once,
@@ -23,9 +24,13 @@ on_both_columns!(
     a_repository_without_tags_is_unknown_and_that_is_remembered,
     what_is_no_list_of_tags_is_refused,
     a_list_that_is_too_long_is_refused_and_never_cut_short,
-    a_list_too_large_to_keep_is_answered_and_asked_for_again,
+    a_list_too_large_for_the_ledger_is_kept_in_memory_while_it_is_fresh,
+    a_list_that_is_read_anew_each_time_is_a_miss,
     a_list_costs_no_quota,
     a_list_that_is_over_is_swept,
+    a_late_list_leaves_everything_else_reachable,
+    only_the_first_page_may_say_that_there_is_no_list,
+    a_list_that_a_check_finds_ends_the_absence_of_its_repository,
 );
 
 const LIST: &str = "/v2/test.local/a/tags/list";
@@ -95,6 +100,15 @@ async fn a_list_keeps_the_clients_way_to_name_the_repository(column: Column) {
         assert_eq!(next.contains("ns=test.local"), path.contains("ns="), "{next}");
         assert_eq!(body(&world.get(next).await), json!({ "name": name, "tags": ["2"] }), "{path}");
     }
+}
+
+async fn the_next_page_is_found_by_every_reading_of_a_query(column: Column) {
+    let world = World::plan(column).upstream("aliases = [\"a+b c&d\"]").start().await;
+    world.upstream.tags("a/b", &["1", "2"]);
+    let answer = world.get("/v2/a/b/tags/list?n=1&ns=a+b%20c%26d").await;
+    let next = next(&answer).expect("there is more");
+    assert_eq!(next, "/v2/a/b/tags/list?n=1&last=1&ns=a%2Bb%20c%26d", "neither a bare plus nor a plus for a space");
+    assert_eq!(tags(&world.get(next).await), ["2"]);
 }
 
 async fn a_list_of_several_pages_is_read_whole_and_its_cursors_stay_here(column: Column) {
@@ -254,15 +268,48 @@ async fn a_list_that_is_too_long_is_refused_and_never_cut_short(column: Column) 
     assert!(world.upstream.count("/v2/b/") < 1000);
 }
 
-async fn a_list_too_large_to_keep_is_answered_and_asked_for_again(column: Column) {
+fn large() -> Vec<String> {
+    (0..12_000).map(|number| format!("{number:030}")).collect()
+}
+
+fn has_large(world: &World, name: &str, tags: &[String]) {
+    world.upstream.tags(name, &tags.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+async fn a_list_too_large_for_the_ledger_is_kept_in_memory_while_it_is_fresh(column: Column) {
     let world = World::on(column).await;
-    let large: Vec<String> = (0..12_000).map(|number| format!("{number:030}")).collect();
-    world.upstream.tags("a", &large.iter().map(String::as_str).collect::<Vec<_>>());
-    for asked in 1..3 {
+    let large = large();
+    has_large(&world, "a", &large);
+    for [first, second] in [["miss", "hit"], ["stale", "stale"]] {
         let answer = world.get(LIST).await;
-        assert_eq!(tags(&answer), large[..10_000], "as many as fit into one answer");
-        assert_eq!(world.upstream.count("/tags/list"), 2 * asked - 1);
-        assert_eq!(tags(&world.get(next(&answer).expect("there is more")).await), large[10_000..]);
+        assert_eq!((answer.header("x-stopover"), tags(&answer).as_slice()), (first, &large[..10_000]));
+        let rest = world.get(next(&answer).expect("as many as fit into one answer")).await;
+        assert_eq!((rest.header("x-stopover"), tags(&rest).as_slice()), (second, &large[10_000..]));
+        world.clock.advance(FRESH);
+        world.upstream.fault("/tags/list", Fault::Status(503, vec![], String::new()));
+    }
+    // What it has become since goes before what it was, however large that was.
+    world.upstream.heal();
+    world.upstream.tags("a", &["1"]);
+    world.clock.advance(Duration::from_mins(2));
+    assert_eq!(tags(&world.get(LIST).await), ["1"]);
+    assert_eq!((tags(&world.get(LIST).await), world.get(LIST).await.header("x-stopover")), (vec!["1".into()], "hit"));
+}
+
+async fn a_list_that_is_read_anew_each_time_is_a_miss(column: Column) {
+    let world = World::plan(column).settings("misses = 2").start().await;
+    world.upstream.tags("a", &["1"]);
+    let check = async |caller: &str| world.get_with(caller, LIST, &[("cache-control", "no-cache")]).await.status;
+    assert_eq!([check("192.0.2.1").await, check("192.0.2.1").await], [StatusCode::OK; 2]);
+    assert_eq!(check("192.0.2.1").await, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(world.upstream.count("/tags/list"), 2);
+    assert_eq!(tags(&world.get_from("192.0.2.1", LIST).await), ["1"], "what is kept is served");
+    assert_eq!(check("192.0.2.2").await, StatusCode::OK, "everybody has a budget");
+    // So is one that no other instance will know.
+    for (name, status) in [("b", StatusCode::OK), ("c", StatusCode::OK), ("d", StatusCode::TOO_MANY_REQUESTS)] {
+        has_large(&world, name, &large());
+        let path = format!("/v2/test.local/{name}/tags/list");
+        assert_eq!(world.get_from("192.0.2.3", &path).await.status, status, "{name}");
     }
 }
 
@@ -292,4 +339,48 @@ async fn a_list_that_is_over_is_swept(column: Column) {
     assert_eq!(lists().await, 1, "a dry run removes nothing");
     world.cache.sweep(false).await.unwrap();
     assert_eq!(lists().await, 0);
+}
+
+async fn a_late_list_leaves_everything_else_reachable(column: Column) {
+    let world = World::on(column).await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    world.upstream.fault("/tags/list", Fault::Silent);
+    let late: Vec<String> = (0..4).map(|number| format!("/v2/test.local/r{number}/tags/list")).collect();
+    for answer in join_all(late.iter().map(|path| world.get(path))).await {
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(answer.error().1.contains("15 s"), "{answer:?}");
+    }
+    assert_eq!(world.get("/v2/test.local/a/manifests/1").await.bytes(), &image.manifest);
+}
+
+async fn only_the_first_page_may_say_that_there_is_no_list(column: Column) {
+    let world = World::on(column).await;
+    let path = "/v2/a/tags/list";
+    let link = Some("<list?cursor=1>; rel=\"next\"");
+    world.upstream.page(path, "application/json", "{\"tags\":[\"1\"]}", link);
+    world.upstream.page(&format!("{path}?cursor=1"), "application/json", "{\"tags\":[\"2\"]}", None);
+    assert_eq!(tags(&world.get(LIST).await), ["1", "2"]);
+    let lost = Some("</v2/a/tags/lost>; rel=\"next\"");
+    for name in ["a", "b"] {
+        world.upstream.page(&format!("/v2/{name}/tags/list"), "application/json", "{\"tags\":[\"1\"]}", lost);
+    }
+    world.clock.advance(FRESH);
+    let answer = world.get(LIST).await;
+    assert_eq!((answer.header("x-stopover"), tags(&answer)), ("stale", vec!["1".to_owned(), "2".to_owned()]));
+    assert_eq!(world.get("/v2/test.local/b/tags/list").await.status, StatusCode::BAD_GATEWAY);
+}
+
+async fn a_list_that_a_check_finds_ends_the_absence_of_its_repository(column: Column) {
+    let world = World::on(column).await;
+    let unknown = "{\"errors\":[{\"code\":\"NAME_UNKNOWN\"}]}".to_owned();
+    world.upstream.fault("/v2/a/", Fault::Status(404, vec![], unknown));
+    assert_eq!(world.get("/v2/test.local/a/manifests/1").await.status, StatusCode::NOT_FOUND);
+    world.upstream.heal();
+    world.upstream.tags("a", &["2"]);
+    let image = world.upstream.image("a", "2", &[b"layer"]);
+    let pull = async || world.get("/v2/test.local/a/manifests/2").await;
+    assert_eq!(pull().await.status, StatusCode::NOT_FOUND, "it is remembered");
+    let checked = world.send(Method::GET, LIST, &[("cache-control", "no-cache")]).await;
+    assert_eq!(tags(&checked), ["2"]);
+    assert_eq!(pull().await.bytes(), &image.manifest);
 }

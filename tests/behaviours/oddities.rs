@@ -21,6 +21,8 @@ on_both_columns!(
     the_service_is_passed_on_exactly_and_parameters_need_no_quotes,
     a_redirect_that_may_be_cached_for_a_year_is_passed_on_uncached,
     tokens_come_from_another_registry_where_that_is_allowed,
+    the_registry_that_a_gateway_redirects_to_is_asked_as_a_stranger,
+    a_realm_that_is_not_allowed_is_no_way_into_another_registry,
     a_token_is_understood_under_either_name_and_without_its_life,
     a_pause_of_microseconds_in_a_sentence_is_a_second,
     nothing_is_asked_for_or_answered_compressed,
@@ -201,6 +203,68 @@ async fn tokens_come_from_another_registry_where_that_is_allowed(column: Column)
     assert_eq!(world.get(TAG).await.bytes(), &image.manifest);
     world.settled().await;
     assert_eq!((elsewhere.count("GET /token"), world.upstream.count("/token")), (1, 0));
+}
+
+/// A gateway that redirects everything into the API of `elsewhere`, where `a` is called `images/a`.
+fn redirect_into(world: &World, elsewhere: &Scripted, references: &[String]) {
+    for path in references {
+        let target = format!("{}/v2/images/a/{path}", elsewhere.url());
+        world.upstream.fault(&format!("/v2/a/{path}"), respond(307, &[("location", &target)], ""));
+    }
+}
+
+/// lscr.io, before ghcr.io: which wants a token of its own, and never sees what we are at the gateway.
+async fn the_registry_that_a_gateway_redirects_to_is_asked_as_a_stranger(column: Column) {
+    for (cold, direct) in [(Cold::Wait, true), (Cold::Redirect, true), (Cold::Redirect, false)] {
+        let elsewhere = Scripted::start().unwrap();
+        elsewhere.require(Login::Bearer);
+        let image = elsewhere.image("images/a", "1", &[b"layer"]);
+        let settings = format!(
+            "token_realms = [\"{}\"]\ncredentials = {{ username = \"me\", password_env = \"TEST_SECRET\" }}",
+            elsewhere.url()
+        );
+        let world = World::plan(column).cold(cold).upstream(&settings).start().await;
+        let layer = &image.blobs[1].0;
+        let mut paths = vec!["manifests/1".to_owned(), format!("manifests/{}", image.digest)];
+        paths.extend(image.blobs.iter().map(|(digest, _)| format!("blobs/{digest}")));
+        redirect_into(&world, &elsewhere, &paths);
+        let cdn = Scripted::start().unwrap();
+        cdn.fault("/cdn", respond(200, &[], "layer"));
+        let signed = format!("{}/cdn?signature=x", cdn.url());
+        if !direct {
+            elsewhere.fault(&format!("/blobs/{layer}"), respond(307, &[("location", &signed)], ""));
+        }
+        let path = format!("/v2/test.local/a/blobs/{layer}");
+        let answer = world.get(&path).await;
+        if !direct {
+            assert_eq!((answer.status, answer.header("location")), (StatusCode::TEMPORARY_REDIRECT, &*signed));
+        }
+        assert!(!answer.header("location").starts_with(&elsewhere.url()), "the client has no token: {answer:?}");
+        assert_eq!(world.pull(&path).await.bytes().as_ref(), b"layer", "{cold:?}");
+        assert_eq!(world.get(TAG).await.bytes(), &image.manifest);
+        world.settled().await;
+        elsewhere.forget_tokens();
+        world.clock.advance(Duration::from_mins(6));
+        assert_eq!(world.get(TAG).await.header("x-stopover"), "revalidated", "{cold:?}");
+        let asked = elsewhere.requests();
+        let tokens: Vec<_> = asked.iter().filter(|seen| seen.line == "GET /token").collect();
+        assert_eq!(tokens.len(), 2, "{cold:?}: one, and one after that was over");
+        for seen in &asked {
+            let authorization = seen.headers.get("authorization").map(|value| value.to_str().unwrap());
+            assert!(authorization.is_none_or(|value| value.starts_with("Bearer token-")), "{}", seen.line);
+        }
+        assert_eq!(tokens[0].query, "service=scripted&scope=repository%3Aimages%2Fa%3Apull");
+    }
+}
+
+async fn a_realm_that_is_not_allowed_is_no_way_into_another_registry(column: Column) {
+    let elsewhere = Scripted::start().unwrap();
+    elsewhere.require(Login::Bearer);
+    elsewhere.image("images/a", "1", &[b"layer"]);
+    let world = World::on(column).await;
+    redirect_into(&world, &elsewhere, &["manifests/1".to_owned()]);
+    assert_eq!(world.get(TAG).await.status, StatusCode::NOT_FOUND);
+    assert_eq!((elsewhere.count("/token"), elsewhere.count("/manifests/1")), (0, 1));
 }
 
 /// The token specification has `token`, OAuth 2 `access_token`, and some send only one; without `expires_in` it is a minute.

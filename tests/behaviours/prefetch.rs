@@ -108,6 +108,7 @@ async fn a_request_for_prefetch_that_makes_no_sense_is_refused_in_a_sentence(col
         ("{}".to_owned(), 400, "missing field `images`"),
         (json!({ "images": [], "platforms": ["amd64"] }).to_string(), 400, "no platform like linux/amd64"),
         (json!({ "images": [], "platform": [AMD64] }).to_string(), 400, "unknown field `platform`"),
+        (json!({ "x".repeat(100_000): [] }).to_string(), 400, "xxx…; the body must be like"),
         (json!({ "images": vec!["a"; 1001] }).to_string(), 413, "1000 at the most"),
         (json!({ "images": [], "platforms": vec![AMD64; 33] }).to_string(), 413, "32 at the most"),
         (" ".repeat(1024 * 1024 + 1), 413, ""),
@@ -273,7 +274,7 @@ async fn an_image_that_is_prefetched_again_counts_as_used(column: Column) {
         let used_at = match entry {
             Entry::Membership { used_at, .. } => Some(used_at),
             Entry::Blob { record, .. } => record.value.used_at,
-            Entry::Reference { .. } | Entry::Manifest(_) | Entry::Listing { .. } => continue,
+            Entry::Reference { .. } | Entry::Manifest(_) | Entry::Listing { .. } | Entry::Absence { .. } => continue,
         };
         assert_eq!(used_at, Some(world.clock.now()));
     }

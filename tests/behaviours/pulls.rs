@@ -37,6 +37,7 @@ async fn v2_probe_answers_200_without_upstream(column: Column) {
     world.upstream.kill();
     assert_eq!(world.get("/v2/").await.status, StatusCode::OK);
     assert_eq!(world.head("/v2/").await.status, StatusCode::OK);
+    assert_eq!(world.get("/test.local/v2/").await.status, StatusCode::OK);
     assert!(world.upstream.requests().is_empty());
 }
 

@@ -21,6 +21,7 @@ on_both_columns!(
     breakers_are_shared_among_instances,
     the_quota_that_is_left_is_shown_with_a_forecast,
     a_stranger_who_asks_for_random_tags_is_stopped_and_what_is_stored_still_pulls,
+    whoever_has_no_misses_left_gets_what_a_tag_has_moved_to,
     the_last_pulls_are_kept_for_clients_who_wait,
     hostile_answers_of_a_token_server_are_refused,
     a_dead_host_that_upstream_redirects_to_does_not_close_the_upstream,
@@ -229,6 +230,19 @@ async fn a_stranger_who_asks_for_random_tags_is_stopped_and_what_is_stored_still
         world.get_from("192.0.2.1", &path.replace("late", &format!("more-{number}"))).await;
     }
     assert_eq!(world.get_from("192.0.2.1", &tag("a")).await.header("x-stopover"), "revalidated");
+}
+
+async fn whoever_has_no_misses_left_gets_what_a_tag_has_moved_to(column: Column) {
+    let world = World::plan(column).settings("misses = 1").start().await;
+    let old = world.upstream.image("a", "1", &[b"old"]);
+    let get = async |path: &str| world.get_from("192.0.2.1", path).await;
+    assert_eq!(get(&tag("a")).await.bytes(), &old.manifest);
+    world.settled().await;
+    let new = world.upstream.image("a", "1", &[b"new"]);
+    world.clock.advance(FRESH);
+    assert_eq!(get("/v2/test.local/a/manifests/none").await.status, StatusCode::NOT_FOUND);
+    assert_eq!(get("/v2/test.local/a/manifests/more").await.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(get(&tag("a")).await.bytes(), &new.manifest);
 }
 
 async fn the_last_pulls_are_kept_for_clients_who_wait(column: Column) {

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use stopover::oci::{Algorithm, Digest};
+use stopover::ports::Entry;
 use support::on_both_columns;
 use support::scripted::{Fault, Login, Scripted};
 use support::world::{Answer, Column, World};
@@ -18,6 +20,10 @@ on_both_columns!(
     referrers_are_never_empty_because_upstream_is_in_trouble,
     the_referrers_of_an_unknown_repository_are_no_empty_list,
     what_is_no_index_of_referrers_is_not_taken_for_one,
+    asking_for_the_referrers_of_nothing_is_a_miss_and_leaves_nothing_behind,
+    credentials_that_are_refused_do_not_mean_that_there_are_no_referrers,
+    what_is_no_index_does_not_replace_the_referrers_that_are_kept,
+    a_registry_that_takes_the_api_for_a_name_is_asked_by_tag,
 );
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -69,6 +75,7 @@ async fn referrers_are_upstreams_own_where_it_has_the_api(column: Column) {
     for (filter, expected) in [
         ("application/x-signature", vec![signature.clone()]),
         ("application%2Fx%2Bsbom", vec![attestation.clone()]),
+        ("application/x+sbom", vec![attestation.clone()]),
         ("application/none", vec![]),
     ] {
         let answer = world.get(&format!("{}?artifactType={filter}", path(&subject()))).await;
@@ -205,7 +212,7 @@ async fn the_referrers_of_an_unknown_repository_are_no_empty_list(column: Column
             assert!(method == Method::HEAD || answer.error().0 == "NAME_UNKNOWN", "{answer:?}");
         }
     }
-    assert_eq!(world.upstream.requests().len(), 1, "it is remembered");
+    assert_eq!(world.upstream.requests().len(), 2, "the tag decides, and it is remembered");
     let asked = hidden.upstream.count("/v2/a/");
     hidden.get(&path(&subject())).await;
     assert_eq!(hidden.upstream.count("/v2/a/"), asked);
@@ -223,4 +230,80 @@ async fn what_is_no_index_of_referrers_is_not_taken_for_one(column: Column) {
         let answer = world.get(&path(&other)).await;
         assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{body}");
     }
+}
+
+async fn asking_for_the_referrers_of_nothing_is_a_miss_and_leaves_nothing_behind(column: Column) {
+    let world = World::plan(column).settings("misses = 2").start().await;
+    let subjects = [b"1", b"2", b"3"].map(|bytes| Digest::of(Algorithm::Sha256, bytes));
+    for (subject, status) in subjects.iter().zip([StatusCode::OK, StatusCode::OK, StatusCode::TOO_MANY_REQUESTS]) {
+        world.upstream.page(&format!("/v2/a/referrers/{subject}"), INDEX, &index(&[]), None);
+        assert_eq!(world.get_from("192.0.2.1", &path(subject)).await.status, status);
+    }
+    assert_eq!(world.get_from("192.0.2.1", &path(&subjects[0])).await.header("x-stopover"), "hit", "no miss");
+    world.clock.advance(FRESH);
+    world.cache.sweep(false).await.unwrap();
+    let entries: Vec<_> = world.cache.ledger.entries().map(|entry| entry.expect("it can be read")).collect().await;
+    assert!(!entries.iter().any(|entry| matches!(entry, Entry::Listing { .. })), "{entries:?}");
+}
+
+async fn credentials_that_are_refused_do_not_mean_that_there_are_no_referrers(column: Column) {
+    let login = "credentials = { username = \"me\", password_env = \"TEST_SECRET\" }";
+    let world = World::plan(column).upstream(login).start().await;
+    world.upstream.require(Login::Basic("me".into(), "secret".into()));
+    let signed = index(&[descriptor("s", "application/x-signature")]);
+    world.upstream.page(&format!("/v2/a/referrers/{}", subject()), INDEX, &signed, None);
+    let get = async || world.get(&path(&subject())).await;
+    assert_eq!(manifests(&get().await).len(), 1);
+    world.clock.advance(FRESH);
+    world.upstream.fault("/referrers/", Fault::Status(403, vec![], String::new()));
+    let answer = get().await;
+    assert_eq!((answer.status, answer.error().0.as_str()), (StatusCode::FORBIDDEN, "DENIED"));
+}
+
+async fn what_is_no_index_does_not_replace_the_referrers_that_are_kept(column: Column) {
+    let html = vec![("content-type", "text/html".to_owned())];
+    let page = |link: &str| {
+        let headers = vec![("content-type", INDEX.to_owned()), ("link", link.to_owned())];
+        Fault::Status(200, headers, index(&[]))
+    };
+    // Neither on the first page nor on a later one; there 404 is no way to say that there is no API either.
+    for fault in [
+        Fault::Status(200, html.clone(), "<html></html>".into()),
+        page("</v2/a/referrers-none>; rel=\"next\""),
+        page("</v2/a/html>; rel=\"next\""),
+    ] {
+        let world = World::on(column).await;
+        world.upstream.page("/v2/a/html", "text/html", "<html></html>", None);
+        let found = descriptor("s", "application/x-signature");
+        let own = format!("/v2/a/referrers/{}", subject());
+        world.upstream.page(&own, INDEX, &index(std::slice::from_ref(&found)), None);
+        assert_eq!(manifests(&world.get(&path(&subject())).await), std::slice::from_ref(&found));
+        world.upstream.fault("/referrers/", fault.clone());
+        for _ in 0..2 {
+            world.clock.advance(FRESH);
+            let answer = world.get(&path(&subject())).await;
+            assert_eq!(manifests(&answer), std::slice::from_ref(&found), "{fault:?}");
+            assert_eq!(answer.header("x-stopover"), "stale", "{fault:?}");
+        }
+        world.upstream.heal();
+        assert_eq!(world.get(&path(&subject())).await.header("x-stopover"), "miss", "{fault:?}");
+    }
+}
+
+async fn a_registry_that_takes_the_api_for_a_name_is_asked_by_tag(column: Column) {
+    let world = World::plan(column).settings("misses = 1").start().await;
+    let unknown = "{\"errors\":[{\"code\":\"NAME_UNKNOWN\"}]}".to_owned();
+    world.upstream.fault("/referrers/", Fault::Status(404, vec![], unknown));
+    let found = descriptor("s", "application/x-signature");
+    let tag = format!("sha256-{}", subject().hex());
+    world.upstream.manifest("a", &tag, INDEX, index(std::slice::from_ref(&found)).as_bytes());
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    for (subject, expected) in [(subject(), vec![found]), (Digest::of(Algorithm::Sha256, b"unsigned"), vec![])] {
+        for _ in 0..3 {
+            assert_eq!(manifests(&world.get_from("192.0.2.1", &path(&subject)).await), expected);
+        }
+        assert_eq!(world.upstream.count(&format!("/referrers/{subject}")), 1);
+        assert_eq!(world.upstream.count(&format!("/manifests/sha256-{}", subject.hex())), 1);
+    }
+    assert_eq!(world.get("/v2/test.local/a/manifests/1").await.bytes(), &image.manifest, "the repository is there");
 }

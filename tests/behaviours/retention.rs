@@ -35,6 +35,7 @@ on_both_columns!(
     purging_an_image_leaves_what_others_need,
     bytes_that_no_record_knows_and_records_of_bytes_that_are_gone_are_repaired,
     only_the_machine_itself_may_remove_anything,
+    an_absence_that_is_over_is_swept,
 );
 
 const HOUR: Duration = Duration::from_hours(1);
@@ -277,7 +278,7 @@ async fn uses(world: &World) -> Vec<Timestamp> {
         Entry::Manifest(manifest) => Some(manifest.used_at),
         Entry::Membership { used_at, .. } => Some(used_at),
         Entry::Blob { record, .. } => record.value.used_at,
-        Entry::Reference { .. } | Entry::Listing { .. } => None,
+        Entry::Reference { .. } | Entry::Listing { .. } | Entry::Absence { .. } => None,
     });
     let mut uses: Vec<_> = uses.collect();
     uses.sort();
@@ -501,4 +502,19 @@ mod embedded_only {
         assert_eq!([kept(0), kept(1), kept(2), kept(3)], [true, true, false, false]);
         pull_blob(&world, "a", &images[2].blobs[1].0, &layers[2]).await;
     }
+}
+
+async fn an_absence_that_is_over_is_swept(column: Column) {
+    let world = world(column, "").await;
+    let unknown = "{\"errors\":[{\"code\":\"NAME_UNKNOWN\"}]}".to_owned();
+    world.upstream.fault("/v2/a/", Fault::Status(404, vec![], unknown));
+    world.get("/v2/test.local/a/manifests/1").await;
+    let absences = async || {
+        sweep(&world).await;
+        entries(&world).await.iter().filter(|entry| matches!(entry, Entry::Absence { .. })).count()
+    };
+    world.clock.advance(Duration::from_mins(4));
+    assert_eq!(absences().await, 1, "it is still believed");
+    world.clock.advance(Duration::from_mins(1));
+    assert_eq!(absences().await, 0);
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use support::on_both_columns;
-use support::scripted::{Fault, Login};
+use support::scripted::{Fault, Login, Scripted};
 use support::world::{Column, World};
 
 on_both_columns!(
@@ -15,8 +15,10 @@ on_both_columns!(
     an_unavailable_upstream_without_a_copy_answers_503_with_retry_after,
     what_is_no_manifest_is_refused_and_never_stored,
     an_opaque_token_is_used_until_it_expires_and_renewed_when_refused,
+    a_token_is_used_to_its_end_while_there_is_no_other,
     a_refused_login_is_denied_and_not_served_stale,
     one_odd_challenge_does_not_poison_the_process,
+    a_refusal_of_where_upstream_redirects_to_says_nothing_of_the_repository,
 );
 
 const TAG: &str = "/v2/test.local/a/manifests/1";
@@ -177,6 +179,37 @@ async fn an_opaque_token_is_used_until_it_expires_and_renewed_when_refused(colum
     assert_eq!(tokens("4").await, 3);
 }
 
+async fn a_token_is_used_to_its_end_while_there_is_no_other(column: Column) {
+    let pull = async |world: &World, tag: &str| {
+        world.upstream.image("a", tag, &[b"layer"]);
+        let status = world.get(&format!("/v2/test.local/a/manifests/{tag}")).await.status;
+        world.settled().await;
+        status
+    };
+    for fault in [status(503), status(429)] {
+        let world = World::on(column).await;
+        world.upstream.require(Login::Bearer);
+        assert_eq!(pull(&world, "1").await, StatusCode::OK);
+        world.upstream.fault("/token", fault.clone());
+        world.clock.advance(Duration::from_secs(271));
+        assert_eq!([pull(&world, "2").await, pull(&world, "3").await], [StatusCode::OK; 2], "{fault:?}");
+        assert_eq!(world.upstream.count("/token"), 2, "not every request waits for the token server");
+        // What is refused is not used on, and what is over is not used at all.
+        for refused in [true, false] {
+            let world = World::on(column).await;
+            world.upstream.require(Login::Bearer);
+            assert_eq!(pull(&world, "1").await, StatusCode::OK);
+            world.upstream.fault("/token", fault.clone());
+            if refused {
+                world.upstream.forget_tokens();
+            }
+            world.clock.advance(Duration::from_secs(if refused { 271 } else { 300 }));
+            assert!(!pull(&world, "2").await.is_success(), "{fault:?}");
+            assert_eq!(world.upstream.count("/manifests/2"), usize::from(refused), "{fault:?}");
+        }
+    }
+}
+
 async fn a_refused_login_is_denied_and_not_served_stale(column: Column) {
     let login = "credentials = { username = \"me\", password_env = \"TEST_SECRET\" }";
     let world = World::plan(column).upstream(login).start().await;
@@ -201,4 +234,23 @@ async fn one_odd_challenge_does_not_poison_the_process(column: Column) {
     assert_eq!(world.get(TAG).await.status, StatusCode::FORBIDDEN);
     world.upstream.heal();
     assert_eq!(world.get(TAG).await.bytes(), &image.manifest);
+}
+
+/// An expired signature is a 403 of the CDN; so is, at S3, an object that is not there.
+async fn a_refusal_of_where_upstream_redirects_to_says_nothing_of_the_repository(column: Column) {
+    let world = World::on(column).await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    world.get(TAG).await;
+    world.clock.advance(Duration::from_hours(1));
+    let elsewhere = Scripted::start().unwrap();
+    elsewhere.fault("/", status(403));
+    let away = |path: &str| Fault::Status(307, vec![("location", format!("{}{path}", elsewhere.url()))], String::new());
+    world.upstream.fault("/manifests/", away("/cdn/manifest"));
+    let answer = world.get(TAG).await;
+    assert_eq!((answer.status, answer.header("x-stopover")), (StatusCode::OK, "stale"));
+    assert_eq!(answer.bytes(), &image.manifest);
+    assert_eq!(world.get("/v2/test.local/a/manifests/2").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    world.upstream.heal();
+    let other = world.upstream.image("a", "2", &[b"other"]);
+    assert_eq!(world.get("/v2/test.local/a/manifests/2").await.bytes(), &other.manifest, "nothing was remembered");
 }

@@ -303,6 +303,8 @@ async fn one_of_each(storage: &Storage) -> Result<Vec<Entry>> {
         ledger.put_listing(&repository, &key, &listing(None)).await?;
         expected.push(Entry::Listing { repository: repository.clone(), key, stale_until: NOW });
     }
+    ledger.put_absent(&repository, NOW).await?;
+    expected.push(Entry::Absence { repository: repository.clone(), until: NOW });
     // Small, and too large for an item of DynamoDB.
     for count in [2, 4000] {
         let (members, used_at) = (members(count), Timestamp(NOW.0 + 1));
@@ -319,7 +321,6 @@ async fn one_of_each(storage: &Storage) -> Result<Vec<Entry>> {
 pub(crate) async fn every_item_is_an_entry_once(storage: &Storage) -> Result<()> {
     assert_eq!(entries(storage).await?, []);
     let expected = one_of_each(storage).await?;
-    storage.ledger.put_absent(&repository("no/entry")?, NOW).await?;
     assert!(entries(storage).await? == expected);
     // More than one page of a scan.
     let (repository, members) = (repository("many")?, members(2500));
@@ -370,6 +371,7 @@ pub(crate) async fn an_entry_is_removed_only_while_it_is_what_was_seen(storage: 
             Entry::Manifest(manifest) => manifest.used_at.0 -= 1,
             Entry::Membership { used_at, .. } => used_at.0 -= 1,
             Entry::Listing { stale_until, .. } => stale_until.0 -= 1,
+            Entry::Absence { until, .. } => until.0 -= 1,
         }
         let before = entries(storage).await?;
         assert!(!storage.ledger.remove(&other).await?, "{other:?}");

@@ -138,6 +138,12 @@ impl World {
         self.send_from(caller, Method::GET, path).await
     }
 
+    /// The same, with headers.
+    pub async fn get_with(&self, caller: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let caller = stopover::http::Caller(caller.parse().expect("a test names a real address"));
+        self.send_request(Request::get("/").extension(caller), path, headers).await
+    }
+
     /// Sends a request by a caller with this address.
     pub async fn send_from(&self, caller: &str, method: Method, path: &str) -> Answer {
         let caller = stopover::http::Caller(caller.parse().expect("a test names a real address"));
@@ -296,7 +302,7 @@ impl Plan {
         fs::write(&file, format!("{}\n{table}{access}", self.settings))?;
         let default = if self.column == Column::Aws { Cold::Redirect } else { Cold::Follow };
         let secret = |name: &str| (name == "TEST_SECRET").then(|| "secret".to_owned());
-        let mut config = Config::load(Some(&file), self.cold.unwrap_or(default), secret)?;
+        let mut config = Config::load(Some(&file), self.cold.unwrap_or(default), |reference| reference.read(secret))?;
         config.data_dir = data.path().to_owned();
         let clock = Clock::manual(Timestamp(1_800_000_000));
         let (cache, storage) = match self.column {
@@ -386,7 +392,8 @@ impl Drop for Filler {
 pub async fn open(data: &Path, settings: &str) -> Local {
     let file = data.join("stopover.toml");
     fs::write(&file, settings).expect("the directory is ours");
-    let mut config = Config::load(Some(&file), Cold::Follow, |_| None).expect("a test's settings are right");
+    let mut config =
+        Config::load(Some(&file), Cold::Follow, |secret| secret.read(|_| None)).expect("a test's settings are right");
     config.data_dir = data.to_owned();
     Local::open(config, Clock::default()).await.expect("nobody else has the directory")
 }

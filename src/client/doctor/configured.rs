@@ -1,14 +1,20 @@
 //! Whether a client's own configuration names the cache for the registry of the sample.
 
+use std::collections::{BTreeSet, VecDeque};
+use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum as _;
 use stopover::config::DEFAULT_UPSTREAM;
+use stopover::freshness::Pattern;
 use toml::{Table, Value};
 
 use super::{Problem, Sample, Verdict};
 use crate::client::{Endpoint, Target};
+
+/// containerd's own configuration.
+const CONTAINERD: &str = "/etc/containerd/config.toml";
 
 /// Where configurations are, and what they have to say.
 pub(super) struct Files<'a> {
@@ -56,7 +62,8 @@ impl Files<'_> {
             Ok(Err(unknown)) => Verdict::Unknown(unknown),
             Err(what) => {
                 let name = client.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
-                let fix = format!("stopover setup {name} --server {} prints what is missing", self.server);
+                let upstream = self.sample.id.as_ref().map_or_else(String::new, |id| format!(" --upstream {id}"));
+                let fix = format!("stopover setup {name} --server {}{upstream} prints what is missing", self.server);
                 Verdict::Bad(Problem::new(what, fix))
             }
         }
@@ -72,8 +79,9 @@ impl Files<'_> {
             return Ok(Ok(path));
         }
         if self.sample.upstream != DEFAULT_UPSTREAM {
-            let named = format!("{}/{}", self.server.base(), self.sample.repository);
-            return Ok(Err(format!("Docker mirrors only docker.io: the image is {named} for it")));
+            let Sample { id, path, .. } = self.sample;
+            let named = |id| format!(": the image is {}/{id}/{path} for it", self.server.base());
+            return Ok(Err(format!("Docker mirrors only docker.io{}", id.as_ref().map(named).unwrap_or_default())));
         }
         let path = self.path("/etc/docker/daemon.json");
         let daemon: serde_json::Value = read(&path, |text| serde_json::from_str(text))?.unwrap_or_default();
@@ -82,8 +90,8 @@ impl Files<'_> {
     }
 
     fn containerd(&self) -> Found {
-        let path = self.path("/etc/containerd/config.toml");
-        let directories = self.config_path(&path)?.ok_or_else(|| {
+        let directories = self.config_path()?.ok_or_else(|| {
+            let path = self.path(CONTAINERD);
             format!("{} has no config_path, without which Kubernetes' pulls use no mirror", path.display())
         })?;
         for directory in directories.split(':') {
@@ -94,28 +102,50 @@ impl Files<'_> {
         Err(format!("no hosts.toml in {directories} sends {} to the cache", self.sample.upstream))
     }
 
-    /// The directories of hosts.toml that containerd's CRI plugin reads, from its configuration or what that imports.
-    fn config_path(&self, path: &Path) -> Result<Option<String>, String> {
-        let config = read_toml(path)?.unwrap_or_default();
+    /// The directory of hosts.toml in which containerd finds the registry: none if it finds it nowhere.
+    pub(super) fn hosts_directory(&self) -> Option<PathBuf> {
+        let hosts = self.containerd().ok()?.ok()?;
+        hosts.parent()?.parent().map(Path::to_owned)
+    }
+
+    /// The socket of containerd.
+    pub(super) fn containerd_socket(&self) -> String {
+        let address = |config: &Table| config.get("grpc")?.get("address")?.as_str().map(str::to_owned);
+        let files = self.containerd_files().unwrap_or_default();
+        files.iter().rev().find_map(address).unwrap_or_else(|| "/run/containerd/containerd.sock".to_owned())
+    }
+
+    /// The directories of hosts.toml that containerd's CRI plugin reads.
+    fn config_path(&self) -> Result<Option<String>, String> {
         // containerd 2 and 1.
         let plugins = ["io.containerd.cri.v1.images", "io.containerd.grpc.v1.cri"];
-        let value = |plugin| config.get("plugins")?.get(plugin)?.get("registry")?.get("config_path")?.as_str();
-        let directories = plugins.into_iter().find_map(value).filter(|directories| !directories.is_empty());
-        if directories.is_some() {
-            return Ok(directories.map(str::to_owned));
-        }
-        for pattern in strings(config.get("imports")) {
-            let imported = match pattern.strip_suffix("/*.toml") {
-                Some(directory) => toml_files(&self.path(directory)),
-                None => vec![self.path(pattern)],
-            };
-            for path in imported {
-                if let Some(directories) = self.config_path(&path)? {
-                    return Ok(Some(directories));
-                }
+        let directories = |config: &Table| {
+            let value = |plugin| config.get("plugins")?.get(plugin)?.get("registry")?.get("config_path")?.as_str();
+            let directories = plugins.into_iter().find_map(value).filter(|directories| !directories.is_empty());
+            directories.map(str::to_owned)
+        };
+        Ok(self.containerd_files()?.iter().rev().find_map(directories))
+    }
+
+    /// containerd's configuration and what it imports, each file once: what is read later replaces what was before.
+    fn containerd_files(&self) -> Result<Vec<Table>, String> {
+        let (mut waiting, mut seen, mut files) = (VecDeque::from([self.path(CONTAINERD)]), BTreeSet::new(), Vec::new());
+        while let Some(path) = waiting.pop_front() {
+            // However it is written: `a/../config.toml` would be another one each time.
+            if !seen.insert(path.canonicalize().unwrap_or_else(|_| path.clone())) {
+                continue;
             }
+            let Some(config) = read_toml(&path)? else { continue };
+            for import in strings(config.get("imports")) {
+                let import = match Path::new(import) {
+                    absolute if absolute.is_absolute() => self.path(import),
+                    relative => path.with_file_name("").join(relative),
+                };
+                waiting.extend(matching(&import));
+            }
+            files.push(config);
         }
-        Ok(None)
+        Ok(files)
     }
 
     /// The hosts.toml in this directory that is for the registry, if it names the cache.
@@ -126,11 +156,29 @@ impl Files<'_> {
         for name in [Some(registry.clone()), underscored, Some("_default".into())].into_iter().flatten() {
             let path = directory.join(name).join("hosts.toml");
             let Some(hosts) = read_toml(&path)? else { continue };
-            let mirrors = hosts.get("host").and_then(Value::as_table);
-            let mut places =
-                mirrors.into_iter().flat_map(Table::keys).map(String::as_str).chain(strings(hosts.get("server")));
+            let mirrors = hosts.get("host").and_then(Value::as_table).into_iter().flatten();
+            let mirrors = mirrors.map(|(place, mirror)| (place.as_str(), mirror.get("capabilities")));
+            let servers = strings(hosts.get("server")).map(|server| (server, hosts.get("capabilities")));
+            // Without a scheme it is https, and without capabilities it has all of them.
+            let is_cache =
+                |place: &str| self.server.is_at(place) && (place.starts_with("http") || !self.server.is_plain());
+            let cache: Vec<_> = mirrors.chain(servers).filter(|(place, _)| is_cache(place)).collect();
+            let can = |wanted: &str| {
+                cache.iter().any(|(_, listed)| listed.is_none() || strings(*listed).any(|listed| listed == wanted))
+            };
             // The first one that is there counts, whatever it says.
-            return Ok(places.any(|place| self.server.is_at(place)).then_some(path));
+            if cache.is_empty() {
+                return Ok(None);
+            }
+            for (capability, what) in [("resolve", "tags go"), ("pull", "content goes")] {
+                if !can(capability) {
+                    let path = path.display();
+                    return Err(format!(
+                        "{path} names the cache without the capability {capability:?}: {what} past it"
+                    ));
+                }
+            }
+            return Ok(Some(path));
         }
         Ok(None)
     }
@@ -176,8 +224,8 @@ impl Files<'_> {
         let variable = std::env::var_os("CONTAINERS_REGISTRIES_CONF").filter(|_| home.is_some()).map(PathBuf::from);
         let own = home.as_deref().map(|home| home.join("containers/registries.conf")).filter(|path| path.exists());
         let mut files = vec![variable.or(own).unwrap_or_else(|| self.path("/etc/containers/registries.conf"))];
-        files.extend(toml_files(&self.path("/etc/containers/registries.conf.d")));
-        files.extend(home.iter().flat_map(|home| toml_files(&home.join("containers/registries.conf.d"))));
+        files.extend(matching(&self.path("/etc/containers/registries.conf.d/*.conf")));
+        files.extend(home.iter().flat_map(|home| matching(&home.join("containers/registries.conf.d/*.conf"))));
         files
     }
 
@@ -235,11 +283,18 @@ fn strings(value: Option<&Value>) -> impl Iterator<Item = &str> {
     value.into_iter().chain(listed).filter_map(Value::as_str)
 }
 
-/// The files of a directory that are read as one: *.conf of containers/image, *.toml of containerd.
-fn toml_files(directory: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut files: Vec<PathBuf> =
-        entries.filter(|path| path.extension().is_some_and(|end| end == "conf" || end == "toml")).collect();
+/// The files that a path means, in order: more than one if its last component has a `*`.
+fn matching(path: &Path) -> Vec<PathBuf> {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name().and_then(OsStr::to_str)) else {
+        return Vec::new();
+    };
+    if !name.contains('*') {
+        return vec![path.to_owned()];
+    }
+    let pattern = Pattern::from(name);
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let entries = entries.filter(|entry| entry.file_name().to_str().is_some_and(|name| pattern.matches(name)));
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| !path.is_dir()).collect();
     files.sort();
     files
 }

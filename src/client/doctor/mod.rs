@@ -10,10 +10,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum as _;
-use stopover::config::DEFAULT_UPSTREAM;
-use stopover::oci::{Name, Operation, Reference, Request};
+use stopover::config::{Config, DEFAULT_UPSTREAM};
+use stopover::oci::{Name, Operation, Reference, Request, UpstreamId};
 
-use super::{Client, Target};
+use super::progress::shown;
+use super::{Client, Target, Upstream};
 use configured::Files;
 
 /// What to check.
@@ -69,22 +70,32 @@ struct Sample {
     reference: Reference,
     /// The registry that clients believe they talk to.
     upstream: String,
+    /// What that is called behind the cache. `None`: only the configuration of the cache says it.
+    id: Option<UpstreamId>,
+    /// Its name at the registry.
+    path: Name,
     /// Registry and repository, as clients name them.
     repository: String,
 }
 
 impl Sample {
-    fn new(text: &str) -> anyhow::Result<Self> {
+    fn new(text: &str, config: &Config) -> anyhow::Result<Self> {
         let request = Request::image(text).with_context(|| format!("--image {text}"))?;
         let Operation::Manifest(name, reference) = request.operation.clone() else { bail!("--image {text}: no image") };
-        let (upstream, path) = match (&request.namespace, name.splits().last()) {
-            (Some(namespace), _) => (namespace.clone(), name.clone()),
-            (None, Some((first, rest))) if first.contains('.') => (first.to_owned(), rest),
-            (None, _) => (DEFAULT_UPSTREAM.to_owned(), name.clone()),
+        let (named, path) = match (&request.namespace, name.splits().last()) {
+            (Some(namespace), _) => (namespace.as_str(), name.clone()),
+            (None, Some((first, rest))) if first.contains('.') || Upstream::named(first, config).is_some() => {
+                (first, rest)
+            }
+            (None, _) => (DEFAULT_UPSTREAM, name.clone()),
+        };
+        let (id, upstream) = match Upstream::named(named, config) {
+            Some(Upstream { id, registry }) => (Some(id), registry),
+            None => (named.parse().ok(), named.to_owned()),
         };
         let path = if upstream == DEFAULT_UPSTREAM { path.in_library() } else { path };
         let repository = format!("{upstream}/{path}");
-        Ok(Self { text: text.to_owned(), request, name, reference, upstream, repository })
+        Ok(Self { text: text.to_owned(), request, name, reference, upstream, id, path, repository })
     }
 }
 
@@ -102,7 +113,7 @@ impl Report {
     async fn step(&mut self, name: &'static str, check: impl Future<Output = Verdict>) -> std::io::Result<()> {
         let verdict = match self.missing {
             Some(missing) => Verdict::Unknown(format!("needs: {missing}")),
-            None => check.await,
+            None => shown(name, check).await,
         };
         if matches!(verdict, Verdict::Bad(_)) {
             self.missing = Some(name);
@@ -114,13 +125,11 @@ impl Report {
         self.steps += 1;
         let mut output = std::io::stdout();
         match verdict {
-            Verdict::Good(text) => writeln!(output, "ok    {name}: {text}")?,
-            Verdict::Unknown(text) => writeln!(output, "skip  {name}: {text}")?,
+            Verdict::Good(text) => writeln!(output, "ok    {name}: {}", printable(text))?,
+            Verdict::Unknown(text) => writeln!(output, "skip  {name}: {}", printable(text))?,
             Verdict::Bad(Problem { what, fix }) => {
                 self.failed += 1;
-                // What a parser says has several lines.
-                let what = what.trim_end().replace('\n', "\n      ");
-                writeln!(output, "FAIL  {name}: {what}\n      fix: {fix}")?;
+                writeln!(output, "FAIL  {name}: {}\n      fix: {}", printable(what), printable(fix))?;
             }
         }
         output.flush()
@@ -129,8 +138,8 @@ impl Report {
 
 impl Client {
     /// Takes all steps. Fails if one of them has.
-    pub(crate) async fn examine(&self, examination: Examination) -> anyhow::Result<String> {
-        let sample = Sample::new(&examination.image)?;
+    pub(crate) async fn examine(&self, examination: Examination, config: &Config) -> anyhow::Result<String> {
+        let sample = Sample::new(&examination.image, config)?;
         let mut report = Report::default();
         report.step("name", network::resolve(&self.server)).await?;
         report.step("connection", network::connect(&self.server)).await?;
@@ -145,19 +154,27 @@ impl Client {
         for client in clients {
             let name = client.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
             let configured = files.of(client);
+            let step = format!("{name} pulls");
             report.say(&format!("{name} configuration"), &configured)?;
             let through = match (report.missing, &configured) {
                 (Some(missing), _) => Verdict::Unknown(format!("needs: {missing}")),
                 (None, Verdict::Unknown(_)) => Verdict::Unknown("needs: a mirror in its configuration".into()),
-                (None, _) => self.goes_through(client, &files).await,
+                (None, _) => shown(&step, self.goes_through(client, &files)).await,
             };
-            report.say(&format!("{name} pulls"), &through)?;
+            report.say(&step, &through)?;
         }
         if report.failed > 0 {
             bail!("{} of {} steps failed", report.failed, report.steps);
         }
         Ok(format!("nothing failed in {} steps\n", report.steps))
     }
+}
+
+/// What others have said, as a part of one step: a server or a client could move the cursor, or invent a step.
+fn printable(text: &str) -> String {
+    // What a parser says has several lines.
+    let lines = text.trim_end().lines().map(|line| line.replace(char::is_control, ""));
+    lines.collect::<Vec<_>>().join("\n      ")
 }
 
 /// An error with everything that led to it.

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::{Problem, Verdict, chain};
 use crate::client::{Client, Endpoint};
 
-/// How long a name may take to resolve, and a connection to be made: far beyond what either needs.
+/// How long a name may take to resolve, a connection to be made, and `/v2/` to be answered: far beyond what each needs.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Host and port, as sockets want them.
@@ -69,17 +69,26 @@ impl Client {
         if self.server.is_plain() {
             return Verdict::Unknown("the endpoint is plain HTTP, which clients have to be told".into());
         }
-        match self.http.head(format!("{}/", self.server.v2())).send().await {
+        // Not HEAD, which not everything answers that may be there.
+        match self.http.get(self.greeting()).timeout(PATIENCE).send().await {
             Err(error) if error.is_connect() => Verdict::Bad(certificate_problem(&chain(&error))),
+            Err(error) if error.is_timeout() => Verdict::Bad(Problem::new(
+                format!("no answer within {} s", PATIENCE.as_secs()),
+                "check what terminates TLS there: it accepts the connection, and then says nothing",
+            )),
             // Whatever comes after the handshake is of the next step.
             _ => Verdict::Good("its certificate is trusted here".into()),
         }
     }
 
+    fn greeting(&self) -> String {
+        format!("{}/v2/", self.server.origin())
+    }
+
     /// Asks for `/v2/`, which a cache answers whatever the state of its upstreams.
     pub(super) async fn greet(&self) -> Verdict {
-        let url = format!("{}/v2/", self.server.url().origin().ascii_serialization());
-        let answer = match self.http.get(&url).send().await {
+        let url = self.greeting();
+        let answer = match self.http.get(&url).timeout(PATIENCE).send().await {
             Ok(answer) => answer,
             Err(error) => {
                 let fix = "check what listens there: it is no HTTP server, or it is overloaded";

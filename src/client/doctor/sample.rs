@@ -13,6 +13,9 @@ use crate::client::Client;
 /// How long one blob may take.
 const PATIENCE: Duration = Duration::from_mins(10);
 
+/// How much of a refusal is read: more than a reason needs.
+const MAX_REFUSAL_BYTES: usize = 16 * 1024;
+
 /// What helps where bytes are not what they should be.
 const CHANGED: &str = "a proxy between here and the cache changes what it passes on: have it leave the cache alone";
 
@@ -69,17 +72,15 @@ impl Client {
             Reference::Tag(_) => header("docker-content-digest").and_then(|digest| digest.parse().ok()),
         };
         let digest = named.ok_or_else(|| Problem::new("the manifest comes without Docker-Content-Digest", CHANGED))?;
-        let length = answer.content_length().unwrap_or_default();
-        if length > MAX_MANIFEST_BYTES as u64 {
-            return Err(Problem::new(format!("the manifest has {}", Bytes(length)), CHANGED));
-        }
-        let bytes = answer.bytes().await.map_err(broken)?;
+        let bytes = read(answer, MAX_MANIFEST_BYTES).await.map_err(broken)?.ok_or_else(|| {
+            Problem::new(format!("the manifest has more than {}", Bytes(MAX_MANIFEST_BYTES as u64)), CHANGED)
+        })?;
         if Digest::of(digest.algorithm(), &bytes) != digest {
             return Err(Problem::new(format!("the manifest is not {digest}: other bytes came"), CHANGED));
         }
         let invalid = |reason: String| Problem::new(format!("the manifest cannot be used: {reason}"), CHANGED);
         let media_type = media_type.parse().map_err(|error| invalid(format!("{error}")))?;
-        let manifest = Manifest::new(digest, media_type, bytes).map_err(|error| invalid(error.to_string()))?;
+        let manifest = Manifest::new(digest, media_type, bytes.into()).map_err(|error| invalid(error.to_string()))?;
         Ok((manifest, served))
     }
 
@@ -115,14 +116,18 @@ impl Client {
         if status.is_success() || status == StatusCode::TEMPORARY_REDIRECT {
             return Ok(answer);
         }
-        let body: serde_json::Value =
-            serde_json::from_slice(&answer.bytes().await.unwrap_or_default()).unwrap_or_default();
+        let body = read(answer, MAX_REFUSAL_BYTES).await.ok().flatten().unwrap_or_default();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
         let reason = body["errors"][0]["message"].as_str().unwrap_or("no reason was given");
         let fix = match status {
             StatusCode::NOT_FOUND => {
                 "name an image that exists with --image, of an upstream of `stopover config check`"
             }
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "give the upstream `credentials` in stopover.toml",
+            StatusCode::UNAUTHORIZED => "give the upstream `credentials` in stopover.toml",
+            StatusCode::FORBIDDEN => {
+                "give the upstream `credentials` in stopover.toml that may read it; if its `allow` and `deny` there refuse \
+                 the name, change those"
+            }
             StatusCode::TOO_MANY_REQUESTS => {
                 "`stopover quota` says what is left of the upstream's limit, and until when"
             }
@@ -130,6 +135,18 @@ impl Client {
         };
         Err(Problem::new(format!("{status}: {reason}"), fix))
     }
+}
+
+/// The body of an answer. `None`: it has more than so many bytes.
+async fn read(mut answer: reqwest::Response, most: usize) -> reqwest::Result<Option<Vec<u8>>> {
+    let mut body = Vec::new();
+    while let Some(bytes) = answer.chunk().await? {
+        if body.len() + bytes.len() > most {
+            return Ok(None);
+        }
+        body.extend_from_slice(&bytes);
+    }
+    Ok(Some(body))
 }
 
 /// An answer that did not come, or not whole. Only the host is named: the rest of a redirect's URL is a secret.

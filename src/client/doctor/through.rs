@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use http::StatusCode;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 
 use super::configured::{Files, is_installed};
@@ -82,36 +83,62 @@ impl Client {
 
 /// How images are pulled with a client, the best way first.
 fn commands(client: Target, files: &Files<'_>) -> Vec<Vec<String>> {
-    let hosts = files.path("/etc/containerd/certs.d").display().to_string();
-    let ways: &[&[&str]] = match client {
-        Target::Docker => &[&["docker", "pull"]],
-        Target::Containerd => {
-            &[&["crictl", "pull"], &["nerdctl", "pull"], &["ctr", "images", "pull", "--hosts-dir", &hosts]]
-        }
-        Target::CriO => &[&["crictl", "pull"]],
-        Target::Podman => &[&["podman", "pull"], &["buildah", "pull"], &["skopeo", "inspect", "--raw"]],
-        Target::K3s => &[&["k3s", "crictl", "pull"]],
-        _ => &[],
+    let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+    // Whatever crictl.yaml says: a machine may have more than one runtime.
+    let crictl = |socket: &str| {
+        let endpoint = format!("unix://{socket}");
+        words(&["crictl", "--runtime-endpoint", &endpoint, "--image-endpoint", &endpoint, "pull"])
     };
-    ways.iter().map(|way| way.iter().map(|&word| word.to_owned()).collect()).collect()
+    match client {
+        Target::Docker => vec![words(&["docker", "pull"])],
+        Target::Containerd => {
+            // Without it, nerdctl looks in its own place, and ctr in none.
+            let hosts = files.hosts_directory().map(|directory| directory.display().to_string());
+            let hosts = hosts.as_deref().map_or_else(Vec::new, |directory| vec!["--hosts-dir", directory]);
+            vec![
+                crictl(&files.containerd_socket()),
+                words(&[&["nerdctl", "pull"][..], &hosts].concat()),
+                words(&[&["ctr", "images", "pull"][..], &hosts].concat()),
+            ]
+        }
+        Target::CriO => vec![crictl("/var/run/crio/crio.sock")],
+        Target::Podman => {
+            vec![words(&["podman", "pull"]), words(&["buildah", "pull"]), words(&["skopeo", "inspect", "--raw"])]
+        }
+        Target::K3s => vec![words(&["k3s", "crictl", "pull"])],
+        _ => Vec::new(),
+    }
 }
 
-/// Runs a pull that has to fail; the last line that it printed.
+/// Runs a pull that has to fail; the last line that it said.
 async fn run(program: &str, arguments: &[String], image: &str) -> Result<String, String> {
     let image = if program == "skopeo" { format!("docker://{image}") } else { image.to_owned() };
-    let output = Command::new(program).args(arguments).arg(image).stdin(Stdio::null()).kill_on_drop(true).output();
-    let output = match tokio::time::timeout(PATIENCE, output).await {
-        // It has asked its mirror before it tries elsewhere, which may take long.
-        Err(_) => return Ok(format!("nothing within {} s", PATIENCE.as_secs())),
-        Ok(output) => output.map_err(|error| format!("{program} does not start: {error}"))?,
+    let mut command = Command::new(program);
+    command.args(arguments).arg(image).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let failed = |error: std::io::Error| format!("{program} does not run: {error}");
+    let mut child = command.kill_on_drop(true).spawn().map_err(failed)?;
+    let mut lines = BufReader::new(child.stderr.take().ok_or("it has no output")?).split(b'\n');
+    let pull = async {
+        let mut last = "nothing".to_owned();
+        while let Some(line) = lines.next_segment().await.map_err(failed)? {
+            let line = String::from_utf8_lossy(&line).trim().to_owned();
+            if NO_DAEMON.iter().any(|words| line.contains(words)) {
+                return Err(format!("{program} does not reach its daemon: {line}"));
+            }
+            if !line.is_empty() {
+                last = line;
+            }
+            // podman has asked everywhere once; it would do so three times more, with longer and longer pauses.
+            if last.contains("retrying in") {
+                return Ok(last);
+            }
+        }
+        if child.wait().await.map_err(failed)?.success() {
+            return Err(format!("{program} pulled an image that does not exist"));
+        }
+        Ok(last)
     };
-    let printed = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
-    let last = printed.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("nothing");
-    if NO_DAEMON.iter().any(|words| printed.contains(words)) {
-        return Err(format!("{program} does not reach its daemon: {last}"));
-    }
-    if output.status.success() {
-        return Err(format!("{program} pulled an image that does not exist"));
-    }
-    Ok(last.to_owned())
+    // It has asked its mirror before it tries elsewhere, which may take long.
+    let late = |_| Ok(format!("nothing within {} s", PATIENCE.as_secs()));
+    tokio::time::timeout(PATIENCE, pull).await.unwrap_or_else(late)
 }

@@ -9,8 +9,8 @@ set -eu
 certs_d="${CERTS_D:-/etc/containerd/certs.d}"
 @each@
 
-mkdir -p "$certs_d/@upstream@"
-cat > "$certs_d/@upstream@/hosts.toml" <<'END'
+mkdir -p "$certs_d/@registry@"
+cat > "$certs_d/@registry@/hosts.toml" <<'END'
 # server = "@server@/@upstream@"
 [host."@server@/@upstream@"]
   capabilities = ["pull", "resolve"]

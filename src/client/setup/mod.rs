@@ -3,10 +3,9 @@
 
 use std::fmt::Write as _;
 
-use clap::ValueEnum;
-use stopover::oci::UpstreamId;
-
 use super::endpoint::Endpoint;
+use super::upstream::Upstream;
+use clap::ValueEnum;
 
 /// A client that can be told of a mirror.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -59,12 +58,12 @@ impl Target {
     }
 
     /// The configuration of this client.
-    pub(crate) fn configuration(self, mirror: &Endpoint, upstreams: &[UpstreamId]) -> String {
+    pub(crate) fn configuration(self, mirror: &Endpoint, upstreams: &[Upstream]) -> String {
         fill(self.template(), mirror, upstreams)
     }
 
     /// What to do with a configuration in a format that has no comments.
-    pub(crate) fn advice(self, mirror: &Endpoint, upstreams: &[UpstreamId]) -> String {
+    pub(crate) fn advice(self, mirror: &Endpoint, upstreams: &[Upstream]) -> String {
         match self {
             Self::Docker => fill(include_str!("docker.txt"), mirror, upstreams),
             _ => String::new(),
@@ -84,7 +83,7 @@ pub(crate) fn list() -> String {
 
 /// Fills in a template: lines between `@http@` and `@/http@` stand only where the mirror speaks plain HTTP, those between
 /// `@each@` and `@/each@` once for every upstream, and a line that names a client is that client's configuration.
-fn fill(template: &str, mirror: &Endpoint, upstreams: &[UpstreamId]) -> String {
+fn fill(template: &str, mirror: &Endpoint, upstreams: &[Upstream]) -> String {
     let (mut filled, mut repeated, mut plain_only) = (String::new(), None, false);
     for line in template.lines() {
         match line {
@@ -94,7 +93,7 @@ fn fill(template: &str, mirror: &Endpoint, upstreams: &[UpstreamId]) -> String {
             "@each@" => repeated = Some(String::new()),
             "@/each@" => {
                 let block: String = repeated.take().unwrap_or_default();
-                filled.extend(upstreams.iter().map(|upstream| of_upstream(&block, mirror, upstream.as_str())));
+                filled.extend(upstreams.iter().map(|upstream| of_upstream(&block, mirror, upstream)));
             }
             _ => {
                 let text = included(line, mirror, upstreams).unwrap_or_else(|| line.to_owned());
@@ -102,7 +101,9 @@ fn fill(template: &str, mirror: &Endpoint, upstreams: &[UpstreamId]) -> String {
             }
         }
     }
+    let named = upstreams.iter().flat_map(|upstream| [" --upstream ", upstream.id.as_str()]).collect::<String>();
     filled
+        .replace("@options@", &format!("--server {mirror}{named}"))
         .replace("@server@", &mirror.to_string())
         .replace("@host@", mirror.host())
         .replace("@base@", &mirror.base())
@@ -111,17 +112,18 @@ fn fill(template: &str, mirror: &Endpoint, upstreams: &[UpstreamId]) -> String {
 }
 
 /// What holds for one upstream.
-fn of_upstream(block: &str, mirror: &Endpoint, upstream: &str) -> String {
+fn of_upstream(block: &str, mirror: &Endpoint, Upstream { id, registry }: &Upstream) -> String {
     // go-containerregistry, and with it kaniko, knows Docker Hub by its old name.
-    let registry = if upstream == "docker.io" { "index.docker.io" } else { upstream };
+    let index = if registry == "docker.io" { "index.docker.io" } else { registry };
     block
-        .replace("@upstream@", upstream)
+        .replace("@upstream@", id.as_str())
         .replace("@registry@", registry)
-        .replace("@endpoint@", &mirror.endpoint(upstream))
+        .replace("@index@", index)
+        .replace("@endpoint@", &mirror.endpoint(id.as_str()))
 }
 
 /// The configuration of another client, indented as the line that stands for it.
-fn included(line: &str, mirror: &Endpoint, upstreams: &[UpstreamId]) -> Option<String> {
+fn included(line: &str, mirror: &Endpoint, upstreams: &[Upstream]) -> Option<String> {
     let client = Target::from_str(line.trim().strip_prefix('@')?.strip_suffix('@')?, false).ok()?;
     let indentation = &line[..line.len() - line.trim_start().len()];
     let text = client.configuration(mirror, upstreams);
@@ -135,7 +137,8 @@ mod tests {
 
     #[test]
     fn every_placeholder_is_filled_in_whatever_the_server() {
-        let upstreams = ["docker.io", "ghcr.io"].map(|id| id.parse().unwrap());
+        let upstreams =
+            ["docker.io", "ghcr.io"].map(|id| Upstream { id: id.parse().unwrap(), registry: id.to_owned() });
         for server in ["http://127.0.0.1:5000", "https://cache.example.com", "https://cache.example.com/team/"] {
             let mirror: Endpoint = server.parse().unwrap();
             for client in Target::value_variants() {
@@ -143,7 +146,7 @@ mod tests {
                 assert!(!text.contains('@') || *client == Target::GithubActions, "{client:?}:\n{text}");
                 assert!(text.contains(mirror.host()), "{client:?}:\n{text}");
                 for upstream in &upstreams {
-                    assert!(text.contains(upstream.as_str()), "{client:?}:\n{text}");
+                    assert!(text.contains(&upstream.registry), "{client:?}:\n{text}");
                 }
             }
         }
