@@ -76,13 +76,15 @@ async fn an_unknown_key_is_refused_with_the_file_the_key_and_the_nearest_right_k
 #[tokio::test]
 async fn the_configuration_is_shown_with_its_rules_and_each_family_in_one_line() -> anyhow::Result<()> {
     let installation = Installation::with_configuration(
-        "[rules.\"team/hub\"]\nupstream = \"docker.io\"\npath = \"library\"\n\
+        "[access]\nanonymous = [\"10.0.0.0/8\"]\nrobots = true\n[[policy]]\nwhat = [\"ghcr.io/acme/*\"]\nallow = false\n\
+         [rules.\"team/hub\"]\nupstream = \"docker.io\"\npath = \"library\"\n\
          [rules.\"ghcr.io/acme\"]\nfresh = \"1h\"\ncold = \"wait\"\n[upstreams.\"us-docker.pkg.dev\"]\n",
     )?;
     let file = installation.configuration().display().to_string();
     let (status, text) = run(&["config", "check", "--config", &file]).await?;
     ensure!(status.success(), "{text}");
     for line in [
+        "access    everybody from 10.0.0.0/8; robots; rules of the policy: 1",
         "rule      team/hub: docker.io/library",
         "rule      ghcr.io/acme: ghcr.io/acme, anonymous, fresh 1h, cold Wait",
         "upstream  us-docker.pkg.dev: https://us-docker.pkg.dev, anonymous, fresh 5m, cold Follow",

@@ -8,6 +8,7 @@ mod images;
 mod prefetch;
 mod progress;
 mod retention;
+mod robots;
 mod setup;
 
 use std::fmt::Write as _;

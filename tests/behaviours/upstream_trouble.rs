@@ -178,7 +178,7 @@ async fn an_opaque_token_is_used_until_it_expires_and_renewed_when_refused(colum
 }
 
 async fn a_refused_login_is_denied_and_not_served_stale(column: Column) {
-    let login = "credentials = { username = \"me\", password_env = \"TEST_SECRET\" }";
+    let login = "public = true\ncredentials = { username = \"me\", password_env = \"TEST_SECRET\" }";
     let world = World::plan(column).upstream(login).start().await;
     world.upstream.require(Login::Basic("me".into(), "secret".into()));
     world.upstream.image("a", "1", &[b"layer"]);
