@@ -77,10 +77,10 @@ impl Cache {
     ) -> Result<Self, CacheError> {
         let upstreams = Upstreams::new(&config, &clock, &ledger, issuer)?;
         let access = config.access.clone().unwrap_or_else(AccessConfig::only_here);
-        let keys = match &access.signing_keys {
-            Some(keys) => Some(TokenKeys::parse(keys, clock.clone())?),
-            None if access.has_logins() => return Err(CacheError::NoKeys),
-            None => None,
+        let keys = match (access.has_logins(), &access.signing_keys) {
+            (true, Some(keys)) => Some(TokenKeys::parse(keys, clock.clone())?),
+            (true, None) => return Err(CacheError::NoKeys),
+            (false, _) => None,
         };
         let access = Access::new(access, keys, clock.clone(), Arc::clone(&ledger));
         let misses = misses::Misses::new(config.misses, clock.clone());
@@ -117,6 +117,8 @@ pub enum CacheError {
     #[error("access.signing_keys: {0}")]
     Keys(#[from] InvalidKeys),
     /// There are none.
-    #[error("access.signing_keys: is required where somebody can log in")]
+    #[error(
+        "access.signing_keys: is required where somebody can log in: name a file, or a variable of the environment"
+    )]
     NoKeys,
 }

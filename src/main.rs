@@ -1,6 +1,7 @@
 //! `stopover`: the cache as one process.
 
 mod client;
+mod explain;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -14,10 +15,12 @@ use anyhow::Context as _;
 use axum::serve::ListenerExt as _;
 use clap::{Parser, Subcommand};
 use client::{Client, Endpoint, Examination, Order, Target, Upstream};
-use stopover::config::{Cold, Config, DEFAULT_UPSTREAM, SecretReference, UpstreamConfig};
+use explain::Question;
+use stopover::access::{RobotCommand, RobotName};
+use stopover::config::{AccessConfig, Cold, Config, DEFAULT_UPSTREAM, SecretReference, UpstreamConfig};
 use stopover::local::Local;
 use stopover::oci::UpstreamId;
-use stopover::time::{Clock, written};
+use stopover::time::{Clock, Span, written};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -117,6 +120,17 @@ enum Command {
         #[arg(long, global = true, value_name = "URL")]
         server: Option<Endpoint>,
     },
+    /// Manage robots: names with secrets that let machines in
+    Robot {
+        #[command(subcommand)]
+        command: RobotArguments,
+        /// The running cache to ask [default: the one at the configured address]
+        #[arg(long, global = true, value_name = "URL")]
+        server: Option<Endpoint>,
+    },
+    /// Look at the policy: who may pull what
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Print the configuration that has a client pull through the cache
     Setup {
         /// The client; without one, all are listed
@@ -148,9 +162,48 @@ enum FillsCommand {
 }
 
 #[derive(Subcommand)]
+enum RobotArguments {
+    /// Make a robot, and show its secret, this once
+    Add {
+        name: RobotName,
+        /// How long it is let in: 90d, 12h … [default: until it is removed]
+        #[arg(long, value_name = "DURATION")]
+        expires: Option<Span>,
+    },
+    /// Name all robots
+    List,
+    /// Give a robot a new secret, and show it, this once
+    Rotate {
+        name: RobotName,
+        /// How long the secret before is still taken [default: 1day]
+        #[arg(long, value_name = "DURATION")]
+        overlap: Option<Span>,
+    },
+    /// Remove a robot; tokens that it has are good until they expire
+    Remove { name: RobotName },
+}
+
+#[derive(Subcommand)]
+enum PolicyCommand {
+    /// Say which rule decides whether somebody may pull an image, and why; from the configuration alone
+    Explain(Question),
+}
+
+#[derive(Subcommand)]
 enum ConfigCommand {
     /// Say whether the configuration can be used, and what it amounts to
     Check,
+}
+
+impl From<RobotArguments> for RobotCommand {
+    fn from(arguments: RobotArguments) -> Self {
+        match arguments {
+            RobotArguments::Add { name, expires } => Self::Add { name, expires },
+            RobotArguments::List => Self::List,
+            RobotArguments::Rotate { name, overlap } => Self::Rotate { name, overlap },
+            RobotArguments::Remove { name } => Self::Remove { name },
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -177,6 +230,10 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
         Command::Prefetch { order, server } => ask(&config, server, async |client| client.prefetch(order).await),
         Command::Gc { dry_run, server } => ask(&config, server, async |client| client.collect_garbage(dry_run).await),
         Command::Purge { image, server } => ask(&config, server, async |client| client.purge(&image).await),
+        Command::Robot { command, server } => ask(&config, server, async |client| client.robots(&command.into()).await),
+        Command::Policy(PolicyCommand::Explain(question)) => {
+            Ok(std::io::stdout().write_all(question.answer(&config)?.as_bytes())?)
+        }
         Command::Doctor { examination, server } => {
             ask(&config, server, async |client| client.examine(examination, &config).await)
         }
@@ -326,10 +383,13 @@ fn describe(config: &Config) -> String {
         written(config.wait),
         config.retention.keep.map_or("forever".into(), written),
     );
+    let access = config.access.clone().unwrap_or_else(AccessConfig::only_here);
+    let _ = writeln!(text, "access    {access}; rules of the policy: {}", access.policy.0.len());
     let settings = |settings: &UpstreamConfig| {
         let login = settings.credentials.as_ref().map_or("anonymous".into(), |login| format!("as {}", login.username));
         let mut shown =
             vec![login, format!("fresh {}", written(settings.tags.fresh)), format!("cold {}", settings.cold)];
+        shown.extend(settings.is_private().then(|| "private".to_owned()));
         shown.extend(settings.names.patterns().map(|(key, patterns)| format!("{key} {patterns:?}")));
         shown.join(", ")
     };

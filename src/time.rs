@@ -1,5 +1,6 @@
 //! Points in time, and where they come from.
 
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -65,6 +66,34 @@ impl Clock {
             Some(seconds) => Timestamp(seconds.load(Ordering::SeqCst)),
             None => Timestamp(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()),
         }
+    }
+}
+
+/// A duration as people write it: `"5m"`, `"90d"`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Span(pub Duration);
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let duration = humantime::parse_duration(text);
+        duration.map(Self).map_err(|error| format!("{text:?} is no duration like \"5m\": {error}"))
+    }
+}
+
+impl TryFrom<String> for Span {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Span> for String {
+    fn from(span: Span) -> Self {
+        humantime::format_duration(span.0).to_string()
     }
 }
 

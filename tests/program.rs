@@ -76,7 +76,8 @@ async fn an_unknown_key_is_refused_with_the_file_the_key_and_the_nearest_right_k
 #[tokio::test]
 async fn the_configuration_is_shown_with_its_rules_and_each_family_in_one_line() -> anyhow::Result<()> {
     let installation = Installation::with_configuration(
-        "[rules.\"team/hub\"]\nupstream = \"docker.io\"\npath = \"library\"\n\
+        "[access]\nanonymous = [\"10.0.0.0/8\"]\nrobots = true\n[[policy]]\nwhat = [\"ghcr.io/acme/*\"]\nallow = false\n\
+         [rules.\"team/hub\"]\nupstream = \"docker.io\"\npath = \"library\"\n\
          [rules.\"ghcr.io/acme\"]\nfresh = \"1h\"\ncold = \"wait\"\nallow = [\"acme/web*\", \"acme/api\"]\n\
          deny = [\"*-internal\"]\n[rules.\"corp.example\"]\nupstream = \"ghcr.io\"\npath = \"acme/corp\"\n\
          [upstreams.\"us-docker.pkg.dev\"]\nfresh = \"90m\"\n[[schedule]]\nevery = \"1d\"\nimages = []\n\
@@ -87,6 +88,7 @@ async fn the_configuration_is_shown_with_its_rules_and_each_family_in_one_line()
     ensure!(status.success(), "{text}");
     for line in [
         "keep      30d",
+        "access    everybody from 10.0.0.0/8; robots; rules of the policy: 1",
         "rule      team/hub: docker.io/library, settings of upstream docker.io, goes before Docker Hub's own names below it",
         "rule      ghcr.io/acme: ghcr.io/acme, anonymous, fresh 1h, cold wait, allow [\"acme/web*\", \"acme/api\"], \
          deny [\"*-internal\"]",

@@ -242,6 +242,21 @@ fn a_deployment_is_never_open_to_the_world_by_default() -> Result<()> {
 }
 
 #[test]
+fn the_signing_key_of_a_deployment_is_made_by_aws_and_long_enough() -> Result<()> {
+    let template = template()?;
+    let secret = at(&template, "/Resources/SigningKeys/Properties/GenerateSecretString");
+    assert_eq!((&secret["ExcludePunctuation"], &secret["GenerateStringKey"]), (&json!(true), &json!("keys")));
+    let length = secret["PasswordLength"].as_u64().context("no length")?;
+    let keys = "Az09".repeat(usize::try_from(length / 4)?);
+    assert_eq!(keys.len() as u64, length);
+    stopover::access::token::TokenKeys::parse(&keys, stopover::time::Clock::default())?;
+    let variables = at(&template, "/Globals/Function/Environment/Variables");
+    let reference = "{{resolve:secretsmanager:${SigningKeys}:SecretString:keys}}";
+    assert_eq!(variables["STOPOVER_SIGNING_KEYS"], json!({ "Fn::Sub": reference }));
+    Ok(())
+}
+
+#[test]
 fn private_ecr_is_readable_only_where_repositories_are_named() -> Result<()> {
     let template = template()?;
     assert_eq!(at(&template, "/Parameters/PrivateEcrRepositories/Default"), "");

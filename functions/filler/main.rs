@@ -10,6 +10,7 @@ use futures_util::FutureExt as _;
 use lambda_runtime::{Context, Error, LambdaEvent, service_fn, tracing};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use stopover::access::RobotCommand;
 use stopover::fill::{self, Filled};
 use stopover::ports::{Job, Progress, Work};
 use stopover::{Cache, prefetch};
@@ -24,6 +25,8 @@ enum Event {
     Messages(Vec<SqsMessage>),
     /// What `stopover fills` asks of one process.
     Fills(FillsCommand),
+    /// What `stopover robot` asks of one process.
+    Robots(RobotCommand),
     /// It is time to look for schedules that are due.
     Prefetch(PrefetchCommand),
     /// `{"sweep": {}}` of the clock, `{"sweep": {"dry_run": true}}` of an operator.
@@ -58,6 +61,7 @@ async fn answer(cache: &Arc<Cache>, event: LambdaEvent<Event>) -> Result<Value, 
         Event::Messages(messages) => serde_json::to_value(run_batch(cache, messages, &event.context).await)?,
         Event::Fills(FillsCommand::List) => json!({ "fills": cache.fill_reports().await? }),
         Event::Fills(FillsCommand::Retry) => json!({ "retried": cache.fills.retry().await? }),
+        Event::Robots(command) => serde_json::to_value(cache.robots(command).await?)?,
         Event::Prefetch(PrefetchCommand::Scheduled) => json!({ "images": cache.request_due_schedules().await? }),
         Event::Sweep { dry_run } => serde_json::to_value(cache.sweep(dry_run).await?)?,
     })
@@ -112,7 +116,10 @@ mod tests {
         assert!(matches!(event(r#"{"Records": []}"#).unwrap(), Event::Messages(messages) if messages.is_empty()));
         assert!(matches!(event(r#"{"sweep": {}}"#).unwrap(), Event::Sweep { dry_run: false }));
         assert!(matches!(event(r#"{"sweep": {"dry_run": true}}"#).unwrap(), Event::Sweep { dry_run: true }));
-        for text in ["{}", r#"{"prefetch": "now"}"#, r#"{"sweep": "all"}"#] {
+        assert!(matches!(event(r#"{"robots": "list"}"#).unwrap(), Event::Robots(RobotCommand::List)));
+        let add = event(r#"{"robots": {"add": {"name": "ci", "expires": "90d"}}}"#).unwrap();
+        assert!(matches!(add, Event::Robots(RobotCommand::Add { name, .. }) if name.as_str() == "ci"));
+        for text in ["{}", r#"{"robots": {"add": {"name": "C I"}}}"#, r#"{"prefetch": "now"}"#, r#"{"sweep": "all"}"#] {
             assert!(event(text).is_err(), "{text}");
         }
     }

@@ -9,8 +9,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use quick_cache::sync::Cache as MemoryCache;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::Semaphore;
+use url::Url;
 
-use super::policy::{Decision, is_in};
+use super::policy::Decision;
 use super::robot::SecretHash;
 use super::token::TokenKeys;
 use super::{Principal, RobotName};
@@ -19,12 +21,18 @@ use crate::oci::Repository;
 use crate::ports::{Ledger, StoreError};
 use crate::time::{Clock, Timestamp};
 
-/// How many wrong secrets a caller may send for a name before it has to wait.
-const FREE_ATTEMPTS: u32 = 3;
+/// How many wrong secrets an address may send for one name, and for all names together, before it has to wait.
+const FREE_ATTEMPTS: (u32, u32) = (3, 30);
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
+/// How long after a pause wrong secrets are forgotten.
+const FORGIVEN: Duration = Duration::from_mins(15);
 /// Above this many callers with wrong secrets, those whose pause is over are forgotten.
 const MANY_ATTEMPTS: usize = 10_000;
+/// How many secrets are compared at once: each takes 19 MiB and a processor.
+const COMPARED_AT_ONCE: usize = 2;
+/// The most bytes of a robot's secret; ours have 52.
+const LONGEST_SECRET: usize = 256;
 /// The most bytes of an `Authorization` that is looked at.
 const LONGEST_AUTHORIZATION: usize = 16 * 1024;
 
@@ -63,6 +71,32 @@ pub enum AccessError {
     Store(#[from] StoreError),
 }
 
+impl<'a> Asking<'a> {
+    fn credentials(&self) -> Result<Credentials<'a>, AccessError> {
+        let Some(authorization) = self.authorization else { return Ok(Credentials::None) };
+        if authorization.len() > LONGEST_AUTHORIZATION {
+            return Err(AccessError::WrongCredentials);
+        }
+        let (scheme, rest) = authorization.split_once(' ').unwrap_or((authorization, ""));
+        if scheme.eq_ignore_ascii_case("bearer") {
+            return Ok(Credentials::Token(rest.trim()));
+        }
+        let basic = Some(rest).filter(|_| scheme.eq_ignore_ascii_case("basic"));
+        let pair =
+            basic.and_then(|pair| STANDARD.decode(pair.trim()).ok()).and_then(|pair| String::from_utf8(pair).ok());
+        let pair = pair.as_deref().and_then(|pair| pair.split_once(':'));
+        let (user, secret) = pair.ok_or(AccessError::WrongCredentials)?;
+        Ok(Credentials::Secret(user.to_owned(), secret.to_owned()))
+    }
+}
+
+/// What `Authorization` has (RFC 6750, section 2.1; RFC 7617, section 2).
+enum Credentials<'a> {
+    None,
+    Token(&'a str),
+    Secret(String, String),
+}
+
 /// The gate of one cache.
 pub struct Access {
     config: AccessConfig,
@@ -72,25 +106,43 @@ pub struct Access {
     ledger: Arc<dyn Ledger>,
     /// Secrets that were right, by what they were compared with: comparing takes long, on purpose.
     verified: MemoryCache<Verified, ()>,
-    attempts: Mutex<HashMap<(String, Option<IpAddr>), Attempts>>,
+    comparing: Arc<Semaphore>,
+    attempts: Mutex<HashMap<Guesser, Attempts>>,
 }
+
+/// An address, and the name that it sends wrong secrets for; without it, all of them.
+type Guesser = (Option<String>, Option<IpAddr>);
 
 type Verified = (SecretHash, [u8; 32]);
 
 struct Attempts {
     wrong: u32,
+    /// The end of the pause after the last one.
     until: Timestamp,
+}
+
+/// Who is to wait after a wrong secret, and how many each of them may send before that.
+fn guessers(user: &str, address: Option<IpAddr>) -> [(Guesser, u32); 2] {
+    let address = address.map(|address| address.to_canonical());
+    let user: String = user.chars().take(64).collect();
+    [((Some(user), address), FREE_ATTEMPTS.0), ((None, address), FREE_ATTEMPTS.1)]
 }
 
 impl Access {
     /// The gate that a configuration describes.
     pub fn new(config: AccessConfig, keys: Option<TokenKeys>, clock: Clock, ledger: Arc<dyn Ledger>) -> Self {
-        Self { config, keys, clock, ledger, verified: MemoryCache::new(1000), attempts: Mutex::default() }
+        let (verified, comparing) = (MemoryCache::new(1000), Arc::new(Semaphore::new(COMPARED_AT_ONCE)));
+        Self { config, keys, clock, ledger, verified, comparing, attempts: Mutex::default() }
     }
 
     /// What tokens are for.
     pub fn service(&self) -> &str {
         &self.config.service
+    }
+
+    /// What clients call this cache, if the configuration says so.
+    pub fn url(&self) -> Option<&Url> {
+        self.config.url.as_ref()
     }
 
     /// How long a token is good for.
@@ -103,35 +155,28 @@ impl Access {
         self.keys.is_some()
     }
 
-    /// Whether callers at this address may be nobody.
-    fn admits_anonymous(&self, address: Option<IpAddr>) -> bool {
-        let within = |networks: &Vec<_>| networks.is_empty() || address.is_some_and(|at| is_in(networks, at));
-        self.config.anonymous.as_ref().is_some_and(within)
+    /// Who a request is from. Where nobody can log in, what it says of that is not looked at.
+    pub async fn identify(&self, asking: Asking<'_>) -> Result<Principal, AccessError> {
+        if !self.has_logins() {
+            return self.anonymous(asking.address);
+        }
+        match asking.credentials()? {
+            Credentials::None => self.anonymous(asking.address),
+            Credentials::Token(token) => self.bearer(token, asking.address),
+            Credentials::Secret(user, secret) => self.log_in(&user, &secret, asking.address).await,
+        }
     }
 
-    /// Who a request is from.
-    pub async fn identify(&self, asking: Asking<'_>) -> Result<Principal, AccessError> {
-        let Some(authorization) = asking.authorization else {
-            return self.anonymous(asking.address);
-        };
-        if authorization.len() > LONGEST_AUTHORIZATION {
-            return Err(AccessError::WrongCredentials);
+    /// Who asks for a token. A token is not exchanged for a newer one: that would be good for ever.
+    pub async fn identify_for_token(&self, asking: Asking<'_>) -> Result<Principal, AccessError> {
+        match asking.credentials()? {
+            Credentials::Token(_) => Err(AccessError::InvalidToken),
+            Credentials::None | Credentials::Secret(..) => self.identify(asking).await,
         }
-        let (scheme, credentials) = authorization.split_once(' ').unwrap_or((authorization, ""));
-        if scheme.eq_ignore_ascii_case("bearer") {
-            return self.bearer(credentials.trim(), asking.address);
-        }
-        if !scheme.eq_ignore_ascii_case("basic") {
-            return Err(AccessError::WrongCredentials);
-        }
-        let pair = STANDARD.decode(credentials.trim()).ok().and_then(|pair| String::from_utf8(pair).ok());
-        let pair = pair.as_deref().and_then(|pair| pair.split_once(':'));
-        let (user, secret) = pair.ok_or(AccessError::WrongCredentials)?;
-        self.log_in(user, secret, asking.address).await
     }
 
     fn anonymous(&self, address: Option<IpAddr>) -> Result<Principal, AccessError> {
-        match self.admits_anonymous(address) {
+        match self.config.admits_anonymous(address) {
             true => Ok(Principal::Anonymous),
             false if self.has_logins() => Err(AccessError::NoCredentials),
             false => Err(AccessError::NobodyHere),
@@ -156,16 +201,16 @@ impl Access {
         if !self.config.robots {
             return Err(AccessError::WrongCredentials);
         }
-        let attempt = (user.chars().take(64).collect::<String>(), address.map(|address| address.to_canonical()));
-        self.check_attempts(&attempt)?;
+        let guessers = guessers(user, address);
+        self.check_attempts(&guessers)?;
         let name: Option<RobotName> = user.parse().ok();
-        if let Some(name) = name.filter(|_| secret.len() <= 256)
+        if let Some(name) = name.filter(|_| secret.len() <= LONGEST_SECRET)
             && self.is_secret_of(&name, secret).await?
         {
-            self.attempts.lock().unwrap_or_else(PoisonError::into_inner).remove(&attempt);
+            self.attempts.lock().unwrap_or_else(PoisonError::into_inner).remove(&guessers[0].0);
             return Ok(Principal::Robot(name));
         }
-        self.note_wrong(attempt);
+        self.note_wrong(guessers);
         Err(AccessError::WrongCredentials)
     }
 
@@ -180,35 +225,46 @@ impl Access {
             hashes.push(SecretHash::of_nobody());
         }
         let secret = secret.to_owned();
-        // Comparing keeps a processor busy for long.
-        let compared = tokio::task::spawn_blocking(move || hashes.into_iter().find(|hash| hash.is_of(&secret)));
-        let right = compared.await.map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        let unavailable = |error: String| StoreError::Unavailable(format!("no secret could be compared: {error}"));
+        let place =
+            Arc::clone(&self.comparing).acquire_owned().await.map_err(|error| unavailable(error.to_string()))?;
+        // Comparing keeps a processor busy for long, and goes on when the client leaves.
+        let compared = tokio::task::spawn_blocking(move || {
+            let right = hashes.into_iter().find(|hash| hash.is_of(&secret));
+            drop(place);
+            right
+        });
+        let right = compared.await.map_err(|error| unavailable(error.to_string()))?;
         if let Some(hash) = &right {
             self.verified.insert((hash.clone(), seen), ());
         }
         Ok(right.is_some())
     }
 
-    fn check_attempts(&self, attempt: &(String, Option<IpAddr>)) -> Result<(), AccessError> {
+    fn check_attempts(&self, guessers: &[(Guesser, u32)]) -> Result<(), AccessError> {
         let attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.clock.now();
-        match attempts.get(attempt).filter(|attempts| now < attempts.until) {
-            Some(attempts) => Err(AccessError::TooManyAttempts { retry_after: attempts.until.after(now) }),
+        let pauses = guessers.iter().filter_map(|(guesser, _)| attempts.get(guesser));
+        match pauses.map(|attempts| attempts.until).max().filter(|until| now < *until) {
+            Some(until) => Err(AccessError::TooManyAttempts { retry_after: until.after(now) }),
             None => Ok(()),
         }
     }
 
-    fn note_wrong(&self, attempt: (String, Option<IpAddr>)) {
+    fn note_wrong(&self, guessers: [(Guesser, u32); 2]) {
         let now = self.clock.now();
         let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
         if attempts.len() >= MANY_ATTEMPTS {
             attempts.retain(|_, attempts| now < attempts.until);
         }
-        let known = attempts.entry(attempt).or_insert(Attempts { wrong: 0, until: now });
-        known.wrong += 1;
-        if let Some(more) = known.wrong.checked_sub(FREE_ATTEMPTS) {
-            let pause = FIRST_PAUSE.saturating_mul(1 << more.min(16));
-            known.until = now.plus(pause.min(LONGEST_PAUSE));
+        for (guesser, free) in guessers {
+            let known = attempts.entry(guesser).or_insert(Attempts { wrong: 0, until: now });
+            if known.until.plus(FORGIVEN) <= now {
+                known.wrong = 0;
+            }
+            known.wrong += 1;
+            let pause = known.wrong.checked_sub(free + 1).map(|more| FIRST_PAUSE.saturating_mul(1 << more.min(16)));
+            known.until = now.plus(pause.unwrap_or_default().min(LONGEST_PAUSE));
         }
     }
 

@@ -71,6 +71,16 @@ impl Policy {
 
 impl Rule {
     fn is_about(&self, principal: &Principal, address: Option<IpAddr>, repository: &Repository) -> bool {
+        self.other_than(principal, address, repository).is_none()
+    }
+
+    /// The first key of the rule that something else than this pull would have to fit. `None`: it is about this pull.
+    pub fn other_than(
+        &self,
+        principal: &Principal,
+        address: Option<IpAddr>,
+        repository: &Repository,
+    ) -> Option<&'static str> {
         let claims = match principal {
             Principal::Oidc(identity) => Some(&identity.claims),
             _ => None,
@@ -78,10 +88,26 @@ impl Rule {
         let has = |claim: &String, pattern: &Pattern| {
             claims.and_then(|claims| claims.get(claim)).is_some_and(|value| pattern.matches(value))
         };
-        fits(&self.who, &principal.to_string())
-            && self.claims.iter().all(|(claim, pattern)| has(claim, pattern))
-            && (self.networks.is_empty() || address.is_some_and(|address| is_in(&self.networks, address)))
-            && fits(&self.what, &repository.to_string())
+        let is_there = self.networks.is_empty() || address.is_some_and(|address| is_in(&self.networks, address));
+        [
+            ("who", fits(&self.who, &principal.to_string())),
+            ("claims", self.claims.iter().all(|(claim, pattern)| has(claim, pattern))),
+            ("networks", is_there),
+            ("what", fits(&self.what, &repository.to_string())),
+        ]
+        .into_iter()
+        .find_map(|(key, fits)| (!fits).then_some(key))
+    }
+}
+
+impl Because<'_> {
+    /// In a word or two.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Rule(rule) => &rule.name,
+            Self::Public => "public",
+            Self::Private => "private",
+        }
     }
 }
 

@@ -98,3 +98,48 @@ impl fmt::Display for Principal {
         }
     }
 }
+
+/// A string that names no principal.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a principal is anonymous, robot:<name>, iam:<arn> or oidc:<issuer>:<subject>")]
+pub struct InvalidPrincipal;
+
+/// The kinds of principals, as their names begin.
+pub const KINDS: [&str; 4] = ["anonymous", "robot:", "iam:", "oidc:"];
+
+impl FromStr for Principal {
+    type Err = InvalidPrincipal;
+
+    /// Reads what rules name. Claims are not part of a name.
+    fn from_str(text: &str) -> Result<Self, InvalidPrincipal> {
+        match text.split_once(':') {
+            None if text == "anonymous" => Ok(Self::Anonymous),
+            Some(("robot", name)) => name.parse().map(Self::Robot).map_err(|_| InvalidPrincipal),
+            Some(("iam", arn)) => {
+                let account = arn.split(':').nth(4).filter(|_| arn.starts_with("arn:")).ok_or(InvalidPrincipal)?;
+                Ok(Self::Iam(IamIdentity { account: account.to_owned(), arn: arn.to_owned() }))
+            }
+            Some(("oidc", identity)) => {
+                let (issuer, subject) = identity.split_once(':').ok_or(InvalidPrincipal)?;
+                let (issuer, subject) = (issuer.to_owned(), subject.to_owned());
+                Ok(Self::Oidc(OidcIdentity { issuer, subject, claims: BTreeMap::new() }))
+            }
+            _ => Err(InvalidPrincipal),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_principal_is_read_as_rules_name_it() {
+        for text in ["anonymous", "robot:ci", "iam:arn:aws:iam::123456789012:role/node", "oidc:github:repo:a/b:ref"] {
+            assert_eq!(text.parse::<Principal>().unwrap().to_string(), text);
+        }
+        for text in ["", "anonymous:", "robot:", "robot:CI", "iam:role/node", "oidc:github", "admin", "admin:x"] {
+            assert_eq!(text.parse::<Principal>(), Err(InvalidPrincipal), "{text}");
+        }
+    }
+}

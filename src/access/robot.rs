@@ -6,9 +6,12 @@ use std::time::Duration;
 use argon2::Argon2;
 use argon2::password_hash::phc::PasswordHash;
 use argon2::password_hash::{PasswordHasher as _, PasswordVerifier as _};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 
 use super::RobotName;
+use crate::ports::StoreError;
 use crate::time::Timestamp;
 
 /// What every secret begins with, so that people and scanners know one when they see it.
@@ -30,18 +33,22 @@ pub struct Robot {
     /// Its secret.
     hash: SecretHash,
     /// The secret that was replaced, and until when it is still taken.
-    replaced: Option<(SecretHash, Timestamp)>,
+    pub(super) replaced: Option<(SecretHash, Timestamp)>,
 }
 
 /// An argon2id hash, as the PHC string format writes it.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct SecretHash(String);
 
-/// A secret that was just made: shown once.
-pub struct NewSecret(String);
+/// A secret that was just made, and its hash. The secret is shown once.
+pub struct NewSecret {
+    /// The secret.
+    pub(super) text: String,
+    hash: SecretHash,
+}
 
 /// Why robots cannot be changed like this.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum RobotError {
     /// There is one already.
     #[error("there is a robot {0} already; `stopover robot rotate {0}` gives it a new secret")]
@@ -49,25 +56,34 @@ pub enum RobotError {
     /// There is none.
     #[error("there is no robot {0}")]
     Unknown(RobotName),
+    /// There is no room for another one: all of them are one item of the ledger.
+    #[error("there are {MOST_ROBOTS} robots, and that is the most; remove one first")]
+    TooMany,
+    /// The time that was named is over before it begins.
+    #[error("a robot cannot expire at once")]
+    Expired,
+    /// Others change the robots all the time.
+    #[error("the robots are being changed by others; try again")]
+    Busy,
     /// The system gave no randomness.
     #[error("no secret could be made")]
     NoSecret,
+    /// What the ledger said instead.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
-impl NewSecret {
-    /// The secret itself.
-    pub fn into_text(self) -> String {
-        self.0
-    }
+/// The most robots: their item stays far below the 400 KB that `DynamoDB` allows.
+const MOST_ROBOTS: usize = 500;
 
-    fn make() -> Result<(Self, SecretHash), RobotError> {
-        use base64::Engine as _;
-        use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+impl NewSecret {
+    /// Makes one. Takes tens of milliseconds and 19 MiB, on purpose.
+    pub fn make() -> Result<Self, RobotError> {
         let mut bytes = [0; 32];
         getrandom::fill(&mut bytes).map_err(|_| RobotError::NoSecret)?;
-        let secret = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes));
-        let hash = Argon2::default().hash_password(secret.as_bytes()).map_err(|_| RobotError::NoSecret)?;
-        Ok((Self(secret), SecretHash(hash.to_string())))
+        let text = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes));
+        let hash = Argon2::default().hash_password(text.as_bytes()).map_err(|_| RobotError::NoSecret)?;
+        Ok(Self { text, hash: SecretHash(hash.to_string()) })
     }
 }
 
@@ -100,27 +116,37 @@ impl Robots {
         robot.map(hashes).unwrap_or_default()
     }
 
-    /// Adds a robot.
+    /// Adds a robot with this secret.
     pub fn add(
         &mut self,
         name: RobotName,
+        secret: &NewSecret,
         expires_at: Option<Timestamp>,
         now: Timestamp,
-    ) -> Result<NewSecret, RobotError> {
+    ) -> Result<(), RobotError> {
         if self.robots.contains_key(&name) {
             return Err(RobotError::Exists(name));
         }
-        let (secret, hash) = NewSecret::make()?;
+        if self.robots.len() >= MOST_ROBOTS {
+            return Err(RobotError::TooMany);
+        }
+        let hash = secret.hash.clone();
         self.robots.insert(name, Robot { created_at: now, expires_at, hash, replaced: None });
-        Ok(secret)
+        Ok(())
     }
 
     /// Gives a robot a new secret. The one before is taken for as long as `overlap` says.
-    pub fn rotate(&mut self, name: &RobotName, overlap: Duration, now: Timestamp) -> Result<NewSecret, RobotError> {
+    pub fn rotate(
+        &mut self,
+        name: &RobotName,
+        secret: &NewSecret,
+        overlap: Duration,
+        now: Timestamp,
+    ) -> Result<(), RobotError> {
         let robot = self.robots.get_mut(name).ok_or_else(|| RobotError::Unknown(name.clone()))?;
-        let (secret, hash) = NewSecret::make()?;
-        robot.replaced = Some((std::mem::replace(&mut robot.hash, hash), now.plus(overlap)));
-        Ok(secret)
+        let before = std::mem::replace(&mut robot.hash, secret.hash.clone());
+        robot.replaced = Some((before, now.plus(overlap)));
+        Ok(())
     }
 
     /// Removes a robot.
@@ -139,28 +165,33 @@ mod tests {
         robots.hashes(&"ci".parse().unwrap(), now).iter().any(|hash| hash.is_of(secret))
     }
 
+    fn ci() -> RobotName {
+        "ci".parse().unwrap()
+    }
+
     #[test]
     fn a_robot_is_let_in_with_its_secret_until_it_expires() {
-        let mut robots = Robots::default();
+        let (mut robots, secret) = (Robots::default(), NewSecret::make().unwrap());
         let end = NOW.plus(Duration::from_hours(1));
-        let secret = robots.add("ci".parse().unwrap(), Some(end), NOW).unwrap().into_text();
-        assert!(secret.starts_with(PREFIX) && !format!("{robots:?}").contains(&secret));
-        assert!(lets_in(&robots, &secret, NOW));
-        assert!(!lets_in(&robots, &format!("{secret}x"), NOW));
-        assert!(!lets_in(&robots, &secret, end));
-        assert_eq!(robots.add("ci".parse().unwrap(), None, NOW).err(), Some(RobotError::Exists("ci".parse().unwrap())));
-        robots.remove(&"ci".parse().unwrap()).unwrap();
-        assert!(!lets_in(&robots, &secret, NOW));
+        robots.add(ci(), &secret, Some(end), NOW).unwrap();
+        let text = &secret.text;
+        assert!(text.starts_with(PREFIX) && !format!("{robots:?}").contains(text));
+        assert!(lets_in(&robots, text, NOW));
+        assert!(!lets_in(&robots, &format!("{text}x"), NOW));
+        assert!(!lets_in(&robots, text, end));
+        assert!(matches!(robots.add(ci(), &secret, None, NOW), Err(RobotError::Exists(name)) if name == ci()));
+        robots.remove(&ci()).unwrap();
+        assert!(!lets_in(&robots, text, NOW));
     }
 
     #[test]
     fn the_secret_before_a_rotation_is_taken_for_a_while() {
-        let mut robots = Robots::default();
-        let old = robots.add("ci".parse().unwrap(), None, NOW).unwrap().into_text();
-        let new = robots.rotate(&"ci".parse().unwrap(), Duration::from_hours(1), NOW).unwrap().into_text();
+        let (mut robots, old, new) = (Robots::default(), NewSecret::make().unwrap(), NewSecret::make().unwrap());
+        robots.add(ci(), &old, None, NOW).unwrap();
+        robots.rotate(&ci(), &new, Duration::from_hours(1), NOW).unwrap();
         let later = NOW.plus(Duration::from_hours(1));
-        assert!(lets_in(&robots, &old, NOW) && lets_in(&robots, &new, NOW));
-        assert!(!lets_in(&robots, &old, later) && lets_in(&robots, &new, later));
+        assert!(lets_in(&robots, &old.text, NOW) && lets_in(&robots, &new.text, NOW));
+        assert!(!lets_in(&robots, &old.text, later) && lets_in(&robots, &new.text, later));
     }
 
     #[test]

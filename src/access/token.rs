@@ -33,10 +33,10 @@ pub struct TokenKeys {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidKeys {
     /// None at all.
-    #[error("there is no key; a line is <id>:<32 bytes or more, in base64>")]
+    #[error("there is no key; one is <id>:<32 bytes or more, in base64>, and the id may be left out")]
     None,
     /// A line that cannot be read.
-    #[error("key {0} is not <id>:<32 bytes or more, in base64>")]
+    #[error("key {0} is not <id>:<32 bytes or more, in base64>, with or without <id>:")]
     Malformed(usize),
     /// Two keys that have one id.
     #[error("two keys are called {0:?}")]
@@ -63,14 +63,21 @@ struct Claims {
 }
 
 impl TokenKeys {
-    /// Reads keys, one in a line (or divided by commas): `<id>:<base64>`.
+    /// Makes a key, written as [`Self::parse`] reads it. `None`: the system gave no randomness.
+    pub fn make() -> Option<String> {
+        let mut key = [0; SHORTEST_KEY];
+        getrandom::fill(&mut key).ok()?;
+        Some(STANDARD.encode(key) + "\n")
+    }
+
+    /// Reads keys, one in a line (or divided by commas): `<id>:<base64>`, or `<base64>` for a key whose id is empty.
     pub fn parse(text: &str, clock: Clock) -> Result<Self, InvalidKeys> {
         let (mut signing, mut verifying) = (None, BTreeMap::new());
         let lines = text.split(['\n', ',']).map(str::trim).filter(|line| !line.is_empty());
         for (number, line) in (1..).zip(lines) {
-            let (id, key) = line.split_once(':').ok_or(InvalidKeys::Malformed(number))?;
+            let (id, key) = line.split_once(':').unwrap_or(("", line));
             let key = STANDARD.decode(key).map_err(|_| InvalidKeys::Malformed(number))?;
-            if id.is_empty() || key.len() < SHORTEST_KEY {
+            if key.len() < SHORTEST_KEY {
                 return Err(InvalidKeys::Malformed(number));
             }
             if verifying.insert(id.to_owned(), DecodingKey::from_secret(&key)).is_some() {
@@ -157,6 +164,11 @@ mod tests {
         let old = TokenKeys::parse(&key("old", 1), clock()).unwrap();
         let both = TokenKeys::parse(&format!("{}\n{}\n", key("new", 2), key("old", 1)), clock()).unwrap();
         let new = TokenKeys::parse(&key("new", 2), clock()).unwrap();
+        let made = TokenKeys::make().unwrap();
+        let nameless = TokenKeys::parse(&made, clock()).unwrap().issue("cr.test", &robot(), LIFE).unwrap();
+        let after_it = TokenKeys::parse(&format!("{},{made}", key("new", 2)), clock()).unwrap();
+        assert_eq!(after_it.verify("cr.test", &nameless), Ok(robot()));
+        assert_eq!(new.verify("cr.test", &nameless), Err(InvalidToken));
         let of_old = old.issue("cr.test", &robot(), LIFE).unwrap();
         assert_eq!(both.verify("cr.test", &of_old), Ok(robot()));
         let of_both = both.issue("cr.test", &robot(), LIFE).unwrap();
@@ -201,6 +213,7 @@ mod tests {
         let malformed = |text: &str| TokenKeys::parse(text, clock()).err().unwrap();
         assert_eq!(malformed(" \n"), InvalidKeys::None);
         assert_eq!(malformed("secret"), InvalidKeys::Malformed(1));
+        assert_eq!(malformed("a:"), InvalidKeys::Malformed(1));
         assert_eq!(malformed(&format!("{}\na:c2hvcnQ=", key("b", 1))), InvalidKeys::Malformed(2));
         assert_eq!(malformed(&format!("{},{}", key("a", 1), key("a", 2))), InvalidKeys::Twice("a".into()));
     }

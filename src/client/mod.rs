@@ -8,6 +8,7 @@ mod images;
 mod prefetch;
 mod progress;
 mod retention;
+mod robots;
 mod setup;
 mod upstream;
 

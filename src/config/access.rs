@@ -1,6 +1,7 @@
 //! `[access]` and `[[policy]]`: who is let in, and what they may pull.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,10 +10,13 @@ use ipnet::{IpNet, Ipv4Net};
 use serde::Deserialize;
 use url::Url;
 
-use super::file::Span;
-use super::{ConfigError, value};
-use crate::access::policy::{Policy, Rule};
+use super::file::Origin;
+use super::{ConfigError, SecretReference, UpstreamConfig, value};
+use crate::access::policy::{Policy, Rule, is_in};
+use crate::access::{InvalidPrincipal, KINDS, Principal};
 use crate::freshness::Pattern;
+use crate::oci::UpstreamId;
+use crate::time::Span;
 
 /// Who is let in, and what they may pull.
 #[derive(Clone, Debug)]
@@ -29,6 +33,8 @@ pub struct AccessConfig {
     pub oidc: BTreeMap<String, OidcConfig>,
     /// How long a token is good for.
     pub token_life: Duration,
+    /// What clients call this cache, where it cannot see that itself: behind a proxy that ends TLS.
+    pub url: Option<Url>,
     /// The keys that tokens are signed with, as [`TokenKeys`](crate::access::token::TokenKeys) reads them.
     pub signing_keys: Option<String>,
     /// What those who are let in may pull.
@@ -76,14 +82,50 @@ impl AccessConfig {
             iam: None,
             oidc: BTreeMap::new(),
             token_life: DEFAULT_TOKEN,
+            url: None,
             signing_keys: None,
             policy: Policy::default(),
         }
     }
 
+    /// Whether callers at this address may be nobody.
+    pub fn admits_anonymous(&self, address: Option<IpAddr>) -> bool {
+        let within = |networks: &Vec<_>| networks.is_empty() || address.is_some_and(|at| is_in(networks, at));
+        self.anonymous.as_ref().is_some_and(within)
+    }
+
+    /// Why nobody of this kind is let in from there; `None`: whoever can prove it is.
+    pub fn not_let_in(&self, principal: &Principal, address: Option<IpAddr>) -> Option<&'static str> {
+        let (admits, reason) = match principal {
+            Principal::Anonymous => (self.admits_anonymous(address), "access.anonymous does not name that address"),
+            Principal::Robot(_) => (self.robots, "access.robots is not true"),
+            Principal::Iam(_) => (self.iam.is_some(), "there is no [access.iam]"),
+            Principal::Oidc(identity) => {
+                (self.oidc.contains_key(&identity.issuer), "there is no [access.oidc] of that issuer")
+            }
+        };
+        (!admits).then_some(reason)
+    }
+
     /// Whether there is any way to log in.
     pub fn has_logins(&self) -> bool {
         self.robots || self.iam.is_some() || !self.oidc.is_empty()
+    }
+}
+
+/// Who is let in, in a line.
+impl fmt::Display for AccessConfig {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.anonymous.as_deref() {
+            None => formatter.write_str("nobody without a login")?,
+            Some([]) => formatter.write_str("everybody, from everywhere")?,
+            Some(networks) => {
+                let networks: Vec<String> = networks.iter().map(ToString::to_string).collect();
+                write!(formatter, "everybody from {}", networks.join(", "))?;
+            }
+        }
+        let logins = [("robots", self.robots), ("iam", self.iam.is_some()), ("oidc", !self.oidc.is_empty())];
+        logins.iter().filter(|(_, there)| *there).try_for_each(|(name, _)| write!(formatter, "; {name}"))
     }
 }
 
@@ -103,6 +145,7 @@ pub(super) struct AccessTable {
     #[serde(default)]
     oidc: BTreeMap<String, OidcTable>,
     token_life: Option<Span>,
+    url: Option<Origin>,
     signing_keys: Option<KeysTable>,
 }
 
@@ -144,14 +187,10 @@ struct KeysTable {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PolicyRuleTable {
-    #[serde(default)]
-    who: Vec<Pattern>,
-    #[serde(default)]
-    claims: BTreeMap<String, Pattern>,
-    #[serde(default)]
-    networks: Vec<IpNet>,
-    #[serde(default)]
-    what: Vec<Pattern>,
+    who: Option<Vec<String>>,
+    claims: Option<BTreeMap<String, Pattern>>,
+    networks: Option<Vec<IpNet>>,
+    what: Option<Vec<String>>,
     allow: bool,
 }
 
@@ -159,7 +198,8 @@ pub(super) struct PolicyRuleTable {
 pub(super) fn read(
     table: Option<AccessTable>,
     rules: Vec<PolicyRuleTable>,
-    secret: &impl Fn(&str) -> Option<String>,
+    upstreams: &BTreeMap<UpstreamId, UpstreamConfig>,
+    secret: &impl Fn(SecretReference) -> Result<String, String>,
 ) -> Result<Option<AccessConfig>, ConfigError> {
     let Some(table) = table else {
         return match rules.first() {
@@ -172,16 +212,15 @@ pub(super) fn read(
         return Err(value("access.token_life", "must be from \"1m\" to \"1h\""));
     }
     let signing_keys = table.signing_keys.map(|keys| keys.read(secret)).transpose();
-    let rules = (1..).zip(rules).map(|(number, table)| Rule {
-        name: format!("rule {number} of the policy"),
-        who: table.who,
-        claims: table.claims,
-        networks: table.networks,
-        what: table.what,
-        allow: table.allow,
-    });
+    let service = table.service.unwrap_or_else(|| "stopover".into());
+    // It stands in a header between quotes, and in URLs.
+    if service.is_empty() || !service.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:/".contains(&byte)) {
+        return Err(value("access.service", "has letters, digits and .-_:/ only"));
+    }
+    let rules = (1..).zip(rules).map(|(number, rule)| rule.read(number, upstreams));
+    let policy = Policy(rules.collect::<Result<_, _>>()?);
     Ok(Some(AccessConfig {
-        service: table.service.unwrap_or_else(|| "stopover".into()),
+        service,
         anonymous: match table.anonymous {
             None | Some(Anonymous::Everywhere(false)) => None,
             Some(Anonymous::Everywhere(true)) => Some(Vec::new()),
@@ -192,9 +231,65 @@ pub(super) fn read(
         iam: table.iam.map(IamTable::read).transpose()?,
         oidc: table.oidc.into_iter().map(OidcTable::read).collect::<Result<_, _>>()?,
         token_life,
+        url: table.url.map(|url| url.0),
         signing_keys: signing_keys.map_err(|message| value("access.signing_keys", message))?,
-        policy: Policy(rules.collect()),
+        policy,
     }))
+}
+
+impl PolicyRuleTable {
+    /// Refuses what can be about nothing, which would deny nothing either, and empty lists, which look like nothing and
+    /// would mean everything.
+    fn read(self, number: usize, upstreams: &BTreeMap<UpstreamId, UpstreamConfig>) -> Result<Rule, ConfigError> {
+        let key = |key: &str| format!("policy, rule {number}: {key}");
+        let Self { who, claims, networks, what, allow } = self;
+        let empty = [
+            ("who", who.as_ref().is_some_and(Vec::is_empty)),
+            ("claims", claims.as_ref().is_some_and(BTreeMap::is_empty)),
+            ("networks", networks.as_ref().is_some_and(Vec::is_empty)),
+            ("what", what.as_ref().is_some_and(Vec::is_empty)),
+        ];
+        if let Some((name, _)) = empty.iter().find(|(_, empty)| *empty) {
+            return Err(value(key(name), "is empty; leave it out if the rule is about everything"));
+        }
+        let (who, what) = (who.unwrap_or_default(), what.unwrap_or_default());
+        for pattern in &who {
+            let start = pattern.split('*').next().unwrap_or_default();
+            let kind =
+                |kind: &&str| start.starts_with(*kind) || (start.len() < pattern.len() && kind.starts_with(start));
+            if !KINDS.iter().any(kind) {
+                return Err(value(key("who"), format!("{pattern:?} is nobody: {InvalidPrincipal}")));
+            }
+        }
+        for pattern in &what {
+            let (upstream, name) = pattern.split_once('/').unwrap_or((pattern, "*"));
+            if upstream.contains('*') {
+                continue;
+            }
+            let known = upstream.parse::<UpstreamId>().ok().and_then(|id| upstreams.get(&id));
+            let known = known.ok_or_else(|| {
+                value(key("what"), format!("{pattern:?} begins with no configured upstream, as in \"ghcr.io/acme/*\""))
+            })?;
+            if !pattern.contains(['/', '*']) {
+                return Err(value(key("what"), format!("for all of the upstream write \"{pattern}/*\"")));
+            }
+            if known.library && !name.contains(['/', '*']) {
+                return Err(value(
+                    key("what"),
+                    format!("every name there has a slash: write \"{upstream}/library/{name}\""),
+                ));
+            }
+        }
+        let patterns = |texts: Vec<String>| texts.iter().map(|text| text.as_str().into()).collect();
+        Ok(Rule {
+            name: format!("rule {number} of the policy"),
+            who: patterns(who),
+            claims: claims.unwrap_or_default(),
+            networks: networks.unwrap_or_default(),
+            what: patterns(what),
+            allow,
+        })
+    }
 }
 
 impl IamTable {
@@ -232,12 +327,10 @@ impl OidcTable {
 }
 
 impl KeysTable {
-    fn read(self, secret: impl Fn(&str) -> Option<String>) -> Result<String, String> {
-        match (self.env, self.file) {
-            (Some(name), None) => secret(&name).ok_or_else(|| format!("the environment variable {name} is not set")),
-            (None, Some(path)) => {
-                std::fs::read_to_string(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))
-            }
+    fn read(&self, secret: impl Fn(SecretReference) -> Result<String, String>) -> Result<String, String> {
+        match (&self.env, &self.file) {
+            (Some(name), None) => secret(SecretReference::Variable(name)),
+            (None, Some(path)) => secret(SecretReference::File(path)),
             _ => Err("give either env (the name of a variable) or file (a path)".into()),
         }
     }

@@ -15,6 +15,7 @@ use super::{Cold, Deleted};
 use crate::freshness::Pattern;
 use crate::oci::{Name, Platforms, UpstreamId};
 use crate::retention::SHORTEST;
+use crate::time::Span;
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
@@ -203,21 +204,6 @@ pub(super) struct CredentialsTable {
 pub(super) enum Fresh {
     All(Span),
     By(BTreeMap<Pattern, Span>),
-}
-
-/// A duration as `"5m"`.
-#[derive(Deserialize, Clone, Copy, PartialEq)]
-#[serde(try_from = "String")]
-pub(super) struct Span(pub(super) Duration);
-
-impl TryFrom<String> for Span {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        humantime::parse_duration(&text)
-            .map(Self)
-            .map_err(|error| format!("{text:?} is no duration like \"5m\": {error}"))
-    }
 }
 
 /// A duration, or `"forever"` (`None`).

@@ -133,9 +133,9 @@ impl Config {
                 pin: file.pin,
                 max_size: file.max_size.map(|size| size.0),
             },
+            access: access::read(file.access, file.policy, &upstreams, &secret)?,
             upstreams,
             rules,
-            access: access::read(file.access, file.policy, &secret)?,
             source: path.map(Path::to_owned),
         })
     }

@@ -313,3 +313,60 @@ fn secrets_come_by_reference_and_are_not_printed() {
     assert_eq!(credentials.password, "s3cret");
     assert!(!format!("{config:?}").contains("s3cret"));
 }
+
+const ACCESS: &str = "[access]\nrobots = true\n";
+
+#[test]
+fn a_policy_that_could_mean_something_else_than_it_says_is_refused() {
+    for (rule, message) in [
+        ("who = []", "who: is empty"),
+        ("what = []", "what: is empty"),
+        ("networks = []", "networks: is empty"),
+        ("claims = {}", "claims: is empty"),
+        ("who = [\"robots:ci\"]", "\"robots:ci\" is nobody"),
+        ("who = [\"ci\"]", "\"ci\" is nobody"),
+        ("what = [\"ghcr.oi/acme/*\"]", "begins with no configured upstream"),
+        ("what = [\"index.docker.io/acme/*\"]", "begins with no configured upstream"),
+        ("what = [\"docker.io/nginx\"]", "write \"docker.io/library/nginx\""),
+        ("what = [\"ghcr.io\"]", "write \"ghcr.io/*\""),
+    ] {
+        let error = load(&format!("{ACCESS}[[policy]]\n{rule}\nallow = false")).unwrap_err();
+        assert!(error.starts_with("policy, rule 1: ") && error.contains(message), "{rule}: {error}");
+    }
+    for rule in ["who = [\"*\"]", "who = [\"r*\", \"anonymous\"]", "what = [\"*/acme/*\", \"docker.io/nginx*\"]", ""] {
+        let config = load(&format!("{ACCESS}[[policy]]\n{rule}\nallow = true")).unwrap();
+        assert_eq!(config.access.unwrap().policy.0.len(), 1, "{rule}");
+    }
+    assert!(load("[[policy]]\nallow = true").unwrap_err().contains("[access]"));
+}
+
+#[test]
+fn what_the_access_table_cannot_mean_is_named() {
+    for (line, key) in [
+        ("service = \"a\\\"b\"", "access.service"),
+        ("service = \"\"", "access.service"),
+        ("url = \"https://cr.example.com/path\"", "access.url"),
+        ("token_life = \"2h\"", "access.token_life"),
+        ("signing_keys = { env = \"UNKNOWN\" }", "access.signing_keys"),
+        ("signing_keys = {}", "access.signing_keys"),
+    ] {
+        let error = load(&format!("{ACCESS}{line}")).unwrap_err();
+        assert!(error.starts_with(key), "{line}: {error}");
+    }
+    assert!(load("[access]\nanonymous = [\"everyone\"]").unwrap_err().contains("networks"));
+    assert!(!load("[access]\nanonymous = []").unwrap().access.unwrap().admits_anonymous(None), "nobody, not everybody");
+}
+
+#[test]
+fn what_needs_our_credentials_is_private_unless_it_says_otherwise() {
+    let config = load(
+        "[upstreams.\"docker.io\"]\ncredentials = { username = \"me\", password_env = \"HUB_TOKEN\" }\n\
+         [rules.\"docker.io/library\"]\npublic = true\n\
+         [upstreams.\"123456789012.dkr.ecr.eu-west-1.amazonaws.com\"]\n",
+    );
+    let config = config.unwrap();
+    let private = |id: &str| config.upstreams[&id.parse().unwrap()].is_private();
+    assert!(private("docker.io") && private("123456789012.dkr.ecr.eu-west-1.amazonaws.com") && !private("ghcr.io"));
+    let rule = &config.rules[&"docker.io/library".parse().unwrap()];
+    assert!(!rule.settings.as_ref().unwrap().is_private());
+}

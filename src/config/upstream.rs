@@ -8,11 +8,12 @@ use std::time::Duration;
 use serde::Deserialize;
 use url::Url;
 
-use super::file::{AlternateTable, CredentialsTable, Fresh, Origin, PolicyTable, Span, UpstreamTable};
+use super::file::{AlternateTable, CredentialsTable, Fresh, Origin, PolicyTable, UpstreamTable};
 use super::profile::{Profile, ecr_region};
 use super::{ConfigError, value};
 use crate::freshness::{Pattern, TagRules};
 use crate::oci::{Name, Platforms, UpstreamId};
+use crate::time::Span;
 
 /// What a client gets for a blob that is not stored yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
@@ -346,6 +347,12 @@ fn upstream(
 }
 
 impl UpstreamConfig {
+    /// Whether it shows us what it does not show to everybody: only those see that whom the policy names. A private ECR
+    /// registry does, whoever we are there.
+    pub fn is_private(&self) -> bool {
+        !self.public && (self.credentials.is_some() || self.ecr_region.is_some())
+    }
+
     /// Replaces what a table sets. `section`: what the table is called; `path`: below what it holds.
     pub(super) fn set(
         &mut self,

@@ -15,6 +15,7 @@ use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use serde_json::json;
 
+use super::audit::Record;
 use super::{NO_STORE, caller, refuse};
 use crate::Cache;
 use crate::access::{AccessError, Asking, Principal};
@@ -36,24 +37,18 @@ pub(super) struct Guest {
 
 impl Guest {
     /// Who a request is from.
-    pub(super) async fn of(cache: &Cache, parts: &Parts) -> Result<Self, PullError> {
-        let address = caller(parts);
-        // Two of them would be two stories.
-        let mut sent = parts.headers.get_all(AUTHORIZATION).iter();
-        let authorization = match (sent.next().map(HeaderValue::to_str), sent.next()) {
-            (None, _) => None,
-            (Some(Ok(text)), None) => Some(text),
-            _ => return Err(AccessError::WrongCredentials.into()),
-        };
-        let principal = cache.access.identify(Asking { authorization, address }).await?;
-        Ok(Self { principal, address })
+    pub(super) async fn of(cache: &Cache, parts: &Parts, record: &mut Record) -> Result<Self, PullError> {
+        record.address = caller(parts);
+        let principal = cache.access.identify(asking(parts)?).await?;
+        record.principal = Some(principal.clone());
+        Ok(Self { principal, address: record.address })
     }
 
     /// Refuses them what they may not pull. Whoever is nobody is asked to log in first, where that is possible.
-    pub(super) fn check(&self, cache: &Cache, repository: &Repository) -> Result<(), PullError> {
-        let private = cache.upstreams.get(repository)?.is_private();
+    pub(super) fn check(&self, cache: &Cache, repository: &Repository, record: &mut Record) -> Result<(), PullError> {
+        let private = cache.upstreams.get(repository)?.config().is_private();
         let decision = cache.access.decide(&self.principal, self.address, repository, private);
-        tracing::debug!(principal = %self.principal, %repository, %decision, "decided");
+        record.decided(repository, private, &decision);
         if decision.allowed {
             return Ok(());
         }
@@ -71,20 +66,24 @@ impl Guest {
     }
 }
 
+fn asking(parts: &Parts) -> Result<Asking<'_>, AccessError> {
+    // Two of them would be two stories.
+    let mut sent = parts.headers.get_all(AUTHORIZATION).iter();
+    let authorization = match (sent.next().map(HeaderValue::to_str), sent.next()) {
+        (None, _) => None,
+        (Some(Ok(text)), None) => Some(text),
+        _ => return Err(AccessError::WrongCredentials),
+    };
+    Ok(Asking { authorization, address: caller(parts) })
+}
+
 /// The one challenge of this registry: clients disagree about what to do with several. Its realm is where the client
 /// itself says that it is.
 pub(super) fn challenge(cache: &Cache, error: &AccessError, parts: &Parts) -> Option<HeaderValue> {
     if !cache.access.has_logins() {
         return None;
     }
-    let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok());
-    let host = host.or_else(|| parts.uri.authority().map(http::uri::Authority::as_str))?;
-    let plain = |letter: char| letter.is_ascii_alphanumeric() || ".-_:[]".contains(letter);
-    if !host.chars().all(plain) {
-        return None;
-    }
-    let scheme = if parts.extensions.get::<Https>().is_some() { "https" } else { "http" };
-    let mut text = format!("Bearer realm=\"{scheme}://{host}/token\",service=\"{}\"", cache.access.service());
+    let mut text = format!("Bearer realm=\"{}/token\",service=\"{}\"", origin(cache, parts)?, cache.access.service());
     let asked = Request::parse(&parts.method, parts.uri.path(), parts.uri.query()).map(|request| request.operation);
     if let Some(name) = asked.ok().as_ref().and_then(Operation::name) {
         text += &format!(",scope=\"repository:{name}:pull\"");
@@ -95,16 +94,26 @@ pub(super) fn challenge(cache: &Cache, error: &AccessError, parts: &Parts) -> Op
     HeaderValue::from_str(&text).ok()
 }
 
+/// Scheme, host and port, as clients know them.
+fn origin(cache: &Cache, parts: &Parts) -> Option<String> {
+    if let Some(url) = cache.access.url() {
+        return Some(url.origin().ascii_serialization());
+    }
+    let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok());
+    let host = host.or_else(|| parts.uri.authority().map(http::uri::Authority::as_str))?;
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || ".-_:[]".contains(letter);
+    let scheme = if parts.extensions.get::<Https>().is_some() { "https" } else { "http" };
+    host.chars().all(plain).then(|| format!("{scheme}://{host}"))
+}
+
 pub(super) fn routes() -> Router<Arc<Cache>> {
     Router::new().route("/token", get(by_header).post(by_form)).layer(DefaultBodyLimit::max(MAX_FORM))
 }
 
 /// GET with Basic, or with nothing: a token of nobody, where nobody needs more.
 async fn by_header(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
-    match Guest::of(&cache, &parts).await {
-        Ok(guest) => token(&cache, &guest.principal),
-        Err(error) => refuse(&cache, &error, &parts),
-    }
+    let identified = async { cache.access.identify_for_token(asking(&parts)?).await };
+    logged_in(&cache, &parts, identified.await)
 }
 
 /// POST with `grant_type=password`. There are no refresh tokens: what clients would keep is the secret itself.
@@ -117,9 +126,24 @@ async fn by_form(State(cache): State<Arc<Cache>>, parts: Parts, body: Bytes) -> 
     let (Some(user), Some(secret)) = (form.remove("username"), form.remove("password")) else {
         return refused(StatusCode::BAD_REQUEST, "invalid_request");
     };
-    match cache.access.log_in(&user, &secret, caller(&parts)).await {
-        Ok(principal) => token(&cache, &principal),
-        Err(error) => refuse(&cache, &error.into(), &parts),
+    let identified = cache.access.log_in(&user, &secret, caller(&parts)).await;
+    logged_in(&cache, &parts, identified)
+}
+
+fn logged_in(cache: &Cache, parts: &Parts, identified: Result<Principal, AccessError>) -> Response {
+    let mut record = Record::of(None, caller(parts));
+    match identified {
+        Ok(principal) => {
+            let response = token(cache, &principal);
+            record.principal = Some(principal);
+            record.logged_in(None);
+            response
+        }
+        Err(error) => {
+            let error = error.into();
+            record.logged_in(Some(&error));
+            refuse(cache, &error, parts)
+        }
     }
 }
 

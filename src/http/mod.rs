@@ -1,10 +1,12 @@
 //! HTTP: request → pull → response. The only place that builds responses.
 
 mod access;
+mod audit;
 mod listing;
 mod operator;
 mod prefetch;
 mod retention;
+mod robots;
 mod stream;
 
 use std::net::{IpAddr, SocketAddr};
@@ -23,13 +25,14 @@ use http::{HeaderMap, StatusCode};
 
 use access::Guest;
 pub use access::Https;
+use audit::Record;
 
 use crate::Cache;
 use crate::error::PullError;
-use crate::oci::{Digest, InvalidRequest, Name, Operation, Repository, Request, RequestedRange};
+use crate::oci::{Digest, InvalidRequest, Operation, Repository, Request, RequestedRange};
 use crate::ports::{Priority, StoreError};
 use crate::pull::{Content, PulledBlob, PulledManifest, Served, Want};
-use crate::upstream::UpstreamError;
+use crate::upstream::{UpstreamError, spent};
 
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const DISTRIBUTION_API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -48,11 +51,16 @@ pub fn router(cache: Arc<Cache>) -> Router {
 async fn answer(State(cache): State<Arc<Cache>>, request: http::Request<Body>) -> Response {
     let (request, _) = request.into_parts();
     let parsed = Request::parse(&request.method, request.uri.path(), request.uri.query());
-    let outcome = match parsed {
-        Ok(parsed) => pull(&cache, &parsed, &request).await,
-        Err(error) => Err(error.into()),
+    let mut record = Record::default();
+    let (outcome, spent) = match parsed {
+        Ok(parsed) => spent::counted(pull(&cache, &parsed, &request, &mut record)).await,
+        Err(error) => (Err(error.into()), 0),
     };
-    let response = outcome.unwrap_or_else(|error| refuse(&cache, &error, &request));
+    let (response, error) = match outcome {
+        Ok(response) => (response, None),
+        Err(error) => (refuse(&cache, &error, &request), Some(error)),
+    };
+    record.pulled(&request.method, &response, error.as_ref(), spent);
     tracing::debug!(
         http.method = %request.method, http.path = request.uri.path(), http.status = response.status().as_u16(),
         served = response.headers().get(SERVED).and_then(|served| served.to_str().ok()), "answered"
@@ -60,44 +68,44 @@ async fn answer(State(cache): State<Arc<Cache>>, request: http::Request<Body>) -
     response
 }
 
-async fn pull(cache: &Arc<Cache>, request: &Request, parts: &http::request::Parts) -> Result<Response, PullError> {
+async fn pull(
+    cache: &Arc<Cache>,
+    request: &Request,
+    parts: &http::request::Parts,
+    record: &mut Record,
+) -> Result<Response, PullError> {
     let headers = &parts.headers;
+    let guest = Guest::of(cache, parts, record).await?;
+    let Some(name) = request.operation.name() else {
+        // Needs no upstream: it is answered when every upstream is down.
+        return guest.check_ping(cache, parts).map(|()| ping(request.head));
+    };
+    let repository = &cache.upstreams.repository(request, name)?;
+    guest.check(cache, repository, record)?;
     let want = Want {
         head: request.head,
         check: has(headers, &CACHE_CONTROL, "no-cache"),
         priority: if has(headers, &PRIORITY, "u=7") { Priority::Refresh } else { Priority::Interactive },
-        caller: caller(parts),
-    };
-    let guest = Guest::of(cache, parts).await?;
-    let repository = |name: &Name| {
-        let repository = cache.upstreams.repository(request, name)?;
-        guest.check(cache, &repository).map(|()| repository)
+        caller: guest.address,
     };
     match &request.operation {
-        // Needs no upstream: it is answered when every upstream is down.
-        Operation::Ping => {
-            guest.check_ping(cache, parts)?;
-            cache.upstreams.pinged(request).map(|()| ping(request.head))
+        Operation::Ping => cache.upstreams.pinged(request).map(|()| ping(request.head)),
+        Operation::Manifest(_, reference) => {
+            let pulled = cache.manifest(repository, reference, want).await?;
+            Ok(manifest(repository, pulled, request.head, headers))
         }
-        Operation::Manifest(name, reference) => {
-            let repository = repository(name)?;
-            let pulled = cache.manifest(&repository, reference, want).await?;
-            Ok(manifest(&repository, pulled, request.head, headers))
-        }
-        Operation::Blob(name, digest) => {
-            let repository = repository(name)?;
-            let pulled = cache.blob(&repository, digest, want).await?;
-            blob(&repository, digest, pulled, headers)
+        Operation::Blob(_, digest) => {
+            let pulled = cache.blob(repository, digest, want).await?;
+            record.redirected = matches!(pulled.content, Content::Redirect(_)).then_some(pulled.size);
+            blob(repository, digest, pulled, headers)
         }
         Operation::Tags(name, page) => {
-            let repository = repository(name)?;
-            let pulled = cache.tags(&repository, page, want).await?;
-            Ok(listing::tags(request, name, page, &repository, &pulled))
+            let pulled = cache.tags(repository, page, want).await?;
+            Ok(listing::tags(request, name, page, repository, &pulled))
         }
-        Operation::Referrers(name, subject, artifact_type) => {
-            let repository = repository(name)?;
-            let pulled = cache.referrers(&repository, subject, artifact_type.as_deref(), want).await?;
-            Ok(listing::referrers(&repository, &pulled, artifact_type.is_some(), request.head))
+        Operation::Referrers(_, subject, artifact_type) => {
+            let pulled = cache.referrers(repository, subject, artifact_type.as_deref(), want).await?;
+            Ok(listing::referrers(repository, &pulled, artifact_type.is_some(), request.head))
         }
     }
 }

@@ -12,7 +12,9 @@ use http::request::Parts;
 use serde::Serialize;
 use serde_json::json;
 
-use super::{NO_STORE, caller, prefetch, retention};
+use super::access::Guest;
+use super::audit::Record;
+use super::{NO_STORE, caller, prefetch, refuse, retention, robots};
 use crate::Cache;
 use crate::error::excerpt;
 use crate::oci::Digest;
@@ -27,10 +29,17 @@ pub(super) fn routes() -> Router<Arc<Cache>> {
         .route("/_stopover/fills/{digest}", get(fill))
         .merge(prefetch::routes())
         .merge(retention::routes())
+        .merge(robots::routes())
 }
 
-/// How much is left of each upstream's quota, and whether it is being asked at all.
-async fn quota(State(cache): State<Arc<Cache>>) -> Response {
+/// How much is left of each upstream's quota, and whether it is being asked at all: for the operator, and for whoever is
+/// let in.
+async fn quota(operator: Result<Operator, Response>, State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
+    if operator.is_err()
+        && let Err(error) = Guest::of(&cache, &parts, &mut Record::default()).await
+    {
+        return refuse(&cache, &error, &parts);
+    }
     let now = cache.clock.now();
     let gauges = cache.upstreams.gauges().await;
     let upstreams: Vec<QuotaReport> =
@@ -61,12 +70,12 @@ async fn retry_fills(_: Operator, State(cache): State<Arc<Cache>>) -> Response {
     cache.fills.retry().await.map_or_else(|error| unavailable(&error), |retried| answer(&json!({ "retried": retried })))
 }
 
-fn answer(body: &impl Serialize) -> Response {
+pub(super) fn answer(body: &impl Serialize) -> Response {
     ([(CACHE_CONTROL, NO_STORE)], Json(body)).into_response()
 }
 
 /// Storage did not answer: nothing can be said.
-fn unavailable(error: &StoreError) -> Response {
+pub(super) fn unavailable(error: &StoreError) -> Response {
     refusal(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
 }
 

@@ -15,6 +15,7 @@ use serde_json::json;
 use tokio::time::{Instant, timeout_at};
 
 use super::access::Guest;
+use super::audit::Record;
 use super::operator::refusal;
 use super::{NO_STORE, refuse};
 use crate::Cache;
@@ -22,6 +23,7 @@ use crate::error::{PullError, excerpt};
 use crate::oci::{Platform, Platforms, Request};
 use crate::ports::{ImageJob, Priority};
 use crate::prefetch::{PrefetchReport, Prefetched, PrefetchedBlob};
+use crate::upstream::spent;
 
 /// The most bytes of a request, and the most images and platforms in it.
 const MAX_BYTES: usize = 1024 * 1024;
@@ -50,9 +52,13 @@ pub(super) fn routes() -> Router<Arc<Cache>> {
 /// Stores the manifests of images and requests the fills of their blobs. What takes too long for one answer is asked for
 /// again.
 async fn prefetch(State(cache): State<Arc<Cache>>, parts: request::Parts, body: Bytes) -> Response {
-    let guest = match Guest::of(&cache, &parts).await {
+    let mut record = Record::default();
+    let guest = match Guest::of(&cache, &parts, &mut record).await {
         Ok(guest) => guest,
-        Err(error) => return refuse(&cache, &error, &parts),
+        Err(error) => {
+            record.prefetched(Some(&error), 0);
+            return refuse(&cache, &error, &parts);
+        }
     };
     let wanted: Wanted = match serde_json::from_slice(&body) {
         Ok(wanted) => wanted,
@@ -68,11 +74,15 @@ async fn prefetch(State(cache): State<Arc<Cache>>, parts: request::Parts, body: 
     }
     let (caller, deadline) = (guest.address, Instant::now() + cache.config.wait);
     let images = stream::iter(wanted.images.clone()).map(|text| {
+        let mut record = Record::of(Some(guest.principal.clone()), caller);
         // Each has platforms of its own, so they are made no sooner than they are looked at.
-        let (cache, job) = (Arc::clone(&cache), wanted.job(&cache, &guest, &text));
+        let (cache, job) = (Arc::clone(&cache), wanted.job(&cache, &guest, &text, &mut record));
         async move {
             let prefetched = async { cache.prefetch(&job?, caller).await };
-            report(text, timeout_at(deadline, prefetched).await.unwrap_or(Err(PullError::NotYet)))
+            let (outcome, spent) = spent::counted(timeout_at(deadline, prefetched)).await;
+            let outcome = outcome.unwrap_or(Err(PullError::NotYet));
+            record.prefetched(outcome.as_ref().err(), spent);
+            report(text, outcome)
         }
     });
     let images: Vec<PrefetchReport> = images.buffered(AT_ONCE).collect().await;
@@ -80,9 +90,9 @@ async fn prefetch(State(cache): State<Arc<Cache>>, parts: request::Parts, body: 
 }
 
 impl Wanted {
-    fn job(&self, cache: &Cache, guest: &Guest, text: &str) -> Result<ImageJob, PullError> {
+    fn job(&self, cache: &Cache, guest: &Guest, text: &str, record: &mut Record) -> Result<ImageJob, PullError> {
         let (repository, reference) = cache.image(&Request::image(text)?)?;
-        guest.check(cache, &repository)?;
+        guest.check(cache, &repository, record)?;
         let platforms = self.platforms(&cache.upstreams.get(&repository)?.config().platforms);
         Ok(ImageJob { repository, reference, platforms, priority: Priority::Prefetch })
     }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <data>/lock                                     held while a process uses the directory
+//! <data>/signing_keys                             what tokens are signed with, where the configuration has nothing
 //! <data>/ledger.redb                              tag records, manifests, memberships, claims, requests
 //! <data>/blobs/<algorithm>/<2 hex>/<hex>          published blobs, whole and verified
 //! <data>/unpublished/<hex>.<random>               bytes on their way; a start keeps those with a checkpoint
@@ -15,6 +16,8 @@ mod queue;
 mod store;
 
 use std::fs::{self, File, TryLockError};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +33,7 @@ pub use queue::Queue;
 use images::Images;
 
 use crate::Cache;
+use crate::access::token::TokenKeys;
 use crate::config::Config;
 use crate::ports::Blobs as _;
 use crate::time::Clock;
@@ -47,9 +51,14 @@ pub struct Local {
 impl Local {
     /// Takes the data directory, which it creates where it is missing, and goes on with the fills that were requested
     /// before. Fails in a sentence when another process has it.
-    pub async fn open(config: Config, clock: Clock) -> anyhow::Result<Self> {
+    pub async fn open(mut config: Config, clock: Clock) -> anyhow::Result<Self> {
         let data = config.data_dir.clone();
         let lock = take(&data)?;
+        if let Some(access) = config.access.as_mut().filter(|access| access.has_logins())
+            && access.signing_keys.is_none()
+        {
+            access.signing_keys = Some(signing_keys(&data.join("signing_keys"))?);
+        }
         let files = Arc::new(Files::open(&data)?);
         let ledger = Arc::new(
             EmbeddedLedger::open(&data.join("ledger.redb"))
@@ -121,6 +130,30 @@ impl Drop for Sweeper {
     fn drop(&mut self) {
         self.0.abort();
     }
+}
+
+/// The keys in this file. Where it is not there, it is made with a new one, which only the owner may read.
+fn signing_keys(path: &Path) -> anyhow::Result<String> {
+    match fs::read_to_string(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        read => return read.with_context(|| format!("cannot read the signing keys in {}", path.display())),
+    }
+    let keys = TokenKeys::make().context("the system gives no randomness for a signing key")?;
+    // Whole or not at all: half a key would keep the next start from starting.
+    let unfinished = path.with_extension("unfinished");
+    let write = || {
+        // One that was left behind may have other permissions.
+        match fs::remove_file(&unfinished) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = File::options().create_new(true).write(true).mode(0o600).open(&unfinished)?;
+        file.write_all(keys.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&unfinished, path)
+    };
+    write().with_context(|| format!("cannot write the signing keys to {}", path.display()))?;
+    Ok(keys)
 }
 
 fn take(data: &Path) -> anyhow::Result<File> {

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 
+use crate::upstream::spent::{Payer, paid_by};
+
 type Flight<V> = Shared<BoxFuture<'static, Option<V>>>;
 
 /// Work that is under way, by what it is for.
@@ -40,7 +42,7 @@ where
             let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let begin = || {
                 let landing = Landing(Arc::clone(&self.0), key.clone());
-                let work = work();
+                let work = paid_by(Payer::current(), work());
                 let task = tokio::spawn(async move {
                     let value = work.await;
                     drop(landing);

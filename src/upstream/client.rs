@@ -16,6 +16,7 @@ use super::account::Account;
 use super::answer::{Answer, RangeSent, own_media_type, read_limited, timed, unavailable};
 use super::guard::{self, Clients};
 use super::login::Login;
+use super::spent;
 use super::token::Challenge;
 use crate::config::{Cold, UpstreamConfig};
 use crate::gauge::{Gauge, Kind, Outcome, Quota};
@@ -97,11 +98,6 @@ impl Upstream {
         self.account.meter.gauge().await
     }
 
-    /// Whether it shows us what it does not show to everybody: only those see that whom the policy names.
-    pub fn is_private(&self) -> bool {
-        self.has_credentials() && !self.config.public
-    }
-
     /// What a client gets for a blob of it that is not stored yet.
     pub fn cold(&self) -> Cold {
         self.config.cold
@@ -147,6 +143,7 @@ impl Upstream {
     async fn do_get_manifest(&self, name: &Name, reference: &Reference) -> Result<Manifest, UpstreamError> {
         let answer = self.send(Method::GET, self.endpoint(name, "manifests", reference), name).await?;
         let answer = answer.succeeded(self.has_credentials()).await?;
+        spent::note_manifest();
         let headers = answer.response.headers();
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let content_type = header(CONTENT_TYPE.as_str()).to_owned();

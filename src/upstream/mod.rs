@@ -7,6 +7,7 @@ mod guard;
 mod listing;
 mod login;
 mod meter;
+pub(crate) mod spent;
 mod token;
 
 use std::collections::{BTreeMap, HashSet};
@@ -282,6 +283,10 @@ impl Upstreams {
             let there = Repository { upstream: alternate.upstream.clone(), name };
             let Some(upstream) = self.part(&there) else { continue };
             if upstream.config().names.refused_by(&there.name).is_some() {
+                continue;
+            }
+            // What only some may see there is not shown to everybody here.
+            if upstream.config().is_private() && !first.config().is_private() {
                 continue;
             }
             if let Ok(answer) = question(upstream, there.name).await {

@@ -19,7 +19,7 @@ async fn world_with_ecr(column: Column, settings: &str) -> (World, Scripted, Scr
     let registry = Scripted::start().unwrap();
     registry.require(Login::Basic("AWS".into(), "first".into()));
     let image = registry.image("team/app", "1", &[b"layer"]);
-    let table = format!("[upstreams.\"{REGISTRY}\"]\nurl = \"{}\"\n{settings}", registry.url());
+    let table = format!("[upstreams.\"{REGISTRY}\"]\nurl = \"{}\"\npublic = true\n{settings}", registry.url());
     let world = World::plan(column).upstream(&table).start().await;
     if let Some(endpoints) = world.endpoints() {
         endpoints.logins().issue("first", TWELVE_HOURS_ON);

@@ -205,7 +205,7 @@ async fn a_list_that_nobody_has_is_unavailable_and_not_empty(column: Column) {
 }
 
 async fn a_refused_login_is_not_covered_by_a_list_that_is_kept(column: Column) {
-    let login = "credentials = { username = \"me\", password_env = \"TEST_SECRET\" }";
+    let login = "public = true\ncredentials = { username = \"me\", password_env = \"TEST_SECRET\" }";
     let world = World::plan(column).upstream(login).start().await;
     world.upstream.require(Login::Basic("me".into(), "secret".into()));
     world.upstream.tags("a", &["1"]);

@@ -1,5 +1,6 @@
 //! What Stopover promises, on both columns. README's data path names these tests.
 
+mod access;
 mod alternates;
 mod artifacts;
 mod conformance;

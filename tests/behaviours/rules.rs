@@ -61,7 +61,8 @@ async fn the_longest_prefix_chooses_the_place(column: Column) {
 }
 
 async fn credentials_of_a_rule_are_used_below_it_and_nowhere_else(column: Column) {
-    let rules = "[rules.\"test.local/acme\"]\ncredentials = { username = \"bot\", password_env = \"TEST_SECRET\" }";
+    let rules = "[rules.\"test.local/acme\"]\npublic = true\n\
+                 credentials = { username = \"bot\", password_env = \"TEST_SECRET\" }";
     let world = World::plan(column).cold(Cold::Wait).upstream(rules).start().await;
     world.upstream.require(Login::Basic("bot".into(), "secret".into()));
     for name in ["acme/app", "acme", "acme2/app", "app"] {
@@ -93,10 +94,10 @@ async fn rules_with_one_user_name_and_two_passwords_share_no_token(column: Colum
     let other = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(other.path(), "other\n").unwrap();
     let rules = format!(
-        "[rules.\"test.local/a\"]\ncredentials = {{ username = \"bot\", password_env = \"TEST_SECRET\" }}\n\
-         [rules.\"test.local/a/inner\"]\nfresh = \"1h\"\n\
+        "[rules.\"test.local/a\"]\npublic = true\ncredentials = {{ username = \"bot\", password_env = \"TEST_SECRET\" }}\n\
+         [rules.\"test.local/a/inner\"]\nfresh = \"1h\"\npublic = true\n\
          credentials = {{ username = \"bot\", password_env = \"TEST_SECRET\" }}\n\
-         [rules.\"test.local/b\"]\ncredentials = {{ username = \"bot\", password_file = \"{}\" }}",
+         [rules.\"test.local/b\"]\npublic = true\ncredentials = {{ username = \"bot\", password_file = \"{}\" }}",
         other.path().display()
     );
     let world = with_rules(column, &rules).await;

@@ -15,7 +15,7 @@ on_both_columns!(
 );
 
 const TAG: &str = "/v2/test.local/a/manifests/1";
-const LOGIN: &str = "credentials = { username = \"me\", password_env = \"TEST_SECRET\" }";
+const LOGIN: &str = "public = true\ncredentials = { username = \"me\", password_env = \"TEST_SECRET\" }";
 
 fn redirect(url: String) -> Fault {
     Fault::Status(307, vec![("location", url)], String::new())

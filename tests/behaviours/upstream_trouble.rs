@@ -211,7 +211,7 @@ async fn a_token_is_used_to_its_end_while_there_is_no_other(column: Column) {
 }
 
 async fn a_refused_login_is_denied_and_not_served_stale(column: Column) {
-    let login = "credentials = { username = \"me\", password_env = \"TEST_SECRET\" }";
+    let login = "public = true\ncredentials = { username = \"me\", password_env = \"TEST_SECRET\" }";
     let world = World::plan(column).upstream(login).start().await;
     world.upstream.require(Login::Basic("me".into(), "secret".into()));
     world.upstream.image("a", "1", &[b"layer"]);

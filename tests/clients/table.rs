@@ -144,8 +144,10 @@ async fn login_rows(client: &dyn Client, table: &mut Table) -> anyhow::Result<()
     let locked = Registry::start_with_password("alice", PASSWORD).await?;
     let file = NamedTempFile::new()?;
     std::fs::write(&file, PASSWORD)?;
-    let credentials =
-        format!("credentials = {{ username = \"alice\", password_file = \"{}\" }}\n", file.path().display());
+    let credentials = format!(
+        "public = true\ncredentials = {{ username = \"alice\", password_file = \"{}\" }}\n",
+        file.path().display()
+    );
     let image = Recipe::docker("private/docker").push(&locked).await?;
     let cells = login_cells(client, &locked.url(), &credentials, &image).await.context("with a password")?;
     table.row("from an upstream with a password", &cells);

@@ -28,6 +28,9 @@ pub(crate) struct Plan {
     queue: QueueSettings,
 }
 
+/// What a key of 64 letters consists of.
+pub(crate) const SIGNING_KEY: &str = "k";
+
 /// How many processes answer clients.
 pub(crate) const REGISTRIES: usize = 4;
 
@@ -89,6 +92,7 @@ impl Plan {
         let environment = Environment(endpoints.environment())
             .with("STOPOVER_CONFIG", &path)
             .with("STOPOVER_ALLOWED_CIDRS", "127.0.0.0/8")
+            .with("STOPOVER_SIGNING_KEYS", &SIGNING_KEY.repeat(64))
             .with("AWS_LAMBDA_LOG_LEVEL", self.log_level);
         Ok((configuration, environment))
     }

@@ -39,7 +39,7 @@ async fn log_of_a_troubled_life(log_level: &'static str) -> Result<String> {
     let password = NamedTempFile::new()?;
     std::fs::write(&password, "of the upstream")?;
     let plan = Plan::of(&upstream.url()).setting(&format!(
-        "credentials = {{ username = \"alice\", password_file = \"{}\" }}\n",
+        "public = true\ncredentials = {{ username = \"alice\", password_file = \"{}\" }}\n",
         password.path().display()
     ));
     let settings = QueueSettings { visibility_timeout: Duration::from_secs(1), max_receive_count: 1 };

@@ -154,7 +154,7 @@ async fn private_ecr_is_pulled_with_the_login_that_aws_issues_to_the_functions()
     const ECR: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
     let upstream = Registry::start_with_password("AWS", "issued").await?;
     let image = Recipe::docker("team/private").push(&upstream).await?;
-    let table = format!("\n[upstreams.\"{ECR}\"]\nurl = \"{}\"\n", upstream.url());
+    let table = format!("\n[upstreams.\"{ECR}\"]\npublic = true\nurl = \"{}\"\n", upstream.url());
     let deployment = Plan::of(&upstream.url()).setting(&table).start().await?;
     let in_twelve_hours = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs() + 12 * 3600;
     deployment.endpoints.logins().issue("issued", in_twelve_hours);

@@ -35,6 +35,8 @@ pub struct Installation {
     listen: SocketAddr,
     /// Options of a tmpfs to put over the data directory, in a mount namespace that ends with the process.
     tmpfs: Option<String>,
+    /// Variables of every process started later.
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Installation {
@@ -47,7 +49,8 @@ impl Installation {
     pub fn with_configuration(text: &str) -> anyhow::Result<Self> {
         let directory = TempDir::new()?;
         std::fs::create_dir(directory.path().join("data"))?;
-        let this = Self { directory, listen: SocketAddr::from(([127, 0, 0, 1], 0)), tmpfs: None };
+        let this =
+            Self { directory, listen: SocketAddr::from(([127, 0, 0, 1], 0)), tmpfs: None, environment: Vec::new() };
         std::fs::write(this.configuration(), text)?;
         Ok(this)
     }
@@ -62,6 +65,13 @@ impl Installation {
     #[must_use]
     pub fn on_tmpfs(self, options: &str) -> Self {
         Self { tmpfs: Some(options.to_owned()), ..self }
+    }
+
+    /// Has every process started later log this, each event as one JSON object.
+    #[must_use]
+    pub fn logging(mut self, filter: &str) -> Self {
+        self.environment = vec![("STOPOVER_LOG", filter.to_owned()), ("STOPOVER_LOG_FORMAT", "json".to_owned())];
+        self
     }
 
     /// The data directory.
@@ -90,6 +100,7 @@ impl Installation {
                 command
             }
         };
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.args(["serve", "--listen", &self.listen.to_string()]);
         command.arg("--data-dir").arg(self.data()).arg("--config").arg(self.configuration());
         Stopover::spawn(command, self.data(), self.tmpfs.is_some()).await

@@ -13,6 +13,8 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use axum::Router;
 use axum::body::Body;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode};
 use stopover::config::{Cold, Config};
@@ -146,8 +148,13 @@ impl World {
 
     /// Sends a request by a caller with this address.
     pub async fn send_from(&self, caller: &str, method: Method, path: &str) -> Answer {
+        self.send_with(caller, method, path, &[]).await
+    }
+
+    /// Sends a request with headers by a caller with this address.
+    pub async fn send_with(&self, caller: &str, method: Method, path: &str, headers: &[(&str, &str)]) -> Answer {
         let caller = stopover::http::Caller(caller.parse().expect("a test names a real address"));
-        self.send_request(Request::builder().method(method).extension(caller), path, &[]).await
+        self.send_request(Request::builder().method(method).extension(caller), path, headers).await
     }
 
     async fn send_request(&self, request: http::request::Builder, path: &str, headers: &[(&str, &str)]) -> Answer {
@@ -301,7 +308,11 @@ impl Plan {
         let access = if self.settings.contains("[access]") { "" } else { "[access]\nanonymous = true\n" };
         fs::write(&file, format!("{}\n{table}{access}", self.settings))?;
         let default = if self.column == Column::Aws { Cold::Redirect } else { Cold::Follow };
-        let secret = |name: &str| (name == "TEST_SECRET").then(|| "secret".to_owned());
+        let secret = |name: &str| match name {
+            "TEST_SECRET" => Some("secret".to_owned()),
+            "TEST_KEYS" => Some(BASE64_STANDARD.encode([7; 32])),
+            _ => None,
+        };
         let mut config = Config::load(Some(&file), self.cold.unwrap_or(default), |reference| reference.read(secret))?;
         config.data_dir = data.path().to_owned();
         let clock = Clock::manual(Timestamp(1_800_000_000));

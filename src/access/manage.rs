@@ -1,0 +1,153 @@
+//! What operators do with robots: over `/_stopover/robots`, or by invoking the filler function.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::RobotName;
+use super::robot::{NewSecret, Robot, RobotError, Robots};
+use crate::Cache;
+use crate::time::{Span, Timestamp};
+
+/// How often a change is tried that others overtake.
+const ATTEMPTS: usize = 5;
+
+/// How long the secret before a rotation is taken unless somebody says otherwise.
+pub const OVERLAP: Duration = Duration::from_hours(24);
+
+/// What operators do with robots: the body of `POST /_stopover/robots`, and the event of the filler function.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum RobotCommand {
+    /// Names them all.
+    List,
+    /// Makes one.
+    Add {
+        /// What it is called.
+        name: RobotName,
+        /// How long it is let in; without it, until it is removed.
+        expires: Option<Span>,
+    },
+    /// Gives one a new secret.
+    Rotate {
+        /// Which.
+        name: RobotName,
+        /// How long the secret before is still taken; without it, [`OVERLAP`].
+        overlap: Option<Span>,
+    },
+    /// Removes one.
+    Remove {
+        /// Which.
+        name: RobotName,
+    },
+}
+
+/// What an operator is told of it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RobotAnswer {
+    /// All of them.
+    Robots(Vec<RobotStatus>),
+    /// A secret, which is shown this once and kept nowhere.
+    Secret {
+        /// Whose.
+        name: RobotName,
+        /// The secret.
+        secret: ShownSecret,
+    },
+    /// One is gone. Tokens that it was issued are good until they expire.
+    Removed(RobotName),
+}
+
+/// One robot as operators see it. Times are in seconds since the Unix epoch.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RobotStatus {
+    /// What it is called.
+    pub name: RobotName,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it is no longer let in; absent: never.
+    pub expires_at: Option<Timestamp>,
+    /// Until when the secret before its last rotation is taken; absent: there is none.
+    pub replaced_until: Option<Timestamp>,
+}
+
+/// A secret on its way to whoever asked for it. Nothing of it gets into a log.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShownSecret(String);
+
+impl ShownSecret {
+    /// The secret itself.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ShownSecret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("secret")
+    }
+}
+
+impl Cache {
+    /// Does what an operator wants done with robots.
+    pub async fn robots(&self, command: RobotCommand) -> Result<RobotAnswer, RobotError> {
+        let now = self.clock.now();
+        match command {
+            RobotCommand::List => {
+                let robots = self.ledger.robots().await?.map(|robots| robots.value).unwrap_or_default();
+                Ok(RobotAnswer::Robots(robots.iter().map(|(name, robot)| robot.status(name, now)).collect()))
+            }
+            RobotCommand::Add { name, expires } => {
+                let expires_at = expires.map(|span| now.plus(span.0));
+                if expires_at == Some(now) {
+                    return Err(RobotError::Expired);
+                }
+                let secret = new_secret().await?;
+                self.change_robots(|robots| robots.add(name.clone(), &secret, expires_at, now)).await?;
+                tracing::info!(principal = format!("robot:{name}"), "robot added");
+                Ok(RobotAnswer::Secret { name, secret: ShownSecret(secret.text) })
+            }
+            RobotCommand::Rotate { name, overlap } => {
+                let (secret, overlap) = (new_secret().await?, overlap.map_or(OVERLAP, |span| span.0));
+                self.change_robots(|robots| robots.rotate(&name, &secret, overlap, now)).await?;
+                tracing::info!(principal = format!("robot:{name}"), "robot has a new secret");
+                Ok(RobotAnswer::Secret { name, secret: ShownSecret(secret.text) })
+            }
+            RobotCommand::Remove { name } => {
+                self.change_robots(|robots| robots.remove(&name)).await?;
+                tracing::info!(principal = format!("robot:{name}"), "robot removed");
+                Ok(RobotAnswer::Removed(name))
+            }
+        }
+    }
+
+    async fn change_robots(
+        &self,
+        change: impl Fn(&mut Robots) -> Result<(), RobotError> + Send + Sync,
+    ) -> Result<(), RobotError> {
+        for _ in 0..ATTEMPTS {
+            let known = self.ledger.robots().await?;
+            let (mut robots, version) = known.map_or_else(Default::default, |known| (known.value, Some(known.version)));
+            change(&mut robots)?;
+            if self.ledger.swap_robots(version, &robots).await?.is_some() {
+                return Ok(());
+            }
+        }
+        Err(RobotError::Busy)
+    }
+}
+
+/// Making one keeps a processor busy for long.
+async fn new_secret() -> Result<NewSecret, RobotError> {
+    tokio::task::spawn_blocking(NewSecret::make).await.unwrap_or(Err(RobotError::NoSecret))
+}
+
+impl Robot {
+    fn status(&self, name: &RobotName, now: Timestamp) -> RobotStatus {
+        let replaced_until = self.replaced.as_ref().map(|(_, until)| *until).filter(|until| now < *until);
+        let &Self { created_at, expires_at, .. } = self;
+        RobotStatus { name: name.clone(), created_at, expires_at, replaced_until }
+    }
+}

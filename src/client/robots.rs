@@ -1,0 +1,36 @@
+//! `stopover robot …`.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use stopover::access::{RobotAnswer, RobotCommand, RobotStatus};
+use stopover::time::Timestamp;
+
+use super::Client;
+
+impl Client {
+    /// One line a robot; or a secret.
+    pub(crate) async fn robots(&self, command: &RobotCommand) -> anyhow::Result<String> {
+        let body = serde_json::to_string(command)?;
+        Ok(match self.ask(self.http.post(self.url("robots")).body(body)).await? {
+            RobotAnswer::Robots(robots) if robots.is_empty() => "there are no robots\n".into(),
+            RobotAnswer::Robots(robots) => robots.iter().map(line).collect(),
+            RobotAnswer::Secret { name, secret } => format!(
+                "user    {name}\nsecret  {}\nIt is shown this once and kept nowhere; {name} logs in with it as a user with a \
+                 password.\n",
+                secret.as_str()
+            ),
+            RobotAnswer::Removed(name) => format!("{name} is removed; tokens that it has are good until they expire\n"),
+        })
+    }
+}
+
+fn line(robot: &RobotStatus) -> String {
+    let RobotStatus { name, created_at, expires_at, replaced_until } = robot;
+    let expires = expires_at.map_or_else(|| "never expires".into(), |at| format!("expires {}", date(at)));
+    let replaced = replaced_until.map(|until| format!(", its secret before is taken until {}", date(until)));
+    format!("{name}: made {}, {expires}{}\n", date(*created_at), replaced.unwrap_or_default())
+}
+
+fn date(at: Timestamp) -> humantime::Rfc3339Timestamp {
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(at.0))
+}

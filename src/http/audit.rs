@@ -1,0 +1,114 @@
+//! One record of each decision: who wanted what, what has decided it, and what that cost. Denials and whatever is private are
+//! INFO, the rest is DEBUG. Nothing that a client or an upstream wrote gets in but what was parsed into a type.
+
+use std::net::IpAddr;
+
+use http::header::CONTENT_LENGTH;
+use http::{Method, StatusCode};
+
+use super::SERVED;
+use crate::access::policy::Decision;
+use crate::access::{AccessError, Principal};
+use crate::error::PullError;
+use crate::oci::Repository;
+
+/// A record that is not written yet: what is known of it so far.
+#[derive(Default)]
+pub(super) struct Record {
+    pub(super) principal: Option<Principal>,
+    pub(super) address: Option<IpAddr>,
+    decided: Option<Decided>,
+    /// How many bytes lie where the answer leads to.
+    pub(super) redirected: Option<u64>,
+}
+
+struct Decided {
+    repository: Repository,
+    private: bool,
+    allowed: bool,
+    rule: String,
+}
+
+impl Record {
+    /// Of what somebody does whom we know already.
+    pub(super) fn of(principal: Option<Principal>, address: Option<IpAddr>) -> Self {
+        Self { principal, address, ..Self::default() }
+    }
+
+    /// What the policy says.
+    pub(super) fn decided(&mut self, repository: &Repository, private: bool, decision: &Decision<'_>) {
+        let (repository, rule) = (repository.clone(), decision.because.name().to_owned());
+        self.decided = Some(Decided { repository, private, allowed: decision.allowed, rule });
+    }
+
+    /// Writes the record of a pull, unless it failed before there was anything to decide.
+    pub(super) fn pulled(
+        &self,
+        method: &Method,
+        response: &axum::response::Response,
+        error: Option<&PullError>,
+        spent: u64,
+    ) {
+        let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let whole = *method == Method::GET && response.status().is_success();
+        let sent = whole.then(|| header(&CONTENT_LENGTH)?.parse().ok()).flatten();
+        let bytes = self.redirected.or(sent).unwrap_or(0);
+        self.write("pull", error, Some((response.status(), header(&SERVED), bytes)), spent);
+    }
+
+    /// Writes the record of an image that was to be prefetched.
+    pub(super) fn prefetched(&self, error: Option<&PullError>, spent: u64) {
+        self.write("prefetch", error, None, spent);
+    }
+
+    /// Writes the record of a login.
+    pub(super) fn logged_in(&self, error: Option<&PullError>) {
+        self.write("login", error, None, 0);
+    }
+
+    fn write(
+        &self,
+        action: &'static str,
+        error: Option<&PullError>,
+        answer: Option<(StatusCode, Option<&str>, u64)>,
+        upstream_pulls: u64,
+    ) {
+        let refused = match error {
+            Some(PullError::Access(_) | PullError::Forbidden { .. } | PullError::NotAllowed { .. }) => error,
+            _ => None,
+        };
+        if self.decided.is_none() && refused.is_none() && action != "login" {
+            return;
+        }
+        let (repository, rule) = match (&self.decided, error) {
+            (Some(decided), _) => (Some(&decided.repository), Some(decided.rule.as_str())),
+            (None, Some(PullError::NotAllowed { repository, key })) => (Some(repository), Some(key.as_str())),
+            _ => (None, None),
+        };
+        let private = self.decided.as_ref().is_some_and(|decided| decided.private);
+        let allowed = refused.is_none() && self.decided.as_ref().is_none_or(|decided| decided.allowed);
+        // Every client asks without credentials first.
+        let asked_to_log_in = matches!(error, Some(PullError::Access(AccessError::NoCredentials)));
+        macro_rules! record {
+            ($level:ident) => {
+                tracing::$level!(
+                    target: "stopover::audit",
+                    action,
+                    principal = self.principal.as_ref().map(tracing::field::display),
+                    caller = self.address.map(tracing::field::display),
+                    repository = repository.map(tracing::field::display),
+                    private,
+                    allowed,
+                    rule,
+                    status = answer.map(|(status, ..)| status.as_u16()),
+                    served = answer.and_then(|(_, served, _)| served),
+                    bytes = answer.map(|(.., bytes)| bytes),
+                    upstream_pulls,
+                    reason = refused.map(tracing::field::display),
+                    "decided"
+                )
+            };
+        }
+        if (private || !allowed) && !asked_to_log_in { record!(info) } else { record!(debug) }
+    }
+}

@@ -1,0 +1,42 @@
+//! `POST /_stopover/robots`: a [`RobotCommand`], answered with a [`RobotAnswer`](crate::access::RobotAnswer).
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::response::Response;
+use axum::routing::post;
+use bytes::Bytes;
+use http::StatusCode;
+
+use super::operator::{Operator, answer, refusal, unavailable};
+use crate::Cache;
+use crate::access::RobotCommand;
+use crate::access::robot::RobotError;
+
+pub(super) fn routes() -> Router<Arc<Cache>> {
+    Router::new().route("/_stopover/robots", post(robots))
+}
+
+async fn robots(_: Operator, State(cache): State<Arc<Cache>>, body: Bytes) -> Response {
+    let command: RobotCommand = match serde_json::from_slice(&body) {
+        Ok(command) => command,
+        Err(error) => {
+            let example = r#"{"add": {"name": "ci", "expires": "90d"}}"#;
+            return refusal(StatusCode::BAD_REQUEST, &format!("{error}; the body must be like {example} or \"list\""));
+        }
+    };
+    match cache.robots(command).await {
+        Ok(told) => answer(&told),
+        Err(RobotError::Store(error)) => unavailable(&error),
+        Err(error) => {
+            let status = match error {
+                RobotError::Unknown(_) => StatusCode::NOT_FOUND,
+                RobotError::Expired => StatusCode::BAD_REQUEST,
+                RobotError::Exists(_) | RobotError::TooMany | RobotError::Busy => StatusCode::CONFLICT,
+                RobotError::NoSecret | RobotError::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
+            };
+            refusal(status, &error.to_string())
+        }
+    }
+}

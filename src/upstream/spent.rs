@@ -1,0 +1,59 @@
+//! How many pulls of quotas a request has spent. Whoever begins to ask upstream pays; those who wait for the same answer, and
+//! what goes on in the background, do not.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+tokio::task_local! {
+    static SPENT: Arc<AtomicU64>;
+}
+
+/// Does `work`, and says how many manifests were fetched for it.
+pub(crate) async fn counted<T>(work: impl Future<Output = T>) -> (T, u64) {
+    let spent = Arc::new(AtomicU64::new(0));
+    let outcome = SPENT.scope(Arc::clone(&spent), work).await;
+    (outcome, spent.load(Ordering::Relaxed))
+}
+
+/// Work that goes on in a task of its own, on the account of whoever begins it.
+pub(crate) async fn paid_by<T>(payer: Option<Payer>, work: impl Future<Output = T>) -> T {
+    match payer {
+        Some(Payer(spent)) => SPENT.scope(spent, work).await,
+        None => work.await,
+    }
+}
+
+/// Whose account it is.
+pub(crate) struct Payer(Arc<AtomicU64>);
+
+impl Payer {
+    /// The request that is being answered, if there is one.
+    pub(crate) fn current() -> Option<Self> {
+        SPENT.try_with(|spent| Self(Arc::clone(spent))).ok()
+    }
+}
+
+/// Upstream has sent a manifest.
+pub(super) fn note_manifest() {
+    // Outside of any request nobody counts.
+    let _ = SPENT.try_with(|spent| spent.fetch_add(1, Ordering::Relaxed));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn whoever_begins_to_ask_pays_and_nobody_else() {
+        let (task, spent) = counted(async {
+            note_manifest();
+            tokio::spawn(paid_by(Payer::current(), async { note_manifest() })).await.unwrap();
+            tokio::spawn(async { note_manifest() })
+        })
+        .await;
+        task.await.unwrap();
+        assert_eq!(spent, 2);
+        paid_by(None, async { note_manifest() }).await;
+        assert_eq!(counted(async {}).await.1, 0);
+    }
+}

@@ -1,0 +1,577 @@
+//! Who is let in, and what they may pull. Each test is the attack, or what a client does that belongs here.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+use stopover::access::token::TokenKeys;
+use stopover::access::{Principal, RobotAnswer, RobotCommand};
+use stopover::config::Cold;
+use stopover::time::Span;
+use support::aws::{EVERY_OPERATION, Service};
+use support::on_both_columns;
+use support::scripted::{Fault, Login, Scripted};
+use support::world::{Answer, Column, World, open};
+
+on_both_columns!(
+    callers_may_be_nobody_everywhere_by_network_or_not_at_all,
+    a_robot_is_let_in_with_its_secret_until_it_expires_or_is_removed,
+    a_rotated_secret_is_taken_until_its_overlap_ends,
+    wrong_secrets_have_to_wait_longer_and_longer,
+    one_address_that_tries_many_names_has_to_wait_too,
+    a_challenge_leads_to_a_token_that_pulls,
+    a_token_is_not_exchanged_for_a_newer_one,
+    a_token_that_is_not_ours_is_refused_as_invalid,
+    what_a_token_may_pull_is_decided_by_the_policy_and_not_by_its_scope,
+    private_content_is_for_whom_the_policy_names_and_nobody_else,
+    a_rule_of_the_policy_holds_whatever_the_image_is_called,
+    a_stranger_is_refused_a_stored_private_blob_before_anything_is_looked_up,
+    the_version_check_asks_for_a_login_where_there_is_one,
+    credentials_that_make_no_sense_are_refused,
+    passwords_for_other_registries_are_refused_and_go_nowhere,
+    where_nobody_can_log_in_credentials_are_not_looked_at,
+    prefetch_obeys_the_policy,
+    a_private_alternate_shows_nothing_under_a_public_name,
+    robots_are_managed_from_the_machine_itself_only,
+    the_quota_is_shown_to_whoever_is_let_in,
+    the_realm_is_where_clients_reach_the_cache,
+);
+
+const TAG: &str = "/v2/test.local/a/manifests/1";
+const CREDENTIALS: &str = "credentials = { username = \"me\", password_env = \"TEST_SECRET\" }";
+const HERE: &str = "10.1.2.3";
+const ELSEWHERE: &str = "192.0.2.1";
+
+/// A cache with these lines in `[access]` and behind it.
+async fn world(column: Column, access: &str) -> World {
+    with_upstream(column, access, "").await
+}
+
+async fn with_upstream(column: Column, access: &str, upstream: &str) -> World {
+    let settings = format!("[access]\nsigning_keys = {{ env = \"TEST_KEYS\" }}\n{access}");
+    let world = World::plan(column).cold(Cold::Wait).settings(&settings).upstream(upstream).start().await;
+    if upstream.contains("credentials") {
+        world.upstream.require(Login::Basic("me".into(), "secret".into()));
+    }
+    world.upstream.image("a", "1", &[b"layer"]);
+    world
+}
+
+fn basic(user: &str, secret: &str) -> String {
+    format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{secret}")))
+}
+
+/// A robot of this name; its secret.
+async fn robot(world: &World, name: &str) -> String {
+    secret(world, RobotCommand::Add { name: name.parse().unwrap(), expires: None }).await
+}
+
+async fn secret(world: &World, command: RobotCommand) -> String {
+    match world.cache.robots(command).await.unwrap() {
+        RobotAnswer::Secret { secret, .. } => secret.as_str().to_owned(),
+        answer => panic!("{answer:?}"),
+    }
+}
+
+async fn get(world: &World, caller: &str, path: &str, authorization: &str) -> Answer {
+    let headers = [("host", "cache.test"), ("authorization", authorization)];
+    let headers = if authorization.is_empty() { &headers[..1] } else { &headers };
+    world.send_with(caller, Method::GET, path, headers).await
+}
+
+/// `Authorization` with the token that is issued for this one.
+async fn bearer(world: &World, authorization: &str) -> String {
+    let answer = get(world, HERE, "/token?service=stopover", authorization).await;
+    assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    let body: Value = serde_json::from_slice(answer.bytes()).unwrap();
+    format!("Bearer {}", body["token"].as_str().unwrap())
+}
+
+fn calls(world: &World) -> Option<usize> {
+    world.endpoints().map(|endpoints| endpoints.calls(Service::DynamoDb, EVERY_OPERATION))
+}
+
+async fn callers_may_be_nobody_everywhere_by_network_or_not_at_all(column: Column) {
+    for (anonymous, here, elsewhere) in [
+        ("true", StatusCode::OK, StatusCode::OK),
+        ("[\"10.0.0.0/8\"]", StatusCode::OK, StatusCode::FORBIDDEN),
+        ("[]", StatusCode::FORBIDDEN, StatusCode::FORBIDDEN),
+        ("false", StatusCode::FORBIDDEN, StatusCode::FORBIDDEN),
+    ] {
+        let world = world(column, &format!("anonymous = {anonymous}")).await;
+        for (caller, expected) in [(HERE, here), ("::ffff:10.1.2.3", here), (ELSEWHERE, elsewhere)] {
+            for path in ["/v2/", TAG] {
+                let answer = get(&world, caller, path, "").await;
+                assert_eq!(answer.status, expected, "{anonymous}, {caller}, {path}");
+                assert_eq!(answer.header("www-authenticate"), "", "there is nothing to log in with");
+            }
+        }
+        // Whose address is not known is in no network.
+        assert_eq!(world.get(TAG).await.status, elsewhere, "{anonymous}");
+    }
+}
+
+async fn a_robot_is_let_in_with_its_secret_until_it_expires_or_is_removed(column: Column) {
+    let world = world(column, "robots = true").await;
+    let name = "ci".parse().unwrap();
+    let expires = Some(Span(Duration::from_hours(1)));
+    let limited = secret(&world, RobotCommand::Add { name, expires }).await;
+    let unlimited = robot(&world, "node").await;
+    for (user, secret) in [("ci", &limited), ("node", &unlimited)] {
+        assert_eq!(get(&world, HERE, TAG, &basic(user, secret)).await.status, StatusCode::OK, "{user}");
+    }
+    for (user, secret) in
+        [("ci", "wrong"), ("ci", unlimited.as_str()), ("nobody", "wrong"), ("CI", &limited), ("ci", "")]
+    {
+        let answer = get(&world, ELSEWHERE, TAG, &basic(user, secret)).await;
+        assert_eq!((answer.status, answer.error().0.as_str()), (StatusCode::UNAUTHORIZED, "UNAUTHORIZED"), "{user}");
+        assert!(!answer.header("www-authenticate").contains("invalid_token"), "it is no token");
+    }
+    world.clock.advance(Duration::from_hours(1));
+    assert_eq!(get(&world, HERE, TAG, &basic("ci", &limited)).await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(get(&world, HERE, TAG, &basic("node", &unlimited)).await.status, StatusCode::OK);
+    let token = bearer(&world, &basic("node", &unlimited)).await;
+    world.cache.robots(RobotCommand::Remove { name: "node".parse().unwrap() }).await.unwrap();
+    assert_eq!(get(&world, HERE, TAG, &basic("node", &unlimited)).await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(get(&world, HERE, TAG, &token).await.status, StatusCode::OK, "a token lives for minutes");
+    world.clock.advance(Duration::from_secs(10 * 60 + 30));
+    assert_eq!(get(&world, HERE, TAG, &token).await.status, StatusCode::UNAUTHORIZED);
+}
+
+async fn a_rotated_secret_is_taken_until_its_overlap_ends(column: Column) {
+    let world = world(column, "robots = true").await;
+    let old = robot(&world, "ci").await;
+    assert_eq!(get(&world, HERE, TAG, &basic("ci", &old)).await.status, StatusCode::OK);
+    let overlap = Some(Span(Duration::from_hours(1)));
+    let new = secret(&world, RobotCommand::Rotate { name: "ci".parse().unwrap(), overlap }).await;
+    for secret in [&old, &new] {
+        assert_eq!(get(&world, HERE, TAG, &basic("ci", secret)).await.status, StatusCode::OK);
+    }
+    world.clock.advance(Duration::from_hours(1));
+    assert_eq!(get(&world, HERE, TAG, &basic("ci", &old)).await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(get(&world, HERE, TAG, &basic("ci", &new)).await.status, StatusCode::OK);
+}
+
+async fn wrong_secrets_have_to_wait_longer_and_longer(column: Column) {
+    let world = world(column, "robots = true").await;
+    let right = basic("ci", &robot(&world, "ci").await);
+    let wrong = basic("ci", "wrong");
+    for _ in 0..3 {
+        assert_eq!(get(&world, HERE, "/v2/", &wrong).await.status, StatusCode::UNAUTHORIZED);
+        assert_eq!(get(&world, HERE, "/token", &basic("other", "wrong")).await.status, StatusCode::UNAUTHORIZED);
+    }
+    for pause in [2, 4, 8, 16, 32, 64, 128, 256, 300, 300] {
+        assert_eq!(get(&world, HERE, "/v2/", &wrong).await.status, StatusCode::UNAUTHORIZED);
+        for authorization in [&wrong, &right] {
+            let answer = get(&world, HERE, "/token", authorization).await;
+            assert_eq!((answer.status, answer.error().0.as_str()), (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS"));
+            assert_eq!(answer.header("retry-after"), pause.to_string());
+        }
+        assert_eq!(get(&world, ELSEWHERE, "/v2/", &right).await.status, StatusCode::OK, "others are not kept waiting");
+        world.clock.advance(Duration::from_secs(pause));
+    }
+    assert_eq!(get(&world, HERE, "/v2/", &right).await.status, StatusCode::OK);
+    for _ in 0..3 {
+        assert_eq!(get(&world, HERE, "/v2/", &wrong).await.status, StatusCode::UNAUTHORIZED, "it begins anew");
+    }
+}
+
+async fn one_address_that_tries_many_names_has_to_wait_too(column: Column) {
+    let world = world(column, "robots = true").await;
+    let right = basic("ci", &robot(&world, "ci").await);
+    for number in 0..31 {
+        let guess = basic(&format!("robot-{number}"), "wrong");
+        assert_eq!(get(&world, HERE, "/v2/", &guess).await.status, StatusCode::UNAUTHORIZED, "{number}");
+    }
+    assert_eq!(get(&world, HERE, "/v2/", &basic("another", "wrong")).await.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(get(&world, ELSEWHERE, "/v2/", &right).await.status, StatusCode::OK);
+    world.clock.advance(Duration::from_secs(2));
+    assert_eq!(get(&world, HERE, "/v2/", &right).await.status, StatusCode::OK);
+}
+
+async fn a_challenge_leads_to_a_token_that_pulls(column: Column) {
+    let world = world(column, "robots = true\nservice = \"cr.test\"\ntoken_life = \"5m\"").await;
+    let login = basic("ci", &robot(&world, "ci").await);
+    let challenge = "Bearer realm=\"http://cache.test/token\",service=\"cr.test\"";
+    let digest = format!("sha256:{}", "0".repeat(64));
+    for (path, scope) in [
+        ("/v2/".to_owned(), ""),
+        (TAG.to_owned(), ",scope=\"repository:test.local/a:pull\""),
+        (format!("/v2/a/blobs/{digest}?ns=test.local"), ",scope=\"repository:a:pull\""),
+    ] {
+        let answer = get(&world, HERE, &path, "").await;
+        assert_eq!((answer.status, answer.error().0.as_str()), (StatusCode::UNAUTHORIZED, "UNAUTHORIZED"));
+        assert_eq!(answer.header("www-authenticate"), format!("{challenge}{scope}"));
+        assert_eq!(answer.headers.get_all("www-authenticate").iter().count(), 1);
+    }
+    assert!(world.upstream.requests().is_empty());
+    let secret = String::from_utf8(BASE64_STANDARD.decode(login.trim_start_matches("Basic ")).unwrap()).unwrap();
+    let secret = secret.trim_start_matches("ci:");
+    let form = format!("grant_type=password&service=cr.test&client_id=test&username=ci&password={secret}&scope=x");
+    let by_form = world.post_from(HERE, "/token", form).await;
+    let by_header = get(&world, HERE, "/token?service=cr.test&scope=repository:a:pull&account=ci", &login).await;
+    for answer in [by_form, by_header] {
+        assert_eq!((answer.status, answer.header("cache-control")), (StatusCode::OK, "no-store"), "{answer:?}");
+        let body: Value = serde_json::from_slice(answer.bytes()).unwrap();
+        assert_eq!((&body["expires_in"], &body["issued_at"]), (&json!(300), &json!("2027-01-15T08:00:00Z")));
+        assert_eq!(body["token"], body["access_token"]);
+        let token = format!("Bearer {}", body["token"].as_str().unwrap());
+        for path in ["/v2/", TAG] {
+            assert_eq!(get(&world, HERE, path, &token).await.status, StatusCode::OK);
+        }
+    }
+    for (form, error) in [
+        ("grant_type=refresh_token&refresh_token=x", "unsupported_grant_type"),
+        ("", "unsupported_grant_type"),
+        ("grant_type=password&username=ci", "invalid_request"),
+    ] {
+        let answer = world.post_from(HERE, "/token", form).await;
+        let body: Value = serde_json::from_slice(answer.bytes()).unwrap();
+        assert_eq!((answer.status, &body["error"]), (StatusCode::BAD_REQUEST, &json!(error)));
+    }
+    let wrong = world.post_from(HERE, "/token", "grant_type=password&username=ci&password=wrong").await;
+    assert_eq!(wrong.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(get(&world, HERE, "/token", "").await.status, StatusCode::UNAUTHORIZED, "nobody needs a token here");
+}
+
+async fn a_token_is_not_exchanged_for_a_newer_one(column: Column) {
+    let world = world(column, "robots = true\nanonymous = true").await;
+    let token = bearer(&world, &basic("ci", &robot(&world, "ci").await)).await;
+    let answer = get(&world, HERE, "/token", &token).await;
+    assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "or one that leaked would be good for ever");
+}
+
+async fn a_token_that_is_not_ours_is_refused_as_invalid(column: Column) {
+    let world = world(column, "robots = true").await;
+    let good = bearer(&world, &basic("ci", &robot(&world, "ci").await)).await;
+    let keys = |fill| TokenKeys::parse(&BASE64_STANDARD.encode([fill; 32]), world.clock.clone()).unwrap();
+    let (ci, life) = (Principal::Robot("ci".parse().unwrap()), Duration::from_mins(5));
+    let parts: Vec<&str> = good.trim_start_matches("Bearer ").split('.').collect();
+    let claims = BASE64_URL_SAFE_NO_PAD.decode(parts[1]).unwrap();
+    let mut claims: Value = serde_json::from_slice(&claims).unwrap();
+    claims["principal"] = json!({ "robot": "root" });
+    let encode = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
+    let none = encode(&json!({ "alg": "none", "typ": "JWT", "kid": "" }));
+    let forged = [
+        format!("{none}.{}.", parts[1]),
+        format!("{none}.{}.{}", parts[1], parts[2]),
+        format!("{}.{}.{}", parts[0], encode(&claims), parts[2]),
+        keys(8).issue("stopover", &ci, life).unwrap(),
+        keys(7).issue("another.cache", &ci, life).unwrap(),
+        "opaque".to_owned(),
+        String::new(),
+        "a".repeat(10_000),
+    ];
+    assert_eq!(get(&world, HERE, TAG, &good).await.status, StatusCode::OK);
+    let asked = world.upstream.requests().len();
+    let refused = async |authorization: &str| {
+        for path in ["/v2/", TAG] {
+            let answer = get(&world, HERE, path, authorization).await;
+            assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{authorization}");
+            assert!(answer.header("www-authenticate").ends_with(",error=\"invalid_token\""), "{answer:?}");
+        }
+    };
+    for token in forged {
+        refused(&format!("Bearer {token}")).await;
+    }
+    world.clock.advance(Duration::from_secs(10 * 60 + 29));
+    assert_eq!(get(&world, HERE, "/v2/", &good).await.status, StatusCode::OK, "clocks differ");
+    world.clock.advance(Duration::from_secs(1));
+    refused(&good).await;
+    world.settled().await;
+    assert!(world.upstream.requests().len() <= asked + 2, "only the fills of the pull that was let in");
+}
+
+/// Two robots, each for its own private repository.
+async fn two_teams(column: Column) -> World {
+    let policy = "robots = true\nanonymous = true\n\
+                  [[policy]]\nwho = [\"robot:one\"]\nwhat = [\"test.local/one/*\", \"test.local/a\"]\nallow = true\n\
+                  [[policy]]\nwho = [\"robot:two\"]\nwhat = [\"test.local/two/*\"]\nnetworks = [\"10.0.0.0/8\"]\nallow = true";
+    let world = with_upstream(column, policy, CREDENTIALS).await;
+    world.upstream.image("one/app", "1", &[b"of one"]);
+    world.upstream.image("two/app", "1", &[b"of two"]);
+    world
+}
+
+async fn what_a_token_may_pull_is_decided_by_the_policy_and_not_by_its_scope(column: Column) {
+    let world = two_teams(column).await;
+    let one = robot(&world, "one").await;
+    let path =
+        "/token?service=stopover&scope=repository:test.local/two/app:pull&scope=repository:test.local/one/app:pull";
+    let answer = get(&world, HERE, path, &basic("one", &one)).await;
+    let body: Value = serde_json::from_slice(answer.bytes()).unwrap();
+    let token = format!("Bearer {}", body["token"].as_str().unwrap());
+    assert_eq!(get(&world, HERE, "/v2/test.local/one/app/manifests/1", &token).await.status, StatusCode::OK);
+    for kind in ["manifests/1", "tags/list", &format!("referrers/sha256:{}", "0".repeat(64))] {
+        let answer = get(&world, HERE, &format!("/v2/test.local/two/app/{kind}"), &token).await;
+        assert_eq!((answer.status, answer.error().0.as_str()), (StatusCode::FORBIDDEN, "DENIED"), "{kind}");
+        assert_eq!(answer.error().1, "robot:one may not pull test.local/two/app: the policy of this cache says so");
+    }
+    let two = basic("two", &robot(&world, "two").await);
+    let path = "/v2/test.local/two/app/manifests/1";
+    assert_eq!(get(&world, HERE, path, &two).await.status, StatusCode::OK);
+    assert_eq!(get(&world, ELSEWHERE, path, &two).await.status, StatusCode::FORBIDDEN, "the rule names networks");
+}
+
+async fn private_content_is_for_whom_the_policy_names_and_nobody_else(column: Column) {
+    let world = two_teams(column).await;
+    let stranger = basic("stranger", &robot(&world, "stranger").await);
+    assert_eq!(get(&world, HERE, TAG, "").await.status, StatusCode::UNAUTHORIZED, "logging in may help");
+    assert_eq!(get(&world, HERE, TAG, &stranger).await.status, StatusCode::FORBIDDEN, "it does not");
+    assert!(world.upstream.requests().is_empty());
+    let one = basic("one", &robot(&world, "one").await);
+    assert_eq!(get(&world, HERE, TAG, &one).await.status, StatusCode::OK);
+    // Without any way to log in, and without any rule.
+    let world = with_upstream(column, "anonymous = true", CREDENTIALS).await;
+    let answer = get(&world, HERE, TAG, "").await;
+    assert_eq!((answer.status, answer.error().0.as_str()), (StatusCode::FORBIDDEN, "DENIED"));
+    assert!(world.upstream.requests().is_empty());
+    // What is private below a rule is, and what is beside it is not.
+    let rule = format!("[rules.\"test.local/private\"]\n{CREDENTIALS}");
+    let world = with_upstream(column, "anonymous = true", &rule).await;
+    world.upstream.forget_requests();
+    assert_eq!(get(&world, HERE, "/v2/test.local/private/app/manifests/1", "").await.status, StatusCode::FORBIDDEN);
+    assert!(world.upstream.requests().is_empty());
+    get(&world, HERE, TAG, "").await;
+    assert!(!world.upstream.requests().is_empty());
+}
+
+async fn a_rule_of_the_policy_holds_whatever_the_image_is_called(column: Column) {
+    let access = "anonymous = true\n[[policy]]\nwhat = [\"test.local/secret/*\"]\nallow = false";
+    let upstream = "aliases = [\"other\"]\n[rules.\"nice\"]\nupstream = \"test.local\"\npath = \"secret\"";
+    let world = with_upstream(column, access, upstream).await;
+    world.upstream.image("secret/app", "1", &[b"layer"]);
+    for path in [
+        "/v2/test.local/secret/app/manifests/1",
+        "/test.local/v2/secret/app/manifests/1",
+        "/v2/secret/app/manifests/1?ns=test.local",
+        "/v2/secret/app/manifests/1?ns=other",
+        "/v2/other/secret/app/manifests/1",
+        "/v2/nice/app/manifests/1",
+        "/nice/v2/app/manifests/1",
+        "/v2/app/manifests/1?ns=nice",
+    ] {
+        let answer = get(&world, HERE, path, "").await;
+        assert_eq!((answer.status, answer.error().0.as_str()), (StatusCode::FORBIDDEN, "DENIED"), "{path}");
+    }
+    for path in ["/v2/test.local/x/../secret/app/manifests/1", "/v2/test.local/secret%2fapp/manifests/1"] {
+        assert!(get(&world, HERE, path, "").await.status.is_client_error(), "{path}");
+    }
+    assert!(world.upstream.requests().is_empty());
+}
+
+async fn a_stranger_is_refused_a_stored_private_blob_before_anything_is_looked_up(column: Column) {
+    let world = two_teams(column).await;
+    let one = basic("one", &robot(&world, "one").await);
+    let image = world.upstream.image("one/app", "2", &[b"the secret layer"]);
+    let blob = format!("/v2/test.local/one/app/blobs/{}", image.blobs[1].0);
+    assert_eq!(get(&world, HERE, "/v2/test.local/one/app/manifests/2", &one).await.status, StatusCode::OK);
+    world.settled().await;
+    assert!(get(&world, HERE, &blob, &one).await.status.as_u16() < 400);
+    let stranger = bearer(&world, &basic("stranger", &robot(&world, "stranger").await)).await;
+    let (looked_up, asked) = (calls(&world), world.upstream.requests().len());
+    for path in
+        [&blob, "/v2/test.local/one/app/manifests/2", &format!("/v2/test.local/one/app/manifests/{}", image.digest)]
+    {
+        for method in [Method::GET, Method::HEAD] {
+            let headers = [("authorization", stranger.as_str())];
+            assert_eq!(world.send_with(HERE, method.clone(), path, &headers).await.status, StatusCode::FORBIDDEN);
+            assert_eq!(world.send_with(HERE, method, path, &[]).await.status, StatusCode::UNAUTHORIZED);
+        }
+    }
+    assert_eq!((calls(&world), world.upstream.requests().len()), (looked_up, asked));
+    // Nor through a repository that is open to them.
+    let public = with_upstream(
+        column,
+        "anonymous = true",
+        &format!("[rules.\"test.local/one\"]\n{CREDENTIALS}\npublic = false"),
+    )
+    .await;
+    let elsewhere = format!("/v2/test.local/b/blobs/{}", image.blobs[1].0);
+    assert!(!get(&public, HERE, &elsewhere, "").await.status.is_success());
+}
+
+async fn the_version_check_asks_for_a_login_where_there_is_one(column: Column) {
+    let open = world(column, "anonymous = true").await;
+    assert_eq!(get(&open, HERE, "/v2/", "").await.status, StatusCode::OK);
+    let both = world(column, "anonymous = [\"10.0.0.0/8\"]\nrobots = true").await;
+    // Clients learn only here that there is one; a token of nobody, or empty credentials, will do.
+    assert_eq!(get(&both, HERE, "/v2/", "").await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(get(&both, HERE, TAG, "").await.status, StatusCode::OK);
+    let nobody = bearer(&both, "").await;
+    for authorization in ["Basic Og==", nobody.as_str()] {
+        assert_eq!(get(&both, HERE, "/v2/", authorization).await.status, StatusCode::OK, "{authorization}");
+        assert_eq!(get(&both, HERE, TAG, authorization).await.status, StatusCode::OK);
+        let answer = get(&both, ELSEWHERE, "/v2/", authorization).await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{authorization} is nobody, and nobody is let in there");
+    }
+}
+
+async fn credentials_that_make_no_sense_are_refused(column: Column) {
+    let world = world(column, "anonymous = true\nrobots = true").await;
+    let right = basic("ci", &robot(&world, "ci").await);
+    let long = basic("ci", &"a".repeat(20_000));
+    for authorization in
+        ["Basic", "Basic ", "Basic ====", "Basic Y2k=", "Negotiate abc", "Digest a=b", "Basic /w==", &long]
+    {
+        let answer = get(&world, HERE, TAG, authorization).await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{authorization} is not taken for nobody");
+    }
+    let two = [("authorization", right.as_str()), ("authorization", right.as_str())];
+    assert_eq!(world.send_with(HERE, Method::GET, TAG, &two).await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(get(&world, HERE, TAG, &right).await.status, StatusCode::OK);
+    assert_eq!(get(&world, HERE, TAG, &right.replace("Basic", "bAsIc")).await.status, StatusCode::OK);
+}
+
+async fn passwords_for_other_registries_are_refused_and_go_nowhere(column: Column) {
+    let world = world(column, "anonymous = true\nrobots = true").await;
+    let hub = basic("someone", "dckr_pat_of_someone");
+    for path in ["/v2/", TAG, "/token?service=stopover"] {
+        assert_eq!(get(&world, HERE, path, &hub).await.status, StatusCode::UNAUTHORIZED, "{path}");
+    }
+    let pulled = get(&world, HERE, TAG, "").await;
+    assert_eq!(pulled.status, StatusCode::OK);
+    world.settled().await;
+    for seen in world.upstream.requests() {
+        assert!(!format!("{seen:?}").contains("dckr_pat") && !seen.headers.contains_key("authorization"), "{seen:?}");
+    }
+    if let Some(data) = world.data() {
+        for file in ["ledger.redb", "stopover.toml"] {
+            let bytes = std::fs::read(data.join(file)).unwrap();
+            let kept = |secret: &str| bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
+            assert!(!kept("dckr_pat") && !kept(hub.trim_start_matches("Basic ")), "{file}");
+        }
+    }
+}
+
+async fn where_nobody_can_log_in_credentials_are_not_looked_at(column: Column) {
+    let world = world(column, "anonymous = [\"10.0.0.0/8\"]").await;
+    for authorization in ["Bearer anything", "Basic Y2k6cGFzcw==", "nonsense"] {
+        assert_eq!(get(&world, HERE, TAG, authorization).await.status, StatusCode::OK, "{authorization}");
+        assert_eq!(get(&world, ELSEWHERE, TAG, authorization).await.status, StatusCode::FORBIDDEN, "{authorization}");
+    }
+    assert_eq!(get(&world, HERE, "/token", "").await.status, StatusCode::NOT_FOUND);
+}
+
+async fn prefetch_obeys_the_policy(column: Column) {
+    let world = two_teams(column).await;
+    let body = json!({ "images": ["test.local/one/app:1", "test.local/two/app:1"] }).to_string();
+    let one = basic("one", &robot(&world, "one").await);
+    let answer = world.post_with(HERE, "/_stopover/prefetch", &[("authorization", &one)], body.clone()).await;
+    let report: Value = serde_json::from_slice(answer.bytes()).unwrap();
+    assert!(report["images"][0]["digest"].is_string(), "{report}");
+    assert_eq!(
+        report["images"][1]["error"],
+        "robot:one may not pull test.local/two/app: the policy of this cache says so"
+    );
+    assert_eq!(world.upstream.count("/v2/two/"), 0);
+    let anonymous = world.post_from(HERE, "/_stopover/prefetch", body.clone()).await;
+    let report: Value = serde_json::from_slice(anonymous.bytes()).unwrap();
+    assert!(report["images"].as_array().unwrap().iter().all(|image| image["digest"].is_null()), "{report}");
+    let strict = self::world(column, "robots = true").await;
+    assert_eq!(strict.post_from(HERE, "/_stopover/prefetch", body).await.status, StatusCode::UNAUTHORIZED);
+}
+
+async fn a_private_alternate_shows_nothing_under_a_public_name(column: Column) {
+    let private = Scripted::start().unwrap();
+    private.require(Login::Basic("me".into(), "secret".into()));
+    let image = private.image("a", "1", &[b"private"]);
+    let upstream = format!(
+        "alternates = [{{ upstream = \"private.local\", names = \"\", tags = true }}]\n\
+         [upstreams.\"private.local\"]\nurl = \"{}\"\n{CREDENTIALS}",
+        private.url()
+    );
+    let settings = "[access]\nanonymous = true";
+    let world = World::plan(column).cold(Cold::Wait).settings(settings).upstream(&upstream).start().await;
+    world.upstream.fault("/v2/", Fault::Status(429, vec![], String::new()));
+    for reference in ["1", image.digest.as_str()] {
+        let answer = get(&world, HERE, &format!("/v2/test.local/a/manifests/{reference}"), "").await;
+        assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS, "{reference}");
+    }
+    assert!(private.requests().is_empty());
+}
+
+async fn robots_are_managed_from_the_machine_itself_only(column: Column) {
+    let world = world(column, "anonymous = true\nrobots = true").await;
+    let ask = async |caller: &str, body: &str| {
+        let answer = world.post_from(caller, "/_stopover/robots", body.to_owned()).await;
+        let text: Value = serde_json::from_slice(answer.bytes()).unwrap();
+        (answer.status, text)
+    };
+    let add = r#"{"add": {"name": "ci", "expires": "90d"}}"#;
+    assert_eq!(ask(HERE, add).await.0, StatusCode::FORBIDDEN);
+    assert_eq!(ask(HERE, "\"list\"").await.0, StatusCode::FORBIDDEN);
+    let browser = [("origin", "http://evil.example")];
+    let answer = world.post_with("127.0.0.1", "/_stopover/robots", &browser, add).await;
+    assert_eq!(answer.status, StatusCode::FORBIDDEN, "a page in a browser there");
+    let (status, added) = ask("127.0.0.1", add).await;
+    assert_eq!(status, StatusCode::OK, "{added}");
+    let secret = added["secret"]["secret"].as_str().unwrap();
+    assert_eq!(get(&world, HERE, TAG, &basic("ci", secret)).await.status, StatusCode::OK);
+    let (_, listed) = ask("127.0.0.1", "\"list\"").await;
+    let robot = json!({
+        "name": "ci", "created_at": 1_800_000_000, "expires_at": 1_800_000_000 + 90 * 86400, "replaced_until": null
+    });
+    assert_eq!(listed, json!({ "robots": [robot] }), "and no hash of its secret");
+    assert_eq!(ask("127.0.0.1", add).await.0, StatusCode::CONFLICT);
+    assert_eq!(ask("127.0.0.1", r#"{"rotate": {"name": "other"}}"#).await.0, StatusCode::NOT_FOUND);
+    for nonsense in ["", "{}", r#"{"add": {"name": "C I"}}"#, r#"{"add": {"name": "a", "expires": "soon"}}"#] {
+        assert_eq!(ask("127.0.0.1", nonsense).await.0, StatusCode::BAD_REQUEST, "{nonsense}");
+    }
+    assert_eq!(ask("127.0.0.1", r#"{"add": {"name": "a", "expires": "0s"}}"#).await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(ask("127.0.0.1", r#"{"remove": {"name": "ci"}}"#).await, (StatusCode::OK, json!({ "removed": "ci" })));
+    assert_eq!(ask("127.0.0.1", r#"{"remove": {"name": "ci"}}"#).await.0, StatusCode::NOT_FOUND);
+    assert_eq!(get(&world, HERE, TAG, &basic("ci", secret)).await.status, StatusCode::UNAUTHORIZED);
+    if let Some(data) = world.data() {
+        let ledger = std::fs::read(data.join("ledger.redb")).unwrap();
+        assert!(!ledger.windows(secret.len()).any(|window| window == secret.as_bytes()), "the secret is kept");
+    }
+}
+
+async fn the_quota_is_shown_to_whoever_is_let_in(column: Column) {
+    let world = world(column, "robots = true").await;
+    let robot = basic("ci", &robot(&world, "ci").await);
+    assert_eq!(get(&world, HERE, "/_stopover/quota", "").await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(get(&world, HERE, "/_stopover/quota", &robot).await.status, StatusCode::OK);
+    assert_eq!(get(&world, "127.0.0.1", "/_stopover/quota", "").await.status, StatusCode::OK, "the operator");
+}
+
+async fn the_realm_is_where_clients_reach_the_cache(column: Column) {
+    let plain = world(column, "robots = true").await;
+    for (host, realm) in
+        [("cache.test:5000", "http://cache.test:5000/token"), ("[::1]:5000", "http://[::1]:5000/token")]
+    {
+        let answer = plain.send_with(HERE, Method::GET, "/v2/", &[("host", host)]).await;
+        assert!(answer.header("www-authenticate").contains(&format!("realm=\"{realm}\"")), "{answer:?}");
+    }
+    for host in ["evil\",realm=\"http://evil.example", "a b", "user@host"] {
+        let answer = plain.send_with(HERE, Method::GET, "/v2/", &[("host", host)]).await;
+        assert_eq!((answer.status, answer.header("www-authenticate")), (StatusCode::UNAUTHORIZED, ""), "{host}");
+    }
+    let named = world(column, "robots = true\nurl = \"https://cr.example.com\"").await;
+    let answer = named.send_with(HERE, Method::GET, "/v2/", &[("host", "10.0.0.1:5000")]).await;
+    assert!(answer.header("www-authenticate").contains("realm=\"https://cr.example.com/token\""), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn signing_keys_are_made_once_and_only_their_owner_may_read_them() {
+    let data = tempfile::TempDir::new().unwrap();
+    let settings = "[access]\nrobots = true\n[upstreams.\"test.local\"]\nurl = \"http://127.0.0.1:1\"\n";
+    let path = data.path().join("signing_keys");
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        let local = open(data.path(), settings).await;
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        seen.push(std::fs::read_to_string(&path).unwrap());
+        local.stop(Duration::ZERO).await;
+    }
+    assert_eq!(seen[0], seen[1], "tokens are good after a restart");
+    assert_eq!(BASE64_STANDARD.decode(seen[0].trim()).unwrap().len(), 32);
+    // Where nobody can log in there are none.
+    let other = tempfile::TempDir::new().unwrap();
+    open(other.path(), "[access]\nanonymous = true\n").await.stop(Duration::ZERO).await;
+    assert!(!other.path().join("signing_keys").exists());
+}
