@@ -19,7 +19,7 @@ use stopover::upstream::Upstreams;
 /// Who asks for what.
 #[derive(clap::Args)]
 pub(crate) struct Question {
-    /// Who pulls, as rules name them: anonymous, robot:ci, iam:arn:aws:iam::123456789012:role/node, oidc:github:repo:a/b
+    /// Who pulls, as rules name them: anonymous, robot:<name>, iam:<arn> or oidc:<issuer>:<subject>
     #[arg(long = "as", value_name = "PRINCIPAL")]
     principal: Principal,
     /// A claim that they have; only with oidc
@@ -69,13 +69,12 @@ impl Question {
             writeln!(text, "{} is not about it: its {key} is something else", rule.name)?;
         }
         let upstream = &repository.upstream;
-        text += &match (private, upstreams.get(&repository)?.config().credentials.is_some()) {
-            (true, _) => format!("{repository} is private: {upstream} shows it to us because of who we are there\n"),
-            (false, true) => {
-                format!("{repository} is public: `public = true` shows everybody what our credentials see\n")
-            }
-            (false, false) => format!("{repository} is public: {upstream} is asked for it without credentials\n"),
+        let why = match (private, upstreams.get(&repository)?.config().credentials.is_some()) {
+            (true, _) => format!("private: {upstream} shows it to us because of who we are there"),
+            (false, true) => "public: `public = true` shows everybody what our credentials see".into(),
+            (false, false) => format!("public: {upstream} is asked for it without credentials"),
         };
+        writeln!(text, "{repository} is {why}")?;
         if let Some(reason) = access.not_let_in(&principal, from) {
             writeln!(text, "but {principal} is not let in at all: {reason}")?;
         }

@@ -179,13 +179,13 @@ enum RobotArguments {
         #[arg(long, value_name = "DURATION")]
         overlap: Option<Span>,
     },
-    /// Remove a robot; tokens that it has are good until they expire
+    /// Remove a robot
     Remove { name: RobotName },
 }
 
 #[derive(Subcommand)]
 enum PolicyCommand {
-    /// Say which rule decides whether somebody may pull an image, and why; from the configuration alone
+    /// Say whether somebody may pull an image, and why
     Explain(Question),
 }
 

@@ -96,12 +96,11 @@ impl SignedFields {
     /// The request that was signed, put together anew: GET of this URL with [`SERVER_ID_HEADER`] and nothing else signed but
     /// the host. `endpoint` is the STS of the region unless the operator says otherwise.
     pub fn request(&self, endpoint: Option<&Url>) -> Option<Url> {
-        let mut url = match endpoint {
-            Some(endpoint) => endpoint.clone(),
-            None => {
-                let end = if self.region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
-                Url::parse(&format!("https://sts.{}.{end}/", self.region)).ok()?
-            }
+        let mut url = if let Some(endpoint) = endpoint {
+            endpoint.clone()
+        } else {
+            let end = if self.region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
+            Url::parse(&format!("https://sts.{}.{end}/", self.region)).ok()?
         };
         url.query_pairs_mut()
             .clear()

@@ -83,14 +83,12 @@ pub(super) fn challenge(cache: &Cache, error: &AccessError, parts: &Parts) -> Op
     if !cache.access.has_logins() {
         return None;
     }
-    let mut text = format!("Bearer realm=\"{}/token\",service=\"{}\"", origin(cache, parts)?, cache.access.service());
     let asked = Request::parse(&parts.method, parts.uri.path(), parts.uri.query()).map(|request| request.operation);
-    if let Some(name) = asked.ok().as_ref().and_then(Operation::name) {
-        text += &format!(",scope=\"repository:{name}:pull\"");
-    }
-    if matches!(error, AccessError::InvalidToken) {
-        text += ",error=\"invalid_token\"";
-    }
+    let name = asked.ok().as_ref().and_then(Operation::name).cloned();
+    let scope = name.map_or_else(String::new, |name| format!(",scope=\"repository:{name}:pull\""));
+    let invalid = if matches!(error, AccessError::InvalidToken) { ",error=\"invalid_token\"" } else { "" };
+    let (origin, service) = (origin(cache, parts)?, cache.access.service());
+    let text = format!("Bearer realm=\"{origin}/token\",service=\"{service}\"{scope}{invalid}");
     HeaderValue::from_str(&text).ok()
 }
 

@@ -51,8 +51,8 @@ impl Record {
     ) {
         let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
         let whole = *method == Method::GET && response.status().is_success();
-        let sent = whole.then(|| header(&CONTENT_LENGTH)?.parse().ok()).flatten();
-        let bytes = self.redirected.or(sent).unwrap_or(0);
+        let length = whole.then(|| header(&CONTENT_LENGTH)?.parse().ok()).flatten();
+        let bytes = self.redirected.or(length).unwrap_or(0);
         self.write("pull", error, Some((response.status(), header(&SERVED), bytes)), spent);
     }
 
