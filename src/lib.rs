@@ -81,7 +81,7 @@ impl Cache {
             None if access.has_logins() => return Err(CacheError::NoKeys),
             None => None,
         };
-        let access = Access::new(access, keys, clock.clone(), Arc::clone(&ledger));
+        let access = Access::new(access, keys, clock.clone(), Arc::clone(&ledger)).map_err(CacheError::Client)?;
         let misses = misses::Misses::new(config.misses, clock.clone());
         let fill_memory = Arc::new(Semaphore::new(fill::segments_in(config.fill_memory)));
         let (warm, flights, absent) = (pull::Warm::new(), pull::Flights::new(), pull::Absent::new());
@@ -111,6 +111,9 @@ pub enum CacheError {
     /// The upstreams cannot be asked.
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
+    /// There is no HTTP client to ask with who somebody is.
+    #[error("no HTTP client: {0:?}")]
+    Client(reqwest::Error),
     /// The keys of tokens cannot be used.
     #[error("access.signing_keys: {0}")]
     Keys(#[from] InvalidKeys),

@@ -1,4 +1,4 @@
-//! Who a request is from: anonymous callers, robots, tokens of ours.
+//! Who a request is from: anonymous callers, robots, identities of AWS and of OpenID issuers, tokens of ours.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -10,10 +10,13 @@ use base64::engine::general_purpose::STANDARD;
 use quick_cache::sync::Cache as MemoryCache;
 use sha2::{Digest as _, Sha256};
 
+use super::oidc::Issuers;
 use super::policy::{Decision, is_in};
 use super::robot::SecretHash;
+use super::sts::Sts;
 use super::token::TokenKeys;
-use super::{Principal, RobotName};
+use super::web::{Unreachable, Web};
+use super::{IAM_USER, OIDC_USER, Principal, RobotName};
 use crate::config::AccessConfig;
 use crate::oci::Repository;
 use crate::ports::{Ledger, StoreError};
@@ -58,6 +61,12 @@ pub enum AccessError {
         /// When.
         retry_after: Duration,
     },
+    /// Whoever they are, they are not among those who are let in.
+    #[error("{0} is not let in; [access] in the stopover.toml of this cache says who is")]
+    NotLetIn(String),
+    /// Who they are cannot be found out now: whoever knows is in trouble.
+    #[error("who you are cannot be found out now: {0}")]
+    Unreachable(#[from] Unreachable),
     /// Who they are cannot be found out now.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -70,6 +79,8 @@ pub struct Access {
     keys: Option<TokenKeys>,
     clock: Clock,
     ledger: Arc<dyn Ledger>,
+    iam: Option<Sts>,
+    issuers: Issuers,
     /// Secrets that were right, by what they were compared with: comparing takes long, on purpose.
     verified: MemoryCache<Verified, ()>,
     attempts: Mutex<HashMap<(String, Option<IpAddr>), Attempts>>,
@@ -84,8 +95,17 @@ struct Attempts {
 
 impl Access {
     /// The gate that a configuration describes.
-    pub fn new(config: AccessConfig, keys: Option<TokenKeys>, clock: Clock, ledger: Arc<dyn Ledger>) -> Self {
-        Self { config, keys, clock, ledger, verified: MemoryCache::new(1000), attempts: Mutex::default() }
+    pub fn new(
+        config: AccessConfig,
+        keys: Option<TokenKeys>,
+        clock: Clock,
+        ledger: Arc<dyn Ledger>,
+    ) -> Result<Self, reqwest::Error> {
+        let web = Web::new()?;
+        let issuers = Issuers::new(&config.oidc, &config.policy, &web, &clock);
+        let iam = config.iam.clone().map(|iam| Sts::new(iam, config.service.clone(), web, clock.clone()));
+        let (verified, attempts) = (MemoryCache::new(1000), Mutex::default());
+        Ok(Self { config, keys, clock, ledger, iam, issuers, verified, attempts })
     }
 
     /// What tokens are for.
@@ -153,8 +173,11 @@ impl Access {
         if user.is_empty() && secret.is_empty() {
             return self.anonymous(address);
         }
-        if !self.config.robots {
-            return Err(AccessError::WrongCredentials);
+        match (user, &self.iam) {
+            (IAM_USER, Some(sts)) => return sts.identify(secret).await.map(Principal::Iam),
+            (OIDC_USER, _) => return self.issuers.identify(secret).await.map(Principal::Oidc),
+            _ if !self.config.robots => return Err(AccessError::WrongCredentials),
+            _ => {}
         }
         let attempt = (user.chars().take(64).collect::<String>(), address.map(|address| address.to_canonical()));
         self.check_attempts(&attempt)?;

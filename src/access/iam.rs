@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 use super::IamIdentity;
+use crate::time::Timestamp;
 
 /// The header that is signed with the request and names the cache that it is for. Another cache's is worthless here.
 pub const SERVER_ID_HEADER: &str = "x-stopover-server-id";
@@ -93,15 +94,27 @@ impl SignedFields {
         region && self.region.len() <= 32 && key_id && in_region == &self.region && date && token && signature
     }
 
-    /// The request that was signed, put together anew: GET of this URL with [`SERVER_ID_HEADER`] and nothing else signed but
-    /// the host. `endpoint` is the STS of the region unless the operator says otherwise.
+    /// When it was signed. `None`: on no day of the calendar.
+    pub fn signed_at(&self) -> Option<Timestamp> {
+        let (day, time) = self.date.strip_suffix('Z')?.split_once('T')?;
+        let (year, month, day) = (day.get(..4)?, day.get(4..6)?, day.get(6..)?);
+        let (hour, minute, second) = (time.get(..2)?, time.get(2..4)?, time.get(4..)?);
+        let date = humantime::parse_rfc3339(&format!("{year}-{month}-{day}T{hour}:{minute}:{second}Z")).ok()?;
+        Some(Timestamp(date.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs()))
+    }
+
+    /// The host that was signed: that of the region's STS, wherever that is reached.
+    pub fn host(&self) -> String {
+        let end = if self.region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
+        format!("sts.{}.{end}", self.region)
+    }
+
+    /// The request that was signed, put together anew: GET of this URL with [`SERVER_ID_HEADER`] and [`Self::host`], and
+    /// nothing else signed. `endpoint` is the STS of the region unless the operator says otherwise.
     pub fn request(&self, endpoint: Option<&Url>) -> Option<Url> {
         let mut url = match endpoint {
             Some(endpoint) => endpoint.clone(),
-            None => {
-                let end = if self.region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
-                Url::parse(&format!("https://sts.{}.{end}/", self.region)).ok()?
-            }
+            None => Url::parse(&format!("https://{}/", self.host())).ok()?,
         };
         url.query_pairs_mut()
             .clear()

@@ -2,10 +2,15 @@
 
 mod gate;
 pub mod iam;
+mod jwks;
+mod oidc;
 pub mod policy;
 mod principal;
 pub mod robot;
+mod sts;
 pub mod token;
+mod web;
 
 pub use gate::{Access, AccessError, Asking};
-pub use principal::{IamIdentity, InvalidRobotName, OidcIdentity, Principal, RobotName};
+pub use principal::{IAM_USER, IamIdentity, InvalidRobotName, OIDC_USER, OidcIdentity, Principal, RobotName};
+pub use web::Unreachable;

@@ -49,8 +49,12 @@ pub struct IamConfig {
 /// Identities of one OpenID Connect issuer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OidcConfig {
-    /// The claim `iss`, and where its configuration is found (OpenID Connect Discovery 1.0, section 4).
-    pub issuer: Url,
+    /// The claim `iss`, to the letter.
+    pub issuer: String,
+    /// Where its configuration is found (OpenID Connect Discovery 1.0, section 4).
+    pub discovery: Url,
+    /// Where its keys are, if its configuration is not to be asked.
+    pub jwks_uri: Option<Url>,
     /// The claim `aud` that a token must have.
     pub audience: String,
     /// Patterns of claims, all of which a token must have.
@@ -127,8 +131,9 @@ struct IamTable {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct OidcTable {
-    issuer: Url,
+    issuer: String,
     audience: String,
+    jwks_uri: Option<Url>,
     #[serde(default)]
     claims: BTreeMap<String, Pattern>,
 }
@@ -180,8 +185,14 @@ pub(super) fn read(
         what: table.what,
         allow: table.allow,
     });
+    let service = table.service.unwrap_or_else(|| "stopover".into());
+    // It stands in headers, within quotes too.
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:/".contains(&byte);
+    if service.is_empty() || !service.bytes().all(plain) {
+        return Err(value("access.service", "must be a name or a URL: letters, digits and . - _ : /"));
+    }
     Ok(Some(AccessConfig {
-        service: table.service.unwrap_or_else(|| "stopover".into()),
+        service,
         anonymous: match table.anonymous {
             None | Some(Anonymous::Everywhere(false)) => None,
             Some(Anonymous::Everywhere(true)) => Some(Vec::new()),
@@ -207,6 +218,10 @@ impl IamTable {
         if accounts.is_empty() && roles.is_empty() {
             return Err(value("access.iam", "name accounts or roles: as it stands nobody is let in"));
         }
+        // Whoever answers there says who somebody is. The path is part of what is signed.
+        if endpoint.as_ref().is_some_and(|endpoint| !is_trusted(endpoint) || endpoint.path() != "/") {
+            return Err(value("access.iam.endpoint", "must be https, without a path"));
+        }
         Ok(IamConfig { accounts, roles, endpoint })
     }
 }
@@ -214,10 +229,19 @@ impl IamTable {
 impl OidcTable {
     fn read((name, table): (String, Self)) -> Result<(String, OidcConfig), ConfigError> {
         let key = |key: &str| format!("access.oidc.{name}.{key}");
-        let Self { issuer, audience, claims } = table;
+        let Self { issuer, audience, jwks_uri, claims } = table;
+        // It is part of the names of principals, between colons.
+        if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')) {
+            return Err(value("access.oidc", format!("{name:?}: name an issuer with letters, digits, . _ and -")));
+        }
         // Whoever can speak for the issuer can be anybody.
-        if issuer.scheme() != "https" && issuer.host_str() != Some("127.0.0.1") {
-            return Err(value(key("issuer"), "must be https"));
+        let discovery = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
+        let discovery = Url::parse(&discovery).ok().filter(|url| is_trusted(url) && url.query().is_none());
+        let Some(discovery) = discovery.filter(|url| url.fragment().is_none()) else {
+            return Err(value(key("issuer"), "must be https, as the issuer itself writes it"));
+        };
+        if jwks_uri.as_ref().is_some_and(|url| !is_trusted(url)) {
+            return Err(value(key("jwks_uri"), "must be https"));
         }
         if audience.is_empty() {
             return Err(value(key("audience"), "is what a token must be meant for; it must not be empty"));
@@ -227,8 +251,13 @@ impl OidcTable {
                            who can get a token of this issuer is let in";
             return Err(value(key("claims"), message));
         }
-        Ok((name, OidcConfig { issuer, audience, claims }))
+        Ok((name, OidcConfig { issuer, discovery, jwks_uri, audience, claims }))
     }
+}
+
+/// Whether nobody between us and a server can speak for it.
+fn is_trusted(url: &Url) -> bool {
+    url.scheme() == "https" || (url.scheme() == "http" && url.host_str() == Some("127.0.0.1"))
 }
 
 impl KeysTable {

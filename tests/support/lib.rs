@@ -4,6 +4,7 @@ pub mod aws;
 pub mod clients;
 pub mod daemon;
 pub mod images;
+pub mod issuer;
 pub mod lambda;
 mod layer;
 mod loopback;
