@@ -1,4 +1,4 @@
-//! Who a request is from: anonymous callers, robots, identities of AWS and of OpenID issuers, tokens of ours.
+//! Who a request is from: anonymous callers, robots, identities of AWS and of `OpenID` issuers, tokens of ours.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

@@ -16,6 +16,9 @@ pub const SERVER_ID_HEADER: &str = "x-stopover-server-id";
 /// How long a signature is good for, in seconds: what STS allows at the most.
 pub const SIGNATURE_SECONDS: u64 = 900;
 
+/// SHA-256 of no bytes.
+const EMPTY_BODY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
 /// The most bytes of a password: session tokens have up to two kilobytes.
 const LONGEST_PASSWORD: usize = 8192;
 
@@ -128,6 +131,18 @@ impl SignedFields {
             .append_pair("X-Amz-SignedHeaders", &format!("host;{SERVER_ID_HEADER}"))
             .append_pair("X-Amz-Signature", &self.signature);
         Some(url)
+    }
+
+    /// What the signature is about: the canonical request (AWS, "Signature Version 4 for API requests"), for the cache of
+    /// that name.
+    pub fn canonical_request(&self, server_id: &str) -> Option<String> {
+        let url = self.request(None)?;
+        // The parameters stand in their canonical order, the signature last.
+        let (query, _) = url.query()?.split_once("&X-Amz-Signature=")?;
+        let host = self.host();
+        Some(format!(
+            "GET\n/\n{query}\nhost:{host}\n{SERVER_ID_HEADER}:{server_id}\n\nhost;{SERVER_ID_HEADER}\n{EMPTY_BODY}"
+        ))
     }
 }
 

@@ -177,3 +177,48 @@ impl Jwk {
         self.alg.as_ref().is_none_or(|alg| alg == name).then_some(Key { algorithm, key })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn algorithm(jwk: Value) -> Option<Algorithm> {
+        serde_json::from_value::<Jwk>(jwk).ok()?.read().map(|key| key.algorithm)
+    }
+
+    fn coordinate() -> String {
+        URL_SAFE_NO_PAD.encode([1; 32])
+    }
+
+    #[test]
+    fn a_key_verifies_one_algorithm() {
+        let modulus = |bytes: usize| URL_SAFE_NO_PAD.encode(vec![0xff; bytes]);
+        let rsa = |bytes: usize| json!({ "kty": "RSA", "kid": "1", "n": modulus(bytes), "e": "AQAB" });
+        let ec = json!({ "kty": "EC", "kid": "1", "crv": "P-256", "x": coordinate(), "y": coordinate() });
+        let with = |mut jwk: Value, name: &str, value: &str| {
+            jwk[name] = json!(value);
+            algorithm(jwk)
+        };
+        assert_eq!(algorithm(rsa(256)), Some(Algorithm::RS256));
+        assert_eq!(with(rsa(512), "use", "sig"), Some(Algorithm::RS256));
+        assert_eq!(algorithm(ec.clone()), Some(Algorithm::ES256));
+        for refused in [
+            algorithm(rsa(128)),
+            algorithm(rsa(4096)),
+            with(rsa(256), "alg", "HS256"),
+            with(rsa(256), "alg", "ES256"),
+            with(rsa(256), "use", "enc"),
+            with(rsa(256), "kty", "oct"),
+            with(rsa(256), "n", "!"),
+            with(ec.clone(), "crv", "P-384"),
+            with(ec.clone(), "alg", "RS256"),
+            with(ec, "x", "!"),
+            algorithm(json!({ "kty": "oct", "kid": "1", "k": "AAAA" })),
+            algorithm(json!({ "kty": "RSA", "n": modulus(256), "e": "AQAB" })),
+        ] {
+            assert_eq!(refused, None);
+        }
+    }
+}

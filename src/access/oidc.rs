@@ -25,7 +25,7 @@ const LONGEST_IDENTITY: usize = 2048;
 
 /// The ways in for identities of `OpenID` issuers.
 pub(super) struct Issuers {
-    issuers: Vec<Issuer>,
+    configured: Vec<Issuer>,
     /// The claims that rules ask about.
     asked: BTreeSet<String>,
     clock: Clock,
@@ -74,14 +74,14 @@ impl Issuers {
             keys: Keys::new(config, web.clone(), clock.clone()),
         };
         let asked = policy.0.iter().flat_map(|rule| rule.claims.keys().cloned()).collect();
-        Self { issuers: configs.iter().map(issuer).collect(), asked, clock: clock.clone() }
+        Self { configured: configs.iter().map(issuer).collect(), asked, clock: clock.clone() }
     }
 
     /// Who a token is about, if they are let in. One issuer may be configured several times, for several audiences.
     pub(super) async fn identify(&self, token: &str) -> Result<OidcIdentity, AccessError> {
         let claimed = Claimed::read(token).ok_or(AccessError::WrongCredentials)?;
         let mut outcome = Err(AccessError::WrongCredentials);
-        for issuer in self.issuers.iter().filter(|issuer| issuer.config.issuer == claimed.issuer) {
+        for issuer in self.configured.iter().filter(|issuer| issuer.config.issuer == claimed.issuer) {
             outcome = issuer.identify(token, &claimed, &self.asked, self.clock.now()).await;
             if outcome.is_ok() {
                 break;
@@ -161,5 +161,66 @@ fn text(claim: &Value) -> Option<String> {
         Value::Number(number) => Some(number.to_string()),
         Value::Bool(truth) => Some(truth.to_string()),
         Value::Null | Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_800_000_000);
+
+    fn token(header: &Value, payload: &Value) -> String {
+        let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        format!("{}.{}.c2ln", encode(header), encode(payload))
+    }
+
+    #[test]
+    fn a_token_says_which_key_of_which_issuer_it_wants_to_be_verified_with() {
+        let payload = json!({ "iss": "https://a.test", "sub": "x" });
+        let header = json!({ "alg": "ES256", "kid": "1", "x5u": "https://evil.test", "typ": "at+jwt" });
+        let claimed = Claimed { issuer: "https://a.test".into(), key: "1".into(), algorithm: Algorithm::ES256 };
+        assert_eq!(Claimed::read(&token(&header, &payload)), Some(claimed));
+        for header in [
+            json!({ "alg": "none", "kid": "1" }),
+            json!({ "alg": "HS256", "kid": "1" }),
+            json!({ "alg": "PS256", "kid": "1" }),
+            json!({ "alg": "ES256" }),
+            json!({ "alg": "ES256", "kid": 1 }),
+            json!({ "alg": "ES256", "kid": "1", "crit": ["exp"] }),
+        ] {
+            assert_eq!(Claimed::read(&token(&header, &payload)), None, "{header}");
+        }
+        for payload in [json!({}), json!({ "iss": ["https://a.test"] }), json!([])] {
+            assert_eq!(Claimed::read(&token(&header, &payload)), None, "{payload}");
+        }
+    }
+
+    #[test]
+    fn times_are_whole_or_fractions_and_nothing_else() {
+        let within = |claims: Value| is_within_its_time(claims.as_object().unwrap(), NOW);
+        assert!(within(json!({ "exp": 1_800_000_000 })));
+        assert!(within(json!({ "exp": 1_800_000_000.5, "nbf": 1_799_999_999.9 })));
+        for claims in [
+            json!({}),
+            json!({ "exp": "1900000000" }),
+            json!({ "exp": -1 }),
+            json!({ "exp": 1e300 }),
+            json!({ "exp": 1_900_000_000, "nbf": null }),
+            json!({ "exp": 1_900_000_000, "iat": 1_900_000_000 }),
+        ] {
+            assert!(!within(claims.clone()), "{claims}");
+        }
+        // An end that no clock reaches overflows nothing.
+        assert!(within(json!({ "exp": u64::MAX })));
+    }
+
+    #[test]
+    fn only_what_has_a_text_is_a_claim_for_patterns() {
+        let texts = [json!("a"), json!(12), json!(true), json!(1.5)].map(|claim| text(&claim).unwrap());
+        assert_eq!(texts, ["a", "12", "true", "1.5"]);
+        assert!([json!(null), json!(["a"]), json!({ "a": 1 })].iter().all(|claim| text(claim).is_none()));
     }
 }

@@ -20,7 +20,7 @@ pub enum Principal {
     Robot(RobotName),
     /// Who AWS says it is (STS `GetCallerIdentity`).
     Iam(IamIdentity),
-    /// Who an OpenID Connect issuer says it is.
+    /// Who an `OpenID` Connect issuer says it is.
     Oidc(OidcIdentity),
 }
 
@@ -33,7 +33,7 @@ pub struct IamIdentity {
     pub arn: String,
 }
 
-/// An identity of an OpenID Connect issuer.
+/// An identity of an `OpenID` Connect issuer.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct OidcIdentity {
     /// What the configuration calls the issuer.

@@ -56,13 +56,13 @@ impl Sts {
             return Err(AccessError::WrongCredentials);
         }
         let seen: [u8; 32] = Sha256::digest(password).into();
-        let identity = match self.known.get(&seen).filter(|(_, until)| now < *until) {
-            Some((identity, _)) => identity,
-            None => {
-                let identity = self.ask(&fields).await?;
-                self.known.insert(seen, (identity.clone(), now.plus(KNOWN)));
-                identity
-            }
+        let known = self.known.get(&seen).filter(|(_, until)| now < *until);
+        let identity = if let Some((identity, _)) = known {
+            identity
+        } else {
+            let identity = self.ask(&fields).await?;
+            self.known.insert(seen, (identity.clone(), now.plus(KNOWN)));
+            identity
         };
         let let_in = self.config.accounts.contains(&identity.account)
             || self.config.roles.iter().any(|pattern| pattern.matches(&identity.arn));

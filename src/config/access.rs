@@ -25,7 +25,7 @@ pub struct AccessConfig {
     pub robots: bool,
     /// Which identities of AWS are let in.
     pub iam: Option<IamConfig>,
-    /// Which identities of OpenID Connect issuers are let in, by what the issuers are called.
+    /// Which identities of `OpenID` Connect issuers are let in, by what the issuers are called.
     pub oidc: BTreeMap<String, OidcConfig>,
     /// How long a token is good for.
     pub token_life: Duration,
@@ -46,12 +46,12 @@ pub struct IamConfig {
     pub endpoint: Option<Url>,
 }
 
-/// Identities of one OpenID Connect issuer.
+/// Identities of one `OpenID` Connect issuer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OidcConfig {
     /// The claim `iss`, to the letter.
     pub issuer: String,
-    /// Where its configuration is found (OpenID Connect Discovery 1.0, section 4).
+    /// Where its configuration is found (`OpenID` Connect Discovery 1.0, section 4).
     pub discovery: Url,
     /// Where its keys are, if its configuration is not to be asked.
     pub jwks_uri: Option<Url>,

@@ -41,10 +41,10 @@ on_both_columns!(
 const REGION: &str = "eu-west-1";
 const ACCOUNT: &str = "123456789012";
 const SERVICE: &str = "cr.test";
-const TAG: &str = "/v2/test.local/team/app/manifests/1";
+pub(crate) const TAG: &str = "/v2/test.local/team/app/manifests/1";
 
 /// A world with these ways in, an image, and no way in for anybody else.
-async fn world(column: Column, ways: &str, policy: &str) -> World {
+pub(crate) async fn world(column: Column, ways: &str, policy: &str) -> World {
     let mut keys = NamedTempFile::new().unwrap();
     writeln!(keys, "1:{}", STANDARD.encode([7; 32])).unwrap();
     let settings = format!(

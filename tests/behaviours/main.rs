@@ -8,6 +8,7 @@ mod ecr;
 mod fills;
 mod large;
 mod listing;
+mod login_fuzz;
 mod logins;
 mod model;
 mod oddities;

@@ -8,6 +8,7 @@ pub mod issuer;
 pub mod lambda;
 mod layer;
 mod loopback;
+pub mod neighbours;
 pub mod node;
 pub mod program;
 pub mod registry;
