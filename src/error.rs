@@ -129,16 +129,18 @@ impl PullError {
                 (status, code, None)
             }
             Self::Access(error) => match error {
-                AccessError::NobodyHere | AccessError::NotLetIn(_) => (StatusCode::FORBIDDEN, ErrorCode::Denied, None),
+                AccessError::NobodyHere => (StatusCode::FORBIDDEN, ErrorCode::Denied, None),
                 AccessError::TooManyAttempts { retry_after } => {
                     (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests, Some(*retry_after))
                 }
                 AccessError::Store(_) | AccessError::Unreachable(_) => {
                     (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, Some(LATER))
                 }
-                AccessError::NoCredentials | AccessError::WrongCredentials | AccessError::InvalidToken => {
-                    (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, None)
-                }
+                // Of 401 clients show the message, of 403 from a token endpoint some do not (containers/image).
+                AccessError::NoCredentials
+                | AccessError::WrongCredentials
+                | AccessError::NotLetIn(_)
+                | AccessError::InvalidToken => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, None),
             },
             Self::Forbidden { .. } => (StatusCode::FORBIDDEN, ErrorCode::Denied, None),
             Self::Ambiguous { .. } => (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid, None),

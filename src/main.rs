@@ -140,7 +140,7 @@ enum Command {
         #[arg(long, value_name = "URL")]
         server: Option<Endpoint>,
     },
-    /// Log a client in at the cache, as whom AWS or an OpenID issuer says this machine is
+    /// Log a client in at the cache, as whom AWS or the issuer of an ID token says that this machine is
     Login {
         #[command(flatten)]
         login: ClientLogin,

@@ -31,8 +31,7 @@ struct Setting {
     issuer: Issuer,
     signer: Signer,
     stopover: Stopover,
-    _installation: Installation,
-    _upstream: Registry,
+    _behind: (Installation, Registry),
 }
 
 impl Setting {
@@ -46,18 +45,18 @@ impl Setting {
         let keys = directory.path().join("keys");
         std::fs::write(&keys, format!("1:{}", STANDARD.encode([7; 32])))?;
         let installation = Installation::with_configuration(&format!(
-            "[access]\nservice = \"cr.test\"\nsigning_keys = {{ file = {keys:?} }}\n\
+            "[access]\nservice = \"cr.test\"\nsigning_keys = {{ file = \"{}\" }}\n\
              [access.iam]\naccounts = [\"{ACCOUNT}\"]\nendpoint = \"{}\"\n\
              [access.oidc.ci]\nissuer = \"{}\"\naudience = \"cr.test\"\nclaims = {{ owner_id = \"42\" }}\n\
              [upstreams.\"{UPSTREAM}\"]\nurl = \"{}\"\n",
+            keys.display(),
             sts.url(),
             issuer.url(),
             upstream.url()
         ))?;
         let stopover = installation.start().await?;
         std::os::unix::fs::symlink(binary()?, directory.path().join("docker-credential-stopover"))?;
-        let (_installation, _upstream) = (installation, upstream);
-        Ok(Self { directory, image, sts, issuer, signer, stopover, _installation, _upstream })
+        Ok(Self { directory, image, sts, issuer, signer, stopover, _behind: (installation, upstream) })
     }
 
     fn helper(&self) -> PathBuf {
@@ -241,7 +240,7 @@ async fn stopover_login_logs_a_client_in() -> anyhow::Result<()> {
     let inspect = ["inspect", "--tls-verify=false", "--authfile", &auth, &reference];
     let output = setting.run(Path::new("skopeo"), &inspect, &[], "").await?;
     ensure!(output.status.success(), "{output:?}");
-    // Somebody who is not let in hears it from the client.
+    // Somebody who is not let in is told so by the client.
     let stranger = Signer::user("999999999999", "me");
     setting.sts.know(&stranger);
     let theirs = [
@@ -251,7 +250,12 @@ async fn stopover_login_logs_a_client_in() -> anyhow::Result<()> {
     ];
     let output = setting.run(&binary()?, &arguments, &theirs, "").await?;
     ensure!(!output.status.success(), "{output:?}");
-    ensure!(String::from_utf8(output.stderr.clone())?.contains("is not let in"), "{output:?}");
+    ensure!(String::from_utf8(output.stderr.clone())?.contains("invalid username/password"), "{output:?}");
+    // Who they are to the cache they hear with a pull.
+    std::fs::write(&auth, json!({ "credHelpers": { setting.stopover.address(): "stopover" } }).to_string())?;
+    let output = setting.run(Path::new("skopeo"), &inspect, &theirs, "").await?;
+    let text = String::from_utf8(output.stderr)?;
+    ensure!(!output.status.success() && text.contains("user/me is not let in"), "{text}");
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use crate::loopback::Loopback;
 
 const METADATA_TOKEN: &str = "token of the metadata";
 
-/// An instance of EC2 (IMDSv2 only), and a container on it.
+/// An instance of EC2 (`IMDSv2` only), and a container on it.
 pub struct Instance {
     url: String,
     _loopback: Loopback,

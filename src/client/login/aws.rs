@@ -14,7 +14,7 @@ use url::{Host, Url};
 
 /// Where containers of ECS find their credentials, if only a path is named.
 const CONTAINER_HOST: &str = "http://169.254.170.2";
-/// Where instances find what concerns them (IMDSv2).
+/// Where instances find what concerns them (`IMDSv2`).
 const METADATA: &str = "http://169.254.169.254";
 
 #[derive(Deserialize)]
@@ -61,7 +61,7 @@ fn from_environment() -> anyhow::Result<Option<Credentials>> {
     }
 }
 
-/// Credentials of a container: ECS, CodeBuild, EKS Pod Identity (AWS SDKs reference, "Container credential provider").
+/// Credentials of a container: ECS, `CodeBuild`, EKS Pod Identity (AWS SDKs reference, "Container credential provider").
 async fn from_container(http: &reqwest::Client) -> anyhow::Result<Option<Credentials>> {
     let relative = variable("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI").map(|path| format!("{CONTAINER_HOST}{path}"));
     let Some(url) = relative.or_else(|| variable("AWS_CONTAINER_CREDENTIALS_FULL_URI")) else { return Ok(None) };
@@ -90,7 +90,7 @@ fn is_of_a_container(url: &Url) -> bool {
     url.scheme() == "https" || (url.scheme() == "http" && host)
 }
 
-/// The metadata of an instance (IMDSv2). The token with which each question is asked keeps out whoever can only forward
+/// The metadata of an instance (`IMDSv2`). The token with which each question is asked keeps out whoever can only forward
 /// a request.
 struct Metadata {
     http: reqwest::Client,

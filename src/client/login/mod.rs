@@ -37,9 +37,9 @@ pub(crate) struct Identity {
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Way {
-    /// AWS: a signed GetCallerIdentity, from credentials in the environment, of the container or of the instance
+    /// AWS: a signed question to STS, with credentials in the environment, of the container or of the instance
     Aws,
-    /// An OpenID Connect issuer: an ID token from --token-file, or of GitHub Actions
+    /// Whoever issues ID tokens: one from --token-file, or of GitHub Actions
     Oidc,
 }
 

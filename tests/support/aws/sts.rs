@@ -221,8 +221,8 @@ impl Books {
             return Err(incomplete("another algorithm or life than this service takes".into()));
         }
         let host = format!("sts.{region}.amazonaws.com");
-        let signed: Vec<&str> = param("x-amz-signedheaders").split(';').collect();
-        if text(request.headers(), "host") != host || !signed.contains(&"host") {
+        let names: Vec<&str> = param("x-amz-signedheaders").split(';').collect();
+        if text(request.headers(), "host") != host || !names.contains(&"host") {
             return Err(forged(format!("the host has to be {host}, and signed")));
         }
         let signer = self.signers.get(*key_id);
@@ -244,7 +244,7 @@ impl Books {
             return Err(forged("Signature expired".into()));
         }
         let headers: Vec<(&str, &str)> =
-            signed.iter().filter(|name| **name != "host").map(|name| (*name, text(request.headers(), name))).collect();
+            names.iter().filter(|name| **name != "host").map(|name| (*name, text(request.headers(), name))).collect();
         // Names as they are signed; what the signer adds itself is left out.
         let pairs = url::form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes());
         let pairs: Vec<_> = pairs.filter(|(name, _)| !name.starts_with("X-Amz-")).collect();
