@@ -1,5 +1,5 @@
 //! Whatever a stranger sends as a login, the answer is a refusal. Thousands of tries with each run; `STOPOVER_FUZZ` says
-//! how many more (a million takes minutes).
+//! how many instead (a million takes a quarter of an hour).
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
