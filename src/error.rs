@@ -128,7 +128,8 @@ impl PullError {
         }
     }
 
-    /// The table. Nothing of storage's own words leaves the process: they may name hosts and paths.
+    /// The table. Nothing of the words of storage, or of whoever knows callers, leaves the process: they may name hosts
+    /// and paths.
     pub fn answer(&self) -> Answer {
         let (status, code, retry_after) = match self {
             Self::Request(error) => {
@@ -140,10 +141,14 @@ impl PullError {
                 AccessError::TooManyAttempts { retry_after } => {
                     (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests, Some(*retry_after))
                 }
-                AccessError::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, Some(LATER)),
-                AccessError::NoCredentials | AccessError::WrongCredentials | AccessError::InvalidToken => {
-                    (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, None)
+                AccessError::Store(_) | AccessError::Unreachable(_) => {
+                    (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, Some(LATER))
                 }
+                // Of 401 clients show the message, of 403 from a token endpoint some do not (containers/image).
+                AccessError::NoCredentials
+                | AccessError::WrongCredentials
+                | AccessError::NotLetIn(_)
+                | AccessError::InvalidToken => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, None),
             },
             Self::Forbidden { .. } => (StatusCode::FORBIDDEN, ErrorCode::Denied, None),
             Self::Ambiguous { .. } => (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid, None),
@@ -174,6 +179,9 @@ impl PullError {
         let message = match self {
             Self::Store(_) | Self::Access(AccessError::Store(_)) => {
                 "the cache's storage is unavailable; its log says more".to_owned()
+            }
+            Self::Access(AccessError::Unreachable(_)) => {
+                "who you are cannot be found out now; the log of the cache says why".to_owned()
             }
             other => other.to_string(),
         };

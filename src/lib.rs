@@ -82,7 +82,7 @@ impl Cache {
             (true, None) => return Err(CacheError::NoKeys),
             (false, _) => None,
         };
-        let access = Access::new(access, keys, clock.clone(), Arc::clone(&ledger));
+        let access = Access::new(access, keys, clock.clone(), Arc::clone(&ledger)).map_err(CacheError::Client)?;
         let misses = misses::Misses::new(config.misses, clock.clone());
         let fill_memory = Arc::new(Semaphore::new(fill::segments_in(config.fill_memory)));
         let (warm, flights, absent) = (pull::Warm::new(), pull::Flights::new(), pull::Absent::new());
@@ -113,6 +113,9 @@ pub enum CacheError {
     /// The upstreams cannot be asked.
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
+    /// There is no HTTP client to ask with who somebody is.
+    #[error("no HTTP client: {0:?}")]
+    Client(reqwest::Error),
     /// The keys of tokens cannot be used.
     #[error("access.signing_keys: {0}")]
     Keys(#[from] InvalidKeys),

@@ -4,9 +4,10 @@ mod client;
 mod explain;
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use axum::serve::ListenerExt as _;
 use clap::{Parser, Subcommand};
-use client::{Client, Endpoint, Examination, Order, Target, Upstream};
+use client::{Client, ClientLogin, DockerAction, Endpoint, Examination, Identity, Order, Target, Upstream};
 use explain::Question;
 use stopover::access::{RobotCommand, RobotName};
 use stopover::config::{AccessConfig, Cold, Config, DEFAULT_UPSTREAM, SecretReference, UpstreamConfig};
@@ -24,6 +25,9 @@ use stopover::time::{Clock, Span, written};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+
+/// The name by which Docker and podman run this program as the credential helper `stopover`.
+const DOCKER_CREDENTIAL: &str = "docker-credential-stopover";
 
 /// How long running fills and open connections may go on after a signal to stop.
 const GRACE: Duration = Duration::from_secs(5);
@@ -150,6 +154,25 @@ enum Command {
         #[arg(long, value_name = "URL")]
         server: Option<Endpoint>,
     },
+    /// Log a client in at the cache, as whom AWS or the issuer of an ID token says that this machine is
+    Login {
+        #[command(flatten)]
+        login: ClientLogin,
+        /// Where clients reach the cache [default: the configured address]
+        #[arg(long, value_name = "URL")]
+        server: Option<Endpoint>,
+    },
+    /// Answer Docker and podman, as the credential helper that a link called docker-credential-stopover makes of this
+    DockerCredential {
+        action: DockerAction,
+        #[command(flatten)]
+        identity: Identity,
+    },
+    /// Answer the kubelet, as an image credential provider (v1)
+    KubeletCredentialProvider {
+        #[command(flatten)]
+        identity: Identity,
+    },
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -207,7 +230,11 @@ impl From<RobotArguments> for RobotCommand {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let mut words: Vec<OsString> = std::env::args_os().collect();
+    if words.first().is_some_and(|name| Path::new(name).file_name() == Some(OsStr::new(DOCKER_CREDENTIAL))) {
+        words.splice(..1, ["stopover".into(), "docker-credential".into()]);
+    }
+    let arguments = Arguments::parse_from(words);
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -219,8 +246,16 @@ fn main() -> ExitCode {
 
 fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
     let command = command.unwrap_or(Command::Serve);
-    let config = load(&settings, &command)?;
+    let config = match command {
+        // Clients run these wherever they happen to be, and no file there is about them.
+        Command::DockerCredential { .. } | Command::KubeletCredentialProvider { .. } => {
+            Config::load(None, Cold::Follow, |_| Ok(String::new()))?
+        }
+        _ => load(&settings, &command)?,
+    };
     match command {
+        Command::DockerCredential { action, identity } => block_on(client::docker_credential(action, &identity)),
+        Command::KubeletCredentialProvider { identity } => block_on(client::kubelet_credentials(&identity)),
         Command::Config(ConfigCommand::Check) => Ok(std::io::stdout().write_all(describe(&config).as_bytes())?),
         Command::Quota { server } => ask(&config, server, async |client| client.quota().await),
         Command::Fills { command: None, server } => ask(&config, server, async |client| client.fills().await),
@@ -239,6 +274,7 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
         }
         Command::Setup { client: None, .. } => Ok(std::io::stdout().write_all(client::list().as_bytes())?),
         Command::Setup { client: Some(client), server, upstreams } => set_up(&config, client, server, upstreams),
+        Command::Login { login, server } => block_on(login.run(&endpoint(&config, server)?)),
         Command::Refresh { images, server } => ask(&config, server, async |client| client.refresh(&images).await),
         Command::Serve => {
             start_logging(&settings)?;
@@ -261,9 +297,12 @@ fn ask(
     question: impl AsyncFnOnce(Client) -> anyhow::Result<String>,
 ) -> anyhow::Result<()> {
     let client = Client::new(endpoint(config, server)?)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let text = runtime.block_on(question(client))?;
+    let text = block_on(question(client))?;
     Ok(std::io::stdout().write_all(text.as_bytes())?)
+}
+
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 
 /// The cache that is meant, where none is named: the one that this configuration starts.

@@ -1,4 +1,4 @@
-//! Who a request is from: anonymous callers, robots, tokens of ours.
+//! Who a request is from: anonymous callers, robots, identities of AWS and of `OpenID` issuers, tokens of ours.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -12,10 +12,13 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 use url::Url;
 
+use super::oidc::Issuers;
 use super::policy::Decision;
 use super::robot::SecretHash;
+use super::sts::Sts;
 use super::token::TokenKeys;
-use super::{Principal, RobotName};
+use super::web::{Unreachable, Web};
+use super::{IAM_USER, OIDC_USER, Principal, RobotName};
 use crate::config::AccessConfig;
 use crate::oci::Repository;
 use crate::ports::{Ledger, StoreError};
@@ -66,6 +69,12 @@ pub enum AccessError {
         /// When.
         retry_after: Duration,
     },
+    /// Whoever they are, they are not among those who are let in.
+    #[error("{0} is not let in; [access] in the stopover.toml of this cache says who is")]
+    NotLetIn(String),
+    /// Who they are cannot be found out now: whoever knows is in trouble.
+    #[error("who you are cannot be found out now: {0}")]
+    Unreachable(#[from] Unreachable),
     /// Who they are cannot be found out now.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -104,6 +113,8 @@ pub struct Access {
     keys: Option<TokenKeys>,
     clock: Clock,
     ledger: Arc<dyn Ledger>,
+    iam: Option<Sts>,
+    issuers: Issuers,
     /// Secrets that were right, by what they were compared with: comparing takes long, on purpose.
     verified: MemoryCache<Verified, ()>,
     comparing: Arc<Semaphore>,
@@ -130,9 +141,17 @@ fn guessers(user: &str, address: Option<IpAddr>) -> [(Guesser, u32); 2] {
 
 impl Access {
     /// The gate that a configuration describes.
-    pub fn new(config: AccessConfig, keys: Option<TokenKeys>, clock: Clock, ledger: Arc<dyn Ledger>) -> Self {
+    pub fn new(
+        config: AccessConfig,
+        keys: Option<TokenKeys>,
+        clock: Clock,
+        ledger: Arc<dyn Ledger>,
+    ) -> Result<Self, reqwest::Error> {
+        let web = Web::new()?;
+        let issuers = Issuers::new(&config.oidc, &config.policy, &web, &clock);
+        let iam = config.iam.clone().map(|iam| Sts::new(iam, config.service.clone(), web, clock.clone()));
         let (verified, comparing) = (MemoryCache::new(1000), Arc::new(Semaphore::new(COMPARED_AT_ONCE)));
-        Self { config, keys, clock, ledger, verified, comparing, attempts: Mutex::default() }
+        Ok(Self { config, keys, clock, ledger, iam, issuers, verified, comparing, attempts: Mutex::default() })
     }
 
     /// What tokens are for.
@@ -198,8 +217,11 @@ impl Access {
         if user.is_empty() && secret.is_empty() {
             return self.anonymous(address);
         }
-        if !self.config.robots {
-            return Err(AccessError::WrongCredentials);
+        match (user, &self.iam) {
+            (IAM_USER, Some(sts)) => return sts.identify(secret).await.map(Principal::Iam),
+            (OIDC_USER, _) => return self.issuers.identify(secret).await.map(Principal::Oidc),
+            _ if !self.config.robots => return Err(AccessError::WrongCredentials),
+            _ => {}
         }
         let guessers = guessers(user, address);
         self.check_attempts(&guessers)?;

@@ -8,12 +8,16 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 use super::IamIdentity;
+use crate::time::Timestamp;
 
 /// The header that is signed with the request and names the cache that it is for. Another cache's is worthless here.
 pub const SERVER_ID_HEADER: &str = "x-stopover-server-id";
 
 /// How long a signature is good for, in seconds: what STS allows at the most.
 pub const SIGNATURE_SECONDS: u64 = 900;
+
+/// SHA-256 of no bytes.
+const EMPTY_BODY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
 /// The most bytes of a password: session tokens have up to two kilobytes.
 const LONGEST_PASSWORD: usize = 8192;
@@ -93,14 +97,28 @@ impl SignedFields {
         region && self.region.len() <= 32 && key_id && in_region == &self.region && date && token && signature
     }
 
-    /// The request that was signed, put together anew: GET of this URL with [`SERVER_ID_HEADER`] and nothing else signed but
-    /// the host. `endpoint` is the STS of the region unless the operator says otherwise.
+    /// When it was signed. `None`: on no day of the calendar.
+    pub fn signed_at(&self) -> Option<Timestamp> {
+        let (day, time) = self.date.strip_suffix('Z')?.split_once('T')?;
+        let (year, month, day) = (day.get(..4)?, day.get(4..6)?, day.get(6..)?);
+        let (hour, minute, second) = (time.get(..2)?, time.get(2..4)?, time.get(4..)?);
+        let date = humantime::parse_rfc3339(&format!("{year}-{month}-{day}T{hour}:{minute}:{second}Z")).ok()?;
+        Some(Timestamp(date.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs()))
+    }
+
+    /// The host that was signed: that of the region's STS, wherever that is reached.
+    pub fn host(&self) -> String {
+        let end = if self.region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
+        format!("sts.{}.{end}", self.region)
+    }
+
+    /// The request that was signed, put together anew: GET of this URL with [`SERVER_ID_HEADER`] and [`Self::host`], and
+    /// nothing else signed. `endpoint` is the STS of the region unless the operator says otherwise.
     pub fn request(&self, endpoint: Option<&Url>) -> Option<Url> {
         let mut url = if let Some(endpoint) = endpoint {
             endpoint.clone()
         } else {
-            let end = if self.region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
-            Url::parse(&format!("https://sts.{}.{end}/", self.region)).ok()?
+            Url::parse(&format!("https://{}/", self.host())).ok()?
         };
         url.query_pairs_mut()
             .clear()
@@ -114,6 +132,18 @@ impl SignedFields {
             .append_pair("X-Amz-SignedHeaders", &format!("host;{SERVER_ID_HEADER}"))
             .append_pair("X-Amz-Signature", &self.signature);
         Some(url)
+    }
+
+    /// What the signature is about: the canonical request (AWS, "Signature Version 4 for API requests"), for the cache of
+    /// that name.
+    pub fn canonical_request(&self, server_id: &str) -> Option<String> {
+        let url = self.request(None)?;
+        // The parameters stand in their canonical order, the signature last.
+        let (query, _) = url.query()?.split_once("&X-Amz-Signature=")?;
+        let host = self.host();
+        Some(format!(
+            "GET\n/\n{query}\nhost:{host}\n{SERVER_ID_HEADER}:{server_id}\n\nhost;{SERVER_ID_HEADER}\n{EMPTY_BODY}"
+        ))
     }
 }
 

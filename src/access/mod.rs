@@ -2,12 +2,19 @@
 
 mod gate;
 pub mod iam;
+mod jwks;
 mod manage;
+mod oidc;
 pub mod policy;
 mod principal;
 pub mod robot;
+mod sts;
 pub mod token;
+mod web;
 
 pub use gate::{Access, AccessError, Asking};
 pub use manage::{OVERLAP, RobotAnswer, RobotCommand, RobotStatus, ShownSecret};
-pub use principal::{IamIdentity, InvalidPrincipal, InvalidRobotName, KINDS, OidcIdentity, Principal, RobotName};
+pub use principal::{
+    IAM_USER, IamIdentity, InvalidPrincipal, InvalidRobotName, KINDS, OIDC_USER, OidcIdentity, Principal, RobotName,
+};
+pub use web::Unreachable;

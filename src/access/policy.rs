@@ -202,7 +202,7 @@ mod tests {
             (caller(None), Some("10.1.2.3")),
             (caller(Some("123")), Some("11.1.2.3")),
             (caller(Some("123")), None),
-            (robot("oidc"), Some("10.1.2.3")),
+            (robot("oidc-ci"), Some("10.1.2.3")),
         ] {
             assert!(!decide(&principal, address), "{principal} {address:?}");
         }

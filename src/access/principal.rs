@@ -4,6 +4,12 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+/// The user name that identities of AWS log in with.
+pub const IAM_USER: &str = "aws";
+
+/// The user name that identities of `OpenID` Connect issuers log in with.
+pub const OIDC_USER: &str = "oidc";
+
 /// Who asks: what authentication has established of a caller, and nothing that the caller merely says.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -14,7 +20,7 @@ pub enum Principal {
     Robot(RobotName),
     /// Who AWS says it is (STS `GetCallerIdentity`).
     Iam(IamIdentity),
-    /// Who an OpenID Connect issuer says it is.
+    /// Who an `OpenID` Connect issuer says it is.
     Oidc(OidcIdentity),
 }
 
@@ -27,7 +33,7 @@ pub struct IamIdentity {
     pub arn: String,
 }
 
-/// An identity of an OpenID Connect issuer.
+/// An identity of an `OpenID` Connect issuer.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct OidcIdentity {
     /// What the configuration calls the issuer.
@@ -38,7 +44,7 @@ pub struct OidcIdentity {
     pub claims: BTreeMap<String, String>,
 }
 
-/// The name of a robot: letters, digits, `.`, `_` and `-`, at most 64 of them.
+/// The name of a robot: letters, digits, `.`, `_` and `-`, at most 64 of them, but neither [`IAM_USER`] nor [`OIDC_USER`].
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RobotName(Box<str>);
@@ -46,7 +52,8 @@ pub struct RobotName(Box<str>);
 /// A string that is no name of a robot.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the name of a robot has lower-case letters, digits, . _ and -, begins with a letter, and at most 64 characters"
+    "the name of a robot has lower-case letters, digits, . _ and -, begins with a letter, and at most 64 characters; \
+     aws and oidc are none"
 )]
 pub struct InvalidRobotName;
 
@@ -63,7 +70,8 @@ impl FromStr for RobotName {
     fn from_str(text: &str) -> Result<Self, InvalidRobotName> {
         let known = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-');
         let valid = text.len() <= 64 && text.starts_with(|first: char| first.is_ascii_lowercase());
-        if valid && text.bytes().all(known) { Ok(Self(text.into())) } else { Err(InvalidRobotName) }
+        let taken = text == IAM_USER || text == OIDC_USER;
+        if valid && !taken && text.bytes().all(known) { Ok(Self(text.into())) } else { Err(InvalidRobotName) }
     }
 }
 

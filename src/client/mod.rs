@@ -5,6 +5,7 @@ mod doctor;
 mod endpoint;
 mod fills;
 mod images;
+mod login;
 mod prefetch;
 mod progress;
 mod retention;
@@ -24,6 +25,7 @@ use stopover::report::QuotaReport;
 
 pub(crate) use doctor::Examination;
 pub(crate) use endpoint::Endpoint;
+pub(crate) use login::{ClientLogin, DockerAction, Identity, docker_credential, kubelet_credentials};
 pub(crate) use prefetch::Order;
 pub(crate) use setup::{Target, list};
 pub(crate) use upstream::Upstream;

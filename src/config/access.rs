@@ -29,7 +29,7 @@ pub struct AccessConfig {
     pub robots: bool,
     /// Which identities of AWS are let in.
     pub iam: Option<IamConfig>,
-    /// Which identities of OpenID Connect issuers are let in, by what the issuers are called.
+    /// Which identities of `OpenID` Connect issuers are let in, by what the issuers are called.
     pub oidc: BTreeMap<String, OidcConfig>,
     /// How long a token is good for.
     pub token_life: Duration,
@@ -52,11 +52,15 @@ pub struct IamConfig {
     pub endpoint: Option<Url>,
 }
 
-/// Identities of one OpenID Connect issuer.
+/// Identities of one `OpenID` Connect issuer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OidcConfig {
-    /// The claim `iss`, and where its configuration is found (OpenID Connect Discovery 1.0, section 4).
-    pub issuer: Url,
+    /// The claim `iss`, to the letter.
+    pub issuer: String,
+    /// Where its configuration is found (`OpenID` Connect Discovery 1.0, section 4).
+    pub discovery: Url,
+    /// Where its keys are, if its configuration is not to be asked.
+    pub jwks_uri: Option<Url>,
     /// The claim `aud` that a token must have.
     pub audience: String,
     /// Patterns of claims, all of which a token must have.
@@ -170,8 +174,9 @@ struct IamTable {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct OidcTable {
-    issuer: Url,
+    issuer: String,
     audience: String,
+    jwks_uri: Option<Url>,
     #[serde(default)]
     claims: BTreeMap<String, Pattern>,
 }
@@ -302,6 +307,10 @@ impl IamTable {
         if accounts.is_empty() && roles.is_empty() {
             return Err(value("access.iam", "name accounts or roles: as it stands nobody is let in"));
         }
+        // Whoever answers there says who somebody is. The path is part of what is signed.
+        if endpoint.as_ref().is_some_and(|endpoint| !is_trusted(endpoint) || endpoint.path() != "/") {
+            return Err(value("access.iam.endpoint", "must be https, without a path"));
+        }
         Ok(IamConfig { accounts, roles, endpoint })
     }
 }
@@ -309,10 +318,19 @@ impl IamTable {
 impl OidcTable {
     fn read((name, table): (String, Self)) -> Result<(String, OidcConfig), ConfigError> {
         let key = |key: &str| format!("access.oidc.{name}.{key}");
-        let Self { issuer, audience, claims } = table;
+        let Self { issuer, audience, jwks_uri, claims } = table;
+        // It is part of the names of principals, between colons.
+        if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')) {
+            return Err(value("access.oidc", format!("{name:?}: name an issuer with letters, digits, . _ and -")));
+        }
         // Whoever can speak for the issuer can be anybody.
-        if issuer.scheme() != "https" && issuer.host_str() != Some("127.0.0.1") {
-            return Err(value(key("issuer"), "must be https"));
+        let discovery = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
+        let discovery = Url::parse(&discovery).ok().filter(|url| is_trusted(url) && url.query().is_none());
+        let Some(discovery) = discovery.filter(|url| url.fragment().is_none()) else {
+            return Err(value(key("issuer"), "must be https, as the issuer itself writes it"));
+        };
+        if jwks_uri.as_ref().is_some_and(|url| !is_trusted(url)) {
+            return Err(value(key("jwks_uri"), "must be https"));
         }
         if audience.is_empty() {
             return Err(value(key("audience"), "is what a token must be meant for; it must not be empty"));
@@ -322,8 +340,13 @@ impl OidcTable {
                            who can get a token of this issuer is let in";
             return Err(value(key("claims"), message));
         }
-        Ok((name, OidcConfig { issuer, audience, claims }))
+        Ok((name, OidcConfig { issuer, discovery, jwks_uri, audience, claims }))
     }
+}
+
+/// Whether nobody between us and a server can speak for it.
+fn is_trusted(url: &Url) -> bool {
+    url.scheme() == "https" || (url.scheme() == "http" && url.host_str() == Some("127.0.0.1"))
 }
 
 impl KeysTable {
@@ -332,6 +355,53 @@ impl KeysTable {
             (Some(name), None) => secret(SecretReference::Variable(name)),
             (None, Some(path)) => secret(SecretReference::File(path)),
             _ => Err("give either env (the name of a variable) or file (a path)".into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_access(text: &str) -> Result<AccessConfig, String> {
+        let table: AccessTable = toml::from_str(text).map_err(|error| error.to_string())?;
+        let config = read(Some(table), Vec::new(), &BTreeMap::new(), &|_: SecretReference| Err(String::new()))
+            .map_err(|error| error.to_string())?;
+        Ok(config.unwrap())
+    }
+
+    #[test]
+    fn an_issuer_is_what_its_tokens_say_to_the_letter() {
+        let issuer = |issuer: &str| {
+            let table = format!("[oidc.ci]\nissuer = \"{issuer}\"\naudience = \"a\"\nclaims = {{ a = \"b\" }}");
+            read_access(&table).map(|config| config.oidc["ci"].clone())
+        };
+        for written in ["https://ci.test", "https://ci.test/", "https://CI.test/id/1"] {
+            assert_eq!(issuer(written).unwrap().issuer, written);
+        }
+        let discovery = |written: &str| issuer(written).unwrap().discovery.to_string();
+        assert_eq!(discovery("https://ci.test/id/1"), "https://ci.test/id/1/.well-known/openid-configuration");
+        assert_eq!(discovery("https://ci.test/"), "https://ci.test/.well-known/openid-configuration");
+        for wrong in ["http://ci.test", "ci.test", "https://ci.test?a=b", "https://ci.test#a", "file:///ci", ""] {
+            assert!(issuer(wrong).unwrap_err().contains("access.oidc.ci.issuer"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn whoever_vouches_for_callers_is_reached_over_tls() {
+        let oidc = "audience = \"a\"\nclaims = { a = \"b\" }\nissuer = \"https://ci.test\"";
+        for (text, key) in [
+            (format!("[oidc.ci]\n{oidc}\njwks_uri = \"http://ci.test/keys\""), "access.oidc.ci.jwks_uri"),
+            (format!("[oidc.\"a:b\"]\n{oidc}"), "access.oidc"),
+            ("[iam]\naccounts = [\"123456789012\"]\nendpoint = \"http://sts.test\"".into(), "access.iam.endpoint"),
+            ("[iam]\naccounts = [\"123456789012\"]\nendpoint = \"https://a.test/b\"".into(), "access.iam.endpoint"),
+            ("[iam]\naccounts = [\"1234\"]".into(), "access.iam.accounts"),
+            ("[iam]".into(), "access.iam"),
+            ("service = \"a\\\"b\"".into(), "access.service"),
+            ("service = \"\"".into(), "access.service"),
+        ] {
+            let message = read_access(&text).unwrap_err();
+            assert!(message.contains(key), "{text}: {message}");
         }
     }
 }

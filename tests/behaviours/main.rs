@@ -9,6 +9,8 @@ mod ecr;
 mod fills;
 mod large;
 mod listing;
+mod login_fuzz;
+mod logins;
 mod model;
 mod oddities;
 mod order;

@@ -257,7 +257,7 @@ pub(crate) fn files_below(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 /// `target/<profile>/stopover`, beside `target/<profile>/deps/<this test>`: a release test runs the release program.
-fn binary() -> anyhow::Result<PathBuf> {
+pub fn binary() -> anyhow::Result<PathBuf> {
     let test = std::env::current_exe()?;
     let profile = test.ancestors().nth(2).context("the test does not lie in a target directory")?;
     let binary = profile.join("stopover");

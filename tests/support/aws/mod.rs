@@ -5,6 +5,7 @@
 //! | `DynamoDB` | dynoxide | conditions, limits, transactions, as the service |
 //! | S3 | s3s and [`s3`] | signatures, checksums before visibility, atomic `If-None-Match`, multipart rules |
 //! | ECR | [`ecr`] | the region that a request is signed for |
+//! | STS | [`sts`] | signatures, computed again; an STS of its own, for both columns |
 //! | SQS | [`sqs`] | visibility, receipt handles, limits, redrive |
 //!
 //! None of them throttles on its own, replicates late, drifts in time or knows IAM; [`Endpoints::fail_next`] makes outages.
@@ -14,6 +15,7 @@ mod ecr;
 mod journal;
 mod s3;
 mod sqs;
+pub mod sts;
 
 use std::sync::Arc;
 

@@ -1,0 +1,226 @@
+//! Logins with an ID token of an `OpenID` Connect issuer: GitHub Actions, GitLab CI, service accounts of Kubernetes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, Validation};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::jwks::Keys;
+use super::policy::Policy;
+use super::web::Web;
+use super::{AccessError, OidcIdentity, Principal};
+use crate::config::OidcConfig;
+use crate::time::{Clock, Timestamp};
+
+/// How far the clock of an issuer may be behind or ahead.
+const LEEWAY: Duration = Duration::from_mins(1);
+/// The most bytes of a token; GitHub's have about two thousand.
+const LONGEST_TOKEN: usize = 8192;
+/// The most bytes that subject and claims may have together, as JSON: they become part of our own token.
+const LONGEST_IDENTITY: usize = 2048;
+
+/// The ways in for identities of `OpenID` issuers.
+pub(super) struct Issuers {
+    configured: Vec<Issuer>,
+    /// The claims that rules ask about.
+    asked: BTreeSet<String>,
+    clock: Clock,
+}
+
+struct Issuer {
+    name: String,
+    config: OidcConfig,
+    keys: Keys,
+}
+
+/// What a token says of itself, before anything of it is believed: which issuer and which of its keys to verify it with.
+#[derive(PartialEq, Eq, Debug)]
+struct Claimed {
+    issuer: String,
+    key: String,
+    algorithm: Algorithm,
+}
+
+impl Claimed {
+    fn read(token: &str) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Payload {
+            iss: String,
+        }
+        if token.len() > LONGEST_TOKEN {
+            return None;
+        }
+        let header = jsonwebtoken::decode_header(token).ok()?;
+        let allowed = matches!(header.alg, Algorithm::RS256 | Algorithm::ES256);
+        // Extensions that must be understood (RFC 7515, section 4.1.11): none is.
+        if !allowed || header.crit.is_some() {
+            return None;
+        }
+        let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+        let Payload { iss } = serde_json::from_slice(&payload).ok()?;
+        Some(Self { issuer: iss, key: header.kid?, algorithm: header.alg })
+    }
+}
+
+impl Issuers {
+    pub(super) fn new(configs: &BTreeMap<String, OidcConfig>, policy: &Policy, web: &Web, clock: &Clock) -> Self {
+        let issuer = |(name, config): (&String, &OidcConfig)| Issuer {
+            name: name.clone(),
+            config: config.clone(),
+            keys: Keys::new(config, web.clone(), clock.clone()),
+        };
+        let asked = policy.0.iter().flat_map(|rule| rule.claims.keys().cloned()).collect();
+        Self { configured: configs.iter().map(issuer).collect(), asked, clock: clock.clone() }
+    }
+
+    /// Who a token is about, if they are let in. One issuer may be configured several times, for several audiences.
+    pub(super) async fn identify(&self, token: &str) -> Result<OidcIdentity, AccessError> {
+        let claimed = Claimed::read(token).ok_or(AccessError::WrongCredentials)?;
+        let mut outcome = Err(AccessError::WrongCredentials);
+        for issuer in self.configured.iter().filter(|issuer| issuer.config.issuer == claimed.issuer) {
+            outcome = issuer.identify(token, &claimed, &self.asked, self.clock.now()).await;
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        outcome
+    }
+}
+
+impl Issuer {
+    async fn identify(
+        &self,
+        token: &str,
+        claimed: &Claimed,
+        asked: &BTreeSet<String>,
+        now: Timestamp,
+    ) -> Result<OidcIdentity, AccessError> {
+        let key = self.keys.find(&claimed.key).await?.ok_or(AccessError::WrongCredentials)?;
+        // The header chooses among the issuer's keys, the key says what it verifies.
+        if key.algorithm != claimed.algorithm {
+            return Err(AccessError::WrongCredentials);
+        }
+        let mut validation = Validation::new(key.algorithm);
+        validation.set_audience(&[&self.config.audience]);
+        validation.set_issuer(&[&self.config.issuer]);
+        validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+        // Times are judged below, by our clock.
+        validation.validate_exp = false;
+        let claims = jsonwebtoken::decode::<Map<String, Value>>(token, &key.key, &validation);
+        let claims = claims.map_err(|error| {
+            tracing::debug!(issuer = self.name, %error, "an ID token is refused");
+            AccessError::WrongCredentials
+        })?;
+        let claims = claims.claims;
+        if !is_within_its_time(&claims, now) {
+            return Err(AccessError::WrongCredentials);
+        }
+        let Some(Value::String(subject)) = claims.get("sub") else { return Err(AccessError::WrongCredentials) };
+        let asked = asked.iter().filter_map(|name| text(claims.get(name)?).map(|text| (name.clone(), text)));
+        let identity = OidcIdentity { issuer: self.name.clone(), subject: subject.clone(), claims: asked.collect() };
+        let fits = |(name, pattern): (&String, &crate::freshness::Pattern)| {
+            claims.get(name).and_then(text).is_some_and(|text| pattern.matches(&text))
+        };
+        if !self.config.claims.iter().all(fits) {
+            return Err(AccessError::NotLetIn(Principal::Oidc(identity).to_string()));
+        }
+        let length = serde_json::to_vec(&identity).map_or(usize::MAX, |json| json.len());
+        if length > LONGEST_IDENTITY {
+            tracing::debug!(issuer = self.name, length, "subject and claims of an ID token are too long");
+            return Err(AccessError::WrongCredentials);
+        }
+        Ok(identity)
+    }
+}
+
+/// Whether it is after `nbf` and `iat`, where there are such, and before `exp` (RFC 7519, section 4.1).
+fn is_within_its_time(claims: &Map<String, Value>, now: Timestamp) -> bool {
+    // A time that is there but is none makes a token worthless.
+    let begun = |name: &str| match claims.get(name) {
+        None => true,
+        Some(value) => seconds(value).is_some_and(|at| at <= now.plus(LEEWAY)),
+    };
+    let end = claims.get("exp").and_then(seconds);
+    begun("nbf") && begun("iat") && end.is_some_and(|end| now < end.plus(LEEWAY))
+}
+
+/// A `NumericDate`, without its fraction.
+fn seconds(value: &Value) -> Option<Timestamp> {
+    let whole = |seconds: f64| (0.0..1e15).contains(&seconds).then(|| Duration::from_secs_f64(seconds).as_secs());
+    value.as_u64().or_else(|| value.as_f64().and_then(whole)).map(Timestamp)
+}
+
+/// A claim as patterns see it. Lists and objects have no text that a pattern could mean.
+fn text(claim: &Value) -> Option<String> {
+    match claim {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Bool(truth) => Some(truth.to_string()),
+        Value::Null | Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_800_000_000);
+
+    fn token(header: &Value, payload: &Value) -> String {
+        let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        format!("{}.{}.c2ln", encode(header), encode(payload))
+    }
+
+    #[test]
+    fn a_token_says_which_key_of_which_issuer_it_wants_to_be_verified_with() {
+        let payload = json!({ "iss": "https://a.test", "sub": "x" });
+        let header = json!({ "alg": "ES256", "kid": "1", "x5u": "https://evil.test", "typ": "at+jwt" });
+        let claimed = Claimed { issuer: "https://a.test".into(), key: "1".into(), algorithm: Algorithm::ES256 };
+        assert_eq!(Claimed::read(&token(&header, &payload)), Some(claimed));
+        for header in [
+            json!({ "alg": "none", "kid": "1" }),
+            json!({ "alg": "HS256", "kid": "1" }),
+            json!({ "alg": "PS256", "kid": "1" }),
+            json!({ "alg": "ES256" }),
+            json!({ "alg": "ES256", "kid": 1 }),
+            json!({ "alg": "ES256", "kid": "1", "crit": ["exp"] }),
+        ] {
+            assert_eq!(Claimed::read(&token(&header, &payload)), None, "{header}");
+        }
+        for payload in [json!({}), json!({ "iss": ["https://a.test"] }), json!([])] {
+            assert_eq!(Claimed::read(&token(&header, &payload)), None, "{payload}");
+        }
+    }
+
+    #[test]
+    fn times_are_whole_or_fractions_and_nothing_else() {
+        let within = |claims: Value| is_within_its_time(claims.as_object().unwrap(), NOW);
+        assert!(within(json!({ "exp": 1_800_000_000 })));
+        assert!(within(json!({ "exp": 1_800_000_000.5, "nbf": 1_799_999_999.9 })));
+        for claims in [
+            json!({}),
+            json!({ "exp": "1900000000" }),
+            json!({ "exp": -1 }),
+            json!({ "exp": 1e300 }),
+            json!({ "exp": 1_900_000_000, "nbf": null }),
+            json!({ "exp": 1_900_000_000, "iat": 1_900_000_000 }),
+        ] {
+            assert!(!within(claims.clone()), "{claims}");
+        }
+        // An end that no clock reaches overflows nothing.
+        assert!(within(json!({ "exp": u64::MAX })));
+    }
+
+    #[test]
+    fn only_what_has_a_text_is_a_claim_for_patterns() {
+        let texts = [json!("a"), json!(12), json!(true), json!(1.5)].map(|claim| text(&claim).unwrap());
+        assert_eq!(texts, ["a", "12", "true", "1.5"]);
+        assert!([json!(null), json!(["a"]), json!({ "a": 1 })].iter().all(|claim| text(claim).is_none()));
+    }
+}

@@ -1,0 +1,154 @@
+//! Whatever a stranger sends as a login, the answer is a refusal. Thousands of tries with each run; `STOPOVER_FUZZ` says
+//! how many instead (a million takes a quarter of an hour).
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use http::{HeaderValue, Method, StatusCode};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use stopover::access::iam::SignedFields;
+use stopover::access::token::TokenKeys;
+use stopover::time::{Clock, Timestamp};
+use support::scripted::{Fault, Scripted};
+use support::world::{Column, World};
+use tokio::runtime::Handle;
+
+fn runner(cases: u32) -> TestRunner {
+    let more = std::env::var("STOPOVER_FUZZ").ok().and_then(|cases| cases.parse().ok());
+    TestRunner::new(Config { cases: more.unwrap_or(cases), failure_persistence: None, ..Config::default() })
+}
+
+/// JSON that is almost what is expected: the keys of all kinds of logins, with any values.
+fn object() -> impl Strategy<Value = String> {
+    let name = prop::sample::select(vec![
+        "region",
+        "credential",
+        "date",
+        "token",
+        "signature",
+        "alg",
+        "kid",
+        "iss",
+        "aud",
+        "sub",
+        "exp",
+        "principal",
+        "x",
+    ]);
+    let value = prop_oneof![
+        Just("\"eu-west-1\"".to_owned()),
+        Just("\"AKIAIOSFODNN7EXAMPLE/20270115/eu-west-1/sts/aws4_request\"".to_owned()),
+        Just("\"20270115T080000Z\"".to_owned()),
+        Just("\"20279999T999999Z\"".to_owned()),
+        Just(format!("\"{}\"", "0".repeat(64))),
+        Just("\"HS256\"".to_owned()),
+        Just("\"RS256\"".to_owned()),
+        Just("\"none\"".to_owned()),
+        Just("\"1\"".to_owned()),
+        any::<i64>().prop_map(|number| number.to_string()),
+        any::<String>().prop_map(|text| serde_json::Value::String(text).to_string()),
+        Just("[[[{}]]]".to_owned()),
+    ];
+    prop::collection::vec((name, value), 0..7).prop_map(|members| {
+        let members: Vec<String> = members.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+        format!("{{{}}}", members.join(","))
+    })
+}
+
+/// A password: fields, a token, or nothing of the kind.
+fn secret() -> impl Strategy<Value = String> {
+    let encoded = object().prop_map(|json| URL_SAFE_NO_PAD.encode(json)).boxed();
+    prop_oneof![
+        encoded.clone(),
+        (encoded.clone(), encoded, "[A-Za-z0-9_-]{0,40}")
+            .prop_map(|(header, payload, end)| { format!("{header}.{payload}.{end}") }),
+        ".{0,80}",
+        "[.=A-Za-z0-9_-]{0,80}",
+    ]
+}
+
+#[test]
+fn no_password_panics_or_means_two_things() {
+    let parse = |password: String| {
+        if let Ok(fields) = SignedFields::parse(&password) {
+            // What is read is what is written, and the request asks for one thing at one host.
+            prop_assert_eq!(SignedFields::parse(&fields.password()), Ok(fields.clone()));
+            let url = fields.request(None).expect("well-formed fields are a request");
+            prop_assert_eq!(url.host_str().map(str::to_owned), Some(fields.host()));
+            let names: Vec<String> = url.query_pairs().map(|(name, _)| name.to_ascii_lowercase()).collect();
+            let different: std::collections::BTreeSet<&String> = names.iter().collect();
+            prop_assert_eq!(different.len(), names.len());
+            let _ = fields.signed_at();
+        }
+        Ok(())
+    };
+    runner(20_000).run(&secret(), parse).unwrap();
+}
+
+#[test]
+fn no_token_of_a_stranger_is_believed() {
+    let key = format!("1:{}", STANDARD.encode([7; 32]));
+    let keys = TokenKeys::parse(&key, Clock::manual(Timestamp(1_800_000_000))).unwrap();
+    let verify = |token: String| {
+        prop_assert!(keys.verify("cr.test", &token).is_err());
+        Ok(())
+    };
+    runner(20_000).run(&secret(), verify).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_authorization_of_a_stranger_lets_in() {
+    let ways = "[access.oidc.ci]\nissuer = \"http://127.0.0.1:1\"\naudience = \"cr.test\"\nclaims = { x = \"y\" }";
+    let world = super::logins::world(Column::Embedded, ways, "").await;
+    let authorization = prop_oneof![
+        (prop::sample::select(vec!["aws", "oidc", "", "root"]), secret())
+            .prop_map(|(user, secret)| format!("Basic {}", STANDARD.encode(format!("{user}:{secret}")))),
+        secret().prop_map(|token| format!("Bearer {token}")),
+        ("[Bb]asic|Bearer|Digest|", ".{0,40}").prop_map(|(scheme, rest)| format!("{scheme} {rest}")),
+    ];
+    let authorization = authorization.prop_filter("fits a header", |text| HeaderValue::from_str(text).is_ok());
+    let handle = Handle::current();
+    let ask = |authorization: String| {
+        let answer = handle.block_on(world.send(Method::GET, super::logins::TAG, &[("authorization", &authorization)]));
+        prop_assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
+        Ok(())
+    };
+    tokio::task::block_in_place(|| runner(2_000).run(&authorization, ask)).unwrap();
+    assert_eq!(world.upstream.count("/manifests/"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_challenge_of_an_upstream_is_followed_anywhere_or_panics() {
+    let world = World::on(Column::Embedded).await;
+    let elsewhere = Scripted::start().unwrap();
+    let parts = prop::collection::vec(
+        prop_oneof![
+            Just("Bearer ".to_owned()),
+            Just("Basic ".to_owned()),
+            Just(format!("realm=\"{}/token\"", elsewhere.url())),
+            Just("realm=\"https://169.254.169.254/\"".to_owned()),
+            Just("realm=\"\\".to_owned()),
+            Just("service=\"a,b\"".to_owned()),
+            Just("scope=\"repository:a:pull\"".to_owned()),
+            Just(",".to_owned()),
+            "[ -~]{0,20}",
+        ],
+        0..8,
+    );
+    let challenge =
+        parts.prop_map(|parts| parts.concat()).prop_filter("fits a header", |text| HeaderValue::from_str(text).is_ok());
+    let handle = Handle::current();
+    let tag = std::cell::Cell::new(0);
+    let ask = |challenge: String| {
+        tag.set(tag.get() + 1);
+        let name = format!("manifests/t{}", tag.get());
+        world.upstream.heal();
+        world.upstream.fault(&name, Fault::Status(401, vec![("www-authenticate", challenge)], String::new()));
+        let answer = handle.block_on(world.get(&format!("/v2/test.local/a/{name}")));
+        prop_assert!(answer.status.is_client_error() || answer.status.is_server_error(), "{:?}", answer);
+        Ok(())
+    };
+    tokio::task::block_in_place(|| runner(500).run(&challenge, ask)).unwrap();
+    assert!(elsewhere.requests().is_empty());
+    assert!(world.upstream.count("/manifests/") > 0);
+}
