@@ -80,7 +80,7 @@ fn script_of(user_data: &str) -> anyhow::Result<&str> {
 
 #[tokio::test]
 async fn what_is_printed_for_a_client_parses_and_names_the_endpoint_and_every_upstream() -> anyhow::Result<()> {
-    for server in ["http://127.0.0.1:5000", "https://cache.example.com", "https://cache.example.com:8443/team"] {
+    for server in ["http://127.0.0.1:5000", "https://cache.example.com", "https://cache.example.com:8443"] {
         let host = server.split('/').nth(2).context("no host")?;
         for client in CLIENTS {
             let upstreams = ["--upstream", "docker.io", "--upstream", "ghcr.io", "--upstream", "registry.corp"];
@@ -162,6 +162,9 @@ async fn a_server_that_is_no_url_is_refused_with_an_example() -> anyhow::Result<
     ensure!(!output.status.success() && said.contains("https://cache.example.com"), "{said}");
     let output = Node::new()?.stopover(&["setup", "k3s", "--server", "https://a\"b"]).await?;
     ensure!(!output.status.success() && output.stdout.is_empty(), "a quote is printed");
+    let output = Node::new()?.stopover(&["setup", "k3s", "--server", "https://cache.example.com/ghcr.io"]).await?;
+    let said = String::from_utf8(output.stderr)?;
+    ensure!(!output.status.success() && said.contains("at the root of its host"), "{said}");
     Ok(())
 }
 

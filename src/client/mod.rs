@@ -94,12 +94,12 @@ impl Client {
         let namespace = request.namespace.as_ref().map_or_else(String::new, |namespace| {
             format!("?ns={}", url::form_urlencoded::byte_serialize(namespace.as_bytes()).collect::<String>())
         });
-        format!("{}/{name}/{kind}/{what}{namespace}", self.server.v2())
+        format!("{}/v2/{name}/{kind}/{what}{namespace}", self.server)
     }
 
-    /// Where an operator asks for `what`: the path of an endpoint begins names of images, and nothing else.
+    /// Where an operator asks for `what`.
     fn url(&self, what: &str) -> String {
-        format!("{}/_stopover/{what}", self.server.origin())
+        format!("{}/_stopover/{what}", self.server)
     }
 
     /// Sends an operator's question, and reads its answer.

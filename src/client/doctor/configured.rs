@@ -80,7 +80,7 @@ impl Files<'_> {
         }
         if self.sample.upstream != DEFAULT_UPSTREAM {
             let Sample { id, path, .. } = self.sample;
-            let named = |id| format!(": the image is {}/{id}/{path} for it", self.server.base());
+            let named = |id| format!(": the image is {}/{id}/{path} for it", self.server.host());
             return Ok(Err(format!("Docker mirrors only docker.io{}", id.as_ref().map(named).unwrap_or_default())));
         }
         let path = self.path("/etc/docker/daemon.json");

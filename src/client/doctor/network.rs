@@ -82,7 +82,7 @@ impl Client {
     }
 
     fn greeting(&self) -> String {
-        format!("{}/v2/", self.server.origin())
+        format!("{}/v2/", self.server)
     }
 
     /// Asks for `/v2/`, which a cache answers whatever the state of its upstreams.

@@ -93,7 +93,7 @@ fn fill(template: &str, mirror: &Endpoint, upstreams: &[Upstream]) -> String {
             "@each@" => repeated = Some(String::new()),
             "@/each@" => {
                 let block: String = repeated.take().unwrap_or_default();
-                filled.extend(upstreams.iter().map(|upstream| of_upstream(&block, mirror, upstream)));
+                filled.extend(upstreams.iter().map(|upstream| of_upstream(&block, upstream)));
             }
             _ => {
                 let text = included(line, mirror, upstreams).unwrap_or_else(|| line.to_owned());
@@ -106,20 +106,13 @@ fn fill(template: &str, mirror: &Endpoint, upstreams: &[Upstream]) -> String {
         .replace("@options@", &format!("--server {mirror}{named}"))
         .replace("@server@", &mirror.to_string())
         .replace("@host@", mirror.host())
-        .replace("@base@", &mirror.base())
-        .replace("@hub@", &mirror.docker_hub())
-        .replace("@v2@", &mirror.v2())
 }
 
 /// What holds for one upstream.
-fn of_upstream(block: &str, mirror: &Endpoint, Upstream { id, registry }: &Upstream) -> String {
+fn of_upstream(block: &str, Upstream { id, registry }: &Upstream) -> String {
     // go-containerregistry, and with it kaniko, knows Docker Hub by its old name.
     let index = if registry == "docker.io" { "index.docker.io" } else { registry };
-    block
-        .replace("@upstream@", id.as_str())
-        .replace("@registry@", registry)
-        .replace("@index@", index)
-        .replace("@endpoint@", &mirror.endpoint(id.as_str()))
+    block.replace("@upstream@", id.as_str()).replace("@registry@", registry).replace("@index@", index)
 }
 
 /// The configuration of another client, indented as the line that stands for it.
@@ -139,7 +132,7 @@ mod tests {
     fn every_placeholder_is_filled_in_whatever_the_server() {
         let upstreams =
             ["docker.io", "ghcr.io"].map(|id| Upstream { id: id.parse().unwrap(), registry: id.to_owned() });
-        for server in ["http://127.0.0.1:5000", "https://cache.example.com", "https://cache.example.com/team/"] {
+        for server in ["http://127.0.0.1:5000", "https://cache.example.com"] {
             let mirror: Endpoint = server.parse().unwrap();
             for client in Target::value_variants() {
                 let text = client.configuration(&mirror, &upstreams) + &client.advice(&mirror, &upstreams);
