@@ -558,13 +558,12 @@ async fn what_a_client_does_not_read_or_use_for_tags_is_no_configuration() -> an
     let config = "[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n";
     node.write("root/etc/containerd/config.toml", config)?;
     let hosts = "root/etc/containerd/certs.d/docker.io/hosts.toml";
-    node.write(hosts, "[host.\"https://cache.invalid/v2/docker.io\"]\ncapabilities = [\"pull\"]\n")?;
-    // Another port of the same host: that of plain HTTP.
+    node.write(hosts, "[host.\"https://cache.invalid/docker.io\"]\ncapabilities = [\"pull\"]\n")?;
     node.write("root/etc/docker/daemon.json", "{\"registry-mirrors\": [\"http://cache.invalid\"]}")?;
     let found = examine(&node, server, &arguments).await?;
     found.step("FAIL", "podman configuration", "no registries.conf has a [[registry]] for docker.io")?;
     found.step("FAIL", "containerd configuration", "without the capability \"resolve\": tags go past it")?;
-    found.step("FAIL", "docker configuration", "names no `registry-mirrors`")?;
+    found.step("FAIL", "docker configuration", "http://cache.invalid has not the scheme of https://cache.invalid")?;
     // Without capabilities it has all of them; without a scheme it is https.
     node.write(hosts, "[host.\"cache.invalid\"]\n")?;
     node.write("root/etc/containers/registries.conf.d/stopover.conf", mirror)?;
@@ -572,8 +571,84 @@ async fn what_a_client_does_not_read_or_use_for_tags_is_no_configuration() -> an
     found.step("ok", "podman configuration", "stopover.conf")?;
     found.step("ok", "containerd configuration", "hosts.toml")?;
     let found = examine(&node, "http://cache.invalid", &arguments).await?;
-    found.step("FAIL", "containerd configuration", "no hosts.toml in /etc/containerd/certs.d")?;
+    found.step("FAIL", "containerd configuration", "cache.invalid has not the scheme of http://cache.invalid")?;
     found.step("ok", "docker configuration", "daemon.json")
+}
+
+#[tokio::test]
+async fn a_configuration_that_asks_the_cache_for_something_else_fails() -> anyhow::Result<()> {
+    let text = "[rules.\"hub\"]\nupstream = \"docker.io\"\npath = \"library\"\n";
+    let installation = Installation::with_configuration(text)?;
+    let configuration = installation.configuration().display().to_string();
+    let node = Node::new()?;
+    let root = node.path("root").display().to_string();
+    let podman = |registry: &str, mirror: &str| {
+        format!(
+            "[[registry]]\nlocation = \"docker.io\"\n{registry}\n[[registry.mirror]]\nlocation = \"cache.invalid{mirror}\n"
+        )
+    };
+    let within = |location: &str| {
+        format!("[[registry]]\nprefix = \"docker.io/library\"\nlocation = \"cache.invalid{location}\"\n")
+    };
+    let hosts = |place: &str, more: &str| format!("[host.\"{place}\"]\n{more}\n");
+    let buildkit = |mirror: &str| format!("[registry.\"docker.io\"]\nmirrors = [\"{mirror}\"]\n");
+    let k3s = |endpoint: &str| format!("mirrors:\n  docker.io:\n    endpoint: [\"{endpoint}\"]\n");
+    let docker = |mirror: &str| format!("{{\"registry-mirrors\": [\"{mirror}\"]}}");
+    let (other, scheme) = ("something else or nothing", "not the scheme");
+    for (client, text, wrong) in [
+        ("podman", podman("", "/ghcr.io\""), Some(other)),
+        ("podman", podman("", "/docker.io/library\""), Some(other)),
+        ("podman", podman("mirror-by-digest-only = true", "/docker.io\""), Some("tags go past the cache")),
+        ("podman", podman("", "/docker.io\"\npull-from-mirror = \"digest-only\""), Some("tags go past the cache")),
+        ("podman", podman("", "/docker.io\"\npull-from-mirror = \"tag-only\""), Some("digests go past the cache")),
+        ("podman", podman("", "/docker.io\""), None),
+        ("podman", podman("", "\""), None),
+        ("podman", within("/quay.io/library"), Some(other)),
+        ("podman", within("/docker.io/library"), None),
+        ("podman", within("/hub"), None),
+        ("containerd", hosts("https://cache.invalid/docker.io", "capabilities = [\"push\"]"), Some("\"resolve\"")),
+        ("containerd", hosts("https://cache.invalid/ghcr.io", ""), Some(other)),
+        ("containerd", hosts("https://cache.invalid/v2/docker.io", ""), Some(other)),
+        ("containerd", hosts("https://cache.invalid", "override_path = true"), Some(other)),
+        ("containerd", hosts("http://cache.invalid/docker.io", ""), Some(scheme)),
+        ("containerd", hosts("https://cache.invalid/v2/docker.io", "override_path = true"), None),
+        ("containerd", hosts("https://cache.invalid/docker.io/v2", ""), None),
+        ("containerd", hosts("https://cache.invalid/docker.io/", ""), None),
+        ("containerd", hosts("https://cache.invalid", ""), None),
+        ("buildkit", buildkit("cache.invalid/ghcr.io"), Some(other)),
+        ("buildkit", buildkit("cache.invalid/v2/docker.io"), Some(other)),
+        ("buildkit", buildkit("cache.invalid"), None),
+        ("k3s", k3s("https://cache.invalid/docker.io"), Some(other)),
+        ("k3s", k3s("http://cache.invalid"), Some(scheme)),
+        ("k3s", k3s("https://cache.invalid/v2"), None),
+        ("docker", docker("https://cache.invalid/ghcr.io"), Some(other)),
+        ("docker", docker("cache.invalid"), Some(scheme)),
+        ("docker", docker("https://cache.invalid/docker.io/"), None),
+    ] {
+        let file = match client {
+            "podman" => "etc/containers/registries.conf",
+            "containerd" => "etc/containerd/certs.d/docker.io/hosts.toml",
+            "buildkit" => "etc/buildkit/buildkitd.toml",
+            "k3s" => "etc/rancher/k3s/registries.yaml",
+            _ => "etc/docker/daemon.json",
+        };
+        node.write(&format!("root/{file}"), &text)?;
+        let config = "[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n";
+        node.write("root/etc/containerd/config.toml", config)?;
+        let arguments = ["--root", &root, "--client", client, "--config", &configuration];
+        let found = examine(&node, "https://cache.invalid", &arguments).await?;
+        let verdict = if wrong.is_some() { "FAIL" } else { "ok" };
+        let step = format!("{client} configuration");
+        found.step(verdict, &step, wrong.unwrap_or_default()).with_context(|| text.clone())?;
+        if client == "containerd" && wrong.is_some() {
+            // Both mistakes in one run.
+            node.write("root/etc/containerd/config.toml", "")?;
+            let found = examine(&node, "https://cache.invalid", &arguments).await?;
+            found.step("FAIL", &step, "has no config_path")?;
+            found.step("FAIL", &step, wrong.unwrap_or_default())?;
+        }
+    }
+    Ok(())
 }
 
 #[tokio::test]

@@ -30,13 +30,8 @@ impl Endpoint {
         self.url.scheme() == "http"
     }
 
-    /// Whether a URL, or a name as in images, leads there.
-    pub(crate) fn is_at(&self, place: &str) -> bool {
-        let (scheme, authority) = place.split_once("://").unwrap_or((self.url.scheme(), place));
-        if !scheme.eq_ignore_ascii_case(self.url.scheme()) {
-            return false;
-        }
-        let authority = authority.split('/').next().unwrap_or_default();
+    /// Whether this is its host and port.
+    pub(crate) fn is_host(&self, authority: &str) -> bool {
         let port = if self.is_plain() { ":80" } else { ":443" };
         let plain = |authority: &str| authority.strip_suffix(port).unwrap_or(authority).to_ascii_lowercase();
         plain(authority) == plain(&self.host)
@@ -89,15 +84,13 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_that_of_the_endpoint_by_scheme_host_and_port() {
+    fn a_host_is_that_of_the_endpoint_with_the_port_of_its_scheme_or_without() {
         let endpoint: Endpoint = "https://cache.example.com".parse().unwrap();
-        for place in ["https://cache.example.com/v2/ghcr.io", "cache.example.com/ghcr.io", "Cache.Example.com:443"] {
-            assert!(endpoint.is_at(place), "{place}");
+        for host in ["cache.example.com", "Cache.Example.com:443"] {
+            assert!(endpoint.is_host(host), "{host}");
         }
-        assert!(endpoint.is_at("HTTPS://cache.example.com"));
-        assert!(!endpoint.is_at("http://cache.example.com") && !endpoint.is_at("http://cache.example.com:443"));
-        for place in ["https://cache.example.com:8443", "cache.example.com.evil.org", "", "https://example.com/cache"] {
-            assert!(!endpoint.is_at(place), "{place}");
+        for host in ["cache.example.com:80", "cache.example.com:8443", "cache.example.com.evil.org", ""] {
+            assert!(!endpoint.is_host(host), "{host}");
         }
     }
 

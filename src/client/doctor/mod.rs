@@ -10,8 +10,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum as _;
-use stopover::config::{Config, DEFAULT_UPSTREAM};
-use stopover::oci::{Name, Operation, Reference, Request, UpstreamId};
+use http::Method;
+use stopover::config::{Config, DEFAULT_UPSTREAM, Places};
+use stopover::oci::{Name, Operation, Reference, Repository, Request, UpstreamId};
 
 use super::progress::shown;
 use super::{Client, Target, Upstream};
@@ -76,26 +77,46 @@ struct Sample {
     path: Name,
     /// Registry and repository, as clients name them.
     repository: String,
+    /// What else this configuration calls it.
+    places: Places,
 }
 
 impl Sample {
     fn new(text: &str, config: &Config) -> anyhow::Result<Self> {
         let request = Request::image(text).with_context(|| format!("--image {text}"))?;
         let Operation::Manifest(name, reference) = request.operation.clone() else { bail!("--image {text}: no image") };
-        let (named, path) = match (&request.namespace, name.splits().last()) {
-            (Some(namespace), _) => (namespace.as_str(), name.clone()),
-            (None, Some((first, rest))) if first.contains('.') || Upstream::named(first, config).is_some() => {
-                (first, rest)
-            }
-            (None, _) => (DEFAULT_UPSTREAM, name.clone()),
+        let places = Places::new(&config.upstreams, &config.rules);
+        let (named, path) = match (&request.namespace, places.find(&name), name.splits().last()) {
+            (Some(namespace), ..) => (namespace.clone(), name.clone()),
+            // A rule's name means something to the cache only: clients know the upstream's.
+            (None, Some(Repository { upstream, name }), _) => (upstream.to_string(), name),
+            (None, None, Some((first, rest))) if first.contains('.') => (first.to_owned(), rest),
+            (None, None, _) => (DEFAULT_UPSTREAM.to_owned(), name.clone()),
         };
-        let (id, upstream) = match Upstream::named(named, config) {
+        let (id, upstream) = match Upstream::named(&named, config) {
             Some(Upstream { id, registry }) => (Some(id), registry),
-            None => (named.parse().ok(), named.to_owned()),
+            None => (named.parse().ok(), named),
         };
         let path = if upstream == DEFAULT_UPSTREAM { path.in_library() } else { path };
         let repository = format!("{upstream}/{path}");
-        Ok(Self { text: text.to_owned(), request, name, reference, upstream, id, path, repository })
+        Ok(Self { text: text.to_owned(), request, name, reference, upstream, id, path, repository, places })
+    }
+
+    /// Whether the cache has the sample's repository at the path of a request (`/v2/<name>/manifests/<reference>`, or
+    /// another form that clients use). `namespace`: the client says with `?ns=` which registry it means.
+    fn is_at(&self, path: &str, namespace: bool) -> bool {
+        let Ok(Request { prefix, operation, .. }) = Request::parse(&Method::GET, path, None) else { return false };
+        let Some(name) = operation.name() else { return false };
+        let name = prefix.map_or_else(|| name.clone(), |prefix| prefix.join(name));
+        let implied = name == self.path && (namespace || self.upstream == DEFAULT_UPSTREAM);
+        match self.places.find(&name) {
+            Some(Repository { upstream, name }) if upstream.as_str() == DEFAULT_UPSTREAM => {
+                self.id.as_ref() == Some(&upstream) && self.path == name.in_library()
+            }
+            Some(Repository { upstream, name }) => self.id.as_ref() == Some(&upstream) && self.path == name,
+            // An upstream of which only the cache knows.
+            None => implied || name.as_str() == self.repository,
+        }
     }
 }
 
