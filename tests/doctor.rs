@@ -136,10 +136,10 @@ async fn containerd_is_asked_with_its_hosts_directory() -> anyhow::Result<()> {
     found.step("ok", "containerd pulls", "ctr asked the cache")
 }
 
-/// A program of this node that prints its arguments and then goes on so.
+/// A program of this node that says that it asked a registry, and with which arguments, and then goes on so.
 fn stand_in(node: &Node, program: &str, script: &str) -> anyhow::Result<(&'static str, OsString)> {
     let name = format!("bin/{program}");
-    node.write(&name, &format!("#!/bin/sh\necho \"asked with $*\" >&2\n{script}\n"))?;
+    node.write(&name, &format!("#!/bin/sh\necho \"asked with $*: manifest unknown\" >&2\n{script}\n"))?;
     std::fs::set_permissions(node.path(&name), Permissions::from_mode(0o755))?;
     Ok(("PATH", node.path("bin").into_os_string()))
 }
@@ -242,6 +242,68 @@ async fn where_upstream_cannot_be_asked_nothing_is_said_of_a_client() -> anyhow:
     found.step("skip", "podman pulls", "cannot tell: the cache answers 503")?;
     ensure!(found.well, "{}", found.text);
     Ok(())
+}
+
+#[tokio::test]
+async fn a_client_that_asked_no_registry_is_not_said_to_go_past_the_cache() -> anyhow::Result<()> {
+    let cache = Cache::start().await?;
+    let image = cache.image();
+    let node = Node::new()?;
+    node.write(USER_REGISTRIES, "[[registry")?;
+    let found = examine(&node, &cache.server, &["--image", &image, "--client", "podman"]).await?;
+    found.step("FAIL", "podman configuration", "cannot be used")?;
+    found.step(
+        "skip",
+        "podman pulls",
+        "podman failed before it asked any registry. It says: Error: loading registries",
+    )?;
+    let path = stand_in(&node, "podman", "")?;
+    node.write("bin/podman", "#!/bin/sh\necho 'exec: crun: not found' >&2\nexit 127\n")?;
+    let found = examine(&node.with(path), &cache.server, &["--image", &image, "--client", "podman"]).await?;
+    found.step("skip", "podman pulls", "It says: exec: crun: not found")
+}
+
+#[tokio::test]
+async fn a_client_that_asks_the_cache_in_a_way_it_does_not_answer_is_not_said_to_go_past_it() -> anyhow::Result<()> {
+    let cache = Cache::start().await?;
+    let mut node = Node::new()?;
+    let root = node.path("root").display().to_string();
+    let hosts = format!("[host.\"{}/ghcr.io\"]\ncapabilities = [\"pull\", \"resolve\"]\n", cache.server);
+    node.write(&format!("root/etc/containerd/certs.d/{UPSTREAM}/hosts.toml"), &hosts)?;
+    let _daemon = node.start_containerd().await?;
+    node.with_only("ctr")?;
+    let arguments = ["--image", &cache.image(), "--client", "containerd", "--root", &root];
+    let found = examine(&node, &cache.server, &arguments).await?;
+    found.step("FAIL", "containerd configuration", "something else or nothing")?;
+    found.step("FAIL", "containerd pulls", "ctr tried the cache")?;
+    found.step("FAIL", "containerd pulls", "400 Bad Request")
+}
+
+#[tokio::test]
+async fn an_image_that_is_named_by_a_rule_is_asked_for_as_clients_name_it() -> anyhow::Result<()> {
+    let upstream = Registry::start().await?;
+    let image = Recipe::docker("team/docker").push(&upstream).await?;
+    let text = format!(
+        "[upstreams.\"docker.io\"]\nurl = \"{url}\"\n[upstreams.\"{UPSTREAM}\"]\nurl = \"{url}\"\n\
+         [rules.\"hub\"]\nupstream = \"{UPSTREAM}\"\npath = \"team\"\n",
+        url = upstream.url()
+    );
+    let installation = Installation::with_configuration(&text)?;
+    let stopover = installation.start().await?;
+    let server = format!("http://{}", stopover.address());
+    let node = Node::new()?;
+    let mut setup = vec!["setup", "podman", "--server", &server];
+    setup.extend(["--upstream", "docker.io", "--upstream", UPSTREAM]);
+    node.write(USER_REGISTRIES, &String::from_utf8(node.stopover(&setup).await?.stdout)?)?;
+    let named = image.reference().replace("team/", "hub/");
+    let arguments = ["--image", &named, "--client", "podman"];
+    let configuration = installation.configuration().display().to_string();
+    let found = examine(&node, &server, &[&arguments[..], &["--config", &configuration]].concat()).await?;
+    found.step("ok", "podman pulls", &format!("podman asked the cache for {UPSTREAM}/team/docker:"))?;
+    // Without the rule the name is one of Docker Hub, and the cache is asked for the same.
+    let found = examine(&node, &server, &arguments).await?;
+    found.step("ok", "pull", "manifest (hit)")?;
+    found.step("ok", "podman pulls", "podman asked the cache for docker.io/hub/docker:")
 }
 
 #[tokio::test]

@@ -115,10 +115,19 @@ impl Files<'_> {
         })
     }
 
-    /// The directory of hosts.toml in which containerd finds the registry: none if it finds it nowhere.
+    /// The directory of hosts.toml in which containerd finds the registry, whatever it finds: none if it does nowhere.
     pub(super) fn hosts_directory(&self) -> Option<PathBuf> {
-        let hosts = self.hosts_file(self.config_path().ok()?.as_deref()).ok()?;
-        hosts.parent()?.parent().map(Path::to_owned)
+        let directories = self.config_path().ok()?.unwrap_or_else(|| CERTS_D.to_owned());
+        let mut directories = directories.split(':').map(|directory| self.path(directory));
+        directories.find(|directory| self.hosts_names().iter().any(|name| directory.join(name).is_dir()))
+    }
+
+    /// What the directory of a hosts.toml that is for the registry may be called: the first one that is there counts.
+    fn hosts_names(&self) -> Vec<String> {
+        let registry = &self.sample.upstream;
+        // A colon cannot stand in a path everywhere.
+        let underscored = registry.split_once(':').map(|(host, port)| format!("{host}_{port}_"));
+        [Some(registry.clone()), underscored, Some("_default".into())].into_iter().flatten().collect()
     }
 
     /// The socket of containerd.
@@ -163,10 +172,7 @@ impl Files<'_> {
 
     /// The hosts.toml in this directory that is for the registry, if it names the cache.
     fn hosts(&self, directory: &Path) -> Result<Option<PathBuf>, String> {
-        let registry = &self.sample.upstream;
-        // A colon cannot stand in a path everywhere.
-        let underscored = registry.split_once(':').map(|(host, port)| format!("{host}_{port}_"));
-        for name in [Some(registry.clone()), underscored, Some("_default".into())].into_iter().flatten() {
+        for name in self.hosts_names() {
             let path = directory.join(name).join("hosts.toml");
             let Some(hosts) = read_toml(&path)? else { continue };
             let mirrors = hosts.get("host").and_then(Value::as_table).into_iter().flatten();
