@@ -58,11 +58,16 @@ async fn examine(node: &Node, server: &str, arguments: &[&str]) -> anyhow::Resul
     Ok(Findings { well: output.status.success(), text })
 }
 
+/// A machine on which no client is found.
+fn nobody() -> anyhow::Result<Node> {
+    let node = Node::new()?;
+    let path = node.path("nothing").into_os_string();
+    Ok(node.with(("PATH", path)))
+}
+
 /// Without any client: only the steps on the way to the server.
 async fn examine_server(server: &str, image: &str) -> anyhow::Result<Findings> {
-    let node = Node::new()?;
-    let root = node.path("root").display().to_string();
-    examine(&node, server, &["--image", image, "--client", "kaniko", "--root", &root]).await
+    examine(&nobody()?, server, &["--image", image]).await
 }
 
 struct Cache {
@@ -370,8 +375,8 @@ async fn certificates_of_an_unknown_authority_expired_and_for_another_name_are_t
         // Trusted: what fails is the page of openssl.
         (format!("https://127.0.0.1:{}", good.port), "good.pem", "registry", "is no registry"),
     ] {
-        let node = Node::new()?.with(trusting(certificate));
-        let found = examine(&node, &server, &["--client", "kaniko"]).await?;
+        let node = nobody()?.with(trusting(certificate));
+        let found = examine(&node, &server, &[]).await?;
         found.fails_at(step, words)?;
     }
     // One that speaks plain HTTP.
@@ -399,6 +404,9 @@ fn respond(status: StatusCode, headers: &[(&str, &str)], body: impl Into<Body>) 
     }
     response.body(body.into()).unwrap_or_default()
 }
+
+/// What a cache says of itself at `/v2/`.
+const CACHE: [(&str, &str); 2] = [("docker-distribution-api-version", "registry/2.0"), ("x-stopover", "hit")];
 
 #[tokio::test]
 async fn a_server_that_accepts_connections_and_says_nothing_fails_within_seconds() -> anyhow::Result<()> {
@@ -430,24 +438,22 @@ async fn what_answers_in_the_place_of_a_cache_is_named() -> anyhow::Result<()> {
 #[tokio::test]
 async fn a_pull_that_does_not_come_from_a_cache_or_with_other_bytes_fails() -> anyhow::Result<()> {
     let mut cache = Cache::start().await?;
-    // A registry that is no Stopover.
     let found = examine_server(&cache.upstream.url(), &cache.image()).await?;
-    found.fails_at("pull", "404")?;
+    found.fails_at("registry", "is a registry, but no Stopover")?;
     let manifest = cache.image.manifests.remove(0);
     for (corrupt, words) in [("/blobs/", "the blob sha256:"), ("/manifests/", "the manifest is not sha256:")] {
         let manifest = manifest.clone();
         let server = serve(move |path| {
             let change =
                 |bytes: Vec<u8>| if path.contains(corrupt) { bytes.iter().map(|byte| !byte).collect() } else { bytes };
-            let registry = [("docker-distribution-api-version", "registry/2.0"), ("x-stopover", "hit")];
             if path.ends_with("/v2/") {
-                respond(StatusCode::OK, &registry, "{}")
+                respond(StatusCode::OK, &CACHE, "{}")
             } else if path.contains("/manifests/") {
                 let kind = ("content-type", "application/vnd.oci.image.manifest.v1+json");
                 let digest = ("docker-content-digest", manifest.digest.as_str());
-                respond(StatusCode::OK, &[registry[1], kind, digest], change(manifest.bytes.clone()))
+                respond(StatusCode::OK, &[CACHE[1], kind, digest], change(manifest.bytes.clone()))
             } else {
-                respond(StatusCode::OK, &registry, change(b"blob".to_vec()))
+                respond(StatusCode::OK, &CACHE, change(b"blob".to_vec()))
             }
         });
         examine_server(&server.await?, "a/b:1").await?.fails_at("pull", words)?;
@@ -455,15 +461,57 @@ async fn a_pull_that_does_not_come_from_a_cache_or_with_other_bytes_fails() -> a
     // Unknown to the cache, and without its header.
     let found = examine_server(&cache.server, &format!("{UPSTREAM}/team/none:1")).await?;
     found.fails_at("pull", "404")?;
-    let server =
-        serve(|_| respond(StatusCode::OK, &[("docker-distribution-api-version", "registry/2.0")], "{}")).await?;
+    let server = serve(|path| respond(StatusCode::OK, if path == "/v2/" { &CACHE } else { &[] }, "{}")).await?;
     examine_server(&server, "a/b:1").await?.fails_at("pull", "does not come from a Stopover")
+}
+
+#[tokio::test]
+async fn a_refusal_is_quoted_with_what_helps_against_it() -> anyhow::Result<()> {
+    let registry = serve(|_| respond(StatusCode::FORBIDDEN, &[], "")).await?;
+    let basic = serve(|_| respond(StatusCode::UNAUTHORIZED, &[("www-authenticate", "Basic realm=\"a\"")], "")).await?;
+    let node = Node::new()?;
+    node.write("password", "secret")?;
+    let login =
+        format!("credentials = {{ username = \"me\", password_file = \"{}\" }}\n", node.path("password").display());
+    for (upstream, more, what, fix) in [
+        (&registry, "deny = [\"team/*\"]\n", "in the configuration refuses it", "change that key (`allow` or `deny`)"),
+        (&registry, login.as_str(), "403 Forbidden to our credentials", "correct the upstream's `credentials`"),
+        (&basic, "", "none is configured", "give the upstream `credentials`"),
+    ] {
+        let text = format!("[upstreams.\"{UPSTREAM}\"]\nurl = \"{upstream}\"\n{more}");
+        let installation = Installation::with_configuration(&text)?;
+        let stopover = installation.start().await?;
+        let server = format!("http://{}", stopover.address());
+        let found = examine_server(&server, &format!("{UPSTREAM}/team/a:1")).await?;
+        found.fails_at("pull", what)?;
+        found.fails_at("pull", fix)?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_proxy_that_the_environment_names_is_said_to_be_one_and_not_used_on_the_machine_itself() -> anyhow::Result<()>
+{
+    let proxy = serve(|_| respond(StatusCode::FORBIDDEN, &[], "")).await?;
+    let cache = Cache::start().await?;
+    let with_proxy = |proxy: &str| anyhow::Ok(nobody()?.with(("http_proxy", proxy.into())));
+    let found = examine(&with_proxy(&proxy)?, &cache.server, &["--image", &cache.image()]).await?;
+    ensure!(found.well && !found.text.contains("proxy"), "{}", found.text);
+    let note = "it is the proxy that this environment names for http://cache.invalid";
+    let found = examine(&with_proxy(&proxy)?, "http://cache.invalid", &[]).await?;
+    found.step("ok", "name", note)?;
+    found.step("ok", "connection", proxy.trim_start_matches("http://"))?;
+    found.fails_at("registry", note)?;
+    found.fails_at("registry", "add the server to no_proxy")?;
+    let found = examine(&with_proxy("http://127.0.0.1:1")?, "http://cache.invalid", &[]).await?;
+    found.fails_at("connection", "nothing listens at 127.0.0.1 port 1; it is the proxy")?;
+    let node = with_proxy(&proxy)?.with(("no_proxy", "cache.invalid".into()));
+    examine(&node, "http://cache.invalid", &[]).await?.fails_at("name", "cache.invalid does not resolve")
 }
 
 #[tokio::test]
 async fn no_answer_is_read_without_end_or_printed_as_it_comes() -> anyhow::Result<()> {
     let endless = || Body::from_stream(futures_util::stream::repeat(Ok::<_, Infallible>(vec![b' '; 1 << 16])));
-    let registry = ("docker-distribution-api-version", "registry/2.0");
     let manifest = [
         ("x-stopover", "hit"),
         ("content-type", "application/vnd.oci.image.manifest.v1+json"),
@@ -474,12 +522,12 @@ async fn no_answer_is_read_without_end_or_printed_as_it_comes() -> anyhow::Resul
         (StatusCode::OK, None, "the manifest has more than 4.1 MB"),
         (StatusCode::BAD_GATEWAY, None, "502 Bad Gateway: no reason was given"),
         (StatusCode::BAD_GATEWAY, Some("\u{1b}[2J\r\nok    pull: fine\u{9b}"), "502 Bad Gateway: [2J"),
-        (StatusCode::FORBIDDEN, Some("no"), "`credentials`"),
-        (StatusCode::FORBIDDEN, Some("no"), "`allow` and `deny`"),
+        (StatusCode::FORBIDDEN, Some("no"), "403 Forbidden: no"),
+        (StatusCode::FORBIDDEN, Some("no"), "what is in front of the cache refuses"),
     ] {
         let server = serve(move |path| {
             if path.ends_with("/v2/") {
-                return respond(StatusCode::OK, &[registry], "{}");
+                return respond(StatusCode::OK, &CACHE, "{}");
             }
             respond(status, &manifest, body.map_or_else(endless, error))
         });
@@ -512,7 +560,7 @@ async fn blobs_are_followed_to_where_they_are_redirected() -> anyhow::Result<()>
                 let headers = [("x-stopover", "hit"), kind, ("docker-content-digest", &digest)];
                 respond(StatusCode::OK, &headers, manifest.clone())
             } else {
-                respond(StatusCode::OK, &[("docker-distribution-api-version", "registry/2.0")], "{}")
+                respond(StatusCode::OK, &CACHE, "{}")
             }
         });
         let found = examine_server(&server.await?, "a/b:1").await?;

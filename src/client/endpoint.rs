@@ -30,6 +30,16 @@ impl Endpoint {
         self.url.scheme() == "http"
     }
 
+    /// Whether it is on this machine, where no proxy leads.
+    pub(crate) fn is_here(&self) -> bool {
+        match self.url.host() {
+            Some(Host::Domain(domain)) => domain == "localhost",
+            Some(Host::Ipv4(address)) => address.is_loopback(),
+            Some(Host::Ipv6(address)) => address.is_loopback(),
+            None => false,
+        }
+    }
+
     /// Whether this is its host and port.
     pub(crate) fn is_host(&self, authority: &str) -> bool {
         let port = if self.is_plain() { ":80" } else { ":443" };

@@ -36,8 +36,9 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn new(server: Endpoint) -> anyhow::Result<Self> {
         // Longer than the cache itself waits for an upstream. Of what is asked for, only blobs may be elsewhere.
-        let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(Policy::none()).build()?;
-        Ok(Self { http, server })
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(Policy::none());
+        let http = if server.is_here() { http.no_proxy() } else { http };
+        Ok(Self { http: http.build()?, server })
     }
 
     /// One line an upstream: what is left of its quota.

@@ -162,10 +162,11 @@ impl Client {
     pub(crate) async fn examine(&self, examination: Examination, config: &Config) -> anyhow::Result<String> {
         let sample = Sample::new(&examination.image, config)?;
         let mut report = Report::default();
-        report.step("name", network::resolve(&self.server)).await?;
-        report.step("connection", network::connect(&self.server)).await?;
-        report.step("tls", self.shake_hands()).await?;
-        report.step("registry", self.greet()).await?;
+        let way = network::Way::to(&self.server)?;
+        report.step("name", network::resolve(&way)).await?;
+        report.step("connection", network::connect(&way)).await?;
+        report.step("tls", self.shake_hands(&way)).await?;
+        report.step("registry", self.greet(&way)).await?;
         report.step("pull", self.pull_sample(&sample)).await?;
         let clients = if examination.clients.is_empty() { Target::found() } else { examination.clients };
         if clients.is_empty() {
