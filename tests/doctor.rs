@@ -157,7 +157,7 @@ async fn crictl_is_told_which_runtime_is_examined() -> anyhow::Result<()> {
     let node = node.with(path);
     let root = node.path("root").display().to_string();
     let image = cache.image();
-    let arguments = ["--image", &image, "--client", "containerd", "--client", "cri-o", "--root", &root];
+    let arguments = ["--image", &image, "--client", "containerd,cri-o", "--root", &root];
     let found = examine(&node, &cache.server, &arguments).await?;
     let containerd = "--runtime-endpoint unix:///run/containerd/containerd.sock --image-endpoint";
     found.step("FAIL", "containerd pulls", containerd)?;
@@ -309,6 +309,43 @@ async fn an_image_that_is_named_by_a_rule_is_asked_for_as_clients_name_it() -> a
     let found = examine(&node, &server, &arguments).await?;
     found.step("ok", "pull", "manifest (hit)")?;
     found.step("ok", "podman pulls", "podman asked the cache for docker.io/hub/docker:")
+}
+
+#[tokio::test]
+async fn clients_that_are_installed_and_not_in_use_are_checked_only_where_they_are_named() -> anyhow::Result<()> {
+    let cache = Cache::start().await?;
+    let image = cache.image();
+    let node = nobody()?;
+    let root = node.path("root").display().to_string();
+    let arguments = ["--image", image.as_str(), "--root", &root];
+    let found = examine(&node, &cache.server, &arguments).await?;
+    ensure!(
+        found.well && found.text.ends_with("whether pulls go through the cache is not known (--client names one)\n")
+    );
+    let path = stand_in(&node, "docker", "exit 1")?;
+    stand_in(&node, "containerd", "")?;
+    let node = node.with(path);
+    let found = examine(&node, &cache.server, &arguments).await?;
+    ensure!(
+        found.well && found.text.ends_with("; whether pulls go through the cache is not known\n"),
+        "{}",
+        found.text
+    );
+    found.step("skip", "docker configuration", "no daemon listens at /var/run/docker.sock")?;
+    found.step("skip", "containerd configuration", "no config_path, and there is no Kubernetes")?;
+    let named = [&arguments[..], &["--client", "docker,containerd"]].concat();
+    let found = examine(&node, &cache.server, &named).await?;
+    found.step("FAIL", "containerd configuration", "has no config_path")?;
+    found.step("skip", "docker configuration", "Docker mirrors only docker.io")?;
+    // In use after all.
+    node.write("root/var/run/docker.sock", "")?;
+    stand_in(&node, "kubelet", "")?;
+    let found = examine(&node, &cache.server, &arguments).await?;
+    found.step("FAIL", "containerd configuration", "has no config_path")?;
+    found.step("skip", "docker configuration", "Docker mirrors only docker.io")?;
+    let found = examine(&node, &cache.server, &["--client", "kaniko"]).await?;
+    ensure!(!found.well && found.text.contains("docker, containerd, cri-o, podman, buildkit, k3s"), "{}", found.text);
+    Ok(())
 }
 
 #[tokio::test]

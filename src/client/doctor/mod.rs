@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum as _;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use http::Method;
 use stopover::config::{Config, DEFAULT_UPSTREAM, Places};
 use stopover::oci::{Name, Operation, Reference, Repository, Request, UpstreamId};
@@ -24,12 +25,18 @@ pub(crate) struct Examination {
     /// The image to pull, of the registry whose way is to be checked
     #[arg(long, value_name = "IMAGE", default_value = "docker.io/library/hello-world:latest")]
     image: String,
-    /// The clients to check: docker, containerd, cri-o, podman, buildkit or k3s [default: all that are found here]
-    #[arg(long = "client", value_name = "NAME")]
+    /// The clients to check, separated by commas [default: all that are found here]
+    #[arg(long = "client", value_name = "NAMES", value_delimiter = ',', value_parser = examined())]
     clients: Vec<Target>,
     /// Where the file system begins that has the clients' configurations
     #[arg(long, value_name = "DIRECTORY", default_value = "/", hide = true)]
     root: PathBuf,
+}
+
+/// Clients that have a configuration on a machine.
+fn examined() -> impl TypedValueParser<Value = Target> {
+    let names = Target::EXAMINED.iter().filter_map(Target::to_possible_value);
+    PossibleValuesParser::new(names).try_map(|name| Target::from_str(&name, false))
 }
 
 /// What is wrong, and what helps.
@@ -168,14 +175,14 @@ impl Client {
         report.step("tls", self.shake_hands(&way)).await?;
         report.step("registry", self.greet(&way)).await?;
         report.step("pull", self.pull_sample(&sample)).await?;
-        let clients = if examination.clients.is_empty() { Target::found() } else { examination.clients };
-        if clients.is_empty() {
-            report.say("clients", &Verdict::Unknown("none is found here: name one with --client".into()))?;
-        }
         let files = Files { root: &examination.root, server: &self.server, sample: &sample };
-        for client in clients {
+        let named = !examination.clients.is_empty();
+        let clients = if named { examination.clients } else { Target::found() };
+        let mut known = false;
+        for &client in &clients {
             let name = client.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
-            let configured = files.of(client);
+            let unused = if named { None } else { files.unused(client) };
+            let configured = unused.map_or_else(|| files.of(client), Verdict::Unknown);
             let step = format!("{name} pulls");
             report.say(&format!("{name} configuration"), &configured)?;
             let through = match (report.missing, &configured) {
@@ -183,12 +190,18 @@ impl Client {
                 (None, Verdict::Unknown(_)) => Verdict::Unknown("needs: a mirror in its configuration".into()),
                 (None, _) => shown(&step, self.goes_through(client, &files)).await,
             };
+            known |= !matches!(through, Verdict::Unknown(_));
             report.say(&step, &through)?;
         }
+        let unknown = match clients[..] {
+            _ if known => "",
+            [] => "; no client is found here: whether pulls go through the cache is not known (--client names one)",
+            _ => "; whether pulls go through the cache is not known",
+        };
         if report.failed > 0 {
-            bail!("{} of {} steps failed", report.failed, report.steps);
+            bail!("{} of {} steps failed{unknown}", report.failed, report.steps);
         }
-        Ok(format!("nothing failed in {} steps\n", report.steps))
+        Ok(format!("nothing failed in {} steps{unknown}\n", report.steps))
     }
 }
 
