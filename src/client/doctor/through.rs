@@ -163,13 +163,12 @@ impl Client {
             }
             Ok(())
         };
-        match tokio::time::timeout(PATIENCE, pull).await {
-            Ok(ended) => ended?,
+        if let Ok(ended) = tokio::time::timeout(PATIENCE, pull).await {
+            ended?;
+        } else {
             // It has asked its mirror before it tries elsewhere, which may take long.
-            Err(_) => {
-                said.asked = true;
-                said.last = format!("nothing within {} s", PATIENCE.as_secs());
-            }
+            said.asked = true;
+            said.last = format!("nothing within {} s", PATIENCE.as_secs());
         }
         Ok(said)
     }
