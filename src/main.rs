@@ -225,15 +225,16 @@ fn set_up(config: &Config, client: Target, server: Option<Endpoint>, upstreams: 
     let single = |(id, upstream): (&UpstreamId, &UpstreamConfig)| upstream.family.is_none().then(|| id.clone());
     let all = || config.upstreams.iter().filter_map(single).collect();
     let upstreams: Vec<UpstreamId> = if upstreams.is_empty() { all() } else { upstreams };
-    let unknown = upstreams.iter().filter(|id| !config.upstreams.contains_key(id));
-    let warnings: String = unknown
-        .map(|id| {
-            format!("{id}: this configuration has no such upstream; the cache answers for it only if its own has\n")
-        })
-        .collect();
+    let mut beside = std::io::stderr();
+    for id in upstreams.iter().filter(|id| !config.upstreams.contains_key(id)) {
+        writeln!(
+            beside,
+            "{id}: this configuration has no such upstream; the cache answers for it only if its own has"
+        )?;
+    }
     let upstreams: Vec<Upstream> =
         upstreams.into_iter().map(|id| Upstream::new(id, config)).collect::<anyhow::Result<_>>()?;
-    std::io::stderr().write_all((warnings + &client.advice(&server, &upstreams)).as_bytes())?;
+    beside.write_all(client.advice(&server, &upstreams).as_bytes())?;
     Ok(std::io::stdout().write_all(client.configuration(&server, &upstreams).as_bytes())?)
 }
 

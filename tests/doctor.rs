@@ -534,11 +534,11 @@ async fn a_proxy_that_the_environment_names_is_said_to_be_one_and_not_used_on_th
     let with_proxy = |proxy: &str| anyhow::Ok(nobody()?.with(("http_proxy", proxy.into())));
     let found = examine(&with_proxy(&proxy)?, &cache.server, &["--image", &cache.image()]).await?;
     ensure!(found.well && !found.text.contains("proxy"), "{}", found.text);
-    let note = "it is the proxy that this environment names for http://cache.invalid";
+    let named = "it is the proxy that this environment names for http://cache.invalid";
     let found = examine(&with_proxy(&proxy)?, "http://cache.invalid", &[]).await?;
-    found.step("ok", "name", note)?;
+    found.step("ok", "name", named)?;
     found.step("ok", "connection", proxy.trim_start_matches("http://"))?;
-    found.fails_at("registry", note)?;
+    found.fails_at("registry", named)?;
     found.fails_at("registry", "add the server to no_proxy")?;
     let found = examine(&with_proxy("http://127.0.0.1:1")?, "http://cache.invalid", &[]).await?;
     found.fails_at("connection", "nothing listens at 127.0.0.1 port 1; it is the proxy")?;

@@ -197,11 +197,8 @@ async fn what_docker_is_told_already_is_kept() -> anyhow::Result<()> {
         let etc = node.path("docker").display().to_string();
         let temporary = node.path("daemon.json").display().to_string();
         // Everything but the daemon, which is not told to read it again.
-        let script: String = script
-            .lines()
-            .filter(|line| !line.starts_with("kill ") && !line.contains("systemctl"))
-            .map(|line| format!("{}\n", line.replace("sudo ", "")))
-            .collect();
+        let lines = script.lines().filter(|line| !line.starts_with("kill ") && !line.contains("systemctl"));
+        let script = lines.collect::<Vec<_>>().join("\n").replace("sudo ", "");
         let script = script.replace("/tmp/daemon.json", &temporary).replace("/etc/docker", &etc);
         let script = format!("set -e\nRUNNER_TEMP='{}'\n{script}", node.path("").display());
         let run = async || {

@@ -68,8 +68,8 @@ impl FromStr for Endpoint {
         let endpoint = Self { url, host };
         ensure!(
             endpoint.url.path() == "/",
-            "{text:?} has a path, but a cache answers at the root of its host, and clients say themselves which upstream \
-             they mean: give {endpoint}"
+            "{text:?} has a path, but a cache answers at the root of its host, and clients say which upstream they \
+             mean: give {endpoint}"
         );
         Ok(endpoint)
     }

@@ -26,33 +26,6 @@ pub(super) struct Files<'a> {
     pub(super) sample: &'a Sample,
 }
 
-impl Target {
-    /// Those that have a configuration on a machine.
-    pub(super) const EXAMINED: [Self; 6] =
-        [Self::Docker, Self::Containerd, Self::CriO, Self::Podman, Self::Buildkit, Self::K3s];
-
-    /// The clients of this machine. Docker has a containerd of its own, which nobody else pulls with.
-    pub(super) fn found() -> Vec<Self> {
-        let any = |programs: &[&str]| programs.iter().any(|program| is_installed(program));
-        let found = |client: &Self| match client {
-            Self::Docker => any(&["docker", "dockerd"]),
-            Self::Containerd => any(&["containerd"]) && (!any(&["dockerd"]) || any(&["crictl", "nerdctl", "kubelet"])),
-            Self::CriO => any(&["crio"]),
-            Self::Podman => any(&["podman", "buildah", "skopeo"]),
-            Self::Buildkit => any(&["buildkitd"]),
-            Self::K3s => any(&["k3s"]),
-            _ => false,
-        };
-        Self::EXAMINED.into_iter().filter(found).collect()
-    }
-}
-
-/// Whether a program is in one of the directories of `PATH`.
-pub(super) fn is_installed(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
-}
-
 impl Files<'_> {
     /// What the configuration of this client says.
     pub(super) fn of(&self, client: Target) -> Verdict {
@@ -74,21 +47,6 @@ impl Files<'_> {
                 Verdict::Bad(Problem::new(what, fix))
             }
         }
-    }
-
-    /// Why a client that is installed here is not in use, as far as can be seen.
-    pub(super) fn unused(&self, client: Target) -> Option<String> {
-        let socket = || std::env::var_os("DOCKER_HOST").is_some() || self.path("/var/run/docker.sock").exists();
-        let why = match client {
-            Target::Docker if !socket() => "no daemon listens at /var/run/docker.sock: --client docker has it checked",
-            Target::Containerd
-                if !is_installed("kubelet") && !is_installed("crictl") && self.config_path() == Ok(None) =>
-            {
-                "it has no config_path, and there is no Kubernetes that needs one: --client containerd has it checked"
-            }
-            _ => return None,
-        };
-        Some(why.to_owned())
     }
 
     /// A path of the machine that is looked at.
@@ -157,7 +115,7 @@ impl Files<'_> {
     }
 
     /// The directories of hosts.toml that containerd's CRI plugin reads.
-    fn config_path(&self) -> Result<Option<String>, String> {
+    pub(super) fn config_path(&self) -> Result<Option<String>, String> {
         // containerd 2 and 1.
         let plugins = ["io.containerd.cri.v1.images", "io.containerd.grpc.v1.cri"];
         let directories = |config: &Table| {
@@ -223,8 +181,8 @@ impl Files<'_> {
         Ok(None)
     }
 
-    /// Where containerd goes for a host of a hosts.toml: without a scheme that is https, and `/v2` ends every path that is
-    /// not declared whole.
+    /// Where containerd goes for a host of a hosts.toml: without a scheme that is https, and `/v2` ends every path that
+    /// is not declared whole.
     fn containerd_host(&self, place: &str, mirror: &Table) -> Option<Result<(), String>> {
         let whole = mirror.get("override_path").and_then(Value::as_bool).unwrap_or_default();
         let name = &self.sample.path;
@@ -329,8 +287,8 @@ impl Files<'_> {
         self.named(&path, "endpoint", endpoints.filter_map(|endpoint| endpoint.as_str()).map(asked))
     }
 
-    /// Whether a place of a configuration, which may have a scheme, is the cache; if it is, what is wrong with it. `ask`
-    /// says how the client puts the path of the place (`/<path>` or nothing) and the sample's name together, and
+    /// Whether a place of a configuration, which may have a scheme, is the cache; if it is, what is wrong with it.
+    /// `ask` says how the client puts the path of the place (`/<path>` or nothing) and the sample's name together, and
     /// `namespace` whether it also says which registry it means.
     fn leads(
         &self,

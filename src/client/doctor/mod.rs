@@ -1,6 +1,7 @@
 //! `stopover doctor`: checks from a node that pulls go through the cache, and says how to fix what is in their way.
 
 mod configured;
+mod installed;
 mod network;
 mod sample;
 mod through;

@@ -152,7 +152,7 @@ impl Client {
             ),
             StatusCode::FORBIDDEN => (
                 format!("{url} refuses this machine"),
-                "add the address that it is seen by (of the NAT gateway, if there is one) to the parameter AllowedCidrs",
+                "add the address that it is seen by (of the NAT gateway, if it has one) to the parameter AllowedCidrs",
             ),
             status if status.is_redirection() => (
                 format!("{url} answers {status} to {}", header(LOCATION.as_str())),

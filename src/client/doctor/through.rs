@@ -9,7 +9,8 @@ use stopover::oci::{Request, UpstreamId};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 
-use super::configured::{Files, is_installed};
+use super::configured::Files;
+use super::installed::is_installed;
 use super::{Problem, Sample, Verdict};
 use crate::client::{Client, Target};
 
@@ -25,8 +26,8 @@ const NO_DAEMON: [&str; 5] = [
     "cannot access containerd socket",
 ];
 
-/// What a client says that has asked a registry, or tried to: the words of Go's `net/http`, which all of them are written
-/// with, and those of registries.
+/// What a client says that has asked a registry, or tried to: the words of Go's `net/http`, which all of them are
+/// written with, and those of registries.
 const ASKED: [&str; 18] = [
     "dial tcp",
     "lookup ",
@@ -95,7 +96,7 @@ impl Client {
         let problem = match said {
             Said { of_cache: Some(line), .. } => Problem::new(
                 format!("{program} tried the cache, but did not get to ask it for {image}. It says: {line}"),
-                "configure it as the step before says; if it is, have it reach and trust the cache as this machine does",
+                "configure it as the step before says; if it is, have it reach and trust the cache as this machine",
             ),
             Said { asked: false, last, .. } => {
                 return Err(format!("{program} failed before it asked any registry. It says: {last}"));

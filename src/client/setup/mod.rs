@@ -60,8 +60,8 @@ impl Target {
         fill(template, mirror, upstreams)
     }
 
-    /// What is left to do by hand where the configuration is not read by whom it is for: a format without comments, or a
-    /// script that is run at once.
+    /// What is left to do by hand where the configuration is not read by whom it is for: a format without comments, or
+    /// a script that is run at once.
     pub(crate) fn advice(self, mirror: &Endpoint, upstreams: &[Upstream]) -> String {
         match self {
             Self::Docker => fill(include_str!("docker.txt"), mirror, upstreams),
@@ -93,9 +93,9 @@ pub(crate) fn list() -> String {
     text
 }
 
-/// Fills in a template: lines between `@http@` and `@/http@` stand only where the mirror speaks plain HTTP, those between
-/// `@daemon@` and `@/daemon@` where dockerd is told something, those between `@each@` and `@/each@` once for every upstream,
-/// and a line that names a client is that client's configuration.
+/// Fills in a template: lines between `@http@` and `@/http@` stand only where the mirror speaks plain HTTP, those
+/// between `@daemon@` and `@/daemon@` where dockerd is told something, those between `@each@` and `@/each@` once for
+/// every upstream, and a line that names a client is that client's configuration.
 fn fill(template: &str, mirror: &Endpoint, upstreams: &[Upstream]) -> String {
     let (mut filled, mut repeated, mut left_out) = (String::new(), None, None);
     let daemon = !daemon_json(mirror, upstreams).is_empty();
