@@ -14,6 +14,7 @@ packages=(
   cmake                    # aws-lc
   python3-venv             # .venv
   openssl                  # a TLS server and its certificates for the tests of `stopover doctor`
+  jq                       # merges daemon.json in what `stopover setup` prints
   docker-registry          # the upstream of the tests and the benchmark, and a peer of the benchmark
   apache2-utils            # htpasswd for an upstream with a password
   skopeo podman buildah    # clients

@@ -315,16 +315,23 @@ fn endpoint(config: &Config, named: Option<Endpoint>) -> anyhow::Result<Endpoint
     named.map_or_else(|| format!("http://{listen}").parse(), Ok)
 }
 
-/// Prints a client's configuration, and on standard error what that has no room for.
+/// Prints a client's configuration, and on standard error what that has no room for and what may be a mistake.
 fn set_up(config: &Config, client: Target, server: Option<Endpoint>, upstreams: Vec<UpstreamId>) -> anyhow::Result<()> {
     let server = endpoint(config, server)?;
     // Of a family there are too many to be meant without being named.
     let single = |(id, upstream): (&UpstreamId, &UpstreamConfig)| upstream.family.is_none().then(|| id.clone());
     let all = || config.upstreams.iter().filter_map(single).collect();
     let upstreams: Vec<UpstreamId> = if upstreams.is_empty() { all() } else { upstreams };
+    let mut beside = std::io::stderr();
+    for id in upstreams.iter().filter(|id| !config.upstreams.contains_key(id)) {
+        writeln!(
+            beside,
+            "{id}: this configuration has no such upstream; the cache answers for it only if its own has"
+        )?;
+    }
     let upstreams: Vec<Upstream> =
         upstreams.into_iter().map(|id| Upstream::new(id, config)).collect::<anyhow::Result<_>>()?;
-    std::io::stderr().write_all(client.advice(&server, &upstreams).as_bytes())?;
+    beside.write_all(client.advice(&server, &upstreams).as_bytes())?;
     Ok(std::io::stdout().write_all(client.configuration(&server, &upstreams).as_bytes())?)
 }
 

@@ -58,11 +58,16 @@ async fn examine(node: &Node, server: &str, arguments: &[&str]) -> anyhow::Resul
     Ok(Findings { well: output.status.success(), text })
 }
 
+/// A machine on which no client is found.
+fn nobody() -> anyhow::Result<Node> {
+    let node = Node::new()?;
+    let path = node.path("nothing").into_os_string();
+    Ok(node.with(("PATH", path)))
+}
+
 /// Without any client: only the steps on the way to the server.
 async fn examine_server(server: &str, image: &str) -> anyhow::Result<Findings> {
-    let node = Node::new()?;
-    let root = node.path("root").display().to_string();
-    examine(&node, server, &["--image", image, "--client", "kaniko", "--root", &root]).await
+    examine(&nobody()?, server, &["--image", image]).await
 }
 
 struct Cache {
@@ -136,10 +141,10 @@ async fn containerd_is_asked_with_its_hosts_directory() -> anyhow::Result<()> {
     found.step("ok", "containerd pulls", "ctr asked the cache")
 }
 
-/// A program of this node that prints its arguments and then goes on so.
+/// A program of this node that says that it asked a registry, and with which arguments, and then goes on so.
 fn stand_in(node: &Node, program: &str, script: &str) -> anyhow::Result<(&'static str, OsString)> {
     let name = format!("bin/{program}");
-    node.write(&name, &format!("#!/bin/sh\necho \"asked with $*\" >&2\n{script}\n"))?;
+    node.write(&name, &format!("#!/bin/sh\necho \"asked with $*: manifest unknown\" >&2\n{script}\n"))?;
     std::fs::set_permissions(node.path(&name), Permissions::from_mode(0o755))?;
     Ok(("PATH", node.path("bin").into_os_string()))
 }
@@ -152,7 +157,7 @@ async fn crictl_is_told_which_runtime_is_examined() -> anyhow::Result<()> {
     let node = node.with(path);
     let root = node.path("root").display().to_string();
     let image = cache.image();
-    let arguments = ["--image", &image, "--client", "containerd", "--client", "cri-o", "--root", &root];
+    let arguments = ["--image", &image, "--client", "containerd,cri-o", "--root", &root];
     let found = examine(&node, &cache.server, &arguments).await?;
     let containerd = "--runtime-endpoint unix:///run/containerd/containerd.sock --image-endpoint";
     found.step("FAIL", "containerd pulls", containerd)?;
@@ -245,6 +250,105 @@ async fn where_upstream_cannot_be_asked_nothing_is_said_of_a_client() -> anyhow:
 }
 
 #[tokio::test]
+async fn a_client_that_asked_no_registry_is_not_said_to_go_past_the_cache() -> anyhow::Result<()> {
+    let cache = Cache::start().await?;
+    let image = cache.image();
+    let node = Node::new()?;
+    node.write(USER_REGISTRIES, "[[registry")?;
+    let found = examine(&node, &cache.server, &["--image", &image, "--client", "podman"]).await?;
+    found.step("FAIL", "podman configuration", "cannot be used")?;
+    found.step(
+        "skip",
+        "podman pulls",
+        "podman failed before it asked any registry. It says: Error: loading registries",
+    )?;
+    let path = stand_in(&node, "podman", "")?;
+    node.write("bin/podman", "#!/bin/sh\necho 'exec: crun: not found' >&2\nexit 127\n")?;
+    let found = examine(&node.with(path), &cache.server, &["--image", &image, "--client", "podman"]).await?;
+    found.step("skip", "podman pulls", "It says: exec: crun: not found")
+}
+
+#[tokio::test]
+async fn a_client_that_asks_the_cache_in_a_way_it_does_not_answer_is_not_said_to_go_past_it() -> anyhow::Result<()> {
+    let cache = Cache::start().await?;
+    let mut node = Node::new()?;
+    let root = node.path("root").display().to_string();
+    let hosts = format!("[host.\"{}/ghcr.io\"]\ncapabilities = [\"pull\", \"resolve\"]\n", cache.server);
+    node.write(&format!("root/etc/containerd/certs.d/{UPSTREAM}/hosts.toml"), &hosts)?;
+    let _daemon = node.start_containerd().await?;
+    node.with_only("ctr")?;
+    let arguments = ["--image", &cache.image(), "--client", "containerd", "--root", &root];
+    let found = examine(&node, &cache.server, &arguments).await?;
+    found.step("FAIL", "containerd configuration", "something else or nothing")?;
+    found.step("FAIL", "containerd pulls", "ctr tried the cache")?;
+    found.step("FAIL", "containerd pulls", "400 Bad Request")
+}
+
+#[tokio::test]
+async fn an_image_that_is_named_by_a_rule_is_asked_for_as_clients_name_it() -> anyhow::Result<()> {
+    let upstream = Registry::start().await?;
+    let image = Recipe::docker("team/docker").push(&upstream).await?;
+    let text = format!(
+        "[upstreams.\"docker.io\"]\nurl = \"{url}\"\n[upstreams.\"{UPSTREAM}\"]\nurl = \"{url}\"\n\
+         [rules.\"hub\"]\nupstream = \"{UPSTREAM}\"\npath = \"team\"\n",
+        url = upstream.url()
+    );
+    let installation = Installation::with_configuration(&text)?;
+    let stopover = installation.start().await?;
+    let server = format!("http://{}", stopover.address());
+    let node = Node::new()?;
+    let mut setup = vec!["setup", "podman", "--server", &server];
+    setup.extend(["--upstream", "docker.io", "--upstream", UPSTREAM]);
+    node.write(USER_REGISTRIES, &String::from_utf8(node.stopover(&setup).await?.stdout)?)?;
+    let named = image.reference().replace("team/", "hub/");
+    let arguments = ["--image", &named, "--client", "podman"];
+    let configuration = installation.configuration().display().to_string();
+    let found = examine(&node, &server, &[&arguments[..], &["--config", &configuration]].concat()).await?;
+    found.step("ok", "podman pulls", &format!("podman asked the cache for {UPSTREAM}/team/docker:"))?;
+    // Without the rule the name is one of Docker Hub, and the cache is asked for the same.
+    let found = examine(&node, &server, &arguments).await?;
+    found.step("ok", "pull", "manifest (hit)")?;
+    found.step("ok", "podman pulls", "podman asked the cache for docker.io/hub/docker:")
+}
+
+#[tokio::test]
+async fn clients_that_are_installed_and_not_in_use_are_checked_only_where_they_are_named() -> anyhow::Result<()> {
+    let cache = Cache::start().await?;
+    let image = cache.image();
+    let node = nobody()?;
+    let root = node.path("root").display().to_string();
+    let arguments = ["--image", image.as_str(), "--root", &root];
+    let found = examine(&node, &cache.server, &arguments).await?;
+    ensure!(
+        found.well && found.text.ends_with("whether pulls go through the cache is not known (--client names one)\n")
+    );
+    let path = stand_in(&node, "docker", "exit 1")?;
+    stand_in(&node, "containerd", "")?;
+    let node = node.with(path);
+    let found = examine(&node, &cache.server, &arguments).await?;
+    ensure!(
+        found.well && found.text.ends_with("; whether pulls go through the cache is not known\n"),
+        "{}",
+        found.text
+    );
+    found.step("skip", "docker configuration", "no daemon listens at /var/run/docker.sock")?;
+    found.step("skip", "containerd configuration", "no config_path, and there is no Kubernetes")?;
+    let named = [&arguments[..], &["--client", "docker,containerd"]].concat();
+    let found = examine(&node, &cache.server, &named).await?;
+    found.step("FAIL", "containerd configuration", "has no config_path")?;
+    found.step("skip", "docker configuration", "Docker mirrors only docker.io")?;
+    // In use after all.
+    node.write("root/var/run/docker.sock", "")?;
+    stand_in(&node, "kubelet", "")?;
+    let found = examine(&node, &cache.server, &arguments).await?;
+    found.step("FAIL", "containerd configuration", "has no config_path")?;
+    found.step("skip", "docker configuration", "Docker mirrors only docker.io")?;
+    let found = examine(&node, &cache.server, &["--client", "kaniko"]).await?;
+    ensure!(!found.well && found.text.contains("docker, containerd, cri-o, podman, buildkit, k3s"), "{}", found.text);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_cache_that_remembers_no_missing_tags_cannot_tell() -> anyhow::Result<()> {
     let upstream = Registry::start().await?;
     let image = Recipe::docker("team/docker").push(&upstream).await?;
@@ -308,8 +412,8 @@ async fn certificates_of_an_unknown_authority_expired_and_for_another_name_are_t
         // Trusted: what fails is the page of openssl.
         (format!("https://127.0.0.1:{}", good.port), "good.pem", "registry", "is no registry"),
     ] {
-        let node = Node::new()?.with(trusting(certificate));
-        let found = examine(&node, &server, &["--client", "kaniko"]).await?;
+        let node = nobody()?.with(trusting(certificate));
+        let found = examine(&node, &server, &[]).await?;
         found.fails_at(step, words)?;
     }
     // One that speaks plain HTTP.
@@ -337,6 +441,9 @@ fn respond(status: StatusCode, headers: &[(&str, &str)], body: impl Into<Body>) 
     }
     response.body(body.into()).unwrap_or_default()
 }
+
+/// What a cache says of itself at `/v2/`.
+const CACHE: [(&str, &str); 2] = [("docker-distribution-api-version", "registry/2.0"), ("x-stopover", "hit")];
 
 #[tokio::test]
 async fn a_server_that_accepts_connections_and_says_nothing_fails_within_seconds() -> anyhow::Result<()> {
@@ -368,24 +475,22 @@ async fn what_answers_in_the_place_of_a_cache_is_named() -> anyhow::Result<()> {
 #[tokio::test]
 async fn a_pull_that_does_not_come_from_a_cache_or_with_other_bytes_fails() -> anyhow::Result<()> {
     let mut cache = Cache::start().await?;
-    // A registry that is no Stopover.
     let found = examine_server(&cache.upstream.url(), &cache.image()).await?;
-    found.fails_at("pull", "404")?;
+    found.fails_at("registry", "is a registry, but no Stopover")?;
     let manifest = cache.image.manifests.remove(0);
     for (corrupt, words) in [("/blobs/", "the blob sha256:"), ("/manifests/", "the manifest is not sha256:")] {
         let manifest = manifest.clone();
         let server = serve(move |path| {
             let change =
                 |bytes: Vec<u8>| if path.contains(corrupt) { bytes.iter().map(|byte| !byte).collect() } else { bytes };
-            let registry = [("docker-distribution-api-version", "registry/2.0"), ("x-stopover", "hit")];
             if path.ends_with("/v2/") {
-                respond(StatusCode::OK, &registry, "{}")
+                respond(StatusCode::OK, &CACHE, "{}")
             } else if path.contains("/manifests/") {
                 let kind = ("content-type", "application/vnd.oci.image.manifest.v1+json");
                 let digest = ("docker-content-digest", manifest.digest.as_str());
-                respond(StatusCode::OK, &[registry[1], kind, digest], change(manifest.bytes.clone()))
+                respond(StatusCode::OK, &[CACHE[1], kind, digest], change(manifest.bytes.clone()))
             } else {
-                respond(StatusCode::OK, &registry, change(b"blob".to_vec()))
+                respond(StatusCode::OK, &CACHE, change(b"blob".to_vec()))
             }
         });
         examine_server(&server.await?, "a/b:1").await?.fails_at("pull", words)?;
@@ -393,15 +498,57 @@ async fn a_pull_that_does_not_come_from_a_cache_or_with_other_bytes_fails() -> a
     // Unknown to the cache, and without its header.
     let found = examine_server(&cache.server, &format!("{UPSTREAM}/team/none:1")).await?;
     found.fails_at("pull", "404")?;
-    let server =
-        serve(|_| respond(StatusCode::OK, &[("docker-distribution-api-version", "registry/2.0")], "{}")).await?;
+    let server = serve(|path| respond(StatusCode::OK, if path == "/v2/" { &CACHE } else { &[] }, "{}")).await?;
     examine_server(&server, "a/b:1").await?.fails_at("pull", "does not come from a Stopover")
+}
+
+#[tokio::test]
+async fn a_refusal_is_quoted_with_what_helps_against_it() -> anyhow::Result<()> {
+    let registry = serve(|_| respond(StatusCode::FORBIDDEN, &[], "")).await?;
+    let basic = serve(|_| respond(StatusCode::UNAUTHORIZED, &[("www-authenticate", "Basic realm=\"a\"")], "")).await?;
+    let node = Node::new()?;
+    node.write("password", "secret")?;
+    let login =
+        format!("credentials = {{ username = \"me\", password_file = \"{}\" }}\n", node.path("password").display());
+    for (upstream, more, what, fix) in [
+        (&registry, "deny = [\"team/*\"]\n", "in the configuration refuses it", "change that key (`allow` or `deny`)"),
+        (&registry, login.as_str(), "403 Forbidden to our credentials", "correct the upstream's `credentials`"),
+        (&basic, "", "none is configured", "give the upstream `credentials`"),
+    ] {
+        let text = format!("[upstreams.\"{UPSTREAM}\"]\nurl = \"{upstream}\"\n{more}");
+        let installation = Installation::with_configuration(&text)?;
+        let stopover = installation.start().await?;
+        let server = format!("http://{}", stopover.address());
+        let found = examine_server(&server, &format!("{UPSTREAM}/team/a:1")).await?;
+        found.fails_at("pull", what)?;
+        found.fails_at("pull", fix)?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_proxy_that_the_environment_names_is_said_to_be_one_and_not_used_on_the_machine_itself() -> anyhow::Result<()>
+{
+    let proxy = serve(|_| respond(StatusCode::FORBIDDEN, &[], "")).await?;
+    let cache = Cache::start().await?;
+    let with_proxy = |proxy: &str| anyhow::Ok(nobody()?.with(("http_proxy", proxy.into())));
+    let found = examine(&with_proxy(&proxy)?, &cache.server, &["--image", &cache.image()]).await?;
+    ensure!(found.well && !found.text.contains("proxy"), "{}", found.text);
+    let named = "it is the proxy that this environment names for http://cache.invalid";
+    let found = examine(&with_proxy(&proxy)?, "http://cache.invalid", &[]).await?;
+    found.step("ok", "name", named)?;
+    found.step("ok", "connection", proxy.trim_start_matches("http://"))?;
+    found.fails_at("registry", named)?;
+    found.fails_at("registry", "add the server to no_proxy")?;
+    let found = examine(&with_proxy("http://127.0.0.1:1")?, "http://cache.invalid", &[]).await?;
+    found.fails_at("connection", "nothing listens at 127.0.0.1 port 1; it is the proxy")?;
+    let node = with_proxy(&proxy)?.with(("no_proxy", "cache.invalid".into()));
+    examine(&node, "http://cache.invalid", &[]).await?.fails_at("name", "cache.invalid does not resolve")
 }
 
 #[tokio::test]
 async fn no_answer_is_read_without_end_or_printed_as_it_comes() -> anyhow::Result<()> {
     let endless = || Body::from_stream(futures_util::stream::repeat(Ok::<_, Infallible>(vec![b' '; 1 << 16])));
-    let registry = ("docker-distribution-api-version", "registry/2.0");
     let manifest = [
         ("x-stopover", "hit"),
         ("content-type", "application/vnd.oci.image.manifest.v1+json"),
@@ -412,12 +559,12 @@ async fn no_answer_is_read_without_end_or_printed_as_it_comes() -> anyhow::Resul
         (StatusCode::OK, None, "the manifest has more than 4.1 MB"),
         (StatusCode::BAD_GATEWAY, None, "502 Bad Gateway: no reason was given"),
         (StatusCode::BAD_GATEWAY, Some("\u{1b}[2J\r\nok    pull: fine\u{9b}"), "502 Bad Gateway: [2J"),
-        (StatusCode::FORBIDDEN, Some("no"), "`credentials`"),
-        (StatusCode::FORBIDDEN, Some("no"), "`allow` and `deny`"),
+        (StatusCode::FORBIDDEN, Some("no"), "403 Forbidden: no"),
+        (StatusCode::FORBIDDEN, Some("no"), "what is in front of the cache refuses"),
     ] {
         let server = serve(move |path| {
             if path.ends_with("/v2/") {
-                return respond(StatusCode::OK, &[registry], "{}");
+                return respond(StatusCode::OK, &CACHE, "{}");
             }
             respond(status, &manifest, body.map_or_else(endless, error))
         });
@@ -450,7 +597,7 @@ async fn blobs_are_followed_to_where_they_are_redirected() -> anyhow::Result<()>
                 let headers = [("x-stopover", "hit"), kind, ("docker-content-digest", &digest)];
                 respond(StatusCode::OK, &headers, manifest.clone())
             } else {
-                respond(StatusCode::OK, &[("docker-distribution-api-version", "registry/2.0")], "{}")
+                respond(StatusCode::OK, &CACHE, "{}")
             }
         });
         let found = examine_server(&server.await?, "a/b:1").await?;
@@ -558,13 +705,12 @@ async fn what_a_client_does_not_read_or_use_for_tags_is_no_configuration() -> an
     let config = "[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n";
     node.write("root/etc/containerd/config.toml", config)?;
     let hosts = "root/etc/containerd/certs.d/docker.io/hosts.toml";
-    node.write(hosts, "[host.\"https://cache.invalid/v2/docker.io\"]\ncapabilities = [\"pull\"]\n")?;
-    // Another port of the same host: that of plain HTTP.
+    node.write(hosts, "[host.\"https://cache.invalid/docker.io\"]\ncapabilities = [\"pull\"]\n")?;
     node.write("root/etc/docker/daemon.json", "{\"registry-mirrors\": [\"http://cache.invalid\"]}")?;
     let found = examine(&node, server, &arguments).await?;
     found.step("FAIL", "podman configuration", "no registries.conf has a [[registry]] for docker.io")?;
     found.step("FAIL", "containerd configuration", "without the capability \"resolve\": tags go past it")?;
-    found.step("FAIL", "docker configuration", "names no `registry-mirrors`")?;
+    found.step("FAIL", "docker configuration", "http://cache.invalid has not the scheme of https://cache.invalid")?;
     // Without capabilities it has all of them; without a scheme it is https.
     node.write(hosts, "[host.\"cache.invalid\"]\n")?;
     node.write("root/etc/containers/registries.conf.d/stopover.conf", mirror)?;
@@ -572,8 +718,84 @@ async fn what_a_client_does_not_read_or_use_for_tags_is_no_configuration() -> an
     found.step("ok", "podman configuration", "stopover.conf")?;
     found.step("ok", "containerd configuration", "hosts.toml")?;
     let found = examine(&node, "http://cache.invalid", &arguments).await?;
-    found.step("FAIL", "containerd configuration", "no hosts.toml in /etc/containerd/certs.d")?;
+    found.step("FAIL", "containerd configuration", "cache.invalid has not the scheme of http://cache.invalid")?;
     found.step("ok", "docker configuration", "daemon.json")
+}
+
+#[tokio::test]
+async fn a_configuration_that_asks_the_cache_for_something_else_fails() -> anyhow::Result<()> {
+    let text = "[rules.\"hub\"]\nupstream = \"docker.io\"\npath = \"library\"\n";
+    let installation = Installation::with_configuration(text)?;
+    let configuration = installation.configuration().display().to_string();
+    let node = Node::new()?;
+    let root = node.path("root").display().to_string();
+    let podman = |registry: &str, mirror: &str| {
+        format!(
+            "[[registry]]\nlocation = \"docker.io\"\n{registry}\n[[registry.mirror]]\nlocation = \"cache.invalid{mirror}\n"
+        )
+    };
+    let within = |location: &str| {
+        format!("[[registry]]\nprefix = \"docker.io/library\"\nlocation = \"cache.invalid{location}\"\n")
+    };
+    let hosts = |place: &str, more: &str| format!("[host.\"{place}\"]\n{more}\n");
+    let buildkit = |mirror: &str| format!("[registry.\"docker.io\"]\nmirrors = [\"{mirror}\"]\n");
+    let k3s = |endpoint: &str| format!("mirrors:\n  docker.io:\n    endpoint: [\"{endpoint}\"]\n");
+    let docker = |mirror: &str| format!("{{\"registry-mirrors\": [\"{mirror}\"]}}");
+    let (other, scheme) = ("something else or nothing", "not the scheme");
+    for (client, text, wrong) in [
+        ("podman", podman("", "/ghcr.io\""), Some(other)),
+        ("podman", podman("", "/docker.io/library\""), Some(other)),
+        ("podman", podman("mirror-by-digest-only = true", "/docker.io\""), Some("tags go past the cache")),
+        ("podman", podman("", "/docker.io\"\npull-from-mirror = \"digest-only\""), Some("tags go past the cache")),
+        ("podman", podman("", "/docker.io\"\npull-from-mirror = \"tag-only\""), Some("digests go past the cache")),
+        ("podman", podman("", "/docker.io\""), None),
+        ("podman", podman("", "\""), None),
+        ("podman", within("/quay.io/library"), Some(other)),
+        ("podman", within("/docker.io/library"), None),
+        ("podman", within("/hub"), None),
+        ("containerd", hosts("https://cache.invalid/docker.io", "capabilities = [\"push\"]"), Some("\"resolve\"")),
+        ("containerd", hosts("https://cache.invalid/ghcr.io", ""), Some(other)),
+        ("containerd", hosts("https://cache.invalid/v2/docker.io", ""), Some(other)),
+        ("containerd", hosts("https://cache.invalid", "override_path = true"), Some(other)),
+        ("containerd", hosts("http://cache.invalid/docker.io", ""), Some(scheme)),
+        ("containerd", hosts("https://cache.invalid/v2/docker.io", "override_path = true"), None),
+        ("containerd", hosts("https://cache.invalid/docker.io/v2", ""), None),
+        ("containerd", hosts("https://cache.invalid/docker.io/", ""), None),
+        ("containerd", hosts("https://cache.invalid", ""), None),
+        ("buildkit", buildkit("cache.invalid/ghcr.io"), Some(other)),
+        ("buildkit", buildkit("cache.invalid/v2/docker.io"), Some(other)),
+        ("buildkit", buildkit("cache.invalid"), None),
+        ("k3s", k3s("https://cache.invalid/docker.io"), Some(other)),
+        ("k3s", k3s("http://cache.invalid"), Some(scheme)),
+        ("k3s", k3s("https://cache.invalid/v2"), None),
+        ("docker", docker("https://cache.invalid/ghcr.io"), Some(other)),
+        ("docker", docker("cache.invalid"), Some(scheme)),
+        ("docker", docker("https://cache.invalid/docker.io/"), None),
+    ] {
+        let file = match client {
+            "podman" => "etc/containers/registries.conf",
+            "containerd" => "etc/containerd/certs.d/docker.io/hosts.toml",
+            "buildkit" => "etc/buildkit/buildkitd.toml",
+            "k3s" => "etc/rancher/k3s/registries.yaml",
+            _ => "etc/docker/daemon.json",
+        };
+        node.write(&format!("root/{file}"), &text)?;
+        let config = "[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n";
+        node.write("root/etc/containerd/config.toml", config)?;
+        let arguments = ["--root", &root, "--client", client, "--config", &configuration];
+        let found = examine(&node, "https://cache.invalid", &arguments).await?;
+        let verdict = if wrong.is_some() { "FAIL" } else { "ok" };
+        let step = format!("{client} configuration");
+        found.step(verdict, &step, wrong.unwrap_or_default()).with_context(|| text.clone())?;
+        if client == "containerd" && wrong.is_some() {
+            // Both mistakes in one run.
+            node.write("root/etc/containerd/config.toml", "")?;
+            let found = examine(&node, "https://cache.invalid", &arguments).await?;
+            found.step("FAIL", &step, "has no config_path")?;
+            found.step("FAIL", &step, wrong.unwrap_or_default())?;
+        }
+    }
+    Ok(())
 }
 
 #[tokio::test]

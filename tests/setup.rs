@@ -1,6 +1,7 @@
 //! `stopover setup`: what it prints is what each client reads, and real clients pull with it.
 
 use anyhow::{Context as _, ensure};
+use serde_json::json;
 use support::images::{Image, Recipe, digest_of};
 use support::node::Node;
 use support::program::{Installation, Stopover, UPSTREAM};
@@ -80,7 +81,7 @@ fn script_of(user_data: &str) -> anyhow::Result<&str> {
 
 #[tokio::test]
 async fn what_is_printed_for_a_client_parses_and_names_the_endpoint_and_every_upstream() -> anyhow::Result<()> {
-    for server in ["http://127.0.0.1:5000", "https://cache.example.com", "https://cache.example.com:8443/team"] {
+    for server in ["http://127.0.0.1:5000", "https://cache.example.com", "https://cache.example.com:8443"] {
         let host = server.split('/').nth(2).context("no host")?;
         for client in CLIENTS {
             let upstreams = ["--upstream", "docker.io", "--upstream", "ghcr.io", "--upstream", "registry.corp"];
@@ -119,7 +120,7 @@ async fn a_registry_is_named_as_clients_call_it_and_behind_the_mirror_by_its_id(
     let arguments = ["--config", &configuration, "--server", "https://cache.example.com"];
     for (client, line) in [
         ("containerd", "[host.\"https://cache.example.com/corp\"]"),
-        ("containerd", "mkdir -p \"$certs_d/registry.corp.example:5000\""),
+        ("containerd", "write \"registry.corp.example:5000\" <<'END'"),
         ("podman", "location = \"cache.example.com/corp\""),
         ("podman", "prefix = \"registry.corp.example:5000\""),
         ("podman", "prefix = \"registry.example.com\""),
@@ -156,12 +157,102 @@ async fn commands_that_are_printed_set_up_the_same_server_and_upstreams() -> any
 }
 
 #[tokio::test]
+async fn docker_is_told_nothing_for_registries_that_it_does_not_mirror() -> anyhow::Result<()> {
+    let ghcr = ["--server", "https://cache.example.com", "--upstream", "ghcr.io"];
+    let (text, advice) = printed(&[&["docker"][..], &ghcr].concat()).await?;
+    ensure!(text.is_empty() && !advice.contains("daemon.json"), "{text}\n{advice}");
+    ensure!(
+        advice.contains("Docker mirrors only docker.io") && advice.contains("cache.example.com/ghcr.io/"),
+        "{advice}"
+    );
+    for client in ["codebuild", "github-actions"] {
+        let (text, _) = printed(&[&[client][..], &ghcr].concat()).await?;
+        parses(client, &text).await?;
+        ensure!(!text.contains("daemon.json") && text.contains("ghcr.io"), "{client}:\n{text}");
+    }
+    let (text, _) = printed(&["docker", "--server", "http://10.0.0.1:5000", "--upstream", "ghcr.io"]).await?;
+    let told: serde_json::Value = serde_json::from_str(&text)?;
+    ensure!(told == json!({"insecure-registries": ["10.0.0.1:5000"]}), "{text}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_not_configured_is_warned_of() -> anyhow::Result<()> {
+    for (upstream, warned) in [("nope.example", true), ("ghcr.io", false)] {
+        let (text, said) = printed(&["podman", "--upstream", upstream]).await?;
+        ensure!(text.contains(upstream), "{text}");
+        ensure!(said.contains("nope.example: this configuration has no such upstream") == warned, "{said}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_docker_is_told_already_is_kept() -> anyhow::Result<()> {
+    let server = ["--server", "http://10.0.0.1:5000"];
+    for (client, pointer) in [("codebuild", "/phases/install/commands/0"), ("github-actions", "/steps/0/run")] {
+        let (text, _) = printed(&[&[client][..], &server].concat()).await?;
+        let value: serde_json::Value = serde_yaml_ng::from_str(&text)?;
+        let script = value.pointer(pointer).and_then(|script| script.as_str()).context("no script")?;
+        let node = Node::new()?;
+        let etc = node.path("docker").display().to_string();
+        let temporary = node.path("daemon.json").display().to_string();
+        // Everything but the daemon, which is not told to read it again.
+        let lines = script.lines().filter(|line| !line.starts_with("kill ") && !line.contains("systemctl"));
+        let script = lines.collect::<Vec<_>>().join("\n").replace("sudo ", "");
+        let script = script.replace("/tmp/daemon.json", &temporary).replace("/etc/docker", &etc);
+        let script = format!("set -e\nRUNNER_TEMP='{}'\n{script}", node.path("").display());
+        let run = async || {
+            node.run("sh", &["-c", &script]).await?;
+            anyhow::Ok(serde_json::from_slice::<serde_json::Value>(&std::fs::read(node.path("docker/daemon.json"))?)?)
+        };
+        let ours = json!({"insecure-registries": ["10.0.0.1:5000"], "registry-mirrors": ["http://10.0.0.1:5000"]});
+        std::fs::create_dir(node.path("docker"))?;
+        ensure!(run().await? == ours, "{client}");
+        node.write(
+            "docker/daemon.json",
+            r#"{"registry-mirrors": ["https://z.example", "https://a.example"], "debug": true}"#,
+        )?;
+        let mirrors = ["https://z.example", "https://a.example", "http://10.0.0.1:5000"];
+        let both = json!({"insecure-registries": ["10.0.0.1:5000"], "registry-mirrors": mirrors, "debug": true});
+        for time in 1..3 {
+            ensure!(run().await? == both, "{client}, time {time}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_script_for_containerd_says_what_it_writes_and_keeps_what_others_wrote() -> anyhow::Result<()> {
+    let node = Node::new()?;
+    let run = async |server: &str| {
+        let (script, advice) = printed(&["containerd", "--server", server, "--upstream", "ghcr.io"]).await?;
+        ensure!(advice.contains("config_path = ") && advice.contains("By hand"), "{advice}");
+        node.run("sh", &["-c", &format!("export CERTS_D='{}'\n{script}", node.path("certs.d").display())]).await
+    };
+    let file = "certs.d/ghcr.io/hosts.toml";
+    let (kept, wrote) = (format!("{file}.1, which was "), format!("wrote {}\n", node.path(file).display()));
+    node.write(file, "server = \"https://other.example\"\n")?;
+    let said = run("https://cache.example.com").await?;
+    ensure!(said.contains(&kept) && said.ends_with(&wrote), "{said}");
+    ensure!(std::fs::read_to_string(node.path(&format!("{file}.1")))? == "server = \"https://other.example\"\n");
+    // The second time it is there already.
+    ensure!(run("https://cache.example.com").await? == wrote);
+    let said = run("https://other-cache.example.com").await?;
+    ensure!(said.contains(&format!("{file}.2, which was ")), "{said}");
+    ensure!(std::fs::read_to_string(node.path(file))?.contains("[host.\"https://other-cache.example.com/ghcr.io\"]"));
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_server_that_is_no_url_is_refused_with_an_example() -> anyhow::Result<()> {
     let output = Node::new()?.stopover(&["setup", "docker", "--server", "cache.example.com"]).await?;
     let said = String::from_utf8(output.stderr)?;
     ensure!(!output.status.success() && said.contains("https://cache.example.com"), "{said}");
     let output = Node::new()?.stopover(&["setup", "k3s", "--server", "https://a\"b"]).await?;
     ensure!(!output.status.success() && output.stdout.is_empty(), "a quote is printed");
+    let output = Node::new()?.stopover(&["setup", "k3s", "--server", "https://cache.example.com/ghcr.io"]).await?;
+    let said = String::from_utf8(output.stderr)?;
+    ensure!(!output.status.success() && said.contains("at the root of its host"), "{said}");
     Ok(())
 }
 

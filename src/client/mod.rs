@@ -39,8 +39,9 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn new(server: Endpoint) -> anyhow::Result<Self> {
         // Longer than the cache itself waits for an upstream. Of what is asked for, only blobs may be elsewhere.
-        let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(Policy::none()).build()?;
-        Ok(Self { http, server })
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(Policy::none());
+        let http = if server.is_here() { http.no_proxy() } else { http };
+        Ok(Self { http: http.build()?, server })
     }
 
     /// One line an upstream: what is left of its quota.
@@ -97,12 +98,12 @@ impl Client {
         let namespace = request.namespace.as_ref().map_or_else(String::new, |namespace| {
             format!("?ns={}", url::form_urlencoded::byte_serialize(namespace.as_bytes()).collect::<String>())
         });
-        format!("{}/{name}/{kind}/{what}{namespace}", self.server.v2())
+        format!("{}/v2/{name}/{kind}/{what}{namespace}", self.server)
     }
 
-    /// Where an operator asks for `what`: the path of an endpoint begins names of images, and nothing else.
+    /// Where an operator asks for `what`.
     fn url(&self, what: &str) -> String {
-        format!("{}/_stopover/{what}", self.server.origin())
+        format!("{}/_stopover/{what}", self.server)
     }
 
     /// Sends an operator's question, and reads its answer.

@@ -114,6 +114,8 @@ fn ping(head: bool) -> Response {
     let mut response = Response::new(if head { Body::empty() } else { Body::from("{}") });
     let headers = response.headers_mut();
     headers.insert(DISTRIBUTION_API_VERSION, HeaderValue::from_static("registry/2.0"));
+    // Tells a cache from other registries.
+    headers.insert(SERVED, HeaderValue::from_static(Served::Hit.as_str()));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CONTENT_LENGTH, 2.into());
     response

@@ -61,6 +61,7 @@ async fn the_version_check_is_answered(column: Column) {
         let answer = world.get(path).await;
         assert_eq!(answer.status, StatusCode::OK);
         assert_eq!(answer.header("docker-distribution-api-version"), "registry/2.0", "for older clients");
+        assert_eq!(answer.header("x-stopover"), "hit", "tells it from other registries");
     }
 }
 

@@ -16,34 +16,14 @@ use crate::client::{Endpoint, Target};
 /// containerd's own configuration.
 const CONTAINERD: &str = "/etc/containerd/config.toml";
 
+/// Where hosts.toml are, unless a configuration says something else.
+const CERTS_D: &str = "/etc/containerd/certs.d";
+
 /// Where configurations are, and what they have to say.
 pub(super) struct Files<'a> {
     pub(super) root: &'a Path,
     pub(super) server: &'a Endpoint,
     pub(super) sample: &'a Sample,
-}
-
-impl Target {
-    /// The clients of this machine. Docker has a containerd of its own, which nobody else pulls with.
-    pub(super) fn found() -> Vec<Self> {
-        let any = |programs: &[&str]| programs.iter().any(|program| is_installed(program));
-        let containerd = any(&["containerd"]) && (!any(&["dockerd"]) || any(&["crictl", "nerdctl", "kubelet"]));
-        let found = [
-            (Self::Docker, any(&["dockerd"])),
-            (Self::Containerd, containerd),
-            (Self::CriO, any(&["crio"])),
-            (Self::Podman, any(&["podman", "buildah", "skopeo"])),
-            (Self::Buildkit, any(&["buildkitd"])),
-            (Self::K3s, any(&["k3s"])),
-        ];
-        found.into_iter().filter_map(|(client, found)| found.then_some(client)).collect()
-    }
-}
-
-/// Whether a program is in one of the directories of `PATH`.
-pub(super) fn is_installed(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
 }
 
 impl Files<'_> {
@@ -80,32 +60,51 @@ impl Files<'_> {
         }
         if self.sample.upstream != DEFAULT_UPSTREAM {
             let Sample { id, path, .. } = self.sample;
-            let named = |id| format!(": the image is {}/{id}/{path} for it", self.server.base());
+            let named = |id| format!(": the image is {}/{id}/{path} for it", self.server.host());
             return Ok(Err(format!("Docker mirrors only docker.io{}", id.as_ref().map(named).unwrap_or_default())));
         }
         let path = self.path("/etc/docker/daemon.json");
         let daemon: serde_json::Value = read(&path, |text| serde_json::from_str(text))?.unwrap_or_default();
         let mirrors = daemon["registry-mirrors"].as_array().into_iter().flatten().filter_map(|mirror| mirror.as_str());
-        self.named(&path, "registry-mirrors", mirrors)
+        // A path goes before `/v2/` (dockerd 24.0.9 and later), and there is no default for the scheme.
+        let name = &self.sample.path;
+        let asked = |mirror| self.leads(mirror, "", false, |path| format!("{path}/v2/{name}"));
+        self.named(&path, "registry-mirrors", mirrors.map(asked))
     }
 
     fn containerd(&self) -> Found {
-        let directories = self.config_path()?.ok_or_else(|| {
-            let path = self.path(CONTAINERD);
-            format!("{} has no config_path, without which Kubernetes' pulls use no mirror", path.display())
-        })?;
-        for directory in directories.split(':') {
-            if let Some(path) = self.hosts(&self.path(directory))? {
-                return Ok(Ok(path));
-            }
+        let config_path = self.config_path()?;
+        let hosts = self.hosts_file(config_path.as_deref());
+        if config_path.is_some() {
+            return hosts.map(Ok);
         }
-        Err(format!("no hosts.toml in {directories} sends {} to the cache", self.sample.upstream))
+        let path = self.path(CONTAINERD);
+        let missing = format!("{} has no config_path, without which Kubernetes' pulls use no mirror", path.display());
+        Err(hosts.err().map_or_else(|| missing.clone(), |what| format!("{missing}; and {what}")))
     }
 
-    /// The directory of hosts.toml in which containerd finds the registry: none if it finds it nowhere.
+    /// The hosts.toml that sends the registry to the cache.
+    fn hosts_file(&self, config_path: Option<&str>) -> Result<PathBuf, String> {
+        let directories = config_path.unwrap_or(CERTS_D);
+        let found = directories.split(':').find_map(|directory| self.hosts(&self.path(directory)).transpose());
+        found.unwrap_or_else(|| {
+            Err(format!("no hosts.toml in {directories} sends {} to the cache", self.sample.upstream))
+        })
+    }
+
+    /// The directory of hosts.toml in which containerd finds the registry, whatever it finds: none if it does nowhere.
     pub(super) fn hosts_directory(&self) -> Option<PathBuf> {
-        let hosts = self.containerd().ok()?.ok()?;
-        hosts.parent()?.parent().map(Path::to_owned)
+        let directories = self.config_path().ok()?.unwrap_or_else(|| CERTS_D.to_owned());
+        let mut directories = directories.split(':').map(|directory| self.path(directory));
+        directories.find(|directory| self.hosts_names().iter().any(|name| directory.join(name).is_dir()))
+    }
+
+    /// What the directory of a hosts.toml that is for the registry may be called: the first one that is there counts.
+    fn hosts_names(&self) -> Vec<String> {
+        let registry = &self.sample.upstream;
+        // A colon cannot stand in a path everywhere.
+        let underscored = registry.split_once(':').map(|(host, port)| format!("{host}_{port}_"));
+        [Some(registry.clone()), underscored, Some("_default".into())].into_iter().flatten().collect()
     }
 
     /// The socket of containerd.
@@ -116,7 +115,7 @@ impl Files<'_> {
     }
 
     /// The directories of hosts.toml that containerd's CRI plugin reads.
-    fn config_path(&self) -> Result<Option<String>, String> {
+    pub(super) fn config_path(&self) -> Result<Option<String>, String> {
         // containerd 2 and 1.
         let plugins = ["io.containerd.cri.v1.images", "io.containerd.grpc.v1.cri"];
         let directories = |config: &Table| {
@@ -150,26 +149,25 @@ impl Files<'_> {
 
     /// The hosts.toml in this directory that is for the registry, if it names the cache.
     fn hosts(&self, directory: &Path) -> Result<Option<PathBuf>, String> {
-        let registry = &self.sample.upstream;
-        // A colon cannot stand in a path everywhere.
-        let underscored = registry.split_once(':').map(|(host, port)| format!("{host}_{port}_"));
-        for name in [Some(registry.clone()), underscored, Some("_default".into())].into_iter().flatten() {
+        for name in self.hosts_names() {
             let path = directory.join(name).join("hosts.toml");
             let Some(hosts) = read_toml(&path)? else { continue };
             let mirrors = hosts.get("host").and_then(Value::as_table).into_iter().flatten();
-            let mirrors = mirrors.map(|(place, mirror)| (place.as_str(), mirror.get("capabilities")));
-            let servers = strings(hosts.get("server")).map(|server| (server, hosts.get("capabilities")));
-            // Without a scheme it is https, and without capabilities it has all of them.
-            let is_cache =
-                |place: &str| self.server.is_at(place) && (place.starts_with("http") || !self.server.is_plain());
-            let cache: Vec<_> = mirrors.chain(servers).filter(|(place, _)| is_cache(place)).collect();
-            let can = |wanted: &str| {
-                cache.iter().any(|(_, listed)| listed.is_none() || strings(*listed).any(|listed| listed == wanted))
-            };
-            // The first one that is there counts, whatever it says.
-            if cache.is_empty() {
-                return Ok(None);
+            let mirrors = mirrors.filter_map(|(place, mirror)| Some((place.as_str(), mirror.as_table()?)));
+            let servers = strings(hosts.get("server")).map(|server| (server, &hosts));
+            let asked = |(place, mirror): (&str, _)| Some((self.containerd_host(place, mirror)?, mirror));
+            let cache: Vec<_> = mirrors.chain(servers).filter_map(asked).collect();
+            // The first file that is there counts, whatever it says.
+            let Some((first, _)) = cache.first() else { return Ok(None) };
+            let usable: Vec<&Table> = cache.iter().filter(|(led, _)| led.is_ok()).map(|(_, mirror)| *mirror).collect();
+            if let (Err(what), []) = (first, &usable[..]) {
+                return Err(format!("{}: {what}", path.display()));
             }
+            // Without capabilities it has all of them.
+            let listed = |mirror: &Table, wanted: &str| {
+                mirror.get("capabilities").is_none_or(|listed| strings(Some(listed)).any(|listed| listed == wanted))
+            };
+            let can = |wanted: &str| usable.iter().any(|mirror| listed(mirror, wanted));
             for (capability, what) in [("resolve", "tags go"), ("pull", "content goes")] {
                 if !can(capability) {
                     let path = path.display();
@@ -181,6 +179,17 @@ impl Files<'_> {
             return Ok(Some(path));
         }
         Ok(None)
+    }
+
+    /// Where containerd goes for a host of a hosts.toml: without a scheme that is https, and `/v2` ends every path that
+    /// is not declared whole.
+    fn containerd_host(&self, place: &str, mirror: &Table) -> Option<Result<(), String>> {
+        let whole = mirror.get("override_path").and_then(Value::as_bool).unwrap_or_default();
+        let name = &self.sample.path;
+        self.leads(place, "https", true, |path| {
+            let version = if whole || path.ends_with("/v2") { "" } else { "/v2" };
+            format!("{path}{version}/{name}")
+        })
     }
 
     /// containers-registries.conf(5): the longest prefix counts, of equal ones the last.
@@ -204,17 +213,38 @@ impl Files<'_> {
         if flag(&registry, "blocked") {
             return Err(format!("{shown} blocks {}", self.sample.upstream));
         }
+        let text = |table: &Value, key: &str| table.get(key).and_then(Value::as_str).map(str::to_owned);
+        // What stands behind the prefix, which a location replaces; a `*` stands for the whole host.
+        let prefix = text(&registry, "prefix").or_else(|| text(&registry, "location")).unwrap_or_default();
+        let prefix = if prefix.starts_with('*') { &self.sample.upstream } else { &prefix };
+        let rest = self.sample.repository.strip_prefix(prefix.as_str()).unwrap_or_default();
+        let asked = |place: &Value| {
+            let location = text(place, "location").unwrap_or_default();
+            self.leads(&location, self.server.url().scheme(), false, |path| format!("/v2{path}{rest}"))
+        };
         let mirrors = registry.get("mirror").and_then(Value::as_array).into_iter().flatten();
-        let location =
-            |place: &&Value| self.server.is_at(place.get("location").and_then(Value::as_str).unwrap_or_default());
-        match mirrors.chain([&registry]).find(location) {
+        // A mirror may be left out for one kind of pull; the registry's own place cannot.
+        let partial = |mirror: &Value| match text(mirror, "pull-from-mirror").as_deref() {
+            Some("tag-only") => Some("digests"),
+            Some("digest-only") => Some("tags"),
+            _ => flag(&registry, "mirror-by-digest-only").then_some("tags"),
+        };
+        let places = mirrors.map(|mirror| (mirror, partial(mirror))).chain([(&registry, None)]);
+        let found = places.filter_map(|(place, partial)| {
+            let led = asked(place)?;
+            Some(led.and_then(|()| match partial {
+                Some(kind) => Err(format!("{kind} go past the cache, for which pulls of that kind are turned off")),
+                None if self.server.is_plain() && !flag(place, "insecure") => {
+                    Err("it does not say `insecure = true` of the cache, which is plain HTTP".to_owned())
+                }
+                None => Ok(()),
+            }))
+        });
+        match first_good(found) {
             None => {
                 Err(format!("{shown} has a [[registry]] for {}, but no mirror that is the cache", self.sample.upstream))
             }
-            Some(place) if self.server.is_plain() && !flag(place, "insecure") => {
-                Err(format!("{shown} does not say `insecure = true` of the cache, which is plain HTTP"))
-            }
-            Some(_) => Ok(Ok(path)),
+            Some(led) => led.map(|()| Ok(path.clone())).map_err(|what| format!("{shown}: {what}")),
         }
     }
 
@@ -233,7 +263,9 @@ impl Files<'_> {
         let path = self.path("/etc/buildkit/buildkitd.toml");
         let config = read_toml(&path)?.unwrap_or_default();
         let of = |registry: &str, key: &str| config.get("registry")?.get(registry)?.get(key);
-        let found = self.named(&path, "mirrors", strings(of(&self.sample.upstream, "mirrors")));
+        let name = &self.sample.path;
+        let asked = |mirror| self.leads(mirror, self.server.url().scheme(), true, |path| format!("/v2{path}/{name}"));
+        let found = self.named(&path, "mirrors", strings(of(&self.sample.upstream, "mirrors")).map(asked));
         let plain = of(self.server.host(), "http").and_then(Value::as_bool).unwrap_or_default();
         if found.is_ok() && self.server.is_plain() && !plain {
             let host = self.server.host();
@@ -248,17 +280,53 @@ impl Files<'_> {
         let mirror = |registry: &str| config.get("mirrors")?.get(registry);
         let endpoints = mirror(&self.sample.upstream).or_else(|| mirror("*")).and_then(|mirror| mirror.get("endpoint"));
         let endpoints = endpoints.and_then(|endpoints| endpoints.as_sequence()).into_iter().flatten();
-        self.named(&path, "endpoint", endpoints.filter_map(|endpoint| endpoint.as_str()))
+        let name = &self.sample.path;
+        let asked = |endpoint| {
+            self.leads(endpoint, "https", true, |path| format!("{}/{name}", if path.is_empty() { "/v2" } else { path }))
+        };
+        self.named(&path, "endpoint", endpoints.filter_map(|endpoint| endpoint.as_str()).map(asked))
     }
 
-    /// Whether one of these places is the cache.
-    fn named<'a>(&self, path: &Path, key: &str, mut places: impl Iterator<Item = &'a str>) -> Found {
-        if places.any(|place| self.server.is_at(place)) {
-            return Ok(Ok(path.to_owned()));
+    /// Whether a place of a configuration, which may have a scheme, is the cache; if it is, what is wrong with it.
+    /// `ask` says how the client puts the path of the place (`/<path>` or nothing) and the sample's name together, and
+    /// `namespace` whether it also says which registry it means.
+    fn leads(
+        &self,
+        place: &str,
+        default_scheme: &str,
+        namespace: bool,
+        ask: impl FnOnce(&str) -> String,
+    ) -> Option<Result<(), String>> {
+        let (scheme, rest) = place.split_once("://").unwrap_or((default_scheme, place));
+        let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+        if !self.server.is_host(authority) {
+            return None;
+        }
+        if !scheme.eq_ignore_ascii_case(self.server.url().scheme()) {
+            return Some(Err(format!("{place} has not the scheme of {}", self.server)));
+        }
+        let request = format!("{}/manifests/latest", ask(path.trim_end_matches('/')));
+        let upstream = &self.sample.upstream;
+        Some(self.sample.is_at(&request, namespace).then_some(()).ok_or_else(|| {
+            format!("{place} is the cache, but asked there for {upstream} the client gets something else or nothing")
+        }))
+    }
+
+    /// Whether one of these mirrors is the cache, and as it should be.
+    fn named(&self, path: &Path, key: &str, mirrors: impl Iterator<Item = Option<Result<(), String>>>) -> Found {
+        let shown = path.display();
+        if let Some(led) = first_good(mirrors.flatten()) {
+            return led.map(|()| Ok(path.to_owned())).map_err(|what| format!("{shown}: {what}"));
         }
         let missing = if path.exists() { "names no" } else { "is not there, and with it no" };
-        Err(format!("{} {missing} `{key}` for {} that is the cache", path.display(), self.sample.upstream))
+        Err(format!("{shown} {missing} `{key}` for {} that is the cache", self.sample.upstream))
     }
+}
+
+/// The first that is good, or else the first.
+fn first_good(mut found: impl Iterator<Item = Result<(), String>>) -> Option<Result<(), String>> {
+    let first = found.next()?;
+    if first.is_err() && found.any(|led| led.is_ok()) { Some(Ok(())) } else { Some(first) }
 }
 
 /// The file that names the cache, or why no file can; else what is wrong with it.

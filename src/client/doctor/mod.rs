@@ -1,6 +1,7 @@
 //! `stopover doctor`: checks from a node that pulls go through the cache, and says how to fix what is in their way.
 
 mod configured;
+mod installed;
 mod network;
 mod sample;
 mod through;
@@ -10,8 +11,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum as _;
-use stopover::config::{Config, DEFAULT_UPSTREAM};
-use stopover::oci::{Name, Operation, Reference, Request, UpstreamId};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use http::Method;
+use stopover::config::{Config, DEFAULT_UPSTREAM, Places};
+use stopover::oci::{Name, Operation, Reference, Repository, Request, UpstreamId};
 
 use super::progress::shown;
 use super::{Client, Target, Upstream};
@@ -23,12 +26,18 @@ pub(crate) struct Examination {
     /// The image to pull, of the registry whose way is to be checked
     #[arg(long, value_name = "IMAGE", default_value = "docker.io/library/hello-world:latest")]
     image: String,
-    /// The clients to check: docker, containerd, cri-o, podman, buildkit or k3s [default: all that are found here]
-    #[arg(long = "client", value_name = "NAME")]
+    /// The clients to check, separated by commas [default: all that are found here]
+    #[arg(long = "client", value_name = "NAMES", value_delimiter = ',', value_parser = examined())]
     clients: Vec<Target>,
     /// Where the file system begins that has the clients' configurations
     #[arg(long, value_name = "DIRECTORY", default_value = "/", hide = true)]
     root: PathBuf,
+}
+
+/// Clients that have a configuration on a machine.
+fn examined() -> impl TypedValueParser<Value = Target> {
+    let names = Target::EXAMINED.iter().filter_map(Target::to_possible_value);
+    PossibleValuesParser::new(names).try_map(|name| Target::from_str(&name, false))
 }
 
 /// What is wrong, and what helps.
@@ -76,26 +85,46 @@ struct Sample {
     path: Name,
     /// Registry and repository, as clients name them.
     repository: String,
+    /// What else this configuration calls it.
+    places: Places,
 }
 
 impl Sample {
     fn new(text: &str, config: &Config) -> anyhow::Result<Self> {
         let request = Request::image(text).with_context(|| format!("--image {text}"))?;
         let Operation::Manifest(name, reference) = request.operation.clone() else { bail!("--image {text}: no image") };
-        let (named, path) = match (&request.namespace, name.splits().last()) {
-            (Some(namespace), _) => (namespace.as_str(), name.clone()),
-            (None, Some((first, rest))) if first.contains('.') || Upstream::named(first, config).is_some() => {
-                (first, rest)
-            }
-            (None, _) => (DEFAULT_UPSTREAM, name.clone()),
+        let places = Places::new(&config.upstreams, &config.rules);
+        let (named, path) = match (&request.namespace, places.find(&name), name.splits().last()) {
+            (Some(namespace), ..) => (namespace.clone(), name.clone()),
+            // A rule's name means something to the cache only: clients know the upstream's.
+            (None, Some(Repository { upstream, name }), _) => (upstream.to_string(), name),
+            (None, None, Some((first, rest))) if first.contains('.') => (first.to_owned(), rest),
+            (None, None, _) => (DEFAULT_UPSTREAM.to_owned(), name.clone()),
         };
-        let (id, upstream) = match Upstream::named(named, config) {
+        let (id, upstream) = match Upstream::named(&named, config) {
             Some(Upstream { id, registry }) => (Some(id), registry),
-            None => (named.parse().ok(), named.to_owned()),
+            None => (named.parse().ok(), named),
         };
         let path = if upstream == DEFAULT_UPSTREAM { path.in_library() } else { path };
         let repository = format!("{upstream}/{path}");
-        Ok(Self { text: text.to_owned(), request, name, reference, upstream, id, path, repository })
+        Ok(Self { text: text.to_owned(), request, name, reference, upstream, id, path, repository, places })
+    }
+
+    /// Whether the cache has the sample's repository at the path of a request (`/v2/<name>/manifests/<reference>`, or
+    /// another form that clients use). `namespace`: the client says with `?ns=` which registry it means.
+    fn is_at(&self, path: &str, namespace: bool) -> bool {
+        let Ok(Request { prefix, operation, .. }) = Request::parse(&Method::GET, path, None) else { return false };
+        let Some(name) = operation.name() else { return false };
+        let name = prefix.map_or_else(|| name.clone(), |prefix| prefix.join(name));
+        let implied = name == self.path && (namespace || self.upstream == DEFAULT_UPSTREAM);
+        match self.places.find(&name) {
+            Some(Repository { upstream, name }) if upstream.as_str() == DEFAULT_UPSTREAM => {
+                self.id.as_ref() == Some(&upstream) && self.path == name.in_library()
+            }
+            Some(Repository { upstream, name }) => self.id.as_ref() == Some(&upstream) && self.path == name,
+            // An upstream of which only the cache knows.
+            None => implied || name.as_str() == self.repository,
+        }
     }
 }
 
@@ -141,19 +170,20 @@ impl Client {
     pub(crate) async fn examine(&self, examination: Examination, config: &Config) -> anyhow::Result<String> {
         let sample = Sample::new(&examination.image, config)?;
         let mut report = Report::default();
-        report.step("name", network::resolve(&self.server)).await?;
-        report.step("connection", network::connect(&self.server)).await?;
-        report.step("tls", self.shake_hands()).await?;
-        report.step("registry", self.greet()).await?;
+        let way = network::Way::to(&self.server)?;
+        report.step("name", network::resolve(&way)).await?;
+        report.step("connection", network::connect(&way)).await?;
+        report.step("tls", self.shake_hands(&way)).await?;
+        report.step("registry", self.greet(&way)).await?;
         report.step("pull", self.pull_sample(&sample)).await?;
-        let clients = if examination.clients.is_empty() { Target::found() } else { examination.clients };
-        if clients.is_empty() {
-            report.say("clients", &Verdict::Unknown("none is found here: name one with --client".into()))?;
-        }
         let files = Files { root: &examination.root, server: &self.server, sample: &sample };
-        for client in clients {
+        let named = !examination.clients.is_empty();
+        let clients = if named { examination.clients } else { Target::found() };
+        let mut known = false;
+        for &client in &clients {
             let name = client.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
-            let configured = files.of(client);
+            let unused = if named { None } else { files.unused(client) };
+            let configured = unused.map_or_else(|| files.of(client), Verdict::Unknown);
             let step = format!("{name} pulls");
             report.say(&format!("{name} configuration"), &configured)?;
             let through = match (report.missing, &configured) {
@@ -161,12 +191,18 @@ impl Client {
                 (None, Verdict::Unknown(_)) => Verdict::Unknown("needs: a mirror in its configuration".into()),
                 (None, _) => shown(&step, self.goes_through(client, &files)).await,
             };
+            known |= !matches!(through, Verdict::Unknown(_));
             report.say(&step, &through)?;
         }
+        let unknown = match clients[..] {
+            _ if known => "",
+            [] => "; no client is found here: whether pulls go through the cache is not known (--client names one)",
+            _ => "; whether pulls go through the cache is not known",
+        };
         if report.failed > 0 {
-            bail!("{} of {} steps failed", report.failed, report.steps);
+            bail!("{} of {} steps failed{unknown}", report.failed, report.steps);
         }
-        Ok(format!("nothing failed in {} steps\n", report.steps))
+        Ok(format!("nothing failed in {} steps{unknown}\n", report.steps))
     }
 }
 

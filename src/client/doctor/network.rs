@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use http::header::{CONTENT_TYPE, LOCATION};
+use hyper_util::client::proxy::matcher::Matcher;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
@@ -14,65 +15,104 @@ use crate::client::{Client, Endpoint};
 /// How long a name may take to resolve, a connection to be made, and `/v2/` to be answered: far beyond what each needs.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Host and port, as sockets want them.
-fn address(server: &Endpoint) -> (String, u16) {
-    let host = match server.url().host() {
-        Some(url::Host::Domain(domain)) => domain.to_owned(),
-        Some(url::Host::Ipv4(address)) => address.to_string(),
-        Some(url::Host::Ipv6(address)) => address.to_string(),
-        None => String::new(),
-    };
-    (host, server.url().port_or_known_default().unwrap_or_default())
+/// Where an environment names its proxies.
+const VARIABLES: &str = "https_proxy, http_proxy or all_proxy, or add the server to no_proxy";
+
+/// What connections are made to: the server, or a proxy that the environment names for it.
+pub(super) struct Way {
+    host: String,
+    port: u16,
+    /// The server that is behind it.
+    behind: Option<String>,
 }
 
-pub(super) async fn resolve(server: &Endpoint) -> Verdict {
-    let (host, port) = address(server);
-    if host.parse::<std::net::IpAddr>().is_ok() {
-        return Verdict::Good(format!("{host} is an address"));
+impl Way {
+    pub(super) fn to(server: &Endpoint) -> anyhow::Result<Self> {
+        let uri = server.to_string().parse()?;
+        let proxy = Matcher::from_system().intercept(&uri).filter(|_| !server.is_here());
+        let Some(proxy) = proxy else {
+            let port = server.url().port_or_known_default().unwrap_or_default();
+            return Ok(Self { host: socket_host(server.url().host_str()), port, behind: None });
+        };
+        let known = match proxy.uri().scheme_str() {
+            Some("https") => 443,
+            Some("http") => 80,
+            _ => 1080,
+        };
+        let port = proxy.uri().port_u16().unwrap_or(known);
+        Ok(Self { host: socket_host(proxy.uri().host()), port, behind: Some(server.to_string()) })
     }
-    let reason = match timeout(PATIENCE, lookup_host((host.as_str(), port))).await {
+
+    /// What it is, if it is not the server itself.
+    fn note(&self) -> String {
+        let note = |server| format!("; it is the proxy that this environment names for {server}");
+        self.behind.as_ref().map(note).unwrap_or_default()
+    }
+
+    /// What is wrong with a connection to it.
+    fn unreachable(&self, what: &str, fix: &str) -> Verdict {
+        let fix = if self.behind.is_some() { format!("correct {VARIABLES}") } else { fix.to_owned() };
+        Verdict::Bad(Problem::new(format!("{what}{}", self.note()), fix))
+    }
+
+    /// What is wrong with an answer, of which a proxy may be the cause.
+    fn answered(&self, Problem { what, fix }: Problem) -> Verdict {
+        let or = self.behind.as_ref().map(|_| format!("; if the proxy answers in its place, correct {VARIABLES}"));
+        Verdict::Bad(Problem::new(format!("{what}{}", self.note()), fix + &or.unwrap_or_default()))
+    }
+}
+
+/// A host as sockets want it: without the brackets of IPv6.
+fn socket_host(host: Option<&str>) -> String {
+    host.unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned()
+}
+
+pub(super) async fn resolve(way: &Way) -> Verdict {
+    let Way { host, port, .. } = way;
+    if host.parse::<std::net::IpAddr>().is_ok() {
+        return Verdict::Good(format!("{host} is an address{}", way.note()));
+    }
+    let reason = match timeout(PATIENCE, lookup_host((host.as_str(), *port))).await {
         Ok(Ok(addresses)) => {
             let addresses: Vec<String> = addresses.map(|address| address.ip().to_string()).collect();
-            return Verdict::Good(format!("{host} is {}", addresses.join(", ")));
+            return Verdict::Good(format!("{host} is {}{}", addresses.join(", "), way.note()));
         }
         Ok(Err(error)) => error.to_string(),
         Err(_) => format!("no answer within {} s", PATIENCE.as_secs()),
     };
-    Verdict::Bad(Problem::new(
-        format!("{host} does not resolve: {reason}"),
+    way.unreachable(
+        &format!("{host} does not resolve: {reason}"),
         "check the name in --server and this machine's resolver; a private hosted zone has to belong to this network",
-    ))
+    )
 }
 
-pub(super) async fn connect(server: &Endpoint) -> Verdict {
-    let (host, port) = address(server);
+pub(super) async fn connect(way: &Way) -> Verdict {
+    let Way { host, port, .. } = way;
     let at = format!("{host} port {port}");
-    let problem = match timeout(PATIENCE, TcpStream::connect((host.as_str(), port))).await {
+    match timeout(PATIENCE, TcpStream::connect((host.as_str(), *port))).await {
         Ok(Ok(stream)) => {
             let peer = stream.peer_addr().map_or_else(|_| at, |peer| peer.to_string());
-            return Verdict::Good(format!("{peer} accepts connections"));
+            Verdict::Good(format!("{peer} accepts connections{}", way.note()))
         }
-        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => {
-            Problem::new(format!("nothing listens at {at}"), "start the cache there, or correct the port in --server")
-        }
-        Ok(Err(error)) => Problem::new(format!("{at}: {error}"), "check this machine's routes"),
-        Err(_) => Problem::new(
-            format!("{at} does not answer within {} s", PATIENCE.as_secs()),
+        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => way
+            .unreachable(&format!("nothing listens at {at}"), "start the cache there, or correct the port in --server"),
+        Ok(Err(error)) => way.unreachable(&format!("{at}: {error}"), "check this machine's routes"),
+        Err(_) => way.unreachable(
+            &format!("{at} does not answer within {} s", PATIENCE.as_secs()),
             "something drops the packets: check security groups, network ACLs, firewalls and routes",
         ),
-    };
-    Verdict::Bad(problem)
+    }
 }
 
 impl Client {
-    pub(super) async fn shake_hands(&self) -> Verdict {
+    pub(super) async fn shake_hands(&self, way: &Way) -> Verdict {
         if self.server.is_plain() {
             return Verdict::Unknown("the endpoint is plain HTTP, which clients have to be told".into());
         }
         // Not HEAD, which not everything answers that may be there.
         match self.http.get(self.greeting()).timeout(PATIENCE).send().await {
-            Err(error) if error.is_connect() => Verdict::Bad(certificate_problem(&chain(&error))),
-            Err(error) if error.is_timeout() => Verdict::Bad(Problem::new(
+            Err(error) if error.is_connect() => way.answered(certificate_problem(&chain(&error))),
+            Err(error) if error.is_timeout() => way.answered(Problem::new(
                 format!("no answer within {} s", PATIENCE.as_secs()),
                 "check what terminates TLS there: it accepts the connection, and then says nothing",
             )),
@@ -82,48 +122,52 @@ impl Client {
     }
 
     fn greeting(&self) -> String {
-        format!("{}/v2/", self.server.origin())
+        format!("{}/v2/", self.server)
     }
 
     /// Asks for `/v2/`, which a cache answers whatever the state of its upstreams.
-    pub(super) async fn greet(&self) -> Verdict {
+    pub(super) async fn greet(&self, way: &Way) -> Verdict {
         let url = self.greeting();
         let answer = match self.http.get(&url).timeout(PATIENCE).send().await {
             Ok(answer) => answer,
             Err(error) => {
                 let fix = "check what listens there: it is no HTTP server, or it is overloaded";
-                return Verdict::Bad(Problem::new(format!("{url} is not answered: {}", chain(&error)), fix));
+                return way.answered(Problem::new(format!("{url} is not answered: {}", chain(&error)), fix));
             }
         };
         let status = answer.status();
         let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("nothing");
         let (api, kind) = (header("docker-distribution-api-version"), header(CONTENT_TYPE.as_str()));
-        let problem = match status {
-            StatusCode::OK if api.starts_with("registry/2") => {
-                return Verdict::Good(format!("{url} answers as a registry"));
+        let (what, fix) = match status {
+            StatusCode::OK if answer.headers().contains_key("x-stopover") => {
+                return Verdict::Good(format!("{url} answers as a Stopover{}", way.note()));
             }
-            StatusCode::UNAUTHORIZED => Problem::new(
+            StatusCode::OK if api.starts_with("registry/2") => (
+                format!("{url} is a registry, but no Stopover: it has no X-Stopover"),
+                "check --server: it has to be the cache itself, and what is in front of it has to pass that header on",
+            ),
+            StatusCode::UNAUTHORIZED => (
                 format!("{url} asks for a login"),
                 "a Stopover asks for none: this is another registry, or a proxy in front of it",
             ),
-            StatusCode::FORBIDDEN => Problem::new(
+            StatusCode::FORBIDDEN => (
                 format!("{url} refuses this machine"),
-                "add the address that it is seen by (of the NAT gateway, if there is one) to the parameter AllowedCidrs",
+                "add the address that it is seen by (of the NAT gateway, if it has one) to the parameter AllowedCidrs",
             ),
-            status if status.is_redirection() => Problem::new(
+            status if status.is_redirection() => (
                 format!("{url} answers {status} to {}", header(LOCATION.as_str())),
                 "give --server, and every client, the URL that it redirects to",
             ),
-            status if status.is_server_error() => Problem::new(
+            status if status.is_server_error() => (
                 format!("{url} answers {status}"),
                 "look into the log of the cache, or of the load balancer or API Gateway in front of it",
             ),
-            status => Problem::new(
+            status => (
                 format!("{url} is no registry: it answers {status} with {kind}"),
                 "check host and port in --server; a proxy that answers in its place has to let it through",
             ),
         };
-        Verdict::Bad(problem)
+        way.answered(Problem::new(what, fix))
     }
 }
 

@@ -124,10 +124,17 @@ impl Client {
                 "name an image that exists with --image, of an upstream of `stopover config check`"
             }
             StatusCode::UNAUTHORIZED => "give the upstream `credentials` in stopover.toml",
-            StatusCode::FORBIDDEN => {
-                "give the upstream `credentials` in stopover.toml that may read it; if its `allow` and `deny` there refuse \
-                 the name, change those"
+            // The words of `PullError`.
+            StatusCode::FORBIDDEN if reason.contains("in the configuration refuses it") => {
+                "name another image with --image, or change that key (`allow` or `deny`) in stopover.toml"
             }
+            StatusCode::FORBIDDEN if reason.contains("credentials") && !reason.contains("none is configured") => {
+                "correct the upstream's `credentials` in stopover.toml: they are refused, or may not read this image"
+            }
+            StatusCode::FORBIDDEN if reason.contains("upstream refused") => {
+                "give the upstream `credentials` in stopover.toml that may read it"
+            }
+            StatusCode::FORBIDDEN => "what is in front of the cache refuses: have it let this machine through",
             StatusCode::TOO_MANY_REQUESTS => {
                 "`stopover quota` says what is left of the upstream's limit, and until when"
             }

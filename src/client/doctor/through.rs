@@ -5,10 +5,12 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use http::StatusCode;
+use stopover::oci::{Request, UpstreamId};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 
-use super::configured::{Files, is_installed};
+use super::configured::Files;
+use super::installed::is_installed;
 use super::{Problem, Sample, Verdict};
 use crate::client::{Client, Target};
 
@@ -23,6 +25,38 @@ const NO_DAEMON: [&str; 5] = [
     "validate service connection",
     "cannot access containerd socket",
 ];
+
+/// What a client says that has asked a registry, or tried to: the words of Go's `net/http`, which all of them are
+/// written with, and those of registries.
+const ASKED: [&str; 18] = [
+    "dial tcp",
+    "lookup ",
+    "Get \"http",
+    "Head \"http",
+    "x509: ",
+    "tls: ",
+    "timeout",
+    "deadline exceeded",
+    "reading manifest",
+    "manifest unknown",
+    "name unknown",
+    "pinging container registry",
+    "auth token",
+    "unexpected status",
+    "status code",
+    "unauthorized",
+    "access denied",
+    "retrying in",
+];
+
+/// What a client said before its pull failed.
+struct Said {
+    last: String,
+    /// That it asked a registry, whichever.
+    asked: bool,
+    /// The last line that names the cache.
+    of_cache: Option<String>,
+}
 
 /// What the cache says of a tag that cannot exist.
 enum Missing {
@@ -50,34 +84,100 @@ impl Client {
         // Shows that upstream can be asked now, and in the end that the cache remembers long enough.
         self.missing(sample, &control).await?;
         let image = format!("{}:{asked}", sample.repository);
-        let said = run(program, arguments, &image).await?;
+        let said = self.run(program, arguments, &image).await?;
         match self.missing(sample, &asked).await? {
-            Missing::Remembered => Ok(Verdict::Good(format!("{program} asked the cache for {image}"))),
-            Missing::New => match self.missing(sample, &control).await? {
-                Missing::New => Err("this cache forgets missing tags at once (`missing` in stopover.toml)".into()),
-                Missing::Remembered => Ok(Verdict::Bad(Problem::new(
-                    format!(
-                        "{program} went past the cache: it was asked for {image}, the cache was not. It says: {said}"
-                    ),
-                    "configure it as the step before says; if it is, restart the client, which may run with an older one",
-                ))),
-            },
+            Missing::Remembered => return Ok(Verdict::Good(format!("{program} asked the cache for {image}"))),
+            Missing::New => {}
         }
+        match self.missing(sample, &control).await? {
+            Missing::New => return Err("this cache forgets missing tags at once (`missing` in stopover.toml)".into()),
+            Missing::Remembered => {}
+        }
+        let problem = match said {
+            Said { of_cache: Some(line), .. } => Problem::new(
+                format!("{program} tried the cache, but did not get to ask it for {image}. It says: {line}"),
+                "configure it as the step before says; if it is, have it reach and trust the cache as this machine",
+            ),
+            Said { asked: false, last, .. } => {
+                return Err(format!("{program} failed before it asked any registry. It says: {last}"));
+            }
+            Said { last, .. } => Problem::new(
+                format!("{program} went past the cache: it was asked for {image}, the cache was not. It says: {last}"),
+                "configure it as the step before says; if it is, restart the client, which may run with an older one",
+            ),
+        };
+        Ok(Verdict::Bad(problem))
     }
 
-    /// Asks the cache for a tag that cannot exist.
+    /// Asks the cache for a tag that cannot exist, of the repository that clients name.
     async fn missing(&self, sample: &Sample, tag: &str) -> Result<Missing, String> {
-        let url = self.registry_url(&sample.request, &sample.name, "manifests", tag);
+        let upstream = sample.id.as_ref().map_or(sample.upstream.as_str(), UpstreamId::as_str);
+        let repository = format!("{upstream}/{}", sample.path);
+        let request = Request::image(&format!("{repository}:{tag}")).map_err(|error| error.to_string())?;
+        let name = request.operation.name().ok_or("that is no image")?;
+        let url = self.registry_url(&request, name, "manifests", tag);
         let answer = self.http.head(url).send().await.map_err(|error| error.without_url().to_string())?;
-        match answer.status() {
-            StatusCode::NOT_FOUND if answer.headers().get("x-stopover").is_some_and(|served| served == "hit") => {
-                Ok(Missing::Remembered)
+        match (answer.status(), answer.headers().get("x-stopover")) {
+            (StatusCode::NOT_FOUND, Some(served)) if served == "hit" => Ok(Missing::Remembered),
+            (StatusCode::NOT_FOUND, Some(_)) => Ok(Missing::New),
+            (StatusCode::NOT_FOUND, None) => {
+                Err(format!("the cache has no {repository}: clients do not know names that only its rules give"))
             }
-            StatusCode::NOT_FOUND => Ok(Missing::New),
-            status => {
+            (status, _) => {
                 Err(format!("the cache answers {status} for a tag that does not exist; its upstream is in trouble"))
             }
         }
+    }
+
+    /// Runs a pull that has to fail.
+    async fn run(&self, program: &str, arguments: &[String], image: &str) -> Result<Said, String> {
+        let image = if program == "skopeo" { format!("docker://{image}") } else { image.to_owned() };
+        let mut command = Command::new(program);
+        command.args(arguments).arg(&image).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let failed = |error: std::io::Error| format!("{program} does not run: {error}");
+        let mut child = command.kill_on_drop(true).spawn().map_err(failed)?;
+        let mut lines = BufReader::new(child.stderr.take().ok_or("it has no output")?).split(b'\n');
+        // What a registry has not: words that others use too.
+        let not_found = format!("{image}: not found");
+        let mut said = Said { last: "nothing".to_owned(), asked: false, of_cache: None };
+        let pull = async {
+            while let Some(line) = lines.next_segment().await.map_err(failed)? {
+                let line = String::from_utf8_lossy(&line).trim().to_owned();
+                if NO_DAEMON.iter().any(|words| line.contains(words)) {
+                    return Err(format!("{program} does not reach its daemon: {line}"));
+                }
+                said.asked |= line.contains(&not_found) || ASKED.iter().any(|words| line.contains(words));
+                if self.is_named(&line) {
+                    said.of_cache = Some(line.clone());
+                }
+                // podman has asked everywhere once; it would do so three times more, with longer and longer pauses.
+                let again = line.contains("retrying in");
+                if !line.is_empty() {
+                    said.last = line;
+                }
+                if again {
+                    return Ok(());
+                }
+            }
+            if child.wait().await.map_err(failed)?.success() {
+                return Err(format!("{program} pulled an image that does not exist"));
+            }
+            Ok(())
+        };
+        if let Ok(ended) = tokio::time::timeout(PATIENCE, pull).await {
+            ended?;
+        } else {
+            // It has asked its mirror before it tries elsewhere, which may take long.
+            said.asked = true;
+            said.last = format!("nothing within {} s", PATIENCE.as_secs());
+        }
+        Ok(said)
+    }
+
+    /// Whether a line names the host of the cache.
+    fn is_named(&self, line: &str) -> bool {
+        let part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | ':' | '-' | '[' | ']');
+        line.split(|c| !part(c)).any(|word| self.server.is_host(word.trim_end_matches(':')))
     }
 }
 
@@ -108,37 +208,4 @@ fn commands(client: Target, files: &Files<'_>) -> Vec<Vec<String>> {
         Target::K3s => vec![words(&["k3s", "crictl", "pull"])],
         _ => Vec::new(),
     }
-}
-
-/// Runs a pull that has to fail; the last line that it said.
-async fn run(program: &str, arguments: &[String], image: &str) -> Result<String, String> {
-    let image = if program == "skopeo" { format!("docker://{image}") } else { image.to_owned() };
-    let mut command = Command::new(program);
-    command.args(arguments).arg(image).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let failed = |error: std::io::Error| format!("{program} does not run: {error}");
-    let mut child = command.kill_on_drop(true).spawn().map_err(failed)?;
-    let mut lines = BufReader::new(child.stderr.take().ok_or("it has no output")?).split(b'\n');
-    let pull = async {
-        let mut last = "nothing".to_owned();
-        while let Some(line) = lines.next_segment().await.map_err(failed)? {
-            let line = String::from_utf8_lossy(&line).trim().to_owned();
-            if NO_DAEMON.iter().any(|words| line.contains(words)) {
-                return Err(format!("{program} does not reach its daemon: {line}"));
-            }
-            if !line.is_empty() {
-                last = line;
-            }
-            // podman has asked everywhere once; it would do so three times more, with longer and longer pauses.
-            if last.contains("retrying in") {
-                return Ok(last);
-            }
-        }
-        if child.wait().await.map_err(failed)?.success() {
-            return Err(format!("{program} pulled an image that does not exist"));
-        }
-        Ok(last)
-    };
-    // It has asked its mirror before it tries elsewhere, which may take long.
-    let late = |_| Ok(format!("nothing within {} s", PATIENCE.as_secs()));
-    tokio::time::timeout(PATIENCE, pull).await.unwrap_or_else(late)
 }

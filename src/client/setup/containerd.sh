@@ -1,16 +1,27 @@
 #!/bin/sh
 # containerd reads these files at every pull: run this as root on each node, nothing has to be restarted.
-# It has to know of the directory, once, in /etc/containerd/config.toml (then: systemctl restart containerd):
-#   containerd 1: [plugins."io.containerd.grpc.v1.cri".registry]      config_path = "/etc/containerd/certs.d"
-#   containerd 2: [plugins."io.containerd.cri.v1.images".registry]    config_path = "/etc/containerd/certs.d"
 # nerdctl looks there by itself, ctr only when told: ctr images pull --hosts-dir /etc/containerd/certs.d IMAGE
 # Where the mirror fails, containerd asks the registry itself without a word. A `server` that is the mirror stops that.
 set -eu
 certs_d="${CERTS_D:-/etc/containerd/certs.d}"
+
+# Writes hosts.toml of a registry. What says something else and is there already is kept as hosts.toml.1, .2 …
+write() {
+  file="$certs_d/$1/hosts.toml"
+  mkdir -p "$certs_d/$1"
+  cat > "$file.new"
+  if [ -e "$file" ] && ! cmp -s "$file" "$file.new"; then
+    n=1
+    while [ -e "$file.$n" ]; do n=$((n + 1)); done
+    cp -p "$file" "$file.$n"
+    echo "kept $file.$n, which was $file"
+  fi
+  mv "$file.new" "$file"
+  echo "wrote $file"
+}
 @each@
 
-mkdir -p "$certs_d/@registry@"
-cat > "$certs_d/@registry@/hosts.toml" <<'END'
+write "@registry@" <<'END'
 # server = "@server@/@upstream@"
 [host."@server@/@upstream@"]
   capabilities = ["pull", "resolve"]

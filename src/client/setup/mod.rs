@@ -6,6 +6,8 @@ use std::fmt::Write as _;
 use super::endpoint::Endpoint;
 use super::upstream::Upstream;
 use clap::ValueEnum;
+use serde_json::{Value, json};
+use stopover::config::DEFAULT_UPSTREAM;
 
 /// A client that can be told of a mirror.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -40,10 +42,10 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    /// A configuration with placeholders, see [`fill`].
-    fn template(self) -> &'static str {
-        match self {
-            Self::Docker => include_str!("docker.json"),
+    /// The configuration of this client; nothing if there is nothing to tell it.
+    pub(crate) fn configuration(self, mirror: &Endpoint, upstreams: &[Upstream]) -> String {
+        let template = match self {
+            Self::Docker => return daemon_json(mirror, upstreams),
             Self::Containerd => include_str!("containerd.sh"),
             Self::CriO | Self::Podman => include_str!("registries.toml"),
             Self::Buildkit => include_str!("buildkit.toml"),
@@ -54,21 +56,31 @@ impl Target {
             Self::GithubActions => include_str!("github-actions.yaml"),
             Self::Codebuild => include_str!("codebuild.yaml"),
             Self::Ecs => include_str!("ecs.yaml"),
-        }
+        };
+        fill(template, mirror, upstreams)
     }
 
-    /// The configuration of this client.
-    pub(crate) fn configuration(self, mirror: &Endpoint, upstreams: &[Upstream]) -> String {
-        fill(self.template(), mirror, upstreams)
-    }
-
-    /// What to do with a configuration in a format that has no comments.
+    /// What is left to do by hand where the configuration is not read by whom it is for: a format without comments, or
+    /// a script that is run at once.
     pub(crate) fn advice(self, mirror: &Endpoint, upstreams: &[Upstream]) -> String {
         match self {
             Self::Docker => fill(include_str!("docker.txt"), mirror, upstreams),
+            Self::Containerd => fill(include_str!("containerd.txt"), mirror, upstreams),
             _ => String::new(),
         }
     }
+}
+
+/// What dockerd is told in daemon.json: its mirrors, which are for Docker Hub only, and hosts that speak plain HTTP.
+fn daemon_json(mirror: &Endpoint, upstreams: &[Upstream]) -> String {
+    let mut settings = serde_json::Map::new();
+    if mirror.is_plain() {
+        settings.insert("insecure-registries".into(), json!([mirror.host()]));
+    }
+    if upstreams.iter().any(|upstream| upstream.registry == DEFAULT_UPSTREAM) {
+        settings.insert("registry-mirrors".into(), json!([mirror.to_string()]));
+    }
+    if settings.is_empty() { String::new() } else { format!("{:#}\n", Value::Object(settings)) }
 }
 
 /// One line a client: its name, and what is printed for it.
@@ -81,19 +93,23 @@ pub(crate) fn list() -> String {
     text
 }
 
-/// Fills in a template: lines between `@http@` and `@/http@` stand only where the mirror speaks plain HTTP, those between
-/// `@each@` and `@/each@` once for every upstream, and a line that names a client is that client's configuration.
+/// Fills in a template: lines between `@http@` and `@/http@` stand only where the mirror speaks plain HTTP, those
+/// between `@daemon@` and `@/daemon@` where dockerd is told something, those between `@each@` and `@/each@` once for
+/// every upstream, and a line that names a client is that client's configuration.
 fn fill(template: &str, mirror: &Endpoint, upstreams: &[Upstream]) -> String {
-    let (mut filled, mut repeated, mut plain_only) = (String::new(), None, false);
+    let (mut filled, mut repeated, mut left_out) = (String::new(), None, None);
+    let daemon = !daemon_json(mirror, upstreams).is_empty();
     for line in template.lines() {
         match line {
-            "@http@" => plain_only = true,
-            "@/http@" => plain_only = false,
-            _ if plain_only && !mirror.is_plain() => {}
+            _ if left_out == Some(line) => left_out = None,
+            _ if left_out.is_some() => {}
+            "@http@" if !mirror.is_plain() => left_out = Some("@/http@"),
+            "@daemon@" if !daemon => left_out = Some("@/daemon@"),
+            "@http@" | "@/http@" | "@daemon@" | "@/daemon@" => {}
             "@each@" => repeated = Some(String::new()),
             "@/each@" => {
                 let block: String = repeated.take().unwrap_or_default();
-                filled.extend(upstreams.iter().map(|upstream| of_upstream(&block, mirror, upstream)));
+                filled.extend(upstreams.iter().map(|upstream| of_upstream(&block, upstream)));
             }
             _ => {
                 let text = included(line, mirror, upstreams).unwrap_or_else(|| line.to_owned());
@@ -104,22 +120,16 @@ fn fill(template: &str, mirror: &Endpoint, upstreams: &[Upstream]) -> String {
     let named = upstreams.iter().flat_map(|upstream| [" --upstream ", upstream.id.as_str()]).collect::<String>();
     filled
         .replace("@options@", &format!("--server {mirror}{named}"))
+        .replace("@merge@", include_str!("merge.jq").trim_end())
         .replace("@server@", &mirror.to_string())
         .replace("@host@", mirror.host())
-        .replace("@base@", &mirror.base())
-        .replace("@hub@", &mirror.docker_hub())
-        .replace("@v2@", &mirror.v2())
 }
 
 /// What holds for one upstream.
-fn of_upstream(block: &str, mirror: &Endpoint, Upstream { id, registry }: &Upstream) -> String {
+fn of_upstream(block: &str, Upstream { id, registry }: &Upstream) -> String {
     // go-containerregistry, and with it kaniko, knows Docker Hub by its old name.
-    let index = if registry == "docker.io" { "index.docker.io" } else { registry };
-    block
-        .replace("@upstream@", id.as_str())
-        .replace("@registry@", registry)
-        .replace("@index@", index)
-        .replace("@endpoint@", &mirror.endpoint(id.as_str()))
+    let index = if registry == DEFAULT_UPSTREAM { "index.docker.io" } else { registry };
+    block.replace("@upstream@", id.as_str()).replace("@registry@", registry).replace("@index@", index)
 }
 
 /// The configuration of another client, indented as the line that stands for it.
@@ -139,7 +149,7 @@ mod tests {
     fn every_placeholder_is_filled_in_whatever_the_server() {
         let upstreams =
             ["docker.io", "ghcr.io"].map(|id| Upstream { id: id.parse().unwrap(), registry: id.to_owned() });
-        for server in ["http://127.0.0.1:5000", "https://cache.example.com", "https://cache.example.com/team/"] {
+        for server in ["http://127.0.0.1:5000", "https://cache.example.com"] {
             let mirror: Endpoint = server.parse().unwrap();
             for client in Target::value_variants() {
                 let text = client.configuration(&mirror, &upstreams) + &client.advice(&mirror, &upstreams);
