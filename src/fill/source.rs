@@ -75,7 +75,7 @@ impl Source {
         let last = source.last_of_segment(offset);
         // What fits one segment is asked for as everybody does.
         let whole = offset == 0 && last + 1 >= job.size;
-        let opened = source.upstream.resolve_patiently(if whole { None } else { Some((offset, last)) }).await?;
+        let opened = source.upstream.resolve(if whole { None } else { Some((offset, last)) }).await?;
         let end = if opened.partial { last + 1 } else { job.size };
         source.next = end;
         source.push(offset, end, Some(opened), None);
@@ -225,18 +225,6 @@ impl Upstream {
             }
         }
         self.resolve(Some(wanted)).await
-    }
-
-    /// The same, asked once more where that may help: clients wait for the first byte, and not all of them come again.
-    async fn resolve_patiently(&self, wanted: Option<(u64, u64)>) -> Result<OpenBlob, FillError> {
-        match self.resolve(wanted).await {
-            Err(FillError::Upstream(UpstreamError::Unavailable { silent: false, reason })) => {
-                tracing::debug!(blob.digest = %self.job.digest, reason, "asking upstream once more");
-                tokio::time::sleep(PAUSE).await;
-                self.resolve(wanted).await
-            }
-            resolved => resolved,
-        }
     }
 
     async fn resolve(&self, wanted: Option<(u64, u64)>) -> Result<OpenBlob, FillError> {

@@ -30,6 +30,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const MANIFEST_TIMEOUT: Duration = Duration::from_secs(10);
 const BLOB_HEADER_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_REDIRECTS: usize = 5;
+/// How long after a connection broke it is tried again.
+const ONCE_MORE: Duration = Duration::from_millis(250);
 
 /// The bytes of a blob as upstream sends them, not yet verified.
 pub type BlobBody = Pin<Box<dyn Stream<Item = Result<Bytes, UpstreamError>> + Send>>;
@@ -191,7 +193,9 @@ impl Upstream {
         Err(redirected_too_often())
     }
 
-    /// Opens a blob, or the part of it that is wanted where upstream can send parts.
+    /// Opens a blob, or the part of it that is wanted where upstream can send parts. Where the connection breaks before the
+    /// first byte it is asked for once more, because clients wait for that byte and not all of them come again; to the
+    /// breaker that is one question.
     pub async fn open_blob(
         &self,
         name: &Name,
@@ -200,7 +204,17 @@ impl Upstream {
     ) -> Result<OpenBlob, UpstreamError> {
         let repository = Repository { upstream: self.id().clone(), name: name.clone() };
         let place = BlobPlace { repository, url: self.endpoint(name, "blobs", digest) };
-        self.metered(Kind::Blob, timed(BLOB_HEADER_TIMEOUT, self.do_open_blob(&place, wanted))).await
+        let opened = async {
+            match self.do_open_blob(&place, wanted).await {
+                Err(UpstreamError::Unavailable { silent: false, reason }) => {
+                    tracing::debug!(blob.digest = %digest, reason, "asking upstream once more");
+                    tokio::time::sleep(ONCE_MORE).await;
+                    self.do_open_blob(&place, wanted).await
+                }
+                opened => opened,
+            }
+        };
+        self.metered(Kind::Blob, timed(BLOB_HEADER_TIMEOUT, opened)).await
     }
 
     /// Opens another part of a blob where an earlier one came from, without asking the registry again. A place that does
