@@ -217,6 +217,11 @@ pub(super) fn read(
         return Err(value("access.token_life", "must be from \"1m\" to \"1h\""));
     }
     let signing_keys = table.signing_keys.map(|keys| keys.read(secret)).transpose();
+    if table.iam.is_some() && table.service.is_none() {
+        let message = "is required with [access.iam]: identities sign for this name, and what is signed for one cache must \
+                       be worthless at every other";
+        return Err(value("access.service", message));
+    }
     let service = table.service.unwrap_or_else(|| "stopover".into());
     // It stands in a header between quotes, and in URLs.
     if service.is_empty() || !service.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:/".contains(&byte)) {
@@ -393,10 +398,17 @@ mod tests {
         for (text, key) in [
             (format!("[oidc.ci]\n{oidc}\njwks_uri = \"http://ci.test/keys\""), "access.oidc.ci.jwks_uri"),
             (format!("[oidc.\"a:b\"]\n{oidc}"), "access.oidc"),
-            ("[iam]\naccounts = [\"123456789012\"]\nendpoint = \"http://sts.test\"".into(), "access.iam.endpoint"),
-            ("[iam]\naccounts = [\"123456789012\"]\nendpoint = \"https://a.test/b\"".into(), "access.iam.endpoint"),
-            ("[iam]\naccounts = [\"1234\"]".into(), "access.iam.accounts"),
-            ("[iam]".into(), "access.iam"),
+            (
+                "service = \"cr.test\"\n[iam]\naccounts = [\"123456789012\"]\nendpoint = \"http://sts.test\"".into(),
+                "access.iam.endpoint",
+            ),
+            (
+                "service = \"cr.test\"\n[iam]\naccounts = [\"123456789012\"]\nendpoint = \"https://a.test/b\"".into(),
+                "access.iam.endpoint",
+            ),
+            ("service = \"cr.test\"\n[iam]\naccounts = [\"1234\"]".into(), "access.iam.accounts"),
+            ("service = \"cr.test\"\n[iam]".into(), "access.iam"),
+            ("[iam]\naccounts = [\"123456789012\"]".into(), "access.service"),
             ("service = \"a\\\"b\"".into(), "access.service"),
             ("service = \"\"".into(), "access.service"),
         ] {
