@@ -34,7 +34,7 @@ async fn what_a_rule_calls_a_place_shares_its_content_with_the_canonical_name(co
         "/v2/test.local/library/nginx",
         "/team/hub/v2/nginx",
         "/v2/library/nginx?ns=test.local",
-        "/v2/team/hub/nginx?ns=test.local",
+        "/team/hub/v2/nginx?ns=test.local",
     ] {
         let (path, query) =
             path.split_once('?').map_or((path, String::new()), |(path, query)| (path, format!("?{query}")));
