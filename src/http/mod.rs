@@ -78,7 +78,8 @@ async fn pull(
     let guest = Guest::of(cache, parts, record).await?;
     let Some(name) = request.operation.name() else {
         // Needs no upstream: it is answered when every upstream is down.
-        return guest.check_ping(cache, parts).map(|()| ping(request.head));
+        guest.check_ping(cache, parts)?;
+        return cache.upstreams.pinged(request).map(|()| ping(request.head));
     };
     let repository = &cache.upstreams.repository(request, name)?;
     guest.check(cache, repository, record)?;
@@ -89,7 +90,7 @@ async fn pull(
         caller: guest.address,
     };
     match &request.operation {
-        Operation::Ping => cache.upstreams.pinged(request).map(|()| ping(request.head)),
+        Operation::Ping => Ok(ping(request.head)),
         Operation::Manifest(_, reference) => {
             let pulled = cache.manifest(repository, reference, want).await?;
             Ok(manifest(repository, pulled, request.head, headers))

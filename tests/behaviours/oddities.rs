@@ -220,7 +220,8 @@ async fn the_registry_that_a_gateway_redirects_to_is_asked_as_a_stranger(column:
         elsewhere.require(Login::Bearer);
         let image = elsewhere.image("images/a", "1", &[b"layer"]);
         let settings = format!(
-            "token_realms = [\"{}\"]\ncredentials = {{ username = \"me\", password_env = \"TEST_SECRET\" }}",
+            "token_realms = [\"{}\"]\npublic = true\n\
+             credentials = {{ username = \"me\", password_env = \"TEST_SECRET\" }}",
             elsewhere.url()
         );
         let world = World::plan(column).cold(cold).upstream(&settings).start().await;

@@ -247,7 +247,7 @@ async fn asking_for_the_referrers_of_nothing_is_a_miss_and_leaves_nothing_behind
 }
 
 async fn credentials_that_are_refused_do_not_mean_that_there_are_no_referrers(column: Column) {
-    let login = "credentials = { username = \"me\", password_env = \"TEST_SECRET\" }";
+    let login = "public = true\ncredentials = { username = \"me\", password_env = \"TEST_SECRET\" }";
     let world = World::plan(column).upstream(login).start().await;
     world.upstream.require(Login::Basic("me".into(), "secret".into()));
     let signed = index(&[descriptor("s", "application/x-signature")]);
