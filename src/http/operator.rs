@@ -1,5 +1,6 @@
 //! What operators ask: `/_stopover/…`, JSON in and out. The commands of the program are its clients.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, Path, State};
@@ -7,8 +8,9 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
-use http::header::{CACHE_CONTROL, ORIGIN};
+use http::header::{CACHE_CONTROL, HOST, HeaderValue, ORIGIN};
 use http::request::Parts;
+use http::uri::Authority;
 use serde::Serialize;
 use serde_json::json;
 
@@ -91,12 +93,30 @@ impl FromRequestParts<Arc<Cache>> for Operator {
         if [ORIGIN.as_str(), "sec-fetch-site"].iter().any(|name| parts.headers.contains_key(*name)) {
             return Err(refused("no page in a browser may ask this"));
         }
-        // Where it listens on one address of the machine, that is where its own commands come from.
-        let own = cache.config.listen.ip();
-        match caller(parts).map(|caller| caller.to_canonical()) {
-            Some(caller) if caller.is_loopback() || caller == own => Ok(Self),
-            _ => Err(refused("only the machine that runs the cache may ask this")),
+        if ["forwarded", "x-forwarded-for", "via"].iter().any(|name| parts.headers.contains_key(*name)) {
+            return Err(refused("a proxy has passed this on: ask the cache itself"));
         }
+        // Where it listens on one address of the machine, that is where its own commands come from.
+        let is_here = |address: IpAddr| address.is_loopback() || address == cache.config.listen.ip();
+        if !caller(parts).is_some_and(|caller| is_here(caller.to_canonical())) {
+            return Err(refused("only the machine that runs the cache may ask this"));
+        }
+        // A page whose name was made to lead here has that name as its host (DNS rebinding).
+        match parts.headers.get(HOST) {
+            Some(host) if !host_address(host).is_some_and(is_here) => {
+                Err(refused("ask the cache by its address on this machine, not by a name"))
+            }
+            _ => Ok(Self),
+        }
+    }
+}
+
+/// The address that `Host` names (RFC 9110, section 7.2).
+fn host_address(host: &HeaderValue) -> Option<IpAddr> {
+    let authority: Authority = host.to_str().ok()?.parse().ok()?;
+    match authority.host() {
+        "localhost" => Some(Ipv4Addr::LOCALHOST.into()),
+        host => host.trim_matches(['[', ']']).parse().ok(),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::retention::{NOTED, noted};
 use crate::time::Timestamp;
 
 /// How long a pull waits at the most for its use to be noted.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// When it is tried again where it could not be.
 const AGAIN: Duration = Duration::from_mins(10);

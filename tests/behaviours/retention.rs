@@ -450,6 +450,20 @@ async fn only_the_machine_itself_may_remove_anything(column: Column) {
             let answer = world.post_with("127.0.0.1", &path, &page, body).await;
             assert_eq!(answer.status, StatusCode::FORBIDDEN, "a page in a browser");
         }
+        for (header, value) in [
+            ("host", "page.example:5000"),
+            ("host", "127.0.0.1.page.example"),
+            ("x-forwarded-for", "192.0.2.1"),
+            ("forwarded", "for=192.0.2.1"),
+            ("via", "1.1 proxy"),
+        ] {
+            let answer = world.post_with("127.0.0.1", &path, &[(header, value)], body).await;
+            assert_eq!(answer.status, StatusCode::FORBIDDEN, "{header}: {value}");
+        }
+        for host in ["127.0.0.1:5000", "localhost:5000", "[::1]:5000", "127.0.0.2"] {
+            let answer = world.post_with("127.0.0.1", &path, &[("host", host)], "{}").await;
+            assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{host}");
+        }
     }
 }
 
