@@ -41,12 +41,14 @@ pub enum PullError {
     #[error(transparent)]
     Access(#[from] AccessError),
     /// Whoever asks may not pull this.
-    #[error("{principal} may not pull {repository}: the policy of this cache says so")]
+    #[error("{principal} may not pull {repository}: {reason}")]
     Forbidden {
         /// Who asks.
         principal: String,
         /// What for.
         repository: Repository,
+        /// What says so, and what would say otherwise.
+        reason: &'static str,
     },
     /// There is no such manifest in this repository: upstream has just said so, or did lately.
     #[error("the upstream registry has no such manifest")]

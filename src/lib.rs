@@ -35,8 +35,8 @@ pub mod upstream;
 
 use std::sync::Arc;
 
-use access::Access;
 use access::token::{InvalidKeys, TokenKeys};
+use access::{Access, OperatorSecret};
 use config::{AccessConfig, Config};
 use ports::{Blobs, Fills, Ledger};
 use time::Clock;
@@ -63,6 +63,7 @@ pub struct Cache {
     pub(crate) absent: pull::Absent,
     pub(crate) misses: misses::Misses,
     pub(crate) access: Access,
+    operator: Option<OperatorSecret>,
 }
 
 impl Cache {
@@ -103,7 +104,19 @@ impl Cache {
             absent,
             misses,
             access,
+            operator: None,
         })
+    }
+
+    /// Answers operators who show this secret. Without it, nobody is one.
+    #[must_use]
+    pub fn with_operator(self, secret: OperatorSecret) -> Self {
+        Self { operator: Some(secret), ..self }
+    }
+
+    /// Whether somebody has shown the operators' secret.
+    pub(crate) fn is_operator(&self, shown: &[u8]) -> bool {
+        self.operator.is_some_and(|secret| secret.is(shown))
     }
 }
 

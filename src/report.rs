@@ -21,15 +21,15 @@ const READS_AT_ONCE: usize = 8;
 pub struct QuotaReport {
     /// The upstream's id.
     pub upstream: String,
-    /// Who we are there: a user name, or `anonymous`.
-    pub credential: String,
+    /// Who we are there: a user name, or `anonymous`; absent for guests.
+    pub credential: Option<String>,
     /// Pulls in a window; absent where upstream names no limit.
     pub limit: Option<u64>,
     /// Pulls that were left.
     pub remaining: Option<u64>,
     /// Length of the window in seconds.
     pub window_seconds: Option<u64>,
-    /// Whose quota: an address, or the id of an account.
+    /// Whose quota: an address, or the id of an account; absent for guests.
     pub source: Option<String>,
     /// When upstream said so, in seconds since the Unix epoch.
     pub observed_at: Option<u64>,
@@ -66,7 +66,7 @@ impl QuotaReport {
         };
         Self {
             upstream: upstream.id().to_string(),
-            credential: upstream.gauge_key().credential.clone(),
+            credential: Some(upstream.gauge_key().credential.clone()),
             limit: quota.map(|quota| quota.limit),
             remaining: quota.map(|quota| quota.reading.remaining),
             window_seconds: quota.map(|quota| quota.window_seconds),
@@ -79,11 +79,24 @@ impl QuotaReport {
                 .collect(),
         }
     }
+
+    /// Without what only operators may know: who we are, and in what words upstream fails.
+    #[must_use]
+    pub fn for_guests(mut self) -> Self {
+        for breaker in &mut self.breakers {
+            breaker.cause = "the operator of this cache sees why".into();
+        }
+        Self { credential: None, source: None, ..self }
+    }
 }
 
 impl std::fmt::Display for QuotaReport {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{} as {}: ", self.upstream, self.credential)?;
+        write!(formatter, "{}", self.upstream)?;
+        if let Some(credential) = &self.credential {
+            write!(formatter, " as {credential}")?;
+        }
+        formatter.write_str(": ")?;
         match (self.limit, self.remaining, self.window_seconds) {
             (Some(limit), Some(remaining), Some(window)) => {
                 write!(formatter, "{remaining} of {limit} pulls left in {} h", window.div_ceil(3600))?;

@@ -228,11 +228,19 @@ fn the_environment_is_what_the_functions_read() -> Result<()> {
 #[test]
 fn a_deployment_is_never_open_to_the_world_by_default() -> Result<()> {
     let template = template()?;
-    let networks = at(&template, "/Parameters/AllowedCidrs");
-    assert!(networks.get("Default").is_none(), "AllowedCidrs must be chosen by whoever deploys");
-    assert!(networks.get("AllowedPattern").is_some());
+    let networks = at(&template, "/Parameters/AnonymousCidrs");
+    assert_eq!(networks["Default"], "", "nobody without a login");
+    let pattern = networks["AllowedPattern"].as_str().context("no pattern")?;
+    assert!(pattern.contains("/([1-9]|"), "/0 is everybody");
     let variables = at(&template, "/Globals/Function/Environment/Variables");
-    assert_eq!(variables["STOPOVER_ALLOWED_CIDRS"], json!({ "Fn::Join": [",", { "Ref": "AllowedCidrs" }] }));
+    assert_eq!(variables["STOPOVER_ANONYMOUS_CIDRS"], json!({ "Fn::Join": [",", { "Ref": "AnonymousCidrs" }] }));
+    assert_eq!(variables["STOPOVER_ACCOUNT"], json!({ "Ref": "AWS::AccountId" }));
+    let service = "stopover:${AWS::AccountId}:${AWS::Region}:${AWS::StackName}";
+    assert_eq!(variables["STOPOVER_SERVICE"], json!({ "Fn::Sub": service }), "no other stack has it");
+    assert_eq!(at(&template, "/Outputs/Service/Value"), &variables["STOPOVER_SERVICE"]);
+    let configuration = std::fs::read_to_string(root().join("infra/config/stopover.toml"))?;
+    let written = configuration.lines().filter(|line| !line.trim_start().starts_with('#'));
+    assert!(!written.collect::<String>().contains("access"), "the defaults hold until somebody chooses");
     assert!(template.pointer("/Resources/HttpApi/Properties/CorsConfiguration").is_none());
     for block in ["BlockPublicAcls", "BlockPublicPolicy", "IgnorePublicAcls", "RestrictPublicBuckets"] {
         let path = format!("/Resources/Bucket/Properties/PublicAccessBlockConfiguration/{block}");

@@ -19,7 +19,7 @@ use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
 use stopover::Cache;
-use stopover::config::{AccessConfig, Cold, Config};
+use stopover::config::{Cold, Config};
 use stopover::time::Clock;
 use stopover::upstream::Issuer;
 
@@ -45,8 +45,9 @@ pub async fn connect() -> anyhow::Result<Arc<Cache>> {
     let variable = |name: &str| std::env::var(name).ok();
     let settings = Settings::read(variable)?;
     let mut config = Config::load(settings.config.as_deref(), Cold::Redirect, |secret| secret.read(variable))?;
-    // Without a word about who is let in, AllowedCidrs has said it.
-    config.access.get_or_insert_with(AccessConfig::everybody);
+    if config.access.is_none() {
+        config.access = Some(settings.access()?);
+    }
     for (whose, settings) in config.settings() {
         ensure!(
             settings.cold != Cold::Follow,

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
+use stopover::access::Network;
+use stopover::config::AccessConfig;
+use url::Url;
 
 use crate::sqs::Queues;
 
@@ -17,6 +20,23 @@ pub(crate) struct Settings {
     pub(crate) queues: Queues,
     /// `STOPOVER_CONFIG`, or `stopover.toml` beside the binary (`LAMBDA_TASK_ROOT`) if there is one.
     pub(crate) config: Option<PathBuf>,
+    /// Who is let in where that says nothing of it.
+    access: DefaultAccess,
+}
+
+/// Identities of the account that has deployed the functions, and callers from some networks.
+#[derive(Debug, PartialEq, Eq)]
+struct DefaultAccess {
+    /// `STOPOVER_ACCOUNT`
+    account: String,
+    /// `STOPOVER_SERVICE`: what identities sign for; no other deployment has it.
+    service: String,
+    /// `STOPOVER_ANONYMOUS_CIDRS`: networks divided by commas, whose callers need no login.
+    networks: Vec<Network>,
+    /// `STOPOVER_SIGNING_KEYS`
+    signing_keys: Option<String>,
+    /// `AWS_ENDPOINT_URL_STS`, as the SDKs of AWS read it.
+    sts: Option<Url>,
 }
 
 impl Settings {
@@ -38,24 +58,51 @@ impl Settings {
                 dead: required("STOPOVER_DEAD_QUEUE_URL")?,
             },
             config,
+            access: DefaultAccess {
+                account: required("STOPOVER_ACCOUNT")?,
+                service: required("STOPOVER_SERVICE")?,
+                networks: networks(&variable("STOPOVER_ANONYMOUS_CIDRS").unwrap_or_default())?,
+                signing_keys: variable("STOPOVER_SIGNING_KEYS"),
+                sts: match variable("AWS_ENDPOINT_URL_STS").filter(|url| !url.is_empty()) {
+                    Some(url) => Some(url.parse().context("AWS_ENDPOINT_URL_STS is no URL")?),
+                    None => None,
+                },
+            },
         })
     }
+
+    /// Who is let in where `stopover.toml` says nothing of it.
+    pub(crate) fn access(&self) -> anyhow::Result<AccessConfig> {
+        let DefaultAccess { account, service, networks, signing_keys, sts } = &self.access;
+        AccessConfig::of_account(account.clone(), service.clone(), networks.clone(), sts.clone(), signing_keys.clone())
+            .context("what STOPOVER_ACCOUNT, STOPOVER_SERVICE and AWS_ENDPOINT_URL_STS say of who is let in")
+    }
+}
+
+/// `10.0.0.0/8, 2001:db8::/32`. None: nobody without a login.
+fn networks(list: &str) -> anyhow::Result<Vec<Network>> {
+    let entries = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+    entries.map(|entry| entry.parse().context("STOPOVER_ANONYMOUS_CIDRS")).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use stopover::access::Anonymous;
+
     use super::*;
 
     fn read(variables: &[(&str, &str)]) -> anyhow::Result<Settings> {
         Settings::read(|name| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
     }
 
-    const COMPLETE: [(&str, &str); 5] = [
+    const COMPLETE: [(&str, &str); 7] = [
         ("STOPOVER_TABLE", "table"),
         ("STOPOVER_BUCKET", "bucket"),
         ("STOPOVER_QUEUE_URL", "http://queue.test/q"),
         ("STOPOVER_BACKGROUND_QUEUE_URL", "http://queue.test/b"),
         ("STOPOVER_DEAD_QUEUE_URL", "http://queue.test/d"),
+        ("STOPOVER_ACCOUNT", "123456789012"),
+        ("STOPOVER_SERVICE", "stopover:test"),
     ];
 
     #[test]
@@ -69,6 +116,30 @@ mod tests {
             variables.remove(missing);
             assert!(read(&variables).unwrap_err().to_string().contains(name));
         }
+    }
+
+    #[test]
+    fn without_a_choice_the_account_of_the_deployment_is_let_in_and_nobody_else() {
+        let access = |extra: &[(&str, &str)]| read(&[&COMPLETE[..], extra].concat()).unwrap().access();
+        let fresh = access(&[]).unwrap();
+        assert_eq!(
+            (fresh.anonymous, fresh.robots, fresh.service.as_str()),
+            (Anonymous::Nobody, false, "stopover:test")
+        );
+        assert_eq!(fresh.iam.unwrap().accounts, ["123456789012"]);
+        let networks = |list| access(&[("STOPOVER_ANONYMOUS_CIDRS", list)]).unwrap().anonymous;
+        for none in ["", " ", ",,"] {
+            assert_eq!(networks(none), Anonymous::Nobody);
+        }
+        let two = ["10.0.0.0/8", "192.0.2.0/24"].map(|network| network.parse().unwrap()).to_vec();
+        assert_eq!(networks(" 10.0.0.0/8 , 192.0.2.0/24,"), Anonymous::From(two));
+        let unread = read(&[&COMPLETE[..], &[("STOPOVER_ANONYMOUS_CIDRS", "10.0.0.0/8,everyone")]].concat());
+        let error = format!("{:#}", unread.unwrap_err());
+        assert!(error.contains("STOPOVER_ANONYMOUS_CIDRS") && error.contains("everyone"), "{error}");
+        assert!(
+            access(&[("AWS_ENDPOINT_URL_STS", "http://sts.test")]).is_err(),
+            "whoever speaks for callers speaks TLS"
+        );
     }
 
     #[test]

@@ -1,24 +1,14 @@
-//! What stands between API Gateway and the router: who may call (until clients authenticate, the networks of
-//! `STOPOVER_ALLOWED_CIDRS` and nobody else), and the path as it was asked for.
+//! What stands between API Gateway and the router: where a request comes from, and the path as it was asked for.
 
-use std::net::IpAddr;
-use std::sync::Arc;
-
-use anyhow::Context as _;
-use axum::extract::{Request, State};
-use axum::http::{StatusCode, Uri, header};
+use axum::extract::Request;
+use axum::http::Uri;
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
-use ipnet::{IpNet, Ipv4Net};
+use axum::response::Response;
 use lambda_http::RequestExt as _;
 use lambda_http::request::RequestContext;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use stopover::access::VpcEndpoint;
 use stopover::http::{Caller, Https};
-use stopover::oci::ErrorCode;
-
-/// What every other caller is told.
-const REFUSAL: &str =
-    "this cache answers only the networks of its AllowedCidrs parameter, and your address is in none of them";
 
 /// What may not stand in a path as it is; everything else does, so that an escape has one meaning.
 const ESCAPED: AsciiSet = NON_ALPHANUMERIC
@@ -31,59 +21,25 @@ const ESCAPED: AsciiSet = NON_ALPHANUMERIC
     .remove(b'~')
     .remove(b'+');
 
-/// The networks whose callers are answered.
-#[derive(Debug, Default)]
-pub(crate) struct AllowedCallers(Vec<IpNet>);
-
-impl AllowedCallers {
-    /// Reads networks divided by commas: `10.0.0.0/8, 2001:db8::/32`, or single addresses. No network: no caller.
-    pub(crate) fn parse(list: &str) -> anyhow::Result<Self> {
-        let entries = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());
-        let networks = entries.map(|entry| {
-            let network = entry.parse().or_else(|error| entry.parse::<IpAddr>().map(IpNet::from).map_err(|_| error));
-            network
-                .map(canonical)
-                .with_context(|| format!("STOPOVER_ALLOWED_CIDRS: {entry:?} is no network like 10.0.0.0/8"))
-        });
-        Ok(Self(networks.collect::<Result<_, _>>()?))
-    }
-
-    fn contain(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        self.0.iter().any(|network| network.contains(&address))
-    }
-}
-
-/// An IPv4 network in its own form where it is written as IPv6 (`::ffff:10.0.0.0/104`), as callers' addresses are.
-fn canonical(network: IpNet) -> IpNet {
-    let IpNet::V6(v6) = network else {
-        return network;
+/// Says where a request comes from, as API Gateway saw it; headers, which a caller may write, have no say. An address that
+/// cannot be read is none.
+pub(crate) async fn with_source(mut request: Request, next: Next) -> Response {
+    let (address, endpoint) = match request.extensions().get::<RequestContext>() {
+        Some(RequestContext::ApiGatewayV2(context)) => (context.http.source_ip.as_deref(), None),
+        // A private REST API names the endpoint of the VPC, too.
+        Some(RequestContext::ApiGatewayV1(context)) => {
+            let endpoint = context.identity.other.get("vpceId").and_then(|id| id.as_str());
+            (context.identity.source_ip.as_deref(), endpoint)
+        }
+        _ => (None, None),
     };
-    let v4 = v6.addr().to_ipv4_mapped().zip(v6.prefix_len().checked_sub(96));
-    v4.and_then(|(address, prefix)| Ipv4Net::new(address, prefix).ok()).map_or(network, IpNet::V4)
-}
-
-/// Answers 403 to callers outside of the allowed networks, whatever they ask for. The address is the one that API Gateway
-/// saw; headers, which a caller may write, have no say.
-pub(crate) async fn only_allowed(
-    State(allowed): State<Arc<AllowedCallers>>,
-    mut request: Request,
-    next: Next,
-) -> Response {
-    let source = match request.extensions().get::<RequestContext>() {
-        Some(RequestContext::ApiGatewayV2(context)) => context.http.source_ip.as_deref(),
-        _ => None,
-    };
-    if let Some(address) = source.and_then(|address| address.parse().ok())
-        && allowed.contain(address)
-    {
-        request.extensions_mut().insert(Caller(address));
-        request.extensions_mut().insert(Https);
-        return next.run(request).await;
-    }
-    tracing::info!(source, "refused a caller outside of AllowedCidrs");
-    let json = [(header::CONTENT_TYPE, "application/json")];
-    (StatusCode::FORBIDDEN, json, ErrorCode::Denied.body(REFUSAL)).into_response()
+    let caller = address.and_then(|address| address.parse().ok()).map(Caller);
+    let endpoint: Option<VpcEndpoint> = endpoint.and_then(|id| id.parse().ok());
+    let extensions = request.extensions_mut();
+    caller.and_then(|caller| extensions.insert(caller));
+    endpoint.and_then(|endpoint| extensions.insert(endpoint));
+    extensions.insert(Https);
+    next.run(request).await
 }
 
 /// Puts back the path that API Gateway sent, which it decodes once. `lambda_http` reads it as a browser would: it
@@ -104,40 +60,71 @@ pub(crate) async fn exact_path(mut request: Request, next: Next) -> Response {
 #[cfg(test)]
 mod tests {
     use axum::Router;
-    use axum::middleware::{from_fn, from_fn_with_state};
+    use axum::http::{StatusCode, header};
+    use axum::middleware::from_fn;
+    use axum::response::IntoResponse as _;
     use lambda_http::IntoResponse as IntoLambdaResponse;
     use lambda_http::tower::ServiceExt as _;
 
     use super::*;
 
-    /// What API Gateway gets for a request of `source` from a router that answers with the path it sees.
-    async fn answer(allowed: &str, source: &str, path: &str, headers: &str) -> (StatusCode, String) {
-        let event = format!(
+    /// An event of an HTTP API.
+    fn event(source: &str, path: &str, headers: &str) -> String {
+        format!(
             r#"{{"version":"2.0","routeKey":"$default","rawPath":"{path}","rawQueryString":"ns=docker.io",
             "headers":{{"host":"mirror.test"{headers}}},"isBase64Encoded":false,"requestContext":{{"stage":"$default",
             "http":{{"method":"GET","path":"{path}","protocol":"HTTP/1.1","sourceIp":"{source}"}}}}}}"#
-        );
-        let allowed = Arc::new(AllowedCallers::parse(allowed).unwrap());
+        )
+    }
+
+    /// An event of a private REST API behind a domain name of its own.
+    fn rest_event(source: &str, endpoint: &str, headers: &str) -> String {
+        format!(
+            r#"{{"resource":"/{{proxy+}}","path":"/v2/","httpMethod":"GET","headers":{{"host":"mirror.test"{headers}}},
+            "multiValueHeaders":{{}},"queryStringParameters":null,"multiValueQueryStringParameters":null,"body":null,
+            "pathParameters":{{"proxy":"v2/"}},"stageVariables":null,"isBase64Encoded":false,"requestContext":{{
+            "stage":"prod","path":"/v2/","httpMethod":"GET","protocol":"HTTP/1.1","identity":{{"sourceIp":"{source}",
+            "vpceId":{endpoint},"vpcId":"vpc-0123456789abcdef0","userAgent":null}}}}}}"#
+        )
+    }
+
+    /// What API Gateway gets for an event from a router that answers with what it sees.
+    async fn answer(event: &str, seen: fn(&Request) -> String) -> String {
         let router = Router::new()
-            .fallback(async |request: Request| request.uri().to_string())
+            .fallback(async move |request: Request| seen(&request))
             .layer(from_fn(exact_path))
-            .layer(from_fn_with_state(allowed, only_allowed));
-        let response = router.oneshot(lambda_http::request::from_str(&event).unwrap()).await.unwrap();
+            .layer(from_fn(with_source));
+        let response = router.oneshot(lambda_http::request::from_str(event).unwrap()).await.unwrap();
         let response = IntoLambdaResponse::into_response(response).await;
-        (response.status(), String::from_utf8(response.body().to_vec()).unwrap())
+        assert_eq!(response.status(), StatusCode::OK);
+        String::from_utf8(response.body().to_vec()).unwrap()
+    }
+
+    async fn source(event: &str) -> String {
+        answer(event, |request| {
+            let extensions = request.extensions();
+            let address = extensions.get::<Caller>().map(|caller| caller.0.to_string());
+            let endpoint = extensions.get::<VpcEndpoint>().map(ToString::to_string);
+            let https = extensions.get::<Https>().is_some();
+            format!("{} {} {https}", address.unwrap_or("-".into()), endpoint.unwrap_or("-".into()))
+        })
+        .await
     }
 
     #[tokio::test]
-    async fn every_path_is_refused_to_a_caller_outside_in_a_sentence() {
-        for path in ["/v2/", "/", "/v2/library/nginx/manifests/latest"] {
-            for allowed in ["10.0.0.0/8", ""] {
-                let (status, body) = answer(allowed, "192.0.2.1", path, r#","x-forwarded-for":"10.0.0.1""#).await;
-                assert_eq!(status, StatusCode::FORBIDDEN);
-                assert!(body.contains("\"DENIED\"") && body.contains("AllowedCidrs"), "{body}");
-            }
-            assert_eq!(answer("10.0.0.0/8", "10.1.2.3", path, "").await.0, StatusCode::OK);
+    async fn a_request_comes_from_where_api_gateway_says_and_not_where_its_headers_say() {
+        let headers = r#","x-forwarded-for":"10.0.0.1","forwarded":"for=10.0.0.1","x-amzn-vpce-id":"vpce-01234567""#;
+        let endpoint = r#""vpce-0123456789abcdef0""#;
+        for (event, expected) in [
+            (event("192.0.2.1", "/v2/", headers), "192.0.2.1 - true"),
+            (event("2001:db8::1", "/v2/", ""), "2001:db8::1 - true"),
+            (event("unknown", "/v2/", headers), "- - true"),
+            (rest_event("10.1.2.3", endpoint, headers), "10.1.2.3 vpce-0123456789abcdef0 true"),
+            (rest_event("10.1.2.3", "null", headers), "10.1.2.3 - true"),
+            (rest_event("unknown", r#""vpce-evil""#, headers), "- - true"),
+        ] {
+            assert_eq!(source(&event).await, expected, "{event}");
         }
-        assert_eq!(answer("0.0.0.0/0,::/0", "unknown", "/v2/", "").await.0, StatusCode::FORBIDDEN);
     }
 
     #[tokio::test]
@@ -149,11 +136,12 @@ mod tests {
             ("/v2/a b/manifests/c\\\\d", "/v2/a%20b/manifests/c%5Cd"),
             ("/v2/\u{e9}", "/v2/%C3%A9"),
         ] {
-            assert_eq!(
-                answer("10.0.0.0/8", "10.0.0.1", sent, "").await,
-                (StatusCode::OK, format!("{seen}?ns=docker.io"))
-            );
+            let answer = answer(&event("10.0.0.1", sent, ""), |request| request.uri().to_string()).await;
+            assert_eq!(answer, format!("{seen}?ns=docker.io"));
         }
+        // Without the stage, which is no part of what clients ask for.
+        let rest = rest_event("10.0.0.1", "null", "");
+        assert_eq!(answer(&rest, |request| request.uri().to_string()).await, "/v2/");
     }
 
     #[tokio::test]
@@ -166,43 +154,6 @@ mod tests {
             let response = IntoLambdaResponse::into_response((headers, bytes).into_response()).await;
             assert_eq!(response.body().as_ref(), bytes);
             assert_eq!(response.headers()[header::CONTENT_TYPE], media_type);
-        }
-    }
-
-    fn contain(list: &str, address: &str) -> bool {
-        AllowedCallers::parse(list).unwrap().contain(address.parse().unwrap())
-    }
-
-    #[test]
-    fn a_caller_is_allowed_inside_of_a_network_and_refused_outside() {
-        for (list, inside, outside) in [
-            ("10.0.0.0/8", "10.255.255.255", "11.0.0.0"),
-            ("192.0.2.7/32", "192.0.2.7", "192.0.2.8"),
-            ("192.0.2.7", "192.0.2.7", "192.0.2.6"),
-            ("0.0.0.0/0", "203.0.113.9", "2001:db8::1"),
-            ("2001:db8::/32", "2001:db8:ffff::1", "2001:db9::1"),
-            ("::/0", "2001:db8::1", "203.0.113.9"),
-            ("10.0.0.0/8", "::ffff:10.1.2.3", "::ffff:11.1.2.3"),
-            ("::ffff:10.0.0.0/104", "10.1.2.3", "11.1.2.3"),
-            (" 10.0.0.0/8 , 192.0.2.0/24,", "192.0.2.1", "192.0.3.1"),
-        ] {
-            assert!(contain(list, inside), "{list} has {inside}");
-            assert!(!contain(list, outside), "{list} does not have {outside}");
-        }
-    }
-
-    #[test]
-    fn without_a_network_nobody_is_allowed() {
-        for list in ["", " ", ",,"] {
-            assert!(!contain(list, "10.0.0.1") && !contain(list, "::1"));
-        }
-    }
-
-    #[test]
-    fn a_network_that_cannot_be_read_is_named() {
-        for entry in ["10.0.0.0/33", "everyone", "10.0.0/8", "::/129"] {
-            let error = AllowedCallers::parse(&format!("10.0.0.0/8,{entry}")).unwrap_err().to_string();
-            assert!(error.contains("STOPOVER_ALLOWED_CIDRS") && error.contains(entry), "{error}");
         }
     }
 }

@@ -18,7 +18,7 @@ use super::robot::SecretHash;
 use super::sts::Sts;
 use super::token::TokenKeys;
 use super::web::{Unreachable, Web};
-use super::{IAM_USER, OIDC_USER, Principal, RobotName};
+use super::{IAM_USER, OIDC_USER, Principal, RobotName, Source};
 use crate::config::AccessConfig;
 use crate::oci::Repository;
 use crate::ports::{Ledger, StoreError};
@@ -45,7 +45,7 @@ pub struct Asking<'a> {
     /// The value of `Authorization`.
     pub authorization: Option<&'a str>,
     /// Where it comes from.
-    pub address: Option<IpAddr>,
+    pub source: Source,
 }
 
 /// Why somebody is not let in.
@@ -55,7 +55,10 @@ pub enum AccessError {
     #[error("say who you are: log in to this cache")]
     NoCredentials,
     /// They may not be nobody here, and there is no way to say who they are.
-    #[error("this cache answers no callers from your address; [access] in its stopover.toml says whom it answers")]
+    #[error(
+        "this cache answers no callers from your address; [access] in its stopover.toml says whom it answers: \
+         `anonymous = [\"<network>\"]`, or logins"
+    )]
     NobodyHere,
     /// The user name or the secret is wrong.
     #[error("the user name or the secret is wrong, or has expired")]
@@ -177,12 +180,12 @@ impl Access {
     /// Who a request is from. Where nobody can log in, what it says of that is not looked at.
     pub async fn identify(&self, asking: Asking<'_>) -> Result<Principal, AccessError> {
         if !self.has_logins() {
-            return self.anonymous(asking.address);
+            return self.anonymous(asking.source);
         }
         match asking.credentials()? {
-            Credentials::None => self.anonymous(asking.address),
-            Credentials::Token(token) => self.bearer(token, asking.address),
-            Credentials::Secret(user, secret) => self.log_in(&user, &secret, asking.address).await,
+            Credentials::None => self.anonymous(asking.source),
+            Credentials::Token(token) => self.bearer(token, asking.source),
+            Credentials::Secret(user, secret) => self.log_in(&user, &secret, asking.source).await,
         }
     }
 
@@ -194,28 +197,28 @@ impl Access {
         }
     }
 
-    fn anonymous(&self, address: Option<IpAddr>) -> Result<Principal, AccessError> {
-        match self.config.admits_anonymous(address) {
+    fn anonymous(&self, source: Source) -> Result<Principal, AccessError> {
+        match self.config.anonymous.admits(source) {
             true => Ok(Principal::Anonymous),
             false if self.has_logins() => Err(AccessError::NoCredentials),
             false => Err(AccessError::NobodyHere),
         }
     }
 
-    fn bearer(&self, token: &str, address: Option<IpAddr>) -> Result<Principal, AccessError> {
+    fn bearer(&self, token: &str, source: Source) -> Result<Principal, AccessError> {
         let keys = self.keys.as_ref().ok_or(AccessError::InvalidToken)?;
         match keys.verify(self.service(), token).map_err(|_| AccessError::InvalidToken)? {
             // A token of nobody is good where nobody needs one.
-            Principal::Anonymous => self.anonymous(address).map_err(|_| AccessError::InvalidToken),
+            Principal::Anonymous => self.anonymous(source).map_err(|_| AccessError::InvalidToken),
             principal => Ok(principal),
         }
     }
 
     /// Who has this user name and secret.
-    pub async fn log_in(&self, user: &str, secret: &str, address: Option<IpAddr>) -> Result<Principal, AccessError> {
+    pub async fn log_in(&self, user: &str, secret: &str, source: Source) -> Result<Principal, AccessError> {
         // Clients without credentials send these to a registry that asks for some (containers/image).
         if user.is_empty() && secret.is_empty() {
-            return self.anonymous(address);
+            return self.anonymous(source);
         }
         match (user, &self.iam) {
             (IAM_USER, Some(sts)) => return sts.identify(secret).await.map(Principal::Iam),
@@ -223,7 +226,7 @@ impl Access {
             _ if !self.config.robots => return Err(AccessError::WrongCredentials),
             _ => {}
         }
-        let guessers = guessers(user, address);
+        let guessers = guessers(user, source.address);
         self.check_attempts(&guessers)?;
         let name: Option<RobotName> = user.parse().ok();
         if let Some(name) = name.filter(|_| secret.len() <= LONGEST_SECRET)

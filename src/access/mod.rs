@@ -5,16 +5,20 @@ pub mod iam;
 mod jwks;
 mod manage;
 mod oidc;
+mod operator;
 pub mod policy;
 mod principal;
 pub mod robot;
+mod source;
 mod sts;
 pub mod token;
 mod web;
 
 pub use gate::{Access, AccessError, Asking};
 pub use manage::{OVERLAP, RobotAnswer, RobotCommand, RobotStatus, ShownSecret};
+pub use operator::{OPERATOR_HEADER, OperatorSecret};
 pub use principal::{
     IAM_USER, IamIdentity, InvalidPrincipal, InvalidRobotName, KINDS, OIDC_USER, OidcIdentity, Principal, RobotName,
 };
+pub use source::{Anonymous, InvalidNetwork, Network, Source, VpcEndpoint};
 pub use web::Unreachable;

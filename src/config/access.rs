@@ -12,8 +12,8 @@ use url::Url;
 
 use super::file::Origin;
 use super::{ConfigError, SecretReference, UpstreamConfig, value};
-use crate::access::policy::{Policy, Rule, is_in};
-use crate::access::{InvalidPrincipal, KINDS, Principal};
+use crate::access::policy::{Policy, Rule};
+use crate::access::{Anonymous, InvalidNetwork, InvalidPrincipal, KINDS, Network, Principal, Source};
 use crate::freshness::Pattern;
 use crate::oci::UpstreamId;
 use crate::time::Span;
@@ -23,8 +23,8 @@ use crate::time::Span;
 pub struct AccessConfig {
     /// What tokens and signatures are for: those that name another service are worthless here.
     pub service: String,
-    /// Who needs not say who they are: `None`: nobody; otherwise callers in these networks, or all where there are none.
-    pub anonymous: Option<Vec<IpNet>>,
+    /// Who need not say who they are.
+    pub anonymous: Anonymous,
     /// Whether robots are let in.
     pub robots: bool,
     /// Which identities of AWS are let in.
@@ -74,14 +74,9 @@ impl AccessConfig {
             IpNet::from(IpAddr::V6(Ipv6Addr::LOCALHOST)),
             IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
         ];
-        Self { anonymous: Some(here.to_vec()), ..Self::everybody() }
-    }
-
-    /// Everybody may be nobody: for a cache behind a gate of its own.
-    pub fn everybody() -> Self {
         Self {
             service: "stopover".into(),
-            anonymous: Some(Vec::new()),
+            anonymous: Anonymous::From(here.map(Network::Addresses).to_vec()),
             robots: false,
             iam: None,
             oidc: BTreeMap::new(),
@@ -92,16 +87,27 @@ impl AccessConfig {
         }
     }
 
-    /// Whether callers at this address may be nobody.
-    pub fn admits_anonymous(&self, address: Option<IpAddr>) -> bool {
-        let within = |networks: &Vec<_>| networks.is_empty() || address.is_some_and(|at| is_in(networks, at));
-        self.anonymous.as_ref().is_some_and(within)
+    /// All users and roles of one account of AWS, and whoever comes from one of these `networks`: for a deployment of whose
+    /// `[access]` nothing is said. `sts`: where STS is reached, if not at its own name.
+    pub fn of_account(
+        account: String,
+        service: String,
+        networks: Vec<Network>,
+        sts: Option<Url>,
+        signing_keys: Option<String>,
+    ) -> Result<Self, ConfigError> {
+        let iam = IamTable { accounts: vec![account], roles: Vec::new(), endpoint: sts }.read()?;
+        let anonymous = if networks.is_empty() { Anonymous::Nobody } else { Anonymous::From(networks) };
+        let service = checked_service(service)?;
+        Ok(Self { service, anonymous, iam: Some(iam), signing_keys, ..Self::only_here() })
     }
 
     /// Why nobody of this kind is let in from there; `None`: whoever can prove it is.
-    pub fn not_let_in(&self, principal: &Principal, address: Option<IpAddr>) -> Option<&'static str> {
+    pub fn not_let_in(&self, principal: &Principal, source: impl Into<Source>) -> Option<&'static str> {
         let (admits, reason) = match principal {
-            Principal::Anonymous => (self.admits_anonymous(address), "access.anonymous does not name that address"),
+            Principal::Anonymous => {
+                (self.anonymous.admits(source.into()), "access.anonymous does not name that address")
+            }
             Principal::Robot(_) => (self.robots, "access.robots is not true"),
             Principal::Iam(_) => (self.iam.is_some(), "there is no [access.iam]"),
             Principal::Oidc(identity) => {
@@ -120,10 +126,10 @@ impl AccessConfig {
 /// Who is let in, in a line.
 impl fmt::Display for AccessConfig {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.anonymous.as_deref() {
-            None => formatter.write_str("nobody without a login")?,
-            Some([]) => formatter.write_str("everybody, from everywhere")?,
-            Some(networks) => {
+        match &self.anonymous {
+            Anonymous::Nobody => formatter.write_str("nobody without a login")?,
+            Anonymous::Everybody => formatter.write_str("everybody, from everywhere")?,
+            Anonymous::From(networks) => {
                 let networks: Vec<String> = networks.iter().map(ToString::to_string).collect();
                 write!(formatter, "everybody from {}", networks.join(", "))?;
             }
@@ -142,7 +148,7 @@ const DEFAULT_TOKEN: Duration = Duration::from_mins(10);
 #[serde(deny_unknown_fields)]
 pub(super) struct AccessTable {
     service: Option<String>,
-    anonymous: Option<Anonymous>,
+    anonymous: Option<AnonymousKey>,
     #[serde(default)]
     robots: bool,
     iam: Option<IamTable>,
@@ -153,12 +159,28 @@ pub(super) struct AccessTable {
     signing_keys: Option<KeysTable>,
 }
 
-/// `anonymous = true`, or `anonymous = ["10.0.0.0/8"]`.
+/// `anonymous = true`, or `anonymous = ["10.0.0.0/8", "vpce-0123456789abcdef0"]`.
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "expected true, false or a list of networks like [\"10.0.0.0/8\"]")]
-enum Anonymous {
+#[serde(
+    untagged,
+    expecting = "expected true, false or a list of networks and VPC endpoints like [\"10.0.0.0/8\", \"vpce-0123456789abcdef0\"]"
+)]
+enum AnonymousKey {
     Everywhere(bool),
-    From(Vec<IpNet>),
+    From(Vec<String>),
+}
+
+impl AnonymousKey {
+    fn read(self) -> Result<Anonymous, ConfigError> {
+        let networks = match self {
+            Self::Everywhere(true) => return Ok(Anonymous::Everybody),
+            Self::Everywhere(false) => return Ok(Anonymous::Nobody),
+            Self::From(networks) => networks.iter().map(|text| text.parse()).collect::<Result<_, _>>(),
+        };
+        let networks: Vec<Network> =
+            networks.map_err(|error: InvalidNetwork| value("access.anonymous", error.to_string()))?;
+        Ok(if networks.is_empty() { Anonymous::Nobody } else { Anonymous::From(networks) })
+    }
 }
 
 #[derive(Deserialize)]
@@ -223,20 +245,11 @@ pub(super) fn read(
         return Err(value("access.service", message));
     }
     let service = table.service.unwrap_or_else(|| "stopover".into());
-    // It stands in a header between quotes, and in URLs.
-    if service.is_empty() || !service.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:/".contains(&byte)) {
-        return Err(value("access.service", "has letters, digits and .-_:/ only"));
-    }
     let rules = (1..).zip(rules).map(|(number, rule)| rule.read(number, upstreams));
     let policy = Policy(rules.collect::<Result<_, _>>()?);
     Ok(Some(AccessConfig {
-        service,
-        anonymous: match table.anonymous {
-            None | Some(Anonymous::Everywhere(false)) => None,
-            Some(Anonymous::Everywhere(true)) => Some(Vec::new()),
-            Some(Anonymous::From(networks)) if networks.is_empty() => None,
-            Some(Anonymous::From(networks)) => Some(networks),
-        },
+        service: checked_service(service)?,
+        anonymous: table.anonymous.map_or(Ok(Anonymous::Nobody), AnonymousKey::read)?,
         robots: table.robots,
         iam: table.iam.map(IamTable::read).transpose()?,
         oidc: table.oidc.into_iter().map(OidcTable::read).collect::<Result<_, _>>()?,
@@ -245,6 +258,16 @@ pub(super) fn read(
         signing_keys: signing_keys.map_err(|message| value("access.signing_keys", message))?,
         policy,
     }))
+}
+
+/// It stands in a header between quotes, and in URLs.
+fn checked_service(service: String) -> Result<String, ConfigError> {
+    let plain = service.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:/".contains(&byte));
+    if plain && !service.is_empty() {
+        Ok(service)
+    } else {
+        Err(value("access.service", "has letters, digits and .-_:/ only"))
+    }
 }
 
 impl PolicyRuleTable {

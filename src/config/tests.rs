@@ -354,7 +354,10 @@ fn what_the_access_table_cannot_mean_is_named() {
         assert!(error.contains(key), "{line}: {error}");
     }
     assert!(load("[access]\nanonymous = [\"everyone\"]").unwrap_err().contains("networks"));
-    assert!(!load("[access]\nanonymous = []").unwrap().access.unwrap().admits_anonymous(None), "nobody, not everybody");
+    assert!(
+        !load("[access]\nanonymous = []").unwrap().access.unwrap().anonymous.admits(None.into()),
+        "nobody, not everybody"
+    );
 }
 
 #[test]

@@ -16,14 +16,19 @@ use http::{HeaderMap, StatusCode};
 use serde_json::json;
 
 use super::audit::Record;
-use super::{NO_STORE, caller, refuse};
+use super::{NO_STORE, caller, refuse, source};
 use crate::Cache;
+use crate::access::policy::Because;
 use crate::access::{AccessError, Asking, Principal};
 use crate::error::PullError;
 use crate::oci::{Operation, Repository, Request};
 
 /// The most bytes of a form with a password.
 const MAX_FORM: usize = 32 * 1024;
+
+/// Why nobody may pull what no rule is about, and what whoever runs the cache writes if somebody is to.
+const NO_RULE: &str = "it is asked for with credentials, so it is private, and no rule of the policy allows it; in the \
+                       stopover.toml of this cache, `[access]` and `[[policy]]` say who may, `public = true` says everybody";
 
 /// How clients reach the router, where that is not plain HTTP: an extension of the request, set by what runs the router.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +60,11 @@ impl Guest {
         if self.principal == Principal::Anonymous && cache.access.has_logins() {
             return Err(AccessError::NoCredentials.into());
         }
-        Err(PullError::Forbidden { principal: self.principal.to_string(), repository: repository.clone() })
+        let reason = match decision.because {
+            Because::Private => NO_RULE,
+            Because::Rule(_) | Because::Public => "the policy of this cache says so",
+        };
+        Err(PullError::Forbidden { principal: self.principal.to_string(), repository: repository.clone(), reason })
     }
 
     /// Whether they may ask `/v2/`. Where there is a way to log in, whoever is nobody is asked to: clients learn only here
@@ -74,7 +83,7 @@ fn asking(parts: &Parts) -> Result<Asking<'_>, AccessError> {
         (Some(Ok(text)), None) => Some(text),
         _ => return Err(AccessError::WrongCredentials),
     };
-    Ok(Asking { authorization, address: caller(parts) })
+    Ok(Asking { authorization, source: source(parts) })
 }
 
 /// The one challenge of this registry: clients disagree about what to do with several. Its realm is where the client
@@ -124,7 +133,7 @@ async fn by_form(State(cache): State<Arc<Cache>>, parts: Parts, body: Bytes) -> 
     let (Some(user), Some(secret)) = (form.remove("username"), form.remove("password")) else {
         return refused(StatusCode::BAD_REQUEST, "invalid_request");
     };
-    let identified = cache.access.log_in(&user, &secret, caller(&parts)).await;
+    let identified = cache.access.log_in(&user, &secret, source(&parts)).await;
     logged_in(&cache, &parts, identified)
 }
 

@@ -28,6 +28,7 @@ pub use access::Https;
 use audit::Record;
 
 use crate::Cache;
+use crate::access::{Source, VpcEndpoint};
 use crate::error::PullError;
 use crate::oci::{Digest, InvalidRequest, Operation, Repository, Request, RequestedRange};
 use crate::ports::{Priority, StoreError};
@@ -156,6 +157,11 @@ pub struct Caller(pub IpAddr);
 fn caller(request: &http::request::Parts) -> Option<IpAddr> {
     let connected = || request.extensions.get::<ConnectInfo<SocketAddr>>().map(|connected| connected.0.ip());
     request.extensions.get::<Caller>().map(|caller| caller.0).or_else(connected)
+}
+
+/// Where a request comes from. The VPC endpoint is an extension of the request, too ([`VpcEndpoint`]).
+fn source(request: &http::request::Parts) -> Source {
+    Source { address: caller(request), vpc_endpoint: request.extensions.get::<VpcEndpoint>().copied() }
 }
 
 /// Whether a header has a directive: `Cache-Control: no-cache` has upstream asked (RFC 9111, section 5.2.1.4), `Priority:

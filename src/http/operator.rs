@@ -1,6 +1,5 @@
 //! What operators ask: `/_stopover/…`, JSON in and out. The commands of the program are its clients.
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, Path, State};
@@ -8,16 +7,16 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
-use http::header::{CACHE_CONTROL, HOST, HeaderValue, ORIGIN};
+use http::header::CACHE_CONTROL;
 use http::request::Parts;
-use http::uri::Authority;
 use serde::Serialize;
 use serde_json::json;
 
 use super::access::Guest;
 use super::audit::Record;
-use super::{NO_STORE, caller, prefetch, refuse, retention, robots};
+use super::{NO_STORE, prefetch, refuse, retention, robots};
 use crate::Cache;
+use crate::access::OPERATOR_HEADER;
 use crate::error::excerpt;
 use crate::oci::Digest;
 use crate::ports::StoreError;
@@ -34,8 +33,8 @@ pub(super) fn routes() -> Router<Arc<Cache>> {
         .merge(robots::routes())
 }
 
-/// How much is left of each upstream's quota, and whether it is being asked at all: for the operator, and for whoever is
-/// let in.
+/// How much is left of each upstream's quota, and whether it is being asked at all. Whoever is let in is shown what is
+/// public; accounts, addresses and private upstreams are shown to operators.
 async fn quota(operator: Result<Operator, Response>, State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
     if operator.is_err()
         && let Err(error) = Guest::of(&cache, &parts, &mut Record::default()).await
@@ -44,9 +43,13 @@ async fn quota(operator: Result<Operator, Response>, State(cache): State<Arc<Cac
     }
     let now = cache.clock.now();
     let gauges = cache.upstreams.gauges().await;
-    let upstreams: Vec<QuotaReport> =
-        gauges.iter().map(|(upstream, gauge)| QuotaReport::new(upstream, gauge, now)).collect();
-    answer(&json!({ "upstreams": upstreams }))
+    let reports = gauges.iter().filter_map(|(upstream, gauge)| match operator {
+        Ok(_) => Some(QuotaReport::new(upstream, gauge, now)),
+        Err(_) if upstream.config().is_private() => None,
+        Err(_) => Some(QuotaReport::new(upstream, gauge, now).for_guests()),
+    });
+    let reports: Vec<QuotaReport> = reports.collect();
+    answer(&json!({ "upstreams": reports }))
 }
 
 /// The fills that were requested and have not ended well.
@@ -81,42 +84,22 @@ pub(super) fn unavailable(error: &StoreError) -> Response {
     refusal(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
 }
 
-/// Somebody on the machine itself: the only one who may see or change what others pull. An argument of this type makes a
-/// route refuse everybody else; behind API Gateway that is everybody. Pages in a browser there are refused too.
+/// Whoever runs the cache, who has shown its secret: the only one who may see or change what others pull. An argument of
+/// this type makes a route refuse everybody else, and behind API Gateway, where there is no such secret, everybody. What a
+/// proxy passes on, or a page in a browser sends, does not have it.
 pub(super) struct Operator;
 
 impl FromRequestParts<Arc<Cache>> for Operator {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, cache: &Arc<Cache>) -> Result<Self, Response> {
-        let refused = |why| refusal(StatusCode::FORBIDDEN, why);
-        if [ORIGIN.as_str(), "sec-fetch-site"].iter().any(|name| parts.headers.contains_key(*name)) {
-            return Err(refused("no page in a browser may ask this"));
+        let shown = parts.headers.get(OPERATOR_HEADER);
+        if shown.is_some_and(|secret| cache.is_operator(secret.as_bytes())) {
+            return Ok(Self);
         }
-        if ["forwarded", "x-forwarded-for", "via"].iter().any(|name| parts.headers.contains_key(*name)) {
-            return Err(refused("a proxy has passed this on: ask the cache itself"));
-        }
-        // Where it listens on one address of the machine, that is where its own commands come from.
-        let is_here = |address: IpAddr| address.is_loopback() || address == cache.config.listen.ip();
-        if !caller(parts).is_some_and(|caller| is_here(caller.to_canonical())) {
-            return Err(refused("only the machine that runs the cache may ask this"));
-        }
-        // A page whose name was made to lead here has that name as its host (DNS rebinding).
-        match parts.headers.get(HOST) {
-            Some(host) if !host_address(host).is_some_and(is_here) => {
-                Err(refused("ask the cache by its address on this machine, not by a name"))
-            }
-            _ => Ok(Self),
-        }
-    }
-}
-
-/// The address that `Host` names (RFC 9110, section 7.2).
-fn host_address(host: &HeaderValue) -> Option<IpAddr> {
-    let authority: Authority = host.to_str().ok()?.parse().ok()?;
-    match authority.host() {
-        "localhost" => Some(Ipv4Addr::LOCALHOST.into()),
-        host => host.trim_matches(['[', ']']).parse().ok(),
+        let message = "this is for whoever runs the cache: the commands of the program show the secret in its data \
+                       directory (operator_secret)";
+        Err(refusal(StatusCode::FORBIDDEN, message))
     }
 }
 

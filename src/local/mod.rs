@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <data>/lock                                     held while a process uses the directory
+//! <data>/operator_secret                          what operators' requests have to have
 //! <data>/signing_keys                             what tokens are signed with, where the configuration has nothing
 //! <data>/ledger.redb                              tag records, manifests, memberships, claims, requests
 //! <data>/blobs/<algorithm>/<2 hex>/<hex>          published blobs, whole and verified
@@ -18,7 +19,7 @@ mod store;
 use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +34,7 @@ pub use queue::Queue;
 use images::Images;
 
 use crate::Cache;
+use crate::access::OperatorSecret;
 use crate::access::token::TokenKeys;
 use crate::config::Config;
 use crate::ports::Blobs as _;
@@ -57,8 +59,9 @@ impl Local {
         if let Some(access) = config.access.as_mut().filter(|access| access.has_logins())
             && access.signing_keys.is_none()
         {
-            access.signing_keys = Some(signing_keys(&data.join("signing_keys"))?);
+            access.signing_keys = Some(made_once(&data.join("signing_keys"), TokenKeys::make)?);
         }
+        let operator = OperatorSecret::parse(&made_once(&operator_secret(&data), OperatorSecret::make)?)?;
         let files = Arc::new(Files::open(&data)?);
         let ledger = Arc::new(
             EmbeddedLedger::open(&data.join("ledger.redb"))
@@ -72,7 +75,7 @@ impl Local {
         let images = Arc::new(Images::new(Arc::clone(&ledger)));
         let handle = Arc::new(queue::Handle(Arc::clone(&queue), Arc::clone(&images)));
         let cache = Cache::new(config, clock, files, ledger, handle, None).context("cannot start")?;
-        let cache = Arc::new(cache);
+        let cache = Arc::new(cache.with_operator(operator));
         queue.start(&cache)?;
         images.start(&cache)?;
         let sweeper = Sweeper::start(&cache);
@@ -132,14 +135,19 @@ impl Drop for Sweeper {
     }
 }
 
-/// The keys in this file. Where it is not there, it is made with a new one, which only the owner may read.
-fn signing_keys(path: &Path) -> anyhow::Result<String> {
+/// Where the operators' secret is, in this data directory.
+pub fn operator_secret(data: &Path) -> PathBuf {
+    data.join("operator_secret")
+}
+
+/// The secret in this file. Where it is not there, it is made with a new one, which only the owner may read.
+fn made_once(path: &Path, make: fn() -> Option<String>) -> anyhow::Result<String> {
     match fs::read_to_string(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
-        read => return read.with_context(|| format!("cannot read the signing keys in {}", path.display())),
+        read => return read.with_context(|| format!("cannot read the secret in {}", path.display())),
     }
-    let keys = TokenKeys::make().context("the system gives no randomness for a signing key")?;
-    // Whole or not at all: half a key would keep the next start from starting.
+    let secret = make().context("the system gives no randomness for a secret")?;
+    // Whole or not at all: half a secret would keep the next start from starting.
     let unfinished = path.with_extension("unfinished");
     let write = || {
         // One that was left behind may have other permissions.
@@ -148,12 +156,12 @@ fn signing_keys(path: &Path) -> anyhow::Result<String> {
             _ => {}
         }
         let mut file = File::options().create_new(true).write(true).mode(0o600).open(&unfinished)?;
-        file.write_all(keys.as_bytes())?;
+        file.write_all(secret.as_bytes())?;
         file.sync_all()?;
         fs::rename(&unfinished, path)
     };
-    write().with_context(|| format!("cannot write the signing keys to {}", path.display()))?;
-    Ok(keys)
+    write().with_context(|| format!("cannot write a secret to {}", path.display()))?;
+    Ok(secret)
 }
 
 fn take(data: &Path) -> anyhow::Result<File> {

@@ -186,7 +186,8 @@ async fn the_quota_that_is_left_is_shown_with_a_forecast(column: Column) {
         world.get(&tag(name)).await;
         world.clock.advance(Duration::from_mins(10));
     }
-    let body: serde_json::Value = serde_json::from_slice(world.get("/_stopover/quota").await.bytes()).unwrap();
+    let answer = world.operate(Method::GET, "/_stopover/quota", "").await;
+    let body: serde_json::Value = serde_json::from_slice(answer.bytes()).unwrap();
     let upstreams = body["upstreams"].as_array().unwrap();
     let report = upstreams.iter().find(|report| report["upstream"] == "test.local").unwrap();
     assert_eq!((report["limit"].as_u64(), report["remaining"].as_u64()), (Some(100), Some(97)));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use base64::Engine as _;
-use http::StatusCode;
+use http::{Method, StatusCode};
 use stopover::config::Cold;
 use support::aws::{EVERY_OPERATION, Service};
 use support::on_both_columns;
@@ -82,7 +82,7 @@ async fn credentials_of_a_rule_are_used_below_it_and_nowhere_else(column: Column
             .any(|seen| seen.line.contains(&format!("/v2/{name}/")) && seen.headers.contains_key("authorization"));
         assert_eq!(carried, below, "{name}");
     }
-    let quota = world.get("/_stopover/quota").await;
+    let quota = world.operate(Method::GET, "/_stopover/quota", "").await;
     let quota: serde_json::Value = serde_json::from_slice(quota.bytes()).unwrap();
     let reports = quota["upstreams"].as_array().unwrap().iter().filter(|report| report["upstream"] == "test.local");
     let mut credentials: Vec<&str> = reports.map(|report| report["credential"].as_str().unwrap()).collect();
@@ -150,7 +150,7 @@ async fn what_is_not_allowed_is_refused_before_ledger_or_upstream_is_asked(colum
         assert_eq!(world.get(&format!("/v2/test.local/{name}/manifests/1")).await.status, StatusCode::OK, "{name}");
     }
     // What was stored before somebody forbade it can still be thrown away.
-    let purged = world.post_from("127.0.0.1", "/_stopover/purge", "{\"image\":\"test.local/acme/db:1\"}").await;
+    let purged = world.operate(Method::POST, "/_stopover/purge", "{\"image\":\"test.local/acme/db:1\"}").await;
     assert_eq!(purged.status, StatusCode::OK);
 }
 

@@ -5,15 +5,109 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use reqwest::Method;
 use serde_json::{Value, json};
-use support::aws::Endpoints;
+use support::aws::sts::{Signer, Sts};
+use support::aws::{EVERY_OPERATION, Endpoints, Service};
 use support::scripted::{Login, Scripted};
 use tempfile::NamedTempFile;
 
-use crate::deployment::{FILLER, Plan, REGISTRIES, REGISTRY, SIGNING_KEY, request};
+use crate::deployment::{ACCOUNT, FILLER, Plan, REGISTRIES, REGISTRY, SERVICE, SIGNING_KEY, error_code, request};
 
 const ROBOTS: &str = "[access]\nrobots = true\n";
 const KEYS: &str = "signing_keys = { env = \"STOPOVER_SIGNING_KEYS\" }\n";
 const POLICY: &str = "[[policy]]\nwho = [\"robot:ci\"]\nallow = true\n";
+
+#[tokio::test]
+async fn a_fresh_deployment_lets_in_identities_of_its_account_and_nobody_else() -> Result<()> {
+    let upstream = Scripted::start()?;
+    let image = upstream.image("team/image", "v1", &[b"layer"]);
+    let sts = Sts::start()?;
+    let [ours, theirs] = [Signer::role(ACCOUNT, "node", "i-1"), Signer::user("999999999999", "me")];
+    [&ours, &theirs].map(|signer| sts.know(signer));
+    let deployment = Plan::of(&upstream.url()).anonymous("").sts(sts.url()).start().await?;
+    let calls = deployment.endpoints.calls(Service::DynamoDb, EVERY_OPERATION);
+    // Headers are a caller's own words: they must not matter. Paths neither.
+    for path in ["/v2/", "/v2/test.local/team/image/manifests/v1", "/_stopover/quota", "/token"] {
+        let asked = request(Method::GET, &format!("http://{}{path}", deployment.address()))?
+            .header("x-forwarded-for", "10.0.0.1")
+            .header("stopover-operator", "");
+        let answer = asked.send().await?;
+        ensure!(answer.status() == 401, "{path}: {}", answer.status());
+        let challenge = answer.headers()["www-authenticate"].to_str()?;
+        let expected = format!("Bearer realm=\"https://{}/token\",service=\"{SERVICE}\"", deployment.address());
+        ensure!(challenge.starts_with(&expected), "{path}: {challenge}");
+        ensure!(error_code(answer).await? == "UNAUTHORIZED");
+    }
+    let gc = request(Method::POST, &format!("http://{}/_stopover/gc", deployment.address()))?;
+    let operator = gc.header("stopover-operator", "any").body(r#"{"dry_run": true}"#);
+    ensure!(operator.send().await?.status() == 403, "there are none behind API Gateway");
+    let now = stopover::time::Clock::default().now();
+    let login = async |user: &str, password: &str| {
+        let url = format!("http://{}/token?service={SERVICE}", deployment.address());
+        anyhow::Ok(request(Method::GET, &url)?.basic_auth(user, Some(password)).send().await?)
+    };
+    let refused = [
+        ("aws", theirs.password("eu-west-1", SERVICE, now)),
+        ("aws", ours.password("eu-west-1", "stopover:123456789012:us-east-1:another", now)),
+        ("aws", "nonsense".to_owned()),
+        ("robot", "nonsense".to_owned()),
+    ];
+    for (user, password) in refused {
+        ensure!(login(user, &password).await?.status() == 401, "{user}");
+    }
+    let spent = deployment.endpoints.calls(Service::DynamoDb, EVERY_OPERATION) - calls;
+    ensure!(spent == 0 && upstream.requests().is_empty(), "strangers have cost {spent} calls of the table");
+    let issued = login("aws", &ours.password("eu-west-1", SERVICE, now)).await?;
+    ensure!(issued.status() == 200, "{}\n{}", issued.status(), deployment.log());
+    let issued: Value = serde_json::from_slice(&issued.bytes().await?)?;
+    let token = issued["token"].as_str().context("no token")?;
+    for _ in 0..2 * REGISTRIES {
+        let asked = deployment.request(Method::GET, "team/image/manifests/v1")?.bearer_auth(token);
+        let answer = asked.send().await?;
+        ensure!(answer.status() == 200, "{}\n{}", answer.status(), deployment.log());
+        ensure!(answer.bytes().await? == image.manifest);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn callers_of_the_anonymous_networks_need_no_login_and_others_do() -> Result<()> {
+    let upstream = Scripted::start()?;
+    upstream.image("team/image", "v1", &[b"layer"]);
+    for (networks, expected) in [("127.0.0.0/8", 200), ("10.0.0.0/8,::1/128", 401)] {
+        let deployment = Plan::of(&upstream.url()).anonymous(networks).start().await?;
+        let answer = deployment.request(Method::GET, "team/image/manifests/v1")?.header("x-forwarded-for", "10.0.0.1");
+        ensure!(answer.send().await?.status() == expected, "{networks}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_vpc_endpoint_is_known_by_what_api_gateway_says_and_by_no_header() -> Result<()> {
+    let upstream = Scripted::start()?;
+    upstream.image("team/image", "v1", &[b"layer"]);
+    let access = "[access]\nanonymous = [\"vpce-0123456789abcdef0\"]\n";
+    let deployment = Plan::of(&upstream.url()).setting(access).start().await?;
+    let path = "/v2/test.local/team/image/manifests/v1";
+    for (endpoint, expected) in
+        [(json!("vpce-0123456789abcdef0"), 200), (json!("vpce-0123456789abcdef1"), 403), (Value::Null, 403)]
+    {
+        let headers = json!({ "host": "cr.test", "x-amzn-vpce-id": "vpce-0123456789abcdef0" });
+        let identity = json!({ "sourceIp": "10.1.2.3", "vpceId": endpoint, "vpcId": "vpc-0123456789abcdef0" });
+        let answer = deployment.invoke_registry(json!({
+            "resource": "/{proxy+}", "path": path, "httpMethod": "GET", "headers": headers, "multiValueHeaders": {},
+            "queryStringParameters": null, "multiValueQueryStringParameters": null, "body": null, "stageVariables": null,
+            "pathParameters": { "proxy": path }, "isBase64Encoded": false, "requestContext": {
+                "accountId": ACCOUNT, "apiId": "tests", "stage": "prod", "path": path, "httpMethod": "GET",
+                "protocol": "HTTP/1.1", "requestId": "1", "resourcePath": "/{proxy+}", "identity": identity,
+            },
+        }));
+        ensure!(answer.await?["statusCode"] == expected, "{endpoint}\n{}", deployment.log());
+    }
+    // An HTTP API has no such thing.
+    let answer = deployment.request(Method::GET, "team/image/manifests/v1")?;
+    ensure!(answer.header("x-amzn-vpce-id", "vpce-0123456789abcdef0").send().await?.status() == 403);
+    Ok(())
+}
 
 #[tokio::test]
 async fn robots_are_managed_by_invoking_the_filler_and_pull_through_every_process() -> Result<()> {

@@ -24,9 +24,15 @@ const FILLS: Duration = Duration::from_mins(2);
 /// What a deployment chooses. Its upstream is [`UPSTREAM`].
 pub(crate) struct Plan {
     upstream: String,
+    anonymous: &'static str,
+    sts: Option<String>,
     log_level: &'static str,
     queue: QueueSettings,
 }
+
+/// The account of a deployment, and what its identities sign for.
+pub(crate) const ACCOUNT: &str = "123456789012";
+pub(crate) const SERVICE: &str = "stopover:123456789012:us-east-1:tests";
 
 /// What a key of 64 letters consists of.
 pub(crate) const SIGNING_KEY: &str = "k";
@@ -48,13 +54,29 @@ pub(crate) struct Environment(Vec<(String, String)>);
 impl Plan {
     /// In front of the upstream at this address.
     pub(crate) fn of(url: &str) -> Self {
-        Self { upstream: format!("url = \"{url}\"\n"), log_level: "INFO", queue: QueueSettings::default() }
+        Self {
+            upstream: format!("url = \"{url}\"\n"),
+            anonymous: "127.0.0.0/8",
+            sts: None,
+            log_level: "INFO",
+            queue: QueueSettings::default(),
+        }
     }
 
     /// Adds lines to the upstream's table in stopover.toml.
     pub(crate) fn setting(mut self, lines: &str) -> Self {
         self.upstream.push_str(lines);
         self
+    }
+
+    /// The template's `AnonymousCidrs`; unless it is named, all callers of the tests are in it.
+    pub(crate) fn anonymous(self, anonymous: &'static str) -> Self {
+        Self { anonymous, ..self }
+    }
+
+    /// Has STS asked there.
+    pub(crate) fn sts(self, url: &str) -> Self {
+        Self { sts: Some(url.to_owned()), ..self }
     }
 
     /// The template's `LogLevel`.
@@ -91,8 +113,11 @@ impl Plan {
         let path = configuration.path().display().to_string();
         let environment = Environment(endpoints.environment())
             .with("STOPOVER_CONFIG", &path)
-            .with("STOPOVER_ALLOWED_CIDRS", "127.0.0.0/8")
+            .with("STOPOVER_ACCOUNT", ACCOUNT)
+            .with("STOPOVER_SERVICE", SERVICE)
+            .with("STOPOVER_ANONYMOUS_CIDRS", self.anonymous)
             .with("STOPOVER_SIGNING_KEYS", &SIGNING_KEY.repeat(64))
+            .with("AWS_ENDPOINT_URL_STS", self.sts.as_deref().unwrap_or_default())
             .with("AWS_LAMBDA_LOG_LEVEL", self.log_level);
         Ok((configuration, environment))
     }
@@ -172,6 +197,12 @@ impl Deployment {
     pub(crate) async fn invoke_filler(&self, event: Value) -> Result<Value> {
         let filler = self.source.functions().first().context("no filler")?;
         Ok(filler.invoke(event).await?)
+    }
+
+    /// Has one process that answers clients answer an event.
+    pub(crate) async fn invoke_registry(&self, event: Value) -> Result<Value> {
+        let registry = self.front.functions().first().context("no registry")?;
+        Ok(registry.invoke(event).await?)
     }
 
     /// All that the functions have printed.

@@ -17,8 +17,9 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode};
+use stopover::access::{OPERATOR_HEADER, OperatorSecret};
 use stopover::config::{Cold, Config};
-use stopover::local::Local;
+use stopover::local::{Local, operator_secret};
 use stopover::oci::{Algorithm, Digest};
 use stopover::ports::{Progress, Work};
 use stopover::time::{Clock, Timestamp};
@@ -41,6 +42,9 @@ pub enum Column {
     Aws,
 }
 
+/// The operators' secret on the AWS column. A deployment has none, but the rules of the core hold there, too.
+const OPERATOR: &str = "the secret of the operators of the AWS column";
+
 /// How long anything in a test may take before it has failed.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -54,6 +58,8 @@ pub struct World {
     pub cache: Arc<Cache>,
     storage: Storage,
     router: Router,
+    /// The operators' secret.
+    pub operator: String,
 }
 
 enum Storage {
@@ -155,6 +161,12 @@ impl World {
     pub async fn send_with(&self, caller: &str, method: Method, path: &str, headers: &[(&str, &str)]) -> Answer {
         let caller = stopover::http::Caller(caller.parse().expect("a test names a real address"));
         self.send_request(Request::builder().method(method).extension(caller), path, headers).await
+    }
+
+    /// Sends what an operator asks, with the secret.
+    pub async fn operate(&self, method: Method, path: &str, body: impl Into<Body>) -> Answer {
+        let request = Request::builder().method(method).uri(path).header(OPERATOR_HEADER, &self.operator);
+        self.send_whole(request.body(body.into()).expect("a test sends a real request")).await
     }
 
     async fn send_request(&self, request: http::request::Builder, path: &str, headers: &[(&str, &str)]) -> Answer {
@@ -316,14 +328,19 @@ impl Plan {
         let mut config = Config::load(Some(&file), self.cold.unwrap_or(default), |reference| reference.read(secret))?;
         config.data_dir = data.path().to_owned();
         let clock = Clock::manual(Timestamp(1_800_000_000));
-        let (cache, storage) = match self.column {
+        let (cache, storage, operator) = match self.column {
             Column::Embedded => {
                 let local = Local::open(config, clock.clone()).await?;
-                (Arc::clone(&local.cache), Storage::Embedded { data, local: Box::new(local) })
+                let operator = fs::read_to_string(operator_secret(data.path()))?;
+                (Arc::clone(&local.cache), Storage::Embedded { data, local: Box::new(local) }, operator)
             }
-            Column::Aws => aws(config, &clock).await?,
+            Column::Aws => {
+                let (cache, storage) = aws(config, &clock).await?;
+                (cache, storage, OPERATOR.to_owned())
+            }
         };
-        Ok(World { router: router(Arc::clone(&cache)), upstream, clock, cache, storage })
+        let operator = operator.trim().to_owned();
+        Ok(World { router: router(Arc::clone(&cache)), upstream, clock, cache, storage, operator })
     }
 }
 
@@ -342,7 +359,7 @@ async fn connect(config: Config, clock: &Clock, endpoints: &Endpoints) -> anyhow
     let logins: Arc<dyn Issuer> = Arc::new(aws::EcrLogins::new(sdk));
     let (blobs, ledger, fills) = (Arc::new(blobs), Arc::new(ledger), Arc::new(fills));
     let cache = Cache::new(config, clock.clone(), blobs, ledger, fills, Some(&logins))?;
-    Ok(Arc::new(cache))
+    Ok(Arc::new(cache.with_operator(OperatorSecret::parse(OPERATOR)?)))
 }
 
 /// The queues of these endpoints, as the template names them to the functions.
