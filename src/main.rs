@@ -15,7 +15,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use axum::serve::ListenerExt as _;
 use clap::{Parser, Subcommand};
-use client::{Client, ClientLogin, DockerAction, Endpoint, Examination, Identity, Order, Target, Upstream};
+use client::{
+    Client, ClientLogin, DockerAction, Endpoint, Examination, Identity, Login, Operator, Order, Target, Upstream,
+};
 use explain::Question;
 use stopover::access::{RobotCommand, RobotName};
 use stopover::config::{AccessConfig, Cold, Config, DEFAULT_UPSTREAM, SecretReference, UpstreamConfig};
@@ -79,18 +81,16 @@ enum Command {
     Prefetch {
         #[command(flatten)]
         order: Order,
-        /// The running cache to ask [default: the one at the configured address]
-        #[arg(long, value_name = "URL")]
-        server: Option<Endpoint>,
+        #[command(flatten)]
+        asked: Asked,
     },
     /// Ask upstream now what tags are, however fresh the cache thinks they are
     Refresh {
         /// Images like docker.io/library/alpine:3.20 or ghcr.io/owner/name:tag
         #[arg(required = true, value_name = "IMAGE")]
         images: Vec<String>,
-        /// The running cache to ask [default: the one at the configured address]
-        #[arg(long, value_name = "URL")]
-        server: Option<Endpoint>,
+        #[command(flatten)]
+        asked: Asked,
     },
     /// Remove what nobody has used within `keep`, as happens every hour anyway
     Gc {
@@ -112,9 +112,8 @@ enum Command {
     },
     /// Show how much is left of each upstream's quota
     Quota {
-        /// The running cache to ask [default: the one at the configured address]
-        #[arg(long, value_name = "URL")]
-        server: Option<Endpoint>,
+        #[command(flatten)]
+        asked: Asked,
     },
     /// Show the fills that are under way, and those that were given up with the reason
     Fills {
@@ -150,9 +149,8 @@ enum Command {
     Doctor {
         #[command(flatten)]
         examination: Examination,
-        /// Where this machine reaches the cache [default: the configured address]
-        #[arg(long, value_name = "URL")]
-        server: Option<Endpoint>,
+        #[command(flatten)]
+        asked: Asked,
     },
     /// Log a client in at the cache, as whom AWS or the issuer of an ID token says that this machine is
     Login {
@@ -176,6 +174,23 @@ enum Command {
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+}
+
+/// Which cache is asked, and by whom.
+#[derive(clap::Args)]
+struct Asked {
+    /// The running cache to ask [default: the one at the configured address]
+    #[arg(long, value_name = "URL")]
+    server: Option<Endpoint>,
+    #[command(flatten)]
+    login: Login,
+}
+
+impl Asked {
+    /// By an operator: without a login.
+    fn by_operator(server: Option<Endpoint>) -> Self {
+        Self { server, login: Login::default() }
+    }
 }
 
 #[derive(Subcommand)]
@@ -257,25 +272,33 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
         Command::DockerCredential { action, identity } => block_on(client::docker_credential(action, &identity)),
         Command::KubeletCredentialProvider { identity } => block_on(client::kubelet_credentials(&identity)),
         Command::Config(ConfigCommand::Check) => Ok(std::io::stdout().write_all(describe(&config).as_bytes())?),
-        Command::Quota { server } => ask(&config, server, async |client| client.quota().await),
-        Command::Fills { command: None, server } => ask(&config, server, async |client| client.fills().await),
-        Command::Fills { command: Some(FillsCommand::Retry), server } => {
-            ask(&config, server, async |client| client.retry_fills().await)
+        Command::Quota { asked } => ask(&config, asked, async |client| client.quota().await),
+        Command::Fills { command: None, server } => {
+            ask(&config, Asked::by_operator(server), async |client| client.fills().await)
         }
-        Command::Prefetch { order, server } => ask(&config, server, async |client| client.prefetch(order).await),
-        Command::Gc { dry_run, server } => ask(&config, server, async |client| client.collect_garbage(dry_run).await),
-        Command::Purge { image, server } => ask(&config, server, async |client| client.purge(&image).await),
-        Command::Robot { command, server } => ask(&config, server, async |client| client.robots(&command.into()).await),
+        Command::Fills { command: Some(FillsCommand::Retry), server } => {
+            ask(&config, Asked::by_operator(server), async |client| client.retry_fills().await)
+        }
+        Command::Prefetch { order, asked } => ask(&config, asked, async |client| client.prefetch(order).await),
+        Command::Gc { dry_run, server } => {
+            ask(&config, Asked::by_operator(server), async |client| client.collect_garbage(dry_run).await)
+        }
+        Command::Purge { image, server } => {
+            ask(&config, Asked::by_operator(server), async |client| client.purge(&image).await)
+        }
+        Command::Robot { command, server } => {
+            ask(&config, Asked::by_operator(server), async |client| client.robots(&command.into()).await)
+        }
         Command::Policy(PolicyCommand::Explain(question)) => {
             Ok(std::io::stdout().write_all(question.answer(&config)?.as_bytes())?)
         }
-        Command::Doctor { examination, server } => {
-            ask(&config, server, async |client| client.examine(examination, &config).await)
+        Command::Doctor { examination, asked } => {
+            ask(&config, asked, async |client| client.examine(examination, &config).await)
         }
         Command::Setup { client: None, .. } => Ok(std::io::stdout().write_all(client::list().as_bytes())?),
         Command::Setup { client: Some(client), server, upstreams } => set_up(&config, client, server, upstreams),
         Command::Login { login, server } => block_on(login.run(&endpoint(&config, server)?)),
-        Command::Refresh { images, server } => ask(&config, server, async |client| client.refresh(&images).await),
+        Command::Refresh { images, asked } => ask(&config, asked, async |client| client.refresh(&images).await),
         Command::Serve => {
             start_logging(&settings)?;
             let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -293,10 +316,13 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
 /// Asks a running cache, because it alone may open its ledger, and prints what it says.
 fn ask(
     config: &Config,
-    server: Option<Endpoint>,
+    Asked { server, login }: Asked,
     question: impl AsyncFnOnce(Client) -> anyhow::Result<String>,
 ) -> anyhow::Result<()> {
-    let client = Client::new(endpoint(config, server)?)?;
+    let own = endpoint(config, None)?;
+    let server = server.unwrap_or_else(|| own.clone());
+    let operator = Operator::read(&config.data_dir, &server, &own);
+    let client = Client::new(server, login, operator)?;
     let text = block_on(question(client))?;
     Ok(std::io::stdout().write_all(text.as_bytes())?)
 }

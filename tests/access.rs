@@ -4,11 +4,13 @@ use anyhow::{Context as _, ensure};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
+use stopover::local::operator_secret;
 use support::images::{Image, Recipe};
 use support::node::Node;
-use support::program::{Installation, Stopover, UPSTREAM, run};
+use support::program::{Installation, Stopover, UPSTREAM, output, run};
 use support::registry::Registry;
 use tempfile::NamedTempFile;
+use tokio::net::{TcpListener, TcpStream};
 
 /// The upstream's password.
 const PASSWORD: &str = "of the upstream";
@@ -52,8 +54,7 @@ impl Cache {
     }
 
     async fn robot(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let server = format!("http://{}", self.stopover.address());
-        let (status, text) = run(&[&["robot"], arguments, &["--server", &server]].concat()).await?;
+        let (status, text) = self.stopover.run(&[&["robot"], arguments].concat()).await?;
         ensure!(status.success(), "{text}");
         Ok(text)
     }
@@ -204,12 +205,128 @@ async fn robots_are_made_listed_rotated_and_removed_by_command() -> anyhow::Resu
     ensure!(status(&second).await? == 401 && status(&third).await? == 200);
     cache.robot(&["remove", "ci"]).await?;
     ensure!(status(&third).await? == 401);
-    let server = format!("http://{}", cache.stopover.address());
-    let (failed, text) = run(&["robot", "rotate", "ci", "--server", &server]).await?;
+    let (failed, text) = cache.stopover.run(&["robot", "rotate", "ci"]).await?;
     ensure!(!failed.success() && text.contains("there is no robot ci"), "{text}");
     for secret in [first, second, third] {
         ensure!(!cache.stopover.log().contains(&secret), "a secret is logged");
     }
+    Ok(())
+}
+
+/// A reverse proxy on the machine of the cache that says nothing of whom it serves: it passes bytes on.
+async fn reverse_proxy(to: &str) -> anyhow::Result<String> {
+    let (listener, to) = (TcpListener::bind("127.0.0.1:0").await?, to.to_owned());
+    let address = listener.local_addr()?.to_string();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let to = to.clone();
+            tokio::spawn(async move {
+                let mut cache = TcpStream::connect(to).await?;
+                tokio::io::copy_bidirectional(&mut client, &mut cache).await
+            });
+        }
+    });
+    Ok(address)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_proxy_passes_on_does_not_manage_robots() -> anyhow::Result<()> {
+    let cache = Cache::start().await?;
+    let proxy = reverse_proxy(cache.stopover.address()).await?;
+    let ask = |secret: &str| {
+        let request = reqwest::Client::new().post(format!("http://{proxy}/_stopover/robots"));
+        // As whoever the proxy serves would have it: it is called by its address, and says of nobody else.
+        let request = request.header("host", cache.stopover.address()).header("stopover-operator", secret);
+        request.body(r#"{"add": {"name": "thief"}}"#).send()
+    };
+    let signing = std::fs::read_to_string(cache.installation.data().join("signing_keys"))?;
+    for wrong in ["", "secret", signing.trim()] {
+        ensure!(ask(wrong).await?.status() == 403, "{wrong}");
+    }
+    ensure!(!cache.robot(&["list"]).await?.contains("thief"));
+    let secret = std::fs::read_to_string(operator_secret(&cache.installation.data()))?;
+    ensure!(ask(secret.trim()).await?.status() == 200, "whoever runs the cache");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_cannot_read_the_secret_of_operators_says_what_to_do() -> anyhow::Result<()> {
+    let cache = Cache::start().await?;
+    let server = format!("http://{}", cache.stopover.address());
+    for (arguments, words) in [
+        (["gc", "--server", &server, "--data-dir", "/nowhere"], "cannot read the operators' secret in /nowhere/"),
+        (["gc", "--server", &server, "--data-dir", "/nowhere"], "as the user of the cache, on its machine"),
+        (["fills", "--server", "https://cr.example.com", "--data-dir", "/nowhere"], "only the machine of"),
+    ] {
+        let (status, text) = run(&arguments).await?;
+        ensure!(!status.success() && text.contains(words), "{text}");
+    }
+    Ok(())
+}
+
+/// Runs the program for a cache from elsewhere, with these variables.
+async fn guest(cache: &Cache, arguments: &[&str], login: Option<(&str, &str)>) -> anyhow::Result<(bool, String)> {
+    let server = format!("http://{}", cache.stopover.address());
+    let configuration = cache.installation.configuration().display().to_string();
+    let there = ["--server", &server, "--config", &configuration, "--data-dir", "/nowhere"];
+    let login = login.map(|(user, secret)| [("STOPOVER_USER", user.as_ref()), ("STOPOVER_PASSWORD", secret.as_ref())]);
+    let output = output(&[arguments, &there].concat(), login.as_ref().map_or(&[], |login| &login[..])).await?;
+    Ok((output.status.success(), String::from_utf8([output.stdout, output.stderr].concat())?))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_log_in_where_the_cache_asks_for_it() -> anyhow::Result<()> {
+    let cache = Cache::start().await?;
+    let image = format!("{UPSTREAM}/{}", cache.image.reference());
+    let stranger = cache.add("stranger").await?;
+    let puller = Some(("puller", cache.secret.as_str()));
+    let commands = [&["quota"][..], &["refresh", &image], &["prefetch", "--wait", "--platform", "linux/amd64", &image]];
+    for arguments in commands {
+        let (well, text) = guest(&cache, arguments, None).await?;
+        ensure!(!well && text.contains("asks for a login: log in as a robot with STOPOVER_USER"), "{text}");
+        let (well, text) = guest(&cache, arguments, Some(("puller", "wrong"))).await?;
+        ensure!(!well && text.contains("refuses the login as puller: 401"), "{text}");
+        ensure!(text.contains("the user name or the secret is wrong"), "{text}");
+        let (well, text) = guest(&cache, arguments, puller).await?;
+        ensure!(well, "{arguments:?}: {text}\n{}", cache.stopover.log());
+    }
+    let (well, text) = guest(&cache, &["refresh", &image], Some(("stranger", &stranger))).await?;
+    ensure!(!well && text.contains("robot:stranger may not pull"), "{text}");
+    let doctor = ["doctor", "--image", &image, "--root", "/nowhere"];
+    let (well, text) = guest(&cache, &doctor, None).await?;
+    ensure!(
+        !well && text.contains("FAIL  registry: ") && text.contains("asks for a login: log in as a robot"),
+        "{text}"
+    );
+    let (_, text) = guest(&cache, &doctor, puller).await?;
+    ensure!(text.contains("ok    registry: ") && text.contains("ok    pull: "), "{text}");
+    let (_, text) = guest(&cache, &doctor, Some(("stranger", &stranger))).await?;
+    ensure!(
+        text.contains("ok    registry: ") && text.contains("FAIL  pull: 403") && text.contains("policy explain"),
+        "{text}"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_goes_to_the_cache_itself_or_over_tls_and_nowhere_else() -> anyhow::Result<()> {
+    let thief = TcpListener::bind("127.0.0.1:0").await?;
+    let realm = format!("http://{}/token", thief.local_addr()?);
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let server = format!("http://{}", listener.local_addr()?);
+    let challenge = format!("Bearer realm=\"{realm}\",service=\"stopover\"");
+    let answer =
+        move || std::future::ready((http::StatusCode::UNAUTHORIZED, [("www-authenticate", challenge.clone())]));
+    tokio::spawn(axum::serve(listener, axum::Router::new().fallback(answer)).into_future());
+    let login = [("STOPOVER_USER", "puller".as_ref()), ("STOPOVER_PASSWORD", "the-password".as_ref())];
+    for arguments in [["quota", "--server", &server], ["doctor", "--server", &server]] {
+        let output = output(&arguments, &login).await?;
+        let text = String::from_utf8([output.stdout, output.stderr].concat())?;
+        ensure!(!output.status.success() && text.contains("in plain text: that is not done"), "{text}");
+        ensure!(!text.contains("the-password"), "{text}");
+    }
+    let nobody = tokio::time::timeout(std::time::Duration::ZERO, thief.accept()).await;
+    ensure!(nobody.is_err(), "somebody else was asked for a token");
     Ok(())
 }
 
@@ -267,6 +384,7 @@ async fn each_decision_is_one_record_and_no_secret_is_logged() -> anyhow::Result
 
     let log = cache.stopover.log();
     let keys = std::fs::read_to_string(cache.installation.data().join("signing_keys"))?;
+    let operator = std::fs::read_to_string(operator_secret(&cache.installation.data()))?;
     let encoded = |user: &str, secret: &str| BASE64_STANDARD.encode(format!("{user}:{secret}"));
     for secret in [
         PASSWORD,
@@ -277,6 +395,7 @@ async fn each_decision_is_one_record_and_no_secret_is_logged() -> anyhow::Result
         &encoded("stranger", &stranger),
         &issued,
         keys.trim(),
+        operator.trim(),
         "password-for-elsewhere",
         &encoded("someone", "password-for-elsewhere"),
         "password-in-a-form",

@@ -260,6 +260,22 @@ async fn stopover_login_logs_a_client_in() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn commands_log_in_as_this_machine() -> anyhow::Result<()> {
+    let setting = Setting::start().await?;
+    let server = format!("http://{}", setting.stopover.address());
+    let image = format!("{UPSTREAM}/{}:{}", setting.image.name, setting.image.tag);
+    let arguments = ["refresh", "--server", &server, &image];
+    let output = setting.run(&binary()?, &arguments, &setting.credentials(), "").await?;
+    let text = String::from_utf8([output.stdout, output.stderr].concat())?;
+    ensure!(output.status.success() && text.contains(&setting.image.digest), "{text}");
+    let other = [setting.credentials(), vec![("STOPOVER_SERVICE", "other.test".to_owned())]].concat();
+    let output = setting.run(&binary()?, &arguments, &other, "").await?;
+    let text = String::from_utf8([output.stdout, output.stderr].concat())?;
+    ensure!(!output.status.success() && text.contains("refuses the login as aws: 401"), "{text}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_kubelet_gets_logins_of_the_node_and_of_service_accounts() -> anyhow::Result<()> {
     let setting = Setting::start().await?;
     let image = format!("{}/{UPSTREAM}/team/app:v1", setting.stopover.address());

@@ -212,7 +212,7 @@ async fn quota_and_refresh_ask_the_running_cache() -> anyhow::Result<()> {
     ensure!(status.success() && text.contains(&moved.digest.to_string()), "fresh or not: {status}\n{text}");
     let (status, text) = run(&["refresh", "test.local/a:v1", "test.local/none", "--server", &server]).await?;
     ensure!(!status.success() && text.contains("test.local/none: 404"), "{status}\n{text}");
-    let (status, text) = run(&["quota", "--server", &server]).await?;
+    let (status, text) = stopover.run(&["quota"]).await?;
     ensure!(
         status.success() && text.contains("test.local as anonymous: 40 of 100 pulls left in 6 h (192.0.2.1)"),
         "{text}"
@@ -296,23 +296,23 @@ async fn fills_that_were_given_up_are_shown_and_retried() -> anyhow::Result<()> 
     let installation = Installation::for_upstream(&upstream.url())?;
     let stopover = installation.start().await?;
     let server = format!("http://{}", stopover.address());
-    let (status, text) = run(&["fills", "--server", &server]).await?;
+    let (status, text) = stopover.run(&["fills"]).await?;
     ensure!(status.success() && text.contains("nothing was given up"), "{status}\n{text}");
     let manifest = reqwest::Client::new().get(format!("{server}/v2/{UPSTREAM}/a/manifests/v1"));
     manifest.send().await?.error_for_status()?;
     let failed = format!("failed: {UPSTREAM}/a@{layer}, 0 B of 5 B, interactive, attempt 1 failed: ");
-    until_said(&server, &failed).await?;
+    until_said(&stopover, &failed).await?;
     upstream.heal();
-    let (status, text) = run(&["fills", "retry", "--server", &server]).await?;
+    let (status, text) = stopover.run(&["fills", "retry"]).await?;
     ensure!(status.success() && text.contains("fills tried again: 1"), "{status}\n{text}");
-    until_said(&server, "nothing was given up").await
+    until_said(&stopover, "nothing was given up").await
 }
 
 /// Asks for the fills until that is said of them.
-async fn until_said(server: &str, expected: &str) -> anyhow::Result<()> {
+async fn until_said(stopover: &Stopover, expected: &str) -> anyhow::Result<()> {
     let said = async {
         loop {
-            let (status, text) = run(&["fills", "--server", server]).await?;
+            let (status, text) = stopover.run(&["fills"]).await?;
             ensure!(status.success(), "{status}\n{text}");
             if text.contains(expected) {
                 return Ok(());
@@ -404,13 +404,13 @@ async fn what_nobody_uses_is_shown_swept_and_purged_by_command() -> anyhow::Resu
     let server = format!("http://{}", stopover.address());
     let url = format!("{server}/v2/test.local/a/manifests/v1");
     reqwest::Client::new().get(url).send().await?.error_for_status()?;
-    let (status, text) = run(&["gc", "--dry-run", "--server", &server]).await?;
+    let (status, text) = stopover.run(&["gc", "--dry-run"]).await?;
     ensure!(status.success() && text.contains("0 manifests") && text.contains("nothing was changed"), "{text}");
-    let (status, text) = run(&["gc", "--server", &server]).await?;
+    let (status, text) = stopover.run(&["gc"]).await?;
     ensure!(status.success() && text.contains("0 bytes freed"), "{text}");
-    let (status, text) = run(&["purge", "test.local/a:v1", "--server", &server]).await?;
+    let (status, text) = stopover.run(&["purge", "test.local/a:v1"]).await?;
     ensure!(status.success() && text.contains(&format!("test.local/a@{}", image.digest)), "{text}");
-    let (status, text) = run(&["purge", "unknown.test/a", "--server", &server]).await?;
+    let (status, text) = stopover.run(&["purge", "unknown.test/a"]).await?;
     ensure!(!status.success() && text.contains("unknown.test is not configured"), "{text}");
     Ok(())
 }

@@ -11,7 +11,7 @@ impl Client {
         struct Fills {
             fills: Vec<FillStatus>,
         }
-        let Fills { fills } = self.ask(self.http.get(self.url("fills"))).await?;
+        let Fills { fills } = self.ask_as_operator(self.http.get(self.url("fills"))).await?;
         Ok(fills)
     }
 
@@ -32,7 +32,7 @@ impl Client {
         struct Retried {
             retried: usize,
         }
-        let Retried { retried } = self.ask(self.http.post(self.url("fills/retry"))).await?;
+        let Retried { retried } = self.ask_as_operator(self.http.post(self.url("fills/retry"))).await?;
         Ok(format!("fills tried again: {retried}\n"))
     }
 }

@@ -10,16 +10,19 @@ mod prefetch;
 mod progress;
 mod retention;
 mod robots;
+mod session;
 mod setup;
 mod upstream;
 
 use std::fmt::Write as _;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use http::header::CACHE_CONTROL;
 use reqwest::redirect::Policy;
 use serde::de::DeserializeOwned;
+use stopover::access::OPERATOR_HEADER;
 use stopover::oci::{Name, Operation, Reference, Request};
 use stopover::report::QuotaReport;
 
@@ -27,6 +30,7 @@ pub(crate) use doctor::Examination;
 pub(crate) use endpoint::Endpoint;
 pub(crate) use login::{ClientLogin, DockerAction, Identity, docker_credential, kubelet_credentials};
 pub(crate) use prefetch::Order;
+pub(crate) use session::{Login, Operator};
 pub(crate) use setup::{Target, list};
 pub(crate) use upstream::Upstream;
 
@@ -34,23 +38,31 @@ pub(crate) use upstream::Upstream;
 pub(crate) struct Client {
     http: reqwest::Client,
     server: Endpoint,
+    login: Login,
+    operator: Operator,
+    /// What the cache knows this command by, once it has asked.
+    token: Mutex<Option<String>>,
 }
 
 impl Client {
-    pub(crate) fn new(server: Endpoint) -> anyhow::Result<Self> {
+    pub(crate) fn new(server: Endpoint, login: Login, operator: Operator) -> anyhow::Result<Self> {
         // Longer than the cache itself waits for an upstream. Of what is asked for, only blobs may be elsewhere.
         let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(Policy::none());
         let http = if server.is_here() { http.no_proxy() } else { http };
-        Ok(Self { http: http.build()?, server })
+        Ok(Self { http: http.build()?, server, login, operator, token: Mutex::default() })
     }
 
-    /// One line an upstream: what is left of its quota.
+    /// One line an upstream: what is left of its quota. Guests see less of it than operators.
     pub(crate) async fn quota(&self) -> anyhow::Result<String> {
         #[derive(serde::Deserialize)]
         struct Quotas {
             upstreams: Vec<QuotaReport>,
         }
-        let quotas: Quotas = self.ask(self.http.get(self.url("quota"))).await?;
+        let mut question = self.http.get(self.url("quota"));
+        if let Some(secret) = self.operator.shown() {
+            question = question.header(OPERATOR_HEADER, secret);
+        }
+        let quotas: Quotas = self.ask(question).await?;
         let lines: Vec<String> = quotas.upstreams.iter().map(ToString::to_string).collect();
         Ok(lines.join("\n") + "\n")
     }
@@ -106,18 +118,20 @@ impl Client {
         format!("{}/_stopover/{what}", self.server)
     }
 
-    /// Sends an operator's question, and reads its answer.
+    /// Asks what only operators may.
+    async fn ask_as_operator<T: DeserializeOwned>(&self, question: reqwest::RequestBuilder) -> anyhow::Result<T> {
+        self.ask(question.header(OPERATOR_HEADER, self.operator.secret()?)).await
+    }
+
+    /// Sends a question, and reads its answer.
     async fn ask<T: DeserializeOwned>(&self, question: reqwest::RequestBuilder) -> anyhow::Result<T> {
         let answer = self.send(question).await?;
         let (status, body) = (answer.status(), answer.bytes().await?);
         if !status.is_success() {
             let body: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-            bail!("{status}: {}", body["error"].as_str().unwrap_or("that is no cache of this version"));
+            let reason = body["error"].as_str().or_else(|| body["errors"][0]["message"].as_str());
+            bail!("{status}: {}", reason.unwrap_or("that is no cache of this version"));
         }
         serde_json::from_slice(&body).context("that is no cache of this version")
-    }
-
-    async fn send(&self, request: reqwest::RequestBuilder) -> anyhow::Result<reqwest::Response> {
-        request.send().await.with_context(|| format!("no cache answers at {}: name one with --server", self.server))
     }
 }

@@ -160,7 +160,7 @@ impl Client {
         while !open.is_empty() {
             // The reason for this pause: a cache tells nobody when a fill ends.
             tokio::time::sleep(POLL).await;
-            // Behind API Gateway nobody may list the fills: each blob is asked for instead.
+            // Only operators may list the fills: others ask for each blob.
             let listed = self.listed_fills().await.ok();
             if listed.is_some() {
                 answered = Instant::now();
@@ -249,10 +249,12 @@ fn line(report: &PrefetchReport) -> String {
 mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::TcpListener;
+    use std::path::Path;
 
     use stopover::oci::Algorithm;
 
     use super::*;
+    use crate::client::{Endpoint, Login, Operator};
 
     #[tokio::test]
     async fn a_cache_is_away_when_it_has_not_answered_however_long_nothing_has_arrived() {
@@ -263,7 +265,9 @@ mod tests {
             _ = connection.read(&mut [0; 4096]).unwrap();
             connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").unwrap();
         });
-        let client = Client::new(server.parse().unwrap()).unwrap();
+        let server: Endpoint = server.parse().unwrap();
+        let operator = Operator::read(Path::new("/nowhere"), &server, &server);
+        let client = Client::new(server, Login::default(), operator).unwrap();
         let digest = Digest::of(Algorithm::Sha256, b"blob");
         let mut blob = Awaited { url: client.url("blob"), digest, size: 4, written: 0, unlisted: 0 };
         let long_ago = Instant::now().checked_sub(2 * AWAY).unwrap();

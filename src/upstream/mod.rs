@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use client::{BlobBody, BlobPlace, BlobSource, BytesWanted, OpenBlob, Upstream};
 pub use login::{Issued, Issuer};
+pub use token::Challenge;
 
 use account::Account;
 use login::Login;

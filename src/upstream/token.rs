@@ -28,9 +28,9 @@ const TOKEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Above this many tokens the expired ones are dropped.
 const MANY_TOKENS: usize = 1024;
 
-/// How an upstream wants us to prove who we are.
+/// How a registry wants whoever asks to prove who they are.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Challenge {
+pub enum Challenge {
     /// User name and password with each request.
     Basic,
     /// A token from `realm`.
@@ -46,7 +46,7 @@ pub(super) enum Challenge {
 
 impl Challenge {
     /// The challenge in a 401 answer. Bearer is preferred where there are several.
-    pub(super) fn parse(headers: &HeaderMap) -> Option<Self> {
+    pub fn parse(headers: &HeaderMap) -> Option<Self> {
         let mut found = None;
         for header in headers.get_all(WWW_AUTHENTICATE) {
             let Ok(text) = header.to_str() else { continue };

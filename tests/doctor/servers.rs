@@ -118,8 +118,8 @@ async fn what_answers_in_the_place_of_a_cache_is_named() -> anyhow::Result<()> {
     for (status, words) in [
         (StatusCode::OK, "is no registry: it answers 200 OK with text/html"),
         (StatusCode::NOT_FOUND, "is no registry"),
-        (StatusCode::UNAUTHORIZED, "asks for a login"),
-        (StatusCode::FORBIDDEN, "AllowedCidrs"),
+        (StatusCode::UNAUTHORIZED, "asks for a login that is none of a Stopover"),
+        (StatusCode::FORBIDDEN, "`anonymous` in [access]"),
         (StatusCode::BAD_GATEWAY, "answers 502"),
         (StatusCode::MOVED_PERMANENTLY, "the URL that it redirects to"),
     ] {

@@ -159,6 +159,12 @@ impl Stopover {
         &self.address
     }
 
+    /// Runs the program with these arguments, for this cache and as whoever runs it, until it ends.
+    pub async fn run(&self, arguments: &[&str]) -> anyhow::Result<(ExitStatus, String)> {
+        let (server, data) = (format!("http://{}", self.address), self.data.display().to_string());
+        run(&[arguments, &["--server", &server, "--data-dir", &data]].concat()).await
+    }
+
     /// All that it has printed so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -10,6 +10,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
 use super::{Problem, Verdict, chain};
+use crate::client::session::asks_for_login;
 use crate::client::{Client, Endpoint};
 
 /// How long a name may take to resolve, a connection to be made, and `/v2/` to be answered: far beyond what each needs.
@@ -128,7 +129,18 @@ impl Client {
     /// Asks for `/v2/`, which a cache answers whatever the state of its upstreams.
     pub(super) async fn greet(&self, way: &Way) -> Verdict {
         let url = self.greeting();
-        let answer = match self.http.get(&url).timeout(PATIENCE).send().await {
+        let mut answer = self.http.get(&url).timeout(PATIENCE).send().await;
+        if let Ok(challenged) = &answer
+            && asks_for_login(challenged)
+        {
+            if let Err(error) = self.log_in(challenged).await {
+                let fix = "give this command a login that [access] of the cache lets in; clients get theirs with `docker \
+                           login` and the like, `stopover login`, or a credential helper";
+                return way.answered(Problem::new(format!("{error:#}"), fix));
+            }
+            answer = self.authorized(self.http.get(&url)).timeout(PATIENCE).send().await;
+        }
+        let answer = match answer {
             Ok(answer) => answer,
             Err(error) => {
                 let fix = "check what listens there: it is no HTTP server, or it is overloaded";
@@ -147,12 +159,12 @@ impl Client {
                 "check --server: it has to be the cache itself, and what is in front of it has to pass that header on",
             ),
             StatusCode::UNAUTHORIZED => (
-                format!("{url} asks for a login"),
-                "a Stopover asks for none: this is another registry, or a proxy in front of it",
+                format!("{url} asks for a login that is none of a Stopover"),
+                "check --server: this is another registry, or a proxy in front of it",
             ),
             StatusCode::FORBIDDEN => (
                 format!("{url} refuses this machine"),
-                "add the address that it is seen by (of the NAT gateway, if it has one) to the parameter AllowedCidrs",
+                "have `anonymous` in [access] of its stopover.toml name the address that it is seen by, or have it log in",
             ),
             status if status.is_redirection() => (
                 format!("{url} answers {status} to {}", header(LOCATION.as_str())),

@@ -57,7 +57,7 @@ impl Client {
 
     async fn pull_manifest(&self, sample: &Sample, reference: &Reference) -> Result<(Manifest, String), Problem> {
         let url = self.registry_url(&sample.request, &sample.name, "manifests", &reference.to_string());
-        let answer = self.fetch(self.http.get(url).header(ACCEPT, MediaType::ACCEPT)).await?;
+        let answer = self.fetch(self.authorized(self.http.get(url)).header(ACCEPT, MediaType::ACCEPT)).await?;
         let header = |name: &str| answer.headers().get(name)?.to_str().ok().map(str::to_owned);
         let served = header("x-stopover").ok_or_else(|| {
             let what = format!("the answer for {} does not come from a Stopover: it has no X-Stopover", sample.text);
@@ -87,7 +87,7 @@ impl Client {
     /// Reads and hashes a blob. The host that it was redirected to, if it was.
     async fn pull_blob(&self, sample: &Sample, digest: &Digest, size: u64) -> Result<Option<String>, Problem> {
         let url = self.registry_url(&sample.request, &sample.name, "blobs", digest.as_str());
-        let mut answer = self.fetch(self.http.get(url).timeout(PATIENCE)).await?;
+        let mut answer = self.fetch(self.authorized(self.http.get(url)).timeout(PATIENCE)).await?;
         let mut elsewhere = None;
         // One hop is what a cache promises: to S3, or to where upstream redirects to.
         if answer.status() == StatusCode::TEMPORARY_REDIRECT {
@@ -123,8 +123,11 @@ impl Client {
             StatusCode::NOT_FOUND => {
                 "name an image that exists with --image, of an upstream of `stopover config check`"
             }
-            StatusCode::UNAUTHORIZED => "give the upstream `credentials` in stopover.toml",
+            StatusCode::UNAUTHORIZED => "log in as somebody whom the policy of the cache allows this image",
             // The words of `PullError`.
+            StatusCode::FORBIDDEN if reason.contains(" may not pull ") => {
+                "`stopover policy explain` on the machine of the cache says which rule decides; change it, or log in as another"
+            }
             StatusCode::FORBIDDEN if reason.contains("in the configuration refuses it") => {
                 "name another image with --image, or change that key (`allow` or `deny`) in stopover.toml"
             }

@@ -116,7 +116,8 @@ impl Client {
         let request = Request::image(&format!("{repository}:{tag}")).map_err(|error| error.to_string())?;
         let name = request.operation.name().ok_or("that is no image")?;
         let url = self.registry_url(&request, name, "manifests", tag);
-        let answer = self.http.head(url).send().await.map_err(|error| error.without_url().to_string())?;
+        let answer =
+            self.authorized(self.http.head(url)).send().await.map_err(|error| error.without_url().to_string())?;
         match (answer.status(), answer.headers().get("x-stopover")) {
             (StatusCode::NOT_FOUND, Some(served)) if served == "hit" => Ok(Missing::Remembered),
             (StatusCode::NOT_FOUND, Some(_)) => Ok(Missing::New),

@@ -75,7 +75,7 @@ struct Response {
 
 #[derive(Serialize)]
 struct Auth {
-    username: &'static str,
+    username: String,
     password: String,
 }
 
@@ -88,7 +88,7 @@ pub(crate) async fn kubelet_credentials(identity: &Identity) -> anyhow::Result<(
     let Credential { user, password } = if request.service_account_token.is_empty() {
         identity.credential().await?
     } else {
-        Credential { user: OIDC_USER, password: request.service_account_token }
+        Credential { user: OIDC_USER.to_owned(), password: request.service_account_token }
     };
     let response = Response {
         api_version: API_VERSION,

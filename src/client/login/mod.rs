@@ -57,19 +57,22 @@ pub(crate) struct ClientLogin {
 }
 
 /// A user name and a password that are good for minutes. Never shown but to clients.
-struct Credential {
-    user: &'static str,
-    password: String,
+pub(super) struct Credential {
+    pub(super) user: String,
+    pub(super) password: String,
 }
 
 impl Identity {
-    async fn credential(&self) -> anyhow::Result<Credential> {
+    pub(super) async fn credential(&self) -> anyhow::Result<Credential> {
         let at_hand = self.token_file.is_some() || oidc::is_in_github_actions();
         match self.way.unwrap_or(if at_hand { Way::Oidc } else { Way::Aws }) {
-            Way::Aws => Ok(Credential { user: IAM_USER, password: aws::password(&self.service).await? }),
+            Way::Aws => Ok(Credential { user: IAM_USER.to_owned(), password: aws::password(&self.service).await? }),
             Way::Oidc => {
                 let audience = self.audience.as_ref().unwrap_or(&self.service);
-                Ok(Credential { user: OIDC_USER, password: oidc::token(self.token_file.as_deref(), audience).await? })
+                Ok(Credential {
+                    user: OIDC_USER.to_owned(),
+                    password: oidc::token(self.token_file.as_deref(), audience).await?,
+                })
             }
         }
     }
@@ -81,7 +84,7 @@ impl ClientLogin {
         let Self { tool, identity, arguments } = self;
         let Credential { user, password } = identity.credential().await?;
         let mut command = Command::new(&tool);
-        command.args(["login", "--username", user, "--password-stdin"]).args(arguments).arg(server.host());
+        command.args(["login", "--username", &user, "--password-stdin"]).args(arguments).arg(server.host());
         let mut child = command.stdin(Stdio::piped()).spawn().with_context(|| format!("cannot run {tool}"))?;
         let mut input = child.stdin.take().context("the client has no standard input")?;
         // A client that ends before it has read everything says itself why.

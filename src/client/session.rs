@@ -1,0 +1,150 @@
+//! How a command proves who it is: an operator with the secret of the data directory, a guest by logging in at the cache.
+
+use std::env;
+use std::path::Path;
+use std::sync::PoisonError;
+
+use anyhow::{Context as _, bail, ensure};
+use http::StatusCode;
+use http::header::HeaderValue;
+use reqwest::{RequestBuilder, Response};
+use stopover::local::operator_secret;
+use stopover::upstream::Challenge;
+
+use super::login::Credential;
+use super::{Client, Endpoint, Identity};
+
+/// Where a password is read: an argument would be seen in the list of processes.
+const PASSWORD: &str = "STOPOVER_PASSWORD";
+
+/// What helps whoever has no login.
+const HOW_TO_LOG_IN: &str = "as a robot with STOPOVER_USER and STOPOVER_PASSWORD, or as this machine (AWS, OpenID Connect) \
+                             with --service, or STOPOVER_SERVICE, and the name of the cache";
+
+/// Who asks, where the cache wants to know it.
+#[derive(clap::Args, Default)]
+pub(crate) struct Login {
+    /// The robot to log in as, with its secret in the variable `STOPOVER_PASSWORD`
+    #[arg(long, env = "STOPOVER_USER", value_name = "NAME")]
+    user: Option<String>,
+    #[command(flatten)]
+    identity: Option<Identity>,
+}
+
+impl Login {
+    /// `None`: none is given.
+    async fn credential(&self) -> anyhow::Result<Option<Credential>> {
+        if let Some(user) = &self.user {
+            let password =
+                env::var(PASSWORD).with_context(|| format!("the secret of {user} is wanted in {PASSWORD}"))?;
+            return Ok(Some(Credential { user: user.clone(), password }));
+        }
+        match &self.identity {
+            Some(identity) => identity.credential().await.map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+/// The operators' secret, or why there is none to show.
+pub(crate) struct Operator(Result<HeaderValue, String>);
+
+impl Operator {
+    /// Reads the secret of this data directory, for the cache that uses it: no other server gets to see it. `own`: where the
+    /// configuration has that listen.
+    pub(crate) fn read(data: &Path, server: &Endpoint, own: &Endpoint) -> Self {
+        if !server.is_here() && server != own {
+            return Self(Err(format!("only the machine of {server} itself may ask this: run it there")));
+        }
+        let path = operator_secret(data);
+        let unreadable = |error: &dyn std::fmt::Display| {
+            format!(
+                "cannot read the operators' secret in {}: {error}; run this as the user of the cache, on its machine, \
+                 with its configuration (--config or --data-dir)",
+                path.display()
+            )
+        };
+        let secret = std::fs::read_to_string(&path).map_err(|error| unreadable(&error));
+        Self(secret.and_then(|secret| {
+            let mut value = HeaderValue::from_str(secret.trim()).map_err(|error| unreadable(&error))?;
+            value.set_sensitive(true);
+            Ok(value)
+        }))
+    }
+
+    /// The secret, where it can be read.
+    pub(super) fn shown(&self) -> Option<&HeaderValue> {
+        self.0.as_ref().ok()
+    }
+
+    /// The secret, without which there is no use in asking.
+    pub(super) fn secret(&self) -> anyhow::Result<&HeaderValue> {
+        self.0.as_ref().map_err(|reason| anyhow::anyhow!(reason.clone()))
+    }
+}
+
+impl Client {
+    /// Sends a request; once more with a token where the cache asks for a login.
+    pub(super) async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
+        let away = || format!("no cache answers at {}: name one with --server", self.server);
+        let again = request.try_clone();
+        let answer = self.authorized(request).send().await.with_context(away)?;
+        match again {
+            Some(again) if asks_for_login(&answer) => {
+                self.log_in(&answer).await?;
+                self.authorized(again).send().await.with_context(away)
+            }
+            _ => Ok(answer),
+        }
+    }
+
+    /// With the token, if there is one.
+    pub(super) fn authorized(&self, request: RequestBuilder) -> RequestBuilder {
+        match &*self.token.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    /// Gets the token that a challenge asks for: one of nobody, unless a login is given. The login goes to the cache itself,
+    /// or over TLS, and nowhere else.
+    pub(super) async fn log_in(&self, challenged: &Response) -> anyhow::Result<()> {
+        let Some(Challenge::Bearer { realm, service, .. }) = Challenge::parse(challenged.headers()) else {
+            bail!("{} asks for a login that is none of a cache", self.server);
+        };
+        let origin = realm.origin();
+        ensure!(
+            realm.scheme() == "https" || origin == self.server.url().origin(),
+            "{} sends logins to {}, in plain text: that is not done",
+            self.server,
+            origin.ascii_serialization()
+        );
+        let credential = self.login.credential().await?;
+        let mut question = realm;
+        question.query_pairs_mut().extend_pairs(service.map(|service| ("service", service)));
+        let mut request = self.http.get(question);
+        if let Some(Credential { user, password }) = &credential {
+            request = request.basic_auth(user, Some(password));
+        }
+        let answer = request.send().await.map_err(reqwest::Error::without_url);
+        let answer = answer.with_context(|| format!("{} issues no token", origin.ascii_serialization()))?;
+        let (status, body) = (answer.status(), answer.bytes().await?);
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+        let token = body["token"].as_str().filter(|_| status == StatusCode::OK);
+        if let Some(token) = token {
+            *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(token.to_owned());
+            return Ok(());
+        }
+        let reason = body["errors"][0]["message"].as_str().unwrap_or("no reason was given");
+        match credential {
+            None => bail!("{} asks for a login: log in {HOW_TO_LOG_IN}", self.server),
+            Some(Credential { user, .. }) => bail!("{} refuses the login as {user}: {status}: {reason}", self.server),
+        }
+    }
+}
+
+/// Whether an answer asks for a token.
+pub(super) fn asks_for_login(answer: &Response) -> bool {
+    answer.status() == StatusCode::UNAUTHORIZED
+        && matches!(Challenge::parse(answer.headers()), Some(Challenge::Bearer { .. }))
+}
