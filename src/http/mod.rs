@@ -87,7 +87,7 @@ async fn pull(
         head: request.head,
         check: has(headers, &CACHE_CONTROL, "no-cache"),
         priority: if has(headers, &PRIORITY, "u=7") { Priority::Refresh } else { Priority::Interactive },
-        caller: guest.address,
+        payer: guest.payer(),
     };
     match &request.operation {
         Operation::Ping => Ok(ping(request.head)),
