@@ -192,7 +192,13 @@ impl Cache {
             match self.image(request) {
                 Ok((repository, reference)) => {
                     let platforms = schedule.platforms.clone();
-                    images.push(ImageJob { repository, reference, platforms, priority: Priority::Refresh, payer: None });
+                    images.push(ImageJob {
+                        repository,
+                        reference,
+                        platforms,
+                        priority: Priority::Refresh,
+                        payer: None,
+                    });
                 }
                 Err(error) => tracing::error!(%error, "an image of a schedule is none that can be pulled here"),
             }

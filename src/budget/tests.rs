@@ -21,7 +21,12 @@ async fn miss(budgets: &Arc<Budgets>, payer: Option<Payer>) -> Result<(), u64> {
 
 fn job(content: &[u8], size: u64) -> Job {
     let repository = serde_json::from_str(r#"{"upstream":"a.b","name":"c"}"#).unwrap();
-    Job { repository, digest: Digest::of(Algorithm::Sha256, content), size, priority: crate::ports::Priority::default() }
+    Job {
+        repository,
+        digest: Digest::of(Algorithm::Sha256, content),
+        size,
+        priority: crate::ports::Priority::default(),
+    }
 }
 
 #[tokio::test]

@@ -21,7 +21,9 @@ use file::{File, TableId, explain};
 pub use rule::{Place, Places, Rule};
 pub use schedule::{Schedule, TICK};
 use upstream::Defaults;
-pub use upstream::{Alternate, Cold, Credentials, Deleted, MaxBlob, NameRules, Referrers, SecretReference, UpstreamConfig};
+pub use upstream::{
+    Alternate, Cold, Credentials, Deleted, MaxBlob, NameRules, Referrers, SecretReference, UpstreamConfig,
+};
 
 /// The settings of one process, complete and checked.
 #[derive(Clone, Debug)]

@@ -102,7 +102,7 @@ impl Cache {
         }
         match self.upstreams.blob_source(&job.repository, &job.digest).await {
             Ok(BlobSource::Public(url)) => {
-                Ok(PulledBlob { size: job.size, content: Content::Redirect(url.into()), served: Served::Miss })
+                Ok(PulledBlob { size: job.size, content: Content::Redirect(url), served: Served::Miss })
             }
             // Nothing a client could use: the bytes come with our credentials only.
             Ok(BlobSource::Private) => {

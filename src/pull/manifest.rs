@@ -121,7 +121,8 @@ impl Cache {
                 cache.check_absent(&repository).await?;
             }
             let pulled = cache.ask_in_turn(&repository, &reference, want).await;
-            if !matches!(pulled, Err(PullError::ManifestUnknown(_) | PullError::Upstream(UpstreamError::NoRepository))) {
+            if !matches!(pulled, Err(PullError::ManifestUnknown(_) | PullError::Upstream(UpstreamError::NoRepository)))
+            {
                 turn.found();
             }
             if want.check && pulled.is_ok() {
