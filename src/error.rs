@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 use crate::access::AccessError;
+use crate::budget::OverBudget;
 use crate::config::Place;
 use crate::fill::FillError;
 use crate::oci::{ErrorCode, InvalidRequest, Repository};
@@ -68,12 +69,19 @@ pub enum PullError {
     /// The blob is being copied and the client waited long enough.
     #[error("the blob is being copied from upstream; ask again shortly")]
     NotYet,
-    /// The caller has asked too often for what does not exist.
-    #[error("your address asks too often for what does not exist; what is stored still pulls")]
-    TooManyMisses {
-        /// When it may ask for something new again.
-        retry_after: Duration,
+    /// The configuration refuses content of this size.
+    #[error("a blob of {size} bytes is refused here: {key} in the configuration allows {most}")]
+    TooLarge {
+        /// Its length in bytes.
+        size: u64,
+        /// The most bytes that are allowed.
+        most: u64,
+        /// Which key.
+        key: String,
     },
+    /// The caller has used up a budget.
+    #[error(transparent)]
+    OverBudget(#[from] OverBudget),
     /// Upstream did not give what is needed.
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
@@ -124,7 +132,7 @@ impl PullError {
     /// Whether trying again later can help.
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::NotYet | Self::TooManyMisses { .. } | Self::Store(_) => true,
+            Self::NotYet | Self::OverBudget(_) | Self::Store(_) => true,
             Self::Upstream(error) => error.is_trouble() || matches!(error, UpstreamError::Invalid(_)),
             _ => false,
         }
@@ -162,11 +170,11 @@ impl PullError {
             }
             Self::BlobUnknown => (StatusCode::NOT_FOUND, ErrorCode::BlobUnknown, None),
             Self::Range { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::SizeInvalid, None),
-            Self::TooManyMisses { retry_after } => {
+            Self::OverBudget(OverBudget { retry_after, .. }) => {
                 (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests, Some(*retry_after))
             }
             Self::NotYet => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, Some(SOON)),
-            Self::NotAllowed { .. } | Self::Upstream(UpstreamError::Denied(_)) => {
+            Self::NotAllowed { .. } | Self::TooLarge { .. } | Self::Upstream(UpstreamError::Denied(_)) => {
                 (StatusCode::FORBIDDEN, ErrorCode::Denied, None)
             }
             Self::Upstream(UpstreamError::Throttled { retry_after, .. }) => {

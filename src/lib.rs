@@ -14,6 +14,7 @@
 //!    `functions` answers it with S3, `DynamoDB` and SQS.
 
 pub mod access;
+pub mod budget;
 pub mod config;
 pub mod error;
 pub mod fill;
@@ -22,7 +23,6 @@ pub mod gauge;
 pub mod http;
 #[cfg(feature = "local")]
 pub mod local;
-mod misses;
 pub mod oci;
 pub mod ports;
 pub mod prefetch;
@@ -61,7 +61,7 @@ pub struct Cache {
     pub(crate) lists: pull::ListFlights,
     pub(crate) large_lists: pull::LargeLists,
     pub(crate) absent: pull::Absent,
-    pub(crate) misses: misses::Misses,
+    pub(crate) budgets: Arc<budget::Budgets>,
     pub(crate) access: Access,
     operator: Option<OperatorSecret>,
 }
@@ -84,7 +84,7 @@ impl Cache {
             (false, _) => None,
         };
         let access = Access::new(access, keys, clock.clone(), Arc::clone(&ledger)).map_err(CacheError::Client)?;
-        let misses = misses::Misses::new(config.misses, clock.clone());
+        let budgets = budget::Budgets::new(config.budgets, clock.clone());
         let fill_memory = Arc::new(Semaphore::new(fill::segments_in(config.fill_memory)));
         let (warm, flights, absent) = (pull::Warm::new(), pull::Flights::new(), pull::Absent::new());
         let (uses, lists, large_lists) = (pull::Uses::new(), pull::ListFlights::new(), pull::LargeLists::new());
@@ -102,7 +102,7 @@ impl Cache {
             lists,
             large_lists,
             absent,
-            misses,
+            budgets,
             access,
             operator: None,
         })

@@ -2,6 +2,7 @@
 
 mod client;
 mod explain;
+mod serve;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -13,7 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use axum::serve::ListenerExt as _;
 use clap::{Parser, Subcommand};
 use client::{
     Client, ClientLogin, DockerAction, Endpoint, Examination, Identity, Login, Operator, Order, Target, Upstream,
@@ -398,18 +398,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     std::io::stderr().write_all(welcome.as_bytes())?;
     local.keep_schedules();
-    // Small answers must not wait for the acknowledgement of earlier ones.
-    let listener = listener.tap_io(|connection| {
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY was refused");
-        }
-    });
     let router = stopover::http::router(Arc::clone(&local.cache));
-    let router = router.into_make_service_with_connect_info::<SocketAddr>();
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
-    let server =
-        axum::serve(listener, router).with_graceful_shutdown(async move { _ = stopped.wait_for(|&stop| stop).await });
-    let server = tokio::spawn(server.into_future());
+    let stopped = async move { _ = stopped.wait_for(|&stop| stop).await };
+    let server = tokio::spawn(serve::run(listener, router, stopped));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

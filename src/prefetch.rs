@@ -2,13 +2,13 @@
 //! right platforms, and the blobs of all of them.
 
 use std::collections::{HashSet, VecDeque};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 
 use crate::Cache;
+use crate::budget::Payer;
 use crate::config::Schedule;
 use crate::error::PullError;
 use crate::oci::{Descriptor, Digest, InvalidManifest, Manifest, Operation, Platforms, Reference, Repository, Request};
@@ -65,7 +65,7 @@ pub struct PrefetchedBlob {
 
 /// Stores an image that a policy or a schedule wants. Upstream need not have it for all the platforms that they name.
 pub async fn run(cache: &Arc<Cache>, image: &ImageJob) -> Result<(), PullError> {
-    match cache.prefetch(image, None).await {
+    match cache.prefetch(image).await {
         Ok(prefetched) => {
             let missing = prefetched.blobs.iter().filter(|(_, stored)| !stored).count();
             tracing::info!(
@@ -74,7 +74,8 @@ pub async fn run(cache: &Arc<Cache>, image: &ImageJob) -> Result<(), PullError> 
             );
             Ok(())
         }
-        Err(error @ PullError::NoPlatform(_)) => {
+        // What whoever pays has left is spent; what they pull themselves is looked at then.
+        Err(error @ (PullError::NoPlatform(_) | PullError::OverBudget(_))) => {
             tracing::info!(repository = %image.repository, reference = %image.reference, %error, "nothing to prefetch");
             Ok(())
         }
@@ -91,14 +92,14 @@ impl Cache {
         }
     }
 
-    /// Stores the manifests of an image, for `caller`, and requests the fills of its blobs.
-    pub async fn prefetch(self: &Arc<Self>, image: &ImageJob, caller: Option<IpAddr>) -> Result<Prefetched, PullError> {
+    /// Stores the manifests of an image, and requests the fills of its blobs.
+    pub async fn prefetch(self: &Arc<Self>, image: &ImageJob) -> Result<Prefetched, PullError> {
         let repository = &image.repository;
         let check = image.priority == Priority::Refresh;
-        let want = Want { head: false, check, priority: image.priority, caller };
+        let want = Want { head: false, check, priority: image.priority, payer: image.payer };
         let root = self.whole(repository, &image.reference, want).await?;
         let digest = root.digest.clone();
-        let (wanted, failure) = self.contents(root, image, Want { check: false, ..want }).await?;
+        let (wanted, mut failure) = self.contents(root, image, Want { check: false, ..want }).await?;
         let lookups = wanted.into_iter().map(async |blob: Descriptor| {
             let stored = self.has_blob(repository, &blob.digest).await?;
             Ok::<_, StoreError>((blob, stored))
@@ -112,6 +113,13 @@ impl Cache {
                 digest: blob.digest.clone(),
                 size: blob.size,
                 priority: image.priority,
+            })
+            .filter(|job| match self.budgets.admit(image.payer, job) {
+                Ok(()) => true,
+                Err(over) => {
+                    failure.get_or_insert(over.into());
+                    false
+                }
             })
             .collect();
         self.fills.request(&jobs).await?;
@@ -154,14 +162,15 @@ impl Cache {
     }
 
     /// Requests what the policy for platforms wants besides an index that a pull has stored.
-    pub(crate) async fn follow_policy(&self, repository: &Repository, manifest: &Manifest) {
+    pub(crate) async fn follow_policy(&self, repository: &Repository, manifest: &Manifest, payer: Option<Payer>) {
         let Ok(upstream) = self.upstreams.get(repository) else { return };
         let platforms = &upstream.config().platforms;
         if *platforms == Platforms::Requested || !manifest.media_type.is_index() {
             return;
         }
         let (repository, reference) = (repository.clone(), Reference::Digest(manifest.digest.clone()));
-        let image = ImageJob { repository, reference, platforms: platforms.clone(), priority: Priority::Prefetch };
+        let (platforms, priority) = (platforms.clone(), Priority::Prefetch);
+        let image = ImageJob { repository, reference, platforms, priority, payer };
         if let Err(error) = self.fills.request_images(std::slice::from_ref(&image)).await {
             tracing::warn!(repository = %image.repository, %error, "the platforms of an index could not be requested");
         }
@@ -183,7 +192,13 @@ impl Cache {
             match self.image(request) {
                 Ok((repository, reference)) => {
                     let platforms = schedule.platforms.clone();
-                    images.push(ImageJob { repository, reference, platforms, priority: Priority::Refresh });
+                    images.push(ImageJob {
+                        repository,
+                        reference,
+                        platforms,
+                        priority: Priority::Refresh,
+                        payer: None,
+                    });
                 }
                 Err(error) => tracing::error!(%error, "an image of a schedule is none that can be pulled here"),
             }

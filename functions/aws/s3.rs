@@ -118,7 +118,8 @@ impl Blobs for S3Blobs {
         let life = PresigningConfig::expires_in(URL_LIFE).map_err(|error| StoreError::Refused(error.to_string()))?;
         let get = self.client.get_object().bucket(&self.bucket).key(key(digest));
         let presigned = get.presigned(life).await.map_err(|error| store_error("presigning", &error))?;
-        Ok(Some(Location::Url(presigned.uri().to_owned())))
+        let url = presigned.uri().parse();
+        url.map(|url| Some(Location::Url(url))).map_err(|error| StoreError::Refused(format!("presigning: {error}")))
     }
 
     /// Readers cannot follow: an object has no bytes before it is whole.

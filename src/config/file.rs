@@ -28,6 +28,8 @@ pub(super) struct File {
     pub(super) deleted: Option<Deleted>,
     pub(super) wait: Option<Span>,
     pub(super) misses: Option<u32>,
+    pub(super) pulls: Option<u32>,
+    pub(super) new_bytes: Option<Size>,
     pub(super) cold: Option<Cold>,
     pub(super) platforms: Option<Platforms>,
     #[serde(default)]
@@ -156,6 +158,7 @@ tables_in_common! {
         platforms: Platforms,
         allow: Vec<String>,
         deny: Vec<String>,
+        max_blob: Size,
         credentials: CredentialsTable,
         public: bool,
     }
@@ -226,7 +229,7 @@ impl TryFrom<String> for Keep {
 }
 
 /// A number of bytes as `"512MB"` (1000 kB each) or `"1GiB"` (1024 MiB each).
-#[derive(Deserialize, Clone, Copy)]
+#[derive(Deserialize, Clone, Copy, PartialEq)]
 #[serde(try_from = "String")]
 pub(super) struct Size(pub(super) u64);
 

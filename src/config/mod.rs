@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::budget::Limits;
 use crate::oci::{Name, UpstreamId};
 use crate::retention::Retention;
 
@@ -20,7 +21,9 @@ use file::{File, TableId, explain};
 pub use rule::{Place, Places, Rule};
 pub use schedule::{Schedule, TICK};
 use upstream::Defaults;
-pub use upstream::{Alternate, Cold, Credentials, Deleted, NameRules, Referrers, SecretReference, UpstreamConfig};
+pub use upstream::{
+    Alternate, Cold, Credentials, Deleted, MaxBlob, NameRules, Referrers, SecretReference, UpstreamConfig,
+};
 
 /// The settings of one process, complete and checked.
 #[derive(Clone, Debug)]
@@ -34,8 +37,8 @@ pub struct Config {
     /// How many bytes running fills may hold: half of them ahead of what is stored, the rest for what is on its way there
     /// (on S3 24 MiB, whatever this says).
     pub fill_memory: u64,
-    /// How many misses at upstream, and lists that are read anew, a caller (an address) may cause in a minute.
-    pub misses: u32,
+    /// What each caller may have upstream asked for, and the cache store.
+    pub budgets: Limits,
     /// What is prefetched again and again.
     pub schedules: Vec<Schedule>,
     /// What is kept.
@@ -90,6 +93,10 @@ const DEFAULT_FILL_MEMORY: u64 = 64_000_000;
 const DEFAULT_KEEP: Duration = Duration::from_hours(30 * 24);
 /// Far above what a cluster with a few mistyped images causes, far below what a registry takes for abuse.
 const DEFAULT_MISSES: u32 = 120;
+/// A cold cluster behind one address pulls hundreds of images, each an index, a manifest, and perhaps an attestation.
+const DEFAULT_PULLS: u32 = 1200;
+/// More than a cluster pulls that is new in a day, and what a fast line brings in a few hours.
+const DEFAULT_NEW_BYTES: u64 = 1 << 40;
 /// Below the 29 seconds of API Gateway and the 30 seconds that containerd waits for headers.
 const DEFAULT_WAIT: Duration = Duration::from_secs(20);
 
@@ -126,7 +133,11 @@ impl Config {
             data_dir: file.data_dir.unwrap_or_else(|| "stopover-data".into()),
             wait: file.wait.map_or(DEFAULT_WAIT, |span| span.0),
             fill_memory: file.fill_memory.map_or(DEFAULT_FILL_MEMORY, |size| size.0),
-            misses: file.misses.unwrap_or(DEFAULT_MISSES),
+            budgets: Limits {
+                misses: file.misses.unwrap_or(DEFAULT_MISSES),
+                pulls: file.pulls.unwrap_or(DEFAULT_PULLS),
+                new_bytes: file.new_bytes.map_or(DEFAULT_NEW_BYTES, |size| size.0),
+            },
             schedules: schedule::read(file.schedule)?,
             retention: Retention {
                 keep: file.keep.map_or(Some(DEFAULT_KEEP), |keep| keep.0),

@@ -76,6 +76,8 @@ pub struct UpstreamConfig {
     pub family: Option<&'static str>,
     /// Which names are answered at all.
     pub names: NameRules,
+    /// How large their blobs may be.
+    pub max_blob: Option<MaxBlob>,
     /// How long tags are served without asking upstream.
     pub tags: TagRules,
     /// How long after that it is still served while upstream is in trouble.
@@ -134,6 +136,15 @@ pub struct NameRules {
 struct NamePatterns {
     key: String,
     patterns: Vec<Pattern>,
+}
+
+/// The most bytes of a blob, and the key that says so.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MaxBlob {
+    /// How many.
+    pub bytes: u64,
+    /// As it stands in the file.
+    pub key: String,
 }
 
 impl NameRules {
@@ -329,6 +340,7 @@ fn upstream(
         referrers: profile.referrers,
         family: None,
         names: NameRules::default(),
+        max_blob: None,
         tags: TagRules { fresh: defaults.fresh, patterns: Vec::new(), immutable: Vec::new() },
         stale: defaults.stale,
         missing: defaults.missing,
@@ -388,6 +400,9 @@ impl UpstreamConfig {
         }
         if let Some(patterns) = policy.deny {
             self.names.deny = Some(NamePatterns::read(&patterns, key("deny"), self.library, path)?);
+        }
+        if let Some(size) = policy.max_blob {
+            self.max_blob = Some(MaxBlob { bytes: size.0, key: key("max_blob") });
         }
         if let Some(table) = policy.credentials {
             let credentials = credentials(table, secret).map_err(|message| value(key("credentials"), message))?;

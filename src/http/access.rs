@@ -20,6 +20,7 @@ use super::{NO_STORE, caller, refuse, source};
 use crate::Cache;
 use crate::access::policy::Because;
 use crate::access::{AccessError, Asking, Principal};
+use crate::budget::Payer;
 use crate::error::PullError;
 use crate::oci::{Operation, Repository, Request};
 
@@ -41,6 +42,11 @@ pub(super) struct Guest {
 }
 
 impl Guest {
+    /// At whose expense it is what they ask for.
+    pub(super) fn payer(&self) -> Option<Payer> {
+        Payer::of(&self.principal, self.address)
+    }
+
     /// Who a request is from.
     pub(super) async fn of(cache: &Cache, parts: &Parts, record: &mut Record) -> Result<Self, PullError> {
         record.address = caller(parts);

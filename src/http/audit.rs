@@ -74,7 +74,13 @@ impl Record {
         upstream_pulls: u64,
     ) {
         let refused = match error {
-            Some(PullError::Access(_) | PullError::Forbidden { .. } | PullError::NotAllowed { .. }) => error,
+            Some(
+                PullError::Access(_)
+                | PullError::Forbidden { .. }
+                | PullError::NotAllowed { .. }
+                | PullError::TooLarge { .. }
+                | PullError::OverBudget(_),
+            ) => error,
             _ => None,
         };
         if self.decided.is_none() && refused.is_none() && action != "login" {

@@ -9,19 +9,24 @@ mod retention;
 mod robots;
 mod stream;
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, State};
+use axum::middleware::map_request;
 use axum::response::Response;
+use futures_util::StreamExt as _;
 use http::header::{
     ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName, HeaderValue,
     IF_NONE_MATCH, LOCATION, RANGE, RETRY_AFTER, WARNING, WWW_AUTHENTICATE,
 };
 use http::{HeaderMap, StatusCode};
+use tokio::time::{Instant, timeout_at};
 
 use access::Guest;
 pub use access::Https;
@@ -46,7 +51,23 @@ const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
 /// The registry API over a cache. Runs on a socket and, unchanged, as a Lambda function.
 pub fn router(cache: Arc<Cache>) -> Router {
-    operator::routes().merge(access::routes()).fallback(answer).with_state(cache)
+    let with_bodies = operator::routes().merge(access::routes()).route_layer(map_request(timely));
+    with_bodies.fallback(answer).with_state(cache)
+}
+
+/// How long the body of a request may take.
+const BODY: Duration = Duration::from_secs(30);
+
+/// Breaks off a body that is not there in time, so that nobody waits for the rest of it for ever.
+async fn timely(request: http::Request<Body>) -> http::Request<Body> {
+    let deadline = Instant::now() + BODY;
+    request.map(|body| {
+        Body::from_stream(futures_util::stream::unfold(body.into_data_stream(), move |mut chunks| async move {
+            let late = |_| Some(Err(axum::Error::new(io::Error::from(io::ErrorKind::TimedOut))));
+            let chunk = timeout_at(deadline, chunks.next()).await.unwrap_or_else(late);
+            chunk.map(|chunk| (chunk, chunks))
+        }))
+    })
 }
 
 async fn answer(State(cache): State<Arc<Cache>>, request: http::Request<Body>) -> Response {
@@ -88,7 +109,7 @@ async fn pull(
         head: request.head,
         check: has(headers, &CACHE_CONTROL, "no-cache"),
         priority: if has(headers, &PRIORITY, "u=7") { Priority::Refresh } else { Priority::Interactive },
-        caller: guest.address,
+        payer: guest.payer(),
     };
     match &request.operation {
         Operation::Ping => Ok(ping(request.head)),
@@ -202,7 +223,7 @@ fn blob(
     describe(response.headers_mut(), repository, pulled.served);
     identify(response.headers_mut(), digest);
     if let Content::Redirect(url) = &pulled.content {
-        let location = HeaderValue::from_str(url)
+        let location = HeaderValue::from_str(url.expose().as_str())
             .map_err(|_| UpstreamError::Invalid("it redirected to a URL that fits no header".into()))?;
         *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
         response.headers_mut().insert(LOCATION, location);

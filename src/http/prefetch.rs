@@ -78,7 +78,7 @@ async fn prefetch(State(cache): State<Arc<Cache>>, parts: request::Parts, body: 
         // Each has platforms of its own, so they are made no sooner than they are looked at.
         let (cache, job) = (Arc::clone(&cache), wanted.job(&cache, &guest, &text, &mut record));
         async move {
-            let prefetched = async { cache.prefetch(&job?, caller).await };
+            let prefetched = async { cache.prefetch(&job?).await };
             let (outcome, spent) = spent::counted(timeout_at(deadline, prefetched)).await;
             let outcome = outcome.unwrap_or(Err(PullError::NotYet));
             record.prefetched(outcome.as_ref().err(), spent);
@@ -94,7 +94,7 @@ impl Wanted {
         let (repository, reference) = cache.image(&Request::image(text)?)?;
         guest.check(cache, &repository, record)?;
         let platforms = self.platforms(&cache.upstreams.get(&repository)?.config().platforms);
-        Ok(ImageJob { repository, reference, platforms, priority: Priority::Prefetch })
+        Ok(ImageJob { repository, reference, platforms, priority: Priority::Prefetch, payer: guest.payer() })
     }
 
     fn platforms(&self, policy: &Platforms) -> Platforms {

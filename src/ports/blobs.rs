@@ -1,5 +1,7 @@
 use std::collections::HashSet;
+use std::fmt;
 use std::fs::File;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +10,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use tokio::sync::watch;
+use url::Url;
 
 use super::{Progress, StoreError};
 use crate::oci::Digest;
@@ -90,11 +93,64 @@ pub struct StoredBlob {
     pub modified: Timestamp,
 }
 
+/// A URL that is a permission by itself: whoever has it may fetch what is there. Wherever it is shown, that is only the
+/// origin, because path and query can carry the signature.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SignedUrl(Url);
+
+impl SignedUrl {
+    /// All of it, for whoever may fetch what is there.
+    pub fn expose(&self) -> &Url {
+        &self.0
+    }
+}
+
+impl From<Url> for SignedUrl {
+    fn from(url: Url) -> Self {
+        Self(url)
+    }
+}
+
+impl FromStr for SignedUrl {
+    type Err = url::ParseError;
+
+    fn from_str(text: &str) -> Result<Self, url::ParseError> {
+        text.parse().map(Self)
+    }
+}
+
+impl fmt::Display for SignedUrl {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0.origin().ascii_serialization())
+    }
+}
+
+impl fmt::Debug for SignedUrl {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "SignedUrl({self}/…)")
+    }
+}
+
 /// Where the bytes of a stored blob are.
 #[derive(Debug)]
 pub enum Location {
     /// At a URL that needs no credentials, for some minutes (S3).
-    Url(String),
+    Url(SignedUrl),
     /// In a file of this machine, of this many bytes.
     File(Arc<File>, u64),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signed_url_shows_only_its_origin() {
+        let url: SignedUrl = "https://cdn.example:8443/path/secret?X-Amz-Signature=secret".parse().unwrap();
+        assert_eq!(
+            format!("{url} {:?}", Location::Url(url.clone())),
+            "https://cdn.example:8443 Url(SignedUrl(https://cdn.example:8443/…))"
+        );
+        assert!(url.expose().as_str().ends_with("/path/secret?X-Amz-Signature=secret"));
+    }
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::StoreError;
+use crate::budget::Payer;
 use crate::fill::FillError;
 use crate::oci::{Digest, Platforms, Reference, Repository};
 
@@ -34,6 +35,9 @@ pub struct ImageJob {
     pub platforms: Platforms,
     /// Of its manifests and blobs. [`Priority::Refresh`] has upstream asked what a tag is, however fresh its record.
     pub priority: Priority,
+    /// At whose expense. `None`: nobody's, because the operator wants it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payer: Option<Payer>,
 }
 
 /// What a queue carries from one process to another.

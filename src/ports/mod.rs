@@ -10,7 +10,7 @@ mod records;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
-pub use blobs::{Blobs, Location, StoredBlob, Upload};
+pub use blobs::{Blobs, Location, SignedUrl, StoredBlob, Upload};
 pub use fills::{Fills, GivenUp, ImageJob, Job, Priority, Progress, Requested, Work};
 pub use records::{
     BlobRecord, BlobState, BlobView, Checkpoint, Entry, GaugeKey, Lease, List, ListKey, Listing, Member, Observed,

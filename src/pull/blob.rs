@@ -1,6 +1,5 @@
 //! Blobs: permission, then wherever the bytes are, then by the upstream's policy. The numbers are those of README.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -8,10 +7,12 @@ use tokio::time::Instant;
 
 use super::{Content, PulledBlob, Served, Want};
 use crate::Cache;
+use crate::budget::{OverBudget, Payer};
 use crate::config::Cold;
 use crate::error::PullError;
 use crate::oci::{Digest, Repository};
 use crate::ports::{BlobState, BlobView, Job, Location, Member, Priority, Progress, StoreError};
+use crate::time::Timestamp;
 use crate::upstream::{BlobSource, UpstreamError};
 
 impl Cache {
@@ -22,8 +23,9 @@ impl Cache {
         // 1. Permission first: that storage has the bytes says nothing about this repository.
         let size = match view.member {
             Some(member) => member.size,
-            None => self.ask_membership(repository, digest, want.caller).await?,
+            None => self.ask_membership(repository, digest, want.payer).await?,
         };
+        self.check_size(repository, size)?;
         let view = self.note_blob(repository, digest, view).await;
         if want.head {
             let served = if is_stored(&view) { Served::Hit } else { Served::Miss };
@@ -35,11 +37,14 @@ impl Cache {
         {
             return Ok(PulledBlob::at(location, size, Served::Hit));
         }
-        // 3. Not stored: request the fill, then by policy.
+        // 3. Not stored: request the fill, if whoever asks may have it stored, then by policy.
         let job = Job { repository: repository.clone(), digest: digest.clone(), size, priority: Priority::Interactive };
-        match upstream.cold() {
-            Cold::Redirect => self.redirect(&view, &job).await,
-            Cold::Wait | Cold::Follow => self.wait(&job, upstream.cold() == Cold::Follow).await,
+        let filling = is_claimed(&view, self.clock.now());
+        let admitted = if filling { Ok(()) } else { self.budgets.admit(want.payer, &job) };
+        match (upstream.cold(), admitted) {
+            (Cold::Redirect, admitted) => self.redirect(&job, filling, admitted).await,
+            (_, Err(over)) => Err(over.into()),
+            (cold, Ok(())) => self.wait(&job, cold == Cold::Follow).await,
         }
     }
 
@@ -55,17 +60,21 @@ impl Cache {
         &self,
         repository: &Repository,
         digest: &Digest,
-        caller: Option<IpAddr>,
+        payer: Option<Payer>,
     ) -> Result<u64, PullError> {
         self.check_absent(repository).await?;
-        self.misses.check(caller).map_err(|retry_after| PullError::TooManyMisses { retry_after })?;
-        let size = match self.upstreams.open_blob(repository, digest, None).await.map(|blob| blob.size) {
+        let mut turn = self.budgets.turn(payer).await?;
+        turn.ask();
+        let opened = self.upstreams.open_blob(repository, digest, None).await;
+        if !matches!(opened, Err(UpstreamError::Missing | UpstreamError::NoRepository)) {
+            turn.found();
+        }
+        let size = match opened.map(|blob| blob.size) {
             Ok(Some(size)) => size,
             Ok(None) => {
                 return Err(UpstreamError::Invalid("it does not say how long the blob is".into()).into());
             }
             Err(error @ (UpstreamError::Missing | UpstreamError::NoRepository)) => {
-                self.misses.charge(caller);
                 if error == UpstreamError::NoRepository {
                     self.note_absent(repository).await?;
                 }
@@ -78,21 +87,28 @@ impl Cache {
         Ok(size)
     }
 
-    async fn redirect(&self, view: &BlobView, job: &Job) -> Result<PulledBlob, PullError> {
-        let now = self.clock.now();
-        let running = view
-            .record
-            .as_ref()
-            .is_some_and(|record| matches!(record.value.state, BlobState::Claimed { until, .. } if now < until));
-        if !running && let Err(error) = self.fills.request(std::slice::from_ref(job)).await {
+    /// Redirects a client to upstream, and requests the fill unless one runs or it is not admitted.
+    async fn redirect(
+        &self,
+        job: &Job,
+        filling: bool,
+        admitted: Result<(), OverBudget>,
+    ) -> Result<PulledBlob, PullError> {
+        if !filling
+            && admitted.is_ok()
+            && let Err(error) = self.fills.request(std::slice::from_ref(job)).await
+        {
             tracing::warn!(repository = %job.repository, blob.digest = %job.digest, %error, "fill could not be requested");
         }
         match self.upstreams.blob_source(&job.repository, &job.digest).await {
             Ok(BlobSource::Public(url)) => {
-                Ok(PulledBlob { size: job.size, content: Content::Redirect(url.into()), served: Served::Miss })
+                Ok(PulledBlob { size: job.size, content: Content::Redirect(url), served: Served::Miss })
             }
             // Nothing a client could use: the bytes come with our credentials only.
-            Ok(BlobSource::Private) => self.wait(job, false).await,
+            Ok(BlobSource::Private) => {
+                admitted?;
+                self.wait(job, false).await
+            }
             Err(UpstreamError::Missing | UpstreamError::NoRepository) => Err(PullError::BlobUnknown),
             Err(error) => Err(error.into()),
         }
@@ -160,6 +176,12 @@ impl Cache {
 
 fn is_stored(view: &BlobView) -> bool {
     view.record.as_ref().is_some_and(|record| matches!(record.value.state, BlobState::Stored { .. }))
+}
+
+/// Whether a fill runs, or has lately.
+fn is_claimed(view: &BlobView, now: Timestamp) -> bool {
+    let state = view.record.as_ref().map(|record| &record.value.state);
+    matches!(state, Some(BlobState::Claimed { until, .. }) if now < *until)
 }
 
 impl PulledBlob {

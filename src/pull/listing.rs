@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use super::manifest::jittered;
 use super::{Served, Want};
 use crate::Cache;
+use crate::budget::Turn;
 use crate::config::Referrers;
 use crate::error::PullError;
 use crate::oci::{Digest, MediaType, Page, Reference, Repository, Tag};
@@ -106,7 +107,7 @@ impl Cache {
     ) -> Result<PulledReferrers, PullError> {
         // Clients ask this about every image they pull: only about one that is not here it may be a guess.
         let guess = self.stored(repository, subject).await?.is_none();
-        let want = Want { caller: want.caller.filter(|_| guess), ..want };
+        let want = Want { payer: want.payer.filter(|_| guess), ..want };
         let (listed, head) = match self.upstreams.get(repository)?.config().referrers {
             Referrers::Ask => match self.list(repository, ListKey::Referrers(subject.clone()), want).await {
                 // Or there is no such API, and its path was taken for a name: GET of the tag says which, in its body.
@@ -178,25 +179,26 @@ impl Cache {
         if !known && !want.check {
             self.check_known_absent(repository)?;
         }
-        if !known || want.check {
-            self.misses.check(want.caller).map_err(|retry_after| PullError::TooManyMisses { retry_after })?;
-        }
+        let mut turn = if known && !want.check { Turn::free() } else { self.budgets.turn(want.payer).await? };
         let (cache, question) = (Arc::clone(self), (repository.clone(), key, want.check));
         let asked = question.clone();
-        let work = move || async move { cache.ask_for_list(&asked).await };
-        let pulled = self.lists.join(question, work).await.unwrap_or(Err(PullError::NotYet));
-        let miss = match &pulled {
-            Ok(PulledList { listing, served, large }) => {
-                let read = *served == Served::Miss && (want.check || *large);
-                read || is_nothing(listing.list.as_ref(), of_tags)
+        let work = move || async move {
+            turn.ask();
+            let pulled = cache.ask_for_list(&asked).await;
+            let miss = match &pulled {
+                Ok(PulledList { listing, served, large }) => {
+                    let read = *served == Served::Miss && (want.check || *large);
+                    read || is_nothing(listing.list.as_ref(), of_tags)
+                }
+                // Of referrers the tag has yet to be asked for.
+                Err(error) => of_tags && matches!(error, PullError::Upstream(UpstreamError::NoRepository)),
+            };
+            if !miss {
+                turn.found();
             }
-            // Of referrers the tag has yet to be asked for.
-            Err(error) => of_tags && matches!(error, PullError::Upstream(UpstreamError::NoRepository)),
+            pulled
         };
-        if miss {
-            self.misses.charge(want.caller);
-        }
-        pulled
+        self.lists.join(question, work).await.unwrap_or(Err(PullError::NotYet))
     }
 
     /// The list that is kept, fresh or not, as long as it may be served at all.

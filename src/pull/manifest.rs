@@ -1,6 +1,5 @@
 //! Manifests, from top to bottom. The numbers are those of README's data path.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use tokio::time::Instant;
 
 use super::{PulledManifest, Served};
 use crate::Cache;
+use crate::budget::{Payer, Turn};
 use crate::config::Deleted;
 use crate::error::PullError;
 use crate::freshness::{self, Decision, LEASE};
@@ -35,15 +35,15 @@ pub struct Want {
     pub check: bool,
     /// Who waits for it. Unless that is a client, the reserve of a quota is left alone.
     pub priority: Priority,
-    /// Who wants it: whose budget of misses it is. `None`: nobody's.
-    pub caller: Option<IpAddr>,
+    /// At whose expense. `None`: nobody's.
+    pub payer: Option<Payer>,
 }
 
 impl Want {
     /// The manifest, as fresh as the configuration says.
-    pub const GET: Self = Self { head: false, check: false, priority: Priority::Interactive, caller: None };
+    pub const GET: Self = Self { head: false, check: false, priority: Priority::Interactive, payer: None };
     /// What HEAD says, as fresh as the configuration says.
-    pub const HEAD: Self = Self { head: true, check: false, priority: Priority::Interactive, caller: None };
+    pub const HEAD: Self = Self { head: true, check: false, priority: Priority::Interactive, payer: None };
 }
 
 /// What is asked of upstream at once by all who want the same.
@@ -85,26 +85,53 @@ impl Cache {
             if !want.check {
                 self.check_known_absent(repository)?;
             }
-            self.misses.check(want.caller).map_err(|retry_after| PullError::TooManyMisses { retry_after })?;
         }
+        // Whoever may pull no more asks with HEAD, which costs nothing: what a tag is may well be stored.
+        let over = if want.head { None } else { self.budgets.check_pull(want.payer).err() };
+        if let Some(over) = over.clone().filter(|_| matches!(reference, Reference::Digest(_))) {
+            return Err(over.into());
+        }
+        let asked = Want { head: want.head || over.is_some(), ..want };
+        let turn = if known { Turn::free() } else { self.budgets.turn(want.payer).await? };
+        let pulled = self.share(repository, reference, asked, known, turn).await;
+        match (pulled, over) {
+            (Ok(PulledManifest { manifest: None, .. }), Some(over)) => {
+                let upstream = self.upstreams.get(repository)?;
+                let record = self.ledger.reference(repository, reference).await?.map(|record| record.value);
+                self.last_known(upstream, repository, record.as_ref()).await?.ok_or(over.into())
+            }
+            (pulled, _) => pulled,
+        }
+    }
+
+    /// Asks, together with all who want the same; whoever begins pays.
+    async fn share(
+        self: &Arc<Self>,
+        repository: &Repository,
+        reference: &Reference,
+        want: Want,
+        known: bool,
+        mut turn: Turn,
+    ) -> Result<PulledManifest, PullError> {
         let (cache, question) = (Arc::clone(self), (repository.clone(), reference.clone(), want));
         let work = move || async move {
             let (repository, reference, want) = question;
+            turn.ask();
             if !known && !want.check {
                 cache.check_absent(&repository).await?;
             }
             let pulled = cache.ask_in_turn(&repository, &reference, want).await;
+            if !matches!(pulled, Err(PullError::ManifestUnknown(_) | PullError::Upstream(UpstreamError::NoRepository)))
+            {
+                turn.found();
+            }
             if want.check && pulled.is_ok() {
                 cache.note_present(&repository).await?;
             }
             pulled
         };
-        let key = (repository.clone(), reference.clone(), Want { caller: None, ..want });
-        let pulled = self.flights.join(key, work).await.unwrap_or(Err(PullError::NotYet));
-        if matches!(pulled, Err(PullError::ManifestUnknown(_) | PullError::Upstream(UpstreamError::NoRepository))) {
-            self.misses.charge(want.caller);
-        }
-        pulled
+        let key = (repository.clone(), reference.clone(), Want { payer: None, ..want });
+        self.flights.join(key, work).await.unwrap_or(Err(PullError::NotYet))
     }
 
     /// The answer that a fresh record gives without upstream. `None`: it gives none.
@@ -264,7 +291,7 @@ impl Cache {
         });
         // 3. Otherwise HEAD, which costs no quota, and GET by digest of what is new.
         match observed {
-            None => match self.fetch(repository, reference, want.priority).await {
+            None => match self.fetch(repository, reference, want).await {
                 Ok(manifest) => Ok(PulledManifest::new(manifest, Served::Miss)),
                 // HEAD still tells the digest, and that may be stored, or an alternate may have it.
                 Err(PullError::Upstream(UpstreamError::Throttled { limit: Limit::Pulls, .. }))
@@ -334,8 +361,8 @@ impl Cache {
     ) -> BoxFuture<'a, Result<PulledManifest, PullError>> {
         Box::pin(async move {
             let named = || UpstreamError::Invalid("a tag is a manifest that it does not have".into());
-            let want = Want { check: false, caller: None, ..want };
-            let found = self.manifest(repository, &Reference::Digest(digest), want).await;
+            let want = Want { check: false, ..want };
+            let found = self.share(repository, &Reference::Digest(digest), want, false, Turn::free()).await;
             found.map_err(|error| if matches!(error, PullError::ManifestUnknown(_)) { named().into() } else { error })
         })
     }

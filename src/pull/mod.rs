@@ -23,7 +23,7 @@ pub(crate) use used::Uses;
 use crate::Cache;
 use crate::error::PullError;
 use crate::oci::{Digest, Manifest, Repository};
-use crate::ports::{Observed, Progress, StoreError};
+use crate::ports::{Observed, Progress, SignedUrl, StoreError};
 use crate::time::Timestamp;
 use crate::upstream::UpstreamError;
 
@@ -74,7 +74,7 @@ pub enum Content {
     /// Not wanted: HEAD.
     None,
     /// At a URL that the client fetches itself.
-    Redirect(String),
+    Redirect(SignedUrl),
     /// In a stored file.
     File(Arc<File>),
     /// In a file that a fill is writing.

@@ -3,45 +3,55 @@
 use std::sync::Arc;
 
 use crate::Cache;
+use crate::config::MaxBlob;
 use crate::error::PullError;
-use crate::oci::{Manifest, Reference, Repository};
+use crate::oci::{Descriptor, Manifest, Reference, Repository};
 use crate::ports::{Job, Priority};
 use crate::upstream::UpstreamError;
 
+use super::Want;
+
 impl Cache {
     /// Fetches a manifest, verified, and stores it with the membership of its blobs; their fills, or what the policy for
-    /// platforms says of an index, are requested and not waited for.
+    /// platforms says of an index, are requested and not waited for. All of it at the expense of whoever wants it.
     pub(super) async fn fetch(
         &self,
         repository: &Repository,
         reference: &Reference,
-        priority: Priority,
+        want: Want,
     ) -> Result<Arc<Manifest>, PullError> {
-        let background = priority != Priority::Interactive;
-        let manifest = self.upstreams.get_manifest(repository, reference, background).await?;
-        let blobs = self.keep(repository, &manifest, priority).await?;
+        let question = self.upstreams.get_manifest(repository, reference, want.priority != Priority::Interactive);
+        let sent = |answer: &Result<_, _>| matches!(answer, Ok(_) | Err(UpstreamError::Invalid(_)));
+        let manifest = self.budgets.pay_pull(want.payer, question, sent).await?;
+        let blobs = self.keep(repository, &manifest, want).await?;
         tracing::info!(%repository, %reference, manifest.digest = %manifest.digest, blobs, "manifest stored");
         let manifest = Arc::new(manifest);
         self.warm.0.insert((repository.clone(), manifest.digest.clone()), Arc::clone(&manifest));
         Ok(manifest)
     }
 
-    /// Stores a manifest with the membership of its blobs and requests their fills; says how many.
+    /// Stores a manifest with the membership of its blobs and requests the fills of those that the budget of whoever wants
+    /// it has room for; says how many.
     pub(super) async fn keep(
         &self,
         repository: &Repository,
         manifest: &Manifest,
-        priority: Priority,
+        want: Want,
     ) -> Result<usize, PullError> {
         let mut blobs = manifest.blobs().map_err(|error| UpstreamError::Invalid(error.to_string()))?;
         // Whether upstream has a foreign layer at all is asked when a client wants it.
         blobs.retain(|blob| !blob.foreign);
+        for Descriptor { size, .. } in &blobs {
+            self.check_size(repository, *size)?;
+        }
         self.ledger.put_manifest(repository, manifest, &blobs, self.clock.now()).await?;
         self.noted_manifest(repository, &manifest.digest);
-        self.follow_policy(repository, manifest).await;
+        self.follow_policy(repository, manifest, want.payer).await;
+        let priority = want.priority;
         let jobs: Vec<Job> = blobs
             .into_iter()
             .map(|blob| Job { repository: repository.clone(), digest: blob.digest, size: blob.size, priority })
+            .filter(|job| self.budgets.admit(want.payer, job).is_ok())
             .collect();
         if !jobs.is_empty()
             && let Err(error) = self.fills.request(&jobs).await
@@ -50,5 +60,15 @@ impl Cache {
             tracing::warn!(%repository, %error, "fills could not be requested");
         }
         Ok(jobs.len())
+    }
+
+    /// Refuses a blob that the configuration finds too large.
+    pub(super) fn check_size(&self, repository: &Repository, size: u64) -> Result<(), PullError> {
+        match &self.upstreams.get(repository)?.config().max_blob {
+            Some(MaxBlob { bytes: most, key }) if size > *most => {
+                Err(PullError::TooLarge { size, most: *most, key: key.clone() })
+            }
+            _ => Ok(()),
+        }
     }
 }

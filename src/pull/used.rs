@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use quick_cache::sync::Cache as MemoryCache;
 
-use super::PulledManifest;
+use super::{PulledManifest, Want};
 use crate::Cache;
 use crate::error::PullError;
 use crate::oci::{Digest, Repository};
-use crate::ports::{BlobState, BlobView, Member, Priority, StoreError, Versioned};
+use crate::ports::{BlobState, BlobView, Member, StoreError, Versioned};
 use crate::retention::{NOTED, noted};
 use crate::time::Timestamp;
 
@@ -46,7 +46,7 @@ impl Cache {
             let since = now.minus(NOTED);
             match (self.ledger.touch_manifest(repository, digest, since, now).await?, &pulled.manifest) {
                 (Some(used_at), _) => self.uses.0.insert(key.clone(), used_at.plus(NOTED)),
-                (None, Some(manifest)) => _ = self.keep(repository, manifest, Priority::Interactive).await?,
+                (None, Some(manifest)) => _ = self.keep(repository, manifest, Want::GET).await?,
                 (None, None) => self.uses.0.insert(key.clone(), now.plus(AGAIN)),
             }
             Ok::<_, PullError>(())

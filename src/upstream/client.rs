@@ -23,7 +23,7 @@ use crate::gauge::{Gauge, Kind, Outcome, Quota};
 use crate::oci::{
     Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, MediaType, Name, Reference, Repository, Request, UpstreamId,
 };
-use crate::ports::{GaugeKey, Observed};
+use crate::ports::{GaugeKey, Observed, SignedUrl};
 use crate::time::Clock;
 
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,11 +48,11 @@ pub struct OpenBlob {
     pub place: BlobPlace,
 }
 
-/// Where an upstream sends the bytes of a blob from, for as long as that works. Never logged: its query may be signed.
-#[derive(Clone)]
+/// Where an upstream sends the bytes of a blob from, for as long as that works.
+#[derive(Clone, Debug)]
 pub struct BlobPlace {
     pub(super) repository: Repository,
-    url: Url,
+    url: SignedUrl,
 }
 
 /// The first and the last byte that is wanted.
@@ -62,7 +62,7 @@ pub type BytesWanted = (u64, u64);
 #[derive(Debug)]
 pub enum BlobSource {
     /// At this URL, without credentials of ours.
-    Public(Url),
+    Public(SignedUrl),
     /// Only with credentials of ours.
     Private,
 }
@@ -182,11 +182,12 @@ impl Upstream {
             let answer = self.request(Method::GET, url, name, MediaType::ACCEPT, None).await?;
             match answer.redirect_target()? {
                 // Only the API of a registry asks for a token; pkg.dev serves bytes beside it.
-                Some(target) if !target.path().starts_with("/v2/") => return Ok(BlobSource::Public(target)),
+                Some(target) if !target.path().starts_with("/v2/") => return Ok(BlobSource::Public(target.into())),
                 Some(target) => url = target,
                 None => {
                     let answer = answer.succeeded(self.has_credentials()).await?;
-                    return Ok(if answer.authorized { BlobSource::Private } else { BlobSource::Public(answer.url) });
+                    let public = || BlobSource::Public(answer.url.into());
+                    return Ok(if answer.authorized { BlobSource::Private } else { public() });
                 }
             }
         }
@@ -203,7 +204,7 @@ impl Upstream {
         wanted: Option<BytesWanted>,
     ) -> Result<OpenBlob, UpstreamError> {
         let repository = Repository { upstream: self.id().clone(), name: name.clone() };
-        let place = BlobPlace { repository, url: self.endpoint(name, "blobs", digest) };
+        let place = BlobPlace { repository, url: self.endpoint(name, "blobs", digest).into() };
         let opened = async {
             match self.do_open_blob(&place, wanted).await {
                 Err(UpstreamError::Unavailable { silent: false, reason }) => {
@@ -221,7 +222,7 @@ impl Upstream {
     /// not work any more (a signed URL is over) says nothing about the blob.
     pub async fn open_again(&self, place: &BlobPlace, wanted: BytesWanted) -> Result<OpenBlob, UpstreamError> {
         let opened = timed(BLOB_HEADER_TIMEOUT, self.do_open_blob(place, Some(wanted)));
-        if place.url.origin() == self.config.url.origin() {
+        if place.url.expose().origin() == self.config.url.origin() {
             self.metered(Kind::Blob, opened).await
         } else {
             opened.await
@@ -230,7 +231,7 @@ impl Upstream {
 
     async fn do_open_blob(&self, place: &BlobPlace, wanted: Option<BytesWanted>) -> Result<OpenBlob, UpstreamError> {
         let name = &place.repository.name;
-        let answer = self.send_for(Method::GET, place.url.clone(), name, MediaType::ACCEPT, wanted).await?;
+        let answer = self.send_for(Method::GET, place.url.expose().clone(), name, MediaType::ACCEPT, wanted).await?;
         let Answer { response, url, .. } = answer.succeeded(self.has_credentials()).await?;
         let partial = response.status() == StatusCode::PARTIAL_CONTENT;
         let size = if partial {
@@ -243,7 +244,7 @@ impl Upstream {
             response.content_length()
         };
         let body = Box::pin(response.bytes_stream().map_err(|error| unavailable(&error)));
-        Ok(OpenBlob { size, partial, body, place: BlobPlace { url, ..place.clone() } })
+        Ok(OpenBlob { size, partial, body, place: BlobPlace { url: url.into(), ..place.clone() } })
     }
 
     /// Asks only what the gauge permits, and corrects the gauge by how that ended.

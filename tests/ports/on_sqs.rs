@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
 use aws::SqsFills;
+use stopover::budget::Payer;
 use stopover::oci::Platforms;
 use stopover::ports::{Fills as _, ImageJob, Job, Priority, StoreError, Work};
 use support::aws::{EVERY_OPERATION, Endpoints, Service};
@@ -62,6 +63,7 @@ async fn a_message_is_a_blob_or_an_image() -> Result<()> {
         reference: "1.27".parse()?,
         platforms: Platforms::Only(vec!["linux/arm/v7".parse()?]),
         priority: Priority::Refresh,
+        payer: Some(Payer::Network("192.0.2.1".parse()?)),
     };
     fills.request_images(std::slice::from_ref(&image)).await?;
     fills.request(std::slice::from_ref(&job)).await?;

@@ -85,7 +85,10 @@ impl Storage {
     /// The bytes of a stored blob as a client gets them.
     pub(crate) async fn download(&self, digest: &Digest) -> Result<Bytes> {
         match self.blobs.locate(digest).await?.context("the blob is nowhere")? {
-            Location::Url(url) => Ok(reqwest::Client::new().get(url).send().await?.error_for_status()?.bytes().await?),
+            Location::Url(url) => {
+                let answer = reqwest::Client::new().get(url.expose().clone()).send().await?;
+                Ok(answer.error_for_status()?.bytes().await?)
+            }
             Location::File(file, size) => {
                 let mut file = file.try_clone()?;
                 let mut content = Vec::new();

@@ -1,0 +1,146 @@
+use std::net::Ipv6Addr;
+
+use super::*;
+use crate::oci::Algorithm;
+
+const LIMITS: Limits = Limits { misses: 6, pulls: 3, new_bytes: 1000 };
+
+fn at(address: &str) -> Option<Payer> {
+    Payer::of(&Principal::Anonymous, Some(address.parse().unwrap()))
+}
+
+fn known(principal: &str, address: &str) -> Option<Payer> {
+    Payer::of(&principal.parse().unwrap(), Some(address.parse().unwrap()))
+}
+
+async fn miss(budgets: &Arc<Budgets>, payer: Option<Payer>) -> Result<(), u64> {
+    let mut turn = budgets.turn(payer).await.map_err(|over| over.retry_after.as_secs())?;
+    turn.ask();
+    Ok(())
+}
+
+fn job(content: &[u8], size: u64) -> Job {
+    let repository = serde_json::from_str(r#"{"upstream":"a.b","name":"c"}"#).unwrap();
+    Job {
+        repository,
+        digest: Digest::of(Algorithm::Sha256, content),
+        size,
+        priority: crate::ports::Priority::default(),
+    }
+}
+
+#[tokio::test]
+async fn a_caller_may_miss_so_often_in_a_minute_and_gets_that_back_evenly() {
+    let clock = Clock::manual(Timestamp(1000));
+    let budgets = Budgets::new(LIMITS, clock.clone());
+    let caller = at("192.0.2.1");
+    for _ in 0..6 {
+        assert_eq!(miss(&budgets, caller).await, Ok(()));
+    }
+    assert_eq!(miss(&budgets, caller).await, Err(10));
+    assert_eq!(miss(&budgets, at("192.0.2.2")).await, Ok(()), "everybody has a budget");
+    assert_eq!(miss(&budgets, None).await, Ok(()), "nobody is no caller");
+    clock.advance(Duration::from_secs(9));
+    assert_eq!(miss(&budgets, caller).await, Err(1));
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(miss(&budgets, caller).await, Ok(()));
+    assert_eq!(miss(&budgets, caller).await, Err(10));
+}
+
+#[tokio::test]
+async fn what_exists_is_no_miss_however_much_of_it_is_asked_for_at_once() {
+    let budgets = Budgets::new(LIMITS, Clock::manual(Timestamp(1000)));
+    let caller = at("192.0.2.1");
+    let mut turns = Vec::new();
+    for _ in 0..LIMITS.misses / 2 {
+        let mut turn = budgets.turn(caller).await.unwrap();
+        turn.ask();
+        turns.push(turn);
+    }
+    let waiting = tokio::spawn({
+        let budgets = Arc::clone(&budgets);
+        async move { budgets.turn(caller).await.map(Turn::found) }
+    });
+    tokio::task::yield_now().await;
+    assert!(!waiting.is_finished(), "half of the budget is asked for");
+    turns.into_iter().for_each(Turn::found);
+    assert_eq!(waiting.await.unwrap(), Ok(()));
+    drop(budgets.turn(caller).await.unwrap());
+    for _ in 0..6 {
+        assert_eq!(miss(&budgets, caller).await, Ok(()), "it all came back");
+    }
+}
+
+#[tokio::test]
+async fn a_principal_has_one_budget_wherever_it_is_and_a_network_of_ipv6_too() {
+    let budgets = Budgets::new(Limits { misses: 1, ..LIMITS }, Clock::manual(Timestamp(1000)));
+    for (spends, same, other) in [
+        (at("2001:db8::1"), at("2001:db8::ffff:2"), at("2001:db8:0:1::1")),
+        (at("::ffff:192.0.2.1"), at("192.0.2.1"), at("192.0.2.2")),
+        (known("robot:ci", "192.0.2.3"), known("robot:ci", "192.0.2.4"), known("robot:cd", "192.0.2.3")),
+        (known("oidc:a:b", "192.0.2.5"), known("oidc:a:b", "192.0.2.6"), at("192.0.2.5")),
+    ] {
+        assert_eq!(miss(&budgets, spends).await, Ok(()));
+        assert_eq!(miss(&budgets, same).await, Err(60), "{spends:?}");
+        assert_eq!(miss(&budgets, other).await, Ok(()), "{other:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_manifest_that_upstream_did_not_send_is_not_paid_for() {
+    let budgets = Budgets::new(LIMITS, Clock::manual(Timestamp(1000)));
+    let caller = at("192.0.2.1");
+    for sent in [true, false, true, false, true] {
+        budgets.check_pull(caller).unwrap();
+        budgets.pay_pull(caller, std::future::ready(sent), |sent| *sent).await;
+    }
+    let over = budgets.check_pull(caller).unwrap_err();
+    assert_eq!(over, OverBudget { budget: Budget::Pulls, retry_after: Duration::from_mins(20) });
+    // What has begun goes on, and nothing is owed for it or given back.
+    budgets.pay_pull(caller, std::future::ready(false), |sent| *sent).await;
+    assert_eq!(budgets.check_pull(caller), Err(over));
+}
+
+#[test]
+fn a_blob_is_paid_for_once_and_by_its_size() {
+    let clock = Clock::manual(Timestamp(1000));
+    let budgets = Budgets::new(LIMITS, clock.clone());
+    let (first, second) = (at("192.0.2.1"), at("192.0.2.2"));
+    assert_eq!(budgets.admit(first, &job(b"a", 900)), Ok(()));
+    for payer in [first, second] {
+        assert_eq!(budgets.admit(payer, &job(b"a", 900)), Ok(()), "it is paid for");
+    }
+    let over = budgets.admit(first, &job(b"b", 101)).unwrap_err();
+    assert_eq!((over.budget, over.retry_after.as_secs()), (Budget::NewBytes, 87), "a thousandth of a day");
+    assert!(budgets.admit(first, &job(b"a", 901)).is_err(), "who lies about a size has not paid for the true one");
+    assert_eq!(budgets.admit(first, &job(b"b", 100)), Ok(()));
+    assert_eq!(budgets.admit(second, &job(b"c", 1000)), Ok(()), "all of a budget");
+    assert_eq!(budgets.admit(None, &job(b"d", u64::MAX)), Ok(()));
+    let never = budgets.admit(at("192.0.2.3"), &job(b"e", u64::MAX)).unwrap_err();
+    assert_eq!(never.retry_after, Duration::from_hours(24));
+    clock.advance(PAID);
+    assert_eq!(budgets.admit(first, &job(b"a", 900)), Ok(()));
+    assert!(budgets.admit(first, &job(b"f", 101)).is_err(), "it was paid for again");
+}
+
+#[tokio::test]
+async fn a_hundred_thousand_callers_have_ten_thousand_accounts_and_newcomers_share_one() {
+    let clock = Clock::manual(Timestamp(1000));
+    let budgets = Budgets::new(Limits { misses: 2, ..LIMITS }, clock.clone());
+    let stranger = |number: u32| {
+        let network = Ipv6Addr::from((0x2001_0db8_u128 << 96) | (u128::from(number) << 64));
+        Payer::of(&Principal::Anonymous, Some(network.into()))
+    };
+    let mut let_through = 0;
+    for number in 0..100_000 {
+        let_through += usize::from(miss(&budgets, stranger(number)).await.is_ok());
+        assert!(budgets.networks.lock().unwrap().len() <= ACCOUNTS);
+    }
+    assert_eq!(let_through, ACCOUNTS + 2, "and two for all the others");
+    // Who was there before keeps what is left, and those who say who they are are not strangers.
+    assert_eq!(miss(&budgets, stranger(0)).await, Ok(()));
+    assert_eq!(miss(&budgets, known("robot:ci", "192.0.2.1")).await, Ok(()));
+    clock.advance(Duration::from_mins(1));
+    assert_eq!(miss(&budgets, stranger(99_999)).await, Ok(()));
+    assert_eq!(budgets.networks.lock().unwrap().len(), 1, "who has everything back is forgotten");
+}
