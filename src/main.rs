@@ -429,7 +429,7 @@ fn describe(config: &Config) -> String {
         written(config.wait),
         config.retention.keep.map_or("forever".into(), written),
     );
-    let access = config.access.clone().unwrap_or_else(AccessConfig::only_here);
+    let access = config.access();
     let _ = writeln!(text, "access    {access}; rules of the policy: {}", access.policy.0.len());
     let settings = |settings: &UpstreamConfig| {
         let login = settings.credentials.as_ref().map_or("anonymous".into(), |login| format!("as {}", login.username));

@@ -3,10 +3,11 @@
 //! because it may be hundreds of requests. Kept in memory: each instance of a function has its own.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::address::neighbourhood;
 use crate::time::{Clock, Timestamp};
 
 /// Above this many callers, those with a full budget are forgotten.
@@ -56,14 +57,6 @@ impl Misses {
         }
         let known = spent.entry(caller).or_insert(Spent { sixtieths: 0, at: now });
         *known = Spent { sixtieths: known.now(self.per_minute, now) + 60, at: now };
-    }
-}
-
-/// An IPv6 caller has a whole /64 of addresses to call from.
-fn neighbourhood(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from(u128::from(address) >> 64 << 64)),
-        address @ IpAddr::V4(_) => address,
     }
 }
 

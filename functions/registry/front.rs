@@ -9,10 +9,11 @@ use axum::extract::{Request, State};
 use axum::http::{StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use lambda_http::RequestExt as _;
 use lambda_http::request::RequestContext;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use stopover::address::{canonical, is_in};
 use stopover::http::{Caller, Https};
 use stopover::oci::ErrorCode;
 
@@ -49,18 +50,8 @@ impl AllowedCallers {
     }
 
     fn contain(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        self.0.iter().any(|network| network.contains(&address))
+        is_in(&self.0, address)
     }
-}
-
-/// An IPv4 network in its own form where it is written as IPv6 (`::ffff:10.0.0.0/104`), as callers' addresses are.
-fn canonical(network: IpNet) -> IpNet {
-    let IpNet::V6(v6) = network else {
-        return network;
-    };
-    let v4 = v6.addr().to_ipv4_mapped().zip(v6.prefix_len().checked_sub(96));
-    v4.and_then(|(address, prefix)| Ipv4Net::new(address, prefix).ok()).map_or(network, IpNet::V4)
 }
 
 /// Answers 403 to callers outside of the allowed networks, whatever they ask for. The address is the one that API Gateway

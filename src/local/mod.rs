@@ -33,6 +33,7 @@ pub use queue::Queue;
 use images::Images;
 
 use crate::Cache;
+use crate::access::Secret;
 use crate::access::token::TokenKeys;
 use crate::config::Config;
 use crate::ports::Blobs as _;
@@ -57,7 +58,7 @@ impl Local {
         if let Some(access) = config.access.as_mut().filter(|access| access.has_logins())
             && access.signing_keys.is_none()
         {
-            access.signing_keys = Some(signing_keys(&data.join("signing_keys"))?);
+            access.signing_keys = Some(Secret::new(signing_keys(&data.join("signing_keys"))?));
         }
         let files = Arc::new(Files::open(&data)?);
         let ledger = Arc::new(

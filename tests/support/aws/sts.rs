@@ -20,6 +20,7 @@ use serde_json::json;
 use stopover::access::iam::SignedFields;
 use stopover::oci::{Algorithm, Digest};
 use stopover::time::{Clock, Timestamp};
+use tokio::sync::watch;
 
 use crate::loopback::Loopback;
 
@@ -126,6 +127,9 @@ struct Books {
     clock: Clock,
     trouble: Option<(u16, &'static str)>,
     asked: usize,
+    /// Whether whoever has no known key waits for an answer, and how many do.
+    stalling: watch::Sender<bool>,
+    stalled: usize,
 }
 
 impl Sts {
@@ -162,6 +166,16 @@ impl Sts {
         self.books().trouble = trouble;
     }
 
+    /// From now on lets those wait whose keys it does not know; `false`: answers them all.
+    pub fn stall_strangers(&self, stall: bool) {
+        self.books().stalling.send_replace(stall);
+    }
+
+    /// How many it lets wait.
+    pub fn stalled(&self) -> usize {
+        self.books().stalled
+    }
+
     /// How often it was asked.
     pub fn asked(&self) -> usize {
         self.books().asked
@@ -169,8 +183,19 @@ impl Sts {
 }
 
 async fn answer(State(state): State<Arc<Mutex<Books>>>, request: Request<Body>) -> Response<Body> {
-    let mut books = state.lock().unwrap_or_else(PoisonError::into_inner);
-    books.asked += 1;
+    let stalling = {
+        let mut books = state.lock().unwrap_or_else(PoisonError::into_inner);
+        books.asked += 1;
+        let stranger = matches!(books.caller(&request), Err((403, "InvalidClientTokenId", _)));
+        let stalling = Some(books.stalling.subscribe()).filter(|stalling| stranger && *stalling.borrow());
+        books.stalled += usize::from(stalling.is_some());
+        stalling
+    };
+    if let Some(mut stalling) = stalling {
+        let _ = stalling.wait_for(|stalling| !stalling).await;
+        state.lock().unwrap_or_else(PoisonError::into_inner).stalled -= 1;
+    }
+    let books = state.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((status, code)) = books.trouble {
         return refusal(status, code, "injected by the test");
     }
