@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use stopover::access::Principal;
 use stopover::access::policy::Because;
-use stopover::config::{AccessConfig, Config};
+use stopover::config::Config;
 use stopover::error::PullError;
 use stopover::local::EmbeddedLedger;
 use stopover::oci::{Operation, Request};

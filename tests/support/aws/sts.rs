@@ -13,8 +13,10 @@ use aws_sigv4::sign::v4::SigningParams;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
+use axum::routing::get;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use serde_json::json;
 use stopover::access::iam::SignedFields;
@@ -124,6 +126,8 @@ pub struct Sts {
 #[derive(Default)]
 struct Books {
     signers: HashMap<String, Signer>,
+    /// Tokens, the roles that they are good for, and whom they make of their bearers.
+    trusted: Vec<(String, String, Signer)>,
     clock: Clock,
     trouble: Option<(u16, &'static str)>,
     asked: usize,
@@ -138,7 +142,10 @@ impl Sts {
         let loopback = Loopback::new("sts")?;
         let (listener, address) = loopback.bind()?;
         let state = Arc::<Mutex<Books>>::default();
-        loopback.serve(listener, Router::new().fallback(answer).with_state(Arc::clone(&state)));
+        loopback.serve(
+            listener,
+            Router::new().route("/", get(answer).post(assume)).fallback(answer).with_state(Arc::clone(&state)),
+        );
         Ok(Self { url: format!("http://{address}"), state, _loopback: loopback })
     }
 
@@ -161,6 +168,12 @@ impl Sts {
         self.books().signers.insert(signer.key_id.clone(), signer.clone());
     }
 
+    /// From now on gives the credentials of this signer, who is a session of the role, for this token.
+    pub fn trust(&self, token: &str, role: &str, signer: &Signer) {
+        self.know(signer);
+        self.books().trusted.push((token.to_owned(), role.to_owned(), signer.clone()));
+    }
+
     /// From now on answers everything with this status and code; `None`: is well again.
     pub fn trouble(&self, trouble: Option<(u16, &'static str)>) {
         self.books().trouble = trouble;
@@ -180,6 +193,37 @@ impl Sts {
     pub fn asked(&self) -> usize {
         self.books().asked
     }
+}
+
+/// `AssumeRoleWithWebIdentity`, which is asked for without a signature.
+async fn assume(State(state): State<Arc<Mutex<Books>>>, headers: HeaderMap, body: Bytes) -> Response<Body> {
+    let form: Vec<(String, String)> = url::form_urlencoded::parse(&body).into_owned().collect();
+    let field = |name: &str| match form.iter().filter(|(field, _)| field == name).collect::<Vec<_>>().as_slice() {
+        [(_, value)] => value.clone(),
+        _ => String::new(),
+    };
+    let form_sent = text(&headers, "content-type") == "application/x-www-form-urlencoded";
+    if !form_sent || field("Action") != "AssumeRoleWithWebIdentity" || field("Version") != "2011-06-15" {
+        return refusal(400, "InvalidAction", "only AssumeRoleWithWebIdentity is played here");
+    }
+    let session = field("RoleSessionName");
+    let of_a_name = |letter: char| letter.is_ascii_alphanumeric() || "_+=,.@-".contains(letter);
+    if !(2..=64).contains(&session.len()) || !session.chars().all(of_a_name) || headers.contains_key("authorization") {
+        return refusal(400, "ValidationError", "RoleSessionName, or a signature that nobody asks for");
+    }
+    let books = state.lock().unwrap_or_else(PoisonError::into_inner);
+    let (token, role) = (field("WebIdentityToken"), field("RoleArn"));
+    let Some((_, _, signer)) = books.trusted.iter().find(|(known, of, _)| *known == token && *of == role) else {
+        return refusal(400, "InvalidIdentityToken", "No OpenIDConnect provider found in your account");
+    };
+    let credentials = json!({
+        "AccessKeyId": signer.key_id, "SecretAccessKey": signer.secret, "SessionToken": signer.token,
+        "Expiration": 4_070_908_800.0_f64,
+    });
+    let result = json!({ "Credentials": credentials, "SubjectFromWebIdentityToken": "system:serviceaccount:a:b" });
+    let wanted = headers.get(header::ACCEPT).is_some_and(|accept| accept == "application/json");
+    let body = json!({ "AssumeRoleWithWebIdentityResponse": { "AssumeRoleWithWebIdentityResult": result } });
+    respond(200, if wanted { body.to_string() } else { "<Xml/>".into() })
 }
 
 async fn answer(State(state): State<Arc<Mutex<Books>>>, request: Request<Body>) -> Response<Body> {
