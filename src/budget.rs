@@ -7,7 +7,7 @@
 
 mod table;
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::access::Principal;
+use crate::address::neighbourhood;
 use crate::oci::Digest;
 use crate::ports::Job;
 use crate::time::{Clock, Timestamp};
@@ -53,14 +54,6 @@ impl Payer {
         let hash = Sha256::digest(principal.to_string());
         name.copy_from_slice(&hash[..16]);
         Some(Self::Principal(name))
-    }
-}
-
-/// An IPv6 caller has a whole /64 of addresses to call from.
-pub(crate) fn neighbourhood(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from(u128::from(address) >> 64 << 64)),
-        address @ IpAddr::V4(_) => address,
     }
 }
 

@@ -148,7 +148,7 @@ impl PullError {
             }
             Self::Access(error) => match error {
                 AccessError::NobodyHere => (StatusCode::FORBIDDEN, ErrorCode::Denied, None),
-                AccessError::TooManyAttempts { retry_after } => {
+                AccessError::TooManyAttempts { retry_after } | AccessError::Busy { retry_after } => {
                     (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests, Some(*retry_after))
                 }
                 AccessError::Store(_) | AccessError::Unreachable(_) => {

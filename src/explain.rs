@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use stopover::access::Principal;
 use stopover::access::policy::Because;
-use stopover::config::{AccessConfig, Config};
+use stopover::config::Config;
 use stopover::error::PullError;
 use stopover::local::EmbeddedLedger;
 use stopover::oci::{Operation, Request};
@@ -57,7 +57,7 @@ impl Question {
             repository => repository.context("nobody can pull that")?,
         };
         let private = upstreams.get(&repository)?.config().is_private();
-        let access = config.access.clone().unwrap_or_else(AccessConfig::only_here);
+        let access = config.access();
         let decision = access.policy.decide(&principal, from, &repository, private);
         let mut text = format!("{principal} pulls {repository}: {decision}\n");
         let decisive = match decision.because {

@@ -14,6 +14,7 @@
 //!    `functions` answers it with S3, `DynamoDB` and SQS.
 
 pub mod access;
+pub mod address;
 pub mod budget;
 pub mod config;
 pub mod error;
@@ -37,7 +38,7 @@ use std::sync::Arc;
 
 use access::token::{InvalidKeys, TokenKeys};
 use access::{Access, OperatorSecret};
-use config::{AccessConfig, Config};
+use config::Config;
 use ports::{Blobs, Fills, Ledger};
 use time::Clock;
 use tokio::sync::Semaphore;
@@ -77,9 +78,9 @@ impl Cache {
         issuer: Option<&Arc<dyn Issuer>>,
     ) -> Result<Self, CacheError> {
         let upstreams = Upstreams::new(&config, &clock, &ledger, issuer)?;
-        let access = config.access.clone().unwrap_or_else(AccessConfig::only_here);
+        let access = config.access();
         let keys = match (access.has_logins(), &access.signing_keys) {
-            (true, Some(keys)) => Some(TokenKeys::parse(keys, clock.clone())?),
+            (true, Some(keys)) => Some(TokenKeys::parse(keys.as_str(), clock.clone())?),
             (true, None) => return Err(CacheError::NoKeys),
             (false, _) => None,
         };

@@ -16,11 +16,11 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use client::{
-    Client, ClientLogin, DockerAction, Endpoint, Examination, Identity, Login, Operator, Order, Target, Upstream,
+    Client, ClientLogin, DockerAction, Endpoint, Examination, Helper, Login, Operator, Order, Target, Upstream,
 };
 use explain::Question;
 use stopover::access::{RobotCommand, RobotName};
-use stopover::config::{AccessConfig, Cold, Config, DEFAULT_UPSTREAM, SecretReference, UpstreamConfig};
+use stopover::config::{Cold, Config, DEFAULT_UPSTREAM, SecretReference, UpstreamConfig};
 use stopover::local::Local;
 use stopover::oci::UpstreamId;
 use stopover::time::{Clock, Span, written};
@@ -157,19 +157,19 @@ enum Command {
         #[command(flatten)]
         login: ClientLogin,
         /// Where clients reach the cache [default: the configured address]
-        #[arg(long, value_name = "URL")]
+        #[arg(long, env = "STOPOVER_SERVER", value_name = "URL")]
         server: Option<Endpoint>,
     },
     /// Answer Docker and podman, as the credential helper that a link called docker-credential-stopover makes of this
     DockerCredential {
         action: DockerAction,
         #[command(flatten)]
-        identity: Identity,
+        helper: Helper,
     },
     /// Answer the kubelet, as an image credential provider (v1)
     KubeletCredentialProvider {
         #[command(flatten)]
-        identity: Identity,
+        helper: Helper,
     },
     /// Look at the configuration
     #[command(subcommand)]
@@ -269,8 +269,8 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
         _ => load(&settings, &command)?,
     };
     match command {
-        Command::DockerCredential { action, identity } => block_on(client::docker_credential(action, &identity)),
-        Command::KubeletCredentialProvider { identity } => block_on(client::kubelet_credentials(&identity)),
+        Command::DockerCredential { action, helper } => block_on(helper.answer_docker(action)),
+        Command::KubeletCredentialProvider { helper } => block_on(helper.answer_kubelet()),
         Command::Config(ConfigCommand::Check) => Ok(std::io::stdout().write_all(describe(&config).as_bytes())?),
         Command::Quota { asked } => ask(&config, asked, async |client| client.quota().await),
         Command::Fills { command: None, server } => {
@@ -447,7 +447,7 @@ fn describe(config: &Config) -> String {
         written(config.wait),
         config.retention.keep.map_or("forever".into(), written),
     );
-    let access = config.access.clone().unwrap_or_else(AccessConfig::only_here);
+    let access = config.access();
     let _ = writeln!(text, "access    {access}; rules of the policy: {}", access.policy.0.len());
     let settings = |settings: &UpstreamConfig| {
         let login = settings.credentials.as_ref().map_or("anonymous".into(), |login| format!("as {}", login.username));

@@ -88,6 +88,7 @@ impl Setting {
             .env("PATH", format!("{}:{path}", self.directory.path().display()))
             .env("HOME", self.directory.path())
             .env("STOPOVER_SERVICE", "cr.test")
+            .env("STOPOVER_SERVER", format!("http://{}", self.stopover.address()))
             .env("AWS_EC2_METADATA_DISABLED", "true")
             .envs(environment.iter().map(|(name, value)| (*name, value.as_str())))
             .current_dir(self.directory.path())
@@ -166,9 +167,82 @@ async fn the_helper_signs_with_credentials_of_the_container_or_the_instance() ->
     ensure!(setting.answers(&setting.login(&metadata).await?).await? == StatusCode::OK);
     // Not from anywhere: what answers there would be believed.
     let elsewhere = [("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://10.0.0.1/".to_owned())];
-    let output = setting.run(&setting.helper(), &["get"], &elsewhere, "cr.test").await?;
+    let output = setting.run(&setting.helper(), &["get"], &elsewhere, setting.stopover.address()).await?;
     let text = String::from_utf8(output.stdout)?;
     ensure!(!output.status.success() && text.contains("another host"), "{text}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_helper_signs_as_the_role_that_a_service_account_of_eks_has() -> anyhow::Result<()> {
+    let setting = Setting::start().await?;
+    let role = format!("arn:aws:iam::{ACCOUNT}:role/eks/puller");
+    setting.sts.trust("token of the pod", &role, &Signer::role(ACCOUNT, "puller", "stopover"));
+    let file = setting.directory.path().join("web-identity");
+    std::fs::write(&file, "token of the pod\n")?;
+    let of_pod = [
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", file.display().to_string()),
+        ("AWS_ROLE_ARN", role),
+        ("AWS_ENDPOINT_URL_STS", setting.sts.url().to_owned()),
+        ("AWS_REGION", "eu-west-1".to_owned()),
+    ];
+    let login = setting.login(&of_pod).await?;
+    ensure!(login.0 == "aws" && setting.answers(&login).await? == StatusCode::OK);
+    let helper = setting.helper();
+    let server = setting.stopover.address();
+    let refusal = async |name, value: &str| {
+        let changed = [&of_pod[..], &[(name, value.to_owned())]].concat();
+        let output = setting.run(&helper, &["get"], &changed, server).await?;
+        ensure!(!output.status.success(), "{output:?}");
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let said = refusal("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/other").await?;
+    ensure!(said.contains("role/other") && said.contains("InvalidIdentityToken"), "{said}");
+    ensure!(!said.contains("token of the pod"), "{said}");
+    let said = refusal("AWS_ROLE_ARN", "").await?;
+    ensure!(said.contains("belong together"), "{said}");
+    let said = refusal("AWS_WEB_IDENTITY_TOKEN_FILE", "/nowhere").await?;
+    ensure!(said.contains("cannot read /nowhere"), "{said}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_helpers_log_in_at_their_cache_and_nowhere_else() -> anyhow::Result<()> {
+    let setting = Setting::start().await?;
+    let (helper, address) = (setting.helper(), setting.stopover.address());
+    let get = async |server: &str, environment: &[(&str, String)]| {
+        let environment = [&setting.credentials()[..], environment].concat();
+        let output = setting.run(&helper, &["get"], &environment, server).await?;
+        anyhow::Ok((output.status.success(), String::from_utf8(output.stdout)?))
+    };
+    for server in [address.to_owned(), format!("http://{address}"), format!("https://{address}/v2/\n")] {
+        let (success, said) = get(&server, &[]).await?;
+        ensure!(success && said.contains("\"Username\":\"aws\""), "{server}: {said}");
+    }
+    // Docker, podman and skopeo go on without credentials when they read exactly this.
+    for server in ["https://index.docker.io/v1/", "ghcr.io", "127.0.0.1", &format!("{address}.evil.example"), "http://"]
+    {
+        let (success, said) = get(server, &[]).await?;
+        ensure!(!success && said.trim() == "credentials not found in native keychain", "{server}: {said}");
+    }
+    for (variable, value, words) in [
+        ("STOPOVER_SERVER", "", "--server or STOPOVER_SERVER"),
+        ("STOPOVER_SERVER", "cache.example.com", "give a URL like https://cache.example.com"),
+        ("STOPOVER_SERVICE", "", "--service or STOPOVER_SERVICE"),
+    ] {
+        let (success, said) = get(address, &[(variable, value.to_owned())]).await?;
+        ensure!(!success && said.contains(words), "{variable}={value}: {said}");
+    }
+    let elsewhere = json!({
+        "apiVersion": "credentialprovider.kubelet.k8s.io/v1", "kind": "CredentialProviderRequest",
+        "image": "registry.example.com/team/app:v1", "serviceAccountToken": "token of the pod",
+    });
+    let arguments = ["kubelet-credential-provider"];
+    let output = setting.run(&binary()?, &arguments, &setting.credentials(), &elsewhere.to_string()).await?;
+    let response: Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(output.status.success() && response["auth"] == json!({}), "{output:?}");
+    ensure!(response["kind"] == "CredentialProviderResponse", "{response}");
+    ensure!(setting.sts.asked() == 0);
     Ok(())
 }
 
@@ -193,7 +267,7 @@ async fn the_helper_passes_on_id_tokens_of_a_file_or_of_github_actions() -> anyh
 #[tokio::test(flavor = "multi_thread")]
 async fn without_credentials_the_helper_says_where_it_has_looked() -> anyhow::Result<()> {
     let setting = Setting::start().await?;
-    let output = setting.run(&setting.helper(), &["get"], &[], "cr.test").await?;
+    let output = setting.run(&setting.helper(), &["get"], &[], setting.stopover.address()).await?;
     // Docker shows standard output.
     let text = String::from_utf8(output.stdout)?;
     ensure!(!output.status.success() && text.contains("AWS_ACCESS_KEY_ID"), "{text}");

@@ -1,41 +1,25 @@
 //! Who a request is from: anonymous callers, robots, identities of AWS and of `OpenID` issuers, tokens of ours.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use quick_cache::sync::Cache as MemoryCache;
-use sha2::{Digest as _, Sha256};
-use tokio::sync::Semaphore;
 use url::Url;
 
 use super::oidc::Issuers;
 use super::policy::Decision;
-use super::robot::SecretHash;
+use super::robots::RobotLogins;
 use super::sts::Sts;
 use super::token::TokenKeys;
 use super::web::{Unreachable, Web};
-use super::{IAM_USER, OIDC_USER, Principal, RobotName, Source};
+use super::{IAM_USER, OIDC_USER, Principal, Source};
 use crate::config::AccessConfig;
 use crate::oci::Repository;
 use crate::ports::{Ledger, StoreError};
-use crate::time::{Clock, Timestamp};
+use crate::time::Clock;
 
-/// How many wrong secrets an address may send for one name, and for all names together, before it has to wait.
-const FREE_ATTEMPTS: (u32, u32) = (3, 30);
-const FIRST_PAUSE: Duration = Duration::from_secs(2);
-const LONGEST_PAUSE: Duration = Duration::from_mins(5);
-/// How long after a pause wrong secrets are forgotten.
-const FORGIVEN: Duration = Duration::from_mins(15);
-/// Above this many callers with wrong secrets, those whose pause is over are forgotten.
-const MANY_ATTEMPTS: usize = 10_000;
-/// How many secrets are compared at once: each takes 19 MiB and a processor.
-const COMPARED_AT_ONCE: usize = 2;
-/// The most bytes of a robot's secret; ours have 52.
-const LONGEST_SECRET: usize = 256;
 /// The most bytes of an `Authorization` that is looked at.
 const LONGEST_AUTHORIZATION: usize = 16 * 1024;
 
@@ -69,6 +53,12 @@ pub enum AccessError {
     /// Too many wrong secrets.
     #[error("too many wrong secrets; try again later")]
     TooManyAttempts {
+        /// When.
+        retry_after: Duration,
+    },
+    /// So many log in that no more of them can be looked at.
+    #[error("too many are logging in now; try again later")]
+    Busy {
         /// When.
         retry_after: Duration,
     },
@@ -114,32 +104,9 @@ pub struct Access {
     config: AccessConfig,
     /// `None`: tokens are not issued, because nobody has to log in.
     keys: Option<TokenKeys>,
-    clock: Clock,
-    ledger: Arc<dyn Ledger>,
+    robots: RobotLogins,
     iam: Option<Sts>,
     issuers: Issuers,
-    /// Secrets that were right, by what they were compared with: comparing takes long, on purpose.
-    verified: MemoryCache<Verified, ()>,
-    comparing: Arc<Semaphore>,
-    attempts: Mutex<HashMap<Guesser, Attempts>>,
-}
-
-/// An address, and the name that it sends wrong secrets for; without it, all of them.
-type Guesser = (Option<String>, Option<IpAddr>);
-
-type Verified = (SecretHash, [u8; 32]);
-
-struct Attempts {
-    wrong: u32,
-    /// The end of the pause after the last one.
-    until: Timestamp,
-}
-
-/// Who is to wait after a wrong secret, and how many each of them may send before that.
-fn guessers(user: &str, address: Option<IpAddr>) -> [(Guesser, u32); 2] {
-    let address = address.map(|address| address.to_canonical());
-    let user: String = user.chars().take(64).collect();
-    [((Some(user), address), FREE_ATTEMPTS.0), ((None, address), FREE_ATTEMPTS.1)]
 }
 
 impl Access {
@@ -153,8 +120,7 @@ impl Access {
         let web = Web::new()?;
         let issuers = Issuers::new(&config.oidc, &config.policy, &web, &clock);
         let iam = config.iam.clone().map(|iam| Sts::new(iam, config.service.clone(), web, clock.clone()));
-        let (verified, comparing) = (MemoryCache::new(1000), Arc::new(Semaphore::new(COMPARED_AT_ONCE)));
-        Ok(Self { config, keys, clock, ledger, iam, issuers, verified, comparing, attempts: Mutex::default() })
+        Ok(Self { config, keys, robots: RobotLogins::new(clock, ledger), iam, issuers })
     }
 
     /// What tokens are for.
@@ -184,7 +150,7 @@ impl Access {
         }
         match asking.credentials()? {
             Credentials::None => self.anonymous(asking.source),
-            Credentials::Token(token) => self.bearer(token, asking.source),
+            Credentials::Token(token) => self.bearer(token, asking.source).await,
             Credentials::Secret(user, secret) => self.log_in(&user, &secret, asking.source).await,
         }
     }
@@ -205,13 +171,17 @@ impl Access {
         }
     }
 
-    fn bearer(&self, token: &str, source: Source) -> Result<Principal, AccessError> {
+    /// Who a token is about, as long as they would be let in if they logged in now.
+    async fn bearer(&self, token: &str, source: Source) -> Result<Principal, AccessError> {
         let keys = self.keys.as_ref().ok_or(AccessError::InvalidToken)?;
-        match keys.verify(self.service(), token).map_err(|_| AccessError::InvalidToken)? {
+        let (principal, issued_at) = keys.verify(self.service(), token).map_err(|_| AccessError::InvalidToken)?;
+        let let_in = match &principal {
             // A token of nobody is good where nobody needs one.
-            Principal::Anonymous => self.anonymous(source).map_err(|_| AccessError::InvalidToken),
-            principal => Ok(principal),
-        }
+            _ if self.config.not_let_in(&principal, source).is_some() => false,
+            Principal::Robot(name) => self.robots.is_let_in(name, issued_at).await?,
+            Principal::Anonymous | Principal::Iam(_) | Principal::Oidc(_) => true,
+        };
+        if let_in { Ok(principal) } else { Err(AccessError::InvalidToken) }
     }
 
     /// Who has this user name and secret.
@@ -221,75 +191,10 @@ impl Access {
             return self.anonymous(source);
         }
         match (user, &self.iam) {
-            (IAM_USER, Some(sts)) => return sts.identify(secret).await.map(Principal::Iam),
-            (OIDC_USER, _) => return self.issuers.identify(secret).await.map(Principal::Oidc),
-            _ if !self.config.robots => return Err(AccessError::WrongCredentials),
-            _ => {}
-        }
-        let guessers = guessers(user, source.address);
-        self.check_attempts(&guessers)?;
-        let name: Option<RobotName> = user.parse().ok();
-        if let Some(name) = name.filter(|_| secret.len() <= LONGEST_SECRET)
-            && self.is_secret_of(&name, secret).await?
-        {
-            self.attempts.lock().unwrap_or_else(PoisonError::into_inner).remove(&guessers[0].0);
-            return Ok(Principal::Robot(name));
-        }
-        self.note_wrong(guessers);
-        Err(AccessError::WrongCredentials)
-    }
-
-    async fn is_secret_of(&self, name: &RobotName, secret: &str) -> Result<bool, StoreError> {
-        let robots = self.ledger.robots().await?.map(|robots| robots.value).unwrap_or_default();
-        let mut hashes = robots.hashes(name, self.clock.now());
-        let seen: [u8; 32] = Sha256::digest(secret).into();
-        if hashes.iter().any(|hash| self.verified.get(&(hash.clone(), seen)).is_some()) {
-            return Ok(true);
-        }
-        if hashes.is_empty() {
-            hashes.push(SecretHash::of_nobody());
-        }
-        let secret = secret.to_owned();
-        let unavailable = |error: String| StoreError::Unavailable(format!("no secret could be compared: {error}"));
-        let place =
-            Arc::clone(&self.comparing).acquire_owned().await.map_err(|error| unavailable(error.to_string()))?;
-        // Comparing keeps a processor busy for long, and goes on when the client leaves.
-        let compared = tokio::task::spawn_blocking(move || {
-            let right = hashes.into_iter().find(|hash| hash.is_of(&secret));
-            drop(place);
-            right
-        });
-        let right = compared.await.map_err(|error| unavailable(error.to_string()))?;
-        if let Some(hash) = &right {
-            self.verified.insert((hash.clone(), seen), ());
-        }
-        Ok(right.is_some())
-    }
-
-    fn check_attempts(&self, guessers: &[(Guesser, u32)]) -> Result<(), AccessError> {
-        let attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = self.clock.now();
-        let pauses = guessers.iter().filter_map(|(guesser, _)| attempts.get(guesser));
-        match pauses.map(|attempts| attempts.until).max().filter(|until| now < *until) {
-            Some(until) => Err(AccessError::TooManyAttempts { retry_after: until.after(now) }),
-            None => Ok(()),
-        }
-    }
-
-    fn note_wrong(&self, guessers: [(Guesser, u32); 2]) {
-        let now = self.clock.now();
-        let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
-        if attempts.len() >= MANY_ATTEMPTS {
-            attempts.retain(|_, attempts| now < attempts.until);
-        }
-        for (guesser, free) in guessers {
-            let known = attempts.entry(guesser).or_insert(Attempts { wrong: 0, until: now });
-            if known.until.plus(FORGIVEN) <= now {
-                known.wrong = 0;
-            }
-            known.wrong += 1;
-            let pause = known.wrong.checked_sub(free + 1).map(|more| FIRST_PAUSE.saturating_mul(1 << more.min(16)));
-            known.until = now.plus(pause.unwrap_or_default().min(LONGEST_PAUSE));
+            (IAM_USER, Some(sts)) => sts.identify(secret, source.address).await.map(Principal::Iam),
+            (OIDC_USER, _) => self.issuers.identify(secret).await.map(Principal::Oidc),
+            _ if self.config.robots => self.robots.log_in(user, secret, source.address).await.map(Principal::Robot),
+            _ => Err(AccessError::WrongCredentials),
         }
     }
 

@@ -22,6 +22,60 @@ const EMPTY_BODY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca49599
 /// The most bytes of a password: session tokens have up to two kilobytes.
 const LONGEST_PASSWORD: usize = 8192;
 
+/// A part of AWS that has accounts, identities and host names of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Partition {
+    Commercial,
+    China,
+    Government,
+}
+
+impl Partition {
+    /// All of them.
+    pub(crate) const ALL: [Self; 3] = [Self::Commercial, Self::China, Self::Government];
+
+    /// The partition of a region: `eu-west-1`, `cn-north-1`, `us-gov-west-1`. `None`: that is no region, or one of a
+    /// partition that the public internet does not reach. What passes is part of a host name, where `s3` would be another
+    /// service.
+    fn of(region: &str) -> Option<Self> {
+        let letters = |text: &str, count: std::ops::RangeInclusive<usize>| {
+            count.contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_lowercase())
+        };
+        let parts: Vec<&str> = region.split('-').collect();
+        let (partition, area, number) = match parts.as_slice() {
+            ["cn", area, number] => (Self::China, area, number),
+            ["us", "gov", area, number] => (Self::Government, area, number),
+            [continent, area, number] if letters(continent, 2..=2) => (Self::Commercial, area, number),
+            _ => return None,
+        };
+        let valid = letters(area, 4..=12) && matches!(number.as_bytes(), [b'1'..=b'9']);
+        valid.then_some(partition)
+    }
+
+    /// As ARNs name it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Commercial => "aws",
+            Self::China => "aws-cn",
+            Self::Government => "aws-us-gov",
+        }
+    }
+}
+
+/// The public host of a region's STS. `None`: that is no region.
+pub fn sts_host(region: &str) -> Option<String> {
+    let end = match Partition::of(region)? {
+        Partition::Commercial | Partition::Government => "amazonaws.com",
+        Partition::China => "amazonaws.com.cn",
+    };
+    Some(format!("sts.{region}.{end}"))
+}
+
+/// Whether this is the number of an account: twelve digits.
+pub(crate) fn is_account(text: &str) -> bool {
+    text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 /// What a caller has signed. Everything else of the request is fixed.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -81,9 +135,6 @@ impl SignedFields {
 
     fn are_well_formed(&self) -> bool {
         let digits = |text: &str, count| text.len() == count && text.bytes().all(|byte| byte.is_ascii_digit());
-        let word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-        let region =
-            !self.region.is_empty() && self.region.split('-').all(|part| !part.is_empty() && part.bytes().all(word));
         let credential: Vec<&str> = self.credential.split('/').collect();
         let [key, day, in_region, "sts", "aws4_request"] = credential.as_slice() else { return false };
         let key_id = (16..=128).contains(&key.len())
@@ -94,7 +145,7 @@ impl SignedFields {
         let token = self.token.as_ref().is_none_or(|token| !token.is_empty() && token.bytes().all(base64));
         let signature =
             self.signature.len() == 64 && self.signature.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        region && self.region.len() <= 32 && key_id && in_region == &self.region && date && token && signature
+        Partition::of(&self.region).is_some() && key_id && in_region == &self.region && date && token && signature
     }
 
     /// When it was signed. `None`: on no day of the calendar.
@@ -106,10 +157,36 @@ impl SignedFields {
         Some(Timestamp(date.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs()))
     }
 
-    /// The host that was signed: that of the region's STS, wherever that is reached.
-    pub fn host(&self) -> String {
-        let end = if self.region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
-        format!("sts.{}.{end}", self.region)
+    /// The host that was signed: that of the region's STS, wherever that is reached. `None`: it is no region.
+    pub fn host(&self) -> Option<String> {
+        sts_host(&self.region)
+    }
+
+    /// The id of the access key that it says it was signed with.
+    pub(super) fn key_id(&self) -> &str {
+        self.credential.split('/').next().unwrap_or_default()
+    }
+
+    /// Who has signed, as STS answers to `Accept: application/json`. A session of a role is the role:
+    /// `…:sts::1:assumed-role/name/session` becomes `…:iam::1:role/name`. `None`: it is no such answer, contradicts itself,
+    /// or names somebody of another partition than was asked.
+    pub fn identity(&self, answer: &[u8]) -> Option<IamIdentity> {
+        let answer: Answer = serde_json::from_slice(answer).ok()?;
+        let CallerIdentity { account, arn } = answer.get_caller_identity_response.get_caller_identity_result;
+        let parts: Vec<&str> = arn.splitn(6, ':').collect();
+        let ["arn", partition, service, "", of, resource] = parts.as_slice() else { return None };
+        let asked = Partition::of(&self.region).is_some_and(|asked| asked.as_str() == *partition);
+        if !asked || *of != account || !is_account(&account) {
+            return None;
+        }
+        let arn = match (*service, resource.strip_prefix("assumed-role/")) {
+            ("sts", Some(session)) => {
+                let (role, _) = session.split_once('/')?;
+                format!("arn:{partition}:iam::{account}:role/{role}")
+            }
+            _ => arn,
+        };
+        Some(IamIdentity { account, arn })
     }
 
     /// The request that was signed, put together anew: GET of this URL with [`SERVER_ID_HEADER`] and [`Self::host`], and
@@ -118,7 +195,7 @@ impl SignedFields {
         let mut url = if let Some(endpoint) = endpoint {
             endpoint.clone()
         } else {
-            Url::parse(&format!("https://{}/", self.host())).ok()?
+            Url::parse(&format!("https://{}/", self.host()?)).ok()?
         };
         url.query_pairs_mut()
             .clear()
@@ -140,7 +217,7 @@ impl SignedFields {
         let url = self.request(None)?;
         // The parameters stand in their canonical order, the signature last.
         let (query, _) = url.query()?.split_once("&X-Amz-Signature=")?;
-        let host = self.host();
+        let host = self.host()?;
         Some(format!(
             "GET\n/\n{query}\nhost:{host}\n{SERVER_ID_HEADER}:{server_id}\n\nhost;{SERVER_ID_HEADER}\n{EMPTY_BODY}"
         ))
@@ -173,28 +250,6 @@ struct CallerIdentity {
     arn: String,
 }
 
-impl IamIdentity {
-    /// What STS answers to `Accept: application/json`. A session of a role is the role: `…:sts::1:assumed-role/name/session`
-    /// becomes `…:iam::1:role/name`. `None`: it is no such answer, or contradicts itself.
-    pub fn from_answer(body: &[u8]) -> Option<Self> {
-        let answer: Answer = serde_json::from_slice(body).ok()?;
-        let CallerIdentity { account, arn } = answer.get_caller_identity_response.get_caller_identity_result;
-        let parts: Vec<&str> = arn.splitn(6, ':').collect();
-        let ["arn", partition, service, "", of, resource] = parts.as_slice() else { return None };
-        if *of != account || account.len() != 12 || !account.bytes().all(|byte| byte.is_ascii_digit()) {
-            return None;
-        }
-        let arn = match (*service, resource.strip_prefix("assumed-role/")) {
-            ("sts", Some(session)) => {
-                let (role, _) = session.split_once('/')?;
-                format!("arn:{partition}:iam::{account}:role/{role}")
-            }
-            _ => arn,
-        };
-        Some(Self { account, arn })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,7 +258,12 @@ mod tests {
     const SIGNATURE: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 
     fn fields() -> SignedFields {
-        SignedFields::new("eu-west-1", CREDENTIAL, "20261121T120000Z", Some("abc+/="), SIGNATURE).unwrap()
+        fields_of("eu-west-1")
+    }
+
+    fn fields_of(region: &str) -> SignedFields {
+        let credential = CREDENTIAL.replace("eu-west-1", region);
+        SignedFields::new(region, &credential, "20261121T120000Z", Some("abc+/="), SIGNATURE).unwrap()
     }
 
     #[test]
@@ -265,23 +325,72 @@ mod tests {
 
     #[test]
     fn a_session_of_a_role_is_the_role() {
-        let answer = |account: &str, arn: &str| {
+        let identity = |region: &str, account: &str, arn: &str| {
             let result = serde_json::json!({ "Account": account, "Arn": arn, "UserId": "x" });
             let body = serde_json::json!({ "GetCallerIdentityResponse": { "GetCallerIdentityResult": result } });
-            IamIdentity::from_answer(body.to_string().as_bytes()).map(|identity| identity.arn)
+            fields_of(region).identity(body.to_string().as_bytes()).map(|identity| identity.arn)
         };
         let account = "123456789012";
-        for (arn, principal) in [
-            ("arn:aws:sts::123456789012:assumed-role/node/i-1", Some("arn:aws:iam::123456789012:role/node")),
-            ("arn:aws:iam::123456789012:user/a/b", Some("arn:aws:iam::123456789012:user/a/b")),
-            ("arn:aws-cn:sts::123456789012:assumed-role/node/a:b", Some("arn:aws-cn:iam::123456789012:role/node")),
-            ("arn:aws:sts::123456789012:assumed-role/node", None),
-            ("arn:aws:sts::999999999999:assumed-role/node/i-1", None),
-            ("nonsense", None),
+        for (region, arn, principal) in [
+            (
+                "eu-west-1",
+                "arn:aws:sts::123456789012:assumed-role/node/i-1",
+                Some("arn:aws:iam::123456789012:role/node"),
+            ),
+            ("eu-west-1", "arn:aws:iam::123456789012:user/a/b", Some("arn:aws:iam::123456789012:user/a/b")),
+            (
+                "cn-north-1",
+                "arn:aws-cn:sts::123456789012:assumed-role/node/a:b",
+                Some("arn:aws-cn:iam::123456789012:role/node"),
+            ),
+            (
+                "us-gov-west-1",
+                "arn:aws-us-gov:iam::123456789012:user/a",
+                Some("arn:aws-us-gov:iam::123456789012:user/a"),
+            ),
+            ("eu-west-1", "arn:aws-cn:iam::123456789012:user/a", None),
+            ("cn-north-1", "arn:aws:iam::123456789012:user/a", None),
+            ("eu-west-1", "arn:aws:sts::123456789012:assumed-role/node", None),
+            ("eu-west-1", "arn:aws:sts::999999999999:assumed-role/node/i-1", None),
+            ("eu-west-1", "nonsense", None),
         ] {
-            assert_eq!(answer(account, arn).as_deref(), principal, "{arn}");
+            assert_eq!(identity(region, account, arn).as_deref(), principal, "{arn}");
         }
-        assert_eq!(answer("12", "arn:aws:iam::12:user/a"), None);
-        assert_eq!(IamIdentity::from_answer(b"<GetCallerIdentityResponse/>"), None);
+        assert_eq!(identity("eu-west-1", "12", "arn:aws:iam::12:user/a"), None);
+        assert_eq!(fields().identity(b"<GetCallerIdentityResponse/>"), None);
+    }
+
+    #[test]
+    fn a_region_is_one_of_a_known_partition_and_nothing_else_of_a_host_name() {
+        for (region, host) in [
+            ("eu-west-1", "sts.eu-west-1.amazonaws.com"),
+            ("ap-southeast-7", "sts.ap-southeast-7.amazonaws.com"),
+            ("cn-northwest-1", "sts.cn-northwest-1.amazonaws.com.cn"),
+            ("us-gov-east-1", "sts.us-gov-east-1.amazonaws.com"),
+        ] {
+            assert_eq!(sts_host(region).as_deref(), Some(host));
+        }
+        for none in [
+            "s3",
+            "",
+            "eu",
+            "eu-west",
+            "eu-west-",
+            "eu-west-0",
+            "eu-west-12",
+            "eu-west-1a",
+            "EU-WEST-1",
+            "eu--1",
+            "eu-west-1-",
+            "-eu-west-1",
+            "us-iso-east-1",
+            "us-isob-east-1",
+            "eu-isoe-west-1",
+            "eusc-de-east-1",
+            "us-gov-1",
+            "eu-west-1.evil",
+        ] {
+            assert_eq!(sts_host(none), None, "{none}");
+        }
     }
 }

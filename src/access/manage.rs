@@ -1,12 +1,11 @@
 //! What operators do with robots: over `/_stopover/robots`, or by invoking the filler function.
 
-use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::RobotName;
 use super::robot::{NewSecret, Robot, RobotError, Robots};
+use super::{RobotName, Secret};
 use crate::Cache;
 use crate::time::{Span, Timestamp};
 
@@ -15,6 +14,9 @@ const ATTEMPTS: usize = 5;
 
 /// How long the secret before a rotation is taken unless somebody says otherwise.
 pub const OVERLAP: Duration = Duration::from_hours(24);
+
+/// The longest life of a robot that has an end, and the longest overlap: beyond, what is meant is "never", or a mistake.
+const LONGEST: (Duration, Duration) = (Duration::from_hours(10 * 366 * 24), Duration::from_hours(90 * 24));
 
 /// What operators do with robots: the body of `POST /_stopover/robots`, and the event of the filler function.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -54,9 +56,9 @@ pub enum RobotAnswer {
         /// Whose.
         name: RobotName,
         /// The secret.
-        secret: ShownSecret,
+        secret: Secret,
     },
-    /// One is gone. Tokens that it was issued are good until they expire.
+    /// One is gone. Tokens that it was issued are good for half a minute more.
     Removed(RobotName),
 }
 
@@ -73,23 +75,6 @@ pub struct RobotStatus {
     pub replaced_until: Option<Timestamp>,
 }
 
-/// A secret on its way to whoever asked for it. Nothing of it gets into a log.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ShownSecret(String);
-
-impl ShownSecret {
-    /// The secret itself.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for ShownSecret {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("secret")
-    }
-}
-
 impl Cache {
     /// Does what an operator wants done with robots.
     pub async fn robots(&self, command: RobotCommand) -> Result<RobotAnswer, RobotError> {
@@ -101,19 +86,25 @@ impl Cache {
             }
             RobotCommand::Add { name, expires } => {
                 let expires_at = expires.map(|span| now.plus(span.0));
-                if expires_at == Some(now) {
-                    return Err(RobotError::Expired);
+                match expires {
+                    Some(_) if expires_at == Some(now) => return Err(RobotError::Expired),
+                    Some(Span(life)) if life > LONGEST.0 => return Err(RobotError::TooLong),
+                    _ => {}
                 }
                 let secret = new_secret().await?;
                 self.change_robots(|robots| robots.add(name.clone(), &secret, expires_at, now)).await?;
                 tracing::info!(principal = format!("robot:{name}"), "robot added");
-                Ok(RobotAnswer::Secret { name, secret: ShownSecret(secret.text) })
+                Ok(RobotAnswer::Secret { name, secret: secret.text })
             }
             RobotCommand::Rotate { name, overlap } => {
-                let (secret, overlap) = (new_secret().await?, overlap.map_or(OVERLAP, |span| span.0));
+                let overlap = overlap.map_or(OVERLAP, |span| span.0);
+                if overlap > LONGEST.1 {
+                    return Err(RobotError::TooLong);
+                }
+                let secret = new_secret().await?;
                 self.change_robots(|robots| robots.rotate(&name, &secret, overlap, now)).await?;
                 tracing::info!(principal = format!("robot:{name}"), "robot has a new secret");
-                Ok(RobotAnswer::Secret { name, secret: ShownSecret(secret.text) })
+                Ok(RobotAnswer::Secret { name, secret: secret.text })
             }
             RobotCommand::Remove { name } => {
                 self.change_robots(|robots| robots.remove(&name)).await?;

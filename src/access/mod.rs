@@ -1,5 +1,6 @@
 //! Who asks, and whether they may.
 
+mod attempts;
 mod gate;
 pub mod iam;
 mod jwks;
@@ -9,16 +10,19 @@ mod operator;
 pub mod policy;
 mod principal;
 pub mod robot;
+mod robots;
+mod secret;
 mod source;
 mod sts;
 pub mod token;
 mod web;
 
 pub use gate::{Access, AccessError, Asking};
-pub use manage::{OVERLAP, RobotAnswer, RobotCommand, RobotStatus, ShownSecret};
+pub use manage::{OVERLAP, RobotAnswer, RobotCommand, RobotStatus};
 pub use operator::{OPERATOR_HEADER, OperatorSecret};
 pub use principal::{
     IAM_USER, IamIdentity, InvalidPrincipal, InvalidRobotName, KINDS, OIDC_USER, OidcIdentity, Principal, RobotName,
 };
+pub use secret::Secret;
 pub use source::{Anonymous, InvalidNetwork, Network, Source, VpcEndpoint};
 pub use web::Unreachable;

@@ -13,7 +13,7 @@ use super::jwks::Keys;
 use super::policy::Policy;
 use super::web::Web;
 use super::{AccessError, OidcIdentity, Principal};
-use crate::config::OidcConfig;
+use crate::config::{ISSUER, OidcConfig};
 use crate::time::{Clock, Timestamp};
 
 /// How far the clock of an issuer may be behind or ahead.
@@ -26,8 +26,6 @@ const LONGEST_IDENTITY: usize = 2048;
 /// The ways in for identities of `OpenID` issuers.
 pub(super) struct Issuers {
     configured: Vec<Issuer>,
-    /// The claims that rules ask about.
-    asked: BTreeSet<String>,
     clock: Clock,
 }
 
@@ -35,6 +33,8 @@ struct Issuer {
     name: String,
     config: OidcConfig,
     keys: Keys,
+    /// The claims that somebody asks about: rules, and this issuer's configuration.
+    asked: BTreeSet<String>,
 }
 
 /// What a token says of itself, before anything of it is believed: which issuer and which of its keys to verify it with.
@@ -68,13 +68,14 @@ impl Claimed {
 
 impl Issuers {
     pub(super) fn new(configs: &BTreeMap<String, OidcConfig>, policy: &Policy, web: &Web, clock: &Clock) -> Self {
+        let by_rules: BTreeSet<&String> = policy.0.iter().flat_map(|rule| rule.claims.keys()).collect();
         let issuer = |(name, config): (&String, &OidcConfig)| Issuer {
             name: name.clone(),
             config: config.clone(),
             keys: Keys::new(config, web.clone(), clock.clone()),
+            asked: by_rules.iter().copied().chain(config.claims.keys()).cloned().chain([ISSUER.to_owned()]).collect(),
         };
-        let asked = policy.0.iter().flat_map(|rule| rule.claims.keys().cloned()).collect();
-        Self { configured: configs.iter().map(issuer).collect(), asked, clock: clock.clone() }
+        Self { configured: configs.iter().map(issuer).collect(), clock: clock.clone() }
     }
 
     /// Who a token is about, if they are let in. One issuer may be configured several times, for several audiences.
@@ -82,7 +83,7 @@ impl Issuers {
         let claimed = Claimed::read(token).ok_or(AccessError::WrongCredentials)?;
         let mut outcome = Err(AccessError::WrongCredentials);
         for issuer in self.configured.iter().filter(|issuer| issuer.config.issuer == claimed.issuer) {
-            outcome = issuer.identify(token, &claimed, &self.asked, self.clock.now()).await;
+            outcome = issuer.identify(token, &claimed, self.clock.now()).await;
             if outcome.is_ok() {
                 break;
             }
@@ -92,13 +93,7 @@ impl Issuers {
 }
 
 impl Issuer {
-    async fn identify(
-        &self,
-        token: &str,
-        claimed: &Claimed,
-        asked: &BTreeSet<String>,
-        now: Timestamp,
-    ) -> Result<OidcIdentity, AccessError> {
+    async fn identify(&self, token: &str, claimed: &Claimed, now: Timestamp) -> Result<OidcIdentity, AccessError> {
         let key = self.keys.find(&claimed.key).await?.ok_or(AccessError::WrongCredentials)?;
         // The header chooses among the issuer's keys, the key says what it verifies.
         if key.algorithm != claimed.algorithm {
@@ -120,12 +115,9 @@ impl Issuer {
             return Err(AccessError::WrongCredentials);
         }
         let Some(Value::String(subject)) = claims.get("sub") else { return Err(AccessError::WrongCredentials) };
-        let asked = asked.iter().filter_map(|name| text(claims.get(name)?).map(|text| (name.clone(), text)));
+        let asked = self.asked.iter().filter_map(|name| text(claims.get(name)?).map(|text| (name.clone(), text)));
         let identity = OidcIdentity { issuer: self.name.clone(), subject: subject.clone(), claims: asked.collect() };
-        let fits = |(name, pattern): (&String, &crate::freshness::Pattern)| {
-            claims.get(name).and_then(text).is_some_and(|text| pattern.matches(&text))
-        };
-        if !self.config.claims.iter().all(fits) {
+        if !self.config.admits(&identity) {
             return Err(AccessError::NotLetIn(Principal::Oidc(identity).to_string()));
         }
         let length = serde_json::to_vec(&identity).map_or(usize::MAX, |json| json.len());

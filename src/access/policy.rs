@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::Principal;
+use crate::address::is_in;
 use crate::freshness::Pattern;
 use crate::oci::Repository;
 
@@ -24,7 +25,7 @@ pub struct Rule {
     pub who: Vec<Pattern>,
     /// Patterns of claims, all of which the principal has to have.
     pub claims: BTreeMap<String, Pattern>,
-    /// Where the caller is.
+    /// Where the caller is: canonical networks.
     pub networks: Vec<IpNet>,
     /// Patterns of canonical repositories (`ghcr.io/acme/*`).
     pub what: Vec<Pattern>,
@@ -113,11 +114,6 @@ impl Because<'_> {
 
 fn fits(patterns: &[Pattern], text: &str) -> bool {
     patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(text))
-}
-
-/// Whether an address lies in one of these networks. One that is mapped into IPv6 is judged as itself.
-pub fn is_in(networks: &[IpNet], address: IpAddr) -> bool {
-    networks.iter().any(|network| network.contains(&address.to_canonical()))
 }
 
 impl fmt::Display for Decision<'_> {

@@ -40,7 +40,7 @@ pub struct OidcIdentity {
     pub issuer: String,
     /// The claim `sub`.
     pub subject: String,
-    /// The claims that rules ask about, as text.
+    /// The claims that rules and the configuration of the issuer ask about, as text.
     pub claims: BTreeMap<String, String>,
 }
 

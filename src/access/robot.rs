@@ -1,6 +1,7 @@
 //! Robots: names with secrets that we make, for machines that can keep one.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use argon2::Argon2;
@@ -9,8 +10,9 @@ use argon2::password_hash::{PasswordHasher as _, PasswordVerifier as _};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
-use super::RobotName;
+use super::{RobotName, Secret};
 use crate::ports::StoreError;
 use crate::time::Timestamp;
 
@@ -36,14 +38,20 @@ pub struct Robot {
     pub(super) replaced: Option<(SecretHash, Timestamp)>,
 }
 
-/// An argon2id hash, as the PHC string format writes it.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
-pub struct SecretHash(String);
+/// What is kept of a secret. Nothing of it gets into a log.
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SecretHash {
+    /// An argon2id hash, as the PHC string format writes it.
+    phc: String,
+    /// What a secret has to fit before it is worth comparing: so few bits of 256 random ones help nobody who reads them,
+    /// and who cannot read the salt of the hash cannot make a secret that fits.
+    check: u32,
+}
 
 /// A secret that was just made, and its hash. The secret is shown once.
 pub struct NewSecret {
     /// The secret.
-    pub(super) text: String,
+    pub(super) text: Secret,
     hash: SecretHash,
 }
 
@@ -62,6 +70,11 @@ pub enum RobotError {
     /// The time that was named is over before it begins.
     #[error("a robot cannot expire at once")]
     Expired,
+    /// The time that was named is longer than anybody can mean.
+    #[error(
+        "a robot expires within ten years or never, and a secret that was replaced is taken for 90 days at the most"
+    )]
+    TooLong,
     /// Others change the robots all the time.
     #[error("the robots are being changed by others; try again")]
     Busy,
@@ -76,6 +89,15 @@ pub enum RobotError {
 /// The most robots: their item stays far below the 400 KB that `DynamoDB` allows.
 const MOST_ROBOTS: usize = 500;
 
+/// How far the clocks of two instances may differ.
+const LEEWAY: Duration = Duration::from_secs(5);
+
+impl Robot {
+    fn has_not_expired(&self, now: Timestamp) -> bool {
+        self.expires_at.is_none_or(|end| now < end)
+    }
+}
+
 impl NewSecret {
     /// Makes one. Takes tens of milliseconds and 19 MiB, on purpose.
     pub fn make() -> Result<Self, RobotError> {
@@ -83,21 +105,33 @@ impl NewSecret {
         getrandom::fill(&mut bytes).map_err(|_| RobotError::NoSecret)?;
         let text = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes));
         let hash = Argon2::default().hash_password(text.as_bytes()).map_err(|_| RobotError::NoSecret)?;
-        Ok(Self { text, hash: SecretHash(hash.to_string()) })
+        let phc = hash.to_string();
+        Ok(Self { hash: SecretHash { check: check(&phc, &text), phc }, text: Secret::new(text) })
     }
 }
 
 impl SecretHash {
     /// Whether this is the hash of `secret`. Takes tens of milliseconds and 19 MiB, on purpose.
     pub fn is_of(&self, secret: &str) -> bool {
-        let hash = PasswordHash::new(&self.0);
+        let hash = PasswordHash::new(&self.phc);
         hash.is_ok_and(|hash| Argon2::default().verify_password(secret.as_bytes(), &hash).is_ok())
     }
 
-    /// The hash of nothing that anybody has: for names that do not exist, so that they take as long as those that do.
-    pub fn of_nobody() -> Self {
-        Self("$argon2id$v=19$m=19456,t=2,p=1$c3RvcG92ZXJzdG9wb3Zlcg$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA".into())
+    /// Whether this may be the hash of `secret`. Takes no time: of four thousand million wrong secrets one passes.
+    pub fn may_be_of(&self, secret: &str) -> bool {
+        self.check == check(&self.phc, secret)
     }
+}
+
+impl fmt::Debug for SecretHash {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("hash")
+    }
+}
+
+fn check(phc: &str, secret: &str) -> u32 {
+    let digest = Sha256::new().chain_update(phc).chain_update([0]).chain_update(secret).finalize();
+    digest.iter().take(4).fold(0, |check, byte| check << 8 | u32::from(*byte))
 }
 
 impl Robots {
@@ -106,14 +140,20 @@ impl Robots {
         self.robots.iter()
     }
 
-    /// The hashes of the secrets that a robot is let in with.
-    pub fn hashes(&self, name: &RobotName, now: Timestamp) -> Vec<SecretHash> {
-        let robot = self.robots.get(name).filter(|robot| robot.expires_at.is_none_or(|end| now < end));
-        let hashes = |robot: &Robot| {
-            let replaced = robot.replaced.as_ref().filter(|(_, until)| now < *until).map(|(hash, _)| hash.clone());
-            std::iter::once(robot.hash.clone()).chain(replaced).collect()
-        };
-        robot.map(hashes).unwrap_or_default()
+    /// The hashes of the secrets that a robot is let in with, as far as this may be one of them.
+    pub fn candidates(&self, name: &RobotName, secret: &str, now: Timestamp) -> Vec<SecretHash> {
+        let robot = self.robots.get(name).filter(|robot| robot.has_not_expired(now));
+        let hashes = robot.into_iter().flat_map(|robot| {
+            let replaced = robot.replaced.as_ref().filter(|(_, until)| now < *until).map(|(hash, _)| hash);
+            std::iter::once(&robot.hash).chain(replaced)
+        });
+        hashes.filter(|hash| hash.may_be_of(secret)).cloned().collect()
+    }
+
+    /// Whether a robot is let in that was issued a token then. One that was made later is another one of its name.
+    pub fn is_let_in(&self, name: &RobotName, issued_at: Timestamp, now: Timestamp) -> bool {
+        let robot = self.robots.get(name);
+        robot.is_some_and(|robot| robot.has_not_expired(now) && robot.created_at <= issued_at.plus(LEEWAY))
     }
 
     /// Adds a robot with this secret.
@@ -162,7 +202,7 @@ mod tests {
     const NOW: Timestamp = Timestamp(1_800_000_000);
 
     fn lets_in(robots: &Robots, secret: &str, now: Timestamp) -> bool {
-        robots.hashes(&"ci".parse().unwrap(), now).iter().any(|hash| hash.is_of(secret))
+        robots.candidates(&ci(), secret, now).iter().any(|hash| hash.is_of(secret))
     }
 
     fn ci() -> RobotName {
@@ -174,8 +214,11 @@ mod tests {
         let (mut robots, secret) = (Robots::default(), NewSecret::make().unwrap());
         let end = NOW.plus(Duration::from_hours(1));
         robots.add(ci(), &secret, Some(end), NOW).unwrap();
-        let text = &secret.text;
-        assert!(text.starts_with(PREFIX) && !format!("{robots:?}").contains(text));
+        let text = secret.text.as_str();
+        assert!(text.starts_with(PREFIX));
+        let hash = &robots.robots[&ci()].hash;
+        let shown = format!("{robots:?}{:?}", secret.text);
+        assert!([text, &hash.phc, &hash.check.to_string()].iter().all(|kept| !shown.contains(kept)), "{shown}");
         assert!(lets_in(&robots, text, NOW));
         assert!(!lets_in(&robots, &format!("{text}x"), NOW));
         assert!(!lets_in(&robots, text, end));
@@ -190,13 +233,30 @@ mod tests {
         robots.add(ci(), &old, None, NOW).unwrap();
         robots.rotate(&ci(), &new, Duration::from_hours(1), NOW).unwrap();
         let later = NOW.plus(Duration::from_hours(1));
-        assert!(lets_in(&robots, &old.text, NOW) && lets_in(&robots, &new.text, NOW));
-        assert!(!lets_in(&robots, &old.text, later) && lets_in(&robots, &new.text, later));
+        assert!(lets_in(&robots, old.text.as_str(), NOW) && lets_in(&robots, new.text.as_str(), NOW));
+        assert!(!lets_in(&robots, old.text.as_str(), later) && lets_in(&robots, new.text.as_str(), later));
     }
 
     #[test]
-    fn nobody_is_let_in_as_nobody() {
-        assert!(PasswordHash::new(&SecretHash::of_nobody().0).is_ok());
-        assert!(!SecretHash::of_nobody().is_of(""));
+    fn a_wrong_secret_is_not_worth_comparing() {
+        let (mut robots, secret) = (Robots::default(), NewSecret::make().unwrap());
+        robots.add(ci(), &secret, None, NOW).unwrap();
+        let text = secret.text.as_str();
+        assert_eq!(robots.candidates(&ci(), text, NOW).len(), 1);
+        for wrong in ["", "wrong", &text[1..], &format!("{text} ")] {
+            assert!(robots.candidates(&ci(), wrong, NOW).is_empty(), "{wrong}");
+        }
+        // Who knows what fits for one hash knows nothing of another.
+        let again = SecretHash { phc: secret.hash.phc.replace("$argon2id", "$argon2i"), ..secret.hash.clone() };
+        assert!(!again.may_be_of(text));
+    }
+
+    #[test]
+    fn a_robot_that_is_made_anew_is_not_the_one_before_it() {
+        let (mut robots, secret) = (Robots::default(), NewSecret::make().unwrap());
+        let made = NOW.plus(Duration::from_mins(1));
+        robots.add(ci(), &secret, Some(made.plus(Duration::from_mins(1))), made).unwrap();
+        assert!(!robots.is_let_in(&ci(), NOW, made) && robots.is_let_in(&ci(), made, made));
+        assert!(!robots.is_let_in(&ci(), made, made.plus(Duration::from_mins(1))), "it has expired");
     }
 }

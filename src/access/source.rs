@@ -4,9 +4,9 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
-use super::policy::is_in;
+use crate::address::{canonical, is_in};
 
 /// Where a request comes from, as whatever runs the router knows it, and never as a header says it.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -73,13 +73,6 @@ impl Network {
             Self::VpcEndpoint(endpoint) => source.vpc_endpoint == Some(*endpoint),
         }
     }
-}
-
-/// An IPv4 network in its own form where it is written as IPv6 (`::ffff:10.0.0.0/104`), as callers' addresses are.
-pub(crate) fn canonical(network: IpNet) -> IpNet {
-    let IpNet::V6(v6) = network else { return network };
-    let v4 = v6.addr().to_ipv4_mapped().zip(v6.prefix_len().checked_sub(96));
-    v4.and_then(|(address, prefix)| Ipv4Net::new(address, prefix).ok()).map_or(network, IpNet::V4)
 }
 
 impl FromStr for VpcEndpoint {

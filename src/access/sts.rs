@@ -1,5 +1,8 @@
 //! Who has signed: STS is asked, with a request of our own making.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -7,10 +10,12 @@ use http::header::{ACCEPT, HOST};
 use quick_cache::sync::Cache as MemoryCache;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::iam::{SERVER_ID_HEADER, SIGNATURE_SECONDS, SignedFields};
 use super::web::{Unreachable, Web};
 use super::{AccessError, IamIdentity, Principal};
+use crate::address::neighbourhood;
 use crate::config::IamConfig;
 use crate::time::{Clock, Timestamp};
 
@@ -18,6 +23,16 @@ use crate::time::{Clock, Timestamp};
 const AHEAD: Duration = Duration::from_mins(1);
 /// How long STS is not asked again about one signature, if that is good for so long: what a revoked session still has.
 const KNOWN: Duration = Duration::from_mins(10);
+/// How long STS is not asked again about one that it has refused.
+const REFUSED: Duration = Duration::from_mins(1);
+/// How long those who sign with a key that was let in are no strangers: longer than temporary credentials last.
+const ACQUAINTED: Duration = Duration::from_hours(24);
+/// How many questions STS is asked at once on one lane.
+const ASKED_AT_ONCE: usize = 8;
+/// How many wait for that, of all callers, and of one.
+const MOST_WAITING: (usize, usize) = (256, 64);
+/// When whoever finds no place to wait may come back.
+const COME_BACK: Duration = Duration::from_secs(2);
 
 /// The way in for identities of AWS.
 pub(super) struct Sts {
@@ -28,6 +43,47 @@ pub(super) struct Sts {
     clock: Clock,
     /// Who has signed, by SHA-256 of the password, and until when that is not asked again.
     known: MemoryCache<[u8; 32], (IamIdentity, Timestamp)>,
+    /// Why somebody is not let in, likewise. By itself, so that strangers drive out nobody who is known.
+    refused: MemoryCache<[u8; 32], (AccessError, Timestamp)>,
+    /// The keys of those who were let in, and until when they are no strangers.
+    acquainted: MemoryCache<String, Timestamp>,
+    strangers: Lane,
+    acquaintances: Lane,
+    /// How many questions each caller has under way.
+    callers: Mutex<HashMap<Option<IpAddr>, usize>>,
+}
+
+/// Where questions wait. Strangers have one to themselves: however many forgeries they send, those whom we know are asked
+/// about.
+struct Lane {
+    waiting: Semaphore,
+    asking: Semaphore,
+}
+
+impl Lane {
+    fn new() -> Self {
+        Self { waiting: Semaphore::new(MOST_WAITING.0), asking: Semaphore::new(ASKED_AT_ONCE) }
+    }
+
+    async fn enter(&self) -> Result<SemaphorePermit<'_>, AccessError> {
+        let _waiting = self.waiting.try_acquire().map_err(|_| BUSY)?;
+        self.asking.acquire().await.map_err(|_| BUSY)
+    }
+}
+
+const BUSY: AccessError = AccessError::Busy { retry_after: COME_BACK };
+
+/// A question of a caller, counted as long as it is there.
+struct Counted<'a>(&'a Sts, Option<IpAddr>);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        let mut callers = self.0.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        match callers.get_mut(&self.1) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(callers.remove(&self.1)),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -44,11 +100,22 @@ struct RefusalError {
 
 impl Sts {
     pub(super) fn new(config: IamConfig, service: String, web: Web, clock: Clock) -> Self {
-        Self { config, service, web, clock, known: MemoryCache::new(10_000) }
+        Self {
+            config,
+            service,
+            web,
+            clock,
+            known: MemoryCache::new(10_000),
+            refused: MemoryCache::new(10_000),
+            acquainted: MemoryCache::new(10_000),
+            strangers: Lane::new(),
+            acquaintances: Lane::new(),
+            callers: Mutex::default(),
+        }
     }
 
     /// Who has made this password, if they are let in.
-    pub(super) async fn identify(&self, password: &str) -> Result<IamIdentity, AccessError> {
+    pub(super) async fn identify(&self, password: &str, address: Option<IpAddr>) -> Result<IamIdentity, AccessError> {
         let fields = SignedFields::parse(password).map_err(|_| AccessError::WrongCredentials)?;
         let now = self.clock.now();
         let signed_at = fields.signed_at().ok_or(AccessError::WrongCredentials)?;
@@ -56,28 +123,62 @@ impl Sts {
             return Err(AccessError::WrongCredentials);
         }
         let seen: [u8; 32] = Sha256::digest(password).into();
-        let known = self.known.get(&seen).filter(|(_, until)| now < *until);
-        let identity = if let Some((identity, _)) = known {
-            identity
-        } else {
-            let identity = self.ask(&fields).await?;
-            self.known.insert(seen, (identity.clone(), now.plus(KNOWN)));
-            identity
-        };
-        let let_in = self.config.accounts.contains(&identity.account)
-            || self.config.roles.iter().any(|pattern| pattern.matches(&identity.arn));
-        if let_in { Ok(identity) } else { Err(AccessError::NotLetIn(Principal::Iam(identity).to_string())) }
+        if let Some(outcome) = self.remembered(&seen) {
+            return outcome;
+        }
+        let _counted = self.count(address)?;
+        let acquainted = self.acquainted.get(fields.key_id()).is_some_and(|until| now < until);
+        let _place = if acquainted { &self.acquaintances } else { &self.strangers }.enter().await?;
+        // Clients send one password several times at once.
+        if let Some(outcome) = self.remembered(&seen) {
+            return outcome;
+        }
+        let outcome = self.ask(&fields).await.and_then(|identity| match self.config.admits(&identity) {
+            true => Ok(identity),
+            false => Err(AccessError::NotLetIn(Principal::Iam(identity).to_string())),
+        });
+        let now = self.clock.now();
+        match &outcome {
+            Ok(identity) => {
+                self.known.insert(seen, (identity.clone(), now.plus(KNOWN)));
+                self.acquainted.insert(fields.key_id().to_owned(), now.plus(ACQUAINTED));
+            }
+            Err(refusal @ (AccessError::WrongCredentials | AccessError::NotLetIn(_))) => {
+                self.refused.insert(seen, (refusal.clone(), now.plus(REFUSED)));
+            }
+            Err(_) => {}
+        }
+        outcome
+    }
+
+    fn remembered(&self, seen: &[u8; 32]) -> Option<Result<IamIdentity, AccessError>> {
+        let now = self.clock.now();
+        let known = self.known.get(seen).filter(|(_, until)| now < *until).map(|(identity, _)| Ok(identity));
+        let refused = || self.refused.get(seen).filter(|(_, until)| now < *until).map(|(refusal, _)| Err(refusal));
+        known.or_else(refused)
+    }
+
+    fn count(&self, address: Option<IpAddr>) -> Result<Counted<'_>, AccessError> {
+        let caller = address.map(neighbourhood);
+        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = callers.entry(caller).or_insert(0);
+        if *count >= MOST_WAITING.1 {
+            return Err(BUSY);
+        }
+        *count += 1;
+        Ok(Counted(self, caller))
     }
 
     async fn ask(&self, fields: &SignedFields) -> Result<IamIdentity, AccessError> {
-        let url = fields.request(self.config.endpoint.as_ref()).ok_or(AccessError::WrongCredentials)?;
+        let request = fields.request(self.config.endpoint.as_ref()).zip(fields.host());
+        let (url, host) = request.ok_or(AccessError::WrongCredentials)?;
         let complete = |request: reqwest::RequestBuilder| {
-            let request = request.header(HOST, fields.host()).header(ACCEPT, "application/json");
+            let request = request.header(HOST, host).header(ACCEPT, "application/json");
             request.header(SERVER_ID_HEADER, &self.service)
         };
         let (status, body) = self.web.get(&url, complete).await?;
         if status == StatusCode::OK {
-            let identity = IamIdentity::from_answer(&body);
+            let identity = fields.identity(&body);
             return identity.ok_or_else(|| Unreachable::new(&url, "answers with no identity").into());
         }
         // Throttling comes with 400 too (AWS query protocol, "Common Errors").

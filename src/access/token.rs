@@ -105,8 +105,8 @@ impl TokenKeys {
         jsonwebtoken::encode(&header, &claims, &self.signing.1).ok()
     }
 
-    /// Who a token is about, if we have issued it for this service and its time has not passed.
-    pub fn verify(&self, service: &str, token: &str) -> Result<Principal, InvalidToken> {
+    /// Who a token is about and when it was issued, if that was by us and for this service, and its time has not passed.
+    pub fn verify(&self, service: &str, token: &str) -> Result<(Principal, Timestamp), InvalidToken> {
         if token.len() > LONGEST_TOKEN {
             return Err(InvalidToken);
         }
@@ -122,7 +122,7 @@ impl TokenKeys {
         let claims = jsonwebtoken::decode::<Claims>(token, key, &validation).map_err(|_| InvalidToken)?.claims;
         let now = self.clock.now();
         let valid = Timestamp(claims.nbf) <= now.plus(LEEWAY) && now < Timestamp(claims.exp).plus(LEEWAY);
-        if valid { Ok(claims.principal) } else { Err(InvalidToken) }
+        if valid { Ok((claims.principal, Timestamp(claims.iat))) } else { Err(InvalidToken) }
     }
 }
 
@@ -152,9 +152,10 @@ mod tests {
         let clock = clock();
         let keys = TokenKeys::parse(&key("a", 1), clock.clone()).unwrap();
         let token = keys.issue("cr.test", &robot(), LIFE).unwrap();
-        assert_eq!(keys.verify("cr.test", &token), Ok(robot()));
+        let issued = Ok((robot(), clock.now()));
+        assert_eq!(keys.verify("cr.test", &token), issued);
         clock.advance(LIFE);
-        assert_eq!(keys.verify("cr.test", &token), Ok(robot()), "clocks differ");
+        assert_eq!(keys.verify("cr.test", &token), issued, "clocks differ");
         clock.advance(LEEWAY);
         assert_eq!(keys.verify("cr.test", &token), Err(InvalidToken));
     }
@@ -167,12 +168,13 @@ mod tests {
         let made = TokenKeys::make().unwrap();
         let nameless = TokenKeys::parse(&made, clock()).unwrap().issue("cr.test", &robot(), LIFE).unwrap();
         let after_it = TokenKeys::parse(&format!("{},{made}", key("new", 2)), clock()).unwrap();
-        assert_eq!(after_it.verify("cr.test", &nameless), Ok(robot()));
+        let issued = Ok((robot(), clock().now()));
+        assert_eq!(after_it.verify("cr.test", &nameless), issued);
         assert_eq!(new.verify("cr.test", &nameless), Err(InvalidToken));
         let of_old = old.issue("cr.test", &robot(), LIFE).unwrap();
-        assert_eq!(both.verify("cr.test", &of_old), Ok(robot()));
+        assert_eq!(both.verify("cr.test", &of_old), issued);
         let of_both = both.issue("cr.test", &robot(), LIFE).unwrap();
-        assert_eq!(new.verify("cr.test", &of_both), Ok(robot()));
+        assert_eq!(new.verify("cr.test", &of_both), issued);
         assert_eq!(new.verify("cr.test", &of_old), Err(InvalidToken));
     }
 

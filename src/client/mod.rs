@@ -28,7 +28,7 @@ use stopover::report::QuotaReport;
 
 pub(crate) use doctor::Examination;
 pub(crate) use endpoint::Endpoint;
-pub(crate) use login::{ClientLogin, DockerAction, Identity, docker_credential, kubelet_credentials};
+pub(crate) use login::{ClientLogin, DockerAction, Helper};
 pub(crate) use prefetch::Order;
 pub(crate) use session::{Login, Operator};
 pub(crate) use setup::{Target, list};

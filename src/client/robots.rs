@@ -19,7 +19,9 @@ impl Client {
                  password.\n",
                 secret.as_str()
             ),
-            RobotAnswer::Removed(name) => format!("{name} is removed; tokens that it has are good until they expire\n"),
+            RobotAnswer::Removed(name) => {
+                format!("{name} is removed; tokens that it has are good for half a minute more\n")
+            }
         })
     }
 }
@@ -31,6 +33,9 @@ fn line(robot: &RobotStatus) -> String {
     format!("{name}: made {}, {expires}{}\n", date(*created_at), replaced.unwrap_or_default())
 }
 
+/// The end of the year 9999: the last time that has a date (RFC 3339, section 1).
+const LAST: u64 = 253_402_300_799;
+
 fn date(at: Timestamp) -> humantime::Rfc3339Timestamp {
-    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(at.0))
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(at.0.min(LAST)))
 }

@@ -11,8 +11,8 @@ use reqwest::{RequestBuilder, Response};
 use stopover::local::operator_secret;
 use stopover::upstream::Challenge;
 
-use super::login::Credential;
-use super::{Client, Endpoint, Identity};
+use super::login::{Credential, Identity};
+use super::{Client, Endpoint};
 
 /// Where a password is read: an argument would be seen in the list of processes.
 const PASSWORD: &str = "STOPOVER_PASSWORD";

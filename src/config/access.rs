@@ -11,9 +11,12 @@ use serde::Deserialize;
 use url::Url;
 
 use super::file::Origin;
+use super::policy::{PolicyRuleTable, is_arn};
 use super::{ConfigError, SecretReference, UpstreamConfig, value};
-use crate::access::policy::{Policy, Rule};
-use crate::access::{Anonymous, InvalidNetwork, InvalidPrincipal, KINDS, Network, Principal, Source};
+use crate::access::iam::is_account;
+use crate::access::policy::Policy;
+use crate::access::{Anonymous, IamIdentity, InvalidNetwork, Network, OidcIdentity, Principal, Secret, Source};
+use crate::address::is_in;
 use crate::freshness::Pattern;
 use crate::oci::UpstreamId;
 use crate::time::Span;
@@ -36,7 +39,7 @@ pub struct AccessConfig {
     /// What clients call this cache, where it cannot see that itself: behind a proxy that ends TLS.
     pub url: Option<Url>,
     /// The keys that tokens are signed with, as [`TokenKeys`](crate::access::token::TokenKeys) reads them.
-    pub signing_keys: Option<String>,
+    pub signing_keys: Option<Secret>,
     /// What those who are let in may pull.
     pub policy: Policy,
 }
@@ -67,16 +70,46 @@ pub struct OidcConfig {
     pub claims: BTreeMap<String, Pattern>,
 }
 
+/// The claim that names the issuer (RFC 7519, section 4.1.1).
+pub(crate) const ISSUER: &str = "iss";
+
+impl IamConfig {
+    /// Whether an identity is let in.
+    pub fn admits(&self, identity: &IamIdentity) -> bool {
+        self.accounts.contains(&identity.account) || self.roles.iter().any(|pattern| pattern.matches(&identity.arn))
+    }
+}
+
+impl OidcConfig {
+    /// Whether an identity has the claims, and is not that of an issuer that was called the same before.
+    pub fn admits(&self, identity: &OidcIdentity) -> bool {
+        let has = |(name, pattern): (&String, &Pattern)| {
+            identity.claims.get(name).is_some_and(|value| pattern.matches(value))
+        };
+        identity.claims.get(ISSUER).is_none_or(|issuer| *issuer == self.issuer) && self.claims.iter().all(has)
+    }
+}
+
 impl AccessConfig {
-    /// Callers on this machine may be nobody; there are no others.
-    pub fn only_here() -> Self {
-        let here = [
+    /// Callers on this machine may be nobody; there are no others. `listen` is where it listens: who calls that address from
+    /// here has it too.
+    pub fn only_here(listen: IpAddr) -> Self {
+        let mut here = vec![
             IpNet::from(IpAddr::V6(Ipv6Addr::LOCALHOST)),
             IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
         ];
+        if !listen.is_unspecified() && !is_in(&here, listen) {
+            here.push(listen.to_canonical().into());
+        }
+        let anonymous = Anonymous::From(here.into_iter().map(Network::Addresses).collect());
+        Self { anonymous, ..Self::nobody("stopover".into()) }
+    }
+
+    /// Nobody is let in.
+    fn nobody(service: String) -> Self {
         Self {
-            service: "stopover".into(),
-            anonymous: Anonymous::From(here.map(Network::Addresses).to_vec()),
+            service,
+            anonymous: Anonymous::Nobody,
             robots: false,
             iam: None,
             oidc: BTreeMap::new(),
@@ -94,25 +127,29 @@ impl AccessConfig {
         service: String,
         networks: Vec<Network>,
         sts: Option<Url>,
-        signing_keys: Option<String>,
+        signing_keys: Option<Secret>,
     ) -> Result<Self, ConfigError> {
         let iam = IamTable { accounts: vec![account], roles: Vec::new(), endpoint: sts }.read()?;
         let anonymous = if networks.is_empty() { Anonymous::Nobody } else { Anonymous::From(networks) };
         let service = checked_service(service)?;
-        Ok(Self { service, anonymous, iam: Some(iam), signing_keys, ..Self::only_here() })
+        Ok(Self { anonymous, iam: Some(iam), signing_keys, ..Self::nobody(service) })
     }
 
-    /// Why nobody of this kind is let in from there; `None`: whoever can prove it is.
+    /// Why a principal is not let in from there, whatever it proves; `None`: it is, if it is that.
     pub fn not_let_in(&self, principal: &Principal, source: impl Into<Source>) -> Option<&'static str> {
         let (admits, reason) = match principal {
             Principal::Anonymous => {
                 (self.anonymous.admits(source.into()), "access.anonymous does not name that address")
             }
             Principal::Robot(_) => (self.robots, "access.robots is not true"),
-            Principal::Iam(_) => (self.iam.is_some(), "there is no [access.iam]"),
-            Principal::Oidc(identity) => {
-                (self.oidc.contains_key(&identity.issuer), "there is no [access.oidc] of that issuer")
-            }
+            Principal::Iam(identity) => match &self.iam {
+                Some(iam) => (iam.admits(identity), "access.iam names neither its account nor its role"),
+                None => (false, "there is no [access.iam]"),
+            },
+            Principal::Oidc(identity) => match self.oidc.get(&identity.issuer) {
+                Some(issuer) => (issuer.admits(identity), "it has not all of the claims that [access.oidc] asks for"),
+                None => (false, "there is no [access.oidc] of that issuer"),
+            },
         };
         (!admits).then_some(reason)
     }
@@ -210,17 +247,6 @@ struct KeysTable {
     file: Option<PathBuf>,
 }
 
-/// `[[policy]]`
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct PolicyRuleTable {
-    who: Option<Vec<String>>,
-    claims: Option<BTreeMap<String, Pattern>>,
-    networks: Option<Vec<IpNet>>,
-    what: Option<Vec<String>>,
-    allow: bool,
-}
-
 /// Reads both. `None`: the file says nothing of it, so whoever runs the cache decides.
 pub(super) fn read(
     table: Option<AccessTable>,
@@ -245,9 +271,7 @@ pub(super) fn read(
         return Err(value("access.service", message));
     }
     let service = table.service.unwrap_or_else(|| "stopover".into());
-    let rules = (1..).zip(rules).map(|(number, rule)| rule.read(number, upstreams));
-    let policy = Policy(rules.collect::<Result<_, _>>()?);
-    Ok(Some(AccessConfig {
+    let mut access = AccessConfig {
         service: checked_service(service)?,
         anonymous: table.anonymous.map_or(Ok(Anonymous::Nobody), AnonymousKey::read)?,
         robots: table.robots,
@@ -255,9 +279,12 @@ pub(super) fn read(
         oidc: table.oidc.into_iter().map(OidcTable::read).collect::<Result<_, _>>()?,
         token_life,
         url: table.url.map(|url| url.0),
-        signing_keys: signing_keys.map_err(|message| value("access.signing_keys", message))?,
-        policy,
-    }))
+        signing_keys: signing_keys.map_err(|message| value("access.signing_keys", message))?.map(Secret::new),
+        policy: Policy::default(),
+    };
+    let rules = (1..).zip(rules).map(|(number, rule)| rule.read(number, upstreams, &access));
+    access.policy = Policy(rules.collect::<Result<_, _>>()?);
+    Ok(Some(access))
 }
 
 /// It stands in a header between quotes, and in URLs.
@@ -270,67 +297,20 @@ fn checked_service(service: String) -> Result<String, ConfigError> {
     }
 }
 
-impl PolicyRuleTable {
-    /// Refuses what can be about nothing, which would deny nothing either, and empty lists, which look like nothing and
-    /// would mean everything.
-    fn read(self, number: usize, upstreams: &BTreeMap<UpstreamId, UpstreamConfig>) -> Result<Rule, ConfigError> {
-        let key = |key: &str| format!("policy, rule {number}: {key}");
-        let Self { who, claims, networks, what, allow } = self;
-        let empty = [
-            ("who", who.as_ref().is_some_and(Vec::is_empty)),
-            ("claims", claims.as_ref().is_some_and(BTreeMap::is_empty)),
-            ("networks", networks.as_ref().is_some_and(Vec::is_empty)),
-            ("what", what.as_ref().is_some_and(Vec::is_empty)),
-        ];
-        if let Some((name, _)) = empty.iter().find(|(_, empty)| *empty) {
-            return Err(value(key(name), "is empty; leave it out if the rule is about everything"));
-        }
-        let (who, what) = (who.unwrap_or_default(), what.unwrap_or_default());
-        for pattern in &who {
-            let start = pattern.split('*').next().unwrap_or_default();
-            let kind =
-                |kind: &&str| start.starts_with(*kind) || (start.len() < pattern.len() && kind.starts_with(start));
-            if !KINDS.iter().any(kind) {
-                return Err(value(key("who"), format!("{pattern:?} is nobody: {InvalidPrincipal}")));
-            }
-        }
-        for pattern in &what {
-            let (upstream, name) = pattern.split_once('/').unwrap_or((pattern, "*"));
-            if upstream.contains('*') {
-                continue;
-            }
-            let known = upstream.parse::<UpstreamId>().ok().and_then(|id| upstreams.get(&id));
-            let known = known.ok_or_else(|| {
-                value(key("what"), format!("{pattern:?} begins with no configured upstream, as in \"ghcr.io/acme/*\""))
-            })?;
-            if !pattern.contains(['/', '*']) {
-                return Err(value(key("what"), format!("for all of the upstream write \"{pattern}/*\"")));
-            }
-            if known.library && !name.contains(['/', '*']) {
-                return Err(value(
-                    key("what"),
-                    format!("every name there has a slash: write \"{upstream}/library/{name}\""),
-                ));
-            }
-        }
-        let patterns = |texts: Vec<String>| texts.iter().map(|text| text.as_str().into()).collect();
-        Ok(Rule {
-            name: format!("rule {number} of the policy"),
-            who: patterns(who),
-            claims: claims.unwrap_or_default(),
-            networks: networks.unwrap_or_default(),
-            what: patterns(what),
-            allow,
-        })
-    }
-}
-
 impl IamTable {
     fn read(self) -> Result<IamConfig, ConfigError> {
         let Self { accounts, roles, endpoint } = self;
-        let is_account = |text: &String| text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit());
         if let Some(wrong) = accounts.iter().find(|text| !is_account(text)) {
             return Err(value("access.iam.accounts", format!("{wrong:?} is no account: twelve digits")));
+        }
+        for role in roles.iter().map(Pattern::as_str) {
+            let message = |reason| value("access.iam.roles", format!("{role:?} is nobody: {reason}"));
+            is_arn(role).map_err(message)?;
+            // Anybody may have an account, and a role of any name in it.
+            let before = role.split(':').take(5).collect::<Vec<_>>();
+            if before.len() < 5 || before.iter().any(|part| part.contains('*')) {
+                return Err(value("access.iam.roles", format!("{role:?} has to name one account")));
+            }
         }
         if accounts.is_empty() && roles.is_empty() {
             return Err(value("access.iam", "name accounts or roles: as it stands nobody is let in"));
@@ -413,6 +393,28 @@ mod tests {
         for wrong in ["http://ci.test", "ci.test", "https://ci.test?a=b", "https://ci.test#a", "file:///ci", ""] {
             assert!(issuer(wrong).unwrap_err().contains("access.oidc.ci.issuer"), "{wrong}");
         }
+    }
+
+    #[test]
+    fn without_a_word_this_machine_is_where_it_listens_too() {
+        for (listen, caller, admitted) in [
+            ("127.0.0.1", "127.0.0.2", true),
+            ("127.0.0.1", "::1", true),
+            ("127.0.0.1", "192.0.2.1", false),
+            ("192.0.2.1", "192.0.2.1", true),
+            ("192.0.2.1", "::ffff:192.0.2.1", true),
+            ("192.0.2.1", "192.0.2.2", false),
+            ("0.0.0.0", "192.0.2.1", false),
+            ("::", "2001:db8::1", false),
+        ] {
+            let access = AccessConfig::only_here(listen.parse().unwrap());
+            assert_eq!(access.anonymous.admits(caller.parse().ok().into()), admitted, "{caller} at {listen}");
+        }
+        let access = AccessConfig {
+            signing_keys: Some(Secret::new("s3cret")),
+            ..AccessConfig::only_here(IpAddr::V4(Ipv4Addr::LOCALHOST))
+        };
+        assert!(!format!("{access:?}").contains("s3cret"));
     }
 
     #[test]

@@ -10,7 +10,8 @@ use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 use url::Url;
 
-use super::access::{AccessTable, PolicyRuleTable};
+use super::access::AccessTable;
+use super::policy::PolicyRuleTable;
 use super::{Cold, Deleted};
 use crate::freshness::Pattern;
 use crate::oci::{Name, Platforms, UpstreamId};

@@ -2,6 +2,7 @@
 
 mod access;
 mod file;
+mod policy;
 mod profile;
 mod rule;
 mod schedule;
@@ -16,6 +17,7 @@ use crate::budget::Limits;
 use crate::oci::{Name, UpstreamId};
 use crate::retention::Retention;
 
+pub(crate) use access::ISSUER;
 pub use access::{AccessConfig, IamConfig, OidcConfig};
 use file::{File, TableId, explain};
 pub use rule::{Place, Places, Rule};
@@ -149,6 +151,11 @@ impl Config {
             rules,
             source: path.map(Path::to_owned),
         })
+    }
+
+    /// Who is let in, where the file says nothing of it too: those on this machine.
+    pub fn access(&self) -> AccessConfig {
+        self.access.clone().unwrap_or_else(|| AccessConfig::only_here(self.listen.ip()))
     }
 
     /// The settings of every upstream and of every rule that has some of its own, each with what it is called.

@@ -333,10 +333,74 @@ fn a_policy_that_could_mean_something_else_than_it_says_is_refused() {
         let error = load(&format!("{ACCESS}[[policy]]\n{rule}\nallow = false")).unwrap_err();
         assert!(error.starts_with("policy, rule 1: ") && error.contains(message), "{rule}: {error}");
     }
+    let logins = "[access]\nservice = \"cr.test\"\nrobots = true\n[access.iam]\naccounts = [\"123456789012\"]\n\
+                  roles = [\"arn:aws:iam::210987654321:role/node-*\"]\n[access.oidc.ci]\nissuer = \"https://ci.test\"\n\
+                  audience = \"cr.test\"\nclaims = { owner = \"1\" }\n";
+    let none = "[access]\nanonymous = true\n";
+    for (access, rule, message) in [
+        (none, "who = [\"robot:*\"]", "access.robots is not true"),
+        (none, "who = [\"r*\"]", "access.robots is not true"),
+        (none, "who = [\"iam:*\"]", "there is no [access.iam]"),
+        (none, "who = [\"oidc:*\"]", "there is no [access.oidc.*]"),
+        (none, "claims = { a = \"b\" }", "rule 1: claims"),
+        (logins, "who = [\"robot:ci\"]\nclaims = { a = \"b\" }", "rule 1: claims"),
+        (logins, "who = [\"robot:CI-*\"]", "lower-case letters"),
+        (logins, "who = [\"robot:aws\"]", "aws and oidc are none"),
+        (logins, "who = [\"robot:\"]", "lower-case letters"),
+        (logins, "who = [\"anonymous:x\"]", "a principal is"),
+        (logins, "who = [\"oidc:github:*\"]", "there is no [access.oidc.github]"),
+        (logins, "who = [\"oidc:ci\"]", "a principal is"),
+        (logins, "who = [\"iam:123456789012\"]", "is no arn"),
+        (logins, "who = [\"iam:arn:aws:iam::1234:role/*\"]", "is no account"),
+        (logins, "who = [\"iam:arn:aws:sts::123456789012:assumed-role/node/*\"]", "a session of a role is the role"),
+        (logins, "who = [\"iam:arn:aws:iam::123456789012:role/eks/*\"]", "leaves the path of a role out"),
+        (logins, "who = [\"iam:arn:aws:iam::123456789012:group/a\"]", "neither role nor user"),
+        (logins, "who = [\"iam:arn:aws:iam::999999999999:role/a\"]", "neither its account nor its role"),
+    ] {
+        let error = load(&format!("{access}[[policy]]\n{rule}\nallow = true")).unwrap_err();
+        assert!(error.starts_with("policy, rule 1: ") && error.contains(message), "{rule}: {error}");
+    }
+    for who in [
+        "robot:*",
+        "robot:*-ci",
+        "robot:*ws",
+        "robot:node-*",
+        "anonymous",
+        "a*",
+        "oidc:*",
+        "oidc:c*",
+        "oidc:ci:repo:acme/*",
+        "iam:*",
+        "i*",
+        "iam:arn:aws:iam::123456789012:root",
+        "iam:arn:aws:iam::123456789012:user/a/b",
+        "iam:*:role/node",
+        "iam:arn:aws:iam::*:role/node",
+        "iam:arn:aws:iam::210987654321:role/node-1",
+        "iam:arn:*",
+    ] {
+        assert!(load(&format!("{logins}[[policy]]\nwho = [\"{who}\"]\nallow = true")).is_ok(), "{who}");
+    }
+    for (role, message) in [
+        ("*", "has to name one account"),
+        ("arn:aws:iam::*:role/node", "has to name one account"),
+        ("arn:aws:sts::123456789012:assumed-role/node/i-1", "a session of a role is the role"),
+    ] {
+        let error = load(&logins.replace("arn:aws:iam::210987654321:role/node-*", role)).unwrap_err();
+        assert!(error.starts_with("access.iam.roles: ") && error.contains(message), "{role}: {error}");
+    }
     for rule in ["who = [\"*\"]", "who = [\"r*\", \"anonymous\"]", "what = [\"*/acme/*\", \"docker.io/nginx*\"]", ""] {
         let config = load(&format!("{ACCESS}[[policy]]\n{rule}\nallow = true")).unwrap();
         assert_eq!(config.access.unwrap().policy.0.len(), 1, "{rule}");
     }
+    // However an IPv4 network is written, it is the one that callers are in.
+    let mapped = "[access]\nanonymous = [\"::ffff:10.0.0.0/104\"]\n[[policy]]\nnetworks = [\"::ffff:10.1.0.0/112\"]\nallow = true";
+    let access = load(mapped).unwrap().access.unwrap();
+    assert!(
+        access.anonymous.admits("10.1.2.3".parse().ok().into())
+            && !access.anonymous.admits("11.1.2.3".parse().ok().into())
+    );
+    assert_eq!(access.policy.0[0].networks, ["10.1.0.0/16".parse().unwrap()]);
     assert!(load("[[policy]]\nallow = true").unwrap_err().contains("[access]"));
 }
 

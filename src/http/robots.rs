@@ -32,7 +32,7 @@ async fn robots(_: Operator, State(cache): State<Arc<Cache>>, body: Bytes) -> Re
         Err(error) => {
             let status = match error {
                 RobotError::Unknown(_) => StatusCode::NOT_FOUND,
-                RobotError::Expired => StatusCode::BAD_REQUEST,
+                RobotError::Expired | RobotError::TooLong => StatusCode::BAD_REQUEST,
                 RobotError::Exists(_) | RobotError::TooMany | RobotError::Busy => StatusCode::CONFLICT,
                 RobotError::NoSecret | RobotError::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
             };

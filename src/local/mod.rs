@@ -34,8 +34,8 @@ pub use queue::Queue;
 use images::Images;
 
 use crate::Cache;
-use crate::access::OperatorSecret;
 use crate::access::token::TokenKeys;
+use crate::access::{OperatorSecret, Secret};
 use crate::config::Config;
 use crate::ports::Blobs as _;
 use crate::time::Clock;
@@ -59,7 +59,7 @@ impl Local {
         if let Some(access) = config.access.as_mut().filter(|access| access.has_logins())
             && access.signing_keys.is_none()
         {
-            access.signing_keys = Some(made_once(&data.join("signing_keys"), TokenKeys::make)?);
+            access.signing_keys = Some(Secret::new(made_once(&data.join("signing_keys"), TokenKeys::make)?));
         }
         let operator = OperatorSecret::parse(&made_once(&operator_secret(&data), OperatorSecret::make)?)?;
         let files = Arc::new(Files::open(&data)?);

@@ -2,18 +2,20 @@
 //! attack.
 
 use std::io::Write as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use futures_util::future::join_all;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use stopover::time::Timestamp;
 use support::aws::sts::{Signer, Sts};
 use support::issuer::{Issuer, content};
 use support::on_both_columns;
-use support::world::{Answer, Column, World};
+use support::world::{Answer, Column, DEADLINE, World};
 use tempfile::NamedTempFile;
 
 on_both_columns!(
@@ -26,6 +28,7 @@ on_both_columns!(
     what_is_signed_cannot_name_a_parameter_twice,
     an_old_or_future_signature_is_refused_without_asking_sts,
     sts_is_asked_once_about_a_signature,
+    a_flood_of_forgeries_neither_exhausts_sts_nor_keeps_out_whom_it_knows,
     when_sts_is_down_known_identities_go_on_and_new_ones_are_told_to_come_back,
     an_id_token_gets_a_token_and_pulls,
     forged_id_tokens_are_refused,
@@ -186,6 +189,11 @@ async fn what_is_signed_cannot_name_a_parameter_twice(column: Column) {
         altered(&password, |fields| fields["token"] = json!("a&Action=AssumeRole")),
         altered(&password, |fields| fields["signature"] = json!(["0".repeat(64), "1".repeat(64)])),
         altered(&password, |fields| fields["region"] = json!("eu-west-1.evil.example/?a=")),
+        // Another service of AWS, at `sts.s3.amazonaws.com`.
+        altered(&password, |fields| {
+            fields["region"] = json!("s3");
+            fields["credential"] = json!(fields["credential"].as_str().unwrap().replace(REGION, "s3"));
+        }),
         twice("\"region\":\"us-east-1\""),
         twice("\"credential\":\"AKIAIOSFODNN7EXAMPLE/20270115/eu-west-1/sts/aws4_request\""),
         "https://sts.amazonaws.com/?Action=GetCallerIdentity&Action=AssumeRole".to_owned(),
@@ -227,6 +235,67 @@ async fn sts_is_asked_once_about_a_signature(column: Column) {
     world.clock.advance(Duration::from_mins(5));
     assert_eq!(status(&world, "aws", &password).await, StatusCode::UNAUTHORIZED, "known, but over");
     assert_eq!(sts.asked(), 2);
+    // Nor often about one that it has refused, or that is of somebody who is not let in.
+    let (stranger, other) = (Signer::user(ACCOUNT, "unknown"), Signer::user("999999999999", "me"));
+    sts.know(&other);
+    let passwords = [stranger, other].map(|signer| signer.password(REGION, SERVICE, world.clock.now()));
+    for asked in [4, 4, 4] {
+        for password in &passwords {
+            assert_eq!(status(&world, "aws", password).await, StatusCode::UNAUTHORIZED);
+        }
+        assert_eq!(sts.asked(), asked);
+    }
+    world.clock.advance(Duration::from_mins(1));
+    assert_eq!(status(&world, "aws", &passwords[0]).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(sts.asked(), 5, "a minute later again");
+}
+
+async fn a_flood_of_forgeries_neither_exhausts_sts_nor_keeps_out_whom_it_knows(column: Column) {
+    let (world, sts) = world_with_sts(column).await;
+    let (known, new) = (Signer::user(ACCOUNT, "known"), Signer::user(ACCOUNT, "new"));
+    sts.know(&known);
+    sts.know(&new);
+    let now = world.clock.now();
+    let from = async |caller: &str, signer: &Signer, at: Timestamp| {
+        let basic = format!("Basic {}", STANDARD.encode(format!("aws:{}", signer.password(REGION, SERVICE, at))));
+        world.send_with(caller, Method::GET, "/token", &[("authorization", &basic)]).await
+    };
+    assert_eq!(from("10.0.0.1", &known, now).await.status, StatusCode::OK);
+    sts.stall_strangers(true);
+    // One stranger has 64 questions under way, and all together 256 that wait, beside the 8 that STS is asked.
+    let turned_away = AtomicUsize::new(0);
+    let strange = |caller: String, number: usize| {
+        let (from, turned_away) = (&from, &turned_away);
+        async move {
+            let answer = from(&caller, &Signer::user(ACCOUNT, &format!("stranger-{number}")), now).await;
+            if answer.status == StatusCode::TOO_MANY_REQUESTS {
+                assert!(!answer.header("retry-after").is_empty() && answer.header("www-authenticate").is_empty());
+                turned_away.fetch_add(1, Ordering::SeqCst);
+            } else {
+                assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{answer:?}");
+            }
+        }
+    };
+    let greedy = join_all((0..100).map(|number| strange("192.0.2.1".to_owned(), number)));
+    let many = join_all((100..400).map(|number| strange(format!("198.51.{}.{}", number / 100, number % 100), number)));
+    let meanwhile = async {
+        while (sts.stalled(), turned_away.load(Ordering::SeqCst)) != (8, 400 - 256 - 8) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let later = now.minus(Duration::from_secs(5));
+        assert_eq!(
+            from("192.0.2.1", &known, later).await.status,
+            StatusCode::TOO_MANY_REQUESTS,
+            "that caller has enough"
+        );
+        assert_eq!(from("10.0.0.1", &known, later).await.status, StatusCode::OK);
+        assert_eq!(from("10.0.0.2", &new, now).await.status, StatusCode::TOO_MANY_REQUESTS);
+        sts.stall_strangers(false);
+    };
+    let all = async { tokio::join!(greedy, many, meanwhile) };
+    tokio::time::timeout(DEADLINE, all).await.expect("nobody waits for ever");
+    assert_eq!(sts.asked(), 2 + 256 + 8, "two of them about who is known");
+    assert_eq!(from("10.0.0.2", &new, now).await.status, StatusCode::OK);
 }
 
 async fn when_sts_is_down_known_identities_go_on_and_new_ones_are_told_to_come_back(column: Column) {

@@ -2,15 +2,16 @@
 
 use std::env;
 use std::fmt::Write as _;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, bail, ensure};
 use hmac::{Hmac, KeyInit as _, Mac as _};
+use reqwest::redirect::Policy;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
-use stopover::access::iam::SignedFields;
-use url::{Host, Url};
+use stopover::access::iam::{SignedFields, sts_host};
+use url::{Host, Url, form_urlencoded};
 
 /// Where containers of ECS find their credentials, if only a path is named.
 const CONTAINER_HOST: &str = "http://169.254.170.2";
@@ -22,6 +23,7 @@ const METADATA: &str = "http://169.254.169.254";
 struct Credentials {
     access_key_id: String,
     secret_access_key: String,
+    #[serde(alias = "SessionToken")]
     token: Option<String>,
 }
 
@@ -31,20 +33,25 @@ pub(super) async fn password(service: &str) -> anyhow::Result<String> {
     let metadata = Metadata::new(http.clone())?;
     let credentials = if let Some(credentials) = from_environment()? {
         credentials
+    } else if let Some(credentials) = from_web_identity(&metadata).await? {
+        credentials
     } else if let Some(credentials) = from_container(&http).await? {
         credentials
     } else {
         metadata.credentials().await.context(
-            "there are no credentials of AWS: neither in the environment (AWS_ACCESS_KEY_ID …), nor of this container, \
-             nor of this instance. Where the AWS CLI has some: \
+            "there are no credentials of AWS: neither in the environment (AWS_ACCESS_KEY_ID …, or AWS_ROLE_ARN and \
+             AWS_WEB_IDENTITY_TOKEN_FILE), nor of this container, nor of this instance. Where the AWS CLI has some: \
              eval \"$(aws configure export-credentials --format env)\"",
         )?
     };
-    let region = match variable("AWS_REGION").or_else(|| variable("AWS_DEFAULT_REGION")) {
-        Some(region) => region,
-        None => metadata.region().await.context("the region is not known: set AWS_REGION")?,
-    };
-    credentials.sign(&region, service, SystemTime::now()).map(|fields| fields.password())
+    credentials.sign(&region(&metadata).await?, service, SystemTime::now()).map(|fields| fields.password())
+}
+
+async fn region(metadata: &Metadata) -> anyhow::Result<String> {
+    match variable("AWS_REGION").or_else(|| variable("AWS_DEFAULT_REGION")) {
+        Some(region) => Ok(region),
+        None => metadata.region().await.context("the region is not known: set AWS_REGION"),
+    }
 }
 
 fn variable(name: &str) -> Option<String> {
@@ -59,6 +66,63 @@ fn from_environment() -> anyhow::Result<Option<Credentials>> {
         (None, None) => Ok(None),
         _ => bail!("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY belong together: one of them is not set"),
     }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Assumed {
+    assume_role_with_web_identity_response: AssumedResponse,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct AssumedResponse {
+    assume_role_with_web_identity_result: AssumedResult,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct AssumedResult {
+    credentials: Credentials,
+}
+
+/// Credentials of a role that a token is exchanged for: service accounts of EKS (AWS SDKs reference, "Assume role
+/// credential provider"; STS, `AssumeRoleWithWebIdentity`). The question is not signed: the token is all that it needs.
+async fn from_web_identity(metadata: &Metadata) -> anyhow::Result<Option<Credentials>> {
+    let (file, role) = match (variable("AWS_WEB_IDENTITY_TOKEN_FILE"), variable("AWS_ROLE_ARN")) {
+        (Some(file), Some(role)) => (file, role),
+        (Some(_), None) => {
+            bail!("AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN belong together: one of them is not set")
+        }
+        (None, _) => return Ok(None),
+    };
+    let token = std::fs::read_to_string(&file).with_context(|| format!("cannot read {file}"))?;
+    let endpoint = if let Some(endpoint) = variable("AWS_ENDPOINT_URL_STS") {
+        endpoint
+    } else {
+        let region = region(metadata).await?;
+        format!("https://{}/", sts_host(&region).with_context(|| format!("{region:?} is no region of AWS"))?)
+    };
+    let endpoint = Url::parse(&endpoint).context("AWS_ENDPOINT_URL_STS is no URL")?;
+    let session = variable("AWS_ROLE_SESSION_NAME").unwrap_or_else(|| "stopover".to_owned());
+    let form = form_urlencoded::Serializer::new(String::new())
+        .append_pair("Action", "AssumeRoleWithWebIdentity")
+        .append_pair("Version", "2011-06-15")
+        .append_pair("RoleArn", &role)
+        .append_pair("RoleSessionName", &session)
+        .append_pair("WebIdentityToken", token.trim())
+        .finish();
+    let http = reqwest::Client::builder().redirect(Policy::none()).timeout(Duration::from_secs(10)).build()?;
+    let request = http.post(endpoint).header("accept", "application/json").body(form);
+    let answer = request.header("content-type", "application/x-www-form-urlencoded").send().await;
+    let refused = || format!("STS gives no credentials of {role}");
+    let answer = answer.map_err(reqwest::Error::without_url).with_context(refused)?;
+    let (status, body) = (answer.status(), answer.text().await.with_context(refused)?);
+    // What STS says of a refusal names no secret, and is all there is to go by.
+    let told: String = body.chars().take(500).collect();
+    ensure!(status.is_success(), "{}: {status} {told}", refused());
+    let assumed: Assumed = serde_json::from_str(&body).context("the answer of STS has another form")?;
+    Ok(Some(assumed.assume_role_with_web_identity_response.assume_role_with_web_identity_result.credentials))
 }
 
 /// Credentials of a container: ECS, `CodeBuild`, EKS Pod Identity (AWS SDKs reference, "Container credential provider").

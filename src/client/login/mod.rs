@@ -8,13 +8,13 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use reqwest::redirect::Policy;
 use stopover::access::{IAM_USER, OIDC_USER};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
-pub(crate) use helpers::{DockerAction, docker_credential, kubelet_credentials};
+pub(crate) use helpers::{DockerAction, Helper};
 
 use super::Endpoint;
 
@@ -25,8 +25,8 @@ pub(crate) struct Identity {
     #[arg(long = "as", env = "STOPOVER_LOGIN", value_enum)]
     way: Option<Way>,
     /// What the cache is called: `service` in its [access]
-    #[arg(long, env = "STOPOVER_SERVICE", value_name = "NAME", default_value = "stopover")]
-    service: String,
+    #[arg(long, env = "STOPOVER_SERVICE", value_name = "NAME")]
+    service: Option<String>,
     /// The audience of an ID token that GitHub Actions issues [default: what the cache is called]
     #[arg(long, env = "STOPOVER_OIDC_AUDIENCE", value_name = "AUDIENCE")]
     audience: Option<String>,
@@ -64,15 +64,19 @@ pub(super) struct Credential {
 
 impl Identity {
     pub(super) async fn credential(&self) -> anyhow::Result<Credential> {
+        // A default would be what several caches are called, and a login for one of them good at all.
+        let Some(service) = self.service.as_ref().filter(|service| !service.is_empty()) else {
+            bail!(
+                "what the cache is called is not known: name it with --service or STOPOVER_SERVICE, as its [access] does"
+            )
+        };
         let at_hand = self.token_file.is_some() || oidc::is_in_github_actions();
         match self.way.unwrap_or(if at_hand { Way::Oidc } else { Way::Aws }) {
-            Way::Aws => Ok(Credential { user: IAM_USER.to_owned(), password: aws::password(&self.service).await? }),
+            Way::Aws => Ok(Credential { user: IAM_USER.to_owned(), password: aws::password(service).await? }),
             Way::Oidc => {
-                let audience = self.audience.as_ref().unwrap_or(&self.service);
-                Ok(Credential {
-                    user: OIDC_USER.to_owned(),
-                    password: oidc::token(self.token_file.as_deref(), audience).await?,
-                })
+                let audience = self.audience.as_ref().unwrap_or(service);
+                let password = oidc::token(self.token_file.as_deref(), audience).await?;
+                Ok(Credential { user: OIDC_USER.to_owned(), password })
             }
         }
     }

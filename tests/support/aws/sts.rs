@@ -13,13 +13,16 @@ use aws_sigv4::sign::v4::SigningParams;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
+use axum::routing::get;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use serde_json::json;
 use stopover::access::iam::SignedFields;
 use stopover::oci::{Algorithm, Digest};
 use stopover::time::{Clock, Timestamp};
+use tokio::sync::watch;
 
 use crate::loopback::Loopback;
 
@@ -123,9 +126,14 @@ pub struct Sts {
 #[derive(Default)]
 struct Books {
     signers: HashMap<String, Signer>,
+    /// Tokens, the roles that they are good for, and whom they make of their bearers.
+    trusted: Vec<(String, String, Signer)>,
     clock: Clock,
     trouble: Option<(u16, &'static str)>,
     asked: usize,
+    /// Whether whoever has no known key waits for an answer, and how many do.
+    stalling: watch::Sender<bool>,
+    stalled: usize,
 }
 
 impl Sts {
@@ -134,7 +142,10 @@ impl Sts {
         let loopback = Loopback::new("sts")?;
         let (listener, address) = loopback.bind()?;
         let state = Arc::<Mutex<Books>>::default();
-        loopback.serve(listener, Router::new().fallback(answer).with_state(Arc::clone(&state)));
+        loopback.serve(
+            listener,
+            Router::new().route("/", get(answer).post(assume)).fallback(answer).with_state(Arc::clone(&state)),
+        );
         Ok(Self { url: format!("http://{address}"), state, _loopback: loopback })
     }
 
@@ -157,9 +168,25 @@ impl Sts {
         self.books().signers.insert(signer.key_id.clone(), signer.clone());
     }
 
+    /// From now on gives the credentials of this signer, who is a session of the role, for this token.
+    pub fn trust(&self, token: &str, role: &str, signer: &Signer) {
+        self.know(signer);
+        self.books().trusted.push((token.to_owned(), role.to_owned(), signer.clone()));
+    }
+
     /// From now on answers everything with this status and code; `None`: is well again.
     pub fn trouble(&self, trouble: Option<(u16, &'static str)>) {
         self.books().trouble = trouble;
+    }
+
+    /// From now on lets those wait whose keys it does not know; `false`: answers them all.
+    pub fn stall_strangers(&self, stall: bool) {
+        self.books().stalling.send_replace(stall);
+    }
+
+    /// How many it lets wait.
+    pub fn stalled(&self) -> usize {
+        self.books().stalled
     }
 
     /// How often it was asked.
@@ -168,9 +195,51 @@ impl Sts {
     }
 }
 
+/// `AssumeRoleWithWebIdentity`, which is asked for without a signature.
+async fn assume(State(state): State<Arc<Mutex<Books>>>, headers: HeaderMap, body: Bytes) -> Response<Body> {
+    let form: Vec<(String, String)> = url::form_urlencoded::parse(&body).into_owned().collect();
+    let field = |name: &str| match form.iter().filter(|(field, _)| field == name).collect::<Vec<_>>().as_slice() {
+        [(_, value)] => value.clone(),
+        _ => String::new(),
+    };
+    let form_sent = text(&headers, "content-type") == "application/x-www-form-urlencoded";
+    if !form_sent || field("Action") != "AssumeRoleWithWebIdentity" || field("Version") != "2011-06-15" {
+        return refusal(400, "InvalidAction", "only AssumeRoleWithWebIdentity is played here");
+    }
+    let session = field("RoleSessionName");
+    let of_a_name = |letter: char| letter.is_ascii_alphanumeric() || "_+=,.@-".contains(letter);
+    if !(2..=64).contains(&session.len()) || !session.chars().all(of_a_name) || headers.contains_key("authorization") {
+        return refusal(400, "ValidationError", "RoleSessionName, or a signature that nobody asks for");
+    }
+    let books = state.lock().unwrap_or_else(PoisonError::into_inner);
+    let (token, role) = (field("WebIdentityToken"), field("RoleArn"));
+    let Some((_, _, signer)) = books.trusted.iter().find(|(known, of, _)| *known == token && *of == role) else {
+        return refusal(400, "InvalidIdentityToken", "No OpenIDConnect provider found in your account");
+    };
+    let credentials = json!({
+        "AccessKeyId": signer.key_id, "SecretAccessKey": signer.secret, "SessionToken": signer.token,
+        "Expiration": 4_070_908_800.0_f64,
+    });
+    let result = json!({ "Credentials": credentials, "SubjectFromWebIdentityToken": "system:serviceaccount:a:b" });
+    let wanted = headers.get(header::ACCEPT).is_some_and(|accept| accept == "application/json");
+    let body = json!({ "AssumeRoleWithWebIdentityResponse": { "AssumeRoleWithWebIdentityResult": result } });
+    respond(200, if wanted { body.to_string() } else { "<Xml/>".into() })
+}
+
 async fn answer(State(state): State<Arc<Mutex<Books>>>, request: Request<Body>) -> Response<Body> {
-    let mut books = state.lock().unwrap_or_else(PoisonError::into_inner);
-    books.asked += 1;
+    let stalling = {
+        let mut books = state.lock().unwrap_or_else(PoisonError::into_inner);
+        books.asked += 1;
+        let stranger = matches!(books.caller(&request), Err((403, "InvalidClientTokenId", _)));
+        let stalling = Some(books.stalling.subscribe()).filter(|stalling| stranger && *stalling.borrow());
+        books.stalled += usize::from(stalling.is_some());
+        stalling
+    };
+    if let Some(mut stalling) = stalling {
+        let _ = stalling.wait_for(|stalling| !stalling).await;
+        state.lock().unwrap_or_else(PoisonError::into_inner).stalled -= 1;
+    }
+    let books = state.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((status, code)) = books.trouble {
         return refusal(status, code, "injected by the test");
     }

@@ -1,0 +1,204 @@
+//! The way in for robots. Comparing a secret takes long, on purpose, and must not be what a stranger has us do: it is done
+//! only for secrets whose [quick check](super::robot::SecretHash::may_be_of) fits, few at once.
+
+use std::net::IpAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use quick_cache::sync::Cache as MemoryCache;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{Mutex, Semaphore};
+
+use super::attempts::Attempts;
+use super::robot::{Robots, SecretHash};
+use super::{AccessError, RobotName};
+use crate::ports::{Ledger, StoreError};
+use crate::time::{Clock, Timestamp};
+
+/// How long the ledger is not asked again which robots there are, by those who have a token: what a removed one still has.
+const REMEMBERED: Duration = Duration::from_secs(30);
+/// How long that is gone by while the ledger is in trouble.
+const USABLE: Duration = Duration::from_mins(10);
+/// How many secrets are compared at once: each takes 19 MiB and a processor.
+const COMPARED_AT_ONCE: usize = 2;
+/// How many wait for that: a second's worth.
+const MOST_WAITING: usize = 64;
+/// When whoever finds no place to wait may come back.
+const COME_BACK: Duration = Duration::from_secs(1);
+/// The most bytes of a robot's secret; ours have 52.
+const LONGEST_SECRET: usize = 256;
+
+/// The robots of one cache, at its gate.
+pub(super) struct RobotLogins {
+    clock: Clock,
+    ledger: Arc<dyn Ledger>,
+    remembered: RwLock<Option<Remembered>>,
+    /// Whoever comes while the ledger is asked waits for that answer.
+    asking: Mutex<()>,
+    /// Secrets that were right, by what they were compared with.
+    verified: MemoryCache<Verified, ()>,
+    comparing: Arc<Semaphore>,
+    waiting: Semaphore,
+    attempts: Attempts,
+}
+
+#[derive(Clone)]
+struct Remembered {
+    robots: Arc<Robots>,
+    /// When the ledger was asked.
+    at: Timestamp,
+}
+
+type Verified = (SecretHash, [u8; 32]);
+
+impl RobotLogins {
+    pub(super) fn new(clock: Clock, ledger: Arc<dyn Ledger>) -> Self {
+        Self {
+            ledger,
+            remembered: RwLock::default(),
+            asking: Mutex::default(),
+            verified: MemoryCache::new(1000),
+            comparing: Arc::new(Semaphore::new(COMPARED_AT_ONCE)),
+            waiting: Semaphore::new(MOST_WAITING),
+            attempts: Attempts::new(clock.clone()),
+            clock,
+        }
+    }
+
+    /// Which robot has this name and secret.
+    pub(super) async fn log_in(
+        &self,
+        user: &str,
+        secret: &str,
+        address: Option<IpAddr>,
+    ) -> Result<RobotName, AccessError> {
+        let name = user.parse::<RobotName>().ok().filter(|_| secret.len() <= LONGEST_SECRET);
+        let Some(name) = name else { return Err(self.attempts.refuse(user, address)) };
+        // Whoever is to wait does not have the ledger asked, but for a secret that may be right.
+        if self.attempts.are_paused(user, address)
+            && self.recent().await?.robots.candidates(&name, secret, self.clock.now()).is_empty()
+        {
+            return Err(self.attempts.refuse(user, address));
+        }
+        for hash in self.ask().await?.robots.candidates(&name, secret, self.clock.now()) {
+            if self.is_of(hash, secret).await? {
+                self.attempts.forgive(user, address);
+                return Ok(name);
+            }
+        }
+        Err(self.attempts.refuse(user, address))
+    }
+
+    /// Whether a robot that was issued a token is still there, and was then.
+    pub(super) async fn is_let_in(&self, name: &RobotName, issued_at: Timestamp) -> Result<bool, StoreError> {
+        let now = self.clock.now();
+        let remembered = self.recent().await?;
+        // Another process may know robots that are newer than what is remembered.
+        let newer = issued_at.plus(REMEMBERED) >= remembered.at;
+        match remembered.robots.is_let_in(name, issued_at, now) {
+            false if newer => Ok(self.ask().await?.robots.is_let_in(name, issued_at, now)),
+            known => Ok(known),
+        }
+    }
+
+    /// The robots as they were not long ago.
+    async fn recent(&self) -> Result<Remembered, StoreError> {
+        if let Some(remembered) = self.within(REMEMBERED) {
+            return Ok(remembered);
+        }
+        let _asking = self.asking.lock().await;
+        match self.within(REMEMBERED) {
+            Some(remembered) => Ok(remembered),
+            None => match self.ask().await {
+                Err(error) => self.within(USABLE).ok_or(error),
+                robots => robots,
+            },
+        }
+    }
+
+    fn within(&self, life: Duration) -> Option<Remembered> {
+        let remembered = self.remembered.read().unwrap_or_else(PoisonError::into_inner);
+        remembered.clone().filter(|remembered| self.clock.now() < remembered.at.plus(life))
+    }
+
+    /// The robots as they are now.
+    async fn ask(&self) -> Result<Remembered, StoreError> {
+        let at = self.clock.now();
+        let robots = self.ledger.robots().await?.map(|robots| robots.value).unwrap_or_default();
+        let robots = Remembered { robots: Arc::new(robots), at };
+        let mut remembered = self.remembered.write().unwrap_or_else(PoisonError::into_inner);
+        if remembered.as_ref().is_none_or(|remembered| remembered.at <= at) {
+            *remembered = Some(robots.clone());
+        }
+        Ok(robots)
+    }
+
+    async fn is_of(&self, hash: SecretHash, secret: &str) -> Result<bool, AccessError> {
+        let verified: Verified = (hash, Sha256::digest(secret).into());
+        if self.verified.get(&verified).is_some() {
+            return Ok(true);
+        }
+        let unavailable = |error: String| StoreError::Unavailable(format!("no secret could be compared: {error}"));
+        let place = {
+            let _waiting = self.waiting.try_acquire().map_err(|_| AccessError::Busy { retry_after: COME_BACK })?;
+            Arc::clone(&self.comparing).acquire_owned().await.map_err(|error| unavailable(error.to_string()))?
+        };
+        // All nodes of a cluster have one secret, and come at once.
+        if self.verified.get(&verified).is_some() {
+            return Ok(true);
+        }
+        let (hash, secret) = (verified.0.clone(), secret.to_owned());
+        // Comparing keeps a processor busy for long, and goes on when the client leaves.
+        let compared = tokio::task::spawn_blocking(move || {
+            let right = hash.is_of(&secret);
+            drop(place);
+            right
+        });
+        let right = compared.await.map_err(|error| unavailable(error.to_string()))?;
+        if right {
+            self.verified.insert(verified, ());
+        }
+        Ok(right)
+    }
+}
+
+#[cfg(all(test, feature = "local"))]
+mod tests {
+    use super::*;
+    use crate::access::robot::NewSecret;
+    use crate::local::EmbeddedLedger;
+
+    async fn logins(secret: &NewSecret) -> (tempfile::TempDir, RobotLogins) {
+        let directory = tempfile::TempDir::new().unwrap();
+        let ledger = EmbeddedLedger::open(&directory.path().join("ledger.redb")).unwrap();
+        let clock = Clock::manual(Timestamp(1_800_000_000));
+        let mut robots = Robots::default();
+        robots.add("ci".parse().unwrap(), secret, None, clock.now()).unwrap();
+        ledger.swap_robots(None, &robots).await.unwrap();
+        (directory, RobotLogins::new(clock, Arc::new(ledger)))
+    }
+
+    #[tokio::test]
+    async fn a_wrong_secret_is_refused_without_comparing_it_and_a_right_one_waits_for_few() {
+        let secret = NewSecret::make().unwrap();
+        let (_directory, logins) = logins(&secret).await;
+        let _all = logins.comparing.acquire_many(COMPARED_AT_ONCE.try_into().unwrap()).await.unwrap();
+        for (user, wrong) in [("ci", "wrong"), ("ci", ""), ("nobody", secret.text.as_str()), ("C I", "wrong")] {
+            let refused = logins.log_in(user, wrong, None).await.unwrap_err();
+            assert!(matches!(refused, AccessError::WrongCredentials), "{refused}");
+        }
+        let _waiting = logins.waiting.acquire_many(MOST_WAITING.try_into().unwrap()).await.unwrap();
+        let refused = logins.log_in("ci", secret.text.as_str(), None).await.unwrap_err();
+        assert!(matches!(refused, AccessError::Busy { .. }), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn a_secret_is_compared_once_however_many_send_it() {
+        let secret = NewSecret::make().unwrap();
+        let (_directory, logins) = logins(&secret).await;
+        logins.log_in("ci", secret.text.as_str(), None).await.unwrap();
+        let _all = logins.comparing.acquire_many(COMPARED_AT_ONCE.try_into().unwrap()).await.unwrap();
+        let _waiting = logins.waiting.acquire_many(MOST_WAITING.try_into().unwrap()).await.unwrap();
+        assert_eq!(logins.log_in("ci", secret.text.as_str(), None).await.unwrap().as_str(), "ci");
+    }
+}

@@ -1,0 +1,49 @@
+//! Addresses of callers, and the networks that they are judged by.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+
+/// What one caller is counted as: an IPv6 caller has a whole /64 of addresses to call from.
+pub fn neighbourhood(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from(u128::from(address) >> 64 << 64)),
+        address @ IpAddr::V4(_) => address,
+    }
+}
+
+/// An IPv4 network in its own form where it is written as IPv6 (`::ffff:10.0.0.0/104`), as callers' addresses are.
+pub fn canonical(network: IpNet) -> IpNet {
+    let IpNet::V6(v6) = network else { return network };
+    let v4 = v6.addr().to_ipv4_mapped().zip(v6.prefix_len().checked_sub(96));
+    v4.and_then(|(address, prefix)| Ipv4Net::new(address, prefix).ok()).map_or(network, IpNet::V4)
+}
+
+/// Whether an address lies in one of these networks, which are [`canonical`]. One that is mapped into IPv6 is judged as
+/// itself.
+pub fn is_in(networks: &[IpNet], address: IpAddr) -> bool {
+    networks.iter().any(|network| network.contains(&address.to_canonical()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv4_network_is_the_same_however_it_is_written() {
+        let within =
+            |network: &str, address: &str| is_in(&[canonical(network.parse().unwrap())], address.parse().unwrap());
+        for network in ["10.0.0.0/8", "10.1.2.3/8", "::ffff:10.0.0.0/104"] {
+            assert!(within(network, "10.1.2.3") && within(network, "::ffff:10.1.2.3"), "{network}");
+            assert!(!within(network, "11.1.2.3") && !within(network, "::10.1.2.3"), "{network}");
+        }
+        assert!(within("2001:db8::/32", "2001:db8::1") && !within("::/0", "10.1.2.3"));
+    }
+
+    #[test]
+    fn the_addresses_of_one_ipv6_network_are_one_neighbourhood() {
+        let same = |a: &str, b: &str| neighbourhood(a.parse().unwrap()) == neighbourhood(b.parse().unwrap());
+        assert!(same("2001:db8::1", "2001:db8::ffff:2") && !same("2001:db8::1", "2001:db8:0:1::1"));
+        assert!(same("::ffff:192.0.2.1", "192.0.2.1") && !same("192.0.2.1", "192.0.2.2"));
+    }
+}

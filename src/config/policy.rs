@@ -1,0 +1,173 @@
+//! `[[policy]]`: what those may pull who are let in.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use super::{AccessConfig, ConfigError, UpstreamConfig, value};
+use crate::access::iam::{Partition, is_account};
+use crate::access::policy::Rule;
+use crate::access::{InvalidPrincipal, KINDS, Principal, RobotName};
+use crate::address::canonical;
+use crate::freshness::Pattern;
+use crate::oci::UpstreamId;
+
+/// `[[policy]]`
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PolicyRuleTable {
+    who: Option<Vec<String>>,
+    claims: Option<BTreeMap<String, Pattern>>,
+    networks: Option<Vec<IpNet>>,
+    what: Option<Vec<String>>,
+    allow: bool,
+}
+
+impl PolicyRuleTable {
+    /// Refuses what can be about nothing, which would deny nothing either, and empty lists, which look like nothing and
+    /// would mean everything.
+    pub(super) fn read(
+        self,
+        number: usize,
+        upstreams: &BTreeMap<UpstreamId, UpstreamConfig>,
+        access: &AccessConfig,
+    ) -> Result<Rule, ConfigError> {
+        let key = |key: &str| format!("policy, rule {number}: {key}");
+        let Self { who, claims, networks, what, allow } = self;
+        let empty = [
+            ("who", who.as_ref().is_some_and(Vec::is_empty)),
+            ("claims", claims.as_ref().is_some_and(BTreeMap::is_empty)),
+            ("networks", networks.as_ref().is_some_and(Vec::is_empty)),
+            ("what", what.as_ref().is_some_and(Vec::is_empty)),
+        ];
+        if let Some((name, _)) = empty.iter().find(|(_, empty)| *empty) {
+            return Err(value(key(name), "is empty; leave it out if the rule is about everything"));
+        }
+        let (who, what) = (who.unwrap_or_default(), what.unwrap_or_default());
+        for pattern in &who {
+            is_somebody(pattern, access)
+                .map_err(|reason| value(key("who"), format!("{pattern:?} is nobody: {reason}")))?;
+        }
+        let has_claims = |pattern: &String| matches!(is_of_kind("oidc:", pattern, access), Some(Ok(())));
+        let somebody = if who.is_empty() { !access.oidc.is_empty() } else { who.iter().any(has_claims) };
+        if claims.is_some() && !somebody {
+            let message = "only identities of [access.oidc] have claims, and the rule is about none of them";
+            return Err(value(key("claims"), message));
+        }
+        for pattern in &what {
+            let (upstream, name) = pattern.split_once('/').unwrap_or((pattern, "*"));
+            if upstream.contains('*') {
+                continue;
+            }
+            let known = upstream.parse::<UpstreamId>().ok().and_then(|id| upstreams.get(&id));
+            let known = known.ok_or_else(|| {
+                value(key("what"), format!("{pattern:?} begins with no configured upstream, as in \"ghcr.io/acme/*\""))
+            })?;
+            if !pattern.contains(['/', '*']) {
+                return Err(value(key("what"), format!("for all of the upstream write \"{pattern}/*\"")));
+            }
+            if known.library && !name.contains(['/', '*']) {
+                return Err(value(
+                    key("what"),
+                    format!("every name there has a slash: write \"{upstream}/library/{name}\""),
+                ));
+            }
+        }
+        let patterns = |texts: Vec<String>| texts.iter().map(|text| text.as_str().into()).collect();
+        Ok(Rule {
+            name: format!("rule {number} of the policy"),
+            who: patterns(who),
+            claims: claims.unwrap_or_default(),
+            networks: networks.unwrap_or_default().into_iter().map(canonical).collect(),
+            what: patterns(what),
+            allow,
+        })
+    }
+}
+
+/// Whether a pattern may be about somebody who is let in; otherwise why not.
+fn is_somebody(pattern: &str, access: &AccessConfig) -> Result<(), String> {
+    let nobody = Err(InvalidPrincipal.to_string());
+    let kinds = KINDS.iter().filter_map(|kind| is_of_kind(kind, pattern, access));
+    kinds.reduce(Result::or).unwrap_or(nobody)
+}
+
+/// The same for principals of one kind. `None`: it is about other kinds.
+fn is_of_kind(kind: &str, pattern: &str, access: &AccessConfig) -> Option<Result<(), String>> {
+    // A star may stand for the end of the kind, and then what follows it for anything.
+    let rest = pattern.strip_prefix(kind).or_else(|| {
+        let (start, _) = pattern.split_once('*')?;
+        kind.starts_with(start).then_some("*")
+    })?;
+    Some(match (kind, &access.iam) {
+        ("robot:", _) if !access.robots => Err("access.robots is not true".into()),
+        ("robot:", _) => is_robot(rest),
+        ("iam:", None) => Err("there is no [access.iam]".into()),
+        ("iam:", Some(iam)) => is_arn(rest).and_then(|()| match pattern.parse() {
+            Ok(Principal::Iam(identity)) if !pattern.contains('*') && !iam.admits(&identity) => {
+                Err("[access.iam] names neither its account nor its role".into())
+            }
+            _ => Ok(()),
+        }),
+        ("oidc:", _) => is_of_an_issuer(rest, access),
+        // Who needs not say who they are is not only said in this file.
+        _ if rest.chars().all(|letter| letter == '*') => Ok(()),
+        _ => Err(InvalidPrincipal.to_string()),
+    })
+}
+
+fn is_robot(pattern: &str) -> Result<(), String> {
+    // What a star may stand for, and no name that is taken comes of.
+    let names = ["", "a-"].map(|filling| pattern.replace('*', filling).parse::<RobotName>());
+    names.into_iter().reduce(Result::or).map_or(Ok(()), |name| name.map(drop)).map_err(|error| error.to_string())
+}
+
+/// Whether a pattern may be about an identity of AWS as [`SignedFields::identity`] names it.
+///
+/// [`SignedFields::identity`]: crate::access::iam::SignedFields::identity
+pub(super) fn is_arn(pattern: &str) -> Result<(), String> {
+    let wrong = |what: &str| Err(format!("{what}, as in arn:aws:iam::123456789012:role/name"));
+    let mut parts = pattern.splitn(6, ':');
+    for what in ["arn", "partition", "service", "region", "account"] {
+        let Some(part) = parts.next() else { return wrong("an ARN has six parts") };
+        if part.contains('*') {
+            return Ok(());
+        }
+        let known = match what {
+            "arn" => part == "arn",
+            "partition" => Partition::ALL.iter().any(|partition| partition.as_str() == part),
+            "service" => matches!(part, "iam" | "sts"),
+            "region" => part.is_empty(),
+            _ => is_account(part),
+        };
+        if !known {
+            return wrong(&format!("{part:?} is no {what}"));
+        }
+    }
+    let Some(resource) = parts.next() else { return wrong("an ARN has six parts") };
+    if resource.starts_with("assumed-role/") {
+        return wrong("a session of a role is the role");
+    }
+    if resource.strip_prefix("role/").is_some_and(|name| name.contains('/')) {
+        return wrong("STS leaves the path of a role out");
+    }
+    let start = resource.split('*').next().unwrap_or_default();
+    let is_of = |kind: &&str| start.starts_with(*kind) || (start.len() < resource.len() && kind.starts_with(start));
+    if resource != "root" && !["role/", "user/", "federated-user/"].iter().any(|kind| is_of(&kind)) {
+        return wrong(&format!("{resource:?} is neither role nor user"));
+    }
+    Ok(())
+}
+
+fn is_of_an_issuer(pattern: &str, access: &AccessConfig) -> Result<(), String> {
+    let unknown = |name: &str| Err(format!("there is no [access.oidc.{name}]"));
+    let (name, rest) = pattern.split_once(':').unwrap_or((pattern, ""));
+    match name.split_once('*') {
+        Some((start, _)) if access.oidc.keys().any(|name| name.starts_with(start)) => Ok(()),
+        Some(_) => unknown(name),
+        None if !access.oidc.contains_key(name) => unknown(name),
+        None if rest.is_empty() => Err(InvalidPrincipal.to_string()),
+        None => Ok(()),
+    }
+}
