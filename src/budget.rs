@@ -178,20 +178,19 @@ impl Budgets {
         Ok(())
     }
 
-    /// Has a caller pay for a manifest that upstream is asked for, where they still can: what has begun is not stopped
-    /// half way. Whether upstream did send one says `sent`.
+    /// Asks upstream for a manifest, if whoever wants it can pay. It costs nothing unless it was `sent`.
     pub(crate) async fn pay_pull<T>(
         &self,
         payer: Option<Payer>,
         question: impl Future<Output = T>,
         sent: impl FnOnce(&T) -> bool,
-    ) -> T {
-        let paid = self.take(payer, Budget::Pulls, 1).is_ok();
+    ) -> Result<T, OverBudget> {
+        self.take(payer, Budget::Pulls, 1)?;
         let answer = question.await;
-        if paid && !sent(&answer) {
+        if !sent(&answer) {
             self.give_back(payer, Budget::Pulls, 1);
         }
-        answer
+        Ok(answer)
     }
 
     /// Whether a blob may be stored on behalf of a caller. It is paid for as its manifest names it, once, by whoever is

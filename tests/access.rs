@@ -9,6 +9,7 @@ use support::images::{Image, Recipe};
 use support::node::Node;
 use support::program::{Installation, Stopover, UPSTREAM, output, run};
 use support::registry::Registry;
+use support::scripted::{Fault, Scripted};
 use tempfile::NamedTempFile;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -63,15 +64,15 @@ impl Cache {
     fn reference(&self) -> String {
         format!("{}/{UPSTREAM}/{}", self.stopover.address(), self.image.reference())
     }
+}
 
-    /// The records of decisions in the log.
-    fn records(&self) -> anyhow::Result<Vec<Value>> {
-        let log = self.stopover.log();
-        let events = log.lines().filter(|line| line.starts_with('{')).map(serde_json::from_str::<Value>);
-        let mut events = events.collect::<Result<Vec<_>, _>>()?;
-        events.retain(|event| event["target"] == "stopover::audit");
-        Ok(events)
-    }
+/// The records of decisions in the log.
+fn records(stopover: &Stopover) -> anyhow::Result<Vec<Value>> {
+    let log = stopover.log();
+    let events = log.lines().filter(|line| line.starts_with('{')).map(serde_json::from_str::<Value>);
+    let mut events = events.collect::<Result<Vec<_>, _>>()?;
+    events.retain(|event| event["target"] == "stopover::audit");
+    Ok(events)
 }
 
 fn secret_in(printed: &str) -> anyhow::Result<String> {
@@ -358,7 +359,7 @@ async fn each_decision_is_one_record_and_no_secret_is_logged() -> anyhow::Result
     ensure!(client.post(format!("http://{address}/token")).body(form).send().await?.status() == 401);
     ensure!(client.get(&manifest).send().await?.status() == 401);
 
-    let records = cache.records()?;
+    let records = records(&cache.stopover)?;
     let find = |action: &str, principal: Option<&str>| {
         let found = records.iter().map(|record| (record, &record["fields"]));
         let found = found.filter(|(_, fields)| fields["action"] == action && fields["principal"].as_str() == principal);
@@ -491,5 +492,75 @@ async fn without_a_word_about_access_only_the_machine_itself_is_answered() -> an
     ensure!(remote.status() == 403, "{}", remote.status());
     let said = remote.text().await?;
     ensure!(said.contains("[access] in its stopover.toml says whom it answers"), "{said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn each_answer_is_recorded_with_its_bytes_and_a_limit_with_its_reason() -> anyhow::Result<()> {
+    let upstream = Scripted::start()?;
+    let image = upstream.image("a", "1", &[&[1; 5000]]);
+    let signed = format!("{}/cdn/path-of-the-signature?X-Amz-Signature=of-the-url", upstream.url());
+    let configuration = |cold: &str| {
+        Installation::with_configuration(&format!(
+            "misses = 1\nmax_size = \"1GB\"\n[upstreams.\"{UPSTREAM}\"]\nurl = \"{}\"\ncold = \"{cold}\"\n",
+            upstream.url()
+        ))
+    };
+    let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build()?;
+    let layer = &image.blobs.iter().max_by_key(|(_, bytes)| bytes.len()).context("no layer")?.0;
+    let (manifest, blob, none) = ("a/manifests/1", format!("a/blobs/{layer}"), "a/manifests/none");
+
+    let installation = configuration("wait")?.logging("info,stopover=trace,stopover::audit=debug");
+    let stopover = installation.start().await?;
+    let at = |path: &str| format!("http://{}/v2/{UPSTREAM}/{path}", stopover.address());
+    client.get(at(manifest)).send().await?.error_for_status()?;
+    client.get(at(&blob)).send().await?.error_for_status()?.bytes().await?;
+    client.get(at(&blob)).header("range", "bytes=10-19").send().await?.error_for_status()?;
+    client.head(at(&blob)).send().await?.error_for_status()?;
+    ensure!(client.get(at(none)).send().await?.status() == 404);
+    ensure!(client.get(at("a/manifests/more")).send().await?.status() == 429);
+    let wanted = format!("{{\"images\": [\"{UPSTREAM}/a:1\"]}}");
+    client.post(format!("http://{}/_stopover/prefetch", stopover.address())).body(wanted).send().await?;
+    let records = records(&stopover)?;
+    let told: Vec<_> = records
+        .iter()
+        .map(|record| {
+            let fields = &record["fields"];
+            let text = |name: &str| fields[name].as_str().unwrap_or_default().to_owned();
+            (text("action"), fields["status"].as_u64(), text("served"), fields["bytes"].as_u64())
+        })
+        .collect();
+    let (pull, size) = ("pull".to_owned(), Some(image.manifest.len() as u64));
+    let expected = [
+        (pull.clone(), Some(200), "miss".to_owned(), size),
+        (told[1].0.clone(), Some(200), told[1].2.clone(), Some(5000)),
+        (pull.clone(), Some(206), "hit".to_owned(), Some(10)),
+        (pull.clone(), Some(200), "hit".to_owned(), Some(0)),
+        (pull.clone(), Some(404), "miss".to_owned(), Some(0)),
+        (pull, Some(429), String::new(), Some(0)),
+        ("prefetch".to_owned(), None, String::new(), None),
+    ];
+    ensure!(told == expected, "{told:#?}");
+    let limited = &records[5];
+    let reason = limited["fields"]["reason"].as_str().unwrap_or_default();
+    ensure!(reason.contains("too often") && limited["fields"]["allowed"] == false, "{limited}");
+    ensure!(limited["level"] == "INFO" && limited["fields"]["rule"] == "public", "{limited}");
+
+    // What lies behind a redirect is told, and not where that is.
+    let installation = configuration("redirect")?.logging("info,stopover=trace,stopover::audit=debug");
+    let stopover = installation.start().await?;
+    upstream.fault("/blobs/", Fault::Status(307, vec![("location", signed.clone())], String::new()));
+    let at = |path: &str| format!("http://{}/v2/{UPSTREAM}/{path}", stopover.address());
+    client.get(at(manifest)).send().await?.error_for_status()?;
+    let answer = client.get(at(&blob)).send().await?;
+    ensure!(answer.headers()["location"] == signed.as_str(), "{answer:?}");
+    let records = self::records(&stopover)?;
+    let redirected = &records[1]["fields"];
+    ensure!(redirected["status"] == 307 && redirected["bytes"] == 5000, "{redirected}");
+    for secret in ["of-the-url", "path-of-the-signature"] {
+        let log = stopover.log();
+        let told = log.lines().find(|line| line.contains(secret));
+        ensure!(told.is_none(), "{secret:?} is logged: {told:?}");
+    }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use futures_util::StreamExt as _;
@@ -446,6 +446,74 @@ async fn requests_that_no_client_of_http_would_send_are_refused_and_harm_nothing
         ensure!(expected.contains(&status.as_str()), "{shown} of {} bytes: {status}", target.len());
     }
     ensure!(upstream.requests().is_empty() && !stopover.log().contains("panicked"), "{}", stopover.log());
+    answers(&stopover).await
+}
+
+/// What comes back for these bytes until the cache closes the connection, and how long that took.
+async fn until_closed(stopover: &Stopover, request: &[u8]) -> anyhow::Result<(String, Duration)> {
+    let mut connection = TcpStream::connect(stopover.address()).await?;
+    let begun = Instant::now();
+    connection.write_all(request).await?;
+    let mut answer = Vec::new();
+    let closed = tokio::time::timeout(PATIENCE * 2, connection.read_to_end(&mut answer)).await;
+    closed.context("the connection is held for ever")??;
+    Ok((String::from_utf8_lossy(&answer).into_owned(), begun.elapsed()))
+}
+
+/// How long the cache waits for the rest of a request.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_sends_slowly_holds_no_connection_for_ever() -> anyhow::Result<()> {
+    let stopover = without_upstream()?.start().await?;
+    let body = b"POST /token HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\ngrant_type=";
+    let prefetch = b"POST /_stopover/prefetch HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{";
+    let (silence, head, idle, body, prefetch) = tokio::try_join!(
+        until_closed(&stopover, b""),
+        until_closed(&stopover, b"GET /v2/ HTTP/1.1\r\nhost: a\r\nx-slow:"),
+        until_closed(&stopover, b"GET /v2/ HTTP/1.1\r\nhost: a\r\n\r\n"),
+        until_closed(&stopover, body),
+        until_closed(&stopover, prefetch),
+    )?;
+    ensure!(idle.0.starts_with("HTTP/1.1 200 "), "{}", idle.0);
+    for (text, after) in [&silence, &head] {
+        ensure!(text.is_empty(), "{text}");
+        ensure!(*after > PATIENCE / 2, "it was closed after {after:?}");
+    }
+    for (text, after) in [&body, &prefetch] {
+        ensure!(text.starts_with("HTTP/1.1 4") && *after > PATIENCE / 2, "after {after:?}: {text}");
+    }
+    ensure!(idle.1 > PATIENCE / 2, "a connection may lie idle: {:?}", idle.1);
+    answers(&stopover).await
+}
+
+#[tokio::test]
+async fn heads_and_bodies_that_are_too_large_are_refused() -> anyhow::Result<()> {
+    let stopover = without_upstream()?.start().await?;
+    let lines = |count: usize| "x-line: 1\r\n".repeat(count);
+    let long = |count: usize| format!("x-long: {}\r\n", "a".repeat(count));
+    for (headers, status) in [
+        (lines(90), "200"),
+        (lines(101), "431"),
+        (long(60_000), "200"),
+        (long(200_000), "431"),
+        (long(4_000_000), "431"),
+    ] {
+        let mut connection = TcpStream::connect(stopover.address()).await?;
+        let request = format!("GET /v2/ HTTP/1.1\r\nhost: a\r\n{headers}\r\n");
+        // Who has read enough closes the connection while the rest is sent.
+        let sent = connection.write_all(request.as_bytes()).await;
+        let mut answer = [0; 12];
+        let read = tokio::time::timeout(DEADLINE, connection.read_exact(&mut answer)).await.context("no answer")?;
+        read.with_context(|| format!("{} bytes: {sent:?}", headers.len()))?;
+        ensure!(&answer[9..] == status.as_bytes(), "{} bytes: {}", headers.len(), String::from_utf8_lossy(&answer));
+    }
+    let client = reqwest::Client::builder().no_proxy().build()?;
+    for (path, most) in [("/token", 32 * 1024), ("/_stopover/prefetch", 1024 * 1024)] {
+        let url = format!("http://{}{path}", stopover.address());
+        let answer = client.post(url).body(vec![b'a'; most + 1]).send().await?;
+        ensure!(answer.status() == 413, "{path}: {}", answer.status());
+    }
     answers(&stopover).await
 }
 

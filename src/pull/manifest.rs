@@ -86,21 +86,24 @@ impl Cache {
                 self.check_known_absent(repository)?;
             }
         }
-        // Whoever may pull no more asks with HEAD, which costs nothing: what a tag is may well be stored.
-        let over = if want.head { None } else { self.budgets.check_pull(want.payer).err() };
-        if let Some(over) = over.clone().filter(|_| matches!(reference, Reference::Digest(_))) {
-            return Err(over.into());
-        }
-        let asked = Want { head: want.head || over.is_some(), ..want };
-        let turn = if known { Turn::free() } else { self.budgets.turn(want.payer).await? };
-        let pulled = self.share(repository, reference, asked, known, turn).await;
-        match (pulled, over) {
-            (Ok(PulledManifest { manifest: None, .. }), Some(over)) => {
-                let upstream = self.upstreams.get(repository)?;
-                let record = self.ledger.reference(repository, reference).await?.map(|record| record.value);
-                self.last_known(upstream, repository, record.as_ref()).await?.ok_or(over.into())
+        loop {
+            // Whoever may pull no more asks with HEAD, which costs nothing: what a tag is may well be stored.
+            let over = if want.head { None } else { self.budgets.check_pull(want.payer).err() };
+            if let Some(over) = over.clone().filter(|_| matches!(reference, Reference::Digest(_))) {
+                return Err(over.into());
             }
-            (pulled, _) => pulled,
+            let asked = Want { head: want.head || over.is_some(), ..want };
+            let turn = if known { Turn::free() } else { self.budgets.turn(want.payer).await? };
+            match (self.share(repository, reference, asked, known, turn).await, over) {
+                (Ok(PulledManifest { manifest: None, .. }) | Err(PullError::OverBudget(_)), Some(over)) => {
+                    let upstream = self.upstreams.get(repository)?;
+                    let record = self.ledger.reference(repository, reference).await?.map(|record| record.value);
+                    return self.last_known(upstream, repository, record.as_ref()).await?.ok_or(over.into());
+                }
+                // Whoever began could not pay: somebody else, or the last of it has just gone.
+                (Err(PullError::OverBudget(_)), None) if !want.head => {}
+                (pulled, _) => return pulled,
+            }
         }
     }
 

@@ -22,7 +22,7 @@ impl Cache {
     ) -> Result<Arc<Manifest>, PullError> {
         let question = self.upstreams.get_manifest(repository, reference, want.priority != Priority::Interactive);
         let sent = |answer: &Result<_, _>| matches!(answer, Ok(_) | Err(UpstreamError::Invalid(_)));
-        let manifest = self.budgets.pay_pull(want.payer, question, sent).await?;
+        let manifest = self.budgets.pay_pull(want.payer, question, sent).await??;
         let blobs = self.keep(repository, &manifest, want).await?;
         tracing::info!(%repository, %reference, manifest.digest = %manifest.digest, blobs, "manifest stored");
         let manifest = Arc::new(manifest);

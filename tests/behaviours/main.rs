@@ -3,6 +3,7 @@
 mod access;
 mod alternates;
 mod artifacts;
+mod budgets;
 mod conformance;
 mod documents;
 mod ecr;

@@ -1,0 +1,329 @@
+//! What one caller can make the cache ask of upstream, and store. Each test is somebody who wants more than that.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use futures_util::{StreamExt as _, future, stream};
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+use stopover::access::{RobotAnswer, RobotCommand};
+use stopover::config::Cold;
+use support::on_both_columns;
+use support::scripted::{Fault, ScriptedImage};
+use support::world::{Answer, Column, World};
+
+on_both_columns!(
+    ten_thousand_random_tags_by_one_principal_spend_its_budget_and_nothing_else,
+    whoever_calls_from_all_of_an_ipv6_network_has_one_budget,
+    whoever_asks_for_everything_at_once_gets_no_further,
+    whoever_leaves_before_the_answer_has_paid,
+    new_manifests_are_paid_for_by_whoever_has_them_fetched,
+    a_caller_without_pulls_gets_what_a_tag_was_and_what_is_stored_under_other_names,
+    a_cold_node_with_sixty_images_is_not_stopped,
+    what_is_over_the_budget_of_new_bytes_is_not_stored,
+    a_blob_over_the_budget_is_redirected_and_not_stored,
+    the_platforms_of_an_index_are_paid_for_by_whoever_pulled_it,
+    what_is_prefetched_is_paid_for_by_whoever_asks,
+    a_blob_that_is_too_large_is_refused_with_the_key_and_nothing_of_it_is_stored,
+);
+
+const STRANGER: &str = "192.0.2.1";
+const OTHER: &str = "192.0.2.2";
+const FRESH: Duration = Duration::from_mins(6);
+
+fn tag(name: &str, tag: &str) -> String {
+    format!("/v2/test.local/{name}/manifests/{tag}")
+}
+
+fn blobs(image: &ScriptedImage) -> Vec<String> {
+    image.blobs.iter().map(|(digest, _)| format!("/v2/test.local/{}/blobs/{digest}", "a")).collect()
+}
+
+fn stored_of(image: &ScriptedImage) -> Vec<String> {
+    let digests: BTreeSet<String> = image.blobs.iter().map(|(digest, _)| digest.to_string()).collect();
+    digests.into_iter().collect()
+}
+
+fn assert_over(answer: &Answer, words: &str, seconds: &str) {
+    let (code, message) = answer.error();
+    assert_eq!((answer.status, code.as_str()), (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS"), "{message}");
+    assert!(message.contains(words), "{message}");
+    assert_eq!(answer.header("retry-after"), seconds, "{message}");
+}
+
+/// `Authorization` with a token of a new robot.
+async fn robot(world: &World, name: &str) -> String {
+    let command = RobotCommand::Add { name: name.parse().unwrap(), expires: None };
+    let RobotAnswer::Secret { secret, .. } = world.cache.robots(command).await.unwrap() else { panic!("no secret") };
+    let basic = format!("Basic {}", BASE64_STANDARD.encode(format!("{name}:{}", secret.as_str())));
+    let headers = [("host", "cache.test"), ("authorization", basic.as_str())];
+    let answer = world.get_with(STRANGER, "/token?service=stopover", &headers).await;
+    let body: Value = serde_json::from_slice(answer.bytes()).unwrap();
+    format!("Bearer {}", body["token"].as_str().unwrap())
+}
+
+async fn entries(world: &World) -> usize {
+    world.cache.ledger.entries().count().await
+}
+
+async fn ten_thousand_random_tags_by_one_principal_spend_its_budget_and_nothing_else(column: Column) {
+    const BUDGET: usize = 50;
+    let settings = format!(
+        "misses = {BUDGET}\n[access]\nrobots = true\nsigning_keys = {{ env = \"TEST_KEYS\" }}\nanonymous = true"
+    );
+    let world = World::plan(column).settings(&settings).start().await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    let (attacker, neighbour) = (robot(&world, "attacker").await, robot(&world, "neighbour").await);
+    let get = async |authorization: &str, address: &str, path: &str| {
+        world.get_with(address, path, &[("authorization", authorization)]).await
+    };
+    assert_eq!(get(&attacker, STRANGER, &tag("a", "1")).await.status, StatusCode::OK);
+    world.settled().await;
+    world.upstream.forget_requests();
+    let (before, stored) = (entries(&world).await, world.stored_blobs().await);
+    let (get, attacker) = (&get, attacker.as_str());
+    let random = stream::iter(0..10_000).map(|number| async move {
+        // From another address each time, and in another repository.
+        let address = format!("198.18.{}.{}", number / 256, number % 256);
+        let path = match number % 3 {
+            0 => tag("a", &format!("random-{number}")),
+            1 => tag(&format!("random-{number}"), "1"),
+            _ => format!("/v2/test.local/a/blobs/sha256:{number:064x}"),
+        };
+        get(attacker, &address, &path).await.status
+    });
+    let mut refused = 0;
+    let mut random = random.buffer_unordered(32);
+    while let Some(status) = random.next().await {
+        assert!(matches!(status, StatusCode::NOT_FOUND | StatusCode::TOO_MANY_REQUESTS), "{status}");
+        refused += usize::from(status == StatusCode::TOO_MANY_REQUESTS);
+    }
+    drop(random);
+    assert_eq!(refused, 10_000 - BUDGET);
+    assert!(world.upstream.requests().len() <= BUDGET, "{}", world.upstream.requests().len());
+    assert!(entries(&world).await <= before + BUDGET, "only what was asked is remembered");
+    assert_eq!(world.stored_blobs().await, stored);
+    assert_eq!(get(attacker, STRANGER, &tag("a", "1")).await.bytes(), &image.manifest, "what is stored");
+    for (authorization, name) in [(neighbour.as_str(), "b"), ("", "c")] {
+        let image = world.upstream.image(name, "1", &[name.as_bytes()]);
+        let headers = [("authorization", authorization)];
+        let headers = if authorization.is_empty() { &[][..] } else { &headers };
+        let answer = world.get_with(STRANGER, &tag(name, "1"), headers).await;
+        assert_eq!(answer.bytes(), &image.manifest, "everybody else has a budget of their own");
+    }
+}
+
+async fn whoever_calls_from_all_of_an_ipv6_network_has_one_budget(column: Column) {
+    let world = World::plan(column).settings("misses = 10").start().await;
+    let mut found = Vec::new();
+    for number in 0..100 {
+        let address = format!("2001:db8::{number:x}:1");
+        found.push(world.get_from(&address, &tag("a", &format!("random-{number}"))).await.status);
+    }
+    assert_eq!(found.iter().filter(|status| **status == StatusCode::NOT_FOUND).count(), 10);
+    assert_eq!(world.upstream.requests().len(), 10);
+    assert_eq!(world.get_from("2001:db8:0:1::1", &tag("a", "other")).await.status, StatusCode::NOT_FOUND);
+}
+
+async fn whoever_asks_for_everything_at_once_gets_no_further(column: Column) {
+    let world = World::plan(column).settings("misses = 10").start().await;
+    let paths: Vec<String> = (0..500).map(|number| tag("a", &format!("random-{number}"))).collect();
+    let answers = future::join_all(paths.iter().map(|path| world.get_from(STRANGER, path))).await;
+    assert_eq!(answers.iter().filter(|answer| answer.status == StatusCode::NOT_FOUND).count(), 10);
+    assert_eq!(world.upstream.requests().len(), 10);
+}
+
+async fn whoever_leaves_before_the_answer_has_paid(column: Column) {
+    let world = World::plan(column).settings("misses = 4").start().await;
+    world.upstream.fault("random", Fault::Late(Duration::from_secs(2)));
+    world.upstream.fault("/blobs/", Fault::Late(Duration::from_secs(2)));
+    for path in (0..4).map(|number| match number % 2 {
+        0 => tag("a", &format!("random-{number}")),
+        _ => format!("/v2/test.local/a/blobs/sha256:{number:064x}"),
+    }) {
+        let before = world.upstream.requests().len();
+        tokio::select! {
+            answer = world.get_from(STRANGER, &path) => panic!("{answer:?}"),
+            () = support::world::until(|| world.upstream.requests().len() > before) => {}
+        }
+    }
+    // The answers come, and nobody is there to hear them.
+    let over = async || world.get_from(STRANGER, &tag("a", "random-more")).await.status;
+    assert_eq!(over().await, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(world.upstream.count("random-more"), 0);
+}
+
+async fn new_manifests_are_paid_for_by_whoever_has_them_fetched(column: Column) {
+    let world = World::plan(column).settings("pulls = 2").start().await;
+    for name in ["a", "b", "c", "d"] {
+        world.upstream.image(name, "1", &[name.as_bytes()]);
+    }
+    let get = async |address: &str, name: &str| world.get_from(address, &tag(name, "1")).await;
+    for name in ["a", "b", "a"] {
+        assert_eq!(get(STRANGER, name).await.status, StatusCode::OK, "{name}");
+    }
+    world.upstream.forget_requests();
+    assert_over(&get(STRANGER, "c").await, "in an hour", "1800");
+    assert_eq!(world.upstream.count("GET /v2/c/manifests/"), 0);
+    assert_eq!(get(OTHER, "c").await.status, StatusCode::OK, "everybody has a budget");
+    assert_eq!(get(STRANGER, "c").await.status, StatusCode::OK, "it is stored now");
+    world.clock.advance(Duration::from_mins(30));
+    assert_eq!(get(STRANGER, "d").await.status, StatusCode::OK, "one more");
+}
+
+async fn a_caller_without_pulls_gets_what_a_tag_was_and_what_is_stored_under_other_names(column: Column) {
+    let world = World::plan(column).settings("pulls = 1").start().await;
+    let old = world.upstream.image("a", "1", &[b"old"]);
+    assert_eq!(world.get_from(STRANGER, &tag("a", "1")).await.bytes(), &old.manifest);
+    world.upstream.manifest("a", "2", "application/vnd.oci.image.manifest.v1+json", &old.manifest);
+    let answer = world.get_from(STRANGER, &tag("a", "2")).await;
+    assert_eq!((answer.header("x-stopover"), answer.bytes()), ("revalidated", &old.manifest));
+    world.upstream.forget_requests();
+    world.clock.advance(FRESH);
+    assert_eq!(world.get_from(STRANGER, &tag("a", "1")).await.header("x-stopover"), "revalidated");
+    // Six minutes have given back a tenth of a pull.
+    let new = world.upstream.image("a", "1", &[b"new"]);
+    world.clock.advance(FRESH);
+    let answer = world.get_from(STRANGER, &tag("a", "1")).await;
+    assert_eq!((answer.header("x-stopover"), answer.bytes()), ("stale", &old.manifest));
+    let check = [("cache-control", "no-cache")];
+    let answer = world.get_with(STRANGER, &tag("a", "1"), &check).await;
+    assert_eq!((answer.header("x-stopover"), answer.bytes()), ("stale", &old.manifest));
+    assert_over(&world.get_from(STRANGER, &tag("a", new.digest.as_str())).await, "in an hour", "2880");
+    assert_eq!(world.upstream.count("GET /v2/a/manifests/"), 0, "HEAD costs nothing");
+    assert_eq!(world.get_from(OTHER, &tag("a", "1")).await.bytes(), &new.manifest);
+    assert_eq!(world.get_from(STRANGER, &tag("a", "1")).await.bytes(), &new.manifest);
+}
+
+async fn a_cold_node_with_sixty_images_is_not_stopped(column: Column) {
+    let world = World::on(column).await;
+    let images: Vec<_> =
+        (0..60).map(|number| world.upstream.index(&format!("image-{number}"), "1", &["linux/amd64"])).collect();
+    let pulls = images.iter().enumerate().map(async |(number, (_, children))| {
+        let name = format!("image-{number}");
+        let mut answers = vec![world.get_from(STRANGER, &tag(&name, "1")).await.status];
+        answers.push(world.get_from(STRANGER, &tag(&name, children[0].digest.as_str())).await.status);
+        answers
+    });
+    let answers = future::join_all(pulls).await.concat();
+    assert_eq!(answers, [StatusCode::OK; 120]);
+}
+
+/// Room for one image with a layer of 8 kB, and for the configuration of another.
+const ONE_IMAGE: &str = "new_bytes = \"10kB\"";
+
+async fn what_is_over_the_budget_of_new_bytes_is_not_stored(column: Column) {
+    let world = World::plan(column).cold(Cold::Wait).settings(ONE_IMAGE).start().await;
+    let first = world.upstream.image("a", "1", &[&[1; 8000]]);
+    let second = world.upstream.image("a", "2", &[&[2; 8000]]);
+    for number in ["1", "2"] {
+        assert_eq!(world.get_from(STRANGER, &tag("a", number)).await.status, StatusCode::OK, "{number}");
+    }
+    world.settled().await;
+    let layer = &second.blobs.iter().max_by_key(|(_, bytes)| bytes.len()).unwrap().0;
+    let path = format!("/v2/test.local/a/blobs/{layer}");
+    let stored = world.stored_blobs().await;
+    assert!(!stored.contains(&layer.to_string()), "it is not brought ahead of demand");
+    let refused = world.get_from(STRANGER, &path).await;
+    let seconds: u64 = refused.header("retry-after").parse().unwrap();
+    assert_over(&refused, "new bytes", &seconds.to_string());
+    world.settled().await;
+    assert_eq!(world.stored_blobs().await, stored, "nor on demand");
+    for path in blobs(&first) {
+        let answer = world.get_from(STRANGER, &path).await;
+        assert!(matches!(answer.status, StatusCode::OK | StatusCode::TEMPORARY_REDIRECT), "what is stored pulls");
+    }
+    let head = world.send_from(STRANGER, Method::HEAD, &path).await;
+    assert_eq!((head.status, head.header("content-length")), (StatusCode::OK, "8000"));
+    world.clock.advance(Duration::from_secs(seconds));
+    let answer = world.get_from(STRANGER, &path).await;
+    assert!(matches!(answer.status, StatusCode::OK | StatusCode::TEMPORARY_REDIRECT), "{answer:?}");
+    assert!(world.stored_blobs().await.contains(&layer.to_string()));
+}
+
+async fn a_blob_over_the_budget_is_redirected_and_not_stored(column: Column) {
+    let world = World::plan(column).cold(Cold::Redirect).settings("new_bytes = \"0B\"").start().await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    assert_eq!(world.get_from(STRANGER, &tag("a", "1")).await.bytes(), &image.manifest);
+    for path in blobs(&image) {
+        let answer = world.get_from(STRANGER, &path).await;
+        assert_eq!(answer.status, StatusCode::TEMPORARY_REDIRECT);
+        assert!(answer.header("location").starts_with(&world.upstream.url()), "{answer:?}");
+    }
+    world.settled().await;
+    assert!(world.stored_blobs().await.is_empty());
+    // A schedule is the operator's, and nobody's expense.
+    let job = json!({ "images": ["test.local/a:1"] }).to_string();
+    let answer = world.post("/_stopover/prefetch", job).await;
+    assert_eq!(answer.status, StatusCode::ACCEPTED);
+    world.settled().await;
+    assert_eq!(world.stored_blobs().await, stored_of(&image));
+}
+
+async fn the_platforms_of_an_index_are_paid_for_by_whoever_pulled_it(column: Column) {
+    let platforms = ["linux/amd64", "linux/arm64", "linux/s390x", "linux/ppc64le"];
+    for (pulls, fetched) in [(3, 3), (100, 5)] {
+        let settings = format!("pulls = {pulls}");
+        let world = World::plan(column).settings(&settings).upstream("platforms = \"all\"").start().await;
+        world.upstream.index("a", "1", &platforms);
+        assert_eq!(world.get_from(STRANGER, &tag("a", "1")).await.status, StatusCode::OK);
+        world.settled().await;
+        let fetched_now = world.upstream.count("GET /v2/a/manifests/");
+        // On AWS the filler counts for itself: in these tests it is the same process.
+        assert_eq!(fetched_now, fetched, "{pulls}");
+    }
+    let world = World::plan(column).settings("new_bytes = \"0B\"").upstream("platforms = \"all\"").start().await;
+    world.upstream.index("a", "1", &platforms);
+    assert_eq!(world.get_from(STRANGER, &tag("a", "1")).await.status, StatusCode::OK);
+    world.settled().await;
+    assert!(world.stored_blobs().await.is_empty());
+}
+
+async fn what_is_prefetched_is_paid_for_by_whoever_asks(column: Column) {
+    let world = World::plan(column).settings("new_bytes = \"0B\"\npulls = 1").start().await;
+    for name in ["a", "b"] {
+        world.upstream.image(name, "1", &[name.as_bytes()]);
+    }
+    let body = json!({ "images": ["test.local/a:1", "test.local/b:1"] }).to_string();
+    let answer = world.post_from(STRANGER, "/_stopover/prefetch", body).await;
+    let answer: Value = serde_json::from_slice(answer.bytes()).unwrap();
+    let mut errors: Vec<_> = (0..2).map(|at| answer["images"][at]["error"].as_str().unwrap_or_default()).collect();
+    errors.sort_unstable();
+    assert!(errors[0].contains("new bytes") && errors[1].contains("in an hour"), "{answer}");
+    world.settled().await;
+    assert!(world.stored_blobs().await.is_empty());
+    assert_eq!(world.upstream.count("/manifests/"), 1);
+}
+
+async fn a_blob_that_is_too_large_is_refused_with_the_key_and_nothing_of_it_is_stored(column: Column) {
+    for cold in [Cold::Redirect, Cold::Wait] {
+        let world = World::plan(column).cold(cold).upstream("max_blob = \"2kB\"").start().await;
+        let large = world.upstream.image("a", "large", &[b"small", &[1; 2001]]);
+        let fits = world.upstream.image("a", "fits", &[&[2; 2000]]);
+        let before = entries(&world).await;
+        let refused = |answer: &Answer| {
+            let (code, message) = answer.error();
+            assert_eq!((answer.status, code.as_str()), (StatusCode::FORBIDDEN, "DENIED"), "{message}");
+            assert!(
+                message.contains("2001 bytes") && message.contains("upstreams.\"test.local\".max_blob"),
+                "{message}"
+            );
+        };
+        refused(&world.get(&tag("a", "large")).await);
+        refused(&world.get(&tag("a", large.digest.as_str())).await);
+        let body = json!({ "images": ["test.local/a:large"] }).to_string();
+        let prefetched = world.post("/_stopover/prefetch", body).await;
+        assert!(String::from_utf8_lossy(prefetched.bytes()).contains("max_blob"), "{prefetched:?}");
+        world.settled().await;
+        assert!(world.stored_blobs().await.is_empty());
+        assert!(entries(&world).await <= before + 2, "nothing but that it was asked for");
+        // Nor one that no manifest names.
+        let layer = large.blobs.iter().find(|(_, bytes)| bytes.len() == 2001).unwrap();
+        refused(&world.get(&format!("/v2/test.local/a/blobs/{}", layer.0)).await);
+        assert_eq!(world.get(&tag("a", "fits")).await.bytes(), &fits.manifest);
+        world.settled().await;
+        assert_eq!(world.stored_blobs().await, stored_of(&fits));
+    }
+}
