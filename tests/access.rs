@@ -492,6 +492,11 @@ async fn without_a_word_about_access_only_the_machine_itself_is_answered() -> an
     ensure!(remote.status() == 403, "{}", remote.status());
     let said = remote.text().await?;
     ensure!(said.contains("[access] in its stopover.toml says whom it answers"), "{said}");
+    // Where it listens there, whoever calls from here has that address.
+    let installation = Installation::for_upstream("http://127.0.0.1:1")?.listening_on(format!("{own}:0").parse()?);
+    let stopover = installation.start().await?;
+    let here = client.get(format!("http://{}/v2/", stopover.address())).send().await?;
+    ensure!(here.status() == 200, "{}", here.status());
     Ok(())
 }
 

@@ -133,9 +133,9 @@ impl Sts {
         if let Some(outcome) = self.remembered(&seen) {
             return outcome;
         }
-        let outcome = self.ask(&fields).await.and_then(|identity| match self.config.admits(&identity) {
-            true => Ok(identity),
-            false => Err(AccessError::NotLetIn(Principal::Iam(identity).to_string())),
+        let outcome = self.ask(&fields).await.and_then(|identity| {
+            let let_in = self.config.admits(&identity);
+            if let_in { Ok(identity) } else { Err(AccessError::NotLetIn(Principal::Iam(identity).to_string())) }
         });
         let now = self.clock.now();
         match &outcome {

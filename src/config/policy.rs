@@ -154,7 +154,7 @@ pub(super) fn is_arn(pattern: &str) -> Result<(), String> {
     }
     let start = resource.split('*').next().unwrap_or_default();
     let is_of = |kind: &&str| start.starts_with(*kind) || (start.len() < resource.len() && kind.starts_with(start));
-    if resource != "root" && !["role/", "user/", "federated-user/"].iter().any(|kind| is_of(&kind)) {
+    if resource != "root" && !["role/", "user/", "federated-user/"].iter().any(is_of) {
         return wrong(&format!("{resource:?} is neither role nor user"));
     }
     Ok(())
