@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use stopover::access::Network;
 use stopover::config::AccessConfig;
 use url::Url;
@@ -82,7 +82,8 @@ impl Settings {
 /// `10.0.0.0/8, 2001:db8::/32`. None: nobody without a login.
 fn networks(list: &str) -> anyhow::Result<Vec<Network>> {
     let entries = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());
-    entries.map(|entry| entry.parse().context("STOPOVER_ANONYMOUS_CIDRS")).collect()
+    let read = |entry: &str| entry.parse().map_err(|error| anyhow!("STOPOVER_ANONYMOUS_CIDRS: {error}"));
+    entries.map(read).collect()
 }
 
 #[cfg(test)]
