@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
-use stopover::access::Network;
+use anyhow::{Context as _, anyhow, bail};
+use stopover::access::{Network, Secret};
 use stopover::config::AccessConfig;
 use url::Url;
 
@@ -34,7 +34,7 @@ struct DefaultAccess {
     /// `STOPOVER_ANONYMOUS_CIDRS`: networks divided by commas, whose callers need no login.
     networks: Vec<Network>,
     /// `STOPOVER_SIGNING_KEYS`
-    signing_keys: Option<String>,
+    signing_keys: Option<Secret>,
     /// `AWS_ENDPOINT_URL_STS`, as the SDKs of AWS read it.
     sts: Option<Url>,
 }
@@ -62,7 +62,7 @@ impl Settings {
                 account: required("STOPOVER_ACCOUNT")?,
                 service: required("STOPOVER_SERVICE")?,
                 networks: networks(&variable("STOPOVER_ANONYMOUS_CIDRS").unwrap_or_default())?,
-                signing_keys: variable("STOPOVER_SIGNING_KEYS"),
+                signing_keys: variable("STOPOVER_SIGNING_KEYS").map(Secret::new),
                 sts: match variable("AWS_ENDPOINT_URL_STS").filter(|url| !url.is_empty()) {
                     Some(url) => Some(url.parse().context("AWS_ENDPOINT_URL_STS is no URL")?),
                     None => None,
@@ -82,7 +82,8 @@ impl Settings {
 /// `10.0.0.0/8, 2001:db8::/32`. None: nobody without a login.
 fn networks(list: &str) -> anyhow::Result<Vec<Network>> {
     let entries = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());
-    entries.map(|entry| entry.parse().context("STOPOVER_ANONYMOUS_CIDRS")).collect()
+    let read = |entry: &str| entry.parse().map_err(|error| anyhow!("STOPOVER_ANONYMOUS_CIDRS: {error}"));
+    entries.map(read).collect()
 }
 
 #[cfg(test)]

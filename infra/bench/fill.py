@@ -119,8 +119,9 @@ def fill(binary, directory, port, digest):
         path = server.prefix + NAME
         status, _, _ = servers.request(server.port, "GET", f"{path}/manifests/latest", headers={"Accept": servers.ACCEPT})
         assert status == 200, status
+        operator = {"Stopover-Operator": (directory / "data" / "operator_secret").read_text().strip()}
         while True:
-            status, _, body = servers.request(server.port, "GET", f"/_stopover/fills/{digest}")
+            status, _, body = servers.request(server.port, "GET", f"/_stopover/fills/{digest}", headers=operator)
             if status == 200 and json.loads(body)["state"] == "stored":
                 break
             time.sleep(0.005)

@@ -167,9 +167,11 @@ async fn a_refusal_is_quoted_with_what_helps_against_it() -> anyhow::Result<()> 
     node.write("password", "secret")?;
     let login =
         format!("credentials = {{ username = \"me\", password_file = \"{}\" }}\n", node.path("password").display());
+    let public = format!("{login}public = true\n");
     for (upstream, more, what, fix) in [
         (&registry, "deny = [\"team/*\"]\n", "in the configuration refuses it", "change that key (`allow` or `deny`)"),
-        (&registry, login.as_str(), "403 Forbidden to our credentials", "correct the upstream's `credentials`"),
+        (&registry, &public, "403 Forbidden to our credentials", "correct the upstream's `credentials`"),
+        (&registry, &login, "anonymous may not pull", "`stopover policy explain`"),
         (&basic, "", "none is configured", "give the upstream `credentials`"),
     ] {
         let text = format!("[upstreams.\"{UPSTREAM}\"]\nurl = \"{upstream}\"\n{more}");

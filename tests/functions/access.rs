@@ -23,7 +23,7 @@ async fn a_fresh_deployment_lets_in_identities_of_its_account_and_nobody_else() 
     let sts = Sts::start()?;
     let [ours, theirs] = [Signer::role(ACCOUNT, "node", "i-1"), Signer::user("999999999999", "me")];
     [&ours, &theirs].into_iter().for_each(|signer| sts.know(signer));
-    let deployment = Plan::of(&upstream.url()).anonymous("").sts(sts.url()).start().await?;
+    let deployment = Plan::of(&upstream.url()).fresh("").sts(sts.url()).start().await?;
     let calls = deployment.endpoints.calls(Service::DynamoDb, EVERY_OPERATION);
     // Headers are a caller's own words: they must not matter. Paths neither.
     for path in ["/v2/", "/v2/test.local/team/image/manifests/v1", "/_stopover/quota", "/token"] {
@@ -74,7 +74,7 @@ async fn callers_of_the_anonymous_networks_need_no_login_and_others_do() -> Resu
     let upstream = Scripted::start()?;
     upstream.image("team/image", "v1", &[b"layer"]);
     for (networks, expected) in [("127.0.0.0/8", 200), ("10.0.0.0/8,::1/128", 401)] {
-        let deployment = Plan::of(&upstream.url()).anonymous(networks).start().await?;
+        let deployment = Plan::of(&upstream.url()).fresh(networks).start().await?;
         let answer = deployment.request(Method::GET, "team/image/manifests/v1")?.header("x-forwarded-for", "10.0.0.1");
         ensure!(answer.send().await?.status() == expected, "{networks}");
     }
@@ -162,7 +162,7 @@ async fn logins_without_keys_stop_either_function() -> Result<()> {
     let endpoints = Endpoints::start().await?;
     for (access, variable, sentence) in [
         (ROBOTS.to_owned(), None, "access.signing_keys: is required where somebody can log in"),
-        (format!("{ROBOTS}{KEYS}"), Some(""), "access.signing_keys: there is no key"),
+        (format!("{ROBOTS}{KEYS}"), Some(""), "access.signing_keys: the password is empty"),
         (format!("{ROBOTS}{KEYS}"), Some("c2hvcnQ="), "access.signing_keys: key 1 is not"),
     ] {
         let (_configuration, environment) = Plan::of("http://127.0.0.1:1").setting(&access).environment(&endpoints)?;

@@ -24,7 +24,7 @@ const FILLS: Duration = Duration::from_mins(2);
 /// What a deployment chooses. Its upstream is [`UPSTREAM`].
 pub(crate) struct Plan {
     upstream: String,
-    anonymous: &'static str,
+    anonymous: Option<&'static str>,
     sts: Option<String>,
     log_level: &'static str,
     queue: QueueSettings,
@@ -56,7 +56,7 @@ impl Plan {
     pub(crate) fn of(url: &str) -> Self {
         Self {
             upstream: format!("url = \"{url}\"\n"),
-            anonymous: "127.0.0.0/8",
+            anonymous: None,
             sts: None,
             log_level: "INFO",
             queue: QueueSettings::default(),
@@ -69,9 +69,9 @@ impl Plan {
         self
     }
 
-    /// The template's `AnonymousCidrs`; unless it is named, all callers of the tests are in it.
-    pub(crate) fn anonymous(self, anonymous: &'static str) -> Self {
-        Self { anonymous, ..self }
+    /// As whoever deploys for the first time has it: the template's `AnonymousCidrs`, and no `[access]`.
+    pub(crate) fn fresh(self, anonymous: &'static str) -> Self {
+        Self { anonymous: Some(anonymous), ..self }
     }
 
     /// Has STS asked there.
@@ -108,14 +108,17 @@ impl Plan {
     /// What the functions are told, and the file that some of it is in.
     pub(crate) fn environment(&self, endpoints: &Endpoints) -> Result<(NamedTempFile, Environment)> {
         let configuration = NamedTempFile::new()?;
-        let text = format!("fresh = \"1h\"\n\n[upstreams.\"{UPSTREAM}\"]\n{}", self.upstream);
+        // Clients of the tests reach no HTTPS, which a login needs here; where a test says nothing, there is none.
+        let chosen = self.anonymous.is_some() || self.upstream.contains("[access]");
+        let access = if chosen { "" } else { "[access]\nanonymous = [\"127.0.0.0/8\"]\n" };
+        let text = format!("fresh = \"1h\"\n\n[upstreams.\"{UPSTREAM}\"]\n{}\n{access}", self.upstream);
         std::fs::write(&configuration, text)?;
         let path = configuration.path().display().to_string();
         let environment = Environment(endpoints.environment())
             .with("STOPOVER_CONFIG", &path)
             .with("STOPOVER_ACCOUNT", ACCOUNT)
             .with("STOPOVER_SERVICE", SERVICE)
-            .with("STOPOVER_ANONYMOUS_CIDRS", self.anonymous)
+            .with("STOPOVER_ANONYMOUS_CIDRS", self.anonymous.unwrap_or_default())
             .with("STOPOVER_SIGNING_KEYS", &SIGNING_KEY.repeat(64))
             .with("AWS_ENDPOINT_URL_STS", self.sts.as_deref().unwrap_or_default())
             .with("AWS_LAMBDA_LOG_LEVEL", self.log_level);
