@@ -34,10 +34,18 @@ pub(super) async fn copy(
     // The bytes may be here although their record is not: a fill was killed between the two.
     match cache.blobs.size(&job.digest).await {
         Ok(Some(size)) if size == job.size => {
-            return Copied { outcome: Ok(Filled::Already), checkpoint: None, upload: None, known: false };
+            let shown = cache.prove_for(job).await;
+            let outcome = shown.map(|()| Filled::Already);
+            return Copied { outcome, checkpoint: None, upload: None, known: false };
         }
         Ok(_) => {}
         Err(error) => return Copied { checkpoint, ..failed(error.into()) },
+    }
+    // What is here may have come for another repository, and clients may follow it before upstream is asked for the rest.
+    if checkpoint.is_some()
+        && let Err(error) = cache.prove_for(job).await
+    {
+        return Copied { checkpoint, ..failed(error) };
     }
     let (mut writer, checkpoint) = match Writer::open(cache, job, checkpoint.clone(), progress).await {
         Ok(opened) => opened,
@@ -99,6 +107,10 @@ impl Copying<'_> {
             source = Source::open(self.cache, job, self.writer.written) => source?,
             _ = &mut stop => return Ok(false),
         };
+        // Before anybody can see a byte of it.
+        if !self.lease.open {
+            self.cache.note_proven(&job.repository, &job.digest, job.size).await?;
+        }
         // When to give up what is still on its way, once it is to stop.
         let mut ends_at = None;
         let mut claimed_until = self.lease.clock.now().plus(CLAIM);

@@ -15,6 +15,7 @@ mod model;
 mod oddities;
 mod order;
 mod outages;
+mod permissions;
 mod prefetch;
 mod pulls;
 mod quota;
