@@ -147,7 +147,7 @@ pub async fn run(
     let started = std::time::Instant::now();
     let open = claimed.open || cache.upstreams.is_open(&job.repository);
     let lease = Lease { ledger: Arc::clone(&cache.ledger), clock: cache.clock.clone(), job: job.clone(), owner, open };
-    let Copied { outcome, checkpoint, mut upload, known } =
+    let Copied { outcome, checkpoint, mut upload, known, sent } =
         copy::copy(cache, &lease, claimed.checkpoint, progress, stop).await;
     let offset = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.offset);
     let (state, failure) = match &outcome {
@@ -162,7 +162,7 @@ pub async fn run(
         upload.discard().await;
     }
     // The order matters: what a checkpoint in the ledger speaks of is not thrown away.
-    if lease.settle(state, failure, checkpoint).await?
+    if lease.settle(state, failure, checkpoint, sent).await?
         && let Some(upload) = upload
     {
         upload.discard().await;
@@ -193,6 +193,8 @@ struct Copied {
     upload: Option<Box<dyn Upload>>,
     /// The ledger has a checkpoint of that: whoever took the claim over may be going on with it.
     known: bool,
+    /// Upstream has sent some of it for this job.
+    sent: bool,
 }
 
 /// A claim that this fill holds until another takes it over.
@@ -232,6 +234,7 @@ impl Lease {
         state: BlobState,
         failure: Option<String>,
         checkpoint: Option<Checkpoint>,
+        sent: bool,
     ) -> Result<bool, StoreError> {
         let stored = matches!(state, BlobState::Stored { .. });
         loop {
@@ -251,7 +254,7 @@ impl Lease {
                 None => (BlobRecord::new(BlobState::Absent), None),
             };
             let (state, failure, checkpoint) = (state.clone(), failure.clone(), checkpoint.clone());
-            let open = before.open || (stored && self.open);
+            let open = before.open || ((stored || sent) && self.open);
             let settled = BlobRecord { state, failure, checkpoint, open, ..before };
             if self.ledger.swap_blob(&self.job.digest, version, &settled).await?.is_some() {
                 return Ok(owned);
