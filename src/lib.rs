@@ -61,7 +61,7 @@ pub struct Cache {
     pub(crate) flights: pull::Flights,
     pub(crate) lists: pull::ListFlights,
     pub(crate) large_lists: pull::LargeLists,
-    pub(crate) absent: pull::Absent,
+    pub(crate) questions: pull::Questions,
     pub(crate) budgets: Arc<budget::Budgets>,
     pub(crate) access: Access,
     operator: Option<OperatorSecret>,
@@ -87,7 +87,7 @@ impl Cache {
         let access = Access::new(access, keys, clock.clone(), Arc::clone(&ledger)).map_err(CacheError::Client)?;
         let budgets = budget::Budgets::new(config.budgets, clock.clone());
         let fill_memory = Arc::new(Semaphore::new(fill::segments_in(config.fill_memory)));
-        let (warm, flights, absent) = (pull::Warm::new(), pull::Flights::new(), pull::Absent::new());
+        let (warm, flights, questions) = (pull::Warm::new(), pull::Flights::new(), pull::Questions::new());
         let (uses, lists, large_lists) = (pull::Uses::new(), pull::ListFlights::new(), pull::LargeLists::new());
         Ok(Self {
             config,
@@ -102,7 +102,7 @@ impl Cache {
             flights,
             lists,
             large_lists,
-            absent,
+            questions,
             budgets,
             access,
             operator: None,

@@ -453,7 +453,7 @@ fn describe(config: &Config) -> String {
         let login = settings.credentials.as_ref().map_or("anonymous".into(), |login| format!("as {}", login.username));
         let mut shown =
             vec![login, format!("fresh {}", written(settings.tags.fresh)), format!("cold {}", settings.cold)];
-        shown.extend(settings.is_private().then(|| "private".to_owned()));
+        shown.extend(settings.is_private().then(|| format!("private, permission {}", written(settings.permission))));
         shown.extend(settings.names.patterns().map(|(key, patterns)| format!("{key} {patterns:?}")));
         shown.join(", ")
     };

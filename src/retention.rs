@@ -57,7 +57,9 @@ impl Inventory {
             Entry::Blob { record, .. } => {
                 record.value.used_at.is_none() && matches!(record.value.state, BlobState::Stored { .. })
             }
-            Entry::Membership { .. } | Entry::Reference { .. } | Entry::Listing { .. } | Entry::Absence { .. } => false,
+            Entry::Membership { .. } | Entry::Reference { .. } | Entry::Listing { .. } | Entry::Standing { .. } => {
+                false
+            }
         })
     }
 }
@@ -65,7 +67,7 @@ impl Inventory {
 /// What is to be done. Each of it only if what was seen is still so.
 #[derive(Default, Debug)]
 pub struct Plan<'a> {
-    /// References, manifests, memberships, lists and absences that go.
+    /// References, manifests, memberships, lists and standings that go.
     pub entries: Vec<&'a Entry>,
     /// Blobs that go, with their records.
     pub blobs: BTreeMap<&'a Digest, Doomed<'a>>,
@@ -126,7 +128,7 @@ pub fn mark<'a>(inventory: &'a Inventory, rules: &Retention, now: Timestamp) -> 
             Entry::Membership { repository, digest, used_at } => {
                 used(Some(*used_at)) || named.in_repository.contains(&(repository, digest))
             }
-            Entry::Listing { stale_until: over, .. } | Entry::Absence { until: over, .. } => now < *over,
+            Entry::Listing { stale_until: over, .. } | Entry::Standing { until: over, .. } => now < *over,
             Entry::Blob { .. } => true,
         };
         if !stays {
@@ -247,7 +249,7 @@ pub fn purge<'a>(
             unnamed.in_repository.contains(&(repository, digest))
                 && !named.in_repository.contains(&(repository, digest))
         }
-        Entry::Reference { .. } | Entry::Listing { .. } | Entry::Absence { .. } | Entry::Blob { .. } => false,
+        Entry::Reference { .. } | Entry::Listing { .. } | Entry::Standing { .. } | Entry::Blob { .. } => false,
     }));
     for (digest, Blob { record, bytes }) in &contents.blobs {
         let size = bytes.map_or(0, |bytes| bytes.size);
@@ -312,7 +314,8 @@ impl<'a> Contents<'a> {
             match entry {
                 Entry::Manifest(manifest) => _ = manifests.insert((&manifest.repository, &manifest.digest), manifest),
                 Entry::Blob { digest, record } => blobs.entry(digest).or_default().record = Some(record),
-                Entry::Reference { .. } | Entry::Membership { .. } | Entry::Listing { .. } | Entry::Absence { .. } => {}
+                Entry::Reference { .. } | Entry::Membership { .. } | Entry::Listing { .. } | Entry::Standing { .. } => {
+                }
             }
         }
         for (digest, bytes) in &inventory.blobs {

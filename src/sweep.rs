@@ -63,7 +63,8 @@ impl Cache {
                         self.ledger.swap_blob(digest, Some(record.version), &noted).await?;
                     }
                 }
-                Entry::Membership { .. } | Entry::Reference { .. } | Entry::Listing { .. } | Entry::Absence { .. } => {}
+                Entry::Membership { .. } | Entry::Reference { .. } | Entry::Listing { .. } | Entry::Standing { .. } => {
+                }
             }
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! The ledger in one DynamoDB table. What lies where is in [`item`](crate::item); what is read how is here.
 
-use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::BuildHasher;
 use std::time::Duration;
 
@@ -19,8 +19,8 @@ use stopover::access::robot::Robots;
 use stopover::gauge::Gauge;
 use stopover::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 use stopover::ports::{
-    BlobRecord, BlobView, Entry, GaugeKey, Ledger, ListKey, Listing, Member, StoreError, StoredManifest, TagRecord,
-    Versioned,
+    BlobRecord, BlobView, Entry, GaugeKey, Ledger, ListKey, Listing, Member, Standing, StoreError, StoredManifest,
+    TagRecord, Versioned,
 };
 use stopover::time::Timestamp;
 
@@ -33,6 +33,9 @@ const MAX_INLINE_BYTES: usize = 350 * 1000;
 
 /// How many items `BatchWriteItem` takes.
 const BATCH_ITEMS: usize = 25;
+
+/// How many keys `BatchGetItem` takes.
+const BATCH_KEYS: usize = 100;
 
 /// How many batches of one manifest are written at the same time.
 const BATCHES_AT_ONCE: usize = 4;
@@ -171,7 +174,7 @@ impl DynamoLedger {
                 Entry::Membership { repository, digest, used_at: item::used_at(&item)? }
             }
             Kind::Listing(repository, key) => Entry::Listing { repository, key, stale_until: item::expires_at(&item)? },
-            Kind::Absence(repository) => Entry::Absence { repository, until: item::expires_at(&item)? },
+            Kind::Standing(repository) => Entry::Standing { repository, until: item::expires_at(&item)? },
             Kind::Blob(digest) => Entry::Blob { digest, record: versioned(item)? },
             Kind::Other => return Ok(None),
         }))
@@ -222,12 +225,12 @@ impl Ledger for DynamoLedger {
         self.swap(item::reference_key(repository, reference), expected, record).await
     }
 
-    async fn absent_until(&self, repository: &Repository) -> Result<Option<Timestamp>, StoreError> {
-        self.get(item::absent_key(repository), true).await?.map(|item| item::expires_at(&item)).transpose()
+    async fn standing(&self, repository: &Repository) -> Result<Option<Standing>, StoreError> {
+        self.get(item::standing_key(repository), true).await?.map(|item| item::parse_standing(&item)).transpose()
     }
 
-    async fn put_absent(&self, repository: &Repository, until: Timestamp) -> Result<(), StoreError> {
-        self.put(item::absent(repository, until)).await
+    async fn put_standing(&self, repository: &Repository, standing: Standing) -> Result<(), StoreError> {
+        self.put(item::standing(repository, standing)).await
     }
 
     async fn listing(&self, repository: &Repository, key: &ListKey) -> Result<Option<Listing>, StoreError> {
@@ -261,9 +264,23 @@ impl Ledger for DynamoLedger {
     ) -> Result<(), StoreError> {
         // A batch that names one key twice is refused.
         let distinct: BTreeMap<&Digest, u64> = members.iter().map(|member| (&member.digest, member.size)).collect();
+        // A batch cannot leave an attribute alone, so what is proven is read first.
+        let keys = distinct.keys().map(|digest| item::membership_key(repository, digest)).collect::<Vec<_>>();
+        let reads = keys.chunks(BATCH_KEYS).map(|batch| self.get_batch(batch.to_vec())).collect::<Vec<_>>();
+        let mut proven = BTreeSet::new();
+        for known in stream::iter(reads).buffer_unordered(BATCHES_AT_ONCE).try_concat().await? {
+            if let Kind::Membership(_, digest) = item::kind(&known)?
+                && item::parse_membership(&known)?.proven
+            {
+                proven.insert(digest);
+            }
+        }
         let items = distinct
             .into_iter()
-            .map(|(digest, size)| item::membership(repository, digest, Member { size, used_at: now }))
+            .map(|(digest, size)| {
+                let member = Member { size, used_at: now, proven: proven.contains(digest) };
+                item::membership(repository, digest, member)
+            })
             .collect::<Vec<_>>();
         let batches = items.chunks(BATCH_ITEMS).map(|batch| self.put_batch(batch.to_vec())).collect::<Vec<_>>();
         stream::iter(batches).buffer_unordered(BATCHES_AT_ONCE).try_collect::<()>().await?;
@@ -345,7 +362,7 @@ impl Ledger for DynamoLedger {
             Entry::Listing { repository, key, stale_until } => {
                 (item::listing_key(repository, key), item::EXPIRES_AT, stale_until.0)
             }
-            Entry::Absence { repository, until } => (item::absent_key(repository), item::EXPIRES_AT, until.0),
+            Entry::Standing { repository, until } => (item::standing_key(repository), item::EXPIRES_AT, until.0),
             Entry::Blob { digest, record } => (item::blob_key(digest), item::VERSION, record.version),
         };
         // An item of an earlier version has no time of use, and is read as if it were 0.

@@ -3,10 +3,10 @@
 //! | item | `pk` | `sk` | attributes |
 //! | --- | --- | --- | --- |
 //! | tag record | `repo#<upstream>/<name>` | `tag#<tag>`, of a digest `fetch#<digest>` | the fields of [`TagRecord`], `version` |
-//! | absent repository | same | `absent` | `expires_at`, after which DynamoDB deletes it |
+//! | standing | same | `standing` | `shown_at` unless it is absent, and `expires_at`, after which DynamoDB deletes it |
 //! | list | same | `tags`, `referrers#<digest>` | `list` as JSON, `fresh_until`, and `expires_at` as above |
 //! | manifest | same | `manifest#<digest>` | `media_type`, `size`, `used_at`, and `bytes` unless they are an object |
-//! | membership | same | `blob#<digest>` | `size`, `used_at` |
+//! | membership | same | `blob#<digest>` | `size`, `used_at`, and `proven` where it is |
 //! | blob record | `blob#<digest>` | `blob` | the fields of [`BlobRecord`], `version` |
 //! | robots | `robots` | `robots` | the fields of [`Robots`], `version` |
 //! | gauge | `upstream#<id>` | `gauge#<credential>` | the fields of [`Gauge`], `version` |
@@ -28,7 +28,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use stopover::oci::{Digest, Manifest, MediaType, Reference, Repository};
-use stopover::ports::{GaugeKey, ListKey, Listing, Member, StoreError};
+use stopover::ports::{GaugeKey, ListKey, Listing, Member, Standing, StoreError};
 use stopover::time::Timestamp;
 
 /// An item, or the key of one: values by attribute name.
@@ -40,8 +40,10 @@ pub(crate) const PARTITION: &str = "pk";
 const SORT: &str = "sk";
 /// What a conditional write compares: a number drawn anew for every write.
 pub(crate) const VERSION: &str = "version";
-/// The sort key of what says that upstream does not have a repository.
-const ABSENT: &str = "absent";
+/// The sort key of what upstream said of a repository as a whole.
+const STANDING: &str = "standing";
+const SHOWN_AT: &str = "shown_at";
+const PROVEN: &str = "proven";
 const MEDIA_TYPE: &str = "media_type";
 const SIZE: &str = "size";
 /// When a manifest or a membership was last used: what takes the place of a version in those.
@@ -49,7 +51,7 @@ pub(crate) const USED_AT: &str = "used_at";
 const BYTES: &str = "bytes";
 const LIST: &str = "list";
 const FRESH_UNTIL: &str = "fresh_until";
-/// After which DynamoDB deletes an item: what takes the place of a version in lists and absences.
+/// After which DynamoDB deletes an item: what takes the place of a version in lists and standings.
 pub(crate) const EXPIRES_AT: &str = "expires_at";
 
 /// The key of the record of a tag, or of a digest.
@@ -61,16 +63,28 @@ pub(crate) fn reference_key(repository: &Repository, reference: &Reference) -> I
     key(format!("repo#{repository}"), sort)
 }
 
-/// The key of the record that upstream does not have a repository.
-pub(crate) fn absent_key(repository: &Repository) -> Item {
-    key(format!("repo#{repository}"), ABSENT.to_owned())
+/// The key of what upstream said of a repository as a whole.
+pub(crate) fn standing_key(repository: &Repository) -> Item {
+    key(format!("repo#{repository}"), STANDING.to_owned())
 }
 
-/// The item that says until when upstream is believed not to have a repository.
-pub(crate) fn absent(repository: &Repository, until: Timestamp) -> Item {
-    let mut item = absent_key(repository);
-    item.insert(EXPIRES_AT.to_owned(), number(until.0));
+/// The item of what upstream said of a repository as a whole.
+pub(crate) fn standing(repository: &Repository, standing: Standing) -> Item {
+    let mut item = standing_key(repository);
+    item.insert(EXPIRES_AT.to_owned(), number(standing.until().0));
+    if let Standing::Shown { at, .. } = standing {
+        item.insert(SHOWN_AT.to_owned(), number(at.0));
+    }
     item
+}
+
+/// What the item of a standing says.
+pub(crate) fn parse_standing(item: &Item) -> Result<Standing, StoreError> {
+    let until = expires_at(item)?;
+    if !item.contains_key(SHOWN_AT) {
+        return Ok(Standing::Absent { until });
+    }
+    Ok(Standing::Shown { at: parse_number(item, SHOWN_AT).map(Timestamp)?, until })
 }
 
 /// When an item is over, by its own word: DynamoDB deletes it some time later.
@@ -146,12 +160,16 @@ pub(crate) fn membership(repository: &Repository, digest: &Digest, member: Membe
     let mut item = membership_key(repository, digest);
     item.insert(SIZE.to_owned(), number(member.size));
     item.insert(USED_AT.to_owned(), number(member.used_at.0));
+    if member.proven {
+        item.insert(PROVEN.to_owned(), AttributeValue::Bool(true));
+    }
     item
 }
 
 /// What the item of a membership says.
 pub(crate) fn parse_membership(item: &Item) -> Result<Member, StoreError> {
-    Ok(Member { size: size(item)?, used_at: used_at(item)? })
+    let proven = matches!(item.get(PROVEN), Some(AttributeValue::Bool(true)));
+    Ok(Member { size: size(item)?, used_at: used_at(item)?, proven })
 }
 
 /// When a manifest or a membership was last used. Long ago where an earlier version wrote the item, which noted no use.
@@ -165,7 +183,7 @@ pub(crate) enum Kind {
     Manifest(Repository, Digest),
     Membership(Repository, Digest),
     Listing(Repository, ListKey),
-    Absence(Repository),
+    Standing(Repository),
     Blob(Digest),
     Other,
 }
@@ -194,7 +212,7 @@ pub(crate) fn kind(item: &Item) -> Result<Kind, StoreError> {
         Some(("blob", text)) => Kind::Membership(repository, digest(text)?),
         Some(("referrers", text)) => Kind::Listing(repository, ListKey::Referrers(digest(text)?)),
         None if sort == "tags" => Kind::Listing(repository, ListKey::Tags),
-        None if sort == ABSENT => Kind::Absence(repository),
+        None if sort == STANDING => Kind::Standing(repository),
         _ => Kind::Other,
     })
 }
@@ -353,6 +371,7 @@ mod tests {
                 failure: Some("why".to_owned()),
                 checkpoint: Some(Checkpoint { offset: 1, hash: "00".to_owned(), upload: "id".to_owned() }),
                 used_at: Some(Timestamp(9)),
+                open: true,
             });
         }
         let observed = Observed { digest: digest(), media_type: MediaType::OciIndex, size: 1 << 40 };

@@ -7,8 +7,7 @@ use aws_sdk_sqs::Client;
 use aws_sdk_sqs::types::SendMessageBatchRequestEntry;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
-use stopover::ports::{Fills, GivenUp, ImageJob, Job, Priority, Progress, Requested, StoreError, Work};
-use tokio::sync::watch;
+use stopover::ports::{Fills, GivenUp, ImageJob, Job, Priority, Requested, StoreError, Watched, Work};
 
 use crate::failure::store_error;
 
@@ -137,7 +136,7 @@ impl Fills for SqsFills {
         self.send(&[(&self.queues.background, bodies)]).await
     }
 
-    async fn request_now(&self, job: &Job) -> Result<Option<watch::Receiver<Progress>>, StoreError> {
+    async fn request_now(&self, job: &Job) -> Result<Option<Watched>, StoreError> {
         let request = self.client.send_message().queue_url(&self.queues.interactive).message_body(message(job)?);
         request.send().await.map_err(|error| store_error("SendMessage", &error))?;
         Ok(None)

@@ -68,6 +68,12 @@ impl Policy {
             None => Decision { allowed: true, because: Because::Public },
         }
     }
+
+    /// Whether a rule may keep somebody away from a repository who is let in: some rule denies it to some, even if an
+    /// earlier one allows it to the same.
+    pub fn may_deny(&self, repository: &Repository) -> bool {
+        self.0.iter().any(|rule| !rule.allow && fits(&rule.what, &repository.to_string()))
+    }
 }
 
 impl Rule {

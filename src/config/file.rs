@@ -25,6 +25,7 @@ pub(super) struct File {
     pub(super) data_dir: Option<PathBuf>,
     pub(super) fresh: Option<Span>,
     pub(super) stale: Option<Span>,
+    pub(super) permission: Option<Span>,
     pub(super) missing: Option<Span>,
     pub(super) deleted: Option<Deleted>,
     pub(super) wait: Option<Span>,
@@ -153,6 +154,7 @@ tables_in_common! {
         fresh: Fresh,
         immutable: Vec<Pattern>,
         stale: Span,
+        permission: Span,
         missing: Span,
         deleted: Deleted,
         cold: Cold,
@@ -189,6 +191,8 @@ pub(super) struct AlternateTable {
     pub(super) prefix: Option<String>,
     #[serde(default)]
     pub(super) tags: bool,
+    #[serde(default)]
+    pub(super) shared: bool,
 }
 
 #[derive(Deserialize, PartialEq)]

@@ -90,6 +90,7 @@ pub const DEFAULT_UPSTREAM: &str = "docker.io";
 
 const DEFAULT_FRESH: Duration = Duration::from_mins(5);
 const DEFAULT_STALE: Duration = Duration::from_hours(30 * 24);
+const DEFAULT_PERMISSION: Duration = Duration::from_hours(1);
 const DEFAULT_MISSING: Duration = Duration::from_secs(30);
 const DEFAULT_FILL_MEMORY: u64 = 64_000_000;
 const DEFAULT_KEEP: Duration = Duration::from_hours(30 * 24);
@@ -122,6 +123,10 @@ impl Config {
         let defaults = Defaults {
             fresh: file.fresh.map_or(DEFAULT_FRESH, |span| span.0),
             stale: file.stale.map_or(DEFAULT_STALE, |span| span.0),
+            permission: match file.permission {
+                Some(span) => upstream::permission(span, "permission")?,
+                None => DEFAULT_PERMISSION,
+            },
             missing: file.missing.map_or(DEFAULT_MISSING, |span| span.0),
             deleted: file.deleted.unwrap_or_default(),
             cold: file.cold.unwrap_or(cold),

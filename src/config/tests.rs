@@ -50,6 +50,38 @@ fn a_profile_is_found_by_the_id_and_else_by_the_host_of_the_url() {
     assert!(config.upstreams[&"docker.io".parse().unwrap()].library);
 }
 
+#[test]
+fn a_private_alternate_of_what_is_private_has_to_be_shared() {
+    let private = |name: &str| {
+        format!("[upstreams.\"{name}.example\"]\ncredentials = {{ username = \"me\", password_env = \"HUB_TOKEN\" }}\n")
+    };
+    let with = |here: &str, shared: &str| {
+        load(&format!("{here}alternates = [{{ upstream = \"b.example\"{shared} }}]\n{}", private("b")))
+    };
+    let error = with(&private("a"), "").unwrap_err();
+    assert!(error.starts_with("upstreams.\"a.example\".alternates:") && error.contains("shared = true"), "{error}");
+    assert!(with(&private("a"), ", shared = true").is_ok());
+    assert!(with("[upstreams.\"a.example\"]\n", "").is_ok(), "what is public there is not asked for here at all");
+}
+
+#[test]
+fn a_permission_lasts_an_hour_or_what_is_set_nearest_and_never_less_than_a_minute() {
+    let config = load("[upstreams.\"a.example\"]\n[rules.\"a.example/team\"]\npermission = \"10m\"").unwrap();
+    let minutes = |permission: Duration| permission.as_secs() / 60;
+    assert_eq!(minutes(config.upstreams[&"a.example".parse().unwrap()].permission), 60);
+    let rule = config.rules[&"a.example/team".parse().unwrap()].settings.clone().unwrap();
+    assert_eq!(minutes(rule.permission), 10);
+    let config = load("permission = \"1d\"").unwrap();
+    assert_eq!(minutes(config.upstreams[&"ghcr.io".parse().unwrap()].permission), 24 * 60);
+    for (text, key) in [
+        ("permission = \"59s\"", "permission:"),
+        ("[upstreams.\"a.example\"]\npermission = \"0s\"", "upstreams.\"a.example\".permission:"),
+    ] {
+        let error = load(text).unwrap_err();
+        assert!(error.starts_with(key), "{error}");
+    }
+}
+
 const RULES: &str = "
     fresh = \"10m\"
     stale = \"2d\"

@@ -82,6 +82,8 @@ pub struct UpstreamConfig {
     pub tags: TagRules,
     /// How long after that it is still served while upstream is in trouble.
     pub stale: Duration,
+    /// How long what is stored of a private repository is served before upstream is asked whether it still shows it to us.
+    pub permission: Duration,
     /// How long a missing tag is remembered.
     pub missing: Duration,
     /// What becomes of a tag that upstream has deleted.
@@ -113,6 +115,8 @@ pub struct Alternate {
     pub names: (String, String),
     /// Whether it may say what a tag is. Content by digest is verified anyway.
     pub tags: bool,
+    /// Whether whoever may pull something private here may also see what only some may see there.
+    pub shared: bool,
 }
 
 impl Alternate {
@@ -246,6 +250,7 @@ const DEFAULT_FILLS: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 pub(super) struct Defaults {
     pub(super) fresh: Duration,
     pub(super) stale: Duration,
+    pub(super) permission: Duration,
     pub(super) missing: Duration,
     pub(super) deleted: Deleted,
     pub(super) cold: Cold,
@@ -280,10 +285,17 @@ pub(super) fn read(
                 return Err(value(format!("upstreams.\"{id}\".aliases"), message));
             }
         }
-        for alternate in &upstream.alternates {
-            if !upstreams.contains_key(&alternate.upstream) {
-                let message = format!("{} is no configured upstream", alternate.upstream);
-                return Err(value(format!("upstreams.\"{id}\".alternates"), message));
+        for Alternate { upstream: other, shared, .. } in &upstream.alternates {
+            let wrong = |message: String| Err(value(format!("upstreams.\"{id}\".alternates"), message));
+            match upstreams.get(other) {
+                None => return wrong(format!("{other} is no configured upstream")),
+                Some(there) if upstream.is_private() && there.is_private() && !shared => {
+                    return wrong(format!(
+                        "{other} is private, and no rule of the policy is asked there for what is pulled from {id}: say \
+                         shared = true if whoever may pull it here may see it there"
+                    ));
+                }
+                Some(_) => {}
             }
         }
     }
@@ -317,9 +329,9 @@ fn upstream(
     let alternates = match table.alternates {
         Some(tables) => tables
             .into_iter()
-            .map(|AlternateTable { upstream, names, prefix, tags }| {
+            .map(|AlternateTable { upstream, names, prefix, tags, shared }| {
                 let there = prefix.unwrap_or_else(|| names.clone());
-                Alternate { upstream, names: (names, there), tags }
+                Alternate { upstream, names: (names, there), tags, shared }
             })
             .collect(),
         None => profile
@@ -327,7 +339,7 @@ fn upstream(
             .iter()
             .map(|&(upstream, names, there)| {
                 let upstream = upstream.parse().map_err(|_| value(key("alternates"), upstream))?;
-                Ok(Alternate { upstream, names: (names.into(), there.into()), tags: false })
+                Ok(Alternate { upstream, names: (names.into(), there.into()), tags: false, shared: false })
             })
             .collect::<Result<_, ConfigError>>()?,
     };
@@ -343,6 +355,7 @@ fn upstream(
         max_blob: None,
         tags: TagRules { fresh: defaults.fresh, patterns: Vec::new(), immutable: Vec::new() },
         stale: defaults.stale,
+        permission: defaults.permission,
         missing: defaults.missing,
         deleted: defaults.deleted,
         cold: defaults.cold,
@@ -388,6 +401,9 @@ impl UpstreamConfig {
         };
         replace(&mut self.stale, policy.stale);
         replace(&mut self.missing, policy.missing);
+        if let Some(span) = policy.permission {
+            self.permission = permission(span, &key("permission"))?;
+        }
         self.tags.immutable = policy.immutable.unwrap_or_else(|| std::mem::take(&mut self.tags.immutable));
         self.deleted = policy.deleted.unwrap_or(self.deleted);
         self.cold = policy.cold.unwrap_or(self.cold);
@@ -410,6 +426,17 @@ impl UpstreamConfig {
         }
         Ok(())
     }
+}
+
+/// The shortest that may be set: each time it is over, an upstream is asked for each private repository that is pulled.
+const SHORTEST_PERMISSION: Duration = Duration::from_mins(1);
+
+/// How long a permission lasts without asking.
+pub(super) fn permission(Span(span): Span, key: &str) -> Result<Duration, ConfigError> {
+    if span < SHORTEST_PERMISSION {
+        return Err(value(key, "is at least \"1m\": whenever it is over, upstream is asked"));
+    }
+    Ok(span)
 }
 
 fn credentials(

@@ -30,21 +30,29 @@ pub(super) async fn copy(
     stop: impl Future<Output = Duration> + Send,
 ) -> Copied {
     let job = &lease.job;
-    let failed = |error| Copied { outcome: Err(error), checkpoint: None, upload: None, known: false };
+    let failed = |error| Copied { outcome: Err(error), checkpoint: None, upload: None, known: false, sent: false };
     // The bytes may be here although their record is not: a fill was killed between the two.
     match cache.blobs.size(&job.digest).await {
         Ok(Some(size)) if size == job.size => {
-            return Copied { outcome: Ok(Filled::Already), checkpoint: None, upload: None, known: false };
+            let shown = cache.prove_for(job).await;
+            let outcome = shown.map(|()| Filled::Already);
+            return Copied { outcome, checkpoint: None, upload: None, known: false, sent: false };
         }
         Ok(_) => {}
         Err(error) => return Copied { checkpoint, ..failed(error.into()) },
+    }
+    // What is here may have come for another repository, and clients may follow it before upstream is asked for the rest.
+    if checkpoint.is_some()
+        && let Err(error) = cache.prove_for(job).await
+    {
+        return Copied { checkpoint, ..failed(error) };
     }
     let (mut writer, checkpoint) = match Writer::open(cache, job, checkpoint.clone(), progress).await {
         Ok(opened) => opened,
         Err(error @ StoreError::Refused(_)) => return failed(error.into()),
         Err(error) => return Copied { checkpoint, ..failed(error.into()) },
     };
-    let begun = writer.boundary.0;
+    let begun = writer.begun;
     let mut copying = Copying { cache, lease, writer: &mut writer, saved: checkpoint };
     let outcome = copying.run(stop).await;
     let saved = copying.saved;
@@ -53,7 +61,9 @@ pub(super) async fn copy(
         Ok(true) => match lease.renew(saved.clone()).await {
             // Only the owner of the claim publishes.
             Ok(()) => match writer.upload.publish().await {
-                Ok(()) => Copied { outcome: Ok(Filled::Stored), checkpoint: None, upload: None, known: false },
+                Ok(()) => {
+                    Copied { outcome: Ok(Filled::Stored), checkpoint: None, upload: None, known: false, sent: false }
+                }
                 Err(error) => end(Err(error.into()), saved, writer, known),
             },
             Err(error) => end(Err(error), saved, writer, known),
@@ -77,8 +87,9 @@ pub(super) async fn copy(
 
 /// Without a checkpoint the upload is of no use to anybody.
 fn end(outcome: Result<Filled, FillError>, checkpoint: Option<Checkpoint>, writer: Writer, known: bool) -> Copied {
+    let sent = writer.written > writer.begun;
     let upload = checkpoint.is_none().then_some(writer.upload);
-    Copied { outcome, checkpoint, upload, known }
+    Copied { outcome, checkpoint, upload, known, sent }
 }
 
 struct Copying<'a> {
@@ -99,6 +110,10 @@ impl Copying<'_> {
             source = Source::open(self.cache, job, self.writer.written) => source?,
             _ = &mut stop => return Ok(false),
         };
+        // Before anybody can see a byte of it.
+        if !self.lease.open {
+            self.cache.note_proven(&job.repository, &job.digest, job.size).await?;
+        }
         // When to give up what is still on its way, once it is to stop.
         let mut ends_at = None;
         let mut claimed_until = self.lease.clock.now().plus(CLAIM);
@@ -169,6 +184,8 @@ struct Writer {
     upload: Box<dyn Upload>,
     unit: u64,
     hasher: Hasher,
+    /// How much of that was there before.
+    begun: u64,
     written: u64,
     /// The last place where a checkpoint may lie, and the hash up to there.
     boundary: (u64, Hasher),
@@ -197,7 +214,14 @@ impl Writer {
     }
 
     fn new(upload: Box<dyn Upload>, hasher: Hasher, written: u64) -> Self {
-        Self { unit: upload.unit().max(1), upload, boundary: (written, hasher.clone()), hasher, written }
+        Self {
+            unit: upload.unit().max(1),
+            upload,
+            boundary: (written, hasher.clone()),
+            hasher,
+            begun: written,
+            written,
+        }
     }
 
     async fn write(&mut self, mut bytes: Bytes) -> Result<(), StoreError> {

@@ -91,6 +91,7 @@ pub fn decide(record: Option<&BlobRecord>, owner: &str, now: Timestamp) -> Claim
             failure: record.and_then(|record| record.failure.clone()),
             checkpoint: record.and_then(|record| record.checkpoint.clone()),
             used_at: Some(now),
+            open: record.is_some_and(|record| record.open),
         }),
     }
 }
@@ -106,11 +107,14 @@ pub async fn run(
     let owner = format!("{:016x}", fastrand::u64(..));
     let patience = std::time::Instant::now() + REMOVAL;
     let claimed = loop {
-        let current = cache.ledger.blob(&job.repository, &job.digest).await?.record;
-        let record = current.as_ref().map(|current| &current.value);
-        let stored = record.is_some_and(|record| matches!(record.state, BlobState::Stored { .. }));
+        let view = cache.ledger.blob(&job.repository, &job.digest).await?;
         // The record may say so of bytes that somebody has deleted.
-        if stored && cache.blobs.size(&job.digest).await?.is_some() {
+        if view.is_stored() && cache.blobs.size(&job.digest).await?.is_some() {
+            // Before a client asks: then it may be read here although upstream is down.
+            if !view.is_shown() {
+                cache.prove(&job.repository, &job.digest).await?;
+            }
+            let current = view.record;
             // A manifest has come to name it, or a client wants it.
             let Some((current, used)) =
                 current.and_then(|current| Some((current.version, noted(&current.value, cache.clock.now())?)))
@@ -122,6 +126,8 @@ pub async fn run(
             }
             continue;
         }
+        let current = view.record;
+        let record = current.as_ref().map(|current| &current.value);
         match decide(record, &owner, cache.clock.now()) {
             Claim::Held if record.is_some_and(|record| matches!(record.state, BlobState::Removing { .. })) => {
                 if std::time::Instant::now() > patience {
@@ -139,8 +145,9 @@ pub async fn run(
         }
     };
     let started = std::time::Instant::now();
-    let lease = Lease { ledger: Arc::clone(&cache.ledger), clock: cache.clock.clone(), job: job.clone(), owner };
-    let Copied { outcome, checkpoint, mut upload, known } =
+    let open = claimed.open || cache.upstreams.is_open(&job.repository);
+    let lease = Lease { ledger: Arc::clone(&cache.ledger), clock: cache.clock.clone(), job: job.clone(), owner, open };
+    let Copied { outcome, checkpoint, mut upload, known, sent } =
         copy::copy(cache, &lease, claimed.checkpoint, progress, stop).await;
     let offset = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.offset);
     let (state, failure) = match &outcome {
@@ -155,7 +162,7 @@ pub async fn run(
         upload.discard().await;
     }
     // The order matters: what a checkpoint in the ledger speaks of is not thrown away.
-    if lease.settle(state, failure, checkpoint).await?
+    if lease.settle(state, failure, checkpoint, sent).await?
         && let Some(upload) = upload
     {
         upload.discard().await;
@@ -186,6 +193,8 @@ struct Copied {
     upload: Option<Box<dyn Upload>>,
     /// The ledger has a checkpoint of that: whoever took the claim over may be going on with it.
     known: bool,
+    /// Upstream has sent some of it for this job.
+    sent: bool,
 }
 
 /// A claim that this fill holds until another takes it over.
@@ -195,10 +204,13 @@ struct Lease {
     clock: Clock,
     job: Job,
     owner: String,
+    /// Once upstream has sent it for this job, everybody may have it ([`BlobRecord::open`]).
+    open: bool,
 }
 
 impl Lease {
-    /// Holds the claim for another while and writes down how far the fill has come, in one write.
+    /// Holds the claim for another while and writes down how far the fill has come, in one write. Only once upstream has
+    /// begun to send the blob.
     async fn renew(&self, checkpoint: Option<Checkpoint>) -> Result<(), FillError> {
         loop {
             let record = self.ledger.blob(&self.job.repository, &self.job.digest).await?.record;
@@ -206,7 +218,8 @@ impl Lease {
                 return Err(FillError::ClaimLost);
             };
             let state = BlobState::Claimed { owner: self.owner.clone(), until: self.clock.now().plus(CLAIM) };
-            let renewed = BlobRecord { state, checkpoint: checkpoint.clone(), ..value };
+            let open = value.open || self.open;
+            let renewed = BlobRecord { state, checkpoint: checkpoint.clone(), open, ..value };
             // What came between may be a write of our own that was given up while it was on its way: only the owner tells.
             if self.ledger.swap_blob(&self.job.digest, Some(version), &renewed).await?.is_some() {
                 return Ok(());
@@ -221,6 +234,7 @@ impl Lease {
         state: BlobState,
         failure: Option<String>,
         checkpoint: Option<Checkpoint>,
+        sent: bool,
     ) -> Result<bool, StoreError> {
         let stored = matches!(state, BlobState::Stored { .. });
         loop {
@@ -240,7 +254,8 @@ impl Lease {
                 None => (BlobRecord::new(BlobState::Absent), None),
             };
             let (state, failure, checkpoint) = (state.clone(), failure.clone(), checkpoint.clone());
-            let settled = BlobRecord { state, failure, checkpoint, ..before };
+            let open = before.open || ((stored || sent) && self.open);
+            let settled = BlobRecord { state, failure, checkpoint, open, ..before };
             if self.ledger.swap_blob(&self.job.digest, version, &settled).await?.is_some() {
                 return Ok(owned);
             }

@@ -15,12 +15,11 @@ use crate::access::robot::Robots;
 use crate::gauge::Gauge;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 use crate::ports::{
-    BlobRecord, BlobState, BlobView, Entry, GaugeKey, ImageJob, Job, Ledger, ListKey, Listing, Member, StoreError,
-    StoredManifest, TagRecord, Versioned,
+    BlobRecord, BlobState, BlobView, Entry, GaugeKey, ImageJob, Job, Ledger, ListKey, Listing, Member, Standing,
+    StoreError, StoredManifest, TagRecord, Versioned,
 };
 use crate::time::Timestamp;
 
-const ABSENT: &str = "absent ";
 const BLOB: &str = "blob ";
 const FILL: &str = "fill ";
 const IMAGE: &str = "image ";
@@ -28,13 +27,14 @@ const LIST: &str = "list ";
 const MANIFEST: &str = "manifest ";
 const MEMBER: &str = "member ";
 const REFERENCE: &str = "reference ";
+const STANDING: &str = "standing ";
 
 fn reference_key(repository: &Repository, reference: &Reference) -> String {
     format!("{REFERENCE}{repository} {reference}")
 }
 
-fn absent_key(repository: &Repository) -> String {
-    format!("{ABSENT}{repository}")
+fn standing_key(repository: &Repository) -> String {
+    format!("{STANDING}{repository}")
 }
 
 /// What stands in the key of a list of tags where one of referrers has their subject.
@@ -106,6 +106,17 @@ impl EmbeddedLedger {
         self.0.write(None, changes).await.map(|_| ())
     }
 
+    fn member(&self, repository: &Repository, digest: &Digest) -> Result<Option<Member>, StoreError> {
+        let written = self.0.read_json(&member_key(repository, digest))?;
+        Ok(written.map(|Versioned { value, version }| {
+            let (size, proven) = match value {
+                WrittenMember::Named(size) => (size, false),
+                WrittenMember::Proven { proven: size } => (size, true),
+            };
+            Member { size, used_at: Timestamp(version), proven }
+        }))
+    }
+
     /// The uploads that checkpoints speak of.
     pub(super) fn checkpoints(&self) -> Result<HashSet<String>, StoreError> {
         let records = self.0.scan::<BlobRecord>(BLOB)?;
@@ -149,6 +160,21 @@ impl EmbeddedLedger {
     }
 }
 
+/// A membership as it is written down: its length alone, or with that it is proven.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum WrittenMember {
+    Named(u64),
+    Proven { proven: u64 },
+}
+
+fn put_member(repository: &Repository, digest: &Digest, member: Member) -> Result<Change, StoreError> {
+    let Member { size, used_at, proven } = member;
+    let written = if proven { WrittenMember::Proven { proven: size } } else { WrittenMember::Named(size) };
+    let item = join(used_at.0, &serde_json::to_vec(&written).map_err(corrupt)?);
+    Ok(Change::Put(member_key(repository, digest), item))
+}
+
 /// The media type, a line feed, the bytes.
 fn parse_manifest(digest: Digest, value: &[u8]) -> Result<Manifest, StoreError> {
     let end = value.iter().position(|&byte| byte == b'\n').ok_or_else(|| corrupt("a manifest without type"))?;
@@ -187,8 +213,8 @@ fn entry(key: &str, item: &[u8]) -> Result<Option<Entry>, StoreError> {
         let (repository, text) = scoped(rest)?;
         let key = if text == TAGS { ListKey::Tags } else { ListKey::Referrers(digest(&text)?) };
         Entry::Listing { repository, key, stale_until: Timestamp(version) }
-    } else if let Some(text) = key.strip_prefix(ABSENT) {
-        Entry::Absence { repository: repository(text)?, until: Timestamp(version) }
+    } else if let Some(text) = key.strip_prefix(STANDING) {
+        Entry::Standing { repository: repository(text)?, until: Timestamp(version) }
     } else if let Some(text) = key.strip_prefix(BLOB) {
         let value = serde_json::from_slice(value).map_err(|error| wrong(&error))?;
         Entry::Blob { digest: digest(text)?, record: Versioned { value, version } }
@@ -245,13 +271,13 @@ impl Ledger for EmbeddedLedger {
         self.0.swap(reference_key(repository, reference), expected, record).await
     }
 
-    async fn absent_until(&self, repository: &Repository) -> Result<Option<Timestamp>, StoreError> {
-        Ok(self.0.read_json(&absent_key(repository))?.map(|until| until.value))
+    async fn standing(&self, repository: &Repository) -> Result<Option<Standing>, StoreError> {
+        Ok(self.0.read_json(&standing_key(repository))?.map(|standing| standing.value))
     }
 
-    async fn put_absent(&self, repository: &Repository, until: Timestamp) -> Result<(), StoreError> {
-        let item = join(until.0, until.0.to_string().as_bytes());
-        self.0.write(None, vec![Change::Put(absent_key(repository), item)]).await.map(|_| ())
+    async fn put_standing(&self, repository: &Repository, standing: Standing) -> Result<(), StoreError> {
+        let item = join(standing.until().0, &serde_json::to_vec(&standing).map_err(corrupt)?);
+        self.0.write(None, vec![Change::Put(standing_key(repository), item)]).await.map(|_| ())
     }
 
     async fn listing(&self, repository: &Repository, key: &ListKey) -> Result<Option<Listing>, StoreError> {
@@ -275,10 +301,11 @@ impl Ledger for EmbeddedLedger {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let value = [manifest.media_type.as_str().as_bytes(), b"\n", &manifest.bytes].concat();
-        let member = |blob: &Descriptor| {
-            Change::Put(member_key(repository, &blob.digest), join(now.0, blob.size.to_string().as_bytes()))
-        };
-        let mut changes: Vec<Change> = members.iter().map(member).collect();
+        let mut changes = Vec::with_capacity(members.len() + 1);
+        for blob in members {
+            let proven = self.member(repository, &blob.digest)?.is_some_and(|member| member.proven);
+            changes.push(put_member(repository, &blob.digest, Member { size: blob.size, used_at: now, proven })?);
+        }
         changes.push(Change::Put(manifest_key(repository, &manifest.digest), join(now.0, &value)));
         self.0.write(None, changes).await.map(|_| ())
     }
@@ -306,14 +333,11 @@ impl Ledger for EmbeddedLedger {
     }
 
     async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobView, StoreError> {
-        let member = self.0.read_json(&member_key(repository, digest))?;
-        let member = member.map(|size| Member { size: size.value, used_at: Timestamp(size.version) });
-        Ok(BlobView { member, record: self.0.read_json(&blob_key(digest))? })
+        Ok(BlobView { member: self.member(repository, digest)?, record: self.0.read_json(&blob_key(digest))? })
     }
 
     async fn put_membership(&self, repository: &Repository, digest: &Digest, member: Member) -> Result<(), StoreError> {
-        let item = join(member.used_at.0, member.size.to_string().as_bytes());
-        self.0.write(None, vec![Change::Put(member_key(repository, digest), item)]).await.map(|_| ())
+        self.0.write(None, vec![put_member(repository, digest, member)?]).await.map(|_| ())
     }
 
     fn entries(&self) -> BoxStream<'_, Result<Entry, StoreError>> {
@@ -334,7 +358,7 @@ impl Ledger for EmbeddedLedger {
             Entry::Manifest(manifest) => (manifest_key(&manifest.repository, &manifest.digest), manifest.used_at.0),
             Entry::Membership { repository, digest, used_at } => (member_key(repository, digest), used_at.0),
             Entry::Listing { repository, key, stale_until } => (list_key(repository, key), stale_until.0),
-            Entry::Absence { repository, until } => (absent_key(repository), until.0),
+            Entry::Standing { repository, until } => (standing_key(repository), until.0),
             Entry::Blob { digest, record } => (blob_key(digest), record.version),
         };
         self.0.write(Some((key.clone(), Some(version))), vec![Change::Remove(key)]).await

@@ -17,7 +17,7 @@ use super::order::Order;
 use crate::Cache;
 use crate::fill::{self, CLAIM, FillError, Filled};
 use crate::oci::{Digest, UpstreamId};
-use crate::ports::{Fills, GivenUp, ImageJob, Job, Progress, Requested, StoreError};
+use crate::ports::{Fills, GivenUp, ImageJob, Job, Progress, Requested, StoreError, Watched};
 
 /// How many fills run at once that nobody waits for: each holds about a megabyte, and what it fetches ahead of that counts
 /// against `fill_memory`.
@@ -48,7 +48,8 @@ struct Board {
 
 struct Fill {
     job: Job,
-    /// What was asked for while it ran: done instead, should the run not end well. Another repository may have the blob.
+    /// What was asked for while it ran. For another repository it is done then: that may have the blob where this one has
+    /// not, and has to be shown it where this one was.
     again: Option<Job>,
     failures: usize,
     phase: Phase,
@@ -162,7 +163,9 @@ impl Queue {
             let latest = Job { priority: fill.job.priority.min(job.priority), ..job };
             if let Phase::Running(_) = &fill.phase {
                 fill.job.priority = latest.priority;
-                fill.again = Some(latest);
+                if latest.repository != fill.job.repository {
+                    fill.again = Some(latest);
+                }
                 continue;
             }
             // Whoever asked last is who can have it now.
@@ -181,18 +184,23 @@ impl Queue {
     }
 
     /// Joins the running attempt at a blob, or begins one at once: a client waits.
-    fn hurry(self: &Arc<Self>, job: &Job) -> watch::Receiver<Progress> {
+    fn hurry(self: &Arc<Self>, job: &Job) -> Watched {
         let mut board = self.board();
         self.enqueue(&mut board, [job.clone()]);
         let Board { fills, order } = &mut *board;
         match fills.get_mut(&job.digest) {
-            Some(Fill { phase: Phase::Running(progress), .. }) => progress.clone(),
+            Some(Fill { phase: Phase::Running(progress), job, .. }) => {
+                Watched { repository: job.repository.clone(), progress: progress.clone() }
+            }
             Some(fill) => {
                 order.remove(&fill.job);
-                self.begin(fill, false)
+                Watched { repository: fill.job.repository.clone(), progress: self.begin(fill, false) }
             }
             // The process is stopping: whoever waits learns that nobody works on it.
-            None => watch::channel(Progress::Waiting).1,
+            None => {
+                let progress = watch::channel(Progress::Waiting).1;
+                Watched { repository: job.repository.clone(), progress }
+            }
         }
     }
 
@@ -268,9 +276,7 @@ impl Held {
             if placed {
                 board.order.leave(&job.repository.upstream);
             }
-            let asked = board.fills.get_mut(&job.digest).and_then(|fill| fill.again.take());
-            let other = |again: &Job| again.repository != job.repository;
-            let again = asked.filter(|again| other(again) && matches!(end, Some(Err(_))));
+            let again = board.fills.get_mut(&job.digest).and_then(|fill| fill.again.take()).filter(|_| end.is_some());
             match &end {
                 Some(Err((_, Some(rest)))) if again.is_none() && !queue.stopping() => {
                     queue.rest(&mut board, &job.digest, *rest);
@@ -283,9 +289,9 @@ impl Held {
         }
         // After it has left the board: whoever asks from here on writes its request down later than this.
         let noted = match &end {
-            Some(Ok(())) => queue.ledger.remove_fill(&job.digest).await,
             // Somebody asked meanwhile, and that is written down.
-            Some(Err(_)) if queue.board().fills.contains_key(&job.digest) => Ok(()),
+            Some(_) if queue.board().fills.contains_key(&job.digest) => Ok(()),
+            Some(Ok(())) => queue.ledger.remove_fill(&job.digest).await,
             Some(Err((error, None))) => {
                 let given_up = Some(error.to_string());
                 queue.ledger.put_fills([WrittenFill { job: job.clone(), given_up }]).await
@@ -329,7 +335,7 @@ impl Fills for Handle {
         self.1.request(images).await
     }
 
-    async fn request_now(&self, job: &Job) -> Result<Option<watch::Receiver<Progress>>, StoreError> {
+    async fn request_now(&self, job: &Job) -> Result<Option<Watched>, StoreError> {
         self.0.write(std::slice::from_ref(job)).await?;
         Ok(Some(self.0.hurry(job)))
     }

@@ -91,15 +91,24 @@ pub trait Fills: Send + Sync {
     /// Requests images, as durably. They lead to requests for fills.
     async fn request_images(&self, images: &[ImageJob]) -> Result<(), StoreError>;
 
-    /// Requests a fill that a client waits for, and watches it. `None`: fills run in another process, and the ledger
-    /// is where their outcome shows.
-    async fn request_now(&self, job: &Job) -> Result<Option<watch::Receiver<Progress>>, StoreError>;
+    /// Requests a fill that a client waits for, and watches it, or the one of the same blob that runs already. `None`:
+    /// fills run in another process, and the ledger is where their outcome shows.
+    async fn request_now(&self, job: &Job) -> Result<Option<Watched>, StoreError>;
 
     /// What was given up, and what is still to be filled as far as the adapter can tell (SQS cannot).
     async fn list(&self) -> Result<Vec<Requested>, StoreError>;
 
     /// Requests again what was given up, and says how many fills those were.
     async fn retry(&self) -> Result<usize, StoreError>;
+}
+
+/// A fill that runs in this process.
+#[derive(Clone, Debug)]
+pub struct Watched {
+    /// The repository whose permission and credentials fetch the blob.
+    pub repository: Repository,
+    /// How far it has come.
+    pub progress: watch::Receiver<Progress>,
 }
 
 /// How far a fill has come.

@@ -11,10 +11,10 @@ use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
 pub use blobs::{Blobs, Location, SignedUrl, StoredBlob, Upload};
-pub use fills::{Fills, GivenUp, ImageJob, Job, Priority, Progress, Requested, Work};
+pub use fills::{Fills, GivenUp, ImageJob, Job, Priority, Progress, Requested, Watched, Work};
 pub use records::{
     BlobRecord, BlobState, BlobView, Checkpoint, Entry, GaugeKey, Lease, List, ListKey, Listing, Member, Observed,
-    Previous, StoredManifest, TagRecord, Versioned,
+    Previous, Standing, StoredManifest, TagRecord, Versioned,
 };
 
 use crate::access::robot::Robots;
@@ -63,11 +63,12 @@ pub trait Ledger: Send + Sync {
         record: &TagRecord,
     ) -> Result<Option<u64>, StoreError>;
 
-    /// Until when upstream is believed not to have this repository, as it was put last.
-    async fn absent_until(&self, repository: &Repository) -> Result<Option<Timestamp>, StoreError>;
+    /// What upstream said of this repository as a whole, as it was put last. One that is over ([`Standing::until`]) may be
+    /// forgotten.
+    async fn standing(&self, repository: &Repository) -> Result<Option<Standing>, StoreError>;
 
-    /// Stores until when upstream is believed not to have this repository.
-    async fn put_absent(&self, repository: &Repository, until: Timestamp) -> Result<(), StoreError>;
+    /// Stores what upstream said of this repository as a whole.
+    async fn put_standing(&self, repository: &Repository, standing: Standing) -> Result<(), StoreError>;
 
     /// What upstream said when it was asked for a list, as it was put last.
     async fn listing(&self, repository: &Repository, key: &ListKey) -> Result<Option<Listing>, StoreError>;
@@ -80,7 +81,8 @@ pub trait Ledger: Send + Sync {
     async fn manifest(&self, repository: &Repository, digest: &Digest) -> Result<Option<Manifest>, StoreError>;
 
     /// Stores a manifest for this repository and the membership of the blobs it refers to, all of them used `now`. Once
-    /// the manifest can be read, every membership can be. Doing it twice changes only when they were used.
+    /// the manifest can be read, every membership can be; one that was proven before stays so. Doing it twice changes only
+    /// when they were used.
     async fn put_manifest(
         &self,
         repository: &Repository,

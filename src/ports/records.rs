@@ -73,12 +73,16 @@ pub struct BlobRecord {
     pub checkpoint: Option<Checkpoint>,
     /// When its bytes were last used, to the day: by a pull, or by a manifest that came to name it.
     pub used_at: Option<Timestamp>,
+    /// Upstream has sent it for a repository that everybody who is let in may pull from. Otherwise it is shown only where
+    /// a membership is [proven](Member::proven).
+    #[serde(default)]
+    pub open: bool,
 }
 
 impl BlobRecord {
     /// A record of which nothing but the state is known.
     pub fn new(state: BlobState) -> Self {
-        Self { state, attempts: 0, failure: None, checkpoint: None, used_at: None }
+        Self { state, attempts: 0, failure: None, checkpoint: None, used_at: None, open: false }
     }
 }
 
@@ -122,10 +126,23 @@ pub enum BlobState {
 /// A blob as one repository sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BlobView {
-    /// That the blob belongs to the repository: the permission to read it there.
+    /// That the blob belongs to the repository.
     pub member: Option<Member>,
     /// What is known of it anywhere.
     pub record: Option<Versioned<BlobRecord>>,
+}
+
+impl BlobView {
+    /// Whether its bytes are stored.
+    pub fn is_stored(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| matches!(record.value.state, BlobState::Stored { .. }))
+    }
+
+    /// Whether bytes may be read through this repository that another one's fill has stored: a manifest that names them is
+    /// enough only for what everybody may have anyway, because anybody can write a manifest.
+    pub fn is_shown(&self) -> bool {
+        self.member.is_some_and(|member| member.proven) || self.record.as_ref().is_some_and(|record| record.value.open)
+    }
 }
 
 /// That a blob belongs to a repository.
@@ -135,6 +152,36 @@ pub struct Member {
     pub size: u64,
     /// When it was put last: by a manifest that names the blob, or by a pull.
     pub used_at: Timestamp,
+    /// Upstream has sent the blob for this repository, or said that it has it. Otherwise a manifest names it, and that is
+    /// all.
+    pub proven: bool,
+}
+
+/// What upstream last said of a repository as a whole.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// That there is none, or none for us.
+    Absent {
+        /// Until when that is believed without asking again.
+        until: Timestamp,
+    },
+    /// It has shown us something of it. Noted only where it shows that to nobody without credentials.
+    Shown {
+        /// When.
+        at: Timestamp,
+        /// From when on that is of no use any more.
+        until: Timestamp,
+    },
+}
+
+impl Standing {
+    /// When it is over.
+    pub fn until(self) -> Timestamp {
+        match self {
+            Self::Absent { until } | Self::Shown { until, .. } => until,
+        }
+    }
 }
 
 /// Which list of a repository.
@@ -199,11 +246,11 @@ pub enum Entry {
         /// [`Listing::stale_until`].
         stale_until: Timestamp,
     },
-    /// That upstream does not have a repository.
-    Absence {
+    /// What upstream last said of a repository as a whole.
+    Standing {
         /// Which.
         repository: Repository,
-        /// Until when that is believed.
+        /// [`Standing::until`].
         until: Timestamp,
     },
     /// What is known of a blob.

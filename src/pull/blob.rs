@@ -1,5 +1,6 @@
 //! Blobs: permission, then wherever the bytes are, then by the upstream's policy. The numbers are those of README.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -10,32 +11,39 @@ use crate::Cache;
 use crate::budget::{OverBudget, Payer};
 use crate::config::Cold;
 use crate::error::PullError;
+use crate::fill::FillError;
 use crate::oci::{Digest, Repository};
-use crate::ports::{BlobState, BlobView, Job, Location, Member, Priority, Progress, StoreError};
+use crate::ports::{BlobState, BlobView, Job, Location, Priority, Progress, StoreError, Watched};
 use crate::time::Timestamp;
-use crate::upstream::{BlobSource, UpstreamError};
+use crate::upstream::{BlobSource, Evidence, UpstreamError};
 
 impl Cache {
     /// Answers a pull of a blob.
-    pub async fn blob(&self, repository: &Repository, digest: &Digest, want: Want) -> Result<PulledBlob, PullError> {
+    pub async fn blob(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+        want: Want,
+    ) -> Result<PulledBlob, PullError> {
         let upstream = self.upstreams.get(repository)?;
         let view = self.ledger.blob(repository, digest).await?;
-        // 1. Permission first: that storage has the bytes says nothing about this repository.
-        let size = match view.member {
-            Some(member) => member.size,
-            None => self.ask_membership(repository, digest, want.payer).await?,
+        // 1. Permission first: that storage has the bytes says nothing about this repository, and neither does a manifest
+        // that names them.
+        let (size, served) = match view.member.filter(|_| view.is_shown() || !view.is_stored()) {
+            Some(member) => (member.size, self.check_permission(repository, Evidence::Blob(digest.clone())).await?),
+            None => (self.ask_membership(repository, digest, want.payer).await?, Served::Hit),
         };
         self.check_size(repository, size)?;
         let view = self.note_blob(repository, digest, view).await;
         if want.head {
-            let served = if is_stored(&view) { Served::Hit } else { Served::Miss };
+            let served = if view.is_stored() { served } else { Served::Miss };
             return Ok(PulledBlob { size, content: Content::None, served });
         }
         // 2. Stored: wherever the bytes are.
-        if is_stored(&view)
+        if view.is_stored()
             && let Some(location) = self.blobs.locate(digest).await?
         {
-            return Ok(PulledBlob::at(location, size, Served::Hit));
+            return Ok(PulledBlob::at(location, size, served));
         }
         // 3. Not stored: request the fill, if whoever asks may have it stored, then by policy.
         let job = Job { repository: repository.clone(), digest: digest.clone(), size, priority: Priority::Interactive };
@@ -48,43 +56,33 @@ impl Cache {
         }
     }
 
-    /// Whether a blob is stored, and counts as used from now on: a sweep leaves it alone, or it is filled again.
+    /// Whether a blob is stored and may be read here, and counts as used from now on: a sweep leaves it alone, or it is
+    /// filled again.
     pub(crate) async fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, StoreError> {
         let view = self.ledger.blob(repository, digest).await?;
         let view = self.note_blob(repository, digest, view).await;
-        Ok(is_stored(&view) && self.blobs.locate(digest).await?.is_some())
+        Ok(view.is_stored() && view.is_shown() && self.blobs.locate(digest).await?.is_some())
     }
 
-    /// Asks upstream whether a blob belongs to a repository, and notes it. Not by HEAD, which some registries refuse.
+    /// Asks upstream whether a blob belongs to a repository, and notes it.
     async fn ask_membership(
         &self,
         repository: &Repository,
         digest: &Digest,
         payer: Option<Payer>,
     ) -> Result<u64, PullError> {
-        self.check_absent(repository).await?;
+        self.upstreams.standings.check_absent::<PullError>(repository).await?;
         let mut turn = self.budgets.turn(payer).await?;
         turn.ask();
-        let opened = self.upstreams.open_blob(repository, digest, None).await;
-        if !matches!(opened, Err(UpstreamError::Missing | UpstreamError::NoRepository)) {
-            turn.found();
+        let proven = self.prove(repository, digest).await;
+        match &proven {
+            Err(FillError::Upstream(UpstreamError::Missing)) => {}
+            Err(FillError::Upstream(UpstreamError::NoRepository)) => {
+                self.upstreams.standings.note_absent(repository).await?;
+            }
+            _ => turn.found(),
         }
-        let size = match opened.map(|blob| blob.size) {
-            Ok(Some(size)) => size,
-            Ok(None) => {
-                return Err(UpstreamError::Invalid("it does not say how long the blob is".into()).into());
-            }
-            Err(error @ (UpstreamError::Missing | UpstreamError::NoRepository)) => {
-                if error == UpstreamError::NoRepository {
-                    self.note_absent(repository).await?;
-                }
-                return Err(PullError::BlobUnknown);
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let member = Member { size, used_at: self.clock.now() };
-        self.ledger.put_membership(repository, digest, member).await?;
-        Ok(size)
+        Ok(proven?)
     }
 
     /// Redirects a client to upstream, and requests the fill unless one runs or it is not admitted.
@@ -119,7 +117,13 @@ impl Cache {
         let deadline = Instant::now() + self.config.wait;
         let found = async {
             match self.fills.request_now(job).await? {
-                Some(progress) => self.watch(job, progress, follow).await,
+                Some(Watched { repository, progress }) => {
+                    // The bytes of another's fill are as good as what is stored.
+                    if repository != job.repository && !self.upstreams.is_open(&repository) {
+                        self.prove_for(job).await?;
+                    }
+                    self.watch(job, progress, follow).await
+                }
                 None => self.poll(job).await,
             }
         };
@@ -154,10 +158,17 @@ impl Cache {
         let mut pause = Duration::from_millis(50);
         let mut attempts = None;
         loop {
-            let record = self.ledger.blob(&job.repository, &job.digest).await?.record.map(|record| record.value);
+            let view = self.ledger.blob(&job.repository, &job.digest).await?;
+            if view.is_stored() {
+                // It may have been another's fill.
+                if !view.is_shown() {
+                    self.prove(&job.repository, &job.digest).await?;
+                }
+                return self.located(job).await;
+            }
+            let record = view.record.map(|record| record.value);
             let tried = record.as_ref().map_or(0, |record| record.attempts);
             match record.map(|record| record.state) {
-                Some(BlobState::Stored { .. }) => return self.located(job).await,
                 Some(BlobState::Absent) if tried > *attempts.get_or_insert(tried) => {
                     return Err(PullError::NotYet);
                 }
@@ -172,10 +183,6 @@ impl Cache {
         let location = self.blobs.locate(&job.digest).await?.ok_or(PullError::NotYet)?;
         Ok(PulledBlob::at(location, job.size, Served::Miss))
     }
-}
-
-fn is_stored(view: &BlobView) -> bool {
-    view.record.as_ref().is_some_and(|record| matches!(record.value.state, BlobState::Stored { .. }))
 }
 
 /// Whether a fill runs, or has lately.

@@ -150,7 +150,7 @@ impl Cache {
         let pulled = match pulled.await {
             Err(PullError::ManifestUnknown(_)) => {
                 // That there is no such tag is remembered even where there is no such repository.
-                self.check_absent(repository).await?;
+                self.upstreams.standings.check_absent::<PullError>(repository).await?;
                 return Ok(None);
             }
             pulled => pulled?,
@@ -173,14 +173,16 @@ impl Cache {
         let (of_tags, now) = (key == ListKey::Tags, self.clock.now());
         let kept = self.kept_list(repository, &key).await?;
         let known = kept.is_some();
-        if let Some(kept) = kept.filter(|kept| !want.check && now < kept.fresh_until) {
+        // However fresh it is: upstream may not show it to us any more.
+        let due = known && self.permission_is_due(repository).await?;
+        if let Some(kept) = kept.filter(|kept| !want.check && !due && now < kept.fresh_until) {
             return Ok(PulledList::kept(kept, Served::Hit));
         }
         if !known && !want.check {
-            self.check_known_absent(repository)?;
+            self.upstreams.standings.check_known_absent(repository)?;
         }
         let mut turn = if known && !want.check { Turn::free() } else { self.budgets.turn(want.payer).await? };
-        let (cache, question) = (Arc::clone(self), (repository.clone(), key, want.check));
+        let (cache, question) = (Arc::clone(self), (repository.clone(), key, want.check || due));
         let asked = question.clone();
         let work = move || async move {
             turn.ask();
@@ -222,7 +224,7 @@ impl Cache {
             Some(kept) if !check && now < kept.fresh_until => {
                 return Ok(PulledList::kept(Arc::clone(kept), Served::Hit));
             }
-            None if !check => self.check_absent(repository).await?,
+            None if !check => self.upstreams.standings.check_absent::<PullError>(repository).await?,
             _ => {}
         }
         let wait = self.config.wait;
@@ -234,10 +236,11 @@ impl Cache {
             Err(UpstreamError::NoRepository) if !of_tags => (None, true),
             Err(error) => {
                 if error == UpstreamError::NoRepository {
-                    self.note_absent(repository).await?;
+                    self.upstreams.standings.note_absent(repository).await?;
                 }
                 let gone = matches!(error, UpstreamError::Denied(_) | UpstreamError::NoRepository);
-                let Some(kept) = kept.filter(|_| !gone) else { return Err(error.into()) };
+                let stale = !gone && self.may_be_stale(repository).await?;
+                let Some(kept) = kept.filter(|_| stale) else { return Err(error.into()) };
                 tracing::warn!(%repository, %error, "upstream is in trouble: serving the list it sent last");
                 return Ok(PulledList::kept(kept, Served::Stale));
             }
@@ -246,7 +249,7 @@ impl Cache {
         let fresh = jittered(if list.is_some() { config.tags.fresh } else { config.missing });
         let nothing = is_nothing(list.as_ref(), of_tags);
         if *check && list.is_some() && !nothing {
-            self.note_present(repository).await?;
+            self.upstreams.standings.note_present(repository).await?;
         }
         // That there is nothing is of use only while it is believed; that there is no API leads to a tag.
         let stale = if nothing { fresh } else { fresh + config.stale };

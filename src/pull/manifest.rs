@@ -14,7 +14,7 @@ use crate::error::PullError;
 use crate::freshness::{self, Decision, LEASE};
 use crate::oci::{Digest, Manifest, Reference, Repository, Tag};
 use crate::ports::{Observed, Previous, Priority, TagRecord, Versioned};
-use crate::upstream::{Limit, Upstream, UpstreamError};
+use crate::upstream::{Evidence, Limit, Upstream, UpstreamError};
 
 /// How long a client waits for another process to ask upstream: longer than that may take, shorter than clients wait for
 /// headers.
@@ -71,19 +71,23 @@ impl Cache {
         if let Reference::Digest(digest) = reference
             && let Some(manifest) = self.stored(repository, digest).await?
         {
-            return Ok(PulledManifest::new(manifest, Served::Hit));
+            let served = self.check_permission(repository, Evidence::Manifest(digest.clone())).await?;
+            return Ok(PulledManifest::new(manifest, served));
         }
-        let mut known = false;
+        let (mut known, mut want) = (false, want);
         if !want.check {
             let record = self.ledger.reference(repository, reference).await?.map(|record| record.value);
-            if let Some(answer) = self.answer(repository, record.as_ref(), want).await? {
+            known = record.as_ref().is_some_and(|record| record.observed.is_some());
+            // However fresh what upstream said of the tag is: it may not show it to us any more.
+            if known && self.permission_is_due(repository).await? {
+                want.check = true;
+            } else if let Some(answer) = self.answer(repository, record.as_ref(), want).await? {
                 return answer;
             }
-            known = record.is_some_and(|record| record.observed.is_some());
         }
         if !known {
             if !want.check {
-                self.check_known_absent(repository)?;
+                self.upstreams.standings.check_known_absent(repository)?;
             }
         }
         loop {
@@ -121,7 +125,7 @@ impl Cache {
             let (repository, reference, want) = question;
             turn.ask();
             if !known && !want.check {
-                cache.check_absent(&repository).await?;
+                cache.upstreams.standings.check_absent::<PullError>(&repository).await?;
             }
             let pulled = cache.ask_in_turn(&repository, &reference, want).await;
             if !matches!(pulled, Err(PullError::ManifestUnknown(_) | PullError::Upstream(UpstreamError::NoRepository)))
@@ -129,7 +133,7 @@ impl Cache {
                 turn.found();
             }
             if want.check && pulled.is_ok() {
-                cache.note_present(&repository).await?;
+                cache.upstreams.standings.note_present(&repository).await?;
             }
             pulled
         };
@@ -176,10 +180,12 @@ impl Cache {
             let record = self.ledger.reference(repository, reference).await?;
             let (value, version) =
                 record.map_or((None, None), |Versioned { value, version }| (Some(value), Some(version)));
-            // A check that another process has made since this one was wanted will do.
+            // A check that another process has made since this one was wanted will do, unless it was refused.
             let unchanged = *found.get_or_insert(version) == version;
             let held = value.as_ref().is_some_and(|record| record.lease.is_some());
-            let check = want.check && (unchanged || held);
+            let due = value.as_ref().is_some_and(|record| record.observed.is_some())
+                && self.permission_is_due(repository).await?;
+            let check = due || (want.check && (unchanged || held));
             if !check && let Some(answer) = self.answer(repository, value.as_ref(), want).await? {
                 return answer;
             }
@@ -258,7 +264,7 @@ impl Cache {
                 Err(PullError::ManifestUnknown(Served::Miss))
             }
             Err(PullError::Upstream(UpstreamError::NoRepository)) => {
-                self.note_absent(repository).await?;
+                self.upstreams.standings.note_absent(repository).await?;
                 Err(UpstreamError::NoRepository.into())
             }
             // 4. Upstream in trouble: what it said last. Not where it refuses us: permission may have been taken away.
@@ -372,14 +378,19 @@ impl Cache {
 
     /// What a tag was that upstream has deleted, where that is to be served on.
     async fn deleted(
-        &self,
+        self: &Arc<Self>,
         upstream: &Upstream,
         repository: &Repository,
         record: &TagRecord,
     ) -> Result<Option<PulledManifest>, PullError> {
         match upstream.config().deleted {
             Deleted::Missing => Ok(None),
-            Deleted::Serve => self.last_known(upstream, repository, Some(record)).await,
+            Deleted::Serve => {
+                let Some(known) = self.last_known(upstream, repository, Some(record)).await? else { return Ok(None) };
+                // Upstream may call deleted what it does not show to us any more.
+                let evidence = Evidence::Manifest(known.observed.digest.clone());
+                Ok(self.check_permission(repository, evidence).await.is_ok().then_some(known))
+            }
         }
     }
 
@@ -391,6 +402,9 @@ impl Cache {
         record: Option<&TagRecord>,
     ) -> Result<Option<PulledManifest>, PullError> {
         let Some(record) = record else { return Ok(None) };
+        if !self.may_be_stale(repository).await? {
+            return Ok(None);
+        }
         for digest in freshness::last_known(record, upstream.config().stale, self.clock.now()) {
             if let Some(manifest) = self.stored(repository, digest).await? {
                 return Ok(Some(PulledManifest::new(manifest, Served::Stale)));

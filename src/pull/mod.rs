@@ -1,15 +1,16 @@
-//! THE READ PATH: [manifests](manifest) by tag and by digest, [blobs](blob), and [lists](listing).
+//! THE READ PATH: [manifests](manifest) by tag and by digest, [blobs](blob), and [lists](listing); and whether what is
+//! stored of them may be served at all ([`permission`]).
 
 mod blob;
 mod flight;
 mod listing;
 mod manifest;
+mod permission;
 mod store;
 mod used;
 
 use std::fs::File;
 use std::sync::Arc;
-use std::time::Duration;
 
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as MemoryCache;
@@ -18,14 +19,12 @@ use tokio::sync::watch;
 pub(crate) use listing::LargeLists;
 pub use listing::{PulledReferrers, PulledTags};
 pub use manifest::Want;
+pub(crate) use permission::Questions;
 pub(crate) use used::Uses;
 
-use crate::Cache;
 use crate::error::PullError;
 use crate::oci::{Digest, Manifest, Repository};
-use crate::ports::{Observed, Progress, SignedUrl, StoreError};
-use crate::time::Timestamp;
-use crate::upstream::UpstreamError;
+use crate::ports::{Observed, Progress, SignedUrl};
 
 /// The questions that are being asked of upstream.
 pub(crate) type Flights = flight::Flights<manifest::Question, Result<PulledManifest, PullError>>;
@@ -79,54 +78,6 @@ pub enum Content {
     File(Arc<File>),
     /// In a file that a fill is writing.
     Growing(Arc<File>, watch::Receiver<Progress>),
-}
-
-/// Repositories that upstream says do not exist, and until when that is believed: whatever is asked of them costs nothing.
-/// The ledger has them all; here are those that this process has met.
-pub(crate) struct Absent(MemoryCache<Repository, Timestamp>);
-
-/// How long an absent repository is remembered. Longer than a tag: one appears far less often.
-const ABSENT: Duration = Duration::from_mins(5);
-
-impl Absent {
-    pub(crate) fn new() -> Self {
-        Self(MemoryCache::new(10_000))
-    }
-}
-
-impl Cache {
-    /// Refuses what is asked of a repository of which this process knows that upstream lately said it does not have it.
-    fn check_known_absent(&self, repository: &Repository) -> Result<(), PullError> {
-        match self.absent.0.get(repository) {
-            Some(until) if self.clock.now() < until => Err(UpstreamError::NoRepository.into()),
-            _ => Ok(()),
-        }
-    }
-
-    /// The same, with what other processes know.
-    async fn check_absent(&self, repository: &Repository) -> Result<(), PullError> {
-        self.check_known_absent(repository)?;
-        if let Some(until) = self.ledger.absent_until(repository).await? {
-            self.absent.0.insert(repository.clone(), until);
-        }
-        self.check_known_absent(repository)
-    }
-
-    /// Upstream has it after all: whatever belongs to it may be asked for again. Other processes that have met its absence
-    /// find out when that ends.
-    async fn note_present(&self, repository: &Repository) -> Result<(), StoreError> {
-        if self.ledger.absent_until(repository).await?.is_some() {
-            self.ledger.put_absent(repository, self.clock.now()).await?;
-        }
-        self.absent.0.remove(repository);
-        Ok(())
-    }
-
-    async fn note_absent(&self, repository: &Repository) -> Result<(), StoreError> {
-        let until = self.clock.now().plus(ABSENT);
-        self.absent.0.insert(repository.clone(), until);
-        self.ledger.put_absent(repository, until).await
-    }
 }
 
 /// Manifests this process has served: by digest they never change, and each stands for its own repository only.

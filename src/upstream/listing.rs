@@ -50,7 +50,13 @@ impl Upstreams {
         known: bool,
     ) -> Result<Option<List>, UpstreamError> {
         // Lists are what tags are: only those are asked that are trusted with tags.
-        self.ask(repository, true, |upstream, name| {
+        let says = |asked: &Result<Option<List>, UpstreamError>| match asked {
+            Ok(Some(_)) => Some(true),
+            Err(UpstreamError::Denied(_)) => Some(false),
+            // Or there is no such API, and its path was taken for a name.
+            Ok(None) | Err(_) => None,
+        };
+        self.ask(repository, true, says, |upstream, name| {
             let key = key.clone();
             async move { upstream.list(&name, &key, known).await }.boxed()
         })

@@ -8,6 +8,7 @@ mod listing;
 mod login;
 mod meter;
 pub(crate) mod spent;
+mod standing;
 mod token;
 
 use std::collections::{BTreeMap, HashSet};
@@ -20,11 +21,14 @@ use serde::{Deserialize, Serialize};
 
 pub use client::{BlobBody, BlobPlace, BlobSource, BytesWanted, OpenBlob, Upstream};
 pub use login::{Issued, Issuer};
+pub(crate) use standing::Evidence;
 pub use token::Challenge;
 
 use account::Account;
 use login::Login;
+use standing::{Standings, says, says_if_any};
 
+use crate::access::policy::Policy;
 use crate::config::{Config, DEFAULT_UPSTREAM, Place, Places};
 use crate::error::PullError;
 use crate::gauge::Gauge;
@@ -98,6 +102,8 @@ pub struct Upstreams {
     parts: BTreeMap<String, Upstream>,
     places: Places,
     default: Place,
+    policy: Policy,
+    pub(crate) standings: Standings,
 }
 
 impl UpstreamError {
@@ -136,7 +142,9 @@ impl Upstreams {
         let parts = parts.collect();
         let default = DEFAULT_UPSTREAM.parse().map_err(|_| UpstreamError::Invalid(DEFAULT_UPSTREAM.into()))?;
         let places = Places::new(&config.upstreams, &config.rules);
-        Ok(Self { parts, places, default: Place::whole(default) })
+        let policy = config.access.as_ref().map(|access| access.policy.clone()).unwrap_or_default();
+        let standings = Standings::new(clock.clone(), Arc::clone(ledger));
+        Ok(Self { parts, places, default: Place::whole(default), policy, standings })
     }
 
     /// Where a repository is pulled from, with the settings that hold there: those of the rule with the longest path.
@@ -148,6 +156,12 @@ impl Upstreams {
         let path = repository.to_string();
         let mut ends = std::iter::once(path.len()).chain(path.rmatch_indices('/').map(|(at, _)| at));
         ends.find_map(|end| self.parts.get(&path[..end]))
+    }
+
+    /// Whether everybody who is let in may pull from a repository: its upstream shows it to us as it would to anybody, and
+    /// no rule of the policy denies it to anybody.
+    pub fn is_open(&self, repository: &Repository) -> bool {
+        self.part(repository).is_some_and(|part| !part.config().is_private()) && !self.policy.may_deny(repository)
     }
 
     /// The canonical repository of a request that may be answered ([`Self::locate`]).
@@ -210,7 +224,7 @@ impl Upstreams {
         reference: &Reference,
     ) -> Result<Option<Observed>, UpstreamError> {
         let by_tag = matches!(reference, Reference::Tag(_));
-        self.ask(repository, by_tag, |upstream, name| {
+        self.ask(repository, by_tag, says_if_any, |upstream, name| {
             let reference = reference.clone();
             async move { upstream.head_manifest(&name, &reference).await }.boxed()
         })
@@ -225,7 +239,7 @@ impl Upstreams {
         background: bool,
     ) -> Result<Manifest, UpstreamError> {
         let by_tag = matches!(reference, Reference::Tag(_));
-        self.ask(repository, by_tag, |upstream, name| {
+        self.ask(repository, by_tag, says, |upstream, name| {
             let reference = reference.clone();
             async move { upstream.get_manifest(&name, &reference, background).await }.boxed()
         })
@@ -234,7 +248,7 @@ impl Upstreams {
 
     /// Asks where a client could fetch a blob itself.
     pub async fn blob_source(&self, repository: &Repository, digest: &Digest) -> Result<BlobSource, UpstreamError> {
-        self.ask(repository, false, |upstream, name| {
+        self.ask(repository, false, says, |upstream, name| {
             let digest = digest.clone();
             async move { upstream.blob_source(&name, &digest).await }.boxed()
         })
@@ -248,7 +262,7 @@ impl Upstreams {
         digest: &Digest,
         wanted: Option<BytesWanted>,
     ) -> Result<OpenBlob, UpstreamError> {
-        self.ask(repository, false, |upstream, name| {
+        self.ask(repository, false, says, |upstream, name| {
             let digest = digest.clone();
             async move { upstream.open_blob(&name, &digest, wanted).await }.boxed()
         })
@@ -257,22 +271,23 @@ impl Upstreams {
 
     /// Opens another part of a blob where an earlier one came from.
     pub async fn open_again(&self, place: &BlobPlace, wanted: BytesWanted) -> Result<OpenBlob, UpstreamError> {
-        let unknown = || UpstreamError::Invalid(format!("{} is not configured", place.repository.upstream));
-        self.part(&place.repository).ok_or_else(unknown)?.open_again(place, wanted).await
+        self.part(&place.repository).ok_or_else(|| unknown(&place.repository))?.open_again(place, wanted).await
     }
 
     /// Asks the upstream of a repository and, where that limits us or fails, those that carry the same content. What they
     /// do not have proves nothing, so the first one's trouble is the answer then. `by_tag`: only those that are trusted
-    /// to say what a tag is; what is asked for by digest is verified whoever sends it.
+    /// to say what a tag is; what is asked for by digest is verified whoever sends it. `says`: what an answer says of the
+    /// repository as a whole.
     async fn ask<T>(
         &self,
         repository: &Repository,
         by_tag: bool,
+        says: impl Fn(&Result<T, UpstreamError>) -> Option<bool>,
         question: impl for<'a> Fn(&'a Upstream, Name) -> BoxFuture<'a, Result<T, UpstreamError>>,
     ) -> Result<T, UpstreamError> {
-        let unknown = || UpstreamError::Invalid(format!("{} is not configured", repository.upstream));
-        let first = self.part(repository).ok_or_else(unknown)?;
-        let trouble = match question(first, repository.name.clone()).await {
+        let first = self.part(repository).ok_or_else(|| unknown(repository))?;
+        let asked = question(first, repository.name.clone());
+        let trouble = match self.standings.noted(repository, first.config(), says, asked).await {
             Err(error) if error.is_trouble() => error,
             outcome => return outcome,
         };
@@ -286,8 +301,11 @@ impl Upstreams {
             if upstream.config().names.refused_by(&there.name).is_some() {
                 continue;
             }
-            // What only some may see there is not shown to everybody here.
-            if upstream.config().is_private() && !first.config().is_private() {
+            // What only some may see there is not shown to everybody here, nor to others who may see this.
+            let shared = alternate.shared && first.config().is_private();
+            if (upstream.config().is_private() && !shared)
+                || (self.policy.may_deny(&there) && !self.policy.may_deny(repository))
+            {
                 continue;
             }
             if let Ok(answer) = question(upstream, there.name).await {
@@ -309,6 +327,10 @@ impl Upstreams {
         gauges.retain(|(upstream, gauge)| upstream.config().family.is_none() || *gauge != Gauge::default());
         gauges
     }
+}
+
+fn unknown(repository: &Repository) -> UpstreamError {
+    UpstreamError::Invalid(format!("{} is not configured", repository.upstream))
 }
 
 #[cfg(test)]

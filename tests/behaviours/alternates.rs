@@ -3,7 +3,7 @@
 use http::StatusCode;
 use stopover::config::Cold;
 use support::on_both_columns;
-use support::scripted::{Fault, Scripted, ScriptedImage};
+use support::scripted::{Fault, Login, Scripted, ScriptedImage};
 use support::world::{Column, World};
 
 on_both_columns!(
@@ -12,6 +12,8 @@ on_both_columns!(
     an_alternate_is_not_asked_what_a_tag_is_unless_the_rule_allows_it,
     an_alternate_that_lies_is_not_believed,
     an_alternate_is_not_asked_for_what_the_upstream_answers,
+    a_private_alternate_shows_only_what_is_private_and_shared,
+    an_alternate_that_the_policy_denies_is_not_asked_for_what_it_allows,
 );
 
 const TAG: &str = "/v2/test.local/library/a/manifests/1";
@@ -81,4 +83,48 @@ async fn an_alternate_is_not_asked_for_what_the_upstream_answers(column: Column)
     assert_eq!(world.get("/v2/test.local/library/a/manifests/none").await.status, StatusCode::NOT_FOUND);
     world.settled().await;
     assert!(other.requests().is_empty());
+}
+
+const CREDENTIALS: &str = "credentials = { username = \"me\", password_env = \"TEST_SECRET\" }";
+
+/// What an upstream that limits us answers for a manifest by digest that an alternate has, below `team/` where everybody
+/// may pull; and how often the alternate was asked.
+async fn asked_elsewhere(column: Column, there: &str, upstream: &str, access: &str) -> (StatusCode, usize) {
+    let other = Scripted::start().unwrap();
+    if there == CREDENTIALS {
+        other.require(Login::Basic("me".into(), "secret".into()));
+    }
+    let image = other.image("team/a", "1", &[LAYER]);
+    let upstream =
+        upstream.replace("OTHER", &format!("[upstreams.\"other.local\"]\nurl = \"{}\"\n{there}", other.url()));
+    let settings = format!("[access]\nanonymous = true\n{access}");
+    let world = World::plan(column).cold(Cold::Wait).settings(&settings).upstream(&upstream).start().await;
+    world.upstream.fault("/v2/", Fault::Status(429, vec![], String::new()));
+    let answer = world.get(&format!("/v2/test.local/team/a/manifests/{}", image.digest)).await;
+    (answer.status, other.count("/manifests/"))
+}
+
+async fn a_private_alternate_shows_only_what_is_private_and_shared(column: Column) {
+    let allowed = "[[policy]]\nwhat = [\"test.local/team/*\"]\nallow = true";
+    for (private_here, shared, expected) in [
+        (true, true, StatusCode::OK),
+        (true, false, StatusCode::TOO_MANY_REQUESTS),
+        (false, true, StatusCode::TOO_MANY_REQUESTS),
+        (false, false, StatusCode::TOO_MANY_REQUESTS),
+    ] {
+        // By a rule: where it is the whole upstream, the configuration is refused.
+        let here = if private_here { format!("[rules.\"test.local/team\"]\n{CREDENTIALS}") } else { String::new() };
+        let upstream = format!("alternates = [{{ upstream = \"other.local\", shared = {shared} }}]\nOTHER\n{here}");
+        let (status, asked) = asked_elsewhere(column, CREDENTIALS, &upstream, allowed).await;
+        assert_eq!((status, asked > 0), (expected, expected == StatusCode::OK), "{private_here} {shared}");
+    }
+}
+
+async fn an_alternate_that_the_policy_denies_is_not_asked_for_what_it_allows(column: Column) {
+    let upstream = "alternates = [{ upstream = \"other.local\" }]\nOTHER";
+    let denied = "[[policy]]\nwhat = [\"other.local/*\"]\nallow = false";
+    assert_eq!(asked_elsewhere(column, "", upstream, denied).await, (StatusCode::TOO_MANY_REQUESTS, 0));
+    // A rule that denies whatever no other allows says nothing of the alternate in particular.
+    let last = "[[policy]]\nwhat = [\"test.local/*\"]\nallow = true\n[[policy]]\nallow = false";
+    assert_eq!(asked_elsewhere(column, "", upstream, last).await, (StatusCode::OK, 1));
 }

@@ -16,6 +16,7 @@ mod model;
 mod oddities;
 mod order;
 mod outages;
+mod permissions;
 mod prefetch;
 mod pulls;
 mod quota;

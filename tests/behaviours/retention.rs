@@ -279,7 +279,7 @@ async fn uses(world: &World) -> Vec<Timestamp> {
         Entry::Manifest(manifest) => Some(manifest.used_at),
         Entry::Membership { used_at, .. } => Some(used_at),
         Entry::Blob { record, .. } => record.value.used_at,
-        Entry::Reference { .. } | Entry::Listing { .. } | Entry::Absence { .. } => None,
+        Entry::Reference { .. } | Entry::Listing { .. } | Entry::Standing { .. } => None,
     });
     let mut uses: Vec<_> = uses.collect();
     uses.sort();
@@ -515,7 +515,7 @@ async fn an_absence_that_is_over_is_swept(column: Column) {
     world.get("/v2/test.local/a/manifests/1").await;
     let absences = async || {
         sweep(&world).await;
-        entries(&world).await.iter().filter(|entry| matches!(entry, Entry::Absence { .. })).count()
+        entries(&world).await.iter().filter(|entry| matches!(entry, Entry::Standing { .. })).count()
     };
     world.clock.advance(Duration::from_mins(4));
     assert_eq!(absences().await, 1, "it is still believed");

@@ -9,7 +9,7 @@ use futures_util::future::try_join_all;
 use stopover::oci::{Algorithm, Descriptor, Digest, Manifest, MediaType, Reference};
 use stopover::ports::{
     BlobRecord, BlobState, Checkpoint, Entry, Lease, List, ListKey, Listing, MAX_LISTING_BYTES, Member, Observed,
-    Previous, StoredManifest, TagRecord,
+    Previous, Standing, StoredManifest, TagRecord,
 };
 use stopover::time::Timestamp;
 
@@ -74,7 +74,7 @@ pub(crate) async fn a_blob_record_is_read_as_it_was_written(storage: &Storage) -
     ] {
         let checkpoint = Checkpoint { offset: u64::MAX, hash: "0a".to_owned(), upload: "{}".to_owned() };
         let (checkpoint, used_at) = (Some(checkpoint), Some(Timestamp(3)));
-        let record = BlobRecord { state, attempts: u32::MAX, failure, checkpoint, used_at };
+        let record = BlobRecord { state, attempts: u32::MAX, failure, checkpoint, used_at, open: true };
         assert!(storage.ledger.swap_blob(&digest, version, &record).await?.is_some());
         let read = storage.ledger.blob(&repository, &digest).await?.record.context("absent")?;
         assert_eq!(read.value, record);
@@ -152,13 +152,40 @@ pub(crate) async fn of_racing_conditional_writes_one_wins(storage: &Storage) -> 
     Ok(())
 }
 
-pub(crate) async fn a_repository_is_absent_until_it_was_said_last(storage: &Storage) -> Result<()> {
+pub(crate) async fn a_standing_is_what_was_said_last(storage: &Storage) -> Result<()> {
     let (ledger, repository, other) = (&storage.ledger, repository("a/b")?, repository("a")?);
-    assert_eq!(ledger.absent_until(&repository).await?, None);
-    for until in [Timestamp(1 << 40), Timestamp(0), Timestamp(7)] {
-        ledger.put_absent(&repository, until).await?;
-        assert_eq!(ledger.absent_until(&repository).await?, Some(until));
-        assert_eq!(ledger.absent_until(&other).await?, None);
+    assert_eq!(ledger.standing(&repository).await?, None);
+    for standing in [
+        Standing::Absent { until: Timestamp(1 << 40) },
+        Standing::Shown { at: Timestamp(7), until: Timestamp(1 << 40) },
+        Standing::Absent { until: Timestamp(0) },
+        Standing::Shown { at: Timestamp(0), until: Timestamp(0) },
+    ] {
+        ledger.put_standing(&repository, standing).await?;
+        assert_eq!(ledger.standing(&repository).await?, Some(standing));
+        assert_eq!(ledger.standing(&other).await?, None);
+    }
+    Ok(())
+}
+
+pub(crate) async fn a_membership_that_is_proven_stays_so(storage: &Storage) -> Result<()> {
+    let (ledger, repository) = (&storage.ledger, repository("a")?);
+    // More than are read and written at once.
+    let members = members(137);
+    let [named, proven] = [Timestamp(NOW.0 + 1), Timestamp(NOW.0 + 2)];
+    for member in members.iter().skip(1).step_by(2) {
+        let known = Member { size: member.size, used_at: NOW, proven: true };
+        ledger.put_membership(&repository, &member.digest, known).await?;
+    }
+    for (now, first) in [(named, false), (proven, true)] {
+        ledger.put_manifest(&repository, &manifest(5_000), &members, now).await?;
+        for (number, member) in members.iter().enumerate() {
+            let expected =
+                Member { size: member.size, used_at: now, proven: number % 2 == 1 || (first && number == 0) };
+            assert_eq!(ledger.blob(&repository, &member.digest).await?.member, Some(expected), "{number}");
+        }
+        let known = Member { size: members[0].size, used_at: now, proven: true };
+        ledger.put_membership(&repository, &members[0].digest, known).await?;
     }
     Ok(())
 }
@@ -249,14 +276,14 @@ pub(crate) async fn once_a_manifest_can_be_read_every_membership_can(storage: &S
     }
     for member in &members {
         let view = storage.ledger.blob(&repository, &member.digest).await?;
-        assert_eq!(view.member, Some(Member { size: member.size, used_at: NOW }));
+        assert_eq!(view.member, Some(Member { size: member.size, used_at: NOW, proven: false }));
     }
     Ok(write.await??)
 }
 
 pub(crate) async fn a_membership_belongs_to_its_repository_and_a_blob_record_to_all(storage: &Storage) -> Result<()> {
     let (mine, other, digest) = (repository("mine")?, repository("other")?, digest("blob"));
-    let member = Member { size: 7, used_at: NOW };
+    let member = Member { size: 7, used_at: NOW, proven: true };
     storage.ledger.put_membership(&mine, &digest, member).await?;
     storage.ledger.put_membership(&mine, &digest, member).await?;
     let view = storage.ledger.blob(&mine, &digest).await?;
@@ -286,7 +313,7 @@ async fn entries(storage: &Storage) -> Result<Vec<Entry>> {
 /// One item of each kind, as entries.
 async fn one_of_each(storage: &Storage) -> Result<Vec<Entry>> {
     let (ledger, repository, tag, digest) = (&storage.ledger, repository("a/b")?, "v1.2".parse()?, digest("blob"));
-    let member = Member { size: 7, used_at: NOW };
+    let member = Member { size: 7, used_at: NOW, proven: true };
     ledger.put_membership(&repository, &digest, member).await?;
     ledger.swap_reference(&repository, &tag, None, &tag_record(1)).await?.context("it is new")?;
     ledger.swap_blob(&digest, None, &blob_record(3)).await?.context("it is new")?;
@@ -303,8 +330,8 @@ async fn one_of_each(storage: &Storage) -> Result<Vec<Entry>> {
         ledger.put_listing(&repository, &key, &listing(None)).await?;
         expected.push(Entry::Listing { repository: repository.clone(), key, stale_until: NOW });
     }
-    ledger.put_absent(&repository, NOW).await?;
-    expected.push(Entry::Absence { repository: repository.clone(), until: NOW });
+    ledger.put_standing(&repository, Standing::Shown { at: Timestamp(1), until: NOW }).await?;
+    expected.push(Entry::Standing { repository: repository.clone(), until: NOW });
     // Small, and too large for an item of DynamoDB.
     for count in [2, 4000] {
         let (members, used_at) = (members(count), Timestamp(NOW.0 + 1));
@@ -371,7 +398,7 @@ pub(crate) async fn an_entry_is_removed_only_while_it_is_what_was_seen(storage: 
             Entry::Manifest(manifest) => manifest.used_at.0 -= 1,
             Entry::Membership { used_at, .. } => used_at.0 -= 1,
             Entry::Listing { stale_until, .. } => stale_until.0 -= 1,
-            Entry::Absence { until, .. } => until.0 -= 1,
+            Entry::Standing { until, .. } => until.0 -= 1,
         }
         let before = entries(storage).await?;
         assert!(!storage.ledger.remove(&other).await?, "{other:?}");

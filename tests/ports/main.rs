@@ -53,7 +53,8 @@ on_every_adapter! {
         a_conditional_write_with_another_version_writes_nothing
         every_write_changes_the_version
         of_racing_conditional_writes_one_wins
-        a_repository_is_absent_until_it_was_said_last
+        a_standing_is_what_was_said_last
+        a_membership_that_is_proven_stays_so
         a_list_is_read_as_it_was_put_last
         a_manifest_is_read_byte_for_byte
         a_manifest_can_be_put_twice

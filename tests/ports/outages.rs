@@ -36,7 +36,7 @@ async fn a_storage_outage_is_not_absence() -> Result<()> {
         ));
         outage();
         assert!(matches!(
-            storage.ledger.put_membership(&repository, &digest, Member { size: 1, used_at: NOW }).await,
+            storage.ledger.put_membership(&repository, &digest, Member { size: 1, used_at: NOW, proven: false }).await,
             Err(StoreError::Unavailable(_))
         ));
     }

@@ -1,0 +1,183 @@
+//! What each upstream last said of a repository as a whole: that there is none, or, where it shows that to nobody without
+//! credentials, that it still shows it to us.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quick_cache::sync::Cache as MemoryCache;
+
+use super::{UpstreamError, Upstreams, unknown};
+use crate::config::UpstreamConfig;
+use crate::oci::{Digest, Reference, Repository};
+use crate::ports::{Ledger, Standing, StoreError};
+use crate::time::{Clock, Timestamp};
+
+/// How long an absent repository is remembered. Longer than a tag: one appears far less often.
+const ABSENT: Duration = Duration::from_mins(5);
+
+/// The ledger has them all; in memory are those that this process has met.
+pub(crate) struct Standings {
+    clock: Clock,
+    ledger: Arc<dyn Ledger>,
+    met: MemoryCache<Repository, Standing>,
+}
+
+/// What upstream is asked for, to see whether it still shows it to us.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Evidence {
+    Manifest(Digest),
+    Blob(Digest),
+}
+
+/// Whether an answer says that we may see the repository; `None`: it does not say.
+pub(super) fn says<T>(asked: &Result<T, UpstreamError>) -> Option<bool> {
+    match asked {
+        Ok(_) => Some(true),
+        Err(UpstreamError::Denied(_) | UpstreamError::NoRepository) => Some(false),
+        Err(_) => None,
+    }
+}
+
+/// The same of an answer that may be none at all.
+pub(super) fn says_if_any<T>(asked: &Result<Option<T>, UpstreamError>) -> Option<bool> {
+    if matches!(asked, Ok(None)) { None } else { says(asked) }
+}
+
+impl Standings {
+    pub(super) fn new(clock: Clock, ledger: Arc<dyn Ledger>) -> Self {
+        Self { clock, ledger, met: MemoryCache::new(10_000) }
+    }
+
+    /// Refuses what is asked of a repository of which this process knows that upstream lately said it does not have it.
+    pub(crate) fn check_known_absent(&self, repository: &Repository) -> Result<(), UpstreamError> {
+        match self.met.get(repository) {
+            Some(Standing::Absent { until }) if self.clock.now() < until => Err(UpstreamError::NoRepository),
+            _ => Ok(()),
+        }
+    }
+
+    /// The same, with what other processes know.
+    pub(crate) async fn check_absent<E>(&self, repository: &Repository) -> Result<(), E>
+    where
+        E: From<UpstreamError> + From<StoreError>,
+    {
+        self.check_known_absent(repository)?;
+        self.read(repository).await?;
+        Ok(self.check_known_absent(repository)?)
+    }
+
+    /// Upstream does not have it: whatever is asked of it costs nothing for a while.
+    pub(crate) async fn note_absent(&self, repository: &Repository) -> Result<(), StoreError> {
+        self.put(repository, Standing::Absent { until: self.clock.now().plus(ABSENT) }).await
+    }
+
+    /// Upstream has it after all: whatever belongs to it may be asked for again. Other processes that have met its absence
+    /// find out when that ends.
+    pub(crate) async fn note_present(&self, repository: &Repository) -> Result<(), StoreError> {
+        match self.read(repository).await? {
+            Some(Standing::Absent { .. }) => self.forget(repository).await,
+            Some(Standing::Shown { .. }) | None => Ok(()),
+        }
+    }
+
+    /// When upstream last showed us something of a private repository. The ledger is asked only where what this process
+    /// knows is older than `permission`.
+    pub(crate) async fn shown_at(
+        &self,
+        repository: &Repository,
+        permission: Duration,
+    ) -> Result<Option<Timestamp>, StoreError> {
+        if let Some(Standing::Shown { at, .. }) = self.met.get(repository)
+            && self.clock.now() < at.plus(permission)
+        {
+            return Ok(Some(at));
+        }
+        Ok(match self.read(repository).await? {
+            Some(Standing::Shown { at, .. }) => Some(at),
+            Some(Standing::Absent { .. }) | None => None,
+        })
+    }
+
+    /// Asks a question and notes what its answer says of a private repository. That it could not be noted fails no pull.
+    pub(super) async fn noted<T>(
+        &self,
+        repository: &Repository,
+        config: &UpstreamConfig,
+        says: impl Fn(&Result<T, UpstreamError>) -> Option<bool>,
+        asking: impl Future<Output = Result<T, UpstreamError>>,
+    ) -> Result<T, UpstreamError> {
+        // Not later than it was asked: what was taken away meanwhile was still there then.
+        let at = self.clock.now();
+        let asked = asking.await;
+        let noted = match says(&asked).filter(|_| config.is_private()) {
+            Some(true) => self.note_shown(repository, config, at).await,
+            Some(false) => self.forget(repository).await,
+            None => Ok(()),
+        };
+        if let Err(error) = noted {
+            tracing::warn!(%repository, %error, "what upstream said of a repository could not be noted");
+        }
+        asked
+    }
+
+    /// Written at most twice while it lasts.
+    async fn note_shown(
+        &self,
+        repository: &Repository,
+        config: &UpstreamConfig,
+        at: Timestamp,
+    ) -> Result<(), StoreError> {
+        match self.met.get(repository) {
+            Some(Standing::Shown { at: known, .. }) if at < known.plus(config.permission / 2) => Ok(()),
+            _ => {
+                let until = at.plus(config.permission.max(config.stale));
+                self.put(repository, Standing::Shown { at, until }).await
+            }
+        }
+    }
+
+    /// Nothing is known of it any more: whoever wants something of it has upstream asked.
+    async fn forget(&self, repository: &Repository) -> Result<(), StoreError> {
+        self.put(repository, Standing::Absent { until: self.clock.now() }).await
+    }
+
+    async fn put(&self, repository: &Repository, standing: Standing) -> Result<(), StoreError> {
+        self.met.insert(repository.clone(), standing);
+        self.ledger.put_standing(repository, standing).await
+    }
+
+    async fn read(&self, repository: &Repository) -> Result<Option<Standing>, StoreError> {
+        let standing = self.ledger.standing(repository).await?;
+        match (standing, self.met.get(repository)) {
+            // It was shown while the ledger was being read.
+            (Some(Standing::Shown { at, .. }), Some(later @ Standing::Shown { at: met, .. })) if at < met => {
+                return Ok(Some(later));
+            }
+            (Some(standing), _) => self.met.insert(repository.clone(), standing),
+            (None, _) => {}
+        }
+        Ok(standing)
+    }
+}
+
+impl Upstreams {
+    /// Asks the upstream of a repository, and no other that carries the same content, whether it shows us something of it.
+    pub(crate) async fn shows(&self, repository: &Repository, evidence: &Evidence) -> Result<(), UpstreamError> {
+        let (part, name) = (self.part(repository).ok_or_else(|| unknown(repository))?, &repository.name);
+        let asking = async {
+            match evidence {
+                Evidence::Manifest(digest) => {
+                    let reference = Reference::Digest(digest.clone());
+                    // It may not tell without sending the manifest.
+                    match part.head_manifest(name, &reference).await? {
+                        Some(_) => Ok(()),
+                        None => part.get_manifest(name, &reference, false).await.map(drop),
+                    }
+                }
+                // Not by HEAD, which some registries refuse.
+                Evidence::Blob(digest) => part.open_blob(name, digest, None).await.map(drop),
+            }
+        };
+        self.standings.noted(repository, part.config(), says, asking).await
+    }
+}

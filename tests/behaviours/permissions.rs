@@ -1,0 +1,320 @@
+//! What is stored is shown only where upstream shows it. Each test is the attack, or what must not get worse for it.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use http::{Method, StatusCode};
+use serde_json::Value;
+use stopover::config::Cold;
+use support::on_both_columns;
+use support::scripted::{Fault, ScriptedImage};
+use support::world::{Answer, Column, World, until};
+
+on_both_columns!(
+    a_manifest_that_names_private_bytes_does_not_show_them,
+    a_fill_for_a_private_repository_is_not_followed_from_another,
+    bytes_left_by_a_private_fill_are_not_shown_to_whoever_goes_on_with_it,
+    what_another_repository_has_stored_is_proven_before_a_client_asks,
+    what_everybody_may_have_needs_no_proof,
+    permission_that_is_lost_upstream_is_lost_here_too,
+    what_upstream_does_not_have_any_more_is_not_shown_and_the_rest_is,
+    a_refusal_counts_at_once_for_all_of_a_repository,
+    permission_outlasts_an_outage_as_long_as_stale,
+    a_thousand_pulls_after_permission_has_ended_cost_one_question,
+    what_is_public_is_never_asked_about_again,
+);
+
+const HERE: &str = "10.1.2.3";
+const LAYER: &[u8] = b"the secret layer, long enough to stop in the middle of";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// Only callers from here may pull below `private/`.
+const HERE_ONLY: &str = "[access]\nanonymous = true\n\
+    [[policy]]\nnetworks = [\"10.1.2.0/24\"]\nwhat = [\"test.local/private/*\"]\nallow = true\n\
+    [[policy]]\nwhat = [\"test.local/private/*\"]\nallow = false";
+const PRIVATE: &str =
+    "[rules.\"test.local/private\"]\ncredentials = { username = \"me\", password_env = \"TEST_SECRET\" }";
+
+/// A world with something private, by the policy or because of our credentials.
+async fn world(column: Column, cold: Cold, settings: &str, upstream: &str) -> World {
+    let settings = format!("{settings}\n{HERE_ONLY}");
+    World::plan(column).cold(cold).settings(&settings).upstream(upstream).start().await
+}
+
+fn colds(column: Column) -> [Cold; 2] {
+    [if column == Column::Embedded { Cold::Follow } else { Cold::Redirect }, Cold::Wait]
+}
+
+fn blob(name: &str, image: &ScriptedImage) -> String {
+    format!("/v2/test.local/{name}/blobs/{}", image.blobs[1].0)
+}
+
+/// The stranger's own repository, open to everybody, with a manifest that names what is in another one.
+async fn name_in(world: &World, name: &str, image: &ScriptedImage) {
+    world.upstream.manifest(name, "1", MANIFEST, &image.manifest);
+    let answer = world.get(&format!("/v2/test.local/{name}/manifests/1")).await;
+    assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+}
+
+async fn pull_here(world: &World, name: &str) {
+    let answer = world.get_from(HERE, &format!("/v2/test.local/{name}/manifests/1")).await;
+    assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+}
+
+/// Whether an answer shows bytes, or where they are, or that they are there.
+fn shows(answer: &Answer) -> bool {
+    answer.status.is_success() || answer.status.is_redirection() || answer.bytes().as_ref() == LAYER
+}
+
+async fn a_manifest_that_names_private_bytes_does_not_show_them(column: Column) {
+    for (upstream, cold) in ["", PRIVATE].into_iter().flat_map(|upstream| colds(column).map(|cold| (upstream, cold))) {
+        let world = world(column, cold, "wait = \"2s\"", upstream).await;
+        let image = world.upstream.image("private/app", "1", &[LAYER]);
+        pull_here(&world, "private/app").await;
+        world.settled().await;
+        name_in(&world, "stranger/app", &image).await;
+        for round in 0..2 {
+            for method in [Method::GET, Method::HEAD] {
+                let answer = world.send(method.clone(), &blob("stranger/app", &image), &[]).await;
+                assert_eq!(answer.status, StatusCode::NOT_FOUND, "{round} {method} {upstream:?} {cold:?}: {answer:?}");
+            }
+            world.settled().await;
+        }
+        let prefetch = r#"{"images": ["test.local/stranger/app:1"]}"#;
+        let body: Value = serde_json::from_slice(world.post("/_stopover/prefetch", prefetch).await.bytes()).unwrap();
+        let blobs = body["images"][0]["blobs"].as_array().unwrap_or_else(|| panic!("{body}"));
+        assert!(blobs.len() == 2 && blobs.iter().all(|blob| blob["stored"] == false), "{body}");
+        // What cannot be asked is not answered.
+        world.upstream.fault("/v2/stranger/app/blobs/", Fault::Status(503, vec![], String::new()));
+        for method in [Method::GET, Method::HEAD] {
+            let answer = world.send(method, &blob("stranger/app", &image), &[]).await;
+            assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{upstream:?} {cold:?}: {answer:?}");
+        }
+        let owner = world.get_from(HERE, &blob("private/app", &image)).await;
+        assert!(shows(&owner) && owner.header("x-stopover") == "hit", "{owner:?}");
+    }
+}
+
+async fn a_fill_for_a_private_repository_is_not_followed_from_another(column: Column) {
+    for cold in colds(column) {
+        let world = world(column, cold, "wait = \"2s\"", PRIVATE).await;
+        let image = world.upstream.image("private/app", "1", &[LAYER]);
+        world.upstream.fault(&format!("/v2/private/app/blobs/{}", image.blobs[1].0), Fault::Stalled);
+        pull_here(&world, "private/app").await;
+        until(|| world.upstream.count(&format!("GET /v2/private/app/blobs/{}", image.blobs[1].0)) > 0).await;
+        name_in(&world, "stranger/app", &image).await;
+        let while_it_runs = world.get(&blob("stranger/app", &image)).await;
+        assert!(!shows(&while_it_runs), "{cold:?}: {while_it_runs:?}");
+        world.upstream.heal();
+        world.settled().await;
+        let afterwards = world.get(&blob("stranger/app", &image)).await;
+        assert_eq!(afterwards.status, StatusCode::NOT_FOUND, "{cold:?}: {afterwards:?}");
+        assert!(shows(&world.get_from(HERE, &blob("private/app", &image)).await));
+    }
+}
+
+async fn bytes_left_by_a_private_fill_are_not_shown_to_whoever_goes_on_with_it(column: Column) {
+    for cold in colds(column) {
+        let world = world(column, cold, "wait = \"2s\"", PRIVATE).await;
+        let image = world.upstream.image("private/app", "1", &[LAYER]);
+        pull_here(&world, "private/app").await;
+        world.settled().await;
+        // The bytes are here and their record is not: a fill was killed between the two.
+        let digest = &image.blobs[1].0;
+        let repository =
+            stopover::oci::Repository { upstream: "test.local".parse().unwrap(), name: "private/app".parse().unwrap() };
+        let record = world.cache.ledger.blob(&repository, digest).await.unwrap().record.unwrap();
+        let entry = stopover::ports::Entry::Blob { digest: digest.clone(), record };
+        assert!(world.cache.ledger.remove(&entry).await.unwrap());
+        name_in(&world, "stranger/app", &image).await;
+        world.settled().await;
+        for _ in 0..2 {
+            let answer = world.get(&blob("stranger/app", &image)).await;
+            assert!(!shows(&answer), "{cold:?}: {answer:?}");
+            world.settled().await;
+        }
+    }
+}
+
+async fn what_another_repository_has_stored_is_proven_before_a_client_asks(column: Column) {
+    let world = world(column, Cold::Wait, "", PRIVATE).await;
+    let one = world.upstream.image("private/one", "1", &[LAYER]);
+    let two = world.upstream.image("private/two", "1", &[LAYER]);
+    pull_here(&world, "private/one").await;
+    world.settled().await;
+    pull_here(&world, "private/two").await;
+    world.settled().await;
+    let layer = one.blobs[1].0.as_str();
+    assert_eq!(world.upstream.count(&format!("/v2/private/one/blobs/{layer}")), 1);
+    assert_eq!(world.upstream.count(&format!("/v2/private/two/blobs/{layer}")), 1, "it is asked, and not copied again");
+    // The manifest once more, which names the blob and proves nothing.
+    world.upstream.manifest("private/two", "2", MANIFEST, &[&two.manifest[..], b"\n"].concat());
+    assert_eq!(world.get_from(HERE, "/v2/test.local/private/two/manifests/2").await.status, StatusCode::OK);
+    world.settled().await;
+    world.upstream.kill();
+    let answer = world.get_from(HERE, &blob("private/two", &two)).await;
+    assert!(shows(&answer) && answer.header("x-stopover") == "hit", "{answer:?}");
+}
+
+async fn what_everybody_may_have_needs_no_proof(column: Column) {
+    let world = world(column, Cold::Wait, "", PRIVATE).await;
+    let image = world.upstream.image("private/app", "1", &[LAYER]);
+    pull_here(&world, "private/app").await;
+    world.settled().await;
+    // An open repository has the private bytes after all: from now on they are nobody's secret.
+    world.upstream.image("open", "1", &[LAYER]);
+    world.get("/v2/test.local/open/manifests/1").await;
+    world.settled().await;
+    assert_eq!(world.upstream.count(&format!("/v2/open/blobs/{}", image.blobs[1].0)), 1);
+    world.upstream.image("another", "1", &[LAYER]);
+    world.get("/v2/test.local/another/manifests/1").await;
+    world.settled().await;
+    assert_eq!(world.pull(&blob("another", &image)).await.bytes(), LAYER);
+    assert_eq!(world.upstream.count(&format!("/v2/another/blobs/{}", image.blobs[1].0)), 0);
+}
+
+const LASTING: &str = "fresh = \"1d\"\nstale = \"3h\"\npermission = \"1h\"";
+
+/// A private image of which everything is stored, and everything that can be asked of it.
+async fn stored(column: Column) -> (World, ScriptedImage, Vec<(Method, String)>) {
+    let world = world(column, Cold::Wait, LASTING, PRIVATE).await;
+    let image = world.upstream.image("private/app", "1", &[LAYER]);
+    world.upstream.tags("private/app", &["1"]);
+    let there = "/v2/test.local/private/app";
+    let by_digest = format!("{there}/manifests/{}", image.digest);
+    let paths = [format!("{there}/manifests/1"), by_digest, blob("private/app", &image)];
+    let heads = paths.iter().map(|path| (Method::HEAD, path.clone()));
+    let gets = paths.iter().cloned().chain([format!("{there}/tags/list")]).map(|path| (Method::GET, path));
+    let everything: Vec<(Method, String)> = heads.chain(gets).collect();
+    for _ in 0..2 {
+        for (method, path) in &everything {
+            assert!(shows(&here(&world, method, path).await), "{method} {path}");
+        }
+        world.settled().await;
+    }
+    world.upstream.forget_requests();
+    (world, image, everything)
+}
+
+async fn here(world: &World, method: &Method, path: &str) -> Answer {
+    world.send_from(HERE, method.clone(), path).await
+}
+
+async fn permission_that_is_lost_upstream_is_lost_here_too(column: Column) {
+    let no_repository = r#"{"errors": [{"code": "NAME_UNKNOWN", "message": "no"}]}"#;
+    for (status, body) in [(401, ""), (403, ""), (404, no_repository)] {
+        let (world, _, everything) = stored(column).await;
+        world.upstream.fault("/v2/private/", Fault::Status(status, vec![], body.into()));
+        world.clock.advance(Duration::from_mins(59));
+        for (method, path) in &everything {
+            assert!(shows(&here(&world, method, path).await), "{status} {method} {path}");
+        }
+        assert!(world.upstream.requests().is_empty(), "upstream is left alone as long as permission lasts");
+        world.clock.advance(Duration::from_mins(1));
+        for round in 0..2 {
+            for (method, path) in &everything {
+                let answer = here(&world, method, path).await;
+                assert!(
+                    answer.status.is_client_error() && !shows(&answer),
+                    "{round} {status} {method} {path}: {answer:?}"
+                );
+            }
+        }
+        // Given back, it is served at once: the refusal is not remembered.
+        world.upstream.heal();
+        let (method, path) = &everything[5];
+        let answer = here(&world, method, path).await;
+        assert!(shows(&answer) && answer.header("x-stopover") == "revalidated", "{status} {path}: {answer:?}");
+    }
+}
+
+async fn what_upstream_does_not_have_any_more_is_not_shown_and_the_rest_is(column: Column) {
+    let (world, image, _) = stored(column).await;
+    world.clock.advance(Duration::from_hours(1));
+    world.upstream.fault(image.blobs[1].0.as_str(), Fault::Status(404, vec![], String::new()));
+    let config = format!("/v2/test.local/private/app/blobs/{}", image.blobs[0].0);
+    let layer = blob("private/app", &image);
+    let asked = (0..40).map(|number| here(&world, &Method::GET, if number % 2 == 0 { &layer } else { &config }));
+    // Whoever asks first, each has the answer to its own question; once the repository has been shown, that will do.
+    for (number, answer) in join_all(asked).await.into_iter().enumerate() {
+        let allowed = [StatusCode::NOT_FOUND, StatusCode::OK, StatusCode::TEMPORARY_REDIRECT];
+        assert!(allowed.contains(&answer.status), "{answer:?}");
+        assert!(number % 2 == 0 || shows(&answer), "{answer:?}");
+    }
+    world.clock.advance(Duration::from_hours(1));
+    assert_eq!(here(&world, &Method::GET, &layer).await.status, StatusCode::NOT_FOUND);
+    assert!(shows(&here(&world, &Method::GET, &config).await));
+}
+
+async fn a_refusal_counts_at_once_for_all_of_a_repository(column: Column) {
+    let (world, _, everything) = stored(column).await;
+    world.upstream.fault("/v2/private/", Fault::Status(403, vec![], String::new()));
+    let answer = world.get_with(HERE, "/v2/test.local/private/app/manifests/1", &[("cache-control", "no-cache")]).await;
+    assert_eq!(answer.status, StatusCode::FORBIDDEN, "{answer:?}");
+    // Neither is what upstream said before the refusal good for an outage.
+    for fault in [Fault::Status(403, vec![], String::new()), Fault::Status(503, vec![], String::new())] {
+        world.upstream.heal();
+        world.upstream.fault("/v2/private/", fault);
+        for (method, path) in &everything {
+            assert!(!shows(&here(&world, method, path).await), "{method} {path}");
+        }
+    }
+}
+
+async fn permission_outlasts_an_outage_as_long_as_stale(column: Column) {
+    let (world, _, everything) = stored(column).await;
+    world.upstream.kill();
+    for (hours, served) in [(1, "stale"), (1, "stale"), (1, "")] {
+        world.clock.advance(Duration::from_hours(hours));
+        for (method, path) in &everything {
+            let answer = here(&world, method, path).await;
+            assert_eq!(answer.header("x-stopover"), served, "{method} {path}: {answer:?}");
+            if served.is_empty() {
+                assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{method} {path}");
+            } else {
+                assert!(shows(&answer) && answer.header("warning").starts_with("299"), "{method} {path}");
+            }
+        }
+    }
+}
+
+async fn a_thousand_pulls_after_permission_has_ended_cost_one_question(column: Column) {
+    let (world, image, _) = stored(column).await;
+    world.clock.advance(Duration::from_hours(1));
+    world.upstream.fault("/v2/private/", Fault::Late(Duration::from_millis(300)));
+    let paths = image.blobs.iter().map(|(digest, _)| format!("/v2/test.local/private/app/blobs/{digest}"));
+    let paths: Vec<String> = paths.chain([format!("/v2/test.local/private/app/manifests/{}", image.digest)]).collect();
+    let answers = join_all((0..1000).map(|number| world.get_from(HERE, &paths[number % paths.len()]))).await;
+    assert!(answers.iter().all(shows));
+    assert_eq!(world.upstream.requests().len(), 1);
+    // Whatever is asked of upstream while it lasts keeps it going.
+    world.upstream.heal();
+    for _ in 0..4 {
+        world.clock.advance(Duration::from_mins(40));
+        let tag = "/v2/test.local/private/app/manifests/1";
+        assert_eq!(world.get_with(HERE, tag, &[("cache-control", "no-cache")]).await.status, StatusCode::OK);
+    }
+    world.upstream.forget_requests();
+    assert!(shows(&world.get_from(HERE, &paths[1]).await));
+    assert!(world.upstream.requests().is_empty());
+}
+
+async fn what_is_public_is_never_asked_about_again(column: Column) {
+    let world = world(column, Cold::Wait, LASTING, PRIVATE).await;
+    let image = world.upstream.image("a", "1", &[LAYER]);
+    world.upstream.tags("a", &["1"]);
+    let paths = ["manifests/1".to_owned(), format!("manifests/{}", image.digest), "tags/list".to_owned()];
+    let paths = paths.into_iter().chain([format!("blobs/{}", image.blobs[1].0)]);
+    let paths: Vec<String> = paths.map(|rest| format!("/v2/test.local/a/{rest}")).collect();
+    for path in &paths {
+        assert!(shows(&world.get(path).await), "{path}");
+    }
+    world.settled().await;
+    let layer = image.blobs[1].0.as_str();
+    assert_eq!(world.upstream.count(layer), 1, "one fill");
+    world.upstream.forget_requests();
+    world.clock.advance(Duration::from_hours(20));
+    for path in &paths {
+        assert_eq!(world.get(path).await.header("x-stopover"), "hit", "{path}");
+    }
+    assert!(world.upstream.requests().is_empty());
+}
