@@ -449,7 +449,11 @@ fn what_the_access_table_cannot_mean_is_named() {
         let error = load(&format!("{ACCESS}{line}")).unwrap_err();
         assert!(error.contains(key), "{line}: {error}");
     }
-    assert!(load("[access]\nanonymous = [\"everyone\"]").unwrap_err().contains("no network"));
+    assert!(
+        load("[access]\nanonymous = [\"everyone\"]")
+            .unwrap_err()
+            .contains("access.anonymous: \"everyone\" is no network")
+    );
     assert!(
         !load("[access]\nanonymous = []").unwrap().access.unwrap().anonymous.admits(None.into()),
         "nobody, not everybody"
