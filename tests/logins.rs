@@ -15,6 +15,7 @@ use support::issuer::Issuer;
 use support::neighbours::{Actions, Instance};
 use support::program::{Installation, Stopover, UPSTREAM, binary};
 use support::registry::Registry;
+use support::secrets;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
@@ -110,6 +111,7 @@ impl Setting {
         let answer: Value = serde_json::from_slice(&output.stdout)?;
         ensure!(answer["ServerURL"] == server.trim(), "{answer}");
         let text = |name: &str| answer[name].as_str().unwrap_or_default().to_owned();
+        secrets::know_login("a login that a helper has made", &text("Username"), &text("Secret"));
         Ok((text("Username"), text("Secret")))
     }
 

@@ -30,7 +30,7 @@ const MANY_TOKENS: usize = 1024;
 
 /// How an upstream wants us to prove who we are.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Challenge {
+pub enum Challenge {
     /// User name and password with each request.
     Basic,
     /// A token from `realm`.
@@ -46,7 +46,7 @@ pub(super) enum Challenge {
 
 impl Challenge {
     /// The challenge in a 401 answer. Bearer is preferred where there are several.
-    pub(super) fn parse(headers: &HeaderMap) -> Option<Self> {
+    pub fn parse(headers: &HeaderMap) -> Option<Self> {
         let mut found = None;
         for header in headers.get_all(WWW_AUTHENTICATE) {
             let Ok(text) = header.to_str() else { continue };
@@ -83,11 +83,34 @@ pub(super) struct Tokens {
 
 type Slot = Arc<Mutex<Option<Held>>>;
 
-#[derive(Deserialize)]
-struct TokenAnswer {
-    token: Option<String>,
-    access_token: Option<String>,
-    expires_in: Option<u64>,
+/// A token, as token servers send it (token specification, "Token Response Fields").
+pub struct IssuedToken {
+    /// `Authorization` with it; sensitive.
+    pub authorization: HeaderValue,
+    /// How long it is good for, at the most twelve hours.
+    pub life: Duration,
+}
+
+impl IssuedToken {
+    /// Reads the body of an answer. An error is [`UpstreamError::Invalid`].
+    pub fn parse(body: &[u8]) -> Result<Self, UpstreamError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            token: Option<String>,
+            access_token: Option<String>,
+            expires_in: Option<u64>,
+        }
+        let answer: Answer = serde_json::from_slice(body)
+            .map_err(|error| UpstreamError::Invalid(format!("its token server sent no token: {error}")))?;
+        let life = answer.expires_in.filter(|&life| life > 0).unwrap_or(DEFAULT_LIFE_SECONDS).min(MAX_LIFE_SECONDS);
+        let token = answer.token.or(answer.access_token).unwrap_or_default();
+        let mut authorization = HeaderValue::from_str(&format!("Bearer {token}"))
+            .ok()
+            .filter(|_| !token.is_empty())
+            .ok_or_else(|| UpstreamError::Invalid("its token server sent no usable token".into()))?;
+        authorization.set_sensitive(true);
+        Ok(Self { authorization, life: Duration::from_secs(life) })
+    }
 }
 
 impl Tokens {
@@ -176,16 +199,8 @@ impl Tokens {
             }
         }
         let body = timed(TOKEN_TIMEOUT, read_limited(response, MAX_TOKEN_BYTES)).await?;
-        let answer: TokenAnswer = serde_json::from_slice(&body)
-            .map_err(|error| UpstreamError::Invalid(format!("its token server sent no token: {error}")))?;
-        let life = answer.expires_in.filter(|&life| life > 0).unwrap_or(DEFAULT_LIFE_SECONDS).min(MAX_LIFE_SECONDS);
-        let token = answer.token.or(answer.access_token).unwrap_or_default();
-        let mut authorization = HeaderValue::from_str(&format!("Bearer {token}"))
-            .ok()
-            .filter(|_| !token.is_empty())
-            .ok_or_else(|| UpstreamError::Invalid("its token server sent no usable token".into()))?;
-        authorization.set_sensitive(true);
-        Ok(Held::new(authorization, self.clock.now(), Duration::from_secs(life)))
+        let IssuedToken { authorization, life } = IssuedToken::parse(&body)?;
+        Ok(Held::new(authorization, self.clock.now(), life))
     }
 }
 
