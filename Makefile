@@ -51,7 +51,8 @@ test: build ## Everything: unit tests, behaviours, the real programs and clients
 	cargo build --locked --workspace --bin stopover
 	log=$${CARGO_TARGET_DIR:-target}/test.log
 	verdict=0
-	cargo test --locked --workspace --no-fail-fast 2>&1 | tee "$$log" || verdict=$$?
+	# A million cases for each target of tests/fuzz: two to three minutes on two processors.
+	STOPOVER_FUZZ=1000000 cargo test --locked --workspace --no-fail-fast 2>&1 | tee "$$log" || verdict=$$?
 	awk '/^test result:/ { passed += $$4; failed += $$6; skipped += $$8 + $$12 }
 	  END {
 	    printf "test: %d passed, %d failed, %d skipped\n", passed, failed, skipped

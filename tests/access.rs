@@ -10,6 +10,7 @@ use support::node::Node;
 use support::program::{Installation, Stopover, UPSTREAM, output, run};
 use support::registry::Registry;
 use support::scripted::{Fault, Scripted};
+use support::secrets;
 use tempfile::NamedTempFile;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -30,6 +31,7 @@ struct Cache {
 impl Cache {
     async fn start() -> anyhow::Result<Self> {
         let upstream = Registry::start_with_password("alice", PASSWORD).await?;
+        secrets::know_login("the password of an upstream", "alice", PASSWORD);
         let image = Recipe::docker("team/docker").push(&upstream).await?;
         let password = NamedTempFile::new()?;
         std::fs::write(&password, PASSWORD)?;
@@ -51,7 +53,9 @@ impl Cache {
 
     /// Makes a robot, and reads its secret from what is printed.
     async fn add(&self, name: &str) -> anyhow::Result<String> {
-        secret_in(&self.robot(&["add", name]).await?)
+        let secret = secret_in(&self.robot(&["add", name]).await?)?;
+        secrets::know_login("the secret of a robot", name, &secret);
+        Ok(secret)
     }
 
     async fn robot(&self, arguments: &[&str]) -> anyhow::Result<String> {

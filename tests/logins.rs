@@ -13,8 +13,10 @@ use support::aws::sts::{Signer, Sts};
 use support::images::{Image, Recipe};
 use support::issuer::Issuer;
 use support::neighbours::{Actions, Instance};
+use support::node::Node;
 use support::program::{Installation, Stopover, UPSTREAM, binary};
 use support::registry::Registry;
+use support::secrets;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
@@ -64,7 +66,7 @@ impl Setting {
     }
 
     /// Credentials as they stand in an environment.
-    fn credentials(&self) -> Vec<(&str, String)> {
+    fn credentials(&self) -> Vec<(&'static str, String)> {
         vec![
             ("AWS_ACCESS_KEY_ID", self.signer.key_id.clone()),
             ("AWS_SECRET_ACCESS_KEY", self.signer.secret.clone()),
@@ -111,6 +113,7 @@ impl Setting {
         let answer: Value = serde_json::from_slice(&output.stdout)?;
         ensure!(answer["ServerURL"] == server.trim(), "{answer}");
         let text = |name: &str| answer[name].as_str().unwrap_or_default().to_owned();
+        secrets::know_login("a login that a helper has made", &text("Username"), &text("Secret"));
         Ok((text("Username"), text("Secret")))
     }
 
@@ -381,6 +384,78 @@ async fn the_kubelet_gets_logins_of_the_node_and_of_service_accounts() -> anyhow
     for wrong in ["", "{}", &request("").to_string().replace("/v1\"", "/v2\""), &request("").to_string()[..40]] {
         let output = setting.run(&binary()?, &["kubelet-credential-provider"], &[], wrong).await?;
         ensure!(!output.status.success() && output.stdout.is_empty(), "{wrong}");
+    }
+    Ok(())
+}
+
+/// A client that finds the helper for this cache, and there these credentials.
+fn node_with_the_helper(setting: &Setting, credentials: &[(&'static str, String)]) -> anyhow::Result<Node> {
+    let node = Node::new()?;
+    let configuration = json!({ "credHelpers": { setting.stopover.address(): "stopover" } }).to_string();
+    // podman reads the one, docker the other.
+    node.write("auth.json", &configuration)?;
+    node.write(".docker/config.json", &configuration)?;
+    let (auth, docker) = (node.path("auth.json").into_os_string(), node.path(".docker").into_os_string());
+    let path = format!("{}:{}", setting.directory.path().display(), std::env::var("PATH")?);
+    let mut node = node.with(("REGISTRY_AUTH_FILE", auth)).with(("DOCKER_CONFIG", docker)).with(("PATH", path.into()));
+    let server = format!("http://{}", setting.stopover.address());
+    for (name, value) in
+        [("STOPOVER_SERVER", &*server), ("STOPOVER_SERVICE", "cr.test"), ("AWS_EC2_METADATA_DISABLED", "true")]
+    {
+        node = node.with((name, value.into()));
+    }
+    Ok(credentials.iter().fold(node, |node, (name, value)| node.with((*name, value.into()))))
+}
+
+/// Somebody whom STS knows and this cache does not let in, and somebody with a secret that is not theirs.
+fn others(setting: &Setting) -> [(Vec<(&'static str, String)>, &'static str); 2] {
+    let stranger = Signer::user("999999999999", "me");
+    setting.sts.know(&stranger);
+    let with = |key: &str, secret: &str| {
+        let named = [("AWS_ACCESS_KEY_ID", key), ("AWS_SECRET_ACCESS_KEY", secret), ("AWS_REGION", "eu-west-1")];
+        named.map(|(name, value)| (name, value.to_owned())).to_vec()
+    };
+    [
+        (with(&stranger.key_id, &stranger.secret), "user/me is not let in"),
+        (with(&stranger.key_id, "of somebody else"), "the user name or the secret is wrong"),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn podman_pulls_with_the_helper_and_says_why_not() -> anyhow::Result<()> {
+    let setting = Setting::start().await?;
+    let reference = setting.reference().replace("docker://", "");
+    let pull = ["pull", "--quiet", "--tls-verify=false", &reference];
+    for (credentials, words) in others(&setting) {
+        let said = node_with_the_helper(&setting, &credentials)?.run("podman", &pull).await;
+        let said = format!("{:#}", said.err().context("podman pulled")?);
+        ensure!(said.contains(words), "{said}");
+    }
+    let node = node_with_the_helper(&setting, &setting.credentials())?;
+    node.run("podman", &pull).await.with_context(|| setting.stopover.log())?;
+    let digest = node.run("podman", &["image", "inspect", "--format", "{{.Digest}}", &reference]).await?;
+    ensure!(digest.trim() == setting.image.digest, "podman pulled {digest}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_pulls_with_the_helper_and_says_why_not() -> anyhow::Result<()> {
+    let setting = Setting::start().await?;
+    let reference = setting.reference().replace("docker://", "");
+    let pull = ["pull", "--quiet", &reference];
+    for (credentials, words) in others(&setting).into_iter().chain([(setting.credentials(), "")]) {
+        let mut node = node_with_the_helper(&setting, &credentials)?;
+        node.write("daemon.json", "{}")?;
+        let (_containerd, _dockerd) = (node.start_containerd().await?, node.start_dockerd().await?);
+        match node.run("docker", &pull).await {
+            Err(error) => ensure!(!words.is_empty() && format!("{error:#}").contains(words), "{error:#}"),
+            Ok(_) => {
+                ensure!(words.is_empty(), "docker pulled without {words}");
+                let inspect = ["image", "inspect", "--format", "{{.RepoDigests}}", &reference];
+                let digests = node.run("docker", &inspect).await?;
+                ensure!(digests.contains(&setting.image.digest), "docker pulled {digests}");
+            }
+        }
     }
     Ok(())
 }

@@ -111,15 +111,30 @@ impl Config {
         cold: Cold,
         secret: impl Fn(SecretReference) -> Result<String, String>,
     ) -> Result<Self, ConfigError> {
-        let file = match path {
-            None => File::default(),
-            Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-                toml::from_str(&text)
-                    .map_err(|error| ConfigError::Parse { path: path.to_owned(), message: explain(&error, &text) })?
-            }
-        };
+        let Some(path) = path else { return Self::complete(File::default(), None, cold, secret) };
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text, path, cold, secret)
+    }
+
+    /// The settings that a text says, which is the content of the file `path`.
+    pub fn parse(
+        text: &str,
+        path: &Path,
+        cold: Cold,
+        secret: impl Fn(SecretReference) -> Result<String, String>,
+    ) -> Result<Self, ConfigError> {
+        let file = toml::from_str(text)
+            .map_err(|error| ConfigError::Parse { path: path.to_owned(), message: explain(&error, text) })?;
+        Self::complete(file, Some(path), cold, secret)
+    }
+
+    fn complete(
+        file: File,
+        path: Option<&Path>,
+        cold: Cold,
+        secret: impl Fn(SecretReference) -> Result<String, String>,
+    ) -> Result<Self, ConfigError> {
         let defaults = Defaults {
             fresh: file.fresh.map_or(DEFAULT_FRESH, |span| span.0),
             stale: file.stale.map_or(DEFAULT_STALE, |span| span.0),

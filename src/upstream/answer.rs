@@ -74,14 +74,14 @@ impl Answer {
 }
 
 /// What `Content-Range` says of the part that was sent (RFC 9110, section 14.4).
-pub(super) struct RangeSent {
+pub struct RangeSent {
     /// Length of the whole in bytes.
-    pub(super) size: u64,
+    pub size: u64,
 }
 
 impl RangeSent {
     /// `bytes <first>-<last>/<size>`. `None`: not that, or not the range that was wanted.
-    pub(super) fn parse(text: &str, wanted: (u64, u64)) -> Option<Self> {
+    pub fn parse(text: &str, wanted: (u64, u64)) -> Option<Self> {
         let (range, size) = text.strip_prefix("bytes ")?.split_once('/')?;
         let (first, last) = range.split_once('-')?;
         let (first, last, size): (u64, u64, u64) = (first.parse().ok()?, last.parse().ok()?, size.parse().ok()?);
@@ -110,7 +110,7 @@ pub(super) async fn limited(response: Response, limit: Option<Limit>) -> Upstrea
 }
 
 /// The type a manifest gives itself, where the header has only a general one.
-pub(super) fn own_media_type(content_type: &str, bytes: &[u8]) -> Option<MediaType> {
+pub fn own_media_type(content_type: &str, bytes: &[u8]) -> Option<MediaType> {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Own {
@@ -133,7 +133,7 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 /// What ghcr.io says of that in the sentence of its body, as Go writes durations: `retry-after: 880.092µs, allowed: …`.
 /// Rounded up to a second, because less is no pause, and clamped as the header is.
-fn retry_after_in(text: &str) -> Option<Duration> {
+pub fn retry_after_in(text: &str) -> Option<Duration> {
     let (_, text) = text.split_once("retry-after:")?;
     let text = text.trim_start();
     let number = &text[..text.find(|letter: char| !letter.is_ascii_digit() && letter != '.')?];

@@ -33,7 +33,7 @@ impl Clients {
         let failed = |error: reqwest::Error| UpstreamError::Invalid(format!("no HTTP client: {error:?}"));
         Ok(Self {
             named: builder().build().map_err(failed)?,
-            public: builder().dns_resolver(PublicOnly).build().map_err(failed)?,
+            public: builder().dns_resolver(PublicOnly(look_up)).build().map_err(failed)?,
         })
     }
 
@@ -83,15 +83,27 @@ pub(super) fn origin(url: &Url) -> String {
     url.origin().ascii_serialization()
 }
 
-struct PublicOnly;
+/// The public addresses of a name, and no others. They are judged where connections are made, so the addresses that are
+/// judged are those that are connected to: a name that means something else the next time is judged again.
+struct PublicOnly<L>(L);
 
-impl Resolve for PublicOnly {
+async fn look_up(name: Name) -> std::io::Result<Vec<SocketAddr>> {
+    Ok(tokio::net::lookup_host((name.as_str(), 0)).await?.collect())
+}
+
+impl<L, F> Resolve for PublicOnly<L>
+where
+    L: Fn(Name) -> F + Send + Sync,
+    F: Future<Output = std::io::Result<Vec<SocketAddr>>> + Send + 'static,
+{
     fn resolve(&self, name: Name) -> Resolving {
+        let host = name.as_str().to_owned();
+        let looked_up = self.0(name);
         Box::pin(async move {
-            let addresses: Vec<SocketAddr> =
-                tokio::net::lookup_host((name.as_str(), 0)).await?.filter(|address| is_public(address.ip())).collect();
+            let mut addresses = looked_up.await?;
+            addresses.retain(|address| is_public(address.ip()));
             if addresses.is_empty() {
-                return Err(format!("{} has no public address", name.as_str()).into());
+                return Err(format!("{host} has no public address").into());
             }
             Ok(Box::new(addresses.into_iter()) as Addrs)
         })
@@ -127,8 +139,9 @@ fn is_public(address: IpAddr) -> bool {
                 [0, 0, 0, 0, 0, 0xffff | 0, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => v4(embedded()),
                 // 6to4 holds its IPv4 address right behind the prefix.
                 [0x2002, high, low, ..] => v4(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low))),
-                // Of the rest only 2000::/3 is global, less its documentation prefix.
-                [first, second, ..] => first & 0xe000 == 0x2000 && (first, second) != (0x2001, 0x0db8),
+                // Of the rest only 2000::/3 is global, less what is for protocols (Teredo holds IPv4 addresses) and documents.
+                [0x2001, second, ..] => second >= 0x0200 && second != 0x0db8,
+                [first, ..] => first & 0xe000 == 0x2000 && first != 0x3fff,
             }
         }
     }
@@ -165,9 +178,40 @@ mod tests {
             "64:ff9b::a9fe:a9fe",
             "2002:7f00:1::",
             "2001:db8::1",
+            "2001::a9fe:a9fe",
+            "3fff::1",
+            "::169.254.169.254",
+            "::ffff:0:169.254.169.254",
+            "64:ff9b:1::a9fe:a9fe",
+            "fec0::1",
         ] {
             assert!(!is_public(text.parse().unwrap()), "{text}");
         }
+    }
+
+    /// What a name means each time that it is looked up.
+    fn answers(lists: &[&[&str]]) -> impl Fn(Name) -> std::future::Ready<std::io::Result<Vec<SocketAddr>>> + use<> {
+        let lists = lists.iter().rev().map(|list| list.iter().map(|text| text.parse().unwrap()).collect());
+        let lists = std::sync::Mutex::new(lists.collect::<Vec<_>>());
+        move |_| std::future::ready(Ok(lists.lock().unwrap().pop().expect("it is looked up once for each connection")))
+    }
+
+    #[tokio::test]
+    async fn a_name_that_is_bound_anew_to_a_private_address_is_refused() {
+        let inside = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let private = inside.local_addr().unwrap().to_string();
+        let resolver =
+            PublicOnly(answers(&[&["1.1.1.1:0"], &[&private, "1.1.1.1:0", "[fd00:ec2::254]:0"], &[&private]]));
+        for _ in 0..2 {
+            let found: Vec<SocketAddr> = resolver.resolve("rebound.test".parse().unwrap()).await.unwrap().collect();
+            assert_eq!(found, ["1.1.1.1:0".parse().unwrap()]);
+        }
+        let client = reqwest::Client::builder().no_proxy().dns_resolver(resolver).build().unwrap();
+        let url = format!("http://rebound.test:{}/", inside.local_addr().unwrap().port());
+        let error = client.get(url).send().await.unwrap_err();
+        assert!(format!("{error:?}").contains("rebound.test has no public address"), "{error:?}");
+        let nobody = tokio::time::timeout(Duration::ZERO, inside.accept()).await;
+        assert!(nobody.is_err(), "somebody has connected");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::header::{CONTENT_TYPE, LINK};
 use http::{HeaderMap, Method, StatusCode};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use url::Url;
 
@@ -89,9 +89,7 @@ impl Upstream {
                 Err(UpstreamError::Missing | UpstreamError::NoRepository) => return Err(broken_off()),
                 asked => read.page(asked?)?,
             };
-            let Tags { tags: names } = parse(&page.body)?;
-            // A name that is no tag could not be pulled.
-            tags.extend(names.into_iter().flatten().filter_map(|name| name.parse::<Tag>().ok()));
+            tags.extend(tags_in(&page.body)?);
             next = page.next;
         }
         Ok(Some(List::Tags(tags.into_iter().collect())))
@@ -100,7 +98,7 @@ impl Upstream {
     async fn tags_page(&self, name: &Name, url: Url) -> Result<Page, UpstreamError> {
         let answer = self.send_for(Method::GET, url, name, "application/json", None).await?;
         let answer = answer.succeeded(self.has_credentials()).await?;
-        let next = next(answer.response.headers(), &answer.url)?;
+        let next = next_page(answer.response.headers(), &answer.url)?;
         Ok(Page { body: read_limited(answer.response, MAX_PAGE_BYTES).await?, next })
     }
 
@@ -117,7 +115,7 @@ impl Upstream {
                 Referrers::NoIndex if read.pages == 0 && !known => return Ok(None),
                 Referrers::NoApi | Referrers::NoIndex => return Err(broken_off()),
             };
-            referrers.extend(parse::<Index>(&page.body)?.manifests);
+            referrers.extend(referrers_in(&page.body)?);
             next = page.next;
         }
         Ok(Some(List::Referrers(referrers)))
@@ -140,7 +138,7 @@ impl Upstream {
         };
         let headers = answer.response.headers();
         let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let (content_type, next) = (content_type.to_owned(), next(headers, &answer.url)?);
+        let (content_type, next) = (content_type.to_owned(), next_page(headers, &answer.url)?);
         let body = read_limited(answer.response, MAX_PAGE_BYTES).await?;
         let media_type = content_type.parse().ok().or_else(|| own_media_type(&content_type, &body));
         let index = media_type == Some(MediaType::OciIndex);
@@ -175,30 +173,38 @@ impl Read {
     }
 }
 
-#[derive(Deserialize)]
-struct Tags {
-    /// May be `null` where there are none, but not missing: an error is no empty list.
-    #[serde(deserialize_with = "Option::deserialize")]
-    tags: Option<Vec<String>>,
+/// The tags in a page of a list of tags. An error is [`UpstreamError::Invalid`].
+pub fn tags_in(body: &[u8]) -> Result<impl Iterator<Item = Tag> + use<>, UpstreamError> {
+    #[derive(Deserialize)]
+    struct Tags {
+        /// May be `null` where there are none, but not missing: an error is no empty list.
+        #[serde(deserialize_with = "Option::deserialize")]
+        tags: Option<Vec<String>>,
+    }
+    let Tags { tags } = parse(body)?;
+    // A name that is no tag could not be pulled.
+    Ok(tags.into_iter().flatten().filter_map(|name| name.parse().ok()))
 }
 
-#[derive(Deserialize)]
-struct Index {
-    #[serde(deserialize_with = "descriptors")]
-    manifests: Vec<Map<String, Value>>,
-}
-
-/// Some registries write an empty list as `null`.
-fn descriptors<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Map<String, Value>>, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+/// The descriptors in a page of a list of referrers. An error is [`UpstreamError::Invalid`].
+pub fn referrers_in(body: &[u8]) -> Result<Vec<Map<String, Value>>, UpstreamError> {
+    #[derive(Deserialize)]
+    struct Index {
+        /// Some registries write an empty list as `null`.
+        #[serde(deserialize_with = "Option::deserialize")]
+        manifests: Option<Vec<Map<String, Value>>>,
+    }
+    let Index { manifests } = parse(body)?;
+    Ok(manifests.unwrap_or_default())
 }
 
 fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, UpstreamError> {
     serde_json::from_slice(body).map_err(|error| UpstreamError::Invalid(format!("no list: {error}")))
 }
 
-/// Where the list goes on (RFC 8288), at the same origin: another one is not the registry that was asked.
-fn next(headers: &HeaderMap, url: &Url) -> Result<Option<Url>, UpstreamError> {
+/// Where a list goes on that came from `url` (RFC 8288), at the same origin: another one is not the registry that was
+/// asked ([`UpstreamError::Invalid`]).
+pub fn next_page(headers: &HeaderMap, url: &Url) -> Result<Option<Url>, UpstreamError> {
     let values = headers.get_all(LINK).into_iter().filter_map(|value| value.to_str().ok());
     let Some(target) = values.flat_map(links).find_map(|(target, next)| next.then_some(target)) else {
         return Ok(None);
@@ -232,7 +238,7 @@ mod tests {
     fn next_after(link: &str) -> Result<Option<String>, UpstreamError> {
         let headers = HeaderMap::from_iter([(LINK, link.parse().unwrap())]);
         let url = Url::parse("https://r.test/v2/a/tags/list?n=2").unwrap();
-        next(&headers, &url).map(|next| next.map(String::from))
+        next_page(&headers, &url).map(|next| next.map(String::from))
     }
 
     #[test]

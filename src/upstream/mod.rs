@@ -19,10 +19,12 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+pub use answer::{RangeSent, own_media_type, retry_after_in};
 pub use client::{BlobBody, BlobPlace, BlobSource, BytesWanted, OpenBlob, Upstream};
+pub use listing::{next_page, referrers_in, tags_in};
 pub use login::{Issued, Issuer};
 pub(crate) use standing::Evidence;
-pub use token::Challenge;
+pub use token::{Challenge, IssuedToken};
 
 use account::Account;
 use login::Login;

@@ -83,11 +83,34 @@ pub(super) struct Tokens {
 
 type Slot = Arc<Mutex<Option<Held>>>;
 
-#[derive(Deserialize)]
-struct TokenAnswer {
-    token: Option<String>,
-    access_token: Option<String>,
-    expires_in: Option<u64>,
+/// A token, as token servers send it (token specification, "Token Response Fields").
+pub struct IssuedToken {
+    /// `Authorization` with it; sensitive.
+    pub authorization: HeaderValue,
+    /// How long it is good for, at the most twelve hours.
+    pub life: Duration,
+}
+
+impl IssuedToken {
+    /// Reads the body of an answer. An error is [`UpstreamError::Invalid`].
+    pub fn parse(body: &[u8]) -> Result<Self, UpstreamError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            token: Option<String>,
+            access_token: Option<String>,
+            expires_in: Option<u64>,
+        }
+        let answer: Answer = serde_json::from_slice(body)
+            .map_err(|error| UpstreamError::Invalid(format!("its token server sent no token: {error}")))?;
+        let life = answer.expires_in.filter(|&life| life > 0).unwrap_or(DEFAULT_LIFE_SECONDS).min(MAX_LIFE_SECONDS);
+        let token = answer.token.or(answer.access_token).unwrap_or_default();
+        let mut authorization = HeaderValue::from_str(&format!("Bearer {token}"))
+            .ok()
+            .filter(|_| !token.is_empty())
+            .ok_or_else(|| UpstreamError::Invalid("its token server sent no usable token".into()))?;
+        authorization.set_sensitive(true);
+        Ok(Self { authorization, life: Duration::from_secs(life) })
+    }
 }
 
 impl Tokens {
@@ -176,16 +199,8 @@ impl Tokens {
             }
         }
         let body = timed(TOKEN_TIMEOUT, read_limited(response, MAX_TOKEN_BYTES)).await?;
-        let answer: TokenAnswer = serde_json::from_slice(&body)
-            .map_err(|error| UpstreamError::Invalid(format!("its token server sent no token: {error}")))?;
-        let life = answer.expires_in.filter(|&life| life > 0).unwrap_or(DEFAULT_LIFE_SECONDS).min(MAX_LIFE_SECONDS);
-        let token = answer.token.or(answer.access_token).unwrap_or_default();
-        let mut authorization = HeaderValue::from_str(&format!("Bearer {token}"))
-            .ok()
-            .filter(|_| !token.is_empty())
-            .ok_or_else(|| UpstreamError::Invalid("its token server sent no usable token".into()))?;
-        authorization.set_sensitive(true);
-        Ok(Held::new(authorization, self.clock.now(), Duration::from_secs(life)))
+        let IssuedToken { authorization, life } = IssuedToken::parse(&body)?;
+        Ok(Held::new(authorization, self.clock.now(), life))
     }
 }
 

@@ -37,3 +37,16 @@ fn every_test_that_a_document_names_exists() {
     }
     assert!(named > 20, "the documents name their tests in backticks");
 }
+
+#[test]
+fn every_threat_has_a_test() {
+    let text = fs::read_to_string(root().join("SECURITY.md")).expect("it is there");
+    let (_, threats) = text.split_once("| --- | --- | --- |").expect("there is a table");
+    let rows: Vec<&str> = threats.lines().filter(|line| line.starts_with('|')).collect();
+    assert!(rows.len() > 30, "the threats of the protocol, and ours");
+    for row in rows {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").collect();
+        let named = cells.last().is_some_and(|cell| cell.split('`').skip(1).step_by(2).any(|name| name.contains('_')));
+        assert!(cells.len() == 3 && named, "no test: {row}");
+    }
+}

@@ -166,6 +166,12 @@ async fn pushes_are_refused_with_a_sentence_that_says_why(column: Column) {
         (Method::POST, "/v2/test.local/a/blobs/uploads/"),
         (Method::PATCH, "/v2/test.local/a/blobs/uploads/1"),
         (Method::DELETE, "/v2/test.local/a/manifests/1"),
+        // A mount would give one repository the blob of another.
+        (Method::POST, "/v2/test.local/a/blobs/uploads/?mount=sha256:0&from=test.local/private"),
+        (Method::PUT, "/v2/test.local/a/blobs/uploads/1?digest=sha256:0"),
+        (Method::DELETE, "/v2/test.local/a/blobs/sha256:0"),
+        (Method::DELETE, "/v2/test.local/a/blobs/uploads/1"),
+        (Method::GET, "/v2/test.local/a/blobs/uploads/1"),
         (Method::OPTIONS, "/v2/"),
     ] {
         let answer = world.send(method, path, &[]).await;

@@ -13,6 +13,7 @@ pub mod node;
 pub mod program;
 pub mod registry;
 pub mod scripted;
+pub mod secrets;
 pub mod vast;
 pub mod wire;
 pub mod world;

@@ -16,6 +16,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
 use crate::images::{Blob, Image};
+use crate::secrets;
 
 /// How long the program may take to listen, or to say why it does not: far beyond what it needs on a busy machine.
 const START: Duration = Duration::from_secs(30);
@@ -49,8 +50,8 @@ impl Installation {
     pub fn with_configuration(text: &str) -> anyhow::Result<Self> {
         let directory = TempDir::new()?;
         std::fs::create_dir(directory.path().join("data"))?;
-        let this =
-            Self { directory, listen: SocketAddr::from(([127, 0, 0, 1], 0)), tmpfs: None, environment: Vec::new() };
+        let environment = vec![("STOPOVER_LOG", "info,stopover=debug".to_owned())];
+        let this = Self { directory, listen: SocketAddr::from(([127, 0, 0, 1], 0)), tmpfs: None, environment };
         std::fs::write(this.configuration(), text)?;
         Ok(this)
     }
@@ -128,6 +129,7 @@ pub struct Stopover {
     address: String,
     data: PathBuf,
     log: Arc<Mutex<String>>,
+    _log: secrets::Watched,
 }
 
 impl Stopover {
@@ -151,7 +153,9 @@ impl Stopover {
             Some(id) => PathBuf::from(format!("/proc/{id}/root")).join(data.strip_prefix("/")?),
             None => data,
         };
-        Ok(Self { child, address, data, log })
+        let keys = std::fs::read_to_string(data.join("signing_keys")).unwrap_or_default();
+        secrets::know("a key that tokens are signed with", keys.trim());
+        Ok(Self { child, address, data, log, _log: secrets::Watched })
     }
 
     /// Where it listens: `127.0.0.1:<port>`.
@@ -297,6 +301,7 @@ fn capture(
                 // Nobody waits for a second such line.
                 _ = listening.send(address.unwrap_or_default().to_owned());
             }
+            secrets::see(&line);
             let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
             log.push_str(&line);
             log.push('\n');

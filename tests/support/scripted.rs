@@ -18,6 +18,7 @@ use stopover::oci::{Algorithm, Digest, MediaType};
 
 use crate::images::{self, Blob, Destination};
 use crate::loopback::Loopback;
+use crate::secrets;
 
 /// A scripted upstream. Dropping it cuts all connections.
 pub struct Scripted {
@@ -297,6 +298,7 @@ impl Destination for Scripted {
 type Shared = (SocketAddr, Arc<Mutex<Script>>);
 
 async fn answer(State((address, script)): State<Shared>, request: Request<Body>) -> Response {
+    secrets::know_authorization("our login at an upstream", request.headers());
     let line = format!("{} {}", request.method(), request.uri().path());
     let (fault, refusal, content, page, quota) = {
         let mut script = script.lock().unwrap_or_else(PoisonError::into_inner);
@@ -322,6 +324,8 @@ async fn answer(State((address, script)): State<Shared>, request: Request<Body>)
         (fault, refusal, content, page, quota)
     };
     if let Some(Fault::Status(status, headers, body)) = fault {
+        let locations = headers.iter().filter(|(name, _)| *name == "location");
+        locations.for_each(|(_, url)| secrets::know_query("where an upstream redirects to", url));
         return respond(status, &headers, Body::from(body));
     }
     if matches!(fault, Some(Fault::Silent)) {
@@ -430,6 +434,7 @@ fn change(headers: &mut Vec<(&'static str, String)>, changed: Vec<(&'static str,
 fn refuse(script: &Script, address: SocketAddr, uri: &Uri, headers: &HeaderMap) -> Option<Response> {
     use base64::Engine as _;
     let token = format!("token-{}", script.tokens);
+    secrets::know("a token of an upstream", &format!("Bearer {token}"));
     if uri.path() == "/token" {
         let body = json!({ "token": token, "expires_in": 300 }).to_string();
         return Some(respond(200, &[("content-type", "application/json".into())], Body::from(body)));

@@ -32,6 +32,7 @@ use tower::ServiceExt as _;
 
 use crate::aws::Endpoints;
 use crate::scripted::Scripted;
+use crate::secrets;
 
 /// Which adapters a world has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,6 +61,7 @@ pub struct World {
     router: Router,
     /// The operators' secret.
     pub operator: String,
+    _log: secrets::Watched,
 }
 
 enum Storage {
@@ -90,6 +92,17 @@ impl Answer {
     /// A header as text; empty where it is missing.
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+
+    /// Itself: what it has that may be in no log is known from now on.
+    fn whose_secrets_are_known(self) -> Self {
+        secrets::know_query("where an answer redirects to", self.header("location"));
+        if let Some(body) = self.body.as_ref().ok().filter(|body| body.starts_with(b"{")) {
+            let body: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+            secrets::know("a token", body["token"].as_str().unwrap_or_default());
+            secrets::know("the secret of a robot", body["secret"]["secret"].as_str().unwrap_or_default());
+        }
+        self
     }
 
     /// The body, which has to be whole.
@@ -178,11 +191,12 @@ impl World {
     }
 
     async fn send_whole(&self, request: Request<Body>) -> Answer {
+        secrets::know_authorization("a client's login", request.headers());
         let answered = async {
             let response = self.router.clone().oneshot(request).await.expect("a router always answers");
             let (parts, body) = response.into_parts();
             let body = axum::body::to_bytes(body, usize::MAX).await.map_err(|error| error.to_string());
-            Answer { status: parts.status, headers: parts.headers, body }
+            Answer { status: parts.status, headers: parts.headers, body }.whose_secrets_are_known()
         };
         tokio::time::timeout(DEADLINE, answered).await.expect("the cache answers in time")
     }
@@ -312,6 +326,7 @@ impl Plan {
     }
 
     async fn try_start(self) -> anyhow::Result<World> {
+        secrets::watch_this_process();
         let upstream = Scripted::start()?;
         let data = TempDir::new()?;
         let file = data.path().join("stopover.toml");
@@ -325,6 +340,8 @@ impl Plan {
             "TEST_KEYS" => Some(BASE64_STANDARD.encode([7; 32])),
             _ => None,
         };
+        secrets::know("a key that tokens are signed with", &BASE64_STANDARD.encode([7; 32]));
+        secrets::know_login("the password of an upstream", "me", "secret");
         let mut config = Config::load(Some(&file), self.cold.unwrap_or(default), |reference| reference.read(secret))?;
         config.data_dir = data.path().to_owned();
         let clock = Clock::manual(Timestamp(1_800_000_000));
@@ -340,7 +357,8 @@ impl Plan {
             }
         };
         let operator = operator.trim().to_owned();
-        Ok(World { router: router(Arc::clone(&cache)), upstream, clock, cache, storage, operator })
+        let router = router(Arc::clone(&cache));
+        Ok(World { router, upstream, clock, cache, storage, operator, _log: secrets::Watched })
     }
 }
 

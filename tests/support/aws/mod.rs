@@ -35,6 +35,7 @@ use self::{
     s3::Store,
 };
 use crate::loopback::Loopback;
+use crate::secrets;
 
 const REGION: &str = "us-east-1";
 const ACCOUNT: &str = "000000000000";
@@ -92,6 +93,7 @@ impl Endpoints {
 
     /// Starts the services with a queue of these settings.
     pub async fn start_with(settings: QueueSettings) -> anyhow::Result<Self> {
+        secrets::know("the secret key of the functions", SECRET_ACCESS_KEY);
         let loopback = Loopback::new("aws-endpoints")?;
         let journal = Arc::new(Journal::default());
         let store = Arc::new(Store::new(BUCKET)?);

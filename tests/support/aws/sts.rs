@@ -25,6 +25,7 @@ use stopover::time::{Clock, Timestamp};
 use tokio::sync::watch;
 
 use crate::loopback::Loopback;
+use crate::secrets;
 
 /// How long a signature is good for, in seconds.
 const LIFE: u64 = 900;
@@ -58,7 +59,10 @@ impl Signer {
     fn new(kind: &str, account: &str, arn: String, token: Option<String>) -> Self {
         let hash = Digest::of(Algorithm::Sha256, arn.as_bytes());
         let key_id = format!("{kind}{}", hash.hex()[..16].to_ascii_uppercase());
-        Self { secret: format!("secret of {arn}"), key_id, token, account: account.to_owned(), arn }
+        let secret = format!("secret of {arn}");
+        secrets::know("the secret key of an identity of AWS", &secret);
+        secrets::know("the session token of an identity of AWS", token.as_deref().unwrap_or_default());
+        Self { secret, key_id, token, account: account.to_owned(), arn }
     }
 
     /// Signs `GetCallerIdentity` for a cache, as the AWS SDK does: the password for the user `aws`.
@@ -73,7 +77,10 @@ impl Signer {
         let signed = self.presign(region, &host, &params, headers, at);
         let [credential, date, signature] =
             ["X-Amz-Credential", "X-Amz-Date", "X-Amz-Signature"].map(|name| signed[name].as_str());
-        SignedFields::new(region, credential, date, self.token.as_deref(), signature).expect("it is").password()
+        let fields = SignedFields::new(region, credential, date, self.token.as_deref(), signature).expect("it is");
+        secrets::know("a signature for STS", signature);
+        secrets::know("a login as an identity of AWS", &fields.password());
+        fields.password()
     }
 
     fn presign(

@@ -24,6 +24,7 @@ use super::{
     runtime_api::{Phase, RuntimeApi},
 };
 use crate::loopback::Loopback;
+use crate::secrets;
 
 /// Lambda's limit on the time until a process asks for its first event.
 const INIT_LIMIT: Duration = Duration::from_secs(10);
@@ -103,6 +104,8 @@ impl Drop for Function {
     fn drop(&mut self) {
         self.0.closed.store(true, Ordering::SeqCst);
         self.0.kill();
+        self.0.log().lines().for_each(secrets::see);
+        drop(secrets::Watched);
     }
 }
 

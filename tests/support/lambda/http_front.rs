@@ -21,6 +21,7 @@ use tokio::sync::Semaphore;
 
 use super::{Function, FunctionError, function::Sandbox, payload};
 use crate::loopback::Loopback;
+use crate::secrets;
 
 /// HTTP API's limit on an integration; it cannot be raised.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -94,6 +95,7 @@ impl Pool {
 async fn answer(State(pool): State<Arc<Pool>>, request: Request) -> Response<Body> {
     let request_id = format!("request-{:06}", pool.requests.fetch_add(1, Ordering::Relaxed));
     let (parts, body) = request.into_parts();
+    secrets::know_authorization("a client's login", &parts.headers);
     let head: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     let line = parts.method.as_str().len() + parts.uri.to_string().len() + " HTTP/1.1\r\n".len() + 1;
     if head + line > MAX_HEAD {
@@ -115,6 +117,8 @@ async fn answer(State(pool): State<Arc<Pool>>, request: Request) -> Response<Bod
         Ok(Ok(Err(error))) if error.invoked => refuse(StatusCode::BAD_GATEWAY, "Internal Server Error"),
         Ok(Ok(Err(_)) | Err(_)) => refuse(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error"),
     };
+    let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
+    secrets::know_query("where an answer redirects to", location.unwrap_or_default());
     if let Ok(id) = HeaderValue::from_str(&request_id) {
         response.headers_mut().insert("apigw-requestid", id);
     }

@@ -1,0 +1,84 @@
+//! What operators write.
+
+use std::path::Path;
+
+use stopover::config::{Cold, Config};
+use url::Url;
+
+use crate::generate::changed_text;
+
+const SECRET: &str = "a secret that no sentence may tell";
+const TEXTS: &[&str] = &[
+    "fresh = \"5m\"\nkeep = \"30d\"\nmax_size = \"50GB\"\npin = [\"docker.io/library/postgres:16*\"]\nplatforms = [\"linux/arm64\"]\n",
+    "listen = \"127.0.0.1:5000\"\n[upstreams.\"docker.io\"]\ncredentials = { username = \"me\", password_env = \"A\" }\nfills = 4\n",
+    "[upstreams.\"registry.example.com\"]\nurl = \"https://registry.example.com\"\ntoken_realms = [\"https://auth.example.com\"]\n\
+     trusted_hosts = [\"10.1.2.3:9000\"]\naliases = [\"registry\"]\nfresh = { \"*\" = \"5m\", \"v*\" = \"1d\" }\nimmutable = [\"*-final\"]\n",
+    "[rules.\"team/hub\"]\nupstream = \"docker.io\"\npath = \"library\"\n[rules.\"ghcr.io/acme\"]\nallow = [\"acme/web*\"]\ncold = \"wait\"\n",
+    "[access]\nanonymous = [\"10.0.0.0/8\"]\nrobots = true\ntoken_life = \"5m\"\nsigning_keys = { env = \"A\" }\n\
+     [access.iam]\naccounts = [\"123456789012\"]\nroles = [\"arn:aws:iam::123456789012:role/eks-*\"]\n",
+    "[access.oidc.ci]\nissuer = \"https://token.example.com\"\naudience = \"cr.test\"\nclaims = { owner = \"1\" }\n[access]\nservice = \"cr\"\n",
+    "[[policy]]\nwho = [\"robot:ci\"]\nwhat = [\"ghcr.io/acme/*\"]\nnetworks = [\"10.0.0.0/8\"]\nallow = true\n[[policy]]\nallow = false\n",
+    "[[schedule]]\nevery = \"6h\"\nimages = [\"nginx:1.27\", \"ghcr.io/a/b:stable\"]\nplatforms = [\"linux/amd64\"]\n",
+];
+const WORDS: &[&str] = &[
+    "\n",
+    "=",
+    "\"",
+    "[",
+    "]",
+    "{",
+    "}",
+    ".",
+    ",",
+    "#",
+    "'''",
+    "\"\"\"",
+    "\\u0000",
+    "\u{e9}",
+    "\u{1f600}",
+    "[[policy]]",
+    "[access]",
+    "[upstreams.\"a.b\"]",
+    "true",
+    "-1",
+    "1e400",
+    "nan",
+    "1979-05-27",
+    "9999999999999999999",
+    "\"99999999999y\"",
+    "\"0s\"",
+    "\"1d\"",
+    "a.b.c",
+    "url = ",
+    "frehs = 1",
+    "allow = [\"*\"]",
+    "who = [\"*\"]",
+    "[[",
+    "]]",
+    "\"99999999TB\"",
+    "18446744073709551615",
+    "::/0",
+    "10.0.0.1/33",
+];
+
+#[test]
+fn no_configuration_panics_or_tells_a_secret() {
+    super::run("configurations", |rng| {
+        let text = changed_text(rng, TEXTS, WORDS);
+        let loaded = Config::parse(&text, Path::new("stopover.toml"), Cold::Follow, |_| Ok(SECRET.into()));
+        match &loaded {
+            Ok(config) => {
+                for (name, upstream) in config.settings() {
+                    assert!(matches!(upstream.url.scheme(), "http" | "https") && upstream.url.has_host(), "{name}");
+                    assert!(upstream.token_realms.iter().all(Url::has_host), "{name}");
+                }
+            }
+            Err(error) => {
+                let said = error.to_string();
+                assert!(!said.is_empty() && said.len() <= 20 * text.len() + 2000, "{said}");
+                assert!(!said.contains(SECRET), "{said}");
+            }
+        }
+        loaded.is_ok()
+    });
+}
