@@ -127,8 +127,7 @@ fn path(rng: &mut Rng) -> String {
 fn written(request: &Request) -> (String, String) {
     let prefix = request.prefix.as_ref().map(|prefix| format!("/{prefix}")).unwrap_or_default();
     let encoded = |name: &str, value: &str| {
-        let value: String = value.bytes().map(|byte| format!("%{byte:02X}")).collect();
-        format!("{name}={value}&")
+        format!("{name}={}&", percent_encoding::utf8_percent_encode(value, percent_encoding::NON_ALPHANUMERIC))
     };
     let mut query = request.namespace.as_ref().map(|namespace| encoded("ns", namespace)).unwrap_or_default();
     let end = match &request.operation {
@@ -165,7 +164,7 @@ fn upstreams() -> Arc<Upstreams> {
     let data = tempfile::TempDir::new().expect("a directory");
     let parse = |text| Config::parse(text, data.path(), Cold::Follow, |_| Err("there are none".into()));
     let mut config = parse(SETTINGS).expect("they are right");
-    config.data_dir = data.path().to_owned();
+    data.path().clone_into(&mut config.data_dir);
     let upstreams = runtime.block_on(async {
         let local = Local::open(config.clone(), Clock::default()).await.expect("it is empty");
         Upstreams::new(&config, &Clock::default(), &local.cache.ledger, None)
