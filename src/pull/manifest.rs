@@ -81,10 +81,8 @@ impl Cache {
             }
             known = record.is_some_and(|record| record.observed.is_some());
         }
-        if !known {
-            if !want.check {
-                self.check_known_absent(repository)?;
-            }
+        if !known && !want.check {
+            self.check_known_absent(repository)?;
         }
         loop {
             // Whoever may pull no more asks with HEAD, which costs nothing: what a tag is may well be stored.
