@@ -473,3 +473,20 @@ fn what_needs_our_credentials_is_private_unless_it_says_otherwise() {
     let rule = &config.rules[&"docker.io/library".parse().unwrap()];
     assert!(!rule.settings.as_ref().unwrap().is_private());
 }
+
+#[test]
+fn budgets_and_the_largest_blob_are_what_the_file_says() {
+    let file = "misses = 1\npulls = 2\nnew_bytes = \"3MB\"\n[upstreams.\"ghcr.io\"]\nmax_blob = \"5GB\"\n\
+                [rules.\"ghcr.io/acme\"]\nmax_blob = \"20GB\"\n[rules.\"ghcr.io/other\"]\nfresh = \"1h\"\n";
+    let config = load(file).unwrap();
+    assert_eq!(config.budgets, Limits { misses: 1, pulls: 2, new_bytes: 3_000_000 });
+    let most = |settings: &UpstreamConfig| settings.max_blob.clone().map(|most| (most.bytes, most.key));
+    let rule = |prefix: &str| most(config.rules[&prefix.parse().unwrap()].settings.as_ref().unwrap());
+    let whole = Some((5_000_000_000, "upstreams.\"ghcr.io\".max_blob".to_owned()));
+    assert_eq!(most(&config.upstreams[&"ghcr.io".parse().unwrap()]), whole);
+    assert_eq!(rule("ghcr.io/acme"), Some((20_000_000_000, "rules.\"ghcr.io/acme\".max_blob".to_owned())));
+    assert_eq!(rule("ghcr.io/other"), whole, "inherited, and the key is where it stands");
+    let defaults = load("").unwrap();
+    assert_eq!(defaults.budgets, Limits { misses: 120, pulls: 1200, new_bytes: 1 << 40 });
+    assert!(defaults.upstreams.values().all(|upstream| upstream.max_blob.is_none()));
+}

@@ -85,10 +85,8 @@ impl Cache {
                 return answer;
             }
         }
-        if !known {
-            if !want.check {
-                self.upstreams.standings.check_known_absent(repository)?;
-            }
+        if !known && !want.check {
+            self.upstreams.standings.check_known_absent(repository)?;
         }
         loop {
             // Whoever may pull no more asks with HEAD, which costs nothing: what a tag is may well be stored.
