@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use stopover::access::{Network, Secret};
 use stopover::config::AccessConfig;
 use url::Url;
@@ -82,7 +82,14 @@ impl Settings {
 /// `10.0.0.0/8, 2001:db8::/32`. None: nobody without a login.
 fn networks(list: &str) -> anyhow::Result<Vec<Network>> {
     let entries = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());
-    let read = |entry: &str| entry.parse().map_err(|error| anyhow!("STOPOVER_ANONYMOUS_CIDRS: {error}"));
+    let read = |entry: &str| {
+        let network: Network = entry.parse().map_err(|error| anyhow!("STOPOVER_ANONYMOUS_CIDRS: {error}"))?;
+        ensure!(
+            !network.is_wide(),
+            "STOPOVER_ANONYMOUS_CIDRS: {entry} is too wide; if that is meant, say it in [access] of stopover.toml"
+        );
+        Ok(network)
+    };
     entries.map(read).collect()
 }
 
@@ -137,6 +144,10 @@ mod tests {
         let unread = read(&[&COMPLETE[..], &[("STOPOVER_ANONYMOUS_CIDRS", "10.0.0.0/8,everyone")]].concat());
         let error = format!("{:#}", unread.unwrap_err());
         assert!(error.contains("STOPOVER_ANONYMOUS_CIDRS") && error.contains("everyone"), "{error}");
+        for half_of_everybody in ["128.0.0.0/1", "8000::/1"] {
+            let wide = read(&[&COMPLETE[..], &[("STOPOVER_ANONYMOUS_CIDRS", half_of_everybody)]].concat());
+            assert!(wide.unwrap_err().to_string().contains("too wide"));
+        }
         assert!(
             access(&[("AWS_ENDPOINT_URL_STS", "http://sts.test")]).is_err(),
             "whoever speaks for callers speaks TLS"

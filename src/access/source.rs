@@ -67,6 +67,15 @@ impl Anonymous {
 }
 
 impl Network {
+    /// Whether a few like this are everybody: wider than /8, or than /16 of IPv6.
+    pub fn is_wide(&self) -> bool {
+        match self {
+            Self::Addresses(IpNet::V4(network)) => network.prefix_len() < 8,
+            Self::Addresses(IpNet::V6(network)) => network.prefix_len() < 16,
+            Self::VpcEndpoint(_) => false,
+        }
+    }
+
     fn has(&self, source: Source) -> bool {
         match self {
             Self::Addresses(network) => source.address.is_some_and(|address| is_in(&[*network], address)),

@@ -48,7 +48,9 @@ impl Client {
     pub(crate) fn new(server: Endpoint, login: Login, operator: Operator) -> anyhow::Result<Self> {
         // Longer than the cache itself waits for an upstream. Of what is asked for, only blobs may be elsewhere.
         let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(Policy::none());
-        let http = if server.is_here() { http.no_proxy() } else { http };
+        // The operators' secret is for the cache alone.
+        let direct = server.is_here() || operator.shown().is_some();
+        let http = if direct { http.no_proxy() } else { http };
         Ok(Self { http: http.build()?, server, login, operator, token: Mutex::default() })
     }
 

@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
 use axum::{Json, Router};
-use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
-use http::header::CACHE_CONTROL;
-use http::{StatusCode, request};
+use http::StatusCode;
+use http::header::{CACHE_CONTROL, ORIGIN};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::time::{Instant, timeout_at};
@@ -46,12 +45,17 @@ struct Wanted {
 }
 
 pub(super) fn routes() -> Router<Arc<Cache>> {
-    Router::new().route("/_stopover/prefetch", post(prefetch)).layer(DefaultBodyLimit::max(MAX_BYTES))
+    Router::new().route("/_stopover/prefetch", post(prefetch))
 }
 
 /// Stores the manifests of images and requests the fills of their blobs. What takes too long for one answer is asked for
 /// again.
-async fn prefetch(State(cache): State<Arc<Cache>>, parts: request::Parts, body: Bytes) -> Response {
+async fn prefetch(State(cache): State<Arc<Cache>>, request: axum::extract::Request) -> Response {
+    let (parts, body) = request.into_parts();
+    // It may reach what its visitor reaches, and needs no answer to do harm.
+    if [ORIGIN.as_str(), "sec-fetch-site"].iter().any(|name| parts.headers.contains_key(*name)) {
+        return refusal(StatusCode::FORBIDDEN, "no page in a browser may ask this");
+    }
     let mut record = Record::default();
     let guest = match Guest::of(&cache, &parts, &mut record).await {
         Ok(guest) => guest,
@@ -59,6 +63,10 @@ async fn prefetch(State(cache): State<Arc<Cache>>, parts: request::Parts, body: 
             record.prefetched(Some(&error), 0);
             return refuse(&cache, &error, &parts);
         }
+    };
+    // Not before it is known who sends it: strangers have no memory held.
+    let Ok(body) = axum::body::to_bytes(body, MAX_BYTES).await else {
+        return refusal(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long for one request, or did not come in time");
     };
     let wanted: Wanted = match serde_json::from_slice(&body) {
         Ok(wanted) => wanted,

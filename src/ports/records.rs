@@ -283,3 +283,13 @@ pub struct GaugeKey {
     /// The user name, or `anonymous`.
     pub credential: String,
 }
+
+impl GaugeKey {
+    /// What stands for a credential where there is none.
+    pub const ANONYMOUS: &'static str = "anonymous";
+
+    /// Whether it is of whoever has no credentials there.
+    pub fn is_anonymous(&self) -> bool {
+        self.credential == Self::ANONYMOUS
+    }
+}

@@ -11,6 +11,7 @@ use tokio::sync::Mutex;
 
 use super::UpstreamError;
 use crate::config::{Credentials, UpstreamConfig};
+use crate::ports::GaugeKey;
 use crate::time::{Clock, Timestamp};
 
 /// Issues credentials that live for hours only.
@@ -113,7 +114,7 @@ impl Login {
     /// The name of the account, for people and for the gauge of its quota.
     pub(super) fn name(&self) -> &str {
         match self {
-            Self::Anonymous => "anonymous",
+            Self::Anonymous => GaugeKey::ANONYMOUS,
             Self::Password(credentials) => &credentials.username,
             Self::Issued(_) => "AWS",
         }

@@ -63,7 +63,7 @@ impl Meter {
         let now = self.clock.now();
         match known.gauge.permit(kind, now) {
             Permit::Go => Ok(()),
-            Permit::Closed(broken) => Err(self.closed(&known.gauge, &broken, now)),
+            Permit::Closed(broken) => Err(self.closed(&broken, now)),
             Permit::Probe(probing) => {
                 match self.ledger.swap_gauge(&self.key, known.version, &probing).await {
                     Ok(Some(version)) => {
@@ -75,11 +75,7 @@ impl Meter {
                     Ok(None) => {
                         self.read(&mut known, Duration::ZERO).await;
                         let broken = [known.gauge.requests.as_ref(), known.gauge.manifests.as_ref()];
-                        broken
-                            .into_iter()
-                            .flatten()
-                            .next()
-                            .map_or(Ok(()), |broken| Err(self.closed(&known.gauge, broken, now)))
+                        broken.into_iter().flatten().next().map_or(Ok(()), |broken| Err(self.closed(broken, now)))
                     }
                     // That the ledger is in trouble is no reason not to ask upstream.
                     Err(error) => {
@@ -144,18 +140,17 @@ impl Meter {
     }
 
     /// What a client is told while an upstream is left alone: whose limit, since when, and what helps.
-    fn closed(&self, gauge: &Gauge, broken: &Break, now: Timestamp) -> UpstreamError {
+    fn closed(&self, broken: &Break, now: Timestamp) -> UpstreamError {
         let pause = broken.until.after(now).max(Duration::from_secs(1));
         let upstream = &self.key.upstream;
         let ago = now.after(broken.since).as_secs();
         match &broken.cause {
             Cause::Limited(Limit::Pulls) => {
-                let source = gauge.quota.as_ref().and_then(|quota| quota.source.as_deref());
-                let whose = source.map_or_else(String::new, |source| format!(" ({source})"));
+                // Guests are told neither accounts nor addresses; `stopover quota` tells operators.
+                let ours = if self.key.is_anonymous() { "anonymous pull quota" } else { "pull quota of our account" };
                 let detail = format!(
-                    "the pull quota of {}{whose} at {upstream} was seen empty {ago} s ago; what was pulled before still \
-                     pulls, and credentials of an account with more quota help",
-                    self.key.credential
+                    "the {ours} at {upstream} was seen empty {ago} s ago; what was pulled before still pulls, and \
+                     credentials of an account with more quota help"
                 );
                 UpstreamError::Throttled { limit: Limit::Pulls, retry_after: Some(pause), detail }
             }
@@ -179,6 +174,6 @@ impl Meter {
             UpstreamError::Throttled { .. } => known.gauge.requests.as_ref(),
             _ => None,
         };
-        broken.map_or(error, |broken| self.closed(&known.gauge, broken, self.clock.now()))
+        broken.map_or(error, |broken| self.closed(broken, self.clock.now()))
     }
 }

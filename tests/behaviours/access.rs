@@ -37,6 +37,7 @@ on_both_columns!(
     passwords_for_other_registries_are_refused_and_go_nowhere,
     where_nobody_can_log_in_credentials_are_not_looked_at,
     prefetch_obeys_the_policy,
+    a_page_in_a_browser_prefetches_nothing,
     a_private_alternate_shows_nothing_under_a_public_name,
     robots_are_managed_by_operators_only,
     guests_are_shown_the_quota_without_accounts_and_private_upstreams,
@@ -569,6 +570,19 @@ async fn prefetch_obeys_the_policy(column: Column) {
     assert!(report["images"].as_array().unwrap().iter().all(|image| image["digest"].is_null()), "{report}");
     let strict = self::world(column, "robots = true").await;
     assert_eq!(strict.post_from(HERE, "/_stopover/prefetch", body).await.status, StatusCode::UNAUTHORIZED);
+}
+
+async fn a_page_in_a_browser_prefetches_nothing(column: Column) {
+    let world = World::on(column).await;
+    world.upstream.image("a", "1", &[b"layer"]);
+    let body = json!({ "images": ["test.local/a:1"] }).to_string();
+    for page in [("origin", "https://evil.test"), ("sec-fetch-site", "cross-site")] {
+        let headers = [page, ("content-type", "text/plain")];
+        let answer = world.post_with(HERE, "/_stopover/prefetch", &headers, body.clone()).await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN);
+    }
+    assert!(world.upstream.requests().is_empty());
+    assert_eq!(world.post_from(HERE, "/_stopover/prefetch", body).await.status, StatusCode::ACCEPTED);
 }
 
 async fn a_private_alternate_shows_nothing_under_a_public_name(column: Column) {
