@@ -18,9 +18,11 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::access::Principal;
 use crate::address::neighbourhood;
+use crate::error::PullError;
 use crate::oci::Digest;
 use crate::ports::Job;
 use crate::time::{Clock, Timestamp};
+use crate::upstream::{UpstreamError, spent};
 
 use table::{Account, Table};
 
@@ -60,8 +62,8 @@ impl Payer {
 /// What is counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Budget {
-    /// Questions about what does not exist, and lists that are read anew because they may be hundreds of requests. By the
-    /// minute.
+    /// Questions about what does not exist or is not shown, and lists that are read anew because they may be hundreds of
+    /// requests. By the minute.
     Misses,
     /// Manifests that upstream has sent: what quotas count. By the hour.
     Pulls,
@@ -83,7 +85,7 @@ impl Budget {
 /// A caller has used up a budget.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{}; what is stored still pulls", match budget {
-    Budget::Misses => "you ask too often for what does not exist",
+    Budget::Misses => "you ask too often for what does not exist, or is not shown",
     Budget::Pulls => "you have pulled as much that is new as you may in an hour",
     Budget::NewBytes => "you have had as many new bytes stored as you may in a day",
 })]
@@ -178,19 +180,21 @@ impl Budgets {
         Ok(())
     }
 
-    /// Asks upstream for a manifest, if whoever wants it can pay. It costs nothing unless it was `sent`.
+    /// Asks upstream for a manifest, if whoever wants it can pay. It costs nothing, and is counted for no request, unless
+    /// upstream has sent one.
     pub(crate) async fn pay_pull<T>(
         &self,
         payer: Option<Payer>,
-        question: impl Future<Output = T>,
-        sent: impl FnOnce(&T) -> bool,
-    ) -> Result<T, OverBudget> {
+        question: impl Future<Output = Result<T, UpstreamError>>,
+    ) -> Result<T, PullError> {
         self.take(payer, Budget::Pulls, 1)?;
         let answer = question.await;
-        if !sent(&answer) {
+        if matches!(answer, Ok(_) | Err(UpstreamError::Invalid(_))) {
+            spent::note_manifest();
+        } else {
             self.give_back(payer, Budget::Pulls, 1);
         }
-        Ok(answer)
+        Ok(answer?)
     }
 
     /// Whether a blob may be stored on behalf of a caller. It is paid for as its manifest names it, once, by whoever is
@@ -218,14 +222,14 @@ impl Turn {
         Self { paid: None, asked: false }
     }
 
-    /// Upstream is asked now, and what becomes of it is a miss unless [`Self::found`] says otherwise.
+    /// Upstream is asked now, and what becomes of it is a miss unless [`Self::end`] says otherwise.
     pub(crate) fn ask(&mut self) {
         self.asked = true;
     }
 
-    /// It was no miss.
-    pub(crate) fn found(mut self) {
-        self.asked = false;
+    /// Whether it was a miss after all.
+    pub(crate) fn end(mut self, miss: bool) {
+        self.asked &= miss;
     }
 }
 

@@ -9,7 +9,7 @@ use crate::budget::OverBudget;
 use crate::config::Place;
 use crate::fill::FillError;
 use crate::oci::{ErrorCode, InvalidRequest, Repository};
-use crate::ports::StoreError;
+use crate::ports::{Observed, StoreError};
 use crate::pull::Served;
 use crate::upstream::UpstreamError;
 
@@ -78,6 +78,8 @@ pub enum PullError {
         most: u64,
         /// Which key.
         key: String,
+        /// The manifest that names it, where that is what was asked for: it is not stored either.
+        manifest: Option<Observed>,
     },
     /// The caller has used up a budget.
     #[error(transparent)]
@@ -129,6 +131,16 @@ const LATER: Duration = Duration::from_secs(10);
 const THROTTLED: Duration = Duration::from_mins(1);
 
 impl PullError {
+    /// Whether upstream was asked for what it does not have, or does not show.
+    pub fn is_miss(&self) -> bool {
+        match self {
+            Self::ManifestUnknown(served) => *served == Served::Miss,
+            Self::BlobUnknown => true,
+            Self::Upstream(error) => error.is_miss(),
+            _ => false,
+        }
+    }
+
     /// Whether trying again later can help.
     pub fn may_pass(&self) -> bool {
         match self {

@@ -75,7 +75,7 @@ pub async fn run(cache: &Arc<Cache>, image: &ImageJob) -> Result<(), PullError> 
             Ok(())
         }
         // What whoever pays has left is spent; what they pull themselves is looked at then.
-        Err(error @ (PullError::NoPlatform(_) | PullError::OverBudget(_))) => {
+        Err(error @ (PullError::NoPlatform(_) | PullError::TooLarge { .. } | PullError::OverBudget(_))) => {
             tracing::info!(repository = %image.repository, reference = %image.reference, %error, "nothing to prefetch");
             Ok(())
         }

@@ -260,12 +260,17 @@ impl Ledger for DynamoLedger {
         repository: &Repository,
         manifest: &Manifest,
         members: &[Descriptor],
+        keep_proofs: bool,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         // A batch that names one key twice is refused.
         let distinct: BTreeMap<&Digest, u64> = members.iter().map(|member| (&member.digest, member.size)).collect();
         // A batch cannot leave an attribute alone, so what is proven is read first.
-        let keys = distinct.keys().map(|digest| item::membership_key(repository, digest)).collect::<Vec<_>>();
+        let keys = distinct
+            .keys()
+            .filter(|_| keep_proofs)
+            .map(|digest| item::membership_key(repository, digest))
+            .collect::<Vec<_>>();
         let reads = keys.chunks(BATCH_KEYS).map(|batch| self.get_batch(batch.to_vec())).collect::<Vec<_>>();
         let mut proven = BTreeSet::new();
         for known in stream::iter(reads).buffer_unordered(BATCHES_AT_ONCE).try_concat().await? {

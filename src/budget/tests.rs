@@ -59,11 +59,11 @@ async fn what_exists_is_no_miss_however_much_of_it_is_asked_for_at_once() {
     }
     let waiting = tokio::spawn({
         let budgets = Arc::clone(&budgets);
-        async move { budgets.turn(caller).await.map(Turn::found) }
+        async move { budgets.turn(caller).await.map(|turn| turn.end(false)) }
     });
     tokio::task::yield_now().await;
     assert!(!waiting.is_finished(), "half of the budget is asked for");
-    turns.into_iter().for_each(Turn::found);
+    turns.into_iter().for_each(|turn| turn.end(false));
     assert_eq!(waiting.await.unwrap(), Ok(()));
     drop(budgets.turn(caller).await.unwrap());
     for _ in 0..6 {
@@ -90,13 +90,17 @@ async fn a_principal_has_one_budget_wherever_it_is_and_a_network_of_ipv6_too() {
 async fn a_manifest_that_upstream_did_not_send_is_not_paid_for() {
     let budgets = Budgets::new(LIMITS, Clock::manual(Timestamp(1000)));
     let caller = at("192.0.2.1");
-    for sent in [true, false, true, false, true] {
+    let invalid = Err(UpstreamError::Invalid("not what it was asked for".into()));
+    for answer in [Ok(()), Err(UpstreamError::Missing), Ok(()), Err(UpstreamError::NoRepository), invalid] {
         budgets.check_pull(caller).unwrap();
-        assert_eq!(budgets.pay_pull(caller, std::future::ready(sent), |sent| *sent).await, Ok(sent));
+        let sent = !matches!(answer, Err(UpstreamError::Missing | UpstreamError::NoRepository));
+        let (_, counted) = spent::counted(budgets.pay_pull(caller, std::future::ready(answer))).await;
+        assert_eq!(counted, u64::from(sent), "what the record of a request says is what was paid");
     }
     let over = budgets.check_pull(caller).unwrap_err();
     assert_eq!(over, OverBudget { budget: Budget::Pulls, retry_after: Duration::from_mins(20) });
-    assert_eq!(budgets.pay_pull(caller, std::future::ready(()), |()| true).await, Err(over));
+    let refused = budgets.pay_pull(caller, std::future::ready(Ok(()))).await;
+    assert!(matches!(refused, Err(PullError::OverBudget(error)) if error == over));
 }
 
 #[test]

@@ -12,6 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::source::Source;
 use super::{CLAIM, Copied, FillError, Filled, Lease};
 use crate::Cache;
+use crate::budget::Turn;
 use crate::oci::Hasher;
 use crate::ports::{Checkpoint, Job, Progress, StoreError, Upload};
 use crate::upstream::UpstreamError;
@@ -30,27 +31,24 @@ pub(super) async fn copy(
     stop: impl Future<Output = Duration> + Send,
 ) -> Copied {
     let job = &lease.job;
-    let failed = |error| Copied { outcome: Err(error), checkpoint: None, upload: None, known: false, sent: false };
+    let ended = |outcome| Copied { outcome, checkpoint: None, upload: None, known: false, sent: false };
+    let prove = || cache.prove(&job.repository, &job.digest, Turn::free());
     // The bytes may be here although their record is not: a fill was killed between the two.
     match cache.blobs.size(&job.digest).await {
-        Ok(Some(size)) if size == job.size => {
-            let shown = cache.prove_for(job).await;
-            let outcome = shown.map(|()| Filled::Already);
-            return Copied { outcome, checkpoint: None, upload: None, known: false, sent: false };
-        }
+        Ok(Some(size)) if size == job.size => return ended(prove().await.map(|_| Filled::Already)),
         Ok(_) => {}
-        Err(error) => return Copied { checkpoint, ..failed(error.into()) },
+        Err(error) => return Copied { checkpoint, ..ended(Err(error.into())) },
     }
     // What is here may have come for another repository, and clients may follow it before upstream is asked for the rest.
     if checkpoint.is_some()
-        && let Err(error) = cache.prove_for(job).await
+        && let Err(error) = prove().await
     {
-        return Copied { checkpoint, ..failed(error) };
+        return Copied { checkpoint, ..ended(Err(error)) };
     }
     let (mut writer, checkpoint) = match Writer::open(cache, job, checkpoint.clone(), progress).await {
         Ok(opened) => opened,
-        Err(error @ StoreError::Refused(_)) => return failed(error.into()),
-        Err(error) => return Copied { checkpoint, ..failed(error.into()) },
+        Err(error @ StoreError::Refused(_)) => return ended(Err(error.into())),
+        Err(error) => return Copied { checkpoint, ..ended(Err(error.into())) },
     };
     let begun = writer.begun;
     let mut copying = Copying { cache, lease, writer: &mut writer, saved: checkpoint };
@@ -61,9 +59,7 @@ pub(super) async fn copy(
         Ok(true) => match lease.renew(saved.clone()).await {
             // Only the owner of the claim publishes.
             Ok(()) => match writer.upload.publish().await {
-                Ok(()) => {
-                    Copied { outcome: Ok(Filled::Stored), checkpoint: None, upload: None, known: false, sent: false }
-                }
+                Ok(()) => ended(Ok(Filled::Stored)),
                 Err(error) => end(Err(error.into()), saved, writer, known),
             },
             Err(error) => end(Err(error), saved, writer, known),

@@ -111,9 +111,7 @@ pub async fn run(
         // The record may say so of bytes that somebody has deleted.
         if view.is_stored() && cache.blobs.size(&job.digest).await?.is_some() {
             // Before a client asks: then it may be read here although upstream is down.
-            if !view.is_shown() {
-                cache.prove(&job.repository, &job.digest).await?;
-            }
+            cache.prove_unless_shown(&view, &job.repository, &job.digest).await?;
             let current = view.record;
             // A manifest has come to name it, or a client wants it.
             let Some((current, used)) =

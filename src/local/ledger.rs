@@ -27,6 +27,7 @@ const LIST: &str = "list ";
 const MANIFEST: &str = "manifest ";
 const MEMBER: &str = "member ";
 const REFERENCE: &str = "reference ";
+const ROBOTS: &str = "robots";
 const STANDING: &str = "standing ";
 
 fn reference_key(repository: &Repository, reference: &Reference) -> String {
@@ -224,8 +225,6 @@ fn entry(key: &str, item: &[u8]) -> Result<Option<Entry>, StoreError> {
     Ok(Some(entry))
 }
 
-const ROBOTS: &str = "robots";
-
 fn gauge_key(key: &GaugeKey) -> String {
     format!("gauge {} {}", key.upstream, key.credential)
 }
@@ -298,12 +297,13 @@ impl Ledger for EmbeddedLedger {
         repository: &Repository,
         manifest: &Manifest,
         members: &[Descriptor],
+        keep_proofs: bool,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let value = [manifest.media_type.as_str().as_bytes(), b"\n", &manifest.bytes].concat();
         let mut changes = Vec::with_capacity(members.len() + 1);
         for blob in members {
-            let proven = self.member(repository, &blob.digest)?.is_some_and(|member| member.proven);
+            let proven = keep_proofs && self.member(repository, &blob.digest)?.is_some_and(|member| member.proven);
             changes.push(put_member(repository, &blob.digest, Member { size: blob.size, used_at: now, proven })?);
         }
         changes.push(Change::Put(manifest_key(repository, &manifest.digest), join(now.0, &value)));

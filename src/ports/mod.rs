@@ -81,13 +81,16 @@ pub trait Ledger: Send + Sync {
     async fn manifest(&self, repository: &Repository, digest: &Digest) -> Result<Option<Manifest>, StoreError>;
 
     /// Stores a manifest for this repository and the membership of the blobs it refers to, all of them used `now`. Once
-    /// the manifest can be read, every membership can be; one that was proven before stays so. Doing it twice changes only
-    /// when they were used.
+    /// the manifest can be read, every membership can be. Doing it twice changes only when they were used.
+    ///
+    /// `keep_proofs`: a membership that was proven before stays so, unless it was proven just while this was written;
+    /// otherwise that may be forgotten. Whoever needs the proof asks upstream again.
     async fn put_manifest(
         &self,
         repository: &Repository,
         manifest: &Manifest,
         members: &[Descriptor],
+        keep_proofs: bool,
         now: Timestamp,
     ) -> Result<(), StoreError>;
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::oci::{Digest, MediaType, Reference, Repository, Tag, UpstreamId};
+use crate::oci::{Digest, Manifest, MediaType, Reference, Repository, Tag, UpstreamId};
 use crate::time::Timestamp;
 
 /// A value of the ledger with the version that a conditional write has to name.
@@ -58,6 +58,14 @@ pub struct Observed {
     pub media_type: MediaType,
     /// Its length in bytes.
     pub size: u64,
+}
+
+impl Observed {
+    /// What a registry would say of it.
+    pub fn of(manifest: &Manifest) -> Self {
+        let size = manifest.bytes.len() as u64;
+        Self { digest: manifest.digest.clone(), media_type: manifest.media_type, size }
+    }
 }
 
 /// What is known of a blob, whatever the repository.

@@ -8,10 +8,9 @@ use tokio::time::Instant;
 
 use super::{Content, PulledBlob, Served, Want};
 use crate::Cache;
-use crate::budget::{OverBudget, Payer};
+use crate::budget::{OverBudget, Payer, Turn};
 use crate::config::Cold;
 use crate::error::PullError;
-use crate::fill::FillError;
 use crate::oci::{Digest, Repository};
 use crate::ports::{BlobState, BlobView, Job, Location, Priority, Progress, StoreError, Watched};
 use crate::time::Timestamp;
@@ -30,10 +29,13 @@ impl Cache {
         // 1. Permission first: that storage has the bytes says nothing about this repository, and neither does a manifest
         // that names them.
         let (size, served) = match view.member.filter(|_| view.is_shown() || !view.is_stored()) {
-            Some(member) => (member.size, self.check_permission(repository, Evidence::Blob(digest.clone())).await?),
-            None => (self.ask_membership(repository, digest, want.payer).await?, Served::Hit),
+            Some(member) => {
+                let evidence = Evidence::Blob(digest.clone());
+                (member.size, self.check_permission(repository, evidence, want.payer).await?)
+            }
+            None => (self.ask_membership(repository, digest, want.payer).await?, Served::Revalidated),
         };
-        self.check_size(repository, size)?;
+        self.check_size(repository, size, None)?;
         let view = self.note_blob(repository, digest, view).await;
         if want.head {
             let served = if view.is_stored() { served } else { Served::Miss };
@@ -66,28 +68,19 @@ impl Cache {
 
     /// Asks upstream whether a blob belongs to a repository, and notes it.
     async fn ask_membership(
-        &self,
+        self: &Arc<Self>,
         repository: &Repository,
         digest: &Digest,
         payer: Option<Payer>,
     ) -> Result<u64, PullError> {
-        self.upstreams.standings.check_absent::<PullError>(repository).await?;
-        let mut turn = self.budgets.turn(payer).await?;
-        turn.ask();
-        let proven = self.prove(repository, digest).await;
-        match &proven {
-            Err(FillError::Upstream(UpstreamError::Missing)) => {}
-            Err(FillError::Upstream(UpstreamError::NoRepository)) => {
-                self.upstreams.standings.note_absent(repository).await?;
-            }
-            _ => turn.found(),
-        }
-        Ok(proven?)
+        self.upstreams.standings.check_absent(repository).await?;
+        let turn = self.budgets.turn(payer).await?;
+        Ok(self.prove(repository, digest, turn).await?)
     }
 
     /// Redirects a client to upstream, and requests the fill unless one runs or it is not admitted.
     async fn redirect(
-        &self,
+        self: &Arc<Self>,
         job: &Job,
         filling: bool,
         admitted: Result<(), OverBudget>,
@@ -113,14 +106,14 @@ impl Cache {
     }
 
     /// Waits for a fill: until the blob is stored, or (`follow`) until its first bytes are there.
-    async fn wait(&self, job: &Job, follow: bool) -> Result<PulledBlob, PullError> {
+    async fn wait(self: &Arc<Self>, job: &Job, follow: bool) -> Result<PulledBlob, PullError> {
         let deadline = Instant::now() + self.config.wait;
         let found = async {
             match self.fills.request_now(job).await? {
                 Some(Watched { repository, progress }) => {
                     // The bytes of another's fill are as good as what is stored.
                     if repository != job.repository && !self.upstreams.is_open(&repository) {
-                        self.prove_for(job).await?;
+                        self.prove(&job.repository, &job.digest, Turn::free()).await?;
                     }
                     self.watch(job, progress, follow).await
                 }
@@ -154,16 +147,14 @@ impl Cache {
     }
 
     /// Watches the ledger where the fill runs in another process, until the blob is stored or its fill has failed.
-    async fn poll(&self, job: &Job) -> Result<PulledBlob, PullError> {
+    async fn poll(self: &Arc<Self>, job: &Job) -> Result<PulledBlob, PullError> {
         let mut pause = Duration::from_millis(50);
         let mut attempts = None;
         loop {
             let view = self.ledger.blob(&job.repository, &job.digest).await?;
             if view.is_stored() {
                 // It may have been another's fill.
-                if !view.is_shown() {
-                    self.prove(&job.repository, &job.digest).await?;
-                }
+                self.prove_unless_shown(&view, &job.repository, &job.digest).await?;
                 return self.located(job).await;
             }
             let record = view.record.map(|record| record.value);

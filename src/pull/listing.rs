@@ -15,7 +15,7 @@ use crate::config::Referrers;
 use crate::error::PullError;
 use crate::oci::{Digest, MediaType, Page, Reference, Repository, Tag};
 use crate::ports::{List, ListKey, Listing, MAX_LISTING_BYTES, StoreError};
-use crate::upstream::UpstreamError;
+use crate::upstream::{Evidence, UpstreamError};
 
 /// A page of tags to answer with.
 #[derive(Debug)]
@@ -106,7 +106,14 @@ impl Cache {
         want: Want,
     ) -> Result<PulledReferrers, PullError> {
         // Clients ask this about every image they pull: only about one that is not here it may be a guess.
-        let guess = self.stored(repository, subject).await?.is_none();
+        let mut guess = self.stored(repository, subject).await?.is_none();
+        if !guess {
+            let evidence = Evidence::Manifest(subject.clone());
+            guess = match self.check_permission(repository, evidence, want.payer).await {
+                Err(PullError::ManifestUnknown(_)) => true,
+                checked => checked.map(|_| false)?,
+            };
+        }
         let want = Want { payer: want.payer.filter(|_| guess), ..want };
         let (listed, head) = match self.upstreams.get(repository)?.config().referrers {
             Referrers::Ask => match self.list(repository, ListKey::Referrers(subject.clone()), want).await {
@@ -150,7 +157,7 @@ impl Cache {
         let pulled = match pulled.await {
             Err(PullError::ManifestUnknown(_)) => {
                 // That there is no such tag is remembered even where there is no such repository.
-                self.upstreams.standings.check_absent::<PullError>(repository).await?;
+                self.upstreams.standings.check_absent(repository).await?;
                 return Ok(None);
             }
             pulled => pulled?,
@@ -181,23 +188,22 @@ impl Cache {
         if !known && !want.check {
             self.upstreams.standings.check_known_absent(repository)?;
         }
-        let mut turn = if known && !want.check { Turn::free() } else { self.budgets.turn(want.payer).await? };
+        let mut turn = if known && !want.check && !due { Turn::free() } else { self.budgets.turn(want.payer).await? };
         let (cache, question) = (Arc::clone(self), (repository.clone(), key, want.check || due));
         let asked = question.clone();
         let work = move || async move {
-            turn.ask();
-            let pulled = cache.ask_for_list(&asked).await;
+            let pulled = cache.ask_for_list(&asked, &mut turn).await;
             let miss = match &pulled {
                 Ok(PulledList { listing, served, large }) => {
                     let read = *served == Served::Miss && (want.check || *large);
                     read || is_nothing(listing.list.as_ref(), of_tags)
                 }
                 // Of referrers the tag has yet to be asked for.
-                Err(error) => of_tags && matches!(error, PullError::Upstream(UpstreamError::NoRepository)),
+                Err(error) => {
+                    error.is_miss() && (of_tags || !matches!(error, PullError::Upstream(UpstreamError::NoRepository)))
+                }
             };
-            if !miss {
-                turn.found();
-            }
+            turn.end(miss);
             pulled
         };
         self.lists.join(question, work).await.unwrap_or(Err(PullError::NotYet))
@@ -216,7 +222,11 @@ impl Cache {
     }
 
     /// Asks upstream for a list, unless somebody has since, and keeps what it says.
-    async fn ask_for_list(&self, (repository, key, check): &Question) -> Result<PulledList, PullError> {
+    async fn ask_for_list(
+        &self,
+        (repository, key, check): &Question,
+        turn: &mut Turn,
+    ) -> Result<PulledList, PullError> {
         let upstream = self.upstreams.get(repository)?;
         let (of_tags, now) = (*key == ListKey::Tags, self.clock.now());
         let kept = self.kept_list(repository, key).await?;
@@ -224,9 +234,10 @@ impl Cache {
             Some(kept) if !check && now < kept.fresh_until => {
                 return Ok(PulledList::kept(Arc::clone(kept), Served::Hit));
             }
-            None if !check => self.upstreams.standings.check_absent::<PullError>(repository).await?,
+            None if !check => self.upstreams.standings.check_absent(repository).await?,
             _ => {}
         }
+        turn.ask();
         let wait = self.config.wait;
         let late = || UpstreamError::Unavailable { silent: false, reason: format!("it took longer than {wait:?}") };
         let known = kept.as_ref().is_some_and(|kept| kept.list.is_some());
@@ -235,11 +246,7 @@ impl Cache {
             Ok(list) => (list, false),
             Err(UpstreamError::NoRepository) if !of_tags => (None, true),
             Err(error) => {
-                if error == UpstreamError::NoRepository {
-                    self.upstreams.standings.note_absent(repository).await?;
-                }
-                let gone = matches!(error, UpstreamError::Denied(_) | UpstreamError::NoRepository);
-                let stale = !gone && self.may_be_stale(repository).await?;
+                let stale = !error.is_refusal() && self.may_be_stale(repository).await?;
                 let Some(kept) = kept.filter(|_| stale) else { return Err(error.into()) };
                 tracing::warn!(%repository, %error, "upstream is in trouble: serving the list it sent last");
                 return Ok(PulledList::kept(kept, Served::Stale));

@@ -71,7 +71,7 @@ impl Cache {
         if let Reference::Digest(digest) = reference
             && let Some(manifest) = self.stored(repository, digest).await?
         {
-            let served = self.check_permission(repository, Evidence::Manifest(digest.clone())).await?;
+            let served = self.check_permission(repository, Evidence::Manifest(digest.clone()), want.payer).await?;
             return Ok(PulledManifest::new(manifest, served));
         }
         let (mut known, mut want) = (false, want);
@@ -95,7 +95,7 @@ impl Cache {
                 return Err(over.into());
             }
             let asked = Want { head: want.head || over.is_some(), ..want };
-            let turn = if known { Turn::free() } else { self.budgets.turn(want.payer).await? };
+            let turn = if known && !want.check { Turn::free() } else { self.budgets.turn(want.payer).await? };
             match (self.share(repository, reference, asked, known, turn).await, over) {
                 (Ok(PulledManifest { manifest: None, .. }) | Err(PullError::OverBudget(_)), Some(over)) => {
                     let upstream = self.upstreams.get(repository)?;
@@ -121,15 +121,12 @@ impl Cache {
         let (cache, question) = (Arc::clone(self), (repository.clone(), reference.clone(), want));
         let work = move || async move {
             let (repository, reference, want) = question;
-            turn.ask();
             if !known && !want.check {
-                cache.upstreams.standings.check_absent::<PullError>(&repository).await?;
+                cache.upstreams.standings.check_absent(&repository).await?;
             }
+            turn.ask();
             let pulled = cache.ask_in_turn(&repository, &reference, want).await;
-            if !matches!(pulled, Err(PullError::ManifestUnknown(_) | PullError::Upstream(UpstreamError::NoRepository)))
-            {
-                turn.found();
-            }
+            turn.end(pulled.as_ref().is_err_and(PullError::is_miss));
             if want.check && pulled.is_ok() {
                 cache.upstreams.standings.note_present(&repository).await?;
             }
@@ -234,13 +231,14 @@ impl Cache {
         let asked = tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| Err(late().into()));
         let mut deleted = None;
         let record = match &asked {
-            Ok(pulled) => match reference {
-                Reference::Tag(tag) => {
-                    self.observed(upstream, repository, tag, &leased.value, &pulled.observed).await?
+            // Or it is too large: fetched once, that is known by its digest.
+            Ok(PulledManifest { observed, .. }) | Err(PullError::TooLarge { manifest: Some(observed), .. }) => {
+                match reference {
+                    Reference::Tag(tag) => self.observed(upstream, repository, tag, &leased.value, observed).await?,
+                    // What a digest is needs no record: its manifest is stored, or is asked for again.
+                    Reference::Digest(_) => TagRecord { lease: None, ..leased.value.clone() },
                 }
-                // What a digest is needs no record: its manifest is stored, or is asked for again.
-                Reference::Digest(_) => TagRecord { lease: None, ..leased.value.clone() },
-            },
+            }
             Err(PullError::Upstream(UpstreamError::Missing | UpstreamError::NoRepository)) => {
                 let (config, now) = (upstream.config(), self.clock.now());
                 deleted = self.deleted(upstream, repository, &leased.value).await?;
@@ -261,12 +259,8 @@ impl Cache {
                 written?;
                 Err(PullError::ManifestUnknown(Served::Miss))
             }
-            Err(PullError::Upstream(UpstreamError::NoRepository)) => {
-                self.upstreams.standings.note_absent(repository).await?;
-                Err(UpstreamError::NoRepository.into())
-            }
             // 4. Upstream in trouble: what it said last. Not where it refuses us: permission may have been taken away.
-            Err(PullError::Upstream(error)) if !matches!(error, UpstreamError::Denied(_)) => {
+            Err(PullError::Upstream(error)) if !error.is_refusal() => {
                 let stale = self.last_known(upstream, repository, Some(&leased.value)).await?;
                 if stale.is_some() {
                     tracing::warn!(%repository, %reference, %error, "upstream is in trouble: serving what it said last");
@@ -348,9 +342,7 @@ impl Cache {
         want: Want,
     ) -> Result<PulledManifest, PullError> {
         match self.by_digest(repository, observed.digest.clone(), want).await {
-            Err(PullError::Upstream(error))
-                if !matches!(error, UpstreamError::Denied(_) | UpstreamError::NoRepository) =>
-            {
+            Err(PullError::Upstream(error)) if !error.is_refusal() => {
                 self.last_known(upstream, repository, record).await?.ok_or(error.into())
             }
             answer => answer,
@@ -387,7 +379,7 @@ impl Cache {
                 let Some(known) = self.last_known(upstream, repository, Some(record)).await? else { return Ok(None) };
                 // Upstream may call deleted what it does not show to us any more.
                 let evidence = Evidence::Manifest(known.observed.digest.clone());
-                Ok(self.check_permission(repository, evidence).await.is_ok().then_some(known))
+                Ok(self.check_permission(repository, evidence, None).await.is_ok().then_some(known))
             }
         }
     }
@@ -431,9 +423,7 @@ impl Cache {
 
 impl PulledManifest {
     fn new(manifest: Arc<Manifest>, served: Served) -> Self {
-        let size = manifest.bytes.len() as u64;
-        let observed = Observed { digest: manifest.digest.clone(), media_type: manifest.media_type, size };
-        Self { observed, manifest: Some(manifest), served }
+        Self { observed: Observed::of(&manifest), manifest: Some(manifest), served }
     }
 }
 

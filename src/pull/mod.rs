@@ -19,7 +19,8 @@ use tokio::sync::watch;
 pub(crate) use listing::LargeLists;
 pub use listing::{PulledReferrers, PulledTags};
 pub use manifest::Want;
-pub(crate) use permission::Questions;
+pub(crate) use permission::{Proofs, Questions};
+pub(crate) use store::Refused;
 pub(crate) use used::Uses;
 
 use crate::error::PullError;

@@ -8,62 +8,75 @@ use std::sync::Arc;
 
 use super::{Served, flight};
 use crate::Cache;
+use crate::budget::{Payer, Turn};
+use crate::config::UpstreamConfig;
 use crate::error::PullError;
 use crate::fill::FillError;
 use crate::oci::{Digest, Repository};
-use crate::ports::{BlobRecord, Job, Member, Versioned};
+use crate::ports::{BlobRecord, BlobView, Member, StoreError, Versioned};
+use crate::time::Timestamp;
 use crate::upstream::{Evidence, UpstreamError};
 
 /// The permissions that upstream is being asked about: of a repository by whatever is asked for first, else by this.
-pub(crate) type Questions = flight::Flights<(Repository, Option<Evidence>), (Evidence, Result<(), UpstreamError>)>;
+pub(crate) type Questions = flight::Flights<(Repository, Option<Evidence>), (Evidence, Result<(), PullError>)>;
+
+/// The blobs that upstream is being asked for on behalf of a repository.
+pub(crate) type Proofs = flight::Flights<(Repository, Digest), Result<u64, FillError>>;
 
 impl Cache {
-    /// Whether upstream has to be asked before anything stored of this repository is served.
-    pub(super) async fn permission_is_due(&self, repository: &Repository) -> Result<bool, PullError> {
+    /// When upstream last showed us something of a private repository, with its settings. `None`: it is public.
+    async fn shown(&self, repository: &Repository) -> Result<Option<(&UpstreamConfig, Option<Timestamp>)>, PullError> {
         let config = self.upstreams.get(repository)?.config();
         if !config.is_private() {
-            return Ok(false);
+            return Ok(None);
         }
-        let shown_at = self.upstreams.standings.shown_at(repository, config.permission).await?;
-        Ok(shown_at.is_none_or(|at| at.plus(config.permission) <= self.clock.now()))
+        Ok(Some((config, self.upstreams.standings.shown_at(repository, config.permission).await?)))
+    }
+
+    /// Whether upstream has to be asked before anything stored of this repository is served.
+    pub(super) async fn permission_is_due(&self, repository: &Repository) -> Result<bool, PullError> {
+        let lasts = |config: &UpstreamConfig, at: Timestamp| self.clock.now() < at.plus(config.permission);
+        let shown = self.shown(repository).await?;
+        Ok(shown.is_some_and(|(config, at)| !at.is_some_and(|at| lasts(config, at))))
     }
 
     /// Whether what is stored of this repository may be served while upstream is in trouble.
     pub(super) async fn may_be_stale(&self, repository: &Repository) -> Result<bool, PullError> {
-        let config = self.upstreams.get(repository)?.config();
-        if !config.is_private() {
-            return Ok(true);
-        }
-        let shown_at = self.upstreams.standings.shown_at(repository, config.permission).await?;
-        Ok(shown_at.is_some_and(|at| self.clock.now() < at.plus(config.permission.max(config.stale))))
+        let lasts =
+            |config: &UpstreamConfig, at: Timestamp| self.clock.now() < at.plus(config.permission.max(config.stale));
+        let shown = self.shown(repository).await?;
+        Ok(shown.is_none_or(|(config, at)| at.is_some_and(|at| lasts(config, at))))
     }
 
-    /// Has upstream say that it still shows us this, where that is due: what is stored of it may then be served so.
+    /// Has upstream say that it still shows us this, where that is due: what is stored of it may then be served so. That it
+    /// does not is a miss of whoever asks.
     pub(super) async fn check_permission(
         self: &Arc<Self>,
         repository: &Repository,
         evidence: Evidence,
+        payer: Option<Payer>,
     ) -> Result<Served, PullError> {
         if !self.permission_is_due(repository).await? {
             return Ok(Served::Hit);
         }
-        let asked = match self.ask_permission(repository, None, &evidence).await? {
+        let asked = match self.ask_permission(repository, None, &evidence, payer).await? {
             // That one thing is missing says nothing of another.
-            (other, Err(UpstreamError::Missing)) if other != evidence => {
-                self.ask_permission(repository, Some(evidence.clone()), &evidence).await?.1
+            (other, Err(PullError::Upstream(UpstreamError::Missing))) if other != evidence => {
+                self.ask_permission(repository, Some(evidence.clone()), &evidence, payer).await?.1
             }
             (_, asked) => asked,
         };
         match asked {
             Ok(()) => Ok(Served::Revalidated),
-            Err(UpstreamError::Missing) if matches!(evidence, Evidence::Blob(_)) => Err(PullError::BlobUnknown),
-            Err(UpstreamError::Missing) => Err(PullError::ManifestUnknown(Served::Miss)),
-            Err(error @ (UpstreamError::Denied(_) | UpstreamError::NoRepository)) => Err(error.into()),
-            Err(error) if self.may_be_stale(repository).await? => {
+            Err(PullError::Upstream(UpstreamError::Missing)) => Err(match evidence {
+                Evidence::Blob(_) => PullError::BlobUnknown,
+                Evidence::Manifest(_) => PullError::ManifestUnknown(Served::Miss),
+            }),
+            Err(PullError::Upstream(error)) if !error.is_refusal() && self.may_be_stale(repository).await? => {
                 tracing::warn!(%repository, %error, "upstream is in trouble: serving what it has shown us before");
                 Ok(Served::Stale)
             }
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error),
         }
     }
 
@@ -72,24 +85,84 @@ impl Cache {
         repository: &Repository,
         only: Option<Evidence>,
         evidence: &Evidence,
-    ) -> Result<(Evidence, Result<(), UpstreamError>), PullError> {
-        let (cache, there, evidence) = (Arc::clone(self), repository.clone(), evidence.clone());
-        let work = || async move {
-            // It may have been shown since that was found to be due.
-            let shown = matches!(cache.permission_is_due(&there).await, Ok(false));
-            let shows = if shown { Ok(()) } else { cache.upstreams.shows(&there, &evidence).await };
-            (evidence, shows)
-        };
-        self.questions.join((repository.clone(), only), work).await.ok_or(PullError::NotYet)
+        payer: Option<Payer>,
+    ) -> Result<(Evidence, Result<(), PullError>), PullError> {
+        loop {
+            let turn = self.budgets.turn(payer).await?;
+            let (cache, there, evidence) = (Arc::clone(self), repository.clone(), evidence.clone());
+            let work = || async move {
+                let shows = cache.ask_evidence(&there, &evidence, payer, turn).await;
+                (evidence, shows)
+            };
+            match self.questions.join((repository.clone(), only.clone()), work).await.ok_or(PullError::NotYet)? {
+                // Whoever began could not pay: somebody else, or the last of it has just gone.
+                (_, Err(PullError::OverBudget(_))) if self.budgets.check_pull(payer).is_ok() => {}
+                answer => return Ok(answer),
+            }
+        }
     }
 
-    /// Asks upstream for a blob on behalf of this repository, and notes that it has it: from then on it may be read here,
-    /// whoever has it stored. Returns its length in bytes. Not by HEAD, which some registries refuse.
-    pub(crate) async fn prove(&self, repository: &Repository, digest: &Digest) -> Result<u64, FillError> {
-        let unknown = || UpstreamError::Invalid("it does not say how long the blob is".into());
-        let size = self.upstreams.open_blob(repository, digest, None).await?.size.ok_or_else(unknown)?;
-        self.note_proven(repository, digest, size).await?;
-        Ok(size)
+    async fn ask_evidence(
+        &self,
+        repository: &Repository,
+        evidence: &Evidence,
+        payer: Option<Payer>,
+        mut turn: Turn,
+    ) -> Result<(), PullError> {
+        // It may have been shown since that was found to be due.
+        if !self.permission_is_due(repository).await? {
+            return Ok(());
+        }
+        turn.ask();
+        let asked = match (self.upstreams.shows(repository, evidence).await, evidence) {
+            (Ok(None), Evidence::Manifest(digest)) => {
+                self.budgets.pay_pull(payer, self.upstreams.sends(repository, digest)).await
+            }
+            (asked, _) => asked.map(|_| ()).map_err(PullError::from),
+        };
+        turn.end(asked.as_ref().is_err_and(PullError::is_miss));
+        asked
+    }
+
+    /// Asks upstream for a blob on behalf of this repository, unless it has shown it before, and notes that it has it: from
+    /// then on it may be read here, whoever has it stored. Returns its length in bytes. Not by HEAD, which some registries
+    /// refuse.
+    pub(crate) async fn prove(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+        mut turn: Turn,
+    ) -> Result<u64, FillError> {
+        let (cache, there, digest) = (Arc::clone(self), repository.clone(), digest.clone());
+        let key = (repository.clone(), digest.clone());
+        let work = || async move {
+            let view = cache.ledger.blob(&there, &digest).await?;
+            if let Some(member) = view.member.filter(|_| view.is_shown()) {
+                return Ok(member.size);
+            }
+            turn.ask();
+            let unknown = || UpstreamError::Invalid("it does not say how long the blob is".into());
+            let opened = cache.upstreams.open_blob(&there, &digest, None).await;
+            turn.end(opened.as_ref().is_err_and(UpstreamError::is_miss));
+            let size = opened?.size.ok_or_else(unknown)?;
+            cache.note_proven(&there, &digest, size).await?;
+            Ok(size)
+        };
+        let broken_off = || StoreError::Unavailable("a question to upstream was broken off".into());
+        self.proofs.join(key, work).await.unwrap_or_else(|| Err(broken_off().into()))
+    }
+
+    /// The same where a view of the blob does not say that it may be read: what is here of it came for another repository.
+    pub(crate) async fn prove_unless_shown(
+        self: &Arc<Self>,
+        view: &BlobView,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<(), FillError> {
+        if !view.is_shown() {
+            self.prove(repository, digest, Turn::free()).await?;
+        }
+        Ok(())
     }
 
     /// Notes that upstream has shown a blob to this repository.
@@ -111,14 +184,6 @@ impl Cache {
             if self.ledger.swap_blob(digest, Some(version), &open).await?.is_some() {
                 break;
             }
-        }
-        Ok(())
-    }
-
-    /// Has upstream shown a blob to the repository of a job, unless it has before: what is here of it came for another one.
-    pub(crate) async fn prove_for(&self, job: &Job) -> Result<(), FillError> {
-        if !self.ledger.blob(&job.repository, &job.digest).await?.is_shown() {
-            self.prove(&job.repository, &job.digest).await?;
         }
         Ok(())
     }

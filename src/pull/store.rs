@@ -2,14 +2,25 @@
 
 use std::sync::Arc;
 
+use quick_cache::sync::Cache as MemoryCache;
+
 use crate::Cache;
 use crate::config::MaxBlob;
 use crate::error::PullError;
-use crate::oci::{Descriptor, Manifest, Reference, Repository};
-use crate::ports::{Job, Priority};
+use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
+use crate::ports::{Job, Observed, Priority};
 use crate::upstream::UpstreamError;
 
 use super::Want;
+
+/// The manifests that were fetched and refused, and why: upstream is not asked for them again. Each process has its own.
+pub(crate) struct Refused(MemoryCache<(Repository, Digest), PullError>);
+
+impl Refused {
+    pub(crate) fn new() -> Self {
+        Self(MemoryCache::new(10_000))
+    }
+}
 
 impl Cache {
     /// Fetches a manifest, verified, and stores it with the membership of its blobs; their fills, or what the policy for
@@ -20,10 +31,18 @@ impl Cache {
         reference: &Reference,
         want: Want,
     ) -> Result<Arc<Manifest>, PullError> {
+        if let Reference::Digest(digest) = reference
+            && let Some(refused) = self.refused.0.get(&(repository.clone(), digest.clone()))
+        {
+            return Err(refused);
+        }
         let question = self.upstreams.get_manifest(repository, reference, want.priority != Priority::Interactive);
-        let sent = |answer: &Result<_, _>| matches!(answer, Ok(_) | Err(UpstreamError::Invalid(_)));
-        let manifest = self.budgets.pay_pull(want.payer, question, sent).await??;
-        let blobs = self.keep(repository, &manifest, want).await?;
+        let manifest = self.budgets.pay_pull(want.payer, question).await?;
+        let kept = self.keep(repository, &manifest, want).await;
+        if let Err(error @ PullError::TooLarge { .. }) = &kept {
+            self.refused.0.insert((repository.clone(), manifest.digest.clone()), error.clone());
+        }
+        let blobs = kept?;
         tracing::info!(%repository, %reference, manifest.digest = %manifest.digest, blobs, "manifest stored");
         let manifest = Arc::new(manifest);
         self.warm.0.insert((repository.clone(), manifest.digest.clone()), Arc::clone(&manifest));
@@ -42,9 +61,10 @@ impl Cache {
         // Whether upstream has a foreign layer at all is asked when a client wants it.
         blobs.retain(|blob| !blob.foreign);
         for Descriptor { size, .. } in &blobs {
-            self.check_size(repository, *size)?;
+            self.check_size(repository, *size, Some(manifest))?;
         }
-        self.ledger.put_manifest(repository, manifest, &blobs, self.clock.now()).await?;
+        let keep_proofs = !self.upstreams.is_open(repository);
+        self.ledger.put_manifest(repository, manifest, &blobs, keep_proofs, self.clock.now()).await?;
         self.noted_manifest(repository, &manifest.digest);
         self.follow_policy(repository, manifest, want.payer).await;
         let priority = want.priority;
@@ -62,11 +82,17 @@ impl Cache {
         Ok(jobs.len())
     }
 
-    /// Refuses a blob that the configuration finds too large.
-    pub(super) fn check_size(&self, repository: &Repository, size: u64) -> Result<(), PullError> {
+    /// Refuses a blob that the configuration finds too large, and so the manifest that names it.
+    pub(super) fn check_size(
+        &self,
+        repository: &Repository,
+        size: u64,
+        manifest: Option<&Manifest>,
+    ) -> Result<(), PullError> {
         match &self.upstreams.get(repository)?.config().max_blob {
             Some(MaxBlob { bytes: most, key }) if size > *most => {
-                Err(PullError::TooLarge { size, most: *most, key: key.clone() })
+                let manifest = manifest.map(Observed::of);
+                Err(PullError::TooLarge { size, most: *most, key: key.clone(), manifest })
             }
             _ => Ok(()),
         }

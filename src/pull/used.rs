@@ -8,7 +8,7 @@ use super::{PulledManifest, Want};
 use crate::Cache;
 use crate::error::PullError;
 use crate::oci::{Digest, Repository};
-use crate::ports::{BlobState, BlobView, Member, StoreError, Versioned};
+use crate::ports::{BlobView, Member, StoreError, Versioned};
 use crate::retention::{NOTED, noted};
 use crate::time::Timestamp;
 
@@ -85,7 +85,7 @@ impl Cache {
             self.ledger.put_membership(repository, digest, member).await?;
         }
         loop {
-            let stored = view.record.as_ref().filter(|record| matches!(record.value.state, BlobState::Stored { .. }));
+            let stored = view.record.as_ref().filter(|_| view.is_stored());
             let Some((value, version)) = stored.and_then(|record| Some((noted(&record.value, now)?, record.version)))
             else {
                 return Ok(view);

@@ -16,7 +16,6 @@ use super::account::Account;
 use super::answer::{Answer, RangeSent, own_media_type, read_limited, timed, unavailable};
 use super::guard::{self, Clients};
 use super::login::Login;
-use super::spent;
 use super::token::Challenge;
 use crate::config::{Cold, UpstreamConfig};
 use crate::gauge::{Gauge, Kind, Outcome, Quota};
@@ -145,7 +144,6 @@ impl Upstream {
     async fn do_get_manifest(&self, name: &Name, reference: &Reference) -> Result<Manifest, UpstreamError> {
         let answer = self.send(Method::GET, self.endpoint(name, "manifests", reference), name).await?;
         let answer = answer.succeeded(self.has_credentials()).await?;
-        spent::note_manifest();
         let headers = answer.response.headers();
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let content_type = header(CONTENT_TYPE.as_str()).to_owned();

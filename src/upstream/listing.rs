@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use url::Url;
 
 use super::answer::{own_media_type, read_limited};
+use super::standing::Said;
 use super::{Upstream, UpstreamError, Upstreams, guard};
 use crate::gauge::Kind;
 use crate::oci::{Digest, MAX_MANIFEST_BYTES, MediaType, Name, Repository, Tag};
@@ -51,8 +52,8 @@ impl Upstreams {
     ) -> Result<Option<List>, UpstreamError> {
         // Lists are what tags are: only those are asked that are trusted with tags.
         let says = |asked: &Result<Option<List>, UpstreamError>| match asked {
-            Ok(Some(_)) => Some(true),
-            Err(UpstreamError::Denied(_)) => Some(false),
+            Ok(Some(_)) => Some(Said::Shown),
+            Err(UpstreamError::Denied(_)) => Some(Said::Refused),
             // Or there is no such API, and its path was taken for a name.
             Ok(None) | Err(_) => None,
         };

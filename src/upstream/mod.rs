@@ -28,7 +28,7 @@ pub use token::{Challenge, IssuedToken};
 
 use account::Account;
 use login::Login;
-use standing::{Standings, says, says_if_any};
+use standing::{Said, Standings, says, says_if_any};
 
 use crate::access::policy::Policy;
 use crate::config::{Config, DEFAULT_UPSTREAM, Place, Places};
@@ -112,6 +112,16 @@ impl UpstreamError {
     /// Whether it says nothing about what was asked for: another upstream, or this one later, may well have it.
     pub fn is_trouble(&self) -> bool {
         matches!(self, Self::Throttled { .. } | Self::Unavailable { .. } | Self::Elsewhere(_))
+    }
+
+    /// Whether it says that the repository is not for us: whatever upstream has shown us of it before counts no more.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Denied(_) | Self::NoRepository)
+    }
+
+    /// Whether it was asked for what it does not have, or does not show.
+    pub fn is_miss(&self) -> bool {
+        *self == Self::Missing || self.is_refusal()
     }
 }
 
@@ -284,7 +294,7 @@ impl Upstreams {
         &self,
         repository: &Repository,
         by_tag: bool,
-        says: impl Fn(&Result<T, UpstreamError>) -> Option<bool>,
+        says: impl Fn(&Result<T, UpstreamError>) -> Option<Said>,
         question: impl for<'a> Fn(&'a Upstream, Name) -> BoxFuture<'a, Result<T, UpstreamError>>,
     ) -> Result<T, UpstreamError> {
         let first = self.part(repository).ok_or_else(|| unknown(repository))?;

@@ -15,26 +15,24 @@ pub(crate) async fn counted<T>(work: impl Future<Output = T>) -> (T, u64) {
     (outcome, spent.load(Ordering::Relaxed))
 }
 
-/// Work that goes on in a task of its own, on the account of whoever begins it.
-pub(crate) async fn paid_by<T>(payer: Option<Payer>, work: impl Future<Output = T>) -> T {
-    match payer {
-        Some(Payer(spent)) => SPENT.scope(spent, work).await,
+/// What counts for one request.
+pub(crate) struct Counter(Arc<AtomicU64>);
+
+/// That of the request that is being answered, if there is one.
+pub(crate) fn current() -> Option<Counter> {
+    SPENT.try_with(|spent| Counter(Arc::clone(spent))).ok()
+}
+
+/// Work that goes on in a task of its own, counted for whoever begins it.
+pub(crate) async fn counted_by<T>(counter: Option<Counter>, work: impl Future<Output = T>) -> T {
+    match counter {
+        Some(Counter(spent)) => SPENT.scope(spent, work).await,
         None => work.await,
     }
 }
 
-/// Whose account it is.
-pub(crate) struct Payer(Arc<AtomicU64>);
-
-impl Payer {
-    /// The request that is being answered, if there is one.
-    pub(crate) fn current() -> Option<Self> {
-        SPENT.try_with(|spent| Self(Arc::clone(spent))).ok()
-    }
-}
-
 /// Upstream has sent a manifest.
-pub(super) fn note_manifest() {
+pub(crate) fn note_manifest() {
     // Outside of any request nobody counts.
     let _ = SPENT.try_with(|spent| spent.fetch_add(1, Ordering::Relaxed));
 }
@@ -47,11 +45,11 @@ mod tests {
     async fn whoever_begins_to_ask_pays_and_nobody_else() {
         let work = async {
             note_manifest();
-            tokio::spawn(paid_by(Payer::current(), async { note_manifest() })).await.unwrap();
+            tokio::spawn(counted_by(current(), async { note_manifest() })).await.unwrap();
             tokio::spawn(async { note_manifest() }).await.unwrap();
         };
         assert_eq!(counted(work).await.1, 2);
-        paid_by(None, async { note_manifest() }).await;
+        counted_by(None, async { note_manifest() }).await;
         assert_eq!(counted(async {}).await.1, 0);
     }
 }

@@ -8,6 +8,7 @@ use quick_cache::sync::Cache as MemoryCache;
 
 use super::{UpstreamError, Upstreams, unknown};
 use crate::config::UpstreamConfig;
+use crate::error::PullError;
 use crate::oci::{Digest, Reference, Repository};
 use crate::ports::{Ledger, Standing, StoreError};
 use crate::time::{Clock, Timestamp};
@@ -29,17 +30,29 @@ pub(crate) enum Evidence {
     Blob(Digest),
 }
 
-/// Whether an answer says that we may see the repository; `None`: it does not say.
-pub(super) fn says<T>(asked: &Result<T, UpstreamError>) -> Option<bool> {
+/// What an answer says of a repository as a whole.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Said {
+    /// We may see it.
+    Shown,
+    /// We may not.
+    Refused,
+    /// There is none, or none for us.
+    Absent,
+}
+
+/// What an answer says of the repository; `None`: nothing.
+pub(super) fn says<T>(asked: &Result<T, UpstreamError>) -> Option<Said> {
     match asked {
-        Ok(_) => Some(true),
-        Err(UpstreamError::Denied(_) | UpstreamError::NoRepository) => Some(false),
+        Ok(_) => Some(Said::Shown),
+        Err(UpstreamError::Denied(_)) => Some(Said::Refused),
+        Err(UpstreamError::NoRepository) => Some(Said::Absent),
         Err(_) => None,
     }
 }
 
 /// The same of an answer that may be none at all.
-pub(super) fn says_if_any<T>(asked: &Result<Option<T>, UpstreamError>) -> Option<bool> {
+pub(super) fn says_if_any<T>(asked: &Result<Option<T>, UpstreamError>) -> Option<Said> {
     if matches!(asked, Ok(None)) { None } else { says(asked) }
 }
 
@@ -57,17 +70,14 @@ impl Standings {
     }
 
     /// The same, with what other processes know.
-    pub(crate) async fn check_absent<E>(&self, repository: &Repository) -> Result<(), E>
-    where
-        E: From<UpstreamError> + From<StoreError>,
-    {
+    pub(crate) async fn check_absent(&self, repository: &Repository) -> Result<(), PullError> {
         self.check_known_absent(repository)?;
         self.read(repository).await?;
         Ok(self.check_known_absent(repository)?)
     }
 
     /// Upstream does not have it: whatever is asked of it costs nothing for a while.
-    pub(crate) async fn note_absent(&self, repository: &Repository) -> Result<(), StoreError> {
+    async fn note_absent(&self, repository: &Repository) -> Result<(), StoreError> {
         self.put(repository, Standing::Absent { until: self.clock.now().plus(ABSENT) }).await
     }
 
@@ -98,21 +108,23 @@ impl Standings {
         })
     }
 
-    /// Asks a question and notes what its answer says of a private repository. That it could not be noted fails no pull.
+    /// Asks a question and notes what its answer says of the repository; of a public one, only that there is none. That it
+    /// could not be noted fails no pull.
     pub(super) async fn noted<T>(
         &self,
         repository: &Repository,
         config: &UpstreamConfig,
-        says: impl Fn(&Result<T, UpstreamError>) -> Option<bool>,
+        says: impl Fn(&Result<T, UpstreamError>) -> Option<Said>,
         asking: impl Future<Output = Result<T, UpstreamError>>,
     ) -> Result<T, UpstreamError> {
         // Not later than it was asked: what was taken away meanwhile was still there then.
         let at = self.clock.now();
         let asked = asking.await;
-        let noted = match says(&asked).filter(|_| config.is_private()) {
-            Some(true) => self.note_shown(repository, config, at).await,
-            Some(false) => self.forget(repository).await,
-            None => Ok(()),
+        let noted = match says(&asked) {
+            Some(Said::Absent) => self.note_absent(repository).await,
+            Some(Said::Shown) if config.is_private() => self.note_shown(repository, config, at).await,
+            Some(Said::Refused) if config.is_private() => self.note_refused(repository).await,
+            _ => Ok(()),
         };
         if let Err(error) = noted {
             tracing::warn!(%repository, %error, "what upstream said of a repository could not be noted");
@@ -120,7 +132,7 @@ impl Standings {
         asked
     }
 
-    /// Written at most twice while it lasts.
+    /// Written at most twice by each process while it lasts.
     async fn note_shown(
         &self,
         repository: &Repository,
@@ -134,6 +146,15 @@ impl Standings {
                 self.put(repository, Standing::Shown { at, until }).await
             }
         }
+    }
+
+    /// Upstream does not show it to us. Written once, and again where another process has met it since.
+    async fn note_refused(&self, repository: &Repository) -> Result<(), StoreError> {
+        let known = matches!(self.met.get(repository), Some(Standing::Absent { .. }));
+        if known && !matches!(self.read(repository).await?, Some(Standing::Shown { .. })) {
+            return Ok(());
+        }
+        self.forget(repository).await
     }
 
     /// Nothing is known of it any more: whoever wants something of it has upstream asked.
@@ -162,22 +183,31 @@ impl Standings {
 
 impl Upstreams {
     /// Asks the upstream of a repository, and no other that carries the same content, whether it shows us something of it.
-    pub(crate) async fn shows(&self, repository: &Repository, evidence: &Evidence) -> Result<(), UpstreamError> {
+    /// `None`: it does not tell without sending the manifest ([`Self::sends`]).
+    pub(crate) async fn shows(
+        &self,
+        repository: &Repository,
+        evidence: &Evidence,
+    ) -> Result<Option<()>, UpstreamError> {
         let (part, name) = (self.part(repository).ok_or_else(|| unknown(repository))?, &repository.name);
         let asking = async {
             match evidence {
                 Evidence::Manifest(digest) => {
-                    let reference = Reference::Digest(digest.clone());
-                    // It may not tell without sending the manifest.
-                    match part.head_manifest(name, &reference).await? {
-                        Some(_) => Ok(()),
-                        None => part.get_manifest(name, &reference, false).await.map(drop),
-                    }
+                    let known = part.head_manifest(name, &Reference::Digest(digest.clone())).await?;
+                    Ok(known.map(drop))
                 }
                 // Not by HEAD, which some registries refuse.
-                Evidence::Blob(digest) => part.open_blob(name, digest, None).await.map(drop),
+                Evidence::Blob(digest) => part.open_blob(name, digest, None).await.map(|_| Some(())),
             }
         };
-        self.standings.noted(repository, part.config(), says, asking).await
+        self.standings.noted(repository, part.config(), says_if_any, asking).await
+    }
+
+    /// Asks the same upstream whether it sends us a manifest.
+    pub(crate) async fn sends(&self, repository: &Repository, digest: &Digest) -> Result<(), UpstreamError> {
+        let part = self.part(repository).ok_or_else(|| unknown(repository))?;
+        let reference = Reference::Digest(digest.clone());
+        let asking = part.get_manifest(&repository.name, &reference, false);
+        self.standings.noted(repository, part.config(), says, asking).await.map(drop)
     }
 }

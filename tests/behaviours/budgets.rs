@@ -9,7 +9,13 @@ use futures_util::{StreamExt as _, future, stream};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use stopover::access::{RobotAnswer, RobotCommand};
+use stopover::budget::Payer;
 use stopover::config::Cold;
+use stopover::error::PullError;
+use stopover::oci::{Page, Platforms, Reference, Repository};
+use stopover::ports::{ImageJob, Priority};
+use stopover::pull::Want;
+use stopover::upstream::UpstreamError;
 use support::on_both_columns;
 use support::scripted::{Fault, ScriptedImage};
 use support::world::{Answer, Column, World};
@@ -27,6 +33,8 @@ on_both_columns!(
     the_platforms_of_an_index_are_paid_for_by_whoever_pulled_it,
     what_is_prefetched_is_paid_for_by_whoever_asks,
     a_blob_that_is_too_large_is_refused_with_the_key_and_nothing_of_it_is_stored,
+    what_is_refused_as_too_large_is_fetched_once,
+    what_another_instance_knows_to_be_absent_costs_no_miss,
 );
 
 const STRANGER: &str = "192.0.2.1";
@@ -35,6 +43,14 @@ const FRESH: Duration = Duration::from_mins(6);
 
 fn tag(name: &str, tag: &str) -> String {
     format!("/v2/test.local/{name}/manifests/{tag}")
+}
+
+fn repository(name: &str) -> Repository {
+    Repository { upstream: "test.local".parse().unwrap(), name: name.parse().unwrap() }
+}
+
+fn tag_of(tag: &str) -> Reference {
+    tag.parse().unwrap()
 }
 
 fn blobs(image: &ScriptedImage) -> Vec<String> {
@@ -327,4 +343,66 @@ async fn a_blob_that_is_too_large_is_refused_with_the_key_and_nothing_of_it_is_s
         world.settled().await;
         assert_eq!(world.stored_blobs().await, stored_of(&fits));
     }
+}
+
+async fn what_is_refused_as_too_large_is_fetched_once(column: Column) {
+    let world = World::plan(column).settings("pulls = 1").upstream("max_blob = \"2kB\"").start().await;
+    let large = world.upstream.image("a", "1", &[&[1; 2001]]);
+    let by_digest = tag("a", large.digest.as_str());
+    for _ in 0..2 {
+        for path in [&tag("a", "1"), &by_digest] {
+            assert_eq!(world.get_from(STRANGER, path).await.error().0, "DENIED", "{path}");
+        }
+        assert_eq!(world.upstream.count("GET /v2/a/manifests/"), 1);
+        world.clock.advance(FRESH);
+    }
+    // Nor is it worth a second try to whoever fetches ahead of demand.
+    let image = ImageJob {
+        repository: repository("a"),
+        reference: tag_of("1"),
+        platforms: Platforms::All,
+        priority: Priority::Refresh,
+        payer: None,
+    };
+    stopover::prefetch::run(&world.cache, &image).await.unwrap();
+    assert_eq!(world.upstream.count("GET /v2/a/manifests/"), 1);
+    assert_eq!(
+        world.upstream.count("HEAD /v2/a/manifests/"),
+        2,
+        "what a tag is, when it is due and when it is checked"
+    );
+    // What it is next is looked at anew.
+    let fits = world.upstream.image("a", "1", &[&[2; 2000]]);
+    world.clock.advance(FRESH * 10);
+    assert_eq!(world.get_from(STRANGER, &tag("a", "1")).await.bytes(), &fits.manifest);
+}
+
+async fn what_another_instance_knows_to_be_absent_costs_no_miss(column: Column) {
+    let world = World::plan(column).settings("misses = 2").start().await;
+    let no_repository = r#"{"errors": [{"code": "NAME_UNKNOWN", "message": "no"}]}"#;
+    world.upstream.fault("/v2/absent-", Fault::Status(404, vec![], no_repository.into()));
+    let names: Vec<String> = (0..10).map(|number| format!("absent-{number}")).collect();
+    for (number, name) in names.iter().enumerate() {
+        let answer = world.get_from(&format!("198.18.0.{number}"), &tag(name, "1")).await;
+        assert_eq!(answer.error().0, "NAME_UNKNOWN");
+    }
+    world.upstream.forget_requests();
+    let want = Want { payer: Some(Payer::Network(STRANGER.parse().unwrap())), ..Want::GET };
+    let instance = world.another_instance().await;
+    let (manifests, lists) = names.split_at(5);
+    for name in manifests {
+        let pulled = instance.manifest(&repository(name), &tag_of("1"), want).await;
+        assert!(matches!(pulled, Err(PullError::Upstream(UpstreamError::NoRepository))), "{pulled:?}");
+    }
+    for name in lists {
+        let listed = instance.tags(&repository(name), &Page { n: None, last: None }, want).await;
+        assert!(matches!(listed, Err(PullError::Upstream(UpstreamError::NoRepository))), "{listed:?}");
+    }
+    assert!(world.upstream.requests().is_empty());
+    let mut over = Vec::new();
+    for number in 0..3 {
+        let pulled = instance.manifest(&repository("a"), &tag_of(&format!("random-{number}")), want).await;
+        over.push(matches!(pulled, Err(PullError::OverBudget(_))));
+    }
+    assert_eq!(over, [false, false, true], "what is remembered costs nothing");
 }

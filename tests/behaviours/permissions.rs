@@ -22,6 +22,10 @@ on_both_columns!(
     permission_outlasts_an_outage_as_long_as_stale,
     a_thousand_pulls_after_permission_has_ended_cost_one_question,
     what_is_public_is_never_asked_about_again,
+    whoever_keeps_asking_for_what_is_not_shown_any_more_pays_for_it,
+    a_private_repository_that_is_gone_is_asked_for_nothing_more,
+    a_permission_that_takes_a_whole_manifest_to_show_is_a_pull,
+    a_thousand_pulls_of_bytes_that_another_repository_has_stored_cost_one_question,
 );
 
 const HERE: &str = "10.1.2.3";
@@ -317,4 +321,95 @@ async fn what_is_public_is_never_asked_about_again(column: Column) {
         assert_eq!(world.get(path).await.header("x-stopover"), "hit", "{path}");
     }
     assert!(world.upstream.requests().is_empty());
+}
+
+const NO_REPOSITORY: &str = r#"{"errors": [{"code": "NAME_UNKNOWN", "message": "no"}]}"#;
+
+async fn whoever_keeps_asking_for_what_is_not_shown_any_more_pays_for_it(column: Column) {
+    let gone = |status| Fault::Status(status, vec![], String::new());
+    for (fault, text) in [(gone(403), "/v2/private/"), (gone(404), "sha256:")] {
+        let settings = format!("{LASTING}\nmisses = 20");
+        let world = world(column, Cold::Wait, &settings, PRIVATE).await;
+        let image = world.upstream.image("private/app", "1", &[LAYER]);
+        world.upstream.tags("private/app", &["1"]);
+        let there = "/v2/test.local/private/app";
+        let by_digest = format!("{there}/manifests/{}", image.digest);
+        let referrers = format!("{there}/referrers/{}", image.digest);
+        let mut paths = vec![by_digest, blob("private/app", &image), referrers];
+        if text == "/v2/private/" {
+            paths.extend([format!("{there}/manifests/1"), format!("{there}/tags/list")]);
+        }
+        pull_here(&world, "private/app").await;
+        for path in &paths {
+            assert!(shows(&world.get_from(HERE, path).await), "{path}");
+        }
+        world.settled().await;
+        // What is shown is no miss, however often it is due.
+        for _ in 0..30 {
+            world.clock.advance(Duration::from_hours(1));
+            assert!(shows(&world.get_from(HERE, &paths[0]).await));
+        }
+        world.clock.advance(Duration::from_hours(1));
+        world.upstream.fault(text, fault);
+        world.upstream.forget_requests();
+        let mut over = 0;
+        for number in 0..200 {
+            let answer = world.get_from(HERE, &paths[number % paths.len()]).await;
+            assert!(!shows(&answer), "{text} {answer:?}");
+            over += usize::from(answer.status == StatusCode::TOO_MANY_REQUESTS);
+        }
+        assert!(over > 100, "{text} {over}");
+        assert!(world.upstream.requests().len() <= 2 * 20, "{text} {}", world.upstream.requests().len());
+        let other = world.get_from("10.1.2.4", &paths[0]).await;
+        assert!(other.status.is_client_error() && other.status != StatusCode::TOO_MANY_REQUESTS, "{other:?}");
+    }
+}
+
+async fn a_private_repository_that_is_gone_is_asked_for_nothing_more(column: Column) {
+    let (world, image, _) = stored(column).await;
+    world.clock.advance(Duration::from_hours(1));
+    world.upstream.fault("/v2/private/", Fault::Status(404, vec![], NO_REPOSITORY.into()));
+    let by_digest = format!("/v2/test.local/private/app/manifests/{}", image.digest);
+    assert_eq!(here(&world, &Method::GET, &by_digest).await.error().0, "NAME_UNKNOWN");
+    world.upstream.forget_requests();
+    for path in ["manifests/2", "manifests/3"] {
+        let answer = here(&world, &Method::GET, &format!("/v2/test.local/private/app/{path}")).await;
+        assert_eq!(answer.error().0, "NAME_UNKNOWN");
+    }
+    assert!(world.upstream.requests().is_empty());
+}
+
+async fn a_permission_that_takes_a_whole_manifest_to_show_is_a_pull(column: Column) {
+    let world = world(column, Cold::Wait, &format!("{LASTING}\npulls = 1"), PRIVATE).await;
+    let image = world.upstream.image("private/app", "1", &[LAYER]);
+    world.upstream.image("private/other", "1", &[LAYER]);
+    pull_here(&world, "private/app").await;
+    world.settled().await;
+    world.clock.advance(Duration::from_hours(1));
+    world.upstream.fault("HEAD /v2/private/", Fault::Status(405, vec![], String::new()));
+    world.upstream.forget_requests();
+    let by_digest = format!("/v2/test.local/private/app/manifests/{}", image.digest);
+    assert!(shows(&world.get_from(HERE, &by_digest).await));
+    assert_eq!(world.upstream.count("GET /v2/private/app/manifests/"), 1);
+    let answer = world.get_from(HERE, "/v2/test.local/private/other/manifests/1").await;
+    assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS, "{answer:?}");
+    // Whoever has none left is not shown it on the strength of what is not known; everybody else is.
+    world.clock.advance(Duration::from_mins(59));
+    assert!(shows(&world.get_from(HERE, &by_digest).await), "it still lasts");
+    assert_eq!(world.upstream.count("GET /v2/private/app/manifests/"), 1);
+}
+
+async fn a_thousand_pulls_of_bytes_that_another_repository_has_stored_cost_one_question(column: Column) {
+    let world = world(column, Cold::Wait, "", PRIVATE).await;
+    let image = world.upstream.image("private/one", "1", &[LAYER]);
+    world.upstream.image("private/two", "1", &[LAYER]);
+    pull_here(&world, "private/one").await;
+    world.settled().await;
+    let layer = image.blobs[1].0.as_str();
+    world.upstream.fault("/v2/private/two/blobs/", Fault::Late(Duration::from_millis(300)));
+    let path = blob("private/two", &image);
+    let answers = join_all((0..1000).map(|_| world.get_from(HERE, &path))).await;
+    assert!(answers.iter().all(|answer| shows(answer) && answer.header("x-stopover") == "revalidated"));
+    assert_eq!(world.upstream.count(&format!("/v2/private/two/blobs/{layer}")), 1);
+    assert_eq!(world.get_from(HERE, &path).await.header("x-stopover"), "hit");
 }

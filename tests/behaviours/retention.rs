@@ -244,7 +244,7 @@ async fn what_an_earlier_version_stored_counts_as_used_from_now_on(column: Colum
     }
     let manifest = world.cache.ledger.manifest(&repository("a"), &image.digest).await.unwrap().unwrap();
     let blobs = manifest.blobs().unwrap();
-    world.cache.ledger.put_manifest(&repository("a"), &manifest, &blobs, Timestamp(0)).await.unwrap();
+    world.cache.ledger.put_manifest(&repository("a"), &manifest, &blobs, true, Timestamp(0)).await.unwrap();
     sweep(&world).await;
     assert_stored(&world, [&image]).await;
     world.clock.advance(29 * DAY);

@@ -178,7 +178,7 @@ pub(crate) async fn a_membership_that_is_proven_stays_so(storage: &Storage) -> R
         ledger.put_membership(&repository, &member.digest, known).await?;
     }
     for (now, first) in [(named, false), (proven, true)] {
-        ledger.put_manifest(&repository, &manifest(5_000), &members, now).await?;
+        ledger.put_manifest(&repository, &manifest(5_000), &members, true, now).await?;
         for (number, member) in members.iter().enumerate() {
             let expected =
                 Member { size: member.size, used_at: now, proven: number % 2 == 1 || (first && number == 0) };
@@ -230,7 +230,7 @@ pub(crate) async fn a_manifest_is_read_byte_for_byte(storage: &Storage) -> Resul
     // Around the size from which a manifest does not fit into an item, and the largest there is.
     for size in [0, 5_000, 349_990, 350_000, 350_010, 400_000, 4 * 1024 * 1024 - 100] {
         let manifest = manifest(size);
-        storage.ledger.put_manifest(&repository, &manifest, &[], NOW).await?;
+        storage.ledger.put_manifest(&repository, &manifest, &[], true, NOW).await?;
         let read = storage.ledger.manifest(&repository, &manifest.digest).await?;
         assert!(
             read.as_ref() == Some(&manifest),
@@ -246,7 +246,7 @@ pub(crate) async fn a_manifest_can_be_put_twice(storage: &Storage) -> Result<()>
     for size in [5_000, 400_000] {
         let manifest = manifest(size);
         for _ in 0..2 {
-            storage.ledger.put_manifest(&repository, &manifest, &members(3), NOW).await?;
+            storage.ledger.put_manifest(&repository, &manifest, &members(3), true, NOW).await?;
             assert!(storage.ledger.manifest(&repository, &manifest.digest).await?.as_ref() == Some(&manifest));
         }
     }
@@ -256,7 +256,7 @@ pub(crate) async fn a_manifest_can_be_put_twice(storage: &Storage) -> Result<()>
 pub(crate) async fn a_manifest_belongs_to_the_repository_it_was_put_in(storage: &Storage) -> Result<()> {
     for size in [5_000, 400_000] {
         let manifest = manifest(size);
-        storage.ledger.put_manifest(&repository("mine/a")?, &manifest, &[], NOW).await?;
+        storage.ledger.put_manifest(&repository("mine/a")?, &manifest, &[], true, NOW).await?;
         for other in ["mine", "mine/a/b", "mine/b"] {
             assert_eq!(storage.ledger.manifest(&repository(other)?, &manifest.digest).await?, None);
         }
@@ -270,7 +270,7 @@ pub(crate) async fn once_a_manifest_can_be_read_every_membership_can(storage: &S
     let put: Vec<_> = members.iter().chain(members.first()).cloned().collect();
     let ledger = Arc::clone(&storage.ledger);
     let (there, written) = (repository.clone(), manifest.clone());
-    let write = tokio::spawn(async move { ledger.put_manifest(&there, &written, &put, NOW).await });
+    let write = tokio::spawn(async move { ledger.put_manifest(&there, &written, &put, true, NOW).await });
     while !write.is_finished() && storage.ledger.manifest(&repository, &manifest.digest).await?.is_none() {
         tokio::task::yield_now().await;
     }
@@ -336,7 +336,7 @@ async fn one_of_each(storage: &Storage) -> Result<Vec<Entry>> {
     for count in [2, 4000] {
         let (members, used_at) = (members(count), Timestamp(NOW.0 + 1));
         let manifest = image(&members);
-        ledger.put_manifest(&repository, &manifest, &[], used_at).await?;
+        ledger.put_manifest(&repository, &manifest, &[], true, used_at).await?;
         let names = members.into_iter().map(|member| member.digest).collect();
         let stored = StoredManifest { repository: repository.clone(), digest: manifest.digest, used_at, names };
         expected.push(Entry::Manifest(stored));
@@ -351,9 +351,9 @@ pub(crate) async fn every_item_is_an_entry_once(storage: &Storage) -> Result<()>
     assert!(entries(storage).await? == expected);
     // More than one page of a scan.
     let (repository, members) = (repository("many")?, members(2500));
-    storage.ledger.put_manifest(&repository, &manifest(300_000), &members, NOW).await?;
+    storage.ledger.put_manifest(&repository, &manifest(300_000), &members, true, NOW).await?;
     for size in 300_001..300_006 {
-        storage.ledger.put_manifest(&repository, &manifest(size), &[], NOW).await?;
+        storage.ledger.put_manifest(&repository, &manifest(size), &[], true, NOW).await?;
     }
     let all = entries(storage).await?;
     let many = |entry: &&Entry| matches!(entry, Entry::Membership { repository: whose, .. } if *whose == repository);
@@ -370,7 +370,7 @@ pub(crate) async fn the_use_of_a_manifest_is_written_only_where_it_was_used_befo
         let manifest = manifest(size);
         assert_eq!(ledger.touch_manifest(&repository, &manifest.digest, NOW, NOW).await?, None);
         assert_eq!(entries(storage).await?, [], "and there is none now");
-        ledger.put_manifest(&repository, &manifest, &[], NOW).await?;
+        ledger.put_manifest(&repository, &manifest, &[], true, NOW).await?;
         let mut expected = NOW.0;
         for (since, now, written) in [(0, 10, false), (1, 11, true), (11, 12, false), (12, 14, true)] {
             let [since, now] = [since, now].map(|seconds| Timestamp(NOW.0 + seconds));

@@ -23,12 +23,12 @@ async fn a_manifest_is_not_there_before_its_memberships() -> Result<()> {
     let (repository, manifest) = (repository("a")?, manifest(5_000));
     let members = members(60);
     storage.endpoints().fail_next(Service::DynamoDb, "BatchWriteItem", 4 * ATTEMPTS);
-    assert!(storage.ledger.put_manifest(&repository, &manifest, &members, NOW).await.is_err());
+    assert!(storage.ledger.put_manifest(&repository, &manifest, &members, true, NOW).await.is_err());
     storage.endpoints().heal();
     assert_eq!(storage.ledger.manifest(&repository, &manifest.digest).await?, None);
 
     let before = storage.endpoints().calls(Service::DynamoDb, "BatchWriteItem");
-    storage.ledger.put_manifest(&repository, &manifest, &members, NOW).await?;
+    storage.ledger.put_manifest(&repository, &manifest, &members, true, NOW).await?;
     assert_eq!(storage.endpoints().calls(Service::DynamoDb, "BatchWriteItem") - before, 3, "25 items at a time");
     Ok(())
 }
@@ -37,7 +37,7 @@ async fn a_manifest_is_not_there_before_its_memberships() -> Result<()> {
 async fn warm_reads_are_one_round_trip() -> Result<()> {
     let storage = Storage::aws().await?;
     let (repository, manifest) = (repository("a")?, manifest(5_000));
-    storage.ledger.put_manifest(&repository, &manifest, &[], NOW).await?;
+    storage.ledger.put_manifest(&repository, &manifest, &[], true, NOW).await?;
     let before = storage.endpoints().calls(Service::DynamoDb, EVERY_OPERATION);
     storage.ledger.manifest(&repository, &manifest.digest).await?.context("absent")?;
     storage.ledger.reference(&repository, &"t".parse()?).await?;
@@ -50,7 +50,7 @@ async fn warm_reads_are_one_round_trip() -> Result<()> {
 async fn a_manifest_whose_object_was_deleted_is_absent_and_one_whose_object_was_changed_is_corrupt() -> Result<()> {
     let storage = Storage::aws().await?;
     let (repository, manifest) = (repository("a")?, manifest(400_000));
-    storage.ledger.put_manifest(&repository, &manifest, &[], NOW).await?;
+    storage.ledger.put_manifest(&repository, &manifest, &[], true, NOW).await?;
     let key = storage.endpoints().objects().pop().context("no object")?;
     let (s3, bucket) = (storage.endpoints().s3().await, storage.endpoints().bucket());
 
@@ -65,7 +65,7 @@ async fn a_manifest_whose_object_was_deleted_is_absent_and_one_whose_object_was_
         assert!(matches!(read, Err(StoreError::Corrupt(_))), "{read:?}");
     }
     s3.delete_object().bucket(bucket).key(&key).send().await?;
-    storage.ledger.put_manifest(&repository, &manifest, &[], NOW).await?;
+    storage.ledger.put_manifest(&repository, &manifest, &[], true, NOW).await?;
     assert_eq!(storage.ledger.manifest(&repository, &manifest.digest).await?, Some(manifest));
     Ok(())
 }
