@@ -130,11 +130,9 @@ impl AccessConfig {
     }
 
     /// Why a principal is not let in from there, whatever it proves; `None`: it is, if it is that.
-    pub fn not_let_in(&self, principal: &Principal, source: impl Into<Source>) -> Option<&'static str> {
+    pub fn not_let_in(&self, principal: &Principal, source: Source) -> Option<&'static str> {
         let (admits, reason) = match principal {
-            Principal::Anonymous => {
-                (self.anonymous.admits(source.into()), "access.anonymous does not name that address")
-            }
+            Principal::Anonymous => (self.anonymous.admits(source), "access.anonymous does not name that address"),
             Principal::Robot(_) => (self.robots, "access.robots is not true"),
             Principal::Iam(identity) => match &self.iam {
                 Some(iam) => (iam.admits(identity), "access.iam names neither its account nor its role"),
