@@ -40,7 +40,7 @@ pub enum PullError {
     },
     /// Whoever asks is not let in.
     #[error(transparent)]
-    Access(#[from] AccessError),
+    Access(AccessError),
     /// Whoever asks may not pull this.
     #[error("{principal} may not pull {repository}: {reason}")]
     Forbidden {
@@ -112,6 +112,16 @@ impl From<FillError> for PullError {
     }
 }
 
+/// Storage that fails at the gate is storage that fails.
+impl From<AccessError> for PullError {
+    fn from(error: AccessError) -> Self {
+        match error {
+            AccessError::Store(error) => Self::Store(error),
+            error => Self::Access(error),
+        }
+    }
+}
+
 /// What a client is told: all that may leave the process.
 #[derive(Debug)]
 pub struct Answer {
@@ -159,11 +169,11 @@ impl PullError {
                 (status, code, None)
             }
             Self::Access(error) => match error {
-                AccessError::NobodyHere => (StatusCode::FORBIDDEN, ErrorCode::Denied, None),
+                AccessError::NobodyHere | AccessError::NotOperator => (StatusCode::FORBIDDEN, ErrorCode::Denied, None),
                 AccessError::TooManyAttempts { retry_after } | AccessError::Busy { retry_after } => {
                     (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests, Some(*retry_after))
                 }
-                AccessError::Store(_) | AccessError::Unreachable(_) => {
+                AccessError::Unreachable(_) | AccessError::Store(_) => {
                     (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, Some(LATER))
                 }
                 // Of 401 clients show the message, of 403 from a token endpoint some do not (containers/image).
@@ -199,9 +209,7 @@ impl PullError {
             }
         };
         let message = match self {
-            Self::Store(_) | Self::Access(AccessError::Store(_)) => {
-                "the cache's storage is unavailable; its log says more".to_owned()
-            }
+            Self::Store(_) => "the cache's storage is unavailable; its log says more".to_owned(),
             Self::Access(AccessError::Unreachable(_)) => {
                 "who you are cannot be found out now; the log of the cache says why".to_owned()
             }
@@ -223,5 +231,19 @@ fn of_request(error: &InvalidRequest) -> (StatusCode, ErrorCode) {
             InvalidDigest::Malformed => (StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid),
             InvalidDigest::UnsupportedAlgorithm => (StatusCode::BAD_REQUEST, ErrorCode::Unsupported),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn storage_that_fails_at_the_gate_is_storage_that_fails() {
+        let error = PullError::from(AccessError::Store(StoreError::Corrupt("the item of /var/lib/robots".into())));
+        assert!(matches!(error, PullError::Store(StoreError::Corrupt(_))), "{error:?}");
+        let answer = error.answer();
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(!answer.message.contains("/var/lib"), "{}", answer.message);
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use stopover::access::Principal;
-use stopover::access::policy::Because;
+use stopover::access::policy::Decision;
 use stopover::config::Config;
 use stopover::error::PullError;
 use stopover::local::EmbeddedLedger;
@@ -60,9 +60,9 @@ impl Question {
         let access = config.access();
         let decision = access.policy.decide(&principal, from, &repository, private);
         let mut text = format!("{principal} pulls {repository}: {decision}\n");
-        let decisive = match decision.because {
-            Because::Rule(rule) => Some(rule),
-            Because::Public | Because::Private => None,
+        let decisive = match decision {
+            Decision::Rule(rule) => Some(rule),
+            Decision::Public | Decision::Private => None,
         };
         for rule in access.policy.0.iter().take_while(|rule| Some(*rule) != decisive) {
             let key = rule.other_than(&principal, from, &repository).unwrap_or_default();
@@ -75,7 +75,7 @@ impl Question {
             (false, false) => format!("public: {upstream} is asked for it without credentials"),
         };
         writeln!(text, "{repository} is {why}")?;
-        if let Some(reason) = access.not_let_in(&principal, from) {
+        if let Some(reason) = access.not_let_in(&principal, from.into()) {
             writeln!(text, "but {principal} is not let in at all: {reason}")?;
         }
         Ok(text)

@@ -361,6 +361,11 @@ async fn each_decision_is_one_record_and_no_secret_is_logged() -> anyhow::Result
     ensure!(client.get(&manifest).bearer_auth("forged-token").send().await?.status() == 401);
     let form = "grant_type=password&username=puller&password=password-in-a-form";
     ensure!(client.post(format!("http://{address}/token")).body(form).send().await?.status() == 401);
+    let fills = client.get(format!("http://{address}/_stopover/fills")).header("stopover-operator", "guessed-secret");
+    ensure!(fills.send().await?.status() == 403);
+    let quota = format!("http://{address}/_stopover/quota");
+    ensure!(get(&quota, "puller", &cache.secret).await?.0 == 200);
+    ensure!(get(&quota, "someone", "password-for-elsewhere").await?.0 == 401);
     ensure!(client.get(&manifest).send().await?.status() == 401);
 
     let records = records(&cache.stopover)?;
@@ -386,6 +391,20 @@ async fn each_decision_is_one_record_and_no_secret_is_logged() -> anyhow::Result
     ensure!(unknown.len() == 3 && unknown.iter().all(|(_, fields)| fields["allowed"] == false), "{levels:?}");
     ensure!(levels.iter().filter(|(level, _)| *level == "DEBUG").count() == 1, "to be asked to log in: {levels:?}");
     ensure!(find("login", Some("robot:puller")).len() == 1 && find("login", None).len() == 2, "{records:#?}");
+    let operated = records.iter().filter(|record| record["fields"]["action"] == "operate").map(|record| {
+        let fields = &record["fields"];
+        let text = |name: &str| fields[name].as_str().unwrap_or("-");
+        format!("{} {} {} {}", text("endpoint"), text("principal"), fields["allowed"], text("rule"))
+    });
+    let expected = [
+        "/_stopover/robots - true operator",
+        "/_stopover/robots - true operator",
+        "/_stopover/fills - false -",
+        "/_stopover/quota robot:puller true -",
+        "/_stopover/quota - false -",
+    ];
+    let operated: Vec<String> = operated.collect();
+    ensure!(operated == expected, "{operated:#?}");
 
     let log = cache.stopover.log();
     let keys = std::fs::read_to_string(cache.installation.data().join("signing_keys"))?;
@@ -405,6 +424,7 @@ async fn each_decision_is_one_record_and_no_secret_is_logged() -> anyhow::Result
         &encoded("someone", "password-for-elsewhere"),
         "password-in-a-form",
         "forged-token",
+        "guessed-secret",
         "of-the-query",
         "$argon2",
     ] {

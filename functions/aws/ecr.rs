@@ -8,6 +8,7 @@ use aws_config::{Region, SdkConfig};
 use aws_sdk_ecr::Client;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use stopover::access::Secret;
 use stopover::config::Credentials;
 use stopover::ports::StoreError;
 use stopover::time::Timestamp;
@@ -61,7 +62,7 @@ impl Issuer for EcrLogins {
         let issued = answer.authorization_data().first().and_then(|data| {
             let pair = STANDARD.decode(data.authorization_token()?).ok()?;
             let (username, password) = std::str::from_utf8(&pair).ok()?.split_once(':')?;
-            let credentials = Credentials { username: username.to_owned(), password: password.to_owned() };
+            let credentials = Credentials { username: username.to_owned(), password: Secret::new(password) };
             let expires_at = Timestamp(u64::try_from(data.expires_at()?.secs()).ok()?);
             Some(Issued { credentials, expires_at })
         });

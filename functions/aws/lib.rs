@@ -45,8 +45,9 @@ pub async fn connect() -> anyhow::Result<Arc<Cache>> {
     let variable = |name: &str| std::env::var(name).ok();
     let settings = Settings::read(variable)?;
     let mut config = Config::load(settings.config.as_deref(), Cold::Redirect, |secret| secret.read(variable))?;
-    if config.access.is_none() {
-        config.access = Some(settings.access()?);
+    let access = config.access.get_or_insert(settings.access);
+    if access.signing_keys.is_none() {
+        access.signing_keys = settings.signing_keys;
     }
     for (whose, settings) in config.settings() {
         ensure!(

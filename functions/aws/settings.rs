@@ -10,7 +10,7 @@ use url::Url;
 use crate::sqs::Queues;
 
 /// Which resources to use. The template sets all of it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Settings {
     /// `STOPOVER_TABLE`: the name of the table.
     pub(crate) table: String,
@@ -20,23 +20,13 @@ pub(crate) struct Settings {
     pub(crate) queues: Queues,
     /// `STOPOVER_CONFIG`, or `stopover.toml` beside the binary (`LAMBDA_TASK_ROOT`) if there is one.
     pub(crate) config: Option<PathBuf>,
-    /// Who is let in where that says nothing of it.
-    access: DefaultAccess,
-}
-
-/// Identities of the account that has deployed the functions, and callers from some networks.
-#[derive(Debug, PartialEq, Eq)]
-struct DefaultAccess {
-    /// `STOPOVER_ACCOUNT`
-    account: String,
-    /// `STOPOVER_SERVICE`: what identities sign for; no other deployment has it.
-    service: String,
-    /// `STOPOVER_ANONYMOUS_CIDRS`: networks divided by commas, whose callers need no login.
-    networks: Vec<Network>,
-    /// `STOPOVER_SIGNING_KEYS`
-    signing_keys: Option<Secret>,
-    /// `AWS_ENDPOINT_URL_STS`, as the SDKs of AWS read it.
-    sts: Option<Url>,
+    /// Who is let in where that says nothing of it: identities of the account that has deployed the functions
+    /// (`STOPOVER_ACCOUNT`), which sign for a name that no other deployment has (`STOPOVER_SERVICE`) and are asked about
+    /// where the SDKs of AWS would ask (`AWS_ENDPOINT_URL_STS`), and callers from some networks, divided by commas
+    /// (`STOPOVER_ANONYMOUS_CIDRS`).
+    pub(crate) access: AccessConfig,
+    /// `STOPOVER_SIGNING_KEYS`: what tokens are signed with where the configuration names no keys.
+    pub(crate) signing_keys: Option<Secret>,
 }
 
 impl Settings {
@@ -49,6 +39,12 @@ impl Settings {
         let named = variable("STOPOVER_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
         let beside_binary = || variable("LAMBDA_TASK_ROOT").map(|root| PathBuf::from(root).join("stopover.toml"));
         let config = named.or_else(|| beside_binary().filter(|path| path.exists()));
+        let networks = networks(&variable("STOPOVER_ANONYMOUS_CIDRS").unwrap_or_default())?;
+        let sts = variable("AWS_ENDPOINT_URL_STS").filter(|url| !url.is_empty());
+        let sts: Option<Url> = sts.map(|url| url.parse().context("AWS_ENDPOINT_URL_STS is no URL")).transpose()?;
+        let access =
+            AccessConfig::of_account(required("STOPOVER_ACCOUNT")?, required("STOPOVER_SERVICE")?, networks, sts)
+                .context("what STOPOVER_ACCOUNT, STOPOVER_SERVICE and AWS_ENDPOINT_URL_STS say of who is let in")?;
         Ok(Self {
             table: required("STOPOVER_TABLE")?,
             bucket: required("STOPOVER_BUCKET")?,
@@ -58,24 +54,9 @@ impl Settings {
                 dead: required("STOPOVER_DEAD_QUEUE_URL")?,
             },
             config,
-            access: DefaultAccess {
-                account: required("STOPOVER_ACCOUNT")?,
-                service: required("STOPOVER_SERVICE")?,
-                networks: networks(&variable("STOPOVER_ANONYMOUS_CIDRS").unwrap_or_default())?,
-                signing_keys: variable("STOPOVER_SIGNING_KEYS").map(Secret::new),
-                sts: match variable("AWS_ENDPOINT_URL_STS").filter(|url| !url.is_empty()) {
-                    Some(url) => Some(url.parse().context("AWS_ENDPOINT_URL_STS is no URL")?),
-                    None => None,
-                },
-            },
+            access,
+            signing_keys: variable("STOPOVER_SIGNING_KEYS").filter(|keys| !keys.is_empty()).map(Secret::new),
         })
-    }
-
-    /// Who is let in where `stopover.toml` says nothing of it.
-    pub(crate) fn access(&self) -> anyhow::Result<AccessConfig> {
-        let DefaultAccess { account, service, networks, signing_keys, sts } = &self.access;
-        AccessConfig::of_account(account.clone(), service.clone(), networks.clone(), sts.clone(), signing_keys.clone())
-            .context("what STOPOVER_ACCOUNT, STOPOVER_SERVICE and AWS_ENDPOINT_URL_STS say of who is let in")
     }
 }
 
@@ -128,7 +109,7 @@ mod tests {
 
     #[test]
     fn without_a_choice_the_account_of_the_deployment_is_let_in_and_nobody_else() {
-        let access = |extra: &[(&str, &str)]| read(&[&COMPLETE[..], extra].concat()).unwrap().access();
+        let access = |extra: &[(&str, &str)]| read(&[&COMPLETE[..], extra].concat()).map(|settings| settings.access);
         let fresh = access(&[]).unwrap();
         assert_eq!(
             (fresh.anonymous, fresh.robots, fresh.service.as_str()),

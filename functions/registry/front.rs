@@ -7,8 +7,8 @@ use axum::response::Response;
 use lambda_http::RequestExt as _;
 use lambda_http::request::RequestContext;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use stopover::access::VpcEndpoint;
-use stopover::http::{Caller, Https};
+use stopover::access::Source;
+use stopover::http::Https;
 
 /// What may not stand in a path as it is; everything else does, so that an escape has one meaning.
 const ESCAPED: AsciiSet = NON_ALPHANUMERIC
@@ -33,12 +33,12 @@ pub(crate) async fn with_source(mut request: Request, next: Next) -> Response {
         }
         _ => (None, None),
     };
-    let caller = address.and_then(|address| address.parse().ok()).map(Caller);
-    let endpoint: Option<VpcEndpoint> = endpoint.and_then(|id| id.parse().ok());
-    let extensions = request.extensions_mut();
-    caller.and_then(|caller| extensions.insert(caller));
-    endpoint.and_then(|endpoint| extensions.insert(endpoint));
-    extensions.insert(Https);
+    let source = Source {
+        address: address.and_then(|address| address.parse().ok()),
+        vpc_endpoint: endpoint.and_then(|id| id.parse().ok()),
+    };
+    request.extensions_mut().insert(source);
+    request.extensions_mut().insert(Https);
     next.run(request).await
 }
 
@@ -103,8 +103,9 @@ mod tests {
     async fn source(event: &str) -> String {
         answer(event, |request| {
             let extensions = request.extensions();
-            let address = extensions.get::<Caller>().map(|caller| caller.0.to_string());
-            let endpoint = extensions.get::<VpcEndpoint>().map(ToString::to_string);
+            let source = extensions.get::<Source>().unwrap();
+            let address = source.address.map(|address| address.to_string());
+            let endpoint = source.vpc_endpoint.map(|endpoint| endpoint.to_string());
             let https = extensions.get::<Https>().is_some();
             format!("{} {} {https}", address.unwrap_or("-".into()), endpoint.unwrap_or("-".into()))
         })

@@ -1,22 +1,18 @@
 //! Who a request is from: anonymous callers, robots, identities of AWS and of `OpenID` issuers, tokens of ours.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use url::Url;
 
 use super::oidc::Issuers;
-use super::policy::Decision;
 use super::robots::RobotLogins;
 use super::sts::Sts;
 use super::token::TokenKeys;
 use super::web::{Unreachable, Web};
 use super::{IAM_USER, OIDC_USER, Principal, Source};
 use crate::config::AccessConfig;
-use crate::oci::Repository;
 use crate::ports::{Ledger, StoreError};
 use crate::time::Clock;
 
@@ -25,11 +21,11 @@ const LONGEST_AUTHORIZATION: usize = 16 * 1024;
 
 /// What a request says of who sends it.
 #[derive(Clone, Copy, Default)]
-pub struct Asking<'a> {
+pub(crate) struct Asking<'a> {
     /// The value of `Authorization`.
-    pub authorization: Option<&'a str>,
+    pub(crate) authorization: Option<&'a str>,
     /// Where it comes from.
-    pub source: Source,
+    pub(crate) source: Source,
 }
 
 /// Why somebody is not let in.
@@ -65,6 +61,12 @@ pub enum AccessError {
     /// Whoever they are, they are not among those who are let in.
     #[error("{0} is not let in; [access] in the stopover.toml of this cache says who is")]
     NotLetIn(String),
+    /// They ask what operators do, and have not shown the secret of operators.
+    #[error(
+        "this is for whoever runs the cache: the commands of the program show the secret in its data directory \
+         (operator_secret)"
+    )]
+    NotOperator,
     /// Who they are cannot be found out now: whoever knows is in trouble.
     #[error("who you are cannot be found out now: {0}")]
     Unreachable(#[from] Unreachable),
@@ -100,9 +102,9 @@ enum Credentials<'a> {
 }
 
 /// The gate of one cache.
-pub struct Access {
-    config: AccessConfig,
-    /// `None`: tokens are not issued, because nobody has to log in.
+pub(crate) struct Access {
+    pub(crate) config: AccessConfig,
+    /// `None`: tokens are not issued, because nobody can log in.
     keys: Option<TokenKeys>,
     robots: RobotLogins,
     iam: Option<Sts>,
@@ -111,7 +113,7 @@ pub struct Access {
 
 impl Access {
     /// The gate that a configuration describes.
-    pub fn new(
+    pub(crate) fn new(
         config: AccessConfig,
         keys: Option<TokenKeys>,
         clock: Clock,
@@ -123,28 +125,13 @@ impl Access {
         Ok(Self { config, keys, robots: RobotLogins::new(clock, ledger), iam, issuers })
     }
 
-    /// What tokens are for.
-    pub fn service(&self) -> &str {
-        &self.config.service
-    }
-
-    /// What clients call this cache, if the configuration says so.
-    pub fn url(&self) -> Option<&Url> {
-        self.config.url.as_ref()
-    }
-
-    /// How long a token is good for.
-    pub fn token_life(&self) -> Duration {
-        self.config.token_life
-    }
-
     /// Whether there is any way to log in.
-    pub fn has_logins(&self) -> bool {
+    pub(crate) fn has_logins(&self) -> bool {
         self.keys.is_some()
     }
 
     /// Who a request is from. Where nobody can log in, what it says of that is not looked at.
-    pub async fn identify(&self, asking: Asking<'_>) -> Result<Principal, AccessError> {
+    pub(crate) async fn identify(&self, asking: Asking<'_>) -> Result<Principal, AccessError> {
         if !self.has_logins() {
             return self.anonymous(asking.source);
         }
@@ -156,7 +143,7 @@ impl Access {
     }
 
     /// Who asks for a token. A token is not exchanged for a newer one: that would be good for ever.
-    pub async fn identify_for_token(&self, asking: Asking<'_>) -> Result<Principal, AccessError> {
+    pub(crate) async fn identify_for_token(&self, asking: Asking<'_>) -> Result<Principal, AccessError> {
         match asking.credentials()? {
             Credentials::Token(_) => Err(AccessError::InvalidToken),
             Credentials::None | Credentials::Secret(..) => self.identify(asking).await,
@@ -174,7 +161,7 @@ impl Access {
     /// Who a token is about, as long as they would be let in if they logged in now.
     async fn bearer(&self, token: &str, source: Source) -> Result<Principal, AccessError> {
         let keys = self.keys.as_ref().ok_or(AccessError::InvalidToken)?;
-        let (principal, issued_at) = keys.verify(self.service(), token).map_err(|_| AccessError::InvalidToken)?;
+        let (principal, issued_at) = keys.verify(&self.config.service, token).map_err(|_| AccessError::InvalidToken)?;
         let let_in = match &principal {
             // A token of nobody is good where nobody needs one.
             _ if self.config.not_let_in(&principal, source).is_some() => false,
@@ -185,7 +172,7 @@ impl Access {
     }
 
     /// Who has this user name and secret.
-    pub async fn log_in(&self, user: &str, secret: &str, source: Source) -> Result<Principal, AccessError> {
+    pub(crate) async fn log_in(&self, user: &str, secret: &str, source: Source) -> Result<Principal, AccessError> {
         // Clients without credentials send these to a registry that asks for some (containers/image).
         if user.is_empty() && secret.is_empty() {
             return self.anonymous(source);
@@ -199,18 +186,7 @@ impl Access {
     }
 
     /// A token for somebody who has logged in.
-    pub fn issue(&self, principal: &Principal) -> Option<String> {
-        self.keys.as_ref()?.issue(self.service(), principal, self.token_life())
-    }
-
-    /// Whether somebody may pull from a repository. `private`: it is asked for with credentials of ours.
-    pub fn decide(
-        &self,
-        principal: &Principal,
-        address: Option<IpAddr>,
-        repository: &Repository,
-        private: bool,
-    ) -> Decision<'_> {
-        self.config.policy.decide(principal, address, repository, private)
+    pub(crate) fn issue(&self, principal: &Principal) -> Option<String> {
+        self.keys.as_ref()?.issue(&self.config.service, principal, self.config.token_life)
     }
 }

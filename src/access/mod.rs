@@ -17,7 +17,8 @@ mod sts;
 pub mod token;
 mod web;
 
-pub use gate::{Access, AccessError, Asking};
+pub use gate::AccessError;
+pub(crate) use gate::{Access, Asking};
 pub use manage::{OVERLAP, RobotAnswer, RobotCommand, RobotStatus};
 pub use operator::{OPERATOR_HEADER, OperatorSecret};
 pub use principal::{

@@ -33,23 +33,14 @@ pub struct Rule {
     pub allow: bool,
 }
 
-/// Whether a principal may pull from a repository, and why.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Decision<'a> {
-    /// Whether it may.
-    pub allowed: bool,
-    /// Why.
-    pub because: Because<'a>,
-}
-
-/// What has decided.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Because<'a> {
+/// What has decided whether a principal may pull from a repository.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Decision<'a> {
     /// This rule.
     Rule(&'a Rule),
-    /// No rule, and the upstream shows it to everybody.
+    /// No rule, and the upstream shows it to everybody: it may.
     Public,
-    /// No rule, and the upstream shows it to us only because of our credentials.
+    /// No rule, and the upstream shows it to us only because of our credentials: it may not.
     Private,
 }
 
@@ -62,10 +53,10 @@ impl Policy {
         repository: &Repository,
         private: bool,
     ) -> Decision<'_> {
-        match self.0.iter().find(|rule| rule.is_about(principal, address, repository)) {
-            Some(rule) => Decision { allowed: rule.allow, because: Because::Rule(rule) },
-            None if private => Decision { allowed: false, because: Because::Private },
-            None => Decision { allowed: true, because: Because::Public },
+        match self.0.iter().find(|rule| rule.other_than(principal, address, repository).is_none()) {
+            Some(rule) => Decision::Rule(rule),
+            None if private => Decision::Private,
+            None => Decision::Public,
         }
     }
 
@@ -77,10 +68,6 @@ impl Policy {
 }
 
 impl Rule {
-    fn is_about(&self, principal: &Principal, address: Option<IpAddr>, repository: &Repository) -> bool {
-        self.other_than(principal, address, repository).is_none()
-    }
-
     /// The first key of the rule that something else than this pull would have to fit. `None`: it is about this pull.
     pub fn other_than(
         &self,
@@ -107,8 +94,17 @@ impl Rule {
     }
 }
 
-impl Because<'_> {
-    /// In a word or two.
+impl Decision<'_> {
+    /// Whether it may.
+    pub fn allowed(&self) -> bool {
+        match self {
+            Self::Rule(rule) => rule.allow,
+            Self::Public => true,
+            Self::Private => false,
+        }
+    }
+
+    /// What has decided, in a word or two.
     pub fn name(&self) -> &str {
         match self {
             Self::Rule(rule) => &rule.name,
@@ -124,11 +120,11 @@ fn fits(patterns: &[Pattern], text: &str) -> bool {
 
 impl fmt::Display for Decision<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verdict = if self.allowed { "allowed" } else { "denied" };
-        match self.because {
-            Because::Rule(rule) => write!(formatter, "{verdict} by {}", rule.name),
-            Because::Public => write!(formatter, "{verdict}: no rule is about it, and its upstream is public"),
-            Because::Private => {
+        let verdict = if self.allowed() { "allowed" } else { "denied" };
+        match self {
+            Self::Rule(rule) => write!(formatter, "{verdict} by {}", rule.name),
+            Self::Public => write!(formatter, "{verdict}: no rule is about it, and its upstream is public"),
+            Self::Private => {
                 write!(formatter, "{verdict}: no rule is about it, and what needs our credentials upstream is private")
             }
         }
@@ -168,7 +164,7 @@ mod tests {
             rule(false, &[], &["ghcr.io/acme/*"]),
         ]);
         let decide =
-            |principal: &Principal, what: &str| policy.decide(principal, None, &repository(what), true).allowed;
+            |principal: &Principal, what: &str| policy.decide(principal, None, &repository(what), true).allowed();
         assert!(decide(&robot("ci"), "ghcr.io/acme/app"));
         assert!(!decide(&robot("ci"), "ghcr.io/acme/secret-app"));
         assert!(decide(&robot("deploy"), "ghcr.io/acme/secret-app"));
@@ -179,8 +175,8 @@ mod tests {
     fn without_a_rule_what_is_private_is_denied_and_what_is_public_allowed() {
         let policy = Policy::default();
         let hub = repository("docker.io/library/nginx");
-        assert!(policy.decide(&Principal::Anonymous, None, &hub, false).allowed);
-        assert!(!policy.decide(&robot("ci"), None, &hub, true).allowed);
+        assert!(policy.decide(&Principal::Anonymous, None, &hub, false).allowed());
+        assert!(!policy.decide(&robot("ci"), None, &hub, true).allowed());
     }
 
     #[test]
@@ -195,7 +191,7 @@ mod tests {
         };
         let decide = |principal: &Principal, address: Option<&str>| {
             let address = address.map(|address| address.parse().unwrap());
-            policy.decide(principal, address, &repository("ghcr.io/a/b"), true).allowed
+            policy.decide(principal, address, &repository("ghcr.io/a/b"), true).allowed()
         };
         assert!(decide(&caller(Some("123")), Some("10.1.2.3")));
         assert!(decide(&caller(Some("123")), Some("::ffff:10.1.2.3")));
@@ -214,7 +210,7 @@ mod tests {
     fn a_rule_about_one_kind_of_principal_is_never_about_another() {
         let policy = Policy(vec![rule(true, &["iam:arn:aws:iam::123456789012:role/*"], &[])]);
         let iam = |arn: &str| Principal::Iam(IamIdentity { account: "123456789012".into(), arn: arn.into() });
-        let decide = |principal: &Principal| policy.decide(principal, None, &repository("ghcr.io/a/b"), true).allowed;
+        let decide = |principal: &Principal| policy.decide(principal, None, &repository("ghcr.io/a/b"), true).allowed();
         assert!(decide(&iam("arn:aws:iam::123456789012:role/node")));
         assert!(!decide(&iam("arn:aws:iam::123456789012:user/node")));
         let subject = "arn:aws:iam::123456789012:role/node";

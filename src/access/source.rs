@@ -55,6 +55,13 @@ pub enum Anonymous {
     Everybody,
 }
 
+/// Whoever comes from one of these networks; of none, nobody.
+impl From<Vec<Network>> for Anonymous {
+    fn from(networks: Vec<Network>) -> Self {
+        if networks.is_empty() { Self::Nobody } else { Self::From(networks) }
+    }
+}
+
 impl Anonymous {
     /// Whether a request from there may be from nobody.
     pub fn admits(&self, source: Source) -> bool {

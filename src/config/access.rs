@@ -3,14 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
-use serde::Deserialize;
 use url::Url;
 
-use super::file::Origin;
+use super::file::{AccessTable, AnonymousKey, IamTable, OidcTable};
 use super::policy::{PolicyRuleTable, is_arn};
 use super::{ConfigError, SecretReference, UpstreamConfig, value};
 use crate::access::iam::is_account;
@@ -19,7 +17,6 @@ use crate::access::{Anonymous, IamIdentity, InvalidNetwork, Network, OidcIdentit
 use crate::address::is_in;
 use crate::freshness::Pattern;
 use crate::oci::UpstreamId;
-use crate::time::Span;
 
 /// Who is let in, and what they may pull.
 #[derive(Clone, Debug)]
@@ -127,20 +124,15 @@ impl AccessConfig {
         service: String,
         networks: Vec<Network>,
         sts: Option<Url>,
-        signing_keys: Option<Secret>,
     ) -> Result<Self, ConfigError> {
         let iam = IamTable { accounts: vec![account], roles: Vec::new(), endpoint: sts }.read()?;
-        let anonymous = if networks.is_empty() { Anonymous::Nobody } else { Anonymous::From(networks) };
-        let service = checked_service(service)?;
-        Ok(Self { anonymous, iam: Some(iam), signing_keys, ..Self::nobody(service) })
+        Ok(Self { anonymous: networks.into(), iam: Some(iam), ..Self::nobody(checked_service(service)?) })
     }
 
     /// Why a principal is not let in from there, whatever it proves; `None`: it is, if it is that.
-    pub fn not_let_in(&self, principal: &Principal, source: impl Into<Source>) -> Option<&'static str> {
+    pub fn not_let_in(&self, principal: &Principal, source: Source) -> Option<&'static str> {
         let (admits, reason) = match principal {
-            Principal::Anonymous => {
-                (self.anonymous.admits(source.into()), "access.anonymous does not name that address")
-            }
+            Principal::Anonymous => (self.anonymous.admits(source), "access.anonymous does not name that address"),
             Principal::Robot(_) => (self.robots, "access.robots is not true"),
             Principal::Iam(identity) => match &self.iam {
                 Some(iam) => (iam.admits(identity), "access.iam names neither its account nor its role"),
@@ -181,32 +173,6 @@ const SHORTEST_TOKEN: Duration = Duration::from_mins(1);
 const LONGEST_TOKEN: Duration = Duration::from_hours(1);
 const DEFAULT_TOKEN: Duration = Duration::from_mins(10);
 
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-pub(super) struct AccessTable {
-    service: Option<String>,
-    anonymous: Option<AnonymousKey>,
-    #[serde(default)]
-    robots: bool,
-    iam: Option<IamTable>,
-    #[serde(default)]
-    oidc: BTreeMap<String, OidcTable>,
-    token_life: Option<Span>,
-    url: Option<Origin>,
-    signing_keys: Option<KeysTable>,
-}
-
-/// `anonymous = true`, or `anonymous = ["10.0.0.0/8", "vpce-0123456789abcdef0"]`.
-#[derive(Deserialize)]
-#[serde(
-    untagged,
-    expecting = "expected true, false or a list of networks and VPC endpoints like [\"10.0.0.0/8\", \"vpce-0123456789abcdef0\"]"
-)]
-enum AnonymousKey {
-    Everywhere(bool),
-    From(Vec<String>),
-}
-
 impl AnonymousKey {
     fn read(self) -> Result<Anonymous, ConfigError> {
         let networks = match self {
@@ -216,35 +182,8 @@ impl AnonymousKey {
         };
         let networks: Vec<Network> =
             networks.map_err(|error: InvalidNetwork| value("access.anonymous", error.to_string()))?;
-        Ok(if networks.is_empty() { Anonymous::Nobody } else { Anonymous::From(networks) })
+        Ok(networks.into())
     }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct IamTable {
-    #[serde(default)]
-    accounts: Vec<String>,
-    #[serde(default)]
-    roles: Vec<Pattern>,
-    endpoint: Option<Url>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct OidcTable {
-    issuer: String,
-    audience: String,
-    jwks_uri: Option<Url>,
-    #[serde(default)]
-    claims: BTreeMap<String, Pattern>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct KeysTable {
-    env: Option<String>,
-    file: Option<PathBuf>,
 }
 
 /// Reads both. `None`: the file says nothing of it, so whoever runs the cache decides.
@@ -279,7 +218,7 @@ pub(super) fn read(
         oidc: table.oidc.into_iter().map(OidcTable::read).collect::<Result<_, _>>()?,
         token_life,
         url: table.url.map(|url| url.0),
-        signing_keys: signing_keys.map_err(|message| value("access.signing_keys", message))?.map(Secret::new),
+        signing_keys: signing_keys.map_err(|message| value("access.signing_keys", message))?,
         policy: Policy::default(),
     };
     let rules = (1..).zip(rules).map(|(number, rule)| rule.read(number, upstreams, &access));
@@ -355,16 +294,6 @@ impl OidcTable {
 /// Whether nobody between us and a server can speak for it.
 fn is_trusted(url: &Url) -> bool {
     url.scheme() == "https" || (url.scheme() == "http" && url.host_str() == Some("127.0.0.1"))
-}
-
-impl KeysTable {
-    fn read(&self, secret: impl Fn(SecretReference) -> Result<String, String>) -> Result<String, String> {
-        match (&self.env, &self.file) {
-            (Some(name), None) => secret(SecretReference::Variable(name)),
-            (None, Some(path)) => secret(SecretReference::File(path)),
-            _ => Err("give either env (the name of a variable) or file (a path)".into()),
-        }
-    }
 }
 
 #[cfg(test)]

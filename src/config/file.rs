@@ -10,7 +10,6 @@ use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 use url::Url;
 
-use super::access::AccessTable;
 use super::policy::PolicyRuleTable;
 use super::{Cold, Deleted};
 use crate::freshness::Pattern;
@@ -201,6 +200,59 @@ pub(super) struct CredentialsTable {
     pub(super) username: String,
     pub(super) password_env: Option<String>,
     pub(super) password_file: Option<PathBuf>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AccessTable {
+    pub(super) service: Option<String>,
+    pub(super) anonymous: Option<AnonymousKey>,
+    #[serde(default)]
+    pub(super) robots: bool,
+    pub(super) iam: Option<IamTable>,
+    #[serde(default)]
+    pub(super) oidc: BTreeMap<String, OidcTable>,
+    pub(super) token_life: Option<Span>,
+    pub(super) url: Option<Origin>,
+    pub(super) signing_keys: Option<KeysTable>,
+}
+
+/// `anonymous = true`, or `anonymous = ["10.0.0.0/8", "vpce-0123456789abcdef0"]`.
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected true, false or a list of networks and VPC endpoints like [\"10.0.0.0/8\", \"vpce-0123456789abcdef0\"]"
+)]
+pub(super) enum AnonymousKey {
+    Everywhere(bool),
+    From(Vec<String>),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct IamTable {
+    #[serde(default)]
+    pub(super) accounts: Vec<String>,
+    #[serde(default)]
+    pub(super) roles: Vec<Pattern>,
+    pub(super) endpoint: Option<Url>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OidcTable {
+    pub(super) issuer: String,
+    pub(super) audience: String,
+    pub(super) jwks_uri: Option<Url>,
+    #[serde(default)]
+    pub(super) claims: BTreeMap<String, Pattern>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct KeysTable {
+    pub(super) env: Option<String>,
+    pub(super) file: Option<PathBuf>,
 }
 
 /// `fresh = "5m"` for all tags, or `fresh = { "*" = "5m", "v*" = "1d" }`.

@@ -6,6 +6,7 @@ mod policy;
 mod profile;
 mod rule;
 mod schedule;
+mod secret;
 mod upstream;
 
 use std::collections::BTreeMap;
@@ -22,10 +23,9 @@ pub use access::{AccessConfig, IamConfig, OidcConfig};
 use file::{File, TableId, explain};
 pub use rule::{Place, Places, Rule};
 pub use schedule::{Schedule, TICK};
+pub use secret::{Credentials, SecretReference};
 use upstream::Defaults;
-pub use upstream::{
-    Alternate, Cold, Credentials, Deleted, MaxBlob, NameRules, Referrers, SecretReference, UpstreamConfig,
-};
+pub use upstream::{Alternate, Cold, Deleted, MaxBlob, NameRules, Referrers, UpstreamConfig};
 
 /// The settings of one process, complete and checked.
 #[derive(Clone, Debug)]

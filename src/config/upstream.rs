@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
 use url::Url;
 
-use super::file::{AlternateTable, CredentialsTable, Fresh, Origin, PolicyTable, UpstreamTable};
+use super::file::{AlternateTable, Fresh, Origin, PolicyTable, UpstreamTable};
 use super::profile::{Profile, ecr_region};
-use super::{ConfigError, value};
+use super::{ConfigError, Credentials, SecretReference, value};
 use crate::freshness::{Pattern, TagRules};
 use crate::oci::{Name, Platforms, UpstreamId};
 use crate::time::Span;
@@ -201,47 +200,6 @@ fn may_match_below(pattern: &str, path: &Name) -> bool {
     }
 }
 
-/// A user name and a secret that never appears in a log.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Credentials {
-    /// The user name.
-    pub username: String,
-    /// The password or access token.
-    pub password: String,
-}
-
-impl std::fmt::Debug for Credentials {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "Credentials({}, secret)", self.username)
-    }
-}
-
-/// Where a password is: the file names it, and never holds it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum SecretReference<'a> {
-    /// In an environment variable.
-    Variable(&'a str),
-    /// In a file, but for the end of its last line.
-    File(&'a Path),
-}
-
-impl SecretReference<'_> {
-    /// Reads it; `variable` looks up the environment. Says in words why it cannot.
-    pub fn read(self, variable: impl Fn(&str) -> Option<String>) -> Result<String, String> {
-        let secret = match self {
-            Self::Variable(name) => {
-                variable(name).ok_or_else(|| format!("the environment variable {name} is not set"))?
-            }
-            Self::File(path) => {
-                let text = std::fs::read_to_string(path);
-                let text = text.map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-                text.trim_end_matches(['\r', '\n']).to_owned()
-            }
-        };
-        if secret.is_empty() { Err("the password is empty".into()) } else { Ok(secret) }
-    }
-}
-
 const DEFAULT_RESERVE: u64 = 10;
 /// About as many as one container runtime fetches at once.
 const DEFAULT_FILLS: NonZeroUsize = NonZeroUsize::new(4).unwrap();
@@ -421,8 +379,7 @@ impl UpstreamConfig {
             self.max_blob = Some(MaxBlob { bytes: size.0, key: key("max_blob") });
         }
         if let Some(table) = policy.credentials {
-            let credentials = credentials(table, secret).map_err(|message| value(key("credentials"), message))?;
-            self.credentials = Some(credentials);
+            self.credentials = Some(table.read(secret).map_err(|message| value(key("credentials"), message))?);
         }
         Ok(())
     }
@@ -437,16 +394,4 @@ pub(super) fn permission(Span(span): Span, key: &str) -> Result<Duration, Config
         return Err(value(key, "is at least \"1m\": whenever it is over, upstream is asked"));
     }
     Ok(span)
-}
-
-fn credentials(
-    table: CredentialsTable,
-    secret: &impl Fn(SecretReference) -> Result<String, String>,
-) -> Result<Credentials, String> {
-    let reference = match (&table.password_env, &table.password_file) {
-        (Some(name), None) => SecretReference::Variable(name),
-        (None, Some(path)) => SecretReference::File(path),
-        _ => return Err("give either password_env (the name of a variable) or password_file (a path)".into()),
-    };
-    Ok(Credentials { password: secret(reference)?, username: table.username })
 }

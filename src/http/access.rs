@@ -4,21 +4,21 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::response::Response;
 use axum::routing::get;
 use axum::{Json, Router, response::IntoResponse as _};
 use bytes::Bytes;
+use http::StatusCode;
 use http::header::{AUTHORIZATION, CACHE_CONTROL, HOST, HeaderValue};
 use http::request::Parts;
-use http::{HeaderMap, StatusCode};
 use serde_json::json;
 
 use super::audit::Record;
-use super::{NO_STORE, caller, refuse, source};
+use super::operator::answer;
+use super::{NO_STORE, refuse, source};
 use crate::Cache;
-use crate::access::policy::Because;
+use crate::access::policy::Decision;
 use crate::access::{AccessError, Asking, Principal};
 use crate::budget::Payer;
 use crate::error::PullError;
@@ -49,7 +49,7 @@ impl Guest {
 
     /// Who a request is from.
     pub(super) async fn of(cache: &Cache, parts: &Parts, record: &mut Record) -> Result<Self, PullError> {
-        record.address = caller(parts);
+        record.address = source(parts).address;
         let principal = cache.access.identify(asking(parts)?).await?;
         record.principal = Some(principal.clone());
         Ok(Self { principal, address: record.address })
@@ -58,17 +58,17 @@ impl Guest {
     /// Refuses them what they may not pull. Whoever is nobody is asked to log in first, where that is possible.
     pub(super) fn check(&self, cache: &Cache, repository: &Repository, record: &mut Record) -> Result<(), PullError> {
         let private = cache.upstreams.get(repository)?.config().is_private();
-        let decision = cache.access.decide(&self.principal, self.address, repository, private);
+        let decision = cache.access.config.policy.decide(&self.principal, self.address, repository, private);
         record.decided(repository, private, &decision);
-        if decision.allowed {
+        if decision.allowed() {
             return Ok(());
         }
         if self.principal == Principal::Anonymous && cache.access.has_logins() {
             return Err(AccessError::NoCredentials.into());
         }
-        let reason = match decision.because {
-            Because::Private => NO_RULE,
-            Because::Rule(_) | Because::Public => "the policy of this cache says so",
+        let reason = match decision {
+            Decision::Private => NO_RULE,
+            Decision::Rule(_) | Decision::Public => "the policy of this cache says so",
         };
         Err(PullError::Forbidden { principal: self.principal.to_string(), repository: repository.clone(), reason })
     }
@@ -102,14 +102,14 @@ pub(super) fn challenge(cache: &Cache, error: &AccessError, parts: &Parts) -> Op
     let name = asked.ok().as_ref().and_then(Operation::name).cloned();
     let scope = name.map_or_else(String::new, |name| format!(",scope=\"repository:{name}:pull\""));
     let invalid = if matches!(error, AccessError::InvalidToken) { ",error=\"invalid_token\"" } else { "" };
-    let (origin, service) = (origin(cache, parts)?, cache.access.service());
+    let (origin, service) = (origin(cache, parts)?, &cache.access.config.service);
     let text = format!("Bearer realm=\"{origin}/token\",service=\"{service}\"{scope}{invalid}");
     HeaderValue::from_str(&text).ok()
 }
 
 /// Scheme, host and port, as clients know them.
 fn origin(cache: &Cache, parts: &Parts) -> Option<String> {
-    if let Some(url) = cache.access.url() {
+    if let Some(url) = &cache.access.config.url {
         return Some(url.origin().ascii_serialization());
     }
     let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok());
@@ -144,7 +144,7 @@ async fn by_form(State(cache): State<Arc<Cache>>, parts: Parts, body: Bytes) -> 
 }
 
 fn logged_in(cache: &Cache, parts: &Parts, identified: Result<Principal, AccessError>) -> Response {
-    let mut record = Record::of(None, caller(parts));
+    let mut record = Record::of(None, source(parts).address);
     match identified {
         Ok(principal) => {
             let response = token(cache, &principal);
@@ -172,11 +172,7 @@ fn token(cache: &Cache, principal: &Principal) -> Response {
     let issued_at = UNIX_EPOCH + Duration::from_secs(cache.clock.now().0);
     let body = json!({
         "token": token, "access_token": token, "issued_at": humantime::format_rfc3339_seconds(issued_at).to_string(),
-        "expires_in": cache.access.token_life().as_secs(),
+        "expires_in": cache.access.config.token_life.as_secs(),
     });
-    let mut response = Response::new(Body::from(body.to_string()));
-    let headers: &mut HeaderMap = response.headers_mut();
-    headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(CACHE_CONTROL, NO_STORE);
-    response
+    answer(&body)
 }

@@ -3,10 +3,12 @@
 
 use std::net::IpAddr;
 
+use axum::extract::MatchedPath;
 use http::header::CONTENT_LENGTH;
+use http::request::Parts;
 use http::{Method, StatusCode};
 
-use super::SERVED;
+use super::{SERVED, source};
 use crate::access::policy::Decision;
 use crate::access::{AccessError, Principal};
 use crate::error::PullError;
@@ -20,6 +22,10 @@ pub(super) struct Record {
     decided: Option<Decided>,
     /// How many bytes lie where the answer leads to.
     pub(super) redirected: Option<u64>,
+    /// What operators ask.
+    endpoint: Option<MatchedPath>,
+    /// Whether they have shown their secret.
+    pub(super) by_operator: bool,
 }
 
 struct Decided {
@@ -35,10 +41,16 @@ impl Record {
         Self { principal, address, ..Self::default() }
     }
 
+    /// Of what operators ask.
+    pub(super) fn of_operation(parts: &Parts) -> Self {
+        let endpoint = parts.extensions.get::<MatchedPath>().cloned();
+        Self { address: source(parts).address, endpoint, ..Self::default() }
+    }
+
     /// What the policy says.
     pub(super) fn decided(&mut self, repository: &Repository, private: bool, decision: &Decision<'_>) {
-        let (repository, rule) = (repository.clone(), decision.because.name().to_owned());
-        self.decided = Some(Decided { repository, private, allowed: decision.allowed, rule });
+        let (repository, rule) = (repository.clone(), decision.name().to_owned());
+        self.decided = Some(Decided { repository, private, allowed: decision.allowed(), rule });
     }
 
     /// Writes the record of a pull, unless it failed before there was anything to decide.
@@ -66,6 +78,11 @@ impl Record {
         self.write("login", error, None, 0);
     }
 
+    /// Writes the record of what operators ask.
+    pub(super) fn operated(&self, error: Option<&PullError>) {
+        self.write("operate", error, None, 0);
+    }
+
     fn write(
         &self,
         action: &'static str,
@@ -83,13 +100,15 @@ impl Record {
             ) => error,
             _ => None,
         };
-        if self.decided.is_none() && refused.is_none() && action != "login" {
+        // A pull that nothing was decided about failed before there was anything to decide; so did whatever else failed.
+        let is_pull = matches!(action, "pull" | "prefetch");
+        if self.decided.is_none() && refused.is_none() && (is_pull || error.is_some()) {
             return;
         }
         let (repository, rule) = match (&self.decided, error) {
             (Some(decided), _) => (Some(&decided.repository), Some(decided.rule.as_str())),
             (None, Some(PullError::NotAllowed { repository, key })) => (Some(repository), Some(key.as_str())),
-            _ => (None, None),
+            _ => (None, self.by_operator.then_some("operator")),
         };
         let private = self.decided.as_ref().is_some_and(|decided| decided.private);
         let allowed = refused.is_none() && self.decided.as_ref().is_none_or(|decided| decided.allowed);
@@ -102,6 +121,7 @@ impl Record {
                     action,
                     principal = self.principal.as_ref().map(tracing::field::display),
                     caller = self.address.map(tracing::field::display),
+                    endpoint = self.endpoint.as_ref().map(MatchedPath::as_str),
                     repository = repository.map(tracing::field::display),
                     private,
                     allowed,

@@ -10,7 +10,7 @@ mod robots;
 mod stream;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -33,7 +33,7 @@ pub use access::Https;
 use audit::Record;
 
 use crate::Cache;
-use crate::access::{Source, VpcEndpoint};
+use crate::access::Source;
 use crate::error::PullError;
 use crate::oci::{Digest, InvalidRequest, Operation, Repository, Request, RequestedRange};
 use crate::ports::{Priority, StoreError};
@@ -171,18 +171,11 @@ fn not_modified(headers: &HeaderMap, digest: &Digest) -> bool {
     })
 }
 
-/// Who asks, where whatever runs the router knows it: an extension of the request, never a header that anybody can write.
-#[derive(Clone, Copy, Debug)]
-pub struct Caller(pub IpAddr);
-
-fn caller(request: &http::request::Parts) -> Option<IpAddr> {
-    let connected = || request.extensions.get::<ConnectInfo<SocketAddr>>().map(|connected| connected.0.ip());
-    request.extensions.get::<Caller>().map(|caller| caller.0).or_else(connected)
-}
-
-/// Where a request comes from. The VPC endpoint is an extension of the request, too ([`VpcEndpoint`]).
+/// Where a request comes from: an extension of the request, set by what runs the router, or the other end of the connection.
+/// Never a header, which anybody can write.
 fn source(request: &http::request::Parts) -> Source {
-    Source { address: caller(request), vpc_endpoint: request.extensions.get::<VpcEndpoint>().copied() }
+    let connected = || request.extensions.get::<ConnectInfo<SocketAddr>>().map(|connected| connected.0.ip());
+    request.extensions.get::<Source>().copied().unwrap_or_else(|| connected().into())
 }
 
 /// Whether a header has a directive: `Cache-Control: no-cache` has upstream asked (RFC 9111, section 5.2.1.4), `Priority:

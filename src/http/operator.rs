@@ -16,8 +16,8 @@ use super::access::Guest;
 use super::audit::Record;
 use super::{NO_STORE, prefetch, refuse, retention, robots};
 use crate::Cache;
-use crate::access::OPERATOR_HEADER;
-use crate::error::excerpt;
+use crate::access::{AccessError, OPERATOR_HEADER};
+use crate::error::{PullError, excerpt};
 use crate::oci::Digest;
 use crate::ports::StoreError;
 use crate::report::QuotaReport;
@@ -35,18 +35,22 @@ pub(super) fn routes() -> Router<Arc<Cache>> {
 
 /// How much is left of each upstream's quota, and whether it is being asked at all. Whoever is let in is shown what is
 /// public; accounts, addresses and private upstreams are shown to operators.
-async fn quota(operator: Result<Operator, Response>, State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
-    if operator.is_err()
-        && let Err(error) = Guest::of(&cache, &parts, &mut Record::default()).await
+async fn quota(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
+    let mut record = Record::of_operation(&parts);
+    record.by_operator = is_operator(&cache, &parts);
+    if !record.by_operator
+        && let Err(error) = Guest::of(&cache, &parts, &mut record).await
     {
+        record.operated(Some(&error));
         return refuse(&cache, &error, &parts);
     }
+    record.operated(None);
     let now = cache.clock.now();
     let gauges = cache.upstreams.gauges().await;
-    let reports = gauges.iter().filter_map(|(upstream, gauge)| match operator {
-        Ok(_) => Some(QuotaReport::new(upstream, gauge, now)),
-        Err(_) if upstream.config().is_private() => None,
-        Err(_) => Some(QuotaReport::new(upstream, gauge, now).for_guests()),
+    let reports = gauges.iter().filter_map(|(upstream, gauge)| match record.by_operator {
+        true => Some(QuotaReport::new(upstream, gauge, now)),
+        false if upstream.config().is_private() => None,
+        false => Some(QuotaReport::new(upstream, gauge, now).for_guests()),
     });
     let reports: Vec<QuotaReport> = reports.collect();
     answer(&json!({ "upstreams": reports }))
@@ -93,14 +97,20 @@ impl FromRequestParts<Arc<Cache>> for Operator {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, cache: &Arc<Cache>) -> Result<Self, Response> {
-        let shown = parts.headers.get(OPERATOR_HEADER);
-        if shown.is_some_and(|secret| cache.is_operator(secret.as_bytes())) {
-            return Ok(Self);
+        let mut record = Record::of_operation(parts);
+        record.by_operator = is_operator(cache, parts);
+        let refused = (!record.by_operator).then_some(PullError::from(AccessError::NotOperator));
+        record.operated(refused.as_ref());
+        match refused {
+            None => Ok(Self),
+            Some(error) => Err(refusal(error.answer().status, &error.to_string())),
         }
-        let message = "this is for whoever runs the cache: the commands of the program show the secret in its data \
-                       directory (operator_secret)";
-        Err(refusal(StatusCode::FORBIDDEN, message))
     }
+}
+
+fn is_operator(cache: &Cache, parts: &Parts) -> bool {
+    let shown = parts.headers.get(OPERATOR_HEADER);
+    shown.is_some_and(|secret| cache.is_operator(secret.as_bytes()))
 }
 
 /// Why an operator gets no answer: `{"error": "…"}`.

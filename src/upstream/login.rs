@@ -163,7 +163,7 @@ impl Lease {
 }
 
 fn basic(credentials: &Credentials) -> Result<HeaderValue, UpstreamError> {
-    let pair = STANDARD.encode(format!("{}:{}", credentials.username, credentials.password));
+    let pair = STANDARD.encode(format!("{}:{}", credentials.username, credentials.password.as_str()));
     let mut value = HeaderValue::from_str(&format!("Basic {pair}"))
         .map_err(|_| UpstreamError::Denied("the configured credentials fit no header".into()))?;
     value.set_sensitive(true);

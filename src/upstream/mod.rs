@@ -154,7 +154,7 @@ impl Upstreams {
         let parts = parts.collect();
         let default = DEFAULT_UPSTREAM.parse().map_err(|_| UpstreamError::Invalid(DEFAULT_UPSTREAM.into()))?;
         let places = Places::new(&config.upstreams, &config.rules);
-        let policy = config.access.as_ref().map(|access| access.policy.clone()).unwrap_or_default();
+        let policy = config.access().policy;
         let standings = Standings::new(clock.clone(), Arc::clone(ledger));
         Ok(Self { parts, places, default: Place::whole(default), policy, standings })
     }

@@ -118,7 +118,7 @@ async fn robots_are_managed_by_invoking_the_filler_and_pull_through_every_proces
     std::fs::write(&password, "of the upstream")?;
     let credentials =
         format!("credentials = {{ username = \"alice\", password_file = \"{}\" }}\n", password.path().display());
-    let plan = Plan::of(&upstream.url()).setting(&format!("{credentials}{ROBOTS}{KEYS}{POLICY}"));
+    let plan = Plan::of(&upstream.url()).setting(&format!("{credentials}{ROBOTS}{POLICY}"));
     let deployment = plan.log_level("DEBUG").start().await?;
     let robots = async |command: Value| deployment.invoke_filler(json!({ "robots": command })).await;
     let added = robots(json!({ "add": { "name": "ci", "expires": "90d" } })).await?;
@@ -160,16 +160,14 @@ async fn robots_are_managed_by_invoking_the_filler_and_pull_through_every_proces
 #[tokio::test]
 async fn logins_without_keys_stop_either_function() -> Result<()> {
     let endpoints = Endpoints::start().await?;
-    for (access, variable, sentence) in [
-        (ROBOTS.to_owned(), None, "access.signing_keys: is required where somebody can log in"),
-        (format!("{ROBOTS}{KEYS}"), Some(""), "access.signing_keys: the password is empty"),
-        (format!("{ROBOTS}{KEYS}"), Some("c2hvcnQ="), "access.signing_keys: key 1 is not"),
+    for (access, keys, sentence) in [
+        (ROBOTS.to_owned(), "", "access.signing_keys: is required where somebody can log in"),
+        (format!("{ROBOTS}{KEYS}"), "", "access.signing_keys: the secret is empty"),
+        (ROBOTS.to_owned(), "c2hvcnQ=", "access.signing_keys: key 1 is not"),
+        (format!("{ROBOTS}{KEYS}"), "c2hvcnQ=", "access.signing_keys: key 1 is not"),
     ] {
         let (_configuration, environment) = Plan::of("http://127.0.0.1:1").setting(&access).environment(&endpoints)?;
-        let environment = match variable {
-            Some(value) => environment.with("STOPOVER_SIGNING_KEYS", value),
-            None => environment,
-        };
+        let environment = environment.with("STOPOVER_SIGNING_KEYS", keys);
         for function in [REGISTRY, FILLER] {
             let text = environment.refusal(function).await?;
             ensure!(text.contains(sentence) && !text.contains("c2hvcnQ"), "{function}: {text}");

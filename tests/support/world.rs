@@ -17,7 +17,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode};
-use stopover::access::{OPERATOR_HEADER, OperatorSecret};
+use stopover::access::{OPERATOR_HEADER, OperatorSecret, Source};
 use stopover::config::{Cold, Config};
 use stopover::local::{Local, operator_secret};
 use stopover::oci::{Algorithm, Digest};
@@ -146,8 +146,7 @@ impl World {
 
     /// The same, with headers.
     pub async fn post_with(&self, caller: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Answer {
-        let caller = stopover::http::Caller(caller.parse().expect("a test names a real address"));
-        let mut request = Request::post(path).extension(caller);
+        let mut request = Request::post(path).extension(source(caller));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -161,8 +160,7 @@ impl World {
 
     /// The same, with headers.
     pub async fn get_with(&self, caller: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
-        let caller = stopover::http::Caller(caller.parse().expect("a test names a real address"));
-        self.send_request(Request::get("/").extension(caller), path, headers).await
+        self.send_request(Request::get("/").extension(source(caller)), path, headers).await
     }
 
     /// Sends a request by a caller with this address.
@@ -172,8 +170,7 @@ impl World {
 
     /// Sends a request with headers by a caller with this address.
     pub async fn send_with(&self, caller: &str, method: Method, path: &str, headers: &[(&str, &str)]) -> Answer {
-        let caller = stopover::http::Caller(caller.parse().expect("a test names a real address"));
-        self.send_request(Request::builder().method(method).extension(caller), path, headers).await
+        self.send_request(Request::builder().method(method).extension(source(caller)), path, headers).await
     }
 
     /// Sends what an operator asks, with the secret.
@@ -453,6 +450,10 @@ pub async fn until(condition: impl Fn() -> bool) {
         }
     };
     tokio::time::timeout(DEADLINE, wait).await.expect("the condition comes true in time");
+}
+
+fn source(caller: &str) -> Source {
+    Some(caller.parse().expect("a test names a real address")).into()
 }
 
 fn checked(path: &str, bytes: &[u8]) -> String {
