@@ -3,12 +3,14 @@
 use std::net::TcpListener;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use http::{Method, StatusCode};
 use stopover::config::Cold;
 use support::aws::{EVERY_OPERATION, Service};
 use support::on_both_columns;
 use support::scripted::{Fault, Login, Scripted};
-use support::world::{Column, World};
+use support::world::{Column, PASSWORD, World};
 
 on_both_columns!(
     redirects_are_followed_without_our_credentials,
@@ -32,7 +34,7 @@ fn redirect(url: String) -> Fault {
 
 async fn redirects_are_followed_without_our_credentials(column: Column) {
     let world = World::plan(column).cold(Cold::Wait).upstream(LOGIN).start().await;
-    world.upstream.require(Login::Basic("me".into(), "secret".into()));
+    world.upstream.require(Login::Basic("me".into(), PASSWORD.into()));
     let image = world.upstream.image("a", "1", &[b"layer"]);
     // The same host on another port is another origin.
     let elsewhere = Scripted::start().unwrap();
@@ -157,10 +159,11 @@ async fn neither_tokens_nor_cookies_go_to_where_upstream_redirects(column: Colum
     for seen in elsewhere.requests() {
         assert!(!seen.headers.contains_key("authorization"), "{seen:?}");
     }
+    let basic = format!("Basic {}", BASE64_STANDARD.encode(format!("me:{PASSWORD}")));
     for seen in world.upstream.requests().iter().chain(&elsewhere.requests()) {
         assert!(!seen.headers.contains_key("cookie") && !seen.headers.contains_key("x-forwarded-for"), "{seen:?}");
         let authorization = seen.headers.get("authorization").and_then(|value| value.to_str().ok());
-        let ours = |value: &str| value.starts_with("Bearer token-") || value == "Basic bWU6c2VjcmV0";
+        let ours = |value: &str| value.starts_with("Bearer token-") || value == basic;
         assert!(authorization.is_none_or(ours), "{seen:?}");
     }
 }
@@ -256,7 +259,7 @@ async fn a_token_realm_that_is_not_allowed_gets_no_request(column: Column) {
 
 async fn a_private_blob_is_never_redirected_to_upstream(column: Column) {
     let world = World::plan(column).cold(Cold::Redirect).upstream(LOGIN).start().await;
-    world.upstream.require(Login::Basic("me".into(), "secret".into()));
+    world.upstream.require(Login::Basic("me".into(), PASSWORD.into()));
     let image = world.upstream.image("a", "1", &[b"layer"]);
     world.get(TAG).await;
     let answer = world.get(&format!("/v2/test.local/a/blobs/{}", image.blobs[1].0)).await;
