@@ -63,3 +63,56 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use stopover::config::{Cold, Config};
+    use stopover::local::Local;
+    use stopover::time::Clock;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::time::{Instant, timeout};
+
+    use super::*;
+
+    /// What comes back for these bytes until the connection is closed, and how long that takes. Time is paused: it passes
+    /// once nothing else is to be done.
+    async fn until_closed(server: SocketAddr, request: &str) -> (String, Duration) {
+        let mut connection = TcpStream::connect(server).await.unwrap();
+        let begun = Instant::now();
+        connection.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        let closed = timeout(Duration::from_hours(1), connection.read_to_string(&mut answer)).await;
+        closed.expect("the connection is held for ever").unwrap();
+        (answer, begun.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn heads_bodies_and_idle_connections_have_thirty_seconds() {
+        let data = tempfile::tempdir().unwrap();
+        let text = "[access]\nanonymous = true\nrobots = true";
+        let mut config = Config::parse(text, Path::new("stopover.toml"), Cold::Follow, |_| unreachable!()).unwrap();
+        config.data_dir = data.path().to_owned();
+        let local = Local::open(config, Clock::default()).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = listener.local_addr().unwrap();
+        let running = tokio::spawn(run(listener, stopover::http::router(Arc::clone(&local.cache)), pending()));
+        let body = "HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{";
+        for (request, answered) in [
+            (String::new(), ""),
+            ("GET /v2/ HTTP/1.1\r\nhost: a\r\nx-slow:".to_owned(), ""),
+            (format!("POST /token {body}"), "HTTP/1.1 4"),
+            (format!("POST /_stopover/prefetch {body}"), "HTTP/1.1 4"),
+            ("GET /v2/ HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(), "HTTP/1.1 401 "),
+        ] {
+            let (answer, after) = until_closed(server, &request).await;
+            assert!(if answered.is_empty() { answer.is_empty() } else { answer.starts_with(answered) }, "{answer}");
+            assert!((HEAD..HEAD + Duration::from_secs(1)).contains(&after), "{request:?}: after {after:?}");
+        }
+        running.abort();
+        local.stop(Duration::ZERO).await;
+    }
+}

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use regex::Regex;
 use serde_json::{Value, json};
 use serde_yaml_ng::Value as Yaml;
 
@@ -231,7 +232,21 @@ fn a_deployment_is_never_open_to_the_world_by_default() -> Result<()> {
     let networks = at(&template, "/Parameters/AnonymousCidrs");
     assert_eq!(networks["Default"], "", "nobody without a login");
     let pattern = networks["AllowedPattern"].as_str().context("no pattern")?;
-    assert!(pattern.contains("/([1-9]|"), "/0 is everybody");
+    let pattern = Regex::new(pattern)?;
+    for (network, accepted) in [
+        ("", true),
+        ("10.0.0.0/8", true),
+        ("203.0.113.7/32", true),
+        ("2001:db8::/32", true),
+        ("0.0.0.0/0", false),
+        ("::/0", false),
+        ("0.0.0.0/00", false),
+        ("10.0.0.0", false),
+        ("10.0.0.0/8 0.0.0.0/0", false),
+        ("10.0.0.0/8\n0.0.0.0/0", false),
+    ] {
+        assert_eq!(pattern.is_match(network), accepted, "{network:?}");
+    }
     let variables = at(&template, "/Globals/Function/Environment/Variables");
     assert_eq!(variables["STOPOVER_ANONYMOUS_CIDRS"], json!({ "Fn::Join": [",", { "Ref": "AnonymousCidrs" }] }));
     assert_eq!(variables["STOPOVER_ACCOUNT"], json!({ "Ref": "AWS::AccountId" }));

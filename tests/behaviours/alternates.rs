@@ -4,7 +4,7 @@ use http::StatusCode;
 use stopover::config::Cold;
 use support::on_both_columns;
 use support::scripted::{Fault, Login, Scripted, ScriptedImage};
-use support::world::{Column, World};
+use support::world::{Column, PASSWORD, World};
 
 on_both_columns!(
     an_alternate_serves_by_digest_what_there_is_no_quota_for,
@@ -92,7 +92,7 @@ const CREDENTIALS: &str = "credentials = { username = \"me\", password_env = \"T
 async fn asked_elsewhere(column: Column, there: &str, upstream: &str, access: &str) -> (StatusCode, usize) {
     let other = Scripted::start().unwrap();
     if there == CREDENTIALS {
-        other.require(Login::Basic("me".into(), "secret".into()));
+        other.require(Login::Basic("me".into(), PASSWORD.into()));
     }
     let image = other.image("team/a", "1", &[LAYER]);
     let upstream =

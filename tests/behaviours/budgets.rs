@@ -22,6 +22,8 @@ use support::world::{Answer, Column, World};
 
 on_both_columns!(
     ten_thousand_random_tags_by_one_principal_spend_its_budget_and_nothing_else,
+    a_stranger_who_asks_for_random_tags_is_stopped_until_time_has_passed,
+    whoever_has_no_misses_left_gets_what_a_tag_has_moved_to,
     whoever_calls_from_all_of_an_ipv6_network_has_one_budget,
     whoever_asks_for_everything_at_once_gets_no_further,
     whoever_leaves_before_the_answer_has_paid,
@@ -129,6 +131,36 @@ async fn ten_thousand_random_tags_by_one_principal_spend_its_budget_and_nothing_
         let answer = world.get_with(STRANGER, &tag(name, "1"), headers).await;
         assert_eq!(answer.bytes(), &image.manifest, "everybody else has a budget of their own");
     }
+}
+
+async fn a_stranger_who_asks_for_random_tags_is_stopped_until_time_has_passed(column: Column) {
+    let world = World::plan(column).settings("misses = 10").start().await;
+    let ask = async |name: &str| world.get_from(STRANGER, &tag("a", name)).await;
+    for number in 0..10 {
+        assert_eq!(ask(&format!("random-{number}")).await.status, StatusCode::NOT_FOUND);
+    }
+    assert_over(&ask("random-10").await, "too often", "6");
+    world.clock.advance(Duration::from_secs(6));
+    assert_eq!(ask("late").await.status, StatusCode::NOT_FOUND, "one more");
+    assert_over(&ask("later").await, "too often", "6");
+}
+
+async fn whoever_has_no_misses_left_gets_what_a_tag_has_moved_to(column: Column) {
+    let world = World::plan(column).settings("misses = 1").start().await;
+    let old = world.upstream.image("a", "1", &[b"old"]);
+    let get = async |name: &str| world.get_from(STRANGER, &tag("a", name)).await;
+    assert_eq!(get("1").await.bytes(), &old.manifest);
+    world.settled().await;
+    world.clock.advance(FRESH);
+    // A tag that is known is no miss, stale or not.
+    assert_eq!(get("none").await.status, StatusCode::NOT_FOUND);
+    assert_eq!(get("more").await.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(get("1").await.header("x-stopover"), "revalidated");
+    let new = world.upstream.image("a", "1", &[b"new"]);
+    world.clock.advance(FRESH);
+    assert_eq!(get("other").await.status, StatusCode::NOT_FOUND);
+    assert_eq!(get("more").await.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(get("1").await.bytes(), &new.manifest);
 }
 
 async fn whoever_calls_from_all_of_an_ipv6_network_has_one_budget(column: Column) {
@@ -260,7 +292,9 @@ async fn what_is_over_the_budget_of_new_bytes_is_not_stored(column: Column) {
 }
 
 async fn a_blob_over_the_budget_is_redirected_and_not_stored(column: Column) {
-    let world = World::plan(column).cold(Cold::Redirect).settings("new_bytes = \"0B\"").start().await;
+    let settings =
+        "new_bytes = \"0B\"\n[[schedule]]\nevery = \"1h\"\nplatforms = \"all\"\nimages = [\"test.local/a:1\"]\n";
+    let world = World::plan(column).cold(Cold::Redirect).settings(settings).start().await;
     let image = world.upstream.image("a", "1", &[b"layer"]);
     assert_eq!(world.get_from(STRANGER, &tag("a", "1")).await.bytes(), &image.manifest);
     for path in blobs(&image) {
@@ -271,9 +305,7 @@ async fn a_blob_over_the_budget_is_redirected_and_not_stored(column: Column) {
     world.settled().await;
     assert!(world.stored_blobs().await.is_empty());
     // A schedule is the operator's, and nobody's expense.
-    let job = json!({ "images": ["test.local/a:1"] }).to_string();
-    let answer = world.post("/_stopover/prefetch", job).await;
-    assert_eq!(answer.status, StatusCode::ACCEPTED);
+    assert_eq!(world.cache.request_due_schedules().await.unwrap(), 1);
     world.settled().await;
     assert_eq!(world.stored_blobs().await, stored_of(&image));
 }

@@ -6,7 +6,7 @@ use http::StatusCode;
 use support::aws::{EVERY_OPERATION, Service};
 use support::on_both_columns;
 use support::scripted::{Login, Scripted, ScriptedImage};
-use support::world::{Column, World};
+use support::world::{Column, PASSWORD, World};
 
 const REGISTRY: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
 /// The world's clock stands at 1,800,000,000.
@@ -34,7 +34,7 @@ fn tag(tag: &str) -> String {
 async fn a_configured_password_is_used_for_private_ecr_too(column: Column) {
     let login = "credentials = { username = \"AWS\", password_env = \"TEST_SECRET\" }";
     let (world, registry, _) = world_with_ecr(column, login).await;
-    registry.require(Login::Basic("AWS".into(), "secret".into()));
+    registry.require(Login::Basic("AWS".into(), PASSWORD.into()));
     assert_eq!(world.get(&tag("1")).await.status, StatusCode::OK);
     assert!(world.endpoints().is_none_or(|endpoints| endpoints.calls(Service::Ecr, EVERY_OPERATION) == 0));
 }

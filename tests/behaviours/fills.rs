@@ -180,7 +180,9 @@ mod following {
         // While the first one rests after a failure.
         world.upstream.fault(&format!("/v2/a/blobs/{layer}"), Fault::Status(429, vec![], String::new()));
         world.get("/v2/test.local/a/manifests/1").await;
-        until(|| world.upstream.count(&format!("/v2/a/blobs/{layer}")) > 0).await;
+        // Whoever is told of the limit, is told when it has been noted.
+        let limited = world.get(&format!("/v2/test.local/a/blobs/{layer}")).await;
+        assert_eq!(limited.status, StatusCode::TOO_MANY_REQUESTS);
         world.upstream.heal();
         world.clock.advance(std::time::Duration::from_hours(1));
         world.get("/v2/test.local/b/manifests/1").await;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use stopover::ports::{Entry, ListKey};
 use support::on_both_columns;
 use support::scripted::{Fault, Login, Scripted};
-use support::world::{Answer, Column, World};
+use support::world::{Answer, Column, PASSWORD, World};
 
 on_both_columns!(
     a_list_of_tags_is_sorted_and_cut_into_pages_whatever_upstream_does,
@@ -207,7 +207,7 @@ async fn a_list_that_nobody_has_is_unavailable_and_not_empty(column: Column) {
 async fn a_refused_login_is_not_covered_by_a_list_that_is_kept(column: Column) {
     let login = "public = true\ncredentials = { username = \"me\", password_env = \"TEST_SECRET\" }";
     let world = World::plan(column).upstream(login).start().await;
-    world.upstream.require(Login::Basic("me".into(), "secret".into()));
+    world.upstream.require(Login::Basic("me".into(), PASSWORD.into()));
     world.upstream.tags("a", &["1"]);
     assert_eq!(tags(&world.get(LIST).await), ["1"]);
     world.upstream.require(Login::Basic("me".into(), "another".into()));

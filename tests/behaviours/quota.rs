@@ -20,8 +20,6 @@ on_both_columns!(
     a_token_server_that_limits_logins_is_left_alone,
     breakers_are_shared_among_instances,
     the_quota_that_is_left_is_shown_with_a_forecast,
-    a_stranger_who_asks_for_random_tags_is_stopped_and_what_is_stored_still_pulls,
-    whoever_has_no_misses_left_gets_what_a_tag_has_moved_to,
     the_last_pulls_are_kept_for_clients_who_wait,
     hostile_answers_of_a_token_server_are_refused,
     a_dead_host_that_upstream_redirects_to_does_not_close_the_upstream,
@@ -197,54 +195,6 @@ async fn the_quota_that_is_left_is_shown_with_a_forecast(column: Column) {
     // Two pulls in twenty minutes leave 970 minutes, ten of which have passed.
     assert_eq!(report["forecast"], "empty in about 960 min at the present rate");
     assert_eq!(report["breakers"], serde_json::json!([]));
-}
-
-async fn a_stranger_who_asks_for_random_tags_is_stopped_and_what_is_stored_still_pulls(column: Column) {
-    let world = World::plan(column).settings("misses = 10").start().await;
-    let image = world.upstream.image("a", "1", &[b"layer"]);
-    assert_eq!(world.get_from("192.0.2.1", &tag("a")).await.status, StatusCode::OK);
-    world.settled().await;
-    world.upstream.forget_requests();
-    let mut refused = 0;
-    for number in 0..200 {
-        let path = match number % 2 {
-            0 => format!("/v2/test.local/a/manifests/random-{number}"),
-            _ => format!("/v2/test.local/a/blobs/sha256:{number:064x}"),
-        };
-        let answer = world.get_from("192.0.2.1", &path).await;
-        if answer.status == StatusCode::TOO_MANY_REQUESTS {
-            refused += 1;
-            assert_eq!((answer.header("retry-after"), answer.error().0.as_str()), ("6", "TOOMANYREQUESTS"));
-        } else {
-            assert_eq!(answer.status, StatusCode::NOT_FOUND);
-        }
-    }
-    assert_eq!((refused, world.upstream.requests().len()), (190, 10));
-    assert_eq!(world.get_from("192.0.2.1", &tag("a")).await.bytes(), &image.manifest);
-    assert_eq!(world.get_from("192.0.2.2", "/v2/test.local/a/manifests/other").await.status, StatusCode::NOT_FOUND);
-    world.clock.advance(Duration::from_secs(6));
-    let path = "/v2/test.local/a/manifests/late";
-    assert_eq!(world.get_from("192.0.2.1", path).await.status, StatusCode::NOT_FOUND, "one more");
-    assert_eq!(world.get_from("192.0.2.1", &path.replace("late", "later")).await.status, StatusCode::TOO_MANY_REQUESTS);
-    // A tag that is known is no miss, stale or not.
-    world.clock.advance(FRESH);
-    for number in 0..40 {
-        world.get_from("192.0.2.1", &path.replace("late", &format!("more-{number}"))).await;
-    }
-    assert_eq!(world.get_from("192.0.2.1", &tag("a")).await.header("x-stopover"), "revalidated");
-}
-
-async fn whoever_has_no_misses_left_gets_what_a_tag_has_moved_to(column: Column) {
-    let world = World::plan(column).settings("misses = 1").start().await;
-    let old = world.upstream.image("a", "1", &[b"old"]);
-    let get = async |path: &str| world.get_from("192.0.2.1", path).await;
-    assert_eq!(get(&tag("a")).await.bytes(), &old.manifest);
-    world.settled().await;
-    let new = world.upstream.image("a", "1", &[b"new"]);
-    world.clock.advance(FRESH);
-    assert_eq!(get("/v2/test.local/a/manifests/none").await.status, StatusCode::NOT_FOUND);
-    assert_eq!(get("/v2/test.local/a/manifests/more").await.status, StatusCode::TOO_MANY_REQUESTS);
-    assert_eq!(get(&tag("a")).await.bytes(), &new.manifest);
 }
 
 async fn the_last_pulls_are_kept_for_clients_who_wait(column: Column) {

@@ -9,7 +9,7 @@ use stopover::oci::{Algorithm, Digest};
 use stopover::ports::Entry;
 use support::on_both_columns;
 use support::scripted::{Fault, Login, Scripted};
-use support::world::{Answer, Column, World};
+use support::world::{Answer, Column, PASSWORD, World};
 
 on_both_columns!(
     referrers_are_upstreams_own_where_it_has_the_api,
@@ -249,7 +249,7 @@ async fn asking_for_the_referrers_of_nothing_is_a_miss_and_leaves_nothing_behind
 async fn credentials_that_are_refused_do_not_mean_that_there_are_no_referrers(column: Column) {
     let login = "public = true\ncredentials = { username = \"me\", password_env = \"TEST_SECRET\" }";
     let world = World::plan(column).upstream(login).start().await;
-    world.upstream.require(Login::Basic("me".into(), "secret".into()));
+    world.upstream.require(Login::Basic("me".into(), PASSWORD.into()));
     let signed = index(&[descriptor("s", "application/x-signature")]);
     world.upstream.page(&format!("/v2/a/referrers/{}", subject()), INDEX, &signed, None);
     let get = async || world.get(&path(&subject())).await;

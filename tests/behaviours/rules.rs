@@ -8,7 +8,7 @@ use stopover::config::Cold;
 use support::aws::{EVERY_OPERATION, Service};
 use support::on_both_columns;
 use support::scripted::{Fault, Login, Scripted};
-use support::world::{Column, World};
+use support::world::{Column, PASSWORD, World};
 
 on_both_columns!(
     what_a_rule_calls_a_place_shares_its_content_with_the_canonical_name,
@@ -64,7 +64,7 @@ async fn credentials_of_a_rule_are_used_below_it_and_nowhere_else(column: Column
     let rules = "[rules.\"test.local/acme\"]\npublic = true\n\
                  credentials = { username = \"bot\", password_env = \"TEST_SECRET\" }";
     let world = World::plan(column).cold(Cold::Wait).upstream(rules).start().await;
-    world.upstream.require(Login::Basic("bot".into(), "secret".into()));
+    world.upstream.require(Login::Basic("bot".into(), PASSWORD.into()));
     for name in ["acme/app", "acme", "acme2/app", "app"] {
         let image = world.upstream.image(name, "1", &[b"layer"]);
         let answer = world.get(&format!("/v2/test.local/{name}/manifests/1")).await;
@@ -115,7 +115,7 @@ async fn rules_with_one_user_name_and_two_passwords_share_no_token(column: Colum
     let login = |password: &str| {
         format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("bot:{password}")))
     };
-    assert_eq!(asked, [login("secret"), login("other")], "one token for each password, whatever the rule");
+    assert_eq!(asked, [login(PASSWORD), login("other")], "one token for each password, whatever the rule");
 }
 
 async fn what_is_not_allowed_is_refused_before_ledger_or_upstream_is_asked(column: Column) {

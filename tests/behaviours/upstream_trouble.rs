@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::StatusCode;
 use support::on_both_columns;
 use support::scripted::{Fault, Login, Scripted};
-use support::world::{Column, World};
+use support::world::{Column, PASSWORD, World};
 
 on_both_columns!(
     an_upstream_in_trouble_serves_the_stale_tag,
@@ -213,7 +213,7 @@ async fn a_token_is_used_to_its_end_while_there_is_no_other(column: Column) {
 async fn a_refused_login_is_denied_and_not_served_stale(column: Column) {
     let login = "public = true\ncredentials = { username = \"me\", password_env = \"TEST_SECRET\" }";
     let world = World::plan(column).upstream(login).start().await;
-    world.upstream.require(Login::Basic("me".into(), "secret".into()));
+    world.upstream.require(Login::Basic("me".into(), PASSWORD.into()));
     world.upstream.image("a", "1", &[b"layer"]);
     assert_eq!(world.get(TAG).await.status, StatusCode::OK);
     world.clock.advance(Duration::from_hours(1));
@@ -222,7 +222,7 @@ async fn a_refused_login_is_denied_and_not_served_stale(column: Column) {
         let answer = world.get(TAG).await;
         assert_eq!((answer.status, answer.error().0.as_str()), (StatusCode::FORBIDDEN, "DENIED"));
     }
-    world.upstream.require(Login::Basic("me".into(), "secret".into()));
+    world.upstream.require(Login::Basic("me".into(), PASSWORD.into()));
     assert_eq!(world.get(TAG).await.status, StatusCode::OK);
 }
 

@@ -18,6 +18,14 @@ const TEXTS: &[&str] = &[
      [access.iam]\naccounts = [\"123456789012\"]\nroles = [\"arn:aws:iam::123456789012:role/eks-*\"]\n",
     "[access.oidc.ci]\nissuer = \"https://token.example.com\"\naudience = \"cr.test\"\nclaims = { owner = \"1\" }\n[access]\nservice = \"cr\"\n",
     "[[policy]]\nwho = [\"robot:ci\"]\nwhat = [\"ghcr.io/acme/*\"]\nnetworks = [\"10.0.0.0/8\"]\nallow = true\n[[policy]]\nallow = false\n",
+    "misses = 60\npulls = 120\nnew_bytes = \"1TiB\"\npermission = \"1h\"\n[upstreams.\"ghcr.io\"]\nmax_blob = \"20GB\"\npermission = \"10m\"\n\
+     public = true\ncredentials = { username = \"me\", password_env = \"A\" }\n[rules.\"ghcr.io/acme\"]\nmax_blob = \"5GB\"\npublic = false\n",
+    "[upstreams.\"a.example\"]\nurl = \"https://a.example\"\ncredentials = { username = \"me\", password_env = \"A\" }\n\
+     alternates = [{ upstream = \"b.example\", shared = true }]\n\
+     [upstreams.\"b.example\"]\nurl = \"https://b.example\"\ncredentials = { username = \"me\", password_env = \"A\" }\n",
+    "[access]\nanonymous = [\"vpce-0123456789abcdef0\", \"2001:db8::/32\"]\nsigning_keys = { env = \"A\" }\n[access.iam]\n\
+     accounts = [\"123456789012\"]\nendpoint = \"https://vpce-1.sts.eu-west-1.vpce.amazonaws.com\"\n\
+     [[policy]]\nnetworks = [\"vpce-0123456789abcdef0\"]\nallow = true\n",
     "[[schedule]]\nevery = \"6h\"\nimages = [\"nginx:1.27\", \"ghcr.io/a/b:stable\"]\nplatforms = [\"linux/amd64\"]\n",
 ];
 const WORDS: &[&str] = &[
@@ -59,7 +67,23 @@ const WORDS: &[&str] = &[
     "18446744073709551615",
     "::/0",
     "10.0.0.1/33",
+    "shared = true",
+    "public = false",
+    "max_blob = ",
+    "permission = ",
+    "new_bytes = ",
+    "pulls = ",
+    "endpoint = ",
+    "\"vpce-\"",
 ];
+
+#[test]
+fn what_configurations_are_made_of_is_accepted() {
+    for text in TEXTS {
+        let loaded = Config::parse(text, Path::new("stopover.toml"), Cold::Follow, |_| Ok(SECRET.into()));
+        assert!(loaded.is_ok(), "{text}{:?}", loaded.err());
+    }
+}
 
 #[test]
 fn no_configuration_panics_or_tells_a_secret() {

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use stopover::local::operator_secret;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
@@ -155,6 +156,8 @@ impl Stopover {
         };
         let keys = std::fs::read_to_string(data.join("signing_keys")).unwrap_or_default();
         secrets::know("a key that tokens are signed with", keys.trim());
+        let operator = std::fs::read_to_string(operator_secret(&data)).unwrap_or_default();
+        secrets::know("the secret of the operators", operator.trim());
         Ok(Self { child, address, data, log, _log: secrets::Watched })
     }
 

@@ -46,6 +46,9 @@ pub enum Column {
 /// The operators' secret on the AWS column. A deployment has none, but the rules of the core hold there, too.
 const OPERATOR: &str = "the secret of the operators of the AWS column";
 
+/// The password of `TEST_SECRET`: long enough to be found in a log.
+pub const PASSWORD: &str = "the-password-of-an-upstream";
+
 /// How long anything in a test may take before it has failed.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -333,12 +336,12 @@ impl Plan {
         fs::write(&file, format!("{}\n{table}{access}", self.settings))?;
         let default = if self.column == Column::Aws { Cold::Redirect } else { Cold::Follow };
         let secret = |name: &str| match name {
-            "TEST_SECRET" => Some("secret".to_owned()),
+            "TEST_SECRET" => Some(PASSWORD.to_owned()),
             "TEST_KEYS" => Some(BASE64_STANDARD.encode([7; 32])),
             _ => None,
         };
         secrets::know("a key that tokens are signed with", &BASE64_STANDARD.encode([7; 32]));
-        secrets::know_login("the password of an upstream", "me", "secret");
+        secrets::know_login("the password of an upstream", "me", PASSWORD);
         let mut config = Config::load(Some(&file), self.cold.unwrap_or(default), |reference| reference.read(secret))?;
         config.data_dir = data.path().to_owned();
         let clock = Clock::manual(Timestamp(1_800_000_000));
@@ -354,6 +357,7 @@ impl Plan {
             }
         };
         let operator = operator.trim().to_owned();
+        secrets::know("the secret of the operators", &operator);
         let router = router(Arc::clone(&cache));
         Ok(World { router, upstream, clock, cache, storage, operator, _log: secrets::Watched })
     }

@@ -6,6 +6,8 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use http::{HeaderValue, Method, StatusCode};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use stopover::access::iam::SignedFields;
+use support::aws::sts::{Signer, Sts};
 use support::scripted::{Fault, Scripted};
 use support::world::{Column, World};
 use tokio::runtime::Handle;
@@ -63,13 +65,32 @@ fn secret() -> impl Strategy<Value = String> {
     ]
 }
 
+/// A password of this key, signed within the last quarter of an hour: all is right but the signature.
+fn signed_with(key_id: &str) -> impl Strategy<Value = String> {
+    let credential = format!("{key_id}/20270115/eu-west-1/sts/aws4_request");
+    let token = prop::option::of("[A-Za-z0-9+/=]{1,40}");
+    ("20270115T07(4[6-9]|5[0-9])[0-5][0-9]Z", token, "[0-9a-f]{64}").prop_map(move |(date, token, signature)| {
+        let fields = SignedFields::new("eu-west-1", &credential, &date, token.as_deref(), &signature);
+        fields.expect("they are of the form that is accepted").password()
+    })
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_authorization_of_a_stranger_lets_in() {
-    let ways = "[access.oidc.ci]\nissuer = \"http://127.0.0.1:1\"\naudience = \"cr.test\"\nclaims = { x = \"y\" }";
-    let world = super::logins::world(Column::Embedded, ways, "").await;
+    let (sts, known) = (Sts::start().unwrap(), Signer::user("123456789012", "me"));
+    sts.know(&known);
+    let ways = format!(
+        "[access.iam]\naccounts = [\"123456789012\"]\nendpoint = \"{}\"\n\
+         [access.oidc.ci]\nissuer = \"http://127.0.0.1:1\"\naudience = \"cr.test\"\nclaims = {{ x = \"y\" }}",
+        sts.url()
+    );
+    let world = super::logins::world(Column::Embedded, &ways, "").await;
+    sts.follow(&world.clock);
+    let basic = |user: &str, secret: String| format!("Basic {}", STANDARD.encode(format!("{user}:{secret}")));
     let authorization = prop_oneof![
+        signed_with(&known.key_id).prop_map(move |secret| basic("aws", secret)),
         (prop::sample::select(vec!["aws", "oidc", "", "root"]), secret())
-            .prop_map(|(user, secret)| format!("Basic {}", STANDARD.encode(format!("{user}:{secret}")))),
+            .prop_map(move |(user, secret)| basic(user, secret)),
         secret().prop_map(|token| format!("Bearer {token}")),
         ("[Bb]asic|Bearer|Digest|", ".{0,40}").prop_map(|(scheme, rest)| format!("{scheme} {rest}")),
     ];
@@ -82,6 +103,7 @@ async fn no_authorization_of_a_stranger_lets_in() {
     };
     tokio::task::block_in_place(|| runner(2_000).run(&authorization, ask)).unwrap();
     assert_eq!(world.upstream.count("/manifests/"), 0);
+    assert!(sts.asked() > 100, "{}", sts.asked());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
