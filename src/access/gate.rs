@@ -203,7 +203,7 @@ impl Access {
         self.keys.as_ref()?.issue(self.service(), principal, self.token_life())
     }
 
-    /// Whether somebody may pull from a repository. `private`: it is asked for with credentials of ours.
+    /// Whether somebody may pull from a repository. `private`: no rule means no.
     pub fn decide(
         &self,
         principal: &Principal,

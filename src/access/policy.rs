@@ -49,12 +49,12 @@ pub enum Because<'a> {
     Rule(&'a Rule),
     /// No rule, and the upstream shows it to everybody.
     Public,
-    /// No rule, and the upstream shows it to us only because of our credentials.
+    /// No rule, and it is private: not everybody who is let in may see it.
     Private,
 }
 
 impl Policy {
-    /// Decides. `private`: the repository is asked for with credentials of ours.
+    /// Decides. `private`: the repository is denied where no rule is about it.
     pub fn decide(
         &self,
         principal: &Principal,
@@ -128,9 +128,7 @@ impl fmt::Display for Decision<'_> {
         match self.because {
             Because::Rule(rule) => write!(formatter, "{verdict} by {}", rule.name),
             Because::Public => write!(formatter, "{verdict}: no rule is about it, and its upstream is public"),
-            Because::Private => {
-                write!(formatter, "{verdict}: no rule is about it, and what needs our credentials upstream is private")
-            }
+            Because::Private => write!(formatter, "{verdict}: no rule is about it, and it is private"),
         }
     }
 }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use url::Url;
 
 use super::file::Origin;
-use super::policy::{PolicyRuleTable, is_arn};
+use super::policy::{ClaimTable, PolicyRuleTable, is_arn};
 use super::{ConfigError, SecretReference, UpstreamConfig, value};
 use crate::access::iam::is_account;
 use crate::access::policy::Policy;
@@ -237,7 +237,7 @@ struct OidcTable {
     audience: String,
     jwks_uri: Option<Url>,
     #[serde(default)]
-    claims: BTreeMap<String, Pattern>,
+    claims: BTreeMap<String, ClaimTable>,
 }
 
 #[derive(Deserialize)]
@@ -282,6 +282,11 @@ pub(super) fn read(
         signing_keys: signing_keys.map_err(|message| value("access.signing_keys", message))?.map(Secret::new),
         policy: Policy::default(),
     };
+    if access.anonymous == Anonymous::Nobody && !access.has_logins() {
+        let message = "names no login and no network, so nobody would be let in: write `anonymous = [\"<network>\"]`, \
+                       `robots = true`, [access.iam] or [access.oidc.<name>]";
+        return Err(value("access", message));
+    }
     let rules = (1..).zip(rules).map(|(number, rule)| rule.read(number, upstreams, &access));
     access.policy = Policy(rules.collect::<Result<_, _>>()?);
     Ok(Some(access))
@@ -343,7 +348,8 @@ impl OidcTable {
         if audience.is_empty() {
             return Err(value(key("audience"), "is what a token must be meant for; it must not be empty"));
         }
-        if claims.is_empty() {
+        let claims = super::policy::claims(claims);
+        if claims.values().all(|pattern| pattern.as_str().chars().all(|letter| letter == '*')) {
             let message = "name a claim that only yours have, for example repository_owner_id: without one everybody \
                            who can get a token of this issuer is let in";
             return Err(value(key("claims"), message));
