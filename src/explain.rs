@@ -69,7 +69,9 @@ impl Question {
             writeln!(text, "{} is not about it: its {key} is something else", rule.name)?;
         }
         let upstream = &repository.upstream;
-        let why = match (private, upstreams.get(&repository)?.config().credentials.is_some()) {
+        let settings = upstreams.get(&repository)?.config();
+        let why = match (private, settings.credentials.is_some()) {
+            (true, _) if settings.public == Some(false) => "private: `public = false` says so".into(),
             (true, _) => format!("private: {upstream} shows it to us because of who we are there"),
             (false, true) => "public: `public = true` shows everybody what our credentials see".into(),
             (false, false) => format!("public: {upstream} is asked for it without credentials"),

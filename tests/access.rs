@@ -458,7 +458,7 @@ async fn a_decision_of_the_policy_is_explained_without_a_running_cache() -> anyh
         (
             &["--as", "robot:ci", "ghcr.io/acme/app"],
             &[
-                "denied: no rule is about it, and what needs our credentials upstream is private",
+                "denied: no rule is about it, and it is private",
                 "rule 1 of the policy is not about it: its what is something else",
                 "rule 2 of the policy is not about it: its claims is something else",
                 "ghcr.io/acme/app is private: ghcr.io shows it to us because of who we are there",

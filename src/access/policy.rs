@@ -40,12 +40,12 @@ pub enum Decision<'a> {
     Rule(&'a Rule),
     /// No rule, and the upstream shows it to everybody: it may.
     Public,
-    /// No rule, and the upstream shows it to us only because of our credentials: it may not.
+    /// No rule, and it is private: not everybody who is let in may see it.
     Private,
 }
 
 impl Policy {
-    /// Decides. `private`: the repository is asked for with credentials of ours.
+    /// Decides. `private`: the repository is denied where no rule is about it.
     pub fn decide(
         &self,
         principal: &Principal,
@@ -124,9 +124,7 @@ impl fmt::Display for Decision<'_> {
         match self {
             Self::Rule(rule) => write!(formatter, "{verdict} by {}", rule.name),
             Self::Public => write!(formatter, "{verdict}: no rule is about it, and its upstream is public"),
-            Self::Private => {
-                write!(formatter, "{verdict}: no rule is about it, and what needs our credentials upstream is private")
-            }
+            Self::Private => write!(formatter, "{verdict}: no rule is about it, and it is private"),
         }
     }
 }

@@ -221,6 +221,11 @@ pub(super) fn read(
         signing_keys: signing_keys.map_err(|message| value("access.signing_keys", message))?,
         policy: Policy::default(),
     };
+    if access.anonymous == Anonymous::Nobody && !access.has_logins() {
+        let message = "names no login and no network, so nobody would be let in: write `anonymous = [\"<network>\"]`, \
+                       `robots = true`, [access.iam] or [access.oidc.<name>]";
+        return Err(value("access", message));
+    }
     let rules = (1..).zip(rules).map(|(number, rule)| rule.read(number, upstreams, &access));
     access.policy = Policy(rules.collect::<Result<_, _>>()?);
     Ok(Some(access))
@@ -282,7 +287,8 @@ impl OidcTable {
         if audience.is_empty() {
             return Err(value(key("audience"), "is what a token must be meant for; it must not be empty"));
         }
-        if claims.is_empty() {
+        let claims = super::policy::claims(claims);
+        if claims.values().all(|pattern| pattern.as_str().chars().all(|letter| letter == '*')) {
             let message = "name a claim that only yours have, for example repository_owner_id: without one everybody \
                            who can get a token of this issuer is let in";
             return Err(value(key("claims"), message));

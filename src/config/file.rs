@@ -10,7 +10,7 @@ use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 use url::Url;
 
-use super::policy::PolicyRuleTable;
+use super::policy::{ClaimTable, PolicyRuleTable};
 use super::{Cold, Deleted};
 use crate::freshness::Pattern;
 use crate::oci::{Name, Platforms, UpstreamId};
@@ -245,7 +245,7 @@ pub(super) struct OidcTable {
     pub(super) audience: String,
     pub(super) jwks_uri: Option<Url>,
     #[serde(default)]
-    pub(super) claims: BTreeMap<String, Pattern>,
+    pub(super) claims: BTreeMap<String, ClaimTable>,
 }
 
 #[derive(Deserialize)]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use super::upstream::is_pattern_of_names;
 use super::{AccessConfig, ConfigError, UpstreamConfig, value};
 use crate::access::iam::{Partition, is_account};
 use crate::access::policy::Rule;
@@ -18,10 +19,29 @@ use crate::oci::UpstreamId;
 #[serde(deny_unknown_fields)]
 pub(super) struct PolicyRuleTable {
     who: Option<Vec<String>>,
-    claims: Option<BTreeMap<String, Pattern>>,
+    claims: Option<BTreeMap<String, ClaimTable>>,
     networks: Option<Vec<IpNet>>,
     what: Option<Vec<String>>,
     allow: bool,
+}
+
+/// What a claim has to be: a pattern, or a number or a boolean, which is its text.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a pattern like \"acme*\", a whole number, true or false")]
+pub(super) enum ClaimTable {
+    Pattern(Pattern),
+    Number(i64),
+    Truth(bool),
+}
+
+/// The patterns that claims have to fit.
+pub(super) fn claims(tables: BTreeMap<String, ClaimTable>) -> BTreeMap<String, Pattern> {
+    let pattern = |table| match table {
+        ClaimTable::Pattern(pattern) => pattern,
+        ClaimTable::Number(number) => number.to_string().as_str().into(),
+        ClaimTable::Truth(truth) => truth.to_string().as_str().into(),
+    };
+    tables.into_iter().map(|(name, table)| (name, pattern(table))).collect()
 }
 
 impl PolicyRuleTable {
@@ -56,9 +76,14 @@ impl PolicyRuleTable {
             return Err(value(key("claims"), message));
         }
         for pattern in &what {
+            let names_none = |pattern| {
+                let message = "is about no repository: a rule holds for all tags and digests of \"ghcr.io/acme/*\"";
+                Err(value(key("what"), format!("{pattern:?} {message}")))
+            };
             let (upstream, name) = pattern.split_once('/').unwrap_or((pattern, "*"));
             if upstream.contains('*') {
-                continue;
+                // The star may reach into the name.
+                if is_pattern_of_names(pattern) { continue } else { return names_none(pattern) }
             }
             let known = upstream.parse::<UpstreamId>().ok().and_then(|id| upstreams.get(&id));
             let known = known.ok_or_else(|| {
@@ -66,6 +91,9 @@ impl PolicyRuleTable {
             })?;
             if !pattern.contains(['/', '*']) {
                 return Err(value(key("what"), format!("for all of the upstream write \"{pattern}/*\"")));
+            }
+            if !is_pattern_of_names(name) {
+                return names_none(pattern);
             }
             if known.library && !name.contains(['/', '*']) {
                 return Err(value(
@@ -78,7 +106,7 @@ impl PolicyRuleTable {
         Ok(Rule {
             name: format!("rule {number} of the policy"),
             who: patterns(who),
-            claims: claims.unwrap_or_default(),
+            claims: self::claims(claims.unwrap_or_default()),
             networks: networks.unwrap_or_default().into_iter().map(canonical).collect(),
             what: patterns(what),
             allow,

@@ -361,6 +361,14 @@ fn a_policy_that_could_mean_something_else_than_it_says_is_refused() {
         ("what = [\"index.docker.io/acme/*\"]", "begins with no configured upstream"),
         ("what = [\"docker.io/nginx\"]", "write \"docker.io/library/nginx\""),
         ("what = [\"ghcr.io\"]", "write \"ghcr.io/*\""),
+        ("what = [\"ghcr.io/acme/a:v1\"]", "is about no repository"),
+        ("what = [\"ghcr.io/acme/*@sha256:*\"]", "is about no repository"),
+        ("what = [\"ghcr.io/acme/\"]", "is about no repository"),
+        ("what = [\"ghcr.io/\"]", "is about no repository"),
+        ("what = [\"ghcr.io/Acme/*\"]", "is about no repository"),
+        ("what = [\"*/acme/a:v1\"]", "is about no repository"),
+        ("what = [\"*:v1\"]", "is about no repository"),
+        ("what = [\"*.io/acme/\"]", "is about no repository"),
     ] {
         let error = load(&format!("{ACCESS}[[policy]]\n{rule}\nallow = false")).unwrap_err();
         assert!(error.starts_with("policy, rule 1: ") && error.contains(message), "{rule}: {error}");
@@ -421,7 +429,13 @@ fn a_policy_that_could_mean_something_else_than_it_says_is_refused() {
         let error = load(&logins.replace("arn:aws:iam::210987654321:role/node-*", role)).unwrap_err();
         assert!(error.starts_with("access.iam.roles: ") && error.contains(message), "{role}: {error}");
     }
-    for rule in ["who = [\"*\"]", "who = [\"r*\", \"anonymous\"]", "what = [\"*/acme/*\", \"docker.io/nginx*\"]", ""] {
+    for rule in [
+        "who = [\"*\"]",
+        "who = [\"r*\", \"anonymous\"]",
+        "what = [\"*/acme/*\", \"docker.io/nginx*\"]",
+        "what = [\"*\", \"ghcr.io*\", \"ghcr.io/*\", \"*-docker.pkg.dev/*\", \"ghcr.io/acme/a*b\"]",
+        "",
+    ] {
         let config = load(&format!("{ACCESS}[[policy]]\n{rule}\nallow = true")).unwrap();
         assert_eq!(config.access.unwrap().policy.0.len(), 1, "{rule}");
     }
@@ -455,9 +469,13 @@ fn what_the_access_table_cannot_mean_is_named() {
             .contains("access.anonymous: \"everyone\" is no network")
     );
     assert!(
-        !load("[access]\nanonymous = []").unwrap().access.unwrap().anonymous.admits(None.into()),
+        !load(&format!("{ACCESS}anonymous = []")).unwrap().access.unwrap().anonymous.admits(None.into()),
         "nobody, not everybody"
     );
+    for nobody in ["", "anonymous = false", "anonymous = []", "robots = false", "token_life = \"5m\""] {
+        let error = load(&format!("[access]\n{nobody}")).unwrap_err();
+        assert!(error.starts_with("access: names no login and no network"), "{nobody}: {error}");
+    }
 }
 
 #[test]
@@ -472,6 +490,37 @@ fn what_needs_our_credentials_is_private_unless_it_says_otherwise() {
     assert!(private("docker.io") && private("123456789012.dkr.ecr.eu-west-1.amazonaws.com") && !private("ghcr.io"));
     let rule = &config.rules[&"docker.io/library".parse().unwrap()];
     assert!(!rule.settings.as_ref().unwrap().is_private());
+}
+
+#[test]
+fn what_is_not_public_is_private_without_credentials_too() {
+    let text = "[upstreams.\"internal.test\"]\npublic = false\n[rules.\"internal.test/open\"]\npublic = true\n\
+                [rules.\"internal.test/other\"]\nfresh = \"1h\"\n[rules.\"ghcr.io/acme\"]\npublic = false\n";
+    let config = load(text).unwrap();
+    assert!(config.upstreams[&"internal.test".parse().unwrap()].is_private());
+    let private = |prefix: &str| config.rules[&prefix.parse().unwrap()].settings.as_ref().unwrap().is_private();
+    assert!(!private("internal.test/open") && private("internal.test/other") && private("ghcr.io/acme"));
+    assert!(!config.upstreams[&"ghcr.io".parse().unwrap()].is_private());
+}
+
+#[test]
+fn claims_are_patterns_numbers_or_booleans() {
+    let with = |claims: &str| {
+        load(&format!(
+            "[access.oidc.ci]\nissuer = \"https://ci.test\"\naudience = \"cr.test\"\nclaims = {claims}\n\
+             [[policy]]\nclaims = {claims}\nallow = true\n"
+        ))
+    };
+    let access = with("{ owner = 9919, internal = true, ref = \"refs/*\", sub = \"*\" }").unwrap().access.unwrap();
+    for claims in [&access.oidc["ci"].claims, &access.policy.0[0].claims] {
+        let written: Vec<&str> = claims.values().map(|pattern| pattern.as_str()).collect();
+        assert_eq!(written, ["true", "9919", "refs/*", "*"]);
+    }
+    for everybody in ["{ owner = \"*\" }", "{ owner = \"*\", sub = \"**\" }"] {
+        let error = with(everybody).unwrap_err();
+        assert!(error.starts_with("access.oidc.ci.claims: ") && error.contains("is let in"), "{error}");
+    }
+    assert!(with("{ owner = [\"a\"] }").unwrap_err().contains("a whole number, true or false"));
 }
 
 #[test]

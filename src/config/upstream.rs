@@ -97,8 +97,8 @@ pub struct UpstreamConfig {
     pub fills: NonZeroUsize,
     /// Who else carries its content, asked in this order when it limits us or fails.
     pub alternates: Vec<Alternate>,
-    /// Whether everybody who is let in may see what our credentials show us there.
-    pub public: bool,
+    /// Whether everybody who is let in may see what we are shown there. `None`: as far as upstream shows it to everybody.
+    pub public: Option<bool>,
     /// Who we are there.
     pub credentials: Option<Credentials>,
     /// The region of a private ECR registry: without `credentials` we log in there as whoever this process is to AWS.
@@ -174,8 +174,7 @@ impl NamePatterns {
     /// below a `path` that it does not begin with.
     fn read(patterns: &[String], key: String, library: bool, path: Option<&Name>) -> Result<Self, ConfigError> {
         for pattern in patterns {
-            // A letter is what may stand beside anything.
-            if pattern.replace('*', "a").parse::<Name>().is_err() {
+            if !is_pattern_of_names(pattern) {
                 return Err(value(key, format!("{pattern:?} is no pattern of names like \"acme/web*\"")));
             }
             if library && !pattern.contains(['/', '*']) {
@@ -189,6 +188,12 @@ impl NamePatterns {
         }
         Ok(Self { key, patterns: patterns.iter().map(|pattern| pattern.as_str().into()).collect() })
     }
+}
+
+/// Whether a name may match a pattern: none has a tag, a digest, or a slash at its end.
+pub(super) fn is_pattern_of_names(pattern: &str) -> bool {
+    // A letter is what may stand beside anything.
+    pattern.replace('*', "a").parse::<Name>().is_ok()
 }
 
 /// Whether a pattern may match `path` itself or a name below it. What follows its first star can always be matched there.
@@ -322,7 +327,7 @@ fn upstream(
         fills: table.fills.unwrap_or(DEFAULT_FILLS),
         alternates,
         credentials: None,
-        public: false,
+        public: None,
         ecr_region,
     };
     upstream.set(policy, &section, None, secret)?;
@@ -330,10 +335,10 @@ fn upstream(
 }
 
 impl UpstreamConfig {
-    /// Whether it shows us what it does not show to everybody: only those see that whom the policy names. A private ECR
-    /// registry does, whoever we are there.
+    /// Whether only those see what it shows us whom the policy names: as `public` says, else because it does not show that
+    /// to everybody. A private ECR registry does not, whoever we are there.
     pub fn is_private(&self) -> bool {
-        !self.public && (self.credentials.is_some() || self.ecr_region.is_some())
+        self.public.map_or_else(|| self.credentials.is_some() || self.ecr_region.is_some(), |public| !public)
     }
 
     /// Replaces what a table sets. `section`: what the table is called; `path`: below what it holds.
@@ -365,7 +370,7 @@ impl UpstreamConfig {
         self.tags.immutable = policy.immutable.unwrap_or_else(|| std::mem::take(&mut self.tags.immutable));
         self.deleted = policy.deleted.unwrap_or(self.deleted);
         self.cold = policy.cold.unwrap_or(self.cold);
-        self.public = policy.public.unwrap_or(self.public);
+        self.public = policy.public.or(self.public);
         if let Some(platforms) = policy.platforms {
             self.platforms = platforms;
         }

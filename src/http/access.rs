@@ -28,7 +28,7 @@ use crate::oci::{Operation, Repository, Request};
 const MAX_FORM: usize = 32 * 1024;
 
 /// Why nobody may pull what no rule is about, and what whoever runs the cache writes if somebody is to.
-const NO_RULE: &str = "it is asked for with credentials, so it is private, and no rule of the policy allows it; in the \
+const NO_RULE: &str = "it is private (asked for with credentials, or `public = false`), and no rule of the policy allows it; in the \
                        stopover.toml of this cache, `[access]` and `[[policy]]` say who may, `public = true` says everybody";
 
 /// How clients reach the router, where that is not plain HTTP: an extension of the request, set by what runs the router.
