@@ -12,6 +12,11 @@ use super::{Digest, InvalidDigest, Platform};
 /// manifests"); containerd, podman and API Gateway take no more.
 pub const MAX_MANIFEST_BYTES: usize = 4 * 1024 * 1024;
 
+/// How many blobs an image may name, and how many manifests an index. Each costs a fill and a record, and 4 MiB have room
+/// for 40,000 of them. Container runtimes stack 500 layers at the most (overlayfs), and artifacts of several hundred files
+/// exist.
+pub const MAX_NAMED: usize = 1000;
+
 /// The media type of a manifest, without parameters: one of the four that clients of today understand.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "&'static str")]
@@ -117,6 +122,9 @@ pub enum InvalidManifest {
     /// More than [`MAX_MANIFEST_BYTES`].
     #[error("the manifest is larger than {MAX_MANIFEST_BYTES} bytes")]
     TooLarge,
+    /// More than [`MAX_NAMED`] blobs or manifests.
+    #[error("the manifest names {0} blobs or manifests; more than {MAX_NAMED} are not stored")]
+    TooMany(usize),
     /// Neither of the four types of [`MediaType`].
     #[error("media type {0:?} is not one of an OCI or Docker (schema 2) manifest or index")]
     MediaType(String),
@@ -143,8 +151,12 @@ impl Manifest {
     /// Accepts bytes whose digest the caller has verified, if they can be served again without a change.
     pub fn new(digest: Digest, media_type: MediaType, bytes: Bytes) -> Result<Self, InvalidManifest> {
         let manifest = Self { digest, media_type, bytes };
-        manifest.outline()?;
-        Ok(manifest)
+        let outline = manifest.outline()?;
+        let named = usize::from(outline.config.is_some()) + outline.layers.len();
+        match named.max(outline.manifests.map_or(0, |listed| listed.len())) {
+            named if named > MAX_NAMED => Err(InvalidManifest::TooMany(named)),
+            _ => Ok(manifest),
+        }
     }
 
     /// The blobs an image manifest refers to: its configuration first, then its layers, each digest once. An index has
@@ -342,6 +354,23 @@ mod tests {
         let body = format!(r#"{{"mediaType":"{}","manifests":[]}}"#, MediaType::DockerList);
         assert!(matches!(manifest(MediaType::OciIndex, body.as_bytes()), Err(InvalidManifest::Contradiction { .. })));
         assert_eq!(manifest(MediaType::OciIndex, &vec![b' '; MAX_MANIFEST_BYTES + 1]), Err(InvalidManifest::TooLarge));
+    }
+
+    #[test]
+    fn a_manifest_that_names_more_than_a_thousand_things_is_refused() {
+        let image = |layers: usize| {
+            format!(r#"{{"config":{},"layers":[{}]}}"#, described('a', 1), vec![described('b', 1); layers].join(","))
+        };
+        let index = |children: usize| format!(r#"{{"manifests":[{}]}}"#, vec![described('a', 1); children].join(","));
+        for (media_type, most, more) in [
+            (MediaType::OciManifest, image(MAX_NAMED - 1), image(MAX_NAMED)),
+            (MediaType::DockerManifest, image(MAX_NAMED - 1), image(25_000)),
+            (MediaType::OciIndex, index(MAX_NAMED), index(MAX_NAMED + 1)),
+        ] {
+            assert!(manifest(media_type, most.as_bytes()).is_ok());
+            let refused = manifest(media_type, more.as_bytes());
+            assert!(matches!(refused, Err(InvalidManifest::TooMany(named)) if named > MAX_NAMED), "{refused:?}");
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod request;
 
 pub use digest::{Algorithm, Digest, Hasher, InvalidDigest};
 pub use error_code::ErrorCode;
-pub use manifest::{Child, Descriptor, InvalidManifest, MAX_MANIFEST_BYTES, Manifest, MediaType};
+pub use manifest::{Child, Descriptor, InvalidManifest, MAX_MANIFEST_BYTES, MAX_NAMED, Manifest, MediaType};
 pub use name::{InvalidName, Name, Repository, UpstreamId};
 pub use platform::{InvalidPlatform, Platform, Platforms};
 pub use range::{ByteRange, RequestedRange};

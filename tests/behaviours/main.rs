@@ -8,6 +8,7 @@ mod conformance;
 mod documents;
 mod ecr;
 mod fills;
+mod hostile;
 mod large;
 mod listing;
 mod logins;
