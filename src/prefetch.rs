@@ -96,7 +96,7 @@ impl Cache {
     pub async fn prefetch(self: &Arc<Self>, image: &ImageJob) -> Result<Prefetched, PullError> {
         let repository = &image.repository;
         let check = image.priority == Priority::Refresh;
-        let want = Want { head: false, check, priority: image.priority, payer: image.payer };
+        let want = Want { check, priority: image.priority, payer: image.payer, ..Want::GET };
         let root = self.whole(repository, &image.reference, want).await?;
         let digest = root.digest.clone();
         let (wanted, mut failure) = self.contents(root, image, Want { check: false, ..want }).await?;

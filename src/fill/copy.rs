@@ -31,7 +31,7 @@ pub(super) async fn copy(
     stop: impl Future<Output = Duration> + Send,
 ) -> Copied {
     let job = &lease.job;
-    let ended = |outcome| Copied { outcome, checkpoint: None, upload: None, known: false, sent: false };
+    let ended = |outcome| Copied { outcome, checkpoint: None, upload: None, known: false };
     let prove = || cache.prove(&job.repository, &job.digest, Turn::free());
     // The bytes may be here although their record is not: a fill was killed between the two.
     match cache.blobs.size(&job.digest).await {
@@ -83,9 +83,8 @@ pub(super) async fn copy(
 
 /// Without a checkpoint the upload is of no use to anybody.
 fn end(outcome: Result<Filled, FillError>, checkpoint: Option<Checkpoint>, writer: Writer, known: bool) -> Copied {
-    let sent = writer.written > writer.begun;
     let upload = checkpoint.is_none().then_some(writer.upload);
-    Copied { outcome, checkpoint, upload, known, sent }
+    Copied { outcome, checkpoint, upload, known }
 }
 
 struct Copying<'a> {

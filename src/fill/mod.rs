@@ -143,9 +143,9 @@ pub async fn run(
         }
     };
     let started = std::time::Instant::now();
-    let open = claimed.open || cache.upstreams.is_open(&job.repository);
+    let open = cache.upstreams.is_open(&job.repository);
     let lease = Lease { ledger: Arc::clone(&cache.ledger), clock: cache.clock.clone(), job: job.clone(), owner, open };
-    let Copied { outcome, checkpoint, mut upload, known, sent } =
+    let Copied { outcome, checkpoint, mut upload, known } =
         copy::copy(cache, &lease, claimed.checkpoint, progress, stop).await;
     let offset = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.offset);
     let (state, failure) = match &outcome {
@@ -160,7 +160,8 @@ pub async fn run(
         upload.discard().await;
     }
     // The order matters: what a checkpoint in the ledger speaks of is not thrown away.
-    if lease.settle(state, failure, checkpoint, sent).await?
+    let copied = matches!(outcome, Ok(Filled::Stored));
+    if lease.settle(state, failure, checkpoint, copied).await?
         && let Some(upload) = upload
     {
         upload.discard().await;
@@ -191,8 +192,6 @@ struct Copied {
     upload: Option<Box<dyn Upload>>,
     /// The ledger has a checkpoint of that: whoever took the claim over may be going on with it.
     known: bool,
-    /// Upstream has sent some of it for this job.
-    sent: bool,
 }
 
 /// A claim that this fill holds until another takes it over.
@@ -202,7 +201,7 @@ struct Lease {
     clock: Clock,
     job: Job,
     owner: String,
-    /// Once upstream has sent it for this job, everybody may have it ([`BlobRecord::open`]).
+    /// Once this job has stored it, everybody may have it ([`BlobRecord::open`]).
     open: bool,
 }
 
@@ -216,8 +215,7 @@ impl Lease {
                 return Err(FillError::ClaimLost);
             };
             let state = BlobState::Claimed { owner: self.owner.clone(), until: self.clock.now().plus(CLAIM) };
-            let open = value.open || self.open;
-            let renewed = BlobRecord { state, checkpoint: checkpoint.clone(), open, ..value };
+            let renewed = BlobRecord { state, checkpoint: checkpoint.clone(), ..value };
             // What came between may be a write of our own that was given up while it was on its way: only the owner tells.
             if self.ledger.swap_blob(&self.job.digest, Some(version), &renewed).await?.is_some() {
                 return Ok(());
@@ -232,7 +230,7 @@ impl Lease {
         state: BlobState,
         failure: Option<String>,
         checkpoint: Option<Checkpoint>,
-        sent: bool,
+        copied: bool,
     ) -> Result<bool, StoreError> {
         let stored = matches!(state, BlobState::Stored { .. });
         loop {
@@ -252,7 +250,8 @@ impl Lease {
                 None => (BlobRecord::new(BlobState::Absent), None),
             };
             let (state, failure, checkpoint) = (state.clone(), failure.clone(), checkpoint.clone());
-            let open = before.open || ((stored || sent) && self.open);
+            // That upstream says it has a blob opens nothing: it has sent all of it, and that was verified.
+            let open = before.open || (copied && self.open);
             let settled = BlobRecord { state, failure, checkpoint, open, ..before };
             if self.ledger.swap_blob(&self.job.digest, version, &settled).await?.is_some() {
                 return Ok(owned);

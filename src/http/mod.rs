@@ -110,6 +110,7 @@ async fn pull(
         check: has(headers, &CACHE_CONTROL, "no-cache"),
         priority: if has(headers, &PRIORITY, "u=7") { Priority::Refresh } else { Priority::Interactive },
         payer: guest.payer(),
+        expected: false,
     };
     match &request.operation {
         Operation::Ping => Ok(ping(request.head)),

@@ -106,15 +106,15 @@ impl Cache {
         want: Want,
     ) -> Result<PulledReferrers, PullError> {
         // Clients ask this about every image they pull: only about one that is not here it may be a guess.
-        let mut guess = self.stored(repository, subject).await?.is_none();
-        if !guess {
+        let mut expected = self.stored(repository, subject).await?.is_some();
+        if expected {
             let evidence = Evidence::Manifest(subject.clone());
-            guess = match self.check_permission(repository, evidence, want.payer).await {
-                Err(PullError::ManifestUnknown(_)) => true,
-                checked => checked.map(|_| false)?,
+            expected = match self.check_permission(repository, evidence, want.payer).await {
+                Err(PullError::ManifestUnknown(_)) => false,
+                checked => checked.map(|_| true)?,
             };
         }
-        let want = Want { payer: want.payer.filter(|_| guess), ..want };
+        let want = Want { expected, ..want };
         let (listed, head) = match self.upstreams.get(repository)?.config().referrers {
             Referrers::Ask => match self.list(repository, ListKey::Referrers(subject.clone()), want).await {
                 // Or there is no such API, and its path was taken for a name: GET of the tag says which, in its body.
@@ -188,7 +188,8 @@ impl Cache {
         if !known && !want.check {
             self.upstreams.standings.check_known_absent(repository)?;
         }
-        let mut turn = if known && !want.check && !due { Turn::free() } else { self.budgets.turn(want.payer).await? };
+        let free = (known && !due) || want.expected;
+        let mut turn = if free && !want.check { Turn::free() } else { self.budgets.turn(want.payer).await? };
         let (cache, question) = (Arc::clone(self), (repository.clone(), key, want.check || due));
         let asked = question.clone();
         let work = move || async move {

@@ -37,13 +37,16 @@ pub struct Want {
     pub priority: Priority,
     /// At whose expense. `None`: nobody's.
     pub payer: Option<Payer>,
+    /// That there is none is no miss: clients ask about it with every image that they pull.
+    pub expected: bool,
 }
 
 impl Want {
     /// The manifest, as fresh as the configuration says.
-    pub const GET: Self = Self { head: false, check: false, priority: Priority::Interactive, payer: None };
+    pub const GET: Self =
+        Self { head: false, check: false, priority: Priority::Interactive, payer: None, expected: false };
     /// What HEAD says, as fresh as the configuration says.
-    pub const HEAD: Self = Self { head: true, check: false, priority: Priority::Interactive, payer: None };
+    pub const HEAD: Self = Self { head: true, ..Self::GET };
 }
 
 /// What is asked of upstream at once by all who want the same.
@@ -58,7 +61,7 @@ impl Cache {
         want: Want,
     ) -> Result<PulledManifest, PullError> {
         let pulled = self.find(repository, reference, want).await?;
-        self.note_manifest(repository, &pulled).await;
+        self.note_manifest(repository, &pulled, want.payer).await;
         Ok(pulled)
     }
 
@@ -95,7 +98,11 @@ impl Cache {
                 return Err(over.into());
             }
             let asked = Want { head: want.head || over.is_some(), ..want };
-            let turn = if known && !want.check { Turn::free() } else { self.budgets.turn(want.payer).await? };
+            let turn = if (known || want.expected) && !want.check {
+                Turn::free()
+            } else {
+                self.budgets.turn(want.payer).await?
+            };
             match (self.share(repository, reference, asked, known, turn).await, over) {
                 (Ok(PulledManifest { manifest: None, .. }) | Err(PullError::OverBudget(_)), Some(over)) => {
                     let upstream = self.upstreams.get(repository)?;
@@ -126,13 +133,14 @@ impl Cache {
             }
             turn.ask();
             let pulled = cache.ask_in_turn(&repository, &reference, want).await;
-            turn.end(pulled.as_ref().is_err_and(PullError::is_miss));
+            // A check is paid for whatever it finds: upstream is asked because the caller says so.
+            turn.end(want.check || pulled.as_ref().is_err_and(PullError::is_miss));
             if want.check && pulled.is_ok() {
                 cache.upstreams.standings.note_present(&repository).await?;
             }
             pulled
         };
-        let key = (repository.clone(), reference.clone(), Want { payer: None, ..want });
+        let key = (repository.clone(), reference.clone(), Want { payer: None, expected: false, ..want });
         self.flights.join(key, work).await.unwrap_or(Err(PullError::NotYet))
     }
 

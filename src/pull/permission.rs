@@ -13,7 +13,7 @@ use crate::config::UpstreamConfig;
 use crate::error::PullError;
 use crate::fill::FillError;
 use crate::oci::{Digest, Repository};
-use crate::ports::{BlobRecord, BlobView, Member, StoreError, Versioned};
+use crate::ports::{BlobView, Member, StoreError};
 use crate::time::Timestamp;
 use crate::upstream::{Evidence, UpstreamError};
 
@@ -174,17 +174,6 @@ impl Cache {
     ) -> Result<(), FillError> {
         let member = Member { size, used_at: self.clock.now(), proven: true };
         self.ledger.put_membership(repository, digest, member).await?;
-        if !self.upstreams.is_open(repository) {
-            return Ok(());
-        }
-        while let Some(Versioned { value, version }) = self.ledger.blob(repository, digest).await?.record
-            && !value.open
-        {
-            let open = BlobRecord { open: true, ..value };
-            if self.ledger.swap_blob(digest, Some(version), &open).await?.is_some() {
-                break;
-            }
-        }
         Ok(())
     }
 }

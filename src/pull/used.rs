@@ -6,6 +6,7 @@ use quick_cache::sync::Cache as MemoryCache;
 
 use super::{PulledManifest, Want};
 use crate::Cache;
+use crate::budget::Payer;
 use crate::error::PullError;
 use crate::oci::{Digest, Repository};
 use crate::ports::{BlobView, Member, StoreError, Versioned};
@@ -34,7 +35,7 @@ fn late() -> StoreError {
 impl Cache {
     /// Notes that a manifest was pulled. One that has gone and was served from memory is stored again. What fails here
     /// fails no pull.
-    pub(super) async fn note_manifest(&self, repository: &Repository, pulled: &PulledManifest) {
+    pub(super) async fn note_manifest(&self, repository: &Repository, pulled: &PulledManifest, payer: Option<Payer>) {
         let digest = &pulled.observed.digest;
         let (key, now) = ((repository.clone(), digest.clone()), self.clock.now());
         if self.uses.0.get(&key).is_some_and(|until| now < until) {
@@ -46,7 +47,7 @@ impl Cache {
             let since = now.minus(NOTED);
             match (self.ledger.touch_manifest(repository, digest, since, now).await?, &pulled.manifest) {
                 (Some(used_at), _) => self.uses.0.insert(key.clone(), used_at.plus(NOTED)),
-                (None, Some(manifest)) => _ = self.keep(repository, manifest, Want::GET).await?,
+                (None, Some(manifest)) => _ = self.keep(repository, manifest, Want { payer, ..Want::GET }).await?,
                 (None, None) => self.uses.0.insert(key.clone(), now.plus(AGAIN)),
             }
             Ok::<_, PullError>(())

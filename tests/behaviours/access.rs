@@ -400,10 +400,7 @@ async fn what_a_token_may_pull_is_decided_by_the_policy_and_not_by_its_scope(col
         let answer = get(&world, HERE, &format!("/v2/test.local/two/app/{kind}"), &token).await;
         assert_eq!((answer.status, answer.error().0.as_str()), (StatusCode::FORBIDDEN, "DENIED"), "{kind}");
         let (_, said) = answer.error();
-        assert!(
-            said.starts_with("robot:one may not pull test.local/two/app: it is private"),
-            "{said}"
-        );
+        assert!(said.starts_with("robot:one may not pull test.local/two/app: it is private"), "{said}");
         assert!(
             said.contains("[[policy]]") && said.contains("public = true"),
             "what whoever runs it has to write: {said}"

@@ -12,7 +12,7 @@ use stopover::access::{RobotAnswer, RobotCommand};
 use stopover::budget::Payer;
 use stopover::config::Cold;
 use stopover::error::PullError;
-use stopover::oci::{Page, Platforms, Reference, Repository};
+use stopover::oci::{Algorithm, Digest, Page, Platforms, Reference, Repository};
 use stopover::ports::{ImageJob, Priority};
 use stopover::pull::Want;
 use stopover::upstream::UpstreamError;
@@ -36,6 +36,8 @@ on_both_columns!(
     what_is_prefetched_is_paid_for_by_whoever_asks,
     a_blob_that_is_too_large_is_refused_with_the_key_and_nothing_of_it_is_stored,
     what_is_refused_as_too_large_is_fetched_once,
+    referrers_are_no_way_around_a_budget,
+    a_check_is_paid_for_whatever_it_finds,
     what_another_instance_knows_to_be_absent_costs_no_miss,
 );
 
@@ -437,4 +439,35 @@ async fn what_another_instance_knows_to_be_absent_costs_no_miss(column: Column) 
         over.push(matches!(pulled, Err(PullError::OverBudget(_))));
     }
     assert_eq!(over, [false, false, true], "what is remembered costs nothing");
+}
+
+async fn referrers_are_no_way_around_a_budget(column: Column) {
+    let world = World::plan(column).settings("new_bytes = \"20kB\"").start().await;
+    let subject = world.upstream.image("a", "1", &[b"small"]);
+    let digest = Digest::of(Algorithm::Sha256, &subject.manifest);
+    assert_eq!(world.get_from(STRANGER, &tag("a", "1")).await.status, StatusCode::OK);
+    world.settled().await;
+    // Somebody has put an image with a large layer where the list of referrers would be.
+    let large = world.upstream.image("a", &digest.to_string().replace(':', "-"), &[&[7; 100_000]]);
+    let layer = &large.blobs.iter().max_by_key(|(_, bytes)| bytes.len()).unwrap().0;
+    let path = format!("/v2/test.local/a/referrers/{digest}");
+    for _ in 0..3 {
+        world.send_with(STRANGER, Method::GET, &path, &[("cache-control", "no-cache")]).await;
+    }
+    world.settled().await;
+    assert!(!world.stored_blobs().await.contains(&layer.to_string()), "it is over the budget");
+}
+
+async fn a_check_is_paid_for_whatever_it_finds(column: Column) {
+    let world = World::plan(column).settings("misses = 10").start().await;
+    world.upstream.image("a", "1", &[b"layer"]);
+    assert_eq!(world.get_from(STRANGER, &tag("a", "1")).await.status, StatusCode::OK);
+    let before = world.upstream.count("HEAD");
+    let mut refused = 0;
+    for _ in 0..30 {
+        let answer = world.send_with(STRANGER, Method::HEAD, &tag("a", "1"), &[("cache-control", "no-cache")]).await;
+        refused += usize::from(answer.status == StatusCode::TOO_MANY_REQUESTS);
+    }
+    assert!(world.upstream.count("HEAD") - before <= 10 && refused >= 20, "{refused}");
+    assert_eq!(world.get_from(STRANGER, &tag("a", "1")).await.status, StatusCode::OK, "what is stored pulls");
 }
