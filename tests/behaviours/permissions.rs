@@ -25,7 +25,7 @@ on_both_columns!(
     whoever_keeps_asking_for_what_is_not_shown_any_more_pays_for_it,
     a_private_repository_that_is_gone_is_asked_for_nothing_more,
     a_permission_that_takes_a_whole_manifest_to_show_is_a_pull,
-    a_thousand_pulls_of_bytes_that_another_repository_has_stored_cost_one_question,
+    many_pulls_of_bytes_that_another_repository_has_stored_cost_one_question,
 );
 
 const HERE: &str = "10.1.2.3";
@@ -399,7 +399,7 @@ async fn a_permission_that_takes_a_whole_manifest_to_show_is_a_pull(column: Colu
     assert_eq!(world.upstream.count("GET /v2/private/app/manifests/"), 1);
 }
 
-async fn a_thousand_pulls_of_bytes_that_another_repository_has_stored_cost_one_question(column: Column) {
+async fn many_pulls_of_bytes_that_another_repository_has_stored_cost_one_question(column: Column) {
     let world = world(column, Cold::Wait, "", PRIVATE).await;
     let image = world.upstream.image("private/one", "1", &[LAYER]);
     world.upstream.image("private/two", "1", &[LAYER]);
@@ -408,7 +408,7 @@ async fn a_thousand_pulls_of_bytes_that_another_repository_has_stored_cost_one_q
     let layer = image.blobs[1].0.as_str();
     world.upstream.fault("/v2/private/two/blobs/", Fault::Late(Duration::from_millis(300)));
     let path = blob("private/two", &image);
-    let answers = join_all((0..1000).map(|_| world.get_from(HERE, &path))).await;
+    let answers = join_all((0..200).map(|_| world.get_from(HERE, &path))).await;
     // Whoever comes after the answer needs not ask.
     let shown = |answer: &Answer| shows(answer) && ["revalidated", "hit"].contains(&answer.header("x-stopover"));
     assert!(answers.iter().all(shown), "{:?}", answers.iter().find(|answer| !shown(answer)));
