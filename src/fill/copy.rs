@@ -12,7 +12,6 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::source::Source;
 use super::{CLAIM, Copied, FillError, Filled, Lease};
 use crate::Cache;
-use crate::budget::Turn;
 use crate::oci::Hasher;
 use crate::ports::{Checkpoint, Job, Progress, StoreError, Upload};
 use crate::upstream::UpstreamError;
@@ -32,16 +31,15 @@ pub(super) async fn copy(
 ) -> Copied {
     let job = &lease.job;
     let ended = |outcome| Copied { outcome, checkpoint: None, upload: None, known: false };
-    let prove = || cache.prove(&job.repository, &job.digest, Turn::free());
     // The bytes may be here although their record is not: a fill was killed between the two.
     match cache.blobs.size(&job.digest).await {
-        Ok(Some(size)) if size == job.size => return ended(prove().await.map(|_| Filled::Already)),
+        Ok(Some(size)) if size == job.size => return ended(cache.prove_for(job).await.map(|()| Filled::Already)),
         Ok(_) => {}
         Err(error) => return Copied { checkpoint, ..ended(Err(error.into())) },
     }
     // What is here may have come for another repository, and clients may follow it before upstream is asked for the rest.
     if checkpoint.is_some()
-        && let Err(error) = prove().await
+        && let Err(error) = cache.prove_for(job).await
     {
         return Copied { checkpoint, ..ended(Err(error)) };
     }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::{Content, PulledBlob, Served, Want};
 use crate::Cache;
-use crate::budget::{OverBudget, Payer, Turn};
+use crate::budget::{OverBudget, Payer};
 use crate::config::Cold;
 use crate::error::PullError;
 use crate::oci::{Digest, Repository};
@@ -113,7 +113,7 @@ impl Cache {
                 Some(Watched { repository, progress }) => {
                     // The bytes of another's fill are as good as what is stored.
                     if repository != job.repository && !self.upstreams.is_open(&repository) {
-                        self.prove(&job.repository, &job.digest, Turn::free()).await?;
+                        self.prove_for(job).await?;
                     }
                     self.watch(job, progress, follow).await
                 }

@@ -13,7 +13,7 @@ use crate::config::UpstreamConfig;
 use crate::error::PullError;
 use crate::fill::FillError;
 use crate::oci::{Digest, Repository};
-use crate::ports::{BlobView, Member, StoreError};
+use crate::ports::{BlobView, Job, Member, StoreError};
 use crate::time::Timestamp;
 use crate::upstream::{Evidence, UpstreamError};
 
@@ -150,6 +150,12 @@ impl Cache {
         };
         let broken_off = || StoreError::Unavailable("a question to upstream was broken off".into());
         self.proofs.join(key, work).await.unwrap_or_else(|| Err(broken_off().into()))
+    }
+
+    /// The same for the repository of a job, by what the ledger says now.
+    pub(crate) async fn prove_for(self: &Arc<Self>, job: &Job) -> Result<(), FillError> {
+        let view = self.ledger.blob(&job.repository, &job.digest).await?;
+        self.prove_unless_shown(&view, &job.repository, &job.digest).await
     }
 
     /// The same where a view of the blob does not say that it may be read: what is here of it came for another repository.

@@ -34,6 +34,18 @@ async fn a_manifest_is_not_there_before_its_memberships() -> Result<()> {
 }
 
 #[tokio::test]
+async fn what_is_proven_is_read_only_where_that_matters() -> Result<()> {
+    let storage = Storage::aws().await?;
+    let (repository, manifest) = (repository("a")?, manifest(5_000));
+    for (keep_proofs, reads) in [(true, 1), (false, 0)] {
+        let before = storage.endpoints().calls(Service::DynamoDb, "BatchGetItem");
+        storage.ledger.put_manifest(&repository, &manifest, &members(60), keep_proofs, NOW).await?;
+        assert_eq!(storage.endpoints().calls(Service::DynamoDb, "BatchGetItem") - before, reads, "{keep_proofs}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn warm_reads_are_one_round_trip() -> Result<()> {
     let storage = Storage::aws().await?;
     let (repository, manifest) = (repository("a")?, manifest(5_000));
