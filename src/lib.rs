@@ -15,7 +15,7 @@
 //!    `functions` answers it with S3, `DynamoDB` and SQS.
 
 pub mod access;
-pub mod address;
+mod address;
 pub mod budget;
 pub mod config;
 pub mod error;

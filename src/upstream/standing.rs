@@ -120,7 +120,7 @@ impl Standings {
         asked
     }
 
-    /// Written at most twice while it lasts.
+    /// Written at most twice while it lasts, by each process.
     async fn note_shown(
         &self,
         repository: &Repository,
