@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net};
 
 /// What one caller is counted as: an IPv6 caller has a whole /64 of addresses to call from.
-pub fn neighbourhood(address: IpAddr) -> IpAddr {
+pub(crate) fn neighbourhood(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from(u128::from(address) >> 64 << 64)),
         address @ IpAddr::V4(_) => address,
@@ -13,7 +13,7 @@ pub fn neighbourhood(address: IpAddr) -> IpAddr {
 }
 
 /// An IPv4 network in its own form where it is written as IPv6 (`::ffff:10.0.0.0/104`), as callers' addresses are.
-pub fn canonical(network: IpNet) -> IpNet {
+pub(crate) fn canonical(network: IpNet) -> IpNet {
     let IpNet::V6(v6) = network else { return network };
     let v4 = v6.addr().to_ipv4_mapped().zip(v6.prefix_len().checked_sub(96));
     v4.and_then(|(address, prefix)| Ipv4Net::new(address, prefix).ok()).map_or(network, IpNet::V4)
@@ -21,7 +21,7 @@ pub fn canonical(network: IpNet) -> IpNet {
 
 /// Whether an address lies in one of these networks, which are [`canonical`]. One that is mapped into IPv6 is judged as
 /// itself.
-pub fn is_in(networks: &[IpNet], address: IpAddr) -> bool {
+pub(crate) fn is_in(networks: &[IpNet], address: IpAddr) -> bool {
     networks.iter().any(|network| network.contains(&address.to_canonical()))
 }
 

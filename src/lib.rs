@@ -5,16 +5,17 @@
 //! 1. [`http`]: a request arrives, and the answer is built.
 //! 2. [`oci`]: the request becomes an [`oci::Request`]; names, tags and digests become types.
 //! 3. [`upstream`]: which repository is meant ([`upstream::Upstreams::repository`]), and how its registry is asked.
-//! 4. [`pull`]: the read path: manifest by tag, manifest by digest, blob, list. What may be done about a tag is decided
+//! 4. [`access`]: who asks, and whether they may; at whose expense it is, [`budget`] says.
+//! 5. [`pull`]: the read path: manifest by tag, manifest by digest, blob, list. What may be done about a tag is decided
 //!    in [`freshness`].
-//! 5. [`fill`]: the write path: one blob from upstream into storage.
-//! 6. [`prefetch`]: whole images, before anybody pulls them.
-//! 7. [`retention`]: what is kept and what goes.
-//! 8. [`ports`]: what all of them ask of storage. [`local`] answers it with files and an embedded ledger; the package
+//! 6. [`fill`]: the write path: one blob from upstream into storage.
+//! 7. [`prefetch`]: whole images, before anybody pulls them.
+//! 8. [`retention`]: what is kept and what goes.
+//! 9. [`ports`]: what all of them ask of storage. [`local`] answers it with files and an embedded ledger; the package
 //!    `functions` answers it with S3, `DynamoDB` and SQS.
 
 pub mod access;
-pub mod address;
+mod address;
 pub mod budget;
 pub mod config;
 pub mod error;

@@ -13,7 +13,7 @@ use crate::time::{Span, Timestamp};
 const ATTEMPTS: usize = 5;
 
 /// How long the secret before a rotation is taken unless somebody says otherwise.
-pub const OVERLAP: Duration = Duration::from_hours(24);
+const OVERLAP: Duration = Duration::from_hours(24);
 
 /// The longest life of a robot that has an end, and the longest overlap: beyond, what is meant is "never", or a mistake.
 const LONGEST: (Duration, Duration) = (Duration::from_hours(10 * 366 * 24), Duration::from_hours(90 * 24));
@@ -35,7 +35,7 @@ pub enum RobotCommand {
     Rotate {
         /// Which.
         name: RobotName,
-        /// How long the secret before is still taken; without it, [`OVERLAP`].
+        /// How long the secret before is still taken; without it, for a day.
         overlap: Option<Span>,
     },
     /// Removes one.

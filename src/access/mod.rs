@@ -4,6 +4,7 @@ mod attempts;
 mod gate;
 pub mod iam;
 mod jwks;
+mod lane;
 mod manage;
 mod oidc;
 mod operator;
@@ -19,10 +20,11 @@ mod web;
 
 pub use gate::AccessError;
 pub(crate) use gate::{Access, Asking};
-pub use manage::{OVERLAP, RobotAnswer, RobotCommand, RobotStatus};
+pub use manage::{RobotAnswer, RobotCommand, RobotStatus};
 pub use operator::{OPERATOR_HEADER, OperatorSecret};
+pub(crate) use principal::KINDS;
 pub use principal::{
-    IAM_USER, IamIdentity, InvalidPrincipal, InvalidRobotName, KINDS, OIDC_USER, OidcIdentity, Principal, RobotName,
+    IAM_USER, IamIdentity, InvalidPrincipal, InvalidRobotName, OIDC_USER, OidcIdentity, Principal, RobotName,
 };
 pub use secret::Secret;
 pub use source::{Anonymous, InvalidNetwork, Network, Source, VpcEndpoint};

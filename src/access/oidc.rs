@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::{Algorithm, Validation};
+use jsonwebtoken::Algorithm;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::jwks::Keys;
 use super::policy::Policy;
+use super::token::validation;
 use super::web::Web;
 use super::{AccessError, OidcIdentity, Principal};
 use crate::config::{ISSUER, OidcConfig};
@@ -99,12 +100,7 @@ impl Issuer {
         if key.algorithm != claimed.algorithm {
             return Err(AccessError::WrongCredentials);
         }
-        let mut validation = Validation::new(key.algorithm);
-        validation.set_audience(&[&self.config.audience]);
-        validation.set_issuer(&[&self.config.issuer]);
-        validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
-        // Times are judged below, by our clock.
-        validation.validate_exp = false;
+        let validation = validation(key.algorithm, &self.config.audience, &self.config.issuer);
         let claims = jsonwebtoken::decode::<Map<String, Value>>(token, &key.key, &validation);
         let claims = claims.map_err(|error| {
             tracing::debug!(issuer = self.name, %error, "an ID token is refused");

@@ -6,6 +6,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest as _, Sha256};
 
+use super::secret::random;
+
 /// The header that operators' requests have their secret in.
 pub const OPERATOR_HEADER: &str = "stopover-operator";
 
@@ -25,9 +27,7 @@ pub struct InvalidSecret;
 impl OperatorSecret {
     /// Makes a secret: 256 random bits, a line of text. `None`: the system gave no randomness.
     pub fn make() -> Option<String> {
-        let mut bytes = [0; 32];
-        getrandom::fill(&mut bytes).ok()?;
-        Some(URL_SAFE_NO_PAD.encode(bytes) + "\n")
+        Some(URL_SAFE_NO_PAD.encode(random()?) + "\n")
     }
 
     /// The secret that this line is.

@@ -1,3 +1,5 @@
+//! Who asks, and how rules name them.
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -44,7 +46,8 @@ pub struct OidcIdentity {
     pub claims: BTreeMap<String, String>,
 }
 
-/// The name of a robot: letters, digits, `.`, `_` and `-`, at most 64 of them, but neither [`IAM_USER`] nor [`OIDC_USER`].
+/// The name of a robot: lower-case letters, digits, `.`, `_` and `-`, the first one a letter, at most 64 of them, but neither
+/// [`IAM_USER`] nor [`OIDC_USER`].
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RobotName(Box<str>);
@@ -113,7 +116,7 @@ impl fmt::Display for Principal {
 pub struct InvalidPrincipal;
 
 /// The kinds of principals, as their names begin.
-pub const KINDS: [&str; 4] = ["anonymous", "robot:", "iam:", "oidc:"];
+pub(crate) const KINDS: [&str; 4] = ["anonymous", "robot:", "iam:", "oidc:"];
 
 impl FromStr for Principal {
     type Err = InvalidPrincipal;

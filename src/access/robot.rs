@@ -12,6 +12,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::secret::random;
 use super::{RobotName, Secret};
 use crate::ports::StoreError;
 use crate::time::Timestamp;
@@ -40,7 +41,7 @@ pub struct Robot {
 
 /// What is kept of a secret. Nothing of it gets into a log.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct SecretHash {
+pub(crate) struct SecretHash {
     /// An argon2id hash, as the PHC string format writes it.
     phc: String,
     /// What a secret has to fit before it is worth comparing: so few bits of 256 random ones help nobody who reads them,
@@ -49,7 +50,7 @@ pub struct SecretHash {
 }
 
 /// A secret that was just made, and its hash. The secret is shown once.
-pub struct NewSecret {
+pub(crate) struct NewSecret {
     /// The secret.
     pub(super) text: Secret,
     hash: SecretHash,
@@ -100,10 +101,8 @@ impl Robot {
 
 impl NewSecret {
     /// Makes one. Takes tens of milliseconds and 19 MiB, on purpose.
-    pub fn make() -> Result<Self, RobotError> {
-        let mut bytes = [0; 32];
-        getrandom::fill(&mut bytes).map_err(|_| RobotError::NoSecret)?;
-        let text = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes));
+    pub(crate) fn make() -> Result<Self, RobotError> {
+        let text = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(random().ok_or(RobotError::NoSecret)?));
         let hash = Argon2::default().hash_password(text.as_bytes()).map_err(|_| RobotError::NoSecret)?;
         let phc = hash.to_string();
         Ok(Self { hash: SecretHash { check: check(&phc, &text), phc }, text: Secret::new(text) })
@@ -112,13 +111,13 @@ impl NewSecret {
 
 impl SecretHash {
     /// Whether this is the hash of `secret`. Takes tens of milliseconds and 19 MiB, on purpose.
-    pub fn is_of(&self, secret: &str) -> bool {
+    pub(crate) fn is_of(&self, secret: &str) -> bool {
         let hash = PasswordHash::new(&self.phc);
         hash.is_ok_and(|hash| Argon2::default().verify_password(secret.as_bytes(), &hash).is_ok())
     }
 
     /// Whether this may be the hash of `secret`. Takes no time: of four thousand million wrong secrets one passes.
-    pub fn may_be_of(&self, secret: &str) -> bool {
+    pub(crate) fn may_be_of(&self, secret: &str) -> bool {
         self.check == check(&self.phc, secret)
     }
 }
@@ -136,12 +135,12 @@ fn check(phc: &str, secret: &str) -> u32 {
 
 impl Robots {
     /// Every robot by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&RobotName, &Robot)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&RobotName, &Robot)> {
         self.robots.iter()
     }
 
     /// The hashes of the secrets that a robot is let in with, as far as this may be one of them.
-    pub fn candidates(&self, name: &RobotName, secret: &str, now: Timestamp) -> Vec<SecretHash> {
+    pub(crate) fn candidates(&self, name: &RobotName, secret: &str, now: Timestamp) -> Vec<SecretHash> {
         let robot = self.robots.get(name).filter(|robot| robot.has_not_expired(now));
         let hashes = robot.into_iter().flat_map(|robot| {
             let replaced = robot.replaced.as_ref().filter(|(_, until)| now < *until).map(|(hash, _)| hash);
@@ -151,13 +150,13 @@ impl Robots {
     }
 
     /// Whether a robot is let in that was issued a token then. One that was made later is another one of its name.
-    pub fn is_let_in(&self, name: &RobotName, issued_at: Timestamp, now: Timestamp) -> bool {
+    pub(crate) fn is_let_in(&self, name: &RobotName, issued_at: Timestamp, now: Timestamp) -> bool {
         let robot = self.robots.get(name);
         robot.is_some_and(|robot| robot.has_not_expired(now) && robot.created_at <= issued_at.plus(LEEWAY))
     }
 
     /// Adds a robot with this secret.
-    pub fn add(
+    pub(crate) fn add(
         &mut self,
         name: RobotName,
         secret: &NewSecret,
@@ -176,7 +175,7 @@ impl Robots {
     }
 
     /// Gives a robot a new secret. The one before is taken for as long as `overlap` says.
-    pub fn rotate(
+    pub(crate) fn rotate(
         &mut self,
         name: &RobotName,
         secret: &NewSecret,
@@ -190,7 +189,7 @@ impl Robots {
     }
 
     /// Removes a robot.
-    pub fn remove(&mut self, name: &RobotName) -> Result<(), RobotError> {
+    pub(crate) fn remove(&mut self, name: &RobotName) -> Result<(), RobotError> {
         self.robots.remove(name).map(|_| ()).ok_or_else(|| RobotError::Unknown(name.clone()))
     }
 }

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use quick_cache::sync::Cache as MemoryCache;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Mutex;
 
 use super::attempts::Attempts;
+use super::lane::Lane;
 use super::robot::{Robots, SecretHash};
 use super::{AccessError, RobotName};
 use crate::ports::{Ledger, StoreError};
@@ -23,8 +24,6 @@ const USABLE: Duration = Duration::from_mins(10);
 const COMPARED_AT_ONCE: usize = 2;
 /// How many wait for that: a second's worth.
 const MOST_WAITING: usize = 64;
-/// When whoever finds no place to wait may come back.
-const COME_BACK: Duration = Duration::from_secs(1);
 /// The most bytes of a robot's secret; ours have 52.
 const LONGEST_SECRET: usize = 256;
 
@@ -37,8 +36,7 @@ pub(super) struct RobotLogins {
     asking: Mutex<()>,
     /// Secrets that were right, by what they were compared with.
     verified: MemoryCache<Verified, ()>,
-    comparing: Arc<Semaphore>,
-    waiting: Semaphore,
+    comparing: Lane,
     attempts: Attempts,
 }
 
@@ -58,8 +56,7 @@ impl RobotLogins {
             remembered: RwLock::default(),
             asking: Mutex::default(),
             verified: MemoryCache::new(1000),
-            comparing: Arc::new(Semaphore::new(COMPARED_AT_ONCE)),
-            waiting: Semaphore::new(MOST_WAITING),
+            comparing: Lane::new(MOST_WAITING, COMPARED_AT_ONCE),
             attempts: Attempts::new(clock.clone()),
             clock,
         }
@@ -138,11 +135,7 @@ impl RobotLogins {
         if self.verified.get(&verified).is_some() {
             return Ok(true);
         }
-        let unavailable = |error: String| StoreError::Unavailable(format!("no secret could be compared: {error}"));
-        let place = {
-            let _waiting = self.waiting.try_acquire().map_err(|_| AccessError::Busy { retry_after: COME_BACK })?;
-            Arc::clone(&self.comparing).acquire_owned().await.map_err(|error| unavailable(error.to_string()))?
-        };
+        let place = self.comparing.enter().await?;
         // All nodes of a cluster have one secret, and come at once.
         if self.verified.get(&verified).is_some() {
             return Ok(true);
@@ -154,7 +147,8 @@ impl RobotLogins {
             drop(place);
             right
         });
-        let right = compared.await.map_err(|error| unavailable(error.to_string()))?;
+        let unavailable = |error| StoreError::Unavailable(format!("no secret could be compared: {error}"));
+        let right = compared.await.map_err(unavailable)?;
         if right {
             self.verified.insert(verified, ());
         }
@@ -182,12 +176,13 @@ mod tests {
     async fn a_wrong_secret_is_refused_without_comparing_it_and_a_right_one_waits_for_few() {
         let secret = NewSecret::make().unwrap();
         let (_directory, logins) = logins(&secret).await;
-        let _all = logins.comparing.acquire_many(COMPARED_AT_ONCE.try_into().unwrap()).await.unwrap();
+        let closed = logins.comparing.close(false).await;
         for (user, wrong) in [("ci", "wrong"), ("ci", ""), ("nobody", secret.text.as_str()), ("C I", "wrong")] {
             let refused = logins.log_in(user, wrong, None).await.unwrap_err();
             assert!(matches!(refused, AccessError::WrongCredentials), "{refused}");
         }
-        let _waiting = logins.waiting.acquire_many(MOST_WAITING.try_into().unwrap()).await.unwrap();
+        drop(closed);
+        let _closed = logins.comparing.close(true).await;
         let refused = logins.log_in("ci", secret.text.as_str(), None).await.unwrap_err();
         assert!(matches!(refused, AccessError::Busy { .. }), "{refused}");
     }
@@ -197,8 +192,7 @@ mod tests {
         let secret = NewSecret::make().unwrap();
         let (_directory, logins) = logins(&secret).await;
         logins.log_in("ci", secret.text.as_str(), None).await.unwrap();
-        let _all = logins.comparing.acquire_many(COMPARED_AT_ONCE.try_into().unwrap()).await.unwrap();
-        let _waiting = logins.waiting.acquire_many(MOST_WAITING.try_into().unwrap()).await.unwrap();
+        let _closed = logins.comparing.close(true).await;
         assert_eq!(logins.log_in("ci", secret.text.as_str(), None).await.unwrap().as_str(), "ci");
     }
 }

@@ -1,3 +1,5 @@
+//! What nobody is to see.
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +18,13 @@ impl Secret {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// 256 random bits, which nobody guesses. `None`: the system gave no randomness.
+pub(super) fn random() -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).ok()?;
+    Some(bytes)
 }
 
 impl fmt::Debug for Secret {

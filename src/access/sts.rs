@@ -10,9 +10,9 @@ use http::header::{ACCEPT, HOST};
 use quick_cache::sync::Cache as MemoryCache;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::iam::{SERVER_ID_HEADER, SIGNATURE_SECONDS, SignedFields};
+use super::lane::{BUSY, Lane};
 use super::web::{Unreachable, Web};
 use super::{AccessError, IamIdentity, Principal};
 use crate::address::neighbourhood;
@@ -31,8 +31,6 @@ const ACQUAINTED: Duration = Duration::from_hours(24);
 const ASKED_AT_ONCE: usize = 8;
 /// How many wait for that, of all callers, and of one.
 const MOST_WAITING: (usize, usize) = (256, 64);
-/// When whoever finds no place to wait may come back.
-const COME_BACK: Duration = Duration::from_secs(2);
 
 /// The way in for identities of AWS.
 pub(super) struct Sts {
@@ -47,31 +45,12 @@ pub(super) struct Sts {
     refused: MemoryCache<[u8; 32], (AccessError, Timestamp)>,
     /// The keys of those who were let in, and until when they are no strangers.
     acquainted: MemoryCache<String, Timestamp>,
+    /// Strangers wait by themselves: however many forgeries they send, those whom we know are asked about.
     strangers: Lane,
     acquaintances: Lane,
     /// How many questions each caller has under way.
     callers: Mutex<HashMap<Option<IpAddr>, usize>>,
 }
-
-/// Where questions wait. Strangers have one to themselves: however many forgeries they send, those whom we know are asked
-/// about.
-struct Lane {
-    waiting: Semaphore,
-    asking: Semaphore,
-}
-
-impl Lane {
-    fn new() -> Self {
-        Self { waiting: Semaphore::new(MOST_WAITING.0), asking: Semaphore::new(ASKED_AT_ONCE) }
-    }
-
-    async fn enter(&self) -> Result<SemaphorePermit<'_>, AccessError> {
-        let _waiting = self.waiting.try_acquire().map_err(|_| BUSY)?;
-        self.asking.acquire().await.map_err(|_| BUSY)
-    }
-}
-
-const BUSY: AccessError = AccessError::Busy { retry_after: COME_BACK };
 
 /// A question of a caller, counted as long as it is there.
 struct Counted<'a>(&'a Sts, Option<IpAddr>);
@@ -108,8 +87,8 @@ impl Sts {
             known: MemoryCache::new(10_000),
             refused: MemoryCache::new(10_000),
             acquainted: MemoryCache::new(10_000),
-            strangers: Lane::new(),
-            acquaintances: Lane::new(),
+            strangers: Lane::new(MOST_WAITING.0, ASKED_AT_ONCE),
+            acquaintances: Lane::new(MOST_WAITING.0, ASKED_AT_ONCE),
             callers: Mutex::default(),
         }
     }

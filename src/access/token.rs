@@ -10,6 +10,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 
 use super::Principal;
+use super::secret::random;
 use crate::time::{Clock, Timestamp};
 
 /// How far the clock of another instance may be behind or ahead.
@@ -57,7 +58,6 @@ struct Claims {
     iat: u64,
     nbf: u64,
     exp: u64,
-    jti: String,
     /// Who it is about, whole.
     principal: Principal,
 }
@@ -65,9 +65,7 @@ struct Claims {
 impl TokenKeys {
     /// Makes a key, written as [`Self::parse`] reads it. `None`: the system gave no randomness.
     pub fn make() -> Option<String> {
-        let mut key = [0; SHORTEST_KEY];
-        getrandom::fill(&mut key).ok()?;
-        Some(STANDARD.encode(key) + "\n")
+        Some(STANDARD.encode(random()?) + "\n")
     }
 
     /// Reads keys, one in a line (or divided by commas): `<id>:<base64>`, or `<base64>` for a key whose id is empty.
@@ -98,7 +96,6 @@ impl TokenKeys {
             iat: now.0,
             nbf: now.0,
             exp: now.plus(life).0,
-            jti: format!("{:032x}", fastrand::u128(..)),
             principal: principal.clone(),
         };
         let header = Header { kid: Some(self.signing.0.clone()), ..Header::new(Algorithm::HS256) };
@@ -113,17 +110,22 @@ impl TokenKeys {
         // The header only chooses among our keys; the algorithm is ours.
         let header = jsonwebtoken::decode_header(token).map_err(|_| InvalidToken)?;
         let key = header.kid.and_then(|id| self.verifying.get(&id)).ok_or(InvalidToken)?;
-        let mut validation = Validation::new(Algorithm::HS256);
-        validation.set_audience(&[service]);
-        validation.set_issuer(&[service]);
-        validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
-        // Times are judged below, by our clock.
-        validation.validate_exp = false;
+        let validation = validation(Algorithm::HS256, service, service);
         let claims = jsonwebtoken::decode::<Claims>(token, key, &validation).map_err(|_| InvalidToken)?.claims;
         let now = self.clock.now();
         let valid = Timestamp(claims.nbf) <= now.plus(LEEWAY) && now < Timestamp(claims.exp).plus(LEEWAY);
         if valid { Ok((claims.principal, Timestamp(claims.iat))) } else { Err(InvalidToken) }
     }
+}
+
+/// What a token has to say (RFC 7519, section 4.1), but for its times: whoever verifies it judges them by our clock.
+pub(super) fn validation(algorithm: Algorithm, audience: &str, issuer: &str) -> Validation {
+    let mut validation = Validation::new(algorithm);
+    validation.set_audience(&[audience]);
+    validation.set_issuer(&[issuer]);
+    validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+    validation.validate_exp = false;
+    validation
 }
 
 #[cfg(test)]

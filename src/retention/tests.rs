@@ -90,7 +90,7 @@ impl Gone {
             Entry::Manifest(manifest) => format!("{} {}", manifest.repository.name, name(&manifest.digest)),
             Entry::Membership { repository, digest, .. } => format!("{} member {}", repository.name, name(digest)),
             Entry::Listing { repository, .. } => format!("{} list", repository.name),
-            Entry::Standing { repository, .. } => format!("{} absence", repository.name),
+            Entry::Standing { repository, .. } => format!("{} standing", repository.name),
             Entry::Blob { .. } => panic!("blobs go with their bytes"),
         });
         let mut names: Vec<String> =

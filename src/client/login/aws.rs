@@ -29,7 +29,7 @@ struct Credentials {
 
 /// The password for a cache of that name, good for a quarter of an hour.
 pub(super) async fn password(service: &str) -> anyhow::Result<String> {
-    let http = super::neighbourhood()?;
+    let http = super::metadata_client()?;
     let metadata = Metadata::new(http.clone())?;
     let credentials = if let Some(credentials) = from_environment()? {
         credentials

@@ -101,7 +101,7 @@ impl ClientLogin {
 }
 
 /// A client for addresses on this machine or beside it, where no proxy has to be.
-fn neighbourhood() -> anyhow::Result<reqwest::Client> {
+fn metadata_client() -> anyhow::Result<reqwest::Client> {
     let builder = reqwest::Client::builder().no_proxy().redirect(Policy::none());
     Ok(builder.timeout(Duration::from_secs(5)).connect_timeout(Duration::from_secs(1)).build()?)
 }
