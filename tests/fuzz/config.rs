@@ -14,18 +14,17 @@ const TEXTS: &[&str] = &[
     "[upstreams.\"registry.example.com\"]\nurl = \"https://registry.example.com\"\ntoken_realms = [\"https://auth.example.com\"]\n\
      trusted_hosts = [\"10.1.2.3:9000\"]\naliases = [\"registry\"]\nfresh = { \"*\" = \"5m\", \"v*\" = \"1d\" }\nimmutable = [\"*-final\"]\n",
     "[rules.\"team/hub\"]\nupstream = \"docker.io\"\npath = \"library\"\n[rules.\"ghcr.io/acme\"]\nallow = [\"acme/web*\"]\ncold = \"wait\"\n",
-    "[access]\nanonymous = [\"10.0.0.0/8\"]\nrobots = true\ntoken_life = \"5m\"\nsigning_keys = { env = \"A\" }\n\
+    "[access]\nanonymous = [\"10.0.0.0/8\"]\nrobots = true\nservice = \"cr\"\ntoken_life = \"5m\"\nsigning_keys = { env = \"A\" }\n\
      [access.iam]\naccounts = [\"123456789012\"]\nroles = [\"arn:aws:iam::123456789012:role/eks-*\"]\n",
     "[access.oidc.ci]\nissuer = \"https://token.example.com\"\naudience = \"cr.test\"\nclaims = { owner = \"1\" }\n[access]\nservice = \"cr\"\n",
-    "[[policy]]\nwho = [\"robot:ci\"]\nwhat = [\"ghcr.io/acme/*\"]\nnetworks = [\"10.0.0.0/8\"]\nallow = true\n[[policy]]\nallow = false\n",
+    "[[policy]]\nwho = [\"robot:ci\"]\nwhat = [\"ghcr.io/acme/*\"]\nnetworks = [\"10.0.0.0/8\"]\nallow = true\n[[policy]]\nallow = false\n[access]\nrobots = true\n",
     "misses = 60\npulls = 120\nnew_bytes = \"1TiB\"\npermission = \"1h\"\n[upstreams.\"ghcr.io\"]\nmax_blob = \"20GB\"\npermission = \"10m\"\n\
      public = true\ncredentials = { username = \"me\", password_env = \"A\" }\n[rules.\"ghcr.io/acme\"]\nmax_blob = \"5GB\"\npublic = false\n",
     "[upstreams.\"a.example\"]\nurl = \"https://a.example\"\ncredentials = { username = \"me\", password_env = \"A\" }\n\
      alternates = [{ upstream = \"b.example\", shared = true }]\n\
      [upstreams.\"b.example\"]\nurl = \"https://b.example\"\ncredentials = { username = \"me\", password_env = \"A\" }\n",
-    "[access]\nanonymous = [\"vpce-0123456789abcdef0\", \"2001:db8::/32\"]\nsigning_keys = { env = \"A\" }\n[access.iam]\n\
-     accounts = [\"123456789012\"]\nendpoint = \"https://vpce-1.sts.eu-west-1.vpce.amazonaws.com\"\n\
-     [[policy]]\nnetworks = [\"vpce-0123456789abcdef0\"]\nallow = true\n",
+    "[access]\nanonymous = [\"vpce-0123456789abcdef0\", \"2001:db8::/32\"]\nsigning_keys = { env = \"A\" }\nservice = \"cr\"\n[access.iam]\n\
+     accounts = [\"123456789012\"]\nendpoint = \"https://vpce-1.sts.eu-west-1.vpce.amazonaws.com\"\n",
     "[[schedule]]\nevery = \"6h\"\nimages = [\"nginx:1.27\", \"ghcr.io/a/b:stable\"]\nplatforms = [\"linux/amd64\"]\n",
 ];
 const WORDS: &[&str] = &[
