@@ -216,6 +216,9 @@ enum RobotArguments {
         /// How long the secret before is still taken [default: 1day]
         #[arg(long, value_name = "DURATION")]
         overlap: Option<Span>,
+        /// How long it is let in from now on: 90d, 12h … [default: as long as before]
+        #[arg(long, value_name = "DURATION")]
+        expires: Option<Span>,
     },
     /// Remove a robot
     Remove { name: RobotName },
@@ -238,7 +241,7 @@ impl From<RobotArguments> for RobotCommand {
         match arguments {
             RobotArguments::Add { name, expires } => Self::Add { name, expires },
             RobotArguments::List => Self::List,
-            RobotArguments::Rotate { name, overlap } => Self::Rotate { name, overlap },
+            RobotArguments::Rotate { name, overlap, expires } => Self::Rotate { name, overlap, expires },
             RobotArguments::Remove { name } => Self::Remove { name },
         }
     }

@@ -385,7 +385,13 @@ async fn each_decision_is_one_record_and_no_secret_is_logged() -> anyhow::Result
     let levels: Vec<_> = unknown.iter().map(|(record, fields)| (&record["level"], &fields["reason"])).collect();
     ensure!(unknown.len() == 3 && unknown.iter().all(|(_, fields)| fields["allowed"] == false), "{levels:?}");
     ensure!(levels.iter().filter(|(level, _)| *level == "DEBUG").count() == 1, "to be asked to log in: {levels:?}");
-    ensure!(find("login", Some("robot:puller")).len() == 1 && find("login", None).len() == 2, "{records:#?}");
+    let failed = find("login", None);
+    ensure!(find("login", Some("robot:puller")).len() == 1 && failed.len() == 2, "{records:#?}");
+    for ((record, fields), (login, because)) in
+        failed.iter().zip([("robot:someone", "there is no such robot"), ("robot:puller", "its secret is another one")])
+    {
+        ensure!(fields["login"] == login && fields["because"] == because, "{record}");
+    }
 
     let log = cache.stopover.log();
     let keys = std::fs::read_to_string(cache.installation.data().join("signing_keys"))?;

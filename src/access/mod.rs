@@ -17,7 +17,7 @@ mod sts;
 pub mod token;
 mod web;
 
-pub use gate::{Access, AccessError, Asking};
+pub use gate::{Access, AccessError, Asking, Login};
 pub use manage::{OVERLAP, RobotAnswer, RobotCommand, RobotStatus};
 pub use operator::{OPERATOR_HEADER, OperatorSecret};
 pub use principal::{

@@ -20,6 +20,8 @@ on_both_columns!(
     callers_may_be_nobody_everywhere_by_network_or_not_at_all,
     a_robot_is_let_in_with_its_secret_until_it_expires_or_is_removed,
     a_rotated_secret_is_taken_until_its_overlap_ends,
+    an_expired_robot_is_renewed_by_a_rotation_that_says_until_when,
+    robots_are_made_only_where_they_are_let_in,
     wrong_secrets_have_to_wait_longer_and_longer,
     a_right_secret_is_let_in_whatever_others_at_its_address_sent,
     one_address_that_tries_many_names_has_to_wait_too,
@@ -101,8 +103,7 @@ async fn callers_may_be_nobody_everywhere_by_network_or_not_at_all(column: Colum
     for (anonymous, here, elsewhere) in [
         ("true", StatusCode::OK, StatusCode::OK),
         ("[\"10.0.0.0/8\"]", StatusCode::OK, StatusCode::FORBIDDEN),
-        ("[]", StatusCode::FORBIDDEN, StatusCode::FORBIDDEN),
-        ("false", StatusCode::FORBIDDEN, StatusCode::FORBIDDEN),
+        ("[\"198.51.100.7\"]", StatusCode::FORBIDDEN, StatusCode::FORBIDDEN),
     ] {
         let world = world(column, &format!("anonymous = {anonymous}")).await;
         for (caller, expected) in [(HERE, here), ("::ffff:10.1.2.3", here), (ELSEWHERE, elsewhere)] {
@@ -147,13 +148,44 @@ async fn a_rotated_secret_is_taken_until_its_overlap_ends(column: Column) {
     let old = robot(&world, "ci").await;
     assert_eq!(get(&world, HERE, TAG, &basic("ci", &old)).await.status, StatusCode::OK);
     let overlap = Some(Span(Duration::from_hours(1)));
-    let new = secret(&world, RobotCommand::Rotate { name: "ci".parse().unwrap(), overlap }).await;
+    let new = secret(&world, RobotCommand::Rotate { name: "ci".parse().unwrap(), overlap, expires: None }).await;
     for secret in [&old, &new] {
         assert_eq!(get(&world, HERE, TAG, &basic("ci", secret)).await.status, StatusCode::OK);
     }
     world.clock.advance(Duration::from_hours(1));
     assert_eq!(get(&world, HERE, TAG, &basic("ci", &old)).await.status, StatusCode::UNAUTHORIZED);
     assert_eq!(get(&world, HERE, TAG, &basic("ci", &new)).await.status, StatusCode::OK);
+}
+
+async fn an_expired_robot_is_renewed_by_a_rotation_that_says_until_when(column: Column) {
+    let world = world(column, "robots = true").await;
+    let hour = Some(Span(Duration::from_hours(1)));
+    let name = || "ci".parse().unwrap();
+    let old = secret(&world, RobotCommand::Add { name: name(), expires: hour }).await;
+    world.clock.advance(Duration::from_hours(1));
+    let RobotAnswer::Robots(robots) = world.cache.robots(RobotCommand::List).await.unwrap() else { panic!("no list") };
+    assert!(robots[0].expired);
+    for command in [
+        RobotCommand::Rotate { name: name(), overlap: None, expires: None },
+        RobotCommand::Add { name: name(), expires: hour },
+    ] {
+        let refused = world.cache.robots(command).await.unwrap_err().to_string();
+        assert!(refused.contains("has expired") && refused.contains("--expires"), "{refused}");
+    }
+    let none = Some(Span(Duration::ZERO));
+    let new = secret(&world, RobotCommand::Rotate { name: name(), overlap: none, expires: hour }).await;
+    assert_eq!(get(&world, HERE, TAG, &basic("ci", &new)).await.status, StatusCode::OK);
+    assert_eq!(get(&world, HERE, TAG, &basic("ci", &old)).await.status, StatusCode::UNAUTHORIZED);
+    world.clock.advance(Duration::from_hours(1));
+    assert_eq!(get(&world, HERE, TAG, &basic("ci", &new)).await.status, StatusCode::UNAUTHORIZED);
+}
+
+async fn robots_are_made_only_where_they_are_let_in(column: Column) {
+    let world = world(column, "anonymous = true").await;
+    let refused = world.operate(Method::POST, "/_stopover/robots", r#"{"add": {"name": "ci"}}"#.to_owned()).await;
+    assert_eq!(refused.status, StatusCode::CONFLICT);
+    let body = String::from_utf8_lossy(refused.bytes()).into_owned();
+    assert!(body.contains("robots = true"), "{body}");
 }
 
 async fn wrong_secrets_have_to_wait_longer_and_longer(column: Column) {
@@ -399,10 +431,7 @@ async fn what_a_token_may_pull_is_decided_by_the_policy_and_not_by_its_scope(col
         let answer = get(&world, HERE, &format!("/v2/test.local/two/app/{kind}"), &token).await;
         assert_eq!((answer.status, answer.error().0.as_str()), (StatusCode::FORBIDDEN, "DENIED"), "{kind}");
         let (_, said) = answer.error();
-        assert!(
-            said.starts_with("robot:one may not pull test.local/two/app: it is private"),
-            "{said}"
-        );
+        assert!(said.starts_with("robot:one may not pull test.local/two/app: it is private"), "{said}");
         assert!(
             said.contains("[[policy]]") && said.contains("public = true"),
             "what whoever runs it has to write: {said}"
@@ -427,6 +456,13 @@ async fn private_content_is_for_whom_the_policy_names_and_nobody_else(column: Co
     let answer = get(&world, HERE, TAG, "").await;
     assert_eq!((answer.status, answer.error().0.as_str()), (StatusCode::FORBIDDEN, "DENIED"));
     assert!(world.upstream.requests().is_empty());
+    // An internal registry that asks for no credentials.
+    let world = with_upstream(column, "anonymous = true", "public = false").await;
+    assert_eq!(get(&world, HERE, TAG, "").await.status, StatusCode::FORBIDDEN);
+    assert!(world.upstream.requests().is_empty());
+    let allowed = "anonymous = true\n[[policy]]\nwhat = [\"test.local/*\"]\nallow = true";
+    let world = with_upstream(column, allowed, "public = false").await;
+    assert_eq!(get(&world, HERE, TAG, "").await.status, StatusCode::OK);
     // What is private below a rule is, and what is beside it is not.
     let rule = format!("[rules.\"test.local/private\"]\n{CREDENTIALS}");
     let world = with_upstream(column, "anonymous = true", &rule).await;
@@ -608,7 +644,8 @@ async fn robots_are_managed_by_operators_only(column: Column) {
     assert_eq!(get(&world, HERE, TAG, &basic("ci", secret)).await.status, StatusCode::OK);
     let (_, listed) = ask("\"list\"").await;
     let robot = json!({
-        "name": "ci", "created_at": 1_800_000_000, "expires_at": 1_800_000_000 + 90 * 86400, "replaced_until": null
+        "name": "ci", "created_at": 1_800_000_000, "expires_at": 1_800_000_000 + 90 * 86400, "expired": false,
+        "replaced_until": null
     });
     assert_eq!(listed, json!({ "robots": [robot] }), "and no hash of its secret");
     assert_eq!(ask(add).await.0, StatusCode::CONFLICT);
