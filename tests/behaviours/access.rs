@@ -725,6 +725,14 @@ async fn secrets_of_the_program_are_made_once_and_only_their_owner_may_read_them
         local.stop(Duration::ZERO).await;
     }
     assert_eq!(seen[0], seen[1], "tokens are good after a restart");
+    // A directory that is made is for its owner; what somebody has given to others stays so.
+    let (made, given) = (data.path().join("new/data"), data.path().join("given"));
+    std::fs::create_dir(&given).unwrap();
+    std::fs::set_permissions(&given, std::fs::Permissions::from_mode(0o755)).unwrap();
+    for (directory, mode) in [(&made, 0o700), (&given, 0o755)] {
+        open(directory, settings).await.stop(Duration::ZERO).await;
+        assert_eq!(std::fs::metadata(directory).unwrap().permissions().mode() & 0o777, mode);
+    }
     assert_eq!(BASE64_STANDARD.decode(seen[0][0].trim()).unwrap().len(), 32);
     assert!(seen[0][1].trim().len() >= 43 && seen[0][0] != seen[0][1]);
     // Where nobody can log in there are none.
