@@ -9,8 +9,9 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use stopover::access::token::TokenKeys;
 use stopover::access::{IamIdentity, OidcIdentity, Principal, RobotAnswer, RobotCommand};
-use stopover::config::Cold;
-use stopover::time::Span;
+use stopover::config::{Cold, Config};
+use stopover::local::Local;
+use stopover::time::{Clock, Span};
 use support::aws::{EVERY_OPERATION, Service};
 use support::on_both_columns;
 use support::scripted::{Fault, Login, Scripted};
@@ -730,7 +731,9 @@ async fn secrets_of_the_program_are_made_once_and_only_their_owner_may_read_them
     std::fs::create_dir(&given).unwrap();
     std::fs::set_permissions(&given, std::fs::Permissions::from_mode(0o755)).unwrap();
     for (directory, mode) in [(&made, 0o700), (&given, 0o755)] {
-        open(directory, settings).await.stop(Duration::ZERO).await;
+        let config = Config::load(None, Cold::Follow, |secret| secret.read(|_| None)).unwrap();
+        let config = Config { data_dir: directory.clone(), ..config };
+        Local::open(config, Clock::default()).await.unwrap().stop(Duration::ZERO).await;
         assert_eq!(std::fs::metadata(directory).unwrap().permissions().mode() & 0o777, mode);
     }
     assert_eq!(BASE64_STANDARD.decode(seen[0][0].trim()).unwrap().len(), 32);
