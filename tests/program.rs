@@ -115,8 +115,9 @@ async fn a_configuration_that_cannot_be_read_is_refused_with_the_reason_once() -
         keys.path().display()
     ))?;
     let file = installation.configuration().display().to_string();
+    let data = installation.data().display().to_string();
     for command in [&["serve"][..], &["config", "check"]] {
-        let (status, text) = run(&[command, &["--config", &file]].concat()).await?;
+        let (status, text) = run(&[command, &["--config", &file, "--data-dir", &data]].concat()).await?;
         ensure!(!status.success() && text.contains("access.signing_keys: key 1 is not <id>:"), "{text}");
         ensure!(text.matches("key 1 is not").count() == 1 && !text.contains("too-short"), "{text}");
     }
