@@ -96,7 +96,7 @@ impl Question {
             match rule.other_than(&principal, from.address, &repository) {
                 Some("claims") => writeln!(text, "{} is not about it: {}", rule.name, other_claims(rule, &principal))?,
                 key => {
-                    writeln!(text, "{} is not about it: its {} is something else", rule.name, key.unwrap_or_default())?
+                    writeln!(text, "{} is not about it: its {} is something else", rule.name, key.unwrap_or_default())?;
                 }
             }
         }
