@@ -85,7 +85,7 @@ impl Budget {
 /// A caller has used up a budget.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{}; what is stored still pulls", match budget {
-    Budget::Misses => "you ask too often for what does not exist, or is not shown",
+    Budget::Misses => "you ask too often for what is not stored here",
     Budget::Pulls => "you have pulled as much that is new as you may in an hour",
     Budget::NewBytes => "you have had as many new bytes stored as you may in a day",
 })]

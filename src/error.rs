@@ -178,7 +178,7 @@ impl PullError {
                 }
                 // Of 401 clients show the message, of 403 from a token endpoint some do not (containers/image).
                 AccessError::NoCredentials
-                | AccessError::WrongCredentials
+                | AccessError::WrongCredentials(_)
                 | AccessError::NotLetIn(_)
                 | AccessError::InvalidToken => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, None),
             },

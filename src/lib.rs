@@ -136,7 +136,7 @@ pub enum CacheError {
     #[error("no HTTP client: {0:?}")]
     Client(reqwest::Error),
     /// The keys of tokens cannot be used.
-    #[error("access.signing_keys: {0}")]
+    #[error("access.signing_keys")]
     Keys(#[from] InvalidKeys),
     /// There are none.
     #[error(

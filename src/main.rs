@@ -19,6 +19,8 @@ use client::{
     Client, ClientLogin, DockerAction, Endpoint, Examination, Helper, Login, Operator, Order, Target, Upstream,
 };
 use explain::Question;
+use stopover::CacheError;
+use stopover::access::token::TokenKeys;
 use stopover::access::{RobotCommand, RobotName};
 use stopover::config::{Cold, Config, DEFAULT_UPSTREAM, SecretReference, UpstreamConfig};
 use stopover::local::Local;
@@ -216,6 +218,9 @@ enum RobotArguments {
         /// How long the secret before is still taken [default: 1day]
         #[arg(long, value_name = "DURATION")]
         overlap: Option<Span>,
+        /// How long it is let in from now on: 90d, 12h … [default: as long as before]
+        #[arg(long, value_name = "DURATION")]
+        expires: Option<Span>,
     },
     /// Remove a robot
     Remove { name: RobotName },
@@ -223,7 +228,7 @@ enum RobotArguments {
 
 #[derive(Subcommand)]
 enum PolicyCommand {
-    /// Say whether somebody may pull an image, and why
+    /// Say whether somebody may pull an image, and why; ends with 1 if not
     Explain(Question),
 }
 
@@ -238,7 +243,7 @@ impl From<RobotArguments> for RobotCommand {
         match arguments {
             RobotArguments::Add { name, expires } => Self::Add { name, expires },
             RobotArguments::List => Self::List,
-            RobotArguments::Rotate { name, overlap } => Self::Rotate { name, overlap },
+            RobotArguments::Rotate { name, overlap, expires } => Self::Rotate { name, overlap, expires },
             RobotArguments::Remove { name } => Self::Remove { name },
         }
     }
@@ -271,7 +276,13 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
     match command {
         Command::DockerCredential { action, helper } => block_on(helper.answer_docker(action)),
         Command::KubeletCredentialProvider { helper } => block_on(helper.answer_kubelet()),
-        Command::Config(ConfigCommand::Check) => Ok(std::io::stdout().write_all(describe(&config).as_bytes())?),
+        Command::Config(ConfigCommand::Check) => {
+            let access = config.access();
+            if let Some(keys) = access.signing_keys.as_ref().filter(|_| access.has_logins()) {
+                TokenKeys::parse(keys.as_str(), Clock::default()).map_err(CacheError::Keys)?;
+            }
+            Ok(std::io::stdout().write_all(describe(&config).as_bytes())?)
+        }
         Command::Quota { asked } => ask(&config, asked, async |client| client.quota().await),
         Command::Fills { command: None, server } => {
             ask(&config, Asked::by_operator(server), async |client| client.fills().await)
@@ -290,7 +301,10 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
             ask(&config, Asked::by_operator(server), async |client| client.robots(&command.into()).await)
         }
         Command::Policy(PolicyCommand::Explain(question)) => {
-            Ok(std::io::stdout().write_all(question.answer(&config)?.as_bytes())?)
+            let explanation = question.answer(&config)?;
+            std::io::stdout().write_all(explanation.text.as_bytes())?;
+            anyhow::ensure!(explanation.allowed, "the pull would be denied");
+            Ok(())
         }
         Command::Doctor { examination, asked } => {
             ask(&config, asked, async |client| client.examine(examination, &config).await)
@@ -333,12 +347,15 @@ fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<
 
 /// The cache that is meant, where none is named: the one that this configuration starts.
 fn endpoint(config: &Config, named: Option<Endpoint>) -> anyhow::Result<Endpoint> {
-    let mut listen = config.listen;
-    // Every address of this machine is none that a client can name.
+    named.map_or_else(|| format!("http://{}", reached_at(config.listen)).parse(), Ok)
+}
+
+/// Where clients on this machine reach what listens there: every address of it is none that they can name.
+fn reached_at(mut listen: SocketAddr) -> SocketAddr {
     if listen.ip().is_unspecified() {
         listen.set_ip(Ipv4Addr::LOCALHOST.into());
     }
-    named.map_or_else(|| format!("http://{listen}").parse(), Ok)
+    listen
 }
 
 /// Prints a client's configuration, and on standard error what that has no room for and what may be a mistake.
@@ -421,16 +438,30 @@ fn welcome(config: &Config, address: SocketAddr) -> String {
     upstreams.sort_unstable_by_key(|id| (id != DEFAULT_UPSTREAM, id.clone()));
     upstreams.dedup();
     let source = config.source.as_ref().map_or("defaults".into(), |path| path.display().to_string());
+    let (here, access) = (reached_at(address), config.access());
+    let next = if access.anonymous.admits(Some(here.ip()).into()) {
+        format!(
+            "try:\n  \
+               curl -s http://{here}/v2/\n  \
+               skopeo copy --src-tls-verify=false docker://{here}/docker.io/library/alpine:latest dir:alpine\n  \
+               podman pull --tls-verify=false {here}/docker.io/library/alpine:latest\n  \
+               docker pull {here}/docker.io/library/alpine:latest\n"
+        )
+    } else if access.has_logins() {
+        format!(
+            "callers on this machine have to log in:\n  \
+               podman login --tls-verify=false {here}\n  \
+               stopover doctor says whether a login is good, and what else is in the way\n"
+        )
+    } else {
+        "callers on this machine are not answered: [access] in the settings says who is\n".into()
+    };
     format!(
         "stopover {version}: a pull-through cache for container registries\n\
          listening on http://{address}\n\
          data in {data}, settings from {source}\n\
          serving {upstreams}\n\
-         try:\n  \
-           curl -s http://{address}/v2/\n  \
-           skopeo copy --src-tls-verify=false docker://{address}/docker.io/library/alpine:latest dir:alpine\n  \
-           podman pull --tls-verify=false {address}/docker.io/library/alpine:latest\n  \
-           docker pull {address}/docker.io/library/alpine:latest\n",
+         {next}",
         version = env!("CARGO_PKG_VERSION"),
         data = config.data_dir.display(),
         upstreams = upstreams.join(", "),

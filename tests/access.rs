@@ -390,7 +390,13 @@ async fn each_decision_is_one_record_and_no_secret_is_logged() -> anyhow::Result
     let levels: Vec<_> = unknown.iter().map(|(record, fields)| (&record["level"], &fields["reason"])).collect();
     ensure!(unknown.len() == 3 && unknown.iter().all(|(_, fields)| fields["allowed"] == false), "{levels:?}");
     ensure!(levels.iter().filter(|(level, _)| *level == "DEBUG").count() == 1, "to be asked to log in: {levels:?}");
-    ensure!(find("login", Some("robot:puller")).len() == 1 && find("login", None).len() == 2, "{records:#?}");
+    let failed = find("login", None);
+    ensure!(find("login", Some("robot:puller")).len() == 1 && failed.len() == 2, "{records:#?}");
+    for ((record, fields), (login, because)) in
+        failed.iter().zip([("robot:someone", "there is no such robot"), ("robot:puller", "its secret is another one")])
+    {
+        ensure!(fields["login"] == login && fields["because"] == because, "{record}");
+    }
     let operated = records.iter().filter(|record| record["fields"]["action"] == "operate").map(|record| {
         let fields = &record["fields"];
         let text = |name: &str| fields[name].as_str().unwrap_or("-");
@@ -439,7 +445,7 @@ async fn a_decision_of_the_policy_is_explained_without_a_running_cache() -> anyh
     let password = NamedTempFile::new()?;
     std::fs::write(&password, PASSWORD)?;
     let installation = Installation::with_configuration(&format!(
-        "[access]\nanonymous = [\"10.0.0.0/8\"]\nrobots = true\n\
+        "[access]\nanonymous = [\"10.0.0.0/8\", \"vpce-0123456789abcdef0\"]\nrobots = true\n\
          [access.oidc.github]\nissuer = \"https://token.example.com\"\naudience = \"stopover\"\n\
          claims = {{ repository_owner_id = \"12\" }}\n\
          [[policy]]\nwho = [\"robot:ci\"]\nwhat = [\"ghcr.io/acme/secret*\"]\nallow = false\n\
@@ -450,6 +456,7 @@ async fn a_decision_of_the_policy_is_explained_without_a_running_cache() -> anyh
     ))?;
     let file = installation.configuration().display().to_string();
     let oidc = ["--as", "oidc:github:repo:acme/app", "--claim", "repository=acme/app"];
+    let member = ["--as", "oidc:github:repo:acme/app", "--claim", "repository_owner_id=12"];
     for (arguments, lines) in [
         (
             &["--as", "robot:ci", "ghcr.io/acme/secret-app:1"][..],
@@ -460,31 +467,50 @@ async fn a_decision_of_the_policy_is_explained_without_a_running_cache() -> anyh
             &[
                 "denied: no rule is about it, and it is private",
                 "rule 1 of the policy is not about it: its what is something else",
-                "rule 2 of the policy is not about it: its claims is something else",
+                "rule 2 of the policy is not about it: it asks for claims, and only a principal like",
                 "ghcr.io/acme/app is private: ghcr.io shows it to us because of who we are there",
             ],
         ),
         (
-            &[&oidc[..], &["ghcr.io/acme/app"]].concat(),
+            &[&oidc[..], &["--claim", "repository_owner_id=12", "ghcr.io/acme/app"]].concat(),
             &["allowed by rule 2 of the policy", "rule 1 of the policy is not about it: its who is something else"],
         ),
         (&["--as", "anonymous", "--from", "10.1.2.3", "ghcr.io/acme/open"], &["allowed by rule 3 of the policy"]),
         (
             &["--as", "anonymous", "--from", "192.0.2.1", "nginx"],
             &[
-                "anonymous pulls docker.io/library/nginx: allowed: no rule is about it, and its upstream is public",
+                "anonymous pulls docker.io/library/nginx: denied: not let in: access.anonymous does not name that address",
+                "Whoever is let in is allowed: no rule is about it, and its upstream is public",
                 "docker.io/library/nginx is public: docker.io is asked for it without credentials",
-                "but anonymous is not let in at all: access.anonymous does not name that address",
             ],
         ),
         (
-            &["--as", "iam:arn:aws:iam::123456789012:role/a", "nginx"],
-            &["is not let in at all: there is no [access.iam]"],
+            &["--as", "anonymous", "--from", "vpce-0123456789abcdef0", "nginx"],
+            &["anonymous pulls docker.io/library/nginx: allowed: no rule is about it"],
+        ),
+        (
+            &["--as", "anonymous", "--from", "vpce-0123456789abcdef1", "nginx"],
+            &["denied: not let in: access.anonymous does not name that address"],
+        ),
+        (&["--as", "iam:arn:aws:iam::123456789012:role/a", "nginx"], &["denied: not let in: there is no [access.iam]"]),
+        (
+            &[&oidc[..], &["--claim", "repository_owner_id=13", "ghcr.io/acme/app"]].concat(),
+            &[
+                "denied: not let in: it has not all of the claims that [access.oidc] asks for",
+                "[access.oidc.github] lets in whoever has other claims: repository_owner_id has to be \"12\" and is \"13\"",
+            ],
+        ),
+        (
+            &[&member[..], &["--claim", "repository=other/app", "ghcr.io/acme/app"]].concat(),
+            &[
+                "rule 2 of the policy is not about it: it asks for other claims: repository has to be \"acme/*\" and is \"other/app\"",
+            ],
         ),
         (&["--as", "robot:ci", "ghcr.io/acme/no"], &["denied to everybody: ", "rules.\"ghcr.io/acme\".deny"]),
     ] {
         let (status, text) = run(&[&["policy", "explain", "--config", &file], arguments].concat()).await?;
-        ensure!(status.success(), "{arguments:?}: {text}");
+        let first = text.lines().next().unwrap_or_default();
+        ensure!(status.code() == Some(i32::from(!first.contains("allowed"))), "{arguments:?}: {text}");
         for line in lines {
             ensure!(text.contains(line), "{line:?} is not in:\n{text}");
         }

@@ -108,6 +108,19 @@ async fn a_configuration_that_cannot_be_read_is_refused_with_the_reason_once() -
     let (status, text) = run(&["config", "check", "--config", "/nowhere/stopover.toml"]).await?;
     ensure!(!status.success() && text.contains("cannot read the configuration /nowhere/stopover.toml: "), "{text}");
     ensure!(text.matches("No such file").count() == 1, "{text}");
+    let keys = tempfile::NamedTempFile::new()?;
+    std::fs::write(&keys, "too-short")?;
+    let installation = Installation::with_configuration(&format!(
+        "[access]\nrobots = true\nsigning_keys = {{ file = \"{}\" }}\n",
+        keys.path().display()
+    ))?;
+    let file = installation.configuration().display().to_string();
+    let data = installation.data().display().to_string();
+    for command in [&["serve"][..], &["config", "check"]] {
+        let (status, text) = run(&[command, &["--config", &file, "--data-dir", &data]].concat()).await?;
+        ensure!(!status.success() && text.contains("access.signing_keys: key 1 is not <id>:"), "{text}");
+        ensure!(text.matches("key 1 is not").count() == 1 && !text.contains("too-short"), "{text}");
+    }
     Ok(())
 }
 

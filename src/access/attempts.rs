@@ -55,8 +55,8 @@ impl Attempts {
         pause(&kept, &guessers(user, address), self.clock.now()).is_some()
     }
 
-    /// Takes note of a wrong secret; says what its sender is told.
-    pub(super) fn refuse(&self, user: &str, address: Option<IpAddr>) -> AccessError {
+    /// Takes note of a wrong secret; says what its sender is told, and the log why.
+    pub(super) fn refuse(&self, user: &str, address: Option<IpAddr>, because: &'static str) -> AccessError {
         let (guessers, now) = (guessers(user, address), self.clock.now());
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(retry_after) = pause(&kept, &guessers, now) {
@@ -69,7 +69,7 @@ impl Attempts {
             let until = now.plus(pause.unwrap_or_default().min(LONGEST_PAUSE));
             kept.insert(guesser, Wrong { times, until });
         }
-        AccessError::WrongCredentials
+        AccessError::WrongCredentials(because)
     }
 
     /// Forgets what was wrong for this name before.
@@ -94,18 +94,21 @@ mod tests {
         let attempts = Attempts::new(Clock::manual(Timestamp(1000)));
         for last in 1..=4 {
             let address = format!("2001:db8::{last}").parse().ok();
-            assert!(matches!(attempts.refuse("ci", address), AccessError::WrongCredentials), "{last}");
+            assert!(
+                matches!(attempts.refuse("ci", address, "wrong"), AccessError::WrongCredentials("wrong")),
+                "{last}"
+            );
         }
         let (same, other) = ("2001:db8::5".parse().ok(), "2001:db8:0:1::1".parse().ok());
         assert!(attempts.are_paused("ci", same) && !attempts.are_paused("ci", other));
-        assert!(matches!(attempts.refuse("ci", same), AccessError::TooManyAttempts { .. }));
+        assert!(matches!(attempts.refuse("ci", same, "wrong"), AccessError::TooManyAttempts { .. }));
     }
 
     #[test]
     fn however_many_strangers_there_are_memory_is_bounded() {
         let attempts = Attempts::new(Clock::manual(Timestamp(1000)));
         for number in 0..30_000_u32 {
-            attempts.refuse("ci", Some(IpAddr::from(number.to_be_bytes())));
+            attempts.refuse("ci", Some(IpAddr::from(number.to_be_bytes())), "wrong");
         }
         assert!(attempts.kept.lock().unwrap().len() <= MOST);
     }

@@ -11,7 +11,7 @@ use super::robots::RobotLogins;
 use super::sts::Sts;
 use super::token::TokenKeys;
 use super::web::{Unreachable, Web};
-use super::{IAM_USER, OIDC_USER, Principal, Source};
+use super::{IAM_USER, OIDC_USER, Principal, RobotName, Source};
 use crate::config::AccessConfig;
 use crate::ports::{Ledger, StoreError};
 use crate::time::Clock;
@@ -40,9 +40,9 @@ pub enum AccessError {
          `anonymous = [\"<network>\"]`, or logins"
     )]
     NobodyHere,
-    /// The user name or the secret is wrong.
+    /// The user name or the secret is wrong. Which check failed is for the log only.
     #[error("the user name or the secret is wrong, or has expired")]
-    WrongCredentials,
+    WrongCredentials(&'static str),
     /// The token is not valid.
     #[error("the token is not valid, or not any more")]
     InvalidToken,
@@ -75,11 +75,62 @@ pub enum AccessError {
     Store(#[from] StoreError),
 }
 
+impl AccessError {
+    /// Which check failed, for the log: the client is not told.
+    pub fn because(&self) -> Option<&'static str> {
+        match self {
+            Self::WrongCredentials(because) => Some(because),
+            Self::NotLetIn(_) => Some("[access] does not name its account, role or claims"),
+            _ => None,
+        }
+    }
+}
+
+/// As whom somebody wants to be let in, before anything of it is proved. Parsed, so that it may get into a log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Login {
+    /// As this robot.
+    Robot(RobotName),
+    /// As an identity of AWS.
+    Iam,
+    /// As an identity of an `OpenID` Connect issuer.
+    Oidc,
+}
+
+impl Login {
+    /// What a user name means. `None`: nobody, whatever the configuration says.
+    pub(crate) fn of(user: &str) -> Option<Self> {
+        match user {
+            IAM_USER => Some(Self::Iam),
+            OIDC_USER => Some(Self::Oidc),
+            _ => user.parse().ok().map(Self::Robot),
+        }
+    }
+}
+
+impl std::fmt::Display for Login {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Robot(name) => write!(formatter, "robot:{name}"),
+            Self::Iam => formatter.write_str(IAM_USER),
+            Self::Oidc => formatter.write_str(OIDC_USER),
+        }
+    }
+}
+
 impl<'a> Asking<'a> {
+    /// As whom somebody wants to be let in who has a user name and a secret.
+    pub(crate) fn login(&self) -> Option<Login> {
+        match self.credentials().ok()? {
+            Credentials::Secret(user, _) => Login::of(&user),
+            Credentials::None | Credentials::Token(_) => None,
+        }
+    }
+
     fn credentials(&self) -> Result<Credentials<'a>, AccessError> {
         let Some(authorization) = self.authorization else { return Ok(Credentials::None) };
         if authorization.len() > LONGEST_AUTHORIZATION {
-            return Err(AccessError::WrongCredentials);
+            return Err(AccessError::WrongCredentials("Authorization is too long"));
         }
         let (scheme, rest) = authorization.split_once(' ').unwrap_or((authorization, ""));
         if scheme.eq_ignore_ascii_case("bearer") {
@@ -89,7 +140,7 @@ impl<'a> Asking<'a> {
         let pair =
             basic.and_then(|pair| STANDARD.decode(pair.trim()).ok()).and_then(|pair| String::from_utf8(pair).ok());
         let pair = pair.as_deref().and_then(|pair| pair.split_once(':'));
-        let (user, secret) = pair.ok_or(AccessError::WrongCredentials)?;
+        let (user, secret) = pair.ok_or(AccessError::WrongCredentials("Authorization is neither Bearer nor Basic"))?;
         Ok(Credentials::Secret(user.to_owned(), secret.to_owned()))
     }
 }
@@ -128,6 +179,11 @@ impl Access {
     /// Whether there is any way to log in.
     pub(crate) fn has_logins(&self) -> bool {
         self.keys.is_some()
+    }
+
+    /// Whether robots are let in.
+    pub(crate) fn lets_robots_in(&self) -> bool {
+        self.config.robots
     }
 
     /// Who a request is from. Where nobody can log in, what it says of that is not looked at.
@@ -181,7 +237,7 @@ impl Access {
             (IAM_USER, Some(sts)) => sts.identify(secret, source.address).await.map(Principal::Iam),
             (OIDC_USER, _) => self.issuers.identify(secret).await.map(Principal::Oidc),
             _ if self.config.robots => self.robots.log_in(user, secret, source.address).await.map(Principal::Robot),
-            _ => Err(AccessError::WrongCredentials),
+            _ => Err(AccessError::WrongCredentials("access.robots is not true")),
         }
     }
 

@@ -37,6 +37,8 @@ pub enum RobotCommand {
         name: RobotName,
         /// How long the secret before is still taken; without it, for a day.
         overlap: Option<Span>,
+        /// How long it is let in from now on; without it, as long as before.
+        expires: Option<Span>,
     },
     /// Removes one.
     Remove {
@@ -57,6 +59,8 @@ pub enum RobotAnswer {
         name: RobotName,
         /// The secret.
         secret: Secret,
+        /// Until when the secret before is taken, in seconds since the Unix epoch; absent: there is none.
+        replaced_until: Option<Timestamp>,
     },
     /// One is gone. Tokens that it was issued are good for half a minute more.
     Removed(RobotName),
@@ -71,6 +75,8 @@ pub struct RobotStatus {
     pub created_at: Timestamp,
     /// When it is no longer let in; absent: never.
     pub expires_at: Option<Timestamp>,
+    /// Whether that is over.
+    pub expired: bool,
     /// Until when the secret before its last rotation is taken; absent: there is none.
     pub replaced_until: Option<Timestamp>,
 }
@@ -84,27 +90,25 @@ impl Cache {
                 let robots = self.ledger.robots().await?.map(|robots| robots.value).unwrap_or_default();
                 Ok(RobotAnswer::Robots(robots.iter().map(|(name, robot)| robot.status(name, now)).collect()))
             }
+            RobotCommand::Add { .. } if !self.access.lets_robots_in() => Err(RobotError::NotLetIn),
             RobotCommand::Add { name, expires } => {
-                let expires_at = expires.map(|span| now.plus(span.0));
-                match expires {
-                    Some(_) if expires_at == Some(now) => return Err(RobotError::Expired),
-                    Some(Span(life)) if life > LONGEST.0 => return Err(RobotError::TooLong),
-                    _ => {}
-                }
+                let expires_at = end(expires, now)?;
                 let secret = new_secret().await?;
                 self.change_robots(|robots| robots.add(name.clone(), &secret, expires_at, now)).await?;
                 tracing::info!(principal = format!("robot:{name}"), "robot added");
-                Ok(RobotAnswer::Secret { name, secret: secret.text })
+                Ok(RobotAnswer::Secret { name, secret: secret.text, replaced_until: None })
             }
-            RobotCommand::Rotate { name, overlap } => {
+            RobotCommand::Rotate { name, overlap, expires } => {
                 let overlap = overlap.map_or(OVERLAP, |span| span.0);
                 if overlap > LONGEST.1 {
                     return Err(RobotError::TooLong);
                 }
+                let expires_at = end(expires, now)?;
                 let secret = new_secret().await?;
-                self.change_robots(|robots| robots.rotate(&name, &secret, overlap, now)).await?;
+                self.change_robots(|robots| robots.rotate(&name, &secret, overlap, expires_at, now)).await?;
                 tracing::info!(principal = format!("robot:{name}"), "robot has a new secret");
-                Ok(RobotAnswer::Secret { name, secret: secret.text })
+                let replaced_until = Some(now.plus(overlap)).filter(|until| now < *until);
+                Ok(RobotAnswer::Secret { name, secret: secret.text, replaced_until })
             }
             RobotCommand::Remove { name } => {
                 self.change_robots(|robots| robots.remove(&name)).await?;
@@ -130,6 +134,15 @@ impl Cache {
     }
 }
 
+/// When a robot is no longer let in that is let in for so long.
+fn end(life: Option<Span>, now: Timestamp) -> Result<Option<Timestamp>, RobotError> {
+    match life.map(|Span(life)| (life, now.plus(life))) {
+        Some((_, end)) if end == now => Err(RobotError::Expired),
+        Some((life, _)) if life > LONGEST.0 => Err(RobotError::TooLong),
+        life => Ok(life.map(|(_, end)| end)),
+    }
+}
+
 /// Making one keeps a processor busy for long.
 async fn new_secret() -> Result<NewSecret, RobotError> {
     tokio::task::spawn_blocking(NewSecret::make).await.unwrap_or(Err(RobotError::NoSecret))
@@ -139,6 +152,6 @@ impl Robot {
     fn status(&self, name: &RobotName, now: Timestamp) -> RobotStatus {
         let replaced_until = self.replaced.as_ref().map(|(_, until)| *until).filter(|until| now < *until);
         let &Self { created_at, expires_at, .. } = self;
-        RobotStatus { name: name.clone(), created_at, expires_at, replaced_until }
+        RobotStatus { name: name.clone(), created_at, expires_at, expired: !self.has_not_expired(now), replaced_until }
     }
 }

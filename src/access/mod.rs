@@ -19,7 +19,7 @@ pub mod token;
 mod web;
 
 pub use gate::AccessError;
-pub(crate) use gate::{Access, Asking};
+pub(crate) use gate::{Access, Asking, Login};
 pub use manage::{RobotAnswer, RobotCommand, RobotStatus};
 pub use operator::{OPERATOR_HEADER, OperatorSecret};
 pub(crate) use principal::KINDS;

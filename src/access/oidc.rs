@@ -6,6 +6,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::Algorithm;
+use jsonwebtoken::errors::ErrorKind;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -81,8 +82,9 @@ impl Issuers {
 
     /// Who a token is about, if they are let in. One issuer may be configured several times, for several audiences.
     pub(super) async fn identify(&self, token: &str) -> Result<OidcIdentity, AccessError> {
-        let claimed = Claimed::read(token).ok_or(AccessError::WrongCredentials)?;
-        let mut outcome = Err(AccessError::WrongCredentials);
+        let claimed = Claimed::read(token);
+        let claimed = claimed.ok_or(AccessError::WrongCredentials("it is no ID token of RS256 or ES256 with a kid"))?;
+        let mut outcome = Err(AccessError::WrongCredentials("no [access.oidc] has its issuer"));
         for issuer in self.configured.iter().filter(|issuer| issuer.config.issuer == claimed.issuer) {
             outcome = issuer.identify(token, &claimed, self.clock.now()).await;
             if outcome.is_ok() {
@@ -95,22 +97,21 @@ impl Issuers {
 
 impl Issuer {
     async fn identify(&self, token: &str, claimed: &Claimed, now: Timestamp) -> Result<OidcIdentity, AccessError> {
-        let key = self.keys.find(&claimed.key).await?.ok_or(AccessError::WrongCredentials)?;
+        let key = self.keys.find(&claimed.key).await?;
+        let key = key.ok_or(AccessError::WrongCredentials("its issuer has no such key"))?;
         // The header chooses among the issuer's keys, the key says what it verifies.
         if key.algorithm != claimed.algorithm {
-            return Err(AccessError::WrongCredentials);
+            return Err(AccessError::WrongCredentials("its key is for another algorithm"));
         }
         let validation = validation(key.algorithm, &self.config.audience, &self.config.issuer);
         let claims = jsonwebtoken::decode::<Map<String, Value>>(token, &key.key, &validation);
-        let claims = claims.map_err(|error| {
-            tracing::debug!(issuer = self.name, %error, "an ID token is refused");
-            AccessError::WrongCredentials
-        })?;
-        let claims = claims.claims;
+        let claims = claims.map_err(|error| AccessError::WrongCredentials(because(error.kind())))?.claims;
         if !is_within_its_time(&claims, now) {
-            return Err(AccessError::WrongCredentials);
+            return Err(AccessError::WrongCredentials("it has expired, or is not valid yet"));
         }
-        let Some(Value::String(subject)) = claims.get("sub") else { return Err(AccessError::WrongCredentials) };
+        let Some(Value::String(subject)) = claims.get("sub") else {
+            return Err(AccessError::WrongCredentials("its subject is no text"));
+        };
         let asked = self.asked.iter().filter_map(|name| text(claims.get(name)?).map(|text| (name.clone(), text)));
         let identity = OidcIdentity { issuer: self.name.clone(), subject: subject.clone(), claims: asked.collect() };
         if !self.config.admits(&identity) {
@@ -118,10 +119,20 @@ impl Issuer {
         }
         let length = serde_json::to_vec(&identity).map_or(usize::MAX, |json| json.len());
         if length > LONGEST_IDENTITY {
-            tracing::debug!(issuer = self.name, length, "subject and claims of an ID token are too long");
-            return Err(AccessError::WrongCredentials);
+            return Err(AccessError::WrongCredentials("its subject and claims are too long"));
         }
         Ok(identity)
+    }
+}
+
+/// Which check of a token failed, for the log.
+fn because(error: &ErrorKind) -> &'static str {
+    match error {
+        ErrorKind::InvalidSignature => "its signature is wrong",
+        ErrorKind::InvalidAudience => "it is for another audience",
+        ErrorKind::InvalidIssuer => "it is of another issuer",
+        ErrorKind::MissingRequiredClaim(_) => "exp, iss, aud or sub is missing",
+        _ => "it cannot be read",
     }
 }
 

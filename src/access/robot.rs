@@ -62,9 +62,18 @@ pub enum RobotError {
     /// There is one already.
     #[error("there is a robot {0} already; `stopover robot rotate {0}` gives it a new secret")]
     Exists(RobotName),
+    /// It is no longer let in, whatever secret it has.
+    #[error("the robot {0} has expired; `stopover robot rotate {0} --expires 90d` renews it, with a new secret")]
+    HasExpired(RobotName),
     /// There is none.
     #[error("there is no robot {0}")]
     Unknown(RobotName),
+    /// No robot is let in at all.
+    #[error(
+        "no robot would be let in: write `robots = true` under [access] in the stopover.toml of this cache, and start it \
+         again"
+    )]
+    NotLetIn,
     /// There is no room for another one: all of them are one item of the ledger.
     #[error("there are {MOST_ROBOTS} robots, and that is the most; remove one first")]
     TooMany,
@@ -94,7 +103,7 @@ const MOST_ROBOTS: usize = 500;
 const LEEWAY: Duration = Duration::from_secs(5);
 
 impl Robot {
-    fn has_not_expired(&self, now: Timestamp) -> bool {
+    pub(super) fn has_not_expired(&self, now: Timestamp) -> bool {
         self.expires_at.is_none_or(|end| now < end)
     }
 }
@@ -149,6 +158,15 @@ impl Robots {
         hashes.filter(|hash| hash.may_be_of(secret)).cloned().collect()
     }
 
+    /// Why a robot is not let in with a secret that is none of its candidates.
+    pub(super) fn refusal(&self, name: &RobotName, now: Timestamp) -> &'static str {
+        match self.robots.get(name) {
+            None => "there is no such robot",
+            Some(robot) if !robot.has_not_expired(now) => "the robot has expired",
+            Some(_) => "its secret is another one",
+        }
+    }
+
     /// Whether a robot is let in that was issued a token then. One that was made later is another one of its name.
     pub(crate) fn is_let_in(&self, name: &RobotName, issued_at: Timestamp, now: Timestamp) -> bool {
         let robot = self.robots.get(name);
@@ -163,8 +181,9 @@ impl Robots {
         expires_at: Option<Timestamp>,
         now: Timestamp,
     ) -> Result<(), RobotError> {
-        if self.robots.contains_key(&name) {
-            return Err(RobotError::Exists(name));
+        if let Some(robot) = self.robots.get(&name) {
+            let expired = !robot.has_not_expired(now);
+            return Err(if expired { RobotError::HasExpired(name) } else { RobotError::Exists(name) });
         }
         if self.robots.len() >= MOST_ROBOTS {
             return Err(RobotError::TooMany);
@@ -174,15 +193,21 @@ impl Robots {
         Ok(())
     }
 
-    /// Gives a robot a new secret. The one before is taken for as long as `overlap` says.
+    /// Gives a robot a new secret. The one before is taken for as long as `overlap` says, also if the robot had expired.
+    /// `expires_at`: when it is no longer let in, instead of when it was.
     pub(crate) fn rotate(
         &mut self,
         name: &RobotName,
         secret: &NewSecret,
         overlap: Duration,
+        expires_at: Option<Timestamp>,
         now: Timestamp,
     ) -> Result<(), RobotError> {
         let robot = self.robots.get_mut(name).ok_or_else(|| RobotError::Unknown(name.clone()))?;
+        robot.expires_at = expires_at.or(robot.expires_at);
+        if !robot.has_not_expired(now) {
+            return Err(RobotError::HasExpired(name.clone()));
+        }
         let before = std::mem::replace(&mut robot.hash, secret.hash.clone());
         robot.replaced = Some((before, now.plus(overlap)));
         Ok(())
@@ -230,10 +255,26 @@ mod tests {
     fn the_secret_before_a_rotation_is_taken_for_a_while() {
         let (mut robots, old, new) = (Robots::default(), NewSecret::make().unwrap(), NewSecret::make().unwrap());
         robots.add(ci(), &old, None, NOW).unwrap();
-        robots.rotate(&ci(), &new, Duration::from_hours(1), NOW).unwrap();
+        robots.rotate(&ci(), &new, Duration::from_hours(1), None, NOW).unwrap();
         let later = NOW.plus(Duration::from_hours(1));
         assert!(lets_in(&robots, old.text.as_str(), NOW) && lets_in(&robots, new.text.as_str(), NOW));
         assert!(!lets_in(&robots, old.text.as_str(), later) && lets_in(&robots, new.text.as_str(), later));
+    }
+
+    #[test]
+    fn an_expired_robot_is_renewed_with_a_new_end_or_not_at_all() {
+        let (mut robots, old, new) = (Robots::default(), NewSecret::make().unwrap(), NewSecret::make().unwrap());
+        let (hour, end) = (Duration::from_hours(1), NOW.plus(Duration::from_hours(1)));
+        robots.add(ci(), &old, Some(end), NOW).unwrap();
+        let before = robots.clone();
+        let refused = robots.rotate(&ci(), &new, hour, None, end);
+        assert!(matches!(refused, Err(RobotError::HasExpired(name)) if name == ci()));
+        assert!(matches!(robots.add(ci(), &new, None, end), Err(RobotError::HasExpired(name)) if name == ci()));
+        assert_eq!(robots, before);
+        robots.rotate(&ci(), &new, hour, Some(end.plus(hour * 3)), end).unwrap();
+        let lets_in = |secret: &NewSecret, hours: u32| lets_in(&robots, secret.text.as_str(), end.plus(hour * hours));
+        assert_eq!([0, 1, 2, 3].map(|hours| lets_in(&new, hours)), [true, true, true, false]);
+        assert_eq!([0, 1].map(|hours| lets_in(&old, hours)), [true, false]);
     }
 
     #[test]

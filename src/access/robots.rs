@@ -70,20 +70,24 @@ impl RobotLogins {
         address: Option<IpAddr>,
     ) -> Result<RobotName, AccessError> {
         let name = user.parse::<RobotName>().ok().filter(|_| secret.len() <= LONGEST_SECRET);
-        let Some(name) = name else { return Err(self.attempts.refuse(user, address)) };
+        let Some(name) = name else {
+            return Err(self.attempts.refuse(user, address, "it is no robot's name and secret"));
+        };
         // Whoever is to wait does not have the ledger asked, but for a secret that may be right.
-        if self.attempts.are_paused(user, address)
-            && self.recent().await?.robots.candidates(&name, secret, self.clock.now()).is_empty()
-        {
-            return Err(self.attempts.refuse(user, address));
+        if self.attempts.are_paused(user, address) {
+            let robots = self.recent().await?.robots;
+            if robots.candidates(&name, secret, self.clock.now()).is_empty() {
+                return Err(self.attempts.refuse(user, address, robots.refusal(&name, self.clock.now())));
+            }
         }
-        for hash in self.ask().await?.robots.candidates(&name, secret, self.clock.now()) {
+        let robots = self.ask().await?.robots;
+        for hash in robots.candidates(&name, secret, self.clock.now()) {
             if self.is_of(hash, secret).await? {
                 self.attempts.forgive(user, address);
                 return Ok(name);
             }
         }
-        Err(self.attempts.refuse(user, address))
+        Err(self.attempts.refuse(user, address, robots.refusal(&name, self.clock.now())))
     }
 
     /// Whether a robot that was issued a token is still there, and was then.
@@ -179,7 +183,7 @@ mod tests {
         let closed = logins.comparing.close(false).await;
         for (user, wrong) in [("ci", "wrong"), ("ci", ""), ("nobody", secret.text.as_str()), ("C I", "wrong")] {
             let refused = logins.log_in(user, wrong, None).await.unwrap_err();
-            assert!(matches!(refused, AccessError::WrongCredentials), "{refused}");
+            assert!(matches!(refused, AccessError::WrongCredentials(_)), "{refused}");
         }
         drop(closed);
         let _closed = logins.comparing.close(true).await;

@@ -95,11 +95,12 @@ impl Sts {
 
     /// Who has made this password, if they are let in.
     pub(super) async fn identify(&self, password: &str, address: Option<IpAddr>) -> Result<IamIdentity, AccessError> {
-        let fields = SignedFields::parse(password).map_err(|_| AccessError::WrongCredentials)?;
+        let fields = SignedFields::parse(password);
+        let fields = fields.map_err(|_| AccessError::WrongCredentials("it has not the fields of a signed request"))?;
         let now = self.clock.now();
-        let signed_at = fields.signed_at().ok_or(AccessError::WrongCredentials)?;
+        let signed_at = fields.signed_at().ok_or(AccessError::WrongCredentials("its date is none"))?;
         if signed_at > now.plus(AHEAD) || now >= signed_at.plus(Duration::from_secs(SIGNATURE_SECONDS)) {
-            return Err(AccessError::WrongCredentials);
+            return Err(AccessError::WrongCredentials("its signature has expired, or is not valid yet"));
         }
         let seen: [u8; 32] = Sha256::digest(password).into();
         if let Some(outcome) = self.remembered(&seen) {
@@ -122,7 +123,7 @@ impl Sts {
                 self.known.insert(seen, (identity.clone(), now.plus(KNOWN)));
                 self.acquainted.insert(fields.key_id().to_owned(), now.plus(ACQUAINTED));
             }
-            Err(refusal @ (AccessError::WrongCredentials | AccessError::NotLetIn(_))) => {
+            Err(refusal @ (AccessError::WrongCredentials(_) | AccessError::NotLetIn(_))) => {
                 self.refused.insert(seen, (refusal.clone(), now.plus(REFUSED)));
             }
             Err(_) => {}
@@ -150,7 +151,7 @@ impl Sts {
 
     async fn ask(&self, fields: &SignedFields) -> Result<IamIdentity, AccessError> {
         let request = fields.request(self.config.endpoint.as_ref()).zip(fields.host());
-        let (url, host) = request.ok_or(AccessError::WrongCredentials)?;
+        let (url, host) = request.ok_or(AccessError::WrongCredentials("its region is none"))?;
         let complete = |request: reqwest::RequestBuilder| {
             let request = request.header(HOST, host).header(ACCEPT, "application/json");
             request.header(SERVER_ID_HEADER, &self.service)
@@ -165,7 +166,7 @@ impl Sts {
         let throttled = status == StatusCode::TOO_MANY_REQUESTS || code.starts_with("Throttl");
         if status.is_client_error() && !throttled {
             tracing::debug!(%status, code, "STS refuses a signature");
-            return Err(AccessError::WrongCredentials);
+            return Err(AccessError::WrongCredentials("STS refuses its signature"));
         }
         Err(Unreachable::new(&url, format!("{status} {code}")).into())
     }

@@ -1,5 +1,6 @@
 //! How those are asked who know who somebody is: STS and `OpenID` issuers, and nobody that a caller names.
 
+use std::error::Error;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -27,6 +28,20 @@ impl Unreachable {
     }
 }
 
+/// An error and its causes, each once: some say what their cause says too.
+fn causes(error: &(dyn Error + 'static)) -> String {
+    let mut said = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !said.contains(&text) {
+            said = format!("{said}: {text}");
+        }
+        cause = error.source();
+    }
+    said
+}
+
 impl Web {
     pub(super) fn new() -> Result<Self, reqwest::Error> {
         let builder = reqwest::Client::builder()
@@ -44,7 +59,7 @@ impl Web {
         url: &Url,
         complete: impl FnOnce(RequestBuilder) -> RequestBuilder,
     ) -> Result<(StatusCode, Bytes), Unreachable> {
-        let failed = |error: reqwest::Error| Unreachable::new(url, format!("{:?}", error.without_url()));
+        let failed = |error: reqwest::Error| Unreachable::new(url, causes(&error.without_url()));
         let mut response = complete(self.0.get(url.clone())).send().await.map_err(failed)?;
         let mut body = BytesMut::new();
         while let Some(part) = response.chunk().await.map_err(failed)? {

@@ -14,11 +14,21 @@ impl Client {
         Ok(match self.ask_as_operator(self.http.post(self.url("robots")).body(body)).await? {
             RobotAnswer::Robots(robots) if robots.is_empty() => "there are no robots\n".into(),
             RobotAnswer::Robots(robots) => robots.iter().map(line).collect(),
-            RobotAnswer::Secret { name, secret } => format!(
-                "user    {name}\nsecret  {}\nIt is shown this once and kept nowhere; {name} logs in with it as a user with a \
-                 password.\n",
-                secret.as_str()
-            ),
+            RobotAnswer::Secret { name, secret, replaced_until } => {
+                let before = replaced_until.map(|until| {
+                    format!(
+                        "The secret before is taken until {}. To end that at once, rotate again with --overlap 0s: that \
+                         makes another secret, and neither of these is taken any more.\n",
+                        date(until)
+                    )
+                });
+                format!(
+                    "user    {name}\nsecret  {}\nIt is shown this once and kept nowhere; {name} logs in with it as a user \
+                     with a password.\n{}",
+                    secret.as_str(),
+                    before.unwrap_or_default()
+                )
+            }
             RobotAnswer::Removed(name) => {
                 format!("{name} is removed; tokens that it has are good for half a minute more\n")
             }
@@ -27,8 +37,9 @@ impl Client {
 }
 
 fn line(robot: &RobotStatus) -> String {
-    let RobotStatus { name, created_at, expires_at, replaced_until } = robot;
-    let expires = expires_at.map_or_else(|| "never expires".into(), |at| format!("expires {}", date(at)));
+    let RobotStatus { name, created_at, expires_at, expired, replaced_until } = robot;
+    let verb = if *expired { "expired" } else { "expires" };
+    let expires = expires_at.map_or_else(|| "never expires".into(), |at| format!("{verb} {}", date(at)));
     let replaced = replaced_until.map(|until| format!(", its secret before is taken until {}", date(until)));
     format!("{name}: made {}, {expires}{}\n", date(*created_at), replaced.unwrap_or_default())
 }

@@ -34,7 +34,8 @@ pub(crate) struct Login {
 impl Login {
     /// `None`: none is given.
     async fn credential(&self) -> anyhow::Result<Option<Credential>> {
-        if let Some(user) = &self.user {
+        // A variable that is empty is one that is not set.
+        if let Some(user) = self.user.as_ref().filter(|user| !user.is_empty()) {
             let password =
                 env::var(PASSWORD).with_context(|| format!("the secret of {user} is wanted in {PASSWORD}"))?;
             return Ok(Some(Credential { user: user.clone(), password }));

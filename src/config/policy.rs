@@ -83,7 +83,10 @@ impl PolicyRuleTable {
             let (upstream, name) = pattern.split_once('/').unwrap_or((pattern, "*"));
             if upstream.contains('*') {
                 // The star may reach into the name.
-                if is_pattern_of_names(pattern) { continue } else { return names_none(pattern) }
+                if !is_pattern_of_names(pattern) {
+                    return names_none(pattern);
+                }
+                continue;
             }
             let known = upstream.parse::<UpstreamId>().ok().and_then(|id| upstreams.get(&id));
             let known = known.ok_or_else(|| {

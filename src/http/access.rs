@@ -19,7 +19,7 @@ use super::operator::answer;
 use super::{NO_STORE, refuse, source};
 use crate::Cache;
 use crate::access::policy::Decision;
-use crate::access::{AccessError, Asking, Principal};
+use crate::access::{AccessError, Asking, Login, Principal};
 use crate::budget::Payer;
 use crate::error::PullError;
 use crate::oci::{Operation, Repository, Request};
@@ -50,7 +50,8 @@ impl Guest {
     /// Who a request is from.
     pub(super) async fn of(cache: &Cache, parts: &Parts, record: &mut Record) -> Result<Self, PullError> {
         record.address = source(parts).address;
-        let principal = cache.access.identify(asking(parts)?).await?;
+        let asking = asking(parts)?;
+        let principal = cache.access.identify(asking).await.inspect_err(|_| record.login = asking.login())?;
         record.principal = Some(principal.clone());
         Ok(Self { principal, address: record.address })
     }
@@ -87,7 +88,7 @@ fn asking(parts: &Parts) -> Result<Asking<'_>, AccessError> {
     let authorization = match (sent.next().map(HeaderValue::to_str), sent.next()) {
         (None, _) => None,
         (Some(Ok(text)), None) => Some(text),
-        _ => return Err(AccessError::WrongCredentials),
+        _ => return Err(AccessError::WrongCredentials("Authorization is there twice, or no text")),
     };
     Ok(Asking { authorization, source: source(parts) })
 }
@@ -126,7 +127,8 @@ pub(super) fn routes() -> Router<Arc<Cache>> {
 /// GET with Basic, or with nothing: a token of nobody, where nobody needs more.
 async fn by_header(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
     let identified = async { cache.access.identify_for_token(asking(&parts)?).await };
-    logged_in(&cache, &parts, identified.await)
+    let login = asking(&parts).ok().and_then(|asking| asking.login());
+    logged_in(&cache, &parts, login, identified.await)
 }
 
 /// POST with `grant_type=password`. There are no refresh tokens: what clients would keep is the secret itself.
@@ -140,10 +142,15 @@ async fn by_form(State(cache): State<Arc<Cache>>, parts: Parts, body: Bytes) -> 
         return refused(StatusCode::BAD_REQUEST, "invalid_request");
     };
     let identified = cache.access.log_in(&user, &secret, source(&parts)).await;
-    logged_in(&cache, &parts, identified)
+    logged_in(&cache, &parts, Login::of(&user), identified)
 }
 
-fn logged_in(cache: &Cache, parts: &Parts, identified: Result<Principal, AccessError>) -> Response {
+fn logged_in(
+    cache: &Cache,
+    parts: &Parts,
+    login: Option<Login>,
+    identified: Result<Principal, AccessError>,
+) -> Response {
     let mut record = Record::of(None, source(parts).address);
     match identified {
         Ok(principal) => {
@@ -154,6 +161,7 @@ fn logged_in(cache: &Cache, parts: &Parts, identified: Result<Principal, AccessE
         }
         Err(error) => {
             let error = error.into();
+            record.login = login;
             record.logged_in(Some(&error));
             refuse(cache, &error, parts)
         }

@@ -10,7 +10,7 @@ use http::{Method, StatusCode};
 
 use super::{SERVED, source};
 use crate::access::policy::Decision;
-use crate::access::{AccessError, Principal};
+use crate::access::{AccessError, Login, Principal};
 use crate::error::PullError;
 use crate::oci::Repository;
 
@@ -18,6 +18,8 @@ use crate::oci::Repository;
 #[derive(Default)]
 pub(super) struct Record {
     pub(super) principal: Option<Principal>,
+    /// As whom somebody wanted to be let in who was not.
+    pub(super) login: Option<Login>,
     pub(super) address: Option<IpAddr>,
     decided: Option<Decided>,
     /// How many bytes lie where the answer leads to.
@@ -114,12 +116,17 @@ impl Record {
         let allowed = refused.is_none() && self.decided.as_ref().is_none_or(|decided| decided.allowed);
         // Every client asks without credentials first.
         let asked_to_log_in = matches!(error, Some(PullError::Access(AccessError::NoCredentials)));
+        let because = match error {
+            Some(PullError::Access(error)) => error.because(),
+            _ => None,
+        };
         macro_rules! record {
             ($level:ident) => {
                 tracing::$level!(
                     target: "stopover::audit",
                     action,
                     principal = self.principal.as_ref().map(tracing::field::display),
+                    login = self.login.as_ref().map(tracing::field::display),
                     caller = self.address.map(tracing::field::display),
                     endpoint = self.endpoint.as_ref().map(MatchedPath::as_str),
                     repository = repository.map(tracing::field::display),
@@ -130,6 +137,7 @@ impl Record {
                     served = answer.and_then(|(_, served, _)| served),
                     bytes = answer.map(|(.., bytes)| bytes),
                     upstream_pulls,
+                    because,
                     reason = refused.map(tracing::field::display),
                     "decided"
                 )

@@ -33,7 +33,11 @@ async fn robots(_: Operator, State(cache): State<Arc<Cache>>, body: Bytes) -> Re
             let status = match error {
                 RobotError::Unknown(_) => StatusCode::NOT_FOUND,
                 RobotError::Expired | RobotError::TooLong => StatusCode::BAD_REQUEST,
-                RobotError::Exists(_) | RobotError::TooMany | RobotError::Busy => StatusCode::CONFLICT,
+                RobotError::Exists(_)
+                | RobotError::HasExpired(_)
+                | RobotError::NotLetIn
+                | RobotError::TooMany
+                | RobotError::Busy => StatusCode::CONFLICT,
                 RobotError::NoSecret | RobotError::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
             };
             refusal(status, &error.to_string())

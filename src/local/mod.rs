@@ -18,7 +18,7 @@ mod store;
 
 use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -166,8 +166,19 @@ fn made_once(path: &Path, make: fn() -> Option<String>) -> anyhow::Result<String
 
 fn take(data: &Path) -> anyhow::Result<File> {
     let advice = "name another directory with --data-dir, or data_dir in stopover.toml";
-    fs::create_dir_all(data)
+    let there = data.exists();
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(data)
         .with_context(|| format!("cannot create the data directory {}; {advice}", data.display()))?;
+    // Whoever runs the cache may have meant it: a group that reads backups, say.
+    if there && fs::metadata(data).is_ok_and(|directory| directory.permissions().mode() & 0o077 != 0) {
+        tracing::warn!(
+            "others than its owner may read the data directory {0}, and what is private in it: chmod go= {0}",
+            data.display()
+        );
+    }
     let path = data.join("lock");
     let lock = File::options()
         .create(true)

@@ -9,8 +9,9 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use stopover::access::token::TokenKeys;
 use stopover::access::{IamIdentity, OidcIdentity, Principal, RobotAnswer, RobotCommand};
-use stopover::config::Cold;
-use stopover::time::Span;
+use stopover::config::{Cold, Config};
+use stopover::local::Local;
+use stopover::time::{Clock, Span};
 use support::aws::{EVERY_OPERATION, Service};
 use support::on_both_columns;
 use support::scripted::{Fault, Login, Scripted};
@@ -20,6 +21,8 @@ on_both_columns!(
     callers_may_be_nobody_everywhere_by_network_or_not_at_all,
     a_robot_is_let_in_with_its_secret_until_it_expires_or_is_removed,
     a_rotated_secret_is_taken_until_its_overlap_ends,
+    an_expired_robot_is_renewed_by_a_rotation_that_says_until_when,
+    robots_are_made_only_where_they_are_let_in,
     wrong_secrets_have_to_wait_longer_and_longer,
     a_right_secret_is_let_in_whatever_others_at_its_address_sent,
     one_address_that_tries_many_names_has_to_wait_too,
@@ -102,8 +105,7 @@ async fn callers_may_be_nobody_everywhere_by_network_or_not_at_all(column: Colum
     for (anonymous, here, elsewhere) in [
         ("true", StatusCode::OK, StatusCode::OK),
         ("[\"10.0.0.0/8\"]", StatusCode::OK, StatusCode::FORBIDDEN),
-        ("[]", StatusCode::FORBIDDEN, StatusCode::FORBIDDEN),
-        ("false", StatusCode::FORBIDDEN, StatusCode::FORBIDDEN),
+        ("[\"198.51.100.7\"]", StatusCode::FORBIDDEN, StatusCode::FORBIDDEN),
     ] {
         let world = world(column, &format!("anonymous = {anonymous}")).await;
         for (caller, expected) in [(HERE, here), ("::ffff:10.1.2.3", here), (ELSEWHERE, elsewhere)] {
@@ -148,13 +150,44 @@ async fn a_rotated_secret_is_taken_until_its_overlap_ends(column: Column) {
     let old = robot(&world, "ci").await;
     assert_eq!(get(&world, HERE, TAG, &basic("ci", &old)).await.status, StatusCode::OK);
     let overlap = Some(Span(Duration::from_hours(1)));
-    let new = secret(&world, RobotCommand::Rotate { name: "ci".parse().unwrap(), overlap }).await;
+    let new = secret(&world, RobotCommand::Rotate { name: "ci".parse().unwrap(), overlap, expires: None }).await;
     for secret in [&old, &new] {
         assert_eq!(get(&world, HERE, TAG, &basic("ci", secret)).await.status, StatusCode::OK);
     }
     world.clock.advance(Duration::from_hours(1));
     assert_eq!(get(&world, HERE, TAG, &basic("ci", &old)).await.status, StatusCode::UNAUTHORIZED);
     assert_eq!(get(&world, HERE, TAG, &basic("ci", &new)).await.status, StatusCode::OK);
+}
+
+async fn an_expired_robot_is_renewed_by_a_rotation_that_says_until_when(column: Column) {
+    let world = world(column, "robots = true").await;
+    let hour = Some(Span(Duration::from_hours(1)));
+    let name = || "ci".parse().unwrap();
+    let old = secret(&world, RobotCommand::Add { name: name(), expires: hour }).await;
+    world.clock.advance(Duration::from_hours(1));
+    let RobotAnswer::Robots(robots) = world.cache.robots(RobotCommand::List).await.unwrap() else { panic!("no list") };
+    assert!(robots[0].expired);
+    for command in [
+        RobotCommand::Rotate { name: name(), overlap: None, expires: None },
+        RobotCommand::Add { name: name(), expires: hour },
+    ] {
+        let refused = world.cache.robots(command).await.unwrap_err().to_string();
+        assert!(refused.contains("has expired") && refused.contains("--expires"), "{refused}");
+    }
+    let none = Some(Span(Duration::ZERO));
+    let new = secret(&world, RobotCommand::Rotate { name: name(), overlap: none, expires: hour }).await;
+    assert_eq!(get(&world, HERE, TAG, &basic("ci", &new)).await.status, StatusCode::OK);
+    assert_eq!(get(&world, HERE, TAG, &basic("ci", &old)).await.status, StatusCode::UNAUTHORIZED);
+    world.clock.advance(Duration::from_hours(1));
+    assert_eq!(get(&world, HERE, TAG, &basic("ci", &new)).await.status, StatusCode::UNAUTHORIZED);
+}
+
+async fn robots_are_made_only_where_they_are_let_in(column: Column) {
+    let world = world(column, "anonymous = true").await;
+    let refused = world.operate(Method::POST, "/_stopover/robots", r#"{"add": {"name": "ci"}}"#.to_owned()).await;
+    assert_eq!(refused.status, StatusCode::CONFLICT);
+    let body = String::from_utf8_lossy(refused.bytes()).into_owned();
+    assert!(body.contains("robots = true"), "{body}");
 }
 
 async fn wrong_secrets_have_to_wait_longer_and_longer(column: Column) {
@@ -425,6 +458,13 @@ async fn private_content_is_for_whom_the_policy_names_and_nobody_else(column: Co
     let answer = get(&world, HERE, TAG, "").await;
     assert_eq!((answer.status, answer.error().0.as_str()), (StatusCode::FORBIDDEN, "DENIED"));
     assert!(world.upstream.requests().is_empty());
+    // An internal registry that asks for no credentials.
+    let world = with_upstream(column, "anonymous = true", "public = false").await;
+    assert_eq!(get(&world, HERE, TAG, "").await.status, StatusCode::FORBIDDEN);
+    assert!(world.upstream.requests().is_empty());
+    let allowed = "anonymous = true\n[[policy]]\nwhat = [\"test.local/*\"]\nallow = true";
+    let world = with_upstream(column, allowed, "public = false").await;
+    assert_eq!(get(&world, HERE, TAG, "").await.status, StatusCode::OK);
     // What is private below a rule is, and what is beside it is not.
     let rule = format!("[rules.\"test.local/private\"]\n{CREDENTIALS}");
     let world = with_upstream(column, "anonymous = true", &rule).await;
@@ -610,7 +650,8 @@ async fn robots_are_managed_by_operators_only(column: Column) {
     assert_eq!(get(&world, HERE, TAG, &basic("ci", secret)).await.status, StatusCode::OK);
     let (_, listed) = ask("\"list\"").await;
     let robot = json!({
-        "name": "ci", "created_at": 1_800_000_000, "expires_at": 1_800_000_000 + 90 * 86400, "replaced_until": null
+        "name": "ci", "created_at": 1_800_000_000, "expires_at": 1_800_000_000 + 90 * 86400, "expired": false,
+        "replaced_until": null
     });
     assert_eq!(listed, json!({ "robots": [robot] }), "and no hash of its secret");
     assert_eq!(ask(add).await.0, StatusCode::CONFLICT);
@@ -690,6 +731,16 @@ async fn secrets_of_the_program_are_made_once_and_only_their_owner_may_read_them
         local.stop(Duration::ZERO).await;
     }
     assert_eq!(seen[0], seen[1], "tokens are good after a restart");
+    // A directory that is made is for its owner; what somebody has given to others stays so.
+    let (made, given) = (data.path().join("new/data"), data.path().join("given"));
+    std::fs::create_dir(&given).unwrap();
+    std::fs::set_permissions(&given, std::fs::Permissions::from_mode(0o755)).unwrap();
+    for (directory, mode) in [(&made, 0o700), (&given, 0o755)] {
+        let config = Config::load(None, Cold::Follow, |secret| secret.read(|_| None)).unwrap();
+        let config = Config { data_dir: directory.clone(), ..config };
+        Local::open(config, Clock::default()).await.unwrap().stop(Duration::ZERO).await;
+        assert_eq!(std::fs::metadata(directory).unwrap().permissions().mode() & 0o777, mode);
+    }
     assert_eq!(BASE64_STANDARD.decode(seen[0][0].trim()).unwrap().len(), 32);
     assert!(seen[0][1].trim().len() >= 43 && seen[0][0] != seen[0][1]);
     // Where nobody can log in there are none.

@@ -4,7 +4,8 @@ mod aws;
 mod helpers;
 mod oidc;
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -88,7 +89,11 @@ impl ClientLogin {
         let Self { tool, identity, arguments } = self;
         let Credential { user, password } = identity.credential().await?;
         let mut command = Command::new(&tool);
-        command.args(["login", "--username", &user, "--password-stdin"]).args(arguments).arg(server.host());
+        // Docker is told by its daemon.json.
+        let own =
+            ["podman", "skopeo", "buildah"].iter().any(|name| Path::new(&tool).file_name() == Some(OsStr::new(name)));
+        let plain = (own && server.is_plain()).then_some("--tls-verify=false");
+        command.args(["login", "--username", &user, "--password-stdin"]).args(plain).args(arguments).arg(server.host());
         let mut child = command.stdin(Stdio::piped()).spawn().with_context(|| format!("cannot run {tool}"))?;
         let mut input = child.stdin.take().context("the client has no standard input")?;
         // A client that ends before it has read everything says itself why.
