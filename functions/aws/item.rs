@@ -369,7 +369,12 @@ mod tests {
                 state,
                 attempts: u32::MAX,
                 failure: Some("why".to_owned()),
-                checkpoint: Some(Checkpoint { offset: 1, hash: "00".to_owned(), upload: "id".to_owned() }),
+                checkpoint: Some(Checkpoint {
+                    offset: 1,
+                    hash: "00".to_owned(),
+                    upload: "id".to_owned(),
+                    upstream: Some(repository().upstream),
+                }),
                 used_at: Some(Timestamp(9)),
                 open: true,
             });

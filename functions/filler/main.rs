@@ -67,8 +67,8 @@ async fn answer(cache: &Arc<Cache>, event: LambdaEvent<Event>) -> Result<Value, 
     })
 }
 
-/// Answers with the messages that are to come back. Those that keep failing, whatever the reason, end in the dead-letter
-/// queue, where the operator sees them.
+/// Answers with the messages that are to come back. Those that keep failing end in the dead-letter queue, where the
+/// operator sees them; what upstream does not have, or does not give us, is not tried again.
 async fn run_batch(cache: &Arc<Cache>, messages: Vec<SqsMessage>, context: &Context) -> SqsBatchResponse {
     let mut response = SqsBatchResponse::default();
     for message in messages {
@@ -94,7 +94,12 @@ async fn run_fill(cache: &Arc<Cache>, job: Job, context: &Context) -> anyhow::Re
     let left = context.deadline().duration_since(SystemTime::now()).unwrap_or_default();
     let margin = (left / 8).clamp(Duration::from_millis(1500), Duration::from_mins(1)).min(left);
     let stop = tokio::time::sleep(left.saturating_sub(margin)).map(|()| margin / 2);
-    match fill::run(cache, &job, &watch::channel(Progress::Waiting).0, stop).await? {
+    let filled = match fill::run(cache, &job, &watch::channel(Progress::Waiting).0, stop).await {
+        // It would fail each time until the message is dead. The fill has logged it, and the next pull requests it again.
+        Err(error) if !error.may_pass() => return Ok(()),
+        filled => filled?,
+    };
+    match filled {
         Filled::Parked { progress: true } => {
             Ok(cache.fills.request(&[job]).await.context("the rest of a fill could not be requested")?)
         }

@@ -12,7 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::source::Source;
 use super::{CLAIM, Copied, FillError, Filled, Lease};
 use crate::Cache;
-use crate::oci::Hasher;
+use crate::oci::{Hasher, UpstreamId};
 use crate::ports::{Checkpoint, Job, Progress, StoreError, Upload};
 use crate::upstream::UpstreamError;
 
@@ -174,6 +174,7 @@ impl Copying<'_> {
 
 /// What has been stored so far, and the hash over it.
 struct Writer {
+    upstream: UpstreamId,
     upload: Box<dyn Upload>,
     unit: u64,
     hasher: Hasher,
@@ -193,21 +194,24 @@ impl Writer {
         progress: &watch::Sender<Progress>,
     ) -> Result<(Self, Option<Checkpoint>), StoreError> {
         let algorithm = job.digest.algorithm();
-        if let Some(checkpoint) = checkpoint.filter(|checkpoint| checkpoint.offset <= job.size)
+        let upstream = &job.repository.upstream;
+        let own = |checkpoint: &Checkpoint| checkpoint.upstream.as_ref() == Some(upstream);
+        if let Some(checkpoint) = checkpoint.filter(|checkpoint| checkpoint.offset <= job.size && own(checkpoint))
             && let Some(hasher) = Hasher::restore(algorithm, &checkpoint.hash)
         {
             let Checkpoint { offset, upload, .. } = &checkpoint;
             if let Some(upload) = cache.blobs.resume(&job.digest, job.size, *offset, upload, progress).await? {
-                return Ok((Self::new(upload, hasher, *offset), Some(checkpoint)));
+                return Ok((Self::new(upstream, upload, hasher, *offset), Some(checkpoint)));
             }
             tracing::warn!(blob.digest = %job.digest, offset, "a checkpoint does not fit: beginning anew");
         }
         let upload = cache.blobs.begin(&job.digest, job.size, progress).await?;
-        Ok((Self::new(upload, Hasher::new(algorithm), 0), None))
+        Ok((Self::new(upstream, upload, Hasher::new(algorithm), 0), None))
     }
 
-    fn new(upload: Box<dyn Upload>, hasher: Hasher, written: u64) -> Self {
+    fn new(upstream: &UpstreamId, upload: Box<dyn Upload>, hasher: Hasher, written: u64) -> Self {
         Self {
+            upstream: upstream.clone(),
             unit: upload.unit().max(1),
             upload,
             boundary: (written, hasher.clone()),
@@ -237,8 +241,8 @@ impl Writer {
         if offset == 0 {
             return std::future::ready(Ok(None)).boxed();
         }
-        let upload = self.upload.checkpoint();
-        async move { Ok(Some(Checkpoint { offset, hash, upload: upload.await? })) }.boxed()
+        let (upload, upstream) = (self.upload.checkpoint(), Some(self.upstream.clone()));
+        async move { Ok(Some(Checkpoint { offset, hash, upload: upload.await?, upstream })) }.boxed()
     }
 
     fn verify(&mut self, job: &Job) -> Result<(), FillError> {

@@ -1,12 +1,14 @@
 //! The ledger in one file: what lies under which key of the [`Store`].
 //!
-//! The version of a manifest or a membership is when it was last used, that of a list when it is over.
+//! The version of a manifest or a membership is when it was last used, that of a list, or of a fill that was given up, when
+//! it is over.
 
 use std::collections::HashSet;
 use std::path::Path;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 use futures_util::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
 
@@ -136,6 +138,22 @@ impl EmbeddedLedger {
             Ok(Change::Put(fill_key(&fill.job.digest), item))
         };
         self.0.write(None, fills.into_iter().map(put).collect::<Result<_, _>>()?).await.map(|_| ())
+    }
+
+    /// Remembers until when a fill is given up, and why.
+    pub(super) async fn give_up(&self, job: Job, reason: String, until: Timestamp) -> Result<(), StoreError> {
+        let key = fill_key(&job.digest);
+        let fill = serde_json::to_vec(&WrittenFill { job, given_up: Some(reason) }).map_err(corrupt)?;
+        self.0.write(None, vec![Change::Put(key, join(until.0, &fill))]).await.map(|_| ())
+    }
+
+    /// Forgets the fills that are not to be remembered as given up any more, unless they are requested again.
+    pub(super) async fn forget_given_up(&self, now: Timestamp) -> Result<(), StoreError> {
+        let over = self.0.scan::<WrittenFill>(FILL)?.into_iter();
+        let over = over.filter(|(_, fill)| fill.value.given_up.is_some() && fill.version <= now.0);
+        let forget =
+            over.map(|(key, fill)| self.0.write(Some((key.clone(), Some(fill.version))), vec![Change::Remove(key)]));
+        try_join_all(forget).await.map(drop)
     }
 
     /// The images that were requested and have not ended.

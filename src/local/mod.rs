@@ -71,14 +71,15 @@ impl Local {
         ledger.release_claims().await?;
         files.abandon(&ledger.checkpoints()?, Duration::ZERO).await?;
         let limits = config.upstreams.iter().map(|(id, upstream)| (id.clone(), upstream.fills.get())).collect();
-        let queue = Arc::new(Queue::new(Arc::clone(&ledger), limits));
+        ledger.forget_given_up(clock.now()).await?;
+        let queue = Arc::new(Queue::new(Arc::clone(&ledger), clock.clone(), limits));
         let images = Arc::new(Images::new(Arc::clone(&ledger)));
         let handle = Arc::new(queue::Handle(Arc::clone(&queue), Arc::clone(&images)));
-        let cache = Cache::new(config, clock, files, ledger, handle, None).context("cannot start")?;
+        let cache = Cache::new(config, clock, files, Arc::clone(&ledger) as _, handle, None).context("cannot start")?;
         let cache = Arc::new(cache.with_operator(operator));
         queue.start(&cache)?;
         images.start(&cache)?;
-        let sweeper = Sweeper::start(&cache);
+        let sweeper = Sweeper::start(&cache, &ledger);
         Ok(Self { cache, queue, images, sweeper, _lock: lock })
     }
 
@@ -108,15 +109,19 @@ const SWEEPS: (Duration, Duration) = (Duration::from_mins(5), Duration::from_hou
 struct Sweeper(JoinHandle<()>);
 
 impl Sweeper {
-    fn start(cache: &Arc<Cache>) -> Self {
+    fn start(cache: &Arc<Cache>, ledger: &Arc<EmbeddedLedger>) -> Self {
         let (first, every) = SWEEPS;
-        let (mut ticks, cache) = (interval_at(Instant::now() + first, every), Arc::downgrade(cache));
+        let mut ticks = interval_at(Instant::now() + first, every);
+        let (cache, ledger) = (Arc::downgrade(cache), Arc::downgrade(ledger));
         Self(tokio::spawn(async move {
             loop {
                 ticks.tick().await;
-                let Some(cache) = cache.upgrade() else { return };
+                let (Some(cache), Some(ledger)) = (cache.upgrade(), ledger.upgrade()) else { return };
                 if let Err(error) = cache.sweep(false).await {
                     tracing::warn!(%error, "the sweep ended early");
+                }
+                if let Err(error) = ledger.forget_given_up(cache.clock.now()).await {
+                    tracing::warn!(%error, "fills that were given up long ago are still remembered");
                 }
             }
         }))

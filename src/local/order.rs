@@ -15,8 +15,16 @@ pub(super) struct Order {
     /// How many of them each upstream may take. One that is not configured any more has one: its fills are to fail.
     limits: BTreeMap<UpstreamId, usize>,
     taken: HashMap<UpstreamId, usize>,
+    /// The fills that have been hurried and run.
+    hurried: HashMap<UpstreamId, usize>,
     lanes: BTreeMap<(Priority, UpstreamId), Lane>,
 }
+
+/// How many fills run at once without a place, because a client waits: each holds up to four connections and a file, and
+/// with its client they stay below the 1,024 descriptors that a process may have.
+const HURRIED: usize = 64;
+/// How many of them are from one upstream: one that stalls leaves the others as many.
+const HURRIED_OF_UPSTREAM: usize = HURRIED / 2;
 
 /// What waits with one priority for one upstream.
 #[derive(Default)]
@@ -56,7 +64,7 @@ impl Lane {
 
 impl Order {
     pub(super) fn new(places: usize, limits: BTreeMap<UpstreamId, usize>) -> Self {
-        Self { places, limits, taken: HashMap::new(), lanes: BTreeMap::new() }
+        Self { places, limits, taken: HashMap::new(), hurried: HashMap::new(), lanes: BTreeMap::new() }
     }
 
     /// A fill begins to wait.
@@ -99,9 +107,31 @@ impl Order {
 
     /// A fill from this upstream gives its place back.
     pub(super) fn leave(&mut self, upstream: &UpstreamId) {
-        if let Some(taken) = self.taken.get_mut(upstream) {
-            *taken = taken.saturating_sub(1);
+        one_less(&mut self.taken, upstream);
+    }
+
+    /// Takes a fill that waits out of the order, to run without a place. `false`: as many as may do already, and it waits
+    /// like the others.
+    pub(super) fn hurry(&mut self, job: &Job) -> bool {
+        let upstream = &job.repository.upstream;
+        let of_upstream = self.hurried.get(upstream).copied().unwrap_or(0);
+        if of_upstream >= HURRIED_OF_UPSTREAM || self.hurried.values().sum::<usize>() >= HURRIED {
+            return false;
         }
+        self.remove(job);
+        self.hurried.insert(upstream.clone(), of_upstream + 1);
+        true
+    }
+
+    /// A fill from this upstream that was hurried has ended.
+    pub(super) fn leave_hurried(&mut self, upstream: &UpstreamId) {
+        one_less(&mut self.hurried, upstream);
+    }
+}
+
+fn one_less(counts: &mut HashMap<UpstreamId, usize>, upstream: &UpstreamId) {
+    if let Some(count) = counts.get_mut(upstream) {
+        *count = count.saturating_sub(1);
     }
 }
 
@@ -189,6 +219,24 @@ mod tests {
         order.insert(&raised);
         let begun: Vec<Digest> = std::iter::from_fn(|| order.next()).collect();
         assert_eq!(begun, [raised.digest, other.digest]);
+    }
+
+    #[test]
+    fn so_many_fills_are_hurried_and_of_one_upstream_half_as_many() {
+        let mut order = order(1, 1);
+        let hurry = |order: &mut Order, upstream: &str| {
+            (0..100).filter(|size| order.hurry(&job(&format!("{upstream}/a"), *size, Priority::Interactive))).count()
+        };
+        assert_eq!(hurry(&mut order, "one.test"), HURRIED / 2);
+        assert_eq!(hurry(&mut order, "two.test"), HURRIED / 2);
+        assert_eq!(hurry(&mut order, "three.test"), 0);
+        order.leave_hurried(&"one.test".parse().unwrap());
+        assert_eq!(hurry(&mut order, "two.test"), 0);
+        assert_eq!(hurry(&mut order, "three.test"), 1);
+        let waits = job("one.test/a", 1, Priority::Interactive);
+        order.insert(&waits);
+        assert!(!order.hurry(&waits));
+        assert_eq!(order.next(), Some(waits.digest), "it goes when it has a place");
     }
 
     #[test]

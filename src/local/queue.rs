@@ -1,7 +1,7 @@
 //! The fill queue of one process. What was requested is written down first, so a restart goes on with it.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -16,8 +16,9 @@ use super::ledger::{EmbeddedLedger, WrittenFill};
 use super::order::Order;
 use crate::Cache;
 use crate::fill::{self, CLAIM, FillError, Filled};
-use crate::oci::{Digest, UpstreamId};
+use crate::oci::{Digest, Repository, UpstreamId};
 use crate::ports::{Fills, GivenUp, ImageJob, Job, Progress, Requested, StoreError, Watched};
+use crate::time::Clock;
 
 /// How many fills run at once that nobody waits for: each holds about a megabyte, and what it fetches ahead of that counts
 /// against `fill_memory`.
@@ -27,10 +28,13 @@ const WIND_DOWN: Duration = Duration::from_millis(500);
 /// How long a failed fill rests before it is tried again; after the last of them it is given up until it is asked for.
 const RESTS: [Duration; 4] =
     [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30), Duration::from_mins(2)];
+/// How long a fill that was given up is remembered, unless somebody asks for it before.
+const GIVEN_UP: Duration = Duration::from_hours(7 * 24);
 
 /// The embedded queue. What waits is an entry in memory; only what runs or rests is a task.
 pub struct Queue {
     ledger: Arc<EmbeddedLedger>,
+    clock: Clock,
     cache: OnceLock<Weak<Cache>>,
     board: Mutex<Board>,
     /// How many fills are waiting, running or resting.
@@ -47,18 +51,72 @@ struct Board {
 }
 
 struct Fill {
-    job: Job,
-    /// What was asked for while it ran. For another repository it is done then: that may have the blob where this one has
-    /// not, and has to be shown it where this one was.
-    again: Option<Job>,
-    failures: usize,
+    /// What waits, runs or rests.
+    now: Asked,
+    /// What comes after it, in order: each repository has its own, because it may have the blob where another has not, and
+    /// has to be shown it where another was.
+    others: VecDeque<Asked>,
     phase: Phase,
     _open: Open,
 }
 
+/// What one repository has asked for.
+struct Asked {
+    job: Job,
+    /// How often it has failed in a row.
+    failures: usize,
+    /// How long it rests after the last of them.
+    rest: Duration,
+    progress: watch::Sender<Progress>,
+}
+
+impl Asked {
+    fn new(job: Job) -> Self {
+        Self { job, failures: 0, rest: Duration::ZERO, progress: watch::Sender::new(Progress::Waiting) }
+    }
+}
+
+impl Fill {
+    /// What a repository that does not come first has asked for.
+    fn take_other(&mut self, repository: &Repository) -> Option<Asked> {
+        let at = self.others.iter().position(|other| other.job.repository == *repository)?;
+        self.others.remove(at)
+    }
+
+    /// It is asked for again: it waits, unless it runs.
+    fn ask(&mut self, job: Job, order: &mut Order) {
+        match &self.phase {
+            Phase::Running if job.repository == self.now.job.repository => {
+                self.now.job.priority = self.now.job.priority.min(job.priority);
+                return;
+            }
+            Phase::Running => {
+                match self.others.iter_mut().find(|other| other.job.repository == job.repository) {
+                    Some(known) => {
+                        let priority = known.job.priority.min(job.priority);
+                        (known.job, known.failures) = (Job { priority, ..job }, 0);
+                    }
+                    None => self.others.push_back(Asked::new(job)),
+                }
+                return;
+            }
+            Phase::Waiting => order.remove(&self.now.job),
+            Phase::Resting(task) => task.abort(),
+        }
+        let priority = self.now.job.priority.min(job.priority);
+        // Whoever asked last is who can have it now. Nobody else's is lost.
+        if job.repository != self.now.job.repository {
+            let asked = self.take_other(&job.repository).unwrap_or_else(|| Asked::new(job.clone()));
+            self.others.push_back(std::mem::replace(&mut self.now, asked));
+        }
+        (self.now.job, self.now.failures, self.phase) = (Job { priority, ..job }, 0, Phase::Waiting);
+        order.insert(&self.now.job);
+    }
+}
+
 enum Phase {
     Waiting,
-    Running(watch::Receiver<Progress>),
+    Running,
     /// Until this task wakes it.
     Resting(AbortHandle),
 }
@@ -86,9 +144,10 @@ struct Held {
 }
 
 impl Queue {
-    pub(super) fn new(ledger: Arc<EmbeddedLedger>, limits: BTreeMap<UpstreamId, usize>) -> Self {
+    pub(super) fn new(ledger: Arc<EmbeddedLedger>, clock: Clock, limits: BTreeMap<UpstreamId, usize>) -> Self {
         Self {
             ledger,
+            clock,
             cache: OnceLock::new(),
             board: Mutex::new(Board { fills: HashMap::new(), order: Order::new(PLACES, limits) }),
             open: watch::Sender::new(0),
@@ -120,7 +179,7 @@ impl Queue {
             let mut board = self.board();
             board.order.clear();
             board.fills.retain(|_, fill| match &fill.phase {
-                Phase::Running(_) => true,
+                Phase::Running => true,
                 Phase::Waiting => false,
                 Phase::Resting(task) => {
                     task.abort();
@@ -149,59 +208,35 @@ impl Queue {
         if self.stopping() {
             return;
         }
+        let Board { fills, order } = &mut *board;
         for job in jobs {
-            let (fill, known) = match board.fills.entry(job.digest.clone()) {
-                Entry::Occupied(known) => (known.into_mut(), true),
+            match fills.entry(job.digest.clone()) {
+                Entry::Occupied(known) => known.into_mut().ask(job, order),
                 Entry::Vacant(free) => {
-                    let job = job.clone();
-                    let phase = Phase::Waiting;
-                    let fill = Fill { job, again: None, failures: 0, phase, _open: Open::new(&self.open) };
-                    (free.insert(fill), false)
-                }
-            };
-            let waited = known.then(|| fill.job.clone());
-            let latest = Job { priority: fill.job.priority.min(job.priority), ..job };
-            if let Phase::Running(_) = &fill.phase {
-                fill.job.priority = latest.priority;
-                if latest.repository != fill.job.repository {
-                    fill.again = Some(latest);
-                }
-                continue;
-            }
-            // Whoever asked last is who can have it now.
-            fill.job = latest;
-            match (&fill.phase, waited) {
-                (Phase::Waiting, Some(waited)) => board.order.remove(&waited),
-                (Phase::Waiting, None) | (Phase::Running(_), _) => {}
-                (Phase::Resting(task), _) => {
-                    task.abort();
-                    (fill.failures, fill.phase) = (0, Phase::Waiting);
+                    order.insert(&job);
+                    let (others, _open) = (VecDeque::new(), Open::new(&self.open));
+                    free.insert(Fill { now: Asked::new(job), others, phase: Phase::Waiting, _open });
                 }
             }
-            board.order.insert(&fill.job);
         }
         self.begin_next(board);
     }
 
-    /// Joins the running attempt at a blob, or begins one at once: a client waits.
+    /// Joins the running attempt at a blob, or begins one at once, because a client waits, unless too many have been begun
+    /// like this: then it waits for a place.
     fn hurry(self: &Arc<Self>, job: &Job) -> Watched {
         let mut board = self.board();
         self.enqueue(&mut board, [job.clone()]);
         let Board { fills, order } = &mut *board;
-        match fills.get_mut(&job.digest) {
-            Some(Fill { phase: Phase::Running(progress), job, .. }) => {
-                Watched { repository: job.repository.clone(), progress: progress.clone() }
-            }
-            Some(fill) => {
-                order.remove(&fill.job);
-                Watched { repository: fill.job.repository.clone(), progress: self.begin(fill, false) }
-            }
+        let Some(fill) = fills.get_mut(&job.digest) else {
             // The process is stopping: whoever waits learns that nobody works on it.
-            None => {
-                let progress = watch::channel(Progress::Waiting).1;
-                Watched { repository: job.repository.clone(), progress }
-            }
+            let progress = watch::channel(Progress::Waiting).1;
+            return Watched { repository: job.repository.clone(), progress };
+        };
+        if matches!(fill.phase, Phase::Waiting) && order.hurry(&fill.now.job) {
+            self.begin(fill, false);
         }
+        Watched { repository: fill.now.job.repository.clone(), progress: fill.now.progress.subscribe() }
     }
 
     fn begin_next(self: &Arc<Self>, board: &mut Board) {
@@ -213,19 +248,32 @@ impl Queue {
     }
 
     /// Begins an attempt at a fill, in a place of its upstream or (a client waits) without one.
-    fn begin(self: &Arc<Self>, fill: &mut Fill, placed: bool) -> watch::Receiver<Progress> {
-        let (progress, watched) = watch::channel(Progress::Waiting);
-        fill.phase = Phase::Running(watched.clone());
-        tokio::spawn(self.held().attempt(fill.job.clone(), progress, placed));
-        watched
+    fn begin(self: &Arc<Self>, fill: &mut Fill, placed: bool) {
+        fill.phase = Phase::Running;
+        tokio::spawn(self.held().attempt(fill.now.job.clone(), fill.now.progress.clone(), placed));
     }
 
-    /// Lets a fill wait again after a while, unless somebody asks for it before.
-    fn rest(self: &Arc<Self>, board: &mut Board, digest: &Digest, rest: Duration) {
-        if let Some(fill) = board.fills.get_mut(digest) {
-            fill.failures += 1;
-            fill.phase = Phase::Resting(tokio::spawn(self.held().rest(digest.clone(), rest)).abort_handle());
+    /// Goes on after an attempt: with what has failed least, which is what others have asked for meanwhile. `rest`: what
+    /// was attempted is to be tried again after it, unless somebody asks for it before.
+    fn go_on(self: &Arc<Self>, board: &mut Board, digest: &Digest, rest: Option<Duration>) {
+        let Board { fills, order } = &mut *board;
+        let Some(fill) = fills.get_mut(digest) else { return };
+        if let Some(rest) = rest {
+            let failures = fill.now.failures + 1;
+            fill.others.push_back(Asked { failures, rest, ..Asked::new(fill.now.job.clone()) });
         }
+        let next = (0..fill.others.len()).min_by_key(|&at| fill.others[at].failures);
+        let Some(next) = next.and_then(|at| fill.others.remove(at)).filter(|_| !self.stopping()) else {
+            fills.remove(digest);
+            return;
+        };
+        fill.phase = if next.failures == 0 {
+            order.insert(&next.job);
+            Phase::Waiting
+        } else {
+            Phase::Resting(tokio::spawn(self.held().rest(digest.clone(), next.rest)).abort_handle())
+        };
+        fill.now = next;
     }
 
     /// Returns once the process is to stop and the time for running fills is over.
@@ -242,7 +290,7 @@ impl Queue {
         let written = {
             let fills = &self.board().fills;
             let written = |job: &Job| {
-                let known = fills.get(&job.digest).map_or(job.priority, |fill| fill.job.priority);
+                let known = fills.get(&job.digest).map_or(job.priority, |fill| fill.now.job.priority);
                 WrittenFill::from(Job { priority: job.priority.min(known), ..job.clone() })
             };
             jobs.iter().map(written).collect::<Vec<_>>()
@@ -266,7 +314,7 @@ impl Held {
             Some(Ok(Filled::Stored | Filled::Already)) => Some(Ok(())),
             Some(Ok(Filled::Claimed)) => Some(Err((FillError::ClaimLost, Some(CLAIM)))),
             Some(Err(error)) => {
-                let failures = queue.board().fills.get(&job.digest).map_or(0, |fill| fill.failures);
+                let failures = queue.board().fills.get(&job.digest).map_or(0, |fill| fill.now.failures);
                 let rest = RESTS.get(failures).copied().filter(|_| error.may_pass());
                 Some(Err((error, rest)))
             }
@@ -275,16 +323,15 @@ impl Held {
             let mut board = queue.board();
             if placed {
                 board.order.leave(&job.repository.upstream);
+            } else {
+                board.order.leave_hurried(&job.repository.upstream);
             }
-            let again = board.fills.get_mut(&job.digest).and_then(|fill| fill.again.take()).filter(|_| end.is_some());
             match &end {
-                Some(Err((_, Some(rest)))) if again.is_none() && !queue.stopping() => {
-                    queue.rest(&mut board, &job.digest, *rest);
-                }
-                _ => _ = board.fills.remove(&job.digest),
+                None => _ = board.fills.remove(&job.digest),
+                Some(end) => queue.go_on(&mut board, &job.digest, end.as_ref().err().and_then(|(_, rest)| *rest)),
             }
             if !queue.stopping() {
-                queue.enqueue(&mut board, again);
+                queue.begin_next(&mut board);
             }
         }
         // After it has left the board: whoever asks from here on writes its request down later than this.
@@ -293,8 +340,7 @@ impl Held {
             Some(_) if queue.board().fills.contains_key(&job.digest) => Ok(()),
             Some(Ok(())) => queue.ledger.remove_fill(&job.digest).await,
             Some(Err((error, None))) => {
-                let given_up = Some(error.to_string());
-                queue.ledger.put_fills([WrittenFill { job: job.clone(), given_up }]).await
+                queue.ledger.give_up(job.clone(), error.to_string(), queue.clock.now().plus(GIVEN_UP)).await
             }
             None | Some(Err((_, Some(_)))) => Ok(()),
         };
@@ -317,7 +363,7 @@ impl Held {
             && matches!(&fill.phase, Phase::Resting(task) if task.id() == tokio::task::id())
         {
             fill.phase = Phase::Waiting;
-            order.insert(&fill.job);
+            order.insert(&fill.now.job);
             self.queue.begin_next(&mut board);
         }
     }
@@ -344,11 +390,8 @@ impl Fills for Handle {
         let fills = self.0.ledger.fills()?;
         let board = self.0.board();
         let requested = |WrittenFill { job, given_up }| {
-            let written = match board.fills.get(&job.digest).map(|fill| &fill.phase) {
-                Some(Phase::Running(progress)) => match &*progress.borrow() {
-                    Progress::Growing { written, .. } => *written,
-                    _ => 0,
-                },
+            let written = match board.fills.get(&job.digest).map(|fill| fill.now.progress.borrow()).as_deref() {
+                Some(Progress::Growing { written, .. }) => *written,
                 _ => 0,
             };
             Requested { job, written, given_up: given_up.map(|reason| GivenUp { reason: Some(reason) }) }

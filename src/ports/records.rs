@@ -104,6 +104,9 @@ pub struct Checkpoint {
     pub hash: String,
     /// What the adapter needs to go on, in its own words.
     pub upload: String,
+    /// Which upstream sent them: bytes that are not verified yet are gone on with by fills through no other.
+    #[serde(default)]
+    pub upstream: Option<UpstreamId>,
 }
 
 /// The life of a blob in storage.

@@ -16,6 +16,9 @@ use crate::ports::{BlobState, BlobView, Job, Location, Priority, Progress, Store
 use crate::time::Timestamp;
 use crate::upstream::{BlobSource, Evidence, UpstreamError};
 
+/// How many fills a client waits for one after the other where those that run fail and are other repositories'.
+const JOINED: usize = 3;
+
 impl Cache {
     /// Answers a pull of a blob.
     pub async fn blob(
@@ -109,16 +112,28 @@ impl Cache {
     async fn wait(self: &Arc<Self>, job: &Job, follow: bool) -> Result<PulledBlob, PullError> {
         let deadline = Instant::now() + self.config.wait;
         let found = async {
-            match self.fills.request_now(job).await? {
-                Some(Watched { repository, progress }) => {
-                    // The bytes of another's fill are as good as what is stored.
-                    if repository != job.repository && !self.upstreams.is_open(&repository) {
-                        self.prove_for(job).await?;
-                    }
-                    self.watch(job, progress, follow).await
+            for _ in 0..JOINED {
+                let Some(Watched { repository, progress }) = self.fills.request_now(job).await? else {
+                    return self.poll(job).await;
+                };
+                if repository == job.repository {
+                    return self.watch(job, progress, follow).await;
                 }
-                None => self.poll(job).await,
+                // The bytes of another's fill are as good as what is stored.
+                if !self.upstreams.is_open(&repository) {
+                    self.prove_for(job).await?;
+                }
+                // Before they are verified, as good as what its upstream sends.
+                let follow = follow && repository.upstream == job.repository.upstream;
+                match self.watch(job, progress, follow).await {
+                    Ok(pulled) => return Ok(pulled),
+                    // That it failed says nothing about this repository.
+                    Err(error) => {
+                        tracing::debug!(%repository, blob.digest = %job.digest, %error, "another's fill failed")
+                    }
+                }
             }
+            Err(PullError::NotYet)
         };
         tokio::time::timeout_at(deadline, found).await.unwrap_or(Err(PullError::NotYet))
     }

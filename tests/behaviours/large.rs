@@ -143,11 +143,12 @@ async fn a_fill_that_is_stopped_is_gone_on_with_by_another(column: Column) {
 
 async fn a_checkpoint_that_does_not_fit_is_discarded(column: Column) {
     let vast = Vast::start(SIZE, Manner::default()).unwrap();
-    let other = Checkpoint { offset: PART, hash: "00".repeat(104), upload: "{}".into() };
-    let changes: [fn(&mut Checkpoint, &Checkpoint); 5] = [
+    let other = Checkpoint { offset: PART, hash: "00".repeat(104), upload: "{}".into(), upstream: None };
+    let changes: [fn(&mut Checkpoint, &Checkpoint); 6] = [
         |known, other| known.hash.clone_from(&other.hash),
         |known, _| known.hash.push('x'),
         |known, other| known.upload.clone_from(&other.upload),
+        |known, other| known.upstream.clone_from(&other.upstream),
         |known, _| known.offset += PART,
         |known, _| known.offset = u64::MAX,
     ];
@@ -181,7 +182,7 @@ async fn a_fill_that_lost_its_claim_publishes_nothing(column: Column) {
     until(|| vast.sent() >= 16 * MIB).await;
     // Another takes the claim over, as it may once the first has not renewed it for long enough.
     let Versioned { value, version } = record(&world.cache, &vast).await;
-    let newer = Checkpoint { offset: PART, hash: "newer".into(), upload: "newer".into() };
+    let newer = Checkpoint { offset: PART, hash: "newer".into(), upload: "newer".into(), upstream: None };
     let state = BlobState::Claimed { owner: "another".into(), until: Timestamp(u64::MAX) };
     let taken = BlobRecord { state, checkpoint: Some(newer), ..value };
     world.cache.ledger.swap_blob(vast.digest(), Some(version), &taken).await.unwrap().unwrap();

@@ -60,6 +60,24 @@ async fn of_a_batch_exactly_the_failed_fills_are_reported() -> Result<()> {
 }
 
 #[tokio::test]
+async fn what_upstream_does_not_have_or_give_us_is_not_left_to_the_queue() -> Result<()> {
+    let upstream = Scripted::start()?;
+    let image = upstream.image("team/image", "v1", &[b"missing", b"denied", b"broken"]);
+    let endpoints = Endpoints::start().await?;
+    let (_configuration, environment) = Plan::of(&upstream.url()).environment(&endpoints)?;
+    let filler = environment.start(FILLER).await?;
+    let mut records = Vec::new();
+    for ((digest, bytes), status) in image.blobs[1..].iter().zip([404, 403, 500]) {
+        upstream.fault(digest.as_str(), Fault::Status(status, vec![], String::new()));
+        records.push(record(&status.to_string(), &job("team/image", digest, bytes.len())?));
+    }
+    let result = filler.invoke(json!({ "Records": records })).await?;
+    ensure!(failures(&result) == ["500"], "{result}\n{}", filler.log());
+    ensure!(upstream.count(image.blobs[1].0.as_str()) == 1);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_malformed_message_ends_in_the_dead_letter_queue_and_holds_up_no_other() -> Result<()> {
     let upstream = Scripted::start()?;
     let image = upstream.image("team/image", "v1", &[b"layer"]);

@@ -72,7 +72,12 @@ pub(crate) async fn a_blob_record_is_read_as_it_was_written(storage: &Storage) -
         (BlobState::Stored { size: 0 }, Some(String::new())),
         (BlobState::Stored { size: u64::MAX }, None),
     ] {
-        let checkpoint = Checkpoint { offset: u64::MAX, hash: "0a".to_owned(), upload: "{}".to_owned() };
+        let checkpoint = Checkpoint {
+            offset: u64::MAX,
+            hash: "0a".to_owned(),
+            upload: "{}".to_owned(),
+            upstream: Some("a.test".parse()?),
+        };
         let (checkpoint, used_at) = (Some(checkpoint), Some(Timestamp(3)));
         let record = BlobRecord { state, attempts: u32::MAX, failure, checkpoint, used_at, open: true };
         assert!(storage.ledger.swap_blob(&digest, version, &record).await?.is_some());

@@ -413,7 +413,10 @@ impl Filler {
                 {
                     Work::Blob(job) => {
                         let progress = watch::channel(Progress::Waiting).0;
-                        fill::run(&cache, &job, &progress, pending()).await.map(drop).map_err(drop)
+                        match fill::run(&cache, &job, &progress, pending()).await {
+                            Err(error) if error.may_pass() => Err(()),
+                            _ => Ok(()),
+                        }
                     }
                     Work::Image(image) => prefetch::run(&cache, &image).await.map_err(drop),
                 };
@@ -437,12 +440,17 @@ impl Drop for Filler {
 
 /// A cache on a data directory, as a process that starts has it: with this `stopover.toml`, and the system's clock.
 pub async fn open(data: &Path, settings: &str) -> Local {
+    open_at(Clock::default(), data, settings).await
+}
+
+/// The same with another clock.
+pub async fn open_at(clock: Clock, data: &Path, settings: &str) -> Local {
     let file = data.join("stopover.toml");
     fs::write(&file, settings).expect("the directory is ours");
     let mut config =
         Config::load(Some(&file), Cold::Follow, |secret| secret.read(|_| None)).expect("a test's settings are right");
     config.data_dir = data.to_owned();
-    Local::open(config, Clock::default()).await.expect("nobody else has the directory")
+    Local::open(config, clock).await.expect("nobody else has the directory")
 }
 
 /// Waits until a condition holds.
