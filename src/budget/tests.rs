@@ -63,7 +63,9 @@ async fn what_exists_is_no_miss_however_much_of_it_is_asked_for_at_once() {
     });
     tokio::task::yield_now().await;
     assert!(!waiting.is_finished(), "half of the budget is asked for");
-    turns.into_iter().for_each(|turn| turn.end(false));
+    for turn in turns {
+        turn.end(false);
+    }
     assert_eq!(waiting.await.unwrap(), Ok(()));
     drop(budgets.turn(caller).await.unwrap());
     for _ in 0..6 {

@@ -214,8 +214,8 @@ impl Queue {
                 Entry::Occupied(known) => known.into_mut().ask(job, order),
                 Entry::Vacant(free) => {
                     order.insert(&job);
-                    let (others, _open) = (VecDeque::new(), Open::new(&self.open));
-                    free.insert(Fill { now: Asked::new(job), others, phase: Phase::Waiting, _open });
+                    let (others, open) = (VecDeque::new(), Open::new(&self.open));
+                    free.insert(Fill { now: Asked::new(job), others, phase: Phase::Waiting, _open: open });
                 }
             }
         }

@@ -129,7 +129,7 @@ impl Cache {
                     Ok(pulled) => return Ok(pulled),
                     // That it failed says nothing about this repository.
                     Err(error) => {
-                        tracing::debug!(%repository, blob.digest = %job.digest, %error, "another's fill failed")
+                        tracing::debug!(%repository, blob.digest = %job.digest, %error, "another's fill failed");
                     }
                 }
             }

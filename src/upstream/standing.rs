@@ -200,7 +200,7 @@ impl Upstreams {
                 Evidence::Blob(digest) => part.open_blob(name, digest, None).await.map(|_| Some(())),
             }
         };
-        self.standings.noted(repository, part.config(), says_if_any, asking).await
+        self.standings.noted(repository, part.config(), says_if_any, Box::pin(asking)).await
     }
 
     /// Asks the same upstream whether it sends us a manifest.
@@ -208,6 +208,6 @@ impl Upstreams {
         let part = self.part(repository).ok_or_else(|| unknown(repository))?;
         let reference = Reference::Digest(digest.clone());
         let asking = part.get_manifest(&repository.name, &reference, false);
-        self.standings.noted(repository, part.config(), says, asking).await.map(drop)
+        self.standings.noted(repository, part.config(), says, Box::pin(asking)).await.map(drop)
     }
 }
