@@ -30,6 +30,8 @@ pub(super) async fn copy(
     stop: impl Future<Output = Duration> + Send,
 ) -> Copied {
     let job = &lease.job;
+    // What another upstream has sent may be anything.
+    let checkpoint = checkpoint.filter(|left| left.upstream.as_ref() == Some(&job.repository.upstream));
     let ended = |outcome| Copied { outcome, checkpoint: None, upload: None, known: false };
     // The bytes may be here although their record is not: a fill was killed between the two.
     match cache.blobs.size(&job.digest).await {
@@ -104,9 +106,7 @@ impl Copying<'_> {
             _ = &mut stop => return Ok(false),
         };
         // Before anybody can see a byte of it.
-        if !self.lease.open {
-            self.cache.note_proven(&job.repository, &job.digest, job.size).await?;
-        }
+        self.cache.note_proven(&job.repository, &job.digest, job.size).await?;
         // When to give up what is still on its way, once it is to stop.
         let mut ends_at = None;
         let mut claimed_until = self.lease.clock.now().plus(CLAIM);
@@ -195,8 +195,7 @@ impl Writer {
     ) -> Result<(Self, Option<Checkpoint>), StoreError> {
         let algorithm = job.digest.algorithm();
         let upstream = &job.repository.upstream;
-        let own = |checkpoint: &Checkpoint| checkpoint.upstream.as_ref() == Some(upstream);
-        if let Some(checkpoint) = checkpoint.filter(|checkpoint| checkpoint.offset <= job.size && own(checkpoint))
+        if let Some(checkpoint) = checkpoint.filter(|checkpoint| checkpoint.offset <= job.size)
             && let Some(hasher) = Hasher::restore(algorithm, &checkpoint.hash)
         {
             let Checkpoint { offset, upload, .. } = &checkpoint;

@@ -315,7 +315,9 @@ impl Upstreams {
             }
             // What only some may see there is not shown to everybody here, nor to others who may see this.
             let shared = alternate.shared && first.config().is_private();
-            if !shared && (upstream.config().is_private() || self.policy.may_deny(&there)) {
+            if (upstream.config().is_private() && !shared)
+                || (self.policy.may_deny(&there) && !self.policy.may_deny(repository))
+            {
                 continue;
             }
             if let Ok(answer) = question(upstream, there.name).await {

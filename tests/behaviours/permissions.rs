@@ -165,15 +165,22 @@ async fn what_everybody_may_have_needs_no_proof(column: Column) {
     let image = world.upstream.image("private/app", "1", &[LAYER]);
     pull_here(&world, "private/app").await;
     world.settled().await;
-    // An open repository has the private bytes after all: from now on they are nobody's secret.
-    world.upstream.image("open", "1", &[LAYER]);
-    world.get("/v2/test.local/open/manifests/1").await;
+    // That upstream says it has the private bytes elsewhere, too, opens them to nobody else: it may be wrong.
+    for name in ["open", "another"] {
+        world.upstream.image(name, "1", &[LAYER]);
+        world.get(&format!("/v2/test.local/{name}/manifests/1")).await;
+        world.settled().await;
+        assert_eq!(world.upstream.count(&format!("/v2/{name}/blobs/{}", image.blobs[1].0)), 1, "{name}");
+    }
+    // What an open repository has stored is nobody's secret.
+    const PUBLIC: &[u8] = b"everybody may have this";
+    let image = world.upstream.image("open", "2", &[PUBLIC]);
+    world.get("/v2/test.local/open/manifests/2").await;
     world.settled().await;
-    assert_eq!(world.upstream.count(&format!("/v2/open/blobs/{}", image.blobs[1].0)), 1);
-    world.upstream.image("another", "1", &[LAYER]);
-    world.get("/v2/test.local/another/manifests/1").await;
+    world.upstream.image("another", "2", &[PUBLIC]);
+    world.get("/v2/test.local/another/manifests/2").await;
     world.settled().await;
-    assert_eq!(world.pull(&blob("another", &image)).await.bytes(), LAYER);
+    assert_eq!(world.pull(&blob("another", &image)).await.bytes(), PUBLIC);
     assert_eq!(world.upstream.count(&format!("/v2/another/blobs/{}", image.blobs[1].0)), 0);
 }
 

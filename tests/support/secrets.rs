@@ -2,8 +2,6 @@
 //! secret that was ever sent or made in the same test program. A secret that is found fails this test and each that ends
 //! after it.
 
-#![expect(clippy::missing_panics_doc, reason = "a panic is how a test fails")]
-
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
