@@ -447,15 +447,14 @@ async fn docker_pulls_with_the_helper_and_says_why_not() -> anyhow::Result<()> {
         let mut node = node_with_the_helper(&setting, &credentials)?;
         node.write("daemon.json", "{}")?;
         let (_containerd, _dockerd) = (node.start_containerd().await?, node.start_dockerd().await?);
-        match node.run("docker", &pull).await {
-            Err(error) => ensure!(!words.is_empty() && format!("{error:#}").contains(words), "{error:#}"),
-            Ok(_) => {
-                ensure!(words.is_empty(), "docker pulled without {words}");
-                let inspect = ["image", "inspect", "--format", "{{.RepoDigests}}", &reference];
-                let digests = node.run("docker", &inspect).await?;
-                ensure!(digests.contains(&setting.image.digest), "docker pulled {digests}");
-            }
+        if let Err(error) = node.run("docker", &pull).await {
+            ensure!(!words.is_empty() && format!("{error:#}").contains(words), "{error:#}");
+            continue;
         }
+        ensure!(words.is_empty(), "docker pulled without {words}");
+        let inspect = ["image", "inspect", "--format", "{{.RepoDigests}}", &reference];
+        let digests = node.run("docker", &inspect).await?;
+        ensure!(digests.contains(&setting.image.digest), "docker pulled {digests}");
     }
     Ok(())
 }

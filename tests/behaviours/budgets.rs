@@ -448,7 +448,7 @@ async fn referrers_are_no_way_around_a_budget(column: Column) {
     assert_eq!(world.get_from(STRANGER, &tag("a", "1")).await.status, StatusCode::OK);
     world.settled().await;
     // Somebody has put an image with a large layer where the list of referrers would be.
-    let large = world.upstream.image("a", &digest.to_string().replace(':', "-"), &[&[7; 100_000]]);
+    let large = world.upstream.image("a", &digest.to_string().replace(':', "-"), &[&vec![7; 100_000]]);
     let layer = &large.blobs.iter().max_by_key(|(_, bytes)| bytes.len()).unwrap().0;
     let path = format!("/v2/test.local/a/referrers/{digest}");
     for _ in 0..3 {

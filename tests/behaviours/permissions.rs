@@ -173,17 +173,18 @@ async fn what_everybody_may_have_needs_no_proof(column: Column) {
         assert_eq!(world.upstream.count(&format!("/v2/{name}/blobs/{}", image.blobs[1].0)), 1, "{name}");
     }
     // What an open repository has stored is nobody's secret.
-    const PUBLIC: &[u8] = b"everybody may have this";
-    let image = world.upstream.image("open", "2", &[PUBLIC]);
+    let image = world.upstream.image("open", "2", &[EVERYBODYS]);
     world.get("/v2/test.local/open/manifests/2").await;
     world.settled().await;
-    world.upstream.image("another", "2", &[PUBLIC]);
+    world.upstream.image("another", "2", &[EVERYBODYS]);
     world.get("/v2/test.local/another/manifests/2").await;
     world.settled().await;
-    assert_eq!(world.pull(&blob("another", &image)).await.bytes(), PUBLIC);
+    assert_eq!(world.pull(&blob("another", &image)).await.bytes(), EVERYBODYS);
     assert_eq!(world.upstream.count(&format!("/v2/another/blobs/{}", image.blobs[1].0)), 0);
 }
 
+/// What an open repository has.
+const EVERYBODYS: &[u8] = b"everybody may have this";
 const LASTING: &str = "fresh = \"1d\"\nstale = \"3h\"\npermission = \"1h\"";
 
 /// A private image of which everything is stored, and everything that can be asked of it.

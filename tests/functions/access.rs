@@ -22,7 +22,9 @@ async fn a_fresh_deployment_lets_in_identities_of_its_account_and_nobody_else() 
     let image = upstream.image("team/image", "v1", &[b"layer"]);
     let sts = Sts::start()?;
     let [ours, theirs] = [Signer::role(ACCOUNT, "node", "i-1"), Signer::user("999999999999", "me")];
-    [&ours, &theirs].into_iter().for_each(|signer| sts.know(signer));
+    for signer in [&ours, &theirs] {
+        sts.know(signer);
+    }
     let deployment = Plan::of(&upstream.url()).fresh("").sts(sts.url()).start().await?;
     let calls = deployment.endpoints.calls(Service::DynamoDb, EVERY_OPERATION);
     // Headers are a caller's own words: they must not matter. Paths neither.
