@@ -165,8 +165,8 @@ async fn logins_without_keys_stop_either_function() -> Result<()> {
     for (access, keys, sentence) in [
         (ROBOTS.to_owned(), "", "access.signing_keys: is required where somebody can log in"),
         (format!("{ROBOTS}{KEYS}"), "", "access.signing_keys: the secret is empty"),
-        (ROBOTS.to_owned(), "c2hvcnQ=", "access.signing_keys: key 1 is not"),
-        (format!("{ROBOTS}{KEYS}"), "c2hvcnQ=", "access.signing_keys: key 1 is not"),
+        (ROBOTS.to_owned(), "c2hvcnQ=", "key 1 is not"),
+        (format!("{ROBOTS}{KEYS}"), "c2hvcnQ=", "key 1 is not"),
     ] {
         let (_configuration, environment) = Plan::of("http://127.0.0.1:1").setting(&access).environment(&endpoints)?;
         let environment = environment.with("STOPOVER_SIGNING_KEYS", keys);
