@@ -183,7 +183,9 @@ impl Blobs for Files {
             let mut removed = 0;
             for entry in fs::read_dir(directory)? {
                 let entry = entry?;
-                let old = entry.metadata()?.modified()?.elapsed().unwrap_or_default() >= idle;
+                // One that was published meanwhile is not there.
+                let Some(metadata) = absent(entry.metadata())? else { continue };
+                let old = metadata.modified()?.elapsed().unwrap_or_default() >= idle;
                 if old && !entry.file_name().to_str().is_some_and(|name| known.contains(name)) {
                     removed += usize::from(absent(fs::remove_file(entry.path()))?.is_some());
                 }
