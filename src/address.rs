@@ -12,11 +12,12 @@ pub(crate) fn neighbourhood(address: IpAddr) -> IpAddr {
     }
 }
 
-/// An IPv4 network in its own form where it is written as IPv6 (`::ffff:10.0.0.0/104`), as callers' addresses are.
+/// A network by its first address; an IPv4 network in its own form where it is written as IPv6 (`::ffff:10.0.0.0/104`), as
+/// callers' addresses are.
 pub(crate) fn canonical(network: IpNet) -> IpNet {
-    let IpNet::V6(v6) = network else { return network };
+    let IpNet::V6(v6) = network else { return network.trunc() };
     let v4 = v6.addr().to_ipv4_mapped().zip(v6.prefix_len().checked_sub(96));
-    v4.and_then(|(address, prefix)| Ipv4Net::new(address, prefix).ok()).map_or(network, IpNet::V4)
+    v4.and_then(|(address, prefix)| Ipv4Net::new(address, prefix).ok()).map_or(network, IpNet::V4).trunc()
 }
 
 /// Whether an address lies in one of these networks, which are [`canonical`]. One that is mapped into IPv6 is judged as
@@ -37,6 +38,7 @@ mod tests {
             assert!(within(network, "10.1.2.3") && within(network, "::ffff:10.1.2.3"), "{network}");
             assert!(!within(network, "11.1.2.3") && !within(network, "::10.1.2.3"), "{network}");
         }
+        assert_eq!(canonical("10.1.2.3/8".parse().unwrap()).to_string(), "10.0.0.0/8");
         assert!(within("2001:db8::/32", "2001:db8::1") && !within("::/0", "10.1.2.3"));
     }
 

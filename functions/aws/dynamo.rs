@@ -3,14 +3,13 @@
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::BuildHasher;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::operation::delete_item::DeleteItemError;
 use aws_sdk_dynamodb::operation::put_item::PutItemError;
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
-use aws_sdk_dynamodb::types::{KeysAndAttributes, PutRequest, ReturnValuesOnConditionCheckFailure, WriteRequest};
+use aws_sdk_dynamodb::types::ReturnValuesOnConditionCheckFailure;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
 use serde::Serialize;
@@ -25,30 +24,21 @@ use stopover::ports::{
 use stopover::time::Timestamp;
 
 use crate::S3Blobs;
+use crate::batch::{BATCH_ITEMS, BATCH_KEYS};
 use crate::failure::store_error;
 use crate::item::{self, Item, Kind};
 
 /// The largest manifest kept in its item, in bytes. An item may have 400 KB, keys and attribute names included.
 const MAX_INLINE_BYTES: usize = 350 * 1000;
 
-/// How many items `BatchWriteItem` takes.
-const BATCH_ITEMS: usize = 25;
-
-/// How many keys `BatchGetItem` takes.
-const BATCH_KEYS: usize = 100;
-
 /// How many batches of one manifest are written at the same time.
 const BATCHES_AT_ONCE: usize = 4;
-
-/// How often the rest of a batch is asked for. DynamoDB leaves items undone when it throttles a part of a batch; the
-/// pauses between (50 ms, doubling) add up to 1.5 s, well inside the time a client waits for headers.
-const BATCH_ATTEMPTS: u32 = 6;
 
 /// [`Ledger`] on one table with the string keys `pk` and `sk`.
 #[derive(Debug, Clone)]
 pub struct DynamoLedger {
-    client: Client,
-    table: String,
+    pub(crate) client: Client,
+    pub(crate) table: String,
     blobs: S3Blobs,
 }
 
@@ -102,45 +92,6 @@ impl DynamoLedger {
         request.send().await.map(drop).map_err(|error| store_error("PutItem", &error))
     }
 
-    /// Writes at most [`BATCH_ITEMS`] items with different keys.
-    async fn put_batch(&self, items: Vec<Item>) -> Result<(), StoreError> {
-        let put = |item| {
-            PutRequest::builder().set_item(Some(item)).build().map_err(|error| StoreError::Corrupt(error.to_string()))
-        };
-        let mut undone = Vec::with_capacity(items.len());
-        for item in items {
-            undone.push(WriteRequest::builder().put_request(put(item)?).build());
-        }
-        for attempt in 0..BATCH_ATTEMPTS {
-            pause_before(attempt).await;
-            let request = self.client.batch_write_item().request_items(&self.table, undone);
-            let answer = request.send().await.map_err(|error| store_error("BatchWriteItem", &error))?;
-            undone = answer.unprocessed_items.unwrap_or_default().remove(&self.table).unwrap_or_default();
-            if undone.is_empty() {
-                return Ok(());
-            }
-        }
-        Err(StoreError::Unavailable(format!("BatchWriteItem: {} items were left undone", undone.len())))
-    }
-
-    /// Reads several items in one round trip, consistently. The order is not that of the keys.
-    async fn get_batch(&self, keys: Vec<Item>) -> Result<Vec<Item>, StoreError> {
-        let builder = KeysAndAttributes::builder().set_keys(Some(keys)).consistent_read(true);
-        let mut missing = builder.build().map_err(|error| StoreError::Corrupt(error.to_string()))?;
-        let mut found = Vec::new();
-        for attempt in 0..BATCH_ATTEMPTS {
-            pause_before(attempt).await;
-            let request = self.client.batch_get_item().request_items(&self.table, missing);
-            let answer = request.send().await.map_err(|error| store_error("BatchGetItem", &error))?;
-            found.extend(answer.responses.unwrap_or_default().remove(&self.table).unwrap_or_default());
-            match answer.unprocessed_keys.unwrap_or_default().remove(&self.table) {
-                Some(rest) if !rest.keys().is_empty() => missing = rest,
-                _ => return Ok(found),
-            }
-        }
-        Err(StoreError::Unavailable("BatchGetItem: keys were left unread".to_owned()))
-    }
-
     /// The manifest in an item, or in the object that it speaks of. `None`: there is no such object.
     async fn parse_manifest(&self, digest: &Digest, mut item: Item) -> Result<Option<Manifest>, StoreError> {
         let bytes = match item::take_bytes(&mut item)? {
@@ -190,12 +141,6 @@ impl DynamoLedger {
             entries.extend(self.entry(item).await?);
         }
         Ok((entries, page.last_evaluated_key))
-    }
-}
-
-async fn pause_before(attempt: u32) {
-    if attempt > 0 {
-        tokio::time::sleep(Duration::from_millis(50) * 2_u32.pow(attempt - 1)).await;
     }
 }
 

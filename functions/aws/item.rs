@@ -31,6 +31,8 @@ use stopover::oci::{Digest, Manifest, MediaType, Reference, Repository};
 use stopover::ports::{GaugeKey, ListKey, Listing, Member, Standing, StoreError};
 use stopover::time::Timestamp;
 
+use crate::attribute::{attribute, value};
+
 /// An item, or the key of one: values by attribute name.
 pub(crate) type Item = HashMap<String, AttributeValue>;
 
@@ -276,35 +278,6 @@ pub(crate) fn parse_record<T: DeserializeOwned>(item: Item) -> Result<T, StoreEr
 /// A number as an attribute.
 pub(crate) fn number(number: u64) -> AttributeValue {
     AttributeValue::N(number.to_string())
-}
-
-fn attribute(value: Value) -> AttributeValue {
-    match value {
-        Value::Null => AttributeValue::Null(true),
-        Value::Bool(flag) => AttributeValue::Bool(flag),
-        Value::Number(number) => AttributeValue::N(number.to_string()),
-        Value::String(text) => AttributeValue::S(text),
-        Value::Array(values) => AttributeValue::L(values.into_iter().map(attribute).collect()),
-        Value::Object(fields) => {
-            AttributeValue::M(fields.into_iter().map(|(name, value)| (name, attribute(value))).collect())
-        }
-    }
-}
-
-fn value(attribute: AttributeValue) -> Result<Value, StoreError> {
-    Ok(match attribute {
-        AttributeValue::Null(_) => Value::Null,
-        AttributeValue::Bool(flag) => Value::Bool(flag),
-        AttributeValue::N(digits) => Value::Number(digits.parse().map_err(|error| corrupt(&digits, error))?),
-        AttributeValue::S(text) => Value::String(text),
-        AttributeValue::L(values) => Value::Array(values.into_iter().map(value).collect::<Result<_, _>>()?),
-        AttributeValue::M(fields) => {
-            Value::Object(fields.into_iter().map(|(name, inner)| Ok((name, value(inner)?))).collect::<Result<_, _>>()?)
-        }
-        _ => {
-            return Err(StoreError::Corrupt("an attribute has a type that is never written".to_owned()));
-        }
-    })
 }
 
 fn parse_number(item: &Item, name: &str) -> Result<u64, StoreError> {

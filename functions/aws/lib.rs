@@ -2,6 +2,8 @@
 //!
 //! No type of the AWS SDK gets out of this library, except where an adapter is constructed.
 
+mod attribute;
+mod batch;
 mod dynamo;
 mod ecr;
 mod failure;

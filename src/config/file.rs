@@ -322,8 +322,11 @@ pub(super) fn explain(error: &toml::de::Error, text: &str) -> String {
         let key = DeTable::parse(text).ok().and_then(|table| key_at(table.get_ref(), at));
         format!("line {line}, column {column}: {}", key.map_or_else(String::new, |key| format!("{key}: ")))
     });
-    // What the data model of serde calls a sequence.
-    let message = error.message().trim().replace("expected a sequence", "expected a list like [\"a\", \"b\"]");
+    // What the data model of serde calls a sequence, and a structure by the name that it has in here.
+    let mut message = error.message().trim().replace("expected a sequence", "expected a list like [\"a\", \"b\"]");
+    if let Some(at) = message.find("expected struct ") {
+        message.replace_range(at.., "expected a table");
+    }
     // serde writes: unknown field `x`, expected one of `a`, `b`
     let mut quoted = message.split('`').skip(1).step_by(2);
     let hint = match (message.starts_with("unknown"), quoted.next()) {

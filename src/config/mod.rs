@@ -2,6 +2,7 @@
 
 mod access;
 mod file;
+mod names;
 mod policy;
 mod profile;
 mod rule;
@@ -21,11 +22,12 @@ use crate::retention::Retention;
 pub(crate) use access::ISSUER;
 pub use access::{AccessConfig, IamConfig, OidcConfig};
 use file::{File, TableId, explain};
+pub use names::NameRules;
 pub use rule::{Place, Places, Rule};
 pub use schedule::{Schedule, TICK};
 pub use secret::{Credentials, SecretReference};
 use upstream::Defaults;
-pub use upstream::{Alternate, Cold, Deleted, MaxBlob, NameRules, Referrers, UpstreamConfig};
+pub use upstream::{Alternate, Cold, Deleted, MaxBlob, Referrers, UpstreamConfig};
 
 /// The settings of one process, complete and checked.
 #[derive(Clone, Debug)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::upstream::is_pattern_of_names;
+use super::names::is_pattern_of_names;
 use super::{AccessConfig, ConfigError, UpstreamConfig, value};
 use crate::access::iam::{Partition, is_account};
 use crate::access::policy::Rule;

@@ -8,9 +8,10 @@ use serde::Deserialize;
 use url::Url;
 
 use super::file::{AlternateTable, Fresh, Origin, PolicyTable, UpstreamTable};
+use super::names::{NamePatterns, NameRules};
 use super::profile::{Profile, ecr_region};
 use super::{ConfigError, Credentials, SecretReference, value};
-use crate::freshness::{Pattern, TagRules};
+use crate::freshness::TagRules;
 use crate::oci::{Name, Platforms, UpstreamId};
 use crate::time::Span;
 
@@ -126,21 +127,6 @@ impl Alternate {
     }
 }
 
-/// Which names of an upstream are answered: those that match `allow`, or all where it is not given, and of these none that
-/// matches `deny`.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct NameRules {
-    allow: Option<NamePatterns>,
-    deny: Option<NamePatterns>,
-}
-
-/// Patterns of names, and the key that they were read from.
-#[derive(Clone, PartialEq, Eq, Debug)]
-struct NamePatterns {
-    key: String,
-    patterns: Vec<Pattern>,
-}
-
 /// The most bytes of a blob, and the key that says so.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MaxBlob {
@@ -148,61 +134,6 @@ pub struct MaxBlob {
     pub bytes: u64,
     /// As it stands in the file.
     pub key: String,
-}
-
-impl NameRules {
-    /// The patterns that there are, by the name of their key.
-    pub fn patterns(&self) -> impl Iterator<Item = (&'static str, Vec<&str>)> {
-        let given = [("allow", &self.allow), ("deny", &self.deny)].into_iter();
-        given.filter_map(|(name, given)| Some((name, given.as_ref()?.patterns.iter().map(Pattern::as_str).collect())))
-    }
-
-    /// The key that refuses a name of a repository at the upstream. `None`: it is answered.
-    pub fn refused_by(&self, name: &Name) -> Option<&str> {
-        let deny = self.deny.as_ref().filter(|deny| deny.matches(name));
-        let refuses = || self.allow.as_ref().filter(|allow| !allow.matches(name));
-        deny.or_else(refuses).map(|patterns| patterns.key.as_str())
-    }
-}
-
-impl NamePatterns {
-    fn matches(&self, name: &Name) -> bool {
-        self.patterns.iter().any(|pattern| pattern.matches(name.as_str()))
-    }
-
-    /// Refuses patterns that no name can match: `deny = ["nginx"]` would refuse nothing where all names have a slash, nor
-    /// below a `path` that it does not begin with.
-    fn read(patterns: &[String], key: String, library: bool, path: Option<&Name>) -> Result<Self, ConfigError> {
-        for pattern in patterns {
-            if !is_pattern_of_names(pattern) {
-                return Err(value(key, format!("{pattern:?} is no pattern of names like \"acme/web*\"")));
-            }
-            if library && !pattern.contains(['/', '*']) {
-                return Err(value(key, format!("every name there has a slash: write \"library/{pattern}\"")));
-            }
-            if let Some(path) = path
-                && !may_match_below(pattern, path)
-            {
-                return Err(value(key, format!("{pattern:?} matches no name there: they begin with \"{path}/\"")));
-            }
-        }
-        Ok(Self { key, patterns: patterns.iter().map(|pattern| pattern.as_str().into()).collect() })
-    }
-}
-
-/// Whether a name may match a pattern: none has a tag, a digest, or a slash at its end.
-pub(super) fn is_pattern_of_names(pattern: &str) -> bool {
-    // A letter is what may stand beside anything.
-    pattern.replace('*', "a").parse::<Name>().is_ok()
-}
-
-/// Whether a pattern may match `path` itself or a name below it. What follows its first star can always be matched there.
-fn may_match_below(pattern: &str, path: &Name) -> bool {
-    let below = format!("{path}/");
-    match pattern.split_once('*') {
-        Some((first, _)) => first.starts_with(&below) || below.starts_with(first),
-        None => pattern == path.as_str() || pattern.starts_with(&below),
-    }
 }
 
 const DEFAULT_RESERVE: u64 = 10;

@@ -9,6 +9,7 @@
 //! <data>/unpublished/<hex>.<random>               bytes on their way; a start keeps those with a checkpoint
 //! ```
 
+mod board;
 mod files;
 mod images;
 mod ledger;

@@ -8,15 +8,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::FutureExt as _;
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::board::{Asked, Board, Fill, Open, Phase};
 use super::images::Images;
 use super::ledger::{EmbeddedLedger, WrittenFill};
 use super::order::Order;
 use crate::Cache;
 use crate::fill::{self, CLAIM, FillError, Filled};
-use crate::oci::{Digest, Repository, UpstreamId};
+use crate::oci::{Digest, UpstreamId};
 use crate::ports::{Fills, GivenUp, ImageJob, Job, Progress, Requested, StoreError, Watched};
 use crate::time::Clock;
 
@@ -41,100 +41,6 @@ pub struct Queue {
     open: watch::Sender<usize>,
     /// Set once the process is to stop: until when a running fill may go on.
     stop_at: watch::Sender<Option<Instant>>,
-}
-
-/// What is to be filled, from its request to its end.
-struct Board {
-    fills: HashMap<Digest, Fill>,
-    /// Those that wait.
-    order: Order,
-}
-
-struct Fill {
-    /// What waits, runs or rests.
-    now: Asked,
-    /// What comes after it, in order: each repository has its own, because it may have the blob where another has not, and
-    /// has to be shown it where another was.
-    others: VecDeque<Asked>,
-    phase: Phase,
-    _open: Open,
-}
-
-/// What one repository has asked for.
-struct Asked {
-    job: Job,
-    /// How often it has failed in a row.
-    failures: usize,
-    /// How long it rests after the last of them.
-    rest: Duration,
-    progress: watch::Sender<Progress>,
-}
-
-impl Asked {
-    fn new(job: Job) -> Self {
-        Self { job, failures: 0, rest: Duration::ZERO, progress: watch::Sender::new(Progress::Waiting) }
-    }
-}
-
-impl Fill {
-    /// What a repository that does not come first has asked for.
-    fn take_other(&mut self, repository: &Repository) -> Option<Asked> {
-        let at = self.others.iter().position(|other| other.job.repository == *repository)?;
-        self.others.remove(at)
-    }
-
-    /// It is asked for again: it waits, unless it runs.
-    fn ask(&mut self, job: Job, order: &mut Order) {
-        match &self.phase {
-            Phase::Running if job.repository == self.now.job.repository => {
-                self.now.job.priority = self.now.job.priority.min(job.priority);
-                return;
-            }
-            Phase::Running => {
-                match self.others.iter_mut().find(|other| other.job.repository == job.repository) {
-                    Some(known) => {
-                        let priority = known.job.priority.min(job.priority);
-                        (known.job, known.failures) = (Job { priority, ..job }, 0);
-                    }
-                    None => self.others.push_back(Asked::new(job)),
-                }
-                return;
-            }
-            Phase::Waiting => order.remove(&self.now.job),
-            Phase::Resting(task) => task.abort(),
-        }
-        let priority = self.now.job.priority.min(job.priority);
-        // Whoever asked last is who can have it now. Nobody else's is lost.
-        if job.repository != self.now.job.repository {
-            let asked = self.take_other(&job.repository).unwrap_or_else(|| Asked::new(job.clone()));
-            self.others.push_back(std::mem::replace(&mut self.now, asked));
-        }
-        (self.now.job, self.now.failures, self.phase) = (Job { priority, ..job }, 0, Phase::Waiting);
-        order.insert(&self.now.job);
-    }
-}
-
-enum Phase {
-    Waiting,
-    Running,
-    /// Until this task wakes it.
-    Resting(AbortHandle),
-}
-
-/// Counts as open until it is dropped.
-struct Open(watch::Sender<usize>);
-
-impl Open {
-    fn new(open: &watch::Sender<usize>) -> Self {
-        open.send_modify(|open| *open += 1);
-        Self(open.clone())
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.send_modify(|open| *open -= 1);
-    }
 }
 
 /// What a task holds. The queue goes first: who waits until nothing is open may take over the data directory.

@@ -1,0 +1,67 @@
+//! Many items at once, until none of them is left undone.
+
+use std::time::Duration;
+
+use aws_sdk_dynamodb::types::{KeysAndAttributes, PutRequest, WriteRequest};
+use stopover::ports::StoreError;
+
+use crate::DynamoLedger;
+use crate::failure::store_error;
+use crate::item::Item;
+
+/// How many items `BatchWriteItem` takes.
+pub(crate) const BATCH_ITEMS: usize = 25;
+
+/// How many keys `BatchGetItem` takes.
+pub(crate) const BATCH_KEYS: usize = 100;
+
+/// How often the rest of a batch is asked for. DynamoDB leaves items undone when it throttles a part of a batch; the
+/// pauses between (50 ms, doubling) add up to 1.5 s, well inside the time a client waits for headers.
+const BATCH_ATTEMPTS: u32 = 6;
+
+impl DynamoLedger {
+    /// Writes at most [`BATCH_ITEMS`] items with different keys.
+    pub(crate) async fn put_batch(&self, items: Vec<Item>) -> Result<(), StoreError> {
+        let put = |item| {
+            PutRequest::builder().set_item(Some(item)).build().map_err(|error| StoreError::Corrupt(error.to_string()))
+        };
+        let mut undone = Vec::with_capacity(items.len());
+        for item in items {
+            undone.push(WriteRequest::builder().put_request(put(item)?).build());
+        }
+        for attempt in 0..BATCH_ATTEMPTS {
+            pause_before(attempt).await;
+            let request = self.client.batch_write_item().request_items(&self.table, undone);
+            let answer = request.send().await.map_err(|error| store_error("BatchWriteItem", &error))?;
+            undone = answer.unprocessed_items.unwrap_or_default().remove(&self.table).unwrap_or_default();
+            if undone.is_empty() {
+                return Ok(());
+            }
+        }
+        Err(StoreError::Unavailable(format!("BatchWriteItem: {} items were left undone", undone.len())))
+    }
+
+    /// Reads several items in one round trip, consistently. The order is not that of the keys.
+    pub(crate) async fn get_batch(&self, keys: Vec<Item>) -> Result<Vec<Item>, StoreError> {
+        let builder = KeysAndAttributes::builder().set_keys(Some(keys)).consistent_read(true);
+        let mut missing = builder.build().map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        let mut found = Vec::new();
+        for attempt in 0..BATCH_ATTEMPTS {
+            pause_before(attempt).await;
+            let request = self.client.batch_get_item().request_items(&self.table, missing);
+            let answer = request.send().await.map_err(|error| store_error("BatchGetItem", &error))?;
+            found.extend(answer.responses.unwrap_or_default().remove(&self.table).unwrap_or_default());
+            match answer.unprocessed_keys.unwrap_or_default().remove(&self.table) {
+                Some(rest) if !rest.keys().is_empty() => missing = rest,
+                _ => return Ok(found),
+            }
+        }
+        Err(StoreError::Unavailable("BatchGetItem: keys were left unread".to_owned()))
+    }
+}
+
+async fn pause_before(attempt: u32) {
+    if attempt > 0 {
+        tokio::time::sleep(Duration::from_millis(50) * 2_u32.pow(attempt - 1)).await;
+    }
+}

@@ -1,0 +1,178 @@
+//! `[access]`, `[[policy]]`, and what is private.
+
+use super::{ACCESS, load};
+
+#[test]
+fn a_policy_that_could_mean_something_else_than_it_says_is_refused() {
+    for (rule, message) in [
+        ("who = []", "who: is empty"),
+        ("what = []", "what: is empty"),
+        ("networks = []", "networks: is empty"),
+        ("claims = {}", "claims: is empty"),
+        ("who = [\"robots:ci\"]", "\"robots:ci\" is nobody"),
+        ("who = [\"ci\"]", "\"ci\" is nobody"),
+        ("what = [\"ghcr.oi/acme/*\"]", "begins with no configured upstream"),
+        ("what = [\"index.docker.io/acme/*\"]", "begins with no configured upstream"),
+        ("what = [\"docker.io/nginx\"]", "write \"docker.io/library/nginx\""),
+        ("what = [\"ghcr.io\"]", "write \"ghcr.io/*\""),
+        ("what = [\"ghcr.io/acme/a:v1\"]", "is about no repository"),
+        ("what = [\"ghcr.io/acme/*@sha256:*\"]", "is about no repository"),
+        ("what = [\"ghcr.io/acme/\"]", "is about no repository"),
+        ("what = [\"ghcr.io/\"]", "is about no repository"),
+        ("what = [\"ghcr.io/Acme/*\"]", "is about no repository"),
+        ("what = [\"*/acme/a:v1\"]", "is about no repository"),
+        ("what = [\"*:v1\"]", "is about no repository"),
+        ("what = [\"*.io/acme/\"]", "is about no repository"),
+    ] {
+        let error = load(&format!("{ACCESS}[[policy]]\n{rule}\nallow = false")).unwrap_err();
+        assert!(error.starts_with("policy, rule 1: ") && error.contains(message), "{rule}: {error}");
+    }
+    let logins = "[access]\nservice = \"cr.test\"\nrobots = true\n[access.iam]\naccounts = [\"123456789012\"]\n\
+                  roles = [\"arn:aws:iam::210987654321:role/node-*\"]\n[access.oidc.ci]\nissuer = \"https://ci.test\"\n\
+                  audience = \"cr.test\"\nclaims = { owner = \"1\" }\n";
+    let none = "[access]\nanonymous = true\n";
+    for (access, rule, message) in [
+        (none, "who = [\"robot:*\"]", "access.robots is not true"),
+        (none, "who = [\"r*\"]", "access.robots is not true"),
+        (none, "who = [\"iam:*\"]", "there is no [access.iam]"),
+        (none, "who = [\"oidc:*\"]", "there is no [access.oidc.*]"),
+        (none, "claims = { a = \"b\" }", "rule 1: claims"),
+        (logins, "who = [\"robot:ci\"]\nclaims = { a = \"b\" }", "rule 1: claims"),
+        (logins, "who = [\"robot:CI-*\"]", "lower-case letters"),
+        (logins, "who = [\"robot:aws\"]", "aws and oidc are none"),
+        (logins, "who = [\"robot:\"]", "lower-case letters"),
+        (logins, "who = [\"anonymous:x\"]", "a principal is"),
+        (logins, "who = [\"oidc:github:*\"]", "there is no [access.oidc.github]"),
+        (logins, "who = [\"oidc:ci\"]", "a principal is"),
+        (logins, "who = [\"iam:123456789012\"]", "is no arn"),
+        (logins, "who = [\"iam:arn:aws:iam::1234:role/*\"]", "is no account"),
+        (logins, "who = [\"iam:arn:aws:sts::123456789012:assumed-role/node/*\"]", "a session of a role is the role"),
+        (logins, "who = [\"iam:arn:aws:iam::123456789012:role/eks/*\"]", "leaves the path of a role out"),
+        (logins, "who = [\"iam:arn:aws:iam::123456789012:group/a\"]", "neither role nor user"),
+        (logins, "who = [\"iam:arn:aws:iam::999999999999:role/a\"]", "neither its account nor its role"),
+    ] {
+        let error = load(&format!("{access}[[policy]]\n{rule}\nallow = true")).unwrap_err();
+        assert!(error.starts_with("policy, rule 1: ") && error.contains(message), "{rule}: {error}");
+    }
+    for who in [
+        "robot:*",
+        "robot:*-ci",
+        "robot:*ws",
+        "robot:node-*",
+        "anonymous",
+        "a*",
+        "oidc:*",
+        "oidc:c*",
+        "oidc:ci:repo:acme/*",
+        "iam:*",
+        "i*",
+        "iam:arn:aws:iam::123456789012:root",
+        "iam:arn:aws:iam::123456789012:user/a/b",
+        "iam:*:role/node",
+        "iam:arn:aws:iam::*:role/node",
+        "iam:arn:aws:iam::210987654321:role/node-1",
+        "iam:arn:*",
+    ] {
+        assert!(load(&format!("{logins}[[policy]]\nwho = [\"{who}\"]\nallow = true")).is_ok(), "{who}");
+    }
+    for (role, message) in [
+        ("*", "has to name one account"),
+        ("arn:aws:iam::*:role/node", "has to name one account"),
+        ("arn:aws:sts::123456789012:assumed-role/node/i-1", "a session of a role is the role"),
+    ] {
+        let error = load(&logins.replace("arn:aws:iam::210987654321:role/node-*", role)).unwrap_err();
+        assert!(error.starts_with("access.iam.roles: ") && error.contains(message), "{role}: {error}");
+    }
+    for rule in [
+        "who = [\"*\"]",
+        "who = [\"r*\", \"anonymous\"]",
+        "what = [\"*/acme/*\", \"docker.io/nginx*\"]",
+        "what = [\"*\", \"ghcr.io*\", \"ghcr.io/*\", \"*-docker.pkg.dev/*\", \"ghcr.io/acme/a*b\"]",
+        "",
+    ] {
+        let config = load(&format!("{ACCESS}[[policy]]\n{rule}\nallow = true")).unwrap();
+        assert_eq!(config.access.unwrap().policy.0.len(), 1, "{rule}");
+    }
+    // However an IPv4 network is written, it is the one that callers are in.
+    let mapped = "[access]\nanonymous = [\"::ffff:10.0.0.0/104\"]\n[[policy]]\nnetworks = [\"::ffff:10.1.0.0/112\"]\nallow = true";
+    let access = load(mapped).unwrap().access.unwrap();
+    assert!(
+        access.anonymous.admits("10.1.2.3".parse().ok().into())
+            && !access.anonymous.admits("11.1.2.3".parse().ok().into())
+    );
+    assert_eq!(access.policy.0[0].networks, ["10.1.0.0/16".parse().unwrap()]);
+    assert!(load("[[policy]]\nallow = true").unwrap_err().contains("[access]"));
+}
+
+#[test]
+fn what_the_access_table_cannot_mean_is_named() {
+    for (line, key) in [
+        ("service = \"a\\\"b\"", "access.service"),
+        ("service = \"\"", "access.service"),
+        ("url = \"https://cr.example.com/path\"", "access.url"),
+        ("token_life = \"2h\"", "access.token_life"),
+        ("signing_keys = { env = \"UNKNOWN\" }", "access.signing_keys"),
+        ("signing_keys = {}", "access.signing_keys"),
+    ] {
+        let error = load(&format!("{ACCESS}{line}")).unwrap_err();
+        assert!(error.contains(key), "{line}: {error}");
+    }
+    assert!(
+        load("[access]\nanonymous = [\"everyone\"]")
+            .unwrap_err()
+            .contains("access.anonymous: \"everyone\" is no network")
+    );
+    assert!(
+        !load(&format!("{ACCESS}anonymous = []")).unwrap().access.unwrap().anonymous.admits(None.into()),
+        "nobody, not everybody"
+    );
+    for nobody in ["", "anonymous = false", "anonymous = []", "robots = false", "token_life = \"5m\""] {
+        let error = load(&format!("[access]\n{nobody}")).unwrap_err();
+        assert!(error.starts_with("access: names no login and no network"), "{nobody}: {error}");
+    }
+}
+
+#[test]
+fn what_needs_our_credentials_is_private_unless_it_says_otherwise() {
+    let config = load(
+        "[upstreams.\"docker.io\"]\ncredentials = { username = \"me\", password_env = \"HUB_TOKEN\" }\n\
+         [rules.\"docker.io/library\"]\npublic = true\n\
+         [upstreams.\"123456789012.dkr.ecr.eu-west-1.amazonaws.com\"]\n",
+    );
+    let config = config.unwrap();
+    let private = |id: &str| config.upstreams[&id.parse().unwrap()].is_private();
+    assert!(private("docker.io") && private("123456789012.dkr.ecr.eu-west-1.amazonaws.com") && !private("ghcr.io"));
+    let rule = &config.rules[&"docker.io/library".parse().unwrap()];
+    assert!(!rule.settings.as_ref().unwrap().is_private());
+}
+
+#[test]
+fn what_is_not_public_is_private_without_credentials_too() {
+    let text = "[upstreams.\"internal.test\"]\npublic = false\n[rules.\"internal.test/open\"]\npublic = true\n\
+                [rules.\"internal.test/other\"]\nfresh = \"1h\"\n[rules.\"ghcr.io/acme\"]\npublic = false\n";
+    let config = load(text).unwrap();
+    assert!(config.upstreams[&"internal.test".parse().unwrap()].is_private());
+    let private = |prefix: &str| config.rules[&prefix.parse().unwrap()].settings.as_ref().unwrap().is_private();
+    assert!(!private("internal.test/open") && private("internal.test/other") && private("ghcr.io/acme"));
+    assert!(!config.upstreams[&"ghcr.io".parse().unwrap()].is_private());
+}
+
+#[test]
+fn claims_are_patterns_numbers_or_booleans() {
+    let with = |claims: &str| {
+        load(&format!(
+            "[access.oidc.ci]\nissuer = \"https://ci.test\"\naudience = \"cr.test\"\nclaims = {claims}\n\
+             [[policy]]\nclaims = {claims}\nallow = true\n"
+        ))
+    };
+    let access = with("{ owner = 9919, internal = true, ref = \"refs/*\", sub = \"*\" }").unwrap().access.unwrap();
+    for claims in [&access.oidc["ci"].claims, &access.policy.0[0].claims] {
+        let written: Vec<&str> = claims.values().map(crate::freshness::Pattern::as_str).collect();
+        assert_eq!(written, ["true", "9919", "refs/*", "*"]);
+    }
+    for everybody in ["{ owner = \"*\" }", "{ owner = \"*\", sub = \"**\" }"] {
+        let error = with(everybody).unwrap_err();
+        assert!(error.starts_with("access.oidc.ci.claims: ") && error.contains("is let in"), "{error}");
+    }
+    assert!(with("{ owner = [\"a\"] }").unwrap_err().contains("a whole number, true or false"));
+}
