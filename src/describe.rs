@@ -108,7 +108,13 @@ fn describe_access(access: &AccessConfig) -> String {
         let _ = writeln!(text, "service   {}, tokens are good for {}", access.service, written(access.token_life));
     }
     if let Some(iam) = &access.iam {
-        let _ = writeln!(text, "iam       accounts: {}; roles: {}", iam.accounts.join(", "), list(&iam.roles));
+        let who = [
+            ("accounts", iam.accounts.join(", ")),
+            ("organization", iam.organization.clone().unwrap_or_default()),
+            ("roles", list(&iam.roles)),
+        ];
+        let who = who.iter().filter(|(_, names)| !names.is_empty()).map(|(key, names)| format!("{key}: {names}"));
+        let _ = writeln!(text, "iam       {}", who.collect::<Vec<_>>().join("; "));
     }
     for (name, oidc) in &access.oidc {
         let _ = writeln!(text, "oidc      {name}: {}, aud = {}{}", oidc.issuer, oidc.audience, claims(&oidc.claims));

@@ -80,6 +80,14 @@ impl Question {
         };
         let private = upstreams.get(&repository)?.config().is_private();
         let access = config.access();
+        // Who belongs to it only AWS knows.
+        let mut member_of = None;
+        if let (Principal::Iam(identity), Some(iam)) = (&mut principal, &access.iam)
+            && !iam.admits(identity)
+        {
+            identity.organization.clone_from(&iam.organization);
+            member_of = iam.organization.as_deref();
+        }
         let decision = access.policy.decide(&principal, from.address, &repository, private);
         let not_let_in = access.not_let_in(&principal, from);
         let mut text = match not_let_in {
@@ -92,6 +100,12 @@ impl Question {
             Decision::Rule(rule) => Some(rule),
             Decision::Public | Decision::Private => None,
         };
+        if let Some(organization) = member_of {
+            writeln!(
+                text,
+                "as long as its account belongs to the organisation {organization}; otherwise it is not let in"
+            )?;
+        }
         for rule in access.policy.0.iter().take_while(|rule| Some(*rule) != decisive) {
             match rule.other_than(&principal, from.address, &repository) {
                 Some("claims") => writeln!(text, "{} is not about it: {}", rule.name, other_claims(rule, &principal))?,

@@ -38,7 +38,7 @@ pub mod upstream;
 use std::sync::Arc;
 
 use access::token::{InvalidKeys, TokenKeys};
-use access::{Access, OperatorSecret};
+use access::{Access, OperatorSecret, Organization};
 use config::Config;
 use ports::{Blobs, Fills, Ledger};
 use time::Clock;
@@ -79,6 +79,7 @@ impl Cache {
         ledger: Arc<dyn Ledger>,
         fills: Arc<dyn Fills>,
         issuer: Option<&Arc<dyn Issuer>>,
+        organization: Option<Arc<dyn Organization>>,
     ) -> Result<Self, CacheError> {
         let upstreams = Upstreams::new(&config, &clock, &ledger, issuer)?;
         let access = config.access();
@@ -87,7 +88,11 @@ impl Cache {
             (true, None) => return Err(CacheError::NoKeys),
             (false, _) => None,
         };
-        let access = Access::new(access, keys, clock.clone(), Arc::clone(&ledger)).map_err(CacheError::Client)?;
+        if access.iam.as_ref().is_some_and(|iam| iam.organization.is_some()) && organization.is_none() {
+            return Err(CacheError::NoOrganization);
+        }
+        let access =
+            Access::new(access, keys, clock.clone(), Arc::clone(&ledger), organization).map_err(CacheError::Client)?;
         let budgets = budget::Budgets::new(config.budgets, clock.clone());
         let fill_memory = Arc::new(Semaphore::new(fill::segments_in(config.fill_memory)));
         let (warm, flights, questions) = (pull::Warm::new(), pull::Flights::new(), pull::Questions::new());
@@ -143,4 +148,7 @@ pub enum CacheError {
         "access.signing_keys: is required where somebody can log in: name a file, or a variable of the environment"
     )]
     NoKeys,
+    /// Nobody can say who belongs to the organisation.
+    #[error("access.iam.organization: only a deployment on AWS can ask who belongs to it; name the accounts here")]
+    NoOrganization,
 }

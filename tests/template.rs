@@ -14,7 +14,7 @@ const FUNCTIONS: [&str; 2] = ["Registry", "Filler"];
 
 /// SDK operation → what IAM calls it (Service Authorization Reference). Multipart uploads are `s3:PutObject`, HEAD is
 /// `s3:GetObject`.
-const ACTIONS: [(&str, &str); 25] = [
+const ACTIONS: [(&str, &str); 26] = [
     ("batch_get_item", "dynamodb:BatchGetItem"),
     ("batch_write_item", "dynamodb:BatchWriteItem"),
     ("delete_item", "dynamodb:DeleteItem"),
@@ -24,6 +24,7 @@ const ACTIONS: [(&str, &str); 25] = [
     ("scan", "dynamodb:Scan"),
     ("update_item", "dynamodb:UpdateItem"),
     ("get_authorization_token", "ecr:GetAuthorizationToken"),
+    ("list_accounts", "organizations:ListAccounts"),
     ("abort_multipart_upload", "s3:AbortMultipartUpload"),
     ("complete_multipart_upload", "s3:PutObject"),
     ("create_multipart_upload", "s3:PutObject"),
@@ -93,11 +94,14 @@ fn texts(value: &Value) -> Vec<&Value> {
     value.as_array().map_or_else(|| vec![value], |list| list.iter().collect())
 }
 
-/// Every statement of the policies of one function's role: its own, and the one that both have for private ECR.
+/// Every statement of the policies of one function's role: its own, and those that it has where parameters ask for them.
 fn statements<'a>(template: &'a Value, function: &str) -> Vec<&'a Value> {
     let policies = at(template, &format!("/Resources/{function}Role/Properties/Policies"));
-    let ecr = at(template, "/Resources/PrivateEcrPolicy/Properties");
-    let policies = texts(policies).into_iter().chain([ecr]);
+    let role = json!({ "Ref": format!("{function}Role") });
+    let asked_for =
+        ["PrivateEcrPolicy", "OrganizationPolicy"].map(|name| at(template, &format!("/Resources/{name}/Properties")));
+    let asked_for = asked_for.into_iter().filter(|policy| texts(&policy["Roles"]).contains(&&role));
+    let policies = texts(policies).into_iter().chain(asked_for);
     policies.flat_map(|policy| texts(at(policy, "/PolicyDocument/Statement"))).collect()
 }
 
@@ -125,7 +129,7 @@ fn sdk_operations() -> Result<BTreeSet<String>> {
     ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
     let metadata: Value = serde_json::from_slice(&output.stdout)?;
     let mut operations = BTreeSet::new();
-    for name in ["aws-sdk-dynamodb", "aws-sdk-ecr", "aws-sdk-s3", "aws-sdk-sqs"] {
+    for name in ["aws-sdk-dynamodb", "aws-sdk-ecr", "aws-sdk-organizations", "aws-sdk-s3", "aws-sdk-sqs"] {
         let package = texts(at(&metadata, "/packages")).into_iter().find(|package| package["name"] == name);
         let manifest = package.and_then(|package| package["manifest_path"].as_str()).context(name)?;
         let directory = Path::new(manifest).with_file_name("src").join("operation");
@@ -194,7 +198,8 @@ fn every_permission_names_its_actions_and_its_resource() -> Result<()> {
             for resource in texts(&statement["Resource"]) {
                 let own = resource.get("Fn::GetAtt").is_some();
                 let objects = resource["Fn::Sub"] == "${Bucket.Arn}/blobs/*";
-                let no_resource = resource == "*" && statement["Action"] == "ecr:GetAuthorizationToken";
+                let knows_none = ["ecr:GetAuthorizationToken", "organizations:ListAccounts"];
+                let no_resource = resource == "*" && knows_none.iter().any(|&action| statement["Action"] == action);
                 let named = resource["Ref"] == "PrivateEcrRepositories";
                 assert!(
                     own || objects || no_resource || named,

@@ -9,6 +9,7 @@ mod ecr;
 mod failure;
 mod item;
 mod multipart;
+mod organization;
 mod s3;
 mod settings;
 mod sqs;
@@ -27,6 +28,7 @@ use stopover::upstream::Issuer;
 
 pub use dynamo::DynamoLedger;
 pub use ecr::EcrLogins;
+pub use organization::Organizations;
 pub use s3::S3Blobs;
 pub use sqs::{Queues, SqsFills};
 
@@ -62,9 +64,10 @@ pub async fn connect() -> anyhow::Result<Arc<Cache>> {
     let blobs = S3Blobs::new(s3_client(&aws), settings.bucket);
     let ledger = DynamoLedger::new(dynamo_client(&aws), settings.table, blobs.clone());
     let fills = SqsFills::new(sqs_client(&aws), settings.queues);
+    let organization = Arc::new(Organizations::new(organizations_client(&aws)));
     let logins: Arc<dyn Issuer> = Arc::new(EcrLogins::new(aws));
     let (blobs, ledger, fills) = (Arc::new(blobs), Arc::new(ledger), Arc::new(fills));
-    Ok(Arc::new(Cache::new(config, Clock::default(), blobs, ledger, fills, Some(&logins))?))
+    Ok(Arc::new(Cache::new(config, Clock::default(), blobs, ledger, fills, Some(&logins), Some(organization))?))
 }
 
 /// The client that [`DynamoLedger`] wants.
@@ -86,6 +89,12 @@ pub fn s3_client(aws: &SdkConfig) -> aws_sdk_s3::Client {
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
     aws_sdk_s3::Client::from_conf(config.build())
+}
+
+/// The client that [`Organizations`] wants.
+pub fn organizations_client(aws: &SdkConfig) -> aws_sdk_organizations::Client {
+    let config = aws_sdk_organizations::config::Builder::from(aws).timeout_config(short_calls());
+    aws_sdk_organizations::Client::from_conf(config.build())
 }
 
 fn short_calls() -> TimeoutConfig {

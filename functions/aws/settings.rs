@@ -21,7 +21,7 @@ pub(crate) struct Settings {
     /// `STOPOVER_CONFIG`, or `stopover.toml` beside the binary (`LAMBDA_TASK_ROOT`) if there is one.
     pub(crate) config: Option<PathBuf>,
     /// Who is let in where that says nothing of it: identities of the account that has deployed the functions
-    /// (`STOPOVER_ACCOUNT`), which sign for a name that no other deployment has (`STOPOVER_SERVICE`) and are asked about
+    /// (`STOPOVER_ACCOUNT`), and of the organisation that may be named (`STOPOVER_ORGANIZATION`), which sign for a name that no other deployment has (`STOPOVER_SERVICE`) and are asked about
     /// where the SDKs of AWS would ask (`AWS_ENDPOINT_URL_STS`), and callers from some networks, divided by commas
     /// (`STOPOVER_ANONYMOUS_CIDRS`).
     pub(crate) access: AccessConfig,
@@ -42,9 +42,11 @@ impl Settings {
         let networks = networks(&variable("STOPOVER_ANONYMOUS_CIDRS").unwrap_or_default())?;
         let sts = variable("AWS_ENDPOINT_URL_STS").filter(|url| !url.is_empty());
         let sts: Option<Url> = sts.map(|url| url.parse().context("AWS_ENDPOINT_URL_STS is no URL")).transpose()?;
-        let access =
-            AccessConfig::of_account(required("STOPOVER_ACCOUNT")?, required("STOPOVER_SERVICE")?, networks, sts)
-                .context("what STOPOVER_ACCOUNT, STOPOVER_SERVICE and AWS_ENDPOINT_URL_STS say of who is let in")?;
+        let organization = variable("STOPOVER_ORGANIZATION").filter(|id| !id.is_empty());
+        let (account, service) = (required("STOPOVER_ACCOUNT")?, required("STOPOVER_SERVICE")?);
+        let access = AccessConfig::of_account(account, organization, service, networks, sts).context(
+            "what STOPOVER_ACCOUNT, STOPOVER_ORGANIZATION, STOPOVER_SERVICE and AWS_ENDPOINT_URL_STS say of who is let in",
+        )?;
         Ok(Self {
             table: required("STOPOVER_TABLE")?,
             bucket: required("STOPOVER_BUCKET")?,
@@ -115,7 +117,12 @@ mod tests {
             (fresh.anonymous, fresh.robots, fresh.service.as_str()),
             (Anonymous::Nobody, false, "stopover:test")
         );
-        assert_eq!(fresh.iam.unwrap().accounts, ["123456789012"]);
+        let iam = fresh.iam.unwrap();
+        assert_eq!((iam.accounts, iam.organization), (vec!["123456789012".to_owned()], None));
+        let organization = |id| access(&[("STOPOVER_ORGANIZATION", id)]).map(|access| access.iam.unwrap().organization);
+        assert_eq!(organization("o-a1b2c3d4e5").unwrap().as_deref(), Some("o-a1b2c3d4e5"));
+        assert_eq!(organization("").unwrap(), None);
+        assert!(organization("o-*").is_err() && organization("ou-a1b2c3d4e5").is_err());
         let networks = |list| access(&[("STOPOVER_ANONYMOUS_CIDRS", list)]).unwrap().anonymous;
         for none in ["", " ", ",,"] {
             assert_eq!(networks(none), Anonymous::Nobody);

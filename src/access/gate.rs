@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::oidc::Issuers;
+use super::organization::{Members, Organization};
 use super::robots::RobotLogins;
 use super::sts::Sts;
 use super::token::TokenKeys;
@@ -169,10 +170,15 @@ impl Access {
         keys: Option<TokenKeys>,
         clock: Clock,
         ledger: Arc<dyn Ledger>,
+        organization: Option<Arc<dyn Organization>>,
     ) -> Result<Self, reqwest::Error> {
         let web = Web::new()?;
         let issuers = Issuers::new(&config.oidc, &config.policy, &web, &clock);
-        let iam = config.iam.clone().map(|iam| Sts::new(iam, config.service.clone(), web, clock.clone()));
+        let iam = config.iam.clone().map(|iam| {
+            let id = iam.organization.clone();
+            let members = id.zip(organization).map(|(id, of)| Members::new(id, of, clock.clone()));
+            Sts::new(iam, members, config.service.clone(), web, clock.clone())
+        });
         Ok(Self { config, keys, robots: RobotLogins::new(clock, ledger), iam, issuers })
     }
 

@@ -186,7 +186,7 @@ impl SignedFields {
             }
             _ => arn,
         };
-        Some(IamIdentity { account, arn })
+        Some(IamIdentity { account, arn, organization: None })
     }
 
     /// The request that was signed, put together anew: GET of this URL with [`SERVER_ID_HEADER`] and [`Self::host`], and

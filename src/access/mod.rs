@@ -8,6 +8,7 @@ mod lane;
 mod manage;
 mod oidc;
 mod operator;
+mod organization;
 pub mod policy;
 mod principal;
 pub mod robot;
@@ -22,6 +23,7 @@ pub use gate::AccessError;
 pub(crate) use gate::{Access, Asking, Login};
 pub use manage::{RobotAnswer, RobotCommand, RobotStatus};
 pub use operator::{OPERATOR_HEADER, OperatorSecret};
+pub use organization::Organization;
 pub(crate) use principal::KINDS;
 pub use principal::{
     IAM_USER, IamIdentity, InvalidPrincipal, InvalidRobotName, OIDC_USER, OidcIdentity, Principal, RobotName,

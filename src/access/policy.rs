@@ -207,7 +207,9 @@ mod tests {
     #[test]
     fn a_rule_about_one_kind_of_principal_is_never_about_another() {
         let policy = Policy(vec![rule(true, &["iam:arn:aws:iam::123456789012:role/*"], &[])]);
-        let iam = |arn: &str| Principal::Iam(IamIdentity { account: "123456789012".into(), arn: arn.into() });
+        let iam = |arn: &str| {
+            Principal::Iam(IamIdentity { account: "123456789012".into(), arn: arn.into(), organization: None })
+        };
         let decide = |principal: &Principal| policy.decide(principal, None, &repository("ghcr.io/a/b"), true).allowed();
         assert!(decide(&iam("arn:aws:iam::123456789012:role/node")));
         assert!(!decide(&iam("arn:aws:iam::123456789012:user/node")));

@@ -33,6 +33,9 @@ pub struct IamIdentity {
     pub account: String,
     /// The user or role without its session: `arn:aws:iam::123456789012:role/name`. STS leaves the path of a role out.
     pub arn: String,
+    /// The organisation that the account belongs to, where that is why it is let in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub organization: Option<String>,
 }
 
 /// An identity of an `OpenID` Connect issuer.
@@ -128,7 +131,7 @@ impl FromStr for Principal {
             Some(("robot", name)) => name.parse().map(Self::Robot).map_err(|_| InvalidPrincipal),
             Some(("iam", arn)) => {
                 let account = arn.split(':').nth(4).filter(|_| arn.starts_with("arn:")).ok_or(InvalidPrincipal)?;
-                Ok(Self::Iam(IamIdentity { account: account.to_owned(), arn: arn.to_owned() }))
+                Ok(Self::Iam(IamIdentity { account: account.to_owned(), arn: arn.to_owned(), organization: None }))
             }
             Some(("oidc", identity)) => {
                 let (issuer, subject) = identity.split_once(':').ok_or(InvalidPrincipal)?;

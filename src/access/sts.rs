@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::iam::{SERVER_ID_HEADER, SIGNATURE_SECONDS, SignedFields};
 use super::lane::{BUSY, Lane};
+use super::organization::Members;
 use super::web::{Unreachable, Web};
 use super::{AccessError, IamIdentity, Principal};
 use crate::address::neighbourhood;
@@ -35,6 +36,8 @@ const MOST_WAITING: (usize, usize) = (256, 64);
 /// The way in for identities of AWS.
 pub(super) struct Sts {
     config: IamConfig,
+    /// Where accounts are let in because of the organisation that they belong to.
+    members: Option<Members>,
     /// What must have been signed as our name.
     service: String,
     web: Web,
@@ -78,9 +81,10 @@ struct RefusalError {
 }
 
 impl Sts {
-    pub(super) fn new(config: IamConfig, service: String, web: Web, clock: Clock) -> Self {
+    pub(super) fn new(config: IamConfig, members: Option<Members>, service: String, web: Web, clock: Clock) -> Self {
         Self {
             config,
+            members,
             service,
             web,
             clock,
@@ -113,10 +117,10 @@ impl Sts {
         if let Some(outcome) = self.remembered(&seen) {
             return outcome;
         }
-        let outcome = self.ask(&fields).await.and_then(|identity| {
-            let let_in = self.config.admits(&identity);
-            if let_in { Ok(identity) } else { Err(AccessError::NotLetIn(Principal::Iam(identity).to_string())) }
-        });
+        let outcome = match self.ask(&fields).await {
+            Ok(identity) => self.let_in(identity).await,
+            Err(error) => Err(error),
+        };
         let now = self.clock.now();
         match &outcome {
             Ok(identity) => {
@@ -129,6 +133,15 @@ impl Sts {
             Err(_) => {}
         }
         outcome
+    }
+
+    /// An identity of whom AWS is asked no more than has to be.
+    async fn let_in(&self, mut identity: IamIdentity) -> Result<IamIdentity, AccessError> {
+        if let Some(members) = self.members.as_ref().filter(|_| !self.config.admits(&identity)) {
+            identity.organization = members.organization_of(&identity.account).await?;
+        }
+        let let_in = self.config.admits(&identity);
+        if let_in { Ok(identity) } else { Err(AccessError::NotLetIn(Principal::Iam(identity).to_string())) }
     }
 
     fn remembered(&self, seen: &[u8; 32]) -> Option<Result<IamIdentity, AccessError>> {

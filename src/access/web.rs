@@ -26,6 +26,11 @@ impl Unreachable {
     pub(super) fn new(origin: &Url, reason: impl std::fmt::Display) -> Self {
         Self(format!("{}: {reason}", origin.origin().ascii_serialization()))
     }
+
+    /// Whoever asks by other means says this of it, in words that are for callers.
+    pub fn because(reason: &str) -> Self {
+        Self(reason.to_owned())
+    }
 }
 
 /// An error and its causes, each once: some say what their cause says too.

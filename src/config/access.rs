@@ -46,6 +46,8 @@ pub struct AccessConfig {
 pub struct IamConfig {
     /// Accounts all of whose users and roles are let in.
     pub accounts: Vec<String>,
+    /// The organisation all of whose accounts are.
+    pub organization: Option<String>,
     /// Patterns of ARNs without session: `arn:aws:iam::123456789012:role/eks-*`.
     pub roles: Vec<Pattern>,
     /// Where STS is asked instead of at its public endpoint in the region: a VPC endpoint.
@@ -73,7 +75,9 @@ pub(crate) const ISSUER: &str = "iss";
 impl IamConfig {
     /// Whether an identity is let in.
     pub fn admits(&self, identity: &IamIdentity) -> bool {
-        self.accounts.contains(&identity.account) || self.roles.iter().any(|pattern| pattern.matches(&identity.arn))
+        self.accounts.contains(&identity.account)
+            || self.roles.iter().any(|pattern| pattern.matches(&identity.arn))
+            || self.organization.is_some() && self.organization == identity.organization
     }
 }
 
@@ -117,15 +121,16 @@ impl AccessConfig {
         }
     }
 
-    /// All users and roles of one account of AWS, and whoever comes from one of these `networks`: for a deployment of whose
+    /// All users and roles of one account of AWS, those of all accounts of an organisation, and whoever comes from one of these `networks`: for a deployment of whose
     /// `[access]` nothing is said. `sts`: where STS is reached, if not at its own name.
     pub fn of_account(
         account: String,
+        organization: Option<String>,
         service: String,
         networks: Vec<Network>,
         sts: Option<Url>,
     ) -> Result<Self, ConfigError> {
-        let iam = IamTable { accounts: vec![account], roles: Vec::new(), endpoint: sts }.read()?;
+        let iam = IamTable { accounts: vec![account], organization, roles: Vec::new(), endpoint: sts }.read()?;
         Ok(Self { anonymous: networks.into(), iam: Some(iam), ..Self::nobody(checked_service(service)?) })
     }
 
@@ -135,7 +140,10 @@ impl AccessConfig {
             Principal::Anonymous => (self.anonymous.admits(source), "access.anonymous does not name that address"),
             Principal::Robot(_) => (self.robots, "access.robots is not true"),
             Principal::Iam(identity) => match &self.iam {
-                Some(iam) => (iam.admits(identity), "access.iam names neither its account nor its role"),
+                Some(iam) => (
+                    iam.admits(identity),
+                    "access.iam names neither its account nor its role, nor an organisation that it belongs to",
+                ),
                 None => (false, "there is no [access.iam]"),
             },
             Principal::Oidc(identity) => match self.oidc.get(&identity.issuer) {
@@ -241,11 +249,21 @@ fn checked_service(service: String) -> Result<String, ConfigError> {
     }
 }
 
+/// AWS Organizations API, the pattern of an organisation's `Id`.
+fn is_organization(text: &str) -> bool {
+    let letters = text.strip_prefix("o-").filter(|letters| (10..=32).contains(&letters.len()));
+    letters.is_some_and(|letters| letters.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()))
+}
+
 impl IamTable {
     fn read(self) -> Result<IamConfig, ConfigError> {
-        let Self { accounts, roles, endpoint } = self;
+        let Self { accounts, organization, roles, endpoint } = self;
         if let Some(wrong) = accounts.iter().find(|text| !is_account(text)) {
             return Err(value("access.iam.accounts", format!("{wrong:?} is no account: twelve digits")));
+        }
+        if let Some(wrong) = organization.as_ref().filter(|id| !is_organization(id)) {
+            let message = format!("{wrong:?} is no organisation: it is called like o-a1b2c3d4e5");
+            return Err(value("access.iam.organization", message));
         }
         for role in roles.iter().map(Pattern::as_str) {
             let message = |reason| value("access.iam.roles", format!("{role:?} is nobody: {reason}"));
@@ -256,14 +274,15 @@ impl IamTable {
                 return Err(value("access.iam.roles", format!("{role:?} has to name one account")));
             }
         }
-        if accounts.is_empty() && roles.is_empty() {
-            return Err(value("access.iam", "name accounts or roles: as it stands nobody is let in"));
+        if accounts.is_empty() && roles.is_empty() && organization.is_none() {
+            let message = "name accounts, roles or an organization: as it stands nobody is let in";
+            return Err(value("access.iam", message));
         }
         // Whoever answers there says who somebody is. The path is part of what is signed.
         if endpoint.as_ref().is_some_and(|endpoint| !is_trusted(endpoint) || endpoint.path() != "/") {
             return Err(value("access.iam.endpoint", "must be https, without a path"));
         }
-        Ok(IamConfig { accounts, roles, endpoint })
+        Ok(IamConfig { accounts, organization, roles, endpoint })
     }
 }
 

@@ -233,6 +233,7 @@ pub(super) enum AnonymousKey {
 pub(super) struct IamTable {
     #[serde(default)]
     pub(super) accounts: Vec<String>,
+    pub(super) organization: Option<String>,
     #[serde(default)]
     pub(super) roles: Vec<Pattern>,
     pub(super) endpoint: Option<Url>,

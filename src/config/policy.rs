@@ -136,7 +136,9 @@ fn is_of_kind(kind: &str, pattern: &str, access: &AccessConfig) -> Option<Result
         ("robot:", _) => is_robot(rest),
         ("iam:", None) => Err("there is no [access.iam]".into()),
         ("iam:", Some(iam)) => is_arn(rest).and_then(|()| match pattern.parse() {
-            Ok(Principal::Iam(identity)) if !pattern.contains('*') && !iam.admits(&identity) => {
+            Ok(Principal::Iam(identity))
+                if !pattern.contains('*') && iam.organization.is_none() && !iam.admits(&identity) =>
+            {
                 Err("[access.iam] names neither its account nor its role".into())
             }
             _ => Ok(()),

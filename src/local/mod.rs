@@ -76,7 +76,8 @@ impl Local {
         let queue = Arc::new(Queue::new(Arc::clone(&ledger), clock.clone(), limits));
         let images = Arc::new(Images::new(Arc::clone(&ledger)));
         let handle = Arc::new(queue::Handle(Arc::clone(&queue), Arc::clone(&images)));
-        let cache = Cache::new(config, clock, files, Arc::clone(&ledger) as _, handle, None).context("cannot start")?;
+        let cache =
+            Cache::new(config, clock, files, Arc::clone(&ledger) as _, handle, None, None).context("cannot start")?;
         let cache = Arc::new(cache.with_operator(operator));
         queue.start(&cache)?;
         images.start(&cache)?;

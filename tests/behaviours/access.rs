@@ -379,7 +379,7 @@ async fn a_token_is_refused_whose_holder_could_not_log_in_any_more(column: Colum
     let keys = TokenKeys::parse(&BASE64_STANDARD.encode([7; 32]), robots.clock.clone()).unwrap();
     let iam = |arn: &str| {
         let account = arn.split(':').nth(4).unwrap().to_owned();
-        Principal::Iam(IamIdentity { account, arn: arn.to_owned() })
+        Principal::Iam(IamIdentity { account, arn: arn.to_owned(), organization: None })
     };
     let oidc = |name: &str, issuer: &str, owner: &str| {
         let claims = [("iss", issuer), ("owner", owner)].map(|(name, value)| (name.to_owned(), value.to_owned()));

@@ -2,6 +2,7 @@
 
 mod iam;
 mod oidc;
+mod organization;
 
 use std::io::Write as _;
 

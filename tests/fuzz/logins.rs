@@ -81,7 +81,7 @@ fn no_fields_of_a_signature_panic_or_mean_two_things() {
         };
         let Ok(fields) = SignedFields::parse(&password) else { return false };
         assert_eq!(SignedFields::parse(&fields.password()).as_ref(), Ok(&fields), "what is read is what is written");
-        if let Some(IamIdentity { account, arn }) = fields.identity(&changed(rng, IDENTITIES, WORDS)) {
+        if let Some(IamIdentity { account, arn, .. }) = fields.identity(&changed(rng, IDENTITIES, WORDS)) {
             assert!(account.len() == 12 && account.bytes().all(|byte| byte.is_ascii_digit()), "{account}");
             assert!(arn.starts_with("arn:") && arn.contains(&format!("::{account}:")), "{arn}");
         }

@@ -375,9 +375,10 @@ async fn connect(config: Config, clock: &Clock, endpoints: &Endpoints) -> anyhow
     let blobs = aws::S3Blobs::new(aws::s3_client(&sdk), endpoints.bucket().to_owned());
     let ledger = aws::DynamoLedger::new(aws::dynamo_client(&sdk), endpoints.table().to_owned(), blobs.clone());
     let fills = aws::SqsFills::new(aws::sqs_client(&sdk), queues(endpoints));
-    let logins: Arc<dyn Issuer> = Arc::new(aws::EcrLogins::new(sdk));
+    let logins: Arc<dyn Issuer> = Arc::new(aws::EcrLogins::new(sdk.clone()));
+    let organization = Arc::new(aws::Organizations::new(aws::organizations_client(&sdk)));
     let (blobs, ledger, fills) = (Arc::new(blobs), Arc::new(ledger), Arc::new(fills));
-    let cache = Cache::new(config, clock.clone(), blobs, ledger, fills, Some(&logins))?;
+    let cache = Cache::new(config, clock.clone(), blobs, ledger, fills, Some(&logins), Some(organization))?;
     Ok(Arc::new(cache.with_operator(OperatorSecret::parse(OPERATOR)?)))
 }
 

@@ -126,6 +126,10 @@ fn what_the_access_table_cannot_mean_is_named() {
         !load(&format!("{ACCESS}anonymous = []")).unwrap().access.unwrap().anonymous.admits(None.into()),
         "nobody, not everybody"
     );
+    for wrong in ["o-*", "", "o-a1b2", "123456789012"] {
+        let error = load(&format!("[access.iam]\norganization = \"{wrong}\"")).unwrap_err();
+        assert!(error.starts_with("access.iam.organization: "), "{wrong}: {error}");
+    }
     for nobody in ["", "anonymous = false", "anonymous = []", "robots = false", "token_life = \"5m\""] {
         let error = load(&format!("[access]\n{nobody}")).unwrap_err();
         assert!(error.starts_with("access: names no login and no network"), "{nobody}: {error}");

@@ -16,6 +16,8 @@ pub enum Service {
     Sqs,
     /// Logins to private registries.
     Ecr,
+    /// Which accounts belong together.
+    Organizations,
 }
 
 /// How an injected fault answers.

@@ -1,10 +1,11 @@
-//! `DynamoDB`, S3, SQS and ECR in this process, strict where the adapters could be wrong.
+//! `DynamoDB`, S3, SQS, ECR and Organizations in this process, strict where the adapters could be wrong.
 //!
 //! | service | made of | strict about |
 //! | --- | --- | --- |
 //! | `DynamoDB` | dynoxide | conditions, limits, transactions, as the service |
 //! | S3 | s3s and [`s3`] | signatures, checksums before visibility, atomic `If-None-Match`, multipart rules |
 //! | ECR | [`ecr`] | the region that a request is signed for |
+//! | Organizations | [`organizations`] | pages |
 //! | STS | [`sts`] | signatures, computed again; an STS of its own, for both columns |
 //! | SQS | [`sqs`] | visibility, receipt handles, limits, redrive |
 //!
@@ -13,6 +14,8 @@
 mod dynamo;
 mod ecr;
 mod journal;
+mod json;
+mod organizations;
 mod s3;
 mod sqs;
 pub mod sts;
@@ -28,6 +31,7 @@ pub(crate) use self::sqs::Queues;
 pub use self::{
     ecr::Logins,
     journal::{EVERY_OPERATION, Service},
+    organizations::Organization,
     sqs::QueueSettings,
 };
 use self::{
@@ -51,6 +55,7 @@ pub struct Endpoints {
     store: Arc<Store>,
     queues: Arc<Queues>,
     logins: Logins,
+    organization: Organization,
     _loopback: Loopback,
 }
 
@@ -60,6 +65,7 @@ struct Urls {
     s3: String,
     sqs: String,
     ecr: String,
+    organizations: String,
 }
 
 /// The service endpoints, found by the SDK where it looks for `AWS_ENDPOINT_URL_<SERVICE>`.
@@ -69,6 +75,7 @@ impl LoadServiceConfig for Urls {
             ("AWS_ENDPOINT_URL", "DynamoDB") => Some(self.dynamodb.clone()),
             ("AWS_ENDPOINT_URL", "S3") => Some(self.s3.clone()),
             ("AWS_ENDPOINT_URL", "SQS") => Some(self.sqs.clone()),
+            ("AWS_ENDPOINT_URL", "Organizations") => Some(self.organizations.clone()),
             ("AWS_ENDPOINT_URL", "ECR") => Some(self.ecr.clone()),
             _ => None,
         }
@@ -101,8 +108,9 @@ impl Endpoints {
         let s3 = s3::start(&loopback, &store, Arc::clone(&journal))?;
         let (sqs, queues) = sqs::start(&loopback, Arc::clone(&journal), settings)?;
         let (ecr, logins) = ecr::start(&loopback, Arc::clone(&journal))?;
-        let urls = Urls { dynamodb, s3, sqs, ecr };
-        let endpoints = Self { urls, journal, store, queues, logins, _loopback: loopback };
+        let (organizations, organization) = organizations::start(&loopback, Arc::clone(&journal))?;
+        let urls = Urls { dynamodb, s3, sqs, ecr, organizations };
+        let endpoints = Self { urls, journal, store, queues, logins, organization, _loopback: loopback };
         endpoints.create_table().await.context("cannot create the table")?;
         Ok(endpoints)
     }
@@ -156,6 +164,7 @@ impl Endpoints {
             ("AWS_ENDPOINT_URL_S3", &self.urls.s3),
             ("AWS_ENDPOINT_URL_SQS", &self.urls.sqs),
             ("AWS_ENDPOINT_URL_ECR", &self.urls.ecr),
+            ("AWS_ENDPOINT_URL_ORGANIZATIONS", &self.urls.organizations),
             ("AWS_REGION", REGION),
             ("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID),
             ("AWS_SECRET_ACCESS_KEY", SECRET_ACCESS_KEY),
@@ -198,6 +207,11 @@ impl Endpoints {
     /// A client of the queues' service.
     pub async fn sqs(&self) -> aws_sdk_sqs::Client {
         aws_sdk_sqs::Client::new(&self.sdk_config().await)
+    }
+
+    /// The organisation of the functions' account.
+    pub fn organization(&self) -> &Organization {
+        &self.organization
     }
 
     /// The passwords that ECR issues.
