@@ -19,6 +19,7 @@ use super::operator::answer;
 use super::{NO_STORE, refuse, source};
 use crate::Cache;
 use crate::access::policy::Decision;
+use crate::access::token::Holder;
 use crate::access::{AccessError, Asking, Login, Principal};
 use crate::budget::Payer;
 use crate::error::PullError;
@@ -51,7 +52,8 @@ impl Guest {
     pub(super) async fn of(cache: &Cache, parts: &Parts, record: &mut Record) -> Result<Self, PullError> {
         record.address = source(parts).address;
         let asking = asking(parts)?;
-        let principal = cache.access.identify(asking).await.inspect_err(|_| record.login = asking.login())?;
+        let identified = cache.access.identify(asking).await.inspect_err(|_| record.login = asking.login());
+        let Holder { principal, .. } = identified?;
         record.principal = Some(principal.clone());
         Ok(Self { principal, address: record.address })
     }
@@ -145,17 +147,12 @@ async fn by_form(State(cache): State<Arc<Cache>>, parts: Parts, body: Bytes) -> 
     logged_in(&cache, &parts, Login::of(&user), identified)
 }
 
-fn logged_in(
-    cache: &Cache,
-    parts: &Parts,
-    login: Option<Login>,
-    identified: Result<Principal, AccessError>,
-) -> Response {
+fn logged_in(cache: &Cache, parts: &Parts, login: Option<Login>, identified: Result<Holder, AccessError>) -> Response {
     let mut record = Record::of(None, source(parts).address);
     match identified {
-        Ok(principal) => {
-            let response = token(cache, &principal);
-            record.principal = Some(principal);
+        Ok(holder) => {
+            let response = token(cache, &holder);
+            record.principal = Some(holder.principal);
             record.logged_in(None);
             response
         }
@@ -173,8 +170,8 @@ fn refused(status: StatusCode, error: &str) -> Response {
     (status, [(CACHE_CONTROL, NO_STORE)], Json(json!({ "error": error }))).into_response()
 }
 
-fn token(cache: &Cache, principal: &Principal) -> Response {
-    let Some(token) = cache.access.issue(principal) else {
+fn token(cache: &Cache, holder: &Holder) -> Response {
+    let Some(token) = cache.access.issue(holder) else {
         return refused(StatusCode::NOT_FOUND, "unsupported_grant_type");
     };
     let issued_at = UNIX_EPOCH + Duration::from_secs(cache.clock.now().0);

@@ -30,6 +30,8 @@ on_both_columns!(
     a_token_is_not_exchanged_for_a_newer_one,
     a_token_that_is_not_ours_is_refused_as_invalid,
     a_token_of_a_robot_ends_with_the_robot,
+    a_token_of_a_robot_opens_none_that_is_made_anew_under_its_name,
+    a_token_of_a_robot_ends_with_the_secret_it_was_issued_for,
     a_token_is_refused_whose_holder_could_not_log_in_any_more,
     what_a_token_may_pull_is_decided_by_the_policy_and_not_by_its_scope,
     private_content_is_for_whom_the_policy_names_and_nobody_else,
@@ -309,7 +311,7 @@ async fn a_token_that_is_not_ours_is_refused_as_invalid(column: Column) {
     let world = world(column, "robots = true").await;
     let good = bearer(&world, &basic("ci", &robot(&world, "ci").await)).await;
     let keys = |fill| TokenKeys::parse(&BASE64_STANDARD.encode([fill; 32]), world.clock.clone()).unwrap();
-    let (ci, life) = (Principal::Robot("ci".parse().unwrap()), Duration::from_mins(5));
+    let (ci, life) = (Principal::Robot("ci".parse().unwrap()).into(), Duration::from_mins(5));
     let parts: Vec<&str> = good.trim_start_matches("Bearer ").split('.').collect();
     let claims = BASE64_URL_SAFE_NO_PAD.decode(parts[1]).unwrap();
     let mut claims: Value = serde_json::from_slice(&claims).unwrap();
@@ -370,6 +372,29 @@ async fn a_token_of_a_robot_ends_with_the_robot(column: Column) {
     assert_eq!((status(&anew).await, status(&limited).await), (StatusCode::OK, StatusCode::UNAUTHORIZED));
 }
 
+async fn a_token_of_a_robot_opens_none_that_is_made_anew_under_its_name(column: Column) {
+    let world = world(column, "robots = true").await;
+    let before = bearer(&world, &basic("ci", &robot(&world, "ci").await)).await;
+    world.cache.robots(RobotCommand::Remove { name: "ci".parse().unwrap() }).await.unwrap();
+    // Within the second.
+    let anew = bearer(&world, &basic("ci", &robot(&world, "ci").await)).await;
+    let status = async |token: &str| get(&world, HERE, "/v2/", token).await.status;
+    assert_eq!((status(&anew).await, status(&before).await), (StatusCode::OK, StatusCode::UNAUTHORIZED));
+}
+
+async fn a_token_of_a_robot_ends_with_the_secret_it_was_issued_for(column: Column) {
+    let world = world(column, "robots = true").await;
+    let before = bearer(&world, &basic("ci", &robot(&world, "ci").await)).await;
+    let overlap = Some(Span(Duration::from_mins(2)));
+    let rotated = secret(&world, RobotCommand::Rotate { name: "ci".parse().unwrap(), overlap, expires: None }).await;
+    let status = async |token: &str| get(&world, HERE, "/v2/", token).await.status;
+    world.clock.advance(Duration::from_secs(119));
+    let after = bearer(&world, &basic("ci", &rotated)).await;
+    assert_eq!((status(&after).await, status(&before).await), (StatusCode::OK, StatusCode::OK));
+    world.clock.advance(Duration::from_secs(1));
+    assert_eq!((status(&after).await, status(&before).await), (StatusCode::OK, StatusCode::UNAUTHORIZED));
+}
+
 async fn a_token_is_refused_whose_holder_could_not_log_in_any_more(column: Column) {
     let iam = "service = \"stopover\"\n[access.iam]\naccounts = [\"123456789012\"]\n\
                roles = [\"arn:aws:iam::210987654321:role/node-*\"]\n";
@@ -401,7 +426,7 @@ async fn a_token_is_refused_whose_holder_could_not_log_in_any_more(column: Colum
         (&others, oidc("ci", "https://before.test", "1"), StatusCode::UNAUTHORIZED),
         (&others, oidc("github", "https://ci.test", "1"), StatusCode::UNAUTHORIZED),
     ] {
-        let token = keys.issue("stopover", &principal, Duration::from_hours(1)).unwrap();
+        let token = keys.issue("stopover", &principal.clone().into(), Duration::from_hours(1)).unwrap();
         let answer = get(world, HERE, "/v2/", &format!("Bearer {token}")).await;
         assert_eq!(answer.status, expected, "{principal}");
         let invalid = answer.header("www-authenticate").ends_with(",error=\"invalid_token\"");
