@@ -65,7 +65,13 @@ pub struct OidcConfig {
     pub audience: String,
     /// Patterns of claims, all of which a token must have.
     pub claims: BTreeMap<String, Pattern>,
+    /// The claim whose values have a budget each; `None`: the first of [`BUDGET_CLAIMS`] that a token has.
+    pub budget_claim: Option<String>,
 }
+
+/// What somebody is who has many subjects: a repository of GitHub, or of whatever issues tokens like it (Forgejo, Gitea),
+/// and a project of GitLab. Service accounts of Kubernetes have one subject each.
+const BUDGET_CLAIMS: [&str; 3] = ["repository_id", "project_id", "sub"];
 
 /// The claim that names the issuer (RFC 7519, section 4.1.1).
 pub(crate) const ISSUER: &str = "iss";
@@ -84,6 +90,16 @@ impl OidcConfig {
             identity.claims.get(name).is_some_and(|value| pattern.matches(value))
         };
         identity.claims.get(ISSUER).is_none_or(|issuer| *issuer == self.issuer) && self.claims.iter().all(has)
+    }
+
+    /// Whose expense it is what somebody asks for with these claims. Those without the claim that is configured are one.
+    pub(crate) fn payer(&self, claim: impl Fn(&str) -> Option<String>) -> String {
+        let of = |name: &str| Some(format!("{name}={}", claim(name)?));
+        let payer = match &self.budget_claim {
+            Some(name) => of(name),
+            None => BUDGET_CLAIMS.into_iter().find_map(of),
+        };
+        payer.unwrap_or_default()
     }
 }
 
@@ -270,7 +286,7 @@ impl IamTable {
 impl OidcTable {
     fn read((name, table): (String, Self)) -> Result<(String, OidcConfig), ConfigError> {
         let key = |key: &str| format!("access.oidc.{name}.{key}");
-        let Self { issuer, audience, jwks_uri, claims } = table;
+        let Self { issuer, audience, jwks_uri, claims, budget_claim } = table;
         // It is part of the names of principals, between colons.
         if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')) {
             return Err(value("access.oidc", format!("{name:?}: name an issuer with letters, digits, . _ and -")));
@@ -293,7 +309,7 @@ impl OidcTable {
                            who can get a token of this issuer is let in";
             return Err(value(key("claims"), message));
         }
-        Ok((name, OidcConfig { issuer, discovery, jwks_uri, audience, claims }))
+        Ok((name, OidcConfig { issuer, discovery, jwks_uri, audience, claims, budget_claim }))
     }
 }
 

@@ -246,6 +246,7 @@ pub(super) struct OidcTable {
     pub(super) jwks_uri: Option<Url>,
     #[serde(default)]
     pub(super) claims: BTreeMap<String, ClaimTable>,
+    pub(super) budget_claim: Option<String>,
 }
 
 #[derive(Deserialize)]

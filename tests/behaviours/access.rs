@@ -408,7 +408,8 @@ async fn a_token_is_refused_whose_holder_could_not_log_in_any_more(column: Colum
     };
     let oidc = |name: &str, issuer: &str, owner: &str| {
         let claims = [("iss", issuer), ("owner", owner)].map(|(name, value)| (name.to_owned(), value.to_owned()));
-        Principal::Oidc(OidcIdentity { issuer: name.to_owned(), subject: "repo:a/b".to_owned(), claims: claims.into() })
+        let (issuer, subject, payer) = (name.to_owned(), "repo:a/b".to_owned(), String::new());
+        Principal::Oidc(OidcIdentity { issuer, subject, payer, claims: claims.into() })
     };
     // Each token is ours, of an hour when the configuration was another one.
     for (world, principal, expected) in [
