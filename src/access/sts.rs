@@ -102,6 +102,9 @@ impl Sts {
         if signed_at > now.plus(AHEAD) || now >= signed_at.plus(Duration::from_secs(SIGNATURE_SECONDS)) {
             return Err(AccessError::WrongCredentials("its signature has expired, or is not valid yet"));
         }
+        if !fields.partition().is_some_and(|partition| self.config.admits_some_of(partition)) {
+            return Err(AccessError::WrongCredentials("[access.iam] lets in nobody of its partition"));
+        }
         let seen: [u8; 32] = Sha256::digest(password).into();
         if let Some(outcome) = self.remembered(&seen) {
             return outcome;

@@ -11,7 +11,7 @@ use url::Url;
 use super::file::{AccessTable, AnonymousKey, IamTable, OidcTable};
 use super::policy::{PolicyRuleTable, is_arn};
 use super::{ConfigError, SecretReference, UpstreamConfig, value};
-use crate::access::iam::is_account;
+use crate::access::iam::{Partition, is_account};
 use crate::access::policy::Policy;
 use crate::access::{Anonymous, IamIdentity, InvalidNetwork, Network, OidcIdentity, Principal, Secret, Source};
 use crate::address::is_in;
@@ -44,6 +44,9 @@ pub struct AccessConfig {
 /// Identities of AWS.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct IamConfig {
+    /// The partition that the accounts are of: one with the same number in another is somebody else's. `None`: `aws`, and
+    /// in a function that of its region.
+    pub partition: Option<Partition>,
     /// Accounts all of whose users and roles are let in.
     pub accounts: Vec<String>,
     /// Patterns of ARNs without session: `arn:aws:iam::123456789012:role/eks-*`.
@@ -79,7 +82,18 @@ pub(crate) const ISSUER: &str = "iss";
 impl IamConfig {
     /// Whether an identity is let in.
     pub fn admits(&self, identity: &IamIdentity) -> bool {
-        self.accounts.contains(&identity.account) || self.roles.iter().any(|pattern| pattern.matches(&identity.arn))
+        (self.accounts.contains(&identity.account) && Partition::of_arn(&identity.arn) == Some(self.partition()))
+            || self.roles.iter().any(|pattern| pattern.matches(&identity.arn))
+    }
+
+    /// Whether anybody of a partition is: its STS is not asked about others.
+    pub(crate) fn admits_some_of(&self, partition: Partition) -> bool {
+        (!self.accounts.is_empty() && partition == self.partition())
+            || self.roles.iter().any(|role| Partition::of_arn(role.as_str()) == Some(partition))
+    }
+
+    fn partition(&self) -> Partition {
+        self.partition.unwrap_or_default()
     }
 }
 
@@ -141,7 +155,7 @@ impl AccessConfig {
         networks: Vec<Network>,
         sts: Option<Url>,
     ) -> Result<Self, ConfigError> {
-        let iam = IamTable { accounts: vec![account], roles: Vec::new(), endpoint: sts }.read()?;
+        let iam = IamTable { partition: None, accounts: vec![account], roles: Vec::new(), endpoint: sts }.read()?;
         Ok(Self { anonymous: networks.into(), iam: Some(iam), ..Self::nobody(checked_service(service)?) })
     }
 
@@ -259,7 +273,7 @@ fn checked_service(service: String) -> Result<String, ConfigError> {
 
 impl IamTable {
     fn read(self) -> Result<IamConfig, ConfigError> {
-        let Self { accounts, roles, endpoint } = self;
+        let Self { partition, accounts, roles, endpoint } = self;
         if let Some(wrong) = accounts.iter().find(|text| !is_account(text)) {
             return Err(value("access.iam.accounts", format!("{wrong:?} is no account: twelve digits")));
         }
@@ -279,7 +293,7 @@ impl IamTable {
         if endpoint.as_ref().is_some_and(|endpoint| !is_trusted(endpoint) || endpoint.path() != "/") {
             return Err(value("access.iam.endpoint", "must be https, without a path"));
         }
-        Ok(IamConfig { accounts, roles, endpoint })
+        Ok(IamConfig { partition, accounts, roles, endpoint })
     }
 }
 

@@ -18,6 +18,7 @@ use super::{SERVICE, TAG, log_in, pull_with, status, world};
 on_both_columns!(
     a_signed_login_gets_a_token_and_pulls,
     an_identity_of_another_account_is_not_let_in,
+    an_account_of_another_partition_is_somebody_else,
     a_session_of_a_role_is_let_in_as_the_role,
     altered_fields_of_a_signature_are_refused,
     a_signature_for_another_cache_is_refused,
@@ -58,6 +59,29 @@ async fn an_identity_of_another_account_is_not_let_in(column: Column) {
     let answer = log_in(&world, "aws", &signer.password(REGION, SERVICE, world.clock.now())).await;
     assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
     assert!(answer.error().1.contains("iam:arn:aws:iam::999999999999:user/me is not let in"), "{answer:?}");
+}
+
+async fn an_account_of_another_partition_is_somebody_else(column: Column) {
+    for (setting, region, other) in [
+        ("", REGION, [("aws-cn", "cn-north-1"), ("aws-us-gov", "us-gov-west-1")]),
+        ("partition = \"aws-cn\"", "cn-north-1", [("aws", REGION), ("aws-us-gov", "us-gov-west-1")]),
+    ] {
+        let sts = Sts::start().unwrap();
+        let iam = format!("[access.iam]\naccounts = [\"{ACCOUNT}\"]\n{setting}\nendpoint = \"{}\"", sts.url());
+        let world = world(column, &iam, "").await;
+        sts.follow(&world.clock);
+        for (partition, region) in other {
+            let stranger = Signer::user_in(partition, ACCOUNT, "me");
+            sts.know(&stranger);
+            let password = stranger.password(region, SERVICE, world.clock.now());
+            assert_eq!(status(&world, "aws", &password).await, StatusCode::UNAUTHORIZED, "{setting} {partition}");
+        }
+        assert_eq!(sts.asked(), 0, "nobody there can be let in");
+        let ours = Signer::user_in(if setting.is_empty() { "aws" } else { "aws-cn" }, ACCOUNT, "me");
+        sts.know(&ours);
+        let password = ours.password(region, SERVICE, world.clock.now());
+        assert_eq!(status(&world, "aws", &password).await, StatusCode::OK, "{setting}");
+    }
 }
 
 async fn a_session_of_a_role_is_let_in_as_the_role(column: Column) {
