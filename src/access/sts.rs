@@ -43,8 +43,9 @@ pub(super) struct Sts {
     known: MemoryCache<[u8; 32], (IamIdentity, Timestamp)>,
     /// Why somebody is not let in, likewise. By itself, so that strangers drive out nobody who is known.
     refused: MemoryCache<[u8; 32], (AccessError, Timestamp)>,
-    /// The keys of those who were let in, and until when they are no strangers.
-    acquainted: MemoryCache<String, Timestamp>,
+    /// The keys of those who were let in, with where they were, and until when they are no strangers there: the id of a key is
+    /// no secret.
+    acquainted: MemoryCache<(String, Option<IpAddr>), Timestamp>,
     /// Strangers wait by themselves: however many forgeries they send, those whom we know are asked about.
     strangers: Lane,
     acquaintances: Lane,
@@ -109,8 +110,10 @@ impl Sts {
         if let Some(outcome) = self.remembered(&seen) {
             return outcome;
         }
-        let _counted = self.count(address)?;
-        let acquainted = self.acquainted.get(fields.key_id()).is_some_and(|until| now < until);
+        let caller = address.map(neighbourhood);
+        let _counted = self.count(caller)?;
+        let acquaintance = (fields.key_id().to_owned(), caller);
+        let acquainted = self.acquainted.get(&acquaintance).is_some_and(|until| now < until);
         let _place = if acquainted { &self.acquaintances } else { &self.strangers }.enter().await?;
         // Clients send one password several times at once.
         if let Some(outcome) = self.remembered(&seen) {
@@ -124,7 +127,7 @@ impl Sts {
         match &outcome {
             Ok(identity) => {
                 self.known.insert(seen, (identity.clone(), now.plus(KNOWN)));
-                self.acquainted.insert(fields.key_id().to_owned(), now.plus(ACQUAINTED));
+                self.acquainted.insert(acquaintance, now.plus(ACQUAINTED));
             }
             Err(refusal @ (AccessError::WrongCredentials(_) | AccessError::NotLetIn(_))) => {
                 self.refused.insert(seen, (refusal.clone(), now.plus(REFUSED)));
@@ -141,8 +144,7 @@ impl Sts {
         known.or_else(refused)
     }
 
-    fn count(&self, address: Option<IpAddr>) -> Result<Counted<'_>, AccessError> {
-        let caller = address.map(neighbourhood);
+    fn count(&self, caller: Option<IpAddr>) -> Result<Counted<'_>, AccessError> {
         let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
         let count = callers.entry(caller).or_insert(0);
         if *count >= MOST_WAITING.1 {

@@ -27,6 +27,7 @@ on_both_columns!(
     an_old_or_future_signature_is_refused_without_asking_sts,
     sts_is_asked_once_about_a_signature,
     a_flood_of_forgeries_neither_exhausts_sts_nor_keeps_out_whom_it_knows,
+    a_stranger_who_names_the_key_of_somebody_known_waits_with_strangers,
     when_sts_is_down_known_identities_go_on_and_new_ones_are_told_to_come_back,
 );
 
@@ -264,6 +265,42 @@ async fn a_flood_of_forgeries_neither_exhausts_sts_nor_keeps_out_whom_it_knows(c
     tokio::time::timeout(DEADLINE, all).await.expect("nobody waits for ever");
     assert_eq!(sts.asked(), 2 + 256 + 8, "two of them about who is known");
     assert_eq!(from("10.0.0.2", &new, now).await.status, StatusCode::OK);
+}
+
+async fn a_stranger_who_names_the_key_of_somebody_known_waits_with_strangers(column: Column) {
+    let (world, sts, known) = world_with_sts(column).await;
+    let now = world.clock.now();
+    let from = async |caller: &str, password: &str| {
+        let basic = format!("Basic {}", STANDARD.encode(format!("aws:{password}")));
+        world.send_with(caller, Method::GET, "/token", &[("authorization", &basic)]).await.status
+    };
+    assert_eq!(from("10.0.0.1", &known.password(REGION, SERVICE, now)).await, StatusCode::OK);
+    sts.stall_strangers(true);
+    let turned_away = AtomicUsize::new(0);
+    let forgeries = join_all((0..300).map(|number| {
+        let (from, turned_away, known) = (&from, &turned_away, &known);
+        async move {
+            let forged = altered(&known.password(REGION, SERVICE, now), |fields| {
+                fields["token"] = json!("forged");
+                fields["signature"] = json!(format!("{number:064x}"));
+            });
+            if from(&format!("198.51.100.{}", number / 60), &forged).await == StatusCode::TOO_MANY_REQUESTS {
+                turned_away.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    }));
+    let meanwhile = async {
+        // Those who are not turned away fill the queue that they wait in, and are all that STS is asked.
+        while turned_away.load(Ordering::SeqCst) != 300 - 256 - 8 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let later = known.password(REGION, SERVICE, now.minus(Duration::from_secs(5)));
+        let let_in = from("10.0.0.1", &later).await;
+        sts.stall_strangers(false);
+        assert_eq!(let_in, StatusCode::OK);
+    };
+    let all = async { tokio::join!(forgeries, meanwhile) };
+    tokio::time::timeout(DEADLINE, all).await.expect("nobody waits for ever");
 }
 
 async fn when_sts_is_down_known_identities_go_on_and_new_ones_are_told_to_come_back(column: Column) {
