@@ -3,7 +3,7 @@
 mod attempts;
 mod gate;
 pub mod iam;
-mod jwks;
+pub mod jwks;
 mod lane;
 mod manage;
 mod oidc;
