@@ -40,6 +40,12 @@ pub enum AccessError {
          `anonymous = [\"<network>\"]`, or logins"
     )]
     NobodyHere,
+    /// They are on this machine, but call the cache by a name that may be somebody else's.
+    #[error(
+        "without [access] in its stopover.toml this cache is 127.0.0.1 and localhost, and answers to no other name; \
+         `anonymous = [\"127.0.0.0/8\", \"::1\"]` there has it answer callers on this machine whatever they call it"
+    )]
+    Misdirected,
     /// The user name or the secret is wrong. Which check failed is for the log only.
     #[error("the user name or the secret is wrong, or has expired")]
     WrongCredentials(&'static str),

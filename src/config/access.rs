@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use http::uri::Authority;
 use ipnet::{IpNet, Ipv4Net};
 use url::Url;
 
@@ -23,6 +24,8 @@ use crate::oci::UpstreamId;
 pub struct AccessConfig {
     /// What tokens and signatures are for: those that name another service are worthless here.
     pub service: String,
+    /// Where it listens, if it is for callers on this machine only: what they call it has to mean this machine.
+    pub here: Option<IpAddr>,
     /// Who need not say who they are.
     pub anonymous: Anonymous,
     /// Whether robots are let in.
@@ -129,13 +132,14 @@ impl AccessConfig {
             here.push(listen.to_canonical().into());
         }
         let anonymous = Anonymous::From(here.into_iter().map(Network::Addresses).collect());
-        Self { anonymous, ..Self::nobody("stopover".into()) }
+        Self { here: Some(listen), anonymous, ..Self::nobody("stopover".into()) }
     }
 
     /// Nobody is let in.
     fn nobody(service: String) -> Self {
         Self {
             service,
+            here: None,
             anonymous: Anonymous::Nobody,
             robots: false,
             iam: None,
@@ -174,6 +178,22 @@ impl AccessConfig {
             },
         };
         (!admits).then_some(reason)
+    }
+
+    /// Whether it may be called this, a `Host` (RFC 9110, section 7.2). Where it is for this machine only, a name that
+    /// somebody else may bind to 127.0.0.1 would have their pages read what callers here may.
+    pub(crate) fn is_called(&self, host: &[u8]) -> bool {
+        let Some(listen) = self.here else { return true };
+        let Ok(authority) = Authority::try_from(host) else { return false };
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        match host.parse::<IpAddr>().map(|address| address.to_canonical()) {
+            Ok(address) => address.is_loopback() || address == listen.to_canonical(),
+            // RFC 6761, section 6.3: nobody else can say what these names mean.
+            Err(_) => {
+                let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+                name == "localhost" || name.ends_with(".localhost")
+            }
+        }
     }
 
     /// Whether there is any way to log in.
@@ -242,6 +262,7 @@ pub(super) fn read(
     let service = table.service.unwrap_or_else(|| "stopover".into());
     let mut access = AccessConfig {
         service: checked_service(service)?,
+        here: None,
         anonymous: table.anonymous.map_or(Ok(Anonymous::Nobody), AnonymousKey::read)?,
         robots: table.robots,
         iam: table.iam.map(IamTable::read).transpose()?,
@@ -373,6 +394,8 @@ mod tests {
             ("::", "2001:db8::1", false),
         ] {
             let access = AccessConfig::only_here(listen.parse().unwrap());
+            let host = if caller.contains(':') { format!("[{caller}]:5000") } else { format!("{caller}:5000") };
+            assert_eq!(access.is_called(host.as_bytes()), admitted, "{host} at {listen}");
             assert_eq!(access.anonymous.admits(caller.parse().ok().into()), admitted, "{caller} at {listen}");
         }
         let access = AccessConfig {

@@ -54,6 +54,9 @@ impl Guest {
         let asking = asking(parts)?;
         let identified = cache.access.identify(asking).await.inspect_err(|_| record.login = asking.login());
         let Holder { principal, .. } = identified?;
+        if !hosts(parts).all(|host| cache.access.config.is_called(host)) {
+            return Err(AccessError::Misdirected.into());
+        }
         record.principal = Some(principal.clone());
         Ok(Self { principal, address: record.address })
     }
@@ -82,6 +85,12 @@ impl Guest {
         let nameless = self.principal == Principal::Anonymous && !parts.headers.contains_key(AUTHORIZATION);
         if nameless && cache.access.has_logins() { Err(AccessError::NoCredentials.into()) } else { Ok(()) }
     }
+}
+
+/// What the client calls the cache.
+fn hosts(parts: &Parts) -> impl Iterator<Item = &[u8]> {
+    let sent = parts.headers.get_all(HOST).into_iter().map(HeaderValue::as_bytes);
+    sent.chain(parts.uri.authority().map(|authority| authority.as_str().as_bytes()))
 }
 
 fn asking(parts: &Parts) -> Result<Asking<'_>, AccessError> {

@@ -1,14 +1,16 @@
 //! Who is let in, and what they may pull. Each test is the attack, or what a client does that belongs here.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::{Body, to_bytes};
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
-use http::{Method, StatusCode};
+use http::{Method, Request, StatusCode};
 use serde_json::{Value, json};
 use stopover::access::token::TokenKeys;
-use stopover::access::{IamIdentity, OidcIdentity, Principal, RobotAnswer, RobotCommand};
+use stopover::access::{IamIdentity, OidcIdentity, Principal, RobotAnswer, RobotCommand, Source};
 use stopover::config::{Cold, Config};
 use stopover::local::Local;
 use stopover::time::{Clock, Span};
@@ -16,6 +18,7 @@ use support::aws::{EVERY_OPERATION, Service};
 use support::on_both_columns;
 use support::scripted::{Fault, Login, Scripted};
 use support::world::{Answer, Column, PASSWORD, World, open};
+use tower::ServiceExt as _;
 
 on_both_columns!(
     callers_may_be_nobody_everywhere_by_network_or_not_at_all,
@@ -773,4 +776,57 @@ async fn secrets_of_the_program_are_made_once_and_only_their_owner_may_read_them
     let other = tempfile::TempDir::new().unwrap();
     open(other.path(), "[access]\nanonymous = true\n").await.stop(Duration::ZERO).await;
     assert!(!other.path().join("signing_keys").exists());
+}
+
+/// A page whose name means 127.0.0.1 the next time it is asked for (DNS rebinding): to its browser this is the page's own
+/// server, whose answers it may read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_word_about_access_a_page_whose_name_leads_here_reads_nothing() {
+    let (data, upstream) = (tempfile::TempDir::new().unwrap(), Scripted::start().unwrap());
+    upstream.image("a", "1", &[b"layer"]);
+    let local = open(data.path(), &format!("[upstreams.\"test.local\"]\nurl = \"{}\"\n", upstream.url())).await;
+    let router = stopover::http::router(Arc::clone(&local.cache));
+    let ask = async |method: &Method, path: &str, hosts: &[&str]| {
+        let request = Request::builder().method(method).uri(path).extension(Source::from("127.0.0.1".parse().ok()));
+        let request = hosts.iter().fold(request, |request, host| request.header("host", *host));
+        let response = router.clone().oneshot(request.body(Body::from("{\"images\": []}")).unwrap()).await.unwrap();
+        let (status, body) = (response.status(), to_bytes(response.into_body(), 10_000).await.unwrap());
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    };
+    let asked = [(Method::GET, "/v2/"), (Method::GET, TAG), (Method::GET, "/_stopover/quota")];
+    let asked = [&asked[..], &[(Method::POST, "/_stopover/prefetch")]].concat();
+    for host in
+        ["evil.test", "evil.test:5000", "localhost.evil.test", "127.0.0.1.evil.test", "10.0.0.1:5000", "[::2]", "a b"]
+    {
+        for (method, path) in &asked {
+            for hosts in [&[host][..], &["127.0.0.1", host]] {
+                let (status, body) = ask(method, path, hosts).await;
+                assert_eq!(status, StatusCode::MISDIRECTED_REQUEST, "{hosts:?} {path}: {body}");
+                assert!(body.contains("\"DENIED\"") && body.contains("[access]"), "{body}");
+            }
+        }
+    }
+    assert!(upstream.requests().is_empty());
+    for host in [
+        "127.0.0.1:5000",
+        "127.0.0.2",
+        "LocalHost:5000",
+        "cache.localhost",
+        "localhost.",
+        "[::1]:5000",
+        "[::ffff:127.0.0.1]",
+    ] {
+        for (method, path) in &asked {
+            let (status, body) = ask(method, path, &[host]).await;
+            assert!(status.is_success(), "{host} {path}: {status} {body}");
+        }
+    }
+    // Whoever says in [access] who is let in decides what the cache is called.
+    local.stop(Duration::ZERO).await;
+    let data = tempfile::TempDir::new().unwrap();
+    let local = open(data.path(), "[access]\nanonymous = [\"127.0.0.0/8\"]\n").await;
+    let request = Request::get("/v2/").header("host", "cache.test").extension(Source::from("127.0.0.1".parse().ok()));
+    let response = stopover::http::router(Arc::clone(&local.cache)).oneshot(request.body(Body::empty()).unwrap()).await;
+    assert_eq!(response.unwrap().status(), StatusCode::OK);
+    local.stop(Duration::ZERO).await;
 }
