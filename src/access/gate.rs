@@ -67,10 +67,10 @@ pub enum AccessError {
     /// Whoever they are, they are not among those who are let in.
     #[error("{0} is not let in; [access] in the stopover.toml of this cache says who is")]
     NotLetIn(String),
-    /// They ask what operators do, and have not shown the secret of operators.
+    /// They ask what operators do, and have not proven that they have the secret of operators.
     #[error(
-        "this is for whoever runs the cache: the commands of the program show the secret in its data directory \
-         (operator_secret)"
+        "this is for whoever runs the cache: the commands of the program prove that they can read the secret in its data \
+         directory (operator_secret)"
     )]
     NotOperator,
     /// Who they are cannot be found out now: whoever knows is in trouble.

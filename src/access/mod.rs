@@ -21,7 +21,8 @@ mod web;
 pub use gate::AccessError;
 pub(crate) use gate::{Access, Asking, Login};
 pub use manage::{RobotAnswer, RobotCommand, RobotStatus};
-pub use operator::{OPERATOR_HEADER, OperatorSecret};
+pub(crate) use operator::ProvenBody;
+pub use operator::{InvalidSecret, OPERATOR_HEADER, OperatorSecret};
 pub(crate) use principal::KINDS;
 pub use principal::{
     IAM_USER, IamIdentity, InvalidPrincipal, InvalidRobotName, OIDC_USER, OidcIdentity, Principal, RobotName,
