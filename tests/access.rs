@@ -355,6 +355,43 @@ async fn commands_log_in_where_the_cache_asks_for_it() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_runs_the_cache_needs_no_login_for_what_is_public() -> anyhow::Result<()> {
+    let upstream = Scripted::start()?;
+    upstream.image("a", "1", &[b"layer"]);
+    let tables = |access: &str| {
+        format!(
+            "[access]\n{access}\n[upstreams.\"{UPSTREAM}\"]\nurl = \"{0}\"\n\
+             [upstreams.\"private.local\"]\nurl = \"{0}\"\npublic = false\n",
+            upstream.url()
+        )
+    };
+    let (public, private) = (format!("{UPSTREAM}/a:1"), "private.local/a:1");
+    for access in ["robots = true", "anonymous = [\"192.0.2.1\"]"] {
+        let installation = Installation::with_configuration(&tables(access))?;
+        let stopover = installation.start().await?;
+        let url = format!("http://{}", stopover.address());
+        for arguments in [&["refresh", &public][..], &["prefetch", "--wait", &public], &["quota"]] {
+            let (status, text) = stopover.run(arguments).await?;
+            ensure!(status.success(), "{access} {arguments:?}: {text}\n{}", stopover.log());
+            let (status, text) = run(&[arguments, &["--server", &url, "--data-dir", "/nowhere"]].concat()).await?;
+            ensure!(!status.success(), "{access} {arguments:?}: {text}");
+        }
+        for command in ["refresh", "prefetch"] {
+            let (status, text) = stopover.run(&[command, private]).await?;
+            ensure!(!status.success(), "the policy allows it to nobody: {access} {command}: {text}");
+        }
+        // A proof is for the images that were asked for.
+        let secret = OperatorSecret::parse(&std::fs::read_to_string(operator_secret(&installation.data()))?)?;
+        let proof = secret.prove(&Method::POST, "/_stopover/prefetch", b"{\"images\": []}", Clock::default().now());
+        let other = reqwest::Client::new().post(format!("{url}/_stopover/prefetch"));
+        let other = other.header("stopover-operator", proof.context("no proof")?);
+        let status = other.body(format!("{{\"images\": [\"{public}\"]}}")).send().await?.status();
+        ensure!(status == 403, "{status}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_login_goes_to_the_cache_itself_or_over_tls_and_nowhere_else() -> anyhow::Result<()> {
     let thief = TcpListener::bind("127.0.0.1:0").await?;
     let realm = format!("http://{}/token", thief.local_addr()?);

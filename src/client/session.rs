@@ -35,10 +35,18 @@ pub(crate) struct Login {
 }
 
 impl Login {
+    fn is_given(&self) -> bool {
+        self.user().is_some() || self.identity.is_some()
+    }
+
+    /// A variable that is empty is one that is not set.
+    fn user(&self) -> Option<&String> {
+        self.user.as_ref().filter(|user| !user.is_empty())
+    }
+
     /// `None`: none is given.
     async fn credential(&self) -> anyhow::Result<Option<Credential>> {
-        // A variable that is empty is one that is not set.
-        if let Some(user) = self.user.as_ref().filter(|user| !user.is_empty()) {
+        if let Some(user) = self.user() {
             let password =
                 env::var(PASSWORD).with_context(|| format!("the secret of {user} is wanted in {PASSWORD}"))?;
             return Ok(Some(Credential { user: user.clone(), password }));
@@ -93,8 +101,11 @@ impl Operator {
 }
 
 impl Client {
-    /// Sends a request; once more with a token where the cache asks for a login.
+    /// Sends a request, as whoever runs the cache unless a login is given; once more with a token where the cache asks for a
+    /// login.
     pub(super) async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
+        let by_operator = self.operator.is_known() && !self.login.is_given();
+        let request = if by_operator { self.operator.prove(request)? } else { request };
         let away = || format!("no cache answers at {}: name one with --server", self.server);
         let again = request.try_clone();
         let answer = self.authorized(request).send().await.with_context(away)?;

@@ -15,12 +15,12 @@ use http::request::Parts;
 use serde_json::json;
 
 use super::audit::Record;
-use super::operator::answer;
+use super::operator::{answer, proof};
 use super::{NO_STORE, refuse, source};
 use crate::Cache;
 use crate::access::policy::Decision;
 use crate::access::token::Holder;
-use crate::access::{AccessError, Asking, Login, Principal};
+use crate::access::{AccessError, Asking, Login, Principal, ProvenBody};
 use crate::budget::Payer;
 use crate::error::PullError;
 use crate::oci::{Operation, Repository, Request};
@@ -40,6 +40,8 @@ pub struct Https;
 pub(super) struct Guest {
     pub(super) principal: Principal,
     pub(super) address: Option<IpAddr>,
+    /// Of whoever runs the cache: the body that they may send.
+    proven: Option<ProvenBody>,
 }
 
 impl Guest {
@@ -48,17 +50,27 @@ impl Guest {
         Payer::of(&self.principal, self.address)
     }
 
-    /// Who a request is from.
+    /// Who a request is from. Whoever runs the cache is let in, as nobody in particular.
     pub(super) async fn of(cache: &Cache, parts: &Parts, record: &mut Record) -> Result<Self, PullError> {
         record.address = source(parts).address;
-        let asking = asking(parts)?;
-        let identified = cache.access.identify(asking).await.inspect_err(|_| record.login = asking.login());
-        let Holder { principal, .. } = identified?;
+        let (asking, proven) = (asking(parts)?, proof(cache, parts));
+        let principal = match proven {
+            Some(_) => Principal::Anonymous,
+            None => {
+                let identified = cache.access.identify(asking).await;
+                identified.inspect_err(|_| record.login = asking.login())?.principal
+            }
+        };
         if !hosts(parts).all(|host| cache.access.config.is_called(host)) {
             return Err(AccessError::Misdirected.into());
         }
         record.principal = Some(principal.clone());
-        Ok(Self { principal, address: record.address })
+        Ok(Self { principal, address: record.address, proven })
+    }
+
+    /// Whether the body of their request is what they have sent, as far as that is known.
+    pub(super) fn may_have_sent(&self, body: &[u8]) -> bool {
+        self.proven.as_ref().is_none_or(|proven| proven.is(body))
     }
 
     /// Refuses them what they may not pull. Whoever is nobody is asked to log in first, where that is possible.
