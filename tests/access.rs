@@ -445,6 +445,9 @@ async fn each_decision_is_one_record_and_no_secret_is_logged() -> anyhow::Result
     ensure!(get(&quota, "puller", &cache.secret).await?.0 == 200);
     ensure!(get(&quota, "someone", "password-for-elsewhere").await?.0 == 401);
     ensure!(client.get(&manifest).send().await?.status() == 401);
+    // The log is read by somebody else: what comes before this is there once this is.
+    client.get(format!("http://{address}/v2/the-end")).send().await?;
+    cache.stopover.until_logged("/v2/the-end").await?;
 
     let records = records(&cache.stopover)?;
     let find = |action: &str, principal: Option<&str>| {
