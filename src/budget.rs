@@ -42,18 +42,21 @@ const PAID: Duration = Duration::from_hours(24);
 pub enum Payer {
     /// Whoever asks from this address without saying who they are; of IPv6 all of a /64.
     Network(IpAddr),
-    /// Somebody who logged in, wherever they are: the beginning of the SHA-256 of their name.
+    /// Somebody who logged in, wherever they are: the beginning of the SHA-256 of their name, or of what they cannot have
+    /// many of who have many names.
     Principal([u8; 16]),
 }
 
 impl Payer {
     /// Whose expense a request is. `None`: nobody's, because nobody knows where it comes from.
     pub fn of(principal: &Principal, address: Option<IpAddr>) -> Option<Self> {
-        if *principal == Principal::Anonymous {
-            return address.map(|address| Self::Network(neighbourhood(address)));
-        }
+        let name = match principal {
+            Principal::Anonymous => return address.map(|address| Self::Network(neighbourhood(address))),
+            Principal::Oidc(identity) => format!("oidc:{}:{}", identity.issuer, identity.payer),
+            Principal::Robot(_) | Principal::Iam(_) => principal.to_string(),
+        };
+        let hash = Sha256::digest(name);
         let mut name = [0; 16];
-        let hash = Sha256::digest(principal.to_string());
         name.copy_from_slice(&hash[..16]);
         Some(Self::Principal(name))
     }

@@ -100,7 +100,7 @@ impl Question {
             Decision::Rule(rule) => Some(rule),
             Decision::Public | Decision::Private => None,
         };
-        if let Some(organization) = member_of {
+        if let Some(organization) = member_of.filter(|_| not_let_in.is_none()) {
             writeln!(
                 text,
                 "as long as its account belongs to the organisation {organization}; otherwise it is not let in"

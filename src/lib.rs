@@ -67,7 +67,7 @@ pub struct Cache {
     pub(crate) refused: pull::Refused,
     pub(crate) budgets: Arc<budget::Budgets>,
     pub(crate) access: Access,
-    operator: Option<OperatorSecret>,
+    pub(crate) operator: Option<OperatorSecret>,
 }
 
 impl Cache {
@@ -119,15 +119,10 @@ impl Cache {
         })
     }
 
-    /// Answers operators who show this secret. Without it, nobody is one.
+    /// Answers operators who prove that they have this secret. Without it, nobody is one.
     #[must_use]
     pub fn with_operator(self, secret: OperatorSecret) -> Self {
         Self { operator: Some(secret), ..self }
-    }
-
-    /// Whether somebody has shown the operators' secret.
-    pub(crate) fn is_operator(&self, shown: &[u8]) -> bool {
-        self.operator.is_some_and(|secret| secret.is(shown))
     }
 }
 

@@ -1,10 +1,15 @@
 //! Real clients log in to the real program, in front of a private upstream; and what it says of that.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use anyhow::{Context as _, ensure};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use http::{HeaderMap, Method};
 use serde_json::Value;
+use stopover::access::OperatorSecret;
 use stopover::local::operator_secret;
+use stopover::time::Clock;
 use support::images::{Image, Recipe};
 use support::node::Node;
 use support::program::{Installation, Stopover, UPSTREAM, output, run};
@@ -238,19 +243,55 @@ async fn reverse_proxy(to: &str) -> anyhow::Result<String> {
 async fn what_a_proxy_passes_on_does_not_manage_robots() -> anyhow::Result<()> {
     let cache = Cache::start().await?;
     let proxy = reverse_proxy(cache.stopover.address()).await?;
+    let body = r#"{"add": {"name": "thief"}}"#;
     let ask = |secret: &str| {
         let request = reqwest::Client::new().post(format!("http://{proxy}/_stopover/robots"));
         // As whoever the proxy serves would have it: it is called by its address, and says of nobody else.
         let request = request.header("host", cache.stopover.address()).header("stopover-operator", secret);
-        request.body(r#"{"add": {"name": "thief"}}"#).send()
+        request.body(body).send()
     };
     let signing = std::fs::read_to_string(cache.installation.data().join("signing_keys"))?;
-    for wrong in ["", "secret", signing.trim()] {
+    let secret = std::fs::read_to_string(operator_secret(&cache.installation.data()))?;
+    for wrong in ["", "secret", signing.trim(), secret.trim()] {
         ensure!(ask(wrong).await?.status() == 403, "{wrong}");
     }
     ensure!(!cache.robot(&["list"]).await?.contains("thief"));
+    let now = Clock::default().now();
+    let proof = OperatorSecret::parse(&secret)?.prove(&Method::POST, "/_stopover/robots", body.as_bytes(), now);
+    ensure!(ask(&proof.context("no proof")?).await?.status() == 200, "whoever runs the cache");
+    Ok(())
+}
+
+/// Whoever listens at the port of a cache that is down.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operators_secret_is_shown_to_nobody() -> anyhow::Result<()> {
+    let cache = Cache::start().await?;
     let secret = std::fs::read_to_string(operator_secret(&cache.installation.data()))?;
-    ensure!(ask(secret.trim()).await?.status() == 200, "whoever runs the cache");
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let impostor = format!("http://{}", listener.local_addr()?);
+    let hear = {
+        let heard = Arc::clone(&heard);
+        move |headers: HeaderMap| {
+            heard.lock().unwrap_or_else(PoisonError::into_inner).push(headers);
+            std::future::ready("{}")
+        }
+    };
+    tokio::spawn(axum::serve(listener, axum::Router::new().fallback(hear)).into_future());
+    let data = cache.installation.data().display().to_string();
+    for command in [&["gc"][..], &["purge", "a"], &["fills"], &["robot", "list"], &["quota"]] {
+        run(&[command, &["--server", &impostor, "--data-dir", &data]].concat()).await?;
+    }
+    let heard = heard.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    ensure!(heard.len() == 5, "{heard:?}");
+    for headers in heard {
+        let told = headers.get("stopover-operator").context("no proof")?.to_str()?.to_owned();
+        ensure!(!format!("{headers:?}").contains(secret.trim()), "{headers:?}");
+        // Nor is what it is shown good for anything else.
+        let add = reqwest::Client::new().post(format!("http://{}/_stopover/robots", cache.stopover.address()));
+        let add = add.header("stopover-operator", told).body(r#"{"add": {"name": "thief"}}"#);
+        ensure!(add.send().await?.status() == 403);
+    }
     Ok(())
 }
 
@@ -314,6 +355,43 @@ async fn commands_log_in_where_the_cache_asks_for_it() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_runs_the_cache_needs_no_login_for_what_is_public() -> anyhow::Result<()> {
+    let upstream = Scripted::start()?;
+    upstream.image("a", "1", &[b"layer"]);
+    let tables = |access: &str| {
+        format!(
+            "[access]\n{access}\n[upstreams.\"{UPSTREAM}\"]\nurl = \"{0}\"\n\
+             [upstreams.\"private.local\"]\nurl = \"{0}\"\npublic = false\n",
+            upstream.url()
+        )
+    };
+    let (public, private) = (format!("{UPSTREAM}/a:1"), "private.local/a:1");
+    for access in ["robots = true", "anonymous = [\"192.0.2.1\"]"] {
+        let installation = Installation::with_configuration(&tables(access))?;
+        let stopover = installation.start().await?;
+        let url = format!("http://{}", stopover.address());
+        for arguments in [&["refresh", &public][..], &["prefetch", "--wait", &public], &["quota"]] {
+            let (status, text) = stopover.run(arguments).await?;
+            ensure!(status.success(), "{access} {arguments:?}: {text}\n{}", stopover.log());
+            let (status, text) = run(&[arguments, &["--server", &url, "--data-dir", "/nowhere"]].concat()).await?;
+            ensure!(!status.success(), "{access} {arguments:?}: {text}");
+        }
+        for command in ["refresh", "prefetch"] {
+            let (status, text) = stopover.run(&[command, private]).await?;
+            ensure!(!status.success(), "the policy allows it to nobody: {access} {command}: {text}");
+        }
+        // A proof is for the images that were asked for.
+        let secret = OperatorSecret::parse(&std::fs::read_to_string(operator_secret(&installation.data()))?)?;
+        let proof = secret.prove(&Method::POST, "/_stopover/prefetch", b"{\"images\": []}", Clock::default().now());
+        let other = reqwest::Client::new().post(format!("{url}/_stopover/prefetch"));
+        let other = other.header("stopover-operator", proof.context("no proof")?);
+        let status = other.body(format!("{{\"images\": [\"{public}\"]}}")).send().await?.status();
+        ensure!(status == 403, "{status}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_login_goes_to_the_cache_itself_or_over_tls_and_nowhere_else() -> anyhow::Result<()> {
     let thief = TcpListener::bind("127.0.0.1:0").await?;
     let realm = format!("http://{}/token", thief.local_addr()?);
@@ -367,6 +445,9 @@ async fn each_decision_is_one_record_and_no_secret_is_logged() -> anyhow::Result
     ensure!(get(&quota, "puller", &cache.secret).await?.0 == 200);
     ensure!(get(&quota, "someone", "password-for-elsewhere").await?.0 == 401);
     ensure!(client.get(&manifest).send().await?.status() == 401);
+    // The log is read by somebody else: what comes before this is there once this is.
+    client.get(format!("http://{address}/v2/the-end")).send().await?;
+    cache.stopover.until_logged("/v2/the-end").await?;
 
     let records = records(&cache.stopover)?;
     let find = |action: &str, principal: Option<&str>| {

@@ -53,6 +53,9 @@ pub async fn connect() -> anyhow::Result<Arc<Cache>> {
     if access.signing_keys.is_none() {
         access.signing_keys = settings.signing_keys;
     }
+    if let Some(iam) = &mut access.iam {
+        iam.partition = iam.partition.or(settings.partition);
+    }
     for (whose, settings) in config.settings() {
         ensure!(
             settings.cold != Cold::Follow,

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
+use stopover::access::iam::Partition;
 use stopover::access::{Network, Secret};
 use stopover::config::AccessConfig;
 use url::Url;
@@ -25,6 +26,9 @@ pub(crate) struct Settings {
     /// where the SDKs of AWS would ask (`AWS_ENDPOINT_URL_STS`), and callers from some networks, divided by commas
     /// (`STOPOVER_ANONYMOUS_CIDRS`).
     pub(crate) access: AccessConfig,
+    /// The partition of the region that the functions run in (`AWS_REGION`, which Lambda sets): accounts are of that one
+    /// unless the configuration says otherwise.
+    pub(crate) partition: Option<Partition>,
     /// `STOPOVER_SIGNING_KEYS`: what tokens are signed with where the configuration names no keys.
     pub(crate) signing_keys: Option<Secret>,
 }
@@ -57,6 +61,7 @@ impl Settings {
             },
             config,
             access,
+            partition: variable("AWS_REGION").and_then(|region| Partition::of(&region)),
             signing_keys: variable("STOPOVER_SIGNING_KEYS").filter(|keys| !keys.is_empty()).map(Secret::new),
         })
     }

@@ -9,7 +9,10 @@ and a release build of stopover.
 
 import argparse
 import asyncio
+import base64
 import contextlib
+import hashlib
+import hmac
 import json
 import os
 import pathlib
@@ -111,6 +114,18 @@ def curl(port, digest):
     return seconds
 
 
+def proof(secret, method, target):
+    """That whoever sends this request, which has no body, has the operators' secret (src/access/operator.rs)."""
+    def encode(data):
+        return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+    body = encode(hashlib.sha256().digest())
+    parts = {"alg": "HS256", "typ": "JWT"}, {"iat": int(time.time()), "htm": method, "htu": target, "body": body}
+    signed = ".".join(encode(json.dumps(part).encode()) for part in parts)
+    key = hashlib.sha256(secret.encode()).digest()
+    return f"{signed}.{encode(hmac.digest(key, signed.encode(), 'sha256'))}"
+
+
 def fill(binary, directory, port, digest):
     """Seconds from the pull of the manifest until the blob is stored, and the most memory that took in bytes."""
     server = servers.stopover(binary, directory, port)
@@ -119,9 +134,10 @@ def fill(binary, directory, port, digest):
         path = server.prefix + NAME
         status, _, _ = servers.request(server.port, "GET", f"{path}/manifests/latest", headers={"Accept": servers.ACCEPT})
         assert status == 200, status
-        operator = {"Stopover-Operator": (directory / "data" / "operator_secret").read_text().strip()}
+        secret, target = (directory / "data" / "operator_secret").read_text().strip(), f"/_stopover/fills/{digest}"
         while True:
-            status, _, body = servers.request(server.port, "GET", f"/_stopover/fills/{digest}", headers=operator)
+            operator = {"Stopover-Operator": proof(secret, "GET", target)}
+            status, _, body = servers.request(server.port, "GET", target, headers=operator)
             if status == 200 and json.loads(body)["state"] == "stored":
                 break
             time.sleep(0.005)

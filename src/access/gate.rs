@@ -10,7 +10,7 @@ use super::oidc::Issuers;
 use super::organization::{Members, Organization};
 use super::robots::RobotLogins;
 use super::sts::Sts;
-use super::token::TokenKeys;
+use super::token::{Holder, TokenKeys};
 use super::web::{Unreachable, Web};
 use super::{IAM_USER, OIDC_USER, Principal, RobotName, Source};
 use crate::config::AccessConfig;
@@ -41,6 +41,12 @@ pub enum AccessError {
          `anonymous = [\"<network>\"]`, or logins"
     )]
     NobodyHere,
+    /// They are on this machine, but call the cache by a name that may be somebody else's.
+    #[error(
+        "without [access] in its stopover.toml this cache is 127.0.0.1 and localhost, and answers to no other name; \
+         `anonymous = [\"127.0.0.0/8\", \"::1\"]` there has it answer callers on this machine whatever they call it"
+    )]
+    Misdirected,
     /// The user name or the secret is wrong. Which check failed is for the log only.
     #[error("the user name or the secret is wrong, or has expired")]
     WrongCredentials(&'static str),
@@ -62,10 +68,10 @@ pub enum AccessError {
     /// Whoever they are, they are not among those who are let in.
     #[error("{0} is not let in; [access] in the stopover.toml of this cache says who is")]
     NotLetIn(String),
-    /// They ask what operators do, and have not shown the secret of operators.
+    /// They ask what operators do, and have not proven that they have the secret of operators.
     #[error(
-        "this is for whoever runs the cache: the commands of the program show the secret in its data directory \
-         (operator_secret)"
+        "this is for whoever runs the cache: the commands of the program prove that they can read the secret in its data \
+         directory (operator_secret)"
     )]
     NotOperator,
     /// Who they are cannot be found out now: whoever knows is in trouble.
@@ -193,7 +199,7 @@ impl Access {
     }
 
     /// Who a request is from. Where nobody can log in, what it says of that is not looked at.
-    pub(crate) async fn identify(&self, asking: Asking<'_>) -> Result<Principal, AccessError> {
+    pub(crate) async fn identify(&self, asking: Asking<'_>) -> Result<Holder, AccessError> {
         if !self.has_logins() {
             return self.anonymous(asking.source);
         }
@@ -205,50 +211,54 @@ impl Access {
     }
 
     /// Who asks for a token. A token is not exchanged for a newer one: that would be good for ever.
-    pub(crate) async fn identify_for_token(&self, asking: Asking<'_>) -> Result<Principal, AccessError> {
+    pub(crate) async fn identify_for_token(&self, asking: Asking<'_>) -> Result<Holder, AccessError> {
         match asking.credentials()? {
             Credentials::Token(_) => Err(AccessError::InvalidToken),
             Credentials::None | Credentials::Secret(..) => self.identify(asking).await,
         }
     }
 
-    fn anonymous(&self, source: Source) -> Result<Principal, AccessError> {
+    fn anonymous(&self, source: Source) -> Result<Holder, AccessError> {
         match self.config.anonymous.admits(source) {
-            true => Ok(Principal::Anonymous),
+            true => Ok(Principal::Anonymous.into()),
             false if self.has_logins() => Err(AccessError::NoCredentials),
             false => Err(AccessError::NobodyHere),
         }
     }
 
     /// Who a token is about, as long as they would be let in if they logged in now.
-    async fn bearer(&self, token: &str, source: Source) -> Result<Principal, AccessError> {
+    async fn bearer(&self, token: &str, source: Source) -> Result<Holder, AccessError> {
         let keys = self.keys.as_ref().ok_or(AccessError::InvalidToken)?;
-        let (principal, issued_at) = keys.verify(&self.config.service, token).map_err(|_| AccessError::InvalidToken)?;
-        let let_in = match &principal {
+        let (holder, issued_at) = keys.verify(&self.config.service, token).map_err(|_| AccessError::InvalidToken)?;
+        let let_in = match (&holder.principal, holder.secret) {
             // A token of nobody is good where nobody needs one.
-            _ if self.config.not_let_in(&principal, source).is_some() => false,
-            Principal::Robot(name) => self.robots.is_let_in(name, issued_at).await?,
-            Principal::Anonymous | Principal::Iam(_) | Principal::Oidc(_) => true,
+            (principal, _) if self.config.not_let_in(principal, source).is_some() => false,
+            (Principal::Robot(name), Some(secret)) => self.robots.is_let_in(name, secret, issued_at).await?,
+            (Principal::Robot(_), None) => false,
+            (Principal::Anonymous | Principal::Iam(_) | Principal::Oidc(_), _) => true,
         };
-        if let_in { Ok(principal) } else { Err(AccessError::InvalidToken) }
+        if let_in { Ok(holder) } else { Err(AccessError::InvalidToken) }
     }
 
     /// Who has this user name and secret.
-    pub(crate) async fn log_in(&self, user: &str, secret: &str, source: Source) -> Result<Principal, AccessError> {
+    pub(crate) async fn log_in(&self, user: &str, secret: &str, source: Source) -> Result<Holder, AccessError> {
         // Clients without credentials send these to a registry that asks for some (containers/image).
         if user.is_empty() && secret.is_empty() {
             return self.anonymous(source);
         }
         match (user, &self.iam) {
-            (IAM_USER, Some(sts)) => sts.identify(secret, source.address).await.map(Principal::Iam),
-            (OIDC_USER, _) => self.issuers.identify(secret).await.map(Principal::Oidc),
-            _ if self.config.robots => self.robots.log_in(user, secret, source.address).await.map(Principal::Robot),
+            (IAM_USER, Some(sts)) => Ok(Principal::Iam(sts.identify(secret, source.address).await?).into()),
+            (OIDC_USER, _) => Ok(Principal::Oidc(self.issuers.identify(secret).await?).into()),
+            _ if self.config.robots => {
+                let (name, secret) = self.robots.log_in(user, secret, source.address).await?;
+                Ok(Holder { principal: Principal::Robot(name), secret: Some(secret) })
+            }
             _ => Err(AccessError::WrongCredentials("access.robots is not true")),
         }
     }
 
     /// A token for somebody who has logged in.
-    pub(crate) fn issue(&self, principal: &Principal) -> Option<String> {
-        self.keys.as_ref()?.issue(&self.config.service, principal, self.config.token_life)
+    pub(crate) fn issue(&self, holder: &Holder) -> Option<String> {
+        self.keys.as_ref()?.issue(&self.config.service, holder, self.config.token_life)
     }
 }

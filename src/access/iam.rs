@@ -23,10 +23,17 @@ const EMPTY_BODY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca49599
 const LONGEST_PASSWORD: usize = 8192;
 
 /// A part of AWS that has accounts, identities and host names of its own.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Partition {
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Deserialize)]
+pub enum Partition {
+    /// All regions but those of the others.
+    #[default]
+    #[serde(rename = "aws")]
     Commercial,
+    /// The regions in China.
+    #[serde(rename = "aws-cn")]
     China,
+    /// AWS `GovCloud` (US).
+    #[serde(rename = "aws-us-gov")]
     Government,
 }
 
@@ -37,7 +44,7 @@ impl Partition {
     /// The partition of a region: `eu-west-1`, `cn-north-1`, `us-gov-west-1`. `None`: that is no region, or one of a
     /// partition that the public internet does not reach. What passes is part of a host name, where `s3` would be another
     /// service.
-    fn of(region: &str) -> Option<Self> {
+    pub fn of(region: &str) -> Option<Self> {
         let letters = |text: &str, count: std::ops::RangeInclusive<usize>| {
             count.contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_lowercase())
         };
@@ -50,6 +57,12 @@ impl Partition {
         };
         let valid = letters(area, 4..=12) && matches!(number.as_bytes(), [b'1'..=b'9']);
         valid.then_some(partition)
+    }
+
+    /// The partition that an ARN names.
+    pub(crate) fn of_arn(arn: &str) -> Option<Self> {
+        let name = arn.strip_prefix("arn:")?.split(':').next()?;
+        Self::ALL.into_iter().find(|partition| partition.as_str() == name)
     }
 
     /// As ARNs name it.
@@ -145,7 +158,7 @@ impl SignedFields {
         let token = self.token.as_ref().is_none_or(|token| !token.is_empty() && token.bytes().all(base64));
         let signature =
             self.signature.len() == 64 && self.signature.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        Partition::of(&self.region).is_some() && key_id && in_region == &self.region && date && token && signature
+        self.partition().is_some() && key_id && in_region == &self.region && date && token && signature
     }
 
     /// When it was signed. `None`: on no day of the calendar.
@@ -155,6 +168,11 @@ impl SignedFields {
         let (hour, minute, second) = (time.get(..2)?, time.get(2..4)?, time.get(4..)?);
         let date = humantime::parse_rfc3339(&format!("{year}-{month}-{day}T{hour}:{minute}:{second}Z")).ok()?;
         Some(Timestamp(date.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs()))
+    }
+
+    /// The partition whose STS was signed for. `None`: it is no region.
+    pub(super) fn partition(&self) -> Option<Partition> {
+        Partition::of(&self.region)
     }
 
     /// The host that was signed: that of the region's STS, wherever that is reached. `None`: it is no region.
@@ -175,7 +193,7 @@ impl SignedFields {
         let CallerIdentity { account, arn } = answer.get_caller_identity_response.get_caller_identity_result;
         let parts: Vec<&str> = arn.splitn(6, ':').collect();
         let ["arn", partition, service, "", of, resource] = parts.as_slice() else { return None };
-        let asked = Partition::of(&self.region).is_some_and(|asked| asked.as_str() == *partition);
+        let asked = self.partition().is_some_and(|asked| asked.as_str() == *partition);
         if !asked || *of != account || !is_account(&account) {
             return None;
         }

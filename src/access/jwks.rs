@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
 use http::StatusCode;
 use jsonwebtoken::{Algorithm, DecodingKey};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::Mutex;
 use url::Url;
@@ -28,9 +28,11 @@ const PAUSE: Duration = Duration::from_mins(1);
 const MODULUS: std::ops::RangeInclusive<usize> = 256..=1024;
 
 /// A key, and the one algorithm that it verifies.
-pub(super) struct Key {
-    pub(super) algorithm: Algorithm,
-    pub(super) key: DecodingKey,
+pub struct Key {
+    /// RS256 or ES256.
+    pub algorithm: Algorithm,
+    /// The key.
+    pub key: DecodingKey,
 }
 
 /// The keys of one issuer.
@@ -131,30 +133,51 @@ impl Keys {
             Some(url) => url.clone(),
             None => self.discover().await?,
         };
-        let set: KeySet = self.read(&jwks_uri).await?;
-        let keys = set.keys.into_iter().filter_map(|key| serde_json::from_value::<Jwk>(key).ok());
-        Ok(keys.filter_map(|jwk| jwk.read().map(|key| (jwk.kid, Arc::new(key)))).collect())
+        let keys = key_set(&self.read(&jwks_uri).await?).map_err(|error| Unreachable::new(&jwks_uri, error))?;
+        Ok(keys.into_iter().map(|(id, key)| (id, Arc::new(key))).collect())
     }
 
     async fn discover(&self) -> Result<Url, Unreachable> {
-        let Discovery { issuer, jwks_uri } = self.read(&self.discovery).await?;
-        if issuer != self.issuer {
-            return Err(Unreachable::new(&self.discovery, "describes another issuer"));
-        }
-        if jwks_uri.origin() != self.discovery.origin() {
-            let reason = "keeps its keys elsewhere; name the place in jwks_uri if it is meant";
-            return Err(Unreachable::new(&self.discovery, reason));
-        }
-        Ok(jwks_uri)
+        let document = self.read(&self.discovery).await?;
+        jwks_uri(&document, &self.issuer, &self.discovery).map_err(|error| Unreachable::new(&self.discovery, error))
     }
 
-    async fn read<T: DeserializeOwned>(&self, url: &Url) -> Result<T, Unreachable> {
+    async fn read(&self, url: &Url) -> Result<Bytes, Unreachable> {
         let (status, body) = self.web.get(url, |request| request).await?;
-        if status != StatusCode::OK {
-            return Err(Unreachable::new(url, status));
-        }
-        serde_json::from_slice(&body).map_err(|error| Unreachable::new(url, error))
+        if status == StatusCode::OK { Ok(body) } else { Err(Unreachable::new(url, status)) }
     }
+}
+
+/// What an issuer answers that is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidDocument {
+    /// It is not what was asked for.
+    #[error(transparent)]
+    Malformed(#[from] serde_json::Error),
+    /// Whoever wrote it is somebody else.
+    #[error("describes another issuer")]
+    OtherIssuer,
+    /// It leads to another origin.
+    #[error("keeps its keys elsewhere; name the place in jwks_uri if it is meant")]
+    Elsewhere,
+}
+
+/// Where an issuer keeps its keys, as its configuration says, which was found `at`.
+pub fn jwks_uri(document: &[u8], issuer: &str, at: &Url) -> Result<Url, InvalidDocument> {
+    let document: Discovery = serde_json::from_slice(document)?;
+    if document.issuer != issuer {
+        return Err(InvalidDocument::OtherIssuer);
+    }
+    let here = document.jwks_uri.origin() == at.origin();
+    if here { Ok(document.jwks_uri) } else { Err(InvalidDocument::Elsewhere) }
+}
+
+/// The keys of a set that are taken, by id. Of others nothing is said: there may be keys that we cannot read (RFC 7517,
+/// section 5).
+pub fn key_set(document: &[u8]) -> Result<HashMap<String, Key>, InvalidDocument> {
+    let set: KeySet = serde_json::from_slice(document)?;
+    let keys = set.keys.into_iter().filter_map(|key| serde_json::from_value::<Jwk>(key).ok());
+    Ok(keys.filter_map(|jwk| jwk.read().map(|key| (jwk.kid, key))).collect())
 }
 
 impl Jwk {

@@ -3,7 +3,7 @@
 mod attempts;
 mod gate;
 pub mod iam;
-mod jwks;
+pub mod jwks;
 mod lane;
 mod manage;
 mod oidc;
@@ -22,7 +22,8 @@ mod web;
 pub use gate::AccessError;
 pub(crate) use gate::{Access, Asking, Login};
 pub use manage::{RobotAnswer, RobotCommand, RobotStatus};
-pub use operator::{OPERATOR_HEADER, OperatorSecret};
+pub(crate) use operator::ProvenBody;
+pub use operator::{InvalidSecret, OPERATOR_HEADER, OperatorSecret};
 pub use organization::Organization;
 pub(crate) use principal::KINDS;
 pub use principal::{

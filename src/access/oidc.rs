@@ -112,8 +112,10 @@ impl Issuer {
         let Some(Value::String(subject)) = claims.get("sub") else {
             return Err(AccessError::WrongCredentials("its subject is no text"));
         };
+        let payer = self.config.payer(|claim| claims.get(claim).and_then(text));
         let asked = self.asked.iter().filter_map(|name| text(claims.get(name)?).map(|text| (name.clone(), text)));
-        let identity = OidcIdentity { issuer: self.name.clone(), subject: subject.clone(), claims: asked.collect() };
+        let (issuer, subject, claims) = (self.name.clone(), subject.clone(), asked.collect());
+        let identity = OidcIdentity { issuer, subject, payer, claims };
         if !self.config.admits(&identity) {
             return Err(AccessError::NotLetIn(Principal::Oidc(identity).to_string()));
         }

@@ -1,21 +1,30 @@
-//! What operators prove themselves with.
+//! What operators prove themselves with: not the secret itself, which whoever listens at the port of a cache that is down
+//! would be shown, but that they have it.
 
+use std::collections::HashSet;
 use std::fmt;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::Method;
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::secret::random;
+use crate::time::Timestamp;
 
-/// The header that operators' requests have their secret in.
+/// The header that operators' requests have their proof in.
 pub const OPERATOR_HEADER: &str = "stopover-operator";
 
 /// The shortest secret, in bytes: 32 random ones in base64 have 43.
 const SHORTEST: usize = 43;
 
-/// The secret of whoever runs a cache. Only a hash of it is held: hashes are compared, and how long that takes tells
-/// nothing of the secret.
+/// How long a proof is good for. Whoever gets to see one may send the same request again until then.
+const LIFE: Duration = Duration::from_mins(1);
+
+/// The secret of whoever runs a cache. Only a hash of it is held, which is the key that proofs are signed with.
 #[derive(Clone, Copy)]
 pub struct OperatorSecret([u8; 32]);
 
@@ -23,6 +32,19 @@ pub struct OperatorSecret([u8; 32]);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the operators' secret has fewer than {SHORTEST} letters: remove the file, and the next start makes another")]
 pub struct InvalidSecret;
+
+/// The request that a proof is for (names as in RFC 9449, section 4.2).
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
+struct Proven {
+    /// When it was made, in seconds since the Unix epoch.
+    iat: Timestamp,
+    /// The method.
+    htm: String,
+    /// Path and query, as they are sent.
+    htu: String,
+    /// SHA-256 of the body, in base64url.
+    body: String,
+}
 
 impl OperatorSecret {
     /// Makes a secret: 256 random bits, a line of text. `None`: the system gave no randomness.
@@ -36,11 +58,37 @@ impl OperatorSecret {
         if text.len() < SHORTEST { Err(InvalidSecret) } else { Ok(Self(Sha256::digest(text).into())) }
     }
 
-    /// Whether somebody has shown it.
-    pub fn is(&self, shown: &[u8]) -> bool {
-        let shown: [u8; 32] = Sha256::digest(shown).into();
-        self.0.iter().zip(shown).fold(0, |other, (ours, theirs)| other | (ours ^ theirs)) == 0
+    /// Proves that whoever sends this request now has the secret: a JWT. `None`: it could not be signed. `target` is path and
+    /// query.
+    pub fn prove(&self, method: &Method, target: &str, body: &[u8], now: Timestamp) -> Option<String> {
+        let proven = Proven { iat: now, htm: method.to_string(), htu: target.to_owned(), body: hash(body) };
+        jsonwebtoken::encode(&Header::default(), &proven, &EncodingKey::from_secret(&self.0)).ok()
     }
+
+    /// The body that this request has to have, if it is proven that whoever sends it has the secret.
+    pub(crate) fn verify(&self, proof: &str, method: &Method, target: &str, now: Timestamp) -> Option<ProvenBody> {
+        let mut validation = Validation::new(Algorithm::HS256);
+        validation.required_spec_claims = HashSet::new();
+        (validation.validate_exp, validation.validate_aud) = (false, false);
+        let key = DecodingKey::from_secret(&self.0);
+        let proven = jsonwebtoken::decode::<Proven>(proof, &key, &validation).ok()?.claims;
+        let timely = proven.iat <= now && now < proven.iat.plus(LIFE);
+        (timely && proven.htm == method.as_str() && proven.htu == target).then_some(ProvenBody(proven.body))
+    }
+}
+
+/// What a proof says of the body of its request, which is not there yet when the rest is judged.
+pub(crate) struct ProvenBody(String);
+
+impl ProvenBody {
+    /// Whether this is the body.
+    pub(crate) fn is(&self, body: &[u8]) -> bool {
+        self.0 == hash(body)
+    }
+}
+
+fn hash(body: &[u8]) -> String {
+    URL_SAFE_NO_PAD.encode(Sha256::digest(body))
 }
 
 impl fmt::Debug for OperatorSecret {
@@ -53,16 +101,43 @@ impl fmt::Debug for OperatorSecret {
 mod tests {
     use super::*;
 
+    const NOW: Timestamp = Timestamp(1_800_000_000);
+
     #[test]
-    fn a_secret_is_itself_and_nothing_else() {
-        let [one, other] = [OperatorSecret::make().unwrap(), OperatorSecret::make().unwrap()];
-        let secret = OperatorSecret::parse(&one).unwrap();
-        assert!(secret.is(one.trim().as_bytes()));
-        for wrong in [other.trim(), "", &one.trim()[1..], &one] {
-            assert!(!secret.is(wrong.as_bytes()), "{wrong}");
+    fn a_proof_is_for_one_request_of_this_minute() {
+        let [one, other] = [(); 2].map(|()| OperatorSecret::parse(&OperatorSecret::make().unwrap()).unwrap());
+        let (gc, target) = (Method::POST, "/_stopover/gc?a=b");
+        let proof = one.prove(&gc, target, b"{}", NOW).unwrap();
+        let body = one.verify(&proof, &gc, target, NOW).unwrap();
+        assert!(body.is(b"{}") && !body.is(b"") && !body.is(b"{ }"));
+        let last = NOW.plus(Duration::from_secs(59));
+        assert!(one.verify(&proof, &gc, target, last).is_some());
+        for (secret, proof, method, target, at) in [
+            (&other, proof.as_str(), &gc, target, NOW),
+            (&one, &proof, &Method::GET, target, NOW),
+            (&one, &proof, &gc, "/_stopover/gc", NOW),
+            (&one, &proof, &gc, "/_stopover/purge?a=b", NOW),
+            (&one, &proof, &gc, target, last.plus(Duration::from_secs(1))),
+            (&one, &proof, &gc, target, NOW.minus(Duration::from_secs(1))),
+            (&one, "", &gc, target, NOW),
+            (&one, &proof[1..], &gc, target, NOW),
+        ] {
+            assert!(secret.verify(proof, method, target, at).is_none(), "{proof} {method} {target} {at:?}");
         }
-        assert_eq!(format!("{secret:?}"), "OperatorSecret");
-        for short in ["", "\n", &one[..SHORTEST - 1]] {
+        let [_, claims, signature] = proof.split('.').collect::<Vec<_>>()[..] else { panic!("{proof}") };
+        for header in [r#"{"alg":"none"}"#, r#"{"alg":"HS512"}"#, r#"{"alg":"RS256"}"#] {
+            let header = URL_SAFE_NO_PAD.encode(header);
+            for forged in [format!("{header}.{claims}.{signature}"), format!("{header}.{claims}.")] {
+                assert!(one.verify(&forged, &gc, target, NOW).is_none(), "{forged}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_secret_is_long_and_not_shown() {
+        let text = OperatorSecret::make().unwrap();
+        assert_eq!(format!("{:?}", OperatorSecret::parse(&text).unwrap()), "OperatorSecret");
+        for short in ["", "\n", &text[..SHORTEST - 1]] {
             assert!(OperatorSecret::parse(short).is_err());
         }
     }

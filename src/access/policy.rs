@@ -185,7 +185,8 @@ mod tests {
         let policy = Policy(vec![of_github]);
         let caller = |owner: Option<&str>| {
             let claims = owner.map(|owner| ("repository_owner_id".to_owned(), owner.to_owned())).into_iter().collect();
-            Principal::Oidc(OidcIdentity { issuer: "github".into(), subject: "repo:a/b".into(), claims })
+            let (issuer, subject, payer) = ("github".into(), "repo:a/b".into(), String::new());
+            Principal::Oidc(OidcIdentity { issuer, subject, payer, claims })
         };
         let decide = |principal: &Principal, address: Option<&str>| {
             let address = address.map(|address| address.parse().unwrap());
@@ -214,7 +215,8 @@ mod tests {
         assert!(decide(&iam("arn:aws:iam::123456789012:role/node")));
         assert!(!decide(&iam("arn:aws:iam::123456789012:user/node")));
         let subject = "arn:aws:iam::123456789012:role/node";
-        let oidc = OidcIdentity { issuer: "iam".into(), subject: subject.into(), claims: BTreeMap::new() };
+        let (issuer, payer, claims) = ("iam".into(), String::new(), BTreeMap::new());
+        let oidc = OidcIdentity { issuer, subject: subject.into(), payer, claims };
         assert!(!decide(&Principal::Oidc(oidc)));
     }
 }

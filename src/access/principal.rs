@@ -45,6 +45,9 @@ pub struct OidcIdentity {
     pub issuer: String,
     /// The claim `sub`.
     pub subject: String,
+    /// Whose expense it is what the identity asks for, as `<claim>=<value>`: a subject may be a branch, of which whoever
+    /// controls a repository has as many as they like.
+    pub payer: String,
     /// The claims that rules and the configuration of the issuer ask about, as text.
     pub claims: BTreeMap<String, String>,
 }
@@ -136,7 +139,12 @@ impl FromStr for Principal {
             Some(("oidc", identity)) => {
                 let (issuer, subject) = identity.split_once(':').ok_or(InvalidPrincipal)?;
                 let (issuer, subject) = (issuer.to_owned(), subject.to_owned());
-                Ok(Self::Oidc(OidcIdentity { issuer, subject, claims: BTreeMap::new() }))
+                Ok(Self::Oidc(OidcIdentity {
+                    issuer,
+                    payer: format!("sub={subject}"),
+                    subject,
+                    claims: BTreeMap::new(),
+                }))
             }
             _ => Err(InvalidPrincipal),
         }

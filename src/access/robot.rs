@@ -49,6 +49,10 @@ pub(crate) struct SecretHash {
     check: u32,
 }
 
+/// Which secret of a robot something is about: the beginning of the SHA-256 of its hash, whose salt no other has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SecretId(u64);
+
 /// A secret that was just made, and its hash. The secret is shown once.
 pub(crate) struct NewSecret {
     /// The secret.
@@ -99,12 +103,15 @@ pub enum RobotError {
 /// The most robots: their item stays far below the 400 KB that `DynamoDB` allows.
 const MOST_ROBOTS: usize = 500;
 
-/// How far the clocks of two instances may differ.
-const LEEWAY: Duration = Duration::from_secs(5);
-
 impl Robot {
     pub(super) fn has_not_expired(&self, now: Timestamp) -> bool {
         self.expires_at.is_none_or(|end| now < end)
+    }
+
+    /// The hashes of the secrets that it is let in with.
+    fn hashes(&self, now: Timestamp) -> impl Iterator<Item = &SecretHash> {
+        let replaced = self.replaced.as_ref().filter(move |(_, until)| now < *until).map(|(hash, _)| hash);
+        std::iter::once(&self.hash).chain(replaced).filter(move |_| self.has_not_expired(now))
     }
 }
 
@@ -123,6 +130,11 @@ impl SecretHash {
     pub(crate) fn is_of(&self, secret: &str) -> bool {
         let hash = PasswordHash::new(&self.phc);
         hash.is_ok_and(|hash| Argon2::default().verify_password(secret.as_bytes(), &hash).is_ok())
+    }
+
+    /// Which secret it is the hash of.
+    pub(crate) fn id(&self) -> SecretId {
+        SecretId(Sha256::digest(&self.phc).iter().take(8).fold(0, |id, byte| id << 8 | u64::from(*byte)))
     }
 
     /// Whether this may be the hash of `secret`. Takes no time: of four thousand million wrong secrets one passes.
@@ -150,11 +162,7 @@ impl Robots {
 
     /// The hashes of the secrets that a robot is let in with, as far as this may be one of them.
     pub(crate) fn candidates(&self, name: &RobotName, secret: &str, now: Timestamp) -> Vec<SecretHash> {
-        let robot = self.robots.get(name).filter(|robot| robot.has_not_expired(now));
-        let hashes = robot.into_iter().flat_map(|robot| {
-            let replaced = robot.replaced.as_ref().filter(|(_, until)| now < *until).map(|(hash, _)| hash);
-            std::iter::once(&robot.hash).chain(replaced)
-        });
+        let hashes = self.robots.get(name).into_iter().flat_map(|robot| robot.hashes(now));
         hashes.filter(|hash| hash.may_be_of(secret)).cloned().collect()
     }
 
@@ -167,10 +175,9 @@ impl Robots {
         }
     }
 
-    /// Whether a robot is let in that was issued a token then. One that was made later is another one of its name.
-    pub(crate) fn is_let_in(&self, name: &RobotName, issued_at: Timestamp, now: Timestamp) -> bool {
-        let robot = self.robots.get(name);
-        robot.is_some_and(|robot| robot.has_not_expired(now) && robot.created_at <= issued_at.plus(LEEWAY))
+    /// Whether a robot is let in with this secret. One that was made anew under its name has another.
+    pub(crate) fn is_let_in(&self, name: &RobotName, secret: SecretId, now: Timestamp) -> bool {
+        self.robots.get(name).is_some_and(|robot| robot.hashes(now).any(|hash| hash.id() == secret))
     }
 
     /// Adds a robot with this secret.
@@ -293,10 +300,18 @@ mod tests {
 
     #[test]
     fn a_robot_that_is_made_anew_is_not_the_one_before_it() {
-        let (mut robots, secret) = (Robots::default(), NewSecret::make().unwrap());
-        let made = NOW.plus(Duration::from_mins(1));
-        robots.add(ci(), &secret, Some(made.plus(Duration::from_mins(1))), made).unwrap();
-        assert!(!robots.is_let_in(&ci(), NOW, made) && robots.is_let_in(&ci(), made, made));
-        assert!(!robots.is_let_in(&ci(), made, made.plus(Duration::from_mins(1))), "it has expired");
+        let (mut robots, secrets) = (Robots::default(), [(); 3].map(|()| NewSecret::make().unwrap()));
+        let [before, made, rotated] = secrets.each_ref().map(|secret| secret.hash.id());
+        robots.add(ci(), &secrets[0], None, NOW).unwrap();
+        assert!(robots.is_let_in(&ci(), before, NOW) && !robots.is_let_in(&ci(), made, NOW));
+        robots.remove(&ci()).unwrap();
+        assert!(!robots.is_let_in(&ci(), before, NOW));
+        let (overlap, end) = (Duration::from_secs(30), NOW.plus(Duration::from_mins(1)));
+        robots.add(ci(), &secrets[1], Some(end), NOW).unwrap();
+        assert!(!robots.is_let_in(&ci(), before, NOW) && robots.is_let_in(&ci(), made, NOW));
+        robots.rotate(&ci(), &secrets[2], overlap, None, NOW).unwrap();
+        let at = |now| [made, rotated].map(|secret| robots.is_let_in(&ci(), secret, now));
+        assert_eq!((at(NOW), at(NOW.plus(overlap))), ([true, true], [false, true]));
+        assert_eq!(at(end), [false, false], "it has expired");
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 
 use super::attempts::Attempts;
 use super::lane::Lane;
-use super::robot::{Robots, SecretHash};
+use super::robot::{Robots, SecretHash, SecretId};
 use super::{AccessError, RobotName};
 use crate::ports::{Ledger, StoreError};
 use crate::time::{Clock, Timestamp};
@@ -62,13 +62,13 @@ impl RobotLogins {
         }
     }
 
-    /// Which robot has this name and secret.
+    /// Which robot has this name and secret, and which of its secrets that is.
     pub(super) async fn log_in(
         &self,
         user: &str,
         secret: &str,
         address: Option<IpAddr>,
-    ) -> Result<RobotName, AccessError> {
+    ) -> Result<(RobotName, SecretId), AccessError> {
         let name = user.parse::<RobotName>().ok().filter(|_| secret.len() <= LONGEST_SECRET);
         let Some(name) = name else {
             return Err(self.attempts.refuse(user, address, "it is no robot's name and secret"));
@@ -82,22 +82,28 @@ impl RobotLogins {
         }
         let robots = self.ask().await?.robots;
         for hash in robots.candidates(&name, secret, self.clock.now()) {
+            let id = hash.id();
             if self.is_of(hash, secret).await? {
                 self.attempts.forgive(user, address);
-                return Ok(name);
+                return Ok((name, id));
             }
         }
         Err(self.attempts.refuse(user, address, robots.refusal(&name, self.clock.now())))
     }
 
-    /// Whether a robot that was issued a token is still there, and was then.
-    pub(super) async fn is_let_in(&self, name: &RobotName, issued_at: Timestamp) -> Result<bool, StoreError> {
+    /// Whether a robot is still let in with the secret that it was issued a token for then.
+    pub(super) async fn is_let_in(
+        &self,
+        name: &RobotName,
+        secret: SecretId,
+        issued_at: Timestamp,
+    ) -> Result<bool, StoreError> {
         let now = self.clock.now();
         let remembered = self.recent().await?;
         // Another process may know robots that are newer than what is remembered.
         let newer = issued_at.plus(REMEMBERED) >= remembered.at;
-        match remembered.robots.is_let_in(name, issued_at, now) {
-            false if newer => Ok(self.ask().await?.robots.is_let_in(name, issued_at, now)),
+        match remembered.robots.is_let_in(name, secret, now) {
+            false if newer => Ok(self.ask().await?.robots.is_let_in(name, secret, now)),
             known => Ok(known),
         }
     }
@@ -197,6 +203,7 @@ mod tests {
         let (_directory, logins) = logins(&secret).await;
         logins.log_in("ci", secret.text.as_str(), None).await.unwrap();
         let _closed = logins.comparing.close(true).await;
-        assert_eq!(logins.log_in("ci", secret.text.as_str(), None).await.unwrap().as_str(), "ci");
+        let (name, _) = logins.log_in("ci", secret.text.as_str(), None).await.unwrap();
+        assert_eq!(name.as_str(), "ci");
     }
 }

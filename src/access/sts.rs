@@ -46,8 +46,9 @@ pub(super) struct Sts {
     known: MemoryCache<[u8; 32], (IamIdentity, Timestamp)>,
     /// Why somebody is not let in, likewise. By itself, so that strangers drive out nobody who is known.
     refused: MemoryCache<[u8; 32], (AccessError, Timestamp)>,
-    /// The keys of those who were let in, and until when they are no strangers.
-    acquainted: MemoryCache<String, Timestamp>,
+    /// The keys of those who were let in, with where they were, and until when they are no strangers there: the id of a key is
+    /// no secret.
+    acquainted: MemoryCache<(String, Option<IpAddr>), Timestamp>,
     /// Strangers wait by themselves: however many forgeries they send, those whom we know are asked about.
     strangers: Lane,
     acquaintances: Lane,
@@ -106,12 +107,17 @@ impl Sts {
         if signed_at > now.plus(AHEAD) || now >= signed_at.plus(Duration::from_secs(SIGNATURE_SECONDS)) {
             return Err(AccessError::WrongCredentials("its signature has expired, or is not valid yet"));
         }
+        if !fields.partition().is_some_and(|partition| self.config.admits_some_of(partition)) {
+            return Err(AccessError::WrongCredentials("[access.iam] lets in nobody of its partition"));
+        }
         let seen: [u8; 32] = Sha256::digest(password).into();
         if let Some(outcome) = self.remembered(&seen) {
             return outcome;
         }
-        let _counted = self.count(address)?;
-        let acquainted = self.acquainted.get(fields.key_id()).is_some_and(|until| now < until);
+        let caller = address.map(neighbourhood);
+        let _counted = self.count(caller)?;
+        let acquaintance = (fields.key_id().to_owned(), caller);
+        let acquainted = self.acquainted.get(&acquaintance).is_some_and(|until| now < until);
         let _place = if acquainted { &self.acquaintances } else { &self.strangers }.enter().await?;
         // Clients send one password several times at once.
         if let Some(outcome) = self.remembered(&seen) {
@@ -125,7 +131,7 @@ impl Sts {
         match &outcome {
             Ok(identity) => {
                 self.known.insert(seen, (identity.clone(), now.plus(KNOWN)));
-                self.acquainted.insert(fields.key_id().to_owned(), now.plus(ACQUAINTED));
+                self.acquainted.insert(acquaintance, now.plus(ACQUAINTED));
             }
             Err(refusal @ (AccessError::WrongCredentials(_) | AccessError::NotLetIn(_))) => {
                 self.refused.insert(seen, (refusal.clone(), now.plus(REFUSED)));
@@ -151,8 +157,7 @@ impl Sts {
         known.or_else(refused)
     }
 
-    fn count(&self, address: Option<IpAddr>) -> Result<Counted<'_>, AccessError> {
-        let caller = address.map(neighbourhood);
+    fn count(&self, caller: Option<IpAddr>) -> Result<Counted<'_>, AccessError> {
         let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
         let count = callers.entry(caller).or_insert(0);
         if *count >= MOST_WAITING.1 {

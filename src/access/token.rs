@@ -10,6 +10,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 
 use super::Principal;
+use super::robot::SecretId;
 use super::secret::random;
 use crate::time::{Clock, Timestamp};
 
@@ -49,6 +50,22 @@ pub enum InvalidKeys {
 #[error("the token is not valid, or not any more")]
 pub struct InvalidToken;
 
+/// Who a token is about, and what it was issued for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Holder {
+    /// Who it is, whole.
+    pub principal: Principal,
+    /// Of a robot: the secret that it has shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<SecretId>,
+}
+
+impl From<Principal> for Holder {
+    fn from(principal: Principal) -> Self {
+        Self { principal, secret: None }
+    }
+}
+
 /// What a token says (distribution, "Token Authentication Implementation"; RFC 7519, section 4.1).
 #[derive(Serialize, Deserialize)]
 struct Claims {
@@ -58,8 +75,8 @@ struct Claims {
     iat: u64,
     nbf: u64,
     exp: u64,
-    /// Who it is about, whole.
-    principal: Principal,
+    #[serde(flatten)]
+    holder: Holder,
 }
 
 impl TokenKeys {
@@ -87,23 +104,23 @@ impl TokenKeys {
     }
 
     /// Issues a token for the service of that name. `None`: it could not be signed.
-    pub fn issue(&self, service: &str, principal: &Principal, life: Duration) -> Option<String> {
+    pub fn issue(&self, service: &str, holder: &Holder, life: Duration) -> Option<String> {
         let now = self.clock.now();
         let claims = Claims {
             iss: service.to_owned(),
             aud: service.to_owned(),
-            sub: principal.to_string(),
+            sub: holder.principal.to_string(),
             iat: now.0,
             nbf: now.0,
             exp: now.plus(life).0,
-            principal: principal.clone(),
+            holder: holder.clone(),
         };
         let header = Header { kid: Some(self.signing.0.clone()), ..Header::new(Algorithm::HS256) };
         jsonwebtoken::encode(&header, &claims, &self.signing.1).ok()
     }
 
     /// Who a token is about and when it was issued, if that was by us and for this service, and its time has not passed.
-    pub fn verify(&self, service: &str, token: &str) -> Result<(Principal, Timestamp), InvalidToken> {
+    pub fn verify(&self, service: &str, token: &str) -> Result<(Holder, Timestamp), InvalidToken> {
         if token.len() > LONGEST_TOKEN {
             return Err(InvalidToken);
         }
@@ -114,7 +131,7 @@ impl TokenKeys {
         let claims = jsonwebtoken::decode::<Claims>(token, key, &validation).map_err(|_| InvalidToken)?.claims;
         let now = self.clock.now();
         let valid = Timestamp(claims.nbf) <= now.plus(LEEWAY) && now < Timestamp(claims.exp).plus(LEEWAY);
-        if valid { Ok((claims.principal, Timestamp(claims.iat))) } else { Err(InvalidToken) }
+        if valid { Ok((claims.holder, Timestamp(claims.iat))) } else { Err(InvalidToken) }
     }
 }
 
@@ -145,8 +162,8 @@ mod tests {
         format!("{id}:{}", STANDARD.encode([fill; 32]))
     }
 
-    fn robot() -> Principal {
-        Principal::Robot("ci".parse().unwrap())
+    fn robot() -> Holder {
+        Principal::Robot("ci".parse().unwrap()).into()
     }
 
     #[test]

@@ -22,7 +22,6 @@ use anyhow::{Context as _, bail};
 use http::header::CACHE_CONTROL;
 use reqwest::redirect::Policy;
 use serde::de::DeserializeOwned;
-use stopover::access::OPERATOR_HEADER;
 use stopover::oci::{Name, Operation, Reference, Request};
 use stopover::report::QuotaReport;
 
@@ -48,8 +47,8 @@ impl Client {
     pub(crate) fn new(server: Endpoint, login: Login, operator: Operator) -> anyhow::Result<Self> {
         // Longer than the cache itself waits for an upstream. Of what is asked for, only blobs may be elsewhere.
         let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(Policy::none());
-        // The operators' secret is for the cache alone.
-        let direct = server.is_here() || operator.shown().is_some();
+        // What operators ask is for the cache alone.
+        let direct = server.is_here() || operator.is_known();
         let http = if direct { http.no_proxy() } else { http };
         Ok(Self { http: http.build()?, server, login, operator, token: Mutex::default() })
     }
@@ -61,8 +60,8 @@ impl Client {
             upstreams: Vec<QuotaReport>,
         }
         let mut question = self.http.get(self.url("quota"));
-        if let Some(secret) = self.operator.shown() {
-            question = question.header(OPERATOR_HEADER, secret);
+        if self.operator.is_known() {
+            question = self.operator.prove(question)?;
         }
         let quotas: Quotas = self.ask(question).await?;
         let lines: Vec<String> = quotas.upstreams.iter().map(ToString::to_string).collect();
@@ -122,7 +121,7 @@ impl Client {
 
     /// Asks what only operators may.
     async fn ask_as_operator<T: DeserializeOwned>(&self, question: reqwest::RequestBuilder) -> anyhow::Result<T> {
-        self.ask(question.header(OPERATOR_HEADER, self.operator.secret()?)).await
+        self.ask(self.operator.prove(question)?).await
     }
 
     /// Sends a question, and reads its answer.

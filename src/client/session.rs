@@ -1,4 +1,4 @@
-//! How a command proves who it is: an operator with the secret of the data directory, a guest by logging in at the cache.
+//! How a command proves who it is: an operator by having the secret of the data directory, a guest by logging in at the cache.
 
 use std::env;
 use std::path::Path;
@@ -7,9 +7,12 @@ use std::sync::PoisonError;
 use anyhow::{Context as _, bail, ensure};
 use http::StatusCode;
 use http::header::HeaderValue;
-use reqwest::{RequestBuilder, Response};
+use reqwest::{Body, RequestBuilder, Response};
+use stopover::access::{OPERATOR_HEADER, OperatorSecret};
 use stopover::local::operator_secret;
+use stopover::time::Clock;
 use stopover::upstream::Challenge;
+use url::Position;
 
 use super::login::{Credential, Identity};
 use super::{Client, Endpoint};
@@ -32,10 +35,18 @@ pub(crate) struct Login {
 }
 
 impl Login {
+    fn is_given(&self) -> bool {
+        self.user().is_some() || self.identity.is_some()
+    }
+
+    /// A variable that is empty is one that is not set.
+    fn user(&self) -> Option<&String> {
+        self.user.as_ref().filter(|user| !user.is_empty())
+    }
+
     /// `None`: none is given.
     async fn credential(&self) -> anyhow::Result<Option<Credential>> {
-        // A variable that is empty is one that is not set.
-        if let Some(user) = self.user.as_ref().filter(|user| !user.is_empty()) {
+        if let Some(user) = self.user() {
             let password =
                 env::var(PASSWORD).with_context(|| format!("the secret of {user} is wanted in {PASSWORD}"))?;
             return Ok(Some(Credential { user: user.clone(), password }));
@@ -47,11 +58,11 @@ impl Login {
     }
 }
 
-/// The operators' secret, or why there is none to show.
-pub(crate) struct Operator(Result<HeaderValue, String>);
+/// The operators' secret, or why there is none.
+pub(crate) struct Operator(Result<OperatorSecret, String>);
 
 impl Operator {
-    /// Reads the secret of this data directory, for the cache that uses it: no other server gets to see it. `own`: where the
+    /// Reads the secret of this data directory, for the cache that uses it: no other server gets a proof. `own`: where the
     /// configuration has that listen.
     pub(crate) fn read(data: &Path, server: &Endpoint, own: &Endpoint) -> Self {
         if !server.is_here() && server != own {
@@ -66,27 +77,35 @@ impl Operator {
             )
         };
         let secret = std::fs::read_to_string(&path).map_err(|error| unreadable(&error));
-        Self(secret.and_then(|secret| {
-            let mut value = HeaderValue::from_str(secret.trim()).map_err(|error| unreadable(&error))?;
-            value.set_sensitive(true);
-            Ok(value)
-        }))
+        Self(secret.and_then(|secret| OperatorSecret::parse(&secret).map_err(|error| unreadable(&error))))
     }
 
-    /// The secret, where it can be read.
-    pub(super) fn shown(&self) -> Option<&HeaderValue> {
-        self.0.as_ref().ok()
+    /// Whether there is one.
+    pub(super) fn is_known(&self) -> bool {
+        self.0.is_ok()
     }
 
-    /// The secret, without which there is no use in asking.
-    pub(super) fn secret(&self) -> anyhow::Result<&HeaderValue> {
-        self.0.as_ref().map_err(|reason| anyhow::anyhow!(reason.clone()))
+    /// A request with the proof that an operator sends it now. Without the secret there is no use in asking.
+    pub(super) fn prove(&self, request: RequestBuilder) -> anyhow::Result<RequestBuilder> {
+        let secret = self.0.as_ref().map_err(|reason| anyhow::anyhow!(reason.clone()))?;
+        let (http, request) = request.build_split();
+        let mut request = request?;
+        let body = request.body().and_then(Body::as_bytes).unwrap_or_default();
+        let target = &request.url()[Position::BeforePath..Position::AfterQuery];
+        let proof = secret.prove(request.method(), target, body, Clock::default().now());
+        let mut proof = HeaderValue::try_from(proof.context("the proof of an operator cannot be signed")?)?;
+        proof.set_sensitive(true);
+        request.headers_mut().insert(OPERATOR_HEADER, proof);
+        Ok(RequestBuilder::from_parts(http, request))
     }
 }
 
 impl Client {
-    /// Sends a request; once more with a token where the cache asks for a login.
+    /// Sends a request, as whoever runs the cache unless a login is given; once more with a token where the cache asks for a
+    /// login.
     pub(super) async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
+        let by_operator = self.operator.is_known() && !self.login.is_given();
+        let request = if by_operator { self.operator.prove(request)? } else { request };
         let away = || format!("no cache answers at {}: name one with --server", self.server);
         let again = request.try_clone();
         let answer = self.authorized(request).send().await.with_context(away)?;

@@ -5,13 +5,14 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use http::uri::Authority;
 use ipnet::{IpNet, Ipv4Net};
 use url::Url;
 
 use super::file::{AccessTable, AnonymousKey, IamTable, OidcTable};
 use super::policy::{PolicyRuleTable, is_arn};
 use super::{ConfigError, SecretReference, UpstreamConfig, value};
-use crate::access::iam::is_account;
+use crate::access::iam::{Partition, is_account};
 use crate::access::policy::Policy;
 use crate::access::{Anonymous, IamIdentity, InvalidNetwork, Network, OidcIdentity, Principal, Secret, Source};
 use crate::address::is_in;
@@ -23,6 +24,8 @@ use crate::oci::UpstreamId;
 pub struct AccessConfig {
     /// What tokens and signatures are for: those that name another service are worthless here.
     pub service: String,
+    /// Where it listens, if it is for callers on this machine only: what they call it has to mean this machine.
+    pub here: Option<IpAddr>,
     /// Who need not say who they are.
     pub anonymous: Anonymous,
     /// Whether robots are let in.
@@ -44,6 +47,9 @@ pub struct AccessConfig {
 /// Identities of AWS.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct IamConfig {
+    /// The partition that the accounts are of: one with the same number in another is somebody else's. `None`: `aws`, and
+    /// in a function that of its region.
+    pub partition: Option<Partition>,
     /// Accounts all of whose users and roles are let in.
     pub accounts: Vec<String>,
     /// The organisation all of whose accounts are.
@@ -67,7 +73,13 @@ pub struct OidcConfig {
     pub audience: String,
     /// Patterns of claims, all of which a token must have.
     pub claims: BTreeMap<String, Pattern>,
+    /// The claim whose values have a budget each; `None`: the first of [`BUDGET_CLAIMS`] that a token has.
+    pub budget_claim: Option<String>,
 }
+
+/// What somebody is who has many subjects: a repository of GitHub, or of whatever issues tokens like it (Forgejo, Gitea),
+/// and a project of GitLab. Service accounts of Kubernetes have one subject each.
+const BUDGET_CLAIMS: [&str; 3] = ["repository_id", "project_id", "sub"];
 
 /// The claim that names the issuer (RFC 7519, section 4.1.1).
 pub(crate) const ISSUER: &str = "iss";
@@ -75,9 +87,20 @@ pub(crate) const ISSUER: &str = "iss";
 impl IamConfig {
     /// Whether an identity is let in.
     pub fn admits(&self, identity: &IamIdentity) -> bool {
-        self.accounts.contains(&identity.account)
+        let of_partition = || Partition::of_arn(&identity.arn) == Some(self.partition());
+        let member = self.organization.is_some() && self.organization == identity.organization;
+        (self.accounts.contains(&identity.account) || member) && of_partition()
             || self.roles.iter().any(|pattern| pattern.matches(&identity.arn))
-            || self.organization.is_some() && self.organization == identity.organization
+    }
+
+    /// Whether anybody of a partition is: its STS is not asked about others.
+    pub(crate) fn admits_some_of(&self, partition: Partition) -> bool {
+        (!self.accounts.is_empty() || self.organization.is_some()) && partition == self.partition()
+            || self.roles.iter().any(|role| Partition::of_arn(role.as_str()) == Some(partition))
+    }
+
+    fn partition(&self) -> Partition {
+        self.partition.unwrap_or_default()
     }
 }
 
@@ -88,6 +111,16 @@ impl OidcConfig {
             identity.claims.get(name).is_some_and(|value| pattern.matches(value))
         };
         identity.claims.get(ISSUER).is_none_or(|issuer| *issuer == self.issuer) && self.claims.iter().all(has)
+    }
+
+    /// Whose expense it is what somebody asks for with these claims. Those without the claim that is configured are one.
+    pub(crate) fn payer(&self, claim: impl Fn(&str) -> Option<String>) -> String {
+        let of = |name: &str| Some(format!("{name}={}", claim(name)?));
+        let payer = match &self.budget_claim {
+            Some(name) => of(name),
+            None => BUDGET_CLAIMS.into_iter().find_map(of),
+        };
+        payer.unwrap_or_default()
     }
 }
 
@@ -103,13 +136,14 @@ impl AccessConfig {
             here.push(listen.to_canonical().into());
         }
         let anonymous = Anonymous::From(here.into_iter().map(Network::Addresses).collect());
-        Self { anonymous, ..Self::nobody("stopover".into()) }
+        Self { here: Some(listen), anonymous, ..Self::nobody("stopover".into()) }
     }
 
     /// Nobody is let in.
     fn nobody(service: String) -> Self {
         Self {
             service,
+            here: None,
             anonymous: Anonymous::Nobody,
             robots: false,
             iam: None,
@@ -130,7 +164,8 @@ impl AccessConfig {
         networks: Vec<Network>,
         sts: Option<Url>,
     ) -> Result<Self, ConfigError> {
-        let iam = IamTable { accounts: vec![account], organization, roles: Vec::new(), endpoint: sts }.read()?;
+        let iam = IamTable { partition: None, accounts: vec![account], organization, roles: Vec::new(), endpoint: sts }
+            .read()?;
         Ok(Self { anonymous: networks.into(), iam: Some(iam), ..Self::nobody(checked_service(service)?) })
     }
 
@@ -152,6 +187,22 @@ impl AccessConfig {
             },
         };
         (!admits).then_some(reason)
+    }
+
+    /// Whether it may be called this, a `Host` (RFC 9110, section 7.2). Where it is for this machine only, a name that
+    /// somebody else may bind to 127.0.0.1 would have their pages read what callers here may.
+    pub(crate) fn is_called(&self, host: &[u8]) -> bool {
+        let Some(listen) = self.here else { return true };
+        let Ok(authority) = Authority::try_from(host) else { return false };
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        match host.parse::<IpAddr>().map(|address| address.to_canonical()) {
+            Ok(address) => address.is_loopback() || address == listen.to_canonical(),
+            // RFC 6761, section 6.3: nobody else can say what these names mean.
+            Err(_) => {
+                let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+                name == "localhost" || name.ends_with(".localhost")
+            }
+        }
     }
 
     /// Whether there is any way to log in.
@@ -220,6 +271,7 @@ pub(super) fn read(
     let service = table.service.unwrap_or_else(|| "stopover".into());
     let mut access = AccessConfig {
         service: checked_service(service)?,
+        here: None,
         anonymous: table.anonymous.map_or(Ok(Anonymous::Nobody), AnonymousKey::read)?,
         robots: table.robots,
         iam: table.iam.map(IamTable::read).transpose()?,
@@ -257,7 +309,7 @@ fn is_organization(text: &str) -> bool {
 
 impl IamTable {
     fn read(self) -> Result<IamConfig, ConfigError> {
-        let Self { accounts, organization, roles, endpoint } = self;
+        let Self { partition, accounts, organization, roles, endpoint } = self;
         if let Some(wrong) = accounts.iter().find(|text| !is_account(text)) {
             return Err(value("access.iam.accounts", format!("{wrong:?} is no account: twelve digits")));
         }
@@ -282,14 +334,14 @@ impl IamTable {
         if endpoint.as_ref().is_some_and(|endpoint| !is_trusted(endpoint) || endpoint.path() != "/") {
             return Err(value("access.iam.endpoint", "must be https, without a path"));
         }
-        Ok(IamConfig { accounts, organization, roles, endpoint })
+        Ok(IamConfig { partition, accounts, organization, roles, endpoint })
     }
 }
 
 impl OidcTable {
     fn read((name, table): (String, Self)) -> Result<(String, OidcConfig), ConfigError> {
         let key = |key: &str| format!("access.oidc.{name}.{key}");
-        let Self { issuer, audience, jwks_uri, claims } = table;
+        let Self { issuer, audience, jwks_uri, claims, budget_claim } = table;
         // It is part of the names of principals, between colons.
         if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')) {
             return Err(value("access.oidc", format!("{name:?}: name an issuer with letters, digits, . _ and -")));
@@ -312,7 +364,7 @@ impl OidcTable {
                            who can get a token of this issuer is let in";
             return Err(value(key("claims"), message));
         }
-        Ok((name, OidcConfig { issuer, discovery, jwks_uri, audience, claims }))
+        Ok((name, OidcConfig { issuer, discovery, jwks_uri, audience, claims, budget_claim }))
     }
 }
 
@@ -362,6 +414,8 @@ mod tests {
             ("::", "2001:db8::1", false),
         ] {
             let access = AccessConfig::only_here(listen.parse().unwrap());
+            let host = if caller.contains(':') { format!("[{caller}]:5000") } else { format!("{caller}:5000") };
+            assert_eq!(access.is_called(host.as_bytes()), admitted, "{host} at {listen}");
             assert_eq!(access.anonymous.admits(caller.parse().ok().into()), admitted, "{caller} at {listen}");
         }
         let access = AccessConfig {

@@ -12,6 +12,7 @@ use url::Url;
 
 use super::policy::{ClaimTable, PolicyRuleTable};
 use super::{Cold, Deleted};
+use crate::access::iam::Partition;
 use crate::freshness::Pattern;
 use crate::oci::{Name, Platforms, UpstreamId};
 use crate::retention::SHORTEST;
@@ -231,6 +232,7 @@ pub(super) enum AnonymousKey {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct IamTable {
+    pub(super) partition: Option<Partition>,
     #[serde(default)]
     pub(super) accounts: Vec<String>,
     pub(super) organization: Option<String>,
@@ -247,6 +249,7 @@ pub(super) struct OidcTable {
     pub(super) jwks_uri: Option<Url>,
     #[serde(default)]
     pub(super) claims: BTreeMap<String, ClaimTable>,
+    pub(super) budget_claim: Option<String>,
 }
 
 #[derive(Deserialize)]

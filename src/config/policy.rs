@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::names::is_pattern_of_names;
-use super::{AccessConfig, ConfigError, UpstreamConfig, value};
+use super::{AccessConfig, ConfigError, IamConfig, UpstreamConfig, value};
 use crate::access::iam::{Partition, is_account};
 use crate::access::policy::Rule;
 use crate::access::{InvalidPrincipal, KINDS, Principal, RobotName};
@@ -136,10 +136,14 @@ fn is_of_kind(kind: &str, pattern: &str, access: &AccessConfig) -> Option<Result
         ("robot:", _) => is_robot(rest),
         ("iam:", None) => Err("there is no [access.iam]".into()),
         ("iam:", Some(iam)) => is_arn(rest).and_then(|()| match pattern.parse() {
-            Ok(Principal::Iam(identity))
-                if !pattern.contains('*') && iam.organization.is_none() && !iam.admits(&identity) =>
-            {
-                Err("[access.iam] names neither its account nor its role".into())
+            Ok(Principal::Iam(mut identity)) if !pattern.contains('*') => {
+                // What partition accounts are of where that is not said, a function knows later, and who belongs to an
+                // organisation only AWS.
+                identity.organization.clone_from(&iam.organization);
+                let partition = iam.partition.or_else(|| Partition::of_arn(&identity.arn));
+                let admits = IamConfig { partition, ..iam.clone() }.admits(&identity);
+                let reason = "[access.iam] names neither its account nor its role";
+                if admits { Ok(()) } else { Err(reason.into()) }
             }
             _ => Ok(()),
         }),

@@ -15,11 +15,12 @@ use http::request::Parts;
 use serde_json::json;
 
 use super::audit::Record;
-use super::operator::answer;
+use super::operator::{answer, proof};
 use super::{NO_STORE, refuse, source};
 use crate::Cache;
 use crate::access::policy::Decision;
-use crate::access::{AccessError, Asking, Login, Principal};
+use crate::access::token::Holder;
+use crate::access::{AccessError, Asking, Login, Principal, ProvenBody};
 use crate::budget::Payer;
 use crate::error::PullError;
 use crate::oci::{Operation, Repository, Request};
@@ -39,6 +40,8 @@ pub struct Https;
 pub(super) struct Guest {
     pub(super) principal: Principal,
     pub(super) address: Option<IpAddr>,
+    /// Of whoever runs the cache: the body that they may send.
+    proven: Option<ProvenBody>,
 }
 
 impl Guest {
@@ -47,13 +50,27 @@ impl Guest {
         Payer::of(&self.principal, self.address)
     }
 
-    /// Who a request is from.
+    /// Who a request is from. Whoever runs the cache is let in, as nobody in particular.
     pub(super) async fn of(cache: &Cache, parts: &Parts, record: &mut Record) -> Result<Self, PullError> {
         record.address = source(parts).address;
-        let asking = asking(parts)?;
-        let principal = cache.access.identify(asking).await.inspect_err(|_| record.login = asking.login())?;
+        let (asking, proven) = (asking(parts)?, proof(cache, parts));
+        let principal = match proven {
+            Some(_) => Principal::Anonymous,
+            None => {
+                let identified = cache.access.identify(asking).await;
+                identified.inspect_err(|_| record.login = asking.login())?.principal
+            }
+        };
+        if !hosts(parts).all(|host| cache.access.config.is_called(host)) {
+            return Err(AccessError::Misdirected.into());
+        }
         record.principal = Some(principal.clone());
-        Ok(Self { principal, address: record.address })
+        Ok(Self { principal, address: record.address, proven })
+    }
+
+    /// Whether the body of their request is what they have sent, as far as that is known.
+    pub(super) fn may_have_sent(&self, body: &[u8]) -> bool {
+        self.proven.as_ref().is_none_or(|proven| proven.is(body))
     }
 
     /// Refuses them what they may not pull. Whoever is nobody is asked to log in first, where that is possible.
@@ -80,6 +97,12 @@ impl Guest {
         let nameless = self.principal == Principal::Anonymous && !parts.headers.contains_key(AUTHORIZATION);
         if nameless && cache.access.has_logins() { Err(AccessError::NoCredentials.into()) } else { Ok(()) }
     }
+}
+
+/// What the client calls the cache.
+fn hosts(parts: &Parts) -> impl Iterator<Item = &[u8]> {
+    let sent = parts.headers.get_all(HOST).into_iter().map(HeaderValue::as_bytes);
+    sent.chain(parts.uri.authority().map(|authority| authority.as_str().as_bytes()))
 }
 
 fn asking(parts: &Parts) -> Result<Asking<'_>, AccessError> {
@@ -145,17 +168,12 @@ async fn by_form(State(cache): State<Arc<Cache>>, parts: Parts, body: Bytes) -> 
     logged_in(&cache, &parts, Login::of(&user), identified)
 }
 
-fn logged_in(
-    cache: &Cache,
-    parts: &Parts,
-    login: Option<Login>,
-    identified: Result<Principal, AccessError>,
-) -> Response {
+fn logged_in(cache: &Cache, parts: &Parts, login: Option<Login>, identified: Result<Holder, AccessError>) -> Response {
     let mut record = Record::of(None, source(parts).address);
     match identified {
-        Ok(principal) => {
-            let response = token(cache, &principal);
-            record.principal = Some(principal);
+        Ok(holder) => {
+            let response = token(cache, &holder);
+            record.principal = Some(holder.principal);
             record.logged_in(None);
             response
         }
@@ -173,8 +191,8 @@ fn refused(status: StatusCode, error: &str) -> Response {
     (status, [(CACHE_CONTROL, NO_STORE)], Json(json!({ "error": error }))).into_response()
 }
 
-fn token(cache: &Cache, principal: &Principal) -> Response {
-    let Some(token) = cache.access.issue(principal) else {
+fn token(cache: &Cache, holder: &Holder) -> Response {
+    let Some(token) = cache.access.issue(holder) else {
         return refused(StatusCode::NOT_FOUND, "unsupported_grant_type");
     };
     let issued_at = UNIX_EPOCH + Duration::from_secs(cache.clock.now().0);

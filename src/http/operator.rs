@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use axum::extract::{FromRequestParts, Path, State};
-use axum::response::{IntoResponse as _, Response};
+use axum::extract::{FromRequest, Path, Request, State};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use bytes::Bytes;
 use http::StatusCode;
 use http::header::CACHE_CONTROL;
 use http::request::Parts;
+use http::uri::PathAndQuery;
 use serde::Serialize;
 use serde_json::json;
 
@@ -16,7 +18,7 @@ use super::access::Guest;
 use super::audit::Record;
 use super::{NO_STORE, prefetch, refuse, retention, robots};
 use crate::Cache;
-use crate::access::{AccessError, OPERATOR_HEADER};
+use crate::access::{AccessError, OPERATOR_HEADER, ProvenBody};
 use crate::error::{PullError, excerpt};
 use crate::oci::Digest;
 use crate::ports::StoreError;
@@ -37,7 +39,7 @@ pub(super) fn routes() -> Router<Arc<Cache>> {
 /// public; accounts, addresses and private upstreams are shown to operators.
 async fn quota(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
     let mut record = Record::of_operation(&parts);
-    record.by_operator = is_operator(&cache, &parts);
+    record.by_operator = proof(&cache, &parts).is_some_and(|body| body.is(b""));
     if !record.by_operator
         && let Err(error) = Guest::of(&cache, &parts, &mut record).await
     {
@@ -57,12 +59,12 @@ async fn quota(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
 }
 
 /// The fills that were requested and have not ended well.
-async fn fills(_: Operator, State(cache): State<Arc<Cache>>) -> Response {
+async fn fills(State(cache): State<Arc<Cache>>, _: Operator) -> Response {
     cache.fill_reports().await.map_or_else(|error| unavailable(&error), |fills| answer(&json!({ "fills": fills })))
 }
 
 /// What has become of one blob.
-async fn fill(_: Operator, State(cache): State<Arc<Cache>>, Path(digest): Path<String>) -> Response {
+async fn fill(State(cache): State<Arc<Cache>>, Path(digest): Path<String>, _: Operator) -> Response {
     let digest: Digest = match digest.parse() {
         Ok(digest) => digest,
         Err(error) => return refusal(StatusCode::BAD_REQUEST, &format!("{} is no digest: {error}", excerpt(&digest))),
@@ -75,7 +77,7 @@ async fn fill(_: Operator, State(cache): State<Arc<Cache>>, Path(digest): Path<S
 }
 
 /// Requests again what was given up.
-async fn retry_fills(_: Operator, State(cache): State<Arc<Cache>>) -> Response {
+async fn retry_fills(State(cache): State<Arc<Cache>>, _: Operator) -> Response {
     cache.fills.retry().await.map_or_else(|error| unavailable(&error), |retried| answer(&json!({ "retried": retried })))
 }
 
@@ -88,29 +90,37 @@ pub(super) fn unavailable(error: &StoreError) -> Response {
     refusal(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
 }
 
-/// Whoever runs the cache, who has shown its secret: the only one who may see or change what others pull. An argument of
-/// this type makes a route refuse everybody else, and behind API Gateway, where there is no such secret, everybody. What a
-/// proxy passes on, or a page in a browser sends, does not have it.
-pub(super) struct Operator;
+/// What whoever runs the cache has sent, who has proven to have its secret: the only one who may see or change what others
+/// pull. An argument of this type makes a route refuse everybody else, and behind API Gateway, where there is no such secret,
+/// everybody. What a proxy makes up, or a page in a browser sends, has no proof.
+pub(super) struct Operator(pub(super) Bytes);
 
-impl FromRequestParts<Arc<Cache>> for Operator {
+impl FromRequest<Arc<Cache>> for Operator {
     type Rejection = Response;
 
-    async fn from_request_parts(parts: &mut Parts, cache: &Arc<Cache>) -> Result<Self, Response> {
-        let mut record = Record::of_operation(parts);
-        record.by_operator = is_operator(cache, parts);
-        let refused = (!record.by_operator).then_some(PullError::from(AccessError::NotOperator));
+    async fn from_request(request: Request, cache: &Arc<Cache>) -> Result<Self, Response> {
+        let (parts, body) = request.into_parts();
+        let mut record = Record::of_operation(&parts);
+        // Not before the rest is proven: strangers have no memory held.
+        let body = match proof(cache, &parts) {
+            Some(proven) => {
+                let body = Bytes::from_request(Request::from_parts(parts, body), cache).await;
+                Some(body.map_err(IntoResponse::into_response)?).filter(|body| proven.is(body))
+            }
+            None => None,
+        };
+        record.by_operator = body.is_some();
+        let refused = body.is_none().then_some(PullError::from(AccessError::NotOperator));
         record.operated(refused.as_ref());
-        match refused {
-            None => Ok(Self),
-            Some(error) => Err(refusal(error.answer().status, &error.to_string())),
-        }
+        body.map(Self).ok_or_else(|| refusal(StatusCode::FORBIDDEN, &AccessError::NotOperator.to_string()))
     }
 }
 
-fn is_operator(cache: &Cache, parts: &Parts) -> bool {
-    let shown = parts.headers.get(OPERATOR_HEADER);
-    shown.is_some_and(|secret| cache.is_operator(secret.as_bytes()))
+/// What the body of a request has to be, if it is an operator's.
+pub(super) fn proof(cache: &Cache, parts: &Parts) -> Option<ProvenBody> {
+    let proof = parts.headers.get(OPERATOR_HEADER)?.to_str().ok()?;
+    let target = parts.uri.path_and_query().map_or("", PathAndQuery::as_str);
+    cache.operator?.verify(proof, &parts.method, target, cache.clock.now())
 }
 
 /// Why an operator gets no answer: `{"error": "…"}`.

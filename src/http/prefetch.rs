@@ -18,6 +18,7 @@ use super::audit::Record;
 use super::operator::refusal;
 use super::{NO_STORE, refuse};
 use crate::Cache;
+use crate::access::AccessError;
 use crate::error::{PullError, excerpt};
 use crate::oci::{Platform, Platforms, Request};
 use crate::ports::{ImageJob, Priority};
@@ -68,6 +69,9 @@ async fn prefetch(State(cache): State<Arc<Cache>>, request: axum::extract::Reque
     let Ok(body) = axum::body::to_bytes(body, MAX_BYTES).await else {
         return refusal(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long for one request, or did not come in time");
     };
+    if !guest.may_have_sent(&body) {
+        return refusal(StatusCode::FORBIDDEN, &AccessError::NotOperator.to_string());
+    }
     let wanted: Wanted = match serde_json::from_slice(&body) {
         Ok(wanted) => wanted,
         Err(error) => {

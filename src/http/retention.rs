@@ -6,7 +6,6 @@ use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
 use axum::{Json, Router};
-use bytes::Bytes;
 use http::StatusCode;
 use http::header::CACHE_CONTROL;
 use serde::Deserialize;
@@ -29,7 +28,7 @@ struct Sweep {
     dry_run: bool,
 }
 
-async fn collect_garbage(_: Operator, State(cache): State<Arc<Cache>>, body: Bytes) -> Response {
+async fn collect_garbage(State(cache): State<Arc<Cache>>, Operator(body): Operator) -> Response {
     let Ok(Sweep { dry_run }) = serde_json::from_slice(&body) else {
         return refusal(StatusCode::BAD_REQUEST, r#"the body must be {"dry_run": true} or {"dry_run": false}"#);
     };
@@ -44,7 +43,7 @@ struct Purge {
     image: String,
 }
 
-async fn purge(_: Operator, State(cache): State<Arc<Cache>>, body: Bytes) -> Response {
+async fn purge(State(cache): State<Arc<Cache>>, Operator(body): Operator) -> Response {
     let Ok(Purge { image }) = serde_json::from_slice(&body) else {
         return refusal(StatusCode::BAD_REQUEST, r#"the body must be like {"image": "docker.io/library/nginx:1.27"}"#);
     };

@@ -6,7 +6,6 @@ use axum::Router;
 use axum::extract::State;
 use axum::response::Response;
 use axum::routing::post;
-use bytes::Bytes;
 use http::StatusCode;
 
 use super::operator::{Operator, answer, refusal, unavailable};
@@ -18,7 +17,7 @@ pub(super) fn routes() -> Router<Arc<Cache>> {
     Router::new().route("/_stopover/robots", post(robots))
 }
 
-async fn robots(_: Operator, State(cache): State<Arc<Cache>>, body: Bytes) -> Response {
+async fn robots(State(cache): State<Arc<Cache>>, Operator(body): Operator) -> Response {
     let command: RobotCommand = match serde_json::from_slice(&body) {
         Ok(command) => command,
         Err(error) => {

@@ -1,14 +1,16 @@
 //! Who is let in, and what they may pull. Each test is the attack, or what a client does that belongs here.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::{Body, to_bytes};
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
-use http::{Method, StatusCode};
+use http::{Method, Request, StatusCode};
 use serde_json::{Value, json};
 use stopover::access::token::TokenKeys;
-use stopover::access::{IamIdentity, OidcIdentity, Principal, RobotAnswer, RobotCommand};
+use stopover::access::{IamIdentity, OidcIdentity, Principal, RobotAnswer, RobotCommand, Source};
 use stopover::config::{Cold, Config};
 use stopover::local::Local;
 use stopover::time::{Clock, Span};
@@ -16,6 +18,7 @@ use support::aws::{EVERY_OPERATION, Service};
 use support::on_both_columns;
 use support::scripted::{Fault, Login, Scripted};
 use support::world::{Answer, Column, PASSWORD, World, open};
+use tower::ServiceExt as _;
 
 on_both_columns!(
     callers_may_be_nobody_everywhere_by_network_or_not_at_all,
@@ -30,6 +33,8 @@ on_both_columns!(
     a_token_is_not_exchanged_for_a_newer_one,
     a_token_that_is_not_ours_is_refused_as_invalid,
     a_token_of_a_robot_ends_with_the_robot,
+    a_token_of_a_robot_opens_none_that_is_made_anew_under_its_name,
+    a_token_of_a_robot_ends_with_the_secret_it_was_issued_for,
     a_token_is_refused_whose_holder_could_not_log_in_any_more,
     what_a_token_may_pull_is_decided_by_the_policy_and_not_by_its_scope,
     private_content_is_for_whom_the_policy_names_and_nobody_else,
@@ -309,7 +314,7 @@ async fn a_token_that_is_not_ours_is_refused_as_invalid(column: Column) {
     let world = world(column, "robots = true").await;
     let good = bearer(&world, &basic("ci", &robot(&world, "ci").await)).await;
     let keys = |fill| TokenKeys::parse(&BASE64_STANDARD.encode([fill; 32]), world.clock.clone()).unwrap();
-    let (ci, life) = (Principal::Robot("ci".parse().unwrap()), Duration::from_mins(5));
+    let (ci, life) = (Principal::Robot("ci".parse().unwrap()).into(), Duration::from_mins(5));
     let parts: Vec<&str> = good.trim_start_matches("Bearer ").split('.').collect();
     let claims = BASE64_URL_SAFE_NO_PAD.decode(parts[1]).unwrap();
     let mut claims: Value = serde_json::from_slice(&claims).unwrap();
@@ -370,6 +375,29 @@ async fn a_token_of_a_robot_ends_with_the_robot(column: Column) {
     assert_eq!((status(&anew).await, status(&limited).await), (StatusCode::OK, StatusCode::UNAUTHORIZED));
 }
 
+async fn a_token_of_a_robot_opens_none_that_is_made_anew_under_its_name(column: Column) {
+    let world = world(column, "robots = true").await;
+    let before = bearer(&world, &basic("ci", &robot(&world, "ci").await)).await;
+    world.cache.robots(RobotCommand::Remove { name: "ci".parse().unwrap() }).await.unwrap();
+    // Within the second.
+    let anew = bearer(&world, &basic("ci", &robot(&world, "ci").await)).await;
+    let status = async |token: &str| get(&world, HERE, "/v2/", token).await.status;
+    assert_eq!((status(&anew).await, status(&before).await), (StatusCode::OK, StatusCode::UNAUTHORIZED));
+}
+
+async fn a_token_of_a_robot_ends_with_the_secret_it_was_issued_for(column: Column) {
+    let world = world(column, "robots = true").await;
+    let before = bearer(&world, &basic("ci", &robot(&world, "ci").await)).await;
+    let overlap = Some(Span(Duration::from_mins(2)));
+    let rotated = secret(&world, RobotCommand::Rotate { name: "ci".parse().unwrap(), overlap, expires: None }).await;
+    let status = async |token: &str| get(&world, HERE, "/v2/", token).await.status;
+    world.clock.advance(Duration::from_secs(119));
+    let after = bearer(&world, &basic("ci", &rotated)).await;
+    assert_eq!((status(&after).await, status(&before).await), (StatusCode::OK, StatusCode::OK));
+    world.clock.advance(Duration::from_secs(1));
+    assert_eq!((status(&after).await, status(&before).await), (StatusCode::OK, StatusCode::UNAUTHORIZED));
+}
+
 async fn a_token_is_refused_whose_holder_could_not_log_in_any_more(column: Column) {
     let iam = "service = \"stopover\"\n[access.iam]\naccounts = [\"123456789012\"]\n\
                roles = [\"arn:aws:iam::210987654321:role/node-*\"]\n";
@@ -383,7 +411,8 @@ async fn a_token_is_refused_whose_holder_could_not_log_in_any_more(column: Colum
     };
     let oidc = |name: &str, issuer: &str, owner: &str| {
         let claims = [("iss", issuer), ("owner", owner)].map(|(name, value)| (name.to_owned(), value.to_owned()));
-        Principal::Oidc(OidcIdentity { issuer: name.to_owned(), subject: "repo:a/b".to_owned(), claims: claims.into() })
+        let (issuer, subject, payer) = (name.to_owned(), "repo:a/b".to_owned(), String::new());
+        Principal::Oidc(OidcIdentity { issuer, subject, payer, claims: claims.into() })
     };
     // Each token is ours, of an hour when the configuration was another one.
     for (world, principal, expected) in [
@@ -401,7 +430,7 @@ async fn a_token_is_refused_whose_holder_could_not_log_in_any_more(column: Colum
         (&others, oidc("ci", "https://before.test", "1"), StatusCode::UNAUTHORIZED),
         (&others, oidc("github", "https://ci.test", "1"), StatusCode::UNAUTHORIZED),
     ] {
-        let token = keys.issue("stopover", &principal, Duration::from_hours(1)).unwrap();
+        let token = keys.issue("stopover", &principal.clone().into(), Duration::from_hours(1)).unwrap();
         let answer = get(world, HERE, "/v2/", &format!("Bearer {token}")).await;
         assert_eq!(answer.status, expected, "{principal}");
         let invalid = answer.header("www-authenticate").ends_with(",error=\"invalid_token\"");
@@ -747,4 +776,57 @@ async fn secrets_of_the_program_are_made_once_and_only_their_owner_may_read_them
     let other = tempfile::TempDir::new().unwrap();
     open(other.path(), "[access]\nanonymous = true\n").await.stop(Duration::ZERO).await;
     assert!(!other.path().join("signing_keys").exists());
+}
+
+/// A page whose name means 127.0.0.1 the next time it is asked for (DNS rebinding): to its browser this is the page's own
+/// server, whose answers it may read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_word_about_access_a_page_whose_name_leads_here_reads_nothing() {
+    let (data, upstream) = (tempfile::TempDir::new().unwrap(), Scripted::start().unwrap());
+    upstream.image("a", "1", &[b"layer"]);
+    let local = open(data.path(), &format!("[upstreams.\"test.local\"]\nurl = \"{}\"\n", upstream.url())).await;
+    let router = stopover::http::router(Arc::clone(&local.cache));
+    let ask = async |method: &Method, path: &str, hosts: &[&str]| {
+        let request = Request::builder().method(method).uri(path).extension(Source::from("127.0.0.1".parse().ok()));
+        let request = hosts.iter().fold(request, |request, host| request.header("host", *host));
+        let response = router.clone().oneshot(request.body(Body::from("{\"images\": []}")).unwrap()).await.unwrap();
+        let (status, body) = (response.status(), to_bytes(response.into_body(), 10_000).await.unwrap());
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    };
+    let asked = [(Method::GET, "/v2/"), (Method::GET, TAG), (Method::GET, "/_stopover/quota")];
+    let asked = [&asked[..], &[(Method::POST, "/_stopover/prefetch")]].concat();
+    for host in
+        ["evil.test", "evil.test:5000", "localhost.evil.test", "127.0.0.1.evil.test", "10.0.0.1:5000", "[::2]", "a b"]
+    {
+        for (method, path) in &asked {
+            for hosts in [&[host][..], &["127.0.0.1", host]] {
+                let (status, body) = ask(method, path, hosts).await;
+                assert_eq!(status, StatusCode::MISDIRECTED_REQUEST, "{hosts:?} {path}: {body}");
+                assert!(body.contains("\"DENIED\"") && body.contains("[access]"), "{body}");
+            }
+        }
+    }
+    assert!(upstream.requests().is_empty());
+    for host in [
+        "127.0.0.1:5000",
+        "127.0.0.2",
+        "LocalHost:5000",
+        "cache.localhost",
+        "localhost.",
+        "[::1]:5000",
+        "[::ffff:127.0.0.1]",
+    ] {
+        for (method, path) in &asked {
+            let (status, body) = ask(method, path, &[host]).await;
+            assert!(status.is_success(), "{host} {path}: {status} {body}");
+        }
+    }
+    // Whoever says in [access] who is let in decides what the cache is called.
+    local.stop(Duration::ZERO).await;
+    let data = tempfile::TempDir::new().unwrap();
+    let local = open(data.path(), "[access]\nanonymous = [\"127.0.0.0/8\"]\n").await;
+    let request = Request::get("/v2/").header("host", "cache.test").extension(Source::from("127.0.0.1".parse().ok()));
+    let response = stopover::http::router(Arc::clone(&local.cache)).oneshot(request.body(Body::empty()).unwrap()).await;
+    assert_eq!(response.unwrap().status(), StatusCode::OK);
+    local.stop(Duration::ZERO).await;
 }

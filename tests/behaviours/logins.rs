@@ -18,10 +18,15 @@ pub(crate) const TAG: &str = "/v2/test.local/team/app/manifests/1";
 
 /// A world with these ways in, an image, and no way in for anybody else.
 pub(crate) async fn world(column: Column, ways: &str, policy: &str) -> World {
+    world_with("", column, ways, policy).await
+}
+
+/// The same with other settings, too.
+pub(crate) async fn world_with(settings: &str, column: Column, ways: &str, policy: &str) -> World {
     let mut keys = NamedTempFile::new().unwrap();
     writeln!(keys, "1:{}", STANDARD.encode([7; 32])).unwrap();
     let settings = format!(
-        "[access]\nservice = \"{SERVICE}\"\nsigning_keys = {{ file = {:?} }}\n{ways}\n{policy}\n",
+        "{settings}\n[access]\nservice = \"{SERVICE}\"\nsigning_keys = {{ file = {:?} }}\n{ways}\n{policy}\n",
         keys.path().display().to_string()
     );
     let world = World::plan(column).settings(&settings).start().await;

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use fastrand::Rng;
 use stopover::access::iam::SignedFields;
-use stopover::access::token::TokenKeys;
+use stopover::access::token::{Holder, TokenKeys};
 use stopover::access::{IamIdentity, Principal};
 use stopover::time::{Clock, Timestamp};
 
@@ -120,7 +120,7 @@ fn no_token_panics_or_is_believed_that_was_not_issued() {
     let clock = Clock::manual(Timestamp(1_800_000_000));
     let keys =
         |fill: u8| TokenKeys::parse(&format!("1:{}", STANDARD.encode([fill; 32])), clock.clone()).expect("a key");
-    let robot = Principal::Robot("ci".parse().expect("a name"));
+    let robot = Holder::from(Principal::Robot("ci".parse().expect("a name")));
     let life = Duration::from_mins(5);
     let issue = |fill, service| keys(fill).issue(service, &robot, life).expect("it can be signed");
     let issued = [issue(7, "cr.test"), issue(8, "cr.test"), issue(7, "other.test")];
@@ -138,7 +138,7 @@ fn no_token_panics_or_is_believed_that_was_not_issued() {
         }
         let believed = verifying.verify("cr.test", &token);
         match &believed {
-            Ok((principal, _)) => assert!(token == issued[0] && *principal == robot, "{token} is believed"),
+            Ok((holder, _)) => assert!(token == issued[0] && *holder == robot, "{token} is believed"),
             Err(_) => assert!(token != issued[0], "what we have issued is refused"),
         }
         believed.is_ok()

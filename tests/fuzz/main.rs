@@ -6,6 +6,7 @@
 
 mod config;
 mod generate;
+mod issuers;
 mod logins;
 mod requests;
 mod upstream;

@@ -63,7 +63,7 @@ pub struct World {
     storage: Storage,
     router: Router,
     /// The operators' secret.
-    pub operator: String,
+    pub operator: OperatorSecret,
     _log: secrets::Watched,
 }
 
@@ -176,9 +176,11 @@ impl World {
         self.send_request(Request::builder().method(method).extension(source(caller)), path, headers).await
     }
 
-    /// Sends what an operator asks, with the secret.
-    pub async fn operate(&self, method: Method, path: &str, body: impl Into<Body>) -> Answer {
-        let request = Request::builder().method(method).uri(path).header(OPERATOR_HEADER, &self.operator);
+    /// Sends what an operator asks, with the proof.
+    pub async fn operate(&self, method: Method, path: &str, body: impl Into<String>) -> Answer {
+        let body = body.into();
+        let proof = self.operator.prove(&method, path, body.as_bytes(), self.clock.now()).expect("it can be signed");
+        let request = Request::builder().method(method).uri(path).header(OPERATOR_HEADER, proof);
         self.send_whole(request.body(body.into()).expect("a test sends a real request")).await
     }
 
@@ -356,8 +358,8 @@ impl Plan {
                 (cache, storage, OPERATOR.to_owned())
             }
         };
-        let operator = operator.trim().to_owned();
-        secrets::know("the secret of the operators", &operator);
+        secrets::know("the secret of the operators", operator.trim());
+        let operator = OperatorSecret::parse(&operator)?;
         let router = router(Arc::clone(&cache));
         Ok(World { router, upstream, clock, cache, storage, operator, _log: secrets::Watched })
     }

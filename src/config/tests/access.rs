@@ -127,7 +127,8 @@ fn what_the_access_table_cannot_mean_is_named() {
         "nobody, not everybody"
     );
     for wrong in ["o-*", "", "o-a1b2", "123456789012"] {
-        let error = load(&format!("[access.iam]\norganization = \"{wrong}\"")).unwrap_err();
+        let error =
+            load(&format!("[access]\nservice = \"cr.test\"\n[access.iam]\norganization = \"{wrong}\"")).unwrap_err();
         assert!(error.starts_with("access.iam.organization: "), "{wrong}: {error}");
     }
     for nobody in ["", "anonymous = false", "anonymous = []", "robots = false", "token_life = \"5m\""] {

@@ -18,6 +18,7 @@ use super::{SERVICE, TAG, log_in, pull_with, status, world};
 on_both_columns!(
     a_signed_login_gets_a_token_and_pulls,
     an_identity_of_another_account_is_not_let_in,
+    an_account_of_another_partition_is_somebody_else,
     a_session_of_a_role_is_let_in_as_the_role,
     altered_fields_of_a_signature_are_refused,
     a_signature_for_another_cache_is_refused,
@@ -26,6 +27,7 @@ on_both_columns!(
     an_old_or_future_signature_is_refused_without_asking_sts,
     sts_is_asked_once_about_a_signature,
     a_flood_of_forgeries_neither_exhausts_sts_nor_keeps_out_whom_it_knows,
+    a_stranger_who_names_the_key_of_somebody_known_waits_with_strangers,
     when_sts_is_down_known_identities_go_on_and_new_ones_are_told_to_come_back,
 );
 
@@ -58,6 +60,29 @@ async fn an_identity_of_another_account_is_not_let_in(column: Column) {
     let answer = log_in(&world, "aws", &signer.password(REGION, SERVICE, world.clock.now())).await;
     assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
     assert!(answer.error().1.contains("iam:arn:aws:iam::999999999999:user/me is not let in"), "{answer:?}");
+}
+
+async fn an_account_of_another_partition_is_somebody_else(column: Column) {
+    for (setting, region, other) in [
+        ("", REGION, [("aws-cn", "cn-north-1"), ("aws-us-gov", "us-gov-west-1")]),
+        ("partition = \"aws-cn\"", "cn-north-1", [("aws", REGION), ("aws-us-gov", "us-gov-west-1")]),
+    ] {
+        let sts = Sts::start().unwrap();
+        let iam = format!("[access.iam]\naccounts = [\"{ACCOUNT}\"]\n{setting}\nendpoint = \"{}\"", sts.url());
+        let world = world(column, &iam, "").await;
+        sts.follow(&world.clock);
+        for (partition, region) in other {
+            let stranger = Signer::user_in(partition, ACCOUNT, "me");
+            sts.know(&stranger);
+            let password = stranger.password(region, SERVICE, world.clock.now());
+            assert_eq!(status(&world, "aws", &password).await, StatusCode::UNAUTHORIZED, "{setting} {partition}");
+        }
+        assert_eq!(sts.asked(), 0, "nobody there can be let in");
+        let ours = Signer::user_in(if setting.is_empty() { "aws" } else { "aws-cn" }, ACCOUNT, "me");
+        sts.know(&ours);
+        let password = ours.password(region, SERVICE, world.clock.now());
+        assert_eq!(status(&world, "aws", &password).await, StatusCode::OK, "{setting}");
+    }
 }
 
 async fn a_session_of_a_role_is_let_in_as_the_role(column: Column) {
@@ -240,6 +265,42 @@ async fn a_flood_of_forgeries_neither_exhausts_sts_nor_keeps_out_whom_it_knows(c
     tokio::time::timeout(DEADLINE, all).await.expect("nobody waits for ever");
     assert_eq!(sts.asked(), 2 + 256 + 8, "two of them about who is known");
     assert_eq!(from("10.0.0.2", &new, now).await.status, StatusCode::OK);
+}
+
+async fn a_stranger_who_names_the_key_of_somebody_known_waits_with_strangers(column: Column) {
+    let (world, sts, known) = world_with_sts(column).await;
+    let now = world.clock.now();
+    let from = async |caller: &str, password: &str| {
+        let basic = format!("Basic {}", STANDARD.encode(format!("aws:{password}")));
+        world.send_with(caller, Method::GET, "/token", &[("authorization", &basic)]).await.status
+    };
+    assert_eq!(from("10.0.0.1", &known.password(REGION, SERVICE, now)).await, StatusCode::OK);
+    sts.stall_strangers(true);
+    let turned_away = AtomicUsize::new(0);
+    let forgeries = join_all((0..300).map(|number| {
+        let (from, turned_away, known) = (&from, &turned_away, &known);
+        async move {
+            let forged = altered(&known.password(REGION, SERVICE, now), |fields| {
+                fields["token"] = json!("forged");
+                fields["signature"] = json!(format!("{number:064x}"));
+            });
+            if from(&format!("198.51.100.{}", number / 60), &forged).await == StatusCode::TOO_MANY_REQUESTS {
+                turned_away.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    }));
+    let meanwhile = async {
+        // Those who are not turned away fill the queue that they wait in, and are all that STS is asked.
+        while turned_away.load(Ordering::SeqCst) != 300 - 256 - 8 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let later = known.password(REGION, SERVICE, now.minus(Duration::from_secs(5)));
+        let let_in = from("10.0.0.1", &later).await;
+        sts.stall_strangers(false);
+        assert_eq!(let_in, StatusCode::OK);
+    };
+    let all = async { tokio::join!(forgeries, meanwhile) };
+    tokio::time::timeout(DEADLINE, all).await.expect("nobody waits for ever");
 }
 
 async fn when_sts_is_down_known_identities_go_on_and_new_ones_are_told_to_come_back(column: Column) {

@@ -5,14 +5,14 @@ use std::time::Duration;
 use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use http::StatusCode;
+use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use stopover::time::Timestamp;
 use support::issuer::{Issuer, content};
 use support::on_both_columns;
 use support::world::{Column, World};
 
-use super::{SERVICE, log_in, pull_with, status, world};
+use super::{SERVICE, log_in, pull_with, status, world, world_with};
 
 on_both_columns!(
     an_id_token_gets_a_token_and_pulls,
@@ -21,6 +21,7 @@ on_both_columns!(
     an_id_token_is_good_only_within_its_time,
     an_id_token_without_the_claims_is_not_let_in,
     rules_decide_by_the_claims_of_an_id_token,
+    whoever_has_many_subjects_has_one_budget,
     a_rotated_key_is_found_and_an_unknown_one_does_not_have_the_issuer_asked_all_the_time,
     when_an_issuer_is_down_known_keys_go_on_and_new_ones_are_told_to_come_back,
     keys_that_an_issuer_keeps_elsewhere_are_not_fetched,
@@ -162,6 +163,38 @@ async fn rules_decide_by_the_claims_of_an_id_token(column: Column) {
         let answer = log_in(&world, "oidc", &token).await;
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
         assert_eq!(pull_with(&world, &answer).await.status, expected);
+    }
+}
+
+/// Whoever may push branches to a repository of GitHub is as many subjects as they like.
+async fn whoever_has_many_subjects_has_one_budget(column: Column) {
+    for (setting, ours, theirs) in [
+        ("", json!({ "repository_id": "7" }), json!({ "repository_id": "8" })),
+        ("", json!({ "project_id": "7" }), json!({ "project_id": "8" })),
+        ("budget_claim = \"team\"", json!({ "team": "a", "repository_id": "1" }), json!({ "team": "b" })),
+        // Whoever has no such claim has a budget with all who have none.
+        ("budget_claim = \"team\"", json!({ "repository_id": "7" }), json!({ "team": "b" })),
+    ] {
+        let issuer = Issuer::start().unwrap();
+        let ways = format!(
+            "[access.oidc.ci]\nissuer = \"{}\"\naudience = \"{SERVICE}\"\nclaims = {{ owner_id = \"42\" }}\n{setting}",
+            issuer.url()
+        );
+        let world = world_with("misses = 4", column, &ways, "").await;
+        let miss = async |subject: &str, more: &Value| {
+            let mut claims = with(&issuer, world.clock.now(), "sub", json!(subject));
+            claims.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let answer = log_in(&world, "oidc", &issuer.token("ES256", &claims)).await;
+            let body: Value = serde_json::from_slice(answer.bytes()).unwrap();
+            let bearer = format!("Bearer {}", body["token"].as_str().unwrap());
+            let path = format!("/v2/test.local/{subject}/manifests/1");
+            world.send(Method::GET, &path, &[("authorization", &bearer)]).await.status
+        };
+        for branch in 0..4 {
+            assert_eq!(miss(&format!("branch-{branch}"), &ours).await, StatusCode::NOT_FOUND, "{ours} {branch}");
+        }
+        assert_eq!(miss("branch-4", &ours).await, StatusCode::TOO_MANY_REQUESTS, "{ours}");
+        assert_eq!(miss("branch-5", &theirs).await, StatusCode::NOT_FOUND, "{theirs}");
     }
 }
 

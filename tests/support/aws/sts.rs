@@ -46,7 +46,12 @@ pub struct Signer {
 impl Signer {
     /// A user, whose credentials last.
     pub fn user(account: &str, name: &str) -> Self {
-        let arn = format!("arn:aws:iam::{account}:user/{name}");
+        Self::user_in("aws", account, name)
+    }
+
+    /// A user in a partition: `aws-cn`, say.
+    pub fn user_in(partition: &str, account: &str, name: &str) -> Self {
+        let arn = format!("arn:{partition}:iam::{account}:user/{name}");
         Self::new("AKIA", account, arn, None)
     }
 
@@ -73,7 +78,7 @@ impl Signer {
     /// Signs something else, and says that it is that.
     pub fn password_for(&self, action: &str, region: &str, headers: &[(&str, &str)], at: Timestamp) -> String {
         let params = [("Action", action), ("Version", "2011-06-15")];
-        let host = format!("sts.{region}.amazonaws.com");
+        let host = host(region);
         let signed = self.presign(region, &host, &params, headers, at);
         let [credential, date, signature] =
             ["X-Amz-Credential", "X-Amz-Date", "X-Amz-Signature"].map(|name| signed[name].as_str());
@@ -114,6 +119,11 @@ impl Signer {
         signed.insert("X-Amz-Signature".into(), signature);
         signed
     }
+}
+
+/// Where the STS of a region is (AWS, "Service endpoints").
+fn host(region: &str) -> String {
+    format!("sts.{region}.amazonaws.com{}", if region.starts_with("cn-") { ".cn" } else { "" })
 }
 
 fn url_encoded(params: &[(&str, &str)]) -> String {
@@ -296,7 +306,7 @@ impl Books {
         if param("x-amz-algorithm") != "AWS4-HMAC-SHA256" || param("x-amz-expires") != LIFE.to_string() {
             return Err(incomplete("another algorithm or life than this service takes".into()));
         }
-        let host = format!("sts.{region}.amazonaws.com");
+        let host = host(region);
         let names: Vec<&str> = param("x-amz-signedheaders").split(';').collect();
         if text(request.headers(), "host") != host || !names.contains(&"host") {
             return Err(forged(format!("the host has to be {host}, and signed")));
