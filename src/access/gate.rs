@@ -134,6 +134,14 @@ impl<'a> Asking<'a> {
         }
     }
 
+    /// What whoever logs in as a robot may keep instead of its name and secret, to log in again with: the same, in the form
+    /// that `Authorization` has it in. So it ends when the secret does, and not with the keys that tokens are signed with.
+    /// What others prove themselves with is good for minutes only.
+    pub(crate) fn refresh_token(&self) -> Option<&'a str> {
+        let Some(Login::Robot(_)) = self.login() else { return None };
+        self.authorization?.split_once(' ').map(|(_, pair)| pair.trim())
+    }
+
     fn credentials(&self) -> Result<Credentials<'a>, AccessError> {
         let Some(authorization) = self.authorization else { return Ok(Credentials::None) };
         if authorization.len() > LONGEST_AUTHORIZATION {
@@ -241,7 +249,7 @@ impl Access {
     }
 
     /// Who has this user name and secret.
-    pub(crate) async fn log_in(&self, user: &str, secret: &str, source: Source) -> Result<Holder, AccessError> {
+    async fn log_in(&self, user: &str, secret: &str, source: Source) -> Result<Holder, AccessError> {
         // Clients without credentials send these to a registry that asks for some (containers/image).
         if user.is_empty() && secret.is_empty() {
             return self.anonymous(source);

@@ -1,5 +1,6 @@
 //! Who a request is from, what they are told when that is not enough, and `/token` (distribution, "Token Authentication").
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -8,6 +9,8 @@ use axum::extract::{DefaultBodyLimit, State};
 use axum::response::Response;
 use axum::routing::get;
 use axum::{Json, Router, response::IntoResponse as _};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{AUTHORIZATION, CACHE_CONTROL, HOST, HeaderValue};
@@ -20,7 +23,7 @@ use super::{NO_STORE, refuse, source};
 use crate::Cache;
 use crate::access::policy::Decision;
 use crate::access::token::Holder;
-use crate::access::{AccessError, Asking, Login, Principal, ProvenBody};
+use crate::access::{AccessError, Asking, Principal, ProvenBody};
 use crate::budget::Payer;
 use crate::error::PullError;
 use crate::oci::{Operation, Repository, Request};
@@ -147,39 +150,54 @@ pub(super) fn routes() -> Router<Arc<Cache>> {
     Router::new().route("/token", get(by_header).post(by_form)).layer(DefaultBodyLimit::max(MAX_FORM))
 }
 
+type Form = HashMap<String, String>;
+
+fn form(encoded: &[u8]) -> Form {
+    url::form_urlencoded::parse(encoded).into_owned().collect()
+}
+
 /// GET with Basic, or with nothing: a token of nobody, where nobody needs more.
 async fn by_header(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
-    let identified = async { cache.access.identify_for_token(asking(&parts)?).await };
-    let login = asking(&parts).ok().and_then(|asking| asking.login());
-    logged_in(&cache, &parts, login, identified.await)
+    let keeps =
+        form(parts.uri.query().unwrap_or_default().as_bytes()).get("offline_token").is_some_and(|is| is == "true");
+    log_in(&cache, &parts, asking(&parts), keeps).await
 }
 
-/// POST with `grant_type=password`. There are no refresh tokens: what clients would keep is the secret itself.
+/// POST with `grant_type=password`, or with a refresh token (token specification, "OAuth2 Token Authentication").
 async fn by_form(State(cache): State<Arc<Cache>>, parts: Parts, body: Bytes) -> Response {
-    let mut form: std::collections::HashMap<_, _> = url::form_urlencoded::parse(&body).into_owned().collect();
-    if form.get("grant_type").map(String::as_str) != Some("password") {
+    let form = form(&body);
+    let field = |name: &str| form.get(name).map(String::as_str);
+    let pair = match field("grant_type") {
+        Some("password") => {
+            field("username").zip(field("password")).map(|(user, secret)| STANDARD.encode(format!("{user}:{secret}")))
+        }
+        Some("refresh_token") => field("refresh_token").map(str::to_owned),
         // Clients go on with GET.
-        return refused(StatusCode::BAD_REQUEST, "unsupported_grant_type");
-    }
-    let (Some(user), Some(secret)) = (form.remove("username"), form.remove("password")) else {
-        return refused(StatusCode::BAD_REQUEST, "invalid_request");
+        _ => return refused(StatusCode::BAD_REQUEST, "unsupported_grant_type"),
     };
-    let identified = cache.access.log_in(&user, &secret, source(&parts)).await;
-    logged_in(&cache, &parts, Login::of(&user), identified)
+    let Some(pair) = pair else { return refused(StatusCode::BAD_REQUEST, "invalid_request") };
+    let authorization = format!("Basic {pair}");
+    let asking = Asking { authorization: Some(&authorization), source: source(&parts) };
+    log_in(&cache, &parts, Ok(asking), field("access_type") == Some("offline")).await
 }
 
-fn logged_in(cache: &Cache, parts: &Parts, login: Option<Login>, identified: Result<Holder, AccessError>) -> Response {
+/// A token for whoever says who they are. `keeps`: they want to log in again without name and secret.
+async fn log_in(cache: &Cache, parts: &Parts, asking: Result<Asking<'_>, AccessError>, keeps: bool) -> Response {
+    let (asking, identified) = match asking {
+        Ok(asking) => (asking, cache.access.identify_for_token(asking).await),
+        Err(error) => (Asking::default(), Err(error)),
+    };
     let mut record = Record::of(None, source(parts).address);
     match identified {
         Ok(holder) => {
-            let response = token(cache, &holder);
+            let response = token(cache, &holder, asking.refresh_token().filter(|_| keeps));
             record.principal = Some(holder.principal);
             record.logged_in(None);
             response
         }
         Err(error) => {
             let error = error.into();
-            record.login = login;
+            record.login = asking.login();
             record.logged_in(Some(&error));
             refuse(cache, &error, parts)
         }
@@ -191,14 +209,17 @@ fn refused(status: StatusCode, error: &str) -> Response {
     (status, [(CACHE_CONTROL, NO_STORE)], Json(json!({ "error": error }))).into_response()
 }
 
-fn token(cache: &Cache, holder: &Holder) -> Response {
+fn token(cache: &Cache, holder: &Holder, refresh_token: Option<&str>) -> Response {
     let Some(token) = cache.access.issue(holder) else {
         return refused(StatusCode::NOT_FOUND, "unsupported_grant_type");
     };
     let issued_at = UNIX_EPOCH + Duration::from_secs(cache.clock.now().0);
-    let body = json!({
+    let mut body = json!({
         "token": token, "access_token": token, "issued_at": humantime::format_rfc3339_seconds(issued_at).to_string(),
         "expires_in": cache.access.config.token_life.as_secs(),
     });
+    if let Some(token) = refresh_token {
+        body["refresh_token"] = token.into();
+    }
     answer(&body)
 }

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use aws_config::SdkConfig;
+use aws_config::timeout::TimeoutConfig;
 use axum::Router;
 use axum::body::Body;
 use base64::Engine as _;
@@ -375,13 +377,20 @@ async fn aws(config: Config, clock: &Clock) -> anyhow::Result<(Arc<Cache>, Stora
 async fn connect(config: Config, clock: &Clock, endpoints: &Endpoints) -> anyhow::Result<Arc<Cache>> {
     let sdk = endpoints.sdk_config().await;
     let blobs = aws::S3Blobs::new(aws::s3_client(&sdk), endpoints.bucket().to_owned());
-    let ledger = aws::DynamoLedger::new(aws::dynamo_client(&sdk), endpoints.table().to_owned(), blobs.clone());
+    let ledger = aws::DynamoLedger::new(patient_dynamo_client(&sdk), endpoints.table().to_owned(), blobs.clone());
     let fills = aws::SqsFills::new(aws::sqs_client(&sdk), queues(endpoints));
     let logins: Arc<dyn Issuer> = Arc::new(aws::EcrLogins::new(sdk.clone()));
     let organization = Arc::new(aws::Organizations::new(aws::organizations_client(&sdk)));
     let (blobs, ledger, fills) = (Arc::new(blobs), Arc::new(ledger), Arc::new(fills));
     let cache = Cache::new(config, clock.clone(), blobs, ledger, fills, Some(&logins), Some(organization))?;
     Ok(Arc::new(cache.with_operator(OperatorSecret::parse(OPERATOR)?)))
+}
+
+/// As the functions have it, but for how long it waits: here one process has as many requests at once as a thousand
+/// functions, and tests say what they cost, not how fast a busy machine is.
+fn patient_dynamo_client(sdk: &SdkConfig) -> aws_sdk_dynamodb::Client {
+    let patience = TimeoutConfig::builder().operation_timeout(2 * DEADLINE).build();
+    aws_sdk_dynamodb::Client::from_conf(aws::dynamo_client(sdk).config().to_builder().timeout_config(patience).build())
 }
 
 /// The queues of these endpoints, as the template names them to the functions.
