@@ -4,12 +4,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::future::join_all;
-use http::{Method, StatusCode};
+use http::StatusCode;
 use serde_json::{Value, json};
 use stopover::time::Timestamp;
 use support::aws::sts::{Signer, Sts};
+use support::guests::{basic, get};
 use support::on_both_columns;
 use support::world::{Column, DEADLINE, World};
 
@@ -220,8 +221,7 @@ async fn a_flood_of_forgeries_neither_exhausts_sts_nor_keeps_out_whom_it_knows(c
     sts.know(&new);
     let now = world.clock.now();
     let from = async |caller: &str, signer: &Signer, at: Timestamp| {
-        let basic = format!("Basic {}", STANDARD.encode(format!("aws:{}", signer.password(REGION, SERVICE, at))));
-        world.send_with(caller, Method::GET, "/token", &[("authorization", &basic)]).await
+        get(&world, caller, "/token", &basic("aws", &signer.password(REGION, SERVICE, at))).await
     };
     assert_eq!(from("10.0.0.1", &known, now).await.status, StatusCode::OK);
     sts.stall_strangers(true);
@@ -270,10 +270,7 @@ async fn a_flood_of_forgeries_neither_exhausts_sts_nor_keeps_out_whom_it_knows(c
 async fn a_stranger_who_names_the_key_of_somebody_known_waits_with_strangers(column: Column) {
     let (world, sts, known) = world_with_sts(column).await;
     let now = world.clock.now();
-    let from = async |caller: &str, password: &str| {
-        let basic = format!("Basic {}", STANDARD.encode(format!("aws:{password}")));
-        world.send_with(caller, Method::GET, "/token", &[("authorization", &basic)]).await.status
-    };
+    let from = async |caller: &str, password: &str| get(&world, caller, "/token", &basic("aws", password)).await.status;
     assert_eq!(from("10.0.0.1", &known.password(REGION, SERVICE, now)).await, StatusCode::OK);
     sts.stall_strangers(true);
     let turned_away = AtomicUsize::new(0);
