@@ -195,14 +195,12 @@ impl AccessConfig {
         let Some(listen) = self.here else { return true };
         let Ok(authority) = Authority::try_from(host) else { return false };
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-        match host.parse::<IpAddr>().map(|address| address.to_canonical()) {
-            Ok(address) => address.is_loopback() || address == listen.to_canonical(),
-            // RFC 6761, section 6.3: nobody else can say what these names mean.
-            Err(_) => {
-                let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-                name == "localhost" || name.ends_with(".localhost")
-            }
+        if let Ok(address) = host.parse::<IpAddr>().map(|address| address.to_canonical()) {
+            return address.is_loopback() || address == listen.to_canonical();
         }
+        // RFC 6761, section 6.3: nobody else can say what these names mean.
+        let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        name == "localhost" || name.ends_with(".localhost")
     }
 
     /// Whether there is any way to log in.

@@ -57,12 +57,11 @@ impl Guest {
     pub(super) async fn of(cache: &Cache, parts: &Parts, record: &mut Record) -> Result<Self, PullError> {
         record.address = source(parts).address;
         let (asking, proven) = (asking(parts)?, proof(cache, parts));
-        let principal = match proven {
-            Some(_) => Principal::Anonymous,
-            None => {
-                let identified = cache.access.identify(asking).await;
-                identified.inspect_err(|_| record.login = asking.login())?.principal
-            }
+        let principal = if proven.is_some() {
+            Principal::Anonymous
+        } else {
+            let identified = cache.access.identify(asking).await;
+            identified.inspect_err(|_| record.login = asking.login())?.principal
         };
         if !hosts(parts).all(|host| cache.access.config.is_called(host)) {
             return Err(AccessError::Misdirected.into());

@@ -3,12 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use futures_util::{StreamExt as _, future, stream};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
-use stopover::access::{RobotAnswer, RobotCommand};
 use stopover::budget::Payer;
 use stopover::config::Cold;
 use stopover::error::PullError;
@@ -16,6 +13,7 @@ use stopover::oci::{Algorithm, Digest, Page, Platforms, Reference, Repository};
 use stopover::ports::{ImageJob, Priority};
 use stopover::pull::Want;
 use stopover::upstream::UpstreamError;
+use support::guests::{self, basic, bearer};
 use support::on_both_columns;
 use support::scripted::{Fault, ScriptedImage};
 use support::world::{Answer, Column, World};
@@ -75,13 +73,7 @@ fn assert_over(answer: &Answer, words: &str, seconds: &str) {
 
 /// `Authorization` with a token of a new robot.
 async fn robot(world: &World, name: &str) -> String {
-    let command = RobotCommand::Add { name: name.parse().unwrap(), expires: None };
-    let RobotAnswer::Secret { secret, .. } = world.cache.robots(command).await.unwrap() else { panic!("no secret") };
-    let basic = format!("Basic {}", BASE64_STANDARD.encode(format!("{name}:{}", secret.as_str())));
-    let headers = [("host", "cache.test"), ("authorization", basic.as_str())];
-    let answer = world.get_with(STRANGER, "/token?service=stopover", &headers).await;
-    let body: Value = serde_json::from_slice(answer.bytes()).unwrap();
-    format!("Bearer {}", body["token"].as_str().unwrap())
+    bearer(world, &basic(name, &guests::robot(world, name).await)).await
 }
 
 async fn entries(world: &World) -> usize {

@@ -9,7 +9,7 @@ use std::io::Write as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{Method, StatusCode};
-use serde_json::Value;
+use support::guests::{basic, token_in};
 use support::world::{Answer, Column, World};
 use tempfile::NamedTempFile;
 
@@ -35,8 +35,7 @@ pub(crate) async fn world_with(settings: &str, column: Column, ways: &str, polic
 }
 
 async fn log_in(world: &World, user: &str, password: &str) -> Answer {
-    let basic = format!("Basic {}", STANDARD.encode(format!("{user}:{password}")));
-    world.send(Method::GET, "/token?service=cr.test", &[("authorization", &basic)]).await
+    world.send(Method::GET, "/token?service=cr.test", &[("authorization", &basic(user, password))]).await
 }
 
 /// The status of a login.
@@ -45,7 +44,5 @@ async fn status(world: &World, user: &str, password: &str) -> StatusCode {
 }
 
 async fn pull_with(world: &World, answer: &Answer) -> Answer {
-    let body: Value = serde_json::from_slice(answer.bytes()).unwrap();
-    let bearer = format!("Bearer {}", body["token"].as_str().unwrap());
-    world.send(Method::GET, TAG, &[("authorization", &bearer)]).await
+    world.send(Method::GET, TAG, &[("authorization", &token_in(answer))]).await
 }

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use base64::Engine as _;
 use http::{Method, StatusCode};
 use stopover::config::Cold;
 use support::aws::{EVERY_OPERATION, Service};
+use support::guests::basic;
 use support::on_both_columns;
 use support::scripted::{Fault, Login, Scripted};
 use support::world::{Column, PASSWORD, World};
@@ -112,10 +112,11 @@ async fn rules_with_one_user_name_and_two_passwords_share_no_token(column: Colum
     }
     let asked = world.upstream.requests().into_iter().filter(|seen| seen.line == "GET /token");
     let asked: Vec<String> = asked.map(|seen| seen.headers["authorization"].to_str().unwrap().to_owned()).collect();
-    let login = |password: &str| {
-        format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("bot:{password}")))
-    };
-    assert_eq!(asked, [login(PASSWORD), login("other")], "one token for each password, whatever the rule");
+    assert_eq!(
+        asked,
+        [basic("bot", PASSWORD), basic("bot", "other")],
+        "one token for each password, whatever the rule"
+    );
 }
 
 async fn what_is_not_allowed_is_refused_before_ledger_or_upstream_is_asked(column: Column) {

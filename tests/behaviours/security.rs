@@ -3,11 +3,10 @@
 use std::net::TcpListener;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use http::{Method, StatusCode};
 use stopover::config::Cold;
 use support::aws::{EVERY_OPERATION, Service};
+use support::guests::basic;
 use support::on_both_columns;
 use support::scripted::{Fault, Login, Scripted};
 use support::world::{Column, PASSWORD, World};
@@ -159,7 +158,7 @@ async fn neither_tokens_nor_cookies_go_to_where_upstream_redirects(column: Colum
     for seen in elsewhere.requests() {
         assert!(!seen.headers.contains_key("authorization"), "{seen:?}");
     }
-    let basic = format!("Basic {}", BASE64_STANDARD.encode(format!("me:{PASSWORD}")));
+    let basic = basic("me", PASSWORD);
     for seen in world.upstream.requests().iter().chain(&elsewhere.requests()) {
         assert!(!seen.headers.contains_key("cookie") && !seen.headers.contains_key("x-forwarded-for"), "{seen:?}");
         let authorization = seen.headers.get("authorization").and_then(|value| value.to_str().ok());

@@ -2,12 +2,13 @@
 //! in tests/fuzz.
 
 use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{HeaderValue, Method, StatusCode};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use stopover::access::iam::SignedFields;
 use support::aws::sts::{Signer, Sts};
+use support::guests::basic;
 use support::scripted::{Fault, Scripted};
 use support::world::{Column, World};
 use tokio::runtime::Handle;
@@ -86,11 +87,10 @@ async fn no_authorization_of_a_stranger_lets_in() {
     );
     let world = super::logins::world(Column::Embedded, &ways, "").await;
     sts.follow(&world.clock);
-    let basic = |user: &str, secret: String| format!("Basic {}", STANDARD.encode(format!("{user}:{secret}")));
     let authorization = prop_oneof![
-        signed_with(&known.key_id).prop_map(move |secret| basic("aws", secret)),
+        signed_with(&known.key_id).prop_map(move |secret| basic("aws", &secret)),
         (prop::sample::select(vec!["aws", "oidc", "", "root"]), secret())
-            .prop_map(move |(user, secret)| basic(user, secret)),
+            .prop_map(move |(user, secret)| basic(user, &secret)),
         secret().prop_map(|token| format!("Bearer {token}")),
         ("[Bb]asic|Bearer|Digest|", ".{0,40}").prop_map(|(scheme, rest)| format!("{scheme} {rest}")),
     ];

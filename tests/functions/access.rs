@@ -7,14 +7,33 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use support::aws::sts::{Signer, Sts};
 use support::aws::{EVERY_OPERATION, Endpoints, Service};
-use support::scripted::{Login, Scripted};
+use support::scripted::{Login, Scripted, ScriptedImage};
 use tempfile::NamedTempFile;
 
-use crate::deployment::{ACCOUNT, FILLER, Plan, REGISTRIES, REGISTRY, SERVICE, SIGNING_KEY, error_code, request};
+use crate::deployment::{
+    ACCOUNT, Deployment, FILLER, Plan, REGISTRIES, REGISTRY, SERVICE, SIGNING_KEY, error_code, request,
+};
 
 const ROBOTS: &str = "[access]\nrobots = true\n";
 const KEYS: &str = "signing_keys = { env = \"STOPOVER_SIGNING_KEYS\" }\n";
 const POLICY: &str = "[[policy]]\nwho = [\"robot:ci\"]\nallow = true\n";
+
+/// Pulls with the token that was issued, whichever process answers; the token.
+async fn pulled_through_every_process(
+    deployment: &Deployment,
+    issued: reqwest::Response,
+    image: &ScriptedImage,
+) -> Result<String> {
+    ensure!(issued.status() == 200, "{}\n{}", issued.status(), deployment.log());
+    let issued: Value = serde_json::from_slice(&issued.bytes().await?)?;
+    let token = issued["token"].as_str().context("no token")?;
+    for _ in 0..2 * REGISTRIES {
+        let answer = deployment.request(Method::GET, "team/image/manifests/v1")?.bearer_auth(token).send().await?;
+        ensure!(answer.status() == 200, "{}\n{}", answer.status(), deployment.log());
+        ensure!(answer.bytes().await? == image.manifest);
+    }
+    Ok(token.to_owned())
+}
 
 #[tokio::test]
 async fn a_fresh_deployment_lets_in_identities_of_its_account_and_nobody_else() -> Result<()> {
@@ -59,15 +78,7 @@ async fn a_fresh_deployment_lets_in_identities_of_its_account_and_nobody_else() 
     let spent = deployment.endpoints.calls(Service::DynamoDb, EVERY_OPERATION) - calls;
     ensure!(spent == 0 && upstream.requests().is_empty(), "strangers have cost {spent} calls of the table");
     let issued = login("aws", &ours.password("eu-west-1", SERVICE, now)).await?;
-    ensure!(issued.status() == 200, "{}\n{}", issued.status(), deployment.log());
-    let issued: Value = serde_json::from_slice(&issued.bytes().await?)?;
-    let token = issued["token"].as_str().context("no token")?;
-    for _ in 0..2 * REGISTRIES {
-        let asked = deployment.request(Method::GET, "team/image/manifests/v1")?.bearer_auth(token);
-        let answer = asked.send().await?;
-        ensure!(answer.status() == 200, "{}\n{}", answer.status(), deployment.log());
-        ensure!(answer.bytes().await? == image.manifest);
-    }
+    pulled_through_every_process(&deployment, issued, &image).await?;
     Ok(())
 }
 
@@ -135,16 +146,7 @@ async fn robots_are_managed_by_invoking_the_filler_and_pull_through_every_proces
     ensure!(challenged.status() == 401 && challenge.starts_with(&realm), "{challenge}");
     let url = format!("http://{}/token?service=stopover", deployment.address());
     let issued = request(Method::GET, &url)?.basic_auth("ci", Some(&secret)).send().await?;
-    ensure!(issued.status() == 200, "{}", issued.status());
-    let issued: Value = serde_json::from_slice(&issued.bytes().await?)?;
-    let token = issued["token"].as_str().context("no token")?;
-    // Whichever process answers.
-    for _ in 0..2 * REGISTRIES {
-        let asked = deployment.request(Method::GET, "team/image/manifests/v1")?.bearer_auth(token);
-        let answer = asked.send().await?;
-        ensure!(answer.status() == 200, "{}\n{}", answer.status(), deployment.log());
-        ensure!(answer.bytes().await? == image.manifest);
-    }
+    let token = &pulled_through_every_process(&deployment, issued, &image).await?;
     let denied = deployment.request(Method::GET, "team/image/manifests/v1")?.basic_auth("stranger", Some(&stranger));
     ensure!(denied.send().await?.status() == 403);
     ensure!(robots(json!({ "remove": { "name": "ci" } })).await? == json!({ "removed": "ci" }));

@@ -3,6 +3,7 @@
 pub mod aws;
 pub mod clients;
 pub mod daemon;
+pub mod guests;
 pub mod images;
 pub mod issuer;
 pub mod lambda;

@@ -4,12 +4,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::future::join_all;
-use http::{Method, StatusCode};
+use http::StatusCode;
 use serde_json::{Value, json};
-use stopover::time::Timestamp;
 use support::aws::sts::{Signer, Sts};
+use support::guests::{HERE, basic, get};
 use support::on_both_columns;
 use support::world::{Column, DEADLINE, World};
 
@@ -17,6 +17,7 @@ use super::{SERVICE, TAG, log_in, pull_with, status, world};
 
 on_both_columns!(
     a_signed_login_gets_a_token_and_pulls,
+    nobody_but_a_robot_is_given_a_refresh_token,
     an_identity_of_another_account_is_not_let_in,
     an_account_of_another_partition_is_somebody_else,
     a_session_of_a_role_is_let_in_as_the_role,
@@ -51,6 +52,18 @@ async fn a_signed_login_gets_a_token_and_pulls(column: Column) {
     let answer = log_in(&world, "aws", &signer.password(REGION, SERVICE, world.clock.now())).await;
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     assert_eq!(pull_with(&world, &answer).await.status, StatusCode::OK);
+}
+
+async fn nobody_but_a_robot_is_given_a_refresh_token(column: Column) {
+    let (world, _sts, signer) = world_with_sts(column).await;
+    let login = basic("aws", &signer.password(REGION, SERVICE, world.clock.now()));
+    let answer = get(&world, HERE, "/token?service=cr.test&offline_token=true", &login).await;
+    let body: Value = serde_json::from_slice(answer.bytes()).unwrap();
+    assert_eq!(
+        (answer.status, &body["refresh_token"]),
+        (StatusCode::OK, &Value::Null),
+        "or the proof would not expire"
+    );
 }
 
 async fn an_identity_of_another_account_is_not_let_in(column: Column) {
@@ -219,18 +232,20 @@ async fn a_flood_of_forgeries_neither_exhausts_sts_nor_keeps_out_whom_it_knows(c
     sts.know(&known);
     sts.know(&new);
     let now = world.clock.now();
-    let from = async |caller: &str, signer: &Signer, at: Timestamp| {
-        let basic = format!("Basic {}", STANDARD.encode(format!("aws:{}", signer.password(REGION, SERVICE, at))));
-        world.send_with(caller, Method::GET, "/token", &[("authorization", &basic)]).await
-    };
-    assert_eq!(from("10.0.0.1", &known, now).await.status, StatusCode::OK);
+    let from = async |caller: &str, password: &str| get(&world, caller, "/token", &basic("aws", password)).await;
+    assert_eq!(from("10.0.0.1", &known.password(REGION, SERVICE, now)).await.status, StatusCode::OK);
+    // All of it is signed before STS keeps anybody waiting, because it is not waited for long.
+    let later = known.password(REGION, SERVICE, now.minus(Duration::from_secs(5)));
+    let new = new.password(REGION, SERVICE, now);
+    let strangers = (0..400).map(|number| Signer::user(ACCOUNT, &format!("stranger-{number}")));
+    let strange: Vec<String> = strangers.map(|signer| signer.password(REGION, SERVICE, now)).collect();
     sts.stall_strangers(true);
     // One stranger has 64 questions under way, and all together 256 that wait, beside the 8 that STS is asked.
     let turned_away = AtomicUsize::new(0);
-    let strange = |caller: String, number: usize| {
-        let (from, turned_away) = (&from, &turned_away);
+    let ask = |caller: String, number: usize| {
+        let (from, turned_away, password) = (&from, &turned_away, &strange[number]);
         async move {
-            let answer = from(&caller, &Signer::user(ACCOUNT, &format!("stranger-{number}")), now).await;
+            let answer = from(&caller, password).await;
             if answer.status == StatusCode::TOO_MANY_REQUESTS {
                 assert!(!answer.header("retry-after").is_empty() && answer.header("www-authenticate").is_empty());
                 turned_away.fetch_add(1, Ordering::SeqCst);
@@ -239,51 +254,46 @@ async fn a_flood_of_forgeries_neither_exhausts_sts_nor_keeps_out_whom_it_knows(c
             }
         }
     };
-    let greedy = join_all((0..100).map(|number| strange("192.0.2.1".to_owned(), number)));
+    let greedy = join_all((0..100).map(|number| ask("192.0.2.1".to_owned(), number)));
     let many = async {
         // After the greedy one has all that it gets.
         while turned_away.load(Ordering::SeqCst) != 100 - 64 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        join_all((100..400).map(|number| strange(format!("198.51.{}.{}", number / 100, number % 100), number))).await
+        join_all((100..400).map(|number| ask(format!("198.51.{}.{}", number / 100, number % 100), number))).await
     };
     let meanwhile = async {
         while (sts.stalled(), turned_away.load(Ordering::SeqCst)) != (8, 400 - 256 - 8) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let later = now.minus(Duration::from_secs(5));
-        assert_eq!(
-            from("192.0.2.1", &known, later).await.status,
-            StatusCode::TOO_MANY_REQUESTS,
-            "that caller has enough"
-        );
-        assert_eq!(from("10.0.0.1", &known, later).await.status, StatusCode::OK);
-        assert_eq!(from("10.0.0.2", &new, now).await.status, StatusCode::TOO_MANY_REQUESTS);
+        let greedy = from("192.0.2.1", &later).await.status;
+        assert_eq!(greedy, StatusCode::TOO_MANY_REQUESTS, "that caller has enough");
+        assert_eq!(from("10.0.0.1", &later).await.status, StatusCode::OK);
+        assert_eq!(from("10.0.0.2", &new).await.status, StatusCode::TOO_MANY_REQUESTS);
         sts.stall_strangers(false);
     };
     let all = async { tokio::join!(greedy, many, meanwhile) };
     tokio::time::timeout(DEADLINE, all).await.expect("nobody waits for ever");
     assert_eq!(sts.asked(), 2 + 256 + 8, "two of them about who is known");
-    assert_eq!(from("10.0.0.2", &new, now).await.status, StatusCode::OK);
+    assert_eq!(from("10.0.0.2", &new).await.status, StatusCode::OK);
 }
 
 async fn a_stranger_who_names_the_key_of_somebody_known_waits_with_strangers(column: Column) {
     let (world, sts, known) = world_with_sts(column).await;
     let now = world.clock.now();
-    let from = async |caller: &str, password: &str| {
-        let basic = format!("Basic {}", STANDARD.encode(format!("aws:{password}")));
-        world.send_with(caller, Method::GET, "/token", &[("authorization", &basic)]).await.status
-    };
-    assert_eq!(from("10.0.0.1", &known.password(REGION, SERVICE, now)).await, StatusCode::OK);
+    let from = async |caller: &str, password: &str| get(&world, caller, "/token", &basic("aws", password)).await.status;
+    let (password, later) = (known.password(REGION, SERVICE, now), now.minus(Duration::from_secs(5)));
+    assert_eq!(from("10.0.0.1", &password).await, StatusCode::OK);
+    let later = known.password(REGION, SERVICE, later);
     sts.stall_strangers(true);
     let turned_away = AtomicUsize::new(0);
     let forgeries = join_all((0..300).map(|number| {
-        let (from, turned_away, known) = (&from, &turned_away, &known);
+        let (from, turned_away) = (&from, &turned_away);
+        let forged = altered(&password, |fields| {
+            fields["token"] = json!("forged");
+            fields["signature"] = json!(format!("{number:064x}"));
+        });
         async move {
-            let forged = altered(&known.password(REGION, SERVICE, now), |fields| {
-                fields["token"] = json!("forged");
-                fields["signature"] = json!(format!("{number:064x}"));
-            });
             if from(&format!("198.51.100.{}", number / 60), &forged).await == StatusCode::TOO_MANY_REQUESTS {
                 turned_away.fetch_add(1, Ordering::SeqCst);
             }
@@ -294,7 +304,6 @@ async fn a_stranger_who_names_the_key_of_somebody_known_waits_with_strangers(col
         while turned_away.load(Ordering::SeqCst) != 300 - 256 - 8 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let later = known.password(REGION, SERVICE, now.minus(Duration::from_secs(5)));
         let let_in = from("10.0.0.1", &later).await;
         sts.stall_strangers(false);
         assert_eq!(let_in, StatusCode::OK);

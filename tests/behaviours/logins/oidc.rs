@@ -8,6 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use stopover::time::Timestamp;
+use support::guests::token_in;
 use support::issuer::{Issuer, content};
 use support::on_both_columns;
 use support::world::{Column, World};
@@ -185,10 +186,8 @@ async fn whoever_has_many_subjects_has_one_budget(column: Column) {
             let mut claims = with(&issuer, world.clock.now(), "sub", json!(subject));
             claims.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
             let answer = log_in(&world, "oidc", &issuer.token("ES256", &claims)).await;
-            let body: Value = serde_json::from_slice(answer.bytes()).unwrap();
-            let bearer = format!("Bearer {}", body["token"].as_str().unwrap());
             let path = format!("/v2/test.local/{subject}/manifests/1");
-            world.send(Method::GET, &path, &[("authorization", &bearer)]).await.status
+            world.send(Method::GET, &path, &[("authorization", &token_in(&answer))]).await.status
         };
         for branch in 0..4 {
             assert_eq!(miss(&format!("branch-{branch}"), &ours).await, StatusCode::NOT_FOUND, "{ours} {branch}");
