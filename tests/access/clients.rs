@@ -74,6 +74,8 @@ async fn docker_logs_in_and_pulls_and_says_what_is_wrong() -> anyhow::Result<()>
     let said = refusal(&node, "docker", &login("wrong")).await?;
     ensure!(said.contains("the user name or the secret is wrong") || said.contains("unauthorized"), "{said}");
     node.run("docker", &login(&cache.secret)).await.with_context(|| cache.stopover.log())?;
+    let kept = std::fs::read_to_string(node.path(".docker/config.json"))?;
+    ensure!(kept.contains("identitytoken"), "a refresh token is not what docker pulls with: {kept}");
     node.run("docker", &pull).await.with_context(|| cache.stopover.log())?;
     let digests = node.run("docker", &["image", "inspect", "--format", "{{.RepoDigests}}", &reference]).await?;
     ensure!(digests.contains(&cache.image.digest), "docker pulled {digests}");
