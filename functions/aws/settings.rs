@@ -121,6 +121,9 @@ mod tests {
             (Anonymous::Nobody, false, "stopover:test")
         );
         assert_eq!(fresh.iam.unwrap().accounts, ["123456789012"]);
+        let partition = |region| read(&[&COMPLETE[..], &[("AWS_REGION", region)]].concat()).unwrap().partition;
+        assert_eq!(partition("cn-north-1"), Some(Partition::China), "an account is of the partition that it runs in");
+        assert_eq!((partition("eu-west-1"), partition("")), (Some(Partition::Commercial), None));
         let networks = |list| access(&[("STOPOVER_ANONYMOUS_CIDRS", list)]).unwrap().anonymous;
         for none in ["", " ", ",,"] {
             assert_eq!(networks(none), Anonymous::Nobody);
