@@ -128,6 +128,9 @@ mod tests {
         assert_eq!(organization("o-a1b2c3d4e5").unwrap().as_deref(), Some("o-a1b2c3d4e5"));
         assert_eq!(organization("").unwrap(), None);
         assert!(organization("o-*").is_err() && organization("ou-a1b2c3d4e5").is_err());
+        let partition = |region| read(&[&COMPLETE[..], &[("AWS_REGION", region)]].concat()).unwrap().partition;
+        assert_eq!(partition("cn-north-1"), Some(Partition::China), "an account is of the partition that it runs in");
+        assert_eq!((partition("eu-west-1"), partition("")), (Some(Partition::Commercial), None));
         let networks = |list| access(&[("STOPOVER_ANONYMOUS_CIDRS", list)]).unwrap().anonymous;
         for none in ["", " ", ",,"] {
             assert_eq!(networks(none), Anonymous::Nobody);
