@@ -2,6 +2,7 @@
 
 mod account;
 mod answer;
+mod blob;
 mod client;
 mod guard;
 mod listing;
@@ -20,7 +21,8 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 pub use answer::{RangeSent, own_media_type, retry_after_in};
-pub use client::{BlobBody, BlobPlace, BlobSource, BytesWanted, OpenBlob, Upstream};
+pub use blob::{BlobBody, BlobPlace, BlobSource, BytesWanted, OpenBlob};
+pub use client::Upstream;
 pub use listing::{next_page, referrers_in, tags_in};
 pub use login::{Issued, Issuer};
 pub(crate) use standing::Evidence;

@@ -1,0 +1,133 @@
+//! Blobs of one upstream: where a client could fetch them, and their bytes, whole or in parts.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, TryStreamExt as _};
+use http::header::CONTENT_RANGE;
+use http::{Method, StatusCode};
+
+use super::answer::{Answer, RangeSent, timed, unavailable};
+use super::client::{MAX_REDIRECTS, redirected_too_often};
+use super::{Upstream, UpstreamError};
+use crate::gauge::Kind;
+use crate::oci::{Digest, MediaType, Name, Repository};
+use crate::ports::SignedUrl;
+
+/// How long it may take until the bytes begin.
+const BLOB_HEADER_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long after a connection broke it is tried again.
+const ONCE_MORE: Duration = Duration::from_millis(250);
+
+/// The bytes of a blob as upstream sends them, not yet verified.
+pub type BlobBody = Pin<Box<dyn Stream<Item = Result<Bytes, UpstreamError>> + Send>>;
+
+/// A blob that upstream has begun to send.
+pub struct OpenBlob {
+    /// Its length in bytes, where upstream tells it.
+    pub size: Option<u64>,
+    /// Whether only the range that was asked for follows. Otherwise it is the whole blob, asked for or not.
+    pub partial: bool,
+    /// The bytes.
+    pub body: BlobBody,
+    /// Where they come from.
+    pub place: BlobPlace,
+}
+
+/// Where an upstream sends the bytes of a blob from, for as long as that works.
+#[derive(Clone, Debug)]
+pub struct BlobPlace {
+    pub(super) repository: Repository,
+    url: SignedUrl,
+}
+
+/// The first and the last byte that is wanted.
+pub type BytesWanted = (u64, u64);
+
+/// Where a client could fetch a blob itself.
+#[derive(Debug)]
+pub enum BlobSource {
+    /// At this URL, without credentials of ours.
+    Public(SignedUrl),
+    /// Only with credentials of ours.
+    Private,
+}
+
+impl Upstream {
+    /// Asks where a client could fetch a blob itself, without fetching it.
+    pub async fn blob_source(&self, name: &Name, digest: &Digest) -> Result<BlobSource, UpstreamError> {
+        self.metered(Kind::Blob, timed(BLOB_HEADER_TIMEOUT, self.do_blob_source(name, digest))).await
+    }
+
+    async fn do_blob_source(&self, name: &Name, digest: &Digest) -> Result<BlobSource, UpstreamError> {
+        let mut url = self.endpoint(name, "blobs", digest);
+        for _ in 0..=MAX_REDIRECTS {
+            let answer = self.request(Method::GET, url, name, MediaType::ACCEPT, None).await?;
+            match answer.redirect_target()? {
+                // Only the API of a registry asks for a token; pkg.dev serves bytes beside it.
+                Some(target) if !target.path().starts_with("/v2/") => return Ok(BlobSource::Public(target.into())),
+                Some(target) => url = target,
+                None => {
+                    let answer = answer.succeeded(self.has_credentials()).await?;
+                    let public = || BlobSource::Public(answer.url.into());
+                    return Ok(if answer.authorized { BlobSource::Private } else { public() });
+                }
+            }
+        }
+        Err(redirected_too_often())
+    }
+
+    /// Opens a blob, or the part of it that is wanted where upstream can send parts. Where the connection breaks before the
+    /// first byte it is asked for once more, because clients wait for that byte and not all of them come again; to the
+    /// breaker that is one question.
+    pub async fn open_blob(
+        &self,
+        name: &Name,
+        digest: &Digest,
+        wanted: Option<BytesWanted>,
+    ) -> Result<OpenBlob, UpstreamError> {
+        let repository = Repository { upstream: self.id().clone(), name: name.clone() };
+        let place = BlobPlace { repository, url: self.endpoint(name, "blobs", digest).into() };
+        let opened = async {
+            match self.do_open_blob(&place, wanted).await {
+                Err(UpstreamError::Unavailable { silent: false, reason }) => {
+                    tracing::debug!(blob.digest = %digest, reason, "asking upstream once more");
+                    tokio::time::sleep(ONCE_MORE).await;
+                    self.do_open_blob(&place, wanted).await
+                }
+                opened => opened,
+            }
+        };
+        self.metered(Kind::Blob, timed(BLOB_HEADER_TIMEOUT, opened)).await
+    }
+
+    /// Opens another part of a blob where an earlier one came from, without asking the registry again. A place that does
+    /// not work any more (a signed URL is over) says nothing about the blob.
+    pub async fn open_again(&self, place: &BlobPlace, wanted: BytesWanted) -> Result<OpenBlob, UpstreamError> {
+        let opened = timed(BLOB_HEADER_TIMEOUT, self.do_open_blob(place, Some(wanted)));
+        if place.url.expose().origin() == self.config().url.origin() {
+            self.metered(Kind::Blob, opened).await
+        } else {
+            opened.await
+        }
+    }
+
+    async fn do_open_blob(&self, place: &BlobPlace, wanted: Option<BytesWanted>) -> Result<OpenBlob, UpstreamError> {
+        let name = &place.repository.name;
+        let answer = self.send_for(Method::GET, place.url.expose().clone(), name, MediaType::ACCEPT, wanted).await?;
+        let Answer { response, url, .. } = answer.succeeded(self.has_credentials()).await?;
+        let partial = response.status() == StatusCode::PARTIAL_CONTENT;
+        let size = if partial {
+            let range = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
+            let range = range.and_then(|range| RangeSent::parse(range, wanted?));
+            Some(
+                range.ok_or_else(|| UpstreamError::Invalid("it sent another range than it was asked for".into()))?.size,
+            )
+        } else {
+            response.content_length()
+        };
+        let body = Box::pin(response.bytes_stream().map_err(|error| unavailable(&error)));
+        Ok(OpenBlob { size, partial, body, place: BlobPlace { url: url.into(), ..place.clone() } })
+    }
+}
