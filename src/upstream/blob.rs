@@ -4,9 +4,10 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{Stream, TryStreamExt as _};
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use http::header::CONTENT_RANGE;
 use http::{Method, StatusCode};
+use tokio::time::{Instant, timeout};
 
 use super::answer::{Answer, RangeSent, timed, unavailable};
 use super::client::{MAX_REDIRECTS, redirected_too_often};
@@ -19,6 +20,9 @@ use crate::ports::SignedUrl;
 const BLOB_HEADER_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long after a connection broke it is tried again.
 const ONCE_MORE: Duration = Duration::from_millis(250);
+/// The bytes that have to come within [`PATIENCE`], about 1 KiB a second: less is no better than silence.
+pub(crate) const LEAST_BYTES: u64 = 32 * 1024;
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The bytes of a blob as upstream sends them, not yet verified.
 pub type BlobBody = Pin<Box<dyn Stream<Item = Result<Bytes, UpstreamError>> + Send>>;
@@ -127,7 +131,27 @@ impl Upstream {
         } else {
             response.content_length()
         };
-        let body = Box::pin(response.bytes_stream().map_err(|error| unavailable(&error)));
+        let body = hurried(Box::pin(response.bytes_stream().map_err(|error| unavailable(&error))));
         Ok(OpenBlob { size, partial, body, place: BlobPlace { url: url.into(), ..place.clone() } })
     }
+}
+
+/// The same bytes, broken off where upstream is too slow with them. Only the time counts that is spent waiting for it: how
+/// slow the reader is does not.
+fn hurried(body: BlobBody) -> BlobBody {
+    let state = Some((body, 0, Duration::ZERO));
+    Box::pin(stream::unfold(state, async |state| {
+        let (mut body, mut bytes, mut waited) = state?;
+        let begun = Instant::now();
+        let Ok(chunk) = timeout(PATIENCE.saturating_sub(waited), body.next()).await else {
+            let reason = format!("it sent {bytes} bytes in {} s", PATIENCE.as_secs());
+            return Some((Err(UpstreamError::Unavailable { silent: true, reason }), None));
+        };
+        waited += begun.elapsed();
+        bytes += chunk.as_ref()?.as_ref().map_or(0, |chunk| chunk.len() as u64);
+        if bytes >= LEAST_BYTES {
+            (bytes, waited) = (0, Duration::ZERO);
+        }
+        chunk.map(|chunk| (chunk, Some((body, bytes, waited))))
+    }))
 }

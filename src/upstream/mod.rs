@@ -21,6 +21,7 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 pub use answer::{RangeSent, own_media_type, retry_after_in};
+pub(crate) use blob::LEAST_BYTES;
 pub use blob::{BlobBody, BlobPlace, BlobSource, BytesWanted, OpenBlob};
 pub use client::Upstream;
 pub use listing::{next_page, referrers_in, tags_in};
