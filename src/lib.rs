@@ -15,7 +15,7 @@
 //!    `functions` answers it with S3, `DynamoDB` and SQS.
 
 pub mod access;
-mod address;
+pub mod address;
 pub mod budget;
 pub mod config;
 pub mod error;

@@ -155,3 +155,41 @@ fn hurried(body: BlobBody) -> BlobBody {
         chunk.map(|chunk| (chunk, Some((body, bytes, waited))))
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How a body ends that brings so many bytes every so many seconds, 256 KiB in all.
+    async fn read(bytes: usize, seconds: u64) -> Result<usize, UpstreamError> {
+        const SIZE: usize = 256 * 1024;
+        let pieces = vec![0; SIZE].chunks(bytes).map(Bytes::copy_from_slice).collect::<Vec<_>>();
+        let body = stream::iter(pieces).then(move |piece| async move {
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            Ok(piece)
+        });
+        hurried(Box::pin(body)).try_fold(0, async |read, piece| Ok(read + piece.len())).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_is_slow_is_read_to_its_end_and_one_that_drips_is_not() {
+        for (bytes, seconds) in [(256 * 1024, 29), (32 * 1024, 29), (2 * 1024, 1), (1100, 1)] {
+            assert_eq!(read(bytes, seconds).await, Ok(256 * 1024), "{bytes} bytes in {seconds} s");
+        }
+        for (bytes, seconds) in [(256 * 1024, 31), (20 * 1024, 29), (1000, 1), (1, 1)] {
+            let ended = read(bytes, seconds).await;
+            let trouble = matches!(ended, Err(UpstreamError::Unavailable { silent: true, .. }));
+            assert!(trouble, "{bytes} bytes in {seconds} s: {ended:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn that_nobody_reads_a_body_is_not_the_fault_of_upstream() {
+        let body = stream::repeat(Ok(Bytes::from_static(&[0; 1024])));
+        let mut body = hurried(Box::pin(body));
+        for _ in 0..100 {
+            tokio::time::sleep(Duration::from_mins(1)).await;
+            assert!(body.next().await.is_some_and(|piece| piece.is_ok()));
+        }
+    }
+}
