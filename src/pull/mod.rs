@@ -6,6 +6,7 @@ mod flight;
 mod listing;
 mod manifest;
 mod permission;
+mod source;
 mod store;
 mod used;
 
@@ -20,6 +21,7 @@ pub(crate) use listing::LargeLists;
 pub use listing::{PulledReferrers, PulledTags};
 pub use manifest::Want;
 pub(crate) use permission::{Proofs, Questions};
+pub(crate) use source::Sources;
 pub(crate) use store::Refused;
 pub(crate) use used::Uses;
 

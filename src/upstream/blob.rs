@@ -50,7 +50,7 @@ pub struct BlobPlace {
 pub type BytesWanted = (u64, u64);
 
 /// Where a client could fetch a blob itself.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum BlobSource {
     /// At this URL, without credentials of ours.
     Public(SignedUrl),

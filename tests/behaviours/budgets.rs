@@ -32,6 +32,8 @@ on_both_columns!(
     a_cold_node_with_sixty_images_is_not_stopped,
     what_is_over_the_budget_of_new_bytes_is_not_stored,
     a_blob_over_the_budget_is_redirected_and_not_stored,
+    many_clients_that_want_one_cold_blob_cost_one_question_where_it_is,
+    whoever_keeps_asking_where_cold_blobs_are_pays_for_it,
     the_platforms_of_an_index_are_paid_for_by_whoever_pulled_it,
     what_is_prefetched_is_paid_for_by_whoever_asks,
     a_blob_that_is_too_large_is_refused_with_the_key_and_nothing_of_it_is_stored,
@@ -310,6 +312,54 @@ async fn a_blob_over_the_budget_is_redirected_and_not_stored(column: Column) {
     assert_eq!(world.cache.request_due_schedules().await.unwrap(), 1);
     world.settled().await;
     assert_eq!(world.stored_blobs().await, stored_of(&image));
+}
+
+/// Blobs are redirected, and none is stored.
+async fn redirecting(column: Column, misses: usize) -> World {
+    let settings = format!("new_bytes = \"0B\"\nmisses = {misses}");
+    World::plan(column).cold(Cold::Redirect).settings(&settings).start().await
+}
+
+async fn many_clients_that_want_one_cold_blob_cost_one_question_where_it_is(column: Column) {
+    let world = redirecting(column, 2).await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    assert_eq!(world.get_from(OTHER, &tag("a", "1")).await.status, StatusCode::OK);
+    let path = &blobs(&image)[1];
+    world.upstream.fault("/blobs/", Fault::Late(Duration::from_millis(200)));
+    let callers = (0..200).map(|number| format!("198.18.0.{number}"));
+    let asked = callers.map(async |caller| world.get_from(&caller, path).await);
+    for answer in future::join_all(asked).await {
+        assert_eq!(answer.status, StatusCode::TEMPORARY_REDIRECT, "{answer:?}");
+    }
+    assert_eq!(world.upstream.count("/blobs/"), 1);
+    // One caller, again and again: what is known costs nothing.
+    for _ in 0..10 {
+        assert_eq!(world.get_from(STRANGER, path).await.status, StatusCode::TEMPORARY_REDIRECT);
+    }
+    assert_eq!(world.upstream.count("/blobs/"), 1);
+    // Its URL does not work for ever.
+    world.clock.advance(Duration::from_secs(10));
+    assert_eq!(world.get_from(STRANGER, path).await.status, StatusCode::TEMPORARY_REDIRECT);
+    assert_eq!(world.upstream.count("/blobs/"), 2);
+}
+
+async fn whoever_keeps_asking_where_cold_blobs_are_pays_for_it(column: Column) {
+    for (there, found) in [(true, StatusCode::TEMPORARY_REDIRECT), (false, StatusCode::NOT_FOUND)] {
+        let world = redirecting(column, 10).await;
+        let layers: Vec<[u8; 1]> = (0..30).map(|number| [number]).collect();
+        let layers: Vec<&[u8]> = layers.iter().map(|layer| &layer[..]).collect();
+        let image = world.upstream.image("a", "1", &layers);
+        assert_eq!(world.get_from(OTHER, &tag("a", "1")).await.status, StatusCode::OK);
+        if !there {
+            world.upstream.fault("/blobs/", Fault::Status(404, vec![], String::new()));
+        }
+        let mut answers = Vec::new();
+        for path in blobs(&image) {
+            answers.push(world.get_from(STRANGER, &path).await.status);
+        }
+        assert_eq!(answers, [vec![found; 10], vec![StatusCode::TOO_MANY_REQUESTS; 21]].concat(), "{there}");
+        assert_eq!(world.upstream.count("/blobs/"), 10, "{there}");
+    }
 }
 
 async fn the_platforms_of_an_index_are_paid_for_by_whoever_pulled_it(column: Column) {
