@@ -318,9 +318,7 @@ impl Upstreams {
             }
             // What only some may see there is not shown to everybody here, nor to others who may see this.
             let shared = alternate.shared && first.config().is_private();
-            if (upstream.config().is_private() && !shared)
-                || (self.policy.may_deny(&there) && !self.policy.may_deny(repository))
-            {
+            if (upstream.config().is_private() && !shared) || self.policy.may_deny_beside(&there, repository) {
                 continue;
             }
             if let Ok(answer) = question(upstream, there.name).await {

@@ -124,6 +124,10 @@ async fn an_alternate_that_the_policy_denies_is_not_asked_for_what_it_allows(col
     let upstream = "alternates = [{ upstream = \"other.local\" }]\nOTHER";
     let denied = "[[policy]]\nwhat = [\"other.local/*\"]\nallow = false";
     assert_eq!(asked_elsewhere(column, "", upstream, denied).await, (StatusCode::TOO_MANY_REQUESTS, 0));
+    // Nor where another rule denies it to others.
+    let others = "[[policy]]\nwhat = [\"test.local/*\"]\nnetworks = [\"10.1.2.0/24\"]\nallow = false";
+    let both = format!("{others}\n{denied}");
+    assert_eq!(asked_elsewhere(column, "", upstream, &both).await, (StatusCode::TOO_MANY_REQUESTS, 0));
     // A rule that denies whatever no other allows says nothing of the alternate in particular.
     let last = "[[policy]]\nwhat = [\"test.local/*\"]\nallow = true\n[[policy]]\nallow = false";
     assert_eq!(asked_elsewhere(column, "", upstream, last).await, (StatusCode::OK, 1));
