@@ -1,5 +1,7 @@
 //! Real clients log in to the real program, in front of a private upstream; and what it says of that.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, ensure};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -620,5 +622,21 @@ async fn each_answer_is_recorded_with_its_bytes_and_a_limit_with_its_reason() ->
         let told = log.lines().find(|line| line.contains(secret));
         ensure!(told.is_none(), "{secret:?} is logged: {told:?}");
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn skopeo_says_at_once_that_a_budget_of_a_day_is_used_up() -> anyhow::Result<()> {
+    let upstream = Registry::start().await?;
+    let image = Recipe::docker("team/docker").push(&upstream).await?;
+    let settings = format!("new_bytes = \"0B\"\n[upstreams.\"{UPSTREAM}\"]\nurl = \"{}\"", upstream.url());
+    let stopover = Installation::with_configuration(&settings)?.start().await?;
+    let node = Node::new()?;
+    let source = format!("docker://{}/{UPSTREAM}/{}", stopover.address(), image.reference());
+    let target = format!("dir:{}", node.path("image").display());
+    let copy = ["copy", "--quiet", "--src-tls-verify=false", &source, &target];
+    let copied = tokio::time::timeout(Duration::from_secs(30), node.run("skopeo", &copy));
+    let said = format!("{:#}", copied.await.context("skopeo waits")?.err().context("it pulled")?);
+    ensure!(said.contains("as many new bytes stored as you may in a day"), "{said}");
     Ok(())
 }

@@ -61,6 +61,9 @@ impl Cache {
         want: Want,
     ) -> Result<PulledManifest, PullError> {
         let pulled = self.find(repository, reference, want).await?;
+        if let Some(manifest) = pulled.manifest.as_ref().filter(|_| !want.head) {
+            self.check_room(repository, manifest, want.payer).await?;
+        }
         self.note_manifest(repository, &pulled, want.payer).await;
         Ok(pulled)
     }

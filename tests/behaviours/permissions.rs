@@ -401,7 +401,7 @@ async fn a_permission_that_takes_a_whole_manifest_to_show_is_a_pull(column: Colu
     assert!(shows(&world.get_from(HERE, &by_digest).await));
     assert_eq!(world.upstream.count("GET /v2/private/app/manifests/"), 1);
     let answer = world.get_from(HERE, "/v2/test.local/private/other/manifests/1").await;
-    assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS, "{answer:?}");
+    assert_eq!((answer.status, answer.header("retry-after")), (StatusCode::FORBIDDEN, "3600"), "{answer:?}");
     // Whoever has none left is not shown it on the strength of what is not known; everybody else is.
     world.clock.advance(Duration::from_mins(59));
     assert!(shows(&world.get_from(HERE, &by_digest).await), "it still lasts");
