@@ -4,7 +4,7 @@ use http::StatusCode;
 use stopover::config::Cold;
 use support::on_both_columns;
 use support::scripted::{Fault, Login, Scripted, ScriptedImage};
-use support::world::{Column, PASSWORD, World};
+use support::world::{CREDENTIALS, Column, PASSWORD, World};
 
 on_both_columns!(
     an_alternate_serves_by_digest_what_there_is_no_quota_for,
@@ -84,8 +84,6 @@ async fn an_alternate_is_not_asked_for_what_the_upstream_answers(column: Column)
     world.settled().await;
     assert!(other.requests().is_empty());
 }
-
-const CREDENTIALS: &str = "credentials = { username = \"me\", password_env = \"TEST_SECRET\" }";
 
 /// What an upstream that limits us answers for a manifest by digest that an alternate has, below `team/` where everybody
 /// may pull; and how often the alternate was asked.
