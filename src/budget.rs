@@ -19,7 +19,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::access::Principal;
 use crate::address::neighbourhood;
 use crate::error::PullError;
-use crate::oci::Digest;
+use crate::oci::{Descriptor, Digest};
 use crate::ports::Job;
 use crate::time::{Clock, Timestamp};
 use crate::upstream::{UpstreamError, spent};
@@ -87,11 +87,11 @@ impl Budget {
 
 /// A caller has used up a budget.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{}; what is stored still pulls", match budget {
+#[error("{}, and may again in {}; what is stored still pulls", match budget {
     Budget::Misses => "you ask too often for what is not stored here",
     Budget::Pulls => "you have pulled as much that is new as you may in an hour",
     Budget::NewBytes => "you have had as many new bytes stored as you may in a day",
-})]
+}, humantime::format_duration(*retry_after))]
 pub struct OverBudget {
     /// Which.
     pub budget: Budget,
@@ -203,13 +203,27 @@ impl Budgets {
     /// Whether a blob may be stored on behalf of a caller. It is paid for as its manifest names it, once, by whoever is
     /// first, and whether or not it turns out to be stored already: to find that out costs more than it is worth.
     pub(crate) fn admit(&self, payer: Option<Payer>, job: &Job) -> Result<(), OverBudget> {
-        let (blob, now) = ((job.digest.clone(), job.size), self.clock.now());
-        if self.paid.get(&blob).is_some_and(|until| now < until) {
+        let now = self.clock.now();
+        if self.is_paid(&job.digest, job.size, now) {
             return Ok(());
         }
         self.take(payer, Budget::NewBytes, job.size)?;
-        self.paid.insert(blob, now.plus(PAID));
+        self.paid.insert((job.digest.clone(), job.size), now.plus(PAID));
         Ok(())
+    }
+
+    /// Whether all of these may be, by what is paid for and what is left.
+    pub(crate) fn check_room(&self, payer: Option<Payer>, blobs: &[Descriptor]) -> Result<(), OverBudget> {
+        let now = self.clock.now();
+        let unpaid = blobs.iter().filter(|blob| !self.is_paid(&blob.digest, blob.size, now));
+        let bytes = unpaid.fold(0, |bytes: u64, blob| bytes.saturating_add(blob.size));
+        self.take(payer, Budget::NewBytes, bytes)?;
+        self.give_back(payer, Budget::NewBytes, bytes);
+        Ok(())
+    }
+
+    fn is_paid(&self, digest: &Digest, size: u64, now: Timestamp) -> bool {
+        self.paid.get(&(digest.clone(), size)).is_some_and(|until| now < until)
     }
 }
 

@@ -101,7 +101,7 @@ pub(crate) fn describe(config: &Config) -> String {
 fn describe_access(access: &AccessConfig) -> String {
     let list = |patterns: &[Pattern]| patterns.iter().map(Pattern::as_str).collect::<Vec<_>>().join(", ");
     let claims = |claims: &BTreeMap<String, Pattern>| {
-        claims.iter().map(|(name, pattern)| format!(", {name} = {}", pattern.as_str())).collect::<String>()
+        claims.iter().map(|(name, pattern)| format!(", {name} = {}", pattern.as_str())).collect::<Vec<_>>().concat()
     };
     let mut text = format!("access    {access}\n");
     if access.has_logins() {
@@ -121,7 +121,7 @@ fn describe_access(access: &AccessConfig) -> String {
     }
     for rule in &access.policy.0 {
         let who = if rule.who.is_empty() { "everybody".into() } else { list(&rule.who) };
-        let networks: String = rule.networks.iter().map(|network| format!(", from {network}")).collect();
+        let networks = rule.networks.iter().map(|network| format!(", from {network}")).collect::<Vec<_>>().concat();
         let what = if rule.what.is_empty() { "everything".into() } else { list(&rule.what) };
         let verb = if rule.allow { "allow" } else { "deny" };
         let _ = writeln!(text, "policy    {}: {verb} {who}{}{networks}: {what}", rule.name, claims(&rule.claims));

@@ -137,6 +137,9 @@ pub struct Answer {
 
 const SOON: Duration = Duration::from_secs(2);
 const LATER: Duration = Duration::from_secs(10);
+/// How long clients wait with 429. What takes longer is refused, and they say why: skopeo and podman would ask again four
+/// times, a minute apart each, before they fail.
+const PATIENCE: Duration = Duration::from_mins(1);
 /// How long a client waits where upstream limits our rate and does not say for how long.
 const THROTTLED: Duration = Duration::from_mins(1);
 
@@ -193,6 +196,9 @@ impl PullError {
             }
             Self::BlobUnknown => (StatusCode::NOT_FOUND, ErrorCode::BlobUnknown, None),
             Self::Range { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::SizeInvalid, None),
+            Self::OverBudget(OverBudget { retry_after, .. }) if *retry_after > PATIENCE => {
+                (StatusCode::FORBIDDEN, ErrorCode::Denied, Some(*retry_after))
+            }
             Self::OverBudget(OverBudget { retry_after, .. }) => {
                 (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests, Some(*retry_after))
             }

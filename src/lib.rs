@@ -15,7 +15,7 @@
 //!    `functions` answers it with S3, `DynamoDB` and SQS.
 
 pub mod access;
-mod address;
+pub mod address;
 pub mod budget;
 pub mod config;
 pub mod error;
@@ -64,6 +64,7 @@ pub struct Cache {
     pub(crate) large_lists: pull::LargeLists,
     pub(crate) questions: pull::Questions,
     pub(crate) proofs: pull::Proofs,
+    pub(crate) sources: pull::Sources,
     pub(crate) refused: pull::Refused,
     pub(crate) budgets: Arc<budget::Budgets>,
     pub(crate) access: Access,
@@ -112,6 +113,7 @@ impl Cache {
             large_lists,
             questions,
             proofs: pull::Proofs::new(),
+            sources: pull::Sources::new(),
             refused: pull::Refused::new(),
             budgets,
             access,

@@ -195,7 +195,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let router = stopover::http::router(Arc::clone(&local.cache));
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
     let stopped = async move { _ = stopped.wait_for(|&stop| stop).await };
-    let server = tokio::spawn(serve::run(listener, router, stopped));
+    let server = tokio::spawn(serve::run(listener, router, serve::most_connections(), stopped));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

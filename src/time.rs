@@ -69,6 +69,9 @@ impl Clock {
     }
 }
 
+/// The longest duration of a setting: what is reckoned with it stays within what clocks can tell.
+const LONGEST: Duration = Duration::from_hours(100 * 366 * 24);
+
 /// A duration as people write it: `"5m"`, `"90d"`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -78,8 +81,11 @@ impl FromStr for Span {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let duration = humantime::parse_duration(text);
-        duration.map(Self).map_err(|error| format!("{text:?} is no duration like \"5m\": {error}"))
+        match humantime::parse_duration(text) {
+            Ok(duration) if duration > LONGEST => Err(format!("{text:?} is more than a hundred years")),
+            Ok(duration) => Ok(Self(duration)),
+            Err(error) => Err(format!("{text:?} is no duration like \"5m\": {error}")),
+        }
     }
 }
 
@@ -109,6 +115,14 @@ mod tests {
             let duration = humantime::parse_duration(same).unwrap();
             assert_eq!(written(duration), text);
             assert_eq!(humantime::parse_duration(text).unwrap(), duration, "{text}");
+        }
+    }
+
+    #[test]
+    fn no_duration_of_a_setting_is_longer_than_clocks_can_tell() {
+        assert_eq!("100y".parse::<Span>().map(|span| span.0), Ok(humantime::parse_duration("100y").unwrap()));
+        for text in ["101y", "500000000000y", "18446744073709551615s"] {
+            assert!(text.parse::<Span>().is_err(), "{text}");
         }
     }
 }

@@ -25,8 +25,12 @@ const PART_BYTES: u64 = 8 * 1024 * 1024;
 /// How many parts S3 allows in one object.
 const MAX_PARTS: u64 = 10_000;
 
-/// How large an object may be, in bytes; parts are as large as that takes.
-const MAX_OBJECT_BYTES: u64 = 5 * 1024 * 1024 * 1024 * 1024;
+/// How large a part may be, in bytes: as large as its blob takes, but what a manifest says of a size must not take the memory
+/// of the function.
+const MAX_PART_BYTES: u64 = 64 * 1024 * 1024;
+
+/// How large a blob may be, in bytes: 640 GiB.
+const MAX_BLOB_BYTES: u64 = MAX_PARTS * MAX_PART_BYTES;
 
 /// How many parts are in memory, being collected or on their way.
 const PARTS_AT_ONCE: usize = 3;
@@ -61,8 +65,9 @@ struct Resume {
 
 impl Parts {
     pub(crate) async fn begin(blobs: &S3Blobs, digest: &Digest, size: u64) -> Result<Self, StoreError> {
-        if size > MAX_OBJECT_BYTES {
-            return Err(StoreError::Refused(format!("a blob of {size} bytes is more than an object may have")));
+        if size > MAX_BLOB_BYTES {
+            let message = format!("a blob of {size} bytes is more than {MAX_BLOB_BYTES}, the most that is stored");
+            return Err(StoreError::Refused(message));
         }
         let create = blobs.client.create_multipart_upload().bucket(&blobs.bucket).key(key(digest));
         let create = create.content_type(CONTENT_TYPE).checksum_algorithm(ChecksumAlgorithm::Sha256);

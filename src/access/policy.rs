@@ -65,9 +65,28 @@ impl Policy {
     pub fn may_deny(&self, repository: &Repository) -> bool {
         self.0.iter().any(|rule| !rule.allow && fits(&rule.what, &repository.to_string()))
     }
+
+    /// Whether a rule that names `there` may keep somebody away from it who may pull from `here`, which has the same content.
+    /// One that is about both keeps them away from `here` too, unless another allows that before; and one that is about
+    /// everything says nothing of `there` in particular.
+    pub fn may_deny_beside(&self, there: &Repository, here: &Repository) -> bool {
+        let (there, here) = (there.to_string(), here.to_string());
+        let mut allowed_here = false;
+        self.0.iter().any(|rule| {
+            let about_here = fits(&rule.what, &here);
+            allowed_here |= rule.allow && about_here;
+            let denies_there = !rule.allow && rule.names_places() && fits(&rule.what, &there);
+            denies_there && (allowed_here || !about_here)
+        })
+    }
 }
 
 impl Rule {
+    /// Whether it is about some repositories, and not about all.
+    fn names_places(&self) -> bool {
+        !self.what.is_empty() && !self.what.iter().any(|pattern| pattern.as_str() == "*")
+    }
+
     /// The first key of the rule that something else than this pull would have to fit. `None`: it is about this pull.
     pub fn other_than(
         &self,
@@ -175,6 +194,29 @@ mod tests {
         let hub = repository("docker.io/library/nginx");
         assert!(policy.decide(&Principal::Anonymous, None, &hub, false).allowed());
         assert!(!policy.decide(&robot("ci"), None, &hub, true).allowed());
+    }
+
+    #[test]
+    fn a_rule_about_an_alternate_counts_where_it_denies_more_than_those_about_the_original() {
+        let allows = || rule(true, &["robot:*"], &["here.test/*"]);
+        let denies = |what: &[&str]| rule(false, &["robot:ci"], what);
+        for (rules, expected) in [
+            (vec![], false),
+            (vec![denies(&["there.test/*"])], true),
+            (vec![denies(&["here.test/*"])], false),
+            (vec![denies(&["here.test/*"]), denies(&["there.test/*"])], true),
+            (vec![denies(&["here.test/*", "there.test/*"])], false),
+            (vec![allows(), denies(&["here.test/*", "there.test/*"])], true),
+            (vec![denies(&["*/a"])], false),
+            (vec![allows(), denies(&["*/a"])], true),
+            (vec![allows(), denies(&[])], false),
+            (vec![allows(), denies(&["*"])], false),
+            (vec![allows(), denies(&["there.test/b"])], false),
+        ] {
+            let policy = Policy(rules);
+            let beside = policy.may_deny_beside(&repository("there.test/a"), &repository("here.test/a"));
+            assert_eq!(beside, expected, "{policy:?}");
+        }
     }
 
     #[test]

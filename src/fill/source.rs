@@ -13,13 +13,13 @@ use tokio_util::task::AbortOnDropHandle;
 use super::FillError;
 use crate::Cache;
 use crate::ports::Job;
-use crate::upstream::{BlobBody, BlobPlace, OpenBlob, UpstreamError};
+use crate::upstream::{BlobBody, BlobPlace, LEAST_BYTES, OpenBlob, UpstreamError};
 
 /// The bytes one request asks for, where upstream can send parts.
 pub(crate) const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
 /// How many connections fetch one blob at once.
 const CONNECTIONS: usize = 4;
-/// How often a connection may break in a row without having brought a byte.
+/// How often a connection may break in a row without having brought [`LEAST_BYTES`].
 const RETRIES: u32 = 3;
 /// The pause before the first of them; each further one doubles it.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -148,7 +148,7 @@ impl Upstream {
                 // All bytes are here; how the connection ended after them says nothing.
                 Err(FillError::Upstream(_)) if at == end => return,
                 Err(error) => {
-                    failures = if at > before { 0 } else { failures + 1 };
+                    failures = if at - before >= LEAST_BYTES { 0 } else { failures + 1 };
                     let may_pass = matches!(
                         error,
                         FillError::Upstream(UpstreamError::Unavailable { .. } | UpstreamError::Elsewhere(_))
@@ -288,7 +288,18 @@ impl Sender {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+    use tokio::time::Instant;
+
     use super::*;
+    use crate::config::{Cold, Config};
+    use crate::local::Local;
+    use crate::oci::{Algorithm, Digest, Repository};
+    use crate::ports::Priority;
+    use crate::time::Clock;
 
     #[tokio::test]
     async fn however_small_the_pieces_are_that_arrive_they_are_held_in_large_ones() {
@@ -308,6 +319,73 @@ mod tests {
                 (failed.len(), arrived.last().is_some_and(Result::is_err)),
                 (usize::from(end.is_some()), end.is_some())
             );
+        }
+    }
+
+    const SIZE: usize = 256 * 1024;
+
+    /// Sends a blob of zeros in pieces of so many bytes, a second apart, and ends each connection after so many of them.
+    async fn drip(listener: TcpListener, piece: usize, pieces: usize) {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(connection.read_u8().await?);
+                }
+                let head = String::from_utf8_lossy(&head);
+                let range = head.split_once("range: bytes=").and_then(|(_, range)| range.split_once('-'));
+                let first: usize = range.map_or(0, |(first, _)| first.parse().unwrap());
+                let status = match range {
+                    Some(_) => format!("206 \r\ncontent-range: bytes {first}-{}/{SIZE}", SIZE - 1),
+                    None => "200 ".to_owned(),
+                };
+                let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n", SIZE - first);
+                connection.write_all(head.as_bytes()).await?;
+                for piece in vec![0; SIZE - first].chunks(piece).take(pieces) {
+                    connection.write_all(piece).await?;
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                Ok::<_, std::io::Error>(())
+            });
+        }
+    }
+
+    /// How many bytes come of a blob that is sent like this, how that ends, and how long it takes. Time is paused: it passes
+    /// once nothing else is to be done.
+    async fn read(piece: usize, pieces: usize) -> (usize, Result<(), FillError>, Duration) {
+        let (data, listener) = (tempfile::tempdir().unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let text = format!("[upstreams.\"test.local\"]\nurl = \"http://{}\"", listener.local_addr().unwrap());
+        let mut config = Config::parse(&text, Path::new("stopover.toml"), Cold::Follow, |_| unreachable!()).unwrap();
+        config.data_dir = data.path().to_owned();
+        let local = Local::open(config, Clock::default()).await.unwrap();
+        let upstream = AbortOnDropHandle::new(tokio::spawn(drip(listener, piece, pieces)));
+        let job = Job {
+            repository: Repository { upstream: "test.local".parse().unwrap(), name: "a".parse().unwrap() },
+            digest: Digest::of(Algorithm::Sha256, &vec![0; SIZE]),
+            size: SIZE as u64,
+            priority: Priority::Interactive,
+        };
+        let (begun, mut bytes) = (Instant::now(), 0);
+        let mut source = Source::open(&local.cache, &job, 0).await.unwrap();
+        let ended = loop {
+            match source.next().await {
+                Ok(Some(chunk)) => bytes += chunk.len(),
+                ended => break ended.map(drop),
+            }
+        };
+        let took = begun.elapsed();
+        drop((source, upstream));
+        local.stop(Duration::ZERO).await;
+        (bytes, ended, took)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_upstream_that_drips_holds_no_fill_for_ever() {
+        // A byte a second without end; and connections that bring next to nothing, one after the other.
+        for (piece, pieces) in [(1, usize::MAX), (1, 1), (1000, 10)] {
+            let (bytes, ended, took) = read(piece, pieces).await;
+            let slow = matches!(ended, Err(FillError::Upstream(UpstreamError::Unavailable { .. })));
+            assert!(slow && took < Duration::from_mins(3), "{piece} {pieces}: {bytes} bytes in {took:?}, {ended:?}");
         }
     }
 }

@@ -162,7 +162,7 @@ async fn by_header(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
     log_in(&cache, &parts, asking(&parts), keeps).await
 }
 
-/// POST with `grant_type=password`, or with a refresh token (token specification, "OAuth2 Token Authentication").
+/// POST with `grant_type=password`, or with a refresh token (token specification, "`OAuth2` Token Authentication").
 async fn by_form(State(cache): State<Arc<Cache>>, parts: Parts, body: Bytes) -> Response {
     let form = form(&body);
     let field = |name: &str| form.get(name).map(String::as_str);

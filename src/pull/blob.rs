@@ -14,7 +14,7 @@ use crate::error::PullError;
 use crate::oci::{Digest, Repository};
 use crate::ports::{BlobState, BlobView, Job, Location, Priority, Progress, StoreError, Watched};
 use crate::time::Timestamp;
-use crate::upstream::{BlobSource, Evidence, UpstreamError};
+use crate::upstream::{BlobSource, Evidence};
 
 /// How many fills a client waits for one after the other where those that run fail and are other repositories'.
 const JOINED: usize = 3;
@@ -55,7 +55,7 @@ impl Cache {
         let filling = is_claimed(&view, self.clock.now());
         let admitted = if filling { Ok(()) } else { self.budgets.admit(want.payer, &job) };
         match (upstream.cold(), admitted) {
-            (Cold::Redirect, admitted) => self.redirect(&job, filling, admitted).await,
+            (Cold::Redirect, admitted) => self.redirect(&job, filling, admitted, want.payer).await,
             (_, Err(over)) => Err(over.into()),
             (cold, Ok(())) => self.wait(&job, cold == Cold::Follow).await,
         }
@@ -87,6 +87,7 @@ impl Cache {
         job: &Job,
         filling: bool,
         admitted: Result<(), OverBudget>,
+        payer: Option<Payer>,
     ) -> Result<PulledBlob, PullError> {
         if !filling
             && admitted.is_ok()
@@ -94,17 +95,15 @@ impl Cache {
         {
             tracing::warn!(repository = %job.repository, blob.digest = %job.digest, %error, "fill could not be requested");
         }
-        match self.upstreams.blob_source(&job.repository, &job.digest).await {
-            Ok(BlobSource::Public(url)) => {
+        match self.blob_source(job, payer, &admitted).await? {
+            BlobSource::Public(url) => {
                 Ok(PulledBlob { size: job.size, content: Content::Redirect(url), served: Served::Miss })
             }
             // Nothing a client could use: the bytes come with our credentials only.
-            Ok(BlobSource::Private) => {
+            BlobSource::Private => {
                 admitted?;
                 self.wait(job, false).await
             }
-            Err(UpstreamError::Missing | UpstreamError::NoRepository) => Err(PullError::BlobUnknown),
-            Err(error) => Err(error.into()),
         }
     }
 

@@ -6,13 +6,13 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
+use super::known::before;
 use super::{PulledManifest, Served};
 use crate::Cache;
 use crate::budget::{Payer, Turn};
-use crate::config::Deleted;
 use crate::error::PullError;
 use crate::freshness::{self, Decision, LEASE};
-use crate::oci::{Digest, Manifest, Reference, Repository, Tag};
+use crate::oci::{Digest, Reference, Repository, Tag};
 use crate::ports::{Observed, Previous, Priority, TagRecord, Versioned};
 use crate::upstream::{Evidence, Limit, Upstream, UpstreamError};
 
@@ -61,6 +61,9 @@ impl Cache {
         want: Want,
     ) -> Result<PulledManifest, PullError> {
         let pulled = self.find(repository, reference, want).await?;
+        if let Some(manifest) = pulled.manifest.as_ref().filter(|_| !want.head) {
+            self.check_room(repository, manifest, want.payer).await?;
+        }
         self.note_manifest(repository, &pulled, want.payer).await;
         Ok(pulled)
     }
@@ -142,29 +145,6 @@ impl Cache {
         };
         let key = (repository.clone(), reference.clone(), Want { payer: None, expected: false, ..want });
         self.flights.join(key, work).await.unwrap_or(Err(PullError::NotYet))
-    }
-
-    /// The answer that a fresh record gives without upstream. `None`: it gives none.
-    async fn answer(
-        &self,
-        repository: &Repository,
-        record: Option<&TagRecord>,
-        want: Want,
-    ) -> Result<Option<Result<PulledManifest, PullError>>, PullError> {
-        match freshness::decide(record, "", false, self.clock.now()) {
-            // 1. A fresh record: what it says, without upstream.
-            Decision::Fresh(observed) if want.head => {
-                let pulled = PulledManifest { observed: observed.clone(), manifest: None, served: Served::Hit };
-                Ok(Some(Ok(pulled)))
-            }
-            Decision::Fresh(observed) => {
-                let manifest = self.stored(repository, &observed.digest).await?;
-                Ok(manifest.map(|manifest| Ok(PulledManifest::new(manifest, Served::Hit))))
-            }
-            // 2. A remembered "missing".
-            Decision::Missing => Ok(Some(Err(PullError::ManifestUnknown(Served::Hit)))),
-            Decision::Held | Decision::Ask(_) => Ok(None),
-        }
     }
 
     /// Asks upstream, or waits until another process has: the ledger's lease says who. In this process only one caller
@@ -373,73 +353,6 @@ impl Cache {
             found.map_err(|error| if matches!(error, PullError::ManifestUnknown(_)) { named().into() } else { error })
         })
     }
-
-    /// What a tag was that upstream has deleted, where that is to be served on.
-    async fn deleted(
-        self: &Arc<Self>,
-        upstream: &Upstream,
-        repository: &Repository,
-        record: &TagRecord,
-    ) -> Result<Option<PulledManifest>, PullError> {
-        match upstream.config().deleted {
-            Deleted::Missing => Ok(None),
-            Deleted::Serve => {
-                let Some(known) = self.last_known(upstream, repository, Some(record)).await? else { return Ok(None) };
-                // Upstream may call deleted what it does not show to us any more.
-                let evidence = Evidence::Manifest(known.observed.digest.clone());
-                Ok(self.check_permission(repository, evidence, None).await.is_ok().then_some(known))
-            }
-        }
-    }
-
-    /// What upstream said last, if that is stored and not too old.
-    async fn last_known(
-        &self,
-        upstream: &Upstream,
-        repository: &Repository,
-        record: Option<&TagRecord>,
-    ) -> Result<Option<PulledManifest>, PullError> {
-        let Some(record) = record else { return Ok(None) };
-        if !self.may_be_stale(repository).await? {
-            return Ok(None);
-        }
-        for digest in freshness::last_known(record, upstream.config().stale, self.clock.now()) {
-            if let Some(manifest) = self.stored(repository, digest).await? {
-                return Ok(Some(PulledManifest::new(manifest, Served::Stale)));
-            }
-        }
-        Ok(None)
-    }
-
-    /// A manifest stored for this repository, from memory where this process has served it before.
-    pub(super) async fn stored(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<Option<Arc<Manifest>>, PullError> {
-        let key = (repository.clone(), digest.clone());
-        if let Some(manifest) = self.warm.0.get(&key) {
-            return Ok(Some(manifest));
-        }
-        let manifest = self.ledger.manifest(repository, digest).await?.map(Arc::new);
-        if let Some(manifest) = &manifest {
-            self.warm.0.insert(key, Arc::clone(manifest));
-        }
-        Ok(manifest)
-    }
-}
-
-impl PulledManifest {
-    fn new(manifest: Arc<Manifest>, served: Served) -> Self {
-        Self { observed: Observed::of(&manifest), manifest: Some(manifest), served }
-    }
-}
-
-/// What a tag was last.
-fn before(known: &TagRecord) -> Option<Previous> {
-    let observed = known.observed.as_ref();
-    let last = observed.map(|observed| Previous { digest: observed.digest.clone(), checked_at: known.checked_at });
-    last.or_else(|| known.previous.clone())
 }
 
 /// Ten per cent more or less, so that what was pulled together is not asked for together again.

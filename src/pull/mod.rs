@@ -3,28 +3,30 @@
 
 mod blob;
 mod flight;
+mod known;
 mod listing;
 mod manifest;
 mod permission;
+mod source;
 mod store;
 mod used;
 
 use std::fs::File;
 use std::sync::Arc;
 
-use quick_cache::Weighter;
-use quick_cache::sync::Cache as MemoryCache;
 use tokio::sync::watch;
 
+pub(crate) use known::Warm;
 pub(crate) use listing::LargeLists;
 pub use listing::{PulledReferrers, PulledTags};
 pub use manifest::Want;
 pub(crate) use permission::{Proofs, Questions};
+pub(crate) use source::Sources;
 pub(crate) use store::Refused;
 pub(crate) use used::Uses;
 
 use crate::error::PullError;
-use crate::oci::{Digest, Manifest, Repository};
+use crate::oci::Manifest;
 use crate::ports::{Observed, Progress, SignedUrl};
 
 /// The questions that are being asked of upstream.
@@ -79,25 +81,4 @@ pub enum Content {
     File(Arc<File>),
     /// In a file that a fill is writing.
     Growing(Arc<File>, watch::Receiver<Progress>),
-}
-
-/// Manifests this process has served: by digest they never change, and each stands for its own repository only.
-pub(crate) struct Warm(MemoryCache<(Repository, Digest), Arc<Manifest>, ManifestBytes>);
-
-/// The most bytes of manifests kept in memory.
-const WARM_BYTES: u64 = 8 * 1024 * 1024;
-
-#[derive(Clone)]
-struct ManifestBytes;
-
-impl Weighter<(Repository, Digest), Arc<Manifest>> for ManifestBytes {
-    fn weight(&self, _: &(Repository, Digest), manifest: &Arc<Manifest>) -> u64 {
-        manifest.bytes.len() as u64 + 512
-    }
-}
-
-impl Warm {
-    pub(crate) fn new() -> Self {
-        Self(MemoryCache::with_weighter(1024, WARM_BYTES, ManifestBytes))
-    }
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use quick_cache::sync::Cache as MemoryCache;
 
 use crate::Cache;
-use crate::config::MaxBlob;
+use crate::budget::Payer;
+use crate::config::{Cold, MaxBlob};
 use crate::error::PullError;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 use crate::ports::{Job, Observed, Priority};
@@ -57,9 +58,7 @@ impl Cache {
         manifest: &Manifest,
         want: Want,
     ) -> Result<usize, PullError> {
-        let mut blobs = manifest.blobs().map_err(|error| UpstreamError::Invalid(error.to_string()))?;
-        // Whether upstream has a foreign layer at all is asked when a client wants it.
-        blobs.retain(|blob| !blob.foreign);
+        let blobs = blobs_of(manifest)?;
         for Descriptor { size, .. } in &blobs {
             self.check_size(repository, *size, Some(manifest))?;
         }
@@ -68,8 +67,11 @@ impl Cache {
         self.noted_manifest(repository, &manifest.digest);
         self.follow_policy(repository, manifest, want.payer).await;
         let priority = want.priority;
+        // What is refused as a whole is not stored in part.
+        let refused = self.check_room(repository, manifest, want.payer).await.is_err();
         let jobs: Vec<Job> = blobs
             .into_iter()
+            .filter(|_| !refused)
             .map(|blob| Job { repository: repository.clone(), digest: blob.digest, size: blob.size, priority })
             .filter(|job| self.budgets.admit(want.payer, job).is_ok())
             .collect();
@@ -80,6 +82,31 @@ impl Cache {
             tracing::warn!(%repository, %error, "fills could not be requested");
         }
         Ok(jobs.len())
+    }
+
+    /// Refuses a manifest to whoever could not have its blobs stored, where clients get nothing of what is not stored: there
+    /// they still say why, or go elsewhere, which not all of them do with a blob.
+    pub(super) async fn check_room(
+        &self,
+        repository: &Repository,
+        manifest: &Manifest,
+        payer: Option<Payer>,
+    ) -> Result<(), PullError> {
+        if self.upstreams.get(repository)?.cold() == Cold::Redirect {
+            return Ok(());
+        }
+        let blobs = blobs_of(manifest)?;
+        if self.budgets.check_room(payer, &blobs).is_ok() {
+            return Ok(());
+        }
+        // What is stored takes no room, but costs a look.
+        let mut missing = Vec::new();
+        for blob in blobs {
+            if !self.ledger.blob(repository, &blob.digest).await?.is_stored() {
+                missing.push(blob);
+            }
+        }
+        Ok(self.budgets.check_room(payer, &missing)?)
     }
 
     /// Refuses a blob that the configuration finds too large, and so the manifest that names it.
@@ -97,4 +124,11 @@ impl Cache {
             _ => Ok(()),
         }
     }
+}
+
+/// The blobs that come with a manifest. Whether upstream has a foreign layer at all is asked when a client wants it.
+fn blobs_of(manifest: &Manifest) -> Result<Vec<Descriptor>, PullError> {
+    let mut blobs = manifest.blobs().map_err(|error| UpstreamError::Invalid(error.to_string()))?;
+    blobs.retain(|blob| !blob.foreign);
+    Ok(blobs)
 }

@@ -1,70 +1,30 @@
-//! Requests to one upstream: manifests and blobs, with its tokens, following its redirects by hand.
+//! Requests to one upstream: what its tags are, its manifests, and whatever else is asked with its tokens, following its
+//! redirects by hand.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::{Stream, TryStreamExt as _};
-use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, RANGE};
 use http::{HeaderValue, Method, StatusCode};
 use reqwest::Response;
 use url::Url;
 
 use super::UpstreamError;
 use super::account::Account;
-use super::answer::{Answer, RangeSent, own_media_type, read_limited, timed, unavailable};
+use super::answer::{Answer, own_media_type, read_limited, timed, unavailable};
+use super::blob::BytesWanted;
 use super::guard::{self, Clients};
 use super::login::Login;
 use super::token::Challenge;
 use crate::config::{Cold, UpstreamConfig};
 use crate::gauge::{Gauge, Kind, Outcome, Quota};
-use crate::oci::{
-    Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, MediaType, Name, Reference, Repository, Request, UpstreamId,
-};
-use crate::ports::{GaugeKey, Observed, SignedUrl};
+use crate::oci::{Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, MediaType, Name, Reference, Request, UpstreamId};
+use crate::ports::{GaugeKey, Observed};
 use crate::time::Clock;
 
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const MANIFEST_TIMEOUT: Duration = Duration::from_secs(10);
-const BLOB_HEADER_TIMEOUT: Duration = Duration::from_secs(20);
-const MAX_REDIRECTS: usize = 5;
-/// How long after a connection broke it is tried again.
-const ONCE_MORE: Duration = Duration::from_millis(250);
-
-/// The bytes of a blob as upstream sends them, not yet verified.
-pub type BlobBody = Pin<Box<dyn Stream<Item = Result<Bytes, UpstreamError>> + Send>>;
-
-/// A blob that upstream has begun to send.
-pub struct OpenBlob {
-    /// Its length in bytes, where upstream tells it.
-    pub size: Option<u64>,
-    /// Whether only the range that was asked for follows. Otherwise it is the whole blob, asked for or not.
-    pub partial: bool,
-    /// The bytes.
-    pub body: BlobBody,
-    /// Where they come from.
-    pub place: BlobPlace,
-}
-
-/// Where an upstream sends the bytes of a blob from, for as long as that works.
-#[derive(Clone, Debug)]
-pub struct BlobPlace {
-    pub(super) repository: Repository,
-    url: SignedUrl,
-}
-
-/// The first and the last byte that is wanted.
-pub type BytesWanted = (u64, u64);
-
-/// Where a client could fetch a blob itself.
-#[derive(Debug)]
-pub enum BlobSource {
-    /// At this URL, without credentials of ours.
-    Public(SignedUrl),
-    /// Only with credentials of ours.
-    Private,
-}
+pub(super) const MAX_REDIRECTS: usize = 5;
 
 /// One upstream registry, or the part of it that a rule is about.
 pub struct Upstream {
@@ -167,82 +127,6 @@ impl Upstream {
             Err(error) => own_media_type(&content_type, &bytes).ok_or_else(|| invalid(error))?,
         };
         Manifest::new(digest, media_type, bytes).map_err(invalid)
-    }
-
-    /// Asks where a client could fetch a blob itself, without fetching it.
-    pub async fn blob_source(&self, name: &Name, digest: &Digest) -> Result<BlobSource, UpstreamError> {
-        self.metered(Kind::Blob, timed(BLOB_HEADER_TIMEOUT, self.do_blob_source(name, digest))).await
-    }
-
-    async fn do_blob_source(&self, name: &Name, digest: &Digest) -> Result<BlobSource, UpstreamError> {
-        let mut url = self.endpoint(name, "blobs", digest);
-        for _ in 0..=MAX_REDIRECTS {
-            let answer = self.request(Method::GET, url, name, MediaType::ACCEPT, None).await?;
-            match answer.redirect_target()? {
-                // Only the API of a registry asks for a token; pkg.dev serves bytes beside it.
-                Some(target) if !target.path().starts_with("/v2/") => return Ok(BlobSource::Public(target.into())),
-                Some(target) => url = target,
-                None => {
-                    let answer = answer.succeeded(self.has_credentials()).await?;
-                    let public = || BlobSource::Public(answer.url.into());
-                    return Ok(if answer.authorized { BlobSource::Private } else { public() });
-                }
-            }
-        }
-        Err(redirected_too_often())
-    }
-
-    /// Opens a blob, or the part of it that is wanted where upstream can send parts. Where the connection breaks before the
-    /// first byte it is asked for once more, because clients wait for that byte and not all of them come again; to the
-    /// breaker that is one question.
-    pub async fn open_blob(
-        &self,
-        name: &Name,
-        digest: &Digest,
-        wanted: Option<BytesWanted>,
-    ) -> Result<OpenBlob, UpstreamError> {
-        let repository = Repository { upstream: self.id().clone(), name: name.clone() };
-        let place = BlobPlace { repository, url: self.endpoint(name, "blobs", digest).into() };
-        let opened = async {
-            match self.do_open_blob(&place, wanted).await {
-                Err(UpstreamError::Unavailable { silent: false, reason }) => {
-                    tracing::debug!(blob.digest = %digest, reason, "asking upstream once more");
-                    tokio::time::sleep(ONCE_MORE).await;
-                    self.do_open_blob(&place, wanted).await
-                }
-                opened => opened,
-            }
-        };
-        self.metered(Kind::Blob, timed(BLOB_HEADER_TIMEOUT, opened)).await
-    }
-
-    /// Opens another part of a blob where an earlier one came from, without asking the registry again. A place that does
-    /// not work any more (a signed URL is over) says nothing about the blob.
-    pub async fn open_again(&self, place: &BlobPlace, wanted: BytesWanted) -> Result<OpenBlob, UpstreamError> {
-        let opened = timed(BLOB_HEADER_TIMEOUT, self.do_open_blob(place, Some(wanted)));
-        if place.url.expose().origin() == self.config.url.origin() {
-            self.metered(Kind::Blob, opened).await
-        } else {
-            opened.await
-        }
-    }
-
-    async fn do_open_blob(&self, place: &BlobPlace, wanted: Option<BytesWanted>) -> Result<OpenBlob, UpstreamError> {
-        let name = &place.repository.name;
-        let answer = self.send_for(Method::GET, place.url.expose().clone(), name, MediaType::ACCEPT, wanted).await?;
-        let Answer { response, url, .. } = answer.succeeded(self.has_credentials()).await?;
-        let partial = response.status() == StatusCode::PARTIAL_CONTENT;
-        let size = if partial {
-            let range = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
-            let range = range.and_then(|range| RangeSent::parse(range, wanted?));
-            Some(
-                range.ok_or_else(|| UpstreamError::Invalid("it sent another range than it was asked for".into()))?.size,
-            )
-        } else {
-            response.content_length()
-        };
-        let body = Box::pin(response.bytes_stream().map_err(|error| unavailable(&error)));
-        Ok(OpenBlob { size, partial, body, place: BlobPlace { url: url.into(), ..place.clone() } })
     }
 
     /// Asks only what the gauge permits, and corrects the gauge by how that ended.
@@ -412,6 +296,6 @@ impl Upstream {
     }
 }
 
-fn redirected_too_often() -> UpstreamError {
+pub(super) fn redirected_too_often() -> UpstreamError {
     UpstreamError::Invalid(format!("it redirected more than {MAX_REDIRECTS} times"))
 }

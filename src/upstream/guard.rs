@@ -10,8 +10,6 @@ use super::UpstreamError;
 use crate::config::UpstreamConfig;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// The longest silence within a body.
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Two HTTP clients: one for hosts the operator named, one that connects to public addresses only.
 pub(super) struct Clients {
@@ -25,7 +23,6 @@ impl Clients {
             reqwest::Client::builder()
                 .redirect(reqwest::redirect::Policy::none())
                 .connect_timeout(CONNECT_TIMEOUT)
-                .read_timeout(READ_TIMEOUT)
                 .tcp_nodelay(true)
                 .http1_only()
                 .user_agent(concat!("stopover/", env!("CARGO_PKG_VERSION")))

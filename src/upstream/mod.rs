@@ -2,6 +2,7 @@
 
 mod account;
 mod answer;
+mod blob;
 mod client;
 mod guard;
 mod listing;
@@ -20,7 +21,9 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 pub use answer::{RangeSent, own_media_type, retry_after_in};
-pub use client::{BlobBody, BlobPlace, BlobSource, BytesWanted, OpenBlob, Upstream};
+pub(crate) use blob::LEAST_BYTES;
+pub use blob::{BlobBody, BlobPlace, BlobSource, BytesWanted, OpenBlob};
+pub use client::Upstream;
 pub use listing::{next_page, referrers_in, tags_in};
 pub use login::{Issued, Issuer};
 pub(crate) use standing::Evidence;
@@ -315,9 +318,7 @@ impl Upstreams {
             }
             // What only some may see there is not shown to everybody here, nor to others who may see this.
             let shared = alternate.shared && first.config().is_private();
-            if (upstream.config().is_private() && !shared)
-                || (self.policy.may_deny(&there) && !self.policy.may_deny(repository))
-            {
+            if (upstream.config().is_private() && !shared) || self.policy.may_deny_beside(&there, repository) {
                 continue;
             }
             if let Ok(answer) = question(upstream, there.name).await {

@@ -1,10 +1,14 @@
 //! Clients log in and pull, or say why not.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, ensure};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use support::images::Recipe;
 use support::node::Node;
-use support::program::UPSTREAM;
+use support::program::{Installation, UPSTREAM};
+use support::registry::Registry;
 
 use crate::Cache;
 
@@ -112,5 +116,21 @@ async fn containerd_pulls_with_credentials_and_with_a_header_of_its_hosts_toml()
         let pulled = node.run("ctr", &[&pull[..], &["--hosts-dir", &directory, &reference]].concat()).await;
         ensure!(pulled.is_ok() == pulls, "{pulled:?}\n{}", cache.stopover.log());
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn skopeo_says_at_once_that_a_budget_of_a_day_is_used_up() -> anyhow::Result<()> {
+    let upstream = Registry::start().await?;
+    let image = Recipe::docker("team/docker").push(&upstream).await?;
+    let settings = format!("new_bytes = \"0B\"\n[upstreams.\"{UPSTREAM}\"]\nurl = \"{}\"", upstream.url());
+    let stopover = Installation::with_configuration(&settings)?.start().await?;
+    let node = Node::new()?;
+    let source = format!("docker://{}/{UPSTREAM}/{}", stopover.address(), image.reference());
+    let target = format!("dir:{}", node.path("image").display());
+    let copy = ["copy", "--quiet", "--src-tls-verify=false", &source, &target];
+    let copied = tokio::time::timeout(Duration::from_secs(30), node.run("skopeo", &copy));
+    let said = format!("{:#}", copied.await.context("skopeo waits")?.err().context("it pulled")?);
+    ensure!(said.contains("as many new bytes stored as you may in a day"), "{said}");
     Ok(())
 }

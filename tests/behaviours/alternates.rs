@@ -4,7 +4,7 @@ use http::StatusCode;
 use stopover::config::Cold;
 use support::on_both_columns;
 use support::scripted::{Fault, Login, Scripted, ScriptedImage};
-use support::world::{Column, PASSWORD, World};
+use support::world::{CREDENTIALS, Column, PASSWORD, World};
 
 on_both_columns!(
     an_alternate_serves_by_digest_what_there_is_no_quota_for,
@@ -85,8 +85,6 @@ async fn an_alternate_is_not_asked_for_what_the_upstream_answers(column: Column)
     assert!(other.requests().is_empty());
 }
 
-const CREDENTIALS: &str = "credentials = { username = \"me\", password_env = \"TEST_SECRET\" }";
-
 /// What an upstream that limits us answers for a manifest by digest that an alternate has, below `team/` where everybody
 /// may pull; and how often the alternate was asked.
 async fn asked_elsewhere(column: Column, there: &str, upstream: &str, access: &str) -> (StatusCode, usize) {
@@ -124,6 +122,10 @@ async fn an_alternate_that_the_policy_denies_is_not_asked_for_what_it_allows(col
     let upstream = "alternates = [{ upstream = \"other.local\" }]\nOTHER";
     let denied = "[[policy]]\nwhat = [\"other.local/*\"]\nallow = false";
     assert_eq!(asked_elsewhere(column, "", upstream, denied).await, (StatusCode::TOO_MANY_REQUESTS, 0));
+    // Nor where another rule denies it to others.
+    let others = "[[policy]]\nwhat = [\"test.local/*\"]\nnetworks = [\"10.1.2.0/24\"]\nallow = false";
+    let both = format!("{others}\n{denied}");
+    assert_eq!(asked_elsewhere(column, "", upstream, &both).await, (StatusCode::TOO_MANY_REQUESTS, 0));
     // A rule that denies whatever no other allows says nothing of the alternate in particular.
     let last = "[[policy]]\nwhat = [\"test.local/*\"]\nallow = true\n[[policy]]\nallow = false";
     assert_eq!(asked_elsewhere(column, "", upstream, last).await, (StatusCode::OK, 1));

@@ -1,16 +1,11 @@
 //! What commands say and do.
 
-use std::time::Duration;
-
-use anyhow::ensure;
-use support::clients::pull_over_http;
-use support::images::Recipe;
+use anyhow::{Context as _, ensure};
 use support::program::{Installation, Stopover, UPSTREAM, run};
-use support::registry::Registry;
 use support::scripted::{Fault, Scripted};
 use support::world::{DEADLINE, until};
 
-use super::{MIB, without_upstream};
+use super::PROMPT;
 
 #[tokio::test]
 async fn the_configuration_is_shown_with_its_rules_and_each_family_in_one_line() -> anyhow::Result<()> {

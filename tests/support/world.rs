@@ -51,6 +51,9 @@ const OPERATOR: &str = "the secret of the operators of the AWS column";
 /// The password of `TEST_SECRET`: long enough to be found in a log.
 pub const PASSWORD: &str = "the-password-of-an-upstream";
 
+/// A line for the table of an upstream, or of a rule, that is asked as `me` with [`PASSWORD`].
+pub const CREDENTIALS: &str = "credentials = { username = \"me\", password_env = \"TEST_SECRET\" }";
+
 /// How long anything in a test may take before it has failed.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 

@@ -54,7 +54,7 @@ async fn answer(State((logins, journal)): State<(Logins, Arc<Journal>)>, headers
     let service = (Service::Ecr, "ecr", "AmazonEC2ContainerRegistry_V20150921.");
     let (operation, region) = match json::accept(&headers, service, &journal) {
         Ok(accepted) => accepted,
-        Err(refused) => return refused,
+        Err((status, code, message)) => return json::refusal(status, code, message),
     };
     if operation != "GetAuthorizationToken" {
         return json::refusal(400, "UnknownOperationException", "this endpoint only issues logins");

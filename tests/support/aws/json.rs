@@ -9,12 +9,15 @@ use super::{
     journal::{Failure, Journal, Service},
 };
 
+/// A status, a code and a message.
+type Refused = (u16, &'static str, &'static str);
+
 /// The operation of a request, and the region that it is signed for, unless it is refused.
 pub(super) fn accept(
     headers: &HeaderMap,
     (service, name, target): (Service, &str, &str),
     journal: &Journal,
-) -> Result<(String, String), Response<Body>> {
+) -> Result<(String, String), Refused> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let operation = text("x-amz-target").strip_prefix(target).unwrap_or_default().to_owned();
     // AWS4-HMAC-SHA256 Credential=<key>/<date>/<region>/<service>/aws4_request, …
@@ -27,12 +30,12 @@ pub(super) fn accept(
         }
         _ => {
             let message = "The security token included in the request is invalid.";
-            return Err(refusal(400, "UnrecognizedClientException", message));
+            return Err((400, "UnrecognizedClientException", message));
         }
     };
     match journal.record(service, &operation) {
-        Some(Failure::Internal) => Err(refusal(500, "ServerException", "injected by the test")),
-        Some(Failure::Throttled) => Err(refusal(400, "ThrottlingException", "injected by the test")),
+        Some(Failure::Internal) => Err((500, "ServerException", "injected by the test")),
+        Some(Failure::Throttled) => Err((400, "ThrottlingException", "injected by the test")),
         None => Ok((operation, region)),
     }
 }

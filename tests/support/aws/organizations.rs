@@ -1,6 +1,6 @@
 //! AWS Organizations: the list of accounts, in pages, over the AWS JSON 1.1 protocol.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::body::{Body, Bytes};
 use axum::{Router, extract::State};
@@ -13,19 +13,32 @@ use crate::loopback::Loopback;
 
 /// The organisation that the account of the functions manages; none until a test says so.
 #[derive(Clone, Default)]
-pub struct Organization(Arc<Mutex<Option<(String, Vec<String>)>>>);
+pub struct Organization(Arc<Mutex<Managed>>);
+
+#[derive(Default)]
+struct Managed {
+    id: String,
+    accounts: Vec<String>,
+}
 
 impl Organization {
     /// From now on it has this id and these accounts.
     pub fn is(&self, id: &str, accounts: &[&str]) {
         let accounts = accounts.iter().map(|&account| account.to_owned()).collect();
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((id.to_owned(), accounts));
+        *self.managed() = Managed { id: id.to_owned(), accounts };
     }
 
-    /// One account a page: who stops after the first one knows too few.
+    fn managed(&self) -> MutexGuard<'_, Managed> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One account a page: who stops after the first one knows too few. `None`: there is no organisation.
     fn page(&self, token: usize) -> Option<Value> {
-        let organization = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (id, accounts) = organization.as_ref()?;
+        let managed = self.managed();
+        let Managed { id, accounts } = &*managed;
+        if id.is_empty() {
+            return None;
+        }
         let describe = |account: &String| {
             json!({
                 "Id": account, "Arn": format!("arn:aws:organizations::000000000000:account/{id}/{account}"),
@@ -55,7 +68,7 @@ async fn answer(
     let service = (Service::Organizations, "organizations", "AWSOrganizationsV20161128.");
     let operation = match json::accept(&headers, service, &journal) {
         Ok((operation, _)) => operation,
-        Err(refused) => return refused,
+        Err((status, code, message)) => return json::refusal(status, code, message),
     };
     if operation != "ListAccounts" {
         return json::refusal(400, "UnknownOperationException", "this endpoint only lists accounts");

@@ -1,0 +1,128 @@
+//! What is known of manifests without asking upstream: by fresh records, by what upstream said last, and from storage.
+
+use std::sync::Arc;
+
+use quick_cache::Weighter;
+use quick_cache::sync::Cache as MemoryCache;
+
+use super::{PulledManifest, Served, Want};
+use crate::Cache;
+use crate::config::Deleted;
+use crate::error::PullError;
+use crate::freshness::{self, Decision};
+use crate::oci::{Digest, Manifest, Repository};
+use crate::ports::{Observed, Previous, TagRecord};
+use crate::upstream::{Evidence, Upstream};
+
+/// Manifests this process has served: by digest they never change, and each stands for its own repository only.
+pub(crate) struct Warm(pub(super) MemoryCache<(Repository, Digest), Arc<Manifest>, ManifestBytes>);
+
+/// The most bytes of manifests kept in memory.
+const WARM_BYTES: u64 = 8 * 1024 * 1024;
+
+#[derive(Clone)]
+pub(super) struct ManifestBytes;
+
+impl Weighter<(Repository, Digest), Arc<Manifest>> for ManifestBytes {
+    fn weight(&self, _: &(Repository, Digest), manifest: &Arc<Manifest>) -> u64 {
+        manifest.bytes.len() as u64 + 512
+    }
+}
+
+impl Warm {
+    pub(crate) fn new() -> Self {
+        Self(MemoryCache::with_weighter(1024, WARM_BYTES, ManifestBytes))
+    }
+}
+
+impl Cache {
+    /// The answer that a fresh record gives without upstream. `None`: it gives none.
+    pub(super) async fn answer(
+        &self,
+        repository: &Repository,
+        record: Option<&TagRecord>,
+        want: Want,
+    ) -> Result<Option<Result<PulledManifest, PullError>>, PullError> {
+        match freshness::decide(record, "", false, self.clock.now()) {
+            // 1. A fresh record: what it says, without upstream.
+            Decision::Fresh(observed) if want.head => {
+                let pulled = PulledManifest { observed: observed.clone(), manifest: None, served: Served::Hit };
+                Ok(Some(Ok(pulled)))
+            }
+            Decision::Fresh(observed) => {
+                let manifest = self.stored(repository, &observed.digest).await?;
+                Ok(manifest.map(|manifest| Ok(PulledManifest::new(manifest, Served::Hit))))
+            }
+            // 2. A remembered "missing".
+            Decision::Missing => Ok(Some(Err(PullError::ManifestUnknown(Served::Hit)))),
+            Decision::Held | Decision::Ask(_) => Ok(None),
+        }
+    }
+
+    /// What a tag was that upstream has deleted, where that is to be served on.
+    pub(super) async fn deleted(
+        self: &Arc<Self>,
+        upstream: &Upstream,
+        repository: &Repository,
+        record: &TagRecord,
+    ) -> Result<Option<PulledManifest>, PullError> {
+        match upstream.config().deleted {
+            Deleted::Missing => Ok(None),
+            Deleted::Serve => {
+                let Some(known) = self.last_known(upstream, repository, Some(record)).await? else { return Ok(None) };
+                // Upstream may call deleted what it does not show to us any more.
+                let evidence = Evidence::Manifest(known.observed.digest.clone());
+                Ok(self.check_permission(repository, evidence, None).await.is_ok().then_some(known))
+            }
+        }
+    }
+
+    /// What upstream said last, if that is stored and not too old.
+    pub(super) async fn last_known(
+        &self,
+        upstream: &Upstream,
+        repository: &Repository,
+        record: Option<&TagRecord>,
+    ) -> Result<Option<PulledManifest>, PullError> {
+        let Some(record) = record else { return Ok(None) };
+        if !self.may_be_stale(repository).await? {
+            return Ok(None);
+        }
+        for digest in freshness::last_known(record, upstream.config().stale, self.clock.now()) {
+            if let Some(manifest) = self.stored(repository, digest).await? {
+                return Ok(Some(PulledManifest::new(manifest, Served::Stale)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A manifest stored for this repository, from memory where this process has served it before.
+    pub(super) async fn stored(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Arc<Manifest>>, PullError> {
+        let key = (repository.clone(), digest.clone());
+        if let Some(manifest) = self.warm.0.get(&key) {
+            return Ok(Some(manifest));
+        }
+        let manifest = self.ledger.manifest(repository, digest).await?.map(Arc::new);
+        if let Some(manifest) = &manifest {
+            self.warm.0.insert(key, Arc::clone(manifest));
+        }
+        Ok(manifest)
+    }
+}
+
+impl PulledManifest {
+    pub(super) fn new(manifest: Arc<Manifest>, served: Served) -> Self {
+        Self { observed: Observed::of(&manifest), manifest: Some(manifest), served }
+    }
+}
+
+/// What a tag was last.
+pub(super) fn before(known: &TagRecord) -> Option<Previous> {
+    let observed = known.observed.as_ref();
+    let last = observed.map(|observed| Previous { digest: observed.digest.clone(), checked_at: known.checked_at });
+    last.or_else(|| known.previous.clone())
+}

@@ -1,0 +1,71 @@
+//! Where clients could fetch a cold blob themselves: upstream is asked once by all who want to know at about the same time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quick_cache::sync::Cache as MemoryCache;
+
+use super::flight::Flights;
+use crate::Cache;
+use crate::budget::{OverBudget, Payer};
+use crate::error::PullError;
+use crate::oci::{Digest, Repository};
+use crate::ports::Job;
+use crate::time::Timestamp;
+use crate::upstream::{BlobSource, UpstreamError};
+
+/// How long an answer is passed on. Signed URLs are good for minutes, whatever range of the blob is fetched there, and
+/// clients fetch it at once.
+const LASTS: Duration = Duration::from_secs(10);
+
+type Key = (Repository, Digest);
+
+/// What upstream is being asked, and has answered lately. Each process has its own.
+pub(crate) struct Sources {
+    asked: Flights<Key, Result<BlobSource, PullError>>,
+    known: MemoryCache<Key, (BlobSource, Timestamp)>,
+}
+
+impl Sources {
+    pub(crate) fn new() -> Self {
+        Self { asked: Flights::new(), known: MemoryCache::new(1000) }
+    }
+
+    fn known(&self, key: &Key, now: Timestamp) -> Option<BlobSource> {
+        self.known.get(key).filter(|(_, until)| now < *until).map(|(source, _)| source)
+    }
+}
+
+impl Cache {
+    /// Where a client could fetch a blob itself. That upstream does not have it is a miss of whoever begins to ask, and so is
+    /// every question about a blob that is not `admitted`: it stays cold, and would be asked about again and again.
+    pub(super) async fn blob_source(
+        self: &Arc<Self>,
+        job: &Job,
+        payer: Option<Payer>,
+        admitted: &Result<(), OverBudget>,
+    ) -> Result<BlobSource, PullError> {
+        let key = (job.repository.clone(), job.digest.clone());
+        if let Some(source) = self.sources.known(&key, self.clock.now()) {
+            return Ok(source);
+        }
+        let mut turn = self.budgets.turn(payer).await?;
+        let (cache, place, admitted) = (Arc::clone(self), key.clone(), admitted.is_ok());
+        let work = || async move {
+            let now = cache.clock.now();
+            if let Some(source) = cache.sources.known(&place, now) {
+                return Ok(source);
+            }
+            turn.ask();
+            let asked = cache.upstreams.blob_source(&place.0, &place.1).await;
+            turn.end(!admitted || asked.as_ref().is_err_and(UpstreamError::is_miss));
+            let source = asked.map_err(|error| match error {
+                UpstreamError::Missing | UpstreamError::NoRepository => PullError::BlobUnknown,
+                error => error.into(),
+            })?;
+            cache.sources.known.insert(place, (source.clone(), now.plus(LASTS)));
+            Ok(source)
+        };
+        self.sources.asked.join(key, work).await.unwrap_or(Err(PullError::NotYet))
+    }
+}

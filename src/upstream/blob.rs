@@ -1,0 +1,195 @@
+//! Blobs of one upstream: where a client could fetch them, and their bytes, whole or in parts.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
+use http::header::CONTENT_RANGE;
+use http::{Method, StatusCode};
+use tokio::time::{Instant, timeout};
+
+use super::answer::{Answer, RangeSent, timed, unavailable};
+use super::client::{MAX_REDIRECTS, redirected_too_often};
+use super::{Upstream, UpstreamError};
+use crate::gauge::Kind;
+use crate::oci::{Digest, MediaType, Name, Repository};
+use crate::ports::SignedUrl;
+
+/// How long it may take until the bytes begin.
+const BLOB_HEADER_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long after a connection broke it is tried again.
+const ONCE_MORE: Duration = Duration::from_millis(250);
+/// The bytes that have to come within [`PATIENCE`], about 1 KiB a second: less is no better than silence.
+pub(crate) const LEAST_BYTES: u64 = 32 * 1024;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The bytes of a blob as upstream sends them, not yet verified.
+pub type BlobBody = Pin<Box<dyn Stream<Item = Result<Bytes, UpstreamError>> + Send>>;
+
+/// A blob that upstream has begun to send.
+pub struct OpenBlob {
+    /// Its length in bytes, where upstream tells it.
+    pub size: Option<u64>,
+    /// Whether only the range that was asked for follows. Otherwise it is the whole blob, asked for or not.
+    pub partial: bool,
+    /// The bytes.
+    pub body: BlobBody,
+    /// Where they come from.
+    pub place: BlobPlace,
+}
+
+/// Where an upstream sends the bytes of a blob from, for as long as that works.
+#[derive(Clone, Debug)]
+pub struct BlobPlace {
+    pub(super) repository: Repository,
+    url: SignedUrl,
+}
+
+/// The first and the last byte that is wanted.
+pub type BytesWanted = (u64, u64);
+
+/// Where a client could fetch a blob itself.
+#[derive(Clone, Debug)]
+pub enum BlobSource {
+    /// At this URL, without credentials of ours.
+    Public(SignedUrl),
+    /// Only with credentials of ours.
+    Private,
+}
+
+impl Upstream {
+    /// Asks where a client could fetch a blob itself, without fetching it.
+    pub async fn blob_source(&self, name: &Name, digest: &Digest) -> Result<BlobSource, UpstreamError> {
+        self.metered(Kind::Blob, timed(BLOB_HEADER_TIMEOUT, self.do_blob_source(name, digest))).await
+    }
+
+    async fn do_blob_source(&self, name: &Name, digest: &Digest) -> Result<BlobSource, UpstreamError> {
+        let mut url = self.endpoint(name, "blobs", digest);
+        for _ in 0..=MAX_REDIRECTS {
+            let answer = self.request(Method::GET, url, name, MediaType::ACCEPT, None).await?;
+            match answer.redirect_target()? {
+                // Only the API of a registry asks for a token; pkg.dev serves bytes beside it.
+                Some(target) if !target.path().starts_with("/v2/") => return Ok(BlobSource::Public(target.into())),
+                Some(target) => url = target,
+                None => {
+                    let answer = answer.succeeded(self.has_credentials()).await?;
+                    let public = || BlobSource::Public(answer.url.into());
+                    return Ok(if answer.authorized { BlobSource::Private } else { public() });
+                }
+            }
+        }
+        Err(redirected_too_often())
+    }
+
+    /// Opens a blob, or the part of it that is wanted where upstream can send parts. Where the connection breaks before the
+    /// first byte it is asked for once more, because clients wait for that byte and not all of them come again; to the
+    /// breaker that is one question.
+    pub async fn open_blob(
+        &self,
+        name: &Name,
+        digest: &Digest,
+        wanted: Option<BytesWanted>,
+    ) -> Result<OpenBlob, UpstreamError> {
+        let repository = Repository { upstream: self.id().clone(), name: name.clone() };
+        let place = BlobPlace { repository, url: self.endpoint(name, "blobs", digest).into() };
+        let opened = async {
+            match self.do_open_blob(&place, wanted).await {
+                Err(UpstreamError::Unavailable { silent: false, reason }) => {
+                    tracing::debug!(blob.digest = %digest, reason, "asking upstream once more");
+                    tokio::time::sleep(ONCE_MORE).await;
+                    self.do_open_blob(&place, wanted).await
+                }
+                opened => opened,
+            }
+        };
+        self.metered(Kind::Blob, timed(BLOB_HEADER_TIMEOUT, opened)).await
+    }
+
+    /// Opens another part of a blob where an earlier one came from, without asking the registry again. A place that does
+    /// not work any more (a signed URL is over) says nothing about the blob.
+    pub async fn open_again(&self, place: &BlobPlace, wanted: BytesWanted) -> Result<OpenBlob, UpstreamError> {
+        let opened = timed(BLOB_HEADER_TIMEOUT, self.do_open_blob(place, Some(wanted)));
+        if place.url.expose().origin() == self.config().url.origin() {
+            self.metered(Kind::Blob, opened).await
+        } else {
+            opened.await
+        }
+    }
+
+    async fn do_open_blob(&self, place: &BlobPlace, wanted: Option<BytesWanted>) -> Result<OpenBlob, UpstreamError> {
+        let name = &place.repository.name;
+        let answer = self.send_for(Method::GET, place.url.expose().clone(), name, MediaType::ACCEPT, wanted).await?;
+        let Answer { response, url, .. } = answer.succeeded(self.has_credentials()).await?;
+        let partial = response.status() == StatusCode::PARTIAL_CONTENT;
+        let size = if partial {
+            let range = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
+            let range = range.and_then(|range| RangeSent::parse(range, wanted?));
+            Some(
+                range.ok_or_else(|| UpstreamError::Invalid("it sent another range than it was asked for".into()))?.size,
+            )
+        } else {
+            response.content_length()
+        };
+        let body = hurried(Box::pin(response.bytes_stream().map_err(|error| unavailable(&error))));
+        Ok(OpenBlob { size, partial, body, place: BlobPlace { url: url.into(), ..place.clone() } })
+    }
+}
+
+/// The same bytes, broken off where upstream is too slow with them. Only the time counts that is spent waiting for it: how
+/// slow the reader is does not.
+fn hurried(body: BlobBody) -> BlobBody {
+    let state = Some((body, 0, Duration::ZERO));
+    Box::pin(stream::unfold(state, async |state| {
+        let (mut body, mut bytes, mut waited) = state?;
+        let begun = Instant::now();
+        let Ok(chunk) = timeout(PATIENCE.saturating_sub(waited), body.next()).await else {
+            let reason = format!("it sent {bytes} bytes in {} s", PATIENCE.as_secs());
+            return Some((Err(UpstreamError::Unavailable { silent: true, reason }), None));
+        };
+        waited += begun.elapsed();
+        bytes += chunk.as_ref()?.as_ref().map_or(0, |chunk| chunk.len() as u64);
+        if bytes >= LEAST_BYTES {
+            (bytes, waited) = (0, Duration::ZERO);
+        }
+        chunk.map(|chunk| (chunk, Some((body, bytes, waited))))
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How a body ends that brings so many bytes every so many seconds, 256 KiB in all.
+    async fn read(bytes: usize, seconds: u64) -> Result<usize, UpstreamError> {
+        const SIZE: usize = 256 * 1024;
+        let pieces = vec![0; SIZE].chunks(bytes).map(Bytes::copy_from_slice).collect::<Vec<_>>();
+        let body = stream::iter(pieces).then(move |piece| async move {
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            Ok(piece)
+        });
+        hurried(Box::pin(body)).try_fold(0, async |read, piece| Ok(read + piece.len())).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_is_slow_is_read_to_its_end_and_one_that_drips_is_not() {
+        for (bytes, seconds) in [(256 * 1024, 29), (32 * 1024, 29), (2 * 1024, 1), (1100, 1)] {
+            assert_eq!(read(bytes, seconds).await, Ok(256 * 1024), "{bytes} bytes in {seconds} s");
+        }
+        for (bytes, seconds) in [(256 * 1024, 31), (20 * 1024, 29), (1000, 1), (1, 1)] {
+            let ended = read(bytes, seconds).await;
+            let trouble = matches!(ended, Err(UpstreamError::Unavailable { silent: true, .. }));
+            assert!(trouble, "{bytes} bytes in {seconds} s: {ended:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn that_nobody_reads_a_body_is_not_the_fault_of_upstream() {
+        let body = stream::repeat(Ok(Bytes::from_static(&[0; 1024])));
+        let mut body = hurried(Box::pin(body));
+        for _ in 0..100 {
+            tokio::time::sleep(Duration::from_mins(1)).await;
+            assert!(body.next().await.is_some_and(|piece| piece.is_ok()));
+        }
+    }
+}
