@@ -19,12 +19,12 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::access::Principal;
 use crate::address::neighbourhood;
 use crate::error::PullError;
-use crate::oci::{Descriptor, Digest};
+use crate::oci::Digest;
 use crate::ports::Job;
 use crate::time::{Clock, Timestamp};
 use crate::upstream::{UpstreamError, spent};
 
-use table::{Account, Table};
+use table::{Account, Spent, Table};
 
 /// The most callers of a kind that have an account of their own.
 const ACCOUNTS: usize = 10_000;
@@ -152,10 +152,29 @@ impl Budgets {
 
     /// Takes `amount` from a budget, if there is so much.
     fn take(&self, payer: Option<Payer>, budget: Budget, amount: u64) -> Result<(), OverBudget> {
+        self.with(payer, budget, amount, |spent, after| *spent = after)
+    }
+
+    /// Whether there is so much in a budget.
+    fn check(&self, payer: Option<Payer>, budget: Budget, amount: u64) -> Result<(), OverBudget> {
+        self.with(payer, budget, amount, |_, _| ())
+    }
+
+    /// What `act` makes of what is spent, and would be with `amount`, if there is so much.
+    fn with(
+        &self,
+        payer: Option<Payer>,
+        budget: Budget,
+        amount: u64,
+        act: impl FnOnce(&mut Spent, Spent),
+    ) -> Result<(), OverBudget> {
         let Some(payer) = payer else { return Ok(()) };
         let most = self.limits.most(budget);
-        let taken = self.on_account(payer, |account, now| account.of(budget).take(amount, most, budget.window(), now));
-        taken.map_err(|retry_after| OverBudget { budget, retry_after })
+        let outcome = self.on_account(payer, |account, now| {
+            let spent = account.of(budget);
+            spent.with(amount, most, budget.window(), now).map(|after| act(spent, after))
+        });
+        outcome.map_err(|retry_after| OverBudget { budget, retry_after })
     }
 
     fn give_back(&self, payer: Option<Payer>, budget: Budget, amount: u64) {
@@ -178,9 +197,7 @@ impl Budgets {
 
     /// Whether a manifest may be fetched on behalf of a caller.
     pub(crate) fn check_pull(&self, payer: Option<Payer>) -> Result<(), OverBudget> {
-        self.take(payer, Budget::Pulls, 1)?;
-        self.give_back(payer, Budget::Pulls, 1);
-        Ok(())
+        self.check(payer, Budget::Pulls, 1)
     }
 
     /// Asks upstream for a manifest, if whoever wants it can pay. It costs nothing, and is counted for no request, unless
@@ -203,27 +220,27 @@ impl Budgets {
     /// Whether a blob may be stored on behalf of a caller. It is paid for as its manifest names it, once, by whoever is
     /// first, and whether or not it turns out to be stored already: to find that out costs more than it is worth.
     pub(crate) fn admit(&self, payer: Option<Payer>, job: &Job) -> Result<(), OverBudget> {
-        let now = self.clock.now();
-        if self.is_paid(&job.digest, job.size, now) {
+        if self.is_paid(&job.digest, job.size) {
             return Ok(());
         }
         self.take(payer, Budget::NewBytes, job.size)?;
-        self.paid.insert((job.digest.clone(), job.size), now.plus(PAID));
+        self.paid.insert((job.digest.clone(), job.size), self.clock.now().plus(PAID));
         Ok(())
     }
 
-    /// Whether all of these may be, by what is paid for and what is left.
-    pub(crate) fn check_room(&self, payer: Option<Payer>, blobs: &[Descriptor]) -> Result<(), OverBudget> {
-        let now = self.clock.now();
-        let unpaid = blobs.iter().filter(|blob| !self.is_paid(&blob.digest, blob.size, now));
-        let bytes = unpaid.fold(0, |bytes: u64, blob| bytes.saturating_add(blob.size));
-        self.take(payer, Budget::NewBytes, bytes)?;
-        self.give_back(payer, Budget::NewBytes, bytes);
-        Ok(())
+    /// Whether so many bytes may be stored that are not paid for.
+    pub(crate) fn check_bytes(&self, payer: Option<Payer>, bytes: u64) -> Result<(), OverBudget> {
+        self.check(payer, Budget::NewBytes, bytes)
     }
 
-    fn is_paid(&self, digest: &Digest, size: u64, now: Timestamp) -> bool {
-        self.paid.get(&(digest.clone(), size)).is_some_and(|until| now < until)
+    /// Counts what was asked of the ledger for nothing as a miss.
+    pub(crate) fn note_miss(&self, payer: Option<Payer>) -> Result<(), OverBudget> {
+        self.take(payer, Budget::Misses, 1)
+    }
+
+    /// Whether a blob of this size is paid for already.
+    pub(crate) fn is_paid(&self, digest: &Digest, size: u64) -> bool {
+        self.paid.get(&(digest.clone(), size)).is_some_and(|until| self.clock.now() < until)
     }
 }
 

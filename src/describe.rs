@@ -109,6 +109,7 @@ fn describe_access(access: &AccessConfig) -> String {
     }
     if let Some(iam) = &access.iam {
         let who = [
+            ("partition", iam.partition.map_or(String::new(), |partition| partition.as_str().to_owned())),
             ("accounts", iam.accounts.join(", ")),
             ("organization", iam.organization.clone().unwrap_or_default()),
             ("roles", list(&iam.roles)),
@@ -117,7 +118,9 @@ fn describe_access(access: &AccessConfig) -> String {
         let _ = writeln!(text, "iam       {}", who.collect::<Vec<_>>().join("; "));
     }
     for (name, oidc) in &access.oidc {
-        let _ = writeln!(text, "oidc      {name}: {}, aud = {}{}", oidc.issuer, oidc.audience, claims(&oidc.claims));
+        let payer = oidc.budget_claim.as_ref().map_or(String::new(), |claim| format!("; budgets by {claim}"));
+        let (issuer, audience, claims) = (&oidc.issuer, &oidc.audience, claims(&oidc.claims));
+        let _ = writeln!(text, "oidc      {name}: {issuer}, aud = {audience}{claims}{payer}");
     }
     for rule in &access.policy.0 {
         let who = if rule.who.is_empty() { "everybody".into() } else { list(&rule.who) };

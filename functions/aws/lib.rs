@@ -55,6 +55,10 @@ pub async fn connect() -> anyhow::Result<Arc<Cache>> {
     }
     if let Some(iam) = &mut access.iam {
         iam.partition = iam.partition.or(settings.partition);
+        ensure!(
+            iam.organization.is_none() || iam.partition == settings.partition,
+            "access.iam.organization: an organisation is of the partition that this function runs in, and of no other"
+        );
     }
     for (whose, settings) in config.settings() {
         ensure!(

@@ -1,7 +1,5 @@
 //! The accounts of the organisation that the functions are deployed in.
 
-use std::collections::BTreeSet;
-
 use async_trait::async_trait;
 use aws_sdk_organizations::Client;
 use stopover::access::{Organization, Unreachable};
@@ -9,7 +7,7 @@ use stopover::access::{Organization, Unreachable};
 use crate::failure::store_error;
 
 /// [`Organization`] by the API of AWS Organizations. It answers the management account and those that administration is
-/// delegated to; the role of the function needs `organizations:ListAccounts`.
+/// delegated to; the role of the function needs `organizations:DescribeAccount`.
 #[derive(Debug)]
 pub struct Organizations(Client);
 
@@ -22,18 +20,25 @@ impl Organizations {
 
 #[async_trait]
 impl Organization for Organizations {
-    async fn accounts(&self, id: &str) -> Result<BTreeSet<String>, Unreachable> {
-        let pages: Result<Vec<_>, _> = self.0.list_accounts().into_paginator().send().try_collect().await;
-        let pages = pages.map_err(|error| {
-            // AWS names roles and accounts, which are not for clients.
-            let error = store_error("organizations:ListAccounts", &error);
-            tracing::warn!(%error, "AWS does not list the accounts of the organisation");
-            Unreachable::because("AWS does not say now which accounts belong to the organisation of this cache")
-        })?;
+    async fn has(&self, id: &str, account: &str) -> Result<bool, Unreachable> {
+        let answer = self.0.describe_account().account_id(account).send().await;
+        let described = match answer {
+            Ok(answer) => answer.account,
+            Err(error) if error.as_service_error().is_some_and(|error| error.is_account_not_found_exception()) => None,
+            Err(error) => {
+                // AWS names roles and accounts, which are not for clients.
+                let error = store_error("organizations:DescribeAccount", &error);
+                tracing::warn!(account, %error, "AWS does not say which organisation an account belongs to");
+                let reason = "AWS does not say now whether your account belongs to the organisation of this cache";
+                return Err(Unreachable::because(reason));
+            }
+        };
         // arn:aws:organizations::<management account>:account/<organisation>/<account>
-        let of_this = |arn: &str| arn.split('/').nth(1) == Some(id);
-        let accounts = pages.into_iter().flat_map(|page| page.accounts.unwrap_or_default());
-        let accounts = accounts.filter(|account| account.arn().is_some_and(of_this));
-        Ok(accounts.filter_map(|account| account.id).collect())
+        let arn = described.as_ref().and_then(|account| account.arn()).unwrap_or_default();
+        let organization = arn.split('/').nth(1);
+        if let Some(other) = organization.filter(|organization| *organization != id) {
+            tracing::warn!(organization = other, "access.iam.organization is not the organisation of this account");
+        }
+        Ok(organization == Some(id))
     }
 }

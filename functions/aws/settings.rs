@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
-use stopover::access::iam::Partition;
+use stopover::access::partition::Partition;
 use stopover::access::{Network, Secret};
 use stopover::config::AccessConfig;
 use url::Url;

@@ -9,6 +9,7 @@ mod manage;
 mod oidc;
 mod operator;
 mod organization;
+pub mod partition;
 pub mod policy;
 mod principal;
 pub mod robot;

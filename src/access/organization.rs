@@ -1,50 +1,48 @@
-//! Who belongs to an organisation of AWS. STS does not say: whoever the cache is to AWS lists the accounts.
+//! Which accounts belong to an organisation of AWS. STS does not say: whoever the cache is to AWS asks about each.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::Mutex;
+use quick_cache::sync::Cache as MemoryCache;
 
 use super::web::Unreachable;
 use crate::time::{Clock, Timestamp};
 
-/// How long a list is good for.
+/// How long AWS is not asked again about an account that belongs to the organisation.
 const FRESH: Duration = Duration::from_mins(10);
-/// How long a list is good for that lacks the account in question: it may be new.
-const FRESH_FOR_STRANGERS: Duration = Duration::from_mins(1);
-/// How long a list is used while there is no newer one to be had.
+/// The same for one that does not, which may join, and while AWS does not answer.
+const BRIEF: Duration = Duration::from_mins(1);
+/// How long an account that belongs to it is taken to do so while AWS does not answer.
 const USABLE: Duration = Duration::from_hours(24);
-/// How long AWS is not asked again after it has failed.
-const PAUSE: Duration = Duration::from_secs(5);
 
-/// Whoever may list the accounts of the organisation that this process belongs to.
+/// Whoever may ask about the accounts of the organisation that this process belongs to.
 #[async_trait]
 pub trait Organization: Send + Sync {
-    /// The accounts of the organisation with this id, by their numbers (AWS Organizations API, `ListAccounts`). None where
-    /// this process belongs to another organisation.
-    async fn accounts(&self, id: &str) -> Result<BTreeSet<String>, Unreachable>;
+    /// Whether an account belongs to the organisation with this id (AWS Organizations API, `DescribeAccount`).
+    async fn has(&self, id: &str, account: &str) -> Result<bool, Unreachable>;
 }
 
-/// The accounts of one organisation, as they were a while ago.
+/// The accounts of one organisation.
 pub(super) struct Members {
     id: String,
     organization: Arc<dyn Organization>,
     clock: Clock,
-    /// Whoever comes while AWS is asked waits for that answer.
-    remembered: Mutex<Remembered>,
+    known: MemoryCache<String, Known>,
 }
 
-#[derive(Default)]
-struct Remembered {
-    list: Option<(BTreeSet<String>, Timestamp)>,
-    failed: Option<(Unreachable, Timestamp)>,
+#[derive(Clone, Copy)]
+struct Known {
+    belongs: bool,
+    /// When AWS said so.
+    said_at: Timestamp,
+    /// Until when it is not asked again.
+    fresh_until: Timestamp,
 }
 
 impl Members {
     pub(super) fn new(id: String, organization: Arc<dyn Organization>, clock: Clock) -> Self {
-        Self { id, organization, clock, remembered: Mutex::default() }
+        Self { id, organization, clock, known: MemoryCache::new(10_000) }
     }
 
     /// The id of the organisation, if an account belongs to it.
@@ -53,35 +51,24 @@ impl Members {
     }
 
     async fn have(&self, account: &str) -> Result<bool, Unreachable> {
-        let mut remembered = self.remembered.lock().await;
-        let now = self.clock.now();
-        let within = |time: Duration| {
-            let list = remembered.list.as_ref().filter(|(_, at)| now < at.plus(time));
-            list.map(|(accounts, _)| accounts.contains(account))
-        };
-        match within(FRESH) {
-            Some(true) => return Ok(true),
-            Some(false) if within(FRESH_FOR_STRANGERS).is_some() => return Ok(false),
-            Some(false) | None => {}
+        let before = self.known.get(account);
+        if let Some(known) = before.filter(|known| self.clock.now() < known.fresh_until) {
+            return Ok(known.belongs);
         }
-        let usable = within(USABLE);
-        let failed = remembered.failed.clone().filter(|(_, at)| now < at.plus(PAUSE));
-        let error = match failed {
-            Some((error, _)) => error,
-            None => match self.organization.accounts(&self.id).await {
-                Ok(accounts) => {
-                    let known = accounts.contains(account);
-                    *remembered = Remembered { list: Some((accounts, now)), failed: None };
-                    return Ok(known);
-                }
-                Err(error) => {
-                    tracing::warn!(organization = self.id, %error, "the accounts of the organisation cannot be listed");
-                    remembered.failed = Some((error.clone(), now));
-                    error
-                }
-            },
+        let answer = self.organization.has(&self.id, account).await;
+        let now = self.clock.now();
+        let known = match (answer, before) {
+            (Ok(belongs), _) => {
+                let fresh_until = now.plus(if belongs { FRESH } else { BRIEF });
+                Known { belongs, said_at: now, fresh_until }
+            }
+            // Who did not belong to it may have joined since.
+            (Err(_), Some(before)) if before.belongs && now < before.said_at.plus(USABLE) => {
+                Known { fresh_until: now.plus(BRIEF), ..before }
+            }
+            (Err(error), _) => return Err(error),
         };
-        // Who is not in the list may have joined since.
-        if usable == Some(true) { Ok(true) } else { Err(error) }
+        self.known.insert(account.to_owned(), known);
+        Ok(known.belongs)
     }
 }

@@ -83,17 +83,16 @@ impl Spent {
         self.parts.saturating_sub(u128::from(seconds) * u128::from(most))
     }
 
-    /// Takes `amount` where there is so much; otherwise how long that takes. What never fits can be had in no time at all,
-    /// so a full window is said of it.
-    pub(super) fn take(&mut self, amount: u64, most: u64, window: u64, now: Timestamp) -> Result<(), Duration> {
+    /// What is spent once `amount` is, if there is so much; otherwise how long that takes. What never fits can be had in no
+    /// time at all, so a full window is said of it.
+    pub(super) fn with(&self, amount: u64, most: u64, window: u64, now: Timestamp) -> Result<Self, Duration> {
         let parts = |amount: u64| u128::from(amount) * u128::from(window);
         let after = self.now(most, now) + parts(amount);
         if after > parts(most) {
             let seconds = (after - parts(most)).div_ceil(u128::from(most.max(1)));
             return Err(Duration::from_secs(u64::try_from(seconds).unwrap_or(window).min(window)));
         }
-        *self = Self { parts: after, at: Some(now) };
-        Ok(())
+        Ok(Self { parts: after, at: Some(now) })
     }
 
     pub(super) fn give_back(&mut self, amount: u64, most: u64, window: u64, now: Timestamp) {

@@ -1,6 +1,7 @@
 //! How a command proves who it is: an operator by having the secret of the data directory, a guest by logging in at the cache.
 
 use std::env;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::PoisonError;
 
@@ -65,8 +66,13 @@ impl Operator {
     /// Reads the secret of this data directory, for the cache that uses it: no other server gets a proof. `own`: where the
     /// configuration has that listen.
     pub(crate) fn read(data: &Path, server: &Endpoint, own: &Endpoint) -> Self {
-        if !server.is_here() && server != own {
-            return Self(Err(format!("only the machine of {server} itself may ask this: run it there")));
+        // Of a name, or of ::1, somebody else may have what the cache does not listen at, and pass the proof on to it.
+        let here = server.url().host_str().and_then(|host| host.parse().ok());
+        if !here.is_some_and(|address: Ipv4Addr| address.is_loopback()) && server != own {
+            return Self(Err(format!(
+                "only the machine of {server} itself may ask this: run it there, and leave --server out or name an address \
+                 like http://127.0.0.1:5000"
+            )));
         }
         let path = operator_secret(data);
         let unreadable = |error: &dyn std::fmt::Display| {

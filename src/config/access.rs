@@ -10,13 +10,12 @@ use ipnet::{IpNet, Ipv4Net};
 use url::Url;
 
 use super::file::{AccessTable, AnonymousKey, IamTable, OidcTable};
-use super::policy::{PolicyRuleTable, is_arn};
+use super::login::{IamConfig, OidcConfig};
+use super::policy::PolicyRuleTable;
 use super::{ConfigError, SecretReference, UpstreamConfig, value};
-use crate::access::iam::{Partition, is_account};
 use crate::access::policy::Policy;
-use crate::access::{Anonymous, IamIdentity, InvalidNetwork, Network, OidcIdentity, Principal, Secret, Source};
+use crate::access::{Anonymous, InvalidNetwork, Network, Principal, Secret, Source};
 use crate::address::is_in;
-use crate::freshness::Pattern;
 use crate::oci::UpstreamId;
 
 /// Who is let in, and what they may pull.
@@ -42,86 +41,6 @@ pub struct AccessConfig {
     pub signing_keys: Option<Secret>,
     /// What those who are let in may pull.
     pub policy: Policy,
-}
-
-/// Identities of AWS.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct IamConfig {
-    /// The partition that the accounts are of: one with the same number in another is somebody else's. `None`: `aws`, and
-    /// in a function that of its region.
-    pub partition: Option<Partition>,
-    /// Accounts all of whose users and roles are let in.
-    pub accounts: Vec<String>,
-    /// The organisation all of whose accounts are.
-    pub organization: Option<String>,
-    /// Patterns of ARNs without session: `arn:aws:iam::123456789012:role/eks-*`.
-    pub roles: Vec<Pattern>,
-    /// Where STS is asked instead of at its public endpoint in the region: a VPC endpoint.
-    pub endpoint: Option<Url>,
-}
-
-/// Identities of one `OpenID` Connect issuer.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct OidcConfig {
-    /// The claim `iss`, to the letter.
-    pub issuer: String,
-    /// Where its configuration is found (`OpenID` Connect Discovery 1.0, section 4).
-    pub discovery: Url,
-    /// Where its keys are, if its configuration is not to be asked.
-    pub jwks_uri: Option<Url>,
-    /// The claim `aud` that a token must have.
-    pub audience: String,
-    /// Patterns of claims, all of which a token must have.
-    pub claims: BTreeMap<String, Pattern>,
-    /// The claim whose values have a budget each; `None`: the first of [`BUDGET_CLAIMS`] that a token has.
-    pub budget_claim: Option<String>,
-}
-
-/// What somebody is who has many subjects: a repository of GitHub, or of whatever issues tokens like it (Forgejo, Gitea),
-/// and a project of GitLab. Service accounts of Kubernetes have one subject each.
-const BUDGET_CLAIMS: [&str; 3] = ["repository_id", "project_id", "sub"];
-
-/// The claim that names the issuer (RFC 7519, section 4.1.1).
-pub(crate) const ISSUER: &str = "iss";
-
-impl IamConfig {
-    /// Whether an identity is let in.
-    pub fn admits(&self, identity: &IamIdentity) -> bool {
-        let of_partition = || Partition::of_arn(&identity.arn) == Some(self.partition());
-        let member = self.organization.is_some() && self.organization == identity.organization;
-        (self.accounts.contains(&identity.account) || member) && of_partition()
-            || self.roles.iter().any(|pattern| pattern.matches(&identity.arn))
-    }
-
-    /// Whether anybody of a partition is: its STS is not asked about others.
-    pub(crate) fn admits_some_of(&self, partition: Partition) -> bool {
-        (!self.accounts.is_empty() || self.organization.is_some()) && partition == self.partition()
-            || self.roles.iter().any(|role| Partition::of_arn(role.as_str()) == Some(partition))
-    }
-
-    fn partition(&self) -> Partition {
-        self.partition.unwrap_or_default()
-    }
-}
-
-impl OidcConfig {
-    /// Whether an identity has the claims, and is not that of an issuer that was called the same before.
-    pub fn admits(&self, identity: &OidcIdentity) -> bool {
-        let has = |(name, pattern): (&String, &Pattern)| {
-            identity.claims.get(name).is_some_and(|value| pattern.matches(value))
-        };
-        identity.claims.get(ISSUER).is_none_or(|issuer| *issuer == self.issuer) && self.claims.iter().all(has)
-    }
-
-    /// Whose expense it is what somebody asks for with these claims. Those without the claim that is configured are one.
-    pub(crate) fn payer(&self, claim: impl Fn(&str) -> Option<String>) -> String {
-        let of = |name: &str| Some(format!("{name}={}", claim(name)?));
-        let payer = match &self.budget_claim {
-            Some(name) => of(name),
-            None => BUDGET_CLAIMS.into_iter().find_map(of),
-        };
-        payer.unwrap_or_default()
-    }
 }
 
 impl AccessConfig {
@@ -198,9 +117,8 @@ impl AccessConfig {
         if let Ok(address) = host.parse::<IpAddr>().map(|address| address.to_canonical()) {
             return address.is_loopback() || address == listen.to_canonical();
         }
-        // RFC 6761, section 6.3: nobody else can say what these names mean.
-        let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-        name == "localhost" || name.ends_with(".localhost")
+        // RFC 6761, section 6.3: nobody else can say what it means; not all resolvers know that of the names below it.
+        host.strip_suffix('.').unwrap_or(host).eq_ignore_ascii_case("localhost")
     }
 
     /// Whether there is any way to log in.
@@ -297,78 +215,6 @@ fn checked_service(service: String) -> Result<String, ConfigError> {
     } else {
         Err(value("access.service", "has letters, digits and .-_:/ only"))
     }
-}
-
-/// AWS Organizations API, the pattern of an organisation's `Id`.
-fn is_organization(text: &str) -> bool {
-    let letters = text.strip_prefix("o-").filter(|letters| (10..=32).contains(&letters.len()));
-    letters.is_some_and(|letters| letters.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()))
-}
-
-impl IamTable {
-    fn read(self) -> Result<IamConfig, ConfigError> {
-        let Self { partition, accounts, organization, roles, endpoint } = self;
-        if let Some(wrong) = accounts.iter().find(|text| !is_account(text)) {
-            return Err(value("access.iam.accounts", format!("{wrong:?} is no account: twelve digits")));
-        }
-        if let Some(wrong) = organization.as_ref().filter(|id| !is_organization(id)) {
-            let message = format!("{wrong:?} is no organisation: it is called like o-a1b2c3d4e5");
-            return Err(value("access.iam.organization", message));
-        }
-        for role in roles.iter().map(Pattern::as_str) {
-            let message = |reason| value("access.iam.roles", format!("{role:?} is nobody: {reason}"));
-            is_arn(role).map_err(message)?;
-            // Anybody may have an account, and a role of any name in it.
-            let before = role.split(':').take(5).collect::<Vec<_>>();
-            if before.len() < 5 || before.iter().any(|part| part.contains('*')) {
-                return Err(value("access.iam.roles", format!("{role:?} has to name one account")));
-            }
-        }
-        if accounts.is_empty() && roles.is_empty() && organization.is_none() {
-            let message = "name accounts, roles or an organization: as it stands nobody is let in";
-            return Err(value("access.iam", message));
-        }
-        // Whoever answers there says who somebody is. The path is part of what is signed.
-        if endpoint.as_ref().is_some_and(|endpoint| !is_trusted(endpoint) || endpoint.path() != "/") {
-            return Err(value("access.iam.endpoint", "must be https, without a path"));
-        }
-        Ok(IamConfig { partition, accounts, organization, roles, endpoint })
-    }
-}
-
-impl OidcTable {
-    fn read((name, table): (String, Self)) -> Result<(String, OidcConfig), ConfigError> {
-        let key = |key: &str| format!("access.oidc.{name}.{key}");
-        let Self { issuer, audience, jwks_uri, claims, budget_claim } = table;
-        // It is part of the names of principals, between colons.
-        if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')) {
-            return Err(value("access.oidc", format!("{name:?}: name an issuer with letters, digits, . _ and -")));
-        }
-        // Whoever can speak for the issuer can be anybody.
-        let discovery = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
-        let discovery = Url::parse(&discovery).ok().filter(|url| is_trusted(url) && url.query().is_none());
-        let Some(discovery) = discovery.filter(|url| url.fragment().is_none()) else {
-            return Err(value(key("issuer"), "must be https, as the issuer itself writes it"));
-        };
-        if jwks_uri.as_ref().is_some_and(|url| !is_trusted(url)) {
-            return Err(value(key("jwks_uri"), "must be https"));
-        }
-        if audience.is_empty() {
-            return Err(value(key("audience"), "is what a token must be meant for; it must not be empty"));
-        }
-        let claims = super::policy::claims(claims);
-        if claims.values().all(|pattern| pattern.as_str().chars().all(|letter| letter == '*')) {
-            let message = "name a claim that only yours have, for example repository_owner_id: without one everybody \
-                           who can get a token of this issuer is let in";
-            return Err(value(key("claims"), message));
-        }
-        Ok((name, OidcConfig { issuer, discovery, jwks_uri, audience, claims, budget_claim }))
-    }
-}
-
-/// Whether nobody between us and a server can speak for it.
-fn is_trusted(url: &Url) -> bool {
-    url.scheme() == "https" || (url.scheme() == "http" && url.host_str() == Some("127.0.0.1"))
 }
 
 #[cfg(test)]

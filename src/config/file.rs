@@ -12,7 +12,7 @@ use url::Url;
 
 use super::policy::{ClaimTable, PolicyRuleTable};
 use super::{Cold, Deleted};
-use crate::access::iam::Partition;
+use crate::access::partition::Partition;
 use crate::freshness::Pattern;
 use crate::oci::{Name, Platforms, UpstreamId};
 use crate::retention::SHORTEST;

@@ -2,6 +2,7 @@
 
 mod access;
 mod file;
+mod login;
 mod names;
 mod policy;
 mod profile;
@@ -19,9 +20,10 @@ use crate::budget::Limits;
 use crate::oci::{Name, UpstreamId};
 use crate::retention::Retention;
 
-pub(crate) use access::ISSUER;
-pub use access::{AccessConfig, IamConfig, OidcConfig};
+pub use access::AccessConfig;
 use file::{File, TableId, explain};
+pub(crate) use login::ISSUER;
+pub use login::{IamConfig, OidcConfig};
 pub use names::NameRules;
 pub use rule::{Place, Places, Rule};
 pub use schedule::{Schedule, TICK};

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::names::is_pattern_of_names;
 use super::{AccessConfig, ConfigError, IamConfig, UpstreamConfig, value};
-use crate::access::iam::{Partition, is_account};
+use crate::access::partition::{Partition, is_account};
 use crate::access::policy::Rule;
 use crate::access::{InvalidPrincipal, KINDS, Principal, RobotName};
 use crate::address::canonical;

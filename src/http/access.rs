@@ -57,6 +57,7 @@ impl Guest {
     pub(super) async fn of(cache: &Cache, parts: &Parts, record: &mut Record) -> Result<Self, PullError> {
         record.address = source(parts).address;
         let (asking, proven) = (asking(parts)?, proof(cache, parts));
+        record.by_operator = proven.is_some();
         let principal = if proven.is_some() {
             Principal::Anonymous
         } else {

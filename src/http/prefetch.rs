@@ -70,7 +70,9 @@ async fn prefetch(State(cache): State<Arc<Cache>>, request: axum::extract::Reque
         return refusal(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long for one request, or did not come in time");
     };
     if !guest.may_have_sent(&body) {
-        return refusal(StatusCode::FORBIDDEN, &AccessError::NotOperator.to_string());
+        let error = AccessError::NotOperator.into();
+        record.prefetched(Some(&error), 0);
+        return refuse(&cache, &error, &parts);
     }
     let wanted: Wanted = match serde_json::from_slice(&body) {
         Ok(wanted) => wanted,

@@ -7,7 +7,7 @@ use quick_cache::sync::Cache as MemoryCache;
 
 use super::flight::Flights;
 use crate::Cache;
-use crate::budget::{OverBudget, Payer};
+use crate::budget::{OverBudget, Payer, Turn};
 use crate::error::PullError;
 use crate::oci::{Digest, Repository};
 use crate::ports::Job;
@@ -37,8 +37,8 @@ impl Sources {
 }
 
 impl Cache {
-    /// Where a client could fetch a blob itself. That upstream does not have it is a miss of whoever begins to ask, and so is
-    /// every question about a blob that is not `admitted`: it stays cold, and would be asked about again and again.
+    /// Where a client could fetch a blob itself. That is a miss of whoever begins to ask for a blob that is not `admitted`: it
+    /// stays cold, and would be asked about again and again; and for one of no size, that upstream does not have it.
     pub(super) async fn blob_source(
         self: &Arc<Self>,
         job: &Job,
@@ -49,7 +49,9 @@ impl Cache {
         if let Some(source) = self.sources.known(&key, self.clock.now()) {
             return Ok(source);
         }
-        let mut turn = self.budgets.turn(payer).await?;
+        // What is stored from now on is paid for by its bytes.
+        let paid = admitted.is_ok() && job.size > 0;
+        let mut turn = if paid { Turn::free() } else { self.budgets.turn(payer).await? };
         let (cache, place, admitted) = (Arc::clone(self), key.clone(), admitted.is_ok());
         let work = || async move {
             let now = cache.clock.now();

@@ -1,5 +1,6 @@
 //! What was not stored: fetched, stored, and its blobs requested.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use quick_cache::sync::Cache as MemoryCache;
@@ -68,7 +69,11 @@ impl Cache {
         self.follow_policy(repository, manifest, want.payer).await;
         let priority = want.priority;
         // What is refused as a whole is not stored in part.
-        let refused = self.check_room(repository, manifest, want.payer).await.is_err();
+        let refused = match self.check_room(repository, manifest, want.payer).await {
+            Ok(()) => false,
+            Err(PullError::OverBudget(_)) => true,
+            Err(error) => return Err(error),
+        };
         let jobs: Vec<Job> = blobs
             .into_iter()
             .filter(|_| !refused)
@@ -95,18 +100,23 @@ impl Cache {
         if self.upstreams.get(repository)?.cold() == Cold::Redirect {
             return Ok(());
         }
-        let blobs = blobs_of(manifest)?;
-        if self.budgets.check_room(payer, &blobs).is_ok() {
+        let mut blobs = blobs_of(manifest)?;
+        blobs.retain(|blob| !self.budgets.is_paid(&blob.digest, blob.size));
+        let all = blobs.iter().fold(0, |bytes: u64, blob| bytes.saturating_add(blob.size));
+        if self.budgets.check_bytes(payer, all).is_ok() {
             return Ok(());
         }
-        // What is stored takes no room, but costs a look.
-        let mut missing = Vec::new();
+        // What is stored takes no room, but a look each, which is not to be had again and again for nothing.
+        self.budgets.note_miss(payer)?;
+        blobs.sort_unstable_by_key(|blob| Reverse(blob.size));
+        let mut missing = 0_u64;
         for blob in blobs {
             if !self.ledger.blob(repository, &blob.digest).await?.is_stored() {
-                missing.push(blob);
+                missing = missing.saturating_add(blob.size);
+                self.budgets.check_bytes(payer, missing)?;
             }
         }
-        Ok(self.budgets.check_room(payer, &missing)?)
+        Ok(())
     }
 
     /// Refuses a blob that the configuration finds too large, and so the manifest that names it.

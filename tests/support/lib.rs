@@ -3,6 +3,7 @@
 pub mod aws;
 pub mod clients;
 pub mod daemon;
+mod filler;
 pub mod guests;
 pub mod images;
 pub mod issuer;

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::future::pending;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,16 +22,14 @@ use stopover::access::{OPERATOR_HEADER, OperatorSecret, Source};
 use stopover::config::{Cold, Config};
 use stopover::local::{Local, operator_secret};
 use stopover::oci::{Algorithm, Digest};
-use stopover::ports::{Progress, Work};
 use stopover::time::{Clock, Timestamp};
 use stopover::upstream::Issuer;
-use stopover::{Cache, fill, http::router, prefetch};
+use stopover::{Cache, http::router};
 use tempfile::TempDir;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tower::ServiceExt as _;
 
 use crate::aws::Endpoints;
+use crate::filler::Filler;
 use crate::scripted::Scripted;
 use crate::secrets;
 
@@ -108,6 +105,7 @@ impl Answer {
         if let Some(body) = self.body.as_ref().ok().filter(|body| body.starts_with(b"{")) {
             let body: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
             secrets::know("a token", body["token"].as_str().unwrap_or_default());
+            secrets::know("a refresh token", body["refresh_token"].as_str().unwrap_or_default());
             secrets::know("the secret of a robot", body["secret"]["secret"].as_str().unwrap_or_default());
         }
         self
@@ -392,7 +390,7 @@ async fn connect(config: Config, clock: &Clock, endpoints: &Endpoints) -> anyhow
 /// As the functions have it, but for how long it waits: here one process has as many requests at once as a thousand
 /// functions, and tests say what they cost, not how fast a busy machine is.
 fn patient_dynamo_client(sdk: &SdkConfig) -> aws_sdk_dynamodb::Client {
-    let patience = TimeoutConfig::builder().operation_timeout(2 * DEADLINE).build();
+    let patience = TimeoutConfig::builder().connect_timeout(2 * DEADLINE).operation_timeout(2 * DEADLINE).build();
     aws_sdk_dynamodb::Client::from_conf(aws::dynamo_client(sdk).config().to_builder().timeout_config(patience).build())
 }
 
@@ -402,54 +400,6 @@ pub fn queues(endpoints: &Endpoints) -> aws::Queues {
         interactive: endpoints.queue_url(),
         background: endpoints.background_queue_url(),
         dead: endpoints.dlq_url(),
-    }
-}
-
-/// Plays the filler function and its event sources in this process, so that a manual clock reaches the fills.
-struct Filler([JoinHandle<()>; 2]);
-
-impl Filler {
-    async fn start(cache: Arc<Cache>, endpoints: Arc<Endpoints>) -> Self {
-        let client = endpoints.sqs().await;
-        Self(
-            [endpoints.queue_url(), endpoints.background_queue_url()].map(|queue| {
-                tokio::spawn(Self::work_off(Arc::clone(&cache), client.clone(), queue, endpoints.dlq_url()))
-            }),
-        )
-    }
-
-    async fn work_off(cache: Arc<Cache>, client: aws_sdk_sqs::Client, queue: String, dead: String) {
-        loop {
-            let received =
-                client.receive_message().queue_url(&queue).max_number_of_messages(10).wait_time_seconds(1).send().await;
-            let Ok(received) = received else { return };
-            for message in received.messages() {
-                let outcome = match serde_json::from_str(message.body().unwrap_or_default()).expect("a request is work")
-                {
-                    Work::Blob(job) => {
-                        let progress = watch::channel(Progress::Waiting).0;
-                        match fill::run(&cache, &job, &progress, pending()).await {
-                            Err(error) if error.may_pass() => Err(()),
-                            _ => Ok(()),
-                        }
-                    }
-                    Work::Image(image) => prefetch::run(&cache, &image).await.map_err(drop),
-                };
-                // A failed fill would come back much later than a test lasts: its message is dead at once.
-                if outcome.is_err() {
-                    let body = message.body().unwrap_or_default();
-                    let _ = client.send_message().queue_url(&dead).message_body(body).send().await;
-                }
-                let receipt = message.receipt_handle().unwrap_or_default();
-                let _ = client.delete_message().queue_url(&queue).receipt_handle(receipt).send().await;
-            }
-        }
-    }
-}
-
-impl Drop for Filler {
-    fn drop(&mut self) {
-        self.0.iter().for_each(JoinHandle::abort);
     }
 }
 

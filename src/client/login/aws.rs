@@ -10,7 +10,8 @@ use reqwest::redirect::Policy;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
-use stopover::access::iam::{SignedFields, sts_host};
+use stopover::access::iam::SignedFields;
+use stopover::access::partition::sts_host;
 use url::{Host, Url, form_urlencoded};
 
 /// Where containers of ECS find their credentials, if only a path is named.

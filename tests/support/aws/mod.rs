@@ -5,7 +5,7 @@
 //! | `DynamoDB` | dynoxide | conditions, limits, transactions, as the service |
 //! | S3 | s3s and [`s3`] | signatures, checksums before visibility, atomic `If-None-Match`, multipart rules |
 //! | ECR | [`ecr`] | the region that a request is signed for |
-//! | Organizations | [`organizations`] | pages |
+//! | Organizations | [`organizations`] | which accounts there are |
 //! | STS | [`sts`] | signatures, computed again; an STS of its own, for both columns |
 //! | SQS | [`sqs`] | visibility, receipt handles, limits, redrive |
 //!

@@ -1,4 +1,4 @@
-//! AWS Organizations: the list of accounts, in pages, over the AWS JSON 1.1 protocol.
+//! AWS Organizations: the accounts of one, over the AWS JSON 1.1 protocol.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -32,23 +32,18 @@ impl Organization {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One account a page: who stops after the first one knows too few. `None`: there is no organisation.
-    fn page(&self, token: usize) -> Option<Value> {
+    /// `None`: there is no organisation that may be asked about.
+    fn describe(&self, account: &str) -> Option<Option<Value>> {
         let managed = self.managed();
         let Managed { id, accounts } = &*managed;
-        if id.is_empty() {
-            return None;
-        }
-        let describe = |account: &String| {
+        let describe = || {
             json!({
                 "Id": account, "Arn": format!("arn:aws:organizations::000000000000:account/{id}/{account}"),
                 "Name": "a name", "Email": "somebody@example.com", "Status": "ACTIVE", "State": "ACTIVE",
                 "JoinedMethod": "CREATED", "JoinedTimestamp": 1_700_000_000,
             })
         };
-        let page: Vec<Value> = accounts.iter().skip(token).take(1).map(describe).collect();
-        let next = (token + 1 < accounts.len()).then(|| (token + 1).to_string());
-        Some(json!({ "Accounts": page, "NextToken": next }))
+        (!id.is_empty()).then(|| accounts.iter().any(|known| known == account).then(describe))
     }
 }
 
@@ -70,14 +65,13 @@ async fn answer(
         Ok((operation, _)) => operation,
         Err((status, code, message)) => return json::refusal(status, code, message),
     };
-    if operation != "ListAccounts" {
-        return json::refusal(400, "UnknownOperationException", "this endpoint only lists accounts");
+    if operation != "DescribeAccount" {
+        return json::refusal(400, "UnknownOperationException", "this endpoint only describes accounts");
     }
     let request: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let token = request["NextToken"].as_str().map_or(Ok(0), str::parse);
-    match token.map(|token| organization.page(token)) {
-        Ok(Some(page)) => json::respond(200, &page),
-        Ok(None) => json::refusal(400, "AccessDeniedException", "You don't have permissions to access this resource."),
-        Err(_) => json::refusal(400, "InvalidInputException", "You specified an invalid value."),
+    match organization.describe(request["AccountId"].as_str().unwrap_or_default()) {
+        Some(Some(account)) => json::respond(200, &json!({ "Account": account })),
+        Some(None) => json::refusal(400, "AccountNotFoundException", "You specified an account that doesn't exist."),
+        None => json::refusal(400, "AccessDeniedException", "You don't have permissions to access this resource."),
     }
 }
