@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use aws_sdk_organizations::Client;
+use aws_sdk_organizations::operation::describe_account::DescribeAccountError;
 use stopover::access::{Organization, Unreachable};
 
 use crate::failure::store_error;
@@ -22,9 +23,10 @@ impl Organizations {
 impl Organization for Organizations {
     async fn has(&self, id: &str, account: &str) -> Result<bool, Unreachable> {
         let answer = self.0.describe_account().account_id(account).send().await;
+        let unknown = DescribeAccountError::is_account_not_found_exception;
         let described = match answer {
             Ok(answer) => answer.account,
-            Err(error) if error.as_service_error().is_some_and(|error| error.is_account_not_found_exception()) => None,
+            Err(error) if error.as_service_error().is_some_and(unknown) => None,
             Err(error) => {
                 // AWS names roles and accounts, which are not for clients.
                 let error = store_error("organizations:DescribeAccount", &error);

@@ -102,21 +102,26 @@ impl Cache {
         }
         let mut blobs = blobs_of(manifest)?;
         blobs.retain(|blob| !self.budgets.is_paid(&blob.digest, blob.size));
-        let all = blobs.iter().fold(0, |bytes: u64, blob| bytes.saturating_add(blob.size));
-        if self.budgets.check_bytes(payer, all).is_ok() {
+        // What they take at the most, and at the least.
+        let mut most = blobs.iter().fold(0, |bytes: u64, blob| bytes.saturating_add(blob.size));
+        let mut least = 0_u64;
+        if self.budgets.check_bytes(payer, most).is_ok() {
             return Ok(());
         }
         // What is stored takes no room, but a look each, which is not to be had again and again for nothing.
         self.budgets.note_miss(payer)?;
         blobs.sort_unstable_by_key(|blob| Reverse(blob.size));
-        let mut missing = 0_u64;
         for blob in blobs {
-            if !self.ledger.blob(repository, &blob.digest).await?.is_stored() {
-                missing = missing.saturating_add(blob.size);
-                self.budgets.check_bytes(payer, missing)?;
+            if self.ledger.blob(repository, &blob.digest).await?.is_stored() {
+                most = most.saturating_sub(blob.size);
+            } else {
+                least = least.saturating_add(blob.size);
+            }
+            if self.budgets.check_bytes(payer, least).is_err() {
+                break;
             }
         }
-        Ok(())
+        Ok(self.budgets.check_bytes(payer, most)?)
     }
 
     /// Refuses a blob that the configuration finds too large, and so the manifest that names it.

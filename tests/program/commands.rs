@@ -10,7 +10,7 @@ use super::PROMPT;
 #[tokio::test]
 async fn the_configuration_is_shown_with_its_rules_and_each_family_in_one_line() -> anyhow::Result<()> {
     let installation = Installation::with_configuration(
-        "[access]\nanonymous = [\"10.0.0.0/8\"]\nrobots = true\n\
+        "[access]\nanonymous = [\"10.0.0.0/8\"]\nrobots = true\nservice = \"cr.test\"\n\
          [access.iam]\naccounts = [\"123456789012\"]\nroles = [\"arn:aws:iam::210987654321:role/eks-*\"]\n\
          [[policy]]\nwho = [\"robot:*\"]\nnetworks = [\"10.1.0.0/16\"]\nwhat = [\"ghcr.io/acme/*\"]\nallow = false\n\
          [[policy]]\nallow = true\n\
@@ -27,7 +27,7 @@ async fn the_configuration_is_shown_with_its_rules_and_each_family_in_one_line()
         "keep      30d",
         "budgets   of each caller: 120 misses a minute, 1200 pulls an hour, 1099511627776 new bytes a day",
         "access    everybody from 10.0.0.0/8; robots; iam",
-        "service   stopover, tokens are good for 10m",
+        "service   cr.test, tokens are good for 10m",
         "iam       accounts: 123456789012; roles: arn:aws:iam::210987654321:role/eks-*",
         "policy    rule 1 of the policy: deny robot:*, from 10.1.0.0/16: ghcr.io/acme/*",
         "policy    rule 2 of the policy: allow everybody: everything",

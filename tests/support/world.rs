@@ -390,7 +390,8 @@ async fn connect(config: Config, clock: &Clock, endpoints: &Endpoints) -> anyhow
 /// As the functions have it, but for how long it waits: here one process has as many requests at once as a thousand
 /// functions, and tests say what they cost, not how fast a busy machine is.
 fn patient_dynamo_client(sdk: &SdkConfig) -> aws_sdk_dynamodb::Client {
-    let patience = TimeoutConfig::builder().connect_timeout(2 * DEADLINE).operation_timeout(2 * DEADLINE).build();
+    let patience = TimeoutConfig::builder().connect_timeout(2 * DEADLINE).disable_operation_attempt_timeout();
+    let patience = patience.operation_timeout(2 * DEADLINE).build();
     aws_sdk_dynamodb::Client::from_conf(aws::dynamo_client(sdk).config().to_builder().timeout_config(patience).build())
 }
 

@@ -54,6 +54,7 @@ async fn all_accounts_of_an_organisation_are_let_in_and_no_other() {
 async fn a_new_account_is_known_after_a_minute_and_one_that_left_after_ten() {
     let (world, sts) = world_of_an_organization().await;
     assert_eq!(from(&world, &sts, "111111111111").await, StatusCode::OK);
+    assert_eq!(from(&world, &sts, "333333333333").await, StatusCode::UNAUTHORIZED);
     world.endpoints().unwrap().organization().is(ORGANIZATION, &["222222222222", "333333333333"]);
     assert_eq!(from(&world, &sts, "333333333333").await, StatusCode::UNAUTHORIZED);
     world.clock.advance(Duration::from_mins(1));

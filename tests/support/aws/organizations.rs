@@ -32,18 +32,21 @@ impl Organization {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `None`: there is no organisation that may be asked about.
-    fn describe(&self, account: &str) -> Option<Option<Value>> {
+    /// An account, or the code and the message that AWS has instead.
+    fn describe(&self, account: &str) -> Result<Value, (&'static str, &'static str)> {
         let managed = self.managed();
         let Managed { id, accounts } = &*managed;
-        let describe = || {
-            json!({
-                "Id": account, "Arn": format!("arn:aws:organizations::000000000000:account/{id}/{account}"),
-                "Name": "a name", "Email": "somebody@example.com", "Status": "ACTIVE", "State": "ACTIVE",
-                "JoinedMethod": "CREATED", "JoinedTimestamp": 1_700_000_000,
-            })
-        };
-        (!id.is_empty()).then(|| accounts.iter().any(|known| known == account).then(describe))
+        if id.is_empty() {
+            return Err(("AccessDeniedException", "You don't have permissions to access this resource."));
+        }
+        if !accounts.iter().any(|known| known == account) {
+            return Err(("AccountNotFoundException", "You specified an account that doesn't exist."));
+        }
+        Ok(json!({
+            "Id": account, "Arn": format!("arn:aws:organizations::000000000000:account/{id}/{account}"),
+            "Name": "a name", "Email": "somebody@example.com", "Status": "ACTIVE", "State": "ACTIVE",
+            "JoinedMethod": "CREATED", "JoinedTimestamp": 1_700_000_000,
+        }))
     }
 }
 
@@ -70,8 +73,7 @@ async fn answer(
     }
     let request: Value = serde_json::from_slice(&body).unwrap_or_default();
     match organization.describe(request["AccountId"].as_str().unwrap_or_default()) {
-        Some(Some(account)) => json::respond(200, &json!({ "Account": account })),
-        Some(None) => json::refusal(400, "AccountNotFoundException", "You specified an account that doesn't exist."),
-        None => json::refusal(400, "AccessDeniedException", "You don't have permissions to access this resource."),
+        Ok(account) => json::respond(200, &json!({ "Account": account })),
+        Err((code, message)) => json::refusal(400, code, message),
     }
 }
