@@ -233,9 +233,14 @@ impl Budgets {
         self.check(payer, Budget::NewBytes, bytes)
     }
 
-    /// Counts what was asked of the ledger for nothing as a miss.
-    pub(crate) fn note_miss(&self, payer: Option<Payer>) -> Result<(), OverBudget> {
+    /// Takes a miss for what the ledger is asked, which may turn out to have been for nothing.
+    pub(crate) fn take_miss(&self, payer: Option<Payer>) -> Result<(), OverBudget> {
         self.take(payer, Budget::Misses, 1)
+    }
+
+    /// It was not.
+    pub(crate) fn give_miss_back(&self, payer: Option<Payer>) {
+        self.give_back(payer, Budget::Misses, 1);
     }
 
     /// Whether a blob of this size is paid for already.

@@ -108,8 +108,8 @@ impl Cache {
         if self.budgets.check_bytes(payer, most).is_ok() {
             return Ok(());
         }
-        // What is stored takes no room, but a look each, which is not to be had again and again for nothing.
-        self.budgets.note_miss(payer)?;
+        // What is stored takes no room, but a look each: not to be had again and again for what is refused then.
+        self.budgets.take_miss(payer)?;
         blobs.sort_unstable_by_key(|blob| Reverse(blob.size));
         for blob in blobs {
             if self.ledger.blob(repository, &blob.digest).await?.is_stored() {
@@ -121,7 +121,9 @@ impl Cache {
                 break;
             }
         }
-        Ok(self.budgets.check_bytes(payer, most)?)
+        self.budgets.check_bytes(payer, most)?;
+        self.budgets.give_miss_back(payer);
+        Ok(())
     }
 
     /// Refuses a blob that the configuration finds too large, and so the manifest that names it.

@@ -17,6 +17,7 @@ use crate::budgets::{FRESH, OTHER, STRANGER, assert_over, entries, repository, t
 
 on_both_columns!(
     what_is_over_the_budget_of_new_bytes_is_not_stored,
+    what_is_stored_pulls_as_often_as_wanted_and_looking_for_what_is_not_is_a_miss,
     a_blob_over_the_budget_is_redirected_and_not_stored,
     many_clients_that_want_one_cold_blob_cost_one_question_where_it_is,
     whoever_keeps_asking_where_cold_blobs_are_pays_for_it,
@@ -81,6 +82,25 @@ async fn what_is_over_the_budget_of_new_bytes_is_not_stored(column: Column) {
         assert!(matches!(answer.status, StatusCode::OK | StatusCode::TEMPORARY_REDIRECT), "{answer:?}");
     }
     assert!(world.stored_blobs().await.contains(&third.blobs[1].0.to_string()));
+}
+
+async fn what_is_stored_pulls_as_often_as_wanted_and_looking_for_what_is_not_is_a_miss(column: Column) {
+    let settings = "new_bytes = \"0B\"\nmisses = 5\n\
+                    [[schedule]]\nevery = \"1h\"\nplatforms = \"all\"\nimages = [\"test.local/a:1\"]\n";
+    let world = World::plan(column).cold(Cold::Wait).settings(settings).start().await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    world.upstream.image("a", "2", &[b"another"]);
+    world.cache.request_due_schedules().await.unwrap();
+    world.settled().await;
+    for _ in 0..10 {
+        assert_eq!(world.get_from(STRANGER, &tag("a", "1")).await.bytes(), &image.manifest);
+    }
+    let mut refused = Vec::new();
+    for _ in 0..10 {
+        refused.push(world.get_from(STRANGER, &tag("a", "2")).await.status);
+    }
+    assert!(refused.starts_with(&[StatusCode::FORBIDDEN]), "{refused:?}");
+    assert!(refused.ends_with(&[StatusCode::TOO_MANY_REQUESTS; 5]), "{refused:?}");
 }
 
 async fn a_blob_over_the_budget_is_redirected_and_not_stored(column: Column) {
