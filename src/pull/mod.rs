@@ -22,7 +22,7 @@ pub use listing::{PulledReferrers, PulledTags};
 pub use manifest::Want;
 pub(crate) use permission::{Proofs, Questions};
 pub(crate) use source::Sources;
-pub(crate) use store::Refused;
+pub(crate) use store::{Refused, Weights};
 pub(crate) use used::Uses;
 
 use crate::error::PullError;

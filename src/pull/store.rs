@@ -100,10 +100,22 @@ impl Cache {
         if self.upstreams.get(repository)?.cold() == Cold::Redirect {
             return Ok(());
         }
+        // Read once: almost all pulls are of what is known and fits.
+        let whole = match self.weights.0.get(&manifest.digest) {
+            Some(whole) => whole,
+            None => {
+                let whole = bytes_of(&blobs_of(manifest)?);
+                self.weights.0.insert(manifest.digest.clone(), whole);
+                whole
+            }
+        };
+        if self.budgets.check_bytes(payer, whole).is_ok() {
+            return Ok(());
+        }
         let mut blobs = blobs_of(manifest)?;
         blobs.retain(|blob| !self.budgets.is_paid(&blob.digest, blob.size));
         // What they take at the most, and at the least.
-        let mut most = blobs.iter().fold(0, |bytes: u64, blob| bytes.saturating_add(blob.size));
+        let mut most = bytes_of(&blobs);
         let mut least = 0_u64;
         if self.budgets.check_bytes(payer, most).is_ok() {
             return Ok(());
@@ -141,6 +153,19 @@ impl Cache {
             _ => Ok(()),
         }
     }
+}
+
+/// How many bytes the blobs of manifests have together, by the manifests' digests.
+pub(crate) struct Weights(MemoryCache<Digest, u64>);
+
+impl Weights {
+    pub(crate) fn new() -> Self {
+        Self(MemoryCache::new(10_000))
+    }
+}
+
+fn bytes_of(blobs: &[Descriptor]) -> u64 {
+    blobs.iter().fold(0, |bytes: u64, blob| bytes.saturating_add(blob.size))
 }
 
 /// The blobs that come with a manifest. Whether upstream has a foreign layer at all is asked when a client wants it.
