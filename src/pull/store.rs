@@ -101,14 +101,8 @@ impl Cache {
             return Ok(());
         }
         // Read once: almost all pulls are of what is known and fits.
-        let whole = match self.weights.0.get(&manifest.digest) {
-            Some(whole) => whole,
-            None => {
-                let whole = bytes_of(&blobs_of(manifest)?);
-                self.weights.0.insert(manifest.digest.clone(), whole);
-                whole
-            }
-        };
+        let read = || Ok::<_, PullError>(bytes_of(&blobs_of(manifest)?));
+        let whole = self.weights.0.get_or_insert_with(&manifest.digest, read)?;
         if self.budgets.check_bytes(payer, whole).is_ok() {
             return Ok(());
         }
