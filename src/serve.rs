@@ -8,9 +8,11 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use axum::Router;
 use axum::extract::ConnectInfo;
-use axum::{Extension, Router};
+use hyper::body::Incoming;
 use hyper::server::conn::http1::Builder;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
@@ -64,7 +66,12 @@ pub(crate) async fn run(listener: TcpListener, router: Router, most: usize, stop
         }
         let mut connection = TimeoutWriter::new(connection);
         connection.set_timeout(Some(TAKE));
-        let service = TowerToHyperService::new(router.clone().layer(Extension(ConnectInfo(address))));
+        let router = TowerToHyperService::new(router.clone());
+        // Not by a layer of the router, which would wrap each of its routes anew, for each connection.
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(ConnectInfo(address));
+            router.call(request)
+        });
         let answered = connections.watch(server.serve_connection(TokioIo::new(Box::pin(connection)), service));
         tokio::spawn(async move {
             if let Err(error) = answered.await {
