@@ -15,25 +15,22 @@
 //!    `functions` answers it with S3, `DynamoDB` and SQS.
 
 pub mod access;
-pub mod address;
 pub mod budget;
 pub mod config;
-pub mod error;
+pub mod errors;
 pub mod fill;
-pub mod freshness;
-pub mod gauge;
 pub mod http;
+pub mod identity;
 #[cfg(feature = "local")]
 pub mod local;
 pub mod oci;
+pub mod operate;
 pub mod ports;
 pub mod prefetch;
 pub mod pull;
-pub mod report;
-pub mod retention;
-mod sweep;
-pub mod time;
+pub mod records;
 pub mod upstream;
+pub mod values;
 
 use std::sync::Arc;
 
@@ -41,9 +38,9 @@ use access::token::{InvalidKeys, TokenKeys};
 use access::{Access, OperatorSecret, Organization};
 use config::Config;
 use ports::{Blobs, Fills, Ledger};
-use time::Clock;
 use tokio::sync::Semaphore;
 use upstream::{Issuer, UpstreamError, Upstreams};
+use values::time::Clock;
 
 /// The cache: upstreams on one side, storage on the other.
 pub struct Cache {

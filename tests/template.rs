@@ -279,7 +279,7 @@ fn the_signing_key_of_a_deployment_is_made_by_aws_and_long_enough() -> Result<()
     let length = secret["PasswordLength"].as_u64().context("no length")?;
     let keys = "Az09".repeat(usize::try_from(length / 4)?);
     assert_eq!(keys.len() as u64, length);
-    stopover::access::token::TokenKeys::parse(&keys, stopover::time::Clock::default())?;
+    stopover::access::token::TokenKeys::parse(&keys, stopover::values::time::Clock::default())?;
     let variables = at(&template, "/Globals/Function/Environment/Variables");
     let reference = "{{resolve:secretsmanager:${SigningKeys}:SecretString:keys}}";
     assert_eq!(variables["STOPOVER_SIGNING_KEYS"], json!({ "Fn::Sub": reference }));

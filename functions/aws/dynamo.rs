@@ -14,14 +14,14 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use stopover::access::robot::Robots;
-use stopover::gauge::Gauge;
 use stopover::oci::{Descriptor, Digest, Manifest, Reference, Repository};
-use stopover::ports::{
-    BlobRecord, BlobView, Entry, GaugeKey, Ledger, ListKey, Listing, Member, Standing, StoreError, StoredManifest,
-    TagRecord, Versioned,
+use stopover::ports::{Ledger, StoreError};
+use stopover::records::gauge::Gauge;
+use stopover::records::robot::Robots;
+use stopover::records::{
+    BlobRecord, BlobView, Entry, GaugeKey, ListKey, Listing, Member, Standing, StoredManifest, TagRecord, Versioned,
 };
-use stopover::time::Timestamp;
+use stopover::values::time::Timestamp;
 
 use crate::S3Blobs;
 use crate::batch::{BATCH_ITEMS, BATCH_KEYS};

@@ -8,11 +8,11 @@ use aws_config::{Region, SdkConfig};
 use aws_sdk_ecr::Client;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use stopover::access::Secret;
 use stopover::config::Credentials;
 use stopover::ports::StoreError;
-use stopover::time::Timestamp;
 use stopover::upstream::{Issued, Issuer, UpstreamError};
+use stopover::values::secret::Secret;
+use stopover::values::time::Timestamp;
 
 use crate::failure::store_error;
 use crate::short_calls;

@@ -13,10 +13,10 @@
 //!
 //! Records keep the field names of the core, so that a field added there needs no change here.
 //!
-//! [`TagRecord`]: stopover::ports::TagRecord
-//! [`BlobRecord`]: stopover::ports::BlobRecord
-//! [`Robots`]: stopover::access::robot::Robots
-//! [`Gauge`]: stopover::gauge::Gauge
+//! [`TagRecord`]: stopover::records::TagRecord
+//! [`BlobRecord`]: stopover::records::BlobRecord
+//! [`Robots`]: stopover::records::robot::Robots
+//! [`Gauge`]: stopover::records::gauge::Gauge
 
 use std::collections::HashMap;
 use std::str::FromStr;
@@ -28,8 +28,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use stopover::oci::{Digest, Manifest, MediaType, Reference, Repository};
-use stopover::ports::{GaugeKey, ListKey, Listing, Member, Standing, StoreError};
-use stopover::time::Timestamp;
+use stopover::ports::StoreError;
+use stopover::records::{GaugeKey, ListKey, Listing, Member, Standing};
+use stopover::values::time::Timestamp;
 
 use crate::attribute::{attribute, value};
 
@@ -294,7 +295,7 @@ fn corrupt(name: &str, reason: impl std::fmt::Display) -> StoreError {
 #[cfg(test)]
 mod tests {
     use stopover::oci::Algorithm;
-    use stopover::ports::{BlobRecord, BlobState, Checkpoint, Lease, Observed, Previous, TagRecord};
+    use stopover::records::{BlobRecord, BlobState, Checkpoint, Lease, Observed, Previous, TagRecord};
 
     use super::*;
 

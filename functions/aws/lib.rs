@@ -23,8 +23,8 @@ use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
 use stopover::Cache;
 use stopover::config::{Cold, Config};
-use stopover::time::Clock;
 use stopover::upstream::Issuer;
+use stopover::values::time::Clock;
 
 pub use dynamo::DynamoLedger;
 pub use ecr::EcrLogins;

@@ -17,7 +17,7 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use stopover::oci::{Algorithm, Digest, MAX_MANIFEST_BYTES};
 use stopover::ports::{Blobs, Location, Progress, StoreError, StoredBlob, Upload};
-use stopover::time::Timestamp;
+use stopover::values::time::Timestamp;
 use tokio::sync::watch;
 
 use crate::failure::{has_status, store_error};

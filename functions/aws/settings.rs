@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
-use stopover::access::partition::Partition;
-use stopover::access::{Network, Secret};
 use stopover::config::AccessConfig;
+use stopover::identity::Network;
+use stopover::identity::partition::Partition;
+use stopover::values::secret::Secret;
 use url::Url;
 
 use crate::sqs::Queues;
@@ -83,7 +84,7 @@ fn networks(list: &str) -> anyhow::Result<Vec<Network>> {
 
 #[cfg(test)]
 mod tests {
-    use stopover::access::Anonymous;
+    use stopover::identity::Anonymous;
 
     use super::*;
 

@@ -7,8 +7,8 @@ use axum::response::Response;
 use lambda_http::RequestExt as _;
 use lambda_http::request::RequestContext;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use stopover::access::Source;
 use stopover::http::Https;
+use stopover::identity::Source;
 
 /// What may not stand in a path as it is; everything else does, so that an escape has one meaning.
 const ESCAPED: AsciiSet = NON_ALPHANUMERIC

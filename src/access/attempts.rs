@@ -9,8 +9,8 @@ use std::time::Duration;
 use quick_cache::unsync::Cache as MemoryCache;
 
 use super::AccessError;
-use crate::address::neighbourhood;
-use crate::time::{Clock, Timestamp};
+use crate::values::address::neighbourhood;
+use crate::values::time::{Clock, Timestamp};
 
 /// How many wrong secrets a caller may send for one name, and for all names together, before it has to wait.
 const FREE: (u32, u32) = (3, 30);

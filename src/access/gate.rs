@@ -12,10 +12,10 @@ use super::robots::RobotLogins;
 use super::sts::Sts;
 use super::token::{Holder, TokenKeys};
 use super::web::{Unreachable, Web};
-use super::{IAM_USER, OIDC_USER, Principal, RobotName, Source};
 use crate::config::AccessConfig;
+use crate::identity::{IAM_USER, OIDC_USER, Principal, RobotName, Source};
 use crate::ports::{Ledger, StoreError};
-use crate::time::Clock;
+use crate::values::time::Clock;
 
 /// The most bytes of an `Authorization` that is looked at.
 const LONGEST_AUTHORIZATION: usize = 16 * 1024;

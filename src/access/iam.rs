@@ -7,9 +7,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use super::IamIdentity;
-use super::partition::{Partition, is_account, sts_host};
-use crate::time::Timestamp;
+use crate::identity::IamIdentity;
+use crate::identity::partition::{Partition, is_account, sts_host};
+use crate::values::time::Timestamp;
 
 /// The header that is signed with the request and names the cache that it is for. Another cache's is worthless here.
 pub const SERVER_ID_HEADER: &str = "x-stopover-server-id";

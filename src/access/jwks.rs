@@ -16,7 +16,7 @@ use url::Url;
 
 use super::web::{Unreachable, Web};
 use crate::config::OidcConfig;
-use crate::time::{Clock, Timestamp};
+use crate::values::time::{Clock, Timestamp};
 
 /// How long keys are used without asking the issuer whether they still are its keys.
 const FRESH: Duration = Duration::from_hours(1);

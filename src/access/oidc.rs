@@ -10,13 +10,14 @@ use jsonwebtoken::errors::ErrorKind;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::AccessError;
 use super::jwks::Keys;
-use super::policy::Policy;
 use super::token::validation;
 use super::web::Web;
-use super::{AccessError, OidcIdentity, Principal};
 use crate::config::{ISSUER, OidcConfig};
-use crate::time::{Clock, Timestamp};
+use crate::identity::policy::Policy;
+use crate::identity::{OidcIdentity, Principal};
+use crate::values::time::{Clock, Timestamp};
 
 /// How far the clock of an issuer may be behind or ahead.
 const LEEWAY: Duration = Duration::from_mins(1);

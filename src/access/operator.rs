@@ -12,8 +12,8 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::secret::random;
-use crate::time::Timestamp;
+use crate::values::secret::random;
+use crate::values::time::Timestamp;
 
 /// The header that operators' requests have their proof in.
 pub const OPERATOR_HEADER: &str = "stopover-operator";

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use quick_cache::sync::Cache as MemoryCache;
 
 use super::web::Unreachable;
-use crate::time::{Clock, Timestamp};
+use crate::values::time::{Clock, Timestamp};
 
 /// How long AWS is not asked again about an account that belongs to the organisation.
 const FRESH: Duration = Duration::from_mins(10);

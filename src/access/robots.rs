@@ -9,12 +9,13 @@ use quick_cache::sync::Cache as MemoryCache;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex;
 
+use super::AccessError;
 use super::attempts::Attempts;
 use super::lane::Lane;
-use super::robot::{Robots, SecretHash, SecretId};
-use super::{AccessError, RobotName};
+use crate::identity::RobotName;
 use crate::ports::{Ledger, StoreError};
-use crate::time::{Clock, Timestamp};
+use crate::records::robot::{Robots, SecretHash, SecretId};
+use crate::values::time::{Clock, Timestamp};
 
 /// How long the ledger is not asked again which robots there are, by those who have a token: what a removed one still has.
 const REMEMBERED: Duration = Duration::from_secs(30);
@@ -169,8 +170,8 @@ impl RobotLogins {
 #[cfg(all(test, feature = "local"))]
 mod tests {
     use super::*;
-    use crate::access::robot::NewSecret;
     use crate::local::EmbeddedLedger;
+    use crate::records::robot::NewSecret;
 
     async fn logins(secret: &NewSecret) -> (tempfile::TempDir, RobotLogins) {
         let directory = tempfile::TempDir::new().unwrap();

@@ -11,14 +11,15 @@ use quick_cache::sync::Cache as MemoryCache;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
+use super::AccessError;
 use super::iam::{SERVER_ID_HEADER, SIGNATURE_SECONDS, SignedFields};
 use super::lane::{BUSY, Lane};
 use super::organization::Members;
 use super::web::{Unreachable, Web};
-use super::{AccessError, IamIdentity, Principal};
-use crate::address::neighbourhood;
 use crate::config::IamConfig;
-use crate::time::{Clock, Timestamp};
+use crate::identity::{IamIdentity, Principal};
+use crate::values::address::neighbourhood;
+use crate::values::time::{Clock, Timestamp};
 
 /// How far the clock of a signer may be ahead of ours.
 const AHEAD: Duration = Duration::from_mins(1);

@@ -9,10 +9,10 @@ use base64::engine::general_purpose::STANDARD;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 
-use super::Principal;
-use super::robot::SecretId;
-use super::secret::random;
-use crate::time::{Clock, Timestamp};
+use crate::identity::Principal;
+use crate::records::robot::SecretId;
+use crate::values::secret::random;
+use crate::values::time::{Clock, Timestamp};
 
 /// How far the clock of another instance may be behind or ahead.
 const LEEWAY: Duration = Duration::from_secs(30);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use super::{ACCOUNTS, Budget, Limits, Payer};
-use crate::time::Timestamp;
+use crate::values::time::Timestamp;
 
 /// One account for each caller who has spent something lately. Where there are too many, newcomers share one: to forget
 /// somebody instead would give whoever has many addresses a full budget again and again.

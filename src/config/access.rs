@@ -13,10 +13,11 @@ use super::file::{AccessTable, AnonymousKey, IamTable, OidcTable};
 use super::login::{IamConfig, OidcConfig};
 use super::policy::PolicyRuleTable;
 use super::{ConfigError, SecretReference, UpstreamConfig, value};
-use crate::access::policy::Policy;
-use crate::access::{Anonymous, InvalidNetwork, Network, Principal, Secret, Source};
-use crate::address::is_in;
+use crate::identity::policy::Policy;
+use crate::identity::{Anonymous, InvalidNetwork, Network, Principal, Source};
 use crate::oci::UpstreamId;
+use crate::values::address::is_in;
+use crate::values::secret::Secret;
 
 /// Who is let in, and what they may pull.
 #[derive(Clone, Debug)]

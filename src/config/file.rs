@@ -12,11 +12,11 @@ use url::Url;
 
 use super::policy::{ClaimTable, PolicyRuleTable};
 use super::{Cold, Deleted};
-use crate::access::partition::Partition;
-use crate::freshness::Pattern;
+use crate::identity::partition::Partition;
 use crate::oci::{Name, Platforms, UpstreamId};
-use crate::retention::SHORTEST;
-use crate::time::Span;
+use crate::operate::retention::SHORTEST;
+use crate::records::tag::Pattern;
+use crate::values::time::Span;
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]

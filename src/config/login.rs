@@ -7,9 +7,9 @@ use url::Url;
 use super::file::{IamTable, OidcTable};
 use super::policy::is_arn;
 use super::{ConfigError, value};
-use crate::access::partition::{Partition, is_account};
-use crate::access::{IamIdentity, OidcIdentity};
-use crate::freshness::Pattern;
+use crate::identity::partition::{Partition, is_account};
+use crate::identity::{IamIdentity, OidcIdentity};
+use crate::records::tag::Pattern;
 
 /// Identities of AWS.
 #[derive(Clone, PartialEq, Eq, Debug)]

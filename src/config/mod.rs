@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use crate::budget::Limits;
 use crate::oci::{Name, UpstreamId};
-use crate::retention::Retention;
+use crate::operate::retention::Retention;
 
 pub use access::AccessConfig;
 use file::{File, TableId, explain};

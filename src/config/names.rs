@@ -1,8 +1,8 @@
 //! `allow` and `deny`: which names of an upstream are answered.
 
 use super::{ConfigError, value};
-use crate::freshness::Pattern;
 use crate::oci::Name;
+use crate::records::tag::Pattern;
 
 /// Which names of an upstream are answered: those that match `allow`, or all where it is not given, and of these none that
 /// matches `deny`.

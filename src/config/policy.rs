@@ -7,12 +7,12 @@ use serde::Deserialize;
 
 use super::names::is_pattern_of_names;
 use super::{AccessConfig, ConfigError, IamConfig, UpstreamConfig, value};
-use crate::access::partition::{Partition, is_account};
-use crate::access::policy::Rule;
-use crate::access::{InvalidPrincipal, KINDS, Principal, RobotName};
-use crate::address::canonical;
-use crate::freshness::Pattern;
+use crate::identity::partition::{Partition, is_account};
+use crate::identity::policy::Rule;
+use crate::identity::{InvalidPrincipal, KINDS, Principal, RobotName};
 use crate::oci::UpstreamId;
+use crate::records::tag::Pattern;
+use crate::values::address::canonical;
 
 /// `[[policy]]`
 #[derive(Deserialize)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::file::ScheduleTable;
 use super::{ConfigError, value};
 use crate::oci::{Platforms, Request};
-use crate::time::Timestamp;
+use crate::values::time::Timestamp;
 
 /// How often something outside looks for due schedules, where no timer runs (template.yaml, `Prefetch`).
 pub const TICK: Duration = Duration::from_hours(1);

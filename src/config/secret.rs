@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::file::{CredentialsTable, KeysTable};
-use crate::access::Secret;
+use crate::values::secret::Secret;
 
 /// Who we are at an upstream.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -13,7 +13,8 @@ use super::source::Source;
 use super::{CLAIM, Copied, FillError, Filled, Lease};
 use crate::Cache;
 use crate::oci::{Hasher, UpstreamId};
-use crate::ports::{Checkpoint, Job, Progress, StoreError, Upload};
+use crate::ports::{Job, Progress, StoreError, Upload};
+use crate::records::Checkpoint;
 use crate::upstream::UpstreamError;
 
 /// After so many bytes a checkpoint is taken, whatever the time: what a crash costs at the most.

@@ -15,10 +15,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::Cache;
-use crate::ports::{BlobRecord, BlobState, Checkpoint, Job, Ledger, Progress, StoreError, Upload, Versioned};
-use crate::retention::noted;
-use crate::time::{Clock, Timestamp};
+use crate::operate::retention::noted;
+use crate::ports::{Job, Ledger, Progress, StoreError, Upload};
+use crate::records::{BlobRecord, BlobState, Checkpoint, Versioned};
 use crate::upstream::UpstreamError;
+use crate::values::time::{Clock, Timestamp};
 
 /// How long a claim keeps others away. It is renewed while bytes arrive, so this bounds how long a dead fill is waited for.
 pub const CLAIM: Duration = Duration::from_mins(1);

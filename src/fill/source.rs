@@ -299,7 +299,7 @@ mod tests {
     use crate::local::Local;
     use crate::oci::{Algorithm, Digest, Repository};
     use crate::ports::Priority;
-    use crate::time::Clock;
+    use crate::values::time::Clock;
 
     #[tokio::test]
     async fn however_small_the_pieces_are_that_arrive_they_are_held_in_large_ones() {

@@ -21,11 +21,12 @@ use super::audit::Record;
 use super::operator::{answer, proof};
 use super::{NO_STORE, refuse, source};
 use crate::Cache;
-use crate::access::policy::Decision;
 use crate::access::token::Holder;
-use crate::access::{AccessError, Asking, Principal, ProvenBody};
+use crate::access::{AccessError, Asking, ProvenBody};
 use crate::budget::Payer;
-use crate::error::PullError;
+use crate::errors::PullError;
+use crate::identity::Principal;
+use crate::identity::policy::Decision;
 use crate::oci::{Operation, Repository, Request};
 
 /// The most bytes of a form with a password.

@@ -9,9 +9,10 @@ use http::request::Parts;
 use http::{Method, StatusCode};
 
 use super::{SERVED, source};
-use crate::access::policy::Decision;
-use crate::access::{AccessError, Login, Principal};
-use crate::error::PullError;
+use crate::access::{AccessError, Login};
+use crate::errors::PullError;
+use crate::identity::Principal;
+use crate::identity::policy::Decision;
 use crate::oci::Repository;
 
 /// A record that is not written yet: what is known of it so far.

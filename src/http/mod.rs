@@ -33,8 +33,8 @@ pub use access::Https;
 use audit::Record;
 
 use crate::Cache;
-use crate::access::Source;
-use crate::error::PullError;
+use crate::errors::PullError;
+use crate::identity::Source;
 use crate::oci::{Digest, InvalidRequest, Operation, Repository, Request, RequestedRange};
 use crate::ports::{Priority, StoreError};
 use crate::pull::{Content, PulledBlob, PulledManifest, Served, Want};

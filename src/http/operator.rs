@@ -19,10 +19,10 @@ use super::audit::Record;
 use super::{NO_STORE, prefetch, refuse, retention, robots};
 use crate::Cache;
 use crate::access::{AccessError, OPERATOR_HEADER, ProvenBody};
-use crate::error::{PullError, excerpt};
+use crate::errors::{PullError, excerpt};
 use crate::oci::Digest;
+use crate::operate::report::QuotaReport;
 use crate::ports::StoreError;
-use crate::report::QuotaReport;
 
 pub(super) fn routes() -> Router<Arc<Cache>> {
     Router::new()

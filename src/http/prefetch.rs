@@ -19,7 +19,7 @@ use super::operator::refusal;
 use super::{NO_STORE, refuse};
 use crate::Cache;
 use crate::access::AccessError;
-use crate::error::{PullError, excerpt};
+use crate::errors::{PullError, excerpt};
 use crate::oci::{Platform, Platforms, Request};
 use crate::ports::{ImageJob, Priority};
 use crate::prefetch::{PrefetchReport, Prefetched, PrefetchedBlob};

@@ -13,10 +13,10 @@ use serde::Deserialize;
 use super::NO_STORE;
 use super::operator::{Operator, refusal};
 use crate::Cache;
-use crate::error::PullError;
+use crate::errors::PullError;
 use crate::oci::{Operation, Request};
+use crate::operate::report::SweepReport;
 use crate::pull::Served;
-use crate::report::SweepReport;
 
 pub(super) fn routes() -> Router<Arc<Cache>> {
     Router::new().route("/_stopover/gc", post(collect_garbage)).route("/_stopover/purge", post(purge))

@@ -1,4 +1,4 @@
-//! `POST /_stopover/robots`: a [`RobotCommand`], answered with a [`RobotAnswer`](crate::access::RobotAnswer).
+//! `POST /_stopover/robots`: a [`RobotCommand`], answered with a [`RobotAnswer`](crate::operate::RobotAnswer).
 
 use std::sync::Arc;
 
@@ -10,8 +10,8 @@ use http::StatusCode;
 
 use super::operator::{Operator, answer, refusal, unavailable};
 use crate::Cache;
-use crate::access::RobotCommand;
-use crate::access::robot::RobotError;
+use crate::operate::RobotCommand;
+use crate::records::robot::RobotError;
 
 pub(super) fn routes() -> Router<Arc<Cache>> {
     Router::new().route("/_stopover/robots", post(robots))

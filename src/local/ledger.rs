@@ -13,14 +13,15 @@ use futures_util::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
 
 use super::store::{Change, Store, corrupt, join, split};
-use crate::access::robot::Robots;
-use crate::gauge::Gauge;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
-use crate::ports::{
-    BlobRecord, BlobState, BlobView, Entry, GaugeKey, ImageJob, Job, Ledger, ListKey, Listing, Member, Standing,
-    StoreError, StoredManifest, TagRecord, Versioned,
+use crate::ports::{ImageJob, Job, Ledger, StoreError};
+use crate::records::gauge::Gauge;
+use crate::records::robot::Robots;
+use crate::records::{
+    BlobRecord, BlobState, BlobView, Entry, GaugeKey, ListKey, Listing, Member, Standing, StoredManifest, TagRecord,
+    Versioned,
 };
-use crate::time::Timestamp;
+use crate::values::time::Timestamp;
 
 const BLOB: &str = "blob ";
 const FILL: &str = "fill ";

@@ -35,11 +35,12 @@ pub use queue::Queue;
 use images::Images;
 
 use crate::Cache;
+use crate::access::OperatorSecret;
 use crate::access::token::TokenKeys;
-use crate::access::{OperatorSecret, Secret};
 use crate::config::Config;
 use crate::ports::Blobs as _;
-use crate::time::Clock;
+use crate::values::secret::Secret;
+use crate::values::time::Clock;
 
 /// A cache on one machine.
 pub struct Local {

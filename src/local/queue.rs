@@ -18,7 +18,7 @@ use crate::Cache;
 use crate::fill::{self, CLAIM, FillError, Filled};
 use crate::oci::{Digest, UpstreamId};
 use crate::ports::{Fills, GivenUp, ImageJob, Job, Progress, Requested, StoreError, Watched};
-use crate::time::Clock;
+use crate::values::time::Clock;
 
 /// How many fills run at once that nobody waits for: each holds about a megabyte, and what it fetches ahead of that counts
 /// against `fill_memory`.

@@ -14,7 +14,7 @@ use url::Url;
 
 use super::{Progress, StoreError};
 use crate::oci::Digest;
-use crate::time::Timestamp;
+use crate::values::time::Timestamp;
 
 /// Immutable content, addressed by its digest and stored once whatever the repository.
 ///

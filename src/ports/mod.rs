@@ -5,22 +5,18 @@
 
 mod blobs;
 mod fills;
-mod records;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
 pub use blobs::{Blobs, Location, SignedUrl, StoredBlob, Upload};
 pub use fills::{Fills, GivenUp, ImageJob, Job, Priority, Progress, Requested, Watched, Work};
-pub use records::{
-    BlobRecord, BlobState, BlobView, Checkpoint, Entry, GaugeKey, Lease, List, ListKey, Listing, Member, Observed,
-    Previous, Standing, StoredManifest, TagRecord, Versioned,
-};
 
-use crate::access::robot::Robots;
-use crate::gauge::Gauge;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
-use crate::time::Timestamp;
+use crate::records::gauge::Gauge;
+use crate::records::robot::Robots;
+use crate::records::{BlobRecord, BlobView, Entry, GaugeKey, ListKey, Listing, Member, Standing, TagRecord, Versioned};
+use crate::values::time::Timestamp;
 
 /// The longest list that is kept, in bytes of JSON: an item of `DynamoDB` may have 400 KB.
 pub const MAX_LISTING_BYTES: usize = 350_000;

@@ -10,11 +10,12 @@ use super::{Content, PulledBlob, Served, Want};
 use crate::Cache;
 use crate::budget::{OverBudget, Payer};
 use crate::config::Cold;
-use crate::error::PullError;
+use crate::errors::PullError;
 use crate::oci::{Digest, Repository};
-use crate::ports::{BlobState, BlobView, Job, Location, Priority, Progress, StoreError, Watched};
-use crate::time::Timestamp;
+use crate::ports::{Job, Location, Priority, Progress, StoreError, Watched};
+use crate::records::{BlobState, BlobView};
 use crate::upstream::{BlobSource, Evidence};
+use crate::values::time::Timestamp;
 
 /// How many fills a client waits for one after the other where those that run fail and are other repositories'.
 const JOINED: usize = 3;

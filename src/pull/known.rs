@@ -8,10 +8,11 @@ use quick_cache::sync::Cache as MemoryCache;
 use super::{PulledManifest, Served, Want};
 use crate::Cache;
 use crate::config::Deleted;
-use crate::error::PullError;
-use crate::freshness::{self, Decision};
+use crate::errors::PullError;
 use crate::oci::{Digest, Manifest, Repository};
-use crate::ports::{Observed, Previous, TagRecord};
+use crate::records::tag;
+use crate::records::tag::Decision;
+use crate::records::{Observed, Previous, TagRecord};
 use crate::upstream::{Evidence, Upstream};
 
 /// Manifests this process has served: by digest they never change, and each stands for its own repository only.
@@ -43,7 +44,7 @@ impl Cache {
         record: Option<&TagRecord>,
         want: Want,
     ) -> Result<Option<Result<PulledManifest, PullError>>, PullError> {
-        match freshness::decide(record, "", false, self.clock.now()) {
+        match tag::decide(record, "", false, self.clock.now()) {
             // 1. A fresh record: what it says, without upstream.
             Decision::Fresh(observed) if want.head => {
                 let pulled = PulledManifest { observed: observed.clone(), manifest: None, served: Served::Hit };
@@ -88,7 +89,7 @@ impl Cache {
         if !self.may_be_stale(repository).await? {
             return Ok(None);
         }
-        for digest in freshness::last_known(record, upstream.config().stale, self.clock.now()) {
+        for digest in tag::last_known(record, upstream.config().stale, self.clock.now()) {
             if let Some(manifest) = self.stored(repository, digest).await? {
                 return Ok(Some(PulledManifest::new(manifest, Served::Stale)));
             }

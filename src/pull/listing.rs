@@ -12,9 +12,10 @@ use super::{Served, Want};
 use crate::Cache;
 use crate::budget::Turn;
 use crate::config::Referrers;
-use crate::error::PullError;
+use crate::errors::PullError;
 use crate::oci::{Digest, MediaType, Page, Reference, Repository, Tag};
-use crate::ports::{List, ListKey, Listing, MAX_LISTING_BYTES, StoreError};
+use crate::ports::{MAX_LISTING_BYTES, StoreError};
+use crate::records::{List, ListKey, Listing};
 use crate::upstream::{Evidence, UpstreamError};
 
 /// A page of tags to answer with.

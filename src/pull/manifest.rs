@@ -10,10 +10,12 @@ use super::known::before;
 use super::{PulledManifest, Served};
 use crate::Cache;
 use crate::budget::{Payer, Turn};
-use crate::error::PullError;
-use crate::freshness::{self, Decision, LEASE};
+use crate::errors::PullError;
 use crate::oci::{Digest, Reference, Repository, Tag};
-use crate::ports::{Observed, Previous, Priority, TagRecord, Versioned};
+use crate::ports::Priority;
+use crate::records::tag;
+use crate::records::tag::{Decision, LEASE};
+use crate::records::{Observed, Previous, TagRecord, Versioned};
 use crate::upstream::{Evidence, Limit, Upstream, UpstreamError};
 
 /// How long a client waits for another process to ask upstream: longer than that may take, shorter than clients wait for
@@ -178,7 +180,7 @@ impl Cache {
             {
                 return Ok(PulledManifest::new(manifest, Served::Hit));
             }
-            match freshness::decide(value.as_ref(), &owner, check, self.clock.now()) {
+            match tag::decide(value.as_ref(), &owner, check, self.clock.now()) {
                 // Fresh, but only HEAD has been asked for so far: the manifest is fetched by its digest.
                 Decision::Fresh(observed) => {
                     return self.fetch_observed(upstream, repository, observed, value.as_ref(), want).await;
@@ -231,9 +233,9 @@ impl Cache {
                 let (config, now) = (upstream.config(), self.clock.now());
                 deleted = self.deleted(upstream, repository, &leased.value).await?;
                 match deleted {
-                    Some(_) => freshness::served_on(&leased.value, config.stale, jittered(config.missing), now),
+                    Some(_) => tag::served_on(&leased.value, config.stale, jittered(config.missing), now),
                     // What it was may be pinned.
-                    None => freshness::answered(None, before(&leased.value), jittered(config.missing), now),
+                    None => tag::answered(None, before(&leased.value), jittered(config.missing), now),
                 }
             }
             Err(_) => TagRecord { lease: None, ..leased.value.clone() },
@@ -317,7 +319,7 @@ impl Cache {
             previous = Some(Previous { digest: before.digest.clone(), checked_at: known.checked_at });
         }
         let fresh = upstream.config().tags.fresh(tag).map_or(FOR_EVER, jittered);
-        Ok(freshness::answered(Some(observed.clone()), previous, fresh, self.clock.now()))
+        Ok(tag::answered(Some(observed.clone()), previous, fresh, self.clock.now()))
     }
 
     /// The manifest that upstream observed lately and nobody has fetched; in trouble, the one before it.

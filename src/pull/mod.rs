@@ -25,9 +25,10 @@ pub(crate) use source::Sources;
 pub(crate) use store::{Refused, Weights};
 pub(crate) use used::Uses;
 
-use crate::error::PullError;
+use crate::errors::PullError;
 use crate::oci::Manifest;
-use crate::ports::{Observed, Progress, SignedUrl};
+use crate::ports::{Progress, SignedUrl};
+use crate::records::Observed;
 
 /// The questions that are being asked of upstream.
 pub(crate) type Flights = flight::Flights<manifest::Question, Result<PulledManifest, PullError>>;

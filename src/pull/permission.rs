@@ -10,12 +10,13 @@ use super::{Served, flight};
 use crate::Cache;
 use crate::budget::{Payer, Turn};
 use crate::config::UpstreamConfig;
-use crate::error::PullError;
+use crate::errors::PullError;
 use crate::fill::FillError;
 use crate::oci::{Digest, Repository};
-use crate::ports::{BlobView, Job, Member, StoreError};
-use crate::time::Timestamp;
+use crate::ports::{Job, StoreError};
+use crate::records::{BlobView, Member};
 use crate::upstream::{Evidence, UpstreamError};
+use crate::values::time::Timestamp;
 
 /// The permissions that upstream is being asked about: of a repository by whatever is asked for first, else by this.
 pub(crate) type Questions = flight::Flights<(Repository, Option<Evidence>), (Evidence, Result<(), PullError>)>;

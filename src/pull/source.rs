@@ -8,11 +8,11 @@ use quick_cache::sync::Cache as MemoryCache;
 use super::flight::Flights;
 use crate::Cache;
 use crate::budget::{OverBudget, Payer, Turn};
-use crate::error::PullError;
+use crate::errors::PullError;
 use crate::oci::{Digest, Repository};
 use crate::ports::Job;
-use crate::time::Timestamp;
 use crate::upstream::{BlobSource, UpstreamError};
+use crate::values::time::Timestamp;
 
 /// How long an answer is passed on. Signed URLs are good for minutes, whatever range of the blob is fetched there, and
 /// clients fetch it at once.

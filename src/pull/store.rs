@@ -8,9 +8,10 @@ use quick_cache::sync::Cache as MemoryCache;
 use crate::Cache;
 use crate::budget::Payer;
 use crate::config::{Cold, MaxBlob};
-use crate::error::PullError;
+use crate::errors::PullError;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
-use crate::ports::{Job, Observed, Priority};
+use crate::ports::{Job, Priority};
+use crate::records::Observed;
 use crate::upstream::UpstreamError;
 
 use super::Want;

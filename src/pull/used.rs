@@ -1,4 +1,4 @@
-//! That something was pulled, noted once a day: [`retention`](crate::retention) keeps what is used.
+//! That something was pulled, noted once a day: [`retention`](crate::operate::retention) keeps what is used.
 
 use std::time::Duration;
 
@@ -7,11 +7,12 @@ use quick_cache::sync::Cache as MemoryCache;
 use super::{PulledManifest, Want};
 use crate::Cache;
 use crate::budget::Payer;
-use crate::error::PullError;
+use crate::errors::PullError;
 use crate::oci::{Digest, Repository};
-use crate::ports::{BlobView, Member, StoreError, Versioned};
-use crate::retention::{NOTED, noted};
-use crate::time::Timestamp;
+use crate::operate::retention::{NOTED, noted};
+use crate::ports::StoreError;
+use crate::records::{BlobView, Member, Versioned};
+use crate::values::time::Timestamp;
 
 /// How long a pull waits at the most for its use to be noted.
 const PATIENCE: Duration = Duration::from_secs(1);

@@ -6,10 +6,11 @@ use super::login::Login;
 use super::meter::Meter;
 use super::token::{Challenge, Tokens};
 use crate::config::UpstreamConfig;
-use crate::gauge::Quota;
 use crate::oci::UpstreamId;
-use crate::ports::{GaugeKey, Ledger};
-use crate::time::Clock;
+use crate::ports::Ledger;
+use crate::records::GaugeKey;
+use crate::records::gauge::Quota;
+use crate::values::time::Clock;
 
 pub(super) struct Account {
     pub(super) key: GaugeKey,

@@ -12,9 +12,9 @@ use tokio::time::{Instant, timeout};
 use super::answer::{Answer, RangeSent, timed, unavailable};
 use super::client::{MAX_REDIRECTS, redirected_too_often};
 use super::{Upstream, UpstreamError};
-use crate::gauge::Kind;
 use crate::oci::{Digest, MediaType, Name, Repository};
 use crate::ports::SignedUrl;
+use crate::records::gauge::Kind;
 
 /// How long it may take until the bytes begin.
 const BLOB_HEADER_TIMEOUT: Duration = Duration::from_secs(20);

@@ -17,10 +17,10 @@ use super::guard::{self, Clients};
 use super::login::Login;
 use super::token::Challenge;
 use crate::config::{Cold, UpstreamConfig};
-use crate::gauge::{Gauge, Kind, Outcome, Quota};
 use crate::oci::{Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, MediaType, Name, Reference, Request, UpstreamId};
-use crate::ports::{GaugeKey, Observed};
-use crate::time::Clock;
+use crate::records::gauge::{Gauge, Kind, Outcome, Quota};
+use crate::records::{GaugeKey, Observed};
+use crate::values::time::Clock;
 
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const MANIFEST_TIMEOUT: Duration = Duration::from_secs(10);

@@ -14,9 +14,9 @@ use url::Url;
 use super::answer::{own_media_type, read_limited};
 use super::standing::Said;
 use super::{Upstream, UpstreamError, Upstreams, guard};
-use crate::gauge::Kind;
 use crate::oci::{Digest, MAX_MANIFEST_BYTES, MediaType, Name, Repository, Tag};
-use crate::ports::{List, ListKey};
+use crate::records::gauge::Kind;
+use crate::records::{List, ListKey};
 
 /// How long one page may take: a registry may have to sort all of its tags for it.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(15);

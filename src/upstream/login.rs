@@ -11,8 +11,8 @@ use tokio::sync::Mutex;
 
 use super::UpstreamError;
 use crate::config::{Credentials, UpstreamConfig};
-use crate::ports::GaugeKey;
-use crate::time::{Clock, Timestamp};
+use crate::records::GaugeKey;
+use crate::values::time::{Clock, Timestamp};
 
 /// Issues credentials that live for hours only.
 #[async_trait]

@@ -6,9 +6,10 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 
 use super::{Limit, UpstreamError};
-use crate::gauge::{Break, Cause, Gauge, Kind, Outcome, Permit, Quota};
-use crate::ports::{GaugeKey, Ledger, StoreError, Versioned};
-use crate::time::{Clock, Timestamp};
+use crate::ports::{Ledger, StoreError};
+use crate::records::gauge::{Break, Cause, Gauge, Kind, Outcome, Permit, Quota};
+use crate::records::{GaugeKey, Versioned};
+use crate::values::time::{Clock, Timestamp};
 
 /// How long this process goes by what it last read: another may have learned more.
 const READ_AGAIN: Duration = Duration::from_secs(2);

@@ -33,13 +33,14 @@ use account::Account;
 use login::Login;
 use standing::{Said, Standings, says, says_if_any};
 
-use crate::access::policy::Policy;
 use crate::config::{Config, DEFAULT_UPSTREAM, Place, Places};
-use crate::error::PullError;
-use crate::gauge::Gauge;
+use crate::errors::PullError;
+use crate::identity::policy::Policy;
 use crate::oci::{Digest, InvalidRequest, Manifest, Name, Reference, Repository, Request};
-use crate::ports::{Ledger, Observed};
-use crate::time::Clock;
+use crate::ports::Ledger;
+use crate::records::Observed;
+use crate::records::gauge::Gauge;
+use crate::values::time::Clock;
 
 /// What an upstream answered when it did not answer what was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -8,10 +8,11 @@ use quick_cache::sync::Cache as MemoryCache;
 
 use super::{UpstreamError, Upstreams, unknown};
 use crate::config::UpstreamConfig;
-use crate::error::PullError;
+use crate::errors::PullError;
 use crate::oci::{Digest, Reference, Repository};
-use crate::ports::{Ledger, Standing, StoreError};
-use crate::time::{Clock, Timestamp};
+use crate::ports::{Ledger, StoreError};
+use crate::records::Standing;
+use crate::values::time::{Clock, Timestamp};
 
 /// How long an absent repository is remembered. Longer than a tag: one appears far less often.
 const ABSENT: Duration = Duration::from_mins(5);

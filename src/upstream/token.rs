@@ -16,7 +16,7 @@ use super::login::{Held, Login};
 use super::{Limit, UpstreamError};
 use crate::config::UpstreamConfig;
 use crate::oci::Name;
-use crate::time::Clock;
+use crate::values::time::Clock;
 
 /// A token answer is a few kilobytes; the most that is read of one.
 const MAX_TOKEN_BYTES: usize = 256 * 1024;

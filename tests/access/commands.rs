@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use http::{HeaderMap, Method};
 use stopover::access::OperatorSecret;
 use stopover::local::operator_secret;
-use stopover::time::Clock;
+use stopover::values::time::Clock;
 use support::program::{Installation, UPSTREAM, output, run};
 use support::scripted::Scripted;
 use tokio::net::{TcpListener, TcpStream};

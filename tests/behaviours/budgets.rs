@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, future, stream};
 use http::{Method, StatusCode};
 use stopover::budget::Payer;
-use stopover::error::PullError;
+use stopover::errors::PullError;
 use stopover::oci::{Page, Reference, Repository};
 use stopover::pull::Want;
 use stopover::upstream::UpstreamError;

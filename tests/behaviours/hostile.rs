@@ -95,7 +95,7 @@ async fn bytes_that_another_upstream_has_left_are_not_gone_on_with(column: Colum
 
 /// The queue of one process.
 mod alone {
-    use stopover::time::{Clock, Timestamp};
+    use stopover::values::time::{Clock, Timestamp};
     use support::scripted::Scripted;
     use support::world::open_at;
 

@@ -6,7 +6,7 @@ use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
-use stopover::ports::{Entry, ListKey};
+use stopover::records::{Entry, ListKey};
 use support::on_both_columns;
 use support::scripted::{Fault, Login, Scripted};
 use support::world::{Answer, Column, PASSWORD, World};

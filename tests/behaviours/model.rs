@@ -9,8 +9,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use stopover::oci::{Algorithm, Digest, Reference, Repository};
-use stopover::ports::{Lease, TagRecord};
 use stopover::pull::{PulledManifest, Served, Want};
+use stopover::records::{Lease, TagRecord};
 use support::scripted::Fault;
 use support::world::{Column, World};
 

@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use stopover::oci::{Algorithm, Digest, Repository};
+use stopover::operate::report::{FillState, FillStatus};
 use stopover::ports::{Job, Priority};
 use stopover::pull::Want;
-use stopover::report::{FillState, FillStatus};
 use support::on_both_columns;
 use support::scripted::{Fault, Scripted};
 use support::world::{Answer, Column, World, open, until};

@@ -94,7 +94,7 @@ async fn bytes_left_by_a_private_fill_are_not_shown_to_whoever_goes_on_with_it(c
         let repository =
             stopover::oci::Repository { upstream: "test.local".parse().unwrap(), name: "private/app".parse().unwrap() };
         let record = world.cache.ledger.blob(&repository, digest).await.unwrap().record.unwrap();
-        let entry = stopover::ports::Entry::Blob { digest: digest.clone(), record };
+        let entry = stopover::records::Entry::Blob { digest: digest.clone(), record };
         assert!(world.cache.ledger.remove(&entry).await.unwrap());
         name_in(&world, "stranger/app", &image).await;
         world.settled().await;

@@ -6,7 +6,7 @@ use futures_util::StreamExt as _;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use stopover::oci::{Algorithm, Digest};
-use stopover::ports::Entry;
+use stopover::records::Entry;
 use support::on_both_columns;
 use support::scripted::{Fault, Login, Scripted};
 use support::world::{Answer, Column, PASSWORD, World};

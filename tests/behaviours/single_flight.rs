@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use stopover::Cache;
-use stopover::freshness::LEASE;
 use stopover::oci::{Reference, Repository};
-use stopover::ports::{Lease, TagRecord};
 use stopover::pull::{Served, Want};
+use stopover::records::tag::LEASE;
+use stopover::records::{Lease, TagRecord};
 use support::on_both_columns;
 use support::scripted::Fault;
 use support::world::{Column, World, until};

@@ -61,7 +61,7 @@ async fn a_fresh_deployment_lets_in_identities_of_its_account_and_nobody_else() 
     let gc = request(Method::POST, &format!("http://{}/_stopover/gc", deployment.address()))?;
     let operator = gc.header("stopover-operator", "any").body(r#"{"dry_run": true}"#);
     ensure!(operator.send().await?.status() == 403, "there are none behind API Gateway");
-    let now = stopover::time::Clock::default().now();
+    let now = stopover::values::time::Clock::default().now();
     let login = async |user: &str, password: &str| {
         let url = format!("http://{}/token?service={SERVICE}", deployment.address());
         anyhow::Ok(request(Method::GET, &url)?.basic_auth(user, Some(password)).send().await?)

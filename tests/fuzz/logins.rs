@@ -8,8 +8,8 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use fastrand::Rng;
 use stopover::access::iam::SignedFields;
 use stopover::access::token::{Holder, TokenKeys};
-use stopover::access::{IamIdentity, Principal};
-use stopover::time::{Clock, Timestamp};
+use stopover::identity::{IamIdentity, Principal};
+use stopover::values::time::{Clock, Timestamp};
 
 use crate::generate::{changed, changed_text, one};
 

@@ -7,8 +7,8 @@ use http::Method;
 use stopover::config::{Cold, Config};
 use stopover::local::Local;
 use stopover::oci::{Operation, Page, Reference, Repository, Request};
-use stopover::time::Clock;
 use stopover::upstream::Upstreams;
+use stopover::values::time::Clock;
 
 use crate::generate::{changed_text, one};
 

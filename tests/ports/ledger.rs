@@ -7,11 +7,12 @@ use anyhow::{Context as _, Result};
 use futures_util::TryStreamExt as _;
 use futures_util::future::try_join_all;
 use stopover::oci::{Algorithm, Descriptor, Digest, Manifest, MediaType, Reference};
-use stopover::ports::{
-    BlobRecord, BlobState, Checkpoint, Entry, Lease, List, ListKey, Listing, MAX_LISTING_BYTES, Member, Observed,
-    Previous, Standing, StoredManifest, TagRecord,
+use stopover::ports::MAX_LISTING_BYTES;
+use stopover::records::{
+    BlobRecord, BlobState, Checkpoint, Entry, Lease, List, ListKey, Listing, Member, Observed, Previous, Standing,
+    StoredManifest, TagRecord,
 };
-use stopover::time::Timestamp;
+use stopover::values::time::Timestamp;
 
 use crate::storage::{NOW, Storage, digest, manifest, repository};
 

@@ -13,7 +13,7 @@ use stopover::fill::FillError;
 use stopover::local::{EmbeddedLedger, Files};
 use stopover::oci::{Algorithm, Digest, Manifest, MediaType, Repository};
 use stopover::ports::{Blobs, Ledger, Location, Progress, StoreError, Upload};
-use stopover::time::Timestamp;
+use stopover::values::time::Timestamp;
 use support::Random;
 use support::aws::Endpoints;
 use tempfile::TempDir;

@@ -5,7 +5,7 @@
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use http::{Method, StatusCode};
-use stopover::access::{RobotAnswer, RobotCommand};
+use stopover::operate::{RobotAnswer, RobotCommand};
 
 use crate::world::{Answer, World};
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
-use stopover::access::{RobotAnswer, RobotCommand};
-use stopover::time::Span;
+use stopover::operate::{RobotAnswer, RobotCommand};
+use stopover::values::time::Span;
 use support::guests::{HERE, basic, bearer, get, robot, secret};
 use support::on_both_columns;
 use support::world::Column;

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
-use stopover::time::Timestamp;
+use stopover::values::time::Timestamp;
 use support::guests::token_in;
 use support::issuer::{Issuer, content};
 use support::on_both_columns;

@@ -21,7 +21,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use serde_json::json;
 use stopover::access::iam::SignedFields;
 use stopover::oci::{Algorithm, Digest};
-use stopover::time::{Clock, Timestamp};
+use stopover::values::time::{Clock, Timestamp};
 use tokio::sync::watch;
 
 use crate::loopback::Loopback;

@@ -1,0 +1,226 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use stopover::identity::RobotName;
+use stopover::oci::UpstreamId;
+use stopover::operate::RobotCommand;
+use stopover::values::time::Span;
+
+use crate::client::{ClientLogin, DockerAction, Endpoint, Examination, Helper, Login, Order, Target};
+use crate::explain::Question;
+
+/// A pull-through cache for container registries.
+///
+/// Without a command it serves: `stopover` is `stopover serve`.
+#[derive(Parser)]
+#[command(version, propagate_version = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) settings: Settings,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Settings {
+    /// The configuration file [default: stopover.toml in the working directory, where there is one]
+    #[arg(long, global = true, env = "STOPOVER_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// The address to listen on [default: 127.0.0.1:5000]
+    #[arg(long, global = true, env = "STOPOVER_LISTEN", value_name = "ADDRESS:PORT")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// The directory that holds the cache [default: ./stopover-data]
+    #[arg(long, global = true, env = "STOPOVER_DATA_DIR", value_name = "DIRECTORY")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// What is logged: error, warn, info, debug, or a filter like stopover=debug
+    #[arg(long, global = true, env = "STOPOVER_LOG", value_name = "FILTER", default_value = "info")]
+    pub(crate) log: String,
+    /// How it is logged
+    #[arg(long, global = true, env = "STOPOVER_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub(crate) enum LogFormat {
+    /// One readable line an event
+    Text,
+    /// One JSON object an event
+    Json,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Serve the registry API and copy what is missing from upstream
+    Serve,
+    /// Have images stored before anybody pulls them
+    Prefetch {
+        #[command(flatten)]
+        order: Order,
+        #[command(flatten)]
+        asked: Asked,
+    },
+    /// Ask upstream now what tags are, however fresh the cache thinks they are
+    Refresh {
+        /// Images like docker.io/library/alpine:3.20 or ghcr.io/owner/name:tag
+        #[arg(required = true, value_name = "IMAGE")]
+        images: Vec<String>,
+        #[command(flatten)]
+        asked: Asked,
+    },
+    /// Remove what nobody has used within `keep`, as happens every hour anyway
+    Gc {
+        /// Only say what would go, and how much that frees
+        #[arg(long)]
+        dry_run: bool,
+        /// The running cache to ask [default: the one at the configured address]
+        #[arg(long, value_name = "URL")]
+        server: Option<Endpoint>,
+    },
+    /// Remove an image, pinned or not, and what nothing else needs
+    Purge {
+        /// An image like docker.io/library/alpine:3.20 or ghcr.io/owner/name@sha256:…
+        #[arg(value_name = "IMAGE")]
+        image: String,
+        /// The running cache to ask [default: the one at the configured address]
+        #[arg(long, value_name = "URL")]
+        server: Option<Endpoint>,
+    },
+    /// Show how much is left of each upstream's quota
+    Quota {
+        #[command(flatten)]
+        asked: Asked,
+    },
+    /// Show the fills that are under way, and those that were given up with the reason
+    Fills {
+        #[command(subcommand)]
+        command: Option<FillsCommand>,
+        /// The running cache to ask [default: the one at the configured address]
+        #[arg(long, global = true, value_name = "URL")]
+        server: Option<Endpoint>,
+    },
+    /// Manage robots: names with secrets that let machines in
+    Robot {
+        #[command(subcommand)]
+        command: RobotArguments,
+        /// The running cache to ask [default: the one at the configured address]
+        #[arg(long, global = true, value_name = "URL")]
+        server: Option<Endpoint>,
+    },
+    /// Look at the policy: who may pull what
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Print the configuration that has a client pull through the cache
+    Setup {
+        /// The client; without one, all are listed
+        client: Option<Target>,
+        /// Where clients reach the cache, over http or https [default: the configured address]
+        #[arg(long, value_name = "URL")]
+        server: Option<Endpoint>,
+        /// The registries to pull through the cache [default: all that are configured, but for `*-docker.pkg.dev`]
+        #[arg(long = "upstream", value_name = "ID")]
+        upstreams: Vec<UpstreamId>,
+    },
+    /// Check from this machine, step by step, that pulls go through the cache
+    Doctor {
+        #[command(flatten)]
+        examination: Examination,
+        #[command(flatten)]
+        asked: Asked,
+    },
+    /// Log a client in at the cache, as whom AWS or the issuer of an ID token says that this machine is
+    Login {
+        #[command(flatten)]
+        login: ClientLogin,
+        /// Where clients reach the cache [default: the configured address]
+        #[arg(long, env = "STOPOVER_SERVER", value_name = "URL")]
+        server: Option<Endpoint>,
+    },
+    /// Answer Docker and podman, as the credential helper that a link called docker-credential-stopover makes of this
+    DockerCredential {
+        action: DockerAction,
+        #[command(flatten)]
+        helper: Helper,
+    },
+    /// Answer the kubelet, as an image credential provider (v1)
+    KubeletCredentialProvider {
+        #[command(flatten)]
+        helper: Helper,
+    },
+    /// Look at the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+/// Which cache is asked, and by whom.
+#[derive(clap::Args)]
+pub(crate) struct Asked {
+    /// The running cache to ask [default: the one at the configured address]
+    #[arg(long, value_name = "URL")]
+    pub(crate) server: Option<Endpoint>,
+    #[command(flatten)]
+    pub(crate) login: Login,
+}
+
+impl Asked {
+    /// By an operator: without a login.
+    pub(crate) fn by_operator(server: Option<Endpoint>) -> Self {
+        Self { server, login: Login::default() }
+    }
+}
+
+#[derive(Subcommand)]
+pub(crate) enum FillsCommand {
+    /// Try again what was given up
+    Retry,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum RobotArguments {
+    /// Make a robot, and show its secret, this once
+    Add {
+        name: RobotName,
+        /// How long it is let in: 90d, 12h … [default: until it is removed]
+        #[arg(long, value_name = "DURATION")]
+        expires: Option<Span>,
+    },
+    /// Name all robots
+    List,
+    /// Give a robot a new secret, and show it, this once
+    Rotate {
+        name: RobotName,
+        /// How long the secret before is still taken [default: 1day]
+        #[arg(long, value_name = "DURATION")]
+        overlap: Option<Span>,
+        /// How long it is let in from now on: 90d, 12h … [default: as long as before]
+        #[arg(long, value_name = "DURATION")]
+        expires: Option<Span>,
+    },
+    /// Remove a robot
+    Remove { name: RobotName },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum PolicyCommand {
+    /// Say whether somebody may pull an image, and why; ends with 1 if not
+    Explain(Question),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Say whether the configuration can be used, and what it amounts to
+    Check,
+}
+
+impl From<RobotArguments> for RobotCommand {
+    fn from(arguments: RobotArguments) -> Self {
+        match arguments {
+            RobotArguments::Add { name, expires } => Self::Add { name, expires },
+            RobotArguments::List => Self::List,
+            RobotArguments::Rotate { name, overlap, expires } => Self::Rotate { name, overlap, expires },
+            RobotArguments::Remove { name } => Self::Remove { name },
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Logins as clients ask for them themselves: Docker's credential helpers, and the kubelet's credential providers.
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+
+use anyhow::{Context as _, bail, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use stopover::identity::OIDC_USER;
+
+use super::{Credential, Identity};
+use crate::client::Endpoint;
+
+/// The most bytes of a request.
+const LONGEST_REQUEST: u64 = 64 * 1024;
+
+/// What Docker asks of a credential helper.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum DockerAction {
+    /// Print user name and password for the registry that standard input names
+    Get,
+    /// Nothing is listed: every login is made when it is needed
+    List,
+    /// Refused: there is nothing to store
+    Store,
+    /// Refused: there is nothing to erase
+    Erase,
+}
+
+/// What clients take for "go on without credentials" (docker-credential-helpers, `credentials/error.go`).
+const NOT_FOUND: &str = "credentials not found in native keychain";
+
+/// Who this machine is, and at which cache it is that. Whoever else asks for a login gets none: what it could do with a
+/// signature or an ID token is not to be found out.
+#[derive(clap::Args)]
+pub(crate) struct Helper {
+    #[command(flatten)]
+    identity: Identity,
+    /// Where clients reach the cache, over http or https; for other registries there is no login
+    #[arg(long, env = "STOPOVER_SERVER", value_name = "URL")]
+    server: Option<String>,
+}
+
+impl Helper {
+    /// Whether a registry, as clients name it, is the cache.
+    fn is_for(&self, registry: &str) -> anyhow::Result<bool> {
+        let Some(server) = self.server.as_ref().filter(|server| !server.is_empty()) else {
+            bail!(
+                "which cache logins are for is not known: name it with --server or STOPOVER_SERVER, as in \
+                   https://cache.example.com"
+            )
+        };
+        let server: Endpoint = server.parse().context("--server or STOPOVER_SERVER")?;
+        let (_, registry) = registry.split_once("://").unwrap_or(("", registry));
+        Ok(server.is_host(registry.split('/').next().unwrap_or_default()))
+    }
+
+    /// Answers Docker, podman and whoever else runs `docker-credential-stopover`. They read errors from standard output.
+    pub(crate) async fn answer_docker(&self, action: DockerAction) -> anyhow::Result<()> {
+        let answer = self.docker_credential(action).await;
+        let text = answer.as_ref().map_or_else(|error| format!("{error:#}"), Clone::clone);
+        writeln!(std::io::stdout(), "{text}")?;
+        answer.map(drop)
+    }
+
+    async fn docker_credential(&self, action: DockerAction) -> anyhow::Result<String> {
+        match action {
+            DockerAction::Get => {
+                let server = input()?;
+                let server = server.trim();
+                ensure!(!server.is_empty(), "standard input names no registry");
+                ensure!(self.is_for(server)?, NOT_FOUND);
+                let Credential { user, password } = self.identity.credential().await?;
+                Ok(json!({ "ServerURL": server, "Username": user, "Secret": password }).to_string())
+            }
+            DockerAction::List => Ok("{}".into()),
+            DockerAction::Store | DockerAction::Erase => {
+                bail!("docker-credential-stopover keeps nothing: a login is made when it is needed")
+            }
+        }
+    }
+
+    /// Answers the kubelet: as the pod's service account where it sends that one's token, else as the node.
+    pub(crate) async fn answer_kubelet(&self) -> anyhow::Result<()> {
+        let request: Request =
+            serde_json::from_str(&input()?).context("standard input is no CredentialProviderRequest")?;
+        let known = request.api_version == API_VERSION && request.kind == "CredentialProviderRequest";
+        ensure!(known, "{} {} is not {API_VERSION} CredentialProviderRequest", request.api_version, request.kind);
+        let (registry, _) = request.image.split_once('/').context("the image names no registry")?;
+        let mut auth = BTreeMap::new();
+        if self.is_for(registry)? {
+            let Credential { user, password } = if request.service_account_token.is_empty() {
+                self.identity.credential().await?
+            } else {
+                Credential { user: OIDC_USER.to_owned(), password: request.service_account_token }
+            };
+            auth.insert(registry.to_owned(), Auth { username: user, password });
+        }
+        let response = Response {
+            api_version: API_VERSION,
+            kind: "CredentialProviderResponse",
+            cache_key_type: "Registry",
+            // What comes out of the kubelet's cache has to be good for a whole pull: signatures are for 15 minutes,
+            // tokens of service accounts for 10 or more.
+            cache_duration: "5m0s",
+            auth,
+        };
+        writeln!(std::io::stdout(), "{}", serde_json::to_string(&response)?)?;
+        Ok(())
+    }
+}
+
+const API_VERSION: &str = "credentialprovider.kubelet.k8s.io/v1";
+
+/// What is read of a request (kubelet, `CredentialProviderRequest`).
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Request {
+    api_version: String,
+    kind: String,
+    image: String,
+    #[serde(default)]
+    service_account_token: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Response {
+    api_version: &'static str,
+    kind: &'static str,
+    cache_key_type: &'static str,
+    cache_duration: &'static str,
+    auth: BTreeMap<String, Auth>,
+}
+
+#[derive(Serialize)]
+struct Auth {
+    username: String,
+    password: String,
+}
+
+fn input() -> anyhow::Result<String> {
+    let mut text = String::new();
+    std::io::stdin().take(LONGEST_REQUEST).read_to_string(&mut text).context("standard input cannot be read")?;
+    Ok(text)
+}

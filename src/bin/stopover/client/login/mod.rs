@@ -1,0 +1,112 @@
+//! Logins that need no secret of the cache's: who this machine is, AWS or an `OpenID` issuer says.
+
+mod aws;
+mod helpers;
+mod oidc;
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use reqwest::redirect::Policy;
+use stopover::identity::{IAM_USER, OIDC_USER};
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::Command;
+
+pub(crate) use helpers::{DockerAction, Helper};
+
+use super::Endpoint;
+
+/// Who this machine is, and for which cache.
+#[derive(clap::Args)]
+pub(crate) struct Identity {
+    /// Who says who this machine is [default: oidc if a token is at hand, else aws]
+    #[arg(long = "as", env = "STOPOVER_LOGIN", value_enum)]
+    way: Option<Way>,
+    /// What the cache is called: `service` in its [access]
+    #[arg(long, env = "STOPOVER_SERVICE", value_name = "NAME")]
+    service: Option<String>,
+    /// The audience of an ID token that GitHub Actions issues [default: what the cache is called]
+    #[arg(long, env = "STOPOVER_OIDC_AUDIENCE", value_name = "AUDIENCE")]
+    audience: Option<String>,
+    /// A file that holds an ID token; read with each login, because others replace it
+    #[arg(long, env = "STOPOVER_OIDC_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Way {
+    /// AWS: a signed question to STS, with credentials in the environment, of the container or of the instance
+    Aws,
+    /// Whoever issues ID tokens: one from --token-file, or of GitHub Actions
+    Oidc,
+}
+
+/// `stopover login`
+#[derive(clap::Args)]
+pub(crate) struct ClientLogin {
+    /// The client to log in: docker, podman, skopeo, buildah, nerdctl, or another that has their `login`
+    #[arg(default_value = "docker")]
+    tool: String,
+    #[command(flatten)]
+    identity: Identity,
+    /// More arguments for the client's `login`
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
+/// A user name and a password that are good for minutes. Never shown but to clients.
+pub(super) struct Credential {
+    pub(super) user: String,
+    pub(super) password: String,
+}
+
+impl Identity {
+    pub(super) async fn credential(&self) -> anyhow::Result<Credential> {
+        // A default would be what several caches are called, and a login for one of them good at all.
+        let Some(service) = self.service.as_ref().filter(|service| !service.is_empty()) else {
+            bail!(
+                "what the cache is called is not known: name it with --service or STOPOVER_SERVICE, as its [access] does"
+            )
+        };
+        let at_hand = self.token_file.is_some() || oidc::is_in_github_actions();
+        match self.way.unwrap_or(if at_hand { Way::Oidc } else { Way::Aws }) {
+            Way::Aws => Ok(Credential { user: IAM_USER.to_owned(), password: aws::password(service).await? }),
+            Way::Oidc => {
+                let audience = self.audience.as_ref().unwrap_or(service);
+                let password = oidc::token(self.token_file.as_deref(), audience).await?;
+                Ok(Credential { user: OIDC_USER.to_owned(), password })
+            }
+        }
+    }
+}
+
+impl ClientLogin {
+    /// Has a client log in at a cache. The password passes through a pipe, where no list of processes shows it.
+    pub(crate) async fn run(self, server: &Endpoint) -> anyhow::Result<()> {
+        let Self { tool, identity, arguments } = self;
+        let Credential { user, password } = identity.credential().await?;
+        let mut command = Command::new(&tool);
+        // Docker is told by its daemon.json.
+        let own =
+            ["podman", "skopeo", "buildah"].iter().any(|name| Path::new(&tool).file_name() == Some(OsStr::new(name)));
+        let plain = (own && server.is_plain()).then_some("--tls-verify=false");
+        command.args(["login", "--username", &user, "--password-stdin"]).args(plain).args(arguments).arg(server.host());
+        let mut child = command.stdin(Stdio::piped()).spawn().with_context(|| format!("cannot run {tool}"))?;
+        let mut input = child.stdin.take().context("the client has no standard input")?;
+        // A client that ends before it has read everything says itself why.
+        let _ = input.write_all(password.as_bytes()).await;
+        drop(input);
+        let status = child.wait().await?;
+        ensure!(status.success(), "{tool} could not log in at {} as {user}", server.host());
+        Ok(())
+    }
+}
+
+/// A client for addresses on this machine or beside it, where no proxy has to be.
+fn metadata_client() -> anyhow::Result<reqwest::Client> {
+    let builder = reqwest::Client::builder().no_proxy().redirect(Policy::none());
+    Ok(builder.timeout(Duration::from_secs(5)).connect_timeout(Duration::from_secs(1)).build()?)
+}

@@ -1,0 +1,138 @@
+//! What the commands ask of a running cache.
+
+mod dockerfile;
+mod doctor;
+mod endpoint;
+mod fills;
+mod images;
+mod login;
+mod prefetch;
+mod progress;
+mod retention;
+mod robots;
+mod session;
+mod setup;
+mod upstream;
+
+use std::fmt::Write as _;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use http::header::CACHE_CONTROL;
+use reqwest::redirect::Policy;
+use serde::de::DeserializeOwned;
+use stopover::oci::{Name, Operation, Reference, Request};
+use stopover::operate::report::QuotaReport;
+
+pub(crate) use doctor::Examination;
+pub(crate) use endpoint::Endpoint;
+pub(crate) use login::{ClientLogin, DockerAction, Helper};
+pub(crate) use prefetch::Order;
+pub(crate) use session::{Login, Operator};
+pub(crate) use setup::{Target, list};
+pub(crate) use upstream::Upstream;
+
+/// A cache that runs elsewhere.
+pub(crate) struct Client {
+    http: reqwest::Client,
+    server: Endpoint,
+    login: Login,
+    operator: Operator,
+    /// What the cache knows this command by, once it has asked.
+    token: Mutex<Option<String>>,
+}
+
+impl Client {
+    pub(crate) fn new(server: Endpoint, login: Login, operator: Operator) -> anyhow::Result<Self> {
+        // Longer than the cache itself waits for an upstream. Of what is asked for, only blobs may be elsewhere.
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(Policy::none());
+        // What operators ask is for the cache alone.
+        let direct = server.is_here() || operator.is_known();
+        let http = if direct { http.no_proxy() } else { http };
+        Ok(Self { http: http.build()?, server, login, operator, token: Mutex::default() })
+    }
+
+    /// One line an upstream: what is left of its quota. Guests see less of it than operators.
+    pub(crate) async fn quota(&self) -> anyhow::Result<String> {
+        #[derive(serde::Deserialize)]
+        struct Quotas {
+            upstreams: Vec<QuotaReport>,
+        }
+        let mut question = self.http.get(self.url("quota"));
+        if self.operator.is_known() {
+            question = self.operator.prove(question)?;
+        }
+        let quotas: Quotas = self.ask(question).await?;
+        let lines: Vec<String> = quotas.upstreams.iter().map(ToString::to_string).collect();
+        Ok(lines.join("\n") + "\n")
+    }
+
+    /// One line an image: the digest that upstream says it is now. Fails if it could not be asked for one of them.
+    pub(crate) async fn refresh(&self, images: &[String]) -> anyhow::Result<String> {
+        let (mut lines, mut failed) = (String::new(), 0);
+        for image in images {
+            match self.check(image).await {
+                Ok(line) => writeln!(lines, "{image}: {line}")?,
+                Err(error) => {
+                    failed += 1;
+                    writeln!(lines, "{image}: {error:#}")?;
+                }
+            }
+        }
+        if failed > 0 {
+            bail!("{failed} of {} images could not be refreshed\n{lines}", images.len());
+        }
+        Ok(lines)
+    }
+
+    async fn check(&self, image: &str) -> anyhow::Result<String> {
+        let request = Request::image(image)?;
+        let Operation::Manifest(name, Reference::Tag(tag)) = &request.operation else {
+            bail!("a digest never changes: name a tag");
+        };
+        let url = self.registry_url(&request, name, "manifests", tag.as_str());
+        let answer = self.send(self.http.get(url).header(CACHE_CONTROL, "no-cache").header("priority", "u=7")).await?;
+        let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        if answer.status().is_success() {
+            let (digest, served) = (header("docker-content-digest").to_owned(), header("x-stopover").to_owned());
+            if served == "stale" {
+                bail!("upstream could not be asked; the cache still serves {digest}");
+            }
+            return Ok(format!("{digest} ({served})"));
+        }
+        let status = answer.status();
+        let body: serde_json::Value = serde_json::from_slice(&answer.bytes().await?).unwrap_or_default();
+        bail!("{status}: {}", body["errors"][0]["message"].as_str().unwrap_or("no reason was given"))
+    }
+
+    /// Where a part of an image is pulled.
+    fn registry_url(&self, request: &Request, name: &Name, kind: &str, what: &str) -> String {
+        let namespace = request.namespace.as_ref().map_or_else(String::new, |namespace| {
+            format!("?ns={}", url::form_urlencoded::byte_serialize(namespace.as_bytes()).collect::<String>())
+        });
+        format!("{}/v2/{name}/{kind}/{what}{namespace}", self.server)
+    }
+
+    /// Where an operator asks for `what`.
+    fn url(&self, what: &str) -> String {
+        format!("{}/_stopover/{what}", self.server)
+    }
+
+    /// Asks what only operators may.
+    async fn ask_as_operator<T: DeserializeOwned>(&self, question: reqwest::RequestBuilder) -> anyhow::Result<T> {
+        self.ask(self.operator.prove(question)?).await
+    }
+
+    /// Sends a question, and reads its answer.
+    async fn ask<T: DeserializeOwned>(&self, question: reqwest::RequestBuilder) -> anyhow::Result<T> {
+        let answer = self.send(question).await?;
+        let (status, body) = (answer.status(), answer.bytes().await?);
+        if !status.is_success() {
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+            let reason = body["error"].as_str().or_else(|| body["errors"][0]["message"].as_str());
+            bail!("{status}: {}", reason.unwrap_or("that is no cache of this version"));
+        }
+        serde_json::from_slice(&body).context("that is no cache of this version")
+    }
+}

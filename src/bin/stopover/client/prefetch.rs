@@ -1,0 +1,281 @@
+//! `stopover prefetch`: asks for images and, with `--wait`, follows their fills to the end.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use http::header::CONTENT_TYPE;
+use serde_json::json;
+use stopover::oci::{Digest, Operation, Platform, Request};
+use stopover::operate::report::{Bytes, FillState, FillStatus};
+use stopover::prefetch::PrefetchReport;
+
+use super::Client;
+use super::images::{self, Image, Listed};
+use super::progress::Display;
+
+/// How many images one request asks for: few enough that a cold cache answers in time.
+const IMAGES_AT_ONCE: usize = 8;
+/// How often the images are asked for again that took too long for one answer.
+const AGAIN: usize = 10;
+/// How often a running cache is asked what has become of its fills.
+const POLL: Duration = Duration::from_millis(500);
+/// How many blobs are looked up in one such round where the cache does not list its fills.
+const LOOKUPS: usize = 32;
+/// In how many rounds a blob may be neither listed nor stored: it is between the two for a moment.
+const UNLISTED: usize = 4;
+/// How long nothing at all may arrive, and how long the cache may be away.
+const PATIENCE: Duration = Duration::from_mins(10);
+const AWAY: Duration = Duration::from_mins(1);
+
+/// What to prefetch.
+#[derive(clap::Args)]
+pub(crate) struct Order {
+    /// Images like nginx:1.27 or ghcr.io/owner/name@sha256:…
+    #[arg(value_name = "IMAGE", required_unless_present = "files")]
+    images: Vec<String>,
+    /// A Kubernetes manifest, a Compose file, a Dockerfile, or a list with an image a line
+    #[arg(short = 'f', long = "file", value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// For which platforms, like linux/arm64 [default: the policy of the upstream, else that of this machine]
+    #[arg(long = "platform", value_name = "PLATFORM", value_delimiter = ',')]
+    platforms: Vec<Platform>,
+    /// Wait until everything is stored, and show how far it is
+    #[arg(long)]
+    wait: bool,
+}
+
+impl Order {
+    fn listed(&self) -> anyhow::Result<Listed> {
+        let mut listed = Listed::default();
+        listed.images.extend(self.images.iter().map(|name| Image::new(name)));
+        for path in &self.files {
+            let found = images::read(path)?;
+            listed.skipped.extend(found.skipped);
+            listed.images.extend(found.images);
+        }
+        let mut seen = HashSet::new();
+        listed.images.retain(|image| seen.insert((image.name.clone(), image.platform.clone())));
+        Ok(listed)
+    }
+
+    /// Images that are asked for in the same words, by platforms.
+    fn requests(&self, images: Vec<Image>) -> Vec<(Vec<Platform>, Vec<String>)> {
+        let mut requests: Vec<(Vec<Platform>, Vec<String>)> = Vec::new();
+        for image in images {
+            let own = image.platform.filter(|_| self.platforms.is_empty());
+            let platforms: Vec<Platform> = self.platforms.iter().cloned().chain(own).collect();
+            match requests.iter_mut().find(|(known, names)| *known == platforms && names.len() < IMAGES_AT_ONCE) {
+                Some((_, names)) => names.push(image.name),
+                None => requests.push((platforms, vec![image.name])),
+            }
+        }
+        requests
+    }
+}
+
+/// A blob that is waited for.
+struct Awaited {
+    /// Where it is pulled.
+    url: String,
+    digest: Digest,
+    size: u64,
+    written: u64,
+    unlisted: usize,
+}
+
+impl Client {
+    /// Asks for images; one line each says what was requested. Fails if not all of them could be, or `--wait` ends with
+    /// one that is not stored whole.
+    pub(crate) async fn prefetch(&self, order: Order) -> anyhow::Result<String> {
+        let Listed { images, skipped } = order.listed()?;
+        for line in &skipped {
+            eprintln!("{line}");
+        }
+        let (count, began) = (images.len(), Instant::now());
+        let mut text = String::new();
+        let (mut failed, mut blobs) = (0, HashMap::new());
+        for (platforms, names) in order.requests(images) {
+            for report in self.request(&platforms, names).await? {
+                if let Some(error) = &report.error {
+                    failed += 1;
+                    eprintln!("{}: {error}", report.image);
+                } else if !order.wait {
+                    writeln!(text, "{}", line(&report))?;
+                }
+                let Ok(request) = Request::image(&report.image) else { continue };
+                let Operation::Manifest(name, _) = &request.operation else { continue };
+                for blob in report.blobs {
+                    let url = self.registry_url(&request, name, "blobs", blob.digest.as_str());
+                    let awaited = Awaited { url, digest: blob.digest, size: blob.size, written: 0, unlisted: 0 };
+                    blobs.entry(awaited.digest.clone()).or_insert((awaited, blob.stored));
+                }
+            }
+        }
+        let (all, bytes) = (blobs.len(), Bytes(blobs.values().map(|(blob, _)| blob.size).sum()));
+        let missing: Vec<Awaited> =
+            blobs.into_values().filter(|(_, stored)| !stored).map(|(awaited, _)| awaited).collect();
+        let requested = missing.len();
+        let lost = if order.wait { self.follow(missing).await? } else { 0 };
+        write!(text, "images: {count}, blobs: {all} ({bytes}), stored already: {}, ", all - requested)?;
+        if order.wait {
+            write!(text, "copied: {} in {} s", requested - lost, began.elapsed().as_secs())?;
+        } else {
+            write!(text, "requested: {requested}")?;
+        }
+        if failed + lost + skipped.len() == 0 {
+            return Ok(text + "\n");
+        }
+        write!(text, ", failed images: {failed}, failed blobs: {lost}, skipped: {}", skipped.len())?;
+        bail!("not everything is stored\n{text}");
+    }
+
+    async fn request(&self, platforms: &[Platform], names: Vec<String>) -> anyhow::Result<Vec<PrefetchReport>> {
+        #[derive(serde::Deserialize)]
+        struct Reports {
+            images: Vec<PrefetchReport>,
+        }
+        let (mut ended, mut left) = (Vec::new(), names);
+        for round in 0..=AGAIN {
+            let body = json!({ "images": left, "platforms": platforms, "machine": Platform::of_this_machine() });
+            let question = self.http.post(self.url("prefetch")).header(CONTENT_TYPE, "application/json");
+            let Reports { images } = self.ask(question.body(body.to_string())).await?;
+            let (again, done): (Vec<_>, Vec<_>) = images.into_iter().partition(|report| report.again && round < AGAIN);
+            ended.extend(done);
+            left = again.into_iter().map(|report| report.image).collect();
+            if left.is_empty() {
+                break;
+            }
+        }
+        Ok(ended)
+    }
+
+    /// Follows fills until each blob is stored or given up; how many were given up.
+    async fn follow(&self, awaited: Vec<Awaited>) -> anyhow::Result<usize> {
+        let mut display = Display::new(awaited.iter().map(|blob| blob.size).sum());
+        let (mut open, mut done, mut lost) = (VecDeque::from(awaited), 0, 0);
+        let (mut before, mut moved, mut answered) = (0, Instant::now(), Instant::now());
+        while !open.is_empty() {
+            // The reason for this pause: a cache tells nobody when a fill ends.
+            tokio::time::sleep(POLL).await;
+            // Only operators may list the fills: others ask for each blob.
+            let listed = self.listed_fills().await.ok();
+            if listed.is_some() {
+                answered = Instant::now();
+            }
+            let listed: Option<HashMap<Digest, FillStatus>> =
+                listed.map(|fills| fills.into_iter().map(|fill| (fill.digest.clone(), fill)).collect());
+            let mut lookups = LOOKUPS;
+            for _ in 0..open.len() {
+                let Some(mut blob) = open.pop_front() else { break };
+                let end = match listed.as_ref().and_then(|listed| listed.get(&blob.digest)) {
+                    Some(FillStatus { state: FillState::Stored, .. }) => Some(Ok(())),
+                    Some(FillStatus { state: FillState::Failed, failure, .. }) => {
+                        Some(Err(failure.clone().unwrap_or_else(|| "it was given up".into())))
+                    }
+                    Some(fill) => {
+                        (blob.written, blob.unlisted) = (fill.written, 0);
+                        None
+                    }
+                    None if lookups > 0 => {
+                        lookups -= 1;
+                        self.look_up(&mut blob, listed.is_some(), &mut answered).await?
+                    }
+                    None => None,
+                };
+                match end {
+                    None => {
+                        display.advance(&blob.digest, blob.size, blob.written);
+                        open.push_back(blob);
+                    }
+                    Some(outcome) => {
+                        (done, lost) = (done + blob.size, lost + usize::from(outcome.is_err()));
+                        display.end(&blob.digest, blob.size, outcome.err().as_deref());
+                    }
+                }
+            }
+            let now = done + open.iter().map(|blob| blob.written).sum::<u64>();
+            display.total(now);
+            if now != before {
+                (before, moved) = (now, Instant::now());
+            } else if moved.elapsed() > PATIENCE {
+                lost += open.len();
+                for blob in open.drain(..) {
+                    display.end(
+                        &blob.digest,
+                        blob.size,
+                        Some("nothing has arrived for ten minutes; the cache goes on"),
+                    );
+                }
+            }
+        }
+        display.finish();
+        Ok(lost)
+    }
+
+    /// What has become of a blob whose fill is not listed. Fails once nothing has been `answered` for too long.
+    async fn look_up(
+        &self,
+        blob: &mut Awaited,
+        listed: bool,
+        answered: &mut Instant,
+    ) -> anyhow::Result<Option<Result<(), String>>> {
+        match self.send(self.http.head(&blob.url)).await {
+            Ok(answer) => {
+                *answered = Instant::now();
+                let stored = answer.headers().get("x-stopover").is_some_and(|served| served == "hit");
+                blob.unlisted += 1;
+                let lost = listed && blob.unlisted >= UNLISTED;
+                let why = "the cache does not know of it any more: ask again";
+                Ok(if stored { Some(Ok(())) } else { lost.then(|| Err(why.to_owned())) })
+            }
+            Err(error) if answered.elapsed() > AWAY => Err(error),
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+/// What was requested of an image.
+fn line(report: &PrefetchReport) -> String {
+    let bytes = Bytes(report.blobs.iter().map(|blob| blob.size).sum());
+    let stored = report.blobs.iter().filter(|blob| blob.stored).count();
+    let digest = report.digest.as_ref().map_or("", Digest::as_str);
+    format!("{}: {digest}, {bytes}, {stored} of {} blobs are stored", report.image, report.blobs.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+    use std::path::Path;
+
+    use stopover::oci::Algorithm;
+
+    use super::*;
+    use crate::client::{Endpoint, Login, Operator};
+
+    #[tokio::test]
+    async fn a_cache_is_away_when_it_has_not_answered_however_long_nothing_has_arrived() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = format!("http://{}", listener.local_addr().unwrap());
+        let once = std::thread::spawn(move || {
+            let (mut connection, _) = listener.accept().unwrap();
+            _ = connection.read(&mut [0; 4096]).unwrap();
+            connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").unwrap();
+        });
+        let server: Endpoint = server.parse().unwrap();
+        let operator = Operator::read(Path::new("/nowhere"), &server, &server);
+        let client = Client::new(server, Login::default(), operator).unwrap();
+        let digest = Digest::of(Algorithm::Sha256, b"blob");
+        let mut blob = Awaited { url: client.url("blob"), digest, size: 4, written: 0, unlisted: 0 };
+        let long_ago = Instant::now().checked_sub(2 * AWAY).unwrap();
+        let mut answered = long_ago;
+        assert!(matches!(client.look_up(&mut blob, false, &mut answered).await, Ok(None)));
+        once.join().unwrap();
+        assert!(matches!(client.look_up(&mut blob, false, &mut answered).await, Ok(None)), "one that fails");
+        answered = long_ago;
+        assert!(client.look_up(&mut blob, false, &mut answered).await.is_err());
+    }
+}

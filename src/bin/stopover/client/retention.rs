@@ -1,0 +1,31 @@
+//! `stopover gc` and `stopover purge`.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use stopover::operate::report::SweepReport;
+
+use super::Client;
+
+/// How long reading a large ledger and removing most of it may take.
+const PATIENCE: Duration = Duration::from_hours(1);
+
+impl Client {
+    /// What a sweep has removed, or would.
+    pub(crate) async fn collect_garbage(&self, dry_run: bool) -> anyhow::Result<String> {
+        let report = self.remove("gc", &json!({ "dry_run": dry_run })).await?;
+        Ok(format!(
+            "{report}{}",
+            if dry_run { "nothing was changed: this is what a run without --dry-run does\n" } else { "" }
+        ))
+    }
+
+    /// What has gone with an image.
+    pub(crate) async fn purge(&self, image: &str) -> anyhow::Result<String> {
+        self.remove("purge", &json!({ "image": image })).await.map(|report| report.to_string())
+    }
+
+    async fn remove(&self, what: &str, wanted: &Value) -> anyhow::Result<SweepReport> {
+        self.ask_as_operator(self.http.post(self.url(what)).timeout(PATIENCE).body(wanted.to_string())).await
+    }
+}

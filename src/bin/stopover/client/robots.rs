@@ -1,0 +1,52 @@
+//! `stopover robot …`.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use stopover::operate::{RobotAnswer, RobotCommand, RobotStatus};
+use stopover::values::time::Timestamp;
+
+use super::Client;
+
+impl Client {
+    /// One line a robot; or a secret.
+    pub(crate) async fn robots(&self, command: &RobotCommand) -> anyhow::Result<String> {
+        let body = serde_json::to_string(command)?;
+        Ok(match self.ask_as_operator(self.http.post(self.url("robots")).body(body)).await? {
+            RobotAnswer::Robots(robots) if robots.is_empty() => "there are no robots\n".into(),
+            RobotAnswer::Robots(robots) => robots.iter().map(line).collect(),
+            RobotAnswer::Secret { name, secret, replaced_until } => {
+                let before = replaced_until.map(|until| {
+                    format!(
+                        "The secret before is taken until {}. To end that at once, rotate again with --overlap 0s: that \
+                         makes another secret, and neither of these is taken any more.\n",
+                        date(until)
+                    )
+                });
+                format!(
+                    "user    {name}\nsecret  {}\nIt is shown this once and kept nowhere; {name} logs in with it as a user \
+                     with a password.\n{}",
+                    secret.as_str(),
+                    before.unwrap_or_default()
+                )
+            }
+            RobotAnswer::Removed(name) => {
+                format!("{name} is removed; tokens that it has are good for half a minute more\n")
+            }
+        })
+    }
+}
+
+fn line(robot: &RobotStatus) -> String {
+    let RobotStatus { name, created_at, expires_at, expired, replaced_until } = robot;
+    let verb = if *expired { "expired" } else { "expires" };
+    let expires = expires_at.map_or_else(|| "never expires".into(), |at| format!("{verb} {}", date(at)));
+    let replaced = replaced_until.map(|until| format!(", its secret before is taken until {}", date(until)));
+    format!("{name}: made {}, {expires}{}\n", date(*created_at), replaced.unwrap_or_default())
+}
+
+/// The end of the year 9999: the last time that has a date (RFC 3339, section 1).
+const LAST: u64 = 253_402_300_799;
+
+fn date(at: Timestamp) -> humantime::Rfc3339Timestamp {
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(at.0.min(LAST)))
+}

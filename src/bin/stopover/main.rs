@@ -1,0 +1,210 @@
+//! `stopover`: the cache as one process.
+
+mod arguments;
+mod client;
+mod describe;
+mod explain;
+mod serve;
+
+use std::ffi::{OsStr, OsString};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use arguments::{Arguments, Asked, Command, ConfigCommand, FillsCommand, LogFormat, PolicyCommand, Settings};
+use clap::Parser as _;
+use client::{Client, Endpoint, Operator, Target, Upstream};
+use describe::{describe, reached_at, welcome};
+use stopover::CacheError;
+use stopover::access::token::TokenKeys;
+use stopover::config::{Cold, Config, SecretReference, UpstreamConfig};
+use stopover::local::Local;
+use stopover::oci::UpstreamId;
+use stopover::values::time::Clock;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// The name by which Docker and podman run this program as the credential helper `stopover`.
+const DOCKER_CREDENTIAL: &str = "docker-credential-stopover";
+
+/// How long running fills and open connections may go on after a signal to stop.
+const GRACE: Duration = Duration::from_secs(5);
+
+fn main() -> ExitCode {
+    let mut words: Vec<OsString> = std::env::args_os().collect();
+    if words.first().is_some_and(|name| Path::new(name).file_name() == Some(OsStr::new(DOCKER_CREDENTIAL))) {
+        words.splice(..1, ["stopover".into(), "docker-credential".into()]);
+    }
+    let arguments = Arguments::parse_from(words);
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "stopover: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
+    let command = command.unwrap_or(Command::Serve);
+    let config = match command {
+        // Clients run these wherever they happen to be, and no file there is about them.
+        Command::DockerCredential { .. } | Command::KubeletCredentialProvider { .. } => {
+            Config::load(None, Cold::Follow, |_| Ok(String::new()))?
+        }
+        _ => load(&settings, &command)?,
+    };
+    match command {
+        Command::DockerCredential { action, helper } => block_on(helper.answer_docker(action)),
+        Command::KubeletCredentialProvider { helper } => block_on(helper.answer_kubelet()),
+        Command::Config(ConfigCommand::Check) => {
+            let access = config.access();
+            if let Some(keys) = access.signing_keys.as_ref().filter(|_| access.has_logins()) {
+                TokenKeys::parse(keys.as_str(), Clock::default()).map_err(CacheError::Keys)?;
+            }
+            Ok(std::io::stdout().write_all(describe(&config).as_bytes())?)
+        }
+        Command::Quota { asked } => ask(&config, asked, async |client| client.quota().await),
+        Command::Fills { command: None, server } => {
+            ask(&config, Asked::by_operator(server), async |client| client.fills().await)
+        }
+        Command::Fills { command: Some(FillsCommand::Retry), server } => {
+            ask(&config, Asked::by_operator(server), async |client| client.retry_fills().await)
+        }
+        Command::Prefetch { order, asked } => ask(&config, asked, async |client| client.prefetch(order).await),
+        Command::Gc { dry_run, server } => {
+            ask(&config, Asked::by_operator(server), async |client| client.collect_garbage(dry_run).await)
+        }
+        Command::Purge { image, server } => {
+            ask(&config, Asked::by_operator(server), async |client| client.purge(&image).await)
+        }
+        Command::Robot { command, server } => {
+            ask(&config, Asked::by_operator(server), async |client| client.robots(&command.into()).await)
+        }
+        Command::Policy(PolicyCommand::Explain(question)) => {
+            let explanation = question.answer(&config)?;
+            std::io::stdout().write_all(explanation.text.as_bytes())?;
+            anyhow::ensure!(explanation.allowed, "the pull would be denied");
+            Ok(())
+        }
+        Command::Doctor { examination, asked } => {
+            ask(&config, asked, async |client| client.examine(examination, &config).await)
+        }
+        Command::Setup { client: None, .. } => Ok(std::io::stdout().write_all(client::list().as_bytes())?),
+        Command::Setup { client: Some(client), server, upstreams } => set_up(&config, client, server, upstreams),
+        Command::Login { login, server } => block_on(login.run(&endpoint(&config, server)?)),
+        Command::Refresh { images, asked } => ask(&config, asked, async |client| client.refresh(&images).await),
+        Command::Serve => {
+            start_logging(&settings)?;
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                // Each thread that has read a file keeps a buffer's worth of memory.
+                .max_blocking_threads(16)
+                .build()?;
+            let outcome = runtime.block_on(serve(config));
+            runtime.shutdown_timeout(Duration::from_secs(1));
+            outcome
+        }
+    }
+}
+
+/// Asks a running cache, because it alone may open its ledger, and prints what it says.
+fn ask(
+    config: &Config,
+    Asked { server, login }: Asked,
+    question: impl AsyncFnOnce(Client) -> anyhow::Result<String>,
+) -> anyhow::Result<()> {
+    let own = endpoint(config, None)?;
+    let server = server.unwrap_or_else(|| own.clone());
+    let operator = Operator::read(&config.data_dir, &server, &own);
+    let client = Client::new(server, login, operator)?;
+    let text = block_on(question(client))?;
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
+}
+
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+/// The cache that is meant, where none is named: the one that this configuration starts.
+fn endpoint(config: &Config, named: Option<Endpoint>) -> anyhow::Result<Endpoint> {
+    named.map_or_else(|| format!("http://{}", reached_at(config.listen)).parse(), Ok)
+}
+
+/// Prints a client's configuration, and on standard error what that has no room for and what may be a mistake.
+fn set_up(config: &Config, client: Target, server: Option<Endpoint>, upstreams: Vec<UpstreamId>) -> anyhow::Result<()> {
+    let server = endpoint(config, server)?;
+    // Of a family there are too many to be meant without being named.
+    let single = |(id, upstream): (&UpstreamId, &UpstreamConfig)| upstream.family.is_none().then(|| id.clone());
+    let all = || config.upstreams.iter().filter_map(single).collect();
+    let upstreams: Vec<UpstreamId> = if upstreams.is_empty() { all() } else { upstreams };
+    let mut beside = std::io::stderr();
+    for id in upstreams.iter().filter(|id| !config.upstreams.contains_key(id)) {
+        writeln!(
+            beside,
+            "{id}: this configuration has no such upstream; the cache answers for it only if its own has"
+        )?;
+    }
+    let upstreams: Vec<Upstream> =
+        upstreams.into_iter().map(|id| Upstream::new(id, config)).collect::<anyhow::Result<_>>()?;
+    beside.write_all(client.advice(&server, &upstreams).as_bytes())?;
+    Ok(std::io::stdout().write_all(client.configuration(&server, &upstreams).as_bytes())?)
+}
+
+fn load(settings: &Settings, command: &Command) -> anyhow::Result<Config> {
+    // The other commands ask no upstream, and run where its passwords are not.
+    let secret: fn(SecretReference) -> Result<String, String> = match command {
+        Command::Serve | Command::Config(_) => |secret| secret.read(|name| std::env::var(name).ok()),
+        _ => |_| Ok(String::new()),
+    };
+    let beside = PathBuf::from("stopover.toml");
+    let path = settings.config.clone().or_else(|| beside.exists().then_some(beside));
+    let mut config = Config::load(path.as_deref(), Cold::Follow, secret)?;
+    config.listen = settings.listen.unwrap_or(config.listen);
+    config.data_dir = settings.data_dir.clone().unwrap_or(config.data_dir);
+    Ok(config)
+}
+
+fn start_logging(settings: &Settings) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&settings.log)
+        .with_context(|| format!("{:?} is no log filter: try info, or stopover=debug", settings.log))?;
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match settings.log_format {
+        LogFormat::Text => subscriber.with_target(false).init(),
+        LogFormat::Json => subscriber.json().init(),
+    }
+    Ok(())
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let listen = config.listen;
+    let listener = TcpListener::bind(listen).await.with_context(|| {
+        format!("cannot listen on {listen}: choose another address with --listen, or listen in stopover.toml")
+    })?;
+    let address = listener.local_addr()?;
+    let welcome = welcome(&config, address);
+    let local = Local::open(config, Clock::default()).await?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    std::io::stderr().write_all(welcome.as_bytes())?;
+    local.keep_schedules();
+    let router = stopover::http::router(Arc::clone(&local.cache));
+    let (stop, mut stopped) = tokio::sync::watch::channel(false);
+    let stopped = async move { _ = stopped.wait_for(|&stop| stop).await };
+    let server = tokio::spawn(serve::run(listener, router, serve::most_connections(), stopped));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping: running fills have {} s, the rest is parked for the next start", GRACE.as_secs());
+    stop.send_replace(true);
+    local.stop(GRACE).await;
+    // Connections that still follow a parked fill are cut; their clients resume.
+    let _ = tokio::time::timeout(Duration::from_secs(1), server).await;
+    tracing::info!("stopped");
+    Ok(())
+}

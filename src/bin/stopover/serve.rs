@@ -1,0 +1,279 @@
+//! The program's own HTTP server: how many connections there may be, how much and how slowly a client may send before the
+//! cache looks at it, and how long it may leave an answer where it is.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::ConnectInfo;
+use hyper::body::Incoming;
+use hyper::server::conn::http1::Builder;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use stopover::values::address::neighbourhood;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_io_timeout::TimeoutWriter;
+
+/// How long a client may take for the head of a request, and how long a connection may lie idle.
+const HEAD: Duration = Duration::from_secs(30);
+
+/// The most bytes of the head of a request (431), and what is read of a connection ahead of whoever wants it.
+const MAX_HEAD: usize = 128 * 1024;
+
+/// The most lines of a head (431): clients send about ten, proxies add as many.
+const MAX_HEADERS: usize = 100;
+
+/// How long a client may take nothing of its answer: clients unpack while they read.
+const TAKE: Duration = Duration::from_mins(5);
+
+/// The most connections at once.
+const CONNECTIONS: usize = 4096;
+
+/// How many connections there may be: each may hold a blob open, and upstreams and storage need files too. The soft limit of
+/// files is raised to the hard one first, as Go programs do: it is kept low only for those that use select(2).
+pub(crate) fn most_connections() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::debug!(%error, "the limit of open files could not be raised");
+    }
+    let files = getrlimit(Resource::Nofile).current.and_then(|files| usize::try_from(files).ok());
+    files.map_or(CONNECTIONS, |files| (files / 3).clamp(1, CONNECTIONS))
+}
+
+/// Answers connections, so many of them at once, until `stop` is ready, and then those that have begun a request.
+pub(crate) async fn run(listener: TcpListener, router: Router, most: usize, stop: impl Future<Output = ()>) {
+    let mut server = Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS);
+    let connections = GracefulShutdown::new();
+    let places = Arc::new(Places::new(most));
+    let mut stop = pin!(stop);
+    loop {
+        let (connection, address, place) = tokio::select! {
+            accepted = places.accept(&listener) => accepted,
+            () = &mut stop => break,
+        };
+        // Small answers must not wait for the acknowledgement of earlier ones.
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY was refused");
+        }
+        let mut connection = TimeoutWriter::new(connection);
+        connection.set_timeout(Some(TAKE));
+        let router = TowerToHyperService::new(router.clone());
+        // Not by a layer of the router, which would wrap each of its routes anew, for each connection.
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(ConnectInfo(address));
+            router.call(request)
+        });
+        let answered = connections.watch(server.serve_connection(TokioIo::new(Box::pin(connection)), service));
+        tokio::spawn(async move {
+            if let Err(error) = answered.await {
+                tracing::debug!(caller = %address.ip(), %error, "a connection broke off");
+            }
+            drop(place);
+        });
+    }
+    drop(listener);
+    connections.shutdown().await;
+}
+
+/// The connections that there may be, and whose they are: one address has half of them at the most, of IPv6 each /64. This
+/// machine may have all: there a proxy has everybody's.
+struct Places {
+    free: Arc<Semaphore>,
+    share: usize,
+    taken: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// One of them, until it is dropped.
+struct Place {
+    places: Arc<Places>,
+    caller: IpAddr,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Places {
+    fn new(most: usize) -> Self {
+        Self { free: Arc::new(Semaphore::new(most)), share: most.div_ceil(2), taken: Mutex::default() }
+    }
+
+    /// The next connection that has a place. The others wait with the operating system, and are closed where their address
+    /// has its share already.
+    async fn accept(self: &Arc<Self>, listener: &TcpListener) -> (TcpStream, SocketAddr, Place) {
+        loop {
+            let Ok(permit) = Arc::clone(&self.free).acquire_owned().await else { return std::future::pending().await };
+            let (connection, address) = accept(listener).await;
+            if let Some(place) = self.take(neighbourhood(address.ip()), permit) {
+                return (connection, address, place);
+            }
+            tracing::debug!(caller = %address.ip(), "a connection was closed: its address has too many");
+        }
+    }
+
+    fn take(self: &Arc<Self>, caller: IpAddr, permit: OwnedSemaphorePermit) -> Option<Place> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_caller = taken.entry(caller).or_default();
+        if *of_caller >= self.share && !caller.is_loopback() {
+            return None;
+        }
+        *of_caller += 1;
+        Some(Place { places: Arc::clone(self), caller, _permit: permit })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_caller) = taken.get_mut(&self.caller) {
+            *of_caller -= 1;
+            if *of_caller == 0 {
+                taken.remove(&self.caller);
+            }
+        }
+    }
+}
+
+/// The next connection. Where there is no room for it (too many files are open), there will be once others have ended.
+async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    loop {
+        match listener.accept().await {
+            Ok(accepted) => return accepted,
+            Err(error) if matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) => {}
+            Err(error) => {
+                tracing::error!(%error, "no connection can be taken");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::future::pending;
+    use std::path::Path;
+
+    use axum::body::{Body, Bytes};
+    use futures_util::stream;
+    use stopover::config::{Cold, Config};
+    use stopover::local::Local;
+    use stopover::values::time::Clock;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::time::{Instant, timeout};
+
+    use super::*;
+
+    /// What comes back for these bytes until the connection is closed, and how long that takes. Time is paused: it passes
+    /// once nothing else is to be done.
+    async fn until_closed(server: SocketAddr, request: &str) -> (String, Duration) {
+        let mut connection = TcpStream::connect(server).await.unwrap();
+        let begun = Instant::now();
+        connection.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        let closed = timeout(Duration::from_hours(1), connection.read_to_string(&mut answer)).await;
+        closed.expect("the connection is held for ever").unwrap();
+        (answer, begun.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn heads_bodies_and_idle_connections_have_thirty_seconds() {
+        let data = tempfile::tempdir().unwrap();
+        let text = "[access]\nanonymous = true\nrobots = true";
+        let mut config = Config::parse(text, Path::new("stopover.toml"), Cold::Follow, |_| unreachable!()).unwrap();
+        config.data_dir = data.path().to_owned();
+        let local = Local::open(config, Clock::default()).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = listener.local_addr().unwrap();
+        let running = tokio::spawn(run(listener, stopover::http::router(Arc::clone(&local.cache)), 9, pending()));
+        let body = "HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{";
+        for (request, answered) in [
+            (String::new(), ""),
+            ("GET /v2/ HTTP/1.1\r\nhost: a\r\nx-slow:".to_owned(), ""),
+            (format!("POST /token {body}"), "HTTP/1.1 4"),
+            (format!("POST /_stopover/prefetch {body}"), "HTTP/1.1 4"),
+            ("GET /v2/ HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(), "HTTP/1.1 401 "),
+        ] {
+            let (answer, after) = until_closed(server, &request).await;
+            assert!(if answered.is_empty() { answer.is_empty() } else { answer.starts_with(answered) }, "{answer}");
+            assert!((HEAD..HEAD + Duration::from_secs(1)).contains(&after), "{request:?}: after {after:?}");
+        }
+        running.abort();
+        local.stop(Duration::ZERO).await;
+    }
+
+    const ASKS: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+
+    /// A server with room for so many connections.
+    async fn serve(router: Router, most: usize) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = listener.local_addr().unwrap();
+        tokio::spawn(run(listener, router, most, pending()));
+        server
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_of_its_answer_holds_no_connection_for_ever() {
+        let endless =
+            || async { Body::from_stream(stream::repeat(Ok::<_, Infallible>(Bytes::from_static(&[0; 4096])))) };
+        let server = serve(Router::new().fallback(endless), 9).await;
+        let mut taken = vec![0; 32 << 20];
+        let mut stuck = TcpStream::connect(server).await.unwrap();
+        stuck.write_all(ASKS).await.unwrap();
+        tokio::time::sleep(TAKE + Duration::from_secs(1)).await;
+        let ended = stuck.read_exact(&mut taken).await.expect_err("there is no end of it");
+        assert_eq!(ended.kind(), io::ErrorKind::UnexpectedEof, "what had been sent before");
+    }
+
+    /// A connection that asks for something.
+    async fn connect(server: SocketAddr) -> TcpStream {
+        let mut connection = TcpStream::connect(server).await.unwrap();
+        connection.write_all(ASKS).await.unwrap();
+        connection
+    }
+
+    /// Whether it is answered; otherwise it is closed.
+    async fn is_answered(connection: &mut TcpStream) -> bool {
+        connection.read_u8().await.is_ok_and(|first| first == b'H')
+    }
+
+    #[tokio::test]
+    async fn connections_have_a_limit_and_whoever_comes_then_waits() {
+        let server = serve(Router::new().fallback(async || "here"), 2).await;
+        let (mut first, mut last) = (connect(server).await, connect(server).await);
+        assert!(is_answered(&mut first).await && is_answered(&mut last).await);
+        let mut waiting = connect(server).await;
+        let answered = timeout(Duration::from_millis(300), is_answered(&mut waiting)).await;
+        assert!(answered.is_err(), "there are two");
+        drop(last);
+        assert!(is_answered(&mut waiting).await, "another has gone");
+    }
+
+    #[test]
+    fn no_address_has_more_than_half_of_the_connections_but_this_machine() {
+        let places = Arc::new(Places::new(8));
+        let mut taken = Vec::new();
+        for (caller, most) in [("10.1.2.3", 4), ("127.0.0.1", 4)] {
+            for number in 0..8 - taken.len() {
+                let permit = Arc::clone(&places.free).try_acquire_owned().unwrap();
+                let place = places.take(neighbourhood(caller.parse().unwrap()), permit);
+                assert_eq!(place.is_some(), number < most, "{caller} {number}");
+                taken.extend(place);
+            }
+        }
+        taken.remove(0);
+        let permit = Arc::clone(&places.free).try_acquire_owned().unwrap();
+        assert!(places.take("10.1.2.3".parse().unwrap(), permit).is_some(), "one of them has ended");
+        let places = Arc::new(Places::new(8));
+        let all = (0..8)
+            .map(|_| places.take("127.0.0.1".parse().unwrap(), Arc::clone(&places.free).try_acquire_owned().unwrap()));
+        assert_eq!(all.collect::<Vec<_>>().iter().flatten().count(), 8, "a proxy has everybody's");
+    }
+}

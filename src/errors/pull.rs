@@ -1,0 +1,257 @@
+//! What a client can be told, and the one table from that to status and code.
+
+use std::time::Duration;
+
+use http::StatusCode;
+
+use crate::access::AccessError;
+use crate::budget::OverBudget;
+use crate::config::Place;
+use crate::fill::FillError;
+use crate::oci::{ErrorCode, InvalidRequest, Repository};
+use crate::ports::StoreError;
+use crate::pull::Served;
+use crate::records::Observed;
+use crate::upstream::UpstreamError;
+
+/// Why a pull was not answered with content.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PullError {
+    /// The request itself was not understood.
+    #[error(transparent)]
+    Request(#[from] InvalidRequest),
+    /// Path and `ns` name two places.
+    #[error("the path names {} but ns names {namespace}", excerpt(path))]
+    Ambiguous {
+        /// What the path names.
+        path: Repository,
+        /// What `ns` names.
+        namespace: Place,
+    },
+    /// The request names an upstream that is not configured.
+    #[error("the upstream {} is not configured here", excerpt(.0))]
+    UnknownUpstream(String),
+    /// The configuration refuses the name.
+    #[error("{} is not answered here: {key} in the configuration refuses it", excerpt(repository))]
+    NotAllowed {
+        /// What was asked for.
+        repository: Repository,
+        /// Which key.
+        key: String,
+    },
+    /// Whoever asks is not let in.
+    #[error(transparent)]
+    Access(AccessError),
+    /// Whoever asks may not pull this.
+    #[error("{principal} may not pull {repository}: {reason}")]
+    Forbidden {
+        /// Who asks.
+        principal: String,
+        /// What for.
+        repository: Repository,
+        /// What says so, and what would say otherwise.
+        reason: &'static str,
+    },
+    /// There is no such manifest in this repository: upstream has just said so, or did lately.
+    #[error("the upstream registry has no such manifest")]
+    ManifestUnknown(Served),
+    /// No child of the index is for the platforms that were named; these are there.
+    #[error("the image is for none of the platforms that were named; it is for {0}")]
+    NoPlatform(String),
+    /// There is no such blob in this repository.
+    #[error("the upstream registry has no such blob in this repository")]
+    BlobUnknown,
+    /// No byte of the blob lies within the range.
+    #[error("the blob has {size} bytes, none of them in the range")]
+    Range {
+        /// Length of the blob in bytes.
+        size: u64,
+    },
+    /// The blob is being copied and the client waited long enough.
+    #[error("the blob is being copied from upstream; ask again shortly")]
+    NotYet,
+    /// The configuration refuses content of this size.
+    #[error("a blob of {size} bytes is refused here: {key} in the configuration allows {most}")]
+    TooLarge {
+        /// Its length in bytes.
+        size: u64,
+        /// The most bytes that are allowed.
+        most: u64,
+        /// Which key.
+        key: String,
+        /// The manifest that names it, where that is what was asked for: it is not stored either.
+        manifest: Option<Observed>,
+    },
+    /// The caller has used up a budget.
+    #[error(transparent)]
+    OverBudget(#[from] OverBudget),
+    /// Upstream did not give what is needed.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    /// Storage did not.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What messages quote of what a client sent: enough to know it again, on one line.
+pub fn excerpt(text: &impl std::fmt::Display) -> String {
+    const MOST: usize = 100;
+    let text = text.to_string();
+    let end = text.char_indices().nth(MOST).map_or(text.len(), |(end, _)| end);
+    format!("{}{}", text[..end].escape_debug(), if end < text.len() { "…" } else { "" })
+}
+
+impl From<FillError> for PullError {
+    fn from(error: FillError) -> Self {
+        match error {
+            FillError::Upstream(UpstreamError::Missing | UpstreamError::NoRepository) => Self::BlobUnknown,
+            FillError::Upstream(error) => Self::Upstream(error),
+            FillError::Store(error) => Self::Store(error),
+            FillError::Mismatch(message) => Self::Upstream(UpstreamError::Invalid(message)),
+            FillError::ClaimLost => Self::NotYet,
+        }
+    }
+}
+
+/// Storage that fails at the gate is storage that fails.
+impl From<AccessError> for PullError {
+    fn from(error: AccessError) -> Self {
+        match error {
+            AccessError::Store(error) => Self::Store(error),
+            error => Self::Access(error),
+        }
+    }
+}
+
+/// What a client is told: all that may leave the process.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status of the response.
+    pub status: StatusCode,
+    /// The code in its body.
+    pub code: ErrorCode,
+    /// The sentence in its body.
+    pub message: String,
+    /// When to ask again: always with 429 and 503.
+    pub retry_after: Option<Duration>,
+}
+
+const SOON: Duration = Duration::from_secs(2);
+const LATER: Duration = Duration::from_secs(10);
+/// How long clients wait with 429. What takes longer is refused, and they say why: skopeo and podman would ask again four
+/// times, a minute apart each, before they fail.
+const PATIENCE: Duration = Duration::from_mins(1);
+/// How long a client waits where upstream limits our rate and does not say for how long.
+const THROTTLED: Duration = Duration::from_mins(1);
+
+impl PullError {
+    /// Whether upstream was asked for what it does not have, or does not show.
+    pub fn is_miss(&self) -> bool {
+        match self {
+            Self::ManifestUnknown(served) => *served == Served::Miss,
+            Self::BlobUnknown => true,
+            Self::Upstream(error) => error.is_miss(),
+            _ => false,
+        }
+    }
+
+    /// Whether trying again later can help.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::NotYet | Self::OverBudget(_) | Self::Store(_) => true,
+            Self::Upstream(error) => error.is_trouble() || matches!(error, UpstreamError::Invalid(_)),
+            _ => false,
+        }
+    }
+
+    /// The table. Nothing of the words of storage, or of whoever knows callers, leaves the process: they may name hosts
+    /// and paths.
+    pub fn answer(&self) -> Answer {
+        let (status, code, retry_after) = match self {
+            Self::Request(error) => {
+                let (status, code) = of_request(error);
+                (status, code, None)
+            }
+            Self::Access(error) => match error {
+                AccessError::NobodyHere | AccessError::NotOperator => (StatusCode::FORBIDDEN, ErrorCode::Denied, None),
+                AccessError::Misdirected => (StatusCode::MISDIRECTED_REQUEST, ErrorCode::Denied, None),
+                AccessError::TooManyAttempts { retry_after } | AccessError::Busy { retry_after } => {
+                    (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests, Some(*retry_after))
+                }
+                AccessError::Unreachable(_) | AccessError::Store(_) => {
+                    (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, Some(LATER))
+                }
+                // Of 401 clients show the message, of 403 from a token endpoint some do not (containers/image).
+                AccessError::NoCredentials
+                | AccessError::WrongCredentials(_)
+                | AccessError::NotLetIn(_)
+                | AccessError::InvalidToken => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, None),
+            },
+            Self::Forbidden { .. } => (StatusCode::FORBIDDEN, ErrorCode::Denied, None),
+            Self::Ambiguous { .. } => (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid, None),
+            Self::UnknownUpstream(_) | Self::Upstream(UpstreamError::NoRepository) => {
+                (StatusCode::NOT_FOUND, ErrorCode::NameUnknown, None)
+            }
+            Self::ManifestUnknown(_) | Self::NoPlatform(_) | Self::Upstream(UpstreamError::Missing) => {
+                (StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown, None)
+            }
+            Self::BlobUnknown => (StatusCode::NOT_FOUND, ErrorCode::BlobUnknown, None),
+            Self::Range { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::SizeInvalid, None),
+            Self::OverBudget(OverBudget { retry_after, .. }) if *retry_after > PATIENCE => {
+                (StatusCode::FORBIDDEN, ErrorCode::Denied, Some(*retry_after))
+            }
+            Self::OverBudget(OverBudget { retry_after, .. }) => {
+                (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests, Some(*retry_after))
+            }
+            Self::NotYet => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, Some(SOON)),
+            Self::NotAllowed { .. } | Self::TooLarge { .. } | Self::Upstream(UpstreamError::Denied(_)) => {
+                (StatusCode::FORBIDDEN, ErrorCode::Denied, None)
+            }
+            Self::Upstream(UpstreamError::Throttled { retry_after, .. }) => {
+                let after = retry_after.unwrap_or(THROTTLED);
+                (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests, Some(after))
+            }
+            Self::Upstream(UpstreamError::Invalid(_)) => (StatusCode::BAD_GATEWAY, ErrorCode::ManifestInvalid, None),
+            Self::Upstream(UpstreamError::Unavailable { .. } | UpstreamError::Elsewhere(_)) | Self::Store(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, Some(LATER))
+            }
+        };
+        let message = match self {
+            Self::Store(_) => "the cache's storage is unavailable; its log says more".to_owned(),
+            Self::Access(AccessError::Unreachable(_)) => {
+                "who you are cannot be found out now; the log of the cache says why".to_owned()
+            }
+            other => other.to_string(),
+        };
+        Answer { status, code, message, retry_after }
+    }
+}
+
+fn of_request(error: &InvalidRequest) -> (StatusCode, ErrorCode) {
+    use crate::oci::{InvalidDigest, InvalidReference};
+    match error {
+        InvalidRequest::Method => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported),
+        InvalidRequest::Endpoint | InvalidRequest::Unsupported(_) => (StatusCode::NOT_FOUND, ErrorCode::Unsupported),
+        InvalidRequest::Page => (StatusCode::BAD_REQUEST, ErrorCode::PageInvalid),
+        InvalidRequest::Name(_) | InvalidRequest::Namespace => (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid),
+        InvalidRequest::Reference(InvalidReference::Tag(_)) => (StatusCode::BAD_REQUEST, ErrorCode::ManifestInvalid),
+        InvalidRequest::Reference(InvalidReference::Digest(digest)) | InvalidRequest::Digest(digest) => match digest {
+            InvalidDigest::Malformed => (StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid),
+            InvalidDigest::UnsupportedAlgorithm => (StatusCode::BAD_REQUEST, ErrorCode::Unsupported),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn storage_that_fails_at_the_gate_is_storage_that_fails() {
+        let error = PullError::from(AccessError::Store(StoreError::Corrupt("the item of /var/lib/robots".into())));
+        assert!(matches!(error, PullError::Store(StoreError::Corrupt(_))), "{error:?}");
+        let answer = error.answer();
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(!answer.message.contains("/var/lib"), "{}", answer.message);
+    }
+}

@@ -1,0 +1,12 @@
+//! Who a caller is, where they call from, and what rules say of them: values, without any I/O.
+
+mod network;
+pub mod partition;
+pub mod policy;
+mod principal;
+
+pub use network::{Anonymous, InvalidNetwork, Network, Source, VpcEndpoint};
+pub(crate) use principal::KINDS;
+pub use principal::{
+    IAM_USER, IamIdentity, InvalidPrincipal, InvalidRobotName, OIDC_USER, OidcIdentity, Principal, RobotName,
+};

@@ -1,0 +1,264 @@
+//! Who may pull what: decided from the principal, its address and the repository alone. No I/O, no clock.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::Principal;
+use crate::oci::Repository;
+use crate::records::tag::Pattern;
+use crate::values::address::is_in;
+
+/// Rules in order: the first one that is about a pull decides it. Where none is, what is private is denied, and what is
+/// public is allowed to everybody who is let in.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Policy(pub Vec<Rule>);
+
+/// One rule. It is about a pull if all that it names fits; what it leaves out fits everything.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Rule {
+    /// What people call it: its place in the file.
+    pub name: String,
+    /// Patterns of principals (`robot:*`).
+    pub who: Vec<Pattern>,
+    /// Patterns of claims, all of which the principal has to have.
+    pub claims: BTreeMap<String, Pattern>,
+    /// Where the caller is: canonical networks.
+    pub networks: Vec<IpNet>,
+    /// Patterns of canonical repositories (`ghcr.io/acme/*`).
+    pub what: Vec<Pattern>,
+    /// Whether it allows or denies.
+    pub allow: bool,
+}
+
+/// What has decided whether a principal may pull from a repository.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Decision<'a> {
+    /// This rule.
+    Rule(&'a Rule),
+    /// No rule, and the upstream shows it to everybody: it may.
+    Public,
+    /// No rule, and it is private: not everybody who is let in may see it.
+    Private,
+}
+
+impl Policy {
+    /// Decides. `private`: the repository is denied where no rule is about it.
+    pub fn decide(
+        &self,
+        principal: &Principal,
+        address: Option<IpAddr>,
+        repository: &Repository,
+        private: bool,
+    ) -> Decision<'_> {
+        match self.0.iter().find(|rule| rule.other_than(principal, address, repository).is_none()) {
+            Some(rule) => Decision::Rule(rule),
+            None if private => Decision::Private,
+            None => Decision::Public,
+        }
+    }
+
+    /// Whether a rule may keep somebody away from a repository who is let in: some rule denies it to some, even if an
+    /// earlier one allows it to the same.
+    pub fn may_deny(&self, repository: &Repository) -> bool {
+        self.0.iter().any(|rule| !rule.allow && fits(&rule.what, &repository.to_string()))
+    }
+
+    /// Whether a rule that names `there` may keep somebody away from it who may pull from `here`, which has the same content.
+    /// One that is about both keeps them away from `here` too, unless another allows that before; and one that is about
+    /// everything says nothing of `there` in particular.
+    pub fn may_deny_beside(&self, there: &Repository, here: &Repository) -> bool {
+        let (there, here) = (there.to_string(), here.to_string());
+        let mut allowed_here = false;
+        self.0.iter().any(|rule| {
+            let about_here = fits(&rule.what, &here);
+            allowed_here |= rule.allow && about_here;
+            let denies_there = !rule.allow && rule.names_places() && fits(&rule.what, &there);
+            denies_there && (allowed_here || !about_here)
+        })
+    }
+}
+
+impl Rule {
+    /// Whether it is about some repositories, and not about all.
+    fn names_places(&self) -> bool {
+        !self.what.is_empty() && !self.what.iter().any(|pattern| pattern.as_str() == "*")
+    }
+
+    /// The first key of the rule that something else than this pull would have to fit. `None`: it is about this pull.
+    pub fn other_than(
+        &self,
+        principal: &Principal,
+        address: Option<IpAddr>,
+        repository: &Repository,
+    ) -> Option<&'static str> {
+        let claims = match principal {
+            Principal::Oidc(identity) => Some(&identity.claims),
+            _ => None,
+        };
+        let has = |claim: &String, pattern: &Pattern| {
+            claims.and_then(|claims| claims.get(claim)).is_some_and(|value| pattern.matches(value))
+        };
+        let is_there = self.networks.is_empty() || address.is_some_and(|address| is_in(&self.networks, address));
+        [
+            ("who", fits(&self.who, &principal.to_string())),
+            ("claims", self.claims.iter().all(|(claim, pattern)| has(claim, pattern))),
+            ("networks", is_there),
+            ("what", fits(&self.what, &repository.to_string())),
+        ]
+        .into_iter()
+        .find_map(|(key, fits)| (!fits).then_some(key))
+    }
+}
+
+impl Decision<'_> {
+    /// Whether it may.
+    pub fn allowed(&self) -> bool {
+        match self {
+            Self::Rule(rule) => rule.allow,
+            Self::Public => true,
+            Self::Private => false,
+        }
+    }
+
+    /// What has decided, in a word or two.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Rule(rule) => &rule.name,
+            Self::Public => "public",
+            Self::Private => "private",
+        }
+    }
+}
+
+fn fits(patterns: &[Pattern], text: &str) -> bool {
+    patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(text))
+}
+
+impl fmt::Display for Decision<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = if self.allowed() { "allowed" } else { "denied" };
+        match self {
+            Self::Rule(rule) => write!(formatter, "{verdict} by {}", rule.name),
+            Self::Public => write!(formatter, "{verdict}: no rule is about it, and its upstream is public"),
+            Self::Private => write!(formatter, "{verdict}: no rule is about it, and it is private"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::{IamIdentity, OidcIdentity};
+
+    fn rule(allow: bool, who: &[&str], what: &[&str]) -> Rule {
+        Rule {
+            name: format!("{who:?}"),
+            who: who.iter().map(|pattern| Pattern::from(*pattern)).collect(),
+            claims: BTreeMap::new(),
+            networks: Vec::new(),
+            what: what.iter().map(|pattern| Pattern::from(*pattern)).collect(),
+            allow,
+        }
+    }
+
+    fn repository(text: &str) -> Repository {
+        let (upstream, name) = text.split_once('/').unwrap();
+        Repository { upstream: upstream.parse().unwrap(), name: name.parse().unwrap() }
+    }
+
+    fn robot(name: &str) -> Principal {
+        Principal::Robot(name.parse().unwrap())
+    }
+
+    #[test]
+    fn the_first_rule_that_is_about_a_pull_decides_it() {
+        let policy = Policy(vec![
+            rule(false, &["robot:ci"], &["ghcr.io/acme/secret*"]),
+            rule(true, &["robot:*"], &["ghcr.io/acme/*"]),
+            rule(false, &[], &["ghcr.io/acme/*"]),
+        ]);
+        let decide =
+            |principal: &Principal, what: &str| policy.decide(principal, None, &repository(what), true).allowed();
+        assert!(decide(&robot("ci"), "ghcr.io/acme/app"));
+        assert!(!decide(&robot("ci"), "ghcr.io/acme/secret-app"));
+        assert!(decide(&robot("deploy"), "ghcr.io/acme/secret-app"));
+        assert!(!decide(&Principal::Anonymous, "ghcr.io/acme/app"));
+    }
+
+    #[test]
+    fn without_a_rule_what_is_private_is_denied_and_what_is_public_allowed() {
+        let policy = Policy::default();
+        let hub = repository("docker.io/library/nginx");
+        assert!(policy.decide(&Principal::Anonymous, None, &hub, false).allowed());
+        assert!(!policy.decide(&robot("ci"), None, &hub, true).allowed());
+    }
+
+    #[test]
+    fn a_rule_about_an_alternate_counts_where_it_denies_more_than_those_about_the_original() {
+        let allows = || rule(true, &["robot:*"], &["here.test/*"]);
+        let denies = |what: &[&str]| rule(false, &["robot:ci"], what);
+        for (rules, expected) in [
+            (vec![], false),
+            (vec![denies(&["there.test/*"])], true),
+            (vec![denies(&["here.test/*"])], false),
+            (vec![denies(&["here.test/*"]), denies(&["there.test/*"])], true),
+            (vec![denies(&["here.test/*", "there.test/*"])], false),
+            (vec![allows(), denies(&["here.test/*", "there.test/*"])], true),
+            (vec![denies(&["*/a"])], false),
+            (vec![allows(), denies(&["*/a"])], true),
+            (vec![allows(), denies(&[])], false),
+            (vec![allows(), denies(&["*"])], false),
+            (vec![allows(), denies(&["there.test/b"])], false),
+        ] {
+            let policy = Policy(rules);
+            let beside = policy.may_deny_beside(&repository("there.test/a"), &repository("here.test/a"));
+            assert_eq!(beside, expected, "{policy:?}");
+        }
+    }
+
+    #[test]
+    fn claims_and_networks_all_have_to_fit() {
+        let mut of_github = rule(true, &["oidc:github:*"], &[]);
+        of_github.claims.insert("repository_owner_id".into(), "12*".into());
+        of_github.networks.push("10.0.0.0/8".parse().unwrap());
+        let policy = Policy(vec![of_github]);
+        let caller = |owner: Option<&str>| {
+            let claims = owner.map(|owner| ("repository_owner_id".to_owned(), owner.to_owned())).into_iter().collect();
+            let (issuer, subject, payer) = ("github".into(), "repo:a/b".into(), String::new());
+            Principal::Oidc(OidcIdentity { issuer, subject, payer, claims })
+        };
+        let decide = |principal: &Principal, address: Option<&str>| {
+            let address = address.map(|address| address.parse().unwrap());
+            policy.decide(principal, address, &repository("ghcr.io/a/b"), true).allowed()
+        };
+        assert!(decide(&caller(Some("123")), Some("10.1.2.3")));
+        assert!(decide(&caller(Some("123")), Some("::ffff:10.1.2.3")));
+        for (principal, address) in [
+            (caller(Some("13")), Some("10.1.2.3")),
+            (caller(None), Some("10.1.2.3")),
+            (caller(Some("123")), Some("11.1.2.3")),
+            (caller(Some("123")), None),
+            (robot("oidc-ci"), Some("10.1.2.3")),
+        ] {
+            assert!(!decide(&principal, address), "{principal} {address:?}");
+        }
+    }
+
+    #[test]
+    fn a_rule_about_one_kind_of_principal_is_never_about_another() {
+        let policy = Policy(vec![rule(true, &["iam:arn:aws:iam::123456789012:role/*"], &[])]);
+        let iam = |arn: &str| {
+            Principal::Iam(IamIdentity { account: "123456789012".into(), arn: arn.into(), organization: None })
+        };
+        let decide = |principal: &Principal| policy.decide(principal, None, &repository("ghcr.io/a/b"), true).allowed();
+        assert!(decide(&iam("arn:aws:iam::123456789012:role/node")));
+        assert!(!decide(&iam("arn:aws:iam::123456789012:user/node")));
+        let subject = "arn:aws:iam::123456789012:role/node";
+        let (issuer, payer, claims) = ("iam".into(), String::new(), BTreeMap::new());
+        let oidc = OidcIdentity { issuer, subject: subject.into(), payer, claims };
+        assert!(!decide(&Principal::Oidc(oidc)));
+    }
+}

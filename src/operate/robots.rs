@@ -1,0 +1,158 @@
+//! What operators do with robots: over `/_stopover/robots`, or by invoking the filler function.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Cache;
+use crate::identity::RobotName;
+use crate::records::robot::{NewSecret, Robot, RobotError, Robots};
+use crate::values::secret::Secret;
+use crate::values::time::{Span, Timestamp};
+
+/// How often a change is tried that others overtake.
+const ATTEMPTS: usize = 5;
+
+/// How long the secret before a rotation is taken unless somebody says otherwise.
+const OVERLAP: Duration = Duration::from_hours(24);
+
+/// The longest life of a robot that has an end, and the longest overlap: beyond, what is meant is "never", or a mistake.
+const LONGEST: (Duration, Duration) = (Duration::from_hours(10 * 366 * 24), Duration::from_hours(90 * 24));
+
+/// What operators do with robots: the body of `POST /_stopover/robots`, and the event of the filler function.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum RobotCommand {
+    /// Names them all.
+    List,
+    /// Makes one.
+    Add {
+        /// What it is called.
+        name: RobotName,
+        /// How long it is let in; without it, until it is removed.
+        expires: Option<Span>,
+    },
+    /// Gives one a new secret.
+    Rotate {
+        /// Which.
+        name: RobotName,
+        /// How long the secret before is still taken; without it, for a day.
+        overlap: Option<Span>,
+        /// How long it is let in from now on; without it, as long as before.
+        expires: Option<Span>,
+    },
+    /// Removes one.
+    Remove {
+        /// Which.
+        name: RobotName,
+    },
+}
+
+/// What an operator is told of it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RobotAnswer {
+    /// All of them.
+    Robots(Vec<RobotStatus>),
+    /// A secret, which is shown this once and kept nowhere.
+    Secret {
+        /// Whose.
+        name: RobotName,
+        /// The secret.
+        secret: Secret,
+        /// Until when the secret before is taken, in seconds since the Unix epoch; absent: there is none.
+        replaced_until: Option<Timestamp>,
+    },
+    /// One is gone. Tokens that it was issued are good for half a minute more.
+    Removed(RobotName),
+}
+
+/// One robot as operators see it. Times are in seconds since the Unix epoch.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RobotStatus {
+    /// What it is called.
+    pub name: RobotName,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it is no longer let in; absent: never.
+    pub expires_at: Option<Timestamp>,
+    /// Whether that is over.
+    pub expired: bool,
+    /// Until when the secret before its last rotation is taken; absent: there is none.
+    pub replaced_until: Option<Timestamp>,
+}
+
+impl Cache {
+    /// Does what an operator wants done with robots.
+    pub async fn robots(&self, command: RobotCommand) -> Result<RobotAnswer, RobotError> {
+        let now = self.clock.now();
+        match command {
+            RobotCommand::List => {
+                let robots = self.ledger.robots().await?.map(|robots| robots.value).unwrap_or_default();
+                Ok(RobotAnswer::Robots(robots.iter().map(|(name, robot)| robot.status(name, now)).collect()))
+            }
+            RobotCommand::Add { .. } if !self.access.lets_robots_in() => Err(RobotError::NotLetIn),
+            RobotCommand::Add { name, expires } => {
+                let expires_at = end(expires, now)?;
+                let secret = new_secret().await?;
+                self.change_robots(|robots| robots.add(name.clone(), &secret, expires_at, now)).await?;
+                tracing::info!(principal = format!("robot:{name}"), "robot added");
+                Ok(RobotAnswer::Secret { name, secret: secret.text, replaced_until: None })
+            }
+            RobotCommand::Rotate { name, overlap, expires } => {
+                let overlap = overlap.map_or(OVERLAP, |span| span.0);
+                if overlap > LONGEST.1 {
+                    return Err(RobotError::TooLong);
+                }
+                let expires_at = end(expires, now)?;
+                let secret = new_secret().await?;
+                self.change_robots(|robots| robots.rotate(&name, &secret, overlap, expires_at, now)).await?;
+                tracing::info!(principal = format!("robot:{name}"), "robot has a new secret");
+                let replaced_until = Some(now.plus(overlap)).filter(|until| now < *until);
+                Ok(RobotAnswer::Secret { name, secret: secret.text, replaced_until })
+            }
+            RobotCommand::Remove { name } => {
+                self.change_robots(|robots| robots.remove(&name)).await?;
+                tracing::info!(principal = format!("robot:{name}"), "robot removed");
+                Ok(RobotAnswer::Removed(name))
+            }
+        }
+    }
+
+    async fn change_robots(
+        &self,
+        change: impl Fn(&mut Robots) -> Result<(), RobotError> + Send + Sync,
+    ) -> Result<(), RobotError> {
+        for _ in 0..ATTEMPTS {
+            let known = self.ledger.robots().await?;
+            let (mut robots, version) = known.map_or_else(Default::default, |known| (known.value, Some(known.version)));
+            change(&mut robots)?;
+            if self.ledger.swap_robots(version, &robots).await?.is_some() {
+                return Ok(());
+            }
+        }
+        Err(RobotError::Busy)
+    }
+}
+
+/// When a robot is no longer let in that is let in for so long.
+fn end(life: Option<Span>, now: Timestamp) -> Result<Option<Timestamp>, RobotError> {
+    match life.map(|Span(life)| (life, now.plus(life))) {
+        Some((_, end)) if end == now => Err(RobotError::Expired),
+        Some((life, _)) if life > LONGEST.0 => Err(RobotError::TooLong),
+        life => Ok(life.map(|(_, end)| end)),
+    }
+}
+
+/// Making one keeps a processor busy for long.
+async fn new_secret() -> Result<NewSecret, RobotError> {
+    tokio::task::spawn_blocking(NewSecret::make).await.unwrap_or(Err(RobotError::NoSecret))
+}
+
+impl Robot {
+    fn status(&self, name: &RobotName, now: Timestamp) -> RobotStatus {
+        let replaced_until = self.replaced.as_ref().map(|(_, until)| *until).filter(|until| now < *until);
+        let &Self { created_at, expires_at, .. } = self;
+        RobotStatus { name: name.clone(), created_at, expires_at, expired: !self.has_not_expired(now), replaced_until }
+    }
+}

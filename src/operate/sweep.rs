@@ -1,0 +1,194 @@
+//! Carrying out what [`retention`] has decided. Everything is removed only if it is still what was seen: whatever a pull
+//! uses meanwhile stays or is filled again.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+
+use crate::Cache;
+use crate::oci::{Digest, Reference, Repository};
+use crate::operate::report::SweepReport;
+use crate::operate::retention;
+use crate::operate::retention::{Inventory, Plan, REMOVING};
+use crate::ports::StoreError;
+use crate::records::{BlobRecord, BlobState, Entry, StoredManifest, Versioned};
+
+/// How long nobody has written to an upload that nobody will go on with: a running fill has a checkpoint long before.
+const IDLE: Duration = Duration::from_hours(24);
+/// How many items are removed at the same time.
+const AT_ONCE: usize = 16;
+
+impl Cache {
+    /// Removes what nobody has used within `keep`, and repairs what dead processes have left. A dry run only says what
+    /// that would be.
+    pub async fn sweep(&self, dry_run: bool) -> Result<SweepReport, StoreError> {
+        let inventory = self.inventory().await?;
+        let plan = retention::mark(&inventory, &self.config.retention, self.clock.now());
+        if dry_run {
+            return Ok(plan.report());
+        }
+        let report = self.carry_out(plan).await?;
+        self.note_unnoted(&inventory).await?;
+        let uploads = self.blobs.abandon(&uploads(&inventory), IDLE).await?;
+        tracing::info!(
+            tags = report.tags,
+            manifests = report.manifests.len(),
+            blobs = report.blobs,
+            freed_bytes = report.freed_bytes,
+            kept_bytes = report.kept_bytes,
+            repaired = report.repaired,
+            uploads,
+            "swept"
+        );
+        Ok(report)
+    }
+
+    /// Removes an image and what nothing else needs, used or pinned or not.
+    pub async fn purge(&self, repository: &Repository, reference: &Reference) -> Result<SweepReport, StoreError> {
+        let inventory = self.inventory().await?;
+        let plan = retention::purge(&inventory, repository, reference, self.clock.now());
+        let report = self.carry_out(plan).await?;
+        tracing::info!(%repository, %reference, freed_bytes = report.freed_bytes, "purged");
+        Ok(report)
+    }
+
+    async fn note_unnoted(&self, inventory: &Inventory) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        for entry in inventory.unnoted() {
+            match entry {
+                Entry::Manifest(StoredManifest { repository, digest, .. }) => {
+                    self.ledger.touch_manifest(repository, digest, now, now).await?;
+                }
+                Entry::Blob { digest, record } => {
+                    if let Some(noted) = retention::noted(&record.value, now) {
+                        self.ledger.swap_blob(digest, Some(record.version), &noted).await?;
+                    }
+                }
+                Entry::Membership { .. } | Entry::Reference { .. } | Entry::Listing { .. } | Entry::Standing { .. } => {
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The ledger first: bytes that are listed after a record said "stored" are there, or the record is wrong.
+    async fn inventory(&self) -> Result<Inventory, StoreError> {
+        let entries = self.ledger.entries().try_collect().await?;
+        let blobs = self.blobs.list().map_ok(|blob| (blob.digest.clone(), blob)).try_collect().await?;
+        Ok(Inventory { entries, blobs })
+    }
+
+    /// Reports what has really gone: `plan` less what was used meanwhile. What fails for one item keeps none of the others,
+    /// and is told in the end.
+    async fn carry_out(&self, mut plan: Plan<'_>) -> Result<SweepReport, StoreError> {
+        let mut failure = None;
+        let is_membership = |entry: &&Entry| matches!(entry, Entry::Membership { .. });
+        let (memberships, mut entries): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut plan.entries).into_iter().partition(is_membership);
+        let spared = self.remove_all(&mut entries, &mut failure).await;
+        // What a manifest names that is used again stays with it, and so do its own bytes, which may be stored like a blob.
+        let spared: HashSet<&Digest> = spared.into_iter().flat_map(names).collect();
+        let is_spared = |entry: &&Entry| matches!(entry, Entry::Membership { digest, .. } if spared.contains(digest));
+        let mut memberships: Vec<_> = memberships.into_iter().filter(|entry| !is_spared(entry)).collect();
+        self.remove_all(&mut memberships, &mut failure).await;
+        entries.append(&mut memberships);
+        plan.entries = entries;
+
+        let doomed = std::mem::take(&mut plan.blobs).into_iter();
+        let removals: Vec<_> = doomed
+            .map(|(digest, doomed)| {
+                let spared = spared.contains(digest);
+                async move {
+                    let removed = if spared { Ok(false) } else { self.remove_blob(digest, doomed.record).await };
+                    (removed, (digest, doomed))
+                }
+            })
+            .collect();
+        let outcomes: Vec<_> = stream::iter(removals).buffer_unordered(AT_ONCE).collect().await;
+        for (removed, (digest, doomed)) in outcomes {
+            if noted(removed, &mut failure).unwrap_or(false) {
+                plan.blobs.insert(digest, doomed);
+            } else {
+                plan.kept_bytes += doomed.bytes;
+            }
+        }
+
+        let mut repaired = Vec::new();
+        for (digest, record) in std::mem::take(&mut plan.absent) {
+            let mut absent = BlobRecord { state: BlobState::Absent, ..record.value.clone() };
+            // Of a fill that died the next one goes on with what is there; this one has been left.
+            absent.checkpoint.take_if(|_| record.value.state == BlobState::Absent);
+            let swapped = self.ledger.swap_blob(digest, Some(record.version), &absent).await;
+            if noted(swapped, &mut failure).flatten().is_some() {
+                repaired.push((digest, record));
+            }
+        }
+        plan.absent = repaired;
+        failure.map_or_else(|| Ok(plan.report()), Err)
+    }
+
+    /// Removes entries, of which those are left that have gone. The others are returned: they were used meanwhile.
+    async fn remove_all<'a>(&self, entries: &mut Vec<&'a Entry>, failure: &mut Option<StoreError>) -> Vec<&'a Entry> {
+        let removals: Vec<_> = std::mem::take(entries)
+            .into_iter()
+            .map(|entry| async move { (self.ledger.remove(entry).await, entry) })
+            .collect();
+        let outcomes: Vec<_> = stream::iter(removals).buffer_unordered(AT_ONCE).collect().await;
+        let outcomes = outcomes.into_iter().map(|(gone, entry)| (noted(gone, failure).unwrap_or(false), entry));
+        let (gone, spared): (Vec<_>, Vec<_>) = outcomes.partition(|(gone, _)| *gone);
+        for (_, entry) in &gone {
+            if let Entry::Manifest(manifest) = entry {
+                self.forget(&manifest.repository, &manifest.digest);
+            }
+        }
+        entries.extend(gone.into_iter().map(|(_, entry)| entry));
+        spared.into_iter().map(|(_, entry)| entry).collect()
+    }
+
+    /// Removes a blob if its record is still what was seen: no pull has used it since, and none gets its bytes from here
+    /// on. `false`: it was used, or is being filled.
+    async fn remove_blob(&self, digest: &Digest, seen: Option<&Versioned<BlobRecord>>) -> Result<bool, StoreError> {
+        let state = BlobState::Removing { until: self.clock.now().plus(REMOVING) };
+        let value = match seen {
+            Some(seen) => BlobRecord { state, ..seen.value.clone() },
+            None => BlobRecord::new(state),
+        };
+        let expected = seen.map(|seen| seen.version);
+        let Some(version) = self.ledger.swap_blob(digest, expected, &value).await? else {
+            return Ok(false);
+        };
+        // Long before another may take over, lest it be its bytes that go.
+        tokio::time::timeout(REMOVING / 2, self.blobs.remove(digest))
+            .await
+            .map_err(|_| StoreError::Unavailable(format!("blob {digest} could not be removed in time")))??;
+        let record = Versioned { value, version };
+        self.ledger.remove(&Entry::Blob { digest: digest.clone(), record }).await?;
+        Ok(true)
+    }
+}
+
+/// The uploads that fills will go on with.
+fn uploads(inventory: &Inventory) -> HashSet<String> {
+    let known = |entry: &Entry| match entry {
+        Entry::Blob { record, .. } => record.value.checkpoint.as_ref().map(|checkpoint| checkpoint.upload.clone()),
+        _ => None,
+    };
+    inventory.entries.iter().filter_map(known).collect()
+}
+
+/// What it was, unless it failed: the first failure is kept, all are logged.
+fn noted<T>(outcome: Result<T, StoreError>, failure: &mut Option<StoreError>) -> Option<T> {
+    outcome
+        .inspect_err(|error| {
+            tracing::warn!(%error, "an item could not be removed");
+            failure.get_or_insert(error.clone());
+        })
+        .ok()
+}
+
+/// What is needed as long as an entry is there.
+fn names(entry: &Entry) -> impl Iterator<Item = &Digest> {
+    let manifest = if let Entry::Manifest(manifest) = entry { Some(manifest) } else { None };
+    manifest.into_iter().flat_map(|manifest| manifest.names.iter().chain([&manifest.digest]))
+}

@@ -1,0 +1,301 @@
+//! PREFETCH: an image is stored whole before anybody pulls it: its manifest, those children of an index that are for the
+//! right platforms, and the blobs of all of them.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use serde::{Deserialize, Serialize};
+
+use crate::Cache;
+use crate::budget::Payer;
+use crate::config::Schedule;
+use crate::errors::PullError;
+use crate::oci::{Descriptor, Digest, InvalidManifest, Manifest, Operation, Platforms, Reference, Repository, Request};
+use crate::ports::{ImageJob, Job, Priority, StoreError};
+use crate::pull::{Served, Want};
+use crate::upstream::UpstreamError;
+
+/// The most manifests of one image that are fetched: an index of everything there is lists about fifty.
+const MAX_MANIFESTS: usize = 500;
+
+/// The most blobs of one image: Docker takes no more than 127 layers, and few platforms have layers in common.
+const MAX_BLOBS: usize = 20_000;
+
+/// The most characters of the list of platforms that a client is told, which is upstream's.
+const MAX_LISTED: usize = 1000;
+
+/// How many blobs are looked up at once.
+const LOOKUPS: usize = 8;
+
+/// An image whose manifests are stored, and whose blobs are or will be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Prefetched {
+    /// What its reference is now.
+    pub digest: Digest,
+    /// Every blob, and whether it is stored. The fills of the others are requested.
+    pub blobs: Vec<(Descriptor, bool)>,
+}
+
+/// What `POST /_stopover/prefetch` says of one image.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PrefetchReport {
+    /// The image as it was asked for.
+    pub image: String,
+    /// What its reference is now; absent where it is not prefetched.
+    pub digest: Option<Digest>,
+    /// Every blob.
+    pub blobs: Vec<PrefetchedBlob>,
+    /// Why it is not prefetched, or not whole.
+    pub error: Option<String>,
+    /// That it took too long for one answer: asked again, it will have gone on.
+    pub again: bool,
+}
+
+/// One blob of it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PrefetchedBlob {
+    /// Its address.
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Whether it is stored; otherwise its fill is requested.
+    pub stored: bool,
+}
+
+/// Stores an image that a policy or a schedule wants. Upstream need not have it for all the platforms that they name.
+pub async fn run(cache: &Arc<Cache>, image: &ImageJob) -> Result<(), PullError> {
+    match cache.prefetch(image).await {
+        Ok(prefetched) => {
+            let missing = prefetched.blobs.iter().filter(|(_, stored)| !stored).count();
+            tracing::info!(
+                repository = %image.repository, reference = %image.reference, manifest.digest = %prefetched.digest,
+                blobs = prefetched.blobs.len(), missing, "image prefetched"
+            );
+            Ok(())
+        }
+        // What whoever pays has left is spent; what they pull themselves is looked at then.
+        Err(error @ (PullError::NoPlatform(_) | PullError::TooLarge { .. } | PullError::OverBudget(_))) => {
+            tracing::info!(repository = %image.repository, reference = %image.reference, %error, "nothing to prefetch");
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+impl Cache {
+    /// The repository and the reference of an image, named as in [`Request::image`].
+    pub fn image(&self, request: &Request) -> Result<(Repository, Reference), PullError> {
+        match &request.operation {
+            Operation::Manifest(name, reference) => Ok((self.upstreams.repository(request, name)?, reference.clone())),
+            _ => Err(PullError::ManifestUnknown(Served::Miss)),
+        }
+    }
+
+    /// Stores the manifests of an image, and requests the fills of its blobs.
+    pub async fn prefetch(self: &Arc<Self>, image: &ImageJob) -> Result<Prefetched, PullError> {
+        let repository = &image.repository;
+        let check = image.priority == Priority::Refresh;
+        let want = Want { check, priority: image.priority, payer: image.payer, ..Want::GET };
+        let root = self.whole(repository, &image.reference, want).await?;
+        let digest = root.digest.clone();
+        let (wanted, mut failure) = self.contents(root, image, Want { check: false, ..want }).await?;
+        let lookups = wanted.into_iter().map(async |blob: Descriptor| {
+            let stored = self.has_blob(repository, &blob.digest).await?;
+            Ok::<_, StoreError>((blob, stored))
+        });
+        let blobs: Vec<(Descriptor, bool)> = stream::iter(lookups).buffered(LOOKUPS).try_collect().await?;
+        let jobs: Vec<Job> = blobs
+            .iter()
+            .filter(|(_, stored)| !stored)
+            .map(|(blob, _)| Job {
+                repository: repository.clone(),
+                digest: blob.digest.clone(),
+                size: blob.size,
+                priority: image.priority,
+            })
+            .filter(|job| match self.budgets.admit(image.payer, job) {
+                Ok(()) => true,
+                Err(over) => {
+                    failure.get_or_insert(over.into());
+                    false
+                }
+            })
+            .collect();
+        self.fills.request(&jobs).await?;
+        // What could be had is on its way, all the same.
+        failure.map_or(Ok(Prefetched { digest, blobs }), Err)
+    }
+
+    /// The blobs of a manifest and of those below it that are for the right platforms; with the first failure, which keeps
+    /// none of the others away.
+    async fn contents(
+        self: &Arc<Self>,
+        root: Arc<Manifest>,
+        image: &ImageJob,
+        want: Want,
+    ) -> Result<(Vec<Descriptor>, Option<PullError>), PullError> {
+        let mut contents = Contents::default();
+        contents.add(&root, &image.platforms)?;
+        // None at all is a mistake that people want to know of.
+        if root.media_type.is_index() && contents.next.is_empty() {
+            return Err(no_platform(&root));
+        }
+        drop(root);
+        let mut failure = None;
+        while let Some(digest) = contents.next.pop_front() {
+            match self.whole(&image.repository, &Reference::Digest(digest), want).await {
+                Ok(manifest) => contents.add(&manifest, &image.platforms)?,
+                Err(error) => _ = failure.get_or_insert(error),
+            }
+        }
+        Ok((contents.blobs, failure))
+    }
+
+    async fn whole(
+        self: &Arc<Self>,
+        repository: &Repository,
+        reference: &Reference,
+        want: Want,
+    ) -> Result<Arc<Manifest>, PullError> {
+        self.manifest(repository, reference, want).await?.manifest.ok_or(PullError::ManifestUnknown(Served::Miss))
+    }
+
+    /// Requests what the policy for platforms wants besides an index that a pull has stored.
+    pub(crate) async fn follow_policy(&self, repository: &Repository, manifest: &Manifest, payer: Option<Payer>) {
+        let Ok(upstream) = self.upstreams.get(repository) else { return };
+        let platforms = &upstream.config().platforms;
+        if *platforms == Platforms::Requested || !manifest.media_type.is_index() {
+            return;
+        }
+        let (repository, reference) = (repository.clone(), Reference::Digest(manifest.digest.clone()));
+        let (platforms, priority) = (platforms.clone(), Priority::Prefetch);
+        let image = ImageJob { repository, reference, platforms, priority, payer };
+        if let Err(error) = self.fills.request_images(std::slice::from_ref(&image)).await {
+            tracing::warn!(repository = %image.repository, %error, "the platforms of an index could not be requested");
+        }
+    }
+
+    /// Requests the images of those schedules that are due ([`Schedule::is_due`]), and says how many there are.
+    pub async fn request_due_schedules(&self) -> Result<usize, StoreError> {
+        let mut images = 0;
+        for schedule in self.config.schedules.iter().filter(|schedule| schedule.is_due(self.clock.now())) {
+            images += self.request_schedule(schedule).await?;
+        }
+        Ok(images)
+    }
+
+    /// Requests the images of a schedule: whoever runs them has upstream asked what their tags are now.
+    pub async fn request_schedule(&self, schedule: &Schedule) -> Result<usize, StoreError> {
+        let mut images = Vec::new();
+        for request in &schedule.images {
+            match self.image(request) {
+                Ok((repository, reference)) => {
+                    let platforms = schedule.platforms.clone();
+                    images.push(ImageJob {
+                        repository,
+                        reference,
+                        platforms,
+                        priority: Priority::Refresh,
+                        payer: None,
+                    });
+                }
+                Err(error) => tracing::error!(%error, "an image of a schedule is none that can be pulled here"),
+            }
+        }
+        self.fills.request_images(&images).await?;
+        Ok(images.len())
+    }
+}
+
+/// What an image consists of, as far as it is known. It keeps no manifest, and has a limit: upstream may be hostile.
+#[derive(Default)]
+struct Contents {
+    manifests: HashSet<Digest>,
+    /// Those of the manifests that have not been looked into.
+    next: VecDeque<Digest>,
+    digests: HashSet<Digest>,
+    blobs: Vec<Descriptor>,
+}
+
+impl Contents {
+    /// Takes the blobs of a manifest and those of its children that are for the right platforms.
+    fn add(&mut self, manifest: &Manifest, platforms: &Platforms) -> Result<(), PullError> {
+        self.manifests.insert(manifest.digest.clone());
+        for child in manifest.children().map_err(|error| invalid(&error))? {
+            if platforms.mean(child.platform.as_ref()) && self.manifests.insert(child.digest.clone()) {
+                self.next.push_back(child.digest);
+            }
+            if self.manifests.len() > MAX_MANIFESTS {
+                return Err(too_large(MAX_MANIFESTS, "manifests"));
+            }
+        }
+        for blob in manifest.blobs().map_err(|error| invalid(&error))? {
+            if !blob.foreign && self.digests.insert(blob.digest.clone()) {
+                self.blobs.push(blob);
+            }
+            if self.blobs.len() > MAX_BLOBS {
+                return Err(too_large(MAX_BLOBS, "blobs"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn no_platform(index: &Manifest) -> PullError {
+    let children = index.children().unwrap_or_default();
+    let mut there: Vec<String> =
+        children.iter().filter_map(|child| child.platform.as_ref()).map(ToString::to_string).collect();
+    there.retain(|platform| !platform.contains("unknown"));
+    there.dedup();
+    PullError::NoPlatform(there.join(", ").chars().take(MAX_LISTED).collect())
+}
+
+fn invalid(error: &InvalidManifest) -> PullError {
+    UpstreamError::Invalid(error.to_string()).into()
+}
+
+fn too_large(limit: usize, what: &str) -> PullError {
+    UpstreamError::Invalid(format!("the image has more than {limit} {what}: too many to prefetch")).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::{Algorithm, MediaType};
+
+    fn described(numbers: std::ops::Range<usize>) -> String {
+        let digest = |number: usize| Digest::of(Algorithm::Sha256, &number.to_be_bytes());
+        let described = numbers.map(|number| format!(r#"{{"digest":"{}","size":1}}"#, digest(number)));
+        described.collect::<Vec<_>>().join(",")
+    }
+
+    fn manifest(media_type: MediaType, body: String) -> Manifest {
+        Manifest::new(Digest::of(Algorithm::Sha256, body.as_bytes()), media_type, body.into()).unwrap()
+    }
+
+    #[test]
+    fn an_image_has_so_many_manifests_and_blobs_and_no_more() {
+        let index = |count| manifest(MediaType::OciIndex, format!(r#"{{"manifests":[{}]}}"#, described(0..count)));
+        let mut contents = Contents::default();
+        // The index is one of them.
+        contents.add(&index(MAX_MANIFESTS - 1), &Platforms::All).unwrap();
+        assert_eq!(contents.next.len(), MAX_MANIFESTS - 1);
+        let error = contents.add(&index(MAX_MANIFESTS), &Platforms::All).unwrap_err();
+        assert!(error.to_string().contains("more than 500 manifests"), "{error}");
+
+        let image = |blobs: std::ops::Range<usize>| {
+            let (config, layers) = (described(blobs.start..blobs.start + 1), described(blobs));
+            manifest(MediaType::OciManifest, format!(r#"{{"config":{config},"layers":[{layers}]}}"#))
+        };
+        let mut contents = Contents::default();
+        for first in (0..MAX_BLOBS).step_by(100) {
+            contents.add(&image(first..first + 100), &Platforms::All).unwrap();
+        }
+        // What is known already counts once.
+        contents.add(&image(0..100), &Platforms::All).unwrap();
+        assert_eq!(contents.blobs.len(), MAX_BLOBS);
+        let error = contents.add(&image(MAX_BLOBS..MAX_BLOBS + 1), &Platforms::All).unwrap_err();
+        assert!(error.to_string().contains("more than 20000 blobs"), "{error}");
+    }
+}
