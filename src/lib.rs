@@ -37,9 +37,10 @@ use std::sync::Arc;
 use access::token::{InvalidKeys, TokenKeys};
 use access::{Access, OperatorSecret, Organization};
 use config::Config;
+use errors::UpstreamError;
 use ports::{Blobs, Fills, Ledger};
 use tokio::sync::Semaphore;
-use upstream::{Issuer, UpstreamError, Upstreams};
+use upstream::{Issuer, Upstreams};
 use values::time::Clock;
 
 /// The cache: upstreams on one side, storage on the other.

@@ -2,7 +2,7 @@
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use serde_json::Value;
-use stopover::ports::StoreError;
+use stopover::errors::StoreError;
 
 /// A JSON value as an attribute.
 pub(crate) fn attribute(value: Value) -> AttributeValue {

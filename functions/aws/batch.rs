@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use aws_sdk_dynamodb::types::{KeysAndAttributes, PutRequest, WriteRequest};
-use stopover::ports::StoreError;
+use stopover::errors::StoreError;
 
 use crate::DynamoLedger;
 use crate::failure::store_error;

@@ -14,8 +14,9 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use stopover::errors::StoreError;
 use stopover::oci::{Descriptor, Digest, Manifest, Reference, Repository};
-use stopover::ports::{Ledger, StoreError};
+use stopover::ports::Ledger;
 use stopover::records::gauge::Gauge;
 use stopover::records::robot::Robots;
 use stopover::records::{

@@ -9,8 +9,8 @@ use aws_sdk_ecr::Client;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use stopover::config::Credentials;
-use stopover::ports::StoreError;
-use stopover::upstream::{Issued, Issuer, UpstreamError};
+use stopover::errors::{StoreError, UpstreamError};
+use stopover::upstream::{Issued, Issuer};
 use stopover::values::secret::Secret;
 use stopover::values::time::Timestamp;
 

@@ -2,7 +2,7 @@
 
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
-use stopover::ports::StoreError;
+use stopover::errors::StoreError;
 
 /// Error codes that only the operator can do something about: permissions, and names of things that do not exist.
 const REFUSALS: [&str; 13] = [

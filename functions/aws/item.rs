@@ -27,8 +27,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use stopover::errors::StoreError;
 use stopover::oci::{Digest, Manifest, MediaType, Reference, Repository};
-use stopover::ports::StoreError;
 use stopover::records::{GaugeKey, ListKey, Listing, Member, Standing};
 use stopover::values::time::Timestamp;
 
@@ -294,8 +294,8 @@ fn corrupt(name: &str, reason: impl std::fmt::Display) -> StoreError {
 
 #[cfg(test)]
 mod tests {
-    use stopover::oci::Algorithm;
-    use stopover::records::{BlobRecord, BlobState, Checkpoint, Lease, Observed, Previous, TagRecord};
+    use stopover::oci::{Algorithm, Observed};
+    use stopover::records::{BlobRecord, BlobState, Checkpoint, Lease, Previous, TagRecord};
 
     use super::*;
 

@@ -12,8 +12,9 @@ use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, join_all};
 use serde::{Deserialize, Serialize};
+use stopover::errors::StoreError;
 use stopover::oci::{Algorithm, Digest, Hasher};
-use stopover::ports::{Blobs, StoreError, Upload};
+use stopover::ports::{Blobs, Upload};
 
 use crate::S3Blobs;
 use crate::failure::{has_status, store_error};

@@ -3,7 +3,8 @@
 use async_trait::async_trait;
 use aws_sdk_organizations::Client;
 use aws_sdk_organizations::operation::describe_account::DescribeAccountError;
-use stopover::access::{Organization, Unreachable};
+use stopover::access::Organization;
+use stopover::errors::Unreachable;
 
 use crate::failure::store_error;
 

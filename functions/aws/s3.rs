@@ -15,8 +15,9 @@ use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
+use stopover::errors::StoreError;
 use stopover::oci::{Algorithm, Digest, MAX_MANIFEST_BYTES};
-use stopover::ports::{Blobs, Location, Progress, StoreError, StoredBlob, Upload};
+use stopover::ports::{Blobs, Location, Progress, StoredBlob, Upload};
 use stopover::values::time::Timestamp;
 use tokio::sync::watch;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use quick_cache::unsync::Cache as MemoryCache;
 
-use super::AccessError;
+use crate::errors::AccessError;
 use crate::values::address::neighbourhood;
 use crate::values::time::{Clock, Timestamp};
 

@@ -14,8 +14,9 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 use url::Url;
 
-use super::web::{Unreachable, Web};
+use super::web::Web;
 use crate::config::OidcConfig;
+use crate::errors::Unreachable;
 use crate::values::time::{Clock, Timestamp};
 
 /// How long keys are used without asking the issuer whether they still are its keys.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::AccessError;
+use crate::errors::AccessError;
 
 /// What whoever finds no place to wait is told.
 pub(super) const BUSY: AccessError = AccessError::Busy { retry_after: Duration::from_secs(2) };

@@ -10,11 +10,11 @@ use jsonwebtoken::errors::ErrorKind;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::AccessError;
 use super::jwks::Keys;
 use super::token::validation;
 use super::web::Web;
 use crate::config::{ISSUER, OidcConfig};
+use crate::errors::AccessError;
 use crate::identity::policy::Policy;
 use crate::identity::{OidcIdentity, Principal};
 use crate::values::time::{Clock, Timestamp};

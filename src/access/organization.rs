@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use quick_cache::sync::Cache as MemoryCache;
 
-use super::web::Unreachable;
+use crate::errors::Unreachable;
 use crate::values::time::{Clock, Timestamp};
 
 /// How long AWS is not asked again about an account that belongs to the organisation.

@@ -9,11 +9,11 @@ use quick_cache::sync::Cache as MemoryCache;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex;
 
-use super::AccessError;
 use super::attempts::Attempts;
 use super::lane::Lane;
+use crate::errors::{AccessError, StoreError};
 use crate::identity::RobotName;
-use crate::ports::{Ledger, StoreError};
+use crate::ports::Ledger;
 use crate::records::robot::{Robots, SecretHash, SecretId};
 use crate::values::time::{Clock, Timestamp};
 

@@ -11,12 +11,12 @@ use quick_cache::sync::Cache as MemoryCache;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use super::AccessError;
 use super::iam::{SERVER_ID_HEADER, SIGNATURE_SECONDS, SignedFields};
 use super::lane::{BUSY, Lane};
 use super::organization::Members;
-use super::web::{Unreachable, Web};
+use super::web::Web;
 use crate::config::IamConfig;
+use crate::errors::{AccessError, Unreachable};
 use crate::identity::{IamIdentity, Principal};
 use crate::values::address::neighbourhood;
 use crate::values::time::{Clock, Timestamp};

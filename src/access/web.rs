@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::time::Duration;
 
+use crate::errors::Unreachable;
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use reqwest::RequestBuilder;
@@ -16,22 +17,6 @@ const LONGEST_ANSWER: usize = 256 * 1024;
 /// An HTTP client that goes only where it is sent: no redirects, and no proxy that the environment happens to name.
 #[derive(Clone)]
 pub(super) struct Web(reqwest::Client);
-
-/// Whoever knows cannot be asked now. Says why, and at most the origin of whom: queries carry signatures.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Unreachable(String);
-
-impl Unreachable {
-    pub(super) fn new(origin: &Url, reason: impl std::fmt::Display) -> Self {
-        Self(format!("{}: {reason}", origin.origin().ascii_serialization()))
-    }
-
-    /// Whoever asks by other means says this of it, in words that are for callers.
-    pub fn because(reason: &str) -> Self {
-        Self(reason.to_owned())
-    }
-}
 
 /// An error and its causes, each once: some say what their cause says too.
 fn causes(error: &(dyn Error + 'static)) -> String {

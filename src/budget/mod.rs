@@ -7,21 +7,18 @@
 
 mod table;
 
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use quick_cache::sync::Cache as MemoryCache;
-use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::errors::PullError;
-use crate::identity::Principal;
+use crate::config::Limits;
+use crate::errors::{Budget, OverBudget, PullError, UpstreamError};
+use crate::identity::Payer;
 use crate::oci::Digest;
 use crate::ports::Job;
-use crate::upstream::{UpstreamError, spent};
-use crate::values::address::neighbourhood;
+use crate::upstream::spent;
 use crate::values::time::{Clock, Timestamp};
 
 use table::{Account, Spent, Table};
@@ -35,90 +32,6 @@ const AT_ONCE: u32 = 64;
 /// How many blobs are remembered as paid for, and for how long: until they are stored, or nobody wants them any more.
 const PAID_BLOBS: usize = 50_000;
 const PAID: Duration = Duration::from_hours(24);
-
-/// Whose expense something is. Of a fixed size, however long the name of a principal is.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Payer {
-    /// Whoever asks from this address without saying who they are; of IPv6 all of a /64.
-    Network(IpAddr),
-    /// Somebody who logged in, wherever they are: the beginning of the SHA-256 of their name, or of what they cannot have
-    /// many of who have many names.
-    Principal([u8; 16]),
-}
-
-impl Payer {
-    /// Whose expense a request is. `None`: nobody's, because nobody knows where it comes from.
-    pub fn of(principal: &Principal, address: Option<IpAddr>) -> Option<Self> {
-        let name = match principal {
-            Principal::Anonymous => return address.map(|address| Self::Network(neighbourhood(address))),
-            Principal::Oidc(identity) => format!("oidc:{}:{}", identity.issuer, identity.payer),
-            Principal::Robot(_) | Principal::Iam(_) => principal.to_string(),
-        };
-        let hash = Sha256::digest(name);
-        let mut name = [0; 16];
-        name.copy_from_slice(&hash[..16]);
-        Some(Self::Principal(name))
-    }
-}
-
-/// What is counted.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Budget {
-    /// Questions about what does not exist or is not shown, and lists that are read anew because they may be hundreds of
-    /// requests. By the minute.
-    Misses,
-    /// Manifests that upstream has sent: what quotas count. By the hour.
-    Pulls,
-    /// Bytes of blobs that are stored. By the day.
-    NewBytes,
-}
-
-impl Budget {
-    /// How long it takes until an empty budget is full again, in seconds.
-    const fn window(self) -> u64 {
-        match self {
-            Self::Misses => 60,
-            Self::Pulls => 60 * 60,
-            Self::NewBytes => 24 * 60 * 60,
-        }
-    }
-}
-
-/// A caller has used up a budget.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{}, and may again in {}; what is stored still pulls", match budget {
-    Budget::Misses => "you ask too often for what is not stored here",
-    Budget::Pulls => "you have pulled as much that is new as you may in an hour",
-    Budget::NewBytes => "you have had as many new bytes stored as you may in a day",
-}, humantime::format_duration(*retry_after))]
-pub struct OverBudget {
-    /// Which.
-    pub budget: Budget,
-    /// When there is enough of it again.
-    pub retry_after: Duration,
-}
-
-/// How much of each there is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Limits {
-    /// In a minute.
-    pub misses: u32,
-    /// In an hour.
-    pub pulls: u32,
-    /// In a day.
-    pub new_bytes: u64,
-}
-
-impl Limits {
-    fn most(&self, budget: Budget) -> u64 {
-        match budget {
-            Budget::Misses => self.misses.into(),
-            Budget::Pulls => self.pulls.into(),
-            Budget::NewBytes => self.new_bytes,
-        }
-    }
-}
 
 /// The budgets of all callers.
 pub(crate) struct Budgets {

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use super::{ACCOUNTS, Budget, Limits, Payer};
+use super::ACCOUNTS;
+use crate::config::Limits;
+use crate::errors::Budget;
+use crate::identity::Payer;
 use crate::values::time::Timestamp;
 
 /// One account for each caller who has spent something lately. Where there are too many, newcomers share one: to forget

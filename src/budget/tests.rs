@@ -1,6 +1,9 @@
 use std::net::Ipv6Addr;
 
 use super::*;
+use crate::config::Limits;
+use crate::errors::{Budget, OverBudget};
+use crate::identity::{Payer, Principal};
 use crate::oci::Algorithm;
 
 const LIMITS: Limits = Limits { misses: 6, pulls: 3, new_bytes: 1000 };

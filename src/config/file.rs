@@ -12,10 +12,10 @@ use url::Url;
 
 use super::policy::{ClaimTable, PolicyRuleTable};
 use super::{Cold, Deleted};
+use crate::config::retention::SHORTEST;
 use crate::identity::partition::Partition;
 use crate::oci::{Name, Platforms, UpstreamId};
-use crate::operate::retention::SHORTEST;
-use crate::records::tag::Pattern;
+use crate::values::pattern::Pattern;
 use crate::values::time::Span;
 
 #[derive(Deserialize, Default)]

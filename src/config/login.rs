@@ -9,7 +9,7 @@ use super::policy::is_arn;
 use super::{ConfigError, value};
 use crate::identity::partition::{Partition, is_account};
 use crate::identity::{IamIdentity, OidcIdentity};
-use crate::records::tag::Pattern;
+use crate::values::pattern::Pattern;
 
 /// Identities of AWS.
 #[derive(Clone, PartialEq, Eq, Debug)]

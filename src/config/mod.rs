@@ -6,9 +6,11 @@ mod login;
 mod names;
 mod policy;
 mod profile;
+mod retention;
 mod rule;
 mod schedule;
 mod secret;
+mod tags;
 mod upstream;
 
 use std::collections::BTreeMap;
@@ -16,18 +18,19 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::budget::Limits;
-use crate::oci::{Name, UpstreamId};
-use crate::operate::retention::Retention;
+use crate::errors::Budget;
+use crate::oci::{Name, Place, UpstreamId};
 
 pub use access::AccessConfig;
 use file::{File, TableId, explain};
 pub(crate) use login::ISSUER;
 pub use login::{IamConfig, OidcConfig};
 pub use names::NameRules;
-pub use rule::{Place, Places, Rule};
+pub use retention::Retention;
+pub use rule::{Places, Rule};
 pub use schedule::{Schedule, TICK};
 pub use secret::{Credentials, SecretReference};
+pub use tags::TagRules;
 use upstream::Defaults;
 pub use upstream::{Alternate, Cold, Deleted, MaxBlob, Referrers, UpstreamConfig};
 
@@ -57,6 +60,28 @@ pub struct Config {
     pub access: Option<AccessConfig>,
     /// The file the settings came from.
     pub source: Option<PathBuf>,
+}
+
+/// How much of each there is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// In a minute.
+    pub misses: u32,
+    /// In an hour.
+    pub pulls: u32,
+    /// In a day.
+    pub new_bytes: u64,
+}
+
+impl Limits {
+    /// How much of a budget there is.
+    pub(crate) fn most(&self, budget: Budget) -> u64 {
+        match budget {
+            Budget::Misses => self.misses.into(),
+            Budget::Pulls => self.pulls.into(),
+            Budget::NewBytes => self.new_bytes,
+        }
+    }
 }
 
 /// What is wrong with the configuration, in words for the operator.

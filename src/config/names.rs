@@ -2,7 +2,7 @@
 
 use super::{ConfigError, value};
 use crate::oci::Name;
-use crate::records::tag::Pattern;
+use crate::values::pattern::Pattern;
 
 /// Which names of an upstream are answered: those that match `allow`, or all where it is not given, and of these none that
 /// matches `deny`.

@@ -11,8 +11,8 @@ use crate::identity::partition::{Partition, is_account};
 use crate::identity::policy::Rule;
 use crate::identity::{InvalidPrincipal, KINDS, Principal, RobotName};
 use crate::oci::UpstreamId;
-use crate::records::tag::Pattern;
 use crate::values::address::canonical;
+use crate::values::pattern::Pattern;
 
 /// `[[policy]]`
 #[derive(Deserialize)]

@@ -1,7 +1,7 @@
 //! What is particular about known registries, as data: nothing else asks which registry it has to do with.
 
 use super::Referrers;
-use crate::records::tag::Pattern;
+use crate::values::pattern::Pattern;
 
 /// One registry, or a family of them that behave alike.
 pub(super) struct Profile {

@@ -11,8 +11,8 @@ use super::file::{AlternateTable, Fresh, Origin, PolicyTable, UpstreamTable};
 use super::names::{NamePatterns, NameRules};
 use super::profile::{Profile, ecr_region};
 use super::{ConfigError, Credentials, SecretReference, value};
+use crate::config::TagRules;
 use crate::oci::{Name, Platforms, UpstreamId};
-use crate::records::tag::TagRules;
 use crate::values::time::Span;
 
 /// What a client gets for a blob that is not stored yet.

@@ -4,15 +4,10 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::access::AccessError;
-use crate::budget::OverBudget;
-use crate::config::Place;
-use crate::fill::FillError;
-use crate::oci::{ErrorCode, InvalidRequest, Repository};
-use crate::ports::StoreError;
-use crate::pull::Served;
-use crate::records::Observed;
-use crate::upstream::UpstreamError;
+use crate::errors::{AccessError, FillError, OverBudget, StoreError, UpstreamError};
+use crate::oci::{ErrorCode, InvalidRequest, Observed, Place, Repository};
+use crate::values::served::Served;
+use crate::values::text::excerpt;
 
 /// Why a pull was not answered with content.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -91,14 +86,6 @@ pub enum PullError {
     /// Storage did not.
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-/// What messages quote of what a client sent: enough to know it again, on one line.
-pub fn excerpt(text: &impl std::fmt::Display) -> String {
-    const MOST: usize = 100;
-    let text = text.to_string();
-    let end = text.char_indices().nth(MOST).map_or(text.len(), |(end, _)| end);
-    format!("{}{}", text[..end].escape_debug(), if end < text.len() { "…" } else { "" })
 }
 
 impl From<FillError> for PullError {

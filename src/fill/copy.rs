@@ -10,12 +10,13 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::source::Source;
-use super::{CLAIM, Copied, FillError, Filled, Lease};
+use super::{Copied, Filled, Lease};
 use crate::Cache;
+use crate::errors::{FillError, StoreError, UpstreamError};
 use crate::oci::{Hasher, UpstreamId};
-use crate::ports::{Job, Progress, StoreError, Upload};
+use crate::ports::{Job, Progress, Upload};
 use crate::records::Checkpoint;
-use crate::upstream::UpstreamError;
+use crate::records::blob::CLAIM;
 
 /// After so many bytes a checkpoint is taken, whatever the time: what a crash costs at the most.
 const CHECKPOINT_BYTES: u64 = 64 * 1024 * 1024;

@@ -15,41 +15,14 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::Cache;
-use crate::operate::retention::noted;
-use crate::ports::{Job, Ledger, Progress, StoreError, Upload};
+use crate::errors::{FillError, StoreError};
+use crate::ports::{Job, Ledger, Progress, Upload};
+use crate::records::blob::{CLAIM, Claim, decide, noted};
 use crate::records::{BlobRecord, BlobState, Checkpoint, Versioned};
-use crate::upstream::UpstreamError;
-use crate::values::time::{Clock, Timestamp};
-
-/// How long a claim keeps others away. It is renewed while bytes arrive, so this bounds how long a dead fill is waited for.
-pub const CLAIM: Duration = Duration::from_mins(1);
+use crate::values::time::Clock;
 
 /// How long a fill waits for the removal of its blob, which takes as long as deleting an object does.
 const REMOVAL: Duration = Duration::from_secs(2);
-
-/// Why a blob was not stored.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum FillError {
-    /// Upstream did not send it.
-    #[error(transparent)]
-    Upstream(#[from] UpstreamError),
-    /// Upstream sent something else: the length or the digest is wrong.
-    #[error("{0}")]
-    Mismatch(String),
-    /// Storage did not take it.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The claim ran out and another fill took over.
-    #[error("another fill took over")]
-    ClaimLost,
-}
-
-impl FillError {
-    /// Whether trying again later can help.
-    pub fn may_pass(&self) -> bool {
-        !matches!(self, Self::Upstream(UpstreamError::Missing | UpstreamError::NoRepository | UpstreamError::Denied(_)))
-    }
-}
 
 /// How a fill ended well.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,31 +43,6 @@ pub enum Filled {
 /// How many segments may be fetched ahead within so many bytes: half of them, because an adapter holds parts on their way too.
 pub(crate) fn segments_in(bytes: u64) -> usize {
     usize::try_from(bytes / 2 / source::SEGMENT_BYTES).unwrap_or_default()
-}
-
-/// What a fill may do about a blob, decided from its record alone.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Claim {
-    /// Nothing: another fill holds the claim.
-    Held,
-    /// Fill it, once this record is written over the one it was decided from.
-    Take(BlobRecord),
-}
-
-/// The rule of the claim, for a blob whose bytes are not there.
-pub fn decide(record: Option<&BlobRecord>, owner: &str, now: Timestamp) -> Claim {
-    match record.map(|record| &record.state) {
-        Some(BlobState::Claimed { until, .. }) if now < *until => Claim::Held,
-        Some(BlobState::Removing { until }) if now < *until => Claim::Held,
-        _ => Claim::Take(BlobRecord {
-            state: BlobState::Claimed { owner: owner.to_owned(), until: now.plus(CLAIM) },
-            attempts: record.map_or(0, |record| record.attempts).saturating_add(1),
-            failure: record.and_then(|record| record.failure.clone()),
-            checkpoint: record.and_then(|record| record.checkpoint.clone()),
-            used_at: Some(now),
-            open: record.is_some_and(|record| record.open),
-        }),
-    }
 }
 
 /// Copies one blob from upstream into storage, unless it is there or another fill is copying it. Ends early, with a
@@ -262,28 +210,5 @@ impl Lease {
 
     fn owns(&self, record: &Versioned<BlobRecord>) -> bool {
         matches!(&record.value.state, BlobState::Claimed { owner, .. } if *owner == self.owner)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record(state: BlobState) -> BlobRecord {
-        BlobRecord { attempts: 2, ..BlobRecord::new(state) }
-    }
-
-    #[test]
-    fn a_blob_is_claimed_unless_a_claim_on_it_runs() {
-        let now = Timestamp(1000);
-        let claimed = |until| record(BlobState::Claimed { owner: "other".into(), until: Timestamp(until) });
-        assert_eq!(decide(Some(&claimed(1001)), "me", now), Claim::Held);
-        for free in
-            [None, Some(claimed(1000)), Some(record(BlobState::Absent)), Some(record(BlobState::Stored { size: 1 }))]
-        {
-            let Claim::Take(taken) = decide(free.as_ref(), "me", now) else { panic!("{free:?}") };
-            assert_eq!(taken.state, BlobState::Claimed { owner: "me".into(), until: now.plus(CLAIM) });
-            assert_eq!(taken.attempts, free.map_or(0, |record| record.attempts) + 1);
-        }
     }
 }

@@ -10,10 +10,10 @@ use futures_util::{StreamExt as _, stream};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::FillError;
 use crate::Cache;
+use crate::errors::{FillError, UpstreamError};
 use crate::ports::Job;
-use crate::upstream::{BlobBody, BlobPlace, LEAST_BYTES, OpenBlob, UpstreamError};
+use crate::upstream::{BlobBody, BlobPlace, LEAST_BYTES, OpenBlob};
 
 /// The bytes one request asks for, where upstream can send parts.
 pub(crate) const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;

@@ -22,11 +22,10 @@ use super::operator::{answer, proof};
 use super::{NO_STORE, refuse, source};
 use crate::Cache;
 use crate::access::token::Holder;
-use crate::access::{AccessError, Asking, ProvenBody};
-use crate::budget::Payer;
-use crate::errors::PullError;
-use crate::identity::Principal;
+use crate::access::{Asking, ProvenBody};
+use crate::errors::{AccessError, PullError};
 use crate::identity::policy::Decision;
+use crate::identity::{Payer, Principal};
 use crate::oci::{Operation, Repository, Request};
 
 /// The most bytes of a form with a password.

@@ -9,8 +9,8 @@ use http::request::Parts;
 use http::{Method, StatusCode};
 
 use super::{SERVED, source};
-use crate::access::{AccessError, Login};
-use crate::errors::PullError;
+use crate::access::Login;
+use crate::errors::{AccessError, PullError};
 use crate::identity::Principal;
 use crate::identity::policy::Decision;
 use crate::oci::Repository;

@@ -8,7 +8,8 @@ use serde_json::json;
 
 use super::{DISTRIBUTION_API_VERSION, describe};
 use crate::oci::{MediaType, Name, Page, Repository, Request};
-use crate::pull::{PulledReferrers, PulledTags, Served};
+use crate::pull::{PulledReferrers, PulledTags};
+use crate::values::served::Served;
 
 const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 /// All that is not unreserved (RFC 3986, section 2.3). `%20` and `%2B` are a space and a plus to everybody, also to those who

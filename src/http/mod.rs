@@ -33,12 +33,13 @@ pub use access::Https;
 use audit::Record;
 
 use crate::Cache;
-use crate::errors::PullError;
+use crate::errors::{PullError, StoreError, UpstreamError};
 use crate::identity::Source;
 use crate::oci::{Digest, InvalidRequest, Operation, Repository, Request, RequestedRange};
-use crate::ports::{Priority, StoreError};
-use crate::pull::{Content, PulledBlob, PulledManifest, Served, Want};
-use crate::upstream::{UpstreamError, spent};
+use crate::ports::Priority;
+use crate::pull::{Content, PulledBlob, PulledManifest, Want};
+use crate::upstream::spent;
+use crate::values::served::Served;
 
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const DISTRIBUTION_API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");

@@ -18,11 +18,11 @@ use super::access::Guest;
 use super::audit::Record;
 use super::{NO_STORE, prefetch, refuse, retention, robots};
 use crate::Cache;
-use crate::access::{AccessError, OPERATOR_HEADER, ProvenBody};
-use crate::errors::{PullError, excerpt};
+use crate::access::{OPERATOR_HEADER, ProvenBody};
+use crate::errors::{AccessError, PullError, StoreError};
 use crate::oci::Digest;
 use crate::operate::report::QuotaReport;
-use crate::ports::StoreError;
+use crate::values::text::excerpt;
 
 pub(super) fn routes() -> Router<Arc<Cache>> {
     Router::new()

@@ -18,12 +18,12 @@ use super::audit::Record;
 use super::operator::refusal;
 use super::{NO_STORE, refuse};
 use crate::Cache;
-use crate::access::AccessError;
-use crate::errors::{PullError, excerpt};
+use crate::errors::{AccessError, PullError};
 use crate::oci::{Platform, Platforms, Request};
 use crate::ports::{ImageJob, Priority};
 use crate::prefetch::{PrefetchReport, Prefetched, PrefetchedBlob};
 use crate::upstream::spent;
+use crate::values::text::excerpt;
 
 /// The most bytes of a request, and the most images and platforms in it.
 const MAX_BYTES: usize = 1024 * 1024;

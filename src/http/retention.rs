@@ -16,7 +16,7 @@ use crate::Cache;
 use crate::errors::PullError;
 use crate::oci::{Operation, Request};
 use crate::operate::report::SweepReport;
-use crate::pull::Served;
+use crate::values::served::Served;
 
 pub(super) fn routes() -> Router<Arc<Cache>> {
     Router::new().route("/_stopover/gc", post(collect_garbage)).route("/_stopover/purge", post(purge))

@@ -2,10 +2,12 @@
 
 mod network;
 pub mod partition;
+mod payer;
 pub mod policy;
 mod principal;
 
 pub use network::{Anonymous, InvalidNetwork, Network, Source, VpcEndpoint};
+pub use payer::Payer;
 pub(crate) use principal::KINDS;
 pub use principal::{
     IAM_USER, IamIdentity, InvalidPrincipal, InvalidRobotName, OIDC_USER, OidcIdentity, Principal, RobotName,

@@ -8,8 +8,8 @@ use ipnet::IpNet;
 
 use super::Principal;
 use crate::oci::Repository;
-use crate::records::tag::Pattern;
 use crate::values::address::is_in;
+use crate::values::pattern::Pattern;
 
 /// Rules in order: the first one that is about a pull decides it. Where none is, what is private is denied, and what is
 /// public is allowed to everybody who is let in.

@@ -16,8 +16,9 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use tokio::sync::watch;
 
+use crate::errors::StoreError;
 use crate::oci::{Algorithm, Digest};
-use crate::ports::{Blobs, Location, Progress, StoreError, StoredBlob, Upload};
+use crate::ports::{Blobs, Location, Progress, StoredBlob, Upload};
 use crate::values::time::Timestamp;
 
 /// How much is handed to the file system at once: the blocking pool is visited a few times a megabyte, not a hundred.

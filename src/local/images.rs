@@ -9,7 +9,8 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 
 use super::ledger::EmbeddedLedger;
-use crate::ports::{ImageJob, StoreError};
+use crate::errors::StoreError;
+use crate::ports::ImageJob;
 use crate::{Cache, prefetch};
 
 /// How many images are looked at at once.

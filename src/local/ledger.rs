@@ -13,8 +13,9 @@ use futures_util::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
 
 use super::store::{Change, Store, corrupt, join, split};
+use crate::errors::StoreError;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
-use crate::ports::{ImageJob, Job, Ledger, StoreError};
+use crate::ports::{ImageJob, Job, Ledger};
 use crate::records::gauge::Gauge;
 use crate::records::robot::Robots;
 use crate::records::{

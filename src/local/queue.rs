@@ -15,9 +15,11 @@ use super::images::Images;
 use super::ledger::{EmbeddedLedger, WrittenFill};
 use super::order::Order;
 use crate::Cache;
-use crate::fill::{self, CLAIM, FillError, Filled};
+use crate::errors::{FillError, StoreError};
+use crate::fill::{self, Filled};
 use crate::oci::{Digest, UpstreamId};
-use crate::ports::{Fills, GivenUp, ImageJob, Job, Progress, Requested, StoreError, Watched};
+use crate::ports::{Fills, GivenUp, ImageJob, Job, Progress, Requested, Watched};
+use crate::records::blob::CLAIM;
 use crate::values::time::Clock;
 
 /// How many fills run at once that nobody waits for: each holds about a megabyte, and what it fetches ahead of that counts

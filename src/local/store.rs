@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
-use crate::ports::StoreError;
+use crate::errors::StoreError;
 use crate::records::Versioned;
 
 const ITEMS: TableDefinition<&str, &[u8]> = TableDefinition::new("items");

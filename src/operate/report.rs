@@ -7,8 +7,9 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 
 use crate::Cache;
+use crate::errors::StoreError;
 use crate::oci::Digest;
-use crate::ports::{Priority, Requested, StoreError};
+use crate::ports::{Priority, Requested};
 use crate::records::gauge::{Break, Cause, Gauge};
 use crate::records::{BlobRecord, BlobState};
 use crate::upstream::Upstream;

@@ -7,35 +7,19 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
+use crate::config::Retention;
 use crate::oci::{Digest, Reference, Repository};
 use crate::operate::report::SweepReport;
 use crate::ports::StoredBlob;
-use crate::records::tag::Pattern;
+use crate::records::blob::NOTED;
 use crate::records::{BlobRecord, BlobState, Entry, StoredManifest, TagRecord, Versioned};
 use crate::values::time::Timestamp;
-
-/// How often the use of an item is noted: one write a day, however often it is pulled.
-pub const NOTED: Duration = Duration::from_hours(24);
-
-/// The shortest time that may be set: uses are known to the day.
-pub const SHORTEST: Duration = NOTED;
 
 /// How long bytes without a record are left alone: whoever stores them writes it sooner.
 const ORPHAN: Duration = Duration::from_hours(24);
 
 /// How long the record of a blob keeps others away while its bytes are deleted.
 pub const REMOVING: Duration = Duration::from_mins(1);
-
-/// The rules.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Retention {
-    /// How long what nobody uses is kept. `None`: for ever.
-    pub keep: Option<Duration>,
-    /// Images that never expire: patterns of `repository:tag`.
-    pub pin: Vec<Pattern>,
-    /// How many bytes of blobs are kept at the most, those that were used last. `None`: no limit.
-    pub max_size: Option<u64>,
-}
 
 /// Everything that is stored, as a scan has seen it: the ledger first, then the bytes.
 #[derive(Default, Debug)]
@@ -85,12 +69,6 @@ pub struct Doomed<'a> {
     pub record: Option<&'a Versioned<BlobRecord>>,
     /// How many bytes it has.
     pub bytes: u64,
-}
-
-/// The record of a blob that is used now, if that has to be written.
-pub fn noted(record: &BlobRecord, now: Timestamp) -> Option<BlobRecord> {
-    let due = record.used_at.is_none_or(|used_at| used_at < now.minus(NOTED));
-    due.then(|| BlobRecord { used_at: Some(now), ..record.clone() })
 }
 
 /// What nobody uses any more, and what is beyond the size that may be kept.

@@ -7,12 +7,11 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use crate::Cache;
+use crate::errors::StoreError;
 use crate::oci::{Digest, Reference, Repository};
 use crate::operate::report::SweepReport;
-use crate::operate::retention;
-use crate::operate::retention::{Inventory, Plan, REMOVING};
-use crate::ports::StoreError;
-use crate::records::{BlobRecord, BlobState, Entry, StoredManifest, Versioned};
+use crate::operate::retention::{self, Inventory, Plan, REMOVING};
+use crate::records::{BlobRecord, BlobState, Entry, StoredManifest, Versioned, blob};
 
 /// How long nobody has written to an upload that nobody will go on with: a running fill has a checkpoint long before.
 const IDLE: Duration = Duration::from_hours(24);
@@ -61,7 +60,7 @@ impl Cache {
                     self.ledger.touch_manifest(repository, digest, now, now).await?;
                 }
                 Entry::Blob { digest, record } => {
-                    if let Some(noted) = retention::noted(&record.value, now) {
+                    if let Some(noted) = blob::noted(&record.value, now) {
                         self.ledger.swap_blob(digest, Some(record.version), &noted).await?;
                     }
                 }

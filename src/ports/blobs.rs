@@ -12,7 +12,8 @@ use futures_util::stream::BoxStream;
 use tokio::sync::watch;
 use url::Url;
 
-use super::{Progress, StoreError};
+use super::Progress;
+use crate::errors::StoreError;
 use crate::oci::Digest;
 use crate::values::time::Timestamp;
 

@@ -5,9 +5,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::StoreError;
-use crate::budget::Payer;
-use crate::fill::FillError;
+use crate::errors::{FillError, StoreError};
+use crate::identity::Payer;
 use crate::oci::{Digest, Platforms, Reference, Repository};
 
 /// One blob to copy from upstream into storage.

@@ -8,13 +8,13 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 
 use crate::Cache;
-use crate::budget::Payer;
 use crate::config::Schedule;
-use crate::errors::PullError;
+use crate::errors::{PullError, StoreError, UpstreamError};
+use crate::identity::Payer;
 use crate::oci::{Descriptor, Digest, InvalidManifest, Manifest, Operation, Platforms, Reference, Repository, Request};
-use crate::ports::{ImageJob, Job, Priority, StoreError};
-use crate::pull::{Served, Want};
-use crate::upstream::UpstreamError;
+use crate::ports::{ImageJob, Job, Priority};
+use crate::pull::Want;
+use crate::values::served::Served;
 
 /// The most manifests of one image that are fetched: an index of everything there is lists about fifty.
 const MAX_MANIFESTS: usize = 500;

@@ -6,15 +6,16 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Content, PulledBlob, Served, Want};
+use super::{Content, PulledBlob, Want};
 use crate::Cache;
-use crate::budget::{OverBudget, Payer};
 use crate::config::Cold;
-use crate::errors::PullError;
+use crate::errors::{OverBudget, PullError, StoreError};
+use crate::identity::Payer;
 use crate::oci::{Digest, Repository};
-use crate::ports::{Job, Location, Priority, Progress, StoreError, Watched};
+use crate::ports::{Job, Location, Priority, Progress, Watched};
 use crate::records::{BlobState, BlobView};
 use crate::upstream::{BlobSource, Evidence};
+use crate::values::served::Served;
 use crate::values::time::Timestamp;
 
 /// How many fills a client waits for one after the other where those that run fail and are other repositories'.

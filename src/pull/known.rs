@@ -5,15 +5,15 @@ use std::sync::Arc;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as MemoryCache;
 
-use super::{PulledManifest, Served, Want};
+use super::{PulledManifest, Want};
 use crate::Cache;
 use crate::config::Deleted;
 use crate::errors::PullError;
-use crate::oci::{Digest, Manifest, Repository};
-use crate::records::tag;
-use crate::records::tag::Decision;
-use crate::records::{Observed, Previous, TagRecord};
+use crate::oci::{Digest, Manifest, Observed, Repository};
+use crate::records::tag::{self, Decision};
+use crate::records::{Previous, TagRecord};
 use crate::upstream::{Evidence, Upstream};
+use crate::values::served::Served;
 
 /// Manifests this process has served: by digest they never change, and each stands for its own repository only.
 pub(crate) struct Warm(pub(super) MemoryCache<(Repository, Digest), Arc<Manifest>, ManifestBytes>);

@@ -7,16 +7,17 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache as MemoryCache;
 use serde_json::{Map, Value};
 
+use super::Want;
 use super::manifest::jittered;
-use super::{Served, Want};
 use crate::Cache;
 use crate::budget::Turn;
 use crate::config::Referrers;
-use crate::errors::PullError;
+use crate::errors::{PullError, StoreError, UpstreamError};
 use crate::oci::{Digest, MediaType, Page, Reference, Repository, Tag};
-use crate::ports::{MAX_LISTING_BYTES, StoreError};
+use crate::ports::MAX_LISTING_BYTES;
 use crate::records::{List, ListKey, Listing};
-use crate::upstream::{Evidence, UpstreamError};
+use crate::upstream::Evidence;
+use crate::values::served::Served;
 
 /// A page of tags to answer with.
 #[derive(Debug)]

@@ -6,17 +6,18 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
+use super::PulledManifest;
 use super::known::before;
-use super::{PulledManifest, Served};
 use crate::Cache;
-use crate::budget::{Payer, Turn};
-use crate::errors::PullError;
-use crate::oci::{Digest, Reference, Repository, Tag};
+use crate::budget::Turn;
+use crate::errors::{Limit, PullError, UpstreamError};
+use crate::identity::Payer;
+use crate::oci::{Digest, Observed, Reference, Repository, Tag};
 use crate::ports::Priority;
-use crate::records::tag;
-use crate::records::tag::{Decision, LEASE};
-use crate::records::{Observed, Previous, TagRecord, Versioned};
-use crate::upstream::{Evidence, Limit, Upstream, UpstreamError};
+use crate::records::tag::{self, Decision, LEASE};
+use crate::records::{Previous, TagRecord, Versioned};
+use crate::upstream::{Evidence, Upstream};
+use crate::values::served::Served;
 
 /// How long a client waits for another process to ask upstream: longer than that may take, shorter than clients wait for
 /// headers.

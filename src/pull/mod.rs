@@ -26,28 +26,15 @@ pub(crate) use store::{Refused, Weights};
 pub(crate) use used::Uses;
 
 use crate::errors::PullError;
-use crate::oci::Manifest;
+use crate::oci::{Manifest, Observed};
 use crate::ports::{Progress, SignedUrl};
-use crate::records::Observed;
+use crate::values::served::Served;
 
 /// The questions that are being asked of upstream.
 pub(crate) type Flights = flight::Flights<manifest::Question, Result<PulledManifest, PullError>>;
 
 /// The lists that upstream is being asked for.
 pub(crate) type ListFlights = flight::Flights<listing::Question, Result<listing::PulledList, PullError>>;
-
-/// How an answer came about; clients see it as `X-Stopover`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Served {
-    /// From storage, without upstream.
-    Hit,
-    /// From storage, after upstream confirmed it.
-    Revalidated,
-    /// From storage, because upstream could not be asked.
-    Stale,
-    /// From upstream.
-    Miss,
-}
 
 /// A manifest to answer with.
 #[derive(Clone, Debug)]

@@ -6,16 +6,17 @@
 
 use std::sync::Arc;
 
-use super::{Served, flight};
+use super::flight;
 use crate::Cache;
-use crate::budget::{Payer, Turn};
+use crate::budget::Turn;
 use crate::config::UpstreamConfig;
-use crate::errors::PullError;
-use crate::fill::FillError;
+use crate::errors::{FillError, PullError, StoreError, UpstreamError};
+use crate::identity::Payer;
 use crate::oci::{Digest, Repository};
-use crate::ports::{Job, StoreError};
+use crate::ports::Job;
 use crate::records::{BlobView, Member};
-use crate::upstream::{Evidence, UpstreamError};
+use crate::upstream::Evidence;
+use crate::values::served::Served;
 use crate::values::time::Timestamp;
 
 /// The permissions that upstream is being asked about: of a repository by whatever is asked for first, else by this.

@@ -7,11 +7,12 @@ use quick_cache::sync::Cache as MemoryCache;
 
 use super::flight::Flights;
 use crate::Cache;
-use crate::budget::{OverBudget, Payer, Turn};
-use crate::errors::PullError;
+use crate::budget::Turn;
+use crate::errors::{OverBudget, PullError, UpstreamError};
+use crate::identity::Payer;
 use crate::oci::{Digest, Repository};
 use crate::ports::Job;
-use crate::upstream::{BlobSource, UpstreamError};
+use crate::upstream::BlobSource;
 use crate::values::time::Timestamp;
 
 /// How long an answer is passed on. Signed URLs are good for minutes, whatever range of the blob is fetched there, and

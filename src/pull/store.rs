@@ -6,13 +6,11 @@ use std::sync::Arc;
 use quick_cache::sync::Cache as MemoryCache;
 
 use crate::Cache;
-use crate::budget::Payer;
 use crate::config::{Cold, MaxBlob};
-use crate::errors::PullError;
-use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
+use crate::errors::{PullError, UpstreamError};
+use crate::identity::Payer;
+use crate::oci::{Descriptor, Digest, Manifest, Observed, Reference, Repository};
 use crate::ports::{Job, Priority};
-use crate::records::Observed;
-use crate::upstream::UpstreamError;
 
 use super::Want;
 

@@ -6,11 +6,10 @@ use quick_cache::sync::Cache as MemoryCache;
 
 use super::{PulledManifest, Want};
 use crate::Cache;
-use crate::budget::Payer;
-use crate::errors::PullError;
+use crate::errors::{PullError, StoreError};
+use crate::identity::Payer;
 use crate::oci::{Digest, Repository};
-use crate::operate::retention::{NOTED, noted};
-use crate::ports::StoreError;
+use crate::records::blob::{NOTED, noted};
 use crate::records::{BlobView, Member, Versioned};
 use crate::values::time::Timestamp;
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 use http::HeaderMap;
 use serde::{Deserialize, Serialize};
 
-use crate::upstream::{Limit, UpstreamError};
+use crate::errors::{Limit, UpstreamError};
+use crate::oci::UpstreamId;
 use crate::values::time::Timestamp;
 
 /// Failures in a row after which an upstream that still answers is left alone. One that does not answer at all is left
@@ -33,6 +34,25 @@ pub enum Kind {
     Blob,
     /// A list of tags or of referrers: free at Docker Hub.
     List,
+}
+
+/// Whose gauge: an upstream as one credential sees it.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct GaugeKey {
+    /// The upstream.
+    pub upstream: UpstreamId,
+    /// The user name, or `anonymous`.
+    pub credential: String,
+}
+
+impl GaugeKey {
+    /// What stands for a credential where there is none.
+    pub const ANONYMOUS: &'static str = "anonymous";
+
+    /// Whether it is of whoever has no credentials there.
+    pub fn is_anonymous(&self) -> bool {
+        self.credential == Self::ANONYMOUS
+    }
 }
 
 /// The state of one upstream as one credential sees it.

@@ -12,10 +12,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::errors::StoreError;
 use crate::identity::RobotName;
-use crate::ports::StoreError;
-use crate::values::secret::Secret;
-use crate::values::secret::random;
+use crate::values::secret::{Secret, random};
 use crate::values::time::Timestamp;
 
 /// What every secret begins with, so that people and scanners know one when they see it.

@@ -2,62 +2,44 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use crate::oci::{Digest, Tag};
-use crate::records::{Lease, Observed, Previous, TagRecord};
+use crate::oci::{Digest, Observed};
 use crate::values::time::Timestamp;
 
-/// How long tags are fresh: by the longest pattern that matches, else by a default; some for ever.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct TagRules {
-    /// How long a tag is fresh that no pattern matches.
-    pub fresh: Duration,
-    /// How long tags are fresh that match.
-    pub patterns: Vec<(Pattern, Duration)>,
-    /// Tags that never move: upstream is asked once.
-    pub immutable: Vec<Pattern>,
+/// "Upstream said at time t that tag T is digest D": freshness, never content. For a digest it says only who is fetching
+/// it, or that upstream does not have it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TagRecord {
+    /// What upstream said; `None`: that there is no such tag.
+    pub observed: Option<Observed>,
+    /// The digest served before, kept until the manifest of `observed` is stored; what a tag was that is gone.
+    pub previous: Option<Previous>,
+    /// When upstream said it.
+    pub checked_at: Timestamp,
+    /// Until when upstream is not asked again.
+    pub fresh_until: Timestamp,
+    /// Who is asking it.
+    pub lease: Option<Lease>,
 }
 
-impl TagRules {
-    /// How long this tag is fresh. `None`: for ever.
-    pub fn fresh(&self, tag: &Tag) -> Option<Duration> {
-        if self.immutable.iter().any(|pattern| pattern.matches(tag.as_str())) {
-            return None;
-        }
-        let matching = self.patterns.iter().filter(|(pattern, _)| pattern.matches(tag.as_str()));
-        Some(matching.max_by_key(|(pattern, _)| pattern.0.len()).map_or(self.fresh, |(_, fresh)| *fresh))
-    }
+/// What a tag was before it moved.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Previous {
+    /// The digest.
+    pub digest: Digest,
+    /// When upstream last said so.
+    pub checked_at: Timestamp,
 }
 
-/// A pattern of tags: `*` stands for any characters, everything else for itself.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Deserialize)]
-pub struct Pattern(String);
-
-impl Pattern {
-    /// The pattern as it is written.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// Whether the whole of `text` is what the pattern says.
-    pub fn matches(&self, text: &str) -> bool {
-        let mut parts = self.0.split('*');
-        let Some(mut rest) = text.strip_prefix(parts.next().unwrap_or_default()) else { return false };
-        let Some(last) = parts.next_back() else { return rest.is_empty() };
-        for part in parts {
-            // The earliest place is the best one: it leaves most to what follows.
-            let Some(at) = rest.find(part) else { return false };
-            rest = &rest[at + part.len()..];
-        }
-        rest.ends_with(last)
-    }
-}
-
-impl From<&str> for Pattern {
-    fn from(text: &str) -> Self {
-        Self(text.to_owned())
-    }
+/// The right to ask upstream about a reference while all others wait for the answer. It saves requests; that a holder
+/// which lost it changes nothing is the work of the version.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Lease {
+    /// Who asks: unique to one question.
+    pub owner: String,
+    /// When another may take over.
+    pub until: Timestamp,
 }
 
 /// How long one process may ask upstream while all others wait. Longer than every time-out of one question, so that it
@@ -123,7 +105,7 @@ pub fn served_on(record: &TagRecord, stale: Duration, missing: Duration, now: Ti
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::{Algorithm, MediaType};
+    use crate::oci::{Algorithm, MediaType, Observed};
 
     const NOW: Timestamp = Timestamp(1_000_000);
 
@@ -151,43 +133,6 @@ mod tests {
             "it was asked for"
         );
         assert_eq!(decide(Some(&missing), "me", false, NOW), Decision::Missing);
-    }
-
-    #[test]
-    fn the_longest_pattern_that_matches_says_how_long_a_tag_is_fresh() {
-        let minutes = Duration::from_mins;
-        let rules = TagRules {
-            fresh: minutes(5),
-            patterns: vec![("*".into(), minutes(6)), ("v*".into(), minutes(7)), ("v*-rc*".into(), minutes(8))],
-            immutable: vec!["*-final".into()],
-        };
-        let fresh = |tag: &str| rules.fresh(&tag.parse().unwrap());
-        assert_eq!(fresh("latest"), Some(minutes(6)));
-        assert_eq!(fresh("v1"), Some(minutes(7)));
-        assert_eq!(fresh("v1-rc1"), Some(minutes(8)));
-        assert_eq!(fresh("v1-final"), None);
-        assert_eq!(TagRules { patterns: vec![], ..rules.clone() }.fresh(&"v1".parse().unwrap()), Some(minutes(5)));
-    }
-
-    #[test]
-    fn a_star_stands_for_any_characters_and_everything_else_for_itself() {
-        for (pattern, text) in [
-            ("*", ""),
-            ("*", "a"),
-            ("a*", "a"),
-            ("a*c", "abbc"),
-            ("*b*b", "abbb"),
-            ("a", "a"),
-            ("1.*.*", "1.2.3"),
-            ("**", "x"),
-        ] {
-            assert!(Pattern::from(pattern).matches(text), "{pattern} {text}");
-        }
-        for (pattern, text) in
-            [("", "a"), ("a", "ab"), ("a*", "ba"), ("*c", "cb"), ("a*a", "a"), ("*b*b", "ab"), ("1.*.*", "1.2")]
-        {
-            assert!(!Pattern::from(pattern).matches(text), "{pattern} {text}");
-        }
     }
 
     #[test]

@@ -9,7 +9,8 @@ use http::header::{HeaderMap, LOCATION, RETRY_AFTER};
 use reqwest::Response;
 use url::Url;
 
-use super::{Limit, UpstreamError, guard};
+use super::guard;
+use crate::errors::{Limit, UpstreamError};
 use crate::oci::MediaType;
 
 /// How much of a refusal is read to find out which limit it means.

@@ -9,9 +9,10 @@ use http::header::CONTENT_RANGE;
 use http::{Method, StatusCode};
 use tokio::time::{Instant, timeout};
 
+use super::Upstream;
 use super::answer::{Answer, RangeSent, timed, unavailable};
 use super::client::{MAX_REDIRECTS, redirected_too_often};
-use super::{Upstream, UpstreamError};
+use crate::errors::UpstreamError;
 use crate::oci::{Digest, MediaType, Name, Repository};
 use crate::ports::SignedUrl;
 use crate::records::gauge::Kind;

@@ -9,7 +9,6 @@ use http::{HeaderValue, Method, StatusCode};
 use reqwest::Response;
 use url::Url;
 
-use super::UpstreamError;
 use super::account::Account;
 use super::answer::{Answer, own_media_type, read_limited, timed, unavailable};
 use super::blob::BytesWanted;
@@ -17,9 +16,12 @@ use super::guard::{self, Clients};
 use super::login::Login;
 use super::token::Challenge;
 use crate::config::{Cold, UpstreamConfig};
-use crate::oci::{Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, MediaType, Name, Reference, Request, UpstreamId};
+use crate::errors::UpstreamError;
+use crate::oci::{
+    Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, MediaType, Name, Observed, Reference, Request, UpstreamId,
+};
+use crate::records::GaugeKey;
 use crate::records::gauge::{Gauge, Kind, Outcome, Quota};
-use crate::records::{GaugeKey, Observed};
 use crate::values::time::Clock;
 
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);

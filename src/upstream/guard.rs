@@ -6,8 +6,8 @@ use std::time::Duration;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
 
-use super::UpstreamError;
 use crate::config::UpstreamConfig;
+use crate::errors::UpstreamError;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 

@@ -13,7 +13,8 @@ use url::Url;
 
 use super::answer::{own_media_type, read_limited};
 use super::standing::Said;
-use super::{Upstream, UpstreamError, Upstreams, guard};
+use super::{Upstream, Upstreams, guard};
+use crate::errors::UpstreamError;
 use crate::oci::{Digest, MAX_MANIFEST_BYTES, MediaType, Name, Repository, Tag};
 use crate::records::gauge::Kind;
 use crate::records::{List, ListKey};

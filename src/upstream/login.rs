@@ -9,8 +9,8 @@ use base64::engine::general_purpose::STANDARD;
 use http::header::HeaderValue;
 use tokio::sync::Mutex;
 
-use super::UpstreamError;
 use crate::config::{Credentials, UpstreamConfig};
+use crate::errors::UpstreamError;
 use crate::records::GaugeKey;
 use crate::values::time::{Clock, Timestamp};
 

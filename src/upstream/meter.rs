@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 
-use super::{Limit, UpstreamError};
-use crate::ports::{Ledger, StoreError};
+use crate::errors::{Limit, StoreError, UpstreamError};
+use crate::ports::Ledger;
 use crate::records::gauge::{Break, Cause, Gauge, Kind, Outcome, Permit, Quota};
 use crate::records::{GaugeKey, Versioned};
 use crate::values::time::{Clock, Timestamp};

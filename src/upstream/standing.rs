@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use quick_cache::sync::Cache as MemoryCache;
 
-use super::{UpstreamError, Upstreams, unknown};
+use super::{Upstreams, unknown};
 use crate::config::UpstreamConfig;
-use crate::errors::PullError;
+use crate::errors::{PullError, StoreError, UpstreamError};
 use crate::oci::{Digest, Reference, Repository};
-use crate::ports::{Ledger, StoreError};
+use crate::ports::Ledger;
 use crate::records::Standing;
 use crate::values::time::{Clock, Timestamp};
 

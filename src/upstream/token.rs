@@ -13,8 +13,8 @@ use url::Url;
 use super::answer::{limited, read_limited, timed};
 use super::guard::{self, Clients};
 use super::login::{Held, Login};
-use super::{Limit, UpstreamError};
 use crate::config::UpstreamConfig;
+use crate::errors::{Limit, UpstreamError};
 use crate::oci::Name;
 use crate::values::time::Clock;
 

@@ -1,5 +1,8 @@
 //! Small values that every room may use.
 
 pub mod address;
+pub mod pattern;
 pub mod secret;
+pub mod served;
+pub mod text;
 pub mod time;

@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, future, stream};
 use http::{Method, StatusCode};
-use stopover::budget::Payer;
-use stopover::errors::PullError;
+use stopover::errors::{PullError, UpstreamError};
+use stopover::identity::Payer;
 use stopover::oci::{Page, Reference, Repository};
 use stopover::pull::Want;
-use stopover::upstream::UpstreamError;
 use support::guests::{self, basic, bearer};
 use support::on_both_columns;
 use support::scripted::Fault;

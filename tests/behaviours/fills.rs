@@ -227,7 +227,7 @@ mod following {
         for (digest, bytes) in &image.blobs {
             let pulled = local.cache.blob(&repository, digest, Want::GET).await.unwrap();
             assert_eq!(pulled.size, bytes.len() as u64);
-            assert_eq!(pulled.served, stopover::pull::Served::Hit);
+            assert_eq!(pulled.served, stopover::values::served::Served::Hit);
         }
     }
 }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use http::StatusCode;
 use stopover::config::Cold;
-use stopover::fill::{self, FillError};
+use stopover::errors::FillError;
+use stopover::fill;
 use stopover::oci::{Algorithm, Digest, Repository};
 use stopover::ports::{Job, Priority, Progress};
 use support::on_both_columns;

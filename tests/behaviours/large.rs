@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use stopover::Cache;
-use stopover::fill::{self, FillError, Filled};
+use stopover::errors::FillError;
+use stopover::fill::{self, Filled};
 use stopover::ports::Progress;
 use stopover::records::{BlobRecord, BlobState, Checkpoint, Versioned};
 use stopover::values::time::Timestamp;

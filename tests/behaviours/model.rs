@@ -9,8 +9,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use stopover::oci::{Algorithm, Digest, Reference, Repository};
-use stopover::pull::{PulledManifest, Served, Want};
+use stopover::pull::{PulledManifest, Want};
 use stopover::records::{Lease, TagRecord};
+use stopover::values::served::Served;
 use support::scripted::Fault;
 use support::world::{Column, World};
 

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use stopover::fill::FillError;
+use stopover::errors::FillError;
 use stopover::oci::{Algorithm, Digest};
 use tokio::sync::{Notify, watch};
 

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use futures_util::TryStreamExt as _;
 use futures_util::future::try_join_all;
-use stopover::oci::{Algorithm, Descriptor, Digest, Manifest, MediaType, Reference};
+use stopover::oci::{Algorithm, Descriptor, Digest, Manifest, MediaType, Observed, Reference};
 use stopover::ports::MAX_LISTING_BYTES;
 use stopover::records::{
-    BlobRecord, BlobState, Checkpoint, Entry, Lease, List, ListKey, Listing, Member, Observed, Previous, Standing,
+    BlobRecord, BlobState, Checkpoint, Entry, Lease, List, ListKey, Listing, Member, Previous, Standing,
     StoredManifest, TagRecord,
 };
 use stopover::values::time::Timestamp;

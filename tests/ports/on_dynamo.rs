@@ -10,7 +10,8 @@ use aws_sdk_dynamodb::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_dynamodb::error::BoxError;
 use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_s3::primitives::ByteStream;
-use stopover::ports::{Ledger as _, StoreError};
+use stopover::errors::StoreError;
+use stopover::ports::Ledger as _;
 use support::aws::{EVERY_OPERATION, Service};
 
 use crate::ledger::{blob_record, members};

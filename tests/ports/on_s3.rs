@@ -5,9 +5,9 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use stopover::fill::FillError;
+use stopover::errors::{FillError, StoreError};
 use stopover::oci::{Algorithm, Digest};
-use stopover::ports::{Location, StoreError};
+use stopover::ports::Location;
 use support::aws::{EVERY_OPERATION, Service};
 
 use crate::storage::{Storage, blob, body};

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
 use aws::SqsFills;
-use stopover::budget::Payer;
+use stopover::errors::StoreError;
+use stopover::identity::Payer;
 use stopover::oci::Platforms;
-use stopover::ports::{Fills as _, ImageJob, Job, Priority, StoreError, Work};
+use stopover::ports::{Fills as _, ImageJob, Job, Priority, Work};
 use support::aws::{EVERY_OPERATION, Endpoints, Service};
 use support::world::queues;
 

@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 use aws::{DynamoLedger, S3Blobs};
-use stopover::ports::{Blobs as _, Fills as _, Ledger as _, StoreError};
+use stopover::errors::StoreError;
+use stopover::ports::{Blobs as _, Fills as _, Ledger as _};
 use stopover::records::Member;
 use support::aws::{EVERY_OPERATION, Endpoints, Service};
 

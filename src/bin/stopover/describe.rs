@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use stopover::config::{AccessConfig, Config, DEFAULT_UPSTREAM, UpstreamConfig};
 use stopover::oci::UpstreamId;
-use stopover::records::tag::Pattern;
+use stopover::values::pattern::Pattern;
 use stopover::values::time::written;
 
 /// What the program says when it starts: where it listens, what for, and what to try first.

@@ -13,8 +13,8 @@ use stopover::identity::{Principal, Source, VpcEndpoint};
 use stopover::local::EmbeddedLedger;
 use stopover::oci::{Operation, Request};
 use stopover::ports::Ledger;
-use stopover::records::tag::Pattern;
 use stopover::upstream::Upstreams;
+use stopover::values::pattern::Pattern;
 use stopover::values::time::Clock;
 
 /// Who asks for what.

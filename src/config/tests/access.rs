@@ -172,7 +172,7 @@ fn claims_are_patterns_numbers_or_booleans() {
     };
     let access = with("{ owner = 9919, internal = true, ref = \"refs/*\", sub = \"*\" }").unwrap().access.unwrap();
     for claims in [&access.oidc["ci"].claims, &access.policy.0[0].claims] {
-        let written: Vec<&str> = claims.values().map(crate::records::tag::Pattern::as_str).collect();
+        let written: Vec<&str> = claims.values().map(crate::values::pattern::Pattern::as_str).collect();
         assert_eq!(written, ["true", "9919", "refs/*", "*"]);
     }
     for everybody in ["{ owner = \"*\" }", "{ owner = \"*\", sub = \"**\" }"] {

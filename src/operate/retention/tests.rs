@@ -1,6 +1,8 @@
 use super::*;
-use crate::oci::{Algorithm, MediaType};
-use crate::records::{Lease, Observed};
+use crate::config::Retention;
+use crate::oci::{Algorithm, MediaType, Observed};
+use crate::ports::StoredBlob;
+use crate::records::Lease;
 
 const NOW: Timestamp = Timestamp(1_000_000_000);
 const DAY: u64 = 24 * 3600;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum as _;
 use stopover::config::DEFAULT_UPSTREAM;
-use stopover::records::tag::Pattern;
+use stopover::values::pattern::Pattern;
 use toml::{Table, Value};
 
 use super::{Problem, Sample, Verdict};

@@ -1,0 +1,20 @@
+//! What is kept, as it is set.
+
+use std::time::Duration;
+
+use crate::records::blob::NOTED;
+use crate::values::pattern::Pattern;
+
+/// The shortest time that may be set: uses are known to the day.
+pub(crate) const SHORTEST: Duration = NOTED;
+
+/// The rules.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Retention {
+    /// How long what nobody uses is kept. `None`: for ever.
+    pub keep: Option<Duration>,
+    /// Images that never expire: patterns of `repository:tag`.
+    pub pin: Vec<Pattern>,
+    /// How many bytes of blobs are kept at the most, those that were used last. `None`: no limit.
+    pub max_size: Option<u64>,
+}

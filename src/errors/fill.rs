@@ -1,0 +1,27 @@
+//! Why a blob was not stored.
+
+use super::{StoreError, UpstreamError};
+
+/// Why a blob was not stored.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum FillError {
+    /// Upstream did not send it.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    /// Upstream sent something else: the length or the digest is wrong.
+    #[error("{0}")]
+    Mismatch(String),
+    /// Storage did not take it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The claim ran out and another fill took over.
+    #[error("another fill took over")]
+    ClaimLost,
+}
+
+impl FillError {
+    /// Whether trying again later can help.
+    pub fn may_pass(&self) -> bool {
+        !matches!(self, Self::Upstream(UpstreamError::Missing | UpstreamError::NoRepository | UpstreamError::Denied(_)))
+    }
+}

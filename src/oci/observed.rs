@@ -1,0 +1,24 @@
+//! Manifests without their bytes.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Digest, Manifest, MediaType};
+
+/// What a registry says of a manifest without sending it (the answer to HEAD).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Observed {
+    /// Its address.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: MediaType,
+    /// Its length in bytes.
+    pub size: u64,
+}
+
+impl Observed {
+    /// What a registry would say of it.
+    pub fn of(manifest: &Manifest) -> Self {
+        let size = manifest.bytes.len() as u64;
+        Self { digest: manifest.digest.clone(), media_type: manifest.media_type, size }
+    }
+}

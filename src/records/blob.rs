@@ -1,0 +1,169 @@
+//! What is known of blobs, and what may be done about one: decided from its record and the time alone.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::Versioned;
+use crate::oci::UpstreamId;
+use crate::values::time::Timestamp;
+
+/// What is known of a blob, whatever the repository.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BlobRecord {
+    /// Whether its bytes are here.
+    pub state: BlobState,
+    /// How many fills have begun.
+    pub attempts: u32,
+    /// Why the last fill failed, for people.
+    pub failure: Option<String>,
+    /// How far an unfinished fill has come: the next one goes on from there.
+    pub checkpoint: Option<Checkpoint>,
+    /// When its bytes were last used, to the day: by a pull, or by a manifest that came to name it.
+    pub used_at: Option<Timestamp>,
+    /// Upstream has sent it for a repository that everybody who is let in may pull from. Otherwise it is shown only where
+    /// a membership is [proven](Member::proven).
+    #[serde(default)]
+    pub open: bool,
+}
+
+impl BlobRecord {
+    /// A record of which nothing but the state is known.
+    pub fn new(state: BlobState) -> Self {
+        Self { state, attempts: 0, failure: None, checkpoint: None, used_at: None, open: false }
+    }
+}
+
+/// How far an unfinished fill has come. Written whole in one conditional write; one that does not fit the upload it
+/// speaks of is discarded.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// How many bytes are stored, from the first one on.
+    pub offset: u64,
+    /// The state of the hash over them (see [`Hasher::save`](crate::oci::Hasher::save)).
+    pub hash: String,
+    /// What the adapter needs to go on, in its own words.
+    pub upload: String,
+    /// Which upstream sent them: bytes that are not verified yet are gone on with by fills through no other.
+    #[serde(default)]
+    pub upstream: Option<UpstreamId>,
+}
+
+/// The life of a blob in storage.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum BlobState {
+    /// Nobody is copying it: a fill failed, or its claim was given back.
+    Absent,
+    /// A fill is copying it. Others leave it alone until the claim runs out; correctness never depends on it.
+    Claimed {
+        /// Which fill: unique to one run.
+        owner: String,
+        /// When another may take over.
+        until: Timestamp,
+    },
+    /// Its bytes are being deleted. As short as that takes; a process that died meanwhile is replaced then.
+    Removing {
+        /// When another may take over.
+        until: Timestamp,
+    },
+    /// Stored, verified, and this many bytes long.
+    Stored {
+        /// Length in bytes.
+        size: u64,
+    },
+}
+
+/// A blob as one repository sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BlobView {
+    /// That the blob belongs to the repository.
+    pub member: Option<Member>,
+    /// What is known of it anywhere.
+    pub record: Option<Versioned<BlobRecord>>,
+}
+
+impl BlobView {
+    /// Whether its bytes are stored.
+    pub fn is_stored(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| matches!(record.value.state, BlobState::Stored { .. }))
+    }
+
+    /// Whether bytes may be read through this repository that another one's fill has stored: a manifest that names them is
+    /// enough only for what everybody may have anyway, because anybody can write a manifest.
+    pub fn is_shown(&self) -> bool {
+        self.member.is_some_and(|member| member.proven) || self.record.as_ref().is_some_and(|record| record.value.open)
+    }
+}
+
+/// That a blob belongs to a repository.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Member {
+    /// The blob's length in bytes.
+    pub size: u64,
+    /// When it was put last: by a manifest that names the blob, or by a pull.
+    pub used_at: Timestamp,
+    /// Upstream has sent the blob for this repository, or said that it has it. Otherwise a manifest names it, and that is
+    /// all.
+    pub proven: bool,
+}
+
+/// How long a claim keeps others away. It is renewed while bytes arrive, so this bounds how long a dead fill is waited for.
+pub const CLAIM: Duration = Duration::from_mins(1);
+
+/// What a fill may do about a blob, decided from its record alone.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Claim {
+    /// Nothing: another fill holds the claim.
+    Held,
+    /// Fill it, once this record is written over the one it was decided from.
+    Take(BlobRecord),
+}
+
+/// The rule of the claim, for a blob whose bytes are not there.
+pub fn decide(record: Option<&BlobRecord>, owner: &str, now: Timestamp) -> Claim {
+    match record.map(|record| &record.state) {
+        Some(BlobState::Claimed { until, .. }) if now < *until => Claim::Held,
+        Some(BlobState::Removing { until }) if now < *until => Claim::Held,
+        _ => Claim::Take(BlobRecord {
+            state: BlobState::Claimed { owner: owner.to_owned(), until: now.plus(CLAIM) },
+            attempts: record.map_or(0, |record| record.attempts).saturating_add(1),
+            failure: record.and_then(|record| record.failure.clone()),
+            checkpoint: record.and_then(|record| record.checkpoint.clone()),
+            used_at: Some(now),
+            open: record.is_some_and(|record| record.open),
+        }),
+    }
+}
+
+/// How often the use of an item is noted: one write a day, however often it is pulled.
+pub const NOTED: Duration = Duration::from_hours(24);
+
+/// The record of a blob that is used now, if that has to be written.
+pub fn noted(record: &BlobRecord, now: Timestamp) -> Option<BlobRecord> {
+    let due = record.used_at.is_none_or(|used_at| used_at < now.minus(NOTED));
+    due.then(|| BlobRecord { used_at: Some(now), ..record.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(state: BlobState) -> BlobRecord {
+        BlobRecord { attempts: 2, ..BlobRecord::new(state) }
+    }
+
+    #[test]
+    fn a_blob_is_claimed_unless_a_claim_on_it_runs() {
+        let now = Timestamp(1000);
+        let claimed = |until| record(BlobState::Claimed { owner: "other".into(), until: Timestamp(until) });
+        assert_eq!(decide(Some(&claimed(1001)), "me", now), Claim::Held);
+        for free in
+            [None, Some(claimed(1000)), Some(record(BlobState::Absent)), Some(record(BlobState::Stored { size: 1 }))]
+        {
+            let Claim::Take(taken) = decide(free.as_ref(), "me", now) else { panic!("{free:?}") };
+            assert_eq!(taken.state, BlobState::Claimed { owner: "me".into(), until: now.plus(CLAIM) });
+            assert_eq!(taken.attempts, free.map_or(0, |record| record.attempts) + 1);
+        }
+    }
+}

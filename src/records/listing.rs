@@ -1,0 +1,36 @@
+//! Lists of tags and of referrers.
+
+use serde::{Deserialize, Serialize};
+
+use crate::oci::{Digest, Tag};
+use crate::values::time::Timestamp;
+
+/// Which list of a repository.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum ListKey {
+    /// Its tags.
+    Tags,
+    /// The manifests that name this one as their subject.
+    Referrers(Digest),
+}
+
+/// A list as upstream sent it, all of its pages.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum List {
+    /// Tags in lexical order, each once.
+    Tags(Vec<Tag>),
+    /// Descriptors with all their fields (image-spec 1.1, "Descriptor").
+    Referrers(Vec<serde_json::Map<String, serde_json::Value>>),
+}
+
+/// What upstream said when it was asked for a list.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Listing {
+    /// The list; `None`: that it has none.
+    pub list: Option<List>,
+    /// Until when upstream is not asked again.
+    pub fresh_until: Timestamp,
+    /// Until when it may be served while upstream is in trouble. After that it is of no use.
+    pub stale_until: Timestamp,
+}

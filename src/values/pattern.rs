@@ -1,0 +1,59 @@
+//! Patterns of names and tags.
+
+use serde::Deserialize;
+
+/// A pattern of tags: `*` stands for any characters, everything else for itself.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Deserialize)]
+pub struct Pattern(String);
+
+impl Pattern {
+    /// The pattern as it is written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether the whole of `text` is what the pattern says.
+    pub fn matches(&self, text: &str) -> bool {
+        let mut parts = self.0.split('*');
+        let Some(mut rest) = text.strip_prefix(parts.next().unwrap_or_default()) else { return false };
+        let Some(last) = parts.next_back() else { return rest.is_empty() };
+        for part in parts {
+            // The earliest place is the best one: it leaves most to what follows.
+            let Some(at) = rest.find(part) else { return false };
+            rest = &rest[at + part.len()..];
+        }
+        rest.ends_with(last)
+    }
+}
+
+impl From<&str> for Pattern {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_any_characters_and_everything_else_for_itself() {
+        for (pattern, text) in [
+            ("*", ""),
+            ("*", "a"),
+            ("a*", "a"),
+            ("a*c", "abbc"),
+            ("*b*b", "abbb"),
+            ("a", "a"),
+            ("1.*.*", "1.2.3"),
+            ("**", "x"),
+        ] {
+            assert!(Pattern::from(pattern).matches(text), "{pattern} {text}");
+        }
+        for (pattern, text) in
+            [("", "a"), ("a", "ab"), ("a*", "ba"), ("*c", "cb"), ("a*a", "a"), ("*b*b", "ab"), ("1.*.*", "1.2")]
+        {
+            assert!(!Pattern::from(pattern).matches(text), "{pattern} {text}");
+        }
+    }
+}
