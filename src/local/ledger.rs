@@ -17,8 +17,8 @@ use crate::access::robot::Robots;
 use crate::gauge::Gauge;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 use crate::ports::{
-    BlobRecord, BlobState, BlobView, Entry, GaugeKey, ImageJob, Job, Ledger, ListKey, Listing, Member, Standing,
-    StoreError, StoredManifest, TagRecord, Versioned,
+    Attempts, BlobRecord, BlobState, BlobView, Entry, GaugeKey, ImageJob, Job, Ledger, ListKey, Listing, Member,
+    Standing, StoreError, StoredManifest, TagRecord, Versioned,
 };
 use crate::time::Timestamp;
 
@@ -336,6 +336,7 @@ impl Ledger for EmbeddedLedger {
         now: Timestamp,
     ) -> Result<Option<Timestamp>, StoreError> {
         let key = manifest_key(repository, digest);
+        let mut attempts = Attempts::new();
         loop {
             let Some((version, value)) = self.0.read(&key, |version, value| Ok((version, value.to_vec())))? else {
                 return Ok(None);
@@ -347,6 +348,7 @@ impl Ledger for EmbeddedLedger {
             if self.0.write(Some((key.clone(), Some(version))), changes).await? {
                 return Ok(Some(now));
             }
+            attempts.again().await?;
         }
     }
 

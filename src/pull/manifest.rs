@@ -13,7 +13,7 @@ use crate::budget::{Payer, Turn};
 use crate::error::PullError;
 use crate::freshness::{self, Decision, LEASE};
 use crate::oci::{Digest, Reference, Repository, Tag};
-use crate::ports::{Observed, Previous, Priority, TagRecord, Versioned};
+use crate::ports::{Attempts, Observed, Previous, Priority, TagRecord, Versioned};
 use crate::upstream::{Evidence, Limit, Upstream, UpstreamError};
 
 /// How long a client waits for another process to ask upstream: longer than that may take, shorter than clients wait for
@@ -158,7 +158,7 @@ impl Cache {
         let upstream = self.upstreams.get(repository)?;
         let owner = format!("{:016x}", fastrand::u64(..));
         let deadline = Instant::now() + TURN;
-        let mut found = None;
+        let (mut found, mut attempts) = (None, Attempts::new());
         loop {
             let record = self.ledger.reference(repository, reference).await?;
             let (value, version) =
@@ -197,6 +197,7 @@ impl Cache {
                         let leased = Versioned { value: leased, version };
                         return self.ask_with_lease(upstream, repository, reference, leased, want).await;
                     }
+                    attempts.again().await?;
                 }
             }
         }

@@ -9,7 +9,7 @@ use crate::Cache;
 use crate::budget::Payer;
 use crate::error::PullError;
 use crate::oci::{Digest, Repository};
-use crate::ports::{BlobView, Member, StoreError, Versioned};
+use crate::ports::{Attempts, BlobView, Member, StoreError, Versioned};
 use crate::retention::{NOTED, noted};
 use crate::time::Timestamp;
 
@@ -85,6 +85,7 @@ impl Cache {
             let member = Member { used_at: now, ..member };
             self.ledger.put_membership(repository, digest, member).await?;
         }
+        let mut attempts = Attempts::new();
         loop {
             let stored = view.record.as_ref().filter(|_| view.is_stored());
             let Some((value, version)) = stored.and_then(|record| Some((noted(&record.value, now)?, record.version)))
@@ -94,6 +95,7 @@ impl Cache {
             if let Some(version) = self.ledger.swap_blob(digest, Some(version), &value).await? {
                 return Ok(BlobView { record: Some(Versioned { value, version }), ..view });
             }
+            attempts.again().await?;
             view = self.ledger.blob(repository, digest).await?;
         }
     }
