@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::Cache;
 use crate::errors::{FillError, StoreError};
-use crate::ports::{Job, Ledger, Progress, Upload};
+use crate::ports::{Attempts, Job, Ledger, Progress, Upload};
 use crate::records::blob::{CLAIM, Claim, decide, noted};
 use crate::records::{BlobRecord, BlobState, Checkpoint, Versioned};
 use crate::values::time::Clock;
@@ -55,6 +55,7 @@ pub async fn run(
 ) -> Result<Filled, FillError> {
     let owner = format!("{:016x}", fastrand::u64(..));
     let patience = std::time::Instant::now() + REMOVAL;
+    let mut attempts = Attempts::new();
     let claimed = loop {
         let view = cache.ledger.blob(&job.repository, &job.digest).await?;
         // The record may say so of bytes that somebody has deleted.
@@ -71,6 +72,7 @@ pub async fn run(
             if cache.ledger.swap_blob(&job.digest, Some(current), &used).await?.is_some() {
                 return Ok(Filled::Already);
             }
+            attempts.again().await?;
             continue;
         }
         let current = view.record;
@@ -88,6 +90,7 @@ pub async fn run(
                 if cache.ledger.swap_blob(&job.digest, expected, &claimed).await?.is_some() {
                     break claimed;
                 }
+                attempts.again().await?;
             }
         }
     };
@@ -158,6 +161,7 @@ impl Lease {
     /// Holds the claim for another while and writes down how far the fill has come, in one write. Only once upstream has
     /// begun to send the blob.
     async fn renew(&self, checkpoint: Option<Checkpoint>) -> Result<(), FillError> {
+        let mut attempts = Attempts::new();
         loop {
             let record = self.ledger.blob(&self.job.repository, &self.job.digest).await?.record;
             let Some(Versioned { value, version }) = record.filter(|record| self.owns(record)) else {
@@ -169,6 +173,7 @@ impl Lease {
             if self.ledger.swap_blob(&self.job.digest, Some(version), &renewed).await?.is_some() {
                 return Ok(());
             }
+            attempts.again().await?;
         }
     }
 
@@ -182,6 +187,7 @@ impl Lease {
         copied: bool,
     ) -> Result<bool, StoreError> {
         let stored = matches!(state, BlobState::Stored { .. });
+        let mut attempts = Attempts::new();
         loop {
             let current = self.ledger.blob(&self.job.repository, &self.job.digest).await?.record;
             let owned = current.as_ref().is_some_and(|current| self.owns(current));
@@ -205,10 +211,120 @@ impl Lease {
             if self.ledger.swap_blob(&self.job.digest, version, &settled).await?.is_some() {
                 return Ok(owned);
             }
+            attempts.again().await?;
         }
     }
 
     fn owns(&self, record: &Versioned<BlobRecord>) -> bool {
         matches!(&record.value.state, BlobState::Claimed { owner, .. } if *owner == self.owner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use async_trait::async_trait;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::config::{Cold, Config};
+    use crate::local::Files;
+    use crate::oci::{Algorithm, Digest};
+    use crate::ports::troubled::Troubled;
+    use crate::ports::{Fills, ImageJob, Priority, Requested, Watched};
+
+    fn record(state: BlobState) -> BlobRecord {
+        BlobRecord { attempts: 2, ..BlobRecord::new(state) }
+    }
+
+    struct World {
+        cache: Arc<Cache>,
+        ledger: Arc<Troubled>,
+        lease: Lease,
+        _data: TempDir,
+    }
+
+    /// A fill of a blob, and a ledger on which others overtake so many of its writes once it holds the claim.
+    async fn world(claimed: bool, overtaken: usize) -> World {
+        let data = tempfile::tempdir().unwrap();
+        let ledger = Arc::new(Troubled::open(data.path()));
+        let (clock, config) = (Clock::default(), Config::load(None, Cold::Follow, |_| Ok(String::new())).unwrap());
+        let files = Arc::new(Files::open(data.path()).unwrap());
+        let (shared, fills) = (Arc::clone(&ledger) as Arc<dyn Ledger>, Arc::new(NoFills));
+        let cache = Cache::new(config, clock.clone(), files, Arc::clone(&shared), fills, None, None).unwrap();
+        let job = Job {
+            repository: serde_json::from_str(r#"{"upstream":"docker.io","name":"library/a"}"#).unwrap(),
+            digest: Digest::of(Algorithm::Sha256, b"a"),
+            size: 1,
+            priority: Priority::Interactive,
+        };
+        if claimed {
+            let until = clock.now().plus(CLAIM);
+            let claim = record(BlobState::Claimed { owner: "me".into(), until });
+            ledger.swap_blob(&job.digest, None, &claim).await.unwrap().unwrap();
+        }
+        ledger.overtaken.store(overtaken, Ordering::SeqCst);
+        let lease = Lease { ledger: shared, clock, job, owner: "me".into(), open: true };
+        World { cache: Arc::new(cache), ledger, lease, _data: data }
+    }
+
+    struct NoFills;
+
+    #[async_trait]
+    impl Fills for NoFills {
+        async fn request(&self, _: &[Job]) -> Result<(), StoreError> {
+            Ok(())
+        }
+
+        async fn request_images(&self, _: &[ImageJob]) -> Result<(), StoreError> {
+            Ok(())
+        }
+
+        async fn request_now(&self, _: &Job) -> Result<Option<Watched>, StoreError> {
+            Ok(None)
+        }
+
+        async fn list(&self) -> Result<Vec<Requested>, StoreError> {
+            Ok(Vec::new())
+        }
+
+        async fn retry(&self) -> Result<usize, StoreError> {
+            Ok(0)
+        }
+    }
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    #[tokio::test]
+    async fn a_claim_that_others_always_overtake_is_given_up() {
+        let world = world(false, usize::MAX).await;
+        let (progress, stop) = (watch::channel(Progress::Waiting).0, std::future::pending());
+        let run = run(&world.cache, &world.lease.job, &progress, stop);
+        let outcome = tokio::time::timeout(SOON, run).await.expect("it ends");
+        assert!(matches!(outcome, Err(FillError::Store(StoreError::Unavailable(_)))), "{outcome:?}");
+        assert!(world.ledger.tried.load(Ordering::SeqCst) < 20, "and not after a storm of writes");
+    }
+
+    #[tokio::test]
+    async fn a_renewal_that_others_always_overtake_is_given_up_and_one_they_overtake_for_a_while_is_not() {
+        let world = world(true, usize::MAX).await;
+        let renewed = tokio::time::timeout(SOON, world.lease.renew(None)).await.expect("it ends");
+        assert!(matches!(renewed, Err(FillError::Store(StoreError::Unavailable(_)))), "{renewed:?}");
+        world.ledger.overtaken.store(3, Ordering::SeqCst);
+        world.lease.renew(None).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_end_that_others_always_overtake_is_given_up_and_one_they_overtake_for_a_while_is_written() {
+        let world = world(true, usize::MAX).await;
+        let settle = || world.lease.settle(BlobState::Absent, Some("upstream failed".into()), None, false);
+        let settled = tokio::time::timeout(SOON, settle()).await.expect("it ends");
+        assert!(matches!(settled, Err(StoreError::Unavailable(_))), "{settled:?}");
+        world.ledger.overtaken.store(3, Ordering::SeqCst);
+        assert!(settle().await.unwrap(), "it is still ours");
+        let job = &world.lease.job;
+        let record = world.ledger.blob(&job.repository, &job.digest).await.unwrap().record.unwrap().value;
+        assert_eq!((record.state, record.failure.as_deref()), (BlobState::Absent, Some("upstream failed")));
     }
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::store::{Change, Store, corrupt, join, split};
 use crate::errors::StoreError;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
-use crate::ports::{ImageJob, Job, Ledger};
+use crate::ports::{Attempts, ImageJob, Job, Ledger};
 use crate::records::gauge::Gauge;
 use crate::records::robot::Robots;
 use crate::records::{
@@ -338,6 +338,7 @@ impl Ledger for EmbeddedLedger {
         now: Timestamp,
     ) -> Result<Option<Timestamp>, StoreError> {
         let key = manifest_key(repository, digest);
+        let mut attempts = Attempts::new();
         loop {
             let Some((version, value)) = self.0.read(&key, |version, value| Ok((version, value.to_vec())))? else {
                 return Ok(None);
@@ -349,6 +350,7 @@ impl Ledger for EmbeddedLedger {
             if self.0.write(Some((key.clone(), Some(version))), changes).await? {
                 return Ok(Some(now));
             }
+            attempts.again().await?;
         }
     }
 

@@ -6,12 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::Cache;
 use crate::identity::RobotName;
+use crate::ports::Attempts;
 use crate::records::robot::{NewSecret, Robot, RobotError, Robots};
 use crate::values::secret::Secret;
 use crate::values::time::{Span, Timestamp};
-
-/// How often a change is tried that others overtake.
-const ATTEMPTS: usize = 5;
 
 /// How long the secret before a rotation is taken unless somebody says otherwise.
 const OVERLAP: Duration = Duration::from_hours(24);
@@ -123,15 +121,16 @@ impl Cache {
         &self,
         change: impl Fn(&mut Robots) -> Result<(), RobotError> + Send + Sync,
     ) -> Result<(), RobotError> {
-        for _ in 0..ATTEMPTS {
+        let mut attempts = Attempts::new();
+        loop {
             let known = self.ledger.robots().await?;
             let (mut robots, version) = known.map_or_else(Default::default, |known| (known.value, Some(known.version)));
             change(&mut robots)?;
             if self.ledger.swap_robots(version, &robots).await?.is_some() {
                 return Ok(());
             }
+            attempts.again().await.map_err(|_| RobotError::Busy)?;
         }
-        Err(RobotError::Busy)
     }
 }
 

@@ -3,12 +3,16 @@
 //! Absent, refused and unavailable are three different answers: `Ok(None)` (or `Ok(false)`) says that something is not
 //! there; `Err` says that it could not be found out, and is never taken for absence.
 
+mod attempts;
 mod blobs;
 mod fills;
+#[cfg(test)]
+pub(crate) mod troubled;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
+pub(crate) use attempts::Attempts;
 pub use blobs::{Blobs, Location, SignedUrl, StoredBlob, Upload};
 pub use fills::{Fills, GivenUp, ImageJob, Job, Priority, Progress, Requested, Watched, Work};
 

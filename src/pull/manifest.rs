@@ -13,7 +13,7 @@ use crate::budget::Turn;
 use crate::errors::{Limit, PullError, UpstreamError};
 use crate::identity::Payer;
 use crate::oci::{Digest, Observed, Reference, Repository, Tag};
-use crate::ports::Priority;
+use crate::ports::{Attempts, Priority};
 use crate::records::tag::{self, Decision, LEASE};
 use crate::records::{Previous, TagRecord, Versioned};
 use crate::upstream::{Evidence, Upstream};
@@ -161,7 +161,7 @@ impl Cache {
         let upstream = self.upstreams.get(repository)?;
         let owner = format!("{:016x}", fastrand::u64(..));
         let deadline = Instant::now() + TURN;
-        let mut found = None;
+        let (mut found, mut attempts) = (None, Attempts::new());
         loop {
             let record = self.ledger.reference(repository, reference).await?;
             let (value, version) =
@@ -200,6 +200,7 @@ impl Cache {
                         let leased = Versioned { value: leased, version };
                         return self.ask_with_lease(upstream, repository, reference, leased, want).await;
                     }
+                    attempts.again().await?;
                 }
             }
         }

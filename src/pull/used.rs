@@ -9,6 +9,7 @@ use crate::Cache;
 use crate::errors::{PullError, StoreError};
 use crate::identity::Payer;
 use crate::oci::{Digest, Repository};
+use crate::ports::Attempts;
 use crate::records::blob::{NOTED, noted};
 use crate::records::{BlobView, Member, Versioned};
 use crate::values::time::Timestamp;
@@ -85,6 +86,7 @@ impl Cache {
             let member = Member { used_at: now, ..member };
             self.ledger.put_membership(repository, digest, member).await?;
         }
+        let mut attempts = Attempts::new();
         loop {
             let stored = view.record.as_ref().filter(|_| view.is_stored());
             let Some((value, version)) = stored.and_then(|record| Some((noted(&record.value, now)?, record.version)))
@@ -94,6 +96,7 @@ impl Cache {
             if let Some(version) = self.ledger.swap_blob(digest, Some(version), &value).await? {
                 return Ok(BlobView { record: Some(Versioned { value, version }), ..view });
             }
+            attempts.again().await?;
             view = self.ledger.blob(repository, digest).await?;
         }
     }

@@ -142,7 +142,7 @@ impl Upstream {
         let quota = self.account.take_quota();
         self.account.meter.note(kind, &Outcome::of(&result), quota).await;
         match result {
-            Err(error @ UpstreamError::Throttled { .. }) => Err(self.account.meter.explained(error).await),
+            Err(error @ UpstreamError::Throttled { .. }) => Err(self.account.meter.explained(error)),
             result => result,
         }
     }

@@ -1,12 +1,14 @@
 //! The gauge of one upstream: consulted before it is asked, corrected afterwards, shared through the ledger.
+//!
+//! Requests go by what is in memory. The ledger is read and written beside that, one exchange at a time, and no request
+//! waits for it longer than [`PATIENCE`]: a slow ledger must not stop an account's traffic.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Mutex;
-
 use crate::errors::{Limit, StoreError, UpstreamError};
-use crate::ports::Ledger;
+use crate::ports::{Attempts, Ledger};
 use crate::records::gauge::{Break, Cause, Gauge, Kind, Outcome, Permit, Quota};
 use crate::records::{GaugeKey, Versioned};
 use crate::values::time::{Clock, Timestamp};
@@ -15,129 +17,224 @@ use crate::values::time::{Clock, Timestamp};
 const READ_AGAIN: Duration = Duration::from_secs(2);
 /// Readings of the quota are written this often at the most; breakers always.
 const WRITE_AGAIN: Duration = Duration::from_secs(5);
-/// How often a write is tried that others overtake.
-const ATTEMPTS: usize = 5;
+/// How long a request waits for the ledger at the most.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long the ledger is left alone after it failed or did not answer in time.
+const REST: Duration = Duration::from_secs(2);
+/// How many changes are kept for a ledger that takes none. More failures than that change no breaker any more.
+const UNWRITTEN: usize = 16;
 
 /// A gauge with its place in the ledger.
 pub(super) struct Meter {
     key: GaugeKey,
     ledger: Arc<dyn Ledger>,
     clock: Clock,
+    /// Locked for as long as it takes to look, never while the ledger is asked.
     known: Mutex<Known>,
+    /// Held by the exchange with the ledger that is under way, so that no older answer replaces a newer one.
+    exchange: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
 struct Known {
+    /// What the ledger had, and what this process has noted since.
     gauge: Gauge,
     version: Option<u64>,
     read_at: Option<Timestamp>,
     written_at: Option<Timestamp>,
+    /// Until when the ledger is left alone.
+    rests_until: Option<Timestamp>,
+    /// What has changed a breaker and is not in the ledger yet.
+    unwritten: VecDeque<(Kind, Outcome, Timestamp)>,
+}
+
+impl Known {
+    fn rests(&self, now: Timestamp) -> bool {
+        self.rests_until.is_some_and(|until| now < until)
+    }
+
+    fn may_write_quota(&self, now: Timestamp) -> bool {
+        self.written_at.is_none_or(|at| now >= at.plus(WRITE_AGAIN))
+    }
+
+    /// Notes how asking ended. Whether the ledger should know of it.
+    fn note(&mut self, kind: Kind, outcome: &Outcome, quota: Option<Quota>, now: Timestamp) -> bool {
+        let mut after = self.gauge.after(kind, outcome, now);
+        if (&after.requests, &after.manifests) != (&self.gauge.requests, &self.gauge.manifests) {
+            if self.unwritten.len() == UNWRITTEN {
+                self.unwritten.pop_front();
+            }
+            self.unwritten.push_back((kind, outcome.clone(), now));
+        }
+        if let Some(quota) = quota {
+            after = after.with(quota);
+        }
+        let changed = after != self.gauge;
+        self.gauge = after;
+        !self.unwritten.is_empty() || (changed && self.may_write_quota(now))
+    }
+
+    /// Takes over what others have written, under what this process has not written yet.
+    fn take_over(&mut self, shared: Versioned<Gauge>) {
+        self.version = Some(shared.version);
+        let shared = shared.value.or_later(&self.gauge);
+        self.gauge = self.unwritten.iter().fold(shared, |gauge, (kind, outcome, at)| gauge.after(*kind, outcome, *at));
+    }
 }
 
 impl Meter {
     pub(super) fn new(key: GaugeKey, ledger: Arc<dyn Ledger>, clock: Clock) -> Self {
-        Self { key, ledger, clock, known: Mutex::default() }
+        Self { key, ledger, clock, known: Mutex::default(), exchange: tokio::sync::Mutex::default() }
     }
 
     /// Refuses what nobody waits for where little quota is left.
     pub(super) async fn spare(&self, reserve: u64) -> Result<(), UpstreamError> {
-        let mut known = self.known.lock().await;
-        self.read(&mut known, READ_AGAIN).await;
-        if !known.gauge.is_in_reserve(reserve, self.clock.now()) {
+        self.refresh().await;
+        if !self.known().gauge.is_in_reserve(reserve, self.clock.now()) {
             return Ok(());
         }
         let detail = format!("the last {reserve} pulls at {} are kept for clients who wait", self.key.upstream);
         Err(UpstreamError::Throttled { limit: Limit::Pulls, retry_after: None, detail })
     }
 
-    /// The gauge as the ledger has it.
+    /// The gauge as the ledger has it, or as this process has it while the ledger does not answer.
     pub(super) async fn gauge(&self) -> Gauge {
-        let mut known = self.known.lock().await;
-        self.read(&mut known, Duration::ZERO).await;
-        known.gauge.clone()
+        self.exchange(self.read()).await;
+        self.known().gauge.clone()
     }
 
     /// Whether `kind` may be asked. Of those who come when a pause is over, one gets a permit and probes.
     pub(super) async fn permit(&self, kind: Kind) -> Result<(), UpstreamError> {
-        let mut known = self.known.lock().await;
-        self.read(&mut known, READ_AGAIN).await;
+        self.refresh().await;
         let now = self.clock.now();
-        match known.gauge.permit(kind, now) {
-            Permit::Go => Ok(()),
+        let permit = self.decide(kind);
+        let permit = match permit {
+            // That the ledger is in trouble is no reason not to ask upstream.
+            Permit::Probe(_) if !self.known().rests(now) => self.exchange(self.probe(kind)).await.unwrap_or(Permit::Go),
+            permit => permit,
+        };
+        match permit {
+            Permit::Go | Permit::Probe(_) => Ok(()),
             Permit::Closed(broken) => Err(self.closed(&broken, now)),
-            Permit::Probe(probing) => {
-                match self.ledger.swap_gauge(&self.key, known.version, &probing).await {
-                    Ok(Some(version)) => {
-                        known.gauge = probing;
-                        known.version = Some(version);
-                        Ok(())
-                    }
-                    // Another process probes, and has written until when.
-                    Ok(None) => {
-                        self.read(&mut known, Duration::ZERO).await;
-                        let broken = [known.gauge.requests.as_ref(), known.gauge.manifests.as_ref()];
-                        broken.into_iter().flatten().next().map_or(Ok(()), |broken| Err(self.closed(broken, now)))
-                    }
-                    // That the ledger is in trouble is no reason not to ask upstream.
-                    Err(error) => {
-                        self.complain(&error);
-                        Ok(())
-                    }
-                }
+        }
+    }
+
+    /// What may be asked as far as this process knows. From a probe on, its other requests leave upstream alone.
+    fn decide(&self, kind: Kind) -> Permit {
+        let mut known = self.known();
+        let permit = known.gauge.permit(kind, self.clock.now());
+        if let Permit::Probe(probing) = &permit {
+            known.gauge = probing.clone();
+        }
+        permit
+    }
+
+    /// Tells other processes that this one probes, unless one of them does.
+    async fn probe(&self, kind: Kind) -> Result<Permit, StoreError> {
+        let mut attempts = Attempts::new();
+        while !self.swap().await? {
+            self.read().await?;
+            match self.decide(kind) {
+                Permit::Probe(_) => attempts.again().await?,
+                permit => return Ok(permit),
             }
         }
+        Ok(Permit::Go)
     }
 
     /// Corrects the gauge by how asking ended and by the quota that the answer named.
     pub(super) async fn note(&self, kind: Kind, outcome: &Outcome, quota: Option<Quota>) {
-        let mut known = self.known.lock().await;
-        for _ in 0..ATTEMPTS {
-            let now = self.clock.now();
-            let mut after = known.gauge.after(kind, outcome, now);
-            if let Some(quota) = quota.clone() {
-                after = after.with(quota);
-            }
-            let breakers = |gauge: &Gauge| (gauge.requests.clone(), gauge.manifests.clone());
-            let urgent = breakers(&after) != breakers(&known.gauge);
-            let due = known.written_at.is_none_or(|at| now >= at.plus(WRITE_AGAIN));
-            let worth_writing = urgent || (due && after != known.gauge);
-            if !worth_writing {
-                known.gauge = after;
+        let now = self.clock.now();
+        let worth_writing = {
+            let mut known = self.known();
+            known.note(kind, outcome, quota, now) && !known.rests(now)
+        };
+        if worth_writing {
+            self.exchange(self.write()).await;
+        }
+    }
+
+    /// Learns what other processes have noted, unless that was done lately. While one request does, the others go by what
+    /// is known; the first ones wait, because nothing is.
+    async fn refresh(&self) {
+        let now = self.clock.now();
+        let is_first = {
+            let mut known = self.known();
+            if known.rests(now) || known.read_at.is_some_and(|at| now < at.plus(READ_AGAIN)) {
                 return;
             }
-            match self.ledger.swap_gauge(&self.key, known.version, &after).await {
-                Ok(Some(version)) => {
-                    *known = Known { gauge: after, version: Some(version), read_at: Some(now), written_at: Some(now) };
-                    return;
-                }
-                Ok(None) => self.read(&mut known, Duration::ZERO).await,
-                Err(error) => {
-                    self.complain(&error);
-                    known.gauge = after;
-                    return;
-                }
+            let is_first = known.read_at.is_none();
+            known.read_at = known.read_at.map(|_| now);
+            is_first
+        };
+        self.exchange(async {
+            if is_first && self.known().read_at.is_some() {
+                return Ok(());
+            }
+            self.read().await
+        })
+        .await;
+    }
+
+    /// Reads or writes the ledger, alone and within [`PATIENCE`]. `None`: it could not be.
+    async fn exchange<T>(&self, work: impl Future<Output = Result<T, StoreError>>) -> Option<T> {
+        let alone = async {
+            let _alone = self.exchange.lock().await;
+            work.await
+        };
+        let late = || StoreError::Unavailable(format!("no answer within {PATIENCE:?}"));
+        match tokio::time::timeout(PATIENCE, alone).await.unwrap_or_else(|_| Err(late())) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.known().rests_until = Some(self.clock.now().plus(REST));
+                tracing::warn!(upstream.id = %self.key.upstream, %error, "this process goes by its own gauge");
+                None
             }
         }
     }
 
-    async fn read(&self, known: &mut Known, age: Duration) {
-        let now = self.clock.now();
-        if known.read_at.is_some_and(|at| now < at.plus(age)) {
-            return;
+    async fn read(&self) -> Result<(), StoreError> {
+        let shared = self.ledger.gauge(&self.key).await?;
+        let mut known = self.known();
+        known.read_at = Some(self.clock.now());
+        match shared {
+            Some(shared) => known.take_over(shared),
+            None => known.version = None,
         }
-        match self.ledger.gauge(&self.key).await {
-            Ok(Some(Versioned { value, version })) => {
-                known.gauge = value.or_later(&known.gauge);
-                known.version = Some(version);
-            }
-            Ok(None) => {}
-            Err(error) => self.complain(&error),
-        }
-        known.read_at = Some(now);
+        Ok(())
     }
 
-    fn complain(&self, error: &StoreError) {
-        tracing::warn!(upstream.id = %self.key.upstream, %error, "this process goes by its own gauge");
+    async fn write(&self) -> Result<(), StoreError> {
+        let mut attempts = Attempts::new();
+        // The write before this one may have taken it along.
+        while self.has_something_to_write() && !self.swap().await? {
+            self.read().await?;
+            attempts.again().await?;
+        }
+        Ok(())
+    }
+
+    fn has_something_to_write(&self) -> bool {
+        let known = self.known();
+        !known.unwritten.is_empty() || known.may_write_quota(self.clock.now())
+    }
+
+    /// Writes what is known. `false`: another process has written since it was read.
+    async fn swap(&self) -> Result<bool, StoreError> {
+        let (gauge, version, told) = {
+            let known = self.known();
+            (known.gauge.clone(), known.version, known.unwritten.len())
+        };
+        let Some(version) = self.ledger.swap_gauge(&self.key, version, &gauge).await? else { return Ok(false) };
+        let mut known = self.known();
+        let (now, told) = (self.clock.now(), told.min(known.unwritten.len()));
+        known.unwritten.drain(..told);
+        (known.version, known.read_at, known.written_at) = (Some(version), Some(now), Some(now));
+        Ok(true)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What a client is told while an upstream is left alone: whose limit, since when, and what helps.
@@ -168,8 +265,8 @@ impl Meter {
     }
 
     /// The same for the caller who has just run into a limit.
-    pub(super) async fn explained(&self, error: UpstreamError) -> UpstreamError {
-        let known = self.known.lock().await;
+    pub(super) fn explained(&self, error: UpstreamError) -> UpstreamError {
+        let known = self.known();
         let broken = match &error {
             UpstreamError::Throttled { limit: Limit::Pulls, .. } => known.gauge.manifests.as_ref(),
             UpstreamError::Throttled { .. } => known.gauge.requests.as_ref(),
@@ -178,3 +275,6 @@ impl Meter {
         broken.map_or(error, |broken| self.closed(broken, self.clock.now()))
     }
 }
+
+#[cfg(test)]
+mod tests;

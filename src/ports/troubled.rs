@@ -1,0 +1,168 @@
+//! A ledger in trouble, for tests: it does not answer, or others overtake every conditional write.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+
+use super::Ledger;
+use crate::errors::StoreError;
+use crate::local::EmbeddedLedger;
+use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
+use crate::records::gauge::Gauge;
+use crate::records::robot::Robots;
+use crate::records::{BlobRecord, BlobView, Entry, GaugeKey, ListKey, Listing, Member, Standing, TagRecord, Versioned};
+use crate::values::time::Timestamp;
+
+/// An embedded ledger whose trouble can be switched on and off.
+pub(crate) struct Troubled {
+    inner: EmbeddedLedger,
+    /// Gauges are neither read nor written: whoever asks waits.
+    pub(crate) silent: AtomicBool,
+    /// How many of the next conditional writes are overtaken.
+    pub(crate) overtaken: AtomicUsize,
+    /// How many conditional writes were tried.
+    pub(crate) tried: AtomicUsize,
+}
+
+impl Troubled {
+    pub(crate) fn open(directory: &Path) -> Self {
+        let inner = EmbeddedLedger::open(&directory.join("ledger")).unwrap();
+        Self { inner, silent: false.into(), overtaken: 0.into(), tried: 0.into() }
+    }
+
+    async fn answer_or_not(&self) {
+        if self.silent.load(Ordering::SeqCst) {
+            std::future::pending().await
+        }
+    }
+
+    /// Whether others overtake this write.
+    fn is_overtaken(&self) -> bool {
+        self.tried.fetch_add(1, Ordering::SeqCst);
+        self.overtaken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+    }
+}
+
+#[async_trait]
+impl Ledger for Troubled {
+    async fn reference(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<Option<Versioned<TagRecord>>, StoreError> {
+        self.inner.reference(repository, reference).await
+    }
+
+    async fn swap_reference(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        expected: Option<u64>,
+        record: &TagRecord,
+    ) -> Result<Option<u64>, StoreError> {
+        if self.is_overtaken() {
+            return Ok(None);
+        }
+        self.inner.swap_reference(repository, reference, expected, record).await
+    }
+
+    async fn standing(&self, repository: &Repository) -> Result<Option<Standing>, StoreError> {
+        self.inner.standing(repository).await
+    }
+
+    async fn put_standing(&self, repository: &Repository, standing: Standing) -> Result<(), StoreError> {
+        self.inner.put_standing(repository, standing).await
+    }
+
+    async fn listing(&self, repository: &Repository, key: &ListKey) -> Result<Option<Listing>, StoreError> {
+        self.inner.listing(repository, key).await
+    }
+
+    async fn put_listing(&self, repository: &Repository, key: &ListKey, listing: &Listing) -> Result<(), StoreError> {
+        self.inner.put_listing(repository, key, listing).await
+    }
+
+    async fn manifest(&self, repository: &Repository, digest: &Digest) -> Result<Option<Manifest>, StoreError> {
+        self.inner.manifest(repository, digest).await
+    }
+
+    async fn put_manifest(
+        &self,
+        repository: &Repository,
+        manifest: &Manifest,
+        members: &[Descriptor],
+        keep_proofs: bool,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.inner.put_manifest(repository, manifest, members, keep_proofs, now).await
+    }
+
+    async fn touch_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        since: Timestamp,
+        now: Timestamp,
+    ) -> Result<Option<Timestamp>, StoreError> {
+        self.inner.touch_manifest(repository, digest, since, now).await
+    }
+
+    async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobView, StoreError> {
+        self.inner.blob(repository, digest).await
+    }
+
+    async fn put_membership(&self, repository: &Repository, digest: &Digest, member: Member) -> Result<(), StoreError> {
+        self.inner.put_membership(repository, digest, member).await
+    }
+
+    async fn swap_blob(
+        &self,
+        digest: &Digest,
+        expected: Option<u64>,
+        record: &BlobRecord,
+    ) -> Result<Option<u64>, StoreError> {
+        if self.is_overtaken() {
+            return Ok(None);
+        }
+        self.inner.swap_blob(digest, expected, record).await
+    }
+
+    fn entries(&self) -> BoxStream<'_, Result<Entry, StoreError>> {
+        self.inner.entries()
+    }
+
+    async fn remove(&self, entry: &Entry) -> Result<bool, StoreError> {
+        self.inner.remove(entry).await
+    }
+
+    async fn robots(&self) -> Result<Option<Versioned<Robots>>, StoreError> {
+        self.inner.robots().await
+    }
+
+    async fn swap_robots(&self, expected: Option<u64>, robots: &Robots) -> Result<Option<u64>, StoreError> {
+        if self.is_overtaken() {
+            return Ok(None);
+        }
+        self.inner.swap_robots(expected, robots).await
+    }
+
+    async fn gauge(&self, key: &GaugeKey) -> Result<Option<Versioned<Gauge>>, StoreError> {
+        self.answer_or_not().await;
+        self.inner.gauge(key).await
+    }
+
+    async fn swap_gauge(
+        &self,
+        key: &GaugeKey,
+        expected: Option<u64>,
+        gauge: &Gauge,
+    ) -> Result<Option<u64>, StoreError> {
+        self.answer_or_not().await;
+        if self.is_overtaken() {
+            return Ok(None);
+        }
+        self.inner.swap_gauge(key, expected, gauge).await
+    }
+}
