@@ -21,7 +21,7 @@ use anyhow::ensure;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
-use stopover::Cache;
+use stopover::cache::Cache;
 use stopover::config::{Cold, Config};
 use stopover::upstream::Issuer;
 use stopover::values::time::Clock;

@@ -10,10 +10,10 @@ use futures_util::FutureExt as _;
 use lambda_runtime::{Context, Error, LambdaEvent, service_fn, tracing};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use stopover::fill::{self, Filled};
+use stopover::cache::Cache;
+use stopover::fill::Filled;
 use stopover::operate::RobotCommand;
 use stopover::ports::{Job, Progress, Work};
-use stopover::{Cache, prefetch};
 use tokio::sync::watch;
 
 /// Why the function is invoked: an object with one member, which says what for.
@@ -59,11 +59,13 @@ async fn main() -> Result<(), Error> {
 async fn answer(cache: &Arc<Cache>, event: LambdaEvent<Event>) -> Result<Value, Error> {
     Ok(match event.payload {
         Event::Messages(messages) => serde_json::to_value(run_batch(cache, messages, &event.context).await)?,
-        Event::Fills(FillsCommand::List) => json!({ "fills": cache.fill_reports().await? }),
-        Event::Fills(FillsCommand::Retry) => json!({ "retried": cache.fills.retry().await? }),
-        Event::Robots(command) => serde_json::to_value(cache.robots(command).await?)?,
-        Event::Prefetch(PrefetchCommand::Scheduled) => json!({ "images": cache.request_due_schedules().await? }),
-        Event::Sweep { dry_run } => serde_json::to_value(cache.sweep(dry_run).await?)?,
+        Event::Fills(FillsCommand::List) => json!({ "fills": cache.operate.fill_reports().await? }),
+        Event::Fills(FillsCommand::Retry) => json!({ "retried": cache.core.fills.retry().await? }),
+        Event::Robots(command) => serde_json::to_value(cache.operate.robots(command).await?)?,
+        Event::Prefetch(PrefetchCommand::Scheduled) => {
+            json!({ "images": cache.prefetch.request_due_schedules().await? })
+        }
+        Event::Sweep { dry_run } => serde_json::to_value(cache.operate.sweep(dry_run).await?)?,
     })
 }
 
@@ -84,7 +86,7 @@ async fn run(cache: &Arc<Cache>, message: &SqsMessage, context: &Context) -> any
     let body = message.body.as_deref().unwrap_or_default();
     match serde_json::from_str(body).context("the message is no request for a fill or an image")? {
         Work::Blob(job) => run_fill(cache, job, context).await,
-        Work::Image(image) => Ok(prefetch::run(cache, &image).await?),
+        Work::Image(image) => Ok(cache.prefetch.run(&image).await?),
     }
 }
 
@@ -94,14 +96,14 @@ async fn run_fill(cache: &Arc<Cache>, job: Job, context: &Context) -> anyhow::Re
     let left = context.deadline().duration_since(SystemTime::now()).unwrap_or_default();
     let margin = (left / 8).clamp(Duration::from_millis(1500), Duration::from_mins(1)).min(left);
     let stop = tokio::time::sleep(left.saturating_sub(margin)).map(|()| margin / 2);
-    let filled = match fill::run(cache, &job, &watch::channel(Progress::Waiting).0, stop).await {
+    let filled = match cache.fill.run(&job, &watch::channel(Progress::Waiting).0, stop).await {
         // It would fail each time until the message is dead. The fill has logged it, and the next pull requests it again.
         Err(error) if !error.may_pass() => return Ok(()),
         filled => filled?,
     };
     match filled {
         Filled::Parked { progress: true } => {
-            Ok(cache.fills.request(&[job]).await.context("the rest of a fill could not be requested")?)
+            Ok(cache.core.fills.request(&[job]).await.context("the rest of a fill could not be requested")?)
         }
         // Another invocation would come no further.
         Filled::Parked { progress: false } => bail!("upstream sent too little in one invocation to go on from"),

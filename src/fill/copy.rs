@@ -10,8 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::source::Source;
-use super::{Copied, Filled, Lease};
-use crate::Cache;
+use super::{Copied, Fill, Filled, Lease};
 use crate::errors::{FillError, StoreError, UpstreamError};
 use crate::oci::{Hasher, UpstreamId};
 use crate::ports::{Job, Progress, Upload};
@@ -25,7 +24,7 @@ const TICK: Duration = Duration::from_secs(5);
 
 /// Copies the blob of a claim, from its checkpoint on where that still fits.
 pub(super) async fn copy(
-    cache: &Arc<Cache>,
+    fill: &Arc<Fill>,
     lease: &Lease,
     checkpoint: Option<Checkpoint>,
     progress: &watch::Sender<Progress>,
@@ -36,24 +35,26 @@ pub(super) async fn copy(
     let checkpoint = checkpoint.filter(|left| left.upstream.as_ref() == Some(&job.repository.upstream));
     let ended = |outcome| Copied { outcome, checkpoint: None, upload: None, known: false };
     // The bytes may be here although their record is not: a fill was killed between the two.
-    match cache.blobs.size(&job.digest).await {
-        Ok(Some(size)) if size == job.size => return ended(cache.prove_for(job).await.map(|()| Filled::Already)),
+    match fill.core.blobs.size(&job.digest).await {
+        Ok(Some(size)) if size == job.size => {
+            return ended(fill.membership.prove_for(job).await.map(|()| Filled::Already));
+        }
         Ok(_) => {}
         Err(error) => return Copied { checkpoint, ..ended(Err(error.into())) },
     }
     // What is here may have come for another repository, and clients may follow it before upstream is asked for the rest.
     if checkpoint.is_some()
-        && let Err(error) = cache.prove_for(job).await
+        && let Err(error) = fill.membership.prove_for(job).await
     {
         return Copied { checkpoint, ..ended(Err(error)) };
     }
-    let (mut writer, checkpoint) = match Writer::open(cache, job, checkpoint.clone(), progress).await {
+    let (mut writer, checkpoint) = match Writer::open(fill, job, checkpoint.clone(), progress).await {
         Ok(opened) => opened,
         Err(error @ StoreError::Refused(_)) => return ended(Err(error.into())),
         Err(error) => return Copied { checkpoint, ..ended(Err(error.into())) },
     };
     let begun = writer.begun;
-    let mut copying = Copying { cache, lease, writer: &mut writer, saved: checkpoint };
+    let mut copying = Copying { fill, lease, writer: &mut writer, saved: checkpoint };
     let outcome = copying.run(stop).await;
     let saved = copying.saved;
     let known = saved.is_some();
@@ -90,7 +91,7 @@ fn end(outcome: Result<Filled, FillError>, checkpoint: Option<Checkpoint>, write
 }
 
 struct Copying<'a> {
-    cache: &'a Arc<Cache>,
+    fill: &'a Arc<Fill>,
     lease: &'a Lease,
     writer: &'a mut Writer,
     /// The checkpoint that the ledger has.
@@ -104,11 +105,11 @@ impl Copying<'_> {
         let job = &self.lease.job;
         let mut source = tokio::select! {
             biased;
-            source = Source::open(self.cache, job, self.writer.written) => source?,
+            source = Source::open(self.fill, job, self.writer.written) => source?,
             _ = &mut stop => return Ok(false),
         };
         // Before anybody can see a byte of it.
-        self.cache.note_proven(&job.repository, &job.digest, job.size).await?;
+        self.fill.membership.note_proven(&job.repository, &job.digest, job.size).await?;
         // When to give up what is still on its way, once it is to stop.
         let mut ends_at = None;
         let mut claimed_until = self.lease.clock.now().plus(CLAIM);
@@ -190,7 +191,7 @@ struct Writer {
 impl Writer {
     /// Goes on from a checkpoint, or begins anew where there is none or it does not fit.
     async fn open(
-        cache: &Cache,
+        fill: &Fill,
         job: &Job,
         checkpoint: Option<Checkpoint>,
         progress: &watch::Sender<Progress>,
@@ -201,12 +202,12 @@ impl Writer {
             && let Some(hasher) = Hasher::restore(algorithm, &checkpoint.hash)
         {
             let Checkpoint { offset, upload, .. } = &checkpoint;
-            if let Some(upload) = cache.blobs.resume(&job.digest, job.size, *offset, upload, progress).await? {
+            if let Some(upload) = fill.core.blobs.resume(&job.digest, job.size, *offset, upload, progress).await? {
                 return Ok((Self::new(upstream, upload, hasher, *offset), Some(checkpoint)));
             }
             tracing::warn!(blob.digest = %job.digest, offset, "a checkpoint does not fit: beginning anew");
         }
-        let upload = cache.blobs.begin(&job.digest, job.size, progress).await?;
+        let upload = fill.core.blobs.begin(&job.digest, job.size, progress).await?;
         Ok((Self::new(upstream, upload, Hasher::new(algorithm), 0), None))
     }
 

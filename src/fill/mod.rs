@@ -12,10 +12,11 @@ mod source;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
-use crate::Cache;
+use crate::core::Core;
 use crate::errors::{FillError, StoreError};
+use crate::membership::Membership;
 use crate::ports::{Attempts, Job, Ledger, Progress, Upload};
 use crate::records::blob::{CLAIM, Claim, decide, noted};
 use crate::records::{BlobRecord, BlobState, Checkpoint, Versioned};
@@ -41,98 +42,119 @@ pub enum Filled {
 }
 
 /// How many segments may be fetched ahead within so many bytes: half of them, because an adapter holds parts on their way too.
-pub(crate) fn segments_in(bytes: u64) -> usize {
+fn segments_in(bytes: u64) -> usize {
     usize::try_from(bytes / 2 / source::SEGMENT_BYTES).unwrap_or_default()
 }
 
-/// Copies one blob from upstream into storage, unless it is there or another fill is copying it. Ends early, with a
-/// checkpoint, once `stop` is ready: that says how long what is on its way from upstream may still be waited for.
-pub async fn run(
-    cache: &Arc<Cache>,
-    job: &Job,
-    progress: &watch::Sender<Progress>,
-    stop: impl Future<Output = Duration> + Send,
-) -> Result<Filled, FillError> {
-    let owner = format!("{:016x}", fastrand::u64(..));
-    let patience = std::time::Instant::now() + REMOVAL;
-    let mut attempts = Attempts::new();
-    let claimed = loop {
-        let view = cache.ledger.blob(&job.repository, &job.digest).await?;
-        // The record may say so of bytes that somebody has deleted.
-        if view.is_stored() && cache.blobs.size(&job.digest).await?.is_some() {
-            // Before a client asks: then it may be read here although upstream is down.
-            cache.prove_unless_shown(&view, &job.repository, &job.digest).await?;
-            let current = view.record;
-            // A manifest has come to name it, or a client wants it.
-            let Some((current, used)) =
-                current.and_then(|current| Some((current.version, noted(&current.value, cache.clock.now())?)))
-            else {
-                return Ok(Filled::Already);
-            };
-            if cache.ledger.swap_blob(&job.digest, Some(current), &used).await?.is_some() {
-                return Ok(Filled::Already);
-            }
-            attempts.again().await?;
-            continue;
-        }
-        let current = view.record;
-        let record = current.as_ref().map(|current| &current.value);
-        match decide(record, &owner, cache.clock.now()) {
-            Claim::Held if record.is_some_and(|record| matches!(record.state, BlobState::Removing { .. })) => {
-                if std::time::Instant::now() > patience {
-                    return Err(StoreError::Unavailable("the blob is being removed".into()).into());
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            Claim::Held => return Ok(Filled::Claimed),
-            Claim::Take(claimed) => {
-                let expected = current.as_ref().map(|current| current.version);
-                if cache.ledger.swap_blob(&job.digest, expected, &claimed).await?.is_some() {
-                    break claimed;
+/// Copies blobs into storage.
+pub struct Fill {
+    core: Arc<Core>,
+    membership: Arc<Membership>,
+    /// One permit for each segment that fills may fetch ahead of what they store.
+    memory: Arc<Semaphore>,
+}
+
+impl Fill {
+    pub(crate) fn new(core: Arc<Core>, membership: Arc<Membership>) -> Self {
+        let memory = Arc::new(Semaphore::new(segments_in(core.config.fill_memory)));
+        Self { core, membership, memory }
+    }
+
+    /// Copies one blob from upstream into storage, unless it is there or another fill is copying it. Ends early, with a
+    /// checkpoint, once `stop` is ready: that says how long what is on its way from upstream may still be waited for.
+    pub async fn run(
+        self: &Arc<Self>,
+        job: &Job,
+        progress: &watch::Sender<Progress>,
+        stop: impl Future<Output = Duration> + Send,
+    ) -> Result<Filled, FillError> {
+        let owner = format!("{:016x}", fastrand::u64(..));
+        let patience = std::time::Instant::now() + REMOVAL;
+        let mut attempts = Attempts::new();
+        let claimed = loop {
+            let view = self.core.ledger.blob(&job.repository, &job.digest).await?;
+            // The record may say so of bytes that somebody has deleted.
+            if view.is_stored() && self.core.blobs.size(&job.digest).await?.is_some() {
+                // Before a client asks: then it may be read here although upstream is down.
+                self.membership.prove_unless_shown(&view, &job.repository, &job.digest).await?;
+                let current = view.record;
+                // A manifest has come to name it, or a client wants it.
+                let Some((current, used)) =
+                    current.and_then(|current| Some((current.version, noted(&current.value, self.core.clock.now())?)))
+                else {
+                    return Ok(Filled::Already);
+                };
+                if self.core.ledger.swap_blob(&job.digest, Some(current), &used).await?.is_some() {
+                    return Ok(Filled::Already);
                 }
                 attempts.again().await?;
+                continue;
             }
+            let current = view.record;
+            let record = current.as_ref().map(|current| &current.value);
+            match decide(record, &owner, self.core.clock.now()) {
+                Claim::Held if record.is_some_and(|record| matches!(record.state, BlobState::Removing { .. })) => {
+                    if std::time::Instant::now() > patience {
+                        return Err(StoreError::Unavailable("the blob is being removed".into()).into());
+                    }
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Claim::Held => return Ok(Filled::Claimed),
+                Claim::Take(claimed) => {
+                    let expected = current.as_ref().map(|current| current.version);
+                    if self.core.ledger.swap_blob(&job.digest, expected, &claimed).await?.is_some() {
+                        break claimed;
+                    }
+                    attempts.again().await?;
+                }
+            }
+        };
+        let started = std::time::Instant::now();
+        let open = self.core.upstreams.is_open(&job.repository);
+        let lease = Lease {
+            ledger: Arc::clone(&self.core.ledger),
+            clock: self.core.clock.clone(),
+            job: job.clone(),
+            owner,
+            open,
+        };
+        let Copied { outcome, checkpoint, mut upload, known } =
+            copy::copy(self, &lease, claimed.checkpoint, progress, stop).await;
+        let offset = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.offset);
+        let (state, failure) = match &outcome {
+            Ok(Filled::Stored | Filled::Already) => (BlobState::Stored { size: job.size }, None),
+            Ok(Filled::Parked { .. } | Filled::Claimed) => (BlobState::Absent, claimed.failure),
+            Err(error) => (BlobState::Absent, Some(error.to_string())),
+        };
+        // At once where nobody else can know it, and where it fills a disk on which the ledger could not be written either.
+        if (!known || matches!(outcome, Err(FillError::Store(StoreError::Refused(_)))))
+            && let Some(upload) = upload.take()
+        {
+            upload.discard().await;
         }
-    };
-    let started = std::time::Instant::now();
-    let open = cache.upstreams.is_open(&job.repository);
-    let lease = Lease { ledger: Arc::clone(&cache.ledger), clock: cache.clock.clone(), job: job.clone(), owner, open };
-    let Copied { outcome, checkpoint, mut upload, known } =
-        copy::copy(cache, &lease, claimed.checkpoint, progress, stop).await;
-    let offset = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.offset);
-    let (state, failure) = match &outcome {
-        Ok(Filled::Stored | Filled::Already) => (BlobState::Stored { size: job.size }, None),
-        Ok(Filled::Parked { .. } | Filled::Claimed) => (BlobState::Absent, claimed.failure),
-        Err(error) => (BlobState::Absent, Some(error.to_string())),
-    };
-    // At once where nobody else can know it, and where it fills a disk on which the ledger could not be written either.
-    if (!known || matches!(outcome, Err(FillError::Store(StoreError::Refused(_)))))
-        && let Some(upload) = upload.take()
-    {
-        upload.discard().await;
+        // The order matters: what a checkpoint in the ledger speaks of is not thrown away.
+        let copied = matches!(outcome, Ok(Filled::Stored));
+        if lease.settle(state, failure, checkpoint, copied).await?
+            && let Some(upload) = upload
+        {
+            upload.discard().await;
+        }
+        match &outcome {
+            Ok(Filled::Parked { .. }) => tracing::info!(
+                blob.digest = %job.digest, repository = %job.repository, offset_bytes = offset, size_bytes = job.size,
+                "fill parked: the next one goes on from there"
+            ),
+            Ok(_) => tracing::info!(
+                blob.digest = %job.digest, repository = %job.repository, size_bytes = job.size,
+                duration_ms = started.elapsed().as_millis(), "blob stored"
+            ),
+            Err(error) => tracing::warn!(
+                blob.digest = %job.digest, repository = %job.repository, attempt = claimed.attempts, offset_bytes = offset,
+                %error, "fill failed"
+            ),
+        }
+        outcome
     }
-    // The order matters: what a checkpoint in the ledger speaks of is not thrown away.
-    let copied = matches!(outcome, Ok(Filled::Stored));
-    if lease.settle(state, failure, checkpoint, copied).await?
-        && let Some(upload) = upload
-    {
-        upload.discard().await;
-    }
-    match &outcome {
-        Ok(Filled::Parked { .. }) => tracing::info!(
-            blob.digest = %job.digest, repository = %job.repository, offset_bytes = offset, size_bytes = job.size,
-            "fill parked: the next one goes on from there"
-        ),
-        Ok(_) => tracing::info!(
-            blob.digest = %job.digest, repository = %job.repository, size_bytes = job.size,
-            duration_ms = started.elapsed().as_millis(), "blob stored"
-        ),
-        Err(error) => tracing::warn!(
-            blob.digest = %job.digest, repository = %job.repository, attempt = claimed.attempts, offset_bytes = offset,
-            %error, "fill failed"
-        ),
-    }
-    outcome
 }
 
 /// How copying ended.
@@ -239,7 +261,7 @@ mod tests {
     }
 
     struct World {
-        cache: Arc<Cache>,
+        fill: Arc<Fill>,
         ledger: Arc<Troubled>,
         lease: Lease,
         _data: TempDir,
@@ -252,7 +274,9 @@ mod tests {
         let (clock, config) = (Clock::default(), Config::load(None, Cold::Follow, |_| Ok(String::new())).unwrap());
         let files = Arc::new(Files::open(data.path()).unwrap());
         let (shared, fills) = (Arc::clone(&ledger) as Arc<dyn Ledger>, Arc::new(NoFills));
-        let cache = Cache::new(config, clock.clone(), files, Arc::clone(&shared), fills, None, None).unwrap();
+        let core = Core::new(config, clock.clone(), (files, Arc::clone(&shared), fills), None).unwrap();
+        let core = Arc::new(core);
+        let fill = Arc::new(Fill::new(Arc::clone(&core), Arc::new(Membership::new(core))));
         let job = Job {
             repository: serde_json::from_str(r#"{"upstream":"docker.io","name":"library/a"}"#).unwrap(),
             digest: Digest::of(Algorithm::Sha256, b"a"),
@@ -266,7 +290,7 @@ mod tests {
         }
         ledger.overtaken.store(overtaken, Ordering::SeqCst);
         let lease = Lease { ledger: shared, clock, job, owner: "me".into(), open: true };
-        World { cache: Arc::new(cache), ledger, lease, _data: data }
+        World { fill, ledger, lease, _data: data }
     }
 
     struct NoFills;
@@ -300,7 +324,7 @@ mod tests {
     async fn a_claim_that_others_always_overtake_is_given_up() {
         let world = world(false, usize::MAX).await;
         let (progress, stop) = (watch::channel(Progress::Waiting).0, std::future::pending());
-        let run = run(&world.cache, &world.lease.job, &progress, stop);
+        let run = world.fill.run(&world.lease.job, &progress, stop);
         let outcome = tokio::time::timeout(SOON, run).await.expect("it ends");
         assert!(matches!(outcome, Err(FillError::Store(StoreError::Unavailable(_)))), "{outcome:?}");
         assert!(world.ledger.tried.load(Ordering::SeqCst) < 20, "and not after a storm of writes");

@@ -10,7 +10,7 @@ use futures_util::{StreamExt as _, stream};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::Cache;
+use super::Fill;
 use crate::errors::{FillError, UpstreamError};
 use crate::ports::Job;
 use crate::upstream::{BlobBody, BlobPlace, LEAST_BYTES, OpenBlob};
@@ -42,7 +42,7 @@ pub(super) struct Source {
 
 /// What the segments of a blob share.
 struct Upstream {
-    cache: Arc<Cache>,
+    fill: Arc<Fill>,
     job: Job,
     /// Where bytes came from lately: asked first, so that the registry itself is asked once and not for each segment.
     place: Mutex<Option<BlobPlace>>,
@@ -66,8 +66,8 @@ enum Sender {
 
 impl Source {
     /// Opens the blob at `offset`, and finds out whether upstream can send parts.
-    pub(super) async fn open(cache: &Arc<Cache>, job: &Job, offset: u64) -> Result<Self, FillError> {
-        let upstream = Arc::new(Upstream { cache: Arc::clone(cache), job: job.clone(), place: Mutex::default() });
+    pub(super) async fn open(fill: &Arc<Fill>, job: &Job, offset: u64) -> Result<Self, FillError> {
+        let upstream = Arc::new(Upstream { fill: Arc::clone(fill), job: job.clone(), place: Mutex::default() });
         let mut source = Self { upstream, segments: VecDeque::new(), next: job.size, ending: false };
         if offset >= job.size && job.size > 0 {
             return Ok(source);
@@ -106,7 +106,7 @@ impl Source {
     /// Begins further segments: always the one to be read next, others as memory allows.
     fn fetch_ahead(&mut self) {
         while !self.ending && self.next < self.upstream.job.size && self.segments.len() < CONNECTIONS {
-            let memory = Arc::clone(&self.upstream.cache.fill_memory).try_acquire_owned().ok();
+            let memory = Arc::clone(&self.upstream.fill.memory).try_acquire_owned().ok();
             if memory.is_none() && !self.segments.is_empty() {
                 return;
             }
@@ -215,7 +215,7 @@ impl Upstream {
     async fn open(&self, wanted: (u64, u64)) -> Result<OpenBlob, FillError> {
         let place = self.place.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(place) = place {
-            match self.cache.upstreams.open_again(&place, wanted).await {
+            match self.fill.core.upstreams.open_again(&place, wanted).await {
                 Ok(opened) => return self.checked(opened),
                 // Signed URLs end; the registry gives a new one.
                 Err(error) => {
@@ -228,7 +228,7 @@ impl Upstream {
     }
 
     async fn resolve(&self, wanted: Option<(u64, u64)>) -> Result<OpenBlob, FillError> {
-        let opened = self.cache.upstreams.open_blob(&self.job.repository, &self.job.digest, wanted).await?;
+        let opened = self.fill.core.upstreams.open_blob(&self.job.repository, &self.job.digest, wanted).await?;
         *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened.place.clone());
         self.checked(opened)
     }
@@ -366,7 +366,7 @@ mod tests {
             priority: Priority::Interactive,
         };
         let (begun, mut bytes) = (Instant::now(), 0);
-        let mut source = Source::open(&local.cache, &job, 0).await.unwrap();
+        let mut source = Source::open(&local.cache.fill, &job, 0).await.unwrap();
         let ended = loop {
             match source.next().await {
                 Ok(Some(chunk)) => bytes += chunk.len(),

@@ -20,9 +20,9 @@ use serde_json::json;
 use super::audit::Record;
 use super::operator::{answer, proof};
 use super::{NO_STORE, refuse, source};
-use crate::Cache;
 use crate::access::token::Holder;
 use crate::access::{Asking, ProvenBody};
+use crate::cache::Cache;
 use crate::errors::{AccessError, PullError};
 use crate::identity::policy::Decision;
 use crate::identity::{Payer, Principal};
@@ -78,7 +78,7 @@ impl Guest {
 
     /// Refuses them what they may not pull. Whoever is nobody is asked to log in first, where that is possible.
     pub(super) fn check(&self, cache: &Cache, repository: &Repository, record: &mut Record) -> Result<(), PullError> {
-        let private = cache.upstreams.get(repository)?.config().is_private();
+        let private = cache.core.upstreams.get(repository)?.config().is_private();
         let decision = cache.access.config.policy.decide(&self.principal, self.address, repository, private);
         record.decided(repository, private, &decision);
         if decision.allowed() {
@@ -213,7 +213,7 @@ fn token(cache: &Cache, holder: &Holder, refresh_token: Option<&str>) -> Respons
     let Some(token) = cache.access.issue(holder) else {
         return refused(StatusCode::NOT_FOUND, "unsupported_grant_type");
     };
-    let issued_at = UNIX_EPOCH + Duration::from_secs(cache.clock.now().0);
+    let issued_at = UNIX_EPOCH + Duration::from_secs(cache.core.clock.now().0);
     let mut body = json!({
         "token": token, "access_token": token, "issued_at": humantime::format_rfc3339_seconds(issued_at).to_string(),
         "expires_in": cache.access.config.token_life.as_secs(),

@@ -32,7 +32,7 @@ use access::Guest;
 pub use access::Https;
 use audit::Record;
 
-use crate::Cache;
+use crate::cache::Cache;
 use crate::errors::{PullError, StoreError, UpstreamError};
 use crate::identity::Source;
 use crate::oci::{Digest, InvalidRequest, Operation, Repository, Request, RequestedRange};
@@ -102,9 +102,9 @@ async fn pull(
     let Some(name) = request.operation.name() else {
         // Needs no upstream: it is answered when every upstream is down.
         guest.check_ping(cache, parts)?;
-        return cache.upstreams.pinged(request).map(|()| ping(request.head));
+        return cache.core.upstreams.pinged(request).map(|()| ping(request.head));
     };
-    let repository = &cache.upstreams.repository(request, name)?;
+    let repository = &cache.core.upstreams.repository(request, name)?;
     guest.check(cache, repository, record)?;
     let want = Want {
         head: request.head,
@@ -116,20 +116,20 @@ async fn pull(
     match &request.operation {
         Operation::Ping => Ok(ping(request.head)),
         Operation::Manifest(_, reference) => {
-            let pulled = cache.manifest(repository, reference, want).await?;
+            let pulled = cache.pull.manifest(repository, reference, want).await?;
             Ok(manifest(repository, pulled, request.head, headers))
         }
         Operation::Blob(_, digest) => {
-            let pulled = cache.blob(repository, digest, want).await?;
+            let pulled = cache.pull.blob(repository, digest, want).await?;
             record.redirected = matches!(pulled.content, Content::Redirect(_)).then_some(pulled.size);
             blob(repository, digest, pulled, headers)
         }
         Operation::Tags(name, page) => {
-            let pulled = cache.tags(repository, page, want).await?;
+            let pulled = cache.pull.tags(repository, page, want).await?;
             Ok(listing::tags(request, name, page, repository, &pulled))
         }
         Operation::Referrers(_, subject, artifact_type) => {
-            let pulled = cache.referrers(repository, subject, artifact_type.as_deref(), want).await?;
+            let pulled = cache.pull.referrers(repository, subject, artifact_type.as_deref(), want).await?;
             Ok(listing::referrers(repository, &pulled, artifact_type.is_some(), request.head))
         }
     }

@@ -17,8 +17,8 @@ use serde_json::json;
 use super::access::Guest;
 use super::audit::Record;
 use super::{NO_STORE, prefetch, refuse, retention, robots};
-use crate::Cache;
 use crate::access::{OPERATOR_HEADER, ProvenBody};
+use crate::cache::Cache;
 use crate::errors::{AccessError, PullError, StoreError};
 use crate::oci::Digest;
 use crate::operate::report::QuotaReport;
@@ -47,8 +47,8 @@ async fn quota(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
         return refuse(&cache, &error, &parts);
     }
     record.operated(None);
-    let now = cache.clock.now();
-    let gauges = cache.upstreams.gauges().await;
+    let now = cache.core.clock.now();
+    let gauges = cache.core.upstreams.gauges().await;
     let reports = gauges.iter().filter_map(|(upstream, gauge)| match record.by_operator {
         true => Some(QuotaReport::new(upstream, gauge, now)),
         false if upstream.config().is_private() => None,
@@ -60,7 +60,11 @@ async fn quota(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
 
 /// The fills that were requested and have not ended well.
 async fn fills(State(cache): State<Arc<Cache>>, _: Operator) -> Response {
-    cache.fill_reports().await.map_or_else(|error| unavailable(&error), |fills| answer(&json!({ "fills": fills })))
+    cache
+        .operate
+        .fill_reports()
+        .await
+        .map_or_else(|error| unavailable(&error), |fills| answer(&json!({ "fills": fills })))
 }
 
 /// What has become of one blob.
@@ -69,7 +73,7 @@ async fn fill(State(cache): State<Arc<Cache>>, Path(digest): Path<String>, _: Op
         Ok(digest) => digest,
         Err(error) => return refusal(StatusCode::BAD_REQUEST, &format!("{} is no digest: {error}", excerpt(&digest))),
     };
-    match cache.fill_report(&digest).await {
+    match cache.operate.fill_report(&digest).await {
         Ok(Some(status)) => answer(&status),
         Ok(None) => refusal(StatusCode::NOT_FOUND, &format!("{digest} is not stored, and no fill of it is known")),
         Err(error) => unavailable(&error),
@@ -78,7 +82,12 @@ async fn fill(State(cache): State<Arc<Cache>>, Path(digest): Path<String>, _: Op
 
 /// Requests again what was given up.
 async fn retry_fills(State(cache): State<Arc<Cache>>, _: Operator) -> Response {
-    cache.fills.retry().await.map_or_else(|error| unavailable(&error), |retried| answer(&json!({ "retried": retried })))
+    cache
+        .core
+        .fills
+        .retry()
+        .await
+        .map_or_else(|error| unavailable(&error), |retried| answer(&json!({ "retried": retried })))
 }
 
 pub(super) fn answer(body: &impl Serialize) -> Response {
@@ -120,7 +129,7 @@ impl FromRequest<Arc<Cache>> for Operator {
 pub(super) fn proof(cache: &Cache, parts: &Parts) -> Option<ProvenBody> {
     let proof = parts.headers.get(OPERATOR_HEADER)?.to_str().ok()?;
     let target = parts.uri.path_and_query().map_or("", PathAndQuery::as_str);
-    cache.operator?.verify(proof, &parts.method, target, cache.clock.now())
+    cache.operator?.verify(proof, &parts.method, target, cache.core.clock.now())
 }
 
 /// Why an operator gets no answer: `{"error": "…"}`.

@@ -17,7 +17,7 @@ use super::access::Guest;
 use super::audit::Record;
 use super::operator::refusal;
 use super::{NO_STORE, refuse};
-use crate::Cache;
+use crate::cache::Cache;
 use crate::errors::{AccessError, PullError};
 use crate::oci::{Platform, Platforms, Request};
 use crate::ports::{ImageJob, Priority};
@@ -86,13 +86,13 @@ async fn prefetch(State(cache): State<Arc<Cache>>, request: axum::extract::Reque
         let message = format!("{count} {what} are too many for one request: {most} at the most");
         return refusal(StatusCode::PAYLOAD_TOO_LARGE, &message);
     }
-    let (caller, deadline) = (guest.address, Instant::now() + cache.config.wait);
+    let (caller, deadline) = (guest.address, Instant::now() + cache.core.config.wait);
     let images = stream::iter(wanted.images.clone()).map(|text| {
         let mut record = Record::of(Some(guest.principal.clone()), caller);
         // Each has platforms of its own, so they are made no sooner than they are looked at.
         let (cache, job) = (Arc::clone(&cache), wanted.job(&cache, &guest, &text, &mut record));
         async move {
-            let prefetched = async { cache.prefetch(&job?).await };
+            let prefetched = async { cache.prefetch.image(&job?).await };
             let (outcome, spent) = spent::counted(timeout_at(deadline, prefetched)).await;
             let outcome = outcome.unwrap_or(Err(PullError::NotYet));
             record.prefetched(outcome.as_ref().err(), spent);
@@ -105,9 +105,9 @@ async fn prefetch(State(cache): State<Arc<Cache>>, request: axum::extract::Reque
 
 impl Wanted {
     fn job(&self, cache: &Cache, guest: &Guest, text: &str, record: &mut Record) -> Result<ImageJob, PullError> {
-        let (repository, reference) = cache.image(&Request::image(text)?)?;
+        let (repository, reference) = cache.core.upstreams.image(&Request::image(text)?)?;
         guest.check(cache, &repository, record)?;
-        let platforms = self.platforms(&cache.upstreams.get(&repository)?.config().platforms);
+        let platforms = self.platforms(&cache.core.upstreams.get(&repository)?.config().platforms);
         Ok(ImageJob { repository, reference, platforms, priority: Priority::Prefetch, payer: guest.payer() })
     }
 

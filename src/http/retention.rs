@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::NO_STORE;
 use super::operator::{Operator, refusal};
-use crate::Cache;
+use crate::cache::Cache;
 use crate::errors::PullError;
 use crate::oci::{Operation, Request};
 use crate::operate::report::SweepReport;
@@ -33,7 +33,7 @@ async fn collect_garbage(State(cache): State<Arc<Cache>>, Operator(body): Operat
         return refusal(StatusCode::BAD_REQUEST, r#"the body must be {"dry_run": true} or {"dry_run": false}"#);
     };
     // Goes on when the client leaves: half a sweep is worth nothing less, and the next one would read everything again.
-    let swept = tokio::spawn(async move { cache.sweep(dry_run).await });
+    let swept = tokio::spawn(async move { cache.operate.sweep(dry_run).await });
     report(swept.await.map_or(Err(PullError::NotYet), |swept| swept.map_err(Into::into)))
 }
 
@@ -53,8 +53,8 @@ async fn purge(State(cache): State<Arc<Cache>>, Operator(body): Operator) -> Res
             return Err(PullError::ManifestUnknown(Served::Miss));
         };
         // Also what may not be pulled any more.
-        let repository = cache.upstreams.locate(&request, name)?;
-        Ok(cache.purge(&repository, reference).await?)
+        let repository = cache.core.upstreams.locate(&request, name)?;
+        Ok(cache.operate.purge(&repository, reference).await?)
     };
     report(purged.await)
 }

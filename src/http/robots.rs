@@ -9,7 +9,7 @@ use axum::routing::post;
 use http::StatusCode;
 
 use super::operator::{Operator, answer, refusal, unavailable};
-use crate::Cache;
+use crate::cache::Cache;
 use crate::operate::RobotCommand;
 use crate::records::robot::RobotError;
 
@@ -25,7 +25,7 @@ async fn robots(State(cache): State<Arc<Cache>>, Operator(body): Operator) -> Re
             return refusal(StatusCode::BAD_REQUEST, &format!("{error}; the body must be like {example} or \"list\""));
         }
     };
-    match cache.robots(command).await {
+    match cache.operate.robots(command).await {
         Ok(told) => answer(&told),
         Err(RobotError::Store(error)) => unavailable(&error),
         Err(error) => {

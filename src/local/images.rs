@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 
 use super::ledger::EmbeddedLedger;
+use crate::cache::Cache;
 use crate::errors::StoreError;
 use crate::ports::ImageJob;
-use crate::{Cache, prefetch};
 
 /// How many images are looked at at once.
 const AT_ONCE: usize = 2;
@@ -50,7 +50,7 @@ impl Images {
 
     /// Requests the images of every schedule: soon, and again whenever it is due.
     pub(super) fn keep_schedules(&self, cache: &Arc<Cache>) {
-        for schedule in &cache.config.schedules {
+        for schedule in &cache.core.config.schedules {
             let (cache, schedule, mut stop) = (Arc::downgrade(cache), schedule.clone(), self.stop.subscribe());
             tokio::spawn(async move {
                 // Not all schedules of all machines at the same moment.
@@ -61,7 +61,7 @@ impl Images {
                         _ = stop.wait_for(|&stop| stop) => return,
                     }
                     let Some(cache) = cache.upgrade() else { return };
-                    if let Err(error) = cache.request_schedule(&schedule).await {
+                    if let Err(error) = cache.prefetch.request_schedule(&schedule).await {
                         tracing::error!(%error, "the images of a schedule could not be requested");
                     }
                     pause = schedule.every;
@@ -127,7 +127,7 @@ impl Images {
             let outcome = {
                 let _place = self.places.acquire().await;
                 let Some(cache) = self.cache.get().and_then(Weak::upgrade) else { return };
-                prefetch::run(&cache, image).await
+                cache.prefetch.run(image).await
             };
             let Err(error) = outcome else { return };
             let rest = rest.filter(|_| error.may_pass());

@@ -34,9 +34,9 @@ pub use queue::Queue;
 
 use images::Images;
 
-use crate::Cache;
 use crate::access::OperatorSecret;
 use crate::access::token::TokenKeys;
+use crate::cache::Cache;
 use crate::config::Config;
 use crate::ports::Blobs as _;
 use crate::values::secret::Secret;
@@ -120,10 +120,10 @@ impl Sweeper {
             loop {
                 ticks.tick().await;
                 let (Some(cache), Some(ledger)) = (cache.upgrade(), ledger.upgrade()) else { return };
-                if let Err(error) = cache.sweep(false).await {
+                if let Err(error) = cache.operate.sweep(false).await {
                     tracing::warn!(%error, "the sweep ended early");
                 }
-                if let Err(error) = ledger.forget_given_up(cache.clock.now()).await {
+                if let Err(error) = ledger.forget_given_up(cache.core.clock.now()).await {
                     tracing::warn!(%error, "fills that were given up long ago are still remembered");
                 }
             }

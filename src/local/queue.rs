@@ -14,9 +14,9 @@ use super::board::{Asked, Board, Fill, Open, Phase};
 use super::images::Images;
 use super::ledger::{EmbeddedLedger, WrittenFill};
 use super::order::Order;
-use crate::Cache;
+use crate::cache::Cache;
 use crate::errors::{FillError, StoreError};
-use crate::fill::{self, Filled};
+use crate::fill::Filled;
 use crate::oci::{Digest, UpstreamId};
 use crate::ports::{Fills, GivenUp, ImageJob, Job, Progress, Requested, Watched};
 use crate::records::blob::CLAIM;
@@ -213,7 +213,7 @@ impl Held {
     async fn attempt(self, job: Job, progress: watch::Sender<Progress>, placed: bool) {
         let queue = &self.queue;
         let outcome = match queue.cache.get().and_then(Weak::upgrade) {
-            Some(cache) => Some(fill::run(&cache, &job, &progress, queue.stopped().map(|()| WIND_DOWN)).await),
+            Some(cache) => Some(cache.fill.run(&job, &progress, queue.stopped().map(|()| WIND_DOWN)).await),
             None => None,
         };
         // `None`: it is neither done nor given up, and stays written down as requested.

@@ -6,3 +6,22 @@ mod robots;
 mod sweep;
 
 pub use robots::{RobotAnswer, RobotCommand, RobotStatus};
+
+use std::sync::Arc;
+
+use crate::access::Access;
+use crate::core::Core;
+use crate::pull::Pull;
+
+/// Does what operators want done.
+pub struct Operate {
+    core: Arc<Core>,
+    pull: Arc<Pull>,
+    access: Arc<Access>,
+}
+
+impl Operate {
+    pub(crate) fn new(core: Arc<Core>, pull: Arc<Pull>, access: Arc<Access>) -> Self {
+        Self { core, pull, access }
+    }
+}

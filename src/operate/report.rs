@@ -6,7 +6,7 @@ use std::fmt;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 
-use crate::Cache;
+use super::Operate;
 use crate::errors::StoreError;
 use crate::oci::Digest;
 use crate::ports::{Priority, Requested};
@@ -260,17 +260,17 @@ impl std::fmt::Display for Bytes {
     }
 }
 
-impl Cache {
+impl Operate {
     /// The fills that were requested and have not ended well, in no particular order.
     pub async fn fill_reports(&self) -> Result<Vec<FillStatus>, StoreError> {
-        let reports = self.fills.list().await?.into_iter().map(|requested| self.report(requested));
+        let reports = self.core.fills.list().await?.into_iter().map(|requested| self.report(requested));
         let reports: Vec<FillStatus> = stream::iter(reports).buffer_unordered(READS_AT_ONCE).try_collect().await?;
         Ok(reports.into_iter().filter(|report| report.state != FillState::Stored).collect())
     }
 
     /// What has become of one blob. `None`: it is not stored, and no fill of it is known.
     pub async fn fill_report(&self, digest: &Digest) -> Result<Option<FillStatus>, StoreError> {
-        if let Some(requested) = self.fills.list().await?.into_iter().find(|known| known.job.digest == *digest) {
+        if let Some(requested) = self.core.fills.list().await?.into_iter().find(|known| known.job.digest == *digest) {
             return self.report(requested).await.map(Some);
         }
         let stored = |size| FillStatus {
@@ -283,12 +283,12 @@ impl Cache {
             attempts: 0,
             failure: None,
         };
-        Ok(self.blobs.size(digest).await?.map(stored))
+        Ok(self.core.blobs.size(digest).await?.map(stored))
     }
 
     async fn report(&self, requested: Requested) -> Result<FillStatus, StoreError> {
-        let view = self.ledger.blob(&requested.job.repository, &requested.job.digest).await?;
-        Ok(FillStatus::new(requested, view.record.as_ref().map(|record| &record.value), self.clock.now()))
+        let view = self.core.ledger.blob(&requested.job.repository, &requested.job.digest).await?;
+        Ok(FillStatus::new(requested, view.record.as_ref().map(|record| &record.value), self.core.clock.now()))
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Cache;
+use super::Operate;
 use crate::identity::RobotName;
 use crate::ports::Attempts;
 use crate::records::robot::{NewSecret, Robot, RobotError, Robots};
@@ -80,13 +80,13 @@ pub struct RobotStatus {
     pub replaced_until: Option<Timestamp>,
 }
 
-impl Cache {
+impl Operate {
     /// Does what an operator wants done with robots.
     pub async fn robots(&self, command: RobotCommand) -> Result<RobotAnswer, RobotError> {
-        let now = self.clock.now();
+        let now = self.core.clock.now();
         match command {
             RobotCommand::List => {
-                let robots = self.ledger.robots().await?.map(|robots| robots.value).unwrap_or_default();
+                let robots = self.core.ledger.robots().await?.map(|robots| robots.value).unwrap_or_default();
                 Ok(RobotAnswer::Robots(robots.iter().map(|(name, robot)| robot.status(name, now)).collect()))
             }
             RobotCommand::Add { .. } if !self.access.lets_robots_in() => Err(RobotError::NotLetIn),
@@ -123,10 +123,10 @@ impl Cache {
     ) -> Result<(), RobotError> {
         let mut attempts = Attempts::new();
         loop {
-            let known = self.ledger.robots().await?;
+            let known = self.core.ledger.robots().await?;
             let (mut robots, version) = known.map_or_else(Default::default, |known| (known.value, Some(known.version)));
             change(&mut robots)?;
-            if self.ledger.swap_robots(version, &robots).await?.is_some() {
+            if self.core.ledger.swap_robots(version, &robots).await?.is_some() {
                 return Ok(());
             }
             attempts.again().await.map_err(|_| RobotError::Busy)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use crate::Cache;
+use super::Operate;
 use crate::errors::StoreError;
 use crate::oci::{Digest, Reference, Repository};
 use crate::operate::report::SweepReport;
@@ -18,18 +18,18 @@ const IDLE: Duration = Duration::from_hours(24);
 /// How many items are removed at the same time.
 const AT_ONCE: usize = 16;
 
-impl Cache {
+impl Operate {
     /// Removes what nobody has used within `keep`, and repairs what dead processes have left. A dry run only says what
     /// that would be.
     pub async fn sweep(&self, dry_run: bool) -> Result<SweepReport, StoreError> {
         let inventory = self.inventory().await?;
-        let plan = retention::mark(&inventory, &self.config.retention, self.clock.now());
+        let plan = retention::mark(&inventory, &self.core.config.retention, self.core.clock.now());
         if dry_run {
             return Ok(plan.report());
         }
         let report = self.carry_out(plan).await?;
         self.note_unnoted(&inventory).await?;
-        let uploads = self.blobs.abandon(&uploads(&inventory), IDLE).await?;
+        let uploads = self.core.blobs.abandon(&uploads(&inventory), IDLE).await?;
         tracing::info!(
             tags = report.tags,
             manifests = report.manifests.len(),
@@ -46,22 +46,22 @@ impl Cache {
     /// Removes an image and what nothing else needs, used or pinned or not.
     pub async fn purge(&self, repository: &Repository, reference: &Reference) -> Result<SweepReport, StoreError> {
         let inventory = self.inventory().await?;
-        let plan = retention::purge(&inventory, repository, reference, self.clock.now());
+        let plan = retention::purge(&inventory, repository, reference, self.core.clock.now());
         let report = self.carry_out(plan).await?;
         tracing::info!(%repository, %reference, freed_bytes = report.freed_bytes, "purged");
         Ok(report)
     }
 
     async fn note_unnoted(&self, inventory: &Inventory) -> Result<(), StoreError> {
-        let now = self.clock.now();
+        let now = self.core.clock.now();
         for entry in inventory.unnoted() {
             match entry {
                 Entry::Manifest(StoredManifest { repository, digest, .. }) => {
-                    self.ledger.touch_manifest(repository, digest, now, now).await?;
+                    self.core.ledger.touch_manifest(repository, digest, now, now).await?;
                 }
                 Entry::Blob { digest, record } => {
                     if let Some(noted) = blob::noted(&record.value, now) {
-                        self.ledger.swap_blob(digest, Some(record.version), &noted).await?;
+                        self.core.ledger.swap_blob(digest, Some(record.version), &noted).await?;
                     }
                 }
                 Entry::Membership { .. } | Entry::Reference { .. } | Entry::Listing { .. } | Entry::Standing { .. } => {
@@ -73,8 +73,8 @@ impl Cache {
 
     /// The ledger first: bytes that are listed after a record said "stored" are there, or the record is wrong.
     async fn inventory(&self) -> Result<Inventory, StoreError> {
-        let entries = self.ledger.entries().try_collect().await?;
-        let blobs = self.blobs.list().map_ok(|blob| (blob.digest.clone(), blob)).try_collect().await?;
+        let entries = self.core.ledger.entries().try_collect().await?;
+        let blobs = self.core.blobs.list().map_ok(|blob| (blob.digest.clone(), blob)).try_collect().await?;
         Ok(Inventory { entries, blobs })
     }
 
@@ -118,7 +118,7 @@ impl Cache {
             let mut absent = BlobRecord { state: BlobState::Absent, ..record.value.clone() };
             // Of a fill that died the next one goes on with what is there; this one has been left.
             absent.checkpoint.take_if(|_| record.value.state == BlobState::Absent);
-            let swapped = self.ledger.swap_blob(digest, Some(record.version), &absent).await;
+            let swapped = self.core.ledger.swap_blob(digest, Some(record.version), &absent).await;
             if noted(swapped, &mut failure).flatten().is_some() {
                 repaired.push((digest, record));
             }
@@ -131,14 +131,14 @@ impl Cache {
     async fn remove_all<'a>(&self, entries: &mut Vec<&'a Entry>, failure: &mut Option<StoreError>) -> Vec<&'a Entry> {
         let removals: Vec<_> = std::mem::take(entries)
             .into_iter()
-            .map(|entry| async move { (self.ledger.remove(entry).await, entry) })
+            .map(|entry| async move { (self.core.ledger.remove(entry).await, entry) })
             .collect();
         let outcomes: Vec<_> = stream::iter(removals).buffer_unordered(AT_ONCE).collect().await;
         let outcomes = outcomes.into_iter().map(|(gone, entry)| (noted(gone, failure).unwrap_or(false), entry));
         let (gone, spared): (Vec<_>, Vec<_>) = outcomes.partition(|(gone, _)| *gone);
         for (_, entry) in &gone {
             if let Entry::Manifest(manifest) = entry {
-                self.forget(&manifest.repository, &manifest.digest);
+                self.pull.forget(&manifest.repository, &manifest.digest);
             }
         }
         entries.extend(gone.into_iter().map(|(_, entry)| entry));
@@ -148,21 +148,21 @@ impl Cache {
     /// Removes a blob if its record is still what was seen: no pull has used it since, and none gets its bytes from here
     /// on. `false`: it was used, or is being filled.
     async fn remove_blob(&self, digest: &Digest, seen: Option<&Versioned<BlobRecord>>) -> Result<bool, StoreError> {
-        let state = BlobState::Removing { until: self.clock.now().plus(REMOVING) };
+        let state = BlobState::Removing { until: self.core.clock.now().plus(REMOVING) };
         let value = match seen {
             Some(seen) => BlobRecord { state, ..seen.value.clone() },
             None => BlobRecord::new(state),
         };
         let expected = seen.map(|seen| seen.version);
-        let Some(version) = self.ledger.swap_blob(digest, expected, &value).await? else {
+        let Some(version) = self.core.ledger.swap_blob(digest, expected, &value).await? else {
             return Ok(false);
         };
         // Long before another may take over, lest it be its bytes that go.
-        tokio::time::timeout(REMOVING / 2, self.blobs.remove(digest))
+        tokio::time::timeout(REMOVING / 2, self.core.blobs.remove(digest))
             .await
             .map_err(|_| StoreError::Unavailable(format!("blob {digest} could not be removed in time")))??;
         let record = Versioned { value, version };
-        self.ledger.remove(&Entry::Blob { digest: digest.clone(), record }).await?;
+        self.core.ledger.remove(&Entry::Blob { digest: digest.clone(), record }).await?;
         Ok(true)
     }
 }

@@ -7,13 +7,12 @@ use std::sync::Arc;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 
-use crate::Cache;
 use crate::config::Schedule;
+use crate::core::Core;
 use crate::errors::{PullError, StoreError, UpstreamError};
-use crate::identity::Payer;
-use crate::oci::{Descriptor, Digest, InvalidManifest, Manifest, Operation, Platforms, Reference, Repository, Request};
+use crate::oci::{Descriptor, Digest, InvalidManifest, Manifest, Platforms, Reference, Repository};
 use crate::ports::{ImageJob, Job, Priority};
-use crate::pull::Want;
+use crate::pull::{Pull, Want};
 use crate::values::served::Served;
 
 /// The most manifests of one image that are fetched: an index of everything there is lists about fifty.
@@ -63,37 +62,39 @@ pub struct PrefetchedBlob {
     pub stored: bool,
 }
 
-/// Stores an image that a policy or a schedule wants. Upstream need not have it for all the platforms that they name.
-pub async fn run(cache: &Arc<Cache>, image: &ImageJob) -> Result<(), PullError> {
-    match cache.prefetch(image).await {
-        Ok(prefetched) => {
-            let missing = prefetched.blobs.iter().filter(|(_, stored)| !stored).count();
-            tracing::info!(
-                repository = %image.repository, reference = %image.reference, manifest.digest = %prefetched.digest,
-                blobs = prefetched.blobs.len(), missing, "image prefetched"
-            );
-            Ok(())
-        }
-        // What whoever pays has left is spent; what they pull themselves is looked at then.
-        Err(error @ (PullError::NoPlatform(_) | PullError::TooLarge { .. } | PullError::OverBudget(_))) => {
-            tracing::info!(repository = %image.repository, reference = %image.reference, %error, "nothing to prefetch");
-            Ok(())
-        }
-        Err(error) => Err(error),
-    }
+/// Stores whole images.
+pub struct Prefetch {
+    core: Arc<Core>,
+    pull: Arc<Pull>,
 }
 
-impl Cache {
-    /// The repository and the reference of an image, named as in [`Request::image`].
-    pub fn image(&self, request: &Request) -> Result<(Repository, Reference), PullError> {
-        match &request.operation {
-            Operation::Manifest(name, reference) => Ok((self.upstreams.repository(request, name)?, reference.clone())),
-            _ => Err(PullError::ManifestUnknown(Served::Miss)),
+impl Prefetch {
+    pub(crate) fn new(core: Arc<Core>, pull: Arc<Pull>) -> Self {
+        Self { core, pull }
+    }
+
+    /// Stores an image that a policy or a schedule wants. Upstream need not have it for all the platforms that they name.
+    pub async fn run(&self, image: &ImageJob) -> Result<(), PullError> {
+        match self.image(image).await {
+            Ok(prefetched) => {
+                let missing = prefetched.blobs.iter().filter(|(_, stored)| !stored).count();
+                tracing::info!(
+                    repository = %image.repository, reference = %image.reference, manifest.digest = %prefetched.digest,
+                    blobs = prefetched.blobs.len(), missing, "image prefetched"
+                );
+                Ok(())
+            }
+            // What whoever pays has left is spent; what they pull themselves is looked at then.
+            Err(error @ (PullError::NoPlatform(_) | PullError::TooLarge { .. } | PullError::OverBudget(_))) => {
+                tracing::info!(repository = %image.repository, reference = %image.reference, %error, "nothing to prefetch");
+                Ok(())
+            }
+            Err(error) => Err(error),
         }
     }
 
     /// Stores the manifests of an image, and requests the fills of its blobs.
-    pub async fn prefetch(self: &Arc<Self>, image: &ImageJob) -> Result<Prefetched, PullError> {
+    pub async fn image(&self, image: &ImageJob) -> Result<Prefetched, PullError> {
         let repository = &image.repository;
         let check = image.priority == Priority::Refresh;
         let want = Want { check, priority: image.priority, payer: image.payer, ..Want::GET };
@@ -101,7 +102,7 @@ impl Cache {
         let digest = root.digest.clone();
         let (wanted, mut failure) = self.contents(root, image, Want { check: false, ..want }).await?;
         let lookups = wanted.into_iter().map(async |blob: Descriptor| {
-            let stored = self.has_blob(repository, &blob.digest).await?;
+            let stored = self.pull.has_blob(repository, &blob.digest).await?;
             Ok::<_, StoreError>((blob, stored))
         });
         let blobs: Vec<(Descriptor, bool)> = stream::iter(lookups).buffered(LOOKUPS).try_collect().await?;
@@ -114,7 +115,7 @@ impl Cache {
                 size: blob.size,
                 priority: image.priority,
             })
-            .filter(|job| match self.budgets.admit(image.payer, job) {
+            .filter(|job| match self.core.budgets.admit(image.payer, job) {
                 Ok(()) => true,
                 Err(over) => {
                     failure.get_or_insert(over.into());
@@ -122,7 +123,7 @@ impl Cache {
                 }
             })
             .collect();
-        self.fills.request(&jobs).await?;
+        self.core.fills.request(&jobs).await?;
         // What could be had is on its way, all the same.
         failure.map_or(Ok(Prefetched { digest, blobs }), Err)
     }
@@ -130,7 +131,7 @@ impl Cache {
     /// The blobs of a manifest and of those below it that are for the right platforms; with the first failure, which keeps
     /// none of the others away.
     async fn contents(
-        self: &Arc<Self>,
+        &self,
         root: Arc<Manifest>,
         image: &ImageJob,
         want: Want,
@@ -153,33 +154,18 @@ impl Cache {
     }
 
     async fn whole(
-        self: &Arc<Self>,
+        &self,
         repository: &Repository,
         reference: &Reference,
         want: Want,
     ) -> Result<Arc<Manifest>, PullError> {
-        self.manifest(repository, reference, want).await?.manifest.ok_or(PullError::ManifestUnknown(Served::Miss))
-    }
-
-    /// Requests what the policy for platforms wants besides an index that a pull has stored.
-    pub(crate) async fn follow_policy(&self, repository: &Repository, manifest: &Manifest, payer: Option<Payer>) {
-        let Ok(upstream) = self.upstreams.get(repository) else { return };
-        let platforms = &upstream.config().platforms;
-        if *platforms == Platforms::Requested || !manifest.media_type.is_index() {
-            return;
-        }
-        let (repository, reference) = (repository.clone(), Reference::Digest(manifest.digest.clone()));
-        let (platforms, priority) = (platforms.clone(), Priority::Prefetch);
-        let image = ImageJob { repository, reference, platforms, priority, payer };
-        if let Err(error) = self.fills.request_images(std::slice::from_ref(&image)).await {
-            tracing::warn!(repository = %image.repository, %error, "the platforms of an index could not be requested");
-        }
+        self.pull.manifest(repository, reference, want).await?.manifest.ok_or(PullError::ManifestUnknown(Served::Miss))
     }
 
     /// Requests the images of those schedules that are due ([`Schedule::is_due`]), and says how many there are.
     pub async fn request_due_schedules(&self) -> Result<usize, StoreError> {
         let mut images = 0;
-        for schedule in self.config.schedules.iter().filter(|schedule| schedule.is_due(self.clock.now())) {
+        for schedule in self.core.config.schedules.iter().filter(|schedule| schedule.is_due(self.core.clock.now())) {
             images += self.request_schedule(schedule).await?;
         }
         Ok(images)
@@ -189,7 +175,7 @@ impl Cache {
     pub async fn request_schedule(&self, schedule: &Schedule) -> Result<usize, StoreError> {
         let mut images = Vec::new();
         for request in &schedule.images {
-            match self.image(request) {
+            match self.core.upstreams.image(request) {
                 Ok((repository, reference)) => {
                     let platforms = schedule.platforms.clone();
                     images.push(ImageJob {
@@ -203,7 +189,7 @@ impl Cache {
                 Err(error) => tracing::error!(%error, "an image of a schedule is none that can be pulled here"),
             }
         }
-        self.fills.request_images(&images).await?;
+        self.core.fills.request_images(&images).await?;
         Ok(images.len())
     }
 }

@@ -6,8 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Content, PulledBlob, Want};
-use crate::Cache;
+use super::{Content, Pull, PulledBlob, Want};
 use crate::config::Cold;
 use crate::errors::{OverBudget, PullError, StoreError};
 use crate::identity::Payer;
@@ -21,7 +20,7 @@ use crate::values::time::Timestamp;
 /// How many fills a client waits for one after the other where those that run fail and are other repositories'.
 const JOINED: usize = 3;
 
-impl Cache {
+impl Pull {
     /// Answers a pull of a blob.
     pub async fn blob(
         self: &Arc<Self>,
@@ -29,14 +28,14 @@ impl Cache {
         digest: &Digest,
         want: Want,
     ) -> Result<PulledBlob, PullError> {
-        let upstream = self.upstreams.get(repository)?;
-        let view = self.ledger.blob(repository, digest).await?;
+        let upstream = self.core.upstreams.get(repository)?;
+        let view = self.core.ledger.blob(repository, digest).await?;
         // 1. Permission first: that storage has the bytes says nothing about this repository, and neither does a manifest
         // that names them.
         let (size, served) = match view.member.filter(|_| view.is_shown() || !view.is_stored()) {
             Some(member) => {
                 let evidence = Evidence::Blob(digest.clone());
-                (member.size, self.check_permission(repository, evidence, want.payer).await?)
+                (member.size, self.membership.check_permission(repository, evidence, want.payer).await?)
             }
             None => (self.ask_membership(repository, digest, want.payer).await?, Served::Revalidated),
         };
@@ -48,14 +47,14 @@ impl Cache {
         }
         // 2. Stored: wherever the bytes are.
         if view.is_stored()
-            && let Some(location) = self.blobs.locate(digest).await?
+            && let Some(location) = self.core.blobs.locate(digest).await?
         {
             return Ok(PulledBlob::at(location, size, served));
         }
         // 3. Not stored: request the fill, if whoever asks may have it stored, then by policy.
         let job = Job { repository: repository.clone(), digest: digest.clone(), size, priority: Priority::Interactive };
-        let filling = is_claimed(&view, self.clock.now());
-        let admitted = if filling { Ok(()) } else { self.budgets.admit(want.payer, &job) };
+        let filling = is_claimed(&view, self.core.clock.now());
+        let admitted = if filling { Ok(()) } else { self.core.budgets.admit(want.payer, &job) };
         match (upstream.cold(), admitted) {
             (Cold::Redirect, admitted) => self.redirect(&job, filling, admitted, want.payer).await,
             (_, Err(over)) => Err(over.into()),
@@ -66,9 +65,9 @@ impl Cache {
     /// Whether a blob is stored and may be read here, and counts as used from now on: a sweep leaves it alone, or it is
     /// filled again.
     pub(crate) async fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, StoreError> {
-        let view = self.ledger.blob(repository, digest).await?;
+        let view = self.core.ledger.blob(repository, digest).await?;
         let view = self.note_blob(repository, digest, view).await;
-        Ok(view.is_stored() && view.is_shown() && self.blobs.locate(digest).await?.is_some())
+        Ok(view.is_stored() && view.is_shown() && self.core.blobs.locate(digest).await?.is_some())
     }
 
     /// Asks upstream whether a blob belongs to a repository, and notes it.
@@ -78,9 +77,9 @@ impl Cache {
         digest: &Digest,
         payer: Option<Payer>,
     ) -> Result<u64, PullError> {
-        self.upstreams.standings.check_absent(repository).await?;
-        let turn = self.budgets.turn(payer).await?;
-        Ok(self.prove(repository, digest, turn).await?)
+        self.core.upstreams.standings.check_absent(repository).await?;
+        let turn = self.core.budgets.turn(payer).await?;
+        Ok(self.membership.prove(repository, digest, turn).await?)
     }
 
     /// Redirects a client to upstream, and requests the fill unless one runs or it is not admitted.
@@ -93,7 +92,7 @@ impl Cache {
     ) -> Result<PulledBlob, PullError> {
         if !filling
             && admitted.is_ok()
-            && let Err(error) = self.fills.request(std::slice::from_ref(job)).await
+            && let Err(error) = self.core.fills.request(std::slice::from_ref(job)).await
         {
             tracing::warn!(repository = %job.repository, blob.digest = %job.digest, %error, "fill could not be requested");
         }
@@ -111,18 +110,18 @@ impl Cache {
 
     /// Waits for a fill: until the blob is stored, or (`follow`) until its first bytes are there.
     async fn wait(self: &Arc<Self>, job: &Job, follow: bool) -> Result<PulledBlob, PullError> {
-        let deadline = Instant::now() + self.config.wait;
+        let deadline = Instant::now() + self.core.config.wait;
         let found = async {
             for _ in 0..JOINED {
-                let Some(Watched { repository, progress }) = self.fills.request_now(job).await? else {
+                let Some(Watched { repository, progress }) = self.core.fills.request_now(job).await? else {
                     return self.poll(job).await;
                 };
                 if repository == job.repository {
                     return self.watch(job, progress, follow).await;
                 }
                 // The bytes of another's fill are as good as what is stored.
-                if !self.upstreams.is_open(&repository) {
-                    self.prove_for(job).await?;
+                if !self.core.upstreams.is_open(&repository) {
+                    self.membership.prove_for(job).await?;
                 }
                 // Before they are verified, as good as what its upstream sends.
                 let follow = follow && repository.upstream == job.repository.upstream;
@@ -167,10 +166,10 @@ impl Cache {
         let mut pause = Duration::from_millis(50);
         let mut attempts = None;
         loop {
-            let view = self.ledger.blob(&job.repository, &job.digest).await?;
+            let view = self.core.ledger.blob(&job.repository, &job.digest).await?;
             if view.is_stored() {
                 // It may have been another's fill.
-                self.prove_unless_shown(&view, &job.repository, &job.digest).await?;
+                self.membership.prove_unless_shown(&view, &job.repository, &job.digest).await?;
                 return self.located(job).await;
             }
             let record = view.record.map(|record| record.value);
@@ -187,7 +186,7 @@ impl Cache {
     }
 
     async fn located(&self, job: &Job) -> Result<PulledBlob, PullError> {
-        let location = self.blobs.locate(&job.digest).await?.ok_or(PullError::NotYet)?;
+        let location = self.core.blobs.locate(&job.digest).await?.ok_or(PullError::NotYet)?;
         Ok(PulledBlob::at(location, job.size, Served::Miss))
     }
 }

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as MemoryCache;
 
-use super::{PulledManifest, Want};
-use crate::Cache;
+use super::{Pull, PulledManifest, Want};
 use crate::config::Deleted;
 use crate::errors::PullError;
 use crate::oci::{Digest, Manifest, Observed, Repository};
@@ -36,7 +35,7 @@ impl Warm {
     }
 }
 
-impl Cache {
+impl Pull {
     /// The answer that a fresh record gives without upstream. `None`: it gives none.
     pub(super) async fn answer(
         &self,
@@ -44,7 +43,7 @@ impl Cache {
         record: Option<&TagRecord>,
         want: Want,
     ) -> Result<Option<Result<PulledManifest, PullError>>, PullError> {
-        match tag::decide(record, "", false, self.clock.now()) {
+        match tag::decide(record, "", false, self.core.clock.now()) {
             // 1. A fresh record: what it says, without upstream.
             Decision::Fresh(observed) if want.head => {
                 let pulled = PulledManifest { observed: observed.clone(), manifest: None, served: Served::Hit };
@@ -73,7 +72,7 @@ impl Cache {
                 let Some(known) = self.last_known(upstream, repository, Some(record)).await? else { return Ok(None) };
                 // Upstream may call deleted what it does not show to us any more.
                 let evidence = Evidence::Manifest(known.observed.digest.clone());
-                Ok(self.check_permission(repository, evidence, None).await.is_ok().then_some(known))
+                Ok(self.membership.check_permission(repository, evidence, None).await.is_ok().then_some(known))
             }
         }
     }
@@ -86,10 +85,10 @@ impl Cache {
         record: Option<&TagRecord>,
     ) -> Result<Option<PulledManifest>, PullError> {
         let Some(record) = record else { return Ok(None) };
-        if !self.may_be_stale(repository).await? {
+        if !self.membership.may_be_stale(repository).await? {
             return Ok(None);
         }
-        for digest in tag::last_known(record, upstream.config().stale, self.clock.now()) {
+        for digest in tag::last_known(record, upstream.config().stale, self.core.clock.now()) {
             if let Some(manifest) = self.stored(repository, digest).await? {
                 return Ok(Some(PulledManifest::new(manifest, Served::Stale)));
             }
@@ -107,7 +106,7 @@ impl Cache {
         if let Some(manifest) = self.warm.0.get(&key) {
             return Ok(Some(manifest));
         }
-        let manifest = self.ledger.manifest(repository, digest).await?.map(Arc::new);
+        let manifest = self.core.ledger.manifest(repository, digest).await?.map(Arc::new);
         if let Some(manifest) = &manifest {
             self.warm.0.insert(key, Arc::clone(manifest));
         }

@@ -7,9 +7,8 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache as MemoryCache;
 use serde_json::{Map, Value};
 
-use super::Want;
 use super::manifest::jittered;
-use crate::Cache;
+use super::{Pull, Want};
 use crate::budget::Turn;
 use crate::config::Referrers;
 use crate::errors::{PullError, StoreError, UpstreamError};
@@ -79,7 +78,7 @@ impl LargeLists {
     }
 }
 
-impl Cache {
+impl Pull {
     /// Answers with a page of the tags of a repository.
     pub async fn tags(
         self: &Arc<Self>,
@@ -111,13 +110,13 @@ impl Cache {
         let mut expected = self.stored(repository, subject).await?.is_some();
         if expected {
             let evidence = Evidence::Manifest(subject.clone());
-            expected = match self.check_permission(repository, evidence, want.payer).await {
+            expected = match self.membership.check_permission(repository, evidence, want.payer).await {
                 Err(PullError::ManifestUnknown(_)) => false,
                 checked => checked.map(|_| true)?,
             };
         }
         let want = Want { expected, ..want };
-        let (listed, head) = match self.upstreams.get(repository)?.config().referrers {
+        let (listed, head) = match self.core.upstreams.get(repository)?.config().referrers {
             Referrers::Ask => match self.list(repository, ListKey::Referrers(subject.clone()), want).await {
                 // Or there is no such API, and its path was taken for a name: GET of the tag says which, in its body.
                 Err(PullError::Upstream(UpstreamError::NoRepository)) => (None, false),
@@ -159,7 +158,7 @@ impl Cache {
         let pulled = match pulled.await {
             Err(PullError::ManifestUnknown(_)) => {
                 // That there is no such tag is remembered even where there is no such repository.
-                self.upstreams.standings.check_absent(repository).await?;
+                self.core.upstreams.standings.check_absent(repository).await?;
                 return Ok(None);
             }
             pulled => pulled?,
@@ -179,23 +178,23 @@ impl Cache {
         key: ListKey,
         want: Want,
     ) -> Result<PulledList, PullError> {
-        let (of_tags, now) = (key == ListKey::Tags, self.clock.now());
+        let (of_tags, now) = (key == ListKey::Tags, self.core.clock.now());
         let kept = self.kept_list(repository, &key).await?;
         let known = kept.is_some();
         // However fresh it is: upstream may not show it to us any more.
-        let due = known && self.permission_is_due(repository).await?;
+        let due = known && self.membership.permission_is_due(repository).await?;
         if let Some(kept) = kept.filter(|kept| !want.check && !due && now < kept.fresh_until) {
             return Ok(PulledList::kept(kept, Served::Hit));
         }
         if !known && !want.check {
-            self.upstreams.standings.check_known_absent(repository)?;
+            self.core.upstreams.standings.check_known_absent(repository)?;
         }
         let free = (known && !due) || want.expected;
-        let mut turn = if free && !want.check { Turn::free() } else { self.budgets.turn(want.payer).await? };
-        let (cache, question) = (Arc::clone(self), (repository.clone(), key, want.check || due));
+        let mut turn = if free && !want.check { Turn::free() } else { self.core.budgets.turn(want.payer).await? };
+        let (pull, question) = (Arc::clone(self), (repository.clone(), key, want.check || due));
         let asked = question.clone();
         let work = move || async move {
-            let pulled = cache.ask_for_list(&asked, &mut turn).await;
+            let pulled = pull.ask_for_list(&asked, &mut turn).await;
             let miss = match &pulled {
                 Ok(PulledList { listing, served, large }) => {
                     let read = *served == Served::Miss && (want.check || *large);
@@ -209,17 +208,17 @@ impl Cache {
             turn.end(miss);
             pulled
         };
-        self.lists.join(question, work).await.unwrap_or(Err(PullError::NotYet))
+        self.lists.flights.join(question, work).await.unwrap_or(Err(PullError::NotYet))
     }
 
     /// The list that is kept, fresh or not, as long as it may be served at all.
     async fn kept_list(&self, repository: &Repository, key: &ListKey) -> Result<Option<Arc<Listing>>, StoreError> {
-        let now = self.clock.now();
-        let large = self.large_lists.0.get(&(repository.clone(), key.clone())).map(|(listing, _)| listing);
+        let now = self.core.clock.now();
+        let large = self.lists.large.0.get(&(repository.clone(), key.clone())).map(|(listing, _)| listing);
         if large.as_ref().is_some_and(|large| now < large.fresh_until) {
             return Ok(large);
         }
-        let kept = self.ledger.listing(repository, key).await?.map(Arc::new);
+        let kept = self.core.ledger.listing(repository, key).await?.map(Arc::new);
         let kept = kept.into_iter().chain(large).filter(|kept| now < kept.stale_until);
         Ok(kept.max_by_key(|kept| kept.fresh_until))
     }
@@ -230,36 +229,36 @@ impl Cache {
         (repository, key, check): &Question,
         turn: &mut Turn,
     ) -> Result<PulledList, PullError> {
-        let upstream = self.upstreams.get(repository)?;
-        let (of_tags, now) = (*key == ListKey::Tags, self.clock.now());
+        let upstream = self.core.upstreams.get(repository)?;
+        let (of_tags, now) = (*key == ListKey::Tags, self.core.clock.now());
         let kept = self.kept_list(repository, key).await?;
         match &kept {
             Some(kept) if !check && now < kept.fresh_until => {
                 return Ok(PulledList::kept(Arc::clone(kept), Served::Hit));
             }
-            None if !check => self.upstreams.standings.check_absent(repository).await?,
+            None if !check => self.core.upstreams.standings.check_absent(repository).await?,
             _ => {}
         }
         turn.ask();
-        let wait = self.config.wait;
+        let wait = self.core.config.wait;
         let late = || UpstreamError::Unavailable { silent: false, reason: format!("it took longer than {wait:?}") };
         let known = kept.as_ref().is_some_and(|kept| kept.list.is_some());
-        let asked = tokio::time::timeout(wait, self.upstreams.list(repository, key, known)).await;
+        let asked = tokio::time::timeout(wait, self.core.upstreams.list(repository, key, known)).await;
         let (list, no_repository) = match asked.unwrap_or_else(|_| Err(late())) {
             Ok(list) => (list, false),
             Err(UpstreamError::NoRepository) if !of_tags => (None, true),
             Err(error) => {
-                let stale = !error.is_refusal() && self.may_be_stale(repository).await?;
+                let stale = !error.is_refusal() && self.membership.may_be_stale(repository).await?;
                 let Some(kept) = kept.filter(|_| stale) else { return Err(error.into()) };
                 tracing::warn!(%repository, %error, "upstream is in trouble: serving the list it sent last");
                 return Ok(PulledList::kept(kept, Served::Stale));
             }
         };
-        let (config, now) = (upstream.config(), self.clock.now());
+        let (config, now) = (upstream.config(), self.core.clock.now());
         let fresh = jittered(if list.is_some() { config.tags.fresh } else { config.missing });
         let nothing = is_nothing(list.as_ref(), of_tags);
         if *check && list.is_some() && !nothing {
-            self.upstreams.standings.note_present(repository).await?;
+            self.core.upstreams.standings.note_present(repository).await?;
         }
         // That there is nothing is of use only while it is believed; that there is no API leads to a tag.
         let stale = if nothing { fresh } else { fresh + config.stale };
@@ -267,10 +266,10 @@ impl Cache {
         let bytes = serde_json::to_vec(&listing.list).map_err(|error| StoreError::Corrupt(error.to_string()))?.len();
         let (large, place) = (bytes > MAX_LISTING_BYTES, (repository.clone(), key.clone()));
         if large {
-            self.large_lists.0.insert(place, (Arc::clone(&listing), bytes as u64));
+            self.lists.large.0.insert(place, (Arc::clone(&listing), bytes as u64));
         } else {
-            self.ledger.put_listing(repository, key, &listing).await?;
-            self.large_lists.0.remove(&place);
+            self.core.ledger.put_listing(repository, key, &listing).await?;
+            self.lists.large.0.remove(&place);
         }
         if no_repository {
             return Err(UpstreamError::NoRepository.into());

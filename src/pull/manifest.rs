@@ -6,9 +6,8 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
-use super::PulledManifest;
 use super::known::before;
-use crate::Cache;
+use super::{Pull, PulledManifest};
 use crate::budget::Turn;
 use crate::errors::{Limit, PullError, UpstreamError};
 use crate::identity::Payer;
@@ -55,7 +54,7 @@ impl Want {
 /// What is asked of upstream at once by all who want the same.
 pub(crate) type Question = (Repository, Reference, Want);
 
-impl Cache {
+impl Pull {
     /// Answers a pull of a manifest. A client's HEAD never makes us GET a manifest upstream that could be had by HEAD.
     pub async fn manifest(
         self: &Arc<Self>,
@@ -80,26 +79,27 @@ impl Cache {
         if let Reference::Digest(digest) = reference
             && let Some(manifest) = self.stored(repository, digest).await?
         {
-            let served = self.check_permission(repository, Evidence::Manifest(digest.clone()), want.payer).await?;
+            let served =
+                self.membership.check_permission(repository, Evidence::Manifest(digest.clone()), want.payer).await?;
             return Ok(PulledManifest::new(manifest, served));
         }
         let (mut known, mut want) = (false, want);
         if !want.check {
-            let record = self.ledger.reference(repository, reference).await?.map(|record| record.value);
+            let record = self.core.ledger.reference(repository, reference).await?.map(|record| record.value);
             known = record.as_ref().is_some_and(|record| record.observed.is_some());
             // However fresh what upstream said of the tag is: it may not show it to us any more.
-            if known && self.permission_is_due(repository).await? {
+            if known && self.membership.permission_is_due(repository).await? {
                 want.check = true;
             } else if let Some(answer) = self.answer(repository, record.as_ref(), want).await? {
                 return answer;
             }
         }
         if !known && !want.check {
-            self.upstreams.standings.check_known_absent(repository)?;
+            self.core.upstreams.standings.check_known_absent(repository)?;
         }
         loop {
             // Whoever may pull no more asks with HEAD, which costs nothing: what a tag is may well be stored.
-            let over = if want.head { None } else { self.budgets.check_pull(want.payer).err() };
+            let over = if want.head { None } else { self.core.budgets.check_pull(want.payer).err() };
             if let Some(over) = over.clone().filter(|_| matches!(reference, Reference::Digest(_))) {
                 return Err(over.into());
             }
@@ -107,12 +107,12 @@ impl Cache {
             let turn = if (known || want.expected) && !want.check {
                 Turn::free()
             } else {
-                self.budgets.turn(want.payer).await?
+                self.core.budgets.turn(want.payer).await?
             };
             match (self.share(repository, reference, asked, known, turn).await, over) {
                 (Ok(PulledManifest { manifest: None, .. }) | Err(PullError::OverBudget(_)), Some(over)) => {
-                    let upstream = self.upstreams.get(repository)?;
-                    let record = self.ledger.reference(repository, reference).await?.map(|record| record.value);
+                    let upstream = self.core.upstreams.get(repository)?;
+                    let record = self.core.ledger.reference(repository, reference).await?.map(|record| record.value);
                     return self.last_known(upstream, repository, record.as_ref()).await?.ok_or(over.into());
                 }
                 // Whoever began could not pay: somebody else, or the last of it has just gone.
@@ -131,18 +131,18 @@ impl Cache {
         known: bool,
         mut turn: Turn,
     ) -> Result<PulledManifest, PullError> {
-        let (cache, question) = (Arc::clone(self), (repository.clone(), reference.clone(), want));
+        let (pull, question) = (Arc::clone(self), (repository.clone(), reference.clone(), want));
         let work = move || async move {
             let (repository, reference, want) = question;
             if !known && !want.check {
-                cache.upstreams.standings.check_absent(&repository).await?;
+                pull.core.upstreams.standings.check_absent(&repository).await?;
             }
             turn.ask();
-            let pulled = cache.ask_in_turn(&repository, &reference, want).await;
+            let pulled = pull.ask_in_turn(&repository, &reference, want).await;
             // A check is paid for whatever it finds: upstream is asked because the caller says so.
             turn.end(want.check || pulled.as_ref().is_err_and(PullError::is_miss));
             if want.check && pulled.is_ok() {
-                cache.upstreams.standings.note_present(&repository).await?;
+                pull.core.upstreams.standings.note_present(&repository).await?;
             }
             pulled
         };
@@ -158,19 +158,19 @@ impl Cache {
         reference: &Reference,
         want: Want,
     ) -> Result<PulledManifest, PullError> {
-        let upstream = self.upstreams.get(repository)?;
+        let upstream = self.core.upstreams.get(repository)?;
         let owner = format!("{:016x}", fastrand::u64(..));
         let deadline = Instant::now() + TURN;
         let (mut found, mut attempts) = (None, Attempts::new());
         loop {
-            let record = self.ledger.reference(repository, reference).await?;
+            let record = self.core.ledger.reference(repository, reference).await?;
             let (value, version) =
                 record.map_or((None, None), |Versioned { value, version }| (Some(value), Some(version)));
             // A check that another process has made since this one was wanted will do, unless it was refused.
             let unchanged = *found.get_or_insert(version) == version;
             let held = value.as_ref().is_some_and(|record| record.lease.is_some());
             let due = value.as_ref().is_some_and(|record| record.observed.is_some())
-                && self.permission_is_due(repository).await?;
+                && self.membership.permission_is_due(repository).await?;
             let check = due || (want.check && (unchanged || held));
             if !check && let Some(answer) = self.answer(repository, value.as_ref(), want).await? {
                 return answer;
@@ -181,7 +181,7 @@ impl Cache {
             {
                 return Ok(PulledManifest::new(manifest, Served::Hit));
             }
-            match tag::decide(value.as_ref(), &owner, check, self.clock.now()) {
+            match tag::decide(value.as_ref(), &owner, check, self.core.clock.now()) {
                 // Fresh, but only HEAD has been asked for so far: the manifest is fetched by its digest.
                 Decision::Fresh(observed) => {
                     return self.fetch_observed(upstream, repository, observed, value.as_ref(), want).await;
@@ -196,7 +196,9 @@ impl Cache {
                     _ => tokio::time::sleep(Duration::from_millis(fastrand::u64(50..150))).await,
                 },
                 Decision::Ask(leased) => {
-                    if let Some(version) = self.ledger.swap_reference(repository, reference, version, &leased).await? {
+                    if let Some(version) =
+                        self.core.ledger.swap_reference(repository, reference, version, &leased).await?
+                    {
                         let leased = Versioned { value: leased, version };
                         return self.ask_with_lease(upstream, repository, reference, leased, want).await;
                     }
@@ -232,7 +234,7 @@ impl Cache {
                 }
             }
             Err(PullError::Upstream(UpstreamError::Missing | UpstreamError::NoRepository)) => {
-                let (config, now) = (upstream.config(), self.clock.now());
+                let (config, now) = (upstream.config(), self.core.clock.now());
                 deleted = self.deleted(upstream, repository, &leased.value).await?;
                 match deleted {
                     Some(_) => tag::served_on(&leased.value, config.stale, jittered(config.missing), now),
@@ -242,7 +244,7 @@ impl Cache {
             }
             Err(_) => TagRecord { lease: None, ..leased.value.clone() },
         };
-        let written = self.ledger.swap_reference(repository, reference, Some(leased.version), &record).await;
+        let written = self.core.ledger.swap_reference(repository, reference, Some(leased.version), &record).await;
         if let Some(deleted) = deleted {
             return Ok(deleted);
         }
@@ -273,7 +275,7 @@ impl Cache {
     ) -> Result<PulledManifest, PullError> {
         // 5. Nothing is known and the client wants the bytes: one GET says it all.
         let observed = if want.head || known.observed.is_some() {
-            self.upstreams.head_manifest(repository, reference).await?
+            self.core.upstreams.head_manifest(repository, reference).await?
         } else {
             None
         };
@@ -290,7 +292,7 @@ impl Cache {
                 Err(PullError::Upstream(UpstreamError::Throttled { limit: Limit::Pulls, .. }))
                     if !want.head && matches!(reference, Reference::Tag(_)) =>
                 {
-                    match self.upstreams.head_manifest(repository, reference).await? {
+                    match self.core.upstreams.head_manifest(repository, reference).await? {
                         Some(observed) => self.by_digest(repository, observed.digest, want).await,
                         None => Err(PullError::ManifestUnknown(Served::Miss)),
                     }
@@ -321,7 +323,7 @@ impl Cache {
             previous = Some(Previous { digest: before.digest.clone(), checked_at: known.checked_at });
         }
         let fresh = upstream.config().tags.fresh(tag).map_or(FOR_EVER, jittered);
-        Ok(tag::answered(Some(observed.clone()), previous, fresh, self.clock.now()))
+        Ok(tag::answered(Some(observed.clone()), previous, fresh, self.core.clock.now()))
     }
 
     /// The manifest that upstream observed lately and nobody has fetched; in trouble, the one before it.

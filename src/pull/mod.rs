@@ -1,12 +1,9 @@
-//! THE READ PATH: [manifests](manifest) by tag and by digest, [blobs](blob), and [lists](listing); and whether what is
-//! stored of them may be served at all ([`permission`]).
+//! THE READ PATH: [manifests](manifest) by tag and by digest, [blobs](blob), and [lists](listing).
 
 mod blob;
-mod flight;
 mod known;
 mod listing;
 mod manifest;
-mod permission;
 mod source;
 mod store;
 mod used;
@@ -16,25 +13,57 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-pub(crate) use known::Warm;
-pub(crate) use listing::LargeLists;
 pub use listing::{PulledReferrers, PulledTags};
 pub use manifest::Want;
-pub(crate) use permission::{Proofs, Questions};
-pub(crate) use source::Sources;
-pub(crate) use store::{Refused, Weights};
-pub(crate) use used::Uses;
 
+use listing::LargeLists;
+use source::Sources;
+use store::{Refused, Weights};
+use used::Uses;
+
+use crate::core::Core;
 use crate::errors::PullError;
+use crate::membership::Membership;
 use crate::oci::{Manifest, Observed};
 use crate::ports::{Progress, SignedUrl};
+use crate::values::flight::Flights;
 use crate::values::served::Served;
 
-/// The questions that are being asked of upstream.
-pub(crate) type Flights = flight::Flights<manifest::Question, Result<PulledManifest, PullError>>;
+/// Answers pulls.
+pub struct Pull {
+    core: Arc<Core>,
+    membership: Arc<Membership>,
+    /// The manifests that upstream is being asked for.
+    flights: Flights<manifest::Question, Result<PulledManifest, PullError>>,
+    warm: known::Warm,
+    uses: Uses,
+    lists: Lists,
+    sources: Sources,
+    refused: Refused,
+    weights: Weights,
+}
 
-/// The lists that upstream is being asked for.
-pub(crate) type ListFlights = flight::Flights<listing::Question, Result<listing::PulledList, PullError>>;
+/// The lists that upstream is being asked for, and those that are too large for the ledger.
+struct Lists {
+    flights: Flights<listing::Question, Result<listing::PulledList, PullError>>,
+    large: LargeLists,
+}
+
+impl Pull {
+    pub(crate) fn new(core: Arc<Core>, membership: Arc<Membership>) -> Self {
+        Self {
+            core,
+            membership,
+            flights: Flights::new(),
+            warm: known::Warm::new(),
+            uses: Uses::new(),
+            lists: Lists { flights: Flights::new(), large: LargeLists::new() },
+            sources: Sources::new(),
+            refused: Refused::new(),
+            weights: Weights::new(),
+        }
+    }
+}
 
 /// A manifest to answer with.
 #[derive(Clone, Debug)]

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use quick_cache::sync::Cache as MemoryCache;
 
-use super::flight::Flights;
-use crate::Cache;
+use super::Pull;
 use crate::budget::Turn;
 use crate::errors::{OverBudget, PullError, UpstreamError};
 use crate::identity::Payer;
 use crate::oci::{Digest, Repository};
 use crate::ports::Job;
 use crate::upstream::BlobSource;
+use crate::values::flight::Flights;
 use crate::values::time::Timestamp;
 
 /// How long an answer is passed on. Signed URLs are good for minutes, whatever range of the blob is fetched there, and
@@ -37,7 +37,7 @@ impl Sources {
     }
 }
 
-impl Cache {
+impl Pull {
     /// Where a client could fetch a blob itself. That is a miss of whoever begins to ask for a blob that is not `admitted`: it
     /// stays cold, and would be asked about again and again; and for one of no size, that upstream does not have it.
     pub(super) async fn blob_source(
@@ -47,26 +47,26 @@ impl Cache {
         admitted: &Result<(), OverBudget>,
     ) -> Result<BlobSource, PullError> {
         let key = (job.repository.clone(), job.digest.clone());
-        if let Some(source) = self.sources.known(&key, self.clock.now()) {
+        if let Some(source) = self.sources.known(&key, self.core.clock.now()) {
             return Ok(source);
         }
         // What is stored from now on is paid for by its bytes.
         let paid = admitted.is_ok() && job.size > 0;
-        let mut turn = if paid { Turn::free() } else { self.budgets.turn(payer).await? };
-        let (cache, place, admitted) = (Arc::clone(self), key.clone(), admitted.is_ok());
+        let mut turn = if paid { Turn::free() } else { self.core.budgets.turn(payer).await? };
+        let (pull, place, admitted) = (Arc::clone(self), key.clone(), admitted.is_ok());
         let work = || async move {
-            let now = cache.clock.now();
-            if let Some(source) = cache.sources.known(&place, now) {
+            let now = pull.core.clock.now();
+            if let Some(source) = pull.sources.known(&place, now) {
                 return Ok(source);
             }
             turn.ask();
-            let asked = cache.upstreams.blob_source(&place.0, &place.1).await;
+            let asked = pull.core.upstreams.blob_source(&place.0, &place.1).await;
             turn.end(!admitted || asked.as_ref().is_err_and(UpstreamError::is_miss));
             let source = asked.map_err(|error| match error {
                 UpstreamError::Missing | UpstreamError::NoRepository => PullError::BlobUnknown,
                 error => error.into(),
             })?;
-            cache.sources.known.insert(place, (source.clone(), now.plus(LASTS)));
+            pull.sources.known.insert(place, (source.clone(), now.plus(LASTS)));
             Ok(source)
         };
         self.sources.asked.join(key, work).await.unwrap_or(Err(PullError::NotYet))

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use quick_cache::sync::Cache as MemoryCache;
 
-use crate::Cache;
+use super::Pull;
 use crate::config::{Cold, MaxBlob};
 use crate::errors::{PullError, UpstreamError};
 use crate::identity::Payer;
-use crate::oci::{Descriptor, Digest, Manifest, Observed, Reference, Repository};
-use crate::ports::{Job, Priority};
+use crate::oci::{Descriptor, Digest, Manifest, Observed, Platforms, Reference, Repository};
+use crate::ports::{ImageJob, Job, Priority};
 
 use super::Want;
 
@@ -23,7 +23,7 @@ impl Refused {
     }
 }
 
-impl Cache {
+impl Pull {
     /// Fetches a manifest, verified, and stores it with the membership of its blobs; their fills, or what the policy for
     /// platforms says of an index, are requested and not waited for. All of it at the expense of whoever wants it.
     pub(super) async fn fetch(
@@ -37,8 +37,8 @@ impl Cache {
         {
             return Err(refused);
         }
-        let question = self.upstreams.get_manifest(repository, reference, want.priority != Priority::Interactive);
-        let manifest = self.budgets.pay_pull(want.payer, question).await?;
+        let question = self.core.upstreams.get_manifest(repository, reference, want.priority != Priority::Interactive);
+        let manifest = self.core.budgets.pay_pull(want.payer, question).await?;
         let kept = self.keep(repository, &manifest, want).await;
         if let Err(error @ PullError::TooLarge { .. }) = &kept {
             self.refused.0.insert((repository.clone(), manifest.digest.clone()), error.clone());
@@ -62,8 +62,8 @@ impl Cache {
         for Descriptor { size, .. } in &blobs {
             self.check_size(repository, *size, Some(manifest))?;
         }
-        let keep_proofs = !self.upstreams.is_open(repository);
-        self.ledger.put_manifest(repository, manifest, &blobs, keep_proofs, self.clock.now()).await?;
+        let keep_proofs = !self.core.upstreams.is_open(repository);
+        self.core.ledger.put_manifest(repository, manifest, &blobs, keep_proofs, self.core.clock.now()).await?;
         self.noted_manifest(repository, &manifest.digest);
         self.follow_policy(repository, manifest, want.payer).await;
         let priority = want.priority;
@@ -77,15 +77,30 @@ impl Cache {
             .into_iter()
             .filter(|_| !refused)
             .map(|blob| Job { repository: repository.clone(), digest: blob.digest, size: blob.size, priority })
-            .filter(|job| self.budgets.admit(want.payer, job).is_ok())
+            .filter(|job| self.core.budgets.admit(want.payer, job).is_ok())
             .collect();
         if !jobs.is_empty()
-            && let Err(error) = self.fills.request(&jobs).await
+            && let Err(error) = self.core.fills.request(&jobs).await
         {
             // Whoever asks for a blob requests its fill again.
             tracing::warn!(%repository, %error, "fills could not be requested");
         }
         Ok(jobs.len())
+    }
+
+    /// Requests what the policy for platforms wants besides an index that a pull has stored.
+    async fn follow_policy(&self, repository: &Repository, manifest: &Manifest, payer: Option<Payer>) {
+        let Ok(upstream) = self.core.upstreams.get(repository) else { return };
+        let platforms = &upstream.config().platforms;
+        if *platforms == Platforms::Requested || !manifest.media_type.is_index() {
+            return;
+        }
+        let (repository, reference) = (repository.clone(), Reference::Digest(manifest.digest.clone()));
+        let (platforms, priority) = (platforms.clone(), Priority::Prefetch);
+        let image = ImageJob { repository, reference, platforms, priority, payer };
+        if let Err(error) = self.core.fills.request_images(std::slice::from_ref(&image)).await {
+            tracing::warn!(repository = %image.repository, %error, "the platforms of an index could not be requested");
+        }
     }
 
     /// Refuses a manifest to whoever could not have its blobs stored, where clients get nothing of what is not stored: there
@@ -96,38 +111,38 @@ impl Cache {
         manifest: &Manifest,
         payer: Option<Payer>,
     ) -> Result<(), PullError> {
-        if self.upstreams.get(repository)?.cold() == Cold::Redirect {
+        if self.core.upstreams.get(repository)?.cold() == Cold::Redirect {
             return Ok(());
         }
         // Read once: almost all pulls are of what is known and fits.
         let read = || Ok::<_, PullError>(bytes_of(&blobs_of(manifest)?));
         let whole = self.weights.0.get_or_insert_with(&manifest.digest, read)?;
-        if self.budgets.check_bytes(payer, whole).is_ok() {
+        if self.core.budgets.check_bytes(payer, whole).is_ok() {
             return Ok(());
         }
         let mut blobs = blobs_of(manifest)?;
-        blobs.retain(|blob| !self.budgets.is_paid(&blob.digest, blob.size));
+        blobs.retain(|blob| !self.core.budgets.is_paid(&blob.digest, blob.size));
         // What they take at the most, and at the least.
         let mut most = bytes_of(&blobs);
         let mut least = 0_u64;
-        if self.budgets.check_bytes(payer, most).is_ok() {
+        if self.core.budgets.check_bytes(payer, most).is_ok() {
             return Ok(());
         }
         // What is stored takes no room, but a look each: not to be had again and again for what is refused then.
-        self.budgets.take_miss(payer)?;
+        self.core.budgets.take_miss(payer)?;
         blobs.sort_unstable_by_key(|blob| Reverse(blob.size));
         for blob in blobs {
-            if self.ledger.blob(repository, &blob.digest).await?.is_stored() {
+            if self.core.ledger.blob(repository, &blob.digest).await?.is_stored() {
                 most = most.saturating_sub(blob.size);
             } else {
                 least = least.saturating_add(blob.size);
             }
-            if self.budgets.check_bytes(payer, least).is_err() {
+            if self.core.budgets.check_bytes(payer, least).is_err() {
                 break;
             }
         }
-        self.budgets.check_bytes(payer, most)?;
-        self.budgets.give_miss_back(payer);
+        self.core.budgets.check_bytes(payer, most)?;
+        self.core.budgets.give_miss_back(payer);
         Ok(())
     }
 
@@ -138,7 +153,7 @@ impl Cache {
         size: u64,
         manifest: Option<&Manifest>,
     ) -> Result<(), PullError> {
-        match &self.upstreams.get(repository)?.config().max_blob {
+        match &self.core.upstreams.get(repository)?.config().max_blob {
             Some(MaxBlob { bytes: most, key }) if size > *most => {
                 let manifest = manifest.map(Observed::of);
                 Err(PullError::TooLarge { size, most: *most, key: key.clone(), manifest })

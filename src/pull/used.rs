@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use quick_cache::sync::Cache as MemoryCache;
 
-use super::{PulledManifest, Want};
-use crate::Cache;
+use super::{Pull, PulledManifest, Want};
 use crate::errors::{PullError, StoreError};
 use crate::identity::Payer;
 use crate::oci::{Digest, Repository};
@@ -33,12 +32,12 @@ fn late() -> StoreError {
     StoreError::Unavailable(format!("no answer within {PATIENCE:?}"))
 }
 
-impl Cache {
+impl Pull {
     /// Notes that a manifest was pulled. One that has gone and was served from memory is stored again. What fails here
     /// fails no pull.
     pub(super) async fn note_manifest(&self, repository: &Repository, pulled: &PulledManifest, payer: Option<Payer>) {
         let digest = &pulled.observed.digest;
-        let (key, now) = ((repository.clone(), digest.clone()), self.clock.now());
+        let (key, now) = ((repository.clone(), digest.clone()), self.core.clock.now());
         if self.uses.0.get(&key).is_some_and(|until| now < until) {
             return;
         }
@@ -46,7 +45,7 @@ impl Cache {
         self.uses.0.insert(key.clone(), now.plus(PATIENCE));
         let note = async {
             let since = now.minus(NOTED);
-            match (self.ledger.touch_manifest(repository, digest, since, now).await?, &pulled.manifest) {
+            match (self.core.ledger.touch_manifest(repository, digest, since, now).await?, &pulled.manifest) {
                 (Some(used_at), _) => self.uses.0.insert(key.clone(), used_at.plus(NOTED)),
                 (None, Some(manifest)) => _ = self.keep(repository, manifest, Want { payer, ..Want::GET }).await?,
                 (None, None) => self.uses.0.insert(key.clone(), now.plus(AGAIN)),
@@ -62,7 +61,7 @@ impl Cache {
 
     /// That the use of a manifest has just been written.
     pub(super) fn noted_manifest(&self, repository: &Repository, digest: &Digest) {
-        self.uses.0.insert((repository.clone(), digest.clone()), self.clock.now().plus(NOTED));
+        self.uses.0.insert((repository.clone(), digest.clone()), self.core.clock.now().plus(NOTED));
     }
 
     /// Notes that a blob is pulled, before its bytes are promised: whoever means to remove it finds its record changed.
@@ -81,10 +80,10 @@ impl Cache {
         digest: &Digest,
         mut view: BlobView,
     ) -> Result<BlobView, StoreError> {
-        let now = self.clock.now();
+        let now = self.core.clock.now();
         if let Some(member) = view.member.filter(|member| member.used_at < now.minus(NOTED)) {
             let member = Member { used_at: now, ..member };
-            self.ledger.put_membership(repository, digest, member).await?;
+            self.core.ledger.put_membership(repository, digest, member).await?;
         }
         let mut attempts = Attempts::new();
         loop {
@@ -93,11 +92,11 @@ impl Cache {
             else {
                 return Ok(view);
             };
-            if let Some(version) = self.ledger.swap_blob(digest, Some(version), &value).await? {
+            if let Some(version) = self.core.ledger.swap_blob(digest, Some(version), &value).await? {
                 return Ok(BlobView { record: Some(Versioned { value, version }), ..view });
             }
             attempts.again().await?;
-            view = self.ledger.blob(repository, digest).await?;
+            view = self.core.ledger.blob(repository, digest).await?;
         }
     }
 

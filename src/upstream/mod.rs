@@ -34,9 +34,10 @@ use standing::{Said, Standings, says, says_if_any};
 use crate::config::{Config, DEFAULT_UPSTREAM, Places};
 use crate::errors::{PullError, UpstreamError};
 use crate::identity::policy::Policy;
-use crate::oci::{Digest, InvalidRequest, Manifest, Name, Observed, Place, Reference, Repository, Request};
+use crate::oci::{Digest, InvalidRequest, Manifest, Name, Observed, Operation, Place, Reference, Repository, Request};
 use crate::ports::Ledger;
 use crate::records::gauge::Gauge;
+use crate::values::served::Served;
 use crate::values::time::Clock;
 
 /// The closed world of upstreams.
@@ -107,6 +108,14 @@ impl Upstreams {
         match refused_by {
             Some(key) => Err(PullError::NotAllowed { repository, key }),
             None => Ok(repository),
+        }
+    }
+
+    /// The repository and the reference of an image, named as in [`Request::image`].
+    pub fn image(&self, request: &Request) -> Result<(Repository, Reference), PullError> {
+        match &request.operation {
+            Operation::Manifest(name, reference) => Ok((self.repository(request, name)?, reference.clone())),
+            _ => Err(PullError::ManifestUnknown(Served::Miss)),
         }
     }
 

@@ -61,7 +61,7 @@ async fn robot(world: &World, name: &str) -> String {
 }
 
 pub(super) async fn entries(world: &World) -> usize {
-    world.cache.ledger.entries().count().await
+    world.cache.core.ledger.entries().count().await
 }
 
 async fn ten_thousand_random_tags_by_one_principal_spend_its_budget_and_nothing_else(column: Column) {
@@ -251,17 +251,17 @@ async fn what_another_instance_knows_to_be_absent_costs_no_miss(column: Column) 
     let instance = world.another_instance().await;
     let (manifests, lists) = names.split_at(5);
     for name in manifests {
-        let pulled = instance.manifest(&repository(name), &tag_of("2"), want).await;
+        let pulled = instance.pull.manifest(&repository(name), &tag_of("2"), want).await;
         assert!(matches!(pulled, Err(PullError::Upstream(UpstreamError::NoRepository))), "{pulled:?}");
     }
     for name in lists {
-        let listed = instance.tags(&repository(name), &Page { n: None, last: None }, want).await;
+        let listed = instance.pull.tags(&repository(name), &Page { n: None, last: None }, want).await;
         assert!(matches!(listed, Err(PullError::Upstream(UpstreamError::NoRepository))), "{listed:?}");
     }
     assert!(world.upstream.requests().is_empty());
     let mut over = Vec::new();
     for number in 0..3 {
-        let pulled = instance.manifest(&repository("a"), &tag_of(&format!("random-{number}")), want).await;
+        let pulled = instance.pull.manifest(&repository("a"), &tag_of(&format!("random-{number}")), want).await;
         over.push(matches!(pulled, Err(PullError::OverBudget(_))));
     }
     assert_eq!(over, [false, false, true], "what is remembered costs nothing");

@@ -2,7 +2,6 @@
 
 use http::{Method, StatusCode};
 use stopover::config::Cold;
-use stopover::fill;
 use stopover::oci::Repository;
 use stopover::ports::{Job, Priority, Progress};
 use stopover::pull::Want;
@@ -108,7 +107,7 @@ async fn a_stored_blob_whose_bytes_are_gone_is_filled_again(column: Column) {
     }
     let repository = Repository { upstream: "test.local".parse().unwrap(), name: "a".parse().unwrap() };
     let job = Job { repository, digest: digest.clone(), size: LAYER.len() as u64, priority: Priority::Interactive };
-    fill::run(&world.cache, &job, &watch::channel(Progress::Waiting).0, std::future::pending()).await.unwrap();
+    world.cache.fill.run(&job, &watch::channel(Progress::Waiting).0, std::future::pending()).await.unwrap();
     assert_eq!(world.stored_blobs().await, [digest.to_string()]);
 }
 
@@ -217,7 +216,7 @@ mod following {
         let start = async || open(data.path(), &settings).await;
         let local = start().await;
         let repository = Repository { upstream: "test.local".parse().unwrap(), name: "a".parse().unwrap() };
-        local.cache.manifest(&repository, &"1".parse().unwrap(), Want::GET).await.unwrap();
+        local.cache.pull.manifest(&repository, &"1".parse().unwrap(), Want::GET).await.unwrap();
         until(|| upstream.count("/blobs/") == image.blobs.len()).await;
         local.stop(std::time::Duration::ZERO).await;
         upstream.heal();
@@ -225,7 +224,7 @@ mod following {
         local.settled().await;
         upstream.kill();
         for (digest, bytes) in &image.blobs {
-            let pulled = local.cache.blob(&repository, digest, Want::GET).await.unwrap();
+            let pulled = local.cache.pull.blob(&repository, digest, Want::GET).await.unwrap();
             assert_eq!(pulled.size, bytes.len() as u64);
             assert_eq!(pulled.served, stopover::values::served::Served::Hit);
         }
@@ -239,7 +238,7 @@ async fn a_connection_that_breaks_before_its_first_byte_does_not_fail_a_fill(col
     let repository = Repository { upstream: "test.local".parse().unwrap(), name: "a".parse().unwrap() };
     let job = Job { repository, digest, size: bytes.len() as u64, priority: Priority::Interactive };
     world.upstream.fault_times("/blobs/", 1, Fault::Truncated);
-    let filled = fill::run(&world.cache, &job, &watch::channel(Progress::Waiting).0, std::future::pending()).await;
+    let filled = world.cache.fill.run(&job, &watch::channel(Progress::Waiting).0, std::future::pending()).await;
     assert!(filled.is_ok(), "{filled:?}");
     assert_eq!(world.upstream.count("/blobs/"), 2);
     assert_eq!(world.stored_blobs().await, [job.digest.to_string()]);

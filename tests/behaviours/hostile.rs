@@ -5,7 +5,6 @@ use std::time::Duration;
 use http::StatusCode;
 use stopover::config::Cold;
 use stopover::errors::FillError;
-use stopover::fill;
 use stopover::oci::{Algorithm, Digest, Repository};
 use stopover::ports::{Job, Priority, Progress};
 use support::on_both_columns;
@@ -44,7 +43,7 @@ async fn a_manifest_that_names_thousands_of_blobs_costs_one_request(column: Colu
         assert!(message.contains("more than 1000 are not stored"), "{message}");
         world.settled().await;
         assert_eq!(world.upstream.count(&format!("/v2/{name}/")), 1, "the manifest, and nothing it names");
-        assert_eq!(world.cache.fill_reports().await.unwrap(), []);
+        assert_eq!(world.cache.operate.fill_reports().await.unwrap(), []);
     }
 }
 
@@ -80,9 +79,9 @@ async fn bytes_that_another_upstream_has_left_are_not_gone_on_with(column: Colum
     let upstreams = format!("{}[upstreams.\"honest.local\"]\nurl = \"{}\"\n", hostile.table(), honest.url());
     let world = World::plan(column).cold(Cold::Wait).settings("wait = \"25s\"").upstream(&upstreams).start().await;
     let job = hostile.job();
-    let filled = fill::run(&world.cache, &job, &watch::channel(Progress::Waiting).0, std::future::pending()).await;
+    let filled = world.cache.fill.run(&job, &watch::channel(Progress::Waiting).0, std::future::pending()).await;
     assert!(matches!(filled, Err(FillError::Upstream(_))), "{filled:?}");
-    let record = world.cache.ledger.blob(&job.repository, &job.digest).await.unwrap().record.unwrap().value;
+    let record = world.cache.core.ledger.blob(&job.repository, &job.digest).await.unwrap().record.unwrap().value;
     assert!(
         record.checkpoint.is_some_and(|left| left.offset >= 8 * MIB),
         "rubbish is left, and taken for its beginning"
@@ -135,15 +134,15 @@ mod alone {
             priority: Priority::Interactive,
         };
         world.upstream.fault("/v2/other/", Fault::Stalled);
-        world.cache.fills.request(&[job("other", &other.blobs[1])]).await.unwrap();
+        world.cache.core.fills.request(&[job("other", &other.blobs[1])]).await.unwrap();
         until(|| world.upstream.count("/v2/other/blobs/") == 1).await;
         for name in ["owner", "last"] {
-            world.cache.fills.request(&[job(name, &image.blobs[1])]).await.unwrap();
+            world.cache.core.fills.request(&[job(name, &image.blobs[1])]).await.unwrap();
         }
         world.upstream.heal();
         world.settled().await;
         assert!(world.stored_blobs().await.contains(&image.blobs[1].0.to_string()));
-        assert_eq!(world.cache.fill_reports().await.unwrap(), []);
+        assert_eq!(world.cache.operate.fill_reports().await.unwrap(), []);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -179,13 +178,13 @@ mod alone {
         let local = start().await;
         let digest = Digest::of(Algorithm::Sha256, LAYER);
         let job = Job { repository: repository("a"), digest, size: 1, priority: Priority::Interactive };
-        local.cache.fills.request(&[job]).await.unwrap();
+        local.cache.core.fills.request(&[job]).await.unwrap();
         local.settled().await;
         local.stop(Duration::ZERO).await;
         for (later, remembered) in [(Duration::from_hours(6 * 24), 1), (Duration::from_hours(24), 0)] {
             clock.advance(later);
             let local = start().await;
-            assert_eq!(local.cache.fill_reports().await.unwrap().len(), remembered, "after another {later:?}");
+            assert_eq!(local.cache.operate.fill_reports().await.unwrap().len(), remembered, "after another {later:?}");
             local.stop(Duration::ZERO).await;
         }
     }

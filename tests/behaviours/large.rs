@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use stopover::Cache;
+use stopover::cache::Cache;
 use stopover::errors::FillError;
-use stopover::fill::{self, Filled};
+use stopover::fill::Filled;
 use stopover::ports::Progress;
 use stopover::records::{BlobRecord, BlobState, Checkpoint, Versioned};
 use stopover::values::time::Timestamp;
@@ -40,17 +40,17 @@ async fn world(column: Column, vast: &Vast) -> World {
 }
 
 async fn run(cache: &Arc<Cache>, vast: &Vast) -> Result<Filled, FillError> {
-    fill::run(cache, &vast.job(), &watch::channel(Progress::Waiting).0, pending()).await
+    cache.fill.run(&vast.job(), &watch::channel(Progress::Waiting).0, pending()).await
 }
 
 /// Runs a fill until upstream has sent so many bytes, and stops it then.
 async fn run_until(cache: &Arc<Cache>, vast: &Vast, sent: u64) -> Result<Filled, FillError> {
     let stop = until(|| vast.sent() >= sent).map(|()| Duration::from_secs(5));
-    fill::run(cache, &vast.job(), &watch::channel(Progress::Waiting).0, stop).await
+    cache.fill.run(&vast.job(), &watch::channel(Progress::Waiting).0, stop).await
 }
 
 async fn record(cache: &Cache, vast: &Vast) -> Versioned<BlobRecord> {
-    let view = cache.ledger.blob(&vast.job().repository, vast.digest()).await.unwrap();
+    let view = cache.core.ledger.blob(&vast.job().repository, vast.digest()).await.unwrap();
     view.record.expect("there is a record")
 }
 
@@ -162,7 +162,7 @@ async fn a_checkpoint_that_does_not_fit_is_discarded(column: Column) {
         );
         let Versioned { mut value, version } = record(&world.cache, &vast).await;
         change(value.checkpoint.as_mut().expect("there is one"), &other);
-        world.cache.ledger.swap_blob(vast.digest(), Some(version), &value).await.unwrap().unwrap();
+        world.cache.core.ledger.swap_blob(vast.digest(), Some(version), &value).await.unwrap().unwrap();
         // A hash that reads like one shows in the end only; nothing of it is kept then.
         let filled = match run(&world.cache, &vast).await {
             Err(FillError::Mismatch(_)) => run(&world.cache, &vast).await,
@@ -179,7 +179,7 @@ async fn a_fill_that_lost_its_claim_publishes_nothing(column: Column) {
     let world = world(column, &vast).await;
     let first = {
         let (cache, job) = (Arc::clone(&world.cache), vast.job());
-        tokio::spawn(async move { fill::run(&cache, &job, &watch::channel(Progress::Waiting).0, pending()).await })
+        tokio::spawn(async move { cache.fill.run(&job, &watch::channel(Progress::Waiting).0, pending()).await })
     };
     until(|| vast.sent() >= 16 * MIB).await;
     // Another takes the claim over, as it may once the first has not renewed it for long enough.
@@ -187,7 +187,7 @@ async fn a_fill_that_lost_its_claim_publishes_nothing(column: Column) {
     let newer = Checkpoint { offset: PART, hash: "newer".into(), upload: "newer".into(), upstream: None };
     let state = BlobState::Claimed { owner: "another".into(), until: Timestamp(u64::MAX) };
     let taken = BlobRecord { state, checkpoint: Some(newer), ..value };
-    world.cache.ledger.swap_blob(vast.digest(), Some(version), &taken).await.unwrap().unwrap();
+    world.cache.core.ledger.swap_blob(vast.digest(), Some(version), &taken).await.unwrap().unwrap();
     vast.manner().stalls_at = None;
     assert!(matches!(first.await.unwrap(), Err(FillError::ClaimLost)));
     assert_eq!(record(&world.cache, &vast).await.value, taken, "the newer checkpoint is as it was");
@@ -200,7 +200,7 @@ async fn a_request_that_is_delivered_twice_copies_once(column: Column) {
     let world = world(column, &vast).await;
     let first = {
         let (cache, job) = (Arc::clone(&world.cache), vast.job());
-        tokio::spawn(async move { fill::run(&cache, &job, &watch::channel(Progress::Waiting).0, pending()).await })
+        tokio::spawn(async move { cache.fill.run(&job, &watch::channel(Progress::Waiting).0, pending()).await })
     };
     until(|| vast.sent() > 0).await;
     let another = world.another_instance().await;

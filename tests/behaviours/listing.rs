@@ -147,7 +147,8 @@ async fn a_fresh_list_is_not_asked_for_again_and_a_check_asks(column: Column) {
     assert_eq!((tags(&world.get(LIST).await), asked()), (vec!["3".to_owned()], 3));
     let other = world.another_instance().await;
     let repository = stopover::oci::Repository { upstream: "test.local".parse().unwrap(), name: "a".parse().unwrap() };
-    let pulled = other.tags(&repository, &stopover::oci::Page::default(), stopover::pull::Want::GET).await.unwrap();
+    let pulled =
+        other.pull.tags(&repository, &stopover::oci::Page::default(), stopover::pull::Want::GET).await.unwrap();
     assert_eq!((pulled.tags.len(), asked()), (1, 3), "another instance knows");
 }
 
@@ -325,19 +326,19 @@ async fn a_list_costs_no_quota(column: Column) {
 async fn a_list_that_is_over_is_swept(column: Column) {
     let world = World::plan(column).settings("stale = \"1h\"").start().await;
     let lists = || async {
-        let entries = world.cache.ledger.entries().map(|entry| entry.expect("the ledger can be read"));
+        let entries = world.cache.core.ledger.entries().map(|entry| entry.expect("the ledger can be read"));
         let entries: Vec<Entry> = entries.collect().await;
         entries.into_iter().filter(|entry| matches!(entry, Entry::Listing { key: ListKey::Tags, .. })).count()
     };
     world.upstream.tags("a", &["1"]);
     world.get(LIST).await;
     world.clock.advance(Duration::from_mins(55));
-    world.cache.sweep(false).await.unwrap();
+    world.cache.operate.sweep(false).await.unwrap();
     assert_eq!(lists().await, 1, "it may still be served");
     world.clock.advance(Duration::from_mins(11));
-    world.cache.sweep(true).await.unwrap();
+    world.cache.operate.sweep(true).await.unwrap();
     assert_eq!(lists().await, 1, "a dry run removes nothing");
-    world.cache.sweep(false).await.unwrap();
+    world.cache.operate.sweep(false).await.unwrap();
     assert_eq!(lists().await, 0);
 }
 

@@ -98,7 +98,7 @@ async fn run(column: Column, steps: Vec<Step>) {
                     let instance = &instances[instance];
                     async move {
                         let reference: Reference = format!("t{tag}").parse().unwrap();
-                        (tag, instance.manifest(&repository(), &reference, want).await)
+                        (tag, instance.pull.manifest(&repository(), &reference, want).await)
                     }
                 });
                 for (tag, outcome) in join_all(pulls).await {
@@ -110,7 +110,7 @@ async fn run(column: Column, steps: Vec<Step>) {
             Step::Digest(instance, number) => {
                 if let Some(digest) = model.given.iter().rev().nth(number) {
                     let reference = Reference::Digest(digest.clone());
-                    if let Ok(pulled) = instances[instance].manifest(&repository(), &reference, Want::GET).await {
+                    if let Ok(pulled) = instances[instance].pull.manifest(&repository(), &reference, Want::GET).await {
                         let bytes = &pulled.manifest.unwrap().bytes;
                         assert_eq!(&Digest::of(Algorithm::Sha256, bytes), digest);
                     }
@@ -132,14 +132,14 @@ async fn run(column: Column, steps: Vec<Step>) {
             Step::Wait(seconds) => world.clock.advance(Duration::from_secs(seconds)),
             Step::LoseLease(tag) => {
                 let reference: Reference = format!("t{tag}").parse().unwrap();
-                let known = world.cache.ledger.reference(&repository(), &reference).await.unwrap();
+                let known = world.cache.core.ledger.reference(&repository(), &reference).await.unwrap();
                 let now = world.clock.now();
                 let empty =
                     TagRecord { observed: None, previous: None, checked_at: now, fresh_until: now, lease: None };
                 let (record, version) = known.map_or((empty, None), |known| (known.value, Some(known.version)));
                 // Already over when it is looked at: what is tested is that nothing is lost, not the waiting.
                 let leased = TagRecord { lease: Some(Lease { owner: "the dead".into(), until: now }), ..record };
-                world.cache.ledger.swap_reference(&repository(), &reference, version, &leased).await.unwrap();
+                world.cache.core.ledger.swap_reference(&repository(), &reference, version, &leased).await.unwrap();
             }
         }
         // The tags that upstream has stay what they are until the next step.

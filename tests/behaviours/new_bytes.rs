@@ -90,7 +90,7 @@ async fn what_is_stored_pulls_as_often_as_wanted_and_looking_for_what_is_not_is_
     let world = World::plan(column).cold(Cold::Wait).settings(settings).start().await;
     let image = world.upstream.image("a", "1", &[b"layer"]);
     world.upstream.image("a", "2", &[b"another"]);
-    world.cache.request_due_schedules().await.unwrap();
+    world.cache.prefetch.request_due_schedules().await.unwrap();
     world.settled().await;
     for _ in 0..10 {
         assert_eq!(world.get_from(STRANGER, &tag("a", "1")).await.bytes(), &image.manifest);
@@ -117,7 +117,7 @@ async fn a_blob_over_the_budget_is_redirected_and_not_stored(column: Column) {
     world.settled().await;
     assert!(world.stored_blobs().await.is_empty());
     // A schedule is the operator's, and nobody's expense.
-    assert_eq!(world.cache.request_due_schedules().await.unwrap(), 1);
+    assert_eq!(world.cache.prefetch.request_due_schedules().await.unwrap(), 1);
     world.settled().await;
     assert_eq!(world.stored_blobs().await, stored_of(&image));
 }
@@ -256,7 +256,7 @@ async fn what_is_refused_as_too_large_is_fetched_once(column: Column) {
         priority: Priority::Refresh,
         payer: None,
     };
-    stopover::prefetch::run(&world.cache, &image).await.unwrap();
+    world.cache.prefetch.run(&image).await.unwrap();
     assert_eq!(world.upstream.count("GET /v2/a/manifests/"), 1);
     assert_eq!(
         world.upstream.count("HEAD /v2/a/manifests/"),

@@ -21,18 +21,18 @@ async fn a_fill_that_was_given_up_is_shown_with_its_reason_and_retried(column: C
     world.upstream.fault(&format!("blobs/{digest}"), Fault::Status(status, vec![], String::new()));
     world.get("/v2/test.local/team/app/manifests/1").await;
     world.settled().await;
-    let [failed] = &world.cache.fill_reports().await.unwrap()[..] else { panic!("one is missing at upstream") };
+    let [failed] = &world.cache.operate.fill_reports().await.unwrap()[..] else { panic!("one is missing at upstream") };
     assert_eq!((&failed.digest, failed.state, failed.attempts), (digest, FillState::Failed, 1));
     assert_eq!(failed.repository.as_deref(), Some("test.local/team/app"));
     assert!(failed.failure.as_deref().is_some_and(|failure| failure.contains(reason)), "{failed:?}");
-    assert_eq!(world.cache.fill_report(digest).await.unwrap().as_ref(), Some(failed));
+    assert_eq!(world.cache.operate.fill_report(digest).await.unwrap().as_ref(), Some(failed));
     world.upstream.heal();
-    assert_eq!(world.cache.fills.retry().await.unwrap(), 1);
+    assert_eq!(world.cache.core.fills.retry().await.unwrap(), 1);
     world.settled().await;
-    assert_eq!(world.cache.fill_reports().await.unwrap(), []);
-    let stored = world.cache.fill_report(digest).await.unwrap().unwrap();
+    assert_eq!(world.cache.operate.fill_reports().await.unwrap(), []);
+    let stored = world.cache.operate.fill_report(digest).await.unwrap().unwrap();
     assert_eq!((stored.state, stored.size, stored.written), (FillState::Stored, 5, 5));
-    assert_eq!(world.cache.fills.retry().await.unwrap(), 0, "nothing is left to retry");
+    assert_eq!(world.cache.core.fills.retry().await.unwrap(), 0, "nothing is left to retry");
 }
 
 /// SQS knows no order: there, what nobody waits for has a queue of its own. Nor is anybody an operator over HTTP there.
@@ -52,7 +52,7 @@ mod alone {
         let world = World::plan(Column::Embedded).upstream("fills = 1").start().await;
         let first = blob(&world, "first", 100, Priority::Refresh);
         world.upstream.fault("/first/", Fault::Stalled);
-        world.cache.fills.request(&[first]).await.unwrap();
+        world.cache.core.fills.request(&[first]).await.unwrap();
         until(|| world.upstream.count("/blobs/") == 1).await;
         world
     }
@@ -82,11 +82,11 @@ mod alone {
             blob(&world, "prefetch", 40, Priority::Prefetch),
             blob(&world, "pulled", 50, Priority::Interactive),
         ];
-        world.cache.fills.request(&jobs).await.unwrap();
+        world.cache.core.fills.request(&jobs).await.unwrap();
         let raised = Job { priority: Priority::Interactive, ..jobs[1].clone() };
-        world.cache.fills.request(&[raised]).await.unwrap();
+        world.cache.core.fills.request(&[raised]).await.unwrap();
         // Asking again with less urgency changes nothing.
-        world.cache.fills.request(&jobs[1..2]).await.unwrap();
+        world.cache.core.fills.request(&jobs[1..2]).await.unwrap();
         let order = fills_begun(&world, &jobs).await;
         // Of the same priority, repositories take turns in the order in which they came.
         assert_eq!(order, expected(&[("pulled", 50), ("raised", 60), ("prefetch", 40), ("refresh", 30)]));
@@ -97,7 +97,7 @@ mod alone {
         let world = occupied().await;
         let mut jobs: Vec<Job> = (1..=20).map(|size| blob(&world, "many", size, Priority::Interactive)).collect();
         jobs.push(blob(&world, "one", 1000, Priority::Interactive));
-        world.cache.fills.request(&jobs).await.unwrap();
+        world.cache.core.fills.request(&jobs).await.unwrap();
         let order = fills_begun(&world, &jobs).await;
         assert_eq!((order.len(), &order[..2]), (21, &expected(&[("many", 1), ("one", 1000)])[..]));
     }
@@ -106,7 +106,7 @@ mod alone {
     async fn small_blobs_go_first() {
         let world = occupied().await;
         let jobs = [300, 20, 100].map(|size| blob(&world, "a", size, Priority::Interactive));
-        world.cache.fills.request(&jobs).await.unwrap();
+        world.cache.core.fills.request(&jobs).await.unwrap();
         assert_eq!(fills_begun(&world, &jobs).await, expected(&[("a", 20), ("a", 100), ("a", 300)]));
     }
 
@@ -118,7 +118,7 @@ mod alone {
         world.get("/v2/test.local/a/manifests/1").await;
         until(|| world.upstream.count("/blobs/") == 2).await;
         let in_state = async |state| {
-            let reports = world.cache.fill_reports().await.unwrap();
+            let reports = world.cache.operate.fill_reports().await.unwrap();
             reports.iter().filter(|report| report.state == state).count()
         };
         assert_eq!((in_state(FillState::Running).await, in_state(FillState::Waiting).await), (2, 3));
@@ -185,19 +185,19 @@ mod alone {
         let settings = format!("[upstreams.\"test.local\"]\nurl = \"{}\"", upstream.url());
         let start = async || open(data.path(), &settings).await;
         let local = start().await;
-        local.cache.manifest(&repository("a"), &"1".parse().unwrap(), Want::GET).await.unwrap();
+        local.cache.pull.manifest(&repository("a"), &"1".parse().unwrap(), Want::GET).await.unwrap();
         local.settled().await;
         local.stop(std::time::Duration::ZERO).await;
         upstream.heal();
         upstream.forget_requests();
         let local = start().await;
         local.settled().await;
-        let reports = local.cache.fill_reports().await.unwrap();
+        let reports = local.cache.operate.fill_reports().await.unwrap();
         assert_eq!((reports.len(), reports[0].state), (1, FillState::Failed));
         assert_eq!(upstream.count(digest.as_str()), 0);
-        local.cache.blob(&repository("a"), digest, Want::GET).await.unwrap();
+        local.cache.pull.blob(&repository("a"), digest, Want::GET).await.unwrap();
         local.settled().await;
-        assert_eq!(local.cache.fill_reports().await.unwrap(), []);
+        assert_eq!(local.cache.operate.fill_reports().await.unwrap(), []);
     }
 }
 

@@ -202,7 +202,7 @@ async fn a_due_schedule_keeps_its_images_up_to_date(column: Column) {
     let single = world.upstream.image("b", "1", &[b"single"]);
     // 1,800,000,000 is a multiple of six hours less two.
     let look = async || {
-        world.cache.request_due_schedules().await.unwrap();
+        world.cache.prefetch.request_due_schedules().await.unwrap();
         world.settled().await;
     };
     let mut requests = Vec::new();
@@ -267,9 +267,9 @@ async fn an_image_that_is_prefetched_again_counts_as_used(column: Column) {
     world.settled().await;
     world.clock.advance(29 * DAY);
     prefetch(&world, &json!({ "images": ["test.local/a:1"] })).await;
-    assert_eq!(world.cache.request_due_schedules().await.unwrap(), 1);
+    assert_eq!(world.cache.prefetch.request_due_schedules().await.unwrap(), 1);
     world.settled().await;
-    let entries: Vec<Entry> = world.cache.ledger.entries().try_collect().await.unwrap();
+    let entries: Vec<Entry> = world.cache.core.ledger.entries().try_collect().await.unwrap();
     for entry in entries {
         let used_at = match entry {
             Entry::Membership { used_at, .. } => Some(used_at),
@@ -279,7 +279,7 @@ async fn an_image_that_is_prefetched_again_counts_as_used(column: Column) {
         assert_eq!(used_at, Some(world.clock.now()));
     }
     world.clock.advance(6 * DAY);
-    assert_eq!(world.cache.sweep(false).await.unwrap().manifests, [""; 0]);
+    assert_eq!(world.cache.operate.sweep(false).await.unwrap().manifests, [""; 0]);
     assert_eq!(stored(&world).await, digests(&images));
 }
 
@@ -294,7 +294,7 @@ async fn the_platforms_that_a_policy_wants_are_found_again_after_a_restart() {
     let start = async || open(data.path(), &settings).await;
     let local = start().await;
     let repository = Repository { upstream: "test.local".parse().unwrap(), name: "a".parse().unwrap() };
-    local.cache.manifest(&repository, &"1".parse().unwrap(), Want::GET).await.unwrap();
+    local.cache.pull.manifest(&repository, &"1".parse().unwrap(), Want::GET).await.unwrap();
     until(|| upstream.count(images[1].digest.as_str()) > 0).await;
     local.stop(Duration::ZERO).await;
     assert_eq!(upstream.count(images[2].digest.as_str()), 0);
@@ -305,7 +305,7 @@ async fn the_platforms_that_a_policy_wants_are_found_again_after_a_restart() {
     local.settled().await;
     upstream.kill();
     for (image, (digest, _)) in images.iter().flat_map(|image| image.blobs.iter().map(move |blob| (image, blob))) {
-        let pulled = local.cache.blob(&repository, digest, Want::HEAD).await.unwrap();
+        let pulled = local.cache.pull.blob(&repository, digest, Want::HEAD).await.unwrap();
         assert_eq!(pulled.served, Served::Hit, "{}", image.digest);
     }
 }

@@ -173,7 +173,7 @@ async fn breakers_are_shared_among_instances(column: Column) {
     let asked = world.upstream.requests().len();
     let repository = Repository { upstream: "test.local".parse().unwrap(), name: "r3".parse().unwrap() };
     let reference: Reference = "1".parse().unwrap();
-    let pulled = other.manifest(&repository, &reference, Want::GET).await.unwrap();
+    let pulled = other.pull.manifest(&repository, &reference, Want::GET).await.unwrap();
     assert_eq!(pulled.served, Served::Stale);
     assert_eq!(world.upstream.requests().len(), asked, "the other instance has not asked");
 }

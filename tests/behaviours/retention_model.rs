@@ -100,7 +100,7 @@ impl Model {
 
 async fn stored(world: &World, name: &str, digest: &Digest) -> bool {
     let repository = Repository { upstream: "test.local".parse().unwrap(), name: name.parse().unwrap() };
-    world.cache.ledger.manifest(&repository, digest).await.unwrap().is_some()
+    world.cache.core.ledger.manifest(&repository, digest).await.unwrap().is_some()
 }
 
 /// Holds what a sweep has left against the model, and takes over what it was free to do.
@@ -175,19 +175,20 @@ async fn run(column: Column, steps: Vec<Step>) {
             }
             Step::Wait(seconds) => world.clock.advance(Duration::from_secs(seconds)),
             Step::Sweep => {
-                let dry = world.cache.sweep(true).await.unwrap();
-                let mut swept = world.cache.sweep(false).await.unwrap();
+                let dry = world.cache.operate.sweep(true).await.unwrap();
+                let mut swept = world.cache.operate.sweep(false).await.unwrap();
                 swept.manifests.sort();
                 let mut promised = dry.manifests.clone();
                 promised.sort();
                 assert_eq!((swept.manifests, swept.freed_bytes), (promised, dry.freed_bytes));
                 check(&world, &published, &mut model).await;
-                let again = world.cache.sweep(false).await.unwrap();
+                let again = world.cache.operate.sweep(false).await.unwrap();
                 assert_eq!((again.manifests.len(), again.blobs, again.repaired), (0, 0, 0), "one sweep is enough");
             }
             Step::PullDuringSweep(number, which) => {
                 let image = &published[number].images[which];
-                let (swept, ()) = tokio::join!(world.cache.sweep(false), pull_image(&world, NAMES[number], image));
+                let (swept, ()) =
+                    tokio::join!(world.cache.operate.sweep(false), pull_image(&world, NAMES[number], image));
                 swept.unwrap();
                 world.settled().await;
                 // Its index, where that was not used for so long, may have gone before the image was used.
@@ -197,7 +198,7 @@ async fn run(column: Column, steps: Vec<Step>) {
                     model.manifests.remove(&index);
                 }
                 model.image(number, &published[number], image, now);
-                world.cache.sweep(false).await.unwrap();
+                world.cache.operate.sweep(false).await.unwrap();
                 check(&world, &published, &mut model).await;
             }
         }

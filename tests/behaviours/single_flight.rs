@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use stopover::Cache;
+use stopover::cache::Cache;
 use stopover::oci::{Reference, Repository};
 use stopover::pull::Want;
 use stopover::records::tag::LEASE;
@@ -62,7 +62,7 @@ async fn four_instances_ask_upstream_once(column: Column) {
         let (repository, reference) = (&repository(), &reference);
         let pulls = instances
             .iter()
-            .flat_map(|instance| (0..50).map(move |_| instance.manifest(repository, reference, Want::GET)));
+            .flat_map(|instance| (0..50).map(move |_| instance.pull.manifest(repository, reference, Want::GET)));
         for pulled in join_all(pulls).await {
             assert_eq!(pulled.unwrap().manifest.unwrap().bytes, image.manifest);
         }
@@ -76,7 +76,7 @@ async fn a_holder_that_died_is_replaced_after_its_lease(column: Column) {
     let now = world.clock.now();
     let lease = Some(Lease { owner: "the dead".into(), until: now.plus(LEASE) });
     let record = TagRecord { observed: None, previous: None, checked_at: now, fresh_until: now, lease };
-    world.cache.ledger.swap_reference(&repository(), &tag(), None, &record).await.unwrap();
+    world.cache.core.ledger.swap_reference(&repository(), &tag(), None, &record).await.unwrap();
     let (waiting, ()) = tokio::join!(world.get(TAG), async {
         // Long enough for it to look at the lease; were it not to wait, upstream would have been asked by now.
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -94,18 +94,18 @@ async fn a_lease_holder_that_lost_its_lease_cannot_publish(column: Column) {
     world.upstream.fault(line, Fault::Stalled);
     let slow = tokio::spawn({
         let cache = Arc::clone(&world.cache);
-        async move { cache.manifest(&repository(), &tag(), Want::GET).await }
+        async move { cache.pull.manifest(&repository(), &tag(), Want::GET).await }
     });
     until(|| world.upstream.count(line) == 1).await;
     // Its lease runs out while it waits, the tag moves, and another question is answered.
     world.clock.advance(LEASE);
     let new = world.upstream.image("a", "1", &[b"new"]);
     let instance = world.another_instance().await;
-    let head = instance.manifest(&repository(), &tag(), Want::HEAD).await.unwrap();
+    let head = instance.pull.manifest(&repository(), &tag(), Want::HEAD).await.unwrap();
     assert_eq!(head.observed.digest, new.digest);
     world.upstream.heal();
     slow.await.unwrap().unwrap();
-    let record = world.cache.ledger.reference(&repository(), &tag()).await.unwrap().unwrap().value;
+    let record = world.cache.core.ledger.reference(&repository(), &tag()).await.unwrap().unwrap().value;
     assert_eq!(record.observed.unwrap().digest, new.digest, "the later answer stays");
 }
 
@@ -114,12 +114,12 @@ async fn what_is_known_is_served_while_another_instance_asks(column: Column) {
     let image = world.upstream.image("a", "1", &[b"layer"]);
     world.get(TAG).await;
     world.clock.advance(Duration::from_hours(1));
-    let record = world.cache.ledger.reference(&repository(), &tag()).await.unwrap().unwrap();
+    let record = world.cache.core.ledger.reference(&repository(), &tag()).await.unwrap().unwrap();
     let lease = Some(Lease { owner: "another".into(), until: world.clock.now().plus(LEASE) });
     let leased = TagRecord { lease, ..record.value };
-    world.cache.ledger.swap_reference(&repository(), &tag(), Some(record.version), &leased).await.unwrap();
+    world.cache.core.ledger.swap_reference(&repository(), &tag(), Some(record.version), &leased).await.unwrap();
     world.upstream.forget_requests();
-    let pulled = world.another_instance().await.manifest(&repository(), &tag(), Want::GET).await.unwrap();
+    let pulled = world.another_instance().await.pull.manifest(&repository(), &tag(), Want::GET).await.unwrap();
     assert_eq!((pulled.observed.digest, pulled.served), (image.digest, Served::Stale));
     assert_eq!(world.upstream.count("/manifests/"), 0);
 }

@@ -308,7 +308,7 @@ async fn a_missing_repository_is_remembered_whatever_is_asked_of_it(column: Colu
         let asked = world.upstream.count("/v2/ghost/manifests/");
         let other = world.another_instance().await;
         let ghost = Repository { upstream: "test.local".parse().unwrap(), name: "ghost".parse().unwrap() };
-        assert!(other.manifest(&ghost, &"5".parse().unwrap(), Want::GET).await.is_err());
+        assert!(other.pull.manifest(&ghost, &"5".parse().unwrap(), Want::GET).await.is_err());
         assert_eq!(world.upstream.count("/v2/ghost/manifests/"), asked, "another instance knows");
         assert_eq!(world.upstream.count("/v2/ghost/manifests/1"), asked, "only the first one was asked for");
         assert_eq!(world.get(TAG).await.status, StatusCode::OK, "other repositories are not affected");

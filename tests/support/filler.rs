@@ -3,8 +3,8 @@
 use std::future::pending;
 use std::sync::Arc;
 
+use stopover::cache::Cache;
 use stopover::ports::{Progress, Work};
-use stopover::{Cache, fill, prefetch};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -33,12 +33,12 @@ impl Filler {
                 {
                     Work::Blob(job) => {
                         let progress = watch::channel(Progress::Waiting).0;
-                        match fill::run(&cache, &job, &progress, pending()).await {
+                        match cache.fill.run(&job, &progress, pending()).await {
                             Err(error) if error.may_pass() => Err(()),
                             _ => Ok(()),
                         }
                     }
-                    Work::Image(image) => prefetch::run(&cache, &image).await.map_err(drop),
+                    Work::Image(image) => cache.prefetch.run(&image).await.map_err(drop),
                 };
                 // A failed fill would come back much later than a test lasts: its message is dead at once.
                 if outcome.is_err() {

@@ -24,7 +24,7 @@ pub async fn robot(world: &World, name: &str) -> String {
 
 /// The secret that a command makes.
 pub async fn secret(world: &World, command: RobotCommand) -> String {
-    match world.cache.robots(command).await.expect("it is done") {
+    match world.cache.operate.robots(command).await.expect("it is done") {
         RobotAnswer::Secret { secret, .. } => secret.as_str().to_owned(),
         answer => panic!("{answer:?}"),
     }

@@ -19,13 +19,14 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode};
 use stopover::access::{OPERATOR_HEADER, OperatorSecret};
+use stopover::cache::Cache;
 use stopover::config::{Cold, Config};
+use stopover::http::router;
 use stopover::identity::Source;
 use stopover::local::{Local, operator_secret};
 use stopover::oci::{Algorithm, Digest};
 use stopover::upstream::Issuer;
 use stopover::values::time::{Clock, Timestamp};
-use stopover::{Cache, http::router};
 use tempfile::TempDir;
 use tower::ServiceExt as _;
 

@@ -18,8 +18,8 @@ use arguments::{Arguments, Asked, Command, ConfigCommand, FillsCommand, LogForma
 use clap::Parser as _;
 use client::{Client, Endpoint, Operator, Target, Upstream};
 use describe::{describe, reached_at, welcome};
-use stopover::CacheError;
 use stopover::access::token::TokenKeys;
+use stopover::cache::CacheError;
 use stopover::config::{Cold, Config, SecretReference, UpstreamConfig};
 use stopover::local::Local;
 use stopover::oci::UpstreamId;

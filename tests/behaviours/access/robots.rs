@@ -43,7 +43,7 @@ async fn a_robot_is_let_in_with_its_secret_until_it_expires_or_is_removed(column
     assert_eq!(get(&world, HERE, TAG, &basic("ci", &limited)).await.status, StatusCode::UNAUTHORIZED);
     assert_eq!(get(&world, HERE, TAG, &basic("node", &unlimited)).await.status, StatusCode::OK);
     let token = bearer(&world, &basic("node", &unlimited)).await;
-    world.cache.robots(RobotCommand::Remove { name: "node".parse().unwrap() }).await.unwrap();
+    world.cache.operate.robots(RobotCommand::Remove { name: "node".parse().unwrap() }).await.unwrap();
     assert_eq!(get(&world, HERE, TAG, &basic("node", &unlimited)).await.status, StatusCode::UNAUTHORIZED);
     assert_eq!(get(&world, HERE, TAG, &token).await.status, StatusCode::UNAUTHORIZED, "nor with what it was issued");
 }
@@ -68,13 +68,15 @@ async fn an_expired_robot_is_renewed_by_a_rotation_that_says_until_when(column: 
     let name = || "ci".parse().unwrap();
     let old = secret(&world, RobotCommand::Add { name: name(), expires: hour }).await;
     world.clock.advance(Duration::from_hours(1));
-    let RobotAnswer::Robots(robots) = world.cache.robots(RobotCommand::List).await.unwrap() else { panic!("no list") };
+    let RobotAnswer::Robots(robots) = world.cache.operate.robots(RobotCommand::List).await.unwrap() else {
+        panic!("no list")
+    };
     assert!(robots[0].expired);
     for command in [
         RobotCommand::Rotate { name: name(), overlap: None, expires: None },
         RobotCommand::Add { name: name(), expires: hour },
     ] {
-        let refused = world.cache.robots(command).await.unwrap_err().to_string();
+        let refused = world.cache.operate.robots(command).await.unwrap_err().to_string();
         assert!(refused.contains("has expired") && refused.contains("--expires"), "{refused}");
     }
     let none = Some(Span(Duration::ZERO));

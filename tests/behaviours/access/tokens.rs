@@ -204,7 +204,7 @@ async fn a_token_of_a_robot_ends_with_the_robot(column: Column) {
         assert_eq!((status(&limited).await, status(&removed).await), (StatusCode::OK, StatusCode::OK));
     }
     assert_eq!(calls(&world), looked_up, "storage is asked twice a minute, not with each request");
-    world.cache.robots(RobotCommand::Remove { name: "ci".parse().unwrap() }).await.unwrap();
+    world.cache.operate.robots(RobotCommand::Remove { name: "ci".parse().unwrap() }).await.unwrap();
     world.clock.advance(Duration::from_secs(90));
     assert_eq!((status(&limited).await, status(&removed).await), (StatusCode::OK, StatusCode::UNAUTHORIZED));
     let answer = get(&world, HERE, TAG, &removed).await;
@@ -219,7 +219,7 @@ async fn a_token_of_a_robot_ends_with_the_robot(column: Column) {
 async fn a_token_of_a_robot_opens_none_that_is_made_anew_under_its_name(column: Column) {
     let world = world(column, "robots = true").await;
     let before = bearer(&world, &basic("ci", &robot(&world, "ci").await)).await;
-    world.cache.robots(RobotCommand::Remove { name: "ci".parse().unwrap() }).await.unwrap();
+    world.cache.operate.robots(RobotCommand::Remove { name: "ci".parse().unwrap() }).await.unwrap();
     // Within the second.
     let anew = bearer(&world, &basic("ci", &robot(&world, "ci").await)).await;
     let status = async |token: &str| get(&world, HERE, "/v2/", token).await.status;

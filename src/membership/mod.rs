@@ -6,53 +6,65 @@
 
 use std::sync::Arc;
 
-use super::flight;
-use crate::Cache;
 use crate::budget::Turn;
 use crate::config::UpstreamConfig;
+use crate::core::Core;
 use crate::errors::{FillError, PullError, StoreError, UpstreamError};
 use crate::identity::Payer;
 use crate::oci::{Digest, Repository};
 use crate::ports::Job;
 use crate::records::{BlobView, Member};
 use crate::upstream::Evidence;
+use crate::values::flight::Flights;
 use crate::values::served::Served;
 use crate::values::time::Timestamp;
 
 /// The permissions that upstream is being asked about: of a repository by whatever is asked for first, else by this.
-pub(crate) type Questions = flight::Flights<(Repository, Option<Evidence>), (Evidence, Result<(), PullError>)>;
+pub(crate) type Questions = Flights<(Repository, Option<Evidence>), (Evidence, Result<(), PullError>)>;
 
 /// The blobs that upstream is being asked for on behalf of a repository.
-pub(crate) type Proofs = flight::Flights<(Repository, Digest), Result<u64, FillError>>;
+pub(crate) type Proofs = Flights<(Repository, Digest), Result<u64, FillError>>;
 
-impl Cache {
+/// Whether what is stored may be served, and what upstream is being asked about that.
+pub struct Membership {
+    core: Arc<Core>,
+    questions: Questions,
+    proofs: Proofs,
+}
+
+impl Membership {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        Self { core, questions: Flights::new(), proofs: Flights::new() }
+    }
+
     /// When upstream last showed us something of a private repository, with its settings. `None`: it is public.
     async fn shown(&self, repository: &Repository) -> Result<Option<(&UpstreamConfig, Option<Timestamp>)>, PullError> {
-        let config = self.upstreams.get(repository)?.config();
+        let config = self.core.upstreams.get(repository)?.config();
         if !config.is_private() {
             return Ok(None);
         }
-        Ok(Some((config, self.upstreams.standings.shown_at(repository, config.permission).await?)))
+        Ok(Some((config, self.core.upstreams.standings.shown_at(repository, config.permission).await?)))
     }
 
     /// Whether upstream has to be asked before anything stored of this repository is served.
-    pub(super) async fn permission_is_due(&self, repository: &Repository) -> Result<bool, PullError> {
-        let lasts = |config: &UpstreamConfig, at: Timestamp| self.clock.now() < at.plus(config.permission);
+    pub(crate) async fn permission_is_due(&self, repository: &Repository) -> Result<bool, PullError> {
+        let lasts = |config: &UpstreamConfig, at: Timestamp| self.core.clock.now() < at.plus(config.permission);
         let shown = self.shown(repository).await?;
         Ok(shown.is_some_and(|(config, at)| !at.is_some_and(|at| lasts(config, at))))
     }
 
     /// Whether what is stored of this repository may be served while upstream is in trouble.
-    pub(super) async fn may_be_stale(&self, repository: &Repository) -> Result<bool, PullError> {
-        let lasts =
-            |config: &UpstreamConfig, at: Timestamp| self.clock.now() < at.plus(config.permission.max(config.stale));
+    pub(crate) async fn may_be_stale(&self, repository: &Repository) -> Result<bool, PullError> {
+        let lasts = |config: &UpstreamConfig, at: Timestamp| {
+            self.core.clock.now() < at.plus(config.permission.max(config.stale))
+        };
         let shown = self.shown(repository).await?;
         Ok(shown.is_none_or(|(config, at)| at.is_some_and(|at| lasts(config, at))))
     }
 
     /// Has upstream say that it still shows us this, where that is due: what is stored of it may then be served so. That it
     /// does not is a miss of whoever asks.
-    pub(super) async fn check_permission(
+    pub(crate) async fn check_permission(
         self: &Arc<Self>,
         repository: &Repository,
         evidence: Evidence,
@@ -90,15 +102,15 @@ impl Cache {
         payer: Option<Payer>,
     ) -> Result<(Evidence, Result<(), PullError>), PullError> {
         loop {
-            let turn = self.budgets.turn(payer).await?;
-            let (cache, there, evidence) = (Arc::clone(self), repository.clone(), evidence.clone());
+            let turn = self.core.budgets.turn(payer).await?;
+            let (membership, there, evidence) = (Arc::clone(self), repository.clone(), evidence.clone());
             let work = || async move {
-                let shows = cache.ask_evidence(&there, &evidence, payer, turn).await;
+                let shows = membership.ask_evidence(&there, &evidence, payer, turn).await;
                 (evidence, shows)
             };
             match self.questions.join((repository.clone(), only.clone()), work).await.ok_or(PullError::NotYet)? {
                 // Whoever began could not pay: somebody else, or the last of it has just gone.
-                (_, Err(PullError::OverBudget(_))) if self.budgets.check_pull(payer).is_ok() => {}
+                (_, Err(PullError::OverBudget(_))) if self.core.budgets.check_pull(payer).is_ok() => {}
                 answer => return Ok(answer),
             }
         }
@@ -116,9 +128,9 @@ impl Cache {
             return Ok(());
         }
         turn.ask();
-        let asked = match (self.upstreams.shows(repository, evidence).await, evidence) {
+        let asked = match (self.core.upstreams.shows(repository, evidence).await, evidence) {
             (Ok(None), Evidence::Manifest(digest)) => {
-                self.budgets.pay_pull(payer, self.upstreams.sends(repository, digest)).await
+                self.core.budgets.pay_pull(payer, self.core.upstreams.sends(repository, digest)).await
             }
             (asked, _) => asked.map(|_| ()).map_err(PullError::from),
         };
@@ -135,19 +147,19 @@ impl Cache {
         digest: &Digest,
         mut turn: Turn,
     ) -> Result<u64, FillError> {
-        let (cache, there, digest) = (Arc::clone(self), repository.clone(), digest.clone());
+        let (membership, there, digest) = (Arc::clone(self), repository.clone(), digest.clone());
         let key = (repository.clone(), digest.clone());
         let work = || async move {
-            let view = cache.ledger.blob(&there, &digest).await?;
+            let view = membership.core.ledger.blob(&there, &digest).await?;
             if let Some(member) = view.member.filter(|_| view.is_shown()) {
                 return Ok(member.size);
             }
             turn.ask();
             let unknown = || UpstreamError::Invalid("it does not say how long the blob is".into());
-            let opened = cache.upstreams.open_blob(&there, &digest, None).await;
+            let opened = membership.core.upstreams.open_blob(&there, &digest, None).await;
             turn.end(opened.as_ref().is_err_and(UpstreamError::is_miss));
             let size = opened?.size.ok_or_else(unknown)?;
-            cache.note_proven(&there, &digest, size).await?;
+            membership.note_proven(&there, &digest, size).await?;
             Ok(size)
         };
         let broken_off = || StoreError::Unavailable("a question to upstream was broken off".into());
@@ -156,7 +168,7 @@ impl Cache {
 
     /// The same for the repository of a job, by what the ledger says now.
     pub(crate) async fn prove_for(self: &Arc<Self>, job: &Job) -> Result<(), FillError> {
-        let view = self.ledger.blob(&job.repository, &job.digest).await?;
+        let view = self.core.ledger.blob(&job.repository, &job.digest).await?;
         self.prove_unless_shown(&view, &job.repository, &job.digest).await
     }
 
@@ -180,8 +192,8 @@ impl Cache {
         digest: &Digest,
         size: u64,
     ) -> Result<(), FillError> {
-        let member = Member { size, used_at: self.clock.now(), proven: true };
-        self.ledger.put_membership(repository, digest, member).await?;
+        let member = Member { size, used_at: self.core.clock.now(), proven: true };
+        self.core.ledger.put_membership(repository, digest, member).await?;
         Ok(())
     }
 }

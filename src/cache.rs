@@ -1,0 +1,93 @@
+//! The cache as a whole.
+
+use std::sync::Arc;
+
+use crate::access::token::{InvalidKeys, TokenKeys};
+use crate::access::{Access, OperatorSecret, Organization};
+use crate::config::Config;
+use crate::core::Core;
+use crate::errors::UpstreamError;
+use crate::fill::Fill;
+use crate::membership::Membership;
+use crate::operate::Operate;
+use crate::ports::{Blobs, Fills, Ledger};
+use crate::prefetch::Prefetch;
+use crate::pull::Pull;
+use crate::upstream::Issuer;
+use crate::values::time::Clock;
+
+/// The paths of the cache over one core.
+pub struct Cache {
+    /// What all of them work with.
+    pub core: Arc<Core>,
+    /// The read path.
+    pub pull: Arc<Pull>,
+    /// The write path.
+    pub fill: Arc<Fill>,
+    /// Images that are stored before a client pulls them.
+    pub prefetch: Arc<Prefetch>,
+    /// What operators do.
+    pub operate: Arc<Operate>,
+    pub(crate) access: Arc<Access>,
+    pub(crate) operator: Option<OperatorSecret>,
+}
+
+impl Cache {
+    /// Joins a configuration and the adapters. Contacts nobody.
+    pub fn new(
+        config: Config,
+        clock: Clock,
+        blobs: Arc<dyn Blobs>,
+        ledger: Arc<dyn Ledger>,
+        fills: Arc<dyn Fills>,
+        issuer: Option<&Arc<dyn Issuer>>,
+        organization: Option<Arc<dyn Organization>>,
+    ) -> Result<Self, CacheError> {
+        let access = config.access();
+        let core = Arc::new(Core::new(config, clock.clone(), (blobs, Arc::clone(&ledger), fills), issuer)?);
+        let keys = match (access.has_logins(), &access.signing_keys) {
+            (true, Some(keys)) => Some(TokenKeys::parse(keys.as_str(), clock.clone())?),
+            (true, None) => return Err(CacheError::NoKeys),
+            (false, _) => None,
+        };
+        if access.iam.as_ref().is_some_and(|iam| iam.organization.is_some()) && organization.is_none() {
+            return Err(CacheError::NoOrganization);
+        }
+        let access = Access::new(access, keys, clock, ledger, organization).map_err(CacheError::Client)?;
+        let access = Arc::new(access);
+        let membership = Arc::new(Membership::new(Arc::clone(&core)));
+        let fill = Arc::new(Fill::new(Arc::clone(&core), Arc::clone(&membership)));
+        let pull = Arc::new(Pull::new(Arc::clone(&core), membership));
+        let prefetch = Arc::new(Prefetch::new(Arc::clone(&core), Arc::clone(&pull)));
+        let operate = Arc::new(Operate::new(Arc::clone(&core), Arc::clone(&pull), Arc::clone(&access)));
+        Ok(Self { core, pull, fill, prefetch, operate, access, operator: None })
+    }
+
+    /// Answers operators who prove that they have this secret. Without it, nobody is one.
+    #[must_use]
+    pub fn with_operator(self, secret: OperatorSecret) -> Self {
+        Self { operator: Some(secret), ..self }
+    }
+}
+
+/// Why a cache cannot be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// The upstreams cannot be asked.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    /// There is no HTTP client to ask with who somebody is.
+    #[error("no HTTP client: {0:?}")]
+    Client(reqwest::Error),
+    /// The keys of tokens cannot be used.
+    #[error("access.signing_keys")]
+    Keys(#[from] InvalidKeys),
+    /// There are none.
+    #[error(
+        "access.signing_keys: is required where somebody can log in: name a file, or a variable of the environment"
+    )]
+    NoKeys,
+    /// Nobody can say who belongs to the organisation.
+    #[error("access.iam.organization: only a deployment on AWS can ask who belongs to it; name the accounts here")]
+    NoOrganization,
+}
