@@ -12,7 +12,7 @@ use crate::budget::Payer;
 use crate::config::Schedule;
 use crate::error::PullError;
 use crate::oci::{Descriptor, Digest, InvalidManifest, Manifest, Operation, Platforms, Reference, Repository, Request};
-use crate::ports::{ImageJob, Job, Priority, StoreError};
+use crate::ports::{ImageJob, Job, Priority, StoreError, chain};
 use crate::pull::{Served, Want};
 use crate::upstream::UpstreamError;
 
@@ -76,7 +76,7 @@ pub async fn run(cache: &Arc<Cache>, image: &ImageJob) -> Result<(), PullError> 
         }
         // What whoever pays has left is spent; what they pull themselves is looked at then.
         Err(error @ (PullError::NoPlatform(_) | PullError::TooLarge { .. } | PullError::OverBudget(_))) => {
-            tracing::info!(repository = %image.repository, reference = %image.reference, %error, "nothing to prefetch");
+            tracing::info!(repository = %image.repository, reference = %image.reference, error = %chain(&error), "nothing to prefetch");
             Ok(())
         }
         Err(error) => Err(error),
@@ -172,7 +172,7 @@ impl Cache {
         let (platforms, priority) = (platforms.clone(), Priority::Prefetch);
         let image = ImageJob { repository, reference, platforms, priority, payer };
         if let Err(error) = self.fills.request_images(std::slice::from_ref(&image)).await {
-            tracing::warn!(repository = %image.repository, %error, "the platforms of an index could not be requested");
+            tracing::warn!(repository = %image.repository, error = %chain(&error), "the platforms of an index could not be requested");
         }
     }
 

@@ -8,7 +8,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use crate::Cache;
 use crate::oci::{Digest, Reference, Repository};
-use crate::ports::{BlobRecord, BlobState, Entry, StoreError, StoredManifest, Versioned};
+use crate::ports::{BlobRecord, BlobState, Entry, StoreError, StoredManifest, Versioned, chain};
 use crate::report::SweepReport;
 use crate::retention::{self, Inventory, Plan, REMOVING};
 
@@ -159,7 +159,7 @@ impl Cache {
         // Long before another may take over, lest it be its bytes that go.
         tokio::time::timeout(REMOVING / 2, self.blobs.remove(digest))
             .await
-            .map_err(|_| StoreError::Unavailable(format!("blob {digest} could not be removed in time")))??;
+            .map_err(|_| StoreError::Unavailable(format!("blob {digest} could not be removed in time").into()))??;
         let record = Versioned { value, version };
         self.ledger.remove(&Entry::Blob { digest: digest.clone(), record }).await?;
         Ok(true)
@@ -179,7 +179,7 @@ fn uploads(inventory: &Inventory) -> HashSet<String> {
 fn noted<T>(outcome: Result<T, StoreError>, failure: &mut Option<StoreError>) -> Option<T> {
     outcome
         .inspect_err(|error| {
-            tracing::warn!(%error, "an item could not be removed");
+            tracing::warn!(error = %chain(&error), "an item could not be removed");
             failure.get_or_insert(error.clone());
         })
         .ok()

@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use stopover::access::Secret;
 use stopover::config::Credentials;
-use stopover::ports::StoreError;
+use stopover::ports::{StoreError, chain};
 use stopover::time::Timestamp;
 use stopover::upstream::{Issued, Issuer, UpstreamError};
 
@@ -46,9 +46,9 @@ impl Issuer for EcrLogins {
     async fn ecr(&self, region: &str) -> Result<Issued, UpstreamError> {
         let answer = self.client(region).get_authorization_token().send().await;
         let answer = answer.map_err(|error| {
-            let error = store_error("ecr:GetAuthorizationToken", &error);
+            let error = store_error("ecr:GetAuthorizationToken", error);
             // AWS names roles and accounts, which are not for clients.
-            tracing::warn!(region, %error, "AWS issued no login to private ECR");
+            tracing::warn!(region, error = %chain(&error), "AWS issued no login to private ECR");
             match error {
                 StoreError::Unavailable(_) => {
                     let reason = "AWS cannot be asked for a login now".into();

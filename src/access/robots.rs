@@ -13,7 +13,7 @@ use super::attempts::Attempts;
 use super::lane::Lane;
 use super::robot::{Robots, SecretHash, SecretId};
 use super::{AccessError, RobotName};
-use crate::ports::{Ledger, StoreError};
+use crate::ports::{Failure, Ledger, StoreError};
 use crate::time::{Clock, Timestamp};
 
 /// How long the ledger is not asked again which robots there are, by those who have a token: what a removed one still has.
@@ -157,7 +157,7 @@ impl RobotLogins {
             drop(place);
             right
         });
-        let unavailable = |error| StoreError::Unavailable(format!("no secret could be compared: {error}"));
+        let unavailable = |error| StoreError::Unavailable(Failure::because("no secret could be compared", error));
         let right = compared.await.map_err(unavailable)?;
         if right {
             self.verified.insert(verified, ());

@@ -13,7 +13,7 @@ use super::source::Source;
 use super::{CLAIM, Copied, FillError, Filled, Lease};
 use crate::Cache;
 use crate::oci::{Hasher, UpstreamId};
-use crate::ports::{Checkpoint, Job, Progress, StoreError, Upload};
+use crate::ports::{Checkpoint, Job, Progress, StoreError, Upload, chain};
 use crate::upstream::UpstreamError;
 
 /// After so many bytes a checkpoint is taken, whatever the time: what a crash costs at the most.
@@ -148,7 +148,7 @@ impl Copying<'_> {
                         Err(FillError::Store(error @ StoreError::Unavailable(_)))
                             if self.lease.clock.now() < claimed_until =>
                         {
-                            tracing::warn!(blob.digest = %job.digest, %error, "a checkpoint could not be written");
+                            tracing::warn!(blob.digest = %job.digest, error = %chain(&error), "a checkpoint could not be written");
                             continue;
                         }
                         Err(error) => return Err(error),

@@ -15,7 +15,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::Cache;
-use crate::ports::{Attempts, BlobRecord, BlobState, Checkpoint, Job, Ledger, Progress, StoreError, Upload, Versioned};
+use crate::ports::{
+    Attempts, BlobRecord, BlobState, Checkpoint, Job, Ledger, Progress, StoreError, Upload, Versioned, chain,
+};
 use crate::retention::noted;
 use crate::time::{Clock, Timestamp};
 use crate::upstream::UpstreamError;
@@ -154,7 +156,7 @@ pub async fn run(
     let (state, failure) = match &outcome {
         Ok(Filled::Stored | Filled::Already) => (BlobState::Stored { size: job.size }, None),
         Ok(Filled::Parked { .. } | Filled::Claimed) => (BlobState::Absent, claimed.failure),
-        Err(error) => (BlobState::Absent, Some(error.to_string())),
+        Err(error) => (BlobState::Absent, Some(chain(error).to_string())),
     };
     // At once where nobody else can know it, and where it fills a disk on which the ledger could not be written either.
     if (!known || matches!(outcome, Err(FillError::Store(StoreError::Refused(_)))))
@@ -180,7 +182,7 @@ pub async fn run(
         ),
         Err(error) => tracing::warn!(
             blob.digest = %job.digest, repository = %job.repository, attempt = claimed.attempts, offset_bytes = offset,
-            %error, "fill failed"
+            error = %chain(&error), "fill failed"
         ),
     }
     outcome

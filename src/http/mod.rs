@@ -36,7 +36,7 @@ use crate::Cache;
 use crate::access::Source;
 use crate::error::PullError;
 use crate::oci::{Digest, InvalidRequest, Operation, Repository, Request, RequestedRange};
-use crate::ports::{Priority, StoreError};
+use crate::ports::{Priority, StoreError, chain};
 use crate::pull::{Content, PulledBlob, PulledManifest, Served, Want};
 use crate::upstream::{UpstreamError, spent};
 
@@ -259,11 +259,11 @@ fn refuse(cache: &Cache, error: &PullError, request: &http::request::Parts) -> R
     let request_id = request_id();
     let (method, path) = (&request.method, request.uri.path());
     if matches!(error, PullError::Store(StoreError::Refused(_) | StoreError::Corrupt(_))) {
-        tracing::error!(http.method = %method, http.path = path, request.id = request_id, %error, "pull failed");
+        tracing::error!(http.method = %method, http.path = path, request.id = request_id, error = %chain(&error), "pull failed");
     } else if told.status.is_server_error() || told.status == StatusCode::TOO_MANY_REQUESTS {
-        tracing::warn!(http.method = %method, http.path = path, request.id = request_id, %error, "pull failed");
+        tracing::warn!(http.method = %method, http.path = path, request.id = request_id, error = %chain(&error), "pull failed");
     } else {
-        tracing::debug!(http.method = %method, http.path = path, request.id = request_id, %error, "pull refused");
+        tracing::debug!(http.method = %method, http.path = path, request.id = request_id, error = %chain(&error), "pull refused");
     }
     let body = told.code.body(&told.message);
     let length = body.len() as u64;

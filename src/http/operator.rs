@@ -21,7 +21,7 @@ use crate::Cache;
 use crate::access::{AccessError, OPERATOR_HEADER, ProvenBody};
 use crate::error::{PullError, excerpt};
 use crate::oci::Digest;
-use crate::ports::StoreError;
+use crate::ports::{StoreError, chain};
 use crate::report::QuotaReport;
 
 pub(super) fn routes() -> Router<Arc<Cache>> {
@@ -87,7 +87,7 @@ pub(super) fn answer(body: &impl Serialize) -> Response {
 
 /// Storage did not answer: nothing can be said.
 pub(super) fn unavailable(error: &StoreError) -> Response {
-    refusal(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
+    refusal(StatusCode::SERVICE_UNAVAILABLE, &chain(error).to_string())
 }
 
 /// What whoever runs the cache has sent, who has proven to have its secret: the only one who may see or change what others

@@ -21,7 +21,7 @@ use crate::Cache;
 use crate::access::AccessError;
 use crate::error::{PullError, excerpt};
 use crate::oci::{Platform, Platforms, Request};
-use crate::ports::{ImageJob, Priority};
+use crate::ports::{ImageJob, Priority, chain};
 use crate::prefetch::{PrefetchReport, Prefetched, PrefetchedBlob};
 use crate::upstream::spent;
 
@@ -130,7 +130,7 @@ fn report(image: String, outcome: Result<Prefetched, PullError>) -> PrefetchRepo
             PrefetchReport { image, digest: Some(digest), blobs: blobs.collect(), error: None, again: false }
         }
         Err(error) => {
-            tracing::debug!(image, %error, "image not prefetched");
+            tracing::debug!(image, error = %chain(&error), "image not prefetched");
             let again = matches!(error, PullError::NotYet);
             let error = if again { "upstream has not answered yet; ask again".into() } else { error.answer().message };
             let error = Some(error);

@@ -17,7 +17,7 @@ use futures_util::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use tokio::sync::watch;
 
 use crate::oci::{Algorithm, Digest};
-use crate::ports::{Blobs, Location, Progress, StoreError, StoredBlob, Upload};
+use crate::ports::{Blobs, Failure, Location, Progress, StoreError, StoredBlob, Upload};
 use crate::time::Timestamp;
 
 /// How much is handed to the file system at once: the blocking pool is visited a few times a megabyte, not a hundred.
@@ -62,7 +62,7 @@ impl Files {
             return Err(StoreError::Refused(format!(
                 "the disk of {} is full: {free} bytes are free, the blob needs {size} and {reserve} are kept in reserve",
                 self.published.display()
-            )));
+            ).into()));
         }
         Ok(())
     }
@@ -86,20 +86,19 @@ fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "it stands in map_err")]
 fn refused(error: io::Error) -> StoreError {
     match error.kind() {
         io::ErrorKind::Interrupted | io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
-            StoreError::Unavailable(error.to_string())
+            StoreError::Unavailable(Failure::because("a file", error))
         }
-        _ => StoreError::Refused(error.to_string()),
+        _ => StoreError::Refused(Failure::because("a file", error)),
     }
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, StoreError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(outcome) => outcome.map_err(refused),
-        Err(error) => Err(StoreError::Unavailable(error.to_string())),
+        Err(error) => Err(StoreError::Unavailable(Failure::because("the work on a file", error))),
     }
 }
 

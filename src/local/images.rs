@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 
 use super::ledger::EmbeddedLedger;
-use crate::ports::{ImageJob, StoreError};
+use crate::ports::{ImageJob, StoreError, chain};
 use crate::{Cache, prefetch};
 
 /// How many images are looked at at once.
@@ -61,7 +61,7 @@ impl Images {
                     }
                     let Some(cache) = cache.upgrade() else { return };
                     if let Err(error) = cache.request_schedule(&schedule).await {
-                        tracing::error!(%error, "the images of a schedule could not be requested");
+                        tracing::error!(error = %chain(&error), "the images of a schedule could not be requested");
                     }
                     pause = schedule.every;
                 }
@@ -106,13 +106,15 @@ impl Images {
             };
             // Whoever asks before it has left the board has it run once more.
             if ended && let Err(error) = images.ledger.remove_image(&image).await {
-                tracing::warn!(repository = %image.repository, %error, "an image is still written down as requested");
+                tracing::warn!(repository = %image.repository, error = %chain(&error), "an image is still written down as requested");
             }
             let again = images.requested.lock().unwrap_or_else(PoisonError::into_inner).remove(&key) == Some(true);
             if again && ended {
                 // It was written down before, and forgotten since.
                 let written = images.ledger.put_images(std::slice::from_ref(&image)).await;
-                written.unwrap_or_else(|error| tracing::warn!(%error, "a requested image is not written down"));
+                written.unwrap_or_else(
+                    |error| tracing::warn!(error = %chain(&error), "a requested image is not written down"),
+                );
                 images.begin(image);
             }
             drop(images);
@@ -131,7 +133,7 @@ impl Images {
             let Err(error) = outcome else { return };
             let rest = rest.filter(|_| error.may_pass());
             let (repository, reference) = (&image.repository, &image.reference);
-            tracing::warn!(%repository, %reference, %error, again_in_s = rest.map(Duration::as_secs), "image not prefetched");
+            tracing::warn!(%repository, %reference, error = %chain(&error), again_in_s = rest.map(Duration::as_secs), "image not prefetched");
             let Some(rest) = rest else { return };
             tokio::time::sleep(*rest).await;
         }

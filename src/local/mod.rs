@@ -38,7 +38,7 @@ use crate::Cache;
 use crate::access::token::TokenKeys;
 use crate::access::{OperatorSecret, Secret};
 use crate::config::Config;
-use crate::ports::Blobs as _;
+use crate::ports::{Blobs as _, chain};
 use crate::time::Clock;
 
 /// A cache on one machine.
@@ -120,10 +120,10 @@ impl Sweeper {
                 ticks.tick().await;
                 let (Some(cache), Some(ledger)) = (cache.upgrade(), ledger.upgrade()) else { return };
                 if let Err(error) = cache.sweep(false).await {
-                    tracing::warn!(%error, "the sweep ended early");
+                    tracing::warn!(error = %chain(&error), "the sweep ended early");
                 }
                 if let Err(error) = ledger.forget_given_up(cache.clock.now()).await {
-                    tracing::warn!(%error, "fills that were given up long ago are still remembered");
+                    tracing::warn!(error = %chain(&error), "fills that were given up long ago are still remembered");
                 }
             }
         }))

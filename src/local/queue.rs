@@ -17,7 +17,7 @@ use super::order::Order;
 use crate::Cache;
 use crate::fill::{self, CLAIM, FillError, Filled};
 use crate::oci::{Digest, UpstreamId};
-use crate::ports::{Fills, GivenUp, ImageJob, Job, Progress, Requested, StoreError, Watched};
+use crate::ports::{Fills, GivenUp, ImageJob, Job, Progress, Requested, StoreError, Watched, chain};
 use crate::time::Clock;
 
 /// How many fills run at once that nobody waits for: each holds about a megabyte, and what it fetches ahead of that counts
@@ -246,12 +246,12 @@ impl Held {
             Some(_) if queue.board().fills.contains_key(&job.digest) => Ok(()),
             Some(Ok(())) => queue.ledger.remove_fill(&job.digest).await,
             Some(Err((error, None))) => {
-                queue.ledger.give_up(job.clone(), error.to_string(), queue.clock.now().plus(GIVEN_UP)).await
+                queue.ledger.give_up(job.clone(), chain(error).to_string(), queue.clock.now().plus(GIVEN_UP)).await
             }
             None | Some(Err((_, Some(_)))) => Ok(()),
         };
         if let Err(error) = noted {
-            tracing::warn!(blob.digest = %job.digest, %error, "a fill that ended is still written down as requested");
+            tracing::warn!(blob.digest = %job.digest, error = %chain(&error), "a fill that ended is still written down as requested");
         }
         match end {
             None => {}

@@ -3,6 +3,7 @@
 //! One table maps a key to a value behind its version. Reads are snapshots and take microseconds. Writes go to one thread,
 //! which puts all that wait into one commit: an fsync takes milliseconds however much it covers.
 
+use std::error::Error;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, mpsc};
@@ -14,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
-use crate::ports::{StoreError, Versioned};
+use crate::ports::{Failure, StoreError, Versioned, chain};
 
 const ITEMS: TableDefinition<&str, &[u8]> = TableDefinition::new("items");
 const VERSION_BYTES: usize = 8;
@@ -88,12 +89,12 @@ pub(super) enum Change {
     Remove(String),
 }
 
-pub(super) fn failed(error: impl std::fmt::Display) -> StoreError {
-    StoreError::Unavailable(format!("ledger: {error}"))
+pub(super) fn failed(error: impl Into<Box<dyn Error + Send + Sync>>) -> StoreError {
+    StoreError::Unavailable(Failure::because("ledger", error))
 }
 
-pub(super) fn corrupt(error: impl std::fmt::Display) -> StoreError {
-    StoreError::Corrupt(format!("ledger: {error}"))
+pub(super) fn corrupt(error: impl Into<Box<dyn Error + Send + Sync>>) -> StoreError {
+    StoreError::Corrupt(Failure::because("ledger", error))
 }
 
 impl Store {
@@ -163,7 +164,7 @@ impl Store {
         let (done, outcome) = oneshot::channel();
         let write = Write { expected, changes, done };
         let (sender, _) = self.writer.as_ref().ok_or_else(|| failed("it is closed"))?;
-        sender.send(write).map_err(failed)?;
+        sender.send(write).map_err(|_| failed("its thread has ended"))?;
         outcome.await.map_err(failed)?
     }
 
@@ -222,7 +223,7 @@ fn commit_in_groups(file: &DatabaseFile, writes: &mpsc::Receiver<Write>) {
                 }
             }
             Err(error) => {
-                tracing::error!(%error, "the ledger could not be written");
+                tracing::error!(error = %chain(&error), "the ledger could not be written");
                 file.reopen();
                 for write in group {
                     let _ = write.done.send(Err(error.clone()));

@@ -5,6 +5,7 @@
 
 mod attempts;
 mod blobs;
+mod failure;
 mod fills;
 mod records;
 #[cfg(test)]
@@ -15,6 +16,7 @@ use futures_util::stream::BoxStream;
 
 pub(crate) use attempts::Attempts;
 pub use blobs::{Blobs, Location, SignedUrl, StoredBlob, Upload};
+pub use failure::{Failure, StoreError, chain};
 pub use fills::{Fills, GivenUp, ImageJob, Job, Priority, Progress, Requested, Watched, Work};
 pub use records::{
     BlobRecord, BlobState, BlobView, Checkpoint, Entry, GaugeKey, Lease, List, ListKey, Listing, Member, Observed,
@@ -28,20 +30,6 @@ use crate::time::Timestamp;
 
 /// The longest list that is kept, in bytes of JSON: an item of `DynamoDB` may have 400 KB.
 pub const MAX_LISTING_BYTES: usize = 350_000;
-
-/// Storage did not do what it was asked. Nothing may be concluded about what it holds.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum StoreError {
-    /// It could not be reached, was throttled, or failed: asking again later may help.
-    #[error("storage is unavailable: {0}")]
-    Unavailable(String),
-    /// It said no: permissions, a read-only or full disk. Only the operator can help.
-    #[error("storage refused: {0}")]
-    Refused(String),
-    /// It answered with something that this version did not write.
-    #[error("storage holds a record that cannot be read: {0}")]
-    Corrupt(String),
-}
 
 /// Where tag records, manifests, memberships and claims live. Whatever a write acknowledged survives a crash.
 ///

@@ -12,7 +12,7 @@ use crate::budget::{OverBudget, Payer};
 use crate::config::Cold;
 use crate::error::PullError;
 use crate::oci::{Digest, Repository};
-use crate::ports::{BlobState, BlobView, Job, Location, Priority, Progress, StoreError, Watched};
+use crate::ports::{BlobState, BlobView, Job, Location, Priority, Progress, StoreError, Watched, chain};
 use crate::time::Timestamp;
 use crate::upstream::{BlobSource, Evidence};
 
@@ -93,7 +93,7 @@ impl Cache {
             && admitted.is_ok()
             && let Err(error) = self.fills.request(std::slice::from_ref(job)).await
         {
-            tracing::warn!(repository = %job.repository, blob.digest = %job.digest, %error, "fill could not be requested");
+            tracing::warn!(repository = %job.repository, blob.digest = %job.digest, error = %chain(&error), "fill could not be requested");
         }
         match self.blob_source(job, payer, &admitted).await? {
             BlobSource::Public(url) => {
@@ -128,7 +128,7 @@ impl Cache {
                     Ok(pulled) => return Ok(pulled),
                     // That it failed says nothing about this repository.
                     Err(error) => {
-                        tracing::debug!(%repository, blob.digest = %job.digest, %error, "another's fill failed");
+                        tracing::debug!(%repository, blob.digest = %job.digest, error = %chain(&error), "another's fill failed");
                     }
                 }
             }

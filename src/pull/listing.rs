@@ -14,7 +14,7 @@ use crate::budget::Turn;
 use crate::config::Referrers;
 use crate::error::PullError;
 use crate::oci::{Digest, MediaType, Page, Reference, Repository, Tag};
-use crate::ports::{List, ListKey, Listing, MAX_LISTING_BYTES, StoreError};
+use crate::ports::{Failure, List, ListKey, Listing, MAX_LISTING_BYTES, StoreError};
 use crate::upstream::{Evidence, UpstreamError};
 
 /// A page of tags to answer with.
@@ -262,7 +262,9 @@ impl Cache {
         // That there is nothing is of use only while it is believed; that there is no API leads to a tag.
         let stale = if nothing { fresh } else { fresh + config.stale };
         let listing = Arc::new(Listing { list, fresh_until: now.plus(fresh), stale_until: now.plus(stale) });
-        let bytes = serde_json::to_vec(&listing.list).map_err(|error| StoreError::Corrupt(error.to_string()))?.len();
+        let bytes = serde_json::to_vec(&listing.list)
+            .map_err(|error| StoreError::Corrupt(Failure::because("a list", error)))?
+            .len();
         let (large, place) = (bytes > MAX_LISTING_BYTES, (repository.clone(), key.clone()));
         if large {
             self.large_lists.0.insert(place, (Arc::clone(&listing), bytes as u64));

@@ -10,7 +10,7 @@ use crate::budget::Payer;
 use crate::config::{Cold, MaxBlob};
 use crate::error::PullError;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
-use crate::ports::{Job, Observed, Priority};
+use crate::ports::{Job, Observed, Priority, chain};
 use crate::upstream::UpstreamError;
 
 use super::Want;
@@ -84,7 +84,7 @@ impl Cache {
             && let Err(error) = self.fills.request(&jobs).await
         {
             // Whoever asks for a blob requests its fill again.
-            tracing::warn!(%repository, %error, "fills could not be requested");
+            tracing::warn!(%repository, error = %chain(&error), "fills could not be requested");
         }
         Ok(jobs.len())
     }

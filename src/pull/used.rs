@@ -9,7 +9,7 @@ use crate::Cache;
 use crate::budget::Payer;
 use crate::error::PullError;
 use crate::oci::{Digest, Repository};
-use crate::ports::{Attempts, BlobView, Member, StoreError, Versioned};
+use crate::ports::{Attempts, BlobView, Member, StoreError, Versioned, chain};
 use crate::retention::{NOTED, noted};
 use crate::time::Timestamp;
 
@@ -29,7 +29,7 @@ impl Uses {
 }
 
 fn late() -> StoreError {
-    StoreError::Unavailable(format!("no answer within {PATIENCE:?}"))
+    StoreError::Unavailable(format!("no answer within {PATIENCE:?}").into())
 }
 
 impl Cache {
@@ -54,7 +54,7 @@ impl Cache {
         };
         let outcome = tokio::time::timeout(PATIENCE, note).await.unwrap_or_else(|_| Err(late().into()));
         if let Err(error) = outcome {
-            tracing::warn!(%repository, manifest.digest = %digest, %error, "the use of a manifest could not be noted");
+            tracing::warn!(%repository, manifest.digest = %digest, error = %chain(&error), "the use of a manifest could not be noted");
             self.uses.0.insert(key, now.plus(AGAIN));
         }
     }
@@ -69,7 +69,7 @@ impl Cache {
     pub(super) async fn note_blob(&self, repository: &Repository, digest: &Digest, view: BlobView) -> BlobView {
         let noted = tokio::time::timeout(PATIENCE, self.write_blob_use(repository, digest, view.clone())).await;
         noted.unwrap_or_else(|_| Err(late())).unwrap_or_else(|error| {
-            tracing::warn!(%repository, blob.digest = %digest, %error, "the use of a blob could not be noted");
+            tracing::warn!(%repository, blob.digest = %digest, error = %chain(&error), "the use of a blob could not be noted");
             view
         })
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::{Limit, UpstreamError};
 use crate::gauge::{Break, Cause, Gauge, Kind, Outcome, Permit, Quota};
-use crate::ports::{Attempts, GaugeKey, Ledger, StoreError, Versioned};
+use crate::ports::{Attempts, GaugeKey, Ledger, StoreError, Versioned, chain};
 use crate::time::{Clock, Timestamp};
 
 /// How long this process goes by what it last read: another may have learned more.
@@ -181,12 +181,12 @@ impl Meter {
             let _alone = self.exchange.lock().await;
             work.await
         };
-        let late = || StoreError::Unavailable(format!("no answer within {PATIENCE:?}"));
+        let late = || StoreError::Unavailable(format!("no answer within {PATIENCE:?}").into());
         match tokio::time::timeout(PATIENCE, alone).await.unwrap_or_else(|_| Err(late())) {
             Ok(value) => Some(value),
             Err(error) => {
                 self.known().rests_until = Some(self.clock.now().plus(REST));
-                tracing::warn!(upstream.id = %self.key.upstream, %error, "this process goes by its own gauge");
+                tracing::warn!(upstream.id = %self.key.upstream, error = %chain(&error), "this process goes by its own gauge");
                 None
             }
         }

@@ -10,7 +10,7 @@ use super::{UpstreamError, Upstreams, unknown};
 use crate::config::UpstreamConfig;
 use crate::error::PullError;
 use crate::oci::{Digest, Reference, Repository};
-use crate::ports::{Ledger, Standing, StoreError};
+use crate::ports::{Ledger, Standing, StoreError, chain};
 use crate::time::{Clock, Timestamp};
 
 /// How long an absent repository is remembered. Longer than a tag: one appears far less often.
@@ -127,7 +127,7 @@ impl Standings {
             _ => Ok(()),
         };
         if let Err(error) = noted {
-            tracing::warn!(%repository, %error, "what upstream said of a repository could not be noted");
+            tracing::warn!(%repository, error = %chain(&error), "what upstream said of a repository could not be noted");
         }
         asked
     }
