@@ -14,6 +14,7 @@ use futures_util::future::{BoxFuture, Shared, join_all};
 use serde::{Deserialize, Serialize};
 use stopover::oci::{Algorithm, Digest, Hasher};
 use stopover::ports::{Blobs, Failure, StoreError, Upload, chain};
+use stopover::time::Clock;
 
 use crate::S3Blobs;
 use crate::failure::{has_status, store_error};
@@ -252,7 +253,8 @@ impl S3Blobs {
     pub(crate) async fn abandon_uploads(&self, known: &HashSet<String>, idle: Duration) -> Result<usize, StoreError> {
         let known: HashSet<String> =
             known.iter().filter_map(|upload| Some(serde_json::from_str::<Resume>(upload).ok()?.id)).collect();
-        let before = std::time::SystemTime::now().checked_sub(idle).map(DateTime::from);
+        // By the time that S3 goes by.
+        let before = Clock::default().system_time().checked_sub(idle).map(DateTime::from);
         let (mut key_marker, mut id_marker, mut abandoned) = (None, None, 0);
         loop {
             let list = self.client.list_multipart_uploads().bucket(&self.bucket).prefix(PREFIX);

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use async_trait::async_trait;
@@ -327,8 +327,8 @@ fn list(algorithm: Algorithm, directory: &Path) -> io::Result<Vec<StoredBlob>> {
         };
         // One that was removed meanwhile is not there.
         if let Some(metadata) = absent(entry.metadata())? {
-            let modified = metadata.modified()?.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-            blobs.push(StoredBlob { digest, size: metadata.len(), modified: Timestamp(modified.as_secs()) });
+            let modified = metadata.modified()?.into();
+            blobs.push(StoredBlob { digest, size: metadata.len(), modified });
         }
     }
     Ok(blobs)
