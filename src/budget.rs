@@ -22,7 +22,7 @@ use crate::error::PullError;
 use crate::oci::Digest;
 use crate::ports::Job;
 use crate::time::{Clock, Timestamp};
-use crate::upstream::{UpstreamError, spent};
+use crate::upstream::{self, UpstreamError};
 
 use table::{Account, Spent, Table};
 
@@ -205,12 +205,13 @@ impl Budgets {
     pub(crate) async fn pay_pull<T>(
         &self,
         payer: Option<Payer>,
+        spent: &upstream::Spent,
         question: impl Future<Output = Result<T, UpstreamError>>,
     ) -> Result<T, PullError> {
         self.take(payer, Budget::Pulls, 1)?;
         let answer = question.await;
         if matches!(answer, Ok(_) | Err(UpstreamError::Invalid(_))) {
-            spent::note_manifest();
+            spent.note_manifest();
         } else {
             self.give_back(payer, Budget::Pulls, 1);
         }

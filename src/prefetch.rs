@@ -14,7 +14,7 @@ use crate::error::PullError;
 use crate::oci::{Descriptor, Digest, InvalidManifest, Manifest, Operation, Platforms, Reference, Repository, Request};
 use crate::ports::{ImageJob, Job, Priority, StoreError, chain};
 use crate::pull::{Served, Want};
-use crate::upstream::UpstreamError;
+use crate::upstream::{Spent, UpstreamError};
 
 /// The most manifests of one image that are fetched: an index of everything there is lists about fifty.
 const MAX_MANIFESTS: usize = 500;
@@ -65,7 +65,7 @@ pub struct PrefetchedBlob {
 
 /// Stores an image that a policy or a schedule wants. Upstream need not have it for all the platforms that they name.
 pub async fn run(cache: &Arc<Cache>, image: &ImageJob) -> Result<(), PullError> {
-    match cache.prefetch(image).await {
+    match cache.prefetch(image, &Spent::UNCOUNTED).await {
         Ok(prefetched) => {
             let missing = prefetched.blobs.iter().filter(|(_, stored)| !stored).count();
             tracing::info!(
@@ -92,12 +92,12 @@ impl Cache {
         }
     }
 
-    /// Stores the manifests of an image, and requests the fills of its blobs.
-    pub async fn prefetch(self: &Arc<Self>, image: &ImageJob) -> Result<Prefetched, PullError> {
+    /// Stores the manifests of an image, and requests the fills of its blobs. `spent`: what upstream sends is counted there.
+    pub async fn prefetch(self: &Arc<Self>, image: &ImageJob, spent: &Spent) -> Result<Prefetched, PullError> {
         let repository = &image.repository;
         let check = image.priority == Priority::Refresh;
-        let want = Want { check, priority: image.priority, payer: image.payer, ..Want::GET };
-        let root = self.whole(repository, &image.reference, want).await?;
+        let want = Want { check, priority: image.priority, payer: image.payer, spent: spent.clone(), ..Want::GET };
+        let root = self.whole(repository, &image.reference, want.clone()).await?;
         let digest = root.digest.clone();
         let (wanted, mut failure) = self.contents(root, image, Want { check: false, ..want }).await?;
         let lookups = wanted.into_iter().map(async |blob: Descriptor| {
@@ -144,7 +144,7 @@ impl Cache {
         drop(root);
         let mut failure = None;
         while let Some(digest) = contents.next.pop_front() {
-            match self.whole(&image.repository, &Reference::Digest(digest), want).await {
+            match self.whole(&image.repository, &Reference::Digest(digest), want.clone()).await {
                 Ok(manifest) => contents.add(&manifest, &image.platforms)?,
                 Err(error) => _ = failure.get_or_insert(error),
             }

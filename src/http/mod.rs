@@ -38,7 +38,7 @@ use crate::error::PullError;
 use crate::oci::{Digest, InvalidRequest, Operation, Repository, Request, RequestedRange};
 use crate::ports::{Priority, StoreError, chain};
 use crate::pull::{Content, PulledBlob, PulledManifest, Served, Want};
-use crate::upstream::{UpstreamError, spent};
+use crate::upstream::UpstreamError;
 
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const DISTRIBUTION_API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -74,15 +74,15 @@ async fn answer(State(cache): State<Arc<Cache>>, request: http::Request<Body>) -
     let (request, _) = request.into_parts();
     let parsed = Request::parse(&request.method, request.uri.path(), request.uri.query());
     let mut record = Record::default();
-    let (outcome, spent) = match parsed {
-        Ok(parsed) => spent::counted(pull(&cache, &parsed, &request, &mut record)).await,
-        Err(error) => (Err(error.into()), 0),
+    let outcome = match parsed {
+        Ok(parsed) => pull(&cache, &parsed, &request, &mut record).await,
+        Err(error) => Err(error.into()),
     };
     let (response, error) = match outcome {
         Ok(response) => (response, None),
         Err(error) => (refuse(&cache, &error, &request), Some(error)),
     };
-    record.pulled(&request.method, &response, error.as_ref(), spent);
+    record.pulled(&request.method, &response, error.as_ref());
     tracing::debug!(
         http.method = %request.method, http.path = request.uri.path(), http.status = response.status().as_u16(),
         served = response.headers().get(SERVED).and_then(|served| served.to_str().ok()), "answered"
@@ -110,6 +110,7 @@ async fn pull(
         check: has(headers, &CACHE_CONTROL, "no-cache"),
         priority: if has(headers, &PRIORITY, "u=7") { Priority::Refresh } else { Priority::Interactive },
         payer: guest.payer(),
+        spent: record.spent.clone(),
         expected: false,
     };
     match &request.operation {

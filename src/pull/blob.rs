@@ -34,7 +34,7 @@ impl Cache {
         let (size, served) = match view.member.filter(|_| view.is_shown() || !view.is_stored()) {
             Some(member) => {
                 let evidence = Evidence::Blob(digest.clone());
-                (member.size, self.check_permission(repository, evidence, want.payer).await?)
+                (member.size, self.check_permission(repository, evidence, want.payer, &want.spent).await?)
             }
             None => (self.ask_membership(repository, digest, want.payer).await?, Served::Revalidated),
         };

@@ -12,7 +12,7 @@ use crate::error::PullError;
 use crate::freshness::{self, Decision};
 use crate::oci::{Digest, Manifest, Repository};
 use crate::ports::{Observed, Previous, TagRecord};
-use crate::upstream::{Evidence, Upstream};
+use crate::upstream::{Evidence, Spent, Upstream};
 
 /// Manifests this process has served: by digest they never change, and each stands for its own repository only.
 pub(crate) struct Warm(pub(super) MemoryCache<(Repository, Digest), Arc<Manifest>, ManifestBytes>);
@@ -41,7 +41,7 @@ impl Cache {
         &self,
         repository: &Repository,
         record: Option<&TagRecord>,
-        want: Want,
+        want: &Want,
     ) -> Result<Option<Result<PulledManifest, PullError>>, PullError> {
         match freshness::decide(record, "", false, self.clock.now()) {
             // 1. A fresh record: what it says, without upstream.
@@ -65,6 +65,7 @@ impl Cache {
         upstream: &Upstream,
         repository: &Repository,
         record: &TagRecord,
+        spent: &Spent,
     ) -> Result<Option<PulledManifest>, PullError> {
         match upstream.config().deleted {
             Deleted::Missing => Ok(None),
@@ -72,7 +73,7 @@ impl Cache {
                 let Some(known) = self.last_known(upstream, repository, Some(record)).await? else { return Ok(None) };
                 // Upstream may call deleted what it does not show to us any more.
                 let evidence = Evidence::Manifest(known.observed.digest.clone());
-                Ok(self.check_permission(repository, evidence, None).await.is_ok().then_some(known))
+                Ok(self.check_permission(repository, evidence, None, spent).await.is_ok().then_some(known))
             }
         }
     }

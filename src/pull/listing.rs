@@ -109,14 +109,14 @@ impl Cache {
         let mut expected = self.stored(repository, subject).await?.is_some();
         if expected {
             let evidence = Evidence::Manifest(subject.clone());
-            expected = match self.check_permission(repository, evidence, want.payer).await {
+            expected = match self.check_permission(repository, evidence, want.payer, &want.spent).await {
                 Err(PullError::ManifestUnknown(_)) => false,
                 checked => checked.map(|_| true)?,
             };
         }
         let want = Want { expected, ..want };
         let (listed, head) = match self.upstreams.get(repository)?.config().referrers {
-            Referrers::Ask => match self.list(repository, ListKey::Referrers(subject.clone()), want).await {
+            Referrers::Ask => match self.list(repository, ListKey::Referrers(subject.clone()), want.clone()).await {
                 // Or there is no such API, and its path was taken for a name: GET of the tag says which, in its body.
                 Err(PullError::Upstream(UpstreamError::NoRepository)) => (None, false),
                 listed => (Some(listed?), true),
@@ -148,7 +148,7 @@ impl Cache {
     ) -> Result<Option<PulledReferrers>, PullError> {
         let tag = Reference::Tag(Tag::of_referrers(subject));
         let pulled = async {
-            let pulled = self.manifest(repository, &tag, want).await?;
+            let pulled = self.manifest(repository, &tag, want.clone()).await?;
             match pulled.manifest {
                 Some(_) => Ok(pulled),
                 None => self.manifest(repository, &tag, Want { head: false, check: false, ..want }).await,

@@ -14,7 +14,7 @@ use crate::error::PullError;
 use crate::freshness::{self, Decision, LEASE};
 use crate::oci::{Digest, Reference, Repository, Tag};
 use crate::ports::{Attempts, Observed, Previous, Priority, TagRecord, Versioned};
-use crate::upstream::{Evidence, Limit, Upstream, UpstreamError};
+use crate::upstream::{Evidence, Limit, Spent, Upstream, UpstreamError};
 
 /// How long a client waits for another process to ask upstream: longer than that may take, shorter than clients wait for
 /// headers.
@@ -27,7 +27,7 @@ const DECISION: Duration = Duration::from_secs(9);
 const FOR_EVER: Duration = Duration::from_hours(24 * 365 * 5000);
 
 /// What a client wants of a manifest.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Debug)]
 pub struct Want {
     /// Only what HEAD says.
     pub head: bool,
@@ -37,20 +37,33 @@ pub struct Want {
     pub priority: Priority,
     /// At whose expense. `None`: nobody's.
     pub payer: Option<Payer>,
+    /// Where what upstream sends for it is counted.
+    pub spent: Spent,
     /// That there is none is no miss: clients ask about it with every image that they pull.
     pub expected: bool,
 }
 
 impl Want {
     /// The manifest, as fresh as the configuration says.
-    pub const GET: Self =
-        Self { head: false, check: false, priority: Priority::Interactive, payer: None, expected: false };
+    pub const GET: Self = Self::plain(false);
     /// What HEAD says, as fresh as the configuration says.
-    pub const HEAD: Self = Self { head: true, ..Self::GET };
+    pub const HEAD: Self = Self::plain(true);
+
+    const fn plain(head: bool) -> Self {
+        let (priority, spent) = (Priority::Interactive, Spent::UNCOUNTED);
+        Self { head, check: false, priority, payer: None, spent, expected: false }
+    }
 }
 
-/// What is asked of upstream at once by all who want the same.
-pub(crate) type Question = (Repository, Reference, Want);
+/// What is asked of upstream once for all callers that want the same, whichever of them pays.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Question {
+    repository: Repository,
+    reference: Reference,
+    head: bool,
+    check: bool,
+    priority: Priority,
+}
 
 impl Cache {
     /// Answers a pull of a manifest. A client's HEAD never makes us GET a manifest upstream that could be had by HEAD.
@@ -60,7 +73,7 @@ impl Cache {
         reference: &Reference,
         want: Want,
     ) -> Result<PulledManifest, PullError> {
-        let pulled = self.find(repository, reference, want).await?;
+        let pulled = self.find(repository, reference, want.clone()).await?;
         if let Some(manifest) = pulled.manifest.as_ref().filter(|_| !want.head) {
             self.check_room(repository, manifest, want.payer).await?;
         }
@@ -77,7 +90,8 @@ impl Cache {
         if let Reference::Digest(digest) = reference
             && let Some(manifest) = self.stored(repository, digest).await?
         {
-            let served = self.check_permission(repository, Evidence::Manifest(digest.clone()), want.payer).await?;
+            let served =
+                self.check_permission(repository, Evidence::Manifest(digest.clone()), want.payer, &want.spent).await?;
             return Ok(PulledManifest::new(manifest, served));
         }
         let (mut known, mut want) = (false, want);
@@ -87,7 +101,7 @@ impl Cache {
             // However fresh what upstream said of the tag is: it may not show it to us any more.
             if known && self.permission_is_due(repository).await? {
                 want.check = true;
-            } else if let Some(answer) = self.answer(repository, record.as_ref(), want).await? {
+            } else if let Some(answer) = self.answer(repository, record.as_ref(), &want).await? {
                 return answer;
             }
         }
@@ -100,7 +114,7 @@ impl Cache {
             if let Some(over) = over.clone().filter(|_| matches!(reference, Reference::Digest(_))) {
                 return Err(over.into());
             }
-            let asked = Want { head: want.head || over.is_some(), ..want };
+            let asked = Want { head: want.head || over.is_some(), ..want.clone() };
             let turn = if (known || want.expected) && !want.check {
                 Turn::free()
             } else {
@@ -128,14 +142,20 @@ impl Cache {
         known: bool,
         mut turn: Turn,
     ) -> Result<PulledManifest, PullError> {
-        let (cache, question) = (Arc::clone(self), (repository.clone(), reference.clone(), want));
+        let question = Question {
+            repository: repository.clone(),
+            reference: reference.clone(),
+            head: want.head,
+            check: want.check,
+            priority: want.priority,
+        };
+        let (cache, Question { repository, reference, .. }) = (Arc::clone(self), question.clone());
         let work = move || async move {
-            let (repository, reference, want) = question;
             if !known && !want.check {
                 cache.upstreams.standings.check_absent(&repository).await?;
             }
             turn.ask();
-            let pulled = cache.ask_in_turn(&repository, &reference, want).await;
+            let pulled = cache.ask_in_turn(&repository, &reference, &want).await;
             // A check is paid for whatever it finds: upstream is asked because the caller says so.
             turn.end(want.check || pulled.as_ref().is_err_and(PullError::is_miss));
             if want.check && pulled.is_ok() {
@@ -143,8 +163,7 @@ impl Cache {
             }
             pulled
         };
-        let key = (repository.clone(), reference.clone(), Want { payer: None, expected: false, ..want });
-        self.flights.join(key, work).await.unwrap_or(Err(PullError::NotYet))
+        self.flights.join(question, work).await.unwrap_or(Err(PullError::NotYet))
     }
 
     /// Asks upstream, or waits until another process has: the ledger's lease says who. In this process only one caller
@@ -153,7 +172,7 @@ impl Cache {
         self: &Arc<Self>,
         repository: &Repository,
         reference: &Reference,
-        want: Want,
+        want: &Want,
     ) -> Result<PulledManifest, PullError> {
         let upstream = self.upstreams.get(repository)?;
         let owner = format!("{:016x}", fastrand::u64(..));
@@ -211,7 +230,7 @@ impl Cache {
         repository: &Repository,
         reference: &Reference,
         leased: Versioned<TagRecord>,
-        want: Want,
+        want: &Want,
     ) -> Result<PulledManifest, PullError> {
         let asked = self.ask(repository, reference, &leased.value, want);
         // Where something is known, a client gets that rather than wait longer for what is new.
@@ -230,7 +249,7 @@ impl Cache {
             }
             Err(PullError::Upstream(UpstreamError::Missing | UpstreamError::NoRepository)) => {
                 let (config, now) = (upstream.config(), self.clock.now());
-                deleted = self.deleted(upstream, repository, &leased.value).await?;
+                deleted = self.deleted(upstream, repository, &leased.value, &want.spent).await?;
                 match deleted {
                     Some(_) => freshness::served_on(&leased.value, config.stale, jittered(config.missing), now),
                     // What it was may be pinned.
@@ -266,7 +285,7 @@ impl Cache {
         repository: &Repository,
         reference: &Reference,
         known: &TagRecord,
-        want: Want,
+        want: &Want,
     ) -> Result<PulledManifest, PullError> {
         // 5. Nothing is known and the client wants the bytes: one GET says it all.
         let observed = if want.head || known.observed.is_some() {
@@ -328,7 +347,7 @@ impl Cache {
         repository: &Repository,
         observed: &Observed,
         record: Option<&TagRecord>,
-        want: Want,
+        want: &Want,
     ) -> Result<PulledManifest, PullError> {
         match self.by_digest(repository, observed.digest.clone(), want).await {
             Err(PullError::Upstream(error)) if !error.is_refusal() => {
@@ -345,11 +364,11 @@ impl Cache {
         self: &'a Arc<Self>,
         repository: &'a Repository,
         digest: Digest,
-        want: Want,
+        want: &'a Want,
     ) -> BoxFuture<'a, Result<PulledManifest, PullError>> {
         Box::pin(async move {
             let named = || UpstreamError::Invalid("a tag is a manifest that it does not have".into());
-            let want = Want { check: false, ..want };
+            let want = Want { check: false, ..want.clone() };
             let found = self.share(repository, &Reference::Digest(digest), want, false, Turn::free()).await;
             found.map_err(|error| if matches!(error, PullError::ManifestUnknown(_)) { named().into() } else { error })
         })

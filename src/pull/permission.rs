@@ -15,7 +15,7 @@ use crate::fill::FillError;
 use crate::oci::{Digest, Repository};
 use crate::ports::{BlobView, Job, Member, StoreError};
 use crate::time::Timestamp;
-use crate::upstream::{Evidence, UpstreamError};
+use crate::upstream::{Evidence, Spent, UpstreamError};
 
 /// The permissions that upstream is being asked about: of a repository by whatever is asked for first, else by this.
 pub(crate) type Questions = flight::Flights<(Repository, Option<Evidence>), (Evidence, Result<(), PullError>)>;
@@ -55,14 +55,15 @@ impl Cache {
         repository: &Repository,
         evidence: Evidence,
         payer: Option<Payer>,
+        spent: &Spent,
     ) -> Result<Served, PullError> {
         if !self.permission_is_due(repository).await? {
             return Ok(Served::Hit);
         }
-        let asked = match self.ask_permission(repository, None, &evidence, payer).await? {
+        let asked = match self.ask_permission(repository, None, &evidence, payer, spent).await? {
             // That one thing is missing says nothing of another.
             (other, Err(PullError::Upstream(UpstreamError::Missing))) if other != evidence => {
-                self.ask_permission(repository, Some(evidence.clone()), &evidence, payer).await?.1
+                self.ask_permission(repository, Some(evidence.clone()), &evidence, payer, spent).await?.1
             }
             (_, asked) => asked,
         };
@@ -86,12 +87,14 @@ impl Cache {
         only: Option<Evidence>,
         evidence: &Evidence,
         payer: Option<Payer>,
+        spent: &Spent,
     ) -> Result<(Evidence, Result<(), PullError>), PullError> {
         loop {
             let turn = self.budgets.turn(payer).await?;
             let (cache, there, evidence) = (Arc::clone(self), repository.clone(), evidence.clone());
+            let spent = spent.clone();
             let work = || async move {
-                let shows = cache.ask_evidence(&there, &evidence, payer, turn).await;
+                let shows = cache.ask_evidence(&there, &evidence, payer, &spent, turn).await;
                 (evidence, shows)
             };
             match self.questions.join((repository.clone(), only.clone()), work).await.ok_or(PullError::NotYet)? {
@@ -107,6 +110,7 @@ impl Cache {
         repository: &Repository,
         evidence: &Evidence,
         payer: Option<Payer>,
+        spent: &Spent,
         mut turn: Turn,
     ) -> Result<(), PullError> {
         // It may have been shown since that was found to be due.
@@ -116,7 +120,7 @@ impl Cache {
         turn.ask();
         let asked = match (self.upstreams.shows(repository, evidence).await, evidence) {
             (Ok(None), Evidence::Manifest(digest)) => {
-                self.budgets.pay_pull(payer, self.upstreams.sends(repository, digest)).await
+                self.budgets.pay_pull(payer, spent, self.upstreams.sends(repository, digest)).await
             }
             (asked, _) => asked.map(|_| ()).map_err(PullError::from),
         };

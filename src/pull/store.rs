@@ -31,7 +31,7 @@ impl Cache {
         &self,
         repository: &Repository,
         reference: &Reference,
-        want: Want,
+        want: &Want,
     ) -> Result<Arc<Manifest>, PullError> {
         if let Reference::Digest(digest) = reference
             && let Some(refused) = self.refused.0.get(&(repository.clone(), digest.clone()))
@@ -39,7 +39,7 @@ impl Cache {
             return Err(refused);
         }
         let question = self.upstreams.get_manifest(repository, reference, want.priority != Priority::Interactive);
-        let manifest = self.budgets.pay_pull(want.payer, question).await?;
+        let manifest = self.budgets.pay_pull(want.payer, &want.spent, question).await?;
         let kept = self.keep(repository, &manifest, want).await;
         if let Err(error @ PullError::TooLarge { .. }) = &kept {
             self.refused.0.insert((repository.clone(), manifest.digest.clone()), error.clone());
@@ -57,7 +57,7 @@ impl Cache {
         &self,
         repository: &Repository,
         manifest: &Manifest,
-        want: Want,
+        want: &Want,
     ) -> Result<usize, PullError> {
         let blobs = blobs_of(manifest)?;
         for Descriptor { size, .. } in &blobs {

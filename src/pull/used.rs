@@ -47,7 +47,7 @@ impl Cache {
             let since = now.minus(NOTED);
             match (self.ledger.touch_manifest(repository, digest, since, now).await?, &pulled.manifest) {
                 (Some(used_at), _) => self.uses.0.insert(key.clone(), used_at.plus(NOTED)),
-                (None, Some(manifest)) => _ = self.keep(repository, manifest, Want { payer, ..Want::GET }).await?,
+                (None, Some(manifest)) => _ = self.keep(repository, manifest, &Want { payer, ..Want::GET }).await?,
                 (None, None) => self.uses.0.insert(key.clone(), now.plus(AGAIN)),
             }
             Ok::<_, PullError>(())

@@ -8,7 +8,7 @@ mod guard;
 mod listing;
 mod login;
 mod meter;
-pub(crate) mod spent;
+mod spent;
 mod standing;
 mod token;
 
@@ -26,6 +26,7 @@ pub use blob::{BlobBody, BlobPlace, BlobSource, BytesWanted, OpenBlob};
 pub use client::Upstream;
 pub use listing::{next_page, referrers_in, tags_in};
 pub use login::{Issued, Issuer};
+pub use spent::Spent;
 pub(crate) use standing::Evidence;
 pub use token::{Challenge, IssuedToken};
 

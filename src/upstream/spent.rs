@@ -1,55 +1,47 @@
-//! How many pulls of quotas a request has spent. Whoever begins to ask upstream pays; those who wait for the same answer, and
-//! what goes on in the background, do not.
+//! How many pulls of quotas a request has spent. The request that begins to ask upstream hands its counter down with the
+//! question; requests that join it, and what goes on in the background, count nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-tokio::task_local! {
-    static SPENT: Arc<AtomicU64>;
-}
+/// What one request has spent so far: shared with the work that goes on for it.
+#[derive(Clone, Debug)]
+pub struct Spent(Option<Arc<AtomicU64>>);
 
-/// Does `work`, and says how many manifests were fetched for it.
-pub(crate) async fn counted<T>(work: impl Future<Output = T>) -> (T, u64) {
-    let spent = Arc::new(AtomicU64::new(0));
-    let outcome = SPENT.scope(Arc::clone(&spent), work).await;
-    (outcome, spent.load(Ordering::Relaxed))
-}
+impl Spent {
+    /// For work that is done for no request.
+    pub const UNCOUNTED: Self = Self(None);
 
-/// What counts for one request.
-pub(crate) struct Counter(Arc<AtomicU64>);
+    /// Upstream has sent a manifest.
+    pub(crate) fn note_manifest(&self) {
+        if let Some(manifests) = &self.0 {
+            manifests.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 
-/// That of the request that is being answered, if there is one.
-pub(crate) fn current() -> Option<Counter> {
-    SPENT.try_with(|spent| Counter(Arc::clone(spent))).ok()
-}
-
-/// Work that goes on in a task of its own, counted for whoever begins it.
-pub(crate) async fn counted_by<T>(counter: Option<Counter>, work: impl Future<Output = T>) -> T {
-    match counter {
-        Some(Counter(spent)) => SPENT.scope(spent, work).await,
-        None => work.await,
+    /// How many manifests upstream has sent.
+    pub fn manifests(&self) -> u64 {
+        self.0.as_ref().map_or(0, |manifests| manifests.load(Ordering::Relaxed))
     }
 }
 
-/// Upstream has sent a manifest.
-pub(crate) fn note_manifest() {
-    // Outside of any request nobody counts.
-    let _ = SPENT.try_with(|spent| spent.fetch_add(1, Ordering::Relaxed));
+/// A counter that begins at nothing.
+impl Default for Spent {
+    fn default() -> Self {
+        Self(Some(Arc::default()))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn whoever_begins_to_ask_pays_and_nobody_else() {
-        let work = async {
-            note_manifest();
-            tokio::spawn(counted_by(current(), async { note_manifest() })).await.unwrap();
-            tokio::spawn(async { note_manifest() }).await.unwrap();
-        };
-        assert_eq!(counted(work).await.1, 2);
-        counted_by(None, async { note_manifest() }).await;
-        assert_eq!(counted(async {}).await.1, 0);
+    #[test]
+    fn a_request_counts_what_goes_on_for_it_and_nothing_else() {
+        let (one, other) = (Spent::default(), Spent::default());
+        one.note_manifest();
+        one.clone().note_manifest();
+        Spent::UNCOUNTED.note_manifest();
+        assert_eq!((one.manifests(), other.manifests(), Spent::UNCOUNTED.manifests()), (2, 0, 0));
     }
 }
