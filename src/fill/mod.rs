@@ -9,9 +9,11 @@
 mod copy;
 mod source;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::watch;
 
 use crate::Cache;
@@ -43,6 +45,9 @@ pub enum FillError {
     /// The claim ran out and another fill took over.
     #[error("another fill took over")]
     ClaimLost,
+    /// It panicked: the log says where.
+    #[error("a mistake of this program broke the fill off; its log says where")]
+    Panicked,
 }
 
 impl FillError {
@@ -150,8 +155,11 @@ pub async fn run(
     let started = std::time::Instant::now();
     let open = cache.upstreams.is_open(&job.repository);
     let lease = Lease { ledger: Arc::clone(&cache.ledger), clock: cache.clock.clone(), job: job.clone(), owner, open };
-    let Copied { outcome, checkpoint, mut upload, known } =
-        copy::copy(cache, &lease, claimed.checkpoint, progress, stop).await;
+    // The claim is given back even then, so that nobody waits until it runs out. What there is of an upload is left to the
+    // sweep: whatever broke the fill off may be in its state.
+    let copying = AssertUnwindSafe(copy::copy(cache, &lease, claimed.checkpoint, progress, stop)).catch_unwind();
+    let broken_off = |_| Copied { outcome: Err(FillError::Panicked), checkpoint: None, upload: None, known: false };
+    let Copied { outcome, checkpoint, mut upload, known } = copying.await.unwrap_or_else(broken_off);
     let offset = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.offset);
     let (state, failure) = match &outcome {
         Ok(Filled::Stored | Filled::Already) => (BlobState::Stored { size: job.size }, None),
@@ -274,124 +282,4 @@ impl Lease {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::Ordering;
-
-    use async_trait::async_trait;
-    use tempfile::TempDir;
-
-    use super::*;
-    use crate::config::{Cold, Config};
-    use crate::local::Files;
-    use crate::oci::{Algorithm, Digest};
-    use crate::ports::troubled::Troubled;
-    use crate::ports::{Fills, ImageJob, Priority, Requested, Watched};
-
-    fn record(state: BlobState) -> BlobRecord {
-        BlobRecord { attempts: 2, ..BlobRecord::new(state) }
-    }
-
-    #[test]
-    fn a_blob_is_claimed_unless_a_claim_on_it_runs() {
-        let now = Timestamp(1000);
-        let claimed = |until| record(BlobState::Claimed { owner: "other".into(), until: Timestamp(until) });
-        assert_eq!(decide(Some(&claimed(1001)), "me", now), Claim::Held);
-        for free in
-            [None, Some(claimed(1000)), Some(record(BlobState::Absent)), Some(record(BlobState::Stored { size: 1 }))]
-        {
-            let Claim::Take(taken) = decide(free.as_ref(), "me", now) else { panic!("{free:?}") };
-            assert_eq!(taken.state, BlobState::Claimed { owner: "me".into(), until: now.plus(CLAIM) });
-            assert_eq!(taken.attempts, free.map_or(0, |record| record.attempts) + 1);
-        }
-    }
-
-    struct World {
-        cache: Arc<Cache>,
-        ledger: Arc<Troubled>,
-        lease: Lease,
-        _data: TempDir,
-    }
-
-    /// A fill of a blob, and a ledger on which others overtake so many of its writes once it holds the claim.
-    async fn world(claimed: bool, overtaken: usize) -> World {
-        let data = tempfile::tempdir().unwrap();
-        let ledger = Arc::new(Troubled::open(data.path()));
-        let (clock, config) = (Clock::default(), Config::load(None, Cold::Follow, |_| Ok(String::new())).unwrap());
-        let files = Arc::new(Files::open(data.path()).unwrap());
-        let (shared, fills) = (Arc::clone(&ledger) as Arc<dyn Ledger>, Arc::new(NoFills));
-        let cache = Cache::new(config, clock.clone(), files, Arc::clone(&shared), fills, None, None).unwrap();
-        let job = Job {
-            repository: serde_json::from_str(r#"{"upstream":"docker.io","name":"library/a"}"#).unwrap(),
-            digest: Digest::of(Algorithm::Sha256, b"a"),
-            size: 1,
-            priority: Priority::Interactive,
-        };
-        if claimed {
-            let until = clock.now().plus(CLAIM);
-            let claim = record(BlobState::Claimed { owner: "me".into(), until });
-            ledger.swap_blob(&job.digest, None, &claim).await.unwrap().unwrap();
-        }
-        ledger.overtaken.store(overtaken, Ordering::SeqCst);
-        let lease = Lease { ledger: shared, clock, job, owner: "me".into(), open: true };
-        World { cache: Arc::new(cache), ledger, lease, _data: data }
-    }
-
-    struct NoFills;
-
-    #[async_trait]
-    impl Fills for NoFills {
-        async fn request(&self, _: &[Job]) -> Result<(), StoreError> {
-            Ok(())
-        }
-
-        async fn request_images(&self, _: &[ImageJob]) -> Result<(), StoreError> {
-            Ok(())
-        }
-
-        async fn request_now(&self, _: &Job) -> Result<Option<Watched>, StoreError> {
-            Ok(None)
-        }
-
-        async fn list(&self) -> Result<Vec<Requested>, StoreError> {
-            Ok(Vec::new())
-        }
-
-        async fn retry(&self) -> Result<usize, StoreError> {
-            Ok(0)
-        }
-    }
-
-    const SOON: Duration = Duration::from_secs(10);
-
-    #[tokio::test]
-    async fn a_claim_that_others_always_overtake_is_given_up() {
-        let world = world(false, usize::MAX).await;
-        let (progress, stop) = (watch::channel(Progress::Waiting).0, std::future::pending());
-        let run = run(&world.cache, &world.lease.job, &progress, stop);
-        let outcome = tokio::time::timeout(SOON, run).await.expect("it ends");
-        assert!(matches!(outcome, Err(FillError::Store(StoreError::Unavailable(_)))), "{outcome:?}");
-        assert!(world.ledger.tried.load(Ordering::SeqCst) < 20, "and not after a storm of writes");
-    }
-
-    #[tokio::test]
-    async fn a_renewal_that_others_always_overtake_is_given_up_and_one_they_overtake_for_a_while_is_not() {
-        let world = world(true, usize::MAX).await;
-        let renewed = tokio::time::timeout(SOON, world.lease.renew(None)).await.expect("it ends");
-        assert!(matches!(renewed, Err(FillError::Store(StoreError::Unavailable(_)))), "{renewed:?}");
-        world.ledger.overtaken.store(3, Ordering::SeqCst);
-        world.lease.renew(None).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn an_end_that_others_always_overtake_is_given_up_and_one_they_overtake_for_a_while_is_written() {
-        let world = world(true, usize::MAX).await;
-        let settle = || world.lease.settle(BlobState::Absent, Some("upstream failed".into()), None, false);
-        let settled = tokio::time::timeout(SOON, settle()).await.expect("it ends");
-        assert!(matches!(settled, Err(StoreError::Unavailable(_))), "{settled:?}");
-        world.ledger.overtaken.store(3, Ordering::SeqCst);
-        assert!(settle().await.unwrap(), "it is still ours");
-        let job = &world.lease.job;
-        let record = world.ledger.blob(&job.repository, &job.digest).await.unwrap().record.unwrap().value;
-        assert_eq!((record.state, record.failure.as_deref()), (BlobState::Absent, Some("upstream failed")));
-    }
-}
+mod tests;

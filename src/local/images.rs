@@ -3,9 +3,11 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::{Semaphore, watch};
 
 use super::ledger::EmbeddedLedger;
@@ -60,7 +62,8 @@ impl Images {
                         _ = stop.wait_for(|&stop| stop) => return,
                     }
                     let Some(cache) = cache.upgrade() else { return };
-                    if let Err(error) = cache.request_schedule(&schedule).await {
+                    // One that panics is logged where it does, and the next one comes all the same.
+                    if let Ok(Err(error)) = AssertUnwindSafe(cache.request_schedule(&schedule)).catch_unwind().await {
                         tracing::error!(error = %chain(&error), "the images of a schedule could not be requested");
                     }
                     pause = schedule.every;
@@ -101,7 +104,8 @@ impl Images {
         let (images, open, mut stop) = (Arc::clone(self), self.open.clone(), self.stop.subscribe());
         tokio::spawn(async move {
             let ended = tokio::select! {
-                () = images.run(&image) => true,
+                // One that panics is given up like one that fails for good.
+                _ = AssertUnwindSafe(images.run(&image)).catch_unwind() => true,
                 _ = stop.wait_for(|&stop| stop) => false,
             };
             // Whoever asks before it has left the board has it run once more.

@@ -2,6 +2,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -211,7 +212,11 @@ impl Held {
     async fn attempt(self, job: Job, progress: watch::Sender<Progress>, placed: bool) {
         let queue = &self.queue;
         let outcome = match queue.cache.get().and_then(Weak::upgrade) {
-            Some(cache) => Some(fill::run(&cache, &job, &progress, queue.stopped().map(|()| WIND_DOWN)).await),
+            Some(cache) => {
+                let run = fill::run(&cache, &job, &progress, queue.stopped().map(|()| WIND_DOWN));
+                // Whatever happens: the place has to be given back, and whoever waits has to be told.
+                Some(AssertUnwindSafe(run).catch_unwind().await.unwrap_or(Err(FillError::Panicked)))
+            }
             None => None,
         };
         // `None`: it is neither done nor given up, and stays written down as requested.

@@ -5,6 +5,7 @@
 
 use std::error::Error;
 use std::ops::Bound;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, mpsc};
 use std::thread::{self, JoinHandle};
@@ -216,7 +217,9 @@ pub(super) fn split(item: &[u8]) -> Result<(u64, &[u8]), StoreError> {
 fn commit_in_groups(file: &DatabaseFile, writes: &mpsc::Receiver<Write>) {
     while let Ok(first) = writes.recv() {
         let group: Vec<Write> = std::iter::once(first).chain(writes.try_iter().take(GROUP - 1)).collect();
-        match file.with(|database| commit(database, &group)) {
+        // A panic fails this group, as an error does, and not every write from then on.
+        let committed = catch_unwind(AssertUnwindSafe(|| file.with(|database| commit(database, &group))));
+        match committed.unwrap_or_else(|_| Err(failed("a write panicked"))) {
             Ok(outcomes) => {
                 for (write, outcome) in group.into_iter().zip(outcomes) {
                     let _ = write.done.send(Ok(outcome));
