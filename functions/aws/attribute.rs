@@ -24,7 +24,7 @@ pub(crate) fn value(attribute: AttributeValue) -> Result<Value, StoreError> {
         AttributeValue::Null(_) => Value::Null,
         AttributeValue::Bool(flag) => Value::Bool(flag),
         AttributeValue::N(digits) => {
-            Value::Number(digits.parse().map_err(|_| StoreError::Corrupt(format!("{digits} is no number")))?)
+            Value::Number(digits.parse().map_err(|_| StoreError::Corrupt(format!("{digits} is no number").into()))?)
         }
         AttributeValue::S(text) => Value::String(text),
         AttributeValue::L(values) => Value::Array(values.into_iter().map(value).collect::<Result<_, _>>()?),
@@ -32,7 +32,7 @@ pub(crate) fn value(attribute: AttributeValue) -> Result<Value, StoreError> {
             Value::Object(fields.into_iter().map(|(name, inner)| Ok((name, value(inner)?))).collect::<Result<_, _>>()?)
         }
         _ => {
-            return Err(StoreError::Corrupt("an attribute has a type that is never written".to_owned()));
+            return Err(StoreError::Corrupt("an attribute has a type that is never written".into()));
         }
     })
 }

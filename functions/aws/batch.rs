@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use aws_sdk_dynamodb::types::{KeysAndAttributes, PutRequest, WriteRequest};
+use stopover::errors::Failure;
 use stopover::errors::StoreError;
 
 use crate::DynamoLedger;
@@ -23,7 +24,8 @@ impl DynamoLedger {
     /// Writes at most [`BATCH_ITEMS`] items with different keys.
     pub(crate) async fn put_batch(&self, items: Vec<Item>) -> Result<(), StoreError> {
         let put = |item| {
-            PutRequest::builder().set_item(Some(item)).build().map_err(|error| StoreError::Corrupt(error.to_string()))
+            let built = PutRequest::builder().set_item(Some(item)).build();
+            built.map_err(|error| StoreError::Corrupt(Failure::because("an item to be written", error)))
         };
         let mut undone = Vec::with_capacity(items.len());
         for item in items {
@@ -32,31 +34,32 @@ impl DynamoLedger {
         for attempt in 0..BATCH_ATTEMPTS {
             pause_before(attempt).await;
             let request = self.client.batch_write_item().request_items(&self.table, undone);
-            let answer = request.send().await.map_err(|error| store_error("BatchWriteItem", &error))?;
+            let answer = request.send().await.map_err(|error| store_error("BatchWriteItem", error))?;
             undone = answer.unprocessed_items.unwrap_or_default().remove(&self.table).unwrap_or_default();
             if undone.is_empty() {
                 return Ok(());
             }
         }
-        Err(StoreError::Unavailable(format!("BatchWriteItem: {} items were left undone", undone.len())))
+        Err(StoreError::Unavailable(format!("BatchWriteItem: {} items were left undone", undone.len()).into()))
     }
 
     /// Reads several items in one round trip, consistently. The order is not that of the keys.
     pub(crate) async fn get_batch(&self, keys: Vec<Item>) -> Result<Vec<Item>, StoreError> {
         let builder = KeysAndAttributes::builder().set_keys(Some(keys)).consistent_read(true);
-        let mut missing = builder.build().map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        let mut missing =
+            builder.build().map_err(|error| StoreError::Corrupt(Failure::because("keys to be read", error)))?;
         let mut found = Vec::new();
         for attempt in 0..BATCH_ATTEMPTS {
             pause_before(attempt).await;
             let request = self.client.batch_get_item().request_items(&self.table, missing);
-            let answer = request.send().await.map_err(|error| store_error("BatchGetItem", &error))?;
+            let answer = request.send().await.map_err(|error| store_error("BatchGetItem", error))?;
             found.extend(answer.responses.unwrap_or_default().remove(&self.table).unwrap_or_default());
             match answer.unprocessed_keys.unwrap_or_default().remove(&self.table) {
                 Some(rest) if !rest.keys().is_empty() => missing = rest,
                 _ => return Ok(found),
             }
         }
-        Err(StoreError::Unavailable("BatchGetItem: keys were left unread".to_owned()))
+        Err(StoreError::Unavailable("BatchGetItem: keys were left unread".into()))
     }
 }
 

@@ -14,6 +14,7 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use stopover::errors::Failure;
 use stopover::errors::StoreError;
 use stopover::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 use stopover::ports::Ledger;
@@ -51,7 +52,7 @@ impl DynamoLedger {
 
     async fn get(&self, key: Item, consistent: bool) -> Result<Option<Item>, StoreError> {
         let request = self.client.get_item().table_name(&self.table).set_key(Some(key)).consistent_read(consistent);
-        Ok(request.send().await.map_err(|error| store_error("GetItem", &error))?.item)
+        Ok(request.send().await.map_err(|error| store_error("GetItem", error))?.item)
     }
 
     /// Writes a record if its item has the version `expected`, and returns the new one.
@@ -84,13 +85,13 @@ impl DynamoLedger {
             Err(error) if error.as_service_error().is_some_and(PutItemError::is_conditional_check_failed_exception) => {
                 Ok(None)
             }
-            Err(error) => Err(store_error("PutItem", &error)),
+            Err(error) => Err(store_error("PutItem", error)),
         }
     }
 
     async fn put(&self, item: Item) -> Result<(), StoreError> {
         let request = self.client.put_item().table_name(&self.table).set_item(Some(item));
-        request.send().await.map(drop).map_err(|error| store_error("PutItem", &error))
+        request.send().await.map(drop).map_err(|error| store_error("PutItem", error))
     }
 
     /// The manifest in an item, or in the object that it speaks of. `None`: there is no such object.
@@ -103,7 +104,9 @@ impl DynamoLedger {
             },
         };
         if Digest::of(digest.algorithm(), &bytes) != *digest {
-            return Err(StoreError::Corrupt(format!("the bytes stored as manifest {digest} have another digest")));
+            return Err(StoreError::Corrupt(
+                format!("the bytes stored as manifest {digest} have another digest").into(),
+            ));
         }
         Ok(Some(Manifest { digest: digest.clone(), media_type: item::media_type(&item)?, bytes }))
     }
@@ -119,7 +122,8 @@ impl DynamoLedger {
                 // Without its bytes it names nothing, and is stored anew when it is asked for.
                 let manifest = self.parse_manifest(&digest, item).await?;
                 let names = manifest.map_or(Ok(Vec::new()), |manifest| manifest.references());
-                let names = names.map_err(|error| StoreError::Corrupt(format!("manifest {digest}: {error}")))?;
+                let names = names
+                    .map_err(|error| StoreError::Corrupt(Failure::because(format!("manifest {digest}"), error)))?;
                 Entry::Manifest(StoredManifest { repository, digest, used_at, names })
             }
             Kind::Membership(repository, digest) => {
@@ -136,7 +140,7 @@ impl DynamoLedger {
     /// removed only if it is still what it was.
     async fn page(&self, start: Option<Item>) -> Result<(Vec<Entry>, Option<Item>), StoreError> {
         let request = self.client.scan().table_name(&self.table).set_exclusive_start_key(start);
-        let page = request.send().await.map_err(|error| store_error("Scan", &error))?;
+        let page = request.send().await.map_err(|error| store_error("Scan", error))?;
         let mut entries = Vec::new();
         for item in page.items.unwrap_or_default() {
             entries.extend(self.entry(item).await?);
@@ -268,7 +272,7 @@ impl Ledger for DynamoLedger {
                 Some(UpdateItemError::ConditionalCheckFailedException(failed)) => {
                     failed.item().map(item::used_at).transpose()
                 }
-                _ => Err(store_error("UpdateItem", &error)),
+                _ => Err(store_error("UpdateItem", error)),
             },
         }
     }
@@ -338,7 +342,7 @@ impl Ledger for DynamoLedger {
             {
                 Ok(false)
             }
-            Err(error) => Err(store_error("DeleteItem", &error)),
+            Err(error) => Err(store_error("DeleteItem", error)),
         }
     }
 

@@ -8,6 +8,7 @@ use aws_config::{Region, SdkConfig};
 use aws_sdk_ecr::Client;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use stopover::errors::chain;
 use stopover::config::Credentials;
 use stopover::errors::{StoreError, UpstreamError};
 use stopover::upstream::{Issued, Issuer};
@@ -46,9 +47,9 @@ impl Issuer for EcrLogins {
     async fn ecr(&self, region: &str) -> Result<Issued, UpstreamError> {
         let answer = self.client(region).get_authorization_token().send().await;
         let answer = answer.map_err(|error| {
-            let error = store_error("ecr:GetAuthorizationToken", &error);
+            let error = store_error("ecr:GetAuthorizationToken", error);
             // AWS names roles and accounts, which are not for clients.
-            tracing::warn!(region, %error, "AWS issued no login to private ECR");
+            tracing::warn!(region, error = %chain(&error), "AWS issued no login to private ECR");
             match error {
                 StoreError::Unavailable(_) => {
                     let reason = "AWS cannot be asked for a login now".into();

@@ -1,7 +1,10 @@
 //! What a failed call to AWS means to the core. No error type of the SDK gets past this file.
 
+use std::error::Error;
+
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use stopover::errors::Failure;
 use stopover::errors::StoreError;
 
 /// Error codes that only the operator can do something about: permissions, and names of things that do not exist.
@@ -23,16 +26,20 @@ const REFUSALS: [&str; 13] = [
 
 /// Translates the failure of `operation`. Whatever is not known to be final may pass: throttling, time-outs, 5xx, and a
 /// connection that could not be made.
-pub(crate) fn store_error<E>(operation: &str, error: &SdkError<E, HttpResponse>) -> StoreError
+///
+/// What a service answers is all that there is to know. Where it did not answer, the SDK's error is the source.
+pub(crate) fn store_error<E>(operation: &str, error: SdkError<E, HttpResponse>) -> StoreError
 where
-    E: ProvideErrorMetadata,
+    E: ProvideErrorMetadata + Error + Send + Sync + 'static,
 {
-    let SdkError::ServiceError(service) = error else {
-        let text = format!("{operation}: {}", outline(error));
-        return match error {
-            SdkError::ConstructionFailure(_) => StoreError::Refused(text),
-            _ => StoreError::Unavailable(text),
+    let SdkError::ServiceError(service) = &error else {
+        let what = format!("{operation}: {}", outline(&error));
+        let refused = matches!(error, SdkError::ConstructionFailure(_));
+        let failure = match error.into_source() {
+            Ok(source) => Failure::because(what, source),
+            Err(_) => what.into(),
         };
+        return if refused { StoreError::Refused(failure) } else { StoreError::Unavailable(failure) };
     };
     let status = service.raw().status().as_u16();
     // The answer to HEAD has no body, so its status is all there is.
@@ -40,9 +47,9 @@ where
     let message = service.err().message().unwrap_or("no message");
     let text = format!("{operation}: {status} {code}: {message}");
     if REFUSALS.contains(&code) || (status == 403 && code.is_empty()) {
-        StoreError::Refused(text)
+        StoreError::Refused(text.into())
     } else {
-        StoreError::Unavailable(text)
+        StoreError::Unavailable(text.into())
     }
 }
 
@@ -51,22 +58,13 @@ pub(crate) fn has_status<E>(error: &SdkError<E, HttpResponse>, status: u16) -> b
     matches!(error, SdkError::ServiceError(service) if service.raw().status().as_u16() == status)
 }
 
-/// The kind of a failure and its innermost cause, where the service itself did not answer.
-fn outline<E>(error: &SdkError<E, HttpResponse>) -> String {
-    let source: Option<&dyn std::error::Error> = match error {
-        SdkError::DispatchFailure(failure) => failure.as_connector_error().map(|error| error as _),
-        _ => None,
-    };
-    let mut cause = source;
-    while let Some(inner) = cause.and_then(std::error::Error::source) {
-        cause = Some(inner);
-    }
-    let kind = match error {
+/// What kind of failure it is that the service itself did not answer.
+fn outline<E>(error: &SdkError<E, HttpResponse>) -> &'static str {
+    match error {
         SdkError::ConstructionFailure(_) => "the request could not be made",
         SdkError::TimeoutError(_) => "timed out",
         SdkError::DispatchFailure(_) => "could not be sent",
         SdkError::ResponseError(_) => "the answer could not be read",
         _ => "failed",
-    };
-    cause.map_or_else(|| kind.to_owned(), |cause| format!("{kind}: {cause}"))
+    }
 }

@@ -27,6 +27,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use stopover::errors::Failure;
 use stopover::errors::StoreError;
 use stopover::oci::{Digest, Manifest, MediaType, Reference, Repository};
 use stopover::records::{GaugeKey, ListKey, Listing, Member, Standing};
@@ -257,7 +258,7 @@ pub(crate) fn take_bytes(item: &mut Item) -> Result<Option<Bytes>, StoreError> {
 /// The item of a record: its fields, and the version that the next write has to name.
 pub(crate) fn record(key: Item, record: &impl Serialize, version: u64) -> Result<Item, StoreError> {
     let Ok(Value::Object(fields)) = serde_json::to_value(record) else {
-        return Err(StoreError::Corrupt("a record is not a structure with named fields".to_owned()));
+        return Err(StoreError::Corrupt("a record is not a structure with named fields".into()));
     };
     let mut item = key;
     item.extend(fields.into_iter().filter(|(_, value)| !value.is_null()).map(|(name, value)| (name, attribute(value))));
@@ -273,7 +274,8 @@ pub(crate) fn version(item: &Item) -> Result<u64, StoreError> {
 /// The record in an item. Attributes that it has no field for are left alone: a newer version may have written them.
 pub(crate) fn parse_record<T: DeserializeOwned>(item: Item) -> Result<T, StoreError> {
     let fields = item.into_iter().map(|(name, attribute)| Ok((name, value(attribute)?))).collect::<Result<_, _>>()?;
-    serde_json::from_value(Value::Object(fields)).map_err(|error| StoreError::Corrupt(error.to_string()))
+    serde_json::from_value(Value::Object(fields))
+        .map_err(|error| StoreError::Corrupt(Failure::because("a record", error)))
 }
 
 /// A number as an attribute.
@@ -288,8 +290,8 @@ fn parse_number(item: &Item, name: &str) -> Result<u64, StoreError> {
     }
 }
 
-fn corrupt(name: &str, reason: impl std::fmt::Display) -> StoreError {
-    StoreError::Corrupt(format!("attribute {name}: {reason}"))
+fn corrupt(name: &str, reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StoreError {
+    StoreError::Corrupt(Failure::because(format!("attribute {name}"), reason))
 }
 
 #[cfg(test)]

@@ -12,6 +12,9 @@ use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, join_all};
 use serde::{Deserialize, Serialize};
+use stopover::values::time::Clock;
+use stopover::errors::Failure;
+use stopover::errors::chain;
 use stopover::errors::StoreError;
 use stopover::oci::{Algorithm, Digest, Hasher};
 use stopover::ports::{Blobs, Upload};
@@ -68,12 +71,12 @@ impl Parts {
     pub(crate) async fn begin(blobs: &S3Blobs, digest: &Digest, size: u64) -> Result<Self, StoreError> {
         if size > MAX_BLOB_BYTES {
             let message = format!("a blob of {size} bytes is more than {MAX_BLOB_BYTES}, the most that is stored");
-            return Err(StoreError::Refused(message));
+            return Err(StoreError::Refused(message.into()));
         }
         let create = blobs.client.create_multipart_upload().bucket(&blobs.bucket).key(key(digest));
         let create = create.content_type(CONTENT_TYPE).checksum_algorithm(ChecksumAlgorithm::Sha256);
-        let created = create.send().await.map_err(|error| store_error("CreateMultipartUpload", &error))?;
-        let id = created.upload_id.ok_or_else(|| StoreError::Corrupt("an upload without an id".to_owned()))?;
+        let created = create.send().await.map_err(|error| store_error("CreateMultipartUpload", error))?;
+        let id = created.upload_id.ok_or_else(|| StoreError::Corrupt("an upload without an id".into()))?;
         Ok(Self::new(blobs, digest, size, id, Sent::new()))
     }
 
@@ -132,7 +135,9 @@ impl Parts {
             Ok(())
         });
         let ended = |ended: Result<_, tokio::task::JoinError>| {
-            ended.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())))
+            ended.unwrap_or_else(|error| {
+                Err(StoreError::Unavailable(Failure::because("the task that sends a part", error)))
+            })
         };
         self.on_their_way.push(task.map(ended).boxed().shared());
         Ok(())
@@ -169,7 +174,7 @@ impl Upload for Parts {
             let sent = sent.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let sent = sent.into_iter().filter(|(number, _)| *number < next).collect();
             serde_json::to_string(&Resume { id, parts: fold(&sent) })
-                .map_err(|error| StoreError::Corrupt(error.to_string()))
+                .map_err(|error| StoreError::Corrupt(Failure::because("a checkpoint", error)))
         }
         .boxed()
     }
@@ -195,7 +200,7 @@ impl Upload for Parts {
                 self.blobs.abort(&key(&self.digest), &self.id).await;
                 Ok(())
             }
-            _ => Err(store_error("CompleteMultipartUpload", &error)),
+            _ => Err(store_error("CompleteMultipartUpload", error)),
         }
     }
 
@@ -211,7 +216,7 @@ impl S3Blobs {
         let checksum = checksum(&bytes);
         let request = self.client.upload_part().bucket(&self.bucket).key(key).upload_id(upload).part_number(number);
         let request = request.checksum_sha256(&checksum).body(ByteStream::from(bytes));
-        let sent = request.send().await.map_err(|error| store_error("UploadPart", &error))?;
+        let sent = request.send().await.map_err(|error| store_error("UploadPart", error))?;
         let part = CompletedPart::builder().part_number(number).checksum_sha256(checksum);
         Ok(part.set_e_tag(sent.e_tag).build())
     }
@@ -230,7 +235,7 @@ impl S3Blobs {
             let page = match page {
                 Ok(page) => page,
                 Err(error) if has_status(&error, 404) => return Ok(None),
-                Err(error) => return Err(store_error("ListParts", &error)),
+                Err(error) => return Err(store_error("ListParts", error)),
             };
             for part in page.parts.unwrap_or_default() {
                 let (number, length) = (part.part_number.unwrap_or_default(), part.size.unwrap_or_default());
@@ -251,12 +256,13 @@ impl S3Blobs {
     pub(crate) async fn abandon_uploads(&self, known: &HashSet<String>, idle: Duration) -> Result<usize, StoreError> {
         let known: HashSet<String> =
             known.iter().filter_map(|upload| Some(serde_json::from_str::<Resume>(upload).ok()?.id)).collect();
-        let before = std::time::SystemTime::now().checked_sub(idle).map(DateTime::from);
+        // By the time that S3 goes by.
+        let before = Clock::default().system_time().checked_sub(idle).map(DateTime::from);
         let (mut key_marker, mut id_marker, mut abandoned) = (None, None, 0);
         loop {
             let list = self.client.list_multipart_uploads().bucket(&self.bucket).prefix(PREFIX);
             let list = list.set_key_marker(key_marker).set_upload_id_marker(id_marker);
-            let page = list.send().await.map_err(|error| store_error("ListMultipartUploads", &error))?;
+            let page = list.send().await.map_err(|error| store_error("ListMultipartUploads", error))?;
             for upload in page.uploads.unwrap_or_default() {
                 let (Some(key), Some(id)) = (upload.key, upload.upload_id) else { continue };
                 let old = upload.initiated.zip(before).is_some_and(|(initiated, before)| initiated <= before);
@@ -276,8 +282,8 @@ impl S3Blobs {
         let request = self.client.abort_multipart_upload().bucket(&self.bucket).key(key).upload_id(upload);
         match request.send().await {
             Err(error) if !has_status(&error, 404) => {
-                let error = store_error("AbortMultipartUpload", &error);
-                tracing::warn!(object.key = key, %error, "the lifecycle rule has to remove an unfinished upload");
+                let error = store_error("AbortMultipartUpload", error);
+                tracing::warn!(object.key = key, error = %chain(&error), "the lifecycle rule has to remove an unfinished upload");
             }
             _ => {}
         }

@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use aws_sdk_organizations::Client;
 use aws_sdk_organizations::operation::describe_account::DescribeAccountError;
+use stopover::errors::chain;
 use stopover::access::Organization;
 use stopover::errors::Unreachable;
 
@@ -30,8 +31,8 @@ impl Organization for Organizations {
             Err(error) if error.as_service_error().is_some_and(unknown) => None,
             Err(error) => {
                 // AWS names roles and accounts, which are not for clients.
-                let error = store_error("organizations:DescribeAccount", &error);
-                tracing::warn!(account, %error, "AWS does not say which organisation an account belongs to");
+                let error = store_error("organizations:DescribeAccount", error);
+                tracing::warn!(account, error = %chain(&error), "AWS does not say which organisation an account belongs to");
                 let reason = "AWS does not say now whether your account belongs to the organisation of this cache";
                 return Err(Unreachable::because(reason));
             }

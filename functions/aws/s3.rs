@@ -15,6 +15,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
+use stopover::errors::Failure;
 use stopover::errors::StoreError;
 use stopover::oci::{Algorithm, Digest, MAX_MANIFEST_BYTES};
 use stopover::ports::{Blobs, Location, Progress, StoredBlob, Upload};
@@ -52,20 +53,25 @@ impl S3Blobs {
     /// The bytes of a manifest that was too large for its item. `None`: there is no such object.
     pub(crate) async fn read(&self, digest: &Digest, size: u64) -> Result<Option<Bytes>, StoreError> {
         if size > MAX_MANIFEST_BYTES as u64 {
-            return Err(StoreError::Corrupt(format!("manifest {digest} has {size} bytes")));
+            return Err(StoreError::Corrupt(format!("manifest {digest} has {size} bytes").into()));
         }
         let answer = match self.client.get_object().bucket(&self.bucket).key(key(digest)).send().await {
             Ok(answer) => answer,
             Err(error) if error.as_service_error().is_some_and(GetObjectError::is_no_such_key) => {
                 return Ok(None);
             }
-            Err(error) => return Err(store_error("GetObject", &error)),
+            Err(error) => return Err(store_error("GetObject", error)),
         };
         if answer.content_length().and_then(|length| u64::try_from(length).ok()) != Some(size) {
-            return Err(StoreError::Corrupt(format!("the object of manifest {digest} does not have {size} bytes")));
+            return Err(StoreError::Corrupt(
+                format!("the object of manifest {digest} does not have {size} bytes").into(),
+            ));
         }
-        let bytes =
-            answer.body.collect().await.map_err(|error| StoreError::Unavailable(format!("GetObject: {error}")))?;
+        let bytes = answer
+            .body
+            .collect()
+            .await
+            .map_err(|error| StoreError::Unavailable(Failure::because("GetObject", error)))?;
         Ok(Some(bytes.into_bytes()))
     }
 
@@ -85,7 +91,7 @@ impl S3Blobs {
                 Ok(_) => return Ok(()),
                 Err(error) if has_status(&error, 412) => return Ok(()),
                 Err(error) if has_status(&error, 409) && conflicts == 0 => conflicts += 1,
-                Err(error) => return Err(store_error("PutObject", &error)),
+                Err(error) => return Err(store_error("PutObject", error)),
             }
         }
     }
@@ -111,16 +117,18 @@ impl Blobs for S3Blobs {
         match self.client.head_object().bucket(&self.bucket).key(key(digest)).send().await {
             Ok(answer) => Ok(answer.content_length().and_then(|length| u64::try_from(length).ok())),
             Err(error) if has_status(&error, 404) => Ok(None),
-            Err(error) => Err(store_error("HeadObject", &error)),
+            Err(error) => Err(store_error("HeadObject", error)),
         }
     }
 
     async fn locate(&self, digest: &Digest) -> Result<Option<Location>, StoreError> {
-        let life = PresigningConfig::expires_in(URL_LIFE).map_err(|error| StoreError::Refused(error.to_string()))?;
+        let life = PresigningConfig::expires_in(URL_LIFE)
+            .map_err(|error| StoreError::Refused(Failure::because("presigning", error)))?;
         let get = self.client.get_object().bucket(&self.bucket).key(key(digest));
-        let presigned = get.presigned(life).await.map_err(|error| store_error("presigning", &error))?;
+        let presigned = get.presigned(life).await.map_err(|error| store_error("presigning", error))?;
         let url = presigned.uri().parse();
-        url.map(|url| Some(Location::Url(url))).map_err(|error| StoreError::Refused(format!("presigning: {error}")))
+        url.map(|url| Some(Location::Url(url)))
+            .map_err(|error| StoreError::Refused(Failure::because("presigning", error)))
     }
 
     /// Readers cannot follow: an object has no bytes before it is whole.
@@ -159,7 +167,7 @@ impl Blobs for S3Blobs {
             let Some(token) = token else { return Ok(None) };
             let request = self.client.list_objects_v2().bucket(&self.bucket).prefix("blobs/");
             let page = request.set_continuation_token(token).send().await;
-            let page = page.map_err(|error| store_error("ListObjectsV2", &error))?;
+            let page = page.map_err(|error| store_error("ListObjectsV2", error))?;
             let blobs = page.contents.unwrap_or_default().into_iter().filter_map(|object| listed(&object));
             let next = page.next_continuation_token.map(Some);
             Ok(Some((stream::iter(blobs.map(Ok).collect::<Vec<_>>()), next)))
@@ -169,7 +177,7 @@ impl Blobs for S3Blobs {
 
     async fn remove(&self, digest: &Digest) -> Result<(), StoreError> {
         let request = self.client.delete_object().bucket(&self.bucket).key(key(digest));
-        request.send().await.map(drop).map_err(|error| store_error("DeleteObject", &error))
+        request.send().await.map(drop).map_err(|error| store_error("DeleteObject", error))
     }
 }
 
@@ -203,7 +211,7 @@ impl Upload for Whole {
     }
 
     fn checkpoint(&mut self) -> BoxFuture<'static, Result<String, StoreError>> {
-        std::future::ready(Err(StoreError::Refused("a blob of one request has no checkpoints".to_owned()))).boxed()
+        std::future::ready(Err(StoreError::Refused("a blob of one request has no checkpoints".into()))).boxed()
     }
 
     async fn publish(&mut self) -> Result<(), StoreError> {

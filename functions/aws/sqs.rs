@@ -7,6 +7,7 @@ use aws_sdk_sqs::Client;
 use aws_sdk_sqs::types::SendMessageBatchRequestEntry;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
+use stopover::errors::Failure;
 use stopover::errors::StoreError;
 use stopover::ports::{Fills, GivenUp, ImageJob, Job, Priority, Requested, Watched, Work};
 
@@ -63,7 +64,7 @@ impl SqsFills {
         // A short wait asks all servers of SQS: none at all asks some of them, and finds nothing where little is.
         let receive = self.client.receive_message().queue_url(&self.queues.dead).wait_time_seconds(1);
         let receive = receive.max_number_of_messages(10).visibility_timeout(LOOK_SECONDS);
-        let received = receive.send().await.map_err(|error| store_error("ReceiveMessage", &error))?;
+        let received = receive.send().await.map_err(|error| store_error("ReceiveMessage", error))?;
         let messages = received.messages.unwrap_or_default();
         let (count, mut dead) = (messages.len(), Vec::new());
         for message in messages {
@@ -81,12 +82,12 @@ impl SqsFills {
     async fn put_back(&self, receipt: &str) -> Result<(), StoreError> {
         let show = self.client.change_message_visibility().queue_url(&self.queues.dead);
         let show = show.receipt_handle(receipt).visibility_timeout(0);
-        show.send().await.map(|_| ()).map_err(|error| store_error("ChangeMessageVisibility", &error))
+        show.send().await.map(|_| ()).map_err(|error| store_error("ChangeMessageVisibility", error))
     }
 
     async fn delete_dead(&self, receipt: &str) -> Result<(), StoreError> {
         let delete = self.client.delete_message().queue_url(&self.queues.dead).receipt_handle(receipt);
-        delete.send().await.map(|_| ()).map_err(|error| store_error("DeleteMessage", &error))
+        delete.send().await.map(|_| ()).map_err(|error| store_error("DeleteMessage", error))
     }
 
     /// Sends messages, each to its queue.
@@ -102,24 +103,24 @@ impl SqsFills {
         let mut unsent = Vec::with_capacity(bodies.len());
         for (number, body) in bodies.iter().enumerate() {
             let entry = SendMessageBatchRequestEntry::builder().id(number.to_string()).message_body(body);
-            unsent.push(entry.build().map_err(|error| StoreError::Corrupt(error.to_string()))?);
+            unsent.push(entry.build().map_err(|error| StoreError::Corrupt(Failure::because("a message", error)))?);
         }
         let mut reason = String::new();
         for _ in 0..2 {
             let request = self.client.send_message_batch().queue_url(queue_url).set_entries(Some(unsent.clone()));
-            let answer = request.send().await.map_err(|error| store_error("SendMessageBatch", &error))?;
+            let answer = request.send().await.map_err(|error| store_error("SendMessageBatch", error))?;
             let Some(failed) = answer.failed.first() else {
                 return Ok(());
             };
             reason = format!("{}: {}", failed.code(), failed.message().unwrap_or("no message"));
             unsent.retain(|entry| answer.failed.iter().any(|failed| failed.id() == entry.id()));
         }
-        Err(StoreError::Unavailable(format!("SendMessageBatch: {} jobs were not taken: {reason}", unsent.len())))
+        Err(StoreError::Unavailable(format!("SendMessageBatch: {} jobs were not taken: {reason}", unsent.len()).into()))
     }
 }
 
 fn message(job: &impl Serialize) -> Result<String, StoreError> {
-    serde_json::to_string(job).map_err(|error| StoreError::Corrupt(error.to_string()))
+    serde_json::to_string(job).map_err(|error| StoreError::Corrupt(Failure::because("a message", error)))
 }
 
 #[async_trait]
@@ -139,7 +140,7 @@ impl Fills for SqsFills {
 
     async fn request_now(&self, job: &Job) -> Result<Option<Watched>, StoreError> {
         let request = self.client.send_message().queue_url(&self.queues.interactive).message_body(message(job)?);
-        request.send().await.map_err(|error| store_error("SendMessage", &error))?;
+        request.send().await.map_err(|error| store_error("SendMessage", error))?;
         Ok(None)
     }
 

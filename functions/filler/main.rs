@@ -2,7 +2,7 @@
 //! Operators and the clock invoke it too.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsMessage};
@@ -93,7 +93,7 @@ async fn run(cache: &Arc<Cache>, message: &SqsMessage, context: &Context) -> any
 /// Fills one blob, as far as the time of this invocation allows: the rest is another's.
 async fn run_fill(cache: &Arc<Cache>, job: Job, context: &Context) -> anyhow::Result<()> {
     // The last parts have to be stored and the checkpoint written.
-    let left = context.deadline().duration_since(SystemTime::now()).unwrap_or_default();
+    let left = context.deadline().duration_since(Clock::default().system_time()).unwrap_or_default();
     let margin = (left / 8).clamp(Duration::from_millis(1500), Duration::from_mins(1)).min(left);
     let stop = tokio::time::sleep(left.saturating_sub(margin)).map(|()| margin / 2);
     let filled = match cache.fill.run(&job, &watch::channel(Progress::Waiting).0, stop).await {

@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 
 use super::attempts::Attempts;
 use super::lane::Lane;
-use crate::errors::{AccessError, StoreError};
+use crate::errors::{AccessError, Failure, StoreError};
 use crate::identity::RobotName;
 use crate::ports::Ledger;
 use crate::records::robot::{Robots, SecretHash, SecretId};
@@ -158,7 +158,7 @@ impl RobotLogins {
             drop(place);
             right
         });
-        let unavailable = |error| StoreError::Unavailable(format!("no secret could be compared: {error}"));
+        let unavailable = |error| StoreError::Unavailable(Failure::because("no secret could be compared", error));
         let right = compared.await.map_err(unavailable)?;
         if right {
             self.verified.insert(verified, ());

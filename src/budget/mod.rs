@@ -18,7 +18,6 @@ use crate::errors::{Budget, OverBudget, PullError, UpstreamError};
 use crate::identity::Payer;
 use crate::oci::Digest;
 use crate::ports::Job;
-use crate::upstream::spent;
 use crate::values::time::{Clock, Timestamp};
 
 use table::{Account, Spent, Table};
@@ -118,12 +117,13 @@ impl Budgets {
     pub(crate) async fn pay_pull<T>(
         &self,
         payer: Option<Payer>,
+        spent: &crate::values::spent::Spent,
         question: impl Future<Output = Result<T, UpstreamError>>,
     ) -> Result<T, PullError> {
         self.take(payer, Budget::Pulls, 1)?;
         let answer = question.await;
         if matches!(answer, Ok(_) | Err(UpstreamError::Invalid(_))) {
-            spent::note_manifest();
+            spent.note_manifest();
         } else {
             self.give_back(payer, Budget::Pulls, 1);
         }

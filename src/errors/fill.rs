@@ -17,6 +17,9 @@ pub enum FillError {
     /// The claim ran out and another fill took over.
     #[error("another fill took over")]
     ClaimLost,
+    /// It panicked: the log says where.
+    #[error("a mistake of this program broke the fill off; its log says where")]
+    Panicked,
 }
 
 impl FillError {

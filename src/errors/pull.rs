@@ -95,7 +95,7 @@ impl From<FillError> for PullError {
             FillError::Upstream(error) => Self::Upstream(error),
             FillError::Store(error) => Self::Store(error),
             FillError::Mismatch(message) => Self::Upstream(UpstreamError::Invalid(message)),
-            FillError::ClaimLost => Self::NotYet,
+            FillError::ClaimLost | FillError::Panicked => Self::NotYet,
         }
     }
 }

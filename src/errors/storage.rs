@@ -1,15 +1,107 @@
-//! What storage answers when it does not do what it was asked.
+//! Storage that did not do what it was asked, and what it was that went wrong.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
 
 /// Storage did not do what it was asked. Nothing may be concluded about what it holds.
-#[derive(Debug, Clone, thiserror::Error)]
+///
+/// Its words leave out what caused it, which is its [source](Error::source): [`chain`] has both.
+#[derive(Debug, Clone)]
 pub enum StoreError {
     /// It could not be reached, was throttled, or failed: asking again later may help.
-    #[error("storage is unavailable: {0}")]
-    Unavailable(String),
+    Unavailable(Failure),
     /// It said no: permissions, a read-only or full disk. Only the operator can help.
-    #[error("storage refused: {0}")]
-    Refused(String),
+    Refused(Failure),
     /// It answered with something that this version did not write.
-    #[error("storage holds a record that cannot be read: {0}")]
-    Corrupt(String),
+    Corrupt(Failure),
+}
+
+/// What could not be done, and what caused that, if something reported it. Shared, because all who wait for one answer get
+/// the same.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    what: String,
+    source: Option<Arc<dyn Error + Send + Sync>>,
+}
+
+impl Failure {
+    /// What could not be done, and the error that says why.
+    pub fn because(what: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { what: what.into(), source: Some(source.into().into()) }
+    }
+}
+
+impl From<String> for Failure {
+    fn from(what: String) -> Self {
+        Self { what, source: None }
+    }
+}
+
+impl From<&str> for Failure {
+    fn from(what: &str) -> Self {
+        what.to_owned().into()
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (kind, Failure { what, .. }) = match self {
+            Self::Unavailable(failure) => ("storage is unavailable", failure),
+            Self::Refused(failure) => ("storage refused", failure),
+            Self::Corrupt(failure) => ("storage holds a record that cannot be read", failure),
+        };
+        write!(formatter, "{kind}: {what}")
+    }
+}
+
+impl Error for StoreError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        let (Self::Unavailable(failure) | Self::Refused(failure) | Self::Corrupt(failure)) = self;
+        failure.source.as_deref().map(|source| source as _)
+    }
+}
+
+/// An error in words with everything that caused it: for logs and for operators, never for clients.
+pub fn chain(error: &(dyn Error + 'static)) -> impl fmt::Display {
+    fmt::from_fn(move |formatter| {
+        write!(formatter, "{error}")?;
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            write!(formatter, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::errors::{FillError, PullError};
+
+    fn full() -> StoreError {
+        StoreError::Refused(Failure::because("a blob could not be written", io::Error::other("no space left")))
+    }
+
+    #[test]
+    fn a_failure_keeps_what_caused_it_however_often_it_is_wrapped() {
+        let source = full().source().map(ToString::to_string);
+        assert_eq!(source.as_deref(), Some("no space left"));
+        let text = "storage refused: a blob could not be written: no space left";
+        for error in [&full() as &(dyn Error + 'static), &full().clone(), &FillError::from(full())] {
+            assert_eq!(chain(error).to_string(), text);
+        }
+        assert_eq!(chain(&PullError::from(FillError::from(full()))).to_string(), text);
+        let plain = StoreError::Unavailable("it is closed".into());
+        assert_eq!(chain(&plain).to_string(), "storage is unavailable: it is closed");
+    }
+
+    #[test]
+    fn a_client_is_told_nothing_of_it() {
+        let answer = PullError::from(full()).answer();
+        assert!(!answer.message.contains("written") && !answer.message.contains("space"), "{}", answer.message);
+    }
 }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::source::Source;
 use super::{Copied, Fill, Filled, Lease};
-use crate::errors::{FillError, StoreError, UpstreamError};
+use crate::errors::{FillError, StoreError, UpstreamError, chain};
 use crate::oci::{Hasher, UpstreamId};
 use crate::ports::{Job, Progress, Upload};
 use crate::records::Checkpoint;
@@ -151,7 +151,7 @@ impl Copying<'_> {
                         Err(FillError::Store(error @ StoreError::Unavailable(_)))
                             if self.lease.clock.now() < claimed_until =>
                         {
-                            tracing::warn!(blob.digest = %job.digest, %error, "a checkpoint could not be written");
+                            tracing::warn!(blob.digest = %job.digest, error = %chain(&error), "a checkpoint could not be written");
                             continue;
                         }
                         Err(error) => return Err(error),

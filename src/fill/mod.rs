@@ -9,13 +9,15 @@
 mod copy;
 mod source;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::{Semaphore, watch};
 
 use crate::core::Core;
-use crate::errors::{FillError, StoreError};
+use crate::errors::{FillError, StoreError, chain};
 use crate::membership::Membership;
 use crate::ports::{Attempts, Job, Ledger, Progress, Upload};
 use crate::records::blob::{CLAIM, Claim, decide, noted};
@@ -118,13 +120,16 @@ impl Fill {
             owner,
             open,
         };
-        let Copied { outcome, checkpoint, mut upload, known } =
-            copy::copy(self, &lease, claimed.checkpoint, progress, stop).await;
+        // The claim is given back even then, so that nobody waits until it runs out. What there is of an upload is left to
+        // the sweep: whatever broke the fill off may be in its state.
+        let copying = AssertUnwindSafe(copy::copy(self, &lease, claimed.checkpoint, progress, stop)).catch_unwind();
+        let broken_off = |_| Copied { outcome: Err(FillError::Panicked), checkpoint: None, upload: None, known: false };
+        let Copied { outcome, checkpoint, mut upload, known } = copying.await.unwrap_or_else(broken_off);
         let offset = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.offset);
         let (state, failure) = match &outcome {
             Ok(Filled::Stored | Filled::Already) => (BlobState::Stored { size: job.size }, None),
             Ok(Filled::Parked { .. } | Filled::Claimed) => (BlobState::Absent, claimed.failure),
-            Err(error) => (BlobState::Absent, Some(error.to_string())),
+            Err(error) => (BlobState::Absent, Some(chain(error).to_string())),
         };
         // At once where nobody else can know it, and where it fills a disk on which the ledger could not be written either.
         if (!known || matches!(outcome, Err(FillError::Store(StoreError::Refused(_)))))
@@ -150,7 +155,7 @@ impl Fill {
             ),
             Err(error) => tracing::warn!(
                 blob.digest = %job.digest, repository = %job.repository, attempt = claimed.attempts, offset_bytes = offset,
-                %error, "fill failed"
+                error = %chain(error), "fill failed"
             ),
         }
         outcome
@@ -243,112 +248,4 @@ impl Lease {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::Ordering;
-
-    use async_trait::async_trait;
-    use tempfile::TempDir;
-
-    use super::*;
-    use crate::config::{Cold, Config};
-    use crate::local::Files;
-    use crate::oci::{Algorithm, Digest};
-    use crate::ports::troubled::Troubled;
-    use crate::ports::{Fills, ImageJob, Priority, Requested, Watched};
-
-    fn record(state: BlobState) -> BlobRecord {
-        BlobRecord { attempts: 2, ..BlobRecord::new(state) }
-    }
-
-    struct World {
-        fill: Arc<Fill>,
-        ledger: Arc<Troubled>,
-        lease: Lease,
-        _data: TempDir,
-    }
-
-    /// A fill of a blob, and a ledger on which others overtake so many of its writes once it holds the claim.
-    async fn world(claimed: bool, overtaken: usize) -> World {
-        let data = tempfile::tempdir().unwrap();
-        let ledger = Arc::new(Troubled::open(data.path()));
-        let (clock, config) = (Clock::default(), Config::load(None, Cold::Follow, |_| Ok(String::new())).unwrap());
-        let files = Arc::new(Files::open(data.path()).unwrap());
-        let (shared, fills) = (Arc::clone(&ledger) as Arc<dyn Ledger>, Arc::new(NoFills));
-        let core = Core::new(config, clock.clone(), (files, Arc::clone(&shared), fills), None).unwrap();
-        let core = Arc::new(core);
-        let fill = Arc::new(Fill::new(Arc::clone(&core), Arc::new(Membership::new(core))));
-        let job = Job {
-            repository: serde_json::from_str(r#"{"upstream":"docker.io","name":"library/a"}"#).unwrap(),
-            digest: Digest::of(Algorithm::Sha256, b"a"),
-            size: 1,
-            priority: Priority::Interactive,
-        };
-        if claimed {
-            let until = clock.now().plus(CLAIM);
-            let claim = record(BlobState::Claimed { owner: "me".into(), until });
-            ledger.swap_blob(&job.digest, None, &claim).await.unwrap().unwrap();
-        }
-        ledger.overtaken.store(overtaken, Ordering::SeqCst);
-        let lease = Lease { ledger: shared, clock, job, owner: "me".into(), open: true };
-        World { fill, ledger, lease, _data: data }
-    }
-
-    struct NoFills;
-
-    #[async_trait]
-    impl Fills for NoFills {
-        async fn request(&self, _: &[Job]) -> Result<(), StoreError> {
-            Ok(())
-        }
-
-        async fn request_images(&self, _: &[ImageJob]) -> Result<(), StoreError> {
-            Ok(())
-        }
-
-        async fn request_now(&self, _: &Job) -> Result<Option<Watched>, StoreError> {
-            Ok(None)
-        }
-
-        async fn list(&self) -> Result<Vec<Requested>, StoreError> {
-            Ok(Vec::new())
-        }
-
-        async fn retry(&self) -> Result<usize, StoreError> {
-            Ok(0)
-        }
-    }
-
-    const SOON: Duration = Duration::from_secs(10);
-
-    #[tokio::test]
-    async fn a_claim_that_others_always_overtake_is_given_up() {
-        let world = world(false, usize::MAX).await;
-        let (progress, stop) = (watch::channel(Progress::Waiting).0, std::future::pending());
-        let run = world.fill.run(&world.lease.job, &progress, stop);
-        let outcome = tokio::time::timeout(SOON, run).await.expect("it ends");
-        assert!(matches!(outcome, Err(FillError::Store(StoreError::Unavailable(_)))), "{outcome:?}");
-        assert!(world.ledger.tried.load(Ordering::SeqCst) < 20, "and not after a storm of writes");
-    }
-
-    #[tokio::test]
-    async fn a_renewal_that_others_always_overtake_is_given_up_and_one_they_overtake_for_a_while_is_not() {
-        let world = world(true, usize::MAX).await;
-        let renewed = tokio::time::timeout(SOON, world.lease.renew(None)).await.expect("it ends");
-        assert!(matches!(renewed, Err(FillError::Store(StoreError::Unavailable(_)))), "{renewed:?}");
-        world.ledger.overtaken.store(3, Ordering::SeqCst);
-        world.lease.renew(None).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn an_end_that_others_always_overtake_is_given_up_and_one_they_overtake_for_a_while_is_written() {
-        let world = world(true, usize::MAX).await;
-        let settle = || world.lease.settle(BlobState::Absent, Some("upstream failed".into()), None, false);
-        let settled = tokio::time::timeout(SOON, settle()).await.expect("it ends");
-        assert!(matches!(settled, Err(StoreError::Unavailable(_))), "{settled:?}");
-        world.ledger.overtaken.store(3, Ordering::SeqCst);
-        assert!(settle().await.unwrap(), "it is still ours");
-        let job = &world.lease.job;
-        let record = world.ledger.blob(&job.repository, &job.digest).await.unwrap().record.unwrap().value;
-        assert_eq!((record.state, record.failure.as_deref()), (BlobState::Absent, Some("upstream failed")));
-    }
-}
+mod tests;

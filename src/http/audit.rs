@@ -14,6 +14,7 @@ use crate::errors::{AccessError, PullError};
 use crate::identity::Principal;
 use crate::identity::policy::Decision;
 use crate::oci::Repository;
+use crate::values::spent::Spent;
 
 /// A record that is not written yet: what is known of it so far.
 #[derive(Default)]
@@ -29,6 +30,8 @@ pub(super) struct Record {
     endpoint: Option<MatchedPath>,
     /// Whether they have shown their secret.
     pub(super) by_operator: bool,
+    /// What upstream has sent for it.
+    pub(super) spent: Spent,
 }
 
 struct Decided {
@@ -57,42 +60,30 @@ impl Record {
     }
 
     /// Writes the record of a pull, unless it failed before there was anything to decide.
-    pub(super) fn pulled(
-        &self,
-        method: &Method,
-        response: &axum::response::Response,
-        error: Option<&PullError>,
-        spent: u64,
-    ) {
+    pub(super) fn pulled(&self, method: &Method, response: &axum::response::Response, error: Option<&PullError>) {
         let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
         let whole = *method == Method::GET && response.status().is_success();
         let length = whole.then(|| header(&CONTENT_LENGTH)?.parse().ok()).flatten();
         let bytes = self.redirected.or(length).unwrap_or(0);
-        self.write("pull", error, Some((response.status(), header(&SERVED), bytes)), spent);
+        self.write("pull", error, Some((response.status(), header(&SERVED), bytes)));
     }
 
     /// Writes the record of an image that was to be prefetched.
-    pub(super) fn prefetched(&self, error: Option<&PullError>, spent: u64) {
-        self.write("prefetch", error, None, spent);
+    pub(super) fn prefetched(&self, error: Option<&PullError>) {
+        self.write("prefetch", error, None);
     }
 
     /// Writes the record of a login.
     pub(super) fn logged_in(&self, error: Option<&PullError>) {
-        self.write("login", error, None, 0);
+        self.write("login", error, None);
     }
 
     /// Writes the record of what operators ask.
     pub(super) fn operated(&self, error: Option<&PullError>) {
-        self.write("operate", error, None, 0);
+        self.write("operate", error, None);
     }
 
-    fn write(
-        &self,
-        action: &'static str,
-        error: Option<&PullError>,
-        answer: Option<(StatusCode, Option<&str>, u64)>,
-        upstream_pulls: u64,
-    ) {
+    fn write(&self, action: &'static str, error: Option<&PullError>, answer: Option<(StatusCode, Option<&str>, u64)>) {
         let refused = match error {
             Some(
                 PullError::Access(_)
@@ -137,7 +128,7 @@ impl Record {
                     status = answer.map(|(status, ..)| status.as_u16()),
                     served = answer.and_then(|(_, served, _)| served),
                     bytes = answer.map(|(.., bytes)| bytes),
-                    upstream_pulls,
+                    upstream_pulls = self.spent.manifests(),
                     because,
                     reason = refused.map(tracing::field::display),
                     "decided"

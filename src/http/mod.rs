@@ -33,12 +33,11 @@ pub use access::Https;
 use audit::Record;
 
 use crate::cache::Cache;
-use crate::errors::{PullError, StoreError, UpstreamError};
+use crate::errors::{PullError, StoreError, UpstreamError, chain};
 use crate::identity::Source;
 use crate::oci::{Digest, InvalidRequest, Operation, Repository, Request, RequestedRange};
 use crate::ports::Priority;
 use crate::pull::{Content, PulledBlob, PulledManifest, Want};
-use crate::upstream::spent;
 use crate::values::served::Served;
 
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -75,15 +74,15 @@ async fn answer(State(cache): State<Arc<Cache>>, request: http::Request<Body>) -
     let (request, _) = request.into_parts();
     let parsed = Request::parse(&request.method, request.uri.path(), request.uri.query());
     let mut record = Record::default();
-    let (outcome, spent) = match parsed {
-        Ok(parsed) => spent::counted(pull(&cache, &parsed, &request, &mut record)).await,
-        Err(error) => (Err(error.into()), 0),
+    let outcome = match parsed {
+        Ok(parsed) => pull(&cache, &parsed, &request, &mut record).await,
+        Err(error) => Err(error.into()),
     };
     let (response, error) = match outcome {
         Ok(response) => (response, None),
         Err(error) => (refuse(&cache, &error, &request), Some(error)),
     };
-    record.pulled(&request.method, &response, error.as_ref(), spent);
+    record.pulled(&request.method, &response, error.as_ref());
     tracing::debug!(
         http.method = %request.method, http.path = request.uri.path(), http.status = response.status().as_u16(),
         served = response.headers().get(SERVED).and_then(|served| served.to_str().ok()), "answered"
@@ -111,6 +110,7 @@ async fn pull(
         check: has(headers, &CACHE_CONTROL, "no-cache"),
         priority: if has(headers, &PRIORITY, "u=7") { Priority::Refresh } else { Priority::Interactive },
         payer: guest.payer(),
+        spent: record.spent.clone(),
         expected: false,
     };
     match &request.operation {
@@ -260,11 +260,11 @@ fn refuse(cache: &Cache, error: &PullError, request: &http::request::Parts) -> R
     let request_id = request_id();
     let (method, path) = (&request.method, request.uri.path());
     if matches!(error, PullError::Store(StoreError::Refused(_) | StoreError::Corrupt(_))) {
-        tracing::error!(http.method = %method, http.path = path, request.id = request_id, %error, "pull failed");
+        tracing::error!(http.method = %method, http.path = path, request.id = request_id, error = %chain(error), "pull failed");
     } else if told.status.is_server_error() || told.status == StatusCode::TOO_MANY_REQUESTS {
-        tracing::warn!(http.method = %method, http.path = path, request.id = request_id, %error, "pull failed");
+        tracing::warn!(http.method = %method, http.path = path, request.id = request_id, error = %chain(error), "pull failed");
     } else {
-        tracing::debug!(http.method = %method, http.path = path, request.id = request_id, %error, "pull refused");
+        tracing::debug!(http.method = %method, http.path = path, request.id = request_id, error = %chain(error), "pull refused");
     }
     let body = told.code.body(&told.message);
     let length = body.len() as u64;

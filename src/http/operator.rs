@@ -19,7 +19,7 @@ use super::audit::Record;
 use super::{NO_STORE, prefetch, refuse, retention, robots};
 use crate::access::{OPERATOR_HEADER, ProvenBody};
 use crate::cache::Cache;
-use crate::errors::{AccessError, PullError, StoreError};
+use crate::errors::{AccessError, PullError, StoreError, chain};
 use crate::oci::Digest;
 use crate::operate::report::QuotaReport;
 use crate::values::text::excerpt;
@@ -96,7 +96,7 @@ pub(super) fn answer(body: &impl Serialize) -> Response {
 
 /// Storage did not answer: nothing can be said.
 pub(super) fn unavailable(error: &StoreError) -> Response {
-    refusal(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
+    refusal(StatusCode::SERVICE_UNAVAILABLE, &chain(error).to_string())
 }
 
 /// What whoever runs the cache has sent, who has proven to have its secret: the only one who may see or change what others

@@ -18,11 +18,10 @@ use super::audit::Record;
 use super::operator::refusal;
 use super::{NO_STORE, refuse};
 use crate::cache::Cache;
-use crate::errors::{AccessError, PullError};
+use crate::errors::{AccessError, PullError, chain};
 use crate::oci::{Platform, Platforms, Request};
 use crate::ports::{ImageJob, Priority};
 use crate::prefetch::{PrefetchReport, Prefetched, PrefetchedBlob};
-use crate::upstream::spent;
 use crate::values::text::excerpt;
 
 /// The most bytes of a request, and the most images and platforms in it.
@@ -61,7 +60,7 @@ async fn prefetch(State(cache): State<Arc<Cache>>, request: axum::extract::Reque
     let guest = match Guest::of(&cache, &parts, &mut record).await {
         Ok(guest) => guest,
         Err(error) => {
-            record.prefetched(Some(&error), 0);
+            record.prefetched(Some(&error));
             return refuse(&cache, &error, &parts);
         }
     };
@@ -71,7 +70,7 @@ async fn prefetch(State(cache): State<Arc<Cache>>, request: axum::extract::Reque
     };
     if !guest.may_have_sent(&body) {
         let error = AccessError::NotOperator.into();
-        record.prefetched(Some(&error), 0);
+        record.prefetched(Some(&error));
         return refuse(&cache, &error, &parts);
     }
     let wanted: Wanted = match serde_json::from_slice(&body) {
@@ -92,10 +91,9 @@ async fn prefetch(State(cache): State<Arc<Cache>>, request: axum::extract::Reque
         // Each has platforms of its own, so they are made no sooner than they are looked at.
         let (cache, job) = (Arc::clone(&cache), wanted.job(&cache, &guest, &text, &mut record));
         async move {
-            let prefetched = async { cache.prefetch.image(&job?).await };
-            let (outcome, spent) = spent::counted(timeout_at(deadline, prefetched)).await;
-            let outcome = outcome.unwrap_or(Err(PullError::NotYet));
-            record.prefetched(outcome.as_ref().err(), spent);
+            let prefetched = async { cache.prefetch.image(&job?, &record.spent).await };
+            let outcome = timeout_at(deadline, prefetched).await.unwrap_or(Err(PullError::NotYet));
+            record.prefetched(outcome.as_ref().err());
             report(text, outcome)
         }
     });
@@ -130,7 +128,7 @@ fn report(image: String, outcome: Result<Prefetched, PullError>) -> PrefetchRepo
             PrefetchReport { image, digest: Some(digest), blobs: blobs.collect(), error: None, again: false }
         }
         Err(error) => {
-            tracing::debug!(image, %error, "image not prefetched");
+            tracing::debug!(image, error = %chain(&error), "image not prefetched");
             let again = matches!(error, PullError::NotYet);
             let error = if again { "upstream has not answered yet; ask again".into() } else { error.answer().message };
             let error = Some(error);

@@ -11,7 +11,7 @@ use http::header::CACHE_CONTROL;
 use serde::Deserialize;
 
 use super::NO_STORE;
-use super::operator::{Operator, refusal};
+use super::operator::{Operator, refusal, unavailable};
 use crate::cache::Cache;
 use crate::errors::PullError;
 use crate::oci::{Operation, Request};
@@ -62,7 +62,7 @@ async fn purge(State(cache): State<Arc<Cache>>, Operator(body): Operator) -> Res
 fn report(outcome: Result<SweepReport, PullError>) -> Response {
     match outcome {
         Ok(report) => ([(CACHE_CONTROL, NO_STORE)], Json(report)).into_response(),
-        Err(PullError::Store(error)) => refusal(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+        Err(PullError::Store(error)) => unavailable(&error),
         Err(error) => refusal(error.answer().status, &error.to_string()),
     }
 }

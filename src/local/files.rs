@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use async_trait::async_trait;
@@ -16,10 +16,9 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use tokio::sync::watch;
 
-use crate::errors::StoreError;
+use crate::errors::{Failure, StoreError};
 use crate::oci::{Algorithm, Digest};
 use crate::ports::{Blobs, Location, Progress, StoredBlob, Upload};
-use crate::values::time::Timestamp;
 
 /// How much is handed to the file system at once: the blocking pool is visited a few times a megabyte, not a hundred.
 const WRITE_BYTES: u64 = 512 * 1024;
@@ -63,7 +62,7 @@ impl Files {
             return Err(StoreError::Refused(format!(
                 "the disk of {} is full: {free} bytes are free, the blob needs {size} and {reserve} are kept in reserve",
                 self.published.display()
-            )));
+            ).into()));
         }
         Ok(())
     }
@@ -87,20 +86,19 @@ fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "it stands in map_err")]
 fn refused(error: io::Error) -> StoreError {
     match error.kind() {
         io::ErrorKind::Interrupted | io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
-            StoreError::Unavailable(error.to_string())
+            StoreError::Unavailable(Failure::because("a file", error))
         }
-        _ => StoreError::Refused(error.to_string()),
+        _ => StoreError::Refused(Failure::because("a file", error)),
     }
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, StoreError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(outcome) => outcome.map_err(refused),
-        Err(error) => Err(StoreError::Unavailable(error.to_string())),
+        Err(error) => Err(StoreError::Unavailable(Failure::because("the work on a file", error))),
     }
 }
 
@@ -329,8 +327,8 @@ fn list(algorithm: Algorithm, directory: &Path) -> io::Result<Vec<StoredBlob>> {
         };
         // One that was removed meanwhile is not there.
         if let Some(metadata) = absent(entry.metadata())? {
-            let modified = metadata.modified()?.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-            blobs.push(StoredBlob { digest, size: metadata.len(), modified: Timestamp(modified.as_secs()) });
+            let modified = metadata.modified()?.into();
+            blobs.push(StoredBlob { digest, size: metadata.len(), modified });
         }
     }
     Ok(blobs)

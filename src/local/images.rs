@@ -3,14 +3,16 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::{Semaphore, watch};
 
 use super::ledger::EmbeddedLedger;
 use crate::cache::Cache;
-use crate::errors::StoreError;
+use crate::errors::{StoreError, chain};
 use crate::ports::ImageJob;
 
 /// How many images are looked at at once.
@@ -61,8 +63,11 @@ impl Images {
                         _ = stop.wait_for(|&stop| stop) => return,
                     }
                     let Some(cache) = cache.upgrade() else { return };
-                    if let Err(error) = cache.prefetch.request_schedule(&schedule).await {
-                        tracing::error!(%error, "the images of a schedule could not be requested");
+                    // One that panics is logged where it does, and the next one comes all the same.
+                    if let Ok(Err(error)) =
+                        AssertUnwindSafe(cache.prefetch.request_schedule(&schedule)).catch_unwind().await
+                    {
+                        tracing::error!(error = %chain(&error), "the images of a schedule could not be requested");
                     }
                     pause = schedule.every;
                 }
@@ -102,18 +107,21 @@ impl Images {
         let (images, open, mut stop) = (Arc::clone(self), self.open.clone(), self.stop.subscribe());
         tokio::spawn(async move {
             let ended = tokio::select! {
-                () = images.run(&image) => true,
+                // One that panics is given up like one that fails for good.
+                _ = AssertUnwindSafe(images.run(&image)).catch_unwind() => true,
                 _ = stop.wait_for(|&stop| stop) => false,
             };
             // Whoever asks before it has left the board has it run once more.
             if ended && let Err(error) = images.ledger.remove_image(&image).await {
-                tracing::warn!(repository = %image.repository, %error, "an image is still written down as requested");
+                tracing::warn!(repository = %image.repository, error = %chain(&error), "an image is still written down as requested");
             }
             let again = images.requested.lock().unwrap_or_else(PoisonError::into_inner).remove(&key) == Some(true);
             if again && ended {
                 // It was written down before, and forgotten since.
                 let written = images.ledger.put_images(std::slice::from_ref(&image)).await;
-                written.unwrap_or_else(|error| tracing::warn!(%error, "a requested image is not written down"));
+                written.unwrap_or_else(
+                    |error| tracing::warn!(error = %chain(&error), "a requested image is not written down"),
+                );
                 images.begin(image);
             }
             drop(images);
@@ -132,7 +140,7 @@ impl Images {
             let Err(error) = outcome else { return };
             let rest = rest.filter(|_| error.may_pass());
             let (repository, reference) = (&image.repository, &image.reference);
-            tracing::warn!(%repository, %reference, %error, again_in_s = rest.map(Duration::as_secs), "image not prefetched");
+            tracing::warn!(%repository, %reference, error = %chain(&error), again_in_s = rest.map(Duration::as_secs), "image not prefetched");
             let Some(rest) = rest else { return };
             tokio::time::sleep(*rest).await;
         }

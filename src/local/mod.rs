@@ -20,11 +20,13 @@ mod store;
 use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use futures_util::FutureExt as _;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval_at};
 
@@ -38,6 +40,7 @@ use crate::access::OperatorSecret;
 use crate::access::token::TokenKeys;
 use crate::cache::Cache;
 use crate::config::Config;
+use crate::errors::chain;
 use crate::ports::Blobs as _;
 use crate::values::secret::Secret;
 use crate::values::time::Clock;
@@ -120,11 +123,12 @@ impl Sweeper {
             loop {
                 ticks.tick().await;
                 let (Some(cache), Some(ledger)) = (cache.upgrade(), ledger.upgrade()) else { return };
-                if let Err(error) = cache.operate.sweep(false).await {
-                    tracing::warn!(%error, "the sweep ended early");
+                // One that panics is logged where it does, and the next one comes all the same.
+                if let Ok(Err(error)) = AssertUnwindSafe(cache.operate.sweep(false)).catch_unwind().await {
+                    tracing::warn!(error = %chain(&error), "the sweep ended early");
                 }
                 if let Err(error) = ledger.forget_given_up(cache.core.clock.now()).await {
-                    tracing::warn!(%error, "fills that were given up long ago are still remembered");
+                    tracing::warn!(error = %chain(&error), "fills that were given up long ago are still remembered");
                 }
             }
         }))

@@ -2,6 +2,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use super::images::Images;
 use super::ledger::{EmbeddedLedger, WrittenFill};
 use super::order::Order;
 use crate::cache::Cache;
-use crate::errors::{FillError, StoreError};
+use crate::errors::{FillError, StoreError, chain};
 use crate::fill::Filled;
 use crate::oci::{Digest, UpstreamId};
 use crate::ports::{Fills, GivenUp, ImageJob, Job, Progress, Requested, Watched};
@@ -213,7 +214,11 @@ impl Held {
     async fn attempt(self, job: Job, progress: watch::Sender<Progress>, placed: bool) {
         let queue = &self.queue;
         let outcome = match queue.cache.get().and_then(Weak::upgrade) {
-            Some(cache) => Some(cache.fill.run(&job, &progress, queue.stopped().map(|()| WIND_DOWN)).await),
+            Some(cache) => {
+                let run = cache.fill.run(&job, &progress, queue.stopped().map(|()| WIND_DOWN));
+                // Whatever happens: the place has to be given back, and whoever waits has to be told.
+                Some(AssertUnwindSafe(run).catch_unwind().await.unwrap_or(Err(FillError::Panicked)))
+            }
             None => None,
         };
         // `None`: it is neither done nor given up, and stays written down as requested.
@@ -248,12 +253,13 @@ impl Held {
             Some(_) if queue.board().fills.contains_key(&job.digest) => Ok(()),
             Some(Ok(())) => queue.ledger.remove_fill(&job.digest).await,
             Some(Err((error, None))) => {
-                queue.ledger.give_up(job.clone(), error.to_string(), queue.clock.now().plus(GIVEN_UP)).await
+                let reason = chain(error).to_string();
+                queue.ledger.give_up(job.clone(), reason, queue.clock.now().plus(GIVEN_UP)).await
             }
             None | Some(Err((_, Some(_)))) => Ok(()),
         };
         if let Err(error) = noted {
-            tracing::warn!(blob.digest = %job.digest, %error, "a fill that ended is still written down as requested");
+            tracing::warn!(blob.digest = %job.digest, error = %chain(&error), "a fill that ended is still written down as requested");
         }
         match end {
             None => {}

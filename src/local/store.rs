@@ -3,7 +3,9 @@
 //! One table maps a key to a value behind its version. Reads are snapshots and take microseconds. Writes go to one thread,
 //! which puts all that wait into one commit: an fsync takes milliseconds however much it covers.
 
+use std::error::Error;
 use std::ops::Bound;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, mpsc};
 use std::thread::{self, JoinHandle};
@@ -14,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
-use crate::errors::StoreError;
+use crate::errors::{Failure, StoreError, chain};
 use crate::records::Versioned;
 
 const ITEMS: TableDefinition<&str, &[u8]> = TableDefinition::new("items");
@@ -89,12 +91,12 @@ pub(super) enum Change {
     Remove(String),
 }
 
-pub(super) fn failed(error: impl std::fmt::Display) -> StoreError {
-    StoreError::Unavailable(format!("ledger: {error}"))
+pub(super) fn failed(error: impl Into<Box<dyn Error + Send + Sync>>) -> StoreError {
+    StoreError::Unavailable(Failure::because("ledger", error))
 }
 
-pub(super) fn corrupt(error: impl std::fmt::Display) -> StoreError {
-    StoreError::Corrupt(format!("ledger: {error}"))
+pub(super) fn corrupt(error: impl Into<Box<dyn Error + Send + Sync>>) -> StoreError {
+    StoreError::Corrupt(Failure::because("ledger", error))
 }
 
 impl Store {
@@ -164,7 +166,7 @@ impl Store {
         let (done, outcome) = oneshot::channel();
         let write = Write { expected, changes, done };
         let (sender, _) = self.writer.as_ref().ok_or_else(|| failed("it is closed"))?;
-        sender.send(write).map_err(failed)?;
+        sender.send(write).map_err(|_| failed("its thread has ended"))?;
         outcome.await.map_err(failed)?
     }
 
@@ -216,14 +218,16 @@ pub(super) fn split(item: &[u8]) -> Result<(u64, &[u8]), StoreError> {
 fn commit_in_groups(file: &DatabaseFile, writes: &mpsc::Receiver<Write>) {
     while let Ok(first) = writes.recv() {
         let group: Vec<Write> = std::iter::once(first).chain(writes.try_iter().take(GROUP - 1)).collect();
-        match file.with(|database| commit(database, &group)) {
+        // A panic fails this group, as an error does, and not every write from then on.
+        let committed = catch_unwind(AssertUnwindSafe(|| file.with(|database| commit(database, &group))));
+        match committed.unwrap_or_else(|_| Err(failed("a write panicked"))) {
             Ok(outcomes) => {
                 for (write, outcome) in group.into_iter().zip(outcomes) {
                     let _ = write.done.send(Ok(outcome));
                 }
             }
             Err(error) => {
-                tracing::error!(%error, "the ledger could not be written");
+                tracing::error!(error = %chain(&error), "the ledger could not be written");
                 file.reopen();
                 for write in group {
                     let _ = write.done.send(Err(error.clone()));

@@ -17,6 +17,7 @@ use crate::records::{BlobView, Member};
 use crate::upstream::Evidence;
 use crate::values::flight::Flights;
 use crate::values::served::Served;
+use crate::values::spent::Spent;
 use crate::values::time::Timestamp;
 
 /// The permissions that upstream is being asked about: of a repository by whatever is asked for first, else by this.
@@ -69,14 +70,15 @@ impl Membership {
         repository: &Repository,
         evidence: Evidence,
         payer: Option<Payer>,
+        spent: &Spent,
     ) -> Result<Served, PullError> {
         if !self.permission_is_due(repository).await? {
             return Ok(Served::Hit);
         }
-        let asked = match self.ask_permission(repository, None, &evidence, payer).await? {
+        let asked = match self.ask_permission(repository, None, &evidence, payer, spent).await? {
             // That one thing is missing says nothing of another.
             (other, Err(PullError::Upstream(UpstreamError::Missing))) if other != evidence => {
-                self.ask_permission(repository, Some(evidence.clone()), &evidence, payer).await?.1
+                self.ask_permission(repository, Some(evidence.clone()), &evidence, payer, spent).await?.1
             }
             (_, asked) => asked,
         };
@@ -100,12 +102,14 @@ impl Membership {
         only: Option<Evidence>,
         evidence: &Evidence,
         payer: Option<Payer>,
+        spent: &Spent,
     ) -> Result<(Evidence, Result<(), PullError>), PullError> {
         loop {
             let turn = self.core.budgets.turn(payer).await?;
             let (membership, there, evidence) = (Arc::clone(self), repository.clone(), evidence.clone());
+            let spent = spent.clone();
             let work = || async move {
-                let shows = membership.ask_evidence(&there, &evidence, payer, turn).await;
+                let shows = membership.ask_evidence(&there, &evidence, payer, &spent, turn).await;
                 (evidence, shows)
             };
             match self.questions.join((repository.clone(), only.clone()), work).await.ok_or(PullError::NotYet)? {
@@ -121,6 +125,7 @@ impl Membership {
         repository: &Repository,
         evidence: &Evidence,
         payer: Option<Payer>,
+        spent: &Spent,
         mut turn: Turn,
     ) -> Result<(), PullError> {
         // It may have been shown since that was found to be due.
@@ -130,7 +135,7 @@ impl Membership {
         turn.ask();
         let asked = match (self.core.upstreams.shows(repository, evidence).await, evidence) {
             (Ok(None), Evidence::Manifest(digest)) => {
-                self.core.budgets.pay_pull(payer, self.core.upstreams.sends(repository, digest)).await
+                self.core.budgets.pay_pull(payer, spent, self.core.upstreams.sends(repository, digest)).await
             }
             (asked, _) => asked.map(|_| ()).map_err(PullError::from),
         };

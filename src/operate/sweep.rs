@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::Operate;
-use crate::errors::StoreError;
+use crate::errors::{StoreError, chain};
 use crate::oci::{Digest, Reference, Repository};
 use crate::operate::report::SweepReport;
 use crate::operate::retention::{self, Inventory, Plan, REMOVING};
@@ -160,7 +160,7 @@ impl Operate {
         // Long before another may take over, lest it be its bytes that go.
         tokio::time::timeout(REMOVING / 2, self.core.blobs.remove(digest))
             .await
-            .map_err(|_| StoreError::Unavailable(format!("blob {digest} could not be removed in time")))??;
+            .map_err(|_| StoreError::Unavailable(format!("blob {digest} could not be removed in time").into()))??;
         let record = Versioned { value, version };
         self.core.ledger.remove(&Entry::Blob { digest: digest.clone(), record }).await?;
         Ok(true)
@@ -180,7 +180,7 @@ fn uploads(inventory: &Inventory) -> HashSet<String> {
 fn noted<T>(outcome: Result<T, StoreError>, failure: &mut Option<StoreError>) -> Option<T> {
     outcome
         .inspect_err(|error| {
-            tracing::warn!(%error, "an item could not be removed");
+            tracing::warn!(error = %chain(error), "an item could not be removed");
             failure.get_or_insert(error.clone());
         })
         .ok()

@@ -23,7 +23,7 @@ impl Attempts {
     pub(crate) async fn again(&mut self) -> Result<(), StoreError> {
         self.0 += 1;
         if self.0 >= MOST {
-            return Err(StoreError::Unavailable(format!("other writes of a record overtook {MOST} attempts")));
+            return Err(StoreError::Unavailable(format!("other writes of a record overtook {MOST} attempts").into()));
         }
         let longest = FIRST_PAUSE.saturating_mul(1 << (self.0 - 1)).min(LONGEST_PAUSE);
         tokio::time::sleep(longest.mul_f64(fastrand::f64())).await;

@@ -9,11 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Schedule;
 use crate::core::Core;
-use crate::errors::{PullError, StoreError, UpstreamError};
+use crate::errors::{PullError, StoreError, UpstreamError, chain};
 use crate::oci::{Descriptor, Digest, InvalidManifest, Manifest, Platforms, Reference, Repository};
 use crate::ports::{ImageJob, Job, Priority};
 use crate::pull::{Pull, Want};
 use crate::values::served::Served;
+use crate::values::spent::Spent;
 
 /// The most manifests of one image that are fetched: an index of everything there is lists about fifty.
 const MAX_MANIFESTS: usize = 500;
@@ -75,7 +76,7 @@ impl Prefetch {
 
     /// Stores an image that a policy or a schedule wants. Upstream need not have it for all the platforms that they name.
     pub async fn run(&self, image: &ImageJob) -> Result<(), PullError> {
-        match self.image(image).await {
+        match self.image(image, &Spent::UNCOUNTED).await {
             Ok(prefetched) => {
                 let missing = prefetched.blobs.iter().filter(|(_, stored)| !stored).count();
                 tracing::info!(
@@ -86,19 +87,20 @@ impl Prefetch {
             }
             // What whoever pays has left is spent; what they pull themselves is looked at then.
             Err(error @ (PullError::NoPlatform(_) | PullError::TooLarge { .. } | PullError::OverBudget(_))) => {
-                tracing::info!(repository = %image.repository, reference = %image.reference, %error, "nothing to prefetch");
+                tracing::info!(repository = %image.repository, reference = %image.reference,
+                    error = %chain(&error), "nothing to prefetch");
                 Ok(())
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Stores the manifests of an image, and requests the fills of its blobs.
-    pub async fn image(&self, image: &ImageJob) -> Result<Prefetched, PullError> {
+    /// Stores the manifests of an image, and requests the fills of its blobs. `spent`: what upstream sends is counted there.
+    pub async fn image(&self, image: &ImageJob, spent: &Spent) -> Result<Prefetched, PullError> {
         let repository = &image.repository;
         let check = image.priority == Priority::Refresh;
-        let want = Want { check, priority: image.priority, payer: image.payer, ..Want::GET };
-        let root = self.whole(repository, &image.reference, want).await?;
+        let want = Want { check, priority: image.priority, payer: image.payer, spent: spent.clone(), ..Want::GET };
+        let root = self.whole(repository, &image.reference, want.clone()).await?;
         let digest = root.digest.clone();
         let (wanted, mut failure) = self.contents(root, image, Want { check: false, ..want }).await?;
         let lookups = wanted.into_iter().map(async |blob: Descriptor| {
@@ -145,7 +147,7 @@ impl Prefetch {
         drop(root);
         let mut failure = None;
         while let Some(digest) = contents.next.pop_front() {
-            match self.whole(&image.repository, &Reference::Digest(digest), want).await {
+            match self.whole(&image.repository, &Reference::Digest(digest), want.clone()).await {
                 Ok(manifest) => contents.add(&manifest, &image.platforms)?,
                 Err(error) => _ = failure.get_or_insert(error),
             }

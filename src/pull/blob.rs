@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::{Content, Pull, PulledBlob, Want};
 use crate::config::Cold;
-use crate::errors::{OverBudget, PullError, StoreError};
+use crate::errors::{OverBudget, PullError, StoreError, chain};
 use crate::identity::Payer;
 use crate::oci::{Digest, Repository};
 use crate::ports::{Job, Location, Priority, Progress, Watched};
@@ -35,7 +35,7 @@ impl Pull {
         let (size, served) = match view.member.filter(|_| view.is_shown() || !view.is_stored()) {
             Some(member) => {
                 let evidence = Evidence::Blob(digest.clone());
-                (member.size, self.membership.check_permission(repository, evidence, want.payer).await?)
+                (member.size, self.membership.check_permission(repository, evidence, want.payer, &want.spent).await?)
             }
             None => (self.ask_membership(repository, digest, want.payer).await?, Served::Revalidated),
         };
@@ -94,7 +94,7 @@ impl Pull {
             && admitted.is_ok()
             && let Err(error) = self.core.fills.request(std::slice::from_ref(job)).await
         {
-            tracing::warn!(repository = %job.repository, blob.digest = %job.digest, %error, "fill could not be requested");
+            tracing::warn!(repository = %job.repository, blob.digest = %job.digest, error = %chain(&error), "fill could not be requested");
         }
         match self.blob_source(job, payer, &admitted).await? {
             BlobSource::Public(url) => {
@@ -129,7 +129,7 @@ impl Pull {
                     Ok(pulled) => return Ok(pulled),
                     // That it failed says nothing about this repository.
                     Err(error) => {
-                        tracing::debug!(%repository, blob.digest = %job.digest, %error, "another's fill failed");
+                        tracing::debug!(%repository, blob.digest = %job.digest, error = %chain(&error), "another's fill failed");
                     }
                 }
             }

@@ -13,6 +13,7 @@ use crate::records::tag::{self, Decision};
 use crate::records::{Previous, TagRecord};
 use crate::upstream::{Evidence, Upstream};
 use crate::values::served::Served;
+use crate::values::spent::Spent;
 
 /// Manifests this process has served: by digest they never change, and each stands for its own repository only.
 pub(crate) struct Warm(pub(super) MemoryCache<(Repository, Digest), Arc<Manifest>, ManifestBytes>);
@@ -41,7 +42,7 @@ impl Pull {
         &self,
         repository: &Repository,
         record: Option<&TagRecord>,
-        want: Want,
+        want: &Want,
     ) -> Result<Option<Result<PulledManifest, PullError>>, PullError> {
         match tag::decide(record, "", false, self.core.clock.now()) {
             // 1. A fresh record: what it says, without upstream.
@@ -65,6 +66,7 @@ impl Pull {
         upstream: &Upstream,
         repository: &Repository,
         record: &TagRecord,
+        spent: &Spent,
     ) -> Result<Option<PulledManifest>, PullError> {
         match upstream.config().deleted {
             Deleted::Missing => Ok(None),
@@ -72,7 +74,7 @@ impl Pull {
                 let Some(known) = self.last_known(upstream, repository, Some(record)).await? else { return Ok(None) };
                 // Upstream may call deleted what it does not show to us any more.
                 let evidence = Evidence::Manifest(known.observed.digest.clone());
-                Ok(self.membership.check_permission(repository, evidence, None).await.is_ok().then_some(known))
+                Ok(self.membership.check_permission(repository, evidence, None, spent).await.is_ok().then_some(known))
             }
         }
     }

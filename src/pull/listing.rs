@@ -11,7 +11,7 @@ use super::manifest::jittered;
 use super::{Pull, Want};
 use crate::budget::Turn;
 use crate::config::Referrers;
-use crate::errors::{PullError, StoreError, UpstreamError};
+use crate::errors::{Failure, PullError, StoreError, UpstreamError};
 use crate::oci::{Digest, MediaType, Page, Reference, Repository, Tag};
 use crate::ports::MAX_LISTING_BYTES;
 use crate::records::{List, ListKey, Listing};
@@ -110,14 +110,14 @@ impl Pull {
         let mut expected = self.stored(repository, subject).await?.is_some();
         if expected {
             let evidence = Evidence::Manifest(subject.clone());
-            expected = match self.membership.check_permission(repository, evidence, want.payer).await {
+            expected = match self.membership.check_permission(repository, evidence, want.payer, &want.spent).await {
                 Err(PullError::ManifestUnknown(_)) => false,
                 checked => checked.map(|_| true)?,
             };
         }
         let want = Want { expected, ..want };
         let (listed, head) = match self.core.upstreams.get(repository)?.config().referrers {
-            Referrers::Ask => match self.list(repository, ListKey::Referrers(subject.clone()), want).await {
+            Referrers::Ask => match self.list(repository, ListKey::Referrers(subject.clone()), want.clone()).await {
                 // Or there is no such API, and its path was taken for a name: GET of the tag says which, in its body.
                 Err(PullError::Upstream(UpstreamError::NoRepository)) => (None, false),
                 listed => (Some(listed?), true),
@@ -149,7 +149,7 @@ impl Pull {
     ) -> Result<Option<PulledReferrers>, PullError> {
         let tag = Reference::Tag(Tag::of_referrers(subject));
         let pulled = async {
-            let pulled = self.manifest(repository, &tag, want).await?;
+            let pulled = self.manifest(repository, &tag, want.clone()).await?;
             match pulled.manifest {
                 Some(_) => Ok(pulled),
                 None => self.manifest(repository, &tag, Want { head: false, check: false, ..want }).await,
@@ -263,7 +263,9 @@ impl Pull {
         // That there is nothing is of use only while it is believed; that there is no API leads to a tag.
         let stale = if nothing { fresh } else { fresh + config.stale };
         let listing = Arc::new(Listing { list, fresh_until: now.plus(fresh), stale_until: now.plus(stale) });
-        let bytes = serde_json::to_vec(&listing.list).map_err(|error| StoreError::Corrupt(error.to_string()))?.len();
+        let bytes = serde_json::to_vec(&listing.list)
+            .map_err(|error| StoreError::Corrupt(Failure::because("a list", error)))?
+            .len();
         let (large, place) = (bytes > MAX_LISTING_BYTES, (repository.clone(), key.clone()));
         if large {
             self.lists.large.0.insert(place, (Arc::clone(&listing), bytes as u64));

@@ -17,6 +17,7 @@ use crate::records::tag::{self, Decision, LEASE};
 use crate::records::{Previous, TagRecord, Versioned};
 use crate::upstream::{Evidence, Upstream};
 use crate::values::served::Served;
+use crate::values::spent::Spent;
 
 /// How long a client waits for another process to ask upstream: longer than that may take, shorter than clients wait for
 /// headers.
@@ -29,7 +30,7 @@ const DECISION: Duration = Duration::from_secs(9);
 const FOR_EVER: Duration = Duration::from_hours(24 * 365 * 5000);
 
 /// What a client wants of a manifest.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Debug)]
 pub struct Want {
     /// Only what HEAD says.
     pub head: bool,
@@ -39,20 +40,33 @@ pub struct Want {
     pub priority: Priority,
     /// At whose expense. `None`: nobody's.
     pub payer: Option<Payer>,
+    /// Where what upstream sends for it is counted.
+    pub spent: Spent,
     /// That there is none is no miss: clients ask about it with every image that they pull.
     pub expected: bool,
 }
 
 impl Want {
     /// The manifest, as fresh as the configuration says.
-    pub const GET: Self =
-        Self { head: false, check: false, priority: Priority::Interactive, payer: None, expected: false };
+    pub const GET: Self = Self::plain(false);
     /// What HEAD says, as fresh as the configuration says.
-    pub const HEAD: Self = Self { head: true, ..Self::GET };
+    pub const HEAD: Self = Self::plain(true);
+
+    const fn plain(head: bool) -> Self {
+        let (priority, spent) = (Priority::Interactive, Spent::UNCOUNTED);
+        Self { head, check: false, priority, payer: None, spent, expected: false }
+    }
 }
 
-/// What is asked of upstream at once by all who want the same.
-pub(crate) type Question = (Repository, Reference, Want);
+/// What is asked of upstream once for all callers that want the same, whichever of them pays.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Question {
+    repository: Repository,
+    reference: Reference,
+    head: bool,
+    check: bool,
+    priority: Priority,
+}
 
 impl Pull {
     /// Answers a pull of a manifest. A client's HEAD never makes us GET a manifest upstream that could be had by HEAD.
@@ -62,7 +76,7 @@ impl Pull {
         reference: &Reference,
         want: Want,
     ) -> Result<PulledManifest, PullError> {
-        let pulled = self.find(repository, reference, want).await?;
+        let pulled = self.find(repository, reference, want.clone()).await?;
         if let Some(manifest) = pulled.manifest.as_ref().filter(|_| !want.head) {
             self.check_room(repository, manifest, want.payer).await?;
         }
@@ -79,8 +93,10 @@ impl Pull {
         if let Reference::Digest(digest) = reference
             && let Some(manifest) = self.stored(repository, digest).await?
         {
-            let served =
-                self.membership.check_permission(repository, Evidence::Manifest(digest.clone()), want.payer).await?;
+            let served = self
+                .membership
+                .check_permission(repository, Evidence::Manifest(digest.clone()), want.payer, &want.spent)
+                .await?;
             return Ok(PulledManifest::new(manifest, served));
         }
         let (mut known, mut want) = (false, want);
@@ -90,7 +106,7 @@ impl Pull {
             // However fresh what upstream said of the tag is: it may not show it to us any more.
             if known && self.membership.permission_is_due(repository).await? {
                 want.check = true;
-            } else if let Some(answer) = self.answer(repository, record.as_ref(), want).await? {
+            } else if let Some(answer) = self.answer(repository, record.as_ref(), &want).await? {
                 return answer;
             }
         }
@@ -103,7 +119,7 @@ impl Pull {
             if let Some(over) = over.clone().filter(|_| matches!(reference, Reference::Digest(_))) {
                 return Err(over.into());
             }
-            let asked = Want { head: want.head || over.is_some(), ..want };
+            let asked = Want { head: want.head || over.is_some(), ..want.clone() };
             let turn = if (known || want.expected) && !want.check {
                 Turn::free()
             } else {
@@ -131,14 +147,20 @@ impl Pull {
         known: bool,
         mut turn: Turn,
     ) -> Result<PulledManifest, PullError> {
-        let (pull, question) = (Arc::clone(self), (repository.clone(), reference.clone(), want));
+        let question = Question {
+            repository: repository.clone(),
+            reference: reference.clone(),
+            head: want.head,
+            check: want.check,
+            priority: want.priority,
+        };
+        let (pull, Question { repository, reference, .. }) = (Arc::clone(self), question.clone());
         let work = move || async move {
-            let (repository, reference, want) = question;
             if !known && !want.check {
                 pull.core.upstreams.standings.check_absent(&repository).await?;
             }
             turn.ask();
-            let pulled = pull.ask_in_turn(&repository, &reference, want).await;
+            let pulled = pull.ask_in_turn(&repository, &reference, &want).await;
             // A check is paid for whatever it finds: upstream is asked because the caller says so.
             turn.end(want.check || pulled.as_ref().is_err_and(PullError::is_miss));
             if want.check && pulled.is_ok() {
@@ -146,8 +168,7 @@ impl Pull {
             }
             pulled
         };
-        let key = (repository.clone(), reference.clone(), Want { payer: None, expected: false, ..want });
-        self.flights.join(key, work).await.unwrap_or(Err(PullError::NotYet))
+        self.flights.join(question, work).await.unwrap_or(Err(PullError::NotYet))
     }
 
     /// Asks upstream, or waits until another process has: the ledger's lease says who. In this process only one caller
@@ -156,7 +177,7 @@ impl Pull {
         self: &Arc<Self>,
         repository: &Repository,
         reference: &Reference,
-        want: Want,
+        want: &Want,
     ) -> Result<PulledManifest, PullError> {
         let upstream = self.core.upstreams.get(repository)?;
         let owner = format!("{:016x}", fastrand::u64(..));
@@ -216,7 +237,7 @@ impl Pull {
         repository: &Repository,
         reference: &Reference,
         leased: Versioned<TagRecord>,
-        want: Want,
+        want: &Want,
     ) -> Result<PulledManifest, PullError> {
         let asked = self.ask(repository, reference, &leased.value, want);
         // Where something is known, a client gets that rather than wait longer for what is new.
@@ -235,7 +256,7 @@ impl Pull {
             }
             Err(PullError::Upstream(UpstreamError::Missing | UpstreamError::NoRepository)) => {
                 let (config, now) = (upstream.config(), self.core.clock.now());
-                deleted = self.deleted(upstream, repository, &leased.value).await?;
+                deleted = self.deleted(upstream, repository, &leased.value, &want.spent).await?;
                 match deleted {
                     Some(_) => tag::served_on(&leased.value, config.stale, jittered(config.missing), now),
                     // What it was may be pinned.
@@ -271,7 +292,7 @@ impl Pull {
         repository: &Repository,
         reference: &Reference,
         known: &TagRecord,
-        want: Want,
+        want: &Want,
     ) -> Result<PulledManifest, PullError> {
         // 5. Nothing is known and the client wants the bytes: one GET says it all.
         let observed = if want.head || known.observed.is_some() {
@@ -333,7 +354,7 @@ impl Pull {
         repository: &Repository,
         observed: &Observed,
         record: Option<&TagRecord>,
-        want: Want,
+        want: &Want,
     ) -> Result<PulledManifest, PullError> {
         match self.by_digest(repository, observed.digest.clone(), want).await {
             Err(PullError::Upstream(error)) if !error.is_refusal() => {
@@ -350,11 +371,11 @@ impl Pull {
         self: &'a Arc<Self>,
         repository: &'a Repository,
         digest: Digest,
-        want: Want,
+        want: &'a Want,
     ) -> BoxFuture<'a, Result<PulledManifest, PullError>> {
         Box::pin(async move {
             let named = || UpstreamError::Invalid("a tag is a manifest that it does not have".into());
-            let want = Want { check: false, ..want };
+            let want = Want { check: false, ..want.clone() };
             let found = self.share(repository, &Reference::Digest(digest), want, false, Turn::free()).await;
             found.map_err(|error| if matches!(error, PullError::ManifestUnknown(_)) { named().into() } else { error })
         })

@@ -7,7 +7,7 @@ use quick_cache::sync::Cache as MemoryCache;
 
 use super::Pull;
 use crate::config::{Cold, MaxBlob};
-use crate::errors::{PullError, UpstreamError};
+use crate::errors::{PullError, UpstreamError, chain};
 use crate::identity::Payer;
 use crate::oci::{Descriptor, Digest, Manifest, Observed, Platforms, Reference, Repository};
 use crate::ports::{ImageJob, Job, Priority};
@@ -30,7 +30,7 @@ impl Pull {
         &self,
         repository: &Repository,
         reference: &Reference,
-        want: Want,
+        want: &Want,
     ) -> Result<Arc<Manifest>, PullError> {
         if let Reference::Digest(digest) = reference
             && let Some(refused) = self.refused.0.get(&(repository.clone(), digest.clone()))
@@ -38,7 +38,7 @@ impl Pull {
             return Err(refused);
         }
         let question = self.core.upstreams.get_manifest(repository, reference, want.priority != Priority::Interactive);
-        let manifest = self.core.budgets.pay_pull(want.payer, question).await?;
+        let manifest = self.core.budgets.pay_pull(want.payer, &want.spent, question).await?;
         let kept = self.keep(repository, &manifest, want).await;
         if let Err(error @ PullError::TooLarge { .. }) = &kept {
             self.refused.0.insert((repository.clone(), manifest.digest.clone()), error.clone());
@@ -56,7 +56,7 @@ impl Pull {
         &self,
         repository: &Repository,
         manifest: &Manifest,
-        want: Want,
+        want: &Want,
     ) -> Result<usize, PullError> {
         let blobs = blobs_of(manifest)?;
         for Descriptor { size, .. } in &blobs {
@@ -83,7 +83,7 @@ impl Pull {
             && let Err(error) = self.core.fills.request(&jobs).await
         {
             // Whoever asks for a blob requests its fill again.
-            tracing::warn!(%repository, %error, "fills could not be requested");
+            tracing::warn!(%repository, error = %chain(&error), "fills could not be requested");
         }
         Ok(jobs.len())
     }
@@ -99,7 +99,7 @@ impl Pull {
         let (platforms, priority) = (platforms.clone(), Priority::Prefetch);
         let image = ImageJob { repository, reference, platforms, priority, payer };
         if let Err(error) = self.core.fills.request_images(std::slice::from_ref(&image)).await {
-            tracing::warn!(repository = %image.repository, %error, "the platforms of an index could not be requested");
+            tracing::warn!(repository = %image.repository, error = %chain(&error), "the platforms of an index could not be requested");
         }
     }
 

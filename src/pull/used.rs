@@ -5,7 +5,7 @@ use std::time::Duration;
 use quick_cache::sync::Cache as MemoryCache;
 
 use super::{Pull, PulledManifest, Want};
-use crate::errors::{PullError, StoreError};
+use crate::errors::{PullError, StoreError, chain};
 use crate::identity::Payer;
 use crate::oci::{Digest, Repository};
 use crate::ports::Attempts;
@@ -29,7 +29,7 @@ impl Uses {
 }
 
 fn late() -> StoreError {
-    StoreError::Unavailable(format!("no answer within {PATIENCE:?}"))
+    StoreError::Unavailable(format!("no answer within {PATIENCE:?}").into())
 }
 
 impl Pull {
@@ -47,14 +47,14 @@ impl Pull {
             let since = now.minus(NOTED);
             match (self.core.ledger.touch_manifest(repository, digest, since, now).await?, &pulled.manifest) {
                 (Some(used_at), _) => self.uses.0.insert(key.clone(), used_at.plus(NOTED)),
-                (None, Some(manifest)) => _ = self.keep(repository, manifest, Want { payer, ..Want::GET }).await?,
+                (None, Some(manifest)) => _ = self.keep(repository, manifest, &Want { payer, ..Want::GET }).await?,
                 (None, None) => self.uses.0.insert(key.clone(), now.plus(AGAIN)),
             }
             Ok::<_, PullError>(())
         };
         let outcome = tokio::time::timeout(PATIENCE, note).await.unwrap_or_else(|_| Err(late().into()));
         if let Err(error) = outcome {
-            tracing::warn!(%repository, manifest.digest = %digest, %error, "the use of a manifest could not be noted");
+            tracing::warn!(%repository, manifest.digest = %digest, error = %chain(&error), "the use of a manifest could not be noted");
             self.uses.0.insert(key, now.plus(AGAIN));
         }
     }
@@ -69,7 +69,7 @@ impl Pull {
     pub(super) async fn note_blob(&self, repository: &Repository, digest: &Digest, view: BlobView) -> BlobView {
         let noted = tokio::time::timeout(PATIENCE, self.write_blob_use(repository, digest, view.clone())).await;
         noted.unwrap_or_else(|_| Err(late())).unwrap_or_else(|error| {
-            tracing::warn!(%repository, blob.digest = %digest, %error, "the use of a blob could not be noted");
+            tracing::warn!(%repository, blob.digest = %digest, error = %chain(&error), "the use of a blob could not be noted");
             view
         })
     }

@@ -1,6 +1,6 @@
 //! What the answers of an upstream mean.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
@@ -12,6 +12,7 @@ use url::Url;
 use super::guard;
 use crate::errors::{Limit, UpstreamError};
 use crate::oci::MediaType;
+use crate::values::time::Timestamp;
 
 /// How much of a refusal is read to find out which limit it means.
 const MAX_REFUSAL_BYTES: usize = 16 * 1024;
@@ -20,6 +21,8 @@ const MAX_REFUSAL_BYTES: usize = 16 * 1024;
 pub(super) struct Answer {
     pub(super) response: Response,
     pub(super) url: Url,
+    /// When it came.
+    pub(super) at: Timestamp,
     pub(super) authorized: bool,
     /// It came from another origin than the upstream's own, after a redirect.
     pub(super) elsewhere: bool,
@@ -53,7 +56,7 @@ impl Answer {
             status if self.elsewhere && (status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS) => {
                 UpstreamError::Elsewhere(format!("{origin} answered {status}"))
             }
-            StatusCode::TOO_MANY_REQUESTS => limited(self.response, None).await,
+            StatusCode::TOO_MANY_REQUESTS => limited(self.response, None, self.at).await,
             status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
                 UpstreamError::Unavailable { silent: false, reason: format!("{origin} answered {status}") }
             }
@@ -93,8 +96,8 @@ impl RangeSent {
 
 /// Which limit a 429 means. Docker Hub has three: the pull limit names itself in its body (and the quota headers say 0), the
 /// limit on requests answers in plain text, the limit on logins comes from the token server.
-pub(super) async fn limited(response: Response, limit: Option<Limit>) -> UpstreamError {
-    let mut retry_after = retry_after(response.headers());
+pub(super) async fn limited(response: Response, limit: Option<Limit>, at: Timestamp) -> UpstreamError {
+    let mut retry_after = retry_after(response.headers(), at);
     let remaining = response.headers().get("ratelimit-remaining").and_then(|value| value.to_str().ok());
     let empty = remaining.is_some_and(|text| text.split(';').next() == Some("0"));
     let limit = match limit {
@@ -122,12 +125,13 @@ pub fn own_media_type(content_type: &str, bytes: &[u8]) -> Option<MediaType> {
     general.contains(&essence).then(|| serde_json::from_slice::<Own>(bytes).ok())?.map(|own| own.media_type)
 }
 
-/// `Retry-After` in seconds or as a date (RFC 9110, section 10.2.3), clamped to a day.
-pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+/// `Retry-After` in seconds or as a date (RFC 9110, section 10.2.3), clamped to a day. `now`: when
+/// the answer came.
+fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let after = match text.parse::<u64>() {
         Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).unwrap_or_default(),
+        Err(_) => Timestamp::from(httpdate::parse_http_date(text).ok()?).after(now),
     };
     Some(after.min(Duration::from_hours(24)))
 }
@@ -203,4 +207,23 @@ pub(super) fn unavailable(error: &reqwest::Error) -> UpstreamError {
     let silent = error.is_timeout() || error.is_connect();
     let reason = reasons.last().map_or_else(|| kind.to_owned(), |reason| format!("{kind}: {reason}"));
     UpstreamError::Unavailable { silent, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_is_a_number_of_seconds_or_a_date_by_the_clock_of_the_cache() {
+        let now = Timestamp(784_111_777);
+        let after = |text: &str| {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, text.parse().unwrap())]);
+            retry_after(&headers, now).map(|pause| pause.as_secs())
+        };
+        assert_eq!(after("120"), Some(120));
+        assert_eq!(after("Sun, 06 Nov 1994 08:50:37 GMT"), Some(60));
+        assert_eq!(after("Sun, 06 Nov 1994 08:00:00 GMT"), Some(0));
+        assert_eq!(after("Sun, 06 Nov 2095 08:00:00 GMT"), Some(24 * 3600));
+        assert_eq!(after("soon"), None);
+    }
 }

@@ -232,7 +232,8 @@ impl Upstream {
                 upstream.id = %self.id(), upstream.host = %guard::origin(&url), http.method = %method, repository.name = %name,
                 http.status = response.status().as_u16(), duration_ms = started.elapsed().as_millis(), "asked upstream"
             );
-            if own && let Some(quota) = Quota::read(response.headers(), self.clock.now()) {
+            let at = self.clock.now();
+            if own && let Some(quota) = Quota::read(response.headers(), at) {
                 self.account.note_quota(quota);
             }
             let unauthorized = response.status() == StatusCode::UNAUTHORIZED;
@@ -247,6 +248,7 @@ impl Upstream {
                 return Ok(Answer {
                     response,
                     url,
+                    at,
                     authorized: authorization.is_some(),
                     elsewhere: !own,
                     ranged: wanted.is_some(),
@@ -259,7 +261,7 @@ impl Upstream {
                 // Refused twice: what was learned may have been wrong, so the next request learns it anew.
                 (Some(_), _) => {
                     self.account.set_challenge(None);
-                    return Ok(Answer { response, url, authorized: true, elsewhere: false, ranged: false });
+                    return Ok(Answer { response, url, at, authorized: true, elsewhere: false, ranged: false });
                 }
             }
         }

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::errors::{Limit, StoreError, UpstreamError};
+use crate::errors::{Limit, StoreError, UpstreamError, chain};
 use crate::ports::{Attempts, Ledger};
 use crate::records::gauge::{Break, Cause, Gauge, Kind, Outcome, Permit, Quota};
 use crate::records::{GaugeKey, Versioned};
@@ -182,12 +182,12 @@ impl Meter {
             let _alone = self.exchange.lock().await;
             work.await
         };
-        let late = || StoreError::Unavailable(format!("no answer within {PATIENCE:?}"));
+        let late = || StoreError::Unavailable(format!("no answer within {PATIENCE:?}").into());
         match tokio::time::timeout(PATIENCE, alone).await.unwrap_or_else(|_| Err(late())) {
             Ok(value) => Some(value),
             Err(error) => {
                 self.known().rests_until = Some(self.clock.now().plus(REST));
-                tracing::warn!(upstream.id = %self.key.upstream, %error, "this process goes by its own gauge");
+                tracing::warn!(upstream.id = %self.key.upstream, error = %chain(&error), "this process goes by its own gauge");
                 None
             }
         }

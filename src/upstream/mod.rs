@@ -8,7 +8,6 @@ mod guard;
 mod listing;
 mod login;
 mod meter;
-pub(crate) mod spent;
 mod standing;
 mod token;
 

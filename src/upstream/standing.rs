@@ -8,7 +8,7 @@ use quick_cache::sync::Cache as MemoryCache;
 
 use super::{Upstreams, unknown};
 use crate::config::UpstreamConfig;
-use crate::errors::{PullError, StoreError, UpstreamError};
+use crate::errors::{PullError, StoreError, UpstreamError, chain};
 use crate::oci::{Digest, Reference, Repository};
 use crate::ports::Ledger;
 use crate::records::Standing;
@@ -128,7 +128,7 @@ impl Standings {
             _ => Ok(()),
         };
         if let Err(error) = noted {
-            tracing::warn!(%repository, %error, "what upstream said of a repository could not be noted");
+            tracing::warn!(%repository, error = %chain(&error), "what upstream said of a repository could not be noted");
         }
         asked
     }

@@ -184,7 +184,7 @@ impl Tokens {
         match response.status() {
             StatusCode::OK => {}
             StatusCode::TOO_MANY_REQUESTS => {
-                return Err(limited(response, Some(Limit::Login)).await);
+                return Err(limited(response, Some(Limit::Login), self.clock.now()).await);
             }
             status if status.is_client_error() && !login.is_anonymous() => {
                 return Err(UpstreamError::Denied(format!("its token server answered {status} to our credentials")));

@@ -7,8 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 
-use crate::upstream::spent;
-
 type Flight<V> = Shared<BoxFuture<'static, Option<V>>>;
 
 /// Work that is under way, by what it is for.
@@ -42,7 +40,7 @@ where
             let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let begin = || {
                 let landing = Landing(Arc::clone(&self.0), key.clone());
-                let work = spent::counted_by(spent::current(), work());
+                let work = work();
                 let task = tokio::spawn(async move {
                     let value = work.await;
                     drop(landing);

@@ -5,5 +5,6 @@ pub mod flight;
 pub mod pattern;
 pub mod secret;
 pub mod served;
+pub mod spent;
 pub mod text;
 pub mod time;

@@ -30,6 +30,12 @@ impl Timestamp {
     }
 }
 
+impl From<SystemTime> for Timestamp {
+    fn from(time: SystemTime) -> Self {
+        Self(time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs())
+    }
+}
+
 /// A duration as settings have it: `30d`, `1h 30m`.
 pub fn written(duration: Duration) -> String {
     let mut rest = duration.as_millis();
@@ -62,9 +68,15 @@ impl Clock {
 
     /// The present time.
     pub fn now(&self) -> Timestamp {
+        self.system_time().into()
+    }
+
+    /// The present time to the fraction of a second, for what reckons with that. A manual clock has whole seconds.
+    #[expect(clippy::disallowed_methods, reason = "this is where time comes from")]
+    pub fn system_time(&self) -> SystemTime {
         match &self.0 {
-            Some(seconds) => Timestamp(seconds.load(Ordering::SeqCst)),
-            None => Timestamp(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()),
+            Some(seconds) => SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.load(Ordering::SeqCst)),
+            None => SystemTime::now(),
         }
     }
 }

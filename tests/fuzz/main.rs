@@ -16,9 +16,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use fastrand::Rng;
+use stopover::values::time::Clock;
 
 /// How many cases there are for each target where nobody says how many.
 const CASES: u64 = 20_000;
@@ -33,8 +34,7 @@ const MOST_MEMORY: u64 = 256 * 1024;
 fn run(target: &'static str, case: impl Fn(&mut Rng) -> bool + Send + Sync + 'static) {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let cases = number("STOPOVER_FUZZ").unwrap_or(CASES);
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock that is set");
-    let first = number("STOPOVER_FUZZ_SEED").unwrap_or(since.as_secs() << 20);
+    let first = number("STOPOVER_FUZZ_SEED").unwrap_or(Clock::default().now().0 << 20);
     let workers = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let (case, (end, ended)) = (Arc::new(case), channel());
     let running: Arc<[AtomicU64]> = (0..workers).map(|_| AtomicU64::new(0)).collect();

@@ -1,11 +1,15 @@
 //! Services that fail, throttle, refuse or are gone: never taken for absence.
 
-use anyhow::Result;
+use std::error::Error;
+
+use anyhow::{Context as _, Result, ensure};
 use aws::{DynamoLedger, S3Blobs};
 use stopover::errors::StoreError;
 use stopover::ports::{Blobs as _, Fills as _, Ledger as _};
 use stopover::records::Member;
 use support::aws::{EVERY_OPERATION, Endpoints, Service};
+use tempfile::TempDir;
+use tokio::sync::watch;
 
 use crate::ledger::blob_record;
 use crate::on_sqs::{fills, jobs};
@@ -72,5 +76,35 @@ async fn a_throttled_call_is_tried_again() -> Result<()> {
     assert_eq!(storage.ledger.reference(&repository("a")?, &"t".parse()?).await?, None);
     storage.endpoints().throttle_next(Service::S3, EVERY_OPERATION, 1);
     assert_eq!(storage.blobs.size(&digest("blob")).await?, None);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_failure_keeps_what_caused_it() -> Result<()> {
+    let endpoints = Endpoints::start().await?;
+    let config = endpoints.sdk_config().await;
+    let blobs = S3Blobs::new(aws::s3_client(&config), endpoints.bucket());
+    let ledger = DynamoLedger::new(aws::dynamo_client(&config), endpoints.table(), blobs.clone());
+    drop(endpoints);
+    let data = TempDir::new()?;
+    let files = Files::open(data.path())?;
+    std::fs::remove_dir_all(data.path())?;
+    let failures = [
+        (blobs.size(&digest("blob")).await.err(), "storage is unavailable: HeadObject: could not be sent: "),
+        (
+            ledger.blob(&repository("a")?, &digest("blob")).await.err(),
+            "storage is unavailable: BatchGetItem: could not be sent: ",
+        ),
+        (
+            files.begin(&digest("blob"), 1, &watch::Sender::new(Progress::Waiting)).await.err(),
+            "storage refused: a file: ",
+        ),
+    ];
+    for (failure, beginning) in failures {
+        let failure = failure.context("storage that is gone does nothing")?;
+        ensure!(failure.source().is_some(), "{failure:?}");
+        let (words, all) = (failure.to_string(), chain(&failure).to_string());
+        ensure!(all.starts_with(beginning) && all.len() > words.len(), "{all}");
+    }
     Ok(())
 }

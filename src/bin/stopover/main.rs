@@ -1,5 +1,8 @@
 //! `stopover`: the cache as one process.
 
+#[cfg(not(panic = "unwind"))]
+compile_error!("in a server one panic must cost one request: build this program with panic = \"unwind\"");
+
 mod arguments;
 mod client;
 mod describe;
@@ -177,6 +180,7 @@ fn start_logging(settings: &Settings) -> anyhow::Result<()> {
         LogFormat::Text => subscriber.with_target(false).init(),
         LogFormat::Json => subscriber.json().init(),
     }
+    std::panic::set_hook(Box::new(serve::log_panic));
     Ok(())
 }
 
@@ -195,16 +199,21 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let router = stopover::http::router(Arc::clone(&local.cache));
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
     let stopped = async move { _ = stopped.wait_for(|&stop| stop).await };
-    let server = tokio::spawn(serve::run(listener, router, serve::most_connections(), stopped));
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    let mut server = tokio::spawn(serve::run(listener, router, serve::most_connections(), stopped));
+    let ended = tokio::select! {
+        _ = terminate.recv() => false,
+        _ = interrupt.recv() => false,
+        _ = &mut server => true,
+    };
     tracing::info!("stopping: running fills have {} s, the rest is parked for the next start", GRACE.as_secs());
     stop.send_replace(true);
     local.stop(GRACE).await;
     // Connections that still follow a parked fill are cut; their clients resume.
-    let _ = tokio::time::timeout(Duration::from_secs(1), server).await;
+    if !ended {
+        let _ = tokio::time::timeout(Duration::from_secs(1), server).await;
+    }
     tracing::info!("stopped");
+    // Whatever runs the program starts it again.
+    anyhow::ensure!(!ended, "connections are no longer taken: the log says why");
     Ok(())
 }

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::panic::PanicHookInfo;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use stopover::values::text::excerpt;
 use stopover::values::address::neighbourhood;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -46,6 +48,12 @@ pub(crate) fn most_connections() -> usize {
     }
     let files = getrlimit(Resource::Nofile).current.and_then(|files| usize::try_from(files).ok());
     files.map_or(CONNECTIONS, |files| (files / 3).clamp(1, CONNECTIONS))
+}
+
+/// Says in the log where something panicked. It has cost one request, or one run of what goes on in the background.
+pub(crate) fn log_panic(panic: &PanicHookInfo<'_>) {
+    let (place, reason) = (panic.location().map(tracing::field::display), panic.payload_as_str().unwrap_or_default());
+    tracing::error!(place, reason = %excerpt(&reason), "a mistake of this program: it panicked");
 }
 
 /// Answers connections, so many of them at once, until `stop` is ready, and then those that have begun a request.
@@ -162,6 +170,7 @@ mod tests {
     use std::path::Path;
 
     use axum::body::{Body, Bytes};
+    use axum::routing::get;
     use futures_util::stream;
     use stopover::config::{Cold, Config};
     use stopover::local::Local;
@@ -242,6 +251,52 @@ mod tests {
     /// Whether it is answered; otherwise it is closed.
     async fn is_answered(connection: &mut TcpStream) -> bool {
         connection.read_u8().await.is_ok_and(|first| first == b'H')
+    }
+
+    /// What is logged.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    async fn panics() -> &'static str {
+        panic!("as planned")
+    }
+
+    #[tokio::test]
+    async fn a_request_that_panics_costs_itself_and_the_log_says_where() {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        let _logging = tracing::subscriber::set_default(subscriber);
+        let router = Router::new()
+            .route("/panics", get(panics))
+            .route("/slow", get(async || tokio::time::sleep(Duration::from_millis(300)).await))
+            .fallback(async || "here");
+        let server = serve(router, 9).await;
+        let mut slow = TcpStream::connect(server).await.unwrap();
+        slow.write_all(b"GET /slow HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(log_panic));
+        for _ in 0..20 {
+            let mut panics = TcpStream::connect(server).await.unwrap();
+            panics.write_all(b"GET /panics HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+            assert!(!is_answered(&mut panics).await, "its connection ends");
+            assert!(is_answered(&mut connect(server).await).await, "the next one is answered");
+        }
+        std::panic::set_hook(before);
+        assert!(is_answered(&mut slow).await, "and so is one that was there before");
+        let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(log.matches("it panicked").count(), 20, "{log}");
+        assert!(log.contains("serve.rs:") && log.contains("as planned"), "{log}");
     }
 
     #[tokio::test]

@@ -14,6 +14,7 @@ use clap::ValueEnum as _;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use http::Method;
 use stopover::config::{Config, DEFAULT_UPSTREAM, Places};
+use stopover::errors::chain;
 use stopover::oci::{Name, Operation, Reference, Repository, Request, UpstreamId};
 
 use super::progress::shown;
@@ -211,10 +212,4 @@ fn printable(text: &str) -> String {
     // What a parser says has several lines.
     let lines = text.trim_end().lines().map(|line| line.replace(char::is_control, ""));
     lines.collect::<Vec<_>>().join("\n      ")
-}
-
-/// An error with everything that led to it.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |error| error.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

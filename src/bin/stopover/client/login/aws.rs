@@ -10,6 +10,7 @@ use reqwest::redirect::Policy;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
+use stopover::values::time::Clock;
 use stopover::access::iam::SignedFields;
 use stopover::identity::partition::sts_host;
 use url::{Host, Url, form_urlencoded};
@@ -45,7 +46,7 @@ pub(super) async fn password(service: &str) -> anyhow::Result<String> {
              eval \"$(aws configure export-credentials --format env)\"",
         )?
     };
-    credentials.sign(&region(&metadata).await?, service, SystemTime::now()).map(|fields| fields.password())
+    credentials.sign(&region(&metadata).await?, service, Clock::default().system_time()).map(|fields| fields.password())
 }
 
 async fn region(metadata: &Metadata) -> anyhow::Result<String> {

@@ -1,0 +1,47 @@
+//! How many pulls of quotas a request has spent. The request that begins to ask upstream hands its counter down with the
+//! question; requests that join it, and what goes on in the background, count nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What one request has spent so far: shared with the work that goes on for it.
+#[derive(Clone, Debug)]
+pub struct Spent(Option<Arc<AtomicU64>>);
+
+impl Spent {
+    /// For work that is done for no request.
+    pub const UNCOUNTED: Self = Self(None);
+
+    /// Upstream has sent a manifest.
+    pub(crate) fn note_manifest(&self) {
+        if let Some(manifests) = &self.0 {
+            manifests.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How many manifests upstream has sent.
+    pub fn manifests(&self) -> u64 {
+        self.0.as_ref().map_or(0, |manifests| manifests.load(Ordering::Relaxed))
+    }
+}
+
+/// A counter that begins at nothing.
+impl Default for Spent {
+    fn default() -> Self {
+        Self(Some(Arc::default()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_counts_what_goes_on_for_it_and_nothing_else() {
+        let (one, other) = (Spent::default(), Spent::default());
+        one.note_manifest();
+        one.clone().note_manifest();
+        Spent::UNCOUNTED.note_manifest();
+        assert_eq!((one.manifests(), other.manifests(), Spent::UNCOUNTED.manifests()), (2, 0, 0));
+    }
+}
