@@ -18,7 +18,6 @@ use tokio::sync::watch;
 
 use crate::oci::{Algorithm, Digest};
 use crate::ports::{Blobs, Failure, Location, Progress, StoreError, StoredBlob, Upload};
-use crate::time::Timestamp;
 
 /// How much is handed to the file system at once: the blocking pool is visited a few times a megabyte, not a hundred.
 const WRITE_BYTES: u64 = 512 * 1024;
