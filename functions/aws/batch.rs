@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use aws_sdk_dynamodb::types::{KeysAndAttributes, PutRequest, WriteRequest};
-use stopover::errors::Failure;
-use stopover::errors::StoreError;
+use stopover::errors::{Failure, StoreError};
 
 use crate::DynamoLedger;
 use crate::failure::store_error;

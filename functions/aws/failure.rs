@@ -4,8 +4,7 @@ use std::error::Error;
 
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
-use stopover::errors::Failure;
-use stopover::errors::StoreError;
+use stopover::errors::{Failure, StoreError};
 
 /// Error codes that only the operator can do something about: permissions, and names of things that do not exist.
 const REFUSALS: [&str; 13] = [

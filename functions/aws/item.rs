@@ -27,8 +27,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use stopover::errors::Failure;
-use stopover::errors::StoreError;
+use stopover::errors::{Failure, StoreError};
 use stopover::oci::{Digest, Manifest, MediaType, Reference, Repository};
 use stopover::records::{GaugeKey, ListKey, Listing, Member, Standing};
 use stopover::values::time::Timestamp;
@@ -200,17 +199,18 @@ pub(crate) fn kind(item: &Item) -> Result<Kind, StoreError> {
     };
     let (partition, sort) = (text(PARTITION)?, text(SORT)?);
     let digest = |text: &str| Digest::from_str(text).map_err(|error| corrupt(sort, error));
-    let wrong = |error: &dyn std::fmt::Display| corrupt(partition, error);
     if let Some(text) = partition.strip_prefix("blob#") {
-        return Ok(Kind::Blob(text.parse().map_err(|error| wrong(&error))?));
+        return Ok(Kind::Blob(text.parse().map_err(|error| corrupt(partition, error))?));
     }
     let Some((upstream, name)) = partition.strip_prefix("repo#").and_then(|rest| rest.split_once('/')) else {
         return Ok(Kind::Other);
     };
-    let upstream = upstream.parse().map_err(|error| wrong(&error))?;
-    let repository = Repository { upstream, name: name.parse().map_err(|error| wrong(&error))? };
+    let upstream = upstream.parse().map_err(|error| corrupt(partition, error))?;
+    let repository = Repository { upstream, name: name.parse().map_err(|error| corrupt(partition, error))? };
     Ok(match sort.split_once('#') {
-        Some(("tag", tag)) => Kind::Reference(repository, Reference::Tag(tag.parse().map_err(|error| wrong(&error))?)),
+        Some(("tag", tag)) => {
+            Kind::Reference(repository, Reference::Tag(tag.parse().map_err(|error| corrupt(partition, error))?))
+        }
         Some(("fetch", text)) => Kind::Reference(repository, Reference::Digest(digest(text)?)),
         Some(("manifest", text)) => Kind::Manifest(repository, digest(text)?),
         Some(("blob", text)) => Kind::Membership(repository, digest(text)?),

@@ -12,12 +12,10 @@ use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, join_all};
 use serde::{Deserialize, Serialize};
-use stopover::values::time::Clock;
-use stopover::errors::Failure;
-use stopover::errors::chain;
-use stopover::errors::StoreError;
+use stopover::errors::{Failure, StoreError, chain};
 use stopover::oci::{Algorithm, Digest, Hasher};
 use stopover::ports::{Blobs, Upload};
+use stopover::values::time::Clock;
 
 use crate::S3Blobs;
 use crate::failure::{has_status, store_error};

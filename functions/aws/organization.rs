@@ -3,9 +3,8 @@
 use async_trait::async_trait;
 use aws_sdk_organizations::Client;
 use aws_sdk_organizations::operation::describe_account::DescribeAccountError;
-use stopover::errors::chain;
 use stopover::access::Organization;
-use stopover::errors::Unreachable;
+use stopover::errors::{Unreachable, chain};
 
 use crate::failure::store_error;
 

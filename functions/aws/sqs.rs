@@ -7,8 +7,7 @@ use aws_sdk_sqs::Client;
 use aws_sdk_sqs::types::SendMessageBatchRequestEntry;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
-use stopover::errors::Failure;
-use stopover::errors::StoreError;
+use stopover::errors::{Failure, StoreError};
 use stopover::ports::{Fills, GivenUp, ImageJob, Job, Priority, Requested, Watched, Work};
 
 use crate::failure::store_error;

@@ -14,6 +14,7 @@ use stopover::cache::Cache;
 use stopover::fill::Filled;
 use stopover::operate::RobotCommand;
 use stopover::ports::{Job, Progress, Work};
+use stopover::values::time::Clock;
 use tokio::sync::watch;
 
 /// Why the function is invoked: an object with one member, which says what for.

@@ -63,16 +63,9 @@ impl Error for StoreError {
 }
 
 /// An error in words with everything that caused it: for logs and for operators, never for clients.
-pub fn chain(error: &(dyn Error + 'static)) -> impl fmt::Display {
-    fmt::from_fn(move |formatter| {
-        write!(formatter, "{error}")?;
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            write!(formatter, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
-    })
+pub fn chain(error: &dyn Error) -> String {
+    let causes = std::iter::successors(error.source(), |&error| error.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 #[cfg(test)]
@@ -91,12 +84,12 @@ mod tests {
         let source = full().source().map(ToString::to_string);
         assert_eq!(source.as_deref(), Some("no space left"));
         let text = "storage refused: a blob could not be written: no space left";
-        for error in [&full() as &(dyn Error + 'static), &full().clone(), &FillError::from(full())] {
-            assert_eq!(chain(error).to_string(), text);
+        for error in [&full() as &dyn Error, &full().clone(), &FillError::from(full())] {
+            assert_eq!(chain(error), text);
         }
-        assert_eq!(chain(&PullError::from(FillError::from(full()))).to_string(), text);
+        assert_eq!(chain(&PullError::from(FillError::from(full()))), text);
         let plain = StoreError::Unavailable("it is closed".into());
-        assert_eq!(chain(&plain).to_string(), "storage is unavailable: it is closed");
+        assert_eq!(chain(&plain), "storage is unavailable: it is closed");
     }
 
     #[test]

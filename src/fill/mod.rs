@@ -129,7 +129,7 @@ impl Fill {
         let (state, failure) = match &outcome {
             Ok(Filled::Stored | Filled::Already) => (BlobState::Stored { size: job.size }, None),
             Ok(Filled::Parked { .. } | Filled::Claimed) => (BlobState::Absent, claimed.failure),
-            Err(error) => (BlobState::Absent, Some(chain(error).to_string())),
+            Err(error) => (BlobState::Absent, Some(chain(error))),
         };
         // At once where nobody else can know it, and where it fills a disk on which the ledger could not be written either.
         if (!known || matches!(outcome, Err(FillError::Store(StoreError::Refused(_)))))

@@ -96,7 +96,7 @@ pub(super) fn answer(body: &impl Serialize) -> Response {
 
 /// Storage did not answer: nothing can be said.
 pub(super) fn unavailable(error: &StoreError) -> Response {
-    refusal(StatusCode::SERVICE_UNAVAILABLE, &chain(error).to_string())
+    refusal(StatusCode::SERVICE_UNAVAILABLE, &chain(error))
 }
 
 /// What whoever runs the cache has sent, who has proven to have its secret: the only one who may see or change what others

@@ -4,6 +4,7 @@
 //! it is over.
 
 use std::collections::HashSet;
+use std::error::Error;
 use std::path::Path;
 
 use async_trait::async_trait;
@@ -13,7 +14,7 @@ use futures_util::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
 
 use super::store::{Change, Store, corrupt, join, split};
-use crate::errors::StoreError;
+use crate::errors::{Failure, StoreError};
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 use crate::ports::{Attempts, ImageJob, Job, Ledger};
 use crate::records::gauge::Gauge;
@@ -203,29 +204,32 @@ fn parse_manifest(digest: Digest, value: &[u8]) -> Result<Manifest, StoreError> 
     Ok(Manifest { digest, media_type, bytes: Bytes::copy_from_slice(&value[end + 1..]) })
 }
 
+fn unreadable(key: &str, error: impl Into<Box<dyn Error + Send + Sync>>) -> StoreError {
+    StoreError::Corrupt(Failure::because(format!("ledger: {key}"), error))
+}
+
 /// The entry of an item, if it is one.
 fn entry(key: &str, item: &[u8]) -> Result<Option<Entry>, StoreError> {
-    let wrong = |error: &dyn std::fmt::Display| corrupt(format!("{key}: {error}"));
     let (version, value) = split(item)?;
     let repository = |text: &str| -> Result<Repository, StoreError> {
-        let (upstream, name) = text.split_once('/').ok_or_else(|| wrong(&"no upstream"))?;
-        let upstream = upstream.parse().map_err(|error| wrong(&error))?;
-        Ok(Repository { upstream, name: name.parse().map_err(|error| wrong(&error))? })
+        let (upstream, name) = text.split_once('/').ok_or_else(|| unreadable(key, "no upstream"))?;
+        let upstream = upstream.parse().map_err(|error| unreadable(key, error))?;
+        Ok(Repository { upstream, name: name.parse().map_err(|error| unreadable(key, error))? })
     };
     let scoped = |rest: &str| -> Result<(Repository, String), StoreError> {
-        let (text, rest) = rest.split_once(' ').ok_or_else(|| wrong(&"no repository"))?;
+        let (text, rest) = rest.split_once(' ').ok_or_else(|| unreadable(key, "no repository"))?;
         Ok((repository(text)?, rest.to_owned()))
     };
-    let digest = |text: &str| text.parse::<Digest>().map_err(|error| wrong(&error));
+    let digest = |text: &str| text.parse::<Digest>().map_err(|error| unreadable(key, error));
     let entry = if let Some(rest) = key.strip_prefix(REFERENCE) {
         let (repository, reference) = scoped(rest)?;
-        let reference = reference.parse().map_err(|error| wrong(&error))?;
-        let value = serde_json::from_slice(value).map_err(|error| wrong(&error))?;
+        let reference = reference.parse().map_err(|error| unreadable(key, error))?;
+        let value = serde_json::from_slice(value).map_err(|error| unreadable(key, error))?;
         Entry::Reference { repository, reference, record: Versioned { value, version } }
     } else if let Some(rest) = key.strip_prefix(MANIFEST) {
         let (repository, text) = scoped(rest)?;
         let digest = digest(&text)?;
-        let names = parse_manifest(digest.clone(), value)?.references().map_err(|error| wrong(&error))?;
+        let names = parse_manifest(digest.clone(), value)?.references().map_err(|error| unreadable(key, error))?;
         Entry::Manifest(StoredManifest { repository, digest, used_at: Timestamp(version), names })
     } else if let Some(rest) = key.strip_prefix(MEMBER) {
         let (repository, text) = scoped(rest)?;
@@ -237,7 +241,7 @@ fn entry(key: &str, item: &[u8]) -> Result<Option<Entry>, StoreError> {
     } else if let Some(text) = key.strip_prefix(STANDING) {
         Entry::Standing { repository: repository(text)?, until: Timestamp(version) }
     } else if let Some(text) = key.strip_prefix(BLOB) {
-        let value = serde_json::from_slice(value).map_err(|error| wrong(&error))?;
+        let value = serde_json::from_slice(value).map_err(|error| unreadable(key, error))?;
         Entry::Blob { digest: digest(text)?, record: Versioned { value, version } }
     } else {
         return Ok(None);

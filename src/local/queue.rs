@@ -253,8 +253,7 @@ impl Held {
             Some(_) if queue.board().fills.contains_key(&job.digest) => Ok(()),
             Some(Ok(())) => queue.ledger.remove_fill(&job.digest).await,
             Some(Err((error, None))) => {
-                let reason = chain(error).to_string();
-                queue.ledger.give_up(job.clone(), reason, queue.clock.now().plus(GIVEN_UP)).await
+                queue.ledger.give_up(job.clone(), chain(error), queue.clock.now().plus(GIVEN_UP)).await
             }
             None | Some(Err((_, Some(_)))) => Ok(()),
         };

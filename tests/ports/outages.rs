@@ -4,6 +4,7 @@ use std::error::Error;
 
 use anyhow::{Context as _, Result, ensure};
 use aws::{DynamoLedger, S3Blobs};
+use stopover::errors::chain;
 use stopover::errors::StoreError;
 use stopover::ports::{Blobs as _, Fills as _, Ledger as _};
 use stopover::records::Member;
@@ -103,7 +104,7 @@ async fn a_failure_keeps_what_caused_it() -> Result<()> {
     for (failure, beginning) in failures {
         let failure = failure.context("storage that is gone does nothing")?;
         ensure!(failure.source().is_some(), "{failure:?}");
-        let (words, all) = (failure.to_string(), chain(&failure).to_string());
+        let (words, all) = (failure.to_string(), chain(&failure));
         ensure!(all.starts_with(beginning) && all.len() > words.len(), "{all}");
     }
     Ok(())

@@ -112,7 +112,7 @@ impl Client {
         }
         // Not HEAD, which not everything answers that may be there.
         match self.http.get(self.greeting()).timeout(PATIENCE).send().await {
-            Err(error) if error.is_connect() => way.answered(certificate_problem(&chain(&error).to_string())),
+            Err(error) if error.is_connect() => way.answered(certificate_problem(&chain(&error))),
             Err(error) if error.is_timeout() => way.answered(Problem::new(
                 format!("no answer within {} s", PATIENCE.as_secs()),
                 "check what terminates TLS there: it accepts the connection, and then says nothing",

@@ -10,9 +10,9 @@ use reqwest::redirect::Policy;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
-use stopover::values::time::Clock;
 use stopover::access::iam::SignedFields;
 use stopover::identity::partition::sts_host;
+use stopover::values::time::Clock;
 use url::{Host, Url, form_urlencoded};
 
 /// Where containers of ECS find their credentials, if only a path is named.
