@@ -251,17 +251,17 @@ async fn what_another_instance_knows_to_be_absent_costs_no_miss(column: Column) 
     let instance = world.another_instance().await;
     let (manifests, lists) = names.split_at(5);
     for name in manifests {
-        let pulled = instance.pull.manifest(&repository(name), &tag_of("2"), want).await;
+        let pulled = instance.pull.manifest(&repository(name), &tag_of("2"), want.clone()).await;
         assert!(matches!(pulled, Err(PullError::Upstream(UpstreamError::NoRepository))), "{pulled:?}");
     }
     for name in lists {
-        let listed = instance.pull.tags(&repository(name), &Page { n: None, last: None }, want).await;
+        let listed = instance.pull.tags(&repository(name), &Page { n: None, last: None }, want.clone()).await;
         assert!(matches!(listed, Err(PullError::Upstream(UpstreamError::NoRepository))), "{listed:?}");
     }
     assert!(world.upstream.requests().is_empty());
     let mut over = Vec::new();
     for number in 0..3 {
-        let pulled = instance.pull.manifest(&repository("a"), &tag_of(&format!("random-{number}")), want).await;
+        let pulled = instance.pull.manifest(&repository("a"), &tag_of(&format!("random-{number}")), want.clone()).await;
         over.push(matches!(pulled, Err(PullError::OverBudget(_))));
     }
     assert_eq!(over, [false, false, true], "what is remembered costs nothing");

@@ -4,9 +4,9 @@ use std::error::Error;
 
 use anyhow::{Context as _, Result, ensure};
 use aws::{DynamoLedger, S3Blobs};
-use stopover::errors::chain;
-use stopover::errors::StoreError;
-use stopover::ports::{Blobs as _, Fills as _, Ledger as _};
+use stopover::errors::{StoreError, chain};
+use stopover::local::Files;
+use stopover::ports::{Blobs as _, Fills as _, Ledger as _, Progress};
 use stopover::records::Member;
 use support::aws::{EVERY_OPERATION, Endpoints, Service};
 use tempfile::TempDir;
