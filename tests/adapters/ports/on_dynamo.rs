@@ -13,9 +13,9 @@ use aws_sdk_s3::primitives::ByteStream;
 use stopover::ports::{Ledger as _, StoreError};
 use support::aws::{EVERY_OPERATION, Service};
 
-use crate::ledger::{blob_record, members};
-use crate::outages::ATTEMPTS;
-use crate::storage::{NOW, Storage, digest, manifest, repository};
+use super::ledger::{blob_record, members};
+use super::outages::ATTEMPTS;
+use super::storage::{NOW, Storage, digest, manifest, repository};
 
 #[tokio::test]
 async fn a_manifest_is_not_there_before_its_memberships() -> Result<()> {
