@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: help setup check build test bench
+.PHONY: help setup check test package bench
 
 # The tools of `make setup` come first; SAM validates offline, but wants to know a region.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -29,6 +29,7 @@ $(setup_stamp): infra/setup.sh
 
 check: $(setup_stamp) ## Formatting, lints, dependencies: licences, bans, sources, advisories
 	cargo fmt --all --check
+	sam validate --lint
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	if grep -rnE '\basync (fn|move|\{)|\.await\b' src/oci; then echo "src/oci is pure: no async there" >&2; exit 1; fi
 	cargo deny --workspace --locked check --hide-inclusion-graph bans licenses sources
@@ -38,27 +39,17 @@ check: $(setup_stamp) ## Formatting, lints, dependencies: licences, bans, source
 	  echo "check: ADVISORIES WERE NOT CHECKED, the RustSec database cannot be reached: $$(grep . <<< "$$reason" | tail -n 1)"
 	fi
 
-build: $(setup_stamp) ## Release builds of the Lambda functions, in .aws-sam/build
+test: ## Everything: unit tests, behaviours, the real programs and clients; a skipped test is a failure
+	@infra/test.py setup
+
+package: $(setup_stamp) ## The functions as a deployment uploads them, in .aws-sam/build; what is only true of those is tested
 	rm -f $(bootstraps)
-	sam validate --lint
 	sam build --parameter-overrides Architecture=$(architecture)
 	for bootstrap in $(bootstraps); do
-	  [ -x "$$bootstrap" ] || { echo "build: sam build left no $$bootstrap" >&2; exit 1; }
+	  [ -x "$$bootstrap" ] || { echo "package: sam build left no $$bootstrap" >&2; exit 1; }
 	done
-
-test: build ## Everything: unit tests, behaviours, the real programs and clients; a skipped test is a failure
-	# The client tests run the program itself, which cargo test alone does not build.
-	cargo build --locked --workspace --bin stopover
-	log=$${CARGO_TARGET_DIR:-target}/test.log
-	verdict=0
-	# A million cases for each target of tests/fuzz: two to three minutes on two processors.
-	STOPOVER_FUZZ=1000000 cargo test --locked --workspace --no-fail-fast 2>&1 | tee "$$log" || verdict=$$?
-	awk '/^test result:/ { passed += $$4; failed += $$6; skipped += $$8 + $$12 }
-	  END {
-	    printf "test: %d passed, %d failed, %d skipped\n", passed, failed, skipped
-	    exit !(passed > 0 && failed + skipped == 0)
-	  }' "$$log" || verdict=1
-	exit $$verdict
+	wc --bytes $(bootstraps)
+	STOPOVER_BOOTSTRAPS=$(CURDIR)/.aws-sam/build cargo test --locked --workspace --test package --test functions
 
 bench: $(setup_stamp) ## Measure Stopover beside docker-registry, nginx and curl; writes docs/benchmarks.md
 	cargo build --locked --release --package stopover

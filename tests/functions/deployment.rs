@@ -1,4 +1,4 @@
-//! Both functions as `make build` leaves them, put together as the template does.
+//! Both functions, put together as the template does.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use serde_json::Value;
 use support::aws::{Endpoints, QueueSettings};
 use support::images::{Image, digest_of};
 use support::lambda::{EventSource, Function, HttpFront};
-use support::program::UPSTREAM;
+use support::program::{UPSTREAM, built};
 use tempfile::NamedTempFile;
 
 /// The function that answers clients.
@@ -160,12 +160,15 @@ impl Environment {
     }
 }
 
-/// The file that a deployment would upload.
+/// The function as cargo has built it with the tests; or the file that a deployment uploads, in a directory like
+/// `.aws-sam/build` that `make package` names.
 fn bootstrap(function: &str) -> Result<PathBuf> {
-    let builds = std::env::var_os("STOPOVER_BOOTSTRAPS")
-        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.aws-sam/build")), PathBuf::from);
-    let file = builds.join(function).join("bootstrap");
-    ensure!(file.is_file(), "{} is not there: `make build` makes it", file.display());
+    let Some(packages) = std::env::var_os("STOPOVER_BOOTSTRAPS") else {
+        // RegistryFunction is the program `registry`.
+        return built(&function.trim_end_matches("Function").to_lowercase());
+    };
+    let file = PathBuf::from(packages).join(function).join("bootstrap");
+    ensure!(file.is_file(), "{} is not there: `make package` makes it", file.display());
     Ok(file)
 }
 

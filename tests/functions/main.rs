@@ -1,5 +1,5 @@
-//! The function binaries of `make build`, end to end: clients at the gateway, the queue between the functions, the
-//! strict endpoints behind them.
+//! The function binaries, end to end: clients at the gateway, the queue between the functions, the strict endpoints behind
+//! them. `make package` runs the same tests with what a deployment uploads.
 
 mod access;
 mod deployment;

@@ -269,16 +269,22 @@ pub(crate) fn files_below(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// `target/<profile>/stopover`, beside `target/<profile>/deps/<this test>`: a release test runs the release program.
+/// The `stopover` program; see [`built`].
 pub fn binary() -> anyhow::Result<PathBuf> {
+    built("stopover")
+}
+
+/// `target/<profile>/<name>`, beside `target/<profile>/deps/<this test>`: a release test runs the release program.
+pub fn built(name: &str) -> anyhow::Result<PathBuf> {
     let test = std::env::current_exe()?;
     let profile = test.ancestors().nth(2).context("the test does not lie in a target directory")?;
-    let binary = profile.join("stopover");
-    let advice = "`cargo build` makes it, with --release for a release test";
+    let binary = profile.join(name);
+    let advice = "`cargo build --workspace --bins --tests` makes it, with --release for a release test";
     let built = std::fs::metadata(&binary).and_then(|file| file.modified());
     let built = built.with_context(|| format!("{} is not there: {advice}", binary.display()))?;
-    // Beside each program cargo lists the sources it was made from. `cargo test` alone does not make it anew.
-    let sources = std::fs::read_to_string(profile.join("stopover.d"))?;
+    // Beside each program `cargo build` lists the sources it was made from. The tests of one package do not make it anew.
+    let sources = std::fs::read_to_string(profile.join(format!("{name}.d")));
+    let sources = sources.with_context(|| format!("the sources of {name} are not known: {advice}"))?;
     // As in a Makefile: a space that is part of a path stands behind a backslash.
     for source in sources.replace("\\ ", "\0").split_whitespace().skip(1) {
         let source = source.replace('\0', " ");

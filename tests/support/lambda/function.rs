@@ -53,7 +53,10 @@ impl Function {
         timeout: Duration,
     ) -> anyhow::Result<Self> {
         let loopback = Loopback::new("lambda-runtime")?;
-        let name = bootstrap.parent().and_then(Path::file_name).unwrap_or(bootstrap.as_os_str()).to_string_lossy();
+        // A package is a directory with the name of its function.
+        let packaged = bootstrap.file_name().is_some_and(|name| name == "bootstrap");
+        let named = if packaged { bootstrap.parent() } else { Some(bootstrap) };
+        let name = named.and_then(Path::file_name).unwrap_or(bootstrap.as_os_str()).to_string_lossy();
         let api = Arc::new(RuntimeApi::new(&name));
         let (listener, address) = loopback.bind()?;
         loopback.serve(listener, api.router());

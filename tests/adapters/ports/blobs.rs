@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 
 use stopover::ports::Progress;
 
-use crate::storage::{Body, Storage, blob, body, digest, pieces, write};
+use super::storage::{Body, Storage, blob, body, digest, pieces, write};
 
 /// Small enough for one request to S3.
 const SMALL: usize = 300_000;

@@ -12,9 +12,9 @@ use support::aws::{EVERY_OPERATION, Endpoints, Service};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-use crate::ledger::blob_record;
-use crate::on_sqs::{fills, jobs};
-use crate::storage::{NOW, Storage, digest, repository};
+use super::ledger::blob_record;
+use super::on_sqs::{fills, jobs};
+use super::storage::{NOW, Storage, digest, repository};
 
 /// How often the SDK tries before it gives up.
 pub(crate) const ATTEMPTS: usize = 3;

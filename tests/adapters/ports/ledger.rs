@@ -14,7 +14,7 @@ use stopover::records::{
 };
 use stopover::values::time::Timestamp;
 
-use crate::storage::{NOW, Storage, digest, manifest, repository};
+use super::storage::{NOW, Storage, digest, manifest, repository};
 
 /// As many as no group of writes takes at once.
 const RACERS: u64 = 64;

@@ -8,7 +8,7 @@ use stopover::local::operator_secret;
 use support::program::{Installation, Stopover, UPSTREAM};
 use support::scripted::{Fault, Scripted};
 
-use crate::{Cache, PASSWORD};
+use super::{Cache, PASSWORD};
 
 /// The records of decisions in the log.
 async fn records(stopover: &Stopover) -> anyhow::Result<Vec<Value>> {

@@ -17,7 +17,7 @@ macro_rules! on_every_adapter {
             $($(
                 #[tokio::test(flavor = "multi_thread")]
                 async fn $clause() -> anyhow::Result<()> {
-                    crate::$theme::$clause(&crate::storage::Storage::embedded()?).await
+                    super::$theme::$clause(&super::storage::Storage::embedded()?).await
                 }
             )+)+
         }
@@ -25,7 +25,7 @@ macro_rules! on_every_adapter {
             $($(
                 #[tokio::test(flavor = "multi_thread")]
                 async fn $clause() -> anyhow::Result<()> {
-                    crate::$theme::$clause(&crate::storage::Storage::aws().await?).await
+                    super::$theme::$clause(&super::storage::Storage::aws().await?).await
                 }
             )+)+
         }

@@ -17,7 +17,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 
-use crate::{Cache, examine, examine_server, nobody};
+use super::{Cache, examine, examine_server, nobody};
 
 #[tokio::test]
 async fn a_server_that_cannot_be_reached_fails_at_the_first_step_that_shows_it() -> anyhow::Result<()> {

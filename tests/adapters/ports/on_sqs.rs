@@ -11,8 +11,8 @@ use stopover::ports::{Fills as _, ImageJob, Job, Priority, Work};
 use support::aws::{EVERY_OPERATION, Endpoints, Service};
 use support::world::queues;
 
-use crate::outages::ATTEMPTS;
-use crate::storage::{digest, repository};
+use super::outages::ATTEMPTS;
+use super::storage::{digest, repository};
 
 pub(crate) fn jobs(count: usize) -> Result<Vec<Job>> {
     let repository = repository("library/nginx")?;

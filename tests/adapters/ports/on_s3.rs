@@ -10,7 +10,7 @@ use stopover::oci::{Algorithm, Digest};
 use stopover::ports::Location;
 use support::aws::{EVERY_OPERATION, Service};
 
-use crate::storage::{Storage, blob, body};
+use super::storage::{Storage, blob, body};
 
 const PART: usize = 8 * 1024 * 1024;
 const LARGE: usize = 20 * 1024 * 1024;

@@ -10,7 +10,7 @@ use support::node::Node;
 use support::program::{Installation, UPSTREAM};
 use support::registry::Registry;
 
-use crate::{Cache, USER_REGISTRIES, examine, nobody};
+use super::{Cache, USER_REGISTRIES, examine, nobody};
 
 #[tokio::test]
 async fn a_client_that_goes_through_the_cache_passes_every_step() -> anyhow::Result<()> {

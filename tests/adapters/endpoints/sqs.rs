@@ -8,7 +8,7 @@ use aws_sdk_sqs::{
 };
 use support::aws::{Endpoints, QueueSettings, Service};
 
-use crate::s3::{refusal, refused};
+use super::s3::{refusal, refused};
 
 async fn receive(client: &Client, queue: &str, wait: i32) -> Option<Message> {
     let receive = client.receive_message().queue_url(queue).wait_time_seconds(wait);

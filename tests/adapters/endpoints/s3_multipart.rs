@@ -9,7 +9,7 @@ use aws_sdk_s3::{
 use futures_util::future::join_all;
 use support::aws::Endpoints;
 
-use crate::s3::{refusal, refused, sha256};
+use super::s3::{refusal, refused, sha256};
 
 const MIB: usize = 1024 * 1024;
 

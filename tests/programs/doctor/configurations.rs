@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use support::node::Node;
 use support::program::Installation;
 
-use crate::examine;
+use super::examine;
 
 /// Each client as `stopover setup` has it: before that its configuration fails, after it is fine.
 #[tokio::test]

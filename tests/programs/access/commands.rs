@@ -11,7 +11,7 @@ use support::program::{Installation, UPSTREAM, output, run};
 use support::scripted::Scripted;
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::{Cache, secret_in};
+use super::{Cache, secret_in};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn robots_are_made_listed_rotated_and_removed_by_command() -> anyhow::Result<()> {

@@ -14,9 +14,9 @@ use stopover::errors::StoreError;
 use stopover::ports::Ledger as _;
 use support::aws::{EVERY_OPERATION, Service};
 
-use crate::ledger::{blob_record, members};
-use crate::outages::ATTEMPTS;
-use crate::storage::{NOW, Storage, digest, manifest, repository};
+use super::ledger::{blob_record, members};
+use super::outages::ATTEMPTS;
+use super::storage::{NOW, Storage, digest, manifest, repository};
 
 #[tokio::test]
 async fn a_manifest_is_not_there_before_its_memberships() -> Result<()> {

@@ -10,7 +10,7 @@ use support::node::Node;
 use support::program::{Installation, UPSTREAM};
 use support::registry::Registry;
 
-use crate::Cache;
+use super::Cache;
 
 /// What a client says where it must not succeed.
 async fn refusal(node: &Node, program: &str, arguments: &[&str]) -> anyhow::Result<String> {

@@ -1,0 +1,8 @@
+//! The `stopover` program itself, as users, operators, clients and accidents meet it.
+
+mod access;
+mod crash;
+mod doctor;
+mod logins;
+mod program;
+mod setup;
