@@ -60,7 +60,7 @@ test: build ## Everything: unit tests, behaviours, the real programs and clients
 	  }' "$$log" || verdict=1
 	exit $$verdict
 
-bench: $(setup_stamp) ## Measure Stopover beside docker-registry, nginx and curl; writes docs/benchmarks.md
+bench: $(setup_stamp) ## Measure Stopover beside docker-registry, nginx and curl; writes docs/explanation/benchmarks.md
 	cargo build --locked --release --package stopover
 	python3 infra/bench/bench.py "$${CARGO_TARGET_DIR:-target}/release/stopover"
 	python3 infra/bench/fill.py "$${CARGO_TARGET_DIR:-target}/release/stopover"

@@ -25,7 +25,7 @@ fn every_test_that_a_document_names_exists() {
     sources(&root().join("src"), &mut tests);
     sources(&root().join("functions"), &mut tests);
     let mut named = 0;
-    for document in ["README.md", "SECURITY.md", "docs/behaviour.md"] {
+    for document in ["README.md", "SECURITY.md", "docs/explanation/behaviour.md"] {
         let text = fs::read_to_string(root().join(document)).expect(document);
         for name in text.split('`').skip(1).step_by(2) {
             let sentence = name.bytes().all(|byte| byte == b'_' || byte.is_ascii_lowercase() || byte.is_ascii_digit());
