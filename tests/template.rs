@@ -1,14 +1,18 @@
 //! What `template.yaml` promises: each function may do exactly what its code does, data outlives the stack, nobody is
 //! let in by default, and the built functions run where Lambda runs them.
 
+mod documents;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use regex::Regex;
 use serde_json::{Value, json};
 use serde_yaml_ng::Value as Yaml;
+
+use documents::root;
 
 const FUNCTIONS: [&str; 2] = ["Registry", "Filler"];
 
@@ -53,10 +57,6 @@ const GRANTED_TO_THE_PLATFORM: [(&str, &str); 3] = [
 /// What ECR checks when its registry is asked over HTTP, as by any client (ECR, "Pulling an image").
 const GRANTED_FOR_PULLS_FROM_ECR: [&str; 4] =
     ["ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer", "ecr:ListImageReferrers", "ecr:ListImages"];
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
 
 /// The template as JSON, its short forms (`!Ref x`) spelled out (`{"Ref": "x"}`).
 fn template() -> Result<Value> {

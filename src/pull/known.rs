@@ -44,7 +44,7 @@ impl Cache {
         want: Want,
     ) -> Result<Option<Result<PulledManifest, PullError>>, PullError> {
         match freshness::decide(record, "", false, self.clock.now()) {
-            // 1. A fresh record: what it says, without upstream.
+            // 3. A fresh record: what it says, without upstream.
             Decision::Fresh(observed) if want.head => {
                 let pulled = PulledManifest { observed: observed.clone(), manifest: None, served: Served::Hit };
                 Ok(Some(Ok(pulled)))
@@ -53,7 +53,7 @@ impl Cache {
                 let manifest = self.stored(repository, &observed.digest).await?;
                 Ok(manifest.map(|manifest| Ok(PulledManifest::new(manifest, Served::Hit))))
             }
-            // 2. A remembered "missing".
+            // 4. A remembered "missing".
             Decision::Missing => Ok(Some(Err(PullError::ManifestUnknown(Served::Hit)))),
             Decision::Held | Decision::Ask(_) => Ok(None),
         }
