@@ -60,10 +60,13 @@ impl Help {
             let (said, default) = taken(said, "[default: ");
             let (said, variable) = taken(&said, "[env: ");
             let (said, values) = taken(&said, "[possible values: ");
-            let values = values.map_or_else(String::new, |values| format!(" One of: {values}."));
+            let values = values.map(|values| format!("One of: {values}"));
+            let said = [said, values.unwrap_or_default()].into_iter().filter(|part| !part.is_empty());
+            // Not a tag of HTML.
+            let said = said.collect::<Vec<_>>().join(". ").replace('<', "\\<");
             let variable = variable.map_or_else(String::new, |name| format!("`{}`", name.trim_end_matches('=')));
             // Writing to a string cannot fail.
-            let _ = writeln!(text, "| `{typed}` | {said}{values} | {} | {variable} |", default.unwrap_or_default());
+            let _ = writeln!(text, "| `{typed}` | {said} | {} | {variable} |", default.unwrap_or_default());
         }
         text
     }
