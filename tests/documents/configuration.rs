@@ -64,8 +64,8 @@ impl Section {
 
     /// What the program makes of these keys in such a table.
     fn load(&self, keys: &[(&str, &str)]) -> Result<String> {
-        let keys: String = keys.iter().map(|(name, value)| format!("{name} = {value}\n")).collect();
-        load(&self.configuration.replace("KEYS", &keys).replace("OIDC", OIDC))
+        let keys: Vec<String> = keys.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+        load(&self.configuration.replace("KEYS", &keys.join("\n")).replace("OIDC", OIDC))
     }
 
     /// Checks one row. The others of the table that are needed with it are those that say so.
