@@ -51,7 +51,7 @@ package: $(setup_stamp) ## The functions as a deployment uploads them, in .aws-s
 	wc --bytes $(bootstraps)
 	STOPOVER_BOOTSTRAPS=$(CURDIR)/.aws-sam/build cargo test --locked --workspace --test package --test functions
 
-bench: $(setup_stamp) ## Measure Stopover beside docker-registry, nginx and curl; writes docs/benchmarks.md
+bench: $(setup_stamp) ## Measure Stopover beside docker-registry, nginx and curl; writes docs/explanation/benchmarks.md
 	cargo build --locked --release --package stopover
 	python3 infra/bench/bench.py "$${CARGO_TARGET_DIR:-target}/release/stopover"
 	python3 infra/bench/fill.py "$${CARGO_TARGET_DIR:-target}/release/stopover"

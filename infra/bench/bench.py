@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Stopover beside Debian's docker-registry as a proxy and nginx proxy_cache: warm requests over loopback.
 
-Interleaved rounds, medians, CPU time per request. Writes the tables into docs/benchmarks.md and fails where an
-acceptance ratio is missed. Needs wrk, docker-registry, nginx (`make setup`) and a release build of stopover.
+Interleaved rounds, medians, CPU time per request. Writes the tables into docs/explanation/benchmarks.md and fails where
+an acceptance ratio is missed. Needs wrk, docker-registry, nginx (`make setup`) and a release build of stopover.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import tempfile
 import servers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-REPORT = ROOT / "docs" / "benchmarks.md"
+REPORT = ROOT / "docs" / "explanation" / "benchmarks.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 PROXY, NGINX, STOPOVER = "docker-registry proxy", "nginx", "Stopover"
 MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}

@@ -3,8 +3,8 @@
 
 The upstream is nginx with one blob as a file: as fast as it goes, without range requests, and behind a relay that limits
 each connection.
-Writes its table into docs/benchmarks.md and fails where an acceptance ratio is missed. Needs curl and nginx (`make setup`)
-and a release build of stopover.
+Writes its table into docs/explanation/benchmarks.md and fails where an acceptance ratio is missed. Needs curl and nginx
+(`make setup`) and a release build of stopover.
 """
 
 import argparse

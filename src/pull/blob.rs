@@ -30,7 +30,7 @@ impl Pull {
     ) -> Result<PulledBlob, PullError> {
         let upstream = self.core.upstreams.get(repository)?;
         let view = self.core.ledger.blob(repository, digest).await?;
-        // 1. Permission first: that storage has the bytes says nothing about this repository, and neither does a manifest
+        // 9a. Permission first: that storage has the bytes says nothing about this repository, and neither does a manifest
         // that names them.
         let (size, served) = match view.member.filter(|_| view.is_shown() || !view.is_stored()) {
             Some(member) => {
@@ -45,13 +45,13 @@ impl Pull {
             let served = if view.is_stored() { served } else { Served::Miss };
             return Ok(PulledBlob { size, content: Content::None, served });
         }
-        // 2. Stored: wherever the bytes are.
+        // 9b. Stored: wherever the bytes are.
         if view.is_stored()
             && let Some(location) = self.core.blobs.locate(digest).await?
         {
             return Ok(PulledBlob::at(location, size, served));
         }
-        // 3. Not stored: request the fill, if whoever asks may have it stored, then by policy.
+        // 9c. Not stored: request the fill, if whoever asks may have it stored, then by policy.
         let job = Job { repository: repository.clone(), digest: digest.clone(), size, priority: Priority::Interactive };
         let filling = is_claimed(&view, self.core.clock.now());
         let admitted = if filling { Ok(()) } else { self.core.budgets.admit(want.payer, &job) };

@@ -45,7 +45,7 @@ impl Pull {
         want: &Want,
     ) -> Result<Option<Result<PulledManifest, PullError>>, PullError> {
         match tag::decide(record, "", false, self.core.clock.now()) {
-            // 1. A fresh record: what it says, without upstream.
+            // 3. A fresh record: what it says, without upstream.
             Decision::Fresh(observed) if want.head => {
                 let pulled = PulledManifest { observed: observed.clone(), manifest: None, served: Served::Hit };
                 Ok(Some(Ok(pulled)))
@@ -54,7 +54,7 @@ impl Pull {
                 let manifest = self.stored(repository, &observed.digest).await?;
                 Ok(manifest.map(|manifest| Ok(PulledManifest::new(manifest, Served::Hit))))
             }
-            // 2. A remembered "missing".
+            // 4. A remembered "missing".
             Decision::Missing => Ok(Some(Err(PullError::ManifestUnknown(Served::Hit)))),
             Decision::Held | Decision::Ask(_) => Ok(None),
         }

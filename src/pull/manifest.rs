@@ -274,7 +274,7 @@ impl Pull {
                 written?;
                 Err(PullError::ManifestUnknown(Served::Miss))
             }
-            // 4. Upstream in trouble: what it said last. Not where it refuses us: permission may have been taken away.
+            // 5. Upstream in trouble: what it said last. Not where it refuses us: permission may have been taken away.
             Err(PullError::Upstream(error)) if !error.is_refusal() => {
                 let stale = self.last_known(upstream, repository, Some(&leased.value)).await?;
                 if stale.is_some() {
@@ -294,7 +294,7 @@ impl Pull {
         known: &TagRecord,
         want: &Want,
     ) -> Result<PulledManifest, PullError> {
-        // 5. Nothing is known and the client wants the bytes: one GET says it all.
+        // 7. Nothing is known and the client wants the bytes: one GET says it all.
         let observed = if want.head || known.observed.is_some() {
             self.core.upstreams.head_manifest(repository, reference).await?
         } else {
@@ -305,7 +305,7 @@ impl Pull {
             Reference::Tag(_) => observed,
             Reference::Digest(digest) => Observed { digest: digest.clone(), ..observed },
         });
-        // 3. Otherwise HEAD, which costs no quota, and GET by digest of what is new.
+        // 6. Otherwise HEAD, which costs no quota, and GET by digest of what is new.
         match observed {
             None => match self.fetch(repository, reference, want).await {
                 Ok(manifest) => Ok(PulledManifest::new(manifest, Served::Miss)),

@@ -1,11 +1,10 @@
-//! What Stopover promises, on both columns. README's data path names these tests.
+//! What Stopover promises, on both columns. docs/explanation/behaviour.md names these tests.
 
 mod access;
 mod alternates;
 mod artifacts;
 mod budgets;
 mod conformance;
-mod documents;
 mod ecr;
 mod fills;
 mod hostile;

@@ -1,9 +1,11 @@
-//! Sections of docs/clients.md that a test run makes.
+//! Sections of docs/reference/clients.md that a test run makes.
 
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, ensure};
+
+const DOCUMENT: &str = "docs/reference/clients.md";
 
 /// Tests run side by side, and each has its own section of the one file.
 static WRITING: Mutex<()> = Mutex::new(());
@@ -11,22 +13,22 @@ static WRITING: Mutex<()> = Mutex::new(());
 /// Compares the section under this heading with what a run has found. With `STOPOVER_WRITE_DOCS` set, writes that instead.
 pub(crate) fn check(heading: &str, found: &str) -> anyhow::Result<()> {
     let _guard = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/clients.md");
-    let text = std::fs::read_to_string(&path).context("docs/clients.md")?;
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(DOCUMENT);
+    let text = std::fs::read_to_string(&path).context(DOCUMENT)?;
     let title = format!("## {heading}\n\n");
-    let start = text.find(&title).with_context(|| format!("docs/clients.md has no section {heading:?}"))? + title.len();
+    let start = text.find(&title).with_context(|| format!("{DOCUMENT} has no section {heading:?}"))? + title.len();
     // A section that is still empty ends with the line break that begins it.
     let end = text[start - 1..].find("\n## ").map_or(text.len(), |length| start - 1 + length);
     let written = text.get(start..end).unwrap_or_default().trim_end();
     let found = found.trim_end();
     if std::env::var_os("STOPOVER_WRITE_DOCS").is_some() {
         let changed = format!("{}{found}\n{}", &text[..start], &text[end..]);
-        return std::fs::write(&path, changed).context("docs/clients.md");
+        return std::fs::write(&path, changed).context(DOCUMENT);
     }
     let advice = "STOPOVER_WRITE_DOCS=1 cargo test -p behaviours --test clients";
     ensure!(
         written == found,
-        "the section {heading:?} of docs/clients.md says\n{written}\n\nbut the run found\n{found}\n\n`{advice}` writes that"
+        "the section {heading:?} of {DOCUMENT} says\n{written}\n\nbut the run found\n{found}\n\n`{advice}` writes that"
     );
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Real clients, real upstreams and the real program. What they do together is written down in docs/clients.md.
+//! Real clients, real upstreams and the real program. What they do together is written down in docs/reference/clients.md.
 
 mod document;
 mod faults;

@@ -172,7 +172,7 @@ async fn login_cells(client: &dyn Client, url: &str, more: &str, image: &Image) 
     Ok(cells)
 }
 
-/// All that is said of a client in docs/clients.md, found out by doing it.
+/// All that is said of a client in docs/reference/clients.md, found out by doing it.
 async fn check<C: Client>(
     name: &str,
     large: u64,

@@ -3,6 +3,7 @@
 mod access;
 mod crash;
 mod doctor;
+mod documents;
 mod logins;
 mod program;
 mod setup;

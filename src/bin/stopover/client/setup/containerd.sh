@@ -2,7 +2,7 @@
 # containerd reads these files at every pull: run this as root on each node, nothing has to be restarted.
 # nerdctl looks there by itself, ctr only when told: ctr images pull --hosts-dir /etc/containerd/certs.d IMAGE
 # Where the cache asks for a login, containerd sends a mirror only what hosts.toml says, in a table after its [host."…"]:
-#   [host."@server@/…".header] with Authorization = ["Basic …"], base64 of NAME:SECRET (docs/logins.md).
+#   [host."@server@/…".header] with Authorization = ["Basic …"], base64 of NAME:SECRET (docs/how-to/logins.md).
 # The kubelet's credential provider is asked only for images that are named by @host@.
 # Where the mirror fails, containerd asks the registry itself without a word. A `server` that is the mirror stops that.
 set -eu
