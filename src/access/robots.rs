@@ -166,7 +166,8 @@ impl RobotLogins {
     }
 }
 
-#[cfg(all(test, feature = "local"))]
+#[cfg(test)]
+#[cfg(feature = "local")]
 mod tests {
     use super::*;
     use crate::access::robot::NewSecret;

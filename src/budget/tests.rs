@@ -96,9 +96,9 @@ async fn a_manifest_that_upstream_did_not_send_is_not_paid_for() {
     for answer in [Ok(()), Err(UpstreamError::Missing), Ok(()), Err(UpstreamError::NoRepository), invalid] {
         budgets.check_pull(caller).unwrap();
         let sent = !matches!(answer, Err(UpstreamError::Missing | UpstreamError::NoRepository));
-        let spent = upstream::Spent::default();
-        let _ = budgets.pay_pull(caller, &spent, std::future::ready(answer)).await;
-        assert_eq!(spent.manifests(), u64::from(sent), "what the record of a request says is what was paid");
+        let counter = upstream::Spent::default();
+        let _ = budgets.pay_pull(caller, &counter, std::future::ready(answer)).await;
+        assert_eq!(counter.manifests(), u64::from(sent), "what the record of a request says is what was paid");
     }
     let over = budgets.check_pull(caller).unwrap_err();
     assert_eq!(over, OverBudget { budget: Budget::Pulls, retry_after: Duration::from_mins(20) });
