@@ -101,8 +101,7 @@ pub(crate) const PREFIX: &str = "blobs/";
 
 /// The key of a blob's object.
 pub(crate) fn key(digest: &Digest) -> String {
-    let hex = digest.hex();
-    format!("{PREFIX}{}/{}/{hex}", digest.algorithm().name(), &hex[..2])
+    format!("{PREFIX}{}/{}/{}", digest.algorithm().name(), digest.shard(), digest.hex())
 }
 
 /// The SHA-256 of `bytes` in the form of `x-amz-checksum-sha256`.

@@ -167,7 +167,8 @@ impl RobotLogins {
     }
 }
 
-#[cfg(all(test, feature = "local"))]
+#[cfg(test)]
+#[cfg(feature = "local")]
 mod tests {
     use super::*;
     use crate::local::EmbeddedLedger;

@@ -18,6 +18,7 @@ use crate::errors::{Budget, OverBudget, PullError, UpstreamError};
 use crate::identity::Payer;
 use crate::oci::Digest;
 use crate::ports::Job;
+use crate::values::pull_counter::PullCounter;
 use crate::values::time::{Clock, Timestamp};
 
 use table::{Account, Spent, Table};
@@ -117,7 +118,7 @@ impl Budgets {
     pub(crate) async fn pay_pull<T>(
         &self,
         payer: Option<Payer>,
-        spent: &crate::values::spent::Spent,
+        spent: &PullCounter,
         question: impl Future<Output = Result<T, UpstreamError>>,
     ) -> Result<T, PullError> {
         self.take(payer, Budget::Pulls, 1)?;

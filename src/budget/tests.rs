@@ -5,6 +5,7 @@ use crate::config::Limits;
 use crate::errors::{Budget, OverBudget};
 use crate::identity::{Payer, Principal};
 use crate::oci::Algorithm;
+use crate::values::pull_counter::PullCounter;
 
 const LIMITS: Limits = Limits { misses: 6, pulls: 3, new_bytes: 1000 };
 
@@ -99,13 +100,13 @@ async fn a_manifest_that_upstream_did_not_send_is_not_paid_for() {
     for answer in [Ok(()), Err(UpstreamError::Missing), Ok(()), Err(UpstreamError::NoRepository), invalid] {
         budgets.check_pull(caller).unwrap();
         let sent = !matches!(answer, Err(UpstreamError::Missing | UpstreamError::NoRepository));
-        let spent = crate::values::spent::Spent::default();
-        let _ = budgets.pay_pull(caller, &spent, std::future::ready(answer)).await;
-        assert_eq!(spent.manifests(), u64::from(sent), "what the record of a request says is what was paid");
+        let counter = PullCounter::default();
+        let _ = budgets.pay_pull(caller, &counter, std::future::ready(answer)).await;
+        assert_eq!(counter.manifests(), u64::from(sent), "what the record of a request says is what was paid");
     }
     let over = budgets.check_pull(caller).unwrap_err();
     assert_eq!(over, OverBudget { budget: Budget::Pulls, retry_after: Duration::from_mins(20) });
-    let refused = budgets.pay_pull(caller, &crate::values::spent::Spent::UNCOUNTED, std::future::ready(Ok(()))).await;
+    let refused = budgets.pay_pull(caller, &PullCounter::UNCOUNTED, std::future::ready(Ok(()))).await;
     assert!(matches!(refused, Err(PullError::OverBudget(error)) if error == over));
 }
 

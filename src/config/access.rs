@@ -48,10 +48,8 @@ impl AccessConfig {
     /// Callers on this machine may be nobody; there are no others. `listen` is where it listens: who calls that address from
     /// here has it too.
     pub fn only_here(listen: IpAddr) -> Self {
-        let mut here = vec![
-            IpNet::from(IpAddr::V6(Ipv6Addr::LOCALHOST)),
-            IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
-        ];
+        const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
+        let mut here = vec![IpNet::from(IpAddr::V6(Ipv6Addr::LOCALHOST)), IpNet::V4(LOOPBACK)];
         if !listen.is_unspecified() && !is_in(&here, listen) {
             here.push(listen.to_canonical().into());
         }

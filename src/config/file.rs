@@ -298,8 +298,9 @@ impl TryFrom<String> for Size {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let end = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
-        let unit: u64 = match text[end..].trim() {
+        let after = text.trim_start_matches(|letter: char| letter.is_ascii_digit());
+        let number = text.strip_suffix(after).unwrap_or_default();
+        let unit: u64 = match after.trim() {
             "B" => 1,
             "kB" | "KB" => 1_000,
             "MB" => 1_000_000,
@@ -311,7 +312,7 @@ impl TryFrom<String> for Size {
             "TiB" => 1 << 40,
             _ => return Err(format!("{text:?} is no size like \"50GB\" or \"512MiB\"")),
         };
-        let bytes = text[..end].parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+        let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
         bytes.map(Self).ok_or_else(|| format!("{text:?} is no size like \"50GB\" or \"512MiB\""))
     }
 }
@@ -320,7 +321,7 @@ impl TryFrom<String> for Size {
 pub(super) fn explain(error: &toml::de::Error, text: &str) -> String {
     let place = error.span().map_or_else(String::new, |span| {
         let at = span.start.min(text.len());
-        let before = &text[..at];
+        let before = text.get(..at).unwrap_or(text);
         let line = before.matches('\n').count() + 1;
         let column = before.chars().rev().take_while(|&letter| letter != '\n').count() + 1;
         let key = DeTable::parse(text).ok().and_then(|table| key_at(table.get_ref(), at));

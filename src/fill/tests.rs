@@ -109,7 +109,7 @@ impl Blobs for Panicking {
     }
 
     fn list(&self) -> BoxStream<'_, Result<StoredBlob, StoreError>> {
-        futures_util::stream::StreamExt::boxed(futures_util::stream::empty())
+        Box::pin(futures_util::stream::empty())
     }
 
     async fn remove(&self, _: &Digest) -> Result<(), StoreError> {

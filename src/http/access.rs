@@ -218,8 +218,8 @@ fn token(cache: &Cache, holder: &Holder, refresh_token: Option<&str>) -> Respons
         "token": token, "access_token": token, "issued_at": humantime::format_rfc3339_seconds(issued_at).to_string(),
         "expires_in": cache.access.config.token_life.as_secs(),
     });
-    if let Some(token) = refresh_token {
-        body["refresh_token"] = token.into();
+    if let (Some(token), Some(body)) = (refresh_token, body.as_object_mut()) {
+        body.insert("refresh_token".into(), token.into());
     }
     answer(&body)
 }

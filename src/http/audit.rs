@@ -14,7 +14,7 @@ use crate::errors::{AccessError, PullError};
 use crate::identity::Principal;
 use crate::identity::policy::Decision;
 use crate::oci::Repository;
-use crate::values::spent::Spent;
+use crate::values::pull_counter::PullCounter;
 
 /// A record that is not written yet: what is known of it so far.
 #[derive(Default)]
@@ -31,7 +31,7 @@ pub(super) struct Record {
     /// Whether they have shown their secret.
     pub(super) by_operator: bool,
     /// What upstream has sent for it.
-    pub(super) spent: Spent,
+    pub(super) spent: PullCounter,
 }
 
 struct Decided {

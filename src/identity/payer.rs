@@ -27,9 +27,10 @@ impl Payer {
             Principal::Oidc(identity) => format!("oidc:{}:{}", identity.issuer, identity.payer),
             Principal::Robot(_) | Principal::Iam(_) => principal.to_string(),
         };
-        let hash = Sha256::digest(name);
-        let mut name = [0; 16];
-        name.copy_from_slice(&hash[..16]);
-        Some(Self::Principal(name))
+        let mut beginning = [0; 16];
+        for (byte, of_hash) in beginning.iter_mut().zip(Sha256::digest(name)) {
+            *byte = of_hash;
+        }
+        Some(Self::Principal(beginning))
     }
 }

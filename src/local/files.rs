@@ -51,7 +51,7 @@ impl Files {
 
     fn path(&self, digest: &Digest) -> PathBuf {
         let hex = digest.hex();
-        self.published.join(digest.algorithm().name()).join(&hex[..2]).join(hex)
+        self.published.join(digest.algorithm().name()).join(digest.shard()).join(hex)
     }
 
     fn check_space(&self, size: u64) -> Result<(), StoreError> {

@@ -199,9 +199,12 @@ fn put_member(repository: &Repository, digest: &Digest, member: Member) -> Resul
 
 /// The media type, a line feed, the bytes.
 fn parse_manifest(digest: Digest, value: &[u8]) -> Result<Manifest, StoreError> {
-    let end = value.iter().position(|&byte| byte == b'\n').ok_or_else(|| corrupt("a manifest without type"))?;
-    let media_type = std::str::from_utf8(&value[..end]).map_err(corrupt)?.parse().map_err(corrupt)?;
-    Ok(Manifest { digest, media_type, bytes: Bytes::copy_from_slice(&value[end + 1..]) })
+    let mut parts = value.splitn(2, |&byte| byte == b'\n');
+    let (Some(media_type), Some(bytes)) = (parts.next(), parts.next()) else {
+        return Err(corrupt("a manifest without type"));
+    };
+    let media_type = std::str::from_utf8(media_type).map_err(corrupt)?.parse().map_err(corrupt)?;
+    Ok(Manifest { digest, media_type, bytes: Bytes::copy_from_slice(bytes) })
 }
 
 fn unreadable(key: &str, error: impl Into<Box<dyn Error + Send + Sync>>) -> StoreError {

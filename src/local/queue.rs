@@ -171,7 +171,7 @@ impl Queue {
             let failures = fill.now.failures + 1;
             fill.others.push_back(Asked { failures, rest, ..Asked::new(fill.now.job.clone()) });
         }
-        let next = (0..fill.others.len()).min_by_key(|&at| fill.others[at].failures);
+        let next = fill.others.iter().enumerate().min_by_key(|(_, other)| other.failures).map(|(at, _)| at);
         let Some(next) = next.and_then(|at| fill.others.remove(at)).filter(|_| !self.stopping()) else {
             fills.remove(digest);
             return;

@@ -16,8 +16,8 @@ use crate::ports::Job;
 use crate::records::{BlobView, Member};
 use crate::upstream::Evidence;
 use crate::values::flight::Flights;
+use crate::values::pull_counter::PullCounter;
 use crate::values::served::Served;
-use crate::values::spent::Spent;
 use crate::values::time::Timestamp;
 
 /// The permissions that upstream is being asked about: of a repository by whatever is asked for first, else by this.
@@ -70,7 +70,7 @@ impl Membership {
         repository: &Repository,
         evidence: Evidence,
         payer: Option<Payer>,
-        spent: &Spent,
+        spent: &PullCounter,
     ) -> Result<Served, PullError> {
         if !self.permission_is_due(repository).await? {
             return Ok(Served::Hit);
@@ -102,7 +102,7 @@ impl Membership {
         only: Option<Evidence>,
         evidence: &Evidence,
         payer: Option<Payer>,
-        spent: &Spent,
+        spent: &PullCounter,
     ) -> Result<(Evidence, Result<(), PullError>), PullError> {
         loop {
             let turn = self.core.budgets.turn(payer).await?;
@@ -125,7 +125,7 @@ impl Membership {
         repository: &Repository,
         evidence: &Evidence,
         payer: Option<Payer>,
-        spent: &Spent,
+        spent: &PullCounter,
         mut turn: Turn,
     ) -> Result<(), PullError> {
         // It may have been shown since that was found to be due.

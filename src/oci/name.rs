@@ -36,7 +36,10 @@ impl Name {
 
     /// Every way to divide it in two, the one with the longest first part first.
     pub fn splits(&self) -> impl Iterator<Item = (&str, Self)> {
-        self.0.rmatch_indices('/').map(|(at, _)| (&self.0[..at], Self(self.0[at + 1..].into())))
+        self.0.rmatch_indices('/').filter_map(|(at, _)| {
+            let (first, rest) = self.0.split_at_checked(at)?;
+            Some((first, Self(rest.strip_prefix('/')?.into())))
+        })
     }
 
     /// `<self>/<rest>`, however long that is: [`Self::checked`] says whether an upstream can have it.

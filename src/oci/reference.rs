@@ -135,7 +135,7 @@ mod tests {
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let digest = Digest::of(algorithm, b"subject");
             let tag = Tag::of_referrers(&digest);
-            assert_eq!(tag.as_str(), format!("{}-{}", algorithm.name(), &digest.hex()[..64]));
+            assert_eq!(tag.as_str(), format!("{}-{}", algorithm.name(), digest.hex().get(..64).unwrap()));
             assert_eq!(tag.as_str().parse(), Ok(tag));
         }
     }

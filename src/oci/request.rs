@@ -113,13 +113,13 @@ impl Request {
         let (prefix, path) = match path.strip_prefix("/v2") {
             Some(rest) if rest.is_empty() || rest.starts_with('/') => (None, rest),
             _ => {
-                let end = match path.find("/v2/") {
-                    None if path.ends_with("/v2") => path.len() - "/v2".len(),
-                    None | Some(0) => return Err(InvalidRequest::Endpoint),
-                    Some(end) => end,
+                let divided = match path.find("/v2/") {
+                    Some(at) => path.split_at_checked(at),
+                    None => path.strip_suffix("/v2").map(|prefix| (prefix, "/v2")),
                 };
-                let prefix = path[..end].strip_prefix('/').ok_or(InvalidRequest::Endpoint)?;
-                (Some(prefix.parse()?), &path[end + "/v2".len()..])
+                let (prefix, rest) = divided.ok_or(InvalidRequest::Endpoint)?;
+                let prefix = prefix.strip_prefix('/').ok_or(InvalidRequest::Endpoint)?;
+                (Some(prefix.parse()?), rest.strip_prefix("/v2").unwrap_or_default())
             }
         };
         let head = match *method {

@@ -34,7 +34,7 @@ impl Troubled {
 
     async fn answer_or_not(&self) {
         if self.silent.load(Ordering::SeqCst) {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

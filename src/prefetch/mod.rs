@@ -13,8 +13,8 @@ use crate::errors::{PullError, StoreError, UpstreamError, chain};
 use crate::oci::{Descriptor, Digest, InvalidManifest, Manifest, Platforms, Reference, Repository};
 use crate::ports::{ImageJob, Job, Priority};
 use crate::pull::{Pull, Want};
+use crate::values::pull_counter::PullCounter;
 use crate::values::served::Served;
-use crate::values::spent::Spent;
 
 /// The most manifests of one image that are fetched: an index of everything there is lists about fifty.
 const MAX_MANIFESTS: usize = 500;
@@ -76,7 +76,7 @@ impl Prefetch {
 
     /// Stores an image that a policy or a schedule wants. Upstream need not have it for all the platforms that they name.
     pub async fn run(&self, image: &ImageJob) -> Result<(), PullError> {
-        match self.image(image, &Spent::UNCOUNTED).await {
+        match self.image(image, &PullCounter::UNCOUNTED).await {
             Ok(prefetched) => {
                 let missing = prefetched.blobs.iter().filter(|(_, stored)| !stored).count();
                 tracing::info!(
@@ -96,7 +96,7 @@ impl Prefetch {
     }
 
     /// Stores the manifests of an image, and requests the fills of its blobs. `spent`: what upstream sends is counted there.
-    pub async fn image(&self, image: &ImageJob, spent: &Spent) -> Result<Prefetched, PullError> {
+    pub async fn image(&self, image: &ImageJob, spent: &PullCounter) -> Result<Prefetched, PullError> {
         let repository = &image.repository;
         let check = image.priority == Priority::Refresh;
         let want = Want { check, priority: image.priority, payer: image.payer, spent: spent.clone(), ..Want::GET };

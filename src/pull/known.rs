@@ -12,8 +12,8 @@ use crate::oci::{Digest, Manifest, Observed, Repository};
 use crate::records::tag::{self, Decision};
 use crate::records::{Previous, TagRecord};
 use crate::upstream::{Evidence, Upstream};
+use crate::values::pull_counter::PullCounter;
 use crate::values::served::Served;
-use crate::values::spent::Spent;
 
 /// Manifests this process has served: by digest they never change, and each stands for its own repository only.
 pub(crate) struct Warm(pub(super) MemoryCache<(Repository, Digest), Arc<Manifest>, ManifestBytes>);
@@ -66,7 +66,7 @@ impl Pull {
         upstream: &Upstream,
         repository: &Repository,
         record: &TagRecord,
-        spent: &Spent,
+        spent: &PullCounter,
     ) -> Result<Option<PulledManifest>, PullError> {
         match upstream.config().deleted {
             Deleted::Missing => Ok(None),

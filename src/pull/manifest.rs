@@ -16,8 +16,8 @@ use crate::ports::{Attempts, Priority};
 use crate::records::tag::{self, Decision, LEASE};
 use crate::records::{Previous, TagRecord, Versioned};
 use crate::upstream::{Evidence, Upstream};
+use crate::values::pull_counter::PullCounter;
 use crate::values::served::Served;
-use crate::values::spent::Spent;
 
 /// How long a client waits for another process to ask upstream: longer than that may take, shorter than clients wait for
 /// headers.
@@ -41,7 +41,7 @@ pub struct Want {
     /// At whose expense. `None`: nobody's.
     pub payer: Option<Payer>,
     /// Where what upstream sends for it is counted.
-    pub spent: Spent,
+    pub spent: PullCounter,
     /// That there is none is no miss: clients ask about it with every image that they pull.
     pub expected: bool,
 }
@@ -53,7 +53,7 @@ impl Want {
     pub const HEAD: Self = Self::plain(true);
 
     const fn plain(head: bool) -> Self {
-        let (priority, spent) = (Priority::Interactive, Spent::UNCOUNTED);
+        let (priority, spent) = (Priority::Interactive, PullCounter::UNCOUNTED);
         Self { head, check: false, priority, payer: None, spent, expected: false }
     }
 }

@@ -141,8 +141,9 @@ fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
 pub fn retry_after_in(text: &str) -> Option<Duration> {
     let (_, text) = text.split_once("retry-after:")?;
     let text = text.trim_start();
-    let number = &text[..text.find(|letter: char| !letter.is_ascii_digit() && letter != '.')?];
-    let unit = text[number.len()..].split(|letter: char| !letter.is_alphabetic()).next()?;
+    let after = text.trim_start_matches(|letter: char| letter.is_ascii_digit() || letter == '.');
+    let number = text.strip_suffix(after)?;
+    let unit = after.split(|letter: char| !letter.is_alphabetic()).next()?;
     let seconds = match unit {
         "ns" => 1e-9,
         "us" | "µs" | "μs" => 1e-6,

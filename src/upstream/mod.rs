@@ -91,7 +91,7 @@ impl Upstreams {
     fn part(&self, repository: &Repository) -> Option<&Upstream> {
         let path = repository.to_string();
         let mut ends = std::iter::once(path.len()).chain(path.rmatch_indices('/').map(|(at, _)| at));
-        ends.find_map(|end| self.parts.get(&path[..end]))
+        ends.find_map(|end| self.parts.get(path.get(..end)?))
     }
 
     /// Whether everybody who is let in may pull from a repository: its upstream shows it to us as it would to anybody, and

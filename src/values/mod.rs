@@ -3,8 +3,8 @@
 pub mod address;
 pub mod flight;
 pub mod pattern;
+pub mod pull_counter;
 pub mod secret;
 pub mod served;
-pub mod spent;
 pub mod text;
 pub mod time;

@@ -19,8 +19,8 @@ impl Pattern {
         let Some(last) = parts.next_back() else { return rest.is_empty() };
         for part in parts {
             // The earliest place is the best one: it leaves most to what follows.
-            let Some(at) = rest.find(part) else { return false };
-            rest = &rest[at + part.len()..];
+            let Some((_, after)) = rest.split_once(part) else { return false };
+            rest = after;
         }
         rest.ends_with(last)
     }

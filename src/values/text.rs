@@ -4,6 +4,7 @@
 pub fn excerpt(text: &impl std::fmt::Display) -> String {
     const MOST: usize = 100;
     let text = text.to_string();
-    let end = text.char_indices().nth(MOST).map_or(text.len(), |(end, _)| end);
-    format!("{}{}", text[..end].escape_debug(), if end < text.len() { "…" } else { "" })
+    let mut letters = text.chars();
+    let beginning: String = letters.by_ref().take(MOST).collect();
+    format!("{}{}", beginning.escape_debug(), if letters.next().is_some() { "…" } else { "" })
 }

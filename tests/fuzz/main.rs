@@ -4,6 +4,13 @@
 //! Cases are made of what is right by a few changes each. Some ten thousand for each target go with every run;
 //! `STOPOVER_FUZZ` says how many instead (`make test`: a million). A failure names the seed that repeats it.
 
+#![expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a panic is how a test fails, in its helpers too"
+)]
+
 mod config;
 mod generate;
 mod issuers;

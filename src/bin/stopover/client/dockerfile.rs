@@ -104,8 +104,7 @@ fn here_documents(instruction: &str) -> Vec<String> {
     let end = |word: &str| {
         let text = word.trim_start_matches(|letter: char| letter.is_ascii_digit()).strip_prefix("<<")?;
         let text = text.strip_prefix('-').unwrap_or(text).trim_start_matches(['"', '\'']);
-        let end = text.find(|letter: char| !letter.is_alphanumeric() && letter != '_').unwrap_or(text.len());
-        Some(text[..end].to_owned())
+        text.split(|letter: char| !letter.is_alphanumeric() && letter != '_').next().map(str::to_owned)
     };
     instruction.split_whitespace().filter_map(end).filter(|end| !end.is_empty()).collect()
 }

@@ -119,11 +119,10 @@ impl<'a> Lines<'a> {
 
     /// The first line that holds this and was not found before.
     fn find(&mut self, name: &str) -> Option<usize> {
-        let index = self.0.iter().position(|line| {
-            line.is_some_and(|line| (line.contains("image") || line.contains("reference")) && line.contains(name))
-        })?;
-        self.0[index] = None;
-        Some(index + 1)
+        let holds = |line: &str| (line.contains("image") || line.contains("reference")) && line.contains(name);
+        let (number, line) = (1..).zip(&mut self.0).find(|(_, line)| line.is_some_and(holds))?;
+        *line = None;
+        Some(number)
     }
 }
 

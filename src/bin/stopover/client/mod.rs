@@ -103,7 +103,7 @@ impl Client {
         }
         let status = answer.status();
         let body: serde_json::Value = serde_json::from_slice(&answer.bytes().await?).unwrap_or_default();
-        bail!("{status}: {}", body["errors"][0]["message"].as_str().unwrap_or("no reason was given"))
+        bail!("{status}: {}", message_in(&body).unwrap_or("no reason was given"))
     }
 
     /// Where a part of an image is pulled.
@@ -130,9 +130,14 @@ impl Client {
         let (status, body) = (answer.status(), answer.bytes().await?);
         if !status.is_success() {
             let body: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-            let reason = body["error"].as_str().or_else(|| body["errors"][0]["message"].as_str());
+            let reason = body.get("error").and_then(|error| error.as_str()).or_else(|| message_in(&body));
             bail!("{status}: {}", reason.unwrap_or("that is no cache of this version"));
         }
         serde_json::from_slice(&body).context("that is no cache of this version")
     }
+}
+
+/// What a registry says of an error to people (distribution-spec 1.1, "Error Codes").
+fn message_in(body: &serde_json::Value) -> Option<&str> {
+    body.pointer("/errors/0/message")?.as_str()
 }

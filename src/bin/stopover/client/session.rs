@@ -16,7 +16,7 @@ use stopover::values::time::Clock;
 use url::Position;
 
 use super::login::{Credential, Identity};
-use super::{Client, Endpoint};
+use super::{Client, Endpoint, message_in};
 
 /// Where a password is read: an argument would be seen in the list of processes.
 const PASSWORD: &str = "STOPOVER_PASSWORD";
@@ -156,12 +156,12 @@ impl Client {
         let answer = answer.with_context(|| format!("{} issues no token", origin.ascii_serialization()))?;
         let (status, body) = (answer.status(), answer.bytes().await?);
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-        let token = body["token"].as_str().filter(|_| status == StatusCode::OK);
+        let token = body.get("token").and_then(|token| token.as_str()).filter(|_| status == StatusCode::OK);
         if let Some(token) = token {
             *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(token.to_owned());
             return Ok(());
         }
-        let reason = body["errors"][0]["message"].as_str().unwrap_or("no reason was given");
+        let reason = message_in(&body).unwrap_or("no reason was given");
         match credential {
             None => bail!("{} asks for a login: log in {HOW_TO_LOG_IN}", self.server),
             Some(Credential { user, .. }) => bail!("{} refuses the login as {user}: {status}: {reason}", self.server),

@@ -65,7 +65,8 @@ impl Files<'_> {
         }
         let path = self.path("/etc/docker/daemon.json");
         let daemon: serde_json::Value = read(&path, |text| serde_json::from_str(text))?.unwrap_or_default();
-        let mirrors = daemon["registry-mirrors"].as_array().into_iter().flatten().filter_map(|mirror| mirror.as_str());
+        let mirrors = daemon.get("registry-mirrors").and_then(|mirrors| mirrors.as_array()).into_iter().flatten();
+        let mirrors = mirrors.filter_map(|mirror| mirror.as_str());
         // A path goes before `/v2/` (dockerd 24.0.9 and later), and there is no default for the scheme.
         let name = &self.sample.path;
         let asked = |mirror| self.leads(mirror, "", false, |path| format!("{path}/v2/{name}"));

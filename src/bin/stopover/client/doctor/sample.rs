@@ -8,7 +8,7 @@ use stopover::oci::{Digest, Hasher, MAX_MANIFEST_BYTES, Manifest, MediaType, Pla
 use stopover::operate::report::Bytes;
 
 use super::{Problem, Sample, Verdict, chain};
-use crate::client::Client;
+use crate::client::{Client, message_in};
 
 /// How long one blob may take.
 const PATIENCE: Duration = Duration::from_mins(10);
@@ -118,7 +118,7 @@ impl Client {
         }
         let body = read(answer, MAX_REFUSAL_BYTES).await.ok().flatten().unwrap_or_default();
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-        let reason = body["errors"][0]["message"].as_str().unwrap_or("no reason was given");
+        let reason = message_in(&body).unwrap_or("no reason was given");
         let fix = match status {
             StatusCode::NOT_FOUND => {
                 "name an image that exists with --image, of an upstream of `stopover config check`"

@@ -74,7 +74,7 @@ impl Client {
 
     async fn asked(&self, client: Target, files: &Files<'_>) -> Result<Verdict, String> {
         let commands = commands(client, files);
-        let command = commands.into_iter().find(|command| is_installed(&command[0]));
+        let command = commands.into_iter().find(|command| command.first().is_some_and(|program| is_installed(program)));
         let [program, arguments @ ..] = &command.ok_or("no program that pulls with it is here")?[..] else {
             return Err("no program that pulls with it is here".into());
         };

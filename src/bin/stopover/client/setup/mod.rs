@@ -135,7 +135,7 @@ fn of_upstream(block: &str, Upstream { id, registry }: &Upstream) -> String {
 /// The configuration of another client, indented as the line that stands for it.
 fn included(line: &str, mirror: &Endpoint, upstreams: &[Upstream]) -> Option<String> {
     let client = Target::from_str(line.trim().strip_prefix('@')?.strip_suffix('@')?, false).ok()?;
-    let indentation = &line[..line.len() - line.trim_start().len()];
+    let indentation = line.strip_suffix(line.trim_start()).unwrap_or_default();
     let text = client.configuration(mirror, upstreams);
     let lines = text.lines().map(|line| if line.is_empty() { String::new() } else { format!("{indentation}{line}") });
     Some(lines.collect::<Vec<_>>().join("\n"))

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What one request has spent so far: shared with the work that goes on for it.
 #[derive(Clone, Debug)]
-pub struct Spent(Option<Arc<AtomicU64>>);
+pub struct PullCounter(Option<Arc<AtomicU64>>);
 
-impl Spent {
+impl PullCounter {
     /// For work that is done for no request.
     pub const UNCOUNTED: Self = Self(None);
 
@@ -26,7 +26,7 @@ impl Spent {
 }
 
 /// A counter that begins at nothing.
-impl Default for Spent {
+impl Default for PullCounter {
     fn default() -> Self {
         Self(Some(Arc::default()))
     }
@@ -38,10 +38,10 @@ mod tests {
 
     #[test]
     fn a_request_counts_what_goes_on_for_it_and_nothing_else() {
-        let (one, other) = (Spent::default(), Spent::default());
+        let (one, other) = (PullCounter::default(), PullCounter::default());
         one.note_manifest();
         one.clone().note_manifest();
-        Spent::UNCOUNTED.note_manifest();
-        assert_eq!((one.manifests(), other.manifests(), Spent::UNCOUNTED.manifests()), (2, 0, 0));
+        PullCounter::UNCOUNTED.note_manifest();
+        assert_eq!((one.manifests(), other.manifests(), PullCounter::UNCOUNTED.manifests()), (2, 0, 0));
     }
 }
