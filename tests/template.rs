@@ -1,6 +1,8 @@
 //! What `template.yaml` promises: each function may do exactly what its code does, data outlives the stack, and nobody is
 //! let in by default.
 
+#![expect(clippy::panic, clippy::string_slice, reason = "a panic is how a test fails, in its helpers too")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -8,7 +8,7 @@ use lambda_http::RequestExt as _;
 use lambda_http::request::RequestContext;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use stopover::http::Https;
-use stopover::identity::Source;
+use stopover::identity::Peer;
 
 /// What may not stand in a path as it is; everything else does, so that an escape has one meaning.
 const ESCAPED: AsciiSet = NON_ALPHANUMERIC
@@ -33,7 +33,7 @@ pub(crate) async fn with_source(mut request: Request, next: Next) -> Response {
         }
         _ => (None, None),
     };
-    let source = Source {
+    let source = Peer {
         address: address.and_then(|address| address.parse().ok()),
         vpc_endpoint: endpoint.and_then(|id| id.parse().ok()),
     };
@@ -103,7 +103,7 @@ mod tests {
     async fn source(event: &str) -> String {
         answer(event, |request| {
             let extensions = request.extensions();
-            let source = extensions.get::<Source>().unwrap();
+            let source = extensions.get::<Peer>().unwrap();
             let address = source.address.map(|address| address.to_string());
             let endpoint = source.vpc_endpoint.map(|endpoint| endpoint.to_string());
             let https = extensions.get::<Https>().is_some();

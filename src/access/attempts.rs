@@ -22,7 +22,7 @@ const FORGIVEN: Duration = Duration::from_mins(15);
 const MOST: usize = 10_000;
 
 /// Who has sent wrong secrets.
-pub(super) struct Attempts {
+pub(super) struct FailedLogins {
     clock: Clock,
     kept: Mutex<MemoryCache<Guesser, Wrong>>,
 }
@@ -44,7 +44,7 @@ fn guessers(user: &str, address: Option<IpAddr>) -> [(Guesser, u32); 2] {
     [((Some(user), address), FREE.0), ((None, address), FREE.1)]
 }
 
-impl Attempts {
+impl FailedLogins {
     pub(super) fn new(clock: Clock) -> Self {
         Self { clock, kept: Mutex::new(MemoryCache::new(MOST)) }
     }
@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn the_addresses_of_one_ipv6_network_wait_together() {
-        let attempts = Attempts::new(Clock::manual(Timestamp(1000)));
+        let attempts = FailedLogins::new(Clock::manual(Timestamp(1000)));
         for last in 1..=4 {
             let address = format!("2001:db8::{last}").parse().ok();
             assert!(
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn however_many_strangers_there_are_memory_is_bounded() {
-        let attempts = Attempts::new(Clock::manual(Timestamp(1000)));
+        let attempts = FailedLogins::new(Clock::manual(Timestamp(1000)));
         for number in 0..30_000_u32 {
             attempts.refuse("ci", Some(IpAddr::from(number.to_be_bytes())), "wrong");
         }

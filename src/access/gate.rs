@@ -13,7 +13,7 @@ use super::token::{Holder, TokenKeys};
 use super::web::Web;
 use crate::config::AccessConfig;
 use crate::errors::AccessError;
-use crate::identity::{IAM_USER, OIDC_USER, Principal, RobotName, Source};
+use crate::identity::{IAM_USER, OIDC_USER, Peer, Principal, RobotName};
 use crate::ports::Ledger;
 use crate::values::time::Clock;
 
@@ -26,12 +26,12 @@ pub(crate) struct Asking<'a> {
     /// The value of `Authorization`.
     pub(crate) authorization: Option<&'a str>,
     /// Where it comes from.
-    pub(crate) source: Source,
+    pub(crate) source: Peer,
 }
 
 /// As whom somebody wants to be let in, before anything of it is proved. Parsed, so that it may get into a log.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Login {
+pub(crate) enum ClaimedIdentity {
     /// As this robot.
     Robot(RobotName),
     /// As an identity of AWS.
@@ -40,7 +40,7 @@ pub(crate) enum Login {
     Oidc,
 }
 
-impl Login {
+impl ClaimedIdentity {
     /// What a user name means. `None`: nobody, whatever the configuration says.
     pub(crate) fn of(user: &str) -> Option<Self> {
         match user {
@@ -51,7 +51,7 @@ impl Login {
     }
 }
 
-impl std::fmt::Display for Login {
+impl std::fmt::Display for ClaimedIdentity {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Robot(name) => write!(formatter, "robot:{name}"),
@@ -63,10 +63,10 @@ impl std::fmt::Display for Login {
 
 impl<'a> Asking<'a> {
     /// As whom somebody wants to be let in who has a user name and a secret.
-    pub(crate) fn login(&self) -> Option<Login> {
+    pub(crate) fn login(&self) -> Option<ClaimedIdentity> {
         match self.credentials().ok()? {
-            Credentials::Secret(user, _) => Login::of(&user),
-            Credentials::None | Credentials::Token(_) => None,
+            PresentedCredentials::Secret(user, _) => ClaimedIdentity::of(&user),
+            PresentedCredentials::None | PresentedCredentials::Token(_) => None,
         }
     }
 
@@ -74,30 +74,30 @@ impl<'a> Asking<'a> {
     /// that `Authorization` has it in. So it ends when the secret does, and not with the keys that tokens are signed with.
     /// What others prove themselves with is good for minutes only.
     pub(crate) fn refresh_token(&self) -> Option<&'a str> {
-        let Some(Login::Robot(_)) = self.login() else { return None };
+        let Some(ClaimedIdentity::Robot(_)) = self.login() else { return None };
         self.authorization?.split_once(' ').map(|(_, pair)| pair.trim())
     }
 
-    fn credentials(&self) -> Result<Credentials<'a>, AccessError> {
-        let Some(authorization) = self.authorization else { return Ok(Credentials::None) };
+    fn credentials(&self) -> Result<PresentedCredentials<'a>, AccessError> {
+        let Some(authorization) = self.authorization else { return Ok(PresentedCredentials::None) };
         if authorization.len() > LONGEST_AUTHORIZATION {
             return Err(AccessError::WrongCredentials("Authorization is too long"));
         }
         let (scheme, rest) = authorization.split_once(' ').unwrap_or((authorization, ""));
         if scheme.eq_ignore_ascii_case("bearer") {
-            return Ok(Credentials::Token(rest.trim()));
+            return Ok(PresentedCredentials::Token(rest.trim()));
         }
         let basic = Some(rest).filter(|_| scheme.eq_ignore_ascii_case("basic"));
         let pair =
             basic.and_then(|pair| STANDARD.decode(pair.trim()).ok()).and_then(|pair| String::from_utf8(pair).ok());
         let pair = pair.as_deref().and_then(|pair| pair.split_once(':'));
         let (user, secret) = pair.ok_or(AccessError::WrongCredentials("Authorization is neither Bearer nor Basic"))?;
-        Ok(Credentials::Secret(user.to_owned(), secret.to_owned()))
+        Ok(PresentedCredentials::Secret(user.to_owned(), secret.to_owned()))
     }
 }
 
 /// What `Authorization` has (RFC 6750, section 2.1; RFC 7617, section 2).
-enum Credentials<'a> {
+enum PresentedCredentials<'a> {
     None,
     Token(&'a str),
     Secret(String, String),
@@ -148,21 +148,21 @@ impl Access {
             return self.anonymous(asking.source);
         }
         match asking.credentials()? {
-            Credentials::None => self.anonymous(asking.source),
-            Credentials::Token(token) => self.bearer(token, asking.source).await,
-            Credentials::Secret(user, secret) => self.log_in(&user, &secret, asking.source).await,
+            PresentedCredentials::None => self.anonymous(asking.source),
+            PresentedCredentials::Token(token) => self.bearer(token, asking.source).await,
+            PresentedCredentials::Secret(user, secret) => self.log_in(&user, &secret, asking.source).await,
         }
     }
 
     /// Who asks for a token. A token is not exchanged for a newer one: that would be good for ever.
     pub(crate) async fn identify_for_token(&self, asking: Asking<'_>) -> Result<Holder, AccessError> {
         match asking.credentials()? {
-            Credentials::Token(_) => Err(AccessError::InvalidToken),
-            Credentials::None | Credentials::Secret(..) => self.identify(asking).await,
+            PresentedCredentials::Token(_) => Err(AccessError::InvalidToken),
+            PresentedCredentials::None | PresentedCredentials::Secret(..) => self.identify(asking).await,
         }
     }
 
-    fn anonymous(&self, source: Source) -> Result<Holder, AccessError> {
+    fn anonymous(&self, source: Peer) -> Result<Holder, AccessError> {
         match self.config.anonymous.admits(source) {
             true => Ok(Principal::Anonymous.into()),
             false if self.has_logins() => Err(AccessError::NoCredentials),
@@ -171,7 +171,7 @@ impl Access {
     }
 
     /// Who a token is about, as long as they would be let in if they logged in now.
-    async fn bearer(&self, token: &str, source: Source) -> Result<Holder, AccessError> {
+    async fn bearer(&self, token: &str, source: Peer) -> Result<Holder, AccessError> {
         let keys = self.keys.as_ref().ok_or(AccessError::InvalidToken)?;
         let (holder, issued_at) = keys.verify(&self.config.service, token).map_err(|_| AccessError::InvalidToken)?;
         let let_in = match (&holder.principal, holder.secret) {
@@ -185,7 +185,7 @@ impl Access {
     }
 
     /// Who has this user name and secret.
-    async fn log_in(&self, user: &str, secret: &str, source: Source) -> Result<Holder, AccessError> {
+    async fn log_in(&self, user: &str, secret: &str, source: Peer) -> Result<Holder, AccessError> {
         // Clients without credentials send these to a registry that asks for some (containers/image).
         if user.is_empty() && secret.is_empty() {
             return self.anonymous(source);

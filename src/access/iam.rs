@@ -123,7 +123,7 @@ impl SignedFields {
     /// `…:sts::1:assumed-role/name/session` becomes `…:iam::1:role/name`. `None`: it is no such answer, contradicts itself,
     /// or names somebody of another partition than was asked.
     pub fn identity(&self, answer: &[u8]) -> Option<IamIdentity> {
-        let answer: Answer = serde_json::from_slice(answer).ok()?;
+        let answer: GetCallerIdentityResponse = serde_json::from_slice(answer).ok()?;
         let CallerIdentity { account, arn } = answer.get_caller_identity_response.get_caller_identity_result;
         let parts: Vec<&str> = arn.splitn(6, ':').collect();
         let ["arn", partition, service, "", of, resource] = parts.as_slice() else { return None };
@@ -185,7 +185,7 @@ impl std::fmt::Debug for SignedFields {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Answer {
+struct GetCallerIdentityResponse {
     get_caller_identity_response: Response,
 }
 

@@ -43,13 +43,13 @@ pub(super) struct Keys {
     jwks_uri: Option<Url>,
     web: Web,
     clock: Clock,
-    held: RwLock<Arc<Held>>,
+    held: RwLock<Arc<KnownKeys>>,
     /// Whoever comes while the issuer is asked waits for that answer.
     asking: Mutex<()>,
 }
 
 #[derive(Default)]
-struct Held {
+struct KnownKeys {
     keys: HashMap<String, Arc<Key>>,
     read_at: Option<Timestamp>,
     asked_at: Option<Timestamp>,
@@ -88,7 +88,7 @@ enum Material {
     Ec { crv: String, x: String, y: String },
 }
 
-impl Held {
+impl KnownKeys {
     fn key(&self, id: &str, life: Duration, now: Timestamp) -> Option<Arc<Key>> {
         self.read_at.filter(|at| now < at.plus(life)).and_then(|_| self.keys.get(id).cloned())
     }
@@ -109,11 +109,11 @@ impl Keys {
         let (before, now) = (self.held(), self.clock.now());
         if before.asked_at.is_none_or(|at| now >= at.plus(PAUSE)) {
             let held = match self.ask().await {
-                Ok(keys) => Held { keys, read_at: Some(now), asked_at: Some(now), trouble: None },
+                Ok(keys) => KnownKeys { keys, read_at: Some(now), asked_at: Some(now), trouble: None },
                 Err(trouble) => {
                     tracing::warn!(issuer = self.issuer, error = %trouble, "the keys of an issuer cannot be had");
                     let (keys, read_at) = (before.keys.clone(), before.read_at);
-                    Held { keys, read_at, asked_at: Some(now), trouble: Some(trouble) }
+                    KnownKeys { keys, read_at, asked_at: Some(now), trouble: Some(trouble) }
                 }
             };
             *self.held.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(held);
@@ -125,7 +125,7 @@ impl Keys {
         }
     }
 
-    fn held(&self) -> Arc<Held> {
+    fn held(&self) -> Arc<KnownKeys> {
         Arc::clone(&self.held.read().unwrap_or_else(PoisonError::into_inner))
     }
 

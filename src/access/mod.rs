@@ -13,7 +13,7 @@ mod sts;
 pub mod token;
 mod web;
 
-pub(crate) use gate::{Access, Asking, Login};
+pub(crate) use gate::{Access, Asking, ClaimedIdentity};
 pub(crate) use operator::ProvenBody;
 pub use operator::{InvalidSecret, OPERATOR_HEADER, OperatorSecret};
 pub use organization::Organization;

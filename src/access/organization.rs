@@ -28,11 +28,11 @@ pub(super) struct Members {
     id: String,
     organization: Arc<dyn Organization>,
     clock: Clock,
-    known: MemoryCache<String, Known>,
+    known: MemoryCache<String, Membership>,
 }
 
 #[derive(Clone, Copy)]
-struct Known {
+struct Membership {
     belongs: bool,
     /// When AWS said so.
     said_at: Timestamp,
@@ -60,11 +60,11 @@ impl Members {
         let known = match (answer, before) {
             (Ok(belongs), _) => {
                 let fresh_until = now.plus(if belongs { FRESH } else { BRIEF });
-                Known { belongs, said_at: now, fresh_until }
+                Membership { belongs, said_at: now, fresh_until }
             }
             // Who did not belong to it may have joined since.
             (Err(_), Some(before)) if before.belongs && now < before.said_at.plus(USABLE) => {
-                Known { fresh_until: now.plus(BRIEF), ..before }
+                Membership { fresh_until: now.plus(BRIEF), ..before }
             }
             (Err(error), _) => return Err(error),
         };

@@ -9,7 +9,7 @@ use quick_cache::sync::Cache as MemoryCache;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex;
 
-use super::attempts::Attempts;
+use super::attempts::FailedLogins;
 use super::lane::Lane;
 use crate::errors::{AccessError, Failure, StoreError};
 use crate::identity::RobotName;
@@ -38,7 +38,7 @@ pub(super) struct RobotLogins {
     /// Secrets that were right, by what they were compared with.
     verified: MemoryCache<Verified, ()>,
     comparing: Lane,
-    attempts: Attempts,
+    attempts: FailedLogins,
 }
 
 #[derive(Clone)]
@@ -58,7 +58,7 @@ impl RobotLogins {
             asking: Mutex::default(),
             verified: MemoryCache::new(1000),
             comparing: Lane::new(MOST_WAITING, COMPARED_AT_ONCE),
-            attempts: Attempts::new(clock.clone()),
+            attempts: FailedLogins::new(clock.clone()),
             clock,
         }
     }

@@ -98,14 +98,14 @@ impl Budgets {
 
     /// A caller's turn to ask for what may not exist. A miss is paid for ahead, so that those who ask for everything at
     /// once, or leave before the answer, get no further than others.
-    pub(crate) async fn turn(self: &Arc<Self>, payer: Option<Payer>) -> Result<Turn, OverBudget> {
-        let Some(payer) = payer else { return Ok(Turn::free()) };
+    pub(crate) async fn reserve_miss(self: &Arc<Self>, payer: Option<Payer>) -> Result<MissReservation, OverBudget> {
+        let Some(payer) = payer else { return Ok(MissReservation::free()) };
         // Half of the budget, so that what does exist is not refused because much of it is asked for at once.
         let at_once = (self.limits.misses / 2).clamp(1, AT_ONCE);
         let turns = self.on_account(payer, |account, _| account.turns(at_once));
-        let Ok(permit) = turns.acquire_owned().await else { return Ok(Turn::free()) };
+        let Ok(permit) = turns.acquire_owned().await else { return Ok(MissReservation::free()) };
         self.take(Some(payer), Budget::Misses, 1)?;
-        Ok(Turn { paid: Some((Arc::clone(self), payer, permit)), asked: false })
+        Ok(MissReservation { paid: Some((Arc::clone(self), payer, permit)), sent: false })
     }
 
     /// Whether a manifest may be fetched on behalf of a caller.
@@ -148,12 +148,12 @@ impl Budgets {
     }
 
     /// Takes a miss for what the ledger is asked, which may turn out to have been for nothing.
-    pub(crate) fn take_miss(&self, payer: Option<Payer>) -> Result<(), OverBudget> {
+    pub(crate) fn charge_miss(&self, payer: Option<Payer>) -> Result<(), OverBudget> {
         self.take(payer, Budget::Misses, 1)
     }
 
     /// It was not.
-    pub(crate) fn give_miss_back(&self, payer: Option<Payer>) {
+    pub(crate) fn refund_miss(&self, payer: Option<Payer>) {
         self.give_back(payer, Budget::Misses, 1);
     }
 
@@ -163,33 +163,33 @@ impl Budgets {
     }
 }
 
-/// See [`Budgets::turn`]. Dropped before upstream was asked it costs nothing.
-pub(crate) struct Turn {
+/// See [`Budgets::reserve_miss`]. Dropped before upstream was sent it costs nothing.
+pub(crate) struct MissReservation {
     paid: Option<(Arc<Budgets>, Payer, OwnedSemaphorePermit)>,
-    asked: bool,
+    sent: bool,
 }
 
-impl Turn {
+impl MissReservation {
     /// Nobody's.
     pub(crate) fn free() -> Self {
-        Self { paid: None, asked: false }
+        Self { paid: None, sent: false }
     }
 
-    /// Upstream is asked now, and what becomes of it is a miss unless [`Self::end`] says otherwise.
-    pub(crate) fn ask(&mut self) {
-        self.asked = true;
+    /// Upstream is sent now, and what becomes of it is a miss unless [`Self::settle`] says otherwise.
+    pub(crate) fn mark_sent(&mut self) {
+        self.sent = true;
     }
 
     /// Whether it was a miss after all.
-    pub(crate) fn end(mut self, miss: bool) {
-        self.asked &= miss;
+    pub(crate) fn settle(mut self, miss: bool) {
+        self.sent &= miss;
     }
 }
 
-impl Drop for Turn {
+impl Drop for MissReservation {
     fn drop(&mut self) {
         if let Some((budgets, payer, _)) = &self.paid
-            && !self.asked
+            && !self.sent
         {
             budgets.give_back(Some(*payer), Budget::Misses, 1);
         }

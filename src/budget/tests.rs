@@ -18,8 +18,8 @@ fn known(principal: &str, address: &str) -> Option<Payer> {
 }
 
 async fn miss(budgets: &Arc<Budgets>, payer: Option<Payer>) -> Result<(), u64> {
-    let mut turn = budgets.turn(payer).await.map_err(|over| over.retry_after.as_secs())?;
-    turn.ask();
+    let mut reservation = budgets.reserve_miss(payer).await.map_err(|over| over.retry_after.as_secs())?;
+    reservation.mark_sent();
     Ok(())
 }
 
@@ -55,23 +55,23 @@ async fn a_caller_may_miss_so_often_in_a_minute_and_gets_that_back_evenly() {
 async fn what_exists_is_no_miss_however_much_of_it_is_asked_for_at_once() {
     let budgets = Budgets::new(LIMITS, Clock::manual(Timestamp(1000)));
     let caller = at("192.0.2.1");
-    let mut turns = Vec::new();
+    let mut reservations = Vec::new();
     for _ in 0..LIMITS.misses / 2 {
-        let mut turn = budgets.turn(caller).await.unwrap();
-        turn.ask();
-        turns.push(turn);
+        let mut reservation = budgets.reserve_miss(caller).await.unwrap();
+        reservation.mark_sent();
+        reservations.push(reservation);
     }
     let waiting = tokio::spawn({
         let budgets = Arc::clone(&budgets);
-        async move { budgets.turn(caller).await.map(|turn| turn.end(false)) }
+        async move { budgets.reserve_miss(caller).await.map(|reservation| reservation.settle(false)) }
     });
     tokio::task::yield_now().await;
     assert!(!waiting.is_finished(), "half of the budget is asked for");
-    for turn in turns {
-        turn.end(false);
+    for reservation in reservations {
+        reservation.settle(false);
     }
     assert_eq!(waiting.await.unwrap(), Ok(()));
-    drop(budgets.turn(caller).await.unwrap());
+    drop(budgets.reserve_miss(caller).await.unwrap());
     for _ in 0..6 {
         assert_eq!(miss(&budgets, caller).await, Ok(()), "it all came back");
     }

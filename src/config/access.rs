@@ -14,7 +14,7 @@ use super::login::{IamConfig, OidcConfig};
 use super::policy::PolicyRuleTable;
 use super::{ConfigError, SecretReference, UpstreamConfig, value};
 use crate::identity::policy::Policy;
-use crate::identity::{Anonymous, InvalidNetwork, Network, Principal, Source};
+use crate::identity::{Anonymous, InvalidNetwork, Network, Peer, Principal};
 use crate::oci::UpstreamId;
 use crate::values::address::is_in;
 use crate::values::secret::Secret;
@@ -88,7 +88,7 @@ impl AccessConfig {
     }
 
     /// Why a principal is not let in from there, whatever it proves; `None`: it is, if it is that.
-    pub fn not_let_in(&self, principal: &Principal, source: Source) -> Option<&'static str> {
+    pub fn not_let_in(&self, principal: &Principal, source: Peer) -> Option<&'static str> {
         let (admits, reason) = match principal {
             Principal::Anonymous => (self.anonymous.admits(source), "access.anonymous does not name that address"),
             Principal::Robot(_) => (self.robots, "access.robots is not true"),

@@ -9,8 +9,8 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::source::Source;
-use super::{Copied, Fill, Filled, Lease};
+use super::source::SegmentReader;
+use super::{Copied, Fill, Filled, HeldClaim};
 use crate::errors::{FillError, StoreError, UpstreamError, chain};
 use crate::oci::{Hasher, UpstreamId};
 use crate::ports::{Job, Progress, Upload};
@@ -25,12 +25,12 @@ const TICK: Duration = Duration::from_secs(5);
 /// Copies the blob of a claim, from its checkpoint on where that still fits.
 pub(super) async fn copy(
     fill: &Arc<Fill>,
-    lease: &Lease,
+    claim: &HeldClaim,
     checkpoint: Option<Checkpoint>,
     progress: &watch::Sender<Progress>,
     stop: impl Future<Output = Duration> + Send,
 ) -> Copied {
-    let job = &lease.job;
+    let job = &claim.job;
     // What another upstream has sent may be anything.
     let checkpoint = checkpoint.filter(|left| left.upstream.as_ref() == Some(&job.repository.upstream));
     let ended = |outcome| Copied { outcome, checkpoint: None, upload: None, known: false };
@@ -54,12 +54,12 @@ pub(super) async fn copy(
         Err(error) => return Copied { checkpoint, ..ended(Err(error.into())) },
     };
     let begun = writer.begun;
-    let mut copying = Copying { fill, lease, writer: &mut writer, saved: checkpoint };
+    let mut copying = Copying { fill, claim, writer: &mut writer, saved: checkpoint };
     let outcome = copying.run(stop).await;
     let saved = copying.saved;
     let known = saved.is_some();
     match outcome {
-        Ok(true) => match lease.renew(saved.clone()).await {
+        Ok(true) => match claim.renew(saved.clone()).await {
             // Only the owner of the claim publishes.
             Ok(()) => match writer.upload.publish().await {
                 Ok(()) => ended(Ok(Filled::Stored)),
@@ -92,7 +92,7 @@ fn end(outcome: Result<Filled, FillError>, checkpoint: Option<Checkpoint>, write
 
 struct Copying<'a> {
     fill: &'a Arc<Fill>,
-    lease: &'a Lease,
+    claim: &'a HeldClaim,
     writer: &'a mut Writer,
     /// The checkpoint that the ledger has.
     saved: Option<Checkpoint>,
@@ -102,30 +102,30 @@ impl Copying<'_> {
     /// Stores all bytes. `false`: it was stopped before. Ends well only with the right number of bytes of the right digest.
     async fn run(&mut self, stop: impl Future<Output = Duration> + Send) -> Result<bool, FillError> {
         let mut stop = std::pin::pin!(stop);
-        let job = &self.lease.job;
+        let job = &self.claim.job;
         let mut source = tokio::select! {
             biased;
-            source = Source::open(self.fill, job, self.writer.written) => source?,
+            source = SegmentReader::open(self.fill, job, self.writer.written) => source?,
             _ = &mut stop => return Ok(false),
         };
         // Before anybody can see a byte of it.
         self.fill.membership.note_proven(&job.repository, &job.digest, job.size).await?;
         // When to give up what is still on its way, once it is to stop.
         let mut ends_at = None;
-        let mut claimed_until = self.lease.clock.now().plus(CLAIM);
-        let mut renew_at = self.lease.clock.now().plus(CLAIM / 3);
+        let mut claimed_until = self.claim.clock.now().plus(CLAIM);
+        let mut renew_at = self.claim.clock.now().plus(CLAIM / 3);
         let mut checkpoint_at = self.writer.written + CHECKPOINT_BYTES;
         let mut saving: Option<BoxFuture<'_, Result<Option<Checkpoint>, FillError>>> = None;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            if saving.is_none() && (self.writer.written >= checkpoint_at || self.lease.clock.now() >= renew_at) {
-                renew_at = self.lease.clock.now().plus(CLAIM / 6);
+            if saving.is_none() && (self.writer.written >= checkpoint_at || self.claim.clock.now() >= renew_at) {
+                renew_at = self.claim.clock.now().plus(CLAIM / 6);
                 checkpoint_at = self.writer.written + CHECKPOINT_BYTES;
-                let (lease, checkpoint) = (self.lease.clone(), self.writer.checkpoint());
+                let (claim, checkpoint) = (self.claim.clone(), self.writer.checkpoint());
                 let saved = async move {
                     let checkpoint = checkpoint.await?;
-                    lease.renew(checkpoint.clone()).await.map(|()| checkpoint)
+                    claim.renew(checkpoint.clone()).await.map(|()| checkpoint)
                 };
                 saving = Some(saved.boxed());
             }
@@ -146,10 +146,10 @@ impl Copying<'_> {
                     saving = None;
                     let before = self.saved.as_ref().map_or(0, |saved| saved.offset);
                     match saved {
-                        Ok(saved) => (self.saved, claimed_until) = (saved, self.lease.clock.now().plus(CLAIM)),
+                        Ok(saved) => (self.saved, claimed_until) = (saved, self.claim.clock.now().plus(CLAIM)),
                         // As long as the claim lasts there is time to try that again.
                         Err(FillError::Store(error @ StoreError::Unavailable(_)))
-                            if self.lease.clock.now() < claimed_until =>
+                            if self.claim.clock.now() < claimed_until =>
                         {
                             tracing::warn!(blob.digest = %job.digest, error = %chain(&error), "a checkpoint could not be written");
                             continue;

@@ -113,7 +113,7 @@ impl Fill {
         };
         let started = std::time::Instant::now();
         let open = self.core.upstreams.is_open(&job.repository);
-        let lease = Lease {
+        let lease = HeldClaim {
             ledger: Arc::clone(&self.core.ledger),
             clock: self.core.clock.clone(),
             job: job.clone(),
@@ -175,7 +175,7 @@ struct Copied {
 
 /// A claim that this fill holds until another takes it over.
 #[derive(Clone)]
-struct Lease {
+struct HeldClaim {
     ledger: Arc<dyn Ledger>,
     clock: Clock,
     job: Job,
@@ -184,7 +184,7 @@ struct Lease {
     open: bool,
 }
 
-impl Lease {
+impl HeldClaim {
     /// Holds the claim for another while and writes down how far the fill has come, in one write. Only once upstream has
     /// begun to send the blob.
     async fn renew(&self, checkpoint: Option<Checkpoint>) -> Result<(), FillError> {

@@ -30,8 +30,8 @@ const CHUNKS_AHEAD: usize = 8;
 const PIECE_BYTES: usize = 64 * 1024;
 
 /// An in-order reader of the bytes from an offset to the end.
-pub(super) struct Source {
-    upstream: Arc<Upstream>,
+pub(super) struct SegmentReader {
+    upstream: Arc<SegmentFetcher>,
     /// The ones being fetched, in order.
     segments: VecDeque<Segment>,
     /// The first byte that belongs to no segment yet.
@@ -41,7 +41,7 @@ pub(super) struct Source {
 }
 
 /// What the segments of a blob share.
-struct Upstream {
+struct SegmentFetcher {
     fill: Arc<Fill>,
     job: Job,
     /// Where bytes came from lately: asked first, so that the registry itself is asked once and not for each segment.
@@ -64,10 +64,10 @@ enum Sender {
     All(mpsc::UnboundedSender<Result<Bytes, FillError>>),
 }
 
-impl Source {
+impl SegmentReader {
     /// Opens the blob at `offset`, and finds out whether upstream can send parts.
     pub(super) async fn open(fill: &Arc<Fill>, job: &Job, offset: u64) -> Result<Self, FillError> {
-        let upstream = Arc::new(Upstream { fill: Arc::clone(fill), job: job.clone(), place: Mutex::default() });
+        let upstream = Arc::new(SegmentFetcher { fill: Arc::clone(fill), job: job.clone(), place: Mutex::default() });
         let mut source = Self { upstream, segments: VecDeque::new(), next: job.size, ending: false };
         if offset >= job.size && job.size > 0 {
             return Ok(source);
@@ -137,7 +137,7 @@ impl Source {
     }
 }
 
-impl Upstream {
+impl SegmentFetcher {
     /// Reads the bytes from `first` up to `end`, whatever happens to single connections.
     async fn read(&self, first: u64, end: u64, mut opened: Option<OpenBlob>, sender: &Sender) {
         let (mut at, mut failures) = (first, 0);
@@ -366,7 +366,7 @@ mod tests {
             priority: Priority::Interactive,
         };
         let (begun, mut bytes) = (Instant::now(), 0);
-        let mut source = Source::open(&local.cache.fill, &job, 0).await.unwrap();
+        let mut source = SegmentReader::open(&local.cache.fill, &job, 0).await.unwrap();
         let ended = loop {
             match source.next().await {
                 Ok(Some(chunk)) => bytes += chunk.len(),

@@ -19,7 +19,7 @@ fn record(state: BlobState) -> BlobRecord {
 struct World {
     fill: Arc<Fill>,
     ledger: Arc<Troubled>,
-    lease: Lease,
+    lease: HeldClaim,
     _data: TempDir,
 }
 
@@ -48,7 +48,7 @@ async fn world_on(blobs: Arc<dyn Blobs>, data: TempDir, claimed: bool, overtaken
         ledger.swap_blob(&job.digest, None, &claim).await.unwrap().unwrap();
     }
     ledger.overtaken.store(overtaken, Ordering::SeqCst);
-    let lease = Lease { ledger: shared, clock, job, owner: "me".into(), open: true };
+    let lease = HeldClaim { ledger: shared, clock, job, owner: "me".into(), open: true };
     World { fill, ledger, lease, _data: data }
 }
 

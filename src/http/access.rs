@@ -40,14 +40,14 @@ const NO_RULE: &str = "it is private (asked for with credentials, or `public = f
 pub struct Https;
 
 /// Somebody who was let in, and where they are.
-pub(super) struct Guest {
+pub(super) struct Caller {
     pub(super) principal: Principal,
     pub(super) address: Option<IpAddr>,
     /// Of whoever runs the cache: the body that they may send.
     proven: Option<ProvenBody>,
 }
 
-impl Guest {
+impl Caller {
     /// At whose expense it is what they ask for.
     pub(super) fn payer(&self) -> Option<Payer> {
         Payer::of(&self.principal, self.address)

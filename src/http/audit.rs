@@ -9,7 +9,7 @@ use http::request::Parts;
 use http::{Method, StatusCode};
 
 use super::{SERVED, source};
-use crate::access::Login;
+use crate::access::ClaimedIdentity;
 use crate::errors::{AccessError, PullError};
 use crate::identity::Principal;
 use crate::identity::policy::Decision;
@@ -21,7 +21,7 @@ use crate::values::pull_counter::PullCounter;
 pub(super) struct Record {
     pub(super) principal: Option<Principal>,
     /// As whom somebody wanted to be let in who was not.
-    pub(super) login: Option<Login>,
+    pub(super) login: Option<ClaimedIdentity>,
     pub(super) address: Option<IpAddr>,
     decided: Option<Decided>,
     /// How many bytes lie where the answer leads to.

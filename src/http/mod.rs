@@ -28,13 +28,13 @@ use http::header::{
 use http::{HeaderMap, StatusCode};
 use tokio::time::{Instant, timeout_at};
 
-use access::Guest;
+use access::Caller;
 pub use access::Https;
 use audit::Record;
 
 use crate::cache::Cache;
 use crate::errors::{PullError, StoreError, UpstreamError, chain};
-use crate::identity::Source;
+use crate::identity::Peer;
 use crate::oci::{Digest, InvalidRequest, Operation, Repository, Request, RequestedRange};
 use crate::ports::Priority;
 use crate::pull::{Content, PulledBlob, PulledManifest, Want};
@@ -97,19 +97,19 @@ async fn pull(
     record: &mut Record,
 ) -> Result<Response, PullError> {
     let headers = &parts.headers;
-    let guest = Guest::of(cache, parts, record).await?;
+    let caller = Caller::of(cache, parts, record).await?;
     let Some(name) = request.operation.name() else {
         // Needs no upstream: it is answered when every upstream is down.
-        guest.check_ping(cache, parts)?;
+        caller.check_ping(cache, parts)?;
         return cache.core.upstreams.pinged(request).map(|()| ping(request.head));
     };
     let repository = &cache.core.upstreams.repository(request, name)?;
-    guest.check(cache, repository, record)?;
+    caller.check(cache, repository, record)?;
     let want = Want {
         head: request.head,
         check: has(headers, &CACHE_CONTROL, "no-cache"),
         priority: if has(headers, &PRIORITY, "u=7") { Priority::Refresh } else { Priority::Interactive },
-        payer: guest.payer(),
+        payer: caller.payer(),
         spent: record.spent.clone(),
         expected: false,
     };
@@ -175,9 +175,9 @@ fn not_modified(headers: &HeaderMap, digest: &Digest) -> bool {
 
 /// Where a request comes from: an extension of the request, set by what runs the router, or the other end of the connection.
 /// Never a header, which anybody can write.
-fn source(request: &http::request::Parts) -> Source {
+fn source(request: &http::request::Parts) -> Peer {
     let connected = || request.extensions.get::<ConnectInfo<SocketAddr>>().map(|connected| connected.0.ip());
-    request.extensions.get::<Source>().copied().unwrap_or_else(|| connected().into())
+    request.extensions.get::<Peer>().copied().unwrap_or_else(|| connected().into())
 }
 
 /// Whether a header has a directive: `Cache-Control: no-cache` has upstream asked (RFC 9111, section 5.2.1.4), `Priority:

@@ -14,7 +14,7 @@ use http::uri::PathAndQuery;
 use serde::Serialize;
 use serde_json::json;
 
-use super::access::Guest;
+use super::access::Caller;
 use super::audit::Record;
 use super::{NO_STORE, prefetch, refuse, retention, robots};
 use crate::access::{OPERATOR_HEADER, ProvenBody};
@@ -41,7 +41,7 @@ async fn quota(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
     let mut record = Record::of_operation(&parts);
     record.by_operator = proof(&cache, &parts).is_some_and(|body| body.is(b""));
     if !record.by_operator
-        && let Err(error) = Guest::of(&cache, &parts, &mut record).await
+        && let Err(error) = Caller::of(&cache, &parts, &mut record).await
     {
         record.operated(Some(&error));
         return refuse(&cache, &error, &parts);

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::time::{Instant, timeout_at};
 
-use super::access::Guest;
+use super::access::Caller;
 use super::audit::Record;
 use super::operator::refusal;
 use super::{NO_STORE, refuse};
@@ -57,7 +57,7 @@ async fn prefetch(State(cache): State<Arc<Cache>>, request: axum::extract::Reque
         return refusal(StatusCode::FORBIDDEN, "no page in a browser may ask this");
     }
     let mut record = Record::default();
-    let guest = match Guest::of(&cache, &parts, &mut record).await {
+    let guest = match Caller::of(&cache, &parts, &mut record).await {
         Ok(guest) => guest,
         Err(error) => {
             record.prefetched(Some(&error));
@@ -102,7 +102,7 @@ async fn prefetch(State(cache): State<Arc<Cache>>, request: axum::extract::Reque
 }
 
 impl Wanted {
-    fn job(&self, cache: &Cache, guest: &Guest, text: &str, record: &mut Record) -> Result<ImageJob, PullError> {
+    fn job(&self, cache: &Cache, guest: &Caller, text: &str, record: &mut Record) -> Result<ImageJob, PullError> {
         let (repository, reference) = cache.core.upstreams.image(&Request::image(text)?)?;
         guest.check(cache, &repository, record)?;
         let platforms = self.platforms(&cache.core.upstreams.get(&repository)?.config().platforms);

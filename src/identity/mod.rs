@@ -6,7 +6,7 @@ mod payer;
 pub mod policy;
 mod principal;
 
-pub use network::{Anonymous, InvalidNetwork, Network, Source, VpcEndpoint};
+pub use network::{Anonymous, InvalidNetwork, Network, Peer, VpcEndpoint};
 pub use payer::Payer;
 pub(crate) use principal::KINDS;
 pub use principal::{

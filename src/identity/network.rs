@@ -10,14 +10,14 @@ use crate::values::address::{canonical, is_in};
 
 /// Where a request comes from, as whatever runs the router knows it, and never as a header says it.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Source {
+pub struct Peer {
     /// The address that it was sent from. `None`: not known, so in no network.
     pub address: Option<IpAddr>,
     /// The VPC endpoint that it came through, of a private REST API of API Gateway.
     pub vpc_endpoint: Option<VpcEndpoint>,
 }
 
-impl From<Option<IpAddr>> for Source {
+impl From<Option<IpAddr>> for Peer {
     fn from(address: Option<IpAddr>) -> Self {
         Self { address, vpc_endpoint: None }
     }
@@ -64,7 +64,7 @@ impl From<Vec<Network>> for Anonymous {
 
 impl Anonymous {
     /// Whether a request from there may be from nobody.
-    pub fn admits(&self, source: Source) -> bool {
+    pub fn admits(&self, source: Peer) -> bool {
         match self {
             Self::Nobody => false,
             Self::From(networks) => networks.iter().any(|network| network.has(source)),
@@ -83,7 +83,7 @@ impl Network {
         }
     }
 
-    fn has(&self, source: Source) -> bool {
+    fn has(&self, source: Peer) -> bool {
         match self {
             Self::Addresses(network) => source.address.is_some_and(|address| is_in(&[*network], address)),
             Self::VpcEndpoint(endpoint) => source.vpc_endpoint == Some(*endpoint),
@@ -133,11 +133,11 @@ impl fmt::Display for Network {
 mod tests {
     use super::*;
 
-    fn admits(networks: &[&str], source: Source) -> bool {
+    fn admits(networks: &[&str], source: Peer) -> bool {
         Anonymous::From(networks.iter().map(|network| network.parse().unwrap()).collect()).admits(source)
     }
 
-    fn at(address: &str) -> Source {
+    fn at(address: &str) -> Peer {
         Some(address.parse().unwrap()).into()
     }
 
@@ -156,15 +156,15 @@ mod tests {
             assert!(admits(&[network], at(inside)), "{network} has {inside}");
             assert!(!admits(&[network], at(outside)), "{network} does not have {outside}");
             assert!(admits(&["198.51.100.0/24", network], at(inside)));
-            assert!(!admits(&[network], Source::default()), "an address that is not known is in no network");
+            assert!(!admits(&[network], Peer::default()), "an address that is not known is in no network");
         }
         assert!(!admits(&[], at("10.0.0.1")) && !Anonymous::Nobody.admits(at("10.0.0.1")));
-        assert!(Anonymous::Everybody.admits(Source::default()));
+        assert!(Anonymous::Everybody.admits(Peer::default()));
     }
 
     #[test]
     fn a_vpc_endpoint_is_its_id_to_the_letter() {
-        let through = |id: &str| Source { address: None, vpc_endpoint: id.parse().ok() };
+        let through = |id: &str| Peer { address: None, vpc_endpoint: id.parse().ok() };
         for id in ["vpce-0123456789abcdef0", "vpce-01234567"] {
             assert_eq!(id.parse::<Network>().unwrap().to_string(), id);
             assert!(admits(&["10.0.0.0/8", id], through(id)));

@@ -19,16 +19,16 @@ pub(super) struct Board {
 
 pub(super) struct Fill {
     /// What waits, runs or rests.
-    pub(super) now: Asked,
+    pub(super) now: RequestedFill,
     /// What comes after it, in order: each repository has its own, because it may have the blob where another has not, and
     /// has to be shown it where another was.
-    pub(super) others: VecDeque<Asked>,
+    pub(super) others: VecDeque<RequestedFill>,
     pub(super) phase: Phase,
     pub(super) _open: Open,
 }
 
 /// What one repository has asked for.
-pub(super) struct Asked {
+pub(super) struct RequestedFill {
     pub(super) job: Job,
     /// How often it has failed in a row.
     pub(super) failures: usize,
@@ -37,7 +37,7 @@ pub(super) struct Asked {
     pub(super) progress: watch::Sender<Progress>,
 }
 
-impl Asked {
+impl RequestedFill {
     pub(super) fn new(job: Job) -> Self {
         Self { job, failures: 0, rest: Duration::ZERO, progress: watch::Sender::new(Progress::Waiting) }
     }
@@ -45,7 +45,7 @@ impl Asked {
 
 impl Fill {
     /// What a repository that does not come first has asked for.
-    fn take_other(&mut self, repository: &Repository) -> Option<Asked> {
+    fn take_other(&mut self, repository: &Repository) -> Option<RequestedFill> {
         let at = self.others.iter().position(|other| other.job.repository == *repository)?;
         self.others.remove(at)
     }
@@ -63,7 +63,7 @@ impl Fill {
                         let priority = known.job.priority.min(job.priority);
                         (known.job, known.failures) = (Job { priority, ..job }, 0);
                     }
-                    None => self.others.push_back(Asked::new(job)),
+                    None => self.others.push_back(RequestedFill::new(job)),
                 }
                 return;
             }
@@ -73,7 +73,7 @@ impl Fill {
         let priority = self.now.job.priority.min(job.priority);
         // Whoever asked last is who can have it now. Nobody else's is lost.
         if job.repository != self.now.job.repository {
-            let asked = self.take_other(&job.repository).unwrap_or_else(|| Asked::new(job.clone()));
+            let asked = self.take_other(&job.repository).unwrap_or_else(|| RequestedFill::new(job.clone()));
             self.others.push_back(std::mem::replace(&mut self.now, asked));
         }
         (self.now.job, self.now.failures, self.phase) = (Job { priority, ..job }, 0, Phase::Waiting);

@@ -11,7 +11,7 @@ use futures_util::FutureExt as _;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::board::{Asked, Board, Fill, Open, Phase};
+use super::board::{Board, Fill, Open, Phase, RequestedFill};
 use super::images::Images;
 use super::ledger::{EmbeddedLedger, WrittenFill};
 use super::order::Order;
@@ -47,7 +47,7 @@ pub struct Queue {
 }
 
 /// What a task holds. The queue goes first: who waits until nothing is open may take over the data directory.
-struct Held {
+struct QueueHandle {
     queue: Arc<Queue>,
     _open: Open,
 }
@@ -107,8 +107,8 @@ impl Queue {
         self.stop_at.borrow().is_some()
     }
 
-    fn held(self: &Arc<Self>) -> Held {
-        Held { queue: Arc::clone(self), _open: Open::new(&self.open) }
+    fn held(self: &Arc<Self>) -> QueueHandle {
+        QueueHandle { queue: Arc::clone(self), _open: Open::new(&self.open) }
     }
 
     /// Lets fills wait for a place, unless they run, and begins those whose turn it is. A job that is asked for again keeps
@@ -124,7 +124,7 @@ impl Queue {
                 Entry::Vacant(free) => {
                     order.insert(&job);
                     let (others, open) = (VecDeque::new(), Open::new(&self.open));
-                    free.insert(Fill { now: Asked::new(job), others, phase: Phase::Waiting, _open: open });
+                    free.insert(Fill { now: RequestedFill::new(job), others, phase: Phase::Waiting, _open: open });
                 }
             }
         }
@@ -169,7 +169,7 @@ impl Queue {
         let Some(fill) = fills.get_mut(digest) else { return };
         if let Some(rest) = rest {
             let failures = fill.now.failures + 1;
-            fill.others.push_back(Asked { failures, rest, ..Asked::new(fill.now.job.clone()) });
+            fill.others.push_back(RequestedFill { failures, rest, ..RequestedFill::new(fill.now.job.clone()) });
         }
         let next = fill.others.iter().enumerate().min_by_key(|(_, other)| other.failures).map(|(at, _)| at);
         let Some(next) = next.and_then(|at| fill.others.remove(at)).filter(|_| !self.stopping()) else {
@@ -208,7 +208,7 @@ impl Queue {
     }
 }
 
-impl Held {
+impl QueueHandle {
     /// Makes one attempt. Its outcome is told after it has left the board, so that whoever asks again upon a failure
     /// begins a new attempt.
     async fn attempt(self, job: Job, progress: watch::Sender<Progress>, placed: bool) {

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::budget::Turn;
+use crate::budget::MissReservation;
 use crate::config::UpstreamConfig;
 use crate::core::Core;
 use crate::errors::{FillError, PullError, StoreError, UpstreamError};
@@ -105,11 +105,11 @@ impl Membership {
         spent: &PullCounter,
     ) -> Result<(Evidence, Result<(), PullError>), PullError> {
         loop {
-            let turn = self.core.budgets.turn(payer).await?;
+            let reservation = self.core.budgets.reserve_miss(payer).await?;
             let (membership, there, evidence) = (Arc::clone(self), repository.clone(), evidence.clone());
             let spent = spent.clone();
             let work = || async move {
-                let shows = membership.ask_evidence(&there, &evidence, payer, &spent, turn).await;
+                let shows = membership.ask_evidence(&there, &evidence, payer, &spent, reservation).await;
                 (evidence, shows)
             };
             match self.questions.join((repository.clone(), only.clone()), work).await.ok_or(PullError::NotYet)? {
@@ -126,20 +126,20 @@ impl Membership {
         evidence: &Evidence,
         payer: Option<Payer>,
         spent: &PullCounter,
-        mut turn: Turn,
+        mut reservation: MissReservation,
     ) -> Result<(), PullError> {
         // It may have been shown since that was found to be due.
         if !self.permission_is_due(repository).await? {
             return Ok(());
         }
-        turn.ask();
+        reservation.mark_sent();
         let asked = match (self.core.upstreams.shows(repository, evidence).await, evidence) {
             (Ok(None), Evidence::Manifest(digest)) => {
                 self.core.budgets.pay_pull(payer, spent, self.core.upstreams.sends(repository, digest)).await
             }
             (asked, _) => asked.map(|_| ()).map_err(PullError::from),
         };
-        turn.end(asked.as_ref().is_err_and(PullError::is_miss));
+        reservation.settle(asked.as_ref().is_err_and(PullError::is_miss));
         asked
     }
 
@@ -150,7 +150,7 @@ impl Membership {
         self: &Arc<Self>,
         repository: &Repository,
         digest: &Digest,
-        mut turn: Turn,
+        mut reservation: MissReservation,
     ) -> Result<u64, FillError> {
         let (membership, there, digest) = (Arc::clone(self), repository.clone(), digest.clone());
         let key = (repository.clone(), digest.clone());
@@ -159,10 +159,10 @@ impl Membership {
             if let Some(member) = view.member.filter(|_| view.is_shown()) {
                 return Ok(member.size);
             }
-            turn.ask();
+            reservation.mark_sent();
             let unknown = || UpstreamError::Invalid("it does not say how long the blob is".into());
             let opened = membership.core.upstreams.open_blob(&there, &digest, None).await;
-            turn.end(opened.as_ref().is_err_and(UpstreamError::is_miss));
+            reservation.settle(opened.as_ref().is_err_and(UpstreamError::is_miss));
             let size = opened?.size.ok_or_else(unknown)?;
             membership.note_proven(&there, &digest, size).await?;
             Ok(size)
@@ -185,7 +185,7 @@ impl Membership {
         digest: &Digest,
     ) -> Result<(), FillError> {
         if !view.is_shown() {
-            self.prove(repository, digest, Turn::free()).await?;
+            self.prove(repository, digest, MissReservation::free()).await?;
         }
         Ok(())
     }

@@ -36,7 +36,7 @@ const UNKNOWN: Timestamp = Timestamp(0);
 
 impl Inventory {
     /// What nobody knows the last use of.
-    pub fn unnoted(&self) -> impl Iterator<Item = &Entry> {
+    pub fn without_last_use(&self) -> impl Iterator<Item = &Entry> {
         self.entries.iter().filter(|entry| match entry {
             Entry::Manifest(manifest) => manifest.used_at == UNKNOWN,
             Entry::Blob { record, .. } => {

@@ -28,7 +28,7 @@ impl Operate {
             return Ok(plan.report());
         }
         let report = self.carry_out(plan).await?;
-        self.note_unnoted(&inventory).await?;
+        self.backfill_last_used(&inventory).await?;
         let uploads = self.core.blobs.abandon(&uploads(&inventory), IDLE).await?;
         tracing::info!(
             tags = report.tags,
@@ -52,9 +52,9 @@ impl Operate {
         Ok(report)
     }
 
-    async fn note_unnoted(&self, inventory: &Inventory) -> Result<(), StoreError> {
+    async fn backfill_last_used(&self, inventory: &Inventory) -> Result<(), StoreError> {
         let now = self.core.clock.now();
-        for entry in inventory.unnoted() {
+        for entry in inventory.without_last_use() {
             match entry {
                 Entry::Manifest(StoredManifest { repository, digest, .. }) => {
                     self.core.ledger.touch_manifest(repository, digest, now, now).await?;

@@ -78,8 +78,8 @@ impl Pull {
         payer: Option<Payer>,
     ) -> Result<u64, PullError> {
         self.core.upstreams.standings.check_absent(repository).await?;
-        let turn = self.core.budgets.turn(payer).await?;
-        Ok(self.membership.prove(repository, digest, turn).await?)
+        let reservation = self.core.budgets.reserve_miss(payer).await?;
+        Ok(self.membership.prove(repository, digest, reservation).await?)
     }
 
     /// Redirects a client to upstream, and requests the fill unless one runs or it is not admitted.

@@ -9,7 +9,7 @@ use super::{Pull, PulledManifest, Want};
 use crate::config::Deleted;
 use crate::errors::PullError;
 use crate::oci::{Digest, Manifest, Observed, Repository};
-use crate::records::tag::{self, Decision};
+use crate::records::tag::{self, Step};
 use crate::records::{Previous, TagRecord};
 use crate::upstream::{Evidence, Upstream};
 use crate::values::pull_counter::PullCounter;
@@ -46,17 +46,17 @@ impl Pull {
     ) -> Result<Option<Result<PulledManifest, PullError>>, PullError> {
         match tag::decide(record, "", false, self.core.clock.now()) {
             // 3. A fresh record: what it says, without upstream.
-            Decision::Fresh(observed) if want.head => {
+            Step::Fresh(observed) if want.head => {
                 let pulled = PulledManifest { observed: observed.clone(), manifest: None, served: Served::Hit };
                 Ok(Some(Ok(pulled)))
             }
-            Decision::Fresh(observed) => {
+            Step::Fresh(observed) => {
                 let manifest = self.stored(repository, &observed.digest).await?;
                 Ok(manifest.map(|manifest| Ok(PulledManifest::new(manifest, Served::Hit))))
             }
             // 4. A remembered "missing".
-            Decision::Missing => Ok(Some(Err(PullError::ManifestUnknown(Served::Hit)))),
-            Decision::Held | Decision::Ask(_) => Ok(None),
+            Step::Missing => Ok(Some(Err(PullError::ManifestUnknown(Served::Hit)))),
+            Step::Held | Step::Ask(_) => Ok(None),
         }
     }
 

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::manifest::jittered;
 use super::{Pull, Want};
-use crate::budget::Turn;
+use crate::budget::MissReservation;
 use crate::config::Referrers;
 use crate::errors::{Failure, PullError, StoreError, UpstreamError};
 use crate::oci::{Digest, MediaType, Page, Reference, Repository, Tag};
@@ -39,7 +39,7 @@ pub struct PulledReferrers {
 }
 
 /// What is asked of upstream at once by all who want the same list; the flag: however fresh the list is that is kept.
-pub(crate) type Question = (Repository, ListKey, bool);
+pub(crate) type FlightKey = (Repository, ListKey, bool);
 
 /// A list, and how it came about.
 #[derive(Clone)]
@@ -190,11 +190,15 @@ impl Pull {
             self.core.upstreams.standings.check_known_absent(repository)?;
         }
         let free = (known && !due) || want.expected;
-        let mut turn = if free && !want.check { Turn::free() } else { self.core.budgets.turn(want.payer).await? };
+        let mut reservation = if free && !want.check {
+            MissReservation::free()
+        } else {
+            self.core.budgets.reserve_miss(want.payer).await?
+        };
         let (pull, question) = (Arc::clone(self), (repository.clone(), key, want.check || due));
         let asked = question.clone();
         let work = move || async move {
-            let pulled = pull.ask_for_list(&asked, &mut turn).await;
+            let pulled = pull.ask_for_list(&asked, &mut reservation).await;
             let miss = match &pulled {
                 Ok(PulledList { listing, served, large }) => {
                     let read = *served == Served::Miss && (want.check || *large);
@@ -205,7 +209,7 @@ impl Pull {
                     error.is_miss() && (of_tags || !matches!(error, PullError::Upstream(UpstreamError::NoRepository)))
                 }
             };
-            turn.end(miss);
+            reservation.settle(miss);
             pulled
         };
         self.lists.flights.join(question, work).await.unwrap_or(Err(PullError::NotYet))
@@ -226,8 +230,8 @@ impl Pull {
     /// Asks upstream for a list, unless somebody has since, and keeps what it says.
     async fn ask_for_list(
         &self,
-        (repository, key, check): &Question,
-        turn: &mut Turn,
+        (repository, key, check): &FlightKey,
+        reservation: &mut MissReservation,
     ) -> Result<PulledList, PullError> {
         let upstream = self.core.upstreams.get(repository)?;
         let (of_tags, now) = (*key == ListKey::Tags, self.core.clock.now());
@@ -239,7 +243,7 @@ impl Pull {
             None if !check => self.core.upstreams.standings.check_absent(repository).await?,
             _ => {}
         }
-        turn.ask();
+        reservation.mark_sent();
         let wait = self.core.config.wait;
         let late = || UpstreamError::Unavailable { silent: false, reason: format!("it took longer than {wait:?}") };
         let known = kept.as_ref().is_some_and(|kept| kept.list.is_some());

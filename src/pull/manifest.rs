@@ -8,12 +8,12 @@ use tokio::time::Instant;
 
 use super::known::before;
 use super::{Pull, PulledManifest};
-use crate::budget::Turn;
+use crate::budget::MissReservation;
 use crate::errors::{Limit, PullError, UpstreamError};
 use crate::identity::Payer;
 use crate::oci::{Digest, Observed, Reference, Repository, Tag};
 use crate::ports::{Attempts, Priority};
-use crate::records::tag::{self, Decision, LEASE};
+use crate::records::tag::{self, LEASE, Step};
 use crate::records::{Previous, TagRecord, Versioned};
 use crate::upstream::{Evidence, Upstream};
 use crate::values::pull_counter::PullCounter;
@@ -60,7 +60,7 @@ impl Want {
 
 /// What is asked of upstream once for all callers that want the same, whichever of them pays.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub(crate) struct Question {
+pub(crate) struct FlightKey {
     repository: Repository,
     reference: Reference,
     head: bool,
@@ -120,12 +120,12 @@ impl Pull {
                 return Err(over.into());
             }
             let asked = Want { head: want.head || over.is_some(), ..want.clone() };
-            let turn = if (known || want.expected) && !want.check {
-                Turn::free()
+            let reservation = if (known || want.expected) && !want.check {
+                MissReservation::free()
             } else {
-                self.core.budgets.turn(want.payer).await?
+                self.core.budgets.reserve_miss(want.payer).await?
             };
-            match (self.share(repository, reference, asked, known, turn).await, over) {
+            match (self.share(repository, reference, asked, known, reservation).await, over) {
                 (Ok(PulledManifest { manifest: None, .. }) | Err(PullError::OverBudget(_)), Some(over)) => {
                     let upstream = self.core.upstreams.get(repository)?;
                     let record = self.core.ledger.reference(repository, reference).await?.map(|record| record.value);
@@ -145,24 +145,24 @@ impl Pull {
         reference: &Reference,
         want: Want,
         known: bool,
-        mut turn: Turn,
+        mut reservation: MissReservation,
     ) -> Result<PulledManifest, PullError> {
-        let question = Question {
+        let question = FlightKey {
             repository: repository.clone(),
             reference: reference.clone(),
             head: want.head,
             check: want.check,
             priority: want.priority,
         };
-        let (pull, Question { repository, reference, .. }) = (Arc::clone(self), question.clone());
+        let (pull, FlightKey { repository, reference, .. }) = (Arc::clone(self), question.clone());
         let work = move || async move {
             if !known && !want.check {
                 pull.core.upstreams.standings.check_absent(&repository).await?;
             }
-            turn.ask();
+            reservation.mark_sent();
             let pulled = pull.ask_in_turn(&repository, &reference, &want).await;
             // A check is paid for whatever it finds: upstream is asked because the caller says so.
-            turn.end(want.check || pulled.as_ref().is_err_and(PullError::is_miss));
+            reservation.settle(want.check || pulled.as_ref().is_err_and(PullError::is_miss));
             if want.check && pulled.is_ok() {
                 pull.core.upstreams.standings.note_present(&repository).await?;
             }
@@ -204,19 +204,19 @@ impl Pull {
             }
             match tag::decide(value.as_ref(), &owner, check, self.core.clock.now()) {
                 // Fresh, but only HEAD has been asked for so far: the manifest is fetched by its digest.
-                Decision::Fresh(observed) => {
+                Step::Fresh(observed) => {
                     return self.fetch_observed(upstream, repository, observed, value.as_ref(), want).await;
                 }
-                Decision::Missing => return Err(PullError::ManifestUnknown(Served::Hit)),
+                Step::Missing => return Err(PullError::ManifestUnknown(Served::Hit)),
                 // Another asks: what is known serves meanwhile.
-                Decision::Held => match self.last_known(upstream, repository, value.as_ref()).await? {
+                Step::Held => match self.last_known(upstream, repository, value.as_ref()).await? {
                     Some(stale) if !check => return Ok(stale),
                     Some(stale) if Instant::now() > deadline => return Ok(stale),
                     None if Instant::now() > deadline => return Err(PullError::NotYet),
                     // Its answer will be in the ledger, which tells nobody: so it is looked at again.
                     _ => tokio::time::sleep(Duration::from_millis(fastrand::u64(50..150))).await,
                 },
-                Decision::Ask(leased) => {
+                Step::Ask(leased) => {
                     if let Some(version) =
                         self.core.ledger.swap_reference(repository, reference, version, &leased).await?
                     {
@@ -376,7 +376,7 @@ impl Pull {
         Box::pin(async move {
             let named = || UpstreamError::Invalid("a tag is a manifest that it does not have".into());
             let want = Want { check: false, ..want.clone() };
-            let found = self.share(repository, &Reference::Digest(digest), want, false, Turn::free()).await;
+            let found = self.share(repository, &Reference::Digest(digest), want, false, MissReservation::free()).await;
             found.map_err(|error| if matches!(error, PullError::ManifestUnknown(_)) { named().into() } else { error })
         })
     }

@@ -34,7 +34,7 @@ pub struct Pull {
     core: Arc<Core>,
     membership: Arc<Membership>,
     /// The manifests that upstream is being asked for.
-    flights: Flights<manifest::Question, Result<PulledManifest, PullError>>,
+    flights: Flights<manifest::FlightKey, Result<PulledManifest, PullError>>,
     warm: known::Warm,
     uses: Uses,
     lists: Lists,
@@ -45,7 +45,7 @@ pub struct Pull {
 
 /// The lists that upstream is being asked for, and those that are too large for the ledger.
 struct Lists {
-    flights: Flights<listing::Question, Result<listing::PulledList, PullError>>,
+    flights: Flights<listing::FlightKey, Result<listing::PulledList, PullError>>,
     large: LargeLists,
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use quick_cache::sync::Cache as MemoryCache;
 
 use super::Pull;
-use crate::budget::Turn;
+use crate::budget::MissReservation;
 use crate::errors::{OverBudget, PullError, UpstreamError};
 use crate::identity::Payer;
 use crate::oci::{Digest, Repository};
@@ -52,16 +52,17 @@ impl Pull {
         }
         // What is stored from now on is paid for by its bytes.
         let paid = admitted.is_ok() && job.size > 0;
-        let mut turn = if paid { Turn::free() } else { self.core.budgets.turn(payer).await? };
+        let mut reservation =
+            if paid { MissReservation::free() } else { self.core.budgets.reserve_miss(payer).await? };
         let (pull, place, admitted) = (Arc::clone(self), key.clone(), admitted.is_ok());
         let work = || async move {
             let now = pull.core.clock.now();
             if let Some(source) = pull.sources.known(&place, now) {
                 return Ok(source);
             }
-            turn.ask();
+            reservation.mark_sent();
             let asked = pull.core.upstreams.blob_source(&place.0, &place.1).await;
-            turn.end(!admitted || asked.as_ref().is_err_and(UpstreamError::is_miss));
+            reservation.settle(!admitted || asked.as_ref().is_err_and(UpstreamError::is_miss));
             let source = asked.map_err(|error| match error {
                 UpstreamError::Missing | UpstreamError::NoRepository => PullError::BlobUnknown,
                 error => error.into(),

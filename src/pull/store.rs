@@ -129,7 +129,7 @@ impl Pull {
             return Ok(());
         }
         // What is stored takes no room, but a look each: not to be had again and again for what is refused then.
-        self.core.budgets.take_miss(payer)?;
+        self.core.budgets.charge_miss(payer)?;
         blobs.sort_unstable_by_key(|blob| Reverse(blob.size));
         for blob in blobs {
             if self.core.ledger.blob(repository, &blob.digest).await?.is_stored() {
@@ -142,7 +142,7 @@ impl Pull {
             }
         }
         self.core.budgets.check_bytes(payer, most)?;
-        self.core.budgets.give_miss_back(payer);
+        self.core.budgets.refund_miss(payer);
         Ok(())
     }
 

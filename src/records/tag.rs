@@ -48,7 +48,7 @@ pub const LEASE: Duration = Duration::from_secs(20);
 
 /// What may be done about a reference.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Decision<'a> {
+pub enum Step<'a> {
     /// Serve this: upstream said it lately.
     Fresh(&'a Observed),
     /// Say that it is missing: upstream said so lately.
@@ -60,10 +60,10 @@ pub enum Decision<'a> {
 }
 
 /// The rule. `check`: the client wants upstream to be asked however fresh the record is.
-pub fn decide<'a>(record: Option<&'a TagRecord>, owner: &str, check: bool, now: Timestamp) -> Decision<'a> {
+pub fn decide<'a>(record: Option<&'a TagRecord>, owner: &str, check: bool, now: Timestamp) -> Step<'a> {
     let lease = Lease { owner: owner.to_owned(), until: now.plus(LEASE) };
     let Some(record) = record else {
-        return Decision::Ask(TagRecord {
+        return Step::Ask(TagRecord {
             observed: None,
             previous: None,
             checked_at: now,
@@ -72,11 +72,11 @@ pub fn decide<'a>(record: Option<&'a TagRecord>, owner: &str, check: bool, now: 
         });
     };
     if !check && now < record.fresh_until {
-        return record.observed.as_ref().map_or(Decision::Missing, Decision::Fresh);
+        return record.observed.as_ref().map_or(Step::Missing, Step::Fresh);
     }
     match &record.lease {
-        Some(held) if now < held.until => Decision::Held,
-        _ => Decision::Ask(TagRecord { lease: Some(lease), ..record.clone() }),
+        Some(held) if now < held.until => Step::Held,
+        _ => Step::Ask(TagRecord { lease: Some(lease), ..record.clone() }),
     }
 }
 
@@ -126,20 +126,17 @@ mod tests {
     #[test]
     fn a_fresh_record_is_served_whoever_holds_its_lease() {
         let fresh = record(NOW.0 + 1, Some(NOW.0 + 1));
-        assert_eq!(decide(Some(&fresh), "me", false, NOW), Decision::Fresh(fresh.observed.as_ref().unwrap()));
+        assert_eq!(decide(Some(&fresh), "me", false, NOW), Step::Fresh(fresh.observed.as_ref().unwrap()));
         let missing = TagRecord { observed: None, ..fresh };
-        assert!(
-            matches!(decide(Some(&record(NOW.0 + 1, None)), "me", true, NOW), Decision::Ask(_)),
-            "it was asked for"
-        );
-        assert_eq!(decide(Some(&missing), "me", false, NOW), Decision::Missing);
+        assert!(matches!(decide(Some(&record(NOW.0 + 1, None)), "me", true, NOW), Step::Ask(_)), "it was asked for");
+        assert_eq!(decide(Some(&missing), "me", false, NOW), Step::Missing);
     }
 
     #[test]
     fn one_asks_while_its_lease_runs_and_another_takes_over_after_it() {
-        assert_eq!(decide(Some(&record(NOW.0, Some(NOW.0 + 1))), "me", false, NOW), Decision::Held);
+        assert_eq!(decide(Some(&record(NOW.0, Some(NOW.0 + 1))), "me", false, NOW), Step::Held);
         for free in [None, Some(record(NOW.0, None)), Some(record(NOW.0, Some(NOW.0)))] {
-            let Decision::Ask(leased) = decide(free.as_ref(), "me", false, NOW) else { panic!("{free:?}") };
+            let Step::Ask(leased) = decide(free.as_ref(), "me", false, NOW) else { panic!("{free:?}") };
             assert_eq!(leased.lease, Some(Lease { owner: "me".into(), until: NOW.plus(LEASE) }));
             assert_eq!(leased.observed, free.and_then(|record| record.observed), "nothing known is lost");
             assert!(NOW >= leased.fresh_until, "a lease makes nothing fresh");

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use super::login::Login;
+use super::login::UpstreamLogin;
 use super::meter::Meter;
 use super::token::{Challenge, Tokens};
 use crate::config::UpstreamConfig;
@@ -14,7 +14,7 @@ use crate::values::time::Clock;
 
 pub(super) struct Account {
     pub(super) key: GaugeKey,
-    pub(super) login: Login,
+    pub(super) login: UpstreamLogin,
     pub(super) tokens: Tokens,
     /// For other registries that it redirects to, which are asked without our credentials.
     pub(super) strangers: Tokens,
@@ -26,7 +26,7 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub(super) fn new(upstream: &UpstreamId, login: Login, clock: &Clock, ledger: &Arc<dyn Ledger>) -> Self {
+    pub(super) fn new(upstream: &UpstreamId, login: UpstreamLogin, clock: &Clock, ledger: &Arc<dyn Ledger>) -> Self {
         let key = GaugeKey { upstream: upstream.clone(), credential: login.name().to_owned() };
         Self {
             meter: Meter::new(key.clone(), Arc::clone(ledger), clock.clone()),

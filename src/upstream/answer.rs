@@ -18,7 +18,7 @@ use crate::values::time::Timestamp;
 const MAX_REFUSAL_BYTES: usize = 16 * 1024;
 
 /// What a request was answered with, and whether it carried our credentials or a token.
-pub(super) struct Answer {
+pub(super) struct UpstreamResponse {
     pub(super) response: Response,
     pub(super) url: Url,
     /// When it came.
@@ -30,7 +30,7 @@ pub(super) struct Answer {
     pub(super) ranged: bool,
 }
 
-impl Answer {
+impl UpstreamResponse {
     /// The answer, if its status is one of success; otherwise what its status means.
     pub(super) async fn succeeded(self, credentials: bool) -> Result<Self, UpstreamError> {
         let origin = guard::origin(&self.url);

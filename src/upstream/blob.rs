@@ -10,7 +10,7 @@ use http::{Method, StatusCode};
 use tokio::time::{Instant, timeout};
 
 use super::Upstream;
-use super::answer::{Answer, RangeSent, timed, unavailable};
+use super::answer::{RangeSent, UpstreamResponse, timed, unavailable};
 use super::client::{MAX_REDIRECTS, redirected_too_often};
 use crate::errors::UpstreamError;
 use crate::oci::{Digest, MediaType, Name, Repository};
@@ -121,7 +121,7 @@ impl Upstream {
     async fn do_open_blob(&self, place: &BlobPlace, wanted: Option<BytesWanted>) -> Result<OpenBlob, UpstreamError> {
         let name = &place.repository.name;
         let answer = self.send_for(Method::GET, place.url.expose().clone(), name, MediaType::ACCEPT, wanted).await?;
-        let Answer { response, url, .. } = answer.succeeded(self.has_credentials()).await?;
+        let UpstreamResponse { response, url, .. } = answer.succeeded(self.has_credentials()).await?;
         let partial = response.status() == StatusCode::PARTIAL_CONTENT;
         let size = if partial {
             let range = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());

@@ -10,10 +10,10 @@ use reqwest::Response;
 use url::Url;
 
 use super::account::Account;
-use super::answer::{Answer, own_media_type, read_limited, timed, unavailable};
+use super::answer::{UpstreamResponse, own_media_type, read_limited, timed, unavailable};
 use super::blob::BytesWanted;
 use super::guard::{self, Clients};
-use super::login::Login;
+use super::login::UpstreamLogin;
 use super::token::Challenge;
 use crate::config::{Cold, UpstreamConfig};
 use crate::errors::UpstreamError;
@@ -159,7 +159,7 @@ impl Upstream {
     }
 
     /// Sends a request and follows redirects, at most five, each to a host that [`Clients::client_for`] allows.
-    async fn send(&self, method: Method, url: Url, name: &Name) -> Result<Answer, UpstreamError> {
+    async fn send(&self, method: Method, url: Url, name: &Name) -> Result<UpstreamResponse, UpstreamError> {
         self.send_for(method, url, name, MediaType::ACCEPT, None).await
     }
 
@@ -170,7 +170,7 @@ impl Upstream {
         name: &Name,
         accept: &'static str,
         wanted: Option<BytesWanted>,
-    ) -> Result<Answer, UpstreamError> {
+    ) -> Result<UpstreamResponse, UpstreamError> {
         let mut answer = self.request(method.clone(), url, name, accept, wanted).await?;
         for _ in 0..MAX_REDIRECTS {
             match answer.redirect_target()? {
@@ -190,7 +190,7 @@ impl Upstream {
         name: &Name,
         accept: &'static str,
         wanted: Option<BytesWanted>,
-    ) -> Result<Answer, UpstreamError> {
+    ) -> Result<UpstreamResponse, UpstreamError> {
         let own = url.origin() == self.config.url.origin();
         let (mut refused, mut stranger) = (None, None);
         loop {
@@ -245,7 +245,7 @@ impl Upstream {
                 }
             }
             if !unauthorized || !own {
-                return Ok(Answer {
+                return Ok(UpstreamResponse {
                     response,
                     url,
                     at,
@@ -261,7 +261,14 @@ impl Upstream {
                 // Refused twice: what was learned may have been wrong, so the next request learns it anew.
                 (Some(_), _) => {
                     self.account.set_challenge(None);
-                    return Ok(Answer { response, url, at, authorized: true, elsewhere: false, ranged: false });
+                    return Ok(UpstreamResponse {
+                        response,
+                        url,
+                        at,
+                        authorized: true,
+                        elsewhere: false,
+                        ranged: false,
+                    });
                 }
             }
         }
@@ -280,7 +287,7 @@ impl Upstream {
         let name = request.as_ref().and_then(|request| request.operation.name());
         let (Some(challenge), Some(name)) = (challenge, name) else { return Ok(None) };
         let tokens = &self.account.strangers;
-        let login = &Login::Anonymous;
+        let login = &UpstreamLogin::Anonymous;
         tokens.authorization(&challenge, name, refused, login, &self.config, &self.clients).await.map(Some)
     }
 

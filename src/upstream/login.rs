@@ -32,25 +32,25 @@ pub struct Issued {
 }
 
 /// How we log in at one upstream.
-pub(super) enum Login {
+pub(super) enum UpstreamLogin {
     Anonymous,
     /// As the configuration says.
     Password(Credentials),
     /// As the cloud says, for as long as it says.
-    Issued(Lease),
+    Issued(IssuedLogin),
 }
 
 /// Issued credentials.
-pub(super) struct Lease {
+pub(super) struct IssuedLogin {
     region: String,
     issuer: Arc<dyn Issuer>,
     clock: Clock,
     /// Whoever comes while credentials are issued waits for those.
-    held: Mutex<Option<Held>>,
+    held: Mutex<Option<CachedLogin>>,
 }
 
 /// What is held until 0.9 of its life has passed and, while nothing can be had in its place, until it ends.
-pub(super) struct Held {
+pub(super) struct CachedLogin {
     authorization: HeaderValue,
     renew_at: Timestamp,
     ends_at: Timestamp,
@@ -59,7 +59,7 @@ pub(super) struct Held {
 /// How long what is held is used on before its renewal is tried again.
 const RENEW_AGAIN: Duration = Duration::from_secs(10);
 
-impl Held {
+impl CachedLogin {
     pub(super) fn new(authorization: HeaderValue, now: Timestamp, life: Duration) -> Self {
         Self { authorization, renew_at: now.plus(life * 9 / 10), ends_at: now.plus(life) }
     }
@@ -96,12 +96,12 @@ impl Held {
     }
 }
 
-impl Login {
+impl UpstreamLogin {
     /// Configured credentials, else those that are issued for this registry, else none.
     pub(super) fn new(config: &UpstreamConfig, issuer: Option<&Arc<dyn Issuer>>, clock: &Clock) -> Self {
         match (&config.credentials, &config.ecr_region, issuer) {
             (Some(credentials), ..) => Self::Password(credentials.clone()),
-            (None, Some(region), Some(issuer)) => Self::Issued(Lease {
+            (None, Some(region), Some(issuer)) => Self::Issued(IssuedLogin {
                 region: region.clone(),
                 issuer: Arc::clone(issuer),
                 clock: clock.clone(),
@@ -147,18 +147,18 @@ impl Login {
     }
 }
 
-impl Lease {
+impl IssuedLogin {
     async fn basic(&self, refused: Option<&HeaderValue>) -> Result<HeaderValue, UpstreamError> {
-        Held::or_renewed(&mut *self.held.lock().await, refused, &self.clock, self.issue()).await
+        CachedLogin::or_renewed(&mut *self.held.lock().await, refused, &self.clock, self.issue()).await
     }
 
-    async fn issue(&self) -> Result<Held, UpstreamError> {
+    async fn issue(&self) -> Result<CachedLogin, UpstreamError> {
         let issued = self.issuer.ecr(&self.region).await?;
         let now = self.clock.now();
         let life = issued.expires_at.after(now);
         let authorization = basic(&issued.credentials)?;
         tracing::debug!(region = self.region, life_seconds = life.as_secs(), "logged in to private ECR");
-        Ok(Held::new(authorization, now, life))
+        Ok(CachedLogin::new(authorization, now, life))
     }
 }
 

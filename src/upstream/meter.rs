@@ -30,13 +30,13 @@ pub(super) struct Meter {
     ledger: Arc<dyn Ledger>,
     clock: Clock,
     /// Locked for as long as it takes to look, never while the ledger is asked.
-    known: Mutex<Known>,
+    known: Mutex<GaugeState>,
     /// Held by the exchange with the ledger that is under way, so that no older answer replaces a newer one.
     exchange: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
-struct Known {
+struct GaugeState {
     /// What the ledger had, and what this process has noted since.
     gauge: Gauge,
     version: Option<u64>,
@@ -48,7 +48,7 @@ struct Known {
     unwritten: VecDeque<(Kind, Outcome, Timestamp)>,
 }
 
-impl Known {
+impl GaugeState {
     fn rests(&self, now: Timestamp) -> bool {
         self.rests_until.is_some_and(|until| now < until)
     }
@@ -233,7 +233,7 @@ impl Meter {
         Ok(true)
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
+    fn known(&self) -> MutexGuard<'_, GaugeState> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

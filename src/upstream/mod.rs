@@ -27,7 +27,7 @@ pub(crate) use standing::Evidence;
 pub use token::{Challenge, IssuedToken};
 
 use account::Account;
-use login::Login;
+use login::UpstreamLogin;
 use standing::{Said, Standings, says, says_if_any};
 
 use crate::config::{Config, DEFAULT_UPSTREAM, Places};
@@ -67,7 +67,7 @@ impl Upstreams {
         let parts = wholes.chain(rules).map(|(place, config)| {
             let known = accounts.iter().find(|account| account.is_of(&place.upstream, config));
             let account = known.cloned().unwrap_or_else(|| {
-                let login = Login::new(config, issuer, clock);
+                let login = UpstreamLogin::new(config, issuer, clock);
                 let account = Arc::new(Account::new(&place.upstream, login, clock, ledger));
                 accounts.push(Arc::clone(&account));
                 account

@@ -12,7 +12,7 @@ use url::Url;
 
 use super::answer::{limited, read_limited, timed};
 use super::guard::{self, Clients};
-use super::login::{Held, Login};
+use super::login::{CachedLogin, UpstreamLogin};
 use crate::config::UpstreamConfig;
 use crate::errors::{Limit, UpstreamError};
 use crate::oci::Name;
@@ -81,7 +81,7 @@ pub(super) struct Tokens {
     slots: std::sync::Mutex<HashMap<String, Slot>>,
 }
 
-type Slot = Arc<Mutex<Option<Held>>>;
+type Slot = Arc<Mutex<Option<CachedLogin>>>;
 
 /// A token, as token servers send it (token specification, "Token Response Fields").
 pub struct IssuedToken {
@@ -95,12 +95,12 @@ impl IssuedToken {
     /// Reads the body of an answer. An error is [`UpstreamError::Invalid`].
     pub fn parse(body: &[u8]) -> Result<Self, UpstreamError> {
         #[derive(Deserialize)]
-        struct Answer {
+        struct UpstreamResponse {
             token: Option<String>,
             access_token: Option<String>,
             expires_in: Option<u64>,
         }
-        let answer: Answer = serde_json::from_slice(body)
+        let answer: UpstreamResponse = serde_json::from_slice(body)
             .map_err(|error| UpstreamError::Invalid(format!("its token server sent no token: {error}")))?;
         let life = answer.expires_in.filter(|&life| life > 0).unwrap_or(DEFAULT_LIFE_SECONDS).min(MAX_LIFE_SECONDS);
         let token = answer.token.or(answer.access_token).unwrap_or_default();
@@ -124,7 +124,7 @@ impl Tokens {
         challenge: &Challenge,
         name: &Name,
         refused: Option<&HeaderValue>,
-        login: &Login,
+        login: &UpstreamLogin,
         upstream: &UpstreamConfig,
         clients: &Clients,
     ) -> Result<HeaderValue, UpstreamError> {
@@ -145,7 +145,7 @@ impl Tokens {
         let slot = self.slot(format!("{realm} {scope}"));
         // Seldom needed, and large.
         let fetch = Box::pin(self.fetch(realm, service, &scope, login, upstream, clients));
-        Held::or_renewed(&mut *slot.lock().await, refused, &self.clock, fetch).await
+        CachedLogin::or_renewed(&mut *slot.lock().await, refused, &self.clock, fetch).await
     }
 
     fn slot(&self, key: String) -> Slot {
@@ -164,10 +164,10 @@ impl Tokens {
         realm: &Url,
         service: Option<&str>,
         scope: &str,
-        login: &Login,
+        login: &UpstreamLogin,
         upstream: &UpstreamConfig,
         clients: &Clients,
-    ) -> Result<Held, UpstreamError> {
+    ) -> Result<CachedLogin, UpstreamError> {
         if !may_issue(realm, upstream) {
             return Err(UpstreamError::Invalid(format!(
                 "it sends us to {} for a token; add that to token_realms if it is meant",
@@ -200,7 +200,7 @@ impl Tokens {
         }
         let body = timed(TOKEN_TIMEOUT, read_limited(response, MAX_TOKEN_BYTES)).await?;
         let IssuedToken { authorization, life } = IssuedToken::parse(&body)?;
-        Ok(Held::new(authorization, self.clock.now(), life))
+        Ok(CachedLogin::new(authorization, self.clock.now(), life))
     }
 }
 

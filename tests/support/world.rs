@@ -22,7 +22,7 @@ use stopover::access::{OPERATOR_HEADER, OperatorSecret};
 use stopover::cache::Cache;
 use stopover::config::{Cold, Config};
 use stopover::http::router;
-use stopover::identity::Source;
+use stopover::identity::Peer;
 use stopover::local::{Local, operator_secret};
 use stopover::oci::{Algorithm, Digest};
 use stopover::upstream::Issuer;
@@ -432,7 +432,7 @@ pub async fn until(condition: impl Fn() -> bool) {
     tokio::time::timeout(DEADLINE, wait).await.expect("the condition comes true in time");
 }
 
-fn source(caller: &str) -> Source {
+fn source(caller: &str) -> Peer {
     Some(caller.parse().expect("a test names a real address")).into()
 }
 

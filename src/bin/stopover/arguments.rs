@@ -9,7 +9,7 @@ use stopover::oci::UpstreamId;
 use stopover::operate::RobotCommand;
 use stopover::values::time::Span;
 
-use crate::client::{ClientLogin, DockerAction, Endpoint, Examination, Helper, Login, Order, Target};
+use crate::client::{ClientLogin, DockerAction, Endpoint, Examination, Helper, LoginArguments, Order, Target};
 use crate::explain::Question;
 
 /// A pull-through cache for container registries.
@@ -60,7 +60,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         order: Order,
         #[command(flatten)]
-        asked: Asked,
+        asked: ServerArguments,
     },
     /// Ask upstream now what tags are, however fresh the cache thinks they are
     Refresh {
@@ -68,7 +68,7 @@ pub(crate) enum Command {
         #[arg(required = true, value_name = "IMAGE")]
         images: Vec<String>,
         #[command(flatten)]
-        asked: Asked,
+        asked: ServerArguments,
     },
     /// Remove what nobody has used within `keep`, as happens every hour anyway
     Gc {
@@ -91,7 +91,7 @@ pub(crate) enum Command {
     /// Show how much is left of each upstream's quota
     Quota {
         #[command(flatten)]
-        asked: Asked,
+        asked: ServerArguments,
     },
     /// Show the fills that are under way, and those that were given up with the reason
     Fills {
@@ -128,10 +128,10 @@ pub(crate) enum Command {
         #[command(flatten)]
         examination: Examination,
         #[command(flatten)]
-        asked: Asked,
+        asked: ServerArguments,
     },
     /// Log a client in at the cache, as whom AWS or the issuer of an ID token says that this machine is
-    Login {
+    LoginArguments {
         #[command(flatten)]
         login: ClientLogin,
         /// Where clients reach the cache [default: the configured address]
@@ -156,18 +156,18 @@ pub(crate) enum Command {
 
 /// Which cache is asked, and by whom.
 #[derive(clap::Args)]
-pub(crate) struct Asked {
+pub(crate) struct ServerArguments {
     /// The running cache to ask [default: the one at the configured address]
     #[arg(long, value_name = "URL")]
     pub(crate) server: Option<Endpoint>,
     #[command(flatten)]
-    pub(crate) login: Login,
+    pub(crate) login: LoginArguments,
 }
 
-impl Asked {
+impl ServerArguments {
     /// By an operator: without a login.
     pub(crate) fn by_operator(server: Option<Endpoint>) -> Self {
-        Self { server, login: Login::default() }
+        Self { server, login: LoginArguments::default() }
     }
 }
 

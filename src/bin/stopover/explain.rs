@@ -19,7 +19,7 @@ use stopover::values::time::Clock;
 
 /// Who asks for what.
 #[derive(clap::Args)]
-pub(crate) struct Question {
+pub(crate) struct ExplainArguments {
     /// Who pulls, as rules name them: anonymous, robot:<name>, iam:<arn> or oidc:<issuer>:<subject>
     #[arg(long = "as", value_name = "PRINCIPAL")]
     principal: Principal,
@@ -56,7 +56,7 @@ pub(crate) struct Explanation {
     pub(crate) text: String,
 }
 
-impl Question {
+impl ExplainArguments {
     /// Which rule decides and why, a line for each that is passed over.
     pub(crate) fn answer(self, config: &Config) -> anyhow::Result<Explanation> {
         let Self { mut principal, claims, from, image } = self;

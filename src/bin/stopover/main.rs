@@ -17,9 +17,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use arguments::{Arguments, Asked, Command, ConfigCommand, FillsCommand, LogFormat, PolicyCommand, Settings};
+use arguments::{Arguments, Command, ConfigCommand, FillsCommand, LogFormat, PolicyCommand, ServerArguments, Settings};
 use clap::Parser as _;
-use client::{Client, Endpoint, Operator, Target, Upstream};
+use client::{Client, Endpoint, OperatorProof, Target, Upstream};
 use describe::{describe, reached_at, welcome};
 use stopover::access::token::TokenKeys;
 use stopover::cache::CacheError;
@@ -73,20 +73,20 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
         }
         Command::Quota { asked } => ask(&config, asked, async |client| client.quota().await),
         Command::Fills { command: None, server } => {
-            ask(&config, Asked::by_operator(server), async |client| client.fills().await)
+            ask(&config, ServerArguments::by_operator(server), async |client| client.fills().await)
         }
         Command::Fills { command: Some(FillsCommand::Retry), server } => {
-            ask(&config, Asked::by_operator(server), async |client| client.retry_fills().await)
+            ask(&config, ServerArguments::by_operator(server), async |client| client.retry_fills().await)
         }
         Command::Prefetch { order, asked } => ask(&config, asked, async |client| client.prefetch(order).await),
         Command::Gc { dry_run, server } => {
-            ask(&config, Asked::by_operator(server), async |client| client.collect_garbage(dry_run).await)
+            ask(&config, ServerArguments::by_operator(server), async |client| client.collect_garbage(dry_run).await)
         }
         Command::Purge { image, server } => {
-            ask(&config, Asked::by_operator(server), async |client| client.purge(&image).await)
+            ask(&config, ServerArguments::by_operator(server), async |client| client.purge(&image).await)
         }
         Command::Robot { command, server } => {
-            ask(&config, Asked::by_operator(server), async |client| client.robots(&command.into()).await)
+            ask(&config, ServerArguments::by_operator(server), async |client| client.robots(&command.into()).await)
         }
         Command::Policy(PolicyCommand::Explain(question)) => {
             let explanation = question.answer(&config)?;
@@ -118,12 +118,12 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
 /// Asks a running cache, because it alone may open its ledger, and prints what it says.
 fn ask(
     config: &Config,
-    Asked { server, login }: Asked,
+    ServerArguments { server, login }: ServerArguments,
     question: impl AsyncFnOnce(Client) -> anyhow::Result<String>,
 ) -> anyhow::Result<()> {
     let own = endpoint(config, None)?;
     let server = server.unwrap_or_else(|| own.clone());
-    let operator = Operator::read(&config.data_dir, &server, &own);
+    let operator = OperatorProof::read(&config.data_dir, &server, &own);
     let client = Client::new(server, login, operator)?;
     let text = block_on(question(client))?;
     Ok(std::io::stdout().write_all(text.as_bytes())?)

@@ -61,7 +61,7 @@ pub(crate) async fn run(listener: TcpListener, router: Router, most: usize, stop
     let mut server = Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS);
     let connections = GracefulShutdown::new();
-    let places = Arc::new(Places::new(most));
+    let places = Arc::new(ConnectionSlots::new(most));
     let mut stop = pin!(stop);
     loop {
         let (connection, address, place) = tokio::select! {
@@ -94,27 +94,27 @@ pub(crate) async fn run(listener: TcpListener, router: Router, most: usize, stop
 
 /// The connections that there may be, and whose they are: one address has half of them at the most, of IPv6 each /64. This
 /// machine may have all: there a proxy has everybody's.
-struct Places {
+struct ConnectionSlots {
     free: Arc<Semaphore>,
     share: usize,
     taken: Mutex<HashMap<IpAddr, usize>>,
 }
 
 /// One of them, until it is dropped.
-struct Place {
-    places: Arc<Places>,
+struct ConnectionSlot {
+    places: Arc<ConnectionSlots>,
     caller: IpAddr,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Places {
+impl ConnectionSlots {
     fn new(most: usize) -> Self {
         Self { free: Arc::new(Semaphore::new(most)), share: most.div_ceil(2), taken: Mutex::default() }
     }
 
     /// The next connection that has a place. The others wait with the operating system, and are closed where their address
     /// has its share already.
-    async fn accept(self: &Arc<Self>, listener: &TcpListener) -> (TcpStream, SocketAddr, Place) {
+    async fn accept(self: &Arc<Self>, listener: &TcpListener) -> (TcpStream, SocketAddr, ConnectionSlot) {
         loop {
             let Ok(permit) = Arc::clone(&self.free).acquire_owned().await else { return std::future::pending().await };
             let (connection, address) = accept(listener).await;
@@ -125,18 +125,18 @@ impl Places {
         }
     }
 
-    fn take(self: &Arc<Self>, caller: IpAddr, permit: OwnedSemaphorePermit) -> Option<Place> {
+    fn take(self: &Arc<Self>, caller: IpAddr, permit: OwnedSemaphorePermit) -> Option<ConnectionSlot> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let of_caller = taken.entry(caller).or_default();
         if *of_caller >= self.share && !caller.is_loopback() {
             return None;
         }
         *of_caller += 1;
-        Some(Place { places: Arc::clone(self), caller, _permit: permit })
+        Some(ConnectionSlot { places: Arc::clone(self), caller, _permit: permit })
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(of_caller) = taken.get_mut(&self.caller) {
@@ -314,7 +314,7 @@ mod tests {
 
     #[test]
     fn no_address_has_more_than_half_of_the_connections_but_this_machine() {
-        let places = Arc::new(Places::new(8));
+        let places = Arc::new(ConnectionSlots::new(8));
         let mut taken = Vec::new();
         for (caller, most) in [("10.1.2.3", 4), ("127.0.0.1", 4)] {
             for number in 0..8 - taken.len() {
@@ -327,7 +327,7 @@ mod tests {
         taken.remove(0);
         let permit = Arc::clone(&places.free).try_acquire_owned().unwrap();
         assert!(places.take("10.1.2.3".parse().unwrap(), permit).is_some(), "one of them has ended");
-        let places = Arc::new(Places::new(8));
+        let places = Arc::new(ConnectionSlots::new(8));
         let all = (0..8)
             .map(|_| places.take("127.0.0.1".parse().unwrap(), Arc::clone(&places.free).try_acquire_owned().unwrap()));
         assert_eq!(all.collect::<Vec<_>>().iter().flatten().count(), 8, "a proxy has everybody's");

@@ -29,7 +29,7 @@ pub(crate) use doctor::Examination;
 pub(crate) use endpoint::Endpoint;
 pub(crate) use login::{ClientLogin, DockerAction, Helper};
 pub(crate) use prefetch::Order;
-pub(crate) use session::{Login, Operator};
+pub(crate) use session::{LoginArguments, OperatorProof};
 pub(crate) use setup::{Target, list};
 pub(crate) use upstream::Upstream;
 
@@ -37,14 +37,14 @@ pub(crate) use upstream::Upstream;
 pub(crate) struct Client {
     http: reqwest::Client,
     server: Endpoint,
-    login: Login,
-    operator: Operator,
+    login: LoginArguments,
+    operator: OperatorProof,
     /// What the cache knows this command by, once it has asked.
     token: Mutex<Option<String>>,
 }
 
 impl Client {
-    pub(crate) fn new(server: Endpoint, login: Login, operator: Operator) -> anyhow::Result<Self> {
+    pub(crate) fn new(server: Endpoint, login: LoginArguments, operator: OperatorProof) -> anyhow::Result<Self> {
         // Longer than the cache itself waits for an upstream. Of what is asked for, only blobs may be elsewhere.
         let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(Policy::none());
         // What operators ask is for the cache alone.

@@ -32,7 +32,7 @@ const AWAY: Duration = Duration::from_mins(1);
 
 /// What to prefetch.
 #[derive(clap::Args)]
-pub(crate) struct Order {
+pub(crate) struct PrefetchArguments {
     /// Images like nginx:1.27 or ghcr.io/owner/name@sha256:…
     #[arg(value_name = "IMAGE", required_unless_present = "files")]
     images: Vec<String>,
@@ -47,7 +47,7 @@ pub(crate) struct Order {
     wait: bool,
 }
 
-impl Order {
+impl PrefetchArguments {
     fn listed(&self) -> anyhow::Result<Listed> {
         let mut listed = Listed::default();
         listed.images.extend(self.images.iter().map(|name| Image::new(name)));
@@ -89,7 +89,7 @@ struct Awaited {
 impl Client {
     /// Asks for images; one line each says what was requested. Fails if not all of them could be, or `--wait` ends with
     /// one that is not stored whole.
-    pub(crate) async fn prefetch(&self, order: Order) -> anyhow::Result<String> {
+    pub(crate) async fn prefetch(&self, order: PrefetchArguments) -> anyhow::Result<String> {
         let Listed { images, skipped } = order.listed()?;
         for line in &skipped {
             eprintln!("{line}");
@@ -254,7 +254,7 @@ mod tests {
     use stopover::oci::Algorithm;
 
     use super::*;
-    use crate::client::{Endpoint, Login, Operator};
+    use crate::client::{Endpoint, Login, OperatorProof};
 
     #[tokio::test]
     async fn a_cache_is_away_when_it_has_not_answered_however_long_nothing_has_arrived() {
@@ -266,7 +266,7 @@ mod tests {
             connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").unwrap();
         });
         let server: Endpoint = server.parse().unwrap();
-        let operator = Operator::read(Path::new("/nowhere"), &server, &server);
+        let operator = OperatorProof::read(Path::new("/nowhere"), &server, &server);
         let client = Client::new(server, Login::default(), operator).unwrap();
         let digest = Digest::of(Algorithm::Sha256, b"blob");
         let mut blob = Awaited { url: client.url("blob"), digest, size: 4, written: 0, unlisted: 0 };

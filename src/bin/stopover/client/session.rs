@@ -27,7 +27,7 @@ const HOW_TO_LOG_IN: &str = "as a robot with STOPOVER_USER and STOPOVER_PASSWORD
 
 /// Who asks, where the cache wants to know it.
 #[derive(clap::Args, Default)]
-pub(crate) struct Login {
+pub(crate) struct LoginArguments {
     /// The robot to log in as, with its secret in the variable `STOPOVER_PASSWORD`
     #[arg(long, env = "STOPOVER_USER", value_name = "NAME")]
     user: Option<String>,
@@ -35,7 +35,7 @@ pub(crate) struct Login {
     identity: Option<Identity>,
 }
 
-impl Login {
+impl LoginArguments {
     fn is_given(&self) -> bool {
         self.user().is_some() || self.identity.is_some()
     }
@@ -60,9 +60,9 @@ impl Login {
 }
 
 /// The operators' secret, or why there is none.
-pub(crate) struct Operator(Result<OperatorSecret, String>);
+pub(crate) struct OperatorProof(Result<OperatorSecret, String>);
 
-impl Operator {
+impl OperatorProof {
     /// Reads the secret of this data directory, for the cache that uses it: no other server gets a proof. `own`: where the
     /// configuration has that listen.
     pub(crate) fn read(data: &Path, server: &Endpoint, own: &Endpoint) -> Self {

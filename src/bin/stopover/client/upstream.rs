@@ -5,14 +5,14 @@ use stopover::config::{Config, UpstreamConfig};
 use stopover::oci::UpstreamId;
 
 /// An upstream, as clients are told of it.
-pub(crate) struct Upstream {
+pub(crate) struct MirroredUpstream {
     /// What stands behind the endpoint of the cache.
     pub(crate) id: UpstreamId,
     /// How images are named that nobody thinks of a cache with: host, and port where there is one.
     pub(crate) registry: String,
 }
 
-impl Upstream {
+impl MirroredUpstream {
     /// The upstream of this id. One that is not configured here may be so at the cache, if it is called like a host.
     pub(crate) fn new(id: UpstreamId, config: &Config) -> anyhow::Result<Self> {
         let known = config.upstreams.get(&id);

@@ -22,7 +22,7 @@ const METADATA: &str = "http://169.254.169.254";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Credentials {
+struct AwsCredentials {
     access_key_id: String,
     secret_access_key: String,
     #[serde(alias = "SessionToken")]
@@ -60,10 +60,10 @@ fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-fn from_environment() -> anyhow::Result<Option<Credentials>> {
+fn from_environment() -> anyhow::Result<Option<AwsCredentials>> {
     match (variable("AWS_ACCESS_KEY_ID"), variable("AWS_SECRET_ACCESS_KEY")) {
         (Some(access_key_id), Some(secret_access_key)) => {
-            Ok(Some(Credentials { access_key_id, secret_access_key, token: variable("AWS_SESSION_TOKEN") }))
+            Ok(Some(AwsCredentials { access_key_id, secret_access_key, token: variable("AWS_SESSION_TOKEN") }))
         }
         (None, None) => Ok(None),
         _ => bail!("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY belong together: one of them is not set"),
@@ -85,12 +85,12 @@ struct AssumedResponse {
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct AssumedResult {
-    credentials: Credentials,
+    credentials: AwsCredentials,
 }
 
-/// Credentials of a role that a token is exchanged for: service accounts of EKS (AWS SDKs reference, "Assume role
+/// AwsCredentials of a role that a token is exchanged for: service accounts of EKS (AWS SDKs reference, "Assume role
 /// credential provider"; STS, `AssumeRoleWithWebIdentity`). The question is not signed: the token is all that it needs.
-async fn from_web_identity(metadata: &Metadata) -> anyhow::Result<Option<Credentials>> {
+async fn from_web_identity(metadata: &Metadata) -> anyhow::Result<Option<AwsCredentials>> {
     let (file, role) = match (variable("AWS_WEB_IDENTITY_TOKEN_FILE"), variable("AWS_ROLE_ARN")) {
         (Some(file), Some(role)) => (file, role),
         (Some(_), None) => {
@@ -127,8 +127,8 @@ async fn from_web_identity(metadata: &Metadata) -> anyhow::Result<Option<Credent
     Ok(Some(assumed.assume_role_with_web_identity_response.assume_role_with_web_identity_result.credentials))
 }
 
-/// Credentials of a container: ECS, `CodeBuild`, EKS Pod Identity (AWS SDKs reference, "Container credential provider").
-async fn from_container(http: &reqwest::Client) -> anyhow::Result<Option<Credentials>> {
+/// AwsCredentials of a container: ECS, `CodeBuild`, EKS Pod Identity (AWS SDKs reference, "Container credential provider").
+async fn from_container(http: &reqwest::Client) -> anyhow::Result<Option<AwsCredentials>> {
     let relative = variable("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI").map(|path| format!("{CONTAINER_HOST}{path}"));
     let Some(url) = relative.or_else(|| variable("AWS_CONTAINER_CREDENTIALS_FULL_URI")) else { return Ok(None) };
     let url = Url::parse(&url).context("AWS_CONTAINER_CREDENTIALS_… is no URL")?;
@@ -170,7 +170,7 @@ impl Metadata {
         Ok(Self { http, endpoint: endpoint.trim_end_matches('/').to_owned() })
     }
 
-    async fn credentials(&self) -> anyhow::Result<Credentials> {
+    async fn credentials(&self) -> anyhow::Result<AwsCredentials> {
         let roles = self.text("iam/security-credentials/").await.context("this instance has no role")?;
         let role = roles.lines().next().context("this instance has no role")?;
         Ok(serde_json::from_str(&self.text(&format!("iam/security-credentials/{role}")).await?)?)
@@ -198,7 +198,7 @@ async fn text(request: reqwest::RequestBuilder) -> anyhow::Result<String> {
     Ok(answer.text().await?)
 }
 
-impl Credentials {
+impl AwsCredentials {
     /// Signs `GetCallerIdentity` for a cache (AWS, "Signature Version 4 for API requests", by query parameters).
     fn sign(&self, region: &str, service: &str, at: SystemTime) -> anyhow::Result<SignedFields> {
         let date = humantime::format_rfc3339_seconds(at).to_string().replace(['-', ':'], "");

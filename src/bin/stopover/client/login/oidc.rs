@@ -35,7 +35,7 @@ pub(super) async fn token(file: Option<&Path>, audience: &str) -> anyhow::Result
 
 async fn issued(url: &str, secret: &str, audience: &str) -> anyhow::Result<String> {
     #[derive(Deserialize)]
-    struct Answer {
+    struct TokenResponse {
         value: String,
     }
     let mut url = Url::parse(url).with_context(|| format!("{REQUEST_URL} is no URL"))?;
@@ -43,6 +43,6 @@ async fn issued(url: &str, secret: &str, audience: &str) -> anyhow::Result<Strin
     let client = reqwest::Client::builder().redirect(Policy::none()).timeout(Duration::from_secs(10)).build()?;
     let answer = client.get(url).bearer_auth(secret).send().await.map_err(reqwest::Error::without_url)?;
     ensure!(answer.status().is_success(), "{}", answer.status());
-    let answer: Answer = serde_json::from_slice(&answer.bytes().await?).context("the answer has no token")?;
+    let answer: TokenResponse = serde_json::from_slice(&answer.bytes().await?).context("the answer has no token")?;
     Ok(answer.value)
 }
