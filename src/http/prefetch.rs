@@ -57,8 +57,8 @@ async fn prefetch(State(cache): State<Arc<Cache>>, request: axum::extract::Reque
         return refusal(StatusCode::FORBIDDEN, "no page in a browser may ask this");
     }
     let mut record = Record::default();
-    let guest = match Caller::of(&cache, &parts, &mut record).await {
-        Ok(guest) => guest,
+    let caller = match Caller::of(&cache, &parts, &mut record).await {
+        Ok(caller) => caller,
         Err(error) => {
             record.prefetched(Some(&error));
             return refuse(&cache, &error, &parts);
@@ -68,7 +68,7 @@ async fn prefetch(State(cache): State<Arc<Cache>>, request: axum::extract::Reque
     let Ok(body) = axum::body::to_bytes(body, MAX_BYTES).await else {
         return refusal(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long for one request, or did not come in time");
     };
-    if !guest.may_have_sent(&body) {
+    if !caller.may_have_sent(&body) {
         let error = AccessError::NotOperator.into();
         record.prefetched(Some(&error));
         return refuse(&cache, &error, &parts);
@@ -85,11 +85,11 @@ async fn prefetch(State(cache): State<Arc<Cache>>, request: axum::extract::Reque
         let message = format!("{count} {what} are too many for one request: {most} at the most");
         return refusal(StatusCode::PAYLOAD_TOO_LARGE, &message);
     }
-    let (caller, deadline) = (guest.address, Instant::now() + cache.core.config.wait);
+    let (address, deadline) = (caller.address, Instant::now() + cache.core.config.wait);
     let images = stream::iter(wanted.images.clone()).map(|text| {
-        let mut record = Record::of(Some(guest.principal.clone()), caller);
+        let mut record = Record::of(Some(caller.principal.clone()), address);
         // Each has platforms of its own, so they are made no sooner than they are looked at.
-        let (cache, job) = (Arc::clone(&cache), wanted.job(&cache, &guest, &text, &mut record));
+        let (cache, job) = (Arc::clone(&cache), wanted.job(&cache, &caller, &text, &mut record));
         async move {
             let prefetched = async { cache.prefetch.image(&job?, &record.spent).await };
             let outcome = timeout_at(deadline, prefetched).await.unwrap_or(Err(PullError::NotYet));
@@ -102,11 +102,11 @@ async fn prefetch(State(cache): State<Arc<Cache>>, request: axum::extract::Reque
 }
 
 impl Wanted {
-    fn job(&self, cache: &Cache, guest: &Caller, text: &str, record: &mut Record) -> Result<ImageJob, PullError> {
+    fn job(&self, cache: &Cache, caller: &Caller, text: &str, record: &mut Record) -> Result<ImageJob, PullError> {
         let (repository, reference) = cache.core.upstreams.image(&Request::image(text)?)?;
-        guest.check(cache, &repository, record)?;
+        caller.check(cache, &repository, record)?;
         let platforms = self.platforms(&cache.core.upstreams.get(&repository)?.config().platforms);
-        Ok(ImageJob { repository, reference, platforms, priority: Priority::Prefetch, payer: guest.payer() })
+        Ok(ImageJob { repository, reference, platforms, priority: Priority::Prefetch, payer: caller.payer() })
     }
 
     fn platforms(&self, policy: &Platforms) -> Platforms {

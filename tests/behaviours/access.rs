@@ -14,7 +14,7 @@ use base64::prelude::BASE64_STANDARD;
 use http::{Method, Request, StatusCode};
 use serde_json::json;
 use stopover::config::{Cold, Config};
-use stopover::identity::Source;
+use stopover::identity::Peer;
 use stopover::local::Local;
 use stopover::values::time::Clock;
 use support::aws::{EVERY_OPERATION, Service};
@@ -174,7 +174,7 @@ async fn without_a_word_about_access_a_page_whose_name_leads_here_reads_nothing(
     let local = open(data.path(), &format!("[upstreams.\"test.local\"]\nurl = \"{}\"\n", upstream.url())).await;
     let router = stopover::http::router(Arc::clone(&local.cache));
     let ask = async |method: &Method, path: &str, hosts: &[&str]| {
-        let request = Request::builder().method(method).uri(path).extension(Source::from("127.0.0.1".parse().ok()));
+        let request = Request::builder().method(method).uri(path).extension(Peer::from("127.0.0.1".parse().ok()));
         let request = hosts.iter().fold(request, |request, host| request.header("host", *host));
         let response = router.clone().oneshot(request.body(Body::from("{\"images\": []}")).unwrap()).await.unwrap();
         let (status, body) = (response.status(), to_bytes(response.into_body(), 10_000).await.unwrap());
@@ -211,7 +211,7 @@ async fn without_a_word_about_access_a_page_whose_name_leads_here_reads_nothing(
     local.stop(Duration::ZERO).await;
     let data = tempfile::TempDir::new().unwrap();
     let local = open(data.path(), "[access]\nanonymous = [\"127.0.0.0/8\"]\n").await;
-    let request = Request::get("/v2/").header("host", "cache.test").extension(Source::from("127.0.0.1".parse().ok()));
+    let request = Request::get("/v2/").header("host", "cache.test").extension(Peer::from("127.0.0.1".parse().ok()));
     let response = stopover::http::router(Arc::clone(&local.cache)).oneshot(request.body(Body::empty()).unwrap()).await;
     assert_eq!(response.unwrap().status(), StatusCode::OK);
     local.stop(Duration::ZERO).await;

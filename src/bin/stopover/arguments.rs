@@ -9,8 +9,10 @@ use stopover::oci::UpstreamId;
 use stopover::operate::RobotCommand;
 use stopover::values::time::Span;
 
-use crate::client::{ClientLogin, DockerAction, Endpoint, Examination, Helper, LoginArguments, Order, Target};
-use crate::explain::Question;
+use crate::client::{
+    ClientLogin, DockerAction, Endpoint, Examination, Helper, LoginArguments, PrefetchArguments, Target,
+};
+use crate::explain::ExplainArguments;
 
 /// A pull-through cache for container registries.
 ///
@@ -58,7 +60,7 @@ pub(crate) enum Command {
     /// Have images stored before anybody pulls them
     Prefetch {
         #[command(flatten)]
-        order: Order,
+        order: PrefetchArguments,
         #[command(flatten)]
         asked: ServerArguments,
     },
@@ -131,7 +133,7 @@ pub(crate) enum Command {
         asked: ServerArguments,
     },
     /// Log a client in at the cache, as whom AWS or the issuer of an ID token says that this machine is
-    LoginArguments {
+    Login {
         #[command(flatten)]
         login: ClientLogin,
         /// Where clients reach the cache [default: the configured address]
@@ -205,7 +207,7 @@ pub(crate) enum RobotArguments {
 #[derive(Subcommand)]
 pub(crate) enum PolicyCommand {
     /// Say whether somebody may pull an image, and why; ends with 1 if not
-    Explain(Question),
+    Explain(ExplainArguments),
 }
 
 #[derive(Subcommand)]

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use stopover::config::Config;
 use stopover::errors::PullError;
 use stopover::identity::policy::{Decision, Rule};
-use stopover::identity::{Principal, Source, VpcEndpoint};
+use stopover::identity::{Peer, Principal, VpcEndpoint};
 use stopover::local::EmbeddedLedger;
 use stopover::oci::{Operation, Request};
 use stopover::ports::Ledger;
@@ -28,7 +28,7 @@ pub(crate) struct ExplainArguments {
     claims: Vec<(String, String)>,
     /// The address that they pull from, or the VPC endpoint [default: one that is in no network]
     #[arg(long, value_name = "ADDRESS", value_parser = source)]
-    from: Option<Source>,
+    from: Option<Peer>,
     /// An image like docker.io/library/alpine:3.20 or ghcr.io/owner/name
     image: String,
 }
@@ -38,14 +38,14 @@ fn claim(text: &str) -> Result<(String, String), String> {
     Ok((pair.0.to_owned(), pair.1.to_owned()))
 }
 
-fn source(text: &str) -> Result<Source, String> {
+fn source(text: &str) -> Result<Peer, String> {
     if let Ok(address) = text.parse() {
-        return Ok(Source::from(Some(address)));
+        return Ok(Peer::from(Some(address)));
     }
     let endpoint = VpcEndpoint::from_str(text);
     let endpoint =
         endpoint.map_err(|_| format!("{text:?} is no address, and no VPC endpoint like vpce-0123456789abcdef0"));
-    Ok(Source { address: None, vpc_endpoint: Some(endpoint?) })
+    Ok(Peer { address: None, vpc_endpoint: Some(endpoint?) })
 }
 
 /// What would become of a pull.

@@ -19,7 +19,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use arguments::{Arguments, Command, ConfigCommand, FillsCommand, LogFormat, PolicyCommand, ServerArguments, Settings};
 use clap::Parser as _;
-use client::{Client, Endpoint, OperatorProof, Target, Upstream};
+use client::{Client, Endpoint, MirroredUpstream, OperatorProof, Target};
 use describe::{describe, reached_at, welcome};
 use stopover::access::token::TokenKeys;
 use stopover::cache::CacheError;
@@ -152,8 +152,8 @@ fn set_up(config: &Config, client: Target, server: Option<Endpoint>, upstreams: 
             "{id}: this configuration has no such upstream; the cache answers for it only if its own has"
         )?;
     }
-    let upstreams: Vec<Upstream> =
-        upstreams.into_iter().map(|id| Upstream::new(id, config)).collect::<anyhow::Result<_>>()?;
+    let upstreams: Vec<MirroredUpstream> =
+        upstreams.into_iter().map(|id| MirroredUpstream::new(id, config)).collect::<anyhow::Result<_>>()?;
     beside.write_all(client.advice(&server, &upstreams).as_bytes())?;
     Ok(std::io::stdout().write_all(client.configuration(&server, &upstreams).as_bytes())?)
 }

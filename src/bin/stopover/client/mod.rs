@@ -28,10 +28,10 @@ use stopover::operate::report::QuotaReport;
 pub(crate) use doctor::Examination;
 pub(crate) use endpoint::Endpoint;
 pub(crate) use login::{ClientLogin, DockerAction, Helper};
-pub(crate) use prefetch::Order;
+pub(crate) use prefetch::PrefetchArguments;
 pub(crate) use session::{LoginArguments, OperatorProof};
 pub(crate) use setup::{Target, list};
-pub(crate) use upstream::Upstream;
+pub(crate) use upstream::MirroredUpstream;
 
 /// A cache that runs elsewhere.
 pub(crate) struct Client {

@@ -254,7 +254,7 @@ mod tests {
     use stopover::oci::Algorithm;
 
     use super::*;
-    use crate::client::{Endpoint, Login, OperatorProof};
+    use crate::client::{Endpoint, LoginArguments, OperatorProof};
 
     #[tokio::test]
     async fn a_cache_is_away_when_it_has_not_answered_however_long_nothing_has_arrived() {
@@ -267,7 +267,7 @@ mod tests {
         });
         let server: Endpoint = server.parse().unwrap();
         let operator = OperatorProof::read(Path::new("/nowhere"), &server, &server);
-        let client = Client::new(server, Login::default(), operator).unwrap();
+        let client = Client::new(server, LoginArguments::default(), operator).unwrap();
         let digest = Digest::of(Algorithm::Sha256, b"blob");
         let mut blob = Awaited { url: client.url("blob"), digest, size: 4, written: 0, unlisted: 0 };
         let long_ago = Instant::now().checked_sub(2 * AWAY).unwrap();

@@ -18,7 +18,7 @@ use stopover::errors::chain;
 use stopover::oci::{Name, Operation, Reference, Repository, Request, UpstreamId};
 
 use super::progress::shown;
-use super::{Client, Target, Upstream};
+use super::{Client, MirroredUpstream, Target};
 use configured::Files;
 
 /// What to check.
@@ -102,8 +102,8 @@ impl Sample {
             (None, None, Some((first, rest))) if first.contains('.') => (first.to_owned(), rest),
             (None, None, _) => (DEFAULT_UPSTREAM.to_owned(), name.clone()),
         };
-        let (id, upstream) = match Upstream::named(&named, config) {
-            Some(Upstream { id, registry }) => (Some(id), registry),
+        let (id, upstream) = match MirroredUpstream::named(&named, config) {
+            Some(MirroredUpstream { id, registry }) => (Some(id), registry),
             None => (named.parse().ok(), named),
         };
         let path = if upstream == DEFAULT_UPSTREAM { path.in_library() } else { path };

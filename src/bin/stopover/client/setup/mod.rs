@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::endpoint::Endpoint;
-use super::upstream::Upstream;
+use super::upstream::MirroredUpstream;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use stopover::config::DEFAULT_UPSTREAM;
@@ -43,7 +43,7 @@ pub(crate) enum Target {
 
 impl Target {
     /// The configuration of this client; nothing if there is nothing to tell it.
-    pub(crate) fn configuration(self, mirror: &Endpoint, upstreams: &[Upstream]) -> String {
+    pub(crate) fn configuration(self, mirror: &Endpoint, upstreams: &[MirroredUpstream]) -> String {
         let template = match self {
             Self::Docker => return daemon_json(mirror, upstreams),
             Self::Containerd => include_str!("containerd.sh"),
@@ -62,7 +62,7 @@ impl Target {
 
     /// What is left to do by hand where the configuration is not read by whom it is for: a format without comments, or
     /// a script that is run at once.
-    pub(crate) fn advice(self, mirror: &Endpoint, upstreams: &[Upstream]) -> String {
+    pub(crate) fn advice(self, mirror: &Endpoint, upstreams: &[MirroredUpstream]) -> String {
         match self {
             Self::Docker => fill(include_str!("docker.txt"), mirror, upstreams),
             Self::Containerd => fill(include_str!("containerd.txt"), mirror, upstreams),
@@ -72,7 +72,7 @@ impl Target {
 }
 
 /// What dockerd is told in daemon.json: its mirrors, which are for Docker Hub only, and hosts that speak plain HTTP.
-fn daemon_json(mirror: &Endpoint, upstreams: &[Upstream]) -> String {
+fn daemon_json(mirror: &Endpoint, upstreams: &[MirroredUpstream]) -> String {
     let mut settings = serde_json::Map::new();
     if mirror.is_plain() {
         settings.insert("insecure-registries".into(), json!([mirror.host()]));
@@ -96,7 +96,7 @@ pub(crate) fn list() -> String {
 /// Fills in a template: lines between `@http@` and `@/http@` stand only where the mirror speaks plain HTTP, those
 /// between `@daemon@` and `@/daemon@` where dockerd is told something, those between `@each@` and `@/each@` once for
 /// every upstream, and a line that names a client is that client's configuration.
-fn fill(template: &str, mirror: &Endpoint, upstreams: &[Upstream]) -> String {
+fn fill(template: &str, mirror: &Endpoint, upstreams: &[MirroredUpstream]) -> String {
     let (mut filled, mut repeated, mut left_out) = (String::new(), None, None);
     let daemon = !daemon_json(mirror, upstreams).is_empty();
     for line in template.lines() {
@@ -126,14 +126,14 @@ fn fill(template: &str, mirror: &Endpoint, upstreams: &[Upstream]) -> String {
 }
 
 /// What holds for one upstream.
-fn of_upstream(block: &str, Upstream { id, registry }: &Upstream) -> String {
+fn of_upstream(block: &str, MirroredUpstream { id, registry }: &MirroredUpstream) -> String {
     // go-containerregistry, and with it kaniko, knows Docker Hub by its old name.
     let index = if registry == DEFAULT_UPSTREAM { "index.docker.io" } else { registry };
     block.replace("@upstream@", id.as_str()).replace("@registry@", registry).replace("@index@", index)
 }
 
 /// The configuration of another client, indented as the line that stands for it.
-fn included(line: &str, mirror: &Endpoint, upstreams: &[Upstream]) -> Option<String> {
+fn included(line: &str, mirror: &Endpoint, upstreams: &[MirroredUpstream]) -> Option<String> {
     let client = Target::from_str(line.trim().strip_prefix('@')?.strip_suffix('@')?, false).ok()?;
     let indentation = line.strip_suffix(line.trim_start()).unwrap_or_default();
     let text = client.configuration(mirror, upstreams);
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn every_placeholder_is_filled_in_whatever_the_server() {
         let upstreams =
-            ["docker.io", "ghcr.io"].map(|id| Upstream { id: id.parse().unwrap(), registry: id.to_owned() });
+            ["docker.io", "ghcr.io"].map(|id| MirroredUpstream { id: id.parse().unwrap(), registry: id.to_owned() });
         for server in ["http://127.0.0.1:5000", "https://cache.example.com"] {
             let mirror: Endpoint = server.parse().unwrap();
             for client in Target::value_variants() {
