@@ -88,7 +88,7 @@ struct AssumedResult {
     credentials: AwsCredentials,
 }
 
-/// AwsCredentials of a role that a token is exchanged for: service accounts of EKS (AWS SDKs reference, "Assume role
+/// Credentials of a role that a token is exchanged for: service accounts of EKS (AWS SDKs reference, "Assume role
 /// credential provider"; STS, `AssumeRoleWithWebIdentity`). The question is not signed: the token is all that it needs.
 async fn from_web_identity(metadata: &Metadata) -> anyhow::Result<Option<AwsCredentials>> {
     let (file, role) = match (variable("AWS_WEB_IDENTITY_TOKEN_FILE"), variable("AWS_ROLE_ARN")) {
@@ -127,7 +127,7 @@ async fn from_web_identity(metadata: &Metadata) -> anyhow::Result<Option<AwsCred
     Ok(Some(assumed.assume_role_with_web_identity_response.assume_role_with_web_identity_result.credentials))
 }
 
-/// AwsCredentials of a container: ECS, `CodeBuild`, EKS Pod Identity (AWS SDKs reference, "Container credential provider").
+/// Credentials of a container: ECS, `CodeBuild`, EKS Pod Identity (AWS SDKs reference, "Container credential provider").
 async fn from_container(http: &reqwest::Client) -> anyhow::Result<Option<AwsCredentials>> {
     let relative = variable("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI").map(|path| format!("{CONTAINER_HOST}{path}"));
     let Some(url) = relative.or_else(|| variable("AWS_CONTAINER_CREDENTIALS_FULL_URI")) else { return Ok(None) };
