@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
@@ -33,8 +34,8 @@ impl Troubled {
     }
 
     async fn answer_or_not(&self) {
-        if self.silent.load(Ordering::SeqCst) {
-            std::future::pending::<()>().await;
+        while self.silent.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 

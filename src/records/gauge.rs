@@ -21,7 +21,7 @@ const PULL_LIMIT_PAUSE: Duration = Duration::from_mins(15);
 /// How long any other limit is taken to last where the answer does not say.
 const RATE_LIMIT_PAUSE: Duration = Duration::from_mins(1);
 /// How long one caller may probe an upstream that was left alone while all others still leave it alone.
-const PROBE: Duration = Duration::from_secs(10);
+pub(crate) const PROBE: Duration = Duration::from_secs(10);
 
 /// What is asked of an upstream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::errors::{Limit, StoreError, UpstreamError, chain};
 use crate::ports::{Attempts, Ledger};
-use crate::records::gauge::{Break, Cause, Gauge, Kind, Outcome, Permit, Quota};
+use crate::records::gauge::{Break, Cause, Gauge, Kind, Outcome, PROBE, Permit, Quota};
 use crate::records::{GaugeKey, Versioned};
 use crate::values::time::{Clock, Timestamp};
 
@@ -42,6 +42,8 @@ struct GaugeState {
     version: Option<u64>,
     read_at: Option<Timestamp>,
     written_at: Option<Timestamp>,
+    /// Until when a request of this process probes, whatever the ledger is found to have meanwhile.
+    probes_until: Option<Timestamp>,
     /// Until when the ledger is left alone.
     rests_until: Option<Timestamp>,
     /// What has changed a breaker and is not in the ledger yet.
@@ -71,6 +73,7 @@ impl GaugeState {
         }
         let changed = after != self.gauge;
         self.gauge = after;
+        self.probes_until = None;
         !self.unwritten.is_empty() || (changed && self.may_write_quota(now))
     }
 
@@ -121,25 +124,37 @@ impl Meter {
 
     /// What may be asked as far as this process knows. From a probe on, its other requests leave upstream alone.
     fn decide(&self, kind: Kind) -> Permit {
-        let mut known = self.known();
-        let permit = known.gauge.permit(kind, self.clock.now());
-        if let Permit::Probe(probing) = &permit {
-            known.gauge = probing.clone();
+        let (mut known, now) = (self.known(), self.clock.now());
+        match known.gauge.permit(kind, now) {
+            Permit::Probe(probing) if known.probes_until.is_some_and(|until| now < until) => probing.permit(kind, now),
+            Permit::Probe(probing) => {
+                known.probes_until = Some(now.plus(PROBE));
+                Permit::Probe(probing)
+            }
+            permit => permit,
         }
-        permit
     }
 
     /// Tells other processes that this one probes, unless one of them does.
     async fn probe(&self, kind: Kind) -> Result<Permit, StoreError> {
         let mut attempts = Attempts::new();
-        while !self.swap().await? {
-            self.read().await?;
-            match self.decide(kind) {
-                Permit::Probe(_) => attempts.again().await?,
-                permit => return Ok(permit),
+        loop {
+            {
+                let mut known = self.known();
+                match known.gauge.permit(kind, self.clock.now()) {
+                    Permit::Probe(probing) => known.gauge = probing,
+                    permit => {
+                        known.probes_until = None;
+                        return Ok(permit);
+                    }
+                }
             }
+            if self.swap().await? {
+                return Ok(Permit::Go);
+            }
+            self.read().await?;
+            attempts.again().await?;
         }
-        Ok(Permit::Go)
     }
 
     /// Corrects the gauge by how asking ended and by the quota that the answer named.

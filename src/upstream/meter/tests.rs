@@ -97,6 +97,22 @@ async fn one_request_probes_while_the_ledger_does_not_answer() {
 }
 
 #[tokio::test]
+async fn one_request_probes_while_the_ledger_is_slow() {
+    let world = world();
+    world.meter.note(Kind::Head, &silent(), None).await;
+    world.clock.advance(Duration::from_secs(5));
+    set(&world.ledger.silent, true);
+    let slow = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        set(&world.ledger.silent, false);
+    };
+    let (all, ()) = tokio::join!(join_all((0..50).map(|_| world.meter.permit(Kind::Head))), slow);
+    assert_eq!(all.iter().filter(|permit| permit.is_ok()).count(), 1);
+    let other = meter(&world.ledger, &world.clock);
+    assert!(other.permit(Kind::Head).await.is_err(), "others know of it");
+}
+
+#[tokio::test]
 async fn a_note_that_others_overtake_is_written_again_on_top_of_theirs() {
     let world = world();
     let other = meter(&world.ledger, &world.clock);
