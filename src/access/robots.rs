@@ -1,6 +1,6 @@
 //! Logins of robots. Comparing a secret is slow on purpose, and an unknown caller must not be able to trigger it at
-//! will: only secrets that pass the [quick check](crate::records::robot::SecretHash::may_be_of) are compared, and only few at
-//! once.
+//! will: only secrets that pass the [quick check](crate::records::robot::SecretHash::may_be_of) are compared, and only
+//! few at once.
 
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
