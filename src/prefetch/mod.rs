@@ -85,8 +85,8 @@ impl Prefetch {
                 );
                 Ok(())
             }
-            // A retry would not help: no platform matches, a blob is too large, or the payer's budget is spent. What the
-            // payer pulls itself is checked then.
+            // A retry would not help: no platform matches, a blob is too large, or the payer's budget is spent. What
+            // the payer pulls itself is checked then.
             Err(error @ (PullError::NoPlatform(_) | PullError::TooLarge { .. } | PullError::OverBudget(_))) => {
                 tracing::info!(repository = %image.repository, reference = %image.reference,
                     error = %chain(&error), "nothing to prefetch");
