@@ -18,7 +18,7 @@ use crate::values::time::Clock;
 
 /// The paths of the cache over one core.
 pub struct Cache {
-    /// What all of them work with.
+    /// What all of these work with.
     pub core: Arc<Core>,
     /// The read path.
     pub pull: Arc<Pull>,
@@ -33,7 +33,7 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Joins a configuration and the adapters. Contacts nobody.
+    /// Joins a configuration and the adapters. Contacts no other system.
     pub fn new(
         config: Config,
         clock: Clock,
@@ -63,31 +63,31 @@ impl Cache {
         Ok(Self { core, pull, fill, prefetch, operate, access, operator: None })
     }
 
-    /// Answers operators who prove that they have this secret. Without it, nobody is one.
+    /// Accepts operators that prove this secret. Without it, no request counts as an operator's.
     #[must_use]
     pub fn with_operator(self, secret: OperatorSecret) -> Self {
         Self { operator: Some(secret), ..self }
     }
 }
 
-/// Why a cache cannot be put together.
+/// Why a cache cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
-    /// The upstreams cannot be asked.
+    /// The client for upstreams cannot be built.
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
-    /// There is no HTTP client to ask with who somebody is.
+    /// The HTTP client for identity providers cannot be built.
     #[error("no HTTP client: {0:?}")]
     Client(reqwest::Error),
-    /// The keys of tokens cannot be used.
+    /// The signing keys are invalid.
     #[error("access.signing_keys")]
     Keys(#[from] InvalidKeys),
-    /// There are none.
+    /// Logins are configured without signing keys.
     #[error(
         "access.signing_keys: is required where somebody can log in: name a file, or a variable of the environment"
     )]
     NoKeys,
-    /// Nobody can say who belongs to the organisation.
+    /// An organisation is configured, but no adapter can look up its accounts.
     #[error("access.iam.organization: only a deployment on AWS can ask who belongs to it; name the accounts here")]
     NoOrganization,
 }

@@ -9,16 +9,16 @@ use crate::ports::{Blobs, Fills, Ledger};
 use crate::upstream::{Issuer, Upstreams};
 use crate::values::time::Clock;
 
-/// Settings, upstreams on one side, storage on the other, and what callers may spend between them.
+/// Settings, upstreams, storage, and the budgets of callers.
 pub struct Core {
-    /// The settings.
+    /// The settings of `stopover.toml`.
     pub config: Config,
     pub(crate) clock: Clock,
     pub(crate) upstreams: Upstreams,
     pub(crate) blobs: Arc<dyn Blobs>,
-    /// What is remembered.
+    /// The adapter for records.
     pub ledger: Arc<dyn Ledger>,
-    /// What has blobs copied.
+    /// The adapter that runs fills.
     pub fills: Arc<dyn Fills>,
     pub(crate) budgets: Arc<Budgets>,
 }

@@ -1,6 +1,7 @@
 //! Stopover: a pull-through cache for container registries.
 //!
-//! The rooms, from the edges down. A room uses those that stand below it and no other (`tests/rooms.rs` sees to that):
+//! The rooms (top-level modules), from the edges down. A room imports only rooms below it (`tests/rooms.rs` enforces
+//! that):
 //!
 //! 1. [`http`]: a request arrives, and the answer is built. [`local`]: the embedded storage. (The package `functions` has
 //!    the edges on AWS: S3, `DynamoDB` and SQS.)
@@ -9,11 +10,11 @@
 //! 4. [`prefetch`]: whole images, before a client pulls them.
 //! 5. [`pull`]: THE READ PATH: manifest by tag, manifest by digest, blob, list.
 //! 6. [`fill`]: THE WRITE PATH: one blob from upstream into storage.
-//! 7. [`membership`]: what may be read where.
-//! 8. [`core`]: settings, upstreams and storage, which all of the paths above work with.
-//! 9. [`upstream`]: how registries are asked. [`budget`]: what callers may spend. [`access`]: who asks.
-//! 10. [`ports`]: what is asked of storage. [`config`]: `stopover.toml`.
-//! 11. [`records`]: what is remembered, each record with its pure rules. [`identity`]: principals, networks, rules.
+//! 7. [`membership`]: which repositories stored content may be served for.
+//! 8. [`core`]: settings, upstreams and storage, shared by all of the paths above.
+//! 9. [`upstream`]: requests to registries. [`budget`]: what callers may spend. [`access`]: which caller asks.
+//! 10. [`ports`]: the interfaces of storage. [`config`]: `stopover.toml`.
+//! 11. [`records`]: what the ledger keeps, each record with its pure rules. [`identity`]: principals, networks, rules.
 //! 12. [`errors`], [`values`], [`oci`]: the ground.
 
 pub mod access;

@@ -1,6 +1,6 @@
-//! Pauses after wrong secrets, longer and longer. They hold for what is wrong only: a secret that is right is let in
-//! whatever others at the same address, behind a NAT or a proxy, have sent before. Names that do not exist are counted
-//! like those that do, or the pause would tell them apart.
+//! Growing pauses after wrong secrets. A pause refuses wrong secrets only: a right secret is always let in, whatever
+//! other clients behind the same NAT or proxy have sent. Names that do not exist count like those that do, so that a
+//! pause does not reveal which names exist.
 
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
@@ -12,32 +12,32 @@ use crate::errors::AccessError;
 use crate::values::address::neighbourhood;
 use crate::values::time::{Clock, Timestamp};
 
-/// How many wrong secrets a caller may send for one name, and for all names together, before it has to wait.
+/// How many wrong secrets a caller may send before it has to wait: for one name, and for all names together.
 const FREE: (u32, u32) = (3, 30);
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
-/// How long after a pause wrong secrets are forgotten.
+/// How long after the end of a pause wrong secrets are forgotten.
 const FORGIVEN: Duration = Duration::from_mins(15);
-/// How many callers and names are kept, at the most: those that were not seen for longest make room.
+/// The most callers and names kept in memory; those not seen for longest are evicted.
 const MOST: usize = 10_000;
 
-/// Who has sent wrong secrets.
+/// The callers that have sent wrong secrets.
 pub(super) struct FailedLogins {
     clock: Clock,
     kept: Mutex<MemoryCache<Guesser, Wrong>>,
 }
 
-/// A caller, and the name that it sends wrong secrets for; without it, all of them.
+/// A caller's network and the name that it sends wrong secrets for. `None` as the name: all names together.
 type Guesser = (Option<String>, Option<IpAddr>);
 
 #[derive(Clone, Copy)]
 struct Wrong {
     times: u32,
-    /// The end of the pause after the last one.
+    /// When the pause after the last wrong secret ends.
     until: Timestamp,
 }
 
-/// Who is to wait after a wrong secret, and how many each of them may send before that.
+/// The two counters of a caller, by name and over all names, each with the number of wrong secrets it allows.
 fn guessers(user: &str, address: Option<IpAddr>) -> [(Guesser, u32); 2] {
     let address = address.map(neighbourhood);
     let user: String = user.chars().take(64).collect();
@@ -49,13 +49,13 @@ impl FailedLogins {
         Self { clock, kept: Mutex::new(MemoryCache::new(MOST)) }
     }
 
-    /// Whether whoever sends a wrong secret now is told to wait.
+    /// Whether a caller that sends a wrong secret now has to wait.
     pub(super) fn are_paused(&self, user: &str, address: Option<IpAddr>) -> bool {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         pause(&kept, &guessers(user, address), self.clock.now()).is_some()
     }
 
-    /// Takes note of a wrong secret; says what its sender is told, and the log why.
+    /// Counts a wrong secret and returns the error for the caller. `because` is for the log only.
     pub(super) fn refuse(&self, user: &str, address: Option<IpAddr>, because: &'static str) -> AccessError {
         let (guessers, now) = (guessers(user, address), self.clock.now());
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -72,14 +72,14 @@ impl FailedLogins {
         AccessError::WrongCredentials(because)
     }
 
-    /// Forgets what was wrong for this name before.
+    /// Forgets the wrong secrets that this caller has sent for this name.
     pub(super) fn forgive(&self, user: &str, address: Option<IpAddr>) {
         let [(guesser, _), _] = guessers(user, address);
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(&guesser);
     }
 }
 
-/// What is left of the longest pause.
+/// What remains of the longest pause.
 fn pause(kept: &MemoryCache<Guesser, Wrong>, guessers: &[(Guesser, u32)], now: Timestamp) -> Option<Duration> {
     let until = guessers.iter().filter_map(|(guesser, _)| kept.get(guesser)).map(|wrong| wrong.until).max();
     until.filter(|until| now < *until).map(|until| until.after(now))

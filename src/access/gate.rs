@@ -1,4 +1,5 @@
-//! Who a request is from: anonymous callers, robots, identities of AWS and of `OpenID` issuers, tokens of ours.
+//! Identifies the caller of a request: anonymous, a robot, an AWS identity, an `OpenID` identity, or the holder of one
+//! of our tokens.
 
 use std::sync::Arc;
 
@@ -17,31 +18,31 @@ use crate::identity::{IAM_USER, OIDC_USER, Peer, Principal, RobotName};
 use crate::ports::Ledger;
 use crate::values::time::Clock;
 
-/// The most bytes of an `Authorization` that is looked at.
+/// The longest `Authorization` that is parsed, in bytes.
 const LONGEST_AUTHORIZATION: usize = 16 * 1024;
 
-/// What a request says of who sends it.
+/// What a request says about its caller.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Asking<'a> {
     /// The value of `Authorization`.
     pub(crate) authorization: Option<&'a str>,
-    /// Where it comes from.
+    /// The peer that sent the request.
     pub(crate) source: Peer,
 }
 
-/// As whom somebody wants to be let in, before anything of it is proved. Parsed, so that it may get into a log.
+/// The identity that a caller claims, not yet verified. It is parsed, so it is safe to log.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum ClaimedIdentity {
-    /// As this robot.
+    /// A robot of this name.
     Robot(RobotName),
-    /// As an identity of AWS.
+    /// An AWS identity.
     Iam,
-    /// As an identity of an `OpenID` Connect issuer.
+    /// An identity of an `OpenID` Connect issuer.
     Oidc,
 }
 
 impl ClaimedIdentity {
-    /// What a user name means. `None`: nobody, whatever the configuration says.
+    /// The identity that a user name claims. `None`: it can name no identity, whatever the configuration says.
     pub(crate) fn of(user: &str) -> Option<Self> {
         match user {
             IAM_USER => Some(Self::Iam),
@@ -62,7 +63,7 @@ impl std::fmt::Display for ClaimedIdentity {
 }
 
 impl<'a> Asking<'a> {
-    /// As whom somebody wants to be let in who has a user name and a secret.
+    /// The identity that the user name in `Authorization` claims.
     pub(crate) fn login(&self) -> Option<ClaimedIdentity> {
         match self.credentials().ok()? {
             PresentedCredentials::Secret(user, _) => ClaimedIdentity::of(&user),
@@ -70,9 +71,9 @@ impl<'a> Asking<'a> {
         }
     }
 
-    /// What whoever logs in as a robot may keep instead of its name and secret, to log in again with: the same, in the form
-    /// that `Authorization` has it in. So it ends when the secret does, and not with the keys that tokens are signed with.
-    /// What others prove themselves with is good for minutes only.
+    /// The refresh token of a robot that logs in: its own name and secret, as `Authorization` encodes them. It
+    /// therefore ends when the secret does, and does not depend on the keys that sign tokens. Other callers get none,
+    /// because their credentials are valid for minutes only.
     pub(crate) fn refresh_token(&self) -> Option<&'a str> {
         let Some(ClaimedIdentity::Robot(_)) = self.login() else { return None };
         self.authorization?.split_once(' ').map(|(_, pair)| pair.trim())
@@ -96,17 +97,17 @@ impl<'a> Asking<'a> {
     }
 }
 
-/// What `Authorization` has (RFC 6750, section 2.1; RFC 7617, section 2).
+/// The credentials in `Authorization` (RFC 6750, section 2.1; RFC 7617, section 2).
 enum PresentedCredentials<'a> {
     None,
     Token(&'a str),
     Secret(String, String),
 }
 
-/// The gate of one cache.
+/// The authentication of one cache.
 pub(crate) struct Access {
     pub(crate) config: AccessConfig,
-    /// `None`: tokens are not issued, because nobody can log in.
+    /// `None`: no login is configured, so no tokens are issued.
     keys: Option<TokenKeys>,
     robots: RobotLogins,
     iam: Option<Sts>,
@@ -114,7 +115,7 @@ pub(crate) struct Access {
 }
 
 impl Access {
-    /// The gate that a configuration describes.
+    /// Builds the authentication that a configuration describes.
     pub(crate) fn new(
         config: AccessConfig,
         keys: Option<TokenKeys>,
@@ -132,17 +133,17 @@ impl Access {
         Ok(Self { config, keys, robots: RobotLogins::new(clock, ledger), iam, issuers })
     }
 
-    /// Whether there is any way to log in.
+    /// Whether any login is configured.
     pub(crate) fn has_logins(&self) -> bool {
         self.keys.is_some()
     }
 
-    /// Whether robots are let in.
+    /// Whether robots may log in.
     pub(crate) fn lets_robots_in(&self) -> bool {
         self.config.robots
     }
 
-    /// Who a request is from. Where nobody can log in, what it says of that is not looked at.
+    /// The caller of a request. Without a configured login `Authorization` is ignored.
     pub(crate) async fn identify(&self, asking: Asking<'_>) -> Result<Holder, AccessError> {
         if !self.has_logins() {
             return self.anonymous(asking.source);
@@ -154,7 +155,7 @@ impl Access {
         }
     }
 
-    /// Who asks for a token. A token is not exchanged for a newer one: that would be good for ever.
+    /// The caller that asks for a token. A token is not exchanged for a newer one: it would never end.
     pub(crate) async fn identify_for_token(&self, asking: Asking<'_>) -> Result<Holder, AccessError> {
         match asking.credentials()? {
             PresentedCredentials::Token(_) => Err(AccessError::InvalidToken),
@@ -170,12 +171,12 @@ impl Access {
         }
     }
 
-    /// Who a token is about, as long as they would be let in if they logged in now.
+    /// The holder of a token, if a login with the same identity would still be accepted.
     async fn bearer(&self, token: &str, source: Peer) -> Result<Holder, AccessError> {
         let keys = self.keys.as_ref().ok_or(AccessError::InvalidToken)?;
         let (holder, issued_at) = keys.verify(&self.config.service, token).map_err(|_| AccessError::InvalidToken)?;
         let let_in = match (&holder.principal, holder.secret) {
-            // A token of nobody is good where nobody needs one.
+            // An anonymous token is good only where anonymous access is allowed.
             (principal, _) if self.config.not_let_in(principal, source).is_some() => false,
             (Principal::Robot(name), Some(secret)) => self.robots.is_let_in(name, secret, issued_at).await?,
             (Principal::Robot(_), None) => false,
@@ -184,9 +185,9 @@ impl Access {
         if let_in { Ok(holder) } else { Err(AccessError::InvalidToken) }
     }
 
-    /// Who has this user name and secret.
+    /// The identity of a user name and secret.
     async fn log_in(&self, user: &str, secret: &str, source: Peer) -> Result<Holder, AccessError> {
-        // Clients without credentials send these to a registry that asks for some (containers/image).
+        // Clients without credentials send empty ones to a registry that asks for some (containers/image).
         if user.is_empty() && secret.is_empty() {
             return self.anonymous(source);
         }
@@ -201,7 +202,7 @@ impl Access {
         }
     }
 
-    /// A token for somebody who has logged in.
+    /// Issues a token to a caller that has logged in.
     pub(crate) fn issue(&self, holder: &Holder) -> Option<String> {
         self.keys.as_ref()?.issue(&self.config.service, holder, self.config.token_life)
     }

@@ -1,6 +1,6 @@
-//! Logins as an identity of AWS. The password is not a URL but the fields of a signed `GetCallerIdentity`: we put the
-//! request together from them ourselves, for our own name, so nobody can make us ask for anything else (protocol of
-//! aws-iam-authenticator, without what went wrong there: CVE-2022-2385).
+//! Logins as an AWS identity. The password holds the fields of a signed `GetCallerIdentity`, not a URL: we build the
+//! request from them, for our own server id, so a caller cannot make us send any other request (the protocol of
+//! aws-iam-authenticator, without the flaw of CVE-2022-2385).
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -11,19 +11,19 @@ use crate::identity::IamIdentity;
 use crate::identity::partition::{Partition, is_account, sts_host};
 use crate::values::time::Timestamp;
 
-/// The header that is signed with the request and names the cache that it is for. Another cache's is worthless here.
+/// The signed header that names the cache which a request is for. Signatures made for another cache are refused.
 pub const SERVER_ID_HEADER: &str = "x-stopover-server-id";
 
-/// How long a signature is good for, in seconds: what STS allows at the most.
+/// How long a signature is valid, in seconds: the longest that STS allows.
 pub const SIGNATURE_SECONDS: u64 = 900;
 
-/// SHA-256 of no bytes.
+/// SHA-256 of an empty body.
 const EMPTY_BODY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-/// The most bytes of a password: session tokens have up to two kilobytes.
+/// The longest password, in bytes: session tokens have up to two kilobytes.
 const LONGEST_PASSWORD: usize = 8192;
 
-/// What a caller has signed. Everything else of the request is fixed.
+/// The fields that a caller signs. The rest of the request is fixed.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SignedFields {
@@ -40,13 +40,13 @@ pub struct SignedFields {
     signature: String,
 }
 
-/// A password that is not made of such fields.
+/// A password that does not hold well-formed fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the password is not what `stopover login` and docker-credential-stopover make for the user aws")]
 pub struct InvalidFields;
 
 impl SignedFields {
-    /// Fields as a signer has them, if they are of the form that will be accepted.
+    /// Validates the fields that a signer has produced.
     pub fn new(
         region: &str,
         credential: &str,
@@ -64,7 +64,7 @@ impl SignedFields {
         if fields.are_well_formed() { Ok(fields) } else { Err(InvalidFields) }
     }
 
-    /// Reads a password.
+    /// Decodes a password: unpadded base64url of the fields as JSON.
     pub fn parse(password: &str) -> Result<Self, InvalidFields> {
         if password.len() > LONGEST_PASSWORD {
             return Err(InvalidFields);
@@ -74,9 +74,9 @@ impl SignedFields {
         if fields.are_well_formed() { Ok(fields) } else { Err(InvalidFields) }
     }
 
-    /// The password made of these fields.
+    /// Encodes the fields as a password.
     pub fn password(&self) -> String {
-        // Strings always serialise.
+        // Serialising strings cannot fail.
         URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).unwrap_or_default())
     }
 
@@ -95,7 +95,7 @@ impl SignedFields {
         self.partition().is_some() && key_id && in_region == &self.region && date && token && signature
     }
 
-    /// When it was signed. `None`: on no day of the calendar.
+    /// When the request was signed. `None`: the date does not exist.
     pub fn signed_at(&self) -> Option<Timestamp> {
         let (day, time) = self.date.strip_suffix('Z')?.split_once('T')?;
         let (year, month, day) = (day.get(..4)?, day.get(4..6)?, day.get(6..)?);
@@ -104,24 +104,24 @@ impl SignedFields {
         Some(Timestamp(date.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs()))
     }
 
-    /// The partition whose STS was signed for. `None`: it is no region.
+    /// The partition of the signed region. `None`: it is not a region.
     pub(super) fn partition(&self) -> Option<Partition> {
         Partition::of(&self.region)
     }
 
-    /// The host that was signed: that of the region's STS, wherever that is reached. `None`: it is no region.
+    /// The signed host: that of the region's STS, whatever endpoint is called. `None`: it is not a region.
     pub fn host(&self) -> Option<String> {
         sts_host(&self.region)
     }
 
-    /// The id of the access key that it says it was signed with.
+    /// The id of the access key, as the caller claims it.
     pub(super) fn key_id(&self) -> &str {
         self.credential.split('/').next().unwrap_or_default()
     }
 
-    /// Who has signed, as STS answers to `Accept: application/json`. A session of a role is the role:
-    /// `…:sts::1:assumed-role/name/session` becomes `…:iam::1:role/name`. `None`: it is no such answer, contradicts itself,
-    /// or names somebody of another partition than was asked.
+    /// The signer, read from the JSON answer of STS. A session of a role becomes the role:
+    /// `…:sts::1:assumed-role/name/session` becomes `…:iam::1:role/name`. `None`: the answer is malformed, contradicts
+    /// itself, or names another partition than the one that was asked.
     pub fn identity(&self, answer: &[u8]) -> Option<IamIdentity> {
         let answer: GetCallerIdentityResponse = serde_json::from_slice(answer).ok()?;
         let CallerIdentity { account, arn } = answer.get_caller_identity_response.get_caller_identity_result;
@@ -141,8 +141,8 @@ impl SignedFields {
         Some(IamIdentity { account, arn, organization: None })
     }
 
-    /// The request that was signed, put together anew: GET of this URL with [`SERVER_ID_HEADER`] and [`Self::host`], and
-    /// nothing else signed. `endpoint` is the STS of the region unless the operator says otherwise.
+    /// Rebuilds the signed request: GET of this URL, with [`SERVER_ID_HEADER`] and the host [`Self::host`] as the only
+    /// signed headers. `endpoint` replaces the region's STS where the operator configures one.
     pub fn request(&self, endpoint: Option<&Url>) -> Option<Url> {
         let mut url = if let Some(endpoint) = endpoint {
             endpoint.clone()
@@ -163,11 +163,11 @@ impl SignedFields {
         Some(url)
     }
 
-    /// What the signature is about: the canonical request (AWS, "Signature Version 4 for API requests"), for the cache of
-    /// that name.
+    /// The canonical request that the signature covers (AWS, "Signature Version 4 for API requests"), for the cache
+    /// with this server id.
     pub fn canonical_request(&self, server_id: &str) -> Option<String> {
         let url = self.request(None)?;
-        // The parameters stand in their canonical order, the signature last.
+        // The parameters are in canonical order already, the signature last.
         let (query, _) = url.query()?.split_once("&X-Amz-Signature=")?;
         let host = self.host()?;
         Some(format!(
@@ -176,7 +176,7 @@ impl SignedFields {
     }
 }
 
-/// Tells nothing that could be used again.
+/// Omits everything that could be replayed.
 impl std::fmt::Debug for SignedFields {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(formatter, "SignedFields({}, {})", self.region, self.date)

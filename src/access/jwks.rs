@@ -1,4 +1,4 @@
-//! The keys of an `OpenID` issuer, asked for at the issuer and kept (RFC 7517; `OpenID` Connect Discovery 1.0).
+//! The signing keys of an `OpenID` issuer, fetched from it and cached (RFC 7517; `OpenID` Connect Discovery 1.0).
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -19,20 +19,20 @@ use crate::config::OidcConfig;
 use crate::errors::Unreachable;
 use crate::values::time::{Clock, Timestamp};
 
-/// How long keys are used without asking the issuer whether they still are its keys.
+/// How long keys are used before the issuer is asked again.
 const FRESH: Duration = Duration::from_hours(1);
-/// How long they are used while the issuer is in trouble.
+/// How long keys are used while the issuer cannot be reached.
 const USABLE: Duration = Duration::from_hours(24);
-/// How long the issuer is left alone after each question, whatever keys callers name.
+/// The pause between two requests to an issuer, whatever key ids callers name.
 const PAUSE: Duration = Duration::from_mins(1);
-/// Bytes of an RSA modulus: what RFC 7518, section 3.3, asks for, and what does not keep a processor busy for long.
+/// Bytes of an RSA modulus: at least what RFC 7518, section 3.3, requires; at most what is cheap to verify.
 const MODULUS: std::ops::RangeInclusive<usize> = 256..=1024;
 
-/// A key, and the one algorithm that it verifies.
+/// A key, and the only algorithm that it may verify.
 pub struct Key {
     /// RS256 or ES256.
     pub algorithm: Algorithm,
-    /// The key.
+    /// The key itself.
     pub key: DecodingKey,
 }
 
@@ -44,7 +44,7 @@ pub(super) struct Keys {
     web: Web,
     clock: Clock,
     held: RwLock<Arc<KnownKeys>>,
-    /// Whoever comes while the issuer is asked waits for that answer.
+    /// Held while the issuer is asked: further callers wait for that answer.
     asking: Mutex<()>,
 }
 
@@ -53,7 +53,7 @@ struct KnownKeys {
     keys: HashMap<String, Arc<Key>>,
     read_at: Option<Timestamp>,
     asked_at: Option<Timestamp>,
-    /// Why the last question was not answered.
+    /// Why the last request to the issuer failed.
     trouble: Option<Unreachable>,
 }
 
@@ -68,7 +68,7 @@ struct KeySet {
     keys: Vec<Value>,
 }
 
-/// What is read of a key (RFC 7517, section 4; RFC 7518, section 6).
+/// The fields of a JWK that are read (RFC 7517, section 4; RFC 7518, section 6).
 #[derive(Deserialize)]
 struct Jwk {
     kid: String,
@@ -100,7 +100,7 @@ impl Keys {
         Self { issuer, discovery, jwks_uri, web, clock, held: RwLock::default(), asking: Mutex::default() }
     }
 
-    /// The issuer's key with this id. `None`: it has none.
+    /// The issuer's key with this id. `None`: the issuer has none.
     pub(super) async fn find(&self, id: &str) -> Result<Option<Arc<Key>>, Unreachable> {
         if let Some(key) = self.held().key(id, FRESH, self.clock.now()) {
             return Ok(Some(key));
@@ -149,21 +149,21 @@ impl Keys {
     }
 }
 
-/// What an issuer answers that is of no use.
+/// Why a document of an issuer is not usable.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidDocument {
-    /// It is not what was asked for.
+    /// It is not the expected JSON.
     #[error(transparent)]
     Malformed(#[from] serde_json::Error),
-    /// Whoever wrote it is somebody else.
+    /// It was written for another issuer.
     #[error("describes another issuer")]
     OtherIssuer,
-    /// It leads to another origin.
+    /// It points to another origin.
     #[error("keeps its keys elsewhere; name the place in jwks_uri if it is meant")]
     Elsewhere,
 }
 
-/// Where an issuer keeps its keys, as its configuration says, which was found `at`.
+/// The key set URL in a discovery document that was fetched from `at`.
 pub fn jwks_uri(document: &[u8], issuer: &str, at: &Url) -> Result<Url, InvalidDocument> {
     let document: Discovery = serde_json::from_slice(document)?;
     if document.issuer != issuer {
@@ -173,8 +173,8 @@ pub fn jwks_uri(document: &[u8], issuer: &str, at: &Url) -> Result<Url, InvalidD
     if here { Ok(document.jwks_uri) } else { Err(InvalidDocument::Elsewhere) }
 }
 
-/// The keys of a set that are taken, by id. Of others nothing is said: there may be keys that we cannot read (RFC 7517,
-/// section 5).
+/// The usable keys of a set, by id. Other keys are skipped without an error: a set may hold keys that we cannot read
+/// (RFC 7517, section 5).
 pub fn key_set(document: &[u8]) -> Result<HashMap<String, Key>, InvalidDocument> {
     let set: KeySet = serde_json::from_slice(document)?;
     let keys = set.keys.into_iter().filter_map(|key| serde_json::from_value::<Jwk>(key).ok());
@@ -182,7 +182,7 @@ pub fn key_set(document: &[u8]) -> Result<HashMap<String, Key>, InvalidDocument>
 }
 
 impl Jwk {
-    /// The key, if it is one of those that are taken: RS256 and ES256.
+    /// The key, if it is RS256 or ES256.
     fn read(&self) -> Option<Key> {
         if self.for_use.as_ref().is_some_and(|for_use| for_use != "sig") {
             return None;

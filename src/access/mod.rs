@@ -1,4 +1,4 @@
-//! Who asks, and whether they may.
+//! Authentication: which caller a request comes from, and whether it is let in.
 
 mod attempts;
 mod gate;

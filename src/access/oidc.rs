@@ -1,4 +1,4 @@
-//! Logins with an ID token of an `OpenID` Connect issuer: GitHub Actions, GitLab CI, service accounts of Kubernetes.
+//! Logins with an ID token of an `OpenID` Connect issuer: GitHub Actions, GitLab CI, Kubernetes service accounts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,14 +19,14 @@ use crate::identity::policy::Policy;
 use crate::identity::{OidcIdentity, Principal};
 use crate::values::time::{Clock, Timestamp};
 
-/// How far the clock of an issuer may be behind or ahead.
+/// How far the clock of an issuer may differ from ours.
 const LEEWAY: Duration = Duration::from_mins(1);
-/// The most bytes of a token; GitHub's have about two thousand.
+/// The longest token, in bytes; GitHub's have about two thousand.
 const LONGEST_TOKEN: usize = 8192;
-/// The most bytes that subject and claims may have together, as JSON: they become part of our own token.
+/// The most bytes that subject and claims may have as JSON: they are copied into our own token.
 const LONGEST_IDENTITY: usize = 2048;
 
-/// The ways in for identities of `OpenID` issuers.
+/// The configured `OpenID` issuers.
 pub(super) struct Issuers {
     configured: Vec<Issuer>,
     clock: Clock,
@@ -36,11 +36,11 @@ struct Issuer {
     name: String,
     config: OidcConfig,
     keys: Keys,
-    /// The claims that somebody asks about: rules, and this issuer's configuration.
+    /// The claims that rules or this issuer's configuration use.
     asked: BTreeSet<String>,
 }
 
-/// What a token says of itself, before anything of it is believed: which issuer and which of its keys to verify it with.
+/// What a token says about itself before it is verified: the issuer and the key to verify it with.
 #[derive(PartialEq, Eq, Debug)]
 struct Claimed {
     issuer: String,
@@ -59,7 +59,7 @@ impl Claimed {
         }
         let header = jsonwebtoken::decode_header(token).ok()?;
         let allowed = matches!(header.alg, Algorithm::RS256 | Algorithm::ES256);
-        // Extensions that must be understood (RFC 7515, section 4.1.11): none is.
+        // Critical extensions (RFC 7515, section 4.1.11): we support none.
         if !allowed || header.crit.is_some() {
             return None;
         }
@@ -81,7 +81,7 @@ impl Issuers {
         Self { configured: configs.iter().map(issuer).collect(), clock: clock.clone() }
     }
 
-    /// Who a token is about, if they are let in. One issuer may be configured several times, for several audiences.
+    /// The identity in a token, if it is let in. One issuer may be configured several times, for several audiences.
     pub(super) async fn identify(&self, token: &str) -> Result<OidcIdentity, AccessError> {
         let claimed = Claimed::read(token);
         let claimed = claimed.ok_or(AccessError::WrongCredentials("it is no ID token of RS256 or ES256 with a kid"))?;
@@ -100,7 +100,7 @@ impl Issuer {
     async fn identify(&self, token: &str, claimed: &Claimed, now: Timestamp) -> Result<OidcIdentity, AccessError> {
         let key = self.keys.find(&claimed.key).await?;
         let key = key.ok_or(AccessError::WrongCredentials("its issuer has no such key"))?;
-        // The header chooses among the issuer's keys, the key says what it verifies.
+        // The header selects a key; only the key decides the algorithm.
         if key.algorithm != claimed.algorithm {
             return Err(AccessError::WrongCredentials("its key is for another algorithm"));
         }
@@ -128,7 +128,7 @@ impl Issuer {
     }
 }
 
-/// Which check of a token failed, for the log.
+/// Which check failed, for the log.
 fn because(error: &ErrorKind) -> &'static str {
     match error {
         ErrorKind::InvalidSignature => "its signature is wrong",
@@ -139,9 +139,9 @@ fn because(error: &ErrorKind) -> &'static str {
     }
 }
 
-/// Whether it is after `nbf` and `iat`, where there are such, and before `exp` (RFC 7519, section 4.1).
+/// Whether `now` is after `nbf` and `iat`, where present, and before `exp` (RFC 7519, section 4.1).
 fn is_within_its_time(claims: &Map<String, Value>, now: Timestamp) -> bool {
-    // A time that is there but is none makes a token worthless.
+    // A time that is present but malformed invalidates the token.
     let begun = |name: &str| match claims.get(name) {
         None => true,
         Some(value) => seconds(value).is_some_and(|at| at <= now.plus(LEEWAY)),
@@ -150,13 +150,13 @@ fn is_within_its_time(claims: &Map<String, Value>, now: Timestamp) -> bool {
     begun("nbf") && begun("iat") && end.is_some_and(|end| now < end.plus(LEEWAY))
 }
 
-/// A `NumericDate`, without its fraction.
+/// A `NumericDate` without its fraction.
 fn seconds(value: &Value) -> Option<Timestamp> {
     let whole = |seconds: f64| (0.0..1e15).contains(&seconds).then(|| Duration::from_secs_f64(seconds).as_secs());
     value.as_u64().or_else(|| value.as_f64().and_then(whole)).map(Timestamp)
 }
 
-/// A claim as patterns see it. Lists and objects have no text that a pattern could mean.
+/// A claim as text for patterns. Lists and objects have no such text.
 fn text(claim: &Value) -> Option<String> {
     match claim {
         Value::String(text) => Some(text.clone()),
@@ -215,7 +215,7 @@ mod tests {
         ] {
             assert!(!within(claims.clone()), "{claims}");
         }
-        // An end that no clock reaches overflows nothing.
+        // An end that no clock reaches does not overflow.
         assert!(within(json!({ "exp": u64::MAX })));
     }
 

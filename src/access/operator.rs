@@ -1,5 +1,5 @@
-//! What operators prove themselves with: not the secret itself, which whoever listens at the port of a cache that is down
-//! would be shown, but that they have it.
+//! How operators authenticate: with a proof that they have the secret. The secret itself is never sent: a process that
+//! listens at the port of a cache that is down would learn it.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -15,57 +15,58 @@ use sha2::{Digest as _, Sha256};
 use crate::values::secret::random;
 use crate::values::time::Timestamp;
 
-/// The header that operators' requests have their proof in.
+/// The header that carries an operator's proof.
 pub const OPERATOR_HEADER: &str = "stopover-operator";
 
-/// The shortest secret, in bytes: 32 random ones in base64 have 43.
+/// The shortest secret, in bytes: 32 random bytes in base64 have 43.
 const SHORTEST: usize = 43;
 
-/// How long a proof is good for. Whoever gets to see one may send the same request again until then.
+/// How long a proof is valid. An eavesdropper may replay the same request until then.
 const LIFE: Duration = Duration::from_mins(1);
 
-/// The secret of whoever runs a cache. Only a hash of it is held, which is the key that proofs are signed with.
+/// The operators' secret. Only its hash is kept, which is the key that signs proofs.
 #[derive(Clone, Copy)]
 pub struct OperatorSecret([u8; 32]);
 
-/// A secret that is too short to be one.
+/// The secret is too short.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the operators' secret has fewer than {SHORTEST} letters: remove the file, and the next start makes another")]
 pub struct InvalidSecret;
 
-/// The request that a proof is for (names as in RFC 9449, section 4.2).
+/// The request that a proof covers (names as in RFC 9449, section 4.2).
 #[derive(PartialEq, Eq, Serialize, Deserialize)]
 struct Proven {
-    /// When it was made, in seconds since the Unix epoch.
+    /// When the proof was made, in seconds since the Unix epoch.
     iat: Timestamp,
-    /// The method.
+    /// The HTTP method.
     htm: String,
-    /// Path and query, as they are sent.
+    /// Path and query as sent.
     htu: String,
     /// SHA-256 of the body, in base64url.
     body: String,
 }
 
 impl OperatorSecret {
-    /// Makes a secret: 256 random bits, a line of text. `None`: the system gave no randomness.
+    /// Makes a secret: 256 random bits as a line of text. `None`: the system provided no randomness.
     pub fn make() -> Option<String> {
         Some(URL_SAFE_NO_PAD.encode(random()?) + "\n")
     }
 
-    /// The secret that this line is.
+    /// Reads a secret from a line of text.
     pub fn parse(text: &str) -> Result<Self, InvalidSecret> {
         let text = text.trim();
         if text.len() < SHORTEST { Err(InvalidSecret) } else { Ok(Self(Sha256::digest(text).into())) }
     }
 
-    /// Proves that whoever sends this request now has the secret: a JWT. `None`: it could not be signed. `target` is path and
-    /// query.
+    /// Proves to the cache that the sender of this request has the secret: a JWT. `None`: signing failed. `target` is
+    /// path and query.
     pub fn prove(&self, method: &Method, target: &str, body: &[u8], now: Timestamp) -> Option<String> {
         let proven = Proven { iat: now, htm: method.to_string(), htu: target.to_owned(), body: hash(body) };
         jsonwebtoken::encode(&Header::default(), &proven, &EncodingKey::from_secret(&self.0)).ok()
     }
 
-    /// The body that this request has to have, if it is proven that whoever sends it has the secret.
+    /// Verifies a proof and returns the body that it covers. `None`: the proof is wrong, too old, or for another
+    /// request.
     pub(crate) fn verify(&self, proof: &str, method: &Method, target: &str, now: Timestamp) -> Option<ProvenBody> {
         let mut validation = Validation::new(Algorithm::HS256);
         validation.required_spec_claims = HashSet::new();
@@ -77,11 +78,11 @@ impl OperatorSecret {
     }
 }
 
-/// What a proof says of the body of its request, which is not there yet when the rest is judged.
+/// The body that a proof covers. The proof is verified before the body has arrived.
 pub(crate) struct ProvenBody(String);
 
 impl ProvenBody {
-    /// Whether this is the body.
+    /// Whether this is the covered body.
     pub(crate) fn is(&self, body: &[u8]) -> bool {
         self.0 == hash(body)
     }

@@ -1,4 +1,4 @@
-//! Which accounts belong to an organisation of AWS. STS does not say: whoever the cache is to AWS asks about each.
+//! Which accounts belong to an AWS organisation. STS does not say, so AWS Organizations is asked about each account.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,12 +11,13 @@ use crate::values::time::{Clock, Timestamp};
 
 /// How long AWS is not asked again about an account that belongs to the organisation.
 const FRESH: Duration = Duration::from_mins(10);
-/// The same for one that does not, which may join, and while AWS does not answer.
+/// How long AWS is not asked again about an account that does not belong, which may join, or after AWS failed to
+/// answer.
 const BRIEF: Duration = Duration::from_mins(1);
-/// How long an account that belongs to it is taken to do so while AWS does not answer.
+/// How long an account counts as a member while AWS fails to answer.
 const USABLE: Duration = Duration::from_hours(24);
 
-/// Whoever may ask about the accounts of the organisation that this process belongs to.
+/// Asks AWS about the accounts of the organisation that this process belongs to.
 #[async_trait]
 pub trait Organization: Send + Sync {
     /// Whether an account belongs to the organisation with this id (AWS Organizations API, `DescribeAccount`).
@@ -34,9 +35,9 @@ pub(super) struct Members {
 #[derive(Clone, Copy)]
 struct Membership {
     belongs: bool,
-    /// When AWS said so.
+    /// When AWS gave this answer.
     said_at: Timestamp,
-    /// Until when it is not asked again.
+    /// AWS is not asked again before.
     fresh_until: Timestamp,
 }
 
@@ -45,12 +46,12 @@ impl Members {
         Self { id, organization, clock, known: MemoryCache::new(10_000) }
     }
 
-    /// The id of the organisation, if an account belongs to it.
+    /// The id of the organisation, if the account belongs to it.
     pub(super) async fn organization_of(&self, account: &str) -> Result<Option<String>, Unreachable> {
-        Ok(self.have(account).await?.then(|| self.id.clone()))
+        Ok(self.contains(account).await?.then(|| self.id.clone()))
     }
 
-    async fn have(&self, account: &str) -> Result<bool, Unreachable> {
+    async fn contains(&self, account: &str) -> Result<bool, Unreachable> {
         let before = self.known.get(account);
         if let Some(known) = before.filter(|known| self.clock.now() < known.fresh_until) {
             return Ok(known.belongs);
@@ -62,7 +63,7 @@ impl Members {
                 let fresh_until = now.plus(if belongs { FRESH } else { BRIEF });
                 Membership { belongs, said_at: now, fresh_until }
             }
-            // Who did not belong to it may have joined since.
+            // Only membership is trusted: an account that did not belong may have joined since.
             (Err(_), Some(before)) if before.belongs && now < before.said_at.plus(USABLE) => {
                 Membership { fresh_until: now.plus(BRIEF), ..before }
             }

@@ -1,5 +1,6 @@
-//! The way in for robots. Comparing a secret takes long, on purpose, and must not be what a stranger has us do: it is done
-//! only for secrets whose [quick check](super::robot::SecretHash::may_be_of) fits, few at once.
+//! Logins of robots. Comparing a secret is slow on purpose, and an unknown caller must not be able to trigger it at
+//! will: only secrets that pass the [quick check](crate::records::robot::SecretHash::may_be_of) are compared, and only
+//! few at once.
 
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -17,25 +18,25 @@ use crate::ports::Ledger;
 use crate::records::robot::{Robots, SecretHash, SecretId};
 use crate::values::time::{Clock, Timestamp};
 
-/// How long the ledger is not asked again which robots there are, by those who have a token: what a removed one still has.
+/// How long holders of tokens are checked against the same list of robots: a removed robot keeps access for so long.
 const REMEMBERED: Duration = Duration::from_secs(30);
-/// How long that is gone by while the ledger is in trouble.
+/// How long that list is used while the ledger fails.
 const USABLE: Duration = Duration::from_mins(10);
-/// How many secrets are compared at once: each takes 19 MiB and a processor.
+/// How many secrets are compared at once: each comparison takes 19 MiB and a core.
 const COMPARED_AT_ONCE: usize = 2;
-/// How many wait for that: a second's worth.
+/// How many callers may wait for a comparison: about a second's worth.
 const MOST_WAITING: usize = 64;
-/// The most bytes of a robot's secret; ours have 52.
+/// The longest secret of a robot, in bytes; those we issue have 52.
 const LONGEST_SECRET: usize = 256;
 
-/// The robots of one cache, at its gate.
+/// The logins of one cache's robots.
 pub(super) struct RobotLogins {
     clock: Clock,
     ledger: Arc<dyn Ledger>,
     remembered: RwLock<Option<Remembered>>,
-    /// Whoever comes while the ledger is asked waits for that answer.
+    /// Held while the ledger is read: further callers wait for that answer.
     asking: Mutex<()>,
-    /// Secrets that were right, by what they were compared with.
+    /// Secrets that were right, with the hash that they were compared with.
     verified: MemoryCache<Verified, ()>,
     comparing: Lane,
     attempts: FailedLogins,
@@ -44,7 +45,7 @@ pub(super) struct RobotLogins {
 #[derive(Clone)]
 struct Remembered {
     robots: Arc<Robots>,
-    /// When the ledger was asked.
+    /// When the ledger was read.
     at: Timestamp,
 }
 
@@ -63,7 +64,7 @@ impl RobotLogins {
         }
     }
 
-    /// Which robot has this name and secret, and which of its secrets that is.
+    /// The robot with this name and secret, and the id of that secret.
     pub(super) async fn log_in(
         &self,
         user: &str,
@@ -74,7 +75,7 @@ impl RobotLogins {
         let Some(name) = name else {
             return Err(self.attempts.refuse(user, address, "it is no robot's name and secret"));
         };
-        // Whoever is to wait does not have the ledger asked, but for a secret that may be right.
+        // A paused caller does not cause a read of the ledger, unless its secret may be right.
         if self.attempts.are_paused(user, address) {
             let robots = self.recent().await?.robots;
             if robots.candidates(&name, secret, self.clock.now()).is_empty() {
@@ -92,7 +93,7 @@ impl RobotLogins {
         Err(self.attempts.refuse(user, address, robots.refusal(&name, self.clock.now())))
     }
 
-    /// Whether a robot is still let in with the secret that it was issued a token for then.
+    /// Whether a robot still has the secret that its token was issued for at `issued_at`.
     pub(super) async fn is_let_in(
         &self,
         name: &RobotName,
@@ -101,7 +102,7 @@ impl RobotLogins {
     ) -> Result<bool, StoreError> {
         let now = self.clock.now();
         let remembered = self.recent().await?;
-        // Another process may know robots that are newer than what is remembered.
+        // The token may be newer than the list: another process may have seen the robot added.
         let newer = issued_at.plus(REMEMBERED) >= remembered.at;
         match remembered.robots.is_let_in(name, secret, now) {
             false if newer => Ok(self.ask().await?.robots.is_let_in(name, secret, now)),
@@ -109,7 +110,7 @@ impl RobotLogins {
         }
     }
 
-    /// The robots as they were not long ago.
+    /// The robots as of at most [`REMEMBERED`] ago.
     async fn recent(&self) -> Result<Remembered, StoreError> {
         if let Some(remembered) = self.within(REMEMBERED) {
             return Ok(remembered);
@@ -129,7 +130,7 @@ impl RobotLogins {
         remembered.clone().filter(|remembered| self.clock.now() < remembered.at.plus(life))
     }
 
-    /// The robots as they are now.
+    /// The robots as the ledger has them now.
     async fn ask(&self) -> Result<Remembered, StoreError> {
         let at = self.clock.now();
         let robots = self.ledger.robots().await?.map(|robots| robots.value).unwrap_or_default();
@@ -147,12 +148,12 @@ impl RobotLogins {
             return Ok(true);
         }
         let place = self.comparing.enter().await?;
-        // All nodes of a cluster have one secret, and come at once.
+        // All nodes of a cluster share one secret and log in at once.
         if self.verified.get(&verified).is_some() {
             return Ok(true);
         }
         let (hash, secret) = (verified.0.clone(), secret.to_owned());
-        // Comparing keeps a processor busy for long, and goes on when the client leaves.
+        // A comparison blocks a core, and goes on when the client leaves.
         let compared = tokio::task::spawn_blocking(move || {
             let right = hash.is_of(&secret);
             drop(place);

@@ -1,4 +1,4 @@
-//! Who has signed: STS is asked, with a request of our own making.
+//! Verifies signed AWS requests: we rebuild the request and send it to STS, which names the signer.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -23,41 +23,41 @@ use crate::values::time::{Clock, Timestamp};
 
 /// How far the clock of a signer may be ahead of ours.
 const AHEAD: Duration = Duration::from_mins(1);
-/// How long STS is not asked again about one signature, if that is good for so long: what a revoked session still has.
+/// How long STS is not asked again about an accepted signature: a revoked session keeps access for so long.
 const KNOWN: Duration = Duration::from_mins(10);
-/// How long STS is not asked again about one that it has refused.
+/// How long STS is not asked again about a refused signature.
 const REFUSED: Duration = Duration::from_mins(1);
-/// How long those who sign with a key that was let in are no strangers: longer than temporary credentials last.
-const ACQUAINTED: Duration = Duration::from_hours(24);
-/// How many questions STS is asked at once on one lane.
+/// How long the holder of an accepted key counts as known: longer than temporary credentials last.
+const KEY_KNOWN: Duration = Duration::from_hours(24);
+/// How many requests to STS run at once in each lane.
 const ASKED_AT_ONCE: usize = 8;
-/// How many wait for that, of all callers, and of one.
+/// How many requests may wait for STS: of all callers, and of one caller.
 const MOST_WAITING: (usize, usize) = (256, 64);
 
-/// The way in for identities of AWS.
+/// Logins as an AWS identity.
 pub(super) struct Sts {
     config: IamConfig,
-    /// Where accounts are let in because of the organisation that they belong to.
+    /// `Some` where accounts are let in because they belong to an organisation.
     members: Option<Members>,
-    /// What must have been signed as our name.
+    /// The server id that must have been signed.
     service: String,
     web: Web,
     clock: Clock,
-    /// Who has signed, by SHA-256 of the password, and until when that is not asked again.
+    /// Accepted signers by SHA-256 of the password, and until when STS is not asked again.
     known: MemoryCache<[u8; 32], (IamIdentity, Timestamp)>,
-    /// Why somebody is not let in, likewise. By itself, so that strangers drive out nobody who is known.
+    /// Refusals, likewise. Kept apart, so that forgeries do not evict accepted signers.
     refused: MemoryCache<[u8; 32], (AccessError, Timestamp)>,
-    /// The keys of those who were let in, with where they were, and until when they are no strangers there: the id of a key is
-    /// no secret.
-    acquainted: MemoryCache<(String, Option<IpAddr>), Timestamp>,
-    /// Strangers wait by themselves: however many forgeries they send, those whom we know are asked about.
-    strangers: Lane,
-    acquaintances: Lane,
-    /// How many questions each caller has under way.
+    /// Keys that were accepted, with the caller's network, and until when they count as known there. The network
+    /// matters because the id of a key is no secret.
+    accepted_keys: MemoryCache<(String, Option<IpAddr>), Timestamp>,
+    /// Unknown keys have a lane of their own, so that any number of forgeries does not delay known ones.
+    unknown_keys: Lane,
+    known_keys: Lane,
+    /// How many requests each caller has under way.
     callers: Mutex<HashMap<Option<IpAddr>, usize>>,
 }
 
-/// A question of a caller, counted as long as it is there.
+/// A request of a caller, counted until it is dropped.
 struct Counted<'a>(&'a Sts, Option<IpAddr>);
 
 impl Drop for Counted<'_> {
@@ -92,14 +92,14 @@ impl Sts {
             clock,
             known: MemoryCache::new(10_000),
             refused: MemoryCache::new(10_000),
-            acquainted: MemoryCache::new(10_000),
-            strangers: Lane::new(MOST_WAITING.0, ASKED_AT_ONCE),
-            acquaintances: Lane::new(MOST_WAITING.0, ASKED_AT_ONCE),
+            accepted_keys: MemoryCache::new(10_000),
+            unknown_keys: Lane::new(MOST_WAITING.0, ASKED_AT_ONCE),
+            known_keys: Lane::new(MOST_WAITING.0, ASKED_AT_ONCE),
             callers: Mutex::default(),
         }
     }
 
-    /// Who has made this password, if they are let in.
+    /// The identity that made this password, if it is let in.
     pub(super) async fn identify(&self, password: &str, address: Option<IpAddr>) -> Result<IamIdentity, AccessError> {
         let fields = SignedFields::parse(password);
         let fields = fields.map_err(|_| AccessError::WrongCredentials("it has not the fields of a signed request"))?;
@@ -117,9 +117,9 @@ impl Sts {
         }
         let caller = address.map(neighbourhood);
         let _counted = self.count(caller)?;
-        let acquaintance = (fields.key_id().to_owned(), caller);
-        let acquainted = self.acquainted.get(&acquaintance).is_some_and(|until| now < until);
-        let _place = if acquainted { &self.acquaintances } else { &self.strangers }.enter().await?;
+        let key = (fields.key_id().to_owned(), caller);
+        let is_known = self.accepted_keys.get(&key).is_some_and(|until| now < until);
+        let _place = if is_known { &self.known_keys } else { &self.unknown_keys }.enter().await?;
         // Clients send one password several times at once.
         if let Some(outcome) = self.remembered(&seen) {
             return outcome;
@@ -132,7 +132,7 @@ impl Sts {
         match &outcome {
             Ok(identity) => {
                 self.known.insert(seen, (identity.clone(), now.plus(KNOWN)));
-                self.acquainted.insert(acquaintance, now.plus(ACQUAINTED));
+                self.accepted_keys.insert(key, now.plus(KEY_KNOWN));
             }
             Err(refusal @ (AccessError::WrongCredentials(_) | AccessError::NotLetIn(_))) => {
                 self.refused.insert(seen, (refusal.clone(), now.plus(REFUSED)));
@@ -142,7 +142,8 @@ impl Sts {
         outcome
     }
 
-    /// An identity of whom AWS is asked no more than has to be.
+    /// Checks that an identity is let in. AWS Organizations is asked only where the configuration alone does not admit
+    /// it.
     async fn let_in(&self, mut identity: IamIdentity) -> Result<IamIdentity, AccessError> {
         if let Some(members) = self.members.as_ref().filter(|_| !self.config.admits(&identity)) {
             identity.organization = members.organization_of(&identity.account).await?;

@@ -1,5 +1,5 @@
-//! The tokens that `/token` issues: who somebody is, signed by us, for minutes. What its holder may pull is decided with
-//! each request, so a token is never a permission.
+//! The tokens that `/token` issues: a signed identity, valid for minutes. What the holder may pull is decided at each
+//! request, so a token never grants a permission.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,48 +14,48 @@ use crate::records::robot::SecretId;
 use crate::values::secret::random;
 use crate::values::time::{Clock, Timestamp};
 
-/// How far the clock of another instance may be behind or ahead.
+/// How far the clock of another instance may differ from ours.
 const LEEWAY: Duration = Duration::from_secs(30);
 
-/// The shortest key, in bytes: as long as what HMAC-SHA-256 makes of it (RFC 7518, section 3.2).
+/// The shortest key, in bytes: the output length of HMAC-SHA-256 (RFC 7518, section 3.2).
 const SHORTEST_KEY: usize = 32;
 
-/// The most a token may have, in bytes; ours have a fifth of it.
+/// The longest token, in bytes; ours have a fifth of it.
 const LONGEST_TOKEN: usize = 8192;
 
-/// The keys that tokens are signed with: the first one signs, all of them verify, so that a key can be replaced while
-/// tokens of the one before it are under way.
+/// The keys of tokens: the first one signs, all of them verify, so that a key can be replaced while tokens signed with
+/// the previous one are still in use.
 pub struct TokenKeys {
     signing: (String, EncodingKey),
     verifying: BTreeMap<String, DecodingKey>,
     clock: Clock,
 }
 
-/// What is wrong with keys, in words for the operator. Never tells a key.
+/// Why keys are not usable, for the operator. Never contains a key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidKeys {
-    /// None at all.
+    /// There is no key.
     #[error("there is no key; one is <id>:<32 bytes or more, in base64>, and the id may be left out")]
     None,
-    /// A line that cannot be read.
+    /// A line is malformed: its number.
     #[error("key {0} is not <id>:<32 bytes or more, in base64>, with or without <id>:")]
     Malformed(usize),
-    /// Two keys that have one id.
+    /// Two keys have the same id.
     #[error("two keys are called {0:?}")]
     Twice(String),
 }
 
-/// A token that is not believed. Says no more, because whoever sent it is a stranger.
+/// A token that was refused. It gives no reason, because its sender is not authenticated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the token is not valid, or not any more")]
 pub struct InvalidToken;
 
-/// Who a token is about, and what it was issued for.
+/// The identity in a token, and what the token was issued for.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Holder {
-    /// Who it is, whole.
+    /// The full identity.
     pub principal: Principal,
-    /// Of a robot: the secret that it has shown.
+    /// For a robot: the id of the secret that it logged in with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<SecretId>,
 }
@@ -66,7 +66,7 @@ impl From<Principal> for Holder {
     }
 }
 
-/// What a token says (distribution, "Token Authentication Implementation"; RFC 7519, section 4.1).
+/// The claims of a token (distribution, "Token Authentication Implementation"; RFC 7519, section 4.1).
 #[derive(Serialize, Deserialize)]
 struct Claims {
     iss: String,
@@ -80,12 +80,12 @@ struct Claims {
 }
 
 impl TokenKeys {
-    /// Makes a key, written as [`Self::parse`] reads it. `None`: the system gave no randomness.
+    /// Makes a key in the format that [`Self::parse`] reads. `None`: the system provided no randomness.
     pub fn make() -> Option<String> {
         Some(STANDARD.encode(random()?) + "\n")
     }
 
-    /// Reads keys, one in a line (or divided by commas): `<id>:<base64>`, or `<base64>` for a key whose id is empty.
+    /// Reads keys, separated by newlines or commas: `<id>:<base64>`, or `<base64>` for a key with an empty id.
     pub fn parse(text: &str, clock: Clock) -> Result<Self, InvalidKeys> {
         let (mut signing, mut verifying) = (None, BTreeMap::new());
         let lines = text.split(['\n', ',']).map(str::trim).filter(|line| !line.is_empty());
@@ -103,7 +103,7 @@ impl TokenKeys {
         Ok(Self { signing: signing.ok_or(InvalidKeys::None)?, verifying, clock })
     }
 
-    /// Issues a token for the service of that name. `None`: it could not be signed.
+    /// Issues a token for the named service. `None`: signing failed.
     pub fn issue(&self, service: &str, holder: &Holder, life: Duration) -> Option<String> {
         let now = self.clock.now();
         let claims = Claims {
@@ -119,12 +119,12 @@ impl TokenKeys {
         jsonwebtoken::encode(&header, &claims, &self.signing.1).ok()
     }
 
-    /// Who a token is about and when it was issued, if that was by us and for this service, and its time has not passed.
+    /// The holder and the time of issue, if we issued the token for this service and it has not expired.
     pub fn verify(&self, service: &str, token: &str) -> Result<(Holder, Timestamp), InvalidToken> {
         if token.len() > LONGEST_TOKEN {
             return Err(InvalidToken);
         }
-        // The header only chooses among our keys; the algorithm is ours.
+        // The header selects one of our keys; the algorithm is fixed.
         let header = jsonwebtoken::decode_header(token).map_err(|_| InvalidToken)?;
         let key = header.kid.and_then(|id| self.verifying.get(&id)).ok_or(InvalidToken)?;
         let validation = validation(Algorithm::HS256, service, service);
@@ -135,7 +135,7 @@ impl TokenKeys {
     }
 }
 
-/// What a token has to say (RFC 7519, section 4.1), but for its times: whoever verifies it judges them by our clock.
+/// The claims that a token must have (RFC 7519, section 4.1). Times are excluded: callers check them against our clock.
 pub(super) fn validation(algorithm: Algorithm, audience: &str, issuer: &str) -> Validation {
     let mut validation = Validation::new(algorithm);
     validation.set_audience(&[audience]);

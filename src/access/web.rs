@@ -1,4 +1,4 @@
-//! How those are asked who know who somebody is: STS and `OpenID` issuers, and nobody that a caller names.
+//! HTTP client for identity providers: STS and `OpenID` issuers. It never contacts a host that a caller names.
 
 use std::error::Error;
 use std::time::Duration;
@@ -9,16 +9,16 @@ use http::StatusCode;
 use reqwest::RequestBuilder;
 use url::Url;
 
-/// How long an answer may take, body included: a client waits for it.
+/// The time limit for an answer with its body: a client is waiting for it.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// The most bytes of an answer: a key set has a few kilobytes, an identity of AWS less than one.
+/// The longest answer, in bytes: a key set has a few kilobytes, an AWS identity less than one.
 const LONGEST_ANSWER: usize = 256 * 1024;
 
-/// An HTTP client that goes only where it is sent: no redirects, and no proxy that the environment happens to name.
+/// An HTTP client that follows no redirects and ignores proxies set in the environment.
 #[derive(Clone)]
 pub(super) struct Web(reqwest::Client);
 
-/// An error and its causes, each once: some say what their cause says too.
+/// An error with its causes. A cause that the text already contains is not repeated.
 fn causes(error: &(dyn Error + 'static)) -> String {
     let mut said = error.to_string();
     let mut cause = error.source();
@@ -43,7 +43,7 @@ impl Web {
         builder.build().map(Self)
     }
 
-    /// GET of a URL, with what `complete` adds: the status and the whole body.
+    /// GET of a URL, after `complete` has added to the request: the status and the whole body.
     pub(super) async fn get(
         &self,
         url: &Url,

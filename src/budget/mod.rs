@@ -1,9 +1,9 @@
-//! What each caller may have upstream asked for, and the cache store. Whoever keeps asking for what does not exist, pulls
-//! manifests that nobody has pulled, or has new bytes stored, is stopped before that is done: a stranger uses up neither
-//! quota nor patience nor storage. What is stored is nobody's expense, and is never refused for lack of a budget.
+//! Limits on what each caller may cause: requests for content that does not exist, manifests fetched from upstream, and
+//! new bytes stored. A caller over budget is refused before upstream or storage is used, so that an unknown caller
+//! cannot exhaust quota or storage. Serving stored content is free and is never refused for lack of a budget.
 //!
-//! Whoever begins pays; those who wait for the same answer do not. Kept in memory: each process has its own, so each
-//! instance of a function counts for itself.
+//! The caller that starts a shared request is charged; callers that join it are not. Budgets are kept in memory, so
+//! each process (each instance of a function) counts separately.
 
 mod table;
 
@@ -23,13 +23,14 @@ use crate::values::time::{Clock, Timestamp};
 
 use table::{Account, Spent, Table};
 
-/// The most callers of a kind that have an account of their own.
+/// The most accounts of one kind (networks, principals).
 const ACCOUNTS: usize = 10_000;
 
-/// How many of one caller's questions about what may not exist are asked at once; the others wait for their turn.
+/// How many requests of one caller that may turn out as misses run at once; further ones wait.
 const AT_ONCE: u32 = 64;
 
-/// How many blobs are remembered as paid for, and for how long: until they are stored, or nobody wants them any more.
+/// How many blobs are remembered as paid for, and for how long: by then they are stored, or no client wants them any
+/// more.
 const PAID_BLOBS: usize = 50_000;
 const PAID: Duration = Duration::from_hours(24);
 
@@ -37,10 +38,10 @@ const PAID: Duration = Duration::from_hours(24);
 pub(crate) struct Budgets {
     limits: Limits,
     clock: Clock,
-    /// Apart from those of principals, of which nobody can have as many as they like.
+    /// Apart from `principals`: a caller can come from as many networks as it likes, but cannot invent principals.
     networks: Mutex<Table>,
     principals: Mutex<Table>,
-    /// Until when a blob of this size is paid for.
+    /// Until when a blob of this digest and size is paid for.
     paid: MemoryCache<(Digest, u64), Timestamp>,
 }
 
@@ -63,17 +64,17 @@ impl Budgets {
         act(self.table(payer).account(payer, &self.limits, now), now)
     }
 
-    /// Takes `amount` from a budget, if there is so much.
+    /// Charges `amount` to a budget, if that much is left.
     fn take(&self, payer: Option<Payer>, budget: Budget, amount: u64) -> Result<(), OverBudget> {
         self.with(payer, budget, amount, |spent, after| *spent = after)
     }
 
-    /// Whether there is so much in a budget.
+    /// Checks that `amount` is left in a budget, without charging it.
     fn check(&self, payer: Option<Payer>, budget: Budget, amount: u64) -> Result<(), OverBudget> {
         self.with(payer, budget, amount, |_, _| ())
     }
 
-    /// What `act` makes of what is spent, and would be with `amount`, if there is so much.
+    /// If `amount` is left, calls `act` with what is spent now and what would be spent after it.
     fn with(
         &self,
         payer: Option<Payer>,
@@ -96,25 +97,26 @@ impl Budgets {
         self.on_account(payer, |account, now| account.of(budget).give_back(amount, most, budget.window(), now));
     }
 
-    /// A caller's turn to ask for what may not exist. A miss is paid for ahead, so that those who ask for everything at
-    /// once, or leave before the answer, get no further than others.
+    /// Charges a miss in advance for a request that may turn out as one, and waits while too many of the caller's are
+    /// under way. Charging in advance means that a caller gains nothing by asking for everything at once or by leaving
+    /// early.
     pub(crate) async fn reserve_miss(self: &Arc<Self>, payer: Option<Payer>) -> Result<MissReservation, OverBudget> {
         let Some(payer) = payer else { return Ok(MissReservation::free()) };
-        // Half of the budget, so that what does exist is not refused because much of it is asked for at once.
+        // At most half of the budget, so that many simultaneous requests for content that exists are not refused.
         let at_once = (self.limits.misses / 2).clamp(1, AT_ONCE);
-        let turns = self.on_account(payer, |account, _| account.turns(at_once));
-        let Ok(permit) = turns.acquire_owned().await else { return Ok(MissReservation::free()) };
+        let slots = self.on_account(payer, |account, _| account.miss_slots(at_once));
+        let Ok(permit) = slots.acquire_owned().await else { return Ok(MissReservation::free()) };
         self.take(Some(payer), Budget::Misses, 1)?;
         Ok(MissReservation { paid: Some((Arc::clone(self), payer, permit)), sent: false })
     }
 
-    /// Whether a manifest may be fetched on behalf of a caller.
+    /// Checks that a caller may have a manifest fetched from upstream.
     pub(crate) fn check_pull(&self, payer: Option<Payer>) -> Result<(), OverBudget> {
         self.check(payer, Budget::Pulls, 1)
     }
 
-    /// Asks upstream for a manifest, if whoever wants it can pay. It costs nothing, and is counted for no request, unless
-    /// upstream has sent one.
+    /// Asks upstream for a manifest and charges the caller for it. Charged and counted in `spent` only if upstream sent
+    /// a manifest, valid or not.
     pub(crate) async fn pay_pull<T>(
         &self,
         payer: Option<Payer>,
@@ -131,8 +133,8 @@ impl Budgets {
         Ok(answer?)
     }
 
-    /// Whether a blob may be stored on behalf of a caller. It is paid for as its manifest names it, once, by whoever is
-    /// first, and whether or not it turns out to be stored already: to find that out costs more than it is worth.
+    /// Charges a caller for a blob that is to be stored. A blob is charged once, when its manifest names it, to the
+    /// first caller, even if it is stored already: to find that out would cost more than it saves.
     pub(crate) fn admit(&self, payer: Option<Payer>, job: &Job) -> Result<(), OverBudget> {
         if self.is_paid(&job.digest, job.size) {
             return Ok(());
@@ -142,17 +144,17 @@ impl Budgets {
         Ok(())
     }
 
-    /// Whether so many bytes may be stored that are not paid for.
+    /// Checks that a caller has this many bytes left for blobs that are not paid for yet.
     pub(crate) fn check_bytes(&self, payer: Option<Payer>, bytes: u64) -> Result<(), OverBudget> {
         self.check(payer, Budget::NewBytes, bytes)
     }
 
-    /// Takes a miss for what the ledger is asked, which may turn out to have been for nothing.
+    /// Charges a miss in advance for lookups in the ledger. [`Self::refund_miss`] returns it if they were worthwhile.
     pub(crate) fn charge_miss(&self, payer: Option<Payer>) -> Result<(), OverBudget> {
         self.take(payer, Budget::Misses, 1)
     }
 
-    /// It was not.
+    /// Returns a miss that [`Self::charge_miss`] has charged.
     pub(crate) fn refund_miss(&self, payer: Option<Payer>) {
         self.give_back(payer, Budget::Misses, 1);
     }
@@ -163,24 +165,25 @@ impl Budgets {
     }
 }
 
-/// See [`Budgets::reserve_miss`]. Dropped before upstream was sent it costs nothing.
+/// A miss charged in advance by [`Budgets::reserve_miss`]. Dropping it before [`Self::mark_sent`] refunds the miss.
 pub(crate) struct MissReservation {
     paid: Option<(Arc<Budgets>, Payer, OwnedSemaphorePermit)>,
     sent: bool,
 }
 
 impl MissReservation {
-    /// Nobody's.
+    /// A reservation that charges no caller.
     pub(crate) fn free() -> Self {
         Self { paid: None, sent: false }
     }
 
-    /// Upstream is sent now, and what becomes of it is a miss unless [`Self::settle`] says otherwise.
+    /// Upstream is asked now. From here on the miss stays charged unless [`Self::settle`] refunds it.
     pub(crate) fn mark_sent(&mut self) {
         self.sent = true;
     }
 
-    /// Whether it was a miss after all.
+    /// Ends the reservation: the miss stays charged if `miss` is true and the request was sent, and is refunded
+    /// otherwise.
     pub(crate) fn settle(mut self, miss: bool) {
         self.sent &= miss;
     }

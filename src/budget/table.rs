@@ -1,4 +1,4 @@
-//! The accounts of callers, of which there are never more than a fixed number.
+//! The accounts of callers: a bounded number.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,13 +12,13 @@ use crate::errors::Budget;
 use crate::identity::Payer;
 use crate::values::time::Timestamp;
 
-/// One account for each caller who has spent something lately. Where there are too many, newcomers share one: to forget
-/// somebody instead would give whoever has many addresses a full budget again and again.
+/// One account for each caller with recent spending. When the table is full, new callers share one account. Evicting
+/// accounts instead would give a caller with many addresses a full budget again and again.
 #[derive(Default)]
 pub(super) struct Table {
     accounts: HashMap<Payer, Account>,
     newcomers: Account,
-    /// When those who have everything back were forgotten: at most once a second, because all have to be looked at.
+    /// When idle accounts were last removed: at most once a second, because that looks at all of them.
     swept_at: Option<Timestamp>,
 }
 
@@ -48,7 +48,7 @@ pub(super) struct Account {
     misses: Spent,
     pulls: Spent,
     new_bytes: Spent,
-    turns: Option<Arc<Semaphore>>,
+    miss_slots: Option<Arc<Semaphore>>,
 }
 
 impl Account {
@@ -60,20 +60,20 @@ impl Account {
         }
     }
 
-    pub(super) fn turns(&mut self, at_once: u32) -> Arc<Semaphore> {
-        Arc::clone(self.turns.get_or_insert_with(|| Arc::new(Semaphore::new(at_once as usize))))
+    pub(super) fn miss_slots(&mut self, at_once: u32) -> Arc<Semaphore> {
+        Arc::clone(self.miss_slots.get_or_insert_with(|| Arc::new(Semaphore::new(at_once as usize))))
     }
 
-    /// Whether it is as good as a new one: all is given back, and nobody waits for a turn or has one.
+    /// Whether it is the same as a new account: nothing is spent, and no request waits or is under way.
     fn is_idle(&self, limits: &Limits, now: Timestamp) -> bool {
         let spent = [(Budget::Misses, &self.misses), (Budget::Pulls, &self.pulls), (Budget::NewBytes, &self.new_bytes)];
         spent.into_iter().all(|(budget, spent)| spent.now(limits.most(budget), now) == 0)
-            && self.turns.as_ref().is_none_or(|turns| Arc::strong_count(turns) == 1)
+            && self.miss_slots.as_ref().is_none_or(|slots| Arc::strong_count(slots) == 1)
     }
 }
 
-/// What is spent of a budget and not given back yet, times the seconds of its window: each second gives back as much as
-/// the budget holds, so that nothing is lost to rounding.
+/// What is spent and not yet given back, multiplied by the seconds of the budget's window. Each second gives back as
+/// much as the budget holds, so nothing is lost to rounding.
 #[derive(Default)]
 pub(super) struct Spent {
     parts: u128,
@@ -86,8 +86,8 @@ impl Spent {
         self.parts.saturating_sub(u128::from(seconds) * u128::from(most))
     }
 
-    /// What is spent once `amount` is, if there is so much; otherwise how long that takes. What never fits can be had in no
-    /// time at all, so a full window is said of it.
+    /// What is spent after `amount` more, if that fits. Otherwise how long until it fits; a full window if it never
+    /// does.
     pub(super) fn with(&self, amount: u64, most: u64, window: u64, now: Timestamp) -> Result<Self, Duration> {
         let parts = |amount: u64| u128::from(amount) * u128::from(window);
         let after = self.now(most, now) + parts(amount);

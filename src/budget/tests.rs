@@ -146,7 +146,7 @@ async fn a_hundred_thousand_callers_have_ten_thousand_accounts_and_newcomers_sha
         assert!(budgets.networks.lock().unwrap().len() <= ACCOUNTS);
     }
     assert_eq!(let_through, ACCOUNTS + 2, "and two for all the others");
-    // Who was there before keeps what is left, and those who say who they are are not strangers.
+    // Earlier callers keep what is left, and principals do not share the table of networks.
     assert_eq!(miss(&budgets, stranger(0)).await, Ok(()));
     assert_eq!(miss(&budgets, known("robot:ci", "192.0.2.1")).await, Ok(()));
     clock.advance(Duration::from_mins(1));

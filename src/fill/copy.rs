@@ -1,4 +1,4 @@
-//! One blob from upstream into storage: read in order, hashed, stored, and written down now and then.
+//! One blob from upstream into storage: read in order, hashed, stored, with checkpoints in the ledger.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,12 +17,12 @@ use crate::ports::{Job, Progress, Upload};
 use crate::records::Checkpoint;
 use crate::records::blob::CLAIM;
 
-/// After so many bytes a checkpoint is taken, whatever the time: what a crash costs at the most.
+/// The most bytes between two checkpoints: what a crash loses at most.
 const CHECKPOINT_BYTES: u64 = 64 * 1024 * 1024;
-/// How often it is looked whether the claim has to be renewed while upstream is silent.
+/// How often the fill checks whether its claim is due for renewal while upstream is silent.
 const TICK: Duration = Duration::from_secs(5);
 
-/// Copies the blob of a claim, from its checkpoint on where that still fits.
+/// Copies the blob of a claim, continuing from its checkpoint if that still fits.
 pub(super) async fn copy(
     fill: &Arc<Fill>,
     claim: &HeldClaim,
@@ -31,10 +31,10 @@ pub(super) async fn copy(
     stop: impl Future<Output = Duration> + Send,
 ) -> Copied {
     let job = &claim.job;
-    // What another upstream has sent may be anything.
+    // Another upstream may have sent other bytes.
     let checkpoint = checkpoint.filter(|left| left.upstream.as_ref() == Some(&job.repository.upstream));
     let ended = |outcome| Copied { outcome, checkpoint: None, upload: None, known: false };
-    // The bytes may be here although their record is not: a fill was killed between the two.
+    // The bytes may be stored although the record does not say so: a fill was killed between the two.
     match fill.core.blobs.size(&job.digest).await {
         Ok(Some(size)) if size == job.size => {
             return ended(fill.membership.prove_for(job).await.map(|()| Filled::Already));
@@ -42,7 +42,8 @@ pub(super) async fn copy(
         Ok(_) => {}
         Err(error) => return Copied { checkpoint, ..ended(Err(error.into())) },
     }
-    // What is here may have come for another repository, and clients may follow it before upstream is asked for the rest.
+    // The partial bytes may have come for another repository, and clients may read them before upstream is asked for
+    // the rest.
     if checkpoint.is_some()
         && let Err(error) = fill.membership.prove_for(job).await
     {
@@ -79,12 +80,12 @@ pub(super) async fn copy(
         Err(error @ (FillError::Store(StoreError::Unavailable(_)) | FillError::ClaimLost)) => {
             end(Err(error), saved, writer, known)
         }
-        // Nothing of it can be trusted, or nobody will go on with it; and a full disk is not kept full.
+        // The bytes cannot be trusted, or no other fill will go on with them; and a full disk must not be kept full.
         Err(error) => end(Err(error), None, writer, known),
     }
 }
 
-/// Without a checkpoint the upload is of no use to anybody.
+/// Without a checkpoint the upload is of no use to another fill, so it is handed back to be discarded.
 fn end(outcome: Result<Filled, FillError>, checkpoint: Option<Checkpoint>, writer: Writer, known: bool) -> Copied {
     let upload = checkpoint.is_none().then_some(writer.upload);
     Copied { outcome, checkpoint, upload, known }
@@ -94,12 +95,12 @@ struct Copying<'a> {
     fill: &'a Arc<Fill>,
     claim: &'a HeldClaim,
     writer: &'a mut Writer,
-    /// The checkpoint that the ledger has.
+    /// The checkpoint in the ledger.
     saved: Option<Checkpoint>,
 }
 
 impl Copying<'_> {
-    /// Stores all bytes. `false`: it was stopped before. Ends well only with the right number of bytes of the right digest.
+    /// Stores all bytes. `false`: stopped early. Succeeds only with the right number of bytes and the right digest.
     async fn run(&mut self, stop: impl Future<Output = Duration> + Send) -> Result<bool, FillError> {
         let mut stop = std::pin::pin!(stop);
         let job = &self.claim.job;
@@ -108,9 +109,9 @@ impl Copying<'_> {
             source = SegmentReader::open(self.fill, job, self.writer.written) => source?,
             _ = &mut stop => return Ok(false),
         };
-        // Before anybody can see a byte of it.
+        // Before any client can read a byte of it.
         self.fill.membership.note_proven(&job.repository, &job.digest, job.size).await?;
-        // When to give up what is still on its way, once it is to stop.
+        // Once the fill is to stop: when to give up bytes that are still on their way.
         let mut ends_at = None;
         let mut claimed_until = self.claim.clock.now().plus(CLAIM);
         let mut renew_at = self.claim.clock.now().plus(CLAIM / 3);
@@ -147,7 +148,7 @@ impl Copying<'_> {
                     let before = self.saved.as_ref().map_or(0, |saved| saved.offset);
                     match saved {
                         Ok(saved) => (self.saved, claimed_until) = (saved, self.claim.clock.now().plus(CLAIM)),
-                        // As long as the claim lasts there is time to try that again.
+                        // While the claim lasts there is time for another attempt.
                         Err(FillError::Store(error @ StoreError::Unavailable(_)))
                             if self.claim.clock.now() < claimed_until =>
                         {
@@ -181,15 +182,15 @@ struct Writer {
     upload: Box<dyn Upload>,
     unit: u64,
     hasher: Hasher,
-    /// How much of that was there before.
+    /// How many of the bytes were stored by earlier fills.
     begun: u64,
     written: u64,
-    /// The last place where a checkpoint may lie, and the hash up to there.
+    /// The last offset at which a checkpoint may lie, and the hash up to it.
     boundary: (u64, Hasher),
 }
 
 impl Writer {
-    /// Goes on from a checkpoint, or begins anew where there is none or it does not fit.
+    /// Continues from a checkpoint, or begins anew if there is none or it does not fit.
     async fn open(
         fill: &Fill,
         job: &Job,
@@ -237,7 +238,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Ready once what it says survives a crash. `None`: there is nothing yet that could.
+    /// The future is ready once the checkpoint would survive a crash. `None`: there is nothing to save yet.
     fn checkpoint(&mut self) -> BoxFuture<'static, Result<Option<Checkpoint>, StoreError>> {
         let (offset, hash) = (self.boundary.0, self.boundary.1.save());
         if offset == 0 {

@@ -1,8 +1,8 @@
 //! THE WRITE PATH: claim → fetch → hash while storing → publish.
 //!
-//! A fill may be run twice, at once, and killed at any point: bytes become visible only whole and verified, so a claim
-//! saves work and correctness never depends on it. One that is stopped, or dies, leaves a checkpoint in the record of its
-//! blob, and the next one goes on from there.
+//! A fill may run twice, at the same time, and be killed at any point: bytes become visible only when whole and
+//! verified, so claims save work and correctness never depends on them. A fill that is stopped or dies leaves a
+//! checkpoint in the record of its blob, and the next fill continues from there.
 //!
 //! [`source`] brings the bytes in order, [`copy`] hashes and stores them.
 
@@ -24,26 +24,27 @@ use crate::records::blob::{CLAIM, Claim, decide, noted};
 use crate::records::{BlobRecord, BlobState, Checkpoint, Versioned};
 use crate::values::time::Clock;
 
-/// How long a fill waits for the removal of its blob, which takes as long as deleting an object does.
+/// How long a fill waits while a sweep removes its blob: as long as deleting an object takes.
 const REMOVAL: Duration = Duration::from_secs(2);
 
-/// How a fill ended well.
+/// How a fill ended without an error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Filled {
-    /// This run stored the blob.
+    /// This fill stored the blob.
     Stored,
-    /// It was stored before.
+    /// The blob was stored before.
     Already,
-    /// Another fill holds the claim; its own request brings it back should it die.
+    /// Another fill holds the claim. If that one dies, its own request starts it again.
     Claimed,
-    /// It was stopped before its end: somebody has to request it again.
+    /// It was stopped before its end: its caller has to request it again.
     Parked {
-        /// It has come further than the one before.
+        /// Whether it got further than the fill before it.
         progress: bool,
     },
 }
 
-/// How many segments may be fetched ahead within so many bytes: half of them, because an adapter holds parts on their way too.
+/// How many segments may be fetched ahead with this much memory: half of it, because an adapter also holds parts in
+/// transit.
 fn segments_in(bytes: u64) -> usize {
     usize::try_from(bytes / 2 / source::SEGMENT_BYTES).unwrap_or_default()
 }
@@ -62,8 +63,8 @@ impl Fill {
         Self { core, membership, memory }
     }
 
-    /// Copies one blob from upstream into storage, unless it is there or another fill is copying it. Ends early, with a
-    /// checkpoint, once `stop` is ready: that says how long what is on its way from upstream may still be waited for.
+    /// Copies one blob from upstream into storage, unless it is stored or another fill is copying it. Ends early, with
+    /// a checkpoint, once `stop` is ready; its value says how long to wait for bytes that are still on their way.
     pub async fn run(
         self: &Arc<Self>,
         job: &Job,
@@ -75,12 +76,12 @@ impl Fill {
         let mut attempts = Attempts::new();
         let claimed = loop {
             let view = self.core.ledger.blob(&job.repository, &job.digest).await?;
-            // The record may say so of bytes that somebody has deleted.
+            // The record may be wrong: the bytes may have been deleted from storage by other means.
             if view.is_stored() && self.core.blobs.size(&job.digest).await?.is_some() {
-                // Before a client asks: then it may be read here although upstream is down.
+                // Before a client asks: then it may be read here even while upstream is down.
                 self.membership.prove_unless_shown(&view, &job.repository, &job.digest).await?;
                 let current = view.record;
-                // A manifest has come to name it, or a client wants it.
+                // A manifest names it now, or a client wants it, so it counts as used.
                 let Some((current, used)) =
                     current.and_then(|current| Some((current.version, noted(&current.value, self.core.clock.now())?)))
                 else {
@@ -113,16 +114,16 @@ impl Fill {
         };
         let started = std::time::Instant::now();
         let open = self.core.upstreams.is_open(&job.repository);
-        let lease = HeldClaim {
+        let claim = HeldClaim {
             ledger: Arc::clone(&self.core.ledger),
             clock: self.core.clock.clone(),
             job: job.clone(),
             owner,
             open,
         };
-        // The claim is given back even then, so that nobody waits until it runs out. What there is of an upload is left to
-        // the sweep: whatever broke the fill off may be in its state.
-        let copying = AssertUnwindSafe(copy::copy(self, &lease, claimed.checkpoint, progress, stop)).catch_unwind();
+        // Also after a panic the claim is given back, so that other fills need not wait for it to expire. The upload is
+        // left to the sweep: the panic may have corrupted its state.
+        let copying = AssertUnwindSafe(copy::copy(self, &claim, claimed.checkpoint, progress, stop)).catch_unwind();
         let broken_off = |_| Copied { outcome: Err(FillError::Panicked), checkpoint: None, upload: None, known: false };
         let Copied { outcome, checkpoint, mut upload, known } = copying.await.unwrap_or_else(broken_off);
         let offset = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.offset);
@@ -131,15 +132,15 @@ impl Fill {
             Ok(Filled::Parked { .. } | Filled::Claimed) => (BlobState::Absent, claimed.failure),
             Err(error) => (BlobState::Absent, Some(chain(error))),
         };
-        // At once where nobody else can know it, and where it fills a disk on which the ledger could not be written either.
+        // At once if no other fill can know it, or if it fills a disk on which the ledger could not be written either.
         if (!known || matches!(outcome, Err(FillError::Store(StoreError::Refused(_)))))
             && let Some(upload) = upload.take()
         {
             upload.discard().await;
         }
-        // The order matters: what a checkpoint in the ledger speaks of is not thrown away.
+        // The order matters: an upload is discarded only after the ledger no longer has a checkpoint that names it.
         let copied = matches!(outcome, Ok(Filled::Stored));
-        if lease.settle(state, failure, checkpoint, copied).await?
+        if claim.settle(state, failure, checkpoint, copied).await?
             && let Some(upload) = upload
         {
             upload.discard().await;
@@ -165,28 +166,27 @@ impl Fill {
 /// How copying ended.
 struct Copied {
     outcome: Result<Filled, FillError>,
-    /// Where the next fill may go on.
+    /// Where the next fill may continue.
     checkpoint: Option<Checkpoint>,
-    /// What is of no use any more.
+    /// An upload to discard.
     upload: Option<Box<dyn Upload>>,
-    /// The ledger has a checkpoint of that: whoever took the claim over may be going on with it.
+    /// Whether the ledger has a checkpoint of the upload: a fill that took the claim over may be using it.
     known: bool,
 }
 
-/// A claim that this fill holds until another takes it over.
+/// A claim that this fill holds until another fill takes it over.
 #[derive(Clone)]
 struct HeldClaim {
     ledger: Arc<dyn Ledger>,
     clock: Clock,
     job: Job,
     owner: String,
-    /// Once this job has stored it, everybody may have it ([`BlobRecord::open`]).
+    /// Whether the blob is open to all callers once this job has stored it ([`BlobRecord::open`]).
     open: bool,
 }
 
 impl HeldClaim {
-    /// Holds the claim for another while and writes down how far the fill has come, in one write. Only once upstream has
-    /// begun to send the blob.
+    /// Extends the claim and saves a checkpoint, in one write. Only called once upstream has begun to send the blob.
     async fn renew(&self, checkpoint: Option<Checkpoint>) -> Result<(), FillError> {
         let mut attempts = Attempts::new();
         loop {
@@ -196,7 +196,7 @@ impl HeldClaim {
             };
             let state = BlobState::Claimed { owner: self.owner.clone(), until: self.clock.now().plus(CLAIM) };
             let renewed = BlobRecord { state, checkpoint: checkpoint.clone(), ..value };
-            // What came between may be a write of our own that was given up while it was on its way: only the owner tells.
+            // The conflicting write may be our own, given up while it was in transit: only the owner field tells.
             if self.ledger.swap_blob(&self.job.digest, Some(version), &renewed).await?.is_some() {
                 return Ok(());
             }
@@ -204,8 +204,8 @@ impl HeldClaim {
         }
     }
 
-    /// Writes how the fill ended, and gives the claim back. That the bytes are stored is true whoever holds the claim;
-    /// anything else is noted only by its owner. `false`: it is another's.
+    /// Writes how the fill ended, and gives the claim back. That the bytes are stored is written by any fill; other
+    /// outcomes only by the owner of the claim. `false`: another fill owns it.
     async fn settle(
         &self,
         state: BlobState,
@@ -221,7 +221,7 @@ impl HeldClaim {
             if !stored && !owned {
                 return Ok(false);
             }
-            // The bytes are going; once they are gone, the blob is filled again.
+            // A sweep is deleting the bytes; after that, the blob is filled again.
             if !owned
                 && current.as_ref().is_some_and(|current| matches!(current.value.state, BlobState::Removing { .. }))
             {
@@ -232,7 +232,8 @@ impl HeldClaim {
                 None => (BlobRecord::new(BlobState::Absent), None),
             };
             let (state, failure, checkpoint) = (state.clone(), failure.clone(), checkpoint.clone());
-            // That upstream says it has a blob opens nothing: it has sent all of it, and that was verified.
+            // A blob is open only after a public upstream has sent all of it and it was verified; its word alone is not
+            // enough.
             let open = before.open || (copied && self.open);
             let settled = BlobRecord { state, failure, checkpoint, open, ..before };
             if self.ledger.swap_blob(&self.job.digest, version, &settled).await?.is_some() {

@@ -1,5 +1,5 @@
-//! The bytes of one blob from upstream, in order: from several connections at once where upstream can send parts and
-//! memory allows it, over broken connections and places that stop working.
+//! The bytes of one blob from upstream, in order. Uses several connections where upstream supports ranges and memory
+//! allows, and survives broken connections and expired URLs.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,36 +15,36 @@ use crate::errors::{FillError, UpstreamError};
 use crate::ports::Job;
 use crate::upstream::{BlobBody, BlobPlace, LEAST_BYTES, OpenBlob};
 
-/// The bytes one request asks for, where upstream can send parts.
+/// The bytes that one request asks for, where upstream supports ranges.
 pub(crate) const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
 /// How many connections fetch one blob at once.
 const CONNECTIONS: usize = 4;
-/// How often a connection may break in a row without having brought [`LEAST_BYTES`].
+/// How many times in a row a connection may break before it has brought [`LEAST_BYTES`].
 const RETRIES: u32 = 3;
-/// The pause before the first of them; each further one doubles it.
+/// Base of the exponential back-off: after n failures in a row the pause is 2ⁿ times this.
 const PAUSE: Duration = Duration::from_millis(250);
-/// How much the segment that is being read may be ahead of its reader, in chunks of some kilobytes. The others may be
-/// ahead by all their bytes, for which they hold a part of the memory.
+/// How far the segment that is being read may be ahead of its reader, in chunks of some kilobytes. Other segments may
+/// be ahead by all their bytes, and hold a permit for that memory.
 const CHUNKS_AHEAD: usize = 8;
-/// The least that is held in one piece ahead of its reader.
+/// The smallest piece that is held ahead of its reader.
 const PIECE_BYTES: usize = 64 * 1024;
 
 /// An in-order reader of the bytes from an offset to the end.
 pub(super) struct SegmentReader {
     upstream: Arc<SegmentFetcher>,
-    /// The ones being fetched, in order.
+    /// Segments being fetched, in order.
     segments: VecDeque<Segment>,
     /// The first byte that belongs to no segment yet.
     next: u64,
-    /// No more segments are begun.
+    /// Whether no more segments are begun.
     ending: bool,
 }
 
-/// What the segments of a blob share.
+/// What the segments of one blob share.
 struct SegmentFetcher {
     fill: Arc<Fill>,
     job: Job,
-    /// Where bytes came from lately: asked first, so that the registry itself is asked once and not for each segment.
+    /// The URL that last served bytes. It is tried first, so that the registry is asked once and not for each segment.
     place: Mutex<Option<BlobPlace>>,
 }
 
@@ -53,7 +53,7 @@ struct Segment {
     _task: AbortOnDropHandle<()>,
 }
 
-/// The two ways to wait for a reader: hold the connection, or hold memory.
+/// How a segment waits for its reader: by holding the connection, or by holding memory.
 enum Chunks {
     Few(mpsc::Receiver<Result<Bytes, FillError>>),
     All(mpsc::UnboundedReceiver<Result<Bytes, FillError>>, #[expect(dead_code, reason = "held")] OwnedSemaphorePermit),
@@ -65,7 +65,7 @@ enum Sender {
 }
 
 impl SegmentReader {
-    /// Opens the blob at `offset`, and finds out whether upstream can send parts.
+    /// Opens the blob at `offset`, and finds out whether upstream supports ranges.
     pub(super) async fn open(fill: &Arc<Fill>, job: &Job, offset: u64) -> Result<Self, FillError> {
         let upstream = Arc::new(SegmentFetcher { fill: Arc::clone(fill), job: job.clone(), place: Mutex::default() });
         let mut source = Self { upstream, segments: VecDeque::new(), next: job.size, ending: false };
@@ -73,7 +73,7 @@ impl SegmentReader {
             return Ok(source);
         }
         let last = source.last_of_segment(offset);
-        // What fits one segment is asked for as everybody does.
+        // A blob that fits one segment is requested without a range, as ordinary clients do.
         let whole = offset == 0 && last + 1 >= job.size;
         let opened = source.upstream.resolve(if whole { None } else { Some((offset, last)) }).await?;
         let end = if opened.partial { last + 1 } else { job.size };
@@ -82,12 +82,12 @@ impl SegmentReader {
         Ok(source)
     }
 
-    /// Brings what is on its way, and then ends.
+    /// Finishes the segments that are under way, and begins no others.
     pub(super) fn wind_down(&mut self) {
         self.ending = true;
     }
 
-    /// The next bytes; `None` at the end of the blob, or once it has been wound down.
+    /// The next bytes; `None` at the end of the blob, or after it was wound down.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, FillError> {
         loop {
             self.fetch_ahead();
@@ -138,14 +138,14 @@ impl SegmentReader {
 }
 
 impl SegmentFetcher {
-    /// Reads the bytes from `first` up to `end`, whatever happens to single connections.
+    /// Reads the bytes from `first` up to `end`, retrying over broken connections.
     async fn read(&self, first: u64, end: u64, mut opened: Option<OpenBlob>, sender: &Sender) {
         let (mut at, mut failures) = (first, 0);
         loop {
             let before = at;
             match self.try_to_read(&mut at, end, opened.take(), sender).await {
                 Ok(()) => return,
-                // All bytes are here; how the connection ended after them says nothing.
+                // All bytes have arrived; how the connection ended after them does not matter.
                 Err(FillError::Upstream(_)) if at == end => return,
                 Err(error) => {
                     failures = if at - before >= LEAST_BYTES { 0 } else { failures + 1 };
@@ -175,9 +175,9 @@ impl SegmentFetcher {
             Some(opened) => opened,
             None => self.open((*at, end.saturating_sub(1))).await?,
         };
-        // The whole blob, because upstream cannot send parts: what is known of it is read once more and thrown away.
+        // Upstream sent the whole blob, because it does not support ranges: bytes before `at` are skipped.
         let mut skip = if opened.partial { 0 } else { *at };
-        // However small the pieces are that upstream sends: what is ahead of its reader is held in few large ones.
+        // Upstream may send tiny pieces: what is ahead of its reader is collected into few large ones.
         let least = if matches!(sender, Sender::All(_)) { PIECE_BYTES } else { 1 };
         let mut body = pieces(opened.body, least);
         while let Some(chunk) = body.next().await {
@@ -199,7 +199,7 @@ impl SegmentFetcher {
             if sender.send(Ok(chunk)).await.is_err() {
                 return Ok(());
             }
-            // A part is read to its end, so that its connection can be used again; of a whole blob the rest is left.
+            // A range is read to its end, so that its connection can be reused; the rest of a whole blob is dropped.
             if *at == end && end < self.job.size && !opened.partial {
                 return Ok(());
             }
@@ -211,13 +211,13 @@ impl SegmentFetcher {
         Ok(())
     }
 
-    /// Opens a part where the last one came from, else by asking the registry.
+    /// Opens a range at the URL of the last one, or asks the registry.
     async fn open(&self, wanted: (u64, u64)) -> Result<OpenBlob, FillError> {
         let place = self.place.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(place) = place {
             match self.fill.core.upstreams.open_again(&place, wanted).await {
                 Ok(opened) => return self.checked(opened),
-                // Signed URLs end; the registry gives a new one.
+                // Signed URLs expire; the registry gives a new one.
                 Err(error) => {
                     tracing::debug!(blob.digest = %self.job.digest, %error, "asking the registry where the blob is");
                     *self.place.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -247,7 +247,7 @@ impl SegmentFetcher {
     }
 }
 
-/// The same bytes in pieces of at least so many, except where they end.
+/// The same bytes in pieces of at least `least` bytes, except the last one.
 fn pieces(body: BlobBody, least: usize) -> BlobBody {
     let state = Some((body, BytesMut::new()));
     Box::pin(stream::unfold(state, move |state| async move {
@@ -263,7 +263,7 @@ fn pieces(body: BlobBody, least: usize) -> BlobBody {
                         return Some((Ok(collected.split().freeze()), Some((body, collected))));
                     }
                 }
-                // What has arrived first, then how it ended.
+                // First what has arrived, then the error.
                 Some(Err(error)) if collected.is_empty() => return Some((Err(error), None)),
                 Some(Err(error)) => {
                     let ended: BlobBody = Box::pin(stream::once(std::future::ready(Err(error))));
@@ -277,7 +277,7 @@ fn pieces(body: BlobBody, least: usize) -> BlobBody {
 }
 
 impl Sender {
-    /// `Err`: nobody reads any more.
+    /// `Err`: the reader is gone.
     async fn send(&self, chunk: Result<Bytes, FillError>) -> Result<(), ()> {
         match self {
             Self::Few(sender) => sender.send(chunk).await.map_err(drop),
@@ -324,7 +324,8 @@ mod tests {
 
     const SIZE: usize = 256 * 1024;
 
-    /// Sends a blob of zeros in pieces of so many bytes, a second apart, and ends each connection after so many of them.
+    /// Sends a blob of zeros in pieces of `piece` bytes, a second apart, and ends each connection after `pieces` of
+    /// them.
     async fn drip(listener: TcpListener, piece: usize, pieces: usize) {
         while let Ok((mut connection, _)) = listener.accept().await {
             tokio::spawn(async move {
@@ -350,8 +351,8 @@ mod tests {
         }
     }
 
-    /// How many bytes come of a blob that is sent like this, how that ends, and how long it takes. Time is paused: it passes
-    /// once nothing else is to be done.
+    /// How many bytes arrive of a blob that is sent like this, how that ends, and how long it takes. Time is paused: it
+    /// advances when no task can run.
     async fn read(piece: usize, pieces: usize) -> (usize, Result<(), FillError>, Duration) {
         let (data, listener) = (tempfile::tempdir().unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
         let text = format!("[upstreams.\"test.local\"]\nurl = \"http://{}\"", listener.local_addr().unwrap());

@@ -19,11 +19,11 @@ fn record(state: BlobState) -> BlobRecord {
 struct World {
     fill: Arc<Fill>,
     ledger: Arc<Troubled>,
-    lease: HeldClaim,
+    claim: HeldClaim,
     _data: TempDir,
 }
 
-/// A fill of a blob, and a ledger on which others overtake so many of its writes once it holds the claim.
+/// A fill, and a ledger on which other writers overtake its first `overtaken` writes after it holds the claim.
 async fn world(claimed: bool, overtaken: usize) -> World {
     let data = tempfile::tempdir().unwrap();
     let files = Arc::new(Files::open(data.path()).unwrap());
@@ -48,8 +48,8 @@ async fn world_on(blobs: Arc<dyn Blobs>, data: TempDir, claimed: bool, overtaken
         ledger.swap_blob(&job.digest, None, &claim).await.unwrap().unwrap();
     }
     ledger.overtaken.store(overtaken, Ordering::SeqCst);
-    let lease = HeldClaim { ledger: shared, clock, job, owner: "me".into(), open: true };
-    World { fill, ledger, lease, _data: data }
+    let claim = HeldClaim { ledger: shared, clock, job, owner: "me".into(), open: true };
+    World { fill, ledger, claim, _data: data }
 }
 
 struct NoFills;
@@ -120,7 +120,7 @@ impl Blobs for Panicking {
 #[tokio::test]
 async fn a_fill_that_panics_fails_and_gives_its_claim_back() {
     let world = world_on(Arc::new(Panicking), tempfile::tempdir().unwrap(), false, 0).await;
-    let (job, progress, stop) = (&world.lease.job, watch::channel(Progress::Waiting).0, std::future::pending());
+    let (job, progress, stop) = (&world.claim.job, watch::channel(Progress::Waiting).0, std::future::pending());
     let outcome = world.fill.run(job, &progress, stop).await;
     assert!(matches!(outcome, Err(FillError::Panicked)), "{outcome:?}");
     let record = world.ledger.blob(&job.repository, &job.digest).await.unwrap().record.unwrap().value;
@@ -134,7 +134,7 @@ const SOON: Duration = Duration::from_secs(10);
 async fn a_claim_that_others_always_overtake_is_given_up() {
     let world = world(false, usize::MAX).await;
     let (progress, stop) = (watch::channel(Progress::Waiting).0, std::future::pending());
-    let run = world.fill.run(&world.lease.job, &progress, stop);
+    let run = world.fill.run(&world.claim.job, &progress, stop);
     let outcome = tokio::time::timeout(SOON, run).await.expect("it ends");
     assert!(matches!(outcome, Err(FillError::Store(StoreError::Unavailable(_)))), "{outcome:?}");
     assert!(world.ledger.tried.load(Ordering::SeqCst) < 20, "and not after a storm of writes");
@@ -143,21 +143,21 @@ async fn a_claim_that_others_always_overtake_is_given_up() {
 #[tokio::test]
 async fn a_renewal_that_others_always_overtake_is_given_up_and_one_they_overtake_for_a_while_is_not() {
     let world = world(true, usize::MAX).await;
-    let renewed = tokio::time::timeout(SOON, world.lease.renew(None)).await.expect("it ends");
+    let renewed = tokio::time::timeout(SOON, world.claim.renew(None)).await.expect("it ends");
     assert!(matches!(renewed, Err(FillError::Store(StoreError::Unavailable(_)))), "{renewed:?}");
     world.ledger.overtaken.store(3, Ordering::SeqCst);
-    world.lease.renew(None).await.unwrap();
+    world.claim.renew(None).await.unwrap();
 }
 
 #[tokio::test]
 async fn an_end_that_others_always_overtake_is_given_up_and_one_they_overtake_for_a_while_is_written() {
     let world = world(true, usize::MAX).await;
-    let settle = || world.lease.settle(BlobState::Absent, Some("upstream failed".into()), None, false);
+    let settle = || world.claim.settle(BlobState::Absent, Some("upstream failed".into()), None, false);
     let settled = tokio::time::timeout(SOON, settle()).await.expect("it ends");
     assert!(matches!(settled, Err(StoreError::Unavailable(_))), "{settled:?}");
     world.ledger.overtaken.store(3, Ordering::SeqCst);
     assert!(settle().await.unwrap(), "it is still ours");
-    let job = &world.lease.job;
+    let job = &world.claim.job;
     let record = world.ledger.blob(&job.repository, &job.digest).await.unwrap().record.unwrap().value;
     assert_eq!((record.state, record.failure.as_deref()), (BlobState::Absent, Some("upstream failed")));
 }

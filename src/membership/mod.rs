@@ -1,8 +1,8 @@
-//! Whether what is stored may be served: by upstream's word, not by ours.
+//! Whether stored content may be served for a repository. Upstream decides that, and its recent answers are remembered.
 //!
-//! What is stored of a private repository is served for as long as upstream has shown us something of that repository
-//! lately (`permission`); then it is asked first. Bytes that another repository's fill has stored are served once upstream
-//! has shown them to this one, unless everybody may have them anyway ([`BlobView::is_shown`]).
+//! Stored content of a private repository is served while upstream has shown us something of that repository within
+//! `permission`; after that, upstream is asked first. Bytes that another repository's fill has stored are served once
+//! upstream has shown them to this repository, unless they are open to all callers ([`BlobView::is_shown`]).
 
 use std::sync::Arc;
 
@@ -20,13 +20,14 @@ use crate::values::pull_counter::PullCounter;
 use crate::values::served::Served;
 use crate::values::time::Timestamp;
 
-/// The permissions that upstream is being asked about: of a repository by whatever is asked for first, else by this.
+/// Permission checks under way. Without [`Evidence`] in the key: the check that all callers of a repository share,
+/// whatever they ask for. With it: a check of that content alone.
 pub(crate) type Questions = Flights<(Repository, Option<Evidence>), (Evidence, Result<(), PullError>)>;
 
-/// The blobs that upstream is being asked for on behalf of a repository.
+/// Blobs that upstream is being asked for on behalf of a repository.
 pub(crate) type Proofs = Flights<(Repository, Digest), Result<u64, FillError>>;
 
-/// Whether what is stored may be served, and what upstream is being asked about that.
+/// Decides whether stored content may be served, and asks upstream where that is due.
 pub struct Membership {
     core: Arc<Core>,
     questions: Questions,
@@ -38,7 +39,7 @@ impl Membership {
         Self { core, questions: Flights::new(), proofs: Flights::new() }
     }
 
-    /// When upstream last showed us something of a private repository, with its settings. `None`: it is public.
+    /// The settings of a private repository, and when upstream last showed us something of it. `None`: it is public.
     async fn shown(&self, repository: &Repository) -> Result<Option<(&UpstreamConfig, Option<Timestamp>)>, PullError> {
         let config = self.core.upstreams.get(repository)?.config();
         if !config.is_private() {
@@ -47,14 +48,14 @@ impl Membership {
         Ok(Some((config, self.core.upstreams.standings.shown_at(repository, config.permission).await?)))
     }
 
-    /// Whether upstream has to be asked before anything stored of this repository is served.
+    /// Whether upstream has to be asked before stored content of this repository is served.
     pub(crate) async fn permission_is_due(&self, repository: &Repository) -> Result<bool, PullError> {
         let lasts = |config: &UpstreamConfig, at: Timestamp| self.core.clock.now() < at.plus(config.permission);
         let shown = self.shown(repository).await?;
         Ok(shown.is_some_and(|(config, at)| !at.is_some_and(|at| lasts(config, at))))
     }
 
-    /// Whether what is stored of this repository may be served while upstream is in trouble.
+    /// Whether stored content of this repository may be served while upstream is in trouble.
     pub(crate) async fn may_be_stale(&self, repository: &Repository) -> Result<bool, PullError> {
         let lasts = |config: &UpstreamConfig, at: Timestamp| {
             self.core.clock.now() < at.plus(config.permission.max(config.stale))
@@ -63,8 +64,8 @@ impl Membership {
         Ok(shown.is_none_or(|(config, at)| at.is_some_and(|at| lasts(config, at))))
     }
 
-    /// Has upstream say that it still shows us this, where that is due: what is stored of it may then be served so. That it
-    /// does not is a miss of whoever asks.
+    /// Asks upstream, where that is due, whether it still shows us this content, and says how stored content may be
+    /// served then. If upstream does not have it, the caller is charged a miss.
     pub(crate) async fn check_permission(
         self: &Arc<Self>,
         repository: &Repository,
@@ -76,7 +77,7 @@ impl Membership {
             return Ok(Served::Hit);
         }
         let asked = match self.ask_permission(repository, None, &evidence, payer, spent).await? {
-            // That one thing is missing says nothing of another.
+            // The shared check was about other content, and a 404 for one digest does not imply a 404 for another.
             (other, Err(PullError::Upstream(UpstreamError::Missing))) if other != evidence => {
                 self.ask_permission(repository, Some(evidence.clone()), &evidence, payer, spent).await?.1
             }
@@ -113,7 +114,7 @@ impl Membership {
                 (evidence, shows)
             };
             match self.questions.join((repository.clone(), only.clone()), work).await.ok_or(PullError::NotYet)? {
-                // Whoever began could not pay: somebody else, or the last of it has just gone.
+                // The caller that started the check was over budget. A caller that is not starts another one.
                 (_, Err(PullError::OverBudget(_))) if self.core.budgets.check_pull(payer).is_ok() => {}
                 answer => return Ok(answer),
             }
@@ -128,7 +129,7 @@ impl Membership {
         spent: &PullCounter,
         mut reservation: MissReservation,
     ) -> Result<(), PullError> {
-        // It may have been shown since that was found to be due.
+        // Another caller's request may have renewed the permission meanwhile.
         if !self.permission_is_due(repository).await? {
             return Ok(());
         }
@@ -143,9 +144,9 @@ impl Membership {
         asked
     }
 
-    /// Asks upstream for a blob on behalf of this repository, unless it has shown it before, and notes that it has it: from
-    /// then on it may be read here, whoever has it stored. Returns its length in bytes. Not by HEAD, which some registries
-    /// refuse.
+    /// Asks upstream for a blob on behalf of this repository, unless it has shown it before, and records the
+    /// membership: from then on the blob may be read here, whichever repository's fill stored it. Returns its length in
+    /// bytes. Uses GET, because some registries refuse HEAD for blobs.
     pub(crate) async fn prove(
         self: &Arc<Self>,
         repository: &Repository,
@@ -171,13 +172,14 @@ impl Membership {
         self.proofs.join(key, work).await.unwrap_or_else(|| Err(broken_off().into()))
     }
 
-    /// The same for the repository of a job, by what the ledger says now.
+    /// Like [`Self::prove`], for the repository of a job, unless the ledger says that the blob may be read there.
     pub(crate) async fn prove_for(self: &Arc<Self>, job: &Job) -> Result<(), FillError> {
         let view = self.core.ledger.blob(&job.repository, &job.digest).await?;
         self.prove_unless_shown(&view, &job.repository, &job.digest).await
     }
 
-    /// The same where a view of the blob does not say that it may be read: what is here of it came for another repository.
+    /// Like [`Self::prove`], unless `view` says that the blob may be read: the stored bytes came from another
+    /// repository's fill.
     pub(crate) async fn prove_unless_shown(
         self: &Arc<Self>,
         view: &BlobView,
@@ -190,7 +192,7 @@ impl Membership {
         Ok(())
     }
 
-    /// Notes that upstream has shown a blob to this repository.
+    /// Records that upstream has shown a blob to this repository.
     pub(crate) async fn note_proven(
         &self,
         repository: &Repository,

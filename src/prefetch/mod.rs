@@ -1,5 +1,5 @@
-//! PREFETCH: an image is stored whole before anybody pulls it: its manifest, those children of an index that are for the
-//! right platforms, and the blobs of all of them.
+//! PREFETCH: stores a whole image before a client pulls it: its manifest, those children of an index that are for the
+//! wanted platforms, and the blobs of all of them.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -16,50 +16,50 @@ use crate::pull::{Pull, Want};
 use crate::values::pull_counter::PullCounter;
 use crate::values::served::Served;
 
-/// The most manifests of one image that are fetched: an index of everything there is lists about fifty.
+/// The most manifests of one image: an index of all known platforms lists about fifty.
 const MAX_MANIFESTS: usize = 500;
 
-/// The most blobs of one image: Docker takes no more than 127 layers, and few platforms have layers in common.
+/// The most blobs of one image: Docker accepts at most 127 layers, and few platforms share layers.
 const MAX_BLOBS: usize = 20_000;
 
-/// The most characters of the list of platforms that a client is told, which is upstream's.
+/// The most characters of the list of platforms in an error, because that list comes from upstream.
 const MAX_LISTED: usize = 1000;
 
-/// How many blobs are looked up at once.
+/// How many blobs are looked up in the ledger at once.
 const LOOKUPS: usize = 8;
 
-/// An image whose manifests are stored, and whose blobs are or will be.
+/// An image whose manifests are stored, and whose blobs are stored or requested.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Prefetched {
-    /// What its reference is now.
+    /// The digest that its reference has now.
     pub digest: Digest,
-    /// Every blob, and whether it is stored. The fills of the others are requested.
+    /// All blobs, and whether each is stored. The fills of the others have been requested.
     pub blobs: Vec<(Descriptor, bool)>,
 }
 
-/// What `POST /_stopover/prefetch` says of one image.
+/// The report on one image that `POST /_stopover/prefetch` answers.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PrefetchReport {
-    /// The image as it was asked for.
+    /// The image as the client named it.
     pub image: String,
-    /// What its reference is now; absent where it is not prefetched.
+    /// The digest that its reference has now; absent if it is not prefetched.
     pub digest: Option<Digest>,
-    /// Every blob.
+    /// All blobs of the image.
     pub blobs: Vec<PrefetchedBlob>,
-    /// Why it is not prefetched, or not whole.
+    /// Why it is not prefetched, or not completely.
     pub error: Option<String>,
-    /// That it took too long for one answer: asked again, it will have gone on.
+    /// It took too long for one answer: the client should ask again, and prefetching will have gone on.
     pub again: bool,
 }
 
-/// One blob of it.
+/// One blob of a prefetched image.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PrefetchedBlob {
-    /// Its address.
+    /// The digest of its bytes.
     pub digest: Digest,
     /// Its length in bytes.
     pub size: u64,
-    /// Whether it is stored; otherwise its fill is requested.
+    /// Whether it is stored. If not, its fill is requested.
     pub stored: bool,
 }
 
@@ -74,7 +74,7 @@ impl Prefetch {
         Self { core, pull }
     }
 
-    /// Stores an image that a policy or a schedule wants. Upstream need not have it for all the platforms that they name.
+    /// Stores an image that a policy or a schedule wants. Upstream need not have all the platforms that they name.
     pub async fn run(&self, image: &ImageJob) -> Result<(), PullError> {
         match self.image(image, &PullCounter::UNCOUNTED).await {
             Ok(prefetched) => {
@@ -85,7 +85,8 @@ impl Prefetch {
                 );
                 Ok(())
             }
-            // What whoever pays has left is spent; what they pull themselves is looked at then.
+            // A retry would not help: no platform matches, a blob is too large, or the payer's budget is spent. What
+            // the payer pulls itself is checked then.
             Err(error @ (PullError::NoPlatform(_) | PullError::TooLarge { .. } | PullError::OverBudget(_))) => {
                 tracing::info!(repository = %image.repository, reference = %image.reference,
                     error = %chain(&error), "nothing to prefetch");
@@ -95,7 +96,7 @@ impl Prefetch {
         }
     }
 
-    /// Stores the manifests of an image, and requests the fills of its blobs. `spent`: what upstream sends is counted there.
+    /// Stores the manifests of an image, and requests the fills of its blobs. `spent` counts what upstream sends.
     pub async fn image(&self, image: &ImageJob, spent: &PullCounter) -> Result<Prefetched, PullError> {
         let repository = &image.repository;
         let check = image.priority == Priority::Refresh;
@@ -126,12 +127,12 @@ impl Prefetch {
             })
             .collect();
         self.core.fills.request(&jobs).await?;
-        // What could be had is on its way, all the same.
+        // The fills of what could be fetched are requested even so.
         failure.map_or(Ok(Prefetched { digest, blobs }), Err)
     }
 
-    /// The blobs of a manifest and of those below it that are for the right platforms; with the first failure, which keeps
-    /// none of the others away.
+    /// The blobs of a manifest, and of the children that are for the wanted platforms. Also returns the first failure,
+    /// which does not stop the other children.
     async fn contents(
         &self,
         root: Arc<Manifest>,
@@ -140,7 +141,7 @@ impl Prefetch {
     ) -> Result<(Vec<Descriptor>, Option<PullError>), PullError> {
         let mut contents = Contents::default();
         contents.add(&root, &image.platforms)?;
-        // None at all is a mistake that people want to know of.
+        // No match at all is a mistake that the caller should know of.
         if root.media_type.is_index() && contents.next.is_empty() {
             return Err(no_platform(&root));
         }
@@ -164,7 +165,7 @@ impl Prefetch {
         self.pull.manifest(repository, reference, want).await?.manifest.ok_or(PullError::ManifestUnknown(Served::Miss))
     }
 
-    /// Requests the images of those schedules that are due ([`Schedule::is_due`]), and says how many there are.
+    /// Requests the images of all schedules that are due ([`Schedule::is_due`]), and returns how many there are.
     pub async fn request_due_schedules(&self) -> Result<usize, StoreError> {
         let mut images = 0;
         for schedule in self.core.config.schedules.iter().filter(|schedule| schedule.is_due(self.core.clock.now())) {
@@ -173,7 +174,8 @@ impl Prefetch {
         Ok(images)
     }
 
-    /// Requests the images of a schedule: whoever runs them has upstream asked what their tags are now.
+    /// Requests the images of a schedule and returns how many. The worker that runs them asks upstream what their tags
+    /// are then.
     pub async fn request_schedule(&self, schedule: &Schedule) -> Result<usize, StoreError> {
         let mut images = Vec::new();
         for request in &schedule.images {
@@ -196,18 +198,19 @@ impl Prefetch {
     }
 }
 
-/// What an image consists of, as far as it is known. It keeps no manifest, and has a limit: upstream may be hostile.
+/// The manifests and blobs of an image found so far. Keeps no manifest bytes and is limited, because upstream may be
+/// hostile.
 #[derive(Default)]
 struct Contents {
     manifests: HashSet<Digest>,
-    /// Those of the manifests that have not been looked into.
+    /// Manifests that have not been read yet.
     next: VecDeque<Digest>,
     digests: HashSet<Digest>,
     blobs: Vec<Descriptor>,
 }
 
 impl Contents {
-    /// Takes the blobs of a manifest and those of its children that are for the right platforms.
+    /// Adds the blobs of a manifest, and queues those of its children that are for the wanted platforms.
     fn add(&mut self, manifest: &Manifest, platforms: &Platforms) -> Result<(), PullError> {
         self.manifests.insert(manifest.digest.clone());
         for child in manifest.children().map_err(|error| invalid(&error))? {
@@ -266,7 +269,7 @@ mod tests {
     fn an_image_has_so_many_manifests_and_blobs_and_no_more() {
         let index = |count| manifest(MediaType::OciIndex, format!(r#"{{"manifests":[{}]}}"#, described(0..count)));
         let mut contents = Contents::default();
-        // The index is one of them.
+        // The index counts too.
         contents.add(&index(MAX_MANIFESTS - 1), &Platforms::All).unwrap();
         assert_eq!(contents.next.len(), MAX_MANIFESTS - 1);
         let error = contents.add(&index(MAX_MANIFESTS), &Platforms::All).unwrap_err();
@@ -280,7 +283,7 @@ mod tests {
         for first in (0..MAX_BLOBS).step_by(100) {
             contents.add(&image(first..first + 100), &Platforms::All).unwrap();
         }
-        // What is known already counts once.
+        // A blob that is known already counts once.
         contents.add(&image(0..100), &Platforms::All).unwrap();
         assert_eq!(contents.blobs.len(), MAX_BLOBS);
         let error = contents.add(&image(MAX_BLOBS..MAX_BLOBS + 1), &Platforms::All).unwrap_err();

@@ -1,4 +1,4 @@
-//! Blobs: permission, then wherever the bytes are, then by the upstream's policy. The numbers are those of README.
+//! Blobs: permission first, then stored bytes, then the upstream's policy. The numbers are those of README.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::upstream::{BlobSource, Evidence};
 use crate::values::served::Served;
 use crate::values::time::Timestamp;
 
-/// How many fills a client waits for one after the other where those that run fail and are other repositories'.
+/// How many fills of other repositories a client waits for, one after the other, if they fail.
 const JOINED: usize = 3;
 
 impl Pull {
@@ -30,8 +30,8 @@ impl Pull {
     ) -> Result<PulledBlob, PullError> {
         let upstream = self.core.upstreams.get(repository)?;
         let view = self.core.ledger.blob(repository, digest).await?;
-        // 9a. Permission first: that storage has the bytes says nothing about this repository, and neither does a manifest
-        // that names them.
+        // 9a. Permission first: stored bytes, or a manifest that names them, do not mean that this repository may serve
+        // them.
         let (size, served) = match view.member.filter(|_| view.is_shown() || !view.is_stored()) {
             Some(member) => {
                 let evidence = Evidence::Blob(digest.clone());
@@ -45,13 +45,13 @@ impl Pull {
             let served = if view.is_stored() { served } else { Served::Miss };
             return Ok(PulledBlob { size, content: Content::None, served });
         }
-        // 9b. Stored: wherever the bytes are.
+        // 9b. Stored: from storage.
         if view.is_stored()
             && let Some(location) = self.core.blobs.locate(digest).await?
         {
             return Ok(PulledBlob::at(location, size, served));
         }
-        // 9c. Not stored: request the fill, if whoever asks may have it stored, then by policy.
+        // 9c. Not stored: request the fill, if the caller has the budget for it, then by the upstream's policy.
         let job = Job { repository: repository.clone(), digest: digest.clone(), size, priority: Priority::Interactive };
         let filling = is_claimed(&view, self.core.clock.now());
         let admitted = if filling { Ok(()) } else { self.core.budgets.admit(want.payer, &job) };
@@ -62,7 +62,7 @@ impl Pull {
         }
     }
 
-    /// Whether a blob is stored and may be read here, and counts as used from now on: a sweep leaves it alone, or it is
+    /// Whether a blob is stored and may be read here. Also marks it as used, so that a sweep leaves it alone, or it is
     /// filled again.
     pub(crate) async fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, StoreError> {
         let view = self.core.ledger.blob(repository, digest).await?;
@@ -70,7 +70,7 @@ impl Pull {
         Ok(view.is_stored() && view.is_shown() && self.core.blobs.locate(digest).await?.is_some())
     }
 
-    /// Asks upstream whether a blob belongs to a repository, and notes it.
+    /// Asks upstream whether a blob belongs to a repository, and records that. Returns its length in bytes.
     async fn ask_membership(
         self: &Arc<Self>,
         repository: &Repository,
@@ -82,7 +82,7 @@ impl Pull {
         Ok(self.membership.prove(repository, digest, reservation).await?)
     }
 
-    /// Redirects a client to upstream, and requests the fill unless one runs or it is not admitted.
+    /// Redirects a client to upstream. Requests the fill, unless one is running or the caller is over budget.
     async fn redirect(
         self: &Arc<Self>,
         job: &Job,
@@ -100,7 +100,7 @@ impl Pull {
             BlobSource::Public(url) => {
                 Ok(PulledBlob { size: job.size, content: Content::Redirect(url), served: Served::Miss })
             }
-            // Nothing a client could use: the bytes come with our credentials only.
+            // A redirect would not help the client: the bytes come only with our credentials.
             BlobSource::Private => {
                 admitted?;
                 self.wait(job, false).await
@@ -108,7 +108,7 @@ impl Pull {
         }
     }
 
-    /// Waits for a fill: until the blob is stored, or (`follow`) until its first bytes are there.
+    /// Waits for a fill: until the blob is stored, or (`follow`) until its first bytes have arrived.
     async fn wait(self: &Arc<Self>, job: &Job, follow: bool) -> Result<PulledBlob, PullError> {
         let deadline = Instant::now() + self.core.config.wait;
         let found = async {
@@ -119,15 +119,15 @@ impl Pull {
                 if repository == job.repository {
                     return self.watch(job, progress, follow).await;
                 }
-                // The bytes of another's fill are as good as what is stored.
+                // Another repository's fill: its bytes need the same permission as stored ones.
                 if !self.core.upstreams.is_open(&repository) {
                     self.membership.prove_for(job).await?;
                 }
-                // Before they are verified, as good as what its upstream sends.
+                // Unverified bytes are as good as what the same upstream would send itself.
                 let follow = follow && repository.upstream == job.repository.upstream;
                 match self.watch(job, progress, follow).await {
                     Ok(pulled) => return Ok(pulled),
-                    // That it failed says nothing about this repository.
+                    // The failure of another repository's fill says nothing about this one.
                     Err(error) => {
                         tracing::debug!(%repository, blob.digest = %job.digest, error = %chain(&error), "another's fill failed");
                     }
@@ -161,14 +161,14 @@ impl Pull {
         }
     }
 
-    /// Watches the ledger where the fill runs in another process, until the blob is stored or its fill has failed.
+    /// Polls the ledger while the fill runs in another process, until the blob is stored or the fill has failed.
     async fn poll(self: &Arc<Self>, job: &Job) -> Result<PulledBlob, PullError> {
         let mut pause = Duration::from_millis(50);
         let mut attempts = None;
         loop {
             let view = self.core.ledger.blob(&job.repository, &job.digest).await?;
             if view.is_stored() {
-                // It may have been another's fill.
+                // Another repository's fill may have stored it.
                 self.membership.prove_unless_shown(&view, &job.repository, &job.digest).await?;
                 return self.located(job).await;
             }
@@ -191,7 +191,7 @@ impl Pull {
     }
 }
 
-/// Whether a fill runs, or has lately.
+/// Whether a fill holds the claim: it runs, or has died recently.
 fn is_claimed(view: &BlobView, now: Timestamp) -> bool {
     let state = view.record.as_ref().map(|record| &record.value.state);
     matches!(state, Some(BlobState::Claimed { until, .. }) if now < *until)

@@ -1,4 +1,4 @@
-//! What is known of manifests without asking upstream: by fresh records, by what upstream said last, and from storage.
+//! Answers without asking upstream: from fresh records, from what upstream said last, and from storage.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::upstream::{Evidence, Upstream};
 use crate::values::pull_counter::PullCounter;
 use crate::values::served::Served;
 
-/// Manifests this process has served: by digest they never change, and each stands for its own repository only.
+/// Manifests this process has served: they never change under a digest, and each counts for its own repository only.
 pub(crate) struct Warm(pub(super) MemoryCache<(Repository, Digest), Arc<Manifest>, ManifestBytes>);
 
 /// The most bytes of manifests kept in memory.
@@ -37,7 +37,7 @@ impl Warm {
 }
 
 impl Pull {
-    /// The answer that a fresh record gives without upstream. `None`: it gives none.
+    /// The answer that a fresh record gives without upstream. `None`: upstream has to be asked.
     pub(super) async fn answer(
         &self,
         repository: &Repository,
@@ -60,7 +60,7 @@ impl Pull {
         }
     }
 
-    /// What a tag was that upstream has deleted, where that is to be served on.
+    /// The last content of a tag that upstream has deleted, if the configuration says to go on serving it.
     pub(super) async fn deleted(
         self: &Arc<Self>,
         upstream: &Upstream,
@@ -72,14 +72,14 @@ impl Pull {
             Deleted::Missing => Ok(None),
             Deleted::Serve => {
                 let Some(known) = self.last_known(upstream, repository, Some(record)).await? else { return Ok(None) };
-                // Upstream may call deleted what it does not show to us any more.
+                // A tag that upstream calls missing may only be hidden from us now.
                 let evidence = Evidence::Manifest(known.observed.digest.clone());
                 Ok(self.membership.check_permission(repository, evidence, None, spent).await.is_ok().then_some(known))
             }
         }
     }
 
-    /// What upstream said last, if that is stored and not too old.
+    /// What upstream said last about a tag, if that is stored and not too old.
     pub(super) async fn last_known(
         &self,
         upstream: &Upstream,
@@ -98,7 +98,7 @@ impl Pull {
         Ok(None)
     }
 
-    /// A manifest stored for this repository, from memory where this process has served it before.
+    /// A manifest stored for this repository, from memory if this process has served it before.
     pub(super) async fn stored(
         &self,
         repository: &Repository,
@@ -122,7 +122,7 @@ impl PulledManifest {
     }
 }
 
-/// What a tag was last.
+/// The last digest that the tag had.
 pub(super) fn before(known: &TagRecord) -> Option<Previous> {
     let observed = known.observed.as_ref();
     let last = observed.map(|observed| Previous { digest: observed.digest.clone(), checked_at: known.checked_at });

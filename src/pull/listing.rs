@@ -1,5 +1,5 @@
-//! Lists: tags, and referrers (distribution-spec 1.1, "Content Discovery"). A list is kept whole, and what a client asks
-//! for is cut from it: pages are right whatever upstream makes of `n` and `last`, and its cursors never reach a client.
+//! Lists: tags and referrers (distribution-spec 1.1, "Content Discovery"). A list is kept whole, and pages are cut from
+//! it: they are right however upstream treats `n` and `last`, and upstream's cursors never reach a client.
 
 use std::sync::Arc;
 
@@ -21,11 +21,11 @@ use crate::values::served::Served;
 /// A page of tags to answer with.
 #[derive(Debug)]
 pub struct PulledTags {
-    /// In lexical order.
+    /// The tags in lexical order.
     pub tags: Vec<Tag>,
-    /// Whether more come after them.
+    /// Whether more tags follow.
     pub more: bool,
-    /// How they came about.
+    /// How the answer was obtained.
     pub served: Served,
 }
 
@@ -34,19 +34,19 @@ pub struct PulledTags {
 pub struct PulledReferrers {
     /// Their descriptors, as upstream sent them.
     pub manifests: Vec<Map<String, Value>>,
-    /// How they came about.
+    /// How the answer was obtained.
     pub served: Served,
 }
 
-/// What is asked of upstream at once by all who want the same list; the flag: however fresh the list is that is kept.
+/// The list that callers share one request for. The flag: ask upstream even if the kept list is fresh.
 pub(crate) type FlightKey = (Repository, ListKey, bool);
 
-/// A list, and how it came about.
+/// A list, and how it was obtained.
 #[derive(Clone)]
 pub(crate) struct PulledList {
     listing: Arc<Listing>,
     served: Served,
-    /// It is too large for the ledger: other processes will have to read it too, and this one when memory is short.
+    /// Too large for the ledger: other processes have to read it from upstream too, and this one after an eviction.
     large: bool,
 }
 
@@ -59,7 +59,7 @@ impl PulledList {
 /// Lists that are too large for the ledger. Each process has its own.
 pub(crate) struct LargeLists(MemoryCache<(Repository, ListKey), (Arc<Listing>, u64), ListBytes>);
 
-/// The most bytes of such lists kept in memory, as JSON: room for the largest that is read at all.
+/// The most bytes of such lists kept in memory, as JSON: room for the largest list that is read at all.
 const LARGE_LISTS_BYTES: u64 = 20 * 1024 * 1024;
 
 #[derive(Clone)]
@@ -73,7 +73,7 @@ impl Weighter<(Repository, ListKey), (Arc<Listing>, u64)> for ListBytes {
 
 impl LargeLists {
     pub(crate) fn new() -> Self {
-        // So few that they share all of the memory: a cache of many divides it.
+        // A cache for few entries is not sharded, so that one list may use all of the memory.
         Self(MemoryCache::with_weighter(16, LARGE_LISTS_BYTES, ListBytes))
     }
 }
@@ -97,8 +97,9 @@ impl Pull {
         }
     }
 
-    /// Answers with the manifests that name `subject` as theirs, only those of an artifact type where that is given. An
-    /// upstream without the API has them in the index of a tag; that there is no such tag says that there are none.
+    /// Answers with the manifests whose `subject` this is, filtered by artifact type if one is given. An upstream
+    /// without the API has them in the index of a tag (the referrers tag schema); if that tag does not exist, there are
+    /// none.
     pub async fn referrers(
         self: &Arc<Self>,
         repository: &Repository,
@@ -106,7 +107,7 @@ impl Pull {
         artifact_type: Option<&str>,
         want: Want,
     ) -> Result<PulledReferrers, PullError> {
-        // Clients ask this about every image they pull: only about one that is not here it may be a guess.
+        // Clients ask this about every image they pull, so it is a miss only if the subject is not stored here.
         let mut expected = self.stored(repository, subject).await?.is_some();
         if expected {
             let evidence = Evidence::Manifest(subject.clone());
@@ -118,7 +119,8 @@ impl Pull {
         let want = Want { expected, ..want };
         let (listed, head) = match self.core.upstreams.get(repository)?.config().referrers {
             Referrers::Ask => match self.list(repository, ListKey::Referrers(subject.clone()), want.clone()).await {
-                // Or there is no such API, and its path was taken for a name: GET of the tag says which, in its body.
+                // This may also mean that there is no API, because its path is taken for a name. GET of the tag tells,
+                // by its body.
                 Err(PullError::Upstream(UpstreamError::NoRepository)) => (None, false),
                 listed => (Some(listed?), true),
             },
@@ -140,7 +142,7 @@ impl Pull {
         Ok(pulled)
     }
 
-    /// The referrers tag schema. HEAD first, if that is wanted: that there is no such tag (`None`) costs no quota.
+    /// The referrers tag schema. With `want.head`, HEAD comes first: a missing tag (`None`) then costs no quota.
     async fn referrers_by_tag(
         self: &Arc<Self>,
         repository: &Repository,
@@ -157,7 +159,7 @@ impl Pull {
         };
         let pulled = match pulled.await {
             Err(PullError::ManifestUnknown(_)) => {
-                // That there is no such tag is remembered even where there is no such repository.
+                // A missing tag is remembered even where the repository is missing.
                 self.core.upstreams.standings.check_absent(repository).await?;
                 return Ok(None);
             }
@@ -169,8 +171,8 @@ impl Pull {
         Ok(Some(PulledReferrers { manifests, served: pulled.served }))
     }
 
-    /// A list: the one that is kept while it is fresh, else what upstream says now, else, while upstream is in trouble,
-    /// what it said last. Each reading of it may be hundreds of requests upstream, so whoever has it read again and again
+    /// A list: the kept one while it is fresh; else what upstream says now; else, while upstream is in trouble, what it
+    /// said last. Reading a list may take hundreds of requests to upstream, so a caller that forces it again and again
     /// pays with misses.
     async fn list(
         self: &Arc<Self>,
@@ -181,7 +183,7 @@ impl Pull {
         let (of_tags, now) = (key == ListKey::Tags, self.core.clock.now());
         let kept = self.kept_list(repository, &key).await?;
         let known = kept.is_some();
-        // However fresh it is: upstream may not show it to us any more.
+        // Even if it is fresh: upstream may not show it to us any more.
         let due = known && self.membership.permission_is_due(repository).await?;
         if let Some(kept) = kept.filter(|kept| !want.check && !due && now < kept.fresh_until) {
             return Ok(PulledList::kept(kept, Served::Hit));
@@ -204,7 +206,7 @@ impl Pull {
                     let read = *served == Served::Miss && (want.check || *large);
                     read || is_nothing(listing.list.as_ref(), of_tags)
                 }
-                // Of referrers the tag has yet to be asked for.
+                // For referrers the tag has not been asked for yet.
                 Err(error) => {
                     error.is_miss() && (of_tags || !matches!(error, PullError::Upstream(UpstreamError::NoRepository)))
                 }
@@ -215,7 +217,7 @@ impl Pull {
         self.lists.flights.join(question, work).await.unwrap_or(Err(PullError::NotYet))
     }
 
-    /// The list that is kept, fresh or not, as long as it may be served at all.
+    /// The kept list, fresh or not, while it may be served at all.
     async fn kept_list(&self, repository: &Repository, key: &ListKey) -> Result<Option<Arc<Listing>>, StoreError> {
         let now = self.core.clock.now();
         let large = self.lists.large.0.get(&(repository.clone(), key.clone())).map(|(listing, _)| listing);
@@ -227,7 +229,7 @@ impl Pull {
         Ok(kept.max_by_key(|kept| kept.fresh_until))
     }
 
-    /// Asks upstream for a list, unless somebody has since, and keeps what it says.
+    /// Asks upstream for a list, unless another caller has meanwhile, and keeps the answer.
     async fn ask_for_list(
         &self,
         (repository, key, check): &FlightKey,
@@ -264,7 +266,7 @@ impl Pull {
         if *check && list.is_some() && !nothing {
             self.core.upstreams.standings.note_present(repository).await?;
         }
-        // That there is nothing is of use only while it is believed; that there is no API leads to a tag.
+        // An empty answer is of use only while it is fresh; that the API is missing leads to a tag.
         let stale = if nothing { fresh } else { fresh + config.stale };
         let listing = Arc::new(Listing { list, fresh_until: now.plus(fresh), stale_until: now.plus(stale) });
         let bytes = serde_json::to_vec(&listing.list)
@@ -284,8 +286,8 @@ impl Pull {
     }
 }
 
-/// Whether upstream has nothing there: the answer to whatever somebody makes up. That it has no API for referrers says
-/// nothing of them.
+/// Whether upstream has nothing there, as for a name that a caller made up. A missing referrers API says nothing about
+/// the referrers.
 fn is_nothing(list: Option<&List>, of_tags: bool) -> bool {
     match list {
         None => of_tags,

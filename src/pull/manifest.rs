@@ -19,37 +19,37 @@ use crate::upstream::{Evidence, Upstream};
 use crate::values::pull_counter::PullCounter;
 use crate::values::served::Served;
 
-/// How long a client waits for another process to ask upstream: longer than that may take, shorter than clients wait for
-/// headers.
+/// How long a client waits while another process asks upstream: longer than that may take, shorter than clients wait
+/// for headers.
 const TURN: Duration = Duration::from_secs(25);
 
-/// How long upstream may take to say what a known tag is now, and to send that.
+/// How long upstream may take to say what a known tag is now, and to send that manifest.
 const DECISION: Duration = Duration::from_secs(9);
 
 /// How long an immutable tag is fresh: thousands of years, a date that every ledger can hold.
 const FOR_EVER: Duration = Duration::from_hours(24 * 365 * 5000);
 
-/// What a client wants of a manifest.
+/// What a caller wants of a manifest.
 #[derive(Clone, Debug)]
 pub struct Want {
-    /// Only what HEAD says.
+    /// Only what HEAD answers.
     pub head: bool,
-    /// That upstream is asked, however fresh the record of the tag is.
+    /// Ask upstream even if the record of the tag is fresh.
     pub check: bool,
-    /// Who waits for it. Unless that is a client, the reserve of a quota is left alone.
+    /// Who waits for it. Unless that is a client, the reserve of the quota is left alone.
     pub priority: Priority,
-    /// At whose expense. `None`: nobody's.
+    /// The caller that is charged. `None`: no caller is.
     pub payer: Option<Payer>,
-    /// Where what upstream sends for it is counted.
+    /// Counts what upstream sends for it.
     pub spent: PullCounter,
-    /// That there is none is no miss: clients ask about it with every image that they pull.
+    /// A missing manifest is not a miss: clients ask about it with every image that they pull.
     pub expected: bool,
 }
 
 impl Want {
     /// The manifest, as fresh as the configuration says.
     pub const GET: Self = Self::plain(false);
-    /// What HEAD says, as fresh as the configuration says.
+    /// What HEAD answers, as fresh as the configuration says.
     pub const HEAD: Self = Self::plain(true);
 
     const fn plain(head: bool) -> Self {
@@ -58,7 +58,7 @@ impl Want {
     }
 }
 
-/// What is asked of upstream once for all callers that want the same, whichever of them pays.
+/// The question that callers share one request for, whichever of them is charged.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct FlightKey {
     repository: Repository,
@@ -69,7 +69,7 @@ pub(crate) struct FlightKey {
 }
 
 impl Pull {
-    /// Answers a pull of a manifest. A client's HEAD never makes us GET a manifest upstream that could be had by HEAD.
+    /// Answers a pull of a manifest. A client's HEAD never causes a GET to upstream that HEAD could replace.
     pub async fn manifest(
         self: &Arc<Self>,
         repository: &Repository,
@@ -103,7 +103,7 @@ impl Pull {
         if !want.check {
             let record = self.core.ledger.reference(repository, reference).await?.map(|record| record.value);
             known = record.as_ref().is_some_and(|record| record.observed.is_some());
-            // However fresh what upstream said of the tag is: it may not show it to us any more.
+            // Even if the record is fresh: upstream may not show the tag to us any more.
             if known && self.membership.permission_is_due(repository).await? {
                 want.check = true;
             } else if let Some(answer) = self.answer(repository, record.as_ref(), &want).await? {
@@ -114,7 +114,8 @@ impl Pull {
             self.core.upstreams.standings.check_known_absent(repository)?;
         }
         loop {
-            // Whoever may pull no more asks with HEAD, which costs nothing: what a tag is may well be stored.
+            // A caller without budget for pulls asks with HEAD, which costs nothing: the manifest of the tag may be
+            // stored.
             let over = if want.head { None } else { self.core.budgets.check_pull(want.payer).err() };
             if let Some(over) = over.clone().filter(|_| matches!(reference, Reference::Digest(_))) {
                 return Err(over.into());
@@ -131,14 +132,15 @@ impl Pull {
                     let record = self.core.ledger.reference(repository, reference).await?.map(|record| record.value);
                     return self.last_known(upstream, repository, record.as_ref()).await?.ok_or(over.into());
                 }
-                // Whoever began could not pay: somebody else, or the last of it has just gone.
+                // The caller that started the request was over budget. A caller that is not starts another one.
                 (Err(PullError::OverBudget(_)), None) if !want.head => {}
                 (pulled, _) => return pulled,
             }
         }
     }
 
-    /// Asks, together with all who want the same; whoever begins pays.
+    /// Asks together with all callers that want the same. The caller that starts the request is charged; callers that
+    /// join it are not.
     async fn share(
         self: &Arc<Self>,
         repository: &Repository,
@@ -161,7 +163,7 @@ impl Pull {
             }
             reservation.mark_sent();
             let pulled = pull.ask_in_turn(&repository, &reference, &want).await;
-            // A check is paid for whatever it finds: upstream is asked because the caller says so.
+            // A check is charged whatever it finds: upstream is asked because the caller says so.
             reservation.settle(want.check || pulled.as_ref().is_err_and(PullError::is_miss));
             if want.check && pulled.is_ok() {
                 pull.core.upstreams.standings.note_present(&repository).await?;
@@ -171,8 +173,8 @@ impl Pull {
         self.flights.join(question, work).await.unwrap_or(Err(PullError::NotYet))
     }
 
-    /// Asks upstream, or waits until another process has: the ledger's lease says who. In this process only one caller
-    /// gets here for a question.
+    /// Asks upstream, or waits until another process has: the lease in the ledger decides. In this process only one
+    /// caller gets here for a question.
     async fn ask_in_turn(
         self: &Arc<Self>,
         repository: &Repository,
@@ -187,7 +189,7 @@ impl Pull {
             let record = self.core.ledger.reference(repository, reference).await?;
             let (value, version) =
                 record.map_or((None, None), |Versioned { value, version }| (Some(value), Some(version)));
-            // A check that another process has made since this one was wanted will do, unless it was refused.
+            // A check by another process since this one was requested will do, unless it was refused.
             let unchanged = *found.get_or_insert(version) == version;
             let held = value.as_ref().is_some_and(|record| record.lease.is_some());
             let due = value.as_ref().is_some_and(|record| record.observed.is_some())
@@ -196,7 +198,7 @@ impl Pull {
             if !check && let Some(answer) = self.answer(repository, value.as_ref(), want).await? {
                 return answer;
             }
-            // After the record was read: whoever gave its lease back had stored the manifest before.
+            // After the record was read: the process that gave its lease back had stored the manifest before.
             if let Reference::Digest(digest) = reference
                 && let Some(manifest) = self.stored(repository, digest).await?
             {
@@ -208,12 +210,12 @@ impl Pull {
                     return self.fetch_observed(upstream, repository, observed, value.as_ref(), want).await;
                 }
                 Step::Missing => return Err(PullError::ManifestUnknown(Served::Hit)),
-                // Another asks: what is known serves meanwhile.
+                // Another process asks: what is known serves meanwhile.
                 Step::Held => match self.last_known(upstream, repository, value.as_ref()).await? {
                     Some(stale) if !check => return Ok(stale),
                     Some(stale) if Instant::now() > deadline => return Ok(stale),
                     None if Instant::now() > deadline => return Err(PullError::NotYet),
-                    // Its answer will be in the ledger, which tells nobody: so it is looked at again.
+                    // Its answer will be in the ledger, which does not notify: so this polls.
                     _ => tokio::time::sleep(Duration::from_millis(fastrand::u64(50..150))).await,
                 },
                 Step::Ask(leased) => {
@@ -229,8 +231,8 @@ impl Pull {
         }
     }
 
-    /// Asks upstream and writes down what it said, which also gives the lease back. A holder that lost its lease changes
-    /// nothing: whoever took over has asked later.
+    /// Asks upstream and writes its answer, which also gives the lease back. A holder that lost its lease changes
+    /// nothing: the process that took it over has asked later.
     async fn ask_with_lease(
         self: &Arc<Self>,
         upstream: &Upstream,
@@ -240,17 +242,17 @@ impl Pull {
         want: &Want,
     ) -> Result<PulledManifest, PullError> {
         let asked = self.ask(repository, reference, &leased.value, want);
-        // Where something is known, a client gets that rather than wait longer for what is new.
+        // If something is known, the client gets that rather than wait longer for what is new.
         let limit = if leased.value.observed.is_some() { DECISION } else { LEASE };
         let late = || UpstreamError::Unavailable { silent: false, reason: format!("no answer within {limit:?}") };
         let asked = tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| Err(late().into()));
         let mut deleted = None;
         let record = match &asked {
-            // Or it is too large: fetched once, that is known by its digest.
+            // A manifest that is too large has been fetched once, so its digest is known.
             Ok(PulledManifest { observed, .. }) | Err(PullError::TooLarge { manifest: Some(observed), .. }) => {
                 match reference {
                     Reference::Tag(tag) => self.observed(upstream, repository, tag, &leased.value, observed).await?,
-                    // What a digest is needs no record: its manifest is stored, or is asked for again.
+                    // A digest needs no record: its manifest is stored, or is asked for again.
                     Reference::Digest(_) => TagRecord { lease: None, ..leased.value.clone() },
                 }
             }
@@ -259,7 +261,7 @@ impl Pull {
                 deleted = self.deleted(upstream, repository, &leased.value, &want.spent).await?;
                 match deleted {
                     Some(_) => tag::served_on(&leased.value, config.stale, jittered(config.missing), now),
-                    // What it was may be pinned.
+                    // Clients may have pinned the last digest.
                     None => tag::answered(None, before(&leased.value), jittered(config.missing), now),
                 }
             }
@@ -274,7 +276,7 @@ impl Pull {
                 written?;
                 Err(PullError::ManifestUnknown(Served::Miss))
             }
-            // 5. Upstream in trouble: what it said last. Not where it refuses us: permission may have been taken away.
+            // 5. Upstream in trouble: what it said last. Not if it refuses us: our permission may have been revoked.
             Err(PullError::Upstream(error)) if !error.is_refusal() => {
                 let stale = self.last_known(upstream, repository, Some(&leased.value)).await?;
                 if stale.is_some() {
@@ -286,7 +288,7 @@ impl Pull {
         }
     }
 
-    /// Asks upstream what a reference is, and has the manifest stored before any record says so.
+    /// Asks upstream what a reference is, and stores the manifest before any record names it.
     async fn ask(
         self: &Arc<Self>,
         repository: &Repository,
@@ -294,13 +296,13 @@ impl Pull {
         known: &TagRecord,
         want: &Want,
     ) -> Result<PulledManifest, PullError> {
-        // 7. Nothing is known and the client wants the bytes: one GET says it all.
+        // 7. Nothing is known and the client wants the bytes: one GET answers both.
         let observed = if want.head || known.observed.is_some() {
             self.core.upstreams.head_manifest(repository, reference).await?
         } else {
             None
         };
-        // Whatever an upstream says of a digest, it is that digest.
+        // Whatever digest upstream names for a request by digest, the requested one counts.
         let observed = observed.map(|observed| match reference {
             Reference::Tag(_) => observed,
             Reference::Digest(digest) => Observed { digest: digest.clone(), ..observed },
@@ -309,7 +311,7 @@ impl Pull {
         match observed {
             None => match self.fetch(repository, reference, want).await {
                 Ok(manifest) => Ok(PulledManifest::new(manifest, Served::Miss)),
-                // HEAD still tells the digest, and that may be stored, or an alternate may have it.
+                // HEAD still tells the digest, and that manifest may be stored, or an alternate may have it.
                 Err(PullError::Upstream(UpstreamError::Throttled { limit: Limit::Pulls, .. }))
                     if !want.head && matches!(reference, Reference::Tag(_)) =>
                 {
@@ -347,7 +349,7 @@ impl Pull {
         Ok(tag::answered(Some(observed.clone()), previous, fresh, self.core.clock.now()))
     }
 
-    /// The manifest that upstream observed lately and nobody has fetched; in trouble, the one before it.
+    /// The manifest that upstream named recently and that is not stored yet; in trouble, the one before it.
     async fn fetch_observed(
         self: &Arc<Self>,
         upstream: &Upstream,
@@ -364,9 +366,9 @@ impl Pull {
         }
     }
 
-    /// The manifest of the digest that upstream says a tag is, by way of its own question, so that its clients and those of
-    /// the tag wait for one GET. That upstream does not have it is no answer, but trouble; nobody's miss, because upstream
-    /// named it itself.
+    /// The manifest of the digest that upstream says a tag is. Asked by its own key, so that callers by digest and
+    /// callers by tag share one GET. If upstream does not have it, that is an error of upstream and no caller's miss,
+    /// because upstream named it itself.
     fn by_digest<'a>(
         self: &'a Arc<Self>,
         repository: &'a Repository,
@@ -382,7 +384,7 @@ impl Pull {
     }
 }
 
-/// Ten per cent more or less, so that what was pulled together is not asked for together again.
+/// Ten per cent more or less, so that tags pulled together do not become stale together.
 pub(super) fn jittered(duration: Duration) -> Duration {
     duration.mul_f64(fastrand::f64().mul_add(0.2, 0.9))
 }

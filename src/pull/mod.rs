@@ -29,11 +29,11 @@ use crate::ports::{Progress, SignedUrl};
 use crate::values::flight::Flights;
 use crate::values::served::Served;
 
-/// Answers pulls.
+/// The read path.
 pub struct Pull {
     core: Arc<Core>,
     membership: Arc<Membership>,
-    /// The manifests that upstream is being asked for.
+    /// Manifests that upstream is being asked for.
     flights: Flights<manifest::FlightKey, Result<PulledManifest, PullError>>,
     warm: known::Warm,
     uses: Uses,
@@ -43,7 +43,7 @@ pub struct Pull {
     weights: Weights,
 }
 
-/// The lists that upstream is being asked for, and those that are too large for the ledger.
+/// Lists that upstream is being asked for, and lists that are too large for the ledger.
 struct Lists {
     flights: Flights<listing::FlightKey, Result<listing::PulledList, PullError>>,
     large: LargeLists,
@@ -68,11 +68,11 @@ impl Pull {
 /// A manifest to answer with.
 #[derive(Clone, Debug)]
 pub struct PulledManifest {
-    /// What is said about it in headers.
+    /// Digest, media type and size, for the headers.
     pub observed: Observed,
-    /// The manifest; `None` only where a client asked with HEAD and nobody has fetched it yet.
+    /// The manifest; `None` only if a client asked with HEAD and it is not stored yet.
     pub manifest: Option<Arc<Manifest>>,
-    /// How it came about.
+    /// How the answer was obtained.
     pub served: Served,
 }
 
@@ -83,14 +83,14 @@ pub struct PulledBlob {
     pub size: u64,
     /// Where its bytes are.
     pub content: Content,
-    /// How it came about.
+    /// How the answer was obtained.
     pub served: Served,
 }
 
 /// Where the bytes of an answer are.
 #[derive(Debug)]
 pub enum Content {
-    /// Not wanted: HEAD.
+    /// No bytes: the client asked with HEAD.
     None,
     /// At a URL that the client fetches itself.
     Redirect(SignedUrl),

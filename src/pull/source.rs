@@ -1,4 +1,5 @@
-//! Where clients could fetch a cold blob themselves: upstream is asked once by all who want to know at about the same time.
+//! Where clients could fetch a cold blob themselves. Callers that want to know at about the same time share one
+//! request.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,13 +16,13 @@ use crate::upstream::BlobSource;
 use crate::values::flight::Flights;
 use crate::values::time::Timestamp;
 
-/// How long an answer is passed on. Signed URLs are good for minutes, whatever range of the blob is fetched there, and
-/// clients fetch it at once.
+/// How long an answer is reused. Signed URLs are valid for minutes and for any range of the blob, and clients use them
+/// at once.
 const LASTS: Duration = Duration::from_secs(10);
 
 type Key = (Repository, Digest);
 
-/// What upstream is being asked, and has answered lately. Each process has its own.
+/// Requests under way, and recent answers. Each process has its own.
 pub(crate) struct Sources {
     asked: Flights<Key, Result<BlobSource, PullError>>,
     known: MemoryCache<Key, (BlobSource, Timestamp)>,
@@ -38,8 +39,9 @@ impl Sources {
 }
 
 impl Pull {
-    /// Where a client could fetch a blob itself. That is a miss of whoever begins to ask for a blob that is not `admitted`: it
-    /// stays cold, and would be asked about again and again; and for one of no size, that upstream does not have it.
+    /// Where a client could fetch a blob itself. The caller that starts the request is charged a miss if the blob is
+    /// not `admitted`, because it stays cold and would be asked about again and again. For an empty blob it is charged
+    /// only if upstream does not have it.
     pub(super) async fn blob_source(
         self: &Arc<Self>,
         job: &Job,
@@ -50,7 +52,7 @@ impl Pull {
         if let Some(source) = self.sources.known(&key, self.core.clock.now()) {
             return Ok(source);
         }
-        // What is stored from now on is paid for by its bytes.
+        // A blob that is stored from now on is charged by its bytes.
         let paid = admitted.is_ok() && job.size > 0;
         let mut reservation =
             if paid { MissReservation::free() } else { self.core.budgets.reserve_miss(payer).await? };

@@ -1,4 +1,4 @@
-//! What was not stored: fetched, stored, and its blobs requested.
+//! Manifests that are not stored yet: fetched, stored, and the fills of their blobs requested.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::ports::{ImageJob, Job, Priority};
 
 use super::Want;
 
-/// The manifests that were fetched and refused, and why: upstream is not asked for them again. Each process has its own.
+/// Manifests that were fetched and refused, and why, so that upstream is not asked again. Each process has its own.
 pub(crate) struct Refused(MemoryCache<(Repository, Digest), PullError>);
 
 impl Refused {
@@ -24,8 +24,8 @@ impl Refused {
 }
 
 impl Pull {
-    /// Fetches a manifest, verified, and stores it with the membership of its blobs; their fills, or what the policy for
-    /// platforms says of an index, are requested and not waited for. All of it at the expense of whoever wants it.
+    /// Fetches and verifies a manifest, and stores it with the membership of its blobs. Requests, without waiting, the
+    /// fills of its blobs, or for an index what the policy for platforms says. All at the expense of the caller.
     pub(super) async fn fetch(
         &self,
         repository: &Repository,
@@ -50,8 +50,8 @@ impl Pull {
         Ok(manifest)
     }
 
-    /// Stores a manifest with the membership of its blobs and requests the fills of those that the budget of whoever wants
-    /// it has room for; says how many.
+    /// Stores a manifest with the membership of its blobs, and requests the fills of those that the caller's budget has
+    /// room for. Returns how many.
     pub(super) async fn keep(
         &self,
         repository: &Repository,
@@ -67,7 +67,7 @@ impl Pull {
         self.noted_manifest(repository, &manifest.digest);
         self.follow_policy(repository, manifest, want.payer).await;
         let priority = want.priority;
-        // What is refused as a whole is not stored in part.
+        // A manifest that is refused as a whole is not filled in part.
         let refused = match self.check_room(repository, manifest, want.payer).await {
             Ok(()) => false,
             Err(PullError::OverBudget(_)) => true,
@@ -82,13 +82,13 @@ impl Pull {
         if !jobs.is_empty()
             && let Err(error) = self.core.fills.request(&jobs).await
         {
-            // Whoever asks for a blob requests its fill again.
+            // A later pull of a blob requests its fill again.
             tracing::warn!(%repository, error = %chain(&error), "fills could not be requested");
         }
         Ok(jobs.len())
     }
 
-    /// Requests what the policy for platforms wants besides an index that a pull has stored.
+    /// Requests the other platforms that the policy wants, for an index that a pull has stored.
     async fn follow_policy(&self, repository: &Repository, manifest: &Manifest, payer: Option<Payer>) {
         let Ok(upstream) = self.core.upstreams.get(repository) else { return };
         let platforms = &upstream.config().platforms;
@@ -103,8 +103,8 @@ impl Pull {
         }
     }
 
-    /// Refuses a manifest to whoever could not have its blobs stored, where clients get nothing of what is not stored: there
-    /// they still say why, or go elsewhere, which not all of them do with a blob.
+    /// Refuses a manifest to a caller whose budget has no room for its blobs, if clients would get nothing of cold
+    /// blobs. Clients report an error at the manifest or use another registry; at a blob not all of them do.
     pub(super) async fn check_room(
         &self,
         repository: &Repository,
@@ -114,7 +114,7 @@ impl Pull {
         if self.core.upstreams.get(repository)?.cold() == Cold::Redirect {
             return Ok(());
         }
-        // Read once: almost all pulls are of what is known and fits.
+        // Computed once: almost all pulls are of known manifests that fit.
         let read = || Ok::<_, PullError>(bytes_of(&blobs_of(manifest)?));
         let whole = self.weights.0.get_or_insert_with(&manifest.digest, read)?;
         if self.core.budgets.check_bytes(payer, whole).is_ok() {
@@ -122,13 +122,13 @@ impl Pull {
         }
         let mut blobs = blobs_of(manifest)?;
         blobs.retain(|blob| !self.core.budgets.is_paid(&blob.digest, blob.size));
-        // What they take at the most, and at the least.
+        // The most and the least room that the blobs need.
         let mut most = bytes_of(&blobs);
         let mut least = 0_u64;
         if self.core.budgets.check_bytes(payer, most).is_ok() {
             return Ok(());
         }
-        // What is stored takes no room, but a look each: not to be had again and again for what is refused then.
+        // Stored blobs take no room, but each costs a lookup, which a refused caller must not get for free.
         self.core.budgets.charge_miss(payer)?;
         blobs.sort_unstable_by_key(|blob| Reverse(blob.size));
         for blob in blobs {
@@ -146,7 +146,7 @@ impl Pull {
         Ok(())
     }
 
-    /// Refuses a blob that the configuration finds too large, and so the manifest that names it.
+    /// Refuses a blob that is larger than the configuration allows, and with it the manifest that names it.
     pub(super) fn check_size(
         &self,
         repository: &Repository,
@@ -163,7 +163,7 @@ impl Pull {
     }
 }
 
-/// How many bytes the blobs of manifests have together, by the manifests' digests.
+/// The total size of a manifest's blobs in bytes, by the manifest's digest.
 pub(crate) struct Weights(MemoryCache<Digest, u64>);
 
 impl Weights {
@@ -176,7 +176,8 @@ fn bytes_of(blobs: &[Descriptor]) -> u64 {
     blobs.iter().fold(0, |bytes: u64, blob| bytes.saturating_add(blob.size))
 }
 
-/// The blobs that come with a manifest. Whether upstream has a foreign layer at all is asked when a client wants it.
+/// The blobs that come with a manifest, without foreign layers: whether upstream has those is asked when a client wants
+/// them.
 fn blobs_of(manifest: &Manifest) -> Result<Vec<Descriptor>, PullError> {
     let mut blobs = manifest.blobs().map_err(|error| UpstreamError::Invalid(error.to_string()))?;
     blobs.retain(|blob| !blob.foreign);

@@ -1,4 +1,4 @@
-//! That something was pulled, noted once a day: [`retention`](crate::operate::retention) keeps what is used.
+//! Notes pulls, once a day: [`retention`](crate::operate::retention) keeps what is used.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use crate::records::blob::{NOTED, noted};
 use crate::records::{BlobView, Member, Versioned};
 use crate::values::time::Timestamp;
 
-/// How long a pull waits at the most for its use to be noted.
+/// The longest that a pull waits for its use to be noted.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// When it is tried again where it could not be.
+/// The pause after a use could not be noted.
 const AGAIN: Duration = Duration::from_mins(10);
 
-/// Until when the uses of manifests need not be noted again by this process.
+/// Until when this process need not note the use of a manifest again.
 pub(crate) struct Uses(MemoryCache<(Repository, Digest), Timestamp>);
 
 impl Uses {
@@ -33,15 +33,15 @@ fn late() -> StoreError {
 }
 
 impl Pull {
-    /// Notes that a manifest was pulled. One that has gone and was served from memory is stored again. What fails here
-    /// fails no pull.
+    /// Notes that a manifest was pulled. If it was removed but served from memory, stores it again. A failure here does
+    /// not fail the pull.
     pub(super) async fn note_manifest(&self, repository: &Repository, pulled: &PulledManifest, payer: Option<Payer>) {
         let digest = &pulled.observed.digest;
         let (key, now) = ((repository.clone(), digest.clone()), self.core.clock.now());
         if self.uses.0.get(&key).is_some_and(|until| now < until) {
             return;
         }
-        // Everybody else who pulls it now need not write; for longer only once it is written, because the client may leave.
+        // Other pulls need not write meanwhile. Only briefly, because the client may leave before the use is written.
         self.uses.0.insert(key.clone(), now.plus(PATIENCE));
         let note = async {
             let since = now.minus(NOTED);
@@ -59,13 +59,13 @@ impl Pull {
         }
     }
 
-    /// That the use of a manifest has just been written.
+    /// Remembers that the use of a manifest has just been written.
     pub(super) fn noted_manifest(&self, repository: &Repository, digest: &Digest) {
         self.uses.0.insert((repository.clone(), digest.clone()), self.core.clock.now().plus(NOTED));
     }
 
-    /// Notes that a blob is pulled, before its bytes are promised: whoever means to remove it finds its record changed.
-    /// Returns it as it is then. What fails here fails no pull.
+    /// Notes that a blob is pulled, before its bytes are promised, so that a sweep about to remove it finds its record
+    /// changed. Returns the view after that. A failure here does not fail the pull.
     pub(super) async fn note_blob(&self, repository: &Repository, digest: &Digest, view: BlobView) -> BlobView {
         let noted = tokio::time::timeout(PATIENCE, self.write_blob_use(repository, digest, view.clone())).await;
         noted.unwrap_or_else(|_| Err(late())).unwrap_or_else(|error| {
@@ -100,7 +100,7 @@ impl Pull {
         }
     }
 
-    /// Forgets a manifest that has gone from the ledger.
+    /// Forgets a manifest that was removed from the ledger.
     pub(crate) fn forget(&self, repository: &Repository, digest: &Digest) {
         let key = (repository.clone(), digest.clone());
         self.warm.0.remove(&key);

@@ -1,4 +1,4 @@
-//! An upstream as one credential sees it: shared by all parts of the upstream that this credential is for.
+//! An upstream as one credential sees it: shared by all parts of the upstream that use this credential.
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -16,12 +16,13 @@ pub(super) struct Account {
     pub(super) key: GaugeKey,
     pub(super) login: UpstreamLogin,
     pub(super) tokens: Tokens,
-    /// For other registries that it redirects to, which are asked without our credentials.
-    pub(super) strangers: Tokens,
+    /// Anonymous tokens for other registries that this upstream redirects to, which never see our credentials.
+    pub(super) anonymous_tokens: Tokens,
     pub(super) meter: Meter,
-    /// Learned from the first 401 and kept: the challenge of a refused token may lead elsewhere (nvcr.io does that).
+    /// Learned from the first 401 and kept: the challenge after a refused token may name another realm (nvcr.io does
+    /// that).
     challenge: RwLock<Option<Challenge>>,
-    /// What the latest answer said of our quota, until the meter takes it.
+    /// The quota in the latest answer, until the meter takes it.
     quota: Mutex<Option<Quota>>,
 }
 
@@ -31,7 +32,7 @@ impl Account {
         Self {
             meter: Meter::new(key.clone(), Arc::clone(ledger), clock.clone()),
             tokens: Tokens::new(clock.clone()),
-            strangers: Tokens::new(clock.clone()),
+            anonymous_tokens: Tokens::new(clock.clone()),
             challenge: RwLock::default(),
             quota: Mutex::default(),
             key,
@@ -39,7 +40,7 @@ impl Account {
         }
     }
 
-    /// Whether it is who this configuration of the upstream says that we are.
+    /// Whether this is the account that a configuration of the upstream uses.
     pub(super) fn is_of(&self, upstream: &UpstreamId, config: &UpstreamConfig) -> bool {
         self.key.upstream == *upstream && self.login.credentials() == config.credentials.as_ref()
     }

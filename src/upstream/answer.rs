@@ -1,4 +1,4 @@
-//! What the answers of an upstream mean.
+//! What the status, headers and body of an upstream's answer mean.
 
 use std::time::Duration;
 
@@ -14,30 +14,31 @@ use crate::errors::{Limit, UpstreamError};
 use crate::oci::MediaType;
 use crate::values::time::Timestamp;
 
-/// How much of a refusal is read to find out which limit it means.
+/// How much of the body of a 404 or 429 is read to find its cause.
 const MAX_REFUSAL_BYTES: usize = 16 * 1024;
 
-/// What a request was answered with, and whether it carried our credentials or a token.
+/// An answer, and how it was obtained.
 pub(super) struct UpstreamResponse {
     pub(super) response: Response,
     pub(super) url: Url,
-    /// When it came.
+    /// When it arrived.
     pub(super) at: Timestamp,
     pub(super) authorized: bool,
-    /// It came from another origin than the upstream's own, after a redirect.
+    /// Whether it came, after a redirect, from another origin than the upstream's own.
     pub(super) elsewhere: bool,
-    /// The request asked for a range.
+    /// Whether the request asked for a range.
     pub(super) ranged: bool,
 }
 
 impl UpstreamResponse {
-    /// The answer, if its status is one of success; otherwise what its status means.
+    /// The answer if its status is 200 (or 206 to a range); otherwise the error that its status means.
     pub(super) async fn succeeded(self, credentials: bool) -> Result<Self, UpstreamError> {
         let origin = guard::origin(&self.url);
         Err(match self.response.status() {
             StatusCode::OK => return Ok(self),
             StatusCode::PARTIAL_CONTENT if self.ranged => return Ok(self),
-            // Our credentials were not sent there, and what stores bytes knows no repositories: its signature has expired.
+            // Our credentials were not sent there, and an object store knows no repositories: the signed URL has
+            // expired.
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
                 if self.elsewhere && !self.url.path().starts_with("/v2/") =>
             {
@@ -64,7 +65,7 @@ impl UpstreamResponse {
         })
     }
 
-    /// Where it redirects to. `Location` may be relative (pkg.dev).
+    /// The target of a redirect. `Location` may be relative (pkg.dev).
     pub(super) fn redirect_target(&self) -> Result<Option<Url>, UpstreamError> {
         if !matches!(self.response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
             return Ok(None);
@@ -77,14 +78,14 @@ impl UpstreamResponse {
     }
 }
 
-/// What `Content-Range` says of the part that was sent (RFC 9110, section 14.4).
+/// The `Content-Range` of a partial answer (RFC 9110, section 14.4).
 pub struct RangeSent {
-    /// Length of the whole in bytes.
+    /// Length of the whole content in bytes.
     pub size: u64,
 }
 
 impl RangeSent {
-    /// `bytes <first>-<last>/<size>`. `None`: not that, or not the range that was wanted.
+    /// Parses `bytes <first>-<last>/<size>`. `None`: malformed, or another range than the requested one.
     pub fn parse(text: &str, wanted: (u64, u64)) -> Option<Self> {
         let (range, size) = text.strip_prefix("bytes ")?.split_once('/')?;
         let (first, last) = range.split_once('-')?;
@@ -94,8 +95,8 @@ impl RangeSent {
     }
 }
 
-/// Which limit a 429 means. Docker Hub has three: the pull limit names itself in its body (and the quota headers say 0), the
-/// limit on requests answers in plain text, the limit on logins comes from the token server.
+/// Which limit a 429 means. Docker Hub has three: the pull limit names itself in the body (and the quota headers say
+/// 0), the request limit answers in plain text, and the login limit comes from the token server.
 pub(super) async fn limited(response: Response, limit: Option<Limit>, at: Timestamp) -> UpstreamError {
     let mut retry_after = retry_after(response.headers(), at);
     let remaining = response.headers().get("ratelimit-remaining").and_then(|value| value.to_str().ok());
@@ -113,7 +114,7 @@ pub(super) async fn limited(response: Response, limit: Option<Limit>, at: Timest
     UpstreamError::Throttled { limit, retry_after, detail: format!("upstream limits our {limit}") }
 }
 
-/// The type a manifest gives itself, where the header has only a general one.
+/// The `mediaType` inside a manifest, where `Content-Type` is only a general one.
 pub fn own_media_type(content_type: &str, bytes: &[u8]) -> Option<MediaType> {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -125,8 +126,7 @@ pub fn own_media_type(content_type: &str, bytes: &[u8]) -> Option<MediaType> {
     general.contains(&essence).then(|| serde_json::from_slice::<Own>(bytes).ok())?.map(|own| own.media_type)
 }
 
-/// `Retry-After` in seconds or as a date (RFC 9110, section 10.2.3), clamped to a day. `now`: when
-/// the answer came.
+/// `Retry-After` in seconds or as a date (RFC 9110, section 10.2.3), clamped to a day. `now`: when the answer arrived.
 fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let after = match text.parse::<u64>() {
@@ -136,8 +136,8 @@ fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     Some(after.min(Duration::from_hours(24)))
 }
 
-/// What ghcr.io says of that in the sentence of its body, as Go writes durations: `retry-after: 880.092µs, allowed: …`.
-/// Rounded up to a second, because less is no pause, and clamped as the header is.
+/// The pause that ghcr.io names in the body, as Go prints durations: `retry-after: 880.092µs, allowed: …`. Rounded up
+/// to a whole second, and clamped like the header.
 pub fn retry_after_in(text: &str) -> Option<Duration> {
     let (_, text) = text.split_once("retry-after:")?;
     let text = text.trim_start();
@@ -190,7 +190,7 @@ impl From<reqwest::Error> for UpstreamError {
     }
 }
 
-/// A failed exchange in words, without the URL: its query may hold a signature.
+/// A failed exchange in words, without the URL, because its query may hold a signature.
 pub(super) fn unavailable(error: &reqwest::Error) -> UpstreamError {
     let mut reasons = Vec::new();
     let mut source = std::error::Error::source(error);

@@ -17,50 +17,50 @@ use crate::oci::{Digest, MediaType, Name, Repository};
 use crate::ports::SignedUrl;
 use crate::records::gauge::Kind;
 
-/// How long it may take until the bytes begin.
+/// The time limit for the headers of a blob.
 const BLOB_HEADER_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long after a connection broke it is tried again.
+/// The pause before the one retry after a broken connection.
 const ONCE_MORE: Duration = Duration::from_millis(250);
-/// The bytes that have to come within [`PATIENCE`], about 1 KiB a second: less is no better than silence.
+/// The bytes that have to arrive within [`PATIENCE`], about 1 KiB a second: slower counts as silence.
 pub(crate) const LEAST_BYTES: u64 = 32 * 1024;
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The bytes of a blob as upstream sends them, not yet verified.
+/// The bytes of a blob as upstream sends them, not verified yet.
 pub type BlobBody = Pin<Box<dyn Stream<Item = Result<Bytes, UpstreamError>> + Send>>;
 
 /// A blob that upstream has begun to send.
 pub struct OpenBlob {
-    /// Its length in bytes, where upstream tells it.
+    /// The length of the whole blob in bytes, if upstream tells it.
     pub size: Option<u64>,
-    /// Whether only the range that was asked for follows. Otherwise it is the whole blob, asked for or not.
+    /// Whether `body` is only the requested range. Otherwise it is the whole blob, even if a range was requested.
     pub partial: bool,
     /// The bytes.
     pub body: BlobBody,
-    /// Where they come from.
+    /// Where the bytes come from.
     pub place: BlobPlace,
 }
 
-/// Where an upstream sends the bytes of a blob from, for as long as that works.
+/// The URL that served a blob, for further requests until it stops working.
 #[derive(Clone, Debug)]
 pub struct BlobPlace {
     pub(super) repository: Repository,
     url: SignedUrl,
 }
 
-/// The first and the last byte that is wanted.
+/// The first and the last byte of the requested range.
 pub type BytesWanted = (u64, u64);
 
 /// Where a client could fetch a blob itself.
 #[derive(Clone, Debug)]
 pub enum BlobSource {
-    /// At this URL, without credentials of ours.
+    /// At this URL, without our credentials.
     Public(SignedUrl),
-    /// Only with credentials of ours.
+    /// Only with our credentials.
     Private,
 }
 
 impl Upstream {
-    /// Asks where a client could fetch a blob itself, without fetching it.
+    /// Finds out where a client could fetch a blob itself, without fetching it.
     pub async fn blob_source(&self, name: &Name, digest: &Digest) -> Result<BlobSource, UpstreamError> {
         self.metered(Kind::Blob, timed(BLOB_HEADER_TIMEOUT, self.do_blob_source(name, digest))).await
     }
@@ -70,7 +70,7 @@ impl Upstream {
         for _ in 0..=MAX_REDIRECTS {
             let answer = self.request(Method::GET, url, name, MediaType::ACCEPT, None).await?;
             match answer.redirect_target()? {
-                // Only the API of a registry asks for a token; pkg.dev serves bytes beside it.
+                // Only the API of a registry asks for a token; pkg.dev serves blobs from another path of the same host.
                 Some(target) if !target.path().starts_with("/v2/") => return Ok(BlobSource::Public(target.into())),
                 Some(target) => url = target,
                 None => {
@@ -83,9 +83,9 @@ impl Upstream {
         Err(redirected_too_often())
     }
 
-    /// Opens a blob, or the part of it that is wanted where upstream can send parts. Where the connection breaks before the
-    /// first byte it is asked for once more, because clients wait for that byte and not all of them come again; to the
-    /// breaker that is one question.
+    /// Opens a blob, or the requested range of it where upstream supports ranges. A connection that breaks before the
+    /// first byte is retried once, because clients wait for that byte and some do not retry. The breaker counts both
+    /// attempts as one.
     pub async fn open_blob(
         &self,
         name: &Name,
@@ -107,8 +107,8 @@ impl Upstream {
         self.metered(Kind::Blob, timed(BLOB_HEADER_TIMEOUT, opened)).await
     }
 
-    /// Opens another part of a blob where an earlier one came from, without asking the registry again. A place that does
-    /// not work any more (a signed URL is over) says nothing about the blob.
+    /// Opens another part of a blob at the URL of an earlier part, without asking the registry. A failure of that URL
+    /// (a signed URL expires) says nothing about the blob.
     pub async fn open_again(&self, place: &BlobPlace, wanted: BytesWanted) -> Result<OpenBlob, UpstreamError> {
         let opened = timed(BLOB_HEADER_TIMEOUT, self.do_open_blob(place, Some(wanted)));
         if place.url.expose().origin() == self.config().url.origin() {
@@ -137,8 +137,8 @@ impl Upstream {
     }
 }
 
-/// The same bytes, broken off where upstream is too slow with them. Only the time counts that is spent waiting for it: how
-/// slow the reader is does not.
+/// Ends the body with an error where upstream is too slow. Only time spent waiting for upstream counts, not time that
+/// the reader takes.
 fn hurried(body: BlobBody) -> BlobBody {
     let state = Some((body, 0, Duration::ZERO));
     Box::pin(stream::unfold(state, async |state| {
@@ -161,7 +161,7 @@ fn hurried(body: BlobBody) -> BlobBody {
 mod tests {
     use super::*;
 
-    /// How a body ends that brings so many bytes every so many seconds, 256 KiB in all.
+    /// Reads a body of 256 KiB that brings so many bytes every so many seconds, to its end.
     async fn read(bytes: usize, seconds: u64) -> Result<usize, UpstreamError> {
         const SIZE: usize = 256 * 1024;
         let pieces = vec![0; SIZE].chunks(bytes).map(Bytes::copy_from_slice).collect::<Vec<_>>();

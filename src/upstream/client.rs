@@ -1,5 +1,5 @@
-//! Requests to one upstream: what its tags are, its manifests, and whatever else is asked with its tokens, following its
-//! redirects by hand.
+//! Requests to one upstream: tags, manifests, and other paths that need its tokens. Redirects are followed here, so
+//! that each target is checked.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +28,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const MANIFEST_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) const MAX_REDIRECTS: usize = 5;
 
-/// One upstream registry, or the part of it that a rule is about.
+/// One upstream registry, or the part of it that a rule configures.
 pub struct Upstream {
     config: UpstreamConfig,
     account: Arc<Account>,
@@ -51,22 +51,22 @@ impl Upstream {
         &self.config
     }
 
-    /// Whose quota it is.
+    /// The key of its quota gauge: the upstream and our credential.
     pub fn gauge_key(&self) -> &GaugeKey {
         &self.account.key
     }
 
-    /// What it last said of our quota and of itself.
+    /// What it last said about our quota and its own health.
     pub async fn gauge(&self) -> Gauge {
         self.account.meter.gauge().await
     }
 
-    /// What a client gets for a blob of it that is not stored yet.
+    /// What a client gets for a blob of this upstream that is not stored yet.
     pub fn cold(&self) -> Cold {
         self.config.cold
     }
 
-    /// Asks what a tag is, which costs no quota. `None`: this upstream does not tell without sending the manifest.
+    /// Resolves a tag with HEAD, which costs no quota. `None`: this upstream tells the digest only with the manifest.
     pub async fn head_manifest(&self, name: &Name, reference: &Reference) -> Result<Option<Observed>, UpstreamError> {
         self.metered(Kind::Head, timed(HEAD_TIMEOUT, self.do_head_manifest(name, reference))).await
     }
@@ -88,9 +88,9 @@ impl Upstream {
         })
     }
 
-    /// Fetches a manifest and verifies its digest: the one asked for, or the one the answer names.
+    /// Fetches a manifest and verifies its digest: the requested one, or the one that the answer names.
     ///
-    /// `background`: nobody waits for it, so the reserve of the quota is left alone.
+    /// `background`: no client waits for it, so the reserve of the quota is left alone.
     pub async fn get_manifest(
         &self,
         name: &Name,
@@ -125,13 +125,13 @@ impl Upstream {
         let invalid = |error: crate::oci::InvalidManifest| UpstreamError::Invalid(error.to_string());
         let media_type = match content_type.parse() {
             Ok(media_type) => media_type,
-            // Some registries send everything as JSON or octets; the body then says what it is.
+            // Some registries send a general type for everything; then the body names its own.
             Err(error) => own_media_type(&content_type, &bytes).ok_or_else(|| invalid(error))?,
         };
         Manifest::new(digest, media_type, bytes).map_err(invalid)
     }
 
-    /// Asks only what the gauge permits, and corrects the gauge by how that ended.
+    /// Runs a request if the gauge permits it, and updates the gauge with the outcome.
     pub(super) async fn metered<T>(
         &self,
         kind: Kind,
@@ -153,12 +153,12 @@ impl Upstream {
 
     pub(super) fn endpoint(&self, name: &Name, kind: &str, reference: impl std::fmt::Display) -> Url {
         let mut url = self.config.url.clone();
-        // Names, tags and digests have no character that a path would need to escape.
+        // Names, tags and digests contain no character that a path would have to escape.
         url.set_path(&format!("/v2/{name}/{kind}/{reference}"));
         url
     }
 
-    /// Sends a request and follows redirects, at most five, each to a host that [`Clients::client_for`] allows.
+    /// Sends a request and follows at most five redirects, each to a host that [`Clients::client_for`] allows.
     async fn send(&self, method: Method, url: Url, name: &Name) -> Result<UpstreamResponse, UpstreamError> {
         self.send_for(method, url, name, MediaType::ACCEPT, None).await
     }
@@ -181,7 +181,7 @@ impl Upstream {
         Err(redirected_too_often())
     }
 
-    /// Sends one request. Credentials, and tokens that were had for them, go to the upstream's own origin only. After a 401
+    /// Sends one request. Credentials, and tokens obtained with them, go to the upstream's own origin only. After a 401
     /// a token is fetched, once.
     pub(super) async fn request(
         &self,
@@ -192,11 +192,11 @@ impl Upstream {
         wanted: Option<BytesWanted>,
     ) -> Result<UpstreamResponse, UpstreamError> {
         let own = url.origin() == self.config.url.origin();
-        let (mut refused, mut stranger) = (None, None);
+        let (mut refused, mut anonymous) = (None, None);
         loop {
             let challenge = if own { self.account.challenge() } else { None };
             let authorization = match &challenge {
-                None => stranger.take(),
+                None => anonymous.take(),
                 Some(challenge) => {
                     let refused = refused.as_ref();
                     let authorization = self
@@ -205,7 +205,7 @@ impl Upstream {
                         .authorization(challenge, name, refused, &self.account.login, &self.config, &self.clients)
                         .await;
                     if matches!(authorization, Err(UpstreamError::Denied(_) | UpstreamError::Invalid(_))) {
-                        // One odd challenge must not decide over every later request.
+                        // One unusable challenge must not fail every later request.
                         self.account.set_challenge(None);
                     }
                     Some(authorization?)
@@ -238,8 +238,8 @@ impl Upstream {
             }
             let unauthorized = response.status() == StatusCode::UNAUTHORIZED;
             if unauthorized && !own && refused.is_none() {
-                stranger = Box::pin(self.stranger(&response, &url, authorization.as_ref())).await?;
-                if stranger.is_some() {
+                anonymous = Box::pin(self.anonymous_token(&response, &url, authorization.as_ref())).await?;
+                if anonymous.is_some() {
                     refused = authorization;
                     continue;
                 }
@@ -258,7 +258,7 @@ impl Upstream {
                 (None, _) => self.learn(&response, name).await?,
                 (Some(Challenge::Bearer { .. }), None) => refused = authorization,
                 (Some(Challenge::Basic), None) if self.account.login.renews() => refused = authorization,
-                // Refused twice: what was learned may have been wrong, so the next request learns it anew.
+                // Refused twice: the learned challenge may be wrong, so the next request learns it anew.
                 (Some(_), _) => {
                     self.account.set_challenge(None);
                     return Ok(UpstreamResponse {
@@ -274,9 +274,9 @@ impl Upstream {
         }
     }
 
-    /// A token for the API of another registry, as a stranger has it from a realm that may issue ours (lscr.io redirects to
-    /// ghcr.io). `None`: it answered 401 to something else, or wants something else.
-    async fn stranger(
+    /// An anonymous token for the API of another registry, from a realm that may issue ours (lscr.io redirects to
+    /// ghcr.io). `None`: its 401 is for another path, or asks for another kind of login.
+    async fn anonymous_token(
         &self,
         unauthorized: &Response,
         url: &Url,
@@ -286,12 +286,12 @@ impl Upstream {
         let request = Request::parse(&Method::GET, url.path(), None).ok();
         let name = request.as_ref().and_then(|request| request.operation.name());
         let (Some(challenge), Some(name)) = (challenge, name) else { return Ok(None) };
-        let tokens = &self.account.strangers;
+        let tokens = &self.account.anonymous_tokens;
         let login = &UpstreamLogin::Anonymous;
         tokens.authorization(&challenge, name, refused, login, &self.config, &self.clients).await.map(Some)
     }
 
-    /// Learns the challenge from a 401, or from `/v2/` where the 401 has none (pkg.dev).
+    /// Learns the challenge from a 401, or from `/v2/` where that 401 has none (pkg.dev).
     async fn learn(&self, unauthorized: &Response, name: &Name) -> Result<(), UpstreamError> {
         let mut challenge = Challenge::parse(unauthorized.headers());
         if challenge.is_none() {

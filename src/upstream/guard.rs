@@ -1,4 +1,5 @@
-//! Where requests may go. Upstreams choose redirect targets; they must not choose hosts inside the operator's network.
+//! Which hosts requests may go to. Upstreams choose redirect targets; they must not choose hosts in the operator's
+//! network.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use crate::errors::UpstreamError;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Two HTTP clients: one for hosts the operator named, one that connects to public addresses only.
+/// Two HTTP clients: one for hosts that the operator named, one that connects to public addresses only.
 pub(super) struct Clients {
     named: reqwest::Client,
     public: reqwest::Client,
@@ -75,13 +76,13 @@ pub(super) fn is_host(url: &Url, text: &str) -> bool {
     text == host || url.port_or_known_default().is_some_and(|port| text == format!("{host}:{port}"))
 }
 
-/// Scheme, host and port: all of a URL that may be logged, because paths and queries can carry signatures.
+/// Scheme, host and port: the only part of a URL that may be logged, because paths and queries can carry signatures.
 pub(super) fn origin(url: &Url) -> String {
     url.origin().ascii_serialization()
 }
 
-/// The public addresses of a name, and no others. They are judged where connections are made, so the addresses that are
-/// judged are those that are connected to: a name that means something else the next time is judged again.
+/// Resolves names to public addresses only. The check is in the resolver of the HTTP client, so the checked address is
+/// the one that is connected to, and a name that is rebound is checked again.
 struct PublicOnly<L>(L);
 
 async fn look_up(name: Name) -> std::io::Result<Vec<SocketAddr>> {
@@ -107,8 +108,8 @@ where
     }
 }
 
-/// Neither loopback, private, link-local (169.254.169.254 is where clouds keep credentials), shared, multicast nor
-/// otherwise reserved (IANA special-purpose registries); an IPv4 address inside an IPv6 one is judged as itself.
+/// Neither loopback, private, link-local (169.254.169.254 serves cloud credentials), shared, multicast nor otherwise
+/// reserved (IANA special-purpose registries). An IPv4 address embedded in an IPv6 one is checked as IPv4.
 fn is_public(address: IpAddr) -> bool {
     let v4 = |address: Ipv4Addr| {
         let [first, second, third, _] = address.octets();
@@ -134,9 +135,10 @@ fn is_public(address: IpAddr) -> bool {
             match segments {
                 // IPv4-mapped, IPv4-compatible (with :: and ::1) and NAT64 addresses.
                 [0, 0, 0, 0, 0, 0xffff | 0, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => v4(embedded()),
-                // 6to4 holds its IPv4 address right behind the prefix.
+                // 6to4 embeds the IPv4 address right after the prefix.
                 [0x2002, high, low, ..] => v4(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low))),
-                // Of the rest only 2000::/3 is global, less what is for protocols (Teredo holds IPv4 addresses) and documents.
+                // Otherwise only 2000::/3 is global, except protocol (Teredo embeds IPv4 addresses) and documentation
+                // ranges.
                 [0x2001, second, ..] => second >= 0x0200 && second != 0x0db8,
                 [first, ..] => first & 0xe000 == 0x2000 && first != 0x3fff,
             }
@@ -186,7 +188,7 @@ mod tests {
         }
     }
 
-    /// What a name means each time that it is looked up.
+    /// The answers to successive lookups of a name.
     fn answers(lists: &[&[&str]]) -> impl Fn(Name) -> std::future::Ready<std::io::Result<Vec<SocketAddr>>> + use<> {
         let lists = lists.iter().rev().map(|list| list.iter().map(|text| text.parse().unwrap()).collect());
         let lists = std::sync::Mutex::new(lists.collect::<Vec<_>>());
@@ -207,8 +209,8 @@ mod tests {
         let url = format!("http://rebound.test:{}/", inside.local_addr().unwrap().port());
         let error = client.get(url).send().await.unwrap_err();
         assert!(format!("{error:?}").contains("rebound.test has no public address"), "{error:?}");
-        let nobody = tokio::time::timeout(Duration::ZERO, inside.accept()).await;
-        assert!(nobody.is_err(), "somebody has connected");
+        let connection = tokio::time::timeout(Duration::ZERO, inside.accept()).await;
+        assert!(connection.is_err(), "somebody has connected");
     }
 
     #[test]

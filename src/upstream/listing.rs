@@ -1,4 +1,4 @@
-//! Lists of an upstream: tags, and referrers (distribution-spec 1.1, "Content Discovery").
+//! Lists from an upstream: tags and referrers (distribution-spec 1.1, "Content Discovery").
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -19,16 +19,16 @@ use crate::oci::{Digest, MAX_MANIFEST_BYTES, MediaType, Name, Repository, Tag};
 use crate::records::gauge::Kind;
 use crate::records::{List, ListKey};
 
-/// How long one page may take: a registry may have to sort all of its tags for it.
+/// The time limit for one page: a registry may have to sort all of its tags for it.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(15);
-/// How many tags are asked for at once. ECR refuses more.
+/// How many tags one page asks for: the most that ECR accepts.
 const PAGE_TAGS: usize = 1000;
 const MAX_PAGES: usize = 500;
 const MAX_PAGE_BYTES: usize = 4 * 1024 * 1024;
-/// Some hundred thousand tags.
+/// The most bytes of all pages of tags: some hundred thousand tags.
 const MAX_TAGS_BYTES: usize = 16 * 1024 * 1024;
 
-/// A page, and where the next one is.
+/// A page, and the URL of the next one.
 struct Page {
     body: Bytes,
     next: Option<Url>,
@@ -37,25 +37,25 @@ struct Page {
 /// What the referrers API answered.
 enum Referrers {
     Page(Page),
-    /// There is none here.
+    /// The registry has no referrers API.
     NoApi,
-    /// Something else, as if it were well.
+    /// A successful answer that is not an index.
     NoIndex,
 }
 
 impl Upstreams {
-    /// Asks for a list, all of it. `None`: upstream has no such list. `known`: it has sent that before.
+    /// Reads all pages of a list. `None`: upstream has no such list. `known`: upstream has sent this list before.
     pub async fn list(
         &self,
         repository: &Repository,
         key: &ListKey,
         known: bool,
     ) -> Result<Option<List>, UpstreamError> {
-        // Lists are what tags are: only those are asked that are trusted with tags.
+        // Lists, like tags, are read only from upstreams that are trusted to resolve tags.
         let says = |asked: &Result<Option<List>, UpstreamError>| match asked {
             Ok(Some(_)) => Some(Said::Shown),
             Err(UpstreamError::Denied(_)) => Some(Said::Refused),
-            // Or there is no such API, and its path was taken for a name.
+            // A missing referrers API may look like a missing repository, because its path is taken for a name.
             Ok(None) | Err(_) => None,
         };
         self.ask(repository, true, says, |upstream, name| {
@@ -74,7 +74,8 @@ impl Upstream {
         }
     }
 
-    /// Asks for one page. That it is late is not noted: it says nothing of whatever else the registry is asked for.
+    /// Reads one page. A late page does not count against the breaker: it says nothing about other requests to the
+    /// registry.
     async fn page<T>(&self, asked: impl Future<Output = Result<T, UpstreamError>>) -> Result<T, UpstreamError> {
         let reason = || format!("no page of a list within {} s", PAGE_TIMEOUT.as_secs());
         let late = |_| Err(UpstreamError::Unavailable { silent: false, reason: reason() });
@@ -104,11 +105,11 @@ impl Upstream {
         Ok(Page { body: read_limited(answer.response, MAX_PAGE_BYTES).await?, next })
     }
 
-    /// Where the list is `known`, or goes on from an earlier page, there is such an API: what looks as if there were none
-    /// is a mistake then.
+    /// Reads all referrers. If the list is `known` or a page of it has been read, the API exists, and an answer that
+    /// denies it is an error.
     async fn referrers(&self, name: &Name, subject: &Digest, known: bool) -> Result<Option<List>, UpstreamError> {
         let mut next = Some(self.endpoint(name, "referrers", subject));
-        // They are answered in one index, which may not be larger than any other.
+        // They are served in one index, so they share its size limit.
         let (mut referrers, mut read) = (Vec::new(), Read::up_to(MAX_MANIFEST_BYTES));
         while let Some(url) = next {
             let page = match self.page(self.referrers_page(name, url)).await? {
@@ -123,8 +124,8 @@ impl Upstream {
         Ok(Some(List::Referrers(referrers)))
     }
 
-    /// That there is no API is said in one of many ways: 404, 405, 501, 401 to strangers, a page for people, or a redirect
-    /// to one (ghcr.io), which is therefore not followed.
+    /// A registry without the API says so in one of many ways: 404, 405, 501, 401 to anonymous callers, an HTML page,
+    /// or a redirect to one (ghcr.io), which is therefore not followed.
     async fn referrers_page(&self, name: &Name, url: Url) -> Result<Referrers, UpstreamError> {
         let accept = MediaType::OciIndex.as_str();
         let answer = self.request(Method::GET, url, name, accept, None).await?;
@@ -152,7 +153,7 @@ fn broken_off() -> UpstreamError {
     UpstreamError::Invalid("its list breaks off".into())
 }
 
-/// How much of a list has been read. One that is too long is refused, never cut short.
+/// How much of a list has been read. A list that is too long is refused, never truncated.
 struct Read {
     pages: usize,
     bytes: usize,
@@ -175,20 +176,20 @@ impl Read {
     }
 }
 
-/// The tags in a page of a list of tags. An error is [`UpstreamError::Invalid`].
+/// The tags in one page. An error is [`UpstreamError::Invalid`].
 pub fn tags_in(body: &[u8]) -> Result<impl Iterator<Item = Tag> + use<>, UpstreamError> {
     #[derive(Deserialize)]
     struct Tags {
-        /// May be `null` where there are none, but not missing: an error is no empty list.
+        /// May be `null` for an empty list, but not missing: an error body is not an empty list.
         #[serde(deserialize_with = "Option::deserialize")]
         tags: Option<Vec<String>>,
     }
     let Tags { tags } = parse(body)?;
-    // A name that is no tag could not be pulled.
+    // An invalid tag could not be pulled.
     Ok(tags.into_iter().flatten().filter_map(|name| name.parse().ok()))
 }
 
-/// The descriptors in a page of a list of referrers. An error is [`UpstreamError::Invalid`].
+/// The descriptors in one page of referrers. An error is [`UpstreamError::Invalid`].
 pub fn referrers_in(body: &[u8]) -> Result<Vec<Map<String, Value>>, UpstreamError> {
     #[derive(Deserialize)]
     struct Index {
@@ -204,8 +205,8 @@ fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, UpstreamError> {
     serde_json::from_slice(body).map_err(|error| UpstreamError::Invalid(format!("no list: {error}")))
 }
 
-/// Where a list goes on that came from `url` (RFC 8288), at the same origin: another one is not the registry that was
-/// asked ([`UpstreamError::Invalid`]).
+/// The next page of a list that came from `url` (RFC 8288). It has to be at the same origin: another one is not the
+/// registry that was asked ([`UpstreamError::Invalid`]).
 pub fn next_page(headers: &HeaderMap, url: &Url) -> Result<Option<Url>, UpstreamError> {
     let values = headers.get_all(LINK).into_iter().filter_map(|value| value.to_str().ok());
     let Some(target) = values.flat_map(links).find_map(|(target, next)| next.then_some(target)) else {

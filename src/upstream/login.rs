@@ -1,4 +1,4 @@
-//! How we log in at an upstream.
+//! How we log in to an upstream.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,49 +14,49 @@ use crate::errors::UpstreamError;
 use crate::records::GaugeKey;
 use crate::values::time::{Clock, Timestamp};
 
-/// Issues credentials that live for hours only.
+/// Issues credentials that are valid for hours only.
 #[async_trait]
 pub trait Issuer: Send + Sync {
-    /// Credentials for the private ECR registries of a region (ECR API, `GetAuthorizationToken`). Refused is
-    /// [`UpstreamError::Denied`], for now not to be had [`UpstreamError::Unavailable`].
+    /// Credentials for the private ECR registries of a region (ECR API, `GetAuthorizationToken`).
+    /// [`UpstreamError::Denied`] if AWS refuses, [`UpstreamError::Unavailable`] if it does not answer.
     async fn ecr(&self, region: &str) -> Result<Issued, UpstreamError>;
 }
 
-/// Credentials with an end.
+/// Credentials that expire.
 #[derive(Clone, Debug)]
 pub struct Issued {
-    /// The credentials.
+    /// User name and password.
     pub credentials: Credentials,
-    /// When they end.
+    /// When they expire.
     pub expires_at: Timestamp,
 }
 
-/// How we log in at one upstream.
+/// How we log in to one upstream.
 pub(super) enum UpstreamLogin {
     Anonymous,
-    /// As the configuration says.
+    /// With the configured credentials.
     Password(Credentials),
-    /// As the cloud says, for as long as it says.
+    /// With credentials that the cloud issues, renewed before they expire.
     Issued(IssuedLogin),
 }
 
-/// Issued credentials.
+/// Issued credentials of one region.
 pub(super) struct IssuedLogin {
     region: String,
     issuer: Arc<dyn Issuer>,
     clock: Clock,
-    /// Whoever comes while credentials are issued waits for those.
+    /// Locked while credentials are issued: further callers wait for those.
     held: Mutex<Option<CachedLogin>>,
 }
 
-/// What is held until 0.9 of its life has passed and, while nothing can be had in its place, until it ends.
+/// A cached `Authorization`. It is renewed after 0.9 of its life; if that fails, it is used until it expires.
 pub(super) struct CachedLogin {
     authorization: HeaderValue,
     renew_at: Timestamp,
     ends_at: Timestamp,
 }
 
-/// How long what is held is used on before its renewal is tried again.
+/// The pause after a failed renewal, in which the old value is used.
 const RENEW_AGAIN: Duration = Duration::from_secs(10);
 
 impl CachedLogin {
@@ -68,7 +68,7 @@ impl CachedLogin {
         self.ends_at <= now
     }
 
-    /// What is held or, when it is time or it was `refused`, what is issued anew.
+    /// The cached value, or a new one if it is due for renewal or upstream has `refused` it.
     pub(super) async fn or_renewed(
         held: &mut Option<Self>,
         refused: Option<&HeaderValue>,
@@ -97,7 +97,7 @@ impl CachedLogin {
 }
 
 impl UpstreamLogin {
-    /// Configured credentials, else those that are issued for this registry, else none.
+    /// The configured credentials, else those that are issued for this registry, else none.
     pub(super) fn new(config: &UpstreamConfig, issuer: Option<&Arc<dyn Issuer>>, clock: &Clock) -> Self {
         match (&config.credentials, &config.ecr_region, issuer) {
             (Some(credentials), ..) => Self::Password(credentials.clone()),
@@ -111,7 +111,7 @@ impl UpstreamLogin {
         }
     }
 
-    /// The name of the account, for people and for the gauge of its quota.
+    /// The name of the account, for operators and for the key of its quota gauge.
     pub(super) fn name(&self) -> &str {
         match self {
             Self::Anonymous => GaugeKey::ANONYMOUS,
@@ -120,7 +120,7 @@ impl UpstreamLogin {
         }
     }
 
-    /// The credentials that are configured.
+    /// The configured credentials, if any.
     pub(super) fn credentials(&self) -> Option<&Credentials> {
         match self {
             Self::Password(credentials) => Some(credentials),
@@ -132,17 +132,18 @@ impl UpstreamLogin {
         matches!(self, Self::Anonymous)
     }
 
-    /// Whether what was refused can be replaced.
+    /// Whether refused credentials can be replaced.
     pub(super) fn renews(&self) -> bool {
         matches!(self, Self::Issued(_))
     }
 
-    /// User name and password as `Authorization` has them (RFC 7617). `refused`: what upstream has just answered with 401.
+    /// `Authorization` with user name and password (RFC 7617). `refused`: the value that upstream has just answered
+    /// with 401.
     pub(super) async fn basic(&self, refused: Option<&HeaderValue>) -> Result<Option<HeaderValue>, UpstreamError> {
         match self {
             Self::Anonymous => Ok(None),
             Self::Password(credentials) => basic(credentials).map(Some),
-            Self::Issued(lease) => lease.basic(refused).await.map(Some),
+            Self::Issued(login) => login.basic(refused).await.map(Some),
         }
     }
 }

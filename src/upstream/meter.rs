@@ -1,7 +1,7 @@
-//! The gauge of one upstream: consulted before it is asked, corrected afterwards, shared through the ledger.
+//! The gauge of one upstream: consulted before a request, updated afterwards, shared through the ledger.
 //!
-//! Requests go by what is in memory. The ledger is read and written beside that, one exchange at a time, and no request
-//! waits for it longer than [`PATIENCE`]: a slow ledger must not stop an account's traffic.
+//! Requests use the gauge in memory. The ledger is read and written by one exchange at a time, and no request waits for
+//! it longer than [`PATIENCE`]: a slow ledger must not stop an account's traffic.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,15 +13,16 @@ use crate::records::gauge::{Break, Cause, Gauge, Kind, Outcome, PROBE, Permit, Q
 use crate::records::{GaugeKey, Versioned};
 use crate::values::time::{Clock, Timestamp};
 
-/// How long this process goes by what it last read: another may have learned more.
+/// How long this process uses what it last read from the ledger, before it reads what other processes have learned.
 const READ_AGAIN: Duration = Duration::from_secs(2);
-/// Readings of the quota are written this often at the most; breakers always.
+/// Readings of the quota are written at most this often; changes of a breaker always.
 const WRITE_AGAIN: Duration = Duration::from_secs(5);
-/// How long a request waits for the ledger at the most.
+/// The longest that a request waits for the ledger.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long the ledger is left alone after it failed or did not answer in time.
+/// How long the ledger is not used after it failed or did not answer in time.
 const REST: Duration = Duration::from_secs(2);
-/// How many changes are kept for a ledger that takes none. More failures than that change no breaker any more.
+/// How many changes of a breaker are kept until the ledger takes them. More failures than that do not change it
+/// further.
 const UNWRITTEN: usize = 16;
 
 /// A gauge with its place in the ledger.
@@ -29,7 +30,7 @@ pub(super) struct Meter {
     key: GaugeKey,
     ledger: Arc<dyn Ledger>,
     clock: Clock,
-    /// Locked for as long as it takes to look, never while the ledger is asked.
+    /// Locked for short reads and writes in memory, never while the ledger is asked.
     known: Mutex<GaugeState>,
     /// Held by the exchange with the ledger that is under way, so that no older answer replaces a newer one.
     exchange: tokio::sync::Mutex<()>,
@@ -37,16 +38,16 @@ pub(super) struct Meter {
 
 #[derive(Default)]
 struct GaugeState {
-    /// What the ledger had, and what this process has noted since.
+    /// What the ledger had, with what this process has noted since.
     gauge: Gauge,
     version: Option<u64>,
     read_at: Option<Timestamp>,
     written_at: Option<Timestamp>,
-    /// Until when a request of this process probes, whatever the ledger is found to have meanwhile.
+    /// Until when a request of this process probes, whatever the ledger says meanwhile.
     probes_until: Option<Timestamp>,
-    /// Until when the ledger is left alone.
+    /// The ledger is not used before.
     rests_until: Option<Timestamp>,
-    /// What has changed a breaker and is not in the ledger yet.
+    /// Outcomes that changed a breaker and are not in the ledger yet.
     unwritten: VecDeque<(Kind, Outcome, Timestamp)>,
 }
 
@@ -59,7 +60,7 @@ impl GaugeState {
         self.written_at.is_none_or(|at| now >= at.plus(WRITE_AGAIN))
     }
 
-    /// Notes how asking ended. Whether the ledger should know of it.
+    /// Notes the outcome of a request. Returns whether the ledger should be written.
     fn note(&mut self, kind: Kind, outcome: &Outcome, quota: Option<Quota>, now: Timestamp) -> bool {
         let mut after = self.gauge.after(kind, outcome, now);
         if (&after.requests, &after.manifests) != (&self.gauge.requests, &self.gauge.manifests) {
@@ -77,7 +78,7 @@ impl GaugeState {
         !self.unwritten.is_empty() || (changed && self.may_write_quota(now))
     }
 
-    /// Takes over what others have written, under what this process has not written yet.
+    /// Takes over what other processes have written, and applies again what this process has not written yet.
     fn take_over(&mut self, shared: Versioned<Gauge>) {
         self.version = Some(shared.version);
         let shared = shared.value.or_later(&self.gauge);
@@ -90,7 +91,7 @@ impl Meter {
         Self { key, ledger, clock, known: Mutex::default(), exchange: tokio::sync::Mutex::default() }
     }
 
-    /// Refuses what nobody waits for where little quota is left.
+    /// Refuses a background request when only the reserve of the quota is left.
     pub(super) async fn spare(&self, reserve: u64) -> Result<(), UpstreamError> {
         self.refresh().await;
         if !self.known().gauge.is_in_reserve(reserve, self.clock.now()) {
@@ -100,19 +101,19 @@ impl Meter {
         Err(UpstreamError::Throttled { limit: Limit::Pulls, retry_after: None, detail })
     }
 
-    /// The gauge as the ledger has it, or as this process has it while the ledger does not answer.
+    /// The gauge in the ledger, or the one in memory while the ledger does not answer.
     pub(super) async fn gauge(&self) -> Gauge {
         self.exchange(self.read()).await;
         self.known().gauge.clone()
     }
 
-    /// Whether `kind` may be asked. Of those who come when a pause is over, one gets a permit and probes.
+    /// Whether a request of this kind may be sent. When a pause is over, one request gets a permit and probes.
     pub(super) async fn permit(&self, kind: Kind) -> Result<(), UpstreamError> {
         self.refresh().await;
         let now = self.clock.now();
         let permit = self.decide(kind);
         let permit = match permit {
-            // That the ledger is in trouble is no reason not to ask upstream.
+            // A ledger in trouble is no reason not to ask upstream.
             Permit::Probe(_) if !self.known().rests(now) => self.exchange(self.probe(kind)).await.unwrap_or(Permit::Go),
             permit => permit,
         };
@@ -122,7 +123,7 @@ impl Meter {
         }
     }
 
-    /// What may be asked as far as this process knows. From a probe on, its other requests leave upstream alone.
+    /// The permit by the gauge in memory. While a request probes, other requests of this process are refused.
     fn decide(&self, kind: Kind) -> Permit {
         let (mut known, now) = (self.known(), self.clock.now());
         match known.gauge.permit(kind, now) {
@@ -135,7 +136,7 @@ impl Meter {
         }
     }
 
-    /// Tells other processes that this one probes, unless one of them does.
+    /// Tells other processes that this one probes, unless another one does already.
     async fn probe(&self, kind: Kind) -> Result<Permit, StoreError> {
         let mut attempts = Attempts::new();
         loop {
@@ -157,7 +158,7 @@ impl Meter {
         }
     }
 
-    /// Corrects the gauge by how asking ended and by the quota that the answer named.
+    /// Updates the gauge with the outcome of a request and the quota in its answer.
     pub(super) async fn note(&self, kind: Kind, outcome: &Outcome, quota: Option<Quota>) {
         let now = self.clock.now();
         let worth_writing = {
@@ -169,8 +170,8 @@ impl Meter {
         }
     }
 
-    /// Learns what other processes have noted, unless that was done lately. While one request does, the others go by what
-    /// is known; the first ones wait, because nothing is.
+    /// Reads what other processes have noted, unless that was done recently. While one request reads, others use the
+    /// gauge in memory; before the first read they wait, because there is none.
     async fn refresh(&self) {
         let now = self.clock.now();
         let is_first = {
@@ -191,7 +192,7 @@ impl Meter {
         .await;
     }
 
-    /// Reads or writes the ledger, alone and within [`PATIENCE`]. `None`: it could not be.
+    /// Reads or writes the ledger, alone and within [`PATIENCE`]. `None`: that failed or took too long.
     async fn exchange<T>(&self, work: impl Future<Output = Result<T, StoreError>>) -> Option<T> {
         let alone = async {
             let _alone = self.exchange.lock().await;
@@ -221,7 +222,7 @@ impl Meter {
 
     async fn write(&self) -> Result<(), StoreError> {
         let mut attempts = Attempts::new();
-        // The write before this one may have taken it along.
+        // The previous write may have included it.
         while self.has_something_to_write() && !self.swap().await? {
             self.read().await?;
             attempts.again().await?;
@@ -234,7 +235,7 @@ impl Meter {
         !known.unwritten.is_empty() || known.may_write_quota(self.clock.now())
     }
 
-    /// Writes what is known. `false`: another process has written since it was read.
+    /// Writes the gauge in memory. `false`: another process has written since it was read.
     async fn swap(&self) -> Result<bool, StoreError> {
         let (gauge, version, told) = {
             let known = self.known();
@@ -252,14 +253,14 @@ impl Meter {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a client is told while an upstream is left alone: whose limit, since when, and what helps.
+    /// The error for a client while an upstream is not asked: which limit, since when, and what helps.
     fn closed(&self, broken: &Break, now: Timestamp) -> UpstreamError {
         let pause = broken.until.after(now).max(Duration::from_secs(1));
         let upstream = &self.key.upstream;
         let ago = now.after(broken.since).as_secs();
         match &broken.cause {
             Cause::Limited(Limit::Pulls) => {
-                // Guests are told neither accounts nor addresses; `stopover quota` tells operators.
+                // Clients are not shown accounts or addresses; `stopover quota` shows them to operators.
                 let ours = if self.key.is_anonymous() { "anonymous pull quota" } else { "pull quota of our account" };
                 let detail = format!(
                     "the {ours} at {upstream} was seen empty {ago} s ago; what was pulled before still pulls, and \
@@ -279,7 +280,7 @@ impl Meter {
         }
     }
 
-    /// The same for the caller who has just run into a limit.
+    /// Adds the same explanation to the error of the request that has just hit a limit.
     pub(super) fn explained(&self, error: UpstreamError) -> UpstreamError {
         let known = self.known();
         let broken = match &error {

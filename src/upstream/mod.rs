@@ -1,4 +1,4 @@
-//! Upstream registries: which there are, which of them a request means, and how to talk to one.
+//! Upstream registries: which exist, which one a request means, and how to ask it.
 
 mod account;
 mod answer;
@@ -39,7 +39,7 @@ use crate::records::gauge::Gauge;
 use crate::values::served::Served;
 use crate::values::time::Clock;
 
-/// The closed world of upstreams.
+/// The configured upstreams; no others are ever asked.
 pub struct Upstreams {
     /// By place: each upstream, and the parts of it that a rule has settings for.
     parts: BTreeMap<String, Upstream>,
@@ -50,10 +50,10 @@ pub struct Upstreams {
 }
 
 impl Upstreams {
-    /// One client for each configured upstream and for each rule with settings; they share connections, and those with the
-    /// same credentials share what these have shown.
+    /// One client for each configured upstream and for each rule with settings. They share connections, and those with
+    /// the same credentials share an account.
     ///
-    /// `issuer`: who issues credentials where the configuration has none and the registry is one of the cloud's own.
+    /// `issuer` issues credentials where none are configured and the registry belongs to the cloud that we run on.
     pub fn new(
         config: &Config,
         clock: &Clock,
@@ -74,7 +74,7 @@ impl Upstreams {
             });
             (place.to_string(), Upstream::new(config.clone(), account, Arc::clone(&clients), clock))
         });
-        // A rule for all of an upstream comes later, and replaces what its table says.
+        // A rule for a whole upstream comes later, and replaces the settings of its table.
         let parts = parts.collect();
         let default = DEFAULT_UPSTREAM.parse().map_err(|_| UpstreamError::Invalid(DEFAULT_UPSTREAM.into()))?;
         let places = Places::new(&config.upstreams, &config.rules);
@@ -83,7 +83,8 @@ impl Upstreams {
         Ok(Self { parts, places, default: Place::whole(default), policy, standings })
     }
 
-    /// Where a repository is pulled from, with the settings that hold there: those of the rule with the longest path.
+    /// The upstream of a repository with the settings that apply there: those of the rule with the longest matching
+    /// path.
     pub fn get(&self, repository: &Repository) -> Result<&Upstream, PullError> {
         self.part(repository).ok_or_else(|| PullError::UnknownUpstream(repository.upstream.to_string()))
     }
@@ -94,13 +95,13 @@ impl Upstreams {
         ends.find_map(|end| self.parts.get(path.get(..end)?))
     }
 
-    /// Whether everybody who is let in may pull from a repository: its upstream shows it to us as it would to anybody, and
-    /// no rule of the policy denies it to anybody.
+    /// Whether all callers that are let in may pull from a repository: its upstream is public, and no rule of the
+    /// policy denies it to any caller.
     pub fn is_open(&self, repository: &Repository) -> bool {
         self.part(repository).is_some_and(|part| !part.config().is_private()) && !self.policy.may_deny(repository)
     }
 
-    /// The canonical repository of a request that may be answered ([`Self::locate`]).
+    /// The canonical repository of a request ([`Self::locate`]), if the configuration allows its name.
     pub fn repository(&self, request: &Request, name: &Name) -> Result<Repository, PullError> {
         let repository = self.locate(request, name)?;
         let refused_by = self.get(&repository)?.config().names.refused_by(&repository.name).map(str::to_owned);
@@ -118,14 +119,15 @@ impl Upstreams {
         }
     }
 
-    /// The canonical repository of a request: the place by the longest prefix of the path or by `ns`, which must agree,
-    /// else the default upstream; `library/` added where the upstream has it. A name that begins with no host may begin
-    /// like that anywhere: there `ns` has the last word. An upstream that is not configured is unknown: never an open
-    /// proxy.
+    /// The canonical repository of a request: the place with the longest prefix of the path, or the one that `ns`
+    /// names, which must agree; otherwise the default upstream. `library/` is added where the upstream has it. If the
+    /// name does not begin with a host and `ns` disagrees, `ns` wins: the match with a rule is chance. An upstream that
+    /// is not configured is unknown: the cache is never an open proxy.
     pub fn locate(&self, request: &Request, name: &Name) -> Result<Repository, PullError> {
         let unknown = |text: &str| PullError::UnknownUpstream(text.to_owned());
         let name = request.prefix.as_ref().map_or_else(|| name.clone(), |prefix| prefix.join(name));
-        // Clients that say whose a name is have it from there: that a rule's prefix is like its beginning is chance.
+        // A client that sends `ns` took the name from that registry: a rule with the same prefix matches only by
+        // chance.
         let chance = request.namespace.is_some() && request.prefix.is_none() && !name.first().contains('.');
         let by_path = if chance { self.places.find_upstream(&name) } else { self.places.find(&name) };
         let by_path = by_path.map(|repository| self.canonical(repository)).transpose()?;
@@ -140,13 +142,13 @@ impl Upstreams {
             (Some(repository), _) => Ok(repository),
             (None, _) if let Some(prefix) = &request.prefix => Err(unknown(prefix.as_str())),
             (None, Some(place)) => self.canonical(place.join(&name)),
-            // Docker Hub's names have no dot before the first slash, so this is a host that nobody configured.
+            // Docker Hub's names have no dot before the first slash, so this is a host that is not configured.
             (None, None) if name.first() != name.as_str() && name.first().contains('.') => Err(unknown(name.first())),
             (None, None) => self.canonical(self.default.join(&name)),
         }
     }
 
-    /// Whether a ping is to a registry that is here: nobody may take an unknown one for an empty one.
+    /// Whether a ping is for a configured place. An unknown registry must not look like an empty one.
     pub fn pinged(&self, request: &Request) -> Result<(), PullError> {
         match &request.prefix {
             Some(prefix) if !self.places.reach(prefix) => Err(PullError::UnknownUpstream(prefix.to_string())),
@@ -161,7 +163,7 @@ impl Upstreams {
         Ok(Repository { name, ..repository })
     }
 
-    /// Asks what a reference is, which costs no quota. `None`: upstream does not tell without sending the manifest.
+    /// Resolves a reference with HEAD, which costs no quota. `None`: upstream tells the digest only with the manifest.
     pub async fn head_manifest(
         &self,
         repository: &Repository,
@@ -175,7 +177,7 @@ impl Upstreams {
         .await
     }
 
-    /// Fetches a manifest, verified. `background`: nobody waits for it.
+    /// Fetches and verifies a manifest. `background`: no client waits for it.
     pub async fn get_manifest(
         &self,
         repository: &Repository,
@@ -190,7 +192,7 @@ impl Upstreams {
         .await
     }
 
-    /// Asks where a client could fetch a blob itself.
+    /// Finds out where a client could fetch a blob itself.
     pub async fn blob_source(&self, repository: &Repository, digest: &Digest) -> Result<BlobSource, UpstreamError> {
         self.ask(repository, false, says, |upstream, name| {
             let digest = digest.clone();
@@ -199,7 +201,7 @@ impl Upstreams {
         .await
     }
 
-    /// Opens a blob, or the part of it that is wanted where upstream can send parts: its bytes, not yet verified.
+    /// Opens a blob, or the requested range of it where upstream supports ranges. The bytes are not verified yet.
     pub async fn open_blob(
         &self,
         repository: &Repository,
@@ -213,15 +215,15 @@ impl Upstreams {
         .await
     }
 
-    /// Opens another part of a blob where an earlier one came from.
+    /// Opens another part of a blob at the URL of an earlier part.
     pub async fn open_again(&self, place: &BlobPlace, wanted: BytesWanted) -> Result<OpenBlob, UpstreamError> {
         self.part(&place.repository).ok_or_else(|| unknown(&place.repository))?.open_again(place, wanted).await
     }
 
-    /// Asks the upstream of a repository and, where that limits us or fails, those that carry the same content. What they
-    /// do not have proves nothing, so the first one's trouble is the answer then. `by_tag`: only those that are trusted
-    /// to say what a tag is; what is asked for by digest is verified whoever sends it. `says`: what an answer says of the
-    /// repository as a whole.
+    /// Asks the upstream of a repository. If that one limits us or fails, asks the alternates that carry the same
+    /// content. What alternates lack proves nothing, so the first upstream's error is returned then. `by_tag`: ask only
+    /// alternates that are trusted to resolve tags; content by digest is verified, whichever upstream sends it. `says`:
+    /// what an answer says about the repository as a whole.
     async fn ask<T>(
         &self,
         repository: &Repository,
@@ -245,7 +247,8 @@ impl Upstreams {
             if upstream.config().names.refused_by(&there.name).is_some() {
                 continue;
             }
-            // What only some may see there is not shown to everybody here, nor to others who may see this.
+            // Content that is restricted there must not become public here, nor visible to callers that may not see it
+            // there.
             let shared = alternate.shared && first.config().is_private();
             if (upstream.config().is_private() && !shared) || self.policy.may_deny_beside(&there, repository) {
                 continue;
@@ -258,8 +261,8 @@ impl Upstreams {
         Err(trouble)
     }
 
-    /// What each upstream last said of our quota and of itself, for people who wonder how much is left: once for each
-    /// credential, and of a family that nobody has configured only those that have been asked.
+    /// The gauges of all upstreams, for operators: one for each credential. Upstreams of a built-in family are listed
+    /// only once they have been asked.
     pub async fn gauges(&self) -> Vec<(&Upstream, Gauge)> {
         let mut seen = HashSet::new();
         let mut upstreams: Vec<&Upstream> = self.parts.values().collect();

@@ -1,5 +1,5 @@
-//! What each upstream last said of a repository as a whole: that there is none, or, where it shows that to nobody without
-//! credentials, that it still shows it to us.
+//! What each upstream last said about a repository as a whole: that it does not exist, or, for a private one, that it
+//! still shows it to us.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,35 +14,35 @@ use crate::ports::Ledger;
 use crate::records::Standing;
 use crate::values::time::{Clock, Timestamp};
 
-/// How long an absent repository is remembered. Longer than a tag: one appears far less often.
+/// How long an absent repository is remembered. Longer than a missing tag: repositories appear far less often.
 const ABSENT: Duration = Duration::from_mins(5);
 
-/// The ledger has them all; in memory are those that this process has met.
+/// The ledger has all standings; memory has those that this process has used.
 pub(crate) struct Standings {
     clock: Clock,
     ledger: Arc<dyn Ledger>,
     met: MemoryCache<Repository, Standing>,
 }
 
-/// What upstream is asked for, to see whether it still shows it to us.
+/// The content that upstream is asked for, to check that it still shows the repository to us.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Evidence {
     Manifest(Digest),
     Blob(Digest),
 }
 
-/// What an answer says of a repository as a whole.
+/// What an answer says about a repository as a whole.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Said {
-    /// We may see it.
+    /// We may read it.
     Shown,
-    /// We may not.
+    /// We may not read it.
     Refused,
-    /// There is none, or none for us.
+    /// It does not exist, or is hidden from us.
     Absent,
 }
 
-/// What an answer says of the repository; `None`: nothing.
+/// What an answer says about the repository. `None`: nothing.
 pub(super) fn says<T>(asked: &Result<T, UpstreamError>) -> Option<Said> {
     match asked {
         Ok(_) => Some(Said::Shown),
@@ -52,7 +52,7 @@ pub(super) fn says<T>(asked: &Result<T, UpstreamError>) -> Option<Said> {
     }
 }
 
-/// The same of an answer that may be none at all.
+/// Like [`says`], for a request whose answer may be inconclusive.
 pub(super) fn says_if_any<T>(asked: &Result<Option<T>, UpstreamError>) -> Option<Said> {
     if matches!(asked, Ok(None)) { None } else { says(asked) }
 }
@@ -62,7 +62,7 @@ impl Standings {
         Self { clock, ledger, met: MemoryCache::new(10_000) }
     }
 
-    /// Refuses what is asked of a repository of which this process knows that upstream lately said it does not have it.
+    /// Refuses a repository that upstream has recently called absent, as far as this process knows.
     pub(crate) fn check_known_absent(&self, repository: &Repository) -> Result<(), UpstreamError> {
         match self.met.get(repository) {
             Some(Standing::Absent { until }) if self.clock.now() < until => Err(UpstreamError::NoRepository),
@@ -70,20 +70,20 @@ impl Standings {
         }
     }
 
-    /// The same, with what other processes know.
+    /// Like [`Self::check_known_absent`], with what other processes know.
     pub(crate) async fn check_absent(&self, repository: &Repository) -> Result<(), PullError> {
         self.check_known_absent(repository)?;
         self.read(repository).await?;
         Ok(self.check_known_absent(repository)?)
     }
 
-    /// Upstream does not have it: whatever is asked of it costs nothing for a while.
+    /// Notes that upstream does not have the repository. Requests for it cost nothing for a while.
     async fn note_absent(&self, repository: &Repository) -> Result<(), StoreError> {
         self.put(repository, Standing::Absent { until: self.clock.now().plus(ABSENT) }).await
     }
 
-    /// Upstream has it after all: whatever belongs to it may be asked for again. Other processes that have met its absence
-    /// find out when that ends.
+    /// Notes that upstream has the repository after all, so that its content is asked for again. Other processes that
+    /// remember it as absent do so until that expires.
     pub(crate) async fn note_present(&self, repository: &Repository) -> Result<(), StoreError> {
         match self.read(repository).await? {
             Some(Standing::Absent { .. }) => self.forget(repository).await,
@@ -91,8 +91,8 @@ impl Standings {
         }
     }
 
-    /// When upstream last showed us something of a private repository. The ledger is asked only where what this process
-    /// knows is older than `permission`.
+    /// When upstream last showed us something of a private repository. Reads the ledger only where memory is older than
+    /// `permission`.
     pub(crate) async fn shown_at(
         &self,
         repository: &Repository,
@@ -109,8 +109,8 @@ impl Standings {
         })
     }
 
-    /// Asks a question and notes what its answer says of the repository; of a public one, only that there is none. That it
-    /// could not be noted fails no pull.
+    /// Awaits a request and notes what its answer says about the repository; about a public one, only that it is
+    /// absent. If that cannot be noted, the pull goes on.
     pub(super) async fn noted<T>(
         &self,
         repository: &Repository,
@@ -118,7 +118,7 @@ impl Standings {
         says: impl Fn(&Result<T, UpstreamError>) -> Option<Said>,
         asking: impl Future<Output = Result<T, UpstreamError>>,
     ) -> Result<T, UpstreamError> {
-        // Not later than it was asked: what was taken away meanwhile was still there then.
+        // The time before the request: access that was revoked meanwhile still existed then.
         let at = self.clock.now();
         let asked = asking.await;
         let noted = match says(&asked) {
@@ -133,7 +133,7 @@ impl Standings {
         asked
     }
 
-    /// Written at most twice by each process while it lasts.
+    /// Each process writes it at most twice per `permission`.
     async fn note_shown(
         &self,
         repository: &Repository,
@@ -149,7 +149,8 @@ impl Standings {
         }
     }
 
-    /// Upstream does not show it to us. Written once, and again where another process has met it since.
+    /// Notes that upstream does not show it to us. Written once, and again if another process has noted it as shown
+    /// since.
     async fn note_refused(&self, repository: &Repository) -> Result<(), StoreError> {
         let known = matches!(self.met.get(repository), Some(Standing::Absent { .. }));
         if known && !matches!(self.read(repository).await?, Some(Standing::Shown { .. })) {
@@ -158,7 +159,7 @@ impl Standings {
         self.forget(repository).await
     }
 
-    /// Nothing is known of it any more: whoever wants something of it has upstream asked.
+    /// Forgets the standing, so that upstream is asked at the next request.
     async fn forget(&self, repository: &Repository) -> Result<(), StoreError> {
         self.put(repository, Standing::Absent { until: self.clock.now() }).await
     }
@@ -171,7 +172,7 @@ impl Standings {
     async fn read(&self, repository: &Repository) -> Result<Option<Standing>, StoreError> {
         let standing = self.ledger.standing(repository).await?;
         match (standing, self.met.get(repository)) {
-            // It was shown while the ledger was being read.
+            // It was noted as shown while the ledger was being read.
             (Some(Standing::Shown { at, .. }), Some(later @ Standing::Shown { at: met, .. })) if at < met => {
                 return Ok(Some(later));
             }
@@ -183,8 +184,8 @@ impl Standings {
 }
 
 impl Upstreams {
-    /// Asks the upstream of a repository, and no other that carries the same content, whether it shows us something of it.
-    /// `None`: it does not tell without sending the manifest ([`Self::sends`]).
+    /// Asks the upstream of a repository, never an alternate, whether it shows us this content. `None`: it tells only
+    /// by sending the manifest ([`Self::sends`]).
     pub(crate) async fn shows(
         &self,
         repository: &Repository,
@@ -204,7 +205,7 @@ impl Upstreams {
         self.standings.noted(repository, part.config(), says_if_any, Box::pin(asking)).await
     }
 
-    /// Asks the same upstream whether it sends us a manifest.
+    /// Asks the same upstream to send the manifest.
     pub(crate) async fn sends(&self, repository: &Repository, digest: &Digest) -> Result<(), UpstreamError> {
         let part = self.part(repository).ok_or_else(|| unknown(repository))?;
         let reference = Reference::Digest(digest.clone());

@@ -47,22 +47,22 @@ fn every_way_to_name_an_image_means_one_repository() {
         (
             "docker.io/library/nginx",
             &[
-                // The root, as dockerd has it for a mirror.
+                // The root of the registry, as dockerd uses a mirror.
                 "/v2/nginx/manifests/1",
                 "/v2/library/nginx/manifests/1",
-                // The root with `ns`, as containerd has it.
+                // The root with `ns`, as containerd does.
                 "/v2/library/nginx/manifests/1?ns=docker.io",
                 "/v2/library/nginx/manifests/1?ns=registry-1.docker.io",
                 "/v2/nginx/manifests/1?ns=index.docker.io",
-                // A path behind /v2/, as BuildKit (with `ns`) and podman have it for a mirror, and all in a name.
+                // A path after /v2/, as BuildKit (with `ns`) and podman use a mirror, and everything in the name.
                 "/v2/docker.io/nginx/manifests/1",
                 "/v2/docker.io/library/nginx/manifests/1",
                 "/v2/docker.io/library/nginx/manifests/1?ns=docker.io",
                 "/v2/index.docker.io/library/nginx/manifests/1",
-                // A path before /v2/, as dockerd and hosts.toml (with `ns`) have it.
+                // A path before /v2/, as dockerd and hosts.toml (with `ns`) do.
                 "/docker.io/v2/nginx/manifests/1",
                 "/docker.io/v2/library/nginx/manifests/1?ns=index.docker.io",
-                // The same by a rule.
+                // The same through a rule.
                 "/v2/team/hub/nginx/manifests/1",
                 "/team/hub/v2/nginx/manifests/1",
                 "/team/hub/v2/nginx/manifests/1?ns=docker.io",
@@ -95,12 +95,13 @@ fn every_way_to_name_an_image_means_one_repository() {
         ("quay.io/app", &["/v2/team/app/manifests/1", "/team/v2/app/manifests/1"]),
         ("quay.io/hubs/app", &["/v2/team/hubs/app/manifests/1"]),
         ("docker.io/library/deep/app", &["/v2/team/hub/deep/app/manifests/1"]),
-        // What a rule calls by a name may itself be a repository.
+        // A name that a rule defines may itself be a repository.
         ("ghcr.io/acme/deeper", &["/v2/team/hub/deep/er/manifests/1", "/team/hub/deep/v2/er/manifests/1"]),
-        // Elsewhere it is only a name.
+        // Elsewhere in a path it is only a name.
         ("docker.io/a/team/hub/b", &["/v2/a/team/hub/b/manifests/1"]),
         ("docker.io/library/team", &["/v2/team/manifests/1"]),
-        // What has no dot may begin a name anywhere, so `ns` says whose it is; not where the client's own path has it.
+        // A prefix without a dot may begin any name, so `ns` decides which registry is meant; not if the client's own
+        // path has it.
         ("quay.io/team/hub/nginx", &["/v2/team/hub/nginx/manifests/1?ns=quay.io"]),
         ("docker.io/team/hub/nginx", &["/v2/team/hub/nginx/manifests/1?ns=docker.io"]),
         ("ghcr.io/team/a", &["/v2/team/a/manifests/1?ns=ghcr.io"]),
@@ -206,7 +207,7 @@ fn a_name_may_be_as_long_as_upstreams_have_them_whatever_stands_before_it() {
         assert_eq!(repository(&upstreams, &path(&longest)).unwrap(), format!("quay.io/{longest}"), "{prefix}");
         assert!(matches!(repository(&upstreams, &path(&too_long)), Err(PullError::Request(_))), "{prefix}");
     }
-    // What a rule puts before it counts.
+    // What a rule adds in front counts.
     let path = format!("/v2/team/hub/{longest}/manifests/1");
     assert!(matches!(repository(&upstreams, &path), Err(PullError::Request(InvalidRequest::Name(_)))));
 }

@@ -18,34 +18,34 @@ use crate::errors::{Limit, UpstreamError};
 use crate::oci::Name;
 use crate::values::time::Clock;
 
-/// A token answer is a few kilobytes; the most that is read of one.
+/// The longest answer of a token server, in bytes; usual ones have a few kilobytes.
 const MAX_TOKEN_BYTES: usize = 256 * 1024;
-/// The life of a token whose answer names none (token specification, "`expires_in`").
+/// The life of a token whose answer does not say (token specification, "`expires_in`").
 const DEFAULT_LIFE_SECONDS: u64 = 60;
-/// No token is kept for longer, whatever its answer says.
+/// The longest that a token is kept, whatever its answer says.
 const MAX_LIFE_SECONDS: u64 = 12 * 3600;
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Above this many tokens the expired ones are dropped.
+/// Above this many tokens, expired ones are dropped.
 const MANY_TOKENS: usize = 1024;
 
-/// How a registry wants whoever asks to prove who they are.
+/// How a registry wants its clients to authenticate.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Challenge {
     /// User name and password with each request.
     Basic,
     /// A token from `realm`.
     Bearer {
-        /// The token server.
+        /// The URL of the token server.
         realm: Url,
-        /// What the token is for.
+        /// The service that the token is for.
         service: Option<String>,
-        /// What the challenge asked for. Some registries put a placeholder here, some a constant of their own.
+        /// The scope in the challenge. Some registries send a placeholder, some a constant of their own.
         scope: Option<String>,
     },
 }
 
 impl Challenge {
-    /// The challenge in a 401 answer. Bearer is preferred where there are several.
+    /// The challenge of a 401 answer. Bearer is preferred if there are several.
     pub fn parse(headers: &HeaderMap) -> Option<Self> {
         let mut found = None;
         for header in headers.get_all(WWW_AUTHENTICATE) {
@@ -68,7 +68,7 @@ impl Challenge {
         found
     }
 
-    /// Whether it wants a token of a realm that may issue those of this upstream.
+    /// Whether it asks for a token from a realm that may issue tokens for this upstream.
     pub(super) fn is_allowed(&self, upstream: &UpstreamConfig) -> bool {
         matches!(self, Self::Bearer { realm, .. } if may_issue(realm, upstream))
     }
@@ -77,7 +77,7 @@ impl Challenge {
 /// The tokens of one upstream, by realm and scope.
 pub(super) struct Tokens {
     clock: Clock,
-    /// One lock for each: whoever comes while a token is fetched waits for that token.
+    /// Each has its own lock: further callers wait while a token is fetched.
     slots: std::sync::Mutex<HashMap<String, Slot>>,
 }
 
@@ -85,14 +85,14 @@ type Slot = Arc<Mutex<Option<CachedLogin>>>;
 
 /// A token, as token servers send it (token specification, "Token Response Fields").
 pub struct IssuedToken {
-    /// `Authorization` with it; sensitive.
+    /// The `Authorization` header with the token; marked sensitive.
     pub authorization: HeaderValue,
-    /// How long it is good for, at the most twelve hours.
+    /// How long the token is valid: at most twelve hours.
     pub life: Duration,
 }
 
 impl IssuedToken {
-    /// Reads the body of an answer. An error is [`UpstreamError::Invalid`].
+    /// Parses the body of an answer. An error is [`UpstreamError::Invalid`].
     pub fn parse(body: &[u8]) -> Result<Self, UpstreamError> {
         #[derive(Deserialize)]
         struct UpstreamResponse {
@@ -118,7 +118,7 @@ impl Tokens {
         Self { clock, slots: std::sync::Mutex::default() }
     }
 
-    /// The `Authorization` for a request about `name`. `refused` is one that upstream just answered with 401.
+    /// The `Authorization` for a request about `name`. `refused`: the value that upstream has just answered with 401.
     pub(super) async fn authorization(
         &self,
         challenge: &Challenge,
@@ -143,7 +143,7 @@ impl Tokens {
             _ => format!("repository:{name}:pull"),
         };
         let slot = self.slot(format!("{realm} {scope}"));
-        // Seldom needed, and large.
+        // Boxed because it is large and seldom needed.
         let fetch = Box::pin(self.fetch(realm, service, &scope, login, upstream, clients));
         CachedLogin::or_renewed(&mut *slot.lock().await, refused, &self.clock, fetch).await
     }
@@ -189,7 +189,7 @@ impl Tokens {
             status if status.is_client_error() && !login.is_anonymous() => {
                 return Err(UpstreamError::Denied(format!("its token server answered {status} to our credentials")));
             }
-            // Without credentials a registry does not tell a private repository from a missing one.
+            // To anonymous callers a registry does not tell a private repository from a missing one.
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => {
                 return Err(UpstreamError::NoRepository);
             }

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::ports::troubled::Troubled;
 
-/// What a request may be kept waiting by the ledger in all: when it asks, and when it notes what came of it.
+/// How long the ledger may delay a request in all: when the permit is asked for, and when the outcome is noted.
 const SOON: Duration = Duration::from_secs(4);
 
 struct World {
@@ -76,7 +76,7 @@ async fn the_breaker_is_kept_in_memory_while_the_ledger_does_not_answer_and_writ
         assert!(matches!(world.meter.permit(Kind::Manifest).await, Err(UpstreamError::Throttled { .. })));
         world.meter.permit(Kind::Head).await.unwrap();
     }
-    // What the ledger has is older than what this process knows.
+    // The ledger's gauge is older than the one in memory.
     set(&world.ledger.silent, false);
     world.clock.advance(READ_AGAIN);
     assert!(matches!(world.meter.permit(Kind::Manifest).await, Err(UpstreamError::Throttled { .. })));
