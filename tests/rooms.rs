@@ -1,6 +1,8 @@
 //! The rooms of `src`, in their order: each uses what stands below it, and nothing else. So there is no circle between rooms,
 //! and a reader who knows what is below a room knows all that it can depend on.
 
+#![expect(clippy::string_slice, clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
