@@ -1,7 +1,7 @@
 use std::fmt;
 
-/// The closed set of error codes of the distribution-spec 1.1, "Error codes", as far as a read-only registry has use for
-/// them.
+/// The error codes of the distribution-spec 1.1 ("Error codes") that a read-only registry needs, and two of Docker's
+/// registry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ErrorCode {
     /// `BLOB_UNKNOWN`
@@ -33,7 +33,7 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
-    /// The code as it stands in the JSON.
+    /// The code as the JSON body spells it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::BlobUnknown => "BLOB_UNKNOWN",
