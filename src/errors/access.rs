@@ -9,7 +9,7 @@ use super::StoreError;
 /// Why a caller is not let in.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AccessError {
-    /// No credentials were sent, and anonymous access is off for the caller's address.
+    /// No credentials were sent, and the request needs a login.
     #[error("say who you are: log in to this cache")]
     NoCredentials,
     /// Anonymous access is off for the caller's address, and no kind of login is configured.

@@ -52,8 +52,8 @@ pub struct OidcIdentity {
     pub claims: BTreeMap<String, String>,
 }
 
-/// The name of a robot: lower-case letters, digits, `.`, `_` and `-`, the first one a letter, at most 64 of them, but neither
-/// [`IAM_USER`] nor [`OIDC_USER`].
+/// The name of a robot: lower-case letters, digits, `.`, `_` and `-`, the first one a letter, at most 64 of them, but
+/// neither [`IAM_USER`] nor [`OIDC_USER`].
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RobotName(Box<str>);

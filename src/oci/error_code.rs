@@ -18,7 +18,8 @@ pub enum ErrorCode {
     NameInvalid,
     /// `NAME_UNKNOWN`
     NameUnknown,
-    /// `PAGINATION_NUMBER_INVALID`: not in the specification, which has no code for it; Docker's registry uses this one.
+    /// `PAGINATION_NUMBER_INVALID`: not in the specification, which has no code for it; Docker's registry uses this
+    /// one.
     PageInvalid,
     /// `SIZE_INVALID`
     SizeInvalid,
@@ -28,7 +29,8 @@ pub enum ErrorCode {
     Unauthorized,
     /// `UNSUPPORTED`
     Unsupported,
-    /// `UNAVAILABLE`: not in the specification, which has no code for "ask again later"; Docker's registry uses this one.
+    /// `UNAVAILABLE`: not in the specification, which has no code for "ask again later"; Docker's registry uses this
+    /// one.
     Unavailable,
 }
 

@@ -3,8 +3,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The most bytes a repository name may have at an upstream. The specification leaves it open; common clients stop at 255
-/// for host and name together (distribution-spec 1.1, "Pulling manifests").
+/// The most bytes a repository name may have at an upstream. The specification leaves it open; common clients stop at
+/// 255 for host and name together (distribution-spec 1.1, "Pulling manifests").
 const MAX_NAME_BYTES: usize = 255;
 /// The most bytes of a name in a request path: the prefix that selects the upstream or rule precedes it, and may be as
 /// long.

@@ -50,7 +50,7 @@ impl Operation {
 /// The page of a list of tags that the client asks for (distribution-spec 1.1, "Listing Tags").
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Page {
-    /// The most tags to send; `None`: [`Self::MOST`].
+    /// The most tags to send; `None`: [`Page::MOST`].
     pub n: Option<usize>,
     /// Only those that come after this one in lexical order.
     pub last: Option<String>,
@@ -159,7 +159,8 @@ impl Request {
 }
 
 impl Operation {
-    /// Parses what follows `/v2`. A name may itself have components called `manifests` or `blobs`, so the last one counts.
+    /// Parses what follows `/v2`. A name may itself have components called `manifests` or `blobs`, so the last one
+    /// counts.
     fn parse(path: &str, query: Query) -> Result<Self, InvalidRequest> {
         let path = path.strip_prefix('/').unwrap_or(path);
         if path.is_empty() {
