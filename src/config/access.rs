@@ -22,11 +22,12 @@ use crate::values::secret::Secret;
 /// Who is let in, and what they may pull.
 #[derive(Clone, Debug)]
 pub struct AccessConfig {
-    /// What tokens and signatures are for: those that name another service are worthless here.
+    /// The service that tokens and signatures must name: those for another service are refused.
     pub service: String,
-    /// Where it listens, if it is for callers on this machine only: what they call it has to mean this machine.
+    /// The address it listens on, if it serves callers on this machine only: the `Host` of a request must then mean
+    /// this machine.
     pub here: Option<IpAddr>,
-    /// Who need not say who they are.
+    /// Which callers need no login.
     pub anonymous: Anonymous,
     /// Whether robots are let in.
     pub robots: bool,
@@ -36,17 +37,18 @@ pub struct AccessConfig {
     pub oidc: BTreeMap<String, OidcConfig>,
     /// How long a token is good for.
     pub token_life: Duration,
-    /// What clients call this cache, where it cannot see that itself: behind a proxy that ends TLS.
+    /// The origin that clients reach this cache at, where it cannot see that itself: behind a proxy that terminates
+    /// TLS.
     pub url: Option<Url>,
     /// The keys that tokens are signed with, as [`TokenKeys`](crate::access::token::TokenKeys) reads them.
     pub signing_keys: Option<Secret>,
-    /// What those who are let in may pull.
+    /// What callers that are let in may pull.
     pub policy: Policy,
 }
 
 impl AccessConfig {
-    /// Callers on this machine may be nobody; there are no others. `listen` is where it listens: who calls that address from
-    /// here has it too.
+    /// Lets in anonymous callers on this machine, and no others. `listen` is the address it listens on: a caller on
+    /// this machine that connects to it has this address too.
     pub fn only_here(listen: IpAddr) -> Self {
         const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
         let mut here = vec![IpNet::from(IpAddr::V6(Ipv6Addr::LOCALHOST)), IpNet::V4(LOOPBACK)];
@@ -54,11 +56,11 @@ impl AccessConfig {
             here.push(listen.to_canonical().into());
         }
         let anonymous = Anonymous::From(here.into_iter().map(Network::Addresses).collect());
-        Self { here: Some(listen), anonymous, ..Self::nobody("stopover".into()) }
+        Self { here: Some(listen), anonymous, ..Self::closed("stopover".into()) }
     }
 
-    /// Nobody is let in.
-    fn nobody(service: String) -> Self {
+    /// No caller is let in.
+    fn closed(service: String) -> Self {
         Self {
             service,
             here: None,
@@ -73,8 +75,8 @@ impl AccessConfig {
         }
     }
 
-    /// All users and roles of one account of AWS, those of all accounts of an organisation, and whoever comes from one of these `networks`: for a deployment of whose
-    /// `[access]` nothing is said. `sts`: where STS is reached, if not at its own name.
+    /// Lets in all users and roles of one account of AWS, those of all accounts of an organisation, and anonymous
+    /// callers from `networks`: for a deployment without `[access]`. `sts`: the endpoint of STS, if not the public one.
     pub fn of_account(
         account: String,
         organization: Option<String>,
@@ -84,10 +86,10 @@ impl AccessConfig {
     ) -> Result<Self, ConfigError> {
         let iam = IamTable { partition: None, accounts: vec![account], organization, roles: Vec::new(), endpoint: sts }
             .read()?;
-        Ok(Self { anonymous: networks.into(), iam: Some(iam), ..Self::nobody(checked_service(service)?) })
+        Ok(Self { anonymous: networks.into(), iam: Some(iam), ..Self::closed(checked_service(service)?) })
     }
 
-    /// Why a principal is not let in from there, whatever it proves; `None`: it is, if it is that.
+    /// Why a principal is not let in from this peer, however it logs in. `None`: it is, once it has logged in.
     pub fn not_let_in(&self, principal: &Principal, source: Peer) -> Option<&'static str> {
         let (admits, reason) = match principal {
             Principal::Anonymous => (self.anonymous.admits(source), "access.anonymous does not name that address"),
@@ -107,8 +109,8 @@ impl AccessConfig {
         (!admits).then_some(reason)
     }
 
-    /// Whether it may be called this, a `Host` (RFC 9110, section 7.2). Where it is for this machine only, a name that
-    /// somebody else may bind to 127.0.0.1 would have their pages read what callers here may.
+    /// Whether a `Host` (RFC 9110, section 7.2) may mean this cache. Where it serves this machine only, a site that
+    /// binds a name of its own to 127.0.0.1 would have its pages read what callers here may (DNS rebinding).
     pub(crate) fn is_called(&self, host: &[u8]) -> bool {
         let Some(listen) = self.here else { return true };
         let Ok(authority) = Authority::try_from(host) else { return false };
@@ -116,7 +118,7 @@ impl AccessConfig {
         if let Ok(address) = host.parse::<IpAddr>().map(|address| address.to_canonical()) {
             return address.is_loopback() || address == listen.to_canonical();
         }
-        // RFC 6761, section 6.3: nobody else can say what it means; not all resolvers know that of the names below it.
+        // RFC 6761, section 6.3: no site can own this name; not all resolvers ensure that for the names below it.
         host.strip_suffix('.').unwrap_or(host).eq_ignore_ascii_case("localhost")
     }
 
@@ -142,7 +144,7 @@ impl fmt::Display for AccessConfig {
     }
 }
 
-/// Below the shortest that clients believe (token specification, "`expires_in`").
+/// A token should live no shorter (token specification, "`expires_in`").
 const SHORTEST_TOKEN: Duration = Duration::from_mins(1);
 const LONGEST_TOKEN: Duration = Duration::from_hours(1);
 const DEFAULT_TOKEN: Duration = Duration::from_mins(10);
@@ -160,7 +162,7 @@ impl AnonymousKey {
     }
 }
 
-/// Reads both. `None`: the file says nothing of it, so whoever runs the cache decides.
+/// Reads both. `None`: the file has no `[access]`, so the program that runs the cache decides.
 pub(super) fn read(
     table: Option<AccessTable>,
     rules: Vec<PolicyRuleTable>,
@@ -206,7 +208,7 @@ pub(super) fn read(
     Ok(Some(access))
 }
 
-/// It stands in a header between quotes, and in URLs.
+/// The name of the service stands in a header between quotes, and in URLs.
 fn checked_service(service: String) -> Result<String, ConfigError> {
     let plain = service.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:/".contains(&byte));
     if plain && !service.is_empty() {

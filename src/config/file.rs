@@ -1,4 +1,4 @@
-//! `stopover.toml` as it is written: what serde reads, and what it says when it cannot.
+//! `stopover.toml` as it is written: what serde reads, and its errors in the words of the file.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -105,8 +105,8 @@ pub(super) struct ScheduleTable {
     pub(super) platforms: Platforms,
 }
 
-/// Declares the tables that have some keys in common: one of those, and one of each kind that has others besides. (serde's
-/// `flatten` would take any unknown key for one of them.)
+/// Declares tables that have keys in common: one of these keys alone, and one of each kind that has further keys.
+/// (serde's `flatten` would take any unknown key for one of them.)
 macro_rules! tables_in_common {
     (
         $common:ident { $($key:ident: $kind:ty,)* }
@@ -327,7 +327,7 @@ pub(super) fn explain(error: &toml::de::Error, text: &str) -> String {
         let key = DeTable::parse(text).ok().and_then(|table| key_at(table.get_ref(), at));
         format!("line {line}, column {column}: {}", key.map_or_else(String::new, |key| format!("{key}: ")))
     });
-    // What the data model of serde calls a sequence, and a structure by the name that it has in here.
+    // serde calls a list a sequence, and a table by the name of its Rust type.
     let mut message = error.message().trim().replace("expected a sequence", "expected a list like [\"a\", \"b\"]");
     if let Some(at) = message.find("expected struct ") {
         message.replace_range(at.., "expected a table");

@@ -1,4 +1,4 @@
-//! `[access.iam]` and `[access.oidc.…]`: which identities are let in that others vouch for.
+//! `[access.iam]` and `[access.oidc.…]`: which identities of AWS and of OIDC issuers are let in.
 
 use std::collections::BTreeMap;
 
@@ -14,16 +14,16 @@ use crate::values::pattern::Pattern;
 /// Identities of AWS.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct IamConfig {
-    /// The partition that the accounts are of: one with the same number in another is somebody else's. `None`: `aws`, and
-    /// in a function that of its region.
+    /// The partition of the accounts: the same number in another partition is another customer's account. `None`:
+    /// `aws`, and in a function that of its region.
     pub partition: Option<Partition>,
     /// Accounts all of whose users and roles are let in.
     pub accounts: Vec<String>,
-    /// The organisation all of whose accounts are.
+    /// The organisation all of whose accounts are let in.
     pub organization: Option<String>,
     /// Patterns of ARNs without session: `arn:aws:iam::123456789012:role/eks-*`.
     pub roles: Vec<Pattern>,
-    /// Where STS is asked instead of at its public endpoint in the region: a VPC endpoint.
+    /// The endpoint of STS, instead of the public one in the region: a VPC endpoint.
     pub endpoint: Option<Url>,
 }
 
@@ -34,7 +34,7 @@ pub struct OidcConfig {
     pub issuer: String,
     /// Where its configuration is found (`OpenID` Connect Discovery 1.0, section 4).
     pub discovery: Url,
-    /// Where its keys are, if its configuration is not to be asked.
+    /// The URL of its keys, instead of the one that its configuration names.
     pub jwks_uri: Option<Url>,
     /// The claim `aud` that a token must have.
     pub audience: String,
@@ -44,8 +44,8 @@ pub struct OidcConfig {
     pub budget_claim: Option<String>,
 }
 
-/// What somebody is who has many subjects: a repository of GitHub, or of whatever issues tokens like it (Forgejo, Gitea),
-/// and a project of GitLab. Service accounts of Kubernetes have one subject each.
+/// The claims that stand for a caller with many subjects: a repository of GitHub, or of an issuer of tokens like it
+/// (Forgejo, Gitea), and a project of GitLab. Service accounts of Kubernetes have one subject each.
 const BUDGET_CLAIMS: [&str; 3] = ["repository_id", "project_id", "sub"];
 
 /// The claim that names the issuer (RFC 7519, section 4.1.1).
@@ -60,7 +60,7 @@ impl IamConfig {
             || self.roles.iter().any(|pattern| pattern.matches(&identity.arn))
     }
 
-    /// Whether anybody of a partition is: its STS is not asked about others.
+    /// Whether any identity of a partition is let in: the STS of another partition is not asked.
     pub(crate) fn admits_some_of(&self, partition: Partition) -> bool {
         (!self.accounts.is_empty() || self.organization.is_some()) && partition == self.partition()
             || self.roles.iter().any(|role| Partition::of_arn(role.as_str()) == Some(partition))
@@ -72,7 +72,7 @@ impl IamConfig {
 }
 
 impl OidcConfig {
-    /// Whether an identity has the claims, and is not that of an issuer that was called the same before.
+    /// Whether an identity has the claims, and is not of an earlier issuer with the same name in the file.
     pub fn admits(&self, identity: &OidcIdentity) -> bool {
         let has = |(name, pattern): (&String, &Pattern)| {
             identity.claims.get(name).is_some_and(|value| pattern.matches(value))
@@ -80,7 +80,8 @@ impl OidcConfig {
         identity.claims.get(ISSUER).is_none_or(|issuer| *issuer == self.issuer) && self.claims.iter().all(has)
     }
 
-    /// Whose expense it is what somebody asks for with these claims. Those without the claim that is configured are one.
+    /// The claim that a token is charged by, as `<claim>=<value>`. Tokens without the configured claim share one
+    /// budget.
     pub(crate) fn payer(&self, claim: impl Fn(&str) -> Option<String>) -> String {
         let of = |name: &str| Some(format!("{name}={}", claim(name)?));
         let payer = match &self.budget_claim {
@@ -110,7 +111,7 @@ impl IamTable {
         for role in roles.iter().map(Pattern::as_str) {
             let message = |reason| value("access.iam.roles", format!("{role:?} is nobody: {reason}"));
             is_arn(role).map_err(message)?;
-            // Anybody may have an account, and a role of any name in it.
+            // Every customer of AWS can make a role of any name in an account of its own.
             let before = role.split(':').take(5).collect::<Vec<_>>();
             if before.len() < 5 || before.iter().any(|part| part.contains('*')) {
                 return Err(value("access.iam.roles", format!("{role:?} has to name one account")));
@@ -120,7 +121,7 @@ impl IamTable {
             let message = "name accounts, roles or an organization: as it stands nobody is let in";
             return Err(value("access.iam", message));
         }
-        // Whoever answers there says who somebody is. The path is part of what is signed.
+        // The server there says whose signature it is. The path is part of what is signed.
         if endpoint.as_ref().is_some_and(|endpoint| !is_trusted(endpoint) || endpoint.path() != "/") {
             return Err(value("access.iam.endpoint", "must be https, without a path"));
         }
@@ -136,7 +137,7 @@ impl OidcTable {
         if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')) {
             return Err(value("access.oidc", format!("{name:?}: name an issuer with letters, digits, . _ and -")));
         }
-        // Whoever can speak for the issuer can be anybody.
+        // An attacker that can answer for the issuer can log in as any identity.
         let discovery = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
         let discovery = Url::parse(&discovery).ok().filter(|url| is_trusted(url) && url.query().is_none());
         let Some(discovery) = discovery.filter(|url| url.fragment().is_none()) else {
@@ -161,7 +162,7 @@ impl OidcTable {
     }
 }
 
-/// Whether nobody between us and a server can speak for it.
+/// Whether no host between us and a server can answer for it.
 fn is_trusted(url: &Url) -> bool {
     url.scheme() == "https" || (url.scheme() == "http" && url.host_str() == Some("127.0.0.1"))
 }

@@ -41,40 +41,40 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where the embedded adapters keep their files.
     pub data_dir: PathBuf,
-    /// How long a client may wait for a cold blob before it is told to come back.
+    /// How long a client may wait for a cold blob before it is told to retry.
     pub wait: Duration,
-    /// How many bytes running fills may hold: half of them ahead of what is stored, the rest for what is on its way there
-    /// (on S3 24 MiB, whatever this says).
+    /// How many bytes running fills may hold in memory: half of them ahead of what is stored, the rest for what is on
+    /// its way there (on S3 24 MiB, whatever this says).
     pub fill_memory: u64,
-    /// What each caller may have upstream asked for, and the cache store.
+    /// The budgets of each caller.
     pub budgets: Limits,
-    /// What is prefetched again and again.
+    /// The images that are prefetched periodically.
     pub schedules: Vec<Schedule>,
-    /// What is kept.
+    /// What the sweep keeps.
     pub retention: Retention,
     /// Every upstream that may be pulled through, by id.
     pub upstreams: BTreeMap<UpstreamId, UpstreamConfig>,
-    /// What holds below places at upstreams, by prefix.
+    /// The settings of places at upstreams, by prefix.
     pub rules: BTreeMap<Name, Rule>,
-    /// Who is let in, and what they may pull; `None`: the file says nothing of it.
+    /// Who is let in, and what they may pull; `None`: the file has no `[access]`.
     pub access: Option<AccessConfig>,
     /// The file the settings came from.
     pub source: Option<PathBuf>,
 }
 
-/// How much of each there is.
+/// The size of each budget.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
-    /// In a minute.
+    /// Misses per minute.
     pub misses: u32,
-    /// In an hour.
+    /// Manifests from upstream per hour.
     pub pulls: u32,
-    /// In a day.
+    /// Bytes of newly stored blobs per day.
     pub new_bytes: u64,
 }
 
 impl Limits {
-    /// How much of a budget there is.
+    /// The size of a budget.
     pub(crate) fn most(&self, budget: Budget) -> u64 {
         match budget {
             Budget::Misses => self.misses.into(),
@@ -90,24 +90,24 @@ pub enum ConfigError {
     /// The named file could not be read.
     #[error("cannot read the configuration {}", path.display())]
     Read {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// Why not.
+        /// The error of the file system.
         source: std::io::Error,
     },
-    /// The file is no TOML, or has an unknown key or a value of the wrong kind. Names line, column, key, and the nearest
-    /// right one.
+    /// The file is not TOML, or has an unknown key or a value of the wrong kind. Names line, column, key, and the
+    /// nearest right one.
     #[error("{}: {message}", path.display())]
     Parse {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// Where and what.
+        /// Line, column, key and reason.
         message: String,
     },
     /// A value that cannot be used.
     #[error("{key}: {message}")]
     Value {
-        /// The key as it stands in the file.
+        /// The key as the file spells it.
         key: String,
         /// What is wrong with it.
         message: String,
@@ -134,7 +134,8 @@ const DEFAULT_WAIT: Duration = Duration::from_secs(20);
 
 impl Config {
     /// Reads `path`, or uses the defaults where there is none. `cold` is the policy where the file names none. `secret`
-    /// reads what a reference means, or says in words why it cannot; who asks no upstream needs none.
+    /// reads the secret that a reference names, or says in words why it cannot; a command that asks no upstream needs
+    /// no secrets.
     pub fn load(
         path: Option<&Path>,
         cold: Cold,
@@ -146,7 +147,7 @@ impl Config {
         Self::parse(&text, path, cold, secret)
     }
 
-    /// The settings that a text says, which is the content of the file `path`.
+    /// Parses `text`, the content of the file `path`.
     pub fn parse(
         text: &str,
         path: &Path,
@@ -202,12 +203,12 @@ impl Config {
         })
     }
 
-    /// Who is let in, where the file says nothing of it too: those on this machine.
+    /// Who is let in: without `[access]` in the file, callers on this machine.
     pub fn access(&self) -> AccessConfig {
         self.access.clone().unwrap_or_else(|| AccessConfig::only_here(self.listen.ip()))
     }
 
-    /// The settings of every upstream and of every rule that has some of its own, each with what it is called.
+    /// The settings of every upstream and of every rule that has settings, each with its name for messages.
     pub fn settings(&self) -> impl Iterator<Item = (String, &UpstreamConfig)> {
         let upstreams = self.upstreams.iter().map(|(id, upstream)| (format!("upstream {id}"), upstream));
         let rules = self
@@ -217,8 +218,8 @@ impl Config {
         upstreams.chain(rules)
     }
 
-    /// The rule whose settings hold at a place: of those around it that have some, the one with the longest path. `None`:
-    /// those of the upstream do.
+    /// The rule whose settings apply to a place: of the rules with settings that enclose it, the one with the longest
+    /// path. `None`: the settings of the upstream apply.
     pub fn rule_at(&self, place: &Place) -> Option<&Name> {
         let around = self.rules.iter().filter(|(_, rule)| rule.settings.is_some() && rule.place.encloses(place));
         around.max_by_key(|(_, rule)| rule.place.depth()).map(|(prefix, _)| prefix)

@@ -4,8 +4,8 @@ use super::{ConfigError, value};
 use crate::oci::Name;
 use crate::values::pattern::Pattern;
 
-/// Which names of an upstream are answered: those that match `allow`, or all where it is not given, and of these none that
-/// matches `deny`.
+/// Which names of an upstream are answered: those that match `allow`, or all where it is not given, and of these none
+/// that matches `deny`.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct NameRules {
     pub(super) allow: Option<NamePatterns>,
@@ -20,7 +20,7 @@ pub(super) struct NamePatterns {
 }
 
 impl NameRules {
-    /// The patterns that there are, by the name of their key.
+    /// The patterns that the file has, by the name of their key.
     pub fn patterns(&self) -> impl Iterator<Item = (&'static str, Vec<&str>)> {
         let given = [("allow", &self.allow), ("deny", &self.deny)].into_iter();
         given.filter_map(|(name, given)| Some((name, given.as_ref()?.patterns.iter().map(Pattern::as_str).collect())))
@@ -39,8 +39,8 @@ impl NamePatterns {
         self.patterns.iter().any(|pattern| pattern.matches(name.as_str()))
     }
 
-    /// Refuses patterns that no name can match: `deny = ["nginx"]` would refuse nothing where all names have a slash, nor
-    /// below a `path` that it does not begin with.
+    /// Refuses patterns that no name can match: `deny = ["nginx"]` would refuse nothing where all names have a slash,
+    /// nor below a `path` that it does not begin with.
     pub(super) fn read(
         patterns: &[String],
         key: String,
@@ -66,11 +66,12 @@ impl NamePatterns {
 
 /// Whether a name may match a pattern: none has a tag, a digest, or a slash at its end.
 pub(super) fn is_pattern_of_names(pattern: &str) -> bool {
-    // A letter is what may stand beside anything.
+    // A letter may stand beside every other character.
     pattern.replace('*', "a").parse::<Name>().is_ok()
 }
 
-/// Whether a pattern may match `path` itself or a name below it. What follows its first star can always be matched there.
+/// Whether a pattern may match `path` itself or a name below it. What follows its first star can always be matched
+/// there.
 fn may_match_below(pattern: &str, path: &Name) -> bool {
     let below = format!("{path}/");
     match pattern.split_once('*') {

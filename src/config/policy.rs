@@ -1,4 +1,4 @@
-//! `[[policy]]`: what those may pull who are let in.
+//! `[[policy]]`: what callers that are let in may pull.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ pub(super) struct PolicyRuleTable {
     allow: bool,
 }
 
-/// What a claim has to be: a pattern, or a number or a boolean, which is its text.
+/// What a claim must be: a pattern, or a number or a boolean, which is its text.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected a pattern like \"acme*\", a whole number, true or false")]
 pub(super) enum ClaimTable {
@@ -34,7 +34,7 @@ pub(super) enum ClaimTable {
     Truth(bool),
 }
 
-/// The patterns that claims have to fit.
+/// The patterns that claims must match.
 pub(super) fn claims(tables: BTreeMap<String, ClaimTable>) -> BTreeMap<String, Pattern> {
     let pattern = |table| match table {
         ClaimTable::Pattern(pattern) => pattern,
@@ -45,8 +45,8 @@ pub(super) fn claims(tables: BTreeMap<String, ClaimTable>) -> BTreeMap<String, P
 }
 
 impl PolicyRuleTable {
-    /// Refuses what can be about nothing, which would deny nothing either, and empty lists, which look like nothing and
-    /// would mean everything.
+    /// Refuses patterns that match no caller or repository, because a rule with them would deny nothing, and empty
+    /// lists, which look like "none" and would mean "all".
     pub(super) fn read(
         self,
         number: usize,
@@ -66,12 +66,12 @@ impl PolicyRuleTable {
         }
         let (who, what) = (who.unwrap_or_default(), what.unwrap_or_default());
         for pattern in &who {
-            is_somebody(pattern, access)
+            may_be_let_in(pattern, access)
                 .map_err(|reason| value(key("who"), format!("{pattern:?} is nobody: {reason}")))?;
         }
         let has_claims = |pattern: &String| matches!(is_of_kind("oidc:", pattern, access), Some(Ok(())));
-        let somebody = if who.is_empty() { !access.oidc.is_empty() } else { who.iter().any(has_claims) };
-        if claims.is_some() && !somebody {
+        let has_claimants = if who.is_empty() { !access.oidc.is_empty() } else { who.iter().any(has_claims) };
+        if claims.is_some() && !has_claimants {
             let message = "only identities of [access.oidc] have claims, and the rule is about none of them";
             return Err(value(key("claims"), message));
         }
@@ -82,7 +82,7 @@ impl PolicyRuleTable {
             };
             let (upstream, name) = pattern.split_once('/').unwrap_or((pattern, "*"));
             if upstream.contains('*') {
-                // The star may reach into the name.
+                // The star may match the slash and a part of the name.
                 if !is_pattern_of_names(pattern) {
                     return names_none(pattern);
                 }
@@ -117,16 +117,16 @@ impl PolicyRuleTable {
     }
 }
 
-/// Whether a pattern may be about somebody who is let in; otherwise why not.
-fn is_somebody(pattern: &str, access: &AccessConfig) -> Result<(), String> {
-    let nobody = Err(InvalidPrincipal.to_string());
+/// Whether a pattern may match a principal that is let in; otherwise why not.
+fn may_be_let_in(pattern: &str, access: &AccessConfig) -> Result<(), String> {
+    let unknown = Err(InvalidPrincipal.to_string());
     let kinds = KINDS.iter().filter_map(|kind| is_of_kind(kind, pattern, access));
-    kinds.reduce(Result::or).unwrap_or(nobody)
+    kinds.reduce(Result::or).unwrap_or(unknown)
 }
 
-/// The same for principals of one kind. `None`: it is about other kinds.
+/// The same for principals of one kind. `None`: the pattern is about other kinds.
 fn is_of_kind(kind: &str, pattern: &str, access: &AccessConfig) -> Option<Result<(), String>> {
-    // A star may stand for the end of the kind, and then what follows it for anything.
+    // A star may match the end of the kind; then it may match any name of this kind.
     let rest = pattern.strip_prefix(kind).or_else(|| {
         let (start, _) = pattern.split_once('*')?;
         kind.starts_with(start).then_some("*")
@@ -137,8 +137,8 @@ fn is_of_kind(kind: &str, pattern: &str, access: &AccessConfig) -> Option<Result
         ("iam:", None) => Err("there is no [access.iam]".into()),
         ("iam:", Some(iam)) => is_arn(rest).and_then(|()| match pattern.parse() {
             Ok(Principal::Iam(mut identity)) if !pattern.contains('*') => {
-                // What partition accounts are of where that is not said, a function knows later, and who belongs to an
-                // organisation only AWS.
+                // Where the file names no partition, a function learns it later from its region, and only AWS knows the
+                // members of an organisation. Both are assumed to match.
                 identity.organization.clone_from(&iam.organization);
                 let partition = iam.partition.or_else(|| Partition::of_arn(&identity.arn));
                 let admits = IamConfig { partition, ..iam.clone() }.admits(&identity);
@@ -148,19 +148,19 @@ fn is_of_kind(kind: &str, pattern: &str, access: &AccessConfig) -> Option<Result
             _ => Ok(()),
         }),
         ("oidc:", _) => is_of_an_issuer(rest, access),
-        // Who needs not say who they are is not only said in this file.
+        // This file is not the only place where anonymous access is configured.
         _ if rest.chars().all(|letter| letter == '*') => Ok(()),
         _ => Err(InvalidPrincipal.to_string()),
     })
 }
 
 fn is_robot(pattern: &str) -> Result<(), String> {
-    // What a star may stand for, and no name that is taken comes of.
+    // Two texts that a star may match, at least one of which makes no reserved name.
     let names = ["", "a-"].map(|filling| pattern.replace('*', filling).parse::<RobotName>());
     names.into_iter().reduce(Result::or).map_or(Ok(()), |name| name.map(drop)).map_err(|error| error.to_string())
 }
 
-/// Whether a pattern may be about an identity of AWS as [`SignedFields::identity`] names it.
+/// Whether a pattern may match an identity of AWS as [`SignedFields::identity`] names it.
 ///
 /// [`SignedFields::identity`]: crate::access::iam::SignedFields::identity
 pub(super) fn is_arn(pattern: &str) -> Result<(), String> {

@@ -1,4 +1,4 @@
-//! What is particular about known registries, as data: nothing else asks which registry it has to do with.
+//! The peculiarities of known registries, as data: no other code asks which registry it talks to.
 
 use super::Referrers;
 use crate::values::pattern::Pattern;
@@ -7,7 +7,7 @@ use crate::values::pattern::Pattern;
 pub(super) struct Profile {
     /// The ids of its upstreams that need no configuration: each the host of an API, unless `api` names that.
     pub(super) ids: &'static [&'static str],
-    /// Other hosts that are it, as patterns: whatever is configured with one of them gets this profile.
+    /// Other hosts of its API, as patterns: an upstream that is configured with one of them gets this profile.
     hosts: &'static [&'static str],
     /// The host of its API, where that is not its id.
     pub(super) api: Option<&'static str>,
@@ -17,15 +17,16 @@ pub(super) struct Profile {
     pub(super) token_realms: &'static [&'static str],
     /// Whether a name without a slash means `library/<name>`.
     pub(super) library: bool,
-    /// What it knows of referrers.
+    /// How it lists referrers.
     pub(super) referrers: Referrers,
-    /// Who else carries its content: upstream, the first part of the names that it carries, and what that is there.
+    /// Upstreams that carry its content too: their id, the first part of the names that they carry, and what replaces
+    /// it there.
     pub(super) alternates: &'static [(&'static str, &'static str, &'static str)],
-    /// What many ids are called together, so that nobody has to read all of them.
+    /// The common name of many ids, so that lists for operators stay short.
     pub(super) family: Option<&'static str>,
 }
 
-/// Any registry that nothing particular is known of.
+/// A registry without known peculiarities.
 static ANY: Profile = Profile {
     ids: &[],
     hosts: &[],
@@ -42,7 +43,7 @@ macro_rules! artifact_registries {
     ($($location:literal)+) => { &[$(concat!($location, "-docker.pkg.dev")),+] };
 }
 
-/// Comments are what is particular. What needs no column is dealt with wherever it comes from: a constant for a scope, a
+/// Comments name the peculiarities. Those without a column are handled for every registry: a constant for a scope, a
 /// relative `Location`, a missing digest.
 static PROFILES: [Profile; 11] = [
     // Docker Hub: API and token server are hosts of their own; official images are in `library/` and elsewhere too; no

@@ -1,4 +1,4 @@
-//! What is kept, as it is set.
+//! What the sweep keeps, as it is configured.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use crate::values::pattern::Pattern;
 /// The shortest time that may be set: uses are known to the day.
 pub(crate) const SHORTEST: Duration = NOTED;
 
-/// The rules.
+/// The rules of retention.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Retention {
-    /// How long what nobody uses is kept. `None`: for ever.
+    /// How long unused content is kept. `None`: for ever.
     pub keep: Option<Duration>,
     /// Images that never expire: patterns of `repository:tag`.
     pub pin: Vec<Pattern>,

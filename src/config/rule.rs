@@ -1,4 +1,4 @@
-//! `[rules."…"]`: what holds for the repositories below one place at an upstream, and what else that place is called.
+//! `[rules."…"]`: the settings of the repositories below one place at an upstream, and another name of that place.
 
 use std::collections::BTreeMap;
 
@@ -9,14 +9,14 @@ use crate::oci::{Name, Place, Repository, UpstreamId};
 /// One rule.
 #[derive(Clone, Debug)]
 pub struct Rule {
-    /// What it is about.
+    /// The place that it is about.
     pub place: Place,
-    /// All settings that hold there, where the rule has any of its own: the others are those of the rule with the longest
-    /// path around it, else of the upstream.
+    /// All settings that apply there, if the rule has any of its own: the others are inherited from the enclosing rule
+    /// with the longest path, else from the upstream.
     pub settings: Option<UpstreamConfig>,
 }
 
-/// Every name of a place.
+/// The names of all places.
 pub struct Places {
     /// The ids of upstreams, their aliases and hosts.
     upstreams: BTreeMap<String, Place>,
@@ -25,7 +25,7 @@ pub struct Places {
 }
 
 impl Places {
-    /// Where two upstreams have the same host, the first one has it; an id or an alias is always its own.
+    /// A host that two upstreams have means the first one; ids and aliases take precedence over hosts.
     pub fn new(upstreams: &BTreeMap<UpstreamId, UpstreamConfig>, rules: &BTreeMap<Name, Rule>) -> Self {
         let mut places = BTreeMap::new();
         let ids = upstreams.keys().map(|id| (id.to_string(), id));
@@ -44,19 +44,20 @@ impl Places {
         Self { upstreams: places, rules: rules.collect() }
     }
 
-    /// The place that is called like this.
+    /// The place with this name.
     pub fn named(&self, text: &str) -> Option<&Place> {
         self.upstreams.get(text).or_else(|| self.rules.get(text))
     }
 
-    /// Whether a name that begins like this may be at a place: that is called so, or has this before or within its name.
+    /// Whether a name that begins like this may be at a place: `beginning` is a place's name, begins with one, or is
+    /// the beginning of one.
     pub fn reach(&self, beginning: &Name) -> bool {
         let within = |place: &String| place.strip_prefix(beginning.as_str()).is_some_and(|rest| rest.starts_with('/'));
         let mut names = self.upstreams.keys().chain(self.rules.keys());
         self.named(beginning.as_str()).is_some() || self.find(beginning).is_some() || names.any(within)
     }
 
-    /// The repository that a name means which begins with what a place is called: the longest such beginning counts.
+    /// The repository that a name means, if it begins with the name of a place: the longest such beginning counts.
     pub fn find(&self, name: &Name) -> Option<Repository> {
         // A whole name is a repository only where the place is more than an upstream.
         if let Some(Place { upstream, path: Some(path) }) = self.named(name.as_str()) {
@@ -65,7 +66,7 @@ impl Places {
         name.splits().find_map(|(prefix, rest)| Some(self.named(prefix)?.join(&rest)))
     }
 
-    /// The same, of upstreams only: for a name that begins like a rule's prefix only by chance.
+    /// Like [`Self::find`], for upstreams only: for a name that begins like a rule's prefix only by chance.
     pub fn find_upstream(&self, name: &Name) -> Option<Repository> {
         name.splits().find_map(|(prefix, rest)| Some(self.upstreams.get(prefix)?.join(&rest)))
     }
@@ -83,7 +84,7 @@ pub(super) fn read(
         let policy = table.policy();
         sorted.push((place(&prefix, table, &places)?, prefix, policy));
     }
-    // What is inherited is read before whatever inherits it.
+    // A rule is read before those that inherit from it.
     sorted.sort_by_key(|(place, ..)| place.depth());
     let mut rules: BTreeMap<Name, Rule> = BTreeMap::new();
     for (place, prefix, policy) in sorted {

@@ -1,4 +1,4 @@
-//! `[[schedule]]`: images that are prefetched again and again.
+//! `[[schedule]]`: images that are prefetched periodically.
 
 use std::time::Duration;
 
@@ -7,23 +7,23 @@ use super::{ConfigError, value};
 use crate::oci::{Platforms, Request};
 use crate::values::time::Timestamp;
 
-/// How often something outside looks for due schedules, where no timer runs (template.yaml, `Prefetch`).
+/// How often an external timer looks for due schedules, where the process runs none (template.yaml, `Prefetch`).
 pub const TICK: Duration = Duration::from_hours(1);
 
-/// Images that are prefetched again and again: a tag that has not moved costs a HEAD.
+/// Images that are prefetched periodically: a tag that has not moved costs a HEAD.
 #[derive(Clone, Debug)]
 pub struct Schedule {
-    /// How often.
+    /// The period.
     pub every: Duration,
-    /// Which, each as its pull.
+    /// The images, each as the request that pulls it.
     pub images: Vec<Request>,
-    /// For which platforms.
+    /// The platforms that are stored of an index.
     pub platforms: Platforms,
 }
 
 impl Schedule {
-    /// Whether it is due now, looked at once in every [`TICK`]: time is divided into parts as long as `every`, and the first
-    /// look in each part finds it due. Nobody has to remember when it last ran.
+    /// Whether it is due now, looked at once in every [`TICK`]: time is divided into periods of `every`, and the first
+    /// look in each period finds it due. So the time of the last run need not be stored.
     pub fn is_due(&self, now: Timestamp) -> bool {
         let every = self.every.as_secs().max(1);
         now.0 / every != now.0.saturating_sub(TICK.as_secs()) / every

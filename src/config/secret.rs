@@ -5,7 +5,7 @@ use std::path::Path;
 use super::file::{CredentialsTable, KeysTable};
 use crate::values::secret::Secret;
 
-/// Who we are at an upstream.
+/// Our login at an upstream.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Credentials {
     /// The user name.
@@ -19,12 +19,12 @@ pub struct Credentials {
 pub enum SecretReference<'a> {
     /// In an environment variable.
     Variable(&'a str),
-    /// In a file, but for the end of its last line.
+    /// In a file, without the line breaks at its end.
     File(&'a Path),
 }
 
 impl SecretReference<'_> {
-    /// Reads it; `variable` looks up the environment. Says in words why it cannot.
+    /// Reads the secret; `variable` looks up the environment. The error says in words why it cannot.
     pub fn read(self, variable: impl Fn(&str) -> Option<String>) -> Result<String, String> {
         let secret = match self {
             Self::Variable(name) => {
@@ -41,7 +41,7 @@ impl SecretReference<'_> {
 }
 
 impl CredentialsTable {
-    /// Who we are. Says in words why that cannot be read.
+    /// Our login. The error says in words why it cannot be read.
     pub(super) fn read(
         self,
         secret: &impl Fn(SecretReference) -> Result<String, String>,
@@ -52,7 +52,7 @@ impl CredentialsTable {
 }
 
 impl KeysTable {
-    /// The keys. Says in words why they cannot be read.
+    /// The keys. The error says in words why they cannot be read.
     pub(super) fn read(&self, secret: &impl Fn(SecretReference) -> Result<String, String>) -> Result<Secret, String> {
         named("", self.env.as_deref(), self.file.as_deref(), secret)
     }

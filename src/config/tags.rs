@@ -10,7 +10,7 @@ use crate::values::pattern::Pattern;
 pub struct TagRules {
     /// How long a tag is fresh that no pattern matches.
     pub fresh: Duration,
-    /// How long tags are fresh that match.
+    /// How long tags are fresh that match a pattern.
     pub patterns: Vec<(Pattern, Duration)>,
     /// Tags that never move: upstream is asked once.
     pub immutable: Vec<Pattern>,

@@ -48,12 +48,12 @@ pub enum Deleted {
     Serve,
 }
 
-/// What an upstream knows of the manifests that refer to another one.
+/// How an upstream lists referrers: manifests that name another one as their subject.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Referrers {
     /// It may have the referrers API (distribution-spec 1.1, "Listing Referrers"); it is asked.
     Ask,
-    /// It has none: only the tag that stands in for it ("Referrers Tag Schema").
+    /// It has no such API, only the tag in its place ("Referrers Tag Schema").
     TagOnly,
 }
 
@@ -70,9 +70,9 @@ pub struct UpstreamConfig {
     pub trusted_hosts: Vec<String>,
     /// Whether a name without a slash means `library/<name>`.
     pub library: bool,
-    /// What it knows of referrers.
+    /// How it lists referrers.
     pub referrers: Referrers,
-    /// What it and others like it are called together, where it is one of many that nobody has configured.
+    /// The common name of its family, if it is one of many that are built in.
     pub family: Option<&'static str>,
     /// Which names are answered at all.
     pub names: NameRules,
@@ -80,9 +80,10 @@ pub struct UpstreamConfig {
     pub max_blob: Option<MaxBlob>,
     /// How long tags are served without asking upstream.
     pub tags: TagRules,
-    /// How long after that it is still served while upstream is in trouble.
+    /// How long after that they are still served while upstream is in trouble.
     pub stale: Duration,
-    /// How long what is stored of a private repository is served before upstream is asked whether it still shows it to us.
+    /// How long what is stored of a private repository is served before upstream is asked whether it still shows it to
+    /// us.
     pub permission: Duration,
     /// How long a missing tag is remembered.
     pub missing: Duration,
@@ -92,30 +93,32 @@ pub struct UpstreamConfig {
     pub cold: Cold,
     /// Which children of an index are copied when a pull has stored it.
     pub platforms: Platforms,
-    /// Pulls that are left to clients who wait, when so few are left.
+    /// How many pulls of the quota are kept for clients that wait.
     pub reserve: u64,
-    /// How many fills that nobody waits for run at once there. Only where fills run in the same process.
+    /// How many fills run at once there that no client waits for. Only where fills run in the same process.
     pub fills: NonZeroUsize,
-    /// Who else carries its content, asked in this order when it limits us or fails.
+    /// Other upstreams that carry its content, asked in this order when it limits us or fails.
     pub alternates: Vec<Alternate>,
-    /// Whether everybody who is let in may see what we are shown there. `None`: as far as upstream shows it to everybody.
+    /// Whether every caller that is let in may see what upstream shows us. `None`: only if upstream shows it without a
+    /// login.
     pub public: Option<bool>,
-    /// Who we are there.
+    /// Our login there.
     pub credentials: Option<Credentials>,
-    /// The region of a private ECR registry: without `credentials` we log in there as whoever this process is to AWS.
+    /// The region of a private ECR registry: without `credentials` we log in there with the AWS identity of this
+    /// process.
     pub ecr_region: Option<String>,
 }
 
 /// Another upstream that carries the same content.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Alternate {
-    /// Which.
+    /// The id of the other upstream.
     pub upstream: UpstreamId,
     /// Names it carries, and their names there: the first part of `names` is replaced by `prefix`.
     pub names: (String, String),
-    /// Whether it may say what a tag is. Content by digest is verified anyway.
+    /// Whether it may resolve tags. Content by digest is verified anyway.
     pub tags: bool,
-    /// Whether whoever may pull something private here may also see what only some may see there.
+    /// Whether a caller that may pull private content here may also see what is private there.
     pub shared: bool,
 }
 
@@ -130,9 +133,9 @@ impl Alternate {
 /// The most bytes of a blob, and the key that says so.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MaxBlob {
-    /// How many.
+    /// The limit, in bytes.
     pub bytes: u64,
-    /// As it stands in the file.
+    /// The key as the file spells it.
     pub key: String,
 }
 
@@ -140,7 +143,7 @@ const DEFAULT_RESERVE: u64 = 10;
 /// About as many as one container runtime fetches at once.
 const DEFAULT_FILLS: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 
-/// What holds at every upstream that does not say otherwise: the top of the file.
+/// The settings of upstreams that do not set their own: the top of the file.
 pub(super) struct Defaults {
     pub(super) fresh: Duration,
     pub(super) stale: Duration,
@@ -217,7 +220,7 @@ fn upstream(
         Some(realms) => realms,
         None => profile.token_realms.iter().map(|&realm| origin(realm.to_owned())).collect::<Result<_, _>>()?,
     };
-    // The names of a registry mean the upstream that is called like it, not every other way to it.
+    // A registry's aliases belong to the upstream with its id, not to others that lead to the same host.
     let own = profile.ids.contains(&id.as_str());
     let aliases = || profile.aliases.iter().filter(|_| own).map(|&alias| alias.to_owned()).collect();
     let alternates = match table.alternates {
@@ -266,13 +269,13 @@ fn upstream(
 }
 
 impl UpstreamConfig {
-    /// Whether only those see what it shows us whom the policy names: as `public` says, else because it does not show that
-    /// to everybody. A private ECR registry does not, whoever we are there.
+    /// Whether only callers that the policy names may see what upstream shows us: as `public` says, else if we log in
+    /// there. To a private ECR registry we always do.
     pub fn is_private(&self) -> bool {
         self.public.map_or_else(|| self.credentials.is_some() || self.ecr_region.is_some(), |public| !public)
     }
 
-    /// Replaces what a table sets. `section`: what the table is called; `path`: below what it holds.
+    /// Replaces what a table sets. `section`: the name of the table; `path`: the path below which it applies.
     pub(super) fn set(
         &mut self,
         policy: PolicyTable,
@@ -321,10 +324,11 @@ impl UpstreamConfig {
     }
 }
 
-/// The shortest that may be set: each time it is over, an upstream is asked for each private repository that is pulled.
+/// The shortest that may be set: each time it has passed, an upstream is asked for each private repository that is
+/// pulled.
 const SHORTEST_PERMISSION: Duration = Duration::from_mins(1);
 
-/// How long a permission lasts without asking.
+/// Reads how long a permission lasts without asking upstream.
 pub(super) fn permission(Span(span): Span, key: &str) -> Result<Duration, ConfigError> {
     if span < SHORTEST_PERMISSION {
         return Err(value(key, "is at least \"1m\": whenever it is over, upstream is asked"));

@@ -6,19 +6,19 @@ use url::Url;
 
 use super::StoreError;
 
-/// Why somebody is not let in.
+/// Why a caller is not let in.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AccessError {
-    /// They did not say who they are, and may not be nobody.
+    /// No credentials were sent, and the request needs a login.
     #[error("say who you are: log in to this cache")]
     NoCredentials,
-    /// They may not be nobody here, and there is no way to say who they are.
+    /// Anonymous access is off for the caller's address, and no kind of login is configured.
     #[error(
         "this cache answers no callers from your address; [access] in its stopover.toml says whom it answers: \
          `anonymous = [\"<network>\"]`, or logins"
     )]
     NobodyHere,
-    /// They are on this machine, but call the cache by a name that may be somebody else's.
+    /// The caller is on this machine, but its `Host` is a name that another site may own (DNS rebinding).
     #[error(
         "without [access] in its stopover.toml this cache is 127.0.0.1 and localhost, and answers to no other name; \
          `anonymous = [\"127.0.0.0/8\", \"::1\"]` there has it answer callers on this machine whatever they call it"
@@ -27,34 +27,34 @@ pub enum AccessError {
     /// The user name or the secret is wrong. Which check failed is for the log only.
     #[error("the user name or the secret is wrong, or has expired")]
     WrongCredentials(&'static str),
-    /// The token is not valid.
+    /// The token is not valid, or has expired.
     #[error("the token is not valid, or not any more")]
     InvalidToken,
-    /// Too many wrong secrets.
+    /// Too many wrong secrets were tried lately.
     #[error("too many wrong secrets; try again later")]
     TooManyAttempts {
-        /// When.
+        /// How long to wait before another attempt.
         retry_after: Duration,
     },
-    /// So many log in that no more of them can be looked at.
+    /// So many logins are being verified that no more are taken on.
     #[error("too many are logging in now; try again later")]
     Busy {
-        /// When.
+        /// How long to wait before another attempt.
         retry_after: Duration,
     },
-    /// Whoever they are, they are not among those who are let in.
+    /// The credentials are right, but `[access]` does not let this principal in.
     #[error("{0} is not let in; [access] in the stopover.toml of this cache says who is")]
     NotLetIn(String),
-    /// They ask what operators do, and have not proven that they have the secret of operators.
+    /// An endpoint for operators was called without a proof of the operator secret.
     #[error(
         "this is for whoever runs the cache: the commands of the program prove that they can read the secret in its data \
          directory (operator_secret)"
     )]
     NotOperator,
-    /// Who they are cannot be found out now: whoever knows is in trouble.
+    /// The credentials cannot be verified now: the identity provider (STS, an OIDC issuer) is in trouble.
     #[error("who you are cannot be found out now: {0}")]
     Unreachable(#[from] Unreachable),
-    /// Who they are cannot be found out now.
+    /// The credentials cannot be verified now: storage failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -70,7 +70,7 @@ impl AccessError {
     }
 }
 
-/// Whoever knows cannot be asked now. Says why, and at most the origin of whom: queries carry signatures.
+/// The identity provider cannot be asked now. Says why, and at most the provider's origin: queries carry signatures.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Unreachable(String);
@@ -80,7 +80,7 @@ impl Unreachable {
         Self(format!("{}: {reason}", origin.origin().ascii_serialization()))
     }
 
-    /// Whoever asks by other means says this of it, in words that are for callers.
+    /// For adapters that ask by other means than a URL. `reason` is fit for callers to read.
     pub fn because(reason: &str) -> Self {
         Self(reason.to_owned())
     }

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-/// What is counted.
+/// What a budget counts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Budget {
-    /// Questions about what does not exist or is not shown, and lists that are read anew because they may be hundreds of
-    /// requests. By the minute.
+    /// Requests to upstream for what does not exist or is not shown, and lists that are read anew, because each may
+    /// take hundreds of requests. Per minute.
     Misses,
-    /// Manifests that upstream has sent: what quotas count. By the hour.
+    /// Manifests that upstream has sent: what quotas count. Per hour.
     Pulls,
-    /// Bytes of blobs that are stored. By the day.
+    /// Bytes of blobs that are newly stored. Per day.
     NewBytes,
 }
 
@@ -33,8 +33,8 @@ impl Budget {
     Budget::NewBytes => "you have had as many new bytes stored as you may in a day",
 }, humantime::format_duration(*retry_after))]
 pub struct OverBudget {
-    /// Which.
+    /// The budget that is used up.
     pub budget: Budget,
-    /// When there is enough of it again.
+    /// How long until enough of it is there again.
     pub retry_after: Duration,
 }

@@ -1,4 +1,4 @@
-//! Why a blob was not stored.
+//! Errors of fills.
 
 use super::{StoreError, UpstreamError};
 
@@ -8,16 +8,16 @@ pub enum FillError {
     /// Upstream did not send it.
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
-    /// Upstream sent something else: the length or the digest is wrong.
+    /// The bytes that upstream sent have a wrong length or digest.
     #[error("{0}")]
     Mismatch(String),
-    /// Storage did not take it.
+    /// Storage failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The claim ran out and another fill took over.
+    /// The claim expired and another fill took over.
     #[error("another fill took over")]
     ClaimLost,
-    /// It panicked: the log says where.
+    /// The fill panicked: the log says where.
     #[error("a mistake of this program broke the fill off; its log says where")]
     Panicked,
 }

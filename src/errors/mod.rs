@@ -1,4 +1,4 @@
-//! Errors that more than one room speaks of, down here so that no room has to know another for its errors' sake.
+//! Errors that several rooms share, below them all so that no room imports another for its errors alone.
 
 mod access;
 mod budget;

@@ -1,4 +1,4 @@
-//! What a client can be told, and the one table from that to status and code.
+//! Why a pull fails, and the one table from that to the status and the code that a client gets.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ pub enum PullError {
     /// The request itself was not understood.
     #[error(transparent)]
     Request(#[from] InvalidRequest),
-    /// Path and `ns` name two places.
+    /// Path and `ns` name different places.
     #[error("the path names {} but ns names {namespace}", excerpt(path))]
     Ambiguous {
         /// What the path names.
@@ -29,28 +29,28 @@ pub enum PullError {
     /// The configuration refuses the name.
     #[error("{} is not answered here: {key} in the configuration refuses it", excerpt(repository))]
     NotAllowed {
-        /// What was asked for.
+        /// The repository that the request names.
         repository: Repository,
-        /// Which key.
+        /// The key, as the file spells it.
         key: String,
     },
-    /// Whoever asks is not let in.
+    /// The caller is not let in.
     #[error(transparent)]
     Access(AccessError),
-    /// Whoever asks may not pull this.
+    /// The policy denies the caller this pull.
     #[error("{principal} may not pull {repository}: {reason}")]
     Forbidden {
-        /// Who asks.
+        /// The caller's principal.
         principal: String,
-        /// What for.
+        /// The repository that the request names.
         repository: Repository,
-        /// What says so, and what would say otherwise.
+        /// What denies it, and what would allow it.
         reason: &'static str,
     },
     /// There is no such manifest in this repository: upstream has just said so, or did lately.
     #[error("the upstream registry has no such manifest")]
     ManifestUnknown(Served),
-    /// No child of the index is for the platforms that were named; these are there.
+    /// No child of the index is for the platforms that were named. Lists the platforms that it has.
     #[error("the image is for none of the platforms that were named; it is for {0}")]
     NoPlatform(String),
     /// There is no such blob in this repository.
@@ -72,18 +72,18 @@ pub enum PullError {
         size: u64,
         /// The most bytes that are allowed.
         most: u64,
-        /// Which key.
+        /// The key, as the file spells it.
         key: String,
-        /// The manifest that names it, where that is what was asked for: it is not stored either.
+        /// The manifest that references the blob, if the client asked for that: it is not stored either.
         manifest: Option<Observed>,
     },
     /// The caller has used up a budget.
     #[error(transparent)]
     OverBudget(#[from] OverBudget),
-    /// Upstream did not give what is needed.
+    /// Upstream failed or refused.
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
-    /// Storage did not.
+    /// Storage failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -100,7 +100,7 @@ impl From<FillError> for PullError {
     }
 }
 
-/// Storage that fails at the gate is storage that fails.
+/// A failure of storage while a caller logs in is answered like any other failure of storage.
 impl From<AccessError> for PullError {
     fn from(error: AccessError) -> Self {
         match error {
@@ -119,20 +119,20 @@ pub struct Answer {
     pub code: ErrorCode,
     /// The sentence in its body.
     pub message: String,
-    /// When to ask again: always with 429 and 503.
+    /// The value of `Retry-After`: always there with 429 and 503.
     pub retry_after: Option<Duration>,
 }
 
 const SOON: Duration = Duration::from_secs(2);
 const LATER: Duration = Duration::from_secs(10);
-/// How long clients wait with 429. What takes longer is refused, and they say why: skopeo and podman would ask again four
-/// times, a minute apart each, before they fail.
+/// The longest wait that is answered with 429. A longer one is answered with 403, whose message clients show at once:
+/// with 429 skopeo and podman would ask again four times, a minute apart each, before they fail.
 const PATIENCE: Duration = Duration::from_mins(1);
-/// How long a client waits where upstream limits our rate and does not say for how long.
+/// The value of `Retry-After` where upstream limits our rate and does not say for how long.
 const THROTTLED: Duration = Duration::from_mins(1);
 
 impl PullError {
-    /// Whether upstream was asked for what it does not have, or does not show.
+    /// Whether upstream was asked for content that it does not have, or does not show us.
     pub fn is_miss(&self) -> bool {
         match self {
             Self::ManifestUnknown(served) => *served == Served::Miss,
@@ -151,8 +151,7 @@ impl PullError {
         }
     }
 
-    /// The table. Nothing of the words of storage, or of whoever knows callers, leaves the process: they may name hosts
-    /// and paths.
+    /// The table. Messages of storage and of identity providers never leave the process: they may name hosts and paths.
     pub fn answer(&self) -> Answer {
         let (status, code, retry_after) = match self {
             Self::Request(error) => {
@@ -168,7 +167,8 @@ impl PullError {
                 AccessError::Unreachable(_) | AccessError::Store(_) => {
                     (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, Some(LATER))
                 }
-                // Of 401 clients show the message, of 403 from a token endpoint some do not (containers/image).
+                // Clients show the message of a 401; some do not show that of a 403 from a token endpoint
+                // (containers/image).
                 AccessError::NoCredentials
                 | AccessError::WrongCredentials(_)
                 | AccessError::NotLetIn(_)

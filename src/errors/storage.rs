@@ -1,24 +1,24 @@
-//! Storage that did not do what it was asked, and what it was that went wrong.
+//! Failures of storage, with what caused them.
 
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
-/// Storage did not do what it was asked. Nothing may be concluded about what it holds.
+/// A request to storage failed. Nothing may be concluded about what it holds.
 ///
-/// Its words leave out what caused it, which is its [source](Error::source): [`chain`] has both.
+/// `Display` leaves out the cause, which is the [source](Error::source): [`chain`] writes both.
 #[derive(Debug, Clone)]
 pub enum StoreError {
     /// It could not be reached, was throttled, or failed: asking again later may help.
     Unavailable(Failure),
-    /// It said no: permissions, a read-only or full disk. Only the operator can help.
+    /// It refused: permissions, a read-only or full disk. Only the operator can help.
     Refused(Failure),
-    /// It answered with something that this version did not write.
+    /// It holds a record that this version cannot read.
     Corrupt(Failure),
 }
 
-/// What could not be done, and what caused that, if something reported it. Shared, because all who wait for one answer get
-/// the same.
+/// What could not be done, and the error that caused it, if there is one. Shared, because all callers that wait for one
+/// answer get the same error.
 #[derive(Debug, Clone)]
 pub struct Failure {
     what: String,
@@ -62,7 +62,7 @@ impl Error for StoreError {
     }
 }
 
-/// An error in words with everything that caused it: for logs and for operators, never for clients.
+/// The message of an error and of all its causes: for logs and for operators, never for clients.
 pub fn chain(error: &dyn Error) -> String {
     let causes = std::iter::successors(error.source(), |&error| error.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))

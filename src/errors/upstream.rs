@@ -1,27 +1,27 @@
-//! What upstream registries answer when they do not answer what was asked.
+//! Errors of upstream registries.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// What an upstream answered when it did not answer what was asked.
+/// Why an upstream did not give what was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UpstreamError {
-    /// It says there is no such thing, or (without credentials) does not tell a stranger apart from that.
+    /// It says that there is no such thing. Without credentials, this may also mean that it does not show it.
     #[error("upstream does not have it")]
     Missing,
-    /// It says that there is no such repository, or does not show it to strangers.
+    /// It says that there is no such repository, or that it does not show it to us.
     #[error("upstream has no such repository, or does not show it to us")]
     NoRepository,
     /// It refuses us. Nothing cached may be served on the strength of an earlier permission.
     #[error("upstream refused: {0}")]
     Denied(String),
-    /// It limits us.
+    /// It limits our pulls, requests or logins.
     #[error("{detail}")]
     Throttled {
-        /// What it limits.
+        /// Which of the limits.
         limit: Limit,
-        /// When it wants to be asked again.
+        /// How long to wait before asking again; `None`: it does not say.
         retry_after: Option<Duration>,
         /// Whose limit, since when, and what helps.
         detail: String,
@@ -31,10 +31,10 @@ pub enum UpstreamError {
     Unavailable {
         /// It did not answer at all, or not in time.
         silent: bool,
-        /// In words.
+        /// What failed, in words.
         reason: String,
     },
-    /// It answered well, and where it redirects to (its CDN) fails. Says nothing about the registry itself.
+    /// The host that it redirects to (its CDN) fails. This says nothing about the registry itself.
     #[error("where upstream redirects to is unavailable: {0}")]
     Elsewhere(String),
     /// It answered something that may not be passed on: not a manifest, not the promised bytes, a forbidden redirect.
@@ -65,17 +65,17 @@ impl std::fmt::Display for Limit {
 }
 
 impl UpstreamError {
-    /// Whether it says nothing about what was asked for: another upstream, or this one later, may well have it.
+    /// Whether this says nothing about the content: another upstream, or this one later, may well have it.
     pub fn is_trouble(&self) -> bool {
         matches!(self, Self::Throttled { .. } | Self::Unavailable { .. } | Self::Elsewhere(_))
     }
 
-    /// Whether it says that the repository is not for us: whatever upstream has shown us of it before counts no more.
+    /// Whether upstream denies us the repository: what it has shown us of it before no longer counts.
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Denied(_) | Self::NoRepository)
     }
 
-    /// Whether it was asked for what it does not have, or does not show.
+    /// Whether upstream was asked for content that it does not have, or does not show us.
     pub fn is_miss(&self) -> bool {
         *self == Self::Missing || self.is_refusal()
     }

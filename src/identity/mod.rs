@@ -1,4 +1,4 @@
-//! Who a caller is, where they call from, and what rules say of them: values, without any I/O.
+//! A caller's principal, its address, and the rules of what it may pull: values, without any I/O.
 
 mod network;
 pub mod partition;

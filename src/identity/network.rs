@@ -1,4 +1,4 @@
-//! Where a request comes from, and what `anonymous` in `[access]` may name of that.
+//! Where a request comes from, and the networks that `anonymous` in `[access]` may name.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use crate::values::address::{canonical, is_in};
 
-/// Where a request comes from, as whatever runs the router knows it, and never as a header says it.
+/// Where a request comes from, as the server or the front on AWS knows it, and never as a header of the client says it.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Peer {
     /// The address that it was sent from. `None`: not known, so in no network.
@@ -30,7 +30,7 @@ pub struct VpcEndpoint {
     number: u128,
 }
 
-/// What callers may be known by who need not say who they are.
+/// A network whose callers need no login.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Network {
     /// Their address is one of these.
@@ -44,18 +44,18 @@ pub enum Network {
 #[error("{0:?} is no network like 10.0.0.0/8, and no VPC endpoint like vpce-0123456789abcdef0")]
 pub struct InvalidNetwork(String);
 
-/// Who need not say who they are.
+/// Which callers need no login.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Anonymous {
-    /// Nobody.
+    /// None: every caller has to log in.
     Nobody,
-    /// Whoever comes from one of these.
+    /// Callers from one of these networks.
     From(Vec<Network>),
-    /// Everybody, from everywhere.
+    /// All callers, from every address.
     Everybody,
 }
 
-/// Whoever comes from one of these networks; of none, nobody.
+/// Callers from one of these networks; without any network, no caller.
 impl From<Vec<Network>> for Anonymous {
     fn from(networks: Vec<Network>) -> Self {
         if networks.is_empty() { Self::Nobody } else { Self::From(networks) }
@@ -63,7 +63,7 @@ impl From<Vec<Network>> for Anonymous {
 }
 
 impl Anonymous {
-    /// Whether a request from there may be from nobody.
+    /// Whether a request from this peer may be anonymous.
     pub fn admits(&self, source: Peer) -> bool {
         match self {
             Self::Nobody => false,
@@ -74,7 +74,7 @@ impl Anonymous {
 }
 
 impl Network {
-    /// Whether a few like this are everybody: wider than /8, or than /16 of IPv6.
+    /// Whether a few networks like this cover all addresses: wider than /8, or than /16 of IPv6.
     pub fn is_wide(&self) -> bool {
         match self {
             Self::Addresses(IpNet::V4(network)) => network.prefix_len() < 8,

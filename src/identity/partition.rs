@@ -1,11 +1,11 @@
-//! The parts of AWS, their regions and accounts.
+//! The partitions of AWS, their regions and accounts.
 
 use serde::Deserialize;
 
-/// A part of AWS that has accounts, identities and host names of its own.
+/// A partition of AWS: it has accounts, identities and host names of its own.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Deserialize)]
 pub enum Partition {
-    /// All regions but those of the others.
+    /// All regions that are in no other partition.
     #[default]
     #[serde(rename = "aws")]
     Commercial,
@@ -18,12 +18,12 @@ pub enum Partition {
 }
 
 impl Partition {
-    /// All of them.
+    /// All partitions that the public internet reaches.
     pub(crate) const ALL: [Self; 3] = [Self::Commercial, Self::China, Self::Government];
 
     /// The partition of a region: `eu-west-1`, `cn-north-1`, `us-gov-west-1`. `None`: that is no region, or one of a
-    /// partition that the public internet does not reach. What passes is part of a host name, where `s3` would be another
-    /// service.
+    /// partition that the public internet does not reach. Strict, because a region becomes part of a host name, where
+    /// `s3` would be another service.
     pub fn of(region: &str) -> Option<Self> {
         let letters = |text: &str, count: std::ops::RangeInclusive<usize>| {
             count.contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_lowercase())
@@ -45,7 +45,7 @@ impl Partition {
         Self::ALL.into_iter().find(|partition| partition.as_str() == name)
     }
 
-    /// As ARNs name it.
+    /// The name of the partition in ARNs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Commercial => "aws",
@@ -64,7 +64,7 @@ pub fn sts_host(region: &str) -> Option<String> {
     Some(format!("sts.{region}.{end}"))
 }
 
-/// Whether this is the number of an account: twelve digits.
+/// Whether this is the id of an account: twelve digits.
 pub(crate) fn is_account(text: &str) -> bool {
     text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit())
 }

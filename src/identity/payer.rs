@@ -1,4 +1,4 @@
-//! At whose expense something is.
+//! Whose budget a request is charged to.
 
 use std::net::IpAddr;
 
@@ -8,19 +8,19 @@ use sha2::{Digest as _, Sha256};
 use super::Principal;
 use crate::values::address::neighbourhood;
 
-/// Whose expense something is. Of a fixed size, however long the name of a principal is.
+/// The caller that is charged. Of a fixed size, however long the name of its principal is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Payer {
-    /// Whoever asks from this address without saying who they are; of IPv6 all of a /64.
+    /// Anonymous callers from this address; of IPv6 from all of its /64.
     Network(IpAddr),
-    /// Somebody who logged in, wherever they are: the beginning of the SHA-256 of their name, or of what they cannot have
-    /// many of who have many names.
+    /// A caller that has logged in, from any address: the beginning of the SHA-256 of its name or, because an OIDC
+    /// identity may have many subjects, of the claim that it is charged by.
     Principal([u8; 16]),
 }
 
 impl Payer {
-    /// Whose expense a request is. `None`: nobody's, because nobody knows where it comes from.
+    /// The caller that a request is charged to. `None`: an anonymous caller whose address is not known is not charged.
     pub fn of(principal: &Principal, address: Option<IpAddr>) -> Option<Self> {
         let name = match principal {
             Principal::Anonymous => return address.map(|address| Self::Network(neighbourhood(address))),

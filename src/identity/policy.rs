@@ -11,21 +11,21 @@ use crate::oci::Repository;
 use crate::values::address::is_in;
 use crate::values::pattern::Pattern;
 
-/// Rules in order: the first one that is about a pull decides it. Where none is, what is private is denied, and what is
-/// public is allowed to everybody who is let in.
+/// Rules in order: the first one that matches a pull decides it. Where none matches, a private repository is denied,
+/// and a public one is allowed to every caller that is let in.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Policy(pub Vec<Rule>);
 
-/// One rule. It is about a pull if all that it names fits; what it leaves out fits everything.
+/// One rule. It matches a pull if all of its keys do; a key that it leaves out matches everything.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Rule {
-    /// What people call it: its place in the file.
+    /// What messages call it: its place in the file.
     pub name: String,
     /// Patterns of principals (`robot:*`).
     pub who: Vec<Pattern>,
-    /// Patterns of claims, all of which the principal has to have.
+    /// Patterns of claims, all of which the principal must have.
     pub claims: BTreeMap<String, Pattern>,
-    /// Where the caller is: canonical networks.
+    /// Networks that the caller's address may be in, canonical.
     pub networks: Vec<IpNet>,
     /// Patterns of canonical repositories (`ghcr.io/acme/*`).
     pub what: Vec<Pattern>,
@@ -36,16 +36,16 @@ pub struct Rule {
 /// What has decided whether a principal may pull from a repository.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Decision<'a> {
-    /// This rule.
+    /// The first rule that matches.
     Rule(&'a Rule),
-    /// No rule, and the upstream shows it to everybody: it may.
+    /// No rule matches, and the repository is public: it is allowed.
     Public,
-    /// No rule, and it is private: not everybody who is let in may see it.
+    /// No rule matches, and the repository is private: it is denied.
     Private,
 }
 
 impl Policy {
-    /// Decides. `private`: the repository is denied where no rule is about it.
+    /// Decides a pull. `private`: the repository is denied where no rule matches.
     pub fn decide(
         &self,
         principal: &Principal,
@@ -60,15 +60,15 @@ impl Policy {
         }
     }
 
-    /// Whether a rule may keep somebody away from a repository who is let in: some rule denies it to some, even if an
-    /// earlier one allows it to the same.
+    /// Whether a rule may deny a repository to a caller that is let in: some rule denies it, even if an earlier one
+    /// allows it to the same callers.
     pub fn may_deny(&self, repository: &Repository) -> bool {
         self.0.iter().any(|rule| !rule.allow && fits(&rule.what, &repository.to_string()))
     }
 
-    /// Whether a rule that names `there` may keep somebody away from it who may pull from `here`, which has the same content.
-    /// One that is about both keeps them away from `here` too, unless another allows that before; and one that is about
-    /// everything says nothing of `there` in particular.
+    /// Whether a rule that names `there` may deny it to a caller that may pull from `here`, which has the same content.
+    /// A rule that matches both denies `here` too, unless an earlier one allows that; and a rule for all repositories
+    /// says nothing of `there` in particular.
     pub fn may_deny_beside(&self, there: &Repository, here: &Repository) -> bool {
         let (there, here) = (there.to_string(), here.to_string());
         let mut allowed_here = false;
@@ -82,12 +82,12 @@ impl Policy {
 }
 
 impl Rule {
-    /// Whether it is about some repositories, and not about all.
+    /// Whether it names some repositories, and not all.
     fn names_places(&self) -> bool {
         !self.what.is_empty() && !self.what.iter().any(|pattern| pattern.as_str() == "*")
     }
 
-    /// The first key of the rule that something else than this pull would have to fit. `None`: it is about this pull.
+    /// The first key of the rule that does not match this pull. `None`: the rule matches it.
     pub fn other_than(
         &self,
         principal: &Principal,
@@ -114,7 +114,7 @@ impl Rule {
 }
 
 impl Decision<'_> {
-    /// Whether it may.
+    /// Whether the pull is allowed.
     pub fn allowed(&self) -> bool {
         match self {
             Self::Rule(rule) => rule.allow,
@@ -123,7 +123,7 @@ impl Decision<'_> {
         }
     }
 
-    /// What has decided, in a word or two.
+    /// What has decided: the name of the rule, `public` or `private`.
     pub fn name(&self) -> &str {
         match self {
             Self::Rule(rule) => &rule.name,

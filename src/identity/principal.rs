@@ -1,4 +1,4 @@
-//! Who asks, and how rules name them.
+//! Principals, and how rules name them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,17 +12,17 @@ pub const IAM_USER: &str = "aws";
 /// The user name that identities of `OpenID` Connect issuers log in with.
 pub const OIDC_USER: &str = "oidc";
 
-/// Who asks: what authentication has established of a caller, and nothing that the caller merely says.
+/// The identity of a caller: what authentication has established of it, and nothing that the caller merely claims.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Principal {
-    /// Nobody in particular.
+    /// A caller without credentials.
     Anonymous,
-    /// Whoever has the secret of this robot.
+    /// A caller that has the secret of this robot.
     Robot(RobotName),
-    /// Who AWS says it is (STS `GetCallerIdentity`).
+    /// An identity that AWS confirms (STS `GetCallerIdentity`).
     Iam(IamIdentity),
-    /// Who an `OpenID` Connect issuer says it is.
+    /// An identity that an `OpenID` Connect issuer confirms.
     Oidc(OidcIdentity),
 }
 
@@ -45,15 +45,15 @@ pub struct OidcIdentity {
     pub issuer: String,
     /// The claim `sub`.
     pub subject: String,
-    /// Whose expense it is what the identity asks for, as `<claim>=<value>`: a subject may be a branch, of which whoever
-    /// controls a repository has as many as they like.
+    /// The claim that the identity is charged by, as `<claim>=<value>`: a subject may be a branch, and the owner of a
+    /// repository makes as many branches as they like.
     pub payer: String,
     /// The claims that rules and the configuration of the issuer ask about, as text.
     pub claims: BTreeMap<String, String>,
 }
 
-/// The name of a robot: lower-case letters, digits, `.`, `_` and `-`, the first one a letter, at most 64 of them, but neither
-/// [`IAM_USER`] nor [`OIDC_USER`].
+/// The name of a robot: lower-case letters, digits, `.`, `_` and `-`, the first one a letter, at most 64 of them, but
+/// neither [`IAM_USER`] nor [`OIDC_USER`].
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RobotName(Box<str>);
@@ -67,7 +67,7 @@ pub struct RobotName(Box<str>);
 pub struct InvalidRobotName;
 
 impl RobotName {
-    /// The name as it stands in a user name.
+    /// The name as a user name spells it.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -121,13 +121,13 @@ impl fmt::Display for Principal {
 #[error("a principal is anonymous, robot:<name>, iam:<arn> or oidc:<issuer>:<subject>")]
 pub struct InvalidPrincipal;
 
-/// The kinds of principals, as their names begin.
+/// The beginnings of principals' names, one of each kind.
 pub(crate) const KINDS: [&str; 4] = ["anonymous", "robot:", "iam:", "oidc:"];
 
 impl FromStr for Principal {
     type Err = InvalidPrincipal;
 
-    /// Reads what rules name. Claims are not part of a name.
+    /// Reads a name as rules write it. Claims are not part of a name.
     fn from_str(text: &str) -> Result<Self, InvalidPrincipal> {
         match text.split_once(':') {
             None if text == "anonymous" => Ok(Self::Anonymous),

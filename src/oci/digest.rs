@@ -82,7 +82,7 @@ impl Digest {
 
     /// The hash itself: 32 or 64 bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
-        // A digest has been checked to be hexadecimal.
+        // Parsing has checked that the digits are hexadecimal.
         from_hexadecimal(self.hex()).unwrap_or_default()
     }
 
@@ -201,8 +201,8 @@ impl Hasher {
         }
     }
 
-    /// A hasher that goes on from a saved state. `None`: it is no state of this algorithm. A state is not authenticated: a
-    /// changed one gives a wrong digest in the end, which then fits nothing.
+    /// Resumes from a saved state. `None`: the text is no state of this algorithm. A state is not authenticated: a
+    /// changed one gives a wrong digest, which then fails verification.
     pub fn restore(algorithm: Algorithm, saved: &str) -> Option<Self> {
         let bytes = from_hexadecimal(saved)?;
         Some(Self(match algorithm {

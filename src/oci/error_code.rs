@@ -1,7 +1,7 @@
 use std::fmt;
 
-/// The closed set of error codes of the distribution-spec 1.1, "Error codes", as far as a read-only registry has use for
-/// them.
+/// The error codes of the distribution-spec 1.1 ("Error codes") that a read-only registry needs, and two of Docker's
+/// registry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ErrorCode {
     /// `BLOB_UNKNOWN`
@@ -18,7 +18,8 @@ pub enum ErrorCode {
     NameInvalid,
     /// `NAME_UNKNOWN`
     NameUnknown,
-    /// `PAGINATION_NUMBER_INVALID`: not in the specification, which has no code for it; Docker's registry uses this one.
+    /// `PAGINATION_NUMBER_INVALID`: not in the specification, which has no code for it; Docker's registry uses this
+    /// one.
     PageInvalid,
     /// `SIZE_INVALID`
     SizeInvalid,
@@ -28,12 +29,13 @@ pub enum ErrorCode {
     Unauthorized,
     /// `UNSUPPORTED`
     Unsupported,
-    /// `UNAVAILABLE`: not in the specification, which has no code for "ask again later"; Docker's registry uses this one.
+    /// `UNAVAILABLE`: not in the specification, which has no code for "ask again later"; Docker's registry uses this
+    /// one.
     Unavailable,
 }
 
 impl ErrorCode {
-    /// The code as it stands in the JSON.
+    /// The code as the JSON body spells it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::BlobUnknown => "BLOB_UNKNOWN",

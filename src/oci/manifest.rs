@@ -12,12 +12,12 @@ use super::{Digest, InvalidDigest, Platform};
 /// manifests"); containerd, podman and API Gateway take no more.
 pub const MAX_MANIFEST_BYTES: usize = 4 * 1024 * 1024;
 
-/// How many blobs an image may name, and how many manifests an index. Each costs a fill and a record, and 4 MiB have room
-/// for 40,000 of them. Container runtimes stack 500 layers at the most (overlayfs), and artifacts of several hundred files
-/// exist.
+/// The most blobs that an image may reference, and the most manifests that an index may. Each costs a fill and a
+/// record, and a manifest of 4 MiB has room for 40,000. Runtimes stack at most 500 layers (overlayfs); artifacts of
+/// several hundred files exist.
 pub const MAX_NAMED: usize = 1000;
 
-/// The media type of a manifest, without parameters: one of the four that clients of today understand.
+/// The media type of a manifest, without parameters: one of the four that current clients understand.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "&'static str")]
 pub enum MediaType {
@@ -32,7 +32,7 @@ pub enum MediaType {
 }
 
 impl MediaType {
-    /// All of them, as `Accept` names them. Registries choose an answer by this header, so it never varies.
+    /// All four, as the value of `Accept`. Registries choose an answer by this header, so it never varies.
     pub const ACCEPT: &'static str = "application/vnd.oci.image.index.v1+json, \
          application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.oci.image.manifest.v1+json, \
          application/vnd.docker.distribution.manifest.v2+json";
@@ -85,14 +85,15 @@ impl fmt::Display for MediaType {
     }
 }
 
-/// What a manifest says of one thing it refers to (image-spec 1.1, "Descriptor").
+/// A reference from a manifest to content (image-spec 1.1, "Descriptor").
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Descriptor {
     /// The address of the content.
     pub digest: Digest,
     /// Its length in bytes.
     pub size: u64,
-    /// Not for distribution: clients fetch it from `urls` that we never follow, so it is not copied ahead of demand.
+    /// A foreign layer: clients fetch it from its `urls`, which this cache never follows, so it is not copied ahead of
+    /// demand.
     pub foreign: bool,
 }
 
@@ -101,16 +102,16 @@ pub struct Descriptor {
 pub struct Child {
     /// The address of the manifest.
     pub digest: Digest,
-    /// What it is for, where the index says so. Attestations are for `unknown/unknown`.
+    /// Its platform, where the index names one. Attestations have `unknown/unknown`.
     pub platform: Option<Platform>,
 }
 
-/// A manifest exactly as upstream sent it, with its parsed outline.
+/// A manifest exactly as upstream sent it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Manifest {
     /// The address of `bytes`.
     pub digest: Digest,
-    /// What upstream said it is.
+    /// The media type that upstream sent it with.
     pub media_type: MediaType,
     /// The bytes, never re-serialised.
     pub bytes: Bytes,
@@ -125,13 +126,14 @@ pub enum InvalidManifest {
     /// More than [`MAX_NAMED`] blobs or manifests.
     #[error("the manifest names {0} blobs or manifests; more than {MAX_NAMED} are not stored")]
     TooMany(usize),
-    /// Neither of the four types of [`MediaType`].
+    /// None of the four types of [`MediaType`].
     #[error("media type {0:?} is not one of an OCI or Docker (schema 2) manifest or index")]
     MediaType(String),
-    /// A byte order mark or bytes that are no UTF-8. API Gateway's text path would change them, and with them the digest.
+    /// A byte order mark or bytes that are not UTF-8. API Gateway's text path would change them, and with them the
+    /// digest.
     #[error("the manifest is not plain UTF-8 (or begins with a byte order mark)")]
     Encoding,
-    /// No JSON, or not the shape of its media type.
+    /// Not JSON, or without the fields that its media type requires.
     #[error("the manifest is not the JSON its media type promises: {0}")]
     Json(String),
     /// `mediaType` in the body contradicts the header (distribution-spec 1.1, "Pulling manifests").
@@ -148,7 +150,7 @@ pub enum InvalidManifest {
 }
 
 impl Manifest {
-    /// Accepts bytes whose digest the caller has verified, if they can be served again without a change.
+    /// Accepts bytes whose digest has been verified, if they can be served again unchanged.
     pub fn new(digest: Digest, media_type: MediaType, bytes: Bytes) -> Result<Self, InvalidManifest> {
         let manifest = Self { digest, media_type, bytes };
         let outline = manifest.outline()?;
@@ -160,7 +162,7 @@ impl Manifest {
     }
 
     /// The blobs an image manifest refers to: its configuration first, then its layers, each digest once. An index has
-    /// none: its children are manifests, and are fetched when they are asked for.
+    /// none: its children are manifests, which are fetched when a client asks for them.
     pub fn blobs(&self) -> Result<Vec<Descriptor>, InvalidManifest> {
         let outline = self.outline()?;
         let (mut blobs, mut known) = (Vec::new(), HashSet::new());
@@ -186,7 +188,7 @@ impl Manifest {
         Ok(children.collect())
     }
 
-    /// What an index says of the manifests that it lists, in full; an image lists none.
+    /// The descriptors of an index with all their fields; an image has none.
     pub fn descriptors(&self) -> Result<Vec<Map<String, Value>>, InvalidManifest> {
         #[derive(Deserialize)]
         struct Index {
@@ -198,8 +200,8 @@ impl Manifest {
         Ok(index.manifests)
     }
 
-    /// The addresses of everything it names: the blobs of an image, the manifests of an index. One that could never be
-    /// served is left out.
+    /// The digests that it references: the blobs of an image, the manifests of an index. One that could never be served
+    /// is left out.
     pub fn references(&self) -> Result<Vec<Digest>, InvalidManifest> {
         let outline = self.outline()?;
         let described = outline.config.into_iter().chain(outline.layers).map(|described| described.digest);
@@ -231,7 +233,7 @@ impl Manifest {
     }
 }
 
-/// As much of a manifest or an index as a cache has to understand.
+/// The fields of a manifest or an index that a cache reads.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Outline {

@@ -3,10 +3,11 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The most bytes a repository name may have at an upstream. The specification leaves it open; common clients stop at 255
-/// for host and name together (distribution-spec 1.1, "Pulling manifests").
+/// The most bytes a repository name may have at an upstream. The specification leaves it open; common clients stop at
+/// 255 for host and name together (distribution-spec 1.1, "Pulling manifests").
 const MAX_NAME_BYTES: usize = 255;
-/// The most bytes of a name in a path of ours: what chooses the place stands before it, and may be as long.
+/// The most bytes of a name in a request path: the prefix that selects the upstream or rule precedes it, and may be as
+/// long.
 const MAX_PATH_BYTES: usize = 2 * MAX_NAME_BYTES + 1;
 
 /// A repository name: `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*`
@@ -24,7 +25,7 @@ pub struct Name(Box<str>);
 pub struct InvalidName;
 
 impl Name {
-    /// The name as it stands in a URL.
+    /// The name as a URL spells it.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -34,7 +35,7 @@ impl Name {
         self.0.split_once('/').map_or(&self.0, |(first, _)| first)
     }
 
-    /// Every way to divide it in two, the one with the longest first part first.
+    /// Every way to split it in two at a slash, the longest first part first.
     pub fn splits(&self) -> impl Iterator<Item = (&str, Self)> {
         self.0.rmatch_indices('/').filter_map(|(at, _)| {
             let (first, rest) = self.0.split_at_checked(at)?;
@@ -42,18 +43,18 @@ impl Name {
         })
     }
 
-    /// `<self>/<rest>`, however long that is: [`Self::checked`] says whether an upstream can have it.
+    /// `<self>/<rest>`, of any length: [`Self::checked`] applies the limit of upstreams' names.
     #[must_use]
     pub fn join(&self, rest: &Self) -> Self {
         Self(format!("{self}/{rest}").into())
     }
 
-    /// Whether it is `place`, or has the components of `place` first.
+    /// Whether it is `place`, or begins with the components of `place`.
     pub fn is_below(&self, place: &Self) -> bool {
         self.0.strip_prefix(&*place.0).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
-    /// Itself, unless it is longer than names of upstreams are.
+    /// The name itself, unless it is longer than a name at an upstream may be.
     pub fn checked(self) -> Result<Self, InvalidName> {
         if self.0.len() <= MAX_NAME_BYTES { Ok(self) } else { Err(InvalidName) }
     }
@@ -112,14 +113,14 @@ impl fmt::Display for Name {
     }
 }
 
-/// The id of an upstream: one component of a name, because it is also the path prefix that chooses it. Usually the
+/// The id of an upstream: one component of a name, because it is also the path prefix that selects it. Usually the
 /// registry's host name: `docker.io`, `ghcr.io`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct UpstreamId(Box<str>);
 
 impl UpstreamId {
-    /// The id as it stands in a path.
+    /// The id as a path spells it.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -156,7 +157,7 @@ impl fmt::Display for UpstreamId {
 /// A repository after normalisation: the form every key and every permission uses.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct Repository {
-    /// Where it is copied from.
+    /// The registry that it is copied from.
     pub upstream: UpstreamId,
     /// Its name there.
     pub name: Name,

@@ -4,10 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{Digest, Manifest, MediaType};
 
-/// What a registry says of a manifest without sending it (the answer to HEAD).
+/// What a registry's answer to HEAD tells about a manifest.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Observed {
-    /// Its address.
+    /// The digest of its bytes.
     pub digest: Digest,
     /// Its media type.
     pub media_type: MediaType,
@@ -16,7 +16,7 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// What a registry would say of it.
+    /// What a registry's answer to HEAD would tell about this manifest.
     pub fn of(manifest: &Manifest) -> Self {
         let size = manifest.bytes.len() as u64;
         Self { digest: manifest.digest.clone(), media_type: manifest.media_type, size }

@@ -19,12 +19,12 @@ pub struct Platform {
 pub struct InvalidPlatform(String);
 
 impl Platform {
-    /// A platform in the form that all its names come down to.
+    /// A platform in its canonical form.
     pub(super) fn new(os: &str, architecture: &str, variant: Option<&str>) -> Self {
         let (os, architecture) = (os.to_ascii_lowercase(), architecture.to_ascii_lowercase());
         let variant = variant.map(str::to_ascii_lowercase).filter(|variant| !variant.is_empty());
         let (architecture, variant) = match (architecture.as_str(), variant.as_deref()) {
-            // The names that kernels use, and the one variant that either of them has always meant.
+            // Kernels' names for the architectures, and each one's default variant.
             ("x86_64" | "amd64", None | Some("v1")) => ("amd64".to_owned(), None),
             ("aarch64" | "arm64", None | Some("8" | "v8")) => ("arm64".to_owned(), None),
             _ => (architecture, variant),
@@ -32,12 +32,12 @@ impl Platform {
         Self { os, architecture, variant }
     }
 
-    /// Linux on the kind of machine this program was built for.
+    /// Linux on the architecture that this program was built for.
     pub fn of_this_machine() -> Self {
         Self::of_machine(std::env::consts::ARCH)
     }
 
-    /// By Rust's name of its architecture; images use those of Go.
+    /// Takes Rust's name of an architecture; images use Go's.
     fn of_machine(architecture: &str) -> Self {
         let architecture = match architecture {
             "x86" => "386",
@@ -48,7 +48,7 @@ impl Platform {
         Self::new("linux", architecture, None)
     }
 
-    /// Whether an image for `other` is meant.
+    /// Whether this pattern matches an image for `other`.
     pub fn means(&self, other: &Self) -> bool {
         self.os == other.os
             && self.architecture == other.architecture
@@ -94,21 +94,21 @@ impl fmt::Display for Platform {
     }
 }
 
-/// Which children of an index are copied without being asked for.
+/// Which children of an index are copied ahead of demand.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(from = "Written", into = "Written")]
 pub enum Platforms {
-    /// None: what is asked for, and nothing else.
+    /// None: only what clients request.
     #[default]
     Requested,
-    /// Those for these platforms, and those that do not say what they are for.
+    /// Those for these platforms, and those for which the index names no platform.
     Only(Vec<Platform>),
     /// Every one, attestations too.
     All,
 }
 
 impl Platforms {
-    /// Whether a child for this platform is meant. `None`: it does not say.
+    /// Whether a child for this platform is copied. `None`: the index names no platform for it.
     pub fn mean(&self, platform: Option<&Platform>) -> bool {
         match self {
             Self::Requested => false,

@@ -1,13 +1,13 @@
 /// What a `Range` header asks for (RFC 9110, section 14.2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RequestedRange {
-    /// Everything: no header, an unknown unit, or several ranges, which a server may answer with the whole.
+    /// The whole representation: no header, an unknown unit, or several ranges (a server may ignore `Range`).
     Whole,
-    /// From the first byte given up to the last one, or to the end.
+    /// From the first byte to the last one, both included, or to the end.
     From(u64, Option<u64>),
-    /// As many bytes from the end.
+    /// The last so many bytes.
     Suffix(u64),
-    /// `bytes=` followed by something that is no range.
+    /// `bytes=` followed by text that is not a range.
     Malformed,
 }
 
@@ -46,7 +46,8 @@ impl RequestedRange {
         }
     }
 
-    /// The bytes of a representation of `size` bytes that are meant, or `None` where no byte is (416).
+    /// The bytes that it selects of a representation of `size` bytes. `None`: it is malformed, or selects no byte
+    /// (416).
     pub fn of(self, size: u64) -> Option<ByteRange> {
         let (first, length) = match self {
             Self::Whole => {

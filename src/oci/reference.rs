@@ -16,15 +16,15 @@ pub struct Tag(Box<str>);
 pub struct InvalidTag;
 
 impl Tag {
-    /// The tag whose index lists the manifests that name `subject` as theirs, where upstream has no API for that
-    /// (distribution-spec 1.1, "Referrers Tag Schema").
+    /// The tag whose index lists the referrers of `subject`, where upstream has no API for that (distribution-spec 1.1,
+    /// "Referrers Tag Schema").
     pub fn of_referrers(subject: &Digest) -> Self {
         // No algorithm has a name of more than 32 characters; a sha512 digest has more than 64 digits.
         let encoded = subject.hex();
         Self(format!("{}-{}", subject.algorithm().name(), encoded.get(..64).unwrap_or(encoded)).into())
     }
 
-    /// The tag as it stands in a URL.
+    /// The tag as a URL spells it.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -62,7 +62,7 @@ impl fmt::Display for Tag {
     }
 }
 
-/// What a manifest is asked for by.
+/// What a request names a manifest by.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Reference {
@@ -87,7 +87,7 @@ impl FromStr for Reference {
     type Err = InvalidReference;
 
     fn from_str(text: &str) -> Result<Self, InvalidReference> {
-        // A colon can stand in no tag, so it alone tells the two apart.
+        // No tag can contain a colon, and every digest does.
         if text.contains(':') { Ok(Self::Digest(text.parse()?)) } else { Ok(Self::Tag(text.parse()?)) }
     }
 }

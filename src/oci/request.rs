@@ -11,16 +11,16 @@ use super::{Digest, InvalidDigest, InvalidName, Name, Reference, Tag};
 pub struct Request {
     /// `HEAD`: the same answer without its body.
     pub head: bool,
-    /// The path before `/v2/`, where there is one: `/<upstream>/v2/…`. It says as much as the same path behind `/v2/`, except
-    /// that it has to name an upstream or a rule.
+    /// The path before `/v2/`, where there is one: `/<upstream>/v2/…`. It means the same as behind `/v2/`, except that
+    /// it must name an upstream or a rule.
     pub prefix: Option<Name>,
     /// The `ns` query parameter: the registry the client believes it talks to (distribution-spec, "Registry Proxying").
     pub namespace: Option<String>,
-    /// What is asked for.
+    /// The endpoint, with what its path and query name.
     pub operation: Operation,
 }
 
-/// What a request asks for. Names are as they stand in the path, not yet normalised.
+/// What a request asks for. Names are as the path spells them, not yet normalised.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Operation {
     /// `/v2/`
@@ -36,7 +36,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// The repository that it is about, as the path names it.
+    /// The repository, as the path names it; a ping has none.
     pub fn name(&self) -> Option<&Name> {
         match self {
             Self::Ping => None,
@@ -47,25 +47,25 @@ impl Operation {
     }
 }
 
-/// Which part of a list of tags is wanted (distribution-spec 1.1, "Listing Tags").
+/// The page of a list of tags that the client asks for (distribution-spec 1.1, "Listing Tags").
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Page {
-    /// At most so many.
+    /// The most tags to send; `None`: [`Page::MOST`].
     pub n: Option<usize>,
     /// Only those that come after this one in lexical order.
     pub last: Option<String>,
 }
 
 impl Page {
-    /// The most tags that are sent at once: with the longest names, less than a function may answer with (6 MB).
+    /// The most tags in one answer: even with the longest names less than a Lambda function may answer with (6 MB).
     pub const MOST: usize = 10_000;
 
-    /// How many tags are sent at once.
+    /// The most tags of this page.
     pub fn size(&self) -> usize {
         self.n.unwrap_or(Self::MOST).min(Self::MOST)
     }
 
-    /// The tags of this page out of all, which are in lexical order, and whether more come after it.
+    /// The tags of this page out of `tags`, which are in lexical order, and whether more follow it.
     pub fn of<'a>(&self, tags: &'a [Tag]) -> (&'a [Tag], bool) {
         let first = self.last.as_ref().map_or(0, |last| tags.partition_point(|tag| tag.as_str() <= last.as_str()));
         let rest = tags.get(first..).unwrap_or_default();
@@ -77,7 +77,7 @@ impl Page {
 /// Why a request was not understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRequest {
-    /// A write, or a method that registries do not know.
+    /// A method other than GET and HEAD, or an endpoint that only a push uses.
     #[error("this registry is a read-only cache: push to the upstream registry itself, then pull through here")]
     Method,
     /// Not a path of the pull part of the specification.
@@ -136,14 +136,14 @@ impl Request {
         })
     }
 
-    /// The pull of an image as people write its name: `nginx`, `ghcr.io/a/b:1.0`, `registry.example.com:5000/a@sha256:…`.
-    /// A digest says more than a tag beside it; without either it is `latest`.
+    /// Parses an image's name as users write it: `nginx`, `ghcr.io/a/b:1.0`, `registry.example.com:5000/a@sha256:…`. A
+    /// digest takes precedence over a tag; without either it is `latest`.
     pub fn image(text: &str) -> Result<Self, InvalidRequest> {
         let (text, digest) = match text.split_once('@') {
             Some((text, digest)) => (text, Some(digest.parse::<Digest>()?)),
             None => (text, None),
         };
-        // A colon before the last slash belongs to the port of a host, which no name can hold.
+        // A colon before the last slash belongs to the port of a host; no name can contain one.
         let (name, tag) = match text.rsplit_once(':') {
             Some((name, tag)) if !tag.contains('/') => (name, tag),
             _ => (text, "latest"),
@@ -159,7 +159,8 @@ impl Request {
 }
 
 impl Operation {
-    /// Parses what follows `/v2`. A name may itself have components called `manifests` or `blobs`, so the last one counts.
+    /// Parses what follows `/v2`. A name may itself have components called `manifests` or `blobs`, so the last one
+    /// counts.
     fn parse(path: &str, query: Query) -> Result<Self, InvalidRequest> {
         let path = path.strip_prefix('/').unwrap_or(path);
         if path.is_empty() {
@@ -172,7 +173,7 @@ impl Operation {
         let (name, kind) = rest.rsplit_once('/').ok_or(InvalidRequest::Endpoint)?;
         match (kind, last) {
             ("manifests", reference) => Ok(Self::Manifest(name.parse()?, reference.parse()?)),
-            // The state of an upload, which only a push has.
+            // The endpoints of an upload, which only a push uses.
             ("blobs", "uploads" | "") | ("uploads", _) => Err(InvalidRequest::Method),
             ("blobs", digest) => Ok(Self::Blob(name.parse()?, digest.parse()?)),
             ("tags", "list") => Ok(Self::Tags(name.parse()?, query.page()?)),
@@ -184,7 +185,7 @@ impl Operation {
     }
 }
 
-/// Decodes `%XX` once. An encoded slash could move the border between name and reference, so it is no valid name.
+/// Decodes `%XX` once. An encoded slash could move the border between name and reference, so it is refused.
 fn decode(path: &str) -> Result<Cow<'_, str>, InvalidRequest> {
     if !path.contains('%') {
         return Ok(Cow::Borrowed(path));
@@ -195,8 +196,8 @@ fn decode(path: &str) -> Result<Cow<'_, str>, InvalidRequest> {
     percent_decode_str(path).decode_utf8().map_err(|_| InvalidName.into())
 }
 
-/// The query of a request, in which a plus is a plus: it is no form, and media types have one (RFC 3986, section 3.4). What
-/// nobody has asked about is left alone: clients add parameters of their own. An empty value is none.
+/// The query of a request. A plus stands for itself (RFC 3986, section 3.4), not for a space as in forms: media types
+/// have one. Unknown parameters are ignored, because clients add their own. An empty value counts as absent.
 #[derive(Clone, Copy)]
 struct Query<'a>(&'a str);
 
@@ -220,7 +221,7 @@ impl Query<'_> {
 
     fn page(self) -> Result<Page, InvalidRequest> {
         let number = |text: String| {
-            // Rust's numbers may have a plus before them.
+            // `usize::from_str` accepts a leading plus.
             let digits = text.bytes().all(|byte| byte.is_ascii_digit()).then_some(text);
             digits.and_then(|text| text.parse::<usize>().ok()).ok_or(InvalidRequest::Page)
         };

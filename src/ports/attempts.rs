@@ -1,4 +1,4 @@
-//! Conditional writes that others overtake.
+//! Attempts of conditional writes that other writers overtake.
 
 use std::time::Duration;
 
@@ -18,8 +18,8 @@ impl Attempts {
         Self(0)
     }
 
-    /// After an attempt that was overtaken: a random pause, so that writers of one record do not meet again. Fails once
-    /// there were enough of them.
+    /// After an attempt that was overtaken: a random pause, so that writers of one record do not collide again. Fails
+    /// after the last attempt.
     pub(crate) async fn again(&mut self) -> Result<(), StoreError> {
         self.0 += 1;
         if self.0 >= MOST {

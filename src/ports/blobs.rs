@@ -19,14 +19,14 @@ use crate::values::time::Timestamp;
 
 /// Immutable content, addressed by its digest and stored once whatever the repository.
 ///
-/// Storage never interprets the bytes. That they match their digest is decided by the core, which publishes no others.
+/// Storage never interprets the bytes. The core verifies that they match their digest, and publishes no others.
 #[async_trait]
 pub trait Blobs: Send + Sync {
     /// The length in bytes of a stored blob, from the storage itself. `None`: not stored.
     async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError>;
 
-    /// Where a client gets the bytes of a blob that the ledger says is stored. Needs no network. `None`: the adapter can
-    /// tell without asking that it is not there.
+    /// Where a client gets the bytes of a blob that the ledger says is stored. Needs no network. `None`: the adapter
+    /// can tell without a request that it is not there.
     async fn locate(&self, digest: &Digest) -> Result<Option<Location>, StoreError>;
 
     /// Begins to store a blob of `size` bytes. `progress` receives [`Progress::Growing`] where the adapter lets readers
@@ -38,8 +38,8 @@ pub trait Blobs: Send + Sync {
         progress: &watch::Sender<Progress>,
     ) -> Result<Box<dyn Upload>, StoreError>;
 
-    /// Goes on with an upload of which a checkpoint was taken at `offset`, with these words. Whatever was written after
-    /// that is forgotten. `None`: they do not fit together, or the upload is gone.
+    /// Resumes an upload from a checkpoint at `offset`; `upload` is what [`Upload::checkpoint`] returned. Bytes that
+    /// were written after it are discarded. `None`: the two do not match, or the upload is gone.
     async fn resume(
         &self,
         digest: &Digest,
@@ -49,21 +49,23 @@ pub trait Blobs: Send + Sync {
         progress: &watch::Sender<Progress>,
     ) -> Result<Option<Box<dyn Upload>>, StoreError>;
 
-    /// Throws away the uploads that none of these checkpoints speaks of and nobody has written to for `idle`. Returns how
-    /// many they were.
+    /// Discards the uploads that belong to none of the `known` checkpoints and were not written to for `idle`. Returns
+    /// how many they were.
     async fn abandon(&self, known: &HashSet<String>, idle: Duration) -> Result<usize, StoreError>;
 
     /// Every stored blob once, in no order. One that is stored or removed meanwhile may be among them or not.
     fn list(&self) -> BoxStream<'_, Result<StoredBlob, StoreError>>;
 
-    /// Deletes the bytes of a blob. Whoever reads them already may read on; removing what is not there is a no-op.
+    /// Deletes the bytes of a blob. A reader that has opened them may read on; removing a blob that is not stored is a
+    /// no-op.
     async fn remove(&self, digest: &Digest) -> Result<(), StoreError>;
 }
 
 /// A blob on its way into storage. It becomes visible whole, by [`Self::publish`], or not at all; storing a blob twice
 /// is a no-op. Memory stays bounded whatever the size.
 ///
-/// Dropping it leaves what was written, as a crash does: a checkpoint can be gone on from, the rest is abandoned later.
+/// Dropping it leaves what was written, as a crash does: an upload with a checkpoint can be resumed, others are
+/// abandoned later.
 #[async_trait]
 pub trait Upload: Send {
     /// Where a checkpoint may lie: at multiples of so many bytes.
@@ -76,31 +78,31 @@ pub trait Upload: Send {
     /// [`Blobs::resume`] needs to go on there. Writing may go on meanwhile.
     fn checkpoint(&mut self) -> BoxFuture<'static, Result<String, StoreError>>;
 
-    /// Makes the blob visible. All of its bytes have been written, and they are the right ones.
+    /// Makes the blob visible. All of its bytes have been written, and their digest is verified.
     async fn publish(&mut self) -> Result<(), StoreError>;
 
-    /// Throws away what was written.
+    /// Discards what was written.
     async fn discard(self: Box<Self>);
 }
 
-/// Bytes that are stored, as the storage itself tells.
+/// A stored blob, as the storage itself reports it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StoredBlob {
-    /// Their address.
+    /// Its digest.
     pub digest: Digest,
-    /// How many.
+    /// Its length in bytes.
     pub size: u64,
-    /// Since when, by the storage's own clock.
+    /// When it was stored, by the storage's own clock.
     pub modified: Timestamp,
 }
 
-/// A URL that is a permission by itself: whoever has it may fetch what is there. Wherever it is shown, that is only the
-/// origin, because path and query can carry the signature.
+/// A URL that is a permission by itself: any client that has it may fetch the content. `Display` and `Debug` show its
+/// origin only, because path and query can carry the signature.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SignedUrl(Url);
 
 impl SignedUrl {
-    /// All of it, for whoever may fetch what is there.
+    /// The whole URL, for a client that may fetch the content.
     pub fn expose(&self) -> &Url {
         &self.0
     }

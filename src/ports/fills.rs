@@ -18,23 +18,24 @@ pub struct Job {
     pub digest: Digest,
     /// Its length in bytes, as the manifest says.
     pub size: u64,
-    /// Who waits for it.
+    /// How urgent it is.
     #[serde(default)]
     pub priority: Priority,
 }
 
-/// One image to store whole, nobody waiting for it.
+/// One image to store whole, without a client that waits for it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ImageJob {
-    /// Where it is.
+    /// The repository that it is in.
     pub repository: Repository,
-    /// Which it is there.
+    /// Its tag or digest.
     pub reference: Reference,
-    /// Which of its children, where it is an index.
+    /// Which of its children are stored too, if it is an index.
     pub platforms: Platforms,
-    /// Of its manifests and blobs. [`Priority::Refresh`] has upstream asked what a tag is, however fresh its record.
+    /// The priority of its manifests and blobs. With [`Priority::Refresh`] upstream is asked for the digest of a tag
+    /// however fresh its record is.
     pub priority: Priority,
-    /// At whose expense. `None`: nobody's, because the operator wants it.
+    /// The caller that is charged. `None`: no caller is, because the operator requested it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payer: Option<Payer>,
 }
@@ -49,38 +50,38 @@ pub enum Work {
     Image(ImageJob),
 }
 
-/// What is filled first.
+/// The order of fills, the most urgent first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Priority {
-    /// A client has pulled what names it.
+    /// A client has pulled a manifest that references it.
     #[default]
     Interactive,
-    /// Somebody will pull it soon.
+    /// A client is expected to pull it soon.
     Prefetch,
     /// It keeps up to date what was stored before, under a tag that may have moved.
     Refresh,
 }
 
-/// A fill that was requested and has not ended well, as whoever runs fills knows it.
+/// A fill that was requested and has not succeeded, as the adapter knows it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Requested {
     /// What was requested.
     pub job: Job,
     /// How many bytes have arrived, where the fill runs in this process; 0 elsewhere.
     pub written: u64,
-    /// That it is not tried again unless somebody asks, and why if the adapter knows.
+    /// Set if it is not tried again until it is requested again.
     pub given_up: Option<GivenUp>,
 }
 
-/// A fill that is not tried again unless somebody asks.
+/// A fill that is not tried again until it is requested again.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct GivenUp {
-    /// Why, for people. `None`: the record of the blob says so.
+    /// Why, in words. `None`: the record of the blob says so.
     pub reason: Option<String>,
 }
 
-/// The asynchronous side: whatever is requested here is filled later, elsewhere.
+/// The queue of fills: what is requested here is filled later, by another task or process.
 #[async_trait]
 pub trait Fills: Send + Sync {
     /// Requests fills. Durable once it returns: a job is run at least once, and again after a failure that may pass.
@@ -90,14 +91,14 @@ pub trait Fills: Send + Sync {
     /// Requests images, as durably. They lead to requests for fills.
     async fn request_images(&self, images: &[ImageJob]) -> Result<(), StoreError>;
 
-    /// Requests a fill that a client waits for, and watches it, or the one of the same blob that runs already. `None`:
+    /// Requests a fill that a client waits for, and watches it, or the fill of the same blob that runs already. `None`:
     /// fills run in another process, and the ledger is where their outcome shows.
     async fn request_now(&self, job: &Job) -> Result<Option<Watched>, StoreError>;
 
     /// What was given up, and what is still to be filled as far as the adapter can tell (SQS cannot).
     async fn list(&self) -> Result<Vec<Requested>, StoreError>;
 
-    /// Requests again what was given up, and says how many fills those were.
+    /// Requests again what was given up, and returns how many fills those were.
     async fn retry(&self) -> Result<usize, StoreError>;
 }
 
@@ -119,9 +120,9 @@ pub enum Progress {
     Growing {
         /// The unpublished file.
         file: Arc<File>,
-        /// How many bytes of it are there.
+        /// How many bytes of it are written.
         written: u64,
-        /// How many there will be.
+        /// How many bytes the blob has.
         size: u64,
     },
     /// Published.

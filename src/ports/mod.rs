@@ -41,7 +41,7 @@ pub trait Ledger: Send + Sync {
     ) -> Result<Option<Versioned<TagRecord>>, StoreError>;
 
     /// Writes the record of a reference if the item still has the version `expected` (`None`: does not exist), and
-    /// returns its new version. `None`: it has not, and nothing was written.
+    /// returns its new version. `None`: it has another version, and nothing was written.
     async fn swap_reference(
         &self,
         repository: &Repository,
@@ -50,18 +50,18 @@ pub trait Ledger: Send + Sync {
         record: &TagRecord,
     ) -> Result<Option<u64>, StoreError>;
 
-    /// What upstream said of this repository as a whole, as it was put last. One that is over ([`Standing::until`]) may be
-    /// forgotten.
+    /// Whether upstream shows us this repository, as it was put last. A record that has expired ([`Standing::until`])
+    /// may be forgotten.
     async fn standing(&self, repository: &Repository) -> Result<Option<Standing>, StoreError>;
 
-    /// Stores what upstream said of this repository as a whole.
+    /// Stores whether upstream shows us this repository.
     async fn put_standing(&self, repository: &Repository, standing: Standing) -> Result<(), StoreError>;
 
-    /// What upstream said when it was asked for a list, as it was put last.
+    /// Upstream's answer to a request for a list, as it was put last.
     async fn listing(&self, repository: &Repository, key: &ListKey) -> Result<Option<Listing>, StoreError>;
 
-    /// Stores what upstream said when it was asked for a list. A list of more than [`MAX_LISTING_BYTES`] may be refused;
-    /// one that is over (`stale_until`) may be forgotten.
+    /// Stores upstream's answer to a request for a list. A list of more than [`MAX_LISTING_BYTES`] may be refused; one
+    /// that has expired (`stale_until`) may be forgotten.
     async fn put_listing(&self, repository: &Repository, key: &ListKey, listing: &Listing) -> Result<(), StoreError>;
 
     /// A manifest stored for this repository, byte for byte as it was put.
@@ -71,7 +71,7 @@ pub trait Ledger: Send + Sync {
     /// the manifest can be read, every membership can be. Doing it twice changes only when they were used.
     ///
     /// `keep_proofs`: a membership that was proven before stays so, unless it was proven just while this was written;
-    /// otherwise that may be forgotten. Whoever needs the proof asks upstream again.
+    /// otherwise the proof may be forgotten. A pull that needs it asks upstream again.
     async fn put_manifest(
         &self,
         repository: &Repository,
@@ -81,8 +81,8 @@ pub trait Ledger: Send + Sync {
         now: Timestamp,
     ) -> Result<(), StoreError>;
 
-    /// Writes that a manifest was used `now`, unless it was already used at `since` or later, and returns when it was last
-    /// used by then. `None`: there is no such manifest, and nothing was written.
+    /// Writes that a manifest was used `now`, unless it was already used at `since` or later, and returns when it was
+    /// last used by then. `None`: there is no such manifest, and nothing was written.
     async fn touch_manifest(
         &self,
         repository: &Repository,
@@ -97,8 +97,8 @@ pub trait Ledger: Send + Sync {
     /// Stores that a blob belongs to this repository.
     async fn put_membership(&self, repository: &Repository, digest: &Digest, member: Member) -> Result<(), StoreError>;
 
-    /// Writes the record of a blob if the item still has the version `expected` (`None`: does not exist), and returns its
-    /// new version. `None`: it has not, and nothing was written.
+    /// Writes the record of a blob if the item still has the version `expected` (`None`: does not exist), and returns
+    /// its new version. `None`: it has another version, and nothing was written.
     async fn swap_blob(
         &self,
         digest: &Digest,
@@ -106,25 +106,26 @@ pub trait Ledger: Send + Sync {
         record: &BlobRecord,
     ) -> Result<Option<u64>, StoreError>;
 
-    /// Every item that an [`Entry`] can be, once, in no order. One that is written meanwhile may be as it was or as it is.
+    /// Every item that an [`Entry`] can be, once, in no order. One that is written meanwhile may be as it was or as it
+    /// is.
     fn entries(&self) -> BoxStream<'_, Result<Entry, StoreError>>;
 
     /// Removes the item of an entry if it is still what the entry says it was: a record of this version, a manifest or
-    /// membership used then, or a list that is over then. `false`: it is not, and nothing was removed.
+    /// membership used then, or a list that expires then. `false`: it is not, and nothing was removed.
     async fn remove(&self, entry: &Entry) -> Result<bool, StoreError>;
 
     /// Every robot that may log in; `None`: there was never one.
     async fn robots(&self) -> Result<Option<Versioned<Robots>>, StoreError>;
 
     /// Writes the robots if they still have the version `expected` (`None`: there are none), and returns their new
-    /// version. `None`: they have not, and nothing was written.
+    /// version. `None`: they have another version, and nothing was written.
     async fn swap_robots(&self, expected: Option<u64>, robots: &Robots) -> Result<Option<u64>, StoreError>;
 
-    /// What an upstream last said of our quota and of itself.
+    /// The quota and the breakers of an upstream, as one credential sees them.
     async fn gauge(&self, key: &GaugeKey) -> Result<Option<Versioned<Gauge>>, StoreError>;
 
-    /// Writes a gauge if the item still has the version `expected` (`None`: does not exist), and returns its new version.
-    /// `None`: it has not, and nothing was written.
+    /// Writes a gauge if the item still has the version `expected` (`None`: does not exist), and returns its new
+    /// version. `None`: it has another version, and nothing was written.
     async fn swap_gauge(&self, key: &GaugeKey, expected: Option<u64>, gauge: &Gauge)
     -> Result<Option<u64>, StoreError>;
 }

@@ -19,7 +19,7 @@ use crate::values::time::Timestamp;
 /// An embedded ledger whose trouble can be switched on and off.
 pub(crate) struct Troubled {
     inner: EmbeddedLedger,
-    /// Gauges are neither read nor written: whoever asks waits.
+    /// Reads and writes of gauges do not return.
     pub(crate) silent: AtomicBool,
     /// How many of the next conditional writes are overtaken.
     pub(crate) overtaken: AtomicUsize,

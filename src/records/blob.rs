@@ -1,4 +1,4 @@
-//! What is known of blobs, and what may be done about one: decided from its record and the time alone.
+//! Records of blobs, and the rule of the claim: decided from the record and the time alone.
 
 use std::time::Duration;
 
@@ -8,63 +8,63 @@ use super::Versioned;
 use crate::oci::UpstreamId;
 use crate::values::time::Timestamp;
 
-/// What is known of a blob, whatever the repository.
+/// What the ledger knows of a blob, whatever the repository.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct BlobRecord {
-    /// Whether its bytes are here.
+    /// Whether its bytes are stored.
     pub state: BlobState,
     /// How many fills have begun.
     pub attempts: u32,
-    /// Why the last fill failed, for people.
+    /// Why the last fill failed, in words.
     pub failure: Option<String>,
-    /// How far an unfinished fill has come: the next one goes on from there.
+    /// How far an unfinished fill has come: the next one resumes there.
     pub checkpoint: Option<Checkpoint>,
-    /// When its bytes were last used, to the day: by a pull, or by a manifest that came to name it.
+    /// When its bytes were last used, to the day: by a pull, or by a new manifest that references it.
     pub used_at: Option<Timestamp>,
-    /// Upstream has sent it for a repository that everybody who is let in may pull from. Otherwise it is shown only where
-    /// a membership is [proven](Member::proven).
+    /// Upstream has sent it for a repository that every caller that is let in may pull from. Otherwise it is shown only
+    /// where a membership is [proven](Member::proven).
     #[serde(default)]
     pub open: bool,
 }
 
 impl BlobRecord {
-    /// A record of which nothing but the state is known.
+    /// A record with a state and nothing else.
     pub fn new(state: BlobState) -> Self {
         Self { state, attempts: 0, failure: None, checkpoint: None, used_at: None, open: false }
     }
 }
 
-/// How far an unfinished fill has come. Written whole in one conditional write; one that does not fit the upload it
-/// speaks of is discarded.
+/// How far an unfinished fill has come. Written whole in one conditional write; one that does not match its upload is
+/// discarded.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Checkpoint {
     /// How many bytes are stored, from the first one on.
     pub offset: u64,
     /// The state of the hash over them (see [`Hasher::save`](crate::oci::Hasher::save)).
     pub hash: String,
-    /// What the adapter needs to go on, in its own words.
+    /// What the adapter needs to resume, in a format of its own.
     pub upload: String,
-    /// Which upstream sent them: bytes that are not verified yet are gone on with by fills through no other.
+    /// The upstream that sent them: until they are verified, only a fill from the same upstream resumes with them.
     #[serde(default)]
     pub upstream: Option<UpstreamId>,
 }
 
-/// The life of a blob in storage.
+/// The state of a blob in storage.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum BlobState {
-    /// Nobody is copying it: a fill failed, or its claim was given back.
+    /// No fill is copying it: one failed, or its claim was given back.
     Absent,
-    /// A fill is copying it. Others leave it alone until the claim runs out; correctness never depends on it.
+    /// A fill is copying it. Other fills leave it alone until the claim expires; correctness never depends on that.
     Claimed {
-        /// Which fill: unique to one run.
+        /// The fill that holds the claim: unique to one run.
         owner: String,
-        /// When another may take over.
+        /// When another fill may take over.
         until: Timestamp,
     },
-    /// Its bytes are being deleted. As short as that takes; a process that died meanwhile is replaced then.
+    /// A sweep is deleting its bytes, which takes a short time; if its process dies, another takes over later.
     Removing {
-        /// When another may take over.
+        /// When another process may take over.
         until: Timestamp,
     },
     /// Stored, verified, and this many bytes long.
@@ -77,9 +77,9 @@ pub enum BlobState {
 /// A blob as one repository sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BlobView {
-    /// That the blob belongs to the repository.
+    /// Its membership in the repository.
     pub member: Option<Member>,
-    /// What is known of it anywhere.
+    /// Its record, which all repositories share.
     pub record: Option<Versioned<BlobRecord>>,
 }
 
@@ -89,38 +89,38 @@ impl BlobView {
         self.record.as_ref().is_some_and(|record| matches!(record.value.state, BlobState::Stored { .. }))
     }
 
-    /// Whether bytes may be read through this repository that another one's fill has stored: a manifest that names them is
-    /// enough only for what everybody may have anyway, because anybody can write a manifest.
+    /// Whether bytes that a fill for another repository has stored may be read through this one. A manifest that
+    /// references them is enough only for [open](BlobRecord::open) blobs, because a manifest may reference any digest.
     pub fn is_shown(&self) -> bool {
         self.member.is_some_and(|member| member.proven) || self.record.as_ref().is_some_and(|record| record.value.open)
     }
 }
 
-/// That a blob belongs to a repository.
+/// The membership of a blob in a repository.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Member {
     /// The blob's length in bytes.
     pub size: u64,
-    /// When it was put last: by a manifest that names the blob, or by a pull.
+    /// When it was last written: by a manifest that references the blob, or by a pull.
     pub used_at: Timestamp,
-    /// Upstream has sent the blob for this repository, or said that it has it. Otherwise a manifest names it, and that is
-    /// all.
+    /// Upstream has sent the blob for this repository, or confirmed that it has it. Otherwise only a manifest
+    /// references it.
     pub proven: bool,
 }
 
-/// How long a claim keeps others away. It is renewed while bytes arrive, so this bounds how long a dead fill is waited for.
+/// How long a claim lasts. It is renewed while bytes arrive, so this bounds how long others wait for a fill that died.
 pub const CLAIM: Duration = Duration::from_mins(1);
 
 /// What a fill may do about a blob, decided from its record alone.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Claim {
-    /// Nothing: another fill holds the claim.
+    /// Nothing: another fill holds the claim, or the bytes are being deleted.
     Held,
-    /// Fill it, once this record is written over the one it was decided from.
+    /// Fill it, once a conditional write has put this record over the one that was read.
     Take(BlobRecord),
 }
 
-/// The rule of the claim, for a blob whose bytes are not there.
+/// The rule of the claim, for a blob whose bytes are not stored.
 pub fn decide(record: Option<&BlobRecord>, owner: &str, now: Timestamp) -> Claim {
     match record.map(|record| &record.state) {
         Some(BlobState::Claimed { until, .. }) if now < *until => Claim::Held,
@@ -139,7 +139,7 @@ pub fn decide(record: Option<&BlobRecord>, owner: &str, now: Timestamp) -> Claim
 /// How often the use of an item is noted: one write a day, however often it is pulled.
 pub const NOTED: Duration = Duration::from_hours(24);
 
-/// The record of a blob that is used now, if that has to be written.
+/// The record of a blob that is used now, if it must be written.
 pub fn noted(record: &BlobRecord, now: Timestamp) -> Option<BlobRecord> {
     let due = record.used_at.is_none_or(|used_at| used_at < now.minus(NOTED));
     due.then(|| BlobRecord { used_at: Some(now), ..record.clone() })

@@ -1,5 +1,5 @@
-//! What an upstream last said of our quota and of itself, and what may therefore be asked of it: decided from the gauge
-//! and the time alone, no I/O, no clock.
+//! The quota that an upstream last reported, its breakers, and what may therefore be asked of it: decided from the
+//! gauge and the time alone, no I/O, no clock.
 
 use std::time::Duration;
 
@@ -10,33 +10,34 @@ use crate::errors::{Limit, UpstreamError};
 use crate::oci::UpstreamId;
 use crate::values::time::Timestamp;
 
-/// Failures in a row after which an upstream that still answers is left alone. One that does not answer at all is left
-/// alone at once: each attempt costs a client seconds.
+/// Failures in a row after which the breaker of an upstream that still answers opens. If it does not answer at all, the
+/// breaker opens at once: each attempt costs a client seconds.
 const PATIENCE: u32 = 3;
 /// The first pause after an outage; each further failure doubles it.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
-/// How long the pull limit of Docker Hub is taken to last: its answer does not say (the window is six hours, but slides).
+/// How long the pull limit of Docker Hub is taken to last: its answer does not say (the window is six hours, but
+/// slides).
 const PULL_LIMIT_PAUSE: Duration = Duration::from_mins(15);
 /// How long any other limit is taken to last where the answer does not say.
 const RATE_LIMIT_PAUSE: Duration = Duration::from_mins(1);
-/// How long one caller may probe an upstream that was left alone while all others still leave it alone.
+/// How long one caller may probe an upstream while the breaker stays open for all others.
 pub(crate) const PROBE: Duration = Duration::from_secs(10);
 
-/// What is asked of an upstream.
+/// The kind of a request to an upstream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// What a tag is: free at Docker Hub, and still answered when the quota is used up.
+    /// The digest of a tag: free at Docker Hub, and still answered when the quota is used up.
     Head,
     /// A manifest: what quotas count.
     Manifest,
-    /// A blob, or where it is: free at Docker Hub.
+    /// A blob, or the URL that it redirects to: free at Docker Hub.
     Blob,
     /// A list of tags or of referrers: free at Docker Hub.
     List,
 }
 
-/// Whose gauge: an upstream as one credential sees it.
+/// The key of a gauge: quotas belong to an upstream and a credential.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct GaugeKey {
     /// The upstream.
@@ -49,7 +50,7 @@ impl GaugeKey {
     /// What stands for a credential where there is none.
     pub const ANONYMOUS: &'static str = "anonymous";
 
-    /// Whether it is of whoever has no credentials there.
+    /// Whether it is the gauge of requests without credentials.
     pub fn is_anonymous(&self) -> bool {
         self.credential == Self::ANONYMOUS
     }
@@ -58,13 +59,13 @@ impl GaugeKey {
 /// The state of one upstream as one credential sees it.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Gauge {
-    /// What it last said of our quota; `None` where it says nothing (no limit applies).
+    /// The quota that it last reported; `None`: it reports none (no limit applies).
     pub quota: Option<Quota>,
-    /// An earlier reading in the same window, to tell a rate by.
+    /// An earlier reading in the same window, to compute a rate.
     pub earlier: Option<Reading>,
-    /// Why no manifest is fetched for now: the breaker of the quota.
+    /// The breaker of the quota: while it is open, no manifest is fetched.
     pub manifests: Option<Break>,
-    /// Why nothing is asked for now: the breaker of outages and of limits on requests.
+    /// The breaker of outages and of limits on requests: while it is open, nothing is asked.
     pub requests: Option<Break>,
 }
 
@@ -90,20 +91,20 @@ pub struct Reading {
     pub at: Timestamp,
 }
 
-/// "Do not ask until then."
+/// A breaker: "do not ask until then".
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Break {
-    /// Since when.
+    /// When the failures or the limit began.
     pub since: Timestamp,
-    /// Until when nobody asks; after that one caller probes.
+    /// Until when no request is sent; after that one caller probes.
     pub until: Timestamp,
-    /// Failures in a row. Below a few of them an upstream that answers is asked on.
+    /// Failures in a row. The breaker opens at `PATIENCE` of them.
     pub failures: u32,
-    /// What happened.
+    /// What happened last.
     pub cause: Cause,
 }
 
-/// Why an upstream is left alone.
+/// Why an upstream is not asked.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
@@ -113,35 +114,35 @@ pub enum Cause {
     Failing(String),
 }
 
-/// Whether something may be asked.
+/// Whether a request may be sent.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Permit {
     /// Yes.
     Go,
-    /// By one caller: the one who writes this gauge over the one it was decided from.
+    /// By one caller: the one whose conditional write puts this gauge over the one that was read.
     Probe(Gauge),
-    /// No.
+    /// No: this breaker is open.
     Closed(Break),
 }
 
-/// How asking ended, as far as the gauge has to know.
+/// How a request ended, as far as the gauge needs to know.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
-    /// With an answer, be it "no such thing".
+    /// With an answer, be it a 404.
     Answered,
-    /// With a limit.
+    /// With a limit, and how long it lasts if upstream said so.
     Limited(Limit, Option<Duration>),
     /// With a failure, or (`silent`) with nothing at all.
     Failed {
         /// No connection, or no answer in time.
         silent: bool,
-        /// In words.
+        /// What failed, in words.
         reason: String,
     },
 }
 
 impl Outcome {
-    /// What a result says of upstream.
+    /// The outcome of a request with this result.
     pub fn of<T>(result: &Result<T, UpstreamError>) -> Self {
         match result {
             Err(UpstreamError::Throttled { limit, retry_after, .. }) => Self::Limited(*limit, *retry_after),
@@ -154,7 +155,7 @@ impl Outcome {
 }
 
 impl Gauge {
-    /// Whether `kind` may be asked now.
+    /// Whether a request of this kind may be sent now.
     pub fn permit(&self, kind: Kind, now: Timestamp) -> Permit {
         let mut probe = self.clone();
         let mut probes = false;
@@ -172,7 +173,7 @@ impl Gauge {
         if probes { Permit::Probe(probe) } else { Permit::Go }
     }
 
-    /// The gauge after `kind` was asked.
+    /// The gauge after a request of this kind.
     #[must_use]
     pub fn after(&self, kind: Kind, outcome: &Outcome, now: Timestamp) -> Self {
         let mut after = self.clone();
@@ -214,7 +215,7 @@ impl Gauge {
     pub fn with(&self, quota: Quota) -> Self {
         let before = self.quota.as_ref().map(|quota| quota.reading);
         let window_began = quota.reading.at.0.saturating_sub(quota.window_seconds);
-        // What rises is another window, or another bucket: no rate spans the two.
+        // A reading that rises is of another window, or another bucket: no rate spans the two.
         let refilled = before.is_none_or(|before| quota.reading.remaining > before.remaining);
         let earlier = match self.earlier.filter(|earlier| !refilled && earlier.at.0 >= window_began) {
             Some(earlier) => earlier,
@@ -263,8 +264,8 @@ impl Gauge {
 }
 
 impl Quota {
-    /// Reads `ratelimit-limit: 100;w=21600`, `ratelimit-remaining: 76;w=21600` and `docker-ratelimit-source`. Headers that
-    /// do not read so say nothing.
+    /// Reads `ratelimit-limit: 100;w=21600`, `ratelimit-remaining: 76;w=21600` and `docker-ratelimit-source`. Headers
+    /// of another form count as absent.
     pub fn read(headers: &HeaderMap, now: Timestamp) -> Option<Self> {
         let text = |name: &str| headers.get(name)?.to_str().ok();
         let number = |name: &str| text(name)?.split(';').next()?.trim().parse::<u64>().ok();

@@ -24,13 +24,13 @@ pub enum List {
     Referrers(Vec<serde_json::Map<String, serde_json::Value>>),
 }
 
-/// What upstream said when it was asked for a list.
+/// Upstream's answer to a request for a list.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Listing {
-    /// The list; `None`: that it has none.
+    /// The list; `None`: upstream has no such list.
     pub list: Option<List>,
     /// Until when upstream is not asked again.
     pub fresh_until: Timestamp,
-    /// Until when it may be served while upstream is in trouble. After that it is of no use.
+    /// Until when it may be served while upstream is in trouble. After that the record may be removed.
     pub stale_until: Timestamp,
 }

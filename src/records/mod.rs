@@ -16,7 +16,7 @@ pub use tag::{Lease, Previous, TagRecord};
 use crate::oci::{Digest, Reference, Repository};
 use crate::values::time::Timestamp;
 
-/// A value of the ledger with the version that a conditional write has to name.
+/// A value of the ledger with the version that a conditional write must name.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Versioned<T> {
     /// The value.
@@ -30,45 +30,45 @@ pub struct Versioned<T> {
 pub enum Entry {
     /// The record of a tag, or of a digest.
     Reference {
-        /// Whose.
+        /// The repository of the tag or digest.
         repository: Repository,
         /// The tag or the digest.
         reference: Reference,
-        /// What is known of it.
+        /// Its record.
         record: Versioned<TagRecord>,
     },
     /// A manifest.
     Manifest(StoredManifest),
-    /// That a blob belongs to a repository.
+    /// The membership of a blob in a repository.
     Membership {
-        /// Whose permission it is.
+        /// The repository that the blob belongs to.
         repository: Repository,
         /// Which blob.
         digest: Digest,
-        /// When it was put last.
+        /// When it was last written.
         used_at: Timestamp,
     },
-    /// What upstream said when it was asked for a list.
+    /// Upstream's answer to a request for a list.
     Listing {
-        /// Whose.
+        /// The repository of the list.
         repository: Repository,
         /// Which list.
         key: ListKey,
         /// [`Listing::stale_until`].
         stale_until: Timestamp,
     },
-    /// What upstream last said of a repository as a whole.
+    /// Whether upstream shows us a repository, as it last said.
     Standing {
-        /// Which.
+        /// The repository.
         repository: Repository,
         /// [`Standing::until`].
         until: Timestamp,
     },
-    /// What is known of a blob.
+    /// The record of a blob.
     Blob {
         /// Which blob.
         digest: Digest,
-        /// What is known of it.
+        /// Its record.
         record: Versioned<BlobRecord>,
     },
 }
@@ -76,12 +76,12 @@ pub enum Entry {
 /// A manifest without its bytes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StoredManifest {
-    /// Where it may be read.
+    /// The repository that it is stored for.
     pub repository: Repository,
-    /// Its address.
+    /// The digest of its bytes.
     pub digest: Digest,
-    /// When it was last used: put, or pulled.
+    /// When it was last used: stored, or pulled.
     pub used_at: Timestamp,
-    /// The blobs or manifests that it names.
+    /// The blobs or manifests that it references.
     pub names: Vec<Digest>,
 }

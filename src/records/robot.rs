@@ -1,4 +1,4 @@
-//! Robots: names with secrets that we make, for machines that can keep one.
+//! Robots: names with generated secrets, for machines that can keep a secret.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,7 +17,7 @@ use crate::identity::RobotName;
 use crate::values::secret::{Secret, random};
 use crate::values::time::Timestamp;
 
-/// What every secret begins with, so that people and scanners know one when they see it.
+/// What every secret begins with, so that people and secret scanners recognise one.
 const PREFIX: &str = "stopover_";
 
 /// All robots.
@@ -26,76 +26,76 @@ pub struct Robots {
     robots: BTreeMap<RobotName, Robot>,
 }
 
-/// One robot. Its secret is nowhere: what is kept are hashes.
+/// One robot. Only hashes of its secrets are stored.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Robot {
     /// When it was made.
     pub created_at: Timestamp,
     /// When it is no longer let in; `None`: never.
     pub expires_at: Option<Timestamp>,
-    /// Its secret.
+    /// The hash of its secret.
     hash: SecretHash,
-    /// The secret that was replaced, and until when it is still taken.
+    /// The hash of the secret that was replaced, and until when that secret is still accepted.
     pub(crate) replaced: Option<(SecretHash, Timestamp)>,
 }
 
-/// What is kept of a secret. Nothing of it gets into a log.
+/// The stored form of a secret. `Debug` hides it, so it stays out of logs.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct SecretHash {
     /// An argon2id hash, as the PHC string format writes it.
     phc: String,
-    /// What a secret has to fit before it is worth comparing: so few bits of 256 random ones help nobody who reads them,
-    /// and who cannot read the salt of the hash cannot make a secret that fits.
+    /// A cheap check before the expensive comparison. Its 32 bits of 256 random ones do not help an attacker that reads
+    /// them, and an attacker that cannot read the salt of the hash cannot make a secret that passes.
     check: u32,
 }
 
-/// Which secret of a robot something is about: the beginning of the SHA-256 of its hash, whose salt no other has.
+/// Identifies a secret of a robot: the beginning of the SHA-256 of its hash, whose salt is unique.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct SecretId(u64);
 
 /// A secret that was just made, and its hash. The secret is shown once.
 pub(crate) struct NewSecret {
-    /// The secret.
+    /// The secret as the operator gets it.
     pub(crate) text: Secret,
     hash: SecretHash,
 }
 
-/// Why robots cannot be changed like this.
+/// Why a change of the robots is refused.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RobotError {
-    /// There is one already.
+    /// There is a robot of this name already.
     #[error("there is a robot {0} already; `stopover robot rotate {0}` gives it a new secret")]
     Exists(RobotName),
-    /// It is no longer let in, whatever secret it has.
+    /// The robot has expired: it is not let in with any secret.
     #[error("the robot {0} has expired; `stopover robot rotate {0} --expires 90d` renews it, with a new secret")]
     HasExpired(RobotName),
-    /// There is none.
+    /// There is no robot of this name.
     #[error("there is no robot {0}")]
     Unknown(RobotName),
-    /// No robot is let in at all.
+    /// `[access]` lets no robots in.
     #[error(
         "no robot would be let in: write `robots = true` under [access] in the stopover.toml of this cache, and start it \
          again"
     )]
     NotLetIn,
-    /// There is no room for another one: all of them are one item of the ledger.
+    /// There is no room for another robot: all of them are one item of the ledger.
     #[error("there are {MOST_ROBOTS} robots, and that is the most; remove one first")]
     TooMany,
-    /// The time that was named is over before it begins.
+    /// The expiry would be now or in the past.
     #[error("a robot cannot expire at once")]
     Expired,
-    /// The time that was named is longer than anybody can mean.
+    /// The expiry or the overlap is longer than the limit.
     #[error(
         "a robot expires within ten years or never, and a secret that was replaced is taken for 90 days at the most"
     )]
     TooLong,
-    /// Others change the robots all the time.
+    /// Other changes of the robots overtook every attempt.
     #[error("the robots are being changed by others; try again")]
     Busy,
     /// The system gave no randomness.
     #[error("no secret could be made")]
     NoSecret,
-    /// What the ledger said instead.
+    /// The ledger failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -108,7 +108,7 @@ impl Robot {
         self.expires_at.is_none_or(|end| now < end)
     }
 
-    /// The hashes of the secrets that it is let in with.
+    /// The hashes of the secrets that are accepted now.
     fn hashes(&self, now: Timestamp) -> impl Iterator<Item = &SecretHash> {
         let replaced = self.replaced.as_ref().filter(move |(_, until)| now < *until).map(|(hash, _)| hash);
         std::iter::once(&self.hash).chain(replaced).filter(move |_| self.has_not_expired(now))
@@ -116,7 +116,7 @@ impl Robot {
 }
 
 impl NewSecret {
-    /// Makes one. Takes tens of milliseconds and 19 MiB, on purpose.
+    /// Makes a secret. Takes tens of milliseconds and 19 MiB, on purpose.
     pub(crate) fn make() -> Result<Self, RobotError> {
         let text = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(random().ok_or(RobotError::NoSecret)?));
         let hash = Argon2::default().hash_password(text.as_bytes()).map_err(|_| RobotError::NoSecret)?;
@@ -137,7 +137,7 @@ impl SecretHash {
         SecretId(Sha256::digest(&self.phc).iter().take(8).fold(0, |id, byte| id << 8 | u64::from(*byte)))
     }
 
-    /// Whether this may be the hash of `secret`. Takes no time: of four thousand million wrong secrets one passes.
+    /// Whether this may be the hash of `secret`. Takes no time: of 2^32 wrong secrets one passes.
     pub(crate) fn may_be_of(&self, secret: &str) -> bool {
         self.check == check(&self.phc, secret)
     }
@@ -160,13 +160,13 @@ impl Robots {
         self.robots.iter()
     }
 
-    /// The hashes of the secrets that a robot is let in with, as far as this may be one of them.
+    /// The hashes of a robot's accepted secrets that `secret` may be one of.
     pub(crate) fn candidates(&self, name: &RobotName, secret: &str, now: Timestamp) -> Vec<SecretHash> {
         let hashes = self.robots.get(name).into_iter().flat_map(|robot| robot.hashes(now));
         hashes.filter(|hash| hash.may_be_of(secret)).cloned().collect()
     }
 
-    /// Why a robot is not let in with a secret that is none of its candidates.
+    /// Why a secret that has no [candidate](Self::candidates) is refused.
     pub(crate) fn refusal(&self, name: &RobotName, now: Timestamp) -> &'static str {
         match self.robots.get(name) {
             None => "there is no such robot",
@@ -175,7 +175,7 @@ impl Robots {
         }
     }
 
-    /// Whether a robot is let in with this secret. One that was made anew under its name has another.
+    /// Whether a robot is let in with this secret. A later robot of the same name has another secret.
     pub(crate) fn is_let_in(&self, name: &RobotName, secret: SecretId, now: Timestamp) -> bool {
         self.robots.get(name).is_some_and(|robot| robot.hashes(now).any(|hash| hash.id() == secret))
     }
@@ -200,8 +200,8 @@ impl Robots {
         Ok(())
     }
 
-    /// Gives a robot a new secret. The one before is taken for as long as `overlap` says, also if the robot had expired.
-    /// `expires_at`: when it is no longer let in, instead of when it was.
+    /// Gives a robot a new secret. The one before is accepted for `overlap` longer, also if the robot had expired.
+    /// `expires_at` replaces its expiry.
     pub(crate) fn rotate(
         &mut self,
         name: &RobotName,
@@ -293,7 +293,7 @@ mod tests {
         for wrong in ["", "wrong", text.get(1..).unwrap(), &format!("{text} ")] {
             assert!(robots.candidates(&ci(), wrong, NOW).is_empty(), "{wrong}");
         }
-        // Who knows what fits for one hash knows nothing of another.
+        // A secret that passes the check of one hash says nothing of another hash.
         let again = SecretHash { phc: secret.hash.phc.replace("$argon2id", "$argon2i"), ..secret.hash.clone() };
         assert!(!again.may_be_of(text));
     }

@@ -1,29 +1,29 @@
-//! What upstream said of repositories as wholes.
+//! What upstream said of a repository as a whole.
 
 use serde::{Deserialize, Serialize};
 
 use crate::values::time::Timestamp;
 
-/// What upstream last said of a repository as a whole.
+/// Whether upstream shows us a repository, as it last said.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Standing {
-    /// That there is none, or none for us.
+    /// There is no such repository, or upstream does not show it to us.
     Absent {
         /// Until when that is believed without asking again.
         until: Timestamp,
     },
-    /// It has shown us something of it. Noted only where it shows that to nobody without credentials.
+    /// Upstream has shown us content of it. Noted only for repositories that upstream hides from anonymous clients.
     Shown {
-        /// When.
+        /// When it did so last.
         at: Timestamp,
-        /// From when on that is of no use any more.
+        /// When the record may be forgotten.
         until: Timestamp,
     },
 }
 
 impl Standing {
-    /// When it is over.
+    /// When the record expires.
     pub fn until(self) -> Timestamp {
         match self {
             Self::Absent { until } | Self::Shown { until, .. } => until,

@@ -1,4 +1,5 @@
-//! What may be done about a reference, decided from its record and the time alone: no I/O, no clock.
+//! Records of tags and digests, and what may be done about one: decided from the record and the time alone, no I/O, no
+//! clock.
 
 use std::time::Duration;
 
@@ -7,19 +8,20 @@ use serde::{Deserialize, Serialize};
 use crate::oci::{Digest, Observed};
 use crate::values::time::Timestamp;
 
-/// "Upstream said at time t that tag T is digest D": freshness, never content. For a digest it says only who is fetching
-/// it, or that upstream does not have it.
+/// "Upstream said at time t that tag T is digest D": freshness, never content. For a digest it says only that a process
+/// is fetching it, or that upstream does not have it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct TagRecord {
     /// What upstream said; `None`: that there is no such tag.
     pub observed: Option<Observed>,
-    /// The digest served before, kept until the manifest of `observed` is stored; what a tag was that is gone.
+    /// The digest served before: kept until the manifest of `observed` is stored, or because upstream has deleted the
+    /// tag.
     pub previous: Option<Previous>,
     /// When upstream said it.
     pub checked_at: Timestamp,
     /// Until when upstream is not asked again.
     pub fresh_until: Timestamp,
-    /// Who is asking it.
+    /// The lease of the process that is asking upstream.
     pub lease: Option<Lease>,
 }
 
@@ -33,17 +35,17 @@ pub struct Previous {
 }
 
 /// The right to ask upstream about a reference while all others wait for the answer. It saves requests; that a holder
-/// which lost it changes nothing is the work of the version.
+/// which lost it changes nothing is ensured by the version of the record.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Lease {
-    /// Who asks: unique to one question.
+    /// The holder: unique to one request.
     pub owner: String,
-    /// When another may take over.
+    /// When another process may take over.
     pub until: Timestamp,
 }
 
-/// How long one process may ask upstream while all others wait. Longer than every time-out of one question, so that it
-/// runs out only when its holder is dead.
+/// How long one process may ask upstream while all others wait. Longer than every time-out of one request, so that it
+/// expires only if its holder died.
 pub const LEASE: Duration = Duration::from_secs(20);
 
 /// What may be done about a reference.
@@ -55,11 +57,11 @@ pub enum Step<'a> {
     Missing,
     /// Another process asks upstream: serve what is known, or wait for it.
     Held,
-    /// Ask upstream, once this record is written over the one it was decided from.
+    /// Ask upstream, once a conditional write has put this record over the one that was read.
     Ask(TagRecord),
 }
 
-/// The rule. `check`: the client wants upstream to be asked however fresh the record is.
+/// The rule of freshness. `check`: the client wants upstream to be asked however fresh the record is.
 pub fn decide<'a>(record: Option<&'a TagRecord>, owner: &str, check: bool, now: Timestamp) -> Step<'a> {
     let lease = Lease { owner: owner.to_owned(), until: now.plus(LEASE) };
     let Some(record) = record else {
@@ -80,8 +82,8 @@ pub fn decide<'a>(record: Option<&'a TagRecord>, owner: &str, check: bool, now: 
     }
 }
 
-/// What upstream said last, newest first, as long as it said so no longer than `stale` ago. Nothing, where it said that
-/// there is no such tag.
+/// The digests that upstream reported no longer than `stale` ago, newest first. None, if it said that there is no such
+/// tag.
 pub fn last_known(record: &TagRecord, stale: Duration, now: Timestamp) -> impl Iterator<Item = &Digest> {
     let observed = record.observed.iter().map(|observed| (&observed.digest, record.checked_at));
     let previous = record.previous.iter().map(|previous| (&previous.digest, previous.checked_at));
@@ -89,14 +91,14 @@ pub fn last_known(record: &TagRecord, stale: Duration, now: Timestamp) -> impl I
     known.filter(move |(_, checked_at)| now < checked_at.plus(stale)).map(|(digest, _)| digest)
 }
 
-/// The record after upstream has answered: `observed`, or that there is no such thing. `previous` is what to keep serving
-/// should the manifest of `observed` turn out not to be available.
+/// The record after upstream has answered: `observed`, or that there is no such thing. `previous` is what to keep
+/// serving if the manifest of `observed` is not available.
 pub fn answered(observed: Option<Observed>, previous: Option<Previous>, fresh: Duration, now: Timestamp) -> TagRecord {
     TagRecord { observed, previous, checked_at: now, fresh_until: now.plus(fresh), lease: None }
 }
 
-/// The record after upstream has said that a tag is gone which is to be served on: it is not asked about for `missing`,
-/// and what it was stays known as long as it may be stale.
+/// The record after upstream has deleted a tag that is still to be served: upstream is not asked again for `missing`,
+/// and the digest stays known as long as it may be stale.
 pub fn served_on(record: &TagRecord, stale: Duration, missing: Duration, now: Timestamp) -> TagRecord {
     let fresh_until = now.plus(missing).min(record.checked_at.plus(stale));
     TagRecord { fresh_until, lease: None, ..record.clone() }

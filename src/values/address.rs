@@ -1,10 +1,10 @@
-//! Addresses of callers, and the networks that they are judged by.
+//! Addresses of callers, and the networks that they are matched against.
 
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 
-/// What one caller is counted as: an IPv6 caller has a whole /64 of addresses to call from.
+/// The address that a caller is counted by: an IPv6 caller has a whole /64 to call from.
 pub fn neighbourhood(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from(u128::from(address) >> 64 << 64)),
@@ -12,16 +12,16 @@ pub fn neighbourhood(address: IpAddr) -> IpAddr {
     }
 }
 
-/// A network by its first address; an IPv4 network in its own form where it is written as IPv6 (`::ffff:10.0.0.0/104`), as
-/// callers' addresses are.
+/// A network by its first address; one that is mapped into IPv6 (`::ffff:10.0.0.0/104`) becomes IPv4, as callers'
+/// addresses do.
 pub(crate) fn canonical(network: IpNet) -> IpNet {
     let IpNet::V6(v6) = network else { return network.trunc() };
     let v4 = v6.addr().to_ipv4_mapped().zip(v6.prefix_len().checked_sub(96));
     v4.and_then(|(address, prefix)| Ipv4Net::new(address, prefix).ok()).map_or(network, IpNet::V4).trunc()
 }
 
-/// Whether an address lies in one of these networks, which are [`canonical`]. One that is mapped into IPv6 is judged as
-/// itself.
+/// Whether an address lies in one of these networks, which are [`canonical`]. An address that is mapped into IPv6
+/// counts as IPv4.
 pub(crate) fn is_in(networks: &[IpNet], address: IpAddr) -> bool {
     networks.iter().any(|network| network.contains(&address.to_canonical()))
 }

@@ -1,4 +1,4 @@
-//! Single flight within a process: whoever wants what is already being fetched waits for that.
+//! Single flight within a process: a caller that wants what is already being fetched waits for that fetch.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -9,10 +9,10 @@ use futures_util::future::{BoxFuture, Shared};
 
 type Flight<V> = Shared<BoxFuture<'static, Option<V>>>;
 
-/// Work that is under way, by what it is for.
+/// Work that is under way, by its key.
 pub(crate) struct Flights<K, V>(Arc<Mutex<HashMap<K, Flight<V>>>>);
 
-/// Takes a flight off the board, however it ended.
+/// Removes a flight from the map when its work ends, by a panic too.
 struct Landing<K: Hash + Eq, V>(Arc<Mutex<HashMap<K, Flight<V>>>>, K);
 
 impl<K: Hash + Eq, V> Drop for Landing<K, V> {
@@ -30,8 +30,8 @@ where
         Self(Arc::default())
     }
 
-    /// Joins the work for `key`, or begins it. It goes on when the client that began it leaves. `None`: it panicked, or
-    /// the process is stopping.
+    /// Joins the work for `key`, or starts it. The work continues if the caller that started it leaves. `None`: it
+    /// panicked, or the process is stopping.
     pub(crate) async fn join<F>(&self, key: K, work: impl FnOnce() -> F) -> Option<V>
     where
         F: Future<Output = V> + Send + 'static,

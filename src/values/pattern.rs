@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-/// A pattern of tags: `*` stands for any characters, everything else for itself.
+/// A pattern of names or tags: `*` matches any characters, every other character itself.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Deserialize)]
 pub struct Pattern(String);
 
@@ -12,13 +12,13 @@ impl Pattern {
         &self.0
     }
 
-    /// Whether the whole of `text` is what the pattern says.
+    /// Whether the pattern matches the whole of `text`.
     pub fn matches(&self, text: &str) -> bool {
         let mut parts = self.0.split('*');
         let Some(mut rest) = text.strip_prefix(parts.next().unwrap_or_default()) else { return false };
         let Some(last) = parts.next_back() else { return rest.is_empty() };
         for part in parts {
-            // The earliest place is the best one: it leaves most to what follows.
+            // The earliest match is the best one: it leaves the most text to the parts that follow.
             let Some((_, after)) = rest.split_once(part) else { return false };
             rest = after;
         }

@@ -1,18 +1,18 @@
-//! How many pulls of quotas a request has spent. The request that begins to ask upstream hands its counter down with the
-//! question; requests that join it, and what goes on in the background, count nothing.
+//! How many pulls of an upstream's quota a request has spent. The request that starts a fetch passes its counter along;
+//! requests that join the fetch, and background work, count nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What one request has spent so far: shared with the work that goes on for it.
+/// What one request has spent so far, shared with the work it has started.
 #[derive(Clone, Debug)]
 pub struct PullCounter(Option<Arc<AtomicU64>>);
 
 impl PullCounter {
-    /// For work that is done for no request.
+    /// For background work, which belongs to no request.
     pub const UNCOUNTED: Self = Self(None);
 
-    /// Upstream has sent a manifest.
+    /// Counts a manifest that upstream has sent.
     pub(crate) fn note_manifest(&self) {
         if let Some(manifests) = &self.0 {
             manifests.fetch_add(1, Ordering::Relaxed);
@@ -25,7 +25,7 @@ impl PullCounter {
     }
 }
 
-/// A counter that begins at nothing.
+/// A counter that starts at zero.
 impl Default for PullCounter {
     fn default() -> Self {
         Self(Some(Arc::default()))

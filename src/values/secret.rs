@@ -1,15 +1,15 @@
-//! What nobody is to see.
+//! Secrets, which are kept out of logs.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A text that nobody is to see but whom it is for. Nothing of it gets into a log.
+/// A secret text. `Debug` hides it, so it stays out of logs.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Keeps a text secret.
+    /// Marks a text as secret.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
@@ -20,7 +20,7 @@ impl Secret {
     }
 }
 
-/// 256 random bits, which nobody guesses. `None`: the system gave no randomness.
+/// 256 random bits, too many to guess. `None`: the system gave no randomness.
 pub(crate) fn random() -> Option<[u8; 32]> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).ok()?;

@@ -1,6 +1,6 @@
-//! Text of others in messages of ours.
+//! Quotes of clients' text in messages.
 
-/// What messages quote of what a client sent: enough to know it again, on one line.
+/// Quotes a client's text for a message: its first 100 characters, escaped onto one line.
 pub fn excerpt(text: &impl std::fmt::Display) -> String {
     const MOST: usize = 100;
     let text = text.to_string();

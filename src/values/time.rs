@@ -1,4 +1,4 @@
-//! Points in time, and where they come from.
+//! Points in time, durations as operators write them, and the clock.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -12,13 +12,13 @@ use serde::{Deserialize, Serialize};
 pub struct Timestamp(pub u64);
 
 impl Timestamp {
-    /// This time and `duration` on, in whole seconds.
+    /// This time plus `duration`, in whole seconds.
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(duration.as_secs()))
     }
 
-    /// This time `duration` ago, in whole seconds.
+    /// This time minus `duration`, in whole seconds.
     #[must_use]
     pub fn minus(self, duration: Duration) -> Self {
         Self(self.0.saturating_sub(duration.as_secs()))
@@ -36,7 +36,7 @@ impl From<SystemTime> for Timestamp {
     }
 }
 
-/// A duration as settings have it: `30d`, `1h 30m`.
+/// A duration in the notation of settings: `30d`, `1h 30m`.
 pub fn written(duration: Duration) -> String {
     let mut rest = duration.as_millis();
     let mut parts = Vec::new();
@@ -71,7 +71,7 @@ impl Clock {
         self.system_time().into()
     }
 
-    /// The present time to the fraction of a second, for what reckons with that. A manual clock has whole seconds.
+    /// The present time with fractions of a second. A manual clock has whole seconds.
     #[expect(clippy::disallowed_methods, reason = "this is where time comes from")]
     pub fn system_time(&self) -> SystemTime {
         match &self.0 {
@@ -81,10 +81,10 @@ impl Clock {
     }
 }
 
-/// The longest duration of a setting: what is reckoned with it stays within what clocks can tell.
+/// The longest duration of a setting: sums with it stay within the range of [`SystemTime`].
 const LONGEST: Duration = Duration::from_hours(100 * 366 * 24);
 
-/// A duration as people write it: `"5m"`, `"90d"`.
+/// A duration as operators write it: `"5m"`, `"90d"`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Span(pub Duration);
