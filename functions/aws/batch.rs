@@ -1,4 +1,4 @@
-//! Many items at once, until none of them is left undone.
+//! Calls about many items at once, repeated until DynamoDB has processed all of them.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ pub(crate) const BATCH_ITEMS: usize = 25;
 /// How many keys `BatchGetItem` takes.
 pub(crate) const BATCH_KEYS: usize = 100;
 
-/// How often the rest of a batch is asked for. DynamoDB leaves items undone when it throttles a part of a batch; the
+/// How often the rest of a batch is sent. DynamoDB returns unprocessed items when it throttles a part of a batch; the
 /// pauses between (50 ms, doubling) add up to 1.5 s, well inside the time a client waits for headers.
 const BATCH_ATTEMPTS: u32 = 6;
 

@@ -1,4 +1,5 @@
-//! The ledger in one DynamoDB table. What lies where is in [`item`](crate::item); what is read how is here.
+//! The ledger in one DynamoDB table. The layout of items is in [`item`](crate::item); how they are read and written is
+//! here.
 
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet};
@@ -93,7 +94,7 @@ impl DynamoLedger {
         request.send().await.map(drop).map_err(|error| store_error("PutItem", error))
     }
 
-    /// The manifest in an item, or in the object that it speaks of. `None`: there is no such object.
+    /// The manifest in an item, or in the object that the item stands for. `None`: there is no such object.
     async fn parse_manifest(&self, digest: &Digest, mut item: Item) -> Result<Option<Manifest>, StoreError> {
         let bytes = match item::take_bytes(&mut item)? {
             Some(bytes) => bytes,
@@ -110,7 +111,7 @@ impl DynamoLedger {
         Ok(Some(Manifest { digest: digest.clone(), media_type: item::media_type(&item)?, bytes }))
     }
 
-    /// The entry of an item, if it is one.
+    /// The entry of an item. `None`: the item is of another kind.
     async fn entry(&self, item: Item) -> Result<Option<Entry>, StoreError> {
         Ok(Some(match item::kind(&item)? {
             Kind::Reference(repository, reference) => {
@@ -118,7 +119,7 @@ impl DynamoLedger {
             }
             Kind::Manifest(repository, digest) => {
                 let used_at = item::used_at(&item)?;
-                // Without its bytes it names nothing, and is stored anew when it is asked for.
+                // A manifest without its bytes names nothing, and is stored again when it is asked for.
                 let manifest = self.parse_manifest(&digest, item).await?;
                 let names = manifest.map_or(Ok(Vec::new()), |manifest| manifest.references());
                 let names = names
@@ -135,8 +136,8 @@ impl DynamoLedger {
         }))
     }
 
-    /// One page of the table, and where the next one begins. Not consistent, at half the price: what is read late is
-    /// removed only if it is still what it was.
+    /// One page of the table, and the key at which the next one begins. Eventually consistent, at half the price: an
+    /// item that is read late is removed only if it is still as it was read.
     async fn page(&self, start: Option<Item>) -> Result<(Vec<Entry>, Option<Item>), StoreError> {
         let request = self.client.scan().table_name(&self.table).set_exclusive_start_key(start);
         let page = request.send().await.map_err(|error| store_error("Scan", error))?;
@@ -214,7 +215,7 @@ impl Ledger for DynamoLedger {
     ) -> Result<(), StoreError> {
         // A batch that names one key twice is refused.
         let distinct: BTreeMap<&Digest, u64> = members.iter().map(|member| (&member.digest, member.size)).collect();
-        // A batch cannot leave an attribute alone, so what is proven is read first.
+        // A batch write replaces whole items, so `proven` is read first.
         let keys = distinct
             .keys()
             .filter(|_| keep_proofs)
@@ -263,7 +264,7 @@ impl Ledger for DynamoLedger {
             .expression_attribute_names("#used_at", item::USED_AT)
             .expression_attribute_values(":now", item::number(now.0))
             .expression_attribute_values(":since", item::number(since.0))
-            // Tells one that is there and was used lately from one that is not there.
+            // Tells an item that was used lately from one that does not exist.
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
         match update.send().await {
             Ok(_) => Ok(Some(now)),
@@ -319,7 +320,7 @@ impl Ledger for DynamoLedger {
             Entry::Standing { repository, until } => (item::standing_key(repository), item::EXPIRES_AT, until.0),
             Entry::Blob { digest, record } => (item::blob_key(digest), item::VERSION, record.version),
         };
-        // An item of an earlier version has no time of use, and is read as if it were 0.
+        // An item of an earlier version has no time of use, and counts as used at 0.
         let condition = if name == item::USED_AT && seen == 0 {
             "attribute_exists(#pk) AND (attribute_not_exists(#seen) OR #seen = :seen)"
         } else {

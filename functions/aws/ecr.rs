@@ -17,7 +17,8 @@ use stopover::values::time::Timestamp;
 use crate::failure::store_error;
 use crate::short_calls;
 
-/// Logins as whoever the function is to AWS: its role needs `ecr:GetAuthorizationToken`, and what it pulls permits it.
+/// Logins with the function's own role: it needs `ecr:GetAuthorizationToken`, and permission to pull from the
+/// repositories.
 #[derive(Debug)]
 pub struct EcrLogins {
     aws: SdkConfig,
@@ -26,7 +27,7 @@ pub struct EcrLogins {
 }
 
 impl EcrLogins {
-    /// Logins with these credentials of AWS, whatever the region of the configuration.
+    /// Logins with these AWS credentials, whatever the region of the configuration.
     pub fn new(aws: SdkConfig) -> Self {
         Self { aws, clients: Mutex::default() }
     }
@@ -47,7 +48,7 @@ impl Issuer for EcrLogins {
         let answer = self.client(region).get_authorization_token().send().await;
         let answer = answer.map_err(|error| {
             let error = store_error("ecr:GetAuthorizationToken", error);
-            // AWS names roles and accounts, which are not for clients.
+            // The AWS error names roles and accounts, which are not for clients.
             tracing::warn!(region, error = %chain(&error), "AWS issued no login to private ECR");
             match error {
                 StoreError::Unavailable(_) => {

@@ -6,7 +6,7 @@ use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use stopover::errors::{Failure, StoreError};
 
-/// Error codes that only the operator can do something about: permissions, and names of things that do not exist.
+/// Error codes that only the operator can resolve: missing permissions, and names of things that do not exist.
 const REFUSALS: [&str; 13] = [
     "AccessDenied",
     "AccessDeniedException",
@@ -23,10 +23,10 @@ const REFUSALS: [&str; 13] = [
     "ValidationException",
 ];
 
-/// Translates the failure of `operation`. Whatever is not known to be final may pass: throttling, time-outs, 5xx, and a
-/// connection that could not be made.
+/// Translates the failure of `operation`. A failure that is not known to be final may pass: throttling, time-outs, 5xx,
+/// and a connection that could not be made.
 ///
-/// What a service answers is all that there is to know. Where it did not answer, the SDK's error is the source.
+/// An answer of the service is told in full, without a source. If there is no answer, the SDK's error is the source.
 pub(crate) fn store_error<E>(operation: &str, error: SdkError<E, HttpResponse>) -> StoreError
 where
     E: ProvideErrorMetadata + Error + Send + Sync + 'static,
@@ -41,7 +41,7 @@ where
         return if refused { StoreError::Refused(failure) } else { StoreError::Unavailable(failure) };
     };
     let status = service.raw().status().as_u16();
-    // The answer to HEAD has no body, so its status is all there is.
+    // An answer to HEAD has no body, only its status.
     let code = service.err().code().unwrap_or_default();
     let message = service.err().message().unwrap_or("no message");
     let text = format!("{operation}: {status} {code}: {message}");
@@ -57,7 +57,7 @@ pub(crate) fn has_status<E>(error: &SdkError<E, HttpResponse>, status: u16) -> b
     matches!(error, SdkError::ServiceError(service) if service.raw().status().as_u16() == status)
 }
 
-/// What kind of failure it is that the service itself did not answer.
+/// The kind of a failure without an answer of the service.
 fn outline<E>(error: &SdkError<E, HttpResponse>) -> &'static str {
     match error {
         SdkError::ConstructionFailure(_) => "the request could not be made",

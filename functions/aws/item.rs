@@ -1,4 +1,4 @@
-//! How the ledger's values lie in the table: the one place where keys and attribute names are written.
+//! How the ledger's values are stored in the table: the one place where keys and attribute names are written.
 //!
 //! | item | `pk` | `sk` | attributes |
 //! | --- | --- | --- | --- |
@@ -43,18 +43,18 @@ pub(crate) const PARTITION: &str = "pk";
 const SORT: &str = "sk";
 /// What a conditional write compares: a number drawn anew for every write.
 pub(crate) const VERSION: &str = "version";
-/// The sort key of what upstream said of a repository as a whole.
+/// The sort key of a standing: what upstream said of a repository as a whole.
 const STANDING: &str = "standing";
 const SHOWN_AT: &str = "shown_at";
 const PROVEN: &str = "proven";
 const MEDIA_TYPE: &str = "media_type";
 const SIZE: &str = "size";
-/// When a manifest or a membership was last used: what takes the place of a version in those.
+/// When a manifest or a membership was last used. Takes the place of a version in those.
 pub(crate) const USED_AT: &str = "used_at";
 const BYTES: &str = "bytes";
 const LIST: &str = "list";
 const FRESH_UNTIL: &str = "fresh_until";
-/// After which DynamoDB deletes an item: what takes the place of a version in lists and standings.
+/// When DynamoDB may delete an item. Takes the place of a version in lists and standings.
 pub(crate) const EXPIRES_AT: &str = "expires_at";
 
 /// The key of the record of a tag, or of a digest.
@@ -66,12 +66,12 @@ pub(crate) fn reference_key(repository: &Repository, reference: &Reference) -> I
     key(format!("repo#{repository}"), sort)
 }
 
-/// The key of what upstream said of a repository as a whole.
+/// The key of a standing.
 pub(crate) fn standing_key(repository: &Repository) -> Item {
     key(format!("repo#{repository}"), STANDING.to_owned())
 }
 
-/// The item of what upstream said of a repository as a whole.
+/// The item of a standing.
 pub(crate) fn standing(repository: &Repository, standing: Standing) -> Item {
     let mut item = standing_key(repository);
     item.insert(EXPIRES_AT.to_owned(), number(standing.until().0));
@@ -81,7 +81,7 @@ pub(crate) fn standing(repository: &Repository, standing: Standing) -> Item {
     item
 }
 
-/// What the item of a standing says.
+/// The standing in an item.
 pub(crate) fn parse_standing(item: &Item) -> Result<Standing, StoreError> {
     let until = expires_at(item)?;
     if !item.contains_key(SHOWN_AT) {
@@ -90,7 +90,7 @@ pub(crate) fn parse_standing(item: &Item) -> Result<Standing, StoreError> {
     Ok(Standing::Shown { at: parse_number(item, SHOWN_AT).map(Timestamp)?, until })
 }
 
-/// When an item is over, by its own word: DynamoDB deletes it some time later.
+/// When an item expires: DynamoDB deletes it some time later.
 pub(crate) fn expires_at(item: &Item) -> Result<Timestamp, StoreError> {
     parse_number(item, EXPIRES_AT).map(Timestamp)
 }
@@ -104,7 +104,7 @@ pub(crate) fn listing_key(repository: &Repository, list: &ListKey) -> Item {
     key(format!("repo#{repository}"), sort)
 }
 
-/// The item of a list. The list itself is text: what it holds is upstream's, and may be nested deeper than attributes.
+/// The item of a list. The list itself is text: its content is upstream's, and may be nested deeper than attributes.
 pub(crate) fn listing(repository: &Repository, key: &ListKey, listing: &Listing) -> Result<Item, StoreError> {
     let list = serde_json::to_string(&listing.list).map_err(|error| corrupt(LIST, error))?;
     let mut item = listing_key(repository, key);
@@ -169,18 +169,18 @@ pub(crate) fn membership(repository: &Repository, digest: &Digest, member: Membe
     item
 }
 
-/// What the item of a membership says.
+/// The membership in an item.
 pub(crate) fn parse_membership(item: &Item) -> Result<Member, StoreError> {
     let proven = matches!(item.get(PROVEN), Some(AttributeValue::Bool(true)));
     Ok(Member { size: size(item)?, used_at: used_at(item)?, proven })
 }
 
-/// When a manifest or a membership was last used. Long ago where an earlier version wrote the item, which noted no use.
+/// When a manifest or a membership was last used. An item of an earlier version has no such attribute and reads as 0.
 pub(crate) fn used_at(item: &Item) -> Result<Timestamp, StoreError> {
     if item.contains_key(USED_AT) { parse_number(item, USED_AT).map(Timestamp) } else { Ok(Timestamp(0)) }
 }
 
-/// What an item is an entry of.
+/// The kinds of ledger entries.
 pub(crate) enum Kind {
     Reference(Repository, Reference),
     Manifest(Repository, Digest),
@@ -191,7 +191,7 @@ pub(crate) enum Kind {
     Other,
 }
 
-/// What an item is by its key.
+/// The kind of an item, by its key.
 pub(crate) fn kind(item: &Item) -> Result<Kind, StoreError> {
     let text = |name: &str| match item.get(name) {
         Some(AttributeValue::S(text)) => Ok(text.as_str()),
@@ -221,7 +221,7 @@ pub(crate) fn kind(item: &Item) -> Result<Kind, StoreError> {
     })
 }
 
-/// The length in bytes of the blob or manifest that an item stands for.
+/// The length in bytes of an item's blob or manifest.
 pub(crate) fn size(item: &Item) -> Result<u64, StoreError> {
     parse_number(item, SIZE)
 }
@@ -271,7 +271,7 @@ pub(crate) fn version(item: &Item) -> Result<u64, StoreError> {
     parse_number(item, VERSION)
 }
 
-/// The record in an item. Attributes that it has no field for are left alone: a newer version may have written them.
+/// The record in an item. Unknown attributes are ignored: a newer version may have written them.
 pub(crate) fn parse_record<T: DeserializeOwned>(item: Item) -> Result<T, StoreError> {
     let fields = item.into_iter().map(|(name, attribute)| Ok((name, value(attribute)?))).collect::<Result<_, _>>()?;
     serde_json::from_value(Value::Object(fields))

@@ -34,14 +34,14 @@ pub use sqs::{Queues, SqsFills};
 
 use settings::Settings;
 
-/// For calls that move a few kilobytes. Three attempts and the pauses between fit into the 30 seconds in which a client
-/// wants its headers.
+/// Time-outs of calls that move a few kilobytes, for an attempt and in all. Three attempts and the pauses between fit
+/// into the 30 seconds in which a client wants its headers.
 const SHORT_CALLS: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(12)];
 
-/// For one request to S3, which may carry a part of 64 MiB. Connections that stall are given up by the SDK long before.
+/// For one request to S3, which may carry a part of 64 MiB. The SDK gives up connections that stall long before.
 const S3_ANSWERS: Duration = Duration::from_mins(2);
 
-/// Reads the environment and joins the core and its adapters. Contacts nobody, except for credentials where the
+/// Reads the environment and joins the core and its adapters. It calls no service, except for credentials where the
 /// environment has none.
 ///
 /// Fails with a sentence for the operator where the environment or `stopover.toml` is wrong.
@@ -77,19 +77,19 @@ pub async fn connect() -> anyhow::Result<Arc<Cache>> {
     Ok(Arc::new(Cache::new(config, Clock::default(), blobs, ledger, fills, Some(&logins), Some(organization))?))
 }
 
-/// The client that [`DynamoLedger`] wants.
+/// The client for a [`DynamoLedger`].
 pub fn dynamo_client(aws: &SdkConfig) -> aws_sdk_dynamodb::Client {
     let config = aws_sdk_dynamodb::config::Builder::from(aws).timeout_config(short_calls());
     aws_sdk_dynamodb::Client::from_conf(config.build())
 }
 
-/// The client that [`SqsFills`] wants.
+/// The client for [`SqsFills`].
 pub fn sqs_client(aws: &SdkConfig) -> aws_sdk_sqs::Client {
     let config = aws_sdk_sqs::config::Builder::from(aws).timeout_config(short_calls());
     aws_sdk_sqs::Client::from_conf(config.build())
 }
 
-/// The client that [`S3Blobs`] wants: it adds no checksums to those that the adapter sends.
+/// The client for [`S3Blobs`]: it adds no checksums to those that the adapter sends.
 pub fn s3_client(aws: &SdkConfig) -> aws_sdk_s3::Client {
     let config = aws_sdk_s3::config::Builder::from(aws)
         .timeout_config(TimeoutConfig::builder().read_timeout(S3_ANSWERS).build())
@@ -98,7 +98,7 @@ pub fn s3_client(aws: &SdkConfig) -> aws_sdk_s3::Client {
     aws_sdk_s3::Client::from_conf(config.build())
 }
 
-/// The client that [`Organizations`] wants.
+/// The client for [`Organizations`].
 pub fn organizations_client(aws: &SdkConfig) -> aws_sdk_organizations::Client {
     let config = aws_sdk_organizations::config::Builder::from(aws).timeout_config(short_calls());
     aws_sdk_organizations::Client::from_conf(config.build())

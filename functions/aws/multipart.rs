@@ -1,5 +1,5 @@
 //! Large blobs, in parts: memory stays at [`PARTS_AT_ONCE`] parts whatever the size, nothing is visible before the last
-//! step, and an upload can be gone on with by another process.
+//! step, and another process can continue an upload.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,20 +21,20 @@ use crate::S3Blobs;
 use crate::failure::{has_status, store_error};
 use crate::s3::{CONTENT_TYPE, PREFIX, checksum, key};
 
-/// The smallest part that is sent, in bytes. S3 takes no less than 5 MiB.
+/// The size of a part, in bytes, unless the blob needs larger ones. S3 takes no less than 5 MiB.
 const PART_BYTES: u64 = 8 * 1024 * 1024;
 
 /// How many parts S3 allows in one object.
 const MAX_PARTS: u64 = 10_000;
 
-/// How large a part may be, in bytes: as large as its blob takes, but what a manifest says of a size must not take the memory
+/// The largest part, in bytes: parts grow with their blob, but the size that a manifest claims must not take the memory
 /// of the function.
 const MAX_PART_BYTES: u64 = 64 * 1024 * 1024;
 
-/// How large a blob may be, in bytes: 640 GiB.
+/// The largest blob, in bytes: 640 GiB.
 const MAX_BLOB_BYTES: u64 = MAX_PARTS * MAX_PART_BYTES;
 
-/// How many parts are in memory, being collected or on their way.
+/// How many parts are in memory, being collected or in flight.
 const PARTS_AT_ONCE: usize = 3;
 
 /// A multipart upload of one blob.
@@ -46,22 +46,23 @@ pub(crate) struct Parts {
     part_bytes: usize,
     /// The part that is being collected.
     collected: BytesMut,
-    /// Memory of parts that have arrived, for those that follow: what is allocated anew for each is not all given back.
+    /// Buffers of parts that have arrived, for later parts: if each were allocated anew, not all memory would be given
+    /// back.
     spare: Arc<Mutex<Vec<BytesMut>>>,
     next: i32,
     sent: Arc<Mutex<Sent>>,
     on_their_way: Vec<Shared<BoxFuture<'static, Result<(), StoreError>>>>,
 }
 
-/// The parts that S3 has, with the `ETag` and the checksum it has to find there when the upload is completed: a part that
-/// a fill without a claim puts over one of them makes that fail.
+/// The parts that S3 has, with the `ETag` and the checksum that completing the upload has to find there: it fails if a
+/// fill without a claim has replaced one of them.
 type Sent = BTreeMap<i32, CompletedPart>;
 
-/// What a checkpoint says of an upload.
+/// What a checkpoint stores of an upload.
 #[derive(Serialize, Deserialize)]
 struct Resume {
     id: String,
-    /// The digest over the checksums of all parts, because 10,000 of those fit no item of the ledger.
+    /// The digest over the checksums of all parts, because 10,000 of those do not fit into an item of the ledger.
     parts: Digest,
 }
 
@@ -78,7 +79,7 @@ impl Parts {
         Ok(Self::new(blobs, digest, size, id, Sent::new()))
     }
 
-    /// `None`: the upload is gone, or its parts are not those of the checkpoint.
+    /// Continues an upload. `None`: the upload is gone, or its parts are not those of the checkpoint.
     pub(crate) async fn resume(
         blobs: &S3Blobs,
         digest: &Digest,
@@ -115,7 +116,7 @@ impl Parts {
         }
     }
 
-    /// Sends the collected part, once few enough others are on their way.
+    /// Sends the collected part, once few enough others are in flight.
     async fn send_part(&mut self) -> Result<(), StoreError> {
         while self.on_their_way.len() + 1 >= PARTS_AT_ONCE {
             let (sent, _, others) = futures_util::future::select_all(std::mem::take(&mut self.on_their_way)).await;
@@ -141,7 +142,7 @@ impl Parts {
         Ok(())
     }
 
-    /// Waits for all parts on their way, those that fail too: S3 keeps what arrives after an upload was aborted.
+    /// Waits for all parts in flight, those that fail too: S3 keeps what arrives after an upload was aborted.
     async fn arrived(&mut self) -> Result<(), StoreError> {
         join_all(std::mem::take(&mut self.on_their_way)).await.into_iter().collect()
     }
@@ -168,7 +169,7 @@ impl Upload for Parts {
         let next = self.next;
         async move {
             join_all(on_their_way).await.into_iter().collect::<Result<(), _>>()?;
-            // Not those that were sent since.
+            // Without the parts that were sent since.
             let sent = sent.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let sent = sent.into_iter().filter(|(number, _)| *number < next).collect();
             serde_json::to_string(&Resume { id, parts: fold(&sent) })
@@ -177,7 +178,7 @@ impl Upload for Parts {
         .boxed()
     }
 
-    /// Makes the object of the parts visible, unless it was there before.
+    /// Completes the upload, which makes the object visible, unless it was there before.
     async fn publish(&mut self) -> Result<(), StoreError> {
         if !self.collected.is_empty() {
             self.send_part().await?;
@@ -191,8 +192,8 @@ impl Upload for Parts {
         let Err(error) = request.send().await else {
             return Ok(());
         };
-        // Another fill was first (412), or is publishing right now (409), or the answer to our own first attempt was lost
-        // and the upload is gone (404): the object itself tells.
+        // Another fill was first (412), or is publishing right now (409), or the answer to our own first attempt was
+        // lost and the upload is gone (404): the object itself tells.
         match self.blobs.size(&self.digest).await {
             Ok(Some(stored)) if stored == self.size => {
                 self.blobs.abort(&key(&self.digest), &self.id).await;
@@ -202,7 +203,8 @@ impl Upload for Parts {
         }
     }
 
-    /// A process that dies instead leaves the upload to the sweep, and to the bucket's lifecycle rule for incomplete ones.
+    /// If the process dies instead, the sweep aborts the upload, or the bucket's lifecycle rule for incomplete ones
+    /// does.
     async fn discard(mut self: Box<Self>) {
         _ = self.arrived().await;
         self.blobs.abort(&key(&self.digest), &self.id).await;
@@ -250,11 +252,11 @@ impl S3Blobs {
         Ok(Some(parts))
     }
 
-    /// Aborts the uploads that none of these checkpoints speaks of and that began longer than `idle` ago. Returns how many.
+    /// Aborts the uploads that are in none of these checkpoints and began longer than `idle` ago. Returns how many.
     pub(crate) async fn abandon_uploads(&self, known: &HashSet<String>, idle: Duration) -> Result<usize, StoreError> {
         let known: HashSet<String> =
             known.iter().filter_map(|upload| Some(serde_json::from_str::<Resume>(upload).ok()?.id)).collect();
-        // By the time that S3 goes by.
+        // The system clock, because S3 has set the start times of the uploads.
         let before = Clock::default().system_time().checked_sub(idle).map(DateTime::from);
         let (mut key_marker, mut id_marker, mut abandoned) = (None, None, 0);
         loop {
@@ -288,7 +290,7 @@ impl S3Blobs {
     }
 }
 
-/// How large the parts of a blob of `size` bytes are.
+/// The size of the parts of a blob of `size` bytes.
 fn part_bytes(size: u64) -> u64 {
     size.div_ceil(MAX_PARTS).max(PART_BYTES)
 }

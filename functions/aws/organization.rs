@@ -8,13 +8,13 @@ use stopover::errors::{Unreachable, chain};
 
 use crate::failure::store_error;
 
-/// [`Organization`] by the API of AWS Organizations. It answers the management account and those that administration is
-/// delegated to; the role of the function needs `organizations:DescribeAccount`.
+/// [`Organization`] by the API of AWS Organizations, which answers the management account and delegated administrators.
+/// The role of the function needs `organizations:DescribeAccount`.
 #[derive(Debug)]
 pub struct Organizations(Client);
 
 impl Organizations {
-    /// Asks with this client.
+    /// Uses this client.
     pub fn new(client: Client) -> Self {
         Self(client)
     }
@@ -29,7 +29,7 @@ impl Organization for Organizations {
             Ok(answer) => answer.account,
             Err(error) if error.as_service_error().is_some_and(unknown) => None,
             Err(error) => {
-                // AWS names roles and accounts, which are not for clients.
+                // The AWS error names roles and accounts, which are not for clients.
                 let error = store_error("organizations:DescribeAccount", error);
                 tracing::warn!(account, error = %chain(&error), "AWS does not say which organisation an account belongs to");
                 let reason = "AWS does not say now whether your account belongs to the organisation of this cache";

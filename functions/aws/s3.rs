@@ -24,13 +24,13 @@ use tokio::sync::watch;
 use crate::failure::{has_status, store_error};
 use crate::multipart::Parts;
 
-/// How long a presigned URL works: long enough to begin a download, shorter than what is left of the role's session.
+/// How long a presigned URL works: long enough to begin a download, shorter than the rest of the role's session.
 const URL_LIFE: Duration = Duration::from_mins(15);
 
-/// Up to this many bytes a blob is one request, which S3 checks against the digest itself.
+/// Blobs of up to this many bytes are sent in one request, which S3 checks against the digest itself.
 pub(crate) const SINGLE_PUT_BYTES: u64 = 16 * 1024 * 1024;
 
-/// What every object is to S3 and to whoever follows the URL.
+/// The media type of every object, for S3 and for the client that follows the URL.
 pub(crate) const CONTENT_TYPE: &str = "application/octet-stream";
 
 /// [`Blobs`] in one bucket.
@@ -74,14 +74,14 @@ impl S3Blobs {
         Ok(Some(bytes.into_bytes()))
     }
 
-    /// Stores bytes that match their digest in one request. Storing them twice is a no-op.
+    /// Stores bytes that match their digest in one request. Storing them twice changes nothing.
     pub(crate) async fn write(&self, digest: &Digest, bytes: Bytes) -> Result<(), StoreError> {
-        // S3 compares the bytes with this before the object becomes visible.
+        // S3 compares the bytes with this checksum before the object becomes visible.
         let checksum = match digest.algorithm() {
             Algorithm::Sha256 => STANDARD.encode(digest.to_bytes()),
             Algorithm::Sha512 => checksum(&bytes),
         };
-        // 409: another write of the same object is under way, and S3 does not know yet how it ends.
+        // 409: another write of the same object is in progress, and S3 does not know yet how it ends.
         let mut conflicts = 0;
         loop {
             let put = self.client.put_object().bucket(&self.bucket).key(key(digest)).if_none_match("*");
@@ -96,7 +96,7 @@ impl S3Blobs {
     }
 }
 
-/// Where all objects lie.
+/// The prefix of the keys of all objects.
 pub(crate) const PREFIX: &str = "blobs/";
 
 /// The key of a blob's object.
@@ -129,7 +129,7 @@ impl Blobs for S3Blobs {
             .map_err(|error| StoreError::Refused(Failure::because("presigning", error)))
     }
 
-    /// Readers cannot follow: an object has no bytes before it is whole.
+    /// Clients cannot follow the fill: an object has no bytes before it is complete.
     async fn begin(
         &self,
         digest: &Digest,
@@ -159,7 +159,7 @@ impl Blobs for S3Blobs {
         self.abandon_uploads(known, idle).await
     }
 
-    /// In pages of a thousand.
+    /// Lists the bucket in pages of a thousand.
     fn list(&self) -> BoxStream<'_, Result<StoredBlob, StoreError>> {
         let pages = stream::try_unfold(Some(None), move |token: Option<Option<String>>| async move {
             let Some(token) = token else { return Ok(None) };
@@ -179,7 +179,7 @@ impl Blobs for S3Blobs {
     }
 }
 
-/// The blob of an object. Objects of other names are not ours.
+/// The blob of an object. `None`: its key is not one of ours.
 fn listed(object: &Object) -> Option<StoredBlob> {
     let named = object.key()?;
     let (algorithm, path) = named.strip_prefix("blobs/")?.split_once('/')?;
@@ -190,7 +190,7 @@ fn listed(object: &Object) -> Option<StoredBlob> {
     Some(StoredBlob { digest, size, modified: Timestamp(modified) })
 }
 
-/// A blob that one request stores. It has no checkpoints: it is begun again as fast.
+/// A blob that one request stores. It has no checkpoints: to begin again takes no longer.
 struct Whole {
     blobs: S3Blobs,
     digest: Digest,

@@ -1,4 +1,4 @@
-//! What the functions are told by their environment.
+//! The settings that the functions read from their environment.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use url::Url;
 
 use crate::sqs::Queues;
 
-/// Which resources to use. The template sets all of it.
+/// Which resources to use. The template sets all of them.
 #[derive(Debug)]
 pub(crate) struct Settings {
     /// `STOPOVER_TABLE`: the name of the table.
@@ -22,20 +22,21 @@ pub(crate) struct Settings {
     pub(crate) queues: Queues,
     /// `STOPOVER_CONFIG`, or `stopover.toml` beside the binary (`LAMBDA_TASK_ROOT`) if there is one.
     pub(crate) config: Option<PathBuf>,
-    /// Who is let in where that says nothing of it: identities of the account that has deployed the functions
-    /// (`STOPOVER_ACCOUNT`), and of the organisation that may be named (`STOPOVER_ORGANIZATION`), which sign for a name that no other deployment has (`STOPOVER_SERVICE`) and are asked about
-    /// where the SDKs of AWS would ask (`AWS_ENDPOINT_URL_STS`), and callers from some networks, divided by commas
-    /// (`STOPOVER_ANONYMOUS_CIDRS`).
+    /// Who is let in where the configuration says nothing of it: identities of the account that deployed the functions
+    /// (`STOPOVER_ACCOUNT`), and of an organization (`STOPOVER_ORGANIZATION`), if they sign for a name that no other
+    /// deployment has (`STOPOVER_SERVICE`); and anonymous callers from some networks, separated by commas
+    /// (`STOPOVER_ANONYMOUS_CIDRS`). Identities are verified at the STS endpoint that the AWS SDKs would use
+    /// (`AWS_ENDPOINT_URL_STS`).
     pub(crate) access: AccessConfig,
-    /// The partition of the region that the functions run in (`AWS_REGION`, which Lambda sets): accounts are of that one
-    /// unless the configuration says otherwise.
+    /// The partition of the region that the functions run in (`AWS_REGION`, which Lambda sets): accounts are of that
+    /// one unless the configuration says otherwise.
     pub(crate) partition: Option<Partition>,
-    /// `STOPOVER_SIGNING_KEYS`: what tokens are signed with where the configuration names no keys.
+    /// `STOPOVER_SIGNING_KEYS`: the keys that sign tokens where the configuration names none.
     pub(crate) signing_keys: Option<Secret>,
 }
 
 impl Settings {
-    /// Reads the settings through `variable`, which answers with the value of an environment variable.
+    /// Reads the settings through `variable`, which returns the value of an environment variable.
     pub(crate) fn read(variable: impl Fn(&str) -> Option<String>) -> anyhow::Result<Self> {
         let required = |name: &str| match variable(name) {
             Some(value) if !value.is_empty() => Ok(value),
@@ -68,7 +69,7 @@ impl Settings {
     }
 }
 
-/// `10.0.0.0/8, 2001:db8::/32`. None: nobody without a login.
+/// Parses `10.0.0.0/8, 2001:db8::/32`. An empty list lets no anonymous caller in.
 fn networks(list: &str) -> anyhow::Result<Vec<Network>> {
     let entries = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());
     let read = |entry: &str| {

@@ -1,4 +1,4 @@
-//! Fills requested over SQS queues and run by the filler function.
+//! Fills that are requested over SQS queues and run by the filler function.
 
 use std::collections::HashMap;
 
@@ -18,24 +18,24 @@ const BATCH_MESSAGES: usize = 10;
 /// How many batches of one request are sent at the same time.
 const BATCHES_AT_ONCE: usize = 4;
 
-/// How long dead messages are hidden while they are looked at: longer than it takes to read [`MOST_DEAD`] of them.
+/// How long dead messages are hidden while they are read: longer than it takes to read [`MOST_DEAD`] of them.
 const LOOK_SECONDS: i32 = 120;
 
-/// How many dead messages are looked at.
+/// How many dead messages are read.
 const MOST_DEAD: usize = 1000;
 
 /// How many calls about single messages are made at the same time.
 const CALLS_AT_ONCE: usize = 8;
 
-/// The URLs of the queues. SQS knows no priorities: what nobody waits for has a queue of its own, whose event source runs
-/// fewer fills at once, so that it never keeps clients waiting.
+/// The URLs of the queues. SQS has no priorities: fills for which no client waits have a queue of their own, whose
+/// event source runs fewer fills at once, so that it never keeps clients waiting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Queues {
-    /// `STOPOVER_QUEUE_URL`: fills of what clients pulled.
+    /// `STOPOVER_QUEUE_URL`: fills of what clients have pulled.
     pub interactive: String,
-    /// `STOPOVER_BACKGROUND_QUEUE_URL`: all others.
+    /// `STOPOVER_BACKGROUND_QUEUE_URL`: all other fills.
     pub background: String,
-    /// `STOPOVER_DEAD_QUEUE_URL`: messages of both that failed too often.
+    /// `STOPOVER_DEAD_QUEUE_URL`: the dead-letter queue of both.
     pub dead: String,
 }
 
@@ -46,21 +46,22 @@ pub struct SqsFills {
     queues: Queues,
 }
 
-/// A message of the dead-letter queue that is hidden from others for [`LOOK_SECONDS`].
+/// A message of the dead-letter queue that is hidden from other readers for [`LOOK_SECONDS`].
 struct Dead {
     work: Work,
     receipt: String,
 }
 
 impl SqsFills {
-    /// Fills requested at these queues.
+    /// Requests fills at these queues.
     pub fn new(client: Client, queues: Queues) -> Self {
         Self { client, queues }
     }
 
-    /// Up to ten dead messages that nobody is looking at. What is no work stays where it is, and is logged.
+    /// Up to ten dead messages that no other reader has hidden. A message that is no [`Work`] stays in the queue, and
+    /// is logged.
     async fn receive_dead(&self) -> Result<(usize, Vec<Dead>), StoreError> {
-        // A short wait asks all servers of SQS: none at all asks some of them, and finds nothing where little is.
+        // Long polling asks all servers of SQS; without it, only some are asked, and a nearly empty queue seems empty.
         let receive = self.client.receive_message().queue_url(&self.queues.dead).wait_time_seconds(1);
         let receive = receive.max_number_of_messages(10).visibility_timeout(LOOK_SECONDS);
         let received = receive.send().await.map_err(|error| store_error("ReceiveMessage", error))?;
@@ -77,7 +78,7 @@ impl SqsFills {
         Ok((count, dead))
     }
 
-    /// Shows a dead message to others again.
+    /// Makes a dead message visible to other readers again.
     async fn put_back(&self, receipt: &str) -> Result<(), StoreError> {
         let show = self.client.change_message_visibility().queue_url(&self.queues.dead);
         let show = show.receipt_handle(receipt).visibility_timeout(0);
@@ -97,7 +98,7 @@ impl SqsFills {
         stream::iter(batches).buffer_unordered(BATCHES_AT_ONCE).try_collect::<()>().await
     }
 
-    /// Sends at most [`BATCH_MESSAGES`] messages; those the queue did not take are sent once more.
+    /// Sends at most [`BATCH_MESSAGES`] messages; those that the queue did not take are sent once more.
     async fn send_batch(&self, queue_url: &str, bodies: &[String]) -> Result<(), StoreError> {
         let mut unsent = Vec::with_capacity(bodies.len());
         for (number, body) in bodies.iter().enumerate() {
@@ -150,9 +151,9 @@ impl Fills for SqsFills {
             for Dead { work, receipt } in dead {
                 receipts.push(receipt);
                 match work {
-                    // A blob that was requested twice may be there twice.
+                    // A blob that was requested twice may be in the queue twice.
                     Work::Blob(job) => _ = jobs.insert(job.digest.clone(), job),
-                    // No fill: the log of the filler says why.
+                    // An image is no fill: the log of the filler says why it failed.
                     Work::Image(_) => {}
                 }
             }
@@ -170,7 +171,7 @@ impl Fills for SqsFills {
         let mut retried = 0;
         loop {
             let (received, dead) = self.receive_dead().await?;
-            // Requested before it is deleted: twice does no harm, never would.
+            // Requested before it is deleted: to request it twice does no harm, to lose it would.
             let (mut jobs, mut images) = (Vec::new(), Vec::new());
             for Dead { work, .. } in &dead {
                 match work {

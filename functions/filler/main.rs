@@ -1,5 +1,5 @@
-//! The filler function: each message of its queues is one blob to copy into storage, or one image whose blobs to request.
-//! Operators and the clock invoke it too.
+//! The filler function: each message of its queues is one blob to copy into storage, or one image whose blobs to
+//! request. Operators and the schedules of EventBridge invoke it too.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,20 +17,20 @@ use stopover::ports::{Job, Progress, Work};
 use stopover::values::time::Clock;
 use tokio::sync::watch;
 
-/// Why the function is invoked: an object with one member, which says what for.
+/// The event that invokes the function: an object with one member, which says what for.
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Event {
     /// Messages of a queue.
     #[serde(rename = "Records")]
     Messages(Vec<SqsMessage>),
-    /// What `stopover fills` asks of one process.
+    /// The commands of `stopover fills`, for this deployment.
     Fills(FillsCommand),
-    /// What `stopover robot` asks of one process.
+    /// The commands of `stopover robot`, for this deployment.
     Robots(RobotCommand),
-    /// It is time to look for schedules that are due.
+    /// Looks for schedules that are due.
     Prefetch(PrefetchCommand),
-    /// `{"sweep": {}}` of the clock, `{"sweep": {"dry_run": true}}` of an operator.
+    /// `{"sweep": {}}` from the schedule, `{"sweep": {"dry_run": true}}` from an operator.
     Sweep {
         #[serde(default)]
         dry_run: bool,
@@ -70,8 +70,8 @@ async fn answer(cache: &Arc<Cache>, event: LambdaEvent<Event>) -> Result<Value, 
     })
 }
 
-/// Answers with the messages that are to come back. Those that keep failing end in the dead-letter queue, where the
-/// operator sees them; what upstream does not have, or does not give us, is not tried again.
+/// Returns the messages that are to come back. Those that keep failing end in the dead-letter queue, where the operator
+/// sees them; what upstream does not have, or does not give us, is not tried again.
 async fn run_batch(cache: &Arc<Cache>, messages: Vec<SqsMessage>, context: &Context) -> SqsBatchResponse {
     let mut response = SqsBatchResponse::default();
     for message in messages {
@@ -91,14 +91,15 @@ async fn run(cache: &Arc<Cache>, message: &SqsMessage, context: &Context) -> any
     }
 }
 
-/// Fills one blob, as far as the time of this invocation allows: the rest is another's.
+/// Fills one blob, as far as the time of this invocation allows: another one continues.
 async fn run_fill(cache: &Arc<Cache>, job: Job, context: &Context) -> anyhow::Result<()> {
-    // The last parts have to be stored and the checkpoint written.
+    // Time to store the last parts and to write the checkpoint.
     let left = context.deadline().duration_since(Clock::default().system_time()).unwrap_or_default();
     let margin = (left / 8).clamp(Duration::from_millis(1500), Duration::from_mins(1)).min(left);
     let stop = tokio::time::sleep(left.saturating_sub(margin)).map(|()| margin / 2);
     let filled = match cache.fill.run(&job, &watch::channel(Progress::Waiting).0, stop).await {
-        // It would fail each time until the message is dead. The fill has logged it, and the next pull requests it again.
+        // It would fail each time until the message is dead. The fill has logged it, and the next pull requests it
+        // again.
         Err(error) if !error.may_pass() => return Ok(()),
         filled => filled?,
     };
@@ -106,7 +107,7 @@ async fn run_fill(cache: &Arc<Cache>, job: Job, context: &Context) -> anyhow::Re
         Filled::Parked { progress: true } => {
             Ok(cache.core.fills.request(&[job]).await.context("the rest of a fill could not be requested")?)
         }
-        // Another invocation would come no further.
+        // Another invocation would get no further.
         Filled::Parked { progress: false } => bail!("upstream sent too little in one invocation to go on from"),
         Filled::Stored | Filled::Already | Filled::Claimed => Ok(()),
     }

@@ -1,4 +1,4 @@
-//! What stands between API Gateway and the router: where a request comes from, and the path as it was asked for.
+//! What stands between API Gateway and the router: the peer of a request, and the path as the client sent it.
 
 use axum::extract::Request;
 use axum::http::Uri;
@@ -10,7 +10,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use stopover::http::Https;
 use stopover::identity::Peer;
 
-/// What may not stand in a path as it is; everything else does, so that an escape has one meaning.
+/// The characters to escape in a path. All others stay as they are, so that an escape has one meaning.
 const ESCAPED: AsciiSet = NON_ALPHANUMERIC
     .remove(b'/')
     .remove(b':')
@@ -21,12 +21,12 @@ const ESCAPED: AsciiSet = NON_ALPHANUMERIC
     .remove(b'~')
     .remove(b'+');
 
-/// Says where a request comes from, as API Gateway saw it; headers, which a caller may write, have no say. An address that
-/// cannot be read is none.
+/// Sets the peer of a request, as API Gateway saw it; headers do not count, because a caller can write them. An address
+/// that cannot be parsed counts as none.
 pub(crate) async fn with_source(mut request: Request, next: Next) -> Response {
     let (address, endpoint) = match request.extensions().get::<RequestContext>() {
         Some(RequestContext::ApiGatewayV2(context)) => (context.http.source_ip.as_deref(), None),
-        // A private REST API names the endpoint of the VPC, too.
+        // A private REST API also names the VPC endpoint.
         Some(RequestContext::ApiGatewayV1(context)) => {
             let endpoint = context.identity.other.get("vpceId").and_then(|id| id.as_str());
             (context.identity.source_ip.as_deref(), endpoint)
@@ -42,7 +42,7 @@ pub(crate) async fn with_source(mut request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// Puts back the path that API Gateway sent, which it decodes once. `lambda_http` reads it as a browser would: it
+/// Restores the path that API Gateway sent, which is decoded once. `lambda_http` reads it as a browser would: it
 /// resolves `..`, turns `\` into `/`, and takes `%` for an escape.
 pub(crate) async fn exact_path(mut request: Request, next: Next) -> Response {
     let encoded = utf8_percent_encode(request.raw_http_path(), &ESCAPED);
@@ -140,7 +140,7 @@ mod tests {
             let answer = answer(&event("10.0.0.1", sent, ""), |request| request.uri().to_string()).await;
             assert_eq!(answer, format!("{seen}?ns=docker.io"));
         }
-        // Without the stage, which is no part of what clients ask for.
+        // Without the stage, which is no part of the path that clients ask for.
         let rest = rest_event("10.0.0.1", "null", "");
         assert_eq!(answer(&rest, |request| request.uri().to_string()).await, "/v2/");
     }

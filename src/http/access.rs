@@ -1,4 +1,5 @@
-//! Who a request is from, what they are told when that is not enough, and `/token` (distribution, "Token Authentication").
+//! Who a request is from, how callers that may not pull are refused, and `/token` (distribution, "Token
+//! Authentication").
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -31,29 +32,30 @@ use crate::oci::{Operation, Repository, Request};
 /// The most bytes of a form with a password.
 const MAX_FORM: usize = 32 * 1024;
 
-/// Why nobody may pull what no rule is about, and what whoever runs the cache writes if somebody is to.
+/// Why a caller may not pull what no rule covers, and what the operator writes to allow it.
 const NO_RULE: &str = "it is private (asked for with credentials, or `public = false`), and no rule of the policy allows it; in the \
                        stopover.toml of this cache, `[access]` and `[[policy]]` say who may, `public = true` says everybody";
 
-/// How clients reach the router, where that is not plain HTTP: an extension of the request, set by what runs the router.
+/// Marks a request that reached the router over HTTPS: an extension of the request, set by the program that runs the
+/// router.
 #[derive(Clone, Copy, Debug)]
 pub struct Https;
 
-/// Somebody who was let in, and where they are.
+/// The principal that was let in, and its peer address.
 pub(super) struct Caller {
     pub(super) principal: Principal,
     pub(super) address: Option<IpAddr>,
-    /// Of whoever runs the cache: the body that they may send.
+    /// Set for an operator: the proof says which body was sent.
     proven: Option<ProvenBody>,
 }
 
 impl Caller {
-    /// At whose expense it is what they ask for.
+    /// Who is charged for what the caller asks for.
     pub(super) fn payer(&self) -> Option<Payer> {
         Payer::of(&self.principal, self.address)
     }
 
-    /// Who a request is from. Whoever runs the cache is let in, as nobody in particular.
+    /// Identifies the caller of a request. An operator is let in as the anonymous principal.
     pub(super) async fn of(cache: &Cache, parts: &Parts, record: &mut Record) -> Result<Self, PullError> {
         record.address = source(parts).address;
         let (asking, proven) = (asking(parts)?, proof(cache, parts));
@@ -71,12 +73,12 @@ impl Caller {
         Ok(Self { principal, address: record.address, proven })
     }
 
-    /// Whether the body of their request is what they have sent, as far as that is known.
+    /// Whether this is the body that an operator has signed. True for other callers, which sign none.
     pub(super) fn may_have_sent(&self, body: &[u8]) -> bool {
         self.proven.as_ref().is_none_or(|proven| proven.is(body))
     }
 
-    /// Refuses them what they may not pull. Whoever is nobody is asked to log in first, where that is possible.
+    /// Refuses what the caller may not pull. An anonymous caller is asked to log in first, if logins are configured.
     pub(super) fn check(&self, cache: &Cache, repository: &Repository, record: &mut Record) -> Result<(), PullError> {
         let private = cache.core.upstreams.get(repository)?.config().is_private();
         let decision = cache.access.config.policy.decide(&self.principal, self.address, repository, private);
@@ -94,22 +96,22 @@ impl Caller {
         Err(PullError::Forbidden { principal: self.principal.to_string(), repository: repository.clone(), reason })
     }
 
-    /// Whether they may ask `/v2/`. Where there is a way to log in, whoever is nobody is asked to: clients learn only here
-    /// that there is one. A token of nobody will do.
+    /// Whether the caller may ask `/v2/`. If logins are configured, a request without credentials is asked to log in:
+    /// clients learn only here that they can. An anonymous token is enough.
     pub(super) fn check_ping(&self, cache: &Cache, parts: &Parts) -> Result<(), PullError> {
         let nameless = self.principal == Principal::Anonymous && !parts.headers.contains_key(AUTHORIZATION);
         if nameless && cache.access.has_logins() { Err(AccessError::NoCredentials.into()) } else { Ok(()) }
     }
 }
 
-/// What the client calls the cache.
+/// The hosts by which the client addresses the cache.
 fn hosts(parts: &Parts) -> impl Iterator<Item = &[u8]> {
     let sent = parts.headers.get_all(HOST).into_iter().map(HeaderValue::as_bytes);
     sent.chain(parts.uri.authority().map(|authority| authority.as_str().as_bytes()))
 }
 
 fn asking(parts: &Parts) -> Result<Asking<'_>, AccessError> {
-    // Two of them would be two stories.
+    // Two of them could name two principals.
     let mut sent = parts.headers.get_all(AUTHORIZATION).iter();
     let authorization = match (sent.next().map(HeaderValue::to_str), sent.next()) {
         (None, _) => None,
@@ -119,8 +121,8 @@ fn asking(parts: &Parts) -> Result<Asking<'_>, AccessError> {
     Ok(Asking { authorization, source: source(parts) })
 }
 
-/// The one challenge of this registry: clients disagree about what to do with several. Its realm is where the client
-/// itself says that it is.
+/// The one challenge of this registry: clients disagree about what to do with several. Its realm is on the origin by
+/// which the client addresses the cache, unless one is configured.
 pub(super) fn challenge(cache: &Cache, error: &AccessError, parts: &Parts) -> Option<HeaderValue> {
     if !cache.access.has_logins() {
         return None;
@@ -156,7 +158,7 @@ fn form(encoded: &[u8]) -> Form {
     url::form_urlencoded::parse(encoded).into_owned().collect()
 }
 
-/// GET with Basic, or with nothing: a token of nobody, where nobody needs more.
+/// GET with Basic, or without credentials for an anonymous token, if anonymous access is on.
 async fn by_header(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
     let keeps =
         form(parts.uri.query().unwrap_or_default().as_bytes()).get("offline_token").is_some_and(|is| is == "true");
@@ -172,7 +174,7 @@ async fn by_form(State(cache): State<Arc<Cache>>, parts: Parts, body: Bytes) -> 
             field("username").zip(field("password")).map(|(user, secret)| STANDARD.encode(format!("{user}:{secret}")))
         }
         Some("refresh_token") => field("refresh_token").map(str::to_owned),
-        // Clients go on with GET.
+        // Clients then fall back to GET.
         _ => return refused(StatusCode::BAD_REQUEST, "unsupported_grant_type"),
     };
     let Some(pair) = pair else { return refused(StatusCode::BAD_REQUEST, "invalid_request") };
@@ -181,7 +183,7 @@ async fn by_form(State(cache): State<Arc<Cache>>, parts: Parts, body: Bytes) -> 
     log_in(&cache, &parts, Ok(asking), field("access_type") == Some("offline")).await
 }
 
-/// A token for whoever says who they are. `keeps`: they want to log in again without name and secret.
+/// Issues a token to a caller that proves its identity. `keeps`: the client asks for a refresh token, too.
 async fn log_in(cache: &Cache, parts: &Parts, asking: Result<Asking<'_>, AccessError>, keeps: bool) -> Response {
     let (asking, identified) = match asking {
         Ok(asking) => (asking, cache.access.identify_for_token(asking).await),
@@ -204,7 +206,7 @@ async fn log_in(cache: &Cache, parts: &Parts, asking: Result<Asking<'_>, AccessE
     }
 }
 
-/// An error of the token endpoint (RFC 6749, section 5.2).
+/// An error response of the token endpoint (RFC 6749, section 5.2).
 fn refused(status: StatusCode, error: &str) -> Response {
     (status, [(CACHE_CONTROL, NO_STORE)], Json(json!({ "error": error }))).into_response()
 }

@@ -1,5 +1,6 @@
-//! One record of each decision: who wanted what, what has decided it, and what that cost. Denials and whatever is private are
-//! INFO, the rest is DEBUG. Nothing that a client or an upstream wrote gets in but what was parsed into a type.
+//! One record of each decision: who wanted what, which rule has decided it, and what that cost. Denials and private
+//! content are INFO, the rest is DEBUG. Of what a client or an upstream wrote, only what was parsed into a type is
+//! logged.
 
 use std::net::IpAddr;
 
@@ -16,21 +17,21 @@ use crate::identity::policy::Decision;
 use crate::oci::Repository;
 use crate::values::pull_counter::PullCounter;
 
-/// A record that is not written yet: what is known of it so far.
+/// A record that is not written yet: what is known of the request so far.
 #[derive(Default)]
 pub(super) struct Record {
     pub(super) principal: Option<Principal>,
-    /// As whom somebody wanted to be let in who was not.
+    /// The identity that a refused caller has claimed.
     pub(super) login: Option<ClaimedIdentity>,
     pub(super) address: Option<IpAddr>,
     decided: Option<Decided>,
-    /// How many bytes lie where the answer leads to.
+    /// The size of the blob that a redirect leads to, in bytes.
     pub(super) redirected: Option<u64>,
-    /// What operators ask.
+    /// The route of an operator's request.
     endpoint: Option<MatchedPath>,
-    /// Whether they have shown their secret.
+    /// Whether the request proves the operators' secret.
     pub(super) by_operator: bool,
-    /// What upstream has sent for it.
+    /// Counts the manifests that upstream has sent for the request.
     pub(super) spent: PullCounter,
 }
 
@@ -42,24 +43,24 @@ struct Decided {
 }
 
 impl Record {
-    /// Of what somebody does whom we know already.
+    /// The record of a caller that is identified already.
     pub(super) fn of(principal: Option<Principal>, address: Option<IpAddr>) -> Self {
         Self { principal, address, ..Self::default() }
     }
 
-    /// Of what operators ask.
+    /// The record of a request to the operators' API.
     pub(super) fn of_operation(parts: &Parts) -> Self {
         let endpoint = parts.extensions.get::<MatchedPath>().cloned();
         Self { address: source(parts).address, endpoint, ..Self::default() }
     }
 
-    /// What the policy says.
+    /// Notes the decision of the policy.
     pub(super) fn decided(&mut self, repository: &Repository, private: bool, decision: &Decision<'_>) {
         let (repository, rule) = (repository.clone(), decision.name().to_owned());
         self.decided = Some(Decided { repository, private, allowed: decision.allowed(), rule });
     }
 
-    /// Writes the record of a pull, unless it failed before there was anything to decide.
+    /// Writes the record of a pull, unless the pull failed before there was anything to decide.
     pub(super) fn pulled(&self, method: &Method, response: &axum::response::Response, error: Option<&PullError>) {
         let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
         let whole = *method == Method::GET && response.status().is_success();
@@ -68,7 +69,7 @@ impl Record {
         self.write("pull", error, Some((response.status(), header(&SERVED), bytes)));
     }
 
-    /// Writes the record of an image that was to be prefetched.
+    /// Writes the record of an image in a prefetch request.
     pub(super) fn prefetched(&self, error: Option<&PullError>) {
         self.write("prefetch", error, None);
     }
@@ -78,7 +79,7 @@ impl Record {
         self.write("login", error, None);
     }
 
-    /// Writes the record of what operators ask.
+    /// Writes the record of a request to the operators' API.
     pub(super) fn operated(&self, error: Option<&PullError>) {
         self.write("operate", error, None);
     }
@@ -94,7 +95,8 @@ impl Record {
             ) => error,
             _ => None,
         };
-        // A pull that nothing was decided about failed before there was anything to decide; so did whatever else failed.
+        // Without a decision, a pull failed before there was anything to decide, and so did any other request that
+        // failed.
         let is_pull = matches!(action, "pull" | "prefetch");
         if self.decided.is_none() && refused.is_none() && (is_pull || error.is_some()) {
             return;
@@ -106,7 +108,7 @@ impl Record {
         };
         let private = self.decided.as_ref().is_some_and(|decided| decided.private);
         let allowed = refused.is_none() && self.decided.as_ref().is_none_or(|decided| decided.allowed);
-        // Every client asks without credentials first.
+        // Every client tries without credentials first.
         let asked_to_log_in = matches!(error, Some(PullError::Access(AccessError::NoCredentials)));
         let because = match error {
             Some(PullError::Access(error)) => error.because(),

@@ -12,8 +12,8 @@ use crate::pull::{PulledReferrers, PulledTags};
 use crate::values::served::Served;
 
 const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
-/// All that is not unreserved (RFC 3986, section 2.3). `%20` and `%2B` are a space and a plus to everybody, also to those who
-/// read a query as a form.
+/// Everything but the unreserved characters (RFC 3986, section 2.3). `%20` and `%2B` are a space and a plus to every
+/// parser, also to one that reads a query as a form.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 pub(super) fn tags(
@@ -32,7 +32,7 @@ pub(super) fn tags(
     response
 }
 
-/// The page after `last`, asked for as this one was: with the client's own prefix and `ns`.
+/// The link to the page after `last`, with the prefix and the `ns` that the client has used.
 fn next(request: &Request, name: &Name, n: usize, last: &str) -> String {
     let prefix = request.prefix.as_ref().map_or_else(String::new, |prefix| format!("/{prefix}"));
     let escape = |text| utf8_percent_encode(text, RESERVED);
@@ -41,7 +41,7 @@ fn next(request: &Request, name: &Name, n: usize, last: &str) -> String {
     format!("<{prefix}/v2/{name}/tags/list?n={n}&last={}{namespace}>; rel=\"next\"", escape(last))
 }
 
-/// `filtered`: only those of one `artifactType` were wanted, and only those are there.
+/// `filtered`: the client wanted those of one `artifactType`, and only those are in the list.
 pub(super) fn referrers(repository: &Repository, pulled: &PulledReferrers, filtered: bool, head: bool) -> Response {
     let media_type = MediaType::OciIndex.as_str();
     let body = json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": pulled.manifests }).to_string();

@@ -46,19 +46,19 @@ const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 const SERVED: HeaderName = HeaderName::from_static("x-stopover");
 const PRIORITY: HeaderName = HeaderName::from_static("priority");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// What is addressed by digest never changes; what is addressed by tag may at any time.
+/// For answers that no HTTP cache may keep: tokens, presigned URLs, reports.
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
-/// The registry API over a cache. Runs on a socket and, unchanged, as a Lambda function.
+/// The registry API over a cache. It runs on a socket and, unchanged, as a Lambda function.
 pub fn router(cache: Arc<Cache>) -> Router {
     let with_bodies = operator::routes().merge(access::routes()).route_layer(map_request(timely));
     with_bodies.fallback(answer).with_state(cache)
 }
 
-/// How long the body of a request may take.
+/// How long a client may take to send the body of a request.
 const BODY: Duration = Duration::from_secs(30);
 
-/// Breaks off a body that is not there in time, so that nobody waits for the rest of it for ever.
+/// Ends a body that does not arrive in time, so that no handler waits for the rest of it for ever.
 async fn timely(request: http::Request<Body>) -> http::Request<Body> {
     let deadline = Instant::now() + BODY;
     request.map(|body| {
@@ -99,7 +99,7 @@ async fn pull(
     let headers = &parts.headers;
     let caller = Caller::of(cache, parts, record).await?;
     let Some(name) = request.operation.name() else {
-        // Needs no upstream: it is answered when every upstream is down.
+        // `/v2/` needs no upstream: it is answered when every upstream is down.
         caller.check_ping(cache, parts)?;
         return cache.core.upstreams.pinged(request).map(|()| ping(request.head));
     };
@@ -139,14 +139,14 @@ fn ping(head: bool) -> Response {
     let mut response = Response::new(if head { Body::empty() } else { Body::from("{}") });
     let headers = response.headers_mut();
     headers.insert(DISTRIBUTION_API_VERSION, HeaderValue::from_static("registry/2.0"));
-    // Tells a cache from other registries.
+    // Tells this cache from other registries.
     headers.insert(SERVED, HeaderValue::from_static(Served::Hit.as_str()));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CONTENT_LENGTH, 2.into());
     response
 }
 
-/// What every answer has in common: from where, and how it came about.
+/// The headers of every answer: which upstream it is from, and how it came about.
 fn describe(headers: &mut HeaderMap, repository: &Repository, served: Served) {
     headers.extend(HeaderValue::from_str(repository.upstream.as_str()).ok().map(|value| (NAMESPACE, value)));
     headers.insert(SERVED, HeaderValue::from_static(served.as_str()));
@@ -156,7 +156,7 @@ fn describe(headers: &mut HeaderMap, repository: &Repository, served: Served) {
     }
 }
 
-/// Which content it is.
+/// The headers that name the content by its digest.
 fn identify(headers: &mut HeaderMap, digest: &Digest) {
     let value = |text: &str| HeaderValue::from_str(text).ok();
     headers.extend(value(digest.as_str()).map(|value| (DOCKER_CONTENT_DIGEST, value)));
@@ -173,15 +173,15 @@ fn not_modified(headers: &HeaderMap, digest: &Digest) -> bool {
     })
 }
 
-/// Where a request comes from: an extension of the request, set by what runs the router, or the other end of the connection.
-/// Never a header, which anybody can write.
+/// The peer that a request comes from: an extension of the request, set by the program that runs the router, or the
+/// other end of the connection. Never a header, which any client can write.
 fn source(request: &http::request::Parts) -> Peer {
     let connected = || request.extensions.get::<ConnectInfo<SocketAddr>>().map(|connected| connected.0.ip());
     request.extensions.get::<Peer>().copied().unwrap_or_else(|| connected().into())
 }
 
-/// Whether a header has a directive: `Cache-Control: no-cache` has upstream asked (RFC 9111, section 5.2.1.4), `Priority:
-/// u=7` says that nobody waits (RFC 9218, section 4.1).
+/// Whether a header has a directive: `Cache-Control: no-cache` makes the cache ask upstream (RFC 9111, section
+/// 5.2.1.4), `Priority: u=7` says that no client waits (RFC 9218, section 4.1).
 fn has(headers: &HeaderMap, name: &HeaderName, directive: &str) -> bool {
     let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|part| part.trim().eq_ignore_ascii_case(directive))
@@ -254,7 +254,7 @@ fn blob(
     Ok(response)
 }
 
-/// An error as a client sees it, logged here and nowhere else.
+/// An error as the client sees it, logged here and nowhere else.
 fn refuse(cache: &Cache, error: &PullError, request: &http::request::Parts) -> Response {
     let told = error.answer();
     let request_id = request_id();

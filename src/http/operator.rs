@@ -1,4 +1,4 @@
-//! What operators ask: `/_stopover/…`, JSON in and out. The commands of the program are its clients.
+//! The operators' API: `/_stopover/…`, JSON in and out. The commands of the program are its clients.
 
 use std::sync::Arc;
 
@@ -35,8 +35,8 @@ pub(super) fn routes() -> Router<Arc<Cache>> {
         .merge(robots::routes())
 }
 
-/// How much is left of each upstream's quota, and whether it is being asked at all. Whoever is let in is shown what is
-/// public; accounts, addresses and private upstreams are shown to operators.
+/// How much is left of each upstream's quota, and which breakers are open. Every caller that is let in sees the public
+/// upstreams; accounts, addresses and private upstreams are shown to operators.
 async fn quota(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
     let mut record = Record::of_operation(&parts);
     record.by_operator = proof(&cache, &parts).is_some_and(|body| body.is(b""));
@@ -58,7 +58,7 @@ async fn quota(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
     answer(&json!({ "upstreams": reports }))
 }
 
-/// The fills that were requested and have not ended well.
+/// The fills that were requested and have not succeeded.
 async fn fills(State(cache): State<Arc<Cache>>, _: Operator) -> Response {
     cache
         .operate
@@ -67,7 +67,7 @@ async fn fills(State(cache): State<Arc<Cache>>, _: Operator) -> Response {
         .map_or_else(|error| unavailable(&error), |fills| answer(&json!({ "fills": fills })))
 }
 
-/// What has become of one blob.
+/// The fill of one blob.
 async fn fill(State(cache): State<Arc<Cache>>, Path(digest): Path<String>, _: Operator) -> Response {
     let digest: Digest = match digest.parse() {
         Ok(digest) => digest,
@@ -80,7 +80,7 @@ async fn fill(State(cache): State<Arc<Cache>>, Path(digest): Path<String>, _: Op
     }
 }
 
-/// Requests again what was given up.
+/// Requests again the fills that were given up.
 async fn retry_fills(State(cache): State<Arc<Cache>>, _: Operator) -> Response {
     cache
         .core
@@ -94,14 +94,14 @@ pub(super) fn answer(body: &impl Serialize) -> Response {
     ([(CACHE_CONTROL, NO_STORE)], Json(body)).into_response()
 }
 
-/// Storage did not answer: nothing can be said.
+/// Storage did not answer, so neither can we.
 pub(super) fn unavailable(error: &StoreError) -> Response {
     refusal(StatusCode::SERVICE_UNAVAILABLE, &chain(error))
 }
 
-/// What whoever runs the cache has sent, who has proven to have its secret: the only one who may see or change what others
-/// pull. An argument of this type makes a route refuse everybody else, and behind API Gateway, where there is no such secret,
-/// everybody. What a proxy makes up, or a page in a browser sends, has no proof.
+/// The body of a request that proves the operators' secret: only operators may see or change what others pull. An
+/// argument of this type makes a route refuse all other callers, and behind API Gateway, where there is no such secret,
+/// every caller. What a proxy makes up, or a page in a browser sends, has no proof.
 pub(super) struct Operator(pub(super) Bytes);
 
 impl FromRequest<Arc<Cache>> for Operator {
@@ -110,7 +110,7 @@ impl FromRequest<Arc<Cache>> for Operator {
     async fn from_request(request: Request, cache: &Arc<Cache>) -> Result<Self, Response> {
         let (parts, body) = request.into_parts();
         let mut record = Record::of_operation(&parts);
-        // Not before the rest is proven: strangers have no memory held.
+        // The body is read only once the headers are proven, so that strangers make us hold no memory.
         let body = match proof(cache, &parts) {
             Some(proven) => {
                 let body = Bytes::from_request(Request::from_parts(parts, body), cache).await;
@@ -125,14 +125,14 @@ impl FromRequest<Arc<Cache>> for Operator {
     }
 }
 
-/// What the body of a request has to be, if it is an operator's.
+/// What the body of a request has to be for the proof in its headers to hold. `None`: there is no valid proof.
 pub(super) fn proof(cache: &Cache, parts: &Parts) -> Option<ProvenBody> {
     let proof = parts.headers.get(OPERATOR_HEADER)?.to_str().ok()?;
     let target = parts.uri.path_and_query().map_or("", PathAndQuery::as_str);
     cache.operator?.verify(proof, &parts.method, target, cache.core.clock.now())
 }
 
-/// Why an operator gets no answer: `{"error": "…"}`.
+/// An error of the operators' API: `{"error": "…"}`.
 pub(super) fn refusal(status: StatusCode, message: &str) -> Response {
     (status, [(CACHE_CONTROL, NO_STORE)], Json(json!({ "error": message }))).into_response()
 }

@@ -1,4 +1,4 @@
-//! `POST /_stopover/prefetch`. It stores only what a pull would, so it is open to whoever may pull.
+//! `POST /_stopover/prefetch`. It stores only what a pull would, so it is open to every caller that may pull.
 
 use std::sync::Arc;
 
@@ -29,18 +29,18 @@ const MAX_BYTES: usize = 1024 * 1024;
 const MAX_IMAGES: usize = 1000;
 const MAX_PLATFORMS: usize = 32;
 
-/// How many images of one request are looked at at once.
+/// How many images of one request are processed at once.
 const AT_ONCE: usize = 4;
 
-/// What is asked for.
+/// The body of a request.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Wanted {
     images: Vec<String>,
-    /// For these platforms; where none is named, for those of each upstream's policy.
+    /// The platforms to store; if there are none, those of each upstream's policy.
     #[serde(default)]
     platforms: Vec<Platform>,
-    /// Where the policy names none either: for the platform of the machine that asks.
+    /// The client's own platform, for upstreams whose policy names none.
     machine: Option<Platform>,
 }
 
@@ -48,11 +48,11 @@ pub(super) fn routes() -> Router<Arc<Cache>> {
     Router::new().route("/_stopover/prefetch", post(prefetch))
 }
 
-/// Stores the manifests of images and requests the fills of their blobs. What takes too long for one answer is asked for
-/// again.
+/// Stores the manifests of images and requests the fills of their blobs. The client asks again for images that take too
+/// long for one answer.
 async fn prefetch(State(cache): State<Arc<Cache>>, request: axum::extract::Request) -> Response {
     let (parts, body) = request.into_parts();
-    // It may reach what its visitor reaches, and needs no answer to do harm.
+    // A page in a browser may reach what its visitor reaches, and needs no answer to do harm.
     if [ORIGIN.as_str(), "sec-fetch-site"].iter().any(|name| parts.headers.contains_key(*name)) {
         return refusal(StatusCode::FORBIDDEN, "no page in a browser may ask this");
     }
@@ -64,7 +64,7 @@ async fn prefetch(State(cache): State<Arc<Cache>>, request: axum::extract::Reque
             return refuse(&cache, &error, &parts);
         }
     };
-    // Not before it is known who sends it: strangers have no memory held.
+    // The body is read only once the caller is known, so that strangers make us hold no memory.
     let Ok(body) = axum::body::to_bytes(body, MAX_BYTES).await else {
         return refusal(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long for one request, or did not come in time");
     };
@@ -88,7 +88,7 @@ async fn prefetch(State(cache): State<Arc<Cache>>, request: axum::extract::Reque
     let (address, deadline) = (caller.address, Instant::now() + cache.core.config.wait);
     let images = stream::iter(wanted.images.clone()).map(|text| {
         let mut record = Record::of(Some(caller.principal.clone()), address);
-        // Each has platforms of its own, so they are made no sooner than they are looked at.
+        // Each job has a list of platforms of its own, so it is made only when its turn comes.
         let (cache, job) = (Arc::clone(&cache), wanted.job(&cache, &caller, &text, &mut record));
         async move {
             let prefetched = async { cache.prefetch.image(&job?, &record.spent).await };

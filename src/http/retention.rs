@@ -32,7 +32,7 @@ async fn collect_garbage(State(cache): State<Arc<Cache>>, Operator(body): Operat
     let Ok(Sweep { dry_run }) = serde_json::from_slice(&body) else {
         return refusal(StatusCode::BAD_REQUEST, r#"the body must be {"dry_run": true} or {"dry_run": false}"#);
     };
-    // Goes on when the client leaves: half a sweep is worth nothing less, and the next one would read everything again.
+    // Continues when the client disconnects: the next sweep would have to read everything again.
     let swept = tokio::spawn(async move { cache.operate.sweep(dry_run).await });
     report(swept.await.map_or(Err(PullError::NotYet), |swept| swept.map_err(Into::into)))
 }
@@ -52,7 +52,7 @@ async fn purge(State(cache): State<Arc<Cache>>, Operator(body): Operator) -> Res
         let Operation::Manifest(name, reference) = &request.operation else {
             return Err(PullError::ManifestUnknown(Served::Miss));
         };
-        // Also what may not be pulled any more.
+        // Finds also what may no longer be pulled.
         let repository = cache.core.upstreams.locate(&request, name)?;
         Ok(cache.operate.purge(&repository, reference).await?)
     };

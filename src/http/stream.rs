@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use crate::oci::ByteRange;
 use crate::ports::Progress;
 
-/// What is read at once. Each answer holds at most two of these: one being read, one being sent.
+/// How much is read at once. Each answer holds at most two of these: one being read, one being sent.
 const CHUNK: u64 = 256 * 1024;
 
 /// A part of a file that is complete.

@@ -1,4 +1,4 @@
-//! What is to be filled: what waits, runs and rests, and whose turn comes next.
+//! The fills of the queue: which of them wait, run and rest, and which comes next.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -10,29 +10,29 @@ use super::order::Order;
 use crate::oci::{Digest, Repository};
 use crate::ports::{Job, Progress};
 
-/// What is to be filled, from its request to its end.
+/// The fills that are in the queue, from request to end.
 pub(super) struct Board {
     pub(super) fills: HashMap<Digest, Fill>,
-    /// Those that wait.
+    /// The fills that wait, in the order of their turns.
     pub(super) order: Order,
 }
 
 pub(super) struct Fill {
-    /// What waits, runs or rests.
+    /// The request that waits, runs or rests.
     pub(super) now: RequestedFill,
-    /// What comes after it, in order: each repository has its own, because it may have the blob where another has not, and
-    /// has to be shown it where another was.
+    /// The requests of other repositories, in order. Each repository has its own: upstream may have the blob in one and
+    /// not in the other, and permission that was proven for one is not proven for the other.
     pub(super) others: VecDeque<RequestedFill>,
     pub(super) phase: Phase,
     pub(super) _open: Open,
 }
 
-/// What one repository has asked for.
+/// The request of one repository.
 pub(super) struct RequestedFill {
     pub(super) job: Job,
     /// How often it has failed in a row.
     pub(super) failures: usize,
-    /// How long it rests after the last of them.
+    /// How long it rests after the last failure.
     pub(super) rest: Duration,
     pub(super) progress: watch::Sender<Progress>,
 }
@@ -44,13 +44,13 @@ impl RequestedFill {
 }
 
 impl Fill {
-    /// What a repository that does not come first has asked for.
+    /// Takes out the request of a repository that is not the current one.
     fn take_other(&mut self, repository: &Repository) -> Option<RequestedFill> {
         let at = self.others.iter().position(|other| other.job.repository == *repository)?;
         self.others.remove(at)
     }
 
-    /// It is asked for again: it waits, unless it runs.
+    /// Requests the blob again: the fill waits for its turn, unless it runs.
     pub(super) fn ask(&mut self, job: Job, order: &mut Order) {
         match &self.phase {
             Phase::Running if job.repository == self.now.job.repository => {
@@ -71,7 +71,7 @@ impl Fill {
             Phase::Resting(task) => task.abort(),
         }
         let priority = self.now.job.priority.min(job.priority);
-        // Whoever asked last is who can have it now. Nobody else's is lost.
+        // The repository that asked last goes first: it can have the blob now. The requests of the others stay.
         if job.repository != self.now.job.repository {
             let asked = self.take_other(&job.repository).unwrap_or_else(|| RequestedFill::new(job.clone()));
             self.others.push_back(std::mem::replace(&mut self.now, asked));
@@ -84,7 +84,7 @@ impl Fill {
 pub(super) enum Phase {
     Waiting,
     Running,
-    /// Until this task wakes it.
+    /// The fill rests until this task wakes it.
     Resting(AbortHandle),
 }
 

@@ -22,11 +22,12 @@ use crate::ports::{Blobs, Location, Progress, StoredBlob, Upload};
 
 /// How much is handed to the file system at once: the blocking pool is visited a few times a megabyte, not a hundred.
 const WRITE_BYTES: u64 = 512 * 1024;
-/// And so many pieces, however small they are.
+/// How many pieces are handed over at once, however small they are.
 const WRITE_PIECES: usize = 1024;
-/// Where checkpoints may lie: a stop costs no more than this.
+/// Checkpoints lie at multiples of this: a stop loses no more.
 const UNIT_BYTES: u64 = 1024 * 1024;
-/// Free space that fills leave alone, so that the ledger can always be written: this much, or a hundredth of a small disk.
+/// Free space that fills leave alone, so that the ledger can always be written: this many bytes, or a hundredth of a
+/// small disk.
 const RESERVE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Blobs as files below one directory, each published by a rename.
@@ -151,7 +152,7 @@ impl Blobs for Files {
         upload: &str,
         progress: &watch::Sender<Progress>,
     ) -> Result<Option<Box<dyn Upload>>, StoreError> {
-        // The name of a file in our directory, and of this blob: nothing else is opened.
+        // Only a file in our directory is opened, and only one of this blob.
         let ours = upload.strip_prefix(digest.hex()).is_some_and(|rest| !rest.contains('/'));
         if !ours || !offset.is_multiple_of(UNIT_BYTES) {
             return Ok(None);
@@ -182,7 +183,7 @@ impl Blobs for Files {
             let mut removed = 0;
             for entry in fs::read_dir(directory)? {
                 let entry = entry?;
-                // One that was published meanwhile is not there.
+                // A file that was published meanwhile is not there.
                 let Some(metadata) = absent(entry.metadata())? else { continue };
                 let old = metadata.modified()?.elapsed().unwrap_or_default() >= idle;
                 if old && !entry.file_name().to_str().is_some_and(|name| known.contains(name)) {
@@ -194,7 +195,7 @@ impl Blobs for Files {
         blocking(remove).await
     }
 
-    /// One directory of hexadecimal digits at a time.
+    /// Lists one directory of hexadecimal digits at a time.
     fn list(&self) -> BoxStream<'_, Result<StoredBlob, StoreError>> {
         let directories = [Algorithm::Sha256, Algorithm::Sha512].into_iter().flat_map(|algorithm| {
             let parent = self.published.join(algorithm.name());
@@ -216,7 +217,7 @@ impl Blobs for Files {
     }
 }
 
-/// A file that grows. Only one fill at a time has it, because only one process has the directory.
+/// A file that grows. Only one fill at a time writes it, because only one process owns the directory.
 struct Unpublished {
     files: Files,
     digest: Digest,
@@ -226,7 +227,7 @@ struct Unpublished {
     progress: watch::Sender<Progress>,
     /// How many bytes are in the file.
     written: u64,
-    /// Those that are not yet.
+    /// Bytes that are not in the file yet.
     pending: Vec<Bytes>,
     pending_bytes: u64,
 }
@@ -289,7 +290,8 @@ impl Upload for Unpublished {
         self.pending_bytes += bytes.len() as u64;
         self.pending.push(bytes);
         let end = self.written + self.pending_bytes;
-        // A follower waits for the first bytes, so they are written at once; a checkpoint wants all before it in the file.
+        // A follower waits for the first bytes, so they are written at once; a checkpoint needs all before it in the
+        // file.
         let enough = self.pending_bytes >= WRITE_BYTES || self.pending.len() >= WRITE_PIECES;
         if self.written == 0 || enough || end.is_multiple_of(UNIT_BYTES) {
             self.flush().await?;
@@ -325,7 +327,7 @@ fn list(algorithm: Algorithm, directory: &Path) -> io::Result<Vec<StoredBlob>> {
         let Ok(digest) = format!("{}:{}", algorithm.name(), entry.file_name().to_string_lossy()).parse() else {
             continue;
         };
-        // One that was removed meanwhile is not there.
+        // A blob that was removed meanwhile is not there.
         if let Some(metadata) = absent(entry.metadata())? {
             let modified = metadata.modified()?.into();
             blobs.push(StoredBlob { digest, size: metadata.len(), modified });

@@ -1,5 +1,5 @@
-//! The images that policies and schedules want, in one process. What was requested is written down first, so a restart
-//! goes on with it.
+//! The queue of the images that policies and schedules want, in one process. Requests are written down first, so a
+//! restart continues with them.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -15,21 +15,22 @@ use crate::cache::Cache;
 use crate::errors::{StoreError, chain};
 use crate::ports::ImageJob;
 
-/// How many images are looked at at once.
+/// How many images are processed at once.
 const AT_ONCE: usize = 2;
-/// How long an image rests after a failure that may pass; after the last of them it is given up until it is wanted again.
+/// How long an image rests after a failure that may pass; after the last of them it is given up until it is requested
+/// again.
 const RESTS: [Duration; 4] =
     [Duration::from_secs(5), Duration::from_mins(1), Duration::from_mins(10), Duration::from_hours(1)];
-/// Within which time of the start the first run of a schedule falls.
+/// The first run of a schedule falls within this time of the start.
 const FIRST: Duration = Duration::from_mins(1);
 
 /// The embedded queue of images.
 pub(super) struct Images {
     ledger: Arc<EmbeddedLedger>,
     cache: OnceLock<Weak<Cache>>,
-    /// By the key under which they are written down: whether one was requested again meanwhile.
+    /// By the key in the ledger: whether an image in the queue was requested again meanwhile.
     requested: Mutex<HashMap<String, bool>>,
-    /// How many tasks run for them.
+    /// How many images are in the queue.
     open: watch::Sender<usize>,
     places: Semaphore,
     stop: watch::Sender<bool>,
@@ -41,7 +42,7 @@ impl Images {
         Self { ledger, cache: OnceLock::new(), requested, open, places, stop: watch::Sender::new(false) }
     }
 
-    /// Goes on with what an earlier process left.
+    /// Continues with what an earlier process left.
     pub(super) fn start(self: &Arc<Self>, cache: &Arc<Cache>) -> Result<(), StoreError> {
         let _ = self.cache.set(Arc::downgrade(cache));
         for image in self.ledger.requested_images()? {
@@ -50,12 +51,12 @@ impl Images {
         Ok(())
     }
 
-    /// Requests the images of every schedule: soon, and again whenever it is due.
+    /// Requests the images of every schedule: soon after the start, and again whenever the schedule is due.
     pub(super) fn keep_schedules(&self, cache: &Arc<Cache>) {
         for schedule in &cache.core.config.schedules {
             let (cache, schedule, mut stop) = (Arc::downgrade(cache), schedule.clone(), self.stop.subscribe());
             tokio::spawn(async move {
-                // Not all schedules of all machines at the same moment.
+                // Spreads schedules over time, and machines too.
                 let mut pause = schedule.every.min(FIRST).mul_f64(fastrand::f64());
                 loop {
                     tokio::select! {
@@ -63,7 +64,7 @@ impl Images {
                         _ = stop.wait_for(|&stop| stop) => return,
                     }
                     let Some(cache) = cache.upgrade() else { return };
-                    // One that panics is logged where it does, and the next one comes all the same.
+                    // A run that panics is logged where it does, and the next one comes all the same.
                     if let Ok(Err(error)) =
                         AssertUnwindSafe(cache.prefetch.request_schedule(&schedule)).catch_unwind().await
                     {
@@ -88,7 +89,7 @@ impl Images {
         let _ = self.open.subscribe().wait_for(|&open| open == 0).await;
     }
 
-    /// Breaks off what runs. It stays written down.
+    /// Stops the running images. They stay written down.
     pub(super) async fn stop(&self) {
         self.stop.send_replace(true);
         self.settled().await;
@@ -107,17 +108,17 @@ impl Images {
         let (images, open, mut stop) = (Arc::clone(self), self.open.clone(), self.stop.subscribe());
         tokio::spawn(async move {
             let ended = tokio::select! {
-                // One that panics is given up like one that fails for good.
+                // An image that panics is given up like one that fails for good.
                 _ = AssertUnwindSafe(images.run(&image)).catch_unwind() => true,
                 _ = stop.wait_for(|&stop| stop) => false,
             };
-            // Whoever asks before it has left the board has it run once more.
+            // An image that is requested before it leaves the queue is run once more.
             if ended && let Err(error) = images.ledger.remove_image(&image).await {
                 tracing::warn!(repository = %image.repository, error = %chain(&error), "an image is still written down as requested");
             }
             let again = images.requested.lock().unwrap_or_else(PoisonError::into_inner).remove(&key) == Some(true);
             if again && ended {
-                // It was written down before, and forgotten since.
+                // The second request was written down, and then removed with the first.
                 let written = images.ledger.put_images(std::slice::from_ref(&image)).await;
                 written.unwrap_or_else(
                     |error| tracing::warn!(error = %chain(&error), "a requested image is not written down"),
@@ -129,7 +130,7 @@ impl Images {
         });
     }
 
-    /// Attempts, until one succeeds, or fails for good.
+    /// Attempts the image until it succeeds or fails for good.
     async fn run(&self, image: &ImageJob) {
         for rest in RESTS.iter().map(Some).chain([None]) {
             let outcome = {

@@ -1,7 +1,7 @@
-//! The ledger in one file: what lies under which key of the [`Store`].
+//! The ledger in one file: which item is under which key of the [`Store`].
 //!
-//! The version of a manifest or a membership is when it was last used, that of a list, or of a fill that was given up, when
-//! it is over.
+//! The version of a manifest or a membership is its last use; that of a list, or of a fill that was given up, is when
+//! it expires.
 
 use std::collections::HashSet;
 use std::error::Error;
@@ -43,7 +43,7 @@ fn standing_key(repository: &Repository) -> String {
     format!("{STANDING}{repository}")
 }
 
-/// What stands in the key of a list of tags where one of referrers has their subject.
+/// Stands in the key of a list of tags where a list of referrers has its subject.
 const TAGS: &str = "tags";
 
 fn list_key(repository: &Repository, key: &ListKey) -> String {
@@ -79,13 +79,13 @@ pub(super) fn image_key(image: &ImageJob) -> String {
 pub(super) struct WrittenFill {
     #[serde(flatten)]
     pub(super) job: Job,
-    /// Why it is not tried again unless somebody asks.
+    /// Why the fill was given up: it is tried again only on request.
     #[serde(default)]
     pub(super) given_up: Option<String>,
 }
 
 impl From<Job> for WrittenFill {
-    /// A fill that is to be run.
+    /// A fill that is not given up.
     fn from(job: Job) -> Self {
         Self { job, given_up: None }
     }
@@ -95,12 +95,12 @@ impl From<Job> for WrittenFill {
 pub struct EmbeddedLedger(Store);
 
 impl EmbeddedLedger {
-    /// Opens or creates the ledger. Another process that has it open makes this fail.
+    /// Opens or creates the ledger. Fails if another process has it open.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         Store::open(path).map(Self)
     }
 
-    /// Gives back every claim. Only for the process that has just taken the data directory.
+    /// Releases every claim. Only for the process that has just taken the data directory.
     pub(super) async fn release_claims(&self) -> Result<(), StoreError> {
         let mut changes = Vec::new();
         for (key, Versioned { value, version }) in self.0.scan::<BlobRecord>(BLOB)? {
@@ -123,18 +123,18 @@ impl EmbeddedLedger {
         }))
     }
 
-    /// The uploads that checkpoints speak of.
+    /// The uploads that have a checkpoint.
     pub(super) fn checkpoints(&self) -> Result<HashSet<String>, StoreError> {
         let records = self.0.scan::<BlobRecord>(BLOB)?;
         Ok(records.into_iter().filter_map(|(_, record)| record.value.checkpoint).map(|known| known.upload).collect())
     }
 
-    /// The fills that were requested and have not ended well.
+    /// The fills that were requested and have not succeeded.
     pub(super) fn fills(&self) -> Result<Vec<WrittenFill>, StoreError> {
         Ok(self.0.scan::<WrittenFill>(FILL)?.into_iter().map(|(_, fill)| fill.value).collect())
     }
 
-    /// Remembers fills as they are now.
+    /// Writes fills down as they are now.
     pub(super) async fn put_fills(&self, fills: impl IntoIterator<Item = WrittenFill>) -> Result<(), StoreError> {
         let put = |fill: WrittenFill| {
             let item = join(0, &serde_json::to_vec(&fill).map_err(corrupt)?);
@@ -143,14 +143,14 @@ impl EmbeddedLedger {
         self.0.write(None, fills.into_iter().map(put).collect::<Result<_, _>>()?).await.map(|_| ())
     }
 
-    /// Remembers until when a fill is given up, and why.
+    /// Writes down until when a fill counts as given up, and why.
     pub(super) async fn give_up(&self, job: Job, reason: String, until: Timestamp) -> Result<(), StoreError> {
         let key = fill_key(&job.digest);
         let fill = serde_json::to_vec(&WrittenFill { job, given_up: Some(reason) }).map_err(corrupt)?;
         self.0.write(None, vec![Change::Put(key, join(until.0, &fill))]).await.map(|_| ())
     }
 
-    /// Forgets the fills that are not to be remembered as given up any more, unless they are requested again.
+    /// Removes the fills that no longer count as given up, unless they are requested again.
     pub(super) async fn forget_given_up(&self, now: Timestamp) -> Result<(), StoreError> {
         let over = self.0.scan::<WrittenFill>(FILL)?.into_iter();
         let over = over.filter(|(_, fill)| fill.value.given_up.is_some() && fill.version <= now.0);
@@ -164,25 +164,25 @@ impl EmbeddedLedger {
         Ok(self.0.scan::<ImageJob>(IMAGE)?.into_iter().map(|(_, image)| image.value).collect())
     }
 
-    /// Remembers requested images.
+    /// Writes requested images down.
     pub(super) async fn put_images(&self, images: &[ImageJob]) -> Result<(), StoreError> {
         let put =
             |image: &ImageJob| Ok(Change::Put(image_key(image), join(0, &serde_json::to_vec(image).map_err(corrupt)?)));
         self.0.write(None, images.iter().map(put).collect::<Result<_, _>>()?).await.map(|_| ())
     }
 
-    /// Forgets a requested image that has ended.
+    /// Removes a requested image that has ended.
     pub(super) async fn remove_image(&self, image: &ImageJob) -> Result<(), StoreError> {
         self.0.write(None, vec![Change::Remove(image_key(image))]).await.map(|_| ())
     }
 
-    /// Forgets a requested fill that has ended well.
+    /// Removes a requested fill that has succeeded.
     pub(super) async fn remove_fill(&self, digest: &Digest) -> Result<(), StoreError> {
         self.0.write(None, vec![Change::Remove(fill_key(digest))]).await.map(|_| ())
     }
 }
 
-/// A membership as it is written down: its length alone, or with that it is proven.
+/// A membership as it is written down: its size, tagged if upstream has proven it.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum WrittenMember {
@@ -197,7 +197,7 @@ fn put_member(repository: &Repository, digest: &Digest, member: Member) -> Resul
     Ok(Change::Put(member_key(repository, digest), item))
 }
 
-/// The media type, a line feed, the bytes.
+/// Parses the media type, a line feed, and the bytes.
 fn parse_manifest(digest: Digest, value: &[u8]) -> Result<Manifest, StoreError> {
     let mut parts = value.splitn(2, |&byte| byte == b'\n');
     let (Some(media_type), Some(bytes)) = (parts.next(), parts.next()) else {
@@ -211,7 +211,7 @@ fn unreadable(key: &str, error: impl Into<Box<dyn Error + Send + Sync>>) -> Stor
     StoreError::Corrupt(Failure::because(format!("ledger: {key}"), error))
 }
 
-/// The entry of an item, if it is one.
+/// The entry of an item. `None`: the item is of another kind.
 fn entry(key: &str, item: &[u8]) -> Result<Option<Entry>, StoreError> {
     let (version, value) = split(item)?;
     let repository = |text: &str| -> Result<Repository, StoreError> {

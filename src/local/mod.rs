@@ -47,7 +47,7 @@ use crate::values::time::Clock;
 
 /// A cache on one machine.
 pub struct Local {
-    /// The cache itself.
+    /// The cache on top of this storage.
     pub cache: Arc<Cache>,
     queue: Arc<Queue>,
     images: Arc<Images>,
@@ -56,8 +56,8 @@ pub struct Local {
 }
 
 impl Local {
-    /// Takes the data directory, which it creates where it is missing, and goes on with the fills that were requested
-    /// before. Fails in a sentence when another process has it.
+    /// Takes the data directory, which it creates if needed, and continues with the fills that were requested before.
+    /// Fails with a sentence for the operator if another process owns the directory.
     pub async fn open(mut config: Config, clock: Clock) -> anyhow::Result<Self> {
         let data = config.data_dir.clone();
         let lock = take(&data)?;
@@ -72,7 +72,7 @@ impl Local {
             EmbeddedLedger::open(&data.join("ledger.redb"))
                 .with_context(|| format!("cannot open the ledger in {}", data.display()))?,
         );
-        // Whoever held a claim was a process that is gone: this one owns the directory now, and goes on from checkpoints.
+        // Claims belong to a process that is gone: this one owns the directory now, and continues from checkpoints.
         ledger.release_claims().await?;
         files.abandon(&ledger.checkpoints()?, Duration::ZERO).await?;
         let limits = config.upstreams.iter().map(|(id, upstream)| (id.clone(), upstream.fills.get())).collect();
@@ -89,12 +89,12 @@ impl Local {
         Ok(Self { cache, queue, images, sweeper, _lock: lock })
     }
 
-    /// Prefetches what `[[schedule]]` says, as long as this runs.
+    /// Prefetches what `[[schedule]]` says, as long as this cache runs.
     pub fn keep_schedules(&self) {
         self.images.keep_schedules(&self.cache);
     }
 
-    /// Stops filling: gives running fills `grace` to finish. The others are parked: the next start goes on with them.
+    /// Stops filling: running fills get `grace` to finish. The others are parked: the next start continues them.
     pub async fn stop(self, grace: Duration) {
         self.images.stop().await;
         self.sweeper.stop().await;
@@ -111,7 +111,7 @@ impl Local {
 /// When a process sweeps first, and how often then.
 const SWEEPS: (Duration, Duration) = (Duration::from_mins(5), Duration::from_hours(1));
 
-/// Sweeps as long as it is there. One that is broken off goes on with the next.
+/// Sweeps until it is dropped. The next sweep completes one that was broken off.
 struct Sweeper(JoinHandle<()>);
 
 impl Sweeper {
@@ -123,7 +123,7 @@ impl Sweeper {
             loop {
                 ticks.tick().await;
                 let (Some(cache), Some(ledger)) = (cache.upgrade(), ledger.upgrade()) else { return };
-                // One that panics is logged where it does, and the next one comes all the same.
+                // A sweep that panics is logged where it does, and the next one comes all the same.
                 if let Ok(Err(error)) = AssertUnwindSafe(cache.operate.sweep(false)).catch_unwind().await {
                     tracing::warn!(error = %chain(&error), "the sweep ended early");
                 }
@@ -134,7 +134,7 @@ impl Sweeper {
         }))
     }
 
-    /// Returns once it holds nothing of the cache any more.
+    /// Returns once the task holds nothing of the cache any more.
     async fn stop(mut self) {
         self.0.abort();
         let _ = (&mut self.0).await;
@@ -147,22 +147,22 @@ impl Drop for Sweeper {
     }
 }
 
-/// Where the operators' secret is, in this data directory.
+/// The path of the operators' secret in a data directory.
 pub fn operator_secret(data: &Path) -> PathBuf {
     data.join("operator_secret")
 }
 
-/// The secret in this file. Where it is not there, it is made with a new one, which only the owner may read.
+/// Reads the secret in a file. If there is no file, writes one with a new secret, which only its owner may read.
 fn made_once(path: &Path, make: fn() -> Option<String>) -> anyhow::Result<String> {
     match fs::read_to_string(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         read => return read.with_context(|| format!("cannot read the secret in {}", path.display())),
     }
     let secret = make().context("the system gives no randomness for a secret")?;
-    // Whole or not at all: half a secret would keep the next start from starting.
+    // Written whole or not at all: the next start would fail on half a secret.
     let unfinished = path.with_extension("unfinished");
     let write = || {
-        // One that was left behind may have other permissions.
+        // A file that was left behind may have other permissions.
         match fs::remove_file(&unfinished) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -184,7 +184,7 @@ fn take(data: &Path) -> anyhow::Result<File> {
         .mode(0o700)
         .create(data)
         .with_context(|| format!("cannot create the data directory {}; {advice}", data.display()))?;
-    // Whoever runs the cache may have meant it: a group that reads backups, say.
+    // Only a warning, because the operator may want it: for a group that reads backups, say.
     if there && fs::metadata(data).is_ok_and(|directory| directory.permissions().mode() & 0o077 != 0) {
         tracing::warn!(
             "others than its owner may read the data directory {0}, and what is private in it: chmod go= {0}",

@@ -1,37 +1,38 @@
-//! Which fill goes next. A rule without I/O: it is told what waits and what has ended, and says what to begin.
+//! Decides which fill runs next. Without I/O: it learns what waits and what has ended, and says what to begin.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use crate::oci::{Digest, Name, UpstreamId};
 use crate::ports::{Job, Priority};
 
-/// Fills that wait for a place, and the places that are taken.
+/// The fills that wait for a place, and the places that are taken.
 ///
-/// The more urgent priority goes first; within it the upstream with the fewest fills under way, so that a slow one holds up
-/// no other; there the repositories take turns, and each begins with its smallest blob: configurations come before layers.
+/// The more urgent priority goes first; within it the upstream with the fewest running fills, so that a slow one holds
+/// up no other; within that the repositories take turns, and each begins with its smallest blob: configurations come
+/// before layers.
 pub(super) struct Order {
     /// How many places there are.
     places: usize,
-    /// How many of them each upstream may take. One that is not configured any more has one: its fills are to fail.
+    /// How many places each upstream may take. One that is not configured any more has one: its fills are to fail.
     limits: BTreeMap<UpstreamId, usize>,
     taken: HashMap<UpstreamId, usize>,
-    /// The fills that have been hurried and run.
+    /// How many hurried fills run, by upstream.
     hurried: HashMap<UpstreamId, usize>,
     lanes: BTreeMap<(Priority, UpstreamId), Lane>,
 }
 
-/// How many fills run at once without a place, because a client waits: each holds up to four connections and a file, and
-/// with its client they stay below the 1,024 descriptors that a process may have.
+/// How many fills run at once without a place, because a client waits: each holds up to four connections and a file,
+/// and with its client they stay below the 1,024 descriptors that a process may have.
 const HURRIED: usize = 64;
-/// How many of them are from one upstream: one that stalls leaves the others as many.
+/// How many of those one upstream may have: if it stalls, the others have as many.
 const HURRIED_OF_UPSTREAM: usize = HURRIED / 2;
 
-/// What waits with one priority for one upstream.
+/// The fills of one priority and one upstream that wait.
 #[derive(Default)]
 struct Lane {
-    /// Whose turn it is. Each repository is here once as long as `waiting` has it.
+    /// The order of the repositories. Each is here once as long as `waiting` has it.
     turns: VecDeque<Name>,
-    /// By size. A repository with nothing left stays until its turn comes.
+    /// Fills by size. A repository with none left stays until its turn comes.
     waiting: HashMap<Name, BTreeSet<(u64, Digest)>>,
 }
 
@@ -67,24 +68,24 @@ impl Order {
         Self { places, limits, taken: HashMap::new(), hurried: HashMap::new(), lanes: BTreeMap::new() }
     }
 
-    /// A fill begins to wait.
+    /// Adds a fill that waits.
     pub(super) fn insert(&mut self, job: &Job) {
         self.lanes.entry((job.priority, job.repository.upstream.clone())).or_default().insert(job);
     }
 
-    /// A fill that was inserted like this waits no more.
+    /// Takes out a fill that was inserted with this job.
     pub(super) fn remove(&mut self, job: &Job) {
         if let Some(lane) = self.lanes.get_mut(&(job.priority, job.repository.upstream.clone())) {
             lane.remove(job);
         }
     }
 
-    /// Nothing waits any more.
+    /// Takes out all fills that wait.
     pub(super) fn clear(&mut self) {
         self.lanes.clear();
     }
 
-    /// The fill that goes next, which takes a place. `None`: there is no place, or nothing that may take it.
+    /// Takes out the next fill, which gets a place. `None`: no place is free, or no waiting fill may take one.
     pub(super) fn next(&mut self) -> Option<Digest> {
         if self.taken.values().sum::<usize>() >= self.places {
             return None;
@@ -105,12 +106,12 @@ impl Order {
         }
     }
 
-    /// A fill from this upstream gives its place back.
+    /// Frees the place of a fill from this upstream.
     pub(super) fn leave(&mut self, upstream: &UpstreamId) {
         one_less(&mut self.taken, upstream);
     }
 
-    /// Takes a fill that waits out of the order, to run without a place. `false`: as many as may do already, and it waits
+    /// Takes a waiting fill out, to run without a place. `false`: as many as may do run already, and the fill waits
     /// like the others.
     pub(super) fn hurry(&mut self, job: &Job) -> bool {
         let upstream = &job.repository.upstream;
@@ -123,7 +124,7 @@ impl Order {
         true
     }
 
-    /// A fill from this upstream that was hurried has ended.
+    /// Counts a hurried fill from this upstream as ended.
     pub(super) fn leave_hurried(&mut self, upstream: &UpstreamId) {
         one_less(&mut self.hurried, upstream);
     }
@@ -145,7 +146,7 @@ mod tests {
         Order::new(places, BTreeMap::from(upstreams))
     }
 
-    /// `upstream/name`, with a digest that says what it is.
+    /// A job of `upstream/name`, with a digest of its own.
     fn job(repository: &str, size: u64, priority: Priority) -> Job {
         let (upstream, name) = repository.split_once('/').unwrap();
         let repository = Repository { upstream: upstream.parse().unwrap(), name: name.parse().unwrap() };
@@ -159,7 +160,7 @@ mod tests {
         }
     }
 
-    /// Begins and ends one fill after the other.
+    /// Begins and ends one fill after the other, and returns them in that order.
     fn one_by_one(order: &mut Order, jobs: &[Job]) -> Vec<(String, u64)> {
         insert(order, jobs);
         let mut begun = Vec::new();

@@ -1,4 +1,4 @@
-//! The fill queue of one process. What was requested is written down first, so a restart goes on with it.
+//! The fill queue of one process. Requests are written down first, so a restart continues with them.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -23,18 +23,18 @@ use crate::ports::{Fills, GivenUp, ImageJob, Job, Progress, Requested, Watched};
 use crate::records::blob::CLAIM;
 use crate::values::time::Clock;
 
-/// How many fills run at once that nobody waits for: each holds about a megabyte, and what it fetches ahead of that counts
-/// against `fill_memory`.
+/// How many fills run at once for which no client waits: each holds about a megabyte, and what it fetches ahead of that
+/// counts against `fill_memory`.
 const PLACES: usize = 16;
-/// How long a fill that is to stop may wait for what is on its way.
+/// How long a fill that is to stop may wait for bytes in flight.
 const WIND_DOWN: Duration = Duration::from_millis(500);
-/// How long a failed fill rests before it is tried again; after the last of them it is given up until it is asked for.
+/// How long a failed fill rests before each retry; after the last one it is given up until it is requested again.
 const RESTS: [Duration; 4] =
     [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30), Duration::from_mins(2)];
-/// How long a fill that was given up is remembered, unless somebody asks for it before.
+/// How long a fill that was given up is remembered, unless it is requested before.
 const GIVEN_UP: Duration = Duration::from_hours(7 * 24);
 
-/// The embedded queue. What waits is an entry in memory; only what runs or rests is a task.
+/// The embedded queue. A waiting fill is an entry in memory; only running and resting fills are tasks.
 pub struct Queue {
     ledger: Arc<EmbeddedLedger>,
     clock: Clock,
@@ -42,11 +42,12 @@ pub struct Queue {
     board: Mutex<Board>,
     /// How many fills are waiting, running or resting.
     open: watch::Sender<usize>,
-    /// Set once the process is to stop: until when a running fill may go on.
+    /// Set once the process is to stop: until when running fills may go on.
     stop_at: watch::Sender<Option<Instant>>,
 }
 
-/// What a task holds. The queue goes first: who waits until nothing is open may take over the data directory.
+/// What a task holds. `queue` is dropped before `_open`: once nothing is open, another process may take over the data
+/// directory.
 struct QueueHandle {
     queue: Arc<Queue>,
     _open: Open,
@@ -81,7 +82,7 @@ impl Queue {
         let _ = self.open.subscribe().wait_for(|&open| open == 0).await;
     }
 
-    /// Begins no more attempts, and gives the running ones `grace` to end. What does not end stays written down.
+    /// Begins no more attempts, and gives running ones `grace` to end. Fills that do not end stay written down.
     pub(super) async fn stop(&self, grace: Duration) {
         self.stop_at.send_replace(Some(Instant::now() + grace));
         {
@@ -111,8 +112,8 @@ impl Queue {
         QueueHandle { queue: Arc::clone(self), _open: Open::new(&self.open) }
     }
 
-    /// Lets fills wait for a place, unless they run, and begins those whose turn it is. A job that is asked for again keeps
-    /// the more urgent of its priorities, and rests no longer.
+    /// Queues the jobs that do not run, and begins those whose turn it is. A job that is requested again keeps the more
+    /// urgent of its priorities, and rests no longer.
     fn enqueue(self: &Arc<Self>, board: &mut Board, jobs: impl IntoIterator<Item = Job>) {
         if self.stopping() {
             return;
@@ -131,14 +132,14 @@ impl Queue {
         self.begin_next(board);
     }
 
-    /// Joins the running attempt at a blob, or begins one at once, because a client waits, unless too many have been begun
-    /// like this: then it waits for a place.
+    /// Joins the running attempt at a blob, or begins one at once because a client waits. If too many were begun like
+    /// this, the fill waits for a place.
     fn hurry(self: &Arc<Self>, job: &Job) -> Watched {
         let mut board = self.board();
         self.enqueue(&mut board, [job.clone()]);
         let Board { fills, order } = &mut *board;
         let Some(fill) = fills.get_mut(&job.digest) else {
-            // The process is stopping: whoever waits learns that nobody works on it.
+            // The process is stopping: the client that waits learns that no fill runs.
             let progress = watch::channel(Progress::Waiting).1;
             return Watched { repository: job.repository.clone(), progress };
         };
@@ -156,14 +157,14 @@ impl Queue {
         }
     }
 
-    /// Begins an attempt at a fill, in a place of its upstream or (a client waits) without one.
+    /// Begins an attempt at a fill, in a place of its upstream or, if a client waits, without one.
     fn begin(self: &Arc<Self>, fill: &mut Fill, placed: bool) {
         fill.phase = Phase::Running;
         tokio::spawn(self.held().attempt(fill.now.job.clone(), fill.now.progress.clone(), placed));
     }
 
-    /// Goes on after an attempt: with what has failed least, which is what others have asked for meanwhile. `rest`: what
-    /// was attempted is to be tried again after it, unless somebody asks for it before.
+    /// Continues after an attempt with the request that has failed least: that of another repository, if one came
+    /// meanwhile. `rest`: the attempted request is retried after it, unless it is made again before.
     fn go_on(self: &Arc<Self>, board: &mut Board, digest: &Digest, rest: Option<Duration>) {
         let Board { fills, order } = &mut *board;
         let Some(fill) = fills.get_mut(digest) else { return };
@@ -194,7 +195,7 @@ impl Queue {
         }
     }
 
-    /// Writes requested fills down, each with the most urgent priority it was asked for with.
+    /// Writes requested fills down, each with the most urgent priority it was requested with.
     async fn write(&self, jobs: &[Job]) -> Result<(), StoreError> {
         let written = {
             let fills = &self.board().fills;
@@ -209,19 +210,19 @@ impl Queue {
 }
 
 impl QueueHandle {
-    /// Makes one attempt. Its outcome is told after it has left the board, so that whoever asks again upon a failure
-    /// begins a new attempt.
+    /// Makes one attempt. Waiters learn the outcome after the fill has left the board, so that a client that asks again
+    /// after a failure begins a new attempt.
     async fn attempt(self, job: Job, progress: watch::Sender<Progress>, placed: bool) {
         let queue = &self.queue;
         let outcome = match queue.cache.get().and_then(Weak::upgrade) {
             Some(cache) => {
                 let run = cache.fill.run(&job, &progress, queue.stopped().map(|()| WIND_DOWN));
-                // Whatever happens: the place has to be given back, and whoever waits has to be told.
+                // Even if it panics, the place is given back and the waiters are told.
                 Some(AssertUnwindSafe(run).catch_unwind().await.unwrap_or(Err(FillError::Panicked)))
             }
             None => None,
         };
-        // `None`: it is neither done nor given up, and stays written down as requested.
+        // `None`: neither done nor given up; the fill stays written down as requested.
         let end = match outcome {
             None | Some(Ok(Filled::Parked { .. })) => None,
             Some(Ok(Filled::Stored | Filled::Already)) => Some(Ok(())),
@@ -247,9 +248,9 @@ impl QueueHandle {
                 queue.begin_next(&mut board);
             }
         }
-        // After it has left the board: whoever asks from here on writes its request down later than this.
+        // After the fill has left the board: a request that comes from here on is written down later than this.
         let noted = match &end {
-            // Somebody asked meanwhile, and that is written down.
+            // The blob was requested again meanwhile, and that is written down.
             Some(_) if queue.board().fills.contains_key(&job.digest) => Ok(()),
             Some(Ok(())) => queue.ledger.remove_fill(&job.digest).await,
             Some(Err((error, None))) => {
@@ -271,7 +272,7 @@ impl QueueHandle {
         tokio::time::sleep(rest).await;
         let mut board = self.queue.board();
         let Board { fills, order } = &mut *board;
-        // Aborting comes too late for a task that has woken up already.
+        // A task that has woken up already cannot be aborted any more.
         if let Some(fill) = fills.get_mut(&digest)
             && matches!(&fill.phase, Phase::Resting(task) if task.id() == tokio::task::id())
         {

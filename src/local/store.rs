@@ -21,17 +21,17 @@ use crate::records::Versioned;
 
 const ITEMS: TableDefinition<&str, &[u8]> = TableDefinition::new("items");
 const VERSION_BYTES: usize = 8;
-/// Pages kept in memory; the operating system keeps the rest.
+/// Bytes of pages kept in memory; the operating system keeps the rest.
 const MEMORY_BYTES: usize = 8 * 1024 * 1024;
-/// How many writes one commit takes at the most.
+/// How many writes one commit takes at most.
 const GROUP: usize = 256;
 
 /// How many items one step of a scan reads.
 const SCAN: usize = 1000;
-/// And about how many bytes: one manifest may have four megabytes.
+/// About how many bytes one step reads: one manifest may have four megabytes.
 const SCAN_BYTES: usize = 4 * 1024 * 1024;
 
-/// The items.
+/// The versioned items.
 pub(super) struct Store {
     file: Arc<DatabaseFile>,
     /// `Some` until the store is dropped.
@@ -60,7 +60,7 @@ impl DatabaseFile {
 
     fn reopen(&self) {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
-        // The old one goes first: it holds the lock of the file.
+        // The old one is dropped first: it holds the lock of the file.
         drop(database.take());
         match Self::open(&self.path) {
             Ok(opened) => *database = Some(opened),
@@ -100,7 +100,7 @@ pub(super) fn corrupt(error: impl Into<Box<dyn Error + Send + Sync>>) -> StoreEr
 }
 
 impl Store {
-    /// Opens or creates the store. Another process that has it open makes this fail.
+    /// Opens or creates the store. Fails if another process has it open.
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         let database = RwLock::new(Some(DatabaseFile::open(path)?));
         let file = Arc::new(DatabaseFile { path: path.to_owned(), database });
@@ -157,7 +157,7 @@ impl Store {
         items.into_iter().map(decode).collect()
     }
 
-    /// Durable once it returns.
+    /// Writes changes, which are durable once it returns.
     pub(super) async fn write(
         &self,
         expected: Option<(String, Option<u64>)>,
@@ -177,7 +177,7 @@ impl Store {
         expected: Option<u64>,
         value: &T,
     ) -> Result<Option<u64>, StoreError> {
-        // An item that was removed and written again must not have a version that somebody saw before.
+        // An item that is removed and written again must not get a version that a reader has seen before.
         let version = expected.unwrap_or_else(|| fastrand::u64(..1 << 62)) + 1;
         let item = join(version, &serde_json::to_vec(value).map_err(corrupt)?);
         let written = self.write(Some((key.clone(), expected)), vec![Change::Put(key, item)]).await?;

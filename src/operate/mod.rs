@@ -1,4 +1,4 @@
-//! What operators do: what is kept and what goes, reports, and robots.
+//! The operators' part: retention and sweep, reports, and the management of robots.
 
 pub mod report;
 pub mod retention;
@@ -13,7 +13,7 @@ use crate::access::Access;
 use crate::core::Core;
 use crate::pull::Pull;
 
-/// Does what operators want done.
+/// Carries out what operators ask for.
 pub struct Operate {
     core: Arc<Core>,
     pull: Arc<Pull>,

@@ -1,5 +1,4 @@
-//! What people are told of quotas, of fills, and of what was removed: the bodies of `/_stopover/…` and the lines of the
-//! commands.
+//! Reports on quotas, fills and removals: the bodies of `/_stopover/…`, and the lines that the commands print.
 
 use std::fmt;
 
@@ -23,37 +22,37 @@ const READS_AT_ONCE: usize = 8;
 pub struct QuotaReport {
     /// The upstream's id.
     pub upstream: String,
-    /// Who we are there: a user name, or `anonymous`; absent for guests.
+    /// Our account at the upstream: a user name, or `anonymous`. Absent unless an operator asks.
     pub credential: Option<String>,
-    /// Pulls in a window; absent where upstream names no limit.
+    /// Pulls allowed per window; absent where upstream names no limit.
     pub limit: Option<u64>,
-    /// Pulls that were left.
+    /// Pulls left in the window, as of `observed_at`.
     pub remaining: Option<u64>,
     /// Length of the window in seconds.
     pub window_seconds: Option<u64>,
-    /// Whose quota: an address, or the id of an account; absent for guests.
+    /// Whose quota it is: an IP address, or the id of an account. Absent unless an operator asks.
     pub source: Option<String>,
-    /// When upstream said so, in seconds since the Unix epoch.
+    /// When upstream last reported this, in seconds since the Unix epoch.
     pub observed_at: Option<u64>,
-    /// When the quota will be used up, in words.
+    /// A sentence that says when the quota will be used up.
     pub forecast: String,
-    /// What is not asked for now, and why; empty where everything is.
+    /// The open breakers; empty while upstream is asked for everything.
     pub breakers: Vec<BreakerReport>,
 }
 
 /// One breaker that is open.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct BreakerReport {
-    /// `manifests`, or `everything`.
+    /// What is not asked for: `manifests`, or `everything`.
     pub stops: String,
-    /// Why.
+    /// Why it opened: the limit that upstream named, or how upstream fails.
     pub cause: String,
     /// Seconds until upstream is asked again.
     pub seconds_left: u64,
 }
 
 impl QuotaReport {
-    /// The report on an upstream.
+    /// Reports on an upstream, from its gauge at `now`.
     pub fn new(upstream: &Upstream, gauge: &Gauge, now: Timestamp) -> Self {
         let quota = gauge.quota.as_ref();
         let open = |stops: &str, broken: &Option<Break>| {
@@ -82,7 +81,7 @@ impl QuotaReport {
         }
     }
 
-    /// Without what only operators may know: who we are, and in what words upstream fails.
+    /// Leaves out what only operators may see: our account, its address, and the upstream's error texts.
     #[must_use]
     pub fn for_guests(mut self) -> Self {
         for breaker in &mut self.breakers {
@@ -120,22 +119,22 @@ impl std::fmt::Display for QuotaReport {
     }
 }
 
-/// What a sweep or a purge has removed, or a dry run would.
+/// What a sweep or a purge has removed, or what a dry run would remove.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct SweepReport {
-    /// How many records of tags went, and of what was asked for in vain.
+    /// How many tag records and remembered 404s were removed.
     pub tags: usize,
-    /// The manifests that went, as `repository@digest`.
+    /// The manifests that were removed, as `repository@digest`.
     pub manifests: Vec<String>,
-    /// How many permissions to read a blob went.
+    /// How many memberships were removed.
     pub memberships: usize,
-    /// How many blobs went.
+    /// How many blobs were removed.
     pub blobs: usize,
-    /// How many bytes they had.
+    /// How many bytes the removed blobs had.
     pub freed_bytes: u64,
-    /// How many bytes of blobs stay.
+    /// How many bytes of blobs are kept.
     pub kept_bytes: u64,
-    /// How many records said what was not so (a fill that died, bytes that are gone), and no longer do.
+    /// How many blob records contradicted the store (a fill that died, bytes that are gone) and were corrected.
     pub repaired: usize,
 }
 
@@ -158,36 +157,37 @@ impl fmt::Display for SweepReport {
     }
 }
 
-/// What has become of a fill.
+/// The state of a fill.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FillState {
-    /// It has not begun.
+    /// The fill has not begun.
     Waiting,
     /// Bytes are being copied.
     Running,
-    /// It failed, and is tried again by itself.
+    /// The last attempt failed; the queue makes another one.
     Resting,
-    /// It failed, and is tried again only when somebody asks.
+    /// The fill was given up; it is tried again only on request.
     Failed,
     /// The blob is stored.
     Stored,
 }
 
-/// One fill as operators see it.
+/// A fill as operators see it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct FillStatus {
-    /// The blob.
+    /// The digest of the blob.
     pub digest: Digest,
-    /// Whose credentials fetch it, as `upstream/name`; absent where a stored blob was not requested lately.
+    /// The repository whose credentials fetch it, as `upstream/name`; absent for a stored blob without a recent
+    /// request.
     pub repository: Option<String>,
     /// Its length in bytes.
     pub size: u64,
-    /// Who waits for it; absent as the repository is.
+    /// The priority of the request; absent where `repository` is.
     pub priority: Option<Priority>,
-    /// What has become of it.
+    /// How far the fill has come.
     pub state: FillState,
-    /// How many bytes are here.
+    /// How many bytes are stored so far.
     pub written: u64,
     /// How many attempts have begun.
     pub attempts: u32,
@@ -196,7 +196,7 @@ pub struct FillStatus {
 }
 
 impl FillStatus {
-    /// The report on a requested fill, from what the record of its blob says at `now`.
+    /// Reports on a requested fill, from the record of its blob at `now`.
     pub fn new(requested: Requested, record: Option<&BlobRecord>, now: Timestamp) -> Self {
         let Requested { job, written, given_up } = requested;
         let failure = record.and_then(|record| record.failure.clone());
@@ -247,7 +247,7 @@ impl std::fmt::Display for FillStatus {
     }
 }
 
-/// A number of bytes as people read it, in powers of 1000 as registries and disks count.
+/// A number of bytes for people to read, in powers of 1000 as registries and disks count.
 pub struct Bytes(pub u64);
 
 impl std::fmt::Display for Bytes {
@@ -261,14 +261,14 @@ impl std::fmt::Display for Bytes {
 }
 
 impl Operate {
-    /// The fills that were requested and have not ended well, in no particular order.
+    /// The fills that were requested and have not succeeded, in no particular order.
     pub async fn fill_reports(&self) -> Result<Vec<FillStatus>, StoreError> {
         let reports = self.core.fills.list().await?.into_iter().map(|requested| self.report(requested));
         let reports: Vec<FillStatus> = stream::iter(reports).buffer_unordered(READS_AT_ONCE).try_collect().await?;
         Ok(reports.into_iter().filter(|report| report.state != FillState::Stored).collect())
     }
 
-    /// What has become of one blob. `None`: it is not stored, and no fill of it is known.
+    /// The fill of one blob. `None`: the blob is not stored, and no fill of it is known.
     pub async fn fill_report(&self, digest: &Digest) -> Result<Option<FillStatus>, StoreError> {
         if let Some(requested) = self.core.fills.list().await?.into_iter().find(|known| known.job.digest == *digest) {
             return self.report(requested).await.map(Some);

@@ -1,8 +1,9 @@
-//! What is kept and what goes, decided from what a scan has seen and the time alone: no I/O, no clock.
+//! Decides what is kept and what is removed, from an inventory and the time alone: no I/O, no clock.
 //!
-//! A manifest lives while it was used, is pinned, or is stored below an index that was used or is pinned; an index lives
-//! with its children too. A blob lives while any live manifest names it, or while it was used itself. Uses are noted once
-//! a day ([`NOTED`]), so what was not used within `keep` goes up to a day later, and what was used never does.
+//! A manifest is live while it was used, is pinned, or is stored below an index that was used or is pinned; an index is
+//! live with its children too. A blob is live while a live manifest names it, or while it was used itself. Uses are
+//! recorded once a day ([`NOTED`]), so an unused item may stay up to a day longer than `keep`, and a used one is never
+//! removed.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -15,27 +16,27 @@ use crate::records::blob::NOTED;
 use crate::records::{BlobRecord, BlobState, Entry, StoredManifest, TagRecord, Versioned};
 use crate::values::time::Timestamp;
 
-/// How long bytes without a record are left alone: whoever stores them writes it sooner.
+/// How long bytes without a record are kept: the process that stores them writes the record sooner.
 const ORPHAN: Duration = Duration::from_hours(24);
 
-/// How long the record of a blob keeps others away while its bytes are deleted.
+/// How long the record of a blob blocks fills and other sweeps while its bytes are deleted.
 pub const REMOVING: Duration = Duration::from_mins(1);
 
-/// Everything that is stored, as a scan has seen it: the ledger first, then the bytes.
+/// Everything that is stored, as a scan saw it: the ledger first, then the bytes.
 #[derive(Default, Debug)]
 pub struct Inventory {
-    /// The ledger.
+    /// The entries of the ledger.
     pub entries: Vec<Entry>,
-    /// The bytes.
+    /// The stored bytes, by digest.
     pub blobs: HashMap<Digest, StoredBlob>,
 }
 
-/// When something was used that an earlier version has written, which did not note that: it counts as used, and is noted by
-/// the sweep that meets it.
+/// The last use of an item that an earlier version wrote, which recorded none: the item counts as used, and the sweep
+/// that meets it records a use.
 const UNKNOWN: Timestamp = Timestamp(0);
 
 impl Inventory {
-    /// What nobody knows the last use of.
+    /// The entries whose last use is not recorded.
     pub fn without_last_use(&self) -> impl Iterator<Item = &Entry> {
         self.entries.iter().filter(|entry| match entry {
             Entry::Manifest(manifest) => manifest.used_at == UNKNOWN,
@@ -49,29 +50,29 @@ impl Inventory {
     }
 }
 
-/// What is to be done. Each of it only if what was seen is still so.
+/// What a sweep has to do. Each step is taken only if the item is still as the scan saw it.
 #[derive(Default, Debug)]
 pub struct Plan<'a> {
-    /// References, manifests, memberships, lists and standings that go.
+    /// References, manifests, memberships, lists and standings to remove.
     pub entries: Vec<&'a Entry>,
-    /// Blobs that go, with their records.
+    /// Blobs to remove, with their records.
     pub blobs: BTreeMap<&'a Digest, Doomed<'a>>,
-    /// Records that say what is not so (a fill that died, bytes that are gone): the blobs are absent.
+    /// Records that contradict the store (a fill that died, bytes that are gone): they become absent.
     pub absent: Vec<(&'a Digest, &'a Versioned<BlobRecord>)>,
-    /// How many bytes stay.
+    /// How many bytes are kept.
     pub kept_bytes: u64,
 }
 
-/// A blob that goes.
+/// A blob to remove.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Doomed<'a> {
-    /// Its record, where it has one.
+    /// Its record, if it has one.
     pub record: Option<&'a Versioned<BlobRecord>>,
-    /// How many bytes it has.
+    /// Its length in bytes.
     pub bytes: u64,
 }
 
-/// What nobody uses any more, and what is beyond the size that may be kept.
+/// Plans a sweep: what was not used within `keep` goes, and what exceeds `max_size`.
 pub fn mark<'a>(inventory: &'a Inventory, rules: &Retention, now: Timestamp) -> Plan<'a> {
     let contents = Contents::of(inventory);
     let used = |at: Option<Timestamp>| {
@@ -98,7 +99,7 @@ pub fn mark<'a>(inventory: &'a Inventory, rules: &Retention, now: Timestamp) -> 
                 let mut digests = digests.chain(previous.iter().map(|previous| &previous.digest));
                 let leased = lease.as_ref().is_some_and(|lease| now < lease.until);
                 let said = digests.any(|digest| live.contains_key(&(repository, digest)));
-                // That there is no such thing is of use only while it is believed.
+                // A remembered 404 is of use only until it expires.
                 let known = observed.is_some() || previous.is_some();
                 let believed = if known { used(Some(*checked_at)) } else { now < *fresh_until };
                 leased || said || believed || pin(repository, reference)
@@ -135,7 +136,7 @@ pub fn mark<'a>(inventory: &'a Inventory, rules: &Retention, now: Timestamp) -> 
         if let Some(record) = record {
             let died = matches!(record.value.state, BlobState::Claimed { until, .. } if until <= now);
             let gone = matches!(record.value.state, BlobState::Stored { .. }) && bytes.is_none();
-            // Nobody has gone on with it for so long that its bytes are better used for something else.
+            // No fill has continued this upload for so long that its bytes are better used for something else.
             let left = matches!(record.value.state, BlobState::Absent)
                 && record.value.checkpoint.is_some()
                 && record.value.used_at.is_none_or(|used_at| used_at < now.minus(ORPHAN));
@@ -151,7 +152,7 @@ pub fn mark<'a>(inventory: &'a Inventory, rules: &Retention, now: Timestamp) -> 
     plan
 }
 
-/// Dooms what was used longest ago until no more than `most` bytes stay.
+/// Adds the least recently used blobs to the plan until no more than `most` bytes are kept.
 fn evict<'a>(plan: &mut Plan<'a>, contents: &Contents<'a>, named: &Named<'a>, exempt: &Named<'a>, most: u64) {
     let mut candidates = Vec::new();
     for (digest, Blob { record, bytes }) in &contents.blobs {
@@ -172,8 +173,8 @@ fn evict<'a>(plan: &mut Plan<'a>, contents: &Contents<'a>, named: &Named<'a>, ex
     }
 }
 
-/// An image and what nothing else needs: its tag, or all tags of its digest; its manifest, unless another tag or an index
-/// has it; an index's children alike; then their memberships and blobs.
+/// Plans the purge of an image and of what nothing else needs: its tag, or all tags of its digest; its manifest, unless
+/// another tag or an index names it; an index's children alike; then their memberships and blobs.
 pub fn purge<'a>(
     inventory: &'a Inventory,
     repository: &'a Repository,
@@ -202,7 +203,7 @@ pub fn purge<'a>(
         }
     }
     let mut gone: HashSet<Key<'a>> = HashSet::new();
-    // What was named stays where something else names it; only a digest that was asked for goes whatever does.
+    // What the image names stays where something else names it; only a digest that was asked for goes in any case.
     if let Reference::Digest(digest) = reference {
         doomed.retain(|tagged| *tagged != digest);
         gone.extend(contents.key(repository, digest));
@@ -246,7 +247,7 @@ pub fn purge<'a>(
 }
 
 impl Plan<'_> {
-    /// What it amounts to.
+    /// Counts what the plan removes, keeps and corrects.
     pub fn report(&self) -> SweepReport {
         let count = |kind: fn(&Entry) -> bool| self.entries.iter().filter(|entry| kind(entry)).count();
         let images = self.entries.iter().filter_map(|entry| match entry {
@@ -269,17 +270,17 @@ impl Plan<'_> {
 
 type Key<'a> = (&'a Repository, &'a Digest);
 
-/// Manifests, and when each was last used, by itself or by way of an index.
+/// Manifests with their last use, by themselves or through an index.
 type Used<'a> = HashMap<Key<'a>, (&'a StoredManifest, Timestamp)>;
 
-/// A blob in both stores.
+/// A blob in the ledger and in the blob store.
 #[derive(Clone, Copy, Default)]
 struct Blob<'a> {
     record: Option<&'a Versioned<BlobRecord>>,
     bytes: Option<&'a StoredBlob>,
 }
 
-/// An inventory by address.
+/// An inventory, indexed by key.
 struct Contents<'a> {
     manifests: HashMap<Key<'a>, &'a StoredManifest>,
     blobs: HashMap<&'a Digest, Blob<'a>>,
@@ -307,7 +308,7 @@ impl<'a> Contents<'a> {
         self.manifests.get_key_value(&(repository, digest)).map(|(key, _)| *key)
     }
 
-    /// What the tags that are pinned are; where that is not stored, what they were before.
+    /// The manifests of the pinned tags: the current one, or the previous one where that is not stored.
     fn pinned(&self, pin: impl Fn(&Repository, &Reference) -> bool) -> Vec<&'a StoredManifest> {
         let pinned = self.entries.iter().filter_map(|entry| {
             let Entry::Reference { repository, reference, record } = entry else { return None };
@@ -319,7 +320,7 @@ impl<'a> Contents<'a> {
         pinned.collect()
     }
 
-    /// Manifests and all that are stored below them, each used when it or one above it was.
+    /// The manifests and all that are stored below them, each with the latest use of itself and of those above it.
     fn below(&self, roots: impl Iterator<Item = (&'a StoredManifest, Timestamp)>) -> Used<'a> {
         let (mut used, mut open) = (Used::new(), roots.collect::<Vec<_>>());
         while let Some((manifest, at)) = open.pop() {
@@ -335,7 +336,7 @@ impl<'a> Contents<'a> {
         used
     }
 
-    /// The indexes above what lives. They keep nothing else alive.
+    /// Adds the indexes above live manifests. They keep nothing else alive.
     fn add_parents(&self, live: &mut Used<'a>) {
         loop {
             let parents = self.manifests.iter().filter(|(key, manifest)| {
@@ -350,10 +351,10 @@ impl<'a> Contents<'a> {
     }
 }
 
-/// What manifests name, themselves included: the bytes of a large one may be stored like a blob.
+/// The digests that manifests name, their own included: the bytes of a large manifest may be stored like a blob.
 struct Named<'a> {
     in_repository: HashSet<Key<'a>>,
-    /// With the last use of any manifest that names it.
+    /// The latest use of any manifest that names the digest.
     anywhere: HashMap<&'a Digest, Timestamp>,
 }
 

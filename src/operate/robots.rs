@@ -1,4 +1,4 @@
-//! What operators do with robots: over `/_stopover/robots`, or by invoking the filler function.
+//! The management of robots by operators: over `/_stopover/robots`, or by invoking the filler function.
 
 use std::time::Duration;
 
@@ -11,77 +11,77 @@ use crate::records::robot::{NewSecret, Robot, RobotError, Robots};
 use crate::values::secret::Secret;
 use crate::values::time::{Span, Timestamp};
 
-/// How long the secret before a rotation is taken unless somebody says otherwise.
+/// How long the old secret is accepted after a rotation, unless the operator says otherwise.
 const OVERLAP: Duration = Duration::from_hours(24);
 
-/// The longest life of a robot that has an end, and the longest overlap: beyond, what is meant is "never", or a mistake.
+/// The longest life of a robot that expires, and the longest overlap: more than that is a mistake, or means "never".
 const LONGEST: (Duration, Duration) = (Duration::from_hours(10 * 366 * 24), Duration::from_hours(90 * 24));
 
-/// What operators do with robots: the body of `POST /_stopover/robots`, and the event of the filler function.
+/// A command of an operator: the body of `POST /_stopover/robots`, and the event of the filler function.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum RobotCommand {
-    /// Names them all.
+    /// Lists all robots.
     List,
-    /// Makes one.
+    /// Creates a robot.
     Add {
-        /// What it is called.
+        /// The name of the new robot.
         name: RobotName,
-        /// How long it is let in; without it, until it is removed.
+        /// How long it may log in; absent: until it is removed.
         expires: Option<Span>,
     },
-    /// Gives one a new secret.
+    /// Gives a robot a new secret.
     Rotate {
-        /// Which.
+        /// The name of the robot.
         name: RobotName,
-        /// How long the secret before is still taken; without it, for a day.
+        /// How long the old secret is still accepted; absent: for a day.
         overlap: Option<Span>,
-        /// How long it is let in from now on; without it, as long as before.
+        /// How long the robot may log in from now on; absent: as long as before.
         expires: Option<Span>,
     },
-    /// Removes one.
+    /// Removes a robot.
     Remove {
-        /// Which.
+        /// The name of the robot.
         name: RobotName,
     },
 }
 
-/// What an operator is told of it.
+/// The answer to a [`RobotCommand`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RobotAnswer {
-    /// All of them.
+    /// All robots.
     Robots(Vec<RobotStatus>),
-    /// A secret, which is shown this once and kept nowhere.
+    /// A new secret. It is shown this once and stored nowhere.
     Secret {
-        /// Whose.
+        /// The name of the robot.
         name: RobotName,
-        /// The secret.
+        /// Its new secret.
         secret: Secret,
-        /// Until when the secret before is taken, in seconds since the Unix epoch; absent: there is none.
+        /// Until when the old secret is accepted, in seconds since the Unix epoch; absent if there is none.
         replaced_until: Option<Timestamp>,
     },
-    /// One is gone. Tokens that it was issued are good for half a minute more.
+    /// The robot was removed. Tokens that were issued to it stay valid for half a minute more.
     Removed(RobotName),
 }
 
-/// One robot as operators see it. Times are in seconds since the Unix epoch.
+/// A robot as operators see it. Times are in seconds since the Unix epoch.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct RobotStatus {
-    /// What it is called.
+    /// The name of the robot.
     pub name: RobotName,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// When it is no longer let in; absent: never.
+    /// Until when it may log in; absent: for ever.
     pub expires_at: Option<Timestamp>,
-    /// Whether that is over.
+    /// Whether `expires_at` has passed.
     pub expired: bool,
-    /// Until when the secret before its last rotation is taken; absent: there is none.
+    /// Until when the secret before its last rotation is accepted; absent if there is none.
     pub replaced_until: Option<Timestamp>,
 }
 
 impl Operate {
-    /// Does what an operator wants done with robots.
+    /// Carries out a command of an operator.
     pub async fn robots(&self, command: RobotCommand) -> Result<RobotAnswer, RobotError> {
         let now = self.core.clock.now();
         match command {
@@ -134,7 +134,7 @@ impl Operate {
     }
 }
 
-/// When a robot is no longer let in that is let in for so long.
+/// When a robot that may log in for `life` expires.
 fn end(life: Option<Span>, now: Timestamp) -> Result<Option<Timestamp>, RobotError> {
     match life.map(|Span(life)| (life, now.plus(life))) {
         Some((_, end)) if end == now => Err(RobotError::Expired),
@@ -143,7 +143,7 @@ fn end(life: Option<Span>, now: Timestamp) -> Result<Option<Timestamp>, RobotErr
     }
 }
 
-/// Making one keeps a processor busy for long.
+/// Runs off the async threads: making a secret keeps a core busy for long.
 async fn new_secret() -> Result<NewSecret, RobotError> {
     tokio::task::spawn_blocking(NewSecret::make).await.unwrap_or(Err(RobotError::NoSecret))
 }

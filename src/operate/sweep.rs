@@ -1,5 +1,5 @@
-//! Carrying out what [`retention`] has decided. Everything is removed only if it is still what was seen: whatever a pull
-//! uses meanwhile stays or is filled again.
+//! Carries out what [`retention`] has decided. An item is removed only if it is still as the scan saw it: what a pull
+//! uses meanwhile stays, or is filled again.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -13,13 +13,13 @@ use crate::operate::report::SweepReport;
 use crate::operate::retention::{self, Inventory, Plan, REMOVING};
 use crate::records::{BlobRecord, BlobState, Entry, StoredManifest, Versioned, blob};
 
-/// How long nobody has written to an upload that nobody will go on with: a running fill has a checkpoint long before.
+/// How long an upload without a checkpoint lies idle before it is removed: a running fill has a checkpoint long before.
 const IDLE: Duration = Duration::from_hours(24);
-/// How many items are removed at the same time.
+/// How many items are removed at once.
 const AT_ONCE: usize = 16;
 
 impl Operate {
-    /// Removes what nobody has used within `keep`, and repairs what dead processes have left. A dry run only says what
+    /// Removes what was not used within `keep`, and repairs what dead processes have left. A dry run only reports what
     /// that would be.
     pub async fn sweep(&self, dry_run: bool) -> Result<SweepReport, StoreError> {
         let inventory = self.inventory().await?;
@@ -43,7 +43,7 @@ impl Operate {
         Ok(report)
     }
 
-    /// Removes an image and what nothing else needs, used or pinned or not.
+    /// Removes an image and what nothing else needs, even if it is used or pinned.
     pub async fn purge(&self, repository: &Repository, reference: &Reference) -> Result<SweepReport, StoreError> {
         let inventory = self.inventory().await?;
         let plan = retention::purge(&inventory, repository, reference, self.core.clock.now());
@@ -78,15 +78,15 @@ impl Operate {
         Ok(Inventory { entries, blobs })
     }
 
-    /// Reports what has really gone: `plan` less what was used meanwhile. What fails for one item keeps none of the others,
-    /// and is told in the end.
+    /// Reports what was really removed: `plan` without what was used meanwhile. A failure at one item does not stop the
+    /// others; the first one is returned at the end.
     async fn carry_out(&self, mut plan: Plan<'_>) -> Result<SweepReport, StoreError> {
         let mut failure = None;
         let is_membership = |entry: &&Entry| matches!(entry, Entry::Membership { .. });
         let (memberships, mut entries): (Vec<_>, Vec<_>) =
             std::mem::take(&mut plan.entries).into_iter().partition(is_membership);
         let spared = self.remove_all(&mut entries, &mut failure).await;
-        // What a manifest names that is used again stays with it, and so do its own bytes, which may be stored like a blob.
+        // A manifest that is used again keeps what it names, and its own bytes, which may be stored like a blob.
         let spared: HashSet<&Digest> = spared.into_iter().flat_map(names).collect();
         let is_spared = |entry: &&Entry| matches!(entry, Entry::Membership { digest, .. } if spared.contains(digest));
         let mut memberships: Vec<_> = memberships.into_iter().filter(|entry| !is_spared(entry)).collect();
@@ -116,7 +116,7 @@ impl Operate {
         let mut repaired = Vec::new();
         for (digest, record) in std::mem::take(&mut plan.absent) {
             let mut absent = BlobRecord { state: BlobState::Absent, ..record.value.clone() };
-            // Of a fill that died the next one goes on with what is there; this one has been left.
+            // The next fill continues from the checkpoint of one that died; that of an absent blob was abandoned.
             absent.checkpoint.take_if(|_| record.value.state == BlobState::Absent);
             let swapped = self.core.ledger.swap_blob(digest, Some(record.version), &absent).await;
             if noted(swapped, &mut failure).flatten().is_some() {
@@ -127,7 +127,7 @@ impl Operate {
         failure.map_or_else(|| Ok(plan.report()), Err)
     }
 
-    /// Removes entries, of which those are left that have gone. The others are returned: they were used meanwhile.
+    /// Removes entries and leaves in `entries` those that are gone. Returns the others: they were used meanwhile.
     async fn remove_all<'a>(&self, entries: &mut Vec<&'a Entry>, failure: &mut Option<StoreError>) -> Vec<&'a Entry> {
         let removals: Vec<_> = std::mem::take(entries)
             .into_iter()
@@ -145,8 +145,8 @@ impl Operate {
         spared.into_iter().map(|(_, entry)| entry).collect()
     }
 
-    /// Removes a blob if its record is still what was seen: no pull has used it since, and none gets its bytes from here
-    /// on. `false`: it was used, or is being filled.
+    /// Removes a blob if its record is still as the scan saw it: no pull has used it since, and none gets its bytes
+    /// from here on. `false`: it was used, or is being filled.
     async fn remove_blob(&self, digest: &Digest, seen: Option<&Versioned<BlobRecord>>) -> Result<bool, StoreError> {
         let state = BlobState::Removing { until: self.core.clock.now().plus(REMOVING) };
         let value = match seen {
@@ -157,7 +157,7 @@ impl Operate {
         let Some(version) = self.core.ledger.swap_blob(digest, expected, &value).await? else {
             return Ok(false);
         };
-        // Long before another may take over, lest it be its bytes that go.
+        // Long before another process may take over, or the bytes of its fill would be deleted.
         tokio::time::timeout(REMOVING / 2, self.core.blobs.remove(digest))
             .await
             .map_err(|_| StoreError::Unavailable(format!("blob {digest} could not be removed in time").into()))??;
@@ -167,7 +167,7 @@ impl Operate {
     }
 }
 
-/// The uploads that fills will go on with.
+/// The uploads that have a checkpoint: fills continue them.
 fn uploads(inventory: &Inventory) -> HashSet<String> {
     let known = |entry: &Entry| match entry {
         Entry::Blob { record, .. } => record.value.checkpoint.as_ref().map(|checkpoint| checkpoint.upload.clone()),
@@ -176,7 +176,7 @@ fn uploads(inventory: &Inventory) -> HashSet<String> {
     inventory.entries.iter().filter_map(known).collect()
 }
 
-/// What it was, unless it failed: the first failure is kept, all are logged.
+/// The value, unless the call failed: the first failure is kept, all are logged.
 fn noted<T>(outcome: Result<T, StoreError>, failure: &mut Option<StoreError>) -> Option<T> {
     outcome
         .inspect_err(|error| {
@@ -186,7 +186,7 @@ fn noted<T>(outcome: Result<T, StoreError>, failure: &mut Option<StoreError>) ->
         .ok()
 }
 
-/// What is needed as long as an entry is there.
+/// The digests that have to stay as long as an entry does: a manifest's own, and those it names.
 fn names(entry: &Entry) -> impl Iterator<Item = &Digest> {
     let manifest = if let Entry::Manifest(manifest) = entry { Some(manifest) } else { None };
     manifest.into_iter().flat_map(|manifest| manifest.names.iter().chain([&manifest.digest]))

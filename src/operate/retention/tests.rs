@@ -19,7 +19,7 @@ fn ago(days: u64) -> Timestamp {
     Timestamp(NOW.0 - days * DAY)
 }
 
-/// An inventory in few words. What is stored is named after what it is; a blob has as many bytes as its name.
+/// Builds an inventory in few words. Content is named after what it is; a blob has as many bytes as its name.
 #[derive(Default)]
 struct World(Inventory);
 
@@ -72,7 +72,7 @@ impl World {
     }
 }
 
-/// What goes, by its name: tags, manifests, memberships and blobs.
+/// What a plan removes, by name: tags, manifests, memberships and blobs.
 #[derive(Debug, PartialEq, Eq)]
 struct Gone(Vec<String>);
 
@@ -102,7 +102,7 @@ impl Gone {
     }
 }
 
-/// What was noted to be used `days` ago is the oldest that goes: it may have been used a day later.
+/// A `keep` that just removes a use recorded `days` ago: the item may have been used up to a day later.
 fn keep(days: u64) -> Retention {
     Retention { keep: Some(Duration::from_secs((days - 1) * DAY)), pin: Vec::new(), max_size: None }
 }
@@ -156,7 +156,7 @@ fn an_index_that_is_used_keeps_its_stored_children_and_one_that_is_not_lives_wit
             .manifest("x", "index", &["amd64", "arm64", "lost"], index)
             .manifest("x", "amd64", &["a"], amd64)
             .manifest("x", "arm64", &["b"], arm64)
-            // The same child elsewhere is another repository's.
+            // The same child in another repository is a manifest of its own.
             .manifest("y", "amd64", &["a"], 99)
             .blob("a", 99)
             .blob("b", 99)
@@ -193,7 +193,7 @@ fn what_is_being_filled_or_removed_is_left_alone_until_its_time_is_over() {
             assert_eq!(world.mark(&keep(30)), gone(if busy { &[] } else { &["blob a"] }));
         }
     }
-    // A removal that died is finished whoever needs the blob: they fill it again.
+    // A removal that died is completed even if the blob is needed: the next pull fills it again.
     let world = World::default().manifest("x", "image", &["a"], 1);
     let world = world.record("a", BlobRecord::new(BlobState::Removing { until: NOW }));
     assert_eq!(world.mark(&keep(30)), gone(&["blob a"]));
