@@ -50,6 +50,8 @@ package: $(setup_stamp) ## The functions as a deployment uploads them, in .aws-s
 	done
 	wc --bytes $(bootstraps)
 	STOPOVER_BOOTSTRAPS=$(CURDIR)/.aws-sam/build cargo test --locked --workspace --test package --test functions
+	# One panic costs one request, in what users run too.
+	cargo test --locked --release --package stopover --bin stopover panics
 
 bench: $(setup_stamp) ## Measure Stopover beside docker-registry, nginx and curl; writes docs/explanation/benchmarks.md
 	cargo build --locked --release --package stopover

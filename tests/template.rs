@@ -160,6 +160,19 @@ fn operations_called() -> Result<BTreeSet<String>> {
 }
 
 #[test]
+fn only_functions_abort_when_something_panics() -> Result<()> {
+    let panic = |path: &str| -> Result<Option<String>> {
+        let settings: toml::Table = std::fs::read_to_string(root().join(path))?.parse()?;
+        let release = settings.get("profile").and_then(|profiles| profiles.get("release"));
+        Ok(release.and_then(|release| release.get("panic")?.as_str().map(str::to_owned)))
+    };
+    let (server, functions) = (panic("Cargo.toml")?, panic("functions/.cargo/config.toml")?);
+    ensure!(server.is_none_or(|panic| panic == "unwind"), "one panic would end the server, and cost every request");
+    ensure!(functions.as_deref() == Some("abort"), "they would be larger, and start later: {functions:?}");
+    Ok(())
+}
+
+#[test]
 fn the_functions_may_do_exactly_what_their_adapters_call() -> Result<()> {
     let actions = BTreeMap::from(ACTIONS);
     let mut called = BTreeSet::new();

@@ -7,7 +7,6 @@ use http::HeaderMap;
 use serde::{Deserialize, Serialize};
 
 use crate::errors::{Limit, UpstreamError};
-use crate::oci::UpstreamId;
 use crate::values::time::Timestamp;
 
 /// Failures in a row after which the breaker of an upstream that still answers opens. If it does not answer at all, the
@@ -35,25 +34,6 @@ pub enum Kind {
     Blob,
     /// A list of tags or of referrers: free at Docker Hub.
     List,
-}
-
-/// The key of a gauge: quotas belong to an upstream and a credential.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct GaugeKey {
-    /// The upstream.
-    pub upstream: UpstreamId,
-    /// The user name, or `anonymous`.
-    pub credential: String,
-}
-
-impl GaugeKey {
-    /// What stands for a credential where there is none.
-    pub const ANONYMOUS: &'static str = "anonymous";
-
-    /// Whether it is the gauge of requests without credentials.
-    pub fn is_anonymous(&self) -> bool {
-        self.credential == Self::ANONYMOUS
-    }
 }
 
 /// The state of one upstream as one credential sees it.
