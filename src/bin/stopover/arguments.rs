@@ -57,7 +57,7 @@ pub(crate) enum LogFormat {
 pub(crate) enum Command {
     /// Serve the registry API and copy what is missing from upstream
     Serve,
-    /// Have images stored before anybody pulls them
+    /// Have images stored before clients pull them
     Prefetch {
         #[command(flatten)]
         order: PrefetchArguments,
@@ -72,7 +72,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         asked: ServerArguments,
     },
-    /// Remove what nobody has used within `keep`, as happens every hour anyway
+    /// Remove what was not used within `keep`, as happens every hour anyway
     Gc {
         /// Only say what would go, and how much that frees
         #[arg(long)]
@@ -132,7 +132,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         asked: ServerArguments,
     },
-    /// Log a client in at the cache, as whom AWS or the issuer of an ID token says that this machine is
+    /// Log a client in at the cache, with the identity that AWS or the issuer of an ID token gives this machine
     Login {
         #[command(flatten)]
         login: ClientLogin,
@@ -156,7 +156,7 @@ pub(crate) enum Command {
     Config(ConfigCommand),
 }
 
-/// Which cache is asked, and by whom.
+/// The cache to ask, and the login to ask with.
 #[derive(clap::Args)]
 pub(crate) struct ServerArguments {
     /// The running cache to ask [default: the one at the configured address]
@@ -206,7 +206,7 @@ pub(crate) enum RobotArguments {
 
 #[derive(Subcommand)]
 pub(crate) enum PolicyCommand {
-    /// Say whether somebody may pull an image, and why; ends with 1 if not
+    /// Say whether a principal may pull an image, and why; ends with 1 if not
     Explain(ExplainArguments),
 }
 

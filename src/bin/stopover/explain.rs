@@ -66,7 +66,7 @@ impl ExplainArguments {
         } else {
             anyhow::ensure!(claims.is_empty(), "only a principal like oidc:<issuer>:<subject> has claims");
         }
-        // Nobody is asked, and nothing is remembered: what the upstreams are is all that is wanted of them.
+        // No upstream is asked and nothing is kept: only the settings of the upstreams are needed.
         let scratch = tempfile::TempDir::new()?;
         let ledger: Arc<dyn Ledger> = Arc::new(EmbeddedLedger::open(&scratch.path().join("ledger.redb"))?);
         let upstreams = Upstreams::new(config, &Clock::default(), &ledger, None)?;

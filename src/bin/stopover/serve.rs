@@ -27,7 +27,7 @@ use tokio_io_timeout::TimeoutWriter;
 /// How long a client may take for the head of a request, and how long a connection may lie idle.
 const HEAD: Duration = Duration::from_secs(30);
 
-/// The most bytes of the head of a request (431), and what is read of a connection ahead of whoever wants it.
+/// The most bytes of the head of a request (431), and how much of a connection is read ahead.
 const MAX_HEAD: usize = 128 * 1024;
 
 /// The most lines of a head (431): clients send about ten, proxies add as many.
@@ -93,7 +93,7 @@ pub(crate) async fn run(listener: TcpListener, router: Router, most: usize, stop
 }
 
 /// The connections that there may be, and whose they are: one address has half of them at the most, of IPv6 each /64. This
-/// machine may have all: there a proxy has everybody's.
+/// machine may have all: a proxy on it carries the connections of all clients.
 struct ConnectionSlots {
     free: Arc<Semaphore>,
     share: usize,

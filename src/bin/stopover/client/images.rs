@@ -15,7 +15,7 @@ use super::dockerfile::dockerfile;
 pub(crate) struct Listed {
     /// Images, as they are written.
     pub(crate) images: Vec<Image>,
-    /// What cannot be an image before somebody fills it in, each with where it stands and why.
+    /// Templates and other entries that are no image yet: where each stands, and why it is skipped.
     pub(crate) skipped: Vec<String>,
 }
 

@@ -158,7 +158,7 @@ impl Client {
         let (mut open, mut done, mut lost) = (VecDeque::from(awaited), 0, 0);
         let (mut before, mut moved, mut answered) = (0, Instant::now(), Instant::now());
         while !open.is_empty() {
-            // The reason for this pause: a cache tells nobody when a fill ends.
+            // The reason for this pause: a cache sends no event when a fill ends.
             tokio::time::sleep(POLL).await;
             // Only operators may list the fills: others ask for each blob.
             let listed = self.listed_fills().await.ok();

@@ -21,7 +21,7 @@ use super::{Client, Endpoint, message_in};
 /// Where a password is read: an argument would be seen in the list of processes.
 const PASSWORD: &str = "STOPOVER_PASSWORD";
 
-/// What helps whoever has no login.
+/// Advice for a caller without a login.
 const HOW_TO_LOG_IN: &str = "as a robot with STOPOVER_USER and STOPOVER_PASSWORD, or as this machine (AWS, OpenID Connect) \
                              with --service, or STOPOVER_SERVICE, and the name of the cache";
 
@@ -66,7 +66,7 @@ impl OperatorProof {
     /// Reads the secret of this data directory, for the cache that uses it: no other server gets a proof. `own`: where the
     /// configuration has that listen.
     pub(crate) fn read(data: &Path, server: &Endpoint, own: &Endpoint) -> Self {
-        // Of a name, or of ::1, somebody else may have what the cache does not listen at, and pass the proof on to it.
+        // A name, or ::1, may lead to another server than the cache, and that server could pass the proof on.
         let here = server.url().host_str().and_then(|host| host.parse().ok());
         if !here.is_some_and(|address: Ipv4Addr| address.is_loopback()) && server != own {
             return Self(Err(format!(
@@ -107,7 +107,7 @@ impl OperatorProof {
 }
 
 impl Client {
-    /// Sends a request, as whoever runs the cache unless a login is given; once more with a token where the cache asks for a
+    /// Sends a request, as the operator unless a login is given; once more with a token where the cache asks for a
     /// login.
     pub(super) async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
         let by_operator = self.operator.is_known() && !self.login.is_given();
@@ -132,7 +132,7 @@ impl Client {
         }
     }
 
-    /// Gets the token that a challenge asks for: one of nobody, unless a login is given. The login goes to the cache itself,
+    /// Gets the token that a challenge asks for: an anonymous one, unless a login is given. The login goes to the cache itself,
     /// or over TLS, and nowhere else.
     pub(super) async fn log_in(&self, challenged: &Response) -> anyhow::Result<()> {
         let Some(Challenge::Bearer { realm, service, .. }) = Challenge::parse(challenged.headers()) else {

@@ -8,7 +8,7 @@ use stopover::oci::UpstreamId;
 pub(crate) struct MirroredUpstream {
     /// What stands behind the endpoint of the cache.
     pub(crate) id: UpstreamId,
-    /// How images are named that nobody thinks of a cache with: host, and port where there is one.
+    /// The host in names of images that do not name the cache, with its port where there is one.
     pub(crate) registry: String,
 }
 

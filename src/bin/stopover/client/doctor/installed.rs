@@ -8,7 +8,7 @@ impl Target {
     pub(super) const EXAMINED: [Self; 6] =
         [Self::Docker, Self::Containerd, Self::CriO, Self::Podman, Self::Buildkit, Self::K3s];
 
-    /// The clients of this machine. Docker has a containerd of its own, which nobody else pulls with.
+    /// The clients of this machine. Docker has a containerd of its own, which no other client uses.
     pub(super) fn found() -> Vec<Self> {
         let any = |programs: &[&str]| programs.iter().any(|program| is_installed(program));
         let found = |client: &Self| match client {

@@ -60,9 +60,9 @@ struct Said {
 
 /// What the cache says of a tag that cannot exist.
 enum Missing {
-    /// Somebody has asked for it before.
+    /// A client has asked for it before.
     Remembered,
-    /// Nobody has.
+    /// No client has.
     New,
 }
 

@@ -156,8 +156,8 @@ fn is_of_a_container(url: &Url) -> bool {
     url.scheme() == "https" || (url.scheme() == "http" && host)
 }
 
-/// The metadata of an instance (`IMDSv2`). The token with which each question is asked keeps out whoever can only forward
-/// a request.
+/// The metadata of an instance (`IMDSv2`). Each request carries a session token, so a request that is merely
+/// forwarded gets nothing.
 struct Metadata {
     http: reqwest::Client,
     endpoint: String,

@@ -30,8 +30,8 @@ pub(crate) enum DockerAction {
 /// What clients take for "go on without credentials" (docker-credential-helpers, `credentials/error.go`).
 const NOT_FOUND: &str = "credentials not found in native keychain";
 
-/// Who this machine is, and at which cache it is that. Whoever else asks for a login gets none: what it could do with a
-/// signature or an ID token is not to be found out.
+/// The identity of this machine, and the one cache that gets a login of it: other servers could misuse a signature or an
+/// ID token.
 #[derive(clap::Args)]
 pub(crate) struct Helper {
     #[command(flatten)]
@@ -55,7 +55,7 @@ impl Helper {
         Ok(server.is_host(registry.split('/').next().unwrap_or_default()))
     }
 
-    /// Answers Docker, podman and whoever else runs `docker-credential-stopover`. They read errors from standard output.
+    /// Answers Docker, podman and other clients that run `docker-credential-stopover`. They read errors from standard output.
     pub(crate) async fn answer_docker(&self, action: DockerAction) -> anyhow::Result<()> {
         let answer = self.docker_credential(action).await;
         let text = answer.as_ref().map_or_else(|error| format!("{error:#}"), Clone::clone);

@@ -40,7 +40,7 @@ pub(crate) struct Identity {
 enum Way {
     /// AWS: a signed question to STS, with credentials in the environment, of the container or of the instance
     Aws,
-    /// Whoever issues ID tokens: one from --token-file, or of GitHub Actions
+    /// An issuer of ID tokens: a token from --token-file, or of GitHub Actions
     Oidc,
 }
 

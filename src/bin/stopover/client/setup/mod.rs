@@ -60,8 +60,8 @@ impl Target {
         fill(template, mirror, upstreams)
     }
 
-    /// What is left to do by hand where the configuration is not read by whom it is for: a format without comments, or
-    /// a script that is run at once.
+    /// What is left to do by hand where comments in the configuration would not be read: a format without comments, or a
+    /// script that is run at once.
     pub(crate) fn advice(self, mirror: &Endpoint, upstreams: &[MirroredUpstream]) -> String {
         match self {
             Self::Docker => fill(include_str!("docker.txt"), mirror, upstreams),
