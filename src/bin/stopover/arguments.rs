@@ -156,7 +156,7 @@ pub(crate) enum Command {
     Config(ConfigCommand),
 }
 
-/// Which cache is asked, and by whom.
+/// The cache to ask, and the login to ask with.
 #[derive(clap::Args)]
 pub(crate) struct ServerArguments {
     /// The running cache to ask [default: the one at the configured address]
@@ -167,7 +167,7 @@ pub(crate) struct ServerArguments {
 }
 
 impl ServerArguments {
-    /// By an operator: without a login.
+    /// For a command of an operator, who needs no login.
     pub(crate) fn by_operator(server: Option<Endpoint>) -> Self {
         Self { server, login: LoginArguments::default() }
     }
