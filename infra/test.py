@@ -24,7 +24,7 @@ WAITING = ["programs", "clients", "functions"]
 COMPUTING = ["behaviours", "fuzz", "adapters"]
 
 # How many tests of a program run at a time, where that is not the number of processors.
-THREADS = {"clients": 4, "programs": 4}
+THREADS = {"behaviours": 4, "clients": 4, "programs": 4}
 
 # A million cases for each target of tests/fuzz.
 ENVIRONMENT = {"STOPOVER_FUZZ": "1000000"}

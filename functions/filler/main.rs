@@ -1,5 +1,5 @@
 //! The filler function: each message of its queues is one blob to copy into storage, or one image whose blobs to
-//! request. Operators and the schedules of EventBridge invoke it too.
+//! request. Operators and the schedules of the template invoke it too.
 
 use std::sync::Arc;
 use std::time::Duration;

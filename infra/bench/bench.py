@@ -113,7 +113,7 @@ def run(binary, rounds, seconds, connections):
         for number in range(rounds):
             print(f"round {number + 1} of {rounds}", file=sys.stderr)
             for case, path, _ in image.paths():
-                # Rotated, so that no server always runs after the same neighbour.
+                # Rotated, so that no server always runs after the same other one.
                 for position in range(len(field)):
                     server = field[(number + position) % len(field)]
                     samples[case][server.name].append(measure(server, path, connections, seconds))

@@ -115,7 +115,7 @@ def curl(port, digest):
 
 
 def proof(secret, method, target):
-    """The proof that the sender of this request, which has no body, has the operators' secret (src/access/operator.rs)."""
+    """The proof that the sender of this request, without a body, has the operators' secret (src/access/operator.rs)."""
     def encode(data):
         return base64.urlsafe_b64encode(data).decode().rstrip("=")
 

@@ -1,4 +1,5 @@
-//! What the core asks of storage. The doc comments are the contract; `tests/ports` checks each clause on every adapter.
+//! What the core asks of storage. The doc comments are the contract; `tests/adapters/ports` checks each clause on every
+//! adapter.
 //!
 //! Absent, refused and unavailable are three different answers: `Ok(None)` (or `Ok(false)`) says that something is not
 //! there; `Err` says that it could not be found out, and is never taken for absence.

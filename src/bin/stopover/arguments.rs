@@ -167,7 +167,7 @@ pub(crate) struct ServerArguments {
 }
 
 impl ServerArguments {
-    /// By an operator: without a login.
+    /// For a command of an operator, who needs no login.
     pub(crate) fn by_operator(server: Option<Endpoint>) -> Self {
         Self { server, login: LoginArguments::default() }
     }

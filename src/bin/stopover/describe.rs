@@ -1,4 +1,4 @@
-//! What a configuration amounts to, in words.
+//! What a configuration means, in words.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -9,7 +9,7 @@ use stopover::oci::UpstreamId;
 use stopover::values::pattern::Pattern;
 use stopover::values::time::written;
 
-/// What the program says when it starts: where it listens, what for, and what to try first.
+/// The message at the start: where the program listens, which upstreams it serves, and what to try first.
 pub(crate) fn welcome(config: &Config, address: SocketAddr) -> String {
     let shown = |(id, upstream): (&UpstreamId, &UpstreamConfig)| upstream.family.map_or(id.to_string(), str::to_owned);
     let mut upstreams: Vec<String> = config.upstreams.iter().map(shown).collect();
@@ -46,7 +46,7 @@ pub(crate) fn welcome(config: &Config, address: SocketAddr) -> String {
     )
 }
 
-/// What `stopover config check` says.
+/// The text of `stopover config check`.
 pub(crate) fn describe(config: &Config) -> String {
     let source = config.source.as_ref().map_or("no file: defaults".into(), |path| path.display().to_string());
     let mut text = format!(
@@ -86,7 +86,7 @@ pub(crate) fn describe(config: &Config) -> String {
             None => format!("settings of upstream {}", rule.place.upstream),
         };
         let held = rule.settings.as_ref().map_or_else(inherited, settings);
-        // It would be a host otherwise, and no namespace there is called like one.
+        // A prefix with a dot is a host, and no namespace of Docker Hub is called like one.
         let hidden = if prefix.first().contains('.') { "" } else { ", goes before Docker Hub's own names below it" };
         let _ = writeln!(text, "rule      {prefix}: {}, {held}{hidden}", rule.place);
     }
@@ -97,7 +97,7 @@ pub(crate) fn describe(config: &Config) -> String {
     text
 }
 
-/// Who is let in and what they may pull.
+/// Which callers are let in and what they may pull.
 fn describe_access(access: &AccessConfig) -> String {
     let list = |patterns: &[Pattern]| patterns.iter().map(Pattern::as_str).collect::<Vec<_>>().join(", ");
     let claims = |claims: &BTreeMap<String, Pattern>| {
@@ -132,7 +132,7 @@ fn describe_access(access: &AccessConfig) -> String {
     text
 }
 
-/// Where clients on this machine reach what listens there: every address of it is none that they can name.
+/// Where clients on this machine reach a listener: they cannot use the unspecified address.
 pub(crate) fn reached_at(mut listen: SocketAddr) -> SocketAddr {
     if listen.ip().is_unspecified() {
         listen.set_ip(Ipv4Addr::LOCALHOST.into());

@@ -17,7 +17,7 @@ use stopover::upstream::Upstreams;
 use stopover::values::pattern::Pattern;
 use stopover::values::time::Clock;
 
-/// Who asks for what.
+/// The pull to explain: caller and image.
 #[derive(clap::Args)]
 pub(crate) struct ExplainArguments {
     /// Who pulls, as rules name them: anonymous, robot:<name>, iam:<arn> or oidc:<issuer>:<subject>
@@ -48,16 +48,16 @@ fn source(text: &str) -> Result<Peer, String> {
     Ok(Peer { address: None, vpc_endpoint: Some(endpoint?) })
 }
 
-/// What would become of a pull.
+/// The outcome of a pull, and why.
 pub(crate) struct Explanation {
     /// Whether it would be allowed.
     pub(crate) allowed: bool,
-    /// The outcome in a line, and why in those below.
+    /// The outcome in the first line, the reasons below.
     pub(crate) text: String,
 }
 
 impl ExplainArguments {
-    /// Which rule decides and why, a line for each that is passed over.
+    /// Which rule decides and why, with one line per rule that does not match.
     pub(crate) fn answer(self, config: &Config) -> anyhow::Result<Explanation> {
         let Self { mut principal, claims, from, image } = self;
         let from = from.unwrap_or_default();
@@ -66,7 +66,7 @@ impl ExplainArguments {
         } else {
             anyhow::ensure!(claims.is_empty(), "only a principal like oidc:<issuer>:<subject> has claims");
         }
-        // No upstream is asked and nothing is kept: only the settings of the upstreams are needed.
+        // No upstream is asked and nothing is stored: only the settings of the upstreams are needed.
         let scratch = tempfile::TempDir::new()?;
         let ledger: Arc<dyn Ledger> = Arc::new(EmbeddedLedger::open(&scratch.path().join("ledger.redb"))?);
         let upstreams = Upstreams::new(config, &Clock::default(), &ledger, None)?;
@@ -80,7 +80,7 @@ impl ExplainArguments {
         };
         let private = upstreams.get(&repository)?.config().is_private();
         let access = config.access();
-        // Who belongs to it only AWS knows.
+        // Only AWS knows which accounts belong to the organization.
         let mut member_of = None;
         if let (Principal::Iam(identity), Some(iam)) = (&mut principal, &access.iam)
             && !iam.admits(identity)
@@ -133,7 +133,7 @@ impl ExplainArguments {
     }
 }
 
-/// The claims that a rule asks for and a principal has not.
+/// The claims that a rule asks for and a principal does not have.
 fn other_claims(rule: &Rule, principal: &Principal) -> String {
     match principal {
         Principal::Oidc(identity) => format!("it asks for other claims: {}", others(&rule.claims, &identity.claims)),
@@ -141,7 +141,7 @@ fn other_claims(rule: &Rule, principal: &Principal) -> String {
     }
 }
 
-/// Each claim that is another than it has to be: what it has to be, and what it is.
+/// Each claim that does not match: the pattern and the value.
 fn others(wanted: &BTreeMap<String, Pattern>, given: &BTreeMap<String, String>) -> String {
     let other = |(name, pattern): (&String, &Pattern)| match given.get(name) {
         Some(value) if pattern.matches(value) => None,

@@ -55,7 +55,7 @@ fn main() -> ExitCode {
 fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
     let command = command.unwrap_or(Command::Serve);
     let config = match command {
-        // Clients run these wherever they happen to be, and no file there is about them.
+        // Clients run these in any working directory; a configuration file there is not meant for them.
         Command::DockerCredential { .. } | Command::KubeletCredentialProvider { .. } => {
             Config::load(None, Cold::Follow, |_| Ok(String::new()))?
         }
@@ -105,7 +105,7 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
             start_logging(&settings)?;
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .enable_all()
-                // Each thread that has read a file keeps a buffer's worth of memory.
+                // Each thread that has read a file keeps the memory of a buffer.
                 .max_blocking_threads(16)
                 .build()?;
             let outcome = runtime.block_on(serve(config));
@@ -115,7 +115,7 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
     }
 }
 
-/// Asks a running cache, because it alone may open its ledger, and prints what it says.
+/// Asks a running cache, because it alone may open its ledger, and prints the answer.
 fn ask(
     config: &Config,
     ServerArguments { server, login }: ServerArguments,
@@ -133,15 +133,15 @@ fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 
-/// The cache that is meant, where none is named: the one that this configuration starts.
+/// The cache to ask: if none is named, the one that this configuration starts.
 fn endpoint(config: &Config, named: Option<Endpoint>) -> anyhow::Result<Endpoint> {
     named.map_or_else(|| format!("http://{}", reached_at(config.listen)).parse(), Ok)
 }
 
-/// Prints a client's configuration, and on standard error what that has no room for and what may be a mistake.
+/// Prints a client's configuration, and on standard error the steps it has no room for and possible mistakes.
 fn set_up(config: &Config, client: Target, server: Option<Endpoint>, upstreams: Vec<UpstreamId>) -> anyhow::Result<()> {
     let server = endpoint(config, server)?;
-    // Of a family there are too many to be meant without being named.
+    // A family stands for too many registries to be meant without a name.
     let single = |(id, upstream): (&UpstreamId, &UpstreamConfig)| upstream.family.is_none().then(|| id.clone());
     let all = || config.upstreams.iter().filter_map(single).collect();
     let upstreams: Vec<UpstreamId> = if upstreams.is_empty() { all() } else { upstreams };
@@ -159,7 +159,7 @@ fn set_up(config: &Config, client: Target, server: Option<Endpoint>, upstreams: 
 }
 
 fn load(settings: &Settings, command: &Command) -> anyhow::Result<Config> {
-    // The other commands ask no upstream, and run where its passwords are not.
+    // The other commands ask no upstream, and run where the passwords of upstreams are not known.
     let secret: fn(SecretReference) -> Result<String, String> = match command {
         Command::Serve | Command::Config(_) => |secret| secret.read(|name| std::env::var(name).ok()),
         _ => |_| Ok(String::new()),
@@ -213,7 +213,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         let _ = tokio::time::timeout(Duration::from_secs(1), server).await;
     }
     tracing::info!("stopped");
-    // Whatever runs the program starts it again.
+    // The service manager starts the program again.
     anyhow::ensure!(!ended, "connections are no longer taken: the log says why");
     Ok(())
 }

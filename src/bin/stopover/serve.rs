@@ -1,5 +1,5 @@
-//! The program's own HTTP server: how many connections there may be, how much and how slowly a client may send before the
-//! cache looks at it, and how long it may leave an answer where it is.
+//! The program's own HTTP server: it limits connections, how much and how slowly a client may send before the cache
+//! handles the request, and how long a client may leave an answer unread.
 
 use std::collections::HashMap;
 use std::io;
@@ -24,23 +24,23 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutWriter;
 
-/// How long a client may take for the head of a request, and how long a connection may lie idle.
+/// How long a client may take for the head of a request, and how long a connection may be idle.
 const HEAD: Duration = Duration::from_secs(30);
 
-/// The most bytes of the head of a request (431), and how much of a connection is read ahead.
+/// The most bytes of the head of a request (431), and of what is read from a connection ahead of the handler.
 const MAX_HEAD: usize = 128 * 1024;
 
 /// The most lines of a head (431): clients send about ten, proxies add as many.
 const MAX_HEADERS: usize = 100;
 
-/// How long a client may take nothing of its answer: clients unpack while they read.
+/// How long a client may read nothing of its answer: clients unpack while they read.
 const TAKE: Duration = Duration::from_mins(5);
 
 /// The most connections at once.
 const CONNECTIONS: usize = 4096;
 
-/// How many connections there may be: each may hold a blob open, and upstreams and storage need files too. The soft limit of
-/// files is raised to the hard one first, as Go programs do: it is kept low only for those that use select(2).
+/// How many connections there may be: each may hold a blob open, and upstreams and storage need files too. First raises
+/// the soft limit of files to the hard one, as Go programs do: it is low only for programs that use select(2).
 pub(crate) fn most_connections() -> usize {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
@@ -50,13 +50,13 @@ pub(crate) fn most_connections() -> usize {
     files.map_or(CONNECTIONS, |files| (files / 3).clamp(1, CONNECTIONS))
 }
 
-/// Says in the log where something panicked. It has cost one request, or one run of what goes on in the background.
+/// Logs where something panicked. A panic costs one request, or one run of a background task.
 pub(crate) fn log_panic(panic: &PanicHookInfo<'_>) {
     let (place, reason) = (panic.location().map(tracing::field::display), panic.payload_as_str().unwrap_or_default());
     tracing::error!(place, reason = %excerpt(&reason), "a mistake of this program: it panicked");
 }
 
-/// Answers connections, so many of them at once, until `stop` is ready, and then those that have begun a request.
+/// Answers up to `most` connections at once until `stop` is ready, and then those that have begun a request.
 pub(crate) async fn run(listener: TcpListener, router: Router, most: usize, stop: impl Future<Output = ()>) {
     let mut server = Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS);
@@ -68,14 +68,14 @@ pub(crate) async fn run(listener: TcpListener, router: Router, most: usize, stop
             accepted = places.accept(&listener) => accepted,
             () = &mut stop => break,
         };
-        // Small answers must not wait for the acknowledgement of earlier ones.
+        // A small answer must not wait until the client acknowledges the one before (Nagle's algorithm).
         if let Err(error) = connection.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY was refused");
         }
         let mut connection = TimeoutWriter::new(connection);
         connection.set_timeout(Some(TAKE));
         let router = TowerToHyperService::new(router.clone());
-        // Not by a layer of the router, which would wrap each of its routes anew, for each connection.
+        // No layer of the router, which would wrap each of its routes anew for each connection.
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo(address));
             router.call(request)
@@ -92,15 +92,15 @@ pub(crate) async fn run(listener: TcpListener, router: Router, most: usize, stop
     connections.shutdown().await;
 }
 
-/// The connections that there may be, and whose they are: one address has half of them at the most, of IPv6 each /64. This
-/// machine may have all: a proxy on it carries the connections of all clients.
+/// Admission control: an address may have at most half of all connections, and so may an IPv6 /64. Loopback may have
+/// all, because a proxy on this machine has the connections of every client.
 struct ConnectionSlots {
     free: Arc<Semaphore>,
     share: usize,
     taken: Mutex<HashMap<IpAddr, usize>>,
 }
 
-/// One of them, until it is dropped.
+/// A connection's slot, until it is dropped.
 struct ConnectionSlot {
     places: Arc<ConnectionSlots>,
     caller: IpAddr,
@@ -112,8 +112,8 @@ impl ConnectionSlots {
         Self { free: Arc::new(Semaphore::new(most)), share: most.div_ceil(2), taken: Mutex::default() }
     }
 
-    /// The next connection that has a place. The others wait with the operating system, and are closed where their address
-    /// has its share already.
+    /// The next connection that gets a slot. Others wait in the listen queue; a connection is closed if its address has
+    /// its share already.
     async fn accept(self: &Arc<Self>, listener: &TcpListener) -> (TcpStream, SocketAddr, ConnectionSlot) {
         loop {
             let Ok(permit) = Arc::clone(&self.free).acquire_owned().await else { return std::future::pending().await };
@@ -148,7 +148,7 @@ impl Drop for ConnectionSlot {
     }
 }
 
-/// The next connection. Where there is no room for it (too many files are open), there will be once others have ended.
+/// The next connection. If the process has too many files open, waits until other connections have ended.
 async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     loop {
@@ -180,8 +180,8 @@ mod tests {
 
     use super::*;
 
-    /// What comes back for these bytes until the connection is closed, and how long that takes. Time is paused: it passes
-    /// once nothing else is to be done.
+    /// What the server sends for these bytes until it closes the connection, and how long that takes. Time is paused:
+    /// it passes once there is nothing else to do.
     async fn until_closed(server: SocketAddr, request: &str) -> (String, Duration) {
         let mut connection = TcpStream::connect(server).await.unwrap();
         let begun = Instant::now();
@@ -220,7 +220,7 @@ mod tests {
 
     const ASKS: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
 
-    /// A server with room for so many connections.
+    /// A server with slots for `most` connections.
     async fn serve(router: Router, most: usize) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = listener.local_addr().unwrap();
@@ -241,19 +241,19 @@ mod tests {
         assert_eq!(ended.kind(), io::ErrorKind::UnexpectedEof, "what had been sent before");
     }
 
-    /// A connection that asks for something.
+    /// A connection that has sent a request.
     async fn connect(server: SocketAddr) -> TcpStream {
         let mut connection = TcpStream::connect(server).await.unwrap();
         connection.write_all(ASKS).await.unwrap();
         connection
     }
 
-    /// Whether it is answered; otherwise it is closed.
+    /// Whether the server answers; otherwise it closes the connection.
     async fn is_answered(connection: &mut TcpStream) -> bool {
         connection.read_u8().await.is_ok_and(|first| first == b'H')
     }
 
-    /// What is logged.
+    /// Collects the log.
     #[derive(Clone, Default)]
     struct Log(Arc<Mutex<Vec<u8>>>);
 

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use super::images::{Listed, substitute};
 
-/// What `FROM`, `COPY --from` and `RUN --mount=from` name, unless it is a stage of the same file. Arguments have their
-/// defaults.
+/// The images that `FROM`, `COPY --from` and `RUN --mount=from` name, without the stages of the same file. Arguments
+/// have their defaults.
 pub(super) fn dockerfile(text: &str) -> Listed {
     let mut listed = Listed::default();
     let mut arguments: HashMap<String, String> = HashMap::new();
@@ -32,7 +32,7 @@ pub(super) fn dockerfile(text: &str) -> Listed {
             "FROM" => {
                 in_stage = true;
                 let flag = words.iter().find_map(|word| word.strip_prefix("--platform="));
-                // $BUILDPLATFORM and the like: whatever machine builds.
+                // $BUILDPLATFORM and its like depend on the machine that builds.
                 let platform = flag
                     .and_then(|flag| substitute(flag, |name| lookup(&arguments, name)).ok())
                     .and_then(|flag| flag.parse().ok());
@@ -65,8 +65,8 @@ pub(super) fn dockerfile(text: &str) -> Listed {
     listed
 }
 
-/// The instructions of a Dockerfile with the lines they begin in: continued lines joined, comments and here-documents left
-/// out.
+/// The instructions of a Dockerfile and the lines they begin in: continued lines are joined, comments and
+/// here-documents left out.
 fn instructions(text: &str) -> Vec<(usize, String)> {
     let mut instructions: Vec<(usize, String)> = Vec::new();
     let mut lines = (1..).zip(text.lines());
@@ -80,7 +80,7 @@ fn instructions(text: &str) -> Vec<(usize, String)> {
                 whole.push_str(continued.unwrap_or(part));
                 whole.push(' ');
             }
-            // A comment, or an empty line, does not end what is continued.
+            // A comment, or an empty line, does not end a continued instruction.
             if continued.is_none() && !((comment || part.is_empty()) && !whole.trim().is_empty()) {
                 break;
             }

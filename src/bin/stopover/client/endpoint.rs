@@ -1,4 +1,4 @@
-//! Where clients find the cache, in the forms that they want it in.
+//! The endpoint of the cache, in the forms that clients need.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,31 +6,31 @@ use std::str::FromStr;
 use anyhow::{Context as _, bail, ensure};
 use url::{Host, Url};
 
-/// The endpoint of a cache. It answers at the root of its host: a path in front of a name says which upstream is meant.
+/// The endpoint of a cache. It serves at the root of its host: a path in front of a name is the id of an upstream.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Endpoint {
     url: Url,
-    /// Host and port, as they stand in the URL.
+    /// Host and port, as in the URL.
     host: String,
 }
 
 impl Endpoint {
-    /// Scheme, host and port.
+    /// The URL: scheme, host and port.
     pub(crate) fn url(&self) -> &Url {
         &self.url
     }
 
-    /// Host and port, as they stand in the URL, and before `/<upstream>/<name>` in the name of an image.
+    /// Host and port, as in the URL, and before `/<upstream>/<name>` in the name of an image.
     pub(crate) fn host(&self) -> &str {
         &self.host
     }
 
-    /// Whether it speaks plain HTTP, which most clients have to be told.
+    /// Whether the endpoint speaks plain HTTP, which most clients have to be told.
     pub(crate) fn is_plain(&self) -> bool {
         self.url.scheme() == "http"
     }
 
-    /// Whether it is on this machine, where no proxy leads.
+    /// Whether the endpoint is on this machine, which no proxy is for.
     pub(crate) fn is_here(&self) -> bool {
         match self.url.host() {
             Some(Host::Domain(domain)) => domain == "localhost",
@@ -40,7 +40,7 @@ impl Endpoint {
         }
     }
 
-    /// Whether this is its host and port.
+    /// Whether `authority` is the endpoint's host and port.
     pub(crate) fn is_host(&self, authority: &str) -> bool {
         let port = if self.is_plain() { ":80" } else { ":443" };
         let plain = |authority: &str| authority.strip_suffix(port).unwrap_or(authority).to_ascii_lowercase();
@@ -59,7 +59,7 @@ impl FromStr for Endpoint {
             bail!("{text:?} has more than scheme, host and port: {example}");
         }
         let host = url.host_str().with_context(|| format!("{text:?} has no host: {example}"))?;
-        // What a host is in the name of an image (github.com/distribution/reference), and what no file has to quote.
+        // The host part of an image's name (github.com/distribution/reference), which needs no quotes in any file.
         if let Some(Host::Domain(domain)) = url.host() {
             let known = domain.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-'));
             ensure!(known, "the host of {text:?} has more than letters, digits, dots and hyphens: {example}");

@@ -5,7 +5,7 @@ use stopover::operate::report::FillStatus;
 use super::Client;
 
 impl Client {
-    /// The fills that have not ended well.
+    /// The fills that have not succeeded.
     pub(super) async fn listed_fills(&self) -> anyhow::Result<Vec<FillStatus>> {
         #[derive(serde::Deserialize)]
         struct Fills {
@@ -15,7 +15,7 @@ impl Client {
         Ok(fills)
     }
 
-    /// One line a fill that has not ended well: what has become of it, and why.
+    /// One line for each fill that has not succeeded: its state, and why it failed.
     pub(crate) async fn fills(&self) -> anyhow::Result<String> {
         let mut fills = self.listed_fills().await?;
         fills.sort_by(|one, other| (&one.repository, one.size).cmp(&(&other.repository, other.size)));
@@ -26,7 +26,7 @@ impl Client {
         Ok(lines.join("\n") + "\n")
     }
 
-    /// Has everything tried again that was given up.
+    /// Requests all fills again that were given up.
     pub(crate) async fn retry_fills(&self) -> anyhow::Result<String> {
         #[derive(serde::Deserialize)]
         struct Retried {

@@ -1,5 +1,5 @@
-//! The images that a file names: a Kubernetes manifest, a Compose file, a Dockerfile, or a list. Which of these it is, its
-//! content says.
+//! The images that a file names: a Kubernetes manifest, a Compose file, a Dockerfile, or a list. The content says which
+//! of these the file is.
 
 use std::path::Path;
 
@@ -10,34 +10,34 @@ use stopover::oci::Platform;
 
 use super::dockerfile::dockerfile;
 
-/// What a file names.
+/// The images in a file.
 #[derive(Default, Debug)]
 pub(crate) struct Listed {
-    /// Images, as they are written.
+    /// The images, as they are written.
     pub(crate) images: Vec<Image>,
-    /// Templates and other entries that are no image yet: where each stands, and why it is skipped.
+    /// Templates, which are no image before their variables are set, each with its position and the reason.
     pub(crate) skipped: Vec<String>,
 }
 
-/// One image.
+/// An image in a file or on the command line.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Image {
     /// Its name, as it is written.
     pub(crate) name: String,
     /// The platform that the file asks for.
     pub(crate) platform: Option<Platform>,
-    /// The line that names it, counted from 1.
+    /// The line that names it, counted from 1. `None`: it is from no file.
     line: Option<usize>,
 }
 
 impl Image {
-    /// An image that stands in no file.
+    /// An image that is from no file.
     pub(crate) fn new(name: &str) -> Self {
         Self { name: name.to_owned(), platform: None, line: None }
     }
 }
 
-/// Reads the images of a file. Variables of a Compose file are those of the environment.
+/// Reads the images of a file. Variables of a Compose file are taken from the environment.
 pub(crate) fn read(path: &Path) -> anyhow::Result<Listed> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let text = String::from_utf8(bytes).ok().filter(|text| !text.contains('\0'));
@@ -88,7 +88,7 @@ impl Listed {
     }
 }
 
-/// One image a line; `#` begins a comment.
+/// Reads a list: one image per line; `#` begins a comment.
 fn list(text: &str) -> Listed {
     let mut listed = Listed::default();
     for (number, line) in (1..).zip(text.lines()) {
@@ -109,7 +109,7 @@ fn documents(text: &str) -> anyhow::Result<Vec<Value>> {
     })
 }
 
-/// The lines of a YAML file that hold images. Its parser does not say where it found what.
+/// The lines of a YAML file that name images: the YAML parser gives no positions.
 struct Lines<'a>(Vec<Option<&'a str>>);
 
 impl<'a> Lines<'a> {
@@ -117,7 +117,7 @@ impl<'a> Lines<'a> {
         Self(text.lines().map(Some).collect())
     }
 
-    /// The first line that holds this and was not found before.
+    /// The first line that holds this name and was not found before.
     fn find(&mut self, name: &str) -> Option<usize> {
         let holds = |line: &str| (line.contains("image") || line.contains("reference")) && line.contains(name);
         let (number, line) = (1..).zip(&mut self.0).find(|(_, line)| line.is_some_and(holds))?;
@@ -126,7 +126,7 @@ impl<'a> Lines<'a> {
     }
 }
 
-/// The containers of every pod specification, wherever it stands: in pods, in templates of anything, in lists.
+/// The images of the containers in every pod specification: in pods, in templates of any resource, in lists.
 fn kubernetes(text: &str) -> anyhow::Result<Listed> {
     let (mut listed, mut lines) = (Listed::default(), Lines::new(text));
     for document in documents(text)? {
@@ -156,7 +156,7 @@ fn pods(value: &Value, found: &mut impl FnMut(&str)) {
     }
 }
 
-/// The services that are not built here.
+/// The images of the services that are not built from source.
 fn compose(text: &str, variable: impl Fn(&str) -> Option<String>) -> anyhow::Result<Listed> {
     let (mut listed, mut lines) = (Listed::default(), Lines::new(text));
     for document in documents(text)? {
@@ -175,8 +175,8 @@ fn compose(text: &str, variable: impl Fn(&str) -> Option<String>) -> anyhow::Res
     Ok(listed)
 }
 
-/// Fills in `$NAME`, `${NAME}`, `${NAME:-default}` and their like, as shells, Compose and Docker do. Fails with the name
-/// that has no value.
+/// Substitutes `$NAME`, `${NAME}`, `${NAME:-default}` and their like, as shells, Compose and Docker do. Fails with the
+/// name that has no value.
 pub(super) fn substitute(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<String, String> {
     let mut filled = String::new();
     let mut rest = text;

@@ -1,4 +1,4 @@
-//! What the commands ask of a running cache.
+//! The commands that ask a running cache.
 
 mod dockerfile;
 mod doctor;
@@ -33,27 +33,27 @@ pub(crate) use session::{LoginArguments, OperatorProof};
 pub(crate) use setup::{Target, list};
 pub(crate) use upstream::MirroredUpstream;
 
-/// A cache that runs elsewhere.
+/// A client of a running cache.
 pub(crate) struct Client {
     http: reqwest::Client,
     server: Endpoint,
     login: LoginArguments,
     operator: OperatorProof,
-    /// What the cache knows this command by, once it has asked.
+    /// The bearer token of this command, once it has logged in.
     token: Mutex<Option<String>>,
 }
 
 impl Client {
     pub(crate) fn new(server: Endpoint, login: LoginArguments, operator: OperatorProof) -> anyhow::Result<Self> {
-        // Longer than the cache itself waits for an upstream. Of what is asked for, only blobs may be elsewhere.
+        // Longer than the cache itself waits for an upstream. No redirects: only blobs may be elsewhere.
         let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(Policy::none());
-        // What operators ask is for the cache alone.
+        // A request with an operator's proof is for the cache alone.
         let direct = server.is_here() || operator.is_known();
         let http = if direct { http.no_proxy() } else { http };
         Ok(Self { http: http.build()?, server, login, operator, token: Mutex::default() })
     }
 
-    /// One line an upstream: what is left of its quota. Guests see less of it than operators.
+    /// One line per upstream: what is left of its quota. Operators see more of it than other callers.
     pub(crate) async fn quota(&self) -> anyhow::Result<String> {
         #[derive(serde::Deserialize)]
         struct Quotas {
@@ -68,7 +68,7 @@ impl Client {
         Ok(lines.join("\n") + "\n")
     }
 
-    /// One line an image: the digest that upstream says it is now. Fails if it could not be asked for one of them.
+    /// One line per image: the digest that upstream gives it now. Fails if upstream could not be asked for one of them.
     pub(crate) async fn refresh(&self, images: &[String]) -> anyhow::Result<String> {
         let (mut lines, mut failed) = (String::new(), 0);
         for image in images {
@@ -106,7 +106,7 @@ impl Client {
         bail!("{status}: {}", message_in(&body).unwrap_or("no reason was given"))
     }
 
-    /// Where a part of an image is pulled.
+    /// The URL of a part of an image.
     fn registry_url(&self, request: &Request, name: &Name, kind: &str, what: &str) -> String {
         let namespace = request.namespace.as_ref().map_or_else(String::new, |namespace| {
             format!("?ns={}", url::form_urlencoded::byte_serialize(namespace.as_bytes()).collect::<String>())
@@ -114,17 +114,17 @@ impl Client {
         format!("{}/v2/{name}/{kind}/{what}{namespace}", self.server)
     }
 
-    /// Where an operator asks for `what`.
+    /// The URL of `what` in the operators' API.
     fn url(&self, what: &str) -> String {
         format!("{}/_stopover/{what}", self.server)
     }
 
-    /// Asks what only operators may.
+    /// Sends a request that only operators may make.
     async fn ask_as_operator<T: DeserializeOwned>(&self, question: reqwest::RequestBuilder) -> anyhow::Result<T> {
         self.ask(self.operator.prove(question)?).await
     }
 
-    /// Sends a question, and reads its answer.
+    /// Sends a request, and reads the answer.
     async fn ask<T: DeserializeOwned>(&self, question: reqwest::RequestBuilder) -> anyhow::Result<T> {
         let answer = self.send(question).await?;
         let (status, body) = (answer.status(), answer.bytes().await?);
@@ -137,7 +137,7 @@ impl Client {
     }
 }
 
-/// What a registry says of an error to people (distribution-spec 1.1, "Error Codes").
+/// The message of a registry's error, for people (distribution-spec 1.1, "Error Codes").
 fn message_in(body: &serde_json::Value) -> Option<&str> {
     body.pointer("/errors/0/message")?.as_str()
 }

@@ -1,4 +1,4 @@
-//! `stopover prefetch`: asks for images and, with `--wait`, follows their fills to the end.
+//! `stopover prefetch`: requests images and, with `--wait`, follows their fills to the end.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt::Write as _;
@@ -16,17 +16,17 @@ use super::Client;
 use super::images::{self, Image, Listed};
 use super::progress::Display;
 
-/// How many images one request asks for: few enough that a cold cache answers in time.
+/// How many images one request names: few enough that a cold cache answers in time.
 const IMAGES_AT_ONCE: usize = 8;
-/// How often the images are asked for again that took too long for one answer.
+/// How many times images are requested again that took too long for one answer.
 const AGAIN: usize = 10;
-/// How often a running cache is asked what has become of its fills.
+/// How often the state of the fills is read.
 const POLL: Duration = Duration::from_millis(500);
-/// How many blobs are looked up in one such round where the cache does not list its fills.
+/// How many blobs are looked up per round if the cache does not list its fills.
 const LOOKUPS: usize = 32;
-/// In how many rounds a blob may be neither listed nor stored: it is between the two for a moment.
+/// For how many rounds a blob may be neither listed nor stored: it is between the two for a moment.
 const UNLISTED: usize = 4;
-/// How long nothing at all may arrive, and how long the cache may be away.
+/// How long no byte may arrive, and how long the cache may not answer.
 const PATIENCE: Duration = Duration::from_mins(10);
 const AWAY: Duration = Duration::from_mins(1);
 
@@ -61,7 +61,7 @@ impl PrefetchArguments {
         Ok(listed)
     }
 
-    /// Images that are asked for in the same words, by platforms.
+    /// The images by platforms, because one request has one list of platforms.
     fn requests(&self, images: Vec<Image>) -> Vec<(Vec<Platform>, Vec<String>)> {
         let mut requests: Vec<(Vec<Platform>, Vec<String>)> = Vec::new();
         for image in images {
@@ -76,9 +76,9 @@ impl PrefetchArguments {
     }
 }
 
-/// A blob that is waited for.
+/// A blob whose fill is followed.
 struct Awaited {
-    /// Where it is pulled.
+    /// The URL that the blob is pulled from.
     url: String,
     digest: Digest,
     size: u64,
@@ -87,8 +87,8 @@ struct Awaited {
 }
 
 impl Client {
-    /// Asks for images; one line each says what was requested. Fails if not all of them could be, or `--wait` ends with
-    /// one that is not stored whole.
+    /// Requests images; one line per image says what was requested. Fails if one of them was refused, or if `--wait`
+    /// ends with one that is not stored whole.
     pub(crate) async fn prefetch(&self, order: PrefetchArguments) -> anyhow::Result<String> {
         let Listed { images, skipped } = order.listed()?;
         for line in &skipped {
@@ -152,15 +152,15 @@ impl Client {
         Ok(ended)
     }
 
-    /// Follows fills until each blob is stored or given up; how many were given up.
+    /// Follows fills until each blob is stored or given up. Returns how many were given up.
     async fn follow(&self, awaited: Vec<Awaited>) -> anyhow::Result<usize> {
         let mut display = Display::new(awaited.iter().map(|blob| blob.size).sum());
         let (mut open, mut done, mut lost) = (VecDeque::from(awaited), 0, 0);
         let (mut before, mut moved, mut answered) = (0, Instant::now(), Instant::now());
         while !open.is_empty() {
-            // The reason for this pause: a cache sends no event when a fill ends.
+            // Polls, because a cache does not announce the end of a fill.
             tokio::time::sleep(POLL).await;
-            // Only operators may list the fills: others ask for each blob.
+            // Only operators may list the fills: other callers ask for each blob.
             let listed = self.listed_fills().await.ok();
             if listed.is_some() {
                 answered = Instant::now();
@@ -215,7 +215,7 @@ impl Client {
         Ok(lost)
     }
 
-    /// What has become of a blob whose fill is not listed. Fails once nothing has been `answered` for too long.
+    /// Looks up a blob whose fill is not listed. Fails once the cache has not `answered` for too long.
     async fn look_up(
         &self,
         blob: &mut Awaited,
@@ -237,7 +237,7 @@ impl Client {
     }
 }
 
-/// What was requested of an image.
+/// One line that says what was requested of an image.
 fn line(report: &PrefetchReport) -> String {
     let bytes = Bytes(report.blobs.iter().map(|blob| blob.size).sum());
     let stored = report.blobs.iter().filter(|blob| blob.stored).count();

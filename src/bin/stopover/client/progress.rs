@@ -1,4 +1,4 @@
-//! How far something is: bars on a terminal, else plain lines; both on standard error.
+//! Progress on standard error: bars on a terminal, else plain lines.
 
 use std::collections::HashMap;
 use std::io::IsTerminal as _;
@@ -9,13 +9,13 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use stopover::oci::Digest;
 use stopover::operate::report::Bytes;
 
-/// How often a line says how far everything is.
+/// How often a line gives the progress of everything.
 const LINES: Duration = Duration::from_secs(5);
 
-/// How long something may take without a word.
+/// How long work may take without a message.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// Says that something is under way, if it takes long.
+/// Does `work`, and says that it is under way if it takes long.
 pub(super) async fn shown<T>(name: &str, work: impl Future<Output = T>) -> T {
     let mut work = pin!(work);
     if let Ok(done) = tokio::time::timeout(SILENCE, &mut work).await {
@@ -34,7 +34,7 @@ pub(super) async fn shown<T>(name: &str, work: impl Future<Output = T>) -> T {
     done
 }
 
-/// What people see.
+/// The progress of several blobs, as bars or as lines.
 pub(super) struct Display {
     size: u64,
     began: Instant,
@@ -47,7 +47,7 @@ enum Kind {
 }
 
 impl Display {
-    /// For `size` bytes altogether.
+    /// A display for `size` bytes in all.
     pub(super) fn new(size: u64) -> Self {
         let began = Instant::now();
         let kind = if std::io::stderr().is_terminal() {
@@ -60,7 +60,7 @@ impl Display {
         Self { size, began, kind }
     }
 
-    /// So much of a blob is here.
+    /// Shows that `written` bytes of a blob are stored.
     pub(super) fn advance(&mut self, digest: &Digest, size: u64, written: u64) {
         if let Kind::Bars { all, total, each } = &mut self.kind
             && written > 0
@@ -72,7 +72,7 @@ impl Display {
         }
     }
 
-    /// Of a blob nothing more will come: it is stored, or why not.
+    /// Ends the bar of a blob: it is stored, or has failed.
     pub(super) fn end(&mut self, digest: &Digest, size: u64, failure: Option<&str>) {
         let line = match failure {
             None => format!("{} {} stored", short(digest), Bytes(size)),
@@ -81,14 +81,14 @@ impl Display {
         match &mut self.kind {
             Kind::Bars { all, each, .. } => {
                 each.remove(digest).inspect(ProgressBar::finish_and_clear);
-                // A terminal that is gone needs no lines.
+                // Without a terminal, no lines are needed.
                 let _ = all.println(line);
             }
             Kind::Lines { .. } => eprintln!("{line}"),
         }
     }
 
-    /// So much of everything is here.
+    /// Shows that `written` bytes of all blobs are stored.
     pub(super) fn total(&mut self, written: u64) {
         match &mut self.kind {
             Kind::Bars { total, .. } => total.set_position(written),
@@ -107,7 +107,7 @@ impl Display {
     }
 }
 
-/// Bytes, speed and what time is left at that speed.
+/// Bytes, speed and the time that is left at that speed.
 fn summary(written: u64, size: u64, elapsed: Duration) -> String {
     let speed = written * 1000 / u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
     let left = size.saturating_sub(written).checked_div(speed);
@@ -116,7 +116,7 @@ fn summary(written: u64, size: u64, elapsed: Duration) -> String {
     format!("{} of {} ({percent} %), {}/s, {left}", Bytes(written), Bytes(size), Bytes(speed))
 }
 
-/// `sha256:` and as much of a digest as people compare.
+/// `sha256:` and as many digits as people compare.
 fn short(digest: &Digest) -> String {
     digest.as_str().chars().take("sha256:".len() + 12).collect()
 }

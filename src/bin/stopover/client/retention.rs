@@ -7,11 +7,11 @@ use stopover::operate::report::SweepReport;
 
 use super::Client;
 
-/// How long reading a large ledger and removing most of it may take.
+/// How long it may take to read a large ledger and to remove most of it.
 const PATIENCE: Duration = Duration::from_hours(1);
 
 impl Client {
-    /// What a sweep has removed, or would.
+    /// Runs a sweep, and reports what it has removed, or would.
     pub(crate) async fn collect_garbage(&self, dry_run: bool) -> anyhow::Result<String> {
         let report = self.remove("gc", &json!({ "dry_run": dry_run })).await?;
         Ok(format!(
@@ -20,7 +20,7 @@ impl Client {
         ))
     }
 
-    /// What has gone with an image.
+    /// Removes an image, and reports what was removed with it.
     pub(crate) async fn purge(&self, image: &str) -> anyhow::Result<String> {
         self.remove("purge", &json!({ "image": image })).await.map(|report| report.to_string())
     }

@@ -8,7 +8,7 @@ use stopover::values::time::Timestamp;
 use super::Client;
 
 impl Client {
-    /// One line a robot; or a secret.
+    /// One line per robot, or a secret.
     pub(crate) async fn robots(&self, command: &RobotCommand) -> anyhow::Result<String> {
         let body = serde_json::to_string(command)?;
         Ok(match self.ask_as_operator(self.http.post(self.url("robots")).body(body)).await? {

@@ -1,4 +1,5 @@
-//! How a command proves who it is: an operator by having the secret of the data directory, a guest by logging in at the cache.
+//! How a command proves who it is: an operator by the secret in the data directory, another caller by a login at the
+//! cache.
 
 use std::env;
 use std::net::Ipv4Addr;
@@ -18,14 +19,14 @@ use url::Position;
 use super::login::{Credential, Identity};
 use super::{Client, Endpoint, message_in};
 
-/// Where a password is read: an argument would be seen in the list of processes.
+/// The variable that holds a password: an argument would be seen in the list of processes.
 const PASSWORD: &str = "STOPOVER_PASSWORD";
 
-/// Advice for a caller without a login.
+/// How to log in, for a caller that has not.
 const HOW_TO_LOG_IN: &str = "as a robot with STOPOVER_USER and STOPOVER_PASSWORD, or as this machine (AWS, OpenID Connect) \
                              with --service, or STOPOVER_SERVICE, and the name of the cache";
 
-/// Who asks, where the cache wants to know it.
+/// The login of the caller, for a cache that asks for one.
 #[derive(clap::Args, Default)]
 pub(crate) struct LoginArguments {
     /// The robot to log in as, with its secret in the variable `STOPOVER_PASSWORD`
@@ -40,12 +41,12 @@ impl LoginArguments {
         self.user().is_some() || self.identity.is_some()
     }
 
-    /// A variable that is empty is one that is not set.
+    /// The user name. A variable that is empty counts as unset.
     fn user(&self) -> Option<&String> {
         self.user.as_ref().filter(|user| !user.is_empty())
     }
 
-    /// `None`: none is given.
+    /// The login that was given. `None`: there is none.
     async fn credential(&self) -> anyhow::Result<Option<Credential>> {
         if let Some(user) = self.user() {
             let password =
@@ -63,10 +64,10 @@ impl LoginArguments {
 pub(crate) struct OperatorProof(Result<OperatorSecret, String>);
 
 impl OperatorProof {
-    /// Reads the secret of this data directory, for the cache that uses it: no other server gets a proof. `own`: where the
-    /// configuration has that listen.
+    /// Reads the secret of this data directory, for the cache that uses it: no other server gets a proof. `own` is the
+    /// address that the configuration listens at.
     pub(crate) fn read(data: &Path, server: &Endpoint, own: &Endpoint) -> Self {
-        // A name, or ::1, may lead to another server than the cache, and that server could pass the proof on.
+        // With a name, or ::1, the listener may be another program than the cache, and pass the proof on to it.
         let here = server.url().host_str().and_then(|host| host.parse().ok());
         if !here.is_some_and(|address: Ipv4Addr| address.is_loopback()) && server != own {
             return Self(Err(format!(
@@ -86,12 +87,12 @@ impl OperatorProof {
         Self(secret.and_then(|secret| OperatorSecret::parse(&secret).map_err(|error| unreadable(&error))))
     }
 
-    /// Whether there is one.
+    /// Whether the secret is known.
     pub(super) fn is_known(&self) -> bool {
         self.0.is_ok()
     }
 
-    /// A request with the proof that an operator sends it now. Without the secret there is no use in asking.
+    /// A request with an operator's proof of this moment. Fails without the secret.
     pub(super) fn prove(&self, request: RequestBuilder) -> anyhow::Result<RequestBuilder> {
         let secret = self.0.as_ref().map_err(|reason| anyhow::anyhow!(reason.clone()))?;
         let (http, request) = request.build_split();
@@ -107,8 +108,8 @@ impl OperatorProof {
 }
 
 impl Client {
-    /// Sends a request, as the operator unless a login is given; once more with a token where the cache asks for a
-    /// login.
+    /// Sends a request, as an operator unless a login is given. If the cache asks for a login, sends it once more with
+    /// a token.
     pub(super) async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
         let by_operator = self.operator.is_known() && !self.login.is_given();
         let request = if by_operator { self.operator.prove(request)? } else { request };
@@ -124,7 +125,7 @@ impl Client {
         }
     }
 
-    /// With the token, if there is one.
+    /// Adds the token, if there is one.
     pub(super) fn authorized(&self, request: RequestBuilder) -> RequestBuilder {
         match &*self.token.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(token) => request.bearer_auth(token),
@@ -132,8 +133,8 @@ impl Client {
         }
     }
 
-    /// Gets the token that a challenge asks for: an anonymous one, unless a login is given. The login goes to the cache itself,
-    /// or over TLS, and nowhere else.
+    /// Gets the token that a challenge asks for: an anonymous one, unless a login is given. The login goes to the cache
+    /// itself, or over TLS, and nowhere else.
     pub(super) async fn log_in(&self, challenged: &Response) -> anyhow::Result<()> {
         let Some(Challenge::Bearer { realm, service, .. }) = Challenge::parse(challenged.headers()) else {
             bail!("{} asks for a login that is none of a cache", self.server);
@@ -169,7 +170,7 @@ impl Client {
     }
 }
 
-/// Whether an answer asks for a token.
+/// Whether an answer is a challenge for a token.
 pub(super) fn asks_for_login(answer: &Response) -> bool {
     answer.status() == StatusCode::UNAUTHORIZED
         && matches!(Challenge::parse(answer.headers()), Some(Challenge::Bearer { .. }))

@@ -1,19 +1,20 @@
-//! What an upstream is called: by clients as its registry, and behind the cache by its id.
+//! The two names of an upstream: clients use its registry, the cache its id.
 
 use anyhow::ensure;
 use stopover::config::{Config, UpstreamConfig};
 use stopover::oci::UpstreamId;
 
-/// An upstream, as clients are told of it.
+/// An upstream that clients pull through the cache.
 pub(crate) struct MirroredUpstream {
-    /// What stands behind the endpoint of the cache.
+    /// Follows the endpoint of the cache in the names of images.
     pub(crate) id: UpstreamId,
-    /// The host in names of images that do not name the cache, with its port where there is one.
+    /// The registry in the names of images that are not written for a cache: host, and port if there is one.
     pub(crate) registry: String,
 }
 
 impl MirroredUpstream {
-    /// The upstream of this id. One that is not configured here may be so at the cache, if it is called like a host.
+    /// The upstream of this id. If it is not configured here, it may still be at the cache, so an id that is a host is
+    /// taken.
     pub(crate) fn new(id: UpstreamId, config: &Config) -> anyhow::Result<Self> {
         let known = config.upstreams.get(&id);
         ensure!(
@@ -24,7 +25,7 @@ impl MirroredUpstream {
         Ok(Self { id, registry })
     }
 
-    /// The configured upstream that has this id, or that clients call so.
+    /// The configured upstream that has this id, or this registry.
     pub(crate) fn named(name: &str, config: &Config) -> Option<Self> {
         let mut all = config.upstreams.iter().map(|(id, upstream)| (id, registry(id, upstream)));
         let (id, registry) = all.find(|(id, registry)| id.as_str() == name || registry == name)?;
@@ -32,7 +33,7 @@ impl MirroredUpstream {
     }
 }
 
-/// An id with a dot is a host. Any other is a name of our own, so that the host is that of the URL.
+/// An id with a dot is a host. Any other id is a name of our own, and the host is in the URL.
 fn registry(id: &UpstreamId, upstream: &UpstreamConfig) -> String {
     match upstream.url.host_str() {
         Some(host) if !id.as_str().contains('.') => {

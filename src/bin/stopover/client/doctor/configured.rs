@@ -16,10 +16,10 @@ use crate::client::{Endpoint, Target};
 /// containerd's own configuration.
 const CONTAINERD: &str = "/etc/containerd/config.toml";
 
-/// Where hosts.toml are, unless a configuration says something else.
+/// Where containerd finds hosts.toml files, unless its configuration names another directory.
 const CERTS_D: &str = "/etc/containerd/certs.d";
 
-/// Where configurations are, and what they have to say.
+/// Where configurations are, and the sample and the cache that they have to name.
 pub(super) struct Files<'a> {
     pub(super) root: &'a Path,
     pub(super) server: &'a Endpoint,
@@ -27,7 +27,7 @@ pub(super) struct Files<'a> {
 }
 
 impl Files<'_> {
-    /// What the configuration of this client says.
+    /// What the configuration of this client says of the cache.
     pub(super) fn of(&self, client: Target) -> Verdict {
         let found = match client {
             Target::Docker => self.docker(),
@@ -49,7 +49,7 @@ impl Files<'_> {
         }
     }
 
-    /// A path of the machine that is looked at.
+    /// A path below the root that is examined.
     pub(super) fn path(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
     }
@@ -67,7 +67,7 @@ impl Files<'_> {
         let daemon: serde_json::Value = read(&path, |text| serde_json::from_str(text))?.unwrap_or_default();
         let mirrors = daemon.get("registry-mirrors").and_then(|mirrors| mirrors.as_array()).into_iter().flatten();
         let mirrors = mirrors.filter_map(|mirror| mirror.as_str());
-        // A path goes before `/v2/` (dockerd 24.0.9 and later), and there is no default for the scheme.
+        // dockerd puts a path before `/v2/` (24.0.9 and later), and has no default for the scheme.
         let name = &self.sample.path;
         let asked = |mirror| self.leads(mirror, "", false, |path| format!("{path}/v2/{name}"));
         self.named(&path, "registry-mirrors", mirrors.map(asked))
@@ -84,7 +84,7 @@ impl Files<'_> {
         Err(hosts.err().map_or_else(|| missing.clone(), |what| format!("{missing}; and {what}")))
     }
 
-    /// The hosts.toml that sends the registry to the cache.
+    /// The hosts.toml that sends pulls from the registry to the cache.
     fn hosts_file(&self, config_path: Option<&str>) -> Result<PathBuf, String> {
         let directories = config_path.unwrap_or(CERTS_D);
         let found = directories.split(':').find_map(|directory| self.hosts(&self.path(directory)).transpose());
@@ -93,22 +93,23 @@ impl Files<'_> {
         })
     }
 
-    /// The directory of hosts.toml in which containerd finds the registry, whatever it finds: none if it does nowhere.
+    /// The first directory in which containerd finds a hosts.toml for the registry, whatever that says. `None`: there
+    /// is none.
     pub(super) fn hosts_directory(&self) -> Option<PathBuf> {
         let directories = self.config_path().ok()?.unwrap_or_else(|| CERTS_D.to_owned());
         let mut directories = directories.split(':').map(|directory| self.path(directory));
         directories.find(|directory| self.hosts_names().iter().any(|name| directory.join(name).is_dir()))
     }
 
-    /// What the directory of a hosts.toml that is for the registry may be called: the first one that is there counts.
+    /// The names that the directory of a registry's hosts.toml may have: the first one that exists counts.
     fn hosts_names(&self) -> Vec<String> {
         let registry = &self.sample.upstream;
-        // A colon cannot stand in a path everywhere.
+        // Not every file system allows a colon in a name.
         let underscored = registry.split_once(':').map(|(host, port)| format!("{host}_{port}_"));
         [Some(registry.clone()), underscored, Some("_default".into())].into_iter().flatten().collect()
     }
 
-    /// The socket of containerd.
+    /// The path of containerd's socket.
     pub(super) fn containerd_socket(&self) -> String {
         let address = |config: &Table| config.get("grpc")?.get("address")?.as_str().map(str::to_owned);
         let files = self.containerd_files().unwrap_or_default();
@@ -117,7 +118,7 @@ impl Files<'_> {
 
     /// The directories of hosts.toml that containerd's CRI plugin reads.
     pub(super) fn config_path(&self) -> Result<Option<String>, String> {
-        // containerd 2 and 1.
+        // The names of the plugin in containerd 2 and 1.
         let plugins = ["io.containerd.cri.v1.images", "io.containerd.grpc.v1.cri"];
         let directories = |config: &Table| {
             let value = |plugin| config.get("plugins")?.get(plugin)?.get("registry")?.get("config_path")?.as_str();
@@ -127,11 +128,11 @@ impl Files<'_> {
         Ok(self.containerd_files()?.iter().rev().find_map(directories))
     }
 
-    /// containerd's configuration and what it imports, each file once: what is read later replaces what was before.
+    /// containerd's configuration and its imports, each file once: a file that is read later overrides the ones before.
     fn containerd_files(&self) -> Result<Vec<Table>, String> {
         let (mut waiting, mut seen, mut files) = (VecDeque::from([self.path(CONTAINERD)]), BTreeSet::new(), Vec::new());
         while let Some(path) = waiting.pop_front() {
-            // However it is written: `a/../config.toml` would be another one each time.
+            // In its canonical form: `a/../config.toml` would be another file each time.
             if !seen.insert(path.canonicalize().unwrap_or_else(|_| path.clone())) {
                 continue;
             }
@@ -158,13 +159,13 @@ impl Files<'_> {
             let servers = strings(hosts.get("server")).map(|server| (server, &hosts));
             let asked = |(place, mirror): (&str, _)| Some((self.containerd_host(place, mirror)?, mirror));
             let cache: Vec<_> = mirrors.chain(servers).filter_map(asked).collect();
-            // The first file that is there counts, whatever it says.
+            // containerd uses the first file that exists, whatever it says.
             let Some((first, _)) = cache.first() else { return Ok(None) };
             let usable: Vec<&Table> = cache.iter().filter(|(led, _)| led.is_ok()).map(|(_, mirror)| *mirror).collect();
             if let (Err(what), []) = (first, &usable[..]) {
                 return Err(format!("{}: {what}", path.display()));
             }
-            // Without capabilities it has all of them.
+            // Without `capabilities`, a host has all of them.
             let listed = |mirror: &Table, wanted: &str| {
                 mirror.get("capabilities").is_none_or(|listed| strings(Some(listed)).any(|listed| listed == wanted))
             };
@@ -182,8 +183,8 @@ impl Files<'_> {
         Ok(None)
     }
 
-    /// Where containerd goes for a host of a hosts.toml: without a scheme that is https, and `/v2` ends every path that
-    /// is not declared whole.
+    /// Whether a host of a hosts.toml is the cache. containerd adds `https` if there is no scheme, and `/v2` to the
+    /// path unless `override_path` is set.
     fn containerd_host(&self, place: &str, mirror: &Table) -> Option<Result<(), String>> {
         let whole = mirror.get("override_path").and_then(Value::as_bool).unwrap_or_default();
         let name = &self.sample.path;
@@ -215,7 +216,7 @@ impl Files<'_> {
             return Err(format!("{shown} blocks {}", self.sample.upstream));
         }
         let text = |table: &Value, key: &str| table.get(key).and_then(Value::as_str).map(str::to_owned);
-        // What stands behind the prefix, which a location replaces; a `*` stands for the whole host.
+        // A location replaces the prefix; a `*` in the prefix stands for the whole host.
         let prefix = text(&registry, "prefix").or_else(|| text(&registry, "location")).unwrap_or_default();
         let prefix = if prefix.starts_with('*') { &self.sample.upstream } else { &prefix };
         let rest = self.sample.repository.strip_prefix(prefix.as_str()).unwrap_or_default();
@@ -224,7 +225,7 @@ impl Files<'_> {
             self.leads(&location, self.server.url().scheme(), false, |path| format!("/v2{path}{rest}"))
         };
         let mirrors = registry.get("mirror").and_then(Value::as_array).into_iter().flatten();
-        // A mirror may be left out for one kind of pull; the registry's own place cannot.
+        // A mirror may be limited to one kind of pull; the registry's own location cannot.
         let partial = |mirror: &Value| match text(mirror, "pull-from-mirror").as_deref() {
             Some("tag-only") => Some("digests"),
             Some("digest-only") => Some("tags"),
@@ -249,7 +250,7 @@ impl Files<'_> {
         }
     }
 
-    /// The files that containers/image reads, in that order. A user's own replaces that of the machine.
+    /// The files that containers/image reads, in that order. A user's own file replaces the machine's.
     fn registries_files(&self) -> Vec<PathBuf> {
         let home = std::env::home_dir().filter(|_| self.root == Path::new("/")).map(|home| home.join(".config"));
         let variable = std::env::var_os("CONTAINERS_REGISTRIES_CONF").filter(|_| home.is_some()).map(PathBuf::from);
@@ -289,8 +290,8 @@ impl Files<'_> {
     }
 
     /// Whether a place of a configuration, which may have a scheme, is the cache; if it is, what is wrong with it.
-    /// `ask` says how the client puts the path of the place (`/<path>` or nothing) and the sample's name together, and
-    /// `namespace` whether it also says which registry it means.
+    /// `ask` says how the client joins the path of the place (`/<path>` or nothing) and the sample's name, and
+    /// `namespace` whether the client also sends `?ns=`.
     fn leads(
         &self,
         place: &str,
@@ -313,7 +314,7 @@ impl Files<'_> {
         }))
     }
 
-    /// Whether one of these mirrors is the cache, and as it should be.
+    /// Whether one of these mirrors is the cache, and whether it is configured correctly.
     fn named(&self, path: &Path, key: &str, mirrors: impl Iterator<Item = Option<Result<(), String>>>) -> Found {
         let shown = path.display();
         if let Some(led) = first_good(mirrors.flatten()) {
@@ -324,16 +325,16 @@ impl Files<'_> {
     }
 }
 
-/// The first that is good, or else the first.
+/// The first result without a problem, or else the first one.
 fn first_good(mut found: impl Iterator<Item = Result<(), String>>) -> Option<Result<(), String>> {
     let first = found.next()?;
     if first.is_err() && found.any(|led| led.is_ok()) { Some(Ok(())) } else { Some(first) }
 }
 
-/// The file that names the cache, or why no file can; else what is wrong with it.
+/// The file that names the cache, or why no file can. `Err`: what is wrong with the configuration.
 type Found = Result<Result<PathBuf, String>, String>;
 
-/// Reads and parses a file. `None`: there is none.
+/// Reads and parses a file. `None`: it does not exist.
 fn read<T, E: std::fmt::Display>(path: &Path, parse: impl Fn(&str) -> Result<T, E>) -> Result<Option<T>, String> {
     match std::fs::read_to_string(path) {
         Ok(text) => parse(&text).map(Some).map_err(|error| format!("{} cannot be used: {error}", path.display())),
@@ -346,13 +347,13 @@ fn read_toml(path: &Path) -> Result<Option<Table>, String> {
     read(path, |text| toml::from_str(text))
 }
 
-/// A string, or a list of them.
+/// The strings in a value that is a string or a list.
 fn strings(value: Option<&Value>) -> impl Iterator<Item = &str> {
     let listed = value.and_then(Value::as_array).into_iter().flatten();
     value.into_iter().chain(listed).filter_map(Value::as_str)
 }
 
-/// The files that a path means, in order: more than one if its last component has a `*`.
+/// The files that a path matches, in order: several if its last component has a `*`.
 fn matching(path: &Path) -> Vec<PathBuf> {
     let (Some(directory), Some(name)) = (path.parent(), path.file_name().and_then(OsStr::to_str)) else {
         return Vec::new();

@@ -1,14 +1,15 @@
-//! Which clients are here, and which of them are not in use.
+//! Which clients are installed on this machine, and which of them are not in use.
 
 use super::configured::Files;
 use crate::client::Target;
 
 impl Target {
-    /// Those that have a configuration on a machine.
+    /// The clients whose configuration is a file on the machine.
     pub(super) const EXAMINED: [Self; 6] =
         [Self::Docker, Self::Containerd, Self::CriO, Self::Podman, Self::Buildkit, Self::K3s];
 
-    /// The clients of this machine. Docker has a containerd of its own, which no other client uses.
+    /// The clients on this machine. containerd does not count where Docker brings its own, which no other client pulls
+    /// with.
     pub(super) fn found() -> Vec<Self> {
         let any = |programs: &[&str]| programs.iter().any(|program| is_installed(program));
         let found = |client: &Self| match client {
@@ -31,7 +32,7 @@ pub(super) fn is_installed(program: &str) -> bool {
 }
 
 impl Files<'_> {
-    /// Why a client that is installed here is not in use, as far as can be seen.
+    /// Why a client that is installed on this machine is not in use, as far as can be seen.
     pub(super) fn unused(&self, client: Target) -> Option<String> {
         let socket = || std::env::var_os("DOCKER_HOST").is_some() || self.path("/var/run/docker.sock").exists();
         let why = match client {

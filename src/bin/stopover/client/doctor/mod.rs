@@ -1,4 +1,4 @@
-//! `stopover doctor`: checks from a node that pulls go through the cache, and says how to fix what is in their way.
+//! `stopover doctor`: checks from a node that pulls go through the cache, and says how to fix what prevents it.
 
 mod configured;
 mod installed;
@@ -35,13 +35,13 @@ pub(crate) struct Examination {
     root: PathBuf,
 }
 
-/// Clients that have a configuration on a machine.
+/// The clients whose configuration is a file on the machine.
 fn examined() -> impl TypedValueParser<Value = Target> {
     let names = Target::EXAMINED.iter().filter_map(Target::to_possible_value);
     PossibleValuesParser::new(names).try_map(|name| Target::from_str(&name, false))
 }
 
-/// What is wrong, and what helps.
+/// What is wrong, and how to fix it.
 #[derive(Debug)]
 struct Problem {
     what: String,
@@ -54,14 +54,14 @@ impl Problem {
     }
 }
 
-/// What a step has found.
+/// The result of a step.
 #[derive(Debug)]
 enum Verdict {
-    /// It is as it should be.
+    /// All is well; the text says what was found.
     Good(String),
-    /// It is not.
+    /// Something has to be fixed.
     Bad(Problem),
-    /// That cannot be told, or does not matter here.
+    /// It cannot be told, or does not matter here; the text says why.
     Unknown(String),
 }
 
@@ -71,22 +71,22 @@ impl From<Result<String, Problem>> for Verdict {
     }
 }
 
-/// The image that is pulled.
+/// The image that the doctor pulls.
 struct Sample {
-    /// As it was named.
+    /// Its name as the operator wrote it.
     text: String,
     request: Request,
     name: Name,
     reference: Reference,
-    /// The registry that clients believe they talk to.
+    /// The registry that clients believe they pull from.
     upstream: String,
-    /// What that is called behind the cache. `None`: only the configuration of the cache says it.
+    /// The id of the upstream at the cache. `None`: only the configuration of the cache has it.
     id: Option<UpstreamId>,
-    /// Its name at the registry.
+    /// The name of the repository at the registry.
     path: Name,
     /// Registry and repository, as clients name them.
     repository: String,
-    /// What else this configuration calls it.
+    /// Other names of the repository in this configuration.
     places: Places,
 }
 
@@ -97,7 +97,7 @@ impl Sample {
         let places = Places::new(&config.upstreams, &config.rules);
         let (named, path) = match (&request.namespace, places.find(&name), name.splits().last()) {
             (Some(namespace), ..) => (namespace.clone(), name.clone()),
-            // A rule's name means something to the cache only: clients know the upstream's.
+            // The name of a rule is known to the cache only: clients use the upstream's.
             (None, Some(Repository { upstream, name }), _) => (upstream.to_string(), name),
             (None, None, Some((first, rest))) if first.contains('.') => (first.to_owned(), rest),
             (None, None, _) => (DEFAULT_UPSTREAM.to_owned(), name.clone()),
@@ -112,7 +112,7 @@ impl Sample {
     }
 
     /// Whether the cache has the sample's repository at the path of a request (`/v2/<name>/manifests/<reference>`, or
-    /// another form that clients use). `namespace`: the client says with `?ns=` which registry it means.
+    /// another form that clients use). `namespace`: the client also names the registry with `?ns=`.
     fn is_at(&self, path: &str, namespace: bool) -> bool {
         let Ok(Request { prefix, operation, .. }) = Request::parse(&Method::GET, path, None) else { return false };
         let Some(name) = operation.name() else { return false };
@@ -123,23 +123,23 @@ impl Sample {
                 self.id.as_ref() == Some(&upstream) && self.path == name.in_library()
             }
             Some(Repository { upstream, name }) => self.id.as_ref() == Some(&upstream) && self.path == name,
-            // An upstream of which only the cache knows.
+            // Only the cache knows this upstream.
             None => implied || name.as_str() == self.repository,
         }
     }
 }
 
-/// Says what each step has found, as soon as it has.
+/// Prints the result of each step, as soon as there is one.
 #[derive(Default)]
 struct Report {
     steps: usize,
     failed: usize,
-    /// The step that failed and that the next ones need.
+    /// The step that failed and that the next ones depend on.
     missing: Option<&'static str>,
 }
 
 impl Report {
-    /// Takes a step on the way to the server and back; once one has failed, the others make no sense.
+    /// Takes a step on the way to the server and back. Once one has failed, the others are skipped.
     async fn step(&mut self, name: &'static str, check: impl Future<Output = Verdict>) -> std::io::Result<()> {
         let verdict = match self.missing {
             Some(missing) => Verdict::Unknown(format!("needs: {missing}")),
@@ -167,7 +167,7 @@ impl Report {
 }
 
 impl Client {
-    /// Takes all steps. Fails if one of them has.
+    /// Takes all steps. Fails if one of them has failed.
     pub(crate) async fn examine(&self, examination: Examination, config: &Config) -> anyhow::Result<String> {
         let sample = Sample::new(&examination.image, config)?;
         let mut report = Report::default();
@@ -207,9 +207,9 @@ impl Client {
     }
 }
 
-/// What others have said, as a part of one step: a server or a client could move the cursor, or invent a step.
+/// Text of a server or a client, made safe to print as a part of one step: it could move the cursor, or invent a step.
 fn printable(text: &str) -> String {
-    // What a parser says has several lines.
+    // Errors of parsers have several lines.
     let lines = text.trim_end().lines().map(|line| line.replace(char::is_control, ""));
     lines.collect::<Vec<_>>().join("\n      ")
 }

@@ -1,4 +1,5 @@
-//! The way to the server: its name, a connection, TLS, and that it is a registry which answers this machine.
+//! The way to the server: its name resolves, it accepts connections, TLS works, and it is a registry that answers this
+//! machine.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -13,17 +14,17 @@ use super::{Problem, Verdict, chain};
 use crate::client::session::asks_for_login;
 use crate::client::{Client, Endpoint};
 
-/// How long a name may take to resolve, a connection to be made, and `/v2/` to be answered: far beyond what each needs.
+/// How long a name may take to resolve, a connection to open, and `/v2/` to answer: far longer than each needs.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Where an environment names its proxies.
+/// How to correct the proxies that the environment names.
 const VARIABLES: &str = "https_proxy, http_proxy or all_proxy, or add the server to no_proxy";
 
-/// What connections are made to: the server, or a proxy that the environment names for it.
+/// The end of a connection: the server, or a proxy that the environment names for it.
 pub(super) struct Way {
     host: String,
     port: u16,
-    /// The server that is behind it.
+    /// The server behind the proxy. `None`: there is no proxy.
     behind: Option<String>,
 }
 
@@ -44,26 +45,26 @@ impl Way {
         Ok(Self { host: socket_host(proxy.uri().host()), port, behind: Some(server.to_string()) })
     }
 
-    /// What it is, if it is not the server itself.
+    /// Says that the connection is to a proxy, if it is.
     fn note(&self) -> String {
         let note = |server| format!("; it is the proxy that this environment names for {server}");
         self.behind.as_ref().map(note).unwrap_or_default()
     }
 
-    /// What is wrong with a connection to it.
+    /// What is wrong with a connection to this host.
     fn unreachable(&self, what: &str, fix: &str) -> Verdict {
         let fix = if self.behind.is_some() { format!("correct {VARIABLES}") } else { fix.to_owned() };
         Verdict::Bad(Problem::new(format!("{what}{}", self.note()), fix))
     }
 
-    /// What is wrong with an answer, of which a proxy may be the cause.
+    /// What is wrong with an answer, which a proxy may have caused.
     fn answered(&self, Problem { what, fix }: Problem) -> Verdict {
         let or = self.behind.as_ref().map(|_| format!("; if the proxy answers in its place, correct {VARIABLES}"));
         Verdict::Bad(Problem::new(format!("{what}{}", self.note()), fix + &or.unwrap_or_default()))
     }
 }
 
-/// A host as sockets want it: without the brackets of IPv6.
+/// A host in the form for sockets: an IPv6 address without brackets.
 fn socket_host(host: Option<&str>) -> String {
     host.unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned()
 }
@@ -110,14 +111,14 @@ impl Client {
         if self.server.is_plain() {
             return Verdict::Unknown("the endpoint is plain HTTP, which clients have to be told".into());
         }
-        // Not HEAD, which not everything answers that may be there.
+        // GET, because not every server answers HEAD.
         match self.http.get(self.greeting()).timeout(PATIENCE).send().await {
             Err(error) if error.is_connect() => way.answered(certificate_problem(&chain(&error))),
             Err(error) if error.is_timeout() => way.answered(Problem::new(
                 format!("no answer within {} s", PATIENCE.as_secs()),
                 "check what terminates TLS there: it accepts the connection, and then says nothing",
             )),
-            // Whatever comes after the handshake is of the next step.
+            // What fails after the handshake belongs to the next step.
             _ => Verdict::Good("its certificate is trusted here".into()),
         }
     }
@@ -183,7 +184,7 @@ impl Client {
     }
 }
 
-/// What a failed handshake says of the certificate. The words are those of rustls, which has two for some of them.
+/// What a failed handshake says of the certificate. The words are those of rustls, which has two for some causes.
 fn certificate_problem(error: &str) -> Problem {
     let kinds = [
         (

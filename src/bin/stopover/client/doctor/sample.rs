@@ -1,4 +1,4 @@
-//! A pull by the doctor itself, every byte of it verified.
+//! A pull by the doctor itself; every byte is verified.
 
 use std::time::{Duration, Instant};
 
@@ -13,10 +13,10 @@ use crate::client::{Client, message_in};
 /// How long one blob may take.
 const PATIENCE: Duration = Duration::from_mins(10);
 
-/// How much of a refusal is read: more than a reason needs.
+/// How much of a refusal's body is read: more than a reason needs.
 const MAX_REFUSAL_BYTES: usize = 16 * 1024;
 
-/// What helps where bytes are not what they should be.
+/// How to fix content that does not match its digest.
 const CHANGED: &str = "a proxy between here and the cache changes what it passes on: have it leave the cache alone";
 
 impl Client {
@@ -84,12 +84,12 @@ impl Client {
         Ok((manifest, served))
     }
 
-    /// Reads and hashes a blob. The host that it was redirected to, if it was.
+    /// Reads and hashes a blob. Returns the host that the cache redirected to, if it did.
     async fn pull_blob(&self, sample: &Sample, digest: &Digest, size: u64) -> Result<Option<String>, Problem> {
         let url = self.registry_url(&sample.request, &sample.name, "blobs", digest.as_str());
         let mut answer = self.fetch(self.authorized(self.http.get(url)).timeout(PATIENCE)).await?;
         let mut elsewhere = None;
-        // One hop is what a cache promises: to S3, or to where upstream redirects to.
+        // A cache promises at most one hop: to S3, or to where upstream redirects to.
         if answer.status() == StatusCode::TEMPORARY_REDIRECT {
             let location = answer.headers().get(LOCATION).and_then(|location| location.to_str().ok());
             let target = location.and_then(|location| answer.url().join(location).ok());
@@ -109,7 +109,7 @@ impl Client {
         Ok(elsewhere)
     }
 
-    /// Sends a request; everything but content, or where it is, is a problem.
+    /// Sends a request. Any answer that is neither content nor a redirect to it is a problem.
     async fn fetch(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, Problem> {
         let answer = request.send().await.map_err(broken)?;
         let status = answer.status();
@@ -124,7 +124,7 @@ impl Client {
                 "name an image that exists with --image, of an upstream of `stopover config check`"
             }
             StatusCode::UNAUTHORIZED => "log in as somebody whom the policy of the cache allows this image",
-            // The words of `PullError`.
+            // The words are those of `PullError`.
             StatusCode::FORBIDDEN if reason.contains(" may not pull ") => {
                 "`stopover policy explain` on the machine of the cache says which rule decides; change it, or log in as another"
             }
@@ -147,7 +147,7 @@ impl Client {
     }
 }
 
-/// The body of an answer. `None`: it has more than so many bytes.
+/// The body of an answer. `None`: it has more than `most` bytes.
 async fn read(mut answer: reqwest::Response, most: usize) -> reqwest::Result<Option<Vec<u8>>> {
     let mut body = Vec::new();
     while let Some(bytes) = answer.chunk().await? {
@@ -159,7 +159,8 @@ async fn read(mut answer: reqwest::Response, most: usize) -> reqwest::Result<Opt
     Ok(Some(body))
 }
 
-/// An answer that did not come, or not whole. Only the host is named: the rest of a redirect's URL is a secret.
+/// The problem of an answer that is missing or incomplete. Only the host is named: the rest of a redirect's URL is a
+/// secret.
 fn broken(error: reqwest::Error) -> Problem {
     let host = error.url().and_then(url::Url::host_str).unwrap_or("the cache").to_owned();
     Problem::new(

@@ -1,5 +1,5 @@
-//! Whether a client's pulls reach the cache. The client is asked for a tag that cannot exist: the pull fails wherever it
-//! goes, but a cache that was asked remembers the missing tag, in its ledger and so in every instance, and says so.
+//! Whether a client's pulls reach the cache. The client is asked to pull a tag that cannot exist: the pull fails in any
+//! case, but a cache that was asked remembers the missing tag, in its ledger and so in every instance, and says so.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -14,10 +14,10 @@ use super::installed::is_installed;
 use super::{Problem, Sample, Verdict};
 use crate::client::{Client, Target};
 
-/// How long a client may try. It asks its mirror first, and a missing tag is remembered for 27 seconds at the least.
+/// How long a client may try. It asks its mirror first, and the cache remembers a missing tag for at least 27 seconds.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What clients say that cannot reach their own daemon.
+/// What clients say if they cannot reach their own daemon.
 const NO_DAEMON: [&str; 5] = [
     "Cannot connect to the Docker daemon",
     "permission denied while trying to connect",
@@ -26,8 +26,8 @@ const NO_DAEMON: [&str; 5] = [
     "cannot access containerd socket",
 ];
 
-/// What a client says that has asked a registry, or tried to: the words of Go's `net/http`, which all of them are
-/// written with, and those of registries.
+/// What clients say once they have asked a registry, or tried to: the words of Go's `net/http`, which all of them use,
+/// and those of registries.
 const ASKED: [&str; 18] = [
     "dial tcp",
     "lookup ",
@@ -49,10 +49,10 @@ const ASKED: [&str; 18] = [
     "retrying in",
 ];
 
-/// What a client said before its pull failed.
+/// What a client printed before its pull failed.
 struct Said {
     last: String,
-    /// That it asked a registry, whichever.
+    /// Whether it asked a registry, the cache or another.
     asked: bool,
     /// The last line that names the cache.
     of_cache: Option<String>,
@@ -62,12 +62,12 @@ struct Said {
 enum Missing {
     /// A client has asked for it before.
     Remembered,
-    /// No client has.
+    /// This is the first request for it.
     New,
 }
 
 impl Client {
-    /// Has a client ask, and then the cache whether it was.
+    /// Has a client pull, and then asks the cache whether it was asked.
     pub(super) async fn goes_through(&self, client: Target, files: &Files<'_>) -> Verdict {
         self.asked(client, files).await.unwrap_or_else(|why| Verdict::Unknown(format!("cannot tell: {why}")))
     }
@@ -81,7 +81,7 @@ impl Client {
         let sample = files.sample;
         let tag = |what: &str| format!("stopover-doctor-{what}{:016x}", fastrand::u64(..));
         let (asked, control) = (tag(""), tag("control-"));
-        // Shows that upstream can be asked now, and in the end that the cache remembers long enough.
+        // Shows that upstream can be asked now, and at the end that the cache remembers long enough.
         self.missing(sample, &control).await?;
         let image = format!("{}:{asked}", sample.repository);
         let said = self.run(program, arguments, &image).await?;
@@ -109,7 +109,7 @@ impl Client {
         Ok(Verdict::Bad(problem))
     }
 
-    /// Asks the cache for a tag that cannot exist, of the repository that clients name.
+    /// Asks the cache for a tag that cannot exist, in the sample's repository.
     async fn missing(&self, sample: &Sample, tag: &str) -> Result<Missing, String> {
         let upstream = sample.id.as_ref().map_or(sample.upstream.as_str(), UpstreamId::as_str);
         let repository = format!("{upstream}/{}", sample.path);
@@ -138,7 +138,7 @@ impl Client {
         let failed = |error: std::io::Error| format!("{program} does not run: {error}");
         let mut child = command.kill_on_drop(true).spawn().map_err(failed)?;
         let mut lines = BufReader::new(child.stderr.take().ok_or("it has no output")?).split(b'\n');
-        // What a registry has not: words that others use too.
+        // A registry's answer for a missing image. With the image's name, because other messages say "not found", too.
         let not_found = format!("{image}: not found");
         let mut said = Said { last: "nothing".to_owned(), asked: false, of_cache: None };
         let pull = async {
@@ -151,7 +151,8 @@ impl Client {
                 if self.is_named(&line) {
                     said.of_cache = Some(line.clone());
                 }
-                // podman has asked everywhere once; it would do so three times more, with longer and longer pauses.
+                // podman has asked every registry once by now; it would do so three times more, with longer and longer
+                // pauses.
                 let again = line.contains("retrying in");
                 if !line.is_empty() {
                     said.last = line;
@@ -168,7 +169,7 @@ impl Client {
         if let Ok(ended) = tokio::time::timeout(PATIENCE, pull).await {
             ended?;
         } else {
-            // It has asked its mirror before it tries elsewhere, which may take long.
+            // The client has asked its mirror by now; it tries elsewhere next, which may take long.
             said.asked = true;
             said.last = format!("nothing within {} s", PATIENCE.as_secs());
         }
@@ -182,10 +183,10 @@ impl Client {
     }
 }
 
-/// How images are pulled with a client, the best way first.
+/// How to pull images with a client, the best way first.
 fn commands(client: Target, files: &Files<'_>) -> Vec<Vec<String>> {
     let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
-    // Whatever crictl.yaml says: a machine may have more than one runtime.
+    // Independent of crictl.yaml: a machine may have more than one runtime.
     let crictl = |socket: &str| {
         let endpoint = format!("unix://{socket}");
         words(&["crictl", "--runtime-endpoint", &endpoint, "--image-endpoint", &endpoint, "pull"])
@@ -193,7 +194,7 @@ fn commands(client: Target, files: &Files<'_>) -> Vec<Vec<String>> {
     match client {
         Target::Docker => vec![words(&["docker", "pull"])],
         Target::Containerd => {
-            // Without it, nerdctl looks in its own place, and ctr in none.
+            // Without the option, nerdctl uses its own directory, and ctr none.
             let hosts = files.hosts_directory().map(|directory| directory.display().to_string());
             let hosts = hosts.as_deref().map_or_else(Vec::new, |directory| vec!["--hosts-dir", directory]);
             vec![

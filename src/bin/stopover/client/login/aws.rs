@@ -1,4 +1,4 @@
-//! The password of an identity of AWS: credentials are found where AWS puts them, and one request is signed.
+//! The password of an AWS identity: finds credentials where AWS puts them, and signs one request with them.
 
 use std::env;
 use std::fmt::Write as _;
@@ -15,9 +15,9 @@ use stopover::identity::partition::sts_host;
 use stopover::values::time::Clock;
 use url::{Host, Url, form_urlencoded};
 
-/// Where containers of ECS find their credentials, if only a path is named.
+/// Where ECS containers get their credentials if only a path is named.
 const CONTAINER_HOST: &str = "http://169.254.170.2";
-/// Where instances find what concerns them (`IMDSv2`).
+/// The metadata service of instances (`IMDSv2`).
 const METADATA: &str = "http://169.254.169.254";
 
 #[derive(Deserialize)]
@@ -29,7 +29,7 @@ struct AwsCredentials {
     token: Option<String>,
 }
 
-/// The password for a cache of that name, good for a quarter of an hour.
+/// A password for the cache of that name, valid for a quarter of an hour.
 pub(super) async fn password(service: &str) -> anyhow::Result<String> {
     let http = super::metadata_client()?;
     let metadata = Metadata::new(http.clone())?;
@@ -88,8 +88,8 @@ struct AssumedResult {
     credentials: AwsCredentials,
 }
 
-/// Credentials of a role that a token is exchanged for: service accounts of EKS (AWS SDKs reference, "Assume role
-/// credential provider"; STS, `AssumeRoleWithWebIdentity`). The question is not signed: the token is all that it needs.
+/// Credentials of a role in exchange for a token: service accounts of EKS (AWS SDKs reference, "Assume role credential
+/// provider"; STS, `AssumeRoleWithWebIdentity`). The request is not signed: the token is all that it needs.
 async fn from_web_identity(metadata: &Metadata) -> anyhow::Result<Option<AwsCredentials>> {
     let (file, role) = match (variable("AWS_WEB_IDENTITY_TOKEN_FILE"), variable("AWS_ROLE_ARN")) {
         (Some(file), Some(role)) => (file, role),
@@ -120,14 +120,15 @@ async fn from_web_identity(metadata: &Metadata) -> anyhow::Result<Option<AwsCred
     let refused = || format!("STS gives no credentials of {role}");
     let answer = answer.map_err(reqwest::Error::without_url).with_context(refused)?;
     let (status, body) = (answer.status(), answer.text().await.with_context(refused)?);
-    // What STS says of a refusal names no secret, and is all there is to go by.
+    // The answer of STS to a refused request names no secret, and is the only hint.
     let told: String = body.chars().take(500).collect();
     ensure!(status.is_success(), "{}: {status} {told}", refused());
     let assumed: Assumed = serde_json::from_str(&body).context("the answer of STS has another form")?;
     Ok(Some(assumed.assume_role_with_web_identity_response.assume_role_with_web_identity_result.credentials))
 }
 
-/// Credentials of a container: ECS, `CodeBuild`, EKS Pod Identity (AWS SDKs reference, "Container credential provider").
+/// Credentials of a container: ECS, `CodeBuild`, EKS Pod Identity (AWS SDKs reference, "Container credential
+/// provider").
 async fn from_container(http: &reqwest::Client) -> anyhow::Result<Option<AwsCredentials>> {
     let relative = variable("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI").map(|path| format!("{CONTAINER_HOST}{path}"));
     let Some(url) = relative.or_else(|| variable("AWS_CONTAINER_CREDENTIALS_FULL_URI")) else { return Ok(None) };
@@ -144,7 +145,7 @@ async fn from_container(http: &reqwest::Client) -> anyhow::Result<Option<AwsCred
     read(request).await.map(Some).context("the credentials of this container cannot be had")
 }
 
-/// Whether credentials may come from there: over TLS, from this machine, or from where ECS and EKS have them.
+/// Whether credentials may be fetched from this URL: over TLS, from this machine, or from the addresses of ECS and EKS.
 fn is_of_a_container(url: &Url) -> bool {
     let host = match url.host() {
         Some(Host::Ipv4(address)) => {
@@ -156,8 +157,8 @@ fn is_of_a_container(url: &Url) -> bool {
     url.scheme() == "https" || (url.scheme() == "http" && host)
 }
 
-/// The metadata of an instance (`IMDSv2`). Each request carries a session token, so a request that is merely
-/// forwarded gets nothing.
+/// The metadata service of an instance (`IMDSv2`). Each request carries a session token, which keeps out callers that
+/// can only make the instance forward a request.
 struct Metadata {
     http: reqwest::Client,
     endpoint: String,

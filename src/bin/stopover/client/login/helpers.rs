@@ -1,4 +1,4 @@
-//! Logins as clients ask for them themselves: Docker's credential helpers, and the kubelet's credential providers.
+//! Logins that clients request themselves: Docker's credential helpers, and the kubelet's credential providers.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -27,11 +27,10 @@ pub(crate) enum DockerAction {
     Erase,
 }
 
-/// What clients take for "go on without credentials" (docker-credential-helpers, `credentials/error.go`).
+/// The answer that clients take for "continue without credentials" (docker-credential-helpers, `credentials/error.go`).
 const NOT_FOUND: &str = "credentials not found in native keychain";
 
-/// The identity of this machine, and the one cache that gets a login of it: other servers could misuse a signature or an
-/// ID token.
+/// Who this machine is, and at which cache. No other registry gets a login: it could misuse a signature or an ID token.
 #[derive(clap::Args)]
 pub(crate) struct Helper {
     #[command(flatten)]
@@ -55,7 +54,8 @@ impl Helper {
         Ok(server.is_host(registry.split('/').next().unwrap_or_default()))
     }
 
-    /// Answers Docker, podman and other clients that run `docker-credential-stopover`. They read errors from standard output.
+    /// Answers Docker, podman and other clients that run `docker-credential-stopover`. They read errors from standard
+    /// output.
     pub(crate) async fn answer_docker(&self, action: DockerAction) -> anyhow::Result<()> {
         let answer = self.docker_credential(action).await;
         let text = answer.as_ref().map_or_else(|error| format!("{error:#}"), Clone::clone);
@@ -80,7 +80,8 @@ impl Helper {
         }
     }
 
-    /// Answers the kubelet: as the pod's service account where it sends that one's token, else as the node.
+    /// Answers the kubelet: with the identity of the pod's service account if it sends a token of that, else with the
+    /// node's.
     pub(crate) async fn answer_kubelet(&self) -> anyhow::Result<()> {
         let request: Request =
             serde_json::from_str(&input()?).context("standard input is no CredentialProviderRequest")?;
@@ -100,8 +101,8 @@ impl Helper {
             api_version: API_VERSION,
             kind: "CredentialProviderResponse",
             cache_key_type: "Registry",
-            // What comes out of the kubelet's cache has to be good for a whole pull: signatures are for 15 minutes,
-            // tokens of service accounts for 10 or more.
+            // A cached login has to be valid for a whole pull: signatures are valid for 15 minutes, tokens of service
+            // accounts for 10 or more.
             cache_duration: "5m0s",
             auth,
         };
@@ -112,7 +113,7 @@ impl Helper {
 
 const API_VERSION: &str = "credentialprovider.kubelet.k8s.io/v1";
 
-/// What is read of a request (kubelet, `CredentialProviderRequest`).
+/// The fields of a request that are read (kubelet, `CredentialProviderRequest`).
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Request {

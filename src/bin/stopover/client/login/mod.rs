@@ -1,4 +1,4 @@
-//! Logins that need no secret of the cache's: who this machine is, AWS or an `OpenID` issuer says.
+//! Logins without a secret of the cache: AWS or an `OpenID` issuer says who this machine is.
 
 mod aws;
 mod helpers;
@@ -19,7 +19,7 @@ pub(crate) use helpers::{DockerAction, Helper};
 
 use super::Endpoint;
 
-/// Who this machine is, and for which cache.
+/// The identity of this machine, and the cache that it is for.
 #[derive(clap::Args)]
 pub(crate) struct Identity {
     /// Who says who this machine is [default: oidc if a token is at hand, else aws]
@@ -57,7 +57,7 @@ pub(crate) struct ClientLogin {
     arguments: Vec<String>,
 }
 
-/// A user name and a password that are good for minutes. Never shown but to clients.
+/// A user name and a password that are valid for minutes. Shown to clients only.
 pub(super) struct Credential {
     pub(super) user: String,
     pub(super) password: String,
@@ -65,7 +65,7 @@ pub(super) struct Credential {
 
 impl Identity {
     pub(super) async fn credential(&self) -> anyhow::Result<Credential> {
-        // A default would be what several caches are called, and a login for one of them good at all.
+        // With a default, several caches would have the same name, and a login for one of them would be valid at all.
         let Some(service) = self.service.as_ref().filter(|service| !service.is_empty()) else {
             bail!(
                 "what the cache is called is not known: name it with --service or STOPOVER_SERVICE, as its [access] does"
@@ -84,19 +84,19 @@ impl Identity {
 }
 
 impl ClientLogin {
-    /// Has a client log in at a cache. The password passes through a pipe, where no list of processes shows it.
+    /// Logs a client in at a cache. The password goes through a pipe, so that no list of processes shows it.
     pub(crate) async fn run(self, server: &Endpoint) -> anyhow::Result<()> {
         let Self { tool, identity, arguments } = self;
         let Credential { user, password } = identity.credential().await?;
         let mut command = Command::new(&tool);
-        // Docker is told by its daemon.json.
+        // Docker knows from its daemon.json which registries speak plain HTTP.
         let own =
             ["podman", "skopeo", "buildah"].iter().any(|name| Path::new(&tool).file_name() == Some(OsStr::new(name)));
         let plain = (own && server.is_plain()).then_some("--tls-verify=false");
         command.args(["login", "--username", &user, "--password-stdin"]).args(plain).args(arguments).arg(server.host());
         let mut child = command.stdin(Stdio::piped()).spawn().with_context(|| format!("cannot run {tool}"))?;
         let mut input = child.stdin.take().context("the client has no standard input")?;
-        // A client that ends before it has read everything says itself why.
+        // A client that ends before it has read everything says why itself.
         let _ = input.write_all(password.as_bytes()).await;
         drop(input);
         let status = child.wait().await?;
@@ -105,7 +105,7 @@ impl ClientLogin {
     }
 }
 
-/// A client for addresses on this machine or beside it, where no proxy has to be.
+/// An HTTP client for services on this machine or beside it, which no proxy is for.
 fn metadata_client() -> anyhow::Result<reqwest::Client> {
     let builder = reqwest::Client::builder().no_proxy().redirect(Policy::none());
     Ok(builder.timeout(Duration::from_secs(5)).connect_timeout(Duration::from_secs(1)).build()?)

@@ -1,4 +1,4 @@
-//! ID tokens, where they lie or are issued.
+//! ID tokens, from a file or from their issuer.
 
 use std::env;
 use std::path::Path;
@@ -17,7 +17,7 @@ pub(super) fn is_in_github_actions() -> bool {
     env::var_os(REQUEST_URL).is_some()
 }
 
-/// The token in the file, else one that GitHub Actions issues for this audience.
+/// The token in the file, if one is named, or else one that GitHub Actions issues for this audience.
 pub(super) async fn token(file: Option<&Path>, audience: &str) -> anyhow::Result<String> {
     if let Some(file) = file {
         let token = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;

@@ -1,5 +1,5 @@
-//! `stopover setup CLIENT`: the configuration that has a client pull through the cache. Where each form comes from is in
-//! the comments of the files beside this one, which the people who use them read too.
+//! `stopover setup CLIENT`: the configuration that has a client pull through the cache. The comments of the files
+//! beside this one give the source of each form; the people who use the files read them, too.
 
 use std::fmt::Write as _;
 
@@ -42,7 +42,7 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    /// The configuration of this client; nothing if there is nothing to tell it.
+    /// The configuration of this client; empty if there is nothing to configure.
     pub(crate) fn configuration(self, mirror: &Endpoint, upstreams: &[MirroredUpstream]) -> String {
         let template = match self {
             Self::Docker => return daemon_json(mirror, upstreams),
@@ -60,8 +60,8 @@ impl Target {
         fill(template, mirror, upstreams)
     }
 
-    /// What is left to do by hand where comments in the configuration would not be read: a format without comments, or a
-    /// script that is run at once.
+    /// What is left to do by hand, for configurations without comments that say it: their format has none, or they are
+    /// a script that is run at once.
     pub(crate) fn advice(self, mirror: &Endpoint, upstreams: &[MirroredUpstream]) -> String {
         match self {
             Self::Docker => fill(include_str!("docker.txt"), mirror, upstreams),
@@ -71,7 +71,7 @@ impl Target {
     }
 }
 
-/// What dockerd is told in daemon.json: its mirrors, which are for Docker Hub only, and hosts that speak plain HTTP.
+/// The settings of dockerd in daemon.json: mirrors, which are for Docker Hub only, and hosts that speak plain HTTP.
 fn daemon_json(mirror: &Endpoint, upstreams: &[MirroredUpstream]) -> String {
     let mut settings = serde_json::Map::new();
     if mirror.is_plain() {
@@ -83,7 +83,7 @@ fn daemon_json(mirror: &Endpoint, upstreams: &[MirroredUpstream]) -> String {
     if settings.is_empty() { String::new() } else { format!("{:#}\n", Value::Object(settings)) }
 }
 
-/// One line a client: its name, and what is printed for it.
+/// One line per client: its name, and what is printed for it.
 pub(crate) fn list() -> String {
     let mut text = "stopover setup CLIENT prints the configuration of:\n".to_owned();
     for value in Target::value_variants().iter().filter_map(ValueEnum::to_possible_value) {
@@ -93,9 +93,9 @@ pub(crate) fn list() -> String {
     text
 }
 
-/// Fills in a template: lines between `@http@` and `@/http@` stand only where the mirror speaks plain HTTP, those
-/// between `@daemon@` and `@/daemon@` where dockerd is told something, those between `@each@` and `@/each@` once for
-/// every upstream, and a line that names a client is that client's configuration.
+/// Fills in a template: lines between `@http@` and `@/http@` are kept only if the mirror speaks plain HTTP, those
+/// between `@daemon@` and `@/daemon@` if dockerd needs settings, those between `@each@` and `@/each@` once for every
+/// upstream, and a line that names a client is replaced by that client's configuration.
 fn fill(template: &str, mirror: &Endpoint, upstreams: &[MirroredUpstream]) -> String {
     let (mut filled, mut repeated, mut left_out) = (String::new(), None, None);
     let daemon = !daemon_json(mirror, upstreams).is_empty();
@@ -125,14 +125,14 @@ fn fill(template: &str, mirror: &Endpoint, upstreams: &[MirroredUpstream]) -> St
         .replace("@host@", mirror.host())
 }
 
-/// What holds for one upstream.
+/// Fills in the part of a template that is for one upstream.
 fn of_upstream(block: &str, MirroredUpstream { id, registry }: &MirroredUpstream) -> String {
     // go-containerregistry, and with it kaniko, knows Docker Hub by its old name.
     let index = if registry == DEFAULT_UPSTREAM { "index.docker.io" } else { registry };
     block.replace("@upstream@", id.as_str()).replace("@registry@", registry).replace("@index@", index)
 }
 
-/// The configuration of another client, indented as the line that stands for it.
+/// The configuration of another client, indented like the line that names it.
 fn included(line: &str, mirror: &Endpoint, upstreams: &[MirroredUpstream]) -> Option<String> {
     let client = Target::from_str(line.trim().strip_prefix('@')?.strip_suffix('@')?, false).ok()?;
     let indentation = line.strip_suffix(line.trim_start()).unwrap_or_default();
