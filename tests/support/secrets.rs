@@ -21,6 +21,8 @@ const LAST_LINES: usize = 2_000;
 const LONGEST_LINE: usize = 10_000;
 /// How many bytes of each secret are looked for first.
 const BEGINNING: usize = 8;
+/// How many answers [`slot`] tells apart.
+const SLOTS: usize = 1 << 16;
 
 /// What is logged, looked through for secrets.
 #[derive(Default)]
@@ -29,6 +31,8 @@ struct Watch {
     kinds: HashMap<String, &'static str>,
     /// Where each may begin; most lines have none of these.
     beginnings: HashMap<[u8; BEGINNING], HashSet<String>>,
+    /// Whether four bytes with this [`slot`] may begin a secret: asked of each byte that is logged, and nearly always no.
+    may_begin: Vec<bool>,
     last_lines: VecDeque<String>,
     /// The last line with a secret of a kind.
     found: BTreeMap<&'static str, String>,
@@ -41,10 +45,14 @@ impl Watch {
             return;
         }
         assert!(secret.len() >= SHORTEST, "{kind} is too short to be looked for: let the test have a longer one");
-        let Some(beginning) = secret.as_bytes().first_chunk() else { return };
+        let (Some(beginning), Some(four)) = (secret.as_bytes().first_chunk(), secret.as_bytes().first_chunk()) else {
+            return;
+        };
         if self.kinds.insert(secret.to_owned(), kind).is_some() {
             return;
         }
+        self.may_begin.resize(SLOTS, false);
+        self.may_begin[slot(u32::from_be_bytes(*four))] = true;
         self.beginnings.entry(*beginning).or_default().insert(secret.to_owned());
         if let Some(line) = self.last_lines.iter().find(|line| line.contains(secret)) {
             self.found.insert(kind, line.clone());
@@ -55,11 +63,16 @@ impl Watch {
         self.lines += 1;
         // What is longer was sent to us like that.
         let line = &line[..line.floor_char_boundary(LONGEST_LINE)];
-        for (at, window) in line.as_bytes().windows(BEGINNING).enumerate() {
-            let Some(secrets) = window.first_chunk().and_then(|beginning| self.beginnings.get(beginning)) else {
+        let mut four = 0;
+        for (at, byte) in line.bytes().enumerate() {
+            four = (four << 8) | u32::from(byte);
+            if at < 3 || self.may_begin.get(slot(four)) != Some(&true) {
+                continue;
+            }
+            let rest = &line.as_bytes()[at - 3..];
+            let Some(secrets) = rest.first_chunk().and_then(|beginning| self.beginnings.get(beginning)) else {
                 continue;
             };
-            let rest = &line.as_bytes()[at..];
             for secret in secrets.iter().filter(|secret| rest.starts_with(secret.as_bytes())) {
                 self.found.insert(self.kinds[secret], line.to_owned());
             }
@@ -69,6 +82,11 @@ impl Watch {
         }
         self.last_lines.push_back(line.to_owned());
     }
+}
+
+/// Where [`Watch::may_begin`] has the answer for these four bytes.
+fn slot(four: u32) -> usize {
+    usize::from((four.wrapping_mul(0x9E37_79B1) >> 16) as u16)
 }
 
 static WATCH: Mutex<Option<Watch>> = Mutex::new(None);
