@@ -20,8 +20,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # Test programs run in two lanes at a time: beside those that wait most of their time (for clients, for time to pass) run
 # those that compute. Each lane runs its programs in this order; one that is not named here ends the second lane.
-WAITING = ["programs", "clients", "functions"]
-COMPUTING = ["behaviours", "fuzz", "adapters"]
+WAITING = ["programs", "clients", "functions", "adapters"]
+COMPUTING = ["behaviours", "fuzz"]
 
 # How many tests of a program run at a time, where that is not the number of processors.
 THREADS = {"behaviours": 4, "clients": 4, "programs": 4}
