@@ -3,6 +3,9 @@
 
 Interleaved rounds, medians, CPU time per request. Writes the tables into docs/explanation/benchmarks.md and fails where
 an acceptance ratio is missed. Needs wrk, docker-registry, nginx (`make setup`) and a release build of stopover.
+
+With --before it measures two builds of stopover beside each other instead, and fails where the new one is slower by more
+than 3 %; nothing is written.
 """
 
 import argparse
@@ -23,7 +26,7 @@ import servers
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 REPORT = ROOT / "docs" / "explanation" / "benchmarks.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-PROXY, NGINX, STOPOVER = "docker-registry proxy", "nginx", "Stopover"
+PROXY, NGINX, STOPOVER, BEFORE = "docker-registry proxy", "nginx", "Stopover", "Stopover before"
 MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 
 # How many times the requests per second of each peer Stopover must reach.
@@ -36,6 +39,9 @@ BOUNDS = {
 STALL_CASE = "blob of 300 bytes"
 STALL_FACTOR, STALL_SLACK_MS = 10, 1.0
 
+
+# How many times the requests per second of an earlier build each case must reach.
+SLOWER = 0.97
 
 # Above this share of CPU time spent elsewhere, the requests per second say little.
 QUIET = 0.2
@@ -88,8 +94,8 @@ def median(samples):
     return Sample(*(statistics.median(column) for column in zip(*map(dataclasses.astuple, samples))))
 
 
-def run(binary, rounds, seconds, connections):
-    """All samples: {case: {server: [Sample]}}."""
+def run(binary, before, rounds, seconds, connections):
+    """All samples: {case: {server: [Sample]}}, beside the peers or beside an earlier build."""
     image = servers.Image()
     with contextlib.ExitStack() as stack:
         directory = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stopover-bench-")))
@@ -100,11 +106,14 @@ def run(binary, rounds, seconds, connections):
 
         upstream = started(servers.docker_registry("upstream", directory / "upstream"))
         image.push(upstream.port)
-        field = [
-            started(servers.docker_registry(PROXY, directory / "proxy", proxy_of=upstream.port)),
-            started(servers.nginx(directory / "nginx", upstream.port)),
-            started(servers.stopover(binary, directory / "stopover", upstream.port)),
-        ]
+        if before:
+            field = [started(servers.stopover(before, directory / "before", upstream.port, BEFORE))]
+        else:
+            field = [
+                started(servers.docker_registry(PROXY, directory / "proxy", proxy_of=upstream.port)),
+                started(servers.nginx(directory / "nginx", upstream.port)),
+            ]
+        field.append(started(servers.stopover(binary, directory / "stopover", upstream.port)))
         samples = {case: {server.name: [] for server in field} for case, _, _ in image.paths()}
         for server in field:
             for _, path, content in image.paths():
@@ -133,6 +142,12 @@ def judge(medians):
     return verdicts
 
 
+def judge_before(medians):
+    """The same against an earlier build."""
+    ratios = {case: by_server[STOPOVER].rate / by_server[BEFORE].rate for case, by_server in medians.items()}
+    return [(f"{case}: requests/s ÷ before", f"≥ {SLOWER}", f"{ratio:.2f}", ratio >= SLOWER) for case, ratio in ratios.items()]
+
+
 def render(medians, verdicts, settings):
     lines = [settings, "", "| case | server | requests/s | p50 ms | p99 ms | CPU µs/request |", "| --- | --- | --: | --: | --: | --: |"]
     for case, by_server in medians.items():
@@ -153,18 +168,19 @@ def processor():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary", type=pathlib.Path, help="the stopover program, built for release")
+    parser.add_argument("--before", type=pathlib.Path, help="an earlier build to compare with, instead of the peers")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=4, help="of each run of wrk")
     parser.add_argument("--connections", type=int, default=16)
     options = parser.parse_args()
     absent = [program for program in ("wrk", "docker-registry", "nginx") if not shutil.which(program)]
-    if absent or not options.binary.is_file():
+    if absent or not all(binary.is_file() for binary in (options.binary, options.before) if binary):
         raise SystemExit(f"missing: {', '.join(absent) or options.binary}; run make setup, then make bench")
 
-    samples = run(options.binary, options.rounds, options.seconds, options.connections)
+    samples = run(options.binary, options.before, options.rounds, options.seconds, options.connections)
     medians = {case: {name: median(runs) for name, runs in by_server.items()} for case, by_server in samples.items()}
     foreign = statistics.median(s.foreign for by_server in samples.values() for runs in by_server.values() for s in runs)
-    verdicts = judge(medians)
+    verdicts = judge_before(medians) if options.before else judge(medians)
     settings = (
         f"Medians of {options.rounds} interleaved rounds, `wrk -t1 -c{options.connections} -d{options.seconds}s`, "
         f"on {os.cpu_count()} × {processor()}; "
@@ -174,9 +190,9 @@ def main():
     print(tables)
     if foreign > QUIET:
         print(f"bench: {foreign:.0%} of the CPU time went elsewhere; repeat on a quiet machine", file=sys.stderr)
-    before, _, rest = REPORT.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    REPORT.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}")
+    if not options.before:
+        head, _, rest = REPORT.read_text().partition(BEGIN)
+        REPORT.write_text(f"{head}{BEGIN}\n{tables}\n{END}{rest.partition(END)[2]}")
     if not all(met for *_, met in verdicts):
         raise SystemExit("bench: an acceptance ratio was missed")
 

@@ -229,11 +229,11 @@ def nginx(directory, upstream):
     )
 
 
-def stopover(binary, directory, upstream):
+def stopover(binary, directory, upstream, name="Stopover"):
     port = free_port()
     directory.mkdir()
     file = directory / "stopover.toml"
     file.write_text(f'fresh = "1d"\n[upstreams."test.local"]\nurl = "http://127.0.0.1:{upstream}"\n')
     command = [str(binary), "serve", "--listen", f"127.0.0.1:{port}"]
     command += ["--data-dir", str(directory / "data"), "--config", str(file)]
-    return Server("Stopover", command, port, directory, prefix="/v2/test.local/")
+    return Server(name, command, port, directory, prefix="/v2/test.local/")
