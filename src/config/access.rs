@@ -154,11 +154,13 @@ impl AnonymousKey {
         let networks = match self {
             Self::Everywhere(true) => return Ok(Anonymous::Everybody),
             Self::Everywhere(false) => return Ok(Anonymous::Nobody),
-            Self::From(networks) => networks.iter().map(|text| text.parse()).collect::<Result<_, _>>(),
+            Self::From(networks) => networks,
         };
-        let networks: Vec<Network> =
-            networks.map_err(|error: InvalidNetwork| value("access.anonymous", error.to_string()))?;
-        Ok(networks.into())
+        let network = |(element, text): (usize, &String)| {
+            let key = || format!("access.anonymous[{element}]");
+            text.parse().map_err(|error: InvalidNetwork| value(key(), error.to_string()))
+        };
+        Ok((1..).zip(&networks).map(network).collect::<Result<Vec<Network>, _>>()?.into())
     }
 }
 

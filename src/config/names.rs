@@ -47,7 +47,8 @@ impl NamePatterns {
         library: bool,
         path: Option<&Name>,
     ) -> Result<Self, ConfigError> {
-        for pattern in patterns {
+        for (element, pattern) in (1..).zip(patterns) {
+            let key = format!("{key}[{element}]");
             if !is_pattern_of_names(pattern) {
                 return Err(value(key, format!("{pattern:?} is no pattern of names like \"acme/web*\"")));
             }
