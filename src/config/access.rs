@@ -174,12 +174,15 @@ pub(super) fn read(
     let Some(table) = table else {
         return match rules.first() {
             None => Ok(None),
-            Some(_) => Err(value("policy", "says what those may pull who are let in; say in [access] who that is")),
+            Some(_) => Err(value(
+                "policy",
+                "says what those may pull who are let in; say in [access] who that is, for example robots = true",
+            )),
         };
     };
     let token_life = table.token_life.map_or(DEFAULT_TOKEN, |span| span.0);
     if !(SHORTEST_TOKEN..=LONGEST_TOKEN).contains(&token_life) {
-        return Err(value("access.token_life", "must be from \"1m\" to \"1h\""));
+        return Err(value("access.token_life", "must be from \"1m\" to \"1h\", for example \"5m\""));
     }
     let signing_keys = table.signing_keys.map(|keys| keys.read(secret)).transpose();
     if table.iam.is_some() && table.service.is_none() {

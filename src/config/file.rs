@@ -81,7 +81,8 @@ impl TryFrom<String> for Origin {
             let host = host.split(['/', '?', '#']).next().unwrap_or_default();
             return Err(format!("has no scheme: write \"https://{host}\""));
         }
-        let url = Url::parse(&text).map_err(|error| format!("is no URL: {error}; write \"https://host\" or \"https://host:port\""))?;
+        let url = Url::parse(&text)
+            .map_err(|error| format!("is no URL: {error}; write \"https://host\" or \"https://host:port\""))?;
         let plain = matches!(url.scheme(), "http" | "https")
             && url.has_host()
             && url.path() == "/"
@@ -93,13 +94,17 @@ impl TryFrom<String> for Origin {
             return Ok(Self(url));
         }
         // Neither user, path nor query are repeated: they may hold a secret.
-        let host = url.host_str().map_or_else(|| "registry.example.com".into(), |host| match url.port() {
-            Some(port) => format!("{host}:{port}"),
-            None => host.to_owned(),
-        });
+        let host = url.host_str().map_or_else(
+            || "registry.example.com".into(),
+            |host| match url.port() {
+                Some(port) => format!("{host}:{port}"),
+                None => host.to_owned(),
+            },
+        );
+        let scheme = if url.scheme() == "http" { "http" } else { "https" };
         let has_login = !url.username().is_empty() || url.password().is_some();
         let login = if has_login { "; a login belongs into credentials = { … }" } else { "" };
-        Err(format!("must be scheme, host and port only: write \"https://{host}\"{login}"))
+        Err(format!("must be scheme, host and port only: write \"{scheme}://{host}\"{login}"))
     }
 }
 

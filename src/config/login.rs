@@ -102,7 +102,10 @@ impl IamTable {
     pub(super) fn read(self) -> Result<IamConfig, ConfigError> {
         let Self { partition, accounts, organization, roles, endpoint } = self;
         if let Some((element, wrong)) = (1..).zip(&accounts).find(|(_, text)| !is_account(text)) {
-            return Err(value(format!("access.iam.accounts[{element}]"), format!("{wrong:?} is no account: twelve digits")));
+            return Err(value(
+                format!("access.iam.accounts[{element}]"),
+                format!("{wrong:?} is no account: twelve digits"),
+            ));
         }
         if let Some(wrong) = organization.as_ref().filter(|id| !is_organization(id)) {
             let message = format!("{wrong:?} is no organisation: it is called like o-a1b2c3d4e5");
@@ -136,7 +139,10 @@ impl OidcTable {
         let Self { issuer, audience, jwks_uri, claims, budget_claim } = table;
         // It is part of the names of principals, between colons.
         if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')) {
-            return Err(value(format!("access.oidc.{name:?}"), format!("{name:?}: name an issuer with letters, digits, . _ and -")));
+            return Err(value(
+                format!("access.oidc.{name:?}"),
+                format!("{name:?}: name an issuer with letters, digits, . _ and -"),
+            ));
         }
         // An attacker that can answer for the issuer can log in as any identity.
         let discovery = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));

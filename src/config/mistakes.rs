@@ -6,82 +6,15 @@ use std::ops::Range;
 use std::path::Path;
 
 use serde::Deserialize as _;
-use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
 use super::ConfigError;
-use super::file::{AccessTable, CredentialsTable, File, RuleTable, ScheduleTable, UpstreamTable};
-use super::policy::PolicyRuleTable;
+use super::advice::{ACCESS, better, example, nearest, plain, unquoted};
+use super::file::File;
 
 /// The most mistakes that are told at once.
 const MOST: usize = 50;
-
-/// What may stand at each key: what an operator is told to write, and what a mistake is put right with.
-const EXAMPLES: &[(&str, &str)] = &[
-    ("listen", r#""127.0.0.1:5000""#),
-    ("data_dir", r#""/var/lib/stopover""#),
-    ("fresh stale permission missing token_life", r#""5m""#),
-    ("wait", r#""20s""#),
-    ("keep", r#""30d""#),
-    ("every", r#""6h""#),
-    ("fill_memory max_size new_bytes max_blob", r#""50GB""#),
-    ("misses pulls reserve fills", "100"),
-    ("deleted", r#""missing""#),
-    ("cold", r#""wait""#),
-    ("platforms", r#"["linux/amd64"]"#),
-    ("images", r#"["docker.io/library/nginx:1.27"]"#),
-    ("pin", r#"["docker.io/library/postgres:16*"]"#),
-    ("url", r#""https://registry.example.com""#),
-    ("token_realms", r#"["https://auth.example.com"]"#),
-    ("aliases", r#"["registry"]"#),
-    ("trusted_hosts", r#"["10.1.2.3:9000"]"#),
-    ("alternates", r#"[{ upstream = "mirror.gcr.io" }]"#),
-    ("upstream", r#""docker.io""#),
-    ("path", r#""library""#),
-    ("names prefix", r#""library/""#),
-    ("immutable", r#"["*-final"]"#),
-    ("allow deny", r#"["acme/web*"]"#),
-    ("public tags shared robots", "true"),
-    ("credentials", r#"{ username = "me", password_env = "PASSWORD" }"#),
-    ("username", r#""me""#),
-    ("password_env", r#""PASSWORD""#),
-    ("password_file", r#""/run/secrets/password""#),
-    ("signing_keys", r#"{ env = "SIGNING_KEYS" }"#),
-    ("env", r#""SIGNING_KEYS""#),
-    ("file", r#""/run/secrets/keys""#),
-    ("access", ACCESS),
-    ("anonymous networks", r#"["10.0.0.0/8"]"#),
-    ("service audience", r#""registry.example.com""#),
-    ("iam", r#"{ accounts = ["123456789012"] }"#),
-    ("partition", r#""aws""#),
-    ("accounts", r#"["123456789012"]"#),
-    ("organization", r#""o-a1b2c3d4e5""#),
-    ("roles", r#"["arn:aws:iam::123456789012:role/eks-*"]"#),
-    ("endpoint", r#""https://sts.eu-west-1.amazonaws.com""#),
-    ("issuer", r#""https://token.actions.githubusercontent.com""#),
-    ("jwks_uri", r#""https://token.actions.githubusercontent.com/.well-known/jwks""#),
-    ("claims", r#"{ repository_owner_id = "1234567" }"#),
-    ("budget_claim", r#""repository_id""#),
-    ("who", r#"["robot:ci"]"#),
-    ("what", r#"["ghcr.io/acme/*"]"#),
-];
-
-const ACCESS: &str = "{ anonymous = true, robots = true }";
-
-/// Keys of other programs, and what they are called here.
-const SYNONYMS: &[(&str, &str)] = &[
-    ("password", "password_env"),
-    ("token", "password_env"),
-    ("user", "username"),
-    ("remoteurl", "url"),
-    ("server", "url"),
-    ("address", "listen"),
-    ("bind", "listen"),
-    ("port", "listen"),
-    ("ttl", "fresh"),
-    ("cache_dir", "data_dir"),
-];
 
 /// The most times that a file is read.
 const MOST_READS: usize = 4 * MOST;
@@ -117,10 +50,16 @@ pub(super) fn read<T>(
     let (table, broken) = DeTable::parse_recoverable(text);
     let (span, mut table) = (table.span(), DeValue::Table(table.into_inner()));
     let mut mistakes: Vec<Mistake> = broken.iter().map(|error| of_syntax(error, text)).collect();
+    mistakes.sort_by_key(|mistake| mistake.place);
     // The others of a line follow from the first.
     mistakes.dedup_by_key(|mistake| mistake.place.map(|(line, _)| line));
-    let broken = mistakes.clone();
-    let mut mended: Vec<Range<usize>> = Vec::new();
+    let broken: Vec<usize> = mistakes.iter().filter_map(|mistake| Some(mistake.place?.0)).collect();
+    let is_broken = |line: usize| {
+        let tables = (1..=line).zip(text.lines()).filter(|(_, text)| text.starts_with('['));
+        let table = tables.last().map_or(line, |(line, _)| line);
+        broken.contains(&line) || broken.contains(&table)
+    };
+    let (mut mended, mut emptied): (Vec<Range<usize>>, Vec<Range<usize>>) = (Vec::new(), Vec::new());
     for _ in 0..MOST_READS {
         let mut entries = Vec::new();
         list(&table, "", &mended, &mut entries);
@@ -135,13 +74,20 @@ pub(super) fn read<T>(
             },
         };
         let mistake = Mistake { place: at.map(|at| position(text, at)), key, message };
-        // What is wrong where something was mended, or where the text is broken, is a consequence.
+        // What is wrong where something was mended or is left out, or where the text is broken, is a consequence.
         let again = place.as_ref().is_some_and(|place| mended.contains(place));
-        let on_its_line = |other: &Mistake| other.place.map(|at| at.0) == mistake.place.map(|at| at.0);
-        if !again && !broken.iter().any(on_its_line) && !mistakes.contains(&mistake) {
+        let lacks = !matches!(fix, Fix::Insert(..)) && place.as_ref().is_some_and(|place| emptied.contains(place));
+        let is_broken = mistake.place.is_some_and(|(line, _)| is_broken(line));
+        if !again && !lacks && !is_broken && !mistakes.contains(&mistake) {
             mistakes.push(mistake);
         }
         let fix = if again { Fix::Remove } else { fix };
+        if matches!(fix, Fix::Remove)
+            && let Some(left) = entries.iter().find(|entry| Some(&entry.place) == place.as_ref())
+        {
+            let holds = |entry: &&Entry| left.path.starts_with(&entry.path) && entry.path.len() < left.path.len();
+            emptied.extend(entries.iter().filter(holds).map(|entry| entry.place.clone()));
+        }
         if mistakes.len() == MOST || !fix.mend(&mut table, place.as_ref()) {
             break;
         }
@@ -151,18 +97,14 @@ pub(super) fn read<T>(
     Err(ConfigError::Mistakes { path: path.to_owned(), mistakes })
 }
 
-/// Whether this stands in [`EXAMPLES`]: what is read from there is not in the file.
-pub(super) fn is_example(text: &str) -> bool {
-    EXAMPLES.iter().any(|(_, example)| example.contains(&format!("{text:?}")))
-}
-
-/// What may be written at a key, if it is known, with the name by which the table knows it.
-fn example(path: &str) -> Option<(&'static str, &'static str)> {
-    let name = path.rsplit('.').next().unwrap_or_default();
-    if name == "allow" && path.starts_with("policy") {
-        return Some(("allow", "true"));
-    }
-    EXAMPLES.iter().find_map(|(names, example)| Some((names.split(' ').find(|known| *known == name)?, *example)))
+/// Where a value stands that can be used and hardly means what was meant.
+pub(super) fn warning(text: &str, (key, message): (String, String)) -> Mistake {
+    let mut entries = Vec::new();
+    let table = DeTable::parse(text).map_or_else(|_| DeTable::new(), Spanned::into_inner);
+    let table = DeValue::Table(table);
+    list(&table, "", &[], &mut entries);
+    let Wrong { key, message, at, .. } = Wrong::of_value(key, message, &entries);
+    Mistake { place: at.map(|at| position(text, at)), key, message }
 }
 
 /// Line and column of a byte.
@@ -177,15 +119,22 @@ fn of_syntax(error: &toml::de::Error, text: &str) -> Mistake {
     let written = text.lines().nth(place.0 - 1).unwrap_or_default().trim();
     let instead = |key: &str| example(key).map_or("\"…\"", |(_, example)| example);
     let is_key = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+    let message = error.message().trim();
     let hint = match (written.split_once(':'), written.split_once('=').map(|(key, value)| (key.trim(), value))) {
-        (Some((key, _)), None) if is_key(key) => format!(" — this is TOML and not YAML: write {key} = {}", instead(key)),
+        (Some((key, _)), None) if is_key(key) => {
+            format!(" — this is TOML and not YAML: write {key} = {}", instead(key))
+        }
         (_, Some((key, value))) if is_key(key) && !value.contains(['"', '\'', '[', '{']) => {
             format!(" — text stands between quotes: write {key} = {}", instead(key))
+        }
+        _ if message == "duplicate key" => " — it stands above already: join both".into(),
+        _ if text.trim_start().starts_with('{') => {
+            " — this is TOML and not JSON: write listen = \"127.0.0.1:5000\"".into()
         }
         _ if written.starts_with('[') => " — a table begins with a line like [upstreams.\"ghcr.io\"]".into(),
         _ => String::new(),
     };
-    Mistake { place: Some(place), key: String::new(), message: format!("{}{hint}", error.message().trim()) }
+    Mistake { place: Some(place), key: String::new(), message: format!("{message}{hint}") }
 }
 
 /// A key of the file or an element of a list, and its value.
@@ -267,17 +216,27 @@ impl Wrong {
             let hint = missing.map_or_else(String::new, |(name, example)| format!("write {name} = {example}"));
             (hint, missing.map_or(Fix::Remove, |(name, example)| Fix::Insert(name, example)), &entry.place)
         } else {
-            let written = text.get(entry.value.span()).filter(|text| text.starts_with('"') && !text.contains(['@', '\n']));
+            let written =
+                text.get(entry.value.span()).filter(|text| text.starts_with('"') && !text.contains(['@', '\n']));
             let (is_list, is_advised) = (message.contains("expected a list"), message.contains("write "));
             let hint = match (written, instead) {
                 _ if is_list && matches!(name, "schedule" | "policy") => format!("write [[{name}]]"),
-                (Some(written), Some((_, list))) if is_list && list.starts_with("[\"") => format!("write {name} = [{written}]"),
+                _ if matches!(name, "upstreams" | "rules") => format!("write [{name}.\"ghcr.io\"]"),
+                (Some(written), Some((_, list))) if is_list && list.starts_with("[\"") => {
+                    format!("write {name} = [{written}]")
+                }
                 (_, Some((_, example))) if !is_advised => format!("write {name} = {example}"),
                 _ => String::new(),
             };
             (hint, Fix::to(instead), &entry.place)
         };
-        let message = if hint.is_empty() { message.clone() } else { format!("{message} — {hint}") };
+        // The list of all keys is of no use beside the right one.
+        let message = if message.starts_with("unknown field") && !hint.is_empty() {
+            message.split(',').next().unwrap_or_default().to_owned()
+        } else {
+            message.clone()
+        };
+        let message = if hint.is_empty() { message } else { format!("{message} — {hint}") };
         Self { place: Some(place.clone()), key, message, at, fix }
     }
 
@@ -374,82 +333,4 @@ impl Fix {
         }
         true
     }
-}
-
-/// The words of serde in those of TOML. What is written is not repeated: it may be a secret.
-fn plain(message: &str) -> String {
-    const WORDS: [(&str, &str); 9] = [
-        ("a sequence", "a list"),
-        ("a map", "a table"),
-        ("struct ", "a table"),
-        ("a string", "text between quotes"),
-        ("path string", "text between quotes"),
-        ("socket address", "an address with a port"),
-        ("a boolean", "true or false"),
-        ("a nonzero usize", "a whole number from 1 on"),
-        ("u", "a whole number from 0 on"),
-    ];
-    let Some((found, expected)) = message.rsplit_once(", expected ").filter(|_| message.starts_with("invalid ")) else {
-        return message.to_owned();
-    };
-    let found = found.split_once('"').map_or(found, |(kind, _)| kind.trim_end());
-    let found = found.replace("string", "text").replace("sequence", "a list").replace("map", "a table");
-    let expected = WORDS.iter().find_map(|(serde, toml)| expected.starts_with(serde).then_some(*toml)).unwrap_or(expected);
-    format!("{found}, expected {expected}")
-}
-
-/// The name of a table `[upstreams.docker.io]` as it has to be written.
-fn unquoted(around: &str, name: &str, mut value: &DeValue) -> Option<String> {
-    let (section, start) = around.split_once('.').filter(|(section, _)| matches!(*section, "upstreams" | "rules"))?;
-    let mut id = format!("{start}.{name}");
-    loop {
-        let table = value.as_table()?;
-        match table.iter().next() {
-            Some((key, inner)) if table.len() == 1 && inner.get_ref().is_table() => {
-                id = format!("{id}.{}", key.get_ref());
-                value = inner.get_ref();
-            }
-            _ => return Some(format!("{section}.\"{id}\"")),
-        }
-    }
-}
-
-/// The known word that is most like a wrong one.
-fn nearest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let wrong = wrong.to_ascii_lowercase().replace('-', "_");
-    let distances = known.into_iter().map(|right| (strsim::damerau_levenshtein(&wrong, right), right));
-    distances.filter(|(distance, right)| *distance <= right.len() / 2).min().map(|(_, right)| right)
-}
-
-/// What an unknown key should be, in words, and its name where it belongs into the same table.
-fn better(wrong: &str, known: &[&str]) -> (String, Option<String>) {
-    let near = nearest(wrong, known.iter().copied());
-    let other = SYNONYMS.iter().find(|(other, right)| *other == wrong && known.contains(right)).map(|(_, right)| *right);
-    let close = near.filter(|right| strsim::damerau_levenshtein(wrong, right) < 2);
-    let elsewhere = [
-        (keys::<File>(), "at the top of the file, above the first line with [ ]"),
-        (keys::<UpstreamTable>(), "below [upstreams.\"<id>\"]"),
-        (keys::<RuleTable>(), "below [rules.\"<prefix>\"]"),
-        (keys::<ScheduleTable>(), "below [[schedule]]"),
-        (keys::<AccessTable>(), "below [access]"),
-        (keys::<PolicyRuleTable>(), "below [[policy]]"),
-        (keys::<CredentialsTable>(), "into credentials = { … }"),
-    ];
-    let elsewhere = elsewhere.iter().find(|(keys, _)| keys.iter().any(|key| key == wrong)).map(|(_, place)| place);
-    match (other.or(close), elsewhere, near) {
-        (Some(right @ "password_env"), ..) => (
-            "the file holds no secret: write password_env, the name of an environment variable, or password_file, a path".into(),
-            Some(right.into()),
-        ),
-        (Some(right), ..) | (None, None, Some(right)) => (format!("did you mean `{right}`?"), Some(right.into())),
-        (None, Some(place), _) => (format!("it belongs {place}"), None),
-        (None, None, None) => (String::new(), None),
-    }
-}
-
-/// The keys of a table, as serde names them where one is wrong.
-fn keys<T: DeserializeOwned>() -> Vec<String> {
-    let error = toml::from_str::<T>("\"?\" = 0").err();
-    let message = error.as_ref().map_or("", toml::de::Error::message);
-    message.split('`').skip(3).step_by(2).map(str::to_owned).collect()
 }

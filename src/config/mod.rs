@@ -1,6 +1,7 @@
 //! `stopover.toml`: what may be set, its defaults, and errors that name the key. Anything wrong stops the process.
 
 mod access;
+mod advice;
 mod file;
 mod login;
 mod mistakes;
@@ -13,6 +14,7 @@ mod schedule;
 mod secret;
 mod tags;
 mod upstream;
+mod warnings;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -23,11 +25,12 @@ use crate::errors::Budget;
 use crate::oci::{Name, Place, UpstreamId};
 
 pub use access::AccessConfig;
+use advice::is_example;
 use file::{File, TableId};
 pub(crate) use login::ISSUER;
 pub use login::{IamConfig, OidcConfig};
 pub use mistakes::Mistake;
-use mistakes::is_example;
+
 pub use names::NameRules;
 pub use retention::Retention;
 pub use rule::{Places, Rule};
@@ -61,6 +64,8 @@ pub struct Config {
     pub rules: BTreeMap<Name, Rule>,
     /// Who is let in, and what they may pull; `None`: the file has no `[access]`.
     pub access: Option<AccessConfig>,
+    /// What is written in the file and hardly means what was meant.
+    pub warnings: Vec<Mistake>,
     /// The file the settings came from.
     pub source: Option<PathBuf>,
 }
@@ -156,12 +161,14 @@ impl Config {
         cold: Cold,
         secret: impl Fn(SecretReference) -> Result<String, String>,
     ) -> Result<Self, ConfigError> {
-        mistakes::read(text, path, |file, mended| {
+        let mut config = mistakes::read(text, path, |file, mended| {
             Self::complete(file, Some(path), cold, |reference| match reference {
                 SecretReference::Variable(name) if mended && is_example(name) => Ok(String::new()),
                 reference => secret(reference),
             })
-        })
+        })?;
+        config.warnings = config.doubts().into_iter().map(|doubt| mistakes::warning(text, doubt)).collect();
+        Ok(config)
     }
 
     fn complete(
@@ -204,6 +211,7 @@ impl Config {
             access: access::read(file.access, file.policy, &upstreams, &secret)?,
             upstreams,
             rules,
+            warnings: Vec::new(),
             source: path.map(Path::to_owned),
         })
     }

@@ -91,7 +91,10 @@ impl PolicyRuleTable {
             }
             let known = upstream.parse::<UpstreamId>().ok().and_then(|id| upstreams.get(&id));
             let known = known.ok_or_else(|| {
-                value(key("what"), format!("{pattern:?} begins with no configured upstream, as in \"ghcr.io/acme/*\""))
+                let near =
+                    super::advice::nearest(upstream, upstreams.keys().map(UpstreamId::as_str)).unwrap_or("docker.io");
+                let message = format!("{pattern:?} begins with no configured upstream, as in \"{near}/{name}\"");
+                value(key("what"), message)
             })?;
             if !pattern.contains(['/', '*']) {
                 return Err(value(key("what"), format!("for all of the upstream write \"{pattern}/*\"")));

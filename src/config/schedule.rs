@@ -41,7 +41,12 @@ pub(super) fn read(tables: Vec<ScheduleTable>) -> Result<Vec<Schedule>, ConfigEr
         }
         let image = |(element, text): (usize, &String)| {
             let key = || key(&format!("images[{element}]"));
-            Request::image(text).map_err(|error| value(key(), format!("{text:?} is no image: {error}")))
+            let instead = text.to_lowercase();
+            let hint = match Request::image(&instead) {
+                Ok(_) => format!(" — write {instead:?}"),
+                Err(_) => String::new(),
+            };
+            Request::image(text).map_err(|error| value(key(), format!("{text:?} is no image: {error}{hint}")))
         };
         Ok(Schedule { every: every.0, images: (1..).zip(&images).map(image).collect::<Result<_, _>>()?, platforms })
     });

@@ -361,7 +361,9 @@ mod tests {
 
     #[test]
     fn malformed_paths_are_refused_for_what_is_wrong_with_them() {
-        for path in ["", "/", "//", "v2/", "/v1/", "/v2x/a/manifests/b", "/v2/a", "/v2/a/b", "/v2x/v2y/", "/index.html", "é"] {
+        for path in
+            ["", "/", "//", "v2/", "/v1/", "/v2x/a/manifests/b", "/v2/a", "/v2/a/b", "/v2x/v2y/", "/index.html", "é"]
+        {
             assert_eq!(get(path), Err(InvalidRequest::Endpoint), "{path}");
         }
         for path in [
