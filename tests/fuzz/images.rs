@@ -103,7 +103,7 @@ fn no_file_panics_and_each_image_that_is_found_is_one_for_a_list_too() {
         let (name, text) = (one(rng, NAMES), changed_text(rng, TEXTS, WORDS));
         let variable = |name: &str| (name == "A").then(|| "a".to_owned());
         let platforms = ["linux/amd64", "linux/arm/v7"].map(|platform| platform.parse().expect("a platform"));
-        let surroundings = Surroundings { variable: &variable, platforms: &platforms[..rng.usize(..=2)] };
+        let surroundings = Surroundings { variable: &variable, platforms: &platforms[..rng.usize(..=2)], depth: 0 };
         let mut listed = Listed::default();
         let read = listed.parse(&Path::new("/nowhere/at/all").join(name), &text, &surroundings);
         for line in listed.skipped.iter().chain(&listed.notes) {

@@ -54,7 +54,7 @@ pub(crate) struct PrefetchArguments {
 impl PrefetchArguments {
     fn listed(&self) -> anyhow::Result<Listed> {
         let variable = |name: &str| std::env::var(name).ok();
-        let surroundings = Surroundings { variable: &variable, platforms: &self.platforms };
+        let surroundings = Surroundings { variable: &variable, platforms: &self.platforms, depth: 0 };
         let mut listed = images::read(&self.files, &surroundings)?;
         let found = std::mem::take(&mut listed.images);
         self.images.iter().for_each(|name| listed.name(name));

@@ -1,20 +1,21 @@
-//! Compose files, as the Compose specification says (compose-spec, 05-services, 14-include, 12-interpolation).
+//! Compose files, as the Compose specification says (compose-spec, 05-services, 12-interpolation, 14-include).
 
 use std::collections::HashMap;
 use std::path::Path;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use serde_yaml_ng::{Mapping, Value};
 
 use super::dockerfile::dockerfile;
 use super::document::{self, Lines};
 use super::variables::substitute;
+use super::walk::written;
 use super::{Listed, Surroundings};
 
 /// How many files may include or extend each other in a row.
 const DEEPEST: usize = 16;
 
-/// What a file may have beside `include` and is still a Compose file.
+/// What stands at the top of a Compose file.
 const TOP: [&str; 9] =
     ["version", "name", "services", "include", "networks", "volumes", "configs", "secrets", "models"];
 
@@ -22,9 +23,10 @@ const TOP: [&str; 9] =
 pub(super) fn is_compose(root: &Value) -> bool {
     let Some(entries) = root.as_mapping() else { return false };
     let known = |key: &Value| key.as_str().is_some_and(|key| TOP.contains(&key) || key.starts_with("x-"));
-    let is_service = |service: &Value| !service.get("image").is_some_and(Value::is_mapping);
     let has_services = match entries.get("services") {
-        Some(Value::Mapping(services)) => services.values().all(is_service),
+        Some(Value::Mapping(services)) => {
+            !services.values().any(|service| service.get("image").is_some_and(Value::is_mapping))
+        }
         Some(_) => false,
         None => entries.contains_key("include"),
     };
@@ -40,88 +42,70 @@ pub(super) fn compose(
     surroundings: &Surroundings,
     listed: &mut Listed,
 ) -> anyhow::Result<()> {
-    let environment = environment(&path.with_file_name(".env"), surroundings.variable);
-    let variable = |name: &str| (surroundings.variable)(name).or_else(|| environment.get(name).cloned());
-    let surroundings = Surroundings { variable: &variable, ..*surroundings };
-    let mut project = Project { lines: Lines { text, from: 0 }, surroundings: &surroundings, listed };
-    for (_, service) in root.get("services").and_then(Value::as_mapping).into_iter().flatten() {
-        project.service(&merged(service, root, path, DEEPEST)?);
+    let beside = environment(&path.with_file_name(".env"), surroundings.variable);
+    let variable = |name: &str| (surroundings.variable)(name).or_else(|| beside.get(name).cloned());
+    let mut project = Project { lines: Lines::of(text), variable: &variable, listed };
+    for service in root.get("services").and_then(Value::as_mapping).into_iter().flat_map(Mapping::values) {
+        project.service(&merged(service, root, path, DEEPEST)?, surroundings);
     }
     for included in sequence(root.get("include")) {
         let files = sequence(included.get("env_file")).into_iter().filter_map(Value::as_str);
-        let given: HashMap<String, String> =
-            files.flat_map(|file| environment(&path.with_file_name(file), &variable)).collect();
+        let given: HashMap<_, _> = files.flat_map(|file| environment(&path.with_file_name(file), &variable)).collect();
         let variable = |name: &str| variable(name).or_else(|| given.get(name).cloned());
-        let paths = included.get("path").unwrap_or(included);
-        for name in sequence(Some(paths)).into_iter().filter_map(Value::as_str) {
-            include(name, path, &Surroundings { variable: &variable, ..surroundings }, listed)?;
+        let surroundings = Surroundings { variable: &variable, depth: surroundings.depth + 1, ..*surroundings };
+        ensure!(surroundings.depth < DEEPEST, "the files include each other without end");
+        for name in sequence(included.get("path").or(Some(included))).into_iter().filter_map(Value::as_str) {
+            match substitute(name, None, &variable) {
+                Ok(name) if !name.contains("://") && !name.starts_with("git@") => {
+                    let file = listed.file.clone();
+                    listed.read(&path.with_file_name(&name), &surroundings)?;
+                    listed.file = file;
+                }
+                _ => listed.skip(name, None, "it is included from elsewhere"),
+            }
         }
     }
     Ok(())
 }
 
-fn include(name: &str, path: &Path, surroundings: &Surroundings, listed: &mut Listed) -> anyhow::Result<()> {
-    let name = match substitute(name, None, surroundings.variable) {
-        Ok(name) if !name.contains("://") && !name.starts_with("git@") => name,
-        _ => {
-            listed.skip(name, None, "it is included from elsewhere");
-            return Ok(());
-        }
-    };
-    let file = listed.file.clone();
-    ensure!(listed.depth < DEEPEST, "the files include each other without end");
-    listed.depth += 1;
-    let read = listed.read(&path.with_file_name(&name), surroundings);
-    listed.depth -= 1;
-    listed.file = file;
-    read
-}
-
 struct Project<'a, 'l> {
     lines: Lines<'a>,
-    surroundings: &'a Surroundings<'a>,
+    variable: &'a dyn Fn(&str) -> Option<String>,
     listed: &'l mut Listed,
 }
 
 impl Project<'_, '_> {
-    fn service(&mut self, service: &Mapping) {
+    fn service(&mut self, service: &Mapping, surroundings: &Surroundings) {
+        for volume in
+            sequence(service.get("volumes")).into_iter().filter(|volume| string(volume, "type") == Some("image"))
+        {
+            self.image("source", string(volume, "source").unwrap_or_default(), None);
+        }
         let text = |key: &str| service.get(key).and_then(Value::as_str);
-        for volume in sequence(service.get("volumes")) {
-            if let (Some("image"), Some(image)) = (string(volume, "type"), string(volume, "source")) {
-                self.image("source", image, None);
+        let Some(build) = service.get("build").filter(|build| !build.is_null()) else {
+            return self.image("image", text("image").unwrap_or_default(), text("platform"));
+        };
+        for (_, context) in entries(build.get("additional_contexts")) {
+            if context.starts_with("docker-image://") {
+                self.image("docker-image://", &context, None);
             }
         }
-        match service.get("build").filter(|build| !build.is_null()) {
-            Some(build) => self.build(build),
-            None => self.image("image", text("image").unwrap_or_default(), text("platform")),
+        if let Some(text) = string(build, "dockerfile_inline") {
+            let arguments: HashMap<_, _> = entries(build.get("args")).into_iter().collect();
+            let given = |name: &str| substitute(arguments.get(name)?, None, self.variable).ok();
+            let above = self.lines.find("", text.trim_start()).map_or(0, |line| line.saturating_sub(1));
+            dockerfile(text, surroundings.platforms, &given, above, self.listed);
+        } else {
+            self.listed.note("has a service that is built here: its Dockerfile names the images for that");
         }
     }
 
     fn image(&mut self, key: &str, image: &str, platform: Option<&str>) {
         let line = self.lines.find(key, image);
-        let platform = platform.and_then(|platform| substitute(platform, None, self.surroundings.variable).ok());
-        match substitute(image, None, self.surroundings.variable) {
-            Ok(name) => self.listed.add(&name, platform.and_then(|platform| platform.parse().ok()), line),
+        let platform = platform.and_then(|platform| substitute(platform, None, self.variable).ok()?.parse().ok());
+        match substitute(image, None, self.variable) {
+            Ok(name) => self.listed.add(&name, platform, line),
             Err(unset) => self.listed.skip(image, line, &format!("the variable {unset} is not set")),
-        }
-    }
-
-    /// Adds what a build takes from registries, as far as it stands in the file.
-    fn build(&mut self, build: &Value) {
-        let contexts = entries(build.get("additional_contexts"));
-        for (_, context) in contexts.iter().filter(|(_, context)| context.starts_with("docker-image://")) {
-            self.image("docker-image://", context, None);
-        }
-        if let Some(text) = string(build, "dockerfile_inline") {
-            let arguments = entries(build.get("args"));
-            let given = |name: &str| {
-                let (_, value) = arguments.iter().find(|(known, _)| known == name)?;
-                substitute(value, None, self.surroundings.variable).ok()
-            };
-            let above = self.lines.find("", text.trim_start()).map_or(0, |line| line.saturating_sub(1));
-            dockerfile(text, self.surroundings.platforms, &given, above, self.listed);
-        } else if contexts.is_empty() {
-            self.listed.note("has a service that is built here: -f its Dockerfile names the images for that");
         }
     }
 }
@@ -129,27 +113,19 @@ impl Project<'_, '_> {
 /// A service with what it has from the one that it extends.
 fn merged(service: &Value, root: &Value, path: &Path, depth: usize) -> anyhow::Result<Mapping> {
     let own = service.as_mapping().cloned().unwrap_or_default();
-    let Some(extends) = service.get("extends").filter(|extends| !extends.is_null()) else { return Ok(own) };
-    let Some(depth) = depth.checked_sub(1) else { bail!("its services extend each other without end") };
+    let Some(extends) = own.get("extends").filter(|extends| !extends.is_null()) else { return Ok(own) };
+    ensure!(depth > 0, "its services extend each other without end");
     let name = extends.as_str().or_else(|| string(extends, "service")).unwrap_or_default();
-    let mut base = match string(extends, "file") {
-        Some(file) => {
-            let path = path.with_file_name(file);
-            let text = super::text(&path)?;
-            let documents =
-                document::parse(&text).with_context(|| format!("{} is no Compose file", path.display()))??;
-            let other = documents.into_iter().next().unwrap_or_default();
-            merged(service_of(&other, name)?, &other, &path, depth)?
-        }
-        None => merged(service_of(root, name)?, root, path, depth)?,
+    let other = match string(extends, "file") {
+        Some(file) => document::parse(&super::text(&path.with_file_name(file))?).transpose()?.unwrap_or_default(),
+        None => vec![root.clone()],
     };
-    base.extend(own);
-    Ok(base)
-}
-
-fn service_of<'a>(root: &'a Value, name: &str) -> anyhow::Result<&'a Value> {
-    let service = root.get("services").and_then(|services| services.get(name));
-    service.with_context(|| format!("a service extends {name:?}, which there is not"))
+    let other = other.into_iter().next().unwrap_or_default();
+    let base = other.get("services").and_then(|services| services.get(name));
+    let base = base.with_context(|| format!("a service extends {name:?}, which there is not"))?;
+    let mut whole = merged(base, &other, path, depth - 1)?;
+    whole.extend(own);
+    Ok(whole)
 }
 
 fn string<'a>(value: &'a Value, key: &str) -> Option<&'a str> {
@@ -160,23 +136,18 @@ fn string<'a>(value: &'a Value, key: &str) -> Option<&'a str> {
 fn sequence(value: Option<&Value>) -> Vec<&Value> {
     match value {
         Some(Value::Sequence(items)) => items.iter().collect(),
-        Some(value) => vec![value],
-        None => Vec::new(),
+        value => value.into_iter().collect(),
     }
 }
 
 /// The entries of a mapping, or of a sequence of `name=value`.
 fn entries(value: Option<&Value>) -> Vec<(String, String)> {
+    let pair = |text: &str| text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
     match value {
-        Some(Value::Mapping(entries)) => entries
-            .iter()
-            .filter_map(|(key, value)| Some((key.as_str()?.to_owned(), document::written(value)?)))
-            .collect(),
-        value => sequence(value)
-            .into_iter()
-            .filter_map(|item| item.as_str()?.split_once('='))
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect(),
+        Some(Value::Mapping(entries)) => {
+            entries.iter().filter_map(|(key, value)| Some((key.as_str()?.to_owned(), written(value)?))).collect()
+        }
+        value => sequence(value).into_iter().filter_map(|item| pair(item.as_str()?)).collect(),
     }
 }
 
@@ -185,10 +156,8 @@ fn environment(path: &Path, variable: &dyn Fn(&str) -> Option<String>) -> HashMa
     let mut environment = HashMap::new();
     let text = super::text(path).unwrap_or_default();
     for line in text.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
-        let Some((name, value)) = line.strip_prefix("export ").unwrap_or(line).split_once('=') else { continue };
-        let value = value.trim();
-        let quoted = value.starts_with(['"', '\'']);
-        let value = if quoted { value } else { value.split(" #").next().unwrap_or_default().trim() };
+        let Some((name, value)) = line.trim_start_matches("export ").split_once('=') else { continue };
+        let value = value.split(" #").next().unwrap_or_default().trim();
         let known = |name: &str| variable(name).or_else(|| environment.get(name).cloned());
         if let Ok(value) = substitute(value, Some('\\'), &known) {
             environment.insert(name.trim().to_owned(), value);
@@ -282,7 +251,7 @@ services:
                     a: {image: \"acme/a:$C\"}\n  x: {extends: {file: base.yaml, service: base}}\n  \
                     y: {extends: x, platform: linux/amd64}\n";
         let path = write("compose.yaml", text);
-        let surroundings = Surroundings { variable: &|_| None, platforms: &[] };
+        let surroundings = Surroundings { variable: &|_| None, platforms: &[], depth: 0 };
         let listed = read(&[path], &surroundings).unwrap();
         let found: Vec<String> = listed
             .images

@@ -7,7 +7,7 @@ use stopover::oci::Platform;
 use super::Listed;
 use super::variables::substitute;
 
-/// An image in a Dockerfile: its name, the platform that the file asks for, and its line. Or why it is not known.
+/// An image in a Dockerfile: its name, or why it is not known; the platform that the file asks for, and its line.
 type Found = (Result<String, (String, String)>, Option<Platform>, usize);
 
 /// Adds the images that `FROM`, `COPY --from` and `RUN --mount=from` name, without the stages of the same file, and that
@@ -24,14 +24,12 @@ pub(super) fn dockerfile(
     let targets = if targets.is_empty() { &this } else { targets };
     let runs: Vec<Vec<Found>> = targets.iter().map(|target| images(text, target, given)).collect();
     for (target, run) in targets.iter().zip(&runs) {
-        for found in run {
+        for found @ (name, platform, line) in run {
             // What is the same for all targets is wanted for all of them.
-            let own = if runs.iter().all(|run| run.contains(found)) { None } else { Some(target) };
-            match found {
-                (Ok(name), platform, line) => {
-                    listed.add(name, platform.as_ref().or(own).cloned(), Some(line + above));
-                }
-                (Err((name, why)), _, line) => listed.skip(name, Some(line + above), why),
+            let own = Some(target).filter(|_| !runs.iter().all(|run| run.contains(found)));
+            match name {
+                Ok(name) => listed.add(name, platform.as_ref().or(own).cloned(), Some(line + above)),
+                Err((name, why)) => listed.skip(name, Some(line + above), why),
             }
         }
     }
@@ -43,15 +41,12 @@ pub(super) fn dockerfile(
 /// Whether a text is a Dockerfile: it has a `FROM` with an image and nothing more than a name for the stage.
 pub(super) fn is_dockerfile(text: &str) -> bool {
     text.lines().any(|line| {
-        let mut words = line.split_whitespace();
-        let begins = words.next().is_some_and(|word| word.eq_ignore_ascii_case("from"));
-        let words: Vec<&str> = words.skip_while(|word| word.starts_with("--")).collect();
-        begins
-            && match words[..] {
-                [_] => true,
-                [_, keyword, _] => keyword.eq_ignore_ascii_case("as"),
-                _ => false,
-            }
+        let words: Vec<&str> = line.split_whitespace().filter(|word| !word.starts_with("--")).collect();
+        match words[..] {
+            [from, _] => from.eq_ignore_ascii_case("from"),
+            [from, _, r#as, _] => from.eq_ignore_ascii_case("from") && r#as.eq_ignore_ascii_case("as"),
+            _ => false,
+        }
     })
 }
 
@@ -59,22 +54,18 @@ fn images(text: &str, target: &Platform, given: &dyn Fn(&str) -> Option<String>)
     let (escape, syntax) = directives(text);
     let mut found: Vec<Found> = syntax.into_iter().map(|(name, line)| (Ok(name), None, line)).collect();
     let mut arguments: HashMap<String, String> = HashMap::new();
-    let mut stages: Vec<String> = Vec::new();
-    let mut in_stage = false;
+    let mut stages: Vec<String> = vec!["scratch".to_owned()];
     for (line, text) in instructions(text, escape) {
-        let mut words = words(&text, escape).into_iter().skip_while(|word| word.eq_ignore_ascii_case("onbuild"));
-        let keyword = words.next().unwrap_or_default().to_ascii_uppercase();
-        let (flags, words): (Vec<String>, Vec<String>) = {
-            let mut flags: Vec<String> = words.collect();
-            let words = flags.split_off(flags.iter().take_while(|word| word.starts_with("--")).count());
-            (flags, words)
-        };
+        let (keyword, rest) = keyword(&text, escape);
+        let flags = rest.iter().take_while(|word| word.starts_with("--")).count();
+        let (flags, words) = rest.split_at_checked(flags).unwrap_or_default();
         let default = |name: &str| arguments.get(name).cloned();
         let value = |name: &str| default(name).or_else(|| predefined(name, target));
-        let own = |name: &str| name == "scratch" || stages.contains(&name.to_ascii_lowercase());
+        let own = |name: &str| stages.contains(&name.to_ascii_lowercase());
         match keyword.as_str() {
-            "ARG" if !in_stage => {
-                for word in &words {
+            // Those of a stage are not for the names of images.
+            "ARG" if stages.len() == 1 => {
+                for word in words {
                     let (name, default) =
                         word.split_once('=').map_or((&**word, None), |(name, text)| (name, Some(text)));
                     let default = default.and_then(|text| substitute(text, Some(escape), &value).ok());
@@ -84,24 +75,16 @@ fn images(text: &str, target: &Platform, given: &dyn Fn(&str) -> Option<String>)
                 }
             }
             "FROM" => {
-                in_stage = true;
-                let flag = flags.iter().find_map(|flag| flag.strip_prefix("--platform="));
                 // $BUILDPLATFORM and its like depend on the machine that builds.
-                let platform = flag.and_then(|flag| substitute(flag, Some(escape), &default).ok());
-                let platform = platform.and_then(|platform| platform.parse().ok());
-                let image = words.first().map(String::as_str).unwrap_or_default();
-                match substitute(image, Some(escape), &value) {
-                    Ok(name) if own(&name) => {}
-                    Ok(name) => found.push((Ok(name), platform, line)),
-                    Err(unset) => {
-                        found.push((Err((image.to_owned(), format!("ARG {unset} has no default"))), None, line));
-                    }
+                let flag = flags.iter().find_map(|flag| flag.strip_prefix("--platform="));
+                let platform = flag.and_then(|flag| substitute(flag, Some(escape), &default).ok()?.parse().ok());
+                let image = words.first().map_or("", String::as_str);
+                let name = substitute(image, Some(escape), &value);
+                if !name.as_ref().is_ok_and(|name| own(name)) {
+                    let why = |unset| (image.to_owned(), format!("ARG {unset} has no default"));
+                    found.push((name.map_err(why), platform, line));
                 }
-                if let [_, keyword, name] = &words[..]
-                    && keyword.eq_ignore_ascii_case("as")
-                {
-                    stages.push(name.to_ascii_lowercase());
-                }
+                stages.push(words.get(2).map_or_else(String::new, |name| name.to_ascii_lowercase()));
             }
             "COPY" | "RUN" => {
                 let from = flags.iter().filter_map(|flag| match flag.strip_prefix("--mount=") {
@@ -123,17 +106,11 @@ fn images(text: &str, target: &Platform, given: &dyn Fn(&str) -> Option<String>)
 fn predefined(name: &str, target: &Platform) -> Option<String> {
     let (platform, part) = match (name.strip_prefix("TARGET"), name.strip_prefix("BUILD")) {
         (Some(part), _) => (target.to_string(), part),
-        (_, Some(part)) => (Platform::of_this_machine().to_string(), part),
-        _ => return None,
+        (_, part) => (Platform::of_this_machine().to_string(), part?),
     };
-    let mut parts = platform.split('/');
-    match part {
-        "PLATFORM" => Some(platform),
-        "OS" => parts.next().map(str::to_owned),
-        "ARCH" => parts.nth(1).map(str::to_owned),
-        "VARIANT" => Some(parts.nth(2).unwrap_or_default().to_owned()),
-        _ => None,
-    }
+    let at = ["OS", "ARCH", "VARIANT"].iter().position(|known| *known == part);
+    let value = at.map(|at| platform.split('/').nth(at).unwrap_or_default().to_owned());
+    if part == "PLATFORM" { Some(platform) } else { value }
 }
 
 /// The character that `# escape=` sets, and the image that `# syntax=` names, with its line. Directives stand above
@@ -163,10 +140,7 @@ fn instructions(text: &str, escape: char) -> Vec<(usize, String)> {
     };
     let mut instructions: Vec<(usize, String)> = Vec::new();
     let mut lines = (1..).zip(text.lines());
-    while let Some((number, line)) = lines.next() {
-        if !is_text(line) {
-            continue;
-        }
+    while let Some((number, line)) = lines.find(|(_, line)| is_text(line)) {
         let (mut whole, mut part) = (String::new(), Some(line.trim_start()));
         while let Some(line) = part {
             let begin = continued(line);
@@ -189,39 +163,35 @@ fn instructions(text: &str, escape: char) -> Vec<(usize, String)> {
 /// The words that end the here-documents of an instruction, and whether tabs may stand before them: `RUN <<EOF`,
 /// `COPY <<-"A" <<B /`.
 fn here_documents(instruction: &str, escape: char) -> Vec<(String, bool)> {
-    let mut words = words(instruction, escape).into_iter().skip_while(|word| word.eq_ignore_ascii_case("onbuild"));
-    let keyword = words.next().unwrap_or_default().to_ascii_uppercase();
+    let (keyword, words) = keyword(instruction, escape);
     let end = |word: String| {
         let text = word.trim_start_matches(|letter: char| letter.is_ascii_digit()).strip_prefix("<<")?;
-        let (text, tabs) = text.strip_prefix('-').map_or((text, false), |text| (text, true));
-        let text = text.trim_start_matches(['"', '\'']);
-        let end = text.split(|letter: char| !letter.is_alphanumeric() && !"_.-".contains(letter)).next()?;
-        (!end.is_empty()).then(|| (end.to_owned(), tabs))
+        let name = text.strip_prefix('-').unwrap_or(text).trim_start_matches(['"', '\'']);
+        let end = name.split(|letter: char| !letter.is_alphanumeric() && !"_.-".contains(letter)).next()?;
+        (!end.is_empty()).then(|| (end.to_owned(), text.starts_with('-')))
     };
-    let words = words.filter(|_| matches!(keyword.as_str(), "RUN" | "COPY" | "ADD"));
+    let words = words.into_iter().filter(|_| matches!(keyword.as_str(), "RUN" | "COPY" | "ADD"));
     words.filter_map(end).collect()
 }
 
-/// The words of an instruction with their quotes, which keep spaces.
-fn words(text: &str, escape: char) -> Vec<String> {
+/// The keyword of an instruction, or of the one that `ONBUILD` keeps for later, and the words behind it with their
+/// quotes, which keep spaces.
+fn keyword(text: &str, escape: char) -> (String, Vec<String>) {
     let (mut words, mut word, mut quote, mut escaped) = (Vec::new(), String::new(), None, false);
-    for letter in text.chars() {
+    for letter in text.chars().chain([' ']) {
         if quote.is_none() && !escaped && letter.is_whitespace() {
             words.push(std::mem::take(&mut word));
             continue;
         }
-        match letter {
-            '"' | '\'' if !escaped && quote.is_none_or(|open| open == letter) => {
-                quote = if quote.is_none() { Some(letter) } else { None };
-            }
-            _ => {}
+        if matches!(letter, '"' | '\'') && !escaped && quote.is_none_or(|open| open == letter) {
+            quote = quote.xor(Some(letter));
         }
         escaped = !escaped && letter == escape && quote != Some('\'');
         word.push(letter);
     }
     words.push(word);
-    words.retain(|word| !word.is_empty());
-    words
+    let mut words = words.into_iter().filter(|word| !word.is_empty() && !word.eq_ignore_ascii_case("onbuild"));
+    (words.next().unwrap_or_default().to_ascii_uppercase(), words.collect())
 }
 
 #[cfg(test)]

@@ -3,44 +3,29 @@
 use anyhow::bail;
 
 use super::Listed;
-use super::written::Written;
+use super::written::{Written, show_templates};
 
 /// The most characters of a line that a message repeats.
 const LONGEST: usize = 80;
 
-/// Adds the images of a list. `#` begins a comment. Several images may stand on a line if each has a tag or a digest.
-/// Refuses everything else, by its first line: prose may not be taken for images.
-pub(super) fn list(text: &str, listed: &mut Listed) -> anyhow::Result<()> {
-    for (number, line) in (1..).zip(text.lines()) {
-        entry(line, Some(number), listed)?;
-    }
-    Ok(())
-}
-
-/// Adds what one line of a list names.
+/// Adds the image on a line of a list. `#` begins a comment. Several images may stand on a line if each has a tag or a
+/// digest. Refuses everything else: prose may not be taken for images.
 pub(super) fn entry(line: &str, number: Option<usize>, listed: &mut Listed) -> anyhow::Result<()> {
     let text = line.trim();
-    let comment =
-        |(at, _): &(usize, &str)| text.get(..*at).is_none_or(|text| text.is_empty() || text.ends_with([' ', '\t']));
-    let text = text.match_indices('#').find(comment).and_then(|(at, _)| text.get(..at)).unwrap_or(text);
-    let text = if text.starts_with("//") { "" } else { text.strip_prefix("- ").unwrap_or(text) };
-    let words = text.split(|letter: char| letter.is_whitespace() || letter == ',');
-    let words = words.map(|word| word.trim_matches(['"', '\''])).filter(|word| !word.is_empty());
-    // `oc image mirror` takes `source=destination`.
-    let source = |word| match str::split_once(word, '=') {
-        Some((source, target)) if Written::is_named(source) && Written::is_named(target) => source,
-        _ => word,
-    };
-    let words: Vec<&str> = words.map(source).collect();
+    let text = if text.starts_with(['#']) || text.starts_with("//") { "" } else { text };
+    let text = text.split(" #").next().unwrap_or_default().split("\t#").next().unwrap_or_default();
+    let words = text.strip_prefix("- ").unwrap_or(text).split(|letter: char| letter.is_whitespace() || letter == ',');
+    let words: Vec<&str> = words.map(|word| word.trim_matches(['"', '\''])).filter(|word| !word.is_empty()).collect();
     for word in &words {
+        // `oc image mirror` takes `source=destination`.
+        let word = word.split_once('=').map_or(*word, |(source, _)| source);
         let is_one = match Written::read(word) {
-            Written::Image(_) if words.len() > 1 => Written::is_plain(word),
-            Written::Image(_) => Written::is_image(word),
-            Written::Template | Written::Local(_) => words.len() == 1,
+            Written::Image(_) => Written::is_plain(word) || words.len() == 1 && Written::is_image(word),
+            Written::Template | Written::Local => words.len() == 1,
             Written::Other => false,
         };
         if !is_one {
-            let line: String = listed.templates.restore(line.trim()).chars().take(LONGEST).collect();
+            let line: String = show_templates(line.trim()).chars().take(LONGEST).collect();
             let at = number.map_or_else(String::new, |number| format!("line {number}, "));
             bail!("{at}{line:?}, names no image: a list has one image a line, and its file nothing else");
         }

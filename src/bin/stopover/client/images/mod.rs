@@ -7,15 +7,15 @@ mod document;
 mod list;
 mod settings;
 mod variables;
+mod walk;
 mod written;
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use stopover::oci::Platform;
 
-use written::{Templates, Written};
+use written::{Written, hide_templates, show_templates};
 
 /// The images in files.
 #[derive(Default, Debug)]
@@ -26,11 +26,8 @@ pub(crate) struct Listed {
     pub(crate) skipped: Vec<String>,
     /// What is no image, and worth a word.
     pub(crate) notes: Vec<String>,
-    /// The file that is read, as messages name it, and what stands in for its templates.
+    /// The file that is read, as messages name it.
     file: String,
-    templates: Templates,
-    /// How many files include it.
-    depth: usize,
 }
 
 /// An image in a file or on the command line.
@@ -50,6 +47,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) variable: &'a dyn Fn(&str) -> Option<String>,
     /// The platforms that are wanted; if there are none, that of this machine.
     pub(crate) platforms: &'a [Platform],
+    /// How many files include this one.
+    pub(crate) depth: usize,
 }
 
 /// Reads the images of files and directories; `-` is the standard input.
@@ -58,7 +57,7 @@ pub(crate) fn read(paths: &[PathBuf], surroundings: &Surroundings) -> anyhow::Re
     for path in paths {
         let before = listed.len();
         if path.is_dir() {
-            for file in files(path)? {
+            for file in files(path).with_context(|| format!("cannot read {}", path.display()))? {
                 let read = listed.read(&file, surroundings);
                 listed.skipped.extend(read.err().map(|error| format!("{error:#}")));
             }
@@ -67,7 +66,7 @@ pub(crate) fn read(paths: &[PathBuf], surroundings: &Surroundings) -> anyhow::Re
         }
         if listed.len() == before {
             let what = format!("{} names no image", path.display());
-            if let [_] = paths {
+            if paths.len() == 1 {
                 bail!(what);
             }
             listed.notes.push(what);
@@ -78,91 +77,77 @@ pub(crate) fn read(paths: &[PathBuf], surroundings: &Surroundings) -> anyhow::Re
 
 /// The files below a directory that may name images, in order. Without hidden ones, except those of continuous
 /// integration, and without what was installed.
-fn files(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
-    let mut paths: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
+fn files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
+    const KINDS: [&str; 9] = ["yaml", "yml", "json", "jsonc", "toml", "hcl", "nomad", "container", "volume"];
+    const HIDDEN: [&str; 5] = [".github", ".gitlab", ".circleci", ".devcontainer", ".gitlab-ci.yml"];
+    const INSTALLED: [&str; 3] = ["node_modules", "target", "vendor"];
+    let mut paths =
+        std::fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
     paths.sort();
     let mut files = Vec::new();
-    for path in paths {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-        let hidden =
-            name.starts_with('.') && !name.starts_with(".git") && name != ".circleci" && name != ".devcontainer";
-        if path.is_symlink()
-            || matches!(&*name, ".git" | "node_modules" | "target" | "vendor")
-            || hidden && path.is_dir()
-        {
+    for path in paths.into_iter().filter(|path| !path.is_symlink()) {
+        let name = name(&path);
+        if name.starts_with('.') && !HIDDEN.contains(&&*name) || INSTALLED.contains(&&*name) {
             continue;
         }
-        let kind = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-        let known = matches!(
-            &*kind,
-            "yaml" | "yml" | "json" | "jsonc" | "toml" | "hcl" | "nomad" | "container" | "image" | "volume"
-        );
+        let kind = name.rsplit('.').next().unwrap_or_default();
         if path.is_dir() {
             files.extend(self::files(&path)?);
-        } else if known || is_dockerfile_name(&name) || kind == "txt" && name.contains("image") {
+        } else if KINDS.contains(&kind) || is_dockerfile_name(&name) || kind == "txt" && name.contains("image") {
             files.push(path);
         }
     }
     Ok(files)
 }
 
-/// Whether a file is a Dockerfile by its name, which is in lower case.
+/// The name of a file, in lower case.
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase()
+}
+
+/// Whether a file is a Dockerfile by its name: `Dockerfile.dev`, `web.Dockerfile`.
 fn is_dockerfile_name(name: &str) -> bool {
-    let named = |name: &str| matches!(name, "dockerfile" | "containerfile");
-    name.split('.').next().is_some_and(named) || name.rsplit('.').next().is_some_and(named)
+    let mut ends = name.split('.').next().into_iter().chain(name.rsplit('.').next());
+    ends.any(|end| matches!(end, "dockerfile" | "containerfile"))
 }
 
 /// The text of a file.
 fn text(path: &Path) -> anyhow::Result<String> {
-    let mut bytes = Vec::new();
-    let read = if path == Path::new("-") {
-        std::io::stdin().lock().read_to_end(&mut bytes)
-    } else {
-        std::fs::File::open(path).and_then(|mut file| file.read_to_end(&mut bytes))
-    };
-    read.with_context(|| format!("cannot read {}", path.display()))?;
-    // PowerShell redirects output into UTF-16.
-    let text = match &bytes[..] {
-        [0xff, 0xfe, rest @ ..] => {
-            let units = rest.chunks(2).map(|pair| pair.iter().rev().fold(0, |unit, byte| unit << 8 | u16::from(*byte)));
-            char::decode_utf16(units).collect::<Result<String, _>>().ok()
-        }
-        _ => String::from_utf8(bytes).ok(),
-    };
-    let text = text.filter(|text| !text.contains('\0'));
+    let bytes = if path == Path::new("-") { std::fs::read("/dev/stdin") } else { std::fs::read(path) };
+    let bytes = bytes.with_context(|| format!("cannot read {}", path.display()))?;
+    let text = String::from_utf8(bytes).ok().filter(|text| !text.contains('\0'));
     text.with_context(|| format!("{} is no text: -f takes lists of images, not images", path.display()))
 }
 
 impl Listed {
-    /// How many things a word was said of.
+    /// How many things there is a word to say of.
     fn len(&self) -> usize {
         self.images.len() + self.skipped.len() + self.notes.len()
     }
 
     fn read(&mut self, path: &Path, surroundings: &Surroundings) -> anyhow::Result<()> {
-        let text = text(path)?;
-        self.parse(path, &text, surroundings).with_context(|| self.file.clone())
+        self.parse(path, &text(path)?, surroundings).with_context(|| self.file.clone())
     }
 
     /// Adds the images of a text, which is that of the file `path`.
     pub(crate) fn parse(&mut self, path: &Path, text: &str, surroundings: &Surroundings) -> anyhow::Result<()> {
         self.file = if path == Path::new("-") { "stdin".to_owned() } else { path.display().to_string() };
-        let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-        let text = self.templates.replace(text.strip_prefix('\u{feff}').unwrap_or(text));
-        let documents = if is_dockerfile_name(&name) { None } else { document::parse(&text) };
-        match documents {
-            Some(Ok(documents)) => {
-                for root in &documents {
-                    if compose::is_compose(root) {
-                        compose::compose(root, &text, path, surroundings, self)?;
-                    } else {
-                        document::walk(root, &text, self)?;
-                    }
+        let text = hide_templates(text.strip_prefix('\u{feff}').unwrap_or(text));
+        let is_dockerfile = is_dockerfile_name(&name(path));
+        let before = self.len();
+        match document::parse(&text).filter(|_| !is_dockerfile) {
+            Some(Ok(documents)) => documents.iter().try_for_each(|root| match compose::is_compose(root) {
+                true => compose::compose(root, &text, path, surroundings, self),
+                false => walk::walk(root, &text, self),
+            }),
+            // Templates of control flow may break the syntax around the images.
+            Some(Err(error)) => {
+                if text.contains(written::is_hidden) {
+                    settings::settings(&text, self);
                 }
-                Ok(())
+                if self.len() > before { Ok(()) } else { Err(error) }
             }
-            None if is_dockerfile_name(&name) || dockerfile::is_dockerfile(&text) => {
+            None if is_dockerfile || dockerfile::is_dockerfile(&text) => {
                 dockerfile::dockerfile(&text, surroundings.platforms, &|_| None, 0, self);
                 Ok(())
             }
@@ -170,46 +155,37 @@ impl Listed {
                 settings::settings(&text, self);
                 Ok(())
             }
-            // Templates of control flow may break the syntax around the images.
-            Some(Err(error)) if self.templates.are_in(&text) => {
-                let before = self.len();
-                settings::settings(&text, self);
-                if self.len() == before { Err(error) } else { Ok(()) }
-            }
-            Some(Err(error)) => Err(error),
-            None => list::list(&text, self),
+            None => (1..).zip(text.lines()).try_for_each(|(number, line)| list::entry(line, Some(number), self)),
         }
     }
 
-    /// Adds what somebody has named as an image. What is none the cache refuses with a sentence.
+    /// Adds what the command line names. What is no image the cache refuses with a sentence.
     pub(crate) fn name(&mut self, text: &str) {
         match Written::read(text) {
-            Written::Image(_) | Written::Local(_) => self.add(text, None, None),
+            Written::Image(_) | Written::Local => self.add(text, None, None),
             _ => self.images.push(Image { name: text.to_owned(), platform: None, place: String::new() }),
         }
     }
 
     /// Adds what is written where an image is named.
     fn add(&mut self, text: &str, platform: Option<Platform>, line: Option<usize>) {
+        let place = self.place(line);
         match Written::read(text) {
             Written::Image(name) => {
-                let place = self.place(line);
                 if !self.images.iter().any(|known| known.name == name && known.platform == platform) {
                     self.images.push(Image { name, platform, place });
                 }
             }
             Written::Template => self.skip(text, line, "a template that nobody has filled in"),
-            Written::Local(name) => {
-                let place = self.place(line);
-                self.notes.push(format!("{place}: {name} is built on this machine: no registry has it"));
+            Written::Local => {
+                self.notes.push(format!("{place}: {text} is built on this machine: no registry has it"));
             }
             Written::Other => {}
         }
     }
 
     fn skip(&mut self, text: &str, line: Option<usize>, why: &str) {
-        let text = format!("{}: skipped {}: {why}", self.place(line), self.templates.restore(text));
-        self.skipped.push(text);
+        self.skipped.push(format!("{}: skipped {}: {why}", self.place(line), show_templates(text)));
     }
 
     fn note(&mut self, what: &str) {
@@ -229,7 +205,7 @@ impl Listed {
 fn parsed(file: &str, text: &str) -> anyhow::Result<Listed> {
     let variable = |name: &str| (name == "TAG").then(|| "2.0".to_owned());
     let mut listed = Listed::default();
-    listed.parse(Path::new(file), text, &Surroundings { variable: &variable, platforms: &[] })?;
+    listed.parse(Path::new(file), text, &Surroundings { variable: &variable, platforms: &[], depth: 0 })?;
     Ok(listed)
 }
 
@@ -251,7 +227,7 @@ mod tests {
 
     fn read(paths: &[&Path]) -> anyhow::Result<Listed> {
         let paths: Vec<PathBuf> = paths.iter().map(|path| path.to_path_buf()).collect();
-        super::read(&paths, &Surroundings { variable: &|_| None, platforms: &[] })
+        super::read(&paths, &Surroundings { variable: &|_| None, platforms: &[], depth: 0 })
     }
 
     fn names(listed: &Listed) -> Vec<&str> {
@@ -315,15 +291,6 @@ mod tests {
         assert_eq!(names(&listed), ["acme/c:1", "acme/a:1", "acme/b:1", "acme/d:1"]);
         assert!(listed.images[1].place.ends_with("app/Dockerfile.dev:1"), "{}", listed.images[1].place);
         assert!(matches!(&listed.skipped[..], [one] if one.contains("broken.yaml")), "{:?}", listed.skipped);
-    }
-
-    #[test]
-    fn a_list_that_powershell_has_written_is_read() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("images.txt");
-        let bytes = [0xff, 0xfe].into_iter().chain("acme/a:1\r\n".encode_utf16().flat_map(u16::to_le_bytes));
-        std::fs::write(&path, bytes.collect::<Vec<u8>>()).unwrap();
-        assert_eq!(names(&read(&[&path]).unwrap()), ["acme/a:1"]);
     }
 
     #[test]

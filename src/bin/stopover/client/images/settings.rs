@@ -1,41 +1,38 @@
 //! Settings of the form `name = value`: HCL, units of systemd and Quadlet, environment files, Makefiles.
 
 use super::Listed;
-use super::document::Key;
+use super::walk::Key;
 
 /// Whether a text has settings: its first line is one, or begins a section or a block of them.
 pub(super) fn is_settings(text: &str) -> bool {
-    let mut lines = text.lines().map(str::trim);
-    let first = lines.find(|line| !line.is_empty() && !line.starts_with(['#', ';']) && !line.starts_with("//"));
-    let is_section = |line: &str| line.starts_with('[') && line.ends_with(']') || line.ends_with('{');
-    first.is_some_and(|line| is_section(line) || values(line, '=').next().is_some())
+    lines(text).next().is_some_and(|(_, line)| {
+        line.ends_with('{') || line.starts_with('[') && line.ends_with(']') || values(line, '=').next().is_some()
+    })
 }
 
 /// Adds the images that settings name. Also those of a template of YAML, whose settings have colons.
 pub(super) fn settings(text: &str, listed: &mut Listed) {
     // In HCL what has no quotes is an expression.
     let has_blocks = text.lines().any(|line| line.trim_end().ends_with('{'));
-    for (number, line) in (1..).zip(text.lines()) {
-        if line.trim_start().starts_with(['#', ';']) || line.trim_start().starts_with("//") {
-            continue;
-        }
+    for (number, line) in lines(text) {
         for (key, value) in values(line, '=').chain(values(line, ':')) {
-            let mut quoted = value.split(['"', '\'']).skip(1).step_by(2);
-            let mut add = |text: &str| {
-                if let Some(image) = Key::of(key).image(text) {
-                    listed.add(image, None, Some(number));
-                }
-            };
-            if value.starts_with('[') {
-                quoted.for_each(add);
-            } else if value.starts_with(['"', '\'']) {
-                add(quoted.next().unwrap_or_default());
-            } else {
-                let word = value.split([' ', '\t', '#', ';']).next().unwrap_or_default();
-                add(&if has_blocks { format!("${{{word}}}") } else { word.to_owned() });
+            let many = if value.starts_with('[') { usize::MAX } else { 1 };
+            let quoted = value.split(['"', '\'']).skip(1).step_by(2).take(many).map(str::to_owned);
+            let bare = value.split([' ', '\t', '#', ';']).next().unwrap_or_default();
+            let bare = if has_blocks { format!("${{{bare}}}") } else { bare.to_owned() };
+            let is_bare = !value.starts_with(['[', '"', '\'']);
+            let texts: Vec<String> = if is_bare { vec![bare] } else { quoted.collect() };
+            for image in texts.iter().filter_map(|text| Key::of(key).image(text)) {
+                listed.add(image, None, Some(number));
             }
         }
     }
+}
+
+/// The lines of a text without comments.
+fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let is_text = |line: &&str| !line.is_empty() && !line.starts_with(['#', ';']) && !line.starts_with("//");
+    (1..).zip(text.lines().map(str::trim)).filter(move |(_, line)| is_text(line))
 }
 
 /// The names on a line that a sign follows, and what stands behind the sign.

@@ -6,7 +6,7 @@ use std::str::Chars;
 
 /// The longest text that is substituted: no image has a longer name.
 const LONGEST: usize = 1024;
-/// How deep defaults may hold variables, and how long a text that a pattern is looked for in.
+/// How deep defaults may hold variables, and how long a value that a pattern is looked for in.
 const DEEPEST: usize = 16;
 const LONGEST_MATCHED: usize = 256;
 
@@ -20,8 +20,7 @@ pub(super) fn substitute(
     if text.len() > LONGEST {
         return Err(text.chars().take(DEEPEST).collect());
     }
-    let substitution = Substitution { escape, variable };
-    let (filled, unset) = substitution.until(&mut text.chars().peekable(), &[], DEEPEST);
+    let (filled, unset) = Substitution { escape, variable }.until(&mut text.chars().peekable(), "", DEEPEST);
     unset.map_or(Ok(filled), Err)
 }
 
@@ -36,9 +35,9 @@ struct Substitution<'a> {
 impl Substitution<'_> {
     /// Reads up to one of the characters `ends`, which is left. The whole text is read even if a variable has no value,
     /// because a default may not be needed.
-    fn until(&self, rest: &mut Peekable<Chars>, ends: &[char], depth: usize) -> Filled {
+    fn until(&self, rest: &mut Peekable<Chars>, ends: &str, depth: usize) -> Filled {
         let (mut filled, mut unset, mut quote) = (String::new(), None, None);
-        while let Some(letter) = rest.next_if(|letter| quote.is_some() || !ends.contains(letter)) {
+        while let Some(letter) = rest.next_if(|letter| quote.is_some() || !ends.contains(*letter)) {
             match letter {
                 '$' if quote != Some('\'') => {
                     let (value, without) = self.variable(rest, depth);
@@ -46,7 +45,7 @@ impl Substitution<'_> {
                     unset = unset.or(without);
                 }
                 '"' | '\'' if self.escape.is_some() && quote.is_none_or(|open| open == letter) => {
-                    quote = if quote.is_none() { Some(letter) } else { None };
+                    quote = quote.xor(Some(letter));
                 }
                 _ if self.escape == Some(letter) && quote != Some('\'') => filled.extend(rest.next()),
                 _ => filled.push(letter),
@@ -68,49 +67,33 @@ impl Substitution<'_> {
             return ("$".to_owned(), None);
         }
         let value = (self.variable)(&name).filter(|_| !name.is_empty());
-        let or_unset = |value: Option<String>, unset: Option<String>| match value {
-            Some(value) => (value, unset),
-            None => (String::new(), Some(name.clone())),
-        };
-        let Some(depth) = depth.checked_sub(1).filter(|_| in_braces) else { return or_unset(value, None) };
-        // `${NAME:-default}` takes the default for an empty value too.
+        let or_unset = |value: Option<String>| (value.clone().unwrap_or_default(), value.xor(Some(name.clone())));
+        let Some(depth) = depth.checked_sub(1).filter(|_| in_braces) else { return or_unset(value) };
+        // With a colon, empty is unset.
         let or_empty = rest.next_if_eq(&':').is_some();
         let value = value.filter(|value| !or_empty || !value.is_empty());
         let filled = match rest.next_if(|letter| "-+?#%/".contains(*letter)) {
-            Some('-') => {
-                let (default, unset) = self.until(rest, &['}'], depth);
-                if value.is_some() { or_unset(value, None) } else { (default, unset) }
+            None => or_unset(value),
+            Some(sign @ ('-' | '+' | '?')) => match (sign, self.until(rest, "}", depth), value) {
+                ('-', word, None) | ('+', word, Some(_)) => word,
+                ('+', _, None) => Filled::default(),
+                (_, _, value) => or_unset(value),
+            },
+            Some(sign) => {
+                let twice = rest.next_if_eq(&sign).is_some();
+                let pattern = pattern(rest, if sign == '/' { "/}" } else { "}" });
+                let by = rest.next_if_eq(&'/').map(|_| self.until(rest, "}", depth).0).unwrap_or_default();
+                or_unset(value.map(|value| match sign {
+                    '/' => replaced(&pattern, &value, &by, twice),
+                    _ => without(pattern, &value, sign == '%', twice),
+                }))
             }
-            Some('+') => {
-                let (other, unset) = self.until(rest, &['}'], depth);
-                if value.is_some() { (other, unset) } else { (String::new(), None) }
-            }
-            Some('?') => {
-                self.until(rest, &['}'], depth);
-                or_unset(value, None)
-            }
-            Some('/') => {
-                let all = rest.next_if_eq(&'/').is_some();
-                let pattern = pattern(rest, &['/', '}']);
-                let (by, unset) = match rest.next_if_eq(&'/') {
-                    Some(_) => self.until(rest, &['}'], depth),
-                    None => (String::new(), None),
-                };
-                or_unset(value.map(|value| replaced(&pattern, &value, &by, all)), unset)
-            }
-            Some(end) => {
-                let longest = rest.next_if_eq(&end).is_some();
-                let pattern = pattern(rest, &['}']);
-                or_unset(value.map(|value| without(&pattern, &value, end == '%', longest)), None)
-            }
-            None => or_unset(value, None),
         };
-        if rest.next_if_eq(&'}').is_some() { filled } else { or_unset(None, None) }
+        if rest.next_if_eq(&'}').is_some() { filled } else { or_unset(None) }
     }
 }
 
 /// A part of a pattern of shells.
-#[derive(Clone, Copy)]
 enum Part {
     Anything,
     AnyLetter,
@@ -118,9 +101,9 @@ enum Part {
 }
 
 /// Reads a pattern up to one of the characters `ends`, which is left.
-fn pattern(rest: &mut Peekable<Chars>, ends: &[char]) -> Vec<Part> {
+fn pattern(rest: &mut Peekable<Chars>, ends: &str) -> Vec<Part> {
     let mut pattern = Vec::new();
-    while let Some(letter) = rest.next_if(|letter| !ends.contains(letter)) {
+    while let Some(letter) = rest.next_if(|letter| !ends.contains(*letter)) {
         pattern.extend(match letter {
             '*' => Some(Part::Anything),
             '?' => Some(Part::AnyLetter),
@@ -141,16 +124,14 @@ fn ends(pattern: &[Part], text: &[char]) -> Vec<usize> {
 }
 
 /// `${NAME#pattern}`, `##`, `%` and `%%`: a value without what matches at one end of it.
-fn without(pattern: &[Part], value: &str, at_end: bool, longest: bool) -> String {
+fn without(mut pattern: Vec<Part>, value: &str, at_end: bool, longest: bool) -> String {
     let mut letters: Vec<char> = value.chars().take(LONGEST_MATCHED).collect();
-    let mut pattern = pattern.to_vec();
     if at_end {
         letters.reverse();
         pattern.reverse();
     }
     let ends = ends(&pattern, &letters);
-    let end = if longest { ends.last() } else { ends.first() };
-    letters.drain(..end.copied().unwrap_or_default());
+    letters.drain(..if longest { ends.last() } else { ends.first() }.copied().unwrap_or_default());
     if at_end {
         letters.reverse();
     }
@@ -162,16 +143,13 @@ fn replaced(pattern: &[Part], value: &str, by: &str, all: bool) -> String {
     let letters: Vec<char> = value.chars().take(LONGEST_MATCHED).collect();
     let (mut rest, mut replaced, mut done) = (&letters[..], String::new(), false);
     while let [first, after @ ..] = rest {
-        match ends(pattern, rest).last().copied().filter(|end| *end > 0 && (all || !done)) {
-            Some(end) => {
-                replaced.push_str(by);
-                (rest, done) = (rest.get(end..).unwrap_or_default(), true);
-            }
-            None => {
-                replaced.push(*first);
-                rest = after;
-            }
+        let end = ends(pattern, rest).last().copied().filter(|end| *end > 0 && (all || !done));
+        match end {
+            Some(_) => replaced.push_str(by),
+            None => replaced.push(*first),
         }
+        done |= end.is_some();
+        rest = end.map_or(after, |end| rest.get(end..).unwrap_or_default());
     }
     replaced
 }

@@ -1,6 +1,6 @@
 //! What is written where an image is named.
 
-use stopover::oci::{Operation, Reference, Request};
+use stopover::oci::Request;
 
 /// What a text says, where an image may be named.
 pub(super) enum Written {
@@ -9,34 +9,44 @@ pub(super) enum Written {
     /// Something that becomes the name of an image once it is filled in.
     Template,
     /// An image that podman has built, whose name begins with `localhost/`.
-    Local(String),
+    Local,
     /// Something else: a path, a URL, prose.
     Other,
 }
 
-/// What begins names of images in other places than registries' own.
+/// What names begin with in places that are not only for images.
 const SCHEMES: [&str; 3] = ["docker://", "docker-image://", "oci://"];
-/// What an image of a container never ends with: pictures, disks, and the units of Quadlet.
-const OTHERS: [&str; 13] =
-    [".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".ico", ".iso", ".img", ".qcow2", ".tar", ".build", ".image"];
+/// What an image of a container never ends with: the names of pictures, disks, and units of Quadlet.
+const OTHERS: [&str; 13] = [
+    "dockerfile",
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".gif",
+    ".svg",
+    ".webp",
+    ".ico",
+    ".iso",
+    ".img",
+    ".qcow2",
+    ".build",
+    ".image",
+];
 
 impl Written {
     pub(super) fn read(text: &str) -> Self {
         let text = text.trim();
         let name = SCHEMES.iter().find_map(|scheme| text.strip_prefix(scheme)).unwrap_or(text);
-        let last = name.rsplit('/').next().unwrap_or_default();
-        let is_named = |letter: char| letter.is_ascii_alphanumeric() || "._-/:@+".contains(letter);
-        if name.contains(['$', '{', '}', '<', '>', '%', '#', Templates::BEGIN]) {
+        let known = |letter: char| letter.is_ascii_alphanumeric() || "._-/:@+".contains(letter);
+        let begins = |begin: &&str| name.starts_with(*begin);
+        let is_path = name.is_empty() || [".", "/", ":", "@", "-", "file:", "sha256:"].iter().any(begins);
+        let is_other = name.contains("://") || OTHERS.iter().any(|end| name.to_ascii_lowercase().ends_with(end));
+        if name.contains(['$', '{', '}', '<', '>', '%', '#']) || name.contains(is_hidden) {
             Self::Template
-        } else if name.is_empty() || name.starts_with(['.', '/', ':', '@']) || !name.chars().all(is_named) {
-            Self::Other
-        } else if name.contains("://") || name.starts_with("file:") || last.to_ascii_lowercase().contains("dockerfile")
-        {
-            Self::Other
-        } else if OTHERS.iter().any(|end| name.ends_with(end)) || is_id(name) {
+        } else if is_path || is_other || !name.chars().all(known) {
             Self::Other
         } else if name.starts_with("localhost/") {
-            Self::Local(name.to_owned())
+            Self::Local
         } else {
             Self::Image(name.to_owned())
         }
@@ -47,86 +57,57 @@ impl Written {
         SCHEMES.iter().take(2).any(|scheme| text.starts_with(scheme))
     }
 
-    /// Whether a text is an image even where nothing else says so: it has a tag or a digest.
-    pub(super) fn is_plain(text: &str) -> bool {
-        let last = text.rsplit('/').next().unwrap_or_default();
-        Self::is_image(text) && last.contains([':', '@'])
-    }
-
-    /// Whether a text that is one of several names is an image: it has a tag, a digest or a slash.
-    pub(super) fn is_named(text: &str) -> bool {
-        Self::is_image(text) && text.contains([':', '@', '/'])
-    }
-
     /// Whether a text is the name of an image that a registry can have.
     pub(super) fn is_image(text: &str) -> bool {
         matches!(Self::read(text), Self::Image(name) if Request::image(&name).is_ok())
     }
 
-    /// Whether the name has a tag or a digest of its own.
+    /// Whether a name has a tag or a digest.
     pub(super) fn is_tagged(text: &str) -> bool {
-        let last = text.rsplit('/').next().unwrap_or_default();
-        last.contains([':', '@'])
+        text.rsplit('/').next().is_some_and(|last| last.contains([':', '@']))
+    }
+
+    /// Whether a text is an image even where nothing else says so.
+    pub(super) fn is_plain(text: &str) -> bool {
+        Self::is_image(text) && Self::is_tagged(text)
+    }
+
+    /// Whether a text is an image where words may stand, too.
+    pub(super) fn is_named(text: &str) -> bool {
+        Self::is_image(text) && text.contains([':', '@', '/'])
     }
 }
 
-/// Whether a name is the id of an image, `sha256:` with its digits.
-fn is_id(name: &str) -> bool {
-    name.strip_prefix("sha256:").is_some_and(|id| id.bytes().all(|byte| byte.is_ascii_hexdigit()))
-}
+/// The first of the letters for private use that stand for those of a template.
+const HIDDEN: u32 = 0xe000;
 
-/// What stands in for the templates of a text (`{{ … }}`, `{% … %}`, `<% … %>`), which would break its syntax.
-#[derive(Default, Debug)]
-pub(super) struct Templates(Vec<String>);
-
-impl Templates {
-    /// Letters for private use, around the number of a template.
-    const BEGIN: char = '\u{e000}';
-    const END: char = '\u{e001}';
-
-    /// A text with something in the place of each template, and nothing in the lines that have only templates.
-    pub(super) fn replace(&mut self, text: &str) -> String {
-        let mut replaced = String::with_capacity(text.len());
-        for line in text.split_inclusive('\n') {
-            let (mut rest, mut only) = (line, line.contains("{{") || line.contains("{%"));
-            while let Some((begin, template, after)) = template(rest) {
-                only &= begin.trim().is_empty();
-                replaced.push_str(begin);
-                replaced.push_str(&format!("{}{}{}", Self::BEGIN, self.0.len(), Self::END));
-                self.0.push(template.to_owned());
-                rest = after;
-            }
-            if only && rest.trim().is_empty() {
-                replaced.truncate(replaced.rfind('\n').map_or(0, |at| at + 1));
-                replaced.push('\n');
-            } else {
-                replaced.push_str(rest);
-            }
-        }
-        replaced
-    }
-
-    /// A text with its templates.
-    pub(super) fn restore(&self, text: &str) -> String {
-        let mut parts = text.split(Self::BEGIN);
-        let first = parts.next().unwrap_or_default().to_owned();
-        parts.fold(first, |restored, part| {
-            let (number, rest) = part.split_once(Self::END).unwrap_or((part, ""));
-            let template = number.parse().ok().and_then(|number: usize| self.0.get(number));
-            restored + template.map_or("", String::as_str) + rest
-        })
-    }
-
-    /// Whether there are templates in a text.
-    pub(super) fn are_in(&self, text: &str) -> bool {
-        !self.0.is_empty() && text.contains(Self::BEGIN)
-    }
-}
-
-/// The first template of a line, and what stands before and after it.
-fn template(line: &str) -> Option<(&str, &str, &str)> {
+/// A text whose templates (`{{ … }}`, `{% … %}`, `<% … %>`), which would break its syntax, are in letters for private
+/// use.
+pub(super) fn hide_templates(text: &str) -> String {
+    let (mut hidden, mut rest) = (String::with_capacity(text.len()), text);
     let kinds = [("{{", "}}"), ("{%", "%}"), ("<%", "%>")];
-    let (at, end) = kinds.iter().filter_map(|(begin, end)| Some((line.find(begin)?, end))).min()?;
-    let length = line.get(at..)?.find(end)? + end.len();
-    Some((line.get(..at)?, line.get(at..at + length)?, line.get(at + length..)?))
+    while let Some((at, end)) = kinds.iter().filter_map(|(begin, end)| Some((rest.find(begin)?, end))).min() {
+        let (before, template) = rest.split_at_checked(at).unwrap_or((rest, ""));
+        let line = template.find('\n').unwrap_or(template.len());
+        // What does not end in its line is no template.
+        let found = template.find(end).filter(|at| *at < line).map(|at| at + end.len());
+        let (template, after) = template.split_at_checked(found.unwrap_or(2)).unwrap_or((template, ""));
+        hidden.push_str(before);
+        let hide =
+            |letter: char| char::from_u32(HIDDEN + u32::from(letter)).filter(|_| letter.is_ascii() && found.is_some());
+        hidden.extend(template.chars().map(|letter| hide(letter).unwrap_or(letter)));
+        rest = after;
+    }
+    hidden + rest
+}
+
+/// Whether a letter stands for one of a template.
+pub(super) fn is_hidden(letter: char) -> bool {
+    u32::from(letter).wrapping_sub(HIDDEN) < 128
+}
+
+/// A text as it was before its templates were hidden.
+pub(super) fn show_templates(text: &str) -> String {
+    let show = |letter: char| char::from_u32(u32::from(letter) - HIDDEN);
+    text.chars().map(|letter| if is_hidden(letter) { show(letter).unwrap_or(letter) } else { letter }).collect()
 }
