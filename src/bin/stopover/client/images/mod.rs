@@ -10,6 +10,7 @@ mod variables;
 mod walk;
 mod written;
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -113,7 +114,7 @@ fn is_dockerfile_name(name: &str) -> bool {
 
 /// The text of a file.
 fn text(path: &Path) -> anyhow::Result<String> {
-    let bytes = if path == Path::new("-") { std::fs::read("/dev/stdin") } else { std::fs::read(path) };
+    let bytes = if path == Path::new("-") { std::io::stdin().lock().bytes().collect() } else { std::fs::read(path) };
     let bytes = bytes.with_context(|| format!("cannot read {}", path.display()))?;
     let text = String::from_utf8(bytes).ok().filter(|text| !text.contains('\0'));
     text.with_context(|| format!("{} is no text: -f takes lists of images, not images", path.display()))

@@ -25,7 +25,7 @@ impl Key {
         let key = folded(key);
         let ends = |ends: &[&str]| ends.iter().any(|end| key.ends_with(end));
         // Azure Pipelines have machines with images of another kind.
-        if ends(&["vmimage"]) {
+        if key.contains("vmimage") {
             Self::Other
         } else if ends(&["image", "imagename", "imageref", "imagereference", "imageuri", "imageurl"]) {
             Self::Image
@@ -62,10 +62,14 @@ fn folded(key: &str) -> String {
 }
 
 /// Adds the images of a document. A sequence of texts alone is a list.
-pub(super) fn walk(root: &Value, text: &str, listed: &mut Listed) -> anyhow::Result<()> {
+pub(super) fn walk<'a>(root: &'a Value, text: &'a str, listed: &mut Listed) -> anyhow::Result<()> {
     // Travis and Bitbucket have services that are no images, but names.
     let bare_services = root.get("language").or(root.get("pipelines")).is_none();
-    let mut walk = Walk { lines: Lines::of(text), bare_services, listed };
+    let global = root.get("global");
+    let registry =
+        global.and_then(|global| global.get("imageRegistry").or(global.get("image")?.get("registry"))?.as_str());
+    let registry = registry.filter(|registry| !registry.is_empty());
+    let mut walk = Walk { lines: Lines::of(text), bare_services, registry, listed };
     match root {
         Value::Sequence(items) if items.iter().all(Value::is_string) => {
             for item in items.iter().filter_map(Value::as_str) {
@@ -81,6 +85,8 @@ struct Walk<'a, 'l> {
     lines: Lines<'a>,
     /// Whether a service may be an image without tag.
     bare_services: bool,
+    /// The registry that a chart has for all images which name none.
+    registry: Option<&'a str>,
     listed: &'l mut Listed,
 }
 
@@ -135,7 +141,9 @@ impl Walk<'_, '_> {
                 // out, and where it puts the others.
                 ("metadata" | "status", _) if is_object => continue,
                 ("openAPIV3Schema" | "machine" | "blockedImages" | "storageConfig", _) => continue,
-                ("name" | "reference" | "ref" | "uri", Key::Image) => Key::Image,
+                // GitHub Actions name here what they build.
+                ("with" | "env", _) if value.is_mapping() => continue,
+                ("name" | "reference" | "ref" | "uri" | "default" | "Default", Key::Image) => Key::Image,
                 ("Ref", Key::Image) => {
                     self.reference(name, kind, value);
                     continue;
@@ -156,6 +164,7 @@ impl Walk<'_, '_> {
                 }
                 _ => match Key::of(name) {
                     Key::Image if is_built => Key::Other,
+                    Key::Image if matches!(key, "variables" | "environment") => Key::Maybe,
                     Key::Other if kind == Key::Images => Key::Maybe,
                     own => own,
                 },
@@ -208,6 +217,8 @@ impl Walk<'_, '_> {
             let digest = of("digest").or_else(|| part("digest").filter(|_| stem == "new"));
             // `repository: nvcr.io/nvidia` and `image: driver`: the first part of the second.
             let before = of("registry").or_else(|| of("repository").filter(|_| is_image && !text.contains('/')));
+            let has_host = text.split('/').next().is_some_and(|first| first.contains(['.', ':']));
+            let before = before.or(self.registry.filter(|_| !has_host && tag.or(digest).is_some()));
             let is_whole = if is_image { Written::is_tagged(text) } else { part(&format!("{stem}image")).is_some() };
             let is_known = tag.or(digest).or(before.filter(|_| is_image)).is_some();
             let is_alone = is_repository && matches!(kind, Key::Image | Key::Images);
@@ -330,7 +341,7 @@ items:
             ("spec: {openAPIV3Schema: {properties: {image: {default: acme/a:1}}}}\n", &[]),
             ("from: {kind: DockerImage, name: acme/a:1}\n", &["acme/a:1"]),
             // Kustomize and its like.
-            ("images: [{name: acme/a, newTag: '1'}, {name: acme/alone}]\n", &["acme/a:1"]),
+            ("images: [{name: acme/a, newTag: '1'}, {name: alone}]\n", &["acme/a:1"]),
             ("images: [{name: b, newName: acme/c, digest: 'DIGEST'}]\n", &["acme/c@DIGEST"]),
             ("images: [acme/a:1, acme/b]\nadditionalImages: [{name: acme/c:1}]\n", &["acme/a:1", "acme/b", "acme/c:1"]),
             ("images: {web: 'acme/a:1', api: web}\n", &["acme/a:1"]),
@@ -345,6 +356,10 @@ items:
             ),
             ("driver: {repository: nvcr.io/nvidia, image: driver, version: '535'}\n", &["nvcr.io/nvidia/driver:535"]),
             ("imageRepository: registry.example.com\nimageTag: '1'\n", &[]),
+            (
+                "global: {image: {registry: registry.k8s.io}}\na: {image: {image: acme/a, tag: v1}, b: {repository: quay.io/b, tag: 1}}\n",
+                &["registry.k8s.io/acme/a:v1", "quay.io/b:1"],
+            ),
             ("dependencies: [{name: a, version: 1.0.0, repository: 'https://example.com'}]\n", &[]),
             // Continuous integration.
             (
@@ -357,6 +372,9 @@ items:
                 &["node", "acme/b", "acme/c:1"],
             ),
             ("jobs: {a: {docker: [{image: acme/a:1}]}, b: {machine: {image: ubuntu-2204:current}}}\n", &["acme/a:1"]),
+            ("env: {IMAGE_NAME: acme/mine:1}\nvariables: {IMAGE: mine, OTHER_IMAGE: acme/a:1}\n", &["acme/a:1"]),
+            ("Parameters: {ImageUrl: {Type: String, Default: nginx}}\n", &["nginx"]),
+            ("[dependencies]\nimage = \"0.25\"\n", &[]),
             ("pool: {vmImage: ubuntu-latest}\njobs: [{container: alias}]\n", &[]),
             // JSON with comments, one a line, of ECS, and what tools print.
             ("// x\n{ /* y */ \"image\": \"acme/a:1\", \"url\": \"http://x\", }", &["acme/a:1"]),

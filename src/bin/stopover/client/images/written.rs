@@ -39,7 +39,8 @@ impl Written {
         let name = SCHEMES.iter().find_map(|scheme| text.strip_prefix(scheme)).unwrap_or(text);
         let known = |letter: char| letter.is_ascii_alphanumeric() || "._-/:@+".contains(letter);
         let begins = |begin: &&str| name.starts_with(*begin);
-        let is_path = name.is_empty() || [".", "/", ":", "@", "-", "file:", "sha256:"].iter().any(begins);
+        let is_path = !name.contains(|letter: char| letter.is_ascii_alphabetic())
+            || [".", "/", ":", "@", "-", "file:", "sha256:"].iter().any(begins);
         let is_other = name.contains("://") || OTHERS.iter().any(|end| name.to_ascii_lowercase().ends_with(end));
         if name.contains(['$', '{', '}', '<', '>', '%', '#']) || name.contains(is_hidden) {
             Self::Template
