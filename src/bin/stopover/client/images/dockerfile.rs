@@ -55,12 +55,13 @@ fn images(text: &str, target: &Platform, given: &dyn Fn(&str) -> Option<String>)
     let mut found: Vec<Found> = syntax.into_iter().map(|(name, line)| (Ok(name), None, line)).collect();
     let mut arguments: HashMap<String, String> = HashMap::new();
     let mut stages: Vec<String> = vec!["scratch".to_owned()];
+    let value = |arguments: &HashMap<String, String>, name: &str| {
+        arguments.get(name).cloned().or_else(|| predefined(name, target))
+    };
     for (line, text) in instructions(text, escape) {
         let (keyword, rest) = keyword(&text, escape);
         let flags = rest.iter().take_while(|word| word.starts_with("--")).count();
         let (flags, words) = rest.split_at_checked(flags).unwrap_or_default();
-        let default = |name: &str| arguments.get(name).cloned();
-        let value = |name: &str| default(name).or_else(|| predefined(name, target));
         let own = |name: &str| stages.contains(&name.to_ascii_lowercase());
         match keyword.as_str() {
             // Those of a stage are not for the names of images.
@@ -68,6 +69,7 @@ fn images(text: &str, target: &Platform, given: &dyn Fn(&str) -> Option<String>)
                 for word in words {
                     let (name, default) =
                         word.split_once('=').map_or((&**word, None), |(name, text)| (name, Some(text)));
+                    let value = |name: &str| value(&arguments, name);
                     let default = default.and_then(|text| substitute(text, Some(escape), &value).ok());
                     if let Some(value) = given(name).or(default) {
                         arguments.insert(name.to_owned(), value);
@@ -77,9 +79,11 @@ fn images(text: &str, target: &Platform, given: &dyn Fn(&str) -> Option<String>)
             "FROM" => {
                 // $BUILDPLATFORM and its like depend on the machine that builds.
                 let flag = flags.iter().find_map(|flag| flag.strip_prefix("--platform="));
-                let platform = flag.and_then(|flag| substitute(flag, Some(escape), &default).ok()?.parse().ok());
+                let platform = flag.and_then(|flag| {
+                    substitute(flag, Some(escape), &|name| arguments.get(name).cloned()).ok()?.parse().ok()
+                });
                 let image = words.first().map_or("", String::as_str);
-                let name = substitute(image, Some(escape), &value);
+                let name = substitute(image, Some(escape), &|name| value(&arguments, name));
                 if !name.as_ref().is_ok_and(|name| own(name)) {
                     let why = |unset| (image.to_owned(), format!("ARG {unset} has no default"));
                     found.push((name.map_err(why), platform, line));
