@@ -245,7 +245,7 @@ mod tests {
         };
         for (path, reason) in [
             (directory.path().join("none.txt"), "cannot read"),
-            (directory.path().to_owned(), "names no image"),
+            (tempfile::tempdir_in(directory.path()).unwrap().keep(), "names no image"),
             (write("image.tar", b"\x1f\x8b\x00\xff"), "is no text"),
             (write("zeros", &[0; 512]), "is no text"),
             (write("empty", b"# nothing\n\n"), "names no image"),

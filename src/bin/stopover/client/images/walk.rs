@@ -318,7 +318,7 @@ items:
                 "acme/op:1 16",
                 "acme/reloader:1 17",
                 "acme/x:1 18",
-                "busybox 37",
+                "busybox 38",
                 "ghcr.io/a/migrate:1 10",
                 "nginx:1.27 13",
                 "quay.io/a/model:1 21"
@@ -413,7 +413,7 @@ items:
             ("jobs:\n  a: {container: {image: 'acme/a:${{ matrix.tag }}'}}\n", "f:2: skipped acme/a:${{ matrix.tag }}"),
             ("a: 1\nimage:\n  repository: acme/a\n  tag: \"\"\n", "f:3: skipped acme/a: its tag is not given here"),
             ("Image:\n  Ref: Parameter\n", "f:2: skipped Parameter: what it refers to is not known"),
-            ("docker.io:\n  images:\n    acme/a: []\n", "f:3: skipped acme/a: all its tags are meant"),
+            ("docker.io:\n  images:\n    acme/a: []\n", "f:3: skipped docker.io/acme/a: all its tags are meant"),
             ("{{- if .x }}\nimage: a{{ .y }}\n{{- else }}\nimage: {{ .z }}\n{{- end }}\n", "f:2: skipped a{{ .y }}"),
         ] {
             let listed = parsed("f", text).unwrap();
