@@ -107,7 +107,6 @@ impl Client {
         if order.dry_run {
             for Image { name, platform, place } in images {
                 let platform = platform.map_or_else(String::new, |platform| format!(" for {platform}"));
-                let place = if place.is_empty() { "the command line" } else { &place };
                 writeln!(text, "{name}  # {place}{platform}")?;
             }
             return Ok(text);

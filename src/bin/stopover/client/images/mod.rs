@@ -38,7 +38,7 @@ pub(crate) struct Image {
     pub(crate) name: String,
     /// The platform that the file asks for.
     pub(crate) platform: Option<Platform>,
-    /// The file and the line that name it. Empty: it is from no file.
+    /// The file and the line that name it.
     pub(crate) place: String,
 }
 
@@ -162,9 +162,10 @@ impl Listed {
 
     /// Adds what the command line names. What is no image the cache refuses with a sentence.
     pub(crate) fn name(&mut self, text: &str) {
+        self.file = "the command line".to_owned();
         match Written::read(text) {
             Written::Image(_) | Written::Local => self.add(text, None, None),
-            _ => self.images.push(Image { name: text.to_owned(), platform: None, place: String::new() }),
+            _ => self.images.push(Image { name: text.to_owned(), platform: None, place: self.file.clone() }),
         }
     }
 
@@ -243,9 +244,11 @@ mod tests {
             std::fs::write(&path, bytes).unwrap();
             path
         };
+        let nothing = directory.path().join("nothing");
+        std::fs::create_dir(&nothing).unwrap();
         for (path, reason) in [
             (directory.path().join("none.txt"), "cannot read"),
-            (tempfile::tempdir_in(directory.path()).unwrap().keep(), "names no image"),
+            (nothing, "names no image"),
             (write("image.tar", b"\x1f\x8b\x00\xff"), "is no text"),
             (write("zeros", &[0; 512]), "is no text"),
             (write("empty", b"# nothing\n\n"), "names no image"),
