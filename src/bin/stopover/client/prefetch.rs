@@ -175,6 +175,7 @@ impl Client {
             rounds = if done.is_empty() { rounds + 1 } else { 0 };
             ended.extend(done);
             if let Some(seconds) = again.iter().filter_map(|report| report.retry_after).max() {
+                eprintln!("{} images wait {seconds} s for a budget", again.len());
                 tokio::time::sleep(Duration::from_secs(seconds.clamp(1, 60))).await;
             }
             left = again.into_iter().map(|report| report.image).collect();
