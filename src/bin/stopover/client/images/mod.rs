@@ -165,7 +165,7 @@ impl Listed {
 
     /// Adds what the command line names. What is no image the cache refuses with a sentence.
     pub(crate) fn name(&mut self, text: &str) {
-        self.file = "the command line".to_owned();
+        self.file = String::from("the command line");
         match Written::read(text) {
             Written::Image(_) | Written::Local => self.add(text, None, None),
             _ => self.images.push(Image { name: text.to_owned(), platform: None, place: self.file.clone() }),
