@@ -9,8 +9,8 @@ use super::{Document, code, rows};
 
 const DOCUMENT: &str = "docs/reference/configuration.md";
 
-/// A key that there is nowhere.
-const WRONG: &str = "wrong-key";
+/// A key that there is nowhere, and that is like none.
+const WRONG: &str = "qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq";
 
 /// The name of a table among others of its kind.
 const NAME: &str = "\"wrong.example\"";
