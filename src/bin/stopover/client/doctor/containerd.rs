@@ -137,7 +137,8 @@ impl Files<'_> {
         let missing = hosts.as_ref().err().map(|what| Problem::new(what, write));
         let problems = missing.into_iter().chain(what.map(|what| Problem::new(what, fix))).chain(self.parallel(&cri)?);
         let note = if config_path.is_none() { format!(". If Kubernetes pulls with it, {set}") } else { String::new() };
-        problems.reduce(Problem::and).map_or_else(|| Ok(self.sent(&hosts?, &note)), |problem| Ok(Verdict::Bad(problem)))
+        let both = problems.reduce(|one, other| one.and(&other));
+        both.map_or_else(|| Ok(self.sent(&hosts?, &note)), |problem| Ok(Verdict::Bad(problem)))
     }
 
     /// The snapshotter that pulls layers by itself, from the registry in the name of the image (soci-snapshotter#1013).
