@@ -43,6 +43,9 @@ impl Cache {
         issuer: Option<&Arc<dyn Issuer>>,
         organization: Option<Arc<dyn Organization>>,
     ) -> Result<Self, CacheError> {
+        for warning in &config.warnings {
+            tracing::warn!("stopover.toml: {warning}");
+        }
         let access = config.access();
         let core = Arc::new(Core::new(config, clock.clone(), (blobs, Arc::clone(&ledger), fills), issuer)?);
         let keys = match (access.has_logins(), &access.signing_keys) {

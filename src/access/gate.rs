@@ -86,6 +86,10 @@ impl<'a> Asking<'a> {
         }
         let (scheme, rest) = authorization.split_once(' ').unwrap_or((authorization, ""));
         if scheme.eq_ignore_ascii_case("bearer") {
+            // What Homebrew sends where it has no token.
+            if rest.trim() == "QQ==" {
+                return Ok(PresentedCredentials::None);
+            }
             return Ok(PresentedCredentials::Token(rest.trim()));
         }
         let basic = Some(rest).filter(|_| scheme.eq_ignore_ascii_case("basic"));

@@ -154,11 +154,13 @@ impl AnonymousKey {
         let networks = match self {
             Self::Everywhere(true) => return Ok(Anonymous::Everybody),
             Self::Everywhere(false) => return Ok(Anonymous::Nobody),
-            Self::From(networks) => networks.iter().map(|text| text.parse()).collect::<Result<_, _>>(),
+            Self::From(networks) => networks,
         };
-        let networks: Vec<Network> =
-            networks.map_err(|error: InvalidNetwork| value("access.anonymous", error.to_string()))?;
-        Ok(networks.into())
+        let network = |(element, text): (usize, &String)| {
+            let key = || format!("access.anonymous[{element}]");
+            text.parse().map_err(|error: InvalidNetwork| value(key(), error.to_string()))
+        };
+        Ok((1..).zip(&networks).map(network).collect::<Result<Vec<Network>, _>>()?.into())
     }
 }
 
@@ -172,12 +174,15 @@ pub(super) fn read(
     let Some(table) = table else {
         return match rules.first() {
             None => Ok(None),
-            Some(_) => Err(value("policy", "says what those may pull who are let in; say in [access] who that is")),
+            Some(_) => Err(value(
+                "policy",
+                "says what those may pull who are let in; say in [access] who that is, for example robots = true",
+            )),
         };
     };
     let token_life = table.token_life.map_or(DEFAULT_TOKEN, |span| span.0);
     if !(SHORTEST_TOKEN..=LONGEST_TOKEN).contains(&token_life) {
-        return Err(value("access.token_life", "must be from \"1m\" to \"1h\""));
+        return Err(value("access.token_life", "must be from \"1m\" to \"1h\", for example \"5m\""));
     }
     let signing_keys = table.signing_keys.map(|keys| keys.read(secret)).transpose();
     if table.iam.is_some() && table.service.is_none() {

@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
-use toml::de::{DeTable, DeValue};
 use url::Url;
 
 use super::policy::{ClaimTable, PolicyRuleTable};
@@ -78,9 +77,12 @@ impl TryFrom<String> for Origin {
 
     fn try_from(text: String) -> Result<Self, String> {
         if !text.contains("://") {
-            return Err(format!("{text:?} has no scheme: write \"https://{text}\""));
+            let host = text.rsplit('@').next().unwrap_or_default();
+            let host = host.split(['/', '?', '#']).next().unwrap_or_default();
+            return Err(format!("has no scheme: write \"https://{host}\""));
         }
-        let url = Url::parse(&text).map_err(|error| format!("{text:?} is no URL: {error}"))?;
+        let url = Url::parse(&text)
+            .map_err(|error| format!("is no URL: {error}; write \"https://host\" or \"https://host:port\""))?;
         let plain = matches!(url.scheme(), "http" | "https")
             && url.has_host()
             && url.path() == "/"
@@ -89,10 +91,20 @@ impl TryFrom<String> for Origin {
             && url.username().is_empty()
             && url.password().is_none();
         if plain {
-            Ok(Self(url))
-        } else {
-            Err(format!("{text:?} must be scheme, host and port only: https://registry.example.com"))
+            return Ok(Self(url));
         }
+        // Neither user, path nor query are repeated: they may hold a secret.
+        let host = url.host_str().map_or_else(
+            || "registry.example.com".into(),
+            |host| match url.port() {
+                Some(port) => format!("{host}:{port}"),
+                None => host.to_owned(),
+            },
+        );
+        let scheme = if url.scheme() == "http" { "http" } else { "https" };
+        let has_login = !url.username().is_empty() || url.password().is_some();
+        let login = if has_login { "; a login belongs into credentials = { … }" } else { "" };
+        Err(format!("must be scheme, host and port only: write \"{scheme}://{host}\"{login}"))
     }
 }
 
@@ -315,52 +327,4 @@ impl TryFrom<String> for Size {
         let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
         bytes.map(Self).ok_or_else(|| format!("{text:?} is no size like \"50GB\" or \"512MiB\""))
     }
-}
-
-/// Line, column, key and reason of a TOML error, with the nearest right key where one was mistyped.
-pub(super) fn explain(error: &toml::de::Error, text: &str) -> String {
-    let place = error.span().map_or_else(String::new, |span| {
-        let at = span.start.min(text.len());
-        let before = text.get(..at).unwrap_or(text);
-        let line = before.matches('\n').count() + 1;
-        let column = before.chars().rev().take_while(|&letter| letter != '\n').count() + 1;
-        let key = DeTable::parse(text).ok().and_then(|table| key_at(table.get_ref(), at));
-        format!("line {line}, column {column}: {}", key.map_or_else(String::new, |key| format!("{key}: ")))
-    });
-    // serde calls a list a sequence, and a table by the name of its Rust type.
-    let mut message = error.message().trim().replace("expected a sequence", "expected a list like [\"a\", \"b\"]");
-    if let Some(at) = message.find("expected struct ") {
-        message.replace_range(at.., "expected a table");
-    }
-    // serde writes: unknown field `x`, expected one of `a`, `b`
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    let hint = match (message.starts_with("unknown"), quoted.next()) {
-        (true, Some(wrong)) => quoted
-            .map(|right| (strsim::damerau_levenshtein(wrong, right), right))
-            .filter(|(distance, right)| *distance <= right.len() / 2)
-            .min()
-            .map_or_else(String::new, |(_, right)| format!(" — did you mean `{right}`?")),
-        _ => String::new(),
-    };
-    format!("{place}{message}{hint}")
-}
-
-/// The key, or the key of the value, that stands at this byte of the file.
-fn key_at(table: &DeTable, at: usize) -> Option<String> {
-    table.iter().find_map(|(key, value)| {
-        let inner = match value.get_ref() {
-            DeValue::Table(table) => key_at(table, at),
-            DeValue::Array(values) => {
-                values.iter().find_map(|value| value.get_ref().as_table().and_then(|table| key_at(table, at)))
-            }
-            _ => None,
-        };
-        let bare = |key: &str| key.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
-        let name = if bare(key.get_ref()) { key.get_ref().to_string() } else { format!("{:?}", key.get_ref()) };
-        match inner {
-            Some(inner) => Some(format!("{name}.{inner}")),
-            None if key.span().contains(&at) || value.span().contains(&at) => Some(name),
-            None => None,
-        }
-    })
 }

@@ -101,20 +101,24 @@ fn is_organization(text: &str) -> bool {
 impl IamTable {
     pub(super) fn read(self) -> Result<IamConfig, ConfigError> {
         let Self { partition, accounts, organization, roles, endpoint } = self;
-        if let Some(wrong) = accounts.iter().find(|text| !is_account(text)) {
-            return Err(value("access.iam.accounts", format!("{wrong:?} is no account: twelve digits")));
+        if let Some((element, wrong)) = (1..).zip(&accounts).find(|(_, text)| !is_account(text)) {
+            return Err(value(
+                format!("access.iam.accounts[{element}]"),
+                format!("{wrong:?} is no account: twelve digits"),
+            ));
         }
         if let Some(wrong) = organization.as_ref().filter(|id| !is_organization(id)) {
             let message = format!("{wrong:?} is no organisation: it is called like o-a1b2c3d4e5");
             return Err(value("access.iam.organization", message));
         }
-        for role in roles.iter().map(Pattern::as_str) {
-            let message = |reason| value("access.iam.roles", format!("{role:?} is nobody: {reason}"));
+        for (element, role) in (1..).zip(roles.iter().map(Pattern::as_str)) {
+            let key = format!("access.iam.roles[{element}]");
+            let message = |reason| value(&*key, format!("{role:?} is nobody: {reason}"));
             is_arn(role).map_err(message)?;
             // Every customer of AWS can make a role of any name in an account of its own.
             let before = role.split(':').take(5).collect::<Vec<_>>();
             if before.len() < 5 || before.iter().any(|part| part.contains('*')) {
-                return Err(value("access.iam.roles", format!("{role:?} has to name one account")));
+                return Err(value(key, format!("{role:?} has to name one account")));
             }
         }
         if accounts.is_empty() && roles.is_empty() && organization.is_none() {
@@ -135,7 +139,10 @@ impl OidcTable {
         let Self { issuer, audience, jwks_uri, claims, budget_claim } = table;
         // It is part of the names of principals, between colons.
         if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')) {
-            return Err(value("access.oidc", format!("{name:?}: name an issuer with letters, digits, . _ and -")));
+            return Err(value(
+                format!("access.oidc.{name:?}"),
+                format!("{name:?}: name an issuer with letters, digits, . _ and -"),
+            ));
         }
         // An attacker that can answer for the issuer can log in as any identity.
         let discovery = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
@@ -162,7 +169,8 @@ impl OidcTable {
     }
 }
 
-/// Whether no host between us and a server can answer for it.
+/// Whether no host between us and a server can answer for it. Nor may it hold a login: it is shown and logged.
 fn is_trusted(url: &Url) -> bool {
-    url.scheme() == "https" || (url.scheme() == "http" && url.host_str() == Some("127.0.0.1"))
+    let plain = url.username().is_empty() && url.password().is_none();
+    plain && url.scheme() == "https" || plain && url.scheme() == "http" && url.host_str() == Some("127.0.0.1")
 }

@@ -1,8 +1,10 @@
 //! `stopover.toml`: what may be set, its defaults, and errors that name the key. Anything wrong stops the process.
 
 mod access;
+mod advice;
 mod file;
 mod login;
+mod mistakes;
 mod names;
 mod policy;
 mod profile;
@@ -12,6 +14,7 @@ mod schedule;
 mod secret;
 mod tags;
 mod upstream;
+mod warnings;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -22,9 +25,12 @@ use crate::errors::Budget;
 use crate::oci::{Name, Place, UpstreamId};
 
 pub use access::AccessConfig;
-use file::{File, TableId, explain};
+use advice::is_example;
+use file::{File, TableId};
 pub(crate) use login::ISSUER;
 pub use login::{IamConfig, OidcConfig};
+pub use mistakes::Mistake;
+
 pub use names::NameRules;
 pub use retention::Retention;
 pub use rule::{Places, Rule};
@@ -58,6 +64,8 @@ pub struct Config {
     pub rules: BTreeMap<Name, Rule>,
     /// Who is let in, and what they may pull; `None`: the file has no `[access]`.
     pub access: Option<AccessConfig>,
+    /// What is written in the file and hardly means what was meant.
+    pub warnings: Vec<Mistake>,
     /// The file the settings came from.
     pub source: Option<PathBuf>,
 }
@@ -95,19 +103,18 @@ pub enum ConfigError {
         /// The error of the file system.
         source: std::io::Error,
     },
-    /// The file is not TOML, or has an unknown key or a value of the wrong kind. Names line, column, key, and the
-    /// nearest right one.
-    #[error("{}: {message}", path.display())]
-    Parse {
+    /// The file is not TOML, has an unknown key, or a value that cannot be used.
+    #[error("{}", told(path, mistakes))]
+    Mistakes {
         /// The path of the file.
         path: PathBuf,
-        /// Line, column, key and reason.
-        message: String,
+        /// All of them, in the order of the file.
+        mistakes: Vec<Mistake>,
     },
     /// A value that cannot be used.
     #[error("{key}: {message}")]
     Value {
-        /// The key as the file spells it.
+        /// The key as the file spells it, elements of lists counted from one: `policy[1].who`.
         key: String,
         /// What is wrong with it.
         message: String,
@@ -154,9 +161,14 @@ impl Config {
         cold: Cold,
         secret: impl Fn(SecretReference) -> Result<String, String>,
     ) -> Result<Self, ConfigError> {
-        let file = toml::from_str(text)
-            .map_err(|error| ConfigError::Parse { path: path.to_owned(), message: explain(&error, text) })?;
-        Self::complete(file, Some(path), cold, secret)
+        let mut config = mistakes::read(text, path, |file, mended| {
+            Self::complete(file, Some(path), cold, |reference| match reference {
+                SecretReference::Variable(name) if mended && is_example(name) => Ok(String::new()),
+                reference => secret(reference),
+            })
+        })?;
+        config.warnings = config.doubts().into_iter().map(|doubt| mistakes::warning(text, doubt)).collect();
+        Ok(config)
     }
 
     fn complete(
@@ -199,6 +211,7 @@ impl Config {
             access: access::read(file.access, file.policy, &upstreams, &secret)?,
             upstreams,
             rules,
+            warnings: Vec::new(),
             source: path.map(Path::to_owned),
         })
     }
@@ -224,6 +237,12 @@ impl Config {
         let around = self.rules.iter().filter(|(_, rule)| rule.settings.is_some() && rule.place.encloses(place));
         around.max_by_key(|(_, rule)| rule.place.depth()).map(|(prefix, _)| prefix)
     }
+}
+
+/// One mistake a line, below their number where there are several.
+fn told(path: &Path, mistakes: &[Mistake]) -> String {
+    let lines = mistakes.iter().map(|mistake| format!("{}: {mistake}", path.display())).collect::<Vec<_>>().join("\n");
+    if mistakes.len() == 1 { lines } else { format!("{} mistakes\n{lines}", mistakes.len()) }
 }
 
 fn value(key: impl Into<String>, message: impl Into<String>) -> ConfigError {

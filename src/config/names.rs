@@ -47,7 +47,8 @@ impl NamePatterns {
         library: bool,
         path: Option<&Name>,
     ) -> Result<Self, ConfigError> {
-        for pattern in patterns {
+        for (element, pattern) in (1..).zip(patterns) {
+            let key = format!("{key}[{element}]");
             if !is_pattern_of_names(pattern) {
                 return Err(value(key, format!("{pattern:?} is no pattern of names like \"acme/web*\"")));
             }
@@ -72,7 +73,7 @@ pub(super) fn is_pattern_of_names(pattern: &str) -> bool {
 
 /// Whether a pattern may match `path` itself or a name below it. What follows its first star can always be matched
 /// there.
-fn may_match_below(pattern: &str, path: &Name) -> bool {
+pub(super) fn may_match_below(pattern: &str, path: &Name) -> bool {
     let below = format!("{path}/");
     match pattern.split_once('*') {
         Some((first, _)) => first.starts_with(&below) || below.starts_with(first),

@@ -53,7 +53,7 @@ impl PolicyRuleTable {
         upstreams: &BTreeMap<UpstreamId, UpstreamConfig>,
         access: &AccessConfig,
     ) -> Result<Rule, ConfigError> {
-        let key = |key: &str| format!("policy, rule {number}: {key}");
+        let key = |key: &str| format!("policy[{number}].{key}");
         let Self { who, claims, networks, what, allow } = self;
         let empty = [
             ("who", who.as_ref().is_some_and(Vec::is_empty)),
@@ -65,9 +65,9 @@ impl PolicyRuleTable {
             return Err(value(key(name), "is empty; leave it out if the rule is about everything"));
         }
         let (who, what) = (who.unwrap_or_default(), what.unwrap_or_default());
-        for pattern in &who {
+        for (element, pattern) in (1..).zip(&who) {
             may_be_let_in(pattern, access)
-                .map_err(|reason| value(key("who"), format!("{pattern:?} is nobody: {reason}")))?;
+                .map_err(|reason| value(key(&format!("who[{element}]")), format!("{pattern:?} is nobody: {reason}")))?;
         }
         let has_claims = |pattern: &String| matches!(is_of_kind("oidc:", pattern, access), Some(Ok(())));
         let has_claimants = if who.is_empty() { !access.oidc.is_empty() } else { who.iter().any(has_claims) };
@@ -75,7 +75,8 @@ impl PolicyRuleTable {
             let message = "only identities of [access.oidc] have claims, and the rule is about none of them";
             return Err(value(key("claims"), message));
         }
-        for pattern in &what {
+        for (element, pattern) in (1..).zip(&what) {
+            let key = |_| key(&format!("what[{element}]"));
             let names_none = |pattern| {
                 let message = "is about no repository: a rule holds for all tags and digests of \"ghcr.io/acme/*\"";
                 Err(value(key("what"), format!("{pattern:?} {message}")))
@@ -90,7 +91,10 @@ impl PolicyRuleTable {
             }
             let known = upstream.parse::<UpstreamId>().ok().and_then(|id| upstreams.get(&id));
             let known = known.ok_or_else(|| {
-                value(key("what"), format!("{pattern:?} begins with no configured upstream, as in \"ghcr.io/acme/*\""))
+                let near =
+                    super::advice::nearest(upstream, upstreams.keys().map(UpstreamId::as_str)).unwrap_or("docker.io");
+                let message = format!("{pattern:?} begins with no configured upstream, as in \"{near}/{name}\"");
+                value(key("what"), message)
             })?;
             if !pattern.contains(['/', '*']) {
                 return Err(value(key("what"), format!("for all of the upstream write \"{pattern}/*\"")));

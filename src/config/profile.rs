@@ -45,14 +45,14 @@ macro_rules! artifact_registries {
 
 /// Comments name the peculiarities. Those without a column are handled for every registry: a constant for a scope, a
 /// relative `Location`, a missing digest.
-static PROFILES: [Profile; 11] = [
+static PROFILES: [Profile; 25] = [
     // Docker Hub: API and token server are hosts of their own; official images are in `library/` and elsewhere too; no
     // referrers API (docker/roadmap#724).
     Profile {
         ids: &["docker.io"],
         hosts: &["registry-1.docker.io"],
         api: Some("registry-1.docker.io"),
-        aliases: &["index.docker.io"],
+        aliases: &["index.docker.io", "registry-1.docker.io", "registry.hub.docker.com", "hub.docker.com"],
         token_realms: &["https://auth.docker.io"],
         library: true,
         referrers: Referrers::TagOnly,
@@ -67,8 +67,8 @@ static PROFILES: [Profile; 11] = [
     Profile { ids: &["quay.io"], ..ANY },
     // Amazon ECR Public: the scope is literally `aws`; HEAD of a blob is 401.
     Profile { ids: &["public.ecr.aws"], ..ANY },
-    // Kubernetes: no tokens; manifests too are redirected to other hosts.
-    Profile { ids: &["registry.k8s.io"], ..ANY },
+    // Kubernetes: no tokens; manifests too are redirected to other hosts. k8s.gcr.io was its name until 2023.
+    Profile { ids: &["registry.k8s.io"], aliases: &["k8s.gcr.io"], ..ANY },
     // Google Container Registry and its mirror of Docker Hub, served by Artifact Registry.
     Profile { ids: &["gcr.io", "us.gcr.io", "eu.gcr.io", "asia.gcr.io", "mirror.gcr.io"], ..ANY },
     // Google Artifact Registry, one host a location: relative redirects; a 401 that does not say how to log in.
@@ -92,6 +92,34 @@ static PROFILES: [Profile; 11] = [
     Profile { ids: &["registry.gitlab.com"], token_realms: &["https://gitlab.com"], ..ANY },
     // NVIDIA: refuses an expired token with the challenge of another token server, which is no way back.
     Profile { ids: &["nvcr.io"], ..ANY },
+    // Docker Hardened Images: every pull needs a login of Docker Hub; tokens from its own host.
+    Profile { ids: &["dhi.io"], ..ANY },
+    // Chainguard: an organisation's policy refuses young digests (403).
+    Profile { ids: &["cgr.dev"], ..ANY },
+    // Red Hat: the first needs no login, the second always does, with tokens from its own host.
+    Profile { ids: &["registry.access.redhat.com", "registry.redhat.io"], ..ANY },
+    // Elastic: tokens from a host of its own.
+    Profile { ids: &["docker.elastic.co"], token_realms: &["https://docker-auth.elastic.co"], ..ANY },
+    // Codeberg, a Forgejo: tokens from its own host.
+    Profile { ids: &["codeberg.org"], ..ANY },
+    // Crossplane: packages rather than images, which have the same form.
+    Profile { ids: &["xpkg.crossplane.io"], ..ANY },
+    // Upbound: the same; for a repository that does not exist its token server answers 404; no referrers API.
+    Profile { ids: &["xpkg.upbound.io"], referrers: Referrers::TagOnly, ..ANY },
+    // Ollama: models; no tokens for public ones.
+    Profile { ids: &["registry.ollama.ai"], ..ANY },
+    // SUSE: tokens from its customer centre.
+    Profile { ids: &["registry.suse.com"], token_realms: &["https://scc.suse.com"], ..ANY },
+    // Oracle: tokens from its own host; some images only with a login that has accepted their licence.
+    Profile { ids: &["container-registry.oracle.com"], ..ANY },
+    // IBM Cloud: tokens from its own host, and so in each region.
+    Profile { ids: &["icr.io"], hosts: &["*.icr.io"], ..ANY },
+    // Azure, one host a customer: tokens from its own host; blobs from `*.blob.core.windows.net`.
+    Profile { ids: &[], hosts: &["*.azurecr.io", "*.azurecr.cn", "*.azurecr.us"], ..ANY },
+    // Oracle Cloud, one host a region: tokens from its own host.
+    Profile { ids: &[], hosts: &["*.ocir.io"], ..ANY },
+    // DigitalOcean: tokens from its API.
+    Profile { ids: &["registry.digitalocean.com"], token_realms: &["https://api.digitalocean.com"], ..ANY },
 ];
 
 impl Profile {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::file::{PolicyTable, RuleTable};
-use super::{ConfigError, SecretReference, UpstreamConfig, value};
+use super::{ConfigError, SecretReference, UpstreamConfig, advice, value};
 use crate::oci::{Name, Place, Repository, UpstreamId};
 
 /// One rule.
@@ -125,10 +125,17 @@ fn place(prefix: &Name, table: RuleTable, places: &Places) -> Result<Place, Conf
         return Ok(Place { upstream, path: Some(name) });
     }
     let Some(upstream) = table.upstream else {
-        return Err(value(key("upstream"), "is required where the prefix does not begin with the id of an upstream"));
+        return Err(value(
+            key("upstream"),
+            "is required where the prefix does not begin with the id of an upstream: write upstream = \"docker.io\"",
+        ));
     };
     match places.named(&upstream) {
         Some(place) => Ok(Place { path: table.path, ..place.clone() }),
-        None => Err(value(key("upstream"), format!("{upstream:?} is no configured upstream"))),
+        None => {
+            let near = advice::nearest(&upstream, places.upstreams.keys().map(String::as_str));
+            let hint = near.map_or_else(String::new, |right| format!(" — did you mean {right:?}?"));
+            Err(value(key("upstream"), format!("{upstream:?} is no configured upstream{hint}")))
+        }
     }
 }

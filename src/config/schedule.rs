@@ -31,17 +31,24 @@ impl Schedule {
 }
 
 pub(super) fn read(tables: Vec<ScheduleTable>) -> Result<Vec<Schedule>, ConfigError> {
-    let schedules = tables.into_iter().map(|ScheduleTable { every, images, platforms }| {
+    let schedules = (1..).zip(tables).map(|(number, ScheduleTable { every, images, platforms })| {
+        let key = |key: &str| format!("schedule[{number}].{key}");
         if every.0.is_zero() {
-            return Err(value("schedule.every", "must be longer than nothing, for example \"6h\""));
+            return Err(value(key("every"), "must be longer than nothing, for example \"6h\""));
         }
         if platforms == Platforms::Requested {
-            return Err(value("schedule.platforms", "nobody requests any here: name them, like [\"linux/amd64\"]"));
+            return Err(value(key("platforms"), "nobody requests any here: name them, like [\"linux/amd64\"]"));
         }
-        let image = |text: &String| {
-            Request::image(text).map_err(|error| value("schedule.images", format!("{text:?} is no image: {error}")))
+        let image = |(element, text): (usize, &String)| {
+            let key = || key(&format!("images[{element}]"));
+            let instead = text.to_lowercase();
+            let hint = match Request::image(&instead) {
+                Ok(_) => format!(" — write {instead:?}"),
+                Err(_) => String::new(),
+            };
+            Request::image(text).map_err(|error| value(key(), format!("{text:?} is no image: {error}{hint}")))
         };
-        Ok(Schedule { every: every.0, images: images.iter().map(image).collect::<Result<_, _>>()?, platforms })
+        Ok(Schedule { every: every.0, images: (1..).zip(&images).map(image).collect::<Result<_, _>>()?, platforms })
     });
     schedules.collect()
 }

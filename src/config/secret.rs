@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::file::{CredentialsTable, KeysTable};
-use crate::values::secret::Secret;
+use crate::values::secret::{OTHERS_WRITE, Secret, read_own};
 
 /// Our login at an upstream.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -28,10 +28,14 @@ impl SecretReference<'_> {
     pub fn read(self, variable: impl Fn(&str) -> Option<String>) -> Result<String, String> {
         let secret = match self {
             Self::Variable(name) => {
-                variable(name).ok_or_else(|| format!("the environment variable {name} is not set"))?
+                // Otherwise it may be the secret itself, by mistake.
+                let is_name =
+                    name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_');
+                let name_of = if is_name { name } else { "that is named here" };
+                variable(name).ok_or_else(|| format!("the environment variable {name_of} is not set"))?
             }
             Self::File(path) => {
-                let text = std::fs::read_to_string(path);
+                let text = read_own(path, OTHERS_WRITE);
                 let text = text.map_err(|error| format!("cannot read {}: {error}", path.display()))?;
                 text.trim_end_matches(['\r', '\n']).to_owned()
             }

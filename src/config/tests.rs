@@ -1,4 +1,5 @@
 mod access;
+mod mistakes;
 
 use super::*;
 
@@ -61,7 +62,7 @@ fn a_private_alternate_of_what_is_private_has_to_be_shared() {
         load(&format!("{here}alternates = [{{ upstream = \"b.example\"{shared} }}]\n{}", private("b")))
     };
     let error = with(&private("a"), "").unwrap_err();
-    assert!(error.starts_with("upstreams.\"a.example\".alternates:") && error.contains("shared = true"), "{error}");
+    assert!(error.contains("upstreams.\"a.example\".alternates:") && error.contains("shared = true"), "{error}");
     assert!(with(&private("a"), ", shared = true").is_ok());
     assert!(with("[upstreams.\"a.example\"]\n", "").is_ok(), "what is public there is not asked for here at all");
 }
@@ -80,7 +81,7 @@ fn a_permission_lasts_an_hour_or_what_is_set_nearest_and_never_less_than_a_minut
         ("[upstreams.\"a.example\"]\npermission = \"0s\"", "upstreams.\"a.example\".permission:"),
     ] {
         let error = load(text).unwrap_err();
-        assert!(error.starts_with(key), "{error}");
+        assert!(error.contains(key), "{error}");
     }
 }
 
@@ -176,16 +177,16 @@ fn rules_that_cannot_be_used_are_named() {
         ("[rules.\"a/\"]\nupstream = \"ghcr.io\"", "line 1"),
         (
             "[rules.\"ghcr.io/acme\"]\nallow = [\"web*\"]",
-            "rules.\"ghcr.io/acme\".allow: \"web*\" matches no name there",
+            "rules.\"ghcr.io/acme\".allow[1]: \"web*\" matches no name there",
         ),
         ("[rules.\"ghcr.io/acme\"]\nallow = [\"acme\", \"acme-2/*\"]", "\"acme-2/*\" matches no name there"),
         ("[rules.\"ghcr.io/acme/a\"]\ndeny = [\"acme/b*\"]", "they begin with \"acme/a/\""),
         (
             "[rules.\"a\"]\nupstream = \"ghcr.io\"\npath = \"b\"\ndeny = [\"a\"]",
-            "rules.\"a\".deny: \"a\" matches no name",
+            "rules.\"a\".deny[1]: \"a\" matches no name",
         ),
-        ("[rules.\"ghcr.io/a\"]\nallow = [\"A*\"]", "rules.\"ghcr.io/a\".allow: \"A*\" is no pattern of names"),
-        ("[upstreams.\"ghcr.io\"]\ndeny = [\"a\", \"\"]", "upstreams.\"ghcr.io\".deny: \"\" is no pattern"),
+        ("[rules.\"ghcr.io/a\"]\nallow = [\"A*\"]", "rules.\"ghcr.io/a\".allow[1]: \"A*\" is no pattern of names"),
+        ("[upstreams.\"ghcr.io\"]\ndeny = [\"a\", \"\"]", "upstreams.\"ghcr.io\".deny[2]: \"\" is no pattern"),
         ("[upstreams.\"docker.io\"]\ndeny = [\"nginx\"]", "write \"library/nginx\""),
         ("[rules.\"ghcr.io/a\"]\nalow = [\"a/*\"]", "did you mean `allow`?"),
         ("[rules.\"ghcr.io/a\"]\nurl = \"https://a.b\"", "unknown field `url`"),
@@ -238,14 +239,14 @@ fn a_mistake_is_named_by_its_line_and_its_key() {
     for (text, place) in [
         ("misses = 1\nfresh = 5", "line 2, column 9: fresh: "),
         ("[upstreams.\"a.b\"]\nurl = \"https://a.b/path\"", "line 2, column 7: upstreams.\"a.b\".url: "),
-        ("[rules.\"ghcr.io/a\"]\nallow = [\n  \"a\",\n  5,\n]", "line 4, column 3: rules.\"ghcr.io/a\".allow: "),
+        ("[rules.\"ghcr.io/a\"]\nallow = [\n  \"a\",\n  5,\n]", "line 4, column 3: rules.\"ghcr.io/a\".allow[2]: "),
         (
             "[upstreams.\"a.b\"]\ncredentials = { username = 5 }",
             "line 2, column 28: upstreams.\"a.b\".credentials.username: ",
         ),
         (
             "[[schedule]]\nevery = \"6h\"\nimages = []\nplatforms = \"all\"\n[[schedule]]\nevery = 6",
-            "line 6, column 9: schedule.every: ",
+            "line 6, column 9: schedule[2].every: ",
         ),
         ("[upstreams.\"a:b\"]\nurl = \"https://a.b\"", "line 1, column 12: upstreams.\"a:b\": "),
         ("platforms = [\"linux/amd64\", \"amd64\"]", "line 1, column 13: platforms: "),
@@ -315,10 +316,10 @@ fn values_that_cannot_be_used_are_named() {
         ("platforms = [\"amd64\"]", "linux/amd64"),
         ("platforms = \"some\"", "expected \"requested\", \"all\", or a list"),
         ("[[schedule]]\nevery = \"6h\"\nimages = [\"a\"]", "missing field `platforms`"),
-        ("[[schedule]]\nevery = \"0s\"\nimages = []\nplatforms = \"all\"", "schedule.every"),
+        ("[[schedule]]\nevery = \"0s\"\nimages = []\nplatforms = \"all\"", "schedule[1].every"),
         ("[[schedule]]\nevery = \"6h\"\nimages = [\"A b\"]\nplatforms = \"all\"", "\"A b\" is no image"),
-        ("[[schedule]]\nevery = \"6h\"\nimages = []\nplatforms = \"requested\"", "schedule.platforms"),
-        ("[rules.\"ghcr.io/a\"]\nallow = \"acme/*\"", "expected a list like [\"a\", \"b\"]"),
+        ("[[schedule]]\nevery = \"6h\"\nimages = []\nplatforms = \"requested\"", "schedule[1].platforms"),
+        ("[rules.\"ghcr.io/a\"]\nallow = \"acme/*\"", "write allow = [\"acme/*\"]"),
         ("= 1", "line 1"),
     ] {
         let message = load(text).unwrap_err();

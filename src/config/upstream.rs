@@ -178,8 +178,16 @@ pub(super) fn read(
         for alias in &upstream.aliases {
             let other = *called.entry(alias).or_insert(id);
             if other != id {
-                let message = format!("{alias:?} is what upstreams.\"{other}\" is called");
-                return Err(value(format!("upstreams.\"{id}\".aliases"), message));
+                // What a profile says is no mistake of the file.
+                let known = Profile::of(id.as_str(), None).aliases.contains(&alias.as_str());
+                let (wrong, right) = if known { (other, id) } else { (id, other) };
+                if wrong.as_str() == alias {
+                    let message =
+                        format!("is another name of {right}: its settings belong into [upstreams.\"{right}\"]");
+                    return Err(value(format!("upstreams.\"{wrong}\""), message));
+                }
+                let message = format!("{alias:?} is what upstreams.\"{right}\" is called");
+                return Err(value(format!("upstreams.\"{wrong}\".aliases"), message));
             }
         }
         for Alternate { upstream: other, shared, .. } in &upstream.alternates {

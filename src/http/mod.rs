@@ -23,7 +23,7 @@ use axum::response::Response;
 use futures_util::StreamExt as _;
 use http::header::{
     ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName, HeaderValue,
-    IF_NONE_MATCH, LOCATION, RANGE, RETRY_AFTER, WARNING, WWW_AUTHENTICATE,
+    IF_NONE_MATCH, LOCATION, ORIGIN, RANGE, RETRY_AFTER, WARNING, WWW_AUTHENTICATE,
 };
 use http::{HeaderMap, StatusCode};
 use tokio::time::{Instant, timeout_at};
@@ -35,7 +35,7 @@ use audit::Record;
 use crate::cache::Cache;
 use crate::errors::{PullError, StoreError, UpstreamError, chain};
 use crate::identity::Peer;
-use crate::oci::{Digest, InvalidRequest, Operation, Repository, Request, RequestedRange};
+use crate::oci::{Digest, ErrorCode, InvalidRequest, Operation, Repository, Request, RequestedRange};
 use crate::ports::Priority;
 use crate::pull::{Content, PulledBlob, PulledManifest, Want};
 use crate::values::served::Served;
@@ -52,7 +52,23 @@ const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 /// The registry API over a cache. It runs on a socket and, unchanged, as a Lambda function.
 pub fn router(cache: Arc<Cache>) -> Router {
     let with_bodies = operator::routes().merge(access::routes()).route_layer(map_request(timely));
-    with_bodies.fallback(answer).with_state(cache)
+    with_bodies.fallback(answer).layer(map_request(by_no_page)).with_state(cache)
+}
+
+/// Refuses what a page in a browser asks: it may reach what its visitor reaches, and needs no answer to do harm. A
+/// client of registries sends neither header; an address that a person types in is `none` (Fetch Metadata, section 2.3).
+async fn by_no_page(request: http::Request<Body>) -> Result<http::Request<Body>, Response> {
+    let headers = request.headers();
+    let typed = request.method().is_safe() && headers.get("sec-fetch-site").is_none_or(|site| site == "none");
+    if headers.contains_key(ORIGIN) || headers.contains_key("sec-fetch-site") && !typed {
+        tracing::debug!(http.method = %request.method(), http.path = request.uri().path(), "a page in a browser was refused");
+        let body = ErrorCode::Denied.body("no page in a browser may ask this cache");
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = StatusCode::FORBIDDEN;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        return Err(response);
+    }
+    Ok(request)
 }
 
 /// How long a client may take to send the body of a request.
@@ -254,6 +270,10 @@ fn blob(
     Ok(response)
 }
 
+/// What is added where containerd put `/v2/` before a path that has it already.
+const FORGOTTEN_PATH: &str = "; the path has /v2/ twice: in the hosts.toml of containerd a server with /v2/ in its path needs \
+                              override_path = true";
+
 /// An error as the client sees it, logged here and nowhere else.
 fn refuse(cache: &Cache, error: &PullError, request: &http::request::Parts) -> Response {
     let told = error.answer();
@@ -266,7 +286,9 @@ fn refuse(cache: &Cache, error: &PullError, request: &http::request::Parts) -> R
     } else {
         tracing::debug!(http.method = %method, http.path = path, request.id = request_id, error = %chain(error), "pull refused");
     }
-    let body = told.code.body(&told.message);
+    let forgotten = told.status.is_client_error() && Request::has_path_twice(path);
+    let advice = if forgotten { FORGOTTEN_PATH } else { "" };
+    let body = told.code.body(&format!("{}{advice}", told.message));
     let length = body.len() as u64;
     let mut response =
         Response::new(if request.method == http::Method::HEAD { Body::empty() } else { Body::from(body) });

@@ -19,7 +19,7 @@ mod store;
 
 use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -42,7 +42,7 @@ use crate::cache::Cache;
 use crate::config::Config;
 use crate::errors::chain;
 use crate::ports::Blobs as _;
-use crate::values::secret::Secret;
+use crate::values::secret::{OTHERS_USE, OTHERS_WRITE, Secret, read_own, refuse_of_others};
 use crate::values::time::Clock;
 
 /// A cache on one machine.
@@ -154,7 +154,8 @@ pub fn operator_secret(data: &Path) -> PathBuf {
 
 /// Reads the secret in a file. If there is no file, writes one with a new secret, which only its owner may read.
 fn made_once(path: &Path, make: fn() -> Option<String>) -> anyhow::Result<String> {
-    match fs::read_to_string(path) {
+    let given = if path.parent().is_some_and(is_shared) { OTHERS_USE & 0o007 } else { OTHERS_USE };
+    match read_own(path, given) {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         read => return read.with_context(|| format!("cannot read the secret in {}", path.display())),
     }
@@ -176,6 +177,15 @@ fn made_once(path: &Path, make: fn() -> Option<String>) -> anyhow::Result<String
     Ok(secret)
 }
 
+/// Whether Kubernetes has given a volume to a group of the pod (`fsGroup`): directories are then setgid, and the group
+/// may write all files in them.
+fn is_shared(directory: &Path) -> bool {
+    let groups = rustix::process::getgroups().unwrap_or_default();
+    fs::metadata(directory).is_ok_and(|directory| {
+        directory.mode() & 0o2000 != 0 && groups.iter().any(|group| group.as_raw() == directory.gid())
+    })
+}
+
 fn take(data: &Path) -> anyhow::Result<File> {
     let advice = "name another directory with --data-dir, or data_dir in stopover.toml";
     let there = data.exists();
@@ -184,6 +194,10 @@ fn take(data: &Path) -> anyhow::Result<File> {
         .mode(0o700)
         .create(data)
         .with_context(|| format!("cannot create the data directory {}; {advice}", data.display()))?;
+    let denied = if is_shared(data) { OTHERS_WRITE & 0o007 } else { OTHERS_WRITE };
+    fs::metadata(data)
+        .and_then(|directory| refuse_of_others(data, &directory, denied))
+        .with_context(|| format!("cannot use the data directory {}", data.display()))?;
     // Only a warning, because the operator may want it: for a group that reads backups, say.
     if there && fs::metadata(data).is_ok_and(|directory| directory.permissions().mode() & 0o077 != 0) {
         tracing::warn!(

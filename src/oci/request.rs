@@ -110,7 +110,9 @@ impl Request {
     /// Parses a request. `path` may be percent-encoded (as HTTP servers pass it on) or decoded (as API Gateway does).
     pub fn parse(method: &Method, path: &str, query: Option<&str>) -> Result<Self, InvalidRequest> {
         let path = decode(path)?;
-        let (prefix, path) = match path.strip_prefix("/v2") {
+        // A mirror that is configured with a slash at its end makes two of them.
+        let path = path.strip_prefix('/').ok_or(InvalidRequest::Endpoint)?.trim_start_matches('/');
+        let (prefix, path) = match path.strip_prefix("v2") {
             Some(rest) if rest.is_empty() || rest.starts_with('/') => (None, rest),
             _ => {
                 let divided = match path.find("/v2/") {
@@ -118,8 +120,7 @@ impl Request {
                     None => path.strip_suffix("/v2").map(|prefix| (prefix, "/v2")),
                 };
                 let (prefix, rest) = divided.ok_or(InvalidRequest::Endpoint)?;
-                let prefix = prefix.strip_prefix('/').ok_or(InvalidRequest::Endpoint)?;
-                (Some(prefix.parse()?), rest.strip_prefix("/v2").unwrap_or_default())
+                (Some(prefix.trim_end_matches('/').parse()?), rest.strip_prefix("/v2").unwrap_or_default())
             }
         };
         let head = match *method {
@@ -134,6 +135,12 @@ impl Request {
             namespace: query.only("ns", InvalidRequest::Namespace)?,
             operation: Operation::parse(path, query)?,
         })
+    }
+
+    /// Whether a path has `/v2/` both before and behind the upstream, as containerd sends it to a mirror at
+    /// `/v2/<upstream>` unless that says `override_path`. There may be such a name, though.
+    pub fn has_path_twice(path: &str) -> bool {
+        path.trim_start_matches('/').strip_prefix("v2/").is_some_and(|rest| rest.contains("/v2/"))
     }
 
     /// Parses an image's name as users write it: `nginx`, `ghcr.io/a/b:1.0`, `registry.example.com:5000/a@sha256:…`. A
@@ -258,6 +265,28 @@ mod tests {
     }
 
     #[test]
+    fn slashes_that_a_mirror_adds_mean_nothing() {
+        for (path, plain) in [
+            ("//v2/", "/v2/"),
+            ("//v2/a/manifests/b", "/v2/a/manifests/b"),
+            ("///v2/a/manifests/b", "/v2/a/manifests/b"),
+            ("/docker.io//v2/a/manifests/b", "/docker.io/v2/a/manifests/b"),
+            ("//docker.io/v2/a/manifests/b", "/docker.io/v2/a/manifests/b"),
+        ] {
+            assert_eq!(get(path), get(plain), "{path}");
+            assert!(get(path).is_ok());
+        }
+        for (path, twice) in [
+            ("/v2/docker.io/v2/library/a/manifests/b", true),
+            ("//v2/docker.io/v2/", true),
+            ("/docker.io/v2/library/a/manifests/b", false),
+            ("/v2/library/a/manifests/v2", false),
+        ] {
+            assert_eq!(Request::has_path_twice(path), twice, "{path}");
+        }
+    }
+
+    #[test]
     fn an_image_is_understood_as_people_write_its_name() {
         for (text, namespace, name, reference) in [
             ("nginx", None, "nginx", "latest"),
@@ -332,12 +361,15 @@ mod tests {
 
     #[test]
     fn malformed_paths_are_refused_for_what_is_wrong_with_them() {
-        for path in ["", "/", "/v1/", "/v2x/a/manifests/b", "/v2/a", "/v2/a/b", "/v2x/v2y/", "/index.html", "é"] {
+        for path in
+            ["", "/", "//", "v2/", "/v1/", "/v2x/a/manifests/b", "/v2/a", "/v2/a/b", "/v2x/v2y/", "/index.html", "é"]
+        {
             assert_eq!(get(path), Err(InvalidRequest::Endpoint), "{path}");
         }
         for path in [
             "/v2/A/manifests/b",
             "/v2//manifests/b",
+            "/a//b/v2/c/manifests/d",
             "/v2/a%2fb/manifests/c",
             "/v2/../manifests/a",
             "/v2/a%ff/manifests/b",

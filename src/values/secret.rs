@@ -1,6 +1,10 @@
 //! Secrets, which are kept out of logs.
 
-use std::fmt;
+use std::fs::{File, Metadata};
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::{fmt, fs};
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +21,36 @@ impl Secret {
     /// The text itself.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// The permissions by which others than its owner write a file, and by which they use it at all.
+pub(crate) const OTHERS_WRITE: u32 = 0o022;
+#[cfg(feature = "local")]
+pub(crate) const OTHERS_USE: u32 = 0o077;
+
+/// Reads a secret, unless another user may have written it (`StrictModes` of sshd_config(5)).
+pub(crate) fn read_own(path: &Path, denied: u32) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    refuse_of_others(path, &file.metadata()?, denied)?;
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Refuses what belongs to a user other than this process's and root, or what has a permission that is `denied`.
+pub(crate) fn refuse_of_others(path: &Path, file: &Metadata, denied: u32) -> io::Result<()> {
+    let path = path.display();
+    // The owner of its entry is the effective user of a process (proc(5)).
+    let us = fs::metadata("/proc/self").map_or(file.uid(), |process| process.uid());
+    if ![us, 0].contains(&file.uid()) {
+        let message = format!("user {} owns {path} and may have written it: chown {us} {path}", file.uid());
+        return Err(io::Error::other(message));
+    }
+    let (rights, change) = if denied & 0o055 == 0 { ("write", "go-w") } else { ("read or write", "go=") };
+    match file.mode() & denied {
+        0 => Ok(()),
+        _ => Err(io::Error::other(format!("others than its owner may {rights} {path}: chmod {change} {path}"))),
     }
 }
 

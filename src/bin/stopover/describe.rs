@@ -56,6 +56,9 @@ pub(crate) fn describe(config: &Config) -> String {
         written(config.wait),
         config.retention.keep.map_or("forever".into(), written),
     );
+    for warning in &config.warnings {
+        let _ = writeln!(text, "warning   {warning}");
+    }
     let limits = &config.budgets;
     let _ = writeln!(
         text,

@@ -25,7 +25,7 @@ fn a_policy_that_could_mean_something_else_than_it_says_is_refused() {
         ("what = [\"*.io/acme/\"]", "is about no repository"),
     ] {
         let error = load(&format!("{ACCESS}[[policy]]\n{rule}\nallow = false")).unwrap_err();
-        assert!(error.starts_with("policy, rule 1: ") && error.contains(message), "{rule}: {error}");
+        assert!(error.contains("policy[1].") && error.contains(message), "{rule}: {error}");
     }
     let logins = "[access]\nservice = \"cr.test\"\nrobots = true\n[access.iam]\naccounts = [\"123456789012\"]\n\
                   roles = [\"arn:aws:iam::210987654321:role/node-*\"]\n[access.oidc.ci]\nissuer = \"https://ci.test\"\n\
@@ -36,8 +36,8 @@ fn a_policy_that_could_mean_something_else_than_it_says_is_refused() {
         (none, "who = [\"r*\"]", "access.robots is not true"),
         (none, "who = [\"iam:*\"]", "there is no [access.iam]"),
         (none, "who = [\"oidc:*\"]", "there is no [access.oidc.*]"),
-        (none, "claims = { a = \"b\" }", "rule 1: claims"),
-        (logins, "who = [\"robot:ci\"]\nclaims = { a = \"b\" }", "rule 1: claims"),
+        (none, "claims = { a = \"b\" }", "policy[1].claims"),
+        (logins, "who = [\"robot:ci\"]\nclaims = { a = \"b\" }", "policy[1].claims"),
         (logins, "who = [\"robot:CI-*\"]", "lower-case letters"),
         (logins, "who = [\"robot:aws\"]", "aws and oidc are none"),
         (logins, "who = [\"robot:\"]", "lower-case letters"),
@@ -52,7 +52,7 @@ fn a_policy_that_could_mean_something_else_than_it_says_is_refused() {
         (logins, "who = [\"iam:arn:aws:iam::999999999999:role/a\"]", "neither its account nor its role"),
     ] {
         let error = load(&format!("{access}[[policy]]\n{rule}\nallow = true")).unwrap_err();
-        assert!(error.starts_with("policy, rule 1: ") && error.contains(message), "{rule}: {error}");
+        assert!(error.contains("policy[1].") && error.contains(message), "{rule}: {error}");
     }
     for who in [
         "robot:*",
@@ -81,7 +81,7 @@ fn a_policy_that_could_mean_something_else_than_it_says_is_refused() {
         ("arn:aws:sts::123456789012:assumed-role/node/i-1", "a session of a role is the role"),
     ] {
         let error = load(&logins.replace("arn:aws:iam::210987654321:role/node-*", role)).unwrap_err();
-        assert!(error.starts_with("access.iam.roles: ") && error.contains(message), "{role}: {error}");
+        assert!(error.contains("access.iam.roles[1]: ") && error.contains(message), "{role}: {error}");
     }
     for rule in [
         "who = [\"*\"]",
@@ -120,7 +120,7 @@ fn what_the_access_table_cannot_mean_is_named() {
     assert!(
         load("[access]\nanonymous = [\"everyone\"]")
             .unwrap_err()
-            .contains("access.anonymous: \"everyone\" is no network")
+            .contains("access.anonymous[1]: \"everyone\" is no network")
     );
     assert!(
         !load(&format!("{ACCESS}anonymous = []")).unwrap().access.unwrap().anonymous.admits(None.into()),
@@ -129,11 +129,11 @@ fn what_the_access_table_cannot_mean_is_named() {
     for wrong in ["o-*", "", "o-a1b2", "123456789012"] {
         let error =
             load(&format!("[access]\nservice = \"cr.test\"\n[access.iam]\norganization = \"{wrong}\"")).unwrap_err();
-        assert!(error.starts_with("access.iam.organization: "), "{wrong}: {error}");
+        assert!(error.contains("access.iam.organization: "), "{wrong}: {error}");
     }
     for nobody in ["", "anonymous = false", "anonymous = []", "robots = false", "token_life = \"5m\""] {
         let error = load(&format!("[access]\n{nobody}")).unwrap_err();
-        assert!(error.starts_with("access: names no login and no network"), "{nobody}: {error}");
+        assert!(error.contains("access: names no login and no network"), "{nobody}: {error}");
     }
 }
 
@@ -177,7 +177,7 @@ fn claims_are_patterns_numbers_or_booleans() {
     }
     for everybody in ["{ owner = \"*\" }", "{ owner = \"*\", sub = \"**\" }"] {
         let error = with(everybody).unwrap_err();
-        assert!(error.starts_with("access.oidc.ci.claims: ") && error.contains("is let in"), "{error}");
+        assert!(error.contains("access.oidc.ci.claims: ") && error.contains("is let in"), "{error}");
     }
     assert!(with("{ owner = [\"a\"] }").unwrap_err().contains("a whole number, true or false"));
 }

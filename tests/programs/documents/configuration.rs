@@ -114,7 +114,7 @@ fn known_keys(table: &str) -> Option<Vec<String>> {
     let text = text.strip_prefix('{')?.strip_suffix('}')?;
     let error = load(text.trim()).err()?.to_string();
     let (_, expected) = error.split_once(&format!("unknown field `{WRONG}`, expected "))?;
-    Some(expected.split('`').skip(1).step_by(2).map(str::to_owned).collect())
+    Some(expected.lines().next()?.split('`').skip(1).step_by(2).map(str::to_owned).collect())
 }
 
 /// Every table that the program knows, with its keys.
