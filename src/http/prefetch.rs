@@ -121,14 +121,23 @@ fn report(image: String, outcome: Result<Prefetched, PullError>) -> PrefetchRepo
         Ok(Prefetched { digest, blobs }) => {
             let blobs =
                 blobs.into_iter().map(|(blob, stored)| PrefetchedBlob { digest: blob.digest, size: blob.size, stored });
-            PrefetchReport { image, digest: Some(digest), blobs: blobs.collect(), error: None, again: false }
+            PrefetchReport {
+                image,
+                digest: Some(digest),
+                blobs: blobs.collect(),
+                error: None,
+                again: false,
+                retry_after: None,
+            }
         }
         Err(error) => {
             tracing::debug!(image, error = %chain(&error), "image not prefetched");
             let again = matches!(error, PullError::NotYet);
-            let error = if again { "upstream has not answered yet; ask again".into() } else { error.answer().message };
-            let error = Some(error);
-            PrefetchReport { image, digest: None, blobs: Vec::new(), error, again }
+            let answer = error.answer();
+            let passes = matches!(error, PullError::OverBudget(_)) && answer.status == StatusCode::TOO_MANY_REQUESTS;
+            let retry_after = answer.retry_after.filter(|_| passes).map(|after| after.as_secs());
+            let error = if again { "upstream has not answered yet; ask again".into() } else { answer.message };
+            PrefetchReport { image, digest: None, blobs: Vec::new(), error: Some(error), again, retry_after }
         }
     }
 }

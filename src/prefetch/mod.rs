@@ -50,6 +50,9 @@ pub struct PrefetchReport {
     pub error: Option<String>,
     /// It took too long for one answer: the client should ask again, and prefetching will have gone on.
     pub again: bool,
+    /// In how many seconds a budget that refuses it now will admit it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after: Option<u64>,
 }
 
 /// One blob of a prefetched image.

@@ -13,6 +13,7 @@
 
 mod config;
 mod generate;
+mod images;
 mod issuers;
 mod logins;
 mod requests;

@@ -104,13 +104,13 @@ async fn prefetch_waits_until_everything_is_stored_and_says_what_is_not() -> any
     };
     let compose = file("compose.yaml", "services:\n  a: {image: test.local/a:v1}\n  b: {image: test.local/b:v1}\n")?;
     let prefetch = async |arguments: &[&str]| {
-        stopover.run(&[&["prefetch", "--platform", "linux/s390x"], arguments].concat()).await
+        stopover.run(&[&["prefetch", "--platform", "linux/amd64"], arguments].concat()).await
     };
     let (status, text) = prefetch(&["-f", &compose, "--wait"]).await?;
     ensure!(status.success() && text.contains("images: 2, blobs: 5 ("), "{status}\n{text}");
     ensure!(text.contains("stored already: 0, copied: 5 in "), "{text}");
     let stored = stopover.stored_blobs()?;
-    for (digest, _) in image.blobs.iter().chain(&platforms[1].blobs) {
+    for (digest, _) in image.blobs.iter().chain(&platforms[0].blobs) {
         ensure!(stored.contains_key(digest.as_str()), "{digest} is not stored\n{text}");
     }
     ensure!(stored.len() == 5, "{stored:?}");
@@ -133,6 +133,43 @@ async fn prefetch_waits_until_everything_is_stored_and_says_what_is_not() -> any
     }
     let (status, text) = prefetch(&["-f", "/nowhere/images.txt"]).await?;
     ensure!(status.code() == Some(1) && text.contains("cannot read /nowhere/images.txt"), "{status}\n{text}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_of_one_platform_that_is_not_wanted_is_an_error() -> anyhow::Result<()> {
+    let upstream = Scripted::start()?;
+    upstream.image("a", "v1", &[b"one"]);
+    let installation = Installation::for_upstream(&upstream.url())?;
+    let stopover = installation.start().await?;
+    let (status, text) = stopover.run(&["prefetch", "--platform", "linux/arm64", "test.local/a:v1"]).await?;
+    let sentence = "test.local/a:v1: it is for linux/amd64 alone, and not for linux/arm64";
+    ensure!(status.code() == Some(1) && text.contains(sentence), "{status}\n{text}");
+    let (status, text) =
+        stopover.run(&["prefetch", "--wait", "--platform", "linux/arm64,linux/amd64", "test.local/a:v1"]).await?;
+    ensure!(status.success(), "{status}\n{text}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_dry_run_prints_a_list_and_asks_nobody() -> anyhow::Result<()> {
+    let installation = Installation::with_configuration("")?;
+    let server = ["--server", "http://127.0.0.1:1"];
+    let file = installation.configuration().with_file_name("compose.yaml");
+    let text =
+        "services:\n  a: {image: \"127.0.0.1:1/ghcr.io/a/b:1\", platform: linux/arm64}\n  c: {image: \"$UNSET/c\"}\n";
+    std::fs::write(&file, text)?;
+    let file = file.display().to_string();
+    let (status, text) =
+        run(&[&["prefetch", "--dry-run", "docker://nginx", "-f", &file], &server[..]].concat()).await?;
+    ensure!(status.success(), "{status}\n{text}");
+    for line in [
+        "nginx  # the command line",
+        &format!("ghcr.io/a/b:1  # {file}:2 for linux/arm64"),
+        &format!("{file}:3: skipped $UNSET/c"),
+    ] {
+        ensure!(text.contains(line), "{line} is not in: {text}");
+    }
     Ok(())
 }
 

@@ -1,6 +1,5 @@
 //! The commands that ask a running cache.
 
-mod dockerfile;
 mod doctor;
 mod endpoint;
 mod fills;

@@ -6,15 +6,15 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, LOCATION};
 use serde_json::json;
 use stopover::oci::{Digest, Operation, Platform, Request};
 use stopover::operate::report::{Bytes, FillState, FillStatus};
 use stopover::prefetch::PrefetchReport;
 
-use super::Client;
-use super::images::{self, Image, Listed};
+use super::images::{self, Image, Listed, Surroundings};
 use super::progress::Display;
+use super::{Client, Endpoint};
 
 /// How many images one request names: few enough that a cold cache answers in time.
 const IMAGES_AT_ONCE: usize = 8;
@@ -36,7 +36,8 @@ pub(crate) struct PrefetchArguments {
     /// Images like nginx:1.27 or ghcr.io/owner/name@sha256:…
     #[arg(value_name = "IMAGE", required_unless_present = "files")]
     images: Vec<String>,
-    /// A Kubernetes manifest, a Compose file, a Dockerfile, or a list with an image a line
+    /// A file that names images: any YAML, JSON or TOML, a Compose file, a Dockerfile, or a list with an image a line.
+    /// A directory of such files; `-` is the standard input
     #[arg(short = 'f', long = "file", value_name = "FILE")]
     files: Vec<PathBuf>,
     /// For which platforms, like linux/arm64 [default: the policy of the upstream, else that of this machine]
@@ -45,28 +46,33 @@ pub(crate) struct PrefetchArguments {
     /// Wait until everything is stored, and show how far it is
     #[arg(long)]
     wait: bool,
+    /// Print the images and where each was found, and ask nobody
+    #[arg(long, conflicts_with = "wait")]
+    dry_run: bool,
 }
 
 impl PrefetchArguments {
     fn listed(&self) -> anyhow::Result<Listed> {
-        let mut listed = Listed::default();
-        listed.images.extend(self.images.iter().map(|name| Image::new(name)));
-        for path in &self.files {
-            let found = images::read(path)?;
-            listed.skipped.extend(found.skipped);
-            listed.images.extend(found.images);
-        }
-        let mut seen = HashSet::new();
-        listed.images.retain(|image| seen.insert((image.name.clone(), image.platform.clone())));
+        let variable = |name: &str| std::env::var(name).ok();
+        let surroundings = Surroundings { variable: &variable, platforms: &self.platforms, depth: 0 };
+        let mut listed = images::read(&self.files, &surroundings)?;
+        let found = std::mem::take(&mut listed.images);
+        self.images.iter().for_each(|name| listed.name(name));
+        listed.images.extend(found);
         Ok(listed)
+    }
+
+    /// The platforms that are asked for: those of the arguments, unless the file wants one of them for this image.
+    fn platforms(&self, own: Option<Platform>) -> Vec<Platform> {
+        let own = own.filter(|own| self.platforms.is_empty() || self.platforms.contains(own));
+        own.map_or_else(|| self.platforms.clone(), |own| vec![own])
     }
 
     /// The images by platforms, because one request has one list of platforms.
     fn requests(&self, images: Vec<Image>) -> Vec<(Vec<Platform>, Vec<String>)> {
         let mut requests: Vec<(Vec<Platform>, Vec<String>)> = Vec::new();
         for image in images {
-            let own = image.platform.filter(|_| self.platforms.is_empty());
-            let platforms: Vec<Platform> = self.platforms.iter().cloned().chain(own).collect();
+            let platforms = self.platforms(image.platform);
             match requests.iter_mut().find(|(known, names)| *known == platforms && names.len() < IMAGES_AT_ONCE) {
                 Some((_, names)) => names.push(image.name),
                 None => requests.push((platforms, vec![image.name])),
@@ -90,15 +96,28 @@ impl Client {
     /// Requests images; one line per image says what was requested. Fails if one of them was refused, or if `--wait`
     /// ends with one that is not stored whole.
     pub(crate) async fn prefetch(&self, order: PrefetchArguments) -> anyhow::Result<String> {
-        let Listed { images, skipped } = order.listed()?;
-        for line in &skipped {
+        let Listed { mut images, skipped, notes, .. } = order.listed()?;
+        for line in notes.iter().chain(&skipped) {
             eprintln!("{line}");
         }
-        let (count, began) = (images.len(), Instant::now());
+        let mut seen = HashSet::new();
+        images.iter_mut().for_each(|image| image.name = self.beyond(&image.name).to_owned());
+        images.retain(|image| seen.insert((image.name.clone(), order.platforms(image.platform.clone()))));
         let mut text = String::new();
+        if order.dry_run {
+            for Image { name, platform, place } in images {
+                let platform = platform.map_or_else(String::new, |platform| format!(" for {platform}"));
+                writeln!(text, "{name}  # {place}{platform}")?;
+            }
+            return Ok(text);
+        }
+        let (count, began) = (images.len(), Instant::now());
         let (mut failed, mut blobs) = (0, HashMap::new());
         for (platforms, names) in order.requests(images) {
-            for report in self.request(&platforms, names).await? {
+            for mut report in self.request(&platforms, names, order.wait).await? {
+                if report.error.is_none() {
+                    report.error = self.other_platform(&report, &platforms).await;
+                }
                 if let Some(error) = &report.error {
                     failed += 1;
                     eprintln!("{}: {error}", report.image);
@@ -132,24 +151,81 @@ impl Client {
         bail!("not everything is stored\n{text}");
     }
 
-    async fn request(&self, platforms: &[Platform], names: Vec<String>) -> anyhow::Result<Vec<PrefetchReport>> {
+    /// Requests images, and those again that the cache asks for. With `wait` also those that a budget refuses which is
+    /// there again within a minute.
+    async fn request(
+        &self,
+        platforms: &[Platform],
+        names: Vec<String>,
+        wait: bool,
+    ) -> anyhow::Result<Vec<PrefetchReport>> {
         #[derive(serde::Deserialize)]
         struct Reports {
             images: Vec<PrefetchReport>,
         }
-        let (mut ended, mut left) = (Vec::new(), names);
-        for round in 0..=AGAIN {
+        let (mut ended, mut left, mut rounds) = (Vec::new(), names, 0);
+        while !left.is_empty() {
             let body = json!({ "images": left, "platforms": platforms, "machine": Platform::of_this_machine() });
             let question = self.http.post(self.url("prefetch")).header(CONTENT_TYPE, "application/json");
             let Reports { images } = self.ask(question.body(body.to_string())).await?;
-            let (again, done): (Vec<_>, Vec<_>) = images.into_iter().partition(|report| report.again && round < AGAIN);
+            let again =
+                |report: &PrefetchReport| rounds < AGAIN && (report.again || wait && report.retry_after.is_some());
+            let (again, done): (Vec<_>, Vec<_>) = images.into_iter().partition(again);
+            // As long as some of them end it goes on.
+            rounds = if done.is_empty() { rounds + 1 } else { 0 };
             ended.extend(done);
-            left = again.into_iter().map(|report| report.image).collect();
-            if left.is_empty() {
-                break;
+            if let Some(seconds) = again.iter().filter_map(|report| report.retry_after).max() {
+                tokio::time::sleep(Duration::from_secs(seconds.clamp(1, 60))).await;
             }
+            left = again.into_iter().map(|report| report.image).collect();
         }
         Ok(ended)
+    }
+
+    /// The name of an image without the cache itself, through which it may lead.
+    fn beyond<'a>(&self, name: &'a str) -> &'a str {
+        let Some((host, rest)) = name.split_once('/') else { return name };
+        let port = self.server.url().port_or_known_default();
+        let is_same_port = |other: Endpoint| other.is_here() && other.url().port_or_known_default() == port;
+        let is_here = || format!("{}://{host}", self.server.url().scheme()).parse().is_ok_and(is_same_port);
+        if self.server.is_host(host) || self.server.is_here() && is_here() { rest } else { name }
+    }
+
+    /// Says that an image, which has no index, is for none of the wanted platforms. The cache judges those in an index.
+    async fn other_platform(&self, report: &PrefetchReport, wanted: &[Platform]) -> Option<String> {
+        #[derive(serde::Deserialize)]
+        struct Outline {
+            config: Descriptor,
+        }
+        #[derive(serde::Deserialize)]
+        struct Descriptor {
+            digest: Digest,
+        }
+        #[derive(serde::Deserialize)]
+        struct Configuration {
+            os: String,
+            architecture: String,
+            #[serde(default)]
+            variant: Option<String>,
+        }
+        let digest = report.digest.as_ref().filter(|_| !wanted.is_empty())?;
+        let request = Request::image(&report.image).ok()?;
+        let name = request.operation.name()?;
+        let outline = self.send(self.http.get(self.registry_url(&request, name, "manifests", digest.as_str()))).await;
+        let Outline { config } = serde_json::from_slice(&outline.ok()?.bytes().await.ok()?).ok()?;
+        let url = self.registry_url(&request, name, "blobs", config.digest.as_str());
+        let mut answer = self.send(self.http.get(url)).await.ok()?;
+        // Blobs may be elsewhere, where nobody needs to know who asks.
+        if let Some(location) = answer.headers().get(LOCATION).and_then(|location| location.to_str().ok()) {
+            answer = self.http.get(location).send().await.ok()?;
+        }
+        // What is no image, a chart or a signature, has another configuration.
+        let Configuration { os, architecture, variant } = serde_json::from_slice(&answer.bytes().await.ok()?).ok()?;
+        let variant = variant.map_or_else(String::new, |variant| format!("/{variant}"));
+        let platform: Platform = format!("{os}/{architecture}{variant}").parse().ok()?;
+        let wanted_names = || wanted.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let is_other = !wanted.iter().any(|wanted| wanted.means(&platform));
+        is_other.then(|| format!("it is for {platform} alone, and not for {}", wanted_names()))
     }
 
     /// Follows fills until each blob is stored or given up. Returns how many were given up.
@@ -256,6 +332,54 @@ mod tests {
     use super::*;
     use crate::client::{Endpoint, LoginArguments, OperatorProof};
 
+    fn client(server: &str) -> Client {
+        let server: Endpoint = server.parse().unwrap();
+        let operator = OperatorProof::read(Path::new("/nowhere"), &server, &server);
+        Client::new(server, LoginArguments::default(), operator).unwrap()
+    }
+
+    #[tokio::test]
+    async fn prefetch_waits_for_a_budget_that_is_there_again_within_a_minute() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = client(&format!("http://{}", listener.local_addr().unwrap()));
+        let report = |rest: &str| {
+            let body =
+                format!("{{\"images\":[{{\"image\":\"a\",\"digest\":null,\"blobs\":[],\"again\":false,{rest}}}]}}");
+            format!("HTTP/1.1 202 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len())
+        };
+        let refused = report("\"error\":\"over budget\",\"retry_after\":1");
+        let answers = [refused.clone(), refused, report("\"error\":null")];
+        let asked = std::thread::spawn(move || {
+            for answer in answers {
+                let (mut connection, _) = listener.accept().unwrap();
+                _ = connection.read(&mut [0; 4096]).unwrap();
+                connection.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        let reports = client.request(&[], vec!["a".into()], false).await.unwrap();
+        assert_eq!(reports[0].error.as_deref(), Some("over budget"), "without --wait it is said at once");
+        let reports = client.request(&[], vec!["a".into()], true).await.unwrap();
+        assert!(matches!(&reports[..], [report] if report.error.is_none()), "{reports:?}");
+        asked.join().unwrap();
+    }
+
+    #[test]
+    fn a_name_may_lead_through_the_cache_itself() {
+        let cache = client("https://cache.example.com");
+        for (name, beyond) in [
+            ("cache.example.com/ghcr.io/a/b:1", "ghcr.io/a/b:1"),
+            ("cache.example.com:443/a", "a"),
+            ("cache.example.com:5000/a", "cache.example.com:5000/a"),
+            ("localhost:443/a", "localhost:443/a"),
+            ("nginx", "nginx"),
+        ] {
+            assert_eq!(cache.beyond(name), beyond);
+        }
+        let here = client("http://127.0.0.1:5000");
+        assert_eq!(here.beyond("localhost:5000/docker.io/library/a:1"), "docker.io/library/a:1");
+        assert_eq!(here.beyond("localhost:5001/a"), "localhost:5001/a");
+    }
+
     #[tokio::test]
     async fn a_cache_is_away_when_it_has_not_answered_however_long_nothing_has_arrived() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -265,9 +389,7 @@ mod tests {
             _ = connection.read(&mut [0; 4096]).unwrap();
             connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").unwrap();
         });
-        let server: Endpoint = server.parse().unwrap();
-        let operator = OperatorProof::read(Path::new("/nowhere"), &server, &server);
-        let client = Client::new(server, LoginArguments::default(), operator).unwrap();
+        let client = client(&server);
         let digest = Digest::of(Algorithm::Sha256, b"blob");
         let mut blob = Awaited { url: client.url("blob"), digest, size: 4, written: 0, unlisted: 0 };
         let long_ago = Instant::now().checked_sub(2 * AWAY).unwrap();
