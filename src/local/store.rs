@@ -162,7 +162,11 @@ fn at_work<T>(path: &Path, work: impl FnOnce() -> Result<T, redb::Error>) -> Res
     AT_WORK.set(false);
     let unreadable = |_| Err(redb::Error::Corrupted("the database cannot make sense of it".into()));
     outcome.unwrap_or_else(unreadable).map_err(|error| match error {
-        error @ redb::Error::Corrupted(_) => damaged(path, error),
+        error @ (redb::Error::Corrupted(_)
+        | redb::Error::RepairAborted
+        | redb::Error::TableDoesNotExist(_)
+        | redb::Error::TableTypeMismatch { .. }
+        | redb::Error::TypeDefinitionChanged { .. }) => damaged(path, error),
         redb::Error::Io(error) if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => {
             damaged(path, error)
         }
@@ -235,6 +239,9 @@ impl Store {
         loop {
             let items = self.scan_after(&after)?;
             let Some((last, _)) = items.last() else { return Ok(()) };
+            if *last <= after {
+                return Err(damaged(&self.file.path, "its keys are in no order"));
+            }
             last.clone_into(&mut after);
             for (key, item) in items {
                 if !key.starts_with(prefix) {

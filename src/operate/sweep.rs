@@ -69,7 +69,7 @@ impl Operate {
         let mut entries = self.core.ledger.entries();
         while let Some(entry) = entries.try_next().await? {
             fates.add(entry, &mut batch);
-            if batch.len() >= BATCH {
+            if batch.size() >= BATCH {
                 self.finish(&mut batch, dry_run, &mut report, &mut failure).await;
             }
         }
@@ -104,10 +104,11 @@ impl Operate {
         memberships.retain(|entry| !matches!(entry, Entry::Membership { digest, .. } if spared.contains(digest)));
         self.remove_all(memberships, &mut done.entries, failure).await;
 
-        let removals = blobs
+        let removals: Vec<_> = blobs
             .into_iter()
             .filter(|doomed| !spared.contains(&doomed.digest))
-            .map(|doomed| async move { (self.remove_blob(&doomed).await, doomed) });
+            .map(|doomed| async move { (self.remove_blob(&doomed).await, doomed) })
+            .collect();
         let mut removals = stream::iter(removals).buffer_unordered(AT_ONCE);
         while let Some((removed, doomed)) = removals.next().await {
             done.blobs.extend(noted(removed, failure).unwrap_or(false).then_some(doomed));
@@ -150,7 +151,8 @@ impl Operate {
         removed: &mut Vec<Entry>,
         failure: &mut Option<StoreError>,
     ) -> Vec<Entry> {
-        let removals = entries.into_iter().map(|entry| async move { (self.core.ledger.remove(&entry).await, entry) });
+        let removals: Vec<_> =
+            entries.into_iter().map(|entry| async move { (self.core.ledger.remove(&entry).await, entry) }).collect();
         let mut removals = stream::iter(removals).buffer_unordered(AT_ONCE);
         let mut spared = Vec::new();
         while let Some((gone, entry)) = removals.next().await {

@@ -528,12 +528,14 @@ mod embedded_only {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn manifests_count_towards_the_size_of_the_store_and_go_when_it_is_exceeded() {
         let world = world(Column::Embedded, "max_size = \"1MB\"\npin = [\"test.local/a:0\"]").await;
-        let path = |number: usize| format!("/v2/test.local/a/manifests/{number}");
+        let mut paths = Vec::new();
         for number in 0..6 {
             let index =
                 json!({ "manifests": [], "annotations": { "padding": format!("{number:>300000}") } }).to_string();
-            world.upstream.manifest("a", &number.to_string(), MediaType::OciIndex.as_str(), index.as_bytes());
-            assert_eq!(world.get(&path(number)).await.status, StatusCode::OK);
+            let tag = number.to_string();
+            let digest = world.upstream.manifest("a", &tag, MediaType::OciIndex.as_str(), index.as_bytes());
+            pull(&world, "a", &tag).await;
+            paths.push(format!("/v2/test.local/a/manifests/{digest}"));
             world.clock.advance(25 * HOUR);
         }
         let report = sweep(&world).await;
@@ -543,8 +545,8 @@ mod embedded_only {
         world.upstream.kill();
         // Three have gone, from memory too; one is pinned, and the others were used last.
         let mut left = Vec::new();
-        for number in 0..6 {
-            left.push(world.get(&path(number)).await.status == StatusCode::OK);
+        for path in &paths {
+            left.push(world.get(path).await.status == StatusCode::OK);
         }
         assert_eq!(left, [true, false, false, false, true, true]);
     }

@@ -210,7 +210,7 @@ impl Fates<'_> {
 
 impl Batch {
     /// How many items it has.
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.entries.len() + self.blobs.len() + self.absent.len() + self.unnoted.len()
     }
 
