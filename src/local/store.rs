@@ -162,18 +162,16 @@ fn at_work<T>(path: &Path, work: impl FnOnce() -> Result<T, redb::Error>) -> Res
     AT_WORK.set(false);
     let unreadable = |_| Err(redb::Error::Corrupted("the database cannot make sense of it".into()));
     outcome.unwrap_or_else(unreadable).map_err(|error| match error {
-        error @ (redb::Error::Corrupted(_)
-        | redb::Error::RepairAborted
-        | redb::Error::TableDoesNotExist(_)
-        | redb::Error::TableTypeMismatch { .. }
-        | redb::Error::TypeDefinitionChanged { .. }) => damaged(path, error),
-        redb::Error::Io(error) if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => {
-            damaged(path, error)
-        }
         redb::Error::Io(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
             StoreError::Refused(Failure::because("ledger", error))
         }
-        error => failed(error),
+        redb::Error::Io(error) if !matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => {
+            failed(error)
+        }
+        error @ (redb::Error::PreviousIo | redb::Error::DatabaseAlreadyOpen | redb::Error::UpgradeRequired(_)) => {
+            failed(error)
+        }
+        error => damaged(path, error),
     })
 }
 

@@ -104,61 +104,22 @@ struct Manifest {
 /// A blob, as it was counted: in the ledger, and in the blob store.
 #[derive(Default)]
 struct Blob {
-    record: Option<Recorded>,
-    bytes: Option<(u64, Timestamp)>,
-    fate: Fate,
-}
-
-/// What a sweep needs of a record.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Recorded {
-    version: u64,
+    /// The version of its record, if it has one.
+    version: Option<u64>,
     used_at: Option<Timestamp>,
-    checkpoint: bool,
-    kind: Kind,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Absent,
-    Busy,
-    /// The claim of a fill that died.
-    Died,
-    /// A removal that died.
-    Removing,
-    Stored,
-}
-
-impl Recorded {
-    fn of(Versioned { value, version }: &Versioned<BlobRecord>, now: Timestamp) -> Self {
-        let kind = match value.state {
-            _ if value.state.is_busy(now) => Kind::Busy,
-            BlobState::Absent => Kind::Absent,
-            BlobState::Claimed { .. } => Kind::Died,
-            BlobState::Removing { .. } => Kind::Removing,
-            BlobState::Stored { .. } => Kind::Stored,
-        };
-        Self { version: *version, used_at: value.used_at, checkpoint: value.checkpoint.is_some(), kind }
-    }
-
-    /// Whether it contradicts the store: a fill that died, bytes that are gone, or an upload that no fill has continued
-    /// for so long that its bytes are better used for something else.
-    fn is_wrong(&self, there: bool, now: Timestamp) -> bool {
-        match self.kind {
-            Kind::Died => true,
-            Kind::Stored => !there,
-            Kind::Absent => self.checkpoint && self.used_at.is_none_or(|used_at| used_at < now.minus(ORPHAN)),
-            Kind::Busy | Kind::Removing => false,
-        }
-    }
+    bytes: Option<(u64, Timestamp)>,
+    is_stored: bool,
+    fate: Fate,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 enum Fate {
     #[default]
     Stays,
+    /// Nothing is at work on it, and it was not used itself.
+    GoesUnlessNamed,
     Goes,
-    /// Its record becomes absent.
+    /// Its record contradicts the store, and becomes absent.
     Repaired,
 }
 
@@ -196,8 +157,10 @@ impl<'a> Census<'a> {
             }
             Entry::Blob { digest, record } => {
                 self.uploads.extend(record.value.checkpoint.as_ref().map(|checkpoint| checkpoint.upload.clone()));
+                let fate = self.fate(&record.value);
                 let blob = self.blobs.entry(self.keys.digest(digest)).or_default();
-                blob.record = Some(Recorded::of(record, self.now));
+                (blob.version, blob.used_at, blob.fate) = (Some(record.version), record.value.used_at, fate);
+                blob.is_stored = matches!(record.value.state, BlobState::Stored { .. });
             }
             Entry::Reference { repository, reference, record } if self.task.is_about(repository, reference) => {
                 let TagRecord { observed, previous, .. } = &record.value;
@@ -206,6 +169,22 @@ impl<'a> Census<'a> {
                 self.tags.push((self.task.purges(repository, reference, &record.value), observed, previous));
             }
             Entry::Reference { .. } | Entry::Membership { .. } | Entry::Listing { .. } | Entry::Standing { .. } => {}
+        }
+    }
+
+    /// What becomes of a blob, by its record alone.
+    fn fate(&self, BlobRecord { state, used_at, checkpoint, .. }: &BlobRecord) -> Fate {
+        // No fill has continued the upload for so long that its bytes are better used for something else.
+        let left = checkpoint.is_some() && used_at.is_none_or(|used_at| used_at < self.now.minus(ORPHAN));
+        match (state, self.task) {
+            _ if state.is_busy(self.now) => Fate::Stays,
+            (_, Task::Purge(..)) => Fate::GoesUnlessNamed,
+            (BlobState::Removing { .. }, _) => Fate::Goes,
+            (BlobState::Stored { .. }, _) if used_at.is_none() => Fate::Stays,
+            _ if !self.task.keeps(*used_at, self.now) => Fate::GoesUnlessNamed,
+            (BlobState::Claimed { .. }, _) => Fate::Repaired,
+            (BlobState::Absent, _) if left => Fate::Repaired,
+            _ => Fate::Stays,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{Blob, Census, Fate, Key, Kind, Named, ORPHAN, Recorded, Task, UNKNOWN, Used};
+use super::{Census, Fate, Key, Named, ORPHAN, Task, UNKNOWN, Used};
 use crate::config::Retention;
 use crate::oci::Digest;
 use crate::operate::report::SweepReport;
@@ -30,38 +30,26 @@ impl<'a> Census<'a> {
         };
         let named = self.named(|key| live.get(key).copied());
         let unnamed = self.named(|key| (!live.contains_key(key)).then_some(UNKNOWN));
-        let mut blobs = std::mem::take(&mut self.blobs);
-        for (key, blob) in &mut blobs {
-            let (named, unnamed) = (named.anywhere.contains_key(key), unnamed.anywhere.contains_key(key));
-            blob.fate = self.fate(blob, named, unnamed);
+        let (is_sweep, old) = (matches!(self.task, Task::Sweep(_)), self.now.minus(ORPHAN));
+        for (key, blob) in &mut self.blobs {
+            let is_orphan = || !is_sweep || blob.bytes.is_some_and(|(_, modified)| modified < old);
+            if blob.version.is_none() && is_orphan() {
+                blob.fate = Fate::GoesUnlessNamed;
+            }
+            if blob.fate == Fate::GoesUnlessNamed {
+                let is_named = named.anywhere.contains_key(key) || !(is_sweep || unnamed.anywhere.contains_key(key));
+                blob.fate = if is_named { Fate::Stays } else { Fate::Goes };
+            }
+            if is_sweep && blob.fate == Fate::Stays && blob.is_stored && blob.bytes.is_none() {
+                blob.fate = Fate::Repaired;
+            }
         }
-        self.blobs = blobs;
         let mut fates = Fates { evicted: HashSet::new(), live, named, unnamed, census: self };
         if let Task::Sweep(Retention { max_size: Some(most), .. }) = fates.census.task {
             fates.evict(&pinned, *most);
         }
         fates.census.manifests.values_mut().for_each(|manifest| manifest.names = Box::default());
         fates
-    }
-
-    fn fate(&self, Blob { record, bytes, .. }: &Blob, named: bool, unnamed: bool) -> Fate {
-        let goes = match (self.task, record) {
-            (_, Some(record)) if record.kind == Kind::Busy => false,
-            (Task::Purge(..), _) => unnamed && !named,
-            (_, None) => !named && bytes.is_some_and(|(_, modified)| modified < self.now.minus(ORPHAN)),
-            (_, Some(record)) => match (record.kind, record.used_at) {
-                (Kind::Removing, _) => true,
-                (Kind::Stored, None) => false,
-                (_, used_at) => !self.task.keeps(used_at, self.now) && !named,
-            },
-        };
-        match record {
-            _ if goes => Fate::Goes,
-            Some(record) if matches!(self.task, Task::Sweep(_)) && record.is_wrong(bytes.is_some(), self.now) => {
-                Fate::Repaired
-            }
-            _ => Fate::Stays,
-        }
     }
 }
 
@@ -108,11 +96,8 @@ impl Fates<'_> {
         for (key, blob) in self.census.blobs.iter().filter(|(_, blob)| blob.fate != Fate::Goes) {
             let Some((size, _)) = blob.bytes else { continue };
             kept += size;
-            if let Some(record) = blob.record
-                && record.kind == Kind::Stored
-                && !exempt.anywhere.contains_key(key)
-            {
-                let last_use = record.used_at.max(self.named.anywhere.get(key).copied());
+            if blob.is_stored && !exempt.anywhere.contains_key(key) {
+                let last_use = blob.used_at.max(self.named.anywhere.get(key).copied());
                 candidates.push((last_use, false, *key, size));
             }
         }
@@ -173,7 +158,7 @@ impl Fates<'_> {
             }
             Entry::Listing { stale_until: over, .. } | Entry::Standing { until: over, .. } => !is_sweep || now < *over,
             Entry::Blob { digest, record } => match self.census.blobs.get(&keys.digest(digest)) {
-                Some(blob) if blob.record == Some(Recorded::of(record, now)) && blob.fate != Fate::Stays => {
+                Some(blob) if blob.version == Some(record.version) && blob.fate != Fate::Stays => {
                     let (digest, record) = (digest.clone(), record.clone());
                     if blob.fate == Fate::Repaired {
                         batch.absent.push((digest, record));
@@ -201,7 +186,7 @@ impl Fates<'_> {
     /// Adds stored bytes that have no record to what is to be done.
     pub fn add_bytes(&self, stored: StoredBlob, batch: &mut Batch) {
         let Some(blob) = self.census.blobs.get(&self.census.keys.digest(&stored.digest)) else { return };
-        let unchanged = blob.record.is_none() && blob.bytes == Some((stored.size, stored.modified));
+        let unchanged = blob.version.is_none() && blob.bytes == Some((stored.size, stored.modified));
         if unchanged && blob.fate == Fate::Goes {
             batch.blobs.push(Doomed { digest: stored.digest, record: None, bytes: stored.size });
         }
