@@ -109,6 +109,8 @@ struct Blob {
     used_at: Option<Timestamp>,
     bytes: Option<(u64, Timestamp)>,
     is_stored: bool,
+    /// Its record is of a fill that died.
+    is_wrong: bool,
     fate: Fate,
 }
 
@@ -157,10 +159,17 @@ impl<'a> Census<'a> {
             }
             Entry::Blob { digest, record } => {
                 self.uploads.extend(record.value.checkpoint.as_ref().map(|checkpoint| checkpoint.upload.clone()));
-                let fate = self.fate(&record.value);
-                let blob = self.blobs.entry(self.keys.digest(digest)).or_default();
-                (blob.version, blob.used_at, blob.fate) = (Some(record.version), record.value.used_at, fate);
-                blob.is_stored = matches!(record.value.state, BlobState::Stored { .. });
+                let (fate, BlobRecord { state, used_at, checkpoint, .. }) = (self.fate(&record.value), &record.value);
+                let is_old = used_at.is_none_or(|used_at| used_at < self.now.minus(ORPHAN));
+                let is_wrong = match state {
+                    BlobState::Claimed { .. } => !state.is_busy(self.now),
+                    // No fill has continued the upload for so long that its bytes are better used for something else.
+                    BlobState::Absent => checkpoint.is_some() && is_old,
+                    BlobState::Stored { .. } | BlobState::Removing { .. } => false,
+                };
+                let (version, is_stored) = (Some(record.version), matches!(state, BlobState::Stored { .. }));
+                let blob = Blob { version, used_at: *used_at, bytes: None, is_stored, is_wrong, fate };
+                self.blobs.insert(self.keys.digest(digest), blob);
             }
             Entry::Reference { repository, reference, record } if self.task.is_about(repository, reference) => {
                 let TagRecord { observed, previous, .. } = &record.value;
@@ -173,18 +182,14 @@ impl<'a> Census<'a> {
     }
 
     /// What becomes of a blob, by its record alone.
-    fn fate(&self, BlobRecord { state, used_at, checkpoint, .. }: &BlobRecord) -> Fate {
-        // No fill has continued the upload for so long that its bytes are better used for something else.
-        let left = checkpoint.is_some() && used_at.is_none_or(|used_at| used_at < self.now.minus(ORPHAN));
+    fn fate(&self, BlobRecord { state, used_at, .. }: &BlobRecord) -> Fate {
         match (state, self.task) {
             _ if state.is_busy(self.now) => Fate::Stays,
             (_, Task::Purge(..)) => Fate::GoesUnlessNamed,
             (BlobState::Removing { .. }, _) => Fate::Goes,
             (BlobState::Stored { .. }, _) if used_at.is_none() => Fate::Stays,
-            _ if !self.task.keeps(*used_at, self.now) => Fate::GoesUnlessNamed,
-            (BlobState::Claimed { .. }, _) => Fate::Repaired,
-            (BlobState::Absent, _) if left => Fate::Repaired,
-            _ => Fate::Stays,
+            _ if self.task.keeps(*used_at, self.now) => Fate::Stays,
+            _ => Fate::GoesUnlessNamed,
         }
     }
 

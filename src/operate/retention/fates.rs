@@ -40,7 +40,8 @@ impl<'a> Census<'a> {
                 let is_named = named.anywhere.contains_key(key) || !(is_sweep || unnamed.anywhere.contains_key(key));
                 blob.fate = if is_named { Fate::Stays } else { Fate::Goes };
             }
-            if is_sweep && blob.fate == Fate::Stays && blob.is_stored && blob.bytes.is_none() {
+            let is_wrong = blob.is_wrong || (blob.is_stored && blob.bytes.is_none());
+            if is_sweep && blob.fate == Fate::Stays && is_wrong {
                 blob.fate = Fate::Repaired;
             }
         }
