@@ -26,8 +26,8 @@ const WRITE_BYTES: u64 = 512 * 1024;
 const WRITE_PIECES: usize = 1024;
 /// Checkpoints lie at multiples of this: a stop loses no more.
 const UNIT_BYTES: u64 = 1024 * 1024;
-/// Free space that blobs and manifests leave alone, so that small records can always be written: this many bytes, or a hundredth of a
-/// small disk.
+/// Free space that blobs and manifests leave alone, so that small records can always be written: this many bytes, or a
+/// hundredth of a small disk.
 const RESERVE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Blobs as files below one directory, each published by a rename.
