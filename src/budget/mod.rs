@@ -139,9 +139,14 @@ impl Budgets {
         if self.is_paid(&job.digest, job.size) {
             return Ok(());
         }
-        self.take(payer, Budget::NewBytes, job.size)?;
+        self.pay_bytes(payer, job.size)?;
         self.paid.insert((job.digest.clone(), job.size), self.clock.now().plus(PAID));
         Ok(())
+    }
+
+    /// Charges a caller for bytes that are to be stored.
+    pub(crate) fn pay_bytes(&self, payer: Option<Payer>, bytes: u64) -> Result<(), OverBudget> {
+        self.take(payer, Budget::NewBytes, bytes)
     }
 
     /// Checks that a caller has this many bytes left for blobs that are not paid for yet.

@@ -110,7 +110,7 @@ impl Copying<'_> {
             _ = &mut stop => return Ok(false),
         };
         // Before any client can read a byte of it.
-        self.fill.membership.note_proven(&job.repository, &job.digest, job.size).await?;
+        self.fill.membership.note_proven(&job.repository, &job.digest, job.size).await;
         // Once the fill is to stop: when to give up bytes that are still on their way.
         let mut ends_at = None;
         let mut claimed_until = self.claim.clock.now().plus(CLAIM);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::budget::MissReservation;
 use crate::config::UpstreamConfig;
 use crate::core::Core;
-use crate::errors::{FillError, PullError, StoreError, UpstreamError};
+use crate::errors::{FillError, PullError, StoreError, UpstreamError, beside};
 use crate::identity::Payer;
 use crate::oci::{Digest, Repository};
 use crate::ports::Job;
@@ -50,7 +50,9 @@ impl Membership {
 
     /// Whether upstream has to be asked before stored content of this repository is served.
     pub(crate) async fn permission_is_due(&self, repository: &Repository) -> Result<bool, PullError> {
-        let lasts = |config: &UpstreamConfig, at: Timestamp| self.core.clock.now() < at.plus(config.permission);
+        let lasts = |config: &UpstreamConfig, at: Timestamp| {
+            at.plus(config.permission).is_ahead(config.permission, self.core.clock.now())
+        };
         let shown = self.shown(repository).await?;
         Ok(shown.is_some_and(|(config, at)| !at.is_some_and(|at| lasts(config, at))))
     }
@@ -165,7 +167,7 @@ impl Membership {
             let opened = membership.core.upstreams.open_blob(&there, &digest, None).await;
             reservation.settle(opened.as_ref().is_err_and(UpstreamError::is_miss));
             let size = opened?.size.ok_or_else(unknown)?;
-            membership.note_proven(&there, &digest, size).await?;
+            membership.note_proven(&there, &digest, size).await;
             Ok(size)
         };
         let broken_off = || StoreError::Unavailable("a question to upstream was broken off".into());
@@ -193,14 +195,8 @@ impl Membership {
     }
 
     /// Records that upstream has shown a blob to this repository.
-    pub(crate) async fn note_proven(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-        size: u64,
-    ) -> Result<(), FillError> {
+    pub(crate) async fn note_proven(&self, repository: &Repository, digest: &Digest, size: u64) {
         let member = Member { size, used_at: self.core.clock.now(), proven: true };
-        self.core.ledger.put_membership(repository, digest, member).await?;
-        Ok(())
+        beside(self.core.ledger.put_membership(repository, digest, member).await, "a membership");
     }
 }

@@ -58,7 +58,18 @@ impl Pull {
         match (upstream.cold(), admitted) {
             (Cold::Redirect, admitted) => self.redirect(&job, filling, admitted, want.payer).await,
             (_, Err(over)) => Err(over.into()),
-            (cold, Ok(())) => self.wait(&job, cold == Cold::Follow).await,
+            (cold, Ok(())) => match self.wait(&job, cold == Cold::Follow).await {
+                // A full disk: what cannot be stored is still to be had there.
+                Err(PullError::Store(StoreError::Refused(full))) if cold == Cold::Follow => {
+                    match self.blob_source(&job, want.payer, &Ok(())).await? {
+                        BlobSource::Public(url) => {
+                            Ok(PulledBlob { size, content: Content::Redirect(url), served: Served::Miss })
+                        }
+                        BlobSource::Private => Err(StoreError::Refused(full).into()),
+                    }
+                }
+                pulled => pulled,
+            },
         }
     }
 
@@ -194,7 +205,7 @@ impl Pull {
 /// Whether a fill holds the claim: it runs, or has died recently.
 fn is_claimed(view: &BlobView, now: Timestamp) -> bool {
     let state = view.record.as_ref().map(|record| &record.value.state);
-    matches!(state, Some(BlobState::Claimed { until, .. }) if now < *until)
+    state.is_some_and(|state| matches!(state, BlobState::Claimed { .. }) && state.is_busy(now))
 }
 
 impl PulledBlob {

@@ -2,6 +2,7 @@
 //! it: they are right however upstream treats `n` and `last`, and upstream's cursors never reach a client.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as MemoryCache;
@@ -11,11 +12,11 @@ use super::manifest::jittered;
 use super::{Pull, Want};
 use crate::budget::MissReservation;
 use crate::config::Referrers;
-use crate::errors::{Failure, PullError, StoreError, UpstreamError};
+use crate::errors::{Failure, PullError, StoreError, UpstreamError, beside};
 use crate::oci::{Digest, MediaType, Page, Reference, Repository, Tag};
 use crate::ports::MAX_LISTING_BYTES;
 use crate::records::{List, ListKey, Listing};
-use crate::upstream::Evidence;
+use crate::upstream::{Evidence, Upstream};
 use crate::values::served::Served;
 
 /// A page of tags to answer with.
@@ -180,12 +181,12 @@ impl Pull {
         key: ListKey,
         want: Want,
     ) -> Result<PulledList, PullError> {
-        let (of_tags, now) = (key == ListKey::Tags, self.core.clock.now());
+        let of_tags = key == ListKey::Tags;
         let kept = self.kept_list(repository, &key).await?;
         let known = kept.is_some();
         // Even if it is fresh: upstream may not show it to us any more.
         let due = known && self.membership.permission_is_due(repository).await?;
-        if let Some(kept) = kept.filter(|kept| !want.check && !due && now < kept.fresh_until) {
+        if let Some(kept) = kept.filter(|kept| !want.check && !due && self.is_fresh(repository, kept)) {
             return Ok(PulledList::kept(kept, Served::Hit));
         }
         if !known && !want.check {
@@ -217,11 +218,17 @@ impl Pull {
         self.lists.flights.join(question, work).await.unwrap_or(Err(PullError::NotYet))
     }
 
+    fn is_fresh(&self, repository: &Repository, kept: &Listing) -> bool {
+        let config = self.core.upstreams.get(repository).ok().map(Upstream::config);
+        let longest = config.map_or(Duration::ZERO, |config| config.tags.fresh.max(config.missing));
+        kept.fresh_until.is_ahead(longest.mul_f64(1.1), self.core.clock.now())
+    }
+
     /// The kept list, fresh or not, while it may be served at all.
     async fn kept_list(&self, repository: &Repository, key: &ListKey) -> Result<Option<Arc<Listing>>, StoreError> {
         let now = self.core.clock.now();
         let large = self.lists.large.0.get(&(repository.clone(), key.clone())).map(|(listing, _)| listing);
-        if large.as_ref().is_some_and(|large| now < large.fresh_until) {
+        if large.as_ref().is_some_and(|large| self.is_fresh(repository, large)) {
             return Ok(large);
         }
         let kept = self.core.ledger.listing(repository, key).await?.map(Arc::new);
@@ -236,10 +243,10 @@ impl Pull {
         reservation: &mut MissReservation,
     ) -> Result<PulledList, PullError> {
         let upstream = self.core.upstreams.get(repository)?;
-        let (of_tags, now) = (*key == ListKey::Tags, self.core.clock.now());
+        let of_tags = *key == ListKey::Tags;
         let kept = self.kept_list(repository, key).await?;
         match &kept {
-            Some(kept) if !check && now < kept.fresh_until => {
+            Some(kept) if !check && self.is_fresh(repository, kept) => {
                 return Ok(PulledList::kept(Arc::clone(kept), Served::Hit));
             }
             None if !check => self.core.upstreams.standings.check_absent(repository).await?,
@@ -264,7 +271,7 @@ impl Pull {
         let fresh = jittered(if list.is_some() { config.tags.fresh } else { config.missing });
         let nothing = is_nothing(list.as_ref(), of_tags);
         if *check && list.is_some() && !nothing {
-            self.core.upstreams.standings.note_present(repository).await?;
+            beside(self.core.upstreams.standings.note_present(repository).await, "that a repository exists");
         }
         // An empty answer is of use only while it is fresh; that the API is missing leads to a tag.
         let stale = if nothing { fresh } else { fresh + config.stale };
@@ -273,11 +280,10 @@ impl Pull {
             .map_err(|error| StoreError::Corrupt(Failure::because("a list", error)))?
             .len();
         let (large, place) = (bytes > MAX_LISTING_BYTES, (repository.clone(), key.clone()));
-        if large {
-            self.lists.large.0.insert(place, (Arc::clone(&listing), bytes as u64));
-        } else {
-            self.core.ledger.put_listing(repository, key, &listing).await?;
+        if !large && beside(self.core.ledger.put_listing(repository, key, &listing).await, "a list").is_some() {
             self.lists.large.0.remove(&place);
+        } else {
+            self.lists.large.0.insert(place, (Arc::clone(&listing), bytes as u64));
         }
         if no_repository {
             return Err(UpstreamError::NoRepository.into());

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::known::before;
 use super::{Pull, PulledManifest};
 use crate::budget::MissReservation;
-use crate::errors::{Limit, PullError, UpstreamError};
+use crate::errors::{Limit, PullError, UpstreamError, beside};
 use crate::identity::Payer;
 use crate::oci::{Digest, Observed, Reference, Repository, Tag};
 use crate::ports::{Attempts, Priority};
@@ -166,7 +166,7 @@ impl Pull {
             // A check is charged whatever it finds: upstream is asked because the caller says so.
             reservation.settle(want.check || pulled.as_ref().is_err_and(PullError::is_miss));
             if want.check && pulled.is_ok() {
-                pull.core.upstreams.standings.note_present(&repository).await?;
+                beside(pull.core.upstreams.standings.note_present(&repository).await, "that a repository exists");
             }
             pulled
         };
@@ -219,13 +219,17 @@ impl Pull {
                     _ => tokio::time::sleep(Duration::from_millis(fastrand::u64(50..150))).await,
                 },
                 Step::Ask(leased) => {
-                    if let Some(version) =
-                        self.core.ledger.swap_reference(repository, reference, version, &leased).await?
-                    {
-                        let leased = Versioned { value: leased, version };
-                        return self.ask_with_lease(upstream, repository, reference, leased, want).await;
-                    }
-                    attempts.again().await?;
+                    let written = self.core.ledger.swap_reference(repository, reference, version, &leased).await;
+                    // Without room for a lease it asks without one.
+                    let version = match beside(written, "the lease of a reference") {
+                        Some(None) => {
+                            attempts.again().await?;
+                            continue;
+                        }
+                        Some(leased) => leased,
+                        None => version,
+                    };
+                    return self.ask_with_lease(upstream, repository, reference, leased, version, want).await;
                 }
             }
         }
@@ -238,12 +242,13 @@ impl Pull {
         upstream: &Upstream,
         repository: &Repository,
         reference: &Reference,
-        leased: Versioned<TagRecord>,
+        leased: TagRecord,
+        version: Option<u64>,
         want: &Want,
     ) -> Result<PulledManifest, PullError> {
-        let asked = self.ask(repository, reference, &leased.value, want);
+        let asked = self.ask(repository, reference, &leased, want);
         // If something is known, the client gets that rather than wait longer for what is new.
-        let limit = if leased.value.observed.is_some() { DECISION } else { LEASE };
+        let limit = if leased.observed.is_some() { DECISION } else { LEASE };
         let late = || UpstreamError::Unavailable { silent: false, reason: format!("no answer within {limit:?}") };
         let asked = tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| Err(late().into()));
         let mut deleted = None;
@@ -251,34 +256,32 @@ impl Pull {
             // A manifest that is too large has been fetched once, so its digest is known.
             Ok(PulledManifest { observed, .. }) | Err(PullError::TooLarge { manifest: Some(observed), .. }) => {
                 match reference {
-                    Reference::Tag(tag) => self.observed(upstream, repository, tag, &leased.value, observed).await?,
+                    Reference::Tag(tag) => self.observed(upstream, repository, tag, &leased, observed).await?,
                     // A digest needs no record: its manifest is stored, or is asked for again.
-                    Reference::Digest(_) => TagRecord { lease: None, ..leased.value.clone() },
+                    Reference::Digest(_) => TagRecord { lease: None, ..leased.clone() },
                 }
             }
             Err(PullError::Upstream(UpstreamError::Missing | UpstreamError::NoRepository)) => {
                 let (config, now) = (upstream.config(), self.core.clock.now());
-                deleted = self.deleted(upstream, repository, &leased.value, &want.spent).await?;
+                deleted = self.deleted(upstream, repository, &leased, &want.spent).await?;
                 match deleted {
-                    Some(_) => tag::served_on(&leased.value, config.stale, jittered(config.missing), now),
+                    Some(_) => tag::served_on(&leased, config.stale, jittered(config.missing), now),
                     // Clients may have pinned the last digest.
-                    None => tag::answered(None, before(&leased.value), jittered(config.missing), now),
+                    None => tag::answered(None, before(&leased), jittered(config.missing), now),
                 }
             }
-            Err(_) => TagRecord { lease: None, ..leased.value.clone() },
+            Err(_) => TagRecord { lease: None, ..leased.clone() },
         };
-        let written = self.core.ledger.swap_reference(repository, reference, Some(leased.version), &record).await;
+        let written = self.core.ledger.swap_reference(repository, reference, version, &record).await;
+        beside(written, "what upstream said of a reference");
         if let Some(deleted) = deleted {
             return Ok(deleted);
         }
         match asked {
-            Err(PullError::Upstream(UpstreamError::Missing)) => {
-                written?;
-                Err(PullError::ManifestUnknown(Served::Miss))
-            }
+            Err(PullError::Upstream(UpstreamError::Missing)) => Err(PullError::ManifestUnknown(Served::Miss)),
             // 5. Upstream in trouble: what it said last. Not if it refuses us: our permission may have been revoked.
             Err(PullError::Upstream(error)) if !error.is_refusal() => {
-                let stale = self.last_known(upstream, repository, Some(&leased.value)).await?;
+                let stale = self.last_known(upstream, repository, Some(&leased)).await?;
                 if stale.is_some() {
                     tracing::warn!(%repository, %reference, %error, "upstream is in trouble: serving what it said last");
                 }

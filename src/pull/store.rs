@@ -7,7 +7,7 @@ use quick_cache::sync::Cache as MemoryCache;
 
 use super::Pull;
 use crate::config::{Cold, MaxBlob};
-use crate::errors::{PullError, UpstreamError, chain};
+use crate::errors::{PullError, UpstreamError, beside, chain};
 use crate::identity::Payer;
 use crate::oci::{Descriptor, Digest, Manifest, Observed, Platforms, Reference, Repository};
 use crate::ports::{ImageJob, Job, Priority};
@@ -44,7 +44,7 @@ impl Pull {
             self.refused.0.insert((repository.clone(), manifest.digest.clone()), error.clone());
         }
         let blobs = kept?;
-        tracing::info!(%repository, %reference, manifest.digest = %manifest.digest, blobs, "manifest stored");
+        tracing::info!(%repository, %reference, manifest.digest = %manifest.digest, blobs, "manifest fetched");
         let manifest = Arc::new(manifest);
         self.warm.0.insert((repository.clone(), manifest.digest.clone()), Arc::clone(&manifest));
         Ok(manifest)
@@ -63,8 +63,13 @@ impl Pull {
             self.check_size(repository, *size, Some(manifest))?;
         }
         let keep_proofs = !self.core.upstreams.is_open(repository);
-        self.core.ledger.put_manifest(repository, manifest, &blobs, keep_proofs, self.core.clock.now()).await?;
-        self.noted_manifest(repository, &manifest.digest);
+        let (ledger, now) = (&self.core.ledger, self.core.clock.now());
+        // Each repository has its own copy. What a caller has no room for is passed on from memory.
+        if self.core.budgets.pay_bytes(want.payer, manifest.bytes.len() as u64).is_ok()
+            && beside(ledger.put_manifest(repository, manifest, &blobs, keep_proofs, now).await, "a manifest").is_some()
+        {
+            self.noted_manifest(repository, &manifest.digest);
+        }
         self.follow_policy(repository, manifest, want.payer).await;
         let priority = want.priority;
         // A manifest that is refused as a whole is not filled in part.

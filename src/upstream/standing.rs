@@ -65,7 +65,9 @@ impl Standings {
     /// Refuses a repository that upstream has recently called absent, as far as this process knows.
     pub(crate) fn check_known_absent(&self, repository: &Repository) -> Result<(), UpstreamError> {
         match self.met.get(repository) {
-            Some(Standing::Absent { until }) if self.clock.now() < until => Err(UpstreamError::NoRepository),
+            Some(Standing::Absent { until }) if until.is_ahead(ABSENT, self.clock.now()) => {
+                Err(UpstreamError::NoRepository)
+            }
             _ => Ok(()),
         }
     }
@@ -99,7 +101,7 @@ impl Standings {
         permission: Duration,
     ) -> Result<Option<Timestamp>, StoreError> {
         if let Some(Standing::Shown { at, .. }) = self.met.get(repository)
-            && self.clock.now() < at.plus(permission)
+            && at.plus(permission).is_ahead(permission, self.clock.now())
         {
             return Ok(Some(at));
         }

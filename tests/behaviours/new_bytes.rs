@@ -26,6 +26,7 @@ on_both_columns!(
     a_blob_that_is_too_large_is_refused_with_the_key_and_nothing_of_it_is_stored,
     what_is_refused_as_too_large_is_fetched_once,
     referrers_are_no_way_around_a_budget,
+    manifests_are_paid_for_like_blobs,
 );
 
 fn blobs(image: &ScriptedImage) -> Vec<String> {
@@ -284,4 +285,37 @@ async fn referrers_are_no_way_around_a_budget(column: Column) {
     }
     world.settled().await;
     assert!(!world.stored_blobs().await.contains(&layer.to_string()), "it is over the budget");
+}
+
+async fn manifests_are_paid_for_like_blobs(column: Column) {
+    let world = World::plan(column).settings("new_bytes = \"1MB\"").start().await;
+    let padded = |number: u32| {
+        json!({ "schemaVersion": 2, "manifests": [], "annotations": { "padding": format!("{number:>300000}") } })
+            .to_string()
+    };
+    let paths = (0..6).map(|number| {
+        let (tag, index) = (format!("padded-{number}"), padded(number));
+        world.upstream.manifest("a", &tag, "application/vnd.oci.image.index.v1+json", index.as_bytes());
+        (format!("/v2/test.local/a/manifests/{tag}"), index)
+    });
+    let paths: Vec<_> = paths.collect();
+    let stored = async || {
+        let manifests = entries(&world).await;
+        manifests.iter().filter(|entry| matches!(entry, stopover::records::Entry::Manifest(_))).count()
+    };
+    for (path, index) in &paths {
+        // What is not stored is passed on, and not fetched again for each pull.
+        for _ in 0..3 {
+            assert_eq!(world.get_from(STRANGER, path).await.bytes(), index.as_bytes());
+        }
+    }
+    assert_eq!(stored().await, 3);
+    assert_eq!(world.upstream.count("GET /v2/a/manifests/"), 6);
+    // Another caller has the same stored at its own expense.
+    world.clock.advance(Duration::from_secs(2));
+    for (path, _) in &paths[3..] {
+        assert_eq!(world.get_from(OTHER, path).await.status, StatusCode::OK);
+    }
+    assert_eq!(stored().await, 6);
+    assert_eq!(world.upstream.count("GET /v2/a/manifests/"), 6);
 }

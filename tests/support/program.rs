@@ -172,6 +172,11 @@ impl Stopover {
         run(&[arguments, &["--server", &server, "--data-dir", &data]].concat()).await
     }
 
+    /// Its data directory, as this process can reach it.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
     /// All that it has printed so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()

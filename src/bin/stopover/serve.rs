@@ -18,6 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use stopover::local::is_at_work;
 use stopover::values::address::neighbourhood;
 use stopover::values::text::excerpt;
 use tokio::net::{TcpListener, TcpStream};
@@ -52,6 +53,10 @@ pub(crate) fn most_connections() -> usize {
 
 /// Logs where something panicked. A panic costs one request, or one run of a background task.
 pub(crate) fn log_panic(panic: &PanicHookInfo<'_>) {
+    // Of the ledger's file: the error that it becomes says what to do.
+    if is_at_work() {
+        return;
+    }
     let (place, reason) = (panic.location().map(tracing::field::display), panic.payload_as_str().unwrap_or_default());
     tracing::error!(place, reason = %excerpt(&reason), "a mistake of this program: it panicked");
 }
