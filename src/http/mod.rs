@@ -23,7 +23,7 @@ use axum::response::Response;
 use futures_util::StreamExt as _;
 use http::header::{
     ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName, HeaderValue,
-    IF_NONE_MATCH, LOCATION, ORIGIN, RANGE, RETRY_AFTER, WARNING, WWW_AUTHENTICATE,
+    IF_NONE_MATCH, LOCATION, ORIGIN, RANGE, RETRY_AFTER, USER_AGENT, WARNING, WWW_AUTHENTICATE,
 };
 use http::{HeaderMap, StatusCode};
 use tokio::time::{Instant, timeout_at};
@@ -138,7 +138,15 @@ async fn pull(
         Operation::Blob(_, digest) => {
             let pulled = cache.pull.blob(repository, digest, want).await?;
             record.redirected = matches!(pulled.content, Content::Redirect(_)).then_some(pulled.size);
-            blob(repository, digest, pulled, headers)
+            let mut response = blob(repository, digest, pulled, headers)?;
+            // ollama asks for parts where the answer to its first GET says, and fails on one that says nothing, even if
+            // that is no redirect (ollama#9737).
+            let is_ollama = headers.get(USER_AGENT).is_some_and(|agent| agent.as_bytes().starts_with(b"ollama/"));
+            if is_ollama && !request.head && response.status() == StatusCode::OK {
+                let place = parts.uri.path_and_query().and_then(|place| HeaderValue::from_str(place.as_str()).ok());
+                response.headers_mut().extend(place.map(|place| (LOCATION, place)));
+            }
+            Ok(response)
         }
         Operation::Tags(name, page) => {
             let pulled = cache.pull.tags(repository, page, want).await?;

@@ -18,6 +18,7 @@ on_both_columns!(
     a_blob_nobody_has_asked_for_by_manifest_is_found_at_upstream,
     an_unknown_blob_and_an_unknown_manifest_are_told_apart,
     a_stored_blob_is_read_in_ranges,
+    ollama_is_told_where_the_parts_of_a_blob_are,
     a_sha512_blob_is_verified_with_its_own_algorithm,
     an_empty_blob_is_pulled,
 );
@@ -183,6 +184,27 @@ async fn an_unknown_blob_and_an_unknown_manifest_are_told_apart(column: Column) 
         assert_eq!((answer.status, answer.error().0.as_str()), (StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN"));
     }
     assert!(world.stored_blobs().await.is_empty());
+}
+
+async fn ollama_is_told_where_the_parts_of_a_blob_are(column: Column) {
+    let world = World::on(column).await;
+    let image = world.upstream.image("a", "1", &[LAYER]);
+    world.get(&manifest(&image)).await;
+    world.settled().await;
+    let path = blob(&image, 1);
+    let ollama = ("user-agent", "ollama/0.34.2 (amd64 linux) Go/go1.26");
+    let plain = world.get(&path).await;
+    let told = world.send(Method::GET, &path, &[ollama]).await;
+    assert_eq!(told.status, plain.status);
+    if plain.status == StatusCode::TEMPORARY_REDIRECT {
+        assert_ne!(told.header("location"), "");
+    } else {
+        assert_eq!((plain.header("location"), told.header("location")), ("", &*path));
+        let part = world.send(Method::GET, told.header("location"), &[ollama, ("range", "bytes=3-9")]).await;
+        assert_eq!((part.status, part.header("location")), (StatusCode::PARTIAL_CONTENT, ""));
+        assert_eq!(part.bytes(), &LAYER[3..10]);
+    }
+    assert_eq!(world.send(Method::HEAD, &path, &[ollama]).await.header("location"), "");
 }
 
 async fn a_stored_blob_is_read_in_ranges(column: Column) {

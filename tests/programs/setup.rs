@@ -73,7 +73,14 @@ fn script_of(user_data: &str) -> anyhow::Result<&str> {
     ensure!(user_data.starts_with("MIME-Version: 1.0\nContent-Type: multipart/mixed;"));
     ensure!(user_data.ends_with(&format!("\n--{boundary}--\n")), "the last part has no end");
     let parts: Vec<&str> = user_data.split(&format!("\n--{boundary}")).collect();
-    let [_, script, "--\n"] = parts[..] else { anyhow::bail!("{} parts", parts.len()) };
+    let [_, node_config, script, "--\n"] = parts[..] else { anyhow::bail!("{} parts", parts.len()) };
+    let (headers, node_config) = node_config.trim_start().split_once("\n\n").context("a part without headers")?;
+    ensure!(headers == "Content-Type: application/node.eks.aws", "{headers}");
+    let node_config: serde_yaml_ng::Value = serde_yaml_ng::from_str(node_config)?;
+    let containerd = node_config["spec"]["containerd"]["config"].as_str().context("no configuration of containerd")?;
+    let directory =
+        &containerd.parse::<toml::Table>()?["plugins"]["io.containerd.cri.v1.images"]["registry"]["config_path"];
+    ensure!(directory.as_str() == Some("/etc/containerd/certs.d"), "{containerd}");
     let (headers, script) = script.trim_start().split_once("\n\n").context("a part without headers")?;
     ensure!(headers.starts_with("Content-Type: text/x-shellscript;"), "{headers}");
     Ok(script)

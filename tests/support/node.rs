@@ -89,18 +89,37 @@ impl Node {
 
     /// Starts a containerd of this node.
     pub async fn start_containerd(&mut self) -> anyhow::Result<Daemon> {
-        let home = self.home.path().display();
-        let configuration = format!(
-            "version = 2\nroot = \"{home}/containerd/root\"\nstate = \"{home}/containerd/state\"\n\
-             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
-             [grpc]\naddress = \"{home}/containerd.sock\"\n\
-             [plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{home}/containerd/opt\"\n"
-        );
-        self.write("containerd.toml", &configuration)?;
+        let configuration = "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[plugins.\"io.containerd.internal.v1.opt\"]\npath = \"HOME/containerd/opt\"\n";
+        self.start_containerd_with(configuration).await
+    }
+
+    /// Starts a containerd of this node with what a file says beside its places. `HOME` stands for home.
+    pub async fn start_containerd_with(&mut self, configuration: &str) -> anyhow::Result<Daemon> {
+        let places = "root = \"HOME/containerd/root\"\nstate = \"HOME/containerd/state\"\n";
+        let socket = "\n[grpc]\naddress = \"HOME/containerd.sock\"\n";
+        let home = self.home.path().display().to_string();
+        self.write("containerd.toml", &format!("{places}{configuration}{socket}").replace("HOME", &home))?;
         let arguments = ["containerd", "--config", "containerd.toml"];
         let daemon = Daemon::start(self.home.path(), &arguments, &self.path("containerd.sock")).await?;
         self.environment.push(("CONTAINERD_ADDRESS", self.path("containerd.sock").into_os_string()));
         Ok(daemon)
+    }
+
+    /// Has the containerd of this node pull an image as the kubelet does: `runtime.v1.ImageService` of Kubernetes' CRI.
+    pub async fn pull_for_kubernetes(&self, image: &str) -> anyhow::Result<()> {
+        // PullImageRequest { image: ImageSpec { image } }: of both, the first field. gRPC puts a flag and the length before.
+        let field = |text: &[u8]| anyhow::Ok([&[0x0a, u8::try_from(text.len())?], text].concat());
+        let message = field(&field(image.as_bytes())?)?;
+        ensure!(message.len() < 128, "the length of {image} takes more than a byte");
+        let body = [&[0], &u32::try_from(message.len())?.to_be_bytes()[..], &message].concat();
+        let client = reqwest::Client::builder().no_proxy().http2_prior_knowledge();
+        let client = client.unix_socket(self.path("containerd.sock")).timeout(PATIENCE).build()?;
+        let call = client.post("http://containerd/runtime.v1.ImageService/PullImage").body(body);
+        let answer = call.header("content-type", "application/grpc").header("te", "trailers").send().await?;
+        // Where there is no message, the headers say why.
+        let why = format!("{:?}", answer.headers().get("grpc-message"));
+        ensure!(!answer.bytes().await?.is_empty(), "{image}: {why}");
+        Ok(())
     }
 
     /// Starts a dockerd of this node with the daemon.json at home, beside its containerd.

@@ -38,8 +38,8 @@ async fn containerd_is_asked_with_its_hosts_directory() -> anyhow::Result<()> {
     let root = node.path("root").display().to_string();
     let certs = format!("export CERTS_D='{root}/etc/containerd/other.d'\n{}", cache.setup("containerd").await?);
     node.run("sh", &["-c", &certs]).await?;
-    node.write("root/etc/containerd/config.toml", "imports = [\"/etc/containerd/conf.d/*.toml\"]\n")?;
-    let imported = "[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/none.d:/etc/containerd/other.d\"\n";
+    node.write("root/etc/containerd/config.toml", "version = 2\nimports = [\"/etc/containerd/conf.d/*.toml\"]\n")?;
+    let imported = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/none.d:/etc/containerd/other.d\"\n";
     node.write("root/etc/containerd/conf.d/registry.toml", imported)?;
     let arguments = ["--image", &cache.image(), "--client", "containerd", "--root", &root].map(str::to_owned);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -176,6 +176,24 @@ async fn a_client_that_asked_no_registry_is_not_said_to_go_past_the_cache() -> a
     node.write("bin/podman", "#!/bin/sh\necho 'exec: crun: not found' >&2\nexit 127\n")?;
     let found = examine(&node.with(path), &cache.server, &["--image", &image, "--client", "podman"]).await?;
     found.step("skip", "podman pulls", "It says: exec: crun: not found")
+}
+
+#[tokio::test]
+async fn a_scheme_in_registries_conf_has_podman_refuse_every_pull() -> anyhow::Result<()> {
+    let cache = Cache::start().await?;
+    let node = Node::new()?;
+    // Of another registry than the one that is asked for.
+    let other =
+        "[[registry]]\nlocation = \"quay.io\"\n[[registry.mirror]]\nlocation = \"https://other.example/quay.io\"\n";
+    node.write(USER_REGISTRIES, &(cache.setup("podman").await? + other))?;
+    let found = examine(&node, &cache.server, &["--image", &cache.image(), "--client", "podman"]).await?;
+    found.step("FAIL", "podman configuration", "\"https://other.example/quay.io\" has a scheme")?;
+    found.step("FAIL", "podman configuration", "write host and path without it")?;
+    found.step("skip", "podman pulls", "URI schemes are not supported")?;
+    node.write(USER_REGISTRIES, &(cache.setup("podman").await? + &other.replace("https://", "")))?;
+    let found = examine(&node, &cache.server, &["--image", &cache.image(), "--client", "podman"]).await?;
+    ensure!(found.well, "{}", found.text);
+    Ok(())
 }
 
 #[tokio::test]

@@ -34,7 +34,7 @@ async fn a_configuration_without_the_mirror_fails_until_it_is_what_setup_prints(
     node.run("sh", &["-c", &format!("CERTS_D='{root}/etc/containerd/certs.d' sh '{root}/containerd.sh'")]).await?;
     let missing = examine(&node, server, &arguments).await?;
     missing.step("FAIL", "containerd configuration", "config_path")?;
-    let config = "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\n\
+    let config = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.registry]\n\
                   config_path = \"/etc/nothing.d:/etc/containerd/certs.d\"\n";
     node.write("root/etc/containerd/config.toml", config)?;
     let with = examine(&node, server, &arguments).await?;
@@ -73,7 +73,7 @@ async fn imports_of_containerd_are_read_once_and_found_beside_their_file() -> an
     let root = node.path("root").display().to_string();
     let printed = String::from_utf8(node.stopover(&["setup", "containerd", "--server", server]).await?.stdout)?;
     node.run("sh", &["-c", &format!("export CERTS_D='{root}/etc/containerd/certs.d'\n{printed}")]).await?;
-    let plugin = "[plugins.\"io.containerd.cri.v1.images\".registry]\n";
+    let plugin = "[plugins.cri.registry]\n";
     let imports = "imports = [\"/etc/containerd/*.toml\", \"parts/*-images.*\"]\n";
     node.write("root/etc/containerd/config.toml", imports)?;
     let imported = "imports = [\"../config.toml\", \"../parts/10-images.conf\"]\n";
@@ -101,7 +101,8 @@ async fn what_a_client_does_not_read_or_use_for_tags_is_no_configuration() -> an
     let mirror =
         "[[registry]]\nlocation = \"docker.io\"\n[[registry.mirror]]\nlocation = \"cache.invalid/docker.io\"\n";
     node.write("root/etc/containers/registries.conf.d/stopover.toml", mirror)?;
-    let config = "[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n";
+    let config =
+        "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n";
     node.write("root/etc/containerd/config.toml", config)?;
     let hosts = "root/etc/containerd/certs.d/docker.io/hosts.toml";
     node.write(hosts, "[host.\"https://cache.invalid/docker.io\"]\ncapabilities = [\"pull\"]\n")?;
@@ -179,7 +180,7 @@ async fn a_configuration_that_asks_the_cache_for_something_else_fails() -> anyho
             _ => "etc/docker/daemon.json",
         };
         node.write(&format!("root/{file}"), &text)?;
-        let config = "[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n";
+        let config = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n";
         node.write("root/etc/containerd/config.toml", config)?;
         let arguments = ["--root", &root, "--client", client, "--config", &configuration];
         let found = examine(&node, "https://cache.invalid", &arguments).await?;

@@ -2,6 +2,7 @@
 
 mod clients;
 mod configurations;
+mod nodes;
 mod servers;
 
 use anyhow::{Context as _, ensure};

@@ -1,29 +1,31 @@
 //! Whether a client's own configuration names the cache for the registry of the sample.
 
-use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum as _;
+use regex_lite::Regex;
+use serde_json::Value;
 use stopover::config::DEFAULT_UPSTREAM;
+use stopover::oci::UpstreamId;
 use stopover::values::pattern::Pattern;
-use toml::{Table, Value};
 
+use super::installed::{Version, is_installed};
 use super::{Problem, Sample, Verdict};
 use crate::client::{Endpoint, Target};
 
-/// containerd's own configuration.
-const CONTAINERD: &str = "/etc/containerd/config.toml";
-
-/// Where containerd finds hosts.toml files, unless its configuration names another directory.
-const CERTS_D: &str = "/etc/containerd/certs.d";
+/// What keeps images for dockerd without containerd's store. `vfs` does not count: dockerd does not look for it.
+const GRAPH_DRIVERS: [&str; 4] = ["overlay2", "fuse-overlayfs", "btrfs", "zfs"];
 
 /// Where configurations are, and the sample and the cache that they have to name.
 pub(super) struct Files<'a> {
     pub(super) root: &'a Path,
     pub(super) server: &'a Endpoint,
     pub(super) sample: &'a Sample,
+    /// The versions of programs, as far as they are here.
+    pub(super) containerd: Option<Version>,
+    pub(super) dockerd: Option<Version>,
 }
 
 impl Files<'_> {
@@ -35,18 +37,37 @@ impl Files<'_> {
             Target::CriO | Target::Podman => self.registries(),
             Target::Buildkit => self.buildkit(),
             Target::K3s => self.k3s(),
-            _ => Ok(Err("it has no configuration on a machine: `stopover setup` says what it is given".to_owned())),
-        };
-        match found {
-            Ok(Ok(path)) => Verdict::Good(format!("{} sends {} to the cache", path.display(), self.sample.upstream)),
-            Ok(Err(unknown)) => Verdict::Unknown(unknown),
-            Err(what) => {
-                let name = client.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
-                let upstream = self.sample.id.as_ref().map_or_else(String::new, |id| format!(" --upstream {id}"));
-                let fix = format!("stopover setup {name} --server {}{upstream} prints what is missing", self.server);
-                Verdict::Bad(Problem::new(what, fix))
+            _ => {
+                let what = "it has no configuration on a machine: `stopover setup` says what it is given";
+                Ok(Verdict::Unknown(what.to_owned()))
             }
-        }
+        };
+        found.unwrap_or_else(|what| {
+            let name = client.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+            let upstream = self.upstream_option();
+            let fix = format!("stopover setup {name} --server {}{upstream} prints what is missing", self.server);
+            Verdict::Bad(Problem::new(what, fix))
+        })
+    }
+
+    /// That this file sends pulls to the cache.
+    pub(super) fn sent(&self, path: &Path, note: &str) -> Verdict {
+        Verdict::Good(format!("{} sends {} to the cache{note}", path.display(), self.sample.upstream))
+    }
+
+    /// The option of `stopover setup` that names the upstream.
+    pub(super) fn upstream_option(&self) -> String {
+        self.sample.id.as_ref().map_or_else(String::new, |id| format!(" --upstream {id}"))
+    }
+
+    /// The name of the upstream at the cache.
+    pub(super) fn id(&self) -> &str {
+        self.sample.id.as_ref().map_or(&self.sample.upstream, UpstreamId::as_str)
+    }
+
+    /// The sample's name for clients without a mirror.
+    pub(super) fn through_cache(&self) -> String {
+        format!("{}/{}/{}", self.server.host(), self.id(), self.sample.path)
     }
 
     /// A path below the root that is examined.
@@ -55,142 +76,38 @@ impl Files<'_> {
     }
 
     fn docker(&self) -> Found {
-        if let Some(path) = self.hosts(&self.path("/etc/docker/certs.d"))? {
-            return Ok(Ok(path));
+        let path = self.path("/etc/docker/daemon.json");
+        let daemon = read(&path, |text| serde_json::from_str(text))?.unwrap_or_default();
+        let hosts = self.hosts("/etc/docker/certs.d");
+        let containerd = self.has_containerd_store(&daemon);
+        if let (true, Ok(hosts)) = (containerd, &hosts) {
+            return Ok(self.sent(hosts, ""));
         }
         if self.sample.upstream != DEFAULT_UPSTREAM {
-            let Sample { id, path, .. } = self.sample;
-            let named = |id| format!(": the image is {}/{id}/{path} for it", self.server.host());
-            return Ok(Err(format!("Docker mirrors only docker.io{}", id.as_ref().map(named).unwrap_or_default())));
+            let what = format!("Docker mirrors only docker.io: the image is {} for it", self.through_cache());
+            return Ok(Verdict::Unknown(what));
         }
-        let path = self.path("/etc/docker/daemon.json");
-        let daemon: serde_json::Value = read(&path, |text| serde_json::from_str(text))?.unwrap_or_default();
-        let mirrors = daemon.get("registry-mirrors").and_then(|mirrors| mirrors.as_array()).into_iter().flatten();
-        let mirrors = mirrors.filter_map(|mirror| mirror.as_str());
         // dockerd puts a path before `/v2/` (24.0.9 and later), and has no default for the scheme.
         let name = &self.sample.path;
-        let asked = |mirror| self.leads(mirror, "", false, |path| format!("{path}/v2/{name}"));
-        self.named(&path, "registry-mirrors", mirrors.map(asked))
+        let asked = |mirror| self.leads(mirror, "", containerd, |path| format!("{path}/v2/{name}"));
+        let unread =
+            hosts.map(|hosts| format!("; Docker reads {} only with containerd's image store", hosts.display()));
+        let found = self.named(&path, "registry-mirrors", list(daemon.get("registry-mirrors")).map(asked));
+        found.map_err(|what| what + &unread.unwrap_or_default())
     }
 
-    fn containerd(&self) -> Found {
-        let config_path = self.config_path()?;
-        let hosts = self.hosts_file(config_path.as_deref());
-        if config_path.is_some() {
-            return hosts.map(Ok);
-        }
-        let path = self.path(CONTAINERD);
-        let missing = format!("{} has no config_path, without which Kubernetes' pulls use no mirror", path.display());
-        Err(hosts.err().map_or_else(|| missing.clone(), |what| format!("{missing}; and {what}")))
-    }
-
-    /// The hosts.toml that sends pulls from the registry to the cache.
-    fn hosts_file(&self, config_path: Option<&str>) -> Result<PathBuf, String> {
-        let directories = config_path.unwrap_or(CERTS_D);
-        let found = directories.split(':').find_map(|directory| self.hosts(&self.path(directory)).transpose());
-        found.unwrap_or_else(|| {
-            Err(format!("no hosts.toml in {directories} sends {} to the cache", self.sample.upstream))
-        })
-    }
-
-    /// The first directory in which containerd finds a hosts.toml for the registry, whatever that says. `None`: there
-    /// is none.
-    pub(super) fn hosts_directory(&self) -> Option<PathBuf> {
-        let directories = self.config_path().ok()?.unwrap_or_else(|| CERTS_D.to_owned());
-        let mut directories = directories.split(':').map(|directory| self.path(directory));
-        directories.find(|directory| self.hosts_names().iter().any(|name| directory.join(name).is_dir()))
-    }
-
-    /// The names that the directory of a registry's hosts.toml may have: the first one that exists counts.
-    fn hosts_names(&self) -> Vec<String> {
-        let registry = &self.sample.upstream;
-        // Not every file system allows a colon in a name.
-        let underscored = registry.split_once(':').map(|(host, port)| format!("{host}_{port}_"));
-        [Some(registry.clone()), underscored, Some("_default".into())].into_iter().flatten().collect()
-    }
-
-    /// The path of containerd's socket.
-    pub(super) fn containerd_socket(&self) -> String {
-        let address = |config: &Table| config.get("grpc")?.get("address")?.as_str().map(str::to_owned);
-        let files = self.containerd_files().unwrap_or_default();
-        files.iter().rev().find_map(address).unwrap_or_else(|| "/run/containerd/containerd.sock".to_owned())
-    }
-
-    /// The directories of hosts.toml that containerd's CRI plugin reads.
-    pub(super) fn config_path(&self) -> Result<Option<String>, String> {
-        // The names of the plugin in containerd 2 and 1.
-        let plugins = ["io.containerd.cri.v1.images", "io.containerd.grpc.v1.cri"];
-        let directories = |config: &Table| {
-            let value = |plugin| config.get("plugins")?.get(plugin)?.get("registry")?.get("config_path")?.as_str();
-            let directories = plugins.into_iter().find_map(value).filter(|directories| !directories.is_empty());
-            directories.map(str::to_owned)
-        };
-        Ok(self.containerd_files()?.iter().rev().find_map(directories))
-    }
-
-    /// containerd's configuration and its imports, each file once: a file that is read later overrides the ones before.
-    fn containerd_files(&self) -> Result<Vec<Table>, String> {
-        let (mut waiting, mut seen, mut files) = (VecDeque::from([self.path(CONTAINERD)]), BTreeSet::new(), Vec::new());
-        while let Some(path) = waiting.pop_front() {
-            // In its canonical form: `a/../config.toml` would be another file each time.
-            if !seen.insert(path.canonicalize().unwrap_or_else(|_| path.clone())) {
-                continue;
-            }
-            let Some(config) = read_toml(&path)? else { continue };
-            for import in strings(config.get("imports")) {
-                let import = match Path::new(import) {
-                    absolute if absolute.is_absolute() => self.path(import),
-                    relative => path.with_file_name("").join(relative),
-                };
-                waiting.extend(matching(&import));
-            }
-            files.push(config);
-        }
-        Ok(files)
-    }
-
-    /// The hosts.toml in this directory that is for the registry, if it names the cache.
-    fn hosts(&self, directory: &Path) -> Result<Option<PathBuf>, String> {
-        for name in self.hosts_names() {
-            let path = directory.join(name).join("hosts.toml");
-            let Some(hosts) = read_toml(&path)? else { continue };
-            let mirrors = hosts.get("host").and_then(Value::as_table).into_iter().flatten();
-            let mirrors = mirrors.filter_map(|(place, mirror)| Some((place.as_str(), mirror.as_table()?)));
-            let servers = strings(hosts.get("server")).map(|server| (server, &hosts));
-            let asked = |(place, mirror): (&str, _)| Some((self.containerd_host(place, mirror)?, mirror));
-            let cache: Vec<_> = mirrors.chain(servers).filter_map(asked).collect();
-            // containerd uses the first file that exists, whatever it says.
-            let Some((first, _)) = cache.first() else { return Ok(None) };
-            let usable: Vec<&Table> = cache.iter().filter(|(led, _)| led.is_ok()).map(|(_, mirror)| *mirror).collect();
-            if let (Err(what), []) = (first, &usable[..]) {
-                return Err(format!("{}: {what}", path.display()));
-            }
-            // Without `capabilities`, a host has all of them.
-            let listed = |mirror: &Table, wanted: &str| {
-                mirror.get("capabilities").is_none_or(|listed| strings(Some(listed)).any(|listed| listed == wanted))
-            };
-            let can = |wanted: &str| usable.iter().any(|mirror| listed(mirror, wanted));
-            for (capability, what) in [("resolve", "tags go"), ("pull", "content goes")] {
-                if !can(capability) {
-                    let path = path.display();
-                    return Err(format!(
-                        "{path} names the cache without the capability {capability:?}: {what} past it"
-                    ));
-                }
-            }
-            return Ok(Some(path));
-        }
-        Ok(None)
-    }
-
-    /// Whether a host of a hosts.toml is the cache. containerd adds `https` if there is no scheme, and `/v2` to the
-    /// path unless `override_path` is set.
-    fn containerd_host(&self, place: &str, mirror: &Table) -> Option<Result<(), String>> {
-        let whole = mirror.get("override_path").and_then(Value::as_bool).unwrap_or_default();
-        let name = &self.sample.path;
-        self.leads(place, "https", true, |path| {
-            let version = if whole || path.ends_with("/v2") { "" } else { "/v2" };
-            format!("{path}{version}/{name}")
+    /// Whether dockerd has containerd keep images, and so reads hosts.toml: where it is told to, and from 29 on where it
+    /// is not told and has no images of before (moby's `determineImageStoreChoice`).
+    fn has_containerd_store(&self, daemon: &Value) -> bool {
+        let text = |key: &str| daemon.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
+        let data = self.path(text("data-root").unwrap_or("/var/lib/docker"));
+        let used = |driver: &&str| std::fs::read_dir(data.join(driver)).is_ok_and(|mut all| all.next().is_some());
+        let told = daemon.pointer("/features/containerd-snapshotter").and_then(Value::as_bool);
+        told.unwrap_or_else(|| {
+            self.dockerd.is_some_and(|version| version >= (29, 0, 0))
+                && text("userns-remap").is_none()
+                && text("storage-driver").is_none_or(|driver| !GRAPH_DRIVERS.contains(&driver))
+                && !GRAPH_DRIVERS.iter().any(used)
         })
     }
 
@@ -199,9 +116,17 @@ impl Files<'_> {
         let (mut best, mut longest) = (None, 0);
         for path in self.registries_files() {
             let config = read_toml(&path)?.unwrap_or_default();
-            for registry in config.get("registry").and_then(Value::as_array).into_iter().flatten() {
+            for registry in all(config.get("registry")) {
                 let text = |key: &str| registry.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
                 let prefix = text("prefix").or_else(|| text("location")).unwrap_or_default();
+                let mirrors = all(registry.get("mirror")).filter_map(|mirror| mirror.get("location")?.as_str());
+                // One of these, and containers/image uses none of the files.
+                let mut places = mirrors.chain(text("location")).chain([prefix]);
+                if let Some(url) = places.find(|place| place.starts_with("http://") || place.starts_with("https://")) {
+                    let what = format!("{}: {url:?} has a scheme, with which every pull is refused", path.display());
+                    let fix = "write host and path without it, and `insecure = true` below if it is plain HTTP";
+                    return Ok(Verdict::Bad(Problem::new(what, fix)));
+                }
                 if covers(prefix, &self.sample.repository) && prefix.len() >= longest {
                     (best, longest) = (Some((path.clone(), registry.clone())), prefix.len());
                 }
@@ -224,7 +149,7 @@ impl Files<'_> {
             let location = text(place, "location").unwrap_or_default();
             self.leads(&location, self.server.url().scheme(), false, |path| format!("/v2{path}{rest}"))
         };
-        let mirrors = registry.get("mirror").and_then(Value::as_array).into_iter().flatten();
+        let mirrors = all(registry.get("mirror"));
         // A mirror may be limited to one kind of pull; the registry's own location cannot.
         let partial = |mirror: &Value| match text(mirror, "pull-from-mirror").as_deref() {
             Some("tag-only") => Some("digests"),
@@ -246,7 +171,7 @@ impl Files<'_> {
             None => {
                 Err(format!("{shown} has a [[registry]] for {}, but no mirror that is the cache", self.sample.upstream))
             }
-            Some(led) => led.map(|()| Ok(path.clone())).map_err(|what| format!("{shown}: {what}")),
+            Some(led) => led.map(|()| self.sent(&path, "")).map_err(|what| format!("{shown}: {what}")),
         }
     }
 
@@ -267,7 +192,7 @@ impl Files<'_> {
         let of = |registry: &str, key: &str| config.get("registry")?.get(registry)?.get(key);
         let name = &self.sample.path;
         let asked = |mirror| self.leads(mirror, self.server.url().scheme(), true, |path| format!("/v2{path}/{name}"));
-        let found = self.named(&path, "mirrors", strings(of(&self.sample.upstream, "mirrors")).map(asked));
+        let found = self.named(&path, "mirrors", list(of(&self.sample.upstream, "mirrors")).map(asked));
         let plain = of(self.server.host(), "http").and_then(Value::as_bool).unwrap_or_default();
         if found.is_ok() && self.server.is_plain() && !plain {
             let host = self.server.host();
@@ -277,22 +202,31 @@ impl Files<'_> {
     }
 
     fn k3s(&self) -> Found {
-        let path = self.path("/etc/rancher/k3s/registries.yaml");
-        let config: serde_yaml_ng::Value = read(&path, |text| serde_yaml_ng::from_str(text))?.unwrap_or_default();
+        let [k3s, rke2] = ["k3s", "rke2"].map(|name| self.path(&format!("/etc/rancher/{name}/registries.yaml")));
+        let path = if rke2.exists() && (is_installed("rke2") || !k3s.exists()) { rke2 } else { k3s };
+        let config: Value = read(&path, |text| serde_yaml_ng::from_str(text))?.unwrap_or_default();
         let mirror = |registry: &str| config.get("mirrors")?.get(registry);
-        let endpoints = mirror(&self.sample.upstream).or_else(|| mirror("*")).and_then(|mirror| mirror.get("endpoint"));
-        let endpoints = endpoints.and_then(|endpoints| endpoints.as_sequence()).into_iter().flatten();
-        let name = &self.sample.path;
-        let asked = |endpoint| {
-            self.leads(endpoint, "https", true, |path| format!("{}/{name}", if path.is_empty() { "/v2" } else { path }))
+        let mirror = mirror(&self.sample.upstream).or_else(|| mirror("*"));
+        let rules = mirror.and_then(|mirror| mirror.get("rewrite")?.as_object()).into_iter().flatten();
+        let name = self.sample.path.as_str();
+        // The first rule that changes the name counts.
+        let rewritten = |(pattern, by): (&String, &Value)| {
+            Some(Regex::new(pattern).ok()?.replace_all(name, by.as_str()?).into_owned())
         };
-        self.named(&path, "endpoint", endpoints.filter_map(|endpoint| endpoint.as_str()).map(asked))
+        let rewritten = rules.filter_map(rewritten).find(|rewritten| rewritten != name);
+        let asked = |endpoint| self.endpoint(endpoint, "https", rewritten.as_deref().unwrap_or(name));
+        self.named(&path, "endpoint", list(mirror.and_then(|mirror| mirror.get("endpoint"))).map(asked))
+    }
+
+    /// Whether an endpoint of containerd's `mirrors` is the cache. Its path takes the place of `/v2`.
+    pub(super) fn endpoint(&self, endpoint: &str, scheme: &str, name: &str) -> Option<Result<(), String>> {
+        self.leads(endpoint, scheme, true, |path| format!("{}/{name}", if path.is_empty() { "/v2" } else { path }))
     }
 
     /// Whether a place of a configuration, which may have a scheme, is the cache; if it is, what is wrong with it.
     /// `ask` says how the client joins the path of the place (`/<path>` or nothing) and the sample's name, and
     /// `namespace` whether the client also sends `?ns=`.
-    fn leads(
+    pub(super) fn leads(
         &self,
         place: &str,
         default_scheme: &str,
@@ -315,10 +249,15 @@ impl Files<'_> {
     }
 
     /// Whether one of these mirrors is the cache, and whether it is configured correctly.
-    fn named(&self, path: &Path, key: &str, mirrors: impl Iterator<Item = Option<Result<(), String>>>) -> Found {
+    pub(super) fn named(
+        &self,
+        path: &Path,
+        key: &str,
+        mirrors: impl Iterator<Item = Option<Result<(), String>>>,
+    ) -> Found {
         let shown = path.display();
         if let Some(led) = first_good(mirrors.flatten()) {
-            return led.map(|()| Ok(path.to_owned())).map_err(|what| format!("{shown}: {what}"));
+            return led.map(|()| self.sent(path, "")).map_err(|what| format!("{shown}: {what}"));
         }
         let missing = if path.exists() { "names no" } else { "is not there, and with it no" };
         Err(format!("{shown} {missing} `{key}` for {} that is the cache", self.sample.upstream))
@@ -326,13 +265,13 @@ impl Files<'_> {
 }
 
 /// The first result without a problem, or else the first one.
-fn first_good(mut found: impl Iterator<Item = Result<(), String>>) -> Option<Result<(), String>> {
+pub(super) fn first_good(mut found: impl Iterator<Item = Result<(), String>>) -> Option<Result<(), String>> {
     let first = found.next()?;
     if first.is_err() && found.any(|led| led.is_ok()) { Some(Ok(())) } else { Some(first) }
 }
 
-/// The file that names the cache, or why no file can. `Err`: what is wrong with the configuration.
-type Found = Result<Result<PathBuf, String>, String>;
+/// What a configuration says of the cache. `Err`: what is missing from it, which `stopover setup` prints.
+pub(super) type Found = Result<Verdict, String>;
 
 /// Reads and parses a file. `None`: it does not exist.
 fn read<T, E: std::fmt::Display>(path: &Path, parse: impl Fn(&str) -> Result<T, E>) -> Result<Option<T>, String> {
@@ -343,18 +282,21 @@ fn read<T, E: std::fmt::Display>(path: &Path, parse: impl Fn(&str) -> Result<T, 
     }
 }
 
-fn read_toml(path: &Path) -> Result<Option<Table>, String> {
+pub(super) fn read_toml(path: &Path) -> Result<Option<Value>, String> {
     read(path, |text| toml::from_str(text))
 }
 
-/// The strings in a value that is a string or a list.
-fn strings(value: Option<&Value>) -> impl Iterator<Item = &str> {
-    let listed = value.and_then(Value::as_array).into_iter().flatten();
-    value.into_iter().chain(listed).filter_map(Value::as_str)
+fn all(value: Option<&Value>) -> impl Iterator<Item = &Value> {
+    value.and_then(Value::as_array).into_iter().flatten()
+}
+
+/// The strings in a list.
+pub(super) fn list(value: Option<&Value>) -> impl Iterator<Item = &str> {
+    all(value).filter_map(Value::as_str)
 }
 
 /// The files that a path matches, in order: several if its last component has a `*`.
-fn matching(path: &Path) -> Vec<PathBuf> {
+pub(super) fn matching(path: &Path) -> Vec<PathBuf> {
     let (Some(directory), Some(name)) = (path.parent(), path.file_name().and_then(OsStr::to_str)) else {
         return Vec::new();
     };

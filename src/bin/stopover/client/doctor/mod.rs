@@ -1,6 +1,7 @@
 //! `stopover doctor`: checks from a node that pulls go through the cache, and says how to fix what prevents it.
 
 mod configured;
+mod containerd;
 mod installed;
 mod network;
 mod sample;
@@ -20,6 +21,7 @@ use stopover::oci::{Name, Operation, Reference, Repository, Request, UpstreamId}
 use super::progress::shown;
 use super::{Client, MirroredUpstream, Target};
 use configured::Files;
+use installed::version_of;
 
 /// What to check.
 #[derive(clap::Args)]
@@ -51,6 +53,11 @@ struct Problem {
 impl Problem {
     fn new(what: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { what: what.into(), fix: fix.into() }
+    }
+
+    /// Both, to be mended together.
+    fn and(self, other: Self) -> Self {
+        Self { what: format!("{}; and {}", self.what, other.what), fix: format!("{}; {}", self.fix, other.fix) }
     }
 }
 
@@ -177,7 +184,8 @@ impl Client {
         report.step("tls", self.shake_hands(&way)).await?;
         report.step("registry", self.greet(&way)).await?;
         report.step("pull", self.pull_sample(&sample)).await?;
-        let files = Files { root: &examination.root, server: &self.server, sample: &sample };
+        let (containerd, dockerd) = (version_of("containerd").await, version_of("dockerd").await);
+        let files = Files { root: &examination.root, server: &self.server, sample: &sample, containerd, dockerd };
         let named = !examination.clients.is_empty();
         let clients = if named { examination.clients } else { Target::found() };
         let mut known = false;

@@ -207,7 +207,7 @@ fn commands(client: Target, files: &Files<'_>) -> Vec<Vec<String>> {
         Target::Podman => {
             vec![words(&["podman", "pull"]), words(&["buildah", "pull"]), words(&["skopeo", "inspect", "--raw"])]
         }
-        Target::K3s => vec![words(&["k3s", "crictl", "pull"])],
+        Target::K3s => vec![words(&["k3s", "crictl", "pull"]), crictl("/run/k3s/containerd/containerd.sock")],
         _ => Vec::new(),
     }
 }

@@ -4,6 +4,7 @@
 # Where the cache asks for a login, containerd sends a mirror only what hosts.toml says, in a table after its [host."…"]:
 #   [host."@server@/…".header] with Authorization = ["Basic …"], base64 of NAME:SECRET (docs/how-to/logins.md).
 # The kubelet's credential provider is asked only for images that are named by @host@.
+# What does not answer within dial_timeout fails (containerd 2.1 and later; before that, after 30 s).
 # Where the mirror fails, containerd asks the registry itself without a word. A `server` that is the mirror stops that.
 set -eu
 certs_d="${CERTS_D:-/etc/containerd/certs.d}"
@@ -28,5 +29,6 @@ write "@registry@" <<'END'
 # server = "@server@/@upstream@"
 [host."@server@/@upstream@"]
   capabilities = ["pull", "resolve"]
+  dial_timeout = "5s"
 END
 @/each@
