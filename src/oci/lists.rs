@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::Bytes;
 use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
@@ -156,9 +156,11 @@ impl Descriptors {
 
     /// Those of all pages, without the bytes that the pages lie in.
     pub fn joined(pages: &[Self]) -> Self {
-        let found: Vec<&[u8]> =
-            pages.iter().filter(|page| !page.is_empty()).filter_map(|page| inside(&page.0)).collect();
-        Self([b"[", found.join(&b","[..]).as_slice(), b"]"].concat().into())
+        let mut array = Vec::with_capacity(2 + pages.iter().map(|page| page.0.len()).sum::<usize>());
+        for page in pages.iter().filter(|page| !page.is_empty()) {
+            add(&mut array, inside(&page.0).unwrap_or_default());
+        }
+        Self::closed(array)
     }
 
     /// Only those with this `artifactType`.
@@ -168,21 +170,27 @@ impl Descriptors {
             #[serde(rename = "artifactType")]
             artifact_type: Option<String>,
         }
-        let mut array = BytesMut::from(&b"["[..]);
         let wanted = |text: &str| {
-            serde_json::from_str::<Descriptor>(text)
-                .is_ok_and(|found| found.artifact_type.as_deref() == Some(artifact_type))
+            let descriptor = serde_json::from_str::<Descriptor>(text);
+            descriptor.is_ok_and(|descriptor| descriptor.artifact_type.as_deref() == Some(artifact_type))
         };
+        let mut array = Vec::new();
         let read = serde_json::from_slice(&self.0).and_then(|all| {
             each(all, |descriptor| {
                 if wanted(descriptor.get()) {
-                    array.put_slice(if array.len() > 1 { b"," } else { b"" });
-                    array.put_slice(descriptor.get().as_bytes());
+                    add(&mut array, descriptor.get().as_bytes());
                 }
             })
         });
-        array.put_slice(b"]");
-        read.map_or_else(|_| Self::default(), |()| Self(array.freeze()))
+        read.map_or_else(|_| Self::default(), |()| Self::closed(array))
+    }
+
+    fn closed(mut array: Vec<u8>) -> Self {
+        if array.is_empty() {
+            return Self::default();
+        }
+        array.push(b']');
+        Self(array.into())
     }
 
     /// Whether there are none.
@@ -194,6 +202,12 @@ impl Descriptors {
     pub fn json(&self) -> &Bytes {
         &self.0
     }
+}
+
+/// Adds items to an array that is not closed yet.
+fn add(array: &mut Vec<u8>, items: &[u8]) {
+    array.push(if array.is_empty() { b'[' } else { b',' });
+    array.extend_from_slice(items);
 }
 
 /// What an array has between its brackets.

@@ -14,7 +14,7 @@ use super::answer::{own_media_type, read_limited};
 use super::standing::Said;
 use super::{Upstream, Upstreams, guard};
 use crate::errors::UpstreamError;
-use crate::oci::{Descriptors, Digest, MAX_MANIFEST_BYTES, MediaType, Name, Repository, Tags, UnsortedTags};
+use crate::oci::{Descriptors, Digest, MAX_MANIFEST_BYTES, MediaType, Name, Repository, UnsortedTags};
 use crate::records::gauge::Kind;
 use crate::records::{List, ListKey};
 use crate::values::text::excerpt;
