@@ -23,8 +23,8 @@ const ROOMS: [&[&str]; 16] = [
     &["records"],
     &["identity"],
     &["errors"],
-    &["values"],
     &["oci"],
+    &["values"],
 ];
 
 /// The most files of the library that belong to no room: its root, and rooms that are one file.

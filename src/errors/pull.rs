@@ -7,7 +7,7 @@ use http::StatusCode;
 use crate::errors::{AccessError, FillError, OverBudget, StoreError, UpstreamError};
 use crate::oci::{ErrorCode, InvalidRequest, Observed, Place, Repository};
 use crate::values::served::Served;
-use crate::values::text::excerpt;
+use crate::values::text::{excerpt, without_addresses};
 
 /// Why a pull was not answered with content.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -152,6 +152,7 @@ impl PullError {
     }
 
     /// The table. Messages of storage and of identity providers never leave the process: they may name hosts and paths.
+    /// Nor do addresses of upstreams.
     pub fn answer(&self) -> Answer {
         let (status, code, retry_after) = match self {
             Self::Request(error) => {
@@ -208,6 +209,10 @@ impl PullError {
             Self::Access(AccessError::Unreachable(_)) => {
                 "who you are cannot be found out now; the log of the cache says why".to_owned()
             }
+            Self::Upstream(UpstreamError::Elsewhere(_)) => {
+                "where the upstream registry redirects to is unavailable; the log of the cache says more".to_owned()
+            }
+            Self::Upstream(error) => without_addresses(&error.to_string()),
             other => other.to_string(),
         };
         Answer { status, code, message, retry_after }

@@ -64,14 +64,6 @@ impl Page {
     pub fn size(&self) -> usize {
         self.n.unwrap_or(Self::MOST).min(Self::MOST)
     }
-
-    /// The tags of this page out of `tags`, which are in lexical order, and whether more follow it.
-    pub fn of<'a>(&self, tags: &'a [Tag]) -> (&'a [Tag], bool) {
-        let first = self.last.as_ref().map_or(0, |last| tags.partition_point(|tag| tag.as_str() <= last.as_str()));
-        let rest = tags.get(first..).unwrap_or_default();
-        let page = rest.get(..self.size()).unwrap_or(rest);
-        (page, !page.is_empty() && page.len() < rest.len())
-    }
 }
 
 /// Why a request was not understood.
@@ -332,25 +324,6 @@ mod tests {
         {
             assert_eq!(get(&format!("{path}?{query}")).unwrap().namespace.as_deref(), namespace, "{query}");
         }
-    }
-
-    #[test]
-    fn a_page_is_cut_from_the_list_of_all_tags() {
-        let tags: Vec<Tag> = ["A", "B", "a", "b", "c"].iter().map(|tag| tag.parse().unwrap()).collect();
-        let page = |n: Option<usize>, last: Option<&str>| {
-            let page = Page { n, last: last.map(str::to_owned) };
-            let (tags, more) = page.of(&tags);
-            (tags.iter().map(Tag::as_str).collect::<String>(), more)
-        };
-        let expected = |tags: &str, more| (tags.to_owned(), more);
-        assert_eq!(page(None, None), expected("ABabc", false));
-        assert_eq!(page(Some(2), None), expected("AB", true));
-        assert_eq!(page(Some(2), Some("B")), expected("ab", true));
-        assert_eq!(page(Some(2), Some("b")), expected("c", false));
-        assert_eq!(page(Some(3), Some("B")), expected("abc", false), "it ends with the last tag");
-        assert_eq!(page(Some(usize::MAX), Some("AA")), expected("Babc", false), "the last one need not be a tag");
-        assert_eq!(page(Some(1), Some("z")), expected("", false));
-        assert_eq!(page(Some(0), None), expected("", false), "no page comes after an empty one");
     }
 
     #[test]

@@ -38,14 +38,19 @@ impl Pull {
             return Err(refused);
         }
         let question = self.core.upstreams.get_manifest(repository, reference, want.priority != Priority::Interactive);
-        let manifest = self.core.budgets.pay_pull(want.payer, &want.spent, question).await?;
+        let fetched = self.core.budgets.pay_pull(want.payer, &want.spent, question).await?;
+        // A stored digest keeps its type, whatever type upstream sends the same bytes with later.
+        let manifest = match reference {
+            Reference::Tag(_) => self.stored(repository, &fetched.digest).await?,
+            Reference::Digest(_) => None,
+        };
+        let manifest = manifest.unwrap_or_else(|| Arc::new(fetched));
         let kept = self.keep(repository, &manifest, want).await;
         if let Err(error @ PullError::TooLarge { .. }) = &kept {
             self.refused.0.insert((repository.clone(), manifest.digest.clone()), error.clone());
         }
         let blobs = kept?;
         tracing::info!(%repository, %reference, manifest.digest = %manifest.digest, blobs, "manifest fetched");
-        let manifest = Arc::new(manifest);
         self.warm.0.insert((repository.clone(), manifest.digest.clone()), Arc::clone(&manifest));
         Ok(manifest)
     }

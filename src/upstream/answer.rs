@@ -33,7 +33,7 @@ pub(super) struct UpstreamResponse {
 impl UpstreamResponse {
     /// The answer if its status is 200 (or 206 to a range); otherwise the error that its status means.
     pub(super) async fn succeeded(self, credentials: bool) -> Result<Self, UpstreamError> {
-        let origin = guard::origin(&self.url);
+        let origin = if self.elsewhere { guard::origin(&self.url) } else { "it".to_owned() };
         Err(match self.response.status() {
             StatusCode::OK => return Ok(self),
             StatusCode::PARTIAL_CONTENT if self.ranged => return Ok(self),

@@ -1,6 +1,5 @@
 //! Lists from an upstream: tags and referrers (distribution-spec 1.1, "Content Discovery").
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,16 +7,17 @@ use futures_util::FutureExt as _;
 use http::header::{CONTENT_TYPE, LINK};
 use http::{HeaderMap, Method, StatusCode};
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
 use url::Url;
 
 use super::answer::{own_media_type, read_limited};
 use super::standing::Said;
 use super::{Upstream, Upstreams, guard};
 use crate::errors::UpstreamError;
-use crate::oci::{Digest, MAX_MANIFEST_BYTES, MediaType, Name, Repository, Tag};
+use crate::oci::{Descriptors, Digest, MAX_MANIFEST_BYTES, MediaType, Name, Repository, UnsortedTags};
 use crate::records::gauge::Kind;
 use crate::records::{List, ListKey};
+use crate::values::text::excerpt;
 
 /// The time limit for one page: a registry may have to sort all of its tags for it.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -27,6 +27,12 @@ const MAX_PAGES: usize = 500;
 const MAX_PAGE_BYTES: usize = 4 * 1024 * 1024;
 /// The most bytes of all pages of tags: some hundred thousand tags.
 const MAX_TAGS_BYTES: usize = 16 * 1024 * 1024;
+
+/// Lists of tags of more than a megabyte that are read at once, and those that are sorted at once: what such lists take
+/// in memory, whatever many callers ask for at once. No list that ends sooner waits for these.
+const LARGE_TAGS_BYTES: usize = 1024 * 1024;
+static READING: Semaphore = Semaphore::const_new(8);
+static SORTING: Semaphore = Semaphore::const_new(1);
 
 /// A page, and the URL of the next one.
 struct Page {
@@ -85,17 +91,23 @@ impl Upstream {
     async fn tags(&self, name: &Name) -> Result<Option<List>, UpstreamError> {
         let mut first = self.endpoint(name, "tags", "list");
         first.set_query(Some(&format!("n={PAGE_TAGS}")));
-        let (mut next, mut tags, mut read) = (Some(first), BTreeSet::new(), Read::up_to(MAX_TAGS_BYTES));
+        let (mut next, mut tags, mut read) = (Some(first), UnsortedTags::default(), Read::up_to(MAX_TAGS_BYTES));
+        let mut large = None;
         while let Some(url) = next {
+            if large.is_none() && read.bytes > LARGE_TAGS_BYTES {
+                large = READING.acquire().await.ok();
+            }
             let page = match self.page(self.tags_page(name, url)).await {
                 Err(UpstreamError::Missing | UpstreamError::NoRepository) if read.pages == 0 => return Ok(None),
                 Err(UpstreamError::Missing | UpstreamError::NoRepository) => return Err(broken_off()),
                 asked => read.page(asked?)?,
             };
-            tags.extend(tags_in(&page.body)?);
+            tags.extend(&tags_in(&page.body)?);
             next = page.next;
         }
-        Ok(Some(List::Tags(tags.into_iter().collect())))
+        let _sorting = SORTING.acquire().await.ok();
+        let sorted = tokio::task::spawn_blocking(move || List::Tags(tags.into())).await;
+        sorted.map(Some).map_err(|error| UpstreamError::Invalid(format!("its list cannot be sorted: {error}")))
     }
 
     async fn tags_page(&self, name: &Name, url: Url) -> Result<Page, UpstreamError> {
@@ -110,7 +122,7 @@ impl Upstream {
     async fn referrers(&self, name: &Name, subject: &Digest, known: bool) -> Result<Option<List>, UpstreamError> {
         let mut next = Some(self.endpoint(name, "referrers", subject));
         // They are served in one index, so they share its size limit.
-        let (mut referrers, mut read) = (Vec::new(), Read::up_to(MAX_MANIFEST_BYTES));
+        let (mut pages, mut read) = (Vec::new(), Read::up_to(MAX_MANIFEST_BYTES));
         while let Some(url) = next {
             let page = match self.page(self.referrers_page(name, url)).await? {
                 Referrers::Page(page) => read.page(page)?,
@@ -118,10 +130,10 @@ impl Upstream {
                 Referrers::NoIndex if read.pages == 0 && !known => return Ok(None),
                 Referrers::NoApi | Referrers::NoIndex => return Err(broken_off()),
             };
-            referrers.extend(referrers_in(&page.body)?);
+            pages.push(referrers_in(&page.body)?);
             next = page.next;
         }
-        Ok(Some(List::Referrers(referrers)))
+        Ok(Some(List::Referrers(Descriptors::joined(&pages))))
     }
 
     /// A registry without the API says so in one of many ways: 404, 405, 501, 401 to anonymous callers, an HTML page,
@@ -177,32 +189,24 @@ impl Read {
 }
 
 /// The tags in one page. An error is [`UpstreamError::Invalid`].
-pub fn tags_in(body: &[u8]) -> Result<impl Iterator<Item = Tag> + use<>, UpstreamError> {
+pub fn tags_in(body: &[u8]) -> Result<UnsortedTags, UpstreamError> {
     #[derive(Deserialize)]
-    struct Tags {
+    struct Page {
         /// May be `null` for an empty list, but not missing: an error body is not an empty list.
         #[serde(deserialize_with = "Option::deserialize")]
-        tags: Option<Vec<String>>,
+        tags: Option<UnsortedTags>,
     }
-    let Tags { tags } = parse(body)?;
-    // An invalid tag could not be pulled.
-    Ok(tags.into_iter().flatten().filter_map(|name| name.parse().ok()))
+    let page: Page = serde_json::from_slice(body).map_err(|error| no_list(&error))?;
+    Ok(page.tags.unwrap_or_default())
 }
 
-/// The descriptors in one page of referrers. An error is [`UpstreamError::Invalid`].
-pub fn referrers_in(body: &[u8]) -> Result<Vec<Map<String, Value>>, UpstreamError> {
-    #[derive(Deserialize)]
-    struct Index {
-        /// Some registries write an empty list as `null`.
-        #[serde(deserialize_with = "Option::deserialize")]
-        manifests: Option<Vec<Map<String, Value>>>,
-    }
-    let Index { manifests } = parse(body)?;
-    Ok(manifests.unwrap_or_default())
+/// The descriptors in one page of referrers, which lie in its bytes. An error is [`UpstreamError::Invalid`].
+pub fn referrers_in(body: &Bytes) -> Result<Descriptors, UpstreamError> {
+    Descriptors::of_index(body).map_err(|error| no_list(&error))
 }
 
-fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, UpstreamError> {
-    serde_json::from_slice(body).map_err(|error| UpstreamError::Invalid(format!("no list: {error}")))
+fn no_list(error: &serde_json::Error) -> UpstreamError {
+    UpstreamError::Invalid(format!("no list: {}", excerpt(error)))
 }
 
 /// The next page of a list that came from `url` (RFC 8288). It has to be at the same origin: another one is not the

@@ -16,16 +16,17 @@ use super::login::{CachedLogin, UpstreamLogin};
 use crate::config::UpstreamConfig;
 use crate::errors::{Limit, UpstreamError};
 use crate::oci::Name;
+use crate::values::text::excerpt;
 use crate::values::time::Clock;
 
 /// The longest answer of a token server, in bytes; usual ones have a few kilobytes.
-const MAX_TOKEN_BYTES: usize = 256 * 1024;
+const MAX_TOKEN_BYTES: usize = 64 * 1024;
 /// The life of a token whose answer does not say (token specification, "`expires_in`").
 const DEFAULT_LIFE_SECONDS: u64 = 60;
 /// The longest that a token is kept, whatever its answer says.
 const MAX_LIFE_SECONDS: u64 = 12 * 3600;
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Above this many tokens, expired ones are dropped.
+/// Above this many tokens, expired ones are dropped, and if that is not enough all that are not being fetched.
 const MANY_TOKENS: usize = 1024;
 
 /// How a registry wants its clients to authenticate.
@@ -101,7 +102,7 @@ impl IssuedToken {
             expires_in: Option<u64>,
         }
         let answer: UpstreamResponse = serde_json::from_slice(body)
-            .map_err(|error| UpstreamError::Invalid(format!("its token server sent no token: {error}")))?;
+            .map_err(|error| UpstreamError::Invalid(format!("its token server sent no token: {}", excerpt(&error))))?;
         let life = answer.expires_in.filter(|&life| life > 0).unwrap_or(DEFAULT_LIFE_SECONDS).min(MAX_LIFE_SECONDS);
         let token = answer.token.or(answer.access_token).unwrap_or_default();
         let mut authorization = HeaderValue::from_str(&format!("Bearer {token}"))
@@ -155,6 +156,9 @@ impl Tokens {
             slots.retain(|_, slot| {
                 slot.try_lock().map_or(true, |token| token.as_ref().is_some_and(|token| !token.has_ended(now)))
             });
+            if slots.len() > MANY_TOKENS {
+                slots.retain(|_, slot| slot.try_lock().is_err());
+            }
         }
         Arc::clone(slots.entry(key).or_default())
     }

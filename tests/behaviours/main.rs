@@ -5,6 +5,7 @@ mod alternates;
 mod artifacts;
 mod budgets;
 mod conformance;
+mod documents;
 mod ecr;
 mod fills;
 mod hostile;

@@ -1,0 +1,239 @@
+//! How much memory the process takes for what upstreams write, and for clients that do not read it.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use futures_util::future::try_join_all;
+use http::StatusCode;
+use stopover::oci::{Algorithm, Digest, MediaType};
+use support::program::{Installation, Stopover, UPSTREAM};
+use support::scripted::{Fault, Scripted};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+
+/// What the process may take on top of the bytes of its answers.
+const MARGIN: u64 = 32 * MIB;
+
+/// What the registry function has.
+const FUNCTION: u64 = 512 * MIB;
+
+/// The largest manifest.
+const LARGEST: usize = 4 * 1024 * 1024;
+
+fn digest(text: &str) -> Digest {
+    Digest::of(Algorithm::Sha256, text.as_bytes())
+}
+
+/// Items of JSON, as many as fit into so many bytes.
+fn filled(item: &str, bytes: usize) -> String {
+    vec![item; bytes / (item.len() + 1)].join(",")
+}
+
+/// The largest index, with one descriptor: a field of it that a parser would make something much larger of.
+fn index(seed: usize) -> String {
+    let (digest, media_type) = (digest(&seed.to_string()), MediaType::OciManifest);
+    let head = format!(
+        r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"{media_type}","digest":"{digest}","size":1,"artifactType":"a/b","x":["#
+    );
+    format!("{head}{}]}}]}}", filled(r#"{"a":0}"#, LARGEST - head.len() - 8))
+}
+
+/// An index, and a page of referrers, of a million and more descriptors that say nothing.
+fn empty_descriptors() -> String {
+    format!(r#"{{"manifests":[{}]}}"#, filled("{}", LARGEST - 32))
+}
+
+async fn get(stopover: &Stopover, path: &str) -> anyhow::Result<(StatusCode, usize)> {
+    let url = format!("http://{}/v2/{UPSTREAM}/{path}", stopover.address());
+    let mut answer = reqwest::Client::new().get(url).send().await.with_context(|| stopover.log())?;
+    let (status, mut bytes) = (answer.status(), 0);
+    // This process holds none of it either.
+    while let Some(chunk) = answer.chunk().await? {
+        bytes += chunk.len();
+    }
+    Ok((status, bytes))
+}
+
+/// Asks a new process for all paths at once, and again for all, and compares what it takes with the bytes of the answers.
+async fn takes_little(upstream: &Scripted, paths: &[String], status: StatusCode) -> anyhow::Result<()> {
+    let installation = Installation::for_upstream(&upstream.url())?.limited_to(FUNCTION);
+    let stopover = installation.start().await?;
+    get(&stopover, "nothing/manifests/here").await?;
+    let before = stopover.peak_resident_bytes()?;
+    let mut most = 0;
+    for _ in 0..2 {
+        let answers = try_join_all(paths.iter().map(|path| get(&stopover, path))).await?;
+        let bytes: u64 = answers.iter().map(|(_, bytes)| *bytes as u64).sum();
+        ensure!(answers.iter().all(|(answered, _)| *answered == status), "{answers:?}: {}", stopover.log());
+        most = most.max(bytes);
+    }
+    let taken = stopover.peak_resident_bytes()?.saturating_sub(before);
+    eprintln!("{} answers of {} KiB took {} KiB", paths.len(), most / KIB, taken / KIB);
+    // What is refused has been read too.
+    let read = most.max(paths.len() as u64 * LARGEST as u64);
+    ensure!(taken <= read + MARGIN, "{} KiB for {} KiB of answers", taken / KIB, most / KIB);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_referrers_take_little_more_than_their_bytes_eight_at_once_included() -> anyhow::Result<()> {
+    let upstream = Scripted::start()?;
+    for number in 0..8 {
+        let subject = digest(&format!("of a tag {number}"));
+        let tag = format!("sha256-{}", subject.hex());
+        upstream.manifest(&format!("tag{number}"), &tag, MediaType::OciIndex.as_str(), index(number).as_bytes());
+        let own = format!("/v2/api{number}/referrers/{}", digest("api"));
+        upstream.page(&own, MediaType::OciIndex.as_str(), &index(number), None);
+        let own = format!("/v2/none{number}/referrers/{}", digest("api"));
+        upstream.page(&own, MediaType::OciIndex.as_str(), &empty_descriptors(), None);
+    }
+    let path = |kind: &str, number: usize, query: &str| match kind {
+        "tag" => format!("tag{number}/referrers/{}{query}", digest(&format!("of a tag {number}"))),
+        kind => format!("{kind}{number}/referrers/{}{query}", digest("api")),
+    };
+    for kind in ["tag", "api", "none"] {
+        for query in ["", "?artifactType=a/b"] {
+            takes_little(&upstream, &[path(kind, 0, query)], StatusCode::OK).await?;
+            takes_little(&upstream, &vec![path(kind, 0, query); 8], StatusCode::OK).await?;
+            let paths: Vec<String> = (0..8).map(|number| path(kind, number, query)).collect();
+            takes_little(&upstream, &paths, StatusCode::OK).await?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_manifests_take_little_more_than_their_bytes_eight_at_once_included() -> anyhow::Result<()> {
+    let upstream = Scripted::start()?;
+    let index_type = MediaType::OciIndex.as_str();
+    for number in 0..8 {
+        upstream.manifest(&format!("index{number}"), "1", index_type, index(number).as_bytes());
+        // More descriptors than an index may have: it is refused.
+        upstream.manifest(&format!("many{number}"), "1", index_type, empty_descriptors().as_bytes());
+        let long = format!(r#"{{"mediaType":"{}","manifests":[]}}"#, "m".repeat(LARGEST - 40));
+        upstream.manifest(&format!("long{number}"), "1", index_type, long.as_bytes());
+    }
+    for (kind, status) in
+        [("index", StatusCode::OK), ("many", StatusCode::BAD_GATEWAY), ("long", StatusCode::BAD_GATEWAY)]
+    {
+        for count in [1, 8] {
+            let paths: Vec<String> = (0..count).map(|number| format!("{kind}{number}/manifests/1")).collect();
+            takes_little(&upstream, &paths, status).await?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_lists_of_tags_take_little_more_than_their_bytes_eight_at_once_included() -> anyhow::Result<()> {
+    // As many tags as fit into all pages that are read, and in no order.
+    let upstream = Scripted::start()?;
+    for name in 0..8 {
+        for page in 0..4 {
+            let tags: Vec<String> = (0..520_000_u64).map(|number| tag(page * 520_000 + number)).collect();
+            let (path, next) = (format!("/v2/a{name}/tags/list"), format!("</v2/a{name}/tags/list?page={}>", page + 1));
+            let path = if page == 0 { path } else { format!("{path}?page={page}") };
+            let body = format!(r#"{{"tags":["{}"]}}"#, tags.join("\",\""));
+            let link = format!("{next}; rel=\"next\"");
+            upstream.page(&path, "application/json", &body, (page < 3).then_some(link.as_str()));
+        }
+    }
+    for count in [1, 8] {
+        let installation = Installation::for_upstream(&upstream.url())?.limited_to(FUNCTION);
+        let stopover = installation.start().await?;
+        get(&stopover, "nothing/manifests/here").await?;
+        let before = stopover.peak_resident_bytes()?;
+        let paths: Vec<String> = (0..count).map(|number| format!("a{number}/tags/list")).collect();
+        let answers = try_join_all(paths.iter().map(|path| get(&stopover, path))).await?;
+        ensure!(answers.iter().all(|(status, _)| *status == StatusCode::OK), "{answers:?}: {}", stopover.log());
+        let taken = stopover.peak_resident_bytes()?.saturating_sub(before);
+        eprintln!("{count} lists of 16 MiB took {} KiB", taken / KIB);
+        ensure!(taken <= count * 16 * MIB + MARGIN, "{count} lists took {} MiB", taken / MIB);
+    }
+    Ok(())
+}
+
+/// Different tags for different numbers, in no order: five letters.
+fn tag(number: u64) -> String {
+    let number = number * 1_234_577;
+    (0..5).filter_map(|place| char::from_digit(u32::try_from(number / 36_u64.pow(place) % 36).ok()?, 36)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_read_costs_at_most_64_kib() -> anyhow::Result<()> {
+    const CLIENTS: u64 = 400;
+    let upstream = Scripted::start()?;
+    let image = upstream.image("a", "1", &[&vec![7; 24 << 20]]);
+    let installation = Installation::for_upstream(&upstream.url())?;
+    let stopover = installation.start().await?;
+    get(&stopover, "a/manifests/1").await?;
+    let path = format!("a/blobs/{}", image.blobs[1].0);
+    get(&stopover, &path).await?;
+    let request = format!("GET /v2/{UPSTREAM}/{path} HTTP/1.1\r\nhost: a\r\n\r\n");
+    let ask = async || {
+        let mut connection = TcpStream::connect(stopover.address()).await?;
+        connection.write_all(request.as_bytes()).await?;
+        // The kernel's buffers are full once nothing more arrives here.
+        connection.read_exact(&mut [0; 12]).await?;
+        anyhow::Ok(connection)
+    };
+    let before = stopover.peak_resident_bytes()?;
+    let mut connections = try_join_all((0..CLIENTS).map(|_| ask())).await?;
+    // A later one gets all of it, so those before have what they may have.
+    get(&stopover, &path).await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let taken = stopover.peak_resident_bytes()?.saturating_sub(before);
+    eprintln!("{CLIENTS} clients that do not read took {} KiB", taken / KIB);
+    // The connection itself takes some, too.
+    ensure!(taken <= CLIENTS * (64 + 16) * KIB, "{} KiB for each client", taken / KIB / CLIENTS);
+    let mut rest = Vec::new();
+    connections.swap_remove(0).take(24 << 20).read_to_end(&mut rest).await?;
+    ensure!(rest.len() == 24 << 20, "a client that goes on reading gets the rest, and not {} bytes", rest.len());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn megabytes_of_text_from_upstream_reach_neither_the_log_nor_the_client() -> anyhow::Result<()> {
+    let upstream = Scripted::start()?;
+    let (image, index) = (MediaType::OciManifest.as_str(), MediaType::OciIndex.as_str());
+    let long = "\u{1b}[31mA\\n".repeat(300_000).replace('\u{1b}', "\\u001b");
+    let config = |size: &str| format!(r#"{{"config":{{"digest":"{}","size":"{size}"}},"layers":[]}}"#, digest("a"));
+    upstream.manifest("size", "1", image, config(&long).as_bytes());
+    upstream.manifest("type", "1", index, format!(r#"{{"mediaType":"{long}","manifests":[]}}"#).as_bytes());
+    upstream.manifest("header", "1", &"x".repeat(60_000), b"{}");
+    upstream.page("/v2/tags/tags/list", "application/json", &format!(r#"{{"tags":"{long}"}}"#), None);
+    upstream.page("/v2/tag/tags/list", "application/json", &format!(r#"{{"tags":[{{"{long}":1}}]}}"#), None);
+    let referrers = format!("/v2/referrers/referrers/{}", digest("a"));
+    upstream.page(&referrers, index, &format!(r#"{{"manifests":"{long}"}}"#), None);
+    upstream.page(
+        "/v2/link/tags/list",
+        "application/json",
+        r#"{"tags":[]}"#,
+        Some(&format!("<http://{}.test/>; rel=next", "a.".repeat(20_000))),
+    );
+    let location = format!("http://{}.test/", "a.".repeat(20_000));
+    upstream.fault("/v2/location/", Fault::Status(307, vec![("location", location)], String::new()));
+    let installation = Installation::for_upstream(&upstream.url())?;
+    let stopover = installation.start().await?;
+    for path in [
+        "size/manifests/1".to_owned(),
+        "type/manifests/1".to_owned(),
+        "header/manifests/1".to_owned(),
+        "tags/tags/list".to_owned(),
+        "tag/tags/list".to_owned(),
+        format!("referrers/referrers/{}", digest("a")),
+        "link/tags/list".to_owned(),
+        "location/manifests/1".to_owned(),
+    ] {
+        let before = stopover.log().len();
+        let (status, bytes) = get(&stopover, &path).await?;
+        ensure!(status == StatusCode::BAD_GATEWAY && bytes < 1000, "{path}: {status}, {bytes} bytes");
+        let logged = stopover.log().len() - before;
+        ensure!(logged < 4000, "{path}: {logged} bytes in the log");
+    }
+    ensure!(!stopover.log().contains("\u{1b}[31m"), "no terminal obeys an upstream");
+    Ok(())
+}
