@@ -26,8 +26,8 @@ const TURN: Duration = Duration::from_secs(25);
 /// How long upstream may take to say what a known tag is now, and to send that manifest.
 const DECISION: Duration = Duration::from_secs(9);
 
-/// The same where nothing is known: clients wait 30 seconds for headers.
-const PATIENT_DECISION: Duration = Duration::from_secs(26);
+/// The same where nothing is known, so that a client has an answer within the 30 seconds that it waits for headers.
+const PATIENT_DECISION: Duration = Duration::from_secs(22);
 
 /// How long an immutable tag is fresh: thousands of years, a date that every ledger can hold.
 const FOR_EVER: Duration = Duration::from_hours(24 * 365 * 5000);

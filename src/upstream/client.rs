@@ -28,7 +28,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same where nothing is known: chained caches are slow, but they answer. Both are below the 30 s that clients wait
 /// for headers.
 const PATIENT_HEAD_TIMEOUT: Duration = Duration::from_secs(15);
-const MANIFEST_TIMEOUT: Duration = Duration::from_secs(22);
+const MANIFEST_TIMEOUT: Duration = Duration::from_secs(18);
 pub(super) const MAX_REDIRECTS: usize = 5;
 
 /// How long an answer is waited for.
