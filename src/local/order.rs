@@ -253,7 +253,7 @@ mod tests {
         assert_eq!(hurry(&mut order, "one.test"), HURRIED / 2);
         assert_eq!(hurry(&mut order, "two.test"), HURRIED / 2);
         assert_eq!(hurry(&mut order, "three.test"), 0);
-        order.leave_hurried(&"one.test".parse().unwrap());
+        order.leave_hurried(&job("one.test/a", 0, Priority::Interactive));
         assert_eq!(hurry(&mut order, "two.test"), 0);
         assert_eq!(hurry(&mut order, "three.test"), 1);
         let waits = job("one.test/a", 1, Priority::Interactive);
