@@ -110,6 +110,11 @@ impl Budgets {
         Ok(MissReservation { paid: Some((Arc::clone(self), payer, permit)), sent: false })
     }
 
+    /// Checks that a caller may have upstream asked for something that may not be there.
+    pub(crate) fn check_miss(&self, payer: Option<Payer>) -> Result<(), OverBudget> {
+        self.check(payer, Budget::Misses, 1)
+    }
+
     /// Checks that a caller may have a manifest fetched from upstream.
     pub(crate) fn check_pull(&self, payer: Option<Payer>) -> Result<(), OverBudget> {
         self.check(payer, Budget::Pulls, 1)
@@ -154,7 +159,8 @@ impl Budgets {
         self.check(payer, Budget::NewBytes, bytes)
     }
 
-    /// Charges a miss in advance for lookups in the ledger. [`Self::refund_miss`] returns it if they were worthwhile.
+    /// Charges a miss: for a fill that was in vain, or in advance for lookups in the ledger. [`Self::refund_miss`]
+    /// returns it if they were worthwhile.
     pub(crate) fn charge_miss(&self, payer: Option<Payer>) -> Result<(), OverBudget> {
         self.take(payer, Budget::Misses, 1)
     }

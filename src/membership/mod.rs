@@ -14,7 +14,7 @@ use crate::identity::Payer;
 use crate::oci::{Digest, Repository};
 use crate::ports::Job;
 use crate::records::{BlobView, Member};
-use crate::upstream::Evidence;
+use crate::upstream::{Evidence, Patience};
 use crate::values::flight::Flights;
 use crate::values::pull_counter::PullCounter;
 use crate::values::served::Served;
@@ -142,7 +142,9 @@ impl Membership {
             }
             (asked, _) => asked.map(|_| ()).map_err(PullError::from),
         };
-        reservation.settle(asked.as_ref().is_err_and(PullError::is_miss));
+        // What is asked about is known: an outage costs its callers nothing.
+        let vain = |error: &PullError| !matches!(error, PullError::Upstream(error) if error.is_trouble());
+        reservation.settle(asked.as_ref().is_err_and(|error| error.is_miss() && vain(error)));
         asked
     }
 
@@ -164,7 +166,7 @@ impl Membership {
             }
             reservation.mark_sent();
             let unknown = || UpstreamError::Invalid("it does not say how long the blob is".into());
-            let opened = membership.core.upstreams.open_blob(&there, &digest, None).await;
+            let opened = membership.core.upstreams.open_blob(&there, &digest, None, Patience::Client).await;
             reservation.settle(opened.as_ref().is_err_and(UpstreamError::is_miss));
             let size = opened?.size.ok_or_else(unknown)?;
             membership.note_proven(&there, &digest, size).await;

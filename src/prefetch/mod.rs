@@ -123,6 +123,7 @@ impl Prefetch {
                 digest: blob.digest.clone(),
                 size: blob.size,
                 priority: image.priority,
+                payer: image.payer,
             })
             .filter(|job| match self.core.budgets.admit(image.payer, job) {
                 Ok(()) => true,

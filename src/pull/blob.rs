@@ -42,6 +42,14 @@ impl Pull {
         self.check_size(repository, size, None)?;
         let view = self.note_blob(repository, digest, view).await;
         if want.head {
+            // A manifest names it, but only upstream knows whether it has it.
+            let asked = match view.is_stored() {
+                true => Ok(size),
+                false => self.ask_membership(repository, digest, want.payer).await,
+            };
+            if let Err(error @ PullError::BlobUnknown) = asked {
+                return Err(error);
+            }
             let served = if view.is_stored() { served } else { Served::Miss };
             return Ok(PulledBlob { size, content: Content::None, served });
         }
@@ -52,7 +60,8 @@ impl Pull {
             return Ok(PulledBlob::at(location, size, served));
         }
         // 9c. Not stored: request the fill, if the caller has the budget for it, then by the upstream's policy.
-        let job = Job { repository: repository.clone(), digest: digest.clone(), size, priority: Priority::Interactive };
+        let (priority, payer) = (Priority::Interactive, want.payer);
+        let job = Job { repository: repository.clone(), digest: digest.clone(), size, priority, payer };
         let filling = is_claimed(&view, self.core.clock.now());
         let admitted = if filling { Ok(()) } else { self.core.budgets.admit(want.payer, &job) };
         match (upstream.cold(), admitted) {
@@ -121,6 +130,7 @@ impl Pull {
 
     /// Waits for a fill: until the blob is stored, or (`follow`) until its first bytes have arrived.
     async fn wait(self: &Arc<Self>, job: &Job, follow: bool) -> Result<PulledBlob, PullError> {
+        self.core.budgets.check_miss(job.payer)?;
         let deadline = Instant::now() + self.core.config.wait;
         let found = async {
             for _ in 0..JOINED {
@@ -128,7 +138,11 @@ impl Pull {
                     return self.poll(job).await;
                 };
                 if repository == job.repository {
-                    return self.watch(job, progress, follow).await;
+                    match self.watch(job, progress, follow).await {
+                        // The caller that the fill was begun for was over budget.
+                        Err(PullError::OverBudget(_)) if self.core.budgets.check_miss(job.payer).is_ok() => continue,
+                        watched => return watched,
+                    }
                 }
                 // Another repository's fill: its bytes need the same permission as stored ones.
                 if !self.core.upstreams.is_open(&repository) {

@@ -13,9 +13,9 @@ use crate::errors::{Limit, PullError, UpstreamError, beside};
 use crate::identity::Payer;
 use crate::oci::{Digest, Observed, Reference, Repository, Tag};
 use crate::ports::{Attempts, Priority};
-use crate::records::tag::{self, LEASE, Step};
+use crate::records::tag::{self, Step};
 use crate::records::{Previous, TagRecord, Versioned};
-use crate::upstream::{Evidence, Upstream};
+use crate::upstream::{Evidence, Patience, Upstream};
 use crate::values::pull_counter::PullCounter;
 use crate::values::served::Served;
 
@@ -25,6 +25,9 @@ const TURN: Duration = Duration::from_secs(25);
 
 /// How long upstream may take to say what a known tag is now, and to send that manifest.
 const DECISION: Duration = Duration::from_secs(9);
+
+/// The same where nothing is known, so that a client has an answer within the 30 seconds that it waits for headers.
+const PATIENT_DECISION: Duration = Duration::from_secs(22);
 
 /// How long an immutable tag is fresh: thousands of years, a date that every ledger can hold.
 const FOR_EVER: Duration = Duration::from_hours(24 * 365 * 5000);
@@ -248,7 +251,7 @@ impl Pull {
     ) -> Result<PulledManifest, PullError> {
         let asked = self.ask(repository, reference, &leased, want);
         // If something is known, the client gets that rather than wait longer for what is new.
-        let limit = if leased.observed.is_some() { DECISION } else { LEASE };
+        let limit = if leased.observed.is_some() { DECISION } else { PATIENT_DECISION };
         let late = || UpstreamError::Unavailable { silent: false, reason: format!("no answer within {limit:?}") };
         let asked = tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| Err(late().into()));
         let mut deleted = None;
@@ -300,8 +303,9 @@ impl Pull {
         want: &Want,
     ) -> Result<PulledManifest, PullError> {
         // 7. Nothing is known and the client wants the bytes: one GET answers both.
+        let patience = if known.observed.is_some() { Patience::Known } else { Patience::Client };
         let observed = if want.head || known.observed.is_some() {
-            self.core.upstreams.head_manifest(repository, reference).await?
+            self.core.upstreams.head_manifest(repository, reference, patience).await?
         } else {
             None
         };
@@ -315,10 +319,10 @@ impl Pull {
             None => match self.fetch(repository, reference, want).await {
                 Ok(manifest) => Ok(PulledManifest::new(manifest, Served::Miss)),
                 // HEAD still tells the digest, and that manifest may be stored, or an alternate may have it.
-                Err(PullError::Upstream(UpstreamError::Throttled { limit: Limit::Pulls, .. }))
-                    if !want.head && matches!(reference, Reference::Tag(_)) =>
+                Err(PullError::Upstream(error))
+                    if error.limit() == Some(Limit::Pulls) && !want.head && matches!(reference, Reference::Tag(_)) =>
                 {
-                    match self.core.upstreams.head_manifest(repository, reference).await? {
+                    match self.core.upstreams.head_manifest(repository, reference, patience).await? {
                         Some(observed) => self.by_digest(repository, observed.digest, want).await,
                         None => Err(PullError::ManifestUnknown(Served::Miss)),
                     }

@@ -86,7 +86,8 @@ impl Pull {
         let jobs: Vec<Job> = blobs
             .into_iter()
             .filter(|_| !refused)
-            .map(|blob| Job { repository: repository.clone(), digest: blob.digest, size: blob.size, priority })
+            .map(|blob| (blob.digest, blob.size, repository.clone()))
+            .map(|(digest, size, repository)| Job { repository, digest, size, priority, payer: want.payer })
             .filter(|job| self.core.budgets.admit(want.payer, job).is_ok())
             .collect();
         if !jobs.is_empty()

@@ -51,9 +51,9 @@ pub struct Lease {
     pub until: Timestamp,
 }
 
-/// How long one process may ask upstream while all others wait. Longer than every time-out of one request, so that it
+/// How long one process may ask upstream while all others wait. Longer than it may take to answer a client, so that it
 /// expires only if its holder died.
-pub const LEASE: Duration = Duration::from_secs(20);
+pub const LEASE: Duration = Duration::from_secs(23);
 
 /// What may be done about a reference.
 #[derive(Clone, PartialEq, Eq, Debug)]

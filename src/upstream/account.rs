@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use super::login::UpstreamLogin;
 use super::meter::Meter;
 use super::token::{Challenge, Tokens};
+use super::trouble::Troubles;
 use crate::config::UpstreamConfig;
 use crate::oci::UpstreamId;
 use crate::ports::Ledger;
@@ -19,6 +20,7 @@ pub(super) struct Account {
     /// Anonymous tokens for other registries that this upstream redirects to, which never see our credentials.
     pub(super) anonymous_tokens: Tokens,
     pub(super) meter: Meter,
+    pub(super) troubles: Troubles,
     /// Learned from the first 401 and kept: the challenge after a refused token may name another realm (nvcr.io does
     /// that).
     challenge: RwLock<Option<Challenge>>,
@@ -31,6 +33,7 @@ impl Account {
         let key = GaugeKey { upstream: upstream.clone(), credential: login.name().to_owned() };
         Self {
             meter: Meter::new(key.clone(), Arc::clone(ledger), clock.clone()),
+            troubles: Troubles::new(clock.clone()),
             tokens: Tokens::new(clock.clone()),
             anonymous_tokens: Tokens::new(clock.clone()),
             challenge: RwLock::default(),

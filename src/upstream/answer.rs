@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use http::StatusCode;
-use http::header::{HeaderMap, LOCATION, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::Response;
 use url::Url;
 
@@ -14,8 +14,11 @@ use crate::errors::{Limit, UpstreamError};
 use crate::oci::MediaType;
 use crate::values::time::Timestamp;
 
-/// How much of the body of a 404 or 429 is read to find its cause.
+/// How much of the body of a refusal is read to find its cause.
 const MAX_REFUSAL_BYTES: usize = 16 * 1024;
+
+/// The longest pause that an answer can ask for.
+const LONGEST_PAUSE: Duration = Duration::from_hours(24);
 
 /// An answer, and how it was obtained.
 pub(super) struct UpstreamResponse {
@@ -47,12 +50,22 @@ impl UpstreamResponse {
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if credentials && !self.elsewhere => {
                 UpstreamError::Denied(format!("it answered {status} to our credentials"))
             }
-            // Docker Hub answers 401 for repositories that do not exist.
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => UpstreamError::NoRepository,
-            StatusCode::NOT_FOUND => {
-                let body = read_limited(self.response, MAX_REFUSAL_BYTES).await.unwrap_or_default();
-                let no_repository = body.windows(12).any(|window| window == b"NAME_UNKNOWN");
-                if no_repository { UpstreamError::NoRepository } else { UpstreamError::Missing }
+            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND) => {
+                let headers = self.response.headers();
+                let (page, login) = (is_page(headers), headers.contains_key(WWW_AUTHENTICATE));
+                let body = read_limited(self.response, MAX_REFUSAL_BYTES).await;
+                let page = body.as_ref().map_or(page, |body| if body.is_empty() { page } else { is_page_body(body) });
+                let named = body.is_ok_and(|body| body.windows(12).any(|window| window == b"NAME_UNKNOWN"));
+                match status {
+                    // The registry itself would say so in JSON (distribution-spec, "Error Codes"), or ask for a login.
+                    _ if page && !login => UpstreamError::Unavailable {
+                        silent: false,
+                        reason: format!("{origin} answered {status} with a page that is not the registry's"),
+                    },
+                    StatusCode::NOT_FOUND if !named => UpstreamError::Missing,
+                    // Docker Hub answers 401 for repositories that do not exist.
+                    _ => UpstreamError::NoRepository,
+                }
             }
             status if self.elsewhere && (status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS) => {
                 UpstreamError::Elsewhere(format!("{origin} answered {status}"))
@@ -78,6 +91,18 @@ impl UpstreamResponse {
     }
 }
 
+/// Whether an answer seems to be a page for people: only its body tells for sure, which an answer to HEAD has not.
+pub(super) fn is_page(headers: &HeaderMap) -> bool {
+    let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    media_type.starts_with("text/html") || media_type.starts_with("text/plain")
+}
+
+/// Whether a body is such a page: registries answer in JSON, object stores in XML.
+fn is_page_body(body: &[u8]) -> bool {
+    let body = body.trim_ascii_start();
+    !body.is_empty() && ![&b"{"[..], b"[", b"<?xml", b"<Error"].iter().any(|start| body.starts_with(start))
+}
+
 /// The `Content-Range` of a partial answer (RFC 9110, section 14.4).
 pub struct RangeSent {
     /// Length of the whole content in bytes.
@@ -100,7 +125,10 @@ impl RangeSent {
 pub(super) async fn limited(response: Response, limit: Option<Limit>, at: Timestamp) -> UpstreamError {
     let mut retry_after = retry_after(response.headers(), at);
     let remaining = response.headers().get("ratelimit-remaining").and_then(|value| value.to_str().ok());
-    let empty = remaining.is_some_and(|text| text.split(';').next() == Some("0"));
+    // Docker Hub does not say when its window ends; a limit that does (draft-ietf-httpapi-ratelimit-headers) is not its.
+    let reset = response.headers().get("ratelimit-reset").and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    retry_after = retry_after.or_else(|| reset.map(|seconds| until_reset(seconds, at)));
+    let empty = reset.is_none() && remaining.is_some_and(|text| text.split(';').next() == Some("0"));
     let limit = match limit {
         Some(limit) => limit,
         None if empty => Limit::Pulls,
@@ -112,6 +140,12 @@ pub(super) async fn limited(response: Response, limit: Option<Limit>, at: Timest
         }
     };
     UpstreamError::Throttled { limit, retry_after, detail: format!("upstream limits our {limit}") }
+}
+
+/// How long until a limit is reset: in seconds, or as a Unix time (gitlab.com).
+fn until_reset(seconds: u64, now: Timestamp) -> Duration {
+    let after = if seconds < 1_000_000_000 { Duration::from_secs(seconds) } else { Timestamp(seconds).after(now) };
+    after.min(LONGEST_PAUSE)
 }
 
 /// The `mediaType` inside a manifest, where `Content-Type` is only a general one.
@@ -133,7 +167,7 @@ fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => Timestamp::from(httpdate::parse_http_date(text).ok()?).after(now),
     };
-    Some(after.min(Duration::from_hours(24)))
+    Some(after.min(LONGEST_PAUSE))
 }
 
 /// The pause that ghcr.io names in the body, as Go prints durations: `retry-after: 880.092µs, allowed: …`. Rounded up

@@ -10,7 +10,7 @@ use reqwest::Response;
 use url::Url;
 
 use super::account::Account;
-use super::answer::{UpstreamResponse, own_media_type, read_limited, timed, unavailable};
+use super::answer::{self, UpstreamResponse, own_media_type, read_limited, timed, unavailable};
 use super::blob::BytesWanted;
 use super::guard::{self, Clients};
 use super::login::UpstreamLogin;
@@ -21,19 +21,33 @@ use crate::oci::{
     Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, MediaType, Name, Observed, Reference, Request, UpstreamId,
 };
 use crate::records::GaugeKey;
-use crate::records::gauge::{Gauge, Kind, Outcome, Quota};
+use crate::records::gauge::{Gauge, Kind, Quota};
 use crate::values::time::Clock;
 
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-const MANIFEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same where nothing is known: chained caches are slow, but they answer. Both are below the 30 s that clients wait
+/// for headers.
+const PATIENT_HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+const MANIFEST_TIMEOUT: Duration = Duration::from_secs(18);
 pub(super) const MAX_REDIRECTS: usize = 5;
+
+/// How long an answer is waited for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Patience {
+    /// Briefly: a client can be served what is known.
+    Known,
+    /// As long as a client waits: nothing is known.
+    Client,
+    /// As long as the configuration says: no client waits, or it is told to come back.
+    Fill,
+}
 
 /// One upstream registry, or the part of it that a rule configures.
 pub struct Upstream {
     config: UpstreamConfig,
-    account: Arc<Account>,
-    clients: Arc<Clients>,
-    clock: Clock,
+    pub(super) account: Arc<Account>,
+    pub(super) clients: Arc<Clients>,
+    pub(super) clock: Clock,
 }
 
 impl Upstream {
@@ -67,13 +81,22 @@ impl Upstream {
     }
 
     /// Resolves a tag with HEAD, which costs no quota. `None`: this upstream tells the digest only with the manifest.
-    pub async fn head_manifest(&self, name: &Name, reference: &Reference) -> Result<Option<Observed>, UpstreamError> {
-        self.metered(Kind::Head, timed(HEAD_TIMEOUT, self.do_head_manifest(name, reference))).await
+    pub async fn head_manifest(
+        &self,
+        name: &Name,
+        reference: &Reference,
+        patience: Patience,
+    ) -> Result<Option<Observed>, UpstreamError> {
+        let limit = if patience == Patience::Known { HEAD_TIMEOUT } else { PATIENT_HEAD_TIMEOUT };
+        self.metered(Kind::Head, name, reference, timed(limit, self.do_head_manifest(name, reference))).await
     }
 
     async fn do_head_manifest(&self, name: &Name, reference: &Reference) -> Result<Option<Observed>, UpstreamError> {
         let answer = self.send(Method::HEAD, self.endpoint(name, "manifests", reference), name).await?;
-        if answer.response.status() == StatusCode::METHOD_NOT_ALLOWED {
+        // Or a page, and what it says only GET tells.
+        if answer.response.status() == StatusCode::METHOD_NOT_ALLOWED
+            || (answer.response.status().is_client_error() && answer::is_page(answer.response.headers()))
+        {
             return Ok(None);
         }
         let answer = answer.succeeded(self.has_credentials()).await?;
@@ -100,7 +123,8 @@ impl Upstream {
         if background {
             self.account.meter.spare(self.config.reserve).await?;
         }
-        self.metered(Kind::Manifest, timed(MANIFEST_TIMEOUT, self.do_get_manifest(name, reference))).await
+        self.metered(Kind::Manifest, name, reference, timed(MANIFEST_TIMEOUT, self.do_get_manifest(name, reference)))
+            .await
     }
 
     async fn do_get_manifest(&self, name: &Name, reference: &Reference) -> Result<Manifest, UpstreamError> {
@@ -129,22 +153,6 @@ impl Upstream {
             Err(error) => own_media_type(&content_type, &bytes).ok_or_else(|| invalid(error))?,
         };
         Manifest::new(digest, media_type, bytes).map_err(invalid)
-    }
-
-    /// Runs a request if the gauge permits it, and updates the gauge with the outcome.
-    pub(super) async fn metered<T>(
-        &self,
-        kind: Kind,
-        question: impl Future<Output = Result<T, UpstreamError>>,
-    ) -> Result<T, UpstreamError> {
-        self.account.meter.permit(kind).await?;
-        let result = question.await;
-        let quota = self.account.take_quota();
-        self.account.meter.note(kind, &Outcome::of(&result), quota).await;
-        match result {
-            Err(error @ UpstreamError::Throttled { .. }) => Err(self.account.meter.explained(error)),
-            result => result,
-        }
     }
 
     pub(super) fn has_credentials(&self) -> bool {
@@ -301,7 +309,14 @@ impl Upstream {
             challenge = Challenge::parse(timed(HEAD_TIMEOUT, ping).await?.headers());
         }
         tracing::debug!(upstream.id = %self.id(), repository.name = %name, "learned how upstream wants to be asked");
-        let missing = || UpstreamError::Denied("it answered 401 and did not say how to log in".into());
+        let missing = || {
+            let reason = "it answered 401 and did not say how to log in".to_owned();
+            // A registry that refuses does not answer with a page: something in between does.
+            if answer::is_page(unauthorized.headers()) && !self.has_credentials() {
+                return UpstreamError::Unavailable { silent: false, reason };
+            }
+            UpstreamError::Denied(reason)
+        };
         self.account.set_challenge(Some(challenge.ok_or_else(missing)?));
         Ok(())
     }

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use tokio::sync::Semaphore;
 use url::Url;
 
-use super::answer::{own_media_type, read_limited};
+use super::answer::{is_page, own_media_type, read_limited};
 use super::standing::Said;
 use super::{Upstream, Upstreams, guard};
 use crate::errors::UpstreamError;
@@ -82,10 +82,15 @@ impl Upstream {
 
     /// Reads one page. A late page does not count against the breaker: it says nothing about other requests to the
     /// registry.
-    async fn page<T>(&self, asked: impl Future<Output = Result<T, UpstreamError>>) -> Result<T, UpstreamError> {
+    async fn page<T>(
+        &self,
+        name: &Name,
+        what: &str,
+        asked: impl Future<Output = Result<T, UpstreamError>>,
+    ) -> Result<T, UpstreamError> {
         let reason = || format!("no page of a list within {} s", PAGE_TIMEOUT.as_secs());
         let late = |_| Err(UpstreamError::Unavailable { silent: false, reason: reason() });
-        tokio::time::timeout(PAGE_TIMEOUT, self.metered(Kind::List, asked)).await.unwrap_or_else(late)
+        tokio::time::timeout(PAGE_TIMEOUT, self.metered(Kind::List, name, what, asked)).await.unwrap_or_else(late)
     }
 
     async fn tags(&self, name: &Name) -> Result<Option<List>, UpstreamError> {
@@ -97,7 +102,7 @@ impl Upstream {
             if large.is_none() && read.bytes > LARGE_TAGS_BYTES {
                 large = READING.acquire().await.ok();
             }
-            let page = match self.page(self.tags_page(name, url)).await {
+            let page = match self.page(name, "tags", self.tags_page(name, url)).await {
                 Err(UpstreamError::Missing | UpstreamError::NoRepository) if read.pages == 0 => return Ok(None),
                 Err(UpstreamError::Missing | UpstreamError::NoRepository) => return Err(broken_off()),
                 asked => read.page(asked?)?,
@@ -112,6 +117,10 @@ impl Upstream {
 
     async fn tags_page(&self, name: &Name, url: Url) -> Result<Page, UpstreamError> {
         let answer = self.send_for(Method::GET, url, name, "application/json", None).await?;
+        // Of tags that may be pulled, many registries give no list: that is not the absence of a repository.
+        if answer.response.status() == StatusCode::FORBIDDEN && !is_page(answer.response.headers()) {
+            return Err(UpstreamError::Denied("it answered 403 to a request for its list".into()));
+        }
         let answer = answer.succeeded(self.has_credentials()).await?;
         let next = next_page(answer.response.headers(), &answer.url)?;
         Ok(Page { body: read_limited(answer.response, MAX_PAGE_BYTES).await?, next })
@@ -124,7 +133,7 @@ impl Upstream {
         // They are served in one index, so they share its size limit.
         let (mut pages, mut read) = (Vec::new(), Read::up_to(MAX_MANIFEST_BYTES));
         while let Some(url) = next {
-            let page = match self.page(self.referrers_page(name, url)).await? {
+            let page = match self.page(name, subject.as_str(), self.referrers_page(name, url)).await? {
                 Referrers::Page(page) => read.page(page)?,
                 Referrers::NoApi if read.pages == 0 => return Ok(None),
                 Referrers::NoIndex if read.pages == 0 && !known => return Ok(None),
@@ -142,6 +151,7 @@ impl Upstream {
         let accept = MediaType::OciIndex.as_str();
         let answer = self.request(Method::GET, url, name, accept, None).await?;
         match answer.response.status() {
+            StatusCode::NOT_FOUND if is_page(answer.response.headers()) => return Ok(Referrers::NoApi),
             StatusCode::OK | StatusCode::NOT_FOUND | StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {}
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if self.has_credentials() => {}
             status if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => {}

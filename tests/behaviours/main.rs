@@ -1,5 +1,6 @@
 //! What Stopover promises, on both columns. docs/explanation/behaviour.md names these tests.
 
+mod absence;
 mod access;
 mod alternates;
 mod artifacts;
@@ -29,6 +30,8 @@ mod retention_model;
 mod rules;
 mod security;
 mod single_flight;
+mod slow;
 mod strangers;
 mod tags;
 mod upstream_trouble;
+mod whose_trouble;
