@@ -57,7 +57,9 @@ impl PrefetchArguments {
         let surroundings = Surroundings { variable: &variable, platforms: &self.platforms, depth: 0 };
         let mut listed = images::read(&self.files, &surroundings)?;
         let found = std::mem::take(&mut listed.images);
-        self.images.iter().for_each(|name| listed.name(name));
+        for name in &self.images {
+            listed.name(name);
+        }
         listed.images.extend(found);
         Ok(listed)
     }
@@ -101,7 +103,9 @@ impl Client {
             eprintln!("{line}");
         }
         let mut seen = HashSet::new();
-        images.iter_mut().for_each(|image| image.name = self.beyond(&image.name).to_owned());
+        for image in &mut images {
+            image.name = String::from(self.beyond(&image.name));
+        }
         images.retain(|image| seen.insert((image.name.clone(), order.platforms(image.platform.clone()))));
         let mut text = String::new();
         if order.dry_run {
@@ -175,6 +179,7 @@ impl Client {
             rounds = if done.is_empty() { rounds + 1 } else { 0 };
             ended.extend(done);
             if let Some(seconds) = again.iter().filter_map(|report| report.retry_after).max() {
+                eprintln!("{} images wait {seconds} s for a budget", again.len());
                 tokio::time::sleep(Duration::from_secs(seconds.clamp(1, 60))).await;
             }
             left = again.into_iter().map(|report| report.image).collect();

@@ -137,9 +137,12 @@ impl Listed {
         let is_dockerfile = is_dockerfile_name(&name(path));
         let before = self.len();
         match document::parse(&text).filter(|_| !is_dockerfile) {
-            Some(Ok(documents)) => documents.iter().try_for_each(|root| match compose::is_compose(root) {
-                true => compose::compose(root, &text, path, surroundings, self),
-                false => walk::walk(root, &text, self),
+            Some(Ok(documents)) => documents.iter().try_for_each(|root| {
+                if compose::is_compose(root) {
+                    compose::compose(root, &text, path, surroundings, self)
+                } else {
+                    walk::walk(root, &text, self)
+                }
             }),
             // Templates of control flow may break the syntax around the images.
             Some(Err(error)) => {
@@ -162,7 +165,7 @@ impl Listed {
 
     /// Adds what the command line names. What is no image the cache refuses with a sentence.
     pub(crate) fn name(&mut self, text: &str) {
-        self.file = "the command line".to_owned();
+        self.file = String::from("the command line");
         match Written::read(text) {
             Written::Image(_) | Written::Local => self.add(text, None, None),
             _ => self.images.push(Image { name: text.to_owned(), platform: None, place: self.file.clone() }),

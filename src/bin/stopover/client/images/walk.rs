@@ -58,7 +58,7 @@ impl Key {
 
 /// A key in lower case, without what joins its words.
 fn folded(key: &str) -> String {
-    key.chars().filter(|letter| letter.is_ascii_alphanumeric()).map(|letter| letter.to_ascii_lowercase()).collect()
+    key.chars().filter(char::is_ascii_alphanumeric).map(|letter| letter.to_ascii_lowercase()).collect()
 }
 
 /// Adds the images of a document. A sequence of texts alone is a list.
