@@ -20,7 +20,7 @@ use crate::config::Retention;
 use crate::oci::{Digest, Reference, Repository};
 use crate::ports::StoredBlob;
 use crate::records::blob::NOTED;
-use crate::records::{BlobRecord, BlobState, Entry, StoredManifest, TagRecord, Versioned};
+use crate::records::{BlobRecord, BlobState, Entry, StoredManifest, TagRecord};
 use crate::values::time::Timestamp;
 
 /// How long bytes without a record are kept: the process that stores them writes the record sooner.

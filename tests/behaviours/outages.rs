@@ -70,6 +70,7 @@ async fn a_ledger_that_cannot_be_written_passes_on_what_upstream_says() {
     let image = world.upstream.image("a", "1", &[b"layer"]);
     assert_eq!(world.get(TAG).await.bytes(), &image.manifest);
     world.settled().await;
+    world.upstream.tags("a", &["1", "2"]);
     fail_writes(&world);
     world.clock.advance(Duration::from_mins(2));
     let stale = world.get(TAG).await;
@@ -94,12 +95,14 @@ async fn a_clock_that_was_set_back_keeps_nothing_fresh(column: Column) {
     let world = World::on(column).await;
     let year = Duration::from_hours(365 * 24);
     world.clock.advance(year);
+    world.upstream.tags("a", &["1"]);
     let old = world.upstream.image("a", "1", &[b"old"]);
     assert_eq!(world.get(TAG).await.bytes(), &old.manifest);
     assert_eq!(world.get("/v2/test.local/a/manifests/2").await.status, StatusCode::NOT_FOUND);
     assert_eq!(world.get("/v2/test.local/a/tags/list").await.status, StatusCode::OK);
     world.settled().await;
     world.clock.set_back(year);
+    world.upstream.tags("a", &["1", "2"]);
     let new = world.upstream.image("a", "1", &[b"new"]);
     let added = world.upstream.image("a", "2", &[b"added"]);
     assert_eq!(world.get(TAG).await.bytes(), &new.manifest);

@@ -531,7 +531,8 @@ mod embedded_only {
         let mut paths = Vec::new();
         for number in 0..6 {
             let index =
-                json!({ "manifests": [], "annotations": { "padding": format!("{number:>300000}") } }).to_string();
+                json!({ "manifests": [], "annotations": { "padding": format!("{number}{}", " ".repeat(300_000)) } })
+                    .to_string();
             let tag = number.to_string();
             let digest = world.upstream.manifest("a", &tag, MediaType::OciIndex.as_str(), index.as_bytes());
             pull(&world, "a", &tag).await;

@@ -3,7 +3,7 @@ use crate::config::Retention;
 use crate::oci::{Algorithm, MediaType, Observed};
 use crate::operate::report::SweepReport;
 use crate::ports::StoredBlob;
-use crate::records::Lease;
+use crate::records::{Lease, Versioned};
 
 const NOW: Timestamp = Timestamp(1_000_000_000);
 const DAY: u64 = 24 * 3600;

@@ -28,9 +28,10 @@ fn fill_up(directory: &Path) {
 async fn a_full_disk_serves_what_is_stored_and_passes_on_what_upstream_says() -> anyhow::Result<()> {
     let upstream = Scripted::start()?;
     let image = upstream.image("a", "1", &[b"layer"]);
+    upstream.tags("a", &["1"]);
     let installation = Installation::for_upstream(&upstream.url())?.on_tmpfs("size=8m");
     let text = fs::read_to_string(installation.configuration())?;
-    fs::write(installation.configuration(), format!("fresh = \"1s\"\n{text}"))?;
+    fs::write(installation.configuration(), text.replace("\"1h\"", "\"1s\""))?;
     let stopover = installation.start().await?;
     let client = reqwest::Client::builder().no_proxy().build()?;
     let url = |path: &str| format!("http://{}/v2/{UPSTREAM}/a/{path}", stopover.address());
