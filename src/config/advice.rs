@@ -7,74 +7,36 @@ use super::file::{AccessTable, CredentialsTable, File, RuleTable, ScheduleTable,
 use super::policy::PolicyRuleTable;
 
 /// What may stand at each key: what an operator is told to write, and what a mistake is put right with.
-const EXAMPLES: &[(&str, &str)] = &[
-    ("listen", r#""127.0.0.1:5000""#),
-    ("data_dir", r#""/var/lib/stopover""#),
-    ("fresh stale permission missing token_life", r#""5m""#),
-    ("wait", r#""20s""#),
-    ("keep", r#""30d""#),
-    ("every", r#""6h""#),
-    ("fill_memory max_size new_bytes max_blob", r#""50GB""#),
-    ("misses pulls reserve fills", "100"),
-    ("deleted", r#""missing""#),
-    ("cold", r#""wait""#),
-    ("platforms", r#"["linux/amd64"]"#),
-    ("images", r#"["docker.io/library/nginx:1.27"]"#),
-    ("pin", r#"["docker.io/library/postgres:16*"]"#),
-    ("url", r#""https://registry.example.com""#),
-    ("token_realms", r#"["https://auth.example.com"]"#),
-    ("aliases", r#"["registry"]"#),
-    ("trusted_hosts", r#"["10.1.2.3:9000"]"#),
-    ("alternates", r#"[{ upstream = "mirror.gcr.io" }]"#),
-    ("upstream", r#""docker.io""#),
-    ("path", r#""library""#),
-    ("names prefix", r#""library/""#),
-    ("immutable", r#"["*-final"]"#),
-    ("allow deny", r#"["acme/web*"]"#),
-    ("public tags shared robots", "true"),
-    ("credentials", r#"{ username = "me", password_env = "PASSWORD" }"#),
-    ("username", r#""me""#),
-    ("password_env", r#""PASSWORD""#),
-    ("password_file", r#""/run/secrets/password""#),
-    ("signing_keys", r#"{ env = "SIGNING_KEYS" }"#),
-    ("env", r#""SIGNING_KEYS""#),
-    ("file", r#""/run/secrets/keys""#),
-    ("access", ACCESS),
-    ("anonymous networks", r#"["10.0.0.0/8"]"#),
-    ("service audience", r#""registry.example.com""#),
-    ("iam", r#"{ accounts = ["123456789012"] }"#),
-    ("partition", r#""aws""#),
-    ("accounts", r#"["123456789012"]"#),
-    ("organization", r#""o-a1b2c3d4e5""#),
-    ("roles", r#"["arn:aws:iam::123456789012:role/eks-*"]"#),
-    ("endpoint", r#""https://sts.eu-west-1.amazonaws.com""#),
-    ("issuer", r#""https://token.actions.githubusercontent.com""#),
-    ("jwks_uri", r#""https://token.actions.githubusercontent.com/.well-known/jwks""#),
-    ("claims", r#"{ repository_owner_id = "1234567" }"#),
-    ("budget_claim", r#""repository_id""#),
-    ("who", r#"["robot:ci"]"#),
-    ("what", r#"["ghcr.io/acme/*"]"#),
-];
-
-pub(super) const ACCESS: &str = "{ anonymous = true, robots = true }";
+const EXAMPLES: &str = r#"listen = "127.0.0.1:5000" | data_dir = "/var/lib/stopover" | every = "6h" | keep = "30d" | wait = "20s"
+fresh = "5m" | stale = "5m" | permission = "5m" | missing = "5m" | token_life = "5m" | deleted = "missing" | cold = "wait"
+fill_memory = "50GB" | max_size = "50GB" | new_bytes = "50GB" | max_blob = "50GB"
+misses = 100 | pulls = 100 | reserve = 100 | fills = 100 | public = true | tags = true | shared = true | robots = true
+platforms = ["linux/amd64"] | images = ["docker.io/library/nginx:1.27"] | pin = ["docker.io/library/postgres:16*"]
+url = "https://registry.example.com" | token_realms = ["https://auth.example.com"] | aliases = ["registry"]
+trusted_hosts = ["10.1.2.3:9000"] | alternates = [{ upstream = "mirror.gcr.io" }] | upstream = "docker.io" | path = "library"
+names = "library/" | prefix = "library/" | immutable = ["*-final"] | allow = ["acme/web*"] | deny = ["acme/web*"]
+credentials = { username = "me", password_env = "PASSWORD" } | username = "me" | password_env = "PASSWORD"
+password_file = "/run/secrets/password" | signing_keys = { env = "SIGNING_KEYS" } | env = "SIGNING_KEYS" | file = "/run/secrets/keys"
+access = { anonymous = true, robots = true } | anonymous = ["10.0.0.0/8"] | networks = ["10.0.0.0/8"]
+service = "registry.example.com" | audience = "registry.example.com" | iam = { accounts = ["123456789012"] } | partition = "aws"
+accounts = ["123456789012"] | organization = "o-a1b2c3d4e5" | roles = ["arn:aws:iam::123456789012:role/eks-*"]
+endpoint = "https://sts.eu-west-1.amazonaws.com" | issuer = "https://token.actions.githubusercontent.com"
+jwks_uri = "https://token.actions.githubusercontent.com/.well-known/jwks" | claims = { repository_owner_id = "1234567" }
+budget_claim = "repository_id" | who = ["robot:ci"] | what = ["ghcr.io/acme/*"]"#;
 
 /// Keys of other programs, and what they are called here.
-const SYNONYMS: &[(&str, &str)] = &[
+const SYNONYMS: [(&str, &str); 6] = [
     ("password", "password_env"),
-    ("token", "password_env"),
     ("user", "username"),
     ("remoteurl", "url"),
-    ("server", "url"),
-    ("address", "listen"),
-    ("bind", "listen"),
     ("port", "listen"),
     ("ttl", "fresh"),
-    ("cache_dir", "data_dir"),
+    ("bind", "listen"),
 ];
 
 /// Whether this stands in [`EXAMPLES`]: what is read from there is not in the file.
 pub(super) fn is_example(text: &str) -> bool {
-    EXAMPLES.iter().any(|(_, example)| example.contains(&format!("{text:?}")))
+    EXAMPLES.contains(&format!("{text:?}"))
 }
 
 /// What may be written at a key, if it is known, with the name by which the table knows it.
@@ -83,7 +45,8 @@ pub(super) fn example(path: &str) -> Option<(&'static str, &'static str)> {
     if name == "allow" && path.starts_with("policy") {
         return Some(("allow", "true"));
     }
-    EXAMPLES.iter().find_map(|(names, example)| Some((names.split(' ').find(|known| *known == name)?, *example)))
+    let examples = EXAMPLES.split(['|', '\n']).filter_map(|example| example.split_once(" = "));
+    examples.map(|(known, example)| (known.trim(), example.trim())).find(|(known, _)| *known == name)
 }
 
 /// The words of serde in those of TOML. What is written is not repeated: it may be a secret.

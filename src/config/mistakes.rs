@@ -10,7 +10,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
 use super::ConfigError;
-use super::advice::{ACCESS, better, example, nearest, plain, unquoted};
+use super::advice::{better, example, nearest, plain, unquoted};
 use super::file::File;
 
 /// The most mistakes that are told at once.
@@ -253,7 +253,9 @@ impl Wrong {
         let is_table = entry.value.get_ref().is_table();
         let at = Some(if is_table { entry.place.start } else { entry.value.span().start });
         let (place, fix) = match example(&wanted) {
-            _ if key == "policy" => (None, Fix::Insert("access", ACCESS)),
+            _ if key == "policy" => {
+                (None, example("access").map_or(Fix::Remove, |(name, text)| Fix::Insert(name, text)))
+            }
             Some((name, example)) if is_table && rest == format!(".{name}") => {
                 (Some(entry.place.clone()), Fix::Insert(name, example))
             }

@@ -84,7 +84,6 @@ impl Config {
                 doubts.push((key, format!("{tag:?} is no pattern of tags, which have neither / nor : in them")));
             }
         }
-        doubts.extend(unbuilt(&settings.platforms).map(|doubt| (".platforms", doubt)));
         doubts
     }
 

@@ -29,7 +29,9 @@ on_both_columns!(
     credentials_that_make_no_sense_are_refused,
     passwords_for_other_registries_are_refused_and_go_nowhere,
     where_nobody_can_log_in_credentials_are_not_looked_at,
-    a_page_in_a_browser_prefetches_nothing,
+    a_page_in_a_browser_has_nothing_pulled_or_stored,
+    a_path_with_the_api_twice_is_answered_with_what_is_missing,
+    the_token_that_homebrew_sends_is_none,
 );
 
 const TAG: &str = "/v2/test.local/a/manifests/1";
@@ -119,17 +121,55 @@ async fn where_nobody_can_log_in_credentials_are_not_looked_at(column: Column) {
     assert_eq!(get(&world, HERE, "/token", "").await.status, StatusCode::NOT_FOUND);
 }
 
-async fn a_page_in_a_browser_prefetches_nothing(column: Column) {
+async fn a_page_in_a_browser_has_nothing_pulled_or_stored(column: Column) {
     let world = World::on(column).await;
     world.upstream.image("a", "1", &[b"layer"]);
     let body = json!({ "images": ["test.local/a:1"] }).to_string();
-    for page in [("origin", "https://evil.test"), ("sec-fetch-site", "cross-site")] {
+    for page in [
+        ("origin", "https://evil.test"),
+        ("origin", "null"),
+        ("sec-fetch-site", "cross-site"),
+        ("sec-fetch-site", "same-site"),
+        ("sec-fetch-site", "same-origin"),
+    ] {
         let headers = [page, ("content-type", "text/plain")];
         let answer = world.post_with(HERE, "/_stopover/prefetch", &headers, body.clone()).await;
         assert_eq!(answer.status, StatusCode::FORBIDDEN);
+        for path in ["/v2/", TAG, "/v2/test.local/a/tags/list", "/_stopover/quota", "/token"] {
+            assert_eq!(world.get_with(HERE, path, &[page]).await.status, StatusCode::FORBIDDEN, "{page:?} {path}");
+        }
     }
+    let typed = [("sec-fetch-site", "none")];
+    assert_eq!(world.post_with(HERE, "/_stopover/prefetch", &typed, body.clone()).await.status, StatusCode::FORBIDDEN);
     assert!(world.upstream.requests().is_empty());
+    assert_eq!(world.get_with(HERE, "/v2/", &typed).await.status, StatusCode::OK, "a person types the address");
     assert_eq!(world.post_from(HERE, "/_stopover/prefetch", body).await.status, StatusCode::ACCEPTED);
+}
+
+async fn a_path_with_the_api_twice_is_answered_with_what_is_missing(column: Column) {
+    let world = World::on(column).await;
+    world.upstream.image("a", "1", &[b"layer"]);
+    world.upstream.image("v2/a", "1", &[b"layer"]);
+    let forgotten = world.get("/v2/test.local/v2/b/manifests/1").await;
+    assert_eq!(forgotten.status, StatusCode::NOT_FOUND);
+    assert!(forgotten.error().1.contains("override_path = true"), "{:?}", forgotten.error());
+    assert!(!world.get("/v2/test.local/b/manifests/1").await.error().1.contains("override_path"));
+    assert_eq!(world.get("/v2/test.local/v2/a/manifests/1").await.status, StatusCode::OK, "there is such a name");
+    assert_eq!(
+        world.get("//v2/test.local/a/manifests/1").await.status,
+        StatusCode::OK,
+        "a mirror with a slash at its end"
+    );
+}
+
+async fn the_token_that_homebrew_sends_is_none(column: Column) {
+    let world = world(column, "anonymous = true\nrobots = true\n").await;
+    let with = async |token: &str| world.get_with(HERE, TAG, &[("authorization", token)]).await.status;
+    assert_eq!(with("Bearer QQ==").await, StatusCode::OK);
+    assert_eq!(with("Bearer QQ=").await, StatusCode::UNAUTHORIZED);
+    let closed = self::world(column, "robots = true\n").await;
+    let answer = closed.get_with(HERE, TAG, &[("authorization", "Bearer QQ==")]).await;
+    assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -163,6 +203,49 @@ async fn secrets_of_the_program_are_made_once_and_only_their_owner_may_read_them
     let other = tempfile::TempDir::new().unwrap();
     open(other.path(), "[access]\nanonymous = true\n").await.stop(Duration::ZERO).await;
     assert!(!other.path().join("signing_keys").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn secrets_and_directories_that_others_own_or_may_write_are_refused() {
+    let begun = async |data: &std::path::Path| {
+        let config = Config::load(None, Cold::Follow, |secret| secret.read(|_| None)).unwrap();
+        let config = Config { data_dir: data.to_owned(), ..config };
+        match Local::open(config, Clock::default()).await {
+            Ok(local) => {
+                local.stop(Duration::ZERO).await;
+                String::new()
+            }
+            Err(error) => format!("{error:#}"),
+        }
+    };
+    let data = tempfile::TempDir::new().unwrap();
+    assert_eq!(begun(data.path()).await, "");
+    let secret = stopover::local::operator_secret(data.path());
+    let set = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    for (path, mode, right, advice) in [
+        (secret.as_path(), 0o666, 0o600, "chmod go= "),
+        (&secret, 0o640, 0o600, "chmod go= "),
+        (data.path(), 0o777, 0o700, "chmod go-w "),
+        (data.path(), 0o770, 0o700, "chmod go-w "),
+    ] {
+        set(path, mode);
+        let error = begun(data.path()).await;
+        assert!(error.contains(advice) && error.contains(&path.display().to_string()), "{mode:o}: {error}");
+        set(path, right);
+        assert_eq!(begun(data.path()).await, "");
+    }
+    let password = data.path().join("password");
+    std::fs::write(&password, "s3cret").unwrap();
+    for (mode, read) in [(0o644, true), (0o400, true), (0o646, false), (0o664, false)] {
+        set(&password, mode);
+        assert_eq!(stopover::config::SecretReference::File(&password).read(|_| None).is_ok(), read, "{mode:o}");
+    }
+    // Only root may give a file away.
+    if std::os::unix::fs::chown(&secret, Some(65_534), None).is_ok() {
+        assert!(begun(data.path()).await.contains("user 65534 owns"));
+    }
 }
 
 /// A page whose name means 127.0.0.1 the next time it is asked for (DNS rebinding): to its browser this is the page's own

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use stopover::config::{Cold, Config};
+use stopover::config::{Cold, Config, ConfigError};
 use url::Url;
 
 use crate::generate::changed_text;
@@ -73,6 +73,14 @@ const WORDS: &[&str] = &[
     "new_bytes = ",
     "pulls = ",
     "endpoint = ",
+    "[Access]",
+    "[upstreams.docker.io]",
+    "[schedule]",
+    "listen: 1",
+    "url = \"https://u:p@a.b\"",
+    "pin = [\"a:b\", 5, \"\"]",
+    "immutable = [\"a/b\"]",
+    "password = 1",
     "\"vpce-\"",
 ];
 
@@ -91,6 +99,7 @@ fn no_configuration_panics_or_tells_a_secret() {
         let loaded = Config::parse(&text, Path::new("stopover.toml"), Cold::Follow, |_| Ok(SECRET.into()));
         match &loaded {
             Ok(config) => {
+                assert!(config.warnings.iter().all(|warning| warning.place.is_some()), "{text}{:?}", config.warnings);
                 for (name, upstream) in config.settings() {
                     assert!(matches!(upstream.url.scheme(), "http" | "https") && upstream.url.has_host(), "{name}");
                     assert!(upstream.token_realms.iter().all(Url::has_host), "{name}");
@@ -98,7 +107,11 @@ fn no_configuration_panics_or_tells_a_secret() {
             }
             Err(error) => {
                 let said = error.to_string();
-                assert!(!said.is_empty() && said.len() <= 20 * text.len() + 2000, "{said}");
+                assert!(!said.is_empty() && said.len() <= 20 * text.len() + 60_000, "{said}");
+                let ConfigError::Mistakes { mistakes, .. } = error else { panic!("{said}") };
+                let lines = text.matches('\n').count() + 1;
+                assert!((1..=50).contains(&mistakes.len()), "{said}");
+                assert!(mistakes.iter().filter_map(|mistake| mistake.place).all(|(line, _)| line <= lines), "{said}");
                 assert!(!said.contains(SECRET), "{said}");
             }
         }
