@@ -1,6 +1,4 @@
-//! How much memory the process takes for what upstreams write, and for clients that do not read it.
-
-use std::time::Duration;
+//! How much memory the process takes for what upstreams write, and how much of it gets into the log.
 
 use anyhow::{Context, ensure};
 use futures_util::future::try_join_all;
@@ -8,8 +6,6 @@ use http::StatusCode;
 use stopover::oci::{Algorithm, Digest, MediaType};
 use support::program::{Installation, Stopover, UPSTREAM};
 use support::scripted::{Fault, Scripted};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -160,39 +156,6 @@ async fn the_largest_lists_of_tags_take_little_more_than_their_bytes_eight_at_on
 fn tag(number: u64) -> String {
     let number = number * 1_234_577;
     (0..5).filter_map(|place| char::from_digit(u32::try_from(number / 36_u64.pow(place) % 36).ok()?, 36)).collect()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_does_not_read_costs_at_most_64_kib() -> anyhow::Result<()> {
-    const CLIENTS: u64 = 400;
-    let upstream = Scripted::start()?;
-    let image = upstream.image("a", "1", &[&vec![7; 24 << 20]]);
-    let installation = Installation::for_upstream(&upstream.url())?;
-    let stopover = installation.start().await?;
-    get(&stopover, "a/manifests/1").await?;
-    let path = format!("a/blobs/{}", image.blobs[1].0);
-    get(&stopover, &path).await?;
-    let request = format!("GET /v2/{UPSTREAM}/{path} HTTP/1.1\r\nhost: a\r\n\r\n");
-    let ask = async || {
-        let mut connection = TcpStream::connect(stopover.address()).await?;
-        connection.write_all(request.as_bytes()).await?;
-        // The kernel's buffers are full once nothing more arrives here.
-        connection.read_exact(&mut [0; 12]).await?;
-        anyhow::Ok(connection)
-    };
-    let before = stopover.peak_resident_bytes()?;
-    let mut connections = try_join_all((0..CLIENTS).map(|_| ask())).await?;
-    // A later one gets all of it, so those before have what they may have.
-    get(&stopover, &path).await?;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let taken = stopover.peak_resident_bytes()?.saturating_sub(before);
-    eprintln!("{CLIENTS} clients that do not read took {} KiB", taken / KIB);
-    // The connection itself takes some, too.
-    ensure!(taken <= CLIENTS * (64 + 16) * KIB, "{} KiB for each client", taken / KIB / CLIENTS);
-    let mut rest = Vec::new();
-    connections.swap_remove(0).take(24 << 20).read_to_end(&mut rest).await?;
-    ensure!(rest.len() == 24 << 20, "a client that goes on reading gets the rest, and not {} bytes", rest.len());
-    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
