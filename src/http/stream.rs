@@ -1,4 +1,4 @@
-//! Bodies from files. However slowly a client reads, its answer holds little memory.
+//! Bodies from files, in chunks big enough that the copying and not the scheduling is what costs.
 
 use std::fs::File;
 use std::io;
@@ -8,25 +8,24 @@ use std::sync::Arc;
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 
 use crate::oci::ByteRange;
 use crate::ports::Progress;
 
-/// How much is read at once, and how many of these an answer may hold until they are sent.
-const CHUNK: u64 = 32 * 1024;
-const UNSENT: usize = 2;
+/// How much is read at once. Each answer holds at most two of these: one being read, one being sent.
+const CHUNK: u64 = 256 * 1024;
 
 /// A part of a file that is complete.
 pub(super) fn file(file: Arc<File>, range: ByteRange) -> Body {
-    let state = (Chunks::of(file), range.first, range.first + range.length);
-    Body::from_stream(stream::try_unfold(state, |(chunks, offset, end)| async move {
-        if offset == end {
+    let state = (file, range.first, range.first + range.length);
+    Body::from_stream(stream::try_unfold(state, |(file, offset, end)| async move {
+        let length = CHUNK.min(end - offset);
+        if length == 0 {
             return Ok::<_, io::Error>(None);
         }
-        let bytes = chunks.read(offset, end).await?;
-        let next = offset + bytes.len() as u64;
-        Ok(Some((bytes, (chunks, next, end))))
+        let bytes = read(&file, offset, length).await?;
+        Ok(Some((bytes, (file, offset + length, end))))
     }))
 }
 
@@ -43,8 +42,7 @@ fn follow(
     end: u64,
     size: u64,
 ) -> impl Stream<Item = io::Result<Bytes>> {
-    let state = (Chunks::of(file), progress, first);
-    stream::try_unfold(state, move |(chunks, mut progress, offset)| async move {
+    stream::try_unfold((file, progress, first), move |(file, mut progress, offset)| async move {
         if offset == end {
             return Ok(None);
         }
@@ -60,67 +58,18 @@ fn follow(
             }
             progress.changed().await.map_err(|_| io::Error::other("the fill was stopped"))?;
         };
-        let bytes = chunks.read(offset, available.min(end)).await?;
-        let next = offset + bytes.len() as u64;
-        Ok(Some((bytes, (chunks, progress, next))))
+        let length = CHUNK.min(available.min(end) - offset);
+        let bytes = read(&file, offset, length).await?;
+        Ok(Some((bytes, (file, progress, offset + length))))
     })
 }
 
-/// Reads a file for one answer.
-struct Chunks {
-    file: Arc<File>,
-    unsent: Arc<Semaphore>,
-}
-
-/// A chunk, which the server drops once it is sent.
-struct Chunk {
-    bytes: Vec<u8>,
-    _unsent: OwnedSemaphorePermit,
-}
-
-impl AsRef<[u8]> for Chunk {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl Chunks {
-    fn of(file: Arc<File>) -> Self {
-        Self { file, unsent: Arc::new(Semaphore::new(UNSENT)) }
-    }
-
-    /// Reads a chunk from `offset` on that ends at `end` at the latest, once there is room for it.
-    async fn read(&self, offset: u64, end: u64) -> io::Result<Bytes> {
-        let unsent = Arc::clone(&self.unsent).acquire_owned().await.map_err(io::Error::other)?;
-        let length = usize::try_from(CHUNK.min(end - offset)).map_err(io::Error::other)?;
-        let bytes = match read_cached(&self.file, offset, length) {
-            Some(bytes) => bytes,
-            None => {
-                let file = Arc::clone(&self.file);
-                let read = move || {
-                    let mut bytes = vec![0; length];
-                    file.read_exact_at(&mut bytes, offset).map(|()| bytes)
-                };
-                tokio::task::spawn_blocking(read).await.map_err(io::Error::other)??
-            }
-        };
-        Ok(Bytes::from_owner(Chunk { bytes, _unsent: unsent }))
-    }
-}
-
-/// What the kernel has in memory is read at once: handing small chunks to another thread would cost more than the copy.
-/// It may be less than was asked for.
-#[cfg(all(feature = "local", target_os = "linux"))]
-fn read_cached(file: &File, offset: u64, length: usize) -> Option<Vec<u8>> {
-    use rustix::io::{ReadWriteFlags, preadv2};
-
-    let mut bytes = vec![0; length];
-    let read = preadv2(file, &mut [io::IoSliceMut::new(&mut bytes)], offset, ReadWriteFlags::NOWAIT).ok()?;
-    bytes.truncate(read);
-    (read > 0).then_some(bytes)
-}
-
-#[cfg(not(all(feature = "local", target_os = "linux")))]
-fn read_cached(_: &File, _: u64, _: usize) -> Option<Vec<u8>> {
-    None
+async fn read(file: &Arc<File>, offset: u64, length: u64) -> io::Result<Bytes> {
+    let file = Arc::clone(file);
+    let read = move || {
+        let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+        file.read_exact_at(&mut bytes, offset)?;
+        Ok(Bytes::from(bytes))
+    };
+    tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
 }

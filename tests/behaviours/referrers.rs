@@ -349,7 +349,7 @@ async fn referrers_are_passed_on_as_upstream_wrote_them(column: Column) {
     let digest = Digest::of(Algorithm::Sha256, b"s");
     // What a parser of JSON would write in another way, refuse, or take for the end.
     let odd = format!(
-        "{{ \"digest\" : \"{digest}\", \"size\":1, \"artifactType\":\"a\\u002fb\", \"n\": 1.50e+3000, \"\\ud800\": \"\\ud800]\" }}"
+        "{{ \"digest\" : \"{digest}\", \"size\":1, \"artifactType\":\"a\\u002fb\", \"n\": 1.50e+3000, \"x\": \"\\ud800]\" }}"
     );
     let body = format!("{{\"manifests\" : [{{}},\n {odd} ], \"schemaVersion\":2}}");
     let [own, by_tag] = ["own", "by tag"].map(|text| Digest::of(Algorithm::Sha256, text.as_bytes()));
