@@ -63,7 +63,9 @@ impl Pull {
         let (priority, payer) = (Priority::Interactive, want.payer);
         let job = Job { repository: repository.clone(), digest: digest.clone(), size, priority, payer };
         let filling = is_claimed(&view, self.core.clock.now());
-        let admitted = if filling { Ok(()) } else { self.core.budgets.admit(want.payer, &job) };
+        let budgets = &self.core.budgets;
+        let admit = || budgets.check_miss(want.payer).and_then(|()| budgets.admit(want.payer, &job));
+        let admitted = if filling { Ok(()) } else { admit() };
         match (upstream.cold(), admitted) {
             (Cold::Redirect, admitted) => self.redirect(&job, filling, admitted, want.payer).await,
             (_, Err(over)) => Err(over.into()),
@@ -130,7 +132,6 @@ impl Pull {
 
     /// Waits for a fill: until the blob is stored, or (`follow`) until its first bytes have arrived.
     async fn wait(self: &Arc<Self>, job: &Job, follow: bool) -> Result<PulledBlob, PullError> {
-        self.core.budgets.check_miss(job.payer)?;
         let deadline = Instant::now() + self.core.config.wait;
         let found = async {
             for _ in 0..JOINED {

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use tokio::sync::Semaphore;
 use url::Url;
 
-use super::answer::{is_page, own_media_type, read_limited};
+use super::answer::{UpstreamResponse, is_page, own_media_type, read_limited};
 use super::standing::Said;
 use super::{Upstream, Upstreams, guard};
 use crate::errors::UpstreamError;
@@ -121,9 +121,20 @@ impl Upstream {
         if answer.response.status() == StatusCode::FORBIDDEN && !is_page(answer.response.headers()) {
             return Err(UpstreamError::Denied("it answered 403 to a request for its list".into()));
         }
-        let answer = answer.succeeded(self.has_credentials()).await?;
+        let answer = self.listed(answer).await?;
         let next = next_page(answer.response.headers(), &answer.url)?;
         Ok(Page { body: read_limited(answer.response, MAX_PAGE_BYTES).await?, next })
+    }
+
+    /// Like [`UpstreamResponse::succeeded`]. A 404 in plain text is that of a registry which does not know such a path.
+    async fn listed(&self, answer: UpstreamResponse) -> Result<UpstreamResponse, UpstreamError> {
+        let media_type = answer.response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let html = media_type.is_some_and(|media_type| media_type.starts_with("text/html"));
+        let unknown_path = answer.response.status() == StatusCode::NOT_FOUND && !html;
+        match answer.succeeded(self.has_credentials()).await {
+            Err(UpstreamError::Unavailable { .. }) if unknown_path => Err(UpstreamError::Missing),
+            answered => answered,
+        }
     }
 
     /// Reads all referrers. If the list is `known` or a page of it has been read, the API exists, and an answer that
@@ -157,7 +168,7 @@ impl Upstream {
             status if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => {}
             _ => return Ok(Referrers::NoApi),
         }
-        let answer = match answer.succeeded(self.has_credentials()).await {
+        let answer = match self.listed(answer).await {
             Err(UpstreamError::Missing) => return Ok(Referrers::NoApi),
             answer => answer?,
         };

@@ -83,7 +83,10 @@ impl Standings {
     /// asked again.
     async fn note_absent(&self, repository: &Repository, config: &UpstreamConfig) -> Result<(), StoreError> {
         let (known, now) = (self.read(repository).await?, self.clock.now());
-        match known.is_some_and(|known| known.is_shown(config.tags.fresh, now)) {
+        // Of a private repository, not longer than we may serve it without asking.
+        let permitted = if config.is_private() { config.permission * 2 / 3 } else { Duration::MAX };
+        let lately = config.tags.fresh.min(permitted);
+        match known.is_some_and(|known| known.is_shown(lately, now)) {
             true if config.is_private() => self.forget(repository).await,
             true => Ok(()),
             false => self.put(repository, Standing::Absent { until: now.plus(ABSENT) }).await,
