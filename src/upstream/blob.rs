@@ -71,7 +71,10 @@ impl Upstream {
             let answer = self.request(Method::GET, url, name, MediaType::ACCEPT, None).await?;
             match answer.redirect_target()? {
                 // Only the API of a registry asks for a token; pkg.dev serves blobs from another path of the same host.
-                Some(target) if !target.path().starts_with("/v2/") => return Ok(BlobSource::Public(target.into())),
+                Some(target) if !target.path().starts_with("/v2/") => {
+                    self.clients.may_send_to(&target, self.config()).await?;
+                    return Ok(BlobSource::Public(target.into()));
+                }
                 Some(target) => url = target,
                 None => {
                     let answer = answer.succeeded(self.has_credentials()).await?;
