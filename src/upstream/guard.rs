@@ -83,7 +83,7 @@ impl Clients {
             && let Ok(name) = host.parse()
         {
             let resolved = PublicOnly { look_up, proxies: Vec::new() }.resolve(name);
-            resolved.await.map_err(|error| UpstreamError::Elsewhere(error.to_string()))?;
+            drop(resolved.await.map_err(|error| UpstreamError::Elsewhere(error.to_string()))?);
         }
         Ok(())
     }
