@@ -16,6 +16,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) struct Clients {
     named: reqwest::Client,
     public: reqwest::Client,
+    /// The same, without kept connections.
+    anew: [reqwest::Client; 2],
     /// The hosts of the proxies that the environment names.
     proxies: Vec<String>,
 }
@@ -35,9 +37,32 @@ impl Clients {
         let resolver = PublicOnly { look_up, proxies: proxies.clone() };
         Ok(Self {
             named: builder().build().map_err(failed)?,
-            public: builder().dns_resolver(resolver).build().map_err(failed)?,
+            public: builder().dns_resolver(resolver.clone()).build().map_err(failed)?,
+            anew: [
+                builder().pool_max_idle_per_host(0).build().map_err(failed)?,
+                builder().pool_max_idle_per_host(0).dns_resolver(resolver).build().map_err(failed)?,
+            ],
             proxies,
         })
+    }
+
+    /// Sends a GET or a HEAD, where [`Self::client_for`] allows it. A connection that was kept may be closed as the
+    /// request goes out on it: then it is sent once more, on a new one (RFC 9110, section 9.2.2).
+    pub(super) async fn send(
+        &self,
+        request: reqwest::Request,
+        upstream: &UpstreamConfig,
+    ) -> Result<reqwest::Response, UpstreamError> {
+        let client = self.client_for(request.url(), upstream)?;
+        let [named, public] = &self.anew;
+        let anew = if std::ptr::eq(client, &self.public) { public } else { named };
+        let again = request.try_clone();
+        match (client.execute(request).await, again) {
+            (Err(error), Some(again)) if error.is_request() && !error.is_connect() && !error.is_timeout() => {
+                Ok(anew.execute(again).await?)
+            }
+            (sent, _) => Ok(sent?),
+        }
     }
 
     /// The client that may fetch `url` on behalf of an upstream, or why none may.
@@ -114,6 +139,7 @@ pub(super) fn origin(url: &Url) -> String {
 
 /// Resolves names to public addresses only. The check is in the resolver of the HTTP client, so the checked address is
 /// the one that is connected to, and a name that is rebound is checked again.
+#[derive(Clone)]
 struct PublicOnly<L> {
     look_up: L,
     /// These may have any address: they connect for us.
@@ -247,6 +273,40 @@ mod tests {
         assert!(format!("{error:?}").contains("rebound.test has no public address"), "{error:?}");
         let connection = tokio::time::timeout(Duration::ZERO, inside.accept()).await;
         assert!(connection.is_err(), "somebody has connected");
+    }
+
+    /// Reported of pelagos (#202): a load balancer closes a kept connection as the next request goes out on it.
+    #[tokio::test]
+    async fn a_request_on_a_kept_connection_that_is_closed_is_sent_again() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        let connections = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counted = std::sync::Arc::clone(&connections);
+        let balancer = tokio::spawn(async move {
+            loop {
+                let (mut connection, _) = listener.accept().await.unwrap();
+                counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                tokio::spawn(async move {
+                    let mut head = [0; 4096];
+                    _ = connection.read(&mut head).await.unwrap();
+                    connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                    // The next request is read, and not answered.
+                    _ = connection.read(&mut head).await;
+                });
+            }
+        });
+        let config = Config::load(None, Cold::Redirect, |secret| secret.read(|_| None)).unwrap();
+        let mut upstream = config.upstreams[&"docker.io".parse().unwrap()].clone();
+        upstream.url = url.clone();
+        let clients = Clients::new().unwrap();
+        for _ in 0..8 {
+            let answer = clients.send(reqwest::Request::new(http::Method::GET, url.clone()), &upstream).await.unwrap();
+            assert_eq!(answer.status(), 200);
+            answer.bytes().await.unwrap();
+        }
+        balancer.abort();
+        assert!(connections.load(std::sync::atomic::Ordering::Relaxed) > 1);
     }
 
     #[tokio::test]

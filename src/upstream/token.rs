@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{HeaderValue, WWW_AUTHENTICATE};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tokio::sync::Mutex;
@@ -17,6 +17,7 @@ use super::login::{CachedLogin, UpstreamLogin};
 use crate::config::UpstreamConfig;
 use crate::errors::{Limit, UpstreamError};
 use crate::oci::Name;
+use crate::values::text::excerpt;
 use crate::values::time::Clock;
 
 /// The longest answer of a token server, in bytes; usual ones have a few kilobytes.
@@ -62,6 +63,14 @@ impl Challenge {
     /// The `error` of the challenge to a token that was refused (RFC 6750, section 3.1).
     pub(super) fn error(headers: &HeaderMap) -> Option<String> {
         schemes(headers).iter().find_map(|scheme| scheme.parameter("error").map(str::to_owned))
+    }
+
+    /// Without the scope of one repository.
+    pub(super) fn of_any_repository(mut self) -> Self {
+        if let Self::Bearer { scope, .. } = &mut self {
+            scope.take_if(|scope| scope.is_empty() || scope.contains(':'));
+        }
+        self
     }
 
     /// Whether it asks for a token from a realm that may issue tokens for this upstream.
@@ -156,9 +165,8 @@ impl IssuedToken {
             Number(f64),
             Other(IgnoredAny),
         }
-        let answer: HashMap<String, Field> = serde_json::from_slice(body).map_err(|error| {
-            UpstreamError::Invalid(format!("its token server sent no token: {}", excerpt(&error.to_string())))
-        })?;
+        let answer: HashMap<String, Field> = serde_json::from_slice(body)
+            .map_err(|error| UpstreamError::Invalid(format!("its token server sent no token: {}", excerpt(&error))))?;
         let seconds = match answer.get("expires_in") {
             Some(Field::Number(seconds)) => Some(*seconds),
             Some(Field::Text(text)) => text.trim().parse().ok(),
@@ -247,11 +255,11 @@ impl Tokens {
         url.query_pairs_mut()
             .extend_pairs(service.filter(|service| !service.is_empty()).map(|service| ("service", service)))
             .append_pair("scope", scope);
-        let mut request = clients.client_for(&url, upstream)?.get(url);
+        let mut request = reqwest::Request::new(Method::GET, url);
         if let Some(authorization) = login.basic(None).await? {
-            request = request.header(http::header::AUTHORIZATION, authorization);
+            request.headers_mut().insert(http::header::AUTHORIZATION, authorization);
         }
-        let response = timed(TOKEN_TIMEOUT, request.send()).await?;
+        let response = timed(TOKEN_TIMEOUT, clients.send(request, upstream)).await?;
         match response.status() {
             StatusCode::OK => {}
             StatusCode::TOO_MANY_REQUESTS => {
