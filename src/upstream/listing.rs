@@ -93,10 +93,11 @@ impl Upstream {
         let first = self.endpoint(name, "tags", "list");
         let (mut next, mut tags, mut read) = (Some(first), BTreeSet::new(), Read::up_to(MAX_TAGS_BYTES));
         while let Some(url) = next {
+            let first = read.pages == 0;
             let asked = async {
-                match read.pages {
-                    0 => self.first_page_of_tags(name, url).await,
-                    _ => self.tags_page(name, url).await,
+                match first {
+                    true => self.first_page_of_tags(name, url).await,
+                    false => self.tags_page(name, url).await,
                 }
             };
             let page = match self.page(name, "tags", asked).await {
@@ -114,11 +115,12 @@ impl Upstream {
     async fn first_page_of_tags(&self, name: &Name, url: Url) -> Result<Page, UpstreamError> {
         let mut long = url.clone();
         long.set_query(Some(&format!("n={PAGE_TAGS}")));
-        if self.account.may_ask(Optional::PageLength, &url) {
-            match self.tags_page(name, long).await {
-                Err(UpstreamError::Invalid(_) | UpstreamError::Unavailable { silent: false, .. }) => {}
-                asked => return asked,
-            }
+        if !self.account.may_ask(Optional::PageLength, &url) {
+            return self.tags_page(name, url).await;
+        }
+        match self.tags_page(name, long).await {
+            Err(UpstreamError::Invalid(_) | UpstreamError::Unavailable { silent: false, .. }) => {}
+            asked => return asked,
         }
         let page = self.tags_page(name, url.clone()).await?;
         self.account.note_lack(Optional::PageLength, &url);
