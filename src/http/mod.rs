@@ -23,7 +23,7 @@ use axum::response::Response;
 use futures_util::StreamExt as _;
 use http::header::{
     ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName, HeaderValue,
-    IF_NONE_MATCH, LOCATION, ORIGIN, RANGE, RETRY_AFTER, USER_AGENT, WARNING, WWW_AUTHENTICATE,
+    IF_NONE_MATCH, IF_RANGE, LOCATION, ORIGIN, RANGE, RETRY_AFTER, USER_AGENT, WARNING, WWW_AUTHENTICATE,
 };
 use http::{HeaderMap, StatusCode};
 use tokio::time::{Instant, timeout_at};
@@ -258,6 +258,10 @@ fn blob(
     let requested = match &pulled.content {
         // RFC 9110, section 14.2: a range is defined for GET only.
         Content::None => RequestedRange::Whole,
+        // RFC 9110, section 13.1.5: by the strong tag only; a date proves nothing about what has none.
+        _ if request.get(IF_RANGE).is_some_and(|tag| tag.as_bytes() != format!("\"{digest}\"").as_bytes()) => {
+            RequestedRange::Whole
+        }
         _ => RequestedRange::parse(request.get(RANGE).and_then(|value| value.to_str().ok())),
     };
     let range = requested.of(pulled.size).ok_or(PullError::Range { size: pulled.size })?;

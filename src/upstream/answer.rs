@@ -83,7 +83,8 @@ impl UpstreamResponse {
         if !matches!(self.response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
             return Ok(None);
         }
-        let location = self.response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
+        // Some write a path as it is, in UTF-8.
+        let location = self.response.headers().get(LOCATION).and_then(|text| str::from_utf8(text.as_bytes()).ok());
         match location.map(|location| self.url.join(location)) {
             Some(Ok(target)) if matches!(target.scheme(), "http" | "https") => Ok(Some(target)),
             _ => Err(UpstreamError::Invalid("it redirected without a usable Location".into())),

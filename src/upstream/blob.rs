@@ -10,8 +10,9 @@ use http::{Method, StatusCode};
 use tokio::time::{Instant, timeout};
 
 use super::Upstream;
+use super::account::Optional;
 use super::answer::{RangeSent, UpstreamResponse, timed, unavailable};
-use super::client::{MAX_REDIRECTS, Patience, redirected_too_often};
+use super::client::{MAX_REDIRECTS, Patience, hop_ends, redirected_too_often};
 use crate::errors::UpstreamError;
 use crate::oci::{Digest, MediaType, Name, Repository};
 use crate::ports::SignedUrl;
@@ -66,12 +67,16 @@ impl Upstream {
     }
 
     async fn do_blob_source(&self, name: &Name, digest: &Digest) -> Result<BlobSource, UpstreamError> {
+        let ends_at = hop_ends(BLOB_HEADER_TIMEOUT);
         let mut url = self.endpoint(name, "blobs", digest);
         for _ in 0..=MAX_REDIRECTS {
-            let answer = self.request(Method::GET, url, name, MediaType::ACCEPT, None).await?;
+            let answer = self.request(Method::GET, url, name, MediaType::ACCEPT, None, ends_at).await?;
             match answer.redirect_target()? {
                 // Only the API of a registry asks for a token; pkg.dev serves blobs from another path of the same host.
-                Some(target) if !target.path().starts_with("/v2/") => return Ok(BlobSource::Public(target.into())),
+                Some(target) if !target.path().starts_with("/v2/") => {
+                    self.clients.may_send_to(&target, self.config()).await?;
+                    return Ok(BlobSource::Public(target.into()));
+                }
                 Some(target) => url = target,
                 None => {
                     let answer = answer.succeeded(self.has_credentials()).await?;
@@ -83,9 +88,9 @@ impl Upstream {
         Err(redirected_too_often())
     }
 
-    /// Opens a blob, or the requested range of it where upstream supports ranges. A connection that breaks before the
-    /// first byte is retried once, because clients wait for that byte and some do not retry. The breaker counts both
-    /// attempts as one.
+    /// Opens a blob, or the requested range of it where upstream supports ranges. What fails before the first byte is
+    /// asked for once more, because clients wait for that byte and some do not retry; and as a whole, because ranges are
+    /// refused in many ways. The breaker counts both attempts as one.
     pub async fn open_blob(
         &self,
         name: &Name,
@@ -96,15 +101,28 @@ impl Upstream {
         let repository = Repository { upstream: self.id().clone(), name: name.clone() };
         let place = BlobPlace { repository, url: self.endpoint(name, "blobs", digest).into() };
         let limit = if patience == Patience::Fill { self.config().first_byte } else { BLOB_HEADER_TIMEOUT };
+        let (origin, account) = (&self.config().url, &self.account);
+        let wanted = wanted.filter(|_| account.may_ask(Optional::Range, origin));
+        let ends_at = hop_ends(limit);
         let opened = async {
-            match self.do_open_blob(&place, wanted, limit).await {
-                Err(UpstreamError::Unavailable { silent: false, reason }) => {
-                    tracing::debug!(blob.digest = %digest, reason, "asking upstream once more");
-                    tokio::time::sleep(ONCE_MORE).await;
-                    self.do_open_blob(&place, wanted, limit).await
-                }
-                opened => opened,
+            let error = match self.do_open_blob(&place, wanted, limit, ends_at).await {
+                Err(error) if Instant::now() < ends_at => error,
+                opened => return opened,
+            };
+            let pause = match &error {
+                UpstreamError::Unavailable { silent: false, .. } => ONCE_MORE,
+                UpstreamError::Unavailable { .. } | UpstreamError::Throttled { .. } => return Err(error),
+                _ if wanted.is_some() => Duration::ZERO,
+                _ => return Err(error),
+            };
+            tracing::debug!(blob.digest = %digest, %error, "asking upstream once more");
+            tokio::time::sleep(pause).await;
+            let opened = self.do_open_blob(&place, None, limit, ends_at).await;
+            // 5xx may have been the trouble of a moment.
+            if wanted.is_some() && opened.is_ok() && !error.is_trouble() {
+                account.note_lack(Optional::Range, origin);
             }
+            opened
         };
         self.metered(Kind::Blob, name, digest, timed(limit, opened)).await
     }
@@ -113,7 +131,7 @@ impl Upstream {
     /// (a signed URL expires) says nothing about the blob.
     pub async fn open_again(&self, place: &BlobPlace, wanted: BytesWanted) -> Result<OpenBlob, UpstreamError> {
         let limit = self.config().first_byte;
-        let opened = timed(limit, self.do_open_blob(place, Some(wanted), limit));
+        let opened = timed(limit, self.do_open_blob(place, Some(wanted), limit, hop_ends(limit)));
         if place.url.expose().origin() == self.config().url.origin() {
             self.metered(Kind::Blob, &place.repository.name, place.url.expose().path(), opened).await
         } else {
@@ -126,9 +144,10 @@ impl Upstream {
         place: &BlobPlace,
         wanted: Option<BytesWanted>,
         first_byte: Duration,
+        ends_at: Instant,
     ) -> Result<OpenBlob, UpstreamError> {
-        let name = &place.repository.name;
-        let answer = self.send_for(Method::GET, place.url.expose().clone(), name, MediaType::ACCEPT, wanted).await?;
+        let (name, url) = (&place.repository.name, place.url.expose().clone());
+        let answer = self.send_for(Method::GET, url, name, MediaType::ACCEPT, wanted, ends_at).await?;
         let UpstreamResponse { response, url, .. } = answer.succeeded(self.has_credentials()).await?;
         let partial = response.status() == StatusCode::PARTIAL_CONTENT;
         let size = if partial {

@@ -1,5 +1,6 @@
 //! Lists from an upstream: tags and referrers (distribution-spec 1.1, "Content Discovery").
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +11,9 @@ use serde::Deserialize;
 use tokio::sync::Semaphore;
 use url::Url;
 
+use super::account::Optional;
 use super::answer::{UpstreamResponse, is_page, own_media_type, read_limited};
+use super::client::hop_ends;
 use super::standing::Said;
 use super::{Upstream, Upstreams, guard};
 use crate::errors::UpstreamError;
@@ -94,29 +97,51 @@ impl Upstream {
     }
 
     async fn tags(&self, name: &Name) -> Result<Option<List>, UpstreamError> {
-        let mut first = self.endpoint(name, "tags", "list");
-        first.set_query(Some(&format!("n={PAGE_TAGS}")));
+        let first = self.endpoint(name, "tags", "list");
         let (mut next, mut tags, mut read) = (Some(first), UnsortedTags::default(), Read::up_to(MAX_TAGS_BYTES));
         let mut large = None;
         while let Some(url) = next {
             if large.is_none() && read.bytes > LARGE_TAGS_BYTES {
                 large = READING.acquire().await.ok();
             }
-            let page = match self.page(name, "tags", self.tags_page(name, url)).await {
+            let first = read.pages == 0;
+            let asked = async {
+                match first {
+                    true => self.first_page_of_tags(name, url).await,
+                    false => self.tags_page(name, url).await,
+                }
+            };
+            let page = match self.page(name, "tags", asked).await {
                 Err(UpstreamError::Missing | UpstreamError::NoRepository) if read.pages == 0 => return Ok(None),
                 Err(UpstreamError::Missing | UpstreamError::NoRepository) => return Err(broken_off()),
                 asked => read.page(asked?)?,
             };
             tags.extend(&tags_in(&page.body)?);
-            next = page.next;
+            next = page.next.filter(|next| read.is_new(next));
         }
         let _sorting = SORTING.acquire().await.ok();
         let sorted = tokio::task::spawn_blocking(move || List::Tags(tags.into())).await;
         sorted.map(Some).map_err(|error| UpstreamError::Invalid(format!("its list cannot be sorted: {error}")))
     }
 
+    /// Some registries take no page of the length that we ask for, or none of any.
+    async fn first_page_of_tags(&self, name: &Name, url: Url) -> Result<Page, UpstreamError> {
+        let mut long = url.clone();
+        long.set_query(Some(&format!("n={PAGE_TAGS}")));
+        if !self.account.may_ask(Optional::PageLength, &url) {
+            return self.tags_page(name, url).await;
+        }
+        match self.tags_page(name, long).await {
+            Err(UpstreamError::Invalid(_) | UpstreamError::Unavailable { silent: false, .. }) => {}
+            asked => return asked,
+        }
+        let page = self.tags_page(name, url.clone()).await?;
+        self.account.note_lack(Optional::PageLength, &url);
+        Ok(page)
+    }
+
     async fn tags_page(&self, name: &Name, url: Url) -> Result<Page, UpstreamError> {
-        let answer = self.send_for(Method::GET, url, name, "application/json", None).await?;
+        let answer = self.send_for(Method::GET, url, name, "application/json", None, hop_ends(PAGE_TIMEOUT)).await?;
         // Of tags that may be pulled, many registries give no list: that is not the absence of a repository.
         if answer.response.status() == StatusCode::FORBIDDEN && !is_page(answer.response.headers()) {
             return Err(UpstreamError::Denied("it answered 403 to a request for its list".into()));
@@ -151,7 +176,7 @@ impl Upstream {
                 Referrers::NoApi | Referrers::NoIndex => return Err(broken_off()),
             };
             pages.push(referrers_in(&page.body)?);
-            next = page.next;
+            next = page.next.filter(|next| read.is_new(next));
         }
         Ok(Some(List::Referrers(Descriptors::joined(&pages))))
     }
@@ -160,7 +185,7 @@ impl Upstream {
     /// or a redirect to one (ghcr.io), which is therefore not followed.
     async fn referrers_page(&self, name: &Name, url: Url) -> Result<Referrers, UpstreamError> {
         let accept = MediaType::OciIndex.as_str();
-        let answer = self.request(Method::GET, url, name, accept, None).await?;
+        let answer = self.request(Method::GET, url, name, accept, None, hop_ends(PAGE_TIMEOUT)).await?;
         match answer.response.status() {
             StatusCode::NOT_FOUND if is_page(answer.response.headers()) => return Ok(Referrers::NoApi),
             StatusCode::OK | StatusCode::NOT_FOUND | StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {}
@@ -191,11 +216,18 @@ struct Read {
     pages: usize,
     bytes: usize,
     most: usize,
+    /// The next pages so far.
+    followed: HashSet<Url>,
 }
 
 impl Read {
     fn up_to(most: usize) -> Self {
-        Self { pages: 0, bytes: 0, most }
+        Self { pages: 0, bytes: 0, most, followed: HashSet::new() }
+    }
+
+    /// Whether a page has not been read yet. A list that leads back to a page of its own has been read.
+    fn is_new(&mut self, next: &Url) -> bool {
+        self.followed.insert(next.clone())
     }
 
     fn page(&mut self, page: Page) -> Result<Page, UpstreamError> {
@@ -230,15 +262,21 @@ fn no_list(error: &serde_json::Error) -> UpstreamError {
     UpstreamError::Invalid(format!("no list: {}", excerpt(error)))
 }
 
-/// The next page of a list that came from `url` (RFC 8288). It has to be at the same origin: another one is not the
-/// registry that was asked ([`UpstreamError::Invalid`]).
+/// The next page of a list that came from `url` (RFC 8288). It is always asked for at the same origin: registries that
+/// do not know how they are reached write the same path with another host or scheme. Another path elsewhere is not of
+/// the registry that was asked ([`UpstreamError::Invalid`]).
 pub fn next_page(headers: &HeaderMap, url: &Url) -> Result<Option<Url>, UpstreamError> {
-    let values = headers.get_all(LINK).into_iter().filter_map(|value| value.to_str().ok());
+    let values = headers.get_all(LINK).into_iter().filter_map(|value| str::from_utf8(value.as_bytes()).ok());
     let Some(target) = values.flat_map(links).find_map(|(target, next)| next.then_some(target)) else {
         return Ok(None);
     };
     match url.join(target) {
         Ok(next) if next.origin() == url.origin() => Ok(Some(next)),
+        Ok(next) if next.path() == url.path() && matches!(next.scheme(), "http" | "https") => {
+            let mut here = url.clone();
+            here.set_query(next.query());
+            Ok(Some(here))
+        }
         Ok(next) => Err(UpstreamError::Invalid(format!("its list goes on at {}", guard::origin(&next)))),
         Err(error) => Err(UpstreamError::Invalid(format!("its list goes on nowhere: {error}"))),
     }
@@ -250,9 +288,10 @@ fn links(header: &str) -> impl Iterator<Item = (&str, bool)> {
         let (target, parameters) = link.split_once('>')?;
         let relation = parameters.split([';', ',']).find_map(|parameter| {
             let (name, value) = parameter.split_once('=')?;
-            name.trim().eq_ignore_ascii_case("rel").then(|| value.trim().trim_matches('"'))
+            name.trim().eq_ignore_ascii_case("rel").then(|| value.trim().trim_matches(['"', '\'']))
         });
-        let next = relation.is_some_and(|relation| {
+        // Other clients take a link without a relation.
+        let next = relation.is_none_or(|relation| {
             relation.split_ascii_whitespace().any(|relation| relation.eq_ignore_ascii_case("next"))
         });
         Some((target, next))
@@ -279,7 +318,12 @@ mod tests {
         ] {
             assert_eq!(next_after(link).unwrap().unwrap(), "https://r.test/v2/a/tags/list?last=b&n=2", "{link}");
         }
-        for link in ["", "</first>; rel=\"first\"", "</x>", "/x; rel=next", "<x; rel=next", "</x>; rel=\"next-year\""] {
+        for link in ["https://internal:8443", "http://r.test", "//mirror.test"] {
+            let link = format!("<{link}/v2/a/tags/list?last=b&n=2>; rel='next'");
+            assert_eq!(next_after(&link).unwrap().unwrap(), "https://r.test/v2/a/tags/list?last=b&n=2", "{link}");
+        }
+        assert!(next_after("</v2/a/tags/list?last=b>").unwrap().is_some());
+        for link in ["", "</first>; rel=\"first\"", "/x; rel=next", "<x; rel=next", "</x>; rel=\"next-year\""] {
             assert_eq!(next_after(link), Ok(None), "{link}");
         }
     }

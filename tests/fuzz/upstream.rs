@@ -61,6 +61,7 @@ const BODIES: &[&str] = &[
     "{\"name\":\"a\",\"tags\":null}",
     "{\"token\":\"eyJhbGciOiJSUzI1NiJ9.e30.c2ln\",\"expires_in\":300,\"issued_at\":\"2027-01-15T08:00:00Z\"}",
     "{\"access_token\":\"abc\",\"token\":null}",
+    "{\"token\":\"\",\"access_token\":\"abc\",\"expires_in\":\"36000.5\"}",
     "{\"errors\":[{\"code\":\"TOOMANYREQUESTS\",\"message\":\"retry-after: 880.092µs, allowed: 44000/minute\"}]}",
     "{\"mediaType\":\"application/vnd.oci.image.index.v1+json\",\"manifests\":[{\"digest\":\"x\"}]}",
     "{\"manifests\":null}",
@@ -104,6 +105,7 @@ const LINKS: &[&str] = &[
     "</v2/a/tags/list?last=b&n=2>; rel=\"next\"",
     "<https://r.test/v2/a/tags/list?last=b>;rel=next, </first>; rel=\"first\"",
     "<https://evil.test/v2/>; rel=\"next\"",
+    "<http://internal:5000/v2/a/tags/list?last=b>; rel='next'",
 ];
 const RANGES: &[&str] =
     &["bytes 0-99/1000", "bytes 900-999/1000", "bytes 0-0/1", "bytes */10", "bytes 0-18446744073709551615/*"];
