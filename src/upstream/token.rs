@@ -163,7 +163,7 @@ impl IssuedToken {
         enum Field {
             Text(String),
             Number(f64),
-            Other(#[expect(dead_code, reason = "it is skipped")] IgnoredAny),
+            Other(IgnoredAny),
         }
         let answer: HashMap<String, Field> = serde_json::from_slice(body)
             .map_err(|error| UpstreamError::Invalid(format!("its token server sent no token: {}", excerpt(&error))))?;
