@@ -230,6 +230,10 @@ impl SegmentFetcher {
     async fn resolve(&self, wanted: Option<(u64, u64)>) -> Result<OpenBlob, FillError> {
         let opened =
             self.fill.core.upstreams.open_blob(&self.job.repository, &self.job.digest, wanted, Patience::Fill).await?;
+        // A part that names another size than the manifest is no part of this blob, but the whole may be right.
+        if opened.partial && opened.size != Some(self.job.size) {
+            return Box::pin(self.resolve(None)).await;
+        }
         *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened.place.clone());
         self.checked(opened)
     }

@@ -165,6 +165,10 @@ impl Upstream {
         };
         let algorithm = expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
         let digest = Digest::of(algorithm, &bytes);
+        if bytes.starts_with(b"\x1f\x8b") {
+            let reason = "it compressed a manifest, though it was asked for it as it is (Accept-Encoding: identity)";
+            return Err(UpstreamError::Invalid(reason.into()));
+        }
         if let Some(expected) = expected
             && expected != digest
         {
