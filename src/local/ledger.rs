@@ -348,13 +348,15 @@ impl Ledger for EmbeddedLedger {
         keep_proofs: bool,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let value = [manifest.media_type.as_str().as_bytes(), b"\n", &manifest.bytes].concat();
         let mut changes = Vec::with_capacity(members.len() + 1);
         for blob in members {
             let proven = keep_proofs && self.member(repository, &blob.digest)?.is_some_and(|member| member.proven);
             changes.push(put_member(repository, &blob.digest, Member { size: blob.size, used_at: now, proven })?);
         }
-        changes.push(Change::Put(manifest_key(repository, &manifest.digest), join(now.0, &value)));
+        let value = [manifest.media_type.as_str().as_bytes(), b"\n", &manifest.bytes].concat();
+        let item = join(now.0, &value);
+        drop(value);
+        changes.push(Change::Put(manifest_key(repository, &manifest.digest), item));
         self.0.write(None, changes).await.map(|_| ())
     }
 

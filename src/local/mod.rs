@@ -197,9 +197,13 @@ fn take(data: &Path) -> anyhow::Result<File> {
         .mode(0o700)
         .create(data)
         .with_context(|| format!("cannot create the data directory {}; {advice}", data.display()))?;
-    let denied = if is_shared(data) { OTHERS_WRITE & 0o007 } else { OTHERS_WRITE };
+    let shared = if is_shared(data) { OTHERS_WRITE & 0o007 } else { OTHERS_WRITE };
     fs::metadata(data)
-        .and_then(|directory| refuse_of_others(data, &directory, denied))
+        .and_then(|directory| {
+            // In a sticky directory, as a new tmpfs is one, others cannot replace what is ours.
+            let denied = if directory.mode() & 0o1000 == 0 { shared } else { 0 };
+            refuse_of_others(data, &directory, denied)
+        })
         .with_context(|| format!("cannot use the data directory {}", data.display()))?;
     // Only a warning, because the operator may want it: for a group that reads backups, say.
     if there && fs::metadata(data).is_ok_and(|directory| directory.permissions().mode() & 0o077 != 0) {

@@ -55,8 +55,8 @@ async fn what_one_tag_is_told_says_nothing_of_the_others(column: Column) {
         pulls(&world, &images[1], "2").await;
         assert!(other.pull.manifest(&repository("a"), &tag_of("3"), Want::GET).await.is_ok(), "{fault:?}");
         assert_eq!(world.get(&tag("a", "none")).await.status, StatusCode::NOT_FOUND);
-        // After a 401 with a new token, once.
-        assert!(world.upstream.count("/manifests/none") <= 2, "that tag is remembered");
+        // A 401 is certain after a new token, a request without one, and a second of patience.
+        assert!(world.upstream.count("/manifests/none") <= 4, "that tag is remembered");
     }
 }
 

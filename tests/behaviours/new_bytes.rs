@@ -124,15 +124,17 @@ async fn a_blob_over_the_budget_is_redirected_and_not_stored(column: Column) {
     assert_eq!(world.stored_blobs().await, stored_of(&image));
 }
 
-/// Blobs are redirected, and none is stored.
-async fn redirecting(column: Column, misses: usize) -> World {
-    let settings = format!("new_bytes = \"0B\"\nmisses = {misses}");
-    World::plan(column).cold(Cold::Redirect).settings(&settings).start().await
+/// An image whose manifest is stored, and whose blobs are redirected: there is room for the manifest alone.
+async fn redirecting(column: Column, misses: usize, layers: &[&[u8]]) -> (World, ScriptedImage) {
+    let manifest = World::on(column).await.upstream.image("a", "1", layers).manifest.len();
+    let settings = format!("new_bytes = \"{manifest}B\"\nmisses = {misses}");
+    let world = World::plan(column).cold(Cold::Redirect).settings(&settings).start().await;
+    let image = world.upstream.image("a", "1", layers);
+    (world, image)
 }
 
 async fn many_clients_that_want_one_cold_blob_cost_one_question_where_it_is(column: Column) {
-    let world = redirecting(column, 2).await;
-    let image = world.upstream.image("a", "1", &[b"layer"]);
+    let (world, image) = redirecting(column, 2, &[b"layer"]).await;
     assert_eq!(world.get_from(OTHER, &tag("a", "1")).await.status, StatusCode::OK);
     let path = &blobs(&image)[1];
     world.upstream.fault("/blobs/", Fault::Late(Duration::from_millis(200)));
@@ -155,10 +157,9 @@ async fn many_clients_that_want_one_cold_blob_cost_one_question_where_it_is(colu
 
 async fn whoever_keeps_asking_where_cold_blobs_are_pays_for_it(column: Column) {
     for (there, found) in [(true, StatusCode::TEMPORARY_REDIRECT), (false, StatusCode::NOT_FOUND)] {
-        let world = redirecting(column, 10).await;
         let layers: Vec<[u8; 1]> = (0..30).map(|number| [number]).collect();
         let layers: Vec<&[u8]> = layers.iter().map(|layer| &layer[..]).collect();
-        let image = world.upstream.image("a", "1", &layers);
+        let (world, image) = redirecting(column, 10, &layers).await;
         assert_eq!(world.get_from(OTHER, &tag("a", "1")).await.status, StatusCode::OK);
         if !there {
             world.upstream.fault("/blobs/", Fault::Status(404, vec![], String::new()));

@@ -54,7 +54,9 @@ async fn get(stopover: &Stopover, path: &str) -> anyhow::Result<(StatusCode, usi
 }
 
 /// Asks a new process for all paths at once, and again for all, and compares what it takes with the bytes of the answers.
-async fn takes_little(upstream: &Scripted, paths: &[String], status: StatusCode) -> anyhow::Result<()> {
+///
+/// `copies`: how many there are of each while it is answered. What is stored for the first time is copied by storage.
+async fn takes_little(upstream: &Scripted, paths: &[String], status: StatusCode, copies: u64) -> anyhow::Result<()> {
     let installation = Installation::for_upstream(&upstream.url())?.limited_to(FUNCTION);
     let stopover = installation.start().await?;
     get(&stopover, "nothing/manifests/here").await?;
@@ -70,7 +72,7 @@ async fn takes_little(upstream: &Scripted, paths: &[String], status: StatusCode)
     eprintln!("{} answers of {} KiB took {} KiB", paths.len(), most / KIB, taken / KIB);
     // What is refused has been read too.
     let read = most.max(paths.len() as u64 * LARGEST as u64);
-    ensure!(taken <= read + MARGIN, "{} KiB for {} KiB of answers", taken / KIB, most / KIB);
+    ensure!(taken <= read * copies + MARGIN, "{} KiB for {} KiB of answers", taken / KIB, most / KIB);
     Ok(())
 }
 
@@ -92,13 +94,10 @@ async fn the_largest_referrers_take_little_more_than_their_bytes_eight_at_once_i
     };
     for kind in ["tag", "api", "none"] {
         for query in ["", "?artifactType=a/b"] {
-            takes_little(&upstream, &[path(kind, 0, query)], StatusCode::OK).await?;
-            takes_little(&upstream, &vec![path(kind, 0, query); 8], StatusCode::OK).await?;
-            // Eight that are stored for the first time take more: storage copies each.
-            if kind != "tag" {
-                let paths: Vec<String> = (0..8).map(|number| path(kind, number, query)).collect();
-                takes_little(&upstream, &paths, StatusCode::OK).await?;
-            }
+            takes_little(&upstream, &[path(kind, 0, query)], StatusCode::OK, 1).await?;
+            takes_little(&upstream, &vec![path(kind, 0, query); 8], StatusCode::OK, 1).await?;
+            let paths: Vec<String> = (0..8).map(|number| path(kind, number, query)).collect();
+            takes_little(&upstream, &paths, StatusCode::OK, 3).await?;
         }
     }
     Ok(())
@@ -120,7 +119,7 @@ async fn the_largest_manifests_take_little_more_than_their_bytes_eight_at_once_i
     {
         for count in [1, 8] {
             let paths: Vec<String> = (0..count).map(|number| format!("{kind}{number}/manifests/1")).collect();
-            takes_little(&upstream, &paths, status).await?;
+            takes_little(&upstream, &paths, status, 3).await?;
         }
     }
     Ok(())
@@ -141,15 +140,23 @@ async fn the_largest_lists_of_tags_take_little_more_than_their_bytes_eight_at_on
         }
     }
     for count in [1, 8] {
-        // An unoptimised program needs long to sort two million tags.
         let table = format!("wait = \"2m\"\n[upstreams.\"{UPSTREAM}\"]\nurl = \"{}\"\n", upstream.url());
         let installation = Installation::with_configuration(&table)?.limited_to(FUNCTION);
         let stopover = installation.start().await?;
         get(&stopover, "nothing/manifests/here").await?;
         let before = stopover.peak_resident_bytes()?;
         let paths: Vec<String> = (0..count).map(|number| format!("a{number}/tags/list")).collect();
-        let answers = try_join_all(paths.iter().map(|path| get(&stopover, path))).await?;
-        ensure!(answers.iter().all(|(status, _)| *status == StatusCode::OK), "{answers:?}: {}", stopover.log());
+        // An unoptimised program needs long to read and sort two million tags: clients are told to come back.
+        let mut rounds = 0;
+        loop {
+            let answers = try_join_all(paths.iter().map(|path| get(&stopover, path))).await?;
+            if answers.iter().all(|(status, _)| *status == StatusCode::OK) {
+                break;
+            }
+            rounds += 1;
+            let told = |status: StatusCode| matches!(status, StatusCode::OK | StatusCode::SERVICE_UNAVAILABLE);
+            ensure!(rounds < 20 && answers.iter().all(|(status, _)| told(*status)), "{answers:?}: {}", stopover.log());
+        }
         let taken = stopover.peak_resident_bytes()?.saturating_sub(before);
         eprintln!("{count} lists of 16 MiB took {} KiB", taken / KIB);
         // Each list, and the page of it that is being read.

@@ -10,7 +10,7 @@ use super::{Document, code, rows};
 const DOCUMENT: &str = "docs/reference/configuration.md";
 
 /// A key that there is nowhere.
-const WRONG: &str = "wrong-key";
+const WRONG: &str = "qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq";
 
 /// The name of a table among others of its kind.
 const NAME: &str = "\"wrong.example\"";
