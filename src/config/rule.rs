@@ -130,12 +130,10 @@ fn place(prefix: &Name, table: RuleTable, places: &Places) -> Result<Place, Conf
             "is required where the prefix does not begin with the id of an upstream: write upstream = \"docker.io\"",
         ));
     };
-    match places.named(&upstream) {
-        Some(place) => Ok(Place { path: table.path, ..place.clone() }),
-        None => {
-            let near = advice::nearest(&upstream, places.upstreams.keys().map(String::as_str));
-            let hint = near.map_or_else(String::new, |right| format!(" — did you mean {right:?}?"));
-            Err(value(key("upstream"), format!("{upstream:?} is no configured upstream{hint}")))
-        }
+    if let Some(place) = places.named(&upstream) {
+        return Ok(Place { path: table.path, ..place.clone() });
     }
+    let near = advice::nearest(&upstream, places.upstreams.keys().map(String::as_str));
+    let hint = near.map_or_else(String::new, |right| format!(" — did you mean {right:?}?"));
+    Err(value(key("upstream"), format!("{upstream:?} is no configured upstream{hint}")))
 }

@@ -29,7 +29,7 @@ pub(crate) const OTHERS_WRITE: u32 = 0o022;
 #[cfg(feature = "local")]
 pub(crate) const OTHERS_USE: u32 = 0o077;
 
-/// Reads a secret, unless another user may have written it (`StrictModes` of sshd_config(5)).
+/// Reads a secret, unless another user may have written it (`StrictModes` of `sshd_config(5)`).
 pub(crate) fn read_own(path: &Path, denied: u32) -> io::Result<String> {
     let mut file = File::open(path)?;
     refuse_of_others(path, &file.metadata()?, denied)?;

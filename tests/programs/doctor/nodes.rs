@@ -46,7 +46,7 @@ async fn follow(node: &Node, fix: &str, config: &mut String) -> anyhow::Result<(
                 removed = if line.starts_with('[') { without(line) } else { removed };
                 !removed
             });
-            *config = kept.map(|line| format!("{line}\n")).collect();
+            *config = kept.fold(String::new(), |text, line| text + line + "\n");
         } else if let (Some(directory), Some(table)) = (quoted("config_path = \"", "\""), quoted(" in [", "]")) {
             if step.contains("set `version = 2` and ") {
                 *config = format!("version = 2\n{config}");
@@ -189,12 +189,12 @@ async fn what_containerd_does_with_its_configuration_depends_on_its_version() ->
     let soci = format!(
         "version = 3\n{images}]\nsnapshotter = \"soci\"\ndisable_snapshot_annotations = false\n{images}.registry]\n{one}"
     );
-    let (list, none, beside) =
+    let (list, unset, beside) =
         (Some("taken for one directory"), Some("has no config_path"), Some("`mirrors` beside a config_path"));
     for (version, config, wrong) in [
-        ("1.6.20", String::new(), none),
+        ("1.6.20", String::new(), unset),
         ("1.7.27", list2.clone(), None),
-        ("1.7.27", format!("version = 3\n{images}.registry]\n{one}"), none),
+        ("1.7.27", format!("version = 3\n{images}.registry]\n{one}"), unset),
         ("v2.0.5", list3.clone(), None),
         ("v2.1.4", list3.clone(), list),
         ("v2.3.4", list2.clone(), list),
@@ -209,7 +209,7 @@ async fn what_containerd_does_with_its_configuration_depends_on_its_version() ->
         ("v2.1.4", format!("version = 2\n{grpc}.registry]\n{one}"), None),
         ("v2.1.4", format!("{grpc}.registry]\n{one}"), None),
         ("v2.1.4", format!("[plugins.cri.registry]\n{one}"), None),
-        ("v2.1.4", String::new(), none),
+        ("v2.1.4", String::new(), unset),
         ("v2.2.3", String::new(), list),
         ("v2.2.3", "version = 3\n".to_owned(), list),
         ("", "version = 3\n".to_owned(), None),

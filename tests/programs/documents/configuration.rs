@@ -9,7 +9,7 @@ use super::{Document, code, rows};
 
 const DOCUMENT: &str = "docs/reference/configuration.md";
 
-/// A key that there is nowhere.
+/// A key that there is nowhere, and that is like none.
 const WRONG: &str = "qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq";
 
 /// The name of a table among others of its kind.

@@ -19,9 +19,10 @@ const CERTS_D: &str = "/etc/containerd/certs.d";
 
 /// What its files have containerd do for Kubernetes.
 struct Cri {
+    /// `None`: it is not known.
+    told: Option<Version>,
+    /// As told, or one that goes with the files.
     version: Version,
-    /// Whether that is the version that is here, and not one that reads such files.
-    is_known: bool,
     /// How the files call the plugin that pulls.
     plugin: &'static str,
     /// What each file says of it, in the order in which they are read.
@@ -30,12 +31,11 @@ struct Cri {
 }
 
 impl Cri {
-    fn new(files: &[(PathBuf, Value)], version: Option<Version>) -> Self {
+    fn new(files: &[(PathBuf, Value)], told: Option<Version>) -> Self {
         // The file that is read last decides. Files without a version are of version 1.
         let written = |(_, config): &(_, Value)| config.get("version")?.as_i64().filter(|&format| format > 0);
         let format = files.iter().rev().find_map(written).unwrap_or(if files.is_empty() { 2 } else { 1 });
-        let is_known = version.is_some();
-        let version = version.unwrap_or(if format > 2 { (2, 3, 0) } else { (1, 7, 0) });
+        let version = told.unwrap_or(if format > 2 { (2, 3, 0) } else { (1, 7, 0) });
         let old = version < (2, 0, 0);
         // containerd 2 takes over what files say in the words of 1, in place of what they say in its own.
         let names = [
@@ -54,7 +54,7 @@ impl Cri {
         // In containerd 1 a later file replaces the whole section, in containerd 2 only what it sets.
         sections.drain(..if old { sections.len().saturating_sub(1) } else { 0 });
         let mut off = files.iter().flat_map(|(_, config)| list(config.get("disabled_plugins")));
-        Self { version, is_known, plugin, disabled: off.any(|off| names().any(|name| name == off)), sections }
+        Self { told, version, plugin, disabled: off.any(|off| names().any(|name| name == off)), sections }
     }
 
     fn get(&self, pointer: &str) -> Option<&Value> {
@@ -70,8 +70,9 @@ impl Cri {
     /// The directories of hosts.toml, separated by `:`. From 2.2 on there is a default, which 2.2.2 and later leave out
     /// beside `mirrors` (containerd#12612).
     fn config_path(&self) -> Option<&str> {
-        let alone = self.version < (2, 2, 2) || self.get("/registry/mirrors").is_none();
-        let default = (self.is_known && self.version >= (2, 2, 0) && alone).then_some("/etc/containerd/certs.d:/etc/docker/certs.d");
+        let alone = self.get("/registry/mirrors").is_none();
+        let has_default = |version| version >= (2, 2, 0) && (version < (2, 2, 2) || alone);
+        let default = self.told.is_some_and(has_default).then_some("/etc/containerd/certs.d:/etc/docker/certs.d");
         self.get("/registry/config_path").and_then(Value::as_str).or(default)
     }
 
