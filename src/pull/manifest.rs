@@ -323,11 +323,7 @@ impl Pull {
                     if error.limit() == Some(Limit::Pulls) && !want.head && matches!(reference, Reference::Tag(_)) =>
                 {
                     match self.core.upstreams.head_manifest(repository, reference, patience).await? {
-                        // A tag of a manifest that it does not have is as good as the limit.
-                        Some(observed) => match self.by_digest(repository, observed.digest, want).await {
-                            Err(PullError::ManifestUnknown(_)) => Err(error.into()),
-                            found => found,
-                        },
+                        Some(observed) => self.by_digest(repository, observed.digest, want).await,
                         None => Err(PullError::ManifestUnknown(Served::Miss)),
                     }
                 }
@@ -336,14 +332,7 @@ impl Pull {
             Some(observed) => match self.stored(repository, &observed.digest).await? {
                 Some(manifest) => Ok(PulledManifest::new(manifest, Served::Revalidated)),
                 None if want.head => Ok(PulledManifest { observed, manifest: None, served: Served::Miss }),
-                None => match self.by_digest(repository, observed.digest, want).await {
-                    // Some have a manifest only under its tag (spegel#1378).
-                    Err(PullError::ManifestUnknown(_)) => {
-                        let fetched = self.fetch(repository, reference, want).await;
-                        fetched.map(|manifest| PulledManifest::new(manifest, Served::Miss))
-                    }
-                    found => found,
-                },
+                None => self.by_digest(repository, observed.digest, want).await,
             },
         }
     }
@@ -394,8 +383,10 @@ impl Pull {
         want: &'a Want,
     ) -> BoxFuture<'a, Result<PulledManifest, PullError>> {
         Box::pin(async move {
+            let named = || UpstreamError::Invalid("a tag is a manifest that it does not have".into());
             let want = Want { check: false, ..want.clone() };
-            self.share(repository, &Reference::Digest(digest), want, false, MissReservation::free()).await
+            let found = self.share(repository, &Reference::Digest(digest), want, false, MissReservation::free()).await;
+            found.map_err(|error| if matches!(error, PullError::ManifestUnknown(_)) { named().into() } else { error })
         })
     }
 }

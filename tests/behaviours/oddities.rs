@@ -28,7 +28,6 @@ on_both_columns!(
     nothing_is_asked_for_or_answered_compressed,
     a_general_content_type_is_made_exact_by_the_manifest,
     a_manifest_that_is_compressed_all_the_same_is_refused_clearly,
-    a_manifest_that_is_only_under_its_tag_is_pulled_by_that,
 );
 
 const TAG: &str = "/v2/test.local/a/manifests/1";
@@ -351,17 +350,6 @@ async fn a_manifest_that_is_compressed_all_the_same_is_refused_clearly(column: C
     let answer = world.get(TAG).await;
     assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
     assert!(answer.error().1.contains("compressed"), "{answer:?}");
-}
-
-/// spegel#1378: HEAD tells a digest, under which there is nothing.
-async fn a_manifest_that_is_only_under_its_tag_is_pulled_by_that(column: Column) {
-    let world = World::on(column).await;
-    let image = world.upstream.image("a", "1", &[b"layer"]);
-    world.upstream.fault(&format!("/manifests/{}", image.digest), respond(404, &[], ""));
-    // HEAD first, so that the tag is known, and nothing of it is stored.
-    assert_eq!(world.head(TAG).await.header("docker-content-digest"), image.digest.as_str());
-    let answer = world.get(TAG).await;
-    assert_eq!((answer.status, answer.bytes()), (StatusCode::OK, &image.manifest), "{answer:?}");
 }
 
 /// Some send every manifest as JSON, or as octets.
