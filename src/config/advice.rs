@@ -1,5 +1,8 @@
 //! What to write instead of a mistake.
 
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
 use serde::de::DeserializeOwned;
 use toml::de::DeValue;
 
@@ -24,6 +27,11 @@ endpoint = "https://sts.eu-west-1.amazonaws.com" | issuer = "https://token.actio
 jwks_uri = "https://token.actions.githubusercontent.com/.well-known/jwks" | claims = { repository_owner_id = "1234567" }
 budget_claim = "repository_id" | who = ["robot:ci"] | what = ["ghcr.io/acme/*"]"#;
 
+static BY_KEY: LazyLock<BTreeMap<&str, &str>> = LazyLock::new(|| {
+    let examples = EXAMPLES.split(['|', '\n']).filter_map(|example| example.split_once(" = "));
+    examples.map(|(key, example)| (key.trim(), example.trim())).collect()
+});
+
 /// Keys of other programs, and what they are called here.
 const SYNONYMS: [(&str, &str); 6] = [
     ("password", "password_env"),
@@ -45,8 +53,7 @@ pub(super) fn example(path: &str) -> Option<(&'static str, &'static str)> {
     if name == "allow" && path.starts_with("policy") {
         return Some(("allow", "true"));
     }
-    let examples = EXAMPLES.split(['|', '\n']).filter_map(|example| example.split_once(" = "));
-    examples.map(|(known, example)| (known.trim(), example.trim())).find(|(known, _)| *known == name)
+    BY_KEY.get_key_value(name).map(|(key, example)| (*key, *example))
 }
 
 /// The words of serde in those of TOML. What is written is not repeated: it may be a secret.
@@ -91,7 +98,9 @@ pub(super) fn unquoted(around: &str, name: &str, mut value: &DeValue) -> Option<
 /// The known word that is most like a wrong one.
 pub(super) fn nearest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let wrong = wrong.to_ascii_lowercase().replace('-', "_");
-    let distances = known.into_iter().map(|right| (strsim::damerau_levenshtein(&wrong, right), right));
+    // Nothing is nearer than the difference of lengths, which is cheap to know.
+    let like = known.into_iter().filter(|right| right.len().abs_diff(wrong.chars().count()) <= right.len() / 2);
+    let distances = like.map(|right| (strsim::damerau_levenshtein(&wrong, right), right));
     distances.filter(|(distance, right)| *distance <= right.len() / 2).min().map(|(_, right)| right)
 }
 

@@ -113,7 +113,7 @@ impl IamTable {
         }
         for (element, role) in (1..).zip(roles.iter().map(Pattern::as_str)) {
             let key = format!("access.iam.roles[{element}]");
-            let message = |reason| value(&*key, format!("{role:?} is nobody: {reason}"));
+            let message = |reason| value(&*key, format!("{role:?} is no caller: {reason}"));
             is_arn(role).map_err(message)?;
             // Every customer of AWS can make a role of any name in an account of its own.
             let before = role.split(':').take(5).collect::<Vec<_>>();

@@ -66,8 +66,9 @@ impl PolicyRuleTable {
         }
         let (who, what) = (who.unwrap_or_default(), what.unwrap_or_default());
         for (element, pattern) in (1..).zip(&who) {
-            may_be_let_in(pattern, access)
-                .map_err(|reason| value(key(&format!("who[{element}]")), format!("{pattern:?} is nobody: {reason}")))?;
+            may_be_let_in(pattern, access).map_err(|reason| {
+                value(key(&format!("who[{element}]")), format!("{pattern:?} is no caller: {reason}"))
+            })?;
         }
         let has_claims = |pattern: &String| matches!(is_of_kind("oidc:", pattern, access), Some(Ok(())));
         let has_claimants = if who.is_empty() { !access.oidc.is_empty() } else { who.iter().any(has_claims) };

@@ -1,6 +1,12 @@
 //! The peculiarities of known registries, as data: no other code asks which registry it talks to.
 
+use std::sync::LazyLock;
+
+use url::Url;
+
 use super::Referrers;
+use super::file::Origin;
+use crate::oci::UpstreamId;
 use crate::values::pattern::Pattern;
 
 /// One registry, or a family of them that behave alike.
@@ -133,11 +139,17 @@ impl Profile {
         known(id).or_else(|| known(host?)).unwrap_or(&ANY)
     }
 
-    /// The ids of all upstreams that need no configuration.
-    pub(super) fn known_ids() -> impl Iterator<Item = &'static str> {
-        PROFILES.iter().flat_map(|profile| profile.ids.iter().copied())
+    /// The origin of its API for the upstream with this id.
+    pub(super) fn origin(&self, id: &str) -> Result<Origin, String> {
+        Origin::try_from(format!("https://{}", self.api.unwrap_or(id)))
     }
 }
+
+/// The upstreams that need no configuration: id, profile, and the origin of the API.
+pub(super) static KNOWN: LazyLock<Vec<(UpstreamId, &Profile, Url)>> = LazyLock::new(|| {
+    let ids = PROFILES.iter().flat_map(|profile| profile.ids.iter().map(move |id| (*id, profile)));
+    ids.filter_map(|(id, profile)| Some((id.parse().ok()?, profile, profile.origin(id).ok()?.0))).collect()
+});
 
 /// The region in the host name of a private ECR registry: `<account>.dkr.ecr[-fips].<region>.amazonaws.com[.cn]`, or
 /// dual-stack `<account>.dkr-ecr[-fips].<region>.on.aws` (ECR, "Endpoints and quotas").
@@ -154,6 +166,11 @@ pub(super) fn ecr_region(host: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_id_of_a_profile_is_an_upstream() {
+        assert_eq!(KNOWN.len(), PROFILES.iter().map(|profile| profile.ids.len()).sum::<usize>());
+    }
 
     #[test]
     fn the_region_of_a_private_ecr_registry_is_in_its_name() {

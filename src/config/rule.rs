@@ -78,6 +78,9 @@ pub(super) fn read(
     upstreams: &BTreeMap<UpstreamId, UpstreamConfig>,
     secret: &impl Fn(SecretReference) -> Result<String, String>,
 ) -> Result<BTreeMap<Name, Rule>, ConfigError> {
+    if tables.is_empty() {
+        return Ok(BTreeMap::new());
+    }
     let places = Places::new(upstreams, &BTreeMap::new());
     let mut sorted = Vec::new();
     for (prefix, mut table) in tables {

@@ -37,7 +37,7 @@ pub(super) fn read(tables: Vec<ScheduleTable>) -> Result<Vec<Schedule>, ConfigEr
             return Err(value(key("every"), "must be longer than nothing, for example \"6h\""));
         }
         if platforms == Platforms::Requested {
-            return Err(value(key("platforms"), "nobody requests any here: name them, like [\"linux/amd64\"]"));
+            return Err(value(key("platforms"), "no client requests any here: name them, like [\"linux/amd64\"]"));
         }
         let image = |(element, text): (usize, &String)| {
             let key = || key(&format!("images[{element}]"));

@@ -9,7 +9,7 @@ use url::Url;
 
 use super::file::{AlternateTable, Fresh, Origin, PolicyTable, UpstreamTable};
 use super::names::{NamePatterns, NameRules};
-use super::profile::{Profile, ecr_region};
+use super::profile::{KNOWN, Profile, ecr_region};
 use super::{ConfigError, Credentials, SecretReference, value};
 use crate::config::TagRules;
 use crate::oci::{Name, Platforms, UpstreamId};
@@ -165,16 +165,22 @@ pub(super) fn read(
     secret: &impl Fn(SecretReference) -> Result<String, String>,
 ) -> Result<BTreeMap<UpstreamId, UpstreamConfig>, ConfigError> {
     let mut upstreams = BTreeMap::new();
-    for id in Profile::known_ids() {
-        let id: UpstreamId = id.parse().map_err(|error| value("upstreams", format!("{id}: {error}")))?;
-        if !tables.contains_key(&id) {
-            let mut upstream = upstream(&id, UpstreamTable::default(), defaults, secret)?;
-            upstream.family = Profile::of(id.as_str(), None).family;
-            upstreams.insert(id, upstream);
-        }
+    for (id, profile, url) in KNOWN.iter().filter(|(id, ..)| !tables.contains_key(id)) {
+        let mut upstream = upstream(id, profile, url.clone(), UpstreamTable::default(), defaults, secret)?;
+        upstream.family = profile.family;
+        upstreams.insert(id.clone(), upstream);
     }
-    while let Some((id, table)) = tables.pop_first() {
-        let upstream = upstream(&id, table, defaults, secret)?;
+    while let Some((id, mut table)) = tables.pop_first() {
+        let key = || format!("upstreams.\"{id}\".url");
+        let profile = Profile::of(id.as_str(), table.url.as_ref().and_then(|url| url.0.host_str()));
+        let Origin(url) = match table.url.take() {
+            Some(url) => url,
+            None if id.as_str().contains('.') => {
+                profile.origin(id.as_str()).map_err(|message| value(key(), message))?
+            }
+            None => return Err(value(key(), "is required, for example url = \"https://registry.example.com\"")),
+        };
+        let upstream = upstream(&id, profile, url, table, defaults, secret)?;
         upstreams.insert(id, upstream);
     }
     let mut called: BTreeMap<&str, &UpstreamId> = upstreams.keys().map(|id| (id.as_str(), id)).collect();
@@ -213,6 +219,8 @@ pub(super) fn read(
 
 fn upstream(
     id: &UpstreamId,
+    profile: &Profile,
+    url: Url,
     mut table: UpstreamTable,
     defaults: &Defaults,
     secret: &impl Fn(SecretReference) -> Result<String, String>,
@@ -221,12 +229,6 @@ fn upstream(
     let key = |name: &str| format!("{section}.{name}");
     let origin = |text: String| Origin::try_from(text).map_err(|message| value(key("url"), message));
     let policy = table.policy();
-    let profile = Profile::of(id.as_str(), table.url.as_ref().and_then(|url| url.0.host_str()));
-    let Origin(url) = match table.url {
-        Some(url) => url,
-        None if id.as_str().contains('.') => origin(format!("https://{}", profile.api.unwrap_or(id.as_str())))?,
-        None => return Err(value(key("url"), "is required, for example url = \"https://registry.example.com\"")),
-    };
     let ecr_region = ecr_region(id.as_str()).or_else(|| ecr_region(url.host_str()?)).map(str::to_owned);
     let token_realms = match table.token_realms {
         Some(realms) => realms,

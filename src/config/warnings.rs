@@ -58,7 +58,7 @@ impl Config {
         if settings.is_private() && !rules.iter().any(|rule| may_allow(&rule)) {
             let key = if settings.credentials.is_some() { ".credentials" } else { "" };
             let doubt = format!(
-                "nobody may pull what is private there: write public = true for all callers that are let in, or \
+                "no caller may pull what is private there: write public = true for all callers that are let in, or \
                  [[policy]] with what = [{all:?}] and allow = true"
             );
             doubts.push((key, doubt));

@@ -51,43 +51,50 @@ const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
 /// The registry API over a cache. It runs on a socket and, unchanged, as a Lambda function.
 pub fn router(cache: Arc<Cache>) -> Router {
-    let with_bodies = operator::routes().merge(access::routes()).route_layer(map_request(timely));
-    with_bodies.fallback(answer).layer(map_request(by_no_page)).with_state(cache)
+    let with_bodies = operator::routes().merge(access::routes()).route_layer(map_request(with_a_body));
+    with_bodies.fallback(answer).with_state(cache)
 }
 
-/// Refuses what a page in a browser asks: it may reach what its visitor reaches, and needs no answer to do harm. A
-/// client of registries sends neither header; an address that a person types in is `none` (Fetch Metadata, section 2.3).
-async fn by_no_page(request: http::Request<Body>) -> Result<http::Request<Body>, Response> {
-    let headers = request.headers();
-    let typed = request.method().is_safe() && headers.get("sec-fetch-site").is_none_or(|site| site == "none");
-    if headers.contains_key(ORIGIN) || headers.contains_key("sec-fetch-site") && !typed {
-        tracing::debug!(http.method = %request.method(), http.path = request.uri().path(), "a page in a browser was refused");
-        let body = ErrorCode::Denied.body("no page in a browser may ask this cache");
-        let mut response = Response::new(Body::from(body));
-        *response.status_mut() = StatusCode::FORBIDDEN;
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        return Err(response);
-    }
-    Ok(request)
+/// Whether a page in a browser asks: it may reach what its visitor reaches, and needs no answer to do harm. A client of
+/// registries sends neither header; an address that a person types in is `none` (Fetch Metadata, section 2.3).
+fn is_of_page(request: &http::request::Parts) -> bool {
+    let is_typed = |site: &HeaderValue| site == "none" && request.method.is_safe();
+    request.headers.contains_key(ORIGIN) || request.headers.get("sec-fetch-site").is_some_and(|site| !is_typed(site))
+}
+
+fn refuse_page(request: &http::request::Parts) -> Response {
+    tracing::debug!(http.method = %request.method, http.path = request.uri.path(), "a page in a browser was refused");
+    let body = ErrorCode::Denied.body("no page in a browser may ask this cache");
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = StatusCode::FORBIDDEN;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
 }
 
 /// How long a client may take to send the body of a request.
 const BODY: Duration = Duration::from_secs(30);
 
-/// Ends a body that does not arrive in time, so that no handler waits for the rest of it for ever.
-async fn timely(request: http::Request<Body>) -> http::Request<Body> {
+/// Refuses pages, and ends a body that does not arrive in time, so that no handler waits for the rest of it for ever.
+async fn with_a_body(request: http::Request<Body>) -> Result<http::Request<Body>, Response> {
+    let (parts, body) = request.into_parts();
+    if is_of_page(&parts) {
+        return Err(refuse_page(&parts));
+    }
     let deadline = Instant::now() + BODY;
-    request.map(|body| {
+    Ok(http::Request::from_parts(parts, body).map(|body| {
         Body::from_stream(futures_util::stream::unfold(body.into_data_stream(), move |mut chunks| async move {
             let late = |_| Some(Err(axum::Error::new(io::Error::from(io::ErrorKind::TimedOut))));
             let chunk = timeout_at(deadline, chunks.next()).await.unwrap_or_else(late);
             chunk.map(|chunk| (chunk, chunks))
         }))
-    })
+    }))
 }
 
 async fn answer(State(cache): State<Arc<Cache>>, request: http::Request<Body>) -> Response {
     let (request, _) = request.into_parts();
+    if is_of_page(&request) {
+        return refuse_page(&request);
+    }
     let parsed = Request::parse(&request.method, request.uri.path(), request.uri.query());
     let mut record = Record::default();
     let outcome = match parsed {

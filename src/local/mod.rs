@@ -18,7 +18,7 @@ mod queue;
 mod store;
 
 use std::fs::{self, File, TryLockError};
-use std::io::{ErrorKind, Write as _};
+use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
@@ -189,6 +189,22 @@ fn is_shared(directory: &Path) -> bool {
     })
 }
 
+/// Refuses a directory in which another user may have put what this process would trust.
+fn refuse_directory_of_others(directory: &Path) -> io::Result<()> {
+    let metadata = fs::metadata(directory)?;
+    if metadata.mode() & 0o1000 == 0 {
+        let denied = if is_shared(directory) { OTHERS_WRITE & 0o007 } else { OTHERS_WRITE };
+        return refuse_of_others(directory, &metadata, denied);
+    }
+    // In a sticky directory, as a new tmpfs is one, others cannot replace what is ours: nothing of theirs may be there.
+    refuse_of_others(directory, &metadata, 0)?;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        refuse_of_others(&entry.path(), &entry.metadata()?, 0)?;
+    }
+    Ok(())
+}
+
 fn take(data: &Path) -> anyhow::Result<File> {
     let advice = "name another directory with --data-dir, or data_dir in stopover.toml";
     let there = data.exists();
@@ -197,14 +213,7 @@ fn take(data: &Path) -> anyhow::Result<File> {
         .mode(0o700)
         .create(data)
         .with_context(|| format!("cannot create the data directory {}; {advice}", data.display()))?;
-    let shared = if is_shared(data) { OTHERS_WRITE & 0o007 } else { OTHERS_WRITE };
-    fs::metadata(data)
-        .and_then(|directory| {
-            // In a sticky directory, as a new tmpfs is one, others cannot replace what is ours.
-            let denied = if directory.mode() & 0o1000 == 0 { shared } else { 0 };
-            refuse_of_others(data, &directory, denied)
-        })
-        .with_context(|| format!("cannot use the data directory {}", data.display()))?;
+    refuse_directory_of_others(data).with_context(|| format!("cannot use the data directory {}", data.display()))?;
     // Only a warning, because the operator may want it: for a group that reads backups, say.
     if there && fs::metadata(data).is_ok_and(|directory| directory.permissions().mode() & 0o077 != 0) {
         tracing::warn!(

@@ -242,8 +242,22 @@ async fn secrets_and_directories_that_others_own_or_may_write_are_refused() {
         set(&password, mode);
         assert_eq!(stopover::config::SecretReference::File(&password).read(|_| None).is_ok(), read, "{mode:o}");
     }
+    // In a sticky directory, as a new tmpfs is one, others cannot replace what is ours.
+    set(data.path(), 0o1777);
+    assert_eq!(begun(data.path()).await, "");
     // Only root may give a file away.
-    if std::os::unix::fs::chown(&secret, Some(65_534), None).is_ok() {
+    let give = |path: &std::path::Path, user| std::os::unix::fs::chown(path, Some(user), None).is_ok();
+    if give(&secret, 65_534) {
+        for mode in [0o1777, 0o700] {
+            set(data.path(), mode);
+            assert!(begun(data.path()).await.contains("user 65534 owns"), "{mode:o}");
+        }
+        assert!(give(&secret, 0));
+        // But they can put a ledger there before ours is.
+        set(data.path(), 0o1777);
+        let theirs = data.path().join("theirs");
+        std::fs::write(&theirs, "").unwrap();
+        assert!(give(&theirs, 65_534));
         assert!(begun(data.path()).await.contains("user 65534 owns"));
     }
 }

@@ -152,7 +152,7 @@ async fn an_image_of_one_platform_that_is_not_wanted_is_an_error() -> anyhow::Re
 }
 
 #[tokio::test]
-async fn a_dry_run_prints_a_list_and_asks_nobody() -> anyhow::Result<()> {
+async fn a_dry_run_prints_a_list_and_asks_no_registry() -> anyhow::Result<()> {
     let installation = Installation::with_configuration("")?;
     let server = ["--server", "http://127.0.0.1:1"];
     let file = installation.configuration().with_file_name("compose.yaml");

@@ -5,6 +5,7 @@ mod endpoint;
 mod fills;
 mod images;
 mod login;
+mod platform;
 mod prefetch;
 mod progress;
 mod retention;

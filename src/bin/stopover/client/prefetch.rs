@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use http::header::{CONTENT_TYPE, LOCATION};
+use http::header::CONTENT_TYPE;
 use serde_json::json;
 use stopover::oci::{Digest, Operation, Platform, Request};
 use stopover::operate::report::{Bytes, FillState, FillStatus};
@@ -46,7 +46,7 @@ pub(crate) struct PrefetchArguments {
     /// Wait until everything is stored, and show how far it is
     #[arg(long)]
     wait: bool,
-    /// Print the images and where each was found, and ask nobody
+    /// Print the images and where each was found, and ask no registry
     #[arg(long, conflicts_with = "wait")]
     dry_run: bool,
 }
@@ -194,43 +194,6 @@ impl Client {
         let is_same_port = |other: Endpoint| other.is_here() && other.url().port_or_known_default() == port;
         let is_here = || format!("{}://{host}", self.server.url().scheme()).parse().is_ok_and(is_same_port);
         if self.server.is_host(host) || self.server.is_here() && is_here() { rest } else { name }
-    }
-
-    /// Says that an image, which has no index, is for none of the wanted platforms. The cache judges those in an index.
-    async fn other_platform(&self, report: &PrefetchReport, wanted: &[Platform]) -> Option<String> {
-        #[derive(serde::Deserialize)]
-        struct Outline {
-            config: Descriptor,
-        }
-        #[derive(serde::Deserialize)]
-        struct Descriptor {
-            digest: Digest,
-        }
-        #[derive(serde::Deserialize)]
-        struct Configuration {
-            os: String,
-            architecture: String,
-            #[serde(default)]
-            variant: Option<String>,
-        }
-        let digest = report.digest.as_ref().filter(|_| !wanted.is_empty())?;
-        let request = Request::image(&report.image).ok()?;
-        let name = request.operation.name()?;
-        let outline = self.send(self.http.get(self.registry_url(&request, name, "manifests", digest.as_str()))).await;
-        let Outline { config } = serde_json::from_slice(&outline.ok()?.bytes().await.ok()?).ok()?;
-        let url = self.registry_url(&request, name, "blobs", config.digest.as_str());
-        let mut answer = self.send(self.http.get(url)).await.ok()?;
-        // Blobs may be elsewhere, where nobody needs to know who asks.
-        if let Some(location) = answer.headers().get(LOCATION).and_then(|location| location.to_str().ok()) {
-            answer = self.http.get(location).send().await.ok()?;
-        }
-        // What is no image, a chart or a signature, has another configuration.
-        let Configuration { os, architecture, variant } = serde_json::from_slice(&answer.bytes().await.ok()?).ok()?;
-        let variant = variant.map_or_else(String::new, |variant| format!("/{variant}"));
-        let platform: Platform = format!("{os}/{architecture}{variant}").parse().ok()?;
-        let wanted_names = || wanted.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let is_other = !wanted.iter().any(|wanted| wanted.means(&platform));
-        is_other.then(|| format!("it is for {platform} alone, and not for {}", wanted_names()))
     }
 
     /// Follows fills until each blob is stored or given up. Returns how many were given up.

@@ -28,6 +28,8 @@ struct Cri {
     /// What each file says of it, in the order in which they are read.
     sections: Vec<(PathBuf, Value)>,
     disabled: bool,
+    /// Whether any file names mirrors, for this plugin or as another version calls it.
+    names_mirrors: bool,
 }
 
 impl Cri {
@@ -54,7 +56,12 @@ impl Cri {
         // In containerd 1 a later file replaces the whole section, in containerd 2 only what it sets.
         sections.drain(..if old { sections.len().saturating_sub(1) } else { 0 });
         let mut off = files.iter().flat_map(|(_, config)| list(config.get("disabled_plugins")));
-        Self { told, version, plugin, disabled: off.any(|off| names().any(|name| name == off)), sections }
+        let disabled = off.any(|off| names().any(|name| name == off));
+        let plugins = files.iter().filter_map(|(_, config)| config.get("plugins")?.as_object());
+        let keys = ["/registry/config_path", "/registry/mirrors"];
+        let says = |plugin: &Value| keys.iter().any(|key| plugin.pointer(key).is_some_and(|value| *value != json!("")));
+        let names_mirrors = plugins.flat_map(|plugins| plugins.values()).any(says);
+        Self { told, version, plugin, sections, disabled, names_mirrors }
     }
 
     fn get(&self, pointer: &str) -> Option<&Value> {
@@ -126,8 +133,8 @@ impl Files<'_> {
             }
             // Where the version of containerd is not known, neither is its default.
             (None, _) if mirrored.is_some() => mirrored,
-            (None, _) if self.containerd.is_some() || has_kubernetes() || hosts.is_err() => {
-                Some(format!("{shown} has no config_path, without which {past}"))
+            (None, _) if self.containerd.is_some() || has_kubernetes() || hosts.is_err() || cri.names_mirrors => {
+                Some(format!("{shown} has no config_path in [{table}], without which {past}"))
             }
             _ => None,
         };
@@ -137,7 +144,8 @@ impl Files<'_> {
         let missing = hosts.as_ref().err().map(|what| Problem::new(what, write));
         let problems = missing.into_iter().chain(what.map(|what| Problem::new(what, fix))).chain(self.parallel(&cri)?);
         let note = if config_path.is_none() { format!(". If Kubernetes pulls with it, {set}") } else { String::new() };
-        problems.reduce(Problem::and).map_or_else(|| Ok(self.sent(&hosts?, &note)), |problem| Ok(Verdict::Bad(problem)))
+        let both = problems.reduce(|one, other| one.and(&other));
+        both.map_or_else(|| Ok(self.sent(&hosts?, &note)), |problem| Ok(Verdict::Bad(problem)))
     }
 
     /// The snapshotter that pulls layers by itself, from the registry in the name of the image (soci-snapshotter#1013).

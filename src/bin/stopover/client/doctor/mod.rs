@@ -56,7 +56,7 @@ impl Problem {
     }
 
     /// Both, to be mended together.
-    fn and(self, other: Self) -> Self {
+    fn and(self, other: &Self) -> Self {
         Self { what: format!("{}; and {}", self.what, other.what), fix: format!("{}; {}", self.fix, other.fix) }
     }
 }

@@ -245,7 +245,7 @@ COPY --from=acme/${X} / /
             parsed("Dockerfile", text).unwrap().skipped,
             [
                 "Dockerfile:23: skipped ${UNSET}: ARG UNSET has no default",
-                "Dockerfile:24: skipped acme/${X}: a template that nobody has filled in"
+                "Dockerfile:24: skipped acme/${X}: a template that is not filled in"
             ]
         );
     }

@@ -58,8 +58,8 @@ mod tests {
         assert_eq!(
             parsed("list", text).unwrap().skipped,
             [
-                "list:5: skipped $IMAGE: a template that nobody has filled in",
-                "list:7: skipped acme/{{ image }}:1: a template that nobody has filled in",
+                "list:5: skipped $IMAGE: a template that is not filled in",
+                "list:7: skipped acme/{{ image }}:1: a template that is not filled in",
             ]
         );
     }

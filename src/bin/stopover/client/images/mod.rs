@@ -181,7 +181,7 @@ impl Listed {
                     self.images.push(Image { name, platform, place });
                 }
             }
-            Written::Template => self.skip(text, line, "a template that nobody has filled in"),
+            Written::Template => self.skip(text, line, "a template that is not filled in"),
             Written::Local => {
                 self.notes.push(format!("{place}: {text} is built on this machine: no registry has it"));
             }
