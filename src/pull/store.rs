@@ -51,8 +51,7 @@ impl Pull {
         }
         let blobs = kept?;
         tracing::info!(%repository, %reference, manifest.digest = %manifest.digest, blobs, "manifest fetched");
-        self.warm.0.insert((repository.clone(), manifest.digest.clone()), Arc::clone(&manifest));
-        Ok(manifest)
+        Ok(self.warm.add((repository.clone(), manifest.digest.clone()), manifest))
     }
 
     /// Stores a manifest with the membership of its blobs, and requests the fills of those that the caller's budget has

@@ -6,6 +6,8 @@ use http::StatusCode;
 use stopover::oci::{Algorithm, Digest, MediaType};
 use support::program::{Installation, Stopover, UPSTREAM};
 use support::scripted::{Fault, Scripted};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -212,4 +214,72 @@ async fn megabytes_of_text_from_upstream_reach_neither_the_log_nor_the_client() 
     }
     ensure!(!stopover.log().contains("\u{1b}[31m"), "no terminal obeys an upstream");
     Ok(())
+}
+
+/// Clients that read a byte at a time.
+const SLOW: usize = 500;
+
+/// What a client that reads slowly may cost, beside the buffers of the kernel.
+const SLOW_BYTES: u64 = 64 * KIB;
+
+async fn slow_client(stopover: &Stopover, path: &str) -> anyhow::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(128 * 1024)?;
+    let mut client = socket.connect(stopover.address().parse()?).await?;
+    client.write_all(format!("GET /v2/{UPSTREAM}/{path} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()).await?;
+    let mut status = [0; 12];
+    client.read_exact(&mut status).await?;
+    ensure!(&status == b"HTTP/1.1 200", "{}: {}", String::from_utf8_lossy(&status), stopover.log());
+    Ok(client)
+}
+
+/// What so many slow clients of these paths cost, beside `shared`, which they share.
+async fn slow_clients_cost_little(stopover: &Stopover, paths: &[String], shared: u64) -> anyhow::Result<()> {
+    let before = stopover.peak_resident_bytes()?;
+    let mut clients = Vec::new();
+    for path in paths.iter().cycle().take(SLOW) {
+        clients.push(slow_client(stopover, path).await?);
+    }
+    for _ in 0..64 {
+        for client in &mut clients {
+            client.read_u8().await?;
+        }
+    }
+    let taken = stopover.peak_resident_bytes()?.saturating_sub(before);
+    eprintln!("{SLOW} slow clients of {} took {} KiB each", paths[0], taken / KIB / SLOW as u64);
+    ensure!(taken <= SLOW as u64 * SLOW_BYTES + shared, "{} KiB", taken / KIB);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_read_slowly_cost_at_most_64_kib_each() -> anyhow::Result<()> {
+    let upstream = Scripted::start()?;
+    let layers: Vec<Vec<u8>> = (0..2).map(|fill| vec![fill; 32 * 1024 * 1024]).collect();
+    let images: Vec<_> = layers.iter().map(|layer| upstream.image("a", "1", &[layer])).collect();
+    let blobs: Vec<String> = images.iter().map(|image| format!("a/blobs/{}", image.blobs[1].0)).collect();
+    let large =
+        |number: usize| format!(r#"{{"manifests":[],"annotations":{{"a":"{number}{}"}}}}"#, "x".repeat(LARGEST - 100));
+    let manifests: Vec<String> = (0..4).map(|number| format!("a/manifests/large{number}")).collect();
+    for number in 0..4 {
+        let bytes = large(number);
+        upstream.manifest("a", &format!("large{number}"), MediaType::OciIndex.as_str(), bytes.as_bytes());
+    }
+    let installation = Installation::for_upstream(&upstream.url())?;
+    let stopover = installation.start().await?;
+    // What a fill takes counts once.
+    get(&stopover, &format!("a/manifests/{}", images[0].digest)).await?;
+    get(&stopover, &blobs[0]).await?;
+    upstream.fault(&blobs[1], Fault::Stalled);
+    get(&stopover, &format!("a/manifests/{}", images[1].digest)).await?;
+    slow_clients_cost_little(&stopover, &blobs[1..], MARGIN).await?;
+    upstream.heal();
+    for path in &manifests {
+        get(&stopover, path).await?;
+    }
+    stopover.kill_9().await?;
+    let stopover = installation.start().await?;
+    get(&stopover, &manifests[0]).await?;
+    slow_clients_cost_little(&stopover, &blobs[..1], 0).await?;
+    // There are more of these than are kept in memory: each is there once, and one more while it is read from the ledger.
+    slow_clients_cost_little(&stopover, &manifests, 8 * LARGEST as u64).await
 }
