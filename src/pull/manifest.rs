@@ -210,7 +210,9 @@ impl Pull {
             match tag::decide(value.as_ref(), &owner, check, self.core.clock.now()) {
                 // Fresh, but only HEAD has been asked for so far: the manifest is fetched by its digest.
                 Step::Fresh(observed) => {
-                    return self.fetch_observed(upstream, repository, observed, value.as_ref(), want).await;
+                    return self
+                        .fetch_observed(upstream, repository, (reference, observed), value.as_ref(), want)
+                        .await;
                 }
                 Step::Missing => return Err(PullError::ManifestUnknown(Served::Hit)),
                 // Another process asks: what is known serves meanwhile.
@@ -323,7 +325,7 @@ impl Pull {
                     if error.limit() == Some(Limit::Pulls) && !want.head && matches!(reference, Reference::Tag(_)) =>
                 {
                     match self.core.upstreams.head_manifest(repository, reference, patience).await? {
-                        Some(observed) => self.by_digest(repository, observed.digest, want).await,
+                        Some(observed) => self.by_digest(repository, reference, observed.digest, want).await,
                         None => Err(PullError::ManifestUnknown(Served::Miss)),
                     }
                 }
@@ -332,7 +334,7 @@ impl Pull {
             Some(observed) => match self.stored(repository, &observed.digest).await? {
                 Some(manifest) => Ok(PulledManifest::new(manifest, Served::Revalidated)),
                 None if want.head => Ok(PulledManifest { observed, manifest: None, served: Served::Miss }),
-                None => self.by_digest(repository, observed.digest, want).await,
+                None => self.by_digest(repository, reference, observed.digest, want).await,
             },
         }
     }
@@ -361,11 +363,11 @@ impl Pull {
         self: &Arc<Self>,
         upstream: &Upstream,
         repository: &Repository,
-        observed: &Observed,
+        (reference, observed): (&Reference, &Observed),
         record: Option<&TagRecord>,
         want: &Want,
     ) -> Result<PulledManifest, PullError> {
-        match self.by_digest(repository, observed.digest.clone(), want).await {
+        match self.by_digest(repository, reference, observed.digest.clone(), want).await {
             Err(PullError::Upstream(error)) if !error.is_refusal() => {
                 self.last_known(upstream, repository, record).await?.ok_or(error.into())
             }
@@ -374,19 +376,31 @@ impl Pull {
     }
 
     /// The manifest of the digest that upstream says a tag is. Asked by its own key, so that callers by digest and
-    /// callers by tag share one GET. If upstream does not have it, that is an error of upstream and no caller's miss,
-    /// because upstream named it itself.
+    /// callers by tag share one GET. Some upstreams have it by its tag only (spegel#1378, moby#41687). If upstream does
+    /// not have it at all, that is an error of upstream and no caller's miss, because upstream named it itself.
     fn by_digest<'a>(
         self: &'a Arc<Self>,
         repository: &'a Repository,
+        reference: &'a Reference,
         digest: Digest,
         want: &'a Want,
     ) -> BoxFuture<'a, Result<PulledManifest, PullError>> {
         Box::pin(async move {
-            let named = || UpstreamError::Invalid("a tag is a manifest that it does not have".into());
             let want = Want { check: false, ..want.clone() };
-            let found = self.share(repository, &Reference::Digest(digest), want, false, MissReservation::free()).await;
-            found.map_err(|error| if matches!(error, PullError::ManifestUnknown(_)) { named().into() } else { error })
+            let by_digest = Reference::Digest(digest);
+            let asked = self.share(repository, &by_digest, want.clone(), false, MissReservation::free());
+            let found = match asked.await {
+                Err(PullError::ManifestUnknown(_)) if matches!(reference, Reference::Tag(_)) => {
+                    let fetched = self.fetch(repository, reference, &want).await;
+                    fetched.map(|manifest| PulledManifest::new(manifest, Served::Miss))
+                }
+                found => found,
+            };
+            let named = || UpstreamError::Invalid("a tag is a manifest that it does not have".into());
+            let is_missing = |error: &PullError| {
+                matches!(error, PullError::ManifestUnknown(_) | PullError::Upstream(UpstreamError::Missing))
+            };
+            found.map_err(|error| if is_missing(&error) { named().into() } else { error })
         })
     }
 }

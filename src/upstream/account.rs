@@ -12,7 +12,7 @@ use super::meter::Meter;
 use super::token::{Challenge, Tokens};
 use super::trouble::Troubles;
 use crate::config::UpstreamConfig;
-use crate::oci::{Name, UpstreamId};
+use crate::oci::{Name, Reference, UpstreamId};
 use crate::ports::Ledger;
 use crate::records::GaugeKey;
 use crate::records::gauge::Quota;
@@ -32,6 +32,16 @@ pub(super) enum Optional {
     PageLength,
 }
 
+/// Whether the answers to HEAD of the manifests of a repository are right.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Heads {
+    Right,
+    /// HEAD was refused for this, and GET has not been asked yet.
+    Doubted(Reference),
+    /// HEAD was refused where GET is answered.
+    Wrong,
+}
+
 pub(super) struct Account {
     clock: Clock,
     pub(super) key: GaugeKey,
@@ -48,6 +58,8 @@ pub(super) struct Account {
     latest: RwLock<Option<Challenge>>,
     /// What an origin does badly, and until when it is not asked for that.
     lacks: MemoryCache<(Optional, String), Timestamp>,
+    /// By repository: what one caller can have upstream refuse says nothing of the others'.
+    heads: MemoryCache<Name, (Heads, Timestamp)>,
     /// The quota in the latest answer, until the meter takes it.
     quota: Mutex<Option<Quota>>,
 }
@@ -63,6 +75,7 @@ impl Account {
             challenges: MemoryCache::new(REMEMBERED),
             latest: RwLock::default(),
             lacks: MemoryCache::new(REMEMBERED),
+            heads: MemoryCache::new(REMEMBERED),
             quota: Mutex::default(),
             clock: clock.clone(),
             key,
@@ -94,6 +107,15 @@ impl Account {
     /// Notes that `origin` failed when it was asked for something optional, and not without it.
     pub(super) fn note_lack(&self, optional: Optional, origin: &Url) {
         self.lacks.insert((optional, guard::origin(origin)), self.clock.now().plus(LACKING));
+    }
+
+    /// What is known of the answers to HEAD in a repository.
+    pub(super) fn heads(&self, name: &Name) -> Option<Heads> {
+        self.heads.get(name).filter(|(_, until)| self.clock.now() < *until).map(|(heads, _)| heads)
+    }
+
+    pub(super) fn note_heads(&self, name: &Name, heads: Heads) {
+        self.heads.insert(name.clone(), (heads, self.clock.now().plus(LACKING)));
     }
 
     pub(super) fn note_quota(&self, quota: Quota) {

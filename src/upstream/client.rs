@@ -10,7 +10,7 @@ use reqwest::Response;
 use tokio::time::Instant;
 use url::Url;
 
-use super::account::Account;
+use super::account::{Account, Heads};
 use super::answer::{self, UpstreamResponse, own_media_type, read_limited, timed};
 use super::blob::BytesWanted;
 use super::guard::{self, Clients};
@@ -101,14 +101,22 @@ impl Upstream {
         patience: Patience,
     ) -> Result<Option<Observed>, UpstreamError> {
         let limit = if patience == Patience::Known { HEAD_TIMEOUT } else { PATIENT_HEAD_TIMEOUT };
-        self.metered(Kind::Head, name, reference, timed(limit, self.do_head_manifest(name, reference, hop_ends(limit))))
-            .await
+        if self.account.heads(name) == Some(Heads::Wrong) {
+            return Ok(None);
+        }
+        let asked = self.do_head_manifest(name, reference, patience == Patience::Known, hop_ends(limit));
+        let asked = self.metered(Kind::Head, name, reference, timed(limit, asked)).await;
+        if matches!(asked, Ok(Some(_))) {
+            self.account.note_heads(name, Heads::Right);
+        }
+        asked
     }
 
     async fn do_head_manifest(
         &self,
         name: &Name,
         reference: &Reference,
+        known: bool,
         ends_at: Instant,
     ) -> Result<Option<Observed>, UpstreamError> {
         let answer = self.send(Method::HEAD, self.endpoint(name, "manifests", reference), name, ends_at).await?;
@@ -116,6 +124,10 @@ impl Upstream {
         if matches!(answer.response.status().as_u16(), 400 | 405 | 406 | 411 | 501)
             || (answer.response.status().is_client_error() && answer::is_page(answer.response.headers()))
         {
+            return Ok(None);
+        }
+        if Self::is_doubtful(&answer, known) && self.account.heads(name) != Some(Heads::Right) {
+            self.account.note_heads(name, Heads::Doubted(reference.clone()));
             return Ok(None);
         }
         let answer = answer.succeeded(self.has_credentials()).await?;
@@ -128,6 +140,18 @@ impl Upstream {
             (Some(digest), Some(media_type), Some(size)) => Some(Observed { digest, media_type, size }),
             _ => None,
         })
+    }
+
+    /// Whether GET may be answered where HEAD is refused. What a registry says of a tag that it has never shown is its
+    /// word: a GET for each tag that does not exist would be too many.
+    fn is_doubtful(answer: &UpstreamResponse, known: bool) -> bool {
+        let json = answer.response.headers().get(CONTENT_TYPE).is_some_and(|text| text.as_bytes().ends_with(b"json"));
+        match answer.response.status() {
+            StatusCode::FORBIDDEN => true,
+            StatusCode::NOT_FOUND => known || !json,
+            StatusCode::UNAUTHORIZED => known,
+            _ => false,
+        }
     }
 
     /// Fetches a manifest and verifies its digest: the requested one, or the one that the answer names.
@@ -143,7 +167,17 @@ impl Upstream {
             self.account.meter.spare(self.config.reserve).await?;
         }
         let asked = self.do_get_manifest(name, reference, hop_ends(MANIFEST_TIMEOUT));
-        self.metered(Kind::Manifest, name, reference, timed(MANIFEST_TIMEOUT, asked)).await
+        let fetched = self.metered(Kind::Manifest, name, reference, timed(MANIFEST_TIMEOUT, asked)).await;
+        if self.account.heads(name) == Some(Heads::Doubted(reference.clone())) {
+            match &fetched {
+                Ok(_) => self.account.note_heads(name, Heads::Wrong),
+                Err(UpstreamError::Missing | UpstreamError::NoRepository | UpstreamError::Denied(_)) => {
+                    self.account.note_heads(name, Heads::Right);
+                }
+                Err(_) => {}
+            }
+        }
+        fetched
     }
 
     async fn do_get_manifest(

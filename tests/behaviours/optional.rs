@@ -13,6 +13,9 @@ on_both_columns!(
     a_page_length_that_is_refused_is_left_to_the_registry,
     a_list_that_leads_back_to_itself_has_been_read,
     a_head_that_is_refused_as_such_is_asked_by_get,
+    a_head_that_is_refused_where_get_works_is_not_believed,
+    a_head_that_says_what_get_says_is_believed_from_then_on,
+    a_manifest_that_upstream_has_by_its_tag_only_is_pulled_by_it,
 );
 
 const TAG: &str = "/v2/test.local/a/manifests/1";
@@ -91,4 +94,71 @@ async fn a_head_that_is_refused_as_such_is_asked_by_get(column: Column) {
         assert_eq!(world.get(TAG).await.bytes(), &moved.manifest, "{status}");
         assert_eq!(world.head("/v2/test.local/a/manifests/1").await.status, StatusCode::OK);
     }
+}
+
+async fn a_head_that_is_refused_where_get_works_is_not_believed(column: Column) {
+    let page = || vec![("content-type", "text/html".to_owned())];
+    for (status, headers) in [(403, vec![]), (404, vec![]), (404, page()), (403, page()), (200, page())] {
+        let world = World::on(column).await;
+        world.upstream.image("a", "1", &[b"layer"]);
+        world.upstream.fault("HEAD /v2/a/manifests/", Fault::Status(status, headers.clone(), String::new()));
+        // A client that begins with HEAD, as containerd does.
+        world.upstream.image("a", "2", &[b"another"]);
+        assert_eq!(world.head("/v2/test.local/a/manifests/2").await.status, StatusCode::OK, "{status} {headers:?}");
+        assert_eq!(world.get(TAG).await.status, StatusCode::OK);
+        world.settled().await;
+        for number in 0..3 {
+            let moved = world.upstream.image("a", "1", &[format!("moved {number}").as_bytes()]);
+            world.clock.advance(Duration::from_mins(6));
+            assert_eq!(world.get(TAG).await.bytes(), &moved.manifest, "{status} {headers:?}");
+            world.settled().await;
+        }
+        if status != 200 && headers.is_empty() {
+            assert!(world.upstream.count("HEAD ") <= 2, "it is remembered: {}", world.upstream.count("HEAD "));
+        }
+        // Another repository of the same registry is none of its business.
+        let good = world.upstream.image("b", "1", &[b"good"]);
+        assert_eq!(
+            world.head("/v2/test.local/b/manifests/1").await.header("docker-content-digest"),
+            good.digest.as_str()
+        );
+        assert_eq!(world.upstream.count("GET /v2/b/manifests/1"), 0);
+    }
+}
+
+async fn a_head_that_says_what_get_says_is_believed_from_then_on(column: Column) {
+    let world = World::on(column).await;
+    for tag in ["1", "2", "3"] {
+        world.upstream.image("a", tag, &[b"layer"]);
+        assert_eq!(world.get(&format!("/v2/test.local/a/manifests/{tag}")).await.status, StatusCode::OK);
+    }
+    world.settled().await;
+    world.clock.advance(Duration::from_mins(6));
+    world.upstream.forget_requests();
+    for tag in ["1", "2", "3"] {
+        world.upstream.delete_tag("a", tag);
+        let answer = world.get(&format!("/v2/test.local/a/manifests/{tag}")).await;
+        assert_eq!(answer.status, StatusCode::NOT_FOUND, "{answer:?}");
+    }
+    assert_eq!((world.upstream.count("HEAD "), world.upstream.count("GET ")), (3, 1));
+    for number in 0..3 {
+        world.head(&format!("/v2/test.local/other/manifests/{number}")).await;
+    }
+    assert_eq!(world.upstream.count("GET /v2/other/"), 0, "of what was never there HEAD is believed");
+}
+
+/// Reported of spegel (#1378) and Docker (moby#41687).
+async fn a_manifest_that_upstream_has_by_its_tag_only_is_pulled_by_it(column: Column) {
+    let world = World::on(column).await;
+    world.upstream.fault("/v2/a/manifests/sha256:", answers(404, vec![("content-type", "application/json".into())]));
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    assert_eq!(world.head(TAG).await.header("docker-content-digest"), image.digest.as_str());
+    assert_eq!(world.get(TAG).await.bytes(), &image.manifest, "HEAD has named it");
+    world.settled().await;
+    let moved = world.upstream.image("a", "1", &[b"another"]);
+    world.clock.advance(Duration::from_mins(6));
+    assert_eq!(world.get(TAG).await.bytes(), &moved.manifest, "it has moved");
+    let asked = world.upstream.count("GET /v2/a/manifests/");
+    assert_eq!(world.get(TAG).await.header("x-stopover"), "hit");
+    assert_eq!(world.upstream.count("GET /v2/a/manifests/"), asked);
 }
