@@ -249,6 +249,29 @@ pub(super) fn unavailable(error: &reqwest::Error) -> UpstreamError {
 mod tests {
     use super::*;
 
+    /// Signatures are made of the bytes of a URL. Only what RFC 3986 does not allow is escaped, and `'` in a query.
+    #[test]
+    fn a_signed_url_is_followed_byte_for_byte() {
+        let asked = Url::parse("https://r.test/v2/a/blobs/1").unwrap();
+        for location in [
+            "https://cdn.test/a%2Fb/c%2fd/~e/f;g=1,2/h@i:j//k/%E2%9C%93?X-Sig=a%2Bb+c~d%7e&e=&f&&g=%2F/%3F?;h=1&=!$()*,@:[]",
+            "https://cdn.test/'a'/(b)?Expires=1&Signature=AbC%3D%3D&Key-Pair-Id=%20x&",
+            "https://cdn.test:8443/a/b/?",
+        ] {
+            let response = http::Response::builder().status(307).header(LOCATION, location).body("").unwrap();
+            let (at, url) = (Timestamp(0), asked.clone());
+            let answer = UpstreamResponse {
+                response: response.into(),
+                url,
+                at,
+                authorized: false,
+                elsewhere: false,
+                ranged: false,
+            };
+            assert_eq!(answer.redirect_target().unwrap().unwrap().as_str(), location);
+        }
+    }
+
     #[test]
     fn a_pause_is_a_number_of_seconds_or_a_date_by_the_clock_of_the_cache() {
         let now = Timestamp(784_111_777);

@@ -270,7 +270,9 @@ pub fn next_page(headers: &HeaderMap, url: &Url) -> Result<Option<Url>, Upstream
     let Some(target) = values.flat_map(links).find_map(|(target, next)| next.then_some(target)) else {
         return Ok(None);
     };
-    match url.join(target) {
+    // Some forget the slash before the root of the API.
+    let rooted = target.starts_with("v2/").then(|| format!("/{target}"));
+    match url.join(rooted.as_deref().unwrap_or(target)) {
         Ok(next) if next.origin() == url.origin() => Ok(Some(next)),
         Ok(next) if next.path() == url.path() && matches!(next.scheme(), "http" | "https") => {
             let mut here = url.clone();
@@ -314,6 +316,8 @@ mod tests {
             "</v2/a/tags/list?last=b&n=2>; rel=\"next\"",
             "<https://r.test/v2/a/tags/list?last=b&n=2>;rel=next",
             "<list?last=b&n=2>; title=\"x\"; REL=\"last Next\"",
+            "<?last=b&n=2>; rel=next",
+            "<v2/a/tags/list?last=b&n=2>; rel=next",
             "</first>; rel=\"first\", </v2/a/tags/list?last=b&n=2>; rel=\"next\"",
         ] {
             assert_eq!(next_after(link).unwrap().unwrap(), "https://r.test/v2/a/tags/list?last=b&n=2", "{link}");

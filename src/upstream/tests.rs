@@ -59,6 +59,9 @@ fn every_way_to_name_an_image_means_one_repository() {
                 "/v2/docker.io/library/nginx/manifests/1",
                 "/v2/docker.io/library/nginx/manifests/1?ns=docker.io",
                 "/v2/index.docker.io/library/nginx/manifests/1",
+                "/v2/registry-1.docker.io/library/nginx/manifests/1",
+                "/v2/registry.hub.docker.com/library/nginx/manifests/1",
+                "/v2/library/nginx/manifests/1?ns=registry.hub.docker.com",
                 // A path before /v2/, as dockerd and hosts.toml (with `ns`) do.
                 "/docker.io/v2/nginx/manifests/1",
                 "/docker.io/v2/library/nginx/manifests/1?ns=index.docker.io",
@@ -89,6 +92,7 @@ fn every_way_to_name_an_image_means_one_repository() {
                 "/v2/ghcr.io/corp/a/b/manifests/1?ns=registry.corp.example",
             ],
         ),
+        ("registry.k8s.io/pause", &["/v2/k8s.gcr.io/pause/manifests/1", "/v2/pause/manifests/1?ns=k8s.gcr.io"]),
         // A port, which no path can have.
         ("port.example/a/b", &["/v2/a/b/manifests/1?ns=port.example:5000", "/port.example/v2/a/b/manifests/1"]),
         // The longest prefix counts, and it ends between components.
