@@ -16,7 +16,7 @@ use super::blob::BytesWanted;
 use super::guard::{self, Clients};
 use super::login::UpstreamLogin;
 use super::token::Challenge;
-use crate::config::{Cold, UpstreamConfig};
+use crate::config::{Cold, Deleted, UpstreamConfig};
 use crate::errors::UpstreamError;
 use crate::oci::{
     Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, MediaType, Name, Observed, Reference, Request, UpstreamId,
@@ -126,9 +126,15 @@ impl Upstream {
         {
             return Ok(None);
         }
-        if Self::is_doubtful(&answer, known) && self.account.heads(name) != Some(Heads::Right) {
-            self.account.note_heads(name, Heads::Doubted(reference.clone()));
-            return Ok(None);
+        let heads = self.account.heads(name);
+        if Self::is_doubtful(&answer, known) && heads != Some(Heads::Right) {
+            let doubted = Heads::Doubted(reference.clone());
+            self.account.note_heads(name, doubted.clone());
+            // Where a tag that is gone is served on, GET can wait until it is checked again.
+            let waits = answer.response.status() == StatusCode::NOT_FOUND && self.config.deleted == Deleted::Serve;
+            if !waits || heads == Some(doubted) {
+                return Ok(None);
+            }
         }
         let answer = answer.succeeded(self.has_credentials()).await?;
         let headers = answer.response.headers();
