@@ -23,8 +23,8 @@ const ROOMS: [&[&str]; 16] = [
     &["records"],
     &["identity"],
     &["errors"],
-    &["values"],
     &["oci"],
+    &["values"],
 ];
 
 /// The most files of the library that belong to no room: its root, and rooms that are one file.
@@ -137,7 +137,7 @@ fn an_import_that_is_turned_round_is_found_however_it_is_written() {
         (&["fill", "copy"][..], "use crate::pull::Pull;"),
         (&["fill"], "use super::pull::Pull;"),
         (&["fill", "copy"], "use super::super::http::router;"),
-        (&["oci", "name"], "fn f() -> crate::values::time::Clock {}"),
+        (&["values", "time"], "fn f() -> crate::oci::Name {}"),
         (&["upstream", "client"], "use crate::access::Access;"),
         (&["core"], "use crate::{membership::Membership, oci::Name};"),
         (&["core"], "use crate::Cache;"),

@@ -119,12 +119,13 @@ impl DynamoLedger {
             }
             Kind::Manifest(repository, digest) => {
                 let used_at = item::used_at(&item)?;
+                let bytes = if item.contains_key(item::BYTES) { item::size(&item)? } else { 0 };
                 // A manifest without its bytes names nothing, and is stored again when it is asked for.
                 let manifest = self.parse_manifest(&digest, item).await?;
                 let names = manifest.map_or(Ok(Vec::new()), |manifest| manifest.references());
                 let names = names
                     .map_err(|error| StoreError::Corrupt(Failure::because(format!("manifest {digest}"), error)))?;
-                Entry::Manifest(StoredManifest { repository, digest, used_at, names })
+                Entry::Manifest(StoredManifest { repository, digest, used_at, bytes, names })
             }
             Kind::Membership(repository, digest) => {
                 Entry::Membership { repository, digest, used_at: item::used_at(&item)? }

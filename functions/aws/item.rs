@@ -51,7 +51,8 @@ const MEDIA_TYPE: &str = "media_type";
 const SIZE: &str = "size";
 /// When a manifest or a membership was last used. Takes the place of a version in those.
 pub(crate) const USED_AT: &str = "used_at";
-const BYTES: &str = "bytes";
+/// The bytes of a manifest, unless they are an object.
+pub(crate) const BYTES: &str = "bytes";
 const LIST: &str = "list";
 const FRESH_UNTIL: &str = "fresh_until";
 /// When DynamoDB may delete an item. Takes the place of a version in lists and standings.

@@ -1,6 +1,8 @@
 //! Fills that are requested over SQS queues and run by the filler function.
 
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use aws_sdk_sqs::Client;
@@ -8,6 +10,7 @@ use aws_sdk_sqs::types::SendMessageBatchRequestEntry;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use stopover::errors::{Failure, StoreError};
+use stopover::identity::Payer;
 use stopover::ports::{Fills, GivenUp, ImageJob, Job, Priority, Requested, Watched, Work};
 
 use crate::failure::store_error;
@@ -39,11 +42,50 @@ pub struct Queues {
     pub dead: String,
 }
 
+/// How many fills of one caller an instance has queued lately: what the embedded queue takes too. What is not filled then
+/// is when a client asks for it.
+const QUEUED_FOR_CALLER: u32 = 4096;
+
+/// How long it takes until as many are taken to be filled: SQS does not say which are.
+const DRAINED: Duration = Duration::from_mins(10);
+
+/// The most callers that are told apart; further ones are not bounded until the fills of others are taken to be filled.
+const CALLERS: usize = 10_000;
+
+/// How many fills of each caller are taken to be queued, and since when.
+#[derive(Debug, Default)]
+struct Queued(Mutex<HashMap<Payer, (f64, Instant)>>);
+
+impl Queued {
+    /// The jobs that there is room for, in order.
+    fn admitted<'a>(&self, jobs: &'a [Job], now: Instant) -> Vec<&'a Job> {
+        let drained = |since: Instant| {
+            f64::from(QUEUED_FOR_CALLER) * now.saturating_duration_since(since).div_duration_f64(DRAINED)
+        };
+        let mut queued = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if queued.len() >= CALLERS {
+            queued.retain(|_, (count, since)| *count > drained(*since));
+        }
+        let mut admit = |job: &&Job| {
+            let Some(payer) = job.payer else { return true };
+            let (before, since) = queued.get(&payer).copied().unwrap_or((0.0, now));
+            let after = (before - drained(since)).max(0.0) + 1.0;
+            let admitted = after <= f64::from(QUEUED_FOR_CALLER);
+            if admitted && (queued.len() < CALLERS || queued.contains_key(&payer)) {
+                queued.insert(payer, (after, now));
+            }
+            admitted
+        };
+        jobs.iter().filter(|job| admit(job)).collect()
+    }
+}
+
 /// [`Fills`] on these queues. The body of a message is a [`Work`] as JSON: a [`Job`] or an [`ImageJob`].
 #[derive(Debug, Clone)]
 pub struct SqsFills {
     client: Client,
     queues: Queues,
+    queued: Arc<Queued>,
 }
 
 /// A message of the dead-letter queue that is hidden from other readers for [`LOOK_SECONDS`].
@@ -55,7 +97,7 @@ struct Dead {
 impl SqsFills {
     /// Requests fills at these queues.
     pub fn new(client: Client, queues: Queues) -> Self {
-        Self { client, queues }
+        Self { client, queues, queued: Arc::default() }
     }
 
     /// Up to ten dead messages that no other reader has hidden. A message that is no [`Work`] stays in the queue, and
@@ -126,8 +168,11 @@ fn message(job: &impl Serialize) -> Result<String, StoreError> {
 #[async_trait]
 impl Fills for SqsFills {
     async fn request(&self, jobs: &[Job]) -> Result<(), StoreError> {
-        let (interactive, background): (Vec<&Job>, Vec<&Job>) =
-            jobs.iter().partition(|job| job.priority == Priority::Interactive);
+        let (interactive, background): (Vec<&Job>, Vec<&Job>) = self
+            .queued
+            .admitted(jobs, Instant::now())
+            .into_iter()
+            .partition(|job| job.priority == Priority::Interactive);
         let bodies = |jobs: Vec<&Job>| jobs.into_iter().map(message).collect::<Result<Vec<_>, _>>();
         self.send(&[(&self.queues.interactive, bodies(interactive)?), (&self.queues.background, bodies(background)?)])
             .await
@@ -175,7 +220,7 @@ impl Fills for SqsFills {
             let (mut jobs, mut images) = (Vec::new(), Vec::new());
             for Dead { work, .. } in &dead {
                 match work {
-                    Work::Blob(job) => jobs.push(job.clone()),
+                    Work::Blob(job) => jobs.push(Job { payer: None, ..job.clone() }),
                     Work::Image(image) => images.push(image.clone()),
                 }
             }
@@ -188,5 +233,30 @@ impl Fills for SqsFills {
                 return Ok(retried);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_caller_has_only_so_many_fills_in_the_queue_and_others_have_theirs() {
+        let (queued, now) = (Queued::default(), Instant::now());
+        let jobs = |count: u32, payer: Option<u8>| -> Vec<Job> {
+            let digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
+            let repository =
+                stopover::oci::Repository { upstream: "a.test".parse().unwrap(), name: "a".parse().unwrap() };
+            let payer = payer.map(|payer| Payer::Principal([payer; 16]));
+            let job = Job { repository, digest, size: 1, priority: Priority::Interactive, payer };
+            vec![job; count as usize]
+        };
+        let admitted = |count, payer, after| queued.admitted(&jobs(count, payer), now + after).len();
+        assert_eq!(admitted(1000, Some(1), Duration::ZERO), 1000);
+        assert_eq!(admitted(40_000, Some(1), Duration::ZERO), 3096);
+        assert_eq!(admitted(1, Some(1), Duration::ZERO), 0);
+        assert_eq!((admitted(10, Some(2), Duration::ZERO), admitted(9000, None, Duration::ZERO)), (10, 9000));
+        assert_eq!(admitted(40_000, Some(1), DRAINED / 2), 2048);
+        assert_eq!(admitted(40_000, Some(1), DRAINED * 9), 4096);
     }
 }

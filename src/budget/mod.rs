@@ -110,6 +110,11 @@ impl Budgets {
         Ok(MissReservation { paid: Some((Arc::clone(self), payer, permit)), sent: false })
     }
 
+    /// Checks that a caller may have upstream asked for something that may not be there.
+    pub(crate) fn check_miss(&self, payer: Option<Payer>) -> Result<(), OverBudget> {
+        self.check(payer, Budget::Misses, 1)
+    }
+
     /// Checks that a caller may have a manifest fetched from upstream.
     pub(crate) fn check_pull(&self, payer: Option<Payer>) -> Result<(), OverBudget> {
         self.check(payer, Budget::Pulls, 1)
@@ -139,9 +144,14 @@ impl Budgets {
         if self.is_paid(&job.digest, job.size) {
             return Ok(());
         }
-        self.take(payer, Budget::NewBytes, job.size)?;
+        self.pay_bytes(payer, job.size)?;
         self.paid.insert((job.digest.clone(), job.size), self.clock.now().plus(PAID));
         Ok(())
+    }
+
+    /// Charges a caller for bytes that are to be stored.
+    pub(crate) fn pay_bytes(&self, payer: Option<Payer>, bytes: u64) -> Result<(), OverBudget> {
+        self.take(payer, Budget::NewBytes, bytes)
     }
 
     /// Checks that a caller has this many bytes left for blobs that are not paid for yet.
@@ -149,7 +159,8 @@ impl Budgets {
         self.check(payer, Budget::NewBytes, bytes)
     }
 
-    /// Charges a miss in advance for lookups in the ledger. [`Self::refund_miss`] returns it if they were worthwhile.
+    /// Charges a miss: for a fill that was in vain, or in advance for lookups in the ledger. [`Self::refund_miss`]
+    /// returns it if they were worthwhile.
     pub(crate) fn charge_miss(&self, payer: Option<Payer>) -> Result<(), OverBudget> {
         self.take(payer, Budget::Misses, 1)
     }

@@ -30,6 +30,7 @@ fn job(content: &[u8], size: u64) -> Job {
         digest: Digest::of(Algorithm::Sha256, content),
         size,
         priority: crate::ports::Priority::default(),
+        payer: None,
     }
 }
 

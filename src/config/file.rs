@@ -184,6 +184,7 @@ tables_in_common! {
         trusted_hosts: Vec<String>,
         reserve: u64,
         fills: NonZeroUsize,
+        first_byte: Span,
         alternates: Vec<AlternateTable>,
     }
     RuleTable {

@@ -97,6 +97,8 @@ pub struct UpstreamConfig {
     pub reserve: u64,
     /// How many fills run at once there that no client waits for. Only where fills run in the same process.
     pub fills: NonZeroUsize,
+    /// How long a fill waits for the first byte of a blob: a registry in between may fetch all of it before.
+    pub first_byte: Duration,
     /// Other upstreams that carry its content, asked in this order when it limits us or fails.
     pub alternates: Vec<Alternate>,
     /// Whether every caller that is let in may see what upstream shows us. `None`: only if upstream shows it without a
@@ -140,6 +142,8 @@ pub struct MaxBlob {
 }
 
 const DEFAULT_RESERVE: u64 = 10;
+/// Twice what slow ones are known to take.
+const DEFAULT_FIRST_BYTE: Duration = Duration::from_mins(2);
 /// About as many as one container runtime fetches at once.
 const DEFAULT_FILLS: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 
@@ -269,6 +273,7 @@ fn upstream(
         platforms: defaults.platforms.clone(),
         reserve: table.reserve.unwrap_or(DEFAULT_RESERVE),
         fills: table.fills.unwrap_or(DEFAULT_FILLS),
+        first_byte: table.first_byte.map_or(DEFAULT_FIRST_BYTE, |span| span.0),
         alternates,
         credentials: None,
         public: None,

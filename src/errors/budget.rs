@@ -5,8 +5,8 @@ use std::time::Duration;
 /// What a budget counts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Budget {
-    /// Requests to upstream for what does not exist or is not shown, and lists that are read anew, because each may
-    /// take hundreds of requests. Per minute.
+    /// Requests to upstream that were in vain: what it does not have or does not show, and all other failures. And lists
+    /// that are read anew, because each may take hundreds of requests. Per minute.
     Misses,
     /// Manifests that upstream has sent: what quotas count. Per hour.
     Pulls,

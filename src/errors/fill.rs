@@ -1,6 +1,6 @@
 //! Errors of fills.
 
-use super::{StoreError, UpstreamError};
+use super::{OverBudget, StoreError, UpstreamError};
 
 /// Why a blob was not stored.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -14,6 +14,9 @@ pub enum FillError {
     /// Storage failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The caller that it is for has had upstream asked in vain too often.
+    #[error(transparent)]
+    OverBudget(#[from] OverBudget),
     /// The claim expired and another fill took over.
     #[error("another fill took over")]
     ClaimLost,
@@ -23,6 +26,11 @@ pub enum FillError {
 }
 
 impl FillError {
+    /// Whether upstream was asked in vain.
+    pub fn is_miss(&self) -> bool {
+        matches!(self, Self::Mismatch(_)) || matches!(self, Self::Upstream(error) if error.is_miss())
+    }
+
     /// Whether trying again later can help.
     pub fn may_pass(&self) -> bool {
         !matches!(self, Self::Upstream(UpstreamError::Missing | UpstreamError::NoRepository | UpstreamError::Denied(_)))

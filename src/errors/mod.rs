@@ -11,5 +11,5 @@ pub use access::{AccessError, Unreachable};
 pub use budget::{Budget, OverBudget};
 pub use fill::FillError;
 pub use pull::{Answer, PullError};
-pub use storage::{Failure, StoreError, chain};
+pub use storage::{Failure, StoreError, beside, chain};
 pub use upstream::{Limit, UpstreamError};

@@ -7,7 +7,7 @@ use http::StatusCode;
 use crate::errors::{AccessError, FillError, OverBudget, StoreError, UpstreamError};
 use crate::oci::{ErrorCode, InvalidRequest, Observed, Place, Repository};
 use crate::values::served::Served;
-use crate::values::text::excerpt;
+use crate::values::text::{excerpt, without_addresses};
 
 /// Why a pull was not answered with content.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -95,6 +95,7 @@ impl From<FillError> for PullError {
             FillError::Upstream(error) => Self::Upstream(error),
             FillError::Store(error) => Self::Store(error),
             FillError::Mismatch(message) => Self::Upstream(UpstreamError::Invalid(message)),
+            FillError::OverBudget(over) => Self::OverBudget(over),
             FillError::ClaimLost | FillError::Panicked => Self::NotYet,
         }
     }
@@ -132,7 +133,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 const THROTTLED: Duration = Duration::from_mins(1);
 
 impl PullError {
-    /// Whether upstream was asked for content that it does not have, or does not show us.
+    /// Whether upstream was asked in vain.
     pub fn is_miss(&self) -> bool {
         match self {
             Self::ManifestUnknown(served) => *served == Served::Miss,
@@ -152,7 +153,11 @@ impl PullError {
     }
 
     /// The table. Messages of storage and of identity providers never leave the process: they may name hosts and paths.
+    /// Nor do addresses of upstreams.
     pub fn answer(&self) -> Answer {
+        if let Self::Upstream(UpstreamError::LeftAlone(error)) = self {
+            return Self::Upstream(UpstreamError::clone(error)).answer();
+        }
         let (status, code, retry_after) = match self {
             Self::Request(error) => {
                 let (status, code) = of_request(error);
@@ -199,15 +204,20 @@ impl PullError {
                 (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests, Some(after))
             }
             Self::Upstream(UpstreamError::Invalid(_)) => (StatusCode::BAD_GATEWAY, ErrorCode::ManifestInvalid, None),
-            Self::Upstream(UpstreamError::Unavailable { .. } | UpstreamError::Elsewhere(_)) | Self::Store(_) => {
-                (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, Some(LATER))
-            }
+            Self::Upstream(
+                UpstreamError::Unavailable { .. } | UpstreamError::Elsewhere(_) | UpstreamError::LeftAlone(_),
+            )
+            | Self::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, Some(LATER)),
         };
         let message = match self {
             Self::Store(_) => "the cache's storage is unavailable; its log says more".to_owned(),
             Self::Access(AccessError::Unreachable(_)) => {
                 "who you are cannot be found out now; the log of the cache says why".to_owned()
             }
+            Self::Upstream(UpstreamError::Elsewhere(_)) => {
+                "where the upstream registry redirects to is unavailable; the log of the cache says more".to_owned()
+            }
+            Self::Upstream(error) => without_addresses(&error.to_string()),
             other => other.to_string(),
         };
         Answer { status, code, message, retry_after }

@@ -62,6 +62,13 @@ impl Error for StoreError {
     }
 }
 
+/// The outcome of a write beside an answer that is known. `None`: it failed, which is logged and fails no answer.
+pub fn beside<T>(written: Result<T, StoreError>, what: &str) -> Option<T> {
+    written
+        .inspect_err(|error| tracing::warn!(error = %chain(error), "{what} could not be written: the answer stands"))
+        .ok()
+}
+
 /// The message of an error and of all its causes: for logs and for operators, never for clients.
 pub fn chain(error: &dyn Error) -> String {
     let causes = std::iter::successors(error.source(), |&error| error.source());

@@ -40,6 +40,9 @@ pub enum UpstreamError {
     /// It answered something that may not be passed on: not a manifest, not the promised bytes, a forbidden redirect.
     #[error("upstream answered wrongly: {0}")]
     Invalid(String),
+    /// It is not asked, because it has lately been in this trouble.
+    #[error("{0}")]
+    LeftAlone(Box<UpstreamError>),
 }
 
 /// The three limits of Docker Hub, which others have too (Docker Hub, "Usage and limits").
@@ -67,7 +70,7 @@ impl std::fmt::Display for Limit {
 impl UpstreamError {
     /// Whether this says nothing about the content: another upstream, or this one later, may well have it.
     pub fn is_trouble(&self) -> bool {
-        matches!(self, Self::Throttled { .. } | Self::Unavailable { .. } | Self::Elsewhere(_))
+        matches!(self, Self::Throttled { .. } | Self::Unavailable { .. } | Self::Elsewhere(_) | Self::LeftAlone(_))
     }
 
     /// Whether upstream denies us the repository: what it has shown us of it before no longer counts.
@@ -75,8 +78,29 @@ impl UpstreamError {
         matches!(self, Self::Denied(_) | Self::NoRepository)
     }
 
-    /// Whether upstream was asked for content that it does not have, or does not show us.
+    /// Whether upstream was asked in vain, whatever came of it.
     pub fn is_miss(&self) -> bool {
-        *self == Self::Missing || self.is_refusal()
+        !matches!(self, Self::LeftAlone(_))
+    }
+
+    /// The limit that is the reason.
+    pub fn limit(&self) -> Option<Limit> {
+        match self {
+            Self::Throttled { limit, .. } => Some(*limit),
+            Self::LeftAlone(error) => error.limit(),
+            _ => None,
+        }
+    }
+
+    /// The same of an upstream that was asked.
+    #[must_use]
+    pub fn asked(self) -> Self {
+        if let Self::LeftAlone(error) = self { *error } else { self }
+    }
+
+    /// That upstream is not asked because of this.
+    #[must_use]
+    pub fn left_alone(self) -> Self {
+        Self::LeftAlone(Box::new(self))
     }
 }

@@ -104,13 +104,17 @@ impl Copying<'_> {
     async fn run(&mut self, stop: impl Future<Output = Duration> + Send) -> Result<bool, FillError> {
         let mut stop = std::pin::pin!(stop);
         let job = &self.claim.job;
-        let mut source = tokio::select! {
-            biased;
-            source = SegmentReader::open(self.fill, job, self.writer.written) => source?,
-            _ = &mut stop => return Ok(false),
+        let mut opening = std::pin::pin!(SegmentReader::open(self.fill, job, self.writer.written));
+        let mut source = loop {
+            tokio::select! {
+                biased;
+                source = &mut opening => break source?,
+                _ = &mut stop => return Ok(false),
+                () = tokio::time::sleep(CLAIM / 2) => self.claim.renew(self.saved.clone()).await?,
+            }
         };
         // Before any client can read a byte of it.
-        self.fill.membership.note_proven(&job.repository, &job.digest, job.size).await?;
+        self.fill.membership.note_proven(&job.repository, &job.digest, job.size).await;
         // Once the fill is to stop: when to give up bytes that are still on their way.
         let mut ends_at = None;
         let mut claimed_until = self.claim.clock.now().plus(CLAIM);

@@ -65,7 +65,24 @@ impl Fill {
 
     /// Copies one blob from upstream into storage, unless it is stored or another fill is copying it. Ends early, with
     /// a checkpoint, once `stop` is ready; its value says how long to wait for bytes that are still on their way.
+    ///
+    /// The caller that it is for pays for what upstream is asked for in vain, and has nothing filled while it cannot.
     pub async fn run(
+        self: &Arc<Self>,
+        job: &Job,
+        progress: &watch::Sender<Progress>,
+        stop: impl Future<Output = Duration> + Send,
+    ) -> Result<Filled, FillError> {
+        self.core.budgets.check_miss(job.payer)?;
+        let filled = self.try_to_run(job, progress, stop).await;
+        if filled.as_ref().is_err_and(FillError::is_miss) {
+            // What was begun meanwhile may have used up the rest of the budget.
+            _ = self.core.budgets.charge_miss(job.payer);
+        }
+        filled
+    }
+
+    async fn try_to_run(
         self: &Arc<Self>,
         job: &Job,
         progress: &watch::Sender<Progress>,
@@ -186,7 +203,7 @@ struct HeldClaim {
 }
 
 impl HeldClaim {
-    /// Extends the claim and saves a checkpoint, in one write. Only called once upstream has begun to send the blob.
+    /// Extends the claim and saves a checkpoint, in one write.
     async fn renew(&self, checkpoint: Option<Checkpoint>) -> Result<(), FillError> {
         let mut attempts = Attempts::new();
         loop {

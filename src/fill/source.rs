@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::Fill;
 use crate::errors::{FillError, UpstreamError};
 use crate::ports::Job;
-use crate::upstream::{BlobBody, BlobPlace, LEAST_BYTES, OpenBlob};
+use crate::upstream::{BlobBody, BlobPlace, LEAST_BYTES, OpenBlob, Patience};
 
 /// The bytes that one request asks for, where upstream supports ranges.
 pub(crate) const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
@@ -228,7 +228,12 @@ impl SegmentFetcher {
     }
 
     async fn resolve(&self, wanted: Option<(u64, u64)>) -> Result<OpenBlob, FillError> {
-        let opened = self.fill.core.upstreams.open_blob(&self.job.repository, &self.job.digest, wanted).await?;
+        let opened =
+            self.fill.core.upstreams.open_blob(&self.job.repository, &self.job.digest, wanted, Patience::Fill).await?;
+        // A part that names another size than the manifest is no part of this blob, but the whole may be right.
+        if opened.partial && opened.size != Some(self.job.size) {
+            return Box::pin(self.resolve(None)).await;
+        }
         *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened.place.clone());
         self.checked(opened)
     }
@@ -365,6 +370,7 @@ mod tests {
             digest: Digest::of(Algorithm::Sha256, &vec![0; SIZE]),
             size: SIZE as u64,
             priority: Priority::Interactive,
+            payer: None,
         };
         let (begun, mut bytes) = (Instant::now(), 0);
         let mut source = SegmentReader::open(&local.cache.fill, &job, 0).await.unwrap();

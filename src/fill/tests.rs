@@ -41,6 +41,7 @@ async fn world_on(blobs: Arc<dyn Blobs>, data: TempDir, claimed: bool, overtaken
         digest: Digest::of(Algorithm::Sha256, b"a"),
         size: 1,
         priority: Priority::Interactive,
+        payer: None,
     };
     if claimed {
         let until = clock.now().plus(CLAIM);

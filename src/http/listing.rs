@@ -1,10 +1,13 @@
 //! Answers with lists (distribution-spec 1.1, "Content Discovery").
 
+use std::convert::Infallible;
+
 use axum::body::Body;
 use axum::response::Response;
+use bytes::Bytes;
+use futures_util::stream;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, LINK};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use serde_json::json;
 
 use super::{DISTRIBUTION_API_VERSION, describe};
 use crate::oci::{MediaType, Name, Page, Repository, Request};
@@ -23,10 +26,17 @@ pub(super) fn tags(
     repository: &Repository,
     pulled: &PulledTags,
 ) -> Response {
-    let body = json!({ "name": name, "tags": pulled.tags }).to_string();
+    // Neither names nor tags have a character to escape.
+    let mut array = String::with_capacity(pulled.tags.json_bytes());
+    for tag in pulled.tags.iter() {
+        array.push_str(if array.is_empty() { "\"" } else { ",\"" });
+        array.push_str(tag);
+        array.push('"');
+    }
+    let body = [format!("{{\"name\":\"{name}\",\"tags\":[").into(), array.into(), Bytes::from_static(b"]}")];
     let mut response = list(repository, "application/json", body, request.head, pulled.served);
-    if let Some(last) = pulled.tags.last().filter(|_| pulled.more) {
-        let link = next(request, name, page.size(), last.as_str());
+    if let Some(last) = pulled.tags.iter().next_back().filter(|_| pulled.more) {
+        let link = next(request, name, page.size(), last);
         response.headers_mut().extend(HeaderValue::from_str(&link).ok().map(|link| (LINK, link)));
     }
     response
@@ -44,7 +54,8 @@ fn next(request: &Request, name: &Name, n: usize, last: &str) -> String {
 /// `filtered`: the client wanted those of one `artifactType`, and only those are in the list.
 pub(super) fn referrers(repository: &Repository, pulled: &PulledReferrers, filtered: bool, head: bool) -> Response {
     let media_type = MediaType::OciIndex.as_str();
-    let body = json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": pulled.manifests }).to_string();
+    let head_of_index = format!("{{\"schemaVersion\":2,\"mediaType\":\"{media_type}\",\"manifests\":");
+    let body = [head_of_index.into(), pulled.manifests.json().clone(), Bytes::from_static(b"}")];
     let mut response = list(repository, media_type, body, head, pulled.served);
     if filtered {
         response.headers_mut().insert(FILTERS_APPLIED, HeaderValue::from_static("artifactType"));
@@ -52,9 +63,11 @@ pub(super) fn referrers(repository: &Repository, pulled: &PulledReferrers, filte
     response
 }
 
-fn list(repository: &Repository, media_type: &'static str, body: String, head: bool, served: Served) -> Response {
-    let length = body.len();
-    let mut response = Response::new(if head { Body::empty() } else { Body::from(body) });
+/// An answer of several parts, because what is long in it is shared and not copied.
+fn list(repository: &Repository, media_type: &'static str, parts: [Bytes; 3], head: bool, served: Served) -> Response {
+    let length: usize = parts.iter().map(Bytes::len).sum();
+    let whole = || Body::from_stream(stream::iter(parts.map(Ok::<_, Infallible>)));
+    let mut response = Response::new(if head { Body::empty() } else { whole() });
     let headers = response.headers_mut();
     describe(headers, repository, served);
     headers.insert(DISTRIBUTION_API_VERSION, HeaderValue::from_static("registry/2.0"));

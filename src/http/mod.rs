@@ -20,10 +20,11 @@ use axum::body::Body;
 use axum::extract::{ConnectInfo, State};
 use axum::middleware::map_request;
 use axum::response::Response;
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http::header::{
     ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName, HeaderValue,
-    IF_NONE_MATCH, LOCATION, ORIGIN, RANGE, RETRY_AFTER, USER_AGENT, WARNING, WWW_AUTHENTICATE,
+    IF_NONE_MATCH, IF_RANGE, LOCATION, ORIGIN, RANGE, RETRY_AFTER, USER_AGENT, WARNING, WWW_AUTHENTICATE,
 };
 use http::{HeaderMap, StatusCode};
 use tokio::time::{Instant, timeout_at};
@@ -35,7 +36,7 @@ use audit::Record;
 use crate::cache::Cache;
 use crate::errors::{PullError, StoreError, UpstreamError, chain};
 use crate::identity::Peer;
-use crate::oci::{Digest, ErrorCode, InvalidRequest, Operation, Repository, Request, RequestedRange};
+use crate::oci::{Digest, ErrorCode, InvalidRequest, Manifest, Operation, Repository, Request, RequestedRange};
 use crate::ports::Priority;
 use crate::pull::{Content, PulledBlob, PulledManifest, Want};
 use crate::values::served::Served;
@@ -218,11 +219,20 @@ fn has(headers: &HeaderMap, name: &HeaderName, directive: &str) -> bool {
     values.flat_map(|value| value.split(',')).any(|part| part.trim().eq_ignore_ascii_case(directive))
 }
 
+/// A manifest that is being sent: as long as it is, others are sent the same.
+struct Sent(Arc<Manifest>);
+
+impl AsRef<[u8]> for Sent {
+    fn as_ref(&self) -> &[u8] {
+        &self.0.bytes
+    }
+}
+
 fn manifest(repository: &Repository, pulled: PulledManifest, head: bool, request: &HeaderMap) -> Response {
     let observed = &pulled.observed;
     let unchanged = not_modified(request, &observed.digest);
     let body = match pulled.manifest {
-        Some(manifest) if !head && !unchanged => Body::from(manifest.bytes.clone()),
+        Some(manifest) if !head && !unchanged => Body::from(Bytes::from_owner(Sent(manifest))),
         _ => Body::empty(),
     };
     let mut response = Response::new(body);
@@ -265,6 +275,10 @@ fn blob(
     let requested = match &pulled.content {
         // RFC 9110, section 14.2: a range is defined for GET only.
         Content::None => RequestedRange::Whole,
+        // RFC 9110, section 13.1.5: by the strong tag only; a date proves nothing about what has none.
+        _ if request.get(IF_RANGE).is_some_and(|tag| tag.as_bytes() != format!("\"{digest}\"").as_bytes()) => {
+            RequestedRange::Whole
+        }
         _ => RequestedRange::parse(request.get(RANGE).and_then(|value| value.to_str().ok())),
     };
     let range = requested.of(pulled.size).ok_or(PullError::Range { size: pulled.size })?;

@@ -1,6 +1,8 @@
 //! `POST /_stopover/prefetch`. It stores only what a pull would, so it is open to every caller that may pull.
 
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
@@ -9,8 +11,7 @@ use axum::{Json, Router};
 use futures_util::{StreamExt as _, stream};
 use http::StatusCode;
 use http::header::CACHE_CONTROL;
-use serde::Deserialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
 
 use super::access::Caller;
@@ -21,7 +22,7 @@ use crate::cache::Cache;
 use crate::errors::{AccessError, PullError, chain};
 use crate::oci::{Platform, Platforms, Request};
 use crate::ports::{ImageJob, Priority};
-use crate::prefetch::{PrefetchReport, Prefetched, PrefetchedBlob};
+use crate::prefetch::{MAX_BLOBS, PrefetchReport, Prefetched, PrefetchedBlob};
 use crate::values::text::excerpt;
 
 /// The most bytes of a request, and the most images and platforms in it.
@@ -42,6 +43,12 @@ struct Wanted {
     platforms: Vec<Platform>,
     /// The client's own platform, for upstreams whose policy names none.
     machine: Option<Platform>,
+}
+
+/// The body of an answer.
+#[derive(Serialize)]
+struct Reports {
+    images: Vec<PrefetchReport>,
 }
 
 pub(super) fn routes() -> Router<Arc<Cache>> {
@@ -82,19 +89,36 @@ async fn prefetch(State(cache): State<Arc<Cache>>, request: axum::extract::Reque
         return refusal(StatusCode::PAYLOAD_TOO_LARGE, &message);
     }
     let (address, deadline) = (caller.address, Instant::now() + cache.core.config.wait);
+    // How many more blobs the answer has room for: those of the largest image, so that one of them always fits.
+    let (mut seen, room) = (HashSet::new(), AtomicUsize::new(MAX_BLOBS));
     let images = stream::iter(wanted.images.clone()).map(|text| {
         let mut record = Record::of(Some(caller.principal.clone()), address);
         // Each job has a list of platforms of its own, so it is made only when its turn comes.
         let (cache, job) = (Arc::clone(&cache), wanted.job(&cache, &caller, &text, &mut record));
+        let known = job.as_ref().is_ok_and(|job| !seen.insert((job.repository.clone(), job.reference.clone())));
+        let room = &room;
         async move {
+            if known {
+                return None;
+            }
             let prefetched = async { cache.prefetch.image(&job?, &record.spent).await };
-            let outcome = timeout_at(deadline, prefetched).await.unwrap_or(Err(PullError::NotYet));
+            // The clock first: a future that is ready at once never sees that its time is up.
+            let outcome = if Instant::now() >= deadline || room.load(Ordering::Relaxed) == 0 {
+                Err(PullError::NotYet)
+            } else {
+                timeout_at(deadline, prefetched).await.unwrap_or(Err(PullError::NotYet))
+            };
+            let outcome = outcome.and_then(|Prefetched { digest, blobs }| {
+                let less = |left: usize| left.checked_sub(blobs.len());
+                let fits = room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok();
+                if fits { Ok(Prefetched { digest, blobs }) } else { Err(PullError::NotYet) }
+            });
             record.prefetched(outcome.as_ref().err());
-            report(text, outcome)
+            Some(report(text, outcome))
         }
     });
-    let images: Vec<PrefetchReport> = images.buffered(AT_ONCE).collect().await;
-    (StatusCode::ACCEPTED, [(CACHE_CONTROL, NO_STORE)], Json(json!({ "images": images }))).into_response()
+    let images = images.buffered(AT_ONCE).filter_map(std::future::ready).collect().await;
+    (StatusCode::ACCEPTED, [(CACHE_CONTROL, NO_STORE)], Json(Reports { images })).into_response()
 }
 
 impl Wanted {
@@ -136,7 +160,7 @@ fn report(image: String, outcome: Result<Prefetched, PullError>) -> PrefetchRepo
             let answer = error.answer();
             let passes = matches!(error, PullError::OverBudget(_)) && answer.status == StatusCode::TOO_MANY_REQUESTS;
             let retry_after = answer.retry_after.filter(|_| passes).map(|after| after.as_secs());
-            let error = if again { "upstream has not answered yet; ask again".into() } else { answer.message };
+            let error = if again { "this takes longer than one answer; ask again".into() } else { answer.message };
             PrefetchReport { image, digest: None, blobs: Vec::new(), error: Some(error), again, retry_after }
         }
     }

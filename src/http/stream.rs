@@ -1,4 +1,4 @@
-//! Bodies from files, in chunks big enough that the copying and not the scheduling is what costs.
+//! Bodies from files, in chunks small enough that a client that does not read costs little.
 
 use std::fs::File;
 use std::io;
@@ -13,8 +13,8 @@ use tokio::sync::watch;
 use crate::oci::ByteRange;
 use crate::ports::Progress;
 
-/// How much is read at once. Each answer holds at most two of these: one being read, one being sent.
-const CHUNK: u64 = 256 * 1024;
+/// How much is read at once. The program holds one of these for each answer: a client that reads slowly costs no more.
+const CHUNK: u64 = 48 * 1024;
 
 /// A part of a file that is complete.
 pub(super) fn file(file: Arc<File>, range: ByteRange) -> Body {
@@ -65,11 +65,28 @@ fn follow(
 }
 
 async fn read(file: &Arc<File>, offset: u64, length: u64) -> io::Result<Bytes> {
+    let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+    if read_at_once(file, offset, &mut bytes) {
+        return Ok(bytes.into());
+    }
     let file = Arc::clone(file);
     let read = move || {
-        let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
         file.read_exact_at(&mut bytes, offset)?;
         Ok(Bytes::from(bytes))
     };
     tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
+}
+
+/// Reads what the kernel has in memory: to hand that to another thread would cost more than to read it. `false`: it may
+/// have to wait for the disk.
+#[cfg(all(feature = "local", target_os = "linux"))]
+fn read_at_once(file: &File, offset: u64, bytes: &mut [u8]) -> bool {
+    let (length, flags) = (bytes.len(), rustix::io::ReadWriteFlags::NOWAIT);
+    let read = rustix::io::preadv2(file, &mut [io::IoSliceMut::new(bytes)], offset, flags);
+    read.is_ok_and(|read| read == length)
+}
+
+#[cfg(not(all(feature = "local", target_os = "linux")))]
+fn read_at_once(_: &File, _: u64, _: &mut [u8]) -> bool {
+    false
 }

@@ -17,6 +17,26 @@ pub(super) struct Board {
     pub(super) order: Order,
 }
 
+/// How many fills of one caller are in the queue at once: those of four of the largest manifests. What is not filled
+/// then is when a client asks for it.
+const QUEUED_FOR_CALLER: usize = 4096;
+
+impl Board {
+    /// The jobs that the queue has room for: new ones of a caller only as many as it may have.
+    pub(super) fn admitted(&self, jobs: &[Job]) -> Vec<Job> {
+        let Some(payer) = jobs.iter().find_map(|job| job.payer) else { return jobs.to_vec() };
+        let queued = self.fills.values().filter(|fill| fill.now.job.payer == Some(payer)).count();
+        let mut room = QUEUED_FOR_CALLER.saturating_sub(queued);
+        let mut admit = |job: &&Job| {
+            let free = job.payer.is_none() || self.fills.contains_key(&job.digest);
+            let admitted = free || room > 0;
+            room = if free { room } else { room.saturating_sub(1) };
+            admitted
+        };
+        jobs.iter().filter(|job| admit(job)).cloned().collect()
+    }
+}
+
 pub(super) struct Fill {
     /// The request that waits, runs or rests.
     pub(super) now: RequestedFill,
@@ -101,5 +121,42 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.send_modify(|open| *open -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Payer;
+    use crate::oci::Algorithm;
+    use crate::ports::Priority;
+
+    fn job(number: usize, payer: Option<u8>) -> Job {
+        Job {
+            repository: Repository { upstream: "one.test".parse().unwrap(), name: "a".parse().unwrap() },
+            digest: Digest::of(Algorithm::Sha256, &number.to_le_bytes()),
+            size: 1,
+            priority: Priority::Interactive,
+            payer: payer.map(|payer| Payer::Principal([payer; 16])),
+        }
+    }
+
+    #[test]
+    fn a_caller_has_only_so_many_fills_in_the_queue() {
+        let mut board = Board { fills: HashMap::new(), order: Order::new(1, std::collections::BTreeMap::new()) };
+        let open = watch::Sender::new(0);
+        for number in 0..QUEUED_FOR_CALLER - 2 {
+            let (now, others) = (RequestedFill::new(job(number, Some(1))), VecDeque::new());
+            let fill = Fill { now, others, phase: Phase::Waiting, _open: Open::new(&open) };
+            board.fills.insert(job(number, None).digest, fill);
+        }
+        let more: Vec<Job> = (0..3).map(|number| job(QUEUED_FOR_CALLER + number, Some(1))).collect();
+        assert_eq!(board.admitted(&more), more[..2]);
+        let known = [job(0, Some(1)), more[0].clone(), job(1, Some(1)), more[1].clone(), more[2].clone()];
+        assert_eq!(board.admitted(&known), known[..4], "what is queued already takes no room");
+        for others in [Some(2), None] {
+            let jobs: Vec<Job> = (0..3).map(|number| job(QUEUED_FOR_CALLER + number, others)).collect();
+            assert_eq!(board.admitted(&jobs), jobs);
+        }
     }
 }

@@ -26,8 +26,8 @@ const WRITE_BYTES: u64 = 512 * 1024;
 const WRITE_PIECES: usize = 1024;
 /// Checkpoints lie at multiples of this: a stop loses no more.
 const UNIT_BYTES: u64 = 1024 * 1024;
-/// Free space that fills leave alone, so that the ledger can always be written: this many bytes, or a hundredth of a
-/// small disk.
+/// Free space that blobs and manifests leave alone, so that small records can always be written: this many bytes, or a
+/// hundredth of a small disk.
 const RESERVE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Blobs as files below one directory, each published by a rename.
@@ -55,19 +55,6 @@ impl Files {
         self.published.join(digest.algorithm().name()).join(digest.shard()).join(hex)
     }
 
-    fn check_space(&self, size: u64) -> Result<(), StoreError> {
-        let space = rustix::fs::statvfs(&self.unpublished).map_err(|error| refused(error.into()))?;
-        let free = space.f_bavail.saturating_mul(space.f_frsize);
-        let reserve = RESERVE_BYTES.min(space.f_blocks.saturating_mul(space.f_frsize) / 100);
-        if free < size.saturating_add(reserve) {
-            return Err(StoreError::Refused(format!(
-                "the disk of {} is full: {free} bytes are free, the blob needs {size} and {reserve} are kept in reserve",
-                self.published.display()
-            ).into()));
-        }
-        Ok(())
-    }
-
     /// fsync, rename, fsync of the directory: after a crash the whole blob is there or none of it.
     fn publish(&self, file: &File, unpublished: &Path, digest: &Digest) -> io::Result<()> {
         file.sync_all()?;
@@ -83,7 +70,24 @@ impl Files {
     }
 }
 
-fn sync_directory(path: &Path) -> io::Result<()> {
+/// Refuses what would take of the reserve of the disk that `path` is on.
+pub(super) fn check_space(path: &Path, size: u64) -> Result<(), StoreError> {
+    let space = rustix::fs::statvfs(path).map_err(|error| refused(error.into()))?;
+    let free = space.f_bavail.saturating_mul(space.f_frsize);
+    let reserve = RESERVE_BYTES.min(space.f_blocks.saturating_mul(space.f_frsize) / 100);
+    if free < size.saturating_add(reserve) {
+        let path = path.display();
+        return Err(StoreError::Refused(
+            format!(
+                "the disk of {path} is full: {free} bytes are free, {size} are needed and {reserve} kept in reserve"
+            )
+            .into(),
+        ));
+    }
+    Ok(())
+}
+
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
@@ -103,7 +107,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
     }
 }
 
-fn absent<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
+pub(super) fn absent<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
     match outcome {
         Ok(found) => Ok(Some(found)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -136,7 +140,7 @@ impl Blobs for Files {
         size: u64,
         progress: &watch::Sender<Progress>,
     ) -> Result<Box<dyn Upload>, StoreError> {
-        self.check_space(size)?;
+        check_space(&self.unpublished, size)?;
         let name = format!("{}.{:08x}", digest.hex(), fastrand::u32(..));
         let path = self.unpublished.join(&name);
         let open = move || File::options().write(true).read(true).create_new(true).open(path);
@@ -158,7 +162,7 @@ impl Blobs for Files {
             return Ok(None);
         }
         let path = self.unpublished.join(upload);
-        if let Err(error) = self.check_space(size.saturating_sub(offset)) {
+        if let Err(error) = check_space(&self.unpublished, size.saturating_sub(offset)) {
             // A full disk is not kept full.
             blocking(move || absent(fs::remove_file(path))).await?;
             return Err(error);

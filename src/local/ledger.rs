@@ -14,7 +14,7 @@ use futures_util::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
 
 use super::store::{Change, Store, corrupt, join, split};
-use crate::errors::{Failure, StoreError};
+use crate::errors::{Failure, StoreError, chain};
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 use crate::ports::{Attempts, ImageJob, Job, Ledger};
 use crate::records::gauge::Gauge;
@@ -100,16 +100,31 @@ impl EmbeddedLedger {
         Store::open(path).map(Self)
     }
 
-    /// Releases every claim. Only for the process that has just taken the data directory.
+    /// Releases every claim and every lease. Only for the process that has just taken the data directory.
     pub(super) async fn release_claims(&self) -> Result<(), StoreError> {
-        let mut changes = Vec::new();
-        for (key, Versioned { value, version }) in self.0.scan::<BlobRecord>(BLOB)? {
-            if matches!(value.state, BlobState::Claimed { .. } | BlobState::Removing { .. }) {
-                let record = BlobRecord { state: BlobState::Absent, ..value };
-                changes.push(Change::Put(key, join(version + 1, &serde_json::to_vec(&record).map_err(corrupt)?)));
-            }
+        fn put<T: Serialize>(key: String, record: &T, version: u64) -> Result<Change, StoreError> {
+            Ok(Change::Put(key, join(version + 1, &serde_json::to_vec(record).map_err(corrupt)?)))
         }
-        self.0.write(None, changes).await.map(|_| ())
+        let mut changes = Vec::new();
+        self.0.each(BLOB, |key, Versioned { value, version }: Versioned<BlobRecord>| {
+            if matches!(value.state, BlobState::Claimed { .. } | BlobState::Removing { .. }) {
+                changes.push(put(key, &BlobRecord { state: BlobState::Absent, ..value }, version)?);
+            }
+            Ok(())
+        })?;
+        self.0.each(REFERENCE, |key, Versioned { value, version }: Versioned<TagRecord>| {
+            if value.lease.is_some() {
+                changes.push(put(key, &TagRecord { lease: None, ..value }, version)?);
+            }
+            Ok(())
+        })?;
+        // On a full disk they end by themselves.
+        if !changes.is_empty()
+            && let Err(error) = self.0.write(None, changes).await
+        {
+            tracing::warn!(error = %chain(&error), "claims and leases of an earlier process end only when their time is over");
+        }
+        Ok(())
     }
 
     fn member(&self, repository: &Repository, digest: &Digest) -> Result<Option<Member>, StoreError> {
@@ -125,8 +140,12 @@ impl EmbeddedLedger {
 
     /// The uploads that have a checkpoint.
     pub(super) fn checkpoints(&self) -> Result<HashSet<String>, StoreError> {
-        let records = self.0.scan::<BlobRecord>(BLOB)?;
-        Ok(records.into_iter().filter_map(|(_, record)| record.value.checkpoint).map(|known| known.upload).collect())
+        let mut uploads = HashSet::new();
+        self.0.each(BLOB, |_, record: Versioned<BlobRecord>| {
+            uploads.extend(record.value.checkpoint.map(|known| known.upload));
+            Ok(())
+        })?;
+        Ok(uploads)
     }
 
     /// The fills that were requested and have not succeeded.
@@ -232,8 +251,10 @@ fn entry(key: &str, item: &[u8]) -> Result<Option<Entry>, StoreError> {
     } else if let Some(rest) = key.strip_prefix(MANIFEST) {
         let (repository, text) = scoped(rest)?;
         let digest = digest(&text)?;
-        let names = parse_manifest(digest.clone(), value)?.references().map_err(|error| unreadable(key, error))?;
-        Entry::Manifest(StoredManifest { repository, digest, used_at: Timestamp(version), names })
+        let manifest = parse_manifest(digest.clone(), value)?;
+        let names = manifest.references().map_err(|error| unreadable(key, error))?;
+        let (used_at, bytes) = (Timestamp(version), manifest.bytes.len() as u64);
+        Entry::Manifest(StoredManifest { repository, digest, used_at, bytes, names })
     } else if let Some(rest) = key.strip_prefix(MEMBER) {
         let (repository, text) = scoped(rest)?;
         Entry::Membership { repository, digest: digest(&text)?, used_at: Timestamp(version) }
@@ -327,13 +348,15 @@ impl Ledger for EmbeddedLedger {
         keep_proofs: bool,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let value = [manifest.media_type.as_str().as_bytes(), b"\n", &manifest.bytes].concat();
         let mut changes = Vec::with_capacity(members.len() + 1);
         for blob in members {
             let proven = keep_proofs && self.member(repository, &blob.digest)?.is_some_and(|member| member.proven);
             changes.push(put_member(repository, &blob.digest, Member { size: blob.size, used_at: now, proven })?);
         }
-        changes.push(Change::Put(manifest_key(repository, &manifest.digest), join(now.0, &value)));
+        let value = [manifest.media_type.as_str().as_bytes(), b"\n", &manifest.bytes].concat();
+        let item = join(now.0, &value);
+        drop(value);
+        changes.push(Change::Put(manifest_key(repository, &manifest.digest), item));
         self.0.write(None, changes).await.map(|_| ())
     }
 
@@ -402,3 +425,6 @@ impl Ledger for EmbeddedLedger {
         self.0.swap(blob_key(digest), expected, record).await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,6 +33,7 @@ use tokio::time::{Instant, interval_at};
 pub use files::Files;
 pub use ledger::EmbeddedLedger;
 pub use queue::Queue;
+pub use store::is_at_work;
 
 use images::Images;
 
@@ -52,7 +53,7 @@ pub struct Local {
     queue: Arc<Queue>,
     images: Arc<Images>,
     sweeper: Sweeper,
-    _lock: File,
+    lock: File,
 }
 
 impl Local {
@@ -86,7 +87,7 @@ impl Local {
         queue.start(&cache)?;
         images.start(&cache)?;
         let sweeper = Sweeper::start(&cache, &ledger);
-        Ok(Self { cache, queue, images, sweeper, _lock: lock })
+        Ok(Self { cache, queue, images, sweeper, lock })
     }
 
     /// Prefetches what `[[schedule]]` says, as long as this cache runs.
@@ -94,11 +95,13 @@ impl Local {
         self.images.keep_schedules(&self.cache);
     }
 
-    /// Stops filling: running fills get `grace` to finish. The others are parked: the next start continues them.
-    pub async fn stop(self, grace: Duration) {
+    /// Stops filling: running fills get `grace` to finish. The others are parked: the next start continues them. No other
+    /// process can use the directory until the lock that this returns is dropped: answers may still be under way.
+    pub async fn stop(self, grace: Duration) -> File {
         self.images.stop().await;
         self.sweeper.stop().await;
         self.queue.stop(grace).await;
+        self.lock
     }
 
     /// Waits until no image and no fill is requested or running.

@@ -1,7 +1,9 @@
 //! Decides which fill runs next. Without I/O: it learns what waits and what has ended, and says what to begin.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::hash::Hash;
 
+use crate::identity::Payer;
 use crate::oci::{Digest, Name, UpstreamId};
 use crate::ports::{Job, Priority};
 
@@ -18,6 +20,8 @@ pub(super) struct Order {
     taken: HashMap<UpstreamId, usize>,
     /// How many hurried fills run, by upstream.
     hurried: HashMap<UpstreamId, usize>,
+    /// How many of them run for one caller.
+    hurried_for: HashMap<Payer, usize>,
     lanes: BTreeMap<(Priority, UpstreamId), Lane>,
 }
 
@@ -26,6 +30,8 @@ pub(super) struct Order {
 const HURRIED: usize = 64;
 /// How many of those one upstream may have: if it stalls, the others have as many.
 const HURRIED_OF_UPSTREAM: usize = HURRIED / 2;
+/// How many of those one caller may have: what it asks for may never come.
+const HURRIED_FOR_CALLER: usize = HURRIED_OF_UPSTREAM / 2;
 
 /// The fills of one priority and one upstream that wait.
 #[derive(Default)]
@@ -65,7 +71,14 @@ impl Lane {
 
 impl Order {
     pub(super) fn new(places: usize, limits: BTreeMap<UpstreamId, usize>) -> Self {
-        Self { places, limits, taken: HashMap::new(), hurried: HashMap::new(), lanes: BTreeMap::new() }
+        Self {
+            places,
+            limits,
+            taken: HashMap::new(),
+            hurried: HashMap::new(),
+            hurried_for: HashMap::new(),
+            lanes: BTreeMap::new(),
+        }
     }
 
     /// Adds a fill that waits.
@@ -116,23 +129,32 @@ impl Order {
     pub(super) fn hurry(&mut self, job: &Job) -> bool {
         let upstream = &job.repository.upstream;
         let of_upstream = self.hurried.get(upstream).copied().unwrap_or(0);
-        if of_upstream >= HURRIED_OF_UPSTREAM || self.hurried.values().sum::<usize>() >= HURRIED {
+        let for_caller = job.payer.map_or(0, |payer| self.hurried_for.get(&payer).copied().unwrap_or(0));
+        let full = of_upstream >= HURRIED_OF_UPSTREAM || self.hurried.values().sum::<usize>() >= HURRIED;
+        if full || for_caller >= HURRIED_FOR_CALLER {
             return false;
         }
         self.remove(job);
         self.hurried.insert(upstream.clone(), of_upstream + 1);
+        self.hurried_for.extend(job.payer.map(|payer| (payer, for_caller + 1)));
         true
     }
 
-    /// Counts a hurried fill from this upstream as ended.
-    pub(super) fn leave_hurried(&mut self, upstream: &UpstreamId) {
-        one_less(&mut self.hurried, upstream);
+    /// Counts a hurried fill as ended.
+    pub(super) fn leave_hurried(&mut self, job: &Job) {
+        one_less(&mut self.hurried, &job.repository.upstream);
+        if let Some(payer) = &job.payer {
+            one_less(&mut self.hurried_for, payer);
+        }
     }
 }
 
-fn one_less(counts: &mut HashMap<UpstreamId, usize>, upstream: &UpstreamId) {
-    if let Some(count) = counts.get_mut(upstream) {
+fn one_less<K: Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
         *count = count.saturating_sub(1);
+        if *count == 0 {
+            counts.remove(key);
+        }
     }
 }
 
@@ -151,7 +173,7 @@ mod tests {
         let (upstream, name) = repository.split_once('/').unwrap();
         let repository = Repository { upstream: upstream.parse().unwrap(), name: name.parse().unwrap() };
         let digest = Digest::of(Algorithm::Sha256, format!("{repository} {size} {priority:?}").as_bytes());
-        Job { repository, digest, size, priority }
+        Job { repository, digest, size, priority, payer: None }
     }
 
     fn insert(order: &mut Order, jobs: &[Job]) {
@@ -231,7 +253,7 @@ mod tests {
         assert_eq!(hurry(&mut order, "one.test"), HURRIED / 2);
         assert_eq!(hurry(&mut order, "two.test"), HURRIED / 2);
         assert_eq!(hurry(&mut order, "three.test"), 0);
-        order.leave_hurried(&"one.test".parse().unwrap());
+        order.leave_hurried(&job("one.test/a", 0, Priority::Interactive));
         assert_eq!(hurry(&mut order, "two.test"), 0);
         assert_eq!(hurry(&mut order, "three.test"), 1);
         let waits = job("one.test/a", 1, Priority::Interactive);
@@ -253,5 +275,17 @@ mod tests {
             begun += 1;
         }
         assert_eq!(begun, jobs.len());
+    }
+
+    #[test]
+    fn one_caller_hurries_only_half_of_what_its_upstream_may() {
+        let mut order = order(1, 1);
+        let payer = |number: u8| Some(Payer::Principal([number; 16]));
+        let of = |size: u64, number| Job { payer: payer(number), ..job("one.test/a", size, Priority::Interactive) };
+        let began = (0..100).filter(|&size| order.hurry(&of(size, 1))).count();
+        assert_eq!(began, HURRIED_FOR_CALLER);
+        assert!(order.hurry(&of(0, 2)), "another caller may");
+        order.leave_hurried(&of(0, 1));
+        assert!(order.hurry(&of(0, 1)) && !order.hurry(&of(1, 1)));
     }
 }

@@ -238,7 +238,7 @@ impl QueueHandle {
             if placed {
                 board.order.leave(&job.repository.upstream);
             } else {
-                board.order.leave_hurried(&job.repository.upstream);
+                board.order.leave_hurried(&job);
             }
             match &end {
                 None => _ = board.fills.remove(&job.digest),
@@ -286,8 +286,9 @@ impl QueueHandle {
 #[async_trait]
 impl Fills for Handle {
     async fn request(&self, jobs: &[Job]) -> Result<(), StoreError> {
-        self.0.write(jobs).await?;
-        self.0.enqueue(&mut self.0.board(), jobs.iter().cloned());
+        let jobs = self.0.board().admitted(jobs);
+        self.0.write(&jobs).await?;
+        self.0.enqueue(&mut self.0.board(), jobs);
         Ok(())
     }
 
@@ -315,7 +316,7 @@ impl Fills for Handle {
 
     async fn retry(&self) -> Result<usize, StoreError> {
         let given_up = self.0.ledger.fills()?.into_iter().filter(|fill| fill.given_up.is_some());
-        let jobs: Vec<Job> = given_up.map(|fill| fill.job).collect();
+        let jobs: Vec<Job> = given_up.map(|fill| Job { payer: None, ..fill.job }).collect();
         self.request(&jobs).await?;
         Ok(jobs.len())
     }

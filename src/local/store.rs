@@ -3,7 +3,10 @@
 //! One table maps a key to a value behind its version. Reads are snapshots and take microseconds. Writes go to one thread,
 //! which puts all that wait into one commit: an fsync takes milliseconds however much it covers.
 
+use std::cell::Cell;
 use std::error::Error;
+use std::fs;
+use std::io::ErrorKind;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -11,11 +14,12 @@ use std::sync::{Arc, PoisonError, RwLock, mpsc};
 use std::thread::{self, JoinHandle};
 
 use anyhow::Context as _;
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, TableError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
+use super::files::{absent, check_space, sync_directory};
 use crate::errors::{Failure, StoreError, chain};
 use crate::records::Versioned;
 
@@ -31,6 +35,19 @@ const SCAN: usize = 1000;
 /// About how many bytes one step reads: one manifest may have four megabytes.
 const SCAN_BYTES: usize = 4 * 1024 * 1024;
 
+/// Writes of more bytes than this leave the reserve of the disk alone; it is for records of a few hundred.
+const LARGE_BYTES: usize = 4 * 1024;
+
+thread_local! {
+    static AT_WORK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is at work on the file of a ledger. A panic then is how the database reports what it cannot read:
+/// it becomes an error that says what to do, and is no mistake of this program.
+pub fn is_at_work() -> bool {
+    AT_WORK.get()
+}
+
 /// The versioned items.
 pub(super) struct Store {
     file: Arc<DatabaseFile>,
@@ -45,27 +62,74 @@ struct DatabaseFile {
 }
 
 impl DatabaseFile {
-    fn open(path: &Path) -> Result<Database, redb::Error> {
-        let database = Database::builder().set_cache_size(MEMORY_BYTES).create(path)?;
-        let begin = database.begin_write()?;
-        begin.open_table(ITEMS)?;
-        begin.commit()?;
-        Ok(database)
+    /// Opens the file. A new one is made beside it and then renamed: a file that a power cut has left half made would
+    /// never open.
+    fn open(path: &Path) -> Result<Database, StoreError> {
+        let open = |path: &Path| Database::builder().set_cache_size(MEMORY_BYTES).create(path);
+        let make = || -> Result<(), redb::Error> {
+            let unfinished = path.with_extension("unfinished");
+            absent(fs::remove_file(&unfinished))?;
+            let database = open(&unfinished)?;
+            let begin = database.begin_write()?;
+            begin.open_table(ITEMS)?;
+            begin.commit()?;
+            fs::rename(&unfinished, path)?;
+            Ok(path.parent().map_or(Ok(()), sync_directory)?)
+        };
+        at_work(path, || {
+            if !path.try_exists()? {
+                make()?;
+            }
+            let database = open(path)?;
+            // Only a file of an earlier version, whose start was cut off, has no table. A full disk is not written.
+            if let Err(TableError::TableDoesNotExist(_)) = database.begin_read()?.open_table(ITEMS) {
+                let begin = database.begin_write()?;
+                begin.open_table(ITEMS)?;
+                begin.commit()?;
+            }
+            Ok(database)
+        })
     }
 
-    fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, StoreError> {
-        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        work(database.as_ref().ok_or_else(|| failed("it could not be opened again"))?).map_err(failed)
+    fn with<T>(&self, work: impl Fn(&Database) -> Result<T, redb::Error>) -> Result<T, StoreError> {
+        let work = || {
+            let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+            let database = database.as_ref().ok_or_else(|| failed("it could not be opened again"))?;
+            at_work(&self.path, || match work(database) {
+                // A write has failed, and its thread has not opened the file again yet.
+                Err(redb::Error::PreviousIo) => Ok(None),
+                done => done.map(Some),
+            })
+        };
+        if let Some(done) = work()? {
+            return Ok(done);
+        }
+        self.reopen();
+        work()?.ok_or_else(|| failed("it fails again and again"))
+    }
+
+    fn close(&self, database: &mut Option<Database>) {
+        let closed = at_work(&self.path, || Ok(drop(database.take())));
+        if let Err(error) = closed {
+            tracing::error!(error = %chain(&error), "the ledger could not be closed");
+        }
     }
 
     fn reopen(&self) {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         // The old one is dropped first: it holds the lock of the file.
-        drop(database.take());
+        self.close(&mut database);
         match Self::open(&self.path) {
             Ok(opened) => *database = Some(opened),
-            Err(error) => tracing::error!(%error, "the ledger could not be opened again"),
+            Err(error) => tracing::error!(error = %chain(&error), "the ledger could not be opened again"),
         }
+    }
+}
+
+impl Drop for DatabaseFile {
+    fn drop(&mut self) {
+        let mut database = std::mem::take(self.database.get_mut().unwrap_or_else(PoisonError::into_inner));
+        self.close(&mut database);
     }
 }
 
@@ -89,6 +153,34 @@ struct Write {
 pub(super) enum Change {
     Put(String, Vec<u8>),
     Remove(String),
+}
+
+/// Works on the file at `path`, and says what to do if it is damaged: the database finds that out by an error or a panic.
+fn at_work<T>(path: &Path, work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, StoreError> {
+    AT_WORK.set(true);
+    let outcome = catch_unwind(AssertUnwindSafe(work));
+    AT_WORK.set(false);
+    let unreadable = |_| Err(redb::Error::Corrupted("the database cannot make sense of it".into()));
+    outcome.unwrap_or_else(unreadable).map_err(|error| match error {
+        redb::Error::Io(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+            StoreError::Refused(Failure::because("ledger", error))
+        }
+        redb::Error::Io(error) if !matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => {
+            failed(error)
+        }
+        error @ (redb::Error::PreviousIo | redb::Error::DatabaseAlreadyOpen | redb::Error::UpgradeRequired(_)) => {
+            failed(error)
+        }
+        error => damaged(path, error),
+    })
+}
+
+fn damaged(path: &Path, error: impl Into<Box<dyn Error + Send + Sync>>) -> StoreError {
+    let (file, advice) = (path.display(), "restore it from a backup, or move it away: the next start makes a new one");
+    let sentence = format!(
+        "the ledger {file} is damaged: {advice}, and fetches again what is pulled; robots have to be made anew"
+    );
+    StoreError::Corrupt(Failure::because(sentence, error))
 }
 
 pub(super) fn failed(error: impl Into<Box<dyn Error + Send + Sync>>) -> StoreError {
@@ -135,26 +227,39 @@ impl Store {
         })
     }
 
+    /// Calls `act` with each item below a prefix, whose values are JSON. Holds the items of one step at a time.
+    pub(super) fn each<T: DeserializeOwned>(
+        &self,
+        prefix: &str,
+        mut act: impl FnMut(String, Versioned<T>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut after = prefix.to_owned();
+        loop {
+            let items = self.scan_after(&after)?;
+            let Some((last, _)) = items.last() else { return Ok(()) };
+            if *last <= after {
+                return Err(damaged(&self.file.path, "its keys are in no order"));
+            }
+            last.clone_into(&mut after);
+            for (key, item) in items {
+                if !key.starts_with(prefix) {
+                    return Ok(());
+                }
+                let (version, value) = split(&item)?;
+                let value = serde_json::from_slice(value).map_err(|error| damaged(&self.file.path, error))?;
+                act(key, Versioned { value, version })?;
+            }
+        }
+    }
+
     /// All items below a prefix whose values are JSON.
     pub(super) fn scan<T: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<(String, Versioned<T>)>, StoreError> {
-        let items = self.file.with(|database| {
-            let table = database.begin_read()?.open_table(ITEMS)?;
-            let mut items = Vec::new();
-            for entry in table.range(prefix..)? {
-                let (key, item) = entry?;
-                if !key.value().starts_with(prefix) {
-                    break;
-                }
-                items.push((key.value().to_owned(), item.value().to_vec()));
-            }
-            Ok(items)
+        let mut items = Vec::new();
+        self.each(prefix, |key, item| {
+            items.push((key, item));
+            Ok(())
         })?;
-        let decode = |(key, item): (String, Vec<u8>)| {
-            let (version, value) = split(&item)?;
-            let value = serde_json::from_slice(value).map_err(corrupt)?;
-            Ok((key, Versioned { value, version }))
-        };
-        items.into_iter().map(decode).collect()
+        Ok(items)
     }
 
     /// Writes changes, which are durable once it returns.
@@ -163,6 +268,11 @@ impl Store {
         expected: Option<(String, Option<u64>)>,
         changes: Vec<Change>,
     ) -> Result<bool, StoreError> {
+        let puts = changes.iter().map(|change| if let Change::Put(_, item) = change { item.len() } else { 0 });
+        let bytes: usize = puts.sum();
+        if bytes > LARGE_BYTES {
+            check_space(&self.file.path, bytes as u64)?;
+        }
         let (done, outcome) = oneshot::channel();
         let write = Write { expected, changes, done };
         let (sender, _) = self.writer.as_ref().ok_or_else(|| failed("it is closed"))?;
@@ -218,9 +328,7 @@ pub(super) fn split(item: &[u8]) -> Result<(u64, &[u8]), StoreError> {
 fn commit_in_groups(file: &DatabaseFile, writes: &mpsc::Receiver<Write>) {
     while let Ok(first) = writes.recv() {
         let group: Vec<Write> = std::iter::once(first).chain(writes.try_iter().take(GROUP - 1)).collect();
-        // A panic fails this group, as an error does, and not every write from then on.
-        let committed = catch_unwind(AssertUnwindSafe(|| file.with(|database| commit(database, &group))));
-        match committed.unwrap_or_else(|_| Err(failed("a write panicked"))) {
+        match file.with(|database| commit(database, &group)) {
             Ok(outcomes) => {
                 for (write, outcome) in group.into_iter().zip(outcomes) {
                     let _ = write.done.send(Ok(outcome));

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use crate::budget::MissReservation;
 use crate::config::UpstreamConfig;
 use crate::core::Core;
-use crate::errors::{FillError, PullError, StoreError, UpstreamError};
+use crate::errors::{FillError, PullError, StoreError, UpstreamError, beside};
 use crate::identity::Payer;
 use crate::oci::{Digest, Repository};
 use crate::ports::Job;
 use crate::records::{BlobView, Member};
-use crate::upstream::Evidence;
+use crate::upstream::{Evidence, Patience};
 use crate::values::flight::Flights;
 use crate::values::pull_counter::PullCounter;
 use crate::values::served::Served;
@@ -50,7 +50,9 @@ impl Membership {
 
     /// Whether upstream has to be asked before stored content of this repository is served.
     pub(crate) async fn permission_is_due(&self, repository: &Repository) -> Result<bool, PullError> {
-        let lasts = |config: &UpstreamConfig, at: Timestamp| self.core.clock.now() < at.plus(config.permission);
+        let lasts = |config: &UpstreamConfig, at: Timestamp| {
+            at.plus(config.permission).is_ahead(config.permission, self.core.clock.now())
+        };
         let shown = self.shown(repository).await?;
         Ok(shown.is_some_and(|(config, at)| !at.is_some_and(|at| lasts(config, at))))
     }
@@ -140,7 +142,9 @@ impl Membership {
             }
             (asked, _) => asked.map(|_| ()).map_err(PullError::from),
         };
-        reservation.settle(asked.as_ref().is_err_and(PullError::is_miss));
+        // What is asked about is known: an outage costs its callers nothing.
+        let vain = |error: &PullError| !matches!(error, PullError::Upstream(error) if error.is_trouble());
+        reservation.settle(asked.as_ref().is_err_and(|error| error.is_miss() && vain(error)));
         asked
     }
 
@@ -162,10 +166,10 @@ impl Membership {
             }
             reservation.mark_sent();
             let unknown = || UpstreamError::Invalid("it does not say how long the blob is".into());
-            let opened = membership.core.upstreams.open_blob(&there, &digest, None).await;
+            let opened = membership.core.upstreams.open_blob(&there, &digest, None, Patience::Client).await;
             reservation.settle(opened.as_ref().is_err_and(UpstreamError::is_miss));
             let size = opened?.size.ok_or_else(unknown)?;
-            membership.note_proven(&there, &digest, size).await?;
+            membership.note_proven(&there, &digest, size).await;
             Ok(size)
         };
         let broken_off = || StoreError::Unavailable("a question to upstream was broken off".into());
@@ -193,14 +197,8 @@ impl Membership {
     }
 
     /// Records that upstream has shown a blob to this repository.
-    pub(crate) async fn note_proven(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-        size: u64,
-    ) -> Result<(), FillError> {
+    pub(crate) async fn note_proven(&self, repository: &Repository, digest: &Digest, size: u64) {
         let member = Member { size, used_at: self.core.clock.now(), proven: true };
-        self.core.ledger.put_membership(repository, digest, member).await?;
-        Ok(())
+        beside(self.core.ledger.put_membership(repository, digest, member).await, "a membership");
     }
 }

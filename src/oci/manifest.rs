@@ -1,12 +1,14 @@
 use std::collections::HashSet;
 use std::fmt;
+use std::marker::PhantomData;
 use std::str::FromStr;
 
 use bytes::Bytes;
+use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
-use super::{Digest, InvalidDigest, Platform};
+use super::{Descriptors, Digest, InvalidDigest, Platform};
+use crate::values::text::excerpt;
 
 /// The largest manifest that is stored, in bytes. Registries must accept 4 MiB (distribution-spec 1.1, "Pushing
 /// manifests"); containerd, podman and API Gateway take no more.
@@ -61,7 +63,7 @@ impl FromStr for MediaType {
         [Self::OciManifest, Self::OciIndex, Self::DockerManifest, Self::DockerList]
             .into_iter()
             .find(|known| known.as_str() == essence)
-            .ok_or_else(|| InvalidManifest::MediaType(essence.chars().take(120).collect()))
+            .ok_or_else(|| InvalidManifest::MediaType(excerpt(&essence)))
     }
 }
 
@@ -127,7 +129,7 @@ pub enum InvalidManifest {
     #[error("the manifest names {0} blobs or manifests; more than {MAX_NAMED} are not stored")]
     TooMany(usize),
     /// None of the four types of [`MediaType`].
-    #[error("media type {0:?} is not one of an OCI or Docker (schema 2) manifest or index")]
+    #[error("media type \"{0}\" is not one of an OCI or Docker (schema 2) manifest or index")]
     MediaType(String),
     /// A byte order mark or bytes that are not UTF-8. API Gateway's text path would change them, and with them the
     /// digest.
@@ -137,13 +139,16 @@ pub enum InvalidManifest {
     #[error("the manifest is not the JSON its media type promises: {0}")]
     Json(String),
     /// `mediaType` in the body contradicts the header (distribution-spec 1.1, "Pulling manifests").
-    #[error("the manifest calls itself {body:?} but was sent as {header:?}")]
+    #[error("the manifest calls itself \"{body}\" but was sent as \"{header}\"")]
     Contradiction {
         /// The type the body names.
         body: String,
         /// The type the header names.
-        header: String,
+        header: MediaType,
     },
+    /// An image and an index in one: two clients would take it for two different things (CVE-2021-41190).
+    #[error("the manifest is an image and an index at once")]
+    Ambiguous,
     /// A descriptor whose digest could never be served.
     #[error("the manifest refers to content by an unusable digest: {0}")]
     Digest(#[from] InvalidDigest),
@@ -154,8 +159,8 @@ impl Manifest {
     pub fn new(digest: Digest, media_type: MediaType, bytes: Bytes) -> Result<Self, InvalidManifest> {
         let manifest = Self { digest, media_type, bytes };
         let outline = manifest.outline()?;
-        let named = usize::from(outline.config.is_some()) + outline.layers.len();
-        match named.max(outline.manifests.map_or(0, |listed| listed.len())) {
+        let named = usize::from(outline.config.is_some()) + outline.layers.named;
+        match named.max(outline.manifests.named) {
             named if named > MAX_NAMED => Err(InvalidManifest::TooMany(named)),
             _ => Ok(manifest),
         }
@@ -166,11 +171,10 @@ impl Manifest {
     pub fn blobs(&self) -> Result<Vec<Descriptor>, InvalidManifest> {
         let outline = self.outline()?;
         let (mut blobs, mut known) = (Vec::new(), HashSet::new());
-        for described in outline.config.into_iter().chain(outline.layers) {
+        for described in outline.config.into_iter().chain(outline.layers.kept) {
             let digest = described.digest.parse::<Digest>()?;
             if known.insert(digest.clone()) {
-                let foreign = described.urls.is_some_and(|urls| !urls.is_empty());
-                blobs.push(Descriptor { digest, size: described.size, foreign });
+                blobs.push(Descriptor { digest, size: described.size, foreign: described.urls.named > 0 });
             }
         }
         Ok(blobs)
@@ -178,34 +182,30 @@ impl Manifest {
 
     /// The manifests that an index lists; an image has none. One with a digest that could never be served is left out.
     pub fn children(&self) -> Result<Vec<Child>, InvalidManifest> {
-        let listed = self.outline()?.manifests.unwrap_or_default();
+        let listed = self.outline()?.manifests.kept;
         let children = listed.into_iter().filter_map(|listed| {
-            let platform = listed
-                .platform
-                .map(|platform| Platform::new(&platform.os, &platform.architecture, platform.variant.as_deref()));
-            Some(Child { digest: listed.digest.parse().ok()?, platform })
+            let platform = listed.platform.and_then(|platform| {
+                Some(Platform::new(&platform.os?, &platform.architecture?, platform.variant.as_deref()))
+            });
+            Some(Child { digest: listed.digest?.parse().ok()?, platform })
         });
         Ok(children.collect())
     }
 
-    /// The descriptors of an index with all their fields; an image has none.
-    pub fn descriptors(&self) -> Result<Vec<Map<String, Value>>, InvalidManifest> {
-        #[derive(Deserialize)]
-        struct Index {
-            #[serde(default)]
-            manifests: Vec<Map<String, Value>>,
+    /// The descriptors of an index; an image has none. They are a part of the manifest's bytes, which are not copied.
+    pub fn descriptors(&self) -> Result<Descriptors, InvalidManifest> {
+        if !self.media_type.is_index() {
+            return Ok(Descriptors::default());
         }
-        let index: Index =
-            serde_json::from_slice(&self.bytes).map_err(|error| InvalidManifest::Json(error.to_string()))?;
-        Ok(index.manifests)
+        Descriptors::of_index(&self.bytes).map_err(|error| InvalidManifest::json(&error))
     }
 
     /// The digests that it references: the blobs of an image, the manifests of an index. One that could never be served
     /// is left out.
     pub fn references(&self) -> Result<Vec<Digest>, InvalidManifest> {
         let outline = self.outline()?;
-        let described = outline.config.into_iter().chain(outline.layers).map(|described| described.digest);
-        let listed = outline.manifests.into_iter().flatten().map(|listed| listed.digest);
+        let described = outline.config.into_iter().chain(outline.layers.kept).map(|described| described.digest);
+        let listed = outline.manifests.kept.into_iter().filter_map(|listed| listed.digest);
         Ok(described.chain(listed).filter_map(|digest| digest.parse().ok()).collect())
     }
 
@@ -217,46 +217,53 @@ impl Manifest {
         if text.starts_with('\u{feff}') {
             return Err(InvalidManifest::Encoding);
         }
-        let outline: Outline = serde_json::from_str(text).map_err(|error| InvalidManifest::Json(error.to_string()))?;
+        let outline: Outline = serde_json::from_str(text).map_err(|error| InvalidManifest::json(&error))?;
         if let Some(body) = &outline.media_type
             && body != self.media_type.as_str()
         {
-            let header = self.media_type.as_str().to_owned();
-            return Err(InvalidManifest::Contradiction { body: body.clone(), header });
+            return Err(InvalidManifest::Contradiction { body: excerpt(body), header: self.media_type });
         }
         let missing = |field: &str| Err(InvalidManifest::Json(format!("`{field}` is missing")));
-        match (self.media_type.is_index(), &outline.manifests, &outline.config) {
-            (true, None, _) => missing("manifests"),
-            (false, _, None) => missing("config"),
+        let (image, index) = (outline.config.is_some() || outline.layers.named > 0, outline.manifests.named > 0);
+        match self.media_type.is_index() {
+            true if image => Err(InvalidManifest::Ambiguous),
+            true if !outline.manifests.written => missing("manifests"),
+            false if index => Err(InvalidManifest::Ambiguous),
+            false if outline.config.is_none() => missing("config"),
             _ => Ok(outline),
         }
     }
 }
 
-/// The fields of a manifest or an index that a cache reads.
+impl InvalidManifest {
+    fn json(error: &serde_json::Error) -> Self {
+        Self::Json(excerpt(error))
+    }
+}
+
+/// The fields of a manifest or an index that a cache reads. `null` is absence: Go writes it for an empty list
+/// (image-spec#1013).
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Outline {
     media_type: Option<String>,
     config: Option<Described>,
     #[serde(default)]
-    layers: Vec<Described>,
-    manifests: Option<Vec<Listed>>,
+    layers: Bounded<Described>,
+    #[serde(default)]
+    manifests: Bounded<Listed>,
 }
 
 #[derive(Deserialize)]
 struct Listed {
-    #[serde(default)]
-    digest: String,
+    digest: Option<String>,
     platform: Option<ListedPlatform>,
 }
 
 #[derive(Deserialize)]
 struct ListedPlatform {
-    #[serde(default)]
-    os: String,
-    #[serde(default)]
-    architecture: String,
+    os: Option<String>,
+    architecture: Option<String>,
     variant: Option<String>,
 }
 
@@ -264,7 +271,56 @@ struct ListedPlatform {
 struct Described {
     digest: String,
     size: u64,
-    urls: Option<Vec<String>>,
+    #[serde(default)]
+    urls: Bounded<IgnoredAny>,
+}
+
+/// A list of which [`MAX_NAMED`] items are kept and the others only counted, so that its memory has a bound.
+struct Bounded<T> {
+    kept: Vec<T>,
+    named: usize,
+    /// Whether the field is there, if only with `null`.
+    written: bool,
+}
+
+impl<T> Default for Bounded<T> {
+    fn default() -> Self {
+        Self { kept: Vec::new(), named: 0, written: false }
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Bounded<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Reader<T> {
+            type Value = Bounded<T>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a list or null")
+            }
+
+            fn visit_unit<E>(self) -> Result<Bounded<T>, E> {
+                Ok(Bounded { written: true, ..Bounded::default() })
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Bounded<T>, A::Error> {
+                let mut read = Bounded { written: true, ..Bounded::default() };
+                while read.named < MAX_NAMED
+                    && let Some(item) = list.next_element()?
+                {
+                    read.kept.push(item);
+                    read.named += 1;
+                }
+                while read.named >= MAX_NAMED && list.next_element::<IgnoredAny>()?.is_some() {
+                    read.named += 1;
+                }
+                Ok(read)
+            }
+        }
+
+        deserializer.deserialize_any(Reader(PhantomData))
+    }
 }
 
 #[cfg(test)]

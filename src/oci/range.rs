@@ -1,14 +1,13 @@
 /// What a `Range` header asks for (RFC 9110, section 14.2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RequestedRange {
-    /// The whole representation: no header, an unknown unit, or several ranges (a server may ignore `Range`).
+    /// The whole representation: no header, an unknown unit, text that is no range or ends before it begins, or several
+    /// ranges (a server may ignore all of these).
     Whole,
     /// From the first byte to the last one, both included, or to the end.
     From(u64, Option<u64>),
     /// The last so many bytes.
     Suffix(u64),
-    /// `bytes=` followed by text that is not a range.
-    Malformed,
 }
 
 /// A part of a representation that exists: `first <= last < size`, or the whole of an empty one.
@@ -36,18 +35,17 @@ impl RequestedRange {
             digits.then(|| text.parse::<u64>().unwrap_or(u64::MAX))
         };
         match ranges.trim().split_once('-') {
-            Some(("", suffix)) => number(suffix).map_or(Self::Malformed, Self::Suffix),
-            Some((first, "")) => number(first).map_or(Self::Malformed, |first| Self::From(first, None)),
+            Some(("", suffix)) => number(suffix).map_or(Self::Whole, Self::Suffix),
+            Some((first, "")) => number(first).map_or(Self::Whole, |first| Self::From(first, None)),
             Some((first, last)) => match (number(first), number(last)) {
                 (Some(first), Some(last)) if first <= last => Self::From(first, Some(last)),
-                _ => Self::Malformed,
+                _ => Self::Whole,
             },
-            None => Self::Malformed,
+            None => Self::Whole,
         }
     }
 
-    /// The bytes that it selects of a representation of `size` bytes. `None`: it is malformed, or selects no byte
-    /// (416).
+    /// The bytes that it selects of a representation of `size` bytes. `None`: it selects no byte (416).
     pub fn of(self, size: u64) -> Option<ByteRange> {
         let (first, length) = match self {
             Self::Whole => {
@@ -80,9 +78,10 @@ mod tests {
         assert_eq!(range("bytes=-99", 10), Some((0, 10, true)));
         assert_eq!(range("bytes=0-1,3-4", 10), Some((0, 10, false)));
         assert_eq!(range("lines=0-1", 10), Some((0, 10, false)));
-        for unsatisfiable in
-            ["bytes=10-", "bytes=5-3", "bytes=-0", "bytes=x-y", "bytes=", "bytes=--1", "bytes=99999999999999999999-"]
-        {
+        for ignored in ["bytes=5-3", "bytes=x-y", "bytes=", "bytes=--1"] {
+            assert_eq!(range(ignored, 10), Some((0, 10, false)), "{ignored}");
+        }
+        for unsatisfiable in ["bytes=10-", "bytes=-0", "bytes=99999999999999999999-"] {
             assert_eq!(range(unsatisfiable, 10), None, "{unsatisfiable}");
         }
         assert_eq!(range("bytes=0-", 0), None);

@@ -24,6 +24,14 @@ impl Tag {
         Self(format!("{}-{}", subject.algorithm().name(), encoded.get(..64).unwrap_or(encoded)).into())
     }
 
+    /// Whether this text is a tag.
+    pub(super) fn is_valid(text: &str) -> bool {
+        let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        text.len() <= 128
+            && text.bytes().next().is_some_and(word)
+            && text.bytes().all(|byte| word(byte) || matches!(byte, b'.' | b'-'))
+    }
+
     /// The tag as a URL spells it.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -34,11 +42,7 @@ impl FromStr for Tag {
     type Err = InvalidTag;
 
     fn from_str(text: &str) -> Result<Self, InvalidTag> {
-        let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-        let valid = text.len() <= 128
-            && text.bytes().next().is_some_and(word)
-            && text.bytes().all(|byte| word(byte) || matches!(byte, b'.' | b'-'));
-        if valid { Ok(Self(text.into())) } else { Err(InvalidTag) }
+        if Self::is_valid(text) { Ok(Self(text.into())) } else { Err(InvalidTag) }
     }
 }
 

@@ -64,14 +64,6 @@ impl Page {
     pub fn size(&self) -> usize {
         self.n.unwrap_or(Self::MOST).min(Self::MOST)
     }
-
-    /// The tags of this page out of `tags`, which are in lexical order, and whether more follow it.
-    pub fn of<'a>(&self, tags: &'a [Tag]) -> (&'a [Tag], bool) {
-        let first = self.last.as_ref().map_or(0, |last| tags.partition_point(|tag| tag.as_str() <= last.as_str()));
-        let rest = tags.get(first..).unwrap_or_default();
-        let page = rest.get(..self.size()).unwrap_or(rest);
-        (page, !page.is_empty() && page.len() < rest.len())
-    }
 }
 
 /// Why a request was not understood.

@@ -301,7 +301,7 @@ mod tests {
     fn requested(given_up: Option<&str>) -> Requested {
         let repository = Repository { upstream: "test.local".parse().unwrap(), name: "team/app".parse().unwrap() };
         let digest = Digest::of(Algorithm::Sha256, b"layer");
-        let job = Job { repository, digest, size: 12_345_678, priority: Priority::Prefetch };
+        let job = Job { repository, digest, size: 12_345_678, priority: Priority::Prefetch, payer: None };
         Requested { job, written: 0, given_up: given_up.map(|reason| GivenUp { reason: Some(reason.into()) }) }
     }
 

@@ -1,5 +1,5 @@
-//! Carries out what [`retention`] has decided. An item is removed only if it is still as the scan saw it: what a pull
-//! uses meanwhile stays, or is filled again.
+//! Carries out what [`retention`](super::retention) decides. An item is removed only if it is still as it was read: what
+//! a pull uses meanwhile stays, or is filled again.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -10,26 +10,26 @@ use super::Operate;
 use crate::errors::{StoreError, chain};
 use crate::oci::{Digest, Reference, Repository};
 use crate::operate::report::SweepReport;
-use crate::operate::retention::{self, Inventory, Plan, REMOVING};
-use crate::records::{BlobRecord, BlobState, Entry, StoredManifest, Versioned, blob};
+use crate::operate::retention::{Batch, Census, Doomed, Task};
+use crate::records::blob::{REMOVING, noted as used};
+use crate::records::{BlobRecord, BlobState, Entry, StoredManifest, Versioned};
 
 /// How long an upload without a checkpoint lies idle before it is removed: a running fill has a checkpoint long before.
 const IDLE: Duration = Duration::from_hours(24);
 /// How many items are removed at once.
 const AT_ONCE: usize = 16;
+/// About how many items are held between a decision and what comes of it.
+const BATCH: usize = 10_000;
 
 impl Operate {
     /// Removes what was not used within `keep`, and repairs what dead processes have left. A dry run only reports what
     /// that would be.
     pub async fn sweep(&self, dry_run: bool) -> Result<SweepReport, StoreError> {
-        let inventory = self.inventory().await?;
-        let plan = retention::mark(&inventory, &self.core.config.retention, self.core.clock.now());
+        let (report, uploads) = self.carry_out(Task::Sweep(&self.core.config.retention), dry_run).await?;
         if dry_run {
-            return Ok(plan.report());
+            return Ok(report);
         }
-        let report = self.carry_out(plan).await?;
-        self.backfill_last_used(&inventory).await?;
-        let uploads = self.core.blobs.abandon(&uploads(&inventory), IDLE).await?;
+        let uploads = self.core.blobs.abandon(&uploads, IDLE).await?;
         tracing::info!(
             tags = report.tags,
             manifests = report.manifests.len(),
@@ -45,115 +45,138 @@ impl Operate {
 
     /// Removes an image and what nothing else needs, even if it is used or pinned.
     pub async fn purge(&self, repository: &Repository, reference: &Reference) -> Result<SweepReport, StoreError> {
-        let inventory = self.inventory().await?;
-        let plan = retention::purge(&inventory, repository, reference, self.core.clock.now());
-        let report = self.carry_out(plan).await?;
+        let (report, _) = self.carry_out(Task::Purge(repository, reference), false).await?;
         tracing::info!(%repository, %reference, freed_bytes = report.freed_bytes, "purged");
         Ok(report)
     }
 
-    async fn backfill_last_used(&self, inventory: &Inventory) -> Result<(), StoreError> {
-        let now = self.core.clock.now();
-        for entry in inventory.without_last_use() {
-            match entry {
-                Entry::Manifest(StoredManifest { repository, digest, .. }) => {
-                    self.core.ledger.touch_manifest(repository, digest, now, now).await?;
-                }
-                Entry::Blob { digest, record } => {
-                    if let Some(noted) = blob::noted(&record.value, now) {
-                        self.core.ledger.swap_blob(digest, Some(record.version), &noted).await?;
-                    }
-                }
-                Entry::Membership { .. } | Entry::Reference { .. } | Entry::Listing { .. } | Entry::Standing { .. } => {
-                }
+    /// Counts what is stored, and then reads it again and does what is decided of it, a batch at a time. Reports what
+    /// was really removed, and the uploads that fills continue. A failure at one item does not stop the others; the
+    /// first one is returned at the end.
+    async fn carry_out(&self, task: Task<'_>, dry_run: bool) -> Result<(SweepReport, HashSet<String>), StoreError> {
+        let mut census = Census::new(task, self.core.clock.now());
+        let mut entries = self.core.ledger.entries();
+        while let Some(entry) = entries.try_next().await? {
+            census.count(&entry);
+        }
+        let mut stored = self.core.blobs.list();
+        while let Some(blob) = stored.try_next().await? {
+            census.count_bytes(&blob);
+        }
+        let (uploads, bytes) = (std::mem::take(&mut census.uploads), census.bytes);
+        let (mut fates, mut batch) = (census.decide(), Batch::default());
+        let (mut report, mut failure) = (SweepReport::default(), None);
+        let mut entries = self.core.ledger.entries();
+        while let Some(entry) = entries.try_next().await? {
+            fates.add(entry, &mut batch);
+            if batch.size() >= BATCH {
+                self.finish(&mut batch, dry_run, &mut report, &mut failure).await;
             }
         }
-        Ok(())
+        let mut stored = self.core.blobs.list();
+        while let Some(blob) = stored.try_next().await? {
+            fates.add_bytes(blob, &mut batch);
+        }
+        self.finish(&mut batch, dry_run, &mut report, &mut failure).await;
+        report.manifests.sort_unstable();
+        report.kept_bytes = bytes.saturating_sub(report.freed_bytes);
+        failure.map_or(Ok((report, uploads)), Err)
     }
 
-    /// The ledger first: bytes that are listed after a record said "stored" are there, or the record is wrong.
-    async fn inventory(&self) -> Result<Inventory, StoreError> {
-        let entries = self.core.ledger.entries().try_collect().await?;
-        let blobs = self.core.blobs.list().map_ok(|blob| (blob.digest.clone(), blob)).try_collect().await?;
-        Ok(Inventory { entries, blobs })
-    }
-
-    /// Reports what was really removed: `plan` without what was used meanwhile. A failure at one item does not stop the
-    /// others; the first one is returned at the end.
-    async fn carry_out(&self, mut plan: Plan<'_>) -> Result<SweepReport, StoreError> {
-        let mut failure = None;
-        let is_membership = |entry: &&Entry| matches!(entry, Entry::Membership { .. });
-        let (memberships, mut entries): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut plan.entries).into_iter().partition(is_membership);
-        let spared = self.remove_all(&mut entries, &mut failure).await;
+    /// Does what a batch says, adds to the report what really came of it, and leaves the batch empty.
+    async fn finish(
+        &self,
+        batch: &mut Batch,
+        dry_run: bool,
+        report: &mut SweepReport,
+        failure: &mut Option<StoreError>,
+    ) {
+        let Batch { entries, blobs, absent, unnoted } = std::mem::take(batch);
+        if dry_run {
+            return Batch { entries, blobs, absent, unnoted }.add_to(report);
+        }
+        let mut done = Batch::default();
+        let is_membership = |entry: &Entry| matches!(entry, Entry::Membership { .. });
+        let (mut memberships, entries): (Vec<_>, Vec<_>) = entries.into_iter().partition(is_membership);
+        let spared = self.remove_all(entries, &mut done.entries, failure).await;
         // A manifest that is used again keeps what it names, and its own bytes, which may be stored like a blob.
-        let spared: HashSet<&Digest> = spared.into_iter().flat_map(names).collect();
-        let is_spared = |entry: &&Entry| matches!(entry, Entry::Membership { digest, .. } if spared.contains(digest));
-        let mut memberships: Vec<_> = memberships.into_iter().filter(|entry| !is_spared(entry)).collect();
-        self.remove_all(&mut memberships, &mut failure).await;
-        entries.append(&mut memberships);
-        plan.entries = entries;
+        let spared: HashSet<&Digest> = spared.iter().flat_map(names).collect();
+        memberships.retain(|entry| !matches!(entry, Entry::Membership { digest, .. } if spared.contains(digest)));
+        self.remove_all(memberships, &mut done.entries, failure).await;
 
-        let doomed = std::mem::take(&mut plan.blobs).into_iter();
-        let removals: Vec<_> = doomed
-            .map(|(digest, doomed)| {
-                let spared = spared.contains(digest);
-                async move {
-                    let removed = if spared { Ok(false) } else { self.remove_blob(digest, doomed.record).await };
-                    (removed, (digest, doomed))
-                }
-            })
+        let removals: Vec<_> = blobs
+            .into_iter()
+            .filter(|doomed| !spared.contains(&doomed.digest))
+            .map(|doomed| async move { (self.remove_blob(&doomed).await, doomed) })
             .collect();
-        let outcomes: Vec<_> = stream::iter(removals).buffer_unordered(AT_ONCE).collect().await;
-        for (removed, (digest, doomed)) in outcomes {
-            if noted(removed, &mut failure).unwrap_or(false) {
-                plan.blobs.insert(digest, doomed);
-            } else {
-                plan.kept_bytes += doomed.bytes;
-            }
+        let mut removals = stream::iter(removals).buffer_unordered(AT_ONCE);
+        while let Some((removed, doomed)) = removals.next().await {
+            done.blobs.extend(noted(removed, failure).unwrap_or(false).then_some(doomed));
         }
 
-        let mut repaired = Vec::new();
-        for (digest, record) in std::mem::take(&mut plan.absent) {
+        for (digest, record) in absent {
             let mut absent = BlobRecord { state: BlobState::Absent, ..record.value.clone() };
             // The next fill continues from the checkpoint of one that died; that of an absent blob was abandoned.
             absent.checkpoint.take_if(|_| record.value.state == BlobState::Absent);
-            let swapped = self.core.ledger.swap_blob(digest, Some(record.version), &absent).await;
-            if noted(swapped, &mut failure).flatten().is_some() {
-                repaired.push((digest, record));
-            }
+            let swapped = self.core.ledger.swap_blob(&digest, Some(record.version), &absent).await;
+            done.absent.extend(noted(swapped, failure).flatten().map(|_| (digest, record)));
         }
-        plan.absent = repaired;
-        failure.map_or_else(|| Ok(plan.report()), Err)
+        for entry in unnoted {
+            noted(self.note_use(&entry).await, failure);
+        }
+        done.add_to(report);
     }
 
-    /// Removes entries and leaves in `entries` those that are gone. Returns the others: they were used meanwhile.
-    async fn remove_all<'a>(&self, entries: &mut Vec<&'a Entry>, failure: &mut Option<StoreError>) -> Vec<&'a Entry> {
-        let removals: Vec<_> = std::mem::take(entries)
-            .into_iter()
-            .map(|entry| async move { (self.core.ledger.remove(entry).await, entry) })
-            .collect();
-        let outcomes: Vec<_> = stream::iter(removals).buffer_unordered(AT_ONCE).collect().await;
-        let outcomes = outcomes.into_iter().map(|(gone, entry)| (noted(gone, failure).unwrap_or(false), entry));
-        let (gone, spared): (Vec<_>, Vec<_>) = outcomes.partition(|(gone, _)| *gone);
-        for (_, entry) in &gone {
-            if let Entry::Manifest(manifest) = entry {
+    /// Records a use of what an earlier version has stored without one.
+    async fn note_use(&self, entry: &Entry) -> Result<(), StoreError> {
+        let now = self.core.clock.now();
+        match entry {
+            Entry::Manifest(StoredManifest { repository, digest, .. }) => {
+                self.core.ledger.touch_manifest(repository, digest, now, now).await.map(drop)
+            }
+            Entry::Blob { digest, record } => match used(&record.value, now) {
+                Some(noted) => self.core.ledger.swap_blob(digest, Some(record.version), &noted).await.map(drop),
+                None => Ok(()),
+            },
+            Entry::Membership { .. } | Entry::Reference { .. } | Entry::Listing { .. } | Entry::Standing { .. } => {
+                Ok(())
+            }
+        }
+    }
+
+    /// Removes entries, and adds those that are gone to `removed`. Returns the others: they were used meanwhile.
+    async fn remove_all(
+        &self,
+        entries: Vec<Entry>,
+        removed: &mut Vec<Entry>,
+        failure: &mut Option<StoreError>,
+    ) -> Vec<Entry> {
+        let removals: Vec<_> =
+            entries.into_iter().map(|entry| async move { (self.core.ledger.remove(&entry).await, entry) }).collect();
+        let mut removals = stream::iter(removals).buffer_unordered(AT_ONCE);
+        let mut spared = Vec::new();
+        while let Some((gone, entry)) = removals.next().await {
+            if !noted(gone, failure).unwrap_or(false) {
+                spared.push(entry);
+                continue;
+            }
+            if let Entry::Manifest(manifest) = &entry {
                 self.pull.forget(&manifest.repository, &manifest.digest);
             }
+            removed.push(entry);
         }
-        entries.extend(gone.into_iter().map(|(_, entry)| entry));
-        spared.into_iter().map(|(_, entry)| entry).collect()
+        spared
     }
 
-    /// Removes a blob if its record is still as the scan saw it: no pull has used it since, and none gets its bytes
-    /// from here on. `false`: it was used, or is being filled.
-    async fn remove_blob(&self, digest: &Digest, seen: Option<&Versioned<BlobRecord>>) -> Result<bool, StoreError> {
+    /// Removes a blob if its record is still as it was read: no pull has used it since, and none gets its bytes from
+    /// here on. `false`: it was used, or is being filled.
+    async fn remove_blob(&self, Doomed { digest, record: seen, .. }: &Doomed) -> Result<bool, StoreError> {
         let state = BlobState::Removing { until: self.core.clock.now().plus(REMOVING) };
         let value = match seen {
             Some(seen) => BlobRecord { state, ..seen.value.clone() },
             None => BlobRecord::new(state),
         };
-        let expected = seen.map(|seen| seen.version);
+        let expected = seen.as_ref().map(|seen| seen.version);
         let Some(version) = self.core.ledger.swap_blob(digest, expected, &value).await? else {
             return Ok(false);
         };
@@ -165,15 +188,6 @@ impl Operate {
         self.core.ledger.remove(&Entry::Blob { digest: digest.clone(), record }).await?;
         Ok(true)
     }
-}
-
-/// The uploads that have a checkpoint: fills continue them.
-fn uploads(inventory: &Inventory) -> HashSet<String> {
-    let known = |entry: &Entry| match entry {
-        Entry::Blob { record, .. } => record.value.checkpoint.as_ref().map(|checkpoint| checkpoint.upload.clone()),
-        _ => None,
-    };
-    inventory.entries.iter().filter_map(known).collect()
 }
 
 /// The value, unless the call failed: the first failure is kept, all are logged.

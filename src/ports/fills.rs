@@ -21,6 +21,9 @@ pub struct Job {
     /// How urgent it is.
     #[serde(default)]
     pub priority: Priority,
+    /// The caller that is charged if upstream is asked in vain. `None`: no caller is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payer: Option<Payer>,
 }
 
 /// One image to store whole, without a client that waits for it.

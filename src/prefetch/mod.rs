@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde::{Deserialize, Serialize};
+use tokio::task::yield_now;
 
 use crate::config::Schedule;
 use crate::core::Core;
@@ -15,12 +16,13 @@ use crate::ports::{ImageJob, Job, Priority};
 use crate::pull::{Pull, Want};
 use crate::values::pull_counter::PullCounter;
 use crate::values::served::Served;
+use crate::values::text::beginning;
 
 /// The most manifests of one image: an index of all known platforms lists about fifty.
 const MAX_MANIFESTS: usize = 500;
 
 /// The most blobs of one image: Docker accepts at most 127 layers, and few platforms share layers.
-const MAX_BLOBS: usize = 20_000;
+pub(crate) const MAX_BLOBS: usize = 20_000;
 
 /// The most characters of the list of platforms in an error, because that list comes from upstream.
 const MAX_LISTED: usize = 1000;
@@ -108,6 +110,7 @@ impl Prefetch {
         let digest = root.digest.clone();
         let (wanted, mut failure) = self.contents(root, image, Want { check: false, ..want }).await?;
         let lookups = wanted.into_iter().map(async |blob: Descriptor| {
+            yield_now().await;
             let stored = self.pull.has_blob(repository, &blob.digest).await?;
             Ok::<_, StoreError>((blob, stored))
         });
@@ -120,6 +123,7 @@ impl Prefetch {
                 digest: blob.digest.clone(),
                 size: blob.size,
                 priority: image.priority,
+                payer: image.payer,
             })
             .filter(|job| match self.core.budgets.admit(image.payer, job) {
                 Ok(()) => true,
@@ -159,12 +163,15 @@ impl Prefetch {
         Ok((contents.blobs, failure))
     }
 
+    /// A manifest with its bytes. Lets others go first: where all of an image is stored, nothing else here waits, and
+    /// neither other requests nor the deadline of this one would get a turn.
     async fn whole(
         &self,
         repository: &Repository,
         reference: &Reference,
         want: Want,
     ) -> Result<Arc<Manifest>, PullError> {
+        yield_now().await;
         self.pull.manifest(repository, reference, want).await?.manifest.ok_or(PullError::ManifestUnknown(Served::Miss))
     }
 
@@ -242,7 +249,7 @@ fn no_platform(index: &Manifest) -> PullError {
         children.iter().filter_map(|child| child.platform.as_ref()).map(ToString::to_string).collect();
     there.retain(|platform| !platform.contains("unknown"));
     there.dedup();
-    PullError::NoPlatform(there.join(", ").chars().take(MAX_LISTED).collect())
+    PullError::NoPlatform(beginning(&there.join(", "), MAX_LISTED))
 }
 
 fn invalid(error: &InvalidManifest) -> PullError {

@@ -42,6 +42,14 @@ impl Pull {
         self.check_size(repository, size, None)?;
         let view = self.note_blob(repository, digest, view).await;
         if want.head {
+            // A manifest names it, but only upstream knows whether it has it.
+            let asked = match view.is_stored() {
+                true => Ok(size),
+                false => self.ask_membership(repository, digest, want.payer).await,
+            };
+            if let Err(error @ PullError::BlobUnknown) = asked {
+                return Err(error);
+            }
             let served = if view.is_stored() { served } else { Served::Miss };
             return Ok(PulledBlob { size, content: Content::None, served });
         }
@@ -52,13 +60,27 @@ impl Pull {
             return Ok(PulledBlob::at(location, size, served));
         }
         // 9c. Not stored: request the fill, if the caller has the budget for it, then by the upstream's policy.
-        let job = Job { repository: repository.clone(), digest: digest.clone(), size, priority: Priority::Interactive };
+        let (priority, payer) = (Priority::Interactive, want.payer);
+        let job = Job { repository: repository.clone(), digest: digest.clone(), size, priority, payer };
         let filling = is_claimed(&view, self.core.clock.now());
-        let admitted = if filling { Ok(()) } else { self.core.budgets.admit(want.payer, &job) };
+        let budgets = &self.core.budgets;
+        let admit = || budgets.check_miss(want.payer).and_then(|()| budgets.admit(want.payer, &job));
+        let admitted = if filling { Ok(()) } else { admit() };
         match (upstream.cold(), admitted) {
             (Cold::Redirect, admitted) => self.redirect(&job, filling, admitted, want.payer).await,
             (_, Err(over)) => Err(over.into()),
-            (cold, Ok(())) => self.wait(&job, cold == Cold::Follow).await,
+            (cold, Ok(())) => match self.wait(&job, cold == Cold::Follow).await {
+                // A full disk: what cannot be stored is still to be had there.
+                Err(PullError::Store(StoreError::Refused(full))) if cold == Cold::Follow => {
+                    match self.blob_source(&job, want.payer, &Ok(())).await? {
+                        BlobSource::Public(url) => {
+                            Ok(PulledBlob { size, content: Content::Redirect(url), served: Served::Miss })
+                        }
+                        BlobSource::Private => Err(StoreError::Refused(full).into()),
+                    }
+                }
+                pulled => pulled,
+            },
         }
     }
 
@@ -117,7 +139,11 @@ impl Pull {
                     return self.poll(job).await;
                 };
                 if repository == job.repository {
-                    return self.watch(job, progress, follow).await;
+                    match self.watch(job, progress, follow).await {
+                        // The caller that the fill was begun for was over budget.
+                        Err(PullError::OverBudget(_)) if self.core.budgets.check_miss(job.payer).is_ok() => continue,
+                        watched => return watched,
+                    }
                 }
                 // Another repository's fill: its bytes need the same permission as stored ones.
                 if !self.core.upstreams.is_open(&repository) {
@@ -194,7 +220,7 @@ impl Pull {
 /// Whether a fill holds the claim: it runs, or has died recently.
 fn is_claimed(view: &BlobView, now: Timestamp) -> bool {
     let state = view.record.as_ref().map(|record| &record.value.state);
-    matches!(state, Some(BlobState::Claimed { until, .. }) if now < *until)
+    state.is_some_and(|state| matches!(state, BlobState::Claimed { .. }) && state.is_busy(now))
 }
 
 impl PulledBlob {

@@ -1,6 +1,6 @@
 //! Answers without asking upstream: from fresh records, from what upstream said last, and from storage.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as MemoryCache;
@@ -16,13 +16,19 @@ use crate::values::pull_counter::PullCounter;
 use crate::values::served::Served;
 
 /// Manifests this process has served: they never change under a digest, and each counts for its own repository only.
-pub(crate) struct Warm(pub(super) MemoryCache<(Repository, Digest), Arc<Manifest>, ManifestBytes>);
+pub(crate) struct Warm {
+    recent: MemoryCache<(Repository, Digest), Arc<Manifest>, ManifestBytes>,
+    /// Those that are being sent: all clients that read one, however slowly, share it.
+    sent: MemoryCache<(Repository, Digest), Weak<Manifest>>,
+}
 
 /// The most bytes of manifests kept in memory.
 const WARM_BYTES: u64 = 8 * 1024 * 1024;
+/// The most manifests that are shared while they are sent: as many as the program has connections.
+const SENT: usize = 4096;
 
 #[derive(Clone)]
-pub(super) struct ManifestBytes;
+struct ManifestBytes;
 
 impl Weighter<(Repository, Digest), Arc<Manifest>> for ManifestBytes {
     fn weight(&self, _: &(Repository, Digest), manifest: &Arc<Manifest>) -> u64 {
@@ -32,7 +38,25 @@ impl Weighter<(Repository, Digest), Arc<Manifest>> for ManifestBytes {
 
 impl Warm {
     pub(crate) fn new() -> Self {
-        Self(MemoryCache::with_weighter(1024, WARM_BYTES, ManifestBytes))
+        let recent = MemoryCache::with_weighter(1024, WARM_BYTES, ManifestBytes);
+        Self { recent, sent: MemoryCache::new(SENT) }
+    }
+
+    fn get(&self, key: &(Repository, Digest)) -> Option<Arc<Manifest>> {
+        self.recent.get(key).or_else(|| self.sent.get(key)?.upgrade())
+    }
+
+    /// Adds a manifest, and returns the one that is there if another caller has added it meanwhile.
+    pub(super) fn add(&self, key: (Repository, Digest), manifest: Arc<Manifest>) -> Arc<Manifest> {
+        let manifest = self.get(&key).unwrap_or(manifest);
+        self.sent.insert(key.clone(), Arc::downgrade(&manifest));
+        self.recent.insert(key, Arc::clone(&manifest));
+        manifest
+    }
+
+    pub(super) fn remove(&self, key: &(Repository, Digest)) {
+        self.recent.remove(key);
+        self.sent.remove(key);
     }
 }
 
@@ -105,14 +129,11 @@ impl Pull {
         digest: &Digest,
     ) -> Result<Option<Arc<Manifest>>, PullError> {
         let key = (repository.clone(), digest.clone());
-        if let Some(manifest) = self.warm.0.get(&key) {
+        if let Some(manifest) = self.warm.get(&key) {
             return Ok(Some(manifest));
         }
-        let manifest = self.core.ledger.manifest(repository, digest).await?.map(Arc::new);
-        if let Some(manifest) = &manifest {
-            self.warm.0.insert(key, Arc::clone(manifest));
-        }
-        Ok(manifest)
+        let manifest = self.core.ledger.manifest(repository, digest).await?;
+        Ok(manifest.map(|manifest| self.warm.add(key, Arc::new(manifest))))
     }
 }
 

@@ -2,27 +2,27 @@
 //! it: they are right however upstream treats `n` and `last`, and upstream's cursors never reach a client.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as MemoryCache;
-use serde_json::{Map, Value};
 
 use super::manifest::jittered;
 use super::{Pull, Want};
 use crate::budget::MissReservation;
 use crate::config::Referrers;
-use crate::errors::{Failure, PullError, StoreError, UpstreamError};
-use crate::oci::{Digest, MediaType, Page, Reference, Repository, Tag};
+use crate::errors::{PullError, StoreError, UpstreamError, beside};
+use crate::oci::{Descriptors, Digest, MediaType, Page, Reference, Repository, Tag, Tags};
 use crate::ports::MAX_LISTING_BYTES;
 use crate::records::{List, ListKey, Listing};
-use crate::upstream::Evidence;
+use crate::upstream::{Evidence, Upstream};
 use crate::values::served::Served;
 
 /// A page of tags to answer with.
 #[derive(Debug)]
 pub struct PulledTags {
-    /// The tags in lexical order.
-    pub tags: Vec<Tag>,
+    /// The tags.
+    pub tags: Tags,
     /// Whether more tags follow.
     pub more: bool,
     /// How the answer was obtained.
@@ -32,8 +32,8 @@ pub struct PulledTags {
 /// Referrers to answer with.
 #[derive(Debug)]
 pub struct PulledReferrers {
-    /// Their descriptors, as upstream sent them.
-    pub manifests: Vec<Map<String, Value>>,
+    /// Their descriptors.
+    pub manifests: Descriptors,
     /// How the answer was obtained.
     pub served: Served,
 }
@@ -57,17 +57,17 @@ impl PulledList {
 }
 
 /// Lists that are too large for the ledger. Each process has its own.
-pub(crate) struct LargeLists(MemoryCache<(Repository, ListKey), (Arc<Listing>, u64), ListBytes>);
+pub(crate) struct LargeLists(MemoryCache<(Repository, ListKey), Arc<Listing>, ListBytes>);
 
-/// The most bytes of such lists kept in memory, as JSON: room for the largest list that is read at all.
+/// The most bytes of such lists kept in memory: room for the largest list that is read at all.
 const LARGE_LISTS_BYTES: u64 = 20 * 1024 * 1024;
 
 #[derive(Clone)]
 struct ListBytes;
 
-impl Weighter<(Repository, ListKey), (Arc<Listing>, u64)> for ListBytes {
-    fn weight(&self, _: &(Repository, ListKey), (_, bytes): &(Arc<Listing>, u64)) -> u64 {
-        *bytes
+impl Weighter<(Repository, ListKey), Arc<Listing>> for ListBytes {
+    fn weight(&self, _: &(Repository, ListKey), listing: &Arc<Listing>) -> u64 {
+        listing.list.as_ref().map_or(1, List::json_bytes) as u64
     }
 }
 
@@ -89,8 +89,8 @@ impl Pull {
         let PulledList { listing, served, .. } = self.list(repository, ListKey::Tags, want).await?;
         match &listing.list {
             Some(List::Tags(all)) => {
-                let (tags, more) = page.of(all);
-                Ok(PulledTags { tags: tags.to_vec(), more, served })
+                let (tags, more) = all.page(page);
+                Ok(PulledTags { tags, more, served })
             }
             Some(List::Referrers(_)) => Err(mixed_up().into()),
             None => Err(UpstreamError::NoRepository.into()),
@@ -132,17 +132,18 @@ impl Pull {
             Some((List::Tags(_), _)) => return Err(mixed_up().into()),
             None => {
                 let served = listed.map_or(Served::Miss, |listed| listed.served);
-                let none = PulledReferrers { manifests: Vec::new(), served };
+                let none = PulledReferrers { manifests: Descriptors::default(), served };
                 self.referrers_by_tag(repository, subject, Want { head, ..want }).await?.unwrap_or(none)
             }
         };
         if let Some(wanted) = artifact_type {
-            pulled.manifests.retain(|found| found.get("artifactType").and_then(Value::as_str) == Some(wanted));
+            pulled.manifests = pulled.manifests.of_type(wanted);
         }
         Ok(pulled)
     }
 
-    /// The referrers tag schema. With `want.head`, HEAD comes first: a missing tag (`None`) then costs no quota.
+    /// The referrers tag schema. With `want.head`, HEAD comes first: a missing tag (`None`) then costs no quota. A
+    /// registry that answers the tag with the subject itself has no such tag either (registry.gitlab.com, oras-go#1396).
     async fn referrers_by_tag(
         self: &Arc<Self>,
         repository: &Repository,
@@ -153,8 +154,10 @@ impl Pull {
         let pulled = async {
             let pulled = self.manifest(repository, &tag, want.clone()).await?;
             match pulled.manifest {
-                Some(_) => Ok(pulled),
-                None => self.manifest(repository, &tag, Want { head: false, check: false, ..want }).await,
+                None if pulled.observed.digest != *subject => {
+                    self.manifest(repository, &tag, Want { head: false, check: false, ..want }).await
+                }
+                _ => Ok(pulled),
             }
         };
         let pulled = match pulled.await {
@@ -165,8 +168,8 @@ impl Pull {
             }
             pulled => pulled?,
         };
-        let index = pulled.manifest.filter(|manifest| manifest.media_type == MediaType::OciIndex);
-        let manifests = index.map_or(Ok(Vec::new()), |index| index.descriptors());
+        let index = pulled.manifest.filter(|found| found.media_type == MediaType::OciIndex && found.digest != *subject);
+        let manifests = index.map_or_else(|| Ok(Descriptors::default()), |index| index.descriptors());
         let manifests = manifests.map_err(|error| UpstreamError::Invalid(error.to_string()))?;
         Ok(Some(PulledReferrers { manifests, served: pulled.served }))
     }
@@ -180,12 +183,12 @@ impl Pull {
         key: ListKey,
         want: Want,
     ) -> Result<PulledList, PullError> {
-        let (of_tags, now) = (key == ListKey::Tags, self.core.clock.now());
+        let of_tags = key == ListKey::Tags;
         let kept = self.kept_list(repository, &key).await?;
         let known = kept.is_some();
         // Even if it is fresh: upstream may not show it to us any more.
         let due = known && self.membership.permission_is_due(repository).await?;
-        if let Some(kept) = kept.filter(|kept| !want.check && !due && now < kept.fresh_until) {
+        if let Some(kept) = kept.filter(|kept| !want.check && !due && self.is_fresh(repository, kept)) {
             return Ok(PulledList::kept(kept, Served::Hit));
         }
         if !known && !want.check {
@@ -217,11 +220,17 @@ impl Pull {
         self.lists.flights.join(question, work).await.unwrap_or(Err(PullError::NotYet))
     }
 
+    fn is_fresh(&self, repository: &Repository, kept: &Listing) -> bool {
+        let config = self.core.upstreams.get(repository).ok().map(Upstream::config);
+        let longest = config.map_or(Duration::ZERO, |config| config.tags.fresh.max(config.missing));
+        kept.fresh_until.is_ahead(longest.mul_f64(1.1), self.core.clock.now())
+    }
+
     /// The kept list, fresh or not, while it may be served at all.
     async fn kept_list(&self, repository: &Repository, key: &ListKey) -> Result<Option<Arc<Listing>>, StoreError> {
         let now = self.core.clock.now();
-        let large = self.lists.large.0.get(&(repository.clone(), key.clone())).map(|(listing, _)| listing);
-        if large.as_ref().is_some_and(|large| now < large.fresh_until) {
+        let large = self.lists.large.0.get(&(repository.clone(), key.clone()));
+        if large.as_ref().is_some_and(|large| self.is_fresh(repository, large)) {
             return Ok(large);
         }
         let kept = self.core.ledger.listing(repository, key).await?.map(Arc::new);
@@ -236,10 +245,10 @@ impl Pull {
         reservation: &mut MissReservation,
     ) -> Result<PulledList, PullError> {
         let upstream = self.core.upstreams.get(repository)?;
-        let (of_tags, now) = (*key == ListKey::Tags, self.core.clock.now());
+        let of_tags = *key == ListKey::Tags;
         let kept = self.kept_list(repository, key).await?;
         match &kept {
-            Some(kept) if !check && now < kept.fresh_until => {
+            Some(kept) if !check && self.is_fresh(repository, kept) => {
                 return Ok(PulledList::kept(Arc::clone(kept), Served::Hit));
             }
             None if !check => self.core.upstreams.standings.check_absent(repository).await?,
@@ -264,20 +273,17 @@ impl Pull {
         let fresh = jittered(if list.is_some() { config.tags.fresh } else { config.missing });
         let nothing = is_nothing(list.as_ref(), of_tags);
         if *check && list.is_some() && !nothing {
-            self.core.upstreams.standings.note_present(repository).await?;
+            beside(self.core.upstreams.standings.note_present(repository).await, "that a repository exists");
         }
         // An empty answer is of use only while it is fresh; that the API is missing leads to a tag.
         let stale = if nothing { fresh } else { fresh + config.stale };
         let listing = Arc::new(Listing { list, fresh_until: now.plus(fresh), stale_until: now.plus(stale) });
-        let bytes = serde_json::to_vec(&listing.list)
-            .map_err(|error| StoreError::Corrupt(Failure::because("a list", error)))?
-            .len();
-        let (large, place) = (bytes > MAX_LISTING_BYTES, (repository.clone(), key.clone()));
-        if large {
-            self.lists.large.0.insert(place, (Arc::clone(&listing), bytes as u64));
-        } else {
-            self.core.ledger.put_listing(repository, key, &listing).await?;
+        let large = listing.list.as_ref().is_some_and(|list| list.json_bytes() > MAX_LISTING_BYTES);
+        let place = (repository.clone(), key.clone());
+        if !large && beside(self.core.ledger.put_listing(repository, key, &listing).await, "a list").is_some() {
             self.lists.large.0.remove(&place);
+        } else {
+            self.lists.large.0.insert(place, Arc::clone(&listing));
         }
         if no_repository {
             return Err(UpstreamError::NoRepository.into());

@@ -9,13 +9,13 @@ use tokio::time::Instant;
 use super::known::before;
 use super::{Pull, PulledManifest};
 use crate::budget::MissReservation;
-use crate::errors::{Limit, PullError, UpstreamError};
+use crate::errors::{Limit, PullError, UpstreamError, beside};
 use crate::identity::Payer;
 use crate::oci::{Digest, Observed, Reference, Repository, Tag};
 use crate::ports::{Attempts, Priority};
-use crate::records::tag::{self, LEASE, Step};
+use crate::records::tag::{self, Step};
 use crate::records::{Previous, TagRecord, Versioned};
-use crate::upstream::{Evidence, Upstream};
+use crate::upstream::{Evidence, Patience, Upstream};
 use crate::values::pull_counter::PullCounter;
 use crate::values::served::Served;
 
@@ -25,6 +25,9 @@ const TURN: Duration = Duration::from_secs(25);
 
 /// How long upstream may take to say what a known tag is now, and to send that manifest.
 const DECISION: Duration = Duration::from_secs(9);
+
+/// The same where nothing is known, so that a client has an answer within the 30 seconds that it waits for headers.
+const PATIENT_DECISION: Duration = Duration::from_secs(22);
 
 /// How long an immutable tag is fresh: thousands of years, a date that every ledger can hold.
 const FOR_EVER: Duration = Duration::from_hours(24 * 365 * 5000);
@@ -166,7 +169,7 @@ impl Pull {
             // A check is charged whatever it finds: upstream is asked because the caller says so.
             reservation.settle(want.check || pulled.as_ref().is_err_and(PullError::is_miss));
             if want.check && pulled.is_ok() {
-                pull.core.upstreams.standings.note_present(&repository).await?;
+                beside(pull.core.upstreams.standings.note_present(&repository).await, "that a repository exists");
             }
             pulled
         };
@@ -207,7 +210,9 @@ impl Pull {
             match tag::decide(value.as_ref(), &owner, check, self.core.clock.now()) {
                 // Fresh, but only HEAD has been asked for so far: the manifest is fetched by its digest.
                 Step::Fresh(observed) => {
-                    return self.fetch_observed(upstream, repository, observed, value.as_ref(), want).await;
+                    return self
+                        .fetch_observed(upstream, repository, (reference, observed), value.as_ref(), want)
+                        .await;
                 }
                 Step::Missing => return Err(PullError::ManifestUnknown(Served::Hit)),
                 // Another process asks: what is known serves meanwhile.
@@ -219,13 +224,17 @@ impl Pull {
                     _ => tokio::time::sleep(Duration::from_millis(fastrand::u64(50..150))).await,
                 },
                 Step::Ask(leased) => {
-                    if let Some(version) =
-                        self.core.ledger.swap_reference(repository, reference, version, &leased).await?
-                    {
-                        let leased = Versioned { value: leased, version };
-                        return self.ask_with_lease(upstream, repository, reference, leased, want).await;
-                    }
-                    attempts.again().await?;
+                    let written = self.core.ledger.swap_reference(repository, reference, version, &leased).await;
+                    // Without room for a lease it asks without one.
+                    let version = match beside(written, "the lease of a reference") {
+                        Some(None) => {
+                            attempts.again().await?;
+                            continue;
+                        }
+                        Some(leased) => leased,
+                        None => version,
+                    };
+                    return self.ask_with_lease(upstream, repository, reference, leased, version, want).await;
                 }
             }
         }
@@ -238,12 +247,13 @@ impl Pull {
         upstream: &Upstream,
         repository: &Repository,
         reference: &Reference,
-        leased: Versioned<TagRecord>,
+        leased: TagRecord,
+        version: Option<u64>,
         want: &Want,
     ) -> Result<PulledManifest, PullError> {
-        let asked = self.ask(repository, reference, &leased.value, want);
+        let asked = self.ask(repository, reference, &leased, want);
         // If something is known, the client gets that rather than wait longer for what is new.
-        let limit = if leased.value.observed.is_some() { DECISION } else { LEASE };
+        let limit = if leased.observed.is_some() { DECISION } else { PATIENT_DECISION };
         let late = || UpstreamError::Unavailable { silent: false, reason: format!("no answer within {limit:?}") };
         let asked = tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| Err(late().into()));
         let mut deleted = None;
@@ -251,34 +261,32 @@ impl Pull {
             // A manifest that is too large has been fetched once, so its digest is known.
             Ok(PulledManifest { observed, .. }) | Err(PullError::TooLarge { manifest: Some(observed), .. }) => {
                 match reference {
-                    Reference::Tag(tag) => self.observed(upstream, repository, tag, &leased.value, observed).await?,
+                    Reference::Tag(tag) => self.observed(upstream, repository, tag, &leased, observed).await?,
                     // A digest needs no record: its manifest is stored, or is asked for again.
-                    Reference::Digest(_) => TagRecord { lease: None, ..leased.value.clone() },
+                    Reference::Digest(_) => TagRecord { lease: None, ..leased.clone() },
                 }
             }
             Err(PullError::Upstream(UpstreamError::Missing | UpstreamError::NoRepository)) => {
                 let (config, now) = (upstream.config(), self.core.clock.now());
-                deleted = self.deleted(upstream, repository, &leased.value, &want.spent).await?;
+                deleted = self.deleted(upstream, repository, &leased, &want.spent).await?;
                 match deleted {
-                    Some(_) => tag::served_on(&leased.value, config.stale, jittered(config.missing), now),
+                    Some(_) => tag::served_on(&leased, config.stale, jittered(config.missing), now),
                     // Clients may have pinned the last digest.
-                    None => tag::answered(None, before(&leased.value), jittered(config.missing), now),
+                    None => tag::answered(None, before(&leased), jittered(config.missing), now),
                 }
             }
-            Err(_) => TagRecord { lease: None, ..leased.value.clone() },
+            Err(_) => TagRecord { lease: None, ..leased.clone() },
         };
-        let written = self.core.ledger.swap_reference(repository, reference, Some(leased.version), &record).await;
+        let written = self.core.ledger.swap_reference(repository, reference, version, &record).await;
+        beside(written, "what upstream said of a reference");
         if let Some(deleted) = deleted {
             return Ok(deleted);
         }
         match asked {
-            Err(PullError::Upstream(UpstreamError::Missing)) => {
-                written?;
-                Err(PullError::ManifestUnknown(Served::Miss))
-            }
+            Err(PullError::Upstream(UpstreamError::Missing)) => Err(PullError::ManifestUnknown(Served::Miss)),
             // 5. Upstream in trouble: what it said last. Not if it refuses us: our permission may have been revoked.
             Err(PullError::Upstream(error)) if !error.is_refusal() => {
-                let stale = self.last_known(upstream, repository, Some(&leased.value)).await?;
+                let stale = self.last_known(upstream, repository, Some(&leased)).await?;
                 if stale.is_some() {
                     tracing::warn!(%repository, %reference, %error, "upstream is in trouble: serving what it said last");
                 }
@@ -297,8 +305,9 @@ impl Pull {
         want: &Want,
     ) -> Result<PulledManifest, PullError> {
         // 7. Nothing is known and the client wants the bytes: one GET answers both.
+        let patience = if known.observed.is_some() { Patience::Known } else { Patience::Client };
         let observed = if want.head || known.observed.is_some() {
-            self.core.upstreams.head_manifest(repository, reference).await?
+            self.core.upstreams.head_manifest(repository, reference, patience).await?
         } else {
             None
         };
@@ -312,11 +321,11 @@ impl Pull {
             None => match self.fetch(repository, reference, want).await {
                 Ok(manifest) => Ok(PulledManifest::new(manifest, Served::Miss)),
                 // HEAD still tells the digest, and that manifest may be stored, or an alternate may have it.
-                Err(PullError::Upstream(UpstreamError::Throttled { limit: Limit::Pulls, .. }))
-                    if !want.head && matches!(reference, Reference::Tag(_)) =>
+                Err(PullError::Upstream(error))
+                    if error.limit() == Some(Limit::Pulls) && !want.head && matches!(reference, Reference::Tag(_)) =>
                 {
-                    match self.core.upstreams.head_manifest(repository, reference).await? {
-                        Some(observed) => self.by_digest(repository, observed.digest, want).await,
+                    match self.core.upstreams.head_manifest(repository, reference, patience).await? {
+                        Some(observed) => self.by_digest(repository, reference, observed.digest, want).await,
                         None => Err(PullError::ManifestUnknown(Served::Miss)),
                     }
                 }
@@ -325,7 +334,7 @@ impl Pull {
             Some(observed) => match self.stored(repository, &observed.digest).await? {
                 Some(manifest) => Ok(PulledManifest::new(manifest, Served::Revalidated)),
                 None if want.head => Ok(PulledManifest { observed, manifest: None, served: Served::Miss }),
-                None => self.by_digest(repository, observed.digest, want).await,
+                None => self.by_digest(repository, reference, observed.digest, want).await,
             },
         }
     }
@@ -354,11 +363,11 @@ impl Pull {
         self: &Arc<Self>,
         upstream: &Upstream,
         repository: &Repository,
-        observed: &Observed,
+        (reference, observed): (&Reference, &Observed),
         record: Option<&TagRecord>,
         want: &Want,
     ) -> Result<PulledManifest, PullError> {
-        match self.by_digest(repository, observed.digest.clone(), want).await {
+        match self.by_digest(repository, reference, observed.digest.clone(), want).await {
             Err(PullError::Upstream(error)) if !error.is_refusal() => {
                 self.last_known(upstream, repository, record).await?.ok_or(error.into())
             }
@@ -367,19 +376,31 @@ impl Pull {
     }
 
     /// The manifest of the digest that upstream says a tag is. Asked by its own key, so that callers by digest and
-    /// callers by tag share one GET. If upstream does not have it, that is an error of upstream and no caller's miss,
-    /// because upstream named it itself.
+    /// callers by tag share one GET. Some upstreams have it by its tag only (spegel#1378, moby#41687). If upstream does
+    /// not have it at all, that is an error of upstream and no caller's miss, because upstream named it itself.
     fn by_digest<'a>(
         self: &'a Arc<Self>,
         repository: &'a Repository,
+        reference: &'a Reference,
         digest: Digest,
         want: &'a Want,
     ) -> BoxFuture<'a, Result<PulledManifest, PullError>> {
         Box::pin(async move {
-            let named = || UpstreamError::Invalid("a tag is a manifest that it does not have".into());
             let want = Want { check: false, ..want.clone() };
-            let found = self.share(repository, &Reference::Digest(digest), want, false, MissReservation::free()).await;
-            found.map_err(|error| if matches!(error, PullError::ManifestUnknown(_)) { named().into() } else { error })
+            let by_digest = Reference::Digest(digest);
+            let asked = self.share(repository, &by_digest, want.clone(), false, MissReservation::free());
+            let found = match asked.await {
+                Err(PullError::ManifestUnknown(_)) if matches!(reference, Reference::Tag(_)) => {
+                    let fetched = self.fetch(repository, reference, &want).await;
+                    fetched.map(|manifest| PulledManifest::new(manifest, Served::Miss))
+                }
+                found => found,
+            };
+            let named = || UpstreamError::Invalid("a tag is a manifest that it does not have".into());
+            let is_missing = |error: &PullError| {
+                matches!(error, PullError::ManifestUnknown(_) | PullError::Upstream(UpstreamError::Missing))
+            };
+            found.map_err(|error| if is_missing(&error) { named().into() } else { error })
         })
     }
 }

@@ -7,7 +7,6 @@ use std::time::Duration;
 use quick_cache::sync::Cache as MemoryCache;
 
 use super::Pull;
-use crate::budget::MissReservation;
 use crate::errors::{OverBudget, PullError, UpstreamError};
 use crate::identity::Payer;
 use crate::oci::{Digest, Repository};
@@ -39,9 +38,8 @@ impl Sources {
 }
 
 impl Pull {
-    /// Where a client could fetch a blob itself. The caller that starts the request is charged a miss if the blob is
-    /// not `admitted`, because it stays cold and would be asked about again and again. For an empty blob it is charged
-    /// only if upstream does not have it.
+    /// Where a client could fetch a blob itself. The caller that starts the request is charged a miss if upstream is
+    /// asked in vain, and if the blob is not `admitted`, because it stays cold and would be asked about again and again.
     pub(super) async fn blob_source(
         self: &Arc<Self>,
         job: &Job,
@@ -52,10 +50,7 @@ impl Pull {
         if let Some(source) = self.sources.known(&key, self.core.clock.now()) {
             return Ok(source);
         }
-        // A blob that is stored from now on is charged by its bytes.
-        let paid = admitted.is_ok() && job.size > 0;
-        let mut reservation =
-            if paid { MissReservation::free() } else { self.core.budgets.reserve_miss(payer).await? };
+        let mut reservation = self.core.budgets.reserve_miss(payer).await?;
         let (pull, place, admitted) = (Arc::clone(self), key.clone(), admitted.is_ok());
         let work = || async move {
             let now = pull.core.clock.now();

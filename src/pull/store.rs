@@ -7,7 +7,7 @@ use quick_cache::sync::Cache as MemoryCache;
 
 use super::Pull;
 use crate::config::{Cold, MaxBlob};
-use crate::errors::{PullError, UpstreamError, chain};
+use crate::errors::{PullError, UpstreamError, beside, chain};
 use crate::identity::Payer;
 use crate::oci::{Descriptor, Digest, Manifest, Observed, Platforms, Reference, Repository};
 use crate::ports::{ImageJob, Job, Priority};
@@ -38,16 +38,20 @@ impl Pull {
             return Err(refused);
         }
         let question = self.core.upstreams.get_manifest(repository, reference, want.priority != Priority::Interactive);
-        let manifest = self.core.budgets.pay_pull(want.payer, &want.spent, question).await?;
+        let fetched = self.core.budgets.pay_pull(want.payer, &want.spent, question).await?;
+        // A stored digest keeps its type, whatever type upstream sends the same bytes with later.
+        let manifest = match reference {
+            Reference::Tag(_) => self.stored(repository, &fetched.digest).await?,
+            Reference::Digest(_) => None,
+        };
+        let manifest = manifest.unwrap_or_else(|| Arc::new(fetched));
         let kept = self.keep(repository, &manifest, want).await;
         if let Err(error @ PullError::TooLarge { .. }) = &kept {
             self.refused.0.insert((repository.clone(), manifest.digest.clone()), error.clone());
         }
         let blobs = kept?;
-        tracing::info!(%repository, %reference, manifest.digest = %manifest.digest, blobs, "manifest stored");
-        let manifest = Arc::new(manifest);
-        self.warm.0.insert((repository.clone(), manifest.digest.clone()), Arc::clone(&manifest));
-        Ok(manifest)
+        tracing::info!(%repository, %reference, manifest.digest = %manifest.digest, blobs, "manifest fetched");
+        Ok(self.warm.add((repository.clone(), manifest.digest.clone()), manifest))
     }
 
     /// Stores a manifest with the membership of its blobs, and requests the fills of those that the caller's budget has
@@ -63,8 +67,13 @@ impl Pull {
             self.check_size(repository, *size, Some(manifest))?;
         }
         let keep_proofs = !self.core.upstreams.is_open(repository);
-        self.core.ledger.put_manifest(repository, manifest, &blobs, keep_proofs, self.core.clock.now()).await?;
-        self.noted_manifest(repository, &manifest.digest);
+        let (ledger, now) = (&self.core.ledger, self.core.clock.now());
+        // Each repository has its own copy. What a caller has no room for is passed on from memory.
+        if self.core.budgets.pay_bytes(want.payer, manifest.bytes.len() as u64).is_ok()
+            && beside(ledger.put_manifest(repository, manifest, &blobs, keep_proofs, now).await, "a manifest").is_some()
+        {
+            self.noted_manifest(repository, &manifest.digest);
+        }
         self.follow_policy(repository, manifest, want.payer).await;
         let priority = want.priority;
         // A manifest that is refused as a whole is not filled in part.
@@ -76,7 +85,8 @@ impl Pull {
         let jobs: Vec<Job> = blobs
             .into_iter()
             .filter(|_| !refused)
-            .map(|blob| Job { repository: repository.clone(), digest: blob.digest, size: blob.size, priority })
+            .map(|blob| (blob.digest, blob.size, repository.clone()))
+            .map(|(digest, size, repository)| Job { repository, digest, size, priority, payer: want.payer })
             .filter(|job| self.core.budgets.admit(want.payer, job).is_ok())
             .collect();
         if !jobs.is_empty()

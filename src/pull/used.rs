@@ -103,7 +103,7 @@ impl Pull {
     /// Forgets a manifest that was removed from the ledger.
     pub(crate) fn forget(&self, repository: &Repository, digest: &Digest) {
         let key = (repository.clone(), digest.clone());
-        self.warm.0.remove(&key);
+        self.warm.remove(&key);
         self.uses.0.remove(&key);
     }
 }

@@ -74,6 +74,17 @@ pub enum BlobState {
     },
 }
 
+impl BlobState {
+    /// Whether a fill or a sweep is at work on the blob, which others leave alone meanwhile.
+    pub fn is_busy(&self, now: Timestamp) -> bool {
+        match self {
+            Self::Claimed { until, .. } => until.is_ahead(CLAIM, now),
+            Self::Removing { until } => until.is_ahead(REMOVING, now),
+            Self::Absent | Self::Stored { .. } => false,
+        }
+    }
+}
+
 /// A blob as one repository sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BlobView {
@@ -111,6 +122,9 @@ pub struct Member {
 /// How long a claim lasts. It is renewed while bytes arrive, so this bounds how long others wait for a fill that died.
 pub const CLAIM: Duration = Duration::from_mins(1);
 
+/// How long the record of a blob blocks fills and other sweeps while its bytes are deleted.
+pub const REMOVING: Duration = Duration::from_mins(1);
+
 /// What a fill may do about a blob, decided from its record alone.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Claim {
@@ -122,18 +136,17 @@ pub enum Claim {
 
 /// The rule of the claim, for a blob whose bytes are not stored.
 pub fn decide(record: Option<&BlobRecord>, owner: &str, now: Timestamp) -> Claim {
-    match record.map(|record| &record.state) {
-        Some(BlobState::Claimed { until, .. }) if now < *until => Claim::Held,
-        Some(BlobState::Removing { until }) if now < *until => Claim::Held,
-        _ => Claim::Take(BlobRecord {
-            state: BlobState::Claimed { owner: owner.to_owned(), until: now.plus(CLAIM) },
-            attempts: record.map_or(0, |record| record.attempts).saturating_add(1),
-            failure: record.and_then(|record| record.failure.clone()),
-            checkpoint: record.and_then(|record| record.checkpoint.clone()),
-            used_at: Some(now),
-            open: record.is_some_and(|record| record.open),
-        }),
+    if record.is_some_and(|record| record.state.is_busy(now)) {
+        return Claim::Held;
     }
+    Claim::Take(BlobRecord {
+        state: BlobState::Claimed { owner: owner.to_owned(), until: now.plus(CLAIM) },
+        attempts: record.map_or(0, |record| record.attempts).saturating_add(1),
+        failure: record.and_then(|record| record.failure.clone()),
+        checkpoint: record.and_then(|record| record.checkpoint.clone()),
+        used_at: Some(now),
+        open: record.is_some_and(|record| record.open),
+    })
 }
 
 /// How often the use of an item is noted: one write a day, however often it is pulled.
@@ -158,6 +171,8 @@ mod tests {
         let now = Timestamp(1000);
         let claimed = |until| record(BlobState::Claimed { owner: "other".into(), until: Timestamp(until) });
         assert_eq!(decide(Some(&claimed(1001)), "me", now), Claim::Held);
+        let set_back = decide(Some(&claimed(1_000_000)), "me", now);
+        assert!(matches!(set_back, Claim::Take(_)), "the clock was set back since: {set_back:?}");
         for free in
             [None, Some(claimed(1000)), Some(record(BlobState::Absent)), Some(record(BlobState::Stored { size: 1 }))]
         {

@@ -1,5 +1,8 @@
 //! The quota that an upstream last reported, its breakers, and what may therefore be asked of it: decided from the
 //! gauge and the time alone, no I/O, no clock.
+//!
+//! One gauge is of an upstream as a whole. What is asked of it, and each repository, has breakers of its own in memory,
+//! by the same rules: [`Outcome::scope`] says which of them an outcome is about.
 
 use std::time::Duration;
 
@@ -24,7 +27,7 @@ const RATE_LIMIT_PAUSE: Duration = Duration::from_mins(1);
 pub(crate) const PROBE: Duration = Duration::from_secs(10);
 
 /// The kind of a request to an upstream.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Kind {
     /// The digest of a tag: free at Docker Hub, and still answered when the quota is used up.
     Head,
@@ -121,7 +124,27 @@ pub enum Outcome {
     },
 }
 
+/// What the trouble of an outcome is about: what one caller can provoke must not close an upstream for the others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scope {
+    /// What was asked for: another tag, blob or list may well be answered.
+    Question,
+    /// All of its repository: a registry in between passes on the limits of where it copies from.
+    Repository,
+    /// The upstream: it answers, or limits our account.
+    Upstream,
+}
+
 impl Outcome {
+    /// Where it counts. Trouble of less than the upstream is trouble of the upstream only if its `/v2/` says so too.
+    pub fn scope(&self) -> Scope {
+        match self {
+            Self::Answered | Self::Limited(Limit::Pulls | Limit::Login, _) => Scope::Upstream,
+            Self::Limited(Limit::Requests, _) => Scope::Repository,
+            Self::Failed { .. } => Scope::Question,
+        }
+    }
+
     /// The outcome of a request with this result.
     pub fn of<T>(result: &Result<T, UpstreamError>) -> Self {
         match result {
@@ -290,6 +313,32 @@ mod tests {
                 assert!(matches!(broken.permit(kind, later(5)), Permit::Probe(_)));
             }
         }
+    }
+
+    /// Whatever upstream says: what its trouble is about, whether the caller that asked pays a miss, whether what was
+    /// said before still holds, and whether it is refused.
+    #[test]
+    fn an_outcome_is_trouble_of_what_was_asked_for_of_its_repository_or_of_the_upstream() {
+        use UpstreamError::{Denied, Elsewhere, Invalid, Missing, NoRepository, Throttled, Unavailable};
+        let unavailable = |silent| Unavailable { silent, reason: "503".into() };
+        let throttled = |limit| Throttled { limit, retry_after: None, detail: String::new() };
+        for (error, scope, trouble, refusal) in [
+            (Missing, Scope::Upstream, false, false),
+            (NoRepository, Scope::Upstream, false, true),
+            (Denied("no".into()), Scope::Upstream, false, true),
+            (Invalid("a page".into()), Scope::Upstream, false, false),
+            (Elsewhere("503".into()), Scope::Upstream, true, false),
+            (unavailable(true), Scope::Question, true, false),
+            (unavailable(false), Scope::Question, true, false),
+            (throttled(Limit::Requests), Scope::Repository, true, false),
+            (throttled(Limit::Pulls), Scope::Upstream, true, false),
+            (throttled(Limit::Login), Scope::Upstream, true, false),
+        ] {
+            let outcome = Outcome::of::<()>(&Err(error.clone()));
+            assert_eq!((outcome.scope(), error.is_trouble(), error.is_refusal()), (scope, trouble, refusal), "{error}");
+            assert_eq!((error.is_miss(), error.clone().left_alone().is_miss()), (true, false), "{error}");
+        }
+        assert_eq!(Outcome::of(&Ok::<_, UpstreamError>(())).scope(), Scope::Upstream);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::oci::{Digest, Tag};
+use crate::oci::{Descriptors, Digest, Tags};
 use crate::values::time::Timestamp;
 
 /// Which list of a repository.
@@ -18,10 +18,20 @@ pub enum ListKey {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum List {
-    /// Tags in lexical order, each once.
-    Tags(Vec<Tag>),
-    /// Descriptors with all their fields (image-spec 1.1, "Descriptor").
-    Referrers(Vec<serde_json::Map<String, serde_json::Value>>),
+    /// Of tags.
+    Tags(Tags),
+    /// Of the descriptors of referrers.
+    Referrers(Descriptors),
+}
+
+impl List {
+    /// How many bytes it takes as JSON; in memory it takes no more.
+    pub fn json_bytes(&self) -> usize {
+        match self {
+            Self::Tags(tags) => tags.json_bytes(),
+            Self::Referrers(descriptors) => descriptors.json().len(),
+        }
+    }
 }
 
 /// Upstream's answer to a request for a list.

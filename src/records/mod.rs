@@ -81,6 +81,8 @@ pub struct StoredManifest {
     pub digest: Digest,
     /// When it was last used: stored, or pulled.
     pub used_at: Timestamp,
+    /// How many bytes it takes in the ledger: none if they are stored like a blob.
+    pub bytes: u64,
     /// The blobs or manifests that it references.
     pub names: Vec<Digest>,
 }

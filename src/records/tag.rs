@@ -25,6 +25,13 @@ pub struct TagRecord {
     pub lease: Option<Lease>,
 }
 
+impl TagRecord {
+    /// Whether upstream need not be asked again yet.
+    fn is_fresh(&self, now: Timestamp) -> bool {
+        self.fresh_until.is_ahead(self.fresh_until.after(self.checked_at), now)
+    }
+}
+
 /// What a tag was before it moved.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Previous {
@@ -44,9 +51,9 @@ pub struct Lease {
     pub until: Timestamp,
 }
 
-/// How long one process may ask upstream while all others wait. Longer than every time-out of one request, so that it
+/// How long one process may ask upstream while all others wait. Longer than it may take to answer a client, so that it
 /// expires only if its holder died.
-pub const LEASE: Duration = Duration::from_secs(20);
+pub const LEASE: Duration = Duration::from_secs(23);
 
 /// What may be done about a reference.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -73,11 +80,11 @@ pub fn decide<'a>(record: Option<&'a TagRecord>, owner: &str, check: bool, now: 
             lease: Some(lease),
         });
     };
-    if !check && now < record.fresh_until {
+    if !check && record.is_fresh(now) {
         return record.observed.as_ref().map_or(Step::Missing, Step::Fresh);
     }
     match &record.lease {
-        Some(held) if now < held.until => Step::Held,
+        Some(held) if held.until.is_ahead(LEASE, now) => Step::Held,
         _ => Step::Ask(TagRecord { lease: Some(lease), ..record.clone() }),
     }
 }
@@ -142,6 +149,18 @@ mod tests {
             assert_eq!(leased.lease, Some(Lease { owner: "me".into(), until: NOW.plus(LEASE) }));
             assert_eq!(leased.observed, free.and_then(|record| record.observed), "nothing known is lost");
             assert!(NOW >= leased.fresh_until, "a lease makes nothing fresh");
+        }
+    }
+
+    #[test]
+    fn a_record_of_a_clock_that_was_set_back_is_neither_fresh_nor_leased() {
+        let record = TagRecord { checked_at: Timestamp(NOW.0 - 1), ..record(NOW.0 + 300, Some(NOW.0 + 15)) };
+        for (back, fresh) in [(0, true), (5, true), (3600, false), (NOW.0, false)] {
+            for record in [record.clone(), TagRecord { observed: None, ..record.clone() }] {
+                let step = decide(Some(&record), "me", false, Timestamp(NOW.0 - back));
+                assert_eq!(matches!(step, Step::Fresh(_) | Step::Missing), fresh, "{back}: {step:?}");
+                assert_eq!(matches!(step, Step::Ask(_)), !fresh, "{back}: {step:?}");
+            }
         }
     }
 

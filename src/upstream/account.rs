@@ -1,27 +1,65 @@
 //! An upstream as one credential sees it: shared by all parts of the upstream that use this credential.
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
+use quick_cache::sync::Cache as MemoryCache;
+use url::Url;
+
+use super::guard;
 use super::login::UpstreamLogin;
 use super::meter::Meter;
 use super::token::{Challenge, Tokens};
+use super::trouble::Troubles;
 use crate::config::UpstreamConfig;
-use crate::oci::UpstreamId;
+use crate::oci::{Name, Reference, UpstreamId};
 use crate::ports::Ledger;
 use crate::records::GaugeKey;
 use crate::records::gauge::Quota;
-use crate::values::time::Clock;
+use crate::values::time::{Clock, Timestamp};
+
+/// The most repositories and origins whose ways are remembered. What is forgotten is learned again.
+const REMEMBERED: usize = 1000;
+/// How long an origin is asked without what it failed at: that may have been the trouble of a moment.
+const LACKING: Duration = Duration::from_mins(10);
+
+/// What a registry may offer, or do badly: it is asked again without it then.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) enum Optional {
+    /// A part of a blob.
+    Range,
+    /// The length of a page of tags.
+    PageLength,
+}
+
+/// Whether the answers to HEAD of the manifests of a repository are right.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Heads {
+    Right,
+    /// HEAD was refused for this, and GET has not been asked yet.
+    Doubted(Reference),
+    /// HEAD was refused where GET is answered.
+    Wrong,
+}
 
 pub(super) struct Account {
+    clock: Clock,
     pub(super) key: GaugeKey,
     pub(super) login: UpstreamLogin,
     pub(super) tokens: Tokens,
     /// Anonymous tokens for other registries that this upstream redirects to, which never see our credentials.
     pub(super) anonymous_tokens: Tokens,
     pub(super) meter: Meter,
-    /// Learned from the first 401 and kept: the challenge after a refused token may name another realm (nvcr.io does
-    /// that).
-    challenge: RwLock<Option<Challenge>>,
+    pub(super) troubles: Troubles,
+    /// Learned from a 401 to a request without a token: the challenge after a refused token may name another realm
+    /// (nvcr.io does that). The repositories of some registries have different ones.
+    challenges: MemoryCache<Name, Challenge>,
+    /// The one learned last, for repositories that have not been asked for yet.
+    latest: RwLock<Option<Challenge>>,
+    /// What an origin does badly, and until when it is not asked for that.
+    lacks: MemoryCache<(Optional, String), Timestamp>,
+    /// By repository: what one caller can have upstream refuse says nothing of the others'.
+    heads: MemoryCache<Name, (Heads, Timestamp)>,
     /// The quota in the latest answer, until the meter takes it.
     quota: Mutex<Option<Quota>>,
 }
@@ -31,10 +69,15 @@ impl Account {
         let key = GaugeKey { upstream: upstream.clone(), credential: login.name().to_owned() };
         Self {
             meter: Meter::new(key.clone(), Arc::clone(ledger), clock.clone()),
+            troubles: Troubles::new(clock.clone()),
             tokens: Tokens::new(clock.clone()),
             anonymous_tokens: Tokens::new(clock.clone()),
-            challenge: RwLock::default(),
+            challenges: MemoryCache::new(REMEMBERED),
+            latest: RwLock::default(),
+            lacks: MemoryCache::new(REMEMBERED),
+            heads: MemoryCache::new(REMEMBERED),
             quota: Mutex::default(),
+            clock: clock.clone(),
             key,
             login,
         }
@@ -45,12 +88,34 @@ impl Account {
         self.key.upstream == *upstream && self.login.credentials() == config.credentials.as_ref()
     }
 
-    pub(super) fn challenge(&self) -> Option<Challenge> {
-        self.challenge.read().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(super) fn challenge(&self, name: &Name) -> Option<Challenge> {
+        let latest = || self.latest.read().unwrap_or_else(PoisonError::into_inner).clone();
+        self.challenges.get(name).or_else(latest)
     }
 
-    pub(super) fn set_challenge(&self, challenge: Option<Challenge>) {
-        *self.challenge.write().unwrap_or_else(PoisonError::into_inner) = challenge;
+    pub(super) fn set_challenge(&self, name: &Name, challenge: &Challenge) {
+        self.challenges.insert(name.clone(), challenge.clone());
+        *self.latest.write().unwrap_or_else(PoisonError::into_inner) = Some(challenge.clone());
+    }
+
+    /// Whether `origin` may be asked for something optional.
+    pub(super) fn may_ask(&self, optional: Optional, origin: &Url) -> bool {
+        let until = self.lacks.get(&(optional, guard::origin(origin)));
+        until.is_none_or(|until| until <= self.clock.now())
+    }
+
+    /// Notes that `origin` failed when it was asked for something optional, and not without it.
+    pub(super) fn note_lack(&self, optional: Optional, origin: &Url) {
+        self.lacks.insert((optional, guard::origin(origin)), self.clock.now().plus(LACKING));
+    }
+
+    /// What is known of the answers to HEAD in a repository.
+    pub(super) fn heads(&self, name: &Name) -> Option<Heads> {
+        self.heads.get(name).filter(|(_, until)| self.clock.now() < *until).map(|(heads, _)| heads)
+    }
+
+    pub(super) fn note_heads(&self, name: &Name, heads: Heads) {
+        self.heads.insert(name.clone(), (heads, self.clock.now().plus(LACKING)));
     }
 
     pub(super) fn note_quota(&self, quota: Quota) {

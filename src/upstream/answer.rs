@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use http::StatusCode;
-use http::header::{HeaderMap, LOCATION, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::Response;
 use url::Url;
 
@@ -14,8 +14,11 @@ use crate::errors::{Limit, UpstreamError};
 use crate::oci::MediaType;
 use crate::values::time::Timestamp;
 
-/// How much of the body of a 404 or 429 is read to find its cause.
+/// How much of the body of a refusal is read to find its cause.
 const MAX_REFUSAL_BYTES: usize = 16 * 1024;
+
+/// The longest pause that an answer can ask for.
+const LONGEST_PAUSE: Duration = Duration::from_hours(24);
 
 /// An answer, and how it was obtained.
 pub(super) struct UpstreamResponse {
@@ -33,7 +36,7 @@ pub(super) struct UpstreamResponse {
 impl UpstreamResponse {
     /// The answer if its status is 200 (or 206 to a range); otherwise the error that its status means.
     pub(super) async fn succeeded(self, credentials: bool) -> Result<Self, UpstreamError> {
-        let origin = guard::origin(&self.url);
+        let origin = if self.elsewhere { guard::origin(&self.url) } else { "it".to_owned() };
         Err(match self.response.status() {
             StatusCode::OK => return Ok(self),
             StatusCode::PARTIAL_CONTENT if self.ranged => return Ok(self),
@@ -47,12 +50,22 @@ impl UpstreamResponse {
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if credentials && !self.elsewhere => {
                 UpstreamError::Denied(format!("it answered {status} to our credentials"))
             }
-            // Docker Hub answers 401 for repositories that do not exist.
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => UpstreamError::NoRepository,
-            StatusCode::NOT_FOUND => {
-                let body = read_limited(self.response, MAX_REFUSAL_BYTES).await.unwrap_or_default();
-                let no_repository = body.windows(12).any(|window| window == b"NAME_UNKNOWN");
-                if no_repository { UpstreamError::NoRepository } else { UpstreamError::Missing }
+            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND) => {
+                let headers = self.response.headers();
+                let (page, login) = (is_page(headers), headers.contains_key(WWW_AUTHENTICATE));
+                let body = read_limited(self.response, MAX_REFUSAL_BYTES).await;
+                let page = body.as_ref().map_or(page, |body| if body.is_empty() { page } else { is_page_body(body) });
+                let named = body.is_ok_and(|body| body.windows(12).any(|window| window == b"NAME_UNKNOWN"));
+                match status {
+                    // The registry itself would say so in JSON (distribution-spec, "Error Codes"), or ask for a login.
+                    _ if page && !login => UpstreamError::Unavailable {
+                        silent: false,
+                        reason: format!("{origin} answered {status} with a page that is not the registry's"),
+                    },
+                    StatusCode::NOT_FOUND if !named => UpstreamError::Missing,
+                    // Docker Hub answers 401 for repositories that do not exist.
+                    _ => UpstreamError::NoRepository,
+                }
             }
             status if self.elsewhere && (status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS) => {
                 UpstreamError::Elsewhere(format!("{origin} answered {status}"))
@@ -70,12 +83,25 @@ impl UpstreamResponse {
         if !matches!(self.response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
             return Ok(None);
         }
-        let location = self.response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
+        // Some write a path as it is, in UTF-8.
+        let location = self.response.headers().get(LOCATION).and_then(|text| str::from_utf8(text.as_bytes()).ok());
         match location.map(|location| self.url.join(location)) {
             Some(Ok(target)) if matches!(target.scheme(), "http" | "https") => Ok(Some(target)),
             _ => Err(UpstreamError::Invalid("it redirected without a usable Location".into())),
         }
     }
+}
+
+/// Whether an answer seems to be a page for people: only its body tells for sure, which an answer to HEAD has not.
+pub(super) fn is_page(headers: &HeaderMap) -> bool {
+    let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    media_type.starts_with("text/html") || media_type.starts_with("text/plain")
+}
+
+/// Whether a body is such a page: registries answer in JSON, object stores in XML.
+fn is_page_body(body: &[u8]) -> bool {
+    let body = body.trim_ascii_start();
+    !body.is_empty() && ![&b"{"[..], b"[", b"<?xml", b"<Error"].iter().any(|start| body.starts_with(start))
 }
 
 /// The `Content-Range` of a partial answer (RFC 9110, section 14.4).
@@ -100,7 +126,10 @@ impl RangeSent {
 pub(super) async fn limited(response: Response, limit: Option<Limit>, at: Timestamp) -> UpstreamError {
     let mut retry_after = retry_after(response.headers(), at);
     let remaining = response.headers().get("ratelimit-remaining").and_then(|value| value.to_str().ok());
-    let empty = remaining.is_some_and(|text| text.split(';').next() == Some("0"));
+    // Docker Hub does not say when its window ends; a limit that does (draft-ietf-httpapi-ratelimit-headers) is not its.
+    let reset = response.headers().get("ratelimit-reset").and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    retry_after = retry_after.or_else(|| reset.map(|seconds| until_reset(seconds, at)));
+    let empty = reset.is_none() && remaining.is_some_and(|text| text.split(';').next() == Some("0"));
     let limit = match limit {
         Some(limit) => limit,
         None if empty => Limit::Pulls,
@@ -112,6 +141,12 @@ pub(super) async fn limited(response: Response, limit: Option<Limit>, at: Timest
         }
     };
     UpstreamError::Throttled { limit, retry_after, detail: format!("upstream limits our {limit}") }
+}
+
+/// How long until a limit is reset: in seconds, or as a Unix time (gitlab.com).
+fn until_reset(seconds: u64, now: Timestamp) -> Duration {
+    let after = if seconds < 1_000_000_000 { Duration::from_secs(seconds) } else { Timestamp(seconds).after(now) };
+    after.min(LONGEST_PAUSE)
 }
 
 /// The `mediaType` inside a manifest, where `Content-Type` is only a general one.
@@ -133,7 +168,7 @@ fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => Timestamp::from(httpdate::parse_http_date(text).ok()?).after(now),
     };
-    Some(after.min(Duration::from_hours(24)))
+    Some(after.min(LONGEST_PAUSE))
 }
 
 /// The pause that ghcr.io names in the body, as Go prints durations: `retry-after: 880.092µs, allowed: …`. Rounded up
@@ -213,6 +248,29 @@ pub(super) fn unavailable(error: &reqwest::Error) -> UpstreamError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Signatures are made of the bytes of a URL. Only what RFC 3986 does not allow is escaped, and `'` in a query.
+    #[test]
+    fn a_signed_url_is_followed_byte_for_byte() {
+        let asked = Url::parse("https://r.test/v2/a/blobs/1").unwrap();
+        for location in [
+            "https://cdn.test/a%2Fb/c%2fd/~e/f;g=1,2/h@i:j//k/%E2%9C%93?X-Sig=a%2Bb+c~d%7e&e=&f&&g=%2F/%3F?;h=1&=!$()*,@:[]",
+            "https://cdn.test/'a'/(b)?Expires=1&Signature=AbC%3D%3D&Key-Pair-Id=%20x&",
+            "https://cdn.test:8443/a/b/?",
+        ] {
+            let response = http::Response::builder().status(307).header(LOCATION, location).body("").unwrap();
+            let (at, url) = (Timestamp(0), asked.clone());
+            let answer = UpstreamResponse {
+                response: response.into(),
+                url,
+                at,
+                authorized: false,
+                elsewhere: false,
+                ranged: false,
+            };
+            assert_eq!(answer.redirect_target().unwrap().unwrap().as_str(), location);
+        }
+    }
 
     #[test]
     fn a_pause_is_a_number_of_seconds_or_a_date_by_the_clock_of_the_cache() {

@@ -10,8 +10,9 @@ use http::{Method, StatusCode};
 use tokio::time::{Instant, timeout};
 
 use super::Upstream;
+use super::account::Optional;
 use super::answer::{RangeSent, UpstreamResponse, timed, unavailable};
-use super::client::{MAX_REDIRECTS, redirected_too_often};
+use super::client::{MAX_REDIRECTS, Patience, hop_ends, redirected_too_often};
 use crate::errors::UpstreamError;
 use crate::oci::{Digest, MediaType, Name, Repository};
 use crate::ports::SignedUrl;
@@ -62,16 +63,20 @@ pub enum BlobSource {
 impl Upstream {
     /// Finds out where a client could fetch a blob itself, without fetching it.
     pub async fn blob_source(&self, name: &Name, digest: &Digest) -> Result<BlobSource, UpstreamError> {
-        self.metered(Kind::Blob, timed(BLOB_HEADER_TIMEOUT, self.do_blob_source(name, digest))).await
+        self.metered(Kind::Blob, name, digest, timed(BLOB_HEADER_TIMEOUT, self.do_blob_source(name, digest))).await
     }
 
     async fn do_blob_source(&self, name: &Name, digest: &Digest) -> Result<BlobSource, UpstreamError> {
+        let ends_at = hop_ends(BLOB_HEADER_TIMEOUT);
         let mut url = self.endpoint(name, "blobs", digest);
         for _ in 0..=MAX_REDIRECTS {
-            let answer = self.request(Method::GET, url, name, MediaType::ACCEPT, None).await?;
+            let answer = self.request(Method::GET, url, name, MediaType::ACCEPT, None, ends_at).await?;
             match answer.redirect_target()? {
                 // Only the API of a registry asks for a token; pkg.dev serves blobs from another path of the same host.
-                Some(target) if !target.path().starts_with("/v2/") => return Ok(BlobSource::Public(target.into())),
+                Some(target) if !target.path().starts_with("/v2/") => {
+                    self.clients.may_send_to(&target, self.config()).await?;
+                    return Ok(BlobSource::Public(target.into()));
+                }
                 Some(target) => url = target,
                 None => {
                     let answer = answer.succeeded(self.has_credentials()).await?;
@@ -83,44 +88,66 @@ impl Upstream {
         Err(redirected_too_often())
     }
 
-    /// Opens a blob, or the requested range of it where upstream supports ranges. A connection that breaks before the
-    /// first byte is retried once, because clients wait for that byte and some do not retry. The breaker counts both
-    /// attempts as one.
+    /// Opens a blob, or the requested range of it where upstream supports ranges. What fails before the first byte is
+    /// asked for once more, because clients wait for that byte and some do not retry; and as a whole, because ranges are
+    /// refused in many ways. The breaker counts both attempts as one.
     pub async fn open_blob(
         &self,
         name: &Name,
         digest: &Digest,
         wanted: Option<BytesWanted>,
+        patience: Patience,
     ) -> Result<OpenBlob, UpstreamError> {
         let repository = Repository { upstream: self.id().clone(), name: name.clone() };
         let place = BlobPlace { repository, url: self.endpoint(name, "blobs", digest).into() };
+        let limit = if patience == Patience::Fill { self.config().first_byte } else { BLOB_HEADER_TIMEOUT };
+        let (origin, account) = (&self.config().url, &self.account);
+        let wanted = wanted.filter(|_| account.may_ask(Optional::Range, origin));
+        let ends_at = hop_ends(limit);
         let opened = async {
-            match self.do_open_blob(&place, wanted).await {
-                Err(UpstreamError::Unavailable { silent: false, reason }) => {
-                    tracing::debug!(blob.digest = %digest, reason, "asking upstream once more");
-                    tokio::time::sleep(ONCE_MORE).await;
-                    self.do_open_blob(&place, wanted).await
-                }
-                opened => opened,
+            let error = match self.do_open_blob(&place, wanted, limit, ends_at).await {
+                Err(error) if Instant::now() < ends_at => error,
+                opened => return opened,
+            };
+            let pause = match &error {
+                UpstreamError::Unavailable { silent: false, .. } => ONCE_MORE,
+                UpstreamError::Unavailable { .. } | UpstreamError::Throttled { .. } => return Err(error),
+                _ if wanted.is_some() => Duration::ZERO,
+                _ => return Err(error),
+            };
+            tracing::debug!(blob.digest = %digest, %error, "asking upstream once more");
+            tokio::time::sleep(pause).await;
+            let opened = self.do_open_blob(&place, None, limit, ends_at).await;
+            // 5xx may have been the trouble of a moment.
+            if wanted.is_some() && opened.is_ok() && !error.is_trouble() {
+                account.note_lack(Optional::Range, origin);
             }
+            opened
         };
-        self.metered(Kind::Blob, timed(BLOB_HEADER_TIMEOUT, opened)).await
+        self.metered(Kind::Blob, name, digest, timed(limit, opened)).await
     }
 
     /// Opens another part of a blob at the URL of an earlier part, without asking the registry. A failure of that URL
     /// (a signed URL expires) says nothing about the blob.
     pub async fn open_again(&self, place: &BlobPlace, wanted: BytesWanted) -> Result<OpenBlob, UpstreamError> {
-        let opened = timed(BLOB_HEADER_TIMEOUT, self.do_open_blob(place, Some(wanted)));
+        let limit = self.config().first_byte;
+        let opened = timed(limit, self.do_open_blob(place, Some(wanted), limit, hop_ends(limit)));
         if place.url.expose().origin() == self.config().url.origin() {
-            self.metered(Kind::Blob, opened).await
+            self.metered(Kind::Blob, &place.repository.name, place.url.expose().path(), opened).await
         } else {
             opened.await
         }
     }
 
-    async fn do_open_blob(&self, place: &BlobPlace, wanted: Option<BytesWanted>) -> Result<OpenBlob, UpstreamError> {
-        let name = &place.repository.name;
-        let answer = self.send_for(Method::GET, place.url.expose().clone(), name, MediaType::ACCEPT, wanted).await?;
+    async fn do_open_blob(
+        &self,
+        place: &BlobPlace,
+        wanted: Option<BytesWanted>,
+        first_byte: Duration,
+        ends_at: Instant,
+    ) -> Result<OpenBlob, UpstreamError> {
+        let (name, url) = (&place.repository.name, place.url.expose().clone());
+        let answer = self.send_for(Method::GET, url, name, MediaType::ACCEPT, wanted, ends_at).await?;
         let UpstreamResponse { response, url, .. } = answer.succeeded(self.has_credentials()).await?;
         let partial = response.status() == StatusCode::PARTIAL_CONTENT;
         let size = if partial {
@@ -132,28 +159,29 @@ impl Upstream {
         } else {
             response.content_length()
         };
-        let body = hurried(Box::pin(response.bytes_stream().map_err(|error| unavailable(&error))));
+        let body = hurried(Box::pin(response.bytes_stream().map_err(|error| unavailable(&error))), first_byte);
         Ok(OpenBlob { size, partial, body, place: BlobPlace { url: url.into(), ..place.clone() } })
     }
 }
 
-/// Ends the body with an error where upstream is too slow. Only time spent waiting for upstream counts, not time that
+/// Ends the body with an error where upstream is too slow; its first byte may take longer. Only time spent waiting for upstream counts, not time that
 /// the reader takes.
-fn hurried(body: BlobBody) -> BlobBody {
-    let state = Some((body, 0, Duration::ZERO));
+fn hurried(body: BlobBody, first_byte: Duration) -> BlobBody {
+    let state = Some((body, 0, Duration::ZERO, first_byte.max(PATIENCE)));
     Box::pin(stream::unfold(state, async |state| {
-        let (mut body, mut bytes, mut waited) = state?;
+        let (mut body, mut bytes, mut waited, patience) = state?;
         let begun = Instant::now();
-        let Ok(chunk) = timeout(PATIENCE.saturating_sub(waited), body.next()).await else {
-            let reason = format!("it sent {bytes} bytes in {} s", PATIENCE.as_secs());
+        let Ok(chunk) = timeout(patience.saturating_sub(waited), body.next()).await else {
+            let reason = format!("it sent {bytes} bytes in {} s", patience.as_secs());
             return Some((Err(UpstreamError::Unavailable { silent: true, reason }), None));
         };
-        waited += begun.elapsed();
+        // The wait for the first byte is not that for those after it.
+        waited = if patience > PATIENCE { Duration::ZERO } else { waited + begun.elapsed() };
         bytes += chunk.as_ref()?.as_ref().map_or(0, |chunk| chunk.len() as u64);
         if bytes >= LEAST_BYTES {
             (bytes, waited) = (0, Duration::ZERO);
         }
-        chunk.map(|chunk| (chunk, Some((body, bytes, waited))))
+        chunk.map(|chunk| (chunk, Some((body, bytes, waited, PATIENCE))))
     }))
 }
 
@@ -169,7 +197,7 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(seconds)).await;
             Ok(piece)
         });
-        hurried(Box::pin(body)).try_fold(0, async |read, piece| Ok(read + piece.len())).await
+        hurried(Box::pin(body), Duration::ZERO).try_fold(0, async |read, piece| Ok(read + piece.len())).await
     }
 
     #[tokio::test(start_paused = true)]
@@ -185,9 +213,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn the_first_byte_may_take_longer_than_those_after_it() {
+        let late = |seconds, then| {
+            let piece = move |after| async move {
+                tokio::time::sleep(Duration::from_secs(after)).await;
+                Ok(Bytes::from_static(&[0; 1024]))
+            };
+            let body = stream::iter([seconds, then, 1]).then(piece);
+            hurried(Box::pin(body), Duration::from_mins(2)).try_fold(0, async |read, piece| Ok(read + piece.len()))
+        };
+        assert_eq!(late(119, 28).await, Ok(3 * 1024));
+        assert!(late(121, 1).await.is_err(), "longer than the configuration says");
+        assert!(late(1, 31).await.is_err(), "the second one");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn that_nobody_reads_a_body_is_not_the_fault_of_upstream() {
         let body = stream::repeat(Ok(Bytes::from_static(&[0; 1024])));
-        let mut body = hurried(Box::pin(body));
+        let mut body = hurried(Box::pin(body), Duration::ZERO);
         for _ in 0..100 {
             tokio::time::sleep(Duration::from_mins(1)).await;
             assert!(body.next().await.is_some_and(|piece| piece.is_ok()));

@@ -12,10 +12,14 @@ use crate::errors::UpstreamError;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Two HTTP clients: one for hosts that the operator named, one that connects to public addresses only.
+/// Two HTTP clients: one for origins that the operator named, one that connects to public addresses only.
 pub(super) struct Clients {
     named: reqwest::Client,
     public: reqwest::Client,
+    /// The same, without kept connections.
+    anew: [reqwest::Client; 2],
+    /// The hosts of the proxies that the environment names.
+    proxies: Vec<String>,
 }
 
 impl Clients {
@@ -29,10 +33,36 @@ impl Clients {
                 .user_agent(concat!("stopover/", env!("CARGO_PKG_VERSION")))
         };
         let failed = |error: reqwest::Error| UpstreamError::Invalid(format!("no HTTP client: {error:?}"));
+        let proxies = proxies(|variable| std::env::var(variable).ok());
+        let resolver = PublicOnly { look_up, proxies: proxies.clone() };
         Ok(Self {
             named: builder().build().map_err(failed)?,
-            public: builder().dns_resolver(PublicOnly(look_up)).build().map_err(failed)?,
+            public: builder().dns_resolver(resolver.clone()).build().map_err(failed)?,
+            anew: [
+                builder().pool_max_idle_per_host(0).build().map_err(failed)?,
+                builder().pool_max_idle_per_host(0).dns_resolver(resolver).build().map_err(failed)?,
+            ],
+            proxies,
         })
+    }
+
+    /// Sends a GET or a HEAD, where [`Self::client_for`] allows it. A connection that was kept may be closed as the
+    /// request goes out on it: then it is sent once more, on a new one (RFC 9110, section 9.2.2).
+    pub(super) async fn send(
+        &self,
+        request: reqwest::Request,
+        upstream: &UpstreamConfig,
+    ) -> Result<reqwest::Response, UpstreamError> {
+        let client = self.client_for(request.url(), upstream)?;
+        let [named, public] = &self.anew;
+        let anew = if std::ptr::eq(client, &self.public) { public } else { named };
+        let again = request.try_clone();
+        match (client.execute(request).await, again) {
+            (Err(error), Some(again)) if error.is_request() && !error.is_connect() && !error.is_timeout() => {
+                Ok(anew.execute(again).await?)
+            }
+            (sent, _) => Ok(sent?),
+        }
     }
 
     /// The client that may fetch `url` on behalf of an upstream, or why none may.
@@ -42,16 +72,17 @@ impl Clients {
         if !url.username().is_empty() || url.password().is_some() {
             return Err(refused("with credentials in the URL"));
         }
-        let named = upstream.url.host().as_ref() == Some(&host)
-            || upstream.token_realms.iter().any(|realm| realm.origin() == url.origin())
-            || upstream.trusted_hosts.iter().any(|trusted| is_host(url, trusted));
+        // Another port or scheme of the same host is another server, which the operator has not named.
+        let named =
+            std::iter::once(&upstream.url).chain(&upstream.token_realms).any(|known| known.origin() == url.origin())
+                || upstream.trusted_hosts.iter().any(|trusted| is_host(url, trusted));
         match url.scheme() {
+            "http" | "https" if named => return Ok(&self.named),
             "https" => {}
-            "http" if named || upstream.url.scheme() == "http" => {}
-            _ => return Err(refused("which is not https")),
+            _ => return Err(refused("which is not https; name its host in trusted_hosts if it is meant")),
         }
-        if named {
-            return Ok(&self.named);
+        if self.proxies.iter().any(|proxy| Some(proxy.as_str()) == url.host_str()) {
+            return Err(refused("which is our proxy"));
         }
         // A literal address never reaches the resolver.
         let literal = match host {
@@ -66,6 +97,31 @@ impl Clients {
             _ => Ok(&self.public),
         }
     }
+
+    /// Whether a client may be sent to `url`, which is judged as if we went there. Where a proxy connects for us, its
+    /// names may be unknown here.
+    pub(super) async fn may_send_to(&self, url: &Url, upstream: &UpstreamConfig) -> Result<(), UpstreamError> {
+        let public = std::ptr::eq(self.client_for(url, upstream)?, &self.public);
+        if let Some(Host::Domain(host)) = url.host()
+            && public
+            && self.proxies.is_empty()
+            && let Ok(name) = host.parse()
+        {
+            let resolved = PublicOnly { look_up, proxies: Vec::new() }.resolve(name);
+            drop(resolved.await.map_err(|error| UpstreamError::Elsewhere(error.to_string()))?);
+        }
+        Ok(())
+    }
+}
+
+/// The hosts of the proxies that the environment names, as [`reqwest`] reads it.
+fn proxies(variable: impl Fn(&str) -> Option<String>) -> Vec<String> {
+    let named = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"];
+    let named = named.into_iter().filter_map(variable).filter_map(|text| {
+        let url = if text.contains("://") { Url::parse(&text) } else { Url::parse(&format!("http://{text}")) };
+        url.ok()?.host_str().map(str::to_ascii_lowercase)
+    });
+    named.collect()
 }
 
 /// Whether `text`, a host or `host:port`, is where `url` leads.
@@ -83,7 +139,12 @@ pub(super) fn origin(url: &Url) -> String {
 
 /// Resolves names to public addresses only. The check is in the resolver of the HTTP client, so the checked address is
 /// the one that is connected to, and a name that is rebound is checked again.
-struct PublicOnly<L>(L);
+#[derive(Clone)]
+struct PublicOnly<L> {
+    look_up: L,
+    /// These may have any address: they connect for us.
+    proxies: Vec<String>,
+}
 
 async fn look_up(name: Name) -> std::io::Result<Vec<SocketAddr>> {
     Ok(tokio::net::lookup_host((name.as_str(), 0)).await?.collect())
@@ -96,10 +157,11 @@ where
 {
     fn resolve(&self, name: Name) -> Resolving {
         let host = name.as_str().to_owned();
-        let looked_up = self.0(name);
+        let trusted = self.proxies.iter().any(|proxy| proxy.eq_ignore_ascii_case(&host));
+        let looked_up = (self.look_up)(name);
         Box::pin(async move {
             let mut addresses = looked_up.await?;
-            addresses.retain(|address| is_public(address.ip()));
+            addresses.retain(|address| trusted || is_public(address.ip()));
             if addresses.is_empty() {
                 return Err(format!("{host} has no public address").into());
             }
@@ -199,8 +261,8 @@ mod tests {
     async fn a_name_that_is_bound_anew_to_a_private_address_is_refused() {
         let inside = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let private = inside.local_addr().unwrap().to_string();
-        let resolver =
-            PublicOnly(answers(&[&["1.1.1.1:0"], &[&private, "1.1.1.1:0", "[fd00:ec2::254]:0"], &[&private]]));
+        let look_up = answers(&[&["1.1.1.1:0"], &[&private, "1.1.1.1:0", "[fd00:ec2::254]:0"], &[&private]]);
+        let resolver = PublicOnly { look_up, proxies: vec!["proxy.test".into()] };
         for _ in 0..2 {
             let found: Vec<SocketAddr> = resolver.resolve("rebound.test".parse().unwrap()).await.unwrap().collect();
             assert_eq!(found, ["1.1.1.1:0".parse().unwrap()]);
@@ -211,6 +273,73 @@ mod tests {
         assert!(format!("{error:?}").contains("rebound.test has no public address"), "{error:?}");
         let connection = tokio::time::timeout(Duration::ZERO, inside.accept()).await;
         assert!(connection.is_err(), "somebody has connected");
+    }
+
+    /// Reported of pelagos (#202): a load balancer closes a kept connection as the next request goes out on it.
+    #[tokio::test]
+    async fn a_request_on_a_kept_connection_that_is_closed_is_sent_again() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        let connections = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counted = std::sync::Arc::clone(&connections);
+        let balancer = tokio::spawn(async move {
+            loop {
+                let (mut connection, _) = listener.accept().await.unwrap();
+                counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                tokio::spawn(async move {
+                    let mut head = [0; 4096];
+                    _ = connection.read(&mut head).await.unwrap();
+                    connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                    // The next request is read, and not answered.
+                    _ = connection.read(&mut head).await;
+                });
+            }
+        });
+        let config = Config::load(None, Cold::Redirect, |secret| secret.read(|_| None)).unwrap();
+        let mut upstream = config.upstreams[&"docker.io".parse().unwrap()].clone();
+        upstream.url = url.clone();
+        let clients = Clients::new().unwrap();
+        for _ in 0..8 {
+            let answer = clients.send(reqwest::Request::new(http::Method::GET, url.clone()), &upstream).await.unwrap();
+            assert_eq!(answer.status(), 200);
+            answer.bytes().await.unwrap();
+        }
+        balancer.abort();
+        assert!(connections.load(std::sync::atomic::Ordering::Relaxed) > 1);
+    }
+
+    #[tokio::test]
+    async fn a_proxy_is_known_by_name_and_is_no_target() {
+        let variable = |name: &str| match name {
+            "HTTPS_PROXY" => Some("http://user:secret@Proxy.Test:3128/".to_owned()),
+            "all_proxy" => Some("other.test:1080".to_owned()),
+            _ => None,
+        };
+        let named = proxies(variable);
+        assert_eq!(named, ["proxy.test", "other.test"]);
+        let resolver = PublicOnly { look_up: answers(&[&["10.0.0.1:0"], &["10.0.0.1:0"]]), proxies: named.clone() };
+        assert_eq!(resolver.resolve("proxy.test".parse().unwrap()).await.unwrap().count(), 1);
+        assert!(resolver.resolve("target.test".parse().unwrap()).await.is_err());
+        let clients = Clients { proxies: named, ..Clients::new().unwrap() };
+        let config = Config::load(None, Cold::Redirect, |secret| secret.read(|_| None)).unwrap();
+        let hub = &config.upstreams[&"docker.io".parse().unwrap()];
+        assert!(clients.client_for(&Url::parse("https://proxy.test/").unwrap(), hub).is_err());
+        assert!(clients.client_for(&Url::parse("https://cdn.test/").unwrap(), hub).is_ok());
+    }
+
+    #[tokio::test]
+    async fn clients_are_sent_to_public_addresses_only() {
+        let config = Config::load(None, Cold::Redirect, |secret| secret.read(|_| None)).unwrap();
+        let hub = &config.upstreams[&"docker.io".parse().unwrap()];
+        let clients = Clients { proxies: Vec::new(), ..Clients::new().unwrap() };
+        for url in ["https://localhost/", "https://127.0.0.1/", "https://user:pw@1.1.1.1/", "http://1.1.1.1/"] {
+            assert!(clients.may_send_to(&Url::parse(url).unwrap(), hub).await.is_err(), "{url}");
+        }
+        assert_eq!(clients.may_send_to(&Url::parse("https://1.1.1.1/blob").unwrap(), hub).await, Ok(()));
+        let mut trusting = hub.clone();
+        trusting.trusted_hosts = vec!["localhost".into()];
+        assert_eq!(clients.may_send_to(&Url::parse("https://localhost/").unwrap(), &trusting).await, Ok(()));
     }
 
     #[test]
@@ -233,9 +362,22 @@ mod tests {
         ] {
             assert!(!allowed(url, hub), "{url}");
         }
+        let mut named = hub.clone();
+        named.url = Url::parse("https://reg.test").unwrap();
+        assert!(allowed("https://reg.test:443/blob", &named));
+        assert!(!allowed("http://reg.test/blob", &named), "the scheme is another one");
+        let public = |url: &str| {
+            let url = Url::parse(url).unwrap();
+            std::ptr::eq(clients.client_for(&url, &named).unwrap(), &clients.public)
+        };
+        assert!(!public("https://reg.test/blob"));
+        assert!(public("https://reg.test:8443/blob"), "another port may be another machine");
         let mut local = hub.clone();
         local.url = Url::parse("http://127.0.0.1:5001").unwrap();
-        assert!(allowed("http://127.0.0.1:9000/cdn", &local));
+        assert!(allowed("http://127.0.0.1:5001/cdn", &local));
+        assert!(!allowed("http://127.0.0.1:9000/cdn", &local));
+        assert!(!allowed("https://127.0.0.1:5001/cdn", &local));
+        assert!(!allowed("http://cdn.example/blob", &local), "only the upstream itself may be plain");
         assert!(!allowed("http://127.0.0.2:9000/cdn", &local));
         local.trusted_hosts = vec!["127.0.0.2:9000".into()];
         assert!(allowed("http://127.0.0.2:9000/cdn", &local));

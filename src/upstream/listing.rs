@@ -1,6 +1,6 @@
 //! Lists from an upstream: tags and referrers (distribution-spec 1.1, "Content Discovery").
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,16 +8,19 @@ use futures_util::FutureExt as _;
 use http::header::{CONTENT_TYPE, LINK};
 use http::{HeaderMap, Method, StatusCode};
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
 use url::Url;
 
-use super::answer::{own_media_type, read_limited};
+use super::account::Optional;
+use super::answer::{UpstreamResponse, is_page, own_media_type, read_limited};
+use super::client::hop_ends;
 use super::standing::Said;
 use super::{Upstream, Upstreams, guard};
 use crate::errors::UpstreamError;
-use crate::oci::{Digest, MAX_MANIFEST_BYTES, MediaType, Name, Repository, Tag};
+use crate::oci::{Descriptors, Digest, MAX_MANIFEST_BYTES, MediaType, Name, Repository, UnsortedTags};
 use crate::records::gauge::Kind;
 use crate::records::{List, ListKey};
+use crate::values::text::excerpt;
 
 /// The time limit for one page: a registry may have to sort all of its tags for it.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -27,6 +30,12 @@ const MAX_PAGES: usize = 500;
 const MAX_PAGE_BYTES: usize = 4 * 1024 * 1024;
 /// The most bytes of all pages of tags: some hundred thousand tags.
 const MAX_TAGS_BYTES: usize = 16 * 1024 * 1024;
+
+/// Lists of tags of more than a megabyte that are read at once, and those that are sorted at once: what such lists take
+/// in memory, whatever many callers ask for at once. No list that ends sooner waits for these.
+const LARGE_TAGS_BYTES: usize = 1024 * 1024;
+static READING: Semaphore = Semaphore::const_new(8);
+static SORTING: Semaphore = Semaphore::const_new(1);
 
 /// A page, and the URL of the next one.
 struct Page {
@@ -76,33 +85,81 @@ impl Upstream {
 
     /// Reads one page. A late page does not count against the breaker: it says nothing about other requests to the
     /// registry.
-    async fn page<T>(&self, asked: impl Future<Output = Result<T, UpstreamError>>) -> Result<T, UpstreamError> {
+    async fn page<T>(
+        &self,
+        name: &Name,
+        what: &str,
+        asked: impl Future<Output = Result<T, UpstreamError>>,
+    ) -> Result<T, UpstreamError> {
         let reason = || format!("no page of a list within {} s", PAGE_TIMEOUT.as_secs());
         let late = |_| Err(UpstreamError::Unavailable { silent: false, reason: reason() });
-        tokio::time::timeout(PAGE_TIMEOUT, self.metered(Kind::List, asked)).await.unwrap_or_else(late)
+        tokio::time::timeout(PAGE_TIMEOUT, self.metered(Kind::List, name, what, asked)).await.unwrap_or_else(late)
     }
 
     async fn tags(&self, name: &Name) -> Result<Option<List>, UpstreamError> {
-        let mut first = self.endpoint(name, "tags", "list");
-        first.set_query(Some(&format!("n={PAGE_TAGS}")));
-        let (mut next, mut tags, mut read) = (Some(first), BTreeSet::new(), Read::up_to(MAX_TAGS_BYTES));
+        let first = self.endpoint(name, "tags", "list");
+        let (mut next, mut tags, mut read) = (Some(first), UnsortedTags::default(), Read::up_to(MAX_TAGS_BYTES));
+        let mut large = None;
         while let Some(url) = next {
-            let page = match self.page(self.tags_page(name, url)).await {
+            if large.is_none() && read.bytes > LARGE_TAGS_BYTES {
+                large = READING.acquire().await.ok();
+            }
+            let first = read.pages == 0;
+            let asked = async {
+                match first {
+                    true => self.first_page_of_tags(name, url).await,
+                    false => self.tags_page(name, url).await,
+                }
+            };
+            let page = match self.page(name, "tags", asked).await {
                 Err(UpstreamError::Missing | UpstreamError::NoRepository) if read.pages == 0 => return Ok(None),
                 Err(UpstreamError::Missing | UpstreamError::NoRepository) => return Err(broken_off()),
                 asked => read.page(asked?)?,
             };
-            tags.extend(tags_in(&page.body)?);
-            next = page.next;
+            tags.extend(&tags_in(&page.body)?);
+            next = page.next.filter(|next| read.is_new(next));
         }
-        Ok(Some(List::Tags(tags.into_iter().collect())))
+        let _sorting = SORTING.acquire().await.ok();
+        let sorted = tokio::task::spawn_blocking(move || List::Tags(tags.into())).await;
+        sorted.map(Some).map_err(|error| UpstreamError::Invalid(format!("its list cannot be sorted: {error}")))
+    }
+
+    /// Some registries take no page of the length that we ask for, or none of any.
+    async fn first_page_of_tags(&self, name: &Name, url: Url) -> Result<Page, UpstreamError> {
+        let mut long = url.clone();
+        long.set_query(Some(&format!("n={PAGE_TAGS}")));
+        if !self.account.may_ask(Optional::PageLength, &url) {
+            return self.tags_page(name, url).await;
+        }
+        match self.tags_page(name, long).await {
+            Err(UpstreamError::Invalid(_) | UpstreamError::Unavailable { silent: false, .. }) => {}
+            asked => return asked,
+        }
+        let page = self.tags_page(name, url.clone()).await?;
+        self.account.note_lack(Optional::PageLength, &url);
+        Ok(page)
     }
 
     async fn tags_page(&self, name: &Name, url: Url) -> Result<Page, UpstreamError> {
-        let answer = self.send_for(Method::GET, url, name, "application/json", None).await?;
-        let answer = answer.succeeded(self.has_credentials()).await?;
+        let answer = self.send_for(Method::GET, url, name, "application/json", None, hop_ends(PAGE_TIMEOUT)).await?;
+        // Of tags that may be pulled, many registries give no list: that is not the absence of a repository.
+        if answer.response.status() == StatusCode::FORBIDDEN && !is_page(answer.response.headers()) {
+            return Err(UpstreamError::Denied("it answered 403 to a request for its list".into()));
+        }
+        let answer = self.listed(answer).await?;
         let next = next_page(answer.response.headers(), &answer.url)?;
         Ok(Page { body: read_limited(answer.response, MAX_PAGE_BYTES).await?, next })
+    }
+
+    /// Like [`UpstreamResponse::succeeded`]. A 404 in plain text is that of a registry which does not know such a path.
+    async fn listed(&self, answer: UpstreamResponse) -> Result<UpstreamResponse, UpstreamError> {
+        let media_type = answer.response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let html = media_type.is_some_and(|media_type| media_type.starts_with("text/html"));
+        let unknown_path = answer.response.status() == StatusCode::NOT_FOUND && !html;
+        match answer.succeeded(self.has_credentials()).await {
+            Err(UpstreamError::Unavailable { .. }) if unknown_path => Err(UpstreamError::Missing),
+            answered => answered,
+        }
     }
 
     /// Reads all referrers. If the list is `known` or a page of it has been read, the API exists, and an answer that
@@ -110,32 +167,33 @@ impl Upstream {
     async fn referrers(&self, name: &Name, subject: &Digest, known: bool) -> Result<Option<List>, UpstreamError> {
         let mut next = Some(self.endpoint(name, "referrers", subject));
         // They are served in one index, so they share its size limit.
-        let (mut referrers, mut read) = (Vec::new(), Read::up_to(MAX_MANIFEST_BYTES));
+        let (mut pages, mut read) = (Vec::new(), Read::up_to(MAX_MANIFEST_BYTES));
         while let Some(url) = next {
-            let page = match self.page(self.referrers_page(name, url)).await? {
+            let page = match self.page(name, subject.as_str(), self.referrers_page(name, url)).await? {
                 Referrers::Page(page) => read.page(page)?,
                 Referrers::NoApi if read.pages == 0 => return Ok(None),
                 Referrers::NoIndex if read.pages == 0 && !known => return Ok(None),
                 Referrers::NoApi | Referrers::NoIndex => return Err(broken_off()),
             };
-            referrers.extend(referrers_in(&page.body)?);
-            next = page.next;
+            pages.push(referrers_in(&page.body)?);
+            next = page.next.filter(|next| read.is_new(next));
         }
-        Ok(Some(List::Referrers(referrers)))
+        Ok(Some(List::Referrers(Descriptors::joined(&pages))))
     }
 
     /// A registry without the API says so in one of many ways: 404, 405, 501, 401 to anonymous callers, an HTML page,
     /// or a redirect to one (ghcr.io), which is therefore not followed.
     async fn referrers_page(&self, name: &Name, url: Url) -> Result<Referrers, UpstreamError> {
         let accept = MediaType::OciIndex.as_str();
-        let answer = self.request(Method::GET, url, name, accept, None).await?;
+        let answer = self.request(Method::GET, url, name, accept, None, hop_ends(PAGE_TIMEOUT)).await?;
         match answer.response.status() {
+            StatusCode::NOT_FOUND if is_page(answer.response.headers()) => return Ok(Referrers::NoApi),
             StatusCode::OK | StatusCode::NOT_FOUND | StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {}
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if self.has_credentials() => {}
             status if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => {}
             _ => return Ok(Referrers::NoApi),
         }
-        let answer = match answer.succeeded(self.has_credentials()).await {
+        let answer = match self.listed(answer).await {
             Err(UpstreamError::Missing) => return Ok(Referrers::NoApi),
             answer => answer?,
         };
@@ -158,11 +216,18 @@ struct Read {
     pages: usize,
     bytes: usize,
     most: usize,
+    /// The next pages so far.
+    followed: HashSet<Url>,
 }
 
 impl Read {
     fn up_to(most: usize) -> Self {
-        Self { pages: 0, bytes: 0, most }
+        Self { pages: 0, bytes: 0, most, followed: HashSet::new() }
+    }
+
+    /// Whether a page has not been read yet. A list that leads back to a page of its own has been read.
+    fn is_new(&mut self, next: &Url) -> bool {
+        self.followed.insert(next.clone())
     }
 
     fn page(&mut self, page: Page) -> Result<Page, UpstreamError> {
@@ -177,44 +242,44 @@ impl Read {
 }
 
 /// The tags in one page. An error is [`UpstreamError::Invalid`].
-pub fn tags_in(body: &[u8]) -> Result<impl Iterator<Item = Tag> + use<>, UpstreamError> {
+pub fn tags_in(body: &[u8]) -> Result<UnsortedTags, UpstreamError> {
     #[derive(Deserialize)]
-    struct Tags {
+    struct Page {
         /// May be `null` for an empty list, but not missing: an error body is not an empty list.
         #[serde(deserialize_with = "Option::deserialize")]
-        tags: Option<Vec<String>>,
+        tags: Option<UnsortedTags>,
     }
-    let Tags { tags } = parse(body)?;
-    // An invalid tag could not be pulled.
-    Ok(tags.into_iter().flatten().filter_map(|name| name.parse().ok()))
+    let page: Page = serde_json::from_slice(body).map_err(|error| no_list(&error))?;
+    Ok(page.tags.unwrap_or_default())
 }
 
-/// The descriptors in one page of referrers. An error is [`UpstreamError::Invalid`].
-pub fn referrers_in(body: &[u8]) -> Result<Vec<Map<String, Value>>, UpstreamError> {
-    #[derive(Deserialize)]
-    struct Index {
-        /// Some registries write an empty list as `null`.
-        #[serde(deserialize_with = "Option::deserialize")]
-        manifests: Option<Vec<Map<String, Value>>>,
-    }
-    let Index { manifests } = parse(body)?;
-    Ok(manifests.unwrap_or_default())
+/// The descriptors in one page of referrers, which lie in its bytes. An error is [`UpstreamError::Invalid`].
+pub fn referrers_in(body: &Bytes) -> Result<Descriptors, UpstreamError> {
+    Descriptors::of_index(body).map_err(|error| no_list(&error))
 }
 
-fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, UpstreamError> {
-    serde_json::from_slice(body).map_err(|error| UpstreamError::Invalid(format!("no list: {error}")))
+fn no_list(error: &serde_json::Error) -> UpstreamError {
+    UpstreamError::Invalid(format!("no list: {}", excerpt(error)))
 }
 
-/// The next page of a list that came from `url` (RFC 8288). It has to be at the same origin: another one is not the
-/// registry that was asked ([`UpstreamError::Invalid`]).
+/// The next page of a list that came from `url` (RFC 8288). It is always asked for at the same origin: registries that
+/// do not know how they are reached write the same path with another host or scheme. Another path elsewhere is not of
+/// the registry that was asked ([`UpstreamError::Invalid`]).
 pub fn next_page(headers: &HeaderMap, url: &Url) -> Result<Option<Url>, UpstreamError> {
-    let values = headers.get_all(LINK).into_iter().filter_map(|value| value.to_str().ok());
+    let values = headers.get_all(LINK).into_iter().filter_map(|value| str::from_utf8(value.as_bytes()).ok());
     let Some(target) = values.flat_map(links).find_map(|(target, next)| next.then_some(target)) else {
         return Ok(None);
     };
-    match url.join(target) {
+    // Some forget the slash before the root of the API.
+    let rooted = target.starts_with("v2/").then(|| format!("/{target}"));
+    match url.join(rooted.as_deref().unwrap_or(target)) {
         Ok(next) if next.origin() == url.origin() => Ok(Some(next)),
-        Ok(next) => Err(UpstreamError::Invalid(format!("its list goes on at {}", guard::origin(&next)))),
+        Ok(next) if next.path() == url.path() && matches!(next.scheme(), "http" | "https") => {
+            let mut here = url.clone();
+            here.set_query(next.query());
+            Ok(Some(here))
+        }
+        Ok(next) => Err(UpstreamError::Invalid(format!("its list goes on at {}", excerpt(&guard::origin(&next))))),
         Err(error) => Err(UpstreamError::Invalid(format!("its list goes on nowhere: {error}"))),
     }
 }
@@ -225,9 +290,10 @@ fn links(header: &str) -> impl Iterator<Item = (&str, bool)> {
         let (target, parameters) = link.split_once('>')?;
         let relation = parameters.split([';', ',']).find_map(|parameter| {
             let (name, value) = parameter.split_once('=')?;
-            name.trim().eq_ignore_ascii_case("rel").then(|| value.trim().trim_matches('"'))
+            name.trim().eq_ignore_ascii_case("rel").then(|| value.trim().trim_matches(['"', '\'']))
         });
-        let next = relation.is_some_and(|relation| {
+        // Other clients take a link without a relation.
+        let next = relation.is_none_or(|relation| {
             relation.split_ascii_whitespace().any(|relation| relation.eq_ignore_ascii_case("next"))
         });
         Some((target, next))
@@ -250,11 +316,18 @@ mod tests {
             "</v2/a/tags/list?last=b&n=2>; rel=\"next\"",
             "<https://r.test/v2/a/tags/list?last=b&n=2>;rel=next",
             "<list?last=b&n=2>; title=\"x\"; REL=\"last Next\"",
+            "<?last=b&n=2>; rel=next",
+            "<v2/a/tags/list?last=b&n=2>; rel=next",
             "</first>; rel=\"first\", </v2/a/tags/list?last=b&n=2>; rel=\"next\"",
         ] {
             assert_eq!(next_after(link).unwrap().unwrap(), "https://r.test/v2/a/tags/list?last=b&n=2", "{link}");
         }
-        for link in ["", "</first>; rel=\"first\"", "</x>", "/x; rel=next", "<x; rel=next", "</x>; rel=\"next-year\""] {
+        for link in ["https://internal:8443", "http://r.test", "//mirror.test"] {
+            let link = format!("<{link}/v2/a/tags/list?last=b&n=2>; rel='next'");
+            assert_eq!(next_after(&link).unwrap().unwrap(), "https://r.test/v2/a/tags/list?last=b&n=2", "{link}");
+        }
+        assert!(next_after("</v2/a/tags/list?last=b>").unwrap().is_some());
+        for link in ["", "</first>; rel=\"first\"", "/x; rel=next", "<x; rel=next", "</x>; rel=\"next-year\""] {
             assert_eq!(next_after(link), Ok(None), "{link}");
         }
     }

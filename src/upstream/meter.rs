@@ -98,7 +98,7 @@ impl Meter {
             return Ok(());
         }
         let detail = format!("the last {reserve} pulls at {} are kept for clients who wait", self.key.upstream);
-        Err(UpstreamError::Throttled { limit: Limit::Pulls, retry_after: None, detail })
+        Err(UpstreamError::Throttled { limit: Limit::Pulls, retry_after: None, detail }.left_alone())
     }
 
     /// The gauge in the ledger, or the one in memory while the ledger does not answer.
@@ -107,20 +107,27 @@ impl Meter {
         self.known().gauge.clone()
     }
 
-    /// Whether a request of this kind may be sent. When a pause is over, one request gets a permit and probes.
-    pub(super) async fn permit(&self, kind: Kind) -> Result<(), UpstreamError> {
+    /// Permits a request of this kind, unless a breaker is open. When a pause is over, one request gets a permit and
+    /// probes: `true`.
+    pub(super) async fn permit(&self, kind: Kind) -> Result<bool, UpstreamError> {
         self.refresh().await;
         let now = self.clock.now();
         let permit = self.decide(kind);
+        let probes = matches!(permit, Permit::Probe(_));
         let permit = match permit {
             // A ledger in trouble is no reason not to ask upstream.
             Permit::Probe(_) if !self.known().rests(now) => self.exchange(self.probe(kind)).await.unwrap_or(Permit::Go),
             permit => permit,
         };
         match permit {
-            Permit::Go | Permit::Probe(_) => Ok(()),
             Permit::Closed(broken) => Err(self.closed(&broken, now)),
+            Permit::Go | Permit::Probe(_) => Ok(probes),
         }
+    }
+
+    /// Whether nothing may be asked now.
+    pub(super) fn is_closed(&self) -> bool {
+        matches!(self.known().gauge.permit(Kind::Head, self.clock.now()), Permit::Closed(_))
     }
 
     /// The permit by the gauge in memory. While a request probes, other requests of this process are refused.
@@ -253,8 +260,12 @@ impl Meter {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The error for a client while an upstream is not asked: which limit, since when, and what helps.
-    fn closed(&self, broken: &Break, now: Timestamp) -> UpstreamError {
+    /// The error for a client while something is not asked: which limit, since when, and what helps.
+    pub(super) fn closed(&self, broken: &Break, now: Timestamp) -> UpstreamError {
+        self.because(broken, now).left_alone()
+    }
+
+    fn because(&self, broken: &Break, now: Timestamp) -> UpstreamError {
         let pause = broken.until.after(now).max(Duration::from_secs(1));
         let upstream = &self.key.upstream;
         let ago = now.after(broken.since).as_secs();
@@ -283,12 +294,10 @@ impl Meter {
     /// Adds the same explanation to the error of the request that has just hit a limit.
     pub(super) fn explained(&self, error: UpstreamError) -> UpstreamError {
         let known = self.known();
-        let broken = match &error {
-            UpstreamError::Throttled { limit: Limit::Pulls, .. } => known.gauge.manifests.as_ref(),
-            UpstreamError::Throttled { .. } => known.gauge.requests.as_ref(),
-            _ => None,
-        };
-        broken.map_or(error, |broken| self.closed(broken, self.clock.now()))
+        let breakers = [&known.gauge.manifests, &known.gauge.requests].into_iter().flatten();
+        let broken =
+            error.limit().and_then(|limit| breakers.into_iter().find(|known| known.cause == Cause::Limited(limit)));
+        broken.map_or(error, |broken| self.because(broken, self.clock.now()))
     }
 }
 

@@ -10,6 +10,7 @@ mod login;
 mod meter;
 mod standing;
 mod token;
+mod trouble;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use futures_util::future::BoxFuture;
 pub use answer::{RangeSent, own_media_type, retry_after_in};
 pub(crate) use blob::LEAST_BYTES;
 pub use blob::{BlobBody, BlobPlace, BlobSource, BytesWanted, OpenBlob};
-pub use client::Upstream;
+pub use client::{Patience, Upstream};
 pub use listing::{next_page, referrers_in, tags_in};
 pub use login::{Issued, Issuer};
 pub(crate) use standing::Evidence;
@@ -168,11 +169,12 @@ impl Upstreams {
         &self,
         repository: &Repository,
         reference: &Reference,
+        patience: Patience,
     ) -> Result<Option<Observed>, UpstreamError> {
         let by_tag = matches!(reference, Reference::Tag(_));
         self.ask(repository, by_tag, says_if_any, |upstream, name| {
             let reference = reference.clone();
-            async move { upstream.head_manifest(&name, &reference).await }.boxed()
+            async move { upstream.head_manifest(&name, &reference, patience).await }.boxed()
         })
         .await
     }
@@ -207,10 +209,11 @@ impl Upstreams {
         repository: &Repository,
         digest: &Digest,
         wanted: Option<BytesWanted>,
+        patience: Patience,
     ) -> Result<OpenBlob, UpstreamError> {
         self.ask(repository, false, says, |upstream, name| {
             let digest = digest.clone();
-            async move { upstream.open_blob(&name, &digest, wanted).await }.boxed()
+            async move { upstream.open_blob(&name, &digest, wanted, patience).await }.boxed()
         })
         .await
     }
@@ -233,7 +236,7 @@ impl Upstreams {
     ) -> Result<T, UpstreamError> {
         let first = self.part(repository).ok_or_else(|| unknown(repository))?;
         let asked = question(first, repository.name.clone());
-        let trouble = match self.standings.noted(repository, first.config(), says, asked).await {
+        let mut trouble = match self.standings.noted(repository, first.config(), says, asked).await {
             Err(error) if error.is_trouble() => error,
             outcome => return outcome,
         };
@@ -253,9 +256,14 @@ impl Upstreams {
             if (upstream.config().is_private() && !shared) || self.policy.may_deny_beside(&there, repository) {
                 continue;
             }
-            if let Ok(answer) = question(upstream, there.name).await {
-                tracing::info!(%repository, alternate = %upstream.id(), %trouble, "an alternate answered");
-                return Ok(answer);
+            match question(upstream, there.name).await {
+                Ok(answer) => {
+                    tracing::info!(%repository, alternate = %upstream.id(), %trouble, "an alternate answered");
+                    return Ok(answer);
+                }
+                // Asked in vain, though not there where the trouble is.
+                Err(error) if error.is_miss() => trouble = trouble.asked(),
+                Err(_) => {}
             }
         }
         Err(trouble)

@@ -1,12 +1,11 @@
-//! What each upstream last said about a repository as a whole: that it does not exist, or, for a private one, that it
-//! still shows it to us.
+//! What each upstream last said about a repository as a whole: that it does not exist, or that it shows it to us.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use quick_cache::sync::Cache as MemoryCache;
 
-use super::{Upstreams, unknown};
+use super::{Patience, Upstreams, unknown};
 use crate::config::UpstreamConfig;
 use crate::errors::{PullError, StoreError, UpstreamError, chain};
 use crate::oci::{Digest, Reference, Repository};
@@ -65,7 +64,9 @@ impl Standings {
     /// Refuses a repository that upstream has recently called absent, as far as this process knows.
     pub(crate) fn check_known_absent(&self, repository: &Repository) -> Result<(), UpstreamError> {
         match self.met.get(repository) {
-            Some(Standing::Absent { until }) if self.clock.now() < until => Err(UpstreamError::NoRepository),
+            Some(Standing::Absent { until }) if until.is_ahead(ABSENT, self.clock.now()) => {
+                Err(UpstreamError::NoRepository)
+            }
             _ => Ok(()),
         }
     }
@@ -77,9 +78,19 @@ impl Standings {
         Ok(self.check_known_absent(repository)?)
     }
 
-    /// Notes that upstream does not have the repository. Requests for it cost nothing for a while.
-    async fn note_absent(&self, repository: &Repository) -> Result<(), StoreError> {
-        self.put(repository, Standing::Absent { until: self.clock.now().plus(ABSENT) }).await
+    /// Notes that upstream does not have the repository: requests for it cost nothing for a while. If it has shown us
+    /// something of it lately, that was said of one thing only; whether we may see the rest of a private repository is
+    /// asked again.
+    async fn note_absent(&self, repository: &Repository, config: &UpstreamConfig) -> Result<(), StoreError> {
+        let (known, now) = (self.read(repository).await?, self.clock.now());
+        // Of a private repository, not longer than we may serve it without asking.
+        let permitted = if config.is_private() { config.permission * 2 / 3 } else { Duration::MAX };
+        let lately = config.tags.fresh.min(permitted);
+        match known.is_some_and(|known| known.is_shown(lately, now)) {
+            true if config.is_private() => self.forget(repository).await,
+            true => Ok(()),
+            false => self.put(repository, Standing::Absent { until: now.plus(ABSENT) }).await,
+        }
     }
 
     /// Notes that upstream has the repository after all, so that its content is asked for again. Other processes that
@@ -99,7 +110,7 @@ impl Standings {
         permission: Duration,
     ) -> Result<Option<Timestamp>, StoreError> {
         if let Some(Standing::Shown { at, .. }) = self.met.get(repository)
-            && self.clock.now() < at.plus(permission)
+            && at.plus(permission).is_ahead(permission, self.clock.now())
         {
             return Ok(Some(at));
         }
@@ -109,8 +120,8 @@ impl Standings {
         })
     }
 
-    /// Awaits a request and notes what its answer says about the repository; about a public one, only that it is
-    /// absent. If that cannot be noted, the pull goes on.
+    /// Awaits a request and notes what its answer says about the repository; about a public one, not that we may not
+    /// read it. If that cannot be noted, the pull goes on.
     pub(super) async fn noted<T>(
         &self,
         repository: &Repository,
@@ -122,8 +133,8 @@ impl Standings {
         let at = self.clock.now();
         let asked = asking.await;
         let noted = match says(&asked) {
-            Some(Said::Absent) => self.note_absent(repository).await,
-            Some(Said::Shown) if config.is_private() => self.note_shown(repository, config, at).await,
+            Some(Said::Absent) => self.note_absent(repository, config).await,
+            Some(Said::Shown) => self.note_shown(repository, config, at).await,
             Some(Said::Refused) if config.is_private() => self.note_refused(repository).await,
             _ => Ok(()),
         };
@@ -133,19 +144,20 @@ impl Standings {
         asked
     }
 
-    /// Each process writes it at most twice per `permission`.
+    /// Each process writes it at most twice in the time that it counts.
     async fn note_shown(
         &self,
         repository: &Repository,
         config: &UpstreamConfig,
         at: Timestamp,
     ) -> Result<(), StoreError> {
+        let (counts, kept) = match config.is_private() {
+            true => (config.permission, config.permission.max(config.stale)),
+            false => (config.tags.fresh, config.tags.fresh * 2),
+        };
         match self.met.get(repository) {
-            Some(Standing::Shown { at: known, .. }) if at < known.plus(config.permission / 2) => Ok(()),
-            _ => {
-                let until = at.plus(config.permission.max(config.stale));
-                self.put(repository, Standing::Shown { at, until }).await
-            }
+            Some(Standing::Shown { at: known, .. }) if at < known.plus(counts / 2) => Ok(()),
+            _ => self.put(repository, Standing::Shown { at, until: at.plus(kept) }).await,
         }
     }
 
@@ -195,11 +207,11 @@ impl Upstreams {
         let asking = async {
             match evidence {
                 Evidence::Manifest(digest) => {
-                    let known = part.head_manifest(name, &Reference::Digest(digest.clone())).await?;
+                    let known = part.head_manifest(name, &Reference::Digest(digest.clone()), Patience::Known).await?;
                     Ok(known.map(drop))
                 }
                 // Not by HEAD, which some registries refuse.
-                Evidence::Blob(digest) => part.open_blob(name, digest, None).await.map(|_| Some(())),
+                Evidence::Blob(digest) => part.open_blob(name, digest, None, Patience::Client).await.map(|_| Some(())),
             }
         };
         self.standings.noted(repository, part.config(), says_if_any, Box::pin(asking)).await

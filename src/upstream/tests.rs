@@ -59,6 +59,9 @@ fn every_way_to_name_an_image_means_one_repository() {
                 "/v2/docker.io/library/nginx/manifests/1",
                 "/v2/docker.io/library/nginx/manifests/1?ns=docker.io",
                 "/v2/index.docker.io/library/nginx/manifests/1",
+                "/v2/registry-1.docker.io/library/nginx/manifests/1",
+                "/v2/registry.hub.docker.com/library/nginx/manifests/1",
+                "/v2/library/nginx/manifests/1?ns=registry.hub.docker.com",
                 // A path before /v2/, as dockerd and hosts.toml (with `ns`) do.
                 "/docker.io/v2/nginx/manifests/1",
                 "/docker.io/v2/library/nginx/manifests/1?ns=index.docker.io",
@@ -89,6 +92,7 @@ fn every_way_to_name_an_image_means_one_repository() {
                 "/v2/ghcr.io/corp/a/b/manifests/1?ns=registry.corp.example",
             ],
         ),
+        ("registry.k8s.io/pause", &["/v2/k8s.gcr.io/pause/manifests/1", "/v2/pause/manifests/1?ns=k8s.gcr.io"]),
         // A port, which no path can have.
         ("port.example/a/b", &["/v2/a/b/manifests/1?ns=port.example:5000", "/port.example/v2/a/b/manifests/1"]),
         // The longest prefix counts, and it ends between components.
@@ -210,4 +214,30 @@ fn a_name_may_be_as_long_as_upstreams_have_them_whatever_stands_before_it() {
     // What a rule adds in front counts.
     let path = format!("/v2/team/hub/{longest}/manifests/1");
     assert!(matches!(repository(&upstreams, &path), Err(PullError::Request(InvalidRequest::Name(_)))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_silence_of_another_host_is_not_that_of_the_registry() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let (registry, silent) = ("127.0.0.1:0", "127.0.0.1:0");
+    let registry = tokio::net::TcpListener::bind(registry).await.unwrap();
+    let silent = tokio::net::TcpListener::bind(silent).await.unwrap();
+    let (address, target) = (registry.local_addr().unwrap(), silent.local_addr().unwrap());
+    let upstreams =
+        upstreams(&format!("[upstreams.\"test.local\"]\nurl = \"http://{address}\"\ntrusted_hosts = [\"{target}\"]"));
+    let redirects = tokio::spawn(async move {
+        loop {
+            let (mut connection, _) = registry.accept().await.unwrap();
+            _ = connection.read(&mut [0; 4096]).await.unwrap();
+            let head = format!(
+                "HTTP/1.1 307 Away\r\nlocation: http://{target}/\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            );
+            connection.write_all(head.as_bytes()).await.unwrap();
+        }
+    });
+    let repository = Repository { upstream: "test.local".parse().unwrap(), name: "a".parse().unwrap() };
+    let digest = Digest::of(crate::oci::Algorithm::Sha256, b"a");
+    let opened = upstreams.open_blob(&repository, &digest, None, Patience::Client).await.map(drop);
+    assert!(matches!(opened, Err(UpstreamError::Elsewhere(_))), "{opened:?}");
+    redirects.abort();
 }

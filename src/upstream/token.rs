@@ -5,27 +5,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{HeaderValue, WWW_AUTHENTICATE};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use tokio::sync::Mutex;
 use url::Url;
 
-use super::answer::{limited, read_limited, timed};
+use super::answer::{is_page, limited, read_limited, timed};
 use super::guard::{self, Clients};
 use super::login::{CachedLogin, UpstreamLogin};
 use crate::config::UpstreamConfig;
 use crate::errors::{Limit, UpstreamError};
 use crate::oci::Name;
+use crate::values::text::excerpt;
 use crate::values::time::Clock;
 
 /// The longest answer of a token server, in bytes; usual ones have a few kilobytes.
-const MAX_TOKEN_BYTES: usize = 256 * 1024;
+const MAX_TOKEN_BYTES: usize = 64 * 1024;
 /// The life of a token whose answer does not say (token specification, "`expires_in`").
 const DEFAULT_LIFE_SECONDS: u64 = 60;
 /// The longest that a token is kept, whatever its answer says.
-const MAX_LIFE_SECONDS: u64 = 12 * 3600;
+const MAX_LIFE: Duration = Duration::from_hours(12);
+/// The shortest: what some write as `0.5` is used for the request that it was fetched for.
+const MIN_LIFE: Duration = Duration::from_secs(1);
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Above this many tokens, expired ones are dropped.
+/// Above this many tokens, expired ones are dropped, and if that is not enough all that are not being fetched.
 const MANY_TOKENS: usize = 1024;
 
 /// How a registry wants its clients to authenticate.
@@ -47,30 +51,89 @@ pub enum Challenge {
 impl Challenge {
     /// The challenge of a 401 answer. Bearer is preferred if there are several.
     pub fn parse(headers: &HeaderMap) -> Option<Self> {
-        let mut found = None;
-        for header in headers.get_all(WWW_AUTHENTICATE) {
-            let Ok(text) = header.to_str() else { continue };
-            for challenge in http_auth::parser::ChallengeParser::new(text).flatten() {
-                if challenge.scheme.eq_ignore_ascii_case("basic") {
-                    found.get_or_insert(Self::Basic);
-                }
-                let parameter = |name: &str| {
-                    let (_, value) = challenge.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name))?;
-                    Some(value.to_unescaped())
-                };
-                if challenge.scheme.eq_ignore_ascii_case("bearer")
-                    && let Some(realm) = parameter("realm").and_then(|realm| Url::parse(&realm).ok())
-                {
-                    return Some(Self::Bearer { realm, service: parameter("service"), scope: parameter("scope") });
-                }
-            }
+        let all = schemes(headers);
+        let bearer = all.iter().filter(|scheme| scheme.is("bearer")).find_map(|scheme| {
+            let realm = Url::parse(scheme.parameter("realm")?).ok()?;
+            let parameter = |name| scheme.parameter(name).map(str::to_owned);
+            Some(Self::Bearer { realm, service: parameter("service"), scope: parameter("scope") })
+        });
+        bearer.or_else(|| all.iter().any(|scheme| scheme.is("basic")).then_some(Self::Basic))
+    }
+
+    /// The `error` of the challenge to a token that was refused (RFC 6750, section 3.1).
+    pub(super) fn error(headers: &HeaderMap) -> Option<String> {
+        schemes(headers).iter().find_map(|scheme| scheme.parameter("error").map(str::to_owned))
+    }
+
+    /// Without the scope of one repository.
+    pub(super) fn of_any_repository(mut self) -> Self {
+        if let Self::Bearer { scope, .. } = &mut self {
+            scope.take_if(|scope| scope.is_empty() || scope.contains(':'));
         }
-        found
+        self
     }
 
     /// Whether it asks for a token from a realm that may issue tokens for this upstream.
     pub(super) fn is_allowed(&self, upstream: &UpstreamConfig) -> bool {
         matches!(self, Self::Bearer { realm, .. } if may_issue(realm, upstream))
+    }
+}
+
+/// An authentication scheme with its parameters.
+struct Scheme {
+    name: String,
+    parameters: Vec<(String, String)>,
+}
+
+impl Scheme {
+    fn is(&self, name: &str) -> bool {
+        self.name.eq_ignore_ascii_case(name)
+    }
+
+    fn parameter(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case(name))?;
+        Some(value)
+    }
+}
+
+/// The schemes of all `WWW-Authenticate` headers (RFC 9110, section 11.6.1). Like Go's clients, it keeps what it can
+/// read of a header that breaks the grammar.
+fn schemes(headers: &HeaderMap) -> Vec<Scheme> {
+    let is_word = |letter: char| !letter.is_whitespace() && !"\",;=".contains(letter);
+    let mut all: Vec<Scheme> = Vec::new();
+    for header in headers.get_all(WWW_AUTHENTICATE) {
+        let text = String::from_utf8_lossy(header.as_bytes());
+        let mut rest = text.trim_start_matches(|letter| !is_word(letter));
+        while !rest.is_empty() {
+            let after = rest.trim_start_matches(is_word);
+            let word = rest.strip_suffix(after).unwrap_or_default().to_owned();
+            rest = after.trim_start();
+            if let Some(value) = rest.strip_prefix('=') {
+                let Some((value, after)) = value_of(value.trim_start()) else { break };
+                all.last_mut().into_iter().for_each(|scheme| scheme.parameters.push((word.clone(), value.clone())));
+                rest = after;
+            } else {
+                all.push(Scheme { name: word, parameters: Vec::new() });
+            }
+            rest = rest.trim_start_matches(|letter| !is_word(letter));
+        }
+    }
+    all
+}
+
+/// A quoted or a bare value, and what follows. `None`: its quote is not closed.
+fn value_of(text: &str) -> Option<(String, &str)> {
+    let Some(quoted) = text.strip_prefix('"') else {
+        let after = text.trim_start_matches(|letter: char| !letter.is_whitespace() && !",;".contains(letter));
+        return Some((text.strip_suffix(after)?.to_owned(), after));
+    };
+    let (mut value, mut letters) = (String::new(), quoted.chars());
+    loop {
+        match letters.next()? {
+            '"' => return Some((value, letters.as_str())),
+            '\\' => value.push(letters.next()?),
+            letter => value.push(letter),
+        }
     }
 }
 
@@ -94,22 +157,36 @@ pub struct IssuedToken {
 impl IssuedToken {
     /// Parses the body of an answer. An error is [`UpstreamError::Invalid`].
     pub fn parse(body: &[u8]) -> Result<Self, UpstreamError> {
+        /// Token servers write numbers as text, and text as `null`; only the token has to be as specified.
         #[derive(Deserialize)]
-        struct UpstreamResponse {
-            token: Option<String>,
-            access_token: Option<String>,
-            expires_in: Option<u64>,
+        #[serde(untagged)]
+        enum Field {
+            Text(String),
+            Number(f64),
+            Other(IgnoredAny),
         }
-        let answer: UpstreamResponse = serde_json::from_slice(body)
-            .map_err(|error| UpstreamError::Invalid(format!("its token server sent no token: {error}")))?;
-        let life = answer.expires_in.filter(|&life| life > 0).unwrap_or(DEFAULT_LIFE_SECONDS).min(MAX_LIFE_SECONDS);
-        let token = answer.token.or(answer.access_token).unwrap_or_default();
+        let answer: HashMap<String, Field> = serde_json::from_slice(body)
+            .map_err(|error| UpstreamError::Invalid(format!("its token server sent no token: {}", excerpt(&error))))?;
+        let seconds = match answer.get("expires_in") {
+            Some(Field::Number(seconds)) => Some(*seconds),
+            Some(Field::Text(text)) => text.trim().parse().ok(),
+            Some(Field::Other(_)) | None => None,
+        };
+        let life =
+            seconds.filter(|seconds| *seconds > 0.0).map_or(Duration::from_secs(DEFAULT_LIFE_SECONDS), |seconds| {
+                Duration::try_from_secs_f64(seconds).unwrap_or(MAX_LIFE).clamp(MIN_LIFE, MAX_LIFE)
+            });
+        let token = ["token", "access_token"].into_iter().find_map(|name| match answer.get(name) {
+            Some(Field::Text(token)) if !token.trim().is_empty() => Some(token.trim()),
+            _ => None,
+        });
+        let token = token.unwrap_or_default();
         let mut authorization = HeaderValue::from_str(&format!("Bearer {token}"))
             .ok()
             .filter(|_| !token.is_empty())
             .ok_or_else(|| UpstreamError::Invalid("its token server sent no usable token".into()))?;
         authorization.set_sensitive(true);
-        Ok(Self { authorization, life: Duration::from_secs(life) })
+        Ok(Self { authorization, life })
     }
 }
 
@@ -155,6 +232,9 @@ impl Tokens {
             slots.retain(|_, slot| {
                 slot.try_lock().map_or(true, |token| token.as_ref().is_some_and(|token| !token.has_ended(now)))
             });
+            if slots.len() > MANY_TOKENS {
+                slots.retain(|_, slot| slot.try_lock().is_err());
+            }
         }
         Arc::clone(slots.entry(key).or_default())
     }
@@ -175,24 +255,30 @@ impl Tokens {
             )));
         }
         let mut url = realm.clone();
-        url.query_pairs_mut().extend_pairs(service.map(|service| ("service", service))).append_pair("scope", scope);
-        let mut request = clients.client_for(&url, upstream)?.get(url);
+        url.query_pairs_mut()
+            .extend_pairs(service.filter(|service| !service.is_empty()).map(|service| ("service", service)))
+            .append_pair("scope", scope);
+        let mut request = reqwest::Request::new(Method::GET, url);
         if let Some(authorization) = login.basic(None).await? {
-            request = request.header(http::header::AUTHORIZATION, authorization);
+            request.headers_mut().insert(http::header::AUTHORIZATION, authorization);
         }
-        let response = timed(TOKEN_TIMEOUT, request.send()).await?;
+        let response = timed(TOKEN_TIMEOUT, clients.send(request, upstream)).await?;
         match response.status() {
             StatusCode::OK => {}
             StatusCode::TOO_MANY_REQUESTS => {
                 return Err(limited(response, Some(Limit::Login), self.clock.now()).await);
             }
-            status if status.is_client_error() && !login.is_anonymous() => {
-                return Err(UpstreamError::Denied(format!("its token server answered {status} to our credentials")));
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if !is_page(response.headers()) => {
+                // To anonymous callers a registry does not tell a private repository from a missing one.
+                return Err(match login.is_anonymous() {
+                    true => UpstreamError::NoRepository,
+                    false => {
+                        let status = response.status();
+                        UpstreamError::Denied(format!("its token server answered {status} to our credentials"))
+                    }
+                });
             }
-            // To anonymous callers a registry does not tell a private repository from a missing one.
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => {
-                return Err(UpstreamError::NoRepository);
-            }
+            // All else says that the token server is not where it was, or not well.
             status => {
                 let reason = format!("its token server answered {status}");
                 return Err(UpstreamError::Unavailable { silent: false, reason });
@@ -232,6 +318,62 @@ mod tests {
         assert_eq!(realm.as_str(), "https://auth.test/token");
         assert_eq!((service.as_deref(), scope.as_deref()), (Some("reg.test"), Some("repository:a:pull,push")));
         assert_eq!(parse(&["Basic realm=\"x\""]), Some(Challenge::Basic));
+    }
+
+    #[test]
+    fn a_challenge_is_read_as_far_as_other_clients_read_it() {
+        for value in [
+            "BEARER REALM=\"https://a.test/token\"",
+            "Bearer realm=https://a.test/token,service=",
+            "Bearer realm=\"https://a.test/token\" service=\"\"; scope = \"aws\"",
+            "Bearer realm=\"https://a.test/token\", ,",
+            "Bearer realm=\"https://a.test/token\",service=\"never closed",
+            "Bearer realm=\"https://a.test/token\",error",
+            "Basic realm=\"Bearer realm=https://b.test\", Bearer realm=\"https://a.test/token\"",
+            "Negotiate abc==, Digest realm=d, nonce=\"\u{e9}\\\"\", Bearer realm=\"https://a.test/token\"",
+            "Bearer\trealm=\"https:\\/\\/a.test\\/token\"",
+        ] {
+            let found = parse(&[value]);
+            let is_read =
+                matches!(&found, Some(Challenge::Bearer { realm, .. }) if realm.as_str() == "https://a.test/token");
+            assert!(is_read, "{value}: {found:?}");
+        }
+        let headers = HeaderMap::from_iter([(
+            WWW_AUTHENTICATE,
+            HeaderValue::from_static("Bearer realm=\"https://a.test/\",error=\"insufficient_scope\""),
+        )]);
+        assert_eq!(Challenge::error(&headers).as_deref(), Some("insufficient_scope"));
+    }
+
+    #[test]
+    fn odd_fields_of_a_token_answer_do_not_hide_the_token() {
+        let life = |text: &str| {
+            let token = IssuedToken::parse(text.as_bytes()).unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert_eq!(token.authorization, "Bearer abc", "{text}");
+            token.life.as_secs()
+        };
+        assert_eq!(life(r#"{"token":"","access_token":"abc","expires_in":300}"#), 300);
+        assert_eq!(life(r#"{"token":null,"access_token":"abc","token_type":5}"#), 60);
+        assert_eq!(life(r#"{"token":"abc","access_token":[{}],"expires_in":"3600"}"#), 3600);
+        for (seconds, expected) in [
+            ("300.9", 300),
+            ("\"1e2\"", 100),
+            ("0.5", 1),
+            ("-1", 60),
+            ("0", 60),
+            ("null", 60),
+            ("\"soon\"", 60),
+            ("\"NaN\"", 60),
+            ("[]", 60),
+            ("36893488147419103232", 12 * 3600),
+            ("\"inf\"", 12 * 3600),
+        ] {
+            assert_eq!(life(&format!("{{\"token\":\"abc\",\"expires_in\":{seconds}}}")), expected, "{seconds}");
+        }
+        assert_eq!(life(r#"{"token":"x","token":"abc"}"#), 60);
+        for text in ["", "[]", "{}", r#"{"token":""}"#, r#"{"token":5}"#, r#"{"token":"a\u0000b"}"#, "<html>"] {
+            assert!(IssuedToken::parse(text.as_bytes()).is_err(), "{text}");
+        }
     }
 
     #[test]

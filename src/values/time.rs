@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct Timestamp(pub u64);
 
+/// How far ahead of this clock that of another process may be.
+const SKEW: Duration = Duration::from_secs(10);
+
 impl Timestamp {
     /// This time plus `duration`, in whole seconds.
     #[must_use]
@@ -22,6 +25,12 @@ impl Timestamp {
     #[must_use]
     pub fn minus(self, duration: Duration) -> Self {
         Self(self.0.saturating_sub(duration.as_secs()))
+    }
+
+    /// Whether this time, which was at most `longest` ahead when it was written down, has not come yet. One that is
+    /// further ahead is of a clock that has been set back since, and says nothing.
+    pub fn is_ahead(self, longest: Duration, now: Self) -> bool {
+        now < self && self <= now.plus(longest).plus(SKEW)
     }
 
     /// How long until this time, seen from `now`; zero once it has passed.
@@ -63,6 +72,13 @@ impl Clock {
     pub fn advance(&self, by: Duration) {
         if let Some(seconds) = &self.0 {
             seconds.fetch_add(by.as_secs(), Ordering::SeqCst);
+        }
+    }
+
+    /// Sets a manual clock back; the system's clock is not moved.
+    pub fn set_back(&self, by: Duration) {
+        if let Some(seconds) = &self.0 {
+            seconds.fetch_sub(by.as_secs(), Ordering::SeqCst);
         }
     }
 

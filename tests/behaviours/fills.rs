@@ -106,7 +106,13 @@ async fn a_stored_blob_whose_bytes_are_gone_is_filled_again(column: Column) {
         assert_eq!(world.get(&blob(&digest)).await.bytes(), LAYER, "a pull finds out itself");
     }
     let repository = Repository { upstream: "test.local".parse().unwrap(), name: "a".parse().unwrap() };
-    let job = Job { repository, digest: digest.clone(), size: LAYER.len() as u64, priority: Priority::Interactive };
+    let job = Job {
+        repository,
+        digest: digest.clone(),
+        size: LAYER.len() as u64,
+        priority: Priority::Interactive,
+        payer: None,
+    };
     world.cache.fill.run(&job, &watch::channel(Progress::Waiting).0, std::future::pending()).await.unwrap();
     assert_eq!(world.stored_blobs().await, [digest.to_string()]);
 }
@@ -236,7 +242,7 @@ async fn a_connection_that_breaks_before_its_first_byte_does_not_fail_a_fill(col
     let image = world.upstream.image("a", "1", &[LAYER]);
     let (digest, bytes) = image.blobs[1].clone();
     let repository = Repository { upstream: "test.local".parse().unwrap(), name: "a".parse().unwrap() };
-    let job = Job { repository, digest, size: bytes.len() as u64, priority: Priority::Interactive };
+    let job = Job { repository, digest, size: bytes.len() as u64, priority: Priority::Interactive, payer: None };
     world.upstream.fault_times("/blobs/", 1, Fault::Truncated);
     let filled = world.cache.fill.run(&job, &watch::channel(Progress::Waiting).0, std::future::pending()).await;
     assert!(filled.is_ok(), "{filled:?}");

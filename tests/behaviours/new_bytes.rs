@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use futures_util::future;
+use futures_util::{TryStreamExt as _, future};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use stopover::config::Cold;
 use stopover::oci::{Algorithm, Digest, Platforms};
 use stopover::ports::{ImageJob, Priority};
+use stopover::records::Entry;
 use support::on_both_columns;
 use support::scripted::{Fault, ScriptedImage};
 use support::world::{Answer, Column, World};
@@ -26,6 +27,7 @@ on_both_columns!(
     a_blob_that_is_too_large_is_refused_with_the_key_and_nothing_of_it_is_stored,
     what_is_refused_as_too_large_is_fetched_once,
     referrers_are_no_way_around_a_budget,
+    manifests_are_paid_for_like_blobs,
 );
 
 fn blobs(image: &ScriptedImage) -> Vec<String> {
@@ -48,8 +50,7 @@ async fn what_is_over_the_budget_of_new_bytes_is_not_stored(column: Column) {
     world.settled().await;
     let stored = world.stored_blobs().await;
     let refused = world.get_from(STRANGER, &tag("a", "2")).await;
-    let seconds: u64 = refused.header("retry-after").parse().unwrap();
-    assert_over(&refused, "new bytes", &seconds.to_string());
+    assert_over(&refused, "new bytes", refused.header("retry-after"));
     assert_eq!(world.send_from(STRANGER, Method::HEAD, &tag("a", "2")).await.status, StatusCode::OK, "it is there");
     world.settled().await;
     assert_eq!(world.stored_blobs().await, stored, "nothing of it, although its configuration would fit");
@@ -75,8 +76,9 @@ async fn what_is_over_the_budget_of_new_bytes_is_not_stored(column: Column) {
         }
     }
     let third = world.upstream.image("a", "3", &[&[3; 8000]]);
-    assert!(!world.get_from(STRANGER, &tag("a", "3")).await.status.is_success());
-    world.clock.advance(Duration::from_secs(seconds));
+    let refused = world.get_from(STRANGER, &tag("a", "3")).await;
+    assert_over(&refused, "new bytes", refused.header("retry-after"));
+    world.clock.advance(Duration::from_secs(refused.header("retry-after").parse().unwrap()));
     for path in [tag("a", "3")].into_iter().chain(blobs(&third)) {
         let answer = world.get_from(STRANGER, &path).await;
         assert!(matches!(answer.status, StatusCode::OK | StatusCode::TEMPORARY_REDIRECT), "{answer:?}");
@@ -122,15 +124,17 @@ async fn a_blob_over_the_budget_is_redirected_and_not_stored(column: Column) {
     assert_eq!(world.stored_blobs().await, stored_of(&image));
 }
 
-/// Blobs are redirected, and none is stored.
-async fn redirecting(column: Column, misses: usize) -> World {
-    let settings = format!("new_bytes = \"0B\"\nmisses = {misses}");
-    World::plan(column).cold(Cold::Redirect).settings(&settings).start().await
+/// An image whose manifest is stored, and whose blobs are redirected: there is room for the manifest alone.
+async fn redirecting(column: Column, misses: usize, layers: &[&[u8]]) -> (World, ScriptedImage) {
+    let manifest = World::on(column).await.upstream.image("a", "1", layers).manifest.len();
+    let settings = format!("new_bytes = \"{manifest}B\"\nmisses = {misses}");
+    let world = World::plan(column).cold(Cold::Redirect).settings(&settings).start().await;
+    let image = world.upstream.image("a", "1", layers);
+    (world, image)
 }
 
 async fn many_clients_that_want_one_cold_blob_cost_one_question_where_it_is(column: Column) {
-    let world = redirecting(column, 2).await;
-    let image = world.upstream.image("a", "1", &[b"layer"]);
+    let (world, image) = redirecting(column, 2, &[b"layer"]).await;
     assert_eq!(world.get_from(OTHER, &tag("a", "1")).await.status, StatusCode::OK);
     let path = &blobs(&image)[1];
     world.upstream.fault("/blobs/", Fault::Late(Duration::from_millis(200)));
@@ -153,10 +157,9 @@ async fn many_clients_that_want_one_cold_blob_cost_one_question_where_it_is(colu
 
 async fn whoever_keeps_asking_where_cold_blobs_are_pays_for_it(column: Column) {
     for (there, found) in [(true, StatusCode::TEMPORARY_REDIRECT), (false, StatusCode::NOT_FOUND)] {
-        let world = redirecting(column, 10).await;
         let layers: Vec<[u8; 1]> = (0..30).map(|number| [number]).collect();
         let layers: Vec<&[u8]> = layers.iter().map(|layer| &layer[..]).collect();
-        let image = world.upstream.image("a", "1", &layers);
+        let (world, image) = redirecting(column, 10, &layers).await;
         assert_eq!(world.get_from(OTHER, &tag("a", "1")).await.status, StatusCode::OK);
         if !there {
             world.upstream.fault("/blobs/", Fault::Status(404, vec![], String::new()));
@@ -227,7 +230,7 @@ async fn a_blob_that_is_too_large_is_refused_with_the_key_and_nothing_of_it_is_s
         assert!(String::from_utf8_lossy(prefetched.bytes()).contains("max_blob"), "{prefetched:?}");
         world.settled().await;
         assert!(world.stored_blobs().await.is_empty());
-        assert!(entries(&world).await <= before + 2, "nothing but that it was asked for");
+        assert!(entries(&world).await <= before + 3, "nothing but that it was asked for and shown");
         // Nor one that no manifest names.
         let layer = large.blobs.iter().find(|(_, bytes)| bytes.len() == 2001).unwrap();
         refused(&world.get(&format!("/v2/test.local/a/blobs/{}", layer.0)).await);
@@ -284,4 +287,37 @@ async fn referrers_are_no_way_around_a_budget(column: Column) {
     }
     world.settled().await;
     assert!(!world.stored_blobs().await.contains(&layer.to_string()), "it is over the budget");
+}
+
+async fn manifests_are_paid_for_like_blobs(column: Column) {
+    let world = World::plan(column).settings("new_bytes = \"1MB\"").start().await;
+    let padded = |number: u32| {
+        json!({ "schemaVersion": 2, "manifests": [], "annotations": { "padding": format!("{number}{}", " ".repeat(300_000)) } })
+            .to_string()
+    };
+    let paths = (0..6).map(|number| {
+        let (tag, index) = (format!("padded-{number}"), padded(number));
+        world.upstream.manifest("a", &tag, "application/vnd.oci.image.index.v1+json", index.as_bytes());
+        (format!("/v2/test.local/a/manifests/{tag}"), index)
+    });
+    let paths: Vec<_> = paths.collect();
+    let stored = async || {
+        let entries: Vec<Entry> = world.cache.core.ledger.entries().try_collect().await.unwrap();
+        entries.iter().filter(|entry| matches!(entry, Entry::Manifest(_))).count()
+    };
+    for (path, index) in &paths {
+        // What is not stored is passed on, and not fetched again for each pull.
+        for _ in 0..3 {
+            assert_eq!(world.get_from(STRANGER, path).await.bytes(), index.as_bytes());
+        }
+    }
+    assert_eq!(stored().await, 3);
+    assert_eq!(world.upstream.count("GET /v2/a/manifests/"), 6);
+    // Another caller has the same stored at its own expense.
+    world.clock.advance(Duration::from_secs(2));
+    for (path, _) in &paths[3..] {
+        assert_eq!(world.get_from(OTHER, path).await.status, StatusCode::OK);
+    }
+    assert_eq!(stored().await, 6);
+    assert_eq!(world.upstream.count("GET /v2/a/manifests/"), 6);
 }

@@ -27,6 +27,7 @@ on_both_columns!(
     a_pause_of_microseconds_in_a_sentence_is_a_second,
     nothing_is_asked_for_or_answered_compressed,
     a_general_content_type_is_made_exact_by_the_manifest,
+    a_manifest_that_is_compressed_all_the_same_is_refused_clearly,
 );
 
 const TAG: &str = "/v2/test.local/a/manifests/1";
@@ -338,6 +339,17 @@ async fn nothing_is_asked_for_or_answered_compressed(column: Column) {
     for seen in asked {
         assert_eq!(seen.headers["accept-encoding"], "identity", "{}", seen.line);
     }
+}
+
+/// quay#1310
+async fn a_manifest_that_is_compressed_all_the_same_is_refused_clearly(column: Column) {
+    let world = World::on(column).await;
+    world.upstream.image("a", "1", &[b"layer"]);
+    let gzip = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3];
+    world.upstream.fault("/manifests/1", Fault::Body(gzip, vec![("content-encoding", "gzip".to_owned())]));
+    let answer = world.get(TAG).await;
+    assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
+    assert!(answer.error().1.contains("compressed"), "{answer:?}");
 }
 
 /// Some send every manifest as JSON, or as octets.

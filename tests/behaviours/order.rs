@@ -44,7 +44,7 @@ mod alone {
         let bytes = Bytes::from(format!("{name} {priority:?} ").repeat(size)[..size].to_owned());
         let digest = Digest::of(Algorithm::Sha256, &bytes);
         world.upstream.blob(name, &digest, &bytes);
-        Job { repository: repository(name), digest, size: size as u64, priority }
+        Job { repository: repository(name), digest, size: size as u64, priority, payer: None }
     }
 
     /// A world with one place, which a fill has taken that ends only when upstream heals.

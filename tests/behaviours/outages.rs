@@ -1,8 +1,14 @@
-//! Storage in trouble: an outage is an outage, never an absence.
+//! Storage in trouble: an outage is an outage, never an absence. And a clock that was wrong.
+
+use std::time::Duration;
 
 use http::StatusCode;
+use stopover::config::Cold;
 use support::aws::{EVERY_OPERATION, Service};
+use support::on_both_columns;
 use support::world::{Column, World};
+
+on_both_columns!(a_clock_that_was_set_back_keeps_nothing_fresh);
 
 const TAG: &str = "/v2/test.local/a/manifests/1";
 
@@ -48,4 +54,64 @@ async fn a_queue_outage_does_not_fail_a_pull_and_the_fill_is_requested_again() {
     assert_eq!(world.pull(&path).await.bytes().as_ref(), b"layer");
     world.settled().await;
     assert_eq!(world.get(&path).await.header("x-stopover"), "hit");
+}
+
+/// Every write of the ledger fails, and no read.
+fn fail_writes(world: &World) {
+    let endpoints = world.endpoints().expect("the AWS column has endpoints");
+    for operation in ["PutItem", "UpdateItem", "BatchWriteItem"] {
+        endpoints.fail_next(Service::DynamoDb, operation, 10_000);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ledger_that_cannot_be_written_passes_on_what_upstream_says() {
+    let world = World::plan(Column::Aws).cold(Cold::Redirect).upstream("fresh = \"1m\"").start().await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    assert_eq!(world.get(TAG).await.bytes(), &image.manifest);
+    world.settled().await;
+    world.upstream.tags("a", &["1", "2"]);
+    fail_writes(&world);
+    world.clock.advance(Duration::from_mins(2));
+    let stale = world.get(TAG).await;
+    assert_eq!((stale.bytes(), stale.header("x-stopover")), (&image.manifest, "revalidated"));
+    let new = world.upstream.image("a", "2", &[b"another"]);
+    let moved = world.upstream.image("a", "1", &[b"moved"]);
+    for (tag, image) in [("1", &moved), ("2", &new)] {
+        world.clock.advance(Duration::from_mins(2));
+        let path = format!("/v2/test.local/a/manifests/{tag}");
+        assert_eq!(world.get(&path).await.bytes(), &image.manifest, "{tag}");
+        let (digest, bytes) = &image.blobs[1];
+        let blob = world.pull(&format!("/v2/test.local/a/blobs/{digest}")).await;
+        assert_eq!(blob.body.as_ref(), Ok(bytes), "{:?}", blob.status);
+    }
+    let tags = world.get("/v2/test.local/a/tags/list").await;
+    assert_eq!(tags.status, StatusCode::OK, "{tags:?}");
+    let missing = world.get("/v2/test.local/a/manifests/missing").await;
+    assert_eq!(missing.status, StatusCode::NOT_FOUND, "{missing:?}");
+}
+
+async fn a_clock_that_was_set_back_keeps_nothing_fresh(column: Column) {
+    let world = World::on(column).await;
+    let year = Duration::from_hours(365 * 24);
+    world.clock.advance(year);
+    world.upstream.tags("a", &["1"]);
+    let old = world.upstream.image("a", "1", &[b"old"]);
+    assert_eq!(world.get(TAG).await.bytes(), &old.manifest);
+    assert_eq!(world.get("/v2/test.local/a/manifests/2").await.status, StatusCode::NOT_FOUND);
+    assert_eq!(world.get("/v2/test.local/a/tags/list").await.status, StatusCode::OK);
+    world.settled().await;
+    world.clock.set_back(year);
+    world.upstream.tags("a", &["1", "2"]);
+    let new = world.upstream.image("a", "1", &[b"new"]);
+    let added = world.upstream.image("a", "2", &[b"added"]);
+    assert_eq!(world.get(TAG).await.bytes(), &new.manifest);
+    assert_eq!(world.get("/v2/test.local/a/manifests/2").await.bytes(), &added.manifest);
+    let tags = world.get("/v2/test.local/a/tags/list").await;
+    assert!(tags.bytes().windows(3).any(|part| part == b"\"2\""), "{tags:?}");
+    // Clocks of instances differ by seconds.
+    world.upstream.forget_requests();
+    world.clock.set_back(Duration::from_secs(3));
+    assert_eq!(world.get(TAG).await.header("x-stopover"), "hit");
+    assert!(world.upstream.requests().is_empty());
 }

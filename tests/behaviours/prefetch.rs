@@ -29,6 +29,7 @@ on_both_columns!(
     an_index_below_another_need_not_have_the_platform,
     an_image_of_too_many_manifests_is_refused_before_they_are_fetched,
     an_image_that_is_prefetched_again_counts_as_used,
+    an_image_that_is_named_twice_is_stored_and_reported_once,
 );
 
 const AMD64: &str = "linux/amd64";
@@ -281,6 +282,74 @@ async fn an_image_that_is_prefetched_again_counts_as_used(column: Column) {
     world.clock.advance(6 * DAY);
     assert_eq!(world.cache.operate.sweep(false).await.unwrap().manifests, [""; 0]);
     assert_eq!(stored(&world).await, digests(&images));
+}
+
+async fn an_image_that_is_named_twice_is_stored_and_reported_once(column: Column) {
+    let world = World::on(column).await;
+    let image = world.upstream.image("a", "latest", &[b"layer"]);
+    let by_digest = format!("test.local/a@{}", image.digest);
+    let names = ["test.local/a", "test.local/a:latest", "test.local/a", by_digest.as_str(), "test.local/b"];
+    let reports = prefetch(&world, &json!({ "images": names })).await;
+    let reported: Vec<&str> = reports.iter().map(|report| report["image"].as_str().unwrap()).collect();
+    assert_eq!(reported, ["test.local/a", by_digest.as_str(), "test.local/b"]);
+    assert_eq!(stored(&world).await, digests([&image]));
+}
+
+/// Only embedded storage answers without a wait in which the time could end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_for_what_is_stored_keeps_its_time_too() {
+    let world = World::plan(Column::Embedded)
+        .settings("wait = \"1ms\"\nfresh = \"1h\"")
+        .upstream("platforms = \"all\"")
+        .start()
+        .await;
+    let image = world.upstream.image("a", "0", &[b"layer"]);
+    let platforms: Vec<String> = (0..400).map(|number| format!("linux/a{number}")).collect();
+    let (index, children) = world.upstream.index("b", "1", &platforms.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut paths = vec![format!("b/manifests/{index}")];
+    paths.extend(children.iter().map(|child| format!("b/manifests/{}", child.digest)));
+    for tag in 0..500 {
+        world.upstream.manifest("a", &tag.to_string(), MediaType::OciManifest.as_str(), &image.manifest);
+        paths.push(format!("a/manifests/{tag}"));
+    }
+    for path in paths {
+        assert_eq!(world.get(&format!("/v2/test.local/{path}")).await.status, StatusCode::OK);
+    }
+    world.settled().await;
+    world.upstream.forget_requests();
+    let mut left: Vec<String> = (0..500).map(|tag| format!("test.local/a:{tag}")).collect();
+    for round in 0.. {
+        let reports = prefetch(&world, &json!({ "images": left })).await;
+        assert_eq!(reports.len(), left.len(), "each has a report");
+        let again = reports.iter().filter(|report| report["again"] == true);
+        left = again.map(|report| report["image"].as_str().unwrap().to_owned()).collect();
+        assert!(round > 0 || !left.is_empty(), "500 images in a millisecond");
+        if left.is_empty() {
+            break;
+        }
+    }
+    // The time of one image ends, too.
+    let reports = prefetch(&world, &json!({ "images": [format!("test.local/b@{index}")] })).await;
+    assert_eq!(reports[0]["again"], true, "400 of its platforms in a millisecond: {reports:?}");
+    assert!(world.upstream.requests().is_empty(), "all of it was here");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_names_as_many_blobs_as_the_largest_image_has() {
+    let world = World::on(Column::Embedded).await;
+    let layers: Vec<Vec<u8>> = (0..998).map(|number: u32| number.to_be_bytes().to_vec()).collect();
+    let layers: Vec<&[u8]> = layers.iter().map(Vec::as_slice).collect();
+    let mut names: Vec<String> = Vec::new();
+    for tag in 0..22 {
+        world.upstream.image("a", &tag.to_string(), &layers);
+        names.push(format!("test.local/a:{tag}"));
+    }
+    let reports = prefetch(&world, &json!({ "images": names })).await;
+    let (again, done): (Vec<_>, Vec<_>) = reports.into_iter().partition(|report| report["again"] == true);
+    assert_eq!((done.len(), again.len()), (20, 2), "20 of 999 blobs each");
+    let left: Vec<&str> = again.iter().map(|report| report["image"].as_str().unwrap()).collect();
+    let reports = prefetch(&world, &json!({ "images": left })).await;
+    assert!(reports.iter().all(|report| report["blobs"].as_array().unwrap().len() == 999), "{left:?}");
 }
 
 /// Only the embedded queue has to remember them itself.

@@ -24,6 +24,9 @@ on_both_columns!(
     credentials_that_are_refused_do_not_mean_that_there_are_no_referrers,
     what_is_no_index_does_not_replace_the_referrers_that_are_kept,
     a_registry_that_takes_the_api_for_a_name_is_asked_by_tag,
+    a_tag_that_is_the_subject_itself_lists_no_referrers,
+    a_list_of_referrers_that_is_null_is_empty,
+    referrers_are_passed_on_as_upstream_wrote_them,
 );
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -306,4 +309,59 @@ async fn a_registry_that_takes_the_api_for_a_name_is_asked_by_tag(column: Column
         assert_eq!(world.upstream.count(&format!("/manifests/sha256-{}", subject.hex())), 1);
     }
     assert_eq!(world.get("/v2/test.local/a/manifests/1").await.bytes(), &image.manifest, "the repository is there");
+}
+
+async fn a_tag_that_is_the_subject_itself_lists_no_referrers(column: Column) {
+    let world = World::on(column).await;
+    let (subject, _) = world.upstream.index("a", "1", &["linux/amd64", "linux/arm64"]);
+    let manifest = world.get("/v2/test.local/a/manifests/1").await.bytes().clone();
+    // As registry.gitlab.com answers: a tag like a digest is taken for the digest.
+    let tag = format!("sha256-{}", subject.hex());
+    world.upstream.manifest("a", &tag, INDEX, &manifest);
+    world.upstream.forget_requests();
+    for path in [path(&subject), format!("{}?artifactType=application/x", path(&subject)), path(&subject)] {
+        assert_eq!(manifests(&world.get(&path).await).len(), 0);
+    }
+    assert_eq!(world.upstream.count("GET /v2/a/manifests/"), 0, "HEAD says which manifest it is");
+    // Also where it is asked for by GET only.
+    let unstored = Digest::of(Algorithm::Sha256, index(&[descriptor("s", "x")]).as_bytes());
+    let tag = format!("sha256-{}", unstored.hex());
+    world.upstream.manifest("a", &tag, INDEX, index(&[descriptor("s", "x")]).as_bytes());
+    world.upstream.fault("HEAD", Fault::Status(405, vec![], String::new()));
+    assert_eq!(manifests(&world.get(&path(&unstored)).await).len(), 0);
+}
+
+async fn a_list_of_referrers_that_is_null_is_empty(column: Column) {
+    let world = World::on(column).await;
+    let null = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": null }).to_string();
+    let [own, by_tag] = ["own", "by tag"].map(|text| Digest::of(Algorithm::Sha256, text.as_bytes()));
+    world.upstream.page(&format!("/v2/a/referrers/{own}"), INDEX, &null, None);
+    world.upstream.manifest("a", &format!("sha256-{}", by_tag.hex()), INDEX, null.as_bytes());
+    for subject in [own, by_tag] {
+        for query in ["", "?artifactType=application/x"] {
+            assert_eq!(manifests(&world.get(&format!("{}{query}", path(&subject))).await).len(), 0);
+        }
+    }
+}
+
+async fn referrers_are_passed_on_as_upstream_wrote_them(column: Column) {
+    let world = World::on(column).await;
+    let digest = Digest::of(Algorithm::Sha256, b"s");
+    // What a parser of JSON would write in another way, refuse, or take for the end.
+    let odd = format!(
+        "{{ \"digest\" : \"{digest}\", \"size\":1, \"artifactType\":\"a\\u002fb\", \"n\": 1.50e+3000, \"x\": \"\\ud800]\" }}"
+    );
+    let body = format!("{{\"manifests\" : [{{}},\n {odd} ], \"schemaVersion\":2}}");
+    let [own, by_tag] = ["own", "by tag"].map(|text| Digest::of(Algorithm::Sha256, text.as_bytes()));
+    world.upstream.page(&format!("/v2/a/referrers/{own}"), INDEX, &body, None);
+    world.upstream.manifest("a", &format!("sha256-{}", by_tag.hex()), INDEX, body.as_bytes());
+    for subject in [own, by_tag] {
+        for (query, array) in [("", format!("[{{}},\n {odd} ]")), ("?artifactType=a%2Fb", format!("[{odd}]"))] {
+            let expected = format!("{{\"schemaVersion\":2,\"mediaType\":\"{INDEX}\",\"manifests\":{array}}}");
+            for _ in 0..2 {
+                let answer = world.get(&format!("{}{query}", path(&subject))).await;
+                assert_eq!((answer.status, answer.bytes().as_ref()), (StatusCode::OK, expected.as_bytes()));
+            }
+        }
+    }
 }

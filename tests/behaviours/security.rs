@@ -14,6 +14,8 @@ use support::world::{Column, PASSWORD, World};
 on_both_columns!(
     redirects_are_followed_without_our_credentials,
     a_redirect_into_the_private_network_is_refused,
+    another_port_of_the_upstream_is_another_server,
+    clients_are_not_sent_into_the_private_network,
     a_realm_in_the_private_network_gets_no_request,
     a_token_server_that_redirects_gets_our_credentials_nowhere,
     neither_tokens_nor_cookies_go_to_where_upstream_redirects,
@@ -92,7 +94,10 @@ async fn a_redirect_into_the_private_network_is_refused(column: Column) {
         let answer = world.get(TAG).await;
         assert!(answer.status.is_server_error(), "{target}: {answer:?}");
         let (_, said) = answer.error();
-        assert!(said.contains("not a public address") || said.contains("no public address"), "{target}: {said}");
+        assert!(
+            ["not a public address", "no public address", "not https"].iter().any(|reason| said.contains(reason)),
+            "{target}: {said}"
+        );
         world.upstream.heal();
         // What it said of itself before that must not have it be left alone.
         world.clock.advance(Duration::from_mins(10));
@@ -107,6 +112,45 @@ async fn a_redirect_into_the_private_network_is_refused(column: Column) {
     }
     assert!(four.is_alone() && six.is_alone(), "somebody has connected");
     assert!(world.stored_blobs().await.is_empty());
+}
+
+/// The same host on another port, of which the operator has said nothing: neither asked nor handed to a client.
+async fn another_port_of_the_upstream_is_another_server(column: Column) {
+    let inside = Scripted::start().unwrap();
+    inside.fault("/latest", Fault::Status(200, Vec::new(), "secret".into()));
+    for cold in [Cold::Redirect, Cold::Wait] {
+        // Only the first upstream trusts its whole host.
+        let upstream = Scripted::start().unwrap();
+        let image = upstream.image("a", "1", &[b"secre"]);
+        let table = format!("wait = \"2s\"\n[upstreams.\"plain.local\"]\nurl = \"{}\"", upstream.url());
+        let world = World::plan(column).cold(cold).settings(&table).start().await;
+        let digest = &image.blobs[1].0;
+        upstream.fault(&format!("blobs/{digest}"), redirect(format!("{}/latest/meta-data", inside.url())));
+        let answer = world.get(&format!("/v2/plain.local/a/blobs/{digest}")).await;
+        assert!(answer.status.is_server_error(), "{cold:?} {answer:?}");
+        upstream.fault("/manifests/1", redirect(format!("{}/latest/meta-data", inside.url())));
+        let answer = world.get("/v2/plain.local/a/manifests/1").await;
+        assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
+        assert!(answer.error().1.contains("trusted_hosts"), "{answer:?}");
+        world.settled().await;
+    }
+    assert!(inside.requests().is_empty(), "{:?}", inside.requests());
+}
+
+async fn clients_are_not_sent_into_the_private_network(column: Column) {
+    let world = World::plan(column).cold(Cold::Redirect).start().await;
+    for (number, target) in
+        ["http://169.254.169.254/latest", "https://10.0.0.1/", "https://localhost:22/", "https://user:pw@1.1.1.1/evil"]
+            .into_iter()
+            .enumerate()
+    {
+        let image = world.upstream.image("a", "1", &[format!("layer {number}").as_bytes()]);
+        let digest = &image.blobs[1].0;
+        world.upstream.fault(&format!("blobs/{digest}"), redirect(target.to_owned()));
+        let answer = world.get(&format!("/v2/test.local/a/blobs/{digest}")).await;
+        assert!(answer.status.is_server_error(), "{target}: {answer:?}");
+        assert_eq!(answer.header("location"), "", "{target}");
+    }
 }
 
 async fn a_realm_in_the_private_network_gets_no_request(column: Column) {

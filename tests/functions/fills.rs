@@ -22,7 +22,8 @@ fn record(id: &str, body: &str) -> Value {
 
 fn job(name: &str, digest: &Digest, size: usize) -> Result<String> {
     let repository = Repository { upstream: UPSTREAM.parse()?, name: name.parse()? };
-    let job = Job { repository, digest: digest.clone(), size: size as u64, priority: Priority::Interactive };
+    let job =
+        Job { repository, digest: digest.clone(), size: size as u64, priority: Priority::Interactive, payer: None };
     Ok(serde_json::to_string(&job)?)
 }
 

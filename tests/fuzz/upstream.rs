@@ -6,7 +6,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use http::header::{LINK, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue};
-use stopover::oci::{Algorithm, Digest, Manifest, MediaType};
+use stopover::oci::{Algorithm, Digest, Manifest, MediaType, Page, Tag, Tags};
 use stopover::upstream::{
     Challenge, IssuedToken, RangeSent, next_page, own_media_type, referrers_in, retry_after_in, tags_in,
 };
@@ -51,12 +51,17 @@ const MANIFESTS: &[&str] = &[
       {\"digest\":\"sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb\",\"size\":2,\"urls\":[\"https://a\"]}]}",
     "{\"schemaVersion\":2,\"manifests\":[{\"mediaType\":\"x\",\"size\":3,\"platform\":{\"os\":\"linux\",\"architecture\":\"arm\",\
       \"variant\":\"v7\"},\"digest\":\"sha256:cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc\"},{}]}",
+    "{\"schemaVersion\":2,\"config\":null,\"layers\":null,\"manifests\":[{\"digest\":null,\"platform\":{\"os\":null,\
+      \"architecture\":null}},{\"digest\":\"sha256:cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc\",\
+      \"artifactType\":\"application/x\"}]}",
+    "{\"manifests\":null}",
 ];
 const BODIES: &[&str] = &[
     "{\"name\":\"a/b\",\"tags\":[\"latest\",\"1.0\",\"v1\",\"\",\"not a tag\"]}",
     "{\"name\":\"a\",\"tags\":null}",
     "{\"token\":\"eyJhbGciOiJSUzI1NiJ9.e30.c2ln\",\"expires_in\":300,\"issued_at\":\"2027-01-15T08:00:00Z\"}",
     "{\"access_token\":\"abc\",\"token\":null}",
+    "{\"token\":\"\",\"access_token\":\"abc\",\"expires_in\":\"36000.5\"}",
     "{\"errors\":[{\"code\":\"TOOMANYREQUESTS\",\"message\":\"retry-after: 880.092µs, allowed: 44000/minute\"}]}",
     "{\"mediaType\":\"application/vnd.oci.image.index.v1+json\",\"manifests\":[{\"digest\":\"x\"}]}",
     "{\"manifests\":null}",
@@ -100,6 +105,7 @@ const LINKS: &[&str] = &[
     "</v2/a/tags/list?last=b&n=2>; rel=\"next\"",
     "<https://r.test/v2/a/tags/list?last=b>;rel=next, </first>; rel=\"first\"",
     "<https://evil.test/v2/>; rel=\"next\"",
+    "<http://internal:5000/v2/a/tags/list?last=b>; rel='next'",
 ];
 const RANGES: &[&str] =
     &["bytes 0-99/1000", "bytes 900-999/1000", "bytes 0-0/1", "bytes */10", "bytes 0-18446744073709551615/*"];
@@ -152,23 +158,35 @@ fn manifest(rng: &mut Rng) -> bool {
     }
     let children = manifest.children().expect("it was accepted");
     assert!(children.iter().all(|child| references.contains(&child.digest)));
-    let _ = manifest.descriptors();
+    if let Ok(descriptors) = manifest.descriptors() {
+        assert!(descriptors.json().len() <= length, "a part of its bytes");
+    }
+    let other = if kind.is_index() { MediaType::OciManifest } else { MediaType::OciIndex };
+    let both = Manifest::new(manifest.digest.clone(), other, manifest.bytes.clone());
+    assert!(both.is_err(), "no document is an image and an index");
     let again = Manifest::new(manifest.digest.clone(), kind, manifest.bytes.clone());
     assert_eq!(again.as_ref(), Ok(&manifest));
     true
 }
 
 fn body(rng: &mut Rng) -> bool {
-    let body = changed(rng, BODIES, JSON_WORDS);
-    if let Ok(tags) = tags_in(&body) {
-        let tags: Vec<String> = tags.map(|tag| tag.to_string()).collect();
-        assert!(tags.len() <= body.len() / 3, "{tags:?}");
+    let body = Bytes::from(changed(rng, BODIES, JSON_WORDS));
+    if let Ok(tags) = tags_in(&body).map(Tags::from) {
+        assert!(tags.json_bytes() <= body.len(), "{tags:?}");
+        assert!(tags.iter().is_sorted_by(|one, next| one < next), "{tags:?}");
         let page = serde_json::json!({ "tags": tags }).to_string();
-        let again: Vec<String> = tags_in(page.as_bytes()).expect("a list").map(|tag| tag.to_string()).collect();
-        assert_eq!(again, tags);
+        assert_eq!(tags_in(page.as_bytes()).map(Tags::from).as_ref(), Ok(&tags));
+        for tag in tags.iter() {
+            assert!(tag.parse::<Tag>().is_ok());
+            let (rest, _) = tags.page(&Page { n: None, last: Some(tag.to_owned()) });
+            assert!(rest.iter().eq(tags.iter().skip_while(|before| *before <= tag)), "after {tag:?} in {tags:?}");
+        }
     }
     if let Ok(referrers) = referrers_in(&body) {
-        assert!(referrers.len() <= body.len() / 2);
+        assert!(referrers.json().len() <= body.len());
+        let text = std::str::from_utf8(referrers.json()).expect("JSON is UTF-8");
+        assert_eq!(serde_json::from_str(text).ok().as_ref(), Some(&referrers), "it is served as it was sent");
+        assert!(referrers.of_type("application/x").json().len() <= referrers.json().len());
     }
     if let Ok(IssuedToken { authorization, life }) = IssuedToken::parse(&body) {
         assert!(authorization.is_sensitive() && authorization.as_bytes().starts_with(b"Bearer "));

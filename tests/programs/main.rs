@@ -5,5 +5,6 @@ mod crash;
 mod doctor;
 mod documents;
 mod logins;
+mod memory;
 mod program;
 mod setup;

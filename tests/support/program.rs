@@ -37,6 +37,8 @@ pub struct Installation {
     listen: SocketAddr,
     /// Options of a tmpfs to put over the data directory, in a mount namespace that ends with the process.
     tmpfs: Option<String>,
+    /// The most memory that each process may ask for, in kibibytes (`RLIMIT_DATA`).
+    memory: Option<u64>,
     /// Variables of every process started later.
     environment: Vec<(&'static str, String)>,
 }
@@ -52,7 +54,8 @@ impl Installation {
         let directory = TempDir::new()?;
         std::fs::create_dir(directory.path().join("data"))?;
         let environment = vec![("STOPOVER_LOG", "info,stopover=debug".to_owned())];
-        let this = Self { directory, listen: SocketAddr::from(([127, 0, 0, 1], 0)), tmpfs: None, environment };
+        let this =
+            Self { directory, listen: SocketAddr::from(([127, 0, 0, 1], 0)), tmpfs: None, memory: None, environment };
         std::fs::write(this.configuration(), text)?;
         Ok(this)
     }
@@ -67,6 +70,12 @@ impl Installation {
     #[must_use]
     pub fn on_tmpfs(self, options: &str) -> Self {
         Self { tmpfs: Some(options.to_owned()), ..self }
+    }
+
+    /// Gives every process started later only this much memory, in bytes: one that asks for more ends.
+    #[must_use]
+    pub fn limited_to(self, bytes: u64) -> Self {
+        Self { memory: Some(bytes / 1024), ..self }
     }
 
     /// Has every process started later log this, each event as one JSON object.
@@ -90,7 +99,14 @@ impl Installation {
     pub async fn start(&self) -> anyhow::Result<Stopover> {
         let binary = binary()?;
         let mut command = match &self.tmpfs {
-            None => Command::new(binary),
+            None => match self.memory {
+                None => Command::new(binary),
+                Some(kibibytes) => {
+                    let mut command = Command::new("sh");
+                    command.args(["-c", &format!("ulimit -d {kibibytes} && exec \"$0\" \"$@\"")]).arg(binary);
+                    command
+                }
+            },
             Some(options) => {
                 let mut command = Command::new("unshare");
                 // Without root, a user namespace of its own is what allows the mount.
@@ -170,6 +186,11 @@ impl Stopover {
     pub async fn run(&self, arguments: &[&str]) -> anyhow::Result<(ExitStatus, String)> {
         let (server, data) = (format!("http://{}", self.address), self.data.display().to_string());
         run(&[arguments, &["--server", &server, "--data-dir", &data]].concat()).await
+    }
+
+    /// Its data directory, as this process can reach it.
+    pub fn data(&self) -> &Path {
+        &self.data
     }
 
     /// All that it has printed so far.

@@ -119,7 +119,13 @@ impl Vast {
     pub fn job(&self) -> Job {
         let upstream = "vast.local".parse().expect("it is an id");
         let repository = Repository { upstream, name: "vast".parse().expect("it is a name") };
-        Job { repository, digest: self.shared.digest.clone(), size: self.shared.size, priority: Priority::Interactive }
+        Job {
+            repository,
+            digest: self.shared.digest.clone(),
+            size: self.shared.size,
+            priority: Priority::Interactive,
+            payer: None,
+        }
     }
 
     /// Its manner, to be changed.

@@ -337,7 +337,11 @@ impl Plan {
         let upstream = Scripted::start()?;
         let data = TempDir::new()?;
         let file = data.path().join("stopover.toml");
-        let table = format!("[upstreams.\"test.local\"]\nurl = \"{}\"\n{}\n", upstream.url(), self.upstream);
+        let table = format!(
+            "[upstreams.\"test.local\"]\nurl = \"{}\"\ntrusted_hosts = [\"127.0.0.1\"]\n{}\n",
+            upstream.url(),
+            self.upstream
+        );
         // Requests of tests come from nowhere in particular.
         let access = if self.settings.contains("[access]") { "" } else { "[access]\nanonymous = true\n" };
         fs::write(&file, format!("{}\n{table}{access}", self.settings))?;

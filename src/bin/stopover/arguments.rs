@@ -43,6 +43,9 @@ pub(crate) struct Settings {
     /// How it is logged
     #[arg(long, global = true, env = "STOPOVER_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log_format: LogFormat,
+    /// How long answers that are under way may go on after a signal to stop
+    #[arg(long, global = true, env = "STOPOVER_GRACE", value_name = "DURATION", default_value = "25s")]
+    pub(crate) grace: Span,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]

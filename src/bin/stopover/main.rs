@@ -34,8 +34,8 @@ use tracing_subscriber::EnvFilter;
 /// The name by which Docker and podman run this program as the credential helper `stopover`.
 const DOCKER_CREDENTIAL: &str = "docker-credential-stopover";
 
-/// How long running fills and open connections may go on after a signal to stop.
-const GRACE: Duration = Duration::from_secs(5);
+/// How long running fills may go on after a signal to stop, at most: the next start continues them.
+const FILLS_GRACE: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let mut words: Vec<OsString> = std::env::args_os().collect();
@@ -108,7 +108,7 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
                 // Each thread that has read a file keeps the memory of a buffer.
                 .max_blocking_threads(16)
                 .build()?;
-            let outcome = runtime.block_on(serve(config));
+            let outcome = runtime.block_on(serve(config, settings.grace.0));
             runtime.shutdown_timeout(Duration::from_secs(1));
             outcome
         }
@@ -184,7 +184,7 @@ fn start_logging(settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(config: Config, grace: Duration) -> anyhow::Result<()> {
     let listen = config.listen;
     let listener = TcpListener::bind(listen).await.with_context(|| {
         format!("cannot listen on {listen}: choose another address with --listen, or listen in stopover.toml")
@@ -205,12 +205,18 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         _ = interrupt.recv() => false,
         _ = &mut server => true,
     };
-    tracing::info!("stopping: running fills have {} s, the rest is parked for the next start", GRACE.as_secs());
+    let fills = grace.min(FILLS_GRACE);
+    tracing::info!("stopping: answers under way have {grace:?}, fills {fills:?}; a second signal ends both");
     stop.send_replace(true);
-    local.stop(GRACE).await;
-    // Connections that still follow a parked fill are cut; their clients resume.
-    if !ended {
-        let _ = tokio::time::timeout(Duration::from_secs(1), server).await;
+    // Answers that follow a fill end when it is parked, and their clients resume; those of stored blobs are sent.
+    let stopping = async {
+        let server = async move { if ended { Ok(Ok(())) } else { tokio::time::timeout(grace, server).await } };
+        tokio::join!(local.stop(fills), server)
+    };
+    tokio::select! {
+        (_lock, _) = stopping => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
     }
     tracing::info!("stopped");
     // The service manager starts the program again.

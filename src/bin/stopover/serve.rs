@@ -5,24 +5,28 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::PanicHookInfo;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::{Body, Bytes};
 use axum::extract::ConnectInfo;
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1::Builder;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use stopover::local::is_at_work;
 use stopover::values::address::neighbourhood;
 use stopover::values::text::excerpt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutWriter;
+use tokio_util::sync::PollSemaphore;
 
 /// How long a client may take for the head of a request, and how long a connection may be idle.
 const HEAD: Duration = Duration::from_secs(30);
@@ -52,6 +56,10 @@ pub(crate) fn most_connections() -> usize {
 
 /// Logs where something panicked. A panic costs one request, or one run of a background task.
 pub(crate) fn log_panic(panic: &PanicHookInfo<'_>) {
+    // Of the ledger's file: the error that it becomes says what to do.
+    if is_at_work() {
+        return;
+    }
     let (place, reason) = (panic.location().map(tracing::field::display), panic.payload_as_str().unwrap_or_default());
     tracing::error!(place, reason = %excerpt(&reason), "a mistake of this program: it panicked");
 }
@@ -78,7 +86,8 @@ pub(crate) async fn run(listener: TcpListener, router: Router, most: usize, stop
         // No layer of the router, which would wrap each of its routes anew for each connection.
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo(address));
-            router.call(request)
+            let answered = router.call(request);
+            async { answered.await.map(|answer| answer.map(OneByOne::new)) }
         });
         let answered = connections.watch(server.serve_connection(TokioIo::new(Box::pin(connection)), service));
         tokio::spawn(async move {
@@ -90,6 +99,51 @@ pub(crate) async fn run(listener: TcpListener, router: Router, most: usize, stop
     }
     drop(listener);
     connections.shutdown().await;
+}
+
+/// A body whose next chunk is made once the one before is written: hyper would hold some of them for a client that does
+/// not read.
+struct OneByOne {
+    body: Body,
+    turns: PollSemaphore,
+    turn: Option<OwnedSemaphorePermit>,
+}
+
+/// A chunk that is being written.
+struct Chunk(Bytes, #[expect(dead_code, reason = "held")] Option<OwnedSemaphorePermit>);
+
+impl AsRef<[u8]> for Chunk {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl OneByOne {
+    fn new(body: Body) -> Self {
+        Self { body, turns: PollSemaphore::new(Arc::new(Semaphore::new(1))), turn: None }
+    }
+}
+
+impl hyper::body::Body for OneByOne {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.turn.is_none() {
+            self.turn = ready!(self.turns.poll_acquire(cx));
+        }
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let turn = self.turn.take();
+        Poll::Ready(frame.map(|frame| Ok(frame?.map_data(|bytes| Bytes::from_owner(Chunk(bytes, turn))))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// Admission control: an address may have at most half of all connections, and so may an IPv6 /64. Loopback may have

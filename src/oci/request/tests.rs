@@ -87,25 +87,6 @@ fn a_list_of_tags_and_referrers_are_understood_with_their_parameters() {
 }
 
 #[test]
-fn a_page_is_cut_from_the_list_of_all_tags() {
-    let tags: Vec<Tag> = ["A", "B", "a", "b", "c"].iter().map(|tag| tag.parse().unwrap()).collect();
-    let page = |n: Option<usize>, last: Option<&str>| {
-        let page = Page { n, last: last.map(str::to_owned) };
-        let (tags, more) = page.of(&tags);
-        (tags.iter().map(Tag::as_str).collect::<String>(), more)
-    };
-    let expected = |tags: &str, more| (tags.to_owned(), more);
-    assert_eq!(page(None, None), expected("ABabc", false));
-    assert_eq!(page(Some(2), None), expected("AB", true));
-    assert_eq!(page(Some(2), Some("B")), expected("ab", true));
-    assert_eq!(page(Some(2), Some("b")), expected("c", false));
-    assert_eq!(page(Some(3), Some("B")), expected("abc", false), "it ends with the last tag");
-    assert_eq!(page(Some(usize::MAX), Some("AA")), expected("Babc", false), "the last one need not be a tag");
-    assert_eq!(page(Some(1), Some("z")), expected("", false));
-    assert_eq!(page(Some(0), None), expected("", false), "no page comes after an empty one");
-}
-
-#[test]
 fn a_digest_may_arrive_percent_encoded() {
     let encoded = DIGEST.replace(':', "%3A");
     assert_eq!(get(&format!("/v2/a/blobs/{encoded}")), get(&format!("/v2/a/blobs/{DIGEST}")));

@@ -1,8 +1,9 @@
 use super::*;
 use crate::config::Retention;
 use crate::oci::{Algorithm, MediaType, Observed};
+use crate::operate::report::SweepReport;
 use crate::ports::StoredBlob;
-use crate::records::Lease;
+use crate::records::{Lease, Versioned};
 
 const NOW: Timestamp = Timestamp(1_000_000_000);
 const DAY: u64 = 24 * 3600;
@@ -19,15 +20,23 @@ fn ago(days: u64) -> Timestamp {
     Timestamp(NOW.0 - days * DAY)
 }
 
-/// Builds an inventory in few words. Content is named after what it is; a blob has as many bytes as its name.
+/// Builds what is stored in few words. Content is named after what it is; a blob has as many bytes as its name, a manifest
+/// none, unless it is [large](World::large).
 #[derive(Default)]
-struct World(Inventory);
+struct World(Vec<Entry>, Vec<StoredBlob>);
 
 impl World {
     fn manifest(mut self, whose: &str, name: &str, names: &[&str], days: u64) -> Self {
         let names = names.iter().map(|name| digest(name)).collect();
         let (repository, digest) = (repository(whose), digest(name));
-        self.0.entries.push(Entry::Manifest(StoredManifest { repository, digest, used_at: ago(days), names }));
+        self.0.push(Entry::Manifest(StoredManifest { repository, digest, used_at: ago(days), bytes: 0, names }));
+        self
+    }
+
+    /// The last manifest has so many bytes.
+    fn large(mut self, size: u64) -> Self {
+        let Some(Entry::Manifest(StoredManifest { bytes, .. })) = self.0.last_mut() else { panic!("it is the last") };
+        *bytes = size;
         self
     }
 
@@ -37,19 +46,19 @@ impl World {
     }
 
     fn record(mut self, name: &str, value: BlobRecord) -> Self {
-        self.0.entries.push(Entry::Blob { digest: digest(name), record: Versioned { value, version: 1 } });
+        self.0.push(Entry::Blob { digest: digest(name), record: Versioned { value, version: 1 } });
         self
     }
 
     fn bytes(mut self, name: &str, days: u64) -> Self {
         let blob = StoredBlob { digest: digest(name), size: name.len() as u64, modified: ago(days) };
-        self.0.blobs.insert(digest(name), blob);
+        self.1.push(blob);
         self
     }
 
     fn member(mut self, whose: &str, name: &str, days: u64) -> Self {
         let (repository, digest) = (repository(whose), digest(name));
-        self.0.entries.push(Entry::Membership { repository, digest, used_at: ago(days) });
+        self.0.push(Entry::Membership { repository, digest, used_at: ago(days) });
         self
     }
 
@@ -59,16 +68,26 @@ impl World {
         let value =
             TagRecord { observed: Some(observed), previous: None, checked_at, fresh_until: checked_at, lease: None };
         let (repository, reference) = (repository(whose), tag.parse().unwrap());
-        self.0.entries.push(Entry::Reference { repository, reference, record: Versioned { value, version: 1 } });
+        self.0.push(Entry::Reference { repository, reference, record: Versioned { value, version: 1 } });
         self
     }
 
+    fn carry_out(&self, task: Task<'_>) -> Batch {
+        let mut census = Census::new(task, NOW);
+        self.0.iter().for_each(|entry| census.count(entry));
+        self.1.iter().for_each(|blob| census.count_bytes(blob));
+        let (mut fates, mut batch) = (census.decide(), Batch::default());
+        self.0.iter().for_each(|entry| fates.add(entry.clone(), &mut batch));
+        self.1.iter().for_each(|blob| fates.add_bytes(blob.clone(), &mut batch));
+        batch
+    }
+
     fn mark(&self, rules: &Retention) -> Gone {
-        Gone::of(&mark(&self.0, rules, NOW))
+        Gone::of(&self.carry_out(Task::Sweep(rules)))
     }
 
     fn purge(&self, whose: &str, reference: &str) -> Gone {
-        Gone::of(&purge(&self.0, &repository(whose), &reference.parse().unwrap(), NOW))
+        Gone::of(&self.carry_out(Task::Purge(&repository(whose), &reference.parse().unwrap())))
     }
 }
 
@@ -85,7 +104,7 @@ fn gone(names: &[&str]) -> Gone {
 }
 
 impl Gone {
-    fn of(plan: &Plan<'_>) -> Self {
+    fn of(plan: &Batch) -> Self {
         let name = |of: &Digest| *NAMES.iter().find(|name| digest(name) == *of).unwrap();
         let entries = plan.entries.iter().map(|entry| match entry {
             Entry::Reference { reference, .. } => format!("tag {reference}"),
@@ -96,7 +115,7 @@ impl Gone {
             Entry::Blob { .. } => panic!("blobs go with their bytes"),
         });
         let mut names: Vec<String> =
-            entries.chain(plan.blobs.keys().map(|digest| format!("blob {}", name(digest)))).collect();
+            entries.chain(plan.blobs.iter().map(|doomed| format!("blob {}", name(&doomed.digest)))).collect();
         names.sort();
         Self(names)
     }
@@ -123,9 +142,10 @@ fn what_was_not_used_within_keep_goes_with_all_that_only_it_needs() {
     assert_eq!(world.mark(&keep(30)), gone(&["tag 1", "x image", "x member a", "x member shared", "blob a"]));
     assert_eq!(world.mark(&keep(31)), gone(&[]));
     assert_eq!(world.mark(&Retention { keep: None, ..keep(1) }), gone(&[]));
-    let report = mark(&world.0, &keep(30), NOW).report();
+    let mut report = SweepReport::default();
+    world.carry_out(Task::Sweep(&keep(30))).add_to(&mut report);
     assert_eq!((report.tags, report.memberships, report.blobs), (1, 2, 1));
-    assert_eq!((report.freed_bytes, report.kept_bytes), (1, 7));
+    assert_eq!(report.freed_bytes, 1);
     assert_eq!(report.manifests, [format!("test.local/x@{}", digest("image"))]);
 }
 
@@ -133,7 +153,7 @@ fn what_was_not_used_within_keep_goes_with_all_that_only_it_needs() {
 fn that_there_is_no_such_tag_is_forgotten_once_it_is_not_believed_any_more() {
     let missing = |fresh_until, lease: Option<Lease>| {
         let mut world = World::default().tag("x", "1", "image", 0);
-        let Some(Entry::Reference { record, .. }) = world.0.entries.last_mut() else { panic!("it is the last") };
+        let Some(Entry::Reference { record, .. }) = world.0.last_mut() else { panic!("it is the last") };
         record.value = TagRecord { observed: None, fresh_until: Timestamp(fresh_until), lease, ..record.value.clone() };
         world.mark(&Retention { keep: None, ..keep(1) })
     };
@@ -213,8 +233,8 @@ fn records_that_say_what_is_not_so_are_found_and_bytes_without_one() {
         // The bytes of a manifest too large for the ledger.
         .manifest("x", "index", &[], 0)
         .bytes("index", 99);
-    let plan = mark(&world.0, &Retention { keep: None, ..keep(1) }, NOW);
-    let mut absent: Vec<_> = plan.absent.iter().map(|(digest, _)| (*digest).clone()).collect();
+    let plan = world.carry_out(Task::Sweep(&Retention { keep: None, ..keep(1) }));
+    let mut absent: Vec<_> = plan.absent.iter().map(|(digest, _)| digest.clone()).collect();
     absent.sort();
     let mut expected = [digest("a"), digest("lost")];
     expected.sort();
@@ -236,6 +256,47 @@ fn beyond_the_size_goes_what_was_used_longest_ago_by_itself_or_by_a_manifest() {
     assert_eq!(most(7), gone(&["blob b"]));
     assert_eq!(most(6), gone(&["blob b", "blob shared"]), "the index was used yesterday, and with it its image");
     assert_eq!(most(0), gone(&["blob b", "blob shared", "blob a"]), "manifests stay");
+}
+
+#[test]
+fn manifests_count_towards_the_size_and_go_after_blobs_of_their_age() {
+    let world = World::default()
+        .manifest("x", "image", &["a"], 20)
+        .large(100)
+        .manifest("x", "other", &["b"], 5)
+        .large(100)
+        .manifest("x", "index", &[], 25)
+        .large(100)
+        .tag("x", "16.1", "index", 25)
+        .blob("a", 25)
+        .blob("b", 25);
+    let rules = Retention { pin: vec!["test.local/x:16*".into()], ..keep(30) };
+    let most = |bytes| world.mark(&Retention { max_size: Some(bytes), ..rules.clone() });
+    assert_eq!(most(302), gone(&[]));
+    assert_eq!(most(301), gone(&["blob a"]));
+    assert_eq!(most(300), gone(&["blob a", "x image"]));
+    assert_eq!(most(0), gone(&["blob a", "x image", "blob b", "x other"]), "what is pinned stays");
+}
+
+#[test]
+fn what_is_written_after_it_was_counted_stays_with_what_it_names() {
+    let world = World::default().manifest("x", "image", &["a"], 40).member("x", "a", 40).blob("a", 40);
+    let rules = keep(30);
+    let mut census = Census::new(Task::Sweep(&rules), NOW);
+    world.0.iter().for_each(|entry| census.count(entry));
+    world.1.iter().for_each(|blob| census.count_bytes(blob));
+    let (mut fates, mut batch) = (census.decide(), Batch::default());
+    let used = World::default().manifest("x", "image", &["a"], 0).member("x", "a", 40);
+    let used = used.record("a", BlobRecord { used_at: Some(NOW), ..BlobRecord::new(BlobState::Stored { size: 1 }) });
+    used.0.into_iter().for_each(|entry| {
+        // Each write changes the version.
+        let entry = match entry {
+            Entry::Blob { digest, record } => Entry::Blob { digest, record: Versioned { version: 2, ..record } },
+            entry => entry,
+        };
+        fates.add(entry, &mut batch);
+    });
+    assert_eq!(Gone::of(&batch), gone(&[]));
 }
 
 #[test]

@@ -73,16 +73,16 @@ async fn the_breaker_is_kept_in_memory_while_the_ledger_does_not_answer_and_writ
     set(&world.ledger.silent, true);
     tokio::time::timeout(SOON, world.meter.note(Kind::Manifest, &pulls_limited(), None)).await.unwrap();
     for _ in 0..100 {
-        assert!(matches!(world.meter.permit(Kind::Manifest).await, Err(UpstreamError::Throttled { .. })));
+        assert!(matches!(world.meter.permit(Kind::Manifest).await, Err(UpstreamError::LeftAlone(_))));
         world.meter.permit(Kind::Head).await.unwrap();
     }
     // The ledger's gauge is older than the one in memory.
     set(&world.ledger.silent, false);
     world.clock.advance(READ_AGAIN);
-    assert!(matches!(world.meter.permit(Kind::Manifest).await, Err(UpstreamError::Throttled { .. })));
+    assert!(matches!(world.meter.permit(Kind::Manifest).await, Err(UpstreamError::LeftAlone(_))));
     world.meter.note(Kind::Head, &Outcome::Answered, None).await;
     let other = meter(&world.ledger, &world.clock);
-    assert!(matches!(other.permit(Kind::Manifest).await, Err(UpstreamError::Throttled { .. })), "others know it now");
+    assert!(matches!(other.permit(Kind::Manifest).await, Err(UpstreamError::LeftAlone(_))), "others know it now");
 }
 
 #[tokio::test]
@@ -133,7 +133,7 @@ async fn a_note_that_is_always_overtaken_is_given_up_and_kept() {
     next(&world.ledger.overtaken, usize::MAX);
     tokio::time::timeout(SOON, world.meter.note(Kind::Manifest, &pulls_limited(), None)).await.unwrap();
     assert!((2..20).contains(&world.ledger.tried.load(Ordering::SeqCst)));
-    assert!(matches!(world.meter.permit(Kind::Manifest).await, Err(UpstreamError::Throttled { .. })));
+    assert!(matches!(world.meter.permit(Kind::Manifest).await, Err(UpstreamError::LeftAlone(_))));
 }
 
 #[tokio::test]
@@ -144,5 +144,5 @@ async fn one_process_probes_and_one_that_lost_to_a_note_of_something_else_may_to
     world.clock.advance(Duration::from_secs(5));
     next(&world.ledger.overtaken, 1);
     world.meter.permit(Kind::Head).await.expect("nobody else probes");
-    assert!(matches!(other.permit(Kind::Head).await, Err(UpstreamError::Unavailable { .. })));
+    assert!(matches!(other.permit(Kind::Head).await, Err(UpstreamError::LeftAlone(_))));
 }

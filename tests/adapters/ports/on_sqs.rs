@@ -21,6 +21,7 @@ pub(crate) fn jobs(count: usize) -> Result<Vec<Job>> {
         digest: digest(&format!("{number}")),
         size: number as u64,
         priority: Priority::Interactive,
+        payer: None,
     };
     Ok((0..count).map(job).collect())
 }

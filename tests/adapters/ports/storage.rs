@@ -52,6 +52,11 @@ impl Storage {
         Ok(Self { blobs: Arc::new(blobs), ledger: Arc::new(ledger), place: Place::Aws(Box::new(endpoints)) })
     }
 
+    /// Whether a manifest is in the ledger however large it is.
+    pub(crate) fn is_embedded(&self) -> bool {
+        matches!(self.place, Place::Directory(_))
+    }
+
     /// The services behind the AWS adapters.
     pub(crate) fn endpoints(&self) -> &Endpoints {
         match &self.place {

@@ -1,5 +1,6 @@
 //! The program and what its surroundings may do to it: each mistake gets a sentence, no accident leaves half a blob.
 
+mod accidents;
 mod commands;
 mod limits;
 

@@ -1,0 +1,342 @@
+//! Lists as one text each: what an upstream writes takes no more memory here than its bytes.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::de::{Deserializer, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::value::RawValue;
+
+use super::{Page, Tag};
+
+/// Tags in lexical order, each once.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(from = "UnsortedTags")]
+pub struct Tags(
+    /// Each ends with a line feed, which comes before every character of a tag.
+    String,
+);
+
+impl Tags {
+    /// Each tag.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &str> {
+        self.0.split_terminator('\n')
+    }
+
+    /// How many bytes they take as JSON. In memory they take less.
+    pub fn json_bytes(&self) -> usize {
+        // Of each tag the line feed and two bytes are two quotes and a comma.
+        (self.0.len() + 2 * self.iter().count() + 1).max(2)
+    }
+
+    /// Those of a page, and whether more follow it.
+    pub fn page(&self, page: &Page) -> (Self, bool) {
+        let rest = self.after(page.last.as_deref().unwrap_or_default());
+        let end = match page.size() {
+            0 => 0,
+            size => rest.match_indices('\n').nth(size - 1).map_or(rest.len(), |(end, _)| end + 1),
+        };
+        (Self(rest.get(..end).unwrap_or_default().to_owned()), end > 0 && end < rest.len())
+    }
+
+    /// The tags after `last`, which need not be one of them. Halves the text until it has found where they begin.
+    fn after(&self, last: &str) -> &str {
+        let (mut low, mut high) = (0, self.0.len());
+        while low < high {
+            let before = self.0.get(..low + (high - low) / 2).unwrap_or_default();
+            let start = before.rfind('\n').map_or(0, |end| end + 1);
+            let tag = tag_at(&self.0, start);
+            (low, high) = if tag <= last { (start + tag.len() + 1, high) } else { (low, start) };
+        }
+        self.0.get(low..).unwrap_or_default()
+    }
+}
+
+fn tag_at(text: &str, start: usize) -> &str {
+    text.get(start..).and_then(|rest| rest.split('\n').next()).unwrap_or_default()
+}
+
+impl Serialize for Tags {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter())
+    }
+}
+
+/// Tags in any order. What is no tag is left out when it is read, because it could not be pulled.
+#[derive(Debug, Default)]
+pub struct UnsortedTags(String);
+
+impl UnsortedTags {
+    /// Adds those of another page.
+    pub fn extend(&mut self, page: &Self) {
+        self.0.push_str(&page.0);
+    }
+}
+
+impl From<UnsortedTags> for Tags {
+    fn from(UnsortedTags(text): UnsortedTags) -> Self {
+        if text.split_terminator('\n').is_sorted_by(|one, next| one < next) {
+            return Self(text);
+        }
+        // Where each begins: four bytes for each, where a string of its own would take fifty.
+        let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(end, _)| end + 1));
+        let mut starts: Vec<u32> = starts.filter_map(|start| u32::try_from(start).ok()).collect();
+        starts.pop();
+        let tag = |start: u32| tag_at(&text, start as usize);
+        starts.sort_unstable_by(|&one, &other| tag(one).cmp(tag(other)));
+        starts.dedup_by(|one, other| tag(*one) == tag(*other));
+        let mut sorted = String::with_capacity(text.len());
+        for start in starts {
+            sorted.push_str(tag(start));
+            sorted.push('\n');
+        }
+        Self(sorted)
+    }
+}
+
+impl<'de> Deserialize<'de> for UnsortedTags {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+
+        impl<'de> Visitor<'de> for Reader {
+            type Value = UnsortedTags;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a list of tags")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<UnsortedTags, A::Error> {
+                let mut text = String::new();
+                while let Some(tag) = list.next_element::<String>()? {
+                    if Tag::is_valid(&tag) {
+                        text.push_str(&tag);
+                        text.push('\n');
+                    }
+                }
+                Ok(UnsortedTags(text))
+            }
+        }
+
+        deserializer.deserialize_seq(Reader)
+    }
+}
+
+/// The descriptors of an index with all their fields, as upstream wrote them (image-spec 1.1, "Descriptor").
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Descriptors(
+    /// An array of objects in JSON.
+    Bytes,
+);
+
+impl Default for Descriptors {
+    fn default() -> Self {
+        Self(Bytes::from_static(b"[]"))
+    }
+}
+
+impl Descriptors {
+    /// Those of an index, which share its bytes. An empty list may be `null`, but not missing: an error is no empty list.
+    pub fn of_index(bytes: &Bytes) -> serde_json::Result<Self> {
+        #[derive(Deserialize)]
+        struct Index<'a> {
+            #[serde(borrow)]
+            manifests: &'a RawValue,
+        }
+        let Index { manifests } = serde_json::from_slice(bytes)?;
+        if manifests.get() == "null" { Ok(Self::default()) } else { Self::within(bytes, manifests) }
+    }
+
+    /// Takes the text of an array out of the bytes that it lies in. An array of anything but objects is refused.
+    fn within(bytes: &Bytes, array: &RawValue) -> serde_json::Result<Self> {
+        let text = bytes.slice_ref(array.get().as_bytes());
+        let mut objects = true;
+        each(array, |descriptor| objects &= descriptor.get().starts_with('{'))?;
+        if objects { Ok(Self(text)) } else { Err(serde::de::Error::custom("a descriptor is no object")) }
+    }
+
+    /// Those of all pages, without the bytes that the pages lie in.
+    pub fn joined(pages: &[Self]) -> Self {
+        let mut array = Vec::with_capacity(2 + pages.iter().map(|page| page.0.len()).sum::<usize>());
+        for page in pages.iter().filter(|page| !page.is_empty()) {
+            add(&mut array, inside(&page.0).unwrap_or_default());
+        }
+        Self::closed(array)
+    }
+
+    /// Only those with this `artifactType`.
+    pub fn of_type(&self, artifact_type: &str) -> Self {
+        #[derive(Deserialize)]
+        struct Descriptor {
+            #[serde(rename = "artifactType")]
+            artifact_type: Option<String>,
+        }
+        let wanted = |text: &str| {
+            let descriptor = serde_json::from_str::<Descriptor>(text);
+            descriptor.is_ok_and(|descriptor| descriptor.artifact_type.as_deref() == Some(artifact_type))
+        };
+        let mut array = Vec::new();
+        let read = serde_json::from_slice(&self.0).and_then(|all| {
+            each(all, |descriptor| {
+                if wanted(descriptor.get()) {
+                    add(&mut array, descriptor.get().as_bytes());
+                }
+            })
+        });
+        read.map_or_else(|_| Self::default(), |()| Self::closed(array))
+    }
+
+    fn closed(mut array: Vec<u8>) -> Self {
+        if array.is_empty() {
+            return Self::default();
+        }
+        array.push(b']');
+        Self(array.into())
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        inside(&self.0).is_none_or(|inside| inside.trim_ascii().is_empty())
+    }
+
+    /// The array in JSON.
+    pub fn json(&self) -> &Bytes {
+        &self.0
+    }
+}
+
+/// Adds items to an array that is not closed yet.
+fn add(array: &mut Vec<u8>, items: &[u8]) {
+    array.push(if array.is_empty() { b'[' } else { b',' });
+    array.extend_from_slice(items);
+}
+
+/// What an array has between its brackets.
+fn inside(array: &[u8]) -> Option<&[u8]> {
+    array.strip_prefix(b"[")?.strip_suffix(b"]")
+}
+
+/// Shows each item of an array, one after the other, and keeps none.
+fn each<'de>(array: &'de RawValue, show: impl FnMut(&'de RawValue)) -> serde_json::Result<()> {
+    struct Items<F>(F);
+
+    impl<'de, F: FnMut(&'de RawValue)> Visitor<'de> for Items<F> {
+        type Value = ();
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("a list of descriptors")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<(), A::Error> {
+            while let Some(item) = list.next_element()? {
+                (self.0)(item);
+            }
+            Ok(())
+        }
+    }
+
+    serde_json::Deserializer::from_str(array.get()).deserialize_seq(Items(show))
+}
+
+impl Serialize for Descriptors {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let array: &RawValue = serde_json::from_slice(&self.0).map_err(serde::ser::Error::custom)?;
+        array.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Descriptors {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let array = Box::<RawValue>::deserialize(deserializer)?;
+        let bytes = Bytes::copy_from_slice(array.get().as_bytes());
+        let array = serde_json::from_slice(&bytes).map_err(serde::de::Error::custom)?;
+        Self::within(&bytes, array).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tags(json: &str) -> Tags {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn tags_are_sorted_each_once_and_what_is_no_tag_is_left_out() {
+        for (json, sorted) in [
+            (r#"["v2","b","V1","b","10","not a tag","9","-x","","bb","v2"]"#, r#"["10","9","V1","b","bb","v2"]"#),
+            (r#"["a","a"]"#, r#"["a"]"#),
+            (r#"["a","b"]"#, r#"["a","b"]"#),
+            (r#"["\u0062\u0062","\n"]"#, r#"["bb"]"#),
+            ("[]", "[]"),
+        ] {
+            let sorted_tags = tags(json);
+            assert_eq!(serde_json::to_string(&sorted_tags).unwrap(), sorted);
+            assert_eq!(sorted_tags.json_bytes(), sorted.len());
+        }
+        let mut pages = UnsortedTags::default();
+        for page in [r#"["c","a"]"#, r#"["b","a"]"#] {
+            pages.extend(&serde_json::from_str(page).unwrap());
+        }
+        assert_eq!(Tags::from(pages), tags(r#"["a","b","c"]"#));
+    }
+
+    #[test]
+    fn a_page_is_cut_from_the_list_of_all_tags() {
+        let page = |n: Option<usize>, last: Option<&str>| {
+            let (page, more) = tags(r#"["A","B","a","b","c"]"#).page(&Page { n, last: last.map(str::to_owned) });
+            (page.iter().collect::<String>(), more)
+        };
+        let expected = |tags: &str, more| (tags.to_owned(), more);
+        assert_eq!(page(None, None), expected("ABabc", false));
+        assert_eq!(page(Some(2), None), expected("AB", true));
+        assert_eq!(page(Some(2), Some("B")), expected("ab", true));
+        assert_eq!(page(Some(2), Some("b")), expected("c", false));
+        assert_eq!(page(Some(3), Some("B")), expected("abc", false), "it ends with the last tag");
+        assert_eq!(page(Some(usize::MAX), Some("AA")), expected("Babc", false), "the last one need not be a tag");
+        assert_eq!(page(Some(1), Some("z")), expected("", false));
+        assert_eq!(page(Some(0), None), expected("", false), "no page comes after an empty one");
+    }
+
+    #[test]
+    fn the_tags_after_each_tag_are_found_wherever_it_stands() {
+        let names: Vec<String> =
+            (0..300).map(|number| format!("{number:03}{}", "x".repeat(number % 128 / 2))).collect();
+        let all = tags(&serde_json::to_string(&names).unwrap());
+        for (number, name) in names.iter().enumerate() {
+            let (rest, _) = all.page(&Page { n: None, last: Some(name.clone()) });
+            assert!(rest.iter().eq(&names[number + 1..]), "{name}");
+        }
+    }
+
+    fn descriptors(json: &str) -> serde_json::Result<Descriptors> {
+        serde_json::from_str(json)
+    }
+
+    #[test]
+    fn descriptors_stay_as_they_are_written() {
+        for json in ["[]", "[ ]", r#"[{"a":1e999,"\ud800":"\ud800"}]"#, "[ {},\n{\"size\": 1.50} ]"] {
+            let read = descriptors(json).unwrap();
+            assert_eq!((read.json(), serde_json::to_string(&read).unwrap().as_str()), (&Bytes::from(json), json));
+            assert_eq!(read.is_empty(), json.len() < 4);
+        }
+        for json in ["[1]", "[null]", "[[]]", "{}", "null", "[{}", "[{},]"] {
+            assert!(descriptors(json).is_err(), "{json}");
+        }
+        let pages = ["[{\"a\":1},{}]", "[]", "[ {} ]", "[ ]"].map(|page| descriptors(page).unwrap());
+        assert_eq!(Descriptors::joined(&pages), descriptors("[{\"a\":1},{}, {} ]").unwrap());
+        assert_eq!(Descriptors::joined(&[]), Descriptors::default());
+    }
+
+    #[test]
+    fn descriptors_are_filtered_by_what_each_says_itself() {
+        let json = r#"[{"artifactType":"a","n":1},{"artifactType":"b"},{"x":{"artifactType":"a"}},{"artifactType":null},
+            {"artifactType":["a"]},{"artifactType":"\u0061"}]"#;
+        let found = descriptors(json).unwrap();
+        assert_eq!(
+            found.of_type("a"),
+            descriptors(r#"[{"artifactType":"a","n":1},{"artifactType":"\u0061"}]"#).unwrap()
+        );
+        assert!(found.of_type("c").is_empty());
+    }
+}

@@ -1,0 +1,220 @@
+//! The second pass of a sweep or a purge: what becomes of each item.
+
+use std::collections::HashSet;
+
+use super::{Census, Fate, Key, Named, ORPHAN, Task, UNKNOWN, Used};
+use crate::config::Retention;
+use crate::oci::Digest;
+use crate::operate::report::SweepReport;
+use crate::ports::StoredBlob;
+use crate::records::{BlobRecord, BlobState, Entry, StoredManifest, TagRecord, Versioned};
+
+impl<'a> Census<'a> {
+    /// Decides what becomes of everything that was counted.
+    pub fn decide(mut self) -> Fates<'a> {
+        let (live, pinned) = match self.task {
+            Task::Sweep(_) => {
+                let pinned = self.pinned();
+                let roots =
+                    self.manifests.iter().filter(|(_, manifest)| self.task.keeps(Some(manifest.used_at), self.now));
+                let roots = roots.map(|(key, manifest)| (*key, manifest.used_at));
+                let mut live = self.below(roots.chain(pinned.iter().map(|(key, at)| (*key, *at))));
+                self.add_parents(&mut live);
+                (live, pinned)
+            }
+            Task::Purge(repository, reference) => {
+                let gone = self.purged(repository, reference);
+                let live = self.manifests.iter().filter(|(key, _)| !gone.contains(key));
+                (live.map(|(key, manifest)| (*key, manifest.used_at)).collect(), Used::new())
+            }
+        };
+        let named = self.named(|key| live.get(key).copied());
+        let unnamed = self.named(|key| (!live.contains_key(key)).then_some(UNKNOWN));
+        let (is_sweep, old) = (matches!(self.task, Task::Sweep(_)), self.now.minus(ORPHAN));
+        for (key, blob) in &mut self.blobs {
+            let is_orphan = || !is_sweep || blob.bytes.is_some_and(|(_, modified)| modified < old);
+            if blob.version.is_none() && is_orphan() {
+                blob.fate = Fate::GoesUnlessNamed;
+            }
+            if blob.fate == Fate::GoesUnlessNamed {
+                let is_named = named.anywhere.contains_key(key) || !(is_sweep || unnamed.anywhere.contains_key(key));
+                blob.fate = if is_named { Fate::Stays } else { Fate::Goes };
+            }
+            let is_wrong = blob.is_wrong || (blob.is_stored && blob.bytes.is_none());
+            if is_sweep && blob.fate == Fate::Stays && is_wrong {
+                blob.fate = Fate::Repaired;
+            }
+        }
+        let mut fates = Fates { evicted: HashSet::new(), live, named, unnamed, census: self };
+        if let Task::Sweep(Retention { max_size: Some(most), .. }) = fates.census.task {
+            fates.evict(&pinned, *most);
+        }
+        fates.census.manifests.values_mut().for_each(|manifest| manifest.names = Box::default());
+        fates
+    }
+}
+
+/// What becomes of everything that was counted.
+pub struct Fates<'a> {
+    census: Census<'a>,
+    live: Used,
+    named: Named,
+    /// What the other manifests name.
+    unnamed: Named,
+    /// Manifests that exceed the size.
+    evicted: HashSet<Key>,
+}
+
+/// What is to be removed or corrected next. Each step is taken only if the item is still as it was read.
+#[derive(Default)]
+pub struct Batch {
+    /// References, manifests, memberships, lists and standings to remove.
+    pub entries: Vec<Entry>,
+    /// Blobs to remove.
+    pub blobs: Vec<Doomed>,
+    /// Records that contradict the store (a fill that died, bytes that are gone): they become absent.
+    pub absent: Vec<(Digest, Versioned<BlobRecord>)>,
+    /// What stays and has no last use.
+    pub unnoted: Vec<Entry>,
+}
+
+/// A blob to remove.
+pub struct Doomed {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its record, if it has one.
+    pub record: Option<Versioned<BlobRecord>>,
+    /// Its length in bytes.
+    pub bytes: u64,
+}
+
+impl Fates<'_> {
+    /// Has the least recently used blobs and manifests go until no more than `most` bytes are kept: of one day, the
+    /// blobs first, because a manifest costs quota.
+    fn evict(&mut self, pinned: &Used, most: u64) {
+        let exempt = self.census.named(|key| pinned.get(key).copied());
+        let (mut candidates, mut kept) = (Vec::new(), 0);
+        for (key, blob) in self.census.blobs.iter().filter(|(_, blob)| blob.fate != Fate::Goes) {
+            let Some((size, _)) = blob.bytes else { continue };
+            kept += size;
+            if blob.is_stored && !exempt.anywhere.contains_key(key) {
+                let last_use = blob.used_at.max(self.named.anywhere.get(key).copied());
+                candidates.push((last_use, false, *key, size));
+            }
+        }
+        for (key, last_use) in &self.live {
+            let size = self.census.manifests.get(key).map_or(0, |manifest| manifest.bytes);
+            kept += size;
+            if size > 0 && !pinned.contains_key(key) {
+                candidates.push((Some(*last_use), true, *key, size));
+            }
+        }
+        candidates.sort_unstable();
+        for (_, is_manifest, key, size) in candidates {
+            if kept <= most {
+                break;
+            }
+            kept -= size;
+            if is_manifest {
+                self.evicted.insert(key);
+            } else if let Some(blob) = self.census.blobs.get_mut(&key) {
+                blob.fate = Fate::Goes;
+            }
+        }
+    }
+
+    /// Adds an entry to what is to be done. One that was written since it was counted stays.
+    pub fn add(&mut self, entry: Entry, batch: &mut Batch) {
+        let (task, now, keys) = (self.census.task, self.census.now, &self.census.keys);
+        let is_sweep = matches!(task, Task::Sweep(_));
+        let stays = match &entry {
+            Entry::Reference { repository, reference, record } if is_sweep => {
+                let TagRecord { observed, previous, checked_at, fresh_until, lease } = &record.value;
+                let digests = observed.iter().map(|observed| &observed.digest);
+                let mut digests = digests.chain(previous.iter().map(|previous| &previous.digest));
+                let leased = lease.as_ref().is_some_and(|lease| now < lease.until);
+                let said = digests.any(|digest| self.live.contains_key(&keys.of(repository, digest)));
+                // A remembered 404 is of use only until it expires.
+                let known = observed.is_some() || previous.is_some();
+                let believed = if known { task.keeps(Some(*checked_at), now) } else { now < *fresh_until };
+                leased || said || believed || task.is_about(repository, reference)
+            }
+            Entry::Reference { repository, reference, record } => !task.purges(repository, reference, &record.value),
+            Entry::Manifest(StoredManifest { repository, digest, used_at, names, .. }) => {
+                let key = keys.of(repository, digest);
+                let counted = self.census.manifests.get(&key).map(|manifest| manifest.used_at);
+                let used = counted != Some(*used_at);
+                if used {
+                    let repository = keys.repository(repository);
+                    let names = names.iter().chain([digest]).map(|name| keys.digest(name));
+                    self.named.in_repository.extend(names.map(|name| keys.within(repository, name)));
+                }
+                used || (self.live.contains_key(&key) && !self.evicted.contains(&key))
+            }
+            Entry::Membership { repository, digest, used_at } => {
+                let key = keys.of(repository, digest);
+                let spared =
+                    if is_sweep { task.keeps(Some(*used_at), now) } else { !self.unnamed.in_repository.contains(&key) };
+                spared || self.named.in_repository.contains(&key)
+            }
+            Entry::Listing { stale_until: over, .. } | Entry::Standing { until: over, .. } => !is_sweep || now < *over,
+            Entry::Blob { digest, record } => match self.census.blobs.get(&keys.digest(digest)) {
+                Some(blob) if blob.version == Some(record.version) && blob.fate != Fate::Stays => {
+                    let (digest, record) = (digest.clone(), record.clone());
+                    if blob.fate == Fate::Repaired {
+                        batch.absent.push((digest, record));
+                    } else {
+                        let bytes = blob.bytes.map_or(0, |(size, _)| size);
+                        batch.blobs.push(Doomed { digest, record: Some(record), bytes });
+                    }
+                    return;
+                }
+                _ => true,
+            },
+        };
+        match &entry {
+            _ if !stays => batch.entries.push(entry),
+            Entry::Manifest(manifest) if manifest.used_at == UNKNOWN => batch.unnoted.push(entry),
+            Entry::Blob { record: Versioned { value, .. }, .. }
+                if value.used_at.is_none() && matches!(value.state, BlobState::Stored { .. }) =>
+            {
+                batch.unnoted.push(entry);
+            }
+            _ => {}
+        }
+    }
+
+    /// Adds stored bytes that have no record to what is to be done.
+    pub fn add_bytes(&self, stored: StoredBlob, batch: &mut Batch) {
+        let Some(blob) = self.census.blobs.get(&self.census.keys.digest(&stored.digest)) else { return };
+        let unchanged = blob.version.is_none() && blob.bytes == Some((stored.size, stored.modified));
+        if unchanged && blob.fate == Fate::Goes {
+            batch.blobs.push(Doomed { digest: stored.digest, record: None, bytes: stored.size });
+        }
+    }
+}
+
+impl Batch {
+    /// How many items it has.
+    pub fn size(&self) -> usize {
+        self.entries.len() + self.blobs.len() + self.absent.len() + self.unnoted.len()
+    }
+
+    /// Counts what it removes and corrects.
+    pub fn add_to(&self, report: &mut SweepReport) {
+        for entry in &self.entries {
+            match entry {
+                Entry::Reference { .. } => report.tags += 1,
+                Entry::Manifest(StoredManifest { repository, digest, bytes, .. }) => {
+                    report.manifests.push(format!("{repository}@{digest}"));
+                    report.freed_bytes += bytes;
+                }
+                Entry::Membership { .. } => report.memberships += 1,
+                Entry::Listing { .. } | Entry::Standing { .. } | Entry::Blob { .. } => {}
+            }
+        }
+        report.blobs += self.blobs.len();
+        report.freed_bytes += self.blobs.iter().map(|doomed| doomed.bytes).sum::<u64>();
+        report.repaired += self.absent.len();
+    }
+}
