@@ -45,7 +45,7 @@ impl UpstreamResponse {
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
                 if self.elsewhere && !self.url.path().starts_with("/v2/") =>
             {
-                UpstreamError::Elsewhere(format!("{origin} answered {status}"))
+                UpstreamError::Elsewhere { silent: false, reason: format!("{origin} answered {status}") }
             }
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if credentials && !self.elsewhere => {
                 UpstreamError::Denied(format!("it answered {status} to our credentials"))
@@ -68,7 +68,7 @@ impl UpstreamResponse {
                 }
             }
             status if self.elsewhere && (status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS) => {
-                UpstreamError::Elsewhere(format!("{origin} answered {status}"))
+                UpstreamError::Elsewhere { silent: false, reason: format!("{origin} answered {status}") }
             }
             StatusCode::TOO_MANY_REQUESTS => limited(self.response, None, self.at).await,
             status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {

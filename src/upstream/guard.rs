@@ -108,7 +108,8 @@ impl Clients {
             && let Ok(name) = host.parse()
         {
             let resolved = PublicOnly { look_up, proxies: Vec::new() }.resolve(name);
-            drop(resolved.await.map_err(|error| UpstreamError::Elsewhere(error.to_string()))?);
+            let resolved = resolved.await.map_err(|error| error.to_string());
+            resolved.map(drop).map_err(|reason| UpstreamError::Elsewhere { silent: true, reason })?;
         }
         Ok(())
     }
