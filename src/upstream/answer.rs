@@ -196,7 +196,9 @@ pub(super) async fn read_limited(response: Response, limit: usize) -> Result<Byt
     if response.content_length().is_some_and(|length| length > limit as u64) {
         return Err(too_large());
     }
-    let mut bytes = BytesMut::new();
+    // Bytes that do not arrive take no memory either.
+    let length = response.content_length().and_then(|length| usize::try_from(length).ok());
+    let mut bytes = BytesMut::with_capacity(length.unwrap_or_default());
     let mut body = response.bytes_stream();
     while let Some(chunk) = body.next().await {
         bytes.extend_from_slice(&chunk.map_err(|error| unavailable(&error))?);
