@@ -79,8 +79,9 @@ impl From<UnsortedTags> for Tags {
         let tags = || text.split_inclusive(',');
         if !tags().is_sorted_by(|one, next| one < next) {
             // Where each begins: four bytes for each, where a string of its own would take fifty.
+            let mut starts = Vec::with_capacity(tags().count() + 1);
             let ends = text.match_indices(',').filter_map(|(comma, _)| u32::try_from(comma + 1).ok());
-            let mut starts: Vec<u32> = std::iter::once(0).chain(ends).collect();
+            starts.extend(std::iter::once(0).chain(ends));
             starts.pop();
             // A tag is compared with what follows it: its quote, which comes before all characters of tags.
             let from = |start: u32| text.as_bytes().get(start as usize..).unwrap_or_default();

@@ -9,6 +9,7 @@ use url::{Host, Url};
 
 use crate::config::UpstreamConfig;
 use crate::errors::UpstreamError;
+use crate::values::text::excerpt;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -135,7 +136,7 @@ pub(super) fn is_host(url: &Url, text: &str) -> bool {
 
 /// Scheme, host and port: the only part of a URL that may be logged, because paths and queries can carry signatures.
 pub(super) fn origin(url: &Url) -> String {
-    url.origin().ascii_serialization()
+    excerpt(&url.origin().ascii_serialization())
 }
 
 /// Resolves names to public addresses only. The check is in the resolver of the HTTP client, so the checked address is
