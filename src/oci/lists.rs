@@ -100,27 +100,15 @@ impl From<UnsortedTags> for Tags {
 
 impl<'de> Deserialize<'de> for UnsortedTags {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-
-        impl<'de> Visitor<'de> for Reader {
-            type Value = UnsortedTags;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a list of tags")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<UnsortedTags, A::Error> {
-                let mut text = String::new();
-                while let Some(tag) = list.next_element::<String>()? {
-                    if Tag::is_valid(&tag) {
-                        text.extend(["\"", &tag, "\","]);
-                    }
-                }
-                Ok(UnsortedTags(text))
-            }
-        }
-
-        deserializer.deserialize_seq(Reader)
+        let array = <&RawValue>::deserialize(deserializer)?;
+        let (mut text, mut read) = (String::with_capacity(array.get().len()), Ok(()));
+        let items = each(array, |item| match serde_json::from_str::<String>(item.get()) {
+            Ok(tag) if Tag::is_valid(&tag) => text.extend(["\"", &tag, "\","]),
+            Ok(_) => {}
+            Err(error) => read = Err(error),
+        });
+        items.and(read).map_err(serde::de::Error::custom)?;
+        Ok(Self(text))
     }
 }
 
@@ -226,7 +214,7 @@ fn each<'de>(array: &'de RawValue, show: impl FnMut(&'de RawValue)) -> serde_jso
         type Value = ();
 
         fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-            formatter.write_str("a list of descriptors")
+            formatter.write_str("a list")
         }
 
         fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<(), A::Error> {
