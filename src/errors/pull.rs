@@ -205,7 +205,7 @@ impl PullError {
             }
             Self::Upstream(UpstreamError::Invalid(_)) => (StatusCode::BAD_GATEWAY, ErrorCode::ManifestInvalid, None),
             Self::Upstream(
-                UpstreamError::Unavailable { .. } | UpstreamError::Elsewhere(_) | UpstreamError::LeftAlone(_),
+                UpstreamError::Unavailable { .. } | UpstreamError::Elsewhere { .. } | UpstreamError::LeftAlone(_),
             )
             | Self::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, Some(LATER)),
         };
@@ -214,7 +214,7 @@ impl PullError {
             Self::Access(AccessError::Unreachable(_)) => {
                 "who you are cannot be found out now; the log of the cache says why".to_owned()
             }
-            Self::Upstream(UpstreamError::Elsewhere(_)) => {
+            Self::Upstream(UpstreamError::Elsewhere { .. }) => {
                 "where the upstream registry redirects to is unavailable; the log of the cache says more".to_owned()
             }
             Self::Upstream(error) => without_addresses(&error.to_string()),

@@ -35,8 +35,13 @@ pub enum UpstreamError {
         reason: String,
     },
     /// The host that it redirects to (its CDN) fails. This says nothing about the registry itself.
-    #[error("where upstream redirects to is unavailable: {0}")]
-    Elsewhere(String),
+    #[error("where upstream redirects to is unavailable: {reason}")]
+    Elsewhere {
+        /// It did not answer at all, or not in time.
+        silent: bool,
+        /// What failed, in words.
+        reason: String,
+    },
     /// It answered something that may not be passed on: not a manifest, not the promised bytes, a forbidden redirect.
     #[error("upstream answered wrongly: {0}")]
     Invalid(String),
@@ -70,7 +75,7 @@ impl std::fmt::Display for Limit {
 impl UpstreamError {
     /// Whether this says nothing about the content: another upstream, or this one later, may well have it.
     pub fn is_trouble(&self) -> bool {
-        matches!(self, Self::Throttled { .. } | Self::Unavailable { .. } | Self::Elsewhere(_) | Self::LeftAlone(_))
+        matches!(self, Self::Throttled { .. } | Self::Unavailable { .. } | Self::Elsewhere { .. } | Self::LeftAlone(_))
     }
 
     /// Whether upstream denies us the repository: what it has shown us of it before no longer counts.

@@ -151,7 +151,7 @@ impl SegmentFetcher {
                     failures = if at - before >= LEAST_BYTES { 0 } else { failures + 1 };
                     let may_pass = matches!(
                         error,
-                        FillError::Upstream(UpstreamError::Unavailable { .. } | UpstreamError::Elsewhere(_))
+                        FillError::Upstream(UpstreamError::Unavailable { .. } | UpstreamError::Elsewhere { .. })
                     );
                     if !may_pass || failures >= RETRIES {
                         _ = sender.send(Err(error)).await;
@@ -308,7 +308,7 @@ mod tests {
 
     #[tokio::test]
     async fn however_small_the_pieces_are_that_arrive_they_are_held_in_large_ones() {
-        let broken = || Err(UpstreamError::Elsewhere("broken off".into()));
+        let broken = || Err(UpstreamError::Elsewhere { silent: false, reason: "broken off".into() });
         for (count, end) in
             [(0, None), (1, None), (99, None), (1000, None), (1001, Some(broken())), (0, Some(broken()))]
         {

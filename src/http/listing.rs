@@ -26,14 +26,9 @@ pub(super) fn tags(
     repository: &Repository,
     pulled: &PulledTags,
 ) -> Response {
-    // Neither names nor tags have a character to escape.
-    let mut array = String::with_capacity(pulled.tags.json_bytes());
-    for tag in pulled.tags.iter() {
-        array.push_str(if array.is_empty() { "\"" } else { ",\"" });
-        array.push_str(tag);
-        array.push('"');
-    }
-    let body = [format!("{{\"name\":\"{name}\",\"tags\":[").into(), array.into(), Bytes::from_static(b"]}")];
+    // No character of a name is escaped.
+    let body =
+        [format!("{{\"name\":\"{name}\",\"tags\":[").into(), pulled.tags.json().clone(), Bytes::from_static(b"]}")];
     let mut response = list(repository, "application/json", body, request.head, pulled.served);
     if let Some(last) = pulled.tags.iter().next_back().filter(|_| pulled.more) {
         let link = next(request, name, page.size(), last);

@@ -216,14 +216,12 @@ fn put_member(repository: &Repository, digest: &Digest, member: Member) -> Resul
     Ok(Change::Put(member_key(repository, digest), item))
 }
 
-/// Parses the media type, a line feed, and the bytes.
-fn parse_manifest(digest: Digest, value: &[u8]) -> Result<Manifest, StoreError> {
-    let mut parts = value.splitn(2, |&byte| byte == b'\n');
-    let (Some(media_type), Some(bytes)) = (parts.next(), parts.next()) else {
-        return Err(corrupt("a manifest without type"));
-    };
-    let media_type = std::str::from_utf8(media_type).map_err(corrupt)?.parse().map_err(corrupt)?;
-    Ok(Manifest { digest, media_type, bytes: Bytes::copy_from_slice(bytes) })
+/// Parses the media type, a line feed, and the bytes, which are not copied.
+fn parse_manifest(digest: Digest, value: &Bytes) -> Result<Manifest, StoreError> {
+    let end = value.iter().position(|&byte| byte == b'\n').ok_or_else(|| corrupt("a manifest without type"))?;
+    let (media_type, bytes) = (value.slice(..end), value.slice(end + 1..));
+    let media_type = std::str::from_utf8(&media_type).map_err(corrupt)?.parse().map_err(corrupt)?;
+    Ok(Manifest { digest, media_type, bytes })
 }
 
 fn unreadable(key: &str, error: impl Into<Box<dyn Error + Send + Sync>>) -> StoreError {
@@ -251,7 +249,7 @@ fn entry(key: &str, item: &[u8]) -> Result<Option<Entry>, StoreError> {
     } else if let Some(rest) = key.strip_prefix(MANIFEST) {
         let (repository, text) = scoped(rest)?;
         let digest = digest(&text)?;
-        let manifest = parse_manifest(digest.clone(), value)?;
+        let manifest = parse_manifest(digest.clone(), &Bytes::copy_from_slice(value))?;
         let names = manifest.references().map_err(|error| unreadable(key, error))?;
         let (used_at, bytes) = (Timestamp(version), manifest.bytes.len() as u64);
         Entry::Manifest(StoredManifest { repository, digest, used_at, bytes, names })
@@ -337,7 +335,7 @@ impl Ledger for EmbeddedLedger {
     }
 
     async fn manifest(&self, repository: &Repository, digest: &Digest) -> Result<Option<Manifest>, StoreError> {
-        self.0.read(&manifest_key(repository, digest), |_, value| parse_manifest(digest.clone(), value))
+        self.0.read(&manifest_key(repository, digest), |_, value| parse_manifest(digest.clone(), &value))
     }
 
     async fn put_manifest(
@@ -353,10 +351,8 @@ impl Ledger for EmbeddedLedger {
             let proven = keep_proofs && self.member(repository, &blob.digest)?.is_some_and(|member| member.proven);
             changes.push(put_member(repository, &blob.digest, Member { size: blob.size, used_at: now, proven })?);
         }
-        let value = [manifest.media_type.as_str().as_bytes(), b"\n", &manifest.bytes].concat();
-        let item = join(now.0, &value);
-        drop(value);
-        changes.push(Change::Put(manifest_key(repository, &manifest.digest), item));
+        let start = join(now.0, &[manifest.media_type.as_str().as_bytes(), b"\n"].concat());
+        changes.push(Change::PutShared(manifest_key(repository, &manifest.digest), start, manifest.bytes.clone()));
         self.0.write(None, changes).await.map(|_| ())
     }
 
@@ -370,13 +366,13 @@ impl Ledger for EmbeddedLedger {
         let key = manifest_key(repository, digest);
         let mut attempts = Attempts::new();
         loop {
-            let Some((version, value)) = self.0.read(&key, |version, value| Ok((version, value.to_vec())))? else {
+            let Some((version, value)) = self.0.read(&key, |version, value| Ok((version, value)))? else {
                 return Ok(None);
             };
             if version >= since.0 {
                 return Ok(Some(Timestamp(version)));
             }
-            let changes = vec![Change::Put(key.clone(), join(now.0, &value))];
+            let changes = vec![Change::PutShared(key.clone(), join(now.0, b""), value)];
             if self.0.write(Some((key.clone(), Some(version))), changes).await? {
                 return Ok(Some(now));
             }

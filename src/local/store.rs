@@ -14,6 +14,7 @@ use std::sync::{Arc, PoisonError, RwLock, mpsc};
 use std::thread::{self, JoinHandle};
 
 use anyhow::Context as _;
+use bytes::Bytes;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, TableError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -29,6 +30,8 @@ const VERSION_BYTES: usize = 8;
 const MEMORY_BYTES: usize = 8 * 1024 * 1024;
 /// How many writes one commit takes at most.
 const GROUP: usize = 256;
+/// After how many bytes of items it takes no further write: the database holds all that a commit changes.
+const GROUP_BYTES: usize = 1024 * 1024;
 
 /// How many items one step of a scan reads.
 const SCAN: usize = 1000;
@@ -150,8 +153,22 @@ struct Write {
     done: oneshot::Sender<Result<bool, StoreError>>,
 }
 
+impl Write {
+    /// The bytes of its items.
+    fn bytes(&self) -> usize {
+        let bytes = |change: &Change| match change {
+            Change::Put(_, item) => item.len(),
+            Change::PutShared(_, start, end) => start.len() + end.len(),
+            Change::Remove(_) => 0,
+        };
+        self.changes.iter().map(bytes).sum()
+    }
+}
+
 pub(super) enum Change {
     Put(String, Vec<u8>),
+    /// An item whose end is in use elsewhere, and is copied only when its turn has come.
+    PutShared(String, Vec<u8>, Bytes),
     Remove(String),
 }
 
@@ -209,21 +226,21 @@ impl Store {
     pub(super) fn read<T>(
         &self,
         key: &str,
-        decode: impl FnOnce(u64, &[u8]) -> Result<T, StoreError>,
+        decode: impl FnOnce(u64, Bytes) -> Result<T, StoreError>,
     ) -> Result<Option<T>, StoreError> {
         let item = self.file.with(|database| {
             let table = database.begin_read()?.open_table(ITEMS)?;
-            Ok(table.get(key)?.map(|item| item.value().to_vec()))
+            Ok(table.get(key)?.map(|item| Bytes::copy_from_slice(item.value())))
         })?;
         let Some(item) = item else { return Ok(None) };
         let (version, value) = split(&item)?;
-        decode(version, value).map(Some)
+        decode(version, item.slice_ref(value)).map(Some)
     }
 
     /// One item whose value is JSON.
     pub(super) fn read_json<T: DeserializeOwned>(&self, key: &str) -> Result<Option<Versioned<T>>, StoreError> {
         self.read(key, |version, value| {
-            Ok(Versioned { value: serde_json::from_slice(value).map_err(corrupt)?, version })
+            Ok(Versioned { value: serde_json::from_slice(&value).map_err(corrupt)?, version })
         })
     }
 
@@ -268,13 +285,12 @@ impl Store {
         expected: Option<(String, Option<u64>)>,
         changes: Vec<Change>,
     ) -> Result<bool, StoreError> {
-        let puts = changes.iter().map(|change| if let Change::Put(_, item) = change { item.len() } else { 0 });
-        let bytes: usize = puts.sum();
+        let (done, outcome) = oneshot::channel();
+        let write = Write { expected, changes, done };
+        let bytes = write.bytes();
         if bytes > LARGE_BYTES {
             check_space(&self.file.path, bytes as u64)?;
         }
-        let (done, outcome) = oneshot::channel();
-        let write = Write { expected, changes, done };
         let (sender, _) = self.writer.as_ref().ok_or_else(|| failed("it is closed"))?;
         sender.send(write).map_err(|_| failed("its thread has ended"))?;
         outcome.await.map_err(failed)?
@@ -327,7 +343,14 @@ pub(super) fn split(item: &[u8]) -> Result<(u64, &[u8]), StoreError> {
 /// The writer thread. Ends when the ledger is dropped.
 fn commit_in_groups(file: &DatabaseFile, writes: &mpsc::Receiver<Write>) {
     while let Ok(first) = writes.recv() {
-        let group: Vec<Write> = std::iter::once(first).chain(writes.try_iter().take(GROUP - 1)).collect();
+        let (mut bytes, mut group) = (first.bytes(), vec![first]);
+        while group.len() < GROUP
+            && bytes < GROUP_BYTES
+            && let Ok(next) = writes.try_recv()
+        {
+            bytes += next.bytes();
+            group.push(next);
+        }
         match file.with(|database| commit(database, &group)) {
             Ok(outcomes) => {
                 for (write, outcome) in group.into_iter().zip(outcomes) {
@@ -363,6 +386,9 @@ fn commit(database: &Database, group: &[Write]) -> Result<Vec<bool>, redb::Error
                 for change in &write.changes {
                     match change {
                         Change::Put(key, item) => items.insert(key.as_str(), item.as_slice())?,
+                        Change::PutShared(key, start, end) => {
+                            items.insert(key.as_str(), [start.as_slice(), end.as_ref()].concat().as_slice())?
+                        }
                         Change::Remove(key) => items.remove(key.as_str())?,
                     };
                 }

@@ -13,47 +13,45 @@ use super::{Page, Tag};
 #[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
 #[serde(from = "UnsortedTags")]
 pub struct Tags(
-    /// Each ends with a line feed, which comes before every character of a tag.
-    String,
+    /// What an array of JSON has between its brackets, without spaces: no character of a tag is escaped there.
+    Bytes,
 );
+
+/// The longest tag, and its quotes.
+const LONGEST: usize = 130;
 
 impl Tags {
     /// Each tag.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &str> {
-        self.0.split_terminator('\n')
+        let quoted = self.0.split(|&byte| byte == b',').filter_map(|quoted| str::from_utf8(quoted).ok());
+        quoted.map(|quoted| quoted.trim_matches('"')).filter(|tag| !tag.is_empty())
     }
 
-    /// How many bytes they take as JSON. In memory they take less.
-    pub fn json_bytes(&self) -> usize {
-        // Of each tag the line feed and two bytes are two quotes and a comma.
-        (self.0.len() + 2 * self.iter().count() + 1).max(2)
+    /// The array in JSON, without its brackets.
+    pub fn json(&self) -> &Bytes {
+        &self.0
     }
 
-    /// Those of a page, and whether more follow it.
+    /// Those of a page, which share the bytes, and whether more follow it.
     pub fn page(&self, page: &Page) -> (Self, bool) {
         let rest = self.after(page.last.as_deref().unwrap_or_default());
-        let end = match page.size() {
-            0 => 0,
-            size => rest.match_indices('\n').nth(size - 1).map_or(rest.len(), |(end, _)| end + 1),
-        };
-        (Self(rest.get(..end).unwrap_or_default().to_owned()), end > 0 && end < rest.len())
+        let mut commas = rest.iter().enumerate().filter(|&(_, &byte)| byte == b',').map(|(at, _)| at);
+        let end = page.size().checked_sub(1).map_or(0, |skipped| commas.nth(skipped).unwrap_or(rest.len()));
+        (Self(rest.slice(..end)), end > 0 && end < rest.len())
     }
 
     /// The tags after `last`, which need not be one of them. Halves the text until it has found where they begin.
-    fn after(&self, last: &str) -> &str {
-        let (mut low, mut high) = (0, self.0.len());
+    fn after(&self, last: &str) -> Bytes {
+        let (mut low, mut high, last) = (0, self.0.len(), format!("\"{last}\""));
         while low < high {
-            let before = self.0.get(..low + (high - low) / 2).unwrap_or_default();
-            let start = before.rfind('\n').map_or(0, |end| end + 1);
-            let tag = tag_at(&self.0, start);
-            (low, high) = if tag <= last { (start + tag.len() + 1, high) } else { (low, start) };
+            let (before, _) = self.0.split_at(low + (high - low) / 2);
+            let start = before.iter().rposition(|&byte| byte == b',').map_or(0, |comma| comma + 1);
+            let tag = self.0.iter().skip(start).take_while(|&&byte| byte != b',');
+            let next = start + tag.clone().count() + 1;
+            (low, high) = if tag.le(last.as_bytes()) { (next, high) } else { (low, start) };
         }
-        self.0.get(low..).unwrap_or_default()
+        self.0.slice(low.min(self.0.len())..)
     }
-}
-
-fn tag_at(text: &str, start: usize) -> &str {
-    text.get(start..).and_then(|rest| rest.split('\n').next()).unwrap_or_default()
 }
 
 impl Serialize for Tags {
@@ -64,7 +62,10 @@ impl Serialize for Tags {
 
 /// Tags in any order. What is no tag is left out when it is read, because it could not be pulled.
 #[derive(Debug, Default)]
-pub struct UnsortedTags(String);
+pub struct UnsortedTags(
+    /// Like [`Tags`], and each with a comma after it.
+    String,
+);
 
 impl UnsortedTags {
     /// Adds those of another page.
@@ -74,50 +75,40 @@ impl UnsortedTags {
 }
 
 impl From<UnsortedTags> for Tags {
-    fn from(UnsortedTags(text): UnsortedTags) -> Self {
-        if text.split_terminator('\n').is_sorted_by(|one, next| one < next) {
-            return Self(text);
+    fn from(UnsortedTags(mut text): UnsortedTags) -> Self {
+        let tags = || text.split_inclusive(',');
+        if !tags().is_sorted_by(|one, next| one < next) {
+            // Where each begins: four bytes for each, where a string of its own would take fifty.
+            let mut starts = Vec::with_capacity(tags().count() + 1);
+            let ends = text.match_indices(',').filter_map(|(comma, _)| u32::try_from(comma + 1).ok());
+            starts.extend(std::iter::once(0).chain(ends));
+            starts.pop();
+            // A tag is compared with what follows it: its quote, which comes before all characters of tags.
+            let from = |start: u32| text.as_bytes().get(start as usize..).unwrap_or_default();
+            let window = |start: u32| from(start).get(..LONGEST).unwrap_or(from(start));
+            let quoted = |start: u32| text.get(start as usize..).and_then(|rest| rest.split_inclusive(',').next());
+            starts.sort_unstable_by(|&one, &other| window(one).cmp(window(other)));
+            starts.dedup_by(|one, other| quoted(*one) == quoted(*other));
+            let mut sorted = String::with_capacity(text.len());
+            sorted.extend(starts.into_iter().filter_map(quoted));
+            text = sorted;
         }
-        // Where each begins: four bytes for each, where a string of its own would take fifty.
-        let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(end, _)| end + 1));
-        let mut starts: Vec<u32> = starts.filter_map(|start| u32::try_from(start).ok()).collect();
-        starts.pop();
-        let tag = |start: u32| tag_at(&text, start as usize);
-        starts.sort_unstable_by(|&one, &other| tag(one).cmp(tag(other)));
-        starts.dedup_by(|one, other| tag(*one) == tag(*other));
-        let mut sorted = String::with_capacity(text.len());
-        for start in starts {
-            sorted.push_str(tag(start));
-            sorted.push('\n');
-        }
-        Self(sorted)
+        text.pop();
+        Self(text.into())
     }
 }
 
 impl<'de> Deserialize<'de> for UnsortedTags {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-
-        impl<'de> Visitor<'de> for Reader {
-            type Value = UnsortedTags;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a list of tags")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<UnsortedTags, A::Error> {
-                let mut text = String::new();
-                while let Some(tag) = list.next_element::<String>()? {
-                    if Tag::is_valid(&tag) {
-                        text.push_str(&tag);
-                        text.push('\n');
-                    }
-                }
-                Ok(UnsortedTags(text))
-            }
-        }
-
-        deserializer.deserialize_seq(Reader)
+        let array = <&RawValue>::deserialize(deserializer)?;
+        let (mut text, mut read) = (String::with_capacity(array.get().len()), Ok(()));
+        let items = each(array, |item| match serde_json::from_str::<String>(item.get()) {
+            Ok(tag) if Tag::is_valid(&tag) => text.extend(["\"", &tag, "\","]),
+            Ok(_) => {}
+            Err(error) => read = Err(error),
+        });
+        items.and(read).map_err(serde::de::Error::custom)?;
+        Ok(Self(text))
     }
 }
 
@@ -223,7 +214,7 @@ fn each<'de>(array: &'de RawValue, show: impl FnMut(&'de RawValue)) -> serde_jso
         type Value = ();
 
         fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-            formatter.write_str("a list of descriptors")
+            formatter.write_str("a list")
         }
 
         fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<(), A::Error> {
@@ -272,7 +263,7 @@ mod tests {
         ] {
             let sorted_tags = tags(json);
             assert_eq!(serde_json::to_string(&sorted_tags).unwrap(), sorted);
-            assert_eq!(sorted_tags.json_bytes(), sorted.len());
+            assert_eq!(sorted_tags.json(), &sorted[1..sorted.len() - 1]);
         }
         let mut pages = UnsortedTags::default();
         for page in [r#"["c","a"]"#, r#"["b","a"]"#] {

@@ -152,6 +152,10 @@ impl Outcome {
             Err(UpstreamError::Unavailable { silent, reason }) => {
                 Self::Failed { silent: *silent, reason: reason.clone() }
             }
+            // Clients are told the reason, but not which hosts upstream uses.
+            Err(UpstreamError::Elsewhere { silent, .. }) => {
+                Self::Failed { silent: *silent, reason: "where it redirects to is unavailable".into() }
+            }
             _ => Self::Answered,
         }
     }
@@ -321,13 +325,15 @@ mod tests {
     fn an_outcome_is_trouble_of_what_was_asked_for_of_its_repository_or_of_the_upstream() {
         use UpstreamError::{Denied, Elsewhere, Invalid, Missing, NoRepository, Throttled, Unavailable};
         let unavailable = |silent| Unavailable { silent, reason: "503".into() };
+        let elsewhere = |silent| Elsewhere { silent, reason: "503".into() };
         let throttled = |limit| Throttled { limit, retry_after: None, detail: String::new() };
         for (error, scope, trouble, refusal) in [
             (Missing, Scope::Upstream, false, false),
             (NoRepository, Scope::Upstream, false, true),
             (Denied("no".into()), Scope::Upstream, false, true),
             (Invalid("a page".into()), Scope::Upstream, false, false),
-            (Elsewhere("503".into()), Scope::Upstream, true, false),
+            (elsewhere(true), Scope::Question, true, false),
+            (elsewhere(false), Scope::Question, true, false),
             (unavailable(true), Scope::Question, true, false),
             (unavailable(false), Scope::Question, true, false),
             (throttled(Limit::Requests), Scope::Repository, true, false),

@@ -28,7 +28,7 @@ impl List {
     /// How many bytes it takes as JSON; in memory it takes no more.
     pub fn json_bytes(&self) -> usize {
         match self {
-            Self::Tags(tags) => tags.json_bytes(),
+            Self::Tags(tags) => tags.json().len() + 2,
             Self::Referrers(descriptors) => descriptors.json().len(),
         }
     }

@@ -45,7 +45,7 @@ impl UpstreamResponse {
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
                 if self.elsewhere && !self.url.path().starts_with("/v2/") =>
             {
-                UpstreamError::Elsewhere(format!("{origin} answered {status}"))
+                UpstreamError::Elsewhere { silent: false, reason: format!("{origin} answered {status}") }
             }
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if credentials && !self.elsewhere => {
                 UpstreamError::Denied(format!("it answered {status} to our credentials"))
@@ -68,7 +68,7 @@ impl UpstreamResponse {
                 }
             }
             status if self.elsewhere && (status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS) => {
-                UpstreamError::Elsewhere(format!("{origin} answered {status}"))
+                UpstreamError::Elsewhere { silent: false, reason: format!("{origin} answered {status}") }
             }
             StatusCode::TOO_MANY_REQUESTS => limited(self.response, None, self.at).await,
             status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
@@ -196,7 +196,9 @@ pub(super) async fn read_limited(response: Response, limit: usize) -> Result<Byt
     if response.content_length().is_some_and(|length| length > limit as u64) {
         return Err(too_large());
     }
-    let mut bytes = BytesMut::new();
+    // Bytes that do not arrive take no memory either.
+    let length = response.content_length().and_then(|length| usize::try_from(length).ok());
+    let mut bytes = BytesMut::with_capacity(length.unwrap_or_default());
     let mut body = response.bytes_stream();
     while let Some(chunk) = body.next().await {
         bytes.extend_from_slice(&chunk.map_err(|error| unavailable(&error))?);

@@ -390,12 +390,12 @@ impl Upstream {
         let sent = self.clients.send(request, &self.config);
         let sent = match own {
             true => sent.await,
-            false => tokio::time::timeout_at(ends_at, sent)
-                .await
-                .unwrap_or_else(|_| Err(UpstreamError::Elsewhere(format!("{host} did not answer in time")))),
+            false => tokio::time::timeout_at(ends_at, sent).await.unwrap_or_else(|_| {
+                Err(UpstreamError::Unavailable { silent: true, reason: format!("{host} did not answer in time") })
+            }),
         };
         let response = sent.map_err(|error| match error {
-            UpstreamError::Unavailable { reason, .. } if !own => UpstreamError::Elsewhere(reason),
+            UpstreamError::Unavailable { silent, reason } if !own => UpstreamError::Elsewhere { silent, reason },
             error => error,
         })?;
         tracing::debug!(

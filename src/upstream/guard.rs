@@ -9,6 +9,7 @@ use url::{Host, Url};
 
 use crate::config::UpstreamConfig;
 use crate::errors::UpstreamError;
+use crate::values::text::excerpt;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -108,7 +109,8 @@ impl Clients {
             && let Ok(name) = host.parse()
         {
             let resolved = PublicOnly { look_up, proxies: Vec::new() }.resolve(name);
-            drop(resolved.await.map_err(|error| UpstreamError::Elsewhere(error.to_string()))?);
+            let resolved = resolved.await.map_err(|error| error.to_string());
+            resolved.map(drop).map_err(|reason| UpstreamError::Elsewhere { silent: true, reason })?;
         }
         Ok(())
     }
@@ -134,7 +136,7 @@ pub(super) fn is_host(url: &Url, text: &str) -> bool {
 
 /// Scheme, host and port: the only part of a URL that may be logged, because paths and queries can carry signatures.
 pub(super) fn origin(url: &Url) -> String {
-    url.origin().ascii_serialization()
+    excerpt(&url.origin().ascii_serialization())
 }
 
 /// Resolves names to public addresses only. The check is in the resolver of the HTTP client, so the checked address is

@@ -279,7 +279,7 @@ pub fn next_page(headers: &HeaderMap, url: &Url) -> Result<Option<Url>, Upstream
             here.set_query(next.query());
             Ok(Some(here))
         }
-        Ok(next) => Err(UpstreamError::Invalid(format!("its list goes on at {}", excerpt(&guard::origin(&next))))),
+        Ok(next) => Err(UpstreamError::Invalid(format!("its list goes on at {}", guard::origin(&next)))),
         Err(error) => Err(UpstreamError::Invalid(format!("its list goes on nowhere: {error}"))),
     }
 }

@@ -98,6 +98,9 @@ impl Upstream {
             }
             scope => {
                 troubles.note(if scope == Scope::Question { of_question } else { of_repository }, &outcome);
+                if matches!(result, Err(UpstreamError::Elsewhere { .. })) {
+                    troubles.note_answered();
+                }
                 let _alone = troubles.pinging.lock().await;
                 if probes || !(troubles.answered_since(begun) || meter.is_closed()) {
                     // Not of the kind that was asked: an answer of `/v2/` says nothing of the quota.

@@ -124,7 +124,7 @@ async fn a_blob_over_the_budget_is_redirected_and_not_stored(column: Column) {
     assert_eq!(world.stored_blobs().await, stored_of(&image));
 }
 
-/// An image whose manifest is stored, and whose blobs are redirected: there is room for the manifest alone.
+/// An image whose manifest is stored, and whose larger layers are redirected: there is room for the manifest alone.
 async fn redirecting(column: Column, misses: usize, layers: &[&[u8]]) -> (World, ScriptedImage) {
     let manifest = World::on(column).await.upstream.image("a", "1", layers).manifest.len();
     let settings = format!("new_bytes = \"{manifest}B\"\nmisses = {misses}");
@@ -134,7 +134,7 @@ async fn redirecting(column: Column, misses: usize, layers: &[&[u8]]) -> (World,
 }
 
 async fn many_clients_that_want_one_cold_blob_cost_one_question_where_it_is(column: Column) {
-    let (world, image) = redirecting(column, 2, &[b"layer"]).await;
+    let (world, image) = redirecting(column, 2, &[&[1; 8000]]).await;
     assert_eq!(world.get_from(OTHER, &tag("a", "1")).await.status, StatusCode::OK);
     let path = &blobs(&image)[1];
     world.upstream.fault("/blobs/", Fault::Late(Duration::from_millis(200)));
@@ -157,7 +157,7 @@ async fn many_clients_that_want_one_cold_blob_cost_one_question_where_it_is(colu
 
 async fn whoever_keeps_asking_where_cold_blobs_are_pays_for_it(column: Column) {
     for (there, found) in [(true, StatusCode::TEMPORARY_REDIRECT), (false, StatusCode::NOT_FOUND)] {
-        let layers: Vec<[u8; 1]> = (0..30).map(|number| [number]).collect();
+        let layers: Vec<[u8; 8000]> = (0..30).map(|number| [number; 8000]).collect();
         let layers: Vec<&[u8]> = layers.iter().map(|layer| &layer[..]).collect();
         let (world, image) = redirecting(column, 10, &layers).await;
         assert_eq!(world.get_from(OTHER, &tag("a", "1")).await.status, StatusCode::OK);
@@ -165,10 +165,10 @@ async fn whoever_keeps_asking_where_cold_blobs_are_pays_for_it(column: Column) {
             world.upstream.fault("/blobs/", Fault::Status(404, vec![], String::new()));
         }
         let mut answers = Vec::new();
-        for path in blobs(&image) {
-            answers.push(world.get_from(STRANGER, &path).await.status);
+        for path in &blobs(&image)[1..] {
+            answers.push(world.get_from(STRANGER, path).await.status);
         }
-        assert_eq!(answers, [vec![found; 10], vec![StatusCode::TOO_MANY_REQUESTS; 21]].concat(), "{there}");
+        assert_eq!(answers, [vec![found; 10], vec![StatusCode::TOO_MANY_REQUESTS; 20]].concat(), "{there}");
         assert_eq!(world.upstream.count("/blobs/"), 10, "{there}");
     }
 }

@@ -30,6 +30,17 @@ enum Trouble {
     Refuses,
 }
 
+impl Trouble {
+    /// Whether it may be trouble of the upstream as a whole, and not just another answer.
+    fn may_be_of_all(&self) -> bool {
+        match self {
+            Self::Answers(_, _, Fault::Status(status, ..)) => *status == 429 || *status >= 500,
+            Self::Answers(_, _, fault) => !matches!(fault, Fault::Headers(_) | Fault::Corrupt),
+            Self::Resets(_) | Self::Refuses => true,
+        }
+    }
+}
+
 /// Which requests.
 #[derive(Clone, Copy)]
 enum At {
@@ -261,8 +272,9 @@ impl<'a> Scene<'a> {
         let passed = self.pull(By::Tag).await.context("warm, by tag")?;
         ensure!(passed == pulls, "warm, by tag: {}", if passed { "it pulls" } else { "it does not pull" });
         ensure!(self.pull(By::Digest).await.context("warm, by digest")?, "it does not pull by digest, although warm");
-        // The faults of an upstream's `/v2/` are nobody's concern.
-        ensure!(self.upstream.requests().iter().all(|seen| seen.line != "GET /v2/"), "upstream was pinged");
+        // Only to find out whether all of it is in trouble.
+        let pinged = self.upstream.requests().iter().any(|seen| seen.line == "GET /v2/");
+        ensure!(!pinged || trouble.may_be_of_all(), "upstream was pinged");
         Ok(cold)
     }
 }

@@ -125,7 +125,9 @@ async fn headers_come_within_thirty_seconds_although_upstream_is_silent() -> any
     let answers = cases.map(async |(method, path, silent)| {
         let upstream = Scripted::start()?;
         let image = Recipe::oci("a", vec![1000]).push(&upstream).await?;
-        let installation = Installation::for_upstream(&upstream.url())?;
+        // A fill would wait longer than this test does.
+        let table = format!("[upstreams.\"{UPSTREAM}\"]\nurl = \"{}\"\nfirst_byte = \"20s\"\n", upstream.url());
+        let installation = Installation::with_configuration(&table)?;
         let stopover = installation.start().await?;
         let path = path.replace("DIGEST", &image.digest).replace("LAYER", &image.manifests[0].blobs[1].digest);
         let base = format!("http://{}/v2/{UPSTREAM}/a", stopover.address());
