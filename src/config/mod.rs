@@ -26,7 +26,7 @@ use crate::oci::{Name, Place, UpstreamId};
 
 pub use access::AccessConfig;
 use advice::is_example;
-use file::{File, TableId};
+use file::File;
 pub(crate) use login::ISSUER;
 pub use login::{IamConfig, OidcConfig};
 pub use mistakes::Mistake;
@@ -189,8 +189,7 @@ impl Config {
             cold: file.cold.unwrap_or(cold),
             platforms: file.platforms.unwrap_or_default(),
         };
-        let tables = file.upstreams.into_iter().map(|(TableId(id), table)| (id, table)).collect();
-        let upstreams = upstream::read(tables, &defaults, &secret)?;
+        let upstreams = upstream::read(file.upstreams, &defaults, &secret)?;
         let rules = rule::read(file.rules, &upstreams, &secret)?;
         Ok(Self {
             listen: file.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 5000))),

@@ -1,7 +1,5 @@
 //! The peculiarities of known registries, as data: no other code asks which registry it talks to.
 
-use std::sync::LazyLock;
-
 use url::Url;
 
 use super::Referrers;
@@ -146,10 +144,10 @@ impl Profile {
 }
 
 /// The upstreams that need no configuration: id, profile, and the origin of the API.
-pub(super) static KNOWN: LazyLock<Vec<(UpstreamId, &Profile, Url)>> = LazyLock::new(|| {
+pub(super) fn known() -> impl Iterator<Item = (UpstreamId, &'static Profile, Url)> {
     let ids = PROFILES.iter().flat_map(|profile| profile.ids.iter().map(move |id| (*id, profile)));
-    ids.filter_map(|(id, profile)| Some((id.parse().ok()?, profile, profile.origin(id).ok()?.0))).collect()
-});
+    ids.filter_map(|(id, profile)| Some((id.parse().ok()?, profile, profile.origin(id).ok()?.0)))
+}
 
 /// The region in the host name of a private ECR registry: `<account>.dkr.ecr[-fips].<region>.amazonaws.com[.cn]`, or
 /// dual-stack `<account>.dkr-ecr[-fips].<region>.on.aws` (ECR, "Endpoints and quotas").
@@ -168,8 +166,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_id_of_a_profile_is_an_upstream() {
-        assert_eq!(KNOWN.len(), PROFILES.iter().map(|profile| profile.ids.len()).sum::<usize>());
+    fn every_id_of_a_profile_is_an_upstream_and_every_realm_an_origin() {
+        assert_eq!(known().count(), PROFILES.iter().map(|profile| profile.ids.len()).sum::<usize>());
+        for profile in &PROFILES {
+            assert!(profile.token_realms.iter().all(|realm| Origin::try_from((*realm).to_owned()).is_ok()));
+            assert!(profile.alternates.iter().all(|(upstream, ..)| upstream.parse::<UpstreamId>().is_ok()));
+        }
     }
 
     #[test]

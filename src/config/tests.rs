@@ -17,7 +17,7 @@ fn load(text: &str) -> Result<Config, String> {
 #[test]
 fn with_no_file_the_well_known_registries_work() {
     let config = Config::load(None, Cold::Redirect, no_secret).unwrap();
-    assert_eq!(config.upstreams.len(), profile::KNOWN.len(), "no id is there twice");
+    assert_eq!(config.upstreams.len(), profile::known().count(), "no id is there twice");
     let hub = &config.upstreams[&DEFAULT_UPSTREAM.parse().unwrap()];
     assert_eq!(hub.url.as_str(), "https://registry-1.docker.io/");
     assert_eq!(hub.token_realms[0].host_str(), Some("auth.docker.io"));

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use serde::Deserialize;
 use url::Url;
 
-use super::file::{AlternateTable, Fresh, Origin, PolicyTable, UpstreamTable};
+use super::file::{AlternateTable, Fresh, Origin, PolicyTable, TableId, UpstreamTable};
 use super::names::{NamePatterns, NameRules};
-use super::profile::{KNOWN, Profile, ecr_region};
+use super::profile::{self, Profile, ecr_region};
 use super::{ConfigError, Credentials, SecretReference, value};
 use crate::config::TagRules;
 use crate::oci::{Name, Platforms, UpstreamId};
@@ -158,35 +159,32 @@ pub(super) struct Defaults {
     pub(super) platforms: Platforms,
 }
 
+/// The upstreams that need no configuration. They are made once, because a file is read several times.
+static KNOWN: LazyLock<BTreeMap<UpstreamId, UpstreamConfig>> = LazyLock::new(|| {
+    let known = profile::known().map(|(id, profile, url)| {
+        let settings = UpstreamConfig { family: profile.family, ..UpstreamConfig::new(&id, profile, url) };
+        (id, settings)
+    });
+    known.collect()
+});
+
 /// Every upstream: those that have a table, and those that need none.
 pub(super) fn read(
-    mut tables: BTreeMap<UpstreamId, UpstreamTable>,
+    tables: BTreeMap<TableId, UpstreamTable>,
     defaults: &Defaults,
     secret: &impl Fn(SecretReference) -> Result<String, String>,
 ) -> Result<BTreeMap<UpstreamId, UpstreamConfig>, ConfigError> {
-    let mut upstreams = BTreeMap::new();
-    for (id, profile, url) in KNOWN.iter().filter(|(id, ..)| !tables.contains_key(id)) {
-        let mut upstream = upstream(id, profile, url.clone(), UpstreamTable::default(), defaults, secret)?;
-        upstream.family = profile.family;
-        upstreams.insert(id.clone(), upstream);
-    }
-    while let Some((id, mut table)) = tables.pop_first() {
-        let key = || format!("upstreams.\"{id}\".url");
-        let profile = Profile::of(id.as_str(), table.url.as_ref().and_then(|url| url.0.host_str()));
-        let Origin(url) = match table.url.take() {
-            Some(url) => url,
-            None if id.as_str().contains('.') => {
-                profile.origin(id.as_str()).map_err(|message| value(key(), message))?
-            }
-            None => return Err(value(key(), "is required, for example url = \"https://registry.example.com\"")),
-        };
-        let upstream = upstream(&id, profile, url, table, defaults, secret)?;
+    let mut upstreams = KNOWN.clone();
+    upstreams.values_mut().for_each(|upstream| upstream.inherit(defaults));
+    for (TableId(id), table) in tables {
+        let upstream = upstream(&id, table, defaults, secret)?;
         upstreams.insert(id, upstream);
     }
-    let mut called: BTreeMap<&str, &UpstreamId> = upstreams.keys().map(|id| (id.as_str(), id)).collect();
+    let mut aliases: BTreeMap<&str, &UpstreamId> = BTreeMap::new();
     for (id, upstream) in &upstreams {
         for alias in &upstream.aliases {
-            let other = *called.entry(alias).or_insert(id);
+            let same = upstreams.keys().find(|other| other.as_str() == alias);
+            let other = same.unwrap_or_else(|| aliases.entry(alias).or_insert(id));
             if other != id {
                 // What a profile says is no mistake of the file.
                 let known = Profile::of(id.as_str(), None).aliases.contains(&alias.as_str());
@@ -219,71 +217,95 @@ pub(super) fn read(
 
 fn upstream(
     id: &UpstreamId,
-    profile: &Profile,
-    url: Url,
     mut table: UpstreamTable,
     defaults: &Defaults,
     secret: &impl Fn(SecretReference) -> Result<String, String>,
 ) -> Result<UpstreamConfig, ConfigError> {
     let section = format!("upstreams.\"{id}\"");
-    let key = |name: &str| format!("{section}.{name}");
-    let origin = |text: String| Origin::try_from(text).map_err(|message| value(key("url"), message));
     let policy = table.policy();
-    let ecr_region = ecr_region(id.as_str()).or_else(|| ecr_region(url.host_str()?)).map(str::to_owned);
-    let token_realms = match table.token_realms {
-        Some(realms) => realms,
-        None => profile.token_realms.iter().map(|&realm| origin(realm.to_owned())).collect::<Result<_, _>>()?,
+    let profile = Profile::of(id.as_str(), table.url.as_ref().and_then(|url| url.0.host_str()));
+    let Origin(url) = match table.url {
+        Some(url) => url,
+        None if id.as_str().contains('.') => {
+            profile.origin(id.as_str()).map_err(|message| value(format!("{section}.url"), message))?
+        }
+        None => {
+            let message = "is required, for example url = \"https://registry.example.com\"";
+            return Err(value(format!("{section}.url"), message));
+        }
     };
-    // A registry's aliases belong to the upstream with its id, not to others that lead to the same host.
-    let own = profile.ids.contains(&id.as_str());
-    let aliases = || profile.aliases.iter().filter(|_| own).map(|&alias| alias.to_owned()).collect();
-    let alternates = match table.alternates {
-        Some(tables) => tables
-            .into_iter()
-            .map(|AlternateTable { upstream, names, prefix, tags, shared }| {
-                let there = prefix.unwrap_or_else(|| names.clone());
-                Alternate { upstream, names: (names, there), tags, shared }
-            })
-            .collect(),
-        None => profile
-            .alternates
-            .iter()
-            .map(|&(upstream, names, there)| {
-                let upstream = upstream.parse().map_err(|_| value(key("alternates"), upstream))?;
-                Ok(Alternate { upstream, names: (names.into(), there.into()), tags: false, shared: false })
-            })
-            .collect::<Result<_, ConfigError>>()?,
+    let mut upstream = UpstreamConfig::new(id, profile, url);
+    upstream.inherit(defaults);
+    let realms = table.token_realms.map(|realms| realms.into_iter().map(|Origin(url)| url).collect());
+    let alternate = |AlternateTable { upstream, names, prefix, tags, shared }| {
+        let there = prefix.unwrap_or_else(|| names.clone());
+        Alternate { upstream, names: (names, there), tags, shared }
     };
-    let mut upstream = UpstreamConfig {
-        url,
-        aliases: table.aliases.unwrap_or_else(aliases),
-        token_realms: token_realms.into_iter().map(|Origin(url)| url).collect(),
-        trusted_hosts: table.trusted_hosts.unwrap_or_default(),
-        library: profile.library,
-        referrers: profile.referrers,
-        family: None,
-        names: NameRules::default(),
-        max_blob: None,
-        tags: TagRules { fresh: defaults.fresh, patterns: Vec::new(), immutable: Vec::new() },
-        stale: defaults.stale,
-        permission: defaults.permission,
-        missing: defaults.missing,
-        deleted: defaults.deleted,
-        cold: defaults.cold,
-        platforms: defaults.platforms.clone(),
-        reserve: table.reserve.unwrap_or(DEFAULT_RESERVE),
-        fills: table.fills.unwrap_or(DEFAULT_FILLS),
-        first_byte: table.first_byte.map_or(DEFAULT_FIRST_BYTE, |span| span.0),
-        alternates,
-        credentials: None,
-        public: None,
-        ecr_region,
-    };
+    replace(&mut upstream.aliases, table.aliases);
+    replace(&mut upstream.token_realms, realms);
+    replace(&mut upstream.trusted_hosts, table.trusted_hosts);
+    replace(&mut upstream.reserve, table.reserve);
+    replace(&mut upstream.fills, table.fills);
+    replace(&mut upstream.first_byte, table.first_byte.map(|span| span.0));
+    replace(&mut upstream.alternates, table.alternates.map(|tables| tables.into_iter().map(alternate).collect()));
     upstream.set(policy, &section, None, secret)?;
     Ok(upstream)
 }
 
+/// Replaces a setting by what is given, if anything is.
+fn replace<T>(setting: &mut T, given: Option<T>) {
+    if let Some(given) = given {
+        *setting = given;
+    }
+}
+
 impl UpstreamConfig {
+    /// What is known of an upstream, before any table says otherwise.
+    fn new(id: &UpstreamId, profile: &Profile, url: Url) -> Self {
+        let alternate = |&(upstream, names, there): &(&str, &str, &str)| {
+            let (upstream, names) = (upstream.parse().ok()?, (names.into(), there.into()));
+            Some(Alternate { upstream, names, tags: false, shared: false })
+        };
+        // A registry's aliases belong to the upstream with its id, not to others that lead to the same host.
+        let aliases = if profile.ids.contains(&id.as_str()) { profile.aliases } else { &[] };
+        Self {
+            aliases: aliases.iter().map(|&alias| alias.to_owned()).collect(),
+            token_realms: profile.token_realms.iter().filter_map(|realm| realm.parse().ok()).collect(),
+            trusted_hosts: Vec::new(),
+            library: profile.library,
+            referrers: profile.referrers,
+            family: None,
+            names: NameRules::default(),
+            max_blob: None,
+            tags: TagRules { fresh: Duration::ZERO, patterns: Vec::new(), immutable: Vec::new() },
+            stale: Duration::ZERO,
+            permission: Duration::ZERO,
+            missing: Duration::ZERO,
+            deleted: Deleted::default(),
+            cold: Cold::Wait,
+            platforms: Platforms::default(),
+            reserve: DEFAULT_RESERVE,
+            fills: DEFAULT_FILLS,
+            first_byte: DEFAULT_FIRST_BYTE,
+            alternates: profile.alternates.iter().filter_map(alternate).collect(),
+            credentials: None,
+            public: None,
+            ecr_region: ecr_region(id.as_str()).or_else(|| ecr_region(url.host_str()?)).map(str::to_owned),
+            url,
+        }
+    }
+
+    /// Sets what the top of the file says.
+    fn inherit(&mut self, defaults: &Defaults) {
+        self.tags.fresh = defaults.fresh;
+        self.stale = defaults.stale;
+        self.permission = defaults.permission;
+        self.missing = defaults.missing;
+        self.deleted = defaults.deleted;
+        self.cold = defaults.cold;
+        self.platforms = defaults.platforms.clone();
+    }
+
     /// Whether only callers that the policy names may see what upstream shows us: as `public` says, else if we log in
     /// there. To a private ECR registry we always do.
     pub fn is_private(&self) -> bool {
@@ -306,23 +328,16 @@ impl UpstreamConfig {
             }
             None => {}
         }
-        let replace = |setting: &mut Duration, span: Option<Span>| {
-            if let Some(span) = span {
-                *setting = span.0;
-            }
-        };
-        replace(&mut self.stale, policy.stale);
-        replace(&mut self.missing, policy.missing);
         if let Some(span) = policy.permission {
             self.permission = permission(span, &key("permission"))?;
         }
-        self.tags.immutable = policy.immutable.unwrap_or_else(|| std::mem::take(&mut self.tags.immutable));
-        self.deleted = policy.deleted.unwrap_or(self.deleted);
-        self.cold = policy.cold.unwrap_or(self.cold);
+        replace(&mut self.stale, policy.stale.map(|span| span.0));
+        replace(&mut self.missing, policy.missing.map(|span| span.0));
+        replace(&mut self.tags.immutable, policy.immutable);
+        replace(&mut self.deleted, policy.deleted);
+        replace(&mut self.cold, policy.cold);
+        replace(&mut self.platforms, policy.platforms);
         self.public = policy.public.or(self.public);
-        if let Some(platforms) = policy.platforms {
-            self.platforms = platforms;
-        }
         if let Some(patterns) = policy.allow {
             self.names.allow = Some(NamePatterns::read(&patterns, key("allow"), self.library, path)?);
         }

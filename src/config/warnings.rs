@@ -1,5 +1,7 @@
 //! What a configuration says and cannot mean: it is used all the same, and the operator is told.
 
+use std::cell::LazyCell;
+
 use super::names::may_match_below;
 use super::{Config, DEFAULT_UPSTREAM, Places, UpstreamConfig};
 use crate::identity::policy::Rule;
@@ -14,7 +16,8 @@ impl Config {
     /// Each with its key, as in [`ConfigError::Value`](super::ConfigError::Value).
     pub(super) fn doubts(&self) -> Vec<(String, String)> {
         let mut doubts = Vec::new();
-        let places = Places::new(&self.upstreams, &self.rules);
+        // Many files have neither pins nor schedules, and there are many names.
+        let places = LazyCell::new(|| Places::new(&self.upstreams, &self.rules));
         for (number, pin) in (1..).zip(&self.retention.pin) {
             doubts.extend(self.pin(pin.as_str(), &places).map(|doubt| (format!("pin[{number}]"), doubt)));
         }

@@ -1,5 +1,6 @@
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -117,7 +118,7 @@ impl fmt::Display for Name {
 /// registry's host name: `docker.io`, `ghcr.io`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct UpstreamId(Box<str>);
+pub struct UpstreamId(Arc<str>);
 
 impl UpstreamId {
     /// The id as a path spells it.
@@ -144,7 +145,7 @@ impl TryFrom<String> for UpstreamId {
 
 impl From<UpstreamId> for String {
     fn from(id: UpstreamId) -> Self {
-        id.0.into()
+        id.0.as_ref().into()
     }
 }
 

@@ -168,7 +168,8 @@ fn environment(path: &Path, variable: &dyn Fn(&str) -> Option<String>) -> HashMa
 
 #[cfg(test)]
 mod tests {
-    use super::super::{images, parsed, read};
+    use super::super::read;
+    use super::super::tests::{images, parsed};
     use super::*;
 
     #[test]

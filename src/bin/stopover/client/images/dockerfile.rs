@@ -58,10 +58,9 @@ fn images(text: &str, target: &Platform, given: &dyn Fn(&str) -> Option<String>)
     let value = |arguments: &HashMap<String, String>, name: &str| {
         arguments.get(name).cloned().or_else(|| predefined(name, target))
     };
-    for (line, text) in instructions(text, escape) {
-        let (keyword, rest) = keyword(&text, escape);
-        let flags = rest.iter().take_while(|word| word.starts_with("--")).count();
-        let (flags, words) = rest.split_at_checked(flags).unwrap_or_default();
+    for Instruction { keyword, words, line } in instructions(text, escape) {
+        let flags = words.iter().take_while(|word| word.starts_with("--")).count();
+        let (flags, words) = words.split_at_checked(flags).unwrap_or_default();
         let own = |name: &str| stages.contains(&name.to_ascii_lowercase());
         match keyword.as_str() {
             // Those of a stage are not for the names of images.
@@ -133,74 +132,77 @@ fn directives(text: &str) -> (char, Option<(String, usize)>) {
     (escape, syntax)
 }
 
-/// The instructions of a Dockerfile and the lines they begin in: continued lines are joined, comments and
-/// here-documents left out.
-fn instructions(text: &str, escape: char) -> Vec<(usize, String)> {
+struct Instruction {
+    /// In upper case. Of `ONBUILD` that of the instruction which it keeps for later.
+    keyword: String,
+    /// The words behind it with their quotes, which keep spaces.
+    words: Vec<String>,
+    /// The line that it begins in.
+    line: usize,
+}
+
+/// The instructions of a Dockerfile: continued lines are joined, comments and here-documents left out.
+fn instructions(text: &str, escape: char) -> Vec<Instruction> {
     let is_text = |line: &str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
-    // Two of them at the end are one, and continue nothing.
-    let continued = |line: &str| {
-        let begin = line.trim_end_matches([' ', '\t']).strip_suffix(escape)?;
-        (!begin.ends_with(escape)).then(|| begin.to_owned())
-    };
-    let mut instructions: Vec<(usize, String)> = Vec::new();
+    let mut instructions = Vec::new();
     let mut lines = (1..).zip(text.lines());
     while let Some((number, line)) = lines.find(|(_, line)| is_text(line)) {
         let (mut whole, mut part) = (String::new(), Some(line.trim_start()));
         while let Some(line) = part {
-            let begin = continued(line);
-            whole.push_str(begin.as_deref().unwrap_or(line));
+            let begin = line.trim_end_matches([' ', '\t']).strip_suffix(escape);
+            // Two of them at the end are one, and continue nothing.
+            let begin = begin.filter(|begin| !begin.ends_with(escape));
+            whole.push_str(begin.unwrap_or(line));
             // A comment, or an empty line, does not end a continued instruction.
             part = begin.and_then(|_| lines.find(|(_, line)| is_text(line))).map(|(_, line)| line);
         }
-        for (end, tabs) in here_documents(&whole, escape) {
+        let instruction = Instruction::read(&whole, escape, number);
+        for (end, tabs) in instruction.here_documents() {
             let ends = |line: &str| if tabs { line.trim_start_matches('\t') == end } else { line == end };
             // What never ends is no here-document, but a shift.
             if lines.clone().any(|(_, line)| ends(line)) {
                 lines.find(|(_, line)| ends(line));
             }
         }
-        instructions.push((number, whole));
+        instructions.push(instruction);
     }
     instructions
 }
 
-/// The words that end the here-documents of an instruction, and whether tabs may stand before them: `RUN <<EOF`,
-/// `COPY <<-"A" <<B /`.
-fn here_documents(instruction: &str, escape: char) -> Vec<(String, bool)> {
-    let (keyword, words) = keyword(instruction, escape);
-    let end = |word: String| {
-        let text = word.trim_start_matches(|letter: char| letter.is_ascii_digit()).strip_prefix("<<")?;
-        let name = text.strip_prefix('-').unwrap_or(text).trim_start_matches(['"', '\'']);
-        let end = name.split(|letter: char| !letter.is_alphanumeric() && !"_.-".contains(letter)).next()?;
-        (!end.is_empty()).then(|| (end.to_owned(), text.starts_with('-')))
-    };
-    let words = words.into_iter().filter(|_| matches!(keyword.as_str(), "RUN" | "COPY" | "ADD"));
-    words.filter_map(end).collect()
-}
-
-/// The keyword of an instruction, or of the one that `ONBUILD` keeps for later, and the words behind it with their
-/// quotes, which keep spaces.
-fn keyword(text: &str, escape: char) -> (String, Vec<String>) {
-    let (mut words, mut word, mut quote, mut escaped) = (Vec::new(), String::new(), None, false);
-    for letter in text.chars().chain([' ']) {
-        if quote.is_none() && !escaped && letter.is_whitespace() {
-            words.push(std::mem::take(&mut word));
-            continue;
+impl Instruction {
+    fn read(text: &str, escape: char, line: usize) -> Self {
+        let (mut words, mut quote, mut escaped) = (vec![String::new()], None, false);
+        for letter in text.chars() {
+            if quote.is_none() && !escaped && letter.is_whitespace() {
+                words.push(String::new());
+                continue;
+            }
+            if matches!(letter, '"' | '\'') && !escaped && quote.is_none_or(|open| open == letter) {
+                quote = quote.xor(Some(letter));
+            }
+            escaped = !escaped && letter == escape && quote != Some('\'');
+            words.last_mut().into_iter().for_each(|word| word.push(letter));
         }
-        if matches!(letter, '"' | '\'') && !escaped && quote.is_none_or(|open| open == letter) {
-            quote = quote.xor(Some(letter));
-        }
-        escaped = !escaped && letter == escape && quote != Some('\'');
-        word.push(letter);
+        let mut words = words.into_iter().filter(|word| !word.is_empty() && !word.eq_ignore_ascii_case("onbuild"));
+        Self { keyword: words.next().unwrap_or_default().to_ascii_uppercase(), words: words.collect(), line }
     }
-    words.push(word);
-    let mut words = words.into_iter().filter(|word| !word.is_empty() && !word.eq_ignore_ascii_case("onbuild"));
-    (words.next().unwrap_or_default().to_ascii_uppercase(), words.collect())
+
+    /// The words that end its here-documents, and whether tabs may stand before them: `RUN <<EOF`,
+    /// `COPY <<-"A" <<B /`.
+    fn here_documents(&self) -> impl Iterator<Item = (&str, bool)> {
+        let words = self.words.iter().filter(|_| matches!(self.keyword.as_str(), "RUN" | "COPY" | "ADD"));
+        words.filter_map(|word| {
+            let text = word.trim_start_matches(|letter: char| letter.is_ascii_digit()).strip_prefix("<<")?;
+            let name = text.strip_prefix('-').unwrap_or(text).trim_start_matches(['"', '\'']);
+            let end = name.split(|letter: char| !letter.is_alphanumeric() && !"_.-".contains(letter)).next()?;
+            (!end.is_empty()).then(|| (end, text.starts_with('-')))
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{images, parsed};
+    use super::super::tests::{images, parsed};
     use super::*;
 
     #[test]
@@ -314,7 +316,8 @@ COPY --from=acme/${X} / /
             ("RUN cat <<<word", &[]),
             ("CMD echo <<EOF", &[]),
         ] {
-            let found: Vec<String> = here_documents(instruction, '\\').into_iter().map(|(end, _)| end).collect();
+            let read = Instruction::read(instruction, '\\', 1);
+            let found: Vec<&str> = read.here_documents().map(|(end, _)| end).collect();
             assert_eq!(found, ends, "{instruction}");
         }
         let text = "FROM a:1\nRUN echo $((1<<20)) $(( 1 <<2 ))\nFROM b:1\nCOPY <<-E /x\n\tFROM x\n\tE\nRUN <<E\n E\nFROM x\nE\n\

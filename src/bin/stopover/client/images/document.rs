@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use serde::Deserialize as _;
 use serde_yaml_ng::Value;
 
-use super::written::is_hidden;
+use super::written::{is_hidden, replace};
 
 /// Reads the documents of a text. `None`: its first line begins none. JSON may have comments, and a document a line.
 pub(super) fn parse(text: &str) -> Option<anyhow::Result<Vec<Value>>> {
@@ -13,7 +13,10 @@ pub(super) fn parse(text: &str) -> Option<anyhow::Result<Vec<Value>>> {
         |line: &&str| line.contains(is_hidden) && line.chars().all(|letter| is_hidden(letter) || letter == ' ');
     let lines = text.lines().map(|line| if is_flow(&line) { "" } else { line });
     let text = lines.collect::<Vec<_>>().join("\n");
-    let json = Some(without_comments(&text)).filter(|json| json.trim_start().starts_with(['{', '[']));
+    // Editors write comments into JSON. What stands between quotes is none.
+    let json = Some(&text).filter(|text| text.trim_start().starts_with(['{', '[', '/']));
+    let json = json.map(|json| replace(json, r#"("(?:\\.|[^"\\])*")|//.*|/\*(?s:.*?)\*/"#, "$1"));
+    let json = json.filter(|json| json.trim_start().starts_with(['{', '[']));
     let documents = json
         .as_ref()
         .and_then(|json| serde_json::Deserializer::from_str(json).into_iter().collect::<Result<Vec<Value>, _>>().ok());
@@ -36,25 +39,6 @@ pub(super) fn parse(text: &str) -> Option<anyhow::Result<Vec<Value>>> {
         documents.collect::<Result<_, serde_yaml_ng::Error>>().context("is no YAML or JSON that can be read");
     // Sections of settings begin with a bracket, too.
     if documents.is_err() && first.starts_with('[') { None } else { Some(documents) }
-}
-
-/// JSON without comments, as editors write their settings.
-fn without_comments(text: &str) -> String {
-    let (mut plain, mut rest, mut quoted) = (String::with_capacity(text.len()), text, false);
-    while let Some(letter) = rest.chars().next() {
-        let end = [("//", "\n"), ("/*", "*/")].iter().find(|(begin, _)| !quoted && rest.starts_with(begin));
-        if let Some((_, end)) = end {
-            rest = rest.split_once(end).map_or("", |(_, rest)| rest);
-            continue;
-        }
-        let escaped = quoted && letter == '\\';
-        quoted ^= letter == '"';
-        let length = rest.chars().take(1 + usize::from(escaped)).map(char::len_utf8).sum();
-        let (letters, after) = rest.split_at_checked(length).unwrap_or((rest, ""));
-        plain.push_str(letters);
-        rest = after;
-    }
-    plain
 }
 
 /// The lines of a text that name images: the parsers give no positions.

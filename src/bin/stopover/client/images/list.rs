@@ -36,7 +36,7 @@ pub(super) fn entry(line: &str, number: Option<usize>, listed: &mut Listed) -> a
 
 #[cfg(test)]
 mod tests {
-    use super::super::{images, parsed};
+    use super::super::tests::{images, parsed};
 
     #[test]
     fn a_list_has_an_image_a_line_and_comments() {

@@ -205,30 +205,28 @@ impl Listed {
     }
 }
 
-/// Reads a text as the file of this name, with one variable and no platforms.
-#[cfg(test)]
-fn parsed(file: &str, text: &str) -> anyhow::Result<Listed> {
-    let variable = |name: &str| (name == "TAG").then(|| "2.0".to_owned());
-    let mut listed = Listed::default();
-    listed.parse(Path::new(file), text, &Surroundings { variable: &variable, platforms: &[], depth: 0 })?;
-    Ok(listed)
-}
-
-/// The images of a text, each with the number of its line and its platform.
-#[cfg(test)]
-fn images(file: &str, text: &str) -> Vec<String> {
-    let listed = parsed(file, text).unwrap();
-    let image = |image: &Image| {
-        let line = image.place.rsplit_once(':').map(|(_, line)| format!(" {line}"));
-        let platform = image.platform.as_ref().map(|platform| format!(" {platform}"));
-        format!("{}{}{}", image.name, line.unwrap_or_default(), platform.unwrap_or_default())
-    };
-    listed.images.iter().map(image).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Reads a text as the file of this name, with one variable and no platforms.
+    pub(super) fn parsed(file: &str, text: &str) -> anyhow::Result<Listed> {
+        let variable = |name: &str| (name == "TAG").then(|| "2.0".to_owned());
+        let mut listed = Listed::default();
+        listed.parse(Path::new(file), text, &Surroundings { variable: &variable, platforms: &[], depth: 0 })?;
+        Ok(listed)
+    }
+
+    /// The images of a text, each with the number of its line and its platform.
+    pub(super) fn images(file: &str, text: &str) -> Vec<String> {
+        let listed = parsed(file, text).unwrap();
+        let image = |image: &Image| {
+            let line = image.place.rsplit_once(':').map(|(_, line)| format!(" {line}"));
+            let platform = image.platform.as_ref().map(|platform| format!(" {platform}"));
+            format!("{}{}{}", image.name, line.unwrap_or_default(), platform.unwrap_or_default())
+        };
+        listed.images.iter().map(image).collect()
+    }
 
     fn read(paths: &[&Path]) -> anyhow::Result<Listed> {
         let paths: Vec<PathBuf> = paths.iter().map(|path| path.to_path_buf()).collect();

@@ -56,7 +56,7 @@ fn values(line: &str, sign: char) -> impl Iterator<Item = (&str, &str)> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{images, parsed};
+    use super::super::tests::{images, parsed};
 
     #[test]
     fn settings_of_nomad_quadlet_and_environments_name_images() {

@@ -4,11 +4,12 @@
 use std::iter::Peekable;
 use std::str::Chars;
 
-/// The longest text that is substituted: no image has a longer name.
+use regex_lite::{Captures, Regex};
+
+/// The longest text that is substituted, and the longest value: no image has a longer name.
 const LONGEST: usize = 1024;
-/// How deep defaults may hold variables, and how long a value that a pattern is looked for in.
+/// How deep defaults may hold variables.
 const DEEPEST: usize = 16;
-const LONGEST_MATCHED: usize = 256;
 
 /// Substitutes `$NAME`, `${NAME}` and `${NAME:-default}` with its like. `escape` is what takes the meaning from the next
 /// character, in a Dockerfile, where quotes go too. Fails with the name of the first variable that has no value.
@@ -66,7 +67,7 @@ impl Substitution<'_> {
             _ = rest.next_if_eq(&'$');
             return ("$".to_owned(), None);
         }
-        let value = (self.variable)(&name).filter(|_| !name.is_empty());
+        let value = (self.variable)(&name).filter(|value| !name.is_empty() && value.len() <= LONGEST);
         let or_unset = |value: Option<String>| (value.clone().unwrap_or_default(), value.xor(Some(name.clone())));
         let Some(depth) = depth.checked_sub(1).filter(|_| in_braces) else { return or_unset(value) };
         // With a colon, empty is unset.
@@ -81,77 +82,46 @@ impl Substitution<'_> {
             },
             Some(sign) => {
                 let twice = rest.next_if_eq(&sign).is_some();
-                let pattern = pattern(rest, if sign == '/' { "/}" } else { "}" });
+                let pattern = pattern(rest, if sign == '/' { "/}" } else { "}" }, twice || sign == '/');
                 let by = rest.next_if_eq(&'/').map(|_| self.until(rest, "}", depth).0).unwrap_or_default();
-                or_unset(value.map(|value| match sign {
-                    '/' => replaced(&pattern, &value, &by, twice),
-                    _ => without(pattern, &value, sign == '%', twice),
-                }))
+                or_unset(value.map(|value| replaced(&value, sign, twice, &pattern, &by)))
             }
         };
         if rest.next_if_eq(&'}').is_some() { filled } else { or_unset(None) }
     }
 }
 
-/// A part of a pattern of shells.
-enum Part {
-    Anything,
-    AnyLetter,
-    Letter(char),
-}
-
-/// Reads a pattern up to one of the characters `ends`, which is left.
-fn pattern(rest: &mut Peekable<Chars>, ends: &str) -> Vec<Part> {
-    let mut pattern = Vec::new();
+/// Reads a pattern of shells up to one of the characters `ends`, which is left, as a regular expression. Its stars take
+/// as much as they can, or as little.
+fn pattern(rest: &mut Peekable<Chars>, ends: &str, longest: bool) -> String {
+    let mut pattern = String::new();
     while let Some(letter) = rest.next_if(|letter| !ends.contains(*letter)) {
-        pattern.extend(match letter {
-            '*' => Some(Part::Anything),
-            '?' => Some(Part::AnyLetter),
-            '\\' => rest.next().map(Part::Letter),
-            letter => Some(Part::Letter(letter)),
-        });
+        match letter {
+            '*' => pattern.push_str(if longest { ".*" } else { ".*?" }),
+            '?' => pattern.push('.'),
+            letter => {
+                let letter = if letter == '\\' { rest.next() } else { Some(letter) };
+                pattern.extend(letter.map(|letter| regex_lite::escape(&letter.to_string())));
+            }
+        }
     }
     pattern
 }
 
-/// Where a match of the pattern that begins with the text can end, in order.
-fn ends(pattern: &[Part], text: &[char]) -> Vec<usize> {
-    pattern.iter().fold(vec![0], |from, part| match part {
-        Part::Anything => from.first().map_or_else(Vec::new, |first| (*first..=text.len()).collect()),
-        Part::AnyLetter => from.into_iter().map(|at| at + 1).filter(|at| *at <= text.len()).collect(),
-        Part::Letter(letter) => from.into_iter().filter(|at| text.get(*at) == Some(letter)).map(|at| at + 1).collect(),
-    })
-}
-
-/// `${NAME#pattern}`, `##`, `%` and `%%`: a value without what matches at one end of it.
-fn without(mut pattern: Vec<Part>, value: &str, at_end: bool, longest: bool) -> String {
-    let mut letters: Vec<char> = value.chars().take(LONGEST_MATCHED).collect();
-    if at_end {
-        letters.reverse();
-        pattern.reverse();
-    }
-    let ends = ends(&pattern, &letters);
-    letters.drain(..if longest { ends.last() } else { ends.first() }.copied().unwrap_or_default());
-    if at_end {
-        letters.reverse();
-    }
-    letters.into_iter().collect()
-}
-
-/// `${NAME/pattern/by}` and `//`: a value with the first match, or all of them, replaced.
-fn replaced(pattern: &[Part], value: &str, by: &str, all: bool) -> String {
-    let letters: Vec<char> = value.chars().take(LONGEST_MATCHED).collect();
-    let (mut rest, mut replaced, mut done) = (&letters[..], String::new(), false);
-    while let [first, after @ ..] = rest {
-        let end = ends(pattern, rest).last().copied().filter(|end| *end > 0 && (all || !done));
-        match end {
-            Some(_) => replaced.push_str(by),
-            None => replaced.push(*first),
-        }
-        done |= end.is_some();
-        rest = end.map_or(after, |end| rest.get(end..).unwrap_or_default());
-    }
-    replaced
+/// A value without what matches at its beginning (`#`) or its end (`%`), or with the first match, or all, replaced (`/`).
+fn replaced(value: &str, sign: char, twice: bool, pattern: &str, by: &str) -> String {
+    // The group is what stays.
+    let whole = match (sign, twice) {
+        _ if pattern.is_empty() => return value.to_owned(),
+        ('#', _) => format!("(?s)^(){pattern}"),
+        // What is left takes the more, the less the pattern may.
+        ('%', false) => format!("(?s)^(.*){pattern}$"),
+        ('%', true) => format!("(?s)^(.*?){pattern}$"),
+        _ => format!("(?s)(){pattern}"),
+    };
+    let most = if sign == '/' && twice { 0 } else { 1 };
+    let stays = |found: &Captures| found.get(1).map_or("", |stays| stays.as_str()).to_owned() + by;
+    Regex::new(&whole).map_or_else(|_| value.to_owned(), |regex| regex.replacen(value, most, stays).into_owned())
 }
 
 #[cfg(test)]
@@ -165,6 +135,7 @@ mod tests {
             "V" => Some("1.2.3".to_owned()),
             "P" => Some("x/y/z".to_owned()),
             "EMPTY" => Some(String::new()),
+            "LONG" => Some("x".repeat(LONGEST + 1)),
             _ => None,
         };
         for (text, expected) in [
@@ -188,6 +159,8 @@ mod tests {
             ("${V/./_}-${V//./_}-${V//./}-${V/x/y}-${V//.}", Ok("1_2.3-1_2_3-123-1.2.3-123")),
             ("${P/\\//-}", Ok("x-y/z")),
             ("${B%x}", Err("B")),
+            ("${LONG%x}", Err("LONG")),
+            ("${V/*/x}${V/?.*./_}${V%%.}${V/\\//x}${V//}", Ok("x_31.2.31.2.31.2.3")),
         ] {
             let expected = expected.map(str::to_owned).map_err(str::to_owned);
             assert_eq!(substitute(text, None, &variable), expected, "{text}");

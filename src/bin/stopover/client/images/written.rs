@@ -1,5 +1,6 @@
 //! What is written where an image is named.
 
+use regex_lite::{Captures, Regex, Replacer};
 use stopover::oci::Request;
 
 /// What a text says, where an image may be named.
@@ -17,21 +18,7 @@ pub(super) enum Written {
 /// What names begin with in places that are not only for images.
 const SCHEMES: [&str; 3] = ["docker://", "docker-image://", "oci://"];
 /// What an image of a container never ends with: the names of pictures, disks, and units of Quadlet.
-const OTHERS: [&str; 13] = [
-    "dockerfile",
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".gif",
-    ".svg",
-    ".webp",
-    ".ico",
-    ".iso",
-    ".img",
-    ".qcow2",
-    ".build",
-    ".image",
-];
+const OTHERS: &str = "dockerfile .png .jpg .jpeg .gif .svg .webp .ico .iso .img .qcow2 .build .image";
 
 impl Written {
     pub(super) fn read(text: &str) -> Self {
@@ -41,7 +28,7 @@ impl Written {
         let begins = |begin: &&str| name.starts_with(*begin);
         let is_path = !name.contains(|letter: char| letter.is_ascii_alphabetic())
             || [".", "/", ":", "@", "-", "file:", "sha256:"].iter().any(begins);
-        let is_other = name.contains("://") || OTHERS.iter().any(|end| name.to_ascii_lowercase().ends_with(end));
+        let is_other = name.contains("://") || OTHERS.split(' ').any(|end| name.to_ascii_lowercase().ends_with(end));
         if name.contains(['$', '{', '}', '<', '>', '%', '#']) || name.contains(is_hidden) {
             Self::Template
         } else if is_path || is_other || !name.chars().all(known) {
@@ -83,23 +70,21 @@ impl Written {
 const HIDDEN: u32 = 0xe000;
 
 /// A text whose templates (`{{ … }}`, `{% … %}`, `<% … %>`), which would break its syntax, are in letters for private
-/// use.
+/// use. What does not end in its line is no template.
 pub(super) fn hide_templates(text: &str) -> String {
-    let (mut hidden, mut rest) = (String::with_capacity(text.len()), text);
-    let kinds = [("{{", "}}"), ("{%", "%}"), ("<%", "%>")];
-    while let Some((at, end)) = kinds.iter().filter_map(|(begin, end)| Some((rest.find(begin)?, end))).min() {
-        let (before, template) = rest.split_at_checked(at).unwrap_or((rest, ""));
-        let line = template.find('\n').unwrap_or(template.len());
-        // What does not end in its line is no template.
-        let found = template.find(end).filter(|at| *at < line).map(|at| at + end.len());
-        let (template, after) = template.split_at_checked(found.unwrap_or(2)).unwrap_or((template, ""));
-        hidden.push_str(before);
-        let hide =
-            |letter: char| char::from_u32(HIDDEN + u32::from(letter)).filter(|_| letter.is_ascii() && found.is_some());
-        hidden.extend(template.chars().map(|letter| hide(letter).unwrap_or(letter)));
-        rest = after;
+    if !["{{", "{%", "<%"].iter().any(|begin| text.contains(begin)) {
+        return text.to_owned();
     }
-    hidden + rest
+    let hide =
+        |letter: char| char::from_u32(HIDDEN + u32::from(letter)).filter(|_| letter.is_ascii()).unwrap_or(letter);
+    replace(text, r"\{\{.*?\}\}|\{%.*?%\}|<%.*?%>", |found: &Captures| {
+        found.get(0).map_or("", |template| template.as_str()).chars().map(hide).collect::<String>()
+    })
+}
+
+/// A text in which all that a regular expression matches is replaced.
+pub(super) fn replace(text: &str, expression: &str, by: impl Replacer) -> String {
+    Regex::new(expression).map_or_else(|_| text.to_owned(), |regex| regex.replace_all(text, by).into_owned())
 }
 
 /// Whether a letter stands for one of a template.

@@ -1,4 +1,4 @@
-use super::super::{images, parsed};
+use super::super::tests::{images, parsed};
 
 #[test]
 fn the_containers_of_kubernetes_manifests_are_found_wherever_a_pod_is_described() {
