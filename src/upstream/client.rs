@@ -254,11 +254,13 @@ impl Upstream {
         wanted: Option<BytesWanted>,
         ends_at: Instant,
     ) -> Result<UpstreamResponse, UpstreamError> {
-        let mut answer = self.request(method.clone(), url, name, accept, wanted, ends_at).await?;
+        let mut answer = Box::pin(self.request(method.clone(), url, name, accept, wanted, ends_at)).await?;
         for _ in 0..MAX_REDIRECTS {
             match answer.redirect_target()? {
                 None => return Ok(answer),
-                Some(target) => answer = self.request(method.clone(), target, name, accept, wanted, ends_at).await?,
+                Some(target) => {
+                    answer = Box::pin(self.request(method.clone(), target, name, accept, wanted, ends_at)).await?;
+                }
             }
         }
         Err(redirected_too_often())

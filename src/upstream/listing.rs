@@ -185,7 +185,7 @@ impl Upstream {
     /// or a redirect to one (ghcr.io), which is therefore not followed.
     async fn referrers_page(&self, name: &Name, url: Url) -> Result<Referrers, UpstreamError> {
         let accept = MediaType::OciIndex.as_str();
-        let answer = self.request(Method::GET, url, name, accept, None, hop_ends(PAGE_TIMEOUT)).await?;
+        let answer = Box::pin(self.request(Method::GET, url, name, accept, None, hop_ends(PAGE_TIMEOUT))).await?;
         match answer.response.status() {
             StatusCode::NOT_FOUND if is_page(answer.response.headers()) => return Ok(Referrers::NoApi),
             StatusCode::OK | StatusCode::NOT_FOUND | StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {}
