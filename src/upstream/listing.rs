@@ -106,10 +106,7 @@ impl Upstream {
             }
             let first = read.pages == 0;
             let asked = async {
-                match first {
-                    true => self.first_page_of_tags(name, url).await,
-                    false => self.tags_page(name, url).await,
-                }
+                if first { self.first_page_of_tags(name, url).await } else { self.tags_page(name, url).await }
             };
             let page = match self.page(name, "tags", asked).await {
                 Err(UpstreamError::Missing | UpstreamError::NoRepository) if read.pages == 0 => return Ok(None),
