@@ -254,11 +254,13 @@ impl Upstream {
         wanted: Option<BytesWanted>,
         ends_at: Instant,
     ) -> Result<UpstreamResponse, UpstreamError> {
-        let mut answer = self.request(method.clone(), url, name, accept, wanted, ends_at).await?;
+        let mut answer = Box::pin(self.request(method.clone(), url, name, accept, wanted, ends_at)).await?;
         for _ in 0..MAX_REDIRECTS {
             match answer.redirect_target()? {
                 None => return Ok(answer),
-                Some(target) => answer = self.request(method.clone(), target, name, accept, wanted, ends_at).await?,
+                Some(target) => {
+                    answer = Box::pin(self.request(method.clone(), target, name, accept, wanted, ends_at)).await?;
+                }
             }
         }
         Err(redirected_too_often())
@@ -278,7 +280,7 @@ impl Upstream {
     ) -> Result<UpstreamResponse, UpstreamError> {
         let own = url.origin() == self.config.url.origin();
         let mut challenge = if own { self.account.challenge(name) } else { None };
-        let (mut refused, mut anonymous, mut learned, mut waited) = (None, None, false, false);
+        let (mut refused, mut anonymous, mut learned, mut paused) = (None, None, false, false);
         // The challenge that did not lead to an answer, while it is learned anew.
         let mut doubted = None;
         loop {
@@ -366,10 +368,10 @@ impl Upstream {
                 }
             };
             // The clock of the registry may be behind that of its token server.
-            if !certain && !waited {
+            if !certain && !paused {
                 tokio::time::sleep(SKEW).await;
-                waited = true;
-            } else if waited && error.as_deref() == Some("invalid_token") {
+                paused = true;
+            } else if paused && error.as_deref() == Some("invalid_token") {
                 let reason = "it refuses the token that its token server has just issued".to_owned();
                 return Err(UpstreamError::Unavailable { silent: false, reason });
             } else {
@@ -388,12 +390,11 @@ impl Upstream {
         let (method, own) = (request.method().clone(), request.url().origin() == self.config.url.origin());
         let (host, started) = (guard::origin(request.url()), Instant::now());
         let sent = self.clients.send(request, &self.config);
-        let sent = match own {
-            true => sent.await,
-            false => tokio::time::timeout_at(ends_at, sent).await.unwrap_or_else(|_| {
-                Err(UpstreamError::Unavailable { silent: true, reason: format!("{host} did not answer in time") })
-            }),
+        let late = |_| {
+            let reason = format!("{host} did not answer in time");
+            Err(UpstreamError::Unavailable { silent: true, reason })
         };
+        let sent = if own { sent.await } else { tokio::time::timeout_at(ends_at, sent).await.unwrap_or_else(late) };
         let response = sent.map_err(|error| match error {
             UpstreamError::Unavailable { silent, reason } if !own => UpstreamError::Elsewhere { silent, reason },
             error => error,
