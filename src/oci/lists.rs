@@ -155,6 +155,7 @@ impl Descriptors {
     }
 
     /// Only those with this `artifactType`.
+    #[must_use]
     pub fn of_type(&self, artifact_type: &str) -> Self {
         #[derive(Deserialize)]
         struct Descriptor {
@@ -263,7 +264,7 @@ mod tests {
         ] {
             let sorted_tags = tags(json);
             assert_eq!(serde_json::to_string(&sorted_tags).unwrap(), sorted);
-            assert_eq!(sorted_tags.json(), &sorted[1..sorted.len() - 1]);
+            assert_eq!(format!("[{}]", str::from_utf8(sorted_tags.json()).unwrap()), sorted);
         }
         let mut pages = UnsortedTags::default();
         for page in [r#"["c","a"]"#, r#"["b","a"]"#] {

@@ -70,7 +70,7 @@ impl Upstream {
         let ends_at = hop_ends(BLOB_HEADER_TIMEOUT);
         let mut url = self.endpoint(name, "blobs", digest);
         for _ in 0..=MAX_REDIRECTS {
-            let answer = self.request(Method::GET, url, name, MediaType::ACCEPT, None, ends_at).await?;
+            let answer = Box::pin(self.request(Method::GET, url, name, MediaType::ACCEPT, None, ends_at)).await?;
             match answer.redirect_target()? {
                 // Only the API of a registry asks for a token; pkg.dev serves blobs from another path of the same host.
                 Some(target) if !target.path().starts_with("/v2/") => {

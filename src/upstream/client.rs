@@ -44,7 +44,7 @@ enum Doubt {
     },
 }
 
-/// How long an answer is waited for.
+/// How long an answer is rested for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Patience {
     /// Briefly: a client can be served what is known.
@@ -214,11 +214,13 @@ impl Upstream {
         wanted: Option<BytesWanted>,
         ends_at: Instant,
     ) -> Result<UpstreamResponse, UpstreamError> {
-        let mut answer = self.request(method.clone(), url, name, accept, wanted, ends_at).await?;
+        let mut answer = Box::pin(self.request(method.clone(), url, name, accept, wanted, ends_at)).await?;
         for _ in 0..MAX_REDIRECTS {
             match answer.redirect_target()? {
                 None => return Ok(answer),
-                Some(target) => answer = self.request(method.clone(), target, name, accept, wanted, ends_at).await?,
+                Some(target) => {
+                    answer = Box::pin(self.request(method.clone(), target, name, accept, wanted, ends_at)).await?;
+                }
             }
         }
         Err(redirected_too_often())
@@ -238,7 +240,7 @@ impl Upstream {
     ) -> Result<UpstreamResponse, UpstreamError> {
         let own = url.origin() == self.config.url.origin();
         let mut challenge = if own { self.account.challenge(name) } else { None };
-        let (mut refused, mut anonymous, mut learned, mut waited) = (None, None, false, false);
+        let (mut refused, mut anonymous, mut learned, mut rested) = (None, None, false, false);
         // The challenge that did not lead to an answer, while it is learned anew.
         let mut doubted = None;
         loop {
@@ -326,10 +328,10 @@ impl Upstream {
                 }
             };
             // The clock of the registry may be behind that of its token server.
-            if !certain && !waited {
+            if !certain && !rested {
                 tokio::time::sleep(SKEW).await;
-                waited = true;
-            } else if waited && error.as_deref() == Some("invalid_token") {
+                rested = true;
+            } else if rested && error.as_deref() == Some("invalid_token") {
                 let reason = "it refuses the token that its token server has just issued".to_owned();
                 return Err(UpstreamError::Unavailable { silent: false, reason });
             } else {
@@ -348,12 +350,9 @@ impl Upstream {
         let (method, own) = (request.method().clone(), request.url().origin() == self.config.url.origin());
         let (host, started) = (guard::origin(request.url()), Instant::now());
         let sent = self.clients.send(request, &self.config);
-        let sent = match own {
-            true => sent.await,
-            false => tokio::time::timeout_at(ends_at, sent).await.unwrap_or_else(|_| {
-                Err(UpstreamError::Unavailable { silent: true, reason: format!("{host} did not answer in time") })
-            }),
-        };
+        let sent = if own { Ok(sent.await) } else { tokio::time::timeout_at(ends_at, sent).await };
+        let late = || UpstreamError::Unavailable { silent: true, reason: format!("{host} did not answer in time") };
+        let sent = sent.unwrap_or_else(|_| Err(late()));
         let response = sent.map_err(|error| match error {
             UpstreamError::Unavailable { silent, reason } if !own => UpstreamError::Elsewhere { silent, reason },
             error => error,

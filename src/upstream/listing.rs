@@ -106,10 +106,7 @@ impl Upstream {
             }
             let first = read.pages == 0;
             let asked = async {
-                match first {
-                    true => self.first_page_of_tags(name, url).await,
-                    false => self.tags_page(name, url).await,
-                }
+                if first { self.first_page_of_tags(name, url).await } else { self.tags_page(name, url).await }
             };
             let page = match self.page(name, "tags", asked).await {
                 Err(UpstreamError::Missing | UpstreamError::NoRepository) if read.pages == 0 => return Ok(None),
@@ -185,7 +182,7 @@ impl Upstream {
     /// or a redirect to one (ghcr.io), which is therefore not followed.
     async fn referrers_page(&self, name: &Name, url: Url) -> Result<Referrers, UpstreamError> {
         let accept = MediaType::OciIndex.as_str();
-        let answer = self.request(Method::GET, url, name, accept, None, hop_ends(PAGE_TIMEOUT)).await?;
+        let answer = Box::pin(self.request(Method::GET, url, name, accept, None, hop_ends(PAGE_TIMEOUT))).await?;
         match answer.response.status() {
             StatusCode::NOT_FOUND if is_page(answer.response.headers()) => return Ok(Referrers::NoApi),
             StatusCode::OK | StatusCode::NOT_FOUND | StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {}
