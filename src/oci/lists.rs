@@ -166,7 +166,7 @@ impl Descriptors {
             let descriptor = serde_json::from_str::<Descriptor>(text);
             descriptor.is_ok_and(|descriptor| descriptor.artifact_type.as_deref() == Some(artifact_type))
         };
-        let mut array = Vec::new();
+        let mut array = Vec::with_capacity(self.0.len());
         let read = serde_json::from_slice(&self.0).and_then(|all| {
             each(all, |descriptor| {
                 if wanted(descriptor.get()) {
