@@ -47,7 +47,7 @@ pub enum UpstreamError {
     Invalid(String),
     /// It is not asked, because it has lately been in this trouble.
     #[error("{0}")]
-    LeftAlone(Box<UpstreamError>),
+    LeftAlone(Box<Self>),
 }
 
 /// The three limits of Docker Hub, which others have too (Docker Hub, "Usage and limits").

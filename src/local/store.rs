@@ -112,7 +112,10 @@ impl DatabaseFile {
     }
 
     fn close(&self, database: &mut Option<Database>) {
-        let closed = at_work(&self.path, || Ok(drop(database.take())));
+        let closed = at_work(&self.path, || {
+            drop(database.take());
+            Ok(())
+        });
         if let Err(error) = closed {
             tracing::error!(error = %chain(&error), "the ledger could not be closed");
         }

@@ -43,10 +43,8 @@ impl Pull {
         let view = self.note_blob(repository, digest, view).await;
         if want.head {
             // A manifest names it, but only upstream knows whether it has it.
-            let asked = match view.is_stored() {
-                true => Ok(size),
-                false => self.ask_membership(repository, digest, want.payer).await,
-            };
+            let asked =
+                if view.is_stored() { Ok(size) } else { self.ask_membership(repository, digest, want.payer).await };
             if let Err(error @ PullError::BlobUnknown) = asked {
                 return Err(error);
             }

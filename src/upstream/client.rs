@@ -44,7 +44,7 @@ enum Doubt {
     },
 }
 
-/// How long an answer is waited for.
+/// How long an answer is rested for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Patience {
     /// Briefly: a client can be served what is known.
@@ -280,7 +280,7 @@ impl Upstream {
     ) -> Result<UpstreamResponse, UpstreamError> {
         let own = url.origin() == self.config.url.origin();
         let mut challenge = if own { self.account.challenge(name) } else { None };
-        let (mut refused, mut anonymous, mut learned, mut paused) = (None, None, false, false);
+        let (mut refused, mut anonymous, mut learned, mut rested) = (None, None, false, false);
         // The challenge that did not lead to an answer, while it is learned anew.
         let mut doubted = None;
         loop {
@@ -368,10 +368,10 @@ impl Upstream {
                 }
             };
             // The clock of the registry may be behind that of its token server.
-            if !certain && !paused {
+            if !certain && !rested {
                 tokio::time::sleep(SKEW).await;
-                paused = true;
-            } else if paused && error.as_deref() == Some("invalid_token") {
+                rested = true;
+            } else if rested && error.as_deref() == Some("invalid_token") {
                 let reason = "it refuses the token that its token server has just issued".to_owned();
                 return Err(UpstreamError::Unavailable { silent: false, reason });
             } else {
@@ -390,11 +390,9 @@ impl Upstream {
         let (method, own) = (request.method().clone(), request.url().origin() == self.config.url.origin());
         let (host, started) = (guard::origin(request.url()), Instant::now());
         let sent = self.clients.send(request, &self.config);
-        let late = |_| {
-            let reason = format!("{host} did not answer in time");
-            Err(UpstreamError::Unavailable { silent: true, reason })
-        };
-        let sent = if own { sent.await } else { tokio::time::timeout_at(ends_at, sent).await.unwrap_or_else(late) };
+        let sent = if own { Ok(sent.await) } else { tokio::time::timeout_at(ends_at, sent).await };
+        let late = || UpstreamError::Unavailable { silent: true, reason: format!("{host} did not answer in time") };
+        let sent = sent.unwrap_or_else(|_| Err(late()));
         let response = sent.map_err(|error| match error {
             UpstreamError::Unavailable { silent, reason } if !own => UpstreamError::Elsewhere { silent, reason },
             error => error,

@@ -56,7 +56,7 @@ impl Clients {
     ) -> Result<reqwest::Response, UpstreamError> {
         let client = self.client_for(request.url(), upstream)?;
         let [named, public] = &self.anew;
-        let anew = if std::ptr::eq(client, &self.public) { public } else { named };
+        let anew = if std::ptr::eq(client, &raw const self.public) { public } else { named };
         let again = request.try_clone();
         match (client.execute(request).await, again) {
             (Err(error), Some(again)) if error.is_request() && !error.is_connect() && !error.is_timeout() => {
@@ -102,7 +102,7 @@ impl Clients {
     /// Whether a client may be sent to `url`, which is judged as if we went there. Where a proxy connects for us, its
     /// names may be unknown here.
     pub(super) async fn may_send_to(&self, url: &Url, upstream: &UpstreamConfig) -> Result<(), UpstreamError> {
-        let public = std::ptr::eq(self.client_for(url, upstream)?, &self.public);
+        let public = std::ptr::eq(self.client_for(url, upstream)?, &raw const self.public);
         if let Some(Host::Domain(host)) = url.host()
             && public
             && self.proxies.is_empty()
@@ -370,7 +370,7 @@ mod tests {
         assert!(!allowed("http://reg.test/blob", &named), "the scheme is another one");
         let public = |url: &str| {
             let url = Url::parse(url).unwrap();
-            std::ptr::eq(clients.client_for(&url, &named).unwrap(), &clients.public)
+            std::ptr::eq(clients.client_for(&url, &named).unwrap(), &raw const clients.public)
         };
         assert!(!public("https://reg.test/blob"));
         assert!(public("https://reg.test:8443/blob"), "another port may be another machine");

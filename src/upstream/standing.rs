@@ -151,9 +151,10 @@ impl Standings {
         config: &UpstreamConfig,
         at: Timestamp,
     ) -> Result<(), StoreError> {
-        let (counts, kept) = match config.is_private() {
-            true => (config.permission, config.permission.max(config.stale)),
-            false => (config.tags.fresh, config.tags.fresh * 2),
+        let (counts, kept) = if config.is_private() {
+            (config.permission, config.permission.max(config.stale))
+        } else {
+            (config.tags.fresh, config.tags.fresh * 2)
         };
         match self.met.get(repository) {
             Some(Standing::Shown { at: known, .. }) if at < known.plus(counts / 2) => Ok(()),

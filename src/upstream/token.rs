@@ -270,12 +270,11 @@ impl Tokens {
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if !is_page(response.headers()) => {
                 // To anonymous callers a registry does not tell a private repository from a missing one.
-                return Err(match login.is_anonymous() {
-                    true => UpstreamError::NoRepository,
-                    false => {
-                        let status = response.status();
-                        UpstreamError::Denied(format!("its token server answered {status} to our credentials"))
-                    }
+                let denied = format!("its token server answered {} to our credentials", response.status());
+                return Err(if login.is_anonymous() {
+                    UpstreamError::NoRepository
+                } else {
+                    UpstreamError::Denied(denied)
                 });
             }
             // All else says that the token server is not where it was, or not well.

@@ -92,7 +92,9 @@ impl Upstream {
             Scope::Upstream => {
                 if outcome == Outcome::Answered {
                     troubles.note_answered();
-                    subjects.iter().for_each(|subject| _ = troubles.of.remove(subject));
+                    for subject in &subjects {
+                        troubles.of.remove(subject);
+                    }
                 }
                 meter.note(kind, &outcome, quota).await;
             }
@@ -104,7 +106,7 @@ impl Upstream {
                 let _alone = troubles.pinging.lock().await;
                 if probes || !(troubles.answered_since(begun) || meter.is_closed()) {
                     // Not of the kind that was asked: an answer of `/v2/` says nothing of the quota.
-                    meter.note(Kind::Head, &self.ping().await, quota).await;
+                    meter.note(Kind::Head, &Box::pin(self.ping()).await, quota).await;
                 }
             }
         }
