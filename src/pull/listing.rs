@@ -60,7 +60,7 @@ impl PulledList {
 pub(crate) struct LargeLists(MemoryCache<(Repository, ListKey), Arc<Listing>, ListBytes>);
 
 /// The most bytes of such lists kept in memory: room for the largest list that is read at all.
-const LARGE_LISTS_BYTES: u64 = 20 * 1024 * 1024;
+const LARGE_LISTS_BYTES: u64 = 10 * 1024 * 1024;
 
 #[derive(Clone)]
 struct ListBytes;

@@ -13,7 +13,7 @@ use url::Url;
 
 use super::account::Optional;
 use super::answer::{UpstreamResponse, is_page, own_media_type, read_limited};
-use super::client::hop_ends;
+use super::send::hop_ends;
 use super::standing::Said;
 use super::{Upstream, Upstreams, guard};
 use crate::errors::UpstreamError;
@@ -29,12 +29,12 @@ const PAGE_TAGS: usize = 1000;
 const MAX_PAGES: usize = 500;
 const MAX_PAGE_BYTES: usize = 4 * 1024 * 1024;
 /// The most bytes of all pages of tags: some hundred thousand tags.
-const MAX_TAGS_BYTES: usize = 16 * 1024 * 1024;
+const MAX_TAGS_BYTES: usize = 8 * 1024 * 1024;
 
 /// Lists of tags of more than a megabyte that are read at once, and those that are sorted at once: what such lists take
 /// in memory, whatever many callers ask for at once. No list that ends sooner waits for these.
 const LARGE_TAGS_BYTES: usize = 1024 * 1024;
-static READING: Semaphore = Semaphore::const_new(8);
+static READING: Semaphore = Semaphore::const_new(4);
 static SORTING: Semaphore = Semaphore::const_new(1);
 
 /// A page, and the URL of the next one.

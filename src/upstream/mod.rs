@@ -8,6 +8,7 @@ mod guard;
 mod listing;
 mod login;
 mod meter;
+mod send;
 mod standing;
 mod token;
 mod trouble;

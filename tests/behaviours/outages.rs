@@ -110,6 +110,7 @@ async fn a_clock_that_was_set_back_keeps_nothing_fresh(column: Column) {
     let tags = world.get("/v2/test.local/a/tags/list").await;
     assert!(tags.bytes().windows(3).any(|part| part == b"\"2\""), "{tags:?}");
     // Clocks of instances differ by seconds.
+    world.settled().await;
     world.upstream.forget_requests();
     world.clock.set_back(Duration::from_secs(3));
     assert_eq!(world.get(TAG).await.header("x-stopover"), "hit");
