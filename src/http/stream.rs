@@ -14,7 +14,7 @@ use crate::oci::ByteRange;
 use crate::ports::Progress;
 
 /// How much is read at once. The program holds one of these for each answer: a client that reads slowly costs no more.
-const CHUNK: u64 = 40 * 1024;
+const CHUNK: u64 = 24 * 1024;
 
 /// A part of a file that is complete.
 pub(super) fn file(file: Arc<File>, range: ByteRange) -> Body {

@@ -38,7 +38,7 @@ pub enum Patience {
 
 /// One upstream registry, or the part of it that a rule configures.
 pub struct Upstream {
-    config: UpstreamConfig,
+    pub(super) config: UpstreamConfig,
     pub(super) account: Arc<Account>,
     pub(super) clients: Arc<Clients>,
     pub(super) clock: Clock,

@@ -106,7 +106,7 @@ fn troubles() -> Vec<(&'static str, Warm, Trouble)> {
         ("tag: 401", Refused, Answers(At::Tag, ALWAYS, status(401, &basic))),
         ("tag: 403", Refused, Answers(At::Tag, ALWAYS, status(403, &[]))),
         ("tag: 404", Refused, Answers(At::Tag, ALWAYS, status(404, &[]))),
-        ("tag: 404 to HEAD only", Refused, Answers(At::HeadOfTag, ALWAYS, status(404, &[]))),
+        ("tag: 404 to HEAD only", Pulls, Answers(At::HeadOfTag, ALWAYS, status(404, &[]))),
         ("tag: 405 to HEAD", Pulls, Answers(At::HeadOfTag, ALWAYS, status(405, &[]))),
         ("tag: late by 12 s", Pulls, Answers(At::Tag, ALWAYS, Fault::Late(Duration::from_secs(12)))),
         ("connection reset, once", Pulls, Resets(1)),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use futures_util::TryStreamExt as _;
 use futures_util::future::try_join_all;
-use stopover::oci::{Algorithm, Descriptor, Digest, Manifest, MediaType, Observed, Reference, Tags};
+use stopover::oci::{Algorithm, Descriptor, Digest, MAX_NAMED, Manifest, MediaType, Observed, Reference, Tags};
 use stopover::ports::MAX_LISTING_BYTES;
 use stopover::records::{
     BlobRecord, BlobState, Checkpoint, Entry, Lease, List, ListKey, Listing, Member, Previous, Standing,
@@ -301,11 +301,13 @@ pub(crate) async fn a_membership_belongs_to_its_repository_and_a_blob_record_to_
     Ok(())
 }
 
-/// An image of these blobs.
-fn image(blobs: &[Descriptor]) -> Manifest {
+/// An image of these blobs, and so many bytes of an annotation.
+fn image(blobs: &[Descriptor], annotation: usize) -> Manifest {
     let described: Vec<_> =
         blobs.iter().map(|blob| serde_json::json!({ "digest": blob.digest, "size": blob.size })).collect();
-    let body = serde_json::json!({ "config": described[0], "layers": described[1..] }).to_string();
+    let annotations = serde_json::json!({ "a": "x".repeat(annotation) });
+    let body = serde_json::json!({ "config": described[0], "layers": described[1..], "annotations": annotations });
+    let body = body.to_string();
     let digest = Digest::of(Algorithm::Sha256, body.as_bytes());
     Manifest { digest, media_type: MediaType::OciManifest, bytes: body.into() }
 }
@@ -339,13 +341,13 @@ async fn one_of_each(storage: &Storage) -> Result<Vec<Entry>> {
     ledger.put_standing(&repository, Standing::Shown { at: Timestamp(1), until: NOW }).await?;
     expected.push(Entry::Standing { repository: repository.clone(), until: NOW });
     // Small, and too large for an item of DynamoDB.
-    for count in [2, 4000] {
+    for (count, annotation) in [(2, 0), (MAX_NAMED, 400_000)] {
         let (members, used_at) = (members(count), Timestamp(NOW.0 + 1));
-        let manifest = image(&members);
+        let manifest = image(&members, annotation);
         ledger.put_manifest(&repository, &manifest, &[], true, used_at).await?;
         let names = members.into_iter().map(|member| member.digest).collect();
         // What is too large for an item counts where it lies.
-        let inline = storage.is_embedded() || count == 2;
+        let inline = storage.is_embedded() || annotation == 0;
         let bytes = if inline { manifest.bytes.len() as u64 } else { 0 };
         let stored = StoredManifest { repository: repository.clone(), digest: manifest.digest, used_at, bytes, names };
         expected.push(Entry::Manifest(stored));
