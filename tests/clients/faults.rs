@@ -77,18 +77,26 @@ enum Warm {
     Refused,
     /// It pulls for those who GET the tag. Those who HEAD it are told what upstream says, and upstream lies.
     ByGet,
+    /// It pulls for those who HEAD the tag: their first pull has shown that HEAD lies. Those who GET it made the cache ask
+    /// with HEAD only when it told the truth, so that its 404 is believed.
+    ByHead,
 }
 
 impl Warm {
     fn pulls(self, client: &str) -> bool {
-        self == Self::Pulls || (self == Self::ByGet && client != "containerd")
+        match self {
+            Self::Pulls => true,
+            Self::Refused => false,
+            Self::ByGet => client != "containerd",
+            Self::ByHead => client != "skopeo",
+        }
     }
 }
 
 /// All of them.
 fn troubles() -> Vec<(&'static str, Warm, Trouble)> {
     use Trouble::{Answers, Refuses, Resets};
-    use Warm::{ByGet, Pulls, Refused};
+    use Warm::{ByGet, ByHead, Pulls, Refused};
     const NONE: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
     let later = [("retry-after", "2")];
     let basic = [("www-authenticate", "Basic realm=\"scripted\"")];
@@ -106,7 +114,7 @@ fn troubles() -> Vec<(&'static str, Warm, Trouble)> {
         ("tag: 401", Refused, Answers(At::Tag, ALWAYS, status(401, &basic))),
         ("tag: 403", Refused, Answers(At::Tag, ALWAYS, status(403, &[]))),
         ("tag: 404", Refused, Answers(At::Tag, ALWAYS, status(404, &[]))),
-        ("tag: 404 to HEAD only", Pulls, Answers(At::HeadOfTag, ALWAYS, status(404, &[]))),
+        ("tag: 404 to HEAD only", ByHead, Answers(At::HeadOfTag, ALWAYS, status(404, &[]))),
         ("tag: 405 to HEAD", Pulls, Answers(At::HeadOfTag, ALWAYS, status(405, &[]))),
         ("tag: late by 12 s", Pulls, Answers(At::Tag, ALWAYS, Fault::Late(Duration::from_secs(12)))),
         ("connection reset, once", Pulls, Resets(1)),
@@ -308,6 +316,7 @@ async fn faults_of_an_upstream_fail_a_pull_at_the_tag_or_not_at_all_and_never_a_
             Warm::Pulls => PULLS,
             Warm::Refused => AT_THE_TAG,
             Warm::ByGet => "pulls where the client does not HEAD the tag",
+            Warm::ByHead => "pulls where the client does HEAD the tag",
         };
         let cells: Vec<Cell> = cold.into_iter().chain([warm]).map(Cell::Says).collect();
         table.row(name, &cells);
