@@ -175,7 +175,9 @@ pub(super) fn read(
     secret: &impl Fn(SecretReference) -> Result<String, String>,
 ) -> Result<BTreeMap<UpstreamId, UpstreamConfig>, ConfigError> {
     let mut upstreams = KNOWN.clone();
-    upstreams.values_mut().for_each(|upstream| upstream.inherit(defaults));
+    for upstream in upstreams.values_mut() {
+        upstream.inherit(defaults);
+    }
     for (TableId(id), table) in tables {
         let upstream = upstream(&id, table, defaults, secret)?;
         upstreams.insert(id, upstream);

@@ -119,7 +119,8 @@ fn replaced(value: &str, sign: char, twice: bool, pattern: &str, by: &str) -> St
         ('%', true) => format!("(?s)^(.*?){pattern}$"),
         _ => format!("(?s)(){pattern}"),
     };
-    let most = if sign == '/' && twice { 0 } else { 1 };
+    // 0 is all.
+    let most = usize::from(sign != '/' || !twice);
     let stays = |found: &Captures| found.get(1).map_or("", |stays| stays.as_str()).to_owned() + by;
     Regex::new(&whole).map_or_else(|_| value.to_owned(), |regex| regex.replacen(value, most, stays).into_owned())
 }
