@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use tempfile::TempDir;
@@ -114,10 +114,18 @@ impl Node {
         let body = [&[0], &u32::try_from(message.len())?.to_be_bytes()[..], &message].concat();
         let client = reqwest::Client::builder().no_proxy().http2_prior_knowledge();
         let client = client.unix_socket(self.path("containerd.sock")).timeout(PATIENCE).build()?;
-        let call = client.post("http://containerd/runtime.v1.ImageService/PullImage").body(body);
-        let answer = call.header("content-type", "application/grpc").header("te", "trailers").send().await?;
-        // Where there is no message, the headers say why.
-        let why = format!("{:?}", answer.headers().get("grpc-message"));
+        let given_up = Instant::now() + PATIENCE;
+        let (answer, why) = loop {
+            let call = client.post("http://containerd/runtime.v1.ImageService/PullImage").body(body.clone());
+            let answer = call.header("content-type", "application/grpc").header("te", "trailers").send().await?;
+            // Where there is no message, the headers say why.
+            let why = format!("{:?}", answer.headers().get("grpc-message"));
+            // The socket is there before its services are: only asking tells when they are.
+            if !why.contains("not initialized yet") || Instant::now() > given_up {
+                break (answer, why);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
         ensure!(!answer.bytes().await?.is_empty(), "{image}: {why}");
         Ok(())
     }
