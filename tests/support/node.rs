@@ -16,6 +16,9 @@ use crate::program;
 /// How long a pull of a test may take.
 const PATIENCE: Duration = Duration::from_mins(1);
 
+/// How long the services of a containerd may take after its socket is there. With some configurations they never come.
+const READY: Duration = Duration::from_secs(3);
+
 /// A home directory, and what clients find in their environment.
 pub struct Node {
     home: TempDir,
@@ -114,7 +117,7 @@ impl Node {
         let body = [&[0], &u32::try_from(message.len())?.to_be_bytes()[..], &message].concat();
         let client = reqwest::Client::builder().no_proxy().http2_prior_knowledge();
         let client = client.unix_socket(self.path("containerd.sock")).timeout(PATIENCE).build()?;
-        let given_up = Instant::now() + PATIENCE;
+        let given_up = Instant::now() + READY;
         let (answer, why) = loop {
             let call = client.post("http://containerd/runtime.v1.ImageService/PullImage").body(body.clone());
             let answer = call.header("content-type", "application/grpc").header("te", "trailers").send().await?;
