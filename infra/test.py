@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
 """Builds all tests and the programs they run, once; runs every test; says how long each part took.
 
-    infra/test.py [TARGET...]     make these targets first, so that their time is in the table: `infra/test.py setup check`
+    infra/test.py [--lint] [TARGET...]
+
+TARGET is made first, so that its time is in the table. With --lint clippy compiles what is tested, and a warning is an error:
+one build instead of clippy's and another, but not the one that `cargo run` has made.
 
 The exit status is 0 only if every part succeeded and no test failed or was skipped. The last line counts them.
 """
 
+import argparse
 import json
 import os
 import pathlib
@@ -28,6 +32,9 @@ THREADS = {"behaviours": 4, "clients": 4, "programs": 4}
 
 # A million cases for each target of tests/fuzz.
 ENVIRONMENT = {"STOPOVER_FUZZ": "1000000"}
+
+# What `cargo clippy -- -D warnings` sets for `cargo check`.
+LINTS = {"RUSTC_WORKSPACE_WRAPPER": "clippy-driver", "CLIPPY_ARGS": "-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__"}
 
 RESULT = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored; \d+ measured; (\d+) filtered out", re.M)
 
@@ -135,14 +142,16 @@ def table(parts, begun):
         print(f"{name:24}{seconds:>8}{cpu:>16}{tests:>8}")
 
 
-def main(targets):
+def main(arguments):
     begun, parts, lock = time.monotonic(), [], threading.Lock()
-    for target in targets:
+    for target in arguments.targets:
         part = Part(target)
         parts.append(part)
         part.run(["make", "--no-print-directory", target], cwd=ROOT)
         if not part.succeeded:
             return finish(parts, begun, f"`make {target}` failed")
+    if arguments.lint:
+        os.environ.update(LINTS)
     logs = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "tests"
     logs.mkdir(parents=True, exist_ok=True)
     part = Part("build")
@@ -170,4 +179,7 @@ def finish(parts, begun, problem):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("targets", metavar="TARGET", nargs="*", help="of make")
+    parser.add_argument("--lint", action="store_true", help="compile with clippy, and fail for its warnings")
+    sys.exit(main(parser.parse_args()))
