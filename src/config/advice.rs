@@ -32,6 +32,19 @@ static BY_KEY: LazyLock<BTreeMap<&str, &str>> = LazyLock::new(|| {
     examples.map(|(key, example)| (key.trim(), example.trim())).collect()
 });
 
+/// The keys of each table, and where it stands.
+static KEYS: LazyLock<[(Vec<String>, &str); 7]> = LazyLock::new(|| {
+    [
+        (keys::<File>(), "at the top of the file, above the first line with [ ]"),
+        (keys::<UpstreamTable>(), "below [upstreams.\"<id>\"]"),
+        (keys::<RuleTable>(), "below [rules.\"<prefix>\"]"),
+        (keys::<ScheduleTable>(), "below [[schedule]]"),
+        (keys::<AccessTable>(), "below [access]"),
+        (keys::<PolicyRuleTable>(), "below [[policy]]"),
+        (keys::<CredentialsTable>(), "into credentials = { … }"),
+    ]
+});
+
 /// Keys of other programs, and what they are called here.
 const SYNONYMS: [(&str, &str); 6] = [
     ("password", "password_env"),
@@ -110,16 +123,7 @@ pub(super) fn better(wrong: &str, known: &[&str]) -> (String, Option<String>) {
     let other =
         SYNONYMS.iter().find(|(other, right)| *other == wrong && known.contains(right)).map(|(_, right)| *right);
     let close = near.filter(|right| strsim::damerau_levenshtein(wrong, right) < 2);
-    let elsewhere = [
-        (keys::<File>(), "at the top of the file, above the first line with [ ]"),
-        (keys::<UpstreamTable>(), "below [upstreams.\"<id>\"]"),
-        (keys::<RuleTable>(), "below [rules.\"<prefix>\"]"),
-        (keys::<ScheduleTable>(), "below [[schedule]]"),
-        (keys::<AccessTable>(), "below [access]"),
-        (keys::<PolicyRuleTable>(), "below [[policy]]"),
-        (keys::<CredentialsTable>(), "into credentials = { … }"),
-    ];
-    let elsewhere = elsewhere.iter().find(|(keys, _)| keys.iter().any(|key| key == wrong)).map(|(_, place)| place);
+    let elsewhere = KEYS.iter().find(|(keys, _)| keys.iter().any(|key| key == wrong)).map(|(_, place)| place);
     match (other.or(close), elsewhere, near) {
         (Some(right @ "password_env"), ..) => (
             "the file holds no secret: write password_env, the name of an environment variable, or password_file, a path".into(),

@@ -110,8 +110,8 @@ pub(super) fn warning(text: &str, (key, message): (String, String)) -> Mistake {
 /// Line and column of a byte.
 fn position(text: &str, at: usize) -> (usize, usize) {
     let before = text.get(..at.min(text.len())).unwrap_or(text);
-    let column = before.chars().rev().take_while(|&letter| letter != '\n').count() + 1;
-    (before.matches('\n').count() + 1, column)
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    (before.bytes().filter(|&byte| byte == b'\n').count() + 1, line.chars().count() + 1)
 }
 
 fn of_syntax(error: &toml::de::Error, text: &str) -> Mistake {

@@ -43,6 +43,9 @@ const TAKE: Duration = Duration::from_mins(5);
 /// The most connections at once.
 const CONNECTIONS: usize = 4096;
 
+/// The largest body that may be held for a client that does not read it: most answers are one such chunk.
+const SMALL: u64 = 16 * 1024;
+
 /// How many connections there may be: each may hold a blob open, and upstreams and storage need files too. First raises
 /// the soft limit of files to the hard one, as Go programs do: it is low only for programs that use select(2).
 pub(crate) fn most_connections() -> usize {
@@ -105,7 +108,8 @@ pub(crate) async fn run(listener: TcpListener, router: Router, most: usize, stop
 /// not read.
 struct OneByOne {
     body: Body,
-    turns: PollSemaphore,
+    /// `None`: so small that it may be held as a whole.
+    turns: Option<PollSemaphore>,
     turn: Option<OwnedSemaphorePermit>,
 }
 
@@ -120,7 +124,9 @@ impl AsRef<[u8]> for Chunk {
 
 impl OneByOne {
     fn new(body: Body) -> Self {
-        Self { body, turns: PollSemaphore::new(Arc::new(Semaphore::new(1))), turn: None }
+        let is_small = hyper::body::Body::size_hint(&body).exact().is_some_and(|bytes| bytes <= SMALL);
+        let turns = (!is_small).then(|| PollSemaphore::new(Arc::new(Semaphore::new(1))));
+        Self { body, turns, turn: None }
     }
 }
 
@@ -129,11 +135,13 @@ impl hyper::body::Body for OneByOne {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        if self.turn.is_none() {
-            self.turn = ready!(self.turns.poll_acquire(cx));
+        let Self { body, turns, turn } = &mut *self;
+        let Some(turns) = turns else { return Pin::new(body).poll_frame(cx) };
+        if turn.is_none() {
+            *turn = ready!(turns.poll_acquire(cx));
         }
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        let turn = self.turn.take();
+        let frame = ready!(Pin::new(body).poll_frame(cx));
+        let turn = turn.take();
         Poll::Ready(frame.map(|frame| Ok(frame?.map_data(|bytes| Bytes::from_owner(Chunk(bytes, turn))))))
     }
 

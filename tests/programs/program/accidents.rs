@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use futures_util::StreamExt as _;
 use support::images::{Image, Recipe};
-use support::program::{Installation, UPSTREAM};
+use support::program::{Installation, Stopover, UPSTREAM};
 use support::registry::Registry;
 use support::scripted::{Fault, Scripted};
 use support::world::until;
@@ -64,6 +64,35 @@ async fn a_full_disk_serves_what_is_stored_and_passes_on_what_upstream_says() ->
     let stored = async || client.get(url(&layer)).send().await?.error_for_status();
     stored().await?;
     ensure!(!stopover.log().contains("panicked"), "{}", stopover.log());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_manifest_takes_nothing_of_the_reserve_of_the_disk() -> anyhow::Result<()> {
+    const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+    let upstream = Scripted::start()?;
+    let index = |length: usize| {
+        format!(r#"{{"schemaVersion":2,"manifests":[],"annotations":{{"a":"{}"}}}}"#, "x".repeat(length))
+    };
+    upstream.manifest("a", "large", INDEX, index(600 * 1024).as_bytes());
+    upstream.manifest("a", "small", INDEX, index(100).as_bytes());
+    // One percent is kept: 2 MiB.
+    let installation = Installation::for_upstream(&upstream.url())?.on_tmpfs("size=200m");
+    let stopover = installation.start().await?;
+    let pull = async |stopover: &Stopover, tag: &str| {
+        reqwest::get(format!("http://{}/v2/{UPSTREAM}/a/manifests/{tag}", stopover.address())).await?.error_for_status()
+    };
+    fill_up(stopover.data());
+    let filler = File::options().write(true).open(stopover.data().join("filler"))?;
+    filler.set_len(filler.metadata()?.len() - 5 * MIB / 2)?;
+    for tag in ["large", "small"] {
+        pull(&stopover, tag).await?;
+    }
+    ensure!(stopover.terminate(PROMPT).await?.success());
+    upstream.fault("/v2/", Fault::Status(503, Vec::new(), String::new()));
+    let stopover = installation.start().await?;
+    pull(&stopover, "small").await?;
+    ensure!(pull(&stopover, "large").await.is_err(), "it is stored");
     Ok(())
 }
 
