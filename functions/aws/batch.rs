@@ -42,9 +42,9 @@ impl DynamoLedger {
         Err(StoreError::Unavailable(format!("BatchWriteItem: {} items were left undone", undone.len()).into()))
     }
 
-    /// Reads several items in one round trip, consistently. The order is not that of the keys.
-    pub(crate) async fn get_batch(&self, keys: Vec<Item>) -> Result<Vec<Item>, StoreError> {
-        let builder = KeysAndAttributes::builder().set_keys(Some(keys)).consistent_read(true);
+    /// Reads several items in one round trip. The order is not that of the keys.
+    pub(crate) async fn get_batch(&self, keys: Vec<Item>, consistent: bool) -> Result<Vec<Item>, StoreError> {
+        let builder = KeysAndAttributes::builder().set_keys(Some(keys)).consistent_read(consistent);
         let mut missing =
             builder.build().map_err(|error| StoreError::Corrupt(Failure::because("keys to be read", error)))?;
         let mut found = Vec::new();

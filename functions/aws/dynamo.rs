@@ -89,6 +89,64 @@ impl DynamoLedger {
         }
     }
 
+    /// Writes the last use of a manifest under a condition.
+    async fn write_use(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        condition: &str,
+        since: Timestamp,
+        now: Timestamp,
+    ) -> Result<Written, StoreError> {
+        let update = self
+            .client
+            .update_item()
+            .table_name(&self.table)
+            .set_key(Some(item::use_key(repository, digest)))
+            .update_expression("SET #used_at = :now")
+            .condition_expression(condition)
+            .expression_attribute_names("#pk", item::PARTITION)
+            .expression_attribute_names("#used_at", item::USED_AT)
+            .expression_attribute_values(":now", item::number(now.0))
+            .expression_attribute_values(":since", item::number(since.0))
+            // Tells an item that was written lately from one that does not exist.
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
+        match update.send().await {
+            Ok(_) => Ok(Written::Done),
+            Err(error) => match error.as_service_error() {
+                Some(UpdateItemError::ConditionalCheckFailedException(failed)) => Ok(Written::not(failed.item())),
+                _ => Err(store_error("UpdateItem", error)),
+            },
+        }
+    }
+
+    /// Deletes an item in which `name` is `seen`. A time of use may also be earlier, because that of a manifest is in two
+    /// items, or be absent: an earlier version wrote none.
+    async fn delete(&self, key: Item, name: &str, seen: u64) -> Result<Written, StoreError> {
+        let condition = if name == item::USED_AT {
+            "attribute_exists(#pk) AND (attribute_not_exists(#seen) OR #seen <= :seen)"
+        } else {
+            "attribute_exists(#pk) AND #seen = :seen"
+        };
+        let delete = self
+            .client
+            .delete_item()
+            .table_name(&self.table)
+            .set_key(Some(key))
+            .condition_expression(condition)
+            .expression_attribute_names("#pk", item::PARTITION)
+            .expression_attribute_names("#seen", name)
+            .expression_attribute_values(":seen", item::number(seen))
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
+        match delete.send().await {
+            Ok(_) => Ok(Written::Done),
+            Err(error) => match error.as_service_error() {
+                Some(DeleteItemError::ConditionalCheckFailedException(failed)) => Ok(Written::not(failed.item())),
+                _ => Err(store_error("DeleteItem", error)),
+            },
+        }
+    }
+
     async fn put(&self, item: Item) -> Result<(), StoreError> {
         let request = self.client.put_item().table_name(&self.table).set_item(Some(item));
         request.send().await.map(drop).map_err(|error| store_error("PutItem", error))
@@ -127,6 +185,11 @@ impl DynamoLedger {
                     .map_err(|error| StoreError::Corrupt(Failure::because(format!("manifest {digest}"), error)))?;
                 Entry::Manifest(StoredManifest { repository, digest, used_at, bytes, names })
             }
+            // Without its manifest, which was removed while this was written.
+            Kind::Use(repository, digest) => {
+                let (used_at, bytes, names) = (item::used_at(&item)?, 0, Vec::new());
+                Entry::Manifest(StoredManifest { repository, digest, used_at, bytes, names })
+            }
             Kind::Membership(repository, digest) => {
                 Entry::Membership { repository, digest, used_at: item::used_at(&item)? }
             }
@@ -138,15 +201,44 @@ impl DynamoLedger {
     }
 
     /// One page of the table, and the key at which the next one begins. Eventually consistent, at half the price: an
-    /// item that is read late is removed only if it is still as it was read.
-    async fn page(&self, start: Option<Item>) -> Result<(Vec<Entry>, Option<Item>), StoreError> {
+    /// item that is read late is removed only if it is still as it was read. `last`: the last entry of the page before,
+    /// whose use may be the first item of this one.
+    async fn page(
+        &self,
+        start: Option<Item>,
+        last: Option<Entry>,
+    ) -> Result<(Vec<Result<Entry, StoreError>>, Option<Item>), StoreError> {
         let request = self.client.scan().table_name(&self.table).set_exclusive_start_key(start);
         let page = request.send().await.map_err(|error| store_error("Scan", error))?;
-        let mut entries = Vec::new();
+        let mut entries: Vec<Result<Entry, StoreError>> = last.map(Ok).into_iter().collect();
         for item in page.items.unwrap_or_default() {
-            entries.extend(self.entry(item).await?);
+            let entry = self.entry(item).await.transpose();
+            match (entries.last_mut(), entry) {
+                (Some(Ok(Entry::Manifest(manifest))), Some(Ok(Entry::Manifest(used))))
+                    if (&manifest.repository, &manifest.digest) == (&used.repository, &used.digest) =>
+                {
+                    manifest.used_at = manifest.used_at.max(used.used_at);
+                }
+                (_, entry) => entries.extend(entry),
+            }
         }
         Ok((entries, page.last_evaluated_key))
+    }
+}
+
+/// What came of a write under a condition.
+enum Written {
+    Done,
+    /// There is no such item.
+    Absent,
+    /// The item is not as it had to be, but like this.
+    Differs(Item),
+}
+
+impl Written {
+    /// What a failed condition says.
+    fn not(found: Option<&Item>) -> Self {
+        found.map_or(Self::Absent, |item| Self::Differs(item.clone()))
     }
 }
 
@@ -194,16 +286,24 @@ impl Ledger for DynamoLedger {
 
     /// A manifest never changes, so the cheap read is right whenever it finds one. Only absence is asked for again,
     /// consistently: believing a lagging replica would cost a request of the upstream's quota.
-    async fn manifest(&self, repository: &Repository, digest: &Digest) -> Result<Option<Manifest>, StoreError> {
+    async fn manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<(Manifest, Timestamp)>, StoreError> {
         let key = item::manifest_key(repository, digest);
-        let item = match self.get(key.clone(), false).await? {
-            Some(item) => item,
-            None => match self.get(key, true).await? {
-                Some(item) => item,
-                None => return Ok(None),
-            },
-        };
-        self.parse_manifest(digest, item).await
+        for consistent in [false, true] {
+            let (mut found, mut used_at) = (None, Timestamp(0));
+            for item in self.get_batch(vec![key.clone(), item::use_key(repository, digest)], consistent).await? {
+                used_at = used_at.max(item::used_at(&item)?);
+                found = found.or_else(|| item::is_at(&item, &key).then_some(item));
+            }
+            if let Some(item) = found {
+                let manifest = self.parse_manifest(digest, item).await?;
+                return Ok(manifest.map(|manifest| (manifest, used_at)));
+            }
+        }
+        Ok(None)
     }
 
     async fn put_manifest(
@@ -222,7 +322,7 @@ impl Ledger for DynamoLedger {
             .filter(|_| keep_proofs)
             .map(|digest| item::membership_key(repository, digest))
             .collect::<Vec<_>>();
-        let reads = keys.chunks(BATCH_KEYS).map(|batch| self.get_batch(batch.to_vec())).collect::<Vec<_>>();
+        let reads = keys.chunks(BATCH_KEYS).map(|batch| self.get_batch(batch.to_vec(), true)).collect::<Vec<_>>();
         let mut proven = BTreeSet::new();
         for known in stream::iter(reads).buffer_unordered(BATCHES_AT_ONCE).try_concat().await? {
             if let Kind::Membership(_, digest) = item::kind(&known)?
@@ -247,6 +347,7 @@ impl Ledger for DynamoLedger {
         self.put(item::manifest(repository, manifest, inline, now)).await
     }
 
+    /// One small write, but for the first use after the day on which the manifest was stored.
     async fn touch_manifest(
         &self,
         repository: &Repository,
@@ -254,34 +355,38 @@ impl Ledger for DynamoLedger {
         since: Timestamp,
         now: Timestamp,
     ) -> Result<Option<Timestamp>, StoreError> {
-        let update = self
+        let known = "attribute_exists(#pk) AND #used_at < :since";
+        match self.write_use(repository, digest, known, since, now).await? {
+            Written::Done => return Ok(Some(now)),
+            Written::Differs(item) => return item::used_at(&item).map(Some),
+            Written::Absent => {}
+        }
+        let stored = self
             .client
-            .update_item()
+            .get_item()
             .table_name(&self.table)
             .set_key(Some(item::manifest_key(repository, digest)))
-            .update_expression("SET #used_at = :now")
-            .condition_expression("attribute_exists(#pk) AND (attribute_not_exists(#used_at) OR #used_at < :since)")
+            .projection_expression("#pk, #used_at")
             .expression_attribute_names("#pk", item::PARTITION)
             .expression_attribute_names("#used_at", item::USED_AT)
-            .expression_attribute_values(":now", item::number(now.0))
-            .expression_attribute_values(":since", item::number(since.0))
-            // Tells an item that was used lately from one that does not exist.
-            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
-        match update.send().await {
-            Ok(_) => Ok(Some(now)),
-            Err(error) => match error.as_service_error() {
-                Some(UpdateItemError::ConditionalCheckFailedException(failed)) => {
-                    failed.item().map(item::used_at).transpose()
-                }
-                _ => Err(store_error("UpdateItem", error)),
-            },
+            .consistent_read(true);
+        let stored = stored.send().await.map_err(|error| store_error("GetItem", error))?.item;
+        let Some(stored_at) = stored.as_ref().map(item::used_at).transpose()? else { return Ok(None) };
+        if since <= stored_at {
+            return Ok(Some(stored_at));
+        }
+        let new = "attribute_not_exists(#pk) OR #used_at < :since";
+        match self.write_use(repository, digest, new, since, now).await? {
+            Written::Done => Ok(Some(now)),
+            Written::Differs(item) => item::used_at(&item).map(Some),
+            Written::Absent => Ok(None),
         }
     }
 
     async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobView, StoreError> {
         let (membership, record) = (item::membership_key(repository, digest), item::blob_key(digest));
         let mut view = BlobView { member: None, record: None };
-        for item in self.get_batch(vec![membership.clone(), record]).await? {
+        for item in self.get_batch(vec![membership.clone(), record], true).await? {
             if item::is_at(&item, &membership) {
                 view.member = Some(item::parse_membership(&item)?);
             } else {
@@ -296,10 +401,12 @@ impl Ledger for DynamoLedger {
     }
 
     fn entries(&self) -> BoxStream<'_, Result<Entry, StoreError>> {
-        let pages = stream::try_unfold(Some(None), move |start| async move {
-            let Some(start) = start else { return Ok(None) };
-            let (entries, next) = self.page(start).await?;
-            Ok(Some((stream::iter(entries.into_iter().map(Ok)), next.map(Some))))
+        let pages = stream::try_unfold(Some((None, None)), move |at| async move {
+            let Some((start, last)) = at else { return Ok(None) };
+            let (mut entries, next) = self.page(start, last).await?;
+            // The use of a manifest may be on the next page.
+            let next = next.map(|next| (Some(next), entries.pop_if(|entry| entry.is_ok()).and_then(Result::ok)));
+            Ok(Some((stream::iter(entries), next)))
         });
         pages.try_flatten().boxed()
     }
@@ -310,7 +417,13 @@ impl Ledger for DynamoLedger {
                 (item::reference_key(repository, reference), item::VERSION, record.version)
             }
             Entry::Manifest(StoredManifest { repository, digest, used_at, .. }) => {
-                (item::manifest_key(repository, digest), item::USED_AT, used_at.0)
+                // A use that is noted after this finds no item, and then none of the manifest or a new one.
+                let noted = self.delete(item::use_key(repository, digest), item::USED_AT, used_at.0).await?;
+                if matches!(noted, Written::Differs(_)) {
+                    return Ok(false);
+                }
+                let stored = self.delete(item::manifest_key(repository, digest), item::USED_AT, used_at.0).await?;
+                return Ok(matches!((stored, noted), (Written::Done, _) | (Written::Absent, Written::Done)));
             }
             Entry::Membership { repository, digest, used_at } => {
                 (item::membership_key(repository, digest), item::USED_AT, used_at.0)
@@ -321,30 +434,7 @@ impl Ledger for DynamoLedger {
             Entry::Standing { repository, until } => (item::standing_key(repository), item::EXPIRES_AT, until.0),
             Entry::Blob { digest, record } => (item::blob_key(digest), item::VERSION, record.version),
         };
-        // An item of an earlier version has no time of use, and counts as used at 0.
-        let condition = if name == item::USED_AT && seen == 0 {
-            "attribute_exists(#pk) AND (attribute_not_exists(#seen) OR #seen = :seen)"
-        } else {
-            "attribute_exists(#pk) AND #seen = :seen"
-        };
-        let delete = self
-            .client
-            .delete_item()
-            .table_name(&self.table)
-            .set_key(Some(key))
-            .condition_expression(condition)
-            .expression_attribute_names("#pk", item::PARTITION)
-            .expression_attribute_names("#seen", name)
-            .expression_attribute_values(":seen", item::number(seen));
-        match delete.send().await {
-            Ok(_) => Ok(true),
-            Err(error)
-                if error.as_service_error().is_some_and(DeleteItemError::is_conditional_check_failed_exception) =>
-            {
-                Ok(false)
-            }
-            Err(error) => Err(store_error("DeleteItem", error)),
-        }
+        Ok(matches!(self.delete(key, name, seen).await?, Written::Done))
     }
 
     async fn robots(&self) -> Result<Option<Versioned<Robots>>, StoreError> {

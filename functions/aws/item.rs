@@ -5,11 +5,15 @@
 //! | tag record | `repo#<upstream>/<name>` | `tag#<tag>`, of a digest `fetch#<digest>` | the fields of [`TagRecord`], `version` |
 //! | standing | same | `standing` | `shown_at` unless it is absent, and `expires_at`, after which DynamoDB deletes it |
 //! | list | same | `tags`, `referrers#<digest>` | `list` as JSON, `fresh_until`, and `expires_at` as above |
-//! | manifest | same | `manifest#<digest>` | `media_type`, `size`, `used_at`, and `bytes` unless they are an object |
+//! | manifest | same | `manifest#<digest>` | `media_type`, `size`, `used_at` when it was stored, and `bytes` unless they are an object |
+//! | its last use | same | `manifest#<digest>#used` | `used_at`; there is none before it is used on another day |
 //! | membership | same | `blob#<digest>` | `size`, `used_at`, and `proven` where it is |
 //! | blob record | `blob#<digest>` | `blob` | the fields of [`BlobRecord`], `version` |
 //! | robots | `robots` | `robots` | the fields of [`Robots`], `version` |
 //! | gauge | `upstream#<id>` | `gauge#<credential>` | the fields of [`Gauge`], `version` |
+//!
+//! The last use of a manifest is an item of its own, because a write costs by the size of the whole item, even where its
+//! condition fails. It is the next one after its manifest's, and a scan reads both together.
 //!
 //! Records keep the field names of the core, so that a field added there needs no change here.
 //!
@@ -45,6 +49,8 @@ const SORT: &str = "sk";
 pub(crate) const VERSION: &str = "version";
 /// The sort key of a standing: what upstream said of a repository as a whole.
 const STANDING: &str = "standing";
+/// The last part of the sort key of a manifest's last use.
+const USE: &str = "used";
 const SHOWN_AT: &str = "shown_at";
 const PROVEN: &str = "proven";
 const MEDIA_TYPE: &str = "media_type";
@@ -130,6 +136,11 @@ pub(crate) fn manifest_key(repository: &Repository, digest: &Digest) -> Item {
     key(format!("repo#{repository}"), format!("manifest#{digest}"))
 }
 
+/// The key of a manifest's last use.
+pub(crate) fn use_key(repository: &Repository, digest: &Digest) -> Item {
+    key(format!("repo#{repository}"), format!("manifest#{digest}#{USE}"))
+}
+
 /// The key of a membership.
 pub(crate) fn membership_key(repository: &Repository, digest: &Digest) -> Item {
     key(format!("repo#{repository}"), format!("blob#{digest}"))
@@ -185,6 +196,8 @@ pub(crate) fn used_at(item: &Item) -> Result<Timestamp, StoreError> {
 pub(crate) enum Kind {
     Reference(Repository, Reference),
     Manifest(Repository, Digest),
+    /// The last use of a manifest.
+    Use(Repository, Digest),
     Membership(Repository, Digest),
     Listing(Repository, ListKey),
     Standing(Repository),
@@ -213,7 +226,11 @@ pub(crate) fn kind(item: &Item) -> Result<Kind, StoreError> {
             Kind::Reference(repository, Reference::Tag(tag.parse().map_err(|error| corrupt(partition, error))?))
         }
         Some(("fetch", text)) => Kind::Reference(repository, Reference::Digest(digest(text)?)),
-        Some(("manifest", text)) => Kind::Manifest(repository, digest(text)?),
+        Some(("manifest", text)) => match text.split_once('#') {
+            None => Kind::Manifest(repository, digest(text)?),
+            Some((text, USE)) => Kind::Use(repository, digest(text)?),
+            Some(_) => Kind::Other,
+        },
         Some(("blob", text)) => Kind::Membership(repository, digest(text)?),
         Some(("referrers", text)) => Kind::Listing(repository, ListKey::Referrers(digest(text)?)),
         None if sort == "tags" => Kind::Listing(repository, ListKey::Tags),

@@ -334,8 +334,14 @@ impl Ledger for EmbeddedLedger {
         self.0.write(None, vec![Change::Put(list_key(repository, key), item)]).await.map(|_| ())
     }
 
-    async fn manifest(&self, repository: &Repository, digest: &Digest) -> Result<Option<Manifest>, StoreError> {
-        self.0.read(&manifest_key(repository, digest), |_, value| parse_manifest(digest.clone(), &value))
+    async fn manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<(Manifest, Timestamp)>, StoreError> {
+        self.0.read(&manifest_key(repository, digest), |used_at, value| {
+            Ok((parse_manifest(digest.clone(), &value)?, Timestamp(used_at)))
+        })
     }
 
     async fn put_manifest(

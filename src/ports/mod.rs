@@ -65,8 +65,12 @@ pub trait Ledger: Send + Sync {
     /// that has expired (`stale_until`) may be forgotten.
     async fn put_listing(&self, repository: &Repository, key: &ListKey, listing: &Listing) -> Result<(), StoreError>;
 
-    /// A manifest stored for this repository, byte for byte as it was put.
-    async fn manifest(&self, repository: &Repository, digest: &Digest) -> Result<Option<Manifest>, StoreError>;
+    /// A manifest stored for this repository, byte for byte as it was put, and when it was last used.
+    async fn manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<(Manifest, Timestamp)>, StoreError>;
 
     /// Stores a manifest for this repository and the membership of the blobs it refers to, all of them used `now`. Once
     /// the manifest can be read, every membership can be. Doing it twice changes only when they were used.

@@ -85,7 +85,11 @@ impl Ledger for Troubled {
         self.inner.put_listing(repository, key, listing).await
     }
 
-    async fn manifest(&self, repository: &Repository, digest: &Digest) -> Result<Option<Manifest>, StoreError> {
+    async fn manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<(Manifest, Timestamp)>, StoreError> {
         self.inner.manifest(repository, digest).await
     }
 

@@ -132,8 +132,9 @@ impl Pull {
         if let Some(manifest) = self.warm.get(&key) {
             return Ok(Some(manifest));
         }
-        let manifest = self.core.ledger.manifest(repository, digest).await?;
-        Ok(manifest.map(|manifest| self.warm.add(key, Arc::new(manifest))))
+        let Some((manifest, used_at)) = self.core.ledger.manifest(repository, digest).await? else { return Ok(None) };
+        self.noted_manifest(repository, digest, used_at);
+        Ok(Some(self.warm.add(key, Arc::new(manifest))))
     }
 }
 

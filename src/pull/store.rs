@@ -72,7 +72,7 @@ impl Pull {
         if self.core.budgets.pay_bytes(want.payer, manifest.bytes.len() as u64).is_ok()
             && beside(ledger.put_manifest(repository, manifest, &blobs, keep_proofs, now).await, "a manifest").is_some()
         {
-            self.noted_manifest(repository, &manifest.digest);
+            self.noted_manifest(repository, &manifest.digest, now);
         }
         self.follow_policy(repository, manifest, want.payer).await;
         let priority = want.priority;

@@ -59,9 +59,9 @@ impl Pull {
         }
     }
 
-    /// Remembers that the use of a manifest has just been written.
-    pub(super) fn noted_manifest(&self, repository: &Repository, digest: &Digest) {
-        self.uses.0.insert((repository.clone(), digest.clone()), self.core.clock.now().plus(NOTED));
+    /// Remembers when the last use of a manifest was written: until it is over, another one costs no write.
+    pub(super) fn noted_manifest(&self, repository: &Repository, digest: &Digest, used_at: Timestamp) {
+        self.uses.0.insert((repository.clone(), digest.clone()), used_at.plus(NOTED));
     }
 
     /// Notes that a blob is pulled, before its bytes are promised, so that a sweep about to remove it finds its record

@@ -34,6 +34,7 @@ mod security;
 mod single_flight;
 mod slow;
 mod strangers;
+mod table;
 mod tags;
 mod upstream_trouble;
 mod whose_trouble;

@@ -238,11 +238,8 @@ pub(crate) async fn a_manifest_is_read_byte_for_byte(storage: &Storage) -> Resul
         let manifest = manifest(size);
         storage.ledger.put_manifest(&repository, &manifest, &[], true, NOW).await?;
         let read = storage.ledger.manifest(&repository, &manifest.digest).await?;
-        assert!(
-            read.as_ref() == Some(&manifest),
-            "a manifest of {size} bytes came back as {:?}",
-            read.map(|read| read.bytes.len())
-        );
+        let length = read.as_ref().map(|(read, _)| read.bytes.len());
+        assert!(read == Some((manifest, NOW)), "a manifest of {size} bytes came back as {length:?}");
     }
     Ok(())
 }
@@ -253,7 +250,8 @@ pub(crate) async fn a_manifest_can_be_put_twice(storage: &Storage) -> Result<()>
         let manifest = manifest(size);
         for _ in 0..2 {
             storage.ledger.put_manifest(&repository, &manifest, &members(3), true, NOW).await?;
-            assert!(storage.ledger.manifest(&repository, &manifest.digest).await?.as_ref() == Some(&manifest));
+            let read = storage.ledger.manifest(&repository, &manifest.digest).await?;
+            assert!(read.is_some_and(|(read, _)| read == manifest));
         }
     }
     Ok(())
@@ -370,6 +368,14 @@ pub(crate) async fn every_item_is_an_entry_once(storage: &Storage) -> Result<()>
     let many = |entry: &&Entry| matches!(entry, Entry::Membership { repository: whose, .. } if *whose == repository);
     assert_eq!(all.iter().filter(many).count(), 2500);
     assert_eq!(all.len(), expected.len() + 2500 + 6);
+    // The last use of a manifest may be stored apart from it.
+    let (since, now) = (Timestamp(NOW.0 + 1), Timestamp(NOW.0 + 2));
+    for size in 300_000..300_006 {
+        storage.ledger.touch_manifest(&repository, &manifest(size).digest, since, now).await?.context("absent")?;
+    }
+    let used = |entry: &&Entry| matches!(entry, Entry::Manifest(manifest) if manifest.used_at == now);
+    let touched = entries(storage).await?;
+    assert_eq!((touched.len(), touched.iter().filter(used).count()), (all.len(), 6));
     Ok(())
 }
 
@@ -392,7 +398,8 @@ pub(crate) async fn the_use_of_a_manifest_is_written_only_where_it_was_used_befo
             let Entry::Manifest(stored) = &entry else { panic!("{entry:?}") };
             assert_eq!(stored.used_at.0, expected);
         }
-        assert!(ledger.manifest(&repository, &manifest.digest).await?.as_ref() == Some(&manifest));
+        let (read, used_at) = ledger.manifest(&repository, &manifest.digest).await?.context("absent")?;
+        assert!(read == manifest && used_at.0 == expected, "{used_at:?}");
         for entry in entries(storage).await? {
             assert!(ledger.remove(&entry).await?);
         }

@@ -79,7 +79,7 @@ async fn a_manifest_whose_object_was_deleted_is_absent_and_one_whose_object_was_
     }
     s3.delete_object().bucket(bucket).key(&key).send().await?;
     storage.ledger.put_manifest(&repository, &manifest, &[], true, NOW).await?;
-    assert_eq!(storage.ledger.manifest(&repository, &manifest.digest).await?, Some(manifest));
+    assert_eq!(storage.ledger.manifest(&repository, &manifest.digest).await?, Some((manifest, NOW)));
     Ok(())
 }
 

@@ -8,11 +8,12 @@ use axum::{
     Router,
     body::Bytes,
     extract::{DefaultBodyLimit, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::capacity::{Capacity, accesses, size};
 use super::journal::{Failure, Journal, Service};
 use crate::loopback::Loopback;
 
@@ -24,10 +25,33 @@ struct Proxy {
     client: reqwest::Client,
     database: String,
     journal: Arc<Journal>,
+    capacity: Arc<Capacity>,
+}
+
+impl Proxy {
+    /// Counts what a request costs. `false`: a partition is overloaded.
+    async fn take(&self, operation: &str, headers: &HeaderMap, body: &Bytes) -> bool {
+        let Ok(request) = serde_json::from_slice::<Value>(body) else { return true };
+        for access in accesses(operation, &request) {
+            let body = json!({ "TableName": super::TABLE, "Key": access.key, "ConsistentRead": true });
+            let mut headers = headers.clone();
+            headers.insert("x-amz-target", HeaderValue::from_static("DynamoDB_20120810.GetItem"));
+            headers.remove(header::CONTENT_LENGTH);
+            let answer = self.client.post(&self.database).headers(headers).body(body.to_string()).send();
+            let item: Value = match answer.await.map(reqwest::Response::json) {
+                Ok(item) => item.await.unwrap_or_default(),
+                Err(_) => Value::Null,
+            };
+            if !self.capacity.take(&access, size(&item["Item"])) {
+                return false;
+            }
+        }
+        true
+    }
 }
 
 /// Starts the service and returns its endpoint URL.
-pub(super) fn start(loopback: &Loopback, journal: Arc<Journal>) -> anyhow::Result<String> {
+pub(super) fn start(loopback: &Loopback, journal: Arc<Journal>, capacity: Arc<Capacity>) -> anyhow::Result<String> {
     let database = dynoxide::Database::memory().map_err(|error| anyhow::anyhow!("{error:?}"))?;
     let (listener, address) = loopback.bind()?;
     loopback.spawn(dynoxide::server::serve_on(listener, database));
@@ -36,6 +60,7 @@ pub(super) fn start(loopback: &Loopback, journal: Arc<Journal>) -> anyhow::Resul
         client: reqwest::Client::builder().no_proxy().build()?,
         database: format!("http://{address}/"),
         journal,
+        capacity,
     };
     let (listener, address) = loopback.bind()?;
     let router = Router::new().fallback(forward).layer(DefaultBodyLimit::max(MAX_REQUEST + 1024)).with_state(proxy);
@@ -56,6 +81,9 @@ async fn forward(State(proxy): State<Proxy>, mut headers: HeaderMap, body: Bytes
         None => {}
     }
     headers.remove(header::HOST);
+    if proxy.capacity.is_counting() && !proxy.take(operation, &headers, &body).await {
+        return refuse(StatusCode::BAD_REQUEST, "ProvisionedThroughputExceededException");
+    }
     let answer = async {
         let answer = proxy.client.post(&proxy.database).headers(headers).body(body).send().await?;
         let (status, mut headers) = (answer.status(), answer.headers().clone());

@@ -9,8 +9,10 @@
 //! | STS | [`sts`] | signatures, computed again; an STS of its own, for both columns |
 //! | SQS | [`sqs`] | visibility, receipt handles, limits, redrive |
 //!
-//! None of them throttles on its own, replicates late, drifts in time or knows IAM; [`Endpoints::fail_next`] makes outages.
+//! None of them replicates late, drifts in time or knows IAM; [`Endpoints::fail_next`] makes outages, and
+//! [`Endpoints::count_capacity`] throttles as a partition of `DynamoDB` does.
 
+mod capacity;
 mod dynamo;
 mod ecr;
 mod journal;
@@ -28,15 +30,17 @@ use aws_sdk_dynamodb::types::{AttributeDefinition, BillingMode, KeySchemaElement
 use aws_types::service_config::{LoadServiceConfig, ServiceConfigKey};
 
 pub(crate) use self::sqs::Queues;
+use self::{
+    capacity::Capacity,
+    journal::{Failure, Journal},
+    s3::Store,
+};
 pub use self::{
+    capacity::{PARTITION, Units},
     ecr::Logins,
     journal::{EVERY_OPERATION, Service},
     organizations::Organization,
     sqs::QueueSettings,
-};
-use self::{
-    journal::{Failure, Journal},
-    s3::Store,
 };
 use crate::loopback::Loopback;
 use crate::secrets;
@@ -52,6 +56,7 @@ const BUCKET: &str = "stopover-blobs";
 pub struct Endpoints {
     urls: Urls,
     journal: Arc<Journal>,
+    capacity: Arc<Capacity>,
     store: Arc<Store>,
     queues: Arc<Queues>,
     logins: Logins,
@@ -104,13 +109,14 @@ impl Endpoints {
         let loopback = Loopback::new("aws-endpoints")?;
         let journal = Arc::new(Journal::default());
         let store = Arc::new(Store::new(BUCKET)?);
-        let dynamodb = dynamo::start(&loopback, Arc::clone(&journal))?;
+        let capacity = Arc::new(Capacity::default());
+        let dynamodb = dynamo::start(&loopback, Arc::clone(&journal), Arc::clone(&capacity))?;
         let s3 = s3::start(&loopback, &store, Arc::clone(&journal))?;
         let (sqs, queues) = sqs::start(&loopback, Arc::clone(&journal), settings)?;
         let (ecr, logins) = ecr::start(&loopback, Arc::clone(&journal))?;
         let (organizations, organization) = organizations::start(&loopback, Arc::clone(&journal))?;
         let urls = Urls { dynamodb, s3, sqs, ecr, organizations };
-        let endpoints = Self { urls, journal, store, queues, logins, organization, _loopback: loopback };
+        let endpoints = Self { urls, journal, capacity, store, queues, logins, organization, _loopback: loopback };
         endpoints.create_table().await.context("cannot create the table")?;
         Ok(endpoints)
     }
@@ -126,6 +132,16 @@ impl Endpoints {
         }
         request.send().await?;
         Ok(())
+    }
+
+    /// Counts capacity units of the table from here on. With a limit, a partition refuses what exceeds it in a second.
+    pub fn count_capacity(&self, limit: Option<Units>) {
+        self.capacity.start(limit);
+    }
+
+    /// What the partitions whose key begins like this have served since.
+    pub fn units(&self, beginning: &str) -> Units {
+        self.capacity.units(beginning)
     }
 
     /// The name of the table, with the keys `pk` and `sk`.
