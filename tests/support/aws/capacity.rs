@@ -9,16 +9,16 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value};
 
 /// What a partition has served.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Units {
-    /// Read units: 4 KB, or 8 KB if the read may be late.
-    pub reads: f64,
-    /// Write units: 1 KB.
-    pub writes: f64,
+    /// Halves of read units: 4 KB each of what may be read late, or 2 KB.
+    pub half_reads: usize,
+    /// Write units: 1 KB each.
+    pub writes: usize,
 }
 
 /// What one partition serves in a second ("Best practices for designing and using partition keys").
-pub const PARTITION: Units = Units { reads: 3000.0, writes: 1000.0 };
+pub const PARTITION: Units = Units { half_reads: 2 * 3000, writes: 1000 };
 
 /// One item that a request is about: its key, and what a write makes of it.
 pub(super) struct Access {
@@ -28,7 +28,7 @@ pub(super) struct Access {
 
 enum Kind {
     Read { consistent: bool },
-    Write { after: f64 },
+    Write { after: usize },
 }
 
 #[derive(Default)]
@@ -61,23 +61,23 @@ impl Capacity {
         let counting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let partitions = counting.partitions.iter().flatten().filter(|(key, _)| key.starts_with(beginning));
         partitions.fold(Units::default(), |sum, (_, partition)| Units {
-            reads: sum.reads + partition.units.reads,
+            half_reads: sum.half_reads + partition.units.half_reads,
             writes: sum.writes + partition.units.writes,
         })
     }
 
     /// Counts an access to an item of this many bytes. `false`: the partition has served too much in this second.
-    pub(super) fn take(&self, access: &Access, before: f64) -> bool {
+    pub(super) fn take(&self, access: &Access, before: usize) -> bool {
         let mut counting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Counting { partitions, limit } = &mut *counting;
         let Some(partitions) = partitions else { return true };
         let key = access.key["pk"]["S"].as_str().unwrap_or_default();
         let units = match access.kind {
             Kind::Read { consistent } => {
-                let whole = (before / 4096.0).ceil().max(1.0);
-                Units { reads: if consistent { whole } else { whole / 2.0 }, writes: 0.0 }
+                let pages = before.div_ceil(4096).max(1);
+                Units { half_reads: if consistent { 2 * pages } else { pages }, writes: 0 }
             }
-            Kind::Write { after } => Units { reads: 0.0, writes: (before.max(after) / 1024.0).ceil().max(1.0) },
+            Kind::Write { after } => Units { half_reads: 0, writes: before.max(after).div_ceil(1024).max(1) },
         };
         let partition = partitions.entry(key.to_owned()).or_default();
         let now = Instant::now();
@@ -86,12 +86,12 @@ impl Capacity {
             second => second.insert((now, Units::default())),
         };
         if limit.is_some_and(|limit| {
-            second.reads + units.reads > limit.reads || second.writes + units.writes > limit.writes
+            second.half_reads + units.half_reads > limit.half_reads || second.writes + units.writes > limit.writes
         }) {
             return false;
         }
         for sum in [second, &mut partition.units] {
-            sum.reads += units.reads;
+            sum.half_reads += units.half_reads;
             sum.writes += units.writes;
         }
         true
@@ -113,7 +113,7 @@ pub(super) fn accesses(operation: &str, request: &Value) -> Vec<Access> {
             .flat_map(|table| table["Keys"].as_array().into_iter().flatten().map(|key| read(key, table)))
             .collect(),
         "PutItem" => vec![put(&request["Item"])],
-        "UpdateItem" | "DeleteItem" => vec![Access { key: request["Key"].clone(), kind: Kind::Write { after: 0.0 } }],
+        "UpdateItem" | "DeleteItem" => vec![Access { key: request["Key"].clone(), kind: Kind::Write { after: 0 } }],
         "BatchWriteItem" => tables()
             .flat_map(|table| table.as_array().into_iter().flatten())
             .map(|write| put(&write["PutRequest"]["Item"]))
@@ -123,20 +123,19 @@ pub(super) fn accesses(operation: &str, request: &Value) -> Vec<Access> {
 }
 
 /// About how many bytes an item takes: its names and values.
-pub(super) fn size(item: &Value) -> f64 {
-    item.as_object()
-        .map_or(0.0, |attributes| attributes.iter().map(|(name, value)| name.len() as f64 + of(value)).sum())
+pub(super) fn size(item: &Value) -> usize {
+    item.as_object().map_or(0, |attributes| attributes.iter().map(|(name, value)| name.len() + of(value)).sum())
 }
 
 /// `{"S": "text"}` and the like.
-fn of(attribute: &Value) -> f64 {
-    let Some((kind, value)) = attribute.as_object().and_then(|typed| typed.iter().next()) else { return 0.0 };
+fn of(attribute: &Value) -> usize {
+    let Some((kind, value)) = attribute.as_object().and_then(|typed| typed.iter().next()) else { return 0 };
     match (kind.as_str(), value) {
-        ("B", Value::String(base64)) => base64.len() as f64 * 0.75,
-        ("N", Value::String(digits)) => digits.len() as f64 / 2.0 + 1.0,
-        ("M", value) => 3.0 + size(value),
-        ("L", Value::Array(values)) => 3.0 + values.iter().map(of).sum::<f64>(),
-        (_, Value::String(text)) => text.len() as f64,
-        _ => 1.0,
+        ("B", Value::String(base64)) => base64.len() / 4 * 3,
+        ("N", Value::String(digits)) => digits.len() / 2 + 1,
+        ("M", value) => 3 + size(value),
+        ("L", Value::Array(values)) => 3 + values.iter().map(of).sum::<usize>(),
+        (_, Value::String(text)) => text.len(),
+        _ => 1,
     }
 }

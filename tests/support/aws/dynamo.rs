@@ -70,8 +70,8 @@ pub(super) fn start(loopback: &Loopback, journal: Arc<Journal>, capacity: Arc<Ca
 
 async fn forward(State(proxy): State<Proxy>, mut headers: HeaderMap, body: Bytes) -> Response {
     let target = headers.get("x-amz-target").and_then(|target| target.to_str().ok()).unwrap_or_default();
-    let operation = target.split_once('.').map_or("", |(_, operation)| operation);
-    match proxy.journal.record(Service::DynamoDb, operation) {
+    let operation = target.split_once('.').map_or("", |(_, operation)| operation).to_owned();
+    match proxy.journal.record(Service::DynamoDb, &operation) {
         Some(Failure::Internal) => {
             return refuse(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError");
         }
@@ -81,7 +81,7 @@ async fn forward(State(proxy): State<Proxy>, mut headers: HeaderMap, body: Bytes
         None => {}
     }
     headers.remove(header::HOST);
-    if proxy.capacity.is_counting() && !proxy.take(operation, &headers, &body).await {
+    if proxy.capacity.is_counting() && !proxy.take(&operation, &headers, &body).await {
         return refuse(StatusCode::BAD_REQUEST, "ProvisionedThroughputExceededException");
     }
     let answer = async {
