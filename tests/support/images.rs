@@ -7,9 +7,10 @@ use std::path::Path;
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
 use crate::layer::Layer;
+use crate::sha256::Hasher;
+pub use crate::sha256::digest_of;
 
 const MIB: u64 = 1024 * 1024;
 
@@ -300,31 +301,8 @@ pub struct Blob {
 impl Blob {
     /// What a file holds.
     pub fn of_file(path: &Path) -> anyhow::Result<Self> {
-        let mut hasher = Sha256::new();
-        let size = std::io::copy(&mut File::open(path)?, &mut HashWriter(&mut hasher))?;
-        Ok(Self { digest: digest_from(hasher), size })
+        let mut hasher = Hasher::default();
+        let size = std::io::copy(&mut File::open(path)?, &mut hasher)?;
+        Ok(Self { digest: hasher.digest(), size })
     }
-}
-
-struct HashWriter<'a>(&'a mut Sha256);
-
-impl std::io::Write for HashWriter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-/// The sha256 digest of these bytes, as manifests write it.
-pub fn digest_of(bytes: &[u8]) -> String {
-    digest_from(Sha256::new_with_prefix(bytes))
-}
-
-/// The digest of all that this hasher has seen, as manifests write it.
-pub fn digest_from(hasher: Sha256) -> String {
-    format!("sha256:{:x}", Bytes::copy_from_slice(&hasher.finalize()))
 }

@@ -1,9 +1,9 @@
 //! The bytes of one layer: a tar of one file of pseudo-random content, plain or inside gzip, block by block.
 
 use bytes::Bytes;
-use sha2::{Digest as _, Sha256};
 
-use crate::images::{Blob, Content, digest_from};
+use crate::images::{Blob, Content};
+use crate::sha256::Hasher;
 
 /// A file's content is made in pieces of this many bytes.
 const BLOCK: usize = 256 * 1024;
@@ -61,12 +61,12 @@ impl Layer {
 }
 
 fn measure(blocks: impl Iterator<Item = Bytes>) -> Blob {
-    let (mut hasher, mut size) = (Sha256::new(), 0);
+    let (mut hasher, mut size) = (Hasher::default(), 0);
     for block in blocks {
         hasher.update(&block);
         size += block.len() as u64;
     }
-    Blob { digest: digest_from(hasher), size }
+    Blob { digest: hasher.digest(), size }
 }
 
 /// The header of a regular file (POSIX ustar), owned by root and dated 1970 so that it is always the same.

@@ -16,6 +16,7 @@ pub mod program;
 pub mod registry;
 pub mod scripted;
 pub mod secrets;
+mod sha256;
 pub mod vast;
 pub mod wire;
 pub mod world;

@@ -2,11 +2,11 @@
 
 use anyhow::{Context, ensure};
 use reqwest::header::{ACCEPT, CONTENT_LENGTH};
-use sha2::{Digest as _, Sha256};
 
 use super::WrongContent;
-use crate::images::{self, Blob, Image, digest_from, digest_of};
+use crate::images::{self, Blob, Image, digest_of};
 use crate::program::UPSTREAM;
+use crate::sha256::Hasher;
 
 /// Pulls the image over plain HTTP, all blobs at once, reading and hashing every byte. Other bytes than those that were
 /// pushed are a [`WrongContent`].
@@ -30,10 +30,10 @@ async fn check_blob(answer: reqwest::Response, blob: &Blob) -> anyhow::Result<()
     let mut answer = answer.error_for_status()?;
     let announced = answer.headers().get(CONTENT_LENGTH).context("a blob without Content-Length")?.to_str()?;
     ensure!(announced == blob.size.to_string(), "{} has {} bytes, not {announced}", blob.digest, blob.size);
-    let mut hasher = Sha256::new();
+    let mut hasher = Hasher::default();
     while let Some(bytes) = answer.chunk().await? {
         hasher.update(&bytes);
     }
-    ensure!(digest_from(hasher) == blob.digest, WrongContent(blob.digest.clone()));
+    ensure!(hasher.digest() == blob.digest, WrongContent(blob.digest.clone()));
     Ok(())
 }

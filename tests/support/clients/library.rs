@@ -11,12 +11,12 @@ use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Reference, manifest::OciDescriptor};
 use serde_json::Value;
-use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWrite;
 
 use super::{Ability, By, Client, Shape, check_digests};
-use crate::images::{Image, MEDIA_TYPES, digest_from, digest_of};
+use crate::images::{Image, MEDIA_TYPES, digest_of};
 use crate::program::UPSTREAM;
+use crate::sha256::Hasher;
 
 /// A client without a storage: what it is sent is hashed and thrown away.
 pub struct OciClient;
@@ -81,15 +81,15 @@ async fn pull_blob(client: &oci_client::Client, reference: &Reference, blob: &Oc
         let rest = client.pull_blob_stream_partial(reference, blob, received.length, None).await?;
         let BlobResponse::Partial(mut rest) = rest else { bail!("asked for a part, after {error}: got the whole") };
         while let Some(bytes) = rest.next().await {
-            received.hasher.update(bytes?);
+            received.hasher.update(&bytes?);
         }
     }
-    Ok(digest_from(received.hasher))
+    Ok(received.hasher.digest())
 }
 
 #[derive(Default)]
 struct Received {
-    hasher: Sha256,
+    hasher: Hasher,
     length: u64,
 }
 
