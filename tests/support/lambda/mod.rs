@@ -12,7 +12,12 @@ mod runtime_api;
 
 use std::fmt;
 
-pub use self::{event_source::EventSource, function::Function, http_front::HttpFront};
+pub use self::{
+    event_source::EventSource,
+    function::Function,
+    http_front::HttpFront,
+    payload::{HeadLength, Manner, Paths},
+};
 
 const REGION: &str = "us-east-1";
 const ACCOUNT: &str = "000000000000";
