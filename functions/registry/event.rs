@@ -68,16 +68,11 @@ struct Identity {
     vpce_id: Option<String>,
 }
 
+/// All that is not unreserved (RFC 3986, section 2.3).
+const RESERVED: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
 /// The characters to escape in a path; `%` is judged by what follows it.
-const PATH: AsciiSet = NON_ALPHANUMERIC
-    .remove(b'/')
-    .remove(b':')
-    .remove(b'@')
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~')
-    .remove(b'+');
+const PATH: AsciiSet = RESERVED.remove(b'/').remove(b':').remove(b'@').remove(b'+');
 
 /// The characters that no query of a URI has (RFC 3986, section 3.4).
 const QUERY: AsciiSet = CONTROLS
@@ -118,7 +113,7 @@ pub(crate) fn read(event: Value) -> Result<(Origin, Request), String> {
         Context { identity: Some(Identity { source_ip, vpce_id }), .. } => {
             let peer = peer(source_ip.as_deref(), vpce_id.as_deref());
             // Names and values come decoded.
-            let query = query(parameters, |text| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string());
+            let query = query(parameters, |text| utf8_percent_encode(text, &RESERVED).to_string());
             ((Origin::RestApi, event.http_method, peer), event.path, query)
         }
         _ => return Err("its requestContext is that of no HTTP request".to_owned()),
