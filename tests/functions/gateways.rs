@@ -131,9 +131,9 @@ async fn every_client_pulls_behind_every_gateway() -> Result<()> {
             let read = deployment.endpoints.calls(Service::S3, "GetObject");
             let pulls = clients.iter().zip(&images).map(async |((name, client), images)| {
                 let pulled = pulls(*client, &deployment, images).await;
-                pulled.with_context(|| format!("{name}, {state}, {manner:?}"))
+                pulled.with_context(|| deployment.log()).with_context(|| format!("{name}, {state}, {manner:?}"))
             });
-            try_join_all(pulls).await.with_context(|| deployment.log())?;
+            try_join_all(pulls).await?;
             deployment.until_filled().await?;
             let blobs: usize = images.iter().map(|images| images.tagged.blobs().count() * 2).sum();
             let read = deployment.endpoints.calls(Service::S3, "GetObject") - read;
