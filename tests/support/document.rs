@@ -28,7 +28,7 @@ pub fn check(heading: &str, found: &str) -> anyhow::Result<()> {
         let changed = format!("{}{found}\n{}", &text[..start], &text[end..]);
         return std::fs::write(&path, changed).context(DOCUMENT);
     }
-    let advice = "STOPOVER_WRITE_DOCS=1 cargo test --workspace --test clients --test functions";
+    let advice = "STOPOVER_WRITE_DOCS=1 cargo test -p behaviours --test clients --test functions";
     ensure!(
         written == found,
         "the section {heading:?} of {DOCUMENT} says\n{written}\n\nbut the run found\n{found}\n\n`{advice}` writes that"
