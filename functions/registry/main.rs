@@ -11,5 +11,5 @@ async fn main() -> Result<(), Error> {
     tracing::init_default_subscriber();
     let (cache, blobs) = aws::connect().await?;
     let front = front::Front::new(stopover::http::router(cache), blobs);
-    lambda_runtime::run(service_fn(|event: LambdaEvent<_>| front.answer(event))).await
+    lambda_runtime::run(service_fn(|event: LambdaEvent<_>| Box::pin(front.answer(event)))).await
 }
