@@ -2,17 +2,17 @@
 
 use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
-use http::header::{CONTENT_LENGTH, LOCATION};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
 use reqwest::{Method, Response};
 use support::aws::Service;
 use support::clients::{Buildah, By, Client, Containerd, Docker, Podman, Shape, Skopeo};
 use support::document::{self, Cell, Table};
-use support::images::{Image, Recipe};
-use support::lambda::{HeadLength, Manner};
+use support::images::{Image, MEDIA_TYPES, Recipe};
+use support::lambda::{HeadLength, Kind, Manner};
 use support::registry::Registry;
 use support::scripted::Scripted;
 
-use crate::deployment::{Deployment, Plan};
+use crate::deployment::{Deployment, Plan, request};
 
 /// Larger than any answer of a function.
 const LARGE: usize = 7 * 1024 * 1024;
@@ -72,7 +72,7 @@ async fn head_of_a_blob_tells_its_length_behind_any_gateway() -> Result<()> {
                 if bytes.len() == LARGE {
                     ensure!(answer.status() == 307, "{manner:?}: {}", answer.status());
                     let location = answer.headers()[LOCATION].to_str()?.to_owned();
-                    answer = crate::deployment::request(Method::HEAD, &location)?.send().await?;
+                    answer = request(Method::HEAD, &location)?.send().await?;
                     // S3 answers, and no gateway.
                     expected = Some(LARGE as u64);
                 }
@@ -80,6 +80,37 @@ async fn head_of_a_blob_tells_its_length_behind_any_gateway() -> Result<()> {
                 ensure!(length(&answer) == expected, "{manner:?}, stored: {stored}: {answer:?}");
             }
             deployment.until_filled().await?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_manifest_that_a_load_balancer_has_no_room_for_comes_from_the_bucket() -> Result<()> {
+    let upstream = Scripted::start()?;
+    let deployment = Plan::of(&upstream.url()).start().await?;
+    let [.., manner] = Manner::ALL;
+    ensure!(manner.kind == Kind::LoadBalancer);
+    deployment.behave(manner);
+    for (number, length) in [800_000, 1_100_000, 4_000_000].into_iter().enumerate() {
+        let bytes =
+            format!("{{\"schemaVersion\":2,\"manifests\":[],\"annotations\":{{\"a\":\"{}\"}}}}", "a".repeat(length));
+        let name = format!("team/{number}");
+        let digest = upstream.manifest(&name, "v1", MEDIA_TYPES[2], bytes.as_bytes());
+        for reference in ["v1", digest.as_str()] {
+            let path = format!("{name}/manifests/{reference}");
+            let head = deployment.request(Method::HEAD, &path)?.send().await?;
+            let expected = if length > 1_000_000 { 405 } else { 200 };
+            ensure!(head.status() == expected, "HEAD {path}: {}", head.status());
+            let mut answer = deployment.request(Method::GET, &path)?.send().await?;
+            if length > 1_000_000 {
+                ensure!(answer.status() == 307, "{path}: {}", answer.status());
+                ensure!(answer.headers()["docker-content-digest"] == digest.as_str());
+                answer = request(Method::GET, answer.headers()[LOCATION].to_str()?)?.send().await?;
+            }
+            ensure!(answer.status() == 200, "{path}: {}", answer.status());
+            ensure!(answer.headers()[CONTENT_TYPE] == MEDIA_TYPES[2], "{:?}", answer.headers());
+            ensure!(answer.bytes().await? == bytes, "{path}");
         }
     }
     Ok(())
@@ -140,9 +171,12 @@ async fn every_client_pulls_behind_every_gateway() -> Result<()> {
             ensure!(state == "cold" || read >= blobs, "{read} objects were read for {blobs} blobs, {manner:?}");
         }
     }
-    let mut table = Table::new(&["client", "passes it on", "counts the bytes of the body", "leaves it out"]);
+    let fronts = ["passes the length on", "counts the bytes of the body", "leaves the length out"];
+    let [passes, counts, leaves] = fronts.map(|manner| format!("HTTP API that {manner}"));
+    let mut table =
+        Table::new(&["client", &passes, &counts, &leaves, "load balancer that counts the bytes of the body"]);
     for (name, _) in clients {
         table.row(name, &[Cell::Pass; Manner::ALL.len()]);
     }
-    document::check("Behind API Gateway", &table.render())
+    document::check("Behind API Gateway and load balancers", &table.render())
 }

@@ -5,7 +5,7 @@ use std::{os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 use serde_json::{Value, json};
 use support::{
     aws::{Endpoints, QueueSettings, Service},
-    lambda::{EventSource, Function, HeadLength, HttpFront, Manner, Paths},
+    lambda::{EventSource, Function, HeadLength, HttpFront, Kind, Manner, Paths},
 };
 
 const LONG: Duration = Duration::from_secs(30);
@@ -156,7 +156,7 @@ async fn the_length_of_an_answer_to_head_is_passed_on_computed_or_dropped_as_the
         (HeadLength::Dropped, "length", None),
         (HeadLength::Dropped, "bytes", None),
     ] {
-        front.behave(Manner { head_length, paths: Paths::Decoded });
+        front.behave(Manner { kind: Kind::HttpApi, head_length, paths: Paths::Decoded });
         let answer = client().head(format!("{}/{path}", front.url())).send().await.unwrap();
         let length = answer.headers().get("content-length").map(|length| length.to_str().unwrap());
         assert_eq!(length, expected, "{head_length:?} {path}");
@@ -171,7 +171,7 @@ async fn the_length_of_an_answer_to_head_is_passed_on_computed_or_dropped_as_the
 async fn a_path_comes_decoded_or_as_it_was_sent() {
     let (_directory, front) = front().await;
     for (paths, expected) in [(Paths::Decoded, "/v2/a/b/sha256:ff"), (Paths::AsSent, "/v2/a%2Fb/sha256%3Aff")] {
-        front.behave(Manner { head_length: HeadLength::Passed, paths });
+        front.behave(Manner { kind: Kind::HttpApi, head_length: HeadLength::Passed, paths });
         let answer = client().get(format!("{}/v2/a%2Fb/sha256%3Aff", front.url())).send().await.unwrap();
         let event: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
         assert_eq!(event["rawPath"], expected);

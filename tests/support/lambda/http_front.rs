@@ -1,4 +1,4 @@
-//! API Gateway's HTTP API in front of functions.
+//! API Gateway's HTTP API, or a load balancer, in front of functions.
 
 use std::{
     net::SocketAddr,
@@ -19,7 +19,7 @@ use axum::{
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-use super::{Function, FunctionError, Manner, function::Sandbox, payload};
+use super::{Function, FunctionError, Kind, Manner, function::Sandbox, load_balancer, payload};
 use crate::loopback::Loopback;
 use crate::secrets;
 
@@ -112,17 +112,27 @@ async fn answer(State(pool): State<Arc<Pool>>, request: Request) -> Response<Bod
     let Ok(body) = axum::body::to_bytes(body, MAX_BODY).await else {
         return refuse(StatusCode::PAYLOAD_TOO_LARGE, "Request Entity Too Large");
     };
-    let Manner { head_length, paths } = *pool.manner.lock().unwrap_or_else(PoisonError::into_inner);
-    let event = payload::event(&parts, &body, &request_id, paths);
+    let Manner { kind, head_length, paths } = *pool.manner.lock().unwrap_or_else(PoisonError::into_inner);
+    let event = match kind {
+        Kind::HttpApi => payload::event(&parts, &body, &request_id, paths),
+        Kind::LoadBalancer => load_balancer::event(&parts, &body),
+    };
+    if kind == Kind::LoadBalancer && event.to_string().len() > load_balancer::MAX_JSON {
+        return refuse(StatusCode::PAYLOAD_TOO_LARGE, "Request Entity Too Large");
+    }
     let limit = pool.limit;
     // A client that leaves, or this front giving up, does not stop the function.
     let invocation = tokio::spawn(async move { pool.invoke(event).await });
     let mut response = match tokio::time::timeout(limit, invocation).await {
         Err(_) => refuse(StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable"),
-        Ok(Ok(Ok(result))) => payload::response(&result, &parts.method, head_length).unwrap_or_else(|fault| {
-            eprintln!("malformed function result ({fault}): {result}");
-            refuse(StatusCode::BAD_GATEWAY, "Internal Server Error")
-        }),
+        Ok(Ok(Ok(result))) => {
+            let result = if kind == Kind::LoadBalancer { load_balancer::result(result) } else { Ok(result) };
+            let answer = result.and_then(|result| payload::response(&result, &parts.method, head_length));
+            answer.unwrap_or_else(|fault| {
+                eprintln!("malformed function result: {fault}");
+                refuse(StatusCode::BAD_GATEWAY, "Internal Server Error")
+            })
+        }
         Ok(Ok(Err(error))) if error.invoked => refuse(StatusCode::BAD_GATEWAY, "Internal Server Error"),
         Ok(Ok(Err(_)) | Err(_)) => refuse(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error"),
     };

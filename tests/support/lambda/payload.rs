@@ -1,4 +1,4 @@
-//! API Gateway's payload format 2.0: requests to events, results to responses.
+//! API Gateway's payload format 2.0: requests to events, results to responses. And how gateways may behave.
 
 use std::{
     collections::BTreeMap,
@@ -35,9 +35,20 @@ pub enum Paths {
     AsSent,
 }
 
+/// What stands in front of the function.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// API Gateway, HTTP API.
+    HttpApi,
+    /// An Application Load Balancer with multi-value headers.
+    LoadBalancer,
+}
+
 /// A way to behave.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Manner {
+    /// What it is.
+    pub kind: Kind,
     /// What becomes of the length of an answer to HEAD.
     pub head_length: HeadLength,
     /// How paths get to the function.
@@ -45,11 +56,12 @@ pub struct Manner {
 }
 
 impl Manner {
-    /// The gateways that there may be. A path of the one kind goes with each kind of length.
-    pub const ALL: [Self; 3] = [
-        Self { head_length: HeadLength::Passed, paths: Paths::Decoded },
-        Self { head_length: HeadLength::Computed, paths: Paths::Decoded },
-        Self { head_length: HeadLength::Dropped, paths: Paths::AsSent },
+    /// The fronts that there may be.
+    pub const ALL: [Self; 4] = [
+        Self { kind: Kind::HttpApi, head_length: HeadLength::Passed, paths: Paths::Decoded },
+        Self { kind: Kind::HttpApi, head_length: HeadLength::Computed, paths: Paths::Decoded },
+        Self { kind: Kind::HttpApi, head_length: HeadLength::Dropped, paths: Paths::AsSent },
+        Self { kind: Kind::LoadBalancer, head_length: HeadLength::Computed, paths: Paths::AsSent },
     ];
 }
 
@@ -145,7 +157,7 @@ fn parameters(query: &str) -> BTreeMap<String, String> {
     parameters
 }
 
-fn is_text(media_type: &str) -> bool {
+pub(super) fn is_text(media_type: &str) -> bool {
     let essence = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     essence.starts_with("text/")
         || matches!(essence.as_str(), "application/json" | "application/xml" | "application/javascript")
