@@ -57,6 +57,13 @@ async fn what_upstream_does_not_say_in_time_is_refused_and_the_process_lives_on(
         ensure!(status(&front, &path).await? == 200, "{path}\n{}", front.functions()[0].log());
     }
     ensure!(status(&front, &format!("team/image/blobs/{blob}")).await? == 307);
+    // What is known is answered with, in time.
+    upstream.fault("/v2/team/", Fault::Silent);
+    let begun = Instant::now();
+    let check = request(Method::GET, &format!("{}/v2/{UPSTREAM}/team/image/manifests/v1", front.url()))?;
+    let answer = check.header("cache-control", "no-cache").send().await?;
+    ensure!(answer.status() == 200 && answer.headers()["x-stopover"] == "stale", "{answer:?}");
+    ensure!(begun.elapsed() + Duration::from_secs(1) < TIMEOUT, "after {:?}", begun.elapsed());
     ensure!(front.functions()[0].process()? == process, "another process answers");
     Ok(())
 }
