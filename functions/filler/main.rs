@@ -53,7 +53,7 @@ enum PrefetchCommand {
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     tracing::init_default_subscriber();
-    let cache = aws::connect().await?;
+    let (cache, _) = aws::connect().await?;
     lambda_runtime::run(service_fn(|event| answer(&cache, event))).await
 }
 

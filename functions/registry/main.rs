@@ -1,15 +1,15 @@
-//! The registry function: requests of API Gateway (HTTP API, payload 2.0, or REST API) answered by the core's router.
+//! The registry function: requests of API Gateway (HTTP API, payload 2.0, or REST API) and of load balancers, answered by
+//! the core's router.
 
+mod event;
 mod front;
 
-use axum::middleware::from_fn;
-use lambda_runtime::tracing;
+use lambda_runtime::{Error, LambdaEvent, service_fn, tracing};
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<(), lambda_http::Error> {
+async fn main() -> Result<(), Error> {
     tracing::init_default_subscriber();
-    let router = stopover::http::router(aws::connect().await?)
-        .layer(from_fn(front::exact_path))
-        .layer(from_fn(front::with_source));
-    lambda_http::run(router).await
+    let (cache, blobs) = aws::connect().await?;
+    let front = front::Front::new(stopover::http::router(cache), blobs);
+    lambda_runtime::run(service_fn(|event: LambdaEvent<_>| Box::pin(front.answer(event)))).await
 }

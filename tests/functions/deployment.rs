@@ -1,7 +1,7 @@
 //! Both functions, put together as the template does.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +9,7 @@ use reqwest::{Method, RequestBuilder, redirect::Policy};
 use serde_json::Value;
 use support::aws::{Endpoints, QueueSettings};
 use support::images::{Image, digest_of};
-use support::lambda::{EventSource, Function, HttpFront};
+use support::lambda::{EventSource, Function, HttpFront, Manner};
 use support::program::{UPSTREAM, built};
 use tempfile::NamedTempFile;
 
@@ -140,9 +140,9 @@ impl Environment {
         Self(others.cloned().collect())
     }
 
-    /// Starts a process of the function.
+    /// Starts a process of the function, with the timeout that the template gives it.
     pub(crate) async fn start(&self, function: &str) -> Result<Function> {
-        self.start_with_timeout(function, FILLS).await
+        self.start_with_timeout(function, timeout_in_template(function)?).await
     }
 
     /// Starts a process of the function whose invocations may take so long.
@@ -158,6 +158,14 @@ impl Environment {
         ensure!(text.contains("exit status: 1") && !text.contains("panicked"), "not an orderly end: {text}");
         Ok(text)
     }
+}
+
+/// The template's `Timeout` of a function.
+fn timeout_in_template(function: &str) -> Result<Duration> {
+    let template = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../template.yaml"))?;
+    let (_, properties) = template.split_once(&format!("\n  {function}:\n")).context("no such function")?;
+    let seconds = properties.lines().find_map(|line| line.trim().strip_prefix("Timeout: ")?.split(' ').next());
+    Ok(Duration::from_secs(seconds.context("a function without Timeout")?.parse()?))
 }
 
 /// The function as cargo has built it with the tests; or the file that a deployment uploads, in a directory like
@@ -176,6 +184,11 @@ impl Deployment {
     /// Where clients find it: `127.0.0.1:<port>`.
     pub(crate) fn address(&self) -> String {
         self.front.address().to_string()
+    }
+
+    /// Has the gateway behave so from now on.
+    pub(crate) fn behave(&self, manner: Manner) {
+        self.front.behave(manner);
     }
 
     /// A request for something of the upstream (`team/image/manifests/v1`); redirects are not followed.

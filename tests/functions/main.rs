@@ -2,8 +2,11 @@
 //! them. `make package` runs the same tests with what a deployment uploads.
 
 mod access;
+mod deadline;
 mod deployment;
 mod fills;
+mod frozen;
+mod gateways;
 mod large;
 mod logs;
 mod pulls;

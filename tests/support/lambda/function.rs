@@ -93,9 +93,31 @@ impl Function {
 
     /// The most memory of its process that was ever resident, in bytes (`VmHWM`).
     pub fn peak_resident_bytes(&self) -> anyhow::Result<u64> {
-        let process =
-            self.0.process.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(|running| running.id);
-        crate::program::peak_resident_bytes(process.context("the function does not run")?)
+        crate::program::peak_resident_bytes(self.0.process_id()?)
+    }
+
+    /// Stops its process, as Lambda freezes one between invocations. Time goes on meanwhile.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn freeze(&self) -> anyhow::Result<()> {
+        self.0.signal("STOP")
+    }
+
+    /// Lets its process go on.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn thaw(&self) -> anyhow::Result<()> {
+        self.0.signal("CONT")
+    }
+
+    /// The id of its process.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn process(&self) -> anyhow::Result<u32> {
+        self.0.process_id()
     }
 
     pub(super) fn sandbox(&self) -> Arc<Sandbox> {
@@ -240,6 +262,18 @@ impl Sandbox {
             anyhow::bail!("the function was dropped");
         }
         Ok(ended)
+    }
+
+    fn process_id(&self) -> anyhow::Result<u32> {
+        let process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        process.as_ref().and_then(|running| running.id).context("the function does not run")
+    }
+
+    fn signal(&self, signal: &str) -> anyhow::Result<()> {
+        let process = self.process_id()?.to_string();
+        let status = std::process::Command::new("kill").args(["-s", signal, &process]).status()?;
+        anyhow::ensure!(status.success(), "kill -s {signal} {process}: {status}");
+        Ok(())
     }
 
     /// Kills the process, if there is one, and returns when it is dead.

@@ -69,6 +69,7 @@ impl S3 for Operations {
         } else {
             answers::part(&object, &range)
         };
+        answer.content_type = input.response_content_type.or(answer.content_type);
         answer.body = Some(body::send(&object.blobs, &range));
         Ok(S3Response::new(answer))
     }
