@@ -8,6 +8,8 @@ mod dynamo;
 mod ecr;
 mod failure;
 mod item;
+pub mod log;
+pub mod metrics;
 mod multipart;
 mod organization;
 mod s3;
@@ -30,7 +32,7 @@ pub use dynamo::DynamoLedger;
 pub use ecr::EcrLogins;
 pub use organization::Organizations;
 pub use s3::S3Blobs;
-pub use sqs::{Queues, SqsFills};
+pub use sqs::{Queues, Received, Request, SqsFills};
 
 use settings::Settings;
 
@@ -41,11 +43,11 @@ const SHORT_CALLS: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(
 /// For one request to S3, which may carry a part of 64 MiB. The SDK gives up connections that stall long before.
 const S3_ANSWERS: Duration = Duration::from_mins(2);
 
-/// Reads the environment and joins the core and its adapters. It calls no service, except for credentials where the
+/// Reads the environment and joins the core and its adapters; the filler continues fills through its queues. It calls no service, except for credentials where the
 /// environment has none.
 ///
 /// Fails with a sentence for the operator where the environment or `stopover.toml` is wrong.
-pub async fn connect() -> anyhow::Result<Arc<Cache>> {
+pub async fn connect() -> anyhow::Result<(Arc<Cache>, SqsFills)> {
     let variable = |name: &str| std::env::var(name).ok();
     let settings = Settings::read(variable)?;
     let mut config = Config::load(settings.config.as_deref(), Cold::Redirect, |secret| secret.read(variable))?;
@@ -73,8 +75,9 @@ pub async fn connect() -> anyhow::Result<Arc<Cache>> {
     let fills = SqsFills::new(sqs_client(&aws), settings.queues);
     let organization = Arc::new(Organizations::new(organizations_client(&aws)));
     let logins: Arc<dyn Issuer> = Arc::new(EcrLogins::new(aws));
-    let (blobs, ledger, fills) = (Arc::new(blobs), Arc::new(ledger), Arc::new(fills));
-    Ok(Arc::new(Cache::new(config, Clock::default(), blobs, ledger, fills, Some(&logins), Some(organization))?))
+    let (blobs, ledger, shared) = (Arc::new(blobs), Arc::new(ledger), Arc::new(fills.clone()));
+    let cache = Cache::new(config, Clock::default(), blobs, ledger, shared, Some(&logins), Some(organization))?;
+    Ok((Arc::new(cache), fills))
 }
 
 /// The client for a [`DynamoLedger`].

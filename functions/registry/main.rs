@@ -3,13 +3,14 @@
 mod front;
 
 use axum::middleware::from_fn;
-use lambda_runtime::tracing;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), lambda_http::Error> {
-    tracing::init_default_subscriber();
-    let router = stopover::http::router(aws::connect().await?)
+    aws::log::start();
+    let (cache, _) = aws::connect().await?;
+    let router = stopover::http::router(cache)
         .layer(from_fn(front::exact_path))
-        .layer(from_fn(front::with_source));
+        .layer(from_fn(front::with_source))
+        .layer(from_fn(aws::metrics::count_answer));
     lambda_http::run(router).await
 }

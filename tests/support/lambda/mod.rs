@@ -7,12 +7,15 @@
 mod event_source;
 mod function;
 mod http_front;
+mod lineage;
 mod payload;
 mod runtime_api;
 
 use std::fmt;
 
-pub use self::{event_source::EventSource, function::Function, http_front::HttpFront};
+pub use self::{
+    event_source::EventSource, function::Function, http_front::HttpFront, lineage::RecursiveLoop, lineage::trace_of,
+};
 
 const REGION: &str = "us-east-1";
 const ACCOUNT: &str = "000000000000";
