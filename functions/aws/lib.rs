@@ -8,6 +8,8 @@ mod dynamo;
 mod ecr;
 mod failure;
 mod item;
+pub mod log;
+pub mod metrics;
 mod multipart;
 mod organization;
 mod s3;
@@ -30,7 +32,7 @@ pub use dynamo::DynamoLedger;
 pub use ecr::EcrLogins;
 pub use organization::Organizations;
 pub use s3::S3Blobs;
-pub use sqs::{Queues, SqsFills};
+pub use sqs::{Queues, Received, Request, SqsFills};
 
 use settings::Settings;
 
@@ -41,11 +43,21 @@ const SHORT_CALLS: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(
 /// For one request to S3, which may carry a part of 64 MiB. The SDK gives up connections that stall long before.
 const S3_ANSWERS: Duration = Duration::from_mins(2);
 
-/// Reads the environment and joins the core and its adapters, of which the bucket is also returned. It calls no service, except for credentials where the
+/// What the functions are made of.
+pub struct Connected {
+    /// The core and its adapters.
+    pub cache: Arc<Cache>,
+    /// The bucket: the registry redirects to more of it than the core does.
+    pub blobs: S3Blobs,
+    /// The queues, through which the filler continues fills.
+    pub fills: SqsFills,
+}
+
+/// Reads the environment and joins the core and its adapters. It calls no service, except for credentials where the
 /// environment has none.
 ///
 /// Fails with a sentence for the operator where the environment or `stopover.toml` is wrong.
-pub async fn connect() -> anyhow::Result<(Arc<Cache>, S3Blobs)> {
+pub async fn connect() -> anyhow::Result<Connected> {
     let variable = |name: &str| std::env::var(name).ok();
     let settings = Settings::read(variable)?;
     let mut config = Config::load(settings.config.as_deref(), Cold::Redirect, |secret| secret.read(variable))?;
@@ -73,9 +85,9 @@ pub async fn connect() -> anyhow::Result<(Arc<Cache>, S3Blobs)> {
     let fills = SqsFills::new(sqs_client(&aws), settings.queues);
     let organization = Arc::new(Organizations::new(organizations_client(&aws)));
     let logins: Arc<dyn Issuer> = Arc::new(EcrLogins::new(aws));
-    let (stored, ledger, fills) = (Arc::new(blobs.clone()), Arc::new(ledger), Arc::new(fills));
-    let cache = Cache::new(config, Clock::default(), stored, ledger, fills, Some(&logins), Some(organization))?;
-    Ok((Arc::new(cache), blobs))
+    let (stored, ledger, queues) = (Arc::new(blobs.clone()), Arc::new(ledger), Arc::new(fills.clone()));
+    let cache = Cache::new(config, Clock::default(), stored, ledger, queues, Some(&logins), Some(organization))?;
+    Ok(Connected { cache: Arc::new(cache), blobs, fills })
 }
 
 /// The client for a [`DynamoLedger`].

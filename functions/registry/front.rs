@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use aws::S3Blobs;
+use aws::metrics::count_answer;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
@@ -81,6 +82,7 @@ impl Front {
         let path = request.uri().path().to_owned();
         let answered = deadline::within(ends_at(&event.context), async {
             let response = self.router.clone().oneshot(request).await?;
+            count_answer(&response);
             self.pass_on(&asked, response).await
         });
         if let Some(answer) = answered.await {
@@ -90,6 +92,7 @@ impl Front {
         let Answer { status, code, message, retry_after } = PullError::NotYet.answer();
         let mut late = refusal(status, code, &message);
         late.headers_mut().extend(retry_after.map(|after| (RETRY_AFTER, after.as_secs().max(1).into())));
+        count_answer(&late);
         Ok(event::write(origin, late).await?)
     }
 

@@ -4,12 +4,12 @@
 mod event;
 mod front;
 
-use lambda_runtime::{Error, LambdaEvent, service_fn, tracing};
+use lambda_runtime::{Error, LambdaEvent, service_fn};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    tracing::init_default_subscriber();
-    let (cache, blobs) = aws::connect().await?;
+    aws::log::start();
+    let aws::Connected { cache, blobs, .. } = aws::connect().await?;
     let front = front::Front::new(stopover::http::router(cache), blobs);
     lambda_runtime::run(service_fn(|event: LambdaEvent<_>| Box::pin(front.answer(event)))).await
 }

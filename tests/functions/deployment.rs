@@ -118,6 +118,7 @@ impl Plan {
             .with("STOPOVER_CONFIG", &path)
             .with("STOPOVER_ACCOUNT", ACCOUNT)
             .with("STOPOVER_SERVICE", SERVICE)
+            .with("STOPOVER_STACK", "tests")
             .with("STOPOVER_ANONYMOUS_CIDRS", self.anonymous.unwrap_or_default())
             .with("STOPOVER_SIGNING_KEYS", &SIGNING_KEY.repeat(64))
             .with("AWS_ENDPOINT_URL_STS", self.sts.as_deref().unwrap_or_default())

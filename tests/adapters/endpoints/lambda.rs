@@ -241,7 +241,11 @@ async fn a_message_that_was_worked_off_is_deleted() {
 
 #[tokio::test]
 async fn a_failed_message_comes_back_and_ends_in_the_dead_letter_queue() {
-    let settings = QueueSettings { visibility_timeout: Duration::from_millis(200), max_receive_count: 2 };
+    let settings = QueueSettings {
+        visibility_timeout: Duration::from_millis(200),
+        max_receive_count: 2,
+        ..QueueSettings::default()
+    };
     let (directory, _path) = bootstrap();
     let (endpoints, source) = source(directory.path(), settings).await;
     for body in ["fail", "partial", "exit"] {

@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    FunctionError, REGION,
+    FunctionError, REGION, lineage,
     runtime_api::{Phase, RuntimeApi},
 };
 use crate::loopback::Loopback;
@@ -158,6 +158,11 @@ pub(super) struct Sandbox {
 
 impl Sandbox {
     pub(super) async fn invoke(&self, event: Value) -> Result<Value, FunctionError> {
+        self.invoke_traced(event, lineage::first()).await
+    }
+
+    /// As [`Self::invoke`], as part of a chain of invocations.
+    pub(super) async fn invoke_traced(&self, event: Value, trace: String) -> Result<Value, FunctionError> {
         let event = Bytes::from(event.to_string());
         if event.len() > MAX_EVENT {
             let message = format!("{} byte payload is too large for the RequestResponse invocation type", event.len());
@@ -166,7 +171,7 @@ impl Sandbox {
         let _turn = self.turn.lock().await;
         let mut ended =
             self.ready().await.map_err(|error| FunctionError::new("Runtime.InitError", format!("{error:#}")))?;
-        let reply = self.api.hand_in(event, self.timeout);
+        let reply = self.api.hand_in(event, trace, self.timeout);
         let died = async {
             let status = ended.wait_for(Option::is_some).await.ok().and_then(|status| status.clone());
             status.unwrap_or_default()

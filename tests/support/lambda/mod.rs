@@ -7,6 +7,7 @@
 mod event_source;
 mod function;
 mod http_front;
+mod lineage;
 mod load_balancer;
 mod payload;
 mod runtime_api;
@@ -17,6 +18,7 @@ pub use self::{
     event_source::EventSource,
     function::Function,
     http_front::HttpFront,
+    lineage::{RecursiveLoop, trace_of},
     payload::{HeadLength, Kind, Manner, Paths},
 };
 
