@@ -2,6 +2,7 @@
 
 pub mod address;
 pub mod flight;
+pub mod kept;
 pub mod pattern;
 pub mod pull_counter;
 pub mod secret;

@@ -8,3 +8,4 @@ mod large;
 mod logs;
 mod pulls;
 mod refusals;
+mod secrets;
