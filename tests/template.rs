@@ -21,7 +21,7 @@ const FUNCTIONS: [&str; 2] = ["Registry", "Filler"];
 
 /// SDK operation → what IAM calls it (Service Authorization Reference). Multipart uploads are `s3:PutObject`, HEAD is
 /// `s3:GetObject`.
-const ACTIONS: [(&str, &str); 26] = [
+const ACTIONS: [(&str, &str); 24] = [
     ("batch_get_item", "dynamodb:BatchGetItem"),
     ("batch_write_item", "dynamodb:BatchWriteItem"),
     ("delete_item", "dynamodb:DeleteItem"),
@@ -30,8 +30,6 @@ const ACTIONS: [(&str, &str); 26] = [
     ("query", "dynamodb:Query"),
     ("scan", "dynamodb:Scan"),
     ("update_item", "dynamodb:UpdateItem"),
-    ("get_authorization_token", "ecr:GetAuthorizationToken"),
-    ("describe_account", "organizations:DescribeAccount"),
     ("abort_multipart_upload", "s3:AbortMultipartUpload"),
     ("complete_multipart_upload", "s3:PutObject"),
     ("create_multipart_upload", "s3:PutObject"),
@@ -139,7 +137,7 @@ fn sdk_operations() -> Result<BTreeSet<String>> {
     ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
     let metadata: Value = serde_json::from_slice(&output.stdout)?;
     let mut operations = BTreeSet::new();
-    for name in ["aws-sdk-dynamodb", "aws-sdk-ecr", "aws-sdk-organizations", "aws-sdk-s3", "aws-sdk-sqs"] {
+    for name in ["aws-sdk-dynamodb", "aws-sdk-s3", "aws-sdk-sqs"] {
         let package = texts(at(&metadata, "/packages")).into_iter().find(|package| package["name"] == name);
         let manifest = package.and_then(|package| package["manifest_path"].as_str()).context(name)?;
         let directory = Path::new(manifest).with_file_name("src").join("operation");
@@ -167,6 +165,15 @@ fn operations_called() -> Result<BTreeSet<String>> {
     Ok(called)
 }
 
+/// The actions of the operations that are called without a client of the SDK: `actions: &["…", "…"]`.
+fn actions_of_signed_calls() -> Result<BTreeSet<String>> {
+    let mut sources = String::new();
+    rust_sources(&root().join("functions/aws"), &mut sources)?;
+    let lists = sources.split("actions: &[").skip(1).filter_map(|rest| rest.split(']').next());
+    let actions = lists.flat_map(|list| list.split('"').skip(1).step_by(2)).map(str::to_owned);
+    Ok(actions.filter(|action| action.contains(':')).collect())
+}
+
 #[test]
 fn only_functions_abort_when_something_panics() -> Result<()> {
     let panic = |path: &str| -> Result<Option<String>> {
@@ -189,6 +196,9 @@ fn the_functions_may_do_exactly_what_their_adapters_call() -> Result<()> {
         called.insert(*action.with_context(|| format!("no IAM action is known for {operation}: add it to ACTIONS"))?);
     }
     ensure!(!called.is_empty(), "no SDK call was found in functions/aws");
+    let signed = actions_of_signed_calls()?;
+    ensure!(signed.len() >= 5, "{signed:?}");
+    called.extend(signed.iter().map(String::as_str));
 
     let template = template()?;
     let granted: BTreeSet<&str> = FUNCTIONS
@@ -219,13 +229,20 @@ fn every_permission_names_its_actions_and_its_resource() -> Result<()> {
                 assert!(action.as_str().is_some_and(|action| !action.contains('*')), "{statement}");
             }
             for resource in texts(&statement["Resource"]) {
-                let own = resource.get("Fn::GetAtt").is_some();
+                let own = resource.get("Fn::GetAtt").is_some() || resource["Ref"] == "SigningKeys";
                 let objects = resource["Fn::Sub"] == "${Bucket.Arn}/blobs/*";
-                let no_resource = resource == "*" && statement["Action"] == "ecr:GetAuthorizationToken";
+                let login = |action: &&Value| {
+                    ["ecr:GetAuthorizationToken", "ecr-public:GetAuthorizationToken", "sts:GetServiceBearerToken"]
+                        .iter()
+                        .any(|login| *action == login)
+                };
+                let no_resource = resource == "*" && texts(&statement["Action"]).iter().all(login);
                 let of_organization = "arn:${AWS::Partition}:organizations::*:account/${Organization}/*";
                 let accounts =
                     resource["Fn::Sub"] == of_organization && statement["Action"] == "organizations:DescribeAccount";
-                let named = resource["Ref"] == "PrivateEcrRepositories" || resource["Ref"] == "KeyArn";
+                let named = ["PrivateEcrRepositories", "UpstreamSecretArns", "KeyArn"]
+                    .iter()
+                    .any(|list| resource["Ref"] == *list);
                 let configuration = resource["Fn::Sub"][0].as_str().is_some_and(|arn| {
                     [
                         "arn:${AWS::Partition}:s3:::${Object}",
@@ -254,9 +271,7 @@ fn the_environment_is_what_the_functions_read() -> Result<()> {
         });
         names.collect()
     };
-    // A secret is read by the name that the configuration gives it.
-    let configuration = std::fs::read_to_string(root().join("infra/config/stopover.toml"))?;
-    let expected = &read(&functions) | &read(&configuration);
+    let expected = read(&functions);
     let template = template()?;
     let variables = at(&template, "/Globals/Function/Environment/Variables").as_object().context("no variables")?;
     assert_eq!(variables.keys().cloned().collect::<BTreeSet<_>>(), expected, "left: template.yaml, right: functions/");
@@ -273,8 +288,27 @@ fn the_signing_key_of_a_deployment_is_made_by_aws_and_long_enough() -> Result<()
     assert_eq!(keys.len() as u64, length);
     stopover::access::token::TokenKeys::parse(&keys, stopover::values::time::Clock::default())?;
     let variables = at(&template, "/Globals/Function/Environment/Variables");
-    let reference = "{{resolve:secretsmanager:${SigningKeys}:SecretString:keys}}";
-    assert_eq!(variables["STOPOVER_SIGNING_KEYS"], json!({ "Fn::Sub": reference }));
+    assert_eq!(variables["STOPOVER_SIGNING_KEYS_SECRET"], json!({ "Fn::Sub": "${SigningKeys}#keys" }));
+    Ok(())
+}
+
+#[test]
+fn no_environment_holds_a_secret_and_each_function_may_read_only_those_it_needs() -> Result<()> {
+    let template = template()?;
+    ensure!(
+        !template.to_string().contains("resolve:"),
+        "what CloudFormation resolves is read by all who may list functions"
+    );
+    let readable = |function: &str| -> Vec<&Value> {
+        let statements = statements(&template, function);
+        let read = statements.into_iter().filter(|statement| statement["Action"] == "secretsmanager:GetSecretValue");
+        read.flat_map(|statement| texts(&statement["Resource"])).collect()
+    };
+    let (keys, named) = (json!({ "Ref": "SigningKeys" }), json!({ "Ref": "UpstreamSecretArns" }));
+    assert_eq!(readable("Registry"), [&keys, &named]);
+    assert_eq!(readable("Filler"), [&named], "it lets no caller in");
+    assert_eq!(at(&template, "/Parameters/UpstreamSecretArns/Default"), "");
+    assert_eq!(at(&template, "/Resources/UpstreamSecretsPolicy/Condition"), "HasUpstreamSecrets");
     Ok(())
 }
 

@@ -5,15 +5,15 @@
 mod attribute;
 mod batch;
 mod dynamo;
-mod ecr;
 mod failure;
 mod item;
 pub mod log;
 pub mod metrics;
 mod multipart;
-mod organization;
+mod role;
 mod s3;
 mod settings;
+mod signed;
 mod sqs;
 
 use std::sync::Arc;
@@ -24,13 +24,11 @@ use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
 use stopover::cache::Cache;
-use stopover::config::{Cold, Config};
-use stopover::upstream::Issuer;
+use stopover::config::{Cold, Config, SecretReference};
 use stopover::values::time::Clock;
 
 pub use dynamo::DynamoLedger;
-pub use ecr::EcrLogins;
-pub use organization::Organizations;
+pub use role::OwnRole;
 pub use s3::S3Blobs;
 pub use sqs::{Queues, Received, Request, SqsFills};
 
@@ -60,7 +58,7 @@ pub struct Connected {
 pub async fn connect() -> anyhow::Result<Connected> {
     let variable = |name: &str| std::env::var(name).ok();
     let settings = Settings::read(variable)?;
-    let mut config = Config::load(settings.config.as_deref(), Cold::Redirect, |secret| secret.read(variable))?;
+    let mut config = Config::load(settings.config.as_deref(), Cold::Redirect, |secret| read_secret(secret, variable))?;
     let access = config.access.get_or_insert(settings.access);
     if access.signing_keys.is_none() {
         access.signing_keys = settings.signing_keys;
@@ -83,11 +81,15 @@ pub async fn connect() -> anyhow::Result<Connected> {
     let blobs = S3Blobs::new(s3_client(&aws), settings.bucket);
     let ledger = DynamoLedger::new(dynamo_client(&aws), settings.table, blobs.clone());
     let fills = SqsFills::new(sqs_client(&aws), settings.queues);
-    let organization = Arc::new(Organizations::new(organizations_client(&aws)));
-    let logins: Arc<dyn Issuer> = Arc::new(EcrLogins::new(aws));
+    let role = Arc::new(OwnRole::new(aws));
     let (stored, ledger, queues) = (Arc::new(blobs.clone()), Arc::new(ledger), Arc::new(fills.clone()));
-    let cache = Cache::new(config, Clock::default(), stored, ledger, queues, Some(&logins), Some(organization))?;
-    Ok(Connected { cache: Arc::new(cache), blobs, fills })
+    let cache = Arc::new(Cache::new(config, Clock::default(), stored, ledger, queues, Some(role))?);
+    Ok(Connected { cache, blobs, fills })
+}
+
+/// Secrets that are stored are read when they are needed.
+fn read_secret(secret: SecretReference, variable: impl Fn(&str) -> Option<String>) -> Result<String, String> {
+    if let SecretReference::Stored(_) = secret { Ok(String::new()) } else { secret.read(variable) }
 }
 
 /// The client for a [`DynamoLedger`].
@@ -109,12 +111,6 @@ pub fn s3_client(aws: &SdkConfig) -> aws_sdk_s3::Client {
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
     aws_sdk_s3::Client::from_conf(config.build())
-}
-
-/// The client for [`Organizations`].
-pub fn organizations_client(aws: &SdkConfig) -> aws_sdk_organizations::Client {
-    let config = aws_sdk_organizations::config::Builder::from(aws).timeout_config(short_calls());
-    aws_sdk_organizations::Client::from_conf(config.build())
 }
 
 fn short_calls() -> TimeoutConfig {

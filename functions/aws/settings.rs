@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
-use stopover::config::AccessConfig;
+use stopover::config::{AccessConfig, SecretSource, StoredSecret};
 use stopover::identity::Network;
 use stopover::identity::partition::Partition;
-use stopover::values::secret::Secret;
 use url::Url;
 
 use crate::sqs::Queues;
@@ -31,8 +30,8 @@ pub(crate) struct Settings {
     /// The partition of the region that the functions run in (`AWS_REGION`, which Lambda sets): accounts are of that
     /// one unless the configuration says otherwise.
     pub(crate) partition: Option<Partition>,
-    /// `STOPOVER_SIGNING_KEYS`: the keys that sign tokens where the configuration names none.
-    pub(crate) signing_keys: Option<Secret>,
+    /// `STOPOVER_SIGNING_KEYS_SECRET`: where the keys are that sign tokens, if the configuration does not say.
+    pub(crate) signing_keys: Option<SecretSource>,
 }
 
 impl Settings {
@@ -48,6 +47,9 @@ impl Settings {
         let networks = networks(&variable("STOPOVER_ANONYMOUS_CIDRS").unwrap_or_default())?;
         let sts = variable("AWS_ENDPOINT_URL_STS").filter(|url| !url.is_empty());
         let sts: Option<Url> = sts.map(|url| url.parse().context("AWS_ENDPOINT_URL_STS is no URL")).transpose()?;
+        let signing_keys = variable("STOPOVER_SIGNING_KEYS_SECRET").filter(|arn| !arn.is_empty());
+        let signing_keys = signing_keys.map(StoredSecret::try_from).transpose();
+        let signing_keys = signing_keys.map_err(|error| anyhow!("STOPOVER_SIGNING_KEYS_SECRET {error}"))?;
         let organization = variable("STOPOVER_ORGANIZATION").filter(|id| !id.is_empty());
         let (account, service) = (required("STOPOVER_ACCOUNT")?, required("STOPOVER_SERVICE")?);
         let access = AccessConfig::of_account(account, organization, service, networks, sts).context(
@@ -64,7 +66,7 @@ impl Settings {
             config,
             access,
             partition: variable("AWS_REGION").and_then(|region| Partition::of(&region)),
-            signing_keys: variable("STOPOVER_SIGNING_KEYS").filter(|keys| !keys.is_empty()).map(Secret::new),
+            signing_keys: signing_keys.map(SecretSource::Stored),
         })
     }
 }

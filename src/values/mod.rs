@@ -3,6 +3,7 @@
 pub mod address;
 pub mod deadline;
 pub mod flight;
+pub mod kept;
 pub mod pattern;
 pub mod pull_counter;
 pub mod secret;

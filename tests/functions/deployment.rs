@@ -34,8 +34,9 @@ pub(crate) struct Plan {
 pub(crate) const ACCOUNT: &str = "123456789012";
 pub(crate) const SERVICE: &str = "stopover:123456789012:us-east-1:tests";
 
-/// What a key of 64 letters consists of.
-pub(crate) const SIGNING_KEY: &str = "k";
+/// Where the keys of a deployment are, and the first of them: letters and digits, as the template has them made.
+pub(crate) const KEYS: &str = "arn:aws:secretsmanager:us-east-1:123456789012:secret:SigningKeys-AbCdEf";
+pub(crate) const SIGNING_KEY: &str = "kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk";
 
 /// How many processes answer clients.
 pub(crate) const REGISTRIES: usize = 4;
@@ -113,6 +114,7 @@ impl Plan {
         let access = if chosen { "" } else { "[access]\nanonymous = [\"127.0.0.0/8\"]\n" };
         let text = format!("fresh = \"1h\"\n\n[upstreams.\"{UPSTREAM}\"]\n{}\n{access}", self.upstream);
         std::fs::write(&configuration, text)?;
+        put_keys(endpoints, SIGNING_KEY);
         let path = configuration.path().display().to_string();
         let environment = Environment(endpoints.environment())
             .with("STOPOVER_CONFIG", &path)
@@ -120,11 +122,17 @@ impl Plan {
             .with("STOPOVER_SERVICE", SERVICE)
             .with("STOPOVER_STACK", "tests")
             .with("STOPOVER_ANONYMOUS_CIDRS", self.anonymous.unwrap_or_default())
-            .with("STOPOVER_SIGNING_KEYS", &SIGNING_KEY.repeat(64))
+            .with("STOPOVER_SIGNING_KEYS_SECRET", &format!("{KEYS}#keys"))
             .with("AWS_ENDPOINT_URL_STS", self.sts.as_deref().unwrap_or_default())
             .with("AWS_LAMBDA_LOG_LEVEL", self.log_level);
         Ok((configuration, environment))
     }
+}
+
+/// Replaces the keys of a deployment, as Secrets Manager keeps them.
+pub(crate) fn put_keys(endpoints: &Endpoints, keys: &str) {
+    support::secrets::know("a key that tokens are signed with", keys);
+    endpoints.kept().put_secret(KEYS, &serde_json::json!({ "keys": keys }).to_string());
 }
 
 impl Environment {

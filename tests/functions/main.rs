@@ -12,3 +12,4 @@ mod large;
 mod logs;
 mod pulls;
 mod refusals;
+mod secrets;
