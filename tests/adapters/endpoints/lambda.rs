@@ -180,15 +180,17 @@ async fn a_path_comes_decoded_or_as_it_was_sent() {
 }
 
 #[tokio::test]
-async fn a_failing_function_is_a_502_and_too_long_headers_a_431() {
+async fn a_failing_function_or_too_large_an_answer_is_a_502_and_too_long_headers_a_431() {
     let (_directory, front) = front().await;
-    for path in ["fail", "malformed"] {
+    for path in ["fail", "malformed", "large"] {
         let answer = client().get(format!("{}/{path}", front.url())).send().await.unwrap();
         assert_eq!(answer.status(), 502);
         assert_eq!(answer.text().await.unwrap(), r#"{"message":"Internal Server Error"}"#);
     }
     let long = client().get(front.url()).header("authorization", "x".repeat(10_240)).send().await.unwrap();
     assert_eq!(long.status(), 431);
+    let long = client().get(format!("{}/headers", front.url())).send().await.unwrap();
+    assert_eq!(long.status(), 500);
 }
 
 #[tokio::test]
