@@ -15,6 +15,7 @@ The same files make the same zips: times and owners are not in them.
 import hashlib
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -35,32 +36,25 @@ def zipped(name, path, called, mode):
 
 def bill_of_materials(architecture):
     """Every crate that is linked into the functions, with its licence and the checksum of its source."""
-    command = ["cargo", "metadata", "--format-version=1", "--locked", "--filter-platform", TARGETS[architecture]]
-    metadata = json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
-    packages = {package["id"]: package for package in metadata["packages"]}
-    links = {node["id"]: [one["pkg"] for one in node["deps"] if any(kind["kind"] is None for kind in one["dep_kinds"])] for node in metadata["resolve"]["nodes"]}
-    functions = next(id for id, package in packages.items() if package["name"] == "functions")
-    linked, open_ = {functions}, [functions]
-    while open_:
-        for other in links[open_.pop()]:
-            if other not in linked:
-                linked.add(other)
-                open_.append(other)
+    command = ["cargo", "tree", "--locked", "--package=functions", "--edges=normal", f"--target={TARGETS[architecture]}"]
+    tree = subprocess.run([*command, "--prefix=none", "--format={p}|{l}"], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    linked = {(name, version[1:]): licence.removesuffix(" (*)") for name, version, licence in re.findall(r"^(\S+) ([^|\s]+)[^|]*\|(.*)$", tree.stdout, re.M)}
     locked = tomllib.loads((ROOT / "Cargo.lock").read_text())["package"]
     checksums = {(package["name"], package["version"]): package.get("checksum") for package in locked}
+    subject = next(crate for crate in linked if crate[0] == "functions")
+    del linked[subject]
 
-    def component(package):
-        name, version = package["name"], package["version"]
+    def component(name, version, licence):
         one = {"type": "library", "name": name, "version": version, "purl": f"pkg:cargo/{name}@{version}"}
-        if package.get("license"):
-            one["licenses"] = [{"expression": package["license"].replace("/", " OR ")}]
-        if checksums.get((name, version)):
+        if licence:
+            one["licenses"] = [{"expression": licence.replace("/", " OR ")}]
+        if checksums[name, version]:
             one["hashes"] = [{"alg": "SHA-256", "content": checksums[name, version]}]
         return one
 
-    components = sorted((component(packages[id]) for id in linked - {functions}), key=lambda one: (one["name"], one["version"]))
-    subject = {"type": "application", "name": "stopover", "version": packages[functions]["version"]}
-    return {"bomFormat": "CycloneDX", "specVersion": "1.5", "version": 1, "metadata": {"component": subject}, "components": components}
+    components = [component(*crate, licence) for crate, licence in sorted(linked.items())]
+    application = {"type": "application", "name": "stopover", "version": subject[1]}
+    return {"bomFormat": "CycloneDX", "specVersion": "1.5", "version": 1, "metadata": {"component": application}, "components": components}
 
 
 def main(architecture):

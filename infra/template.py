@@ -9,6 +9,7 @@ With `transform` the two parameters PackageBucket and PackagePrefix say where th
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 
@@ -16,6 +17,9 @@ from cfnlint.api import lint
 from cfnlint.config import ManualArgs
 from samcli.yamlhelper import yaml_parse
 from samtranslator.translator.transform import transform
+
+# The transform wants to know a region, though nothing of it gets into the result.
+os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -127,8 +127,9 @@ async fn a_fill_that_is_stopped_is_gone_on_with_by_another(column: Column) {
         let sent = vast.sent() + 2 * MIB;
         match run_until(&instances[stops % 2], &vast, sent).await.unwrap() {
             Filled::Stored => break,
-            Filled::Parked { progress: true } => stops += 1,
-            other => panic!("{other:?}"),
+            // On a busy machine it may be stopped before a first part is stored.
+            Filled::Parked { .. } if stops < 50 => stops += 1,
+            other => panic!("{other:?}, {stops} times"),
         }
         let reached = checkpoint(&world.cache, &vast).await.map_or(0, |checkpoint| checkpoint.offset);
         assert!(reached >= offset, "no step back");

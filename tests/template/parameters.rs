@@ -1,5 +1,7 @@
 //! What a deployment may choose, and what it gets if it chooses nothing.
 
+use std::process::Command;
+
 use anyhow::{Context as _, Result};
 use regex::Regex;
 use serde_json::{Value, json};
@@ -67,7 +69,9 @@ fn every_parameter_is_described_and_has_its_group() -> Result<()> {
     let grouped: Vec<&str> =
         groups.iter().flat_map(|group| texts(&group["Parameters"])).filter_map(Value::as_str).collect();
     assert_eq!(grouped.len(), parameters.len(), "one is in two groups, or in none");
+    let reference = std::fs::read_to_string(root().join("docs/reference/template.md"))?;
     for (name, parameter) in parameters {
+        assert!(reference.contains(&format!("`{name}`")), "docs/reference/template.md has no {name}");
         assert!(grouped.contains(&name.as_str()), "{name} is in no group");
         assert!(parameter["Description"].as_str().is_some_and(|text| text.len() > 10), "{name} is not described");
         assert!(parameter.get("Default").is_some(), "{name} has to be given");
@@ -112,5 +116,29 @@ fn a_deployment_is_never_open_to_the_world_by_default() -> Result<()> {
         let path = format!("/Resources/Bucket/Properties/PublicAccessBlockConfiguration/{block}");
         assert_eq!(at(&template, &path), true);
     }
+    Ok(())
+}
+
+/// Examples hand the template and the zips of a release to CloudFormation.
+#[test]
+fn the_examples_deploy_what_a_release_has() -> Result<()> {
+    let template = template()?;
+    let names = Regex::new(r#"(?m)^ {4,8}"?([A-Z][A-Za-z]+)"? *[=:] "#)?;
+    for example in ["terraform/main.tf", "cdk/app.py"] {
+        let text = std::fs::read_to_string(root().join("infra/examples").join(example))?;
+        let given: Vec<String> = names.captures_iter(&text).map(|found| found[1].to_owned()).collect();
+        for name in &given {
+            let known =
+                ["PackageBucket", "PackagePrefix"].contains(&&**name) || template["Parameters"][name].is_object();
+            assert!(known, "{example}: {name} is no parameter");
+        }
+        for needed in ["PackageBucket", "PackagePrefix", "Architecture"] {
+            assert!(given.iter().any(|name| name == needed), "{example} gives no {needed}: {given:?}");
+        }
+        assert!(text.contains("template.json"), "{example}");
+    }
+    let check = "import ast, pathlib, sys; ast.parse(pathlib.Path(sys.argv[1]).read_text())";
+    let parsed = Command::new("python3").args(["-c", check]).arg(root().join("infra/examples/cdk/app.py")).status()?;
+    assert!(parsed.success(), "the example of the CDK is no Python");
     Ok(())
 }
