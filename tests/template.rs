@@ -98,9 +98,10 @@ fn texts(value: &Value) -> Vec<&Value> {
 fn statements<'a>(template: &'a Value, function: &str) -> Vec<&'a Value> {
     let policies = at(template, &format!("/Resources/{function}Role/Properties/Policies"));
     let role = json!({ "Ref": format!("{function}Role") });
-    let asked_for = ["PrivateEcrPolicy", "PublicEcrPolicy", "OrganizationPolicy", "UpstreamSecretsPolicy"]
-        .map(|name| at(template, &format!("/Resources/{name}/Properties")));
-    let asked_for = asked_for.into_iter().filter(|policy| texts(&policy["Roles"]).contains(&&role));
+    let resources = at(template, "/Resources").as_object().into_iter().flat_map(|resources| resources.values());
+    let asked_for =
+        resources.filter(|resource| resource["Type"] == "AWS::IAM::Policy").map(|policy| &policy["Properties"]);
+    let asked_for = asked_for.filter(|policy| texts(&policy["Roles"]).contains(&&role));
     let policies = texts(policies).into_iter().chain(asked_for);
     policies.flat_map(|policy| texts(at(policy, "/PolicyDocument/Statement"))).collect()
 }
@@ -234,8 +235,15 @@ fn every_permission_names_its_actions_and_its_resource() -> Result<()> {
                     resource["Fn::Sub"] == of_organization && statement["Action"] == "organizations:DescribeAccount";
                 let named =
                     ["PrivateEcrRepositories", "UpstreamSecretArns"].iter().any(|list| resource["Ref"] == *list);
+                let configuration = resource["Fn::Sub"][0].as_str().is_some_and(|arn| {
+                    [
+                        "arn:${AWS::Partition}:s3:::${Object}",
+                        "arn:${AWS::Partition}:ssm:${AWS::Region}:${AWS::AccountId}:parameter${Name}",
+                    ]
+                    .contains(&arn)
+                });
                 assert!(
-                    own || objects || no_resource || accounts || named,
+                    own || objects || no_resource || accounts || named || configuration,
                     "{function} may touch more than the stack's own resources: {statement}"
                 );
             }

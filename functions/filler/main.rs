@@ -53,8 +53,8 @@ enum PrefetchCommand {
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     tracing::init_default_subscriber();
-    let cache = aws::connect().await?;
-    lambda_runtime::run(service_fn(|event| answer(&cache, event))).await
+    let site = aws::connect(|cache| cache).await?;
+    lambda_runtime::run(service_fn(async |event| answer(&site.current().await?, event).await)).await
 }
 
 async fn answer(cache: &Arc<Cache>, event: LambdaEvent<Event>) -> Result<Value, Error> {
