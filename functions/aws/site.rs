@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use aws_config::SdkConfig;
 use stopover::cache::Cache;
 use stopover::config::{Cold, Config, SecretReference};
@@ -22,6 +22,9 @@ use crate::{DynamoLedger, OwnRole, S3Blobs, SqsFills, dynamo_client, s3_client, 
 const FRESH: Duration = Duration::from_mins(1);
 /// How often, while there is none.
 const FRESH_WITHOUT: Duration = Duration::from_secs(5);
+/// How long a request waits for that, and how long the first one does.
+const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE_WITHOUT: Duration = Duration::from_secs(8);
 /// How many versions are tried where a process starts with a bad one.
 const MOST_VERSIONS: usize = 10;
 
@@ -53,8 +56,10 @@ struct State<T> {
     /// The version that was read last, good or bad.
     version: Option<String>,
     next_at: Timestamp,
-    /// Why the place does not say what is current.
+    /// Why what was read last is not current.
     wrong: Option<String>,
+    /// Why nothing could be read.
+    unread: Option<String>,
 }
 
 impl<T: Clone> Site<T> {
@@ -73,7 +78,7 @@ impl<T: Clone> Site<T> {
         let calls = SignedCalls::new(aws.clone());
         let reader = Reader { calls: calls.clone(), s3: s3_client(&aws) };
         let role = Arc::new(OwnRole::new(calls));
-        let state = State { current: None, version: None, next_at: Timestamp(0), wrong: None };
+        let state = State { current: None, version: None, next_at: Timestamp(0), wrong: None, unread: None };
         let site = Self {
             variables: Box::new(variables),
             place: settings.configuration,
@@ -105,23 +110,26 @@ impl<T: Clone> Site<T> {
             self.follow(&mut state).await;
             state.next_at = now.plus(if state.current.is_some() { FRESH } else { FRESH_WITHOUT });
         }
-        match (&state.current, &state.wrong) {
-            (Some(current), _) => Ok(current.clone()),
-            (None, wrong) => bail!("STOPOVER_CONFIG_URI: {}", wrong.as_deref().unwrap_or_default()),
-        }
+        let State { current, wrong, unread, .. } = &*state;
+        let why = || format!("STOPOVER_CONFIG_URI: {}", unread.as_ref().or(wrong.as_ref()).map_or("", String::as_str));
+        current.clone().with_context(why)
     }
 
     /// Whether the configuration is wrong, or cannot be read: then the one before it is used.
     pub async fn has_configuration_error(&self) -> bool {
-        self.state.lock().await.wrong.is_some()
+        let state = self.state.lock().await;
+        state.wrong.is_some() || state.unread.is_some()
     }
 
     async fn follow(&self, state: &mut State<T>) {
-        match self.reader.read(&self.place, state.version.as_deref()).await {
+        let patience = if state.current.is_some() { PATIENCE } else { PATIENCE_WITHOUT };
+        let read = self.reader.read(&self.place, state.version.as_deref());
+        let late = |_| Err(StoreError::Unavailable("it took too long".into()));
+        match tokio::time::timeout(patience, read).await.unwrap_or_else(late) {
             // It is as it was, and as right or wrong.
-            Ok(None) => {}
+            Ok(None) => state.unread = None,
             Ok(Some(written)) => {
-                state.version = Some(written.version.clone());
+                (state.version, state.unread) = (Some(written.version.clone()), None);
                 match self.parse(&written) {
                     Ok(made) => {
                         tracing::info!(version = written.version, "{} is the configuration", self.place);
@@ -140,11 +148,10 @@ impl<T: Clone> Site<T> {
             }
             Err(error) => {
                 let error = format!("{} cannot be read: {}", self.place, chain(&error));
-                if state.wrong.as_deref() != Some(&error) {
+                if state.unread.as_deref() != Some(&error) {
                     tracing::error!("the configuration stays as it is: {error}");
                 }
-                // What is read next is told, even if it was read before this.
-                (state.wrong, state.version) = (Some(error), None);
+                state.unread = Some(error);
             }
         }
     }
