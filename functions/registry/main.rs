@@ -25,13 +25,13 @@ async fn main() -> Result<(), lambda_http::Error> {
 
 /// The router of the newest good configuration, whichever that is when a request comes.
 fn following(site: Site<Router>) -> Router {
-    let answer = async |State(site): State<Arc<Site<Router>>>, request: Request| match site.current().await {
-        Ok(router) => router.oneshot(request).await.into_response(),
-        Err(_) => {
-            let message = "the configuration of this cache (STOPOVER_CONFIG_URI) cannot be used; its log says why";
-            let headers = [(CONTENT_TYPE, "application/json"), (RETRY_AFTER, "10")];
-            (StatusCode::SERVICE_UNAVAILABLE, headers, ErrorCode::Unavailable.body(message)).into_response()
+    let answer = async |State(site): State<Arc<Site<Router>>>, request: Request| {
+        if let Ok(router) = site.current().await {
+            return router.oneshot(request).await.into_response();
         }
+        let message = "the configuration of this cache (STOPOVER_CONFIG_URI) cannot be used; its log says why";
+        let headers = [(CONTENT_TYPE, "application/json"), (RETRY_AFTER, "10")];
+        (StatusCode::SERVICE_UNAVAILABLE, headers, ErrorCode::Unavailable.body(message)).into_response()
     };
     Router::new().fallback(answer).with_state(Arc::new(site))
 }

@@ -99,6 +99,48 @@ async fn a_good_edit_takes_effect_within_a_minute_and_a_bad_one_changes_nothing(
     Ok(())
 }
 
+/// What [`a_good_edit_takes_effect_within_a_minute_and_a_bad_one_changes_nothing`] says, of processes and their own clocks.
+#[tokio::test]
+async fn a_process_that_runs_follows_a_good_edit_and_logs_one_line_of_a_bad_one() -> Result<()> {
+    let upstream = Scripted::start()?;
+    upstream.image("team/image", "v1", &[b"layer"]);
+    let endpoints = Endpoints::start().await?;
+    let (_file, environment) = Plan::of("http://127.0.0.1:1").environment(&endpoints)?;
+    let denied = written(&upstream, "") + &format!("[rules.\"{UPSTREAM}/team\"]\ndeny = [\"team/*\"]\n");
+    let [good, bad] = PLACES;
+    let mut fronts = Vec::new();
+    for place in PLACES {
+        put(&endpoints, place, &written(&upstream, "")).await?;
+        let environment = environment.with("STOPOVER_CONFIG_URI", place);
+        fronts.push(HttpFront::start(vec![environment.start(REGISTRY).await?])?);
+    }
+    let [of_good, of_bad] = &fronts[..] else { anyhow::bail!("two places") };
+    let status = async |front: &HttpFront| {
+        let url = format!("{}/v2/{UPSTREAM}/team/image/manifests/v1", front.url());
+        anyhow::Ok(request(Method::GET, &url)?.send().await?.status().as_u16())
+    };
+    let errors = || -> Vec<String> {
+        let log: String = of_bad.functions().iter().map(support::lambda::Function::log).collect();
+        log.lines().filter(|line| line.contains("\"ERROR\"")).map(str::to_owned).collect()
+    };
+    put(&endpoints, good, &denied).await?;
+    put(&endpoints, bad, &(denied + "colour = \"red\"\n")).await?;
+    let followed = async {
+        while status(of_good).await? != 403 || errors().is_empty() {
+            ensure!(status(of_bad).await? == 200, "{:?}", errors());
+            // The reason for this pause: the processes look once a minute of their own clocks, and tell nobody.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(2 * MINUTE, followed).await.context("nothing follows")??;
+    ensure!(status(of_bad).await? == 200);
+    let errors = errors();
+    ensure!(errors.len() == 1 && errors[0].contains(&format!("{bad}: line 8, column 1: ")), "{errors:?}");
+    ensure!(errors[0].contains("colour"), "{errors:?}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_process_that_starts_with_a_bad_edit_uses_the_version_before_it_and_logs_one_line() -> Result<()> {
     let upstream = Scripted::start()?;
