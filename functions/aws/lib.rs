@@ -4,6 +4,7 @@
 
 mod attribute;
 mod batch;
+mod configuration;
 mod dynamo;
 mod failure;
 mod item;
@@ -14,25 +15,23 @@ mod role;
 mod s3;
 mod settings;
 mod signed;
+mod site;
 mod sqs;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::ensure;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
 use stopover::cache::Cache;
-use stopover::config::{Cold, Config, SecretReference};
 use stopover::values::time::Clock;
 
 pub use dynamo::DynamoLedger;
 pub use role::OwnRole;
 pub use s3::S3Blobs;
+pub use site::Site;
 pub use sqs::{Queues, Received, Request, SqsFills};
-
-use settings::Settings;
 
 /// Time-outs of calls that move a few kilobytes, for an attempt and in all. Three attempts and the pauses between fit
 /// into the 30 seconds in which a client wants its headers.
@@ -41,55 +40,10 @@ const SHORT_CALLS: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(
 /// For one request to S3, which may carry a part of 64 MiB. The SDK gives up connections that stall long before.
 const S3_ANSWERS: Duration = Duration::from_mins(2);
 
-/// What the functions are made of.
-pub struct Connected {
-    /// The core and its adapters.
-    pub cache: Arc<Cache>,
-    /// The bucket: the registry redirects to more of it than the core does.
-    pub blobs: S3Blobs,
-    /// The queues, through which the filler continues fills.
-    pub fills: SqsFills,
-}
-
-/// Reads the environment and joins the core and its adapters. It calls no service, except for credentials where the
-/// environment has none.
-///
-/// Fails with a sentence for the operator where the environment or `stopover.toml` is wrong.
-pub async fn connect() -> anyhow::Result<Connected> {
-    let variable = |name: &str| std::env::var(name).ok();
-    let settings = Settings::read(variable)?;
-    let mut config = Config::load(settings.config.as_deref(), Cold::Redirect, |secret| read_secret(secret, variable))?;
-    let access = config.access.get_or_insert(settings.access);
-    if access.signing_keys.is_none() {
-        access.signing_keys = settings.signing_keys;
-    }
-    if let Some(iam) = &mut access.iam {
-        iam.partition = iam.partition.or(settings.partition);
-        ensure!(
-            iam.organization.is_none() || iam.partition == settings.partition,
-            "access.iam.organization: an organisation is of the partition that this function runs in, and of no other"
-        );
-    }
-    for (whose, settings) in config.settings() {
-        ensure!(
-            settings.cold != Cold::Follow,
-            "{whose}: cold = \"follow\" needs fills in the same process; here it is \"redirect\" or \"wait\""
-        );
-    }
-    ensure!(config.retention.max_size.is_none(), "max_size is for a cache on one machine; here keep says what stays");
+/// What `make` makes of the cache that the environment of this process describes.
+pub async fn connect<T: Clone>(make: impl Fn(Arc<Cache>) -> T + Send + Sync + 'static) -> anyhow::Result<Site<T>> {
     let aws = aws_config::defaults(BehaviorVersion::latest()).load().await;
-    let blobs = S3Blobs::new(s3_client(&aws), settings.bucket);
-    let ledger = DynamoLedger::new(dynamo_client(&aws), settings.table, blobs.clone());
-    let fills = SqsFills::new(sqs_client(&aws), settings.queues);
-    let role = Arc::new(OwnRole::new(aws));
-    let (stored, ledger, queues) = (Arc::new(blobs.clone()), Arc::new(ledger), Arc::new(fills.clone()));
-    let cache = Arc::new(Cache::new(config, Clock::default(), stored, ledger, queues, Some(role))?);
-    Ok(Connected { cache, blobs, fills })
-}
-
-/// Secrets that are stored are read when they are needed.
-fn read_secret(secret: SecretReference, variable: impl Fn(&str) -> Option<String>) -> Result<String, String> {
-    if let SecretReference::Stored(_) = secret { Ok(String::new()) } else { secret.read(variable) }
+    Site::connect(|name| std::env::var(name).ok(), aws, Clock::default(), make).await
 }
 
 /// The client for a [`DynamoLedger`].

@@ -64,8 +64,12 @@ struct SecretValue {
 
 impl OwnRole {
     /// The role whose credentials this configuration has.
-    pub fn new(aws: SdkConfig) -> Self {
-        Self(SignedCalls::new(aws))
+    pub fn of(aws: SdkConfig) -> Self {
+        Self::new(SignedCalls::new(aws))
+    }
+
+    pub(crate) fn new(calls: SignedCalls) -> Self {
+        Self(calls)
     }
 
     async fn authorization(&self, registry: &Ecr) -> Result<Authorization, StoreError> {

@@ -61,8 +61,8 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(16);
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     aws::log::start();
-    let aws::Connected { cache, fills, .. } = aws::connect().await?;
-    lambda_runtime::run(service_fn(|event| answer(&cache, &fills, event))).await
+    let site = aws::connect(|cache| cache).await?;
+    lambda_runtime::run(service_fn(async |event| answer(&site.current().await?, site.fills(), event).await)).await
 }
 
 async fn answer(cache: &Arc<Cache>, fills: &SqsFills, event: LambdaEvent<Event>) -> Result<Value, Error> {

@@ -30,9 +30,8 @@ const SPARE: Duration = Duration::from_millis(1500);
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const SERVED: HeaderName = HeaderName::from_static("x-stopover");
 
-/// Answers events with a router.
+/// Answers events.
 pub(crate) struct Front {
-    router: Router,
     blobs: S3Blobs,
 }
 
@@ -61,12 +60,16 @@ impl Origin {
 }
 
 impl Front {
-    pub(crate) fn new(router: Router, blobs: S3Blobs) -> Self {
-        Self { router, blobs }
+    pub(crate) fn new(blobs: S3Blobs) -> Self {
+        Self { blobs }
     }
 
-    /// The answer to an event, in time.
-    pub(crate) async fn answer(&self, event: LambdaEvent<Value>) -> Result<Value, Error> {
+    /// The router's answer to an event, in time. There is no router where no configuration is good.
+    pub(crate) async fn answer(
+        &self,
+        router: impl Future<Output = anyhow::Result<Router>>,
+        event: LambdaEvent<Value>,
+    ) -> Result<Value, Error> {
         let (origin, request) = match event::read(event.payload) {
             Ok(read) => read,
             Err(reason) => {
@@ -81,7 +84,10 @@ impl Front {
         let asked = Asked::of(origin, &request);
         let path = request.uri().path().to_owned();
         let answered = deadline::within(ends_at(&event.context), async {
-            let response = self.router.clone().oneshot(request).await?;
+            let response = match router.await {
+                Ok(router) => router.oneshot(request).await?,
+                Err(_) => unconfigured(),
+            };
             count_answer(&response);
             self.pass_on(&asked, response).await
         });
@@ -177,6 +183,13 @@ fn redirect(located: Result<String, StoreError>, mut headers: HeaderMap) -> Opti
 
 fn refusal(status: StatusCode, code: ErrorCode, message: &str) -> Response {
     (status, [(CONTENT_TYPE, "application/json")], code.body(message)).into_response()
+}
+
+/// The log of the function says why.
+fn unconfigured() -> Response {
+    let message = "the configuration of this cache (STOPOVER_CONFIG_URI) cannot be used; its log says why";
+    let refusal = refusal(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, message);
+    ([(RETRY_AFTER, "10")], refusal).into_response()
 }
 
 /// The moment by which the client gets an answer, whatever is under way.

@@ -4,12 +4,15 @@
 mod event;
 mod front;
 
+use front::Front;
 use lambda_runtime::{Error, LambdaEvent, service_fn};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     aws::log::start();
-    let aws::Connected { cache, blobs, .. } = aws::connect().await?;
-    let front = front::Front::new(stopover::http::router(cache), blobs);
-    lambda_runtime::run(service_fn(|event: LambdaEvent<_>| Box::pin(front.answer(event)))).await
+    let site = aws::connect(stopover::http::router).await?;
+    let front = Front::new(site.blobs().clone());
+    // The router of the newest good configuration, whichever that is when a request comes.
+    lambda_runtime::run(service_fn(async |event: LambdaEvent<_>| Box::pin(front.answer(site.current(), event)).await))
+        .await
 }

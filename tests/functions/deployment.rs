@@ -50,7 +50,7 @@ pub(crate) struct Deployment {
 }
 
 /// Calls of one function alone, with the environment that the template gives it.
-pub(crate) struct Environment(Vec<(String, String)>);
+pub(crate) struct Environment(pub(crate) Vec<(String, String)>);
 
 impl Plan {
     /// In front of the upstream at this address.

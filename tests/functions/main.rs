@@ -3,6 +3,7 @@
 
 mod access;
 mod chains;
+mod configuration;
 mod deadline;
 mod deployment;
 mod fills;

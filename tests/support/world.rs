@@ -391,7 +391,7 @@ async fn connect(config: Config, clock: &Clock, endpoints: &Endpoints) -> anyhow
     let blobs = aws::S3Blobs::new(aws::s3_client(&sdk), endpoints.bucket().to_owned());
     let ledger = aws::DynamoLedger::new(patient_dynamo_client(&sdk), endpoints.table().to_owned(), blobs.clone());
     let fills = aws::SqsFills::new(aws::sqs_client(&sdk), queues(endpoints));
-    let role = Arc::new(aws::OwnRole::new(sdk));
+    let role = Arc::new(aws::OwnRole::of(sdk));
     let (blobs, ledger, fills) = (Arc::new(blobs), Arc::new(ledger), Arc::new(fills));
     let cache = Cache::new(config, clock.clone(), blobs, ledger, fills, Some(role))?;
     Ok(Arc::new(cache.with_operator(OperatorSecret::parse(OPERATOR)?)))
