@@ -83,14 +83,17 @@ impl Front {
         }
         let asked = Asked::of(origin, &request);
         let path = request.uri().path().to_owned();
-        let answered = deadline::within(ends_at(&event.context), async {
-            let response = match router.await {
-                Ok(router) => router.oneshot(request).await?,
-                Err(_) => unconfigured(),
-            };
-            count_answer(&response);
-            self.pass_on(&asked, response).await
-        });
+        let answered = deadline::within(
+            ends_at(&event.context),
+            Box::pin(async {
+                let response = match router.await {
+                    Ok(router) => router.oneshot(request).await?,
+                    Err(_) => unconfigured(),
+                };
+                count_answer(&response);
+                self.pass_on(&asked, response).await
+            }),
+        );
         if let Some(answer) = answered.await {
             return answer;
         }
