@@ -3,11 +3,15 @@
 use std::time::Duration;
 
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 
 use super::time::{Clock, Timestamp};
 
 /// The pause after a failure, and between two readings of what is refused.
 const PAUSE: Duration = Duration::from_mins(1);
+
+/// How long a new value is waited for where there is one to use: a client waits.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Keeps a value, and uses it on while it cannot be read again.
 pub struct Kept<V> {
@@ -54,23 +58,27 @@ impl<V: Clone> Kept<V> {
                 held.doubt_at = now.plus(PAUSE);
             }
         }
-        match (read.await, &mut held.last) {
-            (Ok(value), last) => {
-                *last = Some(Last { value: value.clone(), read_at: now, next_at: now.plus(self.fresh) });
-                Ok(value)
-            }
-            (Err(_), Some(last)) if now < last.read_at.plus(self.usable) => {
-                last.next_at = now.plus(PAUSE);
-                Ok(last.value.clone())
-            }
-            (Err(error), _) => Err(error),
-        }
+        let value = match &mut held.last {
+            Some(last) if now < last.read_at.plus(self.usable) => match timeout(PATIENCE, read).await {
+                Ok(Ok(value)) => value,
+                failed => {
+                    if failed.is_err() {
+                        tracing::warn!("what is kept could not be read again in {PATIENCE:?}: it is used on");
+                    }
+                    last.next_at = now.plus(PAUSE);
+                    return Ok(last.value.clone());
+                }
+            },
+            _ => read.await?,
+        };
+        held.last = Some(Last { value: value.clone(), read_at: now, next_at: now.plus(self.fresh) });
+        Ok(value)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::future::ready;
+    use std::future::{pending, ready};
 
     use super::*;
 
@@ -97,5 +105,16 @@ mod tests {
         assert_eq!(get(0, Ok(4)).await, Ok(4));
         clock.advance(Duration::from_hours(1));
         assert_eq!(get(0, Err("trouble")).await, Err("trouble"), "not for ever");
+    }
+    #[tokio::test(start_paused = true)]
+    async fn a_value_that_can_be_used_is_not_waited_for_long() {
+        let clock = Clock::manual(Timestamp(1_800_000_000));
+        let kept = Kept::new(clock.clone(), FRESH, Duration::from_hours(1));
+        assert_eq!(kept.get(|_| false, ready(Ok::<_, ()>(1))).await, Ok(1));
+        clock.advance(FRESH);
+        let begun = tokio::time::Instant::now();
+        assert_eq!(kept.get(|_| false, pending::<Result<u8, ()>>()).await, Ok(1));
+        assert_eq!(kept.get(|_| false, pending::<Result<u8, ()>>()).await, Ok(1), "a pause after that");
+        assert_eq!(begun.elapsed(), PATIENCE);
     }
 }
