@@ -19,7 +19,8 @@ import tempfile
 import time
 import urllib.request
 
-import template
+sys.dont_write_bytecode = True
+import template  # noqa: E402, beside this file
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv" / "emulator"
