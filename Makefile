@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: help setup check conventions test package bench
+.PHONY: help setup check conventions test package rehearsal bench
 
 # The tools of `make setup` come first; SAM validates offline, but wants to know a region.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -55,6 +55,9 @@ package: $(setup_stamp) ## The functions as a deployment uploads them, in .aws-s
 	STOPOVER_CONFIG_ENV=$(architecture) STOPOVER_BOOTSTRAPS=$(CURDIR)/.aws-sam/build cargo test --locked --workspace --test package --test functions
 	# One panic costs one request, in what users run too.
 	cargo test --locked --release --package stopover --bin stopover panics
+
+rehearsal: $(setup_stamp) ## Deploy, upgrade and delete the stack on an emulator of AWS, for each set of parameters
+	python infra/rehearse.py
 
 bench: $(setup_stamp) ## Measure Stopover beside docker-registry, nginx and curl; writes docs/explanation/benchmarks.md
 	cargo build --locked --release --package stopover

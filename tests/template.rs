@@ -416,6 +416,30 @@ fn what_is_stored_is_never_replaced() -> Result<()> {
     Ok(())
 }
 
+/// What each function does to each queue: the sets of actions above do not tell one queue from the other.
+#[test]
+fn each_function_may_do_to_each_queue_what_it_does() -> Result<()> {
+    let template = template()?;
+    let may = |function: &str, queue: &str| -> BTreeSet<String> {
+        let arn = json!({ "Fn::GetAtt": format!("{queue}.Arn") });
+        let about = statements(&template, function).into_iter().filter(|one| texts(&one["Resource"]).contains(&&arn));
+        let actions = about.flat_map(|statement| texts(&statement["Action"])).filter_map(Value::as_str);
+        actions.filter_map(|action| Some(action.strip_prefix("sqs:")?.to_owned())).collect()
+    };
+    let set = |actions: &[&str]| actions.iter().map(|action| (*action).to_owned()).collect::<BTreeSet<_>>();
+    // The event source receives and deletes; the filler continues fills, and puts failed ones off.
+    let worked_off =
+        ["ChangeMessageVisibility", "DeleteMessage", "GetQueueAttributes", "ReceiveMessage", "SendMessage"];
+    for queue in ["FillQueue", "BackgroundFillQueue"] {
+        assert_eq!(may("Filler", queue), set(&worked_off), "{queue}");
+        assert_eq!(may("Registry", queue), set(&["SendMessage"]), "{queue}");
+    }
+    // Operators list and retry; only SQS itself writes there.
+    let read = ["ChangeMessageVisibility", "DeleteMessage", "ReceiveMessage"];
+    assert_eq!((may("Filler", "DeadFillQueue"), may("Registry", "DeadFillQueue")), (set(&read), set(&[])));
+    Ok(())
+}
+
 #[test]
 fn a_chain_of_continuations_is_not_stopped_by_lambda() -> Result<()> {
     assert_eq!(at(&template()?, "/Resources/FillerFunction/Properties/RecursiveLoop"), "Allow");
