@@ -29,9 +29,6 @@ EMULATOR = "ministack[full]==1.5.33"
 # Alarms that compute something from several metrics, which the emulator refuses.
 UNKNOWN_TO_THE_EMULATOR = ["ApiErrorsAlarm", "ThrottlesAlarm", "TableThrottlesAlarm"]
 
-# Parameters that name what would have to be there.
-ABSENT = ["DockerHubSecretArn"]
-
 
 def installed():
     if not (VENV / "bin" / "ministack").exists():
@@ -102,7 +99,7 @@ def main():
             deploy = ["sam", "deploy", "--template-file", file, "--resolve-s3"]
             deploy += ["--capabilities", "CAPABILITY_IAM", "--no-confirm-changeset", "--stack-name"]
             for number, (name, parameters) in enumerate(template.PARAMETERS.items()):
-                listed = {key: ",".join(value) if isinstance(value, list) else value for key, value in parameters.items() if key not in ABSENT}
+                listed = {key: ",".join(value) if isinstance(value, list) else value for key, value in parameters.items()}
                 # A name is that of one stack.
                 listed = {key: value.replace("cache.", f"cache{number}.") for key, value in listed.items()}
                 overrides = [f"{key}={value}" for key, value in ({"AnonymousCidrs": "192.0.2.0/24"} | listed).items()]

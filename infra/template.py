@@ -44,7 +44,7 @@ PARAMETERS = {
     "by the rules of an organization": NAME | {
         "Organization": "o-a1b2c3d4e5",
         "PrivateEcrRepositories": ["arn:aws:ecr:eu-west-1:123456789012:repository/*"],
-        "UpstreamSecretArns": "arn:aws:secretsmanager:eu-west-1:123456789012:secret:hub-AbCdEf",
+        "UpstreamSecretArns": ["arn:aws:secretsmanager:eu-west-1:123456789012:secret:hub-AbCdEf"],
         "ConfigurationUri": "ssm:/stopover/configuration",
         "PermissionsBoundaryArn": "arn:aws:iam::123456789012:policy/boundary",
         "RolePath": "/platform/",

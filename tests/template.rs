@@ -49,13 +49,12 @@ const ACTIONS: [(&str, &str); 24] = [
 ];
 
 /// Granted although no adapter calls them, and why.
-const GRANTED_TO_THE_PLATFORM: [(&str, &str); 6] = [
+const GRANTED_TO_THE_PLATFORM: [(&str, &str); 5] = [
     ("kms:Decrypt", "services that keep data for the functions, with a key of the operator"),
     ("kms:GenerateDataKey", "services that keep data for the functions, with a key of the operator"),
     ("logs:CreateLogStream", "Lambda writes the function's log in its name"),
     ("logs:PutLogEvents", "Lambda writes the function's log in its name"),
     ("sqs:GetQueueAttributes", "the event source mapping, in the filler's name"),
-    ("ssm:GetParameter", "the configuration, where ConfigurationUri names a parameter: no SDK has to be loaded for it"),
 ];
 
 /// What ECR checks when its registry is asked over HTTP, as by any client (ECR, "Pulling an image").

@@ -13,5 +13,6 @@ async fn main() -> Result<(), Error> {
     let site = aws::connect(stopover::http::router).await?;
     let front = Front::new(site.blobs().clone());
     // The router of the newest good configuration, whichever that is when a request comes.
-    lambda_runtime::run(service_fn(async |event: LambdaEvent<_>| Box::pin(front.answer(site.current(), event)).await)).await
+    lambda_runtime::run(service_fn(async |event: LambdaEvent<_>| Box::pin(front.answer(site.current(), event)).await))
+        .await
 }
