@@ -4,14 +4,14 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: help setup check conventions test package bench
+.PHONY: help setup check conventions test package rehearsal bench
 
 # The tools of `make setup` come first; SAM validates offline, but wants to know a region.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export SAM_CLI_TELEMETRY := 0
 export AWS_DEFAULT_REGION ?= us-east-1
 
-# Functions are built for this machine; a deployment chooses by the template's parameter (arm64 by default).
+# Functions are built for this machine; samconfig.toml has an environment of this name.
 architecture := $(if $(filter aarch64 arm64,$(shell uname -m)),arm64,x86_64)
 bootstraps := .aws-sam/build/RegistryFunction/bootstrap .aws-sam/build/FillerFunction/bootstrap
 # One stamp per content of the script: a change of it installs again.
@@ -33,6 +33,7 @@ check: conventions ## Formatting, lints, dependencies: licences, bans, sources, 
 conventions: $(setup_stamp) ## The same without the lints
 	cargo fmt --all --check
 	sam validate --lint
+	python infra/template.py check
 	if grep -rnE '\basync (fn|move|\{)|\.await\b' src/oci; then echo "src/oci is pure: no async there" >&2; exit 1; fi
 	cargo deny --workspace --locked check --hide-inclusion-graph bans licenses sources
 	if reason=$$(cargo deny --workspace --locked fetch db 2>&1); then
@@ -44,16 +45,19 @@ conventions: $(setup_stamp) ## The same without the lints
 test: ## Everything: unit tests, behaviours, the real programs and clients; a skipped test is a failure
 	@infra/test.py setup
 
-package: $(setup_stamp) ## The functions as a deployment uploads them, in .aws-sam/build; what is only true of those is tested
+package: $(setup_stamp) ## The functions as a deployment uploads them, in .aws-sam: zips, template, checksums, SBOM; and their tests
 	rm -f $(bootstraps)
-	sam build --parameter-overrides Architecture=$(architecture)
+	sam build --config-env $(architecture)
 	for bootstrap in $(bootstraps); do
 	  [ -x "$$bootstrap" ] || { echo "package: sam build left no $$bootstrap" >&2; exit 1; }
 	done
-	wc --bytes $(bootstraps)
-	STOPOVER_BOOTSTRAPS=$(CURDIR)/.aws-sam/build cargo test --locked --workspace --test package --test functions
+	python infra/package.py $(architecture)
+	STOPOVER_CONFIG_ENV=$(architecture) STOPOVER_BOOTSTRAPS=$(CURDIR)/.aws-sam/build cargo test --locked --workspace --test package --test functions
 	# One panic costs one request, in what users run too.
 	cargo test --locked --release --package stopover --bin stopover panics
+
+rehearsal: $(setup_stamp) ## Deploy, upgrade and delete the stack on an emulator of AWS, for each set of parameters
+	python infra/rehearse.py
 
 bench: $(setup_stamp) ## Measure Stopover beside docker-registry, nginx and curl; writes docs/explanation/benchmarks.md
 	cargo build --locked --release --package stopover

@@ -2,18 +2,17 @@
 
 use std::sync::Arc;
 
-use crate::access::token::{InvalidKeys, TokenKeys};
-use crate::access::{Access, OperatorSecret, Organization};
+use crate::access::token::InvalidKeys;
+use crate::access::{Access, Keys, OperatorSecret};
 use crate::config::Config;
 use crate::core::Core;
 use crate::errors::UpstreamError;
 use crate::fill::Fill;
 use crate::membership::Membership;
 use crate::operate::Operate;
-use crate::ports::{Blobs, Fills, Ledger};
+use crate::ports::{Blobs, Cloud, Fills, Ledger};
 use crate::prefetch::Prefetch;
 use crate::pull::Pull;
-use crate::upstream::Issuer;
 use crate::values::time::Clock;
 
 /// The paths of the cache over one core.
@@ -40,23 +39,22 @@ impl Cache {
         blobs: Arc<dyn Blobs>,
         ledger: Arc<dyn Ledger>,
         fills: Arc<dyn Fills>,
-        issuer: Option<&Arc<dyn Issuer>>,
-        organization: Option<Arc<dyn Organization>>,
+        cloud: Option<Arc<dyn Cloud>>,
     ) -> Result<Self, CacheError> {
         for warning in &config.warnings {
             tracing::warn!("stopover.toml: {warning}");
         }
         let access = config.access();
-        let core = Arc::new(Core::new(config, clock.clone(), (blobs, Arc::clone(&ledger), fills), issuer)?);
+        let core = Arc::new(Core::new(config, clock.clone(), (blobs, Arc::clone(&ledger), fills), cloud.as_ref())?);
         let keys = match (access.has_logins(), &access.signing_keys) {
-            (true, Some(keys)) => Some(TokenKeys::parse(keys.as_str(), clock.clone())?),
+            (true, Some(keys)) => Some(Keys::new(keys, cloud.clone(), clock.clone())?.ok_or(CacheError::NoKeys)?),
             (true, None) => return Err(CacheError::NoKeys),
             (false, _) => None,
         };
-        if access.iam.as_ref().is_some_and(|iam| iam.organization.is_some()) && organization.is_none() {
+        if access.iam.as_ref().is_some_and(|iam| iam.organization.is_some()) && cloud.is_none() {
             return Err(CacheError::NoOrganization);
         }
-        let access = Access::new(access, keys, clock, ledger, organization).map_err(CacheError::Client)?;
+        let access = Access::new(access, keys, clock, ledger, cloud).map_err(CacheError::Client)?;
         let access = Arc::new(access);
         let membership = Arc::new(Membership::new(Arc::clone(&core)));
         let fill = Arc::new(Fill::new(Arc::clone(&core), Arc::clone(&membership)));

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use crate::budget::Budgets;
 use crate::config::Config;
 use crate::errors::UpstreamError;
-use crate::ports::{Blobs, Fills, Ledger};
-use crate::upstream::{Issuer, Upstreams};
+use crate::ports::{Blobs, Cloud, Fills, Ledger};
+use crate::upstream::Upstreams;
 use crate::values::time::Clock;
 
 /// Settings, upstreams, storage, and the budgets of callers.
@@ -28,9 +28,9 @@ impl Core {
         config: Config,
         clock: Clock,
         (blobs, ledger, fills): (Arc<dyn Blobs>, Arc<dyn Ledger>, Arc<dyn Fills>),
-        issuer: Option<&Arc<dyn Issuer>>,
+        cloud: Option<&Arc<dyn Cloud>>,
     ) -> Result<Self, UpstreamError> {
-        let upstreams = Upstreams::new(&config, &clock, &ledger, issuer)?;
+        let upstreams = Upstreams::new(&config, &clock, &ledger, cloud)?;
         let budgets = Budgets::new(config.budgets, clock.clone());
         Ok(Self { config, clock, upstreams, blobs, ledger, fills, budgets })
     }

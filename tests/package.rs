@@ -36,6 +36,58 @@ fn the_built_functions_run_on_amazon_linux_2023() -> Result<()> {
     Ok(())
 }
 
+/// The field `e_machine` of an ELF header. A program of the other architecture ends with "exec format error" at each start.
+#[test]
+fn the_built_functions_are_of_the_architecture_that_is_deployed() -> Result<()> {
+    let environment = std::env::var("STOPOVER_CONFIG_ENV").context("STOPOVER_CONFIG_ENV: run `make package`")?;
+    let samconfig = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../samconfig.toml"))?;
+    let samconfig: toml::Table = samconfig.parse()?;
+    let overrides =
+        samconfig.get(&environment).and_then(|all| all.get("global")?.get("parameters")?.get("parameter_overrides"));
+    let overrides = overrides.and_then(toml::Value::as_array).context("samconfig.toml has no such environment")?;
+    let mut deployed = overrides.iter().filter_map(|text| text.as_str()?.strip_prefix("Architecture="));
+    let machine: u16 = match deployed.next() {
+        Some("x86_64") => 62,
+        Some("arm64") => 183,
+        other => anyhow::bail!("samconfig.toml deploys {other:?}"),
+    };
+    for function in FUNCTIONS {
+        let (path, program) = program(function)?;
+        ensure!(program.starts_with(b"\x7fELF"), "{} is no program of Linux", path.display());
+        let built = program.get(18..20).and_then(|bytes| bytes.try_into().ok()).map(u16::from_le_bytes);
+        ensure!(built == Some(machine), "{} is of machine {built:?}, {environment} deploys {machine}", path.display());
+    }
+    Ok(())
+}
+
+/// What those who deploy without Rust need.
+#[test]
+fn a_release_has_the_zips_that_its_template_names_and_their_checksums() -> Result<()> {
+    let environment = std::env::var("STOPOVER_CONFIG_ENV").context("STOPOVER_CONFIG_ENV: run `make package`")?;
+    let release = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.aws-sam/release");
+    let read = |name: &str| std::fs::read(release.join(name)).with_context(|| format!("no {name}: run `make package`"));
+    let template = String::from_utf8(read("template.json")?)?;
+    ensure!(!template.contains("AWS::Serverless"), "SAM would still have to transform it");
+    let sums = String::from_utf8(read("SHA256SUMS")?)?;
+    for name in ["registry-${Architecture}.zip", "filler-${Architecture}.zip", "configuration.zip"] {
+        ensure!(template.contains(&format!("${{PackagePrefix}}{name}")), "the template has no {name}");
+        let zip = read(&name.replace("${Architecture}", &environment))?;
+        ensure!(zip.starts_with(b"PK\x03\x04"), "{name} is no zip");
+    }
+    for name in sums.lines().filter_map(|line| line.split_once("  ")).map(|(_, name)| name) {
+        let mut check = std::process::Command::new("sha256sum");
+        let checked =
+            check.args(["--check", "--status", "--ignore-missing", "SHA256SUMS"]).current_dir(&release).status()?;
+        ensure!(checked.success(), "{name} and the others do not have the sums of SHA256SUMS");
+    }
+    let materials: serde_json::Value = serde_json::from_slice(&read(&format!("sbom-{environment}.json"))?)?;
+    let components = materials["components"].as_array().context("no components")?;
+    for name in ["stopover", "aws-sdk-s3", "rustls"] {
+        ensure!(components.iter().any(|component| component["name"] == name), "{name} is not in it");
+    }
+    Ok(())
+}
+
 #[test]
 fn the_built_functions_are_small_and_have_no_debug_information() -> Result<()> {
     for function in FUNCTIONS {

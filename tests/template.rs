@@ -3,6 +3,11 @@
 
 #![expect(clippy::panic, clippy::string_slice, reason = "a panic is how a test fails, in its helpers too")]
 
+#[path = "template/parameters.rs"]
+mod parameters;
+#[path = "template/watching.rs"]
+mod watching;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,7 +21,7 @@ const FUNCTIONS: [&str; 2] = ["Registry", "Filler"];
 
 /// SDK operation → what IAM calls it (Service Authorization Reference). Multipart uploads are `s3:PutObject`, HEAD is
 /// `s3:GetObject`.
-const ACTIONS: [(&str, &str); 26] = [
+const ACTIONS: [(&str, &str); 24] = [
     ("batch_get_item", "dynamodb:BatchGetItem"),
     ("batch_write_item", "dynamodb:BatchWriteItem"),
     ("delete_item", "dynamodb:DeleteItem"),
@@ -25,8 +30,6 @@ const ACTIONS: [(&str, &str); 26] = [
     ("query", "dynamodb:Query"),
     ("scan", "dynamodb:Scan"),
     ("update_item", "dynamodb:UpdateItem"),
-    ("get_authorization_token", "ecr:GetAuthorizationToken"),
-    ("describe_account", "organizations:DescribeAccount"),
     ("abort_multipart_upload", "s3:AbortMultipartUpload"),
     ("complete_multipart_upload", "s3:PutObject"),
     ("create_multipart_upload", "s3:PutObject"),
@@ -46,15 +49,16 @@ const ACTIONS: [(&str, &str); 26] = [
 ];
 
 /// Granted although no adapter calls them, and why.
-const GRANTED_TO_THE_PLATFORM: [(&str, &str); 3] = [
+const GRANTED_TO_THE_PLATFORM: [(&str, &str); 5] = [
+    ("kms:Decrypt", "services that keep data for the functions, with a key of the operator"),
+    ("kms:GenerateDataKey", "services that keep data for the functions, with a key of the operator"),
     ("logs:CreateLogStream", "Lambda writes the function's log in its name"),
     ("logs:PutLogEvents", "Lambda writes the function's log in its name"),
     ("sqs:GetQueueAttributes", "the event source mapping, in the filler's name"),
 ];
 
 /// What ECR checks when its registry is asked over HTTP, as by any client (ECR, "Pulling an image").
-const GRANTED_FOR_PULLS_FROM_ECR: [&str; 4] =
-    ["ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer", "ecr:ListImageReferrers", "ecr:ListImages"];
+const GRANTED_FOR_PULLS_FROM_ECR: [&str; 3] = ["ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer", "ecr:ListImages"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -100,9 +104,10 @@ fn texts(value: &Value) -> Vec<&Value> {
 fn statements<'a>(template: &'a Value, function: &str) -> Vec<&'a Value> {
     let policies = at(template, &format!("/Resources/{function}Role/Properties/Policies"));
     let role = json!({ "Ref": format!("{function}Role") });
+    let resources = at(template, "/Resources").as_object().into_iter().flat_map(|resources| resources.values());
     let asked_for =
-        ["PrivateEcrPolicy", "OrganizationPolicy"].map(|name| at(template, &format!("/Resources/{name}/Properties")));
-    let asked_for = asked_for.into_iter().filter(|policy| texts(&policy["Roles"]).contains(&&role));
+        resources.filter(|resource| resource["Type"] == "AWS::IAM::Policy").map(|policy| &policy["Properties"]);
+    let asked_for = asked_for.filter(|policy| texts(&policy["Roles"]).contains(&&role));
     let policies = texts(policies).into_iter().chain(asked_for);
     policies.flat_map(|policy| texts(at(policy, "/PolicyDocument/Statement"))).collect()
 }
@@ -131,7 +136,7 @@ fn sdk_operations() -> Result<BTreeSet<String>> {
     ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
     let metadata: Value = serde_json::from_slice(&output.stdout)?;
     let mut operations = BTreeSet::new();
-    for name in ["aws-sdk-dynamodb", "aws-sdk-ecr", "aws-sdk-organizations", "aws-sdk-s3", "aws-sdk-sqs"] {
+    for name in ["aws-sdk-dynamodb", "aws-sdk-s3", "aws-sdk-sqs"] {
         let package = texts(at(&metadata, "/packages")).into_iter().find(|package| package["name"] == name);
         let manifest = package.and_then(|package| package["manifest_path"].as_str()).context(name)?;
         let directory = Path::new(manifest).with_file_name("src").join("operation");
@@ -159,6 +164,15 @@ fn operations_called() -> Result<BTreeSet<String>> {
     Ok(called)
 }
 
+/// The actions of the operations that are called without a client of the SDK: `actions: &["…", "…"]`.
+fn actions_of_signed_calls() -> Result<BTreeSet<String>> {
+    let mut sources = String::new();
+    rust_sources(&root().join("functions/aws"), &mut sources)?;
+    let lists = sources.split("actions: &[").skip(1).filter_map(|rest| rest.split(']').next());
+    let actions = lists.flat_map(|list| list.split('"').skip(1).step_by(2)).map(str::to_owned);
+    Ok(actions.filter(|action| action.contains(':')).collect())
+}
+
 #[test]
 fn only_functions_abort_when_something_panics() -> Result<()> {
     let panic = |path: &str| -> Result<Option<String>> {
@@ -181,6 +195,9 @@ fn the_functions_may_do_exactly_what_their_adapters_call() -> Result<()> {
         called.insert(*action.with_context(|| format!("no IAM action is known for {operation}: add it to ACTIONS"))?);
     }
     ensure!(!called.is_empty(), "no SDK call was found in functions/aws");
+    let signed = actions_of_signed_calls()?;
+    ensure!(signed.len() >= 5, "{signed:?}");
+    called.extend(signed.iter().map(String::as_str));
 
     let template = template()?;
     let granted: BTreeSet<&str> = FUNCTIONS
@@ -211,15 +228,29 @@ fn every_permission_names_its_actions_and_its_resource() -> Result<()> {
                 assert!(action.as_str().is_some_and(|action| !action.contains('*')), "{statement}");
             }
             for resource in texts(&statement["Resource"]) {
-                let own = resource.get("Fn::GetAtt").is_some();
+                let own = resource.get("Fn::GetAtt").is_some() || resource["Ref"] == "SigningKeys";
                 let objects = resource["Fn::Sub"] == "${Bucket.Arn}/blobs/*";
-                let no_resource = resource == "*" && statement["Action"] == "ecr:GetAuthorizationToken";
+                let login = |action: &&Value| {
+                    ["ecr:GetAuthorizationToken", "ecr-public:GetAuthorizationToken", "sts:GetServiceBearerToken"]
+                        .iter()
+                        .any(|login| *action == login)
+                };
+                let no_resource = resource == "*" && texts(&statement["Action"]).iter().all(login);
                 let of_organization = "arn:${AWS::Partition}:organizations::*:account/${Organization}/*";
                 let accounts =
                     resource["Fn::Sub"] == of_organization && statement["Action"] == "organizations:DescribeAccount";
-                let named = resource["Ref"] == "PrivateEcrRepositories";
+                let named = ["PrivateEcrRepositories", "UpstreamSecretArns", "KeyArn"]
+                    .iter()
+                    .any(|list| resource["Ref"] == *list);
+                let configuration = resource["Fn::Sub"][0].as_str().is_some_and(|arn| {
+                    [
+                        "arn:${AWS::Partition}:s3:::${Object}",
+                        "arn:${AWS::Partition}:ssm:${AWS::Region}:${AWS::AccountId}:parameter${Name}",
+                    ]
+                    .contains(&arn)
+                });
                 assert!(
-                    own || objects || no_resource || accounts || named,
+                    own || objects || no_resource || accounts || named || configuration,
                     "{function} may touch more than the stack's own resources: {statement}"
                 );
             }
@@ -239,50 +270,10 @@ fn the_environment_is_what_the_functions_read() -> Result<()> {
         });
         names.collect()
     };
-    // A secret is read by the name that the configuration gives it.
-    let configuration = std::fs::read_to_string(root().join("infra/config/stopover.toml"))?;
-    let expected = &read(&functions) | &read(&configuration);
+    let expected = read(&functions);
     let template = template()?;
     let variables = at(&template, "/Globals/Function/Environment/Variables").as_object().context("no variables")?;
     assert_eq!(variables.keys().cloned().collect::<BTreeSet<_>>(), expected, "left: template.yaml, right: functions/");
-    Ok(())
-}
-
-#[test]
-fn a_deployment_is_never_open_to_the_world_by_default() -> Result<()> {
-    let template = template()?;
-    let networks = at(&template, "/Parameters/AnonymousCidrs");
-    assert_eq!(networks["Default"], "", "nobody without a login");
-    let pattern = networks["AllowedPattern"].as_str().context("no pattern")?;
-    let pattern = Regex::new(pattern)?;
-    for (network, accepted) in [
-        ("", true),
-        ("10.0.0.0/8", true),
-        ("203.0.113.7/32", true),
-        ("2001:db8::/32", true),
-        ("0.0.0.0/0", false),
-        ("::/0", false),
-        ("0.0.0.0/00", false),
-        ("10.0.0.0", false),
-        ("10.0.0.0/8 0.0.0.0/0", false),
-        ("10.0.0.0/8\n0.0.0.0/0", false),
-    ] {
-        assert_eq!(pattern.is_match(network), accepted, "{network:?}");
-    }
-    let variables = at(&template, "/Globals/Function/Environment/Variables");
-    assert_eq!(variables["STOPOVER_ANONYMOUS_CIDRS"], json!({ "Fn::Join": [",", { "Ref": "AnonymousCidrs" }] }));
-    assert_eq!(variables["STOPOVER_ACCOUNT"], json!({ "Ref": "AWS::AccountId" }));
-    let service = "stopover:${AWS::AccountId}:${AWS::Region}:${AWS::StackName}";
-    assert_eq!(variables["STOPOVER_SERVICE"], json!({ "Fn::Sub": service }), "no other stack has it");
-    assert_eq!(at(&template, "/Outputs/Service/Value"), &variables["STOPOVER_SERVICE"]);
-    let configuration = std::fs::read_to_string(root().join("infra/config/stopover.toml"))?;
-    let written = configuration.lines().filter(|line| !line.trim_start().starts_with('#'));
-    assert!(!written.collect::<String>().contains("access"), "the defaults hold until somebody chooses");
-    assert!(template.pointer("/Resources/HttpApi/Properties/CorsConfiguration").is_none());
-    for block in ["BlockPublicAcls", "BlockPublicPolicy", "IgnorePublicAcls", "RestrictPublicBuckets"] {
-        let path = format!("/Resources/Bucket/Properties/PublicAccessBlockConfiguration/{block}");
-        assert_eq!(at(&template, &path), true);
-    }
     Ok(())
 }
 
@@ -296,8 +287,27 @@ fn the_signing_key_of_a_deployment_is_made_by_aws_and_long_enough() -> Result<()
     assert_eq!(keys.len() as u64, length);
     stopover::access::token::TokenKeys::parse(&keys, stopover::values::time::Clock::default())?;
     let variables = at(&template, "/Globals/Function/Environment/Variables");
-    let reference = "{{resolve:secretsmanager:${SigningKeys}:SecretString:keys}}";
-    assert_eq!(variables["STOPOVER_SIGNING_KEYS"], json!({ "Fn::Sub": reference }));
+    assert_eq!(variables["STOPOVER_SIGNING_KEYS_SECRET"], json!({ "Fn::Sub": "${SigningKeys}#keys" }));
+    Ok(())
+}
+
+#[test]
+fn no_environment_holds_a_secret_and_each_function_may_read_only_those_it_needs() -> Result<()> {
+    let template = template()?;
+    ensure!(
+        !template.to_string().contains("resolve:"),
+        "what CloudFormation resolves is read by all who may list functions"
+    );
+    let readable = |function: &str| -> Vec<&Value> {
+        let statements = statements(&template, function);
+        let read = statements.into_iter().filter(|statement| statement["Action"] == "secretsmanager:GetSecretValue");
+        read.flat_map(|statement| texts(&statement["Resource"])).collect()
+    };
+    let (keys, named) = (json!({ "Ref": "SigningKeys" }), json!({ "Ref": "UpstreamSecretArns" }));
+    assert_eq!(readable("Registry"), [&keys, &named]);
+    assert_eq!(readable("Filler"), [&named], "it lets no caller in");
+    assert_eq!(at(&template, "/Parameters/UpstreamSecretArns/Default"), "");
+    assert_eq!(at(&template, "/Resources/UpstreamSecretsPolicy/Condition"), "HasUpstreamSecrets");
     Ok(())
 }
 
@@ -322,13 +332,14 @@ fn stored_data_outlives_the_stack() -> Result<()> {
     Ok(())
 }
 
+/// Lambda refuses queues that hide messages for less time than the function may take. More only delays what was killed.
 #[test]
-fn a_fill_is_hidden_six_times_as_long_as_it_may_run_and_given_up_after_five_attempts() -> Result<()> {
+fn a_fill_is_hidden_a_minute_longer_than_it_may_run_and_given_up_after_five_attempts() -> Result<()> {
     let template = template()?;
     let seconds = |path: &str| at(&template, path).as_u64().with_context(|| format!("{path} is no number"));
     let timeout = seconds("/Resources/FillerFunction/Properties/Timeout")?;
     for (queue, event) in [("FillQueue", "Fill"), ("BackgroundFillQueue", "BackgroundFill")] {
-        assert_eq!(seconds(&format!("/Resources/{queue}/Properties/VisibilityTimeout"))?, 6 * timeout);
+        assert_eq!(seconds(&format!("/Resources/{queue}/Properties/VisibilityTimeout"))?, timeout + 60);
         let redrive = at(&template, &format!("/Resources/{queue}/Properties/RedrivePolicy"));
         assert_eq!(redrive["maxReceiveCount"], 5);
         assert_eq!(redrive["deadLetterTargetArn"], json!({ "Fn::GetAtt": "DeadFillQueue.Arn" }));
@@ -354,6 +365,82 @@ fn due_schedules_are_looked_for_once_in_every_tick() -> Result<()> {
 fn the_filler_sweeps_once_a_day() -> Result<()> {
     let template = template()?;
     let event = at(&template, "/Resources/FillerFunction/Properties/Events/Sweep/Properties");
-    assert_eq!((&event["Schedule"], &event["Input"]), (&json!("rate(1 day)"), &json!(r#"{"sweep": {}}"#)));
+    assert_eq!((&event["Schedule"], &event["Input"]), (&json!("cron(43 3 * * ? *)"), &json!(r#"{"sweep": {}}"#)));
+    Ok(())
+}
+
+/// Robots are the only items that a caller of the registry may not cause to be written.
+#[test]
+fn the_registry_writes_every_kind_of_item_but_robots() -> Result<()> {
+    let template = template()?;
+    let items = std::fs::read_to_string(root().join("functions/aws/item.rs"))?;
+    let keys = Regex::new(r#"\bkey\((?:format!\()?"([a-z]+#?)"#)?;
+    let kinds: BTreeSet<String> = keys.captures_iter(&items).map(|found| found[1].to_owned()).collect();
+    ensure!(kinds.contains("robots") && kinds.contains("repo#"), "{kinds:?}");
+    let of_registry = statements(&template, "Registry");
+    let writes = |statement: &&&Value| texts(&statement["Action"]).contains(&&json!("dynamodb:PutItem"));
+    let statement = of_registry.iter().find(writes).context("no statement lets it write")?;
+    let allowed = texts(at(statement, "/Condition/ForAllValues:StringLike/dynamodb:LeadingKeys"));
+    let allowed = allowed.into_iter().filter_map(|key| Some(key.as_str()?.trim_end_matches('*').to_owned()));
+    let expected = kinds.into_iter().filter(|kind| kind != "robots");
+    assert_eq!(
+        allowed.collect::<BTreeSet<_>>(),
+        expected.collect(),
+        "left: template.yaml, right: functions/aws/item.rs"
+    );
+    // ForAllValues holds for a request that names no keys, which there must not be.
+    assert_eq!(at(statement, "/Condition/Null/dynamodb:LeadingKeys"), false);
+    let other = of_registry.iter().filter(|other| !std::ptr::eq(**other, *statement));
+    for action in other.flat_map(|other| texts(&other["Action"])).filter_map(Value::as_str) {
+        let reads = ["dynamodb:BatchGetItem", "dynamodb:GetItem"].contains(&action);
+        assert!(!action.starts_with("dynamodb:") || reads, "{action} is not bound to kinds of items");
+    }
+    Ok(())
+}
+
+/// In a bucket whose policy demands it, `PutObject` and `CompleteMultipartUpload` without `If-None-Match` are refused.
+#[test]
+fn what_is_stored_is_never_replaced() -> Result<()> {
+    let template = template()?;
+    let policy = texts(at(&template, "/Resources/BucketPolicy/Properties/PolicyDocument/Statement"));
+    let once = policy.into_iter().find(|statement| statement["Sid"] == "WriteOnce").context("no such statement")?;
+    assert_eq!((&once["Effect"], &once["Action"]), (&json!("Deny"), &json!("s3:PutObject")));
+    let condition = json!({ "Null": { "s3:if-none-match": true }, "Bool": { "s3:ObjectCreationOperation": true } });
+    assert_eq!(once["Condition"], condition);
+    let mut adapters = String::new();
+    rust_sources(&root().join("functions/aws"), &mut adapters)?;
+    let count = |text: &str| adapters.matches(text).count();
+    let creating = count(".put_object()") + count(".complete_multipart_upload()");
+    assert_eq!(count(".if_none_match(\"*\")"), creating, "an object would be refused");
+    Ok(())
+}
+
+/// What each function does to each queue: the sets of actions above do not tell one queue from the other.
+#[test]
+fn each_function_may_do_to_each_queue_what_it_does() -> Result<()> {
+    let template = template()?;
+    let may = |function: &str, queue: &str| -> BTreeSet<String> {
+        let arn = json!({ "Fn::GetAtt": format!("{queue}.Arn") });
+        let about = statements(&template, function).into_iter().filter(|one| texts(&one["Resource"]).contains(&&arn));
+        let actions = about.flat_map(|statement| texts(&statement["Action"])).filter_map(Value::as_str);
+        actions.filter_map(|action| Some(action.strip_prefix("sqs:")?.to_owned())).collect()
+    };
+    let set = |actions: &[&str]| actions.iter().map(|action| (*action).to_owned()).collect::<BTreeSet<_>>();
+    // The event source receives and deletes; the filler continues fills, and puts failed ones off.
+    let worked_off =
+        ["ChangeMessageVisibility", "DeleteMessage", "GetQueueAttributes", "ReceiveMessage", "SendMessage"];
+    for queue in ["FillQueue", "BackgroundFillQueue"] {
+        assert_eq!(may("Filler", queue), set(&worked_off), "{queue}");
+        assert_eq!(may("Registry", queue), set(&["SendMessage"]), "{queue}");
+    }
+    // Operators list and retry; only SQS itself writes there.
+    let read = ["ChangeMessageVisibility", "DeleteMessage", "ReceiveMessage"];
+    assert_eq!((may("Filler", "DeadFillQueue"), may("Registry", "DeadFillQueue")), (set(&read), set(&[])));
+    Ok(())
+}
+
+#[test]
+fn a_chain_of_continuations_is_not_stopped_by_lambda() -> Result<()> {
+    assert_eq!(at(&template()?, "/Resources/FillerFunction/Properties/RecursiveLoop"), "Allow");
     Ok(())
 }

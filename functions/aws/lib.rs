@@ -4,35 +4,34 @@
 
 mod attribute;
 mod batch;
+mod configuration;
 mod dynamo;
-mod ecr;
 mod failure;
 mod item;
+pub mod log;
+pub mod metrics;
 mod multipart;
-mod organization;
+mod role;
 mod s3;
 mod settings;
+mod signed;
+mod site;
 mod sqs;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::ensure;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
 use stopover::cache::Cache;
-use stopover::config::{Cold, Config};
-use stopover::upstream::Issuer;
 use stopover::values::time::Clock;
 
 pub use dynamo::DynamoLedger;
-pub use ecr::EcrLogins;
-pub use organization::Organizations;
+pub use role::OwnRole;
 pub use s3::S3Blobs;
-pub use sqs::{Queues, SqsFills};
-
-use settings::Settings;
+pub use site::Site;
+pub use sqs::{Queues, Received, Request, SqsFills};
 
 /// Time-outs of calls that move a few kilobytes, for an attempt and in all. Three attempts and the pauses between fit
 /// into the 30 seconds in which a client wants its headers.
@@ -41,40 +40,10 @@ const SHORT_CALLS: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(
 /// For one request to S3, which may carry a part of 64 MiB. The SDK gives up connections that stall long before.
 const S3_ANSWERS: Duration = Duration::from_mins(2);
 
-/// Reads the environment and joins the core and its adapters. It calls no service, except for credentials where the
-/// environment has none.
-///
-/// Fails with a sentence for the operator where the environment or `stopover.toml` is wrong.
-pub async fn connect() -> anyhow::Result<Arc<Cache>> {
-    let variable = |name: &str| std::env::var(name).ok();
-    let settings = Settings::read(variable)?;
-    let mut config = Config::load(settings.config.as_deref(), Cold::Redirect, |secret| secret.read(variable))?;
-    let access = config.access.get_or_insert(settings.access);
-    if access.signing_keys.is_none() {
-        access.signing_keys = settings.signing_keys;
-    }
-    if let Some(iam) = &mut access.iam {
-        iam.partition = iam.partition.or(settings.partition);
-        ensure!(
-            iam.organization.is_none() || iam.partition == settings.partition,
-            "access.iam.organization: an organisation is of the partition that this function runs in, and of no other"
-        );
-    }
-    for (whose, settings) in config.settings() {
-        ensure!(
-            settings.cold != Cold::Follow,
-            "{whose}: cold = \"follow\" needs fills in the same process; here it is \"redirect\" or \"wait\""
-        );
-    }
-    ensure!(config.retention.max_size.is_none(), "max_size is for a cache on one machine; here keep says what stays");
+/// What `make` makes of the cache that the environment of this process describes.
+pub async fn connect<T: Clone>(make: impl Fn(Arc<Cache>) -> T + Send + Sync + 'static) -> anyhow::Result<Site<T>> {
     let aws = aws_config::defaults(BehaviorVersion::latest()).load().await;
-    let blobs = S3Blobs::new(s3_client(&aws), settings.bucket);
-    let ledger = DynamoLedger::new(dynamo_client(&aws), settings.table, blobs.clone());
-    let fills = SqsFills::new(sqs_client(&aws), settings.queues);
-    let organization = Arc::new(Organizations::new(organizations_client(&aws)));
-    let logins: Arc<dyn Issuer> = Arc::new(EcrLogins::new(aws));
-    let (blobs, ledger, fills) = (Arc::new(blobs), Arc::new(ledger), Arc::new(fills));
-    Ok(Arc::new(Cache::new(config, Clock::default(), blobs, ledger, fills, Some(&logins), Some(organization))?))
+    Site::connect(|name| std::env::var(name).ok(), aws, Clock::default(), make).await
 }
 
 /// The client for a [`DynamoLedger`].
@@ -96,12 +65,6 @@ pub fn s3_client(aws: &SdkConfig) -> aws_sdk_s3::Client {
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
     aws_sdk_s3::Client::from_conf(config.build())
-}
-
-/// The client for [`Organizations`].
-pub fn organizations_client(aws: &SdkConfig) -> aws_sdk_organizations::Client {
-    let config = aws_sdk_organizations::config::Builder::from(aws).timeout_config(short_calls());
-    aws_sdk_organizations::Client::from_conf(config.build())
 }
 
 fn short_calls() -> TimeoutConfig {

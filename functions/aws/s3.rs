@@ -49,6 +49,20 @@ impl S3Blobs {
         Self { client, bucket: bucket.into() }
     }
 
+    /// The URL at which S3 answers HEAD of a blob. A presigned URL is for one method.
+    pub async fn locate_head(&self, digest: &Digest) -> Result<String, StoreError> {
+        let head = self.client.head_object().bucket(&self.bucket).key(key(digest));
+        let presigned = head.presigned(url_life()?).await.map_err(|error| store_error("presigning", error))?;
+        Ok(presigned.uri().to_owned())
+    }
+
+    /// The URL at which S3 sends a manifest that was too large for its item, with this media type.
+    pub async fn locate_manifest(&self, digest: &Digest, media_type: &str) -> Result<String, StoreError> {
+        let get = self.client.get_object().bucket(&self.bucket).key(key(digest)).response_content_type(media_type);
+        let presigned = get.presigned(url_life()?).await.map_err(|error| store_error("presigning", error))?;
+        Ok(presigned.uri().to_owned())
+    }
+
     /// The bytes of a manifest that was too large for its item. `None`: there is no such object.
     pub(crate) async fn read(&self, digest: &Digest, size: u64) -> Result<Option<Bytes>, StoreError> {
         if size > MAX_MANIFEST_BYTES as u64 {
@@ -96,6 +110,10 @@ impl S3Blobs {
     }
 }
 
+fn url_life() -> Result<PresigningConfig, StoreError> {
+    PresigningConfig::expires_in(URL_LIFE).map_err(|error| StoreError::Refused(Failure::because("presigning", error)))
+}
+
 /// The prefix of the keys of all objects.
 pub(crate) const PREFIX: &str = "blobs/";
 
@@ -120,10 +138,8 @@ impl Blobs for S3Blobs {
     }
 
     async fn locate(&self, digest: &Digest) -> Result<Option<Location>, StoreError> {
-        let life = PresigningConfig::expires_in(URL_LIFE)
-            .map_err(|error| StoreError::Refused(Failure::because("presigning", error)))?;
         let get = self.client.get_object().bucket(&self.bucket).key(key(digest));
-        let presigned = get.presigned(life).await.map_err(|error| store_error("presigning", error))?;
+        let presigned = get.presigned(url_life()?).await.map_err(|error| store_error("presigning", error))?;
         let url = presigned.uri().parse();
         url.map(|url| Some(Location::Url(url)))
             .map_err(|error| StoreError::Refused(Failure::because("presigning", error)))

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
-use stopover::config::AccessConfig;
+use stopover::config::{AccessConfig, SecretSource, StoredSecret};
 use stopover::identity::Network;
 use stopover::identity::partition::Partition;
-use stopover::values::secret::Secret;
 use url::Url;
 
+use crate::configuration::Place;
 use crate::sqs::Queues;
 
 /// Which resources to use. The template sets all of them.
@@ -20,8 +20,9 @@ pub(crate) struct Settings {
     pub(crate) bucket: String,
     /// The URLs of the queues of fills.
     pub(crate) queues: Queues,
-    /// `STOPOVER_CONFIG`, or `stopover.toml` beside the binary (`LAMBDA_TASK_ROOT`) if there is one.
-    pub(crate) config: Option<PathBuf>,
+    /// Where the configuration is: `STOPOVER_CONFIG_URI` (`ssm:/name`, `s3://bucket/key`), else the file
+    /// `STOPOVER_CONFIG`, else `stopover.toml` beside the binary (`LAMBDA_TASK_ROOT`) if there is one.
+    pub(crate) configuration: Place,
     /// Who is let in where the configuration says nothing of it: identities of the account that deployed the functions
     /// (`STOPOVER_ACCOUNT`), and of an organization (`STOPOVER_ORGANIZATION`), if they sign for a name that no other
     /// deployment has (`STOPOVER_SERVICE`); and anonymous callers from some networks, separated by commas
@@ -31,8 +32,8 @@ pub(crate) struct Settings {
     /// The partition of the region that the functions run in (`AWS_REGION`, which Lambda sets): accounts are of that
     /// one unless the configuration says otherwise.
     pub(crate) partition: Option<Partition>,
-    /// `STOPOVER_SIGNING_KEYS`: the keys that sign tokens where the configuration names none.
-    pub(crate) signing_keys: Option<Secret>,
+    /// `STOPOVER_SIGNING_KEYS_SECRET`: where the keys are that sign tokens, if the configuration does not say.
+    pub(crate) signing_keys: Option<SecretSource>,
 }
 
 impl Settings {
@@ -44,10 +45,16 @@ impl Settings {
         };
         let named = variable("STOPOVER_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
         let beside_binary = || variable("LAMBDA_TASK_ROOT").map(|root| PathBuf::from(root).join("stopover.toml"));
-        let config = named.or_else(|| beside_binary().filter(|path| path.exists()));
+        let configuration = match variable("STOPOVER_CONFIG_URI").filter(|uri| !uri.is_empty()) {
+            Some(uri) => Place::parse(&uri).map_err(|error| anyhow!("STOPOVER_CONFIG_URI {error}"))?,
+            None => Place::File(named.or_else(|| beside_binary().filter(|path| path.exists()))),
+        };
         let networks = networks(&variable("STOPOVER_ANONYMOUS_CIDRS").unwrap_or_default())?;
         let sts = variable("AWS_ENDPOINT_URL_STS").filter(|url| !url.is_empty());
         let sts: Option<Url> = sts.map(|url| url.parse().context("AWS_ENDPOINT_URL_STS is no URL")).transpose()?;
+        let signing_keys = variable("STOPOVER_SIGNING_KEYS_SECRET").filter(|arn| !arn.is_empty());
+        let signing_keys = signing_keys.map(StoredSecret::try_from).transpose();
+        let signing_keys = signing_keys.map_err(|error| anyhow!("STOPOVER_SIGNING_KEYS_SECRET {error}"))?;
         let organization = variable("STOPOVER_ORGANIZATION").filter(|id| !id.is_empty());
         let (account, service) = (required("STOPOVER_ACCOUNT")?, required("STOPOVER_SERVICE")?);
         let access = AccessConfig::of_account(account, organization, service, networks, sts).context(
@@ -61,10 +68,10 @@ impl Settings {
                 background: required("STOPOVER_BACKGROUND_QUEUE_URL")?,
                 dead: required("STOPOVER_DEAD_QUEUE_URL")?,
             },
-            config,
+            configuration,
             access,
             partition: variable("AWS_REGION").and_then(|region| Partition::of(&region)),
-            signing_keys: variable("STOPOVER_SIGNING_KEYS").filter(|keys| !keys.is_empty()).map(Secret::new),
+            signing_keys: signing_keys.map(SecretSource::Stored),
         })
     }
 }
@@ -157,12 +164,17 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("stopover-settings-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let root = ("LAMBDA_TASK_ROOT", folder.to_str().unwrap());
-        let config = |extra: &[(&str, &str)]| read(&[&COMPLETE[..], extra].concat()).unwrap().config;
-        assert_eq!(config(&[]), None);
-        assert_eq!(config(&[root]), None);
+        let config = |extra: &[(&str, &str)]| read(&[&COMPLETE[..], extra].concat()).unwrap().configuration;
+        assert_eq!(config(&[]), Place::File(None));
+        assert_eq!(config(&[root, ("STOPOVER_CONFIG_URI", "")]), Place::File(None));
         std::fs::write(folder.join("stopover.toml"), "").unwrap();
-        assert_eq!(config(&[root]), Some(folder.join("stopover.toml")));
-        assert_eq!(config(&[root, ("STOPOVER_CONFIG", "/other.toml")]), Some(PathBuf::from("/other.toml")));
+        assert_eq!(config(&[root]), Place::File(Some(folder.join("stopover.toml"))));
+        let named = [root, ("STOPOVER_CONFIG", "/other.toml")];
+        assert_eq!(config(&named), Place::File(Some(PathBuf::from("/other.toml"))));
+        let uri = [&named[..], &[("STOPOVER_CONFIG_URI", "ssm:/stopover")]].concat();
+        assert_eq!(config(&uri), Place::Parameter("/stopover".into()), "it goes before a file");
+        let wrong = read(&[&COMPLETE[..], &[("STOPOVER_CONFIG_URI", "ssm:stopover")]].concat()).unwrap_err();
+        assert!(wrong.to_string().contains("STOPOVER_CONFIG_URI is neither ssm:/"), "{wrong}");
         std::fs::remove_dir_all(&folder).unwrap();
     }
 }

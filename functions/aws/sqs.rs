@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::types::SendMessageBatchRequestEntry;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use stopover::errors::{Failure, StoreError};
 use stopover::identity::Payer;
 use stopover::ports::{Fills, GivenUp, ImageJob, Job, Priority, Requested, Watched, Work};
@@ -80,7 +80,27 @@ impl Queued {
     }
 }
 
-/// [`Fills`] on these queues. The body of a message is a [`Work`] as JSON: a [`Job`] or an [`ImageJob`].
+/// The body of a message, as JSON: what is to be done, and how many invocations have continued it so far.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Request {
+    /// A [`Job`] or an [`ImageJob`].
+    #[serde(flatten)]
+    pub work: Work,
+    /// None if nobody has begun it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continuation: Option<u32>,
+}
+
+/// A message that was received from one of the queues of fills.
+#[derive(Debug, Clone, Copy)]
+pub struct Received<'a> {
+    /// The ARN of the queue.
+    pub queue: &'a str,
+    /// What this receive of it is called.
+    pub receipt: &'a str,
+}
+
+/// [`Fills`] on these queues. The body of a message is a [`Request`].
 #[derive(Debug, Clone)]
 pub struct SqsFills {
     client: Client,
@@ -98,6 +118,39 @@ impl SqsFills {
     /// Requests fills at these queues.
     pub fn new(client: Client, queues: Queues) -> Self {
         Self { client, queues, queued: Arc::default() }
+    }
+
+    /// Requests the rest of a fill that earlier invocations have begun.
+    ///
+    /// # Errors
+    /// The queue does not take the message.
+    pub async fn request_rest(&self, job: Job, continuation: u32) -> Result<(), StoreError> {
+        let queue = match job.priority {
+            Priority::Interactive => &self.queues.interactive,
+            _ => &self.queues.background,
+        };
+        let body = message(&Request { work: Work::Blob(job), continuation: Some(continuation) })?;
+        self.send(&[(queue, vec![body])]).await
+    }
+
+    /// Hides a message for as long, instead of for the visibility timeout of its queue.
+    ///
+    /// # Errors
+    /// The queue is none of these, or refuses.
+    pub async fn hide(&self, message: Received<'_>, pause: Duration) -> Result<(), StoreError> {
+        let name = message.queue.rsplit(':').next().unwrap_or_default();
+        let of_name = |url: &&String| url.rsplit('/').next() == Some(name);
+        let url = [&self.queues.interactive, &self.queues.background].into_iter().find(of_name);
+        let url =
+            url.ok_or_else(|| StoreError::Unavailable(format!("{} is no queue of fills", message.queue).into()))?;
+        self.change_visibility(url, message.receipt, pause).await
+    }
+
+    async fn change_visibility(&self, url: &str, receipt: &str, hidden: Duration) -> Result<(), StoreError> {
+        let seconds = i32::try_from(hidden.as_secs()).unwrap_or(i32::MAX);
+        let change = self.client.change_message_visibility().queue_url(url);
+        let change = change.receipt_handle(receipt).visibility_timeout(seconds);
+        change.send().await.map(|_| ()).map_err(|error| store_error("ChangeMessageVisibility", error))
     }
 
     /// Up to ten dead messages that no other reader has hidden. A message that is no [`Work`] stays in the queue, and
@@ -122,9 +175,7 @@ impl SqsFills {
 
     /// Makes a dead message visible to other readers again.
     async fn put_back(&self, receipt: &str) -> Result<(), StoreError> {
-        let show = self.client.change_message_visibility().queue_url(&self.queues.dead);
-        let show = show.receipt_handle(receipt).visibility_timeout(0);
-        show.send().await.map(|_| ()).map_err(|error| store_error("ChangeMessageVisibility", error))
+        self.change_visibility(&self.queues.dead, receipt, Duration::ZERO).await
     }
 
     async fn delete_dead(&self, receipt: &str) -> Result<(), StoreError> {

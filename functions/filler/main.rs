@@ -4,10 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
+use aws::metrics::{Metric, count};
+use aws::{Received, Request, SqsFills};
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsMessage};
 use futures_util::FutureExt as _;
-use lambda_runtime::{Context, Error, LambdaEvent, service_fn, tracing};
+use lambda_runtime::{Context, Error, LambdaEvent, service_fn};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use stopover::cache::Cache;
@@ -50,49 +52,98 @@ enum PrefetchCommand {
     Scheduled,
 }
 
+/// How often a fill is continued. The template tells Lambda to let it (`RecursiveLoop`), so its own bound is here: 16 hours.
+const MOST_CONTINUATIONS: u32 = 64;
+
+/// The longest pause between two attempts: what the queue itself would make of it.
+const LONGEST_PAUSE: Duration = Duration::from_mins(16);
+
 #[tokio::main]
 async fn main() -> Result<(), Error> {
-    tracing::init_default_subscriber();
-    let cache = aws::connect().await?;
-    lambda_runtime::run(service_fn(|event| answer(&cache, event))).await
+    aws::log::start();
+    let site = aws::connect(|cache| cache).await?;
+    lambda_runtime::run(service_fn(async |event| answer(&site.current().await?, site.fills(), event).await)).await
 }
 
-async fn answer(cache: &Arc<Cache>, event: LambdaEvent<Event>) -> Result<Value, Error> {
+async fn answer(cache: &Arc<Cache>, fills: &SqsFills, event: LambdaEvent<Event>) -> Result<Value, Error> {
     Ok(match event.payload {
-        Event::Messages(messages) => serde_json::to_value(run_batch(cache, messages, &event.context).await)?,
+        Event::Messages(messages) => serde_json::to_value(run_batch(cache, fills, messages, &event.context).await)?,
         Event::Fills(FillsCommand::List) => json!({ "fills": cache.operate.fill_reports().await? }),
         Event::Fills(FillsCommand::Retry) => json!({ "retried": cache.core.fills.retry().await? }),
         Event::Robots(command) => serde_json::to_value(cache.operate.robots(command).await?)?,
         Event::Prefetch(PrefetchCommand::Scheduled) => {
             json!({ "images": cache.prefetch.request_due_schedules().await? })
         }
-        Event::Sweep { dry_run } => serde_json::to_value(cache.operate.sweep(dry_run).await?)?,
+        Event::Sweep { dry_run } => {
+            let report = cache.operate.sweep(dry_run).await?;
+            count(if dry_run { &[] } else { &[(Metric::Sweeps, 1)] });
+            serde_json::to_value(report)?
+        }
     })
 }
 
 /// Returns the messages that are to come back. Those that keep failing end in the dead-letter queue, where the operator
 /// sees them; what upstream does not have, or does not give us, is not tried again.
-async fn run_batch(cache: &Arc<Cache>, messages: Vec<SqsMessage>, context: &Context) -> SqsBatchResponse {
+async fn run_batch(
+    cache: &Arc<Cache>,
+    fills: &SqsFills,
+    messages: Vec<SqsMessage>,
+    context: &Context,
+) -> SqsBatchResponse {
     let mut response = SqsBatchResponse::default();
     for message in messages {
-        if let Err(error) = run(cache, &message, context).await {
+        let result = match serde_json::from_str(message.body.as_deref().unwrap_or_default()) {
+            Ok(request) => {
+                let result = run(cache, fills, request, context).await;
+                if result.is_err() {
+                    put_off(fills, &message).await;
+                }
+                result
+            }
+            Err(error) => Err(error).context("the message is no request for a fill or an image"),
+        };
+        if let Err(error) = result {
             tracing::error!(message_id = message.message_id, error = format!("{error:#}"), "left to the queue");
+            count(&[(Metric::FailedFills, 1)]);
             response.add_failure(message.message_id.unwrap_or_default());
         }
     }
     response
 }
 
-async fn run(cache: &Arc<Cache>, message: &SqsMessage, context: &Context) -> anyhow::Result<()> {
-    let body = message.body.as_deref().unwrap_or_default();
-    match serde_json::from_str(body).context("the message is no request for a fill or an image")? {
-        Work::Blob(job) => run_fill(cache, job, context).await,
+/// Has a message come back as soon as what failed may have passed. Its queue hides it for longer than an invocation may
+/// take, which is right only for an invocation that was killed.
+async fn put_off(fills: &SqsFills, message: &SqsMessage) {
+    let (Some(queue), Some(receipt)) = (&message.event_source_arn, &message.receipt_handle) else { return };
+    let attempts = message.attributes.get("ApproximateReceiveCount").and_then(|count| count.parse().ok());
+    let pause = pause_after(attempts.unwrap_or(1));
+    if let Err(error) = fills.hide(Received { queue, receipt }, pause).await {
+        tracing::warn!(message_id = message.message_id, %error, "a message comes back only after its visibility timeout");
+    }
+}
+
+/// Half a minute, and four times as long after each further attempt.
+fn pause_after(attempts: u32) -> Duration {
+    let factor = 4_u32.saturating_pow(attempts.saturating_sub(1));
+    Duration::from_secs(30).saturating_mul(factor).min(LONGEST_PAUSE)
+}
+
+async fn run(cache: &Arc<Cache>, fills: &SqsFills, request: Request, context: &Context) -> anyhow::Result<()> {
+    match request.work {
+        Work::Blob(job) => run_fill(cache, fills, job, request.continuation.unwrap_or_default(), context).await,
         Work::Image(image) => Ok(cache.prefetch.run(&image).await?),
     }
 }
 
 /// Fills one blob, as far as the time of this invocation allows: another one continues.
-async fn run_fill(cache: &Arc<Cache>, job: Job, context: &Context) -> anyhow::Result<()> {
+async fn run_fill(
+    cache: &Arc<Cache>,
+    fills: &SqsFills,
+    job: Job,
+    continuation: u32,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let size = job.size;
     // Time to store the last parts and to write the checkpoint.
     let left = context.deadline().duration_since(Clock::default().system_time()).unwrap_or_default();
     let margin = (left / 8).clamp(Duration::from_millis(1500), Duration::from_mins(1)).min(left);
@@ -105,11 +156,20 @@ async fn run_fill(cache: &Arc<Cache>, job: Job, context: &Context) -> anyhow::Re
     };
     match filled {
         Filled::Parked { progress: true } => {
-            Ok(cache.core.fills.request(&[job]).await.context("the rest of a fill could not be requested")?)
+            ensure!(
+                continuation < MOST_CONTINUATIONS,
+                "the fill of {} was continued {continuation} times: upstream is too slow for its size",
+                job.digest
+            );
+            fills.request_rest(job, continuation + 1).await.context("the rest of a fill could not be requested")
         }
         // Another invocation would get no further.
         Filled::Parked { progress: false } => bail!("upstream sent too little in one invocation to go on from"),
-        Filled::Stored | Filled::Already | Filled::Claimed => Ok(()),
+        Filled::Stored => {
+            count(&[(Metric::Fills, 1), (Metric::FilledBytes, size)]);
+            Ok(())
+        }
+        Filled::Already | Filled::Claimed => Ok(()),
     }
 }
 
@@ -131,5 +191,22 @@ mod tests {
         for text in ["{}", r#"{"robots": {"add": {"name": "C I"}}}"#, r#"{"prefetch": "now"}"#, r#"{"sweep": "all"}"#] {
             assert!(event(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_failed_fill_is_back_within_a_minute_and_later_each_time() {
+        let pauses = [0, 1, 2, 3, 4, 5, u32::MAX].map(|attempts| pause_after(attempts).as_secs());
+        assert_eq!(pauses, [30, 30, 120, 480, 960, 960, 960]);
+    }
+
+    #[test]
+    fn a_message_says_what_to_do_and_how_often_it_was_continued() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let fill = format!(r#"{{"repository":{{"upstream":"a.test","name":"a"}},"digest":"{digest}","size":7}}"#);
+        let first: Request = serde_json::from_str(&fill).unwrap();
+        assert!(matches!(&first.work, Work::Blob(job) if job.size == 7) && first.continuation.is_none());
+        let text = serde_json::to_string(&Request { continuation: Some(3), ..first }).unwrap();
+        let again: Request = serde_json::from_str(&text).unwrap();
+        assert!(matches!(again.work, Work::Blob(_)) && again.continuation == Some(3), "{text}");
     }
 }

@@ -1,160 +1,205 @@
-//! What stands between API Gateway and the router: the peer of a request, and the path as the client sent it.
+//! What stands between the events of Lambda and the router: one deadline, and answers that gateways pass on right.
 
+use std::time::Duration;
+
+use aws::S3Blobs;
+use aws::metrics::count_answer;
+use axum::Router;
+use axum::body::Body;
 use axum::extract::Request;
-use axum::http::Uri;
-use axum::middleware::Next;
-use axum::response::Response;
-use lambda_http::RequestExt as _;
-use lambda_http::request::RequestContext;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use stopover::http::Https;
-use stopover::identity::Peer;
+use axum::http::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER,
+    USER_AGENT,
+};
+use axum::http::{Method, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use lambda_runtime::tower::ServiceExt as _;
+use lambda_runtime::{Context, Error, LambdaEvent};
+use serde_json::Value;
+use stopover::errors::{Answer, PullError, StoreError};
+use stopover::oci::{Digest, ErrorCode, Operation, Request as RegistryRequest};
+use stopover::values::deadline;
+use stopover::values::time::Clock;
+use tokio::time::Instant;
 
-/// The characters to escape in a path. All others stay as they are, so that an escape has one meaning.
-const ESCAPED: AsciiSet = NON_ALPHANUMERIC
-    .remove(b'/')
-    .remove(b':')
-    .remove(b'@')
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~')
-    .remove(b'+');
+use crate::event::{self, Origin};
 
-/// Sets the peer of a request, as API Gateway saw it; headers do not count, because a caller can write them. An address
-/// that cannot be parsed counts as none.
-pub(crate) async fn with_source(mut request: Request, next: Next) -> Response {
-    let (address, endpoint) = match request.extensions().get::<RequestContext>() {
-        Some(RequestContext::ApiGatewayV2(context)) => (context.http.source_ip.as_deref(), None),
-        // A private REST API also names the VPC endpoint.
-        Some(RequestContext::ApiGatewayV1(context)) => {
-            let endpoint = context.identity.other.get("vpceId").and_then(|id| id.as_str());
-            (context.identity.source_ip.as_deref(), endpoint)
-        }
-        _ => (None, None),
-    };
-    let source = Peer {
-        address: address.and_then(|address| address.parse().ok()),
-        vpc_endpoint: endpoint.and_then(|id| id.parse().ok()),
-    };
-    request.extensions_mut().insert(source);
-    request.extensions_mut().insert(Https);
-    next.run(request).await
+/// How long before Lambda would stop the process the client has an answer.
+const SPARE: Duration = Duration::from_millis(1500);
+
+const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+const SERVED: HeaderName = HeaderName::from_static("x-stopover");
+
+/// Answers events.
+pub(crate) struct Front {
+    blobs: S3Blobs,
 }
 
-/// Restores the path that API Gateway sent, which is decoded once. `lambda_http` reads it as a browser would: it
-/// resolves `..`, turns `\` into `/`, and takes `%` for an escape.
-pub(crate) async fn exact_path(mut request: Request, next: Next) -> Response {
-    let encoded = utf8_percent_encode(request.raw_http_path(), &ESCAPED);
-    let target = match request.uri().query() {
-        Some(query) => format!("{encoded}?{query}"),
-        None => encoded.to_string(),
-    };
-    match target.parse::<Uri>() {
-        Ok(uri) => *request.uri_mut() = uri,
-        Err(error) => tracing::warn!(%error, "a path could not be put back"),
+/// What of a request decides how its answer is passed on.
+struct Asked {
+    origin: Origin,
+    method: Method,
+    operation: Option<Operation>,
+    /// The client is a Docker Engine.
+    docker: bool,
+}
+
+impl Origin {
+    /// The most bytes of an answer, as JSON: 6 MB of Lambda, 1 MB of a load balancer.
+    const fn most_bytes(self) -> usize {
+        match self {
+            Self::HttpApi | Self::RestApi => 6 * 1024 * 1024,
+            Self::LoadBalancer => 1_000_000,
+        }
     }
-    next.run(request).await
+
+    /// The longest body that an answer surely has room for, where nothing in it has to be escaped.
+    const fn longest_body(self) -> u64 {
+        (self.most_bytes() - 64 * 1024) as u64
+    }
+}
+
+impl Front {
+    pub(crate) fn new(blobs: S3Blobs) -> Self {
+        Self { blobs }
+    }
+
+    /// The router's answer to an event, in time. There is no router where no configuration is good.
+    pub(crate) async fn answer(
+        &self,
+        router: impl Future<Output = anyhow::Result<Router>>,
+        event: LambdaEvent<Value>,
+    ) -> Result<Value, Error> {
+        let (origin, request) = match event::read(event.payload) {
+            Ok(read) => read,
+            Err(reason) => {
+                tracing::warn!(reason, "an event was not understood");
+                let refusal = refusal(StatusCode::BAD_REQUEST, ErrorCode::Unsupported, "this is no request of HTTP");
+                return Ok(event::write(Origin::HttpApi, refusal).await?);
+            }
+        };
+        if event::is_health_check(origin, &request) {
+            return Ok(event::write(origin, StatusCode::OK.into_response()).await?);
+        }
+        let asked = Asked::of(origin, &request);
+        let path = request.uri().path().to_owned();
+        let answered = deadline::within(
+            ends_at(&event.context),
+            Box::pin(async {
+                let response = match router.await {
+                    Ok(router) => router.oneshot(request).await?,
+                    Err(_) => unconfigured(),
+                };
+                count_answer(&response);
+                self.pass_on(&asked, response).await
+            }),
+        );
+        if let Some(answer) = answered.await {
+            return answer;
+        }
+        tracing::warn!(http.method = %asked.method, http.path = path, "not ready before the deadline of the invocation");
+        let Answer { status, code, message, retry_after } = PullError::NotYet.answer();
+        let mut late = refusal(status, code, &message);
+        late.headers_mut().extend(retry_after.map(|after| (RETRY_AFTER, after.as_secs().max(1).into())));
+        count_answer(&late);
+        Ok(event::write(origin, late).await?)
+    }
+
+    /// The answer that says the same whatever stands between here and the client does to it.
+    async fn pass_on(&self, asked: &Asked, mut response: Response) -> Result<Value, Error> {
+        if asked.method == Method::HEAD {
+            response = self.with_length(asked, response).await;
+        }
+        let (status, headers) = (response.status(), response.headers().clone());
+        let answer = event::write(asked.origin, response).await?;
+        if asked.method == Method::HEAD || answer.to_string().len() <= asked.origin.most_bytes() {
+            return Ok(answer);
+        }
+        let smaller = match &asked.operation {
+            Some(Operation::Manifest(..)) if status == StatusCode::OK => self.manifest_elsewhere(headers).await,
+            _ => None,
+        };
+        let advice = "the answer is larger than this front lets through; ask for lists in pages (`n`)";
+        let smaller = smaller.unwrap_or_else(|| refusal(StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::SizeInvalid, advice));
+        Ok(event::write(asked.origin, smaller).await?)
+    }
+
+    /// An answer to HEAD whose length arrives. What API Gateway does to `Content-Length` of one is documented nowhere: it
+    /// may pass it on, count the bytes of the body, or leave it out. So there is a body as long as the header says, which
+    /// never gets to the client (RFC 9110, section 9.3.2); its bytes need not be known, so nothing is fetched for it.
+    async fn with_length(&self, asked: &Asked, mut response: Response) -> Response {
+        let headers = response.headers_mut();
+        // The Docker Engine asks with GET where HEAD names no digest, and fails where it names one and no length
+        // (distribution/distribution, `descriptorFromResponse`).
+        if asked.docker && matches!(asked.operation, Some(Operation::Manifest(..))) {
+            headers.remove(DOCKER_CONTENT_DIGEST);
+        }
+        let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        let Some(length) = length.filter(|length| *length > 0) else { return response };
+        if length <= asked.origin.longest_body() {
+            *response.body_mut() = Body::from(" ".repeat(usize::try_from(length).unwrap_or_default()));
+            return response;
+        }
+        let stored = response.headers().get(SERVED).is_some_and(|served| served != "miss");
+        match &asked.operation {
+            // S3 tells the length of what is stored. Of a cold blob of this size the client learns that it exists.
+            Some(Operation::Blob(_, digest)) if response.status() == StatusCode::OK && stored => {
+                redirect(self.blobs.locate_head(digest).await, response.headers().clone()).unwrap_or(response)
+            }
+            // Then clients ask with GET.
+            Some(Operation::Manifest(..)) => {
+                let advice = "HEAD of so large a manifest is not answered here: ask with GET";
+                let refusal = refusal(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported, advice);
+                ([(ALLOW, "GET")], refusal).into_response()
+            }
+            _ => response,
+        }
+    }
+
+    /// A manifest that no answer has room for is an object in the bucket.
+    async fn manifest_elsewhere(&self, headers: HeaderMap) -> Option<Response> {
+        let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+        let digest: Digest = text(&DOCKER_CONTENT_DIGEST)?.parse().ok()?;
+        let located = self.blobs.locate_manifest(&digest, text(&CONTENT_TYPE)?).await;
+        redirect(located, headers)
+    }
+}
+
+impl Asked {
+    fn of(origin: Origin, request: &Request) -> Self {
+        let (method, uri) = (request.method().clone(), request.uri());
+        let parsed = RegistryRequest::parse(&method, uri.path(), uri.query());
+        let docker = request.headers().get(USER_AGENT).is_some_and(|agent| agent.as_bytes().starts_with(b"docker/"));
+        Self { origin, operation: parsed.ok().map(|parsed| parsed.operation), method, docker }
+    }
+}
+
+/// A redirect to where the bytes are. `None`, with a line in the log: they cannot be located.
+fn redirect(located: Result<String, StoreError>, mut headers: HeaderMap) -> Option<Response> {
+    let located = located.map_err(|error| tracing::error!(%error, "an object in the bucket cannot be located")).ok()?;
+    headers.insert(LOCATION, HeaderValue::from_str(&located).ok()?);
+    // The URL is a secret for as long as it is valid.
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(CONTENT_LENGTH, 0.into());
+    Some((StatusCode::TEMPORARY_REDIRECT, headers).into_response())
+}
+
+fn refusal(status: StatusCode, code: ErrorCode, message: &str) -> Response {
+    (status, [(CONTENT_TYPE, "application/json")], code.body(message)).into_response()
+}
+
+/// The log of the function says why.
+fn unconfigured() -> Response {
+    let message = "the configuration of this cache (STOPOVER_CONFIG_URI) cannot be used; its log says why";
+    let refusal = refusal(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, message);
+    ([(RETRY_AFTER, "10")], refusal).into_response()
+}
+
+/// The moment by which the client gets an answer, whatever is under way.
+fn ends_at(context: &Context) -> Instant {
+    let left = context.deadline().duration_since(Clock::default().system_time()).unwrap_or_default();
+    Instant::now() + left.saturating_sub(SPARE)
 }
 
 #[cfg(test)]
-mod tests {
-    use axum::Router;
-    use axum::http::{StatusCode, header};
-    use axum::middleware::from_fn;
-    use axum::response::IntoResponse as _;
-    use lambda_http::IntoResponse as IntoLambdaResponse;
-    use lambda_http::tower::ServiceExt as _;
-
-    use super::*;
-
-    /// An event of an HTTP API.
-    fn event(source: &str, path: &str, headers: &str) -> String {
-        format!(
-            r#"{{"version":"2.0","routeKey":"$default","rawPath":"{path}","rawQueryString":"ns=docker.io",
-            "headers":{{"host":"mirror.test"{headers}}},"isBase64Encoded":false,"requestContext":{{"stage":"$default",
-            "http":{{"method":"GET","path":"{path}","protocol":"HTTP/1.1","sourceIp":"{source}"}}}}}}"#
-        )
-    }
-
-    /// An event of a private REST API behind a domain name of its own.
-    fn rest_event(source: &str, endpoint: &str, headers: &str) -> String {
-        format!(
-            r#"{{"resource":"/{{proxy+}}","path":"/v2/","httpMethod":"GET","headers":{{"host":"mirror.test"{headers}}},
-            "multiValueHeaders":{{}},"queryStringParameters":null,"multiValueQueryStringParameters":null,"body":null,
-            "pathParameters":{{"proxy":"v2/"}},"stageVariables":null,"isBase64Encoded":false,"requestContext":{{
-            "stage":"prod","path":"/v2/","httpMethod":"GET","protocol":"HTTP/1.1","identity":{{"sourceIp":"{source}",
-            "vpceId":{endpoint},"vpcId":"vpc-0123456789abcdef0","userAgent":null}}}}}}"#
-        )
-    }
-
-    /// What API Gateway gets for an event from a router that answers with what it sees.
-    async fn answer(event: &str, seen: fn(&Request) -> String) -> String {
-        let router = Router::new()
-            .fallback(async move |request: Request| seen(&request))
-            .layer(from_fn(exact_path))
-            .layer(from_fn(with_source));
-        let response = router.oneshot(lambda_http::request::from_str(event).unwrap()).await.unwrap();
-        let response = IntoLambdaResponse::into_response(response).await;
-        assert_eq!(response.status(), StatusCode::OK);
-        String::from_utf8(response.body().to_vec()).unwrap()
-    }
-
-    async fn source(event: &str) -> String {
-        answer(event, |request| {
-            let extensions = request.extensions();
-            let source = extensions.get::<Peer>().unwrap();
-            let address = source.address.map(|address| address.to_string());
-            let endpoint = source.vpc_endpoint.map(|endpoint| endpoint.to_string());
-            let https = extensions.get::<Https>().is_some();
-            format!("{} {} {https}", address.unwrap_or("-".into()), endpoint.unwrap_or("-".into()))
-        })
-        .await
-    }
-
-    #[tokio::test]
-    async fn a_request_comes_from_where_api_gateway_says_and_not_where_its_headers_say() {
-        let headers = r#","x-forwarded-for":"10.0.0.1","forwarded":"for=10.0.0.1","x-amzn-vpce-id":"vpce-01234567""#;
-        let endpoint = r#""vpce-0123456789abcdef0""#;
-        for (event, expected) in [
-            (event("192.0.2.1", "/v2/", headers), "192.0.2.1 - true"),
-            (event("2001:db8::1", "/v2/", ""), "2001:db8::1 - true"),
-            (event("unknown", "/v2/", headers), "- - true"),
-            (rest_event("10.1.2.3", endpoint, headers), "10.1.2.3 vpce-0123456789abcdef0 true"),
-            (rest_event("10.1.2.3", "null", headers), "10.1.2.3 - true"),
-            (rest_event("unknown", r#""vpce-evil""#, headers), "- - true"),
-        ] {
-            assert_eq!(source(&event).await, expected, "{event}");
-        }
-    }
-
-    #[tokio::test]
-    async fn the_router_sees_the_path_that_was_asked_for() {
-        for (sent, seen) in [
-            ("/v2/a/manifests/sha256:00", "/v2/a/manifests/sha256:00"),
-            ("/v2/a/../b/manifests/c", "/v2/a/../b/manifests/c"),
-            ("/v2/a%2fb/manifests/c", "/v2/a%252fb/manifests/c"),
-            ("/v2/a b/manifests/c\\\\d", "/v2/a%20b/manifests/c%5Cd"),
-            ("/v2/\u{e9}", "/v2/%C3%A9"),
-        ] {
-            let answer = answer(&event("10.0.0.1", sent, ""), |request| request.uri().to_string()).await;
-            assert_eq!(answer, format!("{seen}?ns=docker.io"));
-        }
-        // Without the stage, which is no part of the path that clients ask for.
-        let rest = rest_event("10.0.0.1", "null", "");
-        assert_eq!(answer(&rest, |request| request.uri().to_string()).await, "/v2/");
-    }
-
-    #[tokio::test]
-    async fn the_bytes_of_a_manifest_survive() {
-        let bytes = "{ \"a\" : \"\u{e9}\\u00e9\u{2028}\u{1f642}\\/\",\t\"b\":\u{7f}1.0e3 }\r\n\n".as_bytes();
-        for media_type in
-            ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.v2+json"]
-        {
-            let headers = [(header::CONTENT_TYPE, media_type)];
-            let response = IntoLambdaResponse::into_response((headers, bytes).into_response()).await;
-            assert_eq!(response.body().as_ref(), bytes);
-            assert_eq!(response.headers()[header::CONTENT_TYPE], media_type);
-        }
-    }
-}
+mod tests;

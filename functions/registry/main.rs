@@ -1,15 +1,18 @@
-//! The registry function: requests of API Gateway (HTTP API, payload 2.0, or REST API) answered by the core's router.
+//! The registry function: requests of API Gateway (HTTP API, payload 2.0, or REST API) and of load balancers, answered by
+//! the core's router.
 
+mod event;
 mod front;
 
-use axum::middleware::from_fn;
-use lambda_runtime::tracing;
+use front::Front;
+use lambda_runtime::{Error, LambdaEvent, service_fn};
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<(), lambda_http::Error> {
-    tracing::init_default_subscriber();
-    let router = stopover::http::router(aws::connect().await?)
-        .layer(from_fn(front::exact_path))
-        .layer(from_fn(front::with_source));
-    lambda_http::run(router).await
+async fn main() -> Result<(), Error> {
+    aws::log::start();
+    let site = aws::connect(stopover::http::router).await?;
+    let front = Front::new(site.blobs().clone());
+    // The router of the newest good configuration, whichever that is when a request comes.
+    lambda_runtime::run(service_fn(async |event: LambdaEvent<_>| Box::pin(front.answer(site.current(), event)).await))
+        .await
 }

@@ -6,16 +6,17 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use super::keys::Keys;
 use super::oidc::Issuers;
-use super::organization::{Members, Organization};
+use super::organization::Members;
 use super::robots::RobotLogins;
 use super::sts::Sts;
-use super::token::{Holder, TokenKeys};
+use super::token::Holder;
 use super::web::Web;
 use crate::config::AccessConfig;
 use crate::errors::AccessError;
 use crate::identity::{IAM_USER, OIDC_USER, Peer, Principal, RobotName};
-use crate::ports::Ledger;
+use crate::ports::{Cloud, Ledger};
 use crate::values::time::Clock;
 
 /// The longest `Authorization` that is parsed, in bytes.
@@ -112,7 +113,7 @@ enum PresentedCredentials<'a> {
 pub(crate) struct Access {
     pub(crate) config: AccessConfig,
     /// `None`: no login is configured, so no tokens are issued.
-    keys: Option<TokenKeys>,
+    keys: Option<Keys>,
     robots: RobotLogins,
     iam: Option<Sts>,
     issuers: Issuers,
@@ -122,16 +123,16 @@ impl Access {
     /// Builds the authentication that a configuration describes.
     pub(crate) fn new(
         config: AccessConfig,
-        keys: Option<TokenKeys>,
+        keys: Option<Keys>,
         clock: Clock,
         ledger: Arc<dyn Ledger>,
-        organization: Option<Arc<dyn Organization>>,
+        cloud: Option<Arc<dyn Cloud>>,
     ) -> Result<Self, reqwest::Error> {
         let web = Web::new()?;
         let issuers = Issuers::new(&config.oidc, &config.policy, &web, &clock);
         let iam = config.iam.clone().map(|iam| {
             let id = iam.organization.clone();
-            let members = id.zip(organization).map(|(id, of)| Members::new(id, of, clock.clone()));
+            let members = id.zip(cloud).map(|(id, cloud)| Members::new(id, cloud, clock.clone()));
             Sts::new(iam, members, config.service.clone(), web, clock.clone())
         });
         Ok(Self { config, keys, robots: RobotLogins::new(clock, ledger), iam, issuers })
@@ -178,7 +179,8 @@ impl Access {
     /// The holder of a token, if a login with the same identity would still be accepted.
     async fn bearer(&self, token: &str, source: Peer) -> Result<Holder, AccessError> {
         let keys = self.keys.as_ref().ok_or(AccessError::InvalidToken)?;
-        let (holder, issued_at) = keys.verify(&self.config.service, token).map_err(|_| AccessError::InvalidToken)?;
+        let (holder, issued_at) =
+            keys.verify(&self.config.service, token).await?.map_err(|_| AccessError::InvalidToken)?;
         let let_in = match (&holder.principal, holder.secret) {
             // An anonymous token is good only where anonymous access is allowed.
             (principal, _) if self.config.not_let_in(principal, source).is_some() => false,
@@ -206,8 +208,9 @@ impl Access {
         }
     }
 
-    /// Issues a token to a caller that has logged in.
-    pub(crate) fn issue(&self, holder: &Holder) -> Option<String> {
-        self.keys.as_ref()?.issue(&self.config.service, holder, self.config.token_life)
+    /// Issues a token to a caller that has logged in. `None`: there are no tokens here.
+    pub(crate) async fn issue(&self, holder: &Holder) -> Result<Option<String>, AccessError> {
+        let Some(keys) = &self.keys else { return Ok(None) };
+        Ok(keys.issue(&self.config.service, holder, self.config.token_life).await?)
     }
 }

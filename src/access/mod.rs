@@ -4,6 +4,7 @@ mod attempts;
 mod gate;
 pub mod iam;
 pub mod jwks;
+mod keys;
 mod lane;
 mod oidc;
 mod operator;
@@ -14,6 +15,6 @@ pub mod token;
 mod web;
 
 pub(crate) use gate::{Access, Asking, ClaimedIdentity};
+pub(crate) use keys::Keys;
 pub(crate) use operator::ProvenBody;
 pub use operator::{InvalidSecret, OPERATOR_HEADER, OperatorSecret};
-pub use organization::Organization;

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use quick_cache::sync::Cache as MemoryCache;
 
-use crate::errors::Unreachable;
+use crate::errors::{Unreachable, chain};
+use crate::ports::Cloud;
 use crate::values::time::{Clock, Timestamp};
 
 /// How long AWS is not asked again about an account that belongs to the organisation.
@@ -17,17 +17,10 @@ const BRIEF: Duration = Duration::from_mins(1);
 /// How long an account counts as a member while AWS fails to answer.
 const USABLE: Duration = Duration::from_hours(24);
 
-/// Asks AWS about the accounts of the organisation that this process belongs to.
-#[async_trait]
-pub trait Organization: Send + Sync {
-    /// Whether an account belongs to the organisation with this id (AWS Organizations API, `DescribeAccount`).
-    async fn has(&self, id: &str, account: &str) -> Result<bool, Unreachable>;
-}
-
 /// The accounts of one organisation.
 pub(super) struct Members {
     id: String,
-    organization: Arc<dyn Organization>,
+    cloud: Arc<dyn Cloud>,
     clock: Clock,
     known: MemoryCache<String, Membership>,
 }
@@ -42,8 +35,8 @@ struct Membership {
 }
 
 impl Members {
-    pub(super) fn new(id: String, organization: Arc<dyn Organization>, clock: Clock) -> Self {
-        Self { id, organization, clock, known: MemoryCache::new(10_000) }
+    pub(super) fn new(id: String, cloud: Arc<dyn Cloud>, clock: Clock) -> Self {
+        Self { id, cloud, clock, known: MemoryCache::new(10_000) }
     }
 
     /// The id of the organisation, if the account belongs to it.
@@ -56,7 +49,7 @@ impl Members {
         if let Some(known) = before.filter(|known| self.clock.now() < known.fresh_until) {
             return Ok(known.belongs);
         }
-        let answer = self.organization.has(&self.id, account).await;
+        let answer = self.cloud.is_member(account, &self.id).await;
         let now = self.clock.now();
         let known = match (answer, before) {
             (Ok(belongs), _) => {
@@ -67,7 +60,11 @@ impl Members {
             (Err(_), Some(before)) if before.belongs && now < before.said_at.plus(USABLE) => {
                 Membership { fresh_until: now.plus(BRIEF), ..before }
             }
-            (Err(error), _) => return Err(error),
+            (Err(error), _) => {
+                tracing::warn!(account, error = %chain(&error), "AWS does not say which organisation an account belongs to");
+                let reason = "AWS does not say now whether your account belongs to the organisation of this cache";
+                return Err(Unreachable::because(reason));
+            }
         };
         self.known.insert(account.to_owned(), known);
         Ok(known.belongs)

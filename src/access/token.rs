@@ -1,12 +1,12 @@
 //! The tokens that `/token` issues: a signed identity, valid for minutes. What the holder may pull is decided at each
 //! request, so a token never grants a permission.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
 use crate::identity::Principal;
@@ -27,7 +27,8 @@ const LONGEST_TOKEN: usize = 8192;
 /// the previous one are still in use.
 pub struct TokenKeys {
     signing: (String, EncodingKey),
-    verifying: BTreeMap<String, DecodingKey>,
+    /// By id, which those of before may have in common with these.
+    verifying: Vec<(String, DecodingKey)>,
     clock: Clock,
 }
 
@@ -67,7 +68,7 @@ impl From<Principal> for Holder {
 }
 
 /// The claims of a token (distribution, "Token Authentication Implementation"; RFC 7519, section 4.1).
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Claims {
     iss: String,
     aud: String,
@@ -87,7 +88,7 @@ impl TokenKeys {
 
     /// Reads keys, separated by newlines or commas: `<id>:<base64>`, or `<base64>` for a key with an empty id.
     pub fn parse(text: &str, clock: Clock) -> Result<Self, InvalidKeys> {
-        let (mut signing, mut verifying) = (None, BTreeMap::new());
+        let (mut signing, mut verifying) = (None, Vec::<(String, DecodingKey)>::new());
         let lines = text.split(['\n', ',']).map(str::trim).filter(|line| !line.is_empty());
         for (number, line) in (1..).zip(lines) {
             let (id, key) = line.split_once(':').unwrap_or(("", line));
@@ -95,12 +96,20 @@ impl TokenKeys {
             if key.len() < SHORTEST_KEY {
                 return Err(InvalidKeys::Malformed(number));
             }
-            if verifying.insert(id.to_owned(), DecodingKey::from_secret(&key)).is_some() {
+            if verifying.iter().any(|(known, _)| known == id) {
                 return Err(InvalidKeys::Twice(id.to_owned()));
             }
+            verifying.push((id.to_owned(), DecodingKey::from_secret(&key)));
             signing.get_or_insert_with(|| (id.to_owned(), EncodingKey::from_secret(&key)));
         }
         Ok(Self { signing: signing.ok_or(InvalidKeys::None)?, verifying, clock })
+    }
+
+    /// The same keys, and those of before, which only verify.
+    #[must_use]
+    pub(super) fn or_previous(mut self, previous: Option<Self>) -> Self {
+        self.verifying.extend(previous.into_iter().flat_map(|previous| previous.verifying));
+        self
     }
 
     /// Issues a token for the named service. `None`: signing failed.
@@ -124,14 +133,25 @@ impl TokenKeys {
         if token.len() > LONGEST_TOKEN {
             return Err(InvalidToken);
         }
-        // The header selects one of our keys; the algorithm is fixed.
-        let header = jsonwebtoken::decode_header(token).map_err(|_| InvalidToken)?;
-        let key = header.kid.and_then(|id| self.verifying.get(&id)).ok_or(InvalidToken)?;
-        let validation = validation(Algorithm::HS256, service, service);
-        let claims = jsonwebtoken::decode::<Claims>(token, key, &validation).map_err(|_| InvalidToken)?.claims;
+        let claims: Claims = self.decode(token, &validation(Algorithm::HS256, service, service)).ok_or(InvalidToken)?;
         let now = self.clock.now();
         let valid = Timestamp(claims.nbf) <= now.plus(LEEWAY) && now < Timestamp(claims.exp).plus(LEEWAY);
         if valid { Ok((claims.holder, Timestamp(claims.iat))) } else { Err(InvalidToken) }
+    }
+
+    /// Whether one of our keys has signed it, whatever it says.
+    pub(super) fn have_signed(&self, token: &str) -> bool {
+        let mut any = Validation::new(Algorithm::HS256);
+        any.required_spec_claims.clear();
+        (any.validate_exp, any.validate_aud) = (false, false);
+        token.len() <= LONGEST_TOKEN && self.decode::<IgnoredAny>(token, &any).is_some()
+    }
+
+    /// The header selects our keys; the algorithm is fixed.
+    fn decode<T: DeserializeOwned + Clone>(&self, token: &str, validation: &Validation) -> Option<T> {
+        let id = jsonwebtoken::decode_header(token).ok()?.kid?;
+        let mut keys = self.verifying.iter().filter(|(known, _)| *known == id);
+        keys.find_map(|(_, key)| Some(jsonwebtoken::decode::<T>(token, key, validation).ok()?.claims))
     }
 }
 

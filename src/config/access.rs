@@ -12,12 +12,11 @@ use url::Url;
 use super::file::{AccessTable, AnonymousKey, IamTable, OidcTable};
 use super::login::{IamConfig, OidcConfig};
 use super::policy::PolicyRuleTable;
-use super::{ConfigError, SecretReference, UpstreamConfig, value};
+use super::{ConfigError, SecretReference, SecretSource, UpstreamConfig, value};
 use crate::identity::policy::Policy;
 use crate::identity::{Anonymous, InvalidNetwork, Network, Peer, Principal};
 use crate::oci::UpstreamId;
 use crate::values::address::is_in;
-use crate::values::secret::Secret;
 
 /// Who is let in, and what they may pull.
 #[derive(Clone, Debug)]
@@ -41,7 +40,7 @@ pub struct AccessConfig {
     /// TLS.
     pub url: Option<Url>,
     /// The keys that tokens are signed with, as [`TokenKeys`](crate::access::token::TokenKeys) reads them.
-    pub signing_keys: Option<Secret>,
+    pub signing_keys: Option<SecretSource>,
     /// What callers that are let in may pull.
     pub policy: Policy,
 }
@@ -226,6 +225,7 @@ fn checked_service(service: String) -> Result<String, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::values::secret::Secret;
 
     fn read_access(text: &str) -> Result<AccessConfig, String> {
         let table: AccessTable = toml::from_str(text).map_err(|error| error.to_string())?;
@@ -269,7 +269,7 @@ mod tests {
             assert_eq!(access.anonymous.admits(caller.parse().ok().into()), admitted, "{caller} at {listen}");
         }
         let access = AccessConfig {
-            signing_keys: Some(Secret::new("s3cret")),
+            signing_keys: Some(SecretSource::Text(Secret::new("s3cret"))),
             ..AccessConfig::only_here(IpAddr::V4(Ipv4Addr::LOCALHOST))
         };
         assert!(!format!("{access:?}").contains("s3cret"));

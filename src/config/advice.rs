@@ -20,6 +20,8 @@ trusted_hosts = ["10.1.2.3:9000"] | alternates = [{ upstream = "mirror.gcr.io" }
 names = "library/" | prefix = "library/" | immutable = ["*-final"] | allow = ["acme/web*"] | deny = ["acme/web*"]
 credentials = { username = "me", password_env = "PASSWORD" } | username = "me" | password_env = "PASSWORD"
 password_file = "/run/secrets/password" | signing_keys = { env = "SIGNING_KEYS" } | env = "SIGNING_KEYS" | file = "/run/secrets/keys"
+password_secret = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:hub-AbCdEf#password"
+secret = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:stopover-AbCdEf#keys"
 access = { anonymous = true, robots = true } | anonymous = ["10.0.0.0/8"] | networks = ["10.0.0.0/8"]
 service = "registry.example.com" | audience = "registry.example.com" | iam = { accounts = ["123456789012"] } | partition = "aws"
 accounts = ["123456789012"] | organization = "o-a1b2c3d4e5" | roles = ["arn:aws:iam::123456789012:role/eks-*"]

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use url::Url;
 
 use super::policy::{ClaimTable, PolicyRuleTable};
-use super::{Cold, Deleted};
+use super::{Cold, Deleted, StoredSecret};
 use crate::config::retention::SHORTEST;
 use crate::identity::partition::Partition;
 use crate::oci::{Name, Platforms, UpstreamId};
@@ -214,6 +214,7 @@ pub(super) struct CredentialsTable {
     pub(super) username: String,
     pub(super) password_env: Option<String>,
     pub(super) password_file: Option<PathBuf>,
+    pub(super) password_secret: Option<StoredSecret>,
 }
 
 #[derive(Deserialize, Default)]
@@ -270,6 +271,7 @@ pub(super) struct OidcTable {
 pub(super) struct KeysTable {
     pub(super) env: Option<String>,
     pub(super) file: Option<PathBuf>,
+    pub(super) secret: Option<StoredSecret>,
 }
 
 /// `fresh = "5m"` for all tags, or `fresh = { "*" = "5m", "v*" = "1d" }`.

@@ -35,10 +35,10 @@ pub use names::NameRules;
 pub use retention::Retention;
 pub use rule::{Places, Rule};
 pub use schedule::{Schedule, TICK};
-pub use secret::{Credentials, SecretReference};
+pub use secret::{Credentials, SecretReference, SecretSource, StoredSecret};
 pub use tags::TagRules;
 use upstream::Defaults;
-pub use upstream::{Alternate, Cold, Deleted, MaxBlob, Referrers, UpstreamConfig};
+pub use upstream::{Alternate, Cold, Deleted, Ecr, MaxBlob, Referrers, UpstreamConfig};
 
 /// The settings of one process, complete and checked.
 #[derive(Clone, Debug)]
@@ -164,6 +164,7 @@ impl Config {
         let mut config = mistakes::read(text, path, |file, mended| {
             Self::complete(file, Some(path), cold, |reference| match reference {
                 SecretReference::Variable(name) if mended && is_example(name) => Ok(String::new()),
+                SecretReference::Stored(stored) if mended && is_example(&stored.to_string()) => Ok(String::new()),
                 reference => secret(reference),
             })
         })?;

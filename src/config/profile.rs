@@ -2,8 +2,8 @@
 
 use url::Url;
 
-use super::Referrers;
 use super::file::Origin;
+use super::{Ecr, Referrers};
 use crate::oci::UpstreamId;
 use crate::values::pattern::Pattern;
 
@@ -149,9 +149,17 @@ pub(super) fn known() -> impl Iterator<Item = (UpstreamId, &'static Profile, Url
     ids.filter_map(|(id, profile)| Some((id.parse().ok()?, profile, profile.origin(id).ok()?.0)))
 }
 
+/// The registry of Amazon with this host name.
+pub(super) fn ecr(host: &str) -> Option<Ecr> {
+    match ecr_region(host) {
+        Some(region) => Some(Ecr::Private { region: region.to_owned() }),
+        None => (host == "public.ecr.aws").then_some(Ecr::Public),
+    }
+}
+
 /// The region in the host name of a private ECR registry: `<account>.dkr.ecr[-fips].<region>.amazonaws.com[.cn]`, or
 /// dual-stack `<account>.dkr-ecr[-fips].<region>.on.aws` (ECR, "Endpoints and quotas").
-pub(super) fn ecr_region(host: &str) -> Option<&str> {
+fn ecr_region(host: &str) -> Option<&str> {
     let (account, rest) = host.split_once('.')?;
     if account.len() != 12 || !account.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;

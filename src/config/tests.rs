@@ -346,7 +346,7 @@ fn secrets_come_by_reference_and_are_not_printed() {
     let config =
         load("[upstreams.\"docker.io\"]\ncredentials = { username = \"me\", password_env = \"HUB_TOKEN\" }").unwrap();
     let credentials = config.upstreams[&DEFAULT_UPSTREAM.parse().unwrap()].credentials.clone().unwrap();
-    assert_eq!(credentials.password.as_str(), "s3cret");
+    assert_eq!(credentials.password, SecretSource::Text(crate::values::secret::Secret::new("s3cret")));
     assert!(!format!("{config:?}").contains("s3cret"));
 }
 

@@ -10,7 +10,7 @@ use url::Url;
 
 use super::file::{AlternateTable, Fresh, Origin, PolicyTable, TableId, UpstreamTable};
 use super::names::{NamePatterns, NameRules};
-use super::profile::{self, Profile, ecr_region};
+use super::profile::{self, Profile, ecr};
 use super::{ConfigError, Credentials, SecretReference, value};
 use crate::config::TagRules;
 use crate::oci::{Name, Platforms, UpstreamId};
@@ -107,9 +107,20 @@ pub struct UpstreamConfig {
     pub public: Option<bool>,
     /// Our login there.
     pub credentials: Option<Credentials>,
-    /// The region of a private ECR registry: without `credentials` we log in there with the AWS identity of this
-    /// process.
-    pub ecr_region: Option<String>,
+    /// Which registry of Amazon it is: without `credentials` we log in there with the AWS identity of this process.
+    pub ecr: Option<Ecr>,
+}
+
+/// A registry that AWS issues logins for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Ecr {
+    /// Private ones of a region.
+    Private {
+        /// The region, which is part of their host names.
+        region: String,
+    },
+    /// public.ecr.aws, which shows everything without a login too, but less often.
+    Public,
 }
 
 /// Another upstream that carries the same content.
@@ -292,7 +303,7 @@ impl UpstreamConfig {
             alternates: profile.alternates.iter().filter_map(alternate).collect(),
             credentials: None,
             public: None,
-            ecr_region: ecr_region(id.as_str()).or_else(|| ecr_region(url.host_str()?)).map(str::to_owned),
+            ecr: ecr(id.as_str()).or_else(|| ecr(url.host_str()?)),
             url,
         }
     }
@@ -311,7 +322,8 @@ impl UpstreamConfig {
     /// Whether only callers that the policy names may see what upstream shows us: as `public` says, else if we log in
     /// there. To a private ECR registry we always do.
     pub fn is_private(&self) -> bool {
-        self.public.map_or_else(|| self.credentials.is_some() || self.ecr_region.is_some(), |public| !public)
+        let shown_to_us = || self.credentials.is_some() || matches!(self.ecr, Some(Ecr::Private { .. }));
+        self.public.map_or_else(shown_to_us, |public| !public)
     }
 
     /// Replaces what a table sets. `section`: the name of the table; `path`: the path below which it applies.

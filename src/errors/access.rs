@@ -81,7 +81,7 @@ impl Unreachable {
     }
 
     /// For adapters that ask by other means than a URL. `reason` is fit for callers to read.
-    pub fn because(reason: &str) -> Self {
+    pub(crate) fn because(reason: &str) -> Self {
         Self(reason.to_owned())
     }
 }

@@ -21,7 +21,6 @@ use serde_json::json;
 use super::audit::Record;
 use super::operator::{answer, proof};
 use super::{NO_STORE, refuse, source};
-use crate::access::token::Holder;
 use crate::access::{Asking, ProvenBody};
 use crate::cache::Cache;
 use crate::errors::{AccessError, PullError};
@@ -190,9 +189,13 @@ async fn log_in(cache: &Cache, parts: &Parts, asking: Result<Asking<'_>, AccessE
         Err(error) => (Asking::default(), Err(error)),
     };
     let mut record = Record::of(None, source(parts).address);
-    match identified {
-        Ok(holder) => {
-            let response = token(cache, &holder, asking.refresh_token().filter(|_| keeps));
+    let issued = match identified {
+        Ok(holder) => cache.access.issue(&holder).await.map(|issued| (holder, issued)),
+        Err(error) => Err(error),
+    };
+    match issued {
+        Ok((holder, issued)) => {
+            let response = token(cache, issued, asking.refresh_token().filter(|_| keeps));
             record.principal = Some(holder.principal);
             record.logged_in(None);
             response
@@ -211,8 +214,8 @@ fn refused(status: StatusCode, error: &str) -> Response {
     (status, [(CACHE_CONTROL, NO_STORE)], Json(json!({ "error": error }))).into_response()
 }
 
-fn token(cache: &Cache, holder: &Holder, refresh_token: Option<&str>) -> Response {
-    let Some(token) = cache.access.issue(holder) else {
+fn token(cache: &Cache, issued: Option<String>, refresh_token: Option<&str>) -> Response {
+    let Some(token) = issued else {
         return refused(StatusCode::NOT_FOUND, "unsupported_grant_type");
     };
     let issued_at = UNIX_EPOCH + Duration::from_secs(cache.core.clock.now().0);

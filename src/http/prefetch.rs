@@ -23,6 +23,7 @@ use crate::errors::{AccessError, PullError, chain};
 use crate::oci::{Platform, Platforms, Request};
 use crate::ports::{ImageJob, Priority};
 use crate::prefetch::{MAX_BLOBS, PrefetchReport, Prefetched, PrefetchedBlob};
+use crate::values::deadline::bounded;
 use crate::values::text::excerpt;
 
 /// The most bytes of a request, and the most images and platforms in it.
@@ -88,7 +89,7 @@ async fn prefetch(State(cache): State<Arc<Cache>>, request: axum::extract::Reque
         let message = format!("{count} {what} are too many for one request: {most} at the most");
         return refusal(StatusCode::PAYLOAD_TOO_LARGE, &message);
     }
-    let (address, deadline) = (caller.address, Instant::now() + cache.core.config.wait);
+    let (address, deadline) = (caller.address, Instant::now() + bounded(cache.core.config.wait));
     // How many more blobs the answer has room for: those of the largest image, so that one of them always fits.
     let (mut seen, room) = (HashSet::new(), AtomicUsize::new(MAX_BLOBS));
     let images = stream::iter(wanted.images.clone()).map(|text| {

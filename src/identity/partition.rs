@@ -53,15 +53,19 @@ impl Partition {
             Self::Government => "aws-us-gov",
         }
     }
+
+    /// What the hosts of its services end with.
+    pub fn host_end(self) -> &'static str {
+        match self {
+            Self::Commercial | Self::Government => "amazonaws.com",
+            Self::China => "amazonaws.com.cn",
+        }
+    }
 }
 
 /// The public host of a region's STS. `None`: that is no region.
 pub fn sts_host(region: &str) -> Option<String> {
-    let end = match Partition::of(region)? {
-        Partition::Commercial | Partition::Government => "amazonaws.com",
-        Partition::China => "amazonaws.com.cn",
-    };
-    Some(format!("sts.{region}.{end}"))
+    Some(format!("sts.{region}.{}", Partition::of(region)?.host_end()))
 }
 
 /// Whether this is the id of an account: twelve digits.

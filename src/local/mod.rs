@@ -40,7 +40,7 @@ use images::Images;
 use crate::access::OperatorSecret;
 use crate::access::token::TokenKeys;
 use crate::cache::Cache;
-use crate::config::Config;
+use crate::config::{Config, SecretSource};
 use crate::errors::chain;
 use crate::ports::Blobs as _;
 use crate::values::secret::{OTHERS_USE, OTHERS_WRITE, Secret, read_own, refuse_of_others};
@@ -65,7 +65,8 @@ impl Local {
         if let Some(access) = config.access.as_mut().filter(|access| access.has_logins())
             && access.signing_keys.is_none()
         {
-            access.signing_keys = Some(Secret::new(made_once(&data.join("signing_keys"), TokenKeys::make)?));
+            let made = Secret::new(made_once(&data.join("signing_keys"), TokenKeys::make)?);
+            access.signing_keys = Some(SecretSource::Text(made));
         }
         let operator = OperatorSecret::parse(&made_once(&operator_secret(&data), OperatorSecret::make)?)?;
         let files = Arc::new(Files::open(&data)?);
@@ -81,8 +82,7 @@ impl Local {
         let queue = Arc::new(Queue::new(Arc::clone(&ledger), clock.clone(), limits));
         let images = Arc::new(Images::new(Arc::clone(&ledger)));
         let handle = Arc::new(queue::Handle(Arc::clone(&queue), Arc::clone(&images)));
-        let cache =
-            Cache::new(config, clock, files, Arc::clone(&ledger) as _, handle, None, None).context("cannot start")?;
+        let cache = Cache::new(config, clock, files, Arc::clone(&ledger) as _, handle, None).context("cannot start")?;
         let cache = Arc::new(cache.with_operator(operator));
         queue.start(&cache)?;
         images.start(&cache)?;

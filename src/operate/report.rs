@@ -136,6 +136,9 @@ pub struct SweepReport {
     pub kept_bytes: u64,
     /// How many blob records contradicted the store (a fill that died, bytes that are gone) and were corrected.
     pub repaired: usize,
+    /// How many items of the ledger cannot be read, and stay as they are: the log names them.
+    #[serde(default)]
+    pub unreadable: usize,
 }
 
 impl fmt::Display for SweepReport {
@@ -153,7 +156,11 @@ impl fmt::Display for SweepReport {
             self.freed_bytes,
             self.kept_bytes,
             self.repaired
-        )
+        )?;
+        if self.unreadable > 0 {
+            writeln!(formatter, "{} items of the ledger cannot be read, and stay: see the log", self.unreadable)?;
+        }
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use futures_util::stream::BoxStream;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::Operate;
@@ -37,6 +38,7 @@ impl Operate {
             freed_bytes = report.freed_bytes,
             kept_bytes = report.kept_bytes,
             repaired = report.repaired,
+            unreadable = report.unreadable,
             uploads,
             "swept"
         );
@@ -55,9 +57,16 @@ impl Operate {
     /// first one is returned at the end.
     async fn carry_out(&self, task: Task<'_>, dry_run: bool) -> Result<(SweepReport, HashSet<String>), StoreError> {
         let mut census = Census::new(task, self.core.clock.now());
+        let mut unreadable = 0;
         let mut entries = self.core.ledger.entries();
-        while let Some(entry) = entries.try_next().await? {
-            census.count(&entry);
+        while let Some(entry) = readable(&mut entries).await? {
+            match entry {
+                Ok(entry) => census.count(&entry),
+                Err(error) => {
+                    tracing::error!(error = %chain(&error), "an item of the ledger cannot be read: it stays, and is of no use");
+                    unreadable += 1;
+                }
+            }
         }
         let mut stored = self.core.blobs.list();
         while let Some(blob) = stored.try_next().await? {
@@ -65,9 +74,10 @@ impl Operate {
         }
         let (uploads, bytes) = (std::mem::take(&mut census.uploads), census.bytes);
         let (mut fates, mut batch) = (census.decide(), Batch::default());
-        let (mut report, mut failure) = (SweepReport::default(), None);
+        let (mut report, mut failure) = (SweepReport { unreadable, ..SweepReport::default() }, None);
         let mut entries = self.core.ledger.entries();
-        while let Some(entry) = entries.try_next().await? {
+        while let Some(entry) = readable(&mut entries).await? {
+            let Ok(entry) = entry else { continue };
             fates.add(entry, &mut batch);
             if batch.size() >= BATCH {
                 self.finish(&mut batch, dry_run, &mut report, &mut failure).await;
@@ -187,6 +197,16 @@ impl Operate {
         let record = Versioned { value, version };
         self.core.ledger.remove(&Entry::Blob { digest: digest.clone(), record }).await?;
         Ok(true)
+    }
+}
+
+/// The next entry, or why that one cannot be read. Any other error is one of the ledger as a whole.
+async fn readable(
+    entries: &mut BoxStream<'_, Result<Entry, StoreError>>,
+) -> Result<Option<Result<Entry, StoreError>>, StoreError> {
+    match entries.next().await {
+        Some(Err(error @ StoreError::Corrupt(_))) => Ok(Some(Err(error))),
+        next => Ok(next.transpose()?.map(Ok)),
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod attempts;
 mod blobs;
+mod cloud;
 mod fills;
 #[cfg(test)]
 pub(crate) mod troubled;
@@ -15,6 +16,7 @@ use futures_util::stream::BoxStream;
 
 pub(crate) use attempts::Attempts;
 pub use blobs::{Blobs, Location, SignedUrl, StoredBlob, Upload};
+pub use cloud::{Cloud, IssuedLogin, SecretVersion};
 pub use fills::{Fills, GivenUp, ImageJob, Job, Priority, Progress, Requested, Watched, Work};
 
 use crate::errors::StoreError;

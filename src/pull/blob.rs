@@ -14,6 +14,7 @@ use crate::oci::{Digest, Repository};
 use crate::ports::{Job, Location, Priority, Progress, Watched};
 use crate::records::{BlobState, BlobView};
 use crate::upstream::{BlobSource, Evidence};
+use crate::values::deadline::bounded;
 use crate::values::served::Served;
 use crate::values::time::Timestamp;
 
@@ -130,7 +131,7 @@ impl Pull {
 
     /// Waits for a fill: until the blob is stored, or (`follow`) until its first bytes have arrived.
     async fn wait(self: &Arc<Self>, job: &Job, follow: bool) -> Result<PulledBlob, PullError> {
-        let deadline = Instant::now() + self.core.config.wait;
+        let deadline = Instant::now() + bounded(self.core.config.wait);
         let found = async {
             for _ in 0..JOINED {
                 let Some(Watched { repository, progress }) = self.core.fills.request_now(job).await? else {

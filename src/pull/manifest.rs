@@ -16,6 +16,7 @@ use crate::ports::{Attempts, Priority};
 use crate::records::tag::{self, Step};
 use crate::records::{Previous, TagRecord, Versioned};
 use crate::upstream::{Evidence, Patience, Upstream};
+use crate::values::deadline::bounded;
 use crate::values::pull_counter::PullCounter;
 use crate::values::served::Served;
 
@@ -186,7 +187,7 @@ impl Pull {
     ) -> Result<PulledManifest, PullError> {
         let upstream = self.core.upstreams.get(repository)?;
         let owner = format!("{:016x}", fastrand::u64(..));
-        let deadline = Instant::now() + TURN;
+        let deadline = Instant::now() + bounded(TURN);
         let (mut found, mut attempts) = (None, Attempts::new());
         loop {
             let record = self.core.ledger.reference(repository, reference).await?;
@@ -253,7 +254,7 @@ impl Pull {
     ) -> Result<PulledManifest, PullError> {
         let asked = self.ask(repository, reference, &leased, want);
         // If something is known, the client gets that rather than wait longer for what is new.
-        let limit = if leased.observed.is_some() { DECISION } else { PATIENT_DECISION };
+        let limit = bounded(if leased.observed.is_some() { DECISION } else { PATIENT_DECISION });
         let late = || UpstreamError::Unavailable { silent: false, reason: format!("no answer within {limit:?}") };
         let asked = tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| Err(late().into()));
         let mut deleted = None;

@@ -3,50 +3,48 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::HeaderValue;
 use tokio::sync::Mutex;
 
-use crate::config::{Credentials, UpstreamConfig};
-use crate::errors::UpstreamError;
+use crate::config::{Credentials, Ecr, SecretSource, StoredSecret, UpstreamConfig};
+use crate::errors::{StoreError, UpstreamError, chain};
+use crate::ports::{Cloud, SecretVersion};
 use crate::records::GaugeKey;
+use crate::values::kept::Kept;
+use crate::values::secret::Secret;
 use crate::values::time::{Clock, Timestamp};
-
-/// Issues credentials that are valid for hours only.
-#[async_trait]
-pub trait Issuer: Send + Sync {
-    /// Credentials for the private ECR registries of a region (ECR API, `GetAuthorizationToken`).
-    /// [`UpstreamError::Denied`] if AWS refuses, [`UpstreamError::Unavailable`] if it does not answer.
-    async fn ecr(&self, region: &str) -> Result<Issued, UpstreamError>;
-}
-
-/// Credentials that expire.
-#[derive(Clone, Debug)]
-pub struct Issued {
-    /// User name and password.
-    pub credentials: Credentials,
-    /// When they expire.
-    pub expires_at: Timestamp,
-}
 
 /// How we log in to one upstream.
 pub(super) enum UpstreamLogin {
     Anonymous,
     /// With the configured credentials.
-    Password(Credentials),
+    Password(Credentials, Secret),
+    /// With the configured user name, and the password that is kept for it.
+    Stored(Credentials, StoredPassword),
     /// With credentials that the cloud issues, renewed before they expire.
-    Issued(IssuedLogin),
+    Issued(Issued),
 }
 
-/// Issued credentials of one region.
-pub(super) struct IssuedLogin {
-    region: String,
-    issuer: Arc<dyn Issuer>,
+/// A password in Secrets Manager.
+pub(super) struct StoredPassword {
+    secret: StoredSecret,
+    /// `None`: this process only explains its configuration.
+    cloud: Option<Arc<dyn Cloud>>,
+    /// `Authorization` with it.
+    kept: Kept<HeaderValue>,
+}
+
+/// Issued credentials for one registry of Amazon.
+pub(super) struct Issued {
+    registry: Ecr,
+    cloud: Arc<dyn Cloud>,
     clock: Clock,
     /// Locked while credentials are issued: further callers wait for those.
     held: Mutex<Option<CachedLogin>>,
+    /// Until then none are asked for where none are needed.
+    without_until: Mutex<Timestamp>,
 }
 
 /// A cached `Authorization`. It is renewed after 0.9 of its life; if that fails, it is used until it expires.
@@ -96,18 +94,33 @@ impl CachedLogin {
     }
 }
 
+/// How long what is shown without a login too is asked for without one, after none was issued.
+const WITHOUT: Duration = Duration::from_mins(10);
+/// How long that login may take to be issued: a client waits.
+const BRIEFLY: Duration = Duration::from_secs(2);
+/// How long a password in Secrets Manager is used without reading it again, and while it cannot be read.
+const FRESH: Duration = Duration::from_mins(5);
+const USABLE: Duration = Duration::from_hours(24);
+
 impl UpstreamLogin {
     /// The configured credentials, else those that are issued for this registry, else none.
-    pub(super) fn new(config: &UpstreamConfig, issuer: Option<&Arc<dyn Issuer>>, clock: &Clock) -> Self {
-        match (&config.credentials, &config.ecr_region, issuer) {
-            (Some(credentials), ..) => Self::Password(credentials.clone()),
-            (None, Some(region), Some(issuer)) => Self::Issued(IssuedLogin {
-                region: region.clone(),
-                issuer: Arc::clone(issuer),
+    pub(super) fn new(config: &UpstreamConfig, cloud: Option<&Arc<dyn Cloud>>, clock: &Clock) -> Self {
+        match (&config.credentials, &config.ecr, cloud.cloned()) {
+            (Some(credentials), _, cloud) => match &credentials.password {
+                SecretSource::Text(password) => Self::Password(credentials.clone(), password.clone()),
+                SecretSource::Stored(secret) => {
+                    let kept = Kept::new(clock.clone(), FRESH, USABLE);
+                    Self::Stored(credentials.clone(), StoredPassword { secret: secret.clone(), cloud, kept })
+                }
+            },
+            (None, Some(registry), Some(cloud)) => Self::Issued(Issued {
+                registry: registry.clone(),
+                cloud,
                 clock: clock.clone(),
                 held: Mutex::default(),
+                without_until: Mutex::new(Timestamp(0)),
             }),
-            _ => Self::Anonymous,
+            (None, ..) => Self::Anonymous,
         }
     }
 
@@ -115,7 +128,7 @@ impl UpstreamLogin {
     pub(super) fn name(&self) -> &str {
         match self {
             Self::Anonymous => GaugeKey::ANONYMOUS,
-            Self::Password(credentials) => &credentials.username,
+            Self::Password(credentials, _) | Self::Stored(credentials, _) => &credentials.username,
             Self::Issued(_) => "AWS",
         }
     }
@@ -123,18 +136,23 @@ impl UpstreamLogin {
     /// The configured credentials, if any.
     pub(super) fn credentials(&self) -> Option<&Credentials> {
         match self {
-            Self::Password(credentials) => Some(credentials),
+            Self::Password(credentials, _) | Self::Stored(credentials, _) => Some(credentials),
             Self::Anonymous | Self::Issued(_) => None,
         }
     }
 
+    /// Whether upstream shows us no more than it shows to everybody.
     pub(super) fn is_anonymous(&self) -> bool {
-        matches!(self, Self::Anonymous)
+        match self {
+            Self::Anonymous => true,
+            Self::Issued(issued) => issued.registry == Ecr::Public,
+            Self::Password(..) | Self::Stored(..) => false,
+        }
     }
 
     /// Whether refused credentials can be replaced.
     pub(super) fn renews(&self) -> bool {
-        matches!(self, Self::Issued(_))
+        matches!(self, Self::Stored(..) | Self::Issued(_))
     }
 
     /// `Authorization` with user name and password (RFC 7617). `refused`: the value that upstream has just answered
@@ -142,29 +160,76 @@ impl UpstreamLogin {
     pub(super) async fn basic(&self, refused: Option<&HeaderValue>) -> Result<Option<HeaderValue>, UpstreamError> {
         match self {
             Self::Anonymous => Ok(None),
-            Self::Password(credentials) => basic(credentials).map(Some),
-            Self::Issued(login) => login.basic(refused).await.map(Some),
+            Self::Password(credentials, password) => basic(&credentials.username, password).map(Some),
+            Self::Stored(credentials, password) => password.basic(&credentials.username, refused).await.map(Some),
+            Self::Issued(issued) if issued.registry == Ecr::Public => Ok(issued.basic_if_issued(refused).await),
+            Self::Issued(issued) => issued.basic(refused).await.map(Some),
         }
     }
 }
 
-impl IssuedLogin {
+impl StoredPassword {
+    async fn basic(&self, username: &str, refused: Option<&HeaderValue>) -> Result<HeaderValue, UpstreamError> {
+        let read = async {
+            let none = |what: &str| StoreError::Refused(what.into());
+            let current = match &self.cloud {
+                Some(cloud) => cloud.secret(&self.secret, SecretVersion::Current).await,
+                None => Err(none("only the functions on AWS read Secrets Manager")),
+            };
+            let password = current.and_then(|password| password.ok_or_else(|| none("it has no current version")));
+            let password = password.map_err(|error| {
+                tracing::error!(secret = %self.secret, error = %chain(&error), "the password of an upstream cannot be read");
+                // That it is refused is ours, not upstream's: what upstream has shown us still holds.
+                let reason = "its password cannot be read (credentials.password_secret); the log of the cache says why";
+                UpstreamError::Unavailable { silent: false, reason: reason.into() }
+            })?;
+            basic(username, &password)
+        };
+        self.kept.get(|last| Some(last) == refused, read).await
+    }
+}
+
+impl Issued {
     async fn basic(&self, refused: Option<&HeaderValue>) -> Result<HeaderValue, UpstreamError> {
         CachedLogin::or_renewed(&mut *self.held.lock().await, refused, &self.clock, self.issue()).await
     }
 
+    /// `None`: none was issued, now or lately.
+    async fn basic_if_issued(&self, refused: Option<&HeaderValue>) -> Option<HeaderValue> {
+        let mut without_until = self.without_until.lock().await;
+        if self.clock.now() < *without_until {
+            return None;
+        }
+        let issued = tokio::time::timeout(BRIEFLY, self.basic(refused)).await.ok().and_then(Result::ok);
+        if issued.is_none() {
+            *without_until = self.clock.now().plus(WITHOUT);
+        }
+        issued
+    }
+
     async fn issue(&self) -> Result<CachedLogin, UpstreamError> {
-        let issued = self.issuer.ecr(&self.region).await?;
+        let issued = self.cloud.log_in(&self.registry).await.map_err(|error| {
+            tracing::warn!(registry = ?self.registry, error = %chain(&error), "AWS issued no login to ECR");
+            match error {
+                StoreError::Unavailable(_) => {
+                    let reason = "AWS cannot be asked for a login now".into();
+                    UpstreamError::Unavailable { silent: false, reason }
+                }
+                StoreError::Refused(_) | StoreError::Corrupt(_) => UpstreamError::Denied(
+                    "AWS does not let this cache log in to that registry; its log says why".into(),
+                ),
+            }
+        })?;
         let now = self.clock.now();
         let life = issued.expires_at.after(now);
-        let authorization = basic(&issued.credentials)?;
-        tracing::debug!(region = self.region, life_seconds = life.as_secs(), "logged in to private ECR");
+        let authorization = basic(&issued.username, &issued.password)?;
+        tracing::debug!(registry = ?self.registry, life_seconds = life.as_secs(), "logged in to ECR");
         Ok(CachedLogin::new(authorization, now, life))
     }
 }
 
-fn basic(credentials: &Credentials) -> Result<HeaderValue, UpstreamError> {
-    let pair = STANDARD.encode(format!("{}:{}", credentials.username, credentials.password.as_str()));
+fn basic(username: &str, password: &Secret) -> Result<HeaderValue, UpstreamError> {
+    let pair = STANDARD.encode(format!("{username}:{}", password.as_str()));
     let mut value = HeaderValue::from_str(&format!("Basic {pair}"))
         .map_err(|_| UpstreamError::Denied("the configured credentials fit no header".into()))?;
     value.set_sensitive(true);

@@ -24,7 +24,6 @@ pub(crate) use blob::LEAST_BYTES;
 pub use blob::{BlobBody, BlobPlace, BlobSource, BytesWanted, OpenBlob};
 pub use client::{Patience, Upstream};
 pub use listing::{next_page, referrers_in, tags_in};
-pub use login::{Issued, Issuer};
 pub(crate) use standing::Evidence;
 pub use token::{Challenge, IssuedToken};
 
@@ -36,7 +35,7 @@ use crate::config::{Config, DEFAULT_UPSTREAM, Places};
 use crate::errors::{PullError, UpstreamError};
 use crate::identity::policy::Policy;
 use crate::oci::{Digest, InvalidRequest, Manifest, Name, Observed, Operation, Place, Reference, Repository, Request};
-use crate::ports::Ledger;
+use crate::ports::{Cloud, Ledger};
 use crate::records::gauge::Gauge;
 use crate::values::served::Served;
 use crate::values::time::Clock;
@@ -55,12 +54,12 @@ impl Upstreams {
     /// One client for each configured upstream and for each rule with settings. They share connections, and those with
     /// the same credentials share an account.
     ///
-    /// `issuer` issues credentials where none are configured and the registry belongs to the cloud that we run on.
+    /// `cloud` issues credentials where none are configured and the registry is its own, and keeps passwords.
     pub fn new(
         config: &Config,
         clock: &Clock,
         ledger: &Arc<dyn Ledger>,
-        issuer: Option<&Arc<dyn Issuer>>,
+        cloud: Option<&Arc<dyn Cloud>>,
     ) -> Result<Self, UpstreamError> {
         let clients = Arc::new(guard::Clients::new()?);
         let wholes = config.upstreams.iter().map(|(id, upstream)| (Place::whole(id.clone()), upstream));
@@ -69,7 +68,7 @@ impl Upstreams {
         let parts = wholes.chain(rules).map(|(place, config)| {
             let known = accounts.iter().find(|account| account.is_of(&place.upstream, config));
             let account = known.cloned().unwrap_or_else(|| {
-                let login = UpstreamLogin::new(config, issuer, clock);
+                let login = UpstreamLogin::new(config, cloud, clock);
                 let account = Arc::new(Account::new(&place.upstream, login, clock, ledger));
                 accounts.push(Arc::clone(&account));
                 account

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{HeaderValue, WWW_AUTHENTICATE};
+use http::header::{AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE};
 use http::{HeaderMap, Method, StatusCode};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -258,11 +258,20 @@ impl Tokens {
         url.query_pairs_mut()
             .extend_pairs(service.filter(|service| !service.is_empty()).map(|service| ("service", service)))
             .append_pair("scope", scope);
-        let mut request = reqwest::Request::new(Method::GET, url);
-        if let Some(authorization) = login.basic(None).await? {
-            request.headers_mut().insert(http::header::AUTHORIZATION, authorization);
+        let ask = async |authorization: Option<HeaderValue>| {
+            let mut request = reqwest::Request::new(Method::GET, url.clone());
+            request.headers_mut().extend(authorization.map(|authorization| (AUTHORIZATION, authorization)));
+            timed(TOKEN_TIMEOUT, clients.send(request, upstream)).await
+        };
+        let authorization = login.basic(None).await?;
+        let mut response = ask(authorization.clone()).await?;
+        if login.renews() && matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            // The password may have been replaced.
+            let renewed = login.basic(authorization.as_ref()).await?;
+            if renewed != authorization {
+                response = ask(renewed).await?;
+            }
         }
-        let response = timed(TOKEN_TIMEOUT, clients.send(request, upstream)).await?;
         match response.status() {
             StatusCode::OK => {}
             StatusCode::TOO_MANY_REQUESTS => {

@@ -4,7 +4,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{Method, StatusCode};
 use quick_cache::sync::Cache as MemoryCache;
 use tokio::time::Instant;
 
@@ -118,8 +118,8 @@ impl Upstream {
         let mut url = self.config().url.clone();
         url.set_path("/v2/");
         let asked = async {
-            let response = timed(PING_TIMEOUT, self.clients.client_for(&url, self.config())?.get(url.clone()).send());
-            let response = response.await?;
+            let ping = self.clients.send(reqwest::Request::new(Method::GET, url), self.config());
+            let response = timed(PING_TIMEOUT, ping).await?;
             match response.status() {
                 StatusCode::TOO_MANY_REQUESTS => Err(limited(response, Some(Limit::Requests), self.clock.now()).await),
                 status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {

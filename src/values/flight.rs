@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 
+use super::deadline;
+
 type Flight<V> = Shared<BoxFuture<'static, Option<V>>>;
 
 /// Work that is under way, by its key.
@@ -31,7 +33,7 @@ where
     }
 
     /// Joins the work for `key`, or starts it. The work continues if the caller that started it leaves. `None`: it
-    /// panicked, or the process is stopping.
+    /// panicked, the process is stopping, or the deadline of the caller that started it has come.
     pub(crate) async fn join<F>(&self, key: K, work: impl FnOnce() -> F) -> Option<V>
     where
         F: Future<Output = V> + Send + 'static,
@@ -40,13 +42,13 @@ where
             let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let begin = || {
                 let landing = Landing(Arc::clone(&self.0), key.clone());
-                let work = work();
+                let work = deadline::inherit(work());
                 let task = tokio::spawn(async move {
                     let value = work.await;
                     drop(landing);
                     value
                 });
-                task.map(Result::ok).boxed().shared()
+                task.map(|ended| ended.ok().flatten()).boxed().shared()
             };
             flights.entry(key.clone()).or_insert_with(begin).clone()
         };

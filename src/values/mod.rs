@@ -1,7 +1,9 @@
 //! Small values that every room may use.
 
 pub mod address;
+pub mod deadline;
 pub mod flight;
+pub mod kept;
 pub mod pattern;
 pub mod pull_counter;
 pub mod secret;

@@ -85,11 +85,11 @@ async fn a_login_that_aws_refuses_is_denied_and_one_it_cannot_issue_now_is_troub
     assert_eq!(world.get(&tag("1")).await.status, StatusCode::OK);
     world.settled().await;
     world.clock.advance(Duration::from_hours(12));
-    // Each call is three attempts of the SDK.
-    endpoints.throttle_next(Service::Ecr, EVERY_OPERATION, 3);
+    // Each call has two attempts.
+    endpoints.throttle_next(Service::Ecr, EVERY_OPERATION, 2);
     let answer = world.get(&tag("1")).await;
     assert_eq!((answer.status, answer.header("x-stopover")), (StatusCode::OK, "stale"));
-    endpoints.throttle_next(Service::Ecr, EVERY_OPERATION, 3);
+    endpoints.throttle_next(Service::Ecr, EVERY_OPERATION, 2);
     let answer = world.get(&tag("new")).await;
     let unavailable = "upstream is unavailable: AWS cannot be asked for a login now";
     assert_eq!((answer.status, answer.error().1.as_str()), (StatusCode::SERVICE_UNAVAILABLE, unavailable));
@@ -114,12 +114,46 @@ async fn a_login_is_used_to_its_end_while_aws_cannot_issue_another() {
     };
     assert_eq!(pull("1").await, StatusCode::OK);
     world.clock.advance(Duration::from_hours(11));
-    endpoints.throttle_next(Service::Ecr, EVERY_OPERATION, 3);
+    endpoints.throttle_next(Service::Ecr, EVERY_OPERATION, 2);
     let calls = endpoints.calls(Service::Ecr, EVERY_OPERATION);
     assert_eq!([pull("2").await, pull("3").await], [StatusCode::OK; 2]);
-    assert_eq!(endpoints.calls(Service::Ecr, EVERY_OPERATION), calls + 3, "not every request waits for AWS");
+    assert_eq!(endpoints.calls(Service::Ecr, EVERY_OPERATION), calls + 2, "not every request waits for AWS");
     endpoints.logins().issue("second", TWELVE_HOURS_ON + 11 * 3600);
     registry.require(Login::Basic("AWS".into(), "second".into()));
     world.clock.advance(Duration::from_mins(1));
     assert_eq!(pull("4").await, StatusCode::OK, "and then it can");
+}
+
+/// ECR Public with an image, and a world that knows it.
+async fn world_with_ecr_public() -> (World, Scripted) {
+    let registry = Scripted::start().unwrap();
+    registry.image("team/app", "1", &[b"layer"]);
+    let table = format!("[upstreams.\"public.ecr.aws\"]\nurl = \"{}\"\n", registry.url());
+    (World::plan(Column::Aws).upstream(&table).start().await, registry)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_role_of_the_functions_logs_in_to_ecr_public_whose_images_stay_public() {
+    let (world, registry) = world_with_ecr_public().await;
+    world.endpoints().unwrap().logins().issue("of ECR Public", TWELVE_HOURS_ON);
+    registry.require(Login::BearerFor("AWS".into(), "of ECR Public".into()));
+    assert_eq!(world.get("/v2/public.ecr.aws/team/app/manifests/1").await.status, StatusCode::OK);
+    assert_eq!(world.endpoints().unwrap().logins().regions(), ["us-east-1"], "whatever the region of the functions");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_login_to_ecr_public_it_is_asked_as_by_anybody() {
+    let (world, registry) = world_with_ecr_public().await;
+    registry.require(Login::Bearer);
+    assert_eq!(world.get("/v2/public.ecr.aws/team/app/manifests/1").await.status, StatusCode::OK);
+    let asked = || world.endpoints().unwrap().calls(Service::Ecr, EVERY_OPERATION);
+    assert_eq!(asked(), 1, "refused");
+    registry.forget_tokens();
+    registry.image("team/app", "2", &[b"layer"]);
+    assert_eq!(world.get("/v2/public.ecr.aws/team/app/manifests/2").await.status, StatusCode::OK);
+    assert_eq!(asked(), 1, "not with each token");
+    world.clock.advance(Duration::from_mins(10));
+    registry.image("team/app", "3", &[b"layer"]);
+    assert_eq!(world.get("/v2/public.ecr.aws/team/app/manifests/3").await.status, StatusCode::OK);
+    assert_eq!(asked(), 2);
 }

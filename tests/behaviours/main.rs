@@ -33,6 +33,7 @@ mod rules;
 mod security;
 mod single_flight;
 mod slow;
+mod stored_secrets;
 mod strangers;
 mod table;
 mod tags;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use aws_sdk_dynamodb::types::AttributeValue;
 use futures_util::{FutureExt as _, TryStreamExt as _};
 use http::{Method, StatusCode};
 use serde_json::json;
@@ -418,6 +419,22 @@ async fn purging_an_image_leaves_what_others_need(column: Column) {
     }
     assert_eq!(purge("test.local/A").await.status, StatusCode::BAD_REQUEST);
     assert_eq!(purge("unknown.test/a").await.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_that_cannot_be_read_stays_and_keeps_no_other_from_being_swept() {
+    let world = world(Column::Aws, "").await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    pull(&world, "a", "1").await;
+    let endpoints = world.endpoints().expect("the AWS column has endpoints");
+    let text = |text: &str| AttributeValue::S(text.to_owned());
+    let put = endpoints.dynamodb().await.put_item().table_name(endpoints.table());
+    let put = put.item("pk", text("repo#test.local/a")).item("sk", text("tag#2")).item("version", text("?"));
+    put.send().await.unwrap();
+    world.clock.advance(60 * 24 * HOUR);
+    let report = sweep(&world).await;
+    assert_eq!((report.unreadable, report.manifests.len(), report.blobs), (1, 1, image.blobs.len()));
+    assert_eq!(sweep(&world).await.unreadable, 1, "it stays");
 }
 
 async fn bytes_that_no_record_knows_and_records_of_bytes_that_are_gone_are_repaired(column: Column) {

@@ -6,13 +6,12 @@ use anyhow::{Context, ensure};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use reqwest::header::{ACCEPT, CACHE_CONTROL, RETRY_AFTER};
 use support::clients::{By, Client, Containerd, Docker, Shape, Skopeo, WrongContent};
+use support::document::{self, Cell, Table};
 use support::images::{Image, MEDIA_TYPES, Recipe};
 use support::program::{Installation, Stopover, UPSTREAM};
 use support::scripted::{Fault, Scripted};
 use support::wire::Wire;
 use support::world::until;
-
-use crate::document::{self, Cell, Table};
 
 const KIB: u64 = 1024;
 

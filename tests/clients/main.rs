@@ -1,6 +1,5 @@
 //! Real clients, real upstreams and the real program. What they do together is written down in docs/reference/clients.md.
 
-mod document;
 mod faults;
 mod newer;
 mod table;

@@ -3,14 +3,13 @@
 
 use anyhow::{Context, ensure};
 use support::clients::{Ability, Buildah, By, Client, Containerd, Docker, OciClient, Podman, Shape, Skopeo};
+use support::document::{self, Cell, Table};
 use support::images::{Companions, Destination, Image, Recipe};
 use support::program::{Installation, Stopover, UPSTREAM};
 use support::registry::Registry;
 use support::scripted::{Login, Scripted};
 use support::wire::Wire;
 use tempfile::NamedTempFile;
-
-use crate::document::{self, Cell, Table};
 
 const MIB: u64 = 1024 * 1024;
 

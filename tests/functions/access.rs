@@ -15,7 +15,7 @@ use crate::deployment::{
 };
 
 const ROBOTS: &str = "[access]\nrobots = true\n";
-const KEYS: &str = "signing_keys = { env = \"STOPOVER_SIGNING_KEYS\" }\n";
+const KEYS_IN_ENVIRONMENT: &str = "signing_keys = { env = \"TEST_KEYS\" }\n";
 const POLICY: &str = "[[policy]]\nwho = [\"robot:ci\"]\nallow = true\n";
 
 /// Pulls with the token that was issued, whichever process answers; the token.
@@ -155,7 +155,7 @@ async fn robots_are_managed_by_invoking_the_filler_and_pull_through_every_proces
     let log = deployment.log();
     ensure!(log.contains("robot:stranger") && log.contains("\"rule\":\"private\""), "no record of a denial:\n{log}");
     let pair = BASE64_STANDARD.encode(format!("ci:{secret}"));
-    for told in [&secret, &stranger, token, &pair, "of the upstream", "$argon2", &SIGNING_KEY.repeat(64)] {
+    for told in [&secret, &stranger, token, &pair, "of the upstream", "$argon2", SIGNING_KEY] {
         ensure!(!log.contains(told), "{told:?} is logged");
     }
     Ok(())
@@ -164,14 +164,15 @@ async fn robots_are_managed_by_invoking_the_filler_and_pull_through_every_proces
 #[tokio::test]
 async fn logins_without_keys_stop_either_function() -> Result<()> {
     let endpoints = Endpoints::start().await?;
-    for (access, keys, sentence) in [
-        (ROBOTS.to_owned(), "", "access.signing_keys: is required where somebody can log in"),
-        (format!("{ROBOTS}{KEYS}"), "", "access.signing_keys: the secret is empty"),
-        (ROBOTS.to_owned(), "c2hvcnQ=", "key 1 is not"),
-        (format!("{ROBOTS}{KEYS}"), "c2hvcnQ=", "key 1 is not"),
+    let in_environment = format!("{ROBOTS}{KEYS_IN_ENVIRONMENT}");
+    for (access, secret, keys, sentence) in [
+        (ROBOTS, "", "", "access.signing_keys: is required where somebody can log in"),
+        (ROBOTS, "c2hvcnQ=", "", "STOPOVER_SIGNING_KEYS_SECRET is no ARN of a secret"),
+        (&in_environment, "", "", "access.signing_keys: the secret is empty"),
+        (&in_environment, "", "c2hvcnQ=", "key 1 is not"),
     ] {
-        let (_configuration, environment) = Plan::of("http://127.0.0.1:1").setting(&access).environment(&endpoints)?;
-        let environment = environment.with("STOPOVER_SIGNING_KEYS", keys);
+        let (_configuration, environment) = Plan::of("http://127.0.0.1:1").setting(access).environment(&endpoints)?;
+        let environment = environment.with("STOPOVER_SIGNING_KEYS_SECRET", secret).with("TEST_KEYS", keys);
         for function in [REGISTRY, FILLER] {
             let text = environment.refusal(function).await?;
             ensure!(text.contains(sentence) && !text.contains("c2hvcnQ"), "{function}: {text}");

@@ -1,7 +1,7 @@
 //! Both functions, put together as the template does.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +9,7 @@ use reqwest::{Method, RequestBuilder, redirect::Policy};
 use serde_json::Value;
 use support::aws::{Endpoints, QueueSettings};
 use support::images::{Image, digest_of};
-use support::lambda::{EventSource, Function, HttpFront};
+use support::lambda::{EventSource, Function, HttpFront, Manner};
 use support::program::{UPSTREAM, built};
 use tempfile::NamedTempFile;
 
@@ -34,8 +34,9 @@ pub(crate) struct Plan {
 pub(crate) const ACCOUNT: &str = "123456789012";
 pub(crate) const SERVICE: &str = "stopover:123456789012:us-east-1:tests";
 
-/// What a key of 64 letters consists of.
-pub(crate) const SIGNING_KEY: &str = "k";
+/// Where the keys of a deployment are, and the first of them: letters and digits, as the template has them made.
+pub(crate) const KEYS: &str = "arn:aws:secretsmanager:us-east-1:123456789012:secret:SigningKeys-AbCdEf";
+pub(crate) const SIGNING_KEY: &str = "kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk";
 
 /// How many processes answer clients.
 pub(crate) const REGISTRIES: usize = 4;
@@ -49,7 +50,7 @@ pub(crate) struct Deployment {
 }
 
 /// Calls of one function alone, with the environment that the template gives it.
-pub(crate) struct Environment(Vec<(String, String)>);
+pub(crate) struct Environment(pub(crate) Vec<(String, String)>);
 
 impl Plan {
     /// In front of the upstream at this address.
@@ -113,17 +114,25 @@ impl Plan {
         let access = if chosen { "" } else { "[access]\nanonymous = [\"127.0.0.0/8\"]\n" };
         let text = format!("fresh = \"1h\"\n\n[upstreams.\"{UPSTREAM}\"]\n{}\n{access}", self.upstream);
         std::fs::write(&configuration, text)?;
+        put_keys(endpoints, SIGNING_KEY);
         let path = configuration.path().display().to_string();
         let environment = Environment(endpoints.environment())
             .with("STOPOVER_CONFIG", &path)
             .with("STOPOVER_ACCOUNT", ACCOUNT)
             .with("STOPOVER_SERVICE", SERVICE)
+            .with("STOPOVER_STACK", "tests")
             .with("STOPOVER_ANONYMOUS_CIDRS", self.anonymous.unwrap_or_default())
-            .with("STOPOVER_SIGNING_KEYS", &SIGNING_KEY.repeat(64))
+            .with("STOPOVER_SIGNING_KEYS_SECRET", &format!("{KEYS}#keys"))
             .with("AWS_ENDPOINT_URL_STS", self.sts.as_deref().unwrap_or_default())
             .with("AWS_LAMBDA_LOG_LEVEL", self.log_level);
         Ok((configuration, environment))
     }
+}
+
+/// Replaces the keys of a deployment, as Secrets Manager keeps them.
+pub(crate) fn put_keys(endpoints: &Endpoints, keys: &str) {
+    support::secrets::know("a key that tokens are signed with", keys);
+    endpoints.kept().put_secret(KEYS, &serde_json::json!({ "keys": keys }).to_string());
 }
 
 impl Environment {
@@ -140,9 +149,9 @@ impl Environment {
         Self(others.cloned().collect())
     }
 
-    /// Starts a process of the function.
+    /// Starts a process of the function, with the timeout that the template gives it.
     pub(crate) async fn start(&self, function: &str) -> Result<Function> {
-        self.start_with_timeout(function, FILLS).await
+        self.start_with_timeout(function, timeout_in_template(function)?).await
     }
 
     /// Starts a process of the function whose invocations may take so long.
@@ -158,6 +167,14 @@ impl Environment {
         ensure!(text.contains("exit status: 1") && !text.contains("panicked"), "not an orderly end: {text}");
         Ok(text)
     }
+}
+
+/// The template's `Timeout` of a function.
+fn timeout_in_template(function: &str) -> Result<Duration> {
+    let template = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../template.yaml"))?;
+    let (_, properties) = template.split_once(&format!("\n  {function}:\n")).context("no such function")?;
+    let seconds = properties.lines().find_map(|line| line.trim().strip_prefix("Timeout: ")?.split(' ').next());
+    Ok(Duration::from_secs(seconds.context("a function without Timeout")?.parse()?))
 }
 
 /// The function as cargo has built it with the tests; or the file that a deployment uploads, in a directory like
@@ -176,6 +193,11 @@ impl Deployment {
     /// Where clients find it: `127.0.0.1:<port>`.
     pub(crate) fn address(&self) -> String {
         self.front.address().to_string()
+    }
+
+    /// Has the gateway behave so from now on.
+    pub(crate) fn behave(&self, manner: Manner) {
+        self.front.behave(manner);
     }
 
     /// A request for something of the upstream (`team/image/manifests/v1`); redirects are not followed.

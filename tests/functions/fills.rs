@@ -1,6 +1,6 @@
 //! What becomes of fills that fail.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use reqwest::Method;
@@ -82,7 +82,7 @@ async fn what_upstream_does_not_have_or_give_us_is_not_left_to_the_queue() -> Re
 async fn a_malformed_message_ends_in_the_dead_letter_queue_and_holds_up_no_other() -> Result<()> {
     let upstream = Scripted::start()?;
     let image = upstream.image("team/image", "v1", &[b"layer"]);
-    let settings = QueueSettings { visibility_timeout: Duration::from_secs(1), max_receive_count: 2 };
+    let settings = QueueSettings { visibility_timeout: Duration::from_secs(1), max_receive_count: 2, speed: 30 };
     let deployment = Plan::of(&upstream.url()).queue(settings).start().await?;
     let queue = deployment.endpoints.sqs().await;
     let send = queue.send_message().queue_url(deployment.endpoints.queue_url());
@@ -100,13 +100,35 @@ async fn a_malformed_message_ends_in_the_dead_letter_queue_and_holds_up_no_other
 }
 
 #[tokio::test]
+async fn a_fill_that_failed_is_back_within_a_minute_and_not_after_the_time_of_an_invocation() -> Result<()> {
+    let upstream = Scripted::start()?;
+    let image = upstream.image("team/image", "v1", &[b"layer"]);
+    let (digest, _) = &image.blobs[1];
+    // As the template has it; two seconds here are a minute of SQS.
+    let settings = QueueSettings { visibility_timeout: Duration::from_mins(16), max_receive_count: 5, speed: 30 };
+    upstream.fault(digest.as_str(), Fault::Status(500, vec![], String::new()));
+    let deployment = Plan::of(&upstream.url()).queue(settings).start().await?;
+    deployment.request(Method::GET, "team/image/manifests/v1")?.send().await?.error_for_status()?;
+    while !deployment.log().contains("left to the queue") {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let failed = Instant::now();
+    upstream.heal();
+    deployment.until_filled().await?;
+    ensure!(failed.elapsed() < Duration::from_secs(20), "it came back after {:?}", failed.elapsed() * 30);
+    ensure!(deployment.endpoints.calls(Service::Sqs, "ChangeMessageVisibility") == 1, "{}", deployment.log());
+    ensure!(stored(&deployment.endpoints).await?.len() == image.blobs.len());
+    Ok(())
+}
+
+#[tokio::test]
 async fn an_operator_invokes_the_filler_to_see_and_to_retry_what_was_given_up() -> Result<()> {
     let upstream = Scripted::start()?;
     let image = upstream.image("team/image", "v1", &[b"layer"]);
     let (digest, _) = &image.blobs[1];
     upstream.fault(digest.as_str(), Fault::Status(500, vec![], String::new()));
     // Longer than an attempt takes, with its own attempts at a connection.
-    let settings = QueueSettings { visibility_timeout: Duration::from_secs(6), max_receive_count: 1 };
+    let settings = QueueSettings { visibility_timeout: Duration::from_secs(6), max_receive_count: 1, speed: 30 };
     let deployment = Plan::of(&upstream.url()).queue(settings).start().await?;
     deployment.request(Method::GET, "team/image/manifests/v1")?.send().await?.error_for_status()?;
     deployment.until_filled().await?;

@@ -7,11 +7,12 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use http::header::{AUTHORIZATION, LOCATION};
 use reqwest::Method;
-use support::aws::{EVERY_OPERATION, QueueSettings, Service};
+use serde_json::{Value, json};
+use support::aws::{EVERY_OPERATION, Endpoints, QueueSettings, Service};
 use support::scripted::{Fault, Login, Scripted, ScriptedImage};
 use tempfile::NamedTempFile;
 
-use crate::deployment::{Deployment, Plan};
+use crate::deployment::{Deployment, FILLER, Plan};
 
 const SIGNATURE: &str = "X-Amz-Signature=of-the-upstream";
 
@@ -42,7 +43,7 @@ async fn log_of_a_troubled_life(log_level: &'static str) -> Result<String> {
         "public = true\ncredentials = {{ username = \"alice\", password_file = \"{}\" }}\n",
         password.path().display()
     ));
-    let settings = QueueSettings { visibility_timeout: Duration::from_secs(1), max_receive_count: 1 };
+    let settings = QueueSettings { visibility_timeout: Duration::from_secs(1), max_receive_count: 1, speed: 30 };
     let deployment = plan.log_level(log_level).queue(settings).start().await?;
     // One blob lies where nobody listens, one where it is refused.
     for (number, target) in [(1, "http://127.0.0.1:1"), (2, &upstream.url())] {
@@ -86,6 +87,50 @@ async fn nothing_secret_is_logged(log_level: &'static str) -> Result<()> {
         let lower = line.to_lowercase();
         ensure!(!(lower.contains("location") && line.contains('?')), "a redirect is logged: {line}");
     }
+    Ok(())
+}
+
+/// Lambda drops lines below the level of the function. One that has no `timestamp` (RFC 3339) and `level` counts as INFO.
+#[tokio::test]
+async fn with_the_level_warn_errors_pass_the_filter_of_lambda() -> Result<()> {
+    let endpoints = Endpoints::start().await?;
+    let (_configuration, environment) = Plan::of("http://127.0.0.1:1").log_level("WARN").environment(&endpoints)?;
+    let filler = environment.start(FILLER).await?;
+    filler.invoke(json!({ "Records": [{ "messageId": "1", "body": "no request" }] })).await?;
+    let log = filler.log();
+    let lines = log.lines().map(serde_json::from_str::<Value>).collect::<Result<Vec<_>, _>>()?;
+    ensure!(!lines.is_empty(), "nothing is logged");
+    for line in lines {
+        let time = line["timestamp"].as_str().context("no timestamp")?;
+        let shape = time.replace(|letter: char| letter.is_ascii_digit(), "0");
+        ensure!(shape.starts_with("0000-00-00T00:00:00.000") && shape.ends_with('Z'), "not of RFC 3339: {time}");
+        // A count passes too, and is none of the log's business.
+        let expected = if line["_aws"].is_object() { "FATAL" } else { "ERROR" };
+        ensure!(line["level"] == expected, "{line}");
+    }
+    Ok(())
+}
+
+/// The embedded metric format: lines that CloudWatch counts.
+#[tokio::test]
+async fn what_costs_something_is_counted() -> Result<()> {
+    let upstream = Scripted::start()?;
+    let image = upstream.image("team/image", "v1", &[b"one", b"two"]);
+    let deployment = Plan::of(&upstream.url()).start().await?;
+    for _ in 0..2 {
+        deployment.request(Method::GET, "team/image/manifests/v1")?.send().await?.error_for_status()?;
+    }
+    deployment.until_filled().await?;
+    deployment.invoke_filler(json!({ "sweep": { "dry_run": true } })).await?;
+    deployment.invoke_filler(json!({ "sweep": {} })).await?;
+    let log = deployment.log();
+    let counts = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let counts: Vec<Value> = counts.filter(|line| line["_aws"].is_object()).collect();
+    let sum = |name: &str| counts.iter().filter_map(|line| line[name].as_u64()).sum::<u64>();
+    let bytes: usize = image.blobs.iter().map(|(_, bytes)| bytes.len()).sum();
+    let counted = ["Misses", "Fills", "FilledBytes", "FailedFills", "Sweeps"].map(sum);
+    ensure!(counted == [1, image.blobs.len() as u64, bytes as u64, 0, 1], "{counted:?}\n{log}");
+    ensure!(counts.iter().all(|line| line["Stack"] == "tests"), "{counts:?}");
     Ok(())
 }
 

@@ -2,9 +2,15 @@
 //! them. `make package` runs the same tests with what a deployment uploads.
 
 mod access;
+mod chains;
+mod configuration;
+mod deadline;
 mod deployment;
 mod fills;
+mod frozen;
+mod gateways;
 mod large;
 mod logs;
 mod pulls;
 mod refusals;
+mod secrets;

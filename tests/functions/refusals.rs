@@ -1,6 +1,7 @@
-//! What stops a function before it starts.
+//! What stops a function before it starts, and what does not stop one that runs.
 
 use anyhow::{Result, ensure};
+use serde_json::{Value, json};
 use support::aws::Endpoints;
 
 use crate::deployment::{FILLER, Plan, REGISTRY};
@@ -49,5 +50,34 @@ async fn an_unknown_key_in_the_configuration_stops_either_function_and_is_named(
         let file = configuration.path().display().to_string();
         ensure!(text.contains(&file) && text.contains("colour"), "{text}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_event_that_is_no_request_is_refused_and_does_not_stop_the_function() -> Result<()> {
+    let endpoints = Endpoints::start().await?;
+    let (_configuration, environment) = Plan::of("http://127.0.0.1:1").environment(&endpoints)?;
+    let registry = environment.start(REGISTRY).await?;
+    let process = registry.process()?;
+    let http = |method: &str, query: &str| {
+        json!({
+            "version": "3.0", "rawPath": "/v2/", "rawQueryString": query, "headers": { "host": "bad host\n" },
+            "body": "\u{0}", "isBase64Encoded": false, "requestContext": { "http": { "method": method } },
+        })
+    };
+    for (event, status) in [
+        (Value::Null, 400),
+        (json!([]), 400),
+        (json!({ "sweep": {} }), 400),
+        (json!({ "requestContext": { "http": 1 } }), 400),
+        (http("", ""), 400),
+        (http("GET", "\u{7f}<\">\u{2028}%%%"), 403),
+        (http("BREW", ""), 405),
+    ] {
+        let answer = registry.invoke(event.clone()).await?;
+        ensure!(answer["statusCode"] == status, "{event}: {answer}");
+        ensure!(answer["body"].as_str().is_some_and(|body| body.contains("\"errors\"")), "{event}: {answer}");
+    }
+    ensure!(registry.process()? == process, "another process answers");
     Ok(())
 }

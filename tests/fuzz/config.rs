@@ -23,7 +23,7 @@ const TEXTS: &[&str] = &[
     "[upstreams.\"a.example\"]\nurl = \"https://a.example\"\ncredentials = { username = \"me\", password_env = \"A\" }\n\
      alternates = [{ upstream = \"b.example\", shared = true }]\n\
      [upstreams.\"b.example\"]\nurl = \"https://b.example\"\ncredentials = { username = \"me\", password_env = \"A\" }\n",
-    "[access]\nanonymous = [\"vpce-0123456789abcdef0\", \"2001:db8::/32\"]\nsigning_keys = { env = \"A\" }\nservice = \"cr\"\n[access.iam]\n\
+    "[access]\nanonymous = [\"vpce-0123456789abcdef0\", \"2001:db8::/32\"]\nsigning_keys = { secret = \"arn:aws:secretsmanager:eu-west-1:123456789012:secret:a-AbCdEf#k\" }\nservice = \"cr\"\n[access.iam]\n\
      accounts = [\"123456789012\"]\nendpoint = \"https://vpce-1.sts.eu-west-1.vpce.amazonaws.com\"\n",
     "[[schedule]]\nevery = \"6h\"\nimages = [\"nginx:1.27\", \"ghcr.io/a/b:stable\"]\nplatforms = [\"linux/amd64\"]\n",
 ];

@@ -3,6 +3,7 @@
 pub mod aws;
 pub mod clients;
 pub mod daemon;
+pub mod document;
 mod filler;
 pub mod guests;
 pub mod images;

@@ -75,6 +75,8 @@ pub enum Login {
     Basic(String, String),
     /// With a token of its own token server, which gives one to anybody.
     Bearer,
+    /// With a token of its own token server, which asks for this user name and password.
+    BearerFor(String, String),
     /// With a token of a server elsewhere.
     BearerFrom(String),
     /// With a token of its own token server, and with this challenge for whoever has none (`None`: with no challenge). It
@@ -432,26 +434,32 @@ fn change(headers: &mut Vec<(&'static str, String)>, changed: Vec<(&'static str,
 
 /// The challenge or the token, where the request is about either.
 fn refuse(script: &Script, address: SocketAddr, uri: &Uri, headers: &HeaderMap) -> Option<Response> {
-    use base64::Engine as _;
     let token = format!("token-{}", script.tokens);
     secrets::know("a token of an upstream", &format!("Bearer {token}"));
+    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     if uri.path() == "/token" {
+        if let Some(Login::BearerFor(user, password)) = &script.login
+            && given != Some(&basic(user, password))
+        {
+            return Some(respond(401, &[("content-type", "application/json".into())], Body::from("{}")));
+        }
         let body = json!({ "token": token, "expires_in": 300 }).to_string();
         return Some(respond(200, &[("content-type", "application/json".into())], Body::from(body)));
     }
-    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let url = format!("http://{address}");
     let (expected, challenge) = match script.login.as_ref()? {
-        Login::Basic(user, password) => {
-            let pair = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
-            (format!("Basic {pair}"), Some("Basic realm=\"scripted\"".to_owned()))
-        }
-        Login::Bearer => (format!("Bearer {token}"), Some(bearer(&format!("{url}/token")))),
+        Login::Basic(user, password) => (basic(user, password), Some("Basic realm=\"scripted\"".to_owned())),
+        Login::Bearer | Login::BearerFor(..) => (format!("Bearer {token}"), Some(bearer(&format!("{url}/token")))),
         Login::BearerFrom(realm) => (format!("Bearer {token}"), Some(bearer(realm))),
         Login::BearerSaying(challenge) => (format!("Bearer {token}"), challenge(&url, uri.path(), given.is_some())),
     };
     let challenge: Vec<_> = challenge.map(|challenge| ("www-authenticate", challenge)).into_iter().collect();
     (given != Some(&expected)).then(|| respond(401, &challenge, Body::empty()))
+}
+
+fn basic(user: &str, password: &str) -> String {
+    use base64::Engine as _;
+    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}")))
 }
 
 fn bearer(realm: &str) -> String {

@@ -15,6 +15,8 @@ pub struct Wire {
     shared: Arc<Shared>,
     /// Whether new connections are accepted at all.
     open: watch::Sender<bool>,
+    /// Ends the connections that are open.
+    ending: watch::Sender<()>,
     _loopback: Loopback,
 }
 
@@ -35,8 +37,9 @@ impl Wire {
         let (listener, address) = loopback.bind()?;
         let shared = Arc::new(Shared::default());
         let (open, opened) = watch::channel(true);
-        loopback.spawn(accept(listener, target, Arc::clone(&shared), opened));
-        Ok(Self { address, shared, open, _loopback: loopback })
+        let ending = watch::Sender::new(());
+        loopback.spawn(accept(listener, target, Arc::clone(&shared), opened, ending.subscribe()));
+        Ok(Self { address, shared, open, ending, _loopback: loopback })
     }
 
     /// Where it listens: `127.0.0.1:<port>`.
@@ -59,6 +62,11 @@ impl Wire {
         *self.shared.cuts.borrow()
     }
 
+    /// Ends the connections that are open, as a server does with those that lie idle.
+    pub fn end_open(&self) {
+        self.ending.send_replace(());
+    }
+
     /// Refuses connections from now on; those that are open end.
     pub fn close(&self) {
         self.open.send_replace(false);
@@ -74,7 +82,13 @@ fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
     value.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn accept(listener: TcpListener, target: SocketAddr, shared: Arc<Shared>, mut open: watch::Receiver<bool>) {
+async fn accept(
+    listener: TcpListener,
+    target: SocketAddr,
+    shared: Arc<Shared>,
+    mut open: watch::Receiver<bool>,
+    ending: watch::Receiver<()>,
+) {
     let address = listener.local_addr();
     let mut listener = Some(listener);
     loop {
@@ -91,10 +105,13 @@ async fn accept(listener: TcpListener, target: SocketAddr, shared: Arc<Shared>, 
             accepted = listening.accept() => {
                 let Ok((client, _)) = accepted else { return };
                 let shared = Arc::clone(&shared);
+                let mut ending = ending.clone();
+                ending.mark_unchanged();
                 tokio::spawn(async move {
                     tokio::select! {
                         _ = relay(client, target, &shared) => {}
                         _ = closing.wait_for(|open| !*open) => {}
+                        _ = ending.changed() => {}
                     }
                 });
             }

@@ -20,12 +20,11 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode};
 use stopover::access::{OPERATOR_HEADER, OperatorSecret};
 use stopover::cache::Cache;
-use stopover::config::{Cold, Config};
+use stopover::config::{Cold, Config, SecretReference};
 use stopover::http::router;
 use stopover::identity::Peer;
 use stopover::local::{Local, operator_secret};
 use stopover::oci::{Algorithm, Digest};
-use stopover::upstream::Issuer;
 use stopover::values::time::{Clock, Timestamp};
 use tempfile::TempDir;
 use tower::ServiceExt as _;
@@ -353,7 +352,13 @@ impl Plan {
         };
         secrets::know("a key that tokens are signed with", &BASE64_STANDARD.encode([7; 32]));
         secrets::know_login("the password of an upstream", "me", PASSWORD);
-        let mut config = Config::load(Some(&file), self.cold.unwrap_or(default), |reference| reference.read(secret))?;
+        let column = self.column;
+        let read = |reference: SecretReference| match reference {
+            // As the functions have it: they are read when they are needed.
+            SecretReference::Stored(_) if column == Column::Aws => Ok(String::new()),
+            reference => reference.read(secret),
+        };
+        let mut config = Config::load(Some(&file), self.cold.unwrap_or(default), read)?;
         config.data_dir = data.path().to_owned();
         let clock = Clock::manual(Timestamp(1_800_000_000));
         let (cache, storage, operator) = match self.column {
@@ -386,10 +391,9 @@ async fn connect(config: Config, clock: &Clock, endpoints: &Endpoints) -> anyhow
     let blobs = aws::S3Blobs::new(aws::s3_client(&sdk), endpoints.bucket().to_owned());
     let ledger = aws::DynamoLedger::new(patient_dynamo_client(&sdk), endpoints.table().to_owned(), blobs.clone());
     let fills = aws::SqsFills::new(aws::sqs_client(&sdk), queues(endpoints));
-    let logins: Arc<dyn Issuer> = Arc::new(aws::EcrLogins::new(sdk.clone()));
-    let organization = Arc::new(aws::Organizations::new(aws::organizations_client(&sdk)));
+    let role = Arc::new(aws::OwnRole::of(sdk));
     let (blobs, ledger, fills) = (Arc::new(blobs), Arc::new(ledger), Arc::new(fills));
-    let cache = Cache::new(config, clock.clone(), blobs, ledger, fills, Some(&logins), Some(organization))?;
+    let cache = Cache::new(config, clock.clone(), blobs, ledger, fills, Some(role))?;
     Ok(Arc::new(cache.with_operator(OperatorSecret::parse(OPERATOR)?)))
 }
 

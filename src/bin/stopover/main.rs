@@ -23,7 +23,7 @@ use client::{Client, Endpoint, MirroredUpstream, OperatorProof, Target};
 use describe::{describe, reached_at, welcome};
 use stopover::access::token::TokenKeys;
 use stopover::cache::CacheError;
-use stopover::config::{Cold, Config, SecretReference, UpstreamConfig};
+use stopover::config::{Cold, Config, SecretReference, SecretSource, UpstreamConfig};
 use stopover::local::Local;
 use stopover::oci::UpstreamId;
 use stopover::values::time::Clock;
@@ -66,7 +66,7 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
         Command::KubeletCredentialProvider { helper } => block_on(helper.answer_kubelet()),
         Command::Config(ConfigCommand::Check) => {
             let access = config.access();
-            if let Some(keys) = access.signing_keys.as_ref().filter(|_| access.has_logins()) {
+            if let Some(SecretSource::Text(keys)) = access.signing_keys.as_ref().filter(|_| access.has_logins()) {
                 TokenKeys::parse(keys.as_str(), Clock::default()).map_err(CacheError::Keys)?;
             }
             Ok(std::io::stdout().write_all(describe(&config).as_bytes())?)
@@ -161,7 +161,12 @@ fn set_up(config: &Config, client: Target, server: Option<Endpoint>, upstreams: 
 fn load(settings: &Settings, command: &Command) -> anyhow::Result<Config> {
     // The other commands ask no upstream, and run where the passwords of upstreams are not known.
     let secret: fn(SecretReference) -> Result<String, String> = match command {
-        Command::Serve | Command::Config(_) => |secret| secret.read(|name| std::env::var(name).ok()),
+        // The file of a deployment on AWS is checked here too.
+        Command::Config(_) => |secret| match secret {
+            SecretReference::Stored(_) => Ok(String::new()),
+            secret => secret.read(|name| std::env::var(name).ok()),
+        },
+        Command::Serve => |secret| secret.read(|name| std::env::var(name).ok()),
         _ => |_| Ok(String::new()),
     };
     let beside = PathBuf::from("stopover.toml");

@@ -42,7 +42,9 @@ def handle(event, headers):
             return {"statusCode": 200, "headers": {"content-length": "12345"}, "body": ""}
         if path == "/malformed":
             return {"statusCode": "many"}
-        if path in ("/fail", "/meet", "/slow"):
+        if path == "/headers":
+            return {"statusCode": 200, "headers": {"location": "x" * 10_240}, "body": ""}
+        if path in ("/fail", "/meet", "/slow", "/large"):
             event = {"do": path[1:]}
         else:
             return {"statusCode": 200, "body": json.dumps(event)}

@@ -5,7 +5,7 @@ use std::{os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 use serde_json::{Value, json};
 use support::{
     aws::{Endpoints, QueueSettings, Service},
-    lambda::{EventSource, Function, HttpFront},
+    lambda::{EventSource, Function, HeadLength, HttpFront, Kind, Manner, Paths},
 };
 
 const LONG: Duration = Duration::from_secs(30);
@@ -146,15 +146,51 @@ async fn a_result_becomes_a_response_byte_for_byte() {
 }
 
 #[tokio::test]
-async fn a_failing_function_is_a_502_and_too_long_headers_a_431() {
+async fn the_length_of_an_answer_to_head_is_passed_on_computed_or_dropped_as_the_gateway_is_told() {
     let (_directory, front) = front().await;
-    for path in ["fail", "malformed"] {
+    for (head_length, path, expected) in [
+        (HeadLength::Passed, "length", Some("12345")),
+        (HeadLength::Passed, "bytes", Some("999")),
+        (HeadLength::Computed, "length", Some("0")),
+        (HeadLength::Computed, "bytes", Some("4")),
+        (HeadLength::Dropped, "length", None),
+        (HeadLength::Dropped, "bytes", None),
+    ] {
+        front.behave(Manner { kind: Kind::HttpApi, head_length, paths: Paths::Decoded });
+        let answer = client().head(format!("{}/{path}", front.url())).send().await.unwrap();
+        let length = answer.headers().get("content-length").map(|length| length.to_str().unwrap());
+        assert_eq!(length, expected, "{head_length:?} {path}");
+        assert!(answer.bytes().await.unwrap().is_empty());
+        // The connection is of use still: no byte of the body has been sent.
+        let answer = client().get(format!("{}/bytes", front.url())).send().await.unwrap();
+        assert_eq!(answer.headers()["content-length"], "4");
+    }
+}
+
+#[tokio::test]
+async fn a_path_comes_decoded_or_as_it_was_sent() {
+    let (_directory, front) = front().await;
+    for (paths, expected) in [(Paths::Decoded, "/v2/a/b/sha256:ff"), (Paths::AsSent, "/v2/a%2Fb/sha256%3Aff")] {
+        front.behave(Manner { kind: Kind::HttpApi, head_length: HeadLength::Passed, paths });
+        let answer = client().get(format!("{}/v2/a%2Fb/sha256%3Aff", front.url())).send().await.unwrap();
+        let event: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
+        assert_eq!(event["rawPath"], expected);
+        assert_eq!(event["requestContext"]["http"]["path"], expected);
+    }
+}
+
+#[tokio::test]
+async fn a_failing_function_or_too_large_an_answer_is_a_502_and_too_long_headers_a_431() {
+    let (_directory, front) = front().await;
+    for path in ["fail", "malformed", "large"] {
         let answer = client().get(format!("{}/{path}", front.url())).send().await.unwrap();
         assert_eq!(answer.status(), 502);
         assert_eq!(answer.text().await.unwrap(), r#"{"message":"Internal Server Error"}"#);
     }
     let long = client().get(front.url()).header("authorization", "x".repeat(10_240)).send().await.unwrap();
     assert_eq!(long.status(), 431);
+    let long = client().get(format!("{}/headers", front.url())).send().await.unwrap();
+    assert_eq!(long.status(), 500);
 }
 
 #[tokio::test]
@@ -207,7 +243,11 @@ async fn a_message_that_was_worked_off_is_deleted() {
 
 #[tokio::test]
 async fn a_failed_message_comes_back_and_ends_in_the_dead_letter_queue() {
-    let settings = QueueSettings { visibility_timeout: Duration::from_millis(200), max_receive_count: 2 };
+    let settings = QueueSettings {
+        visibility_timeout: Duration::from_millis(200),
+        max_receive_count: 2,
+        ..QueueSettings::default()
+    };
     let (directory, _path) = bootstrap();
     let (endpoints, source) = source(directory.path(), settings).await;
     for body in ["fail", "partial", "exit"] {

@@ -11,8 +11,8 @@ use super::{SERVICE, log_in, pull_with, status, world};
 
 const REGION: &str = "eu-west-1";
 const ORGANIZATION: &str = "o-a1b2c3d4e5";
-/// Each call of the SDK has three attempts.
-const ATTEMPTS: usize = 3;
+/// Each call has two attempts.
+const ATTEMPTS: usize = 2;
 
 /// A cache of AWS that lets one organisation in, which has two accounts.
 async fn world_of_an_organization() -> (World, Sts) {

@@ -25,6 +25,7 @@ async fn a_client_that_goes_through_the_cache_passes_every_step() -> anyhow::Res
         found.step("skip", "tls", "plain HTTP")?;
         found.step("ok", "registry", "/v2/")?;
         found.step("ok", "pull", &format!("manifest ({served}) and 3 blobs, 1.3 MB"))?;
+        found.step("ok", "head", "HEAD tells the ")?;
         found.step("ok", "podman configuration", USER_REGISTRIES)?;
         found.step("ok", "podman pulls", "podman asked the cache")?;
     }

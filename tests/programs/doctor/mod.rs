@@ -35,7 +35,7 @@ impl Findings {
     fn fails_at(&self, step: &str, words: &str) -> anyhow::Result<()> {
         ensure!(!self.well, "the exit code says that all is well:\n{}", self.text);
         self.step("FAIL", step, words)?;
-        let mut steps = ["name", "connection", "tls", "registry", "pull"].into_iter();
+        let mut steps = ["name", "connection", "tls", "registry", "pull", "head"].into_iter();
         steps.by_ref().take_while(|known| *known != step).for_each(drop);
         steps.try_for_each(|later| self.step("skip", later, &format!("needs: {step}")))
     }

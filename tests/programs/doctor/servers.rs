@@ -8,7 +8,7 @@ use anyhow::{Context as _, ensure};
 use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
-use http::{Request, StatusCode};
+use http::{HeaderMap, Method, Request, StatusCode};
 use serde_json::json;
 use support::images::digest_of;
 use support::node::Node;
@@ -17,7 +17,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 
-use super::{Cache, examine, examine_server, nobody};
+use super::{Cache, Findings, examine, examine_server, nobody};
 
 #[tokio::test]
 async fn a_server_that_cannot_be_reached_fails_at_the_first_step_that_shows_it() -> anyhow::Result<()> {
@@ -157,6 +157,57 @@ async fn a_pull_that_does_not_come_from_a_cache_or_with_other_bytes_fails() -> a
     found.fails_at("pull", "404")?;
     let server = serve(|path| respond(StatusCode::OK, if path == "/v2/" { &CACHE } else { &[] }, "{}")).await?;
     examine_server(&server, "a/b:1").await?.fails_at("pull", "does not come from a Stopover")
+}
+
+/// A cache whose answers to HEAD pass a gateway, and the other ones too where `renames`.
+async fn behind(gateway: fn(&mut HeaderMap), renames: bool) -> anyhow::Result<Findings> {
+    let cache = Cache::start().await?;
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let server = format!("http://{}", listener.local_addr()?);
+    let (client, behind) = (reqwest::Client::builder().no_proxy().build()?, cache.server.clone());
+    let router = Router::new().fallback(move |request: Request<Body>| {
+        let (client, head) = (client.clone(), request.method() == Method::HEAD);
+        let asked = client.request(request.method().clone(), format!("{behind}{}", request.uri()));
+        async move {
+            let answer = asked.headers(request.headers().clone()).send().await.expect("the cache answers");
+            let (status, mut headers) = (answer.status(), answer.headers().clone());
+            if head || renames {
+                gateway(&mut headers);
+            }
+            // A stream has no length that the server would add by itself.
+            (status, headers, Body::from_stream(answer.bytes_stream()))
+        }
+    });
+    tokio::spawn(axum::serve(listener, router).into_future());
+    examine_server(&server, &cache.image()).await
+}
+
+#[tokio::test]
+async fn a_gateway_that_changes_what_head_says_is_found_and_the_front_to_use_is_named() -> anyhow::Result<()> {
+    let drops = |headers: &mut HeaderMap| drop(headers.remove("content-length"));
+    let counts = |headers: &mut HeaderMap| drop(headers.insert("content-length", 0.into()));
+    let found = behind(counts, false).await?;
+    found.fails_at("head", "tells 0 bytes, but GET sends")?;
+    found.fails_at("head", "never a REST API or a function URL")?;
+    behind(drops, false).await?.fails_at("head", "tells no length, on which Docker fails")?;
+    let asks_with_get = |headers: &mut HeaderMap| {
+        headers.remove("content-length");
+        headers.remove("docker-content-digest");
+    };
+    behind(asks_with_get, false).await?.step("ok", "head", "clients ask with GET, which sends")?;
+    behind(|_| {}, false).await?.step("ok", "head", "HEAD tells the")?;
+    let renames = |headers: &mut HeaderMap| {
+        if let Some(length) = headers.remove("content-length") {
+            headers.insert("x-amzn-remapped-content-length", length);
+        }
+    };
+    behind(renames, false).await?.fails_at("head", "renames headers that clients need (content-length)")?;
+    let found = behind(renames, true).await?;
+    found.fails_at("registry", "renames headers that clients need (content-length)")?;
+    found.fails_at("registry", "never a REST API or a function URL")?;
+    let challenge = [("x-amzn-remapped-www-authenticate", "Bearer realm=\"https://a/token\"")];
+    let server = serve(move |_| respond(StatusCode::UNAUTHORIZED, &challenge, "")).await?;
+    examine_server(&server, "a/b:1").await?.fails_at("registry", "renames headers that clients need (www-authenticate)")
 }
 
 #[tokio::test]

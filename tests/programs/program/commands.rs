@@ -270,3 +270,22 @@ async fn what_nobody_uses_is_shown_swept_and_purged_by_command() -> anyhow::Resu
     ensure!(!status.success() && text.contains("unknown.test is not configured"), "{text}");
     Ok(())
 }
+
+/// The file of a deployment is checked on the machine of an operator, where its secrets cannot be read.
+#[tokio::test]
+async fn the_file_of_a_deployment_on_aws_can_be_checked_where_it_is_not_served() -> anyhow::Result<()> {
+    let arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:hub-AbCdEf";
+    let installation = Installation::with_configuration(&format!(
+        "[upstreams.\"ghcr.io\"]\npublic = true\ncredentials = {{ username = \"me\", password_secret = \"{arn}#password\" }}\n\
+         [access]\nrobots = true\nsigning_keys = {{ secret = \"{arn}\" }}\n",
+    ))?;
+    let file = installation.configuration().display().to_string();
+    let (status, text) = run(&["config", "check", "--config", &file]).await?;
+    ensure!(status.success() && text.contains("upstream  ghcr.io"), "{text}");
+    let (status, text) = run(&["serve", "--config", &file]).await?;
+    ensure!(!status.success(), "{text}");
+    for key in ["line 3, column 1: upstreams.\"ghcr.io\".credentials: ", "line 6, column 1: access.signing_keys: "] {
+        ensure!(text.contains(&format!("{key}only the functions on AWS read Secrets Manager; here ")), "{text}");
+    }
+    Ok(())
+}

@@ -51,7 +51,13 @@ pub(super) fn start(loopback: &Loopback, journal: Arc<Journal>) -> anyhow::Resul
 }
 
 async fn answer(State((logins, journal)): State<(Logins, Arc<Journal>)>, headers: HeaderMap) -> Response<Body> {
-    let service = (Service::Ecr, "ecr", "AmazonEC2ContainerRegistry_V20150921.");
+    let public =
+        headers.get("x-amz-target").is_some_and(|target| target.as_bytes().starts_with(b"SpencerFrontendService."));
+    let service = if public {
+        (Service::Ecr, "ecr-public", "SpencerFrontendService.")
+    } else {
+        (Service::Ecr, "ecr", "AmazonEC2ContainerRegistry_V20150921.")
+    };
     let (operation, region) = match json::accept(&headers, service, &journal) {
         Ok(accepted) => accepted,
         Err((status, code, message)) => return json::refusal(status, code, message),
@@ -67,5 +73,6 @@ async fn answer(State((logins, journal)): State<(Logins, Arc<Journal>)>, headers
     }
     let token = STANDARD.encode(format!("AWS:{}", issuing.password));
     let data = serde_json::json!({ "authorizationToken": token, "expiresAt": issuing.expires_at, "proxyEndpoint": "https://unused" });
-    json::respond(200, &serde_json::json!({ "authorizationData": [data] }))
+    let data = if public { data } else { serde_json::json!([data]) };
+    json::respond(200, &serde_json::json!({ "authorizationData": data }))
 }

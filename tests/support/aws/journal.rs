@@ -14,8 +14,12 @@ pub enum Service {
     S3,
     /// The queue of fills and its dead-letter queue.
     Sqs,
-    /// Logins to private registries.
+    /// Logins to registries of Amazon.
     Ecr,
+    /// Secrets Manager.
+    Secrets,
+    /// The Parameter Store.
+    Parameters,
     /// Which accounts belong together.
     Organizations,
 }

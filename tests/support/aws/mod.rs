@@ -1,10 +1,11 @@
-//! `DynamoDB`, S3, SQS, ECR and Organizations in this process, strict where the adapters could be wrong.
+//! `DynamoDB`, S3, SQS, ECR, Secrets Manager, SSM and Organizations in this process, strict where the adapters could be wrong.
 //!
 //! | service | made of | strict about |
 //! | --- | --- | --- |
 //! | `DynamoDB` | dynoxide | conditions, limits, transactions, as the service |
 //! | S3 | s3s and [`s3`] | signatures, checksums before visibility, atomic `If-None-Match`, multipart rules |
 //! | ECR | [`ecr`] | the region that a request is signed for |
+//! | Secrets Manager, SSM | [`kept`] | what there is, and its versions |
 //! | Organizations | [`organizations`] | which accounts there are |
 //! | STS | [`sts`] | signatures, computed again; an STS of its own, for both columns |
 //! | SQS | [`sqs`] | visibility, receipt handles, limits, redrive |
@@ -17,6 +18,7 @@ mod dynamo;
 mod ecr;
 mod journal;
 mod json;
+mod kept;
 mod organizations;
 mod s3;
 mod sqs;
@@ -39,6 +41,7 @@ pub use self::{
     capacity::{PARTITION, Units},
     ecr::Logins,
     journal::{EVERY_OPERATION, Service},
+    kept::Kept,
     organizations::Organization,
     sqs::QueueSettings,
 };
@@ -60,6 +63,7 @@ pub struct Endpoints {
     store: Arc<Store>,
     queues: Arc<Queues>,
     logins: Logins,
+    kept: Kept,
     organization: Organization,
     _loopback: Loopback,
 }
@@ -70,6 +74,7 @@ struct Urls {
     s3: String,
     sqs: String,
     ecr: String,
+    kept: String,
     organizations: String,
 }
 
@@ -81,7 +86,8 @@ impl LoadServiceConfig for Urls {
             ("AWS_ENDPOINT_URL", "S3") => Some(self.s3.clone()),
             ("AWS_ENDPOINT_URL", "SQS") => Some(self.sqs.clone()),
             ("AWS_ENDPOINT_URL", "Organizations") => Some(self.organizations.clone()),
-            ("AWS_ENDPOINT_URL", "ECR") => Some(self.ecr.clone()),
+            ("AWS_ENDPOINT_URL", "ECR" | "ECR PUBLIC") => Some(self.ecr.clone()),
+            ("AWS_ENDPOINT_URL", "Secrets Manager" | "SSM") => Some(self.kept.clone()),
             _ => None,
         }
     }
@@ -114,9 +120,11 @@ impl Endpoints {
         let s3 = s3::start(&loopback, &store, Arc::clone(&journal))?;
         let (sqs, queues) = sqs::start(&loopback, Arc::clone(&journal), settings)?;
         let (ecr, logins) = ecr::start(&loopback, Arc::clone(&journal))?;
+        let (kept_at, kept) = kept::start(&loopback, Arc::clone(&journal))?;
         let (organizations, organization) = organizations::start(&loopback, Arc::clone(&journal))?;
-        let urls = Urls { dynamodb, s3, sqs, ecr, organizations };
-        let endpoints = Self { urls, journal, capacity, store, queues, logins, organization, _loopback: loopback };
+        let urls = Urls { dynamodb, s3, sqs, ecr, kept: kept_at, organizations };
+        let endpoints =
+            Self { urls, journal, capacity, store, queues, logins, kept, organization, _loopback: loopback };
         endpoints.create_table().await.context("cannot create the table")?;
         Ok(endpoints)
     }
@@ -180,6 +188,9 @@ impl Endpoints {
             ("AWS_ENDPOINT_URL_S3", &self.urls.s3),
             ("AWS_ENDPOINT_URL_SQS", &self.urls.sqs),
             ("AWS_ENDPOINT_URL_ECR", &self.urls.ecr),
+            ("AWS_ENDPOINT_URL_ECR_PUBLIC", &self.urls.ecr),
+            ("AWS_ENDPOINT_URL_SECRETS_MANAGER", &self.urls.kept),
+            ("AWS_ENDPOINT_URL_SSM", &self.urls.kept),
             ("AWS_ENDPOINT_URL_ORGANIZATIONS", &self.urls.organizations),
             ("AWS_REGION", REGION),
             ("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID),
@@ -228,6 +239,11 @@ impl Endpoints {
     /// The organisation of the functions' account.
     pub fn organization(&self) -> &Organization {
         &self.organization
+    }
+
+    /// What Secrets Manager and the Parameter Store keep.
+    pub fn kept(&self) -> &Kept {
+        &self.kept
     }
 
     /// The passwords that ECR issues.

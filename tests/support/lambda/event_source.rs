@@ -9,7 +9,7 @@ use aws_sdk_sqs::{
 use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
-use super::{Function, REGION, function::Sandbox};
+use super::{Function, REGION, RecursiveLoop, function::Sandbox};
 use crate::{
     aws::{self, Endpoints, Queues},
     loopback::Loopback,
@@ -25,12 +25,21 @@ pub struct EventSource {
 impl EventSource {
     /// Polls each queue once per function: that many messages are worked on at a time.
     pub async fn start(endpoints: &Endpoints, functions: Vec<Function>) -> anyhow::Result<Self> {
+        Self::start_with(endpoints, functions, RecursiveLoop::of_template()?).await
+    }
+
+    /// As [`Self::start`], with what becomes of a function that invokes itself through its queue.
+    pub async fn start_with(
+        endpoints: &Endpoints,
+        functions: Vec<Function>,
+        recursive_loop: RecursiveLoop,
+    ) -> anyhow::Result<Self> {
         let loopback = Loopback::new("event-source")?;
         for function in &functions {
             let urls = [endpoints.queue_url(), endpoints.background_queue_url()];
             for (queue_url, queue_arn) in urls.into_iter().zip(aws::queue_arns()) {
                 let (client, sandbox) = (endpoints.sqs().await, function.sandbox());
-                loopback.spawn(Mapping { client, queue_url, queue_arn, sandbox }.run());
+                loopback.spawn(Mapping { client, queue_url, queue_arn, sandbox, recursive_loop }.run());
             }
         }
         Ok(Self { queues: endpoints.queues(), _loopback: loopback, functions })
@@ -55,6 +64,7 @@ struct Mapping {
     queue_url: String,
     queue_arn: String,
     sandbox: Arc<Sandbox>,
+    recursive_loop: RecursiveLoop,
 }
 
 impl Mapping {
@@ -80,7 +90,18 @@ impl Mapping {
     /// Deletes the message if the function worked it off; otherwise it comes back after its visibility timeout.
     async fn work_on(&self, message: &Message) {
         let id = message.message_id.as_deref().unwrap_or_default();
-        match self.sandbox.invoke(json!({ "Records": [self.record(message)] })).await {
+        let attributes = message.attributes.as_ref();
+        let sent_with = attributes.and_then(|all| all.get(&MessageSystemAttributeName::AwsTraceHeader));
+        let Some(trace) = self.recursive_loop.next(sent_with.map(String::as_str)) else {
+            eprintln!("message {id} is part of a recursive loop: it is not delivered");
+            let handle = message.receipt_handle.clone();
+            let shown = self.client.change_message_visibility().queue_url(&self.queue_url).visibility_timeout(0);
+            if let Err(error) = shown.set_receipt_handle(handle).send().await {
+                eprintln!("cannot put message {id} back: {error:?}");
+            }
+            return;
+        };
+        match self.sandbox.invoke_traced(json!({ "Records": [self.record(message)] }), trace).await {
             Ok(result) if succeeded(&result) => {
                 let handle = message.receipt_handle.clone();
                 let deleted = self.client.delete_message().queue_url(&self.queue_url).set_receipt_handle(handle);

@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    FunctionError, REGION,
+    FunctionError, REGION, lineage,
     runtime_api::{Phase, RuntimeApi},
 };
 use crate::loopback::Loopback;
@@ -93,9 +93,31 @@ impl Function {
 
     /// The most memory of its process that was ever resident, in bytes (`VmHWM`).
     pub fn peak_resident_bytes(&self) -> anyhow::Result<u64> {
-        let process =
-            self.0.process.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(|running| running.id);
-        crate::program::peak_resident_bytes(process.context("the function does not run")?)
+        crate::program::peak_resident_bytes(self.0.process_id()?)
+    }
+
+    /// Stops its process, as Lambda freezes one between invocations. Time goes on meanwhile.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn freeze(&self) -> anyhow::Result<()> {
+        self.0.signal("STOP")
+    }
+
+    /// Lets its process go on.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn thaw(&self) -> anyhow::Result<()> {
+        self.0.signal("CONT")
+    }
+
+    /// The id of its process.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn process(&self) -> anyhow::Result<u32> {
+        self.0.process_id()
     }
 
     pub(super) fn sandbox(&self) -> Arc<Sandbox> {
@@ -136,6 +158,11 @@ pub(super) struct Sandbox {
 
 impl Sandbox {
     pub(super) async fn invoke(&self, event: Value) -> Result<Value, FunctionError> {
+        self.invoke_traced(event, lineage::first()).await
+    }
+
+    /// As [`Self::invoke`], as part of a chain of invocations.
+    pub(super) async fn invoke_traced(&self, event: Value, trace: String) -> Result<Value, FunctionError> {
         let event = Bytes::from(event.to_string());
         if event.len() > MAX_EVENT {
             let message = format!("{} byte payload is too large for the RequestResponse invocation type", event.len());
@@ -144,7 +171,7 @@ impl Sandbox {
         let _turn = self.turn.lock().await;
         let mut ended =
             self.ready().await.map_err(|error| FunctionError::new("Runtime.InitError", format!("{error:#}")))?;
-        let reply = self.api.hand_in(event, self.timeout);
+        let reply = self.api.hand_in(event, trace, self.timeout);
         let died = async {
             let status = ended.wait_for(Option::is_some).await.ok().and_then(|status| status.clone());
             status.unwrap_or_default()
@@ -240,6 +267,18 @@ impl Sandbox {
             anyhow::bail!("the function was dropped");
         }
         Ok(ended)
+    }
+
+    fn process_id(&self) -> anyhow::Result<u32> {
+        let process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        process.as_ref().and_then(|running| running.id).context("the function does not run")
+    }
+
+    fn signal(&self, signal: &str) -> anyhow::Result<()> {
+        let process = self.process_id()?.to_string();
+        let status = std::process::Command::new("kill").args(["-s", signal, &process]).status()?;
+        anyhow::ensure!(status.success(), "kill -s {signal} {process}: {status}");
+        Ok(())
     }
 
     /// Kills the process, if there is one, and returns when it is dead.

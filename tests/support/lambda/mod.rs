@@ -1,18 +1,26 @@
 //! Lambda without Lambda: real function binaries, fed as the service would feed them.
 //!
-//! [`Function`] is a sandbox: one process behind the Runtime API. [`HttpFront`] is API Gateway (HTTP API, payload 2.0)
-//! in front of some of them, [`EventSource`] the event source mapping of an SQS queue.
+//! [`Function`] is a sandbox: one process behind the Runtime API. [`HttpFront`] is API Gateway (HTTP API, payload 2.0), or
+//! a load balancer, in front of some of them, [`EventSource`] the event source mapping of an SQS queue.
 //! No response streaming, no extensions, no function URLs.
 
 mod event_source;
 mod function;
 mod http_front;
+mod lineage;
+mod load_balancer;
 mod payload;
 mod runtime_api;
 
 use std::fmt;
 
-pub use self::{event_source::EventSource, function::Function, http_front::HttpFront};
+pub use self::{
+    event_source::EventSource,
+    function::Function,
+    http_front::HttpFront,
+    lineage::{RecursiveLoop, trace_of},
+    payload::{HeadLength, Kind, Manner, Paths},
+};
 
 const REGION: &str = "us-east-1";
 const ACCOUNT: &str = "000000000000";

@@ -1,4 +1,4 @@
-//! API Gateway's payload format 2.0: requests to events, results to responses.
+//! API Gateway's payload format 2.0: requests to events, results to responses. And how gateways may behave.
 
 use std::{
     collections::BTreeMap,
@@ -15,10 +15,62 @@ use serde_json::{Map, Value, json};
 
 use super::ACCOUNT;
 
+/// What a gateway does to the length of an answer to HEAD. AWS documents none of these of HTTP APIs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HeadLength {
+    /// It passes the function's header on.
+    Passed,
+    /// It counts the bytes of the function's body, which it does not send.
+    Computed,
+    /// There is none.
+    Dropped,
+}
+
+/// How a path gets to the function.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Paths {
+    /// Decoded once, and cut at a decoded question mark: an HTTP API.
+    Decoded,
+    /// As the client sent it: emulators, and other fronts.
+    AsSent,
+}
+
+/// What stands in front of the function.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// API Gateway, HTTP API.
+    HttpApi,
+    /// An Application Load Balancer with multi-value headers.
+    LoadBalancer,
+}
+
+/// A way to behave.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Manner {
+    /// What it is.
+    pub kind: Kind,
+    /// What becomes of the length of an answer to HEAD.
+    pub head_length: HeadLength,
+    /// How paths get to the function.
+    pub paths: Paths,
+}
+
+impl Manner {
+    /// The fronts that there may be.
+    pub const ALL: [Self; 4] = [
+        Self { kind: Kind::HttpApi, head_length: HeadLength::Passed, paths: Paths::Decoded },
+        Self { kind: Kind::HttpApi, head_length: HeadLength::Computed, paths: Paths::Decoded },
+        Self { kind: Kind::HttpApi, head_length: HeadLength::Dropped, paths: Paths::AsSent },
+        Self { kind: Kind::LoadBalancer, head_length: HeadLength::Computed, paths: Paths::AsSent },
+    ];
+}
+
 /// The event for a request, as an HTTP API with the route `$default` and the stage `$default` makes it.
-pub(super) fn event(request: &Parts, body: &[u8], request_id: &str) -> Value {
-    let path = percent_decode_str(request.uri.path()).decode_utf8_lossy();
-    // HTTP API decodes the path and loses everything from a decoded question mark on.
+pub(super) fn event(request: &Parts, body: &[u8], request_id: &str, paths: Paths) -> Value {
+    let path = match paths {
+        Paths::Decoded => percent_decode_str(request.uri.path()).decode_utf8_lossy(),
+        Paths::AsSent => request.uri.path().into(),
+    };
     let path = path.split('?').next().unwrap_or_default();
     let query = request.uri.query().unwrap_or_default();
     let mut headers = joined(&request.headers);
@@ -105,7 +157,7 @@ fn parameters(query: &str) -> BTreeMap<String, String> {
     parameters
 }
 
-fn is_text(media_type: &str) -> bool {
+pub(super) fn is_text(media_type: &str) -> bool {
     let essence = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     essence.starts_with("text/")
         || matches!(essence.as_str(), "application/json" | "application/xml" | "application/javascript")
@@ -124,7 +176,7 @@ fn common_log_time(time: SystemTime) -> String {
 }
 
 /// The response that a function's result stands for; an error says what is wrong with the result.
-pub(super) fn response(result: &Value, method: &Method) -> Result<Response<Body>, String> {
+pub(super) fn response(result: &Value, method: &Method, head_length: HeadLength) -> Result<Response<Body>, String> {
     let Some(status) = result.get("statusCode") else {
         // Without a status code the whole result is the body.
         let mut response = Response::new(Body::from(result.as_str().map_or_else(|| result.to_string(), str::to_owned)));
@@ -145,7 +197,10 @@ pub(super) fn response(result: &Value, method: &Method) -> Result<Response<Body>
         Some(_) => return Err("body is not a string".to_owned()),
     };
     let head = *method == Method::HEAD;
-    let mut response = Response::new(if head { Body::empty() } else { Body::from(body) });
+    let computed = HeaderValue::from(body.len());
+    // A stream has no length that the server would add by itself.
+    let none = Body::from_stream(futures_util::stream::empty::<Result<Vec<u8>, std::convert::Infallible>>());
+    let mut response = Response::new(if head { none } else { Body::from(body) });
     *response.status_mut() = status;
     let none = Map::new();
     for (name, value) in result["headers"].as_object().unwrap_or(&none) {
@@ -156,7 +211,10 @@ pub(super) fn response(result: &Value, method: &Method) -> Result<Response<Body>
         };
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("{name:?} is not a header name"))?;
         // The gateway frames the body it sends; only an answer to HEAD says a length of its own.
-        if name == header::TRANSFER_ENCODING || name == header::CONNECTION || (name == header::CONTENT_LENGTH && !head)
+        let passed = head && head_length == HeadLength::Passed;
+        if name == header::TRANSFER_ENCODING
+            || name == header::CONNECTION
+            || (name == header::CONTENT_LENGTH && !passed)
         {
             continue;
         }
@@ -166,6 +224,9 @@ pub(super) fn response(result: &Value, method: &Method) -> Result<Response<Body>
     for cookie in result["cookies"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         let cookie = HeaderValue::from_str(cookie).map_err(|_| "impossible cookie")?;
         response.headers_mut().append(header::SET_COOKIE, cookie);
+    }
+    if head && head_length == HeadLength::Computed {
+        response.headers_mut().insert(header::CONTENT_LENGTH, computed);
     }
     Ok(response)
 }

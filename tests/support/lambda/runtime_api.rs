@@ -26,6 +26,7 @@ pub(super) type Reply = Result<Value, FunctionError>;
 struct Invocation {
     id: String,
     event: Bytes,
+    trace: String,
     deadline: SystemTime,
     reply: oneshot::Sender<Reply>,
 }
@@ -87,12 +88,12 @@ impl RuntimeApi {
     }
 
     /// Hands an event in; the reply comes when the function has answered it.
-    pub(super) fn hand_in(&self, event: Bytes, timeout: Duration) -> oneshot::Receiver<Reply> {
+    pub(super) fn hand_in(&self, event: Bytes, trace: String, timeout: Duration) -> oneshot::Receiver<Reply> {
         let (reply, answered) = oneshot::channel();
         let mut exchange = self.exchange();
         exchange.invocations += 1;
         let id = format!("00000000-0000-4000-9000-{:012x}", exchange.invocations);
-        exchange.waiting = Some(Invocation { id, event, deadline: SystemTime::now() + timeout, reply });
+        exchange.waiting = Some(Invocation { id, event, trace, deadline: SystemTime::now() + timeout, reply });
         self.handed_in.send_replace(());
         answered
     }
@@ -147,17 +148,14 @@ async fn next(State(api): State<Arc<RuntimeApi>>) -> Response {
         }
         let _ = handed_in.changed().await;
     };
-    let Invocation { id, event, deadline, reply } = invocation;
+    let Invocation { id, event, trace, deadline, reply } = invocation;
     let deadline = deadline.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let headers = [
         ("content-type", "application/json".to_owned()),
         ("lambda-runtime-aws-request-id", id.clone()),
         ("lambda-runtime-deadline-ms", deadline.to_string()),
         ("lambda-runtime-invoked-function-arn", format!("arn:aws:lambda:{REGION}:{ACCOUNT}:function:{}", api.name)),
-        (
-            "lambda-runtime-trace-id",
-            "Root=1-00000000-000000000000000000000000;Parent=0000000000000000;Sampled=0".to_owned(),
-        ),
+        ("lambda-runtime-trace-id", trace),
     ];
     api.exchange().running = Some((id, reply));
     (headers.map(|(name, value)| (HeaderName::from_static(name), value)), event).into_response()

@@ -54,7 +54,7 @@ impl S3 for Operations {
         let input = request.input;
         self.0.check_bucket(&input.bucket)?;
         if input.if_match.is_some()
-            || input.if_none_match.is_some()
+            || matches!(input.if_none_match, Some(ETagCondition::Any))
             || input.if_modified_since.is_some()
             || input.if_unmodified_since.is_some()
             || input.part_number.is_some()
@@ -63,12 +63,16 @@ impl S3 for Operations {
             return Err(not_modelled());
         }
         let object = self.0.object(&input.key)?;
+        if input.if_none_match == Some(ETagCondition::ETag(ETag::Strong(object.etag.clone()))) {
+            return Err(s3_error!(NotModified));
+        }
         let range = input.range.map_or(Ok(0..object.size), |range| range.check(object.size))?;
         let mut answer = if input.range.is_none() {
             answers::whole(&object, wants_checksum(input.checksum_mode.as_ref()))
         } else {
             answers::part(&object, &range)
         };
+        answer.content_type = input.response_content_type.or(answer.content_type);
         answer.body = Some(body::send(&object.blobs, &range));
         Ok(S3Response::new(answer))
     }

@@ -95,14 +95,16 @@ async fn dispatch(api: &Api, headers: &HeaderMap, body: &[u8]) -> Result<Value, 
         serde_json::from_slice(body).map_err(|error| Refusal::new(400, "SerializationException", error.to_string()))?;
     let request = Request(request);
     let queues = &api.queues;
+    // SQS keeps it as the attribute AWSTraceHeader.
+    let trace = Some(text("x-amzn-trace-id")).filter(|trace| !trace.is_empty());
     match operation {
         "SendMessage" => {
             let body = request.message()?;
             check_payload(body.len())?;
-            let (id, md5) = queues.send(request.queue(queues)?, body, request.delay()?);
+            let (id, md5) = queues.send(request.queue(queues)?, body, request.delay()?, trace);
             Ok(json!({ "MessageId": id, "MD5OfMessageBody": md5 }))
         }
-        "SendMessageBatch" => send_batch(queues, &request),
+        "SendMessageBatch" => send_batch(queues, &request, trace),
         "ReceiveMessage" => receive(queues, &request).await,
         "DeleteMessage" => {
             queues.delete(request.queue(queues)?, request.text("ReceiptHandle")?)?;
@@ -128,7 +130,7 @@ async fn dispatch(api: &Api, headers: &HeaderMap, body: &[u8]) -> Result<Value, 
     }
 }
 
-fn send_batch(queues: &Queues, request: &Request) -> Result<Value, Refusal> {
+fn send_batch(queues: &Queues, request: &Request, trace: Option<&str>) -> Result<Value, Refusal> {
     let queue = request.queue(queues)?;
     let entries = match request.0.get("Entries") {
         Some(Value::Array(entries)) if !entries.is_empty() => entries,
@@ -157,7 +159,7 @@ fn send_batch(queues: &Queues, request: &Request) -> Result<Value, Refusal> {
         ));
     }
     let sent = checked.into_iter().map(|(entry, body, delay)| {
-        let (id, md5) = queues.send(queue, body, delay);
+        let (id, md5) = queues.send(queue, body, delay, trace);
         json!({ "Id": entry, "MessageId": id, "MD5OfMessageBody": md5 })
     });
     Ok(json!({ "Successful": sent.collect::<Vec<_>>(), "Failed": [] }))
@@ -191,6 +193,9 @@ fn received_message(message: &Message, asked: &[String]) -> Value {
         ),
         ("ApproximateReceiveCount".to_owned(), json!(message.receive_count.to_string())),
     ]);
+    if let Some(trace) = &message.trace {
+        attributes.insert("AWSTraceHeader".to_owned(), json!(trace));
+    }
     if message.dead {
         attributes.insert("DeadLetterQueueSourceArn".to_owned(), json!(arn(QUEUE)));
     }

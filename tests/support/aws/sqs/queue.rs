@@ -33,11 +33,13 @@ pub struct QueueSettings {
     pub visibility_timeout: Duration,
     /// How often a message is received before it moves to the dead-letter queue.
     pub max_receive_count: u32,
+    /// How many seconds that a consumer asks a message to be hidden for pass in one second.
+    pub speed: u32,
 }
 
 impl Default for QueueSettings {
     fn default() -> Self {
-        Self { visibility_timeout: Duration::from_secs(30), max_receive_count: 3 }
+        Self { visibility_timeout: Duration::from_secs(30), max_receive_count: 3, speed: 1 }
     }
 }
 
@@ -77,6 +79,8 @@ pub(super) struct Message {
     pub(super) receive_count: u32,
     /// It came to rest in the dead-letter queue.
     pub(super) dead: bool,
+    /// The `X-Amzn-Trace-Id` that it was sent with.
+    pub(super) trace: Option<String>,
     visible_at: Instant,
 }
 
@@ -145,7 +149,7 @@ impl Queues {
     }
 
     /// Returns the message's id and the MD5 of its body.
-    pub(super) fn send(&self, queue: &str, body: &str, delay: Duration) -> (String, String) {
+    pub(super) fn send(&self, queue: &str, body: &str, delay: Duration, trace: Option<&str>) -> (String, String) {
         let mut contents = self.contents();
         contents.sent += 1;
         let message = Message {
@@ -156,6 +160,7 @@ impl Queues {
             first_received_at: None,
             receive_count: 0,
             dead: false,
+            trace: trace.map(str::to_owned),
             visible_at: Instant::now() + delay,
         };
         let sent = (message.id.clone(), message.md5.clone());
@@ -226,7 +231,7 @@ impl Queues {
         let message = message.filter(|message| message.is_in_flight(now));
         let message =
             message.ok_or_else(|| Refusal::new(400, "MessageNotInflight", "The specified message isn't in flight."))?;
-        message.visible_at = now + timeout;
+        message.visible_at = now + timeout / self.settings.speed;
         self.changed.send_replace(());
         Ok(())
     }

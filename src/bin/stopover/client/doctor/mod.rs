@@ -2,6 +2,7 @@
 
 mod configured;
 mod containerd;
+mod head;
 mod installed;
 mod network;
 mod sample;
@@ -184,6 +185,7 @@ impl Client {
         report.step("tls", self.shake_hands(&way)).await?;
         report.step("registry", self.greet(&way)).await?;
         report.step("pull", self.pull_sample(&sample)).await?;
+        report.step("head", self.compare_head(&sample)).await?;
         let (containerd, dockerd) = (version_of("containerd").await, version_of("dockerd").await);
         let files = Files { root: &examination.root, server: &self.server, sample: &sample, containerd, dockerd };
         let named = !examination.clients.is_empty();

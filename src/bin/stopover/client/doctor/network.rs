@@ -10,6 +10,7 @@ use hyper_util::client::proxy::matcher::Matcher;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
+use super::head::renamed;
 use super::{Problem, Verdict, chain};
 use crate::client::session::asks_for_login;
 use crate::client::{Client, Endpoint};
@@ -131,6 +132,9 @@ impl Client {
     pub(super) async fn greet(&self, way: &Way) -> Verdict {
         let url = self.greeting();
         let mut answer = self.http.get(&url).timeout(PATIENCE).send().await;
+        if let Some(problem) = answer.as_ref().ok().and_then(|answer| renamed(answer.headers())) {
+            return way.answered(problem);
+        }
         if let Ok(challenged) = &answer
             && asks_for_login(challenged)
         {

@@ -56,7 +56,7 @@ impl Client {
     }
 
     async fn pull_manifest(&self, sample: &Sample, reference: &Reference) -> Result<(Manifest, String), Problem> {
-        let url = self.registry_url(&sample.request, &sample.name, "manifests", &reference.to_string());
+        let url = self.manifest_url(sample, reference);
         let answer = self.fetch(self.authorized(self.http.get(url)).header(ACCEPT, MediaType::ACCEPT)).await?;
         let header = |name: &str| answer.headers().get(name)?.to_str().ok().map(str::to_owned);
         let served = header("x-stopover").ok_or_else(|| {
@@ -82,6 +82,10 @@ impl Client {
         let media_type = media_type.parse().map_err(|error| invalid(format!("{error}")))?;
         let manifest = Manifest::new(digest, media_type, bytes.into()).map_err(|error| invalid(error.to_string()))?;
         Ok((manifest, served))
+    }
+
+    pub(super) fn manifest_url(&self, sample: &Sample, reference: &Reference) -> String {
+        self.registry_url(&sample.request, &sample.name, "manifests", &reference.to_string())
     }
 
     /// Reads and hashes a blob. Returns the host that the cache redirected to, if it did.
@@ -148,7 +152,7 @@ impl Client {
 }
 
 /// The body of an answer. `None`: it has more than `most` bytes.
-async fn read(mut answer: reqwest::Response, most: usize) -> reqwest::Result<Option<Vec<u8>>> {
+pub(super) async fn read(mut answer: reqwest::Response, most: usize) -> reqwest::Result<Option<Vec<u8>>> {
     let mut body = Vec::new();
     while let Some(bytes) = answer.chunk().await? {
         if body.len() + bytes.len() > most {
@@ -161,7 +165,7 @@ async fn read(mut answer: reqwest::Response, most: usize) -> reqwest::Result<Opt
 
 /// The problem of an answer that is missing or incomplete. Only the host is named: the rest of a redirect's URL is a
 /// secret.
-fn broken(error: reqwest::Error) -> Problem {
+pub(super) fn broken(error: reqwest::Error) -> Problem {
     let host = error.url().and_then(url::Url::host_str).unwrap_or("the cache").to_owned();
     Problem::new(
         format!("{host} did not answer to the end: {}", chain(&error.without_url())),

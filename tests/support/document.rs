@@ -11,7 +11,10 @@ const DOCUMENT: &str = "docs/reference/clients.md";
 static WRITING: Mutex<()> = Mutex::new(());
 
 /// Compares the section under this heading with what a run has found. With `STOPOVER_WRITE_DOCS` set, writes that instead.
-pub(crate) fn check(heading: &str, found: &str) -> anyhow::Result<()> {
+///
+/// # Errors
+/// The file has no such section, or says something else.
+pub fn check(heading: &str, found: &str) -> anyhow::Result<()> {
     let _guard = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(DOCUMENT);
     let text = std::fs::read_to_string(&path).context(DOCUMENT)?;
@@ -25,7 +28,7 @@ pub(crate) fn check(heading: &str, found: &str) -> anyhow::Result<()> {
         let changed = format!("{}{found}\n{}", &text[..start], &text[end..]);
         return std::fs::write(&path, changed).context(DOCUMENT);
     }
-    let advice = "STOPOVER_WRITE_DOCS=1 cargo test -p behaviours --test clients";
+    let advice = "STOPOVER_WRITE_DOCS=1 cargo test -p behaviours --test clients --test functions";
     ensure!(
         written == found,
         "the section {heading:?} of {DOCUMENT} says\n{written}\n\nbut the run found\n{found}\n\n`{advice}` writes that"
@@ -35,28 +38,33 @@ pub(crate) fn check(heading: &str, found: &str) -> anyhow::Result<()> {
 
 /// A table in Markdown, with numbered reasons below it.
 #[derive(Default)]
-pub(crate) struct Table {
+pub struct Table {
     lines: Vec<String>,
     reasons: Vec<&'static str>,
 }
 
 /// What a run has found.
 #[derive(Clone, Copy)]
-pub(crate) enum Cell {
+pub enum Cell {
+    /// The pull passes.
     Pass,
+    /// The client cannot do that, for this reason.
     Cannot(&'static str),
+    /// Something else.
     Says(&'static str),
 }
 
 impl Table {
-    pub(crate) fn new(columns: &[&str]) -> Self {
+    /// A table without rows.
+    pub fn new(columns: &[&str]) -> Self {
         let mut this = Self::default();
         this.lines.push(format!("| {} |", columns.join(" | ")));
         this.lines.push(format!("|{}", " --- |".repeat(columns.len())));
         this
     }
 
-    pub(crate) fn row(&mut self, name: &str, cells: &[Cell]) {
+    /// Adds a row.
+    pub fn row(&mut self, name: &str, cells: &[Cell]) {
         let mut line = vec![name.to_owned()];
         for cell in cells {
             line.push(match cell {
@@ -75,7 +83,8 @@ impl Table {
         self.lines.push(format!("| {} |", line.join(" | ")));
     }
 
-    pub(crate) fn render(&self) -> String {
+    /// The table, and the reasons below it.
+    pub fn render(&self) -> String {
         let reasons = (1..).zip(&self.reasons).map(|(number, reason)| format!("{number}. {reason}\n"));
         let reasons: String = reasons.collect();
         let separator = if reasons.is_empty() { "" } else { "\n" };

@@ -1,0 +1,161 @@
+//! Where `stopover.toml` is: in a file that is deployed with the functions, or where an operator replaces it while they run.
+
+use std::path::PathBuf;
+
+use aws_sdk_s3::error::ProvideErrorMetadata as _;
+use serde::Deserialize;
+use serde_json::json;
+use stopover::errors::{Failure, StoreError};
+
+use crate::failure::{has_status, store_error};
+use crate::signed::{Operation, SignedCalls};
+
+const GET_PARAMETER: Operation =
+    Operation { actions: &["ssm:GetParameter"], target: "AmazonSSM.GetParameter", service: "SSM", host: "ssm" };
+/// More than a parameter can have, and more than anybody writes.
+const LONGEST: i64 = 1024 * 1024;
+
+/// Where the configuration is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A file, or none: then the defaults hold.
+    File(Option<PathBuf>),
+    /// `ssm:/name`: a parameter of SSM.
+    Parameter(String),
+    /// `s3://bucket/key`: an object of S3.
+    Object { bucket: String, key: String },
+}
+
+/// A text, and the version that it has at its place.
+#[derive(Debug)]
+pub(crate) struct Written {
+    pub(crate) text: String,
+    pub(crate) version: String,
+}
+
+/// Reads a place in the name of the functions' role.
+#[derive(Clone, Debug)]
+pub(crate) struct Reader {
+    pub(crate) calls: SignedCalls,
+    pub(crate) s3: aws_sdk_s3::Client,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Answer {
+    parameter: Parameter,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Parameter {
+    value: String,
+    version: u64,
+}
+
+impl Place {
+    /// Reads `ssm:/name` or `s3://bucket/key`.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let wrong = || Err("is neither ssm:/the/name of a parameter nor s3://bucket/and/key of an object".to_owned());
+        let plain = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':');
+        if let Some(name) = text.strip_prefix("ssm:") {
+            return if name.starts_with('/') && plain(name) { Ok(Self::Parameter(name.to_owned())) } else { wrong() };
+        }
+        match text.strip_prefix("s3://").and_then(|rest| rest.split_once('/')) {
+            Some((bucket, key)) if plain(bucket) && plain(key) => {
+                Ok(Self::Object { bucket: bucket.to_owned(), key: key.to_owned() })
+            }
+            _ => wrong(),
+        }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => write!(formatter, "{}", path.clone().unwrap_or_default().display()),
+            Self::Parameter(name) => write!(formatter, "ssm:{name}"),
+            Self::Object { bucket, key } => write!(formatter, "s3://{bucket}/{key}"),
+        }
+    }
+}
+
+impl Reader {
+    /// What is written there now. `None`: what has the version that is `known`, or a file, which does not change.
+    pub(crate) async fn read(&self, place: &Place, known: Option<&str>) -> Result<Option<Written>, StoreError> {
+        let written = match place {
+            Place::File(_) => return Ok(None),
+            Place::Parameter(name) => self.parameter(name).await?,
+            Place::Object { bucket, key } => {
+                let Some(written) = self.object(bucket, key, known).await? else { return Ok(None) };
+                written
+            }
+        };
+        Ok(Some(written).filter(|written| Some(written.version.as_str()) != known))
+    }
+
+    /// What was written there before this version, as far as the place keeps it: SSM keeps a hundred versions.
+    pub(crate) async fn before(&self, place: &Place, version: &str) -> Result<Option<Written>, StoreError> {
+        let before =
+            version.parse::<u64>().ok().and_then(|version| version.checked_sub(1)).filter(|&before| before > 0);
+        match (place, before) {
+            (Place::Parameter(name), Some(before)) => self.parameter(&format!("{name}:{before}")).await.map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    async fn parameter(&self, name: &str) -> Result<Written, StoreError> {
+        let request = json!({ "Name": name, "WithDecryption": true });
+        let answer: Result<Answer, _> = self.calls.call(&GET_PARAMETER, self.calls.region(), &request).await;
+        let Parameter { value, version } = answer.map_err(|failed| failed.error)?.parameter;
+        Ok(Written { text: value, version: version.to_string() })
+    }
+
+    async fn object(&self, bucket: &str, key: &str, known: Option<&str>) -> Result<Option<Written>, StoreError> {
+        let request = self.s3.get_object().bucket(bucket).key(key).set_if_none_match(known.map(str::to_owned));
+        let answer = match request.send().await {
+            Ok(answer) => answer,
+            Err(error) if has_status(&error, 304) => return Ok(None),
+            Err(error) if error.code() == Some("NoSuchKey") => {
+                return Err(StoreError::Refused(format!("GetObject: there is no s3://{bucket}/{key}").into()));
+            }
+            Err(error) => return Err(store_error("GetObject", error)),
+        };
+        if answer.content_length().is_none_or(|length| length > LONGEST) {
+            return Err(StoreError::Corrupt(format!("it has more than {LONGEST} bytes").into()));
+        }
+        let version = answer.e_tag().unwrap_or_default().to_owned();
+        let bytes = answer.body.collect().await;
+        let bytes = bytes.map_err(|error| StoreError::Unavailable(Failure::because("GetObject", error)))?.into_bytes();
+        let text = String::from_utf8(bytes.to_vec()).map_err(|_| StoreError::Corrupt("it is no text".into()))?;
+        Ok(Some(Written { text, version }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_a_parameter_or_an_object_and_is_written_as_it_was_read() {
+        for text in ["ssm:/stopover", "ssm:/team/stopover.toml", "s3://bucket/key", "s3://my.bucket/a/b=c.toml"] {
+            assert_eq!(Place::parse(text).map(|place| place.to_string()).as_deref(), Ok(text));
+        }
+        for wrong in [
+            "",
+            "ssm:",
+            "ssm:name",
+            "ssm:/name:3",
+            "ssm:/a b",
+            "s3://",
+            "s3://bucket",
+            "s3://bucket/",
+            "s3:///key",
+            "/opt/stopover.toml",
+            "https://bucket/key",
+            "arn:aws:ssm:eu-west-1:123456789012:parameter/a",
+        ] {
+            assert!(Place::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}

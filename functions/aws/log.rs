@@ -1,0 +1,16 @@
+//! The log of a function: lines of JSON on standard output, as Lambda's filter by level reads them.
+
+use std::env;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+/// Starts it, at the level that the deployment has chosen (`AWS_LAMBDA_LOG_LEVEL`).
+///
+/// Each line has its `timestamp`: a line without one counts as INFO, so that with `LogLevel: WARN` errors would be dropped
+/// (Lambda developer guide, "log level filtering").
+pub fn start() {
+    let level = env::var("AWS_LAMBDA_LOG_LEVEL").ok().and_then(|level| level.parse().ok());
+    let filter = EnvFilter::builder().with_default_directive(level.unwrap_or(LevelFilter::INFO).into());
+    tracing_subscriber::fmt().json().with_target(false).with_env_filter(filter.from_env_lossy()).init();
+}

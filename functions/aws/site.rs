@@ -1,0 +1,216 @@
+//! The cache of a process, which follows its configuration: a good one takes the place of the one before, a bad one is
+//! told and changes nothing.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use aws_config::SdkConfig;
+use stopover::cache::Cache;
+use stopover::config::{Cold, Config, SecretReference};
+use stopover::errors::{StoreError, chain};
+use stopover::values::time::{Clock, Timestamp};
+use tokio::sync::Mutex;
+
+use crate::configuration::{Place, Reader, Written};
+use crate::settings::Settings;
+use crate::signed::SignedCalls;
+use crate::{DynamoLedger, OwnRole, S3Blobs, SqsFills, dynamo_client, s3_client, sqs_client};
+
+/// How often the configuration is read again.
+const FRESH: Duration = Duration::from_mins(1);
+/// How often, while there is none.
+const FRESH_WITHOUT: Duration = Duration::from_secs(5);
+/// How long a request waits for that, and how long the first one does.
+const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE_WITHOUT: Duration = Duration::from_secs(8);
+/// How many versions are tried where a process starts with a bad one.
+const MOST_VERSIONS: usize = 10;
+
+/// The variables of the environment, by name.
+type Variables = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
+/// What is made of a cache, made anew with each configuration.
+pub struct Site<T> {
+    variables: Variables,
+    place: Place,
+    reader: Reader,
+    clock: Clock,
+    adapters: Adapters,
+    make: Box<dyn Fn(Arc<Cache>) -> T + Send + Sync>,
+    state: Mutex<State<T>>,
+}
+
+/// What stays the same whatever the configuration says.
+struct Adapters {
+    blobs: S3Blobs,
+    ledger: Arc<DynamoLedger>,
+    fills: Arc<SqsFills>,
+    role: Arc<OwnRole>,
+}
+
+struct State<T> {
+    /// `None`: there has been no good configuration.
+    current: Option<T>,
+    /// The version that was read last, good or bad.
+    version: Option<String>,
+    next_at: Timestamp,
+    /// Why what was read last is not current.
+    wrong: Option<String>,
+    /// Why nothing could be read.
+    unread: Option<String>,
+}
+
+impl<T: Clone> Site<T> {
+    /// Reads the environment and the configuration. Fails with a sentence for the operator where the environment or a
+    /// file is wrong. What an operator may replace meanwhile stops no process: see [`Self::current`].
+    pub async fn connect(
+        variables: impl Fn(&str) -> Option<String> + Send + Sync + 'static,
+        aws: SdkConfig,
+        clock: Clock,
+        make: impl Fn(Arc<Cache>) -> T + Send + Sync + 'static,
+    ) -> anyhow::Result<Self> {
+        let settings = Settings::read(&variables)?;
+        let blobs = S3Blobs::new(s3_client(&aws), settings.bucket);
+        let ledger = Arc::new(DynamoLedger::new(dynamo_client(&aws), settings.table, blobs.clone()));
+        let fills = Arc::new(SqsFills::new(sqs_client(&aws), settings.queues));
+        let calls = SignedCalls::new(aws.clone());
+        let reader = Reader { calls: calls.clone(), s3: s3_client(&aws) };
+        let role = Arc::new(OwnRole::new(calls));
+        let state = State { current: None, version: None, next_at: Timestamp(0), wrong: None, unread: None };
+        let site = Self {
+            variables: Box::new(variables),
+            place: settings.configuration,
+            reader,
+            clock,
+            adapters: Adapters { blobs, ledger, fills, role },
+            make: Box::new(make),
+            state: Mutex::new(state),
+        };
+        if let Place::File(path) = &site.place {
+            let config = Config::load(path.as_deref(), Cold::Redirect, |secret| site.secret(secret))?;
+            site.state.lock().await.current = Some(site.build(config)?);
+        } else {
+            let _ = site.current().await;
+        }
+        Ok(site)
+    }
+
+    /// The bucket of blobs.
+    pub fn blobs(&self) -> &S3Blobs {
+        &self.adapters.blobs
+    }
+
+    /// The queues of fills.
+    pub fn fills(&self) -> &SqsFills {
+        &self.adapters.fills
+    }
+
+    /// What the newest good configuration makes; it is looked for once a minute. Fails where there has been none.
+    pub async fn current(&self) -> anyhow::Result<T> {
+        let mut state = self.state.lock().await;
+        let now = self.clock.now();
+        if state.next_at <= now && !matches!(self.place, Place::File(_)) {
+            self.follow(&mut state).await;
+            state.next_at = now.plus(if state.current.is_some() { FRESH } else { FRESH_WITHOUT });
+        }
+        let State { current, wrong, unread, .. } = &*state;
+        let why = || format!("STOPOVER_CONFIG_URI: {}", unread.as_ref().or(wrong.as_ref()).map_or("", String::as_str));
+        current.clone().with_context(why)
+    }
+
+    /// Whether the configuration is wrong, or cannot be read: then the one before it is used.
+    pub async fn has_configuration_error(&self) -> bool {
+        let state = self.state.lock().await;
+        state.wrong.is_some() || state.unread.is_some()
+    }
+
+    async fn follow(&self, state: &mut State<T>) {
+        let patience = if state.current.is_some() { PATIENCE } else { PATIENCE_WITHOUT };
+        let read = self.reader.read(&self.place, state.version.as_deref());
+        let late = |_| Err(StoreError::Unavailable("it took too long".into()));
+        match tokio::time::timeout(patience, read).await.unwrap_or_else(late) {
+            // It is as it was, and as right or wrong.
+            Ok(None) => state.unread = None,
+            Ok(Some(written)) => {
+                (state.version, state.unread) = (Some(written.version.clone()), None);
+                match self.parse(&written) {
+                    Ok(made) => {
+                        tracing::info!(version = written.version, "{} is the configuration", self.place);
+                        (state.current, state.wrong) = (Some(made), None);
+                    }
+                    Err(error) => {
+                        let error = format!("{error:#}");
+                        let version = &written.version;
+                        tracing::error!(version, "the configuration is wrong; the one before it stays: {error}");
+                        state.wrong = Some(error);
+                        if state.current.is_none() {
+                            state.current = self.last_good(written).await;
+                        }
+                    }
+                }
+            }
+            Err(error) => {
+                let error = format!("{} cannot be read: {}", self.place, chain(&error));
+                if state.unread.as_deref() != Some(&error) {
+                    tracing::error!("the configuration stays as it is: {error}");
+                }
+                state.unread = Some(error);
+            }
+        }
+    }
+
+    /// What was good before a version that is wrong: for a process that starts with that.
+    async fn last_good(&self, mut wrong: Written) -> Option<T> {
+        for _ in 0..MOST_VERSIONS {
+            let before: Result<Option<Written>, StoreError> = self.reader.before(&self.place, &wrong.version).await;
+            wrong = before.ok()??;
+            if let Ok(made) = self.parse(&wrong) {
+                tracing::warn!(version = wrong.version, "{} is used in this version", self.place);
+                return Some(made);
+            }
+        }
+        None
+    }
+
+    fn parse(&self, written: &Written) -> anyhow::Result<T> {
+        let place = self.place.to_string();
+        self.build(Config::parse(&written.text, Path::new(&place), Cold::Redirect, |secret| self.secret(secret))?)
+    }
+
+    /// Secrets that are stored are read when they are needed.
+    fn secret(&self, secret: SecretReference) -> Result<String, String> {
+        if let SecretReference::Stored(_) = secret { Ok(String::new()) } else { secret.read(&self.variables) }
+    }
+
+    fn build(&self, mut config: Config) -> anyhow::Result<T> {
+        let settings = Settings::read(&self.variables)?;
+        let access = config.access.get_or_insert(settings.access);
+        if access.signing_keys.is_none() {
+            access.signing_keys = settings.signing_keys;
+        }
+        if let Some(iam) = &mut access.iam {
+            iam.partition = iam.partition.or(settings.partition);
+            ensure!(
+                iam.organization.is_none() || iam.partition == settings.partition,
+                "access.iam.organization: an organisation is of the partition that this function runs in, and of no other"
+            );
+        }
+        for (whose, settings) in config.settings() {
+            ensure!(
+                settings.cold != Cold::Follow,
+                "{whose}: cold = \"follow\" needs fills in the same process; here it is \"redirect\" or \"wait\""
+            );
+        }
+        ensure!(
+            config.retention.max_size.is_none(),
+            "max_size is for a cache on one machine; here keep says what stays"
+        );
+        let Adapters { blobs, ledger, fills, role } = &self.adapters;
+        let (blobs, ledger, fills) = (Arc::new(blobs.clone()), Arc::clone(ledger), Arc::clone(fills));
+        let role = Some(Arc::clone(role) as _);
+        let cache = Cache::new(config, self.clock.clone(), blobs, ledger, fills, role).context("cannot start")?;
+        Ok((self.make)(Arc::new(cache)))
+    }
+}
