@@ -12,7 +12,7 @@ use crate::signed::{Operation, SignedCalls};
 
 const GET_PARAMETER: Operation =
     Operation { actions: &["ssm:GetParameter"], target: "AmazonSSM.GetParameter", service: "SSM", host: "ssm" };
-/// More than a parameter can have, and more than anybody writes.
+/// The longest configuration, in bytes: far more than a parameter can have.
 const LONGEST: i64 = 1024 * 1024;
 
 /// Where the configuration is.

@@ -4,6 +4,7 @@
 
 mod attribute;
 mod batch;
+mod conditional;
 mod configuration;
 mod dynamo;
 mod failure;

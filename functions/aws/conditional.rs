@@ -1,0 +1,88 @@
+//! Writes and deletions of items under a condition, and what came of them.
+
+use aws_sdk_dynamodb::operation::delete_item::DeleteItemError;
+use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
+use aws_sdk_dynamodb::types::ReturnValuesOnConditionCheckFailure;
+use stopover::errors::StoreError;
+use stopover::oci::{Digest, Repository};
+use stopover::values::time::Timestamp;
+
+use crate::DynamoLedger;
+use crate::failure::store_error;
+use crate::item::{self, Item};
+
+/// What came of a write under a condition.
+pub(crate) enum Written {
+    Done,
+    /// There is no such item.
+    Absent,
+    /// The item is not as it had to be, but like this.
+    Differs(Item),
+}
+
+impl Written {
+    /// What a failed condition says.
+    fn not(found: Option<&Item>) -> Self {
+        found.map_or(Self::Absent, |item| Self::Differs(item.clone()))
+    }
+}
+
+impl DynamoLedger {
+    /// Writes the last use of a manifest under a condition.
+    pub(crate) async fn write_use(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        condition: &str,
+        since: Timestamp,
+        now: Timestamp,
+    ) -> Result<Written, StoreError> {
+        let update = self
+            .client
+            .update_item()
+            .table_name(&self.table)
+            .set_key(Some(item::use_key(repository, digest)))
+            .update_expression("SET #used_at = :now")
+            .condition_expression(condition)
+            .expression_attribute_names("#pk", item::PARTITION)
+            .expression_attribute_names("#used_at", item::USED_AT)
+            .expression_attribute_values(":now", item::number(now.0))
+            .expression_attribute_values(":since", item::number(since.0))
+            // Tells an item that was written lately from one that does not exist.
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
+        match update.send().await {
+            Ok(_) => Ok(Written::Done),
+            Err(error) => match error.as_service_error() {
+                Some(UpdateItemError::ConditionalCheckFailedException(failed)) => Ok(Written::not(failed.item())),
+                _ => Err(store_error("UpdateItem", error)),
+            },
+        }
+    }
+
+    /// Deletes an item in which `name` is `seen`. A time of use may also be earlier, because that of a manifest is in two
+    /// items, or be absent: an earlier version wrote none.
+    pub(crate) async fn delete(&self, key: Item, name: &str, seen: u64) -> Result<Written, StoreError> {
+        let condition = if name == item::USED_AT {
+            "attribute_exists(#pk) AND (attribute_not_exists(#seen) OR #seen <= :seen)"
+        } else {
+            "attribute_exists(#pk) AND #seen = :seen"
+        };
+        let delete = self
+            .client
+            .delete_item()
+            .table_name(&self.table)
+            .set_key(Some(key))
+            .condition_expression(condition)
+            .expression_attribute_names("#pk", item::PARTITION)
+            .expression_attribute_names("#seen", name)
+            .expression_attribute_values(":seen", item::number(seen))
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
+        match delete.send().await {
+            Ok(_) => Ok(Written::Done),
+            Err(error) => match error.as_service_error() {
+                Some(DeleteItemError::ConditionalCheckFailedException(failed)) => Ok(Written::not(failed.item())),
+                _ => Err(store_error("DeleteItem", error)),
+            },
+        }
+    }
+}
