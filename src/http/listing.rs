@@ -27,9 +27,9 @@ pub(super) fn tags(
     pulled: &PulledTags,
 ) -> Response {
     // No character of a name is escaped.
-    let body =
-        [format!("{{\"name\":\"{name}\",\"tags\":[").into(), pulled.tags.json().clone(), Bytes::from_static(b"]}")];
-    let mut response = list(repository, "application/json", body, request.head, pulled.served);
+    let head = format!("{{\"name\":\"{name}\",\"tags\":[");
+    let tags = std::iter::once(pulled.tags.json().clone());
+    let mut response = list(repository, "application/json", head, tags, request.head, pulled.served);
     if let Some(last) = pulled.tags.iter().next_back().filter(|_| pulled.more) {
         let link = next(request, name, page.size(), last);
         response.headers_mut().extend(HeaderValue::from_str(&link).ok().map(|link| (LINK, link)));
@@ -47,21 +47,28 @@ fn next(request: &Request, name: &Name, n: usize, last: &str) -> String {
 }
 
 /// `filtered`: the client wanted those of one `artifactType`, and only those are in the list.
-pub(super) fn referrers(repository: &Repository, pulled: &PulledReferrers, filtered: bool, head: bool) -> Response {
+pub(super) fn referrers(repository: &Repository, pulled: PulledReferrers, filtered: bool, head: bool) -> Response {
     let media_type = MediaType::OciIndex.as_str();
-    let head_of_index = format!("{{\"schemaVersion\":2,\"mediaType\":\"{media_type}\",\"manifests\":");
-    let body = [head_of_index.into(), pulled.manifests.json().clone(), Bytes::from_static(b"}")];
-    let mut response = list(repository, media_type, body, head, pulled.served);
+    let start = format!("{{\"schemaVersion\":2,\"mediaType\":\"{media_type}\",\"manifests\":[");
+    let mut response = list(repository, media_type, start, pulled.manifests.json(), head, pulled.served);
     if filtered {
         response.headers_mut().insert(FILTERS_APPLIED, HeaderValue::from_static("artifactType"));
     }
     response
 }
 
-/// An answer of several parts, because what is long in it is shared and not copied.
-fn list(repository: &Repository, media_type: &'static str, parts: [Bytes; 3], head: bool, served: Served) -> Response {
-    let length: usize = parts.iter().map(Bytes::len).sum();
-    let whole = || Body::from_stream(stream::iter(parts.map(Ok::<_, Infallible>)));
+/// An answer that ends with an array, which is given part by part: what is long in it is shared and not copied.
+fn list(
+    repository: &Repository,
+    media_type: &'static str,
+    start: String,
+    array: impl Iterator<Item = Bytes> + Clone + Send + 'static,
+    head: bool,
+    served: Served,
+) -> Response {
+    let parts = std::iter::once(start.into()).chain(array).chain(std::iter::once(Bytes::from_static(b"]}")));
+    let length: usize = parts.clone().map(|part| part.len()).sum();
+    let whole = || Body::from_stream(stream::iter(parts.filter(|part| !part.is_empty()).map(Ok::<_, Infallible>)));
     let mut response = Response::new(if head { Body::empty() } else { whole() });
     let headers = response.headers_mut();
     describe(headers, repository, served);

@@ -162,7 +162,7 @@ async fn pull(
         }
         Operation::Referrers(_, subject, artifact_type) => {
             let pulled = cache.pull.referrers(repository, subject, artifact_type.as_deref(), want).await?;
-            Ok(listing::referrers(repository, &pulled, artifact_type.is_some(), request.head))
+            Ok(listing::referrers(repository, pulled, artifact_type.is_some(), request.head))
         }
     }
 }

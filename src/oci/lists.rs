@@ -154,9 +154,14 @@ impl Descriptors {
         Self::closed(array)
     }
 
+    /// All of them, to answer with.
+    pub fn all(self) -> Selected {
+        let inside = (1, position(self.0.len()).saturating_sub(1));
+        Selected { array: self.0, runs: vec![inside] }
+    }
+
     /// Only those with this `artifactType`.
-    #[must_use]
-    pub fn of_type(&self, artifact_type: &str) -> Self {
+    pub fn of_type(self, artifact_type: &str) -> Selected {
         #[derive(Deserialize)]
         struct Descriptor {
             #[serde(rename = "artifactType")]
@@ -166,15 +171,23 @@ impl Descriptors {
             let descriptor = serde_json::from_str::<Descriptor>(text);
             descriptor.is_ok_and(|descriptor| descriptor.artifact_type.as_deref() == Some(artifact_type))
         };
-        let mut array = Vec::with_capacity(self.0.len());
+        let (mut runs, mut goes_on) = (Vec::<(u32, u32)>::new(), false);
         let read = serde_json::from_slice(&self.0).and_then(|all| {
             each(all, |descriptor| {
-                if wanted(descriptor.get()) {
-                    add(&mut array, descriptor.get().as_bytes());
+                let text = descriptor.get();
+                let from = text.as_ptr().addr() - self.0.as_ptr().addr();
+                let beside_the_last = std::mem::replace(&mut goes_on, wanted(text));
+                match runs.last_mut().filter(|_| beside_the_last) {
+                    _ if !goes_on => {}
+                    Some(run) => run.1 = position(from + text.len()),
+                    None => runs.push((position(from), position(from + text.len()))),
                 }
             })
         });
-        read.map_or_else(|_| Self::default(), |()| Self::closed(array))
+        if read.is_err() {
+            runs.clear();
+        }
+        Selected { array: self.0, runs }
     }
 
     fn closed(mut array: Vec<u8>) -> Self {
@@ -194,6 +207,29 @@ impl Descriptors {
     pub fn json(&self) -> &Bytes {
         &self.0
     }
+}
+
+/// Some descriptors of a list. They stay in its bytes: whatever many clients ask for takes no copy of it.
+#[derive(Clone, Debug)]
+pub struct Selected {
+    array: Bytes,
+    /// Where neighbours lie in the array, each from its first byte to behind its last. A list has 4 MiB at most.
+    runs: Vec<(u32, u32)>,
+}
+
+impl Selected {
+    /// What stands between the brackets of their array in JSON, part by part.
+    pub fn json(self) -> impl Iterator<Item = Bytes> + Clone {
+        let Self { array, runs } = self;
+        runs.into_iter().enumerate().flat_map(move |(number, (from, to))| {
+            let comma: &[u8] = if number == 0 { b"" } else { b"," };
+            [Bytes::from_static(comma), array.slice(from as usize..to as usize)]
+        })
+    }
+}
+
+fn position(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
 /// Adds items to an array that is not closed yet.
@@ -322,13 +358,16 @@ mod tests {
 
     #[test]
     fn descriptors_are_filtered_by_what_each_says_itself() {
-        let json = r#"[{"artifactType":"a","n":1},{"artifactType":"b"},{"x":{"artifactType":"a"}},{"artifactType":null},
-            {"artifactType":["a"]},{"artifactType":"\u0061"}]"#;
+        let json = r#"[ {"artifactType":"a","n":1}, {"artifactType":"a"},{"artifactType":"b"},{"x":{"artifactType":"a"}},
+            {"artifactType":null},{"artifactType":["a"]},{"artifactType":"\u0061"} ]"#;
         let found = descriptors(json).unwrap();
+        let text = |selected: Selected| String::from_utf8(selected.json().flatten().collect()).unwrap();
         assert_eq!(
-            found.of_type("a"),
-            descriptors(r#"[{"artifactType":"a","n":1},{"artifactType":"\u0061"}]"#).unwrap()
+            text(found.clone().of_type("a")),
+            r#"{"artifactType":"a","n":1}, {"artifactType":"a"},{"artifactType":"\u0061"}"#
         );
-        assert!(found.of_type("c").is_empty());
+        assert_eq!(text(found.clone().of_type("c")), "");
+        assert_eq!(format!("[{}]", text(found.all())), json);
+        assert_eq!(text(Descriptors::default().all()), "");
     }
 }

@@ -17,7 +17,7 @@ mod request;
 
 pub use digest::{Algorithm, Digest, Hasher, InvalidDigest};
 pub use error_code::ErrorCode;
-pub use lists::{Descriptors, Tags, UnsortedTags};
+pub use lists::{Descriptors, Selected, Tags, UnsortedTags};
 pub use manifest::{Child, Descriptor, InvalidManifest, MAX_MANIFEST_BYTES, MAX_NAMED, Manifest, MediaType};
 pub use name::{InvalidName, Name, Repository, UpstreamId};
 pub use observed::Observed;

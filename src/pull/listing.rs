@@ -12,7 +12,7 @@ use super::{Pull, Want};
 use crate::budget::MissReservation;
 use crate::config::Referrers;
 use crate::errors::{PullError, StoreError, UpstreamError, beside};
-use crate::oci::{Descriptors, Digest, MediaType, Page, Reference, Repository, Tag, Tags};
+use crate::oci::{Descriptors, Digest, MediaType, Page, Reference, Repository, Selected, Tag, Tags};
 use crate::ports::MAX_LISTING_BYTES;
 use crate::records::{List, ListKey, Listing};
 use crate::upstream::{Evidence, Upstream};
@@ -33,7 +33,7 @@ pub struct PulledTags {
 #[derive(Debug)]
 pub struct PulledReferrers {
     /// Their descriptors.
-    pub manifests: Descriptors,
+    pub manifests: Selected,
     /// How the answer was obtained.
     pub served: Served,
 }
@@ -127,19 +127,20 @@ impl Pull {
             Referrers::TagOnly => (None, true),
         };
         let list = listed.as_ref().and_then(|pulled| Some((pulled.listing.list.as_ref()?, pulled.served)));
-        let mut pulled = match list {
-            Some((List::Referrers(manifests), served)) => PulledReferrers { manifests: manifests.clone(), served },
+        let (manifests, served) = match list {
+            Some((List::Referrers(manifests), served)) => (manifests.clone(), served),
             Some((List::Tags(_), _)) => return Err(mixed_up().into()),
             None => {
                 let served = listed.map_or(Served::Miss, |listed| listed.served);
-                let none = PulledReferrers { manifests: Descriptors::default(), served };
+                let none = (Descriptors::default(), served);
                 self.referrers_by_tag(repository, subject, Want { head, ..want }).await?.unwrap_or(none)
             }
         };
-        if let Some(wanted) = artifact_type {
-            pulled.manifests = pulled.manifests.of_type(wanted);
-        }
-        Ok(pulled)
+        let manifests = match artifact_type {
+            Some(wanted) => manifests.of_type(wanted),
+            None => manifests.all(),
+        };
+        Ok(PulledReferrers { manifests, served })
     }
 
     /// The referrers tag schema. With `want.head`, HEAD comes first: a missing tag (`None`) then costs no quota. A
@@ -149,7 +150,7 @@ impl Pull {
         repository: &Repository,
         subject: &Digest,
         want: Want,
-    ) -> Result<Option<PulledReferrers>, PullError> {
+    ) -> Result<Option<(Descriptors, Served)>, PullError> {
         let tag = Reference::Tag(Tag::of_referrers(subject));
         let pulled = async {
             let pulled = self.manifest(repository, &tag, want.clone()).await?;
@@ -171,7 +172,7 @@ impl Pull {
         let index = pulled.manifest.filter(|found| found.media_type == MediaType::OciIndex && found.digest != *subject);
         let manifests = index.map_or_else(|| Ok(Descriptors::default()), |index| index.descriptors());
         let manifests = manifests.map_err(|error| UpstreamError::Invalid(error.to_string()))?;
-        Ok(Some(PulledReferrers { manifests, served: pulled.served }))
+        Ok(Some((manifests, pulled.served)))
     }
 
     /// A list: the kept one while it is fresh; else what upstream says now; else, while upstream is in trouble, what it

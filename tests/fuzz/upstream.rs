@@ -186,7 +186,9 @@ fn body(rng: &mut Rng) -> bool {
         assert!(referrers.json().len() <= body.len());
         let text = std::str::from_utf8(referrers.json()).expect("JSON is UTF-8");
         assert_eq!(serde_json::from_str(text).ok().as_ref(), Some(&referrers), "it is served as it was sent");
-        assert!(referrers.of_type("application/x").json().len() <= referrers.json().len());
+        let selected: Vec<u8> = referrers.clone().of_type("application/x").json().flatten().collect();
+        assert!(selected.len() + 2 <= referrers.json().len());
+        assert!(serde_json::from_slice::<Descriptors>(&[b"[", &selected[..], b"]"].concat()).is_ok());
     }
     if let Ok(IssuedToken { authorization, life }) = IssuedToken::parse(&body) {
         assert!(authorization.is_sensitive() && authorization.as_bytes().starts_with(b"Bearer "));
