@@ -6,7 +6,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use http::header::{LINK, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue};
-use stopover::oci::{Algorithm, Digest, Manifest, MediaType, Page, Tag, Tags};
+use stopover::oci::{Algorithm, Descriptors, Digest, Manifest, MediaType, Page, Tag, Tags};
 use stopover::upstream::{
     Challenge, IssuedToken, RangeSent, next_page, own_media_type, referrers_in, retry_after_in, tags_in,
 };
