@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::uri::Authority;
@@ -167,7 +168,7 @@ impl AnonymousKey {
 pub(super) fn read(
     table: Option<AccessTable>,
     rules: Vec<PolicyRuleTable>,
-    upstreams: &BTreeMap<UpstreamId, UpstreamConfig>,
+    upstreams: &BTreeMap<UpstreamId, Arc<UpstreamConfig>>,
     secret: &impl Fn(SecretReference) -> Result<String, String>,
 ) -> Result<Option<AccessConfig>, ConfigError> {
     let Some(table) = table else {

@@ -49,11 +49,13 @@ pub(super) fn read<T>(
 ) -> Result<T, ConfigError> {
     let (table, broken) = DeTable::parse_recoverable(text);
     let (span, mut table) = (table.span(), DeValue::Table(table.into_inner()));
-    let mut mistakes: Vec<Mistake> = broken.iter().map(|error| of_syntax(error, text)).collect();
-    mistakes.sort_by_key(|mistake| mistake.place);
+    let place = |error: &toml::de::Error| position(text, error.span().map_or(text.len(), |span| span.start));
+    let mut broken: Vec<_> = broken.iter().map(|error| (place(error), error)).collect();
+    broken.sort_by_key(|(place, _)| *place);
     // The others of a line follow from the first.
-    mistakes.dedup_by_key(|mistake| mistake.place.map(|(line, _)| line));
-    let broken: Vec<usize> = mistakes.iter().filter_map(|mistake| Some(mistake.place?.0)).collect();
+    broken.dedup_by_key(|((line, _), _)| *line);
+    let mut mistakes: Vec<Mistake> = broken.iter().map(|(place, error)| of_syntax(error, *place, text)).collect();
+    let broken: Vec<usize> = broken.iter().map(|((line, _), _)| *line).collect();
     let is_broken = |line: usize| {
         let tables = (1..=line).zip(text.lines()).filter(|(_, text)| text.starts_with('['));
         let table = tables.last().map_or(line, |(line, _)| line);
@@ -111,11 +113,10 @@ pub(super) fn warning(text: &str, (key, message): (String, String)) -> Mistake {
 fn position(text: &str, at: usize) -> (usize, usize) {
     let before = text.get(..at.min(text.len())).unwrap_or(text);
     let line = before.rsplit('\n').next().unwrap_or_default();
-    (before.bytes().filter(|&byte| byte == b'\n').count() + 1, line.chars().count() + 1)
+    (before.matches('\n').count() + 1, line.chars().count() + 1)
 }
 
-fn of_syntax(error: &toml::de::Error, text: &str) -> Mistake {
-    let place = position(text, error.span().map_or(text.len(), |span| span.start));
+fn of_syntax(error: &toml::de::Error, place: (usize, usize), text: &str) -> Mistake {
     let written = text.lines().nth(place.0 - 1).unwrap_or_default().trim();
     let instead = |key: &str| example(key).map_or("\"…\"", |(_, example)| example);
     let is_key = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');

@@ -19,6 +19,7 @@ mod warnings;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::errors::Budget;
@@ -59,7 +60,7 @@ pub struct Config {
     /// What the sweep keeps.
     pub retention: Retention,
     /// Every upstream that may be pulled through, by id.
-    pub upstreams: BTreeMap<UpstreamId, UpstreamConfig>,
+    pub upstreams: BTreeMap<UpstreamId, Arc<UpstreamConfig>>,
     /// The settings of places at upstreams, by prefix.
     pub rules: BTreeMap<Name, Rule>,
     /// Who is let in, and what they may pull; `None`: the file has no `[access]`.
@@ -124,10 +125,6 @@ pub enum ConfigError {
 /// The upstream that is meant where neither path nor `ns` names one.
 pub const DEFAULT_UPSTREAM: &str = "docker.io";
 
-const DEFAULT_FRESH: Duration = Duration::from_mins(5);
-const DEFAULT_STALE: Duration = Duration::from_hours(30 * 24);
-const DEFAULT_PERMISSION: Duration = Duration::from_hours(1);
-const DEFAULT_MISSING: Duration = Duration::from_secs(30);
 const DEFAULT_FILL_MEMORY: u64 = 64_000_000;
 const DEFAULT_KEEP: Duration = Duration::from_hours(30 * 24);
 /// Far above what a cluster with a few mistyped images causes, far below what a registry takes for abuse.
@@ -178,14 +175,15 @@ impl Config {
         cold: Cold,
         secret: impl Fn(SecretReference) -> Result<String, String>,
     ) -> Result<Self, ConfigError> {
+        let usual = Defaults::default();
         let defaults = Defaults {
-            fresh: file.fresh.map_or(DEFAULT_FRESH, |span| span.0),
-            stale: file.stale.map_or(DEFAULT_STALE, |span| span.0),
+            fresh: file.fresh.map_or(usual.fresh, |span| span.0),
+            stale: file.stale.map_or(usual.stale, |span| span.0),
             permission: match file.permission {
                 Some(span) => upstream::permission(span, "permission")?,
-                None => DEFAULT_PERMISSION,
+                None => usual.permission,
             },
-            missing: file.missing.map_or(DEFAULT_MISSING, |span| span.0),
+            missing: file.missing.map_or(usual.missing, |span| span.0),
             deleted: file.deleted.unwrap_or_default(),
             cold: file.cold.unwrap_or(cold),
             platforms: file.platforms.unwrap_or_default(),
@@ -223,11 +221,11 @@ impl Config {
 
     /// The settings of every upstream and of every rule that has settings, each with its name for messages.
     pub fn settings(&self) -> impl Iterator<Item = (String, &UpstreamConfig)> {
-        let upstreams = self.upstreams.iter().map(|(id, upstream)| (format!("upstream {id}"), upstream));
+        let upstreams = self.upstreams.iter().map(|(id, upstream)| (format!("upstream {id}"), &**upstream));
         let rules = self
             .rules
             .iter()
-            .filter_map(|(prefix, rule)| rule.settings.as_ref().map(|settings| (format!("rule {prefix}"), settings)));
+            .filter_map(|(prefix, rule)| rule.settings.as_deref().map(|settings| (format!("rule {prefix}"), settings)));
         upstreams.chain(rules)
     }
 

@@ -1,6 +1,7 @@
 //! `[[policy]]`: what callers that are let in may pull.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -50,7 +51,7 @@ impl PolicyRuleTable {
     pub(super) fn read(
         self,
         number: usize,
-        upstreams: &BTreeMap<UpstreamId, UpstreamConfig>,
+        upstreams: &BTreeMap<UpstreamId, Arc<UpstreamConfig>>,
         access: &AccessConfig,
     ) -> Result<Rule, ConfigError> {
         let key = |key: &str| format!("policy[{number}].{key}");

@@ -1,6 +1,7 @@
 //! `[rules."…"]`: the settings of the repositories below one place at an upstream, and another name of that place.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::file::{PolicyTable, RuleTable};
 use super::{ConfigError, SecretReference, UpstreamConfig, advice, value};
@@ -13,7 +14,7 @@ pub struct Rule {
     pub place: Place,
     /// All settings that apply there, if the rule has any of its own: the others are inherited from the enclosing rule
     /// with the longest path, else from the upstream.
-    pub settings: Option<UpstreamConfig>,
+    pub settings: Option<Arc<UpstreamConfig>>,
 }
 
 /// The names of all places.
@@ -26,19 +27,23 @@ pub struct Places {
 
 impl Places {
     /// A host that two upstreams have means the first one; ids and aliases take precedence over hosts.
-    pub fn new(upstreams: &BTreeMap<UpstreamId, UpstreamConfig>, rules: &BTreeMap<Name, Rule>) -> Self {
+    pub fn new(upstreams: &BTreeMap<UpstreamId, Arc<UpstreamConfig>>, rules: &BTreeMap<Name, Rule>) -> Self {
         let mut places = BTreeMap::new();
-        let ids = upstreams.keys().map(|id| (id.to_string(), id));
-        let aliases =
-            upstreams.iter().flat_map(|(id, upstream)| upstream.aliases.iter().map(move |at| (at.clone(), id)));
-        let hosts = upstreams.iter().flat_map(|(id, upstream)| {
-            let host = upstream.url.host_str().map(str::to_owned);
-            let port = upstream.url.port_or_known_default();
-            let with_port = host.as_ref().zip(port).map(|(host, port)| format!("{host}:{port}"));
-            [host, with_port].into_iter().flatten().map(move |host| (host, id))
-        });
-        for (text, id) in ids.chain(aliases).chain(hosts) {
-            places.entry(text).or_insert_with(|| Place::whole(id.clone()));
+        let mut add = |text: &str, id: &UpstreamId| {
+            if !places.contains_key(text) {
+                places.insert(text.to_owned(), Place::whole(id.clone()));
+            }
+        };
+        upstreams.keys().for_each(|id| add(id.as_str(), id));
+        for (id, upstream) in upstreams {
+            upstream.aliases.iter().for_each(|alias| add(alias, id));
+        }
+        for (id, upstream) in upstreams {
+            if let Some(host) = upstream.url.host_str() {
+                add(host, id);
+                let port = upstream.url.port_or_known_default();
+                port.iter().for_each(|port| add(&[host, ":", &port.to_string()].concat(), id));
+            }
         }
         let rules = rules.iter().map(|(prefix, rule)| (prefix.to_string(), rule.place.clone()));
         Self { upstreams: places, rules: rules.collect() }
@@ -75,7 +80,7 @@ impl Places {
 /// Reads the rules, each with what it inherits.
 pub(super) fn read(
     tables: BTreeMap<Name, RuleTable>,
-    upstreams: &BTreeMap<UpstreamId, UpstreamConfig>,
+    upstreams: &BTreeMap<UpstreamId, Arc<UpstreamConfig>>,
     secret: &impl Fn(SecretReference) -> Result<String, String>,
 ) -> Result<BTreeMap<Name, Rule>, ConfigError> {
     if tables.is_empty() {
@@ -96,11 +101,11 @@ pub(super) fn read(
             None
         } else {
             let around = rules.values().filter(|rule| rule.settings.is_some() && rule.place.encloses(&place));
-            let around = around.max_by_key(|rule| rule.place.depth()).and_then(|rule| rule.settings.as_ref());
-            let inherited = around.or_else(|| upstreams.get(&place.upstream));
+            let around = around.max_by_key(|rule| rule.place.depth()).and_then(|rule| rule.settings.as_deref());
+            let inherited = around.or_else(|| upstreams.get(&place.upstream).map(Arc::as_ref));
             let mut settings = inherited.cloned().ok_or_else(|| value(&*section, "no upstream"))?;
             settings.set(policy, &section, place.path.as_ref(), secret)?;
-            Some(settings)
+            Some(Arc::new(settings))
         };
         let same = |(_, other): &(&Name, &Rule)| other.settings.is_some() && other.place == place;
         if settings.is_some()

@@ -18,11 +18,11 @@ fn load(text: &str) -> Result<Config, String> {
 fn with_no_file_the_well_known_registries_work() {
     let config = Config::load(None, Cold::Redirect, no_secret).unwrap();
     assert_eq!(config.upstreams.len(), profile::known().count(), "no id is there twice");
-    let hub = &config.upstreams[&DEFAULT_UPSTREAM.parse().unwrap()];
+    let hub = &config.upstreams[DEFAULT_UPSTREAM];
     assert_eq!(hub.url.as_str(), "https://registry-1.docker.io/");
     assert_eq!(hub.token_realms[0].host_str(), Some("auth.docker.io"));
-    assert_eq!((hub.cold, hub.library, hub.tags.fresh), (Cold::Redirect, true, DEFAULT_FRESH));
-    let upstream = |id: &str| &config.upstreams[&id.parse().unwrap()];
+    assert_eq!((hub.cold, hub.library, hub.tags.fresh), (Cold::Redirect, true, Duration::from_mins(5)));
+    let upstream = |id: &str| &config.upstreams[id];
     assert_eq!(upstream("europe-west1-docker.pkg.dev").url.as_str(), "https://europe-west1-docker.pkg.dev/");
     assert_eq!(upstream("lscr.io").token_realms[0].host_str(), Some("ghcr.io"));
     assert_eq!((upstream("ghcr.io").referrers, upstream("quay.io").referrers), (Referrers::TagOnly, Referrers::Ask));
@@ -34,23 +34,23 @@ fn with_no_file_the_well_known_registries_work() {
 #[test]
 fn a_table_without_url_is_the_host_of_its_id_and_has_its_profile() {
     let config = load("[upstreams.\"mycorp.azurecr.io\"]\n[upstreams.\"us-docker.pkg.dev\"]\nfresh = \"1h\"").unwrap();
-    let upstream = |id: &str| &config.upstreams[&id.parse().unwrap()];
+    let upstream = |id: &str| &config.upstreams[id];
     assert_eq!(upstream("mycorp.azurecr.io").url.as_str(), "https://mycorp.azurecr.io/");
     let families = ["us-docker.pkg.dev", "eu-docker.pkg.dev", "asia-docker.pkg.dev"]
-        .map(|id| config.upstreams.get(&id.parse().unwrap()).map(|upstream| upstream.family));
+        .map(|id| config.upstreams.get(id).map(|upstream| upstream.family));
     assert_eq!(families, [Some(None), None, Some(Some("*-docker.pkg.dev"))], "one with a table is shown by itself");
 }
 
 #[test]
 fn a_profile_is_found_by_the_id_and_else_by_the_host_of_the_url() {
     let config = load("[upstreams.\"hub2\"]\nurl = \"https://registry-1.docker.io\"").unwrap();
-    let hub = &config.upstreams[&"hub2".parse().unwrap()];
+    let hub = &config.upstreams["hub2"];
     assert_eq!((hub.library, hub.referrers, hub.alternates.len()), (true, Referrers::TagOnly, 2));
     assert_eq!(hub.token_realms[0].host_str(), Some("auth.docker.io"));
     assert!(hub.aliases.is_empty(), "index.docker.io is docker.io");
     // Where docker.io is a mirror of it, its names are still written as there.
     let config = load("[upstreams.\"docker.io\"]\nurl = \"https://mirror.gcr.io\"").unwrap();
-    assert!(config.upstreams[&"docker.io".parse().unwrap()].library);
+    assert!(config.upstreams["docker.io"].library);
 }
 
 #[test]
@@ -71,11 +71,11 @@ fn a_private_alternate_of_what_is_private_has_to_be_shared() {
 fn a_permission_lasts_an_hour_or_what_is_set_nearest_and_never_less_than_a_minute() {
     let config = load("[upstreams.\"a.example\"]\n[rules.\"a.example/team\"]\npermission = \"10m\"").unwrap();
     let minutes = |permission: Duration| permission.as_secs() / 60;
-    assert_eq!(minutes(config.upstreams[&"a.example".parse().unwrap()].permission), 60);
+    assert_eq!(minutes(config.upstreams["a.example"].permission), 60);
     let rule = config.rules[&"a.example/team".parse().unwrap()].settings.clone().unwrap();
     assert_eq!(minutes(rule.permission), 10);
     let config = load("permission = \"1d\"").unwrap();
-    assert_eq!(minutes(config.upstreams[&"ghcr.io".parse().unwrap()].permission), 24 * 60);
+    assert_eq!(minutes(config.upstreams["ghcr.io"].permission), 24 * 60);
     for (text, key) in [
         ("permission = \"59s\"", "permission:"),
         ("[upstreams.\"a.example\"]\npermission = \"0s\"", "upstreams.\"a.example\".permission:"),
@@ -114,7 +114,7 @@ fn a_rule_inherits_what_it_does_not_set_from_its_upstream_and_that_from_the_top(
     assert_eq!(settings.credentials.as_ref().unwrap().username, "bot");
     let fresh = |tag: &str| settings.tags.fresh(&tag.parse().unwrap());
     assert_eq!((fresh("v1"), fresh("1")), (Some(Duration::from_hours(24)), Some(Duration::from_mins(10))));
-    let whole = &config.upstreams[&DEFAULT_UPSTREAM.parse().unwrap()];
+    let whole = &config.upstreams[DEFAULT_UPSTREAM];
     assert_eq!((whole.platforms.clone(), whole.credentials.is_none()), (crate::oci::Platforms::Requested, true));
     let refused_by =
         |settings: &UpstreamConfig, name: &str| settings.names.refused_by(&name.parse().unwrap()).map(str::to_owned);
@@ -210,11 +210,11 @@ fn rules_that_cannot_be_used_are_named() {
 fn an_upstream_overrides_the_defaults_of_the_file() {
     let config =
         load("fresh = \"1h\"\n[upstreams.\"my.registry\"]\nurl = \"http://127.0.0.1:5001\"\nfresh = \"10s\"").unwrap();
-    assert_eq!(config.upstreams[&"my.registry".parse().unwrap()].tags.fresh, Duration::from_secs(10));
-    assert_eq!(config.upstreams[&"ghcr.io".parse().unwrap()].tags.fresh, Duration::from_hours(1));
+    assert_eq!(config.upstreams["my.registry"].tags.fresh, Duration::from_secs(10));
+    assert_eq!(config.upstreams["ghcr.io"].tags.fresh, Duration::from_hours(1));
     let config =
         load("[upstreams.\"ghcr.io\"]\nfresh = { \"*\" = \"1m\", \"v*\" = \"1d\" }\nimmutable = [\"v1\"]").unwrap();
-    let tags = &config.upstreams[&"ghcr.io".parse().unwrap()].tags;
+    let tags = &config.upstreams["ghcr.io"].tags;
     let fresh = |tag: &str| tags.fresh(&tag.parse().unwrap());
     assert_eq!(
         (fresh("x"), fresh("v2"), fresh("v1")),
@@ -345,7 +345,7 @@ fn what_is_kept_is_said_by_time_size_and_pins() {
 fn secrets_come_by_reference_and_are_not_printed() {
     let config =
         load("[upstreams.\"docker.io\"]\ncredentials = { username = \"me\", password_env = \"HUB_TOKEN\" }").unwrap();
-    let credentials = config.upstreams[&DEFAULT_UPSTREAM.parse().unwrap()].credentials.clone().unwrap();
+    let credentials = config.upstreams[DEFAULT_UPSTREAM].credentials.clone().unwrap();
     assert_eq!(credentials.password, SecretSource::Text(crate::values::secret::Secret::new("s3cret")));
     assert!(!format!("{config:?}").contains("s3cret"));
 }
@@ -361,7 +361,7 @@ fn budgets_and_the_largest_blob_are_what_the_file_says() {
     let most = |settings: &UpstreamConfig| settings.max_blob.clone().map(|most| (most.bytes, most.key));
     let rule = |prefix: &str| most(config.rules[&prefix.parse().unwrap()].settings.as_ref().unwrap());
     let whole = Some((5_000_000_000, "upstreams.\"ghcr.io\".max_blob".to_owned()));
-    assert_eq!(most(&config.upstreams[&"ghcr.io".parse().unwrap()]), whole);
+    assert_eq!(most(&config.upstreams["ghcr.io"]), whole);
     assert_eq!(rule("ghcr.io/acme"), Some((20_000_000_000, "rules.\"ghcr.io/acme\".max_blob".to_owned())));
     assert_eq!(rule("ghcr.io/other"), whole, "inherited, and the key is where it stands");
     let defaults = load("").unwrap();

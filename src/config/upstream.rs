@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -160,6 +160,7 @@ const DEFAULT_FIRST_BYTE: Duration = Duration::from_mins(2);
 const DEFAULT_FILLS: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 
 /// The settings of upstreams that do not set their own: the top of the file.
+#[derive(PartialEq)]
 pub(super) struct Defaults {
     pub(super) fresh: Duration,
     pub(super) stale: Duration,
@@ -170,11 +171,27 @@ pub(super) struct Defaults {
     pub(super) platforms: Platforms,
 }
 
-/// The upstreams that need no configuration. They are made once, because a file is read several times.
-static KNOWN: LazyLock<BTreeMap<UpstreamId, UpstreamConfig>> = LazyLock::new(|| {
+impl Default for Defaults {
+    fn default() -> Self {
+        Self {
+            fresh: Duration::from_mins(5),
+            stale: Duration::from_hours(30 * 24),
+            permission: Duration::from_hours(1),
+            missing: Duration::from_secs(30),
+            deleted: Deleted::default(),
+            cold: Cold::Follow,
+            platforms: Platforms::default(),
+        }
+    }
+}
+
+/// The upstreams that need no configuration, with the usual defaults. They are made once: they are many, and a file is
+/// read several times.
+static KNOWN: LazyLock<BTreeMap<UpstreamId, Arc<UpstreamConfig>>> = LazyLock::new(|| {
     let known = profile::known().map(|(id, profile, url)| {
-        let settings = UpstreamConfig { family: profile.family, ..UpstreamConfig::new(&id, profile, url) };
-        (id, settings)
+        let mut settings = UpstreamConfig { family: profile.family, ..UpstreamConfig::new(&id, profile, url) };
+        settings.inherit(&Defaults::default());
+        (id, settings.into())
     });
     known.collect()
 });
@@ -184,19 +201,21 @@ pub(super) fn read(
     tables: BTreeMap<TableId, UpstreamTable>,
     defaults: &Defaults,
     secret: &impl Fn(SecretReference) -> Result<String, String>,
-) -> Result<BTreeMap<UpstreamId, UpstreamConfig>, ConfigError> {
+) -> Result<BTreeMap<UpstreamId, Arc<UpstreamConfig>>, ConfigError> {
     let mut upstreams = KNOWN.clone();
-    for upstream in upstreams.values_mut() {
-        upstream.inherit(defaults);
+    if *defaults != Defaults::default() {
+        for upstream in upstreams.values_mut() {
+            Arc::make_mut(upstream).inherit(defaults);
+        }
     }
     for (TableId(id), table) in tables {
         let upstream = upstream(&id, table, defaults, secret)?;
-        upstreams.insert(id, upstream);
+        upstreams.insert(id, upstream.into());
     }
     let mut aliases: BTreeMap<&str, &UpstreamId> = BTreeMap::new();
     for (id, upstream) in &upstreams {
         for alias in &upstream.aliases {
-            let same = upstreams.keys().find(|other| other.as_str() == alias);
+            let same = upstreams.get_key_value(alias.as_str()).map(|(other, _)| other);
             let other = same.unwrap_or_else(|| aliases.entry(alias).or_insert(id));
             if other != id {
                 // What a profile says is no mistake of the file.

@@ -21,16 +21,14 @@ impl Config {
         for (number, pin) in (1..).zip(&self.retention.pin) {
             doubts.extend(self.pin(pin.as_str(), &places).map(|doubt| (format!("pin[{number}]"), doubt)));
         }
-        let uppers = self
-            .upstreams
-            .iter()
-            .map(|(id, settings)| (format!("upstreams.\"{id}\""), Place::whole(id.clone()), settings));
-        let rules = self.rules.iter().filter_map(|(prefix, rule)| {
-            Some((format!("rules.\"{prefix}\""), rule.place.clone(), rule.settings.as_ref()?))
-        });
-        for (section, place, settings) in uppers.chain(rules) {
-            let doubt = |(key, doubt): (&str, String)| (format!("{section}{key}"), doubt);
-            doubts.extend(self.settings_of(&place, settings).into_iter().map(doubt));
+        for (id, settings) in &self.upstreams {
+            let doubt = |(key, doubt)| (format!("upstreams.\"{id}\"{key}"), doubt);
+            doubts.extend(self.settings_of(&Place::whole(id.clone()), settings).into_iter().map(doubt));
+        }
+        for (prefix, rule) in &self.rules {
+            let Some(settings) = &rule.settings else { continue };
+            let doubt = |(key, doubt)| (format!("rules.\"{prefix}\"{key}"), doubt);
+            doubts.extend(self.settings_of(&rule.place, settings).into_iter().map(doubt));
         }
         for (number, schedule) in (1..).zip(&self.schedules) {
             for (element, image) in (1..).zip(&schedule.images) {
@@ -53,13 +51,13 @@ impl Config {
 
     fn settings_of(&self, place: &Place, settings: &UpstreamConfig) -> Vec<(&'static str, String)> {
         let mut doubts = Vec::new();
-        let all = place.path.as_ref().map_or_else(|| format!("{place}/*"), |_| format!("{place}*"));
         let rules = self.access.as_ref().map_or(&[][..], |access| &access.policy.0);
         let may_allow = |rule: &&Rule| {
             rule.allow && (rule.what.is_empty() || rule.what.iter().any(|what| may_meet(what.as_str(), place)))
         };
         if settings.is_private() && !rules.iter().any(|rule| may_allow(&rule)) {
             let key = if settings.credentials.is_some() { ".credentials" } else { "" };
+            let all = if place.path.is_some() { format!("{place}*") } else { format!("{place}/*") };
             let doubt = format!(
                 "no caller may pull what is private there: write public = true for all callers that are let in, or \
                  [[policy]] with what = [{all:?}] and allow = true"
@@ -70,8 +68,8 @@ impl Config {
         let of = |wanted| patterns.iter().find(|(key, _)| *key == wanted).map(|(_, patterns)| patterns);
         let denies =
             |name: &str| of("deny").is_some_and(|deny| deny.iter().any(|deny| Pattern::from(*deny).matches(name)));
-        let below = place.path.as_ref().map_or_else(|| "*".to_owned(), |path| format!("{path}/*"));
-        if denies(&below) {
+        let below = || place.path.as_ref().map_or_else(|| "*".to_owned(), |path| format!("{path}/*"));
+        if of("deny").is_some() && denies(&below()) {
             doubts.push((".deny", "refuses all names there".into()));
         } else if of("allow").is_some_and(|allow| !allow.is_empty() && allow.iter().all(|allow| denies(allow))) {
             doubts.push((".deny", "refuses all names that allow lets through".into()));

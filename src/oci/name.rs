@@ -1,3 +1,4 @@
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -123,6 +124,12 @@ pub struct UpstreamId(Arc<str>);
 impl UpstreamId {
     /// The id as a path spells it.
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Borrow<str> for UpstreamId {
+    fn borrow(&self) -> &str {
         &self.0
     }
 }

@@ -38,14 +38,19 @@ pub enum Patience {
 
 /// One upstream registry, or the part of it that a rule configures.
 pub struct Upstream {
-    pub(super) config: UpstreamConfig,
+    pub(super) config: Arc<UpstreamConfig>,
     pub(super) account: Arc<Account>,
     pub(super) clients: Arc<Clients>,
     pub(super) clock: Clock,
 }
 
 impl Upstream {
-    pub(super) fn new(config: UpstreamConfig, account: Arc<Account>, clients: Arc<Clients>, clock: &Clock) -> Self {
+    pub(super) fn new(
+        config: Arc<UpstreamConfig>,
+        account: Arc<Account>,
+        clients: Arc<Clients>,
+        clock: &Clock,
+    ) -> Self {
         Self { config, account, clients, clock: clock.clone() }
     }
 

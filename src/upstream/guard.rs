@@ -299,7 +299,7 @@ mod tests {
             }
         });
         let config = Config::load(None, Cold::Redirect, |secret| secret.read(|_| None)).unwrap();
-        let mut upstream = config.upstreams[&"docker.io".parse().unwrap()].clone();
+        let mut upstream = UpstreamConfig::clone(&config.upstreams["docker.io"]);
         upstream.url = url.clone();
         let clients = Clients::new().unwrap();
         for _ in 0..8 {
@@ -325,7 +325,7 @@ mod tests {
         assert!(resolver.resolve("target.test".parse().unwrap()).await.is_err());
         let clients = Clients { proxies: named, ..Clients::new().unwrap() };
         let config = Config::load(None, Cold::Redirect, |secret| secret.read(|_| None)).unwrap();
-        let hub = &config.upstreams[&"docker.io".parse().unwrap()];
+        let hub = &config.upstreams["docker.io"];
         assert!(clients.client_for(&Url::parse("https://proxy.test/").unwrap(), hub).is_err());
         assert!(clients.client_for(&Url::parse("https://cdn.test/").unwrap(), hub).is_ok());
     }
@@ -333,13 +333,13 @@ mod tests {
     #[tokio::test]
     async fn clients_are_sent_to_public_addresses_only() {
         let config = Config::load(None, Cold::Redirect, |secret| secret.read(|_| None)).unwrap();
-        let hub = &config.upstreams[&"docker.io".parse().unwrap()];
+        let hub = &config.upstreams["docker.io"];
         let clients = Clients { proxies: Vec::new(), ..Clients::new().unwrap() };
         for url in ["https://localhost/", "https://127.0.0.1/", "https://user:pw@1.1.1.1/", "http://1.1.1.1/"] {
             assert!(clients.may_send_to(&Url::parse(url).unwrap(), hub).await.is_err(), "{url}");
         }
         assert_eq!(clients.may_send_to(&Url::parse("https://1.1.1.1/blob").unwrap(), hub).await, Ok(()));
-        let mut trusting = hub.clone();
+        let mut trusting = UpstreamConfig::clone(hub);
         trusting.trusted_hosts = vec!["localhost".into()];
         assert_eq!(clients.may_send_to(&Url::parse("https://localhost/").unwrap(), &trusting).await, Ok(()));
     }
@@ -347,7 +347,7 @@ mod tests {
     #[test]
     fn redirects_stay_out_of_the_operators_network() {
         let config = Config::load(None, Cold::Redirect, |secret| secret.read(|_| None)).unwrap();
-        let hub = &config.upstreams[&"docker.io".parse().unwrap()];
+        let hub = &config.upstreams["docker.io"];
         let clients = Clients::new().unwrap();
         let allowed =
             |url: &str, upstream: &UpstreamConfig| clients.client_for(&Url::parse(url).unwrap(), upstream).is_ok();
@@ -364,7 +364,7 @@ mod tests {
         ] {
             assert!(!allowed(url, hub), "{url}");
         }
-        let mut named = hub.clone();
+        let mut named = UpstreamConfig::clone(hub);
         named.url = Url::parse("https://reg.test").unwrap();
         assert!(allowed("https://reg.test:443/blob", &named));
         assert!(!allowed("http://reg.test/blob", &named), "the scheme is another one");
@@ -374,7 +374,7 @@ mod tests {
         };
         assert!(!public("https://reg.test/blob"));
         assert!(public("https://reg.test:8443/blob"), "another port may be another machine");
-        let mut local = hub.clone();
+        let mut local = UpstreamConfig::clone(hub);
         local.url = Url::parse("http://127.0.0.1:5001").unwrap();
         assert!(allowed("http://127.0.0.1:5001/cdn", &local));
         assert!(!allowed("http://127.0.0.1:9000/cdn", &local));

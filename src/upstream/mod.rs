@@ -73,7 +73,7 @@ impl Upstreams {
                 accounts.push(Arc::clone(&account));
                 account
             });
-            (place.to_string(), Upstream::new(config.clone(), account, Arc::clone(&clients), clock))
+            (place.to_string(), Upstream::new(Arc::clone(config), account, Arc::clone(&clients), clock))
         });
         // A rule for a whole upstream comes later, and replaces the settings of its table.
         let parts = parts.collect();

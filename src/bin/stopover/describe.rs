@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use stopover::config::{AccessConfig, Config, DEFAULT_UPSTREAM, UpstreamConfig};
 use stopover::oci::UpstreamId;
@@ -11,7 +12,8 @@ use stopover::values::time::written;
 
 /// The message at the start: where the program listens, which upstreams it serves, and what to try first.
 pub(crate) fn welcome(config: &Config, address: SocketAddr) -> String {
-    let shown = |(id, upstream): (&UpstreamId, &UpstreamConfig)| upstream.family.map_or(id.to_string(), str::to_owned);
+    let shown =
+        |(id, upstream): (&UpstreamId, &Arc<UpstreamConfig>)| upstream.family.map_or(id.to_string(), str::to_owned);
     let mut upstreams: Vec<String> = config.upstreams.iter().map(shown).collect();
     upstreams.sort_unstable_by_key(|id| (id != DEFAULT_UPSTREAM, id.clone()));
     upstreams.dedup();
@@ -79,7 +81,7 @@ pub(crate) fn describe(config: &Config) -> String {
         let _ = writeln!(text, "upstream  {id}: {url}, {}", settings(upstream));
     }
     let families: BTreeMap<&str, &UpstreamConfig> =
-        config.upstreams.values().filter_map(|upstream| Some((upstream.family?, upstream))).collect();
+        config.upstreams.values().filter_map(|upstream| Some((upstream.family?, &**upstream))).collect();
     for (family, upstream) in families {
         let _ = writeln!(text, "upstreams {family}: {}", settings(upstream));
     }
@@ -88,7 +90,7 @@ pub(crate) fn describe(config: &Config) -> String {
             Some(other) => format!("settings of rule {other}"),
             None => format!("settings of upstream {}", rule.place.upstream),
         };
-        let held = rule.settings.as_ref().map_or_else(inherited, settings);
+        let held = rule.settings.as_deref().map_or_else(inherited, settings);
         // A prefix with a dot is a host, and no namespace of Docker Hub is called like one.
         let hidden = if prefix.first().contains('.') { "" } else { ", goes before Docker Hub's own names below it" };
         let _ = writeln!(text, "rule      {prefix}: {}, {held}{hidden}", rule.place);

@@ -142,11 +142,11 @@ fn endpoint(config: &Config, named: Option<Endpoint>) -> anyhow::Result<Endpoint
 fn set_up(config: &Config, client: Target, server: Option<Endpoint>, upstreams: Vec<UpstreamId>) -> anyhow::Result<()> {
     let server = endpoint(config, server)?;
     // A family stands for too many registries to be meant without a name.
-    let single = |(id, upstream): (&UpstreamId, &UpstreamConfig)| upstream.family.is_none().then(|| id.clone());
+    let single = |(id, upstream): (&UpstreamId, &Arc<UpstreamConfig>)| upstream.family.is_none().then(|| id.clone());
     let all = || config.upstreams.iter().filter_map(single).collect();
     let upstreams: Vec<UpstreamId> = if upstreams.is_empty() { all() } else { upstreams };
     let mut beside = std::io::stderr();
-    for id in upstreams.iter().filter(|id| !config.upstreams.contains_key(id)) {
+    for id in upstreams.iter().filter(|id| !config.upstreams.contains_key(*id)) {
         writeln!(
             beside,
             "{id}: this configuration has no such upstream; the cache answers for it only if its own has"

@@ -145,7 +145,7 @@ fn what_needs_our_credentials_is_private_unless_it_says_otherwise() {
          [upstreams.\"123456789012.dkr.ecr.eu-west-1.amazonaws.com\"]\n",
     );
     let config = config.unwrap();
-    let private = |id: &str| config.upstreams[&id.parse().unwrap()].is_private();
+    let private = |id: &str| config.upstreams[id].is_private();
     assert!(private("docker.io") && private("123456789012.dkr.ecr.eu-west-1.amazonaws.com") && !private("ghcr.io"));
     let rule = &config.rules[&"docker.io/library".parse().unwrap()];
     assert!(!rule.settings.as_ref().unwrap().is_private());
@@ -156,10 +156,10 @@ fn what_is_not_public_is_private_without_credentials_too() {
     let text = "[upstreams.\"internal.test\"]\npublic = false\n[rules.\"internal.test/open\"]\npublic = true\n\
                 [rules.\"internal.test/other\"]\nfresh = \"1h\"\n[rules.\"ghcr.io/acme\"]\npublic = false\n";
     let config = load(text).unwrap();
-    assert!(config.upstreams[&"internal.test".parse().unwrap()].is_private());
+    assert!(config.upstreams["internal.test"].is_private());
     let private = |prefix: &str| config.rules[&prefix.parse().unwrap()].settings.as_ref().unwrap().is_private();
     assert!(!private("internal.test/open") && private("internal.test/other") && private("ghcr.io/acme"));
-    assert!(!config.upstreams[&"ghcr.io".parse().unwrap()].is_private());
+    assert!(!config.upstreams["ghcr.io"].is_private());
 }
 
 #[test]
