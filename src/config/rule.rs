@@ -34,15 +34,18 @@ impl Places {
                 places.insert(text.to_owned(), Place::whole(id.clone()));
             }
         };
-        upstreams.keys().for_each(|id| add(id.as_str(), id));
+        for id in upstreams.keys() {
+            add(id.as_str(), id);
+        }
         for (id, upstream) in upstreams {
             upstream.aliases.iter().for_each(|alias| add(alias, id));
         }
         for (id, upstream) in upstreams {
             if let Some(host) = upstream.url.host_str() {
                 add(host, id);
-                let port = upstream.url.port_or_known_default();
-                port.iter().for_each(|port| add(&[host, ":", &port.to_string()].concat(), id));
+                if let Some(port) = upstream.url.port_or_known_default() {
+                    add(&[host, ":", &port.to_string()].concat(), id);
+                }
             }
         }
         let rules = rules.iter().map(|(prefix, rule)| (prefix.to_string(), rule.place.clone()));

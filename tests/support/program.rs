@@ -300,7 +300,7 @@ pub fn built(name: &str) -> anyhow::Result<PathBuf> {
     let test = std::env::current_exe()?;
     let profile = test.ancestors().nth(2).context("the test does not lie in a target directory")?;
     let binary = profile.join(name);
-    let advice = "`cargo build --workspace --bins --tests` makes it, with --release for a release test";
+    let advice = "`cargo build --workspace --bins --tests --profile test` makes it; for a release test, --release";
     let built = std::fs::metadata(&binary).and_then(|file| file.modified());
     let built = built.with_context(|| format!("{} is not there: {advice}", binary.display()))?;
     // Beside each program `cargo build` lists the sources it was made from. The tests of one package do not make it anew.

@@ -24,14 +24,16 @@ impl Written {
     pub(super) fn read(text: &str) -> Self {
         let text = text.trim();
         let name = SCHEMES.iter().find_map(|scheme| text.strip_prefix(scheme)).unwrap_or(text);
+        if name.contains(['$', '{', '}', '<', '>', '%', '#']) || name.contains(is_hidden) {
+            return Self::Template;
+        }
         let known = |letter: char| letter.is_ascii_alphanumeric() || "._-/:@+".contains(letter);
         let begins = |begin: &&str| name.starts_with(*begin);
         let is_path = !name.contains(|letter: char| letter.is_ascii_alphabetic())
             || [".", "/", ":", "@", "-", "file:", "sha256:"].iter().any(begins);
-        let is_other = name.contains("://") || OTHERS.split(' ').any(|end| name.to_ascii_lowercase().ends_with(end));
-        if name.contains(['$', '{', '}', '<', '>', '%', '#']) || name.contains(is_hidden) {
-            Self::Template
-        } else if is_path || is_other || !name.chars().all(known) {
+        let lower = name.to_ascii_lowercase();
+        let is_other = name.contains("://") || OTHERS.split(' ').any(|end| lower.ends_with(end));
+        if is_path || is_other || !name.chars().all(known) {
             Self::Other
         } else if name.starts_with("localhost/") {
             Self::Local
