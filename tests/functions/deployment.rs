@@ -7,11 +7,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use reqwest::{Method, RequestBuilder, redirect::Policy};
 use serde_json::Value;
-use support::aws::{Endpoints, QueueSettings};
+use support::aws::{Endpoints, Guard, QueueSettings, Role, Seen};
 use support::images::{Image, digest_of};
 use support::lambda::{EventSource, Function, HttpFront, Manner};
 use support::program::{UPSTREAM, built};
 use tempfile::NamedTempFile;
+
+use crate::roles::role;
 
 /// The function that answers clients.
 pub(crate) const REGISTRY: &str = "RegistryFunction";
@@ -28,6 +30,8 @@ pub(crate) struct Plan {
     sts: Option<String>,
     log_level: &'static str,
     queue: QueueSettings,
+    /// Instead of what the template has.
+    roles: Option<[Role; 2]>,
 }
 
 /// The account of a deployment, and what its identities sign for.
@@ -45,6 +49,8 @@ pub(crate) const REGISTRIES: usize = 4;
 pub(crate) struct Deployment {
     front: HttpFront,
     source: EventSource,
+    /// The roles of both functions.
+    guards: [Guard; 2],
     pub(crate) endpoints: Endpoints,
     _configuration: NamedTempFile,
 }
@@ -61,7 +67,13 @@ impl Plan {
             sts: None,
             log_level: "INFO",
             queue: QueueSettings::default(),
+            roles: None,
         }
+    }
+
+    /// Other roles than those of the template.
+    pub(crate) fn roles(self, roles: [Role; 2]) -> Self {
+        Self { roles: Some(roles), ..self }
     }
 
     /// Adds lines to the upstream's table in stopover.toml.
@@ -94,11 +106,20 @@ impl Plan {
     pub(crate) async fn start(self) -> Result<Deployment> {
         let endpoints = Endpoints::start_with(self.queue).await?;
         let (configuration, environment) = self.environment(&endpoints)?;
-        let registry = (0..REGISTRIES).map(|_| environment.start(REGISTRY));
-        let filler = [environment.start(FILLER), environment.start(FILLER)];
-        let registry = futures_util::future::try_join_all(registry).await?;
-        let filler = futures_util::future::try_join_all(filler).await?;
+        let roles = self.roles.map_or_else(|| Ok::<_, anyhow::Error>([role(REGISTRY)?, role(FILLER)?]), Ok)?;
+        let guards = [endpoints.guarded(&roles[0])?, endpoints.guarded(&roles[1])?];
+        let [registry, filler] =
+            [(&guards[0], REGISTRY, REGISTRIES), (&guards[1], FILLER, 2)].map(|(guard, function, count)| {
+                let set = |environment: Environment, (name, url): &(String, String)| environment.with(name, url);
+                let environment = guard.environment().iter().fold(Environment(environment.0.clone()), set);
+                async move {
+                    let started = (0..count).map(|_| environment.start(function));
+                    futures_util::future::try_join_all(started).await
+                }
+            });
+        let (registry, filler) = (registry.await?, filler.await?);
         Ok(Deployment {
+            guards,
             front: HttpFront::start(registry)?,
             source: EventSource::start(&endpoints, filler).await?,
             endpoints,
@@ -231,6 +252,11 @@ impl Deployment {
     pub(crate) async fn invoke_registry(&self, event: Value) -> Result<Value> {
         let registry = self.front.functions().first().context("no registry")?;
         Ok(registry.invoke(event).await?)
+    }
+
+    /// What the roles of both functions were asked.
+    pub(crate) fn seen(&self) -> [Seen; 2] {
+        self.guards.each_ref().map(Guard::seen)
     }
 
     /// All that the functions have printed.

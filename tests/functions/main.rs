@@ -13,4 +13,5 @@ mod large;
 mod logs;
 mod pulls;
 mod refusals;
+mod roles;
 mod secrets;

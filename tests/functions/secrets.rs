@@ -8,7 +8,8 @@ use support::scripted::{Login, Scripted};
 
 use crate::deployment::{Deployment, Plan, put_keys, request};
 
-const HUB: &str = "arn:aws:secretsmanager:us-east-1:123456789012:secret:hub-AbCdEf";
+/// Where the password of the upstream is.
+pub(crate) const HUB: &str = "arn:aws:secretsmanager:us-east-1:123456789012:secret:hub-AbCdEf";
 
 fn put_password(deployment: &Deployment, upstream: &Scripted, password: &str) {
     support::secrets::know_login("a password in Secrets Manager", "alice", password);

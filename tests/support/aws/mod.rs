@@ -10,12 +10,13 @@
 //! | STS | [`sts`] | signatures, computed again; an STS of its own, for both columns |
 //! | SQS | [`sqs`] | visibility, receipt handles, limits, redrive |
 //!
-//! None of them replicates late, drifts in time or knows IAM; [`Endpoints::fail_next`] makes outages, and
-//! [`Endpoints::count_capacity`] throttles as a partition of `DynamoDB` does.
+//! None of them replicates late or drifts in time; [`Endpoints::fail_next`] makes outages, [`Endpoints::count_capacity`]
+//! throttles as a partition of `DynamoDB` does, and [`Endpoints::guarded`] refuses what a role does not allow.
 
 mod capacity;
 mod dynamo;
 mod ecr;
+mod guard;
 mod journal;
 mod json;
 mod kept;
@@ -40,6 +41,7 @@ use self::{
 pub use self::{
     capacity::{PARTITION, Units},
     ecr::Logins,
+    guard::{Guard, Role, Seen},
     journal::{EVERY_OPERATION, Service},
     kept::Kept,
     organizations::Organization,
@@ -65,7 +67,7 @@ pub struct Endpoints {
     logins: Logins,
     kept: Kept,
     organization: Organization,
-    _loopback: Loopback,
+    loopback: Loopback,
 }
 
 #[derive(Clone, Debug)]
@@ -123,8 +125,7 @@ impl Endpoints {
         let (kept_at, kept) = kept::start(&loopback, Arc::clone(&journal))?;
         let (organizations, organization) = organizations::start(&loopback, Arc::clone(&journal))?;
         let urls = Urls { dynamodb, s3, sqs, ecr, kept: kept_at, organizations };
-        let endpoints =
-            Self { urls, journal, capacity, store, queues, logins, kept, organization, _loopback: loopback };
+        let endpoints = Self { urls, journal, capacity, store, queues, logins, kept, organization, loopback };
         endpoints.create_table().await.context("cannot create the table")?;
         Ok(endpoints)
     }

@@ -1,0 +1,193 @@
+//! The roles of the template, in front of the functions: what a role lacks, no test of a deployment gets.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use reqwest::Method;
+use serde_json::{Value, json};
+use serde_yaml_ng::Value as Yaml;
+use stopover::oci::{Algorithm, Digest};
+use support::aws::{QueueSettings, Role};
+use support::scripted::{Fault, Scripted};
+
+use crate::deployment::{ACCOUNT, FILLER, KEYS, Plan, REGISTRY};
+use crate::secrets::HUB;
+
+/// Longer than what S3 takes in one request.
+const IN_PARTS: usize = 20 * 1024 * 1024;
+
+/// What Lambda itself does with the role of a function: it reads the queue and writes the log.
+const OF_LAMBDA: [&str; 5] =
+    ["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes", "logs:CreateLogStream", "logs:PutLogEvents"];
+
+/// What other tests ask for: ECR's registry, and what becomes of chains of continuations and of a crash between two requests.
+const NOT_HERE: [&str; 3] =
+    ["ecr-public:GetAuthorizationToken", "sts:GetServiceBearerToken", "s3:ListMultipartUploadParts"];
+
+/// The role that the template gives a function, for the services that stand in for AWS, where the passwords of upstreams are
+/// among its parameters.
+pub(crate) fn role(function: &str) -> Result<Role> {
+    let template = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../template.yaml"))?;
+    let template: Yaml = serde_yaml_ng::from_str(&template)?;
+    let resources = template["Resources"].as_mapping().context("no resources")?;
+    let role = format!("{}Role", function.trim_end_matches("Function"));
+    let mut policies: Vec<&Yaml> =
+        resources[role.as_str()]["Properties"]["Policies"].as_sequence().into_iter().flatten().collect();
+    for policy in resources.values().filter(|resource| resource["Type"] == "AWS::IAM::Policy") {
+        let roles = policy["Properties"]["Roles"].as_sequence().context("no roles")?;
+        let asked_for = policy.get("Condition").is_none_or(|condition| condition == "HasUpstreamSecrets");
+        if asked_for && roles.iter().any(|named| reference(named) == Some(&role)) {
+            policies.push(&policy["Properties"]);
+        }
+    }
+    let statements = policies.iter().filter_map(|policy| policy["PolicyDocument"]["Statement"].as_sequence()).flatten();
+    Ok(Role { statements: statements.map(resolved).collect::<Result<_>>()? })
+}
+
+fn reference(yaml: &Yaml) -> Option<&str> {
+    match yaml {
+        Yaml::Tagged(tagged) if tagged.tag == "Ref" => tagged.value.as_str(),
+        _ => None,
+    }
+}
+
+/// A part of the template as JSON, with what its references mean here.
+fn resolved(yaml: &Yaml) -> Result<Value> {
+    Ok(match yaml {
+        Yaml::Tagged(tagged) => {
+            let text = tagged.value.as_str().context("not modelled")?;
+            match tagged.tag.to_string().as_str() {
+                "!Ref" | "!GetAtt" => meaning(text)?,
+                "!Sub" => {
+                    let mut parts = text.split("${");
+                    let mut whole = parts.next().unwrap_or_default().to_owned();
+                    for part in parts {
+                        let (name, rest) = part.split_once('}').context("no end")?;
+                        whole.extend([meaning(name)?.as_str().context("a list in a text")?, rest]);
+                    }
+                    whole.into()
+                }
+                other => bail!("not modelled: {other}"),
+            }
+        }
+        Yaml::Sequence(items) => items.iter().map(resolved).collect::<Result<_>>()?,
+        Yaml::Mapping(entries) => {
+            let entry =
+                |(key, value): (&Yaml, &Yaml)| Ok((key.as_str().context("no text")?.to_owned(), resolved(value)?));
+            Value::Object(entries.iter().map(entry).collect::<Result<_>>()?)
+        }
+        scalar => serde_json::to_value(scalar)?,
+    })
+}
+
+fn meaning(name: &str) -> Result<Value> {
+    let queue = |name: &str| format!("arn:aws:sqs:us-east-1:000000000000:{name}").into();
+    Ok(match name {
+        "Table.Arn" => "arn:aws:dynamodb:us-east-1:000000000000:table/stopover-ledger".into(),
+        "Bucket.Arn" => "arn:aws:s3:::stopover-blobs".into(),
+        "FillQueue.Arn" => queue("stopover-fills"),
+        "BackgroundFillQueue.Arn" => queue("stopover-background-fills"),
+        "DeadFillQueue.Arn" => queue("stopover-fills-dead"),
+        "RegistryLogs.Arn" | "FillerLogs.Arn" => "arn:aws:logs:us-east-1:000000000000:log-group:logs:*".into(),
+        "SigningKeys" => KEYS.into(),
+        "UpstreamSecretArns" => json!([HUB]),
+        "AWS::Partition" => "aws".into(),
+        "AWS::Region" => "us-east-1".into(),
+        "AWS::AccountId" => ACCOUNT.into(),
+        _ => bail!("not modelled: {name}"),
+    })
+}
+
+/// What a deployment does in its life: pulls, fills that fail and are retried, an upload that breaks off, robots, a sweep.
+async fn life(registry: Role, filler: Role) -> Result<[BTreeSet<(usize, String)>; 2]> {
+    let upstream = Scripted::start()?;
+    let image = upstream.image("team/image", "v1", &[b"layer", &vec![3; IN_PARTS]]);
+    let settings = QueueSettings { visibility_timeout: Duration::from_secs(6), max_receive_count: 1, speed: 30 };
+    let plan = Plan::of(&upstream.url()).setting("[access]\nrobots = true\nanonymous = [\"127.0.0.0/8\"]\n");
+    let deployment = plan.queue(settings).roles([registry, filler]).start().await?;
+    let pull = async || -> Result<()> {
+        deployment.request(Method::GET, "team/image/manifests/v1")?.send().await?.error_for_status()?;
+        Ok(())
+    };
+    // Of the large one the upload breaks off, and what has arrived of it is wrong the second time.
+    let (large, _) = &image.blobs[2];
+    upstream.fault(large.as_str(), Fault::Truncated);
+    pull().await?;
+    deployment.until_filled().await?;
+    upstream.heal();
+    upstream.fault(large.as_str(), Fault::Corrupt);
+    ensure!(deployment.invoke_filler(json!({ "fills": "retry" })).await? == json!({ "retried": 1 }));
+    deployment.until_filled().await?;
+    upstream.heal();
+    ensure!(deployment.invoke_filler(json!({ "fills": "retry" })).await? == json!({ "retried": 1 }));
+    deployment.until_filled().await?;
+    for (blob, _) in &image.blobs {
+        let stored = deployment.request(Method::GET, &format!("team/image/blobs/{blob}"))?.send().await?;
+        let place = stored.headers().get("location").context("it is not stored")?.to_str()?.to_owned();
+        crate::deployment::request(Method::GET, &place)?.send().await?.error_for_status()?;
+    }
+    pull().await?;
+    let nothing = Digest::of(Algorithm::Sha256, b"nothing");
+    let missing = deployment.request(Method::GET, &format!("team/image/blobs/{nothing}"))?.send().await?;
+    ensure!(missing.status() == 404, "{}\n{}", missing.status(), deployment.log());
+    let robots = json!({ "robots": { "add": { "name": "ci" } } });
+    let secret = deployment.invoke_filler(robots).await?["secret"]["secret"].as_str().context("no secret")?.to_owned();
+    let token = format!("http://{}/token?service=stopover", deployment.address());
+    let token = crate::deployment::request(Method::GET, &token)?.basic_auth("ci", Some(secret)).send().await?;
+    ensure!(token.status() == 200, "{}\n{}", token.status(), deployment.log());
+    deployment.invoke_filler(json!({ "robots": { "remove": { "name": "ci" } } })).await?;
+    deployment.invoke_filler(json!({ "sweep": {} })).await?;
+    let seen = deployment.seen();
+    for seen in &seen {
+        ensure!(seen.refused.is_empty(), "refused: {:?}\n{}", seen.refused, deployment.log());
+    }
+    Ok(seen.map(|seen| seen.decided))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_permission_of_a_role_is_needed_and_no_other() -> Result<()> {
+    let roles = [role(REGISTRY)?, role(FILLER)?];
+    let decided = life(roles[0].clone(), roles[1].clone()).await?;
+    for (role, decided) in roles.iter().zip(&decided) {
+        for (number, statement) in role.statements.iter().enumerate() {
+            let actions = &statement["Action"];
+            let actions = actions.as_array().map_or(std::slice::from_ref(actions), Vec::as_slice).iter();
+            let here = actions.filter_map(Value::as_str).filter(|action| !OF_LAMBDA.contains(action));
+            for action in here.filter(|action| !NOT_HERE.contains(action)) {
+                ensure!(
+                    decided.contains(&(number, action.to_owned())),
+                    "{action} of {statement} is not needed: {decided:?}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A minute of pulls, most of it waiting: a deployment for each statement that is left out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_without_one_of_its_statements_is_noticed() -> Result<()> {
+    let roles = [role(REGISTRY)?, role(FILLER)?];
+    let mut mutants = Vec::new();
+    for (which, role) in roles.iter().enumerate() {
+        for (number, statement) in role.statements.iter().enumerate() {
+            let text = statement.to_string();
+            if text.contains("logs:") || text.contains("ecr-public:") || text.contains("secret:hub") {
+                continue;
+            }
+            let mut mutant = roles.clone();
+            mutant[which].statements.remove(number);
+            mutants.push((mutant, text));
+        }
+    }
+    ensure!(mutants.len() >= 10, "{}", mutants.len());
+    let tried = mutants.into_iter().map(async |([registry, filler], without)| {
+        let lived = life(registry, filler).await;
+        ensure!(lived.is_err(), "not noticed: a role without {without}");
+        Ok(())
+    });
+    stream::iter(tried).buffer_unordered(3).try_collect().await
+}
