@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use reqwest::{Method, RequestBuilder, redirect::Policy};
 use serde_json::Value;
-use support::aws::{Endpoints, Guard, QueueSettings, Role, Seen};
+use support::aws::{Endpoints, Guard, QueueSettings, Role};
 use support::images::{Image, digest_of};
 use support::lambda::{EventSource, Function, HttpFront, Manner};
 use support::program::{UPSTREAM, built};
@@ -254,9 +254,9 @@ impl Deployment {
         Ok(registry.invoke(event).await?)
     }
 
-    /// What the roles of both functions were asked.
-    pub(crate) fn seen(&self) -> [Seen; 2] {
-        self.guards.each_ref().map(Guard::seen)
+    /// What the roles of both functions have refused.
+    pub(crate) fn refused(&self) -> Vec<String> {
+        self.guards.iter().flat_map(Guard::refused).collect()
     }
 
     /// All that the functions have printed.

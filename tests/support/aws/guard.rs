@@ -36,16 +36,7 @@ struct Call {
 /// The services behind a role.
 pub struct Guard {
     variables: Vec<(String, String)>,
-    seen: Arc<Mutex<Seen>>,
-}
-
-/// What was asked of a role.
-#[derive(Clone, Debug, Default)]
-pub struct Seen {
-    /// What it refused.
-    pub refused: BTreeSet<String>,
-    /// What a single statement allowed, by number, and the action: without the statement it would have been refused.
-    pub decided: BTreeSet<(usize, String)>,
+    refused: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Guard {
@@ -54,24 +45,22 @@ impl Guard {
         &self.variables
     }
 
-    /// What was asked so far.
-    pub fn seen(&self) -> Seen {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What was refused so far: actions, resources and partition keys.
+    pub fn refused(&self) -> BTreeSet<String> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 impl Role {
-    /// The statements that allow a call.
-    fn allowed_by(&self, call: &Call) -> Result<Vec<usize>> {
-        let mut allowed = Vec::new();
-        for (number, statement) in self.statements.iter().enumerate() {
+    fn allows(&self, call: &Call) -> Result<bool> {
+        for statement in &self.statements {
             ensure!(statement["Effect"] == "Allow", "not modelled: {statement}");
             let any = |what: &str, wanted: &str| texts(&statement[what]).any(|pattern| matches(pattern, wanted));
             if any("Action", &call.action) && any("Resource", &call.resource) && holds(&statement["Condition"], call)? {
-                allowed.push(number);
+                return Ok(true);
             }
         }
-        Ok(allowed)
+        Ok(false)
     }
 }
 
@@ -112,14 +101,14 @@ struct Service {
     name: &'static str,
     url: String,
     role: Role,
-    seen: Arc<Mutex<Seen>>,
+    refused: Arc<Mutex<BTreeSet<String>>>,
     client: reqwest::Client,
 }
 
 impl Endpoints {
     /// The services as a process with this role sees them.
     pub fn guarded(&self, role: &Role) -> Result<Guard> {
-        let seen = Arc::new(Mutex::new(Seen::default()));
+        let refused = Arc::new(Mutex::new(BTreeSet::new()));
         let mut variables = Vec::new();
         for (variable, url) in self.environment() {
             let Some(name) = variable.strip_prefix("AWS_ENDPOINT_URL_") else { continue };
@@ -132,13 +121,13 @@ impl Endpoints {
                 _ => continue,
             };
             let (listener, address) = self.loopback.bind()?;
-            let (role, seen) = (role.clone(), Arc::clone(&seen));
+            let (role, refused) = (role.clone(), Arc::clone(&refused));
             let client = reqwest::Client::builder().no_proxy().build()?;
-            let service = Arc::new(Service { name, url, role, seen, client });
+            let service = Arc::new(Service { name, url, role, refused, client });
             self.loopback.serve(listener, Router::new().fallback(pass).with_state(service));
             variables.push((variable, format!("http://{address}")));
         }
-        Ok(Guard { variables, seen })
+        Ok(Guard { variables, refused })
     }
 }
 
@@ -188,14 +177,12 @@ impl Service {
     }
 
     fn allows(&self, call: &Call) -> Result<bool> {
-        let allowed = self.role.allowed_by(call)?;
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        match allowed[..] {
-            [] => _ = seen.refused.insert(format!("{} on {} {:?}", call.action, call.resource, call.keys)),
-            [only] => _ = seen.decided.insert((only, call.action.clone())),
-            _ => {}
+        let allowed = self.role.allows(call)?;
+        if !allowed {
+            let refused = format!("{} on {} {:?}", call.action, call.resource, call.keys);
+            self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(refused);
         }
-        Ok(!allowed.is_empty())
+        Ok(allowed)
     }
 
     fn refusal(&self, call: &Call) -> Response<Body> {

@@ -41,7 +41,7 @@ use self::{
 pub use self::{
     capacity::{PARTITION, Units},
     ecr::Logins,
-    guard::{Guard, Role, Seen},
+    guard::{Guard, Role},
     journal::{EVERY_OPERATION, Service},
     kept::Kept,
     organizations::Organization,
