@@ -12,7 +12,7 @@ use stopover::oci::{Algorithm, Digest, MediaType};
 use support::aws::{QueueSettings, Role};
 use support::scripted::{Fault, Scripted};
 
-use crate::deployment::{ACCOUNT, FILLER, KEYS, Plan, REGISTRY};
+use crate::deployment::{ACCOUNT, FILLER, KEYS, Plan, REGISTRY, request, stored};
 use crate::secrets::HUB;
 
 /// Longer than what S3 takes in one request.
@@ -128,10 +128,12 @@ async fn life(roles: [Role; 2]) -> Result<()> {
     upstream.heal();
     ensure!(deployment.invoke_filler(json!({ "fills": "retry" })).await? == json!({ "retried": 1 }));
     deployment.until_filled().await?;
+    let names: Vec<String> = stored(&deployment.endpoints).await?.into_keys().collect();
     for (blob, _) in &image.blobs {
-        let stored = deployment.request(Method::GET, &format!("team/image/blobs/{blob}"))?.send().await?;
-        let place = stored.headers().get("location").context("it is not stored")?.to_str()?.to_owned();
-        crate::deployment::request(Method::GET, &place)?.send().await?.error_for_status()?;
+        ensure!(names.iter().any(|name| name == blob.as_str()), "not stored: {blob}\n{}", deployment.log());
+        let found = deployment.request(Method::GET, &format!("team/image/blobs/{blob}"))?.send().await?;
+        let place = found.headers().get("location").context("no redirect")?.to_str()?.to_owned();
+        request(Method::GET, &place)?.send().await?.error_for_status()?;
     }
     // A manifest that is no item of the table, and whose object is lost.
     for pulled in 0..3 {
@@ -153,7 +155,7 @@ async fn life(roles: [Role; 2]) -> Result<()> {
     let robots = json!({ "robots": { "add": { "name": "ci" } } });
     let secret = deployment.invoke_filler(robots).await?["secret"]["secret"].as_str().context("no secret")?.to_owned();
     let token = format!("http://{}/token?service=stopover", deployment.address());
-    let token = crate::deployment::request(Method::GET, &token)?.basic_auth("ci", Some(secret)).send().await?;
+    let token = request(Method::GET, &token)?.basic_auth("ci", Some(secret)).send().await?;
     ensure!(token.status() == 200, "{}\n{}", token.status(), deployment.log());
     deployment.invoke_filler(json!({ "robots": { "remove": { "name": "ci" } } })).await?;
     deployment.invoke_filler(json!({ "sweep": {} })).await?;
