@@ -13,8 +13,6 @@ use support::lambda::{EventSource, Function, HttpFront, Manner};
 use support::program::{UPSTREAM, built};
 use tempfile::NamedTempFile;
 
-use crate::roles::role;
-
 /// The function that answers clients.
 pub(crate) const REGISTRY: &str = "RegistryFunction";
 /// The function that copies blobs.
@@ -30,7 +28,7 @@ pub(crate) struct Plan {
     sts: Option<String>,
     log_level: &'static str,
     queue: QueueSettings,
-    /// Instead of what the template has.
+    /// What both functions may do. Where a test says nothing, they may do everything.
     roles: Option<[Role; 2]>,
 }
 
@@ -49,8 +47,8 @@ pub(crate) const REGISTRIES: usize = 4;
 pub(crate) struct Deployment {
     front: HttpFront,
     source: EventSource,
-    /// The roles of both functions.
-    guards: [Guard; 2],
+    /// The roles of both functions, or none.
+    guards: Vec<Guard>,
     pub(crate) endpoints: Endpoints,
     _configuration: NamedTempFile,
 }
@@ -71,7 +69,7 @@ impl Plan {
         }
     }
 
-    /// Other roles than those of the template.
+    /// What both functions may do.
     pub(crate) fn roles(self, roles: [Role; 2]) -> Self {
         Self { roles: Some(roles), ..self }
     }
@@ -106,18 +104,18 @@ impl Plan {
     pub(crate) async fn start(self) -> Result<Deployment> {
         let endpoints = Endpoints::start_with(self.queue).await?;
         let (configuration, environment) = self.environment(&endpoints)?;
-        let roles = self.roles.map_or_else(|| Ok::<_, anyhow::Error>([role(REGISTRY)?, role(FILLER)?]), Ok)?;
-        let guards = [endpoints.guarded(&roles[0])?, endpoints.guarded(&roles[1])?];
-        let [registry, filler] =
-            [(&guards[0], REGISTRY, REGISTRIES), (&guards[1], FILLER, 2)].map(|(guard, function, count)| {
-                let set = |environment: Environment, (name, url): &(String, String)| environment.with(name, url);
-                let environment = guard.environment().iter().fold(Environment(environment.0.clone()), set);
-                async move {
-                    let started = (0..count).map(|_| environment.start(function));
-                    futures_util::future::try_join_all(started).await
-                }
-            });
-        let (registry, filler) = (registry.await?, filler.await?);
+        let guards = self.roles.iter().flatten().map(|role| endpoints.guarded(role));
+        let guards: Vec<Guard> = guards.collect::<Result<_>>()?;
+        let set = |environment: Environment, (name, url): &(String, String)| environment.with(name, url);
+        let behind = |guard: Option<&Guard>| {
+            let variables = guard.map_or(&[][..], Guard::environment);
+            variables.iter().fold(Environment(environment.0.clone()), set)
+        };
+        let (of_registry, of_filler) = (behind(guards.first()), behind(guards.last()));
+        let registry = (0..REGISTRIES).map(|_| of_registry.start(REGISTRY));
+        let filler = [of_filler.start(FILLER), of_filler.start(FILLER)];
+        let registry = futures_util::future::try_join_all(registry).await?;
+        let filler = futures_util::future::try_join_all(filler).await?;
         Ok(Deployment {
             guards,
             front: HttpFront::start(registry)?,

@@ -1,4 +1,4 @@
-//! The roles of the template, in front of the functions: what a role lacks, no test of a deployment gets.
+//! The functions with the roles of the template, and with less.
 
 use std::path::Path;
 use std::time::Duration;
