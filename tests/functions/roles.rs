@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use serde_yaml_ng::Value as Yaml;
 use stopover::oci::{Algorithm, Digest, MediaType};
 use support::aws::{QueueSettings, Role};
-use support::scripted::{Fault, Scripted};
+use support::scripted::{Fault, Scripted, ScriptedImage};
 
-use crate::deployment::{ACCOUNT, FILLER, KEYS, Plan, REGISTRY, request, stored};
+use crate::deployment::{ACCOUNT, Deployment, FILLER, KEYS, Plan, REGISTRY, request, stored};
 use crate::secrets::HUB;
 
 /// Longer than what S3 takes in one request.
@@ -100,7 +100,7 @@ fn stored_at(digest: &Digest) -> String {
     format!("blobs/sha256/{}/{}", &digest.hex()[..2], digest.hex())
 }
 
-/// What a deployment does in its life: pulls, fills that fail and are retried, an upload that breaks off, robots, a sweep.
+/// What a deployment does in its life, or as much of it as its roles allow: pulls, fills that fail and are retried, an upload that breaks off, robots, a sweep.
 async fn life(roles: [Role; 2]) -> Result<()> {
     let upstream = Scripted::start()?;
     let image = upstream.image("team/image", "v1", &[b"layer", &vec![3; IN_PARTS]]);
@@ -112,6 +112,21 @@ async fn life(roles: [Role; 2]) -> Result<()> {
     let settings = QueueSettings { visibility_timeout: Duration::from_secs(6), max_receive_count: 1, speed: 30 };
     let plan = Plan::of(&upstream.url()).setting("[access]\nrobots = true\nanonymous = [\"127.0.0.0/8\"]\n");
     let deployment = plan.queue(settings).roles(roles).start().await?;
+    let refused = async {
+        while deployment.refused().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        lived = live(&deployment, &upstream, &image, &large_manifest) => lived?,
+        () = refused => {}
+    }
+    let refused = deployment.refused();
+    ensure!(refused.is_empty(), "refused: {refused:?}\n{}", deployment.log());
+    Ok(())
+}
+
+async fn live(deployment: &Deployment, upstream: &Scripted, image: &ScriptedImage, large_manifest: &str) -> Result<()> {
     let pull = async || -> Result<()> {
         deployment.request(Method::GET, "team/image/manifests/v1")?.send().await?.error_for_status()?;
         Ok(())
@@ -159,8 +174,6 @@ async fn life(roles: [Role; 2]) -> Result<()> {
     ensure!(token.status() == 200, "{}\n{}", token.status(), deployment.log());
     deployment.invoke_filler(json!({ "robots": { "remove": { "name": "ci" } } })).await?;
     deployment.invoke_filler(json!({ "sweep": {} })).await?;
-    let refused = deployment.refused();
-    ensure!(refused.is_empty(), "refused: {refused:?}\n{}", deployment.log());
     Ok(())
 }
 
