@@ -182,6 +182,7 @@ async fn a_deployment_needs_no_more_than_its_roles_allow() -> Result<()> {
     life([role(REGISTRY)?, role(FILLER)?]).await
 }
 
+/// A dozen deployments, each of six processes: longer than ten seconds.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_role_without_one_of_its_statements_is_noticed() -> Result<()> {
     let roles = [role(REGISTRY)?, role(FILLER)?];
