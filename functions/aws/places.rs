@@ -27,6 +27,9 @@ const PAUSES: [Duration; 2] = [Duration::from_secs(5), Duration::from_mins(1)];
 /// How long a noted fill may stay away, beyond its pause: its message waits until an invocation is free.
 const AWAY: Duration = Duration::from_secs(30);
 
+/// The longest that Lambda lets an invocation run.
+const INVOCATION: Duration = Duration::from_mins(15);
+
 /// A fill that asks for a place.
 #[derive(Debug, Clone)]
 pub struct PlaceRequest<'a> {
@@ -77,8 +80,8 @@ impl Places {
         let digest = job.digest.to_string();
         let head_start = if job.priority == Priority::Interactive { HEAD_START } else { Duration::ZERO };
         let mine = Waiting { since: since.minus(head_start), back_by: now.plus(SOON + AWAY) };
-        self.taken.retain(|_, until| now < *until);
-        self.waiting.retain(|other, waiting| now < waiting.back_by && *other != digest);
+        self.taken.retain(|_, until| until.is_ahead(INVOCATION, now));
+        self.waiting.retain(|other, waiting| waiting.back_by.is_ahead(SOON + AWAY, now) && *other != digest);
         let is_before = |(other, waiting): &(&String, &Waiting)| (waiting.since, *other) < (mine.since, &digest);
         if self.taken.len() + self.waiting.iter().filter(is_before).count() < *limit {
             self.taken.insert((*invocation).to_owned(), *ends_at);
@@ -175,7 +178,7 @@ mod tests {
         assert_eq!(ask(&mut places, &second, 1020, 1020, 1), Turn::After(SOON));
         assert_eq!(ask(&mut places, &first, 1010, 1030, 1), Turn::After(SOON), "it displaces one that came later");
         places.taken.clear();
-        assert_eq!(ask(&mut places, &second, 1020, 1031, 1), Turn::After(PAUSES[0]));
+        assert_eq!(ask(&mut places, &second, 1020, 1030, 1), Turn::After(PAUSES[0]));
         assert_eq!(ask(&mut places, &client, 1031, 1031, 1), Turn::Now, "a client's has waited five minutes longer");
         places.taken.clear();
         assert_eq!(ask(&mut places, &first, 1010, 1032, 1), Turn::Now);
