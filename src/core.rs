@@ -14,7 +14,8 @@ pub struct Core {
     /// The settings of `stopover.toml`.
     pub config: Config,
     pub(crate) clock: Clock,
-    pub(crate) upstreams: Upstreams,
+    /// The configured upstreams.
+    pub upstreams: Upstreams,
     pub(crate) blobs: Arc<dyn Blobs>,
     /// The adapter for records.
     pub ledger: Arc<dyn Ledger>,

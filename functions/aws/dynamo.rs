@@ -48,7 +48,7 @@ impl DynamoLedger {
         Self { client, table: table.into(), blobs }
     }
 
-    async fn get(&self, key: Item, consistent: bool) -> Result<Option<Item>, StoreError> {
+    pub(crate) async fn get(&self, key: Item, consistent: bool) -> Result<Option<Item>, StoreError> {
         let request = self.client.get_item().table_name(&self.table).set_key(Some(key)).consistent_read(consistent);
         Ok(request.send().await.map_err(|error| store_error("GetItem", error))?.item)
     }
@@ -56,7 +56,7 @@ impl DynamoLedger {
     /// Writes a record if its item has the version `expected`, and returns the new one.
     ///
     /// The SDK sends a request again whose answer was lost, and then meets its own write: `mine` is how it knows it.
-    async fn swap<T: Serialize + Sync>(
+    pub(crate) async fn swap<T: Serialize + Sync>(
         &self,
         key: Item,
         expected: Option<u64>,
@@ -166,7 +166,7 @@ impl DynamoLedger {
     }
 }
 
-fn versioned<T: DeserializeOwned>(item: Item) -> Result<Versioned<T>, StoreError> {
+pub(crate) fn versioned<T: DeserializeOwned>(item: Item) -> Result<Versioned<T>, StoreError> {
     Ok(Versioned { version: item::version(&item)?, value: item::parse_record(item)? })
 }
 

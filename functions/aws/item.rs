@@ -11,6 +11,7 @@
 //! | blob record | `blob#<digest>` | `blob` | the fields of [`BlobRecord`], `version` |
 //! | robots | `robots` | `robots` | the fields of [`Robots`], `version` |
 //! | gauge | `upstream#<id>` | `gauge#<credential>` | the fields of [`Gauge`], `version` |
+//! | places of fills | same | `fills` | the fields of `Places`, `version` |
 //!
 //! The last use of a manifest is an item of its own, because a write costs by the size of the whole item, even where its
 //! condition fails. It is the next one after its manifest's, and a scan reads both together.
@@ -32,7 +33,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use stopover::errors::{Failure, StoreError};
-use stopover::oci::{Digest, Manifest, MediaType, Reference, Repository};
+use stopover::oci::{Digest, Manifest, MediaType, Reference, Repository, UpstreamId};
 use stopover::records::{GaugeKey, ListKey, Listing, Member, Standing};
 use stopover::values::time::Timestamp;
 
@@ -159,6 +160,11 @@ pub(crate) fn robots_key() -> Item {
 /// The key of a gauge.
 pub(crate) fn gauge_key(gauge: &GaugeKey) -> Item {
     key(format!("upstream#{}", gauge.upstream), format!("gauge#{}", gauge.credential))
+}
+
+/// The key of the places of the fills of an upstream.
+pub(crate) fn places_key(upstream: &UpstreamId) -> Item {
+    key(format!("upstream#{upstream}"), "fills".to_owned())
 }
 
 fn key(partition: String, sort: String) -> Item {

@@ -12,6 +12,7 @@ mod item;
 pub mod log;
 pub mod metrics;
 mod multipart;
+mod places;
 mod role;
 mod s3;
 mod settings;
@@ -29,6 +30,7 @@ use stopover::cache::Cache;
 use stopover::values::time::Clock;
 
 pub use dynamo::DynamoLedger;
+pub use places::{PlaceRequest, Turn};
 pub use role::OwnRole;
 pub use s3::S3Blobs;
 pub use site::Site;

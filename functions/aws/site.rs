@@ -102,6 +102,11 @@ impl<T: Clone> Site<T> {
         &self.adapters.blobs
     }
 
+    /// The table.
+    pub fn ledger(&self) -> &DynamoLedger {
+        &self.adapters.ledger
+    }
+
     /// The queues of fills.
     pub fn fills(&self) -> &SqsFills {
         &self.adapters.fills

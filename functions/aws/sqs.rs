@@ -11,7 +11,8 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use stopover::errors::{Failure, StoreError};
 use stopover::identity::Payer;
-use stopover::ports::{Fills, GivenUp, ImageJob, Job, Priority, Requested, Watched, Work};
+use stopover::ports::{Fills, GivenUp, ImageJob, Job, Listed, Priority, Requested, Watched, Work};
+use stopover::values::time::Timestamp;
 
 use crate::failure::store_error;
 
@@ -89,6 +90,18 @@ pub struct Request {
     /// None if nobody has begun it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub continuation: Option<u32>,
+    /// Since when it waits for a place at its upstream. None if it has not asked for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_since: Option<Timestamp>,
+    /// A client waits for it: it needs no place.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hurried: bool,
+}
+
+impl From<Work> for Request {
+    fn from(work: Work) -> Self {
+        Self { work, continuation: None, waits_since: None, hurried: false }
+    }
 }
 
 /// A message that was received from one of the queues of fills.
@@ -120,17 +133,19 @@ impl SqsFills {
         Self { client, queues, queued: Arc::default() }
     }
 
-    /// Requests the rest of a fill that earlier invocations have begun.
+    /// Requests again what an earlier invocation has begun, or had to leave. It is received after a pause, and counts
+    /// as a message that was never received: what only waits for its turn must not end in the dead-letter queue.
     ///
     /// # Errors
     /// The queue does not take the message.
-    pub async fn request_rest(&self, job: Job, continuation: u32) -> Result<(), StoreError> {
-        let queue = match job.priority {
-            Priority::Interactive => &self.queues.interactive,
+    pub async fn request_again(&self, request: &Request, pause: Duration) -> Result<(), StoreError> {
+        let queue = match &request.work {
+            Work::Blob(job) if job.priority == Priority::Interactive => &self.queues.interactive,
             _ => &self.queues.background,
         };
-        let body = message(&Request { work: Work::Blob(job), continuation: Some(continuation) })?;
-        self.send(&[(queue, vec![body])]).await
+        let send = self.client.send_message().queue_url(queue).message_body(message(request)?);
+        let send = send.delay_seconds(i32::try_from(pause.as_secs()).unwrap_or(i32::MAX));
+        send.send().await.map(drop).map_err(|error| store_error("SendMessage", error))
     }
 
     /// Hides a message for as long, instead of for the visibility timeout of its queue.
@@ -235,13 +250,14 @@ impl Fills for SqsFills {
     }
 
     async fn request_now(&self, job: &Job) -> Result<Option<Watched>, StoreError> {
-        let request = self.client.send_message().queue_url(&self.queues.interactive).message_body(message(job)?);
+        let body = message(&Request { hurried: true, ..Work::Blob(job.clone()).into() })?;
+        let request = self.client.send_message().queue_url(&self.queues.interactive).message_body(body);
         request.send().await.map_err(|error| store_error("SendMessage", error))?;
         Ok(None)
     }
 
-    async fn list(&self) -> Result<Vec<Requested>, StoreError> {
-        let (mut receipts, mut jobs) = (Vec::new(), HashMap::new());
+    async fn list(&self) -> Result<Listed, StoreError> {
+        let (mut receipts, mut jobs, mut images) = (Vec::new(), HashMap::new(), Vec::new());
         loop {
             let (received, dead) = self.receive_dead().await?;
             for Dead { work, receipt } in dead {
@@ -249,8 +265,8 @@ impl Fills for SqsFills {
                 match work {
                     // A blob that was requested twice may be in the queue twice.
                     Work::Blob(job) => _ = jobs.insert(job.digest.clone(), job),
-                    // An image is no fill: the log of the filler says why it failed.
-                    Work::Image(_) => {}
+                    Work::Image(image) if images.contains(&image) => {}
+                    Work::Image(image) => images.push(image),
                 }
             }
             if received == 0 || receipts.len() >= MOST_DEAD {
@@ -260,7 +276,7 @@ impl Fills for SqsFills {
         let shown = receipts.iter().map(|receipt| self.put_back(receipt)).collect::<Vec<_>>();
         stream::iter(shown).buffer_unordered(CALLS_AT_ONCE).try_collect::<()>().await?;
         let given_up = |job| Requested { job, written: 0, given_up: Some(GivenUp { reason: None }) };
-        Ok(jobs.into_values().map(given_up).collect())
+        Ok(Listed { fills: jobs.into_values().map(given_up).collect(), images })
     }
 
     async fn retry(&self) -> Result<usize, StoreError> {
@@ -272,7 +288,7 @@ impl Fills for SqsFills {
             for Dead { work, .. } in &dead {
                 match work {
                     Work::Blob(job) => jobs.push(Job { payer: None, ..job.clone() }),
-                    Work::Image(image) => images.push(image.clone()),
+                    Work::Image(image) => images.push(ImageJob { payer: None, ..image.clone() }),
                 }
             }
             self.request(&jobs).await?;

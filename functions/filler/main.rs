@@ -2,11 +2,11 @@
 //! request. Operators and the schedules of the template invoke it too.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail, ensure};
-use aws::metrics::{Metric, count};
-use aws::{Received, Request, SqsFills};
+use aws::metrics::{Metric, count, count_upstreams};
+use aws::{DynamoLedger, PlaceRequest, Received, Request, SqsFills, Turn};
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsMessage};
 use futures_util::FutureExt as _;
 use lambda_runtime::{Context, Error, LambdaEvent, service_fn};
@@ -16,7 +16,7 @@ use stopover::cache::Cache;
 use stopover::fill::Filled;
 use stopover::operate::RobotCommand;
 use stopover::ports::{Job, Progress, Work};
-use stopover::values::time::Clock;
+use stopover::values::time::{Clock, Timestamp};
 use tokio::sync::watch;
 
 /// The event that invokes the function: an object with one member, which says what for.
@@ -62,13 +62,25 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(16);
 async fn main() -> Result<(), Error> {
     aws::log::start();
     let site = aws::connect(|cache| cache).await?;
-    lambda_runtime::run(service_fn(async |event| answer(&site.current().await?, site.fills(), event).await)).await
+    lambda_runtime::run(service_fn(async |event| {
+        answer(&site.current().await?, (site.fills(), site.ledger()), event).await
+    }))
+    .await
 }
 
-async fn answer(cache: &Arc<Cache>, fills: &SqsFills, event: LambdaEvent<Event>) -> Result<Value, Error> {
+/// The queues, and the table.
+type Adapters<'a> = (&'a SqsFills, &'a DynamoLedger);
+
+async fn answer(cache: &Arc<Cache>, adapters: Adapters<'_>, event: LambdaEvent<Event>) -> Result<Value, Error> {
+    let answered = perform(cache, adapters, event).await;
+    count_upstreams(&cache.core.upstreams, true);
+    answered
+}
+
+async fn perform(cache: &Arc<Cache>, adapters: Adapters<'_>, event: LambdaEvent<Event>) -> Result<Value, Error> {
     Ok(match event.payload {
-        Event::Messages(messages) => serde_json::to_value(run_batch(cache, fills, messages, &event.context).await)?,
-        Event::Fills(FillsCommand::List) => json!({ "fills": cache.operate.fill_reports().await? }),
+        Event::Messages(messages) => serde_json::to_value(run_batch(cache, adapters, messages, &event.context).await)?,
+        Event::Fills(FillsCommand::List) => serde_json::to_value(cache.operate.fill_reports().await?)?,
         Event::Fills(FillsCommand::Retry) => json!({ "retried": cache.core.fills.retry().await? }),
         Event::Robots(command) => serde_json::to_value(cache.operate.robots(command).await?)?,
         Event::Prefetch(PrefetchCommand::Scheduled) => {
@@ -86,7 +98,7 @@ async fn answer(cache: &Arc<Cache>, fills: &SqsFills, event: LambdaEvent<Event>)
 /// sees them; what upstream does not have, or does not give us, is not tried again.
 async fn run_batch(
     cache: &Arc<Cache>,
-    fills: &SqsFills,
+    adapters: Adapters<'_>,
     messages: Vec<SqsMessage>,
     context: &Context,
 ) -> SqsBatchResponse {
@@ -94,9 +106,9 @@ async fn run_batch(
     for message in messages {
         let result = match serde_json::from_str(message.body.as_deref().unwrap_or_default()) {
             Ok(request) => {
-                let result = run(cache, fills, request, context).await;
+                let result = run(cache, adapters, request, context).await;
                 if result.is_err() {
-                    put_off(fills, &message).await;
+                    put_off(adapters.0, &message).await;
                 }
                 result
             }
@@ -128,11 +140,39 @@ fn pause_after(attempts: u32) -> Duration {
     Duration::from_secs(30).saturating_mul(factor).min(LONGEST_PAUSE)
 }
 
-async fn run(cache: &Arc<Cache>, fills: &SqsFills, request: Request, context: &Context) -> anyhow::Result<()> {
-    match request.work {
-        Work::Blob(job) => run_fill(cache, fills, job, request.continuation.unwrap_or_default(), context).await,
-        Work::Image(image) => Ok(cache.prefetch.run(&image).await?),
+async fn run(
+    cache: &Arc<Cache>,
+    (fills, ledger): Adapters<'_>,
+    mut request: Request,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let job = match &request.work {
+        Work::Blob(job) => job.clone(),
+        Work::Image(image) => return Ok(cache.prefetch.run(image).await?),
+    };
+    let continuation = request.continuation.unwrap_or_default();
+    let upstream = job.repository.upstream.clone();
+    // A fill of an upstream that is not configured any more fails at once.
+    let config = cache.core.config.upstreams.get(&upstream).filter(|_| !request.hurried);
+    let Some(config) = config else { return run_fill(cache, fills, job, continuation, context).await };
+    let now = Clock::default().now();
+    let ends_at = context.deadline().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let asking = PlaceRequest {
+        job: &job,
+        since: *request.waits_since.get_or_insert(now),
+        invocation: &context.request_id,
+        ends_at: Timestamp(ends_at.as_secs() + 1),
+        limit: config.fills.get(),
+    };
+    if let Turn::After(pause) = ledger.take_place(&asking, now).await? {
+        count(&[(Metric::PostponedFills, 1)]);
+        return fills.request_again(&request, pause).await.context("a fill that waits could not be requested again");
     }
+    let filled = run_fill(cache, fills, job, continuation, context).await;
+    if let Err(error) = ledger.give_place_back(&upstream, &context.request_id).await {
+        tracing::warn!(upstream.id = %upstream, %error, "a place at an upstream is free only when this invocation would have to end");
+    }
+    filled
 }
 
 /// Fills one blob, as far as the time of this invocation allows: another one continues.
@@ -161,7 +201,8 @@ async fn run_fill(
                 "the fill of {} was continued {continuation} times: upstream is too slow for its size",
                 job.digest
             );
-            fills.request_rest(job, continuation + 1).await.context("the rest of a fill could not be requested")
+            let rest = Request { continuation: Some(continuation + 1), ..Work::Blob(job).into() };
+            fills.request_again(&rest, Duration::ZERO).await.context("the rest of a fill could not be requested")
         }
         // Another invocation would get no further.
         Filled::Parked { progress: false } => bail!("upstream sent too little in one invocation to go on from"),

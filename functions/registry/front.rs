@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use aws::S3Blobs;
-use aws::metrics::count_answer;
+use aws::metrics::Answers;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
@@ -33,6 +33,7 @@ const SERVED: HeaderName = HeaderName::from_static("x-stopover");
 /// Answers events.
 pub(crate) struct Front {
     blobs: S3Blobs,
+    answers: Answers,
 }
 
 /// What of a request decides how its answer is passed on.
@@ -61,7 +62,7 @@ impl Origin {
 
 impl Front {
     pub(crate) fn new(blobs: S3Blobs) -> Self {
-        Self { blobs }
+        Self { blobs, answers: Answers::default() }
     }
 
     /// The router's answer to an event, in time. There is no router where no configuration is good.
@@ -90,7 +91,7 @@ impl Front {
                     Ok(router) => router.oneshot(request).await?,
                     Err(_) => unconfigured(),
                 };
-                count_answer(&response);
+                self.answers.count(&response, asked.is_pull());
                 self.pass_on(&asked, response).await
             }),
         );
@@ -101,7 +102,7 @@ impl Front {
         let Answer { status, code, message, retry_after } = PullError::NotYet.answer();
         let mut late = refusal(status, code, &message);
         late.headers_mut().extend(retry_after.map(|after| (RETRY_AFTER, after.as_secs().max(1).into())));
-        count_answer(&late);
+        self.answers.count(&late, asked.is_pull());
         Ok(event::write(origin, late).await?)
     }
 
@@ -171,6 +172,11 @@ impl Asked {
         let parsed = RegistryRequest::parse(&method, uri.path(), uri.query());
         let docker = request.headers().get(USER_AGENT).is_some_and(|agent| agent.as_bytes().starts_with(b"docker/"));
         Self { origin, operation: parsed.ok().map(|parsed| parsed.operation), method, docker }
+    }
+
+    /// Whether upstream would count it.
+    fn is_pull(&self) -> bool {
+        self.method == Method::GET && matches!(self.operation, Some(Operation::Manifest(..)))
     }
 }
 

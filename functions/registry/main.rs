@@ -4,15 +4,31 @@
 mod event;
 mod front;
 
+use std::sync::Arc;
+
+use aws::metrics::{count_upstreams, has_cost};
+use axum::Router;
+use axum::middleware::map_response;
+use axum::response::Response;
 use front::Front;
 use lambda_runtime::{Error, LambdaEvent, service_fn};
+use stopover::cache::Cache;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     aws::log::start();
-    let site = aws::connect(stopover::http::router).await?;
+    let site = aws::connect(router).await?;
     let front = Front::new(site.blobs().clone());
     // The router of the newest good configuration, whichever that is when a request comes.
     lambda_runtime::run(service_fn(async |event: LambdaEvent<_>| Box::pin(front.answer(site.current(), event)).await))
         .await
+}
+
+/// The core's router. What an answer has cost at upstreams is counted before the answer is passed on: after that the
+/// process may be frozen.
+fn router(cache: Arc<Cache>) -> Router {
+    stopover::http::router(Arc::clone(&cache)).layer(map_response(move |answer: Response| {
+        count_upstreams(&cache.core.upstreams, has_cost(&answer));
+        std::future::ready(answer)
+    }))
 }

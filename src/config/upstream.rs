@@ -96,7 +96,7 @@ pub struct UpstreamConfig {
     pub platforms: Platforms,
     /// How many pulls of the quota are kept for clients that wait.
     pub reserve: u64,
-    /// How many fills run at once there that no client waits for. Only where fills run in the same process.
+    /// How many fills run at once there that no client waits for.
     pub fills: NonZeroUsize,
     /// How long a fill waits for the first byte of a blob: a registry in between may fetch all of it before.
     pub first_byte: Duration,

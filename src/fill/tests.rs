@@ -10,7 +10,7 @@ use crate::config::{Cold, Config};
 use crate::local::Files;
 use crate::oci::{Algorithm, Digest};
 use crate::ports::troubled::Troubled;
-use crate::ports::{Blobs, Fills, ImageJob, Location, Priority, Requested, StoredBlob, Watched};
+use crate::ports::{Blobs, Fills, ImageJob, Listed, Location, Priority, StoredBlob, Watched};
 
 fn record(state: BlobState) -> BlobRecord {
     BlobRecord { attempts: 2, ..BlobRecord::new(state) }
@@ -69,8 +69,8 @@ impl Fills for NoFills {
         Ok(None)
     }
 
-    async fn list(&self) -> Result<Vec<Requested>, StoreError> {
-        Ok(Vec::new())
+    async fn list(&self) -> Result<Listed, StoreError> {
+        Ok(Listed::default())
     }
 
     async fn retry(&self) -> Result<usize, StoreError> {

@@ -58,13 +58,9 @@ async fn quota(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
     answer(&json!({ "upstreams": reports }))
 }
 
-/// The fills that were requested and have not succeeded.
+/// The fills that were requested and have not succeeded, and the images that were given up.
 async fn fills(State(cache): State<Arc<Cache>>, _: Operator) -> Response {
-    cache
-        .operate
-        .fill_reports()
-        .await
-        .map_or_else(|error| unavailable(&error), |fills| answer(&json!({ "fills": fills })))
+    cache.operate.fill_reports().await.map_or_else(|error| unavailable(&error), |report| answer(&report))
 }
 
 /// The fill of one blob.
@@ -80,7 +76,7 @@ async fn fill(State(cache): State<Arc<Cache>>, Path(digest): Path<String>, _: Op
     }
 }
 
-/// Requests again the fills that were given up.
+/// Requests again what was given up.
 async fn retry_fills(State(cache): State<Arc<Cache>>, _: Operator) -> Response {
     cache
         .core

@@ -19,7 +19,7 @@ use crate::cache::Cache;
 use crate::errors::{FillError, StoreError, chain};
 use crate::fill::Filled;
 use crate::oci::{Digest, UpstreamId};
-use crate::ports::{Fills, GivenUp, ImageJob, Job, Progress, Requested, Watched};
+use crate::ports::{Fills, GivenUp, ImageJob, Job, Listed, Progress, Requested, Watched};
 use crate::records::blob::CLAIM;
 use crate::values::time::Clock;
 
@@ -301,7 +301,7 @@ impl Fills for Handle {
         Ok(Some(self.0.hurry(job)))
     }
 
-    async fn list(&self) -> Result<Vec<Requested>, StoreError> {
+    async fn list(&self) -> Result<Listed, StoreError> {
         let fills = self.0.ledger.fills()?;
         let board = self.0.board();
         let requested = |WrittenFill { job, given_up }| {
@@ -311,7 +311,7 @@ impl Fills for Handle {
             };
             Requested { job, written, given_up: given_up.map(|reason| GivenUp { reason: Some(reason) }) }
         };
-        Ok(fills.into_iter().map(requested).collect())
+        Ok(Listed { fills: fills.into_iter().map(requested).collect(), images: Vec::new() })
     }
 
     async fn retry(&self) -> Result<usize, StoreError> {

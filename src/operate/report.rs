@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Operate;
 use crate::errors::StoreError;
-use crate::oci::Digest;
-use crate::ports::{Priority, Requested};
+use crate::oci::{Digest, Platforms, Reference};
+use crate::ports::{ImageJob, Listed, Priority, Requested};
 use crate::records::gauge::{Break, Cause, Gauge};
 use crate::records::{BlobRecord, BlobState};
 use crate::upstream::Upstream;
@@ -254,6 +254,41 @@ impl std::fmt::Display for FillStatus {
     }
 }
 
+/// An image that was given up, as operators see it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ImageStatus {
+    /// `upstream/name:tag`, or `upstream/name@digest`.
+    pub image: String,
+    /// Which of its children were to be stored.
+    pub platforms: Platforms,
+    /// The priority of the request.
+    pub priority: Priority,
+}
+
+impl From<ImageJob> for ImageStatus {
+    fn from(ImageJob { repository, reference, platforms, priority, .. }: ImageJob) -> Self {
+        let mark = if matches!(reference, Reference::Tag(_)) { ':' } else { '@' };
+        Self { image: format!("{repository}{mark}{reference}"), platforms, priority }
+    }
+}
+
+impl fmt::Display for ImageStatus {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let priority = format!("{:?}", self.priority).to_lowercase();
+        write!(formatter, "failed: image {}, {priority}: the log says why", self.image)
+    }
+}
+
+/// The body of `GET /_stopover/fills`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FillReport {
+    /// The fills that were requested and have not succeeded, in no particular order.
+    pub fills: Vec<FillStatus>,
+    /// The images that were given up.
+    #[serde(default)]
+    pub images: Vec<ImageStatus>,
+}
+
 /// A number of bytes for people to read, in powers of 1000 as registries and disks count.
 pub struct Bytes(pub u64);
 
@@ -268,16 +303,20 @@ impl std::fmt::Display for Bytes {
 }
 
 impl Operate {
-    /// The fills that were requested and have not succeeded, in no particular order.
-    pub async fn fill_reports(&self) -> Result<Vec<FillStatus>, StoreError> {
-        let reports = self.core.fills.list().await?.into_iter().map(|requested| self.report(requested));
-        let reports: Vec<FillStatus> = stream::iter(reports).buffer_unordered(READS_AT_ONCE).try_collect().await?;
-        Ok(reports.into_iter().filter(|report| report.state != FillState::Stored).collect())
+    /// What was requested and has not succeeded.
+    pub async fn fill_reports(&self) -> Result<FillReport, StoreError> {
+        let Listed { fills, images } = self.core.fills.list().await?;
+        let reports = fills.into_iter().map(|requested| self.report(requested));
+        let mut fills: Vec<FillStatus> = stream::iter(reports).buffer_unordered(READS_AT_ONCE).try_collect().await?;
+        fills.retain(|report| report.state != FillState::Stored);
+        Ok(FillReport { fills, images: images.into_iter().map(ImageStatus::from).collect() })
     }
 
     /// The fill of one blob. `None`: the blob is not stored, and no fill of it is known.
     pub async fn fill_report(&self, digest: &Digest) -> Result<Option<FillStatus>, StoreError> {
-        if let Some(requested) = self.core.fills.list().await?.into_iter().find(|known| known.job.digest == *digest) {
+        if let Some(requested) =
+            self.core.fills.list().await?.fills.into_iter().find(|known| known.job.digest == *digest)
+        {
             return self.report(requested).await.map(Some);
         }
         let stored = |size| FillStatus {

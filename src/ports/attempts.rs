@@ -11,16 +11,22 @@ const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Bounds a loop that reads a record, changes it, and writes it over the version that was read.
-pub(crate) struct Attempts(u32);
+#[derive(Debug, Default)]
+pub struct Attempts(u32);
 
 impl Attempts {
-    pub(crate) fn new() -> Self {
+    /// Before the first one.
+    #[must_use]
+    pub fn new() -> Self {
         Self(0)
     }
 
     /// After an attempt that was overtaken: a random pause, so that writers of one record do not collide again. Fails
     /// after the last attempt.
-    pub(crate) async fn again(&mut self) -> Result<(), StoreError> {
+    ///
+    /// # Errors
+    /// There were as many as are made.
+    pub async fn again(&mut self) -> Result<(), StoreError> {
         self.0 += 1;
         if self.0 >= MOST {
             return Err(StoreError::Unavailable(format!("other writes of a record overtook {MOST} attempts").into()));

@@ -77,6 +77,15 @@ pub struct Requested {
     pub given_up: Option<GivenUp>,
 }
 
+/// What was requested, as far as an adapter can tell.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Listed {
+    /// Fills that have not succeeded.
+    pub fills: Vec<Requested>,
+    /// Images that were given up.
+    pub images: Vec<ImageJob>,
+}
+
 /// A fill that is not tried again until it is requested again.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct GivenUp {
@@ -99,9 +108,9 @@ pub trait Fills: Send + Sync {
     async fn request_now(&self, job: &Job) -> Result<Option<Watched>, StoreError>;
 
     /// What was given up, and what is still to be filled as far as the adapter can tell (SQS cannot).
-    async fn list(&self) -> Result<Vec<Requested>, StoreError>;
+    async fn list(&self) -> Result<Listed, StoreError>;
 
-    /// Requests again what was given up, and returns how many fills those were.
+    /// Requests again what was given up, and returns how many fills and images those were.
     async fn retry(&self) -> Result<usize, StoreError>;
 }
 

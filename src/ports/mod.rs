@@ -14,10 +14,10 @@ pub(crate) mod troubled;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
-pub(crate) use attempts::Attempts;
+pub use attempts::Attempts;
 pub use blobs::{Blobs, Location, SignedUrl, StoredBlob, Upload};
 pub use cloud::{Cloud, IssuedLogin, SecretVersion};
-pub use fills::{Fills, GivenUp, ImageJob, Job, Priority, Progress, Requested, Watched, Work};
+pub use fills::{Fills, GivenUp, ImageJob, Job, Listed, Priority, Progress, Requested, Watched, Work};
 
 use crate::errors::StoreError;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};

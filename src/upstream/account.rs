@@ -1,6 +1,6 @@
 //! An upstream as one credential sees it: shared by all parts of the upstream that use this credential.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use quick_cache::sync::Cache as MemoryCache;
@@ -15,7 +15,7 @@ use crate::config::UpstreamConfig;
 use crate::oci::{Name, Reference, UpstreamId};
 use crate::ports::Ledger;
 use crate::records::GaugeKey;
-use crate::records::gauge::Quota;
+use crate::records::gauge::{Break, Quota};
 use crate::values::time::{Clock, Timestamp};
 
 /// The most repositories and origins whose ways are remembered. What is forgotten is learned again.
@@ -42,6 +42,18 @@ pub(super) enum Heads {
     Wrong,
 }
 
+/// What this process has learned of an upstream, as one credential sees it.
+pub struct UpstreamNews<'a> {
+    /// Its id in the configuration.
+    pub upstream: &'a UpstreamId,
+    /// How many manifests it has sent: what quotas count.
+    pub pulls: u64,
+    /// The quota that it has named last. `None`: it has named none since.
+    pub quota: Option<Quota>,
+    /// The breaker that is open now.
+    pub broken: Option<Break>,
+}
+
 pub(super) struct Account {
     clock: Clock,
     pub(super) key: GaugeKey,
@@ -62,6 +74,14 @@ pub(super) struct Account {
     heads: MemoryCache<Name, (Heads, Timestamp)>,
     /// The quota in the latest answer, until the meter takes it.
     quota: Mutex<Option<Quota>>,
+    news: Mutex<News>,
+}
+
+/// What this process has learned of an upstream since that was last taken.
+#[derive(Default)]
+struct News {
+    pulls: u64,
+    quota: Option<Quota>,
 }
 
 impl Account {
@@ -77,6 +97,7 @@ impl Account {
             lacks: MemoryCache::new(REMEMBERED),
             heads: MemoryCache::new(REMEMBERED),
             quota: Mutex::default(),
+            news: Mutex::default(),
             clock: clock.clone(),
             key,
             login,
@@ -119,7 +140,23 @@ impl Account {
     }
 
     pub(super) fn note_quota(&self, quota: Quota) {
+        self.news().quota = Some(quota.clone());
         *self.quota.lock().unwrap_or_else(PoisonError::into_inner) = Some(quota);
+    }
+
+    /// Notes that upstream has sent a manifest, which is what quotas count.
+    pub(super) fn note_pull(&self) {
+        self.news().pulls += 1;
+    }
+
+    /// What is new since this was last called.
+    pub(super) fn take_news(&self) -> UpstreamNews<'_> {
+        let News { pulls, quota } = std::mem::take(&mut *self.news());
+        UpstreamNews { upstream: &self.key.upstream, pulls, quota, broken: self.meter.open_breaker() }
+    }
+
+    fn news(&self) -> MutexGuard<'_, News> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn take_quota(&self) -> Option<Quota> {

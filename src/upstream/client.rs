@@ -180,6 +180,7 @@ impl Upstream {
     ) -> Result<Manifest, UpstreamError> {
         let answer = self.send(Method::GET, self.endpoint(name, "manifests", reference), name, ends_at).await?;
         let answer = answer.succeeded(self.has_credentials()).await?;
+        self.account.note_pull();
         let headers = answer.response.headers();
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let content_type = header(CONTENT_TYPE.as_str()).to_owned();

@@ -130,6 +130,14 @@ impl Meter {
         matches!(self.known().gauge.permit(Kind::Head, self.clock.now()), Permit::Closed(_))
     }
 
+    /// The breaker that is open now, as far as this process knows.
+    pub(super) fn open_breaker(&self) -> Option<Break> {
+        match self.known().gauge.permit(Kind::Manifest, self.clock.now()) {
+            Permit::Closed(broken) => Some(broken),
+            Permit::Go | Permit::Probe(_) => None,
+        }
+    }
+
     /// The permit by the gauge in memory. While a request probes, other requests of this process are refused.
     fn decide(&self, kind: Kind) -> Permit {
         let (mut known, now) = (self.known(), self.clock.now());

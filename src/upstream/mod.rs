@@ -27,6 +27,8 @@ pub use listing::{next_page, referrers_in, tags_in};
 pub(crate) use standing::Evidence;
 pub use token::{Challenge, IssuedToken};
 
+pub use account::UpstreamNews;
+
 use account::Account;
 use login::UpstreamLogin;
 use standing::{Said, Standings, says, says_if_any};
@@ -44,6 +46,7 @@ use crate::values::time::Clock;
 pub struct Upstreams {
     /// By place: each upstream, and the parts of it that a rule has settings for.
     parts: BTreeMap<String, Upstream>,
+    accounts: Vec<Arc<Account>>,
     places: Places,
     default: Place,
     policy: Policy,
@@ -81,7 +84,7 @@ impl Upstreams {
         let places = Places::new(&config.upstreams, &config.rules);
         let policy = config.access().policy;
         let standings = Standings::new(clock.clone(), Arc::clone(ledger));
-        Ok(Self { parts, places, default: Place::whole(default), policy, standings })
+        Ok(Self { parts, accounts, places, default: Place::whole(default), policy, standings })
     }
 
     /// The upstream of a repository with the settings that apply there: those of the rule with the longest matching
@@ -267,6 +270,11 @@ impl Upstreams {
             }
         }
         Err(trouble)
+    }
+
+    /// What this process has learned of each upstream since this was last called, without asking storage.
+    pub fn take_news(&self) -> impl Iterator<Item = UpstreamNews<'_>> {
+        self.accounts.iter().map(|account| account.take_news())
     }
 
     /// The gauges of all upstreams, for operators: one for each credential. Upstreams of a built-in family are listed

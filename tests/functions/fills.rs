@@ -140,10 +140,53 @@ async fn an_operator_invokes_the_filler_to_see_and_to_retry_what_was_given_up() 
     let retried = deployment.invoke_filler(json!({ "fills": "retry" })).await?;
     ensure!(retried == json!({ "retried": 1 }), "{retried}");
     deployment.until_filled().await?;
-    ensure!(deployment.invoke_filler(json!({ "fills": "list" })).await? == json!({ "fills": [] }));
+    ensure!(deployment.invoke_filler(json!({ "fills": "list" })).await? == json!({ "fills": [], "images": [] }));
     let unknown = deployment.invoke_filler(json!({ "fills": "lits" })).await;
     ensure!(unknown.is_err_and(|error| error.to_string().contains("expected `list` or `retry`")));
     ensure!(stored(&deployment.endpoints).await?.len() == image.blobs.len());
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_image_that_was_given_up_is_shown_and_retried_like_a_fill() -> Result<()> {
+    let upstream = Scripted::start()?;
+    let image = upstream.image("team/image", "v1", &[b"layer"]);
+    upstream.fault("/manifests/", Fault::Status(500, vec![], String::new()));
+    let settings = QueueSettings { visibility_timeout: Duration::from_secs(6), max_receive_count: 1, speed: 30 };
+    let schedule = "\n[[schedule]]\nevery = \"10m\"\nplatforms = \"all\"\nimages = [\"test.local/team/image:v1\"]\n";
+    let deployment = Plan::of(&upstream.url()).setting(schedule).queue(settings).start().await?;
+    deployment.invoke_filler(json!({ "prefetch": "scheduled" })).await?;
+    deployment.until_filled().await?;
+    let listed = deployment.invoke_filler(json!({ "fills": "list" })).await?;
+    ensure!(listed["images"][0]["image"] == format!("{UPSTREAM}/team/image:v1"), "{listed}\n{}", deployment.log());
+    ensure!(listed["fills"] == json!([]), "{listed}");
+    upstream.heal();
+    let retried = deployment.invoke_filler(json!({ "fills": "retry" })).await?;
+    ensure!(retried == json!({ "retried": 1 }), "{retried}");
+    deployment.until_filled().await?;
+    ensure!(deployment.invoke_filler(json!({ "fills": "list" })).await? == json!({ "fills": [], "images": [] }));
+    ensure!(stored(&deployment.endpoints).await?.len() == image.blobs.len(), "{}", deployment.log());
+    Ok(())
+}
+
+/// Of four invocations at once, over two queues.
+#[tokio::test]
+async fn no_more_fills_run_at_an_upstream_than_its_limit_in_all_invocations_together() -> Result<()> {
+    let upstream = Scripted::start()?;
+    let image = upstream.image("team/image", "v1", &[b"one", b"two", b"three", b"four"]);
+    upstream.fault("/blobs/", Fault::Stalled);
+    // What waits for a place is received more often than a failed fill is.
+    let settings = QueueSettings { visibility_timeout: Duration::from_mins(16), max_receive_count: 2, speed: 30 };
+    let deployment = Plan::of(&upstream.url()).setting("fills = 1\n").queue(settings).start().await?;
+    deployment.request(Method::GET, "team/image/manifests/v1")?.send().await?.error_for_status()?;
+    while deployment.log().matches("PostponedFills\":1").count() < 12 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    ensure!(upstream.count("/blobs/") == 1, "{:?}", upstream.requests());
+    upstream.heal();
+    deployment.until_filled().await?;
+    ensure!(stored(&deployment.endpoints).await?.len() == image.blobs.len(), "{}", deployment.log());
+    ensure!(deployment.endpoints.dead_messages() == 0, "what only waited was given up");
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use http::header::{AUTHORIZATION, LOCATION};
 use reqwest::Method;
 use serde_json::{Value, json};
 use support::aws::{EVERY_OPERATION, Endpoints, QueueSettings, Service};
+use support::program::UPSTREAM;
 use support::scripted::{Fault, Login, Scripted, ScriptedImage};
 use tempfile::NamedTempFile;
 
@@ -115,6 +116,7 @@ async fn with_the_level_warn_errors_pass_the_filter_of_lambda() -> Result<()> {
 #[tokio::test]
 async fn what_costs_something_is_counted() -> Result<()> {
     let upstream = Scripted::start()?;
+    upstream.quota(100, 9);
     let image = upstream.image("team/image", "v1", &[b"one", b"two"]);
     let deployment = Plan::of(&upstream.url()).start().await?;
     for _ in 0..2 {
@@ -131,6 +133,11 @@ async fn what_costs_something_is_counted() -> Result<()> {
     let counted = ["Misses", "Fills", "FilledBytes", "FailedFills", "Sweeps"].map(sum);
     ensure!(counted == [1, image.blobs.len() as u64, bytes as u64, 0, 1], "{counted:?}\n{log}");
     ensure!(counts.iter().all(|line| line["Stack"] == "tests"), "{counts:?}");
+    let pulls = ["PullsSpent", "PullsSaved"].map(sum);
+    ensure!(pulls == [1, 1], "{pulls:?}\n{log}");
+    let asked = counts.iter().find(|line| line["PullsSpent"] == 1).context("no pull is counted")?;
+    let left = (&asked["Upstream"], &asked["QuotaLeft"], &asked["QuotaLeftPercent"]);
+    ensure!(left == (&json!(UPSTREAM), &json!(8), &json!(8)), "{asked}");
     Ok(())
 }
 

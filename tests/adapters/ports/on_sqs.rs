@@ -7,7 +7,7 @@ use aws::SqsFills;
 use stopover::errors::StoreError;
 use stopover::identity::Payer;
 use stopover::oci::Platforms;
-use stopover::ports::{Fills as _, ImageJob, Job, Priority, Work};
+use stopover::ports::{Fills as _, ImageJob, Job, Listed, Priority, Work};
 use support::aws::{EVERY_OPERATION, Endpoints, Service};
 use support::world::queues;
 
@@ -121,18 +121,30 @@ async fn what_nobody_waits_for_has_a_queue_of_its_own() -> Result<()> {
 async fn dead_messages_are_listed_without_moving_them_and_requested_again_once() -> Result<()> {
     let endpoints = Endpoints::start().await?;
     let (fills, jobs, sqs) = (fills(&endpoints).await, jobs(23)?, endpoints.sqs().await);
-    for body in jobs.iter().map(serde_json::to_string).chain([Ok("no job".to_owned())]) {
+    let image = ImageJob {
+        repository: jobs[0].repository.clone(),
+        reference: "1.27".parse()?,
+        platforms: Platforms::All,
+        priority: Priority::Prefetch,
+        payer: Some(Payer::Network("192.0.2.1".parse()?)),
+    };
+    let images = [serde_json::to_string(&image), serde_json::to_string(&image), Ok("no job".to_owned())];
+    for body in jobs.iter().map(serde_json::to_string).chain(images) {
         sqs.send_message().queue_url(endpoints.dlq_url()).message_body(body?).send().await?;
     }
     for _ in 0..2 {
-        let mut listed = fills.list().await?;
+        let Listed { fills: mut listed, images } = fills.list().await?;
+        assert_eq!(images, std::slice::from_ref(&image), "once, however often it was requested");
         listed.sort_by_key(|requested| requested.job.size);
         ensure!(listed.iter().all(|requested| requested.given_up.is_some()));
         assert_eq!(listed.into_iter().map(|requested| requested.job).collect::<Vec<_>>(), jobs);
     }
-    assert_eq!(fills.retry().await?, 23);
-    assert_eq!((endpoints.queued_messages(), endpoints.dead_messages()), (23, 1), "what is no job stays");
+    assert_eq!(fills.retry().await?, 25);
+    assert_eq!(endpoints.dead_messages(), 1, "what is no job stays");
+    let receive = sqs.receive_message().queue_url(endpoints.background_queue_url()).send().await?;
+    let requested: Work = serde_json::from_str(receive.messages()[0].body().context("no body")?)?;
+    ensure!(requested == Work::Image(ImageJob { payer: None, ..image }), "an operator's request is no caller's");
     assert_eq!(fills.retry().await?, 0);
-    assert_eq!(fills.list().await?, []);
+    assert_eq!(fills.list().await?, Listed::default());
     Ok(())
 }

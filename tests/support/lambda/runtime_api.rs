@@ -1,7 +1,10 @@
 //! The Runtime API: four routes between the service and the process of a function.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -21,6 +24,9 @@ use super::{ACCOUNT, FunctionError, REGION};
 /// The most bytes of a response: Lambda's 6 MB, with the 100 bytes that it grants on top.
 const MAX_RESPONSE: usize = 6 * 1024 * 1024 + 100;
 
+/// Two processes never have an invocation of the same id.
+static INVOCATIONS: AtomicU64 = AtomicU64::new(1);
+
 pub(super) type Reply = Result<Value, FunctionError>;
 
 struct Invocation {
@@ -37,7 +43,6 @@ struct Exchange {
     waiting: Option<Invocation>,
     /// Fetched, not yet answered.
     running: Option<(String, oneshot::Sender<Reply>)>,
-    invocations: u64,
     /// Which process this is; a poll left over from an earlier one must not take an event.
     process: u64,
 }
@@ -91,8 +96,7 @@ impl RuntimeApi {
     pub(super) fn hand_in(&self, event: Bytes, trace: String, timeout: Duration) -> oneshot::Receiver<Reply> {
         let (reply, answered) = oneshot::channel();
         let mut exchange = self.exchange();
-        exchange.invocations += 1;
-        let id = format!("00000000-0000-4000-9000-{:012x}", exchange.invocations);
+        let id = format!("00000000-0000-4000-9000-{:012x}", INVOCATIONS.fetch_add(1, Ordering::Relaxed));
         exchange.waiting = Some(Invocation { id, event, trace, deadline: SystemTime::now() + timeout, reply });
         self.handed_in.send_replace(());
         answered

@@ -1,32 +1,28 @@
 //! `stopover fills` and `stopover fills retry`.
 
-use stopover::operate::report::FillStatus;
+use stopover::operate::report::FillReport;
 
 use super::Client;
 
 impl Client {
-    /// The fills that have not succeeded.
-    pub(super) async fn listed_fills(&self) -> anyhow::Result<Vec<FillStatus>> {
-        #[derive(serde::Deserialize)]
-        struct Fills {
-            fills: Vec<FillStatus>,
-        }
-        let Fills { fills } = self.ask_as_operator(self.http.get(self.url("fills"))).await?;
-        Ok(fills)
+    /// What has not succeeded.
+    pub(super) async fn listed_fills(&self) -> anyhow::Result<FillReport> {
+        self.ask_as_operator(self.http.get(self.url("fills"))).await
     }
 
-    /// One line for each fill that has not succeeded: its state, and why it failed.
+    /// One line for each fill that has not succeeded: its state, and why it failed; and for each image.
     pub(crate) async fn fills(&self) -> anyhow::Result<String> {
-        let mut fills = self.listed_fills().await?;
+        let FillReport { mut fills, images } = self.listed_fills().await?;
         fills.sort_by(|one, other| (&one.repository, one.size).cmp(&(&other.repository, other.size)));
-        if fills.is_empty() {
+        if fills.is_empty() && images.is_empty() {
             return Ok("nothing is being filled, and nothing was given up\n".into());
         }
-        let lines: Vec<String> = fills.iter().map(ToString::to_string).collect();
+        let lines = fills.iter().map(ToString::to_string).chain(images.iter().map(ToString::to_string));
+        let lines: Vec<String> = lines.collect();
         Ok(lines.join("\n") + "\n")
     }
 
-    /// Requests all fills again that were given up.
+    /// Requests everything again that was given up.
     pub(crate) async fn retry_fills(&self) -> anyhow::Result<String> {
         #[derive(serde::Deserialize)]
         struct Retried {

@@ -210,7 +210,7 @@ impl Client {
                 answered = Instant::now();
             }
             let listed: Option<HashMap<Digest, FillStatus>> =
-                listed.map(|fills| fills.into_iter().map(|fill| (fill.digest.clone(), fill)).collect());
+                listed.map(|report| report.fills.into_iter().map(|fill| (fill.digest.clone(), fill)).collect());
             let mut lookups = LOOKUPS;
             for _ in 0..open.len() {
                 let Some(mut blob) = open.pop_front() else { break };

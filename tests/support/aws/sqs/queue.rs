@@ -33,7 +33,7 @@ pub struct QueueSettings {
     pub visibility_timeout: Duration,
     /// How often a message is received before it moves to the dead-letter queue.
     pub max_receive_count: u32,
-    /// How many seconds that a consumer asks a message to be hidden for pass in one second.
+    /// How many seconds that a message is asked to be hidden or delayed for pass in one second.
     pub speed: u32,
 }
 
@@ -161,7 +161,7 @@ impl Queues {
             receive_count: 0,
             dead: false,
             trace: trace.map(str::to_owned),
-            visible_at: Instant::now() + delay,
+            visible_at: Instant::now() + delay / self.settings.speed,
         };
         let sent = (message.id.clone(), message.md5.clone());
         contents.of(queue).push(message);
