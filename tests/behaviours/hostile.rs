@@ -43,7 +43,7 @@ async fn a_manifest_that_names_thousands_of_blobs_costs_one_request(column: Colu
         assert!(message.contains("more than 1000 are not stored"), "{message}");
         world.settled().await;
         assert_eq!(world.upstream.count(&format!("/v2/{name}/")), 1, "the manifest, and nothing it names");
-        assert_eq!(world.cache.operate.fill_reports().await.unwrap(), []);
+        assert_eq!(world.cache.operate.fill_reports().await.unwrap().fills, []);
     }
 }
 
@@ -143,7 +143,7 @@ mod alone {
         world.upstream.heal();
         world.settled().await;
         assert!(world.stored_blobs().await.contains(&image.blobs[1].0.to_string()));
-        assert_eq!(world.cache.operate.fill_reports().await.unwrap(), []);
+        assert_eq!(world.cache.operate.fill_reports().await.unwrap().fills, []);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -185,7 +185,11 @@ mod alone {
         for (later, remembered) in [(Duration::from_hours(6 * 24), 1), (Duration::from_hours(24), 0)] {
             clock.advance(later);
             let local = start().await;
-            assert_eq!(local.cache.operate.fill_reports().await.unwrap().len(), remembered, "after another {later:?}");
+            assert_eq!(
+                local.cache.operate.fill_reports().await.unwrap().fills.len(),
+                remembered,
+                "after another {later:?}"
+            );
             local.stop(Duration::ZERO).await;
         }
     }

@@ -21,7 +21,9 @@ async fn a_fill_that_was_given_up_is_shown_with_its_reason_and_retried(column: C
     world.upstream.fault(&format!("blobs/{digest}"), Fault::Status(status, vec![], String::new()));
     world.get("/v2/test.local/team/app/manifests/1").await;
     world.settled().await;
-    let [failed] = &world.cache.operate.fill_reports().await.unwrap()[..] else { panic!("one is missing at upstream") };
+    let [failed] = &world.cache.operate.fill_reports().await.unwrap().fills[..] else {
+        panic!("one is missing at upstream")
+    };
     assert_eq!((&failed.digest, failed.state, failed.attempts), (digest, FillState::Failed, 1));
     assert_eq!(failed.repository.as_deref(), Some("test.local/team/app"));
     assert!(failed.failure.as_deref().is_some_and(|failure| failure.contains(reason)), "{failed:?}");
@@ -29,7 +31,7 @@ async fn a_fill_that_was_given_up_is_shown_with_its_reason_and_retried(column: C
     world.upstream.heal();
     assert_eq!(world.cache.core.fills.retry().await.unwrap(), 1);
     world.settled().await;
-    assert_eq!(world.cache.operate.fill_reports().await.unwrap(), []);
+    assert_eq!(world.cache.operate.fill_reports().await.unwrap().fills, []);
     let stored = world.cache.operate.fill_report(digest).await.unwrap().unwrap();
     assert_eq!((stored.state, stored.size, stored.written), (FillState::Stored, 5, 5));
     assert_eq!(world.cache.core.fills.retry().await.unwrap(), 0, "nothing is left to retry");
@@ -118,7 +120,7 @@ mod alone {
         world.get("/v2/test.local/a/manifests/1").await;
         until(|| world.upstream.count("/blobs/") == 2).await;
         let in_state = async |state| {
-            let reports = world.cache.operate.fill_reports().await.unwrap();
+            let reports = world.cache.operate.fill_reports().await.unwrap().fills;
             reports.iter().filter(|report| report.state == state).count()
         };
         assert_eq!((in_state(FillState::Running).await, in_state(FillState::Waiting).await), (2, 3));
@@ -192,12 +194,12 @@ mod alone {
         upstream.forget_requests();
         let local = start().await;
         local.settled().await;
-        let reports = local.cache.operate.fill_reports().await.unwrap();
+        let reports = local.cache.operate.fill_reports().await.unwrap().fills;
         assert_eq!((reports.len(), reports[0].state), (1, FillState::Failed));
         assert_eq!(upstream.count(digest.as_str()), 0);
         local.cache.pull.blob(&repository("a"), digest, Want::GET).await.unwrap();
         local.settled().await;
-        assert_eq!(local.cache.operate.fill_reports().await.unwrap(), []);
+        assert_eq!(local.cache.operate.fill_reports().await.unwrap().fills, []);
     }
 }
 
