@@ -181,7 +181,8 @@ def check(cache, url):
 def keep_environment(environment, configuration):
     told = environment | {"STOPOVER_CONFIG": str(configuration)}
     (KEPT / "environment").write_text("".join(f"{name}={value}\n" for name, value in told.items()))
-    (KEPT / "environment.json").write_text(json.dumps({"RegistryFunction": told}, indent=1) + "\n")
+    # In a container the configuration is that of the layer.
+    (KEPT / "environment.json").write_text(json.dumps({"RegistryFunction": environment}, indent=1) + "\n")
 
 
 def main(programs, only_check):
