@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: help setup check conventions test package rehearsal bench
+.PHONY: help setup check conventions test package rehearsal local-aws bench
 
 # The tools of `make setup` come first; SAM validates offline, but wants to know a region.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -14,11 +14,13 @@ export AWS_DEFAULT_REGION ?= us-east-1
 # Functions are built for this machine; samconfig.toml has an environment of this name.
 architecture := $(if $(filter aarch64 arm64,$(shell uname -m)),arm64,x86_64)
 bootstraps := .aws-sam/build/RegistryFunction/bootstrap .aws-sam/build/FillerFunction/bootstrap
+# As the tests have them, not optimised.
+functions := cargo build --locked --workspace --bin registry --bin filler
 # One stamp per content of the script: a change of it installs again.
 setup_stamp := .venv/setup-$(shell sha256sum infra/setup.sh | cut -c1-16)
 
 help: ## List the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: $(setup_stamp) ## Install what the targets below need (apt, PyPI, crates.io); does nothing the second time
 
@@ -56,8 +58,14 @@ package: $(setup_stamp) ## The functions as a deployment uploads them, in .aws-s
 	# One panic costs one request, in what users run too.
 	cargo test --locked --release --package stopover --bin stopover panics
 
-rehearsal: $(setup_stamp) ## Deploy, upgrade and delete the stack on an emulator of AWS, for each set of parameters
+rehearsal: $(setup_stamp) ## Deploy, upgrade and delete the stack on an emulator of AWS, for each set of parameters; pull through it
 	python infra/rehearse.py
+	$(functions)
+	python infra/local.py "$${CARGO_TARGET_DIR:-target}/debug" --check
+
+local-aws: $(setup_stamp) ## The deployment on this machine: emulator of AWS, functions, an upstream, and how to pull; Ctrl-C ends it
+	$(functions)
+	python infra/local.py "$${CARGO_TARGET_DIR:-target}/debug"
 
 bench: $(setup_stamp) ## Measure Stopover beside docker-registry, nginx and curl; writes docs/explanation/benchmarks.md
 	cargo build --locked --release --package stopover

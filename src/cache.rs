@@ -54,8 +54,7 @@ impl Cache {
         if access.iam.as_ref().is_some_and(|iam| iam.organization.is_some()) && cloud.is_none() {
             return Err(CacheError::NoOrganization);
         }
-        let access = Access::new(access, keys, clock, ledger, cloud).map_err(CacheError::Client)?;
-        let access = Arc::new(access);
+        let access = Arc::new(Access::new(access, keys, clock, ledger, cloud));
         let membership = Arc::new(Membership::new(Arc::clone(&core)));
         let fill = Arc::new(Fill::new(Arc::clone(&core), Arc::clone(&membership)));
         let pull = Arc::new(Pull::new(Arc::clone(&core), membership));
@@ -77,9 +76,6 @@ pub enum CacheError {
     /// The client for upstreams cannot be built.
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
-    /// The HTTP client for identity providers cannot be built.
-    #[error("no HTTP client: {0:?}")]
-    Client(reqwest::Error),
     /// The signing keys are invalid.
     #[error("access.signing_keys")]
     Keys(#[from] InvalidKeys),

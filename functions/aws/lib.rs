@@ -7,6 +7,7 @@ mod batch;
 mod conditional;
 mod configuration;
 mod dynamo;
+mod environment;
 mod failure;
 mod item;
 pub mod log;
@@ -23,9 +24,9 @@ mod sqs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, SdkConfig};
+use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
+use aws_types::SdkConfig;
 use stopover::cache::Cache;
 use stopover::values::time::Clock;
 
@@ -45,8 +46,7 @@ const S3_ANSWERS: Duration = Duration::from_mins(2);
 
 /// What `make` makes of the cache that the environment of this process describes.
 pub async fn connect<T: Clone>(make: impl Fn(Arc<Cache>) -> T + Send + Sync + 'static) -> anyhow::Result<Site<T>> {
-    let aws = aws_config::defaults(BehaviorVersion::latest()).load().await;
-    Site::connect(|name| std::env::var(name).ok(), aws, Clock::default(), make).await
+    Site::connect(|name| std::env::var(name).ok(), environment::sdk_config(), Clock::default(), make).await
 }
 
 /// The client for a [`DynamoLedger`].

@@ -2,7 +2,6 @@
 
 use std::env;
 
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 /// Starts it, at the level that the deployment has chosen (`AWS_LAMBDA_LOG_LEVEL`).
@@ -11,6 +10,5 @@ use tracing_subscriber::filter::LevelFilter;
 /// (Lambda developer guide, "log level filtering").
 pub fn start() {
     let level = env::var("AWS_LAMBDA_LOG_LEVEL").ok().and_then(|level| level.parse().ok());
-    let filter = EnvFilter::builder().with_default_directive(level.unwrap_or(LevelFilter::INFO).into());
-    tracing_subscriber::fmt().json().with_target(false).with_env_filter(filter.from_env_lossy()).init();
+    tracing_subscriber::fmt().json().with_target(false).with_max_level(level.unwrap_or(LevelFilter::INFO)).init();
 }

@@ -4,10 +4,10 @@ use std::error::Error;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use aws_config::SdkConfig;
 use aws_credential_types::provider::ProvideCredentials as _;
 use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
 use aws_sigv4::sign::v4::SigningParams;
+use aws_types::SdkConfig;
 use aws_types::service_config::ServiceConfigKey;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;

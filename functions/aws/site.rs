@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use aws_config::SdkConfig;
+use aws_types::SdkConfig;
 use stopover::cache::Cache;
 use stopover::config::{Cold, Config, SecretReference};
 use stopover::errors::{StoreError, chain};

@@ -127,15 +127,15 @@ impl Access {
         clock: Clock,
         ledger: Arc<dyn Ledger>,
         cloud: Option<Arc<dyn Cloud>>,
-    ) -> Result<Self, reqwest::Error> {
-        let web = Web::new()?;
+    ) -> Self {
+        let web = Web::default();
         let issuers = Issuers::new(&config.oidc, &config.policy, &web, &clock);
         let iam = config.iam.clone().map(|iam| {
             let id = iam.organization.clone();
             let members = id.zip(cloud).map(|(id, cloud)| Members::new(id, cloud, clock.clone()));
             Sts::new(iam, members, config.service.clone(), web, clock.clone())
         });
-        Ok(Self { config, keys, robots: RobotLogins::new(clock, ledger), iam, issuers })
+        Self { config, keys, robots: RobotLogins::new(clock, ledger), iam, issuers }
     }
 
     /// Whether any login is configured.

@@ -1,6 +1,7 @@
 //! HTTP client for identity providers: STS and `OpenID` issuers. It never contacts a host that a caller names.
 
 use std::error::Error;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::errors::Unreachable;
@@ -15,8 +16,9 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const LONGEST_ANSWER: usize = 256 * 1024;
 
 /// An HTTP client that follows no redirects and ignores proxies set in the environment.
-#[derive(Clone)]
-pub(super) struct Web(reqwest::Client);
+/// It is made with the first request, since it reads the certificates of the system.
+#[derive(Clone, Default)]
+pub(super) struct Web(Arc<OnceLock<reqwest::Client>>);
 
 /// An error with its causes. A cause that the text already contains is not repeated.
 fn causes(error: &(dyn Error + 'static)) -> String {
@@ -33,14 +35,18 @@ fn causes(error: &(dyn Error + 'static)) -> String {
 }
 
 impl Web {
-    pub(super) fn new() -> Result<Self, reqwest::Error> {
+    fn client(&self) -> Result<&reqwest::Client, reqwest::Error> {
+        if let Some(client) = self.0.get() {
+            return Ok(client);
+        }
         let builder = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .timeout(TIMEOUT)
             .http1_only()
             .user_agent(concat!("stopover/", env!("CARGO_PKG_VERSION")));
-        builder.build().map(Self)
+        let client = builder.build()?;
+        Ok(self.0.get_or_init(|| client))
     }
 
     /// GET of a URL, after `complete` has added to the request: the status and the whole body.
@@ -50,7 +56,8 @@ impl Web {
         complete: impl FnOnce(RequestBuilder) -> RequestBuilder,
     ) -> Result<(StatusCode, Bytes), Unreachable> {
         let failed = |error: reqwest::Error| Unreachable::new(url, causes(&error.without_url()));
-        let mut response = complete(self.0.get(url.clone())).send().await.map_err(failed)?;
+        let client = self.client().map_err(failed)?;
+        let mut response = complete(client.get(url.clone())).send().await.map_err(failed)?;
         let mut body = BytesMut::new();
         while let Some(part) = response.chunk().await.map_err(failed)? {
             if body.len() + part.len() > LONGEST_ANSWER {

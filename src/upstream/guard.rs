@@ -2,6 +2,7 @@
 //! network.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -13,61 +14,78 @@ use crate::values::text::excerpt;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Two HTTP clients: one for origins that the operator named, one that connects to public addresses only.
+/// HTTP clients: some for origins that the operator named, some that connect to public addresses only.
 pub(super) struct Clients {
-    named: reqwest::Client,
-    public: reqwest::Client,
-    /// The same, without kept connections.
-    anew: [reqwest::Client; 2],
+    named: Made,
+    public: Made,
     /// The hosts of the proxies that the environment names.
     proxies: Vec<String>,
 }
 
+/// Where a client connects to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reach {
+    Named,
+    Public,
+}
+
+/// Clients that are made with the first request of each: one reads the certificates of the system, which takes longer than
+/// all else that a function does as it starts.
+#[derive(Default)]
+struct Made {
+    kept: OnceLock<reqwest::Client>,
+    /// Without kept connections.
+    anew: OnceLock<reqwest::Client>,
+}
+
 impl Clients {
-    pub(super) fn new() -> Result<Self, UpstreamError> {
-        let builder = || {
-            reqwest::Client::builder()
-                .redirect(reqwest::redirect::Policy::none())
-                .connect_timeout(CONNECT_TIMEOUT)
-                .tcp_nodelay(true)
-                .http1_only()
-                .user_agent(concat!("stopover/", env!("CARGO_PKG_VERSION")))
-        };
-        let failed = |error: reqwest::Error| UpstreamError::Invalid(format!("no HTTP client: {error:?}"));
+    pub(super) fn new() -> Self {
         let proxies = proxies(|variable| std::env::var(variable).ok());
-        let resolver = PublicOnly { look_up, proxies: proxies.clone() };
-        Ok(Self {
-            named: builder().build().map_err(failed)?,
-            public: builder().dns_resolver(resolver.clone()).build().map_err(failed)?,
-            anew: [
-                builder().pool_max_idle_per_host(0).build().map_err(failed)?,
-                builder().pool_max_idle_per_host(0).dns_resolver(resolver).build().map_err(failed)?,
-            ],
-            proxies,
-        })
+        Self { named: Made::default(), public: Made::default(), proxies }
     }
 
-    /// Sends a GET or a HEAD, where [`Self::client_for`] allows it. A connection that was kept may be closed as the
+    fn client(&self, reach: Reach, keeps: bool) -> Result<&reqwest::Client, UpstreamError> {
+        let made = if reach == Reach::Named { &self.named } else { &self.public };
+        let made = if keeps { &made.kept } else { &made.anew };
+        if let Some(client) = made.get() {
+            return Ok(client);
+        }
+        let mut builder = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .http1_only()
+            .user_agent(concat!("stopover/", env!("CARGO_PKG_VERSION")));
+        if reach == Reach::Public {
+            builder = builder.dns_resolver(PublicOnly { look_up, proxies: self.proxies.clone() });
+        }
+        if !keeps {
+            builder = builder.pool_max_idle_per_host(0);
+        }
+        let client = builder.build();
+        let client = client.map_err(|error| UpstreamError::Invalid(format!("no HTTP client: {error:?}")))?;
+        Ok(made.get_or_init(|| client))
+    }
+
+    /// Sends a GET or a HEAD, where [`Self::reach_of`] allows it. A connection that was kept may be closed as the
     /// request goes out on it: then it is sent once more, on a new one (RFC 9110, section 9.2.2).
     pub(super) async fn send(
         &self,
         request: reqwest::Request,
         upstream: &UpstreamConfig,
     ) -> Result<reqwest::Response, UpstreamError> {
-        let client = self.client_for(request.url(), upstream)?;
-        let [named, public] = &self.anew;
-        let anew = if std::ptr::eq(client, &raw const self.public) { public } else { named };
+        let reach = self.reach_of(request.url(), upstream)?;
         let again = request.try_clone();
-        match (client.execute(request).await, again) {
+        match (self.client(reach, true)?.execute(request).await, again) {
             (Err(error), Some(again)) if error.is_request() && !error.is_connect() && !error.is_timeout() => {
-                Ok(anew.execute(again).await?)
+                Ok(self.client(reach, false)?.execute(again).await?)
             }
             (sent, _) => Ok(sent?),
         }
     }
 
-    /// The client that may fetch `url` on behalf of an upstream, or why none may.
-    pub(super) fn client_for(&self, url: &Url, upstream: &UpstreamConfig) -> Result<&reqwest::Client, UpstreamError> {
+    /// What the client reaches that may fetch `url` on behalf of an upstream, or why none may.
+    pub(super) fn reach_of(&self, url: &Url, upstream: &UpstreamConfig) -> Result<Reach, UpstreamError> {
         let refused = |why: &str| UpstreamError::Invalid(format!("it led to {}, {why}", origin(url)));
         let host = url.host().ok_or_else(|| refused("which has no host"))?;
         if !url.username().is_empty() || url.password().is_some() {
@@ -78,7 +96,7 @@ impl Clients {
             std::iter::once(&upstream.url).chain(&upstream.token_realms).any(|known| known.origin() == url.origin())
                 || upstream.trusted_hosts.iter().any(|trusted| is_host(url, trusted));
         match url.scheme() {
-            "http" | "https" if named => return Ok(&self.named),
+            "http" | "https" if named => return Ok(Reach::Named),
             "https" => {}
             _ => return Err(refused("which is not https; name its host in trusted_hosts if it is meant")),
         }
@@ -95,14 +113,14 @@ impl Clients {
             Some(address) if !is_public(address) => {
                 Err(refused("which is not a public address; name it in trusted_hosts if it is meant"))
             }
-            _ => Ok(&self.public),
+            _ => Ok(Reach::Public),
         }
     }
 
     /// Whether a client may be sent to `url`, which is judged as if we went there. Where a proxy connects for us, its
     /// names may be unknown here.
     pub(super) async fn may_send_to(&self, url: &Url, upstream: &UpstreamConfig) -> Result<(), UpstreamError> {
-        let public = std::ptr::eq(self.client_for(url, upstream)?, &raw const self.public);
+        let public = self.reach_of(url, upstream)? == Reach::Public;
         if let Some(Host::Domain(host)) = url.host()
             && public
             && self.proxies.is_empty()
@@ -301,7 +319,7 @@ mod tests {
         let config = Config::load(None, Cold::Redirect, |secret| secret.read(|_| None)).unwrap();
         let mut upstream = UpstreamConfig::clone(&config.upstreams["docker.io"]);
         upstream.url = url.clone();
-        let clients = Clients::new().unwrap();
+        let clients = Clients::new();
         for _ in 0..8 {
             let answer = clients.send(reqwest::Request::new(http::Method::GET, url.clone()), &upstream).await.unwrap();
             assert_eq!(answer.status(), 200);
@@ -323,18 +341,18 @@ mod tests {
         let resolver = PublicOnly { look_up: answers(&[&["10.0.0.1:0"], &["10.0.0.1:0"]]), proxies: named.clone() };
         assert_eq!(resolver.resolve("proxy.test".parse().unwrap()).await.unwrap().count(), 1);
         assert!(resolver.resolve("target.test".parse().unwrap()).await.is_err());
-        let clients = Clients { proxies: named, ..Clients::new().unwrap() };
+        let clients = Clients { proxies: named, ..Clients::new() };
         let config = Config::load(None, Cold::Redirect, |secret| secret.read(|_| None)).unwrap();
         let hub = &config.upstreams["docker.io"];
-        assert!(clients.client_for(&Url::parse("https://proxy.test/").unwrap(), hub).is_err());
-        assert!(clients.client_for(&Url::parse("https://cdn.test/").unwrap(), hub).is_ok());
+        assert!(clients.reach_of(&Url::parse("https://proxy.test/").unwrap(), hub).is_err());
+        assert!(clients.reach_of(&Url::parse("https://cdn.test/").unwrap(), hub).is_ok());
     }
 
     #[tokio::test]
     async fn clients_are_sent_to_public_addresses_only() {
         let config = Config::load(None, Cold::Redirect, |secret| secret.read(|_| None)).unwrap();
         let hub = &config.upstreams["docker.io"];
-        let clients = Clients { proxies: Vec::new(), ..Clients::new().unwrap() };
+        let clients = Clients { proxies: Vec::new(), ..Clients::new() };
         for url in ["https://localhost/", "https://127.0.0.1/", "https://user:pw@1.1.1.1/", "http://1.1.1.1/"] {
             assert!(clients.may_send_to(&Url::parse(url).unwrap(), hub).await.is_err(), "{url}");
         }
@@ -348,9 +366,9 @@ mod tests {
     fn redirects_stay_out_of_the_operators_network() {
         let config = Config::load(None, Cold::Redirect, |secret| secret.read(|_| None)).unwrap();
         let hub = &config.upstreams["docker.io"];
-        let clients = Clients::new().unwrap();
+        let clients = Clients::new();
         let allowed =
-            |url: &str, upstream: &UpstreamConfig| clients.client_for(&Url::parse(url).unwrap(), upstream).is_ok();
+            |url: &str, upstream: &UpstreamConfig| clients.reach_of(&Url::parse(url).unwrap(), upstream).is_ok();
         assert!(allowed("https://production.cloudflare.docker.com/blob?verify=1", hub));
         for url in [
             "http://production.cloudflare.docker.com/blob",
@@ -370,7 +388,7 @@ mod tests {
         assert!(!allowed("http://reg.test/blob", &named), "the scheme is another one");
         let public = |url: &str| {
             let url = Url::parse(url).unwrap();
-            std::ptr::eq(clients.client_for(&url, &named).unwrap(), &raw const clients.public)
+            clients.reach_of(&url, &named).unwrap() == Reach::Public
         };
         assert!(!public("https://reg.test/blob"));
         assert!(public("https://reg.test:8443/blob"), "another port may be another machine");

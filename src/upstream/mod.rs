@@ -64,7 +64,7 @@ impl Upstreams {
         ledger: &Arc<dyn Ledger>,
         cloud: Option<&Arc<dyn Cloud>>,
     ) -> Result<Self, UpstreamError> {
-        let clients = Arc::new(guard::Clients::new()?);
+        let clients = Arc::new(guard::Clients::new());
         let wholes = config.upstreams.iter().map(|(id, upstream)| (Place::whole(id.clone()), upstream));
         let rules = config.rules.values().filter_map(|rule| Some((rule.place.clone(), rule.settings.as_ref()?)));
         let mut accounts: Vec<Arc<Account>> = Vec::new();

@@ -36,7 +36,7 @@ enum Doubt {
 }
 
 impl Upstream {
-    /// Sends a request and follows at most five redirects, each to a host that [`guard::Clients::client_for`] allows.
+    /// Sends a request and follows at most five redirects, each to a host that [`guard::Clients::reach_of`] allows.
     pub(super) async fn send(
         &self,
         method: Method,

@@ -1,0 +1,39 @@
+//! What the environment of a function tells the SDK. Lambda sets the region and the credentials of the function's role.
+
+use std::env;
+
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_sdk_s3::config::{BehaviorVersion, Region};
+use aws_types::SdkConfig;
+use aws_types::service_config::{LoadServiceConfig, ServiceConfigKey};
+
+/// Where services are, if not at their public hosts.
+#[derive(Debug)]
+struct Endpoints;
+
+/// In place of `aws-config`, whose other sources (profiles, roles to assume, metadata of machines) no function has: its
+/// code would be loaded at each start.
+pub(crate) fn sdk_config() -> SdkConfig {
+    let config = SdkConfig::builder().behavior_version(BehaviorVersion::latest());
+    let mut config = config.region(variable("AWS_REGION").map(Region::new)).service_config(Endpoints);
+    config.set_endpoint_url(variable("AWS_ENDPOINT_URL")).set_credentials_provider(credentials());
+    config.build()
+}
+
+fn credentials() -> Option<SharedCredentialsProvider> {
+    let (id, secret) = (variable("AWS_ACCESS_KEY_ID")?, variable("AWS_SECRET_ACCESS_KEY")?);
+    let credentials = Credentials::new(id, secret, variable("AWS_SESSION_TOKEN"), None, "environment");
+    Some(SharedCredentialsProvider::new(credentials))
+}
+
+impl LoadServiceConfig for Endpoints {
+    /// `AWS_ENDPOINT_URL_<SERVICE>`, as the SDKs and tools of AWS have it ("Service-specific endpoints").
+    fn load_config(&self, key: ServiceConfigKey<'_>) -> Option<String> {
+        variable(&format!("{}_{}", key.env(), key.service_id().replace(' ', "_").to_uppercase()))
+    }
+}
+
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
