@@ -428,7 +428,7 @@ async fn an_item_that_cannot_be_read_stays_and_keeps_no_other_from_being_swept()
     pull(&world, "a", "1").await;
     let endpoints = world.endpoints().expect("the AWS column has endpoints");
     let text = |text: &str| AttributeValue::S(text.to_owned());
-    let put = endpoints.dynamodb().await.put_item().table_name(endpoints.table());
+    let put = endpoints.dynamodb().put_item().table_name(endpoints.table());
     let put = put.item("pk", text("repo#test.local/a")).item("sk", text("tag#2")).item("version", text("?"));
     put.send().await.unwrap();
     world.clock.advance(60 * 24 * HOUR);

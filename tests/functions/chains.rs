@@ -34,7 +34,7 @@ async fn filled(
     if let Some(continuation) = continuation {
         job["continuation"] = continuation.into();
     }
-    let client = endpoints.sqs().await;
+    let client = endpoints.sqs();
     let send = client.send_message().queue_url(endpoints.queue_url()).message_body(job.to_string());
     let trace = trace_of(chain);
     let traced = send.customize().mutate_request(move |request| {
@@ -65,7 +65,7 @@ async fn a_fill_that_was_continued_64_times_is_dead_and_the_log_says_why() -> Re
     let (endpoints, log) = filled(192 * MIB, 1, Some(64), RecursiveLoop::Allow).await?;
     ensure!(log.contains("was continued 64 times"), "{log}");
     ensure!(log.contains("fill parked") && endpoints.objects().is_empty() && endpoints.dead_messages() == 1, "{log}");
-    let receive = endpoints.sqs().await.receive_message().queue_url(endpoints.dlq_url()).send().await?;
+    let receive = endpoints.sqs().receive_message().queue_url(endpoints.dlq_url()).send().await?;
     let dead: Value = serde_json::from_str(receive.messages()[0].body().unwrap_or_default())?;
     ensure!(dead["continuation"] == 64, "{dead}");
     Ok(())

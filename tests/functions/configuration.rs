@@ -34,7 +34,7 @@ async fn put(endpoints: &Endpoints, place: &str, text: &str) -> Result<()> {
         endpoints.kept().put_parameter(name, text);
     } else {
         let (bucket, key) = place.trim_start_matches("s3://").split_once('/').context("no object")?;
-        let object = endpoints.s3().await.put_object().bucket(bucket).key(key);
+        let object = endpoints.s3().put_object().bucket(bucket).key(key);
         object.body(text.to_owned().into_bytes().into()).send().await?;
     }
     Ok(())
@@ -46,7 +46,7 @@ async fn site(endpoints: &Endpoints, place: &str) -> Result<(Site<Router>, Clock
     let variables: HashMap<String, String> = environment.with("STOPOVER_CONFIG_URI", place).0.into_iter().collect();
     let clock = Clock::manual(Timestamp(1_800_000_000));
     let variable = move |name: &str| variables.get(name).cloned();
-    let site = Site::connect(variable, endpoints.sdk_config().await, clock.clone(), stopover::http::router).await?;
+    let site = Site::connect(variable, endpoints.sdk_config(), clock.clone(), stopover::http::router).await?;
     Ok((site, clock))
 }
 

@@ -279,7 +279,7 @@ pub(crate) async fn error_code(answer: reqwest::Response) -> Result<String> {
 
 /// Reads every object: its digest and its length. One whose content does not hash to its key is an error.
 pub(crate) async fn stored(endpoints: &Endpoints) -> Result<BTreeMap<String, u64>> {
-    let client = endpoints.s3().await;
+    let client = endpoints.s3();
     let mut stored = BTreeMap::new();
     for key in endpoints.objects() {
         let object = client.get_object().bucket(endpoints.bucket()).key(&key);

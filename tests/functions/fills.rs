@@ -84,7 +84,7 @@ async fn a_malformed_message_ends_in_the_dead_letter_queue_and_holds_up_no_other
     let image = upstream.image("team/image", "v1", &[b"layer"]);
     let settings = QueueSettings { visibility_timeout: Duration::from_secs(1), max_receive_count: 2, speed: 30 };
     let deployment = Plan::of(&upstream.url()).queue(settings).start().await?;
-    let queue = deployment.endpoints.sqs().await;
+    let queue = deployment.endpoints.sqs();
     let send = queue.send_message().queue_url(deployment.endpoints.queue_url());
     send.message_body("no request for a fill").send().await?;
     let manifest = deployment.request(Method::GET, "team/image/manifests/v1")?;

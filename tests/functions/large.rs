@@ -36,7 +36,7 @@ async fn a_blob_that_takes_longer_than_an_invocation_is_copied_by_several_and_on
     std::fs::write(configuration.path(), format!("{text}\n{}", vast.table()))?;
     let filler = environment.start_with_timeout(FILLER, timeout).await?;
     let idle = filler.peak_resident_bytes()?;
-    let queue = endpoints.sqs().await;
+    let queue = endpoints.sqs();
     let job = serde_json::to_string(&vast.job())?;
     queue.send_message().queue_url(endpoints.queue_url()).message_body(job).send().await?;
     let source = EventSource::start(&endpoints, vec![filler]).await?;

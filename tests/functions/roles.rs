@@ -159,7 +159,7 @@ async fn live(deployment: &Deployment, upstream: &Scripted, image: &ScriptedImag
         ensure!(manifest.status() == 200, "{}\n{}", manifest.status(), deployment.log());
         if pulled == 1 {
             let lost = stored_at(&Digest::of(Algorithm::Sha256, large_manifest.as_bytes()));
-            let delete = deployment.endpoints.s3().await.delete_object().bucket(deployment.endpoints.bucket());
+            let delete = deployment.endpoints.s3().delete_object().bucket(deployment.endpoints.bucket());
             delete.key(lost).send().await?;
         }
     }

@@ -15,7 +15,7 @@ pub(crate) struct Filler([JoinHandle<()>; 2]);
 
 impl Filler {
     pub(crate) async fn start(cache: Arc<Cache>, endpoints: Arc<Endpoints>) -> Self {
-        let client = endpoints.sqs().await;
+        let client = endpoints.sqs();
         Self(
             [endpoints.queue_url(), endpoints.background_queue_url()].map(|queue| {
                 tokio::spawn(Self::work_off(Arc::clone(&cache), client.clone(), queue, endpoints.dlq_url()))

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use aws_config::SdkConfig;
-use aws_config::timeout::TimeoutConfig;
+use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
+use aws_types::SdkConfig;
 use axum::Router;
 use axum::body::Body;
 use base64::Engine as _;
@@ -246,7 +246,7 @@ impl World {
         match &self.storage {
             Storage::Embedded { data, .. } => files(&data.path().join("blobs")).expect("the directory can be read"),
             Storage::Aws { endpoints, .. } => {
-                let client = endpoints.s3().await;
+                let client = endpoints.s3();
                 let mut digests = Vec::new();
                 for key in endpoints.objects() {
                     let object =
@@ -268,7 +268,7 @@ impl World {
                 fs::remove_dir_all(&blobs).and_then(|()| fs::create_dir(&blobs)).expect("it is ours");
             }
             Storage::Aws { endpoints, .. } => {
-                let client = endpoints.s3().await;
+                let client = endpoints.s3();
                 for key in endpoints.objects() {
                     client.delete_object().bucket(endpoints.bucket()).key(key).send().await.expect("it is ours");
                 }
@@ -387,7 +387,7 @@ async fn aws(config: Config, clock: &Clock) -> anyhow::Result<(Arc<Cache>, Stora
 }
 
 async fn connect(config: Config, clock: &Clock, endpoints: &Endpoints) -> anyhow::Result<Arc<Cache>> {
-    let sdk = endpoints.sdk_config().await;
+    let sdk = endpoints.sdk_config();
     let blobs = aws::S3Blobs::new(aws::s3_client(&sdk), endpoints.bucket().to_owned());
     let ledger = aws::DynamoLedger::new(patient_dynamo_client(&sdk), endpoints.table().to_owned(), blobs.clone());
     let fills = aws::SqsFills::new(aws::sqs_client(&sdk), queues(endpoints));

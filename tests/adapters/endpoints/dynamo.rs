@@ -14,7 +14,7 @@ async fn claim(client: Client, table: &str, owner: usize) -> Result<(), Option<S
 #[tokio::test]
 async fn one_of_many_racing_conditional_puts_wins() {
     let endpoints = Endpoints::start().await.unwrap();
-    let client = endpoints.dynamodb().await;
+    let client = endpoints.dynamodb();
     let claims = join_all((0..20).map(|owner| claim(client.clone(), endpoints.table(), owner))).await;
     assert_eq!(claims.iter().filter(|claim| claim.is_ok()).count(), 1);
     assert!(
@@ -28,7 +28,7 @@ async fn one_of_many_racing_conditional_puts_wins() {
 #[tokio::test]
 async fn an_injected_outage_lasts_as_many_calls_as_asked() {
     let endpoints = Endpoints::start().await.unwrap();
-    let client = endpoints.dynamodb().await;
+    let client = endpoints.dynamodb();
     let attempts = 3;
     endpoints.fail_next(Service::DynamoDb, "PutItem", attempts);
     let refused = claim(client.clone(), endpoints.table(), 1).await;
@@ -43,7 +43,7 @@ async fn an_injected_outage_lasts_as_many_calls_as_asked() {
 #[tokio::test]
 async fn a_dropped_endpoint_refuses_connections() {
     let endpoints = Endpoints::start().await.unwrap();
-    let client = endpoints.dynamodb().await;
+    let client = endpoints.dynamodb();
     let table = endpoints.table().to_owned();
     claim(client.clone(), &table, 1).await.unwrap();
     drop(endpoints);

@@ -228,7 +228,7 @@ async fn source(directory: &std::path::Path, settings: QueueSettings) -> (Endpoi
 async fn a_message_that_was_worked_off_is_deleted() {
     let (directory, _path) = bootstrap();
     let (endpoints, source) = source(directory.path(), QueueSettings::default()).await;
-    let message = endpoints.sqs().await.send_message().queue_url(endpoints.queue_url()).message_body("nothing");
+    let message = endpoints.sqs().send_message().queue_url(endpoints.queue_url()).message_body("nothing");
     let sent = message.send().await.unwrap();
     source.wait_until_idle(Duration::from_secs(20)).await.unwrap();
     assert_eq!(endpoints.dead_messages(), 0);
@@ -251,7 +251,7 @@ async fn a_failed_message_comes_back_and_ends_in_the_dead_letter_queue() {
     let (directory, _path) = bootstrap();
     let (endpoints, source) = source(directory.path(), settings).await;
     for body in ["fail", "partial", "exit"] {
-        let send = endpoints.sqs().await.send_message().queue_url(endpoints.queue_url()).message_body(body);
+        let send = endpoints.sqs().send_message().queue_url(endpoints.queue_url()).message_body(body);
         send.send().await.unwrap();
     }
     source.wait_until_idle(Duration::from_secs(30)).await.unwrap();
@@ -264,7 +264,7 @@ async fn a_failed_message_comes_back_and_ends_in_the_dead_letter_queue() {
 async fn waiting_for_a_queue_that_is_never_empty_ends_at_the_deadline() {
     let (directory, _path) = bootstrap();
     let (endpoints, source) = source(directory.path(), QueueSettings::default()).await;
-    let send = endpoints.sqs().await.send_message().queue_url(endpoints.queue_url()).message_body("hang");
+    let send = endpoints.sqs().send_message().queue_url(endpoints.queue_url()).message_body("hang");
     send.send().await.unwrap();
     let error = source.wait_until_idle(Duration::from_secs(1)).await.unwrap_err();
     assert!(error.to_string().contains("not empty"), "{error}");

@@ -8,14 +8,14 @@ use support::aws::Endpoints;
 
 async fn stored() -> Endpoints {
     let endpoints = Endpoints::start().await.unwrap();
-    let put = endpoints.s3().await.put_object().bucket(endpoints.bucket()).key("blobs/1");
+    let put = endpoints.s3().put_object().bucket(endpoints.bucket()).key("blobs/1");
     put.body(ByteStream::from_static(b"0123456789")).send().await.unwrap();
     endpoints
 }
 
 async fn presigned(endpoints: &Endpoints, from: SystemTime) -> String {
     let lifetime = PresigningConfig::builder().start_time(from).expires_in(Duration::from_mins(1)).build().unwrap();
-    let get = endpoints.s3().await.get_object().bucket(endpoints.bucket()).key("blobs/1");
+    let get = endpoints.s3().get_object().bucket(endpoints.bucket()).key("blobs/1");
     get.presigned(lifetime).await.unwrap().uri().to_owned()
 }
 

@@ -40,7 +40,7 @@ async fn read(client: &Client, bucket: &str, key: &str, range: Option<&str>) -> 
 #[tokio::test]
 async fn bytes_with_a_wrong_checksum_are_never_visible() {
     let endpoints = Endpoints::start().await.unwrap();
-    let client = endpoints.s3().await;
+    let client = endpoints.s3();
     let put = client.put_object().bucket(endpoints.bucket()).key("blob").body(ByteStream::from_static(b"tampered"));
     let put = put.checksum_sha256(sha256(b"promised")).send().await;
     assert_eq!(refusal(put), refused(400, "BadDigest"));
@@ -51,7 +51,7 @@ async fn bytes_with_a_wrong_checksum_are_never_visible() {
 #[tokio::test]
 async fn a_stored_object_reads_back_with_its_checksum_and_headers() {
     let endpoints = Endpoints::start().await.unwrap();
-    let (client, bucket) = (endpoints.s3().await, endpoints.bucket());
+    let (client, bucket) = (endpoints.s3(), endpoints.bucket());
     let put = client.put_object().bucket(bucket).key("a/b").body(ByteStream::from_static(b"some bytes"));
     let put =
         put.checksum_sha256(sha256(b"some bytes")).content_type("application/x").metadata("upstream", "docker.io");
@@ -69,7 +69,7 @@ async fn a_stored_object_reads_back_with_its_checksum_and_headers() {
 #[tokio::test]
 async fn a_body_streamed_with_a_trailing_checksum_is_stored_whole() {
     let endpoints = Endpoints::start().await.unwrap();
-    let (client, bucket) = (endpoints.s3().await, endpoints.bucket());
+    let (client, bucket) = (endpoints.s3(), endpoints.bucket());
     let content: Vec<u8> = (0..3_000_000_u32).map(|n| n.to_le_bytes()[0]).collect();
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &content).unwrap();
@@ -81,7 +81,7 @@ async fn a_body_streamed_with_a_trailing_checksum_is_stored_whole() {
 #[tokio::test]
 async fn a_body_of_another_length_than_declared_is_never_visible() {
     let endpoints = Endpoints::start().await.unwrap();
-    let (client, bucket) = (endpoints.s3().await, endpoints.bucket());
+    let (client, bucket) = (endpoints.s3(), endpoints.bucket());
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), vec![1; 100_000]).unwrap();
     for declared in ["99999", "100001"] {
@@ -99,7 +99,7 @@ async fn a_body_of_another_length_than_declared_is_never_visible() {
 #[tokio::test]
 async fn a_body_cut_short_is_never_visible() {
     let endpoints = Endpoints::start().await.unwrap();
-    let client = endpoints.s3().await;
+    let client = endpoints.s3();
     let lifetime = PresigningConfig::expires_in(Duration::from_mins(1)).unwrap();
     let put = client.put_object().bucket(endpoints.bucket()).key("short").presigned(lifetime).await.unwrap();
     let uri: http::Uri = put.uri().parse().unwrap();
@@ -122,7 +122,7 @@ async fn a_body_cut_short_is_never_visible() {
 #[tokio::test]
 async fn one_of_many_racing_writers_wins() {
     let endpoints = Endpoints::start().await.unwrap();
-    let (client, bucket) = (endpoints.s3().await, endpoints.bucket());
+    let (client, bucket) = (endpoints.s3(), endpoints.bucket());
     let writes = (0..32_u8).map(|writer| {
         let put = client.put_object().bucket(bucket).key("contested").if_none_match("*");
         async move { (writer, put.body(ByteStream::from(vec![writer; 1000])).send().await) }
@@ -139,7 +139,7 @@ async fn one_of_many_racing_writers_wins() {
 #[tokio::test]
 async fn ranges_are_answered_as_asked() {
     let endpoints = Endpoints::start().await.unwrap();
-    let (client, bucket) = (endpoints.s3().await, endpoints.bucket());
+    let (client, bucket) = (endpoints.s3(), endpoints.bucket());
     client.put_object().bucket(bucket).key("k").body(ByteStream::from_static(b"0123456789")).send().await.unwrap();
     for (range, expected) in [("bytes=2-4", "234"), ("bytes=7-", "789"), ("bytes=-2", "89"), ("bytes=8-99", "89")] {
         assert_eq!(read(&client, bucket, "k", Some(range)).await, expected.as_bytes(), "{range}");
@@ -153,7 +153,7 @@ async fn ranges_are_answered_as_asked() {
 #[tokio::test]
 async fn what_is_not_there_is_said_to_be_missing() {
     let endpoints = Endpoints::start().await.unwrap();
-    let (client, bucket) = (endpoints.s3().await, endpoints.bucket());
+    let (client, bucket) = (endpoints.s3(), endpoints.bucket());
     assert_eq!(refusal(client.get_object().bucket(bucket).key("none").send().await), refused(404, "NoSuchKey"));
     assert_eq!(refusal(client.head_object().bucket(bucket).key("none").send().await).0, 404);
     assert_eq!(refusal(client.get_object().bucket("elsewhere").key("none").send().await), refused(404, "NoSuchBucket"));
@@ -163,7 +163,7 @@ async fn what_is_not_there_is_said_to_be_missing() {
 #[tokio::test]
 async fn a_listing_goes_on_page_by_page() {
     let endpoints = Endpoints::start().await.unwrap();
-    let (client, bucket) = (endpoints.s3().await, endpoints.bucket());
+    let (client, bucket) = (endpoints.s3(), endpoints.bucket());
     for key in ["blobs/1", "blobs/2", "blobs/3", "other"] {
         client.put_object().bucket(bucket).key(key).body(ByteStream::from_static(b"x")).send().await.unwrap();
     }
@@ -181,7 +181,7 @@ async fn a_listing_goes_on_page_by_page() {
 #[tokio::test]
 async fn a_wrong_secret_or_none_is_refused() {
     let endpoints = Endpoints::start().await.unwrap();
-    let stranger = Client::new(&endpoints.sdk_config_signed_with("guessed").await);
+    let stranger = Client::new(&endpoints.sdk_config_signed_with("guessed"));
     let read = stranger.get_object().bucket(endpoints.bucket()).key("k").send().await;
     assert_eq!(refusal(read), refused(403, "SignatureDoesNotMatch"));
     let url = environment(&endpoints, "AWS_ENDPOINT_URL_S3");
@@ -197,7 +197,7 @@ fn environment(endpoints: &Endpoints, name: &str) -> String {
 #[tokio::test]
 async fn an_injected_outage_is_seen_by_the_client_and_ends() {
     let endpoints = Endpoints::start().await.unwrap();
-    let (client, bucket) = (endpoints.s3().await, endpoints.bucket());
+    let (client, bucket) = (endpoints.s3(), endpoints.bucket());
     endpoints.fail_next(Service::S3, EVERY_OPERATION, usize::MAX);
     assert_eq!(refusal(client.get_object().bucket(bucket).key("k").send().await), refused(500, "InternalError"));
     endpoints.heal();
@@ -209,7 +209,7 @@ async fn an_injected_outage_is_seen_by_the_client_and_ends() {
 #[tokio::test]
 async fn a_condition_that_is_not_modelled_is_refused_not_ignored() {
     let endpoints = Endpoints::start().await.unwrap();
-    let (client, bucket) = (endpoints.s3().await, endpoints.bucket());
+    let (client, bucket) = (endpoints.s3(), endpoints.bucket());
     let put = client.put_object().bucket(bucket).key("k").if_match("\"0123\"").body(ByteStream::from_static(b"x"));
     assert_eq!(refusal(put.send().await), refused(501, "NotImplemented"));
     assert_eq!(endpoints.objects(), Vec::<String>::new());

@@ -21,7 +21,7 @@ struct Upload<'a> {
 
 impl<'a> Upload<'a> {
     async fn begin(endpoints: &'a Endpoints) -> Self {
-        let (client, bucket) = (endpoints.s3().await, endpoints.bucket());
+        let (client, bucket) = (endpoints.s3(), endpoints.bucket());
         let create = client.create_multipart_upload().bucket(bucket).key("large");
         let created = create.checksum_algorithm(ChecksumAlgorithm::Sha256).send().await.unwrap();
         Self { client, bucket, id: created.upload_id.unwrap() }

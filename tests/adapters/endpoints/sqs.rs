@@ -28,7 +28,7 @@ async fn release(client: &Client, queue: &str, message: &Message) {
 #[tokio::test]
 async fn a_received_message_is_invisible_until_released_and_counts_its_receives() {
     let endpoints = Endpoints::start().await.unwrap();
-    let (client, queue) = (endpoints.sqs().await, endpoints.queue_url());
+    let (client, queue) = (endpoints.sqs(), endpoints.queue_url());
     let sent = client.send_message().queue_url(&queue).message_body("work").send().await.unwrap();
     assert_eq!(sent.md5_of_message_body(), Some("67e92c8765a9bc7fb2d335c459de9eb5"));
     let first = receive(&client, &queue, 0).await.unwrap();
@@ -52,7 +52,7 @@ async fn a_received_message_is_invisible_until_released_and_counts_its_receives(
 async fn a_message_comes_back_after_its_visibility_timeout() {
     let settings = QueueSettings { visibility_timeout: Duration::from_millis(300), ..QueueSettings::default() };
     let endpoints = Endpoints::start_with(settings).await.unwrap();
-    let (client, queue) = (endpoints.sqs().await, endpoints.queue_url());
+    let (client, queue) = (endpoints.sqs(), endpoints.queue_url());
     client.send_message().queue_url(&queue).message_body("work").send().await.unwrap();
     let first = receive(&client, &queue, 0).await.unwrap();
     let began = Instant::now();
@@ -64,7 +64,7 @@ async fn a_message_comes_back_after_its_visibility_timeout() {
 #[tokio::test]
 async fn a_long_poll_ends_when_a_message_arrives() {
     let endpoints = Endpoints::start().await.unwrap();
-    let (client, queue) = (endpoints.sqs().await, endpoints.queue_url());
+    let (client, queue) = (endpoints.sqs(), endpoints.queue_url());
     let began = Instant::now();
     let poll = receive(&client, &queue, 20);
     let send = async {
@@ -84,7 +84,7 @@ async fn a_long_poll_ends_when_a_message_arrives() {
 async fn a_message_received_too_often_moves_to_the_dead_letter_queue() {
     let settings = QueueSettings { max_receive_count: 2, ..QueueSettings::default() };
     let endpoints = Endpoints::start_with(settings).await.unwrap();
-    let (client, queue) = (endpoints.sqs().await, endpoints.queue_url());
+    let (client, queue) = (endpoints.sqs(), endpoints.queue_url());
     client.send_message().queue_url(&queue).message_body("poison").send().await.unwrap();
     for _ in 0..2 {
         let message = receive(&client, &queue, 0).await.unwrap();
@@ -98,7 +98,7 @@ async fn a_message_received_too_often_moves_to_the_dead_letter_queue() {
 #[tokio::test]
 async fn a_delayed_message_is_counted_but_not_delivered_yet() {
     let endpoints = Endpoints::start().await.unwrap();
-    let (client, queue) = (endpoints.sqs().await, endpoints.queue_url());
+    let (client, queue) = (endpoints.sqs(), endpoints.queue_url());
     client.send_message().queue_url(&queue).message_body("later").delay_seconds(900).send().await.unwrap();
     assert_eq!(receive(&client, &queue, 0).await, None);
     let asked = client.get_queue_attributes().queue_url(&queue).attribute_names(QueueAttributeName::All).send().await;
@@ -111,7 +111,7 @@ async fn a_delayed_message_is_counted_but_not_delivered_yet() {
 #[tokio::test]
 async fn a_batch_is_limited_in_entries_and_in_bytes() {
     let endpoints = Endpoints::start().await.unwrap();
-    let (client, queue) = (endpoints.sqs().await, endpoints.queue_url());
+    let (client, queue) = (endpoints.sqs(), endpoints.queue_url());
     let entries = |count: usize, bytes: usize| {
         let entry =
             |id: usize| SendMessageBatchRequestEntry::builder().id(id.to_string()).message_body("x".repeat(bytes));
@@ -130,7 +130,7 @@ async fn a_batch_is_limited_in_entries_and_in_bytes() {
 #[tokio::test]
 async fn a_queue_is_found_by_name_or_not_at_all() {
     let endpoints = Endpoints::start().await.unwrap();
-    let client = endpoints.sqs().await;
+    let client = endpoints.sqs();
     let name = endpoints.queue_url().rsplit('/').next().unwrap().to_owned();
     let found = client.get_queue_url().queue_name(name).send().await.unwrap();
     assert_eq!(found.queue_url(), Some(endpoints.queue_url().as_str()));
@@ -141,7 +141,7 @@ async fn a_queue_is_found_by_name_or_not_at_all() {
 #[tokio::test]
 async fn an_injected_outage_is_seen_by_the_sender() {
     let endpoints = Endpoints::start().await.unwrap();
-    let (client, queue) = (endpoints.sqs().await, endpoints.queue_url());
+    let (client, queue) = (endpoints.sqs(), endpoints.queue_url());
     endpoints.fail_next(Service::Sqs, "SendMessage", 3);
     let send = client.send_message().queue_url(&queue).message_body("work").send().await;
     assert_eq!(refusal(send), refused(500, "InternalFailure"));

@@ -65,7 +65,7 @@ async fn a_manifest_whose_object_was_deleted_is_absent_and_one_whose_object_was_
     let (repository, manifest) = (repository("a")?, manifest(400_000));
     storage.ledger.put_manifest(&repository, &manifest, &[], true, NOW).await?;
     let key = storage.endpoints().objects().pop().context("no object")?;
-    let (s3, bucket) = (storage.endpoints().s3().await, storage.endpoints().bucket());
+    let (s3, bucket) = (storage.endpoints().s3(), storage.endpoints().bucket());
 
     s3.delete_object().bucket(bucket).key(&key).send().await?;
     assert_eq!(storage.ledger.manifest(&repository, &manifest.digest).await?, None);
@@ -86,7 +86,7 @@ async fn a_manifest_whose_object_was_deleted_is_absent_and_one_whose_object_was_
 #[tokio::test]
 async fn an_item_that_cannot_be_read_is_corrupt_and_not_absence() -> Result<()> {
     let storage = Storage::aws().await?;
-    let (dynamo, digest) = (storage.endpoints().dynamodb().await, digest("blob"));
+    let (dynamo, digest) = (storage.endpoints().dynamodb(), digest("blob"));
     let text = |text: &str| AttributeValue::S(text.to_owned());
     let put = dynamo.put_item().table_name(storage.endpoints().table());
     put.item("pk", text(&format!("blob#{digest}"))).item("sk", text("blob")).item("state", text("?")).send().await?;
@@ -126,7 +126,7 @@ async fn a_conditional_write_whose_answer_was_lost_is_known_as_ones_own() -> Res
             assert!(storage.ledger.swap_blob(&digest, None, &blob_record(0)).await?.is_some());
         }
         let version = storage.ledger.blob(&repository, &digest).await?.record.map(|record| record.version);
-        let config = endpoints.sdk_config().await;
+        let config = endpoints.sdk_config();
         let client = aws::dynamo_client(&config).config().to_builder().interceptor(FirstAnswerIsLost::default());
         let client = aws_sdk_dynamodb::Client::from_conf(client.build());
         let blobs = S3Blobs::new(aws::s3_client(&config), endpoints.bucket());

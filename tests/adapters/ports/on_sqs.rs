@@ -27,7 +27,7 @@ pub(crate) fn jobs(count: usize) -> Result<Vec<Job>> {
 }
 
 pub(crate) async fn fills(endpoints: &Endpoints) -> SqsFills {
-    SqsFills::new(aws::sqs_client(&endpoints.sdk_config().await), queues(endpoints))
+    SqsFills::new(aws::sqs_client(&endpoints.sdk_config()), queues(endpoints))
 }
 
 #[tokio::test]
@@ -42,7 +42,7 @@ async fn every_requested_fill_is_a_message_of_its_own() -> Result<()> {
     assert_eq!(endpoints.queued_messages(), 25);
 
     let mut received = BTreeSet::new();
-    let sqs = endpoints.sqs().await;
+    let sqs = endpoints.sqs();
     while received.len() < jobs.len() {
         let receive = sqs.receive_message().queue_url(endpoints.queue_url()).max_number_of_messages(10);
         let messages = receive.send().await?.messages.context("a message is missing")?;
@@ -70,7 +70,7 @@ async fn a_message_is_a_blob_or_an_image() -> Result<()> {
     fills.request_images(std::slice::from_ref(&image)).await?;
     fills.request(std::slice::from_ref(&job)).await?;
     let mut received = Vec::new();
-    let sqs = endpoints.sqs().await;
+    let sqs = endpoints.sqs();
     // Nobody waits for a whole image, whatever its priority.
     for queue in [endpoints.background_queue_url(), endpoints.queue_url()] {
         let answer = sqs.receive_message().queue_url(queue).max_number_of_messages(10).send().await?;
@@ -103,7 +103,7 @@ async fn what_nobody_waits_for_has_a_queue_of_its_own() -> Result<()> {
     (jobs[1].priority, jobs[2].priority) = (Priority::Prefetch, Priority::Refresh);
     fills.request(&jobs).await?;
     for (queue, expected) in [(endpoints.queue_url(), &jobs[..1]), (endpoints.background_queue_url(), &jobs[1..])] {
-        let received = endpoints.sqs().await.receive_message().queue_url(queue).max_number_of_messages(10);
+        let received = endpoints.sqs().receive_message().queue_url(queue).max_number_of_messages(10);
         let mut received: Vec<Job> = received
             .send()
             .await?
@@ -120,7 +120,7 @@ async fn what_nobody_waits_for_has_a_queue_of_its_own() -> Result<()> {
 #[tokio::test]
 async fn dead_messages_are_listed_without_moving_them_and_requested_again_once() -> Result<()> {
     let endpoints = Endpoints::start().await?;
-    let (fills, jobs, sqs) = (fills(&endpoints).await, jobs(23)?, endpoints.sqs().await);
+    let (fills, jobs, sqs) = (fills(&endpoints).await, jobs(23)?, endpoints.sqs());
     let image = ImageJob {
         repository: jobs[0].repository.clone(),
         reference: "1.27".parse()?,

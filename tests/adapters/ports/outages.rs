@@ -55,9 +55,9 @@ async fn a_storage_outage_is_not_absence() -> Result<()> {
 #[tokio::test]
 async fn services_that_are_gone_are_unavailable_and_a_wrong_key_is_refused() -> Result<()> {
     let endpoints = Endpoints::start().await?;
-    let stranger = S3Blobs::new(aws::s3_client(&endpoints.sdk_config_signed_with("wrong").await), endpoints.bucket());
+    let stranger = S3Blobs::new(aws::s3_client(&endpoints.sdk_config_signed_with("wrong")), endpoints.bucket());
     assert!(matches!(stranger.size(&digest("blob")).await, Err(StoreError::Refused(_))));
-    let config = endpoints.sdk_config().await;
+    let config = endpoints.sdk_config();
     let elsewhere = S3Blobs::new(aws::s3_client(&config), endpoints.bucket());
     let no_table = DynamoLedger::new(aws::dynamo_client(&config), "no-such-table", elsewhere.clone());
     assert!(matches!(no_table.reference(&repository("a")?, &"t".parse()?).await, Err(StoreError::Refused(_))));
@@ -83,7 +83,7 @@ async fn a_throttled_call_is_tried_again() -> Result<()> {
 #[tokio::test]
 async fn a_failure_keeps_what_caused_it() -> Result<()> {
     let endpoints = Endpoints::start().await?;
-    let config = endpoints.sdk_config().await;
+    let config = endpoints.sdk_config();
     let blobs = S3Blobs::new(aws::s3_client(&config), endpoints.bucket());
     let ledger = DynamoLedger::new(aws::dynamo_client(&config), endpoints.table(), blobs.clone());
     drop(endpoints);

@@ -46,7 +46,7 @@ impl Storage {
     /// The AWS adapters on services of their own.
     pub(crate) async fn aws() -> Result<Self> {
         let endpoints = Endpoints::start().await?;
-        let config = endpoints.sdk_config().await;
+        let config = endpoints.sdk_config();
         let blobs = S3Blobs::new(aws::s3_client(&config), endpoints.bucket());
         let ledger = DynamoLedger::new(aws::dynamo_client(&config), endpoints.table(), blobs.clone());
         Ok(Self { blobs: Arc::new(blobs), ledger: Arc::new(ledger), place: Place::Aws(Box::new(endpoints)) })

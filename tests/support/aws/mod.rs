@@ -28,8 +28,9 @@ pub mod sts;
 use std::sync::Arc;
 
 use anyhow::Context;
-use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_dynamodb::types::{AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType};
+use aws_sdk_s3::config::{BehaviorVersion, Region, SharedCredentialsProvider};
+use aws_types::SdkConfig;
 use aws_types::service_config::{LoadServiceConfig, ServiceConfigKey};
 
 pub(crate) use self::sqs::Queues;
@@ -131,8 +132,7 @@ impl Endpoints {
     }
 
     async fn create_table(&self) -> anyhow::Result<()> {
-        let mut request =
-            self.dynamodb().await.create_table().table_name(TABLE).billing_mode(BillingMode::PayPerRequest);
+        let mut request = self.dynamodb().create_table().table_name(TABLE).billing_mode(BillingMode::PayPerRequest);
         for (name, key_type) in [("pk", KeyType::Hash), ("sk", KeyType::Range)] {
             let attribute = AttributeDefinition::builder().attribute_name(name);
             request = request
@@ -207,34 +207,34 @@ impl Endpoints {
     }
 
     /// The SDK's configuration: any client made from it finds its own service.
-    pub async fn sdk_config(&self) -> SdkConfig {
-        self.sdk_config_signed_with(SECRET_ACCESS_KEY).await
+    pub fn sdk_config(&self) -> SdkConfig {
+        self.sdk_config_signed_with(SECRET_ACCESS_KEY)
     }
 
     /// As [`Self::sdk_config`], but signing with this secret: the services must refuse a wrong one.
-    pub async fn sdk_config_signed_with(&self, secret: &str) -> SdkConfig {
+    pub fn sdk_config_signed_with(&self, secret: &str) -> SdkConfig {
         let credentials = aws_sdk_s3::config::Credentials::new(ACCESS_KEY_ID, secret, None, None, "tests");
-        let config = aws_config::defaults(BehaviorVersion::latest())
+        SdkConfig::builder()
+            .behavior_version(BehaviorVersion::latest())
             .region(Region::from_static(REGION))
-            .credentials_provider(credentials)
-            .load()
-            .await;
-        config.into_builder().service_config(self.urls.clone()).build()
+            .credentials_provider(SharedCredentialsProvider::new(credentials))
+            .service_config(self.urls.clone())
+            .build()
     }
 
     /// A client of the table's service.
-    pub async fn dynamodb(&self) -> aws_sdk_dynamodb::Client {
-        aws_sdk_dynamodb::Client::new(&self.sdk_config().await)
+    pub fn dynamodb(&self) -> aws_sdk_dynamodb::Client {
+        aws_sdk_dynamodb::Client::new(&self.sdk_config())
     }
 
     /// A client of the bucket's service.
-    pub async fn s3(&self) -> aws_sdk_s3::Client {
-        aws_sdk_s3::Client::new(&self.sdk_config().await)
+    pub fn s3(&self) -> aws_sdk_s3::Client {
+        aws_sdk_s3::Client::new(&self.sdk_config())
     }
 
     /// A client of the queues' service.
-    pub async fn sqs(&self) -> aws_sdk_sqs::Client {
-        aws_sdk_sqs::Client::new(&self.sdk_config().await)
+    pub fn sqs(&self) -> aws_sdk_sqs::Client {
+        aws_sdk_sqs::Client::new(&self.sdk_config())
     }
 
     /// The organisation of the functions' account.

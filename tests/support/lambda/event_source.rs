@@ -38,7 +38,7 @@ impl EventSource {
         for function in &functions {
             let urls = [endpoints.queue_url(), endpoints.background_queue_url()];
             for (queue_url, queue_arn) in urls.into_iter().zip(aws::queue_arns()) {
-                let (client, sandbox) = (endpoints.sqs().await, function.sandbox());
+                let (client, sandbox) = (endpoints.sqs(), function.sandbox());
                 loopback.spawn(Mapping { client, queue_url, queue_arn, sandbox, recursive_loop }.run());
             }
         }
