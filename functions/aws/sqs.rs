@@ -11,6 +11,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use stopover::errors::{Failure, StoreError};
 use stopover::identity::Payer;
+use stopover::operate::Part;
 use stopover::ports::{Fills, GivenUp, ImageJob, Job, Priority, Requested, Watched, Work};
 
 use crate::failure::store_error;
@@ -131,6 +132,14 @@ impl SqsFills {
         };
         let body = message(&Request { work: Work::Blob(job), continuation: Some(continuation) })?;
         self.send(&[(queue, vec![body])]).await
+    }
+
+    /// Requests a part of a sweep: a message with the one member `sweep`.
+    ///
+    /// # Errors
+    /// The queue does not take the message.
+    pub async fn request_part(&self, part: Part) -> Result<(), StoreError> {
+        self.send(&[(&self.queues.background, vec![message(&serde_json::json!({ "sweep": part }))?])]).await
     }
 
     /// Hides a message for as long, instead of for the visibility timeout of its queue.

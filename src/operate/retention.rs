@@ -9,8 +9,10 @@
 //! and [`Fates`] say of each item, read anew, what becomes of it.
 
 mod fates;
+mod part;
 
 pub use fates::{Batch, Doomed, Fates};
+pub use part::Part;
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher as _, RandomState};
@@ -129,6 +131,8 @@ enum Fate {
 /// record said "stored" are there, or the record is wrong.
 pub struct Census<'a> {
     task: Task<'a>,
+    /// What of it is decided about. None: everything.
+    part: Option<Part>,
     now: Timestamp,
     keys: Keys,
     manifests: HashMap<Key, Manifest>,
@@ -143,22 +147,31 @@ pub struct Census<'a> {
 
 impl<'a> Census<'a> {
     /// Nothing is counted yet.
-    pub fn new(task: Task<'a>, now: Timestamp) -> Self {
+    pub fn new(task: Task<'a>, part: Option<Part>, now: Timestamp) -> Self {
         let (keys, manifests, blobs) = (Keys::default(), HashMap::new(), HashMap::new());
-        Self { task, now, keys, manifests, blobs, tags: Vec::new(), uploads: HashSet::new(), bytes: 0 }
+        Self { task, part, now, keys, manifests, blobs, tags: Vec::new(), uploads: HashSet::new(), bytes: 0 }
     }
 
     /// Counts an entry of the ledger.
     pub fn count(&mut self, entry: &Entry) {
         match entry {
             Entry::Manifest(StoredManifest { repository, digest, used_at, bytes, names }) => {
-                let names = std::iter::once(digest).chain(names).map(|name| self.keys.digest(name)).collect();
+                let has_all = self.has(entry);
+                let names = std::iter::once(digest).chain(names);
+                let names = names.filter(|name| has_all || self.part.is_some_and(|part| part.has_digest(name)));
+                let names: Box<[Key]> = names.map(|name| self.keys.digest(name)).collect();
+                if names.is_empty() {
+                    return;
+                }
                 let (key, repository) = (self.keys.of(repository, digest), self.keys.repository(repository));
                 self.manifests.insert(key, Manifest { repository, used_at: *used_at, bytes: *bytes, names });
-                self.bytes += bytes;
+                self.bytes += if has_all { *bytes } else { 0 };
             }
             Entry::Blob { digest, record } => {
                 self.uploads.extend(record.value.checkpoint.as_ref().map(|checkpoint| checkpoint.upload.clone()));
+                if !self.has(entry) {
+                    return;
+                }
                 let (fate, BlobRecord { state, used_at, checkpoint, .. }) = (self.fate(&record.value), &record.value);
                 let is_old = used_at.is_none_or(|used_at| used_at < self.now.minus(ORPHAN));
                 let is_wrong = match state {
@@ -171,7 +184,9 @@ impl<'a> Census<'a> {
                 let blob = Blob { version, used_at: *used_at, bytes: None, is_stored, is_wrong, fate };
                 self.blobs.insert(self.keys.digest(digest), blob);
             }
-            Entry::Reference { repository, reference, record } if self.task.is_about(repository, reference) => {
+            Entry::Reference { repository, reference, record }
+                if self.has(entry) && self.task.is_about(repository, reference) =>
+            {
                 let TagRecord { observed, previous, .. } = &record.value;
                 let observed = observed.as_ref().map(|observed| self.keys.of(repository, &observed.digest));
                 let previous = previous.as_ref().map(|previous| self.keys.of(repository, &previous.digest));
@@ -179,6 +194,11 @@ impl<'a> Census<'a> {
             }
             Entry::Reference { .. } | Entry::Membership { .. } | Entry::Listing { .. } | Entry::Standing { .. } => {}
         }
+    }
+
+    /// Whether it is decided about an entry.
+    fn has(&self, entry: &Entry) -> bool {
+        self.part.is_none_or(|part| part.has(entry))
     }
 
     /// What becomes of a blob, by its record alone.
@@ -195,6 +215,9 @@ impl<'a> Census<'a> {
 
     /// Counts stored bytes.
     pub fn count_bytes(&mut self, blob: &StoredBlob) {
+        if self.part.is_some_and(|part| !part.has_digest(&blob.digest)) {
+            return;
+        }
         self.blobs.entry(self.keys.digest(&blob.digest)).or_default().bytes = Some((blob.size, blob.modified));
         self.bytes += blob.size;
     }

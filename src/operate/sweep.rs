@@ -11,7 +11,7 @@ use super::Operate;
 use crate::errors::{StoreError, chain};
 use crate::oci::{Digest, Reference, Repository};
 use crate::operate::report::SweepReport;
-use crate::operate::retention::{Batch, Census, Doomed, Task};
+use crate::operate::retention::{Batch, Census, Doomed, Part, Task};
 use crate::records::blob::{REMOVING, noted as used};
 use crate::records::{BlobRecord, BlobState, Entry, StoredManifest, Versioned};
 
@@ -26,7 +26,25 @@ impl Operate {
     /// Removes what was not used within `keep`, and repairs what dead processes have left. A dry run only reports what
     /// that would be.
     pub async fn sweep(&self, dry_run: bool) -> Result<SweepReport, StoreError> {
-        let (report, uploads) = self.carry_out(Task::Sweep(&self.core.config.retention), dry_run).await?;
+        self.sweep_part(None, dry_run).await
+    }
+
+    /// The first of the parts that a sweep needs if each is to hold about `most` items. None: one sweep of everything,
+    /// also under `max_size`, because the least recently used of everything goes first.
+    pub async fn first_part(&self, most: usize) -> Result<Option<Part>, StoreError> {
+        if self.core.config.retention.max_size.is_some() {
+            return Ok(None);
+        }
+        let (mut items, mut entries) = (0, self.core.ledger.entries());
+        while readable(&mut entries).await?.is_some() {
+            items += 1;
+        }
+        Ok(Part::first(items, most))
+    }
+
+    /// Does one part of a sweep, or all of it.
+    pub async fn sweep_part(&self, part: Option<Part>, dry_run: bool) -> Result<SweepReport, StoreError> {
+        let (report, uploads) = self.carry_out(Task::Sweep(&self.core.config.retention), part, dry_run).await?;
         if dry_run {
             return Ok(report);
         }
@@ -47,7 +65,7 @@ impl Operate {
 
     /// Removes an image and what nothing else needs, even if it is used or pinned.
     pub async fn purge(&self, repository: &Repository, reference: &Reference) -> Result<SweepReport, StoreError> {
-        let (report, _) = self.carry_out(Task::Purge(repository, reference), false).await?;
+        let (report, _) = self.carry_out(Task::Purge(repository, reference), None, false).await?;
         tracing::info!(%repository, %reference, freed_bytes = report.freed_bytes, "purged");
         Ok(report)
     }
@@ -55,8 +73,14 @@ impl Operate {
     /// Counts what is stored, and then reads it again and does what is decided of it, a batch at a time. Reports what
     /// was really removed, and the uploads that fills continue. A failure at one item does not stop the others; the
     /// first one is returned at the end.
-    async fn carry_out(&self, task: Task<'_>, dry_run: bool) -> Result<(SweepReport, HashSet<String>), StoreError> {
-        let mut census = Census::new(task, self.core.clock.now());
+    async fn carry_out(
+        &self,
+        task: Task<'_>,
+        part: Option<Part>,
+        dry_run: bool,
+    ) -> Result<(SweepReport, HashSet<String>), StoreError> {
+        let lists_bytes = part.is_none_or(Part::is_of_blobs);
+        let mut census = Census::new(task, part, self.core.clock.now());
         let mut unreadable = 0;
         let mut entries = self.core.ledger.entries();
         while let Some(entry) = readable(&mut entries).await? {
@@ -69,7 +93,7 @@ impl Operate {
             }
         }
         let mut stored = self.core.blobs.list();
-        while let Some(blob) = stored.try_next().await? {
+        while lists_bytes && let Some(blob) = stored.try_next().await? {
             census.count_bytes(&blob);
         }
         let (uploads, bytes) = (std::mem::take(&mut census.uploads), census.bytes);
@@ -84,7 +108,7 @@ impl Operate {
             }
         }
         let mut stored = self.core.blobs.list();
-        while let Some(blob) = stored.try_next().await? {
+        while lists_bytes && let Some(blob) = stored.try_next().await? {
             fates.add_bytes(blob, &mut batch);
         }
         self.finish(&mut batch, dry_run, &mut report, &mut failure).await;

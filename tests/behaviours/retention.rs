@@ -39,6 +39,7 @@ on_both_columns!(
     bytes_that_no_record_knows_and_records_of_bytes_that_are_gone_are_repaired,
     only_operators_may_remove_anything,
     an_absence_that_is_over_is_swept,
+    a_sweep_in_parts_goes_on_with_the_next_and_keeps_what_other_parts_name,
 );
 
 const HOUR: Duration = Duration::from_hours(1);
@@ -125,6 +126,43 @@ async fn what_was_not_used_within_keep_is_freed_in_one_sweep(column: Column) {
     // What has gone is pulled as if it had never been there.
     pull(&world, "a", "1").await;
     assert_stored(&world, [&old, &used]).await;
+}
+
+/// Nothing but the part is carried from one invocation to the next; a part that is done twice does no harm.
+async fn a_sweep_in_parts_goes_on_with_the_next_and_keeps_what_other_parts_name(column: Column) {
+    let world = world(column, "keep = \"30d\"").await;
+    let old: Vec<_> = (0..8)
+        .map(|number| {
+            world.upstream.image(&format!("old{number}"), "1", &[b"shared", format!("old{number}").as_bytes()])
+        })
+        .collect();
+    let used = world.upstream.image("used", "1", &[b"shared", b"used"]);
+    for number in 0..old.len() {
+        pull(&world, &format!("old{number}"), "1").await;
+    }
+    world.clock.advance(29 * DAY);
+    pull(&world, "used", "1").await;
+    world.clock.advance(3 * DAY);
+    let operate = &world.cache.operate;
+    assert_eq!(operate.first_part(1_000_000).await.unwrap(), None, "few items are swept at once");
+    let (mut part, mut reports) = (operate.first_part(10).await.unwrap(), Vec::new());
+    assert!(part.is_some());
+    while let Some(this) = part {
+        reports.push(operate.sweep_part(Some(this), false).await.unwrap());
+        let again = operate.sweep_part(Some(this), false).await.unwrap();
+        assert_eq!((again.manifests.len(), again.blobs), (0, 0), "{this:?}");
+        let message = serde_json::to_string(&this).unwrap();
+        part = serde_json::from_str::<stopover::operate::Part>(&message).unwrap().next();
+    }
+    assert_eq!(reports.iter().map(|report| report.manifests.len()).sum::<usize>(), old.len());
+    assert!(reports.iter().filter(|report| !report.manifests.is_empty()).count() > 1, "{reports:?}");
+    assert_stored(&world, [&used]).await;
+    let report = sweep(&world).await;
+    assert_eq!(
+        report,
+        SweepReport { kept_bytes: report.kept_bytes, ..SweepReport::default() },
+        "nothing is left to do"
+    );
 }
 
 async fn an_image_pulled_by_digest_only_is_kept_as_long_as_it_is_used(column: Column) {

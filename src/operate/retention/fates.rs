@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{Census, Fate, Key, Named, ORPHAN, Task, UNKNOWN, Used};
+use super::{Census, Fate, Key, Named, ORPHAN, Part, Task, UNKNOWN, Used};
 use crate::config::Retention;
 use crate::oci::Digest;
 use crate::operate::report::SweepReport;
@@ -13,6 +13,10 @@ impl<'a> Census<'a> {
     /// Decides what becomes of everything that was counted.
     pub fn decide(mut self) -> Fates<'a> {
         let (live, pinned) = match self.task {
+            // The parts of the repositories have removed the others.
+            Task::Sweep(_) if self.part.is_some_and(Part::is_of_blobs) => {
+                (self.manifests.iter().map(|(key, manifest)| (*key, manifest.used_at)).collect(), Used::new())
+            }
             Task::Sweep(_) => {
                 let pinned = self.pinned();
                 let roots =
@@ -46,7 +50,8 @@ impl<'a> Census<'a> {
             }
         }
         let mut fates = Fates { evicted: HashSet::new(), live, named, unnamed, census: self };
-        if let Task::Sweep(Retention { max_size: Some(most), .. }) = fates.census.task {
+        // A part knows neither all bytes nor the order of their last uses.
+        if let (Task::Sweep(Retention { max_size: Some(most), .. }), None) = (fates.census.task, fates.census.part) {
             fates.evict(&pinned, *most);
         }
         fates.census.manifests.values_mut().for_each(|manifest| manifest.names = Box::default());
@@ -125,6 +130,9 @@ impl Fates<'_> {
 
     /// Adds an entry to what is to be done. One that was written since it was counted stays.
     pub fn add(&mut self, entry: Entry, batch: &mut Batch) {
+        if !self.census.has(&entry) {
+            return;
+        }
         let (task, now, keys) = (self.census.task, self.census.now, &self.census.keys);
         let is_sweep = matches!(task, Task::Sweep(_));
         let stays = match &entry {

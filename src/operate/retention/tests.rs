@@ -73,7 +73,7 @@ impl World {
     }
 
     fn carry_out(&self, task: Task<'_>) -> Batch {
-        let mut census = Census::new(task, NOW);
+        let mut census = Census::new(task, None, NOW);
         self.0.iter().for_each(|entry| census.count(entry));
         self.1.iter().for_each(|blob| census.count_bytes(blob));
         let (mut fates, mut batch) = (census.decide(), Batch::default());
@@ -282,7 +282,7 @@ fn manifests_count_towards_the_size_and_go_after_blobs_of_their_age() {
 fn what_is_written_after_it_was_counted_stays_with_what_it_names() {
     let world = World::default().manifest("x", "image", &["a"], 40).member("x", "a", 40).blob("a", 40);
     let rules = keep(30);
-    let mut census = Census::new(Task::Sweep(&rules), NOW);
+    let mut census = Census::new(Task::Sweep(&rules), None, NOW);
     world.0.iter().for_each(|entry| census.count(entry));
     world.1.iter().for_each(|blob| census.count_bytes(blob));
     let (mut fates, mut batch) = (census.decide(), Batch::default());
