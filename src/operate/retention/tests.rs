@@ -299,6 +299,39 @@ fn what_is_written_after_it_was_counted_stays_with_what_it_names() {
     assert_eq!(Gone::of(&batch), gone(&[]));
 }
 
+/// `STOPOVER_SWEEP_ITEMS` asks for more of them.
+#[test]
+fn a_part_holds_its_share_of_the_items_and_all_parts_cover_each_once() {
+    let images = std::env::var("STOPOVER_SWEEP_ITEMS").ok().and_then(|items| items.parse().ok()).unwrap_or(6000) / 3;
+    let mut world = World::default();
+    for number in 0..images {
+        let (whose, layer) = (format!("r{number}"), format!("layer {number}"));
+        let (image, days) = (format!("image {number}"), 40 * (number % 2));
+        world = world.manifest(&whose, &image, &[&layer], days).member(&whose, &layer, 40).blob(&layer, 40);
+    }
+    let (rules, most) = (keep(30), world.0.len() / 8);
+    let (mut next, mut held, mut covered) = (Part::first(world.0.len(), most), Vec::new(), 0);
+    while let Some(part) = next {
+        let mut census = Census::new(Task::Sweep(&rules), Some(part), NOW);
+        world.0.iter().for_each(|entry| census.count(entry));
+        held.push(census.manifests.values().map(|manifest| manifest.names.len()).sum::<usize>() + census.blobs.len());
+        covered += world.0.iter().filter(|entry| part.has(entry)).count();
+        next = part.next();
+    }
+    assert_eq!((held.len(), covered), (16, world.0.len()));
+    assert!(held.iter().all(|held| *held < most * 3 / 2), "{most}: {held:?}");
+}
+
+#[test]
+fn a_message_asks_for_a_part_that_there_is() {
+    let part = |text: &str| serde_json::from_str::<Part>(text);
+    assert_eq!(part(r#"{"number":0,"of":2}"#).unwrap(), Part::first(3, 2).unwrap());
+    assert!(part(r#"{"number":3,"of":2}"#).unwrap().next().is_none());
+    for text in [r#"{"number":4,"of":2}"#, r#"{"number":0,"of":0}"#, r#"{"number":0,"of":4294967295}"#, "{}"] {
+        assert!(part(text).is_err(), "{text}");
+    }
+}
+
 #[test]
 fn a_purge_takes_a_tag_and_what_nothing_else_needs() {
     let world = World::default()
