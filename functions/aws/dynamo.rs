@@ -34,6 +34,9 @@ const MAX_INLINE_BYTES: usize = 350 * 1000;
 /// How many batches of one manifest are written at the same time.
 const BATCHES_AT_ONCE: usize = 4;
 
+/// In how many segments a whole table is read at once: a segment has but one next page.
+const SEGMENTS: i32 = 8;
+
 /// [`Ledger`] on one table with the string keys `pk` and `sk`.
 #[derive(Debug, Clone)]
 pub struct DynamoLedger {
@@ -140,16 +143,29 @@ impl DynamoLedger {
         }))
     }
 
-    /// One page of the table, and the key at which the next one begins. Eventually consistent, at half the price: an
+    /// The entries of one segment of the table. A partition is in one segment, and so are a manifest and its use.
+    fn segment(&self, segment: i32) -> BoxStream<'_, Result<Entry, StoreError>> {
+        let pages = stream::try_unfold(Some((None, None)), move |at| async move {
+            let Some((start, last)) = at else { return Ok(None) };
+            let (mut entries, next) = self.page(segment, start, last).await?;
+            // The use of a manifest may be on the next page.
+            let next = next.map(|next| (Some(next), entries.pop_if(|entry| entry.is_ok()).and_then(Result::ok)));
+            Ok(Some((stream::iter(entries), next)))
+        });
+        pages.try_flatten().boxed()
+    }
+
+    /// One page of a segment, and the key at which the next one begins. Eventually consistent, at half the price: an
     /// item that is read late is removed only if it is still as it was read. `last`: the last entry of the page before,
     /// whose use may be the first item of this one.
     async fn page(
         &self,
+        segment: i32,
         start: Option<Item>,
         last: Option<Entry>,
     ) -> Result<(Vec<Result<Entry, StoreError>>, Option<Item>), StoreError> {
-        let request = self.client.scan().table_name(&self.table).set_exclusive_start_key(start);
-        let page = request.send().await.map_err(|error| store_error("Scan", error))?;
+        let request = self.client.scan().table_name(&self.table).segment(segment).total_segments(SEGMENTS);
+        let page = request.set_exclusive_start_key(start).send().await.map_err(|error| store_error("Scan", error))?;
         let mut entries: Vec<Result<Entry, StoreError>> = last.map(Ok).into_iter().collect();
         for item in page.items.unwrap_or_default() {
             let entry = self.entry(item).await.transpose();
@@ -325,14 +341,7 @@ impl Ledger for DynamoLedger {
     }
 
     fn entries(&self) -> BoxStream<'_, Result<Entry, StoreError>> {
-        let pages = stream::try_unfold(Some((None, None)), move |at| async move {
-            let Some((start, last)) = at else { return Ok(None) };
-            let (mut entries, next) = self.page(start, last).await?;
-            // The use of a manifest may be on the next page.
-            let next = next.map(|next| (Some(next), entries.pop_if(|entry| entry.is_ok()).and_then(Result::ok)));
-            Ok(Some((stream::iter(entries), next)))
-        });
-        pages.try_flatten().boxed()
+        stream::select_all((0..SEGMENTS).map(|segment| self.segment(segment))).boxed()
     }
 
     async fn remove(&self, entry: &Entry) -> Result<bool, StoreError> {

@@ -30,6 +30,9 @@ const URL_LIFE: Duration = Duration::from_mins(15);
 /// Blobs of up to this many bytes are sent in one request, which S3 checks against the digest itself.
 pub(crate) const SINGLE_PUT_BYTES: u64 = 16 * 1024 * 1024;
 
+/// How many lists are read at once: keys come in order, so a list has but one next page.
+const LISTS: usize = 8;
+
 /// The media type of every object, for S3 and for the client that follows the URL.
 pub(crate) const CONTENT_TYPE: &str = "application/octet-stream";
 
@@ -61,6 +64,20 @@ impl S3Blobs {
         let get = self.client.get_object().bucket(&self.bucket).key(key(digest)).response_content_type(media_type);
         let presigned = get.presigned(url_life()?).await.map_err(|error| store_error("presigning", error))?;
         Ok(presigned.uri().to_owned())
+    }
+
+    /// The blobs whose keys begin so.
+    fn list_below(&self, prefix: String) -> BoxStream<'_, Result<StoredBlob, StoreError>> {
+        let pages = stream::try_unfold((prefix, Some(None)), move |(prefix, token)| async move {
+            let Some(token) = token else { return Ok(None) };
+            let request = self.client.list_objects_v2().bucket(&self.bucket).prefix(&prefix);
+            let page = request.set_continuation_token(token).send().await;
+            let page = page.map_err(|error| store_error("ListObjectsV2", error))?;
+            let blobs = page.contents.unwrap_or_default().into_iter().filter_map(|object| listed(&object));
+            let next = page.next_continuation_token.map(Some);
+            Ok::<_, StoreError>(Some((stream::iter(blobs.map(Ok).collect::<Vec<_>>()), (prefix, next))))
+        });
+        pages.try_flatten().boxed()
     }
 
     /// The bytes of a manifest that was too large for its item. `None`: there is no such object.
@@ -177,16 +194,10 @@ impl Blobs for S3Blobs {
 
     /// Lists the bucket in pages of a thousand.
     fn list(&self) -> BoxStream<'_, Result<StoredBlob, StoreError>> {
-        let pages = stream::try_unfold(Some(None), move |token: Option<Option<String>>| async move {
-            let Some(token) = token else { return Ok(None) };
-            let request = self.client.list_objects_v2().bucket(&self.bucket).prefix("blobs/");
-            let page = request.set_continuation_token(token).send().await;
-            let page = page.map_err(|error| store_error("ListObjectsV2", error))?;
-            let blobs = page.contents.unwrap_or_default().into_iter().filter_map(|object| listed(&object));
-            let next = page.next_continuation_token.map(Some);
-            Ok(Some((stream::iter(blobs.map(Ok).collect::<Vec<_>>()), next)))
-        });
-        pages.try_flatten().boxed()
+        let prefixes = [Algorithm::Sha256, Algorithm::Sha512]
+            .into_iter()
+            .flat_map(|algorithm| (0..16).map(move |digit| format!("{PREFIX}{}/{digit:x}", algorithm.name())));
+        stream::iter(prefixes).flat_map_unordered(LISTS, |prefix| self.list_below(prefix)).boxed()
     }
 
     async fn remove(&self, digest: &Digest) -> Result<(), StoreError> {

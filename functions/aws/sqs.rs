@@ -11,6 +11,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use stopover::errors::{Failure, StoreError};
 use stopover::identity::Payer;
+use stopover::operate::Course;
 use stopover::ports::{Fills, GivenUp, ImageJob, Job, Listed, Priority, Requested, Watched, Work};
 use stopover::values::time::Timestamp;
 
@@ -146,6 +147,14 @@ impl SqsFills {
         let send = self.client.send_message().queue_url(queue).message_body(message(request)?);
         let send = send.delay_seconds(i32::try_from(pause.as_secs()).unwrap_or(i32::MAX));
         send.send().await.map(drop).map_err(|error| store_error("SendMessage", error))
+    }
+
+    /// Requests the next part of a sweep: a message with the one member `sweep`.
+    ///
+    /// # Errors
+    /// The queue does not take the message.
+    pub async fn request_part(&self, course: &Course) -> Result<(), StoreError> {
+        self.send(&[(&self.queues.background, vec![message(&serde_json::json!({ "sweep": course }))?])]).await
     }
 
     /// Hides a message for as long, instead of for the visibility timeout of its queue.

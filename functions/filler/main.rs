@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use stopover::cache::Cache;
 use stopover::fill::Filled;
-use stopover::operate::RobotCommand;
+use stopover::operate::{Course, RobotCommand};
 use stopover::ports::{Job, Progress, Work};
 use stopover::values::time::{Clock, Timestamp};
 use tokio::sync::watch;
@@ -52,6 +52,17 @@ enum PrefetchCommand {
     Scheduled,
 }
 
+/// The body of a message.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Body {
+    Sweep { sweep: Course },
+    Request(Request),
+}
+
+/// About how many items one part of a sweep holds: some tens of bytes for each.
+const ITEMS_OF_PART: usize = 1_000_000;
+
 /// How often a fill is continued. The template tells Lambda to let it (`RecursiveLoop`), so its own bound is here: 16 hours.
 const MOST_CONTINUATIONS: u32 = 64;
 
@@ -87,6 +98,11 @@ async fn perform(cache: &Arc<Cache>, adapters: Adapters<'_>, event: LambdaEvent<
             json!({ "images": cache.prefetch.request_due_schedules().await? })
         }
         Event::Sweep { dry_run } => {
+            let course = if dry_run { None } else { cache.operate.sweep_in_parts(ITEMS_OF_PART).await? };
+            if let Some(course) = course {
+                adapters.0.request_part(&course).await?;
+                return Ok(json!({ "requested": course }));
+            }
             let report = cache.operate.sweep(dry_run).await?;
             count(if dry_run { &[] } else { &[(Metric::Sweeps, 1)] });
             serde_json::to_value(report)?
@@ -106,7 +122,10 @@ async fn run_batch(
     for message in messages {
         let result = match serde_json::from_str(message.body.as_deref().unwrap_or_default()) {
             Ok(request) => {
-                let result = run(cache, adapters, request, context).await;
+                let result = match request {
+                    Body::Sweep { sweep } => run_part(cache, adapters.0, sweep).await,
+                    Body::Request(request) => run(cache, adapters, request, context).await,
+                };
                 if result.is_err() {
                     put_off(adapters.0, &message).await;
                 }
@@ -138,6 +157,16 @@ async fn put_off(fills: &SqsFills, message: &SqsMessage) {
 fn pause_after(attempts: u32) -> Duration {
     let factor = 4_u32.saturating_pow(attempts.saturating_sub(1));
     Duration::from_secs(30).saturating_mul(factor).min(LONGEST_PAUSE)
+}
+
+/// Does one part of a sweep, and requests the next one. The sweep counts once its last part is done; a part that fails
+/// comes back from the queue.
+async fn run_part(cache: &Arc<Cache>, fills: &SqsFills, course: Course) -> anyhow::Result<()> {
+    match cache.operate.sweep_part(course).await?.1 {
+        Some(next) => fills.request_part(&next).await.context("the next part of a sweep could not be requested")?,
+        None => count(&[(Metric::Sweeps, 1)]),
+    }
+    Ok(())
 }
 
 async fn run(

@@ -5,6 +5,7 @@ pub mod retention;
 mod robots;
 mod sweep;
 
+pub use retention::Course;
 pub use robots::{RobotAnswer, RobotCommand, RobotStatus};
 
 use std::sync::Arc;

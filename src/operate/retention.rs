@@ -9,8 +9,11 @@
 //! and [`Fates`] say of each item, read anew, what becomes of it.
 
 mod fates;
+mod part;
 
 pub use fates::{Batch, Doomed, Fates};
+pub use part::Course;
+use part::Part;
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher as _, RandomState};
@@ -33,8 +36,8 @@ const UNKNOWN: Timestamp = Timestamp(0);
 /// What is to be removed.
 #[derive(Clone, Copy)]
 pub enum Task<'a> {
-    /// What was not used within `keep`, and what exceeds `max_size`.
-    Sweep(&'a Retention),
+    /// What was not used within `keep`, and what exceeds `max_size`; of everything, or of one part.
+    Sweep(&'a Retention, Option<&'a Course>),
     /// An image and what nothing else needs: its tag, or all tags of its digest; its manifest, unless another tag or an
     /// index names it; an index's children alike; then their memberships and blobs.
     Purge(&'a Repository, &'a Reference),
@@ -43,14 +46,32 @@ pub enum Task<'a> {
 impl Task<'_> {
     /// Whether an item that was last used then stays.
     fn keeps(&self, used_at: Option<Timestamp>, now: Timestamp) -> bool {
-        let Self::Sweep(Retention { keep: Some(keep), .. }) = self else { return true };
-        used_at.is_some_and(|used_at| used_at == UNKNOWN || now < used_at.plus(*keep).plus(NOTED))
+        let Self::Sweep(Retention { keep, .. }, course) = self else { return true };
+        let too_old = course.and_then(|course| course.too_old);
+        if keep.is_none() && too_old.is_none() {
+            return true;
+        }
+        used_at.is_some_and(|used_at| {
+            let is_young = keep.is_none_or(|keep| now < used_at.plus(keep).plus(NOTED));
+            used_at == UNKNOWN || (is_young && too_old.is_none_or(|too_old| used_at > too_old))
+        })
+    }
+
+    /// What of everything is decided about. None: all of it.
+    fn part(&self) -> Option<Part> {
+        let Self::Sweep(_, course) = self else { return None };
+        course.map(|course| course.part)
+    }
+
+    /// Whether the bytes of blobs are counted: not in a part of the repositories.
+    pub fn lists_bytes(&self) -> bool {
+        self.part().is_none_or(Part::is_of_blobs)
     }
 
     /// Whether a tag is pinned, or may be purged.
     fn is_about(&self, repository: &Repository, reference: &Reference) -> bool {
         match self {
-            Self::Sweep(rules) => {
+            Self::Sweep(rules, _) => {
                 let image = format!("{repository}:{reference}");
                 matches!(reference, Reference::Tag(_)) && rules.pin.iter().any(|pattern| pattern.matches(&image))
             }
@@ -133,6 +154,8 @@ pub struct Census<'a> {
     keys: Keys,
     manifests: HashMap<Key, Manifest>,
     blobs: HashMap<Key, Blob>,
+    /// In a part of the blobs, what all manifests name of them.
+    named: HashMap<Key, Timestamp>,
     /// The tags that the task is about: whether one goes, and the manifests of its current and its previous digest.
     tags: Vec<(bool, Option<Key>, Option<Key>)>,
     /// The uploads that have a checkpoint: fills continue them.
@@ -144,21 +167,41 @@ pub struct Census<'a> {
 impl<'a> Census<'a> {
     /// Nothing is counted yet.
     pub fn new(task: Task<'a>, now: Timestamp) -> Self {
-        let (keys, manifests, blobs) = (Keys::default(), HashMap::new(), HashMap::new());
-        Self { task, now, keys, manifests, blobs, tags: Vec::new(), uploads: HashSet::new(), bytes: 0 }
+        Self {
+            task,
+            now,
+            keys: Keys::default(),
+            manifests: HashMap::new(),
+            blobs: HashMap::new(),
+            named: HashMap::new(),
+            tags: Vec::new(),
+            uploads: HashSet::new(),
+            bytes: 0,
+        }
     }
 
     /// Counts an entry of the ledger.
     pub fn count(&mut self, entry: &Entry) {
         match entry {
             Entry::Manifest(StoredManifest { repository, digest, used_at, bytes, names }) => {
-                let names = std::iter::once(digest).chain(names).map(|name| self.keys.digest(name)).collect();
-                let (key, repository) = (self.keys.of(repository, digest), self.keys.repository(repository));
-                self.manifests.insert(key, Manifest { repository, used_at: *used_at, bytes: *bytes, names });
-                self.bytes += bytes;
+                let all = std::iter::once(digest).chain(names);
+                if self.has(entry) {
+                    let names = all.map(|name| self.keys.digest(name)).collect();
+                    let (key, repository) = (self.keys.of(repository, digest), self.keys.repository(repository));
+                    self.manifests.insert(key, Manifest { repository, used_at: *used_at, bytes: *bytes, names });
+                    self.bytes += bytes;
+                } else if let Some(part) = self.task.part() {
+                    for name in all.filter(|name| part.has_digest(name)) {
+                        let last = self.named.entry(self.keys.digest(name)).or_insert(*used_at);
+                        *last = (*last).max(*used_at);
+                    }
+                }
             }
             Entry::Blob { digest, record } => {
                 self.uploads.extend(record.value.checkpoint.as_ref().map(|checkpoint| checkpoint.upload.clone()));
+                if !self.has(entry) {
+                    return;
+                }
                 let (fate, BlobRecord { state, used_at, checkpoint, .. }) = (self.fate(&record.value), &record.value);
                 let is_old = used_at.is_none_or(|used_at| used_at < self.now.minus(ORPHAN));
                 let is_wrong = match state {
@@ -171,7 +214,9 @@ impl<'a> Census<'a> {
                 let blob = Blob { version, used_at: *used_at, bytes: None, is_stored, is_wrong, fate };
                 self.blobs.insert(self.keys.digest(digest), blob);
             }
-            Entry::Reference { repository, reference, record } if self.task.is_about(repository, reference) => {
+            Entry::Reference { repository, reference, record }
+                if self.has(entry) && self.task.is_about(repository, reference) =>
+            {
                 let TagRecord { observed, previous, .. } = &record.value;
                 let observed = observed.as_ref().map(|observed| self.keys.of(repository, &observed.digest));
                 let previous = previous.as_ref().map(|previous| self.keys.of(repository, &previous.digest));
@@ -179,6 +224,11 @@ impl<'a> Census<'a> {
             }
             Entry::Reference { .. } | Entry::Membership { .. } | Entry::Listing { .. } | Entry::Standing { .. } => {}
         }
+    }
+
+    /// Whether it is decided about an entry.
+    fn has(&self, entry: &Entry) -> bool {
+        self.task.part().is_none_or(|part| part.has(entry))
     }
 
     /// What becomes of a blob, by its record alone.
@@ -195,6 +245,9 @@ impl<'a> Census<'a> {
 
     /// Counts stored bytes.
     pub fn count_bytes(&mut self, blob: &StoredBlob) {
+        if self.task.part().is_some_and(|part| !part.has_digest(&blob.digest)) {
+            return;
+        }
         self.blobs.entry(self.keys.digest(&blob.digest)).or_default().bytes = Some((blob.size, blob.modified));
         self.bytes += blob.size;
     }

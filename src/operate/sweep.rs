@@ -11,9 +11,10 @@ use super::Operate;
 use crate::errors::{StoreError, chain};
 use crate::oci::{Digest, Reference, Repository};
 use crate::operate::report::SweepReport;
-use crate::operate::retention::{Batch, Census, Doomed, Task};
+use crate::operate::retention::{Batch, Census, Course, Doomed, Task};
 use crate::records::blob::{REMOVING, noted as used};
 use crate::records::{BlobRecord, BlobState, Entry, StoredManifest, Versioned};
+use crate::values::time::Timestamp;
 
 /// How long an upload without a checkpoint lies idle before it is removed: a running fill has a checkpoint long before.
 const IDLE: Duration = Duration::from_hours(24);
@@ -22,13 +23,48 @@ const AT_ONCE: usize = 16;
 /// About how many items are held between a decision and what comes of it.
 const BATCH: usize = 10_000;
 
+/// What came of a task.
+struct Outcome {
+    report: SweepReport,
+    /// The uploads that fills continue.
+    uploads: HashSet<String>,
+    /// The last uses of the bytes that a part keeps.
+    kept: Vec<(Timestamp, u64)>,
+}
+
 impl Operate {
     /// Removes what was not used within `keep`, and repairs what dead processes have left. A dry run only reports what
     /// that would be.
     pub async fn sweep(&self, dry_run: bool) -> Result<SweepReport, StoreError> {
-        let (report, uploads) = self.carry_out(Task::Sweep(&self.core.config.retention), dry_run).await?;
+        Ok(self.sweep_once(None, dry_run).await?.0)
+    }
+
+    /// Whether a sweep has to go part by part, if each is to hold about `most` items.
+    pub async fn sweep_in_parts(&self, most: usize) -> Result<Option<Course>, StoreError> {
+        let (mut items, mut entries) = (0, self.core.ledger.entries());
+        while readable(&mut entries).await?.is_some() {
+            items += 1;
+        }
+        Ok(Course::first(items, most, self.core.clock.now()))
+    }
+
+    /// Sweeps one part. Returns what comes next, too: nothing after the last one.
+    pub async fn sweep_part(&self, course: Course) -> Result<(SweepReport, Option<Course>), StoreError> {
+        let (report, kept) = self.sweep_once(Some(&course), false).await?;
+        let next = course.next(kept.into_iter(), self.core.config.retention.max_size, self.core.clock.now());
+        Ok((report, next))
+    }
+
+    /// Sweeps everything or a part; returns the last uses of the bytes that a part keeps.
+    async fn sweep_once(
+        &self,
+        course: Option<&Course>,
+        dry_run: bool,
+    ) -> Result<(SweepReport, Vec<(Timestamp, u64)>), StoreError> {
+        let task = Task::Sweep(&self.core.config.retention, course);
+        let Outcome { report, uploads, kept } = self.carry_out(task, dry_run).await?;
         if dry_run {
-            return Ok(report);
+            return Ok((report, kept));
         }
         let uploads = self.core.blobs.abandon(&uploads, IDLE).await?;
         tracing::info!(
@@ -42,20 +78,20 @@ impl Operate {
             uploads,
             "swept"
         );
-        Ok(report)
+        Ok((report, kept))
     }
 
     /// Removes an image and what nothing else needs, even if it is used or pinned.
     pub async fn purge(&self, repository: &Repository, reference: &Reference) -> Result<SweepReport, StoreError> {
-        let (report, _) = self.carry_out(Task::Purge(repository, reference), false).await?;
+        let Outcome { report, .. } = self.carry_out(Task::Purge(repository, reference), false).await?;
         tracing::info!(%repository, %reference, freed_bytes = report.freed_bytes, "purged");
         Ok(report)
     }
 
     /// Counts what is stored, and then reads it again and does what is decided of it, a batch at a time. Reports what
-    /// was really removed, and the uploads that fills continue. A failure at one item does not stop the others; the
-    /// first one is returned at the end.
-    async fn carry_out(&self, task: Task<'_>, dry_run: bool) -> Result<(SweepReport, HashSet<String>), StoreError> {
+    /// was really removed. A failure at one item does not stop the others; the first one is returned at the end.
+    async fn carry_out(&self, task: Task<'_>, dry_run: bool) -> Result<Outcome, StoreError> {
+        let lists_bytes = task.lists_bytes();
         let mut census = Census::new(task, self.core.clock.now());
         let mut unreadable = 0;
         let mut entries = self.core.ledger.entries();
@@ -69,11 +105,12 @@ impl Operate {
             }
         }
         let mut stored = self.core.blobs.list();
-        while let Some(blob) = stored.try_next().await? {
+        while lists_bytes && let Some(blob) = stored.try_next().await? {
             census.count_bytes(&blob);
         }
         let (uploads, bytes) = (std::mem::take(&mut census.uploads), census.bytes);
         let (mut fates, mut batch) = (census.decide(), Batch::default());
+        let kept = if matches!(task, Task::Sweep(_, Some(_))) { fates.kept_bytes() } else { Vec::new() };
         let (mut report, mut failure) = (SweepReport { unreadable, ..SweepReport::default() }, None);
         let mut entries = self.core.ledger.entries();
         while let Some(entry) = readable(&mut entries).await? {
@@ -84,13 +121,13 @@ impl Operate {
             }
         }
         let mut stored = self.core.blobs.list();
-        while let Some(blob) = stored.try_next().await? {
+        while lists_bytes && let Some(blob) = stored.try_next().await? {
             fates.add_bytes(blob, &mut batch);
         }
         self.finish(&mut batch, dry_run, &mut report, &mut failure).await;
         report.manifests.sort_unstable();
         report.kept_bytes = bytes.saturating_sub(report.freed_bytes);
-        failure.map_or(Ok((report, uploads)), Err)
+        failure.map_or(Ok(Outcome { report, uploads, kept }), Err)
     }
 
     /// Does what a batch says, adds to the report what really came of it, and leaves the batch empty.

@@ -39,6 +39,8 @@ on_both_columns!(
     bytes_that_no_record_knows_and_records_of_bytes_that_are_gone_are_repaired,
     only_operators_may_remove_anything,
     an_absence_that_is_over_is_swept,
+    a_sweep_in_parts_goes_on_with_the_next_and_keeps_what_other_parts_name,
+    parts_keep_no_more_than_max_size,
 );
 
 const HOUR: Duration = Duration::from_hours(1);
@@ -125,6 +127,68 @@ async fn what_was_not_used_within_keep_is_freed_in_one_sweep(column: Column) {
     // What has gone is pulled as if it had never been there.
     pull(&world, "a", "1").await;
     assert_stored(&world, [&old, &used]).await;
+}
+
+/// Nothing but the part is carried from one invocation to the next; a part that is done twice does no harm.
+async fn a_sweep_in_parts_goes_on_with_the_next_and_keeps_what_other_parts_name(column: Column) {
+    let world = world(column, "keep = \"30d\"").await;
+    let old: Vec<_> = (0..8)
+        .map(|number| {
+            world.upstream.image(&format!("old{number}"), "1", &[b"shared", format!("old{number}").as_bytes()])
+        })
+        .collect();
+    let used = world.upstream.image("used", "1", &[b"shared", b"used"]);
+    for number in 0..old.len() {
+        pull(&world, &format!("old{number}"), "1").await;
+    }
+    world.clock.advance(29 * DAY);
+    pull(&world, "used", "1").await;
+    world.clock.advance(3 * DAY);
+    let operate = &world.cache.operate;
+    assert_eq!(operate.sweep_in_parts(1_000_000).await.unwrap(), None, "few items are swept at once");
+    let reports = sweep_in_parts(&world).await;
+    assert_eq!(reports.iter().map(|report| report.manifests.len()).sum::<usize>(), old.len());
+    assert!(reports.iter().filter(|report| !report.manifests.is_empty()).count() > 1, "{reports:?}");
+    assert_stored(&world, [&used]).await;
+    let report = sweep(&world).await;
+    assert_eq!(
+        report,
+        SweepReport { kept_bytes: report.kept_bytes, ..SweepReport::default() },
+        "nothing is left to do"
+    );
+}
+
+/// Each part is done twice, and hands on no more than its message.
+async fn sweep_in_parts(world: &World) -> Vec<SweepReport> {
+    let operate = &world.cache.operate;
+    let (mut next, mut reports) = (operate.sweep_in_parts(10).await.unwrap(), Vec::new());
+    assert!(next.is_some());
+    while let Some(course) = next {
+        let message = serde_json::to_string(&course).unwrap();
+        let (report, _) = operate.sweep_part(course).await.unwrap();
+        let (again, then) = operate.sweep_part(serde_json::from_str(&message).unwrap()).await.unwrap();
+        assert_eq!((again.manifests.len(), again.blobs), (0, 0), "{message}");
+        reports.push(report);
+        next = then;
+    }
+    reports
+}
+
+/// As a whole sweep does: the least recently used go, pinned ones stay.
+async fn parts_keep_no_more_than_max_size(column: Column) {
+    let world = world(column, "keep = \"90d\"\nmax_size = \"70kB\"\npin = [\"test.local/pinned:*\"]").await;
+    let content = |name: &str| name.repeat(20_000 / name.len()).into_bytes();
+    let names = ["pinned", "oldest", "older", "old", "new"];
+    let images = names.map(|name| world.upstream.image(name, "1", &[&content(name)]));
+    for name in names {
+        pull(&world, name, "1").await;
+        world.clock.advance(5 * DAY);
+    }
+    let reports = sweep_in_parts(&world).await;
+    assert_eq!(reports.iter().map(|report| report.manifests.len()).sum::<usize>(), 2, "{reports:?}");
+    let [pinned, _, _, old, new] = &images;
+    assert_stored(&world, [pinned, old, new]).await;
+    assert_eq!(sweep_in_parts(&world).await.iter().map(|report| report.manifests.len()).sum::<usize>(), 0);
 }
 
 async fn an_image_pulled_by_digest_only_is_kept_as_long_as_it_is_used(column: Column) {

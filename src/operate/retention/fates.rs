@@ -8,12 +8,13 @@ use crate::oci::Digest;
 use crate::operate::report::SweepReport;
 use crate::ports::StoredBlob;
 use crate::records::{BlobRecord, BlobState, Entry, StoredManifest, TagRecord, Versioned};
+use crate::values::time::Timestamp;
 
 impl<'a> Census<'a> {
     /// Decides what becomes of everything that was counted.
     pub fn decide(mut self) -> Fates<'a> {
         let (live, pinned) = match self.task {
-            Task::Sweep(_) => {
+            Task::Sweep(..) => {
                 let pinned = self.pinned();
                 let roots =
                     self.manifests.iter().filter(|(_, manifest)| self.task.keeps(Some(manifest.used_at), self.now));
@@ -28,9 +29,11 @@ impl<'a> Census<'a> {
                 (live.map(|(key, manifest)| (*key, manifest.used_at)).collect(), Used::new())
             }
         };
-        let named = self.named(|key| live.get(key).copied());
+        let mut named = self.named(|key| live.get(key).copied());
+        // The parts of the repositories have removed what was not live.
+        named.anywhere.extend(std::mem::take(&mut self.named));
         let unnamed = self.named(|key| (!live.contains_key(key)).then_some(UNKNOWN));
-        let (is_sweep, old) = (matches!(self.task, Task::Sweep(_)), self.now.minus(ORPHAN));
+        let (is_sweep, old) = (matches!(self.task, Task::Sweep(..)), self.now.minus(ORPHAN));
         for (key, blob) in &mut self.blobs {
             let is_orphan = || !is_sweep || blob.bytes.is_some_and(|(_, modified)| modified < old);
             if blob.version.is_none() && is_orphan() {
@@ -46,7 +49,8 @@ impl<'a> Census<'a> {
             }
         }
         let mut fates = Fates { evicted: HashSet::new(), live, named, unnamed, census: self };
-        if let Task::Sweep(Retention { max_size: Some(most), .. }) = fates.census.task {
+        // A part knows neither all bytes nor the order of their last uses.
+        if let Task::Sweep(Retention { max_size: Some(most), .. }, None) = fates.census.task {
             fates.evict(&pinned, *most);
         }
         fates.census.manifests.values_mut().for_each(|manifest| manifest.names = Box::default());
@@ -63,6 +67,15 @@ pub struct Fates<'a> {
     unnamed: Named,
     /// Manifests that exceed the size.
     evicted: HashSet<Key>,
+}
+
+/// Bytes that are kept, in the order in which they go.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Kept {
+    last_use: Option<Timestamp>,
+    is_manifest: bool,
+    key: Key,
+    bytes: u64,
 }
 
 /// What is to be removed or corrected next. Each step is taken only if the item is still as it was read.
@@ -93,28 +106,23 @@ impl Fates<'_> {
     /// blobs first, because a manifest costs quota.
     fn evict(&mut self, pinned: &Used, most: u64) {
         let exempt = self.census.named(|key| pinned.get(key).copied());
-        let (mut candidates, mut kept) = (Vec::new(), 0);
-        for (key, blob) in self.census.blobs.iter().filter(|(_, blob)| blob.fate != Fate::Goes) {
-            let Some((size, _)) = blob.bytes else { continue };
-            kept += size;
-            if blob.is_stored && !exempt.anywhere.contains_key(key) {
-                let last_use = blob.used_at.max(self.named.anywhere.get(key).copied());
-                candidates.push((last_use, false, *key, size));
-            }
-        }
-        for (key, last_use) in &self.live {
-            let size = self.census.manifests.get(key).map_or(0, |manifest| manifest.bytes);
-            kept += size;
-            if size > 0 && !pinned.contains_key(key) {
-                candidates.push((Some(*last_use), true, *key, size));
-            }
-        }
+        let mut kept = self.kept().map(|item| item.bytes).sum::<u64>();
+        let mut candidates: Vec<_> = self
+            .kept()
+            .filter(|Kept { key, bytes, is_manifest, last_use: _ }| {
+                if *is_manifest {
+                    return *bytes > 0 && !pinned.contains_key(key);
+                }
+                let is_stored = self.census.blobs.get(key).is_some_and(|blob| blob.is_stored);
+                is_stored && !exempt.anywhere.contains_key(key)
+            })
+            .collect();
         candidates.sort_unstable();
-        for (_, is_manifest, key, size) in candidates {
+        for Kept { is_manifest, key, bytes, last_use: _ } in candidates {
             if kept <= most {
                 break;
             }
-            kept -= size;
+            kept -= bytes;
             if is_manifest {
                 self.evicted.insert(key);
             } else if let Some(blob) = self.census.blobs.get_mut(&key) {
@@ -123,10 +131,31 @@ impl Fates<'_> {
         }
     }
 
+    /// The bytes of all that is kept.
+    fn kept(&self) -> impl Iterator<Item = Kept> {
+        let blobs = self.census.blobs.iter().filter(|(_, blob)| blob.fate != Fate::Goes).filter_map(|(key, blob)| {
+            let last_use = blob.used_at.max(self.named.anywhere.get(key).copied());
+            blob.bytes.map(|(bytes, _)| Kept { last_use, is_manifest: false, key: *key, bytes })
+        });
+        let manifests = self.live.iter().map(|(key, last_use)| {
+            let bytes = self.census.manifests.get(key).map_or(0, |manifest| manifest.bytes);
+            Kept { last_use: Some(*last_use), is_manifest: true, key: *key, bytes }
+        });
+        blobs.chain(manifests)
+    }
+
+    /// The bytes of all that is kept, with their last use.
+    pub fn kept_bytes(&self) -> Vec<(Timestamp, u64)> {
+        self.kept().map(|item| (item.last_use.unwrap_or(UNKNOWN), item.bytes)).collect()
+    }
+
     /// Adds an entry to what is to be done. One that was written since it was counted stays.
     pub fn add(&mut self, entry: Entry, batch: &mut Batch) {
+        if !self.census.has(&entry) {
+            return;
+        }
         let (task, now, keys) = (self.census.task, self.census.now, &self.census.keys);
-        let is_sweep = matches!(task, Task::Sweep(_));
+        let is_sweep = matches!(task, Task::Sweep(..));
         let stays = match &entry {
             Entry::Reference { repository, reference, record } if is_sweep => {
                 let TagRecord { observed, previous, checked_at, fresh_until, lease } = &record.value;

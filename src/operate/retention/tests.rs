@@ -83,7 +83,7 @@ impl World {
     }
 
     fn mark(&self, rules: &Retention) -> Gone {
-        Gone::of(&self.carry_out(Task::Sweep(rules)))
+        Gone::of(&self.carry_out(Task::Sweep(rules, None)))
     }
 
     fn purge(&self, whose: &str, reference: &str) -> Gone {
@@ -233,7 +233,7 @@ fn records_that_say_what_is_not_so_are_found_and_bytes_without_one() {
         // The bytes of a manifest too large for the ledger.
         .manifest("x", "index", &[], 0)
         .bytes("index", 99);
-    let plan = world.carry_out(Task::Sweep(&Retention { keep: None, ..keep(1) }));
+    let plan = world.carry_out(Task::Sweep(&Retention { keep: None, ..keep(1) }, None));
     let mut absent: Vec<_> = plan.absent.iter().map(|(digest, _)| digest.clone()).collect();
     absent.sort();
     let mut expected = [digest("a"), digest("lost")];
@@ -282,7 +282,7 @@ fn manifests_count_towards_the_size_and_go_after_blobs_of_their_age() {
 fn what_is_written_after_it_was_counted_stays_with_what_it_names() {
     let world = World::default().manifest("x", "image", &["a"], 40).member("x", "a", 40).blob("a", 40);
     let rules = keep(30);
-    let mut census = Census::new(Task::Sweep(&rules), NOW);
+    let mut census = Census::new(Task::Sweep(&rules, None), NOW);
     world.0.iter().for_each(|entry| census.count(entry));
     world.1.iter().for_each(|blob| census.count_bytes(blob));
     let (mut fates, mut batch) = (census.decide(), Batch::default());
@@ -297,6 +297,30 @@ fn what_is_written_after_it_was_counted_stays_with_what_it_names() {
         fates.add(entry, &mut batch);
     });
     assert_eq!(Gone::of(&batch), gone(&[]));
+}
+
+/// `STOPOVER_SWEEP_ITEMS` asks for more of them.
+#[test]
+fn a_part_holds_its_share_of_the_items_and_all_parts_cover_each_once() {
+    let images = std::env::var("STOPOVER_SWEEP_ITEMS").ok().and_then(|items| items.parse().ok()).unwrap_or(6000) / 3;
+    let mut world = World::default();
+    for number in 0..images {
+        let (whose, layer) = (format!("r{number}"), format!("layer {number}"));
+        let (image, days) = (format!("image {number}"), 40 * (number % 2));
+        world = world.manifest(&whose, &image, &[&layer], days).member(&whose, &layer, 40).blob(&layer, 40);
+    }
+    let (rules, most) = (keep(30), world.0.len() / 8);
+    let (mut next, mut held, mut covered) = (Course::first(world.0.len(), most, NOW), Vec::new(), 0);
+    while let Some(course) = next {
+        let mut census = Census::new(Task::Sweep(&rules, Some(&course)), NOW);
+        world.0.iter().for_each(|entry| census.count(entry));
+        let names = census.manifests.values().map(|manifest| manifest.names.len()).sum::<usize>();
+        held.push(names + census.blobs.len() + census.named.len());
+        covered += world.0.iter().filter(|entry| course.part.has(entry)).count();
+        next = course.next(std::iter::empty(), None, NOW);
+    }
+    assert_eq!((held.len(), covered), (16, world.0.len()));
+    assert!(held.iter().all(|held| *held < most * 3 / 2), "{most}: {held:?}");
 }
 
 #[test]
