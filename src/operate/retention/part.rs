@@ -21,7 +21,7 @@ const FINENESS: u32 = 3;
 /// what it names, whatever part its repository is in. So parts are right in any order, and twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Numbers")]
-pub struct Part {
+pub(super) struct Part {
     /// Below `of` a share of the repositories, and from there on one of the blobs.
     number: u32,
     of: u32,
@@ -178,7 +178,9 @@ mod tests {
     #[test]
     fn the_oldest_go_until_the_rest_fits_beside_what_is_pinned() {
         let mut ages = Ages::default();
-        [(10, 30), (1000, 50), (100_000, 40), (1_000_000, 20)].map(|(age, bytes)| ages.add(age, bytes));
+        for (age, bytes) in [(10, 30), (1000, 50), (100_000, 40), (1_000_000, 20)] {
+            ages.add(age, bytes);
+        }
         assert_eq!(ages.too_old(140, None), None);
         assert_eq!(ages.too_old(139, None).map(class), Some(class(1_000_000)));
         assert_eq!(ages.too_old(80, None).map(class), Some(class(100_000)));

@@ -143,7 +143,7 @@ fn what_was_not_used_within_keep_goes_with_all_that_only_it_needs() {
     assert_eq!(world.mark(&keep(31)), gone(&[]));
     assert_eq!(world.mark(&Retention { keep: None, ..keep(1) }), gone(&[]));
     let mut report = SweepReport::default();
-    world.carry_out(Task::Sweep(&keep(30))).add_to(&mut report);
+    world.carry_out(Task::Sweep(&keep(30), None)).add_to(&mut report);
     assert_eq!((report.tags, report.memberships, report.blobs), (1, 2, 1));
     assert_eq!(report.freed_bytes, 1);
     assert_eq!(report.manifests, [format!("test.local/x@{}", digest("image"))]);
