@@ -42,7 +42,7 @@ async fn what_one_tag_is_told_says_nothing_of_the_others(column: Column) {
         let images = ["1", "2", "3"].map(|name| world.upstream.image("a", name, &[name.as_bytes()]));
         pulls(&world, &images[0], "1").await;
         world.settled().await;
-        let other = world.another_instance().await;
+        let other = world.another_instance();
         world.upstream.fault("/manifests/none", fault.clone());
         world.upstream.fault("/manifests/sha256:", fault.clone());
         let missing = format!("sha256:{}", "0".repeat(64));

@@ -248,7 +248,7 @@ async fn what_another_instance_knows_to_be_absent_costs_no_miss(column: Column) 
     }
     world.upstream.forget_requests();
     let want = Want { payer: Some(Payer::Network(STRANGER.parse().unwrap())), ..Want::GET };
-    let instance = world.another_instance().await;
+    let instance = world.another_instance();
     let (manifests, lists) = names.split_at(5);
     for name in manifests {
         let pulled = instance.pull.manifest(&repository(name), &tag_of("2"), want.clone()).await;

@@ -99,7 +99,7 @@ async fn a_stored_digest_keeps_its_type(column: Column) {
             assert_eq!((answer.status, answer.header("content-type")), (StatusCode::OK, IMAGE), "{path}");
         }
     }
-    let another = world.another_instance().await;
+    let another = world.another_instance();
     let repository = stopover::oci::Repository { upstream: "test.local".parse().unwrap(), name: "a".parse().unwrap() };
     let pulled = another.pull.manifest(&repository, &"2".parse().unwrap(), stopover::pull::Want::GET).await.unwrap();
     assert_eq!(pulled.observed.media_type.as_str(), IMAGE);

@@ -121,7 +121,7 @@ async fn a_place_that_expires_is_asked_for_again(column: Column) {
 async fn a_fill_that_is_stopped_is_gone_on_with_by_another(column: Column) {
     let vast = Vast::start(SIZE, Manner { bytes_per_second: Some(16 * MIB), ..Manner::default() }).unwrap();
     let world = world(column, &vast).await;
-    let instances = [Arc::clone(&world.cache), world.another_instance().await];
+    let instances = [Arc::clone(&world.cache), world.another_instance()];
     let (mut stops, mut offset) = (0, 0);
     loop {
         let sent = vast.sent() + 2 * MIB;
@@ -204,7 +204,7 @@ async fn a_request_that_is_delivered_twice_copies_once(column: Column) {
         tokio::spawn(async move { cache.fill.run(&job, &watch::channel(Progress::Waiting).0, pending()).await })
     };
     until(|| vast.sent() > 0).await;
-    let another = world.another_instance().await;
+    let another = world.another_instance();
     assert_eq!(run(&another, &vast).await.unwrap(), Filled::Claimed);
     vast.manner().stalls_at = None;
     assert_eq!(first.await.unwrap().unwrap(), Filled::Stored);

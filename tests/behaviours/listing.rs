@@ -145,7 +145,7 @@ async fn a_fresh_list_is_not_asked_for_again_and_a_check_asks(column: Column) {
     world.upstream.tags("a", &["3"]);
     world.clock.advance(FRESH);
     assert_eq!((tags(&world.get(LIST).await), asked()), (vec!["3".to_owned()], 3));
-    let other = world.another_instance().await;
+    let other = world.another_instance();
     let repository = stopover::oci::Repository { upstream: "test.local".parse().unwrap(), name: "a".parse().unwrap() };
     let pulled =
         other.pull.tags(&repository, &stopover::oci::Page::default(), stopover::pull::Want::GET).await.unwrap();

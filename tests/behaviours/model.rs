@@ -86,7 +86,7 @@ fn check(model: &mut Model, tag: usize, pulled: &PulledManifest, now: u64) {
 
 async fn run(column: Column, steps: Vec<Step>) {
     let world = World::plan(column).settings(&format!("fresh = \"{FRESH}s\"\nstale = \"{STALE}s\"")).start().await;
-    let instances = [std::sync::Arc::clone(&world.cache), world.another_instance().await];
+    let instances = [std::sync::Arc::clone(&world.cache), world.another_instance()];
     let mut model = Model::default();
     let mut faulty = false;
     for step in steps {

@@ -166,7 +166,7 @@ async fn a_token_server_that_limits_logins_is_left_alone(column: Column) {
 async fn breakers_are_shared_among_instances(column: Column) {
     let world = World::on(column).await;
     pulled(&world, 4).await;
-    let other = world.another_instance().await;
+    let other = world.another_instance();
     world.upstream.fault("/v2/", status(503));
     for number in 0..3 {
         world.get(&tag(&format!("r{number}"))).await;

@@ -56,7 +56,7 @@ async fn four_instances_ask_upstream_once(column: Column) {
     let image = world.upstream.image("a", "1", &[b"layer"]);
     let mut instances: Vec<Arc<Cache>> = Vec::new();
     for _ in 0..4 {
-        instances.push(world.another_instance().await);
+        instances.push(world.another_instance());
     }
     for reference in [tag(), Reference::Digest(image.digest.clone())] {
         let (repository, reference) = (&repository(), &reference);
@@ -100,7 +100,7 @@ async fn a_lease_holder_that_lost_its_lease_cannot_publish(column: Column) {
     // Its lease runs out while it waits, the tag moves, and another question is answered.
     world.clock.advance(LEASE);
     let new = world.upstream.image("a", "1", &[b"new"]);
-    let instance = world.another_instance().await;
+    let instance = world.another_instance();
     let head = instance.pull.manifest(&repository(), &tag(), Want::HEAD).await.unwrap();
     assert_eq!(head.observed.digest, new.digest);
     world.upstream.heal();
@@ -119,7 +119,7 @@ async fn what_is_known_is_served_while_another_instance_asks(column: Column) {
     let leased = TagRecord { lease, ..record.value };
     world.cache.core.ledger.swap_reference(&repository(), &tag(), Some(record.version), &leased).await.unwrap();
     world.upstream.forget_requests();
-    let pulled = world.another_instance().await.pull.manifest(&repository(), &tag(), Want::GET).await.unwrap();
+    let pulled = world.another_instance().pull.manifest(&repository(), &tag(), Want::GET).await.unwrap();
     assert_eq!((pulled.observed.digest, pulled.served), (image.digest, Served::Stale));
     assert_eq!(world.upstream.count("/manifests/"), 0);
 }

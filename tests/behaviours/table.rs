@@ -19,7 +19,7 @@ async fn burst(world: &World) -> usize {
     let endpoints = world.endpoints().expect("the AWS column has endpoints");
     let mut instances = Vec::new();
     for _ in 0..INSTANCES {
-        instances.push(world.another_instance().await);
+        instances.push(world.another_instance());
     }
     endpoints.count_capacity(Some(PARTITION));
     let repository = Repository { upstream: "test.local".parse().unwrap(), name: "a".parse().unwrap() };

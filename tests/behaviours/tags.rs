@@ -306,7 +306,7 @@ async fn a_missing_repository_is_remembered_whatever_is_asked_of_it(column: Colu
         let path = format!("/v2/test.local/ghost/blobs/sha256:{}", "0".repeat(64));
         assert_eq!(world.get(&path).await.status, StatusCode::NOT_FOUND);
         let asked = world.upstream.count("/v2/ghost/manifests/");
-        let other = world.another_instance().await;
+        let other = world.another_instance();
         let ghost = Repository { upstream: "test.local".parse().unwrap(), name: "ghost".parse().unwrap() };
         assert!(other.pull.manifest(&ghost, &"5".parse().unwrap(), Want::GET).await.is_err());
         assert_eq!(world.upstream.count("/v2/ghost/manifests/"), asked, "another instance knows");

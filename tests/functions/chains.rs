@@ -41,7 +41,7 @@ async fn filled(
         request.headers_mut().insert("x-amzn-trace-id", trace.clone());
     });
     traced.send().await?;
-    let source = EventSource::start_with(&endpoints, vec![filler], recursive_loop).await?;
+    let source = EventSource::start_with(&endpoints, vec![filler], recursive_loop)?;
     source.wait_until_idle(TIMEOUT * 40).await?;
     let log = source.functions()[0].log();
     Ok((endpoints, log))

@@ -119,7 +119,7 @@ impl Plan {
         Ok(Deployment {
             guards,
             front: HttpFront::start(registry)?,
-            source: EventSource::start(&endpoints, filler).await?,
+            source: EventSource::start(&endpoints, filler)?,
             endpoints,
             _configuration: configuration,
         })

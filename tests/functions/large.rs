@@ -39,7 +39,7 @@ async fn a_blob_that_takes_longer_than_an_invocation_is_copied_by_several_and_on
     let queue = endpoints.sqs();
     let job = serde_json::to_string(&vast.job())?;
     queue.send_message().queue_url(endpoints.queue_url()).message_body(job).send().await?;
-    let source = EventSource::start(&endpoints, vec![filler]).await?;
+    let source = EventSource::start(&endpoints, vec![filler])?;
     source.wait_until_idle(timeout * 100).await?;
 
     let log = source.functions()[0].log();

@@ -14,7 +14,7 @@ use crate::aws::Endpoints;
 pub(crate) struct Filler([JoinHandle<()>; 2]);
 
 impl Filler {
-    pub(crate) async fn start(cache: Arc<Cache>, endpoints: Arc<Endpoints>) -> Self {
+    pub(crate) fn start(cache: Arc<Cache>, endpoints: Arc<Endpoints>) -> Self {
         let client = endpoints.sqs();
         Self(
             [endpoints.queue_url(), endpoints.background_queue_url()].map(|queue| {

@@ -278,11 +278,11 @@ impl World {
 
     /// Another instance of the cache on the same storage and upstream, as Lambda starts one; on the embedded column, where
     /// one process owns the storage, the same one.
-    pub async fn another_instance(&self) -> Arc<Cache> {
+    pub fn another_instance(&self) -> Arc<Cache> {
         match &self.storage {
             Storage::Embedded { .. } => Arc::clone(&self.cache),
             Storage::Aws { endpoints, config, .. } => {
-                connect(Config::clone(config), &self.clock, endpoints).await.expect("an instance starts")
+                connect(Config::clone(config), &self.clock, endpoints).expect("an instance starts")
             }
         }
     }
@@ -381,12 +381,12 @@ impl Plan {
 
 async fn aws(config: Config, clock: &Clock) -> anyhow::Result<(Arc<Cache>, Storage)> {
     let endpoints = Arc::new(Endpoints::start().await?);
-    let cache = connect(config.clone(), clock, &endpoints).await?;
-    let filler = Filler::start(Arc::clone(&cache), Arc::clone(&endpoints)).await;
+    let cache = connect(config.clone(), clock, &endpoints)?;
+    let filler = Filler::start(Arc::clone(&cache), Arc::clone(&endpoints));
     Ok((cache, Storage::Aws { endpoints, config: Box::new(config), _filler: filler }))
 }
 
-async fn connect(config: Config, clock: &Clock, endpoints: &Endpoints) -> anyhow::Result<Arc<Cache>> {
+fn connect(config: Config, clock: &Clock, endpoints: &Endpoints) -> anyhow::Result<Arc<Cache>> {
     let sdk = endpoints.sdk_config();
     let blobs = aws::S3Blobs::new(aws::s3_client(&sdk), endpoints.bucket().to_owned());
     let ledger = aws::DynamoLedger::new(patient_dynamo_client(&sdk), endpoints.table().to_owned(), blobs.clone());

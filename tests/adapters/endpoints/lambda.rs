@@ -220,7 +220,7 @@ async fn a_pool_answers_as_many_requests_at_a_time_as_it_has_functions() {
 async fn source(directory: &std::path::Path, settings: QueueSettings) -> (Endpoints, EventSource) {
     let endpoints = Endpoints::start_with(settings).await.unwrap();
     let function = Function::start(&directory.join("bootstrap"), &endpoints.environment()).await.unwrap();
-    let source = EventSource::start(&endpoints, vec![function]).await.unwrap();
+    let source = EventSource::start(&endpoints, vec![function]).unwrap();
     (endpoints, source)
 }
 

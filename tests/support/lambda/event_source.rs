@@ -24,12 +24,12 @@ pub struct EventSource {
 
 impl EventSource {
     /// Polls each queue once per function: that many messages are worked on at a time.
-    pub async fn start(endpoints: &Endpoints, functions: Vec<Function>) -> anyhow::Result<Self> {
-        Self::start_with(endpoints, functions, RecursiveLoop::of_template()?).await
+    pub fn start(endpoints: &Endpoints, functions: Vec<Function>) -> anyhow::Result<Self> {
+        Self::start_with(endpoints, functions, RecursiveLoop::of_template()?)
     }
 
     /// As [`Self::start`], with what becomes of a function that invokes itself through its queue.
-    pub async fn start_with(
+    pub fn start_with(
         endpoints: &Endpoints,
         functions: Vec<Function>,
         recursive_loop: RecursiveLoop,
