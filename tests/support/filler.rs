@@ -14,11 +14,11 @@ use crate::aws::Endpoints;
 pub(crate) struct Filler([JoinHandle<()>; 2]);
 
 impl Filler {
-    pub(crate) fn start(cache: Arc<Cache>, endpoints: Arc<Endpoints>) -> Self {
+    pub(crate) fn start(cache: &Arc<Cache>, endpoints: &Endpoints) -> Self {
         let client = endpoints.sqs();
         Self(
             [endpoints.queue_url(), endpoints.background_queue_url()].map(|queue| {
-                tokio::spawn(Self::work_off(Arc::clone(&cache), client.clone(), queue, endpoints.dlq_url()))
+                tokio::spawn(Self::work_off(Arc::clone(cache), client.clone(), queue, endpoints.dlq_url()))
             }),
         )
     }

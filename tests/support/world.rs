@@ -382,7 +382,7 @@ impl Plan {
 async fn aws(config: Config, clock: &Clock) -> anyhow::Result<(Arc<Cache>, Storage)> {
     let endpoints = Arc::new(Endpoints::start().await?);
     let cache = connect(config.clone(), clock, &endpoints)?;
-    let filler = Filler::start(Arc::clone(&cache), Arc::clone(&endpoints));
+    let filler = Filler::start(&cache, &endpoints);
     Ok((cache, Storage::Aws { endpoints, config: Box::new(config), _filler: filler }))
 }
 
