@@ -30,7 +30,8 @@ pub(super) fn file(file: Arc<File>, range: ByteRange) -> Body {
 }
 
 /// A part of a file that a fill is still writing. Its last byte is sent only once the fill has verified the whole, so a
-/// client never takes wrong bytes for complete ones; a fill that fails breaks the answer off.
+/// client never takes wrong bytes for complete ones; a fill that fails breaks the answer off. A client need not wait
+/// until the bytes would survive a crash: that costs another fill and nothing else.
 pub(super) fn growing(file: Arc<File>, progress: watch::Receiver<Progress>, range: ByteRange, size: u64) -> Body {
     Body::from_stream(follow(file, progress, range.first, range.first + range.length, size))
 }
@@ -48,7 +49,7 @@ fn follow(
         }
         let available = loop {
             let available = match &*progress.borrow_and_update() {
-                Progress::Stored => size,
+                Progress::Stored | Progress::Growing { verified: true, .. } => size,
                 Progress::Growing { written, .. } => (*written).min(size - 1),
                 Progress::Waiting => 0,
                 Progress::Failed(error) => return Err(io::Error::other(error.to_string())),

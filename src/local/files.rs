@@ -258,14 +258,14 @@ impl Unpublished {
             pending_bytes: 0,
         };
         if written > 0 {
-            this.tell();
+            this.tell(false);
         }
         this
     }
 
-    fn tell(&self) {
+    fn tell(&self, verified: bool) {
         let (file, written, size) = (Arc::clone(&self.file), self.written, self.size);
-        self.progress.send_replace(Progress::Growing { file, written, size });
+        self.progress.send_replace(Progress::Growing { file, written, size, verified });
     }
 
     async fn flush(&mut self) -> Result<(), StoreError> {
@@ -279,7 +279,7 @@ impl Unpublished {
         };
         blocking(write).await?;
         self.written += std::mem::take(&mut self.pending_bytes);
-        self.tell();
+        self.tell(false);
         Ok(())
     }
 }
@@ -310,6 +310,8 @@ impl Upload for Unpublished {
 
     async fn publish(&mut self) -> Result<(), StoreError> {
         self.flush().await?;
+        // Clients that follow need not wait for the disk.
+        self.tell(true);
         let (files, file, digest) = (self.files.clone(), Arc::clone(&self.file), self.digest.clone());
         let unpublished = files.unpublished.join(&self.name);
         blocking(move || files.publish(&file, &unpublished, &digest)).await

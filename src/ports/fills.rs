@@ -128,7 +128,7 @@ pub struct Watched {
 pub enum Progress {
     /// Not begun, or no byte has arrived yet.
     Waiting,
-    /// `written` bytes of `file` can be read, in order, unverified as long as the fill is not finished.
+    /// `written` bytes of `file` can be read, in order.
     Growing {
         /// The unpublished file.
         file: Arc<File>,
@@ -136,8 +136,10 @@ pub enum Progress {
         written: u64,
         /// How many bytes the blob has.
         size: u64,
+        /// All of them are written, and are the right ones. They may still be lost in a crash.
+        verified: bool,
     },
-    /// Published.
+    /// Published: it survives a crash.
     Stored,
     /// Given up, or to be tried again later.
     Failed(FillError),

@@ -1,16 +1,16 @@
-//! Answers without asking upstream: from fresh records, from what upstream said last, and from storage.
+//! What is known without asking upstream: records, stored manifests, and what upstream said last.
 
 use std::sync::{Arc, Weak};
 
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as MemoryCache;
 
+use super::decide::{Facts, Found, Heard};
 use super::{Pull, PulledManifest, Want};
 use crate::config::Deleted;
 use crate::errors::PullError;
-use crate::oci::{Digest, Manifest, Observed, Repository};
-use crate::records::tag::{self, Step};
-use crate::records::{Previous, TagRecord};
+use crate::oci::{Digest, Manifest, Observed, Reference, Repository};
+use crate::records::{TagRecord, tag};
 use crate::upstream::{Evidence, Upstream};
 use crate::values::pull_counter::PullCounter;
 use crate::values::served::Served;
@@ -61,62 +61,101 @@ impl Warm {
 }
 
 impl Pull {
-    /// The answer that a fresh record gives without upstream. `None`: upstream has to be asked.
-    pub(super) async fn answer(
+    /// What is known before anything is asked, with as few reads as it takes: for a digest that is stored its manifest,
+    /// else what upstream said before.
+    pub(super) async fn known_facts(
         &self,
         repository: &Repository,
-        record: Option<&TagRecord>,
+        reference: &Reference,
         want: &Want,
-    ) -> Result<Option<Result<PulledManifest, PullError>>, PullError> {
-        match tag::decide(record, "", false, self.core.clock.now()) {
-            // 3. A fresh record: what it says, without upstream.
-            Step::Fresh(observed) if want.head => {
-                let pulled = PulledManifest { observed: observed.clone(), manifest: None, served: Served::Hit };
-                Ok(Some(Ok(pulled)))
+    ) -> Result<Facts, PullError> {
+        let mut facts = Facts::new(reference, want);
+        if let Reference::Digest(digest) = reference {
+            facts.stored = self.stored(repository, digest).await?.into();
+            if let Found::Yes(_) = facts.stored {
+                facts.permission_due = self.membership.permission_is_due(repository).await?;
+                return Ok(facts);
             }
-            Step::Fresh(observed) => {
-                let manifest = self.stored(repository, &observed.digest).await?;
-                Ok(manifest.map(|manifest| Ok(PulledManifest::new(manifest, Served::Hit))))
-            }
-            // 4. A remembered "missing".
-            Step::Missing => Ok(Some(Err(PullError::ManifestUnknown(Served::Hit)))),
-            Step::Held | Step::Ask(_) => Ok(None),
         }
+        // A check reads it when its turn has come.
+        if !want.check {
+            facts.record = self.core.ledger.reference(repository, reference).await?.map(|record| record.value);
+            // Upstream may not show the tag to us any more.
+            facts.permission_due = facts.observed().is_some() && self.membership.permission_is_due(repository).await?;
+            facts.absent =
+                facts.observed().is_none() && self.core.upstreams.standings.check_known_absent(repository).is_err();
+        }
+        Ok(facts)
     }
 
-    /// The last content of a tag that upstream has deleted, if the configuration says to go on serving it.
-    pub(super) async fn deleted(
-        self: &Arc<Self>,
-        upstream: &Upstream,
+    /// What is known as upstream is about to be asked, and the version of the record. The record comes first: the
+    /// process that gave its lease back had stored the manifest before.
+    pub(super) async fn facts_in_turn(
+        &self,
         repository: &Repository,
-        record: &TagRecord,
-        spent: &PullCounter,
-    ) -> Result<Option<PulledManifest>, PullError> {
-        match upstream.config().deleted {
-            Deleted::Missing => Ok(None),
-            Deleted::Serve => {
-                let Some(known) = self.last_known(upstream, repository, Some(record)).await? else { return Ok(None) };
-                // A tag that upstream calls missing may only be hidden from us now.
-                let evidence = Evidence::Manifest(known.observed.digest.clone());
-                Ok(self.membership.check_permission(repository, evidence, None, spent).await.is_ok().then_some(known))
-            }
+        reference: &Reference,
+        want: &Want,
+    ) -> Result<(Facts, Option<u64>), PullError> {
+        let mut facts = Facts::new(reference, want);
+        let record = self.core.ledger.reference(repository, reference).await?;
+        let version = record.as_ref().map(|record| record.version);
+        facts.record = record.map(|record| record.value);
+        facts.permission_due = facts.observed().is_some() && self.membership.permission_is_due(repository).await?;
+        if let Reference::Digest(digest) = reference {
+            facts.stored = self.stored(repository, digest).await?.into();
         }
+        Ok((facts, version))
+    }
+
+    /// What upstream said last, where the answer that it gives now lets us serve that.
+    pub(super) async fn servable(
+        self: &Arc<Self>,
+        repository: &Repository,
+        facts: &Facts,
+        spent: &PullCounter,
+    ) -> Result<Option<Arc<Manifest>>, PullError> {
+        let upstream = self.core.upstreams.get(repository)?;
+        let is_deleted = matches!(facts.heard, Heard::Absent(_));
+        if is_deleted && upstream.config().deleted == Deleted::Missing {
+            return Ok(None);
+        }
+        let Some(known) = self.last_known(upstream, repository, facts.record.as_ref()).await? else { return Ok(None) };
+        if is_deleted {
+            // A tag that upstream calls missing may only be hidden from us now.
+            let evidence = Evidence::Manifest(known.digest.clone());
+            let asked = self.membership.check_permission(repository, evidence, None, spent).await;
+            return Ok(asked.is_ok().then_some(known));
+        }
+        Ok(Some(known))
+    }
+
+    /// Has upstream asked whether it still shows us a stored manifest.
+    pub(super) async fn ask_permission(
+        &self,
+        repository: &Repository,
+        facts: &Facts,
+        want: &Want,
+    ) -> Result<Heard, PullError> {
+        let manifest = facts.stored.manifest().ok_or(PullError::NotYet)?;
+        let evidence = Evidence::Manifest(manifest.digest.clone());
+        let served = self.membership.check_permission(repository, evidence, want.payer, &want.spent).await?;
+        Ok(Heard::Sent(Arc::clone(manifest), served))
     }
 
     /// What upstream said last about a tag, if that is stored and not too old.
-    pub(super) async fn last_known(
+    async fn last_known(
         &self,
         upstream: &Upstream,
         repository: &Repository,
         record: Option<&TagRecord>,
-    ) -> Result<Option<PulledManifest>, PullError> {
+    ) -> Result<Option<Arc<Manifest>>, PullError> {
         let Some(record) = record else { return Ok(None) };
         if !self.membership.may_be_stale(repository).await? {
             return Ok(None);
         }
         for digest in tag::last_known(record, upstream.config().stale, self.core.clock.now()) {
             if let Some(manifest) = self.stored(repository, digest).await? {
-                return Ok(Some(PulledManifest::new(manifest, Served::Stale)));
+                return Ok(Some(manifest));
             }
         }
         Ok(None)
@@ -129,24 +168,66 @@ impl Pull {
         digest: &Digest,
     ) -> Result<Option<Arc<Manifest>>, PullError> {
         let key = (repository.clone(), digest.clone());
-        if let Some(manifest) = self.warm.get(&key) {
+        if let Some(manifest) = self.memory.warm.get(&key) {
             return Ok(Some(manifest));
         }
         let Some((manifest, used_at)) = self.core.ledger.manifest(repository, digest).await? else { return Ok(None) };
         self.noted_manifest(repository, digest, used_at);
-        Ok(Some(self.warm.add(key, Arc::new(manifest))))
+        Ok(Some(self.memory.warm.add(key, Arc::new(manifest))))
+    }
+}
+
+impl Facts {
+    fn new(reference: &Reference, want: &Want) -> Self {
+        Self {
+            reference: reference.clone(),
+            record: None,
+            stored: Found::Unknown,
+            last_known: Found::Unknown,
+            heard: Heard::Nothing,
+            head: want.head,
+            check: want.check,
+            permission_due: false,
+            absent: false,
+            over: None,
+            leased: false,
+            late: false,
+        }
+    }
+
+    /// What upstream said before.
+    pub(super) fn observed(&self) -> Option<&Observed> {
+        self.record.as_ref()?.observed.as_ref()
+    }
+
+    /// Upstream has answered: what was looked for before is about something else.
+    pub(super) fn hear(&mut self, heard: Heard) {
+        (self.heard, self.stored, self.last_known) = (heard, Found::Unknown, Found::Unknown);
+    }
+
+    /// The manifest, or for HEAD what is known of it.
+    pub(super) fn answer(&self, served: Served) -> Result<PulledManifest, PullError> {
+        let sent = if let Heard::Sent(manifest, _) = &self.heard { Some(manifest) } else { self.stored.manifest() };
+        if let Some(manifest) = sent {
+            return Ok(PulledManifest::new(Arc::clone(manifest), served));
+        }
+        let observed = self.heard.observed().or_else(|| self.observed().cloned()).ok_or(PullError::NotYet)?;
+        Ok(PulledManifest { observed, manifest: None, served })
+    }
+
+    /// What upstream said last.
+    pub(super) fn stale(&self, repository: &Repository) -> Result<PulledManifest, PullError> {
+        if let Heard::Trouble(error) = &self.heard {
+            let reference = &self.reference;
+            tracing::warn!(%repository, %reference, %error, "upstream is in trouble: serving what it said last");
+        }
+        let manifest = self.last_known.manifest().ok_or(PullError::NotYet)?;
+        Ok(PulledManifest::new(Arc::clone(manifest), Served::Stale))
     }
 }
 
 impl PulledManifest {
-    pub(super) fn new(manifest: Arc<Manifest>, served: Served) -> Self {
+    fn new(manifest: Arc<Manifest>, served: Served) -> Self {
         Self { observed: Observed::of(&manifest), manifest: Some(manifest), served }
     }
-}
-
-/// The last digest that the tag had.
-pub(super) fn before(known: &TagRecord) -> Option<Previous> {
-    let observed = known.observed.as_ref();
-    let last = observed.map(|observed| Previous { digest: observed.digest.clone(), checked_at: known.checked_at });
-    last.or_else(|| known.previous.clone())
 }

@@ -6,16 +6,16 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
-use super::known::before;
+use super::decide::{Facts, Heard, Step, decide};
 use super::{Pull, PulledManifest};
 use crate::budget::MissReservation;
+use crate::config::UpstreamConfig;
 use crate::errors::{Limit, PullError, UpstreamError, beside};
 use crate::identity::Payer;
-use crate::oci::{Digest, Observed, Reference, Repository, Tag};
+use crate::oci::{Digest, Manifest, Observed, Reference, Repository, Tag};
 use crate::ports::{Attempts, Priority};
-use crate::records::tag::{self, Step};
-use crate::records::{Previous, TagRecord, Versioned};
-use crate::upstream::{Evidence, Patience, Upstream};
+use crate::records::{Previous, TagRecord, tag};
+use crate::upstream::Patience;
 use crate::values::deadline::bounded;
 use crate::values::pull_counter::PullCounter;
 use crate::values::served::Served;
@@ -80,7 +80,7 @@ impl Pull {
         reference: &Reference,
         want: Want,
     ) -> Result<PulledManifest, PullError> {
-        let pulled = self.find(repository, reference, want.clone()).await?;
+        let pulled = self.find(repository, reference, &want).await?;
         if let Some(manifest) = pulled.manifest.as_ref().filter(|_| !want.head) {
             self.check_room(repository, manifest, want.payer).await?;
         }
@@ -88,57 +88,41 @@ impl Pull {
         Ok(pulled)
     }
 
+    /// Answers from what is known, or asks upstream together with all callers that want the same.
     async fn find(
         self: &Arc<Self>,
         repository: &Repository,
         reference: &Reference,
-        want: Want,
+        want: &Want,
     ) -> Result<PulledManifest, PullError> {
-        if let Reference::Digest(digest) = reference
-            && let Some(manifest) = self.stored(repository, digest).await?
-        {
-            let served = self
-                .membership
-                .check_permission(repository, Evidence::Manifest(digest.clone()), want.payer, &want.spent)
-                .await?;
-            return Ok(PulledManifest::new(manifest, served));
-        }
-        let (mut known, mut want) = (false, want);
-        if !want.check {
-            let record = self.core.ledger.reference(repository, reference).await?.map(|record| record.value);
-            known = record.as_ref().is_some_and(|record| record.observed.is_some());
-            // Even if the record is fresh: upstream may not show the tag to us any more.
-            if known && self.membership.permission_is_due(repository).await? {
-                want.check = true;
-            } else if let Some(answer) = self.answer(repository, record.as_ref(), &want).await? {
-                return answer;
-            }
-        }
-        if !known && !want.check {
-            self.core.upstreams.standings.check_known_absent(repository)?;
-        }
+        let mut facts = self.known_facts(repository, reference, want).await?;
         loop {
-            // A caller without budget for pulls asks with HEAD, which costs nothing: the manifest of the tag may be
-            // stored.
-            let over = if want.head { None } else { self.core.budgets.check_pull(want.payer).err() };
-            if let Some(over) = over.clone().filter(|_| matches!(reference, Reference::Digest(_))) {
-                return Err(over.into());
+            let mut step = decide(&facts, self.core.clock.now());
+            if step.needs_upstream() && !want.head {
+                facts.over = self.core.budgets.check_pull(want.payer).err();
+                step = decide(&facts, self.core.clock.now());
             }
-            let asked = Want { head: want.head || over.is_some(), ..want.clone() };
-            let reservation = if (known || want.expected) && !want.check {
+            if !step.needs_upstream() {
+                match self.carry_out(repository, &mut facts, step, want).await? {
+                    Some(answer) => return Ok(answer),
+                    None => continue,
+                }
+            }
+            // A caller without budget for pulls asks with HEAD, which costs nothing: the manifest may be stored.
+            let (known, over) = (facts.observed().is_some(), facts.over.is_some());
+            let check = want.check || (known && facts.permission_due);
+            let asked = Want { head: want.head || over, check, ..want.clone() };
+            let reservation = if (known || want.expected) && !check {
                 MissReservation::free()
             } else {
                 self.core.budgets.reserve_miss(want.payer).await?
             };
-            match (self.share(repository, reference, asked, known, reservation).await, over) {
-                (Ok(PulledManifest { manifest: None, .. }) | Err(PullError::OverBudget(_)), Some(over)) => {
-                    let upstream = self.core.upstreams.get(repository)?;
-                    let record = self.core.ledger.reference(repository, reference).await?.map(|record| record.value);
-                    return self.last_known(upstream, repository, record.as_ref()).await?.ok_or(over.into());
-                }
+            match self.share(repository, reference, asked, known, reservation).await {
+                Ok(PulledManifest { observed, manifest: None, .. }) if over => facts.hear(Heard::Named(observed)),
+                Err(error @ PullError::OverBudget(_)) if over => facts.hear(Heard::Failed(error)),
                 // The caller that started the request was over budget. A caller that is not starts another one.
-                (Err(PullError::OverBudget(_)), None) if !want.head => {}
-                (pulled, _) => return pulled,
+                Err(PullError::OverBudget(_)) if !want.head => {}
+                pulled => return pulled,
             }
         }
     }
@@ -185,46 +169,30 @@ impl Pull {
         reference: &Reference,
         want: &Want,
     ) -> Result<PulledManifest, PullError> {
-        let upstream = self.core.upstreams.get(repository)?;
-        let owner = format!("{:016x}", fastrand::u64(..));
-        let deadline = Instant::now() + bounded(TURN);
-        let (mut found, mut attempts) = (None, Attempts::new());
+        let (deadline, mut attempts, mut found) = (Instant::now() + bounded(TURN), Attempts::new(), None);
         loop {
-            let record = self.core.ledger.reference(repository, reference).await?;
-            let (value, version) =
-                record.map_or((None, None), |Versioned { value, version }| (Some(value), Some(version)));
+            let (mut facts, version) = self.facts_in_turn(repository, reference, want).await?;
             // A check by another process since this one was requested will do, unless it was refused.
             let unchanged = *found.get_or_insert(version) == version;
-            let held = value.as_ref().is_some_and(|record| record.lease.is_some());
-            let due = value.as_ref().is_some_and(|record| record.observed.is_some())
-                && self.membership.permission_is_due(repository).await?;
-            let check = due || (want.check && (unchanged || held));
-            if !check && let Some(answer) = self.answer(repository, value.as_ref(), want).await? {
-                return answer;
-            }
-            // After the record was read: the process that gave its lease back had stored the manifest before.
-            if let Reference::Digest(digest) = reference
-                && let Some(manifest) = self.stored(repository, digest).await?
-            {
-                return Ok(PulledManifest::new(manifest, Served::Hit));
-            }
-            match tag::decide(value.as_ref(), &owner, check, self.core.clock.now()) {
-                // Fresh, but only HEAD has been asked for so far: the manifest is fetched by its digest.
-                Step::Fresh(observed) => {
-                    return self
-                        .fetch_observed(upstream, repository, (reference, observed), value.as_ref(), want)
-                        .await;
+            facts.check =
+                want.check && (unchanged || facts.record.as_ref().is_some_and(|record| record.lease.is_some()));
+            facts.late = Instant::now() > deadline;
+            let step = loop {
+                let step = decide(&facts, self.core.clock.now());
+                if step.needs_upstream() {
+                    break step;
                 }
-                Step::Missing => return Err(PullError::ManifestUnknown(Served::Hit)),
-                // Another process asks: what is known serves meanwhile.
-                Step::Held => match self.last_known(upstream, repository, value.as_ref()).await? {
-                    Some(stale) if !check => return Ok(stale),
-                    Some(stale) if Instant::now() > deadline => return Ok(stale),
-                    None if Instant::now() > deadline => return Err(PullError::NotYet),
-                    // Its answer will be in the ledger, which does not notify: so this polls.
-                    _ => tokio::time::sleep(Duration::from_millis(fastrand::u64(50..150))).await,
-                },
-                Step::Ask(leased) => {
+                if let Some(answer) = self.carry_out(repository, &mut facts, step, want).await? {
+                    return Ok(answer);
+                }
+            };
+            match (step, reference) {
+                // The other's answer will be in the ledger, which does not notify: so this polls.
+                (Step::Wait, _) => tokio::time::sleep(Duration::from_millis(fastrand::u64(50..150))).await,
+                // It is asked for by its own key, in a turn of its own.
+                (Step::GetByDigest(_), Reference::Tag(_)) => return self.ask(repository, &mut facts, want, None).await,
+                _ => {
+                    let leased = tag::leased(facts.record.as_ref(), self.core.clock.now());
                     let written = self.core.ledger.swap_reference(repository, reference, version, &leased).await;
                     // Without room for a lease it asks without one.
                     let version = match beside(written, "the lease of a reference") {
@@ -235,7 +203,8 @@ impl Pull {
                         Some(leased) => leased,
                         None => version,
                     };
-                    return self.ask_with_lease(upstream, repository, reference, leased, version, want).await;
+                    facts = Facts { record: Some(leased), leased: true, ..facts };
+                    return self.ask_with_lease(repository, facts, version, want).await;
                 }
             }
         }
@@ -245,109 +214,129 @@ impl Pull {
     /// nothing: the process that took it over has asked later.
     async fn ask_with_lease(
         self: &Arc<Self>,
-        upstream: &Upstream,
         repository: &Repository,
-        reference: &Reference,
-        leased: TagRecord,
+        mut facts: Facts,
         version: Option<u64>,
         want: &Want,
     ) -> Result<PulledManifest, PullError> {
-        let asked = self.ask(repository, reference, &leased, want);
         // If something is known, the client gets that rather than wait longer for what is new.
-        let limit = bounded(if leased.observed.is_some() { DECISION } else { PATIENT_DECISION });
-        let late = || UpstreamError::Unavailable { silent: false, reason: format!("no answer within {limit:?}") };
-        let asked = tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| Err(late().into()));
-        let mut deleted = None;
-        let record = match &asked {
-            // A manifest that is too large has been fetched once, so its digest is known.
-            Ok(PulledManifest { observed, .. }) | Err(PullError::TooLarge { manifest: Some(observed), .. }) => {
-                match reference {
-                    Reference::Tag(tag) => self.observed(upstream, repository, tag, &leased, observed).await?,
-                    // A digest needs no record: its manifest is stored, or is asked for again.
-                    Reference::Digest(_) => TagRecord { lease: None, ..leased.clone() },
-                }
+        let limit = bounded(if facts.observed().is_some() { DECISION } else { PATIENT_DECISION });
+        let pulled = self.ask(repository, &mut facts, want, Some(limit)).await;
+        let config = self.core.upstreams.get(repository)?.config();
+        let Facts { reference, record: Some(leased), heard, .. } = facts else { return pulled };
+        let (now, missing) = (self.core.clock.now(), jittered(config.missing));
+        let is_known = pulled.is_ok() || matches!(pulled, Err(PullError::TooLarge { .. }));
+        let record = match (&reference, heard.observed().filter(|_| is_known), &heard) {
+            (Reference::Tag(tag), Some(observed), _) => {
+                self.observed(config, repository, tag, &leased, observed).await?
             }
-            Err(PullError::Upstream(UpstreamError::Missing | UpstreamError::NoRepository)) => {
-                let (config, now) = (upstream.config(), self.core.clock.now());
-                deleted = self.deleted(upstream, repository, &leased, &want.spent).await?;
-                match deleted {
-                    Some(_) => tag::served_on(&leased, config.stale, jittered(config.missing), now),
-                    // Clients may have pinned the last digest.
-                    None => tag::answered(None, before(&leased), jittered(config.missing), now),
-                }
-            }
-            Err(_) => TagRecord { lease: None, ..leased.clone() },
+            (_, _, Heard::Absent(_)) if pulled.is_ok() => tag::served_on(&leased, config.stale, missing, now),
+            // Clients may have pinned the last digest.
+            (_, _, Heard::Absent(_)) => tag::answered(None, tag::before(&leased), missing, now),
+            // A digest needs no record: its manifest is stored, or is asked for again.
+            _ => TagRecord { lease: None, ..leased },
         };
-        let written = self.core.ledger.swap_reference(repository, reference, version, &record).await;
+        let written = self.core.ledger.swap_reference(repository, &reference, version, &record).await;
         beside(written, "what upstream said of a reference");
-        if let Some(deleted) = deleted {
-            return Ok(deleted);
-        }
-        match asked {
-            Err(PullError::Upstream(UpstreamError::Missing)) => Err(PullError::ManifestUnknown(Served::Miss)),
-            // 5. Upstream in trouble: what it said last. Not if it refuses us: our permission may have been revoked.
-            Err(PullError::Upstream(error)) if !error.is_refusal() => {
-                let stale = self.last_known(upstream, repository, Some(&leased)).await?;
-                if stale.is_some() {
-                    tracing::warn!(%repository, %reference, %error, "upstream is in trouble: serving what it said last");
-                }
-                stale.ok_or(error.into())
-            }
-            asked => asked,
-        }
+        pulled
     }
 
-    /// Asks upstream what a reference is, and stores the manifest before any record names it.
+    /// Goes from step to step until there is an answer; upstream may take as long as `limit`.
     async fn ask(
         self: &Arc<Self>,
         repository: &Repository,
-        reference: &Reference,
-        known: &TagRecord,
+        facts: &mut Facts,
         want: &Want,
+        limit: Option<Duration>,
     ) -> Result<PulledManifest, PullError> {
-        // 7. Nothing is known and the client wants the bytes: one GET answers both.
-        let patience = if known.observed.is_some() { Patience::Known } else { Patience::Client };
-        let observed = if want.head || known.observed.is_some() {
-            self.core.upstreams.head_manifest(repository, reference, patience).await?
-        } else {
-            None
-        };
-        // Whatever digest upstream names for a request by digest, the requested one counts.
-        let observed = observed.map(|observed| match reference {
-            Reference::Tag(_) => observed,
-            Reference::Digest(digest) => Observed { digest: digest.clone(), ..observed },
-        });
-        // 6. Otherwise HEAD, which costs no quota, and GET by digest of what is new.
-        match observed {
-            None => match self.fetch(repository, reference, want).await {
-                Ok(manifest) => Ok(PulledManifest::new(manifest, Served::Miss)),
-                // HEAD still tells the digest, and that manifest may be stored, or an alternate may have it.
-                Err(PullError::Upstream(error))
-                    if error.limit() == Some(Limit::Pulls) && !want.head && matches!(reference, Reference::Tag(_)) =>
-                {
-                    match self.core.upstreams.head_manifest(repository, reference, patience).await? {
-                        Some(observed) => self.by_digest(repository, reference, observed.digest, want).await,
-                        None => Err(PullError::ManifestUnknown(Served::Miss)),
-                    }
+        let end = limit.map(|limit| Instant::now() + limit);
+        loop {
+            let step = decide(facts, self.core.clock.now());
+            let asks = step.needs_upstream();
+            let carried = self.carry_out(repository, facts, step, want);
+            let carried = match end.filter(|_| asks) {
+                Some(end) => tokio::time::timeout_at(end, carried).await,
+                None => Ok(carried.await),
+            };
+            match carried {
+                Ok(Ok(Some(answer))) => return Ok(answer),
+                Ok(Ok(None)) => {}
+                Ok(Err(error)) => return Err(error),
+                Err(_) => {
+                    let reason = format!("no answer within {:?}", limit.unwrap_or_default());
+                    facts.hear(Heard::Trouble(UpstreamError::Unavailable { silent: false, reason }));
                 }
-                Err(error) => Err(error),
-            },
-            Some(observed) => match self.stored(repository, &observed.digest).await? {
-                Some(manifest) => Ok(PulledManifest::new(manifest, Served::Revalidated)),
-                None if want.head => Ok(PulledManifest { observed, manifest: None, served: Served::Miss }),
-                None => self.by_digest(repository, reference, observed.digest, want).await,
-            },
+            }
+        }
+    }
+
+    /// Carries a step out: it answers, or there are new facts.
+    async fn carry_out(
+        self: &Arc<Self>,
+        repository: &Repository,
+        facts: &mut Facts,
+        step: Step,
+        want: &Want,
+    ) -> Result<Option<PulledManifest>, PullError> {
+        let reference = &facts.reference;
+        let heard = match step {
+            Step::FindStored(digest) => {
+                facts.stored = self.stored(repository, &digest).await?.into();
+                return Ok(None);
+            }
+            Step::FindLastKnown => {
+                facts.last_known = self.servable(repository, facts, &want.spent).await?.into();
+                return Ok(None);
+            }
+            Step::AskPermission => self.ask_permission(repository, facts, want).await?,
+            Step::Head => self.head(repository, facts).await.unwrap_or_else(Heard::from),
+            Step::GetByTag => self.get_by_tag(repository, reference, want).await.unwrap_or_else(Heard::from),
+            Step::GetByDigest(digest) => match reference {
+                Reference::Tag(_) => self.by_digest(repository, reference, digest, want).await,
+                Reference::Digest(_) => self.fetch(repository, reference, want).await.map(fetched),
+            }
+            .unwrap_or_else(Heard::from),
+            Step::Serve(served) => return Ok(Some(facts.answer(served)?)),
+            Step::ServeStale => return Ok(Some(facts.stale(repository)?)),
+            Step::Missing(served) => return Err(PullError::ManifestUnknown(served)),
+            Step::Refuse(error) => return Err(error),
+            Step::Wait => return Err(PullError::NotYet),
+        };
+        facts.hear(heard);
+        Ok(None)
+    }
+
+    /// What upstream says with HEAD, which costs no quota.
+    async fn head(&self, repository: &Repository, facts: &Facts) -> Result<Heard, PullError> {
+        let patience = if facts.observed().is_some() { Patience::Known } else { Patience::Client };
+        let named = self.core.upstreams.head_manifest(repository, &facts.reference, patience).await?;
+        Ok(named.map_or(Heard::Unnamed, |observed| match &facts.reference {
+            Reference::Tag(_) => Heard::Named(observed),
+            // Whatever digest upstream names for a request by digest, the requested one counts.
+            Reference::Digest(digest) => Heard::Named(Observed { digest: digest.clone(), ..observed }),
+        }))
+    }
+
+    /// One GET: what the tag is, and its manifest.
+    async fn get_by_tag(&self, repository: &Repository, tag: &Reference, want: &Want) -> Result<Heard, PullError> {
+        match self.fetch(repository, tag, want).await {
+            // HEAD still tells the digest, and that manifest may be stored, or an alternate may have it.
+            Err(PullError::Upstream(error)) if error.limit() == Some(Limit::Pulls) && !want.head => {
+                let named = self.core.upstreams.head_manifest(repository, tag, Patience::Client).await?;
+                Ok(Heard::Named(named.ok_or(PullError::ManifestUnknown(Served::Miss))?))
+            }
+            manifest => Ok(fetched(manifest?)),
         }
     }
 
     /// The record of what upstream observed of a tag.
     async fn observed(
         &self,
-        upstream: &Upstream,
+        config: &UpstreamConfig,
         repository: &Repository,
         tag: &Tag,
         known: &TagRecord,
-        observed: &Observed,
+        observed: Observed,
     ) -> Result<TagRecord, PullError> {
         let mut previous = known.previous.clone();
         if let Some(before) = known.observed.as_ref().filter(|before| before.digest != observed.digest)
@@ -355,25 +344,8 @@ impl Pull {
         {
             previous = Some(Previous { digest: before.digest.clone(), checked_at: known.checked_at });
         }
-        let fresh = upstream.config().tags.fresh(tag).map_or(FOR_EVER, jittered);
-        Ok(tag::answered(Some(observed.clone()), previous, fresh, self.core.clock.now()))
-    }
-
-    /// The manifest that upstream named recently and that is not stored yet; in trouble, the one before it.
-    async fn fetch_observed(
-        self: &Arc<Self>,
-        upstream: &Upstream,
-        repository: &Repository,
-        (reference, observed): (&Reference, &Observed),
-        record: Option<&TagRecord>,
-        want: &Want,
-    ) -> Result<PulledManifest, PullError> {
-        match self.by_digest(repository, reference, observed.digest.clone(), want).await {
-            Err(PullError::Upstream(error)) if !error.is_refusal() => {
-                self.last_known(upstream, repository, record).await?.ok_or(error.into())
-            }
-            answer => answer,
-        }
+        let fresh = config.tags.fresh(tag).map_or(FOR_EVER, jittered);
+        Ok(tag::answered(Some(observed), previous, fresh, self.core.clock.now()))
     }
 
     /// The manifest of the digest that upstream says a tag is. Asked by its own key, so that callers by digest and
@@ -385,17 +357,19 @@ impl Pull {
         reference: &'a Reference,
         digest: Digest,
         want: &'a Want,
-    ) -> BoxFuture<'a, Result<PulledManifest, PullError>> {
+    ) -> BoxFuture<'a, Result<Heard, PullError>> {
         Box::pin(async move {
             let want = Want { check: false, ..want.clone() };
             let by_digest = Reference::Digest(digest);
             let asked = self.share(repository, &by_digest, want.clone(), false, MissReservation::free());
             let found = match asked.await {
                 Err(PullError::ManifestUnknown(_)) if matches!(reference, Reference::Tag(_)) => {
-                    let fetched = self.fetch(repository, reference, &want).await;
-                    fetched.map(|manifest| PulledManifest::new(manifest, Served::Miss))
+                    self.fetch(repository, reference, &want).await.map(fetched)
                 }
-                found => found,
+                Ok(PulledManifest { manifest: Some(manifest), served, .. }) => Ok(Heard::Sent(manifest, served)),
+                // It is asked with GET.
+                Ok(PulledManifest { manifest: None, .. }) => Err(PullError::NotYet),
+                Err(error) => Err(error),
             };
             let named = || UpstreamError::Invalid("a tag is a manifest that it does not have".into());
             let is_missing = |error: &PullError| {
@@ -404,6 +378,10 @@ impl Pull {
             found.map_err(|error| if is_missing(&error) { named().into() } else { error })
         })
     }
+}
+
+fn fetched(manifest: Arc<Manifest>) -> Heard {
+    Heard::Sent(manifest, Served::Miss)
 }
 
 /// Ten per cent more or less, so that tags pulled together do not become stale together.

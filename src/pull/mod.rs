@@ -1,6 +1,7 @@
 //! THE READ PATH: [manifests](manifest) by tag and by digest, [blobs](blob), and [lists](listing).
 
 mod blob;
+mod decide;
 mod known;
 mod listing;
 mod manifest;
@@ -35,10 +36,15 @@ pub struct Pull {
     membership: Arc<Membership>,
     /// Manifests that upstream is being asked for.
     flights: Flights<manifest::FlightKey, Result<PulledManifest, PullError>>,
-    warm: known::Warm,
-    uses: Uses,
     lists: Lists,
     sources: Sources,
+    memory: Memory,
+}
+
+/// What this process remembers of manifests, so that it need not ask the ledger or upstream again.
+struct Memory {
+    warm: known::Warm,
+    uses: Uses,
     refused: Refused,
     weights: Weights,
 }
@@ -55,12 +61,14 @@ impl Pull {
             core,
             membership,
             flights: Flights::new(),
-            warm: known::Warm::new(),
-            uses: Uses::new(),
             lists: Lists { flights: Flights::new(), large: LargeLists::new() },
             sources: Sources::new(),
-            refused: Refused::new(),
-            weights: Weights::new(),
+            memory: Memory {
+                warm: known::Warm::new(),
+                uses: Uses::new(),
+                refused: Refused::new(),
+                weights: Weights::new(),
+            },
         }
     }
 }

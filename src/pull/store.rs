@@ -33,7 +33,7 @@ impl Pull {
         want: &Want,
     ) -> Result<Arc<Manifest>, PullError> {
         if let Reference::Digest(digest) = reference
-            && let Some(refused) = self.refused.0.get(&(repository.clone(), digest.clone()))
+            && let Some(refused) = self.memory.refused.0.get(&(repository.clone(), digest.clone()))
         {
             return Err(refused);
         }
@@ -47,11 +47,11 @@ impl Pull {
         let manifest = manifest.unwrap_or_else(|| Arc::new(fetched));
         let kept = self.keep(repository, &manifest, want).await;
         if let Err(error @ PullError::TooLarge { .. }) = &kept {
-            self.refused.0.insert((repository.clone(), manifest.digest.clone()), error.clone());
+            self.memory.refused.0.insert((repository.clone(), manifest.digest.clone()), error.clone());
         }
         let blobs = kept?;
         tracing::info!(%repository, %reference, manifest.digest = %manifest.digest, blobs, "manifest fetched");
-        Ok(self.warm.add((repository.clone(), manifest.digest.clone()), manifest))
+        Ok(self.memory.warm.add((repository.clone(), manifest.digest.clone()), manifest))
     }
 
     /// Stores a manifest with the membership of its blobs, and requests the fills of those that the caller's budget has
@@ -126,7 +126,7 @@ impl Pull {
         }
         // Computed once: almost all pulls are of known manifests that fit.
         let read = || Ok::<_, PullError>(bytes_of(&blobs_of(manifest)?));
-        let whole = self.weights.0.get_or_insert_with(&manifest.digest, read)?;
+        let whole = self.memory.weights.0.get_or_insert_with(&manifest.digest, read)?;
         if self.core.budgets.check_bytes(payer, whole).is_ok() {
             return Ok(());
         }

@@ -38,30 +38,30 @@ impl Pull {
     pub(super) async fn note_manifest(&self, repository: &Repository, pulled: &PulledManifest, payer: Option<Payer>) {
         let digest = &pulled.observed.digest;
         let (key, now) = ((repository.clone(), digest.clone()), self.core.clock.now());
-        if self.uses.0.get(&key).is_some_and(|until| now < until) {
+        if self.memory.uses.0.get(&key).is_some_and(|until| now < until) {
             return;
         }
         // Other pulls need not write meanwhile. Only briefly, because the client may leave before the use is written.
-        self.uses.0.insert(key.clone(), now.plus(PATIENCE));
+        self.memory.uses.0.insert(key.clone(), now.plus(PATIENCE));
         let note = async {
             let since = now.minus(NOTED);
             match (self.core.ledger.touch_manifest(repository, digest, since, now).await?, &pulled.manifest) {
-                (Some(used_at), _) => self.uses.0.insert(key.clone(), used_at.plus(NOTED)),
+                (Some(used_at), _) => self.memory.uses.0.insert(key.clone(), used_at.plus(NOTED)),
                 (None, Some(manifest)) => _ = self.keep(repository, manifest, &Want { payer, ..Want::GET }).await?,
-                (None, None) => self.uses.0.insert(key.clone(), now.plus(AGAIN)),
+                (None, None) => self.memory.uses.0.insert(key.clone(), now.plus(AGAIN)),
             }
             Ok::<_, PullError>(())
         };
         let outcome = tokio::time::timeout(PATIENCE, note).await.unwrap_or_else(|_| Err(late().into()));
         if let Err(error) = outcome {
             tracing::warn!(%repository, manifest.digest = %digest, error = %chain(&error), "the use of a manifest could not be noted");
-            self.uses.0.insert(key, now.plus(AGAIN));
+            self.memory.uses.0.insert(key, now.plus(AGAIN));
         }
     }
 
     /// Remembers when the last use of a manifest was written: until it is over, another one costs no write.
     pub(super) fn noted_manifest(&self, repository: &Repository, digest: &Digest, used_at: Timestamp) {
-        self.uses.0.insert((repository.clone(), digest.clone()), used_at.plus(NOTED));
+        self.memory.uses.0.insert((repository.clone(), digest.clone()), used_at.plus(NOTED));
     }
 
     /// Notes that a blob is pulled, before its bytes are promised, so that a sweep about to remove it finds its record
@@ -103,7 +103,7 @@ impl Pull {
     /// Forgets a manifest that was removed from the ledger.
     pub(crate) fn forget(&self, repository: &Repository, digest: &Digest) {
         let key = (repository.clone(), digest.clone());
-        self.warm.remove(&key);
-        self.uses.0.remove(&key);
+        self.memory.warm.remove(&key);
+        self.memory.uses.0.remove(&key);
     }
 }

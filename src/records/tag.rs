@@ -1,5 +1,4 @@
-//! Records of tags and digests, and what may be done about one: decided from the record and the time alone, no I/O, no
-//! clock.
+//! Records of tags and digests, and what follows from one: from the record and the time alone, no I/O, no clock.
 
 use std::time::Duration;
 
@@ -27,7 +26,7 @@ pub struct TagRecord {
 
 impl TagRecord {
     /// Whether upstream need not be asked again yet.
-    fn is_fresh(&self, now: Timestamp) -> bool {
+    pub fn is_fresh(&self, now: Timestamp) -> bool {
         self.fresh_until.is_ahead(self.fresh_until.after(self.checked_at), now)
     }
 }
@@ -55,38 +54,24 @@ pub struct Lease {
 /// expires only if its holder died.
 pub const LEASE: Duration = Duration::from_secs(23);
 
-/// What may be done about a reference.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Step<'a> {
-    /// Serve this: upstream said it lately.
-    Fresh(&'a Observed),
-    /// Say that it is missing: upstream said so lately.
-    Missing,
-    /// Another process asks upstream: serve what is known, or wait for it.
-    Held,
-    /// Ask upstream, once a conditional write has put this record over the one that was read.
-    Ask(TagRecord),
+/// Whether another process is asking upstream.
+pub fn is_leased(record: Option<&TagRecord>, now: Timestamp) -> bool {
+    let lease = record.and_then(|record| record.lease.as_ref());
+    lease.is_some_and(|lease| lease.until.is_ahead(LEASE, now))
 }
 
-/// The rule of freshness. `check`: the client wants upstream to be asked however fresh the record is.
-pub fn decide<'a>(record: Option<&'a TagRecord>, owner: &str, check: bool, now: Timestamp) -> Step<'a> {
-    let lease = Lease { owner: owner.to_owned(), until: now.plus(LEASE) };
-    let Some(record) = record else {
-        return Step::Ask(TagRecord {
-            observed: None,
-            previous: None,
-            checked_at: now,
-            fresh_until: now,
-            lease: Some(lease),
-        });
-    };
-    if !check && record.is_fresh(now) {
-        return record.observed.as_ref().map_or(Step::Missing, Step::Fresh);
-    }
-    match &record.lease {
-        Some(held) if held.until.is_ahead(LEASE, now) => Step::Held,
-        _ => Step::Ask(TagRecord { lease: Some(lease), ..record.clone() }),
-    }
+/// The record with a new lease: to be put, by a conditional write, over the one that was read.
+pub fn leased(record: Option<&TagRecord>, now: Timestamp) -> TagRecord {
+    let lease = Some(Lease { owner: format!("{:016x}", fastrand::u64(..)), until: now.plus(LEASE) });
+    let unknown = || TagRecord { observed: None, previous: None, checked_at: now, fresh_until: now, lease: None };
+    TagRecord { lease, ..record.cloned().unwrap_or_else(unknown) }
+}
+
+/// The last digest that the tag had.
+pub fn before(known: &TagRecord) -> Option<Previous> {
+    let observed = known.observed.as_ref();
+    let last = observed.map(|observed| Previous { digest: observed.digest.clone(), checked_at: known.checked_at });
+    last.or_else(|| known.previous.clone())
 }
 
 /// The digests that upstream reported no longer than `stale` ago, newest first. None, if it said that there is no such
@@ -133,34 +118,23 @@ mod tests {
     }
 
     #[test]
-    fn a_fresh_record_is_served_whoever_holds_its_lease() {
-        let fresh = record(NOW.0 + 1, Some(NOW.0 + 1));
-        assert_eq!(decide(Some(&fresh), "me", false, NOW), Step::Fresh(fresh.observed.as_ref().unwrap()));
-        let missing = TagRecord { observed: None, ..fresh };
-        assert!(matches!(decide(Some(&record(NOW.0 + 1, None)), "me", true, NOW), Step::Ask(_)), "it was asked for");
-        assert_eq!(decide(Some(&missing), "me", false, NOW), Step::Missing);
-    }
-
-    #[test]
-    fn one_asks_while_its_lease_runs_and_another_takes_over_after_it() {
-        assert_eq!(decide(Some(&record(NOW.0, Some(NOW.0 + 1))), "me", false, NOW), Step::Held);
+    fn a_lease_loses_nothing_that_is_known_and_makes_nothing_fresh() {
+        assert!(is_leased(Some(&record(NOW.0, Some(NOW.0 + 1))), NOW));
         for free in [None, Some(record(NOW.0, None)), Some(record(NOW.0, Some(NOW.0)))] {
-            let Step::Ask(leased) = decide(free.as_ref(), "me", false, NOW) else { panic!("{free:?}") };
-            assert_eq!(leased.lease, Some(Lease { owner: "me".into(), until: NOW.plus(LEASE) }));
-            assert_eq!(leased.observed, free.and_then(|record| record.observed), "nothing known is lost");
-            assert!(NOW >= leased.fresh_until, "a lease makes nothing fresh");
+            assert!(!is_leased(free.as_ref(), NOW), "{free:?}");
+            let leased = leased(free.as_ref(), NOW);
+            assert_eq!(leased.lease.as_ref().map(|lease| lease.until), Some(NOW.plus(LEASE)));
+            assert_eq!(leased.observed, free.and_then(|record| record.observed));
+            assert!(!leased.is_fresh(NOW));
         }
     }
 
     #[test]
     fn a_record_of_a_clock_that_was_set_back_is_neither_fresh_nor_leased() {
         let record = TagRecord { checked_at: Timestamp(NOW.0 - 1), ..record(NOW.0 + 300, Some(NOW.0 + 15)) };
-        for (back, fresh) in [(0, true), (5, true), (3600, false), (NOW.0, false)] {
-            for record in [record.clone(), TagRecord { observed: None, ..record.clone() }] {
-                let step = decide(Some(&record), "me", false, Timestamp(NOW.0 - back));
-                assert_eq!(matches!(step, Step::Fresh(_) | Step::Missing), fresh, "{back}: {step:?}");
-                assert_eq!(matches!(step, Step::Ask(_)), !fresh, "{back}: {step:?}");
-            }
+        for (back, counts) in [(0, true), (5, true), (3600, false), (NOW.0, false)] {
+            let now = Timestamp(NOW.0 - back);
+            assert_eq!((record.is_fresh(now), is_leased(Some(&record), now)), (counts, counts), "{back}");
         }
     }
 
