@@ -18,6 +18,7 @@ use crate::values::served::Served;
 use crate::values::time::Timestamp;
 
 /// What is known about a question.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
     /// What is asked for.
@@ -123,9 +124,8 @@ pub(super) fn decide(facts: &Facts, now: Timestamp) -> Step {
         (_, Heard::Nothing) if facts.absent && !is_stored => Step::Refuse(UpstreamError::NoRepository.into()),
         // 5. Upstream in trouble, or its breaker open: what it said last, but not where it refuses us. So is a deleted tag that is kept, and
         // what another process asks about.
-        (_, Heard::Trouble(error)) => facts.last_known_or(Step::Refuse(error.clone().into())),
         (_, Heard::Absent(UpstreamError::Missing)) => facts.last_known_or(Step::Missing(Served::Miss)),
-        (_, Heard::Absent(error)) => facts.last_known_or(Step::Refuse(error.clone().into())),
+        (_, Heard::Trouble(error) | Heard::Absent(error)) => facts.last_known_or(Step::Refuse(error.clone().into())),
         (_, Heard::Failed(error @ PullError::OverBudget(_))) => facts.last_known_or(Step::Refuse(error.clone())),
         (_, Heard::Failed(error)) => Step::Refuse(error.clone()),
         (_, Heard::Nothing) if !is_stored && !facts.leased && tag::is_leased(record.as_ref(), now) => {

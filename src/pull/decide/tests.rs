@@ -20,11 +20,11 @@ fn observed() -> Observed {
 }
 
 /// A record that is fresh for so long, with a lease for so long.
-fn record(observed: Option<Observed>, fresh: i64, lease: i64) -> Option<TagRecord> {
+fn record(observed: Option<Observed>, fresh: i64, lease: i64) -> TagRecord {
     let at = |seconds: i64| Timestamp(NOW.0.saturating_add_signed(seconds));
     let lease = (lease > 0).then(|| Lease { owner: "other".into(), until: at(lease) });
     let previous = Some(Previous { digest: Digest::of(Algorithm::Sha256, b"before"), checked_at: at(-200) });
-    Some(TagRecord { observed, previous, checked_at: at(-100), fresh_until: at(fresh), lease })
+    TagRecord { observed, previous, checked_at: at(-100), fresh_until: at(fresh), lease }
 }
 
 fn facts(reference: &str) -> Facts {
@@ -89,7 +89,7 @@ fn step(facts: &Facts) -> String {
 #[test]
 fn a_fresh_tag_is_served_without_upstream_whichever_process_holds_its_lease() {
     for lease in [0, 20] {
-        let fresh = Facts { record: record(Some(observed()), 10, lease), ..tag() };
+        let fresh = Facts { record: Some(record(Some(observed()), 10, lease)), ..tag() };
         assert_eq!(step(&fresh), "find");
         assert_eq!(step(&Facts { stored: yes(), ..fresh.clone() }), "serve Hit");
         assert_eq!(step(&Facts { stored: Found::No, ..fresh.clone() }), "get by digest", "HEAD has named it");
@@ -105,12 +105,12 @@ fn a_fresh_tag_is_served_without_upstream_whichever_process_holds_its_lease() {
 #[test]
 fn what_is_remembered_as_missing_is_missing() {
     for reference in [tag(), digest()] {
-        let missing = Facts { record: record(None, 10, 0), ..reference.clone() };
+        let missing = Facts { record: Some(record(None, 10, 0)), ..reference.clone() };
         assert_eq!(step(&missing), "missing Hit");
         assert_ne!(step(&Facts { check: true, ..missing }), "missing Hit");
         assert_eq!(step(&Facts { absent: true, ..reference }), "refuse: refused");
     }
-    let stored = Facts { record: record(None, 10, 0), absent: true, stored: yes(), ..digest() };
+    let stored = Facts { record: Some(record(None, 10, 0)), absent: true, stored: yes(), ..digest() };
     assert_eq!(step(&stored), "serve Hit", "content that is stored stays");
 }
 
@@ -125,7 +125,7 @@ fn while_upstream_is_in_trouble_what_it_said_last_is_served() {
         Heard::Failed(over().into()),
     ] {
         for reference in [tag(), digest()] {
-            let asked = Facts { record: record(Some(observed()), -10, 0), heard: heard.clone(), ..reference };
+            let asked = Facts { record: Some(record(Some(observed()), -10, 0)), heard: heard.clone(), ..reference };
             assert_eq!(step(&asked), "find last", "{heard:?}");
             assert_eq!(step(&Facts { last_known: yes(), ..asked.clone() }), "stale");
             let nothing = step(&Facts { last_known: Found::No, ..asked });
@@ -146,7 +146,7 @@ fn while_upstream_is_in_trouble_what_it_said_last_is_served() {
 #[test]
 fn while_another_process_asks_what_is_known_is_served_or_waited_for() {
     for reference in [tag(), digest()] {
-        let held = Facts { record: record(Some(observed()), -10, 20), ..reference };
+        let held = Facts { record: Some(record(Some(observed()), -10, 20)), ..reference };
         let (some, none) =
             (Facts { last_known: yes(), ..held.clone() }, Facts { last_known: Found::No, ..held.clone() });
         assert_eq!(step(&held), "find last");
@@ -156,13 +156,13 @@ fn while_another_process_asks_what_is_known_is_served_or_waited_for() {
         assert_eq!(step(&Facts { check: true, late: true, ..some }), "stale");
         assert_eq!(step(&Facts { late: true, ..none }), "refuse: not yet");
     }
-    let dead = Facts { record: record(Some(observed()), -10, 0), ..tag() };
+    let dead = Facts { record: Some(record(Some(observed()), -10, 0)), ..tag() };
     assert_eq!(step(&dead), "head", "its lease is over");
 }
 
 #[test]
 fn a_stale_tag_is_asked_about_with_head_and_fetched_by_digest_if_it_moved() {
-    let stale = Facts { record: record(Some(observed()), -10, 0), ..tag() };
+    let stale = Facts { record: Some(record(Some(observed()), -10, 0)), ..tag() };
     for mine in [stale.clone(), Facts { leased: true, ..stale.clone() }, Facts { over: Some(over()), ..stale.clone() }]
     {
         assert_eq!(step(&mine), "head");
@@ -185,7 +185,7 @@ fn an_unknown_tag_is_one_get_and_a_head_is_a_head() {
     assert_eq!(step(&Facts { leased: true, ..tag() }), "get by tag");
     assert_eq!(step(&Facts { head: true, ..tag() }), "head");
     assert_eq!(step(&Facts { over: Some(over()), ..tag() }), "head");
-    assert_eq!(step(&Facts { record: record(None, -10, 0), ..tag() }), "get by tag", "it was missing once");
+    assert_eq!(step(&Facts { record: Some(record(None, -10, 0)), ..tag() }), "get by tag", "it was missing once");
 }
 
 #[test]
