@@ -117,13 +117,16 @@ impl Pull {
             } else {
                 self.core.budgets.reserve_miss(want.payer).await?
             };
-            match self.share(repository, reference, asked, known, reservation).await {
-                Ok(PulledManifest { observed, manifest: None, .. }) if over => facts.hear(Heard::Named(observed)),
-                Err(error @ PullError::OverBudget(_)) if over => facts.hear(Heard::Failed(error)),
+            let heard = match self.share(repository, reference, asked, known, reservation).await {
+                Ok(PulledManifest { observed, manifest: None, .. }) if over => Heard::Named(observed),
+                Err(error @ PullError::OverBudget(_)) if over => Heard::Failed(error),
                 // The caller that started the request was over budget. A caller that is not starts another one.
-                Err(PullError::OverBudget(_)) if !want.head => {}
+                Err(PullError::OverBudget(_)) if !want.head => continue,
                 pulled => return pulled,
-            }
+            };
+            // What was known may have become what was known before.
+            facts.record = self.core.ledger.reference(repository, reference).await?.map(|record| record.value);
+            facts.hear(heard);
         }
     }
 
