@@ -91,3 +91,38 @@ fn read_at_once(file: &File, offset: u64, bytes: &mut [u8]) -> bool {
 fn read_at_once(_: &File, _: u64, _: &mut [u8]) -> bool {
     false
 }
+
+#[cfg(all(test, feature = "local"))]
+mod tests {
+    use futures_util::{FutureExt as _, StreamExt as _};
+
+    use crate::local::Files;
+    use crate::oci::{Algorithm, Digest};
+    use crate::ports::Blobs as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_last_byte_leaves_once_the_digest_is_right_even_if_the_disk_fails_then() {
+        let data = tempfile::tempdir().unwrap();
+        let (files, content) = (Files::open(data.path()).unwrap(), vec![7; 100_000]);
+        let (digest, size) = (Digest::of(Algorithm::Sha256, &content), content.len() as u64);
+        let (told, progress) = watch::channel(Progress::Waiting);
+        let mut upload = files.begin(&digest, size, &told).await.unwrap();
+        upload.write(content.clone().into()).await.unwrap();
+        let Progress::Growing { file, written, verified: false, .. } = progress.borrow().clone() else { panic!() };
+        assert_eq!(written, size, "all of it is written, and nothing is known of it");
+        let mut body = Box::pin(follow(file, progress, 0, size, size));
+        let mut got = Vec::new();
+        while (got.len() as u64) < size - 1 {
+            got.extend(body.next().await.unwrap().unwrap());
+        }
+        assert_eq!(body.next().now_or_never().map(|_| ()), None, "the last byte has to wait");
+        // There is a directory in place of the blob.
+        let blob = data.path().join("blobs").join("sha256").join(digest.shard()).join(digest.hex());
+        std::fs::create_dir_all(blob.join("not empty")).unwrap();
+        assert!(upload.publish().await.is_err());
+        got.extend(body.next().await.unwrap().unwrap());
+        assert!(got == content && body.next().await.is_none());
+    }
+}

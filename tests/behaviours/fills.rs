@@ -155,31 +155,6 @@ mod following {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_follower_has_the_last_byte_once_the_digest_is_right_even_if_the_disk_fails_then() {
-        let world = World::on(Column::Embedded).await;
-        let layer = vec![7; 1_000_000];
-        let image = world.upstream.image("a", "1", &[&layer]);
-        let digest = &image.blobs[1].0;
-        let path = blob(digest);
-        // The blob cannot be published: there is a directory in its place.
-        let blobs = world.data().unwrap().join("blobs").join("sha256");
-        let directory = blobs.join(&digest.hex()[..2]).join(digest.hex());
-        std::fs::create_dir_all(directory.join("not empty")).unwrap();
-        assert!(world.get(&path).await.bytes().as_ref() == layer);
-        let failed = async {
-            while world.cache.operate.fill_report(digest).await.unwrap().is_none_or(|fill| fill.failure.is_none()) {
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::time::timeout(std::time::Duration::from_secs(20), failed).await.expect("it fails");
-        std::fs::remove_dir_all(&directory).unwrap();
-        assert!(world.get(&path).await.bytes().as_ref() == layer);
-        world.settled().await;
-        assert_eq!(world.stored_blobs().await, [digest.to_string()]);
-        assert_eq!(world.upstream.count(&format!("blobs/{digest}")), 2);
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_follower_of_a_fill_that_fails_gets_no_complete_body() {
         let world = World::on(Column::Embedded).await;
         let image = world.upstream.image("a", "1", &[&vec![7; 1_000_000]]);
