@@ -212,7 +212,9 @@ async fn serve(config: Config, grace: Duration) -> anyhow::Result<()> {
     };
     let clients = serve::run(listener, router.clone(), serve::most_connections(), stopped());
     let operators = serve::run(operators, router, serve::OPERATORS, stopped());
-    let mut server = tokio::spawn(async { tokio::join!(clients, operators) });
+    let mut server = tokio::spawn(async {
+        tokio::join!(clients, operators);
+    });
     let ended = tokio::select! {
         _ = terminate.recv() => false,
         _ = interrupt.recv() => false,
@@ -223,7 +225,7 @@ async fn serve(config: Config, grace: Duration) -> anyhow::Result<()> {
     stop.send_replace(true);
     // Answers that follow a fill end when it is parked, and their clients resume; those of stored blobs are sent.
     let stopping = async {
-        let server = async move { if ended { Ok(Ok(((), ()))) } else { tokio::time::timeout(grace, server).await } };
+        let server = async move { if ended { Ok(Ok(())) } else { tokio::time::timeout(grace, server).await } };
         tokio::join!(local.stop(fills), server)
     };
     tokio::select! {

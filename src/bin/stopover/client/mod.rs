@@ -45,13 +45,16 @@ pub(crate) struct Client {
     token: Mutex<Option<String>>,
 }
 
+/// Waits longer than the cache itself does for an upstream. Follows no redirects: only blobs may be elsewhere.
+fn patient() -> reqwest::ClientBuilder {
+    reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(Policy::none())
+}
+
 impl Client {
     /// `socket`: where to connect to, instead of the host of `server`.
     pub(crate) fn new(server: Endpoint, login: LoginArguments, socket: Option<PathBuf>) -> anyhow::Result<Self> {
-        // Longer than the cache itself waits for an upstream. No redirects: only blobs may be elsewhere.
-        let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(Policy::none());
         let is_local_operator = socket.is_some();
-        let http = if server.is_here() { http.no_proxy() } else { http };
+        let http = if server.is_here() { patient().no_proxy() } else { patient() };
         let http = if let Some(socket) = socket { http.unix_socket(socket) } else { http };
         Ok(Self { http: http.build()?, server, login, is_local_operator, token: Mutex::default() })
     }
