@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::access::token::InvalidKeys;
-use crate::access::{Access, Keys, OperatorSecret};
+use crate::access::{Access, Keys};
 use crate::config::Config;
 use crate::core::Core;
 use crate::errors::UpstreamError;
@@ -28,7 +28,6 @@ pub struct Cache {
     /// What operators do.
     pub operate: Arc<Operate>,
     pub(crate) access: Arc<Access>,
-    pub(crate) operator: Option<OperatorSecret>,
 }
 
 impl Cache {
@@ -60,13 +59,7 @@ impl Cache {
         let pull = Arc::new(Pull::new(Arc::clone(&core), membership));
         let prefetch = Arc::new(Prefetch::new(Arc::clone(&core), Arc::clone(&pull)));
         let operate = Arc::new(Operate::new(Arc::clone(&core), Arc::clone(&pull), Arc::clone(&access)));
-        Ok(Self { core, pull, fill, prefetch, operate, access, operator: None })
-    }
-
-    /// Accepts operators that prove this secret. Without it, no request counts as an operator's.
-    #[must_use]
-    pub fn with_operator(self, secret: OperatorSecret) -> Self {
-        Self { operator: Some(secret), ..self }
+        Ok(Self { core, pull, fill, prefetch, operate, access })
     }
 }
 

@@ -7,7 +7,6 @@ pub mod jwks;
 mod keys;
 mod lane;
 mod oidc;
-mod operator;
 mod organization;
 mod robots;
 mod sts;
@@ -16,5 +15,3 @@ mod web;
 
 pub(crate) use gate::{Access, Asking, ClaimedIdentity};
 pub(crate) use keys::Keys;
-pub(crate) use operator::ProvenBody;
-pub use operator::{InvalidSecret, OPERATOR_HEADER, OperatorSecret};

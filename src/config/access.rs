@@ -12,12 +12,13 @@ use url::Url;
 
 use super::file::{AccessTable, AnonymousKey, IamTable, OidcTable};
 use super::login::{IamConfig, OidcConfig};
-use super::policy::PolicyRuleTable;
+use super::policy::{PolicyRuleTable, operators};
 use super::{ConfigError, SecretReference, SecretSource, UpstreamConfig, value};
 use crate::identity::policy::Policy;
 use crate::identity::{Anonymous, InvalidNetwork, Network, Peer, Principal};
 use crate::oci::UpstreamId;
 use crate::values::address::is_in;
+use crate::values::pattern::Pattern;
 
 /// Who is let in, and what they may pull.
 #[derive(Clone, Debug)]
@@ -31,6 +32,8 @@ pub struct AccessConfig {
     pub anonymous: Anonymous,
     /// Whether robots are let in.
     pub robots: bool,
+    /// Patterns of principals that are operators, from wherever they ask.
+    pub operators: Vec<Pattern>,
     /// Which identities of AWS are let in.
     pub iam: Option<IamConfig>,
     /// Which identities of `OpenID` Connect issuers are let in, by what the issuers are called.
@@ -66,6 +69,7 @@ impl AccessConfig {
             here: None,
             anonymous: Anonymous::Nobody,
             robots: false,
+            operators: Vec::new(),
             iam: None,
             oidc: BTreeMap::new(),
             token_life: DEFAULT_TOKEN,
@@ -109,6 +113,11 @@ impl AccessConfig {
         (!admits).then_some(reason)
     }
 
+    /// Whether a principal that is let in is an operator. Anonymous callers are none.
+    pub(crate) fn is_operator(&self, principal: &Principal) -> bool {
+        *principal != Principal::Anonymous && self.operators.iter().any(|who| who.matches(&principal.to_string()))
+    }
+
     /// Whether a `Host` (RFC 9110, section 7.2) may mean this cache. Where it serves this machine only, a site that
     /// binds a name of its own to 127.0.0.1 would have its pages read what callers here may (DNS rebinding).
     pub(crate) fn is_called(&self, host: &[u8]) -> bool {
@@ -140,7 +149,8 @@ impl fmt::Display for AccessConfig {
             }
         }
         let logins = [("robots", self.robots), ("iam", self.iam.is_some()), ("oidc", !self.oidc.is_empty())];
-        logins.iter().filter(|(_, there)| *there).try_for_each(|(name, _)| write!(formatter, "; {name}"))
+        logins.iter().filter(|(_, there)| *there).try_for_each(|(name, _)| write!(formatter, "; {name}"))?;
+        self.operators.iter().try_for_each(|who| write!(formatter, "; operator {}", who.as_str()))
     }
 }
 
@@ -196,6 +206,7 @@ pub(super) fn read(
         here: None,
         anonymous: table.anonymous.map_or(Ok(Anonymous::Nobody), AnonymousKey::read)?,
         robots: table.robots,
+        operators: Vec::new(),
         iam: table.iam.map(IamTable::read).transpose()?,
         oidc: table.oidc.into_iter().map(OidcTable::read).collect::<Result<_, _>>()?,
         token_life,
@@ -208,6 +219,7 @@ pub(super) fn read(
                        `robots = true`, [access.iam] or [access.oidc.<name>]";
         return Err(value("access", message));
     }
+    access.operators = operators(&table.operators, &access)?;
     let rules = (1..).zip(rules).map(|(number, rule)| rule.read(number, upstreams, &access));
     access.policy = Policy(rules.collect::<Result<_, _>>()?);
     Ok(Some(access))

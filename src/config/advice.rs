@@ -27,7 +27,7 @@ service = "registry.example.com" | audience = "registry.example.com" | iam = { a
 accounts = ["123456789012"] | organization = "o-a1b2c3d4e5" | roles = ["arn:aws:iam::123456789012:role/eks-*"]
 endpoint = "https://sts.eu-west-1.amazonaws.com" | issuer = "https://token.actions.githubusercontent.com"
 jwks_uri = "https://token.actions.githubusercontent.com/.well-known/jwks" | claims = { repository_owner_id = "1234567" }
-budget_claim = "repository_id" | who = ["robot:ci"] | what = ["ghcr.io/acme/*"]"#;
+budget_claim = "repository_id" | operators = ["robot:ops"] | who = ["robot:ci"] | what = ["ghcr.io/acme/*"]"#;
 
 static BY_KEY: LazyLock<BTreeMap<&str, &str>> = LazyLock::new(|| {
     let examples = EXAMPLES.split(['|', '\n']).filter_map(|example| example.split_once(" = "));

@@ -224,6 +224,8 @@ pub(super) struct AccessTable {
     pub(super) anonymous: Option<AnonymousKey>,
     #[serde(default)]
     pub(super) robots: bool,
+    #[serde(default)]
+    pub(super) operators: Vec<String>,
     pub(super) iam: Option<IamTable>,
     #[serde(default)]
     pub(super) oidc: BTreeMap<String, OidcTable>,

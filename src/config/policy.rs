@@ -35,6 +35,9 @@ pub(super) enum ClaimTable {
     Truth(bool),
 }
 
+/// What `access.operators` may name: anonymous callers are no operators.
+const NO_OPERATOR: &str = "an operator is robot:<name>, iam:<arn> or oidc:<issuer>:<subject>";
+
 /// The patterns that claims must match.
 pub(super) fn claims(tables: BTreeMap<String, ClaimTable>) -> BTreeMap<String, Pattern> {
     let pattern = |table| match table {
@@ -121,6 +124,18 @@ impl PolicyRuleTable {
             allow,
         })
     }
+}
+
+/// The patterns of `access.operators`. Each names one kind of principal: `*:ops` would fit subjects of an issuer, too.
+pub(super) fn operators(who: &[String], access: &AccessConfig) -> Result<Vec<Pattern>, ConfigError> {
+    let read = |(element, pattern): (usize, &String)| {
+        let has_logged_in = KINDS.iter().any(|kind| kind.ends_with(':') && pattern.starts_with(kind));
+        let named = if has_logged_in { may_be_let_in(pattern, access) } else { Err(NO_OPERATOR.into()) };
+        let wrong =
+            |reason| value(format!("access.operators[{element}]"), format!("{pattern:?} is no operator: {reason}"));
+        named.map(|()| pattern.as_str().into()).map_err(wrong)
+    };
+    (1..).zip(who).map(read).collect()
 }
 
 /// Whether a pattern may match a principal that is let in; otherwise why not.

@@ -45,12 +45,12 @@ pub enum AccessError {
     /// The credentials are right, but `[access]` does not let this principal in.
     #[error("{0} is not let in; [access] in the stopover.toml of this cache says who is")]
     NotLetIn(String),
-    /// An endpoint for operators was called without a proof of the operator secret.
+    /// An endpoint for operators was called by this principal, which is none.
     #[error(
-        "this is for whoever runs the cache: the commands of the program prove that they can read the secret in its data \
-         directory (operator_secret)"
+        "{0} is no operator: `operators` in [access] of the stopover.toml of this cache names those that ask from \
+         elsewhere, and on its machine commands without --server ask over operator.sock in its data directory"
     )]
-    NotOperator,
+    NotOperator(String),
     /// The credentials cannot be verified now: the identity provider (STS, an OIDC issuer) is in trouble.
     #[error("who you are cannot be found out now: {0}")]
     Unreachable(#[from] Unreachable),

@@ -164,7 +164,9 @@ impl PullError {
                 (status, code, None)
             }
             Self::Access(error) => match error {
-                AccessError::NobodyHere | AccessError::NotOperator => (StatusCode::FORBIDDEN, ErrorCode::Denied, None),
+                AccessError::NobodyHere | AccessError::NotOperator(_) => {
+                    (StatusCode::FORBIDDEN, ErrorCode::Denied, None)
+                }
                 AccessError::Misdirected => (StatusCode::MISDIRECTED_REQUEST, ErrorCode::Denied, None),
                 AccessError::TooManyAttempts { retry_after } | AccessError::Busy { retry_after } => {
                     (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests, Some(*retry_after))

@@ -29,7 +29,7 @@ pub(super) struct Record {
     pub(super) redirected: Option<u64>,
     /// The route of an operator's request.
     endpoint: Option<MatchedPath>,
-    /// Whether the request proves the operators' secret.
+    /// Whether the caller is an operator.
     pub(super) by_operator: bool,
     /// Counts the manifests that upstream has sent for the request.
     pub(super) spent: PullCounter,

@@ -30,7 +30,7 @@ use http::{HeaderMap, StatusCode};
 use tokio::time::{Instant, timeout_at};
 
 use access::Caller;
-pub use access::Https;
+pub use access::{Https, LocalOperator};
 use audit::Record;
 
 use crate::cache::Cache;

@@ -10,16 +10,14 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::header::CACHE_CONTROL;
 use http::request::Parts;
-use http::uri::PathAndQuery;
 use serde::Serialize;
 use serde_json::json;
 
 use super::access::Caller;
 use super::audit::Record;
 use super::{NO_STORE, prefetch, refuse, retention, robots};
-use crate::access::{OPERATOR_HEADER, ProvenBody};
 use crate::cache::Cache;
-use crate::errors::{AccessError, PullError, StoreError, chain};
+use crate::errors::{StoreError, chain};
 use crate::oci::Digest;
 use crate::operate::report::QuotaReport;
 use crate::values::text::excerpt;
@@ -39,17 +37,15 @@ pub(super) fn routes() -> Router<Arc<Cache>> {
 /// upstreams; accounts, addresses and private upstreams are shown to operators.
 async fn quota(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
     let mut record = Record::of_operation(&parts);
-    record.by_operator = proof(&cache, &parts).is_some_and(|body| body.is(b""));
-    if !record.by_operator
-        && let Err(error) = Caller::of(&cache, &parts, &mut record).await
-    {
-        record.operated(Some(&error));
-        return refuse(&cache, &error, &parts);
-    }
-    record.operated(None);
+    let caller = Caller::of(&cache, &parts, &mut record).await;
+    record.operated(caller.as_ref().err());
+    let is_operator = match caller {
+        Ok(caller) => caller.is_operator,
+        Err(error) => return refuse(&cache, &error, &parts),
+    };
     let now = cache.core.clock.now();
     let gauges = cache.core.upstreams.gauges().await;
-    let reports = gauges.iter().filter_map(|(upstream, gauge)| match record.by_operator {
+    let reports = gauges.iter().filter_map(|(upstream, gauge)| match is_operator {
         true => Some(QuotaReport::new(upstream, gauge, now)),
         false if upstream.config().is_private() => None,
         false => Some(QuotaReport::new(upstream, gauge, now).for_guests()),
@@ -95,9 +91,8 @@ pub(super) fn unavailable(error: &StoreError) -> Response {
     refusal(StatusCode::SERVICE_UNAVAILABLE, &chain(error))
 }
 
-/// The body of a request that proves the operators' secret: only operators may see or change what others pull. An
-/// argument of this type makes a route refuse all other callers, and behind API Gateway, where there is no such secret,
-/// every caller. What a proxy makes up, or a page in a browser sends, has no proof.
+/// The body of an operator's request: only operators may see or change what others pull. An argument of this type makes
+/// a route refuse all other callers.
 pub(super) struct Operator(pub(super) Bytes);
 
 impl FromRequest<Arc<Cache>> for Operator {
@@ -106,26 +101,14 @@ impl FromRequest<Arc<Cache>> for Operator {
     async fn from_request(request: Request, cache: &Arc<Cache>) -> Result<Self, Response> {
         let (parts, body) = request.into_parts();
         let mut record = Record::of_operation(&parts);
-        // The body is read only once the headers are proven, so that strangers make us hold no memory.
-        let body = match proof(cache, &parts) {
-            Some(proven) => {
-                let body = Bytes::from_request(Request::from_parts(parts, body), cache).await;
-                Some(body.map_err(IntoResponse::into_response)?).filter(|body| proven.is(body))
-            }
-            None => None,
-        };
-        record.by_operator = body.is_some();
-        let refused = body.is_none().then_some(PullError::from(AccessError::NotOperator));
-        record.operated(refused.as_ref());
-        body.map(Self).ok_or_else(|| refusal(StatusCode::FORBIDDEN, &AccessError::NotOperator.to_string()))
+        let caller = Caller::of(cache, &parts, &mut record).await;
+        let let_in = caller.and_then(|caller| caller.check_operator(cache));
+        record.operated(let_in.as_ref().err());
+        let_in.map_err(|error| refuse(cache, &error, &parts))?;
+        // The body is read only once the caller is known, so that strangers make us hold no memory.
+        let body = Bytes::from_request(Request::from_parts(parts, body), cache).await;
+        body.map(Self).map_err(IntoResponse::into_response)
     }
-}
-
-/// What the body of a request has to be for the proof in its headers to hold. `None`: there is no valid proof.
-pub(super) fn proof(cache: &Cache, parts: &Parts) -> Option<ProvenBody> {
-    let proof = parts.headers.get(OPERATOR_HEADER)?.to_str().ok()?;
-    let target = parts.uri.path_and_query().map_or("", PathAndQuery::as_str);
-    cache.operator?.verify(proof, &parts.method, target, cache.core.clock.now())
 }
 
 /// An error of the operators' API: `{"error": "…"}`.

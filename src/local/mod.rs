@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <data>/lock                                     held while a process uses the directory
-//! <data>/operator_secret                          what operators' requests have to have
+//! <data>/operator.sock                            where operators of this machine ask, while the process serves
 //! <data>/signing_keys                             what tokens are signed with, where the configuration has nothing
 //! <data>/ledger.redb                              tag records, manifests, memberships, claims, requests
 //! <data>/blobs/<algorithm>/<2 hex>/<hex>          published blobs, whole and verified
@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use futures_util::FutureExt as _;
+use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval_at};
 
@@ -37,7 +38,6 @@ pub use store::is_at_work;
 
 use images::Images;
 
-use crate::access::OperatorSecret;
 use crate::access::token::TokenKeys;
 use crate::cache::Cache;
 use crate::config::{Config, SecretSource};
@@ -53,7 +53,7 @@ pub struct Local {
     queue: Arc<Queue>,
     images: Arc<Images>,
     sweeper: Sweeper,
-    lock: File,
+    lock: Lock,
 }
 
 impl Local {
@@ -62,13 +62,14 @@ impl Local {
     pub async fn open(mut config: Config, clock: Clock) -> anyhow::Result<Self> {
         let data = config.data_dir.clone();
         let lock = take(&data)?;
+        // By this file operators were known before there was a socket for them.
+        let _ = fs::remove_file(data.join("operator_secret"));
         if let Some(access) = config.access.as_mut().filter(|access| access.has_logins())
             && access.signing_keys.is_none()
         {
             let made = Secret::new(made_once(&data.join("signing_keys"), TokenKeys::make)?);
             access.signing_keys = Some(SecretSource::Text(made));
         }
-        let operator = OperatorSecret::parse(&made_once(&operator_secret(&data), OperatorSecret::make)?)?;
         let files = Arc::new(Files::open(&data)?);
         let ledger = Arc::new(
             EmbeddedLedger::open(&data.join("ledger.redb"))
@@ -83,7 +84,7 @@ impl Local {
         let images = Arc::new(Images::new(Arc::clone(&ledger)));
         let handle = Arc::new(queue::Handle(Arc::clone(&queue), Arc::clone(&images)));
         let cache = Cache::new(config, clock, files, Arc::clone(&ledger) as _, handle, None).context("cannot start")?;
-        let cache = Arc::new(cache.with_operator(operator));
+        let cache = Arc::new(cache);
         queue.start(&cache)?;
         images.start(&cache)?;
         let sweeper = Sweeper::start(&cache, &ledger);
@@ -95,9 +96,27 @@ impl Local {
         self.images.keep_schedules(&self.cache);
     }
 
+    /// Listens where operators of this machine ask: at a socket that only the user of this process can open.
+    pub fn listen_to_operators(&self) -> anyhow::Result<UnixListener> {
+        let path = operator_socket(&self.lock.data);
+        let listen = || {
+            // This process has the directory: a socket that is there was left behind by one that was killed.
+            remove_left_behind(&path)?;
+            let listener = UnixListener::bind(&path)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map(|()| listener)
+        };
+        listen().with_context(|| {
+            format!(
+                "cannot listen to operators at {}, a path that may have 107 bytes on a file system that knows sockets; \
+                 name another directory, or a link to this one, with --data-dir",
+                path.display()
+            )
+        })
+    }
+
     /// Stops filling: running fills get `grace` to finish. The others are parked: the next start continues them. No other
     /// process can use the directory until the lock that this returns is dropped: answers may still be under way.
-    pub async fn stop(self, grace: Duration) -> File {
+    pub async fn stop(self, grace: Duration) -> Lock {
         self.images.stop().await;
         self.sweeper.stop().await;
         self.queue.stop(grace).await;
@@ -150,9 +169,30 @@ impl Drop for Sweeper {
     }
 }
 
-/// The path of the operators' secret in a data directory.
-pub fn operator_secret(data: &Path) -> PathBuf {
-    data.join("operator_secret")
+/// The path of the operators' socket in a data directory.
+pub fn operator_socket(data: &Path) -> PathBuf {
+    data.join("operator.sock")
+}
+
+/// The data directory, as long as this process has it.
+pub struct Lock {
+    data: PathBuf,
+    _file: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // The file is closed after this: the next process makes a socket of its own.
+        let _ = fs::remove_file(operator_socket(&self.data));
+    }
+}
+
+/// Removes a file that an earlier process may have left behind.
+fn remove_left_behind(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Reads the secret in a file. If there is no file, writes one with a new secret, which only its owner may read.
@@ -167,10 +207,7 @@ fn made_once(path: &Path, make: fn() -> Option<String>) -> anyhow::Result<String
     let unfinished = path.with_extension("unfinished");
     let write = || {
         // A file that was left behind may have other permissions.
-        match fs::remove_file(&unfinished) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        remove_left_behind(&unfinished)?;
         let mut file = File::options().create_new(true).write(true).mode(0o600).open(&unfinished)?;
         file.write_all(secret.as_bytes())?;
         file.sync_all()?;
@@ -205,7 +242,7 @@ fn refuse_directory_of_others(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn take(data: &Path) -> anyhow::Result<File> {
+fn take(data: &Path) -> anyhow::Result<Lock> {
     let advice = "name another directory with --data-dir, or data_dir in stopover.toml";
     let there = data.exists();
     fs::DirBuilder::new()
@@ -229,7 +266,7 @@ fn take(data: &Path) -> anyhow::Result<File> {
         .open(&path)
         .with_context(|| format!("cannot write to the data directory {}; {advice}", data.display()))?;
     match lock.try_lock() {
-        Ok(()) => Ok(lock),
+        Ok(()) => Ok(Lock { data: data.to_owned(), _file: lock }),
         Err(TryLockError::WouldBlock) => {
             bail!("another stopover is using the data directory {}: stop that one, or {advice}", data.display())
         }

@@ -139,7 +139,7 @@ mod alone {
         assert_eq!(world.upstream.count("/blobs/"), image.blobs.len());
     }
 
-    /// A request of whoever has the operators' secret. Nobody else may make it.
+    /// A request of an operator of the machine. No other caller may make it.
     async fn operator(world: &World, method: Method, path: &str) -> Answer {
         assert_eq!(world.send_from("127.0.0.1", method.clone(), path).await.status, StatusCode::FORBIDDEN);
         world.operate(method, path, "").await

@@ -13,6 +13,7 @@ use tempfile::NamedTempFile;
 use crate::deployment::{
     ACCOUNT, Deployment, FILLER, Plan, REGISTRIES, REGISTRY, SERVICE, SIGNING_KEY, error_code, request,
 };
+use crate::roles::role;
 
 const ROBOTS: &str = "[access]\nrobots = true\n";
 const KEYS_IN_ENVIRONMENT: &str = "signing_keys = { env = \"TEST_KEYS\" }\n";
@@ -60,7 +61,7 @@ async fn a_fresh_deployment_lets_in_identities_of_its_account_and_nobody_else() 
     }
     let gc = request(Method::POST, &format!("http://{}/_stopover/gc", deployment.address()))?;
     let operator = gc.header("stopover-operator", "any").body(r#"{"dry_run": true}"#);
-    ensure!(operator.send().await?.status() == 403, "there are none behind API Gateway");
+    ensure!(operator.send().await?.status() == 401, "no header makes an operator");
     let now = stopover::values::time::Clock::default().now();
     let login = async |user: &str, password: &str| {
         let url = format!("http://{}/token?service={SERVICE}", deployment.address());
@@ -158,6 +159,33 @@ async fn robots_are_managed_by_invoking_the_filler_and_pull_through_every_proces
     for told in [&secret, &stranger, token, &pair, "of the upstream", "$argon2", SIGNING_KEY] {
         ensure!(!log.contains(told), "{told:?} is logged");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_operator_over_http_on_aws_sees_quotas_and_may_do_what_its_function_may() -> Result<()> {
+    let upstream = Scripted::start()?;
+    let access = "[access]\nrobots = true\nanonymous = true\noperators = [\"robot:ops\"]\n";
+    let deployment = Plan::of(&upstream.url()).setting(access).roles([role(REGISTRY)?, role(FILLER)?]).start().await?;
+    let mut statuses = Vec::new();
+    for name in ["ops", "ci"] {
+        let robots = json!({ "robots": { "add": { "name": name } } });
+        let robot = deployment.invoke_filler(robots).await?;
+        let secret = robot["secret"]["secret"].as_str().context("no secret")?.to_owned();
+        let ask = async |method: Method, path: &str, body: &'static str| {
+            let asked = request(method, &format!("http://{}/_stopover/{path}", deployment.address()))?;
+            let answer = asked.basic_auth(name, Some(&secret)).body(body).send().await?;
+            anyhow::Ok((answer.status().as_u16(), answer.text().await?))
+        };
+        let (_, quota) = ask(Method::GET, "quota", "").await?;
+        ensure!(quota.contains("\"credential\":\"") == (name == "ops"), "{quota}");
+        let none = format!("fills/sha256:{}", "0".repeat(64));
+        statuses.push(ask(Method::GET, &none, "").await?.0);
+        statuses.push(ask(Method::POST, "gc", r#"{"dry_run": true}"#).await?.0);
+        statuses.push(ask(Method::POST, "robots", r#"{"add": {"name": "thief"}}"#).await?.0);
+    }
+    ensure!(statuses == [503, 503, 503, 403, 403, 403], "{statuses:?}\n{}", deployment.log());
+    ensure!(!deployment.refused().is_empty(), "its role has refused it");
     Ok(())
 }
 

@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use stopover::local::operator_secret;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
@@ -172,8 +171,6 @@ impl Stopover {
         };
         let keys = std::fs::read_to_string(data.join("signing_keys")).unwrap_or_default();
         secrets::know("a key that tokens are signed with", keys.trim());
-        let operator = std::fs::read_to_string(operator_secret(&data)).unwrap_or_default();
-        secrets::know("the secret of the operators", operator.trim());
         Ok(Self { child, address, data, log, _log: secrets::Watched })
     }
 
@@ -184,8 +181,7 @@ impl Stopover {
 
     /// Runs the program with these arguments, for this cache and as whoever runs it, until it ends.
     pub async fn run(&self, arguments: &[&str]) -> anyhow::Result<(ExitStatus, String)> {
-        let (server, data) = (format!("http://{}", self.address), self.data.display().to_string());
-        run(&[arguments, &["--server", &server, "--data-dir", &data]].concat()).await
+        run(&[arguments, &["--listen", &self.address, "--data-dir", &self.data.display().to_string()]].concat()).await
     }
 
     /// Its data directory, as this process can reach it.

@@ -18,12 +18,11 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode};
-use stopover::access::{OPERATOR_HEADER, OperatorSecret};
 use stopover::cache::Cache;
 use stopover::config::{Cold, Config, SecretReference};
-use stopover::http::router;
+use stopover::http::{LocalOperator, router};
 use stopover::identity::Peer;
-use stopover::local::{Local, operator_secret};
+use stopover::local::Local;
 use stopover::oci::{Algorithm, Digest};
 use stopover::values::time::{Clock, Timestamp};
 use tempfile::TempDir;
@@ -42,9 +41,6 @@ pub enum Column {
     /// S3, DynamoDB and SQS.
     Aws,
 }
-
-/// The operators' secret on the AWS column. A deployment has none, but the rules of the core hold there, too.
-const OPERATOR: &str = "the secret of the operators of the AWS column";
 
 /// The password of `TEST_SECRET`: long enough to be found in a log.
 pub const PASSWORD: &str = "the-password-of-an-upstream";
@@ -65,8 +61,6 @@ pub struct World {
     pub cache: Arc<Cache>,
     storage: Storage,
     router: Router,
-    /// The operators' secret.
-    pub operator: OperatorSecret,
     _log: secrets::Watched,
 }
 
@@ -180,11 +174,10 @@ impl World {
         self.send_request(Request::builder().method(method).extension(source(caller)), path, headers).await
     }
 
-    /// Sends what an operator asks, with the proof.
-    pub async fn operate(&self, method: Method, path: &str, body: impl Into<String>) -> Answer {
-        let body = body.into();
-        let proof = self.operator.prove(&method, path, body.as_bytes(), self.clock.now()).expect("it can be signed");
-        let request = Request::builder().method(method).uri(path).header(OPERATOR_HEADER, proof);
+    /// Sends what an operator asks, as the socket of its machine hands it on. The functions have none, but the rules of the
+    /// core hold there, too.
+    pub async fn operate(&self, method: Method, path: &str, body: impl Into<Body>) -> Answer {
+        let request = Request::builder().method(method).uri(path).extension(LocalOperator);
         self.send_whole(request.body(body.into()).expect("a test sends a real request")).await
     }
 
@@ -361,21 +354,15 @@ impl Plan {
         let mut config = Config::load(Some(&file), self.cold.unwrap_or(default), read)?;
         config.data_dir = data.path().to_owned();
         let clock = Clock::manual(Timestamp(1_800_000_000));
-        let (cache, storage, operator) = match self.column {
+        let (cache, storage) = match self.column {
             Column::Embedded => {
                 let local = Local::open(config, clock.clone()).await?;
-                let operator = fs::read_to_string(operator_secret(data.path()))?;
-                (Arc::clone(&local.cache), Storage::Embedded { data, local: Box::new(local) }, operator)
+                (Arc::clone(&local.cache), Storage::Embedded { data, local: Box::new(local) })
             }
-            Column::Aws => {
-                let (cache, storage) = aws(config, &clock).await?;
-                (cache, storage, OPERATOR.to_owned())
-            }
+            Column::Aws => aws(config, &clock).await?,
         };
-        secrets::know("the secret of the operators", operator.trim());
-        let operator = OperatorSecret::parse(&operator)?;
         let router = router(Arc::clone(&cache));
-        Ok(World { router, upstream, clock, cache, storage, operator, _log: secrets::Watched })
+        Ok(World { router, upstream, clock, cache, storage, _log: secrets::Watched })
     }
 }
 
@@ -393,8 +380,7 @@ fn connect(config: Config, clock: &Clock, endpoints: &Endpoints) -> anyhow::Resu
     let fills = aws::SqsFills::new(aws::sqs_client(&sdk), queues(endpoints));
     let role = Arc::new(aws::OwnRole::of(sdk));
     let (blobs, ledger, fills) = (Arc::new(blobs), Arc::new(ledger), Arc::new(fills));
-    let cache = Cache::new(config, clock.clone(), blobs, ledger, fills, Some(role))?;
-    Ok(Arc::new(cache.with_operator(OperatorSecret::parse(OPERATOR)?)))
+    Ok(Arc::new(Cache::new(config, clock.clone(), blobs, ledger, fills, Some(role))?))
 }
 
 /// As the functions have it, but for how long it waits: here one process has as many requests at once as a thousand

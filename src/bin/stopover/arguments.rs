@@ -80,18 +80,16 @@ pub(crate) enum Command {
         /// Only say what would go, and how much that frees
         #[arg(long)]
         dry_run: bool,
-        /// The running cache to ask [default: the one at the configured address]
-        #[arg(long, value_name = "URL")]
-        server: Option<Endpoint>,
+        #[command(flatten)]
+        asked: ServerArguments,
     },
     /// Remove an image, pinned or not, and what nothing else needs
     Purge {
         /// An image like docker.io/library/alpine:3.20 or ghcr.io/owner/name@sha256:…
         #[arg(value_name = "IMAGE")]
         image: String,
-        /// The running cache to ask [default: the one at the configured address]
-        #[arg(long, value_name = "URL")]
-        server: Option<Endpoint>,
+        #[command(flatten)]
+        asked: ServerArguments,
     },
     /// Show how much is left of each upstream's quota
     Quota {
@@ -102,17 +100,15 @@ pub(crate) enum Command {
     Fills {
         #[command(subcommand)]
         command: Option<FillsCommand>,
-        /// The running cache to ask [default: the one at the configured address]
-        #[arg(long, global = true, value_name = "URL")]
-        server: Option<Endpoint>,
+        #[command(flatten)]
+        asked: ServerArguments,
     },
     /// Manage robots: names with secrets that let machines in
     Robot {
         #[command(subcommand)]
         command: RobotArguments,
-        /// The running cache to ask [default: the one at the configured address]
-        #[arg(long, global = true, value_name = "URL")]
-        server: Option<Endpoint>,
+        #[command(flatten)]
+        asked: ServerArguments,
     },
     /// Look at the policy: who may pull what
     #[command(subcommand)]
@@ -162,18 +158,11 @@ pub(crate) enum Command {
 /// The cache to ask, and the login to ask with.
 #[derive(clap::Args)]
 pub(crate) struct ServerArguments {
-    /// The running cache to ask [default: the one at the configured address]
-    #[arg(long, value_name = "URL")]
+    /// The running cache to ask [default: the one with this data directory, or at the configured address]
+    #[arg(long, global = true, value_name = "URL")]
     pub(crate) server: Option<Endpoint>,
     #[command(flatten)]
     pub(crate) login: LoginArguments,
-}
-
-impl ServerArguments {
-    /// For a command of an operator, who needs no login.
-    pub(crate) fn by_operator(server: Option<Endpoint>) -> Self {
-        Self { server, login: LoginArguments::default() }
-    }
 }
 
 #[derive(Subcommand)]

@@ -7,6 +7,7 @@ mod arguments;
 mod client;
 mod describe;
 mod explain;
+mod listener;
 mod serve;
 
 use std::ffi::{OsStr, OsString};
@@ -19,7 +20,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use arguments::{Arguments, Command, ConfigCommand, FillsCommand, LogFormat, PolicyCommand, ServerArguments, Settings};
 use clap::Parser as _;
-use client::{Client, Endpoint, MirroredUpstream, OperatorProof, Target};
+use client::{Asker, Client, Endpoint, MirroredUpstream, Target};
 use describe::{describe, reached_at, welcome};
 use stopover::access::token::TokenKeys;
 use stopover::cache::CacheError;
@@ -71,22 +72,22 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
             }
             Ok(std::io::stdout().write_all(describe(&config).as_bytes())?)
         }
-        Command::Quota { asked } => ask(&config, asked, async |client| client.quota().await),
-        Command::Fills { command: None, server } => {
-            ask(&config, ServerArguments::by_operator(server), async |client| client.fills().await)
+        Command::Quota { asked } => ask(&config, Asker::Anyone, asked, async |client| client.quota().await),
+        Command::Fills { command, asked } => ask(&config, Asker::Operator, asked, async |client| match command {
+            None => client.fills().await,
+            Some(FillsCommand::Retry) => client.retry_fills().await,
+        }),
+        Command::Prefetch { order, asked } => {
+            ask(&config, Asker::Anyone, asked, async |client| client.prefetch(order).await)
         }
-        Command::Fills { command: Some(FillsCommand::Retry), server } => {
-            ask(&config, ServerArguments::by_operator(server), async |client| client.retry_fills().await)
+        Command::Gc { dry_run, asked } => {
+            ask(&config, Asker::Operator, asked, async |client| client.collect_garbage(dry_run).await)
         }
-        Command::Prefetch { order, asked } => ask(&config, asked, async |client| client.prefetch(order).await),
-        Command::Gc { dry_run, server } => {
-            ask(&config, ServerArguments::by_operator(server), async |client| client.collect_garbage(dry_run).await)
+        Command::Purge { image, asked } => {
+            ask(&config, Asker::Operator, asked, async |client| client.purge(&image).await)
         }
-        Command::Purge { image, server } => {
-            ask(&config, ServerArguments::by_operator(server), async |client| client.purge(&image).await)
-        }
-        Command::Robot { command, server } => {
-            ask(&config, ServerArguments::by_operator(server), async |client| client.robots(&command.into()).await)
+        Command::Robot { command, asked } => {
+            ask(&config, Asker::Operator, asked, async |client| client.robots(&command.into()).await)
         }
         Command::Policy(PolicyCommand::Explain(question)) => {
             let explanation = question.answer(&config)?;
@@ -95,12 +96,14 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Doctor { examination, asked } => {
-            ask(&config, asked, async |client| client.examine(examination, &config).await)
+            ask(&config, Asker::Client, asked, async |client| client.examine(examination, &config).await)
         }
         Command::Setup { client: None, .. } => Ok(std::io::stdout().write_all(client::list().as_bytes())?),
         Command::Setup { client: Some(client), server, upstreams } => set_up(&config, client, server, upstreams),
         Command::Login { login, server } => block_on(login.run(&endpoint(&config, server)?)),
-        Command::Refresh { images, asked } => ask(&config, asked, async |client| client.refresh(&images).await),
+        Command::Refresh { images, asked } => {
+            ask(&config, Asker::Anyone, asked, async |client| client.refresh(&images).await)
+        }
         Command::Serve => {
             start_logging(&settings)?;
             let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -118,13 +121,12 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
 /// Asks a running cache, because it alone may open its ledger, and prints the answer.
 fn ask(
     config: &Config,
+    asker: Asker,
     ServerArguments { server, login }: ServerArguments,
     question: impl AsyncFnOnce(Client) -> anyhow::Result<String>,
 ) -> anyhow::Result<()> {
-    let own = endpoint(config, None)?;
-    let server = server.unwrap_or_else(|| own.clone());
-    let operator = OperatorProof::read(&config.data_dir, &server, &own);
-    let client = Client::new(server, login, operator)?;
+    let socket = if server.is_none() { asker.socket(&config.data_dir, &login)? } else { None };
+    let client = Client::new(endpoint(config, server)?, login, socket)?;
     let text = block_on(question(client))?;
     Ok(std::io::stdout().write_all(text.as_bytes())?)
 }
@@ -197,14 +199,22 @@ async fn serve(config: Config, grace: Duration) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     let welcome = welcome(&config, address);
     let local = Local::open(config, Clock::default()).await?;
+    let operators = local.listen_to_operators()?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     std::io::stderr().write_all(welcome.as_bytes())?;
     local.keep_schedules();
     let router = stopover::http::router(Arc::clone(&local.cache));
-    let (stop, mut stopped) = tokio::sync::watch::channel(false);
-    let stopped = async move { _ = stopped.wait_for(|&stop| stop).await };
-    let mut server = tokio::spawn(serve::run(listener, router, serve::most_connections(), stopped));
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let stopped = || {
+        let mut stopped = stopped.clone();
+        async move { _ = stopped.wait_for(|&stop| stop).await }
+    };
+    let clients = serve::run(listener, router.clone(), serve::most_connections(), stopped());
+    let operators = serve::run(operators, router, serve::OPERATORS, stopped());
+    let mut server = tokio::spawn(async {
+        tokio::join!(clients, operators);
+    });
     let ended = tokio::select! {
         _ = terminate.recv() => false,
         _ = interrupt.recv() => false,

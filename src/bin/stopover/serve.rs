@@ -2,7 +2,6 @@
 //! handles the request, and how long a client may leave an answer unread.
 
 use std::collections::HashMap;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::PanicHookInfo;
 use std::pin::{Pin, pin};
@@ -23,10 +22,11 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stopover::local::is_at_work;
 use stopover::values::address::neighbourhood;
 use stopover::values::text::excerpt;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::PollSemaphore;
+
+use crate::listener::{Listener, accept};
 
 /// How long a client may take for the head of a request, and how long a connection may be idle.
 const HEAD: Duration = Duration::from_secs(30);
@@ -42,6 +42,9 @@ const TAKE: Duration = Duration::from_mins(5);
 
 /// The most connections at once.
 const CONNECTIONS: usize = 4096;
+
+/// The most connections of operators of this machine: beside those of clients, however many these have.
+pub(crate) const OPERATORS: usize = 16;
 
 /// The largest body that may be held for a client that does not read it: most answers are one such chunk.
 const SMALL: u64 = 16 * 1024;
@@ -68,7 +71,7 @@ pub(crate) fn log_panic(panic: &PanicHookInfo<'_>) {
 }
 
 /// Answers up to `most` connections at once until `stop` is ready, and then those that have begun a request.
-pub(crate) async fn run(listener: TcpListener, router: Router, most: usize, stop: impl Future<Output = ()>) {
+pub(crate) async fn run<L: Listener>(listener: L, router: Router, most: usize, stop: impl Future<Output = ()>) {
     let mut server = Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS);
     let connections = GracefulShutdown::new();
@@ -79,16 +82,13 @@ pub(crate) async fn run(listener: TcpListener, router: Router, most: usize, stop
             accepted = places.accept(&listener) => accepted,
             () = &mut stop => break,
         };
-        // A small answer must not wait until the client acknowledges the one before (Nagle's algorithm).
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY was refused");
-        }
         let mut connection = TimeoutWriter::new(connection);
         connection.set_timeout(Some(TAKE));
         let router = TowerToHyperService::new(router.clone());
         // No layer of the router, which would wrap each of its routes anew for each connection.
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo(address));
+            L::mark(request.extensions_mut());
             let answered = router.call(request);
             async { answered.await.map(|answer| answer.map(OneByOne::new)) }
         });
@@ -176,7 +176,7 @@ impl ConnectionSlots {
 
     /// The next connection that gets a slot. Others wait in the listen queue; a connection is closed if its address has
     /// its share already.
-    async fn accept(self: &Arc<Self>, listener: &TcpListener) -> (TcpStream, SocketAddr, ConnectionSlot) {
+    async fn accept<L: Listener>(self: &Arc<Self>, listener: &L) -> (L::Connection, SocketAddr, ConnectionSlot) {
         loop {
             let Ok(permit) = Arc::clone(&self.free).acquire_owned().await else { return std::future::pending().await };
             let (connection, address) = accept(listener).await;
@@ -210,34 +210,22 @@ impl Drop for ConnectionSlot {
     }
 }
 
-/// The next connection. If the process has too many files open, waits until other connections have ended.
-async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
-    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
-    loop {
-        match listener.accept().await {
-            Ok(accepted) => return accepted,
-            Err(error) if matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) => {}
-            Err(error) => {
-                tracing::error!(%error, "no connection can be taken");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
     use std::future::pending;
+    use std::io;
     use std::path::Path;
 
     use axum::body::{Body, Bytes};
     use axum::routing::get;
     use futures_util::stream;
     use stopover::config::{Cold, Config};
+    use stopover::http::LocalOperator;
     use stopover::local::Local;
     use stopover::values::time::Clock;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
     use tokio::time::{Instant, timeout};
 
     use super::*;
@@ -360,6 +348,28 @@ mod tests {
         let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
         assert_eq!(log.matches("it panicked").count(), 20, "{log}");
         assert!(log.contains("serve.rs:") && log.contains("as planned"), "{log}");
+    }
+
+    #[tokio::test]
+    async fn a_request_is_an_operators_by_the_socket_that_it_came_over() {
+        let marked = |request: axum::extract::Request| async move {
+            let address = request.extensions().get::<ConnectInfo<SocketAddr>>().unwrap().0;
+            format!("{} {}", request.extensions().get::<LocalOperator>().is_some(), address.ip())
+        };
+        let router = Router::new().fallback(marked);
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.sock");
+        tokio::spawn(run(UnixListener::bind(&path).unwrap(), router.clone(), 9, pending()));
+        let asks = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+        let (mut over_socket, mut over_tcp) = (String::new(), String::new());
+        let mut connection = UnixStream::connect(&path).await.unwrap();
+        connection.write_all(asks).await.unwrap();
+        connection.read_to_string(&mut over_socket).await.unwrap();
+        let mut connection = TcpStream::connect(serve(router, 9).await).await.unwrap();
+        connection.write_all(asks).await.unwrap();
+        connection.read_to_string(&mut over_tcp).await.unwrap();
+        assert!(over_socket.ends_with("\r\n\r\ntrue 127.0.0.1"), "{over_socket}");
+        assert!(over_tcp.ends_with("\r\n\r\nfalse 127.0.0.1"), "{over_tcp}");
     }
 
     #[tokio::test]

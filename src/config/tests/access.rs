@@ -105,6 +105,41 @@ fn a_policy_that_could_mean_something_else_than_it_says_is_refused() {
 }
 
 #[test]
+fn an_operator_is_named_with_its_kind_and_is_never_anonymous() {
+    let oidc = "[access.oidc.ci]\nissuer = \"https://ci.test\"\naudience = \"cr.test\"\nclaims = { owner = \"1\" }\n";
+    for (who, message) in [
+        ("anonymous", "an operator is robot:<name>, iam:<arn> or oidc:<issuer>:<subject>"),
+        ("*", "an operator is robot:<name>"),
+        ("*:ops", "an operator is robot:<name>"),
+        ("ops", "an operator is robot:<name>"),
+        ("admin:ops", "an operator is robot:<name>"),
+        ("robots:ops", "an operator is robot:<name>"),
+        ("", "an operator is robot:<name>"),
+        ("robot:", "the name of a robot has"),
+        ("robot:Ops", "the name of a robot has"),
+        ("iam:arn:aws:iam::123456789012:role/ops", "there is no [access.iam]"),
+        ("oidc:github:*", "there is no [access.oidc.github]"),
+    ] {
+        let error = load(&format!("{ACCESS}operators = [\"robot:ops\", \"{who}\"]\n{oidc}")).unwrap_err();
+        assert!(error.contains(&format!("access.operators[2]: \"{who}\" is no operator: {message}")), "{error}");
+    }
+    let operators = |line: &str| load(&format!("{ACCESS}{line}\n{oidc}")).unwrap().access.unwrap();
+    let principal = |text: &str| text.parse().unwrap();
+    for (line, who, expected) in [
+        ("", "robot:ops", false),
+        ("operators = []", "robot:ops", false),
+        ("operators = [\"robot:ops\"]", "robot:ops", true),
+        ("operators = [\"robot:ops\"]", "robot:ops2", false),
+        ("operators = [\"robot:*\", \"oidc:ci:*\"]", "anonymous", false),
+        ("operators = [\"robot:*\"]", "oidc:ci:robot:ops", false),
+        ("operators = [\"oidc:ci:repo:acme/*\"]", "oidc:ci:repo:acme/ops", true),
+    ] {
+        assert_eq!(operators(line).is_operator(&principal(who)), expected, "{line}: {who}");
+    }
+    assert!(load("[access]\nanonymous = true\noperators = [\"robot:ops\"]").unwrap_err().contains("access.robots"));
+}
+
+#[test]
 fn what_the_access_table_cannot_mean_is_named() {
     for (line, key) in [
         ("service = \"a\\\"b\"", "access.service"),

@@ -168,7 +168,7 @@ async fn robots_are_managed_by_operators_only(column: Column) {
     let add = r#"{"add": {"name": "ci", "expires": "90d"}}"#;
     for (caller, body) in [(HERE, add), (HERE, "\"list\""), ("127.0.0.1", add), ("127.0.0.1", "\"list\"")] {
         let answer = world.post_from(caller, "/_stopover/robots", body).await;
-        assert_eq!(answer.status, StatusCode::FORBIDDEN, "{caller}: what a proxy there passes on has no secret");
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{caller}: a proxy there passes on what others send");
     }
     let (status, added) = ask(add).await;
     assert_eq!(status, StatusCode::OK, "{added}");

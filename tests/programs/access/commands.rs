@@ -1,15 +1,9 @@
-//! The commands of the program: what operators prove, and how guests log in.
+//! The commands of the program, and how callers log in with them.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
-use anyhow::{Context as _, ensure};
-use http::{HeaderMap, Method};
-use stopover::access::OperatorSecret;
-use stopover::local::operator_secret;
-use stopover::values::time::Clock;
+use anyhow::ensure;
 use support::program::{Installation, UPSTREAM, output, run};
 use support::scripted::Scripted;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 
 use super::{Cache, secret_in};
 
@@ -41,95 +35,12 @@ async fn robots_are_made_listed_rotated_and_removed_by_command() -> anyhow::Resu
     Ok(())
 }
 
-/// A reverse proxy on the machine of the cache that says nothing of whom it serves: it passes bytes on.
-async fn reverse_proxy(to: &str) -> anyhow::Result<String> {
-    let (listener, to) = (TcpListener::bind("127.0.0.1:0").await?, to.to_owned());
-    let address = listener.local_addr()?.to_string();
-    tokio::spawn(async move {
-        while let Ok((mut client, _)) = listener.accept().await {
-            let to = to.clone();
-            tokio::spawn(async move {
-                let mut cache = TcpStream::connect(to).await?;
-                tokio::io::copy_bidirectional(&mut client, &mut cache).await
-            });
-        }
-    });
-    Ok(address)
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_a_proxy_passes_on_does_not_manage_robots() -> anyhow::Result<()> {
-    let cache = Cache::start().await?;
-    let proxy = reverse_proxy(cache.stopover.address()).await?;
-    let body = r#"{"add": {"name": "thief"}}"#;
-    let ask = |secret: &str| {
-        let request = reqwest::Client::new().post(format!("http://{proxy}/_stopover/robots"));
-        // As whoever the proxy serves would have it: it is called by its address, and says of nobody else.
-        let request = request.header("host", cache.stopover.address()).header("stopover-operator", secret);
-        request.body(body).send()
-    };
-    let signing = std::fs::read_to_string(cache.installation.data().join("signing_keys"))?;
-    let secret = std::fs::read_to_string(operator_secret(&cache.installation.data()))?;
-    for wrong in ["", "secret", signing.trim(), secret.trim()] {
-        ensure!(ask(wrong).await?.status() == 403, "{wrong}");
-    }
-    ensure!(!cache.robot(&["list"]).await?.contains("thief"));
-    let now = Clock::default().now();
-    let proof = OperatorSecret::parse(&secret)?.prove(&Method::POST, "/_stopover/robots", body.as_bytes(), now);
-    ensure!(ask(&proof.context("no proof")?).await?.status() == 200, "whoever runs the cache");
-    Ok(())
-}
-
-/// Whoever listens at the port of a cache that is down.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_operators_secret_is_shown_to_nobody() -> anyhow::Result<()> {
-    let cache = Cache::start().await?;
-    let secret = std::fs::read_to_string(operator_secret(&cache.installation.data()))?;
-    let heard = Arc::new(Mutex::new(Vec::new()));
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let impostor = format!("http://{}", listener.local_addr()?);
-    let hear = {
-        let heard = Arc::clone(&heard);
-        move |headers: HeaderMap| {
-            heard.lock().unwrap_or_else(PoisonError::into_inner).push(headers);
-            std::future::ready("{}")
-        }
-    };
-    tokio::spawn(axum::serve(listener, axum::Router::new().fallback(hear)).into_future());
-    let data = cache.installation.data().display().to_string();
-    for command in [&["gc"][..], &["purge", "a"], &["fills"], &["robot", "list"], &["quota"]] {
-        run(&[command, &["--server", &impostor, "--data-dir", &data]].concat()).await?;
-    }
-    let heard = heard.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    ensure!(heard.len() == 5, "{heard:?}");
-    for headers in heard {
-        let told = headers.get("stopover-operator").context("no proof")?.to_str()?.to_owned();
-        ensure!(!format!("{headers:?}").contains(secret.trim()), "{headers:?}");
-        // Nor is what it is shown good for anything else.
-        let add = reqwest::Client::new().post(format!("http://{}/_stopover/robots", cache.stopover.address()));
-        let add = add.header("stopover-operator", told).body(r#"{"add": {"name": "thief"}}"#);
-        ensure!(add.send().await?.status() == 403);
-    }
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_command_that_cannot_read_the_secret_of_operators_says_what_to_do() -> anyhow::Result<()> {
-    let cache = Cache::start().await?;
-    let server = format!("http://{}", cache.stopover.address());
-    for (arguments, words) in [
-        (["gc", "--server", &server, "--data-dir", "/nowhere"], "cannot read the operators' secret in /nowhere/"),
-        (["gc", "--server", &server, "--data-dir", "/nowhere"], "as the user of the cache, on its machine"),
-        (["fills", "--server", "https://cr.example.com", "--data-dir", "/nowhere"], "only the machine of"),
-    ] {
-        let (status, text) = run(&arguments).await?;
-        ensure!(!status.success() && text.contains(words), "{text}");
-    }
-    Ok(())
-}
-
 /// Runs the program for a cache from elsewhere, with these variables.
-async fn guest(cache: &Cache, arguments: &[&str], login: Option<(&str, &str)>) -> anyhow::Result<(bool, String)> {
+pub(super) async fn guest(
+    cache: &Cache,
+    arguments: &[&str],
+    login: Option<(&str, &str)>,
+) -> anyhow::Result<(bool, String)> {
     let server = format!("http://{}", cache.stopover.address());
     let configuration = cache.installation.configuration().display().to_string();
     let there = ["--server", &server, "--config", &configuration, "--data-dir", "/nowhere"];
@@ -198,13 +109,6 @@ async fn whoever_runs_the_cache_needs_no_login_for_what_is_public() -> anyhow::R
             let (status, text) = stopover.run(&[command, private]).await?;
             ensure!(!status.success(), "the policy allows it to nobody: {access} {command}: {text}");
         }
-        // A proof is for the images that were asked for.
-        let secret = OperatorSecret::parse(&std::fs::read_to_string(operator_secret(&installation.data()))?)?;
-        let proof = secret.prove(&Method::POST, "/_stopover/prefetch", b"{\"images\": []}", Clock::default().now());
-        let other = reqwest::Client::new().post(format!("{url}/_stopover/prefetch"));
-        let other = other.header("stopover-operator", proof.context("no proof")?);
-        let status = other.body(format!("{{\"images\": [\"{public}\"]}}")).send().await?.status();
-        ensure!(status == 403, "{status}");
     }
     Ok(())
 }

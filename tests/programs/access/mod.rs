@@ -2,6 +2,7 @@
 
 mod clients;
 mod commands;
+mod operators;
 mod records;
 
 use anyhow::{Context as _, ensure};

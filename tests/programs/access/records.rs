@@ -4,7 +4,6 @@ use anyhow::{Context as _, ensure};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
-use stopover::local::operator_secret;
 use support::program::{Installation, Stopover, UPSTREAM};
 use support::scripted::{Fault, Scripted};
 
@@ -49,7 +48,9 @@ async fn each_decision_is_one_record_and_no_secret_is_logged() -> anyhow::Result
     let form = "grant_type=password&username=puller&password=password-in-a-form";
     ensure!(client.post(format!("http://{address}/token")).body(form).send().await?.status() == 401);
     let fills = client.get(format!("http://{address}/_stopover/fills")).header("stopover-operator", "guessed-secret");
-    ensure!(fills.send().await?.status() == 403);
+    ensure!(fills.send().await?.status() == 401);
+    let fills = format!("http://{address}/_stopover/fills");
+    ensure!(get(&fills, "puller", &cache.secret).await?.0 == 403);
     let quota = format!("http://{address}/_stopover/quota");
     ensure!(get(&quota, "puller", &cache.secret).await?.0 == 200);
     ensure!(get(&quota, "someone", "password-for-elsewhere").await?.0 == 401);
@@ -93,6 +94,7 @@ async fn each_decision_is_one_record_and_no_secret_is_logged() -> anyhow::Result
         "/_stopover/robots - true operator",
         "/_stopover/robots - true operator",
         "/_stopover/fills - false -",
+        "/_stopover/fills robot:puller false -",
         "/_stopover/quota robot:puller true -",
         "/_stopover/quota - false -",
     ];
@@ -101,7 +103,6 @@ async fn each_decision_is_one_record_and_no_secret_is_logged() -> anyhow::Result
 
     let log = cache.stopover.log();
     let keys = std::fs::read_to_string(cache.installation.data().join("signing_keys"))?;
-    let operator = std::fs::read_to_string(operator_secret(&cache.installation.data()))?;
     let encoded = |user: &str, secret: &str| BASE64_STANDARD.encode(format!("{user}:{secret}"));
     for secret in [
         PASSWORD,
@@ -112,7 +113,6 @@ async fn each_decision_is_one_record_and_no_secret_is_logged() -> anyhow::Result
         &encoded("stranger", &stranger),
         &issued,
         keys.trim(),
-        operator.trim(),
         "password-for-elsewhere",
         &encoded("someone", "password-for-elsewhere"),
         "password-in-a-form",

@@ -7,7 +7,7 @@ use super::Client;
 impl Client {
     /// What has not succeeded.
     pub(super) async fn listed_fills(&self) -> anyhow::Result<FillReport> {
-        self.ask_as_operator(self.http.get(self.url("fills"))).await
+        self.ask(self.http.get(self.url("fills"))).await
     }
 
     /// One line for each fill that has not succeeded: its state, and why it failed; and for each image.
@@ -28,7 +28,7 @@ impl Client {
         struct Retried {
             retried: usize,
         }
-        let Retried { retried } = self.ask_as_operator(self.http.post(self.url("fills/retry"))).await?;
+        let Retried { retried } = self.ask(self.http.post(self.url("fills/retry"))).await?;
         Ok(format!("fills tried again: {retried}\n"))
     }
 }

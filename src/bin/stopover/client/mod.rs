@@ -15,6 +15,7 @@ mod setup;
 mod upstream;
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ pub(crate) use doctor::Examination;
 pub(crate) use endpoint::Endpoint;
 pub(crate) use login::{ClientLogin, DockerAction, Helper};
 pub(crate) use prefetch::PrefetchArguments;
-pub(crate) use session::{LoginArguments, OperatorProof};
+pub(crate) use session::{Asker, LoginArguments};
 pub(crate) use setup::{Target, list};
 pub(crate) use upstream::MirroredUpstream;
 
@@ -38,19 +39,24 @@ pub(crate) struct Client {
     http: reqwest::Client,
     server: Endpoint,
     login: LoginArguments,
-    operator: OperatorProof,
+    /// Whether it asks over the socket of this machine's operators.
+    is_local_operator: bool,
     /// The bearer token of this command, once it has logged in.
     token: Mutex<Option<String>>,
 }
 
+/// Waits longer than the cache itself does for an upstream. Follows no redirects: only blobs may be elsewhere.
+fn patient() -> reqwest::ClientBuilder {
+    reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(Policy::none())
+}
+
 impl Client {
-    pub(crate) fn new(server: Endpoint, login: LoginArguments, operator: OperatorProof) -> anyhow::Result<Self> {
-        // Longer than the cache itself waits for an upstream. No redirects: only blobs may be elsewhere.
-        let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(Policy::none());
-        // A request with an operator's proof is for the cache alone.
-        let direct = server.is_here() || operator.is_known();
-        let http = if direct { http.no_proxy() } else { http };
-        Ok(Self { http: http.build()?, server, login, operator, token: Mutex::default() })
+    /// `socket`: where to connect to, instead of the host of `server`.
+    pub(crate) fn new(server: Endpoint, login: LoginArguments, socket: Option<PathBuf>) -> anyhow::Result<Self> {
+        let is_local_operator = socket.is_some();
+        let http = if server.is_here() { patient().no_proxy() } else { patient() };
+        let http = if let Some(socket) = socket { http.unix_socket(socket) } else { http };
+        Ok(Self { http: http.build()?, server, login, is_local_operator, token: Mutex::default() })
     }
 
     /// One line per upstream: what is left of its quota. Operators see more of it than other callers.
@@ -59,11 +65,7 @@ impl Client {
         struct Quotas {
             upstreams: Vec<QuotaReport>,
         }
-        let mut question = self.http.get(self.url("quota"));
-        if self.operator.is_known() {
-            question = self.operator.prove(question)?;
-        }
-        let quotas: Quotas = self.ask(question).await?;
+        let quotas: Quotas = self.ask(self.http.get(self.url("quota"))).await?;
         let lines: Vec<String> = quotas.upstreams.iter().map(ToString::to_string).collect();
         Ok(lines.join("\n") + "\n")
     }
@@ -117,11 +119,6 @@ impl Client {
     /// The URL of `what` in the operators' API.
     fn url(&self, what: &str) -> String {
         format!("{}/_stopover/{what}", self.server)
-    }
-
-    /// Sends a request that only operators may make.
-    async fn ask_as_operator<T: DeserializeOwned>(&self, question: reqwest::RequestBuilder) -> anyhow::Result<T> {
-        self.ask(self.operator.prove(question)?).await
     }
 
     /// Sends a request, and reads the answer.

@@ -5,7 +5,7 @@ use serde_json::Value;
 use stopover::oci::{Digest, Platform, Request};
 use stopover::prefetch::PrefetchReport;
 
-use super::Client;
+use super::{Client, patient};
 
 /// The most bytes of a configuration that are read.
 const MOST_BYTES: u64 = 4 * 1024 * 1024;
@@ -21,9 +21,9 @@ impl Client {
         let digest: Digest = manifest.pointer("/config/digest")?.as_str()?.parse().ok()?;
         let url = self.registry_url(&request, name, "blobs", digest.as_str());
         let mut answer = self.send(self.http.get(url)).await.ok()?;
-        // Another host sends the blob: it does not get our login.
+        // Another host sends the blob: it gets neither our login nor what goes over the operators' socket.
         if let Some(location) = answer.headers().get(LOCATION).and_then(|location| location.to_str().ok()) {
-            answer = self.http.get(location).send().await.ok()?;
+            answer = patient().build().ok()?.get(location).send().await.ok()?;
         }
         answer.content_length().filter(|&bytes| bytes <= MOST_BYTES)?;
         // What is no image, a chart or a signature, has another configuration.

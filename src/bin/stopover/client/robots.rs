@@ -11,7 +11,7 @@ impl Client {
     /// One line per robot, or a secret.
     pub(crate) async fn robots(&self, command: &RobotCommand) -> anyhow::Result<String> {
         let body = serde_json::to_string(command)?;
-        Ok(match self.ask_as_operator(self.http.post(self.url("robots")).body(body)).await? {
+        Ok(match self.ask(self.http.post(self.url("robots")).body(body)).await? {
             RobotAnswer::Robots(robots) if robots.is_empty() => "there are no robots\n".into(),
             RobotAnswer::Robots(robots) => robots.iter().map(line).collect(),
             RobotAnswer::Secret { name, secret, replaced_until } => {

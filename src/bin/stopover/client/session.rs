@@ -1,23 +1,20 @@
-//! How a command proves who it is: an operator by the secret in the data directory, another caller by a login at the
-//! cache.
+//! How a command reaches the cache: an operator of this machine over the socket in the data directory, another caller
+//! with a login.
 
 use std::env;
-use std::net::Ipv4Addr;
-use std::path::Path;
+use std::io::ErrorKind;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
 use anyhow::{Context as _, bail, ensure};
 use http::StatusCode;
-use http::header::HeaderValue;
-use reqwest::{Body, RequestBuilder, Response};
-use stopover::access::{OPERATOR_HEADER, OperatorSecret};
-use stopover::local::operator_secret;
+use reqwest::{RequestBuilder, Response};
+use stopover::local::operator_socket;
 use stopover::upstream::Challenge;
-use stopover::values::time::Clock;
-use url::Position;
 
 use super::login::{Credential, Identity};
-use super::{Client, Endpoint, message_in};
+use super::{Client, message_in};
 
 /// The variable that holds a password: an argument would be seen in the list of processes.
 const PASSWORD: &str = "STOPOVER_PASSWORD";
@@ -30,15 +27,15 @@ const HOW_TO_LOG_IN: &str = "as a robot with STOPOVER_USER and STOPOVER_PASSWORD
 #[derive(clap::Args, Default)]
 pub(crate) struct LoginArguments {
     /// The robot to log in as, with its secret in the variable `STOPOVER_PASSWORD`
-    #[arg(long, env = "STOPOVER_USER", value_name = "NAME")]
+    #[arg(long, global = true, env = "STOPOVER_USER", value_name = "NAME")]
     user: Option<String>,
     #[command(flatten)]
-    identity: Option<Identity>,
+    identity: Identity,
 }
 
 impl LoginArguments {
     fn is_given(&self) -> bool {
-        self.user().is_some() || self.identity.is_some()
+        self.user().is_some() || self.identity.is_given()
     }
 
     /// The user name. A variable that is empty counts as unset.
@@ -53,76 +50,67 @@ impl LoginArguments {
                 env::var(PASSWORD).with_context(|| format!("the secret of {user} is wanted in {PASSWORD}"))?;
             return Ok(Some(Credential { user: user.clone(), password }));
         }
-        match &self.identity {
-            Some(identity) => identity.credential().await.map(Some),
-            None => Ok(None),
-        }
+        if self.identity.is_given() { self.identity.credential().await.map(Some) } else { Ok(None) }
     }
 }
 
-/// The operators' secret, or why there is none.
-pub(crate) struct OperatorProof(Result<OperatorSecret, String>);
+/// Who asks what a command asks, where no cache is named.
+#[derive(Clone, Copy)]
+pub(crate) enum Asker {
+    /// An operator of this machine.
+    Operator,
+    /// An operator of this machine, if this user is one and no login is given; any other caller otherwise.
+    Anyone,
+    /// A client: it has to see what clients see.
+    Client,
+}
 
-impl OperatorProof {
-    /// Reads the secret of this data directory, for the cache that uses it: no other server gets a proof. `own` is the
-    /// address that the configuration listens at.
-    pub(crate) fn read(data: &Path, server: &Endpoint, own: &Endpoint) -> Self {
-        // With a name, or ::1, the listener may be another program than the cache, and pass the proof on to it.
-        let here = server.url().host_str().and_then(|host| host.parse().ok());
-        if !here.is_some_and(|address: Ipv4Addr| address.is_loopback()) && server != own {
-            return Self(Err(format!(
-                "only the machine of {server} itself may ask this: run it there, and leave --server out or name an address \
-                 like http://127.0.0.1:5000"
-            )));
-        }
-        let path = operator_secret(data);
-        let unreadable = |error: &dyn std::fmt::Display| {
-            format!(
-                "cannot read the operators' secret in {}: {error}; run this as the user of the cache, on its machine, \
-                 with its configuration (--config or --data-dir)",
-                path.display()
-            )
+impl Asker {
+    /// The operators' socket of the cache with this data directory. `None`: the asker is no operator.
+    pub(crate) fn socket(self, data: &Path, login: &LoginArguments) -> anyhow::Result<Option<PathBuf>> {
+        let path = operator_socket(data);
+        // Also tells whether a cache listens: the socket of one that was killed stays.
+        let error = match (self, UnixStream::connect(&path)) {
+            (Self::Client, _) => return Ok(None),
+            (Self::Anyone, opened) => return Ok(opened.is_ok_and(|_| !login.is_given()).then_some(path)),
+            (Self::Operator, Ok(_)) => return Ok(Some(path)),
+            (Self::Operator, Err(error)) => error,
         };
-        let secret = std::fs::read_to_string(&path).map_err(|error| unreadable(&error));
-        Self(secret.and_then(|secret| OperatorSecret::parse(&secret).map_err(|error| unreadable(&error))))
-    }
-
-    /// Whether the secret is known.
-    pub(super) fn is_known(&self) -> bool {
-        self.0.is_ok()
-    }
-
-    /// A request with an operator's proof of this moment. Fails without the secret.
-    pub(super) fn prove(&self, request: RequestBuilder) -> anyhow::Result<RequestBuilder> {
-        let secret = self.0.as_ref().map_err(|reason| anyhow::anyhow!(reason.clone()))?;
-        let (http, request) = request.build_split();
-        let mut request = request?;
-        let body = request.body().and_then(Body::as_bytes).unwrap_or_default();
-        let target = &request.url()[Position::BeforePath..Position::AfterQuery];
-        let proof = secret.prove(request.method(), target, body, Clock::default().now());
-        let mut proof = HeaderValue::try_from(proof.context("the proof of an operator cannot be signed")?)?;
-        proof.set_sensitive(true);
-        request.headers_mut().insert(OPERATOR_HEADER, proof);
-        Ok(RequestBuilder::from_parts(http, request))
+        let advice = match error.kind() {
+            ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
+                "no cache runs with this data directory: name that of one that does (--config or --data-dir)"
+            }
+            ErrorKind::PermissionDenied => "run this as the user of the cache",
+            _ => "a path of at most 107 bytes is needed: name a link to the data directory with --data-dir",
+        };
+        bail!(
+            "cannot ask as an operator at {}: {error}; {advice}, or a cache with --server and log in as one of the \
+             `operators` in its [access]",
+            path.display()
+        )
     }
 }
 
 impl Client {
-    /// Sends a request, as an operator unless a login is given. If the cache asks for a login, sends it once more with
-    /// a token.
+    /// Sends a request. If the cache asks for a login, sends it once more with a token.
     pub(super) async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
-        let by_operator = self.operator.is_known() && !self.login.is_given();
-        let request = if by_operator { self.operator.prove(request)? } else { request };
         let away = || format!("no cache answers at {}: name one with --server", self.server);
         let again = request.try_clone();
         let answer = self.authorized(request).send().await.with_context(away)?;
         match again {
             Some(again) if asks_for_login(&answer) => {
                 self.log_in(&answer).await?;
-                self.authorized(again).send().await.with_context(away)
+                let answer = self.authorized(again).send().await.with_context(away)?;
+                // An anonymous token was not enough.
+                ensure!(!asks_for_login(&answer) || self.login.is_given(), self.login_wanted());
+                Ok(answer)
             }
             _ => Ok(answer),
         }
+    }
+
+    fn login_wanted(&self) -> String {
+        format!("{} asks for a login: log in {HOW_TO_LOG_IN}", self.server)
     }
 
     /// Adds the token, if there is one.
@@ -136,6 +124,8 @@ impl Client {
     /// Gets the token that a challenge asks for: an anonymous one, unless a login is given. The login goes to the cache
     /// itself, or over TLS, and nowhere else.
     pub(super) async fn log_in(&self, challenged: &Response) -> anyhow::Result<()> {
+        // The socket leads to no server of tokens; an operator may ask for all but what is private.
+        ensure!(!self.is_local_operator, self.login_wanted());
         let Some(Challenge::Bearer { realm, service, .. }) = Challenge::parse(challenged.headers()) else {
             bail!("{} asks for a login that is none of a cache", self.server);
         };
@@ -164,7 +154,7 @@ impl Client {
         }
         let reason = message_in(&body).unwrap_or("no reason was given");
         match credential {
-            None => bail!("{} asks for a login: log in {HOW_TO_LOG_IN}", self.server),
+            None => bail!(self.login_wanted()),
             Some(Credential { user, .. }) => bail!("{} refuses the login as {user}: {status}: {reason}", self.server),
         }
     }

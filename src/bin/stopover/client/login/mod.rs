@@ -20,19 +20,19 @@ pub(crate) use helpers::{DockerAction, Helper};
 use super::Endpoint;
 
 /// The identity of this machine, and the cache that it is for.
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub(crate) struct Identity {
     /// Who says who this machine is [default: oidc if a token is at hand, else aws]
-    #[arg(long = "as", env = "STOPOVER_LOGIN", value_enum)]
+    #[arg(long = "as", global = true, env = "STOPOVER_LOGIN", value_enum)]
     way: Option<Way>,
     /// What the cache is called: `service` in its [access]
-    #[arg(long, env = "STOPOVER_SERVICE", value_name = "NAME")]
+    #[arg(long, global = true, env = "STOPOVER_SERVICE", value_name = "NAME")]
     service: Option<String>,
     /// The audience of an ID token that GitHub Actions issues [default: what the cache is called]
-    #[arg(long, env = "STOPOVER_OIDC_AUDIENCE", value_name = "AUDIENCE")]
+    #[arg(long, global = true, env = "STOPOVER_OIDC_AUDIENCE", value_name = "AUDIENCE")]
     audience: Option<String>,
     /// A file that holds an ID token; read with each login, because others replace it
-    #[arg(long, env = "STOPOVER_OIDC_TOKEN_FILE", value_name = "FILE")]
+    #[arg(long, global = true, env = "STOPOVER_OIDC_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
 }
 
@@ -64,6 +64,12 @@ pub(super) struct Credential {
 }
 
 impl Identity {
+    /// Whether any of it is given.
+    pub(super) fn is_given(&self) -> bool {
+        let Self { way, service, audience, token_file } = self;
+        way.is_some() || service.is_some() || audience.is_some() || token_file.is_some()
+    }
+
     pub(super) async fn credential(&self) -> anyhow::Result<Credential> {
         // With a default, several caches would have the same name, and a login for one of them would be valid at all.
         let Some(service) = self.service.as_ref().filter(|service| !service.is_empty()) else {

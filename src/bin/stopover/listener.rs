@@ -1,0 +1,71 @@
+//! Where the program takes connections: of clients over TCP, of operators of this machine over a Unix socket.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use http::Extensions;
+use rustix::process::geteuid;
+use stopover::http::LocalOperator;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+/// Where connections are taken.
+pub(crate) trait Listener: Sync {
+    type Connection: AsyncRead + AsyncWrite + Send + 'static;
+
+    /// The next connection, and the address that it is from.
+    fn next(&self) -> impl Future<Output = io::Result<(Self::Connection, SocketAddr)>> + Send;
+
+    /// Marks a request that came this way.
+    fn mark(request: &mut Extensions);
+}
+
+impl Listener for TcpListener {
+    type Connection = TcpStream;
+
+    async fn next(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (connection, address) = self.accept().await?;
+        // A small answer must not wait until the client acknowledges the one before (Nagle's algorithm).
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY was refused");
+        }
+        Ok((connection, address))
+    }
+
+    fn mark(_: &mut Extensions) {}
+}
+
+impl Listener for UnixListener {
+    type Connection = UnixStream;
+
+    async fn next(&self) -> io::Result<(UnixStream, SocketAddr)> {
+        let (connection, _) = self.accept().await?;
+        // The mode of the socket says so, too, but not until it has one, and not if somebody has changed it.
+        let user = connection.peer_cred()?.uid();
+        if user != 0 && user != geteuid().as_raw() {
+            tracing::warn!(user, "another user than that of this process was refused as its operator");
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        Ok((connection, SocketAddr::from((Ipv4Addr::LOCALHOST, 0))))
+    }
+
+    fn mark(request: &mut Extensions) {
+        request.insert(LocalOperator);
+    }
+}
+
+/// The next connection. If the process has too many files open, waits until other connections have ended.
+pub(crate) async fn accept<L: Listener>(listener: &L) -> (L::Connection, SocketAddr) {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    loop {
+        match listener.next().await {
+            Ok(accepted) => return accepted,
+            Err(error) if matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) => {}
+            Err(error) => {
+                tracing::error!(%error, "no connection can be taken");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
