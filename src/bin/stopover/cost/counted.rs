@@ -91,7 +91,7 @@ pub(crate) const FILL_5_PARTS: Counted = counted(
     7,
 );
 pub(crate) const TAG_STALE: Counted =
-    counted("stale tag, unchanged", &[("BatchGetItem", 1), ("GetItem", 3), ("PutItem", 3)], 8, 3);
+    counted("stale tag, unchanged", &[("BatchGetItem", 1), ("GetItem", 3), ("PutItem", 4)], 8, 4);
 pub(crate) const TAG_MOVED: Counted = counted(
     "stale tag, moved",
     &[("BatchGetItem", 5), ("BatchWriteItem", 1), ("GetItem", 5), ("PutItem", 8), ("SendMessageBatch", 1)],
