@@ -63,9 +63,9 @@ rehearsal: $(setup_stamp) ## Deploy, upgrade and delete the stack on an emulator
 	$(functions)
 	python infra/local.py "$${CARGO_TARGET_DIR:-target}/debug" --check
 
-local-aws: $(setup_stamp) ## The deployment on this machine: emulator of AWS, functions, an upstream, and how to pull; Ctrl-C ends it
+local-aws: $(setup_stamp) ## The deployment on this machine: emulator of AWS, functions, an upstream, and how to pull; Ctrl-C ends it; WATCH=1: with cargo lambda watch
 	$(functions)
-	python infra/local.py "$${CARGO_TARGET_DIR:-target}/debug"
+	python infra/local.py "$${CARGO_TARGET_DIR:-target}/debug" $(if $(WATCH),--watch)
 
 bench: $(setup_stamp) ## Measure Stopover beside docker-registry, nginx and curl; writes docs/explanation/benchmarks.md
 	cargo build --locked --release --package stopover

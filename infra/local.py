@@ -3,10 +3,13 @@
 there, and a registry as their upstream. Ctrl-C ends all of it.
 
     make local-aws
-    infra/local.py PROGRAMS [--check]     with the programs `registry` and `filler` of this directory; --check pulls and ends
+    infra/local.py PROGRAMS [--watch] [--check]
+
+with the programs `registry` and `filler` of this directory. --watch has `cargo lambda watch` build and run the registry function, anew after
+each change; --check pulls and ends.
 
 Clients find the cache on port 5080. What the functions have printed is in .aws-sam/local, and so is their environment: for
-`cargo lambda watch` (environment) and `sam local start-api` (environment.json).
+`sam local start-api` (environment.json).
 """
 
 import base64
@@ -31,6 +34,8 @@ from runtime import Failed, Function, Quiet, http_event, serve  # noqa: E402
 
 KEPT = rehearse.ROOT / ".aws-sam" / "local"
 PORT = int(os.environ.get("STOPOVER_LOCAL_PORT", "5080"))
+# How long it may take to build the registry function from nothing.
+BUILD = 1200
 IMAGE = "upstream.test/team/hello"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 # The environment of rehearse.py, which signs for nobody.
@@ -132,6 +137,14 @@ def front(registry):
     serve(Front, PORT)
 
 
+def watched(log):
+    """The registry function, built and run by cargo-lambda: on the cache's port, which is no API Gateway then."""
+    command = ["cargo", "lambda", "watch", "--package", "functions", "--bin", "registry", "--env-file", KEPT / "environment"]
+    process = subprocess.Popen([*command, "--invoke-address", "127.0.0.1", "--invoke-port", str(PORT)], cwd=rehearse.ROOT, stdout=log, stderr=log, start_new_session=True)
+    # It has processes of its own: cargo, and the function.
+    return lambda: os.killpg(process.pid, signal.SIGKILL)
+
+
 def work_off(sqs, queue, filler):
     """As an event source: a message that the function does not give back is done."""
     while True:
@@ -185,7 +198,7 @@ def keep_environment(environment, configuration):
     (KEPT / "environment.json").write_text(json.dumps({"RegistryFunction": environment}, indent=1) + "\n")
 
 
-def main(programs, only_check):
+def main(programs, watch, only_check):
     programs = pathlib.Path(programs).resolve()
     KEPT.mkdir(parents=True, exist_ok=True)
     started = []
@@ -205,7 +218,7 @@ def main(programs, only_check):
             configuration.write_text(f'[upstreams."upstream.test"]\nurl = "{url}"\n\n[access]\nanonymous = ["127.0.0.0/8"]\n')
             told = CREDENTIALS | {"AWS_ENDPOINT_URL": endpoint}
             run = {}
-            for name, seconds, processes in (("registry", 30, 4), ("filler", 900, 2)):
+            for name, seconds, processes in (("filler", 900, 2),) if watch else (("registry", 30, 4), ("filler", 900, 2)):
                 environment = told | functions[name] | {"STOPOVER_CONFIG": str(configuration)}
                 run[name] = Function(programs / name, environment, processes, seconds, (KEPT / f"{name}.log").open("wb"))
                 started.append(run[name].stop)
@@ -213,9 +226,12 @@ def main(programs, only_check):
                 for _ in range(2):
                     threading.Thread(target=work_off, args=(sqs, functions["filler"][queue], run["filler"]), daemon=True).start()
             keep_environment(told | functions["registry"], configuration)
-            front(run["registry"])
             cache = f"http://127.0.0.1:{PORT}"
-            until(lambda: call(f"{cache}/v2/"), "the registry function does not answer")
+            if watch:
+                started.append(watched((KEPT / "registry.log").open("wb")))
+            else:
+                front(run["registry"])
+            until(lambda: call(f"{cache}/v2/"), "the registry function does not answer", BUILD if watch else 60)
             if only_check:
                 return check(cache, url)
             print(f"local-aws: the cache is {cache}, AWS is {endpoint}, the upstream is {url}; logs are in .aws-sam/local. Ctrl-C ends them. Now:\n")
@@ -230,7 +246,7 @@ def main(programs, only_check):
 
 
 if __name__ == "__main__":
-    arguments = [argument for argument in sys.argv[1:] if argument != "--check"]
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("--watch", "--check")]
     if len(arguments) != 1:
         sys.exit(__doc__)
-    main(arguments[0], "--check" in sys.argv)
+    main(arguments[0], "--watch" in sys.argv, "--check" in sys.argv)

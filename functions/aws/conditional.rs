@@ -28,8 +28,51 @@ impl Written {
 }
 
 impl DynamoLedger {
+    /// Notes the use of a manifest, unless that was done lately, and returns when it was last used. Reads first, because a
+    /// write is charged even where its condition fails.
+    pub(crate) async fn note_use(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        since: Timestamp,
+        now: Timestamp,
+    ) -> Result<Option<Timestamp>, StoreError> {
+        if let Some(noted) = self.get(item::use_key(repository, digest), false).await? {
+            let used_at = item::used_at(&noted)?;
+            if since <= used_at {
+                return Ok(Some(used_at));
+            }
+            let known = "attribute_exists(#pk) AND #used_at < :since";
+            match self.write_use(repository, digest, known, since, now).await? {
+                Written::Done => return Ok(Some(now)),
+                Written::Differs(item) => return item::used_at(&item).map(Some),
+                Written::Absent => {}
+            }
+        }
+        let stored = self
+            .client
+            .get_item()
+            .table_name(&self.table)
+            .set_key(Some(item::manifest_key(repository, digest)))
+            .projection_expression("#pk, #used_at")
+            .expression_attribute_names("#pk", item::PARTITION)
+            .expression_attribute_names("#used_at", item::USED_AT)
+            .consistent_read(true);
+        let stored = stored.send().await.map_err(|error| store_error("GetItem", error))?.item;
+        let Some(stored_at) = stored.as_ref().map(item::used_at).transpose()? else { return Ok(None) };
+        if since <= stored_at {
+            return Ok(Some(stored_at));
+        }
+        let new = "attribute_not_exists(#pk) OR #used_at < :since";
+        match self.write_use(repository, digest, new, since, now).await? {
+            Written::Done => Ok(Some(now)),
+            Written::Differs(item) => item::used_at(&item).map(Some),
+            Written::Absent => Ok(None),
+        }
+    }
+
     /// Writes the last use of a manifest under a condition.
-    pub(crate) async fn write_use(
+    async fn write_use(
         &self,
         repository: &Repository,
         digest: &Digest,

@@ -4,6 +4,7 @@
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::BuildHasher;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use aws_sdk_dynamodb::Client;
@@ -20,13 +21,14 @@ use stopover::records::robot::Robots;
 use stopover::records::{
     BlobRecord, BlobView, Entry, GaugeKey, ListKey, Listing, Member, Standing, StoredManifest, TagRecord, Versioned,
 };
-use stopover::values::time::Timestamp;
+use stopover::values::time::{Clock, Timestamp};
 
 use crate::S3Blobs;
 use crate::batch::{BATCH_ITEMS, BATCH_KEYS};
 use crate::conditional::Written;
 use crate::failure::store_error;
 use crate::item::{self, Item, Kind};
+use crate::remembered::Remembered;
 
 /// The largest manifest kept in its item, in bytes. An item may have 400 KB, keys and attribute names included.
 const MAX_INLINE_BYTES: usize = 350 * 1000;
@@ -43,12 +45,26 @@ pub struct DynamoLedger {
     pub(crate) client: Client,
     pub(crate) table: String,
     blobs: S3Blobs,
+    /// Empty, unless this process remembers.
+    remembered: Arc<OnceLock<Remembered>>,
 }
 
 impl DynamoLedger {
     /// A ledger in `table`. Manifests too large for an item become objects in `blobs`.
     pub fn new(client: Client, table: impl Into<String>, blobs: S3Blobs) -> Self {
-        Self { client, table: table.into(), blobs }
+        Self { client, table: table.into(), blobs, remembered: Arc::default() }
+    }
+
+    /// Has this process answer for a minute from memory which blobs are stored: for one that answers clients, and neither
+    /// fills nor removes blobs.
+    pub fn remember(&self) {
+        self.remembered.get_or_init(Remembered::default);
+    }
+
+    fn forget(&self, digest: &Digest) {
+        if let Some(remembered) = self.remembered.get() {
+            remembered.forget(digest);
+        }
     }
 
     pub(crate) async fn get(&self, key: Item, consistent: bool) -> Result<Option<Item>, StoreError> {
@@ -287,7 +303,6 @@ impl Ledger for DynamoLedger {
         self.put(item::manifest(repository, manifest, inline, now)).await
     }
 
-    /// One small write, but for the first use after the day on which the manifest was stored.
     async fn touch_manifest(
         &self,
         repository: &Repository,
@@ -295,35 +310,14 @@ impl Ledger for DynamoLedger {
         since: Timestamp,
         now: Timestamp,
     ) -> Result<Option<Timestamp>, StoreError> {
-        let known = "attribute_exists(#pk) AND #used_at < :since";
-        match self.write_use(repository, digest, known, since, now).await? {
-            Written::Done => return Ok(Some(now)),
-            Written::Differs(item) => return item::used_at(&item).map(Some),
-            Written::Absent => {}
-        }
-        let stored = self
-            .client
-            .get_item()
-            .table_name(&self.table)
-            .set_key(Some(item::manifest_key(repository, digest)))
-            .projection_expression("#pk, #used_at")
-            .expression_attribute_names("#pk", item::PARTITION)
-            .expression_attribute_names("#used_at", item::USED_AT)
-            .consistent_read(true);
-        let stored = stored.send().await.map_err(|error| store_error("GetItem", error))?.item;
-        let Some(stored_at) = stored.as_ref().map(item::used_at).transpose()? else { return Ok(None) };
-        if since <= stored_at {
-            return Ok(Some(stored_at));
-        }
-        let new = "attribute_not_exists(#pk) OR #used_at < :since";
-        match self.write_use(repository, digest, new, since, now).await? {
-            Written::Done => Ok(Some(now)),
-            Written::Differs(item) => item::used_at(&item).map(Some),
-            Written::Absent => Ok(None),
-        }
+        self.note_use(repository, digest, since, now).await
     }
 
     async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobView, StoreError> {
+        let (remembered, now) = (self.remembered.get(), Clock::default().now());
+        if let Some(view) = remembered.and_then(|remembered| remembered.get(repository, digest, now)) {
+            return Ok(view);
+        }
         let (membership, record) = (item::membership_key(repository, digest), item::blob_key(digest));
         let mut view = BlobView { member: None, record: None };
         for item in self.get_batch(vec![membership.clone(), record], true).await? {
@@ -333,10 +327,14 @@ impl Ledger for DynamoLedger {
                 view.record = Some(versioned(item)?);
             }
         }
+        if let Some(remembered) = remembered {
+            remembered.note(repository, digest, &view, now);
+        }
         Ok(view)
     }
 
     async fn put_membership(&self, repository: &Repository, digest: &Digest, member: Member) -> Result<(), StoreError> {
+        self.forget(digest);
         self.put(item::membership(repository, digest, member)).await
     }
 
@@ -397,6 +395,7 @@ impl Ledger for DynamoLedger {
         expected: Option<u64>,
         record: &BlobRecord,
     ) -> Result<Option<u64>, StoreError> {
+        self.forget(digest);
         self.swap(item::blob_key(digest), expected, record).await
     }
 }

@@ -14,6 +14,7 @@ pub mod log;
 pub mod metrics;
 mod multipart;
 mod places;
+mod remembered;
 mod role;
 mod s3;
 mod settings;

@@ -219,6 +219,10 @@ pub(crate) async fn write(origin: Origin, response: Response) -> Result<Value, a
         if origin != Origin::HttpApi {
             answer.insert("multiValueHeaders".to_owned(), json!(lines));
         }
+        if origin == Origin::HttpApi {
+            // Optional; but `cargo lambda watch` reads no answer without it.
+            answer.insert("cookies".to_owned(), json!([]));
+        }
         if origin == Origin::LoadBalancer {
             answer.insert("statusDescription".to_owned(), status.to_string().into());
         }

@@ -1,6 +1,6 @@
 //! What stands between the events of Lambda and the router: one deadline, and answers that gateways pass on right.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws::S3Blobs;
 use aws::metrics::Answers;
@@ -26,6 +26,9 @@ use crate::event::{self, Origin};
 
 /// How long before Lambda would stop the process the client has an answer.
 const SPARE: Duration = Duration::from_millis(1500);
+
+/// Longer than any invocation takes, and far less than the time since 1970.
+const DAY: Duration = Duration::from_hours(24);
 
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const SERVED: HeaderName = HeaderName::from_static("x-stopover");
@@ -203,7 +206,10 @@ fn unconfigured() -> Response {
 
 /// The moment by which the client gets an answer, whatever is under way.
 fn ends_at(context: &Context) -> Instant {
-    let left = context.deadline().duration_since(Clock::default().system_time()).unwrap_or_default();
+    let since_1970 = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let told = since_1970(context.deadline());
+    // `cargo lambda watch` tells how long there is, and not until when.
+    let left = if told < DAY { told } else { told.saturating_sub(since_1970(Clock::default().system_time())) };
     Instant::now() + left.saturating_sub(SPARE)
 }
 

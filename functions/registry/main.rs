@@ -18,6 +18,7 @@ use stopover::cache::Cache;
 async fn main() -> Result<(), Error> {
     aws::log::start();
     let site = aws::connect(router).await?;
+    site.ledger().remember();
     let front = Front::new(site.blobs().clone());
     // The router of the newest good configuration, whichever that is when a request comes.
     lambda_runtime::run(service_fn(async |event: LambdaEvent<_>| Box::pin(front.answer(site.current(), event)).await))

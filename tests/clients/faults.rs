@@ -320,5 +320,5 @@ async fn faults_of_an_upstream_fail_a_pull_at_the_tag_or_not_at_all_and_never_a_
         let cells: Vec<Cell> = cold.into_iter().chain([warm]).map(Cell::Says).collect();
         table.row(name, &cells);
     }
-    document::check("Faults of an upstream", &table.render())
+    document::check(document::CLIENTS, "Faults of an upstream", &table.render())
 }

@@ -181,7 +181,7 @@ async fn check<C: Client>(
     let client = start(setting.outer.address()).await?;
     let found = run(&client, &mut setting, large).await;
     let found = found.with_context(|| format!("{name}; the program's log:\n{}", setting.stopover.log()))?;
-    document::check(name, &found)
+    document::check(document::CLIENTS, name, &found)
 }
 
 async fn run(client: &dyn Client, setting: &mut Setting, large: u64) -> anyhow::Result<String> {

@@ -16,11 +16,11 @@ use crate::deployment::{FILLER, Plan, stored};
 /// Longer than what S3 takes in one request.
 const IN_PARTS: usize = 20 * 1024 * 1024;
 
-fn record(id: &str, body: &str) -> Value {
+pub(crate) fn record(id: &str, body: &str) -> Value {
     json!({ "messageId": id, "body": body, "attributes": {}, "messageAttributes": {}, "eventSource": "aws:sqs" })
 }
 
-fn job(name: &str, digest: &Digest, size: usize) -> Result<String> {
+pub(crate) fn job(name: &str, digest: &Digest, size: usize) -> Result<String> {
     let repository = Repository { upstream: UPSTREAM.parse()?, name: name.parse()? };
     let job =
         Job { repository, digest: digest.clone(), size: size as u64, priority: Priority::Interactive, payer: None };

@@ -178,5 +178,5 @@ async fn every_client_pulls_behind_every_gateway() -> Result<()> {
     for (name, _) in clients {
         table.row(name, &[Cell::Pass; Manner::ALL.len()]);
     }
-    document::check("Behind API Gateway and load balancers", &table.render())
+    document::check(document::CLIENTS, "Behind API Gateway and load balancers", &table.render())
 }

@@ -2,6 +2,7 @@
 //! them. `make package` runs the same tests with what a deployment uploads.
 
 mod access;
+mod budgets;
 mod chains;
 mod configuration;
 mod deadline;

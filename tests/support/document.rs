@@ -1,37 +1,40 @@
-//! Sections of docs/reference/clients.md that a test run makes.
+//! Sections of documents that a test run makes.
 
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, ensure};
 
-const DOCUMENT: &str = "docs/reference/clients.md";
+/// What each client can do.
+pub const CLIENTS: &str = "docs/reference/clients.md";
+/// What AWS is asked, and what it costs.
+pub const COSTS: &str = "docs/explanation/costs.md";
 
-/// Tests run side by side, and each has its own section of the one file.
+/// Tests run side by side, and each has its own section of a file.
 static WRITING: Mutex<()> = Mutex::new(());
 
 /// Compares the section under this heading with what a run has found. With `STOPOVER_WRITE_DOCS` set, writes that instead.
 ///
 /// # Errors
 /// The file has no such section, or says something else.
-pub fn check(heading: &str, found: &str) -> anyhow::Result<()> {
+pub fn check(document: &str, heading: &str, found: &str) -> anyhow::Result<()> {
     let _guard = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(DOCUMENT);
-    let text = std::fs::read_to_string(&path).context(DOCUMENT)?;
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(document);
+    let text = std::fs::read_to_string(&path).with_context(|| document.to_owned())?;
     let title = format!("## {heading}\n\n");
-    let start = text.find(&title).with_context(|| format!("{DOCUMENT} has no section {heading:?}"))? + title.len();
+    let start = text.find(&title).with_context(|| format!("{document} has no section {heading:?}"))? + title.len();
     // A section that is still empty ends with the line break that begins it.
     let end = text[start - 1..].find("\n## ").map_or(text.len(), |length| start - 1 + length);
     let written = text.get(start..end).unwrap_or_default().trim_end();
     let found = found.trim_end();
     if std::env::var_os("STOPOVER_WRITE_DOCS").is_some() {
         let changed = format!("{}{found}\n{}", &text[..start], &text[end..]);
-        return std::fs::write(&path, changed).context(DOCUMENT);
+        return std::fs::write(&path, changed).with_context(|| document.to_owned());
     }
-    let advice = "STOPOVER_WRITE_DOCS=1 cargo test -p behaviours --test clients --test functions";
+    let advice = "STOPOVER_WRITE_DOCS=1 cargo test -p behaviours --test clients --test functions --test programs";
     ensure!(
         written == found,
-        "the section {heading:?} of {DOCUMENT} says\n{written}\n\nbut the run found\n{found}\n\n`{advice}` writes that"
+        "the section {heading:?} of {document} says\n{written}\n\nbut the run found\n{found}\n\n`{advice}` writes that"
     );
     Ok(())
 }

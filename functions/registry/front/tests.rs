@@ -65,6 +65,12 @@ impl Sent<'_> {
 
 /// What the front makes of an event, with two seconds left until its deadline.
 async fn ask(event: Value, router: Router) -> Value {
+    let deadline = Clock::default().system_time() + SPARE + Duration::from_secs(2);
+    ask_until(deadline.duration_since(UNIX_EPOCH).unwrap(), event, router).await
+}
+
+/// The same with this deadline, as Lambda writes it.
+async fn ask_until(deadline: Duration, event: Value, router: Router) -> Value {
     let config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new("us-east-1"))
@@ -72,8 +78,7 @@ async fn ask(event: Value, router: Router) -> Value {
         .build();
     let front = Front::new(S3Blobs::new(aws_sdk_s3::Client::from_conf(config), "bucket"));
     let mut context = Context::default();
-    let deadline = Clock::default().system_time() + SPARE + Duration::from_secs(2);
-    context.deadline = deadline.duration_since(std::time::UNIX_EPOCH).unwrap().as_millis().try_into().unwrap();
+    context.deadline = deadline.as_millis().try_into().unwrap();
     front.answer(std::future::ready(Ok(router)), LambdaEvent::new(event, context)).await.unwrap()
 }
 
@@ -304,4 +309,17 @@ async fn what_is_not_ready_before_the_deadline_is_refused_with_a_time_to_come_ba
     assert!(answer["headers"]["retry-after"].as_str().unwrap().parse::<u64>().unwrap() > 0);
     assert!(answer["body"].as_str().unwrap().contains("\"UNAVAILABLE\""), "{answer}");
     assert!(begun.elapsed() <= Duration::from_millis(2001), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn cargo_lambda_gets_the_time_and_the_answers_that_it_expects() {
+    let slow = Router::new().fallback(async || {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        "pulled"
+    });
+    // It writes how long there is, and not until when (lambda-runtime-deadline-ms: 600000), and cannot read answers without
+    // cookies.
+    let answer = ask_until(Duration::from_mins(10), GET.to_http_api(), slow).await;
+    assert_eq!((&answer["statusCode"], &answer["body"]), (&json!(200), &json!("pulled")), "{answer}");
+    assert_eq!(answer["cookies"], json!([]));
 }

@@ -12,6 +12,7 @@ use stopover::values::time::Span;
 use crate::client::{
     ClientLogin, DockerAction, Endpoint, Examination, Helper, LoginArguments, PrefetchArguments, Target,
 };
+use crate::cost::CostArguments;
 use crate::explain::ExplainArguments;
 
 /// A pull-through cache for container registries.
@@ -153,6 +154,8 @@ pub(crate) enum Command {
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Compute what a deployment on AWS costs in a month
+    Cost(CostArguments),
 }
 
 /// The cache to ask, and the login to ask with.

@@ -5,6 +5,7 @@ compile_error!("in a server one panic must cost one request: build this program 
 
 mod arguments;
 mod client;
+mod cost;
 mod describe;
 mod explain;
 mod listener;
@@ -56,8 +57,8 @@ fn main() -> ExitCode {
 fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
     let command = command.unwrap_or(Command::Serve);
     let config = match command {
-        // Clients run these in any working directory; a configuration file there is not meant for them.
-        Command::DockerCredential { .. } | Command::KubeletCredentialProvider { .. } => {
+        // These are run in any working directory; a configuration file there is not meant for them.
+        Command::DockerCredential { .. } | Command::KubeletCredentialProvider { .. } | Command::Cost(_) => {
             Config::load(None, Cold::Follow, |_| Ok(String::new()))?
         }
         _ => load(&settings, &command)?,
@@ -101,6 +102,7 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
         Command::Setup { client: None, .. } => Ok(std::io::stdout().write_all(client::list().as_bytes())?),
         Command::Setup { client: Some(client), server, upstreams } => set_up(&config, client, server, upstreams),
         Command::Login { login, server } => block_on(login.run(&endpoint(&config, server)?)),
+        Command::Cost(month) => Ok(std::io::stdout().write_all(month.answer()?.as_bytes())?),
         Command::Refresh { images, asked } => {
             ask(&config, Asker::Anyone, asked, async |client| client.refresh(&images).await)
         }

@@ -12,6 +12,7 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_s3::primitives::ByteStream;
 use stopover::errors::StoreError;
 use stopover::ports::Ledger as _;
+use stopover::records::{BlobRecord, BlobState};
 use support::aws::{EVERY_OPERATION, Service};
 
 use super::ledger::{blob_record, members};
@@ -56,6 +57,31 @@ async fn warm_reads_are_one_round_trip() -> Result<()> {
     storage.ledger.reference(&repository, &"t".parse()?).await?;
     storage.ledger.blob(&repository, &digest("blob")).await?;
     assert_eq!(storage.endpoints().calls(Service::DynamoDb, EVERY_OPERATION) - before, 3);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_process_that_remembers_asks_once_for_what_is_stored_and_again_after_its_own_write() -> Result<()> {
+    let storage = Storage::aws().await?;
+    let (endpoints, repository, digest) = (storage.endpoints(), repository("a")?, digest("blob"));
+    let config = endpoints.sdk_config();
+    let blobs = S3Blobs::new(aws::s3_client(&config), endpoints.bucket());
+    let ledger = DynamoLedger::new(aws::dynamo_client(&config), endpoints.table(), blobs);
+    ledger.remember();
+    let reads = async || {
+        let before = endpoints.calls(Service::DynamoDb, "BatchGetItem");
+        let view = ledger.blob(&repository, &digest).await?;
+        anyhow::Ok((endpoints.calls(Service::DynamoDb, "BatchGetItem") - before, view))
+    };
+    // What is not stored may be at any moment.
+    assert_eq!([reads().await?.0, reads().await?.0], [1, 1]);
+    let stored = BlobRecord { open: true, ..BlobRecord::new(BlobState::Stored { size: 7 }) };
+    let version = ledger.swap_blob(&digest, None, &stored).await?;
+    assert_eq!([reads().await?.0, reads().await?.0], [1, 0]);
+    let absent = BlobRecord::new(BlobState::Absent);
+    assert!(ledger.swap_blob(&digest, version, &absent).await?.is_some());
+    let (asked, view) = reads().await?;
+    assert!(asked == 1 && !view.is_stored(), "{view:?}");
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 mod command_line;
 mod commands;
 mod configuration;
+mod costs;
 mod data_path;
 mod http;
 mod links;

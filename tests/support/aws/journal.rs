@@ -89,6 +89,11 @@ impl Journal {
         self.entries().faults.clear();
     }
 
+    /// The operations of every call so far, in order.
+    pub(super) fn operations(&self) -> Vec<String> {
+        self.entries().calls.iter().map(|(_, operation)| operation.clone()).collect()
+    }
+
     pub(super) fn calls(&self, service: Service, operation: &str) -> usize {
         let entries = self.entries();
         entries

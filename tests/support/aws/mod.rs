@@ -282,6 +282,11 @@ impl Endpoints {
         self.journal.calls(service, operation)
     }
 
+    /// The operations of every call of a service so far, in order.
+    pub fn operations(&self) -> Vec<String> {
+        self.journal.operations()
+    }
+
     /// The next `count` calls of the operation (or of [`EVERY_OPERATION`]) answer 500.
     ///
     /// The SDK makes three attempts by default: count three for each call that shall fail.
