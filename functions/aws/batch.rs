@@ -7,6 +7,7 @@ use stopover::errors::{Failure, StoreError};
 
 use crate::DynamoLedger;
 use crate::failure::store_error;
+use crate::format;
 use crate::item::Item;
 
 /// How many items `BatchWriteItem` takes.
@@ -52,7 +53,9 @@ impl DynamoLedger {
             pause_before(attempt).await;
             let request = self.client.batch_get_item().request_items(&self.table, missing);
             let answer = request.send().await.map_err(|error| store_error("BatchGetItem", error))?;
-            found.extend(answer.responses.unwrap_or_default().remove(&self.table).unwrap_or_default());
+            for item in answer.responses.unwrap_or_default().remove(&self.table).unwrap_or_default() {
+                found.push(format::known(item)?);
+            }
             match answer.unprocessed_keys.unwrap_or_default().remove(&self.table) {
                 Some(rest) if !rest.keys().is_empty() => missing = rest,
                 _ => return Ok(found),

@@ -1,14 +1,21 @@
 //! Writes and deletions of items under a condition, and what came of them.
 
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+
 use aws_sdk_dynamodb::operation::delete_item::DeleteItemError;
+use aws_sdk_dynamodb::operation::put_item::PutItemError;
+use aws_sdk_dynamodb::operation::put_item::builders::PutItemFluentBuilder;
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::types::ReturnValuesOnConditionCheckFailure;
+use serde::Serialize;
 use stopover::errors::StoreError;
 use stopover::oci::{Digest, Repository};
 use stopover::values::time::Timestamp;
 
 use crate::DynamoLedger;
 use crate::failure::store_error;
+use crate::format::{self, FORMAT, IS_KNOWN};
 use crate::item::{self, Item};
 
 /// What came of a write under a condition.
@@ -45,7 +52,7 @@ impl DynamoLedger {
             let known = "attribute_exists(#pk) AND #used_at < :since";
             match self.write_use(repository, digest, known, since, now).await? {
                 Written::Done => return Ok(Some(now)),
-                Written::Differs(item) => return item::used_at(&item).map(Some),
+                Written::Differs(item) => return item::used_at(&format::known(item)?).map(Some),
                 Written::Absent => {}
             }
         }
@@ -54,21 +61,68 @@ impl DynamoLedger {
             .get_item()
             .table_name(&self.table)
             .set_key(Some(item::manifest_key(repository, digest)))
-            .projection_expression("#pk, #used_at")
+            .projection_expression("#pk, #sk, #used_at, #format")
+            .expression_attribute_names("#sk", item::SORT)
+            .expression_attribute_names("#format", FORMAT)
             .expression_attribute_names("#pk", item::PARTITION)
             .expression_attribute_names("#used_at", item::USED_AT)
             .consistent_read(true);
         let stored = stored.send().await.map_err(|error| store_error("GetItem", error))?.item;
-        let Some(stored_at) = stored.as_ref().map(item::used_at).transpose()? else { return Ok(None) };
+        let Some(stored) = stored.map(format::known).transpose()? else { return Ok(None) };
+        let stored_at = item::used_at(&stored)?;
         if since <= stored_at {
             return Ok(Some(stored_at));
         }
         let new = "attribute_not_exists(#pk) OR #used_at < :since";
         match self.write_use(repository, digest, new, since, now).await? {
             Written::Done => Ok(Some(now)),
-            Written::Differs(item) => item::used_at(&item).map(Some),
+            Written::Differs(item) => item::used_at(&format::known(item)?).map(Some),
             Written::Absent => Ok(None),
         }
+    }
+
+    /// Writes a record if its item has the version `expected`, and returns the new one.
+    ///
+    /// The SDK sends a request again whose answer was lost, and then meets its own write: `mine` is how it knows it.
+    pub(crate) async fn swap<T: Serialize + Sync>(
+        &self,
+        key: Item,
+        expected: Option<u64>,
+        record: &T,
+    ) -> Result<Option<u64>, StoreError> {
+        let mine = RandomState::new().hash_one(expected);
+        let put = self
+            .client
+            .put_item()
+            .table_name(&self.table)
+            .set_item(Some(item::record(key, record, mine)?))
+            .expression_attribute_names("#version", item::VERSION)
+            .expression_attribute_values(":mine", item::number(mine));
+        let put = match expected {
+            None => put
+                .condition_expression("attribute_not_exists(#pk) OR #version = :mine")
+                .expression_attribute_names("#pk", item::PARTITION),
+            Some(expected) => put
+                .condition_expression(format!("(#version = :expected AND {IS_KNOWN}) OR #version = :mine"))
+                .expression_attribute_names("#format", FORMAT)
+                .expression_attribute_values(":newest", format::newest())
+                .expression_attribute_values(":expected", item::number(expected)),
+        };
+        Ok(put_if(put).await?.then_some(mine))
+    }
+
+    /// Writes an item, unless a newer release has written it in its own format.
+    pub(crate) async fn put(&self, item: Item) -> Result<(), StoreError> {
+        let name = item::name(&item);
+        let put = self
+            .client
+            .put_item()
+            .table_name(&self.table)
+            .set_item(Some(item))
+            .condition_expression(IS_KNOWN)
+            .expression_attribute_names("#format", FORMAT)
+            .expression_attribute_values(":newest", format::newest());
+        if put_if(put).await? { Ok(()) } else { Err(format::unknown(&name)) }
     }
 
     /// Writes the last use of a manifest under a condition.
@@ -86,9 +140,11 @@ impl DynamoLedger {
             .table_name(&self.table)
             .set_key(Some(item::use_key(repository, digest)))
             .update_expression("SET #used_at = :now")
-            .condition_expression(condition)
+            .condition_expression(format!("({condition}) AND {IS_KNOWN}"))
             .expression_attribute_names("#pk", item::PARTITION)
             .expression_attribute_names("#used_at", item::USED_AT)
+            .expression_attribute_names("#format", FORMAT)
+            .expression_attribute_values(":newest", format::newest())
             .expression_attribute_values(":now", item::number(now.0))
             .expression_attribute_values(":since", item::number(since.0))
             // Tells an item that was written lately from one that does not exist.
@@ -115,9 +171,11 @@ impl DynamoLedger {
             .delete_item()
             .table_name(&self.table)
             .set_key(Some(key))
-            .condition_expression(condition)
+            .condition_expression(format!("{condition} AND {IS_KNOWN}"))
             .expression_attribute_names("#pk", item::PARTITION)
             .expression_attribute_names("#seen", name)
+            .expression_attribute_names("#format", FORMAT)
+            .expression_attribute_values(":newest", format::newest())
             .expression_attribute_values(":seen", item::number(seen))
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
         match delete.send().await {
@@ -127,5 +185,16 @@ impl DynamoLedger {
                 _ => Err(store_error("DeleteItem", error)),
             },
         }
+    }
+}
+
+/// Writes under a condition. `false`: it does not hold.
+async fn put_if(put: PutItemFluentBuilder) -> Result<bool, StoreError> {
+    match put.send().await {
+        Ok(_) => Ok(true),
+        Err(error) if error.as_service_error().is_some_and(PutItemError::is_conditional_check_failed_exception) => {
+            Ok(false)
+        }
+        Err(error) => Err(store_error("PutItem", error)),
     }
 }

@@ -1,17 +1,13 @@
 //! The ledger in one DynamoDB table. The layout of items is in [`item`](crate::item); how they are read and written is
 //! here.
 
-use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::BuildHasher;
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use aws_sdk_dynamodb::Client;
-use aws_sdk_dynamodb::operation::put_item::PutItemError;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use stopover::errors::{Failure, StoreError};
 use stopover::oci::{Descriptor, Digest, Manifest, Reference, Repository};
@@ -27,6 +23,7 @@ use crate::S3Blobs;
 use crate::batch::{BATCH_ITEMS, BATCH_KEYS};
 use crate::conditional::Written;
 use crate::failure::store_error;
+use crate::format;
 use crate::item::{self, Item, Kind};
 use crate::remembered::Remembered;
 
@@ -69,46 +66,7 @@ impl DynamoLedger {
 
     pub(crate) async fn get(&self, key: Item, consistent: bool) -> Result<Option<Item>, StoreError> {
         let request = self.client.get_item().table_name(&self.table).set_key(Some(key)).consistent_read(consistent);
-        Ok(request.send().await.map_err(|error| store_error("GetItem", error))?.item)
-    }
-
-    /// Writes a record if its item has the version `expected`, and returns the new one.
-    ///
-    /// The SDK sends a request again whose answer was lost, and then meets its own write: `mine` is how it knows it.
-    pub(crate) async fn swap<T: Serialize + Sync>(
-        &self,
-        key: Item,
-        expected: Option<u64>,
-        record: &T,
-    ) -> Result<Option<u64>, StoreError> {
-        let mine = RandomState::new().hash_one(expected);
-        let put = self
-            .client
-            .put_item()
-            .table_name(&self.table)
-            .set_item(Some(item::record(key, record, mine)?))
-            .expression_attribute_names("#version", item::VERSION)
-            .expression_attribute_values(":mine", item::number(mine));
-        let put = match expected {
-            None => put
-                .condition_expression("attribute_not_exists(#pk) OR #version = :mine")
-                .expression_attribute_names("#pk", item::PARTITION),
-            Some(expected) => put
-                .condition_expression("#version = :expected OR #version = :mine")
-                .expression_attribute_values(":expected", item::number(expected)),
-        };
-        match put.send().await {
-            Ok(_) => Ok(Some(mine)),
-            Err(error) if error.as_service_error().is_some_and(PutItemError::is_conditional_check_failed_exception) => {
-                Ok(None)
-            }
-            Err(error) => Err(store_error("PutItem", error)),
-        }
-    }
-
-    async fn put(&self, item: Item) -> Result<(), StoreError> {
-        let request = self.client.put_item().table_name(&self.table).set_item(Some(item));
-        request.send().await.map(drop).map_err(|error| store_error("PutItem", error))
+        request.send().await.map_err(|error| store_error("GetItem", error))?.item.map(format::known).transpose()
     }
 
     /// The manifest in an item, or in the object that the item stands for. `None`: there is no such object.
@@ -130,6 +88,7 @@ impl DynamoLedger {
 
     /// The entry of an item. `None`: the item is of another kind.
     async fn entry(&self, item: Item) -> Result<Option<Entry>, StoreError> {
+        let item = format::known(item)?;
         Ok(Some(match item::kind(&item)? {
             Kind::Reference(repository, reference) => {
                 Entry::Reference { repository, reference, record: versioned(item)? }
@@ -165,7 +124,7 @@ impl DynamoLedger {
             let Some((start, last)) = at else { return Ok(None) };
             let (mut entries, next) = self.page(segment, start, last).await?;
             // The use of a manifest may be on the next page.
-            let next = next.map(|next| (Some(next), entries.pop_if(|entry| entry.is_ok()).and_then(Result::ok)));
+            let next = next.map(|next| (Some(next), entries.pop()));
             Ok(Some((stream::iter(entries), next)))
         });
         pages.try_flatten().boxed()
@@ -178,12 +137,13 @@ impl DynamoLedger {
         &self,
         segment: i32,
         start: Option<Item>,
-        last: Option<Entry>,
+        last: Option<Result<Entry, StoreError>>,
     ) -> Result<(Vec<Result<Entry, StoreError>>, Option<Item>), StoreError> {
         let request = self.client.scan().table_name(&self.table).segment(segment).total_segments(SEGMENTS);
         let page = request.set_exclusive_start_key(start).send().await.map_err(|error| store_error("Scan", error))?;
-        let mut entries: Vec<Result<Entry, StoreError>> = last.map(Ok).into_iter().collect();
+        let mut entries: Vec<Result<Entry, StoreError>> = last.into_iter().collect();
         for item in page.items.unwrap_or_default() {
+            let is_use = matches!(item::kind(&item), Ok(Kind::Use(..)));
             let entry = self.entry(item).await.transpose();
             match (entries.last_mut(), entry) {
                 (Some(Ok(Entry::Manifest(manifest))), Some(Ok(Entry::Manifest(used))))
@@ -191,6 +151,8 @@ impl DynamoLedger {
                 {
                     manifest.used_at = manifest.used_at.max(used.used_at);
                 }
+                // A manifest that cannot be read stays, and so does its use.
+                (Some(Err(_)), Some(Ok(_))) if is_use => {}
                 (_, entry) => entries.extend(entry),
             }
         }

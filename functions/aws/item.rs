@@ -16,7 +16,8 @@
 //! The last use of a manifest is an item of its own, because a write costs by the size of the whole item, even where its
 //! condition fails. It is the next one after its manifest's, and a scan reads both together.
 //!
-//! Records keep the field names of the core, so that a field added there needs no change here.
+//! Records keep the field names of the core, so that a field added there needs no change here. What needs one is of
+//! another [`format`](crate::format), which is an attribute of any item.
 //!
 //! [`TagRecord`]: stopover::records::TagRecord
 //! [`BlobRecord`]: stopover::records::BlobRecord
@@ -45,7 +46,7 @@ pub(crate) type Item = HashMap<String, AttributeValue>;
 /// The partition key.
 pub(crate) const PARTITION: &str = "pk";
 /// The sort key.
-const SORT: &str = "sk";
+pub(crate) const SORT: &str = "sk";
 /// What a conditional write compares: a number drawn anew for every write.
 pub(crate) const VERSION: &str = "version";
 /// The sort key of a standing: what upstream said of a repository as a whole.
@@ -169,6 +170,12 @@ pub(crate) fn places_key(upstream: &UpstreamId) -> Item {
 
 fn key(partition: String, sort: String) -> Item {
     Item::from([(PARTITION.to_owned(), AttributeValue::S(partition)), (SORT.to_owned(), AttributeValue::S(sort))])
+}
+
+/// The key of an item in words.
+pub(crate) fn name(item: &Item) -> String {
+    let text = |name: &str| item.get(name).and_then(|value| value.as_s().ok()).map_or("?", String::as_str);
+    format!("{} {}", text(PARTITION), text(SORT))
 }
 
 /// Whether `item` is the one that `key` names.

@@ -9,6 +9,7 @@ mod configuration;
 mod dynamo;
 mod environment;
 mod failure;
+mod format;
 mod item;
 pub mod log;
 pub mod metrics;

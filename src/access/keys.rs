@@ -7,7 +7,7 @@ use super::token::{Holder, InvalidKeys, InvalidToken, TokenKeys};
 use crate::config::{SecretSource, StoredSecret};
 use crate::errors::{StoreError, Unreachable, chain};
 use crate::ports::{Cloud, SecretVersion};
-use crate::values::kept::Kept;
+use crate::values::refreshing::Refreshing;
 use crate::values::time::{Clock, Timestamp};
 
 /// How long keys in Secrets Manager are used without reading them again, and while they cannot be read.
@@ -25,7 +25,7 @@ pub(crate) struct StoredKeys {
     secret: StoredSecret,
     cloud: Arc<dyn Cloud>,
     clock: Clock,
-    kept: Kept<Arc<TokenKeys>>,
+    kept: Refreshing<Arc<TokenKeys>>,
 }
 
 impl Keys {
@@ -38,7 +38,7 @@ impl Keys {
         Ok(match (source, cloud) {
             (SecretSource::Text(text), _) => Some(Self::Given(TokenKeys::parse(text.as_str(), clock)?)),
             (SecretSource::Stored(secret), Some(cloud)) => {
-                let kept = Kept::new(clock.clone(), FRESH, USABLE);
+                let kept = Refreshing::new(clock.clone(), FRESH, USABLE);
                 Some(Self::Stored(StoredKeys { secret: secret.clone(), cloud, clock, kept }))
             }
             (SecretSource::Stored(_), None) => None,

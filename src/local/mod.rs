@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <data>/lock                                     held while a process uses the directory
+//! <data>/format                                   the number of its format, and the release that brought it
 //! <data>/operator.sock                            where operators of this machine ask, while the process serves
 //! <data>/signing_keys                             what tokens are signed with, where the configuration has nothing
 //! <data>/ledger.redb                              tag records, manifests, memberships, claims, requests
@@ -11,6 +12,7 @@
 
 mod board;
 mod files;
+mod format;
 mod images;
 mod ledger;
 mod order;
@@ -58,16 +60,17 @@ pub struct Local {
 
 impl Local {
     /// Takes the data directory, which it creates if needed, and continues with the fills that were requested before.
-    /// Fails with a sentence for the operator if another process owns the directory.
+    /// Fails with a sentence for the operator if another process owns the directory, or a newer release has written it.
     pub async fn open(mut config: Config, clock: Clock) -> anyhow::Result<Self> {
         let data = config.data_dir.clone();
         let lock = take(&data)?;
+        format::check(&data)?;
         // By this file operators were known before there was a socket for them.
         let _ = fs::remove_file(data.join("operator_secret"));
         if let Some(access) = config.access.as_mut().filter(|access| access.has_logins())
             && access.signing_keys.is_none()
         {
-            let made = Secret::new(made_once(&data.join("signing_keys"), TokenKeys::make)?);
+            let made = Secret::new(made_once(&data.join("signing_keys"), OTHERS_USE, TokenKeys::make)?);
             access.signing_keys = Some(SecretSource::Text(made));
         }
         let files = Arc::new(Files::open(&data)?);
@@ -195,26 +198,27 @@ fn remove_left_behind(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Reads the secret in a file. If there is no file, writes one with a new secret, which only its owner may read.
-fn made_once(path: &Path, make: fn() -> Option<String>) -> anyhow::Result<String> {
-    let given = if path.parent().is_some_and(is_shared) { OTHERS_USE & 0o007 } else { OTHERS_USE };
-    match read_own(path, given) {
+/// Reads a file, unless others have a permission that is `denied`. If there is no file, makes one, which only its owner
+/// may read.
+fn made_once(path: &Path, denied: u32, make: fn() -> Option<String>) -> anyhow::Result<String> {
+    let denied = if path.parent().is_some_and(is_shared) { denied & 0o007 } else { denied };
+    match read_own(path, denied) {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
-        read => return read.with_context(|| format!("cannot read the secret in {}", path.display())),
+        read => return read.with_context(|| format!("cannot read {}", path.display())),
     }
-    let secret = make().context("the system gives no randomness for a secret")?;
-    // Written whole or not at all: the next start would fail on half a secret.
+    let text = make().context("the system gives no randomness for a secret")?;
+    // Written whole or not at all: the next start would fail on half of it.
     let unfinished = path.with_extension("unfinished");
     let write = || {
         // A file that was left behind may have other permissions.
         remove_left_behind(&unfinished)?;
         let mut file = File::options().create_new(true).write(true).mode(0o600).open(&unfinished)?;
-        file.write_all(secret.as_bytes())?;
+        file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&unfinished, path)
     };
-    write().with_context(|| format!("cannot write a secret to {}", path.display()))?;
-    Ok(secret)
+    write().with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(text)
 }
 
 /// Whether Kubernetes has given a volume to a group of the pod (`fsGroup`): directories are then setgid, and the group
@@ -242,14 +246,16 @@ fn refuse_directory_of_others(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// What to do about a data directory that cannot be used.
+const ELSEWHERE: &str = "name another directory with --data-dir, or data_dir in stopover.toml";
+
 fn take(data: &Path) -> anyhow::Result<Lock> {
-    let advice = "name another directory with --data-dir, or data_dir in stopover.toml";
     let there = data.exists();
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(data)
-        .with_context(|| format!("cannot create the data directory {}; {advice}", data.display()))?;
+        .with_context(|| format!("cannot create the data directory {}; {ELSEWHERE}", data.display()))?;
     refuse_directory_of_others(data).with_context(|| format!("cannot use the data directory {}", data.display()))?;
     // Only a warning, because the operator may want it: for a group that reads backups, say.
     if there && fs::metadata(data).is_ok_and(|directory| directory.permissions().mode() & 0o077 != 0) {
@@ -264,11 +270,11 @@ fn take(data: &Path) -> anyhow::Result<Lock> {
         .write(true)
         .truncate(false)
         .open(&path)
-        .with_context(|| format!("cannot write to the data directory {}; {advice}", data.display()))?;
+        .with_context(|| format!("cannot write to the data directory {}; {ELSEWHERE}", data.display()))?;
     match lock.try_lock() {
         Ok(()) => Ok(Lock { data: data.to_owned(), _file: lock }),
         Err(TryLockError::WouldBlock) => {
-            bail!("another stopover is using the data directory {}: stop that one, or {advice}", data.display())
+            bail!("another stopover is using the data directory {}: stop that one, or {ELSEWHERE}", data.display())
         }
         Err(TryLockError::Error(error)) => {
             Err(error).with_context(|| format!("cannot lock the data directory {}", data.display()))

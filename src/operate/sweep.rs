@@ -99,7 +99,7 @@ impl Operate {
             match entry {
                 Ok(entry) => census.count(&entry),
                 Err(error) => {
-                    tracing::error!(error = %chain(&error), "an item of the ledger cannot be read: it stays, and is of no use");
+                    tracing::error!(error = %chain(&error), "an item of the ledger cannot be read: it stays as it is");
                     unreadable += 1;
                 }
             }

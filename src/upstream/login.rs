@@ -12,7 +12,7 @@ use crate::config::{Credentials, Ecr, SecretSource, StoredSecret, UpstreamConfig
 use crate::errors::{StoreError, UpstreamError, chain};
 use crate::ports::{Cloud, SecretVersion};
 use crate::records::GaugeKey;
-use crate::values::kept::Kept;
+use crate::values::refreshing::Refreshing;
 use crate::values::secret::Secret;
 use crate::values::time::{Clock, Timestamp};
 
@@ -33,7 +33,7 @@ pub(super) struct StoredPassword {
     /// `None`: this process only explains its configuration.
     cloud: Option<Arc<dyn Cloud>>,
     /// `Authorization` with it.
-    kept: Kept<HeaderValue>,
+    kept: Refreshing<HeaderValue>,
 }
 
 /// Issued credentials for one registry of Amazon.
@@ -109,7 +109,7 @@ impl UpstreamLogin {
             (Some(credentials), _, cloud) => match &credentials.password {
                 SecretSource::Text(password) => Self::Password(credentials.clone(), password.clone()),
                 SecretSource::Stored(secret) => {
-                    let kept = Kept::new(clock.clone(), FRESH, USABLE);
+                    let kept = Refreshing::new(clock.clone(), FRESH, USABLE);
                     Self::Stored(credentials.clone(), StoredPassword { secret: secret.clone(), cloud, kept })
                 }
             },

@@ -3,9 +3,9 @@
 pub mod address;
 pub mod deadline;
 pub mod flight;
-pub mod kept;
 pub mod pattern;
 pub mod pull_counter;
+pub mod refreshing;
 pub mod secret;
 pub mod served;
 pub mod text;

@@ -10,6 +10,7 @@ mod conformance;
 mod documents;
 mod ecr;
 mod fills;
+mod formats;
 mod hostile;
 mod large;
 mod listing;

@@ -72,6 +72,7 @@ enum Storage {
 /// A world to be.
 pub struct Plan {
     column: Column,
+    data: TempDir,
     cold: Option<Cold>,
     settings: String,
     upstream: String,
@@ -127,7 +128,8 @@ impl World {
 
     /// A world with settings of its own.
     pub fn plan(column: Column) -> Plan {
-        Plan { column, cold: None, settings: String::new(), upstream: String::new() }
+        let data = TempDir::new().expect("a directory of this test");
+        Plan { column, data, cold: None, settings: String::new(), upstream: String::new() }
     }
 
     /// Sends a request to the cache's router, as from nobody in particular.
@@ -305,6 +307,13 @@ impl Plan {
         self
     }
 
+    /// What is in the data directory already, on the embedded column.
+    #[must_use]
+    pub fn data(mut self, data: TempDir) -> Self {
+        self.data = data;
+        self
+    }
+
     /// More lines at the top of `stopover.toml`.
     #[must_use]
     pub fn settings(mut self, lines: &str) -> Self {
@@ -327,7 +336,7 @@ impl Plan {
     async fn try_start(self) -> anyhow::Result<World> {
         secrets::watch_this_process();
         let upstream = Scripted::start()?;
-        let data = TempDir::new()?;
+        let data = self.data;
         let file = data.path().join("stopover.toml");
         let table = format!(
             "[upstreams.\"test.local\"]\nurl = \"{}\"\ntrusted_hosts = [\"127.0.0.1\"]\n{}\n",

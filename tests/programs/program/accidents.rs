@@ -113,6 +113,25 @@ async fn a_damaged_ledger_is_refused_with_what_to_do() -> anyhow::Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_data_directory_of_a_newer_release_is_refused_with_what_to_do() -> anyhow::Result<()> {
+    let installation = without_upstream()?;
+    ensure!(installation.start().await?.terminate(PROMPT).await?.success());
+    let path = installation.data().join("format");
+    let ours = fs::read(&path)?;
+    fs::write(&path, "2 stopover 9.1.0\n")?;
+    let text = refusal(&installation).await?;
+    let data = installation.data().display().to_string();
+    for expected in
+        [data.as_str(), "format 2, which stopover 9.1.0 has written", "start that release", "restore a copy"]
+    {
+        ensure!(text.contains(expected), "{expected:?} is not in: {text}");
+    }
+    fs::write(&path, ours)?;
+    installation.start().await?;
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_lets_answers_of_stored_blobs_end() -> anyhow::Result<()> {
     let upstream = Registry::start().await?;

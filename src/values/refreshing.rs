@@ -14,7 +14,7 @@ const PAUSE: Duration = Duration::from_mins(1);
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Keeps a value, and uses it on while it cannot be read again.
-pub struct Kept<V> {
+pub struct Refreshing<V> {
     clock: Clock,
     fresh: Duration,
     usable: Duration,
@@ -34,7 +34,7 @@ struct Last<V> {
     next_at: Timestamp,
 }
 
-impl<V: Clone> Kept<V> {
+impl<V: Clone> Refreshing<V> {
     /// A value that is read again once it is no longer `fresh`, and used for `usable` while that fails.
     pub fn new(clock: Clock, fresh: Duration, usable: Duration) -> Self {
         Self { clock, fresh, usable, held: Mutex::new(Held { last: None, doubt_at: Timestamp(0) }) }
@@ -87,7 +87,7 @@ mod tests {
     #[tokio::test]
     async fn a_value_is_read_again_when_it_is_old_or_refused_and_used_on_while_that_fails() {
         let clock = Clock::manual(Timestamp(1_800_000_000));
-        let kept = Kept::new(clock.clone(), FRESH, Duration::from_hours(1));
+        let kept = Refreshing::new(clock.clone(), FRESH, Duration::from_hours(1));
         let get =
             async |refused: u8, read: Result<u8, &'static str>| kept.get(|value| *value == refused, ready(read)).await;
         assert_eq!(get(0, Err("none yet")).await, Err("none yet"));
@@ -109,7 +109,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_value_that_can_be_used_is_not_waited_for_long() {
         let clock = Clock::manual(Timestamp(1_800_000_000));
-        let kept = Kept::new(clock.clone(), FRESH, Duration::from_hours(1));
+        let kept = Refreshing::new(clock.clone(), FRESH, Duration::from_hours(1));
         assert_eq!(kept.get(|_| false, ready(Ok::<_, ()>(1))).await, Ok(1));
         clock.advance(FRESH);
         let begun = tokio::time::Instant::now();
