@@ -62,6 +62,7 @@ rehearsal: $(setup_stamp) ## Deploy, upgrade and delete the stack on an emulator
 	python infra/rehearse.py
 	$(functions)
 	python infra/local.py "$${CARGO_TARGET_DIR:-target}/debug" --check
+	python infra/local.py "$${CARGO_TARGET_DIR:-target}/debug" --watch --check
 
 local-aws: $(setup_stamp) ## The deployment on this machine: emulator of AWS, functions, an upstream, and how to pull; Ctrl-C ends it; WATCH=1: with cargo lambda watch
 	$(functions)

@@ -9,8 +9,8 @@ use stopover::oci::{Digest, Repository};
 use stopover::records::BlobView;
 use stopover::values::time::Timestamp;
 
-/// How long a view is believed. What a sweep may remove was not used for a day at least, so it is not here; what an
-/// operator purges meanwhile is redirected to in vain.
+/// How long a view is believed. A sweep removes what was not used for a day at least, and what is redirected to counts as
+/// used. What is removed in another way meanwhile is redirected to in vain.
 const BELIEVED: Duration = Duration::from_mins(1);
 
 /// The most blobs that are remembered: some megabytes.

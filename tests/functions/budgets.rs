@@ -296,11 +296,11 @@ async fn each_kind_of_request_asks_aws_for_no_more_than_its_budget() -> Result<(
         books.entries.iter().map(|(budget, _)| budget).eq(&counted::ALL),
         "counted in another order, or not at all"
     );
-    document::check(document::COSTS, "What AWS is asked for each request", &table(&books.entries))?;
+    document::check(document::COSTS, "What AWS is asked for each request", &table(&books.entries)?)?;
     of_the_program(&books.entries).await
 }
 
-fn table(entries: &[(Counted, Found)]) -> String {
+fn table(entries: &[(Counted, Found)]) -> Result<String> {
     let mut text = "| request | calls | read units | write units |\n| --- | --- | --: | --: |\n".to_owned();
     for (budget, Found { calls, half_reads, writes }) in entries {
         let calls: Vec<String> = calls
@@ -309,9 +309,9 @@ fn table(entries: &[(Counted, Found)]) -> String {
             .collect();
         let calls = if calls.is_empty() { "none".to_owned() } else { calls.join(", ") };
         let half = if half_reads % 2 == 1 { ".5" } else { "" };
-        text += &format!("| {} | {calls} | {}{half} | {writes} |\n", budget.kind, half_reads / 2);
+        writeln!(text, "| {} | {calls} | {}{half} | {writes} |", budget.kind, half_reads / 2)?;
     }
-    text
+    Ok(text)
 }
 
 /// What `stopover cost` computes with is what was counted.
@@ -323,9 +323,8 @@ async fn of_the_program(entries: &[(Counted, Found)]) -> Result<()> {
     ensure!(told.len() == entries.len());
     for (told, (budget, found)) in told.iter().zip(entries) {
         let Found { calls, half_reads, writes } = found;
-        let expected = json!({
-            "request": budget.kind, "calls": calls, "read_units": *half_reads as f64 / 2.0, "write_units": writes,
-        });
+        let reads = f64::from(u32::try_from(*half_reads)?) / 2.0;
+        let expected = json!({ "request": budget.kind, "calls": calls, "read_units": reads, "write_units": writes });
         ensure!(*told == expected, "{told} is not {expected}");
     }
     Ok(())

@@ -114,6 +114,28 @@ impl Usage {
         self.0.iter().map(|(item, units)| item.dollars(*units)).sum()
     }
 
+    fn as_json(&self) -> Value {
+        let line = |(item, units): (&Item, &f64)| {
+            let price = item.price();
+            json!({
+                "service": price.service, "units": units, "unit": price.unit, "dollars": item.dollars(*units),
+                "price": { "dollars": price.dollars, "per": price.per, "page": price.page, "read_at_aws": price.read_at_aws },
+            })
+        };
+        let counted = |counted: &Counted| {
+            let calls: BTreeMap<&str, u32> = counted.calls.iter().copied().collect();
+            let (reads, writes) = (float(counted.half_reads) / 2.0, counted.writes);
+            json!({ "request": counted.kind, "calls": calls, "read_units": reads, "write_units": writes })
+        };
+        json!({
+            "region": prices::REGION,
+            "prices_of": prices::LOOKED_UP,
+            "lines": self.0.iter().map(line).collect::<Vec<_>>(),
+            "dollars": self.dollars(),
+            "counted": counted::ALL.iter().map(counted).collect::<Vec<_>>(),
+        })
+    }
+
     fn times(mut self, factor: f64) -> Self {
         self.0.values_mut().for_each(|units| *units *= factor);
         self
@@ -153,7 +175,7 @@ impl CostArguments {
     pub(crate) fn answer(&self) -> anyhow::Result<String> {
         let usage = self.usage();
         if self.json {
-            return Ok(format!("{:#}\n", self.as_json(&usage)));
+            return Ok(format!("{:#}\n", usage.as_json()));
         }
         self.as_text(&usage)
     }
@@ -235,28 +257,6 @@ impl CostArguments {
         )?;
         Ok(text)
     }
-
-    fn as_json(&self, usage: &Usage) -> Value {
-        let line = |(item, units): (&Item, &f64)| {
-            let price = item.price();
-            json!({
-                "service": price.service, "units": units, "unit": price.unit, "dollars": item.dollars(*units),
-                "price": { "dollars": price.dollars, "per": price.per, "page": price.page, "read_at_aws": price.read_at_aws },
-            })
-        };
-        let counted = |counted: &Counted| {
-            let calls: BTreeMap<&str, u32> = counted.calls.iter().copied().collect();
-            let (reads, writes) = (float(counted.half_reads) / 2.0, counted.writes);
-            json!({ "request": counted.kind, "calls": calls, "read_units": reads, "write_units": writes })
-        };
-        json!({
-            "region": prices::REGION,
-            "prices_of": prices::LOOKED_UP,
-            "lines": usage.0.iter().map(line).collect::<Vec<_>>(),
-            "dollars": usage.dollars(),
-            "counted": counted::ALL.iter().map(counted).collect::<Vec<_>>(),
-        })
-    }
 }
 
 /// Digits in groups of three.
@@ -291,6 +291,15 @@ mod tests {
         for (number, expected) in [(0, "0"), (999, "999"), (1000, "1,000"), (28_000_000, "28,000,000")] {
             assert_eq!(grouped(number), expected);
         }
+    }
+
+    #[test]
+    fn the_memory_of_the_functions_is_that_of_the_template() {
+        let template = concat!(env!("CARGO_MANIFEST_DIR"), "/template.yaml");
+        let template = std::fs::read_to_string(template).unwrap();
+        let sizes = template.lines().filter_map(|line| line.trim().strip_prefix("MemorySize: ")?.split(' ').next());
+        let sizes: Vec<&str> = sizes.collect();
+        assert_eq!(sizes, [REGISTRY_GB, FILLER_GB].map(|size| (size * 1024.0).to_string()));
     }
 
     #[test]
