@@ -213,10 +213,10 @@ async fn run_fill(
     context: &Context,
 ) -> anyhow::Result<()> {
     let size = job.size;
-    // Time to store the last parts and to write the checkpoint.
+    // Time for bytes that are on their way, and twice as much to store the last parts and to write the checkpoint.
     let left = context.deadline().duration_since(Clock::default().system_time()).unwrap_or_default();
-    let margin = (left / 8).clamp(Duration::from_millis(1500), Duration::from_mins(1)).min(left);
-    let stop = tokio::time::sleep(left.saturating_sub(margin)).map(|()| margin / 2);
+    let margin = (left * 2 / 5).clamp(Duration::from_millis(1500), Duration::from_mins(1)).min(left);
+    let stop = tokio::time::sleep(left.saturating_sub(margin)).map(|()| margin / 3);
     let filled = match cache.fill.run(&job, &watch::channel(Progress::Waiting).0, stop).await {
         // It would fail each time until the message is dead. The fill has logged it, and the next pull requests it
         // again.
