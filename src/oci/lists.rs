@@ -145,8 +145,14 @@ impl Descriptors {
         if objects { Ok(Self(text)) } else { Err(serde::de::Error::custom("a descriptor is no object")) }
     }
 
-    /// Those of all pages, without the bytes that the pages lie in.
-    pub fn joined(pages: &[Self]) -> Self {
+    /// Those of all pages, of which `read` bytes were read. A page that has most of them is not copied; else the bytes
+    /// that the pages lie in are left behind.
+    pub fn joined(pages: &[Self], read: usize) -> Self {
+        if let [page] = pages
+            && page.0.len() >= read / 2
+        {
+            return page.clone();
+        }
         let mut array = Vec::with_capacity(2 + pages.iter().map(|page| page.0.len()).sum::<usize>());
         for page in pages.iter().filter(|page| !page.is_empty()) {
             add(&mut array, inside(&page.0).unwrap_or_default());
@@ -352,8 +358,13 @@ mod tests {
             assert!(descriptors(json).is_err(), "{json}");
         }
         let pages = ["[{\"a\":1},{}]", "[]", "[ {} ]", "[ ]"].map(|page| descriptors(page).unwrap());
-        assert_eq!(Descriptors::joined(&pages), descriptors("[{\"a\":1},{}, {} ]").unwrap());
-        assert_eq!(Descriptors::joined(&[]), Descriptors::default());
+        assert_eq!(Descriptors::joined(&pages, 40), descriptors("[{\"a\":1},{}, {} ]").unwrap());
+        assert_eq!(Descriptors::joined(&[], 40), Descriptors::default());
+        let shares = |page: &Descriptors, read| {
+            Descriptors::joined(std::slice::from_ref(page), read).0.as_ptr() == page.0.as_ptr()
+        };
+        let page = descriptors("[{\"a\":1}]").unwrap();
+        assert!(shares(&page, 20) && !shares(&page, 200), "what is most of its page stays there");
     }
 
     #[test]

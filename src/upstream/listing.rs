@@ -175,7 +175,7 @@ impl Upstream {
             pages.push(referrers_in(&page.body)?);
             next = page.next.filter(|next| read.is_new(next));
         }
-        Ok(Some(List::Referrers(Descriptors::joined(&pages))))
+        Ok(Some(List::Referrers(Descriptors::joined(&pages, read.bytes))))
     }
 
     /// A registry without the API says so in one of many ways: 404, 405, 501, 401 to anonymous callers, an HTML page,
