@@ -364,7 +364,7 @@ mod tests {
             Descriptors::joined(std::slice::from_ref(page), read).0.as_ptr() == page.0.as_ptr()
         };
         let page = descriptors("[{\"a\":1}]").unwrap();
-        assert!(shares(&page, 20) && !shares(&page, 200), "what is most of its page stays there");
+        assert!(shares(&page, 18) && !shares(&page, 200), "what is most of its page stays there");
     }
 
     #[test]
