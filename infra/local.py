@@ -38,7 +38,7 @@ PORT = int(os.environ.get("STOPOVER_LOCAL_PORT", "5080"))
 BUILD = 1200
 IMAGE = "upstream.test/team/hello"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-# The environment of rehearse.py, which signs for nobody.
+# Credentials for the emulator, as rehearse.py has them: they are valid nowhere else.
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "eu-west-1", "AWS_DEFAULT_REGION": "eu-west-1"}
 
 

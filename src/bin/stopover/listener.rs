@@ -41,7 +41,7 @@ impl Listener for UnixListener {
 
     async fn next(&self) -> io::Result<(UnixStream, SocketAddr)> {
         let (connection, _) = self.accept().await?;
-        // The mode of the socket says so, too, but not until it has one, and not if somebody has changed it.
+        // The mode of the socket says so, too, but not until it has one, and not if it was changed.
         let user = connection.peer_cred()?.uid();
         if user != 0 && user != geteuid().as_raw() {
             tracing::warn!(user, "another user than that of this process was refused as its operator");
