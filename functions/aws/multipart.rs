@@ -16,6 +16,7 @@ use stopover::errors::{Failure, StoreError, chain};
 use stopover::oci::{Algorithm, Digest, Hasher};
 use stopover::ports::{Blobs, Upload};
 use stopover::values::time::Clock;
+use tokio::task::AbortHandle;
 
 use crate::S3Blobs;
 use crate::failure::{has_status, store_error};
@@ -51,7 +52,20 @@ pub(crate) struct Parts {
     spare: Arc<Mutex<Vec<BytesMut>>>,
     next: i32,
     sent: Arc<Mutex<Sent>>,
-    on_their_way: Vec<Shared<BoxFuture<'static, Result<(), StoreError>>>>,
+    on_their_way: Vec<OnItsWay>,
+}
+
+/// A part in flight. S3 keeps no part that breaks off.
+struct OnItsWay {
+    number: i32,
+    arrival: Shared<BoxFuture<'static, Result<(), StoreError>>>,
+    task: AbortHandle,
+}
+
+impl Drop for OnItsWay {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 /// The parts that S3 has, with the `ETag` and the checksum that completing the upload has to find there: it fails if a
@@ -116,13 +130,8 @@ impl Parts {
         }
     }
 
-    /// Sends the collected part, once few enough others are in flight.
-    async fn send_part(&mut self) -> Result<(), StoreError> {
-        while self.on_their_way.len() + 1 >= PARTS_AT_ONCE {
-            let (sent, _, others) = futures_util::future::select_all(std::mem::take(&mut self.on_their_way)).await;
-            self.on_their_way = others;
-            sent?;
-        }
+    /// Sends the collected part.
+    fn send_part(&mut self) {
         let (number, bytes) = (self.next, std::mem::take(&mut self.collected).freeze());
         self.next += 1;
         let (blobs, key, id, sent) = (self.blobs.clone(), key(&self.digest), self.id.clone(), Arc::clone(&self.sent));
@@ -138,13 +147,15 @@ impl Parts {
                 Err(StoreError::Unavailable(Failure::because("the task that sends a part", error)))
             })
         };
-        self.on_their_way.push(task.map(ended).boxed().shared());
-        Ok(())
+        let abort = task.abort_handle();
+        self.on_their_way.push(OnItsWay { number, arrival: task.map(ended).boxed().shared(), task: abort });
     }
 
     /// Waits for all parts in flight, those that fail too: S3 keeps what arrives after an upload was aborted.
-    async fn arrived(&mut self) -> Result<(), StoreError> {
-        join_all(std::mem::take(&mut self.on_their_way)).await.into_iter().collect()
+    async fn all_arrived(&mut self) -> Result<(), StoreError> {
+        let arrived = join_all(self.on_their_way.iter().map(|part| part.arrival.clone())).await;
+        self.on_their_way.clear();
+        arrived.into_iter().collect()
     }
 }
 
@@ -154,6 +165,17 @@ impl Upload for Parts {
         self.part_bytes as u64
     }
 
+    /// There is room in memory for the part that is collected next.
+    async fn room(&mut self) -> Result<(), StoreError> {
+        while self.collected.is_empty() && self.on_their_way.len() >= PARTS_AT_ONCE {
+            let arrivals = self.on_their_way.iter().map(|part| part.arrival.clone());
+            let (arrived, index, _) = futures_util::future::select_all(arrivals).await;
+            self.on_their_way.swap_remove(index);
+            arrived?;
+        }
+        Ok(())
+    }
+
     async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError> {
         if self.collected.is_empty() {
             let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -161,17 +183,27 @@ impl Upload for Parts {
             self.collected.clear();
         }
         self.collected.extend_from_slice(&bytes);
-        if self.collected.len() >= self.part_bytes { self.send_part().await } else { Ok(()) }
+        if self.collected.len() >= self.part_bytes {
+            self.send_part();
+        }
+        Ok(())
     }
 
-    fn checkpoint(&mut self) -> BoxFuture<'static, Result<String, StoreError>> {
-        let (on_their_way, sent, id) = (self.on_their_way.clone(), Arc::clone(&self.sent), self.id.clone());
-        let next = self.next;
+    fn arrived(&self) -> u64 {
+        let sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = sent.keys().zip(1..).take_while(|(number, expected)| *number == expected).count();
+        count as u64 * self.unit()
+    }
+
+    fn checkpoint(&mut self, offset: u64) -> BoxFuture<'static, Result<String, StoreError>> {
+        let (sent, id, last) = (Arc::clone(&self.sent), self.id.clone(), offset / self.unit());
+        let is_before = move |number: i32| u64::try_from(number).is_ok_and(|number| number <= last);
+        let before = self.on_their_way.iter().filter(|part| is_before(part.number)).map(|part| part.arrival.clone());
+        let before = join_all(before);
         async move {
-            join_all(on_their_way).await.into_iter().collect::<Result<(), _>>()?;
-            // Without the parts that were sent since.
+            before.await.into_iter().collect::<Result<(), _>>()?;
             let sent = sent.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let sent = sent.into_iter().filter(|(number, _)| *number < next).collect();
+            let sent = sent.into_iter().filter(|(number, _)| is_before(*number)).collect();
             serde_json::to_string(&Resume { id, parts: fold(&sent) })
                 .map_err(|error| StoreError::Corrupt(Failure::because("a checkpoint", error)))
         }
@@ -181,9 +213,9 @@ impl Upload for Parts {
     /// Completes the upload, which makes the object visible, unless it was there before.
     async fn publish(&mut self) -> Result<(), StoreError> {
         if !self.collected.is_empty() {
-            self.send_part().await?;
+            self.send_part();
         }
-        self.arrived().await?;
+        self.all_arrived().await?;
         let parts = self.sent.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
         let request = self.blobs.client.complete_multipart_upload().bucket(&self.blobs.bucket).key(key(&self.digest));
         let request = request.upload_id(&self.id).if_none_match("*");
@@ -206,7 +238,7 @@ impl Upload for Parts {
     /// If the process dies instead, the sweep aborts the upload, or the bucket's lifecycle rule for incomplete ones
     /// does.
     async fn discard(mut self: Box<Self>) {
-        _ = self.arrived().await;
+        _ = self.all_arrived().await;
         self.blobs.abort(&key(&self.digest), &self.id).await;
     }
 }

@@ -235,7 +235,11 @@ impl Upload for Whole {
         Ok(())
     }
 
-    fn checkpoint(&mut self) -> BoxFuture<'static, Result<String, StoreError>> {
+    fn arrived(&self) -> u64 {
+        0
+    }
+
+    fn checkpoint(&mut self, _: u64) -> BoxFuture<'static, Result<String, StoreError>> {
         std::future::ready(Err(StoreError::Refused("a blob of one request has no checkpoints".into()))).boxed()
     }
 

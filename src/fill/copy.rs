@@ -1,5 +1,6 @@
 //! One blob from upstream into storage: read in order, hashed, stored, with checkpoints in the ledger.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,7 +61,7 @@ pub(super) async fn copy(
     let saved = copying.saved;
     let known = saved.is_some();
     match outcome {
-        Ok(true) => match claim.renew(saved.clone()).await {
+        Ok(Ended::Whole) => match claim.renew(saved.clone()).await {
             // Only the owner of the claim publishes.
             Ok(()) => match writer.upload.publish().await {
                 Ok(()) => ended(Ok(Filled::Stored)),
@@ -68,13 +69,13 @@ pub(super) async fn copy(
             },
             Err(error) => end(Err(error), saved, writer, known),
         },
-        Ok(false) => {
-            let checkpoint = writer.checkpoint().await.unwrap_or(saved);
+        Ok(Ended::Stopped { store_until }) => {
+            let checkpoint = writer.checkpoint_until(store_until).await.unwrap_or(saved);
             let reached = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.offset);
             end(Ok(Filled::Parked { progress: reached > begun }), checkpoint, writer, known)
         }
         Err(error @ FillError::Upstream(_)) if error.may_pass() => {
-            let checkpoint = writer.checkpoint().await.unwrap_or(saved);
+            let checkpoint = writer.checkpoint(u64::MAX).await.unwrap_or(saved);
             end(Err(error), checkpoint, writer, known)
         }
         Err(error @ (FillError::Store(StoreError::Unavailable(_)) | FillError::ClaimLost)) => {
@@ -91,6 +92,14 @@ fn end(outcome: Result<Filled, FillError>, checkpoint: Option<Checkpoint>, write
     Copied { outcome, checkpoint, upload, known }
 }
 
+/// How reading ended.
+enum Ended {
+    /// All bytes are written, and they are the right ones.
+    Whole,
+    /// Stopped early. Bytes on their way to storage have until then to arrive there.
+    Stopped { store_until: Instant },
+}
+
 struct Copying<'a> {
     fill: &'a Arc<Fill>,
     claim: &'a HeldClaim,
@@ -100,8 +109,10 @@ struct Copying<'a> {
 }
 
 impl Copying<'_> {
-    /// Stores all bytes. `false`: stopped early. Succeeds only with the right number of bytes and the right digest.
-    async fn run(&mut self, stop: impl Future<Output = Duration> + Send) -> Result<bool, FillError> {
+    /// Stores all bytes. Succeeds only with the right number of bytes and the right digest, or stopped early.
+    ///
+    /// `stop` gives the time for bytes on their way from upstream, and then as much for those on their way to storage.
+    async fn run(&mut self, stop: impl Future<Output = Duration> + Send) -> Result<Ended, FillError> {
         let mut stop = std::pin::pin!(stop);
         let job = &self.claim.job;
         let mut opening = std::pin::pin!(SegmentReader::open(self.fill, job, self.writer.written));
@@ -109,14 +120,14 @@ impl Copying<'_> {
             tokio::select! {
                 biased;
                 source = &mut opening => break source?,
-                _ = &mut stop => return Ok(false),
+                grace = &mut stop => return Ok(Ended::Stopped { store_until: Instant::now() + grace }),
                 () = tokio::time::sleep(CLAIM / 2) => self.claim.renew(self.saved.clone()).await?,
             }
         };
         // Before any client can read a byte of it.
         self.fill.membership.note_proven(&job.repository, &job.digest, job.size).await;
         // Once the fill is to stop: when to give up bytes that are still on their way.
-        let mut ends_at = None;
+        let mut ends: Option<(Instant, Duration)> = None;
         let mut claimed_until = self.claim.clock.now().plus(CLAIM);
         let mut renew_at = self.claim.clock.now().plus(CLAIM / 3);
         let mut checkpoint_at = self.writer.written + CHECKPOINT_BYTES;
@@ -127,7 +138,7 @@ impl Copying<'_> {
             if saving.is_none() && (self.writer.written >= checkpoint_at || self.claim.clock.now() >= renew_at) {
                 renew_at = self.claim.clock.now().plus(CLAIM / 6);
                 checkpoint_at = self.writer.written + CHECKPOINT_BYTES;
-                let (claim, checkpoint) = (self.claim.clone(), self.writer.checkpoint());
+                let (claim, checkpoint) = (self.claim.clone(), self.writer.checkpoint(u64::MAX));
                 let saved = async move {
                     let checkpoint = checkpoint.await?;
                     claim.renew(checkpoint.clone()).await.map(|()| checkpoint)
@@ -140,13 +151,22 @@ impl Copying<'_> {
                     None => std::future::pending().await,
                 }
             };
+            let ended = async {
+                match ends {
+                    Some((at, grace)) => {
+                        tokio::time::sleep_until(at).await;
+                        Ended::Stopped { store_until: at + grace }
+                    }
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 biased;
-                grace = &mut stop, if ends_at.is_none() => {
-                    ends_at = Some(Instant::now() + grace);
+                grace = &mut stop, if ends.is_none() => {
+                    ends = Some((Instant::now() + grace, grace));
                     source.wind_down();
                 }
-                () = tokio::time::sleep_until(ends_at.unwrap_or_else(Instant::now)), if ends_at.is_some() => return Ok(false),
+                ended = ended => return Ok(ended),
                 saved = saved => {
                     saving = None;
                     let before = self.saved.as_ref().map_or(0, |saved| saved.offset);
@@ -169,10 +189,12 @@ impl Copying<'_> {
                         );
                     }
                 }
-                chunk = source.next() => match chunk? {
-                    Some(chunk) => self.writer.write(chunk).await?,
-                    None if ends_at.is_some() && self.writer.written < job.size => return Ok(false),
-                    None => return self.writer.verify(job).map(|()| true),
+                chunk = self.writer.next(&mut source) => match (chunk?, ends) {
+                    (Some(chunk), _) => self.writer.write(chunk).await?,
+                    (None, Some((_, grace))) if self.writer.written < job.size => {
+                        return Ok(Ended::Stopped { store_until: Instant::now() + grace });
+                    }
+                    (None, _) => return self.writer.verify(job).map(|()| Ended::Whole),
                 },
                 _ = tick.tick() => {}
             }
@@ -189,8 +211,11 @@ struct Writer {
     /// How many of the bytes were stored by earlier fills.
     begun: u64,
     written: u64,
-    /// The last offset at which a checkpoint may lie, and the hash up to it.
-    boundary: (u64, Hasher),
+    /// What was read beyond the last multiple of the unit, and is not written yet.
+    rest: Bytes,
+    /// Where a checkpoint may lie, and the hash up to there: the last offset that storage has all bytes before, and those
+    /// after it.
+    boundaries: VecDeque<(u64, Hasher)>,
 }
 
 impl Writer {
@@ -221,34 +246,54 @@ impl Writer {
             upstream: upstream.clone(),
             unit: upload.unit().max(1),
             upload,
-            boundary: (written, hasher.clone()),
+            rest: Bytes::new(),
+            boundaries: VecDeque::from([(written, hasher.clone())]),
             hasher,
             begun: written,
             written,
         }
     }
 
+    /// The next bytes to write, once storage has room for them. Nothing is lost if this is dropped.
+    async fn next(&mut self, source: &mut SegmentReader) -> Result<Option<Bytes>, FillError> {
+        self.upload.room().await?;
+        if self.rest.is_empty() { Ok(source.next().await?) } else { Ok(Some(std::mem::take(&mut self.rest))) }
+    }
+
+    /// Writes what [`Self::next`] gave, up to a multiple of the unit.
     async fn write(&mut self, mut bytes: Bytes) -> Result<(), StoreError> {
-        while !bytes.is_empty() {
-            let room = self.unit - self.written % self.unit;
-            let piece = bytes.split_to(bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
-            self.hasher.update(&piece);
-            self.written += piece.len() as u64;
-            self.upload.write(piece).await?;
-            if self.written.is_multiple_of(self.unit) {
-                self.boundary = (self.written, self.hasher.clone());
+        let room = self.unit - self.written % self.unit;
+        let piece = bytes.split_to(bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
+        self.rest = bytes;
+        self.hasher.update(&piece);
+        self.written += piece.len() as u64;
+        self.upload.write(piece).await?;
+        if self.written.is_multiple_of(self.unit) {
+            self.boundaries.push_back((self.written, self.hasher.clone()));
+            let arrived = self.upload.arrived();
+            while self.boundaries.get(1).is_some_and(|(offset, _)| *offset <= arrived) {
+                self.boundaries.pop_front();
             }
         }
         Ok(())
     }
 
-    /// The future is ready once the checkpoint would survive a crash. `None`: there is nothing to save yet.
-    fn checkpoint(&mut self) -> BoxFuture<'static, Result<Option<Checkpoint>, StoreError>> {
-        let (offset, hash) = (self.boundary.0, self.boundary.1.save());
-        if offset == 0 {
-            return std::future::ready(Ok(None)).boxed();
+    /// As far as storage has all bytes by then.
+    async fn checkpoint_until(&mut self, end: Instant) -> Result<Option<Checkpoint>, StoreError> {
+        if let Ok(Ok(checkpoint)) = tokio::time::timeout_at(end, self.checkpoint(u64::MAX)).await {
+            return Ok(checkpoint);
         }
-        let (upload, upstream) = (self.upload.checkpoint(), Some(self.upstream.clone()));
+        self.checkpoint(self.upload.arrived()).await
+    }
+
+    /// The future is ready once the checkpoint, which lies at `limit` or before, would survive a crash. `None`: there is
+    /// nothing to save yet.
+    fn checkpoint(&mut self, limit: u64) -> BoxFuture<'static, Result<Option<Checkpoint>, StoreError>> {
+        let last = self.boundaries.iter().rev().find(|(offset, _)| (1..=limit).contains(offset));
+        let Some((offset, hash)) = last.map(|(offset, hasher)| (*offset, hasher.save())) else {
+            return std::future::ready(Ok(None)).boxed();
+        };
+        let (upload, upstream) = (self.upload.checkpoint(offset), Some(self.upstream.clone()));
         async move { Ok(Some(Checkpoint { offset, hash, upload: upload.await?, upstream })) }.boxed()
     }
 

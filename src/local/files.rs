@@ -303,7 +303,11 @@ impl Upload for Unpublished {
         Ok(())
     }
 
-    fn checkpoint(&mut self) -> BoxFuture<'static, Result<String, StoreError>> {
+    fn arrived(&self) -> u64 {
+        self.written
+    }
+
+    fn checkpoint(&mut self, _: u64) -> BoxFuture<'static, Result<String, StoreError>> {
         let (file, name) = (Arc::clone(&self.file), self.name.clone());
         async move { blocking(move || file.sync_data()).await.map(|()| name) }.boxed()
     }

@@ -71,12 +71,20 @@ pub trait Upload: Send {
     /// Where a checkpoint may lie: at multiples of so many bytes.
     fn unit(&self) -> u64;
 
+    /// Waits until [`Self::write`] need not wait for earlier bytes. Nothing is lost if this is dropped.
+    async fn room(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// Takes the next bytes, which do not cross a multiple of the unit.
     async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError>;
 
-    /// Once this is ready, the bytes up to the last multiple of the unit survive a crash. Returns what
+    /// How many bytes storage has, without a gap from the first one: a checkpoint there waits for none on their way.
+    fn arrived(&self) -> u64;
+
+    /// Once this is ready, the bytes up to `offset` survive a crash: a multiple of the unit that was written. Returns what
     /// [`Blobs::resume`] needs to go on there. Writing may go on meanwhile.
-    fn checkpoint(&mut self) -> BoxFuture<'static, Result<String, StoreError>>;
+    fn checkpoint(&mut self, offset: u64) -> BoxFuture<'static, Result<String, StoreError>>;
 
     /// Makes the blob visible. All of its bytes have been written, and their digest is verified.
     async fn publish(&mut self) -> Result<(), StoreError>;

@@ -114,7 +114,7 @@ async fn begun(storage: &Storage, digest: &Digest, content: &Bytes, count: usize
     let mut written = 0;
     write(&mut *upload, &mut written, content.slice(..count)).await?;
     let offset = written - written % upload.unit();
-    Ok((offset, upload.checkpoint().await?))
+    Ok((offset, upload.checkpoint(offset).await?))
 }
 
 fn unwatched() -> watch::Sender<Progress> {
@@ -135,7 +135,7 @@ pub(crate) async fn an_upload_is_gone_on_with_from_its_checkpoint(storage: &Stor
         assert_eq!(storage.blobs.size(&digest).await?, None, "visible before it is whole");
         if end < LARGE {
             offset = written - written % upload.unit();
-            checkpoint = upload.checkpoint().await?;
+            checkpoint = upload.checkpoint(offset).await?;
         } else {
             upload.publish().await?;
         }

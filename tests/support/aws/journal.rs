@@ -47,6 +47,8 @@ struct Fault {
 struct Entries {
     calls: Vec<(Service, String)>,
     faults: VecDeque<Fault>,
+    /// How many more parts S3 answers.
+    parts: Option<usize>,
 }
 
 /// The request log and the fault hook, shared by the services.
@@ -86,7 +88,21 @@ impl Journal {
     }
 
     pub(super) fn heal(&self) {
-        self.entries().faults.clear();
+        let mut entries = self.entries();
+        entries.faults.clear();
+        entries.parts = None;
+    }
+
+    pub(super) fn answer_parts(&self, count: usize) {
+        self.entries().parts = Some(count);
+    }
+
+    /// Whether S3 takes a part and says nothing.
+    pub(super) fn ignores_part(&self) -> bool {
+        let mut entries = self.entries();
+        let ignored = entries.parts == Some(0);
+        entries.parts = entries.parts.map(|left| left.saturating_sub(1));
+        ignored
     }
 
     /// The operations of every call so far, in order.
