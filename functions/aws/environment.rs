@@ -5,6 +5,8 @@ use std::env;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_s3::config::{BehaviorVersion, Region};
+use aws_smithy_http_client::tls::Provider;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_types::SdkConfig;
 use aws_types::service_config::{LoadServiceConfig, ServiceConfigKey};
 
@@ -16,7 +18,9 @@ struct Endpoints;
 /// code would be loaded at each start.
 pub(crate) fn sdk_config() -> SdkConfig {
     let config = SdkConfig::builder().behavior_version(BehaviorVersion::latest());
-    let mut config = config.region(variable("AWS_REGION").map(Region::new)).service_config(Endpoints);
+    let https = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
+    let mut config =
+        config.region(variable("AWS_REGION").map(Region::new)).service_config(Endpoints).http_client(https);
     config.set_endpoint_url(variable("AWS_ENDPOINT_URL")).set_credentials_provider(credentials());
     config.build()
 }

@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use stopover::errors::{Failure, StoreError};
 use stopover::identity::partition::Partition;
+use stopover::values::crypto::http_client;
 use stopover::values::time::Clock;
 
 use crate::SHORT_CALLS;
@@ -127,7 +128,7 @@ impl SignedCalls {
         if let Some(client) = self.http.get() {
             return Ok(client);
         }
-        let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build();
+        let client = http_client().redirect(reqwest::redirect::Policy::none()).build();
         let client = client.map_err(|error| operation.refused("no HTTP client", error))?;
         Ok(self.http.get_or_init(|| client))
     }

@@ -17,6 +17,7 @@ use crate::config::{ISSUER, OidcConfig};
 use crate::errors::AccessError;
 use crate::identity::policy::Policy;
 use crate::identity::{OidcIdentity, Principal};
+use crate::values::crypto;
 use crate::values::time::{Clock, Timestamp};
 
 /// How far the clock of an issuer may differ from ours.
@@ -71,6 +72,7 @@ impl Claimed {
 
 impl Issuers {
     pub(super) fn new(configs: &BTreeMap<String, OidcConfig>, policy: &Policy, web: &Web, clock: &Clock) -> Self {
+        crypto::enable_tokens();
         let by_rules: BTreeSet<&String> = policy.0.iter().flat_map(|rule| rule.claims.keys()).collect();
         let issuer = |(name, config): (&String, &OidcConfig)| Issuer {
             name: name.clone(),

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::identity::Principal;
 use crate::records::robot::SecretId;
+use crate::values::crypto;
 use crate::values::secret::random;
 use crate::values::time::{Clock, Timestamp};
 
@@ -88,6 +89,7 @@ impl TokenKeys {
 
     /// Reads keys, separated by newlines or commas: `<id>:<base64>`, or `<base64>` for a key with an empty id.
     pub fn parse(text: &str, clock: Clock) -> Result<Self, InvalidKeys> {
+        crypto::enable_tokens();
         let (mut signing, mut verifying) = (None, Vec::<(String, DecodingKey)>::new());
         let lines = text.split(['\n', ',']).map(str::trim).filter(|line| !line.is_empty());
         for (number, line) in (1..).zip(lines) {

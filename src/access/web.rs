@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::errors::Unreachable;
+use crate::values::crypto::http_client;
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use reqwest::RequestBuilder;
@@ -39,7 +40,7 @@ impl Web {
         if let Some(client) = self.0.get() {
             return Ok(client);
         }
-        let builder = reqwest::Client::builder()
+        let builder = http_client()
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .timeout(TIMEOUT)

@@ -10,6 +10,7 @@ use url::{Host, Url};
 
 use crate::config::UpstreamConfig;
 use crate::errors::UpstreamError;
+use crate::values::crypto::http_client;
 use crate::values::text::excerpt;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -50,7 +51,7 @@ impl Clients {
         if let Some(client) = made.get() {
             return Ok(client);
         }
-        let mut builder = reqwest::Client::builder()
+        let mut builder = http_client()
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
@@ -287,7 +288,7 @@ mod tests {
             let found: Vec<SocketAddr> = resolver.resolve("rebound.test".parse().unwrap()).await.unwrap().collect();
             assert_eq!(found, ["1.1.1.1:0".parse().unwrap()]);
         }
-        let client = reqwest::Client::builder().no_proxy().dns_resolver(resolver).build().unwrap();
+        let client = http_client().no_proxy().dns_resolver(resolver).build().unwrap();
         let url = format!("http://rebound.test:{}/", inside.local_addr().unwrap().port());
         let error = client.get(url).send().await.unwrap_err();
         assert!(format!("{error:?}").contains("rebound.test has no public address"), "{error:?}");

@@ -1,6 +1,7 @@
 //! Small values that every room may use.
 
 pub mod address;
+pub mod crypto;
 pub mod deadline;
 pub mod flight;
 pub mod pattern;

@@ -5,15 +5,14 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::anyhow;
-use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::rsa::KeySize;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _, RSA_PKCS1_SHA256, RsaKeyPair};
 use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::StatusCode;
+use ring::rand::SystemRandom;
+use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _, RSA_PKCS1_SHA256, RsaKeyPair};
 use serde_json::{Value, json};
 
 use crate::loopback::Loopback;
@@ -42,8 +41,8 @@ impl Issuer {
         let loopback = Loopback::new("issuer")?;
         let (listener, address) = loopback.bind()?;
         let url = format!("http://{address}");
-        let (rsa, ec) = generate()?;
         let (jwks_uri, generation) = (format!("{url}/keys"), 1);
+        let (rsa, ec) = keys_of(generation)?;
         let state = Keys { url: url.clone(), jwks_uri, generation, rsa, ec, down: false, asked: 0 };
         let state = Arc::new(Mutex::new(state));
         let routes = Router::new().route("/.well-known/openid-configuration", get(discovery)).route("/keys", get(keys));
@@ -62,9 +61,8 @@ impl Issuer {
 
     /// From now on has new keys, with other ids, and knows nothing of those before.
     pub fn rotate(&self) -> anyhow::Result<()> {
-        let (rsa, ec) = generate()?;
         let mut keys = self.keys();
-        (keys.rsa, keys.ec) = (rsa, ec);
+        (keys.rsa, keys.ec) = keys_of(keys.generation + 1)?;
         keys.generation += 1;
         Ok(())
     }
@@ -106,7 +104,7 @@ impl Issuer {
         let signature = if algorithm == "ES256" {
             keys.ec.sign(&random, content.as_bytes()).expect("it signs").as_ref().to_vec()
         } else {
-            let mut signature = vec![0; keys.rsa.public_modulus_len()];
+            let mut signature = vec![0; keys.rsa.public().modulus_len()];
             keys.rsa.sign(&RSA_PKCS1_SHA256, &random, content.as_bytes(), &mut signature).expect("it signs");
             signature
         };
@@ -121,12 +119,17 @@ pub fn content(header: &Value, claims: &Value) -> String {
     format!("{}.{}", URL_SAFE_NO_PAD.encode(header.to_string()), URL_SAFE_NO_PAD.encode(claims.to_string()))
 }
 
-fn generate() -> anyhow::Result<(RsaKeyPair, EcdsaKeyPair)> {
-    let failed = |_| anyhow!("no key can be made");
-    Ok((
-        RsaKeyPair::generate(KeySize::Rsa2048).map_err(failed)?,
-        EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).map_err(failed)?,
-    ))
+/// Keys that differ from those of the generation before. ring makes no RSA keys: these sign nothing but tokens of tests.
+fn keys_of(generation: u32) -> anyhow::Result<(RsaKeyPair, EcdsaKeyPair)> {
+    let rsa: [&[u8]; 2] = [include_bytes!("issuer-0.pk8"), include_bytes!("issuer-1.pk8")];
+    let rsa = RsaKeyPair::from_pkcs8(rsa[usize::try_from(generation % 2)?]).map_err(|error| anyhow!("{error}"))?;
+    let random = SystemRandom::new();
+    let algorithm = &ECDSA_P256_SHA256_FIXED_SIGNING;
+    let ec = EcdsaKeyPair::generate_pkcs8(algorithm, &random)
+        .map_err(drop)
+        .and_then(|made| EcdsaKeyPair::from_pkcs8(algorithm, made.as_ref(), &random).map_err(drop))
+        .map_err(|()| anyhow!("no key can be made"))?;
+    Ok((rsa, ec))
 }
 
 fn lock(state: &Mutex<Keys>) -> MutexGuard<'_, Keys> {

@@ -1,9 +1,9 @@
-//! SHA-256 by aws-lc: without instructions of the processor for it, it takes half the time that sha2 does.
+//! SHA-256 by ring: without instructions of the processor for it, it takes half the time that sha2 does.
 
 use std::fmt::Write as _;
 use std::io;
 
-use aws_lc_rs::digest::{Context, SHA256};
+use ring::digest::{Context, SHA256};
 
 /// Hashes what it is given.
 pub(crate) struct Hasher(Context);

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{Method, StatusCode};
+use ring::hmac;
 use serde_json::{Value, json};
 use stopover::values::time::Timestamp;
 use support::guests::token_in;

@@ -219,6 +219,7 @@ impl Endpoints {
             .region(Region::from_static(REGION))
             .credentials_provider(SharedCredentialsProvider::new(credentials))
             .service_config(self.urls.clone())
+            .http_client(aws_smithy_http_client::Builder::new().build_http())
             .build()
     }
 

@@ -25,6 +25,7 @@ use reqwest::redirect::Policy;
 use serde::de::DeserializeOwned;
 use stopover::oci::{Name, Operation, Reference, Request};
 use stopover::operate::report::QuotaReport;
+use stopover::values::crypto::http_client;
 
 pub(crate) use doctor::Examination;
 pub(crate) use endpoint::Endpoint;
@@ -47,7 +48,7 @@ pub(crate) struct Client {
 
 /// Waits longer than the cache itself does for an upstream. Follows no redirects: only blobs may be elsewhere.
 fn patient() -> reqwest::ClientBuilder {
-    reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(Policy::none())
+    http_client().timeout(Duration::from_secs(30)).redirect(Policy::none())
 }
 
 impl Client {

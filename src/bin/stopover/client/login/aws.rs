@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 use stopover::access::iam::SignedFields;
 use stopover::identity::partition::sts_host;
+use stopover::values::crypto::http_client;
 use stopover::values::time::Clock;
 use url::{Host, Url, form_urlencoded};
 
@@ -114,7 +115,7 @@ async fn from_web_identity(metadata: &Metadata) -> anyhow::Result<Option<AwsCred
         .append_pair("RoleSessionName", &session)
         .append_pair("WebIdentityToken", token.trim())
         .finish();
-    let http = reqwest::Client::builder().redirect(Policy::none()).timeout(Duration::from_secs(10)).build()?;
+    let http = http_client().redirect(Policy::none()).timeout(Duration::from_secs(10)).build()?;
     let request = http.post(endpoint).header("accept", "application/json").body(form);
     let answer = request.header("content-type", "application/x-www-form-urlencoded").send().await;
     let refused = || format!("STS gives no credentials of {role}");

@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use reqwest::redirect::Policy;
 use stopover::identity::{IAM_USER, OIDC_USER};
+use stopover::values::crypto::http_client;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
@@ -113,6 +114,6 @@ impl ClientLogin {
 
 /// An HTTP client for services on this machine or beside it, which no proxy is for.
 fn metadata_client() -> anyhow::Result<reqwest::Client> {
-    let builder = reqwest::Client::builder().no_proxy().redirect(Policy::none());
+    let builder = http_client().no_proxy().redirect(Policy::none());
     Ok(builder.timeout(Duration::from_secs(5)).connect_timeout(Duration::from_secs(1)).build()?)
 }
