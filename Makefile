@@ -54,6 +54,8 @@ package: $(setup_stamp) ## The functions as a deployment uploads them, in .aws-s
 	  [ -x "$$bootstrap" ] || { echo "package: sam build left no $$bootstrap" >&2; exit 1; }
 	done
 	python infra/package.py $(architecture)
+	# The test of budgets computes with what the program says that requests cost.
+	cargo build --locked --workspace --bins --profile test
 	STOPOVER_CONFIG_ENV=$(architecture) STOPOVER_BOOTSTRAPS=$(CURDIR)/.aws-sam/build cargo test --locked --workspace --test package --test functions
 	# One panic costs one request, in what users run too.
 	cargo test --locked --release --package stopover --bin stopover panics

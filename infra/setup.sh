@@ -17,8 +17,7 @@ cargo_deny=(
 )
 
 packages=(
-  build-essential          # C compiler and linker: aws-lc, SQLite
-  cmake                    # aws-lc
+  build-essential          # C compiler and linker: ring, SQLite
   python3-venv             # .venv
   openssl                  # a TLS server and its certificates for the tests of `stopover doctor`
   jq                       # merges daemon.json in what `stopover setup` prints
