@@ -2,6 +2,7 @@
 
 mod access;
 mod audit;
+mod health;
 mod listing;
 mod operator;
 mod prefetch;

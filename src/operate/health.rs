@@ -1,0 +1,55 @@
+//! Whether this process can answer clients: for probes, which have no login. Storage is asked, upstreams never are.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+
+use super::Operate;
+use crate::errors::{StoreError, chain};
+use crate::records::GaugeKey;
+
+/// How long storage may take: probes of Kubernetes wait for a second, where nothing else is said.
+const PATIENCE: Duration = Duration::from_millis(800);
+
+/// How long what was found out is good for: callers without a login ask, and have storage asked no more often.
+pub(super) const FRESH: Duration = Duration::from_secs(1);
+
+/// The body of `GET /_stopover/health/ready`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Health {
+    /// Whether clients are answered.
+    pub ready: bool,
+    /// What is wrong, in sentences that say nothing secret. A cache can be ready and still need its operator.
+    pub reasons: Vec<String>,
+}
+
+impl Operate {
+    /// Whether clients are answered. With a full disk they are: what is stored is served, and the rest is passed on.
+    pub async fn health(&self) -> Health {
+        let examined = self.health.get(|_| false, async { Ok::<_, Infallible>(self.examine().await) });
+        let Ok(health) = examined.await;
+        health
+    }
+
+    async fn examine(&self) -> Health {
+        let core = &self.core;
+        let read = async {
+            let Some(upstream) = core.config.upstreams.keys().next().cloned() else { return Ok(()) };
+            // One small item, which no adapter remembers; it need not exist.
+            let key = GaugeKey { upstream, credential: GaugeKey::ANONYMOUS.into() };
+            core.ledger.gauge(&key).await.map(drop)
+        };
+        let (read, room) = tokio::join!(timeout(PATIENCE, read), timeout(PATIENCE, core.blobs.check_room()));
+        let late = |_| Err(StoreError::Unavailable(format!("no answer within {PATIENCE:?}").into()));
+        let told = |found: Result<(), StoreError>, reason: &str| {
+            let error = found.err()?;
+            tracing::warn!(error = %chain(&error), "{reason}");
+            Some(reason.to_owned())
+        };
+        let ledger = told(read.unwrap_or_else(late), "the ledger cannot be read");
+        let disk = told(room.unwrap_or_else(late), "the disk is full: new blobs are not stored");
+        Health { ready: ledger.is_none(), reasons: ledger.into_iter().chain(disk).collect() }
+    }
+}
