@@ -50,6 +50,8 @@ impl Operate {
         };
         let ledger = told(read.unwrap_or_else(late), "the ledger cannot be read");
         let disk = told(room.unwrap_or_else(late), "the disk is full: new blobs are not stored");
-        Health { ready: ledger.is_none(), reasons: ledger.into_iter().chain(disk).collect() }
+        let wrong =
+            core.journal.is_misconfigured().then(|| "the configuration has a mistake: the one before is used".into());
+        Health { ready: ledger.is_none(), reasons: ledger.into_iter().chain(disk).chain(wrong).collect() }
     }
 }
