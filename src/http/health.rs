@@ -25,8 +25,8 @@ async fn alive() -> Response {
 /// Whether it answers clients: 200 or 503, and why.
 async fn ready(State(cache): State<Arc<Cache>>) -> Response {
     let health = cache.operate.health().await;
-    match health.ready {
-        true => answer(&health),
-        false => (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, "1")], answer(&health)).into_response(),
+    if health.ready {
+        return answer(&health);
     }
+    (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, "1")], answer(&health)).into_response()
 }

@@ -31,7 +31,7 @@ async fn metrics(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
     let (caller, record) = asked(&cache, &parts).await;
     let let_in = caller.and_then(|caller| {
         if cache.access.has_logins() {
-            caller.check_operator(&cache)?
+            caller.check_operator(&cache)?;
         }
         Ok(caller.is_operator)
     });

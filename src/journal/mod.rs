@@ -7,7 +7,7 @@ mod metric;
 pub use event::{Event, EventKind};
 pub use metric::{Counters, Metric};
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -23,7 +23,7 @@ pub struct Journal {
     /// When the process started.
     pub started_at: Timestamp,
     /// By upstream of the configuration: there are no more of them, whatever callers ask for.
-    of: BTreeMap<UpstreamId, Counters>,
+    of: HashMap<UpstreamId, Counters>,
     /// What belongs to none of them.
     other: Counters,
     events: Mutex<VecDeque<Event>>,
@@ -43,7 +43,7 @@ impl Journal {
         upstream.and_then(|upstream| self.of.get(upstream)).unwrap_or(&self.other)
     }
 
-    /// The counters of each upstream.
+    /// The counters of each upstream, in no order.
     pub fn counters(&self) -> impl Iterator<Item = (&UpstreamId, &Counters)> {
         self.of.iter()
     }
@@ -115,7 +115,7 @@ mod tests {
         assert_eq!(latest.len(), MOST_OF_KIND + 1);
         assert_eq!((latest[0].at, latest[0].times), (Timestamp(1150), 1));
         assert_eq!(latest[MOST_OF_KIND].kind, EventKind::BreakerOpened);
-        clock.advance(Duration::from_secs(60));
+        clock.advance(Duration::from_mins(1));
         journal.note(Event::new(EventKind::BreakerOpened, &"a\nb").at_upstream(&repository("a").upstream));
         let Event { at, first_at, times, reason, .. } = &journal.latest()[0];
         let expected = (Timestamp(1210), Timestamp(1000), 2, "a\\nb");

@@ -55,3 +55,38 @@ impl Operate {
         Health { ready: ledger.is_none(), reasons: ledger.into_iter().chain(disk).chain(wrong).collect() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+    use crate::cache::Cache;
+    use crate::config::{Cold, Config};
+    use crate::local::Files;
+    use crate::ports::troubled::{NoFills, Troubled};
+    use crate::values::time::{Clock, Timestamp};
+
+    fn cache(data: &Path, ledger: &Arc<Troubled>, clock: &Clock) -> Cache {
+        let config = Config::load(None, Cold::Follow, |_| Ok(String::new())).unwrap();
+        let (files, ledger) = (Arc::new(Files::open(data).unwrap()), Arc::clone(ledger));
+        Cache::new(config, clock.clone(), files, ledger, Arc::new(NoFills), None).unwrap()
+    }
+
+    #[tokio::test]
+    async fn probes_do_not_wait_for_a_ledger_that_does_not_answer() {
+        let data = tempfile::tempdir().unwrap();
+        let (ledger, clock) = (Arc::new(Troubled::open(data.path())), Clock::manual(Timestamp(1000)));
+        let cache = cache(data.path(), &ledger, &clock);
+        ledger.silent.store(true, Ordering::SeqCst);
+        let health = timeout(FRESH, cache.operate.health()).await.expect("in time for a probe");
+        let reasons = vec!["the ledger cannot be read".to_owned()];
+        assert_eq!(health, Health { ready: false, reasons });
+        ledger.silent.store(false, Ordering::SeqCst);
+        assert!(!cache.operate.health().await.ready, "it is not asked again within a second");
+        clock.advance(FRESH);
+        assert_eq!(cache.operate.health().await, Health { ready: true, reasons: Vec::new() });
+    }
+}

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
 
 use super::Operate;
+use crate::errors::Limit;
 use crate::journal::Metric;
 use crate::oci::UpstreamId;
 use crate::ports::Load;
-use crate::records::gauge::{Gauge, Kind, Permit};
+use crate::records::gauge::{Cause, Gauge, Kind, Permit};
 
 impl Operate {
     /// The metrics of this process. Nothing is asked for them. `all`: also those of private upstreams.
@@ -27,7 +28,7 @@ impl Operate {
         );
         text.plain("stopover_start_time_seconds", "gauge", "When the process started.", journal.started_at.0);
         let used = journal.counters().filter(|(upstream, counters)| !(is_family(upstream) && counters.is_empty()));
-        let used: Vec<_> = used.filter(|(upstream, _)| is_shown(upstream)).collect();
+        let used: BTreeMap<_, _> = used.filter(|(upstream, _)| is_shown(upstream)).collect();
         let other = journal.of(None);
         for (metric, help) in Metric::BY_UPSTREAM {
             let name = format!("{}_total", metric.in_prometheus());
@@ -45,25 +46,39 @@ impl Operate {
             .known_gauges()
             .filter(|(upstream, gauge)| is_shown(upstream) && !(is_family(upstream) && *gauge == Gauge::default()));
         // An upstream may be asked as several accounts: the one that has least left, and any that is not asked.
-        let (mut left, mut percents, mut open) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut accounts: BTreeMap<&UpstreamId, Account> = BTreeMap::new();
         for (upstream, gauge) in gauges {
-            let closed = matches!(gauge.permit(Kind::Manifest, now), Permit::Closed(_));
-            *open.entry(upstream).or_insert(0) |= u64::from(closed);
-            if let Some(quota) = &gauge.quota {
-                let (remaining, percent) = (quota.reading.remaining, quota.percent());
-                left.entry(upstream).and_modify(|left: &mut u64| *left = remaining.min(*left)).or_insert(remaining);
-                percents.entry(upstream).and_modify(|left: &mut u64| *left = percent.min(*left)).or_insert(percent);
-            }
+            let Account { left, open } = accounts.entry(upstream).or_default();
+            let said = gauge.quota.as_ref().map(|quota| (quota.reading.remaining, quota.percent()));
+            let (found, is_open) = match gauge.permit(Kind::Manifest, now) {
+                // Whatever it said before, and even where it never names numbers.
+                Permit::Closed(broken) if broken.cause == Cause::Limited(Limit::Pulls) => (Some((0, 0)), true),
+                Permit::Closed(_) => (said, true),
+                Permit::Go | Permit::Probe(_) => (said, false),
+            };
+            *left = left.iter().copied().chain(found).min();
+            *open |= is_open;
         }
-        for (metric, help, samples) in [
-            (Metric::QuotaLeft, "Pulls that are left of the quota, as upstream last said.", left),
-            (Metric::QuotaLeftPercent, "What is left of the quota, in percent of its window.", percents),
-            (Metric::BreakerOpen, "1 while upstream is not asked for manifests, because it limits us or fails.", open),
-        ] {
+        let gauges: [(Metric, &str, Value); 3] = [
+            (Metric::QuotaLeft, "Pulls that are left of the quota, as upstream last said.", |account| {
+                account.left.map(|(pulls, _)| pulls)
+            }),
+            (Metric::QuotaLeftPercent, "What is left of the quota, in percent of its window.", |account| {
+                account.left.map(|(_, percent)| percent)
+            }),
+            (
+                Metric::BreakerOpen,
+                "1 while upstream is not asked for manifests, because it limits us or fails.",
+                |account| Some(u64::from(account.open)),
+            ),
+        ];
+        for (metric, help, value) in gauges {
             let name = metric.in_prometheus();
             text.head(&name, "gauge", help);
-            for (upstream, value) in samples {
-                text.sample(&name, &[("upstream", upstream.as_str())], value);
+            for (upstream, account) in &accounts {
+                if let Some(value) = value(account) {
+                    text.sample(&name, &[("upstream", upstream.as_str())], value);
+                }
             }
         }
         if let Some(Load { running, waiting, resting, oldest }) = core.fills.load() {
@@ -92,6 +107,18 @@ impl Operate {
         text.plain("stopover_configuration_error", "gauge", help, u64::from(journal.is_misconfigured()));
         text.0
     }
+}
+
+/// The value of a gauge, where there is one.
+type Value = fn(&Account) -> Option<u64>;
+
+/// What is known of our accounts at an upstream.
+#[derive(Default)]
+struct Account {
+    /// Of the one that has least left: pulls, and percent of the window.
+    left: Option<(u64, u64)>,
+    /// Whether one of them is not asked.
+    open: bool,
 }
 
 /// The text: a head for each metric, and below it a line for each sample.

@@ -192,15 +192,16 @@ impl Meter {
 
     /// Notes as an event that a breaker has opened or closed.
     fn tell(&self, before: &Gauge, after: &Gauge) {
-        let breakers =
-            [("manifests", &before.manifests, &after.manifests), ("everything", &before.requests, &after.requests)];
-        for (what, before, after) in breakers {
-            let open = |broken: &Option<Break>| broken.as_ref().is_some_and(Break::is_open);
-            let event = match (open(before), after) {
+        let breakers = [
+            ("no manifests are asked for", "manifests are asked for again", &before.manifests, &after.manifests),
+            ("nothing is asked for", "upstream is asked again", &before.requests, &after.requests),
+        ];
+        for (opened, closed, before, after) in breakers {
+            let event = match (before.as_ref().is_some_and(Break::is_open), after) {
                 (false, Some(broken)) if broken.is_open() => {
-                    Event::new(EventKind::BreakerOpened, &format!("{what} is not asked for: {}", broken.cause))
+                    Event::new(EventKind::BreakerOpened, &format!("{opened}: {}", broken.cause))
                 }
-                (true, None) => Event::new(EventKind::BreakerClosed, &format!("{what} is asked for again")),
+                (true, None) => Event::new(EventKind::BreakerClosed, &closed),
                 _ => continue,
             };
             self.journal.note(event.at_upstream(&self.key.upstream));

@@ -55,7 +55,7 @@ async fn probes_need_no_login_ask_no_upstream_and_have_the_ledger_read_once_a_se
 
 async fn a_cache_whose_ledger_cannot_be_read_is_alive_and_not_ready(column: Column) {
     let world = closed(column).await;
-    // The embedded ledger is a file that this process has open: what reads of it return is tested where they are made.
+    // Of the embedded ledger, see `probes_do_not_wait_for_a_ledger_that_does_not_answer`.
     let Some(endpoints) = world.endpoints() else { return };
     endpoints.fail_next(Service::DynamoDb, EVERY_OPERATION, 1000);
     let ready = world.get_from(STRANGER, "/_stopover/health/ready").await;
@@ -225,7 +225,7 @@ async fn what_has_failed_is_an_event_in_plain_words_and_once_however_often(colum
     let since = refused["at"].as_u64().unwrap() - refused["first_at"].as_u64().unwrap();
     assert_eq!((since, refused["at"].as_u64()), (20, Some(1_800_000_030)));
     assert!(refused["reason"].as_str().unwrap().contains("pull quota at test.local was seen empty"), "{refused}");
-    assert_eq!(opened["reason"], "manifests is not asked for: upstream limits our pulls");
+    assert_eq!(opened["reason"], "no manifests are asked for: upstream limits our pulls");
     assert_eq!((&closed["upstream"], &closed["repository"]), (&json!("test.local"), &Value::Null));
     assert_eq!((&failed["repository"], &failed["digest"]), (&json!("test.local/a"), &json!(layer.as_str())));
     assert!(failed["reason"].as_str().unwrap().contains("upstream does not have it"), "{failed}");
