@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::budget::Budgets;
 use crate::config::Config;
 use crate::errors::UpstreamError;
+use crate::journal::Journal;
 use crate::ports::{Blobs, Cloud, Fills, Ledger};
 use crate::upstream::Upstreams;
 use crate::values::time::Clock;
@@ -14,6 +15,8 @@ pub struct Core {
     /// The settings of `stopover.toml`.
     pub config: Config,
     pub(crate) clock: Clock,
+    /// What this process has counted, and what has failed in it.
+    pub journal: Arc<Journal>,
     /// The configured upstreams.
     pub upstreams: Upstreams,
     pub(crate) blobs: Arc<dyn Blobs>,
@@ -31,8 +34,9 @@ impl Core {
         (blobs, ledger, fills): (Arc<dyn Blobs>, Arc<dyn Ledger>, Arc<dyn Fills>),
         cloud: Option<&Arc<dyn Cloud>>,
     ) -> Result<Self, UpstreamError> {
-        let upstreams = Upstreams::new(&config, &clock, &ledger, cloud)?;
+        let journal = Arc::new(Journal::new(config.upstreams.keys().cloned(), clock.clone()));
+        let upstreams = Upstreams::new(&config, (&clock, &journal), &ledger, cloud)?;
         let budgets = Budgets::new(config.budgets, clock.clone());
-        Ok(Self { config, clock, upstreams, blobs, ledger, fills, budgets })
+        Ok(Self { config, clock, journal, upstreams, blobs, ledger, fills, budgets })
     }
 }

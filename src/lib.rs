@@ -14,7 +14,8 @@
 //! 8. [`core`]: settings, upstreams and storage, shared by all of the paths above.
 //! 9. [`upstream`]: requests to registries. [`budget`]: what callers may spend. [`access`]: which caller asks.
 //! 10. [`ports`]: the interfaces of storage. [`config`]: `stopover.toml`.
-//! 11. [`records`]: what the ledger keeps, each record with its pure rules. [`identity`]: principals, networks, rules.
+//! 11. [`records`]: what the ledger keeps, each record with its pure rules. [`journal`]: what a process has counted, and what
+//!     has failed in it. [`identity`]: principals, networks, rules.
 //! 12. [`errors`], [`values`], [`oci`]: the ground.
 
 pub mod access;
@@ -26,6 +27,7 @@ pub mod errors;
 pub mod fill;
 pub mod http;
 pub mod identity;
+pub mod journal;
 #[cfg(feature = "local")]
 pub mod local;
 pub mod membership;

@@ -20,7 +20,7 @@ const ROOMS: [&[&str]; 16] = [
     &["access", "budget", "upstream"],
     &["ports"],
     &["config"],
-    &["records"],
+    &["journal", "records"],
     &["identity"],
     &["errors"],
     &["oci"],

@@ -10,52 +10,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use axum::response::Response;
 use serde_json::{Value, json};
 use stopover::errors::Limit;
+use stopover::journal::Metric;
 use stopover::records::gauge::Cause;
 use stopover::upstream::{UpstreamNews, Upstreams};
 use stopover::values::time::{Clock, Timestamp};
 
-/// What is counted: the name of a metric.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Metric {
-    /// Requests for which upstream was asked for something that was not there.
-    Misses,
-    /// Requests for which upstream was asked whether it is still the same.
-    Revalidated,
-    /// Requests that got what upstream said last, because it is in trouble.
-    Stale,
-    /// Answers 429: a budget or a quota is used up.
-    Refused,
-    /// Answers 5xx.
-    Failed,
-    /// Blobs that were copied.
-    Fills,
-    /// Their bytes.
-    FilledBytes,
-    /// Attempts to copy a blob, or to request an image, that failed.
-    FailedFills,
-    /// Fills that were put back, because as many as may run at their upstream.
-    PostponedFills,
-    /// Sweeps that have finished.
-    Sweeps,
-    /// Manifests that upstreams have sent: what quotas count.
-    PullsSpent,
-    /// Manifests that clients got and upstream did not send.
-    PullsSaved,
-    /// What is left of the quota of an upstream.
-    QuotaLeft,
-    /// The same, of what there is in a window.
-    QuotaLeftPercent,
-    /// An upstream is not asked, because it limits us or fails.
-    BreakerOpen,
-}
-
-impl Metric {
-    fn unit(self) -> &'static str {
-        match self {
-            Self::FilledBytes => "Bytes",
-            Self::QuotaLeftPercent => "Percent",
-            _ => "Count",
-        }
+fn unit(metric: Metric) -> &'static str {
+    match metric {
+        Metric::FilledBytes => "Bytes",
+        Metric::QuotaLeftPercent => "Percent",
+        _ => "Count",
     }
 }
 
@@ -86,7 +50,7 @@ fn line(stack: &str, upstream: Option<&str>, now: SystemTime, counted: &[Counted
     let milliseconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let groups = [(&["Stack"][..], counted), (&["Stack", "Upstream"][..], of_upstream)];
     let groups = groups.into_iter().filter(|(_, counted)| !counted.is_empty()).map(|(dimensions, counted)| {
-        let names = counted.iter().map(|(metric, _)| json!({ "Name": format!("{metric:?}"), "Unit": metric.unit() }));
+        let names = counted.iter().map(|(metric, _)| json!({ "Name": format!("{metric:?}"), "Unit": unit(*metric) }));
         json!({ "Namespace": "Stopover", "Dimensions": [dimensions], "Metrics": names.collect::<Vec<_>>() })
     });
     let mut line = json!({
@@ -130,11 +94,13 @@ fn counted_of(news: &UpstreamNews<'_>, cost: bool) -> (Vec<Counted>, Vec<Counted
 /// Whether an answer is the trace of something that was asked of an upstream, or could not be.
 #[must_use]
 pub fn has_cost(answer: &Response) -> bool {
-    !counted(answer.status().as_u16(), served(answer)).is_empty()
+    costs(answer, false).next().is_some()
 }
 
-fn served(answer: &Response) -> &str {
-    answer.headers().get("x-stopover").and_then(|value| value.to_str().ok()).unwrap_or_default()
+/// What an answer counts as. Hits are not counted: API Gateway counts requests already.
+fn costs(answer: &Response, pull: bool) -> impl Iterator<Item = Metric> {
+    let served = answer.headers().get("x-stopover").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    Metric::of_answer(answer.status().as_u16(), served, pull).filter(|metric| *metric != Metric::Hits)
 }
 
 /// Counts how requests are answered.
@@ -168,31 +134,14 @@ impl Saved {
 impl Answers {
     /// Counts how a request was answered. `pull`: it asked for a manifest, with GET.
     pub fn count(&self, answer: &Response, pull: bool) {
-        let (status, served) = (answer.status(), served(answer));
-        let mut counted = counted(status.as_u16(), served);
+        let (pulls, costs): (Vec<_>, Vec<_>) = costs(answer, pull).partition(|metric| *metric == Metric::PullsSaved);
+        let mut counted: Vec<Counted> = costs.into_iter().map(|metric| (metric, 1)).collect();
         let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
-        if pull && status.is_success() && ["hit", "revalidated", "stale"].contains(&served) {
-            saved.pulls += 1;
-        }
+        saved.pulls += pulls.len() as u64;
         counted.extend(saved.due(!counted.is_empty(), Clock::default().now()));
         drop(saved);
         count(&counted);
     }
-}
-
-fn counted(status: u16, served: &str) -> Vec<Counted> {
-    let how = match served {
-        "miss" => Some(Metric::Misses),
-        "revalidated" => Some(Metric::Revalidated),
-        "stale" => Some(Metric::Stale),
-        _ => None,
-    };
-    let refused = match status {
-        429 => Some(Metric::Refused),
-        500.. => Some(Metric::Failed),
-        _ => None,
-    };
-    how.into_iter().chain(refused).map(|metric| (metric, 1)).collect()
 }
 
 #[cfg(test)]
@@ -274,18 +223,9 @@ mod tests {
 
     #[test]
     fn answers_that_cost_something_are_counted_and_warm_ones_are_not() {
-        for (status, served, expected) in [
-            (200, "hit", vec![]),
-            (401, "", vec![]),
-            (200, "miss", vec![Metric::Misses]),
-            (404, "miss", vec![Metric::Misses]),
-            (200, "revalidated", vec![Metric::Revalidated]),
-            (200, "stale", vec![Metric::Stale]),
-            (429, "", vec![Metric::Refused]),
-            (503, "miss", vec![Metric::Misses, Metric::Failed]),
-        ] {
-            let metrics: Vec<Metric> = counted(status, served).into_iter().map(|(metric, _)| metric).collect();
-            assert_eq!(metrics, expected, "{status} {served}");
+        for (status, served, costs) in [(200, "hit", false), (401, "", false), (200, "miss", true), (429, "", true)] {
+            let answer = axum::http::Response::builder().status(status).header("x-stopover", served);
+            assert_eq!(has_cost(&answer.body(axum::body::Body::empty()).unwrap()), costs, "{status} {served}");
         }
     }
 }

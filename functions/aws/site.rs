@@ -10,6 +10,7 @@ use aws_types::SdkConfig;
 use stopover::cache::Cache;
 use stopover::config::{Cold, Config, SecretReference};
 use stopover::errors::{StoreError, chain};
+use stopover::journal::Journal;
 use stopover::values::time::{Clock, Timestamp};
 use tokio::sync::Mutex;
 
@@ -51,8 +52,8 @@ struct Adapters {
 }
 
 struct State<T> {
-    /// `None`: there has been no good configuration.
-    current: Option<T>,
+    /// With the journal of its cache. `None`: there has been no good configuration.
+    current: Option<(T, Arc<Journal>)>,
     /// The version that was read last, good or bad.
     version: Option<String>,
     next_at: Timestamp,
@@ -122,13 +123,7 @@ impl<T: Clone> Site<T> {
         }
         let State { current, wrong, unread, .. } = &*state;
         let why = || format!("STOPOVER_CONFIG_URI: {}", unread.as_ref().or(wrong.as_ref()).map_or("", String::as_str));
-        current.clone().with_context(why)
-    }
-
-    /// Whether the configuration is wrong, or cannot be read: then the one before it is used.
-    pub async fn has_configuration_error(&self) -> bool {
-        let state = self.state.lock().await;
-        state.wrong.is_some() || state.unread.is_some()
+        current.as_ref().map(|(made, _)| made.clone()).with_context(why)
     }
 
     async fn follow(&self, state: &mut State<T>) {
@@ -164,10 +159,13 @@ impl<T: Clone> Site<T> {
                 state.unread = Some(error);
             }
         }
+        if let Some((_, journal)) = &state.current {
+            journal.note_configuration(state.unread.as_deref().or(state.wrong.as_deref()));
+        }
     }
 
     /// What was good before a version that is wrong: for a process that starts with that.
-    async fn last_good(&self, mut wrong: Written) -> Option<T> {
+    async fn last_good(&self, mut wrong: Written) -> Option<(T, Arc<Journal>)> {
         for _ in 0..MOST_VERSIONS {
             let before: Result<Option<Written>, StoreError> = self.reader.before(&self.place, &wrong.version).await;
             wrong = before.ok()??;
@@ -179,7 +177,7 @@ impl<T: Clone> Site<T> {
         None
     }
 
-    fn parse(&self, written: &Written) -> anyhow::Result<T> {
+    fn parse(&self, written: &Written) -> anyhow::Result<(T, Arc<Journal>)> {
         let place = self.place.to_string();
         self.build(Config::parse(&written.text, Path::new(&place), Cold::Redirect, |secret| self.secret(secret))?)
     }
@@ -189,7 +187,7 @@ impl<T: Clone> Site<T> {
         if let SecretReference::Stored(_) = secret { Ok(String::new()) } else { secret.read(&self.variables) }
     }
 
-    fn build(&self, mut config: Config) -> anyhow::Result<T> {
+    fn build(&self, mut config: Config) -> anyhow::Result<(T, Arc<Journal>)> {
         let settings = Settings::read(&self.variables)?;
         let access = config.access.get_or_insert(settings.access);
         if access.signing_keys.is_none() {
@@ -216,6 +214,7 @@ impl<T: Clone> Site<T> {
         let (blobs, ledger, fills) = (Arc::new(blobs.clone()), Arc::clone(ledger), Arc::clone(fills));
         let role = Some(Arc::clone(role) as _);
         let cache = Cache::new(config, self.clock.clone(), blobs, ledger, fills, role).context("cannot start")?;
-        Ok((self.make)(Arc::new(cache)))
+        let journal = Arc::clone(&cache.core.journal);
+        Ok(((self.make)(Arc::new(cache)), journal))
     }
 }

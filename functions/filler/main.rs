@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail, ensure};
-use aws::metrics::{Metric, count, count_upstreams};
+use aws::metrics::{count, count_upstreams};
 use aws::{DynamoLedger, PlaceRequest, Received, Request, SqsFills, Turn};
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsMessage};
 use futures_util::FutureExt as _;
@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use stopover::cache::Cache;
 use stopover::fill::Filled;
+use stopover::journal::Metric;
 use stopover::operate::{Course, RobotCommand};
 use stopover::ports::{Job, Progress, Work};
 use stopover::values::time::{Clock, Timestamp};

@@ -219,6 +219,11 @@ impl Config {
         self.access.clone().unwrap_or_else(|| AccessConfig::only_here(self.listen.ip()))
     }
 
+    /// Whether callers that are let in may know of an upstream, unless a rule says otherwise.
+    pub fn is_public(&self, upstream: &UpstreamId) -> bool {
+        self.upstreams.get(upstream).is_some_and(|upstream| !upstream.is_private())
+    }
+
     /// The settings of every upstream and of every rule that has settings, each with its name for messages.
     pub fn settings(&self) -> impl Iterator<Item = (String, &UpstreamConfig)> {
         let upstreams = self.upstreams.iter().map(|(id, upstream)| (format!("upstream {id}"), &**upstream));

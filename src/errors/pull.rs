@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::errors::{AccessError, FillError, OverBudget, StoreError, UpstreamError};
+use crate::errors::{AccessError, FillError, Limit, OverBudget, StoreError, UpstreamError};
 use crate::oci::{ErrorCode, InvalidRequest, Observed, Place, Repository};
 use crate::values::served::Served;
 use crate::values::text::{excerpt, without_addresses};
@@ -139,6 +139,15 @@ impl PullError {
             Self::ManifestUnknown(served) => *served == Served::Miss,
             Self::BlobUnknown => true,
             Self::Upstream(error) => error.is_miss(),
+            _ => false,
+        }
+    }
+
+    /// Whether the pull was refused because a quota or a budget is used up.
+    pub fn is_of_quota(&self) -> bool {
+        match self {
+            Self::OverBudget(_) => true,
+            Self::Upstream(error) => error.limit() == Some(Limit::Pulls),
             _ => false,
         }
     }

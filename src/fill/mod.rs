@@ -18,6 +18,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::core::Core;
 use crate::errors::{FillError, StoreError, chain};
+use crate::journal::{Event, EventKind, Metric};
 use crate::membership::Membership;
 use crate::ports::{Attempts, Job, Ledger, Progress, Upload};
 use crate::records::blob::{CLAIM, Claim, decide, noted};
@@ -75,6 +76,19 @@ impl Fill {
     ) -> Result<Filled, FillError> {
         self.core.budgets.check_miss(job.payer)?;
         let filled = self.try_to_run(job, progress, stop).await;
+        let (journal, counters) = (&self.core.journal, self.core.journal.of(Some(&job.repository.upstream)));
+        match &filled {
+            Ok(Filled::Stored) => {
+                counters.add(Metric::Fills, 1);
+                counters.add(Metric::FilledBytes, job.size);
+            }
+            Ok(_) => {}
+            Err(error) => {
+                counters.add(Metric::FailedFills, 1);
+                let event = Event::new(EventKind::FailedFill, &chain(error));
+                journal.note(event.in_repository(&job.repository).of_blob(&job.digest));
+            }
+        }
         if filled.as_ref().is_err_and(FillError::is_miss) {
             // What was begun meanwhile may have used up the rest of the budget.
             _ = self.core.budgets.charge_miss(job.payer);

@@ -9,8 +9,8 @@ use super::*;
 use crate::config::{Cold, Config};
 use crate::local::Files;
 use crate::oci::{Algorithm, Digest};
-use crate::ports::troubled::Troubled;
-use crate::ports::{Blobs, Fills, ImageJob, Listed, Location, Priority, StoredBlob, Watched};
+use crate::ports::troubled::{NoFills, Troubled};
+use crate::ports::{Blobs, Location, Priority, StoredBlob};
 
 fn record(state: BlobState) -> BlobRecord {
     BlobRecord { attempts: 2, ..BlobRecord::new(state) }
@@ -51,31 +51,6 @@ async fn world_on(blobs: Arc<dyn Blobs>, data: TempDir, claimed: bool, overtaken
     ledger.overtaken.store(overtaken, Ordering::SeqCst);
     let claim = HeldClaim { ledger: shared, clock, job, owner: "me".into(), open: true };
     World { fill, ledger, claim, _data: data }
-}
-
-struct NoFills;
-
-#[async_trait]
-impl Fills for NoFills {
-    async fn request(&self, _: &[Job]) -> Result<(), StoreError> {
-        Ok(())
-    }
-
-    async fn request_images(&self, _: &[ImageJob]) -> Result<(), StoreError> {
-        Ok(())
-    }
-
-    async fn request_now(&self, _: &Job) -> Result<Option<Watched>, StoreError> {
-        Ok(None)
-    }
-
-    async fn list(&self) -> Result<Listed, StoreError> {
-        Ok(Listed::default())
-    }
-
-    async fn retry(&self) -> Result<usize, StoreError> {
-        Ok(0)
-    }
 }
 
 struct Panicking;

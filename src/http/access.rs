@@ -86,6 +86,13 @@ impl Caller {
         }
     }
 
+    /// Whether the policy lets the caller pull this.
+    pub(super) fn may_pull(&self, cache: &Cache, repository: &Repository) -> bool {
+        let Ok(upstream) = cache.core.upstreams.get(repository) else { return false };
+        let (policy, private) = (&cache.access.config.policy, upstream.config().is_private());
+        policy.decide(&self.principal, self.address, repository, private).allowed()
+    }
+
     /// Refuses what the caller may not pull. An anonymous caller is asked to log in first, if logins are configured.
     pub(super) fn check(&self, cache: &Cache, repository: &Repository, record: &mut Record) -> Result<(), PullError> {
         let private = cache.core.upstreams.get(repository)?.config().is_private();

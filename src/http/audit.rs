@@ -54,6 +54,11 @@ impl Record {
         Self { address: source(parts).address, endpoint, ..Self::default() }
     }
 
+    /// The repository that was asked for, once the policy has decided.
+    pub(super) fn repository(&self) -> Option<&Repository> {
+        self.decided.as_ref().map(|decided| &decided.repository)
+    }
+
     /// Notes the decision of the policy.
     pub(super) fn decided(&mut self, repository: &Repository, private: bool, decision: &Decision<'_>) {
         let (repository, rule) = (repository.clone(), decision.name().to_owned());

@@ -2,12 +2,14 @@
 
 mod access;
 mod audit;
+mod health;
 mod listing;
 mod operator;
 mod prefetch;
 mod retention;
 mod robots;
 mod stream;
+mod watch;
 
 use std::io;
 use std::net::SocketAddr;
@@ -36,6 +38,7 @@ use audit::Record;
 use crate::cache::Cache;
 use crate::errors::{PullError, StoreError, UpstreamError, chain};
 use crate::identity::Peer;
+use crate::journal::{Event, EventKind, Metric};
 use crate::oci::{Digest, ErrorCode, InvalidRequest, Manifest, Operation, Repository, Request, RequestedRange};
 use crate::ports::Priority;
 use crate::pull::{Content, PulledBlob, PulledManifest, Want};
@@ -97,6 +100,7 @@ async fn answer(State(cache): State<Arc<Cache>>, request: http::Request<Body>) -
         return refuse_page(&request);
     }
     let parsed = Request::parse(&request.method, request.uri.path(), request.uri.query());
+    let is_pull = parsed.as_ref().is_ok_and(Request::is_pull);
     let mut record = Record::default();
     let outcome = match parsed {
         Ok(parsed) => pull(&cache, &parsed, &request, &mut record).await,
@@ -107,11 +111,35 @@ async fn answer(State(cache): State<Arc<Cache>>, request: http::Request<Body>) -
         Err(error) => (refuse(&cache, &error, &request), Some(error)),
     };
     record.pulled(&request.method, &response, error.as_ref());
+    count(&cache, record.repository(), is_pull, &response, error.as_ref());
     tracing::debug!(
         http.method = %request.method, http.path = request.uri.path(), http.status = response.status().as_u16(),
         served = response.headers().get(SERVED).and_then(|served| served.to_str().ok()), "answered"
     );
     response
+}
+
+/// Counts how a request was answered. What was refused because a quota or a budget is used up is an event, too.
+fn count(
+    cache: &Cache,
+    repository: Option<&Repository>,
+    is_pull: bool,
+    response: &Response,
+    error: Option<&PullError>,
+) {
+    let journal = &cache.core.journal;
+    let counters = journal.of(repository.map(|repository| &repository.upstream));
+    // Without a repository it was a ping, which is no hit.
+    let served = response.headers().get(SERVED).filter(|_| repository.is_some());
+    let served = served.and_then(|served| served.to_str().ok()).unwrap_or_default();
+    for metric in Metric::of_answer(response.status().as_u16(), served, is_pull) {
+        counters.add(metric, 1);
+    }
+    if let (Some(repository), Some(error)) = (repository, error)
+        && error.is_of_quota()
+    {
+        journal.note(Event::new(EventKind::RefusedPull, error).in_repository(repository));
+    }
 }
 
 async fn pull(

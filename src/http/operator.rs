@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::access::Caller;
 use super::audit::Record;
-use super::{NO_STORE, prefetch, refuse, retention, robots};
+use super::{NO_STORE, health, prefetch, refuse, retention, robots, watch};
 use crate::cache::Cache;
 use crate::errors::{StoreError, chain};
 use crate::oci::Digest;
@@ -28,9 +28,11 @@ pub(super) fn routes() -> Router<Arc<Cache>> {
         .route("/_stopover/fills", get(fills))
         .route("/_stopover/fills/retry", post(retry_fills))
         .route("/_stopover/fills/{digest}", get(fill))
+        .merge(health::routes())
         .merge(prefetch::routes())
         .merge(retention::routes())
         .merge(robots::routes())
+        .merge(watch::routes())
 }
 
 /// How much is left of each upstream's quota, and which breakers are open. Every caller that is let in sees the public

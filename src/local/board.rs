@@ -8,7 +8,8 @@ use tokio::task::AbortHandle;
 
 use super::order::Order;
 use crate::oci::{Digest, Repository};
-use crate::ports::{Job, Progress};
+use crate::ports::{Job, Load, Progress};
+use crate::values::time::Timestamp;
 
 /// The fills that are in the queue, from request to end.
 pub(super) struct Board {
@@ -35,6 +36,19 @@ impl Board {
         };
         jobs.iter().filter(|job| admit(job)).cloned().collect()
     }
+
+    /// How many fills wait, run and rest.
+    pub(super) fn load(&self) -> Load {
+        let mut load = Load { oldest: self.fills.values().map(|fill| fill.since).min(), ..Load::default() };
+        for fill in self.fills.values() {
+            match fill.phase {
+                Phase::Waiting => load.waiting += 1,
+                Phase::Running => load.running += 1,
+                Phase::Resting(_) => load.resting += 1,
+            }
+        }
+        load
+    }
 }
 
 pub(super) struct Fill {
@@ -44,6 +58,8 @@ pub(super) struct Fill {
     /// not in the other, and permission that was proven for one is not proven for the other.
     pub(super) others: VecDeque<RequestedFill>,
     pub(super) phase: Phase,
+    /// When it was requested first.
+    pub(super) since: Timestamp,
     pub(super) _open: Open,
 }
 
@@ -147,7 +163,7 @@ mod tests {
         let open = watch::Sender::new(0);
         for number in 0..QUEUED_FOR_CALLER - 2 {
             let (now, others) = (RequestedFill::new(job(number, Some(1))), VecDeque::new());
-            let fill = Fill { now, others, phase: Phase::Waiting, _open: Open::new(&open) };
+            let fill = Fill { now, others, phase: Phase::Waiting, since: Timestamp(0), _open: Open::new(&open) };
             board.fills.insert(job(number, None).digest, fill);
         }
         let more: Vec<Job> = (0..3).map(|number| job(QUEUED_FOR_CALLER + number, Some(1))).collect();

@@ -134,6 +134,10 @@ impl Blobs for Files {
         blocking(open).await
     }
 
+    async fn check_room(&self) -> Result<(), StoreError> {
+        check_space(&self.unpublished, 0)
+    }
+
     async fn begin(
         &self,
         digest: &Digest,

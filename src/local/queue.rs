@@ -19,7 +19,7 @@ use crate::cache::Cache;
 use crate::errors::{FillError, StoreError, chain};
 use crate::fill::Filled;
 use crate::oci::{Digest, UpstreamId};
-use crate::ports::{Fills, GivenUp, ImageJob, Job, Listed, Progress, Requested, Watched};
+use crate::ports::{Fills, GivenUp, ImageJob, Job, Listed, Load, Progress, Requested, Watched};
 use crate::records::blob::CLAIM;
 use crate::values::time::Clock;
 
@@ -125,7 +125,14 @@ impl Queue {
                 Entry::Vacant(free) => {
                     order.insert(&job);
                     let (others, open) = (VecDeque::new(), Open::new(&self.open));
-                    free.insert(Fill { now: RequestedFill::new(job), others, phase: Phase::Waiting, _open: open });
+                    let since = self.clock.now();
+                    free.insert(Fill {
+                        now: RequestedFill::new(job),
+                        others,
+                        phase: Phase::Waiting,
+                        since,
+                        _open: open,
+                    });
                 }
             }
         }
@@ -312,6 +319,10 @@ impl Fills for Handle {
             Requested { job, written, given_up: given_up.map(|reason| GivenUp { reason: Some(reason) }) }
         };
         Ok(Listed { fills: fills.into_iter().map(requested).collect(), images: Vec::new() })
+    }
+
+    fn load(&self) -> Option<Load> {
+        Some(self.0.board().load())
     }
 
     async fn retry(&self) -> Result<usize, StoreError> {

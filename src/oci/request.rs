@@ -35,6 +35,13 @@ pub enum Operation {
     Referrers(Name, Digest, Option<String>),
 }
 
+impl Request {
+    /// Whether it is what quotas count: GET of a manifest.
+    pub fn is_pull(&self) -> bool {
+        !self.head && matches!(self.operation, Operation::Manifest(..))
+    }
+}
+
 impl Operation {
     /// The repository, as the path names it; a ping has none.
     pub fn name(&self) -> Option<&Name> {

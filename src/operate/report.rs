@@ -9,7 +9,7 @@ use super::Operate;
 use crate::errors::StoreError;
 use crate::oci::{Digest, Platforms, Reference};
 use crate::ports::{ImageJob, Listed, Priority, Requested};
-use crate::records::gauge::{Break, Cause, Gauge};
+use crate::records::gauge::{Break, Gauge};
 use crate::records::{BlobRecord, BlobState};
 use crate::upstream::Upstream;
 use crate::values::time::Timestamp;
@@ -58,10 +58,7 @@ impl QuotaReport {
         let open = |stops: &str, broken: &Option<Break>| {
             broken.as_ref().filter(|broken| now < broken.until).map(|broken| BreakerReport {
                 stops: stops.to_owned(),
-                cause: match &broken.cause {
-                    Cause::Limited(limit) => format!("upstream limits our {limit}"),
-                    Cause::Failing(reason) => reason.clone(),
-                },
+                cause: broken.cause.to_string(),
                 seconds_left: broken.until.after(now).as_secs(),
             })
         };
@@ -162,6 +159,17 @@ impl fmt::Display for SweepReport {
         }
         Ok(())
     }
+}
+
+/// What the last sweep of a process has found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LastSweep {
+    /// When it finished.
+    pub at: Timestamp,
+    /// How many bytes the removed blobs had.
+    pub freed_bytes: u64,
+    /// How many bytes of blobs are kept.
+    pub kept_bytes: u64,
 }
 
 /// The state of a fill.

@@ -2,6 +2,7 @@
 //! a pull uses meanwhile stays, or is filled again.
 
 use std::collections::HashSet;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use futures_util::stream::BoxStream;
@@ -9,8 +10,9 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::Operate;
 use crate::errors::{StoreError, chain};
+use crate::journal::Metric;
 use crate::oci::{Digest, Reference, Repository};
-use crate::operate::report::SweepReport;
+use crate::operate::report::{LastSweep, SweepReport};
 use crate::operate::retention::{Batch, Census, Course, Doomed, Task};
 use crate::records::blob::{REMOVING, noted as used};
 use crate::records::{BlobRecord, BlobState, Entry, StoredManifest, Versioned};
@@ -67,6 +69,12 @@ impl Operate {
             return Ok((report, kept));
         }
         let uploads = self.core.blobs.abandon(&uploads, IDLE).await?;
+        if course.is_none() {
+            let (freed_bytes, kept_bytes) = (report.freed_bytes, report.kept_bytes);
+            let swept = LastSweep { at: self.core.clock.now(), freed_bytes, kept_bytes };
+            *self.swept.lock().unwrap_or_else(PoisonError::into_inner) = Some(swept);
+            self.core.journal.of(None).add(Metric::Sweeps, 1);
+        }
         tracing::info!(
             tags = report.tags,
             manifests = report.manifests.len(),

@@ -29,6 +29,11 @@ pub trait Blobs: Send + Sync {
     /// can tell without a request that it is not there.
     async fn locate(&self, digest: &Digest) -> Result<Option<Location>, StoreError>;
 
+    /// Whether there is room for more: `Err` says that nothing new can be stored. Needs no network.
+    async fn check_room(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// Begins to store a blob of `size` bytes. `progress` receives [`Progress::Growing`] where the adapter lets readers
     /// follow.
     async fn begin(

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use crate::errors::{FillError, StoreError};
 use crate::identity::Payer;
 use crate::oci::{Digest, Platforms, Reference, Repository};
+use crate::values::time::Timestamp;
 
 /// One blob to copy from upstream into storage.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -86,6 +87,19 @@ pub struct Listed {
     pub images: Vec<ImageJob>,
 }
 
+/// How many fills of this process have not ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Load {
+    /// Fills that copy.
+    pub running: usize,
+    /// Fills that wait for a place.
+    pub waiting: usize,
+    /// Fills whose last attempt has failed, until the next one.
+    pub resting: usize,
+    /// When the oldest of them was requested; of those that an earlier process has left, when this one started.
+    pub oldest: Option<Timestamp>,
+}
+
 /// A fill that is not tried again until it is requested again.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct GivenUp {
@@ -109,6 +123,11 @@ pub trait Fills: Send + Sync {
 
     /// What was given up, and what is still to be filled as far as the adapter can tell (SQS cannot).
     async fn list(&self) -> Result<Listed, StoreError>;
+
+    /// How many fills have not ended, without asking for it. `None`: they run in other processes.
+    fn load(&self) -> Option<Load> {
+        None
+    }
 
     /// Requests again what was given up, and returns how many fills and images those were.
     async fn retry(&self) -> Result<usize, StoreError>;

@@ -17,7 +17,7 @@ use futures_util::stream::BoxStream;
 pub use attempts::Attempts;
 pub use blobs::{Blobs, Location, SignedUrl, StoredBlob, Upload};
 pub use cloud::{Cloud, IssuedLogin, SecretVersion};
-pub use fills::{Fills, GivenUp, ImageJob, Job, Listed, Priority, Progress, Requested, Watched, Work};
+pub use fills::{Fills, GivenUp, ImageJob, Job, Listed, Load, Priority, Progress, Requested, Watched, Work};
 
 use crate::errors::StoreError;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};

@@ -1,4 +1,4 @@
-//! A ledger in trouble, for tests: it does not answer, or others overtake every conditional write.
+//! A ledger in trouble, and no queue, for tests: it does not answer, or others overtake every conditional write.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
-use super::Ledger;
+use super::{Fills, ImageJob, Job, Ledger, Listed, Watched};
 use crate::errors::StoreError;
 use crate::local::EmbeddedLedger;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
@@ -169,5 +169,31 @@ impl Ledger for Troubled {
             return Ok(None);
         }
         self.inner.swap_gauge(key, expected, gauge).await
+    }
+}
+
+/// A queue that loses what is requested.
+pub(crate) struct NoFills;
+
+#[async_trait]
+impl Fills for NoFills {
+    async fn request(&self, _: &[Job]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn request_images(&self, _: &[ImageJob]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn request_now(&self, _: &Job) -> Result<Option<Watched>, StoreError> {
+        Ok(None)
+    }
+
+    async fn list(&self) -> Result<Listed, StoreError> {
+        Ok(Listed::default())
+    }
+
+    async fn retry(&self) -> Result<usize, StoreError> {
+        Ok(0)
     }
 }

@@ -4,6 +4,7 @@
 //! One gauge is of an upstream as a whole. What is asked of it, and each repository, has breakers of its own in memory,
 //! by the same rules: [`Outcome::scope`] says which of them an outcome is about.
 
+use std::fmt;
 use std::time::Duration;
 
 use http::HeaderMap;
@@ -87,6 +88,13 @@ pub struct Break {
     pub cause: Cause,
 }
 
+impl Break {
+    /// Whether there were so many failures that upstream is not asked.
+    pub fn is_open(&self) -> bool {
+        self.failures >= PATIENCE
+    }
+}
+
 /// Why an upstream is not asked.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -95,6 +103,15 @@ pub enum Cause {
     Limited(Limit),
     /// It fails, in these words.
     Failing(String),
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Limited(limit) => write!(formatter, "upstream limits our {limit}"),
+            Self::Failing(reason) => formatter.write_str(reason),
+        }
+    }
 }
 
 /// Whether a request may be sent.
@@ -168,7 +185,7 @@ impl Gauge {
         let mut probes = false;
         let manifests = if kind == Kind::Manifest { probe.manifests.as_mut() } else { None };
         for broken in [probe.requests.as_mut(), manifests].into_iter().flatten() {
-            if broken.failures < PATIENCE {
+            if !broken.is_open() {
                 continue;
             }
             if now < broken.until {
@@ -271,6 +288,11 @@ impl Gauge {
 }
 
 impl Quota {
+    /// What is left, in percent of the window.
+    pub fn percent(&self) -> u64 {
+        self.reading.remaining.saturating_mul(100) / self.limit.max(1)
+    }
+
     /// Reads `ratelimit-limit: 100;w=21600`, `ratelimit-remaining: 76;w=21600` and `docker-ratelimit-source`. Headers
     /// of another form count as absent.
     pub fn read(headers: &HeaderMap, now: Timestamp) -> Option<Self> {

@@ -12,6 +12,7 @@ use super::meter::Meter;
 use super::token::{Challenge, Tokens};
 use super::trouble::Troubles;
 use crate::config::UpstreamConfig;
+use crate::journal::{Journal, Metric};
 use crate::oci::{Name, Reference, UpstreamId};
 use crate::ports::Ledger;
 use crate::records::GaugeKey;
@@ -56,6 +57,7 @@ pub struct UpstreamNews<'a> {
 
 pub(super) struct Account {
     clock: Clock,
+    journal: Arc<Journal>,
     pub(super) key: GaugeKey,
     pub(super) login: UpstreamLogin,
     pub(super) tokens: Tokens,
@@ -85,10 +87,15 @@ struct News {
 }
 
 impl Account {
-    pub(super) fn new(upstream: &UpstreamId, login: UpstreamLogin, clock: &Clock, ledger: &Arc<dyn Ledger>) -> Self {
+    pub(super) fn new(
+        upstream: &UpstreamId,
+        login: UpstreamLogin,
+        (clock, journal): (&Clock, &Arc<Journal>),
+        ledger: &Arc<dyn Ledger>,
+    ) -> Self {
         let key = GaugeKey { upstream: upstream.clone(), credential: login.name().to_owned() };
         Self {
-            meter: Meter::new(key.clone(), Arc::clone(ledger), clock.clone()),
+            meter: Meter::new(key.clone(), Arc::clone(ledger), clock.clone(), Arc::clone(journal)),
             troubles: Troubles::new(clock.clone()),
             tokens: Tokens::new(clock.clone()),
             anonymous_tokens: Tokens::new(clock.clone()),
@@ -99,6 +106,7 @@ impl Account {
             quota: Mutex::default(),
             news: Mutex::default(),
             clock: clock.clone(),
+            journal: Arc::clone(journal),
             key,
             login,
         }
@@ -147,6 +155,7 @@ impl Account {
     /// Notes that upstream has sent a manifest, which is what quotas count.
     pub(super) fn note_pull(&self) {
         self.news().pulls += 1;
+        self.journal.of(Some(&self.key.upstream)).add(Metric::PullsSpent, 1);
     }
 
     /// What is new since this was last called.

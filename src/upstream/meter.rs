@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::errors::{Limit, StoreError, UpstreamError, chain};
+use crate::journal::{Event, EventKind, Journal};
 use crate::ports::{Attempts, Ledger};
 use crate::records::gauge::{Break, Cause, Gauge, Kind, Outcome, PROBE, Permit, Quota};
 use crate::records::{GaugeKey, Versioned};
@@ -30,6 +31,7 @@ pub(super) struct Meter {
     key: GaugeKey,
     ledger: Arc<dyn Ledger>,
     clock: Clock,
+    journal: Arc<Journal>,
     /// Locked for short reads and writes in memory, never while the ledger is asked.
     known: Mutex<GaugeState>,
     /// Held by the exchange with the ledger that is under way, so that no older answer replaces a newer one.
@@ -87,8 +89,8 @@ impl GaugeState {
 }
 
 impl Meter {
-    pub(super) fn new(key: GaugeKey, ledger: Arc<dyn Ledger>, clock: Clock) -> Self {
-        Self { key, ledger, clock, known: Mutex::default(), exchange: tokio::sync::Mutex::default() }
+    pub(super) fn new(key: GaugeKey, ledger: Arc<dyn Ledger>, clock: Clock, journal: Arc<Journal>) -> Self {
+        Self { key, ledger, clock, journal, known: Mutex::default(), exchange: tokio::sync::Mutex::default() }
     }
 
     /// Refuses a background request when only the reserve of the quota is left.
@@ -178,11 +180,37 @@ impl Meter {
         let now = self.clock.now();
         let worth_writing = {
             let mut known = self.known();
-            known.note(kind, outcome, quota, now) && !known.rests(now)
+            let before = known.gauge.clone();
+            let worth_writing = known.note(kind, outcome, quota, now) && !known.rests(now);
+            self.tell(&before, &known.gauge);
+            worth_writing
         };
         if worth_writing {
             self.exchange(self.write()).await;
         }
+    }
+
+    /// Notes as an event that a breaker has opened or closed.
+    fn tell(&self, before: &Gauge, after: &Gauge) {
+        let breakers = [
+            ("no manifests are asked for", "manifests are asked for again", &before.manifests, &after.manifests),
+            ("nothing is asked for", "upstream is asked again", &before.requests, &after.requests),
+        ];
+        for (opened, closed, before, after) in breakers {
+            let event = match (before.as_ref().is_some_and(Break::is_open), after) {
+                (false, Some(broken)) if broken.is_open() => {
+                    Event::new(EventKind::BreakerOpened, &format!("{opened}: {}", broken.cause))
+                }
+                (true, None) => Event::new(EventKind::BreakerClosed, &closed),
+                _ => continue,
+            };
+            self.journal.note(event.at_upstream(&self.key.upstream));
+        }
+    }
+
+    /// The gauge as far as this process knows.
+    pub(super) fn known_gauge(&self) -> Gauge {
+        self.known().gauge.clone()
     }
 
     /// Reads what other processes have noted, unless that was done recently. While one request reads, others use the

@@ -36,7 +36,10 @@ use standing::{Said, Standings, says, says_if_any};
 use crate::config::{Config, DEFAULT_UPSTREAM, Places};
 use crate::errors::{PullError, UpstreamError};
 use crate::identity::policy::Policy;
-use crate::oci::{Digest, InvalidRequest, Manifest, Name, Observed, Operation, Place, Reference, Repository, Request};
+use crate::journal::Journal;
+use crate::oci::{
+    Digest, InvalidRequest, Manifest, Name, Observed, Operation, Place, Reference, Repository, Request, UpstreamId,
+};
 use crate::ports::{Cloud, Ledger};
 use crate::records::gauge::Gauge;
 use crate::values::served::Served;
@@ -60,7 +63,7 @@ impl Upstreams {
     /// `cloud` issues credentials where none are configured and the registry is its own, and keeps passwords.
     pub fn new(
         config: &Config,
-        clock: &Clock,
+        (clock, journal): (&Clock, &Arc<Journal>),
         ledger: &Arc<dyn Ledger>,
         cloud: Option<&Arc<dyn Cloud>>,
     ) -> Result<Self, UpstreamError> {
@@ -72,7 +75,7 @@ impl Upstreams {
             let known = accounts.iter().find(|account| account.is_of(&place.upstream, config));
             let account = known.cloned().unwrap_or_else(|| {
                 let login = UpstreamLogin::new(config, cloud, clock);
-                let account = Arc::new(Account::new(&place.upstream, login, clock, ledger));
+                let account = Arc::new(Account::new(&place.upstream, login, (clock, journal), ledger));
                 accounts.push(Arc::clone(&account));
                 account
             });
@@ -275,6 +278,11 @@ impl Upstreams {
     /// What this process has learned of each upstream since this was last called, without asking storage.
     pub fn take_news(&self) -> impl Iterator<Item = UpstreamNews<'_>> {
         self.accounts.iter().map(|account| account.take_news())
+    }
+
+    /// The gauge of each account as far as this process knows, without asking storage.
+    pub fn known_gauges(&self) -> impl Iterator<Item = (&UpstreamId, Gauge)> {
+        self.accounts.iter().map(|account| (&account.key.upstream, account.meter.known_gauge()))
     }
 
     /// The gauges of all upstreams, for operators: one for each credential. Upstreams of a built-in family are listed

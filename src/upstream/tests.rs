@@ -30,7 +30,7 @@ fn upstreams(text: &str) -> Upstreams {
     std::fs::write(&file, text).unwrap();
     let config = Config::load(Some(&file), Cold::Redirect, |secret| secret.read(|_| None)).unwrap();
     let ledger: Arc<dyn Ledger> = Arc::new(EmbeddedLedger::open(&data.path().join("ledger")).unwrap());
-    Upstreams::new(&config, &Clock::default(), &ledger, None).unwrap()
+    Upstreams::new(&config, (&Clock::default(), &Arc::new(Journal::new([], Clock::default()))), &ledger, None).unwrap()
 }
 
 fn repository(upstreams: &Upstreams, path: &str) -> Result<String, PullError> {

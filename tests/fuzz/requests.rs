@@ -167,7 +167,8 @@ fn upstreams() -> Arc<Upstreams> {
     data.path().clone_into(&mut config.data_dir);
     let upstreams = runtime.block_on(async {
         let local = Local::open(config.clone(), Clock::default()).await.expect("it is empty");
-        Upstreams::new(&config, &Clock::default(), &local.cache.core.ledger, None)
+        let core = &local.cache.core;
+        Upstreams::new(&config, (&Clock::default(), &core.journal), &core.ledger, None)
     });
     Arc::new(upstreams.expect("they can be asked"))
 }

@@ -92,6 +92,22 @@ pub(crate) enum Command {
         #[command(flatten)]
         asked: ServerArguments,
     },
+    /// Show what a cache does: its upstreams and their quotas, its fills, what it has saved; ends with 1 if it is not ready
+    Status {
+        /// Print JSON: what `GET /_stopover/status` answers
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        asked: ServerArguments,
+    },
+    /// Show what has failed lately, why, and what to do about it
+    Events {
+        /// Print JSON: what `GET /_stopover/events` answers
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        asked: ServerArguments,
+    },
     /// Show how much is left of each upstream's quota
     Quota {
         #[command(flatten)]

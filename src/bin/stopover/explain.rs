@@ -10,6 +10,7 @@ use stopover::config::Config;
 use stopover::errors::PullError;
 use stopover::identity::policy::{Decision, Rule};
 use stopover::identity::{Peer, Principal, VpcEndpoint};
+use stopover::journal::Journal;
 use stopover::local::EmbeddedLedger;
 use stopover::oci::{Operation, Request};
 use stopover::ports::Ledger;
@@ -69,7 +70,8 @@ impl ExplainArguments {
         // No upstream is asked and nothing is stored: only the settings of the upstreams are needed.
         let scratch = tempfile::TempDir::new()?;
         let ledger: Arc<dyn Ledger> = Arc::new(EmbeddedLedger::open(&scratch.path().join("ledger.redb"))?);
-        let upstreams = Upstreams::new(config, &Clock::default(), &ledger, None)?;
+        let clock = Clock::default();
+        let upstreams = Upstreams::new(config, (&clock, &Arc::new(Journal::new([], clock.clone()))), &ledger, None)?;
         let request = Request::image(&image)?;
         let Operation::Manifest(name, _) = &request.operation else { anyhow::bail!("{image:?} is no image") };
         let repository = match upstreams.repository(&request, name) {

@@ -74,6 +74,8 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
             Ok(std::io::stdout().write_all(describe(&config).as_bytes())?)
         }
         Command::Quota { asked } => ask(&config, Asker::Anyone, asked, async |client| client.quota().await),
+        Command::Status { json, asked } => ask(&config, Asker::Anyone, asked, async |client| client.status(json).await),
+        Command::Events { json, asked } => ask(&config, Asker::Anyone, asked, async |client| client.events(json).await),
         Command::Fills { command, asked } => ask(&config, Asker::Operator, asked, async |client| match command {
             None => client.fills().await,
             Some(FillsCommand::Retry) => client.retry_fills().await,

@@ -27,7 +27,7 @@ fn world() -> World {
 /// The gauge as another process on the same ledger has it.
 fn meter(ledger: &Arc<Troubled>, clock: &Clock) -> Meter {
     let key = GaugeKey { upstream: "docker.io".parse().unwrap(), credential: "me".into() };
-    Meter::new(key, Arc::clone(ledger) as Arc<dyn Ledger>, clock.clone())
+    Meter::new(key, Arc::clone(ledger) as Arc<dyn Ledger>, clock.clone(), Arc::new(Journal::new([], clock.clone())))
 }
 
 fn set(switch: &AtomicBool, on: bool) {

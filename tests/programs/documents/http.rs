@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
+use stopover::journal::Metric;
 
 use super::{Document, rows, sources};
 
@@ -43,6 +44,21 @@ fn the_reference_of_headers_has_every_header_of_our_own() -> Result<()> {
     let spans: Vec<String> = document.spans().iter().map(|span| span.to_lowercase()).collect();
     for header in headers {
         ensure!(spans.iter().any(|span| span.split(':').next() == Some(header)), "{} has no {header}", document.name());
+    }
+    Ok(())
+}
+
+#[test]
+fn the_reference_of_endpoints_has_every_metric() -> Result<()> {
+    let sources = sources("src/operate", "rs")?;
+    let written = sources.split('"').filter(|text| text.starts_with("stopover_")).map(str::to_owned);
+    let counted = Metric::BY_UPSTREAM.map(|(metric, _)| format!("{}_total", metric.in_prometheus()));
+    let names: BTreeSet<String> = written.chain(counted).collect();
+    ensure!(names.len() > 15, "{names:?}");
+    let document = Document::read("docs/reference/endpoints.md")?;
+    let spans = document.spans();
+    for name in names {
+        ensure!(spans.contains(&name), "{} has no {name}", document.name());
     }
     Ok(())
 }

@@ -59,6 +59,9 @@ async fn a_full_disk_serves_what_is_stored_and_passes_on_what_upstream_says() ->
     }
     fill_up(stopover.data());
     client.get(url("tags/list")).send().await?.error_for_status()?;
+    let health = format!("http://{}/_stopover/health/ready", stopover.address());
+    let health = client.get(health).send().await?.error_for_status()?.text().await?;
+    ensure!(health == r#"{"ready":true,"reasons":["the disk is full: new blobs are not stored"]}"#, "{health}");
     // Once there is room again, everything is stored as ever.
     fs::remove_file(stopover.data().join("filler"))?;
     let stored = async || client.get(url(&layer)).send().await?.error_for_status();

@@ -289,3 +289,79 @@ async fn the_file_of_a_deployment_on_aws_can_be_checked_where_it_is_not_served()
     }
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_and_events_are_shown_in_words_and_as_json() -> anyhow::Result<()> {
+    let upstream = Scripted::start()?;
+    upstream.quota(100, 50);
+    let image = upstream.image("a", "v1", &[b"layer"]);
+    let (layer, _) = &image.blobs[1];
+    let installation = Installation::for_upstream(&upstream.url())?;
+    let stopover = installation.start().await?;
+    let (status, text) = stopover.run(&["events"]).await?;
+    ensure!(status.success() && text == "nothing has failed since the cache was started\n", "{status}\n{text}");
+    upstream.fault(layer.as_str(), Fault::Status(404, vec![], String::new()));
+    let server = format!("http://{}", stopover.address());
+    for _ in 0..3 {
+        let manifest = reqwest::get(format!("{server}/v2/{UPSTREAM}/a/manifests/v1"));
+        manifest.await?.error_for_status()?;
+    }
+    until_said(&stopover, "failed: ").await?;
+    // Over the socket as an operator, and from elsewhere as a caller.
+    for there in [None, Some(["--server", &server])] {
+        let ask = async |arguments: &[&str]| match there {
+            None => stopover.run(arguments).await,
+            Some(there) => run(&[arguments, &there[..]].concat()).await,
+        };
+        let (status, text) = ask(&["status"]).await?;
+        ensure!(status.success() && text.starts_with("stopover  ") && text.contains(", ready\n"), "{status}\n{text}");
+        for line in
+            ["requests  66% from the cache: 2 hits, 0 revalidated, 0 stale, 1 misses", "pulls     1 spent, 2 saved"]
+        {
+            ensure!(text.contains(line), "{line:?} is not in\n{text}");
+        }
+        let row = text.lines().find(|line| line.starts_with(UPSTREAM)).context("no row of the upstream")?;
+        let cells: Vec<&str> = row.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect();
+        ensure!(cells == [UPSTREAM, "2", "1", "1", "2", "49 of 100", "asked"], "{cells:?}");
+        ensure!(text.contains("1 given up") == there.is_none(), "{text}");
+        let (status, text) = ask(&["events"]).await?;
+        ensure!(status.success() && text.contains(&format!("failed fill  {UPSTREAM}/a@{layer}\n  why: ")), "{text}");
+        ensure!(text.contains("upstream does not have it") == there.is_none(), "{text}");
+        ensure!(text.contains("  do:  ") && text.contains("`stopover fills retry`"), "{text}");
+        let (_, text) = ask(&["status", "--json"]).await?;
+        let json: serde_json::Value = serde_json::from_str(&text)?;
+        ensure!((&json["counts"]["pulls_saved"], &json["ready"]) == (&2.into(), &true.into()), "{text}");
+        let (_, text) = ask(&["events", "--json"]).await?;
+        let json: serde_json::Value = serde_json::from_str(&text)?;
+        ensure!(json["events"][0]["kind"] == "failed_fill" && json["events"][0]["times"] == 1, "{text}");
+    }
+    Ok(())
+}
+
+/// What a server answers that is none of ours, or a cache in front of a hostile upstream.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_shown_does_nothing_to_the_terminal_and_a_cache_that_is_not_ready_ends_with_1() -> anyhow::Result<()> {
+    let server = Scripted::start()?;
+    let hostile = "\u{1b}[2J\u{7}\u{202e}";
+    let event = serde_json::json!({
+        "at": u64::MAX, "first_at": 0, "times": 2, "kind": "failed_fill", "upstream": hostile, "repository": hostile,
+        "digest": hostile, "reason": hostile, "advice": hostile,
+    });
+    let events = serde_json::json!({ "events": [event] }).to_string();
+    let status = serde_json::json!({
+        "version": hostile, "uptime_seconds": u64::MAX, "ready": false, "reasons": [hostile], "counts": {},
+        "hit_percent": null, "upstreams": [{ "upstream": hostile, "counts": { "hits": 1 }, "accounts": [] }],
+        "fills": null, "last_sweep": { "at": u64::MAX, "freed_bytes": 1, "kept_bytes": 1 },
+    });
+    server.page("/_stopover/events", "application/json", &events, None);
+    server.page("/_stopover/status", "application/json", &status.to_string(), None);
+    for (command, well) in [("events", true), ("status", false)] {
+        let (status, text) = run(&[command, "--server", &server.url()]).await?;
+        ensure!(status.success() == well && status.code() == Some(i32::from(!well)), "{status}\n{text}");
+        ensure!(text.contains("\\u{1b}[2J\\u{7}\\u{202e}"), "{text}");
+        ensure!(text.chars().all(|letter| letter == '\n' || !letter.is_control() && letter != '\u{202e}'), "{text:?}");
+    }
+    let (_, text) = run(&["status", "--server", &server.url()]).await?;
+    ensure!(text.contains("the cache is not ready: "), "{text}");
+    Ok(())
+}

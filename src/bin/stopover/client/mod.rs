@@ -12,6 +12,8 @@ mod retention;
 mod robots;
 mod session;
 mod setup;
+mod status;
+mod table;
 mod upstream;
 
 use std::fmt::Write as _;

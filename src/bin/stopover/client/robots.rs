@@ -47,6 +47,7 @@ fn line(robot: &RobotStatus) -> String {
 /// The end of the year 9999: the last time that has a date (RFC 3339, section 1).
 const LAST: u64 = 253_402_300_799;
 
-fn date(at: Timestamp) -> humantime::Rfc3339Timestamp {
+/// A time for people to read.
+pub(super) fn date(at: Timestamp) -> humantime::Rfc3339Timestamp {
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(at.0.min(LAST)))
 }

@@ -1,0 +1,123 @@
+//! `stopover status` and `stopover events`.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::time::Duration;
+
+use anyhow::ensure;
+use serde::Serialize;
+use stopover::operate::report::Bytes;
+use stopover::operate::status::{Counts, EventReport, EventsReport, StatusReport, UpstreamStatus};
+use stopover::values::time::{Timestamp, written};
+
+use super::Client;
+use super::robots::date;
+use super::table::{harmless, table, width};
+
+impl Client {
+    /// What the cache does. Fails if it is not ready, once that is printed.
+    pub(crate) async fn status(&self, json: bool) -> anyhow::Result<String> {
+        let status: StatusReport = self.ask(self.http.get(self.url("status"))).await?;
+        let text = if json { pretty(&status)? } else { describe(&status, width()) };
+        std::io::stdout().write_all(text.as_bytes())?;
+        ensure!(status.health.ready, "the cache is not ready: {}", harmless(&status.health.reasons.join("; ")));
+        Ok(String::new())
+    }
+
+    /// What has failed lately.
+    pub(crate) async fn events(&self, json: bool) -> anyhow::Result<String> {
+        let report: EventsReport = self.ask(self.http.get(self.url("events"))).await?;
+        if json {
+            return pretty(&report);
+        }
+        if report.events.is_empty() {
+            return Ok("nothing has failed since the cache was started\n".into());
+        }
+        Ok(report.events.iter().map(told).collect())
+    }
+}
+
+fn pretty(report: &impl Serialize) -> anyhow::Result<String> {
+    Ok(serde_json::to_string_pretty(report)? + "\n")
+}
+
+/// One event, with why it happened and what to do.
+fn told(event: &EventReport) -> String {
+    let kind = serde_json::to_value(event.kind).ok().and_then(|kind| Some(kind.as_str()?.replace('_', " ")));
+    let mut line = format!("{}  {}", date(Timestamp(event.at)), kind.unwrap_or_default());
+    for place in event.repository.iter().chain(event.upstream.iter().filter(|_| event.repository.is_none())) {
+        let _ = write!(line, "  {}", harmless(place));
+    }
+    if let Some(digest) = &event.digest {
+        let _ = write!(line, "@{}", harmless(digest));
+    }
+    if event.times > 1 {
+        let _ = write!(line, "  {} times since {}", event.times, date(Timestamp(event.first_at)));
+    }
+    format!("{line}\n  why: {}\n  do:  {}\n", harmless(&event.reason), harmless(&event.advice))
+}
+
+fn describe(status: &StatusReport, width: Option<usize>) -> String {
+    let count = |name: &str| status.counts.get(name).copied().unwrap_or_default();
+    let ready = if status.health.ready { "ready" } else { "not ready" };
+    let up = written(Duration::from_secs(status.uptime_seconds));
+    let mut text = format!("stopover  {}, up {up}, {ready}\n", harmless(&status.version));
+    for reason in &status.health.reasons {
+        let _ = writeln!(text, "problem   {}", harmless(reason));
+    }
+    let stored = status.hit_percent.map_or_else(|| "none yet".into(), |percent| format!("{percent}% from the cache"));
+    let _ = writeln!(
+        text,
+        "requests  {stored}: {} hits, {} revalidated, {} stale, {} misses; {} refused, {} failed",
+        count("hits"),
+        count("revalidated"),
+        count("stale"),
+        count("misses"),
+        count("refused"),
+        count("failed")
+    );
+    let (spent, saved, filled) = (count("pulls_spent"), count("pulls_saved"), Bytes(count("filled_bytes")));
+    let _ = writeln!(text, "pulls     {spent} spent, {saved} saved; {} blobs of {filled} copied", count("fills"));
+    if let Some(fills) = &status.fills {
+        let _ = write!(text, "fills     {} running, {} waiting", fills.running, fills.waiting);
+        let _ = write!(text, ", {} resting, {} given up", fills.resting, fills.failed);
+        if let Some(age) = fills.oldest_age_seconds {
+            let _ = write!(text, ", the oldest for {}", written(Duration::from_secs(age)));
+        }
+        text.push('\n');
+    }
+    if let Some(swept) = &status.last_sweep {
+        let at = date(swept.at);
+        let _ = writeln!(
+            text,
+            "stored    {} at the last sweep, {at}, which freed {}",
+            Bytes(swept.kept_bytes),
+            Bytes(swept.freed_bytes)
+        );
+    }
+    let rows: Vec<_> = status.upstreams.iter().filter_map(row).collect();
+    if !rows.is_empty() {
+        text.push('\n');
+        text.push_str(&table(["UPSTREAM", "STORED", "MISSES", "SPENT", "SAVED", "QUOTA LEFT", "STATE"], &rows, width));
+    }
+    text
+}
+
+/// The row of an upstream, unless nothing is known of it.
+fn row(upstream: &UpstreamStatus) -> Option<[String; 7]> {
+    let UpstreamStatus { upstream, counts, accounts } = upstream;
+    let count = |counts: &Counts, name: &str| counts.get(name).copied().unwrap_or_default();
+    let quotas = accounts.iter().filter_map(|account| Some(format!("{} of {}", account.remaining?, account.limit?)));
+    let quotas: Vec<String> = quotas.collect();
+    let breakers = accounts.iter().flat_map(|account| &account.breakers);
+    let states: Vec<String> = breakers
+        .map(|breaker| format!("{} not asked for {} s: {}", breaker.stops, breaker.seconds_left, breaker.cause))
+        .collect();
+    if counts.values().all(|count| *count == 0) && quotas.is_empty() && states.is_empty() {
+        return None;
+    }
+    let stored = ["hits", "revalidated", "stale"].map(|name| count(counts, name)).iter().sum::<u64>();
+    let [misses, spent, saved] = ["misses", "pulls_spent", "pulls_saved"].map(|name| count(counts, name).to_string());
+    let state = if states.is_empty() { "asked".into() } else { states.join("; ") };
+    Some([upstream.clone(), stored.to_string(), misses, spent, saved, quotas.join(", "), state])
+}

@@ -1,0 +1,78 @@
+//! Text for a terminal: tables that fit it, and names that do nothing to it.
+
+use std::io::IsTerminal as _;
+
+use rustix::termios::tcgetwinsize;
+
+/// What stands between two columns.
+const GAP: &str = "  ";
+
+/// How many characters a line of standard output has; `None`: it is no terminal, and lines are as long as they are.
+pub(super) fn width() -> Option<usize> {
+    let output = std::io::stdout();
+    let size = output.is_terminal().then(|| tcgetwinsize(&output).ok()).flatten();
+    size.map(|size| usize::from(size.ws_col)).filter(|width| *width > 0)
+}
+
+/// A text that others wrote, as it may stand on a terminal: control characters and others that are not seen are escaped.
+pub(super) fn harmless(text: &str) -> String {
+    let mut harmless = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '"' | '\'' | '\\' => harmless.push(letter),
+            _ => harmless.extend(letter.escape_debug()),
+        }
+    }
+    harmless
+}
+
+/// Rows below a head, in columns. Lines are cut at `width`: the last column is for what may be long.
+pub(super) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]], width: Option<usize>) -> String {
+    let rows: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(|cell| harmless(cell))).collect();
+    let head = head.map(str::to_owned);
+    let rows: Vec<&[String; N]> = std::iter::once(&head).chain(&rows).collect();
+    let mut widths = [0; N];
+    for row in &rows {
+        for (most, cell) in widths.iter_mut().zip(*row) {
+            *most = cell.chars().count().max(*most);
+        }
+    }
+    let mut text = String::new();
+    for row in rows {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        let line = cells.collect::<Vec<_>>().join(GAP);
+        text.push_str(&cut(line.trim_end(), width));
+        text.push('\n');
+    }
+    text
+}
+
+/// The beginning of a line that is longer than this.
+fn cut(line: &str, width: Option<usize>) -> String {
+    match width {
+        Some(width) if line.chars().count() > width => {
+            line.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+        }
+        _ => line.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_fits_the_terminal_and_names_do_nothing_to_it() {
+        let row = |one: &str, two: &str| [one.to_owned(), two.to_owned()];
+        let rows = [row("a", "1"), row("\u{1b}[2Jb\u{202e}\n", "a reason that is long"), row("ü", "")];
+        let text = table(["NAME", "WHY"], &rows, None);
+        let expected = "NAME                  WHY\n\
+                        a                     1\n\
+                        \\u{1b}[2Jb\\u{202e}\\n  a reason that is long\n\
+                        ü\n";
+        assert_eq!(text, expected);
+        let narrow = table(["NAME", "WHY"], &rows, Some(30));
+        assert!(narrow.lines().all(|line| line.chars().count() <= 30), "{narrow}");
+        assert!(narrow.contains("a reaso…"), "{narrow}");
+    }
+}

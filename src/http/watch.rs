@@ -1,0 +1,83 @@
+//! `GET /_stopover/metrics`, `GET /_stopover/events` and `GET /_stopover/status`.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::request::Parts;
+
+use super::access::Caller;
+use super::audit::Record;
+use super::operator::answer;
+use super::{NO_STORE, refuse};
+use crate::cache::Cache;
+use crate::errors::PullError;
+use crate::journal::Event;
+use crate::operate::status::{EventReport, EventsReport};
+
+pub(super) fn routes() -> Router<Arc<Cache>> {
+    Router::new()
+        .route("/_stopover/metrics", get(metrics))
+        .route("/_stopover/events", get(events))
+        .route("/_stopover/status", get(status))
+}
+
+/// The metrics, for operators. Where there is no login, no scraper could be one: then callers that are let in see what is
+/// about public upstreams.
+async fn metrics(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
+    let (caller, record) = asked(&cache, &parts).await;
+    let let_in = caller.and_then(|caller| {
+        if cache.access.has_logins() {
+            caller.check_operator(&cache)?;
+        }
+        Ok(caller.is_operator)
+    });
+    record.operated(let_in.as_ref().err());
+    match let_in {
+        Ok(all) => {
+            let headers = [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+            ([(CACHE_CONTROL, NO_STORE)], headers, cache.operate.metrics(all)).into_response()
+        }
+        Err(error) => refuse(&cache, &error, &parts),
+    }
+}
+
+/// What has failed lately: all of it for operators, for other callers what they may pull.
+async fn events(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
+    let (caller, record) = asked(&cache, &parts).await;
+    record.operated(caller.as_ref().err());
+    let caller = match caller {
+        Ok(caller) => caller,
+        Err(error) => return refuse(&cache, &error, &parts),
+    };
+    let is_shown = |event: &Event| match (&event.repository, &event.upstream) {
+        _ if caller.is_operator => true,
+        (Some(repository), _) => caller.may_pull(&cache, repository),
+        (None, Some(upstream)) => cache.core.config.is_public(upstream),
+        // The cache itself.
+        (None, None) => false,
+    };
+    let events = cache.core.journal.latest().into_iter().filter(is_shown).map(EventReport::from);
+    let events = events.map(|event| if caller.is_operator { event } else { event.for_guests() }).collect();
+    answer(&EventsReport { events })
+}
+
+/// What this process does: what operators see of it, or any other caller that is let in.
+async fn status(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
+    let (caller, record) = asked(&cache, &parts).await;
+    record.operated(caller.as_ref().err());
+    match caller {
+        Ok(caller) => answer(&cache.operate.status(caller.is_operator).await),
+        Err(error) => refuse(&cache, &error, &parts),
+    }
+}
+
+/// Who asks, and the record of it.
+async fn asked(cache: &Cache, parts: &Parts) -> (Result<Caller, PullError>, Record) {
+    let mut record = Record::of_operation(parts);
+    let caller = Caller::of(cache, parts, &mut record).await;
+    (caller, record)
+}

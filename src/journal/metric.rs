@@ -1,0 +1,148 @@
+//! The names of what is counted, and the counters of a process.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What is counted: the name of a metric, in CloudWatch as it stands here. Prometheus has it as
+/// [`Self::in_prometheus`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Metric {
+    /// Requests that were answered from the cache.
+    Hits,
+    /// Requests for which upstream was asked for something that was not there.
+    Misses,
+    /// Requests for which upstream was asked whether it is still the same.
+    Revalidated,
+    /// Requests that got what upstream said last, because it is in trouble.
+    Stale,
+    /// Answers 429: a budget or a quota is used up.
+    Refused,
+    /// Answers 5xx.
+    Failed,
+    /// Manifests that upstreams have sent: what quotas count.
+    PullsSpent,
+    /// Manifests that clients got and upstream did not send.
+    PullsSaved,
+    /// Blobs that were copied.
+    Fills,
+    /// Their bytes.
+    FilledBytes,
+    /// Attempts to copy a blob, or to request an image, that failed.
+    FailedFills,
+    /// Fills that were put back, because as many as may run at their upstream.
+    PostponedFills,
+    /// Sweeps that have finished.
+    Sweeps,
+    /// What is left of the quota of an upstream.
+    QuotaLeft,
+    /// The same, of what there is in a window.
+    QuotaLeftPercent,
+    /// An upstream is not asked, because it limits us or fails.
+    BreakerOpen,
+}
+
+impl Metric {
+    /// The metrics that are counted by upstream, each with what it says.
+    pub const BY_UPSTREAM: [(Self, &'static str); 11] = [
+        (Self::Hits, "Requests that were answered from the cache."),
+        (Self::Misses, "Requests for which upstream was asked for something that was not there."),
+        (Self::Revalidated, "Requests for which upstream was asked whether it is still the same."),
+        (Self::Stale, "Requests that got what upstream said last, because it is in trouble."),
+        (Self::Refused, "Answers 429: a budget or a quota is used up."),
+        (Self::Failed, "Answers 5xx."),
+        (Self::PullsSpent, "Manifests that upstream has sent: what quotas count."),
+        (Self::PullsSaved, "Manifests that clients got and upstream did not send."),
+        (Self::Fills, "Blobs that were copied."),
+        (Self::FilledBytes, "Bytes of blobs that were copied."),
+        (Self::FailedFills, "Attempts to copy a blob that failed."),
+    ];
+
+    /// What an answer counts as. `served`: its `X-Stopover`. `pull`: it answers GET of a manifest.
+    pub fn of_answer(status: u16, served: &str, pull: bool) -> impl Iterator<Item = Self> {
+        let how = match served {
+            "hit" => Some(Self::Hits),
+            "miss" => Some(Self::Misses),
+            "revalidated" => Some(Self::Revalidated),
+            "stale" => Some(Self::Stale),
+            _ => None,
+        };
+        let refused = match status {
+            429 => Some(Self::Refused),
+            500.. => Some(Self::Failed),
+            _ => None,
+        };
+        let is_saved = pull && (200..300).contains(&status) && how.is_some_and(|how| how != Self::Misses);
+        how.into_iter().chain(refused).chain(is_saved.then_some(Self::PullsSaved))
+    }
+
+    /// Its name in Prometheus: `PullsSpent` is `stopover_pulls_spent`; a counter ends in `_total` there.
+    pub fn in_prometheus(self) -> String {
+        format!("stopover_{}", self.in_status())
+    }
+
+    /// Its name in a status: `PullsSpent` is `pulls_spent`.
+    pub fn in_status(self) -> String {
+        let mut name = String::new();
+        for letter in format!("{self:?}").chars() {
+            if letter.is_ascii_uppercase() && !name.is_empty() {
+                name.push('_');
+            }
+            name.push(letter.to_ascii_lowercase());
+        }
+        name
+    }
+}
+
+/// One counter for each metric.
+#[derive(Debug, Default)]
+pub struct Counters([AtomicU64; Metric::BreakerOpen as usize + 1]);
+
+impl Counters {
+    /// Counts.
+    pub fn add(&self, metric: Metric, count: u64) {
+        if let Some(counter) = self.0.get(metric as usize) {
+            counter.fetch_add(count, Ordering::Relaxed);
+        }
+    }
+
+    /// How much was counted.
+    pub fn get(&self, metric: Metric) -> u64 {
+        self.0.get(metric as usize).map_or(0, |counter| counter.load(Ordering::Relaxed))
+    }
+
+    /// Whether nothing was counted.
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|counter| counter.load(Ordering::Relaxed) == 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Metric::{self, Failed, Hits, Misses, PullsSaved, Refused, Revalidated, Stale};
+
+    #[test]
+    fn an_answer_counts_as_how_it_came_about_and_a_pull_that_upstream_did_not_send_as_saved() {
+        for (status, served, expected) in [
+            (200, "hit", vec![Hits, PullsSaved]),
+            (404, "hit", vec![Hits]),
+            (401, "", vec![]),
+            (200, "miss", vec![Misses]),
+            (404, "miss", vec![Misses]),
+            (200, "revalidated", vec![Revalidated, PullsSaved]),
+            (200, "stale", vec![Stale, PullsSaved]),
+            (304, "revalidated", vec![Revalidated]),
+            (429, "", vec![Refused]),
+            (503, "miss", vec![Misses, Failed]),
+        ] {
+            let counted = |pull| Metric::of_answer(status, served, pull).collect::<Vec<_>>();
+            assert_eq!(counted(true), expected, "{status} {served}");
+            let others: Vec<Metric> = expected.into_iter().filter(|metric| *metric != PullsSaved).collect();
+            assert_eq!(counted(false), others, "{status} {served}");
+        }
+    }
+
+    #[test]
+    fn a_metric_has_one_name_in_two_spellings() {
+        assert_eq!(Metric::PullsSpent.in_prometheus(), "stopover_pulls_spent");
+        assert_eq!(Metric::Fills.in_prometheus(), "stopover_fills");
+    }
+}

@@ -1,0 +1,170 @@
+//! What was counted, in the text format of Prometheus (exposition format 0.0.4).
+
+use std::collections::BTreeMap;
+use std::fmt::{Display, Write as _};
+
+use super::Operate;
+use crate::errors::Limit;
+use crate::journal::Metric;
+use crate::oci::UpstreamId;
+use crate::ports::Load;
+use crate::records::gauge::{Cause, Gauge, Kind, Permit};
+
+impl Operate {
+    /// The metrics of this process. Nothing is asked for them. `all`: also those of private upstreams.
+    pub fn metrics(&self, all: bool) -> String {
+        let (core, now) = (&self.core, self.core.clock.now());
+        let journal = &core.journal;
+        let is_shown = |upstream: &UpstreamId| all || core.config.is_public(upstream);
+        let is_family =
+            |upstream: &UpstreamId| core.config.upstreams.get(upstream).is_some_and(|config| config.family.is_some());
+        let mut text = Text::default();
+        text.one(
+            "stopover_build_info",
+            "gauge",
+            "The version of the program.",
+            &[("version", env!("CARGO_PKG_VERSION"))],
+            1,
+        );
+        text.plain("stopover_start_time_seconds", "gauge", "When the process started.", journal.started_at.0);
+        let used = journal.counters().filter(|(upstream, counters)| !(is_family(upstream) && counters.is_empty()));
+        let used: BTreeMap<_, _> = used.filter(|(upstream, _)| is_shown(upstream)).collect();
+        let other = journal.of(None);
+        for (metric, help) in Metric::BY_UPSTREAM {
+            let name = format!("{}_total", metric.in_prometheus());
+            text.head(&name, "counter", help);
+            for (upstream, counters) in &used {
+                text.sample(&name, &[("upstream", upstream.as_str())], counters.get(metric));
+            }
+            // Answers to what is no request for a repository.
+            if matches!(metric, Metric::Refused | Metric::Failed) {
+                text.sample(&name, &[("upstream", "other")], other.get(metric));
+            }
+        }
+        let gauges = core
+            .upstreams
+            .known_gauges()
+            .filter(|(upstream, gauge)| is_shown(upstream) && !(is_family(upstream) && *gauge == Gauge::default()));
+        // An upstream may be asked as several accounts: the one that has least left, and any that is not asked.
+        let mut accounts: BTreeMap<&UpstreamId, Account> = BTreeMap::new();
+        for (upstream, gauge) in gauges {
+            let Account { left, open } = accounts.entry(upstream).or_default();
+            let said = gauge.quota.as_ref().map(|quota| (quota.reading.remaining, quota.percent()));
+            let (found, is_open) = match gauge.permit(Kind::Manifest, now) {
+                // Whatever it said before, and even where it never names numbers.
+                Permit::Closed(broken) if broken.cause == Cause::Limited(Limit::Pulls) => (Some((0, 0)), true),
+                Permit::Closed(_) => (said, true),
+                Permit::Go | Permit::Probe(_) => (said, false),
+            };
+            *left = left.iter().copied().chain(found).min();
+            *open |= is_open;
+        }
+        let gauges: [(Metric, &str, Value); 3] = [
+            (Metric::QuotaLeft, "Pulls that are left of the quota, as upstream last said.", |account| {
+                account.left.map(|(pulls, _)| pulls)
+            }),
+            (Metric::QuotaLeftPercent, "What is left of the quota, in percent of its window.", |account| {
+                account.left.map(|(_, percent)| percent)
+            }),
+            (
+                Metric::BreakerOpen,
+                "1 while upstream is not asked for manifests, because it limits us or fails.",
+                |account| Some(u64::from(account.open)),
+            ),
+        ];
+        for (metric, help, value) in gauges {
+            let name = metric.in_prometheus();
+            text.head(&name, "gauge", help);
+            for (upstream, account) in &accounts {
+                if let Some(value) = value(account) {
+                    text.sample(&name, &[("upstream", upstream.as_str())], value);
+                }
+            }
+        }
+        if let Some(Load { running, waiting, resting, oldest }) = core.fills.load() {
+            let name = "stopover_fills_open";
+            text.head(name, "gauge", "Fills that have not ended: that run, wait for a place, or rest after a failure.");
+            for (state, fills) in [("running", running), ("waiting", waiting), ("resting", resting)] {
+                text.sample(name, &[("state", state)], fills);
+            }
+            let age = oldest.map_or(0, |oldest| now.after(oldest).as_secs());
+            text.plain(
+                "stopover_oldest_fill_age_seconds",
+                "gauge",
+                "How long ago the oldest of them was requested.",
+                age,
+            );
+        }
+        let sweeps = format!("{}_total", Metric::Sweeps.in_prometheus());
+        text.plain(&sweeps, "counter", "Sweeps that have finished.", other.get(Metric::Sweeps));
+        if let Some(swept) = self.last_sweep() {
+            let (name, help) = ("stopover_last_sweep_timestamp_seconds", "When the last sweep finished.");
+            text.plain(name, "gauge", help, swept.at.0);
+            let (name, help) = ("stopover_kept_bytes", "Bytes that are stored, as the last sweep has counted them.");
+            text.plain(name, "gauge", help, swept.kept_bytes);
+        }
+        let help = "1 while the configuration has a mistake or cannot be read, and the one before it is used.";
+        text.plain("stopover_configuration_error", "gauge", help, u64::from(journal.is_misconfigured()));
+        text.0
+    }
+}
+
+/// The value of a gauge, where there is one.
+type Value = fn(&Account) -> Option<u64>;
+
+/// What is known of our accounts at an upstream.
+#[derive(Default)]
+struct Account {
+    /// Of the one that has least left: pulls, and percent of the window.
+    left: Option<(u64, u64)>,
+    /// Whether one of them is not asked.
+    open: bool,
+}
+
+/// The text: a head for each metric, and below it a line for each sample.
+#[derive(Default)]
+struct Text(String);
+
+impl Text {
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+        let label = |(name, value): &(&str, &str)| format!("{name}=\"{}\"", escaped(value));
+        let labels = labels.iter().map(label).collect::<Vec<_>>().join(",");
+        let _ = match labels.as_str() {
+            "" => writeln!(self.0, "{name} {value}"),
+            labels => writeln!(self.0, "{name}{{{labels}}} {value}"),
+        };
+    }
+
+    fn one(&mut self, name: &str, kind: &str, help: &str, labels: &[(&str, &str)], value: impl Display) {
+        self.head(name, kind, help);
+        self.sample(name, labels, value);
+    }
+
+    fn plain(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
+        self.one(name, kind, help, &[], value);
+    }
+}
+
+/// The value of a label: backslash, quote and line feed are escaped.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_is_escaped_and_a_sample_is_one_line() {
+        let mut text = Text::default();
+        text.one("a_total", "counter", "Help.", &[("b", "\\ \" \n"), ("c", "d")], 7);
+        text.plain("e", "gauge", "Help.", 1);
+        let expected = "# HELP a_total Help.\n# TYPE a_total counter\na_total{b=\"\\\\ \\\" \\n\",c=\"d\"} 7\n\
+                        # HELP e Help.\n# TYPE e gauge\ne 1\n";
+        assert_eq!(text.0, expected);
+    }
+}

@@ -1,0 +1,174 @@
+//! What a cache is doing, and what has failed in it lately: the bodies of `/_stopover/status` and `/_stopover/events`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::Operate;
+use super::health::Health;
+use super::report::{LastSweep, QuotaReport};
+use crate::journal::{Event, EventKind, Metric};
+use crate::oci::UpstreamId;
+use crate::values::text::without_addresses;
+
+/// What a process has counted since it started, by the names of the metrics: `hits`, `pulls_spent` and so on.
+pub type Counts = BTreeMap<String, u64>;
+
+/// The body of `GET /_stopover/status`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// The version of the program.
+    pub version: String,
+    /// Seconds since the process started.
+    pub uptime_seconds: u64,
+    /// Whether clients are answered, and what is wrong.
+    #[serde(flatten)]
+    pub health: Health,
+    /// What was counted at all upstreams that are shown.
+    pub counts: Counts,
+    /// How many requests of a hundred were answered with what is stored; absent before the first one.
+    pub hit_percent: Option<u64>,
+    /// The upstreams that something is known of.
+    pub upstreams: Vec<UpstreamStatus>,
+    /// The fills of this process. Absent unless an operator asks, and where other processes fill.
+    pub fills: Option<FillCounts>,
+    /// What the last sweep of this process has found. Absent unless an operator asks, and before the first one.
+    pub last_sweep: Option<LastSweep>,
+}
+
+/// An upstream in a status.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct UpstreamStatus {
+    /// Its id.
+    pub upstream: String,
+    /// What was counted.
+    pub counts: Counts,
+    /// Quota and breakers, for each account of ours.
+    pub accounts: Vec<QuotaReport>,
+}
+
+/// How many fills have not ended well.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FillCounts {
+    /// Fills that copy.
+    pub running: usize,
+    /// Fills that wait for a place.
+    pub waiting: usize,
+    /// Fills that are tried again after a failure.
+    pub resting: usize,
+    /// Fills that were given up.
+    pub failed: usize,
+    /// How long ago the oldest that has not ended was requested.
+    pub oldest_age_seconds: Option<u64>,
+}
+
+/// One event as a caller sees it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EventReport {
+    /// When it happened last, in seconds since the Unix epoch.
+    pub at: u64,
+    /// When it happened first.
+    pub first_at: u64,
+    /// How often it has happened.
+    pub times: u64,
+    /// What has happened.
+    pub kind: EventKind,
+    /// The upstream that it is about.
+    pub upstream: Option<String>,
+    /// The repository that it is about, as `upstream/name`.
+    pub repository: Option<String>,
+    /// The blob that it is about.
+    pub digest: Option<String>,
+    /// Why it happened.
+    pub reason: String,
+    /// What to do about it.
+    pub advice: String,
+}
+
+/// The body of `GET /_stopover/events`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EventsReport {
+    /// The events that are remembered, the latest first.
+    pub events: Vec<EventReport>,
+}
+
+impl From<Event> for EventReport {
+    fn from(event: Event) -> Self {
+        Self {
+            at: event.at.0,
+            first_at: event.first_at.0,
+            times: event.times,
+            kind: event.kind,
+            upstream: event.upstream.map(|upstream| upstream.to_string()),
+            repository: event.repository.map(|repository| repository.to_string()),
+            digest: event.digest.map(|digest| digest.to_string()),
+            reason: event.reason,
+            advice: event.kind.advice().to_owned(),
+        }
+    }
+}
+
+impl EventReport {
+    /// Leaves out what only operators may see: addresses, and the error texts of upstreams.
+    #[must_use]
+    pub fn for_guests(self) -> Self {
+        let reason = match self.kind {
+            EventKind::RefusedPull => without_addresses(&self.reason),
+            _ => "the operator of this cache sees why".into(),
+        };
+        Self { reason, ..self }
+    }
+}
+
+impl Operate {
+    /// What this process does. `all`: as operators see it; other callers see the public upstreams.
+    pub async fn status(&self, all: bool) -> StatusReport {
+        let (core, now) = (&self.core, self.core.clock.now());
+        let is_shown = |upstream: &UpstreamId| all || core.config.is_public(upstream);
+        let mut accounts: BTreeMap<UpstreamId, Vec<QuotaReport>> = BTreeMap::new();
+        for (upstream, gauge) in core.upstreams.gauges().await {
+            // A rule may make a part of a public upstream private, or ask it as somebody else.
+            if all || !upstream.config().is_private() {
+                let report = QuotaReport::new(upstream, &gauge, now);
+                let report = if all { report } else { report.for_guests() };
+                accounts.entry(upstream.id().clone()).or_default().push(report);
+            }
+        }
+        let counters: BTreeMap<_, _> = core.journal.counters().filter(|(upstream, _)| is_shown(upstream)).collect();
+        let count = |of: &mut dyn Iterator<Item = &UpstreamId>| -> Counts {
+            let of: Vec<_> = of.filter_map(|upstream| counters.get(upstream)).collect();
+            let sum = |metric| of.iter().map(|counters| counters.get(metric)).sum();
+            Metric::BY_UPSTREAM.into_iter().map(|(metric, _)| (metric.in_status(), sum(metric))).collect()
+        };
+        let used = counters.iter().filter(|(_, counters)| !counters.is_empty()).map(|(upstream, _)| *upstream);
+        let known: BTreeSet<&UpstreamId> = used.chain(accounts.keys()).collect();
+        let upstreams = known.into_iter().map(|upstream| UpstreamStatus {
+            upstream: upstream.to_string(),
+            counts: count(&mut std::iter::once(upstream)),
+            accounts: accounts.get(upstream).cloned().unwrap_or_default(),
+        });
+        let (upstreams, counts) = (upstreams.collect(), count(&mut counters.keys().copied()));
+        let [hits, revalidated, stale, misses] =
+            ["hits", "revalidated", "stale", "misses"].map(|name| counts.get(name).copied().unwrap_or_default());
+        let stored = hits + revalidated + stale;
+        StatusReport {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: now.after(core.journal.started_at).as_secs(),
+            health: self.health().await,
+            hit_percent: (stored * 100).checked_div(stored + misses),
+            counts,
+            upstreams,
+            fills: if all { self.fill_counts().await } else { None },
+            last_sweep: self.last_sweep().filter(|_| all),
+        }
+    }
+
+    async fn fill_counts(&self) -> Option<FillCounts> {
+        let load = self.core.fills.load()?;
+        let listed = self.core.fills.list().await.ok()?;
+        let failed = listed.fills.iter().filter(|fill| fill.given_up.is_some()).count() + listed.images.len();
+        let oldest_age_seconds = load.oldest.map(|oldest| self.core.clock.now().after(oldest).as_secs());
+        let (running, waiting, resting) = (load.running, load.waiting, load.resting);
+        Some(FillCounts { running, waiting, resting, failed, oldest_age_seconds })
+    }
+}
