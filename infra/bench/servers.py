@@ -1,6 +1,8 @@
 """The servers under comparison, each a child process on a free loopback port, and the image they serve."""
 
 import contextlib
+import dataclasses
+import functools
 import hashlib
 import http.client
 import json
@@ -26,6 +28,7 @@ MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 START_SECONDS = 15
 
 
+@functools.cache
 def digest(content):
     return "sha256:" + hashlib.sha256(content).hexdigest()
 
@@ -41,20 +44,35 @@ def request(port, method, path, body=None, headers=None):
         connection.close()
 
 
+@dataclasses.dataclass
+class Case:
+    """What is measured."""
+
+    name: str
+    path: str  # below the server's prefix
+    content: bytes
+    connections: int = 16
+    method: str = "GET"
+    whole: bool = False  # each client fetches it as a whole, on a connection of its own
+
+
 class Image:
-    """One small manifest, its 300-byte configuration, one layer of 1 MiB; the same bytes on every run."""
+    """One small manifest, its 300-byte configuration, layers of 1 MiB and of 1 GiB; the same bytes on every run."""
 
     def __init__(self):
         config = {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}, "padding": ""}
         config["padding"] = "x" * (300 - len(json.dumps(config)))
         self.small = json.dumps(config).encode()
         self.large = random.Random(300).randbytes(1 << 20)
+        self.huge = self.large * 1024
         self.manifest = json.dumps(
             {
                 "schemaVersion": 2,
                 "mediaType": MANIFEST_TYPE,
                 "config": self._descriptor("application/vnd.oci.image.config.v1+json", self.small),
-                "layers": [self._descriptor("application/vnd.oci.image.layer.v1.tar", self.large)],
+                "layers": [
+                    self._descriptor("application/vnd.oci.image.layer.v1.tar", content) for content in (self.large, self.huge)
+                ],
             }
         ).encode()
         assert len(self.small) == 300
@@ -63,17 +81,25 @@ class Image:
     def _descriptor(media_type, content):
         return {"mediaType": media_type, "digest": digest(content), "size": len(content)}
 
-    def paths(self):
-        """What is measured: (case, path below the server's prefix, the bytes to expect)."""
+    def cases(self):
+        by_digest, by_tag = (f"{REPOSITORY}/manifests/{reference}" for reference in (digest(self.manifest), TAG))
+        small, large, huge = (f"{REPOSITORY}/blobs/{digest(content)}" for content in (self.small, self.large, self.huge))
         return [
-            ("manifest by digest", f"{REPOSITORY}/manifests/{digest(self.manifest)}", self.manifest),
-            ("manifest by fresh tag", f"{REPOSITORY}/manifests/{TAG}", self.manifest),
-            ("blob of 300 bytes", f"{REPOSITORY}/blobs/{digest(self.small)}", self.small),
-            ("blob of 1 MiB", f"{REPOSITORY}/blobs/{digest(self.large)}", self.large),
+            Case("manifest by digest", by_digest, self.manifest),
+            Case("manifest by fresh tag", by_tag, self.manifest),
+            Case("HEAD of a fresh tag", by_tag, self.manifest, method="HEAD"),
+            Case("blob of 300 bytes", small, self.small),
+            Case("blob of 1 MiB", large, self.large),
+            Case("manifest by digest, 256 connections", by_digest, self.manifest, 256),
+            Case("manifest by fresh tag, 256 connections", by_tag, self.manifest, 256),
+            Case("blob of 300 bytes, 256 connections", small, self.small, 256),
+            Case("blob of 1 MiB, 256 connections", large, self.large, 256),
+            Case("blob of 1 GiB, one client", huge, self.huge, 1, whole=True),
+            Case("blob of 1 GiB, four clients", huge, self.huge, 4, whole=True),
         ]
 
     def push(self, port):
-        for content in (self.small, self.large):
+        for content in (self.small, self.large, self.huge):
             status, headers, _ = request(port, "POST", f"/v2/{REPOSITORY}/blobs/uploads/")
             assert status == 202, f"upload refused: {status}"
             # Absolute, with the upload's state in its query.
@@ -115,22 +141,31 @@ class Server:
     def url(self, path):
         return f"http://127.0.0.1:{self.port}{self.prefix}{path}"
 
-    def cpu_seconds(self):
-        """User and system time of the process and all its descendants so far."""
-        children, times = {}, {}
+    def processes(self):
+        """The ids of the process and all its descendants, with what `/proc` says of them behind their names."""
+        children, stats = {}, {}
         for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
                 # The second field is the name in parentheses, which may contain blanks.
                 fields = stat.read_text().rpartition(")")[2].split()
                 pid = int(stat.parent.name)
                 children.setdefault(int(fields[1]), []).append(pid)
-                times[pid] = int(fields[11]) + int(fields[12])
-        total, pending = 0, [self.process.pid]
+                stats[pid] = fields
+        pending = [self.process.pid]
         while pending:
             pid = pending.pop()
-            total += times.get(pid, 0)
+            if pid in stats:
+                yield pid, stats[pid]
             pending += children.get(pid, [])
-        return total / os.sysconf("SC_CLK_TCK")
+
+    def cpu_seconds(self):
+        """User and system time of the process and all its descendants so far."""
+        return sum(int(fields[11]) + int(fields[12]) for _, fields in self.processes()) / os.sysconf("SC_CLK_TCK")
+
+    def peak_bytes(self):
+        """The most memory that each of them has had, added up."""
+        status = "".join(pathlib.Path(f"/proc/{pid}/status").read_text() for pid, _ in self.processes())
+        return sum(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
     def warm(self, path, content):
         """Asks until the answer is the expected bytes from the server's own store."""

@@ -2,6 +2,7 @@
 //! content are INFO, the rest is DEBUG. Of what a client or an upstream wrote, only what was parsed into a type is
 //! logged.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use axum::extract::MatchedPath;
@@ -39,7 +40,7 @@ struct Decided {
     repository: Repository,
     private: bool,
     allowed: bool,
-    rule: String,
+    rule: Cow<'static, str>,
 }
 
 impl Record {
@@ -61,7 +62,7 @@ impl Record {
 
     /// Notes the decision of the policy.
     pub(super) fn decided(&mut self, repository: &Repository, private: bool, decision: &Decision<'_>) {
-        let (repository, rule) = (repository.clone(), decision.name().to_owned());
+        let (repository, rule) = (repository.clone(), decision.name());
         self.decided = Some(Decided { repository, private, allowed: decision.allowed(), rule });
     }
 
@@ -107,7 +108,7 @@ impl Record {
             return;
         }
         let (repository, rule) = match (&self.decided, error) {
-            (Some(decided), _) => (Some(&decided.repository), Some(decided.rule.as_str())),
+            (Some(decided), _) => (Some(&decided.repository), Some(decided.rule.as_ref())),
             (None, Some(PullError::NotAllowed { repository, key })) => (Some(repository), Some(key.as_str())),
             _ => (None, self.by_operator.then_some("operator")),
         };

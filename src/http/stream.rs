@@ -16,8 +16,43 @@ use crate::ports::Progress;
 /// How much is read at once. The program holds one of these for each answer: a client that reads slowly costs no more.
 const CHUNK: u64 = 24 * 1024;
 
+/// A part of a stored blob that has its answer's bytes: an extension of the answer, for programs that can send a file
+/// without reading it.
+#[derive(Clone, Debug)]
+pub struct StoredPart {
+    /// The file.
+    pub file: Arc<File>,
+    /// Where the part begins.
+    pub first: u64,
+    /// Where it ends.
+    pub end: u64,
+}
+
+impl StoredPart {
+    /// `None`: it is so small that it is in memory already.
+    pub(super) fn new(file: &Arc<File>, range: &ByteRange) -> Option<Self> {
+        let (first, end) = (range.first, range.first + range.length);
+        (range.length > CHUNK).then(|| Self { file: Arc::clone(file), first, end })
+    }
+
+    /// Waits until the kernel has these bytes in memory, as far as that shows at both ends: to send them keeps no other
+    /// task waiting for the disk then.
+    pub async fn load(&self, first: u64, end: u64) -> io::Result<()> {
+        if [first, end - 1].iter().all(|at| read_at_once(&self.file, *at, 1).is_some()) {
+            return Ok(());
+        }
+        read(&self.file, first, end - first).await.map(drop)
+    }
+}
+
 /// A part of a file that is complete.
 pub(super) fn file(file: Arc<File>, range: ByteRange) -> Body {
+    // One chunk needs no stream: the server writes it with the headers.
+    if range.length <= CHUNK
+        && let Some(bytes) = read_at_once(&file, range.first, range.length)
+    {
+        return bytes.into();
+    }
     let state = (file, range.first, range.first + range.length);
     Body::from_stream(stream::try_unfold(state, |(file, offset, end)| async move {
         let length = CHUNK.min(end - offset);
@@ -66,11 +101,10 @@ fn follow(
 }
 
 async fn read(file: &Arc<File>, offset: u64, length: u64) -> io::Result<Bytes> {
-    let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
-    if read_at_once(file, offset, &mut bytes) {
-        return Ok(bytes.into());
+    if let Some(bytes) = read_at_once(file, offset, length) {
+        return Ok(bytes);
     }
-    let file = Arc::clone(file);
+    let (file, mut bytes) = (Arc::clone(file), vec![0; usize::try_from(length).map_err(io::Error::other)?]);
     let read = move || {
         file.read_exact_at(&mut bytes, offset)?;
         Ok(Bytes::from(bytes))
@@ -78,18 +112,19 @@ async fn read(file: &Arc<File>, offset: u64, length: u64) -> io::Result<Bytes> {
     tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
 }
 
-/// Reads what the kernel has in memory: to hand that to another thread would cost more than to read it. `false`: it may
+/// Reads what the kernel has in memory: to hand that to another thread would cost more than to read it. `None`: it may
 /// have to wait for the disk.
 #[cfg(all(feature = "local", target_os = "linux"))]
-fn read_at_once(file: &File, offset: u64, bytes: &mut [u8]) -> bool {
-    let (length, flags) = (bytes.len(), rustix::io::ReadWriteFlags::NOWAIT);
-    let read = rustix::io::preadv2(file, &mut [io::IoSliceMut::new(bytes)], offset, flags);
-    read.is_ok_and(|read| read == length)
+fn read_at_once(file: &File, offset: u64, length: u64) -> Option<Bytes> {
+    let mut bytes = vec![0; usize::try_from(length).ok()?];
+    let (into, flags) = (&mut [io::IoSliceMut::new(&mut bytes)], rustix::io::ReadWriteFlags::NOWAIT);
+    let read = rustix::io::preadv2(file, into, offset, flags).ok()?;
+    (read == bytes.len()).then(|| bytes.into())
 }
 
 #[cfg(not(all(feature = "local", target_os = "linux")))]
-fn read_at_once(_: &File, _: u64, _: &mut [u8]) -> bool {
-    false
+fn read_at_once(_: &File, _: u64, _: u64) -> Option<Bytes> {
+    None
 }
 
 #[cfg(all(test, feature = "local"))]

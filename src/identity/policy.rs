@@ -1,5 +1,6 @@
 //! Who may pull what: decided from the principal, its address and the repository alone. No I/O, no clock.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -124,11 +125,11 @@ impl Decision<'_> {
     }
 
     /// What has decided: the name of the rule, `public` or `private`.
-    pub fn name(&self) -> &str {
+    pub fn name(&self) -> Cow<'static, str> {
         match self {
-            Self::Rule(rule) => &rule.name,
-            Self::Public => "public",
-            Self::Private => "private",
+            Self::Rule(rule) => rule.name.clone().into(),
+            Self::Public => "public".into(),
+            Self::Private => "private".into(),
         }
     }
 }

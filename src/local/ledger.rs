@@ -35,8 +35,13 @@ const REFERENCE: &str = "reference ";
 const ROBOTS: &str = "robots";
 const STANDING: &str = "standing ";
 
+/// In one allocation: hits make these keys.
+fn scoped_key(kind: &str, Repository { upstream, name }: &Repository, rest: &str) -> String {
+    [kind, upstream.as_str(), "/", name.as_str(), " ", rest].concat()
+}
+
 fn reference_key(repository: &Repository, reference: &Reference) -> String {
-    format!("{REFERENCE}{repository} {reference}")
+    scoped_key(REFERENCE, repository, reference.as_str())
 }
 
 fn standing_key(repository: &Repository) -> String {
@@ -54,15 +59,15 @@ fn list_key(repository: &Repository, key: &ListKey) -> String {
 }
 
 fn manifest_key(repository: &Repository, digest: &Digest) -> String {
-    format!("{MANIFEST}{repository} {digest}")
+    scoped_key(MANIFEST, repository, digest.as_str())
 }
 
 fn member_key(repository: &Repository, digest: &Digest) -> String {
-    format!("{MEMBER}{repository} {digest}")
+    scoped_key(MEMBER, repository, digest.as_str())
 }
 
 fn blob_key(digest: &Digest) -> String {
-    format!("{BLOB}{digest}")
+    [BLOB, digest.as_str()].concat()
 }
 
 fn fill_key(digest: &Digest) -> String {
@@ -202,7 +207,7 @@ impl EmbeddedLedger {
 }
 
 /// A membership as it is written down: its size, tagged if upstream has proven it.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Copy, Serialize, Deserialize)]
 #[serde(untagged)]
 enum WrittenMember {
     Named(u64),

@@ -1,5 +1,6 @@
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sha2::digest::Digest as _;
@@ -38,7 +39,7 @@ impl Algorithm {
 pub struct Digest {
     algorithm: Algorithm,
     /// `algorithm:hex`, kept whole because that is the form every key and header needs.
-    text: Box<str>,
+    text: Arc<str>,
 }
 
 /// Why a string is not a digest that can be served.
@@ -150,7 +151,7 @@ impl TryFrom<String> for Digest {
 
 impl From<Digest> for String {
     fn from(digest: Digest) -> Self {
-        digest.text.into()
+        digest.as_str().into()
     }
 }
 

@@ -16,7 +16,7 @@ const MAX_PATH_BYTES: usize = 2 * MAX_NAME_BYTES + 1;
 /// (distribution-spec 1.1, "Pulling manifests").
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Name(Box<str>);
+pub struct Name(Arc<str>);
 
 /// A string that is no repository name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -105,7 +105,7 @@ impl TryFrom<String> for Name {
 
 impl From<Name> for String {
     fn from(name: Name) -> Self {
-        name.0.into()
+        name.as_str().into()
     }
 }
 

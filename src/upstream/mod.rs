@@ -47,8 +47,8 @@ use crate::values::time::Clock;
 
 /// The configured upstreams; no others are ever asked.
 pub struct Upstreams {
-    /// By place: each upstream, and the parts of it that a rule has settings for.
-    parts: BTreeMap<String, Upstream>,
+    /// Each upstream behind the parts of it that a rule has settings for, the longest path first.
+    parts: BTreeMap<UpstreamId, Vec<(Place, Upstream)>>,
     accounts: Vec<Arc<Account>>,
     places: Places,
     default: Place,
@@ -79,10 +79,15 @@ impl Upstreams {
                 accounts.push(Arc::clone(&account));
                 account
             });
-            (place.to_string(), Upstream::new(Arc::clone(config), account, Arc::clone(&clients), clock))
+            (place, Upstream::new(Arc::clone(config), account, Arc::clone(&clients), clock))
         });
         // A rule for a whole upstream comes later, and replaces the settings of its table.
-        let parts = parts.collect();
+        let by_path: BTreeMap<String, (Place, Upstream)> = parts.map(|part| (part.0.to_string(), part)).collect();
+        let mut parts: BTreeMap<UpstreamId, Vec<(Place, Upstream)>> = BTreeMap::new();
+        // Of two that contain a repository, the longer one comes later.
+        for part in by_path.into_values().rev() {
+            parts.entry(part.0.upstream.clone()).or_default().push(part);
+        }
         let default = DEFAULT_UPSTREAM.parse().map_err(|_| UpstreamError::Invalid(DEFAULT_UPSTREAM.into()))?;
         let places = Places::new(&config.upstreams, &config.rules);
         let policy = config.access().policy;
@@ -97,9 +102,8 @@ impl Upstreams {
     }
 
     fn part(&self, repository: &Repository) -> Option<&Upstream> {
-        let path = repository.to_string();
-        let mut ends = std::iter::once(path.len()).chain(path.rmatch_indices('/').map(|(at, _)| at));
-        ends.find_map(|end| self.parts.get(path.get(..end)?))
+        let parts = self.parts.get(&repository.upstream)?;
+        parts.iter().find(|(place, _)| place.contains(repository)).map(|(_, upstream)| upstream)
     }
 
     /// Whether all callers that are let in may pull from a repository: its upstream is public, and no rule of the
@@ -289,7 +293,8 @@ impl Upstreams {
     /// only once they have been asked.
     pub async fn gauges(&self) -> Vec<(&Upstream, Gauge)> {
         let mut seen = HashSet::new();
-        let mut upstreams: Vec<&Upstream> = self.parts.values().collect();
+        let mut upstreams: Vec<&Upstream> =
+            self.parts.values().flat_map(|parts| parts.iter().rev().map(|(_, upstream)| upstream)).collect();
         upstreams.retain(|upstream| seen.insert(upstream.gauge_key()));
         let gauges = upstreams.into_iter().map(async |upstream| (upstream, upstream.gauge().await));
         let mut gauges = futures_util::future::join_all(gauges).await;

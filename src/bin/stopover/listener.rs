@@ -8,7 +8,9 @@ use http::Extensions;
 use rustix::process::geteuid;
 use stopover::http::LocalOperator;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+
+use crate::sendfile::{FileSender, Outgoing};
 
 /// Where connections are taken.
 pub(crate) trait Listener: Sync {
@@ -19,21 +21,30 @@ pub(crate) trait Listener: Sync {
 
     /// Marks a request that came this way.
     fn mark(request: &mut Extensions);
+
+    /// Where a connection is told which file to send, if it can.
+    fn outgoing(_: &Self::Connection) -> Option<Outgoing> {
+        None
+    }
 }
 
 impl Listener for TcpListener {
-    type Connection = TcpStream;
+    type Connection = FileSender;
 
-    async fn next(&self) -> io::Result<(TcpStream, SocketAddr)> {
+    async fn next(&self) -> io::Result<(FileSender, SocketAddr)> {
         let (connection, address) = self.accept().await?;
         // A small answer must not wait until the client acknowledges the one before (Nagle's algorithm).
         if let Err(error) = connection.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY was refused");
         }
-        Ok((connection, address))
+        Ok((FileSender::new(connection), address))
     }
 
     fn mark(_: &mut Extensions) {}
+
+    fn outgoing(connection: &FileSender) -> Option<Outgoing> {
+        Some(connection.outgoing.clone())
+    }
 }
 
 impl Listener for UnixListener {

@@ -9,6 +9,7 @@ mod cost;
 mod describe;
 mod explain;
 mod listener;
+mod sendfile;
 mod serve;
 
 use std::ffi::{OsStr, OsString};
@@ -214,8 +215,9 @@ async fn serve(config: Config, grace: Duration) -> anyhow::Result<()> {
         let mut stopped = stopped.clone();
         async move { _ = stopped.wait_for(|&stop| stop).await }
     };
-    let clients = serve::run(listener, router.clone(), serve::most_connections(), stopped());
-    let operators = serve::run(operators, router, serve::OPERATORS, stopped());
+    let cache = Some(Arc::clone(&local.cache));
+    let clients = serve::run(listener, router.clone(), cache, serve::most_connections(), stopped());
+    let operators = serve::run(operators, router, None, serve::OPERATORS, stopped());
     let mut server = tokio::spawn(async {
         tokio::join!(clients, operators);
     });

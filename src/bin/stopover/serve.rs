@@ -2,6 +2,7 @@
 //! handles the request, and how long a client may leave an answer unread.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::PanicHookInfo;
 use std::pin::{Pin, pin};
@@ -12,6 +13,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::ConnectInfo;
+use futures_util::future::Either;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1::Builder;
 use hyper::service::{Service as _, service_fn};
@@ -19,6 +21,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use stopover::cache::Cache;
+use stopover::http::{StoredPart, answer_pull};
 use stopover::local::is_at_work;
 use stopover::values::address::neighbourhood;
 use stopover::values::text::excerpt;
@@ -71,9 +75,19 @@ pub(crate) fn log_panic(panic: &PanicHookInfo<'_>) {
 }
 
 /// Answers up to `most` connections at once until `stop` is ready, and then those that have begun a request.
-pub(crate) async fn run<L: Listener>(listener: L, router: Router, most: usize, stop: impl Future<Output = ()>) {
+///
+/// What is asked of `cache` does not go through the router.
+pub(crate) async fn run<L: Listener>(
+    listener: L,
+    router: Router,
+    cache: Option<Arc<Cache>>,
+    most: usize,
+    stop: impl Future<Output = ()>,
+) {
     let mut server = Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS);
+    // Files are sent in place of slices that must arrive as they are.
+    server.writev(true);
     let connections = GracefulShutdown::new();
     let places = Arc::new(ConnectionSlots::new(most));
     let mut stop = pin!(stop);
@@ -82,15 +96,27 @@ pub(crate) async fn run<L: Listener>(listener: L, router: Router, most: usize, s
             accepted = places.accept(&listener) => accepted,
             () = &mut stop => break,
         };
+        let outgoing = L::outgoing(&connection);
         let mut connection = TimeoutWriter::new(connection);
         connection.set_timeout(Some(TAKE));
-        let router = TowerToHyperService::new(router.clone());
+        let (router, cache) = (TowerToHyperService::new(router.clone()), cache.clone());
         // No layer of the router, which would wrap each of its routes anew for each connection.
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo(address));
             L::mark(request.extensions_mut());
-            let answered = router.call(request);
-            async { answered.await.map(|answer| answer.map(OneByOne::new)) }
+            let is_pull = request.uri().path().starts_with("/v2/");
+            let answered = match cache.clone().filter(|_| is_pull) {
+                Some(cache) => Either::Left(async move { Ok(answer_pull(&cache, request.into_parts().0).await) }),
+                None => Either::Right(router.call(request)),
+            };
+            let outgoing = outgoing.clone();
+            async {
+                let mut answer = answered.await?;
+                if let Some((part, outgoing)) = answer.extensions_mut().remove::<StoredPart>().zip(outgoing) {
+                    *answer.body_mut() = outgoing.body(part);
+                }
+                Ok::<_, Infallible>(answer.map(OneByOne::new))
+            }
         });
         let answered = connections.watch(server.serve_connection(TokioIo::new(Box::pin(connection)), service));
         tokio::spawn(async move {
@@ -212,7 +238,6 @@ impl Drop for ConnectionSlot {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
     use std::future::pending;
     use std::io;
     use std::path::Path;
@@ -251,7 +276,8 @@ mod tests {
         let local = Local::open(config, Clock::default()).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = listener.local_addr().unwrap();
-        let running = tokio::spawn(run(listener, stopover::http::router(Arc::clone(&local.cache)), 9, pending()));
+        let router = stopover::http::router(Arc::clone(&local.cache));
+        let running = tokio::spawn(run(listener, router, Some(Arc::clone(&local.cache)), 9, pending()));
         let body = "HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{";
         for (request, answered) in [
             (String::new(), ""),
@@ -274,7 +300,7 @@ mod tests {
     async fn serve(router: Router, most: usize) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = listener.local_addr().unwrap();
-        tokio::spawn(run(listener, router, most, pending()));
+        tokio::spawn(run(listener, router, None, most, pending()));
         server
     }
 
@@ -359,7 +385,7 @@ mod tests {
         let router = Router::new().fallback(marked);
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.sock");
-        tokio::spawn(run(UnixListener::bind(&path).unwrap(), router.clone(), 9, pending()));
+        tokio::spawn(run(UnixListener::bind(&path).unwrap(), router.clone(), None, 9, pending()));
         let asks = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
         let (mut over_socket, mut over_tcp) = (String::new(), String::new());
         let mut connection = UnixStream::connect(&path).await.unwrap();

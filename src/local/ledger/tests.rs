@@ -84,3 +84,32 @@ async fn a_damaged_ledger_is_an_error_that_says_what_to_do_and_no_panic() {
     fs::rename(&path, data.path().join("away")).unwrap();
     EmbeddedLedger::open(&path).unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_acknowledged_is_what_is_read_however_many_read_meanwhile() {
+    let data = tempfile::tempdir().unwrap();
+    let ledger = std::sync::Arc::new(EmbeddedLedger::open(&data.path().join("ledger.redb")).unwrap());
+    let digest = Digest::of(Algorithm::Sha256, b"layer");
+    let readers: Vec<_> = (0..3)
+        .map(|_| {
+            let (ledger, digest) = (std::sync::Arc::clone(&ledger), digest.clone());
+            tokio::spawn(async move {
+                loop {
+                    ledger.blob(&repository(), &digest).await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+            })
+        })
+        .collect();
+    let mut version = None;
+    for number in 0..100 {
+        let record = BlobRecord::new(BlobState::Claimed { owner: number.to_string(), until: NOW });
+        version = ledger.swap_blob(&digest, version, &record).await.unwrap();
+        let read = ledger.blob(&repository(), &digest).await.unwrap().record.unwrap();
+        assert_eq!((read.value, Some(read.version)), (record, version));
+    }
+    let record = ledger.blob(&repository(), &digest).await.unwrap().record.unwrap();
+    assert!(ledger.remove(&Entry::Blob { digest: digest.clone(), record }).await.unwrap());
+    assert_eq!(ledger.blob(&repository(), &digest).await.unwrap().record, None);
+    readers.iter().for_each(tokio::task::JoinHandle::abort);
+}

@@ -1,0 +1,123 @@
+//! Stored blobs go from their file to the socket without a copy in this process: 1 MiB takes 160 µs of CPU time instead of
+//! 720, and no memory however slowly a client reads it.
+//!
+//! hyper writes slices of memory only. So the body of such an answer has parts of [`STAND_IN`] in place of bytes of the
+//! file, and the connection, below hyper, sends the file's own wherever it is handed such a slice. The server is told to
+//! write vectored: then hyper hands on the very slices that a body has made, and copies none of them together.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, IoSlice};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use axum::body::{Body, Bytes};
+use futures_util::stream;
+use stopover::http::StoredPart;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
+
+/// The most bytes that hyper is handed at once.
+const MOST: usize = 256 * 1024;
+
+/// Stands for bytes of a file; known by its address.
+static STAND_IN: [u8; MOST] = [0; MOST];
+
+/// What the stand-in that hyper has now stands for: a file, where the next byte is in it, and how many there are.
+#[derive(Clone, Default)]
+pub(crate) struct Outgoing(Arc<Mutex<Option<(Arc<File>, u64, usize)>>>);
+
+impl Outgoing {
+    /// A body in which stand-ins have the place of this part. It makes the next one once the one before is written.
+    pub(crate) fn body(self, part: StoredPart) -> Body {
+        let state = (self, part.first, part);
+        Body::from_stream(stream::try_unfold(state, |(outgoing, offset, part)| async move {
+            let left = usize::try_from(part.end - offset).unwrap_or(MOST).min(MOST);
+            let stand_in = STAND_IN.get(..left).unwrap_or_default();
+            if stand_in.is_empty() {
+                return Ok::<_, io::Error>(None);
+            }
+            let next = offset + stand_in.len() as u64;
+            part.load(offset, next).await?;
+            *outgoing.0.lock().unwrap_or_else(PoisonError::into_inner) =
+                Some((Arc::clone(&part.file), offset, stand_in.len()));
+            Ok(Some((Bytes::from_static(stand_in), (outgoing, next, part))))
+        }))
+    }
+}
+
+/// A connection that sends files where stand-ins are written to it.
+pub(crate) struct FileSender {
+    connection: TcpStream,
+    pub(crate) outgoing: Outgoing,
+}
+
+impl FileSender {
+    pub(crate) fn new(connection: TcpStream) -> Self {
+        Self { connection, outgoing: Outgoing::default() }
+    }
+
+    fn poll_send(&self, cx: &mut Context<'_>, most: usize) -> Poll<io::Result<usize>> {
+        let mut outgoing = self.outgoing.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((file, offset, left)) = outgoing.as_mut().filter(|(.., left)| most <= *left) else {
+            return Poll::Ready(Err(io::Error::other("a stand-in stands for nothing")));
+        };
+        let mut send = || Ok(rustix::fs::sendfile(&self.connection, &*file, Some(&mut *offset), most)?);
+        let sent = loop {
+            ready!(self.connection.poll_write_ready(cx))?;
+            match self.connection.try_io(Interest::WRITABLE, &mut send) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                sent => break sent?,
+            }
+        };
+        *left -= sent;
+        if *left == 0 {
+            // An idle connection holds no file open.
+            *outgoing = None;
+        }
+        Poll::Ready(Ok(sent))
+    }
+}
+
+fn is_stand_in(slice: &IoSlice<'_>) -> bool {
+    STAND_IN.as_ptr_range().contains(&slice.as_ptr())
+}
+
+impl AsyncRead for FileSender {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.connection).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for FileSender {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut parts = slices.splitn(2, is_stand_in);
+        match (parts.next().unwrap_or_default(), slices.first()) {
+            ([], Some(stand_in)) => self.poll_send(cx, stand_in.len()),
+            (before, _) => Pin::new(&mut self.connection).poll_write_vectored(cx, before),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.connection).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.connection).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests;
