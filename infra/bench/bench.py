@@ -94,7 +94,7 @@ def measure(server, case, seconds):
 
 def wrk(server, case, seconds):
     """Requests, requests per second, and latencies in milliseconds."""
-    command = ["wrk", "-t1", f"-c{case.connections}", f"-d{seconds}s", "--latency", "-H", f"Accept: {servers.ACCEPT}"]
+    command = ["wrk", "-t1", f"-c{case.connections}", f"-d{seconds}s", "--latency", "--timeout", "30s", "-H", f"Accept: {servers.ACCEPT}"]
     output = subprocess.run(command + [server.url(case.path)], check=True, capture_output=True, text=True).stdout
     if "Non-2xx" in output or "Socket errors" in output:
         raise SystemExit(f"{server.name} failed under load:\n{output}")

@@ -24,8 +24,11 @@ const MOST: usize = 256 * 1024;
 static STAND_IN: [u8; MOST] = [0; MOST];
 
 /// What the stand-in that hyper has now stands for: a file, where the next byte is in it, and how many there are.
+type InPlace = (Arc<File>, u64, usize);
+
+/// What a connection sends next in place of a stand-in.
 #[derive(Clone, Default)]
-pub(crate) struct Outgoing(Arc<Mutex<Option<(Arc<File>, u64, usize)>>>);
+pub(crate) struct Outgoing(Arc<Mutex<Option<InPlace>>>);
 
 impl Outgoing {
     /// A body in which stand-ins have the place of this part. It makes the next one once the one before is written.
@@ -62,10 +65,10 @@ impl FileSender {
         let Some((file, offset, left)) = outgoing.as_mut().filter(|(.., left)| most <= *left) else {
             return Poll::Ready(Err(io::Error::other("a stand-in stands for nothing")));
         };
-        let mut send = || Ok(rustix::fs::sendfile(&self.connection, &*file, Some(&mut *offset), most)?);
+        let mut attempt = || Ok(rustix::fs::sendfile(&self.connection, &*file, Some(&mut *offset), most)?);
         let sent = loop {
             ready!(self.connection.poll_write_ready(cx))?;
-            match self.connection.try_io(Interest::WRITABLE, &mut send) {
+            match self.connection.try_io(Interest::WRITABLE, &mut attempt) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 sent => break sent?,
             }

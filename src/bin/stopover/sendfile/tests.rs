@@ -33,7 +33,7 @@ async fn ask(file: Arc<File>, paths: &[&str], lengths: impl Iterator<Item = usiz
     let client = TcpSocket::new_v4().unwrap();
     client.set_recv_buffer_size(16 * 1024).unwrap();
     let mut client = client.connect(server).await.unwrap();
-    let requests: String = paths.iter().map(|path| format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n")).collect();
+    let requests = paths.iter().map(|path| ["GET ", path, " HTTP/1.1\r\nhost: a\r\n\r\n"].concat()).collect::<String>();
     client.write_all(requests.as_bytes()).await.unwrap();
     let mut answers = Vec::new();
     for length in lengths {
