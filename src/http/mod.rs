@@ -117,7 +117,7 @@ pub async fn answer_pull(cache: &Arc<Cache>, request: http::request::Parts) -> R
         Err(error) => (refuse(cache, &error, &request), Some(error)),
     };
     record.pulled(&request.method, &response, error.as_ref());
-    count(&cache, record.repository(), is_pull, &response, error.as_ref());
+    count(cache, record.repository(), is_pull, &response, error.as_ref());
     tracing::debug!(
         http.method = %request.method, http.path = request.uri.path(), http.status = response.status().as_u16(),
         served = response.headers().get(SERVED).and_then(|served| served.to_str().ok()), "answered"
