@@ -326,7 +326,7 @@ async fn what_is_left_of_fills_that_nobody_goes_on_with_goes(column: Column) {
     let manner = Manner { stalls_at: Some(20 << 20), ..Manner::default() };
     let vast = Vast::start(32 << 20, manner).unwrap();
     let world = World::plan(column).upstream(&vast.table()).start().await;
-    let stop = until(|| vast.sent() >= 20 << 20).map(|()| Duration::from_millis(500));
+    let stop = until(|| vast.sent() >= 20 << 20).map(|()| Duration::from_secs(3));
     let parked = world.cache.fill.run(&vast.job(), &watch::channel(Progress::Waiting).0, stop).await.unwrap();
     assert_eq!(parked, Filled::Parked { progress: true });
     let kept = async || {

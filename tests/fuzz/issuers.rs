@@ -65,6 +65,7 @@ fn no_configuration_of_an_issuer_panics_or_leads_elsewhere() {
 
 #[test]
 fn no_key_set_panics_hangs_or_has_keys_for_other_algorithms() {
+    stopover::values::crypto::enable_tokens();
     let encode = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
     // The base point of P-256 (SP 800-186, section 3.2.1.3).
     let [x, y] = ["axfR8uEsQkf4vOblY6RA8ncDfYEt6zOg9KE5RdiYwpY", "T-NC4v4af5uO5-tKfA-eFivOM1drMV7Oy7ZAaDe_UfU"];

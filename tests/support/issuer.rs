@@ -29,6 +29,8 @@ struct Keys {
     url: String,
     jwks_uri: String,
     generation: u32,
+    /// The RSA keys of generations, by turns (PKCS #8, DER).
+    made: [&'static [u8]; 2],
     rsa: RsaKeyPair,
     ec: EcdsaKeyPair,
     down: bool,
@@ -38,12 +40,21 @@ struct Keys {
 impl Issuer {
     /// Starts it with an RSA key and an EC key.
     pub fn start() -> anyhow::Result<Self> {
+        Self::start_with([include_bytes!("issuer-0.pk8"), include_bytes!("issuer-1.pk8")])
+    }
+
+    /// Starts one that has none of the keys that another one has.
+    pub fn stranger() -> anyhow::Result<Self> {
+        Self::start_with([include_bytes!("issuer-2.pk8"); 2])
+    }
+
+    fn start_with(made: [&'static [u8]; 2]) -> anyhow::Result<Self> {
         let loopback = Loopback::new("issuer")?;
         let (listener, address) = loopback.bind()?;
         let url = format!("http://{address}");
         let (jwks_uri, generation) = (format!("{url}/keys"), 1);
-        let (rsa, ec) = keys_of(generation)?;
-        let state = Keys { url: url.clone(), jwks_uri, generation, rsa, ec, down: false, asked: 0 };
+        let (rsa, ec) = keys_of(made, generation)?;
+        let state = Keys { url: url.clone(), jwks_uri, generation, made, rsa, ec, down: false, asked: 0 };
         let state = Arc::new(Mutex::new(state));
         let routes = Router::new().route("/.well-known/openid-configuration", get(discovery)).route("/keys", get(keys));
         loopback.serve(listener, routes.with_state(Arc::clone(&state)));
@@ -62,7 +73,7 @@ impl Issuer {
     /// From now on has new keys, with other ids, and knows nothing of those before.
     pub fn rotate(&self) -> anyhow::Result<()> {
         let mut keys = self.keys();
-        (keys.rsa, keys.ec) = keys_of(keys.generation + 1)?;
+        (keys.rsa, keys.ec) = keys_of(keys.made, keys.generation + 1)?;
         keys.generation += 1;
         Ok(())
     }
@@ -120,9 +131,8 @@ pub fn content(header: &Value, claims: &Value) -> String {
 }
 
 /// Keys that differ from those of the generation before. ring makes no RSA keys: these sign nothing but tokens of tests.
-fn keys_of(generation: u32) -> anyhow::Result<(RsaKeyPair, EcdsaKeyPair)> {
-    let rsa: [&[u8]; 2] = [include_bytes!("issuer-0.pk8"), include_bytes!("issuer-1.pk8")];
-    let rsa = RsaKeyPair::from_pkcs8(rsa[usize::try_from(generation % 2)?]).map_err(|error| anyhow!("{error}"))?;
+fn keys_of(made: [&[u8]; 2], generation: u32) -> anyhow::Result<(RsaKeyPair, EcdsaKeyPair)> {
+    let rsa = RsaKeyPair::from_pkcs8(made[usize::try_from(generation % 2)?]).map_err(|error| anyhow!("{error}"))?;
     let random = SystemRandom::new();
     let algorithm = &ECDSA_P256_SHA256_FIXED_SIGNING;
     let ec = EcdsaKeyPair::generate_pkcs8(algorithm, &random)

@@ -75,7 +75,9 @@ impl Storage {
         let mut upload = self.blobs.begin(digest, size as u64, &watch::Sender::new(Progress::Waiting)).await?;
         let mut written = 0;
         let stored = async {
-            while let Some(bytes) = body.next().await {
+            loop {
+                upload.room().await?;
+                let Some(bytes) = body.next().await else { break };
                 write(&mut *upload, &mut written, bytes?).await?;
             }
             Ok(upload.publish().await?)
@@ -129,6 +131,7 @@ pub(crate) async fn write(upload: &mut dyn Upload, written: &mut u64, mut bytes:
         let room = usize::try_from(upload.unit() - *written % upload.unit()).unwrap_or(usize::MAX);
         let piece = bytes.split_to(bytes.len().min(room));
         *written += piece.len() as u64;
+        upload.room().await?;
         upload.write(piece).await?;
     }
     Ok(())

@@ -79,7 +79,7 @@ async fn forged_id_tokens_are_refused(column: Column) {
     let symmetric = content(&json!({ "alg": "HS256", "typ": "JWT", "kid": rsa }), &claims);
     let key = hmac::Key::new(hmac::HMAC_SHA256, &public);
     let mac = URL_SAFE_NO_PAD.encode(hmac::sign(&key, symmetric.as_bytes()));
-    let stranger = Issuer::start().unwrap();
+    let stranger = Issuer::stranger().unwrap();
     let its_key =
         json!({ "alg": "RS256", "kid": rsa, "jwk": { "kty": "RSA", "n": "AQAB", "e": "AQAB" }, "jku": stranger.url() });
     for (what, forged) in [
