@@ -127,7 +127,7 @@ impl Operate {
         let is_shown = |upstream: &UpstreamId| all || core.config.is_public(upstream);
         let mut accounts: BTreeMap<UpstreamId, Vec<QuotaReport>> = BTreeMap::new();
         for (upstream, gauge) in core.upstreams.gauges().await {
-            // A rule may make a part of a public upstream private, or ask it as somebody else.
+            // A rule may make a part of a public upstream private, or ask it with another login.
             if all || !upstream.config().is_private() {
                 let report = QuotaReport::new(upstream, &gauge, now);
                 let report = if all { report } else { report.for_guests() };
