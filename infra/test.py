@@ -34,8 +34,8 @@ THREADS = {"behaviours": 4, "clients": 4, "programs": 4}
 # for a backtrace, and a million mistakes would each collect one.
 ENVIRONMENT = {"STOPOVER_FUZZ": "1000000", "RUST_LIB_BACKTRACE": "0"}
 
-# What `cargo clippy -- -D warnings` sets for `cargo check`.
-LINTS = {"RUSTC_WORKSPACE_WRAPPER": "clippy-driver", "CLIPPY_ARGS": "-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__"}
+# As `cargo clippy -- -D warnings` does it for `cargo check`.
+LINTS = {"RUSTC_WORKSPACE_WRAPPER": str(ROOT / "infra" / "lint.sh"), "CLIPPY_ARGS": "-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__"}
 
 RESULT = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored; \d+ measured; (\d+) filtered out", re.M)
 

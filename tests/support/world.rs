@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
-use aws_types::SdkConfig;
 use axum::Router;
 use axum::body::Body;
 use base64::Engine as _;
@@ -384,20 +383,23 @@ async fn aws(config: Config, clock: &Clock) -> anyhow::Result<(Arc<Cache>, Stora
 
 fn connect(config: Config, clock: &Clock, endpoints: &Endpoints) -> anyhow::Result<Arc<Cache>> {
     let sdk = endpoints.sdk_config();
-    let blobs = aws::S3Blobs::new(aws::s3_client(&sdk), endpoints.bucket().to_owned());
-    let ledger = aws::DynamoLedger::new(patient_dynamo_client(&sdk), endpoints.table().to_owned(), blobs.clone());
-    let fills = aws::SqsFills::new(aws::sqs_client(&sdk), queues(endpoints));
+    let s3 = aws::s3_client(&sdk).config().to_builder().timeout_config(patience());
+    let dynamo = aws::dynamo_client(&sdk).config().to_builder().timeout_config(patience());
+    let sqs = aws::sqs_client(&sdk).config().to_builder().timeout_config(patience());
+    let blobs = aws::S3Blobs::new(aws_sdk_s3::Client::from_conf(s3.build()), endpoints.bucket().to_owned());
+    let dynamo = aws_sdk_dynamodb::Client::from_conf(dynamo.build());
+    let ledger = aws::DynamoLedger::new(dynamo, endpoints.table().to_owned(), blobs.clone());
+    let fills = aws::SqsFills::new(aws_sdk_sqs::Client::from_conf(sqs.build()), queues(endpoints));
     let role = Arc::new(aws::OwnRole::of(sdk));
     let (blobs, ledger, fills) = (Arc::new(blobs), Arc::new(ledger), Arc::new(fills));
     Ok(Arc::new(Cache::new(config, clock.clone(), blobs, ledger, fills, Some(role))?))
 }
 
-/// As the functions have it, but for how long it waits: here one process has as many requests at once as a thousand
+/// For how long calls of AWS wait: longer than the functions do. Here one process has as many requests at once as a thousand
 /// functions, and tests say what they cost, not how fast a busy machine is.
-fn patient_dynamo_client(sdk: &SdkConfig) -> aws_sdk_dynamodb::Client {
-    let patience = TimeoutConfig::builder().connect_timeout(2 * DEADLINE).disable_operation_attempt_timeout();
-    let patience = patience.operation_timeout(2 * DEADLINE).build();
-    aws_sdk_dynamodb::Client::from_conf(aws::dynamo_client(sdk).config().to_builder().timeout_config(patience).build())
+fn patience() -> TimeoutConfig {
+    let patience = TimeoutConfig::builder().connect_timeout(2 * DEADLINE).read_timeout(2 * DEADLINE);
+    patience.disable_operation_attempt_timeout().operation_timeout(2 * DEADLINE).build()
 }
 
 /// The queues of these endpoints, as the template names them to the functions.
