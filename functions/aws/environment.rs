@@ -5,10 +5,14 @@ use std::env;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_s3::config::{BehaviorVersion, Region};
-use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use aws_types::SdkConfig;
 use aws_types::service_config::{LoadServiceConfig, ServiceConfigKey};
+
+/// The authorities that AWS's services are certified by. Reading those of a whole system takes longer than all else that a
+/// function does as it starts.
+const AMAZON: &str = include_str!("amazon-roots.pem");
 
 /// Where services are, if not at their public hosts.
 #[derive(Debug)]
@@ -16,13 +20,26 @@ struct Endpoints;
 
 /// In place of `aws-config`, whose other sources (profiles, roles to assume, metadata of machines) no function has: its
 /// code would be loaded at each start.
-pub(crate) fn sdk_config() -> SdkConfig {
+///
+/// # Errors
+///
+/// If TLS cannot be had.
+pub(crate) fn sdk_config() -> anyhow::Result<SdkConfig> {
     let config = SdkConfig::builder().behavior_version(BehaviorVersion::latest());
-    let https = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
+    let https = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring));
+    let https = https.tls_context(TlsContext::builder().with_trust_store(trusted()).build()?).build_https();
     let mut config =
         config.region(variable("AWS_REGION").map(Region::new)).service_config(Endpoints).http_client(https);
     config.set_endpoint_url(variable("AWS_ENDPOINT_URL")).set_credentials_provider(credentials());
-    config.build()
+    Ok(config.build())
+}
+
+/// Amazon's authorities; where the environment names a file or a directory of certificates, as OpenSSL reads it, those.
+fn trusted() -> TrustStore {
+    if ["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().any(|name| variable(name).is_some()) {
+        return TrustStore::default();
+    }
+    TrustStore::empty().with_pem_certificate(AMAZON)
 }
 
 fn credentials() -> Option<SharedCredentialsProvider> {

@@ -48,7 +48,7 @@ const S3_ANSWERS: Duration = Duration::from_mins(2);
 
 /// What `make` makes of the cache that the environment of this process describes.
 pub async fn connect<T: Clone>(make: impl Fn(Arc<Cache>) -> T + Send + Sync + 'static) -> anyhow::Result<Site<T>> {
-    Site::connect(|name| std::env::var(name).ok(), environment::sdk_config(), Clock::default(), make).await
+    Site::connect(|name| std::env::var(name).ok(), environment::sdk_config()?, Clock::default(), make).await
 }
 
 /// The client for a [`DynamoLedger`].

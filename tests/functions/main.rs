@@ -3,6 +3,7 @@
 
 mod access;
 mod budgets;
+mod certificates;
 mod chains;
 mod configuration;
 mod deadline;

@@ -18,6 +18,7 @@ pub mod registry;
 pub mod scripted;
 pub mod secrets;
 mod sha256;
+pub mod tls;
 pub mod vast;
 pub mod wire;
 pub mod world;

@@ -1,10 +1,8 @@
 //! What answers in the place of a cache, or does not.
 
 use std::convert::Infallible;
-use std::path::Path;
-use std::process::Stdio;
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
@@ -13,9 +11,8 @@ use serde_json::json;
 use support::images::digest_of;
 use support::node::Node;
 use support::program::{Installation, UPSTREAM};
-use tokio::io::{AsyncBufReadExt as _, BufReader};
+use support::tls::TlsServer;
 use tokio::net::TcpListener;
-use tokio::process::{Child, Command};
 
 use super::{Cache, Findings, examine, examine_server, nobody};
 
@@ -27,47 +24,23 @@ async fn a_server_that_cannot_be_reached_fails_at_the_first_step_that_shows_it()
     found.fails_at("connection", "nothing listens at 127.0.0.1 port 1")
 }
 
-/// `openssl s_server` with a certificate for 127.0.0.1. Dropping it kills it.
-struct TlsServer {
-    _child: Child,
-    port: String,
-}
-
-impl TlsServer {
-    async fn start(directory: &Path, certificate: &str) -> anyhow::Result<Self> {
-        let mut command = Command::new("openssl");
-        command.args(["s_server", "-accept", "127.0.0.1:0", "-www", "-key", "key.pem", "-cert", certificate]);
-        command.current_dir(directory).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = command.kill_on_drop(true).spawn().context("cannot start openssl")?;
-        let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
-        while let Some(line) = lines.next_line().await? {
-            if let Some(port) = line.strip_prefix("ACCEPT 127.0.0.1:") {
-                return Ok(Self { port: port.to_owned(), _child: child });
-            }
-        }
-        anyhow::bail!("openssl s_server ended")
-    }
-}
-
 #[tokio::test]
 async fn certificates_of_an_unknown_authority_expired_and_for_another_name_are_told_apart() -> anyhow::Result<()> {
     let node = Node::new()?;
     let home = node.path("");
-    let make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout key.pem \
-                -out good.pem -subj /CN=test -addext subjectAltName=IP:127.0.0.1 \
-                -addext basicConstraints=critical,CA:false -days 2 && \
-                openssl x509 -in good.pem -signkey key.pem -days -1 -out expired.pem";
-    node.run("sh", &["-c", &format!("cd '{}' && {make}", home.display())]).await?;
+    TlsServer::certify(&home).await?;
+    let expire = "openssl x509 -in good.pem -signkey key.pem -days -1 -out expired.pem";
+    node.run("sh", &["-c", &format!("cd '{}' && {expire}", home.display())]).await?;
     let good = TlsServer::start(&home, "good.pem").await?;
     let expired = TlsServer::start(&home, "expired.pem").await?;
     let trusting = |certificate: &str| ("SSL_CERT_FILE", home.join(certificate).into_os_string());
-    let untrusting = examine_server(&format!("https://127.0.0.1:{}", good.port), "alpine").await?;
+    let untrusting = examine_server(&format!("https://127.0.0.1:{}", good.port()), "alpine").await?;
     untrusting.fails_at("tls", "an authority that this machine does not know")?;
     for (server, certificate, step, words) in [
-        (format!("https://127.0.0.1:{}", expired.port), "expired.pem", "tls", "has expired"),
-        (format!("https://localhost:{}", good.port), "good.pem", "tls", "for another name"),
+        (format!("https://127.0.0.1:{}", expired.port()), "expired.pem", "tls", "has expired"),
+        (format!("https://localhost:{}", good.port()), "good.pem", "tls", "for another name"),
         // Trusted: what fails is the page of openssl.
-        (format!("https://127.0.0.1:{}", good.port), "good.pem", "registry", "is no registry"),
+        (format!("https://127.0.0.1:{}", good.port()), "good.pem", "registry", "is no registry"),
     ] {
         let node = nobody()?.with(trusting(certificate));
         let found = examine(&node, &server, &[]).await?;
