@@ -65,9 +65,15 @@ async fn head_of_a_blob_tells_its_length_behind_any_gateway() -> Result<()> {
         let manifest = format!("{}/manifests/v1", image.name);
         deployment.request(Method::GET, &manifest)?.send().await?.error_for_status()?;
         for stored in [false, true] {
-            for (digest, bytes) in image.blobs.iter().filter(|(_, bytes)| stored || bytes.len() < LARGE) {
+            for (digest, bytes) in &image.blobs {
                 let path = format!("{}/blobs/{digest}", image.name);
                 let mut answer = deployment.request(Method::HEAD, &path)?.send().await?;
+                if bytes.len() == LARGE && !stored {
+                    // That it exists; a gateway that counts the body says that it is empty.
+                    ensure!(answer.status() == 200, "{manner:?} {path}: {}", answer.status());
+                    ensure!(length(&answer).is_none_or(|length| [0, LARGE as u64].contains(&length)), "{answer:?}");
+                    continue;
+                }
                 let mut expected = told(manner, bytes.len());
                 if bytes.len() == LARGE {
                     ensure!(answer.status() == 307, "{manner:?}: {}", answer.status());
