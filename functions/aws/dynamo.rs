@@ -70,7 +70,7 @@ impl DynamoLedger {
     }
 
     /// The manifest in an item, or in the object that the item stands for. `None`: there is no such object.
-    async fn parse_manifest(&self, digest: &Digest, mut item: Item) -> Result<Option<Manifest>, StoreError> {
+    pub(crate) async fn parse_manifest(&self, digest: &Digest, mut item: Item) -> Result<Option<Manifest>, StoreError> {
         let bytes = match item::take_bytes(&mut item)? {
             Some(bytes) => bytes,
             None => match self.blobs.read(digest, item::size(&item)?).await? {
@@ -109,9 +109,11 @@ impl DynamoLedger {
                 Entry::Manifest(StoredManifest { repository, digest, used_at, bytes, names })
             }
             Kind::Membership(repository, digest) => {
-                Entry::Membership { repository, digest, used_at: item::used_at(&item)? }
+                let Member { size, used_at, .. } = item::parse_membership(&item)?;
+                Entry::Membership { repository, digest, size, used_at }
             }
             Kind::Listing(repository, key) => Entry::Listing { repository, key, stale_until: item::expires_at(&item)? },
+            Kind::Holding(repository) => Entry::Holding { repository, record: versioned(item)? },
             Kind::Standing(repository) => Entry::Standing { repository, until: item::expires_at(&item)? },
             Kind::Blob(digest) => Entry::Blob { digest, record: versioned(item)? },
             Kind::Other => return Ok(None),
@@ -231,7 +233,7 @@ impl Ledger for DynamoLedger {
         members: &[Descriptor],
         keep_proofs: bool,
         now: Timestamp,
-    ) -> Result<(), StoreError> {
+    ) -> Result<u64, StoreError> {
         // A batch that names one key twice is refused.
         let distinct: BTreeMap<&Digest, u64> = members.iter().map(|member| (&member.digest, member.size)).collect();
         // A batch write replaces whole items, so `proven` is read first.
@@ -241,11 +243,11 @@ impl Ledger for DynamoLedger {
             .map(|digest| item::membership_key(repository, digest))
             .collect::<Vec<_>>();
         let reads = keys.chunks(BATCH_KEYS).map(|batch| self.get_batch(batch.to_vec(), true)).collect::<Vec<_>>();
-        let mut proven = BTreeSet::new();
+        let (mut proven, mut new_bytes) = (BTreeSet::new(), distinct.values().sum::<u64>());
         for known in stream::iter(reads).buffer_unordered(BATCHES_AT_ONCE).try_concat().await? {
-            if let Kind::Membership(_, digest) = item::kind(&known)?
-                && item::parse_membership(&known)?.proven
-            {
+            let Kind::Membership(_, digest) = item::kind(&known)? else { continue };
+            new_bytes = new_bytes.saturating_sub(distinct.get(&digest).copied().unwrap_or_default());
+            if item::parse_membership(&known)?.proven {
                 proven.insert(digest);
             }
         }
@@ -262,7 +264,8 @@ impl Ledger for DynamoLedger {
         if !inline {
             self.blobs.write(&manifest.digest, manifest.bytes.clone()).await?;
         }
-        self.put(item::manifest(repository, manifest, inline, now)).await
+        self.put(item::manifest(repository, manifest, inline, now)).await?;
+        Ok(new_bytes)
     }
 
     async fn touch_manifest(
@@ -318,7 +321,8 @@ impl Ledger for DynamoLedger {
                 let stored = self.delete(item::manifest_key(repository, digest), item::USED_AT, used_at.0).await?;
                 return Ok(matches!((stored, noted), (Written::Done, _) | (Written::Absent, Written::Done)));
             }
-            Entry::Membership { repository, digest, used_at } => {
+            Entry::Holding { repository, record } => (item::holding_key(repository), item::VERSION, record.version),
+            Entry::Membership { repository, digest, used_at, .. } => {
                 (item::membership_key(repository, digest), item::USED_AT, used_at.0)
             }
             Entry::Listing { repository, key, stale_until } => {

@@ -8,6 +8,7 @@
 //! | manifest | same | `manifest#<digest>` | `media_type`, `size`, `used_at` when it was stored, and `bytes` unless they are an object |
 //! | its last use | same | `manifest#<digest>#used` | `used_at`; there is none before it is used on another day |
 //! | membership | same | `blob#<digest>` | `size`, `used_at`, and `proven` where it is |
+//! | what is stored of a repository | `holdings` | `<upstream>/<name>` | the fields of [`Holding`], `version` |
 //! | blob record | `blob#<digest>` | `blob` | the fields of [`BlobRecord`], `version` |
 //! | robots | `robots` | `robots` | the fields of [`Robots`], `version` |
 //! | gauge | `upstream#<id>` | `gauge#<credential>` | the fields of [`Gauge`], `version` |
@@ -19,6 +20,7 @@
 //! Records keep the field names of the core, so that a field added there needs no change here. What needs one is of
 //! another [`format`](crate::format), which is an attribute of any item.
 //!
+//! [`Holding`]: stopover::records::Holding
 //! [`TagRecord`]: stopover::records::TagRecord
 //! [`BlobRecord`]: stopover::records::BlobRecord
 //! [`Robots`]: stopover::records::robot::Robots
@@ -49,6 +51,8 @@ pub(crate) const PARTITION: &str = "pk";
 pub(crate) const SORT: &str = "sk";
 /// What a conditional write compares: a number drawn anew for every write.
 pub(crate) const VERSION: &str = "version";
+/// The partition of what is stored of each repository.
+pub(crate) const HOLDINGS: &str = "holdings";
 /// The sort key of a standing: what upstream said of a repository as a whole.
 const STANDING: &str = "standing";
 /// The last part of the sort key of a manifest's last use.
@@ -73,6 +77,16 @@ pub(crate) fn reference_key(repository: &Repository, reference: &Reference) -> I
         Reference::Digest(digest) => format!("fetch#{digest}"),
     };
     key(format!("repo#{repository}"), sort)
+}
+
+/// The key of what is stored of a repository, in the partition [`HOLDINGS`].
+pub(crate) fn holding_key(repository: &Repository) -> Item {
+    key("holdings".to_owned(), repository.to_string())
+}
+
+/// The partition of a repository.
+pub(crate) fn partition(repository: &Repository) -> String {
+    format!("repo#{repository}")
 }
 
 /// The key of a standing.
@@ -214,6 +228,7 @@ pub(crate) enum Kind {
     Membership(Repository, Digest),
     Listing(Repository, ListKey),
     Standing(Repository),
+    Holding(Repository),
     Blob(Digest),
     Other,
 }
@@ -229,11 +244,15 @@ pub(crate) fn kind(item: &Item) -> Result<Kind, StoreError> {
     if let Some(text) = partition.strip_prefix("blob#") {
         return Ok(Kind::Blob(text.parse().map_err(|error| corrupt(partition, error))?));
     }
-    let Some((upstream, name)) = partition.strip_prefix("repo#").and_then(|rest| rest.split_once('/')) else {
+    let whole = if partition == HOLDINGS { Some(sort) } else { partition.strip_prefix("repo#") };
+    let Some((upstream, name)) = whole.and_then(|whole| whole.split_once('/')) else {
         return Ok(Kind::Other);
     };
     let upstream = upstream.parse().map_err(|error| corrupt(partition, error))?;
     let repository = Repository { upstream, name: name.parse().map_err(|error| corrupt(partition, error))? };
+    if partition == HOLDINGS {
+        return Ok(Kind::Holding(repository));
+    }
     Ok(match sort.split_once('#') {
         Some(("tag", tag)) => {
             Kind::Reference(repository, Reference::Tag(tag.parse().map_err(|error| corrupt(partition, error))?))
@@ -384,6 +403,7 @@ mod tests {
                 }),
                 used_at: Some(Timestamp(9)),
                 open: true,
+                shared: true,
             });
         }
         let observed = Observed { digest: digest(), media_type: MediaType::OciIndex, size: 1 << 40 };

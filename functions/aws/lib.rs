@@ -10,6 +10,7 @@ mod dynamo;
 mod environment;
 mod failure;
 mod format;
+mod inventory;
 mod item;
 pub mod log;
 pub mod metrics;

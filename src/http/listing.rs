@@ -17,7 +17,7 @@ use crate::values::served::Served;
 const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 /// Everything but the unreserved characters (RFC 3986, section 2.3). `%20` and `%2B` are a space and a plus to every
 /// parser, also to one that reads a query as a form.
-const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+pub(super) const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 pub(super) fn tags(
     request: &Request,

@@ -3,6 +3,7 @@
 mod access;
 mod audit;
 mod health;
+mod images;
 mod listing;
 mod operator;
 mod prefetch;

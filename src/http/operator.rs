@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::access::Caller;
 use super::audit::Record;
-use super::{NO_STORE, health, prefetch, refuse, retention, robots, watch};
+use super::{NO_STORE, health, images, prefetch, refuse, retention, robots, watch};
 use crate::cache::Cache;
 use crate::errors::{StoreError, chain};
 use crate::oci::Digest;
@@ -29,6 +29,7 @@ pub(super) fn routes() -> Router<Arc<Cache>> {
         .route("/_stopover/fills/retry", post(retry_fills))
         .route("/_stopover/fills/{digest}", get(fill))
         .merge(health::routes())
+        .merge(images::routes())
         .merge(prefetch::routes())
         .merge(retention::routes())
         .merge(robots::routes())

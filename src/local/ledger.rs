@@ -27,6 +27,7 @@ use crate::values::time::Timestamp;
 
 const BLOB: &str = "blob ";
 const FILL: &str = "fill ";
+pub(super) const HOLDING: &str = "holding ";
 const IMAGE: &str = "image ";
 const LIST: &str = "list ";
 const MANIFEST: &str = "manifest ";
@@ -41,7 +42,16 @@ fn scoped_key(kind: &str, Repository { upstream, name }: &Repository, rest: &str
 }
 
 fn reference_key(repository: &Repository, reference: &Reference) -> String {
-    scoped_key(REFERENCE, repository, reference.as_str())
+    tag_key(repository, reference.as_str())
+}
+
+/// The key of a reference that begins like this.
+pub(super) fn tag_key(repository: &Repository, begin: &str) -> String {
+    scoped_key(REFERENCE, repository, begin)
+}
+
+pub(super) fn holding_key(repository: &Repository) -> String {
+    format!("{HOLDING}{repository}")
 }
 
 fn standing_key(repository: &Repository) -> String {
@@ -66,7 +76,7 @@ fn member_key(repository: &Repository, digest: &Digest) -> String {
     scoped_key(MEMBER, repository, digest.as_str())
 }
 
-fn blob_key(digest: &Digest) -> String {
+pub(super) fn blob_key(digest: &Digest) -> String {
     [BLOB, digest.as_str()].concat()
 }
 
@@ -97,7 +107,7 @@ impl From<Job> for WrittenFill {
 }
 
 /// The embedded ledger.
-pub struct EmbeddedLedger(Store);
+pub struct EmbeddedLedger(pub(super) Store);
 
 impl EmbeddedLedger {
     /// Opens or creates the ledger. Fails if another process has it open.
@@ -133,14 +143,8 @@ impl EmbeddedLedger {
     }
 
     fn member(&self, repository: &Repository, digest: &Digest) -> Result<Option<Member>, StoreError> {
-        let written = self.0.read_json(&member_key(repository, digest))?;
-        Ok(written.map(|Versioned { value, version }| {
-            let (size, proven) = match value {
-                WrittenMember::Named(size) => (size, false),
-                WrittenMember::Proven { proven: size } => (size, true),
-            };
-            Member { size, used_at: Timestamp(version), proven }
-        }))
+        let written: Option<Versioned<WrittenMember>> = self.0.read_json(&member_key(repository, digest))?;
+        Ok(written.map(|Versioned { value, version }| value.member(version)))
     }
 
     /// The uploads that have a checkpoint.
@@ -214,6 +218,16 @@ enum WrittenMember {
     Proven { proven: u64 },
 }
 
+impl WrittenMember {
+    fn member(self, version: u64) -> Member {
+        let (size, proven) = match self {
+            Self::Named(size) => (size, false),
+            Self::Proven { proven: size } => (size, true),
+        };
+        Member { size, used_at: Timestamp(version), proven }
+    }
+}
+
 fn put_member(repository: &Repository, digest: &Digest, member: Member) -> Result<Change, StoreError> {
     let Member { size, used_at, proven } = member;
     let written = if proven { WrittenMember::Proven { proven: size } } else { WrittenMember::Named(size) };
@@ -233,14 +247,17 @@ fn unreadable(key: &str, error: impl Into<Box<dyn Error + Send + Sync>>) -> Stor
     StoreError::Corrupt(Failure::because(format!("ledger: {key}"), error))
 }
 
+/// The repository that this part of a key names.
+pub(super) fn repository_in(key: &str, text: &str) -> Result<Repository, StoreError> {
+    let (upstream, name) = text.split_once('/').ok_or_else(|| unreadable(key, "no upstream"))?;
+    let upstream = upstream.parse().map_err(|error| unreadable(key, error))?;
+    Ok(Repository { upstream, name: name.parse().map_err(|error| unreadable(key, error))? })
+}
+
 /// The entry of an item. `None`: the item is of another kind.
 fn entry(key: &str, item: &[u8]) -> Result<Option<Entry>, StoreError> {
     let (version, value) = split(item)?;
-    let repository = |text: &str| -> Result<Repository, StoreError> {
-        let (upstream, name) = text.split_once('/').ok_or_else(|| unreadable(key, "no upstream"))?;
-        let upstream = upstream.parse().map_err(|error| unreadable(key, error))?;
-        Ok(Repository { upstream, name: name.parse().map_err(|error| unreadable(key, error))? })
-    };
+    let repository = |text: &str| repository_in(key, text);
     let scoped = |rest: &str| -> Result<(Repository, String), StoreError> {
         let (text, rest) = rest.split_once(' ').ok_or_else(|| unreadable(key, "no repository"))?;
         Ok((repository(text)?, rest.to_owned()))
@@ -260,11 +277,16 @@ fn entry(key: &str, item: &[u8]) -> Result<Option<Entry>, StoreError> {
         Entry::Manifest(StoredManifest { repository, digest, used_at, bytes, names })
     } else if let Some(rest) = key.strip_prefix(MEMBER) {
         let (repository, text) = scoped(rest)?;
-        Entry::Membership { repository, digest: digest(&text)?, used_at: Timestamp(version) }
+        let written: WrittenMember = serde_json::from_slice(value).map_err(|error| unreadable(key, error))?;
+        let Member { size, used_at, .. } = written.member(version);
+        Entry::Membership { repository, digest: digest(&text)?, size, used_at }
     } else if let Some(rest) = key.strip_prefix(LIST) {
         let (repository, text) = scoped(rest)?;
         let key = if text == TAGS { ListKey::Tags } else { ListKey::Referrers(digest(&text)?) };
         Entry::Listing { repository, key, stale_until: Timestamp(version) }
+    } else if let Some(text) = key.strip_prefix(HOLDING) {
+        let value = serde_json::from_slice(value).map_err(|error| unreadable(key, error))?;
+        Entry::Holding { repository: repository(text)?, record: Versioned { value, version } }
     } else if let Some(text) = key.strip_prefix(STANDING) {
         Entry::Standing { repository: repository(text)?, until: Timestamp(version) }
     } else if let Some(text) = key.strip_prefix(BLOB) {
@@ -356,15 +378,17 @@ impl Ledger for EmbeddedLedger {
         members: &[Descriptor],
         keep_proofs: bool,
         now: Timestamp,
-    ) -> Result<(), StoreError> {
-        let mut changes = Vec::with_capacity(members.len() + 1);
+    ) -> Result<u64, StoreError> {
+        let (mut changes, mut new_bytes) = (Vec::with_capacity(members.len() + 1), 0);
         for blob in members {
-            let proven = keep_proofs && self.member(repository, &blob.digest)?.is_some_and(|member| member.proven);
+            let known = self.member(repository, &blob.digest)?;
+            let proven = keep_proofs && known.is_some_and(|member| member.proven);
+            new_bytes += if known.is_none() { blob.size } else { 0 };
             changes.push(put_member(repository, &blob.digest, Member { size: blob.size, used_at: now, proven })?);
         }
         let start = join(now.0, &[manifest.media_type.as_str().as_bytes(), b"\n"].concat());
         changes.push(Change::PutShared(manifest_key(repository, &manifest.digest), start, manifest.bytes.clone()));
-        self.0.write(None, changes).await.map(|_| ())
+        self.0.write(None, changes).await.map(|_| new_bytes)
     }
 
     async fn touch_manifest(
@@ -415,7 +439,8 @@ impl Ledger for EmbeddedLedger {
                 (reference_key(repository, reference), record.version)
             }
             Entry::Manifest(manifest) => (manifest_key(&manifest.repository, &manifest.digest), manifest.used_at.0),
-            Entry::Membership { repository, digest, used_at } => (member_key(repository, digest), used_at.0),
+            Entry::Membership { repository, digest, used_at, .. } => (member_key(repository, digest), used_at.0),
+            Entry::Holding { repository, record } => (holding_key(repository), record.version),
             Entry::Listing { repository, key, stale_until } => (list_key(repository, key), stale_until.0),
             Entry::Standing { repository, until } => (standing_key(repository), until.0),
             Entry::Blob { digest, record } => (blob_key(digest), record.version),

@@ -14,6 +14,7 @@ mod board;
 mod files;
 mod format;
 mod images;
+mod inventory;
 mod ledger;
 mod order;
 mod queue;

@@ -362,11 +362,29 @@ impl Store {
 
     /// The items after a key: at most [`SCAN`] and about [`SCAN_BYTES`].
     pub(super) fn scan_after(&self, key: &str) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        self.scan_range((Bound::Excluded(key), Bound::Unbounded), SCAN)
+    }
+
+    /// The first `most` items from a key on, or behind it, that come before `end`; of large ones fewer.
+    pub(super) fn scan_within(
+        &self,
+        key: &str,
+        from: bool,
+        end: &str,
+        most: usize,
+    ) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        if end <= key {
+            return Ok(Vec::new());
+        }
+        let start = if from { Bound::Included(key) } else { Bound::Excluded(key) };
+        self.scan_range((start, Bound::Excluded(end)), most)
+    }
+
+    fn scan_range(&self, range: (Bound<&str>, Bound<&str>), most: usize) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
         self.file.with(|database| {
             let table = database.begin_read()?.open_table(ITEMS)?;
-            let after = (Bound::Excluded(key), Bound::Unbounded);
             let (mut items, mut bytes) = (Vec::new(), 0);
-            for item in table.range::<&str>(after)?.take(SCAN) {
+            for item in table.range::<&str>(range)?.take(most) {
                 let (key, item) = item?;
                 bytes += item.value().len();
                 items.push((key.value().to_owned(), item.value().to_vec()));

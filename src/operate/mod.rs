@@ -1,6 +1,7 @@
 //! The operators' part: retention and sweep, reports, and the management of robots.
 
 mod health;
+pub mod images;
 mod metrics;
 pub mod report;
 pub mod retention;

@@ -9,9 +9,12 @@
 //! and [`Fates`] say of each item, read anew, what becomes of it.
 
 mod fates;
+mod held;
 mod part;
 
 pub use fates::{Batch, Doomed, Fates};
+use held::Held;
+pub use held::Recount;
 pub use part::Course;
 use part::Part;
 
@@ -158,6 +161,7 @@ pub struct Census<'a> {
     named: HashMap<Key, Timestamp>,
     /// The tags that the task is about: whether one goes, and the manifests of its current and its previous digest.
     tags: Vec<(bool, Option<Key>, Option<Key>)>,
+    held: Held,
     /// The uploads that have a checkpoint: fills continue them.
     pub uploads: HashSet<String>,
     /// How many bytes are stored.
@@ -175,6 +179,7 @@ impl<'a> Census<'a> {
             blobs: HashMap::new(),
             named: HashMap::new(),
             tags: Vec::new(),
+            held: Held::default(),
             uploads: HashSet::new(),
             bytes: 0,
         }
@@ -222,7 +227,12 @@ impl<'a> Census<'a> {
                 let previous = previous.as_ref().map(|previous| self.keys.of(repository, &previous.digest));
                 self.tags.push((self.task.purges(repository, reference, &record.value), observed, previous));
             }
-            Entry::Reference { .. } | Entry::Membership { .. } | Entry::Listing { .. } | Entry::Standing { .. } => {}
+            Entry::Membership { repository, digest, .. } => {
+                if self.has(entry) || self.task.part().is_some_and(|part| part.has_digest(digest)) {
+                    self.held.expect(self.keys.digest(digest), self.keys.repository(repository));
+                }
+            }
+            Entry::Reference { .. } | Entry::Holding { .. } | Entry::Listing { .. } | Entry::Standing { .. } => {}
         }
     }
 

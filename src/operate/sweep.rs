@@ -13,7 +13,7 @@ use crate::errors::{StoreError, chain};
 use crate::journal::Metric;
 use crate::oci::{Digest, Reference, Repository};
 use crate::operate::report::{LastSweep, SweepReport};
-use crate::operate::retention::{Batch, Census, Course, Doomed, Task};
+use crate::operate::retention::{Batch, Census, Course, Doomed, Recount, Task};
 use crate::records::blob::{REMOVING, noted as used};
 use crate::records::{BlobRecord, BlobState, Entry, StoredManifest, Versioned};
 use crate::values::time::Timestamp;
@@ -133,6 +133,9 @@ impl Operate {
             fates.add_bytes(blob, &mut batch);
         }
         self.finish(&mut batch, dry_run, &mut report, &mut failure).await;
+        if !dry_run {
+            self.write_recounts(fates.recounts(), &mut failure).await;
+        }
         report.manifests.sort_unstable();
         report.kept_bytes = bytes.saturating_sub(report.freed_bytes);
         failure.map_or(Ok(Outcome { report, uploads, kept }), Err)
@@ -146,10 +149,10 @@ impl Operate {
         report: &mut SweepReport,
         failure: &mut Option<StoreError>,
     ) {
-        let Batch { entries, blobs, absent, unnoted } = std::mem::take(batch);
         if dry_run {
-            return Batch { entries, blobs, absent, unnoted }.add_to(report);
+            return std::mem::take(batch).add_to(report);
         }
+        let Batch { entries, blobs, absent, unnoted, sharing } = std::mem::take(batch);
         let mut done = Batch::default();
         let is_membership = |entry: &Entry| matches!(entry, Entry::Membership { .. });
         let (mut memberships, entries): (Vec<_>, Vec<_>) = entries.into_iter().partition(is_membership);
@@ -179,7 +182,34 @@ impl Operate {
         for entry in unnoted {
             noted(self.note_use(&entry).await, failure);
         }
+        let sharing = sharing.into_iter().map(|(digest, record)| async move {
+            let value = BlobRecord { shared: !record.value.shared, ..record.value };
+            self.core.ledger.swap_blob(&digest, Some(record.version), &value).await
+        });
+        let mut sharing = stream::iter(sharing.collect::<Vec<_>>()).buffer_unordered(AT_ONCE);
+        while let Some(written) = sharing.next().await {
+            noted(written, failure);
+        }
         done.add_to(report);
+    }
+
+    /// Writes what was counted of repositories. What a pull has noted meanwhile stays until the next sweep.
+    async fn write_recounts(&self, recounts: Vec<Recount>, failure: &mut Option<StoreError>) {
+        let ledger = &self.core.ledger;
+        let writes = recounts.into_iter().map(|Recount { repository, written, holding }| async move {
+            match (written, holding) {
+                (written, Some(holding)) => {
+                    let expected = written.map(|written| written.version);
+                    ledger.swap_holding(&repository, expected, &holding).await.map(drop)
+                }
+                (Some(record), None) => ledger.remove(&Entry::Holding { repository, record }).await.map(drop),
+                (None, None) => Ok(()),
+            }
+        });
+        let mut writes = stream::iter(writes.collect::<Vec<_>>()).buffer_unordered(AT_ONCE);
+        while let Some(written) = writes.next().await {
+            noted(written, failure);
+        }
     }
 
     /// Records a use of what an earlier version has stored without one.
@@ -193,9 +223,11 @@ impl Operate {
                 Some(noted) => self.core.ledger.swap_blob(digest, Some(record.version), &noted).await.map(drop),
                 None => Ok(()),
             },
-            Entry::Membership { .. } | Entry::Reference { .. } | Entry::Listing { .. } | Entry::Standing { .. } => {
-                Ok(())
-            }
+            Entry::Membership { .. }
+            | Entry::Reference { .. }
+            | Entry::Holding { .. }
+            | Entry::Listing { .. }
+            | Entry::Standing { .. } => Ok(()),
         }
     }
 

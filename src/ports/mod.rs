@@ -8,6 +8,7 @@ mod attempts;
 mod blobs;
 mod cloud;
 mod fills;
+mod inventory;
 #[cfg(test)]
 pub(crate) mod troubled;
 
@@ -18,6 +19,7 @@ pub use attempts::Attempts;
 pub use blobs::{Blobs, Location, SignedUrl, StoredBlob, Upload};
 pub use cloud::{Cloud, IssuedLogin, SecretVersion};
 pub use fills::{Fills, GivenUp, ImageJob, Job, Listed, Load, Priority, Progress, Requested, Watched, Work};
+pub use inventory::{Inventory, Section};
 
 use crate::errors::StoreError;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
@@ -35,7 +37,7 @@ pub const MAX_LISTING_BYTES: usize = 350_000;
 /// happens atomically or not at all. A read sees every write that was acknowledged before it, except
 /// [`Self::manifest`] and the membership of [`Self::blob`], which may lag by a second on `DynamoDB`.
 #[async_trait]
-pub trait Ledger: Send + Sync {
+pub trait Ledger: Inventory {
     /// The record of a tag, or of a digest.
     async fn reference(
         &self,
@@ -79,6 +81,8 @@ pub trait Ledger: Send + Sync {
     ///
     /// `keep_proofs`: a membership that was proven before stays so, unless it was proven just while this was written;
     /// otherwise the proof may be forgotten. A pull that needs it asks upstream again.
+    ///
+    /// Returns how many bytes the members have that the repository had not; more, where it does not know.
     async fn put_manifest(
         &self,
         repository: &Repository,
@@ -86,7 +90,7 @@ pub trait Ledger: Send + Sync {
         members: &[Descriptor],
         keep_proofs: bool,
         now: Timestamp,
-    ) -> Result<(), StoreError>;
+    ) -> Result<u64, StoreError>;
 
     /// Writes that a manifest was used `now`, unless it was already used at `since` or later, and returns when it was
     /// last used by then. `None`: there is no such manifest, and nothing was written.

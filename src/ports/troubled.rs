@@ -7,13 +7,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
-use super::{Fills, ImageJob, Job, Ledger, Listed, Watched};
+use super::{Fills, ImageJob, Inventory, Job, Ledger, Listed, Section, Watched};
 use crate::errors::StoreError;
 use crate::local::EmbeddedLedger;
-use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
+use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository, Tag};
 use crate::records::gauge::Gauge;
 use crate::records::robot::Robots;
-use crate::records::{BlobRecord, BlobView, Entry, GaugeKey, ListKey, Listing, Member, Standing, TagRecord, Versioned};
+use crate::records::{
+    BlobRecord, BlobView, Entry, GaugeKey, Holding, ListKey, Listing, Member, Standing, TagRecord, Versioned,
+};
 use crate::values::time::Timestamp;
 
 /// An embedded ledger whose trouble can be switched on and off.
@@ -100,7 +102,7 @@ impl Ledger for Troubled {
         members: &[Descriptor],
         keep_proofs: bool,
         now: Timestamp,
-    ) -> Result<(), StoreError> {
+    ) -> Result<u64, StoreError> {
         self.inner.put_manifest(repository, manifest, members, keep_proofs, now).await
     }
 
@@ -169,6 +171,47 @@ impl Ledger for Troubled {
             return Ok(None);
         }
         self.inner.swap_gauge(key, expected, gauge).await
+    }
+}
+
+#[async_trait]
+impl Inventory for Troubled {
+    async fn holding(&self, repository: &Repository) -> Result<Option<Versioned<Holding>>, StoreError> {
+        self.inner.holding(repository).await
+    }
+
+    async fn swap_holding(
+        &self,
+        repository: &Repository,
+        expected: Option<u64>,
+        holding: &Holding,
+    ) -> Result<Option<u64>, StoreError> {
+        self.inner.swap_holding(repository, expected, holding).await
+    }
+
+    async fn holdings(&self, section: &Section) -> Result<Vec<(Repository, Holding)>, StoreError> {
+        self.inner.holdings(section).await
+    }
+
+    async fn tags(
+        &self,
+        repository: &Repository,
+        after: Option<&Tag>,
+        most: usize,
+    ) -> Result<Vec<(Tag, TagRecord)>, StoreError> {
+        self.inner.tags(repository, after, most).await
+    }
+
+    async fn manifests(
+        &self,
+        repository: &Repository,
+        digests: &[Digest],
+    ) -> Result<Vec<(Manifest, Timestamp)>, StoreError> {
+        self.inner.manifests(repository, digests).await
+    }
+
+    async fn blobs(&self, digests: &[Digest]) -> Result<Vec<(Digest, BlobRecord)>, StoreError> {
+        self.inner.blobs(digests).await
     }
 }
 

@@ -228,6 +228,7 @@ impl Pull {
         let config = self.core.upstreams.get(repository)?.config();
         let Facts { reference, record: Some(leased), heard, .. } = facts else { return pulled };
         let (now, missing) = (self.core.clock.now(), jittered(config.missing));
+        let was_known = leased.observed.is_some();
         let is_known = pulled.is_ok() || matches!(pulled, Err(PullError::TooLarge { .. }));
         let record = match (&reference, heard.observed().filter(|_| is_known), &heard) {
             (Reference::Tag(tag), Some(observed), _) => {
@@ -241,6 +242,9 @@ impl Pull {
         };
         let written = self.core.ledger.swap_reference(repository, &reference, version, &record).await;
         beside(written, "what upstream said of a reference");
+        if let (Reference::Tag(tag), false, Some(_)) = (&reference, was_known, &record.observed) {
+            self.note_held(repository, |holding| holding.with_tag(tag, now)).await;
+        }
         pulled
     }
 

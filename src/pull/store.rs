@@ -70,9 +70,11 @@ impl Pull {
         let (ledger, now) = (&self.core.ledger, self.core.clock.now());
         // Each repository has its own copy. What a caller has no room for is passed on from memory.
         if self.core.budgets.pay_bytes(want.payer, manifest.bytes.len() as u64).is_ok()
-            && beside(ledger.put_manifest(repository, manifest, &blobs, keep_proofs, now).await, "a manifest").is_some()
+            && let put = ledger.put_manifest(repository, manifest, &blobs, keep_proofs, now).await
+            && let Some(new_bytes) = beside(put, "a manifest")
         {
             self.noted_manifest(repository, &manifest.digest, now);
+            self.note_held(repository, |holding| holding.with_bytes(new_bytes, now)).await;
         }
         self.follow_policy(repository, manifest, want.payer).await;
         let priority = want.priority;

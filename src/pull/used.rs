@@ -5,12 +5,12 @@ use std::time::Duration;
 use quick_cache::sync::Cache as MemoryCache;
 
 use super::{Pull, PulledManifest, Want};
-use crate::errors::{PullError, StoreError, chain};
+use crate::errors::{PullError, StoreError, beside, chain};
 use crate::identity::Payer;
 use crate::oci::{Digest, Repository};
 use crate::ports::Attempts;
 use crate::records::blob::{NOTED, noted};
-use crate::records::{BlobView, Member, Versioned};
+use crate::records::{BlobView, Holding, Member, Versioned};
 use crate::values::time::Timestamp;
 
 /// The longest that a pull waits for its use to be noted.
@@ -98,6 +98,28 @@ impl Pull {
             attempts.again().await?;
             view = self.core.ledger.blob(repository, digest).await?;
         }
+    }
+
+    /// Notes that something of a repository is stored, or known, that was not: the list of images has it at once.
+    pub(super) async fn note_held(&self, repository: &Repository, change: impl Fn(Holding) -> Holding) {
+        let note = async {
+            let mut attempts = Attempts::new();
+            loop {
+                let known = self.core.ledger.holding(repository).await?;
+                let version = known.as_ref().map(|known| known.version);
+                let before = known.map(|known| known.value);
+                let after = change(before.clone().unwrap_or_else(Holding::nothing));
+                if before.as_ref() == Some(&after)
+                    || self.core.ledger.swap_holding(repository, version, &after).await?.is_some()
+                {
+                    return Ok::<_, StoreError>(());
+                }
+                attempts.again().await?;
+            }
+        };
+        // A sweep counts what is not noted.
+        let noted = tokio::time::timeout(PATIENCE, note).await.unwrap_or_else(|_| Err(late()));
+        beside(noted, "what is stored of a repository");
     }
 
     /// Forgets a manifest that was removed from the ledger.

@@ -25,12 +25,15 @@ pub struct BlobRecord {
     /// where a membership is [proven](Member::proven).
     #[serde(default)]
     pub open: bool,
+    /// Whether several repositories have it, as the last sweep has counted.
+    #[serde(default)]
+    pub shared: bool,
 }
 
 impl BlobRecord {
     /// A record with a state and nothing else.
     pub fn new(state: BlobState) -> Self {
-        Self { state, attempts: 0, failure: None, checkpoint: None, used_at: None, open: false }
+        Self { state, attempts: 0, failure: None, checkpoint: None, used_at: None, open: false, shared: false }
     }
 }
 
@@ -146,6 +149,7 @@ pub fn decide(record: Option<&BlobRecord>, owner: &str, now: Timestamp) -> Claim
         checkpoint: record.and_then(|record| record.checkpoint.clone()),
         used_at: Some(now),
         open: record.is_some_and(|record| record.open),
+        shared: record.is_some_and(|record| record.shared),
     })
 }
 

@@ -2,12 +2,14 @@
 
 pub mod blob;
 pub mod gauge;
+mod holding;
 mod listing;
 pub mod robot;
 mod standing;
 pub mod tag;
 
 pub use blob::{BlobRecord, BlobState, BlobView, Checkpoint, Member};
+pub use holding::Holding;
 pub use listing::{List, ListKey, Listing};
 pub use standing::Standing;
 pub use tag::{Lease, Previous, TagRecord};
@@ -44,6 +46,8 @@ pub enum Entry {
         repository: Repository,
         /// Which blob.
         digest: Digest,
+        /// The blob's length in bytes.
+        size: u64,
         /// When it was last written.
         used_at: Timestamp,
     },
@@ -62,6 +66,13 @@ pub enum Entry {
         repository: Repository,
         /// [`Standing::until`].
         until: Timestamp,
+    },
+    /// What is stored of a repository.
+    Holding {
+        /// The repository.
+        repository: Repository,
+        /// Its record.
+        record: Versioned<Holding>,
     },
     /// The record of a blob.
     Blob {

@@ -37,7 +37,10 @@ use self::fixture::{
     stored_items, write_data, write_items,
 };
 
-on_both_columns!(what_the_first_format_has_stored_is_read_and_served);
+on_both_columns!(
+    what_the_first_format_has_stored_is_read_and_served,
+    what_the_first_format_has_stored_is_listed_after_a_sweep,
+);
 
 const MANIFEST: &str = "/v2/test.local/a/manifests/1";
 const DAY: Duration = Duration::from_hours(24);
@@ -86,6 +89,31 @@ async fn what_the_first_format_has_stored_is_read_and_served(column: Column) {
     for asked in ["/a/manifests/1", "missing", "tags", digest(LAYER).as_str()] {
         assert_eq!(world.upstream.count(asked), 0, "{asked}: {:?}", world.upstream.requests());
     }
+}
+
+/// What was written before there was a list of what is stored.
+async fn what_the_first_format_has_stored_is_listed_after_a_sweep(column: Column) {
+    let plan = World::plan(column).cold(Cold::Wait);
+    let world = match column {
+        Column::Embedded => plan.data(data()).start().await,
+        Column::Aws => {
+            let world = plan.start().await;
+            put_items(world.endpoints().unwrap(), &stored_items()).await;
+            put_objects(world.endpoints().unwrap()).await;
+            world
+        }
+    };
+    world.cache.operate.sweep(false).await.unwrap();
+    let listed = world.get("/_stopover/images").await;
+    let listed: Value = serde_json::from_slice(listed.bytes()).unwrap();
+    let (row, bytes) = (&listed["repositories"][0], CONFIG.len() + LAYER.len());
+    assert_eq!(
+        (&row["repository"], &row["tags"], &row["bytes"], &row["used_at"]),
+        (&json!("test.local/a"), &json!(2), &json!(bytes), &json!(NOW))
+    );
+    let shown = world.get("/_stopover/image?name=test.local/a:1").await;
+    let shown: Value = serde_json::from_slice(shown.bytes()).unwrap();
+    assert_eq!((&shown["images"][0]["bytes"], &shown["images"][0]["stored"]), (&json!(bytes), &json!(true)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -204,6 +232,7 @@ async fn items_of_a_newer_release_are_refused_and_neither_overwritten_nor_delete
                 let listing = Listing { list: None, fresh_until: NOW, stale_until: NOW };
                 assert_newer(ledger.put_listing(repository, key, &listing).await);
             }
+            Entry::Holding { .. } => unreachable!("the first format has none"),
             Entry::Standing { repository, .. } => {
                 assert_newer(ledger.standing(repository).await);
                 assert_newer(ledger.put_standing(repository, Standing::Absent { until: NOW }).await);

@@ -35,6 +35,7 @@ mod rules;
 mod security;
 mod single_flight;
 mod slow;
+mod stored;
 mod stored_secrets;
 mod strangers;
 mod table;

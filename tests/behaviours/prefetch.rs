@@ -275,7 +275,11 @@ async fn an_image_that_is_prefetched_again_counts_as_used(column: Column) {
         let used_at = match entry {
             Entry::Membership { used_at, .. } => Some(used_at),
             Entry::Blob { record, .. } => record.value.used_at,
-            Entry::Reference { .. } | Entry::Manifest(_) | Entry::Listing { .. } | Entry::Standing { .. } => continue,
+            Entry::Reference { .. }
+            | Entry::Manifest(_)
+            | Entry::Holding { .. }
+            | Entry::Listing { .. }
+            | Entry::Standing { .. } => continue,
         };
         assert_eq!(used_at, Some(world.clock.now()));
     }

@@ -346,7 +346,7 @@ async fn uses(world: &World) -> Vec<Timestamp> {
         Entry::Manifest(manifest) => Some(manifest.used_at),
         Entry::Membership { used_at, .. } => Some(used_at),
         Entry::Blob { record, .. } => record.value.used_at,
-        Entry::Reference { .. } | Entry::Listing { .. } | Entry::Standing { .. } => None,
+        Entry::Reference { .. } | Entry::Holding { .. } | Entry::Listing { .. } | Entry::Standing { .. } => None,
     });
     let mut uses: Vec<_> = uses.collect();
     uses.sort();

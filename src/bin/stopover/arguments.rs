@@ -10,7 +10,7 @@ use stopover::operate::RobotCommand;
 use stopover::values::time::Span;
 
 use crate::client::{
-    ClientLogin, DockerAction, Endpoint, Examination, Helper, LoginArguments, PrefetchArguments, Target,
+    ClientLogin, DockerAction, Endpoint, Examination, Helper, LoginArguments, PrefetchArguments, Shown, Target,
 };
 use crate::cost::CostArguments;
 use crate::explain::ExplainArguments;
@@ -105,6 +105,36 @@ pub(crate) enum Command {
         /// Print JSON: what `GET /_stopover/events` answers
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        asked: ServerArguments,
+    },
+    /// List what is in the cache: repositories, or the images of one
+    Ls {
+        /// A repository, an image, or what names begin with: docker.io/library/, ghcr.io [default: everything]
+        #[arg(value_name = "IMAGE-OR-PREFIX")]
+        what: Option<String>,
+        #[command(flatten)]
+        shown: Shown,
+        #[command(flatten)]
+        asked: ServerArguments,
+    },
+    /// Show what the cache has of an image: platforms, layers, when it was used and when it expires
+    Inspect {
+        /// An image like docker.io/library/alpine:3.20, or a repository
+        #[arg(value_name = "IMAGE")]
+        image: String,
+        #[command(flatten)]
+        shown: Shown,
+        #[command(flatten)]
+        asked: ServerArguments,
+    },
+    /// Show what each repository takes, the largest first
+    Du {
+        /// What names begin with: docker.io/library/, ghcr.io [default: everything]
+        #[arg(value_name = "PREFIX")]
+        prefix: Option<String>,
+        #[command(flatten)]
+        shown: Shown,
         #[command(flatten)]
         asked: ServerArguments,
     },

@@ -77,6 +77,15 @@ fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
         Command::Quota { asked } => ask(&config, Asker::Anyone, asked, async |client| client.quota().await),
         Command::Status { json, asked } => ask(&config, Asker::Anyone, asked, async |client| client.status(json).await),
         Command::Events { json, asked } => ask(&config, Asker::Anyone, asked, async |client| client.events(json).await),
+        Command::Ls { what, shown, asked } => {
+            ask(&config, Asker::Anyone, asked, async |client| client.list_stored(what.as_deref(), &shown).await)
+        }
+        Command::Inspect { image, shown, asked } => {
+            ask(&config, Asker::Anyone, asked, async |client| client.inspect(&image, &shown).await)
+        }
+        Command::Du { prefix, shown, asked } => {
+            ask(&config, Asker::Anyone, asked, async |client| client.disk_usage(prefix.as_deref(), &shown).await)
+        }
         Command::Fills { command, asked } => ask(&config, Asker::Operator, asked, async |client| match command {
             None => client.fills().await,
             Some(FillsCommand::Retry) => client.retry_fills().await,

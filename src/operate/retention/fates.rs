@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{Census, Fate, Key, Named, ORPHAN, Task, UNKNOWN, Used};
+use super::{Census, Fate, Key, Named, ORPHAN, Recount, Task, UNKNOWN, Used};
 use crate::config::Retention;
 use crate::oci::Digest;
 use crate::operate::report::SweepReport;
@@ -89,6 +89,8 @@ pub struct Batch {
     pub absent: Vec<(Digest, Versioned<BlobRecord>)>,
     /// What stays and has no last use.
     pub unnoted: Vec<Entry>,
+    /// Stored blobs whose records do not say whether several repositories have them.
+    pub sharing: Vec<(Digest, Versioned<BlobRecord>)>,
 }
 
 /// A blob to remove.
@@ -152,6 +154,9 @@ impl Fates<'_> {
     /// Adds an entry to what is to be done. One that was written since it was counted stays.
     pub fn add(&mut self, entry: Entry, batch: &mut Batch) {
         if !self.census.has(&entry) {
+            if let Entry::Membership { digest, .. } = &entry {
+                self.census.held.add_elsewhere(self.census.keys.digest(digest));
+            }
             return;
         }
         let (task, now, keys) = (self.census.task, self.census.now, &self.census.keys);
@@ -180,12 +185,14 @@ impl Fates<'_> {
                 }
                 used || (self.live.contains_key(&key) && !self.evicted.contains(&key))
             }
-            Entry::Membership { repository, digest, used_at } => {
+            Entry::Membership { repository, digest, used_at, .. } => {
                 let key = keys.of(repository, digest);
                 let spared =
                     if is_sweep { task.keeps(Some(*used_at), now) } else { !self.unnamed.in_repository.contains(&key) };
                 spared || self.named.in_repository.contains(&key)
             }
+            // Written anew, or removed, once all is counted.
+            Entry::Holding { .. } => true,
             Entry::Listing { stale_until: over, .. } | Entry::Standing { until: over, .. } => !is_sweep || now < *over,
             Entry::Blob { digest, record } => match self.census.blobs.get(&keys.digest(digest)) {
                 Some(blob) if blob.version == Some(record.version) && blob.fate != Fate::Stays => {
@@ -201,6 +208,10 @@ impl Fates<'_> {
                 _ => true,
             },
         };
+        if stays {
+            let digest = |of: &Entry| if let Entry::Membership { digest, .. } = of { keys.digest(digest) } else { 0 };
+            self.census.held.add(&entry, || digest(&entry));
+        }
         match &entry {
             _ if !stays => batch.entries.push(entry),
             Entry::Manifest(manifest) if manifest.used_at == UNKNOWN => batch.unnoted.push(entry),
@@ -209,8 +220,18 @@ impl Fates<'_> {
             {
                 batch.unnoted.push(entry);
             }
+            Entry::Blob { digest, record } if is_sweep && matches!(record.value.state, BlobState::Stored { .. }) => {
+                if record.value.shared != self.census.held.is_shared(keys.digest(digest)) {
+                    batch.sharing.push((digest.clone(), record.clone()));
+                }
+            }
             _ => {}
         }
+    }
+
+    /// What is not written of repositories as it was counted.
+    pub fn recounts(&mut self) -> Vec<Recount> {
+        std::mem::take(&mut self.census.held).recounts()
     }
 
     /// Adds stored bytes that have no record to what is to be done.
@@ -226,7 +247,7 @@ impl Fates<'_> {
 impl Batch {
     /// How many items it has.
     pub fn size(&self) -> usize {
-        self.entries.len() + self.blobs.len() + self.absent.len() + self.unnoted.len()
+        self.entries.len() + self.blobs.len() + self.absent.len() + self.unnoted.len() + self.sharing.len()
     }
 
     /// Counts what it removes and corrects.
@@ -239,7 +260,7 @@ impl Batch {
                     report.freed_bytes += bytes;
                 }
                 Entry::Membership { .. } => report.memberships += 1,
-                Entry::Listing { .. } | Entry::Standing { .. } | Entry::Blob { .. } => {}
+                Entry::Holding { .. } | Entry::Listing { .. } | Entry::Standing { .. } | Entry::Blob { .. } => {}
             }
         }
         report.blobs += self.blobs.len();

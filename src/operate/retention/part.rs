@@ -68,9 +68,9 @@ impl Part {
     pub(super) fn has(self, entry: &Entry) -> bool {
         match entry {
             Entry::Manifest(manifest) => self.has_repository(&manifest.repository),
-            Entry::Reference { repository, .. } | Entry::Membership { repository, .. } => {
-                self.has_repository(repository)
-            }
+            Entry::Reference { repository, .. }
+            | Entry::Membership { repository, .. }
+            | Entry::Holding { repository, .. } => self.has_repository(repository),
             Entry::Blob { digest, .. } => self.has_digest(digest),
             Entry::Listing { .. } | Entry::Standing { .. } => self.number == 0,
         }

@@ -58,7 +58,7 @@ impl World {
 
     fn member(mut self, whose: &str, name: &str, days: u64) -> Self {
         let (repository, digest) = (repository(whose), digest(name));
-        self.0.push(Entry::Membership { repository, digest, used_at: ago(days) });
+        self.0.push(Entry::Membership { repository, digest, size: 1, used_at: ago(days) });
         self
     }
 
@@ -112,6 +112,7 @@ impl Gone {
             Entry::Membership { repository, digest, .. } => format!("{} member {}", repository.name, name(digest)),
             Entry::Listing { repository, .. } => format!("{} list", repository.name),
             Entry::Standing { repository, .. } => format!("{} standing", repository.name),
+            Entry::Holding { .. } => panic!("it is written anew"),
             Entry::Blob { .. } => panic!("blobs go with their bytes"),
         });
         let mut names: Vec<String> =

@@ -9,7 +9,7 @@ use futures_util::future::try_join_all;
 use stopover::oci::{Algorithm, Descriptor, Digest, MAX_NAMED, Manifest, MediaType, Observed, Reference, Tags};
 use stopover::ports::MAX_LISTING_BYTES;
 use stopover::records::{
-    BlobRecord, BlobState, Checkpoint, Entry, Lease, List, ListKey, Listing, Member, Previous, Standing,
+    BlobRecord, BlobState, Checkpoint, Entry, Holding, Lease, List, ListKey, Listing, Member, Previous, Standing,
     StoredManifest, TagRecord,
 };
 use stopover::values::time::Timestamp;
@@ -19,7 +19,7 @@ use super::storage::{NOW, Storage, digest, manifest, repository};
 /// As many as no group of writes takes at once.
 const RACERS: u64 = 64;
 
-fn tag_record(checked_at: u64) -> TagRecord {
+pub(crate) fn tag_record(checked_at: u64) -> TagRecord {
     let observed = Observed { digest: digest("observed"), media_type: MediaType::DockerList, size: 1 << 40 };
     TagRecord {
         observed: Some(observed),
@@ -80,7 +80,7 @@ pub(crate) async fn a_blob_record_is_read_as_it_was_written(storage: &Storage) -
             upstream: Some("a.test".parse()?),
         };
         let (checkpoint, used_at) = (Some(checkpoint), Some(Timestamp(3)));
-        let record = BlobRecord { state, attempts: u32::MAX, failure, checkpoint, used_at, open: true };
+        let record = BlobRecord { state, attempts: u32::MAX, failure, checkpoint, used_at, open: true, shared: true };
         assert!(storage.ledger.swap_blob(&digest, version, &record).await?.is_some());
         let read = storage.ledger.blob(&repository, &digest).await?.record.context("absent")?;
         assert_eq!(read.value, record);
@@ -282,7 +282,8 @@ pub(crate) async fn once_a_manifest_can_be_read_every_membership_can(storage: &S
         let view = storage.ledger.blob(&repository, &member.digest).await?;
         assert_eq!(view.member, Some(Member { size: member.size, used_at: NOW, proven: false }));
     }
-    Ok(write.await??)
+    write.await??;
+    Ok(())
 }
 
 pub(crate) async fn a_membership_belongs_to_its_repository_and_a_blob_record_to_all(storage: &Storage) -> Result<()> {
@@ -325,7 +326,11 @@ async fn one_of_each(storage: &Storage) -> Result<Vec<Entry>> {
     ledger.swap_blob(&digest, None, &blob_record(3)).await?.context("it is new")?;
     let fetched = Reference::Digest(digest.clone());
     ledger.swap_reference(&repository, &fetched, None, &tag_record(2)).await?.context("it is new")?;
-    let mut expected = vec![Entry::Membership { repository: repository.clone(), digest: digest.clone(), used_at: NOW }];
+    let mut expected =
+        vec![Entry::Membership { repository: repository.clone(), digest: digest.clone(), size: 7, used_at: NOW }];
+    ledger.swap_holding(&repository, None, &Holding::nothing()).await?.context("it is new")?;
+    let record = ledger.holding(&repository).await?.context("absent")?;
+    expected.push(Entry::Holding { repository: repository.clone(), record });
     for reference in [tag, fetched] {
         let record = ledger.reference(&repository, &reference).await?.context("absent")?;
         expected.push(Entry::Reference { repository: repository.clone(), reference, record });
@@ -413,6 +418,7 @@ pub(crate) async fn an_entry_is_removed_only_while_it_is_what_was_seen(storage: 
         match &mut other {
             Entry::Reference { record, .. } => record.version ^= 1,
             Entry::Blob { record, .. } => record.version ^= 1,
+            Entry::Holding { record, .. } => record.version ^= 1,
             Entry::Manifest(manifest) => manifest.used_at.0 -= 1,
             Entry::Membership { used_at, .. } => used_at.0 -= 1,
             Entry::Listing { stale_until, .. } => stale_until.0 -= 1,

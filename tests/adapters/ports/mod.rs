@@ -3,6 +3,7 @@
 //! What only those of AWS promise is in [`on_s3`], [`on_dynamo`], [`on_sqs`] and [`outages`].
 
 mod blobs;
+mod inventory;
 mod ledger;
 mod on_dynamo;
 mod on_s3;
@@ -46,6 +47,11 @@ on_every_adapter! {
         fills_of_one_blob_that_race_all_succeed
         every_stored_blob_is_listed_once
         a_removed_blob_is_absent_and_can_be_stored_again;
+    inventory:
+        what_is_stored_of_a_repository_is_read_as_it_was_written
+        repositories_are_listed_by_name_from_page_to_page
+        tags_are_listed_by_name_and_digests_are_not_among_them
+        manifests_and_blobs_are_read_together;
     ledger:
         what_was_not_written_is_absent
         a_tag_record_is_read_as_it_was_written

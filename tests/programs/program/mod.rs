@@ -3,6 +3,7 @@
 mod accidents;
 mod commands;
 mod limits;
+mod stored;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;

@@ -256,7 +256,7 @@ fn items<'a>(operation: &str, request: &'a Value) -> Result<(&'a str, Vec<&'a Va
     let items = match operation {
         "GetItem" | "UpdateItem" | "DeleteItem" => vec![&request["Key"]],
         "PutItem" => vec![&request["Item"]],
-        "Scan" => Vec::new(),
+        "Query" | "Scan" => Vec::new(),
         "BatchGetItem" | "BatchWriteItem" => {
             let mut tables = request["RequestItems"].as_object().context("no items")?.iter();
             let (Some((table, asked)), None) = (tables.next(), tables.next()) else { bail!("not of one table") };

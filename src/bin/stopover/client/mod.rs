@@ -13,6 +13,7 @@ mod robots;
 mod session;
 mod setup;
 mod status;
+mod stored;
 mod table;
 mod upstream;
 
@@ -35,6 +36,7 @@ pub(crate) use login::{ClientLogin, DockerAction, Helper};
 pub(crate) use prefetch::PrefetchArguments;
 pub(crate) use session::{Asker, LoginArguments};
 pub(crate) use setup::{Target, list};
+pub(crate) use stored::Shown;
 pub(crate) use upstream::MirroredUpstream;
 
 /// A client of a running cache.
@@ -126,7 +128,11 @@ impl Client {
 
     /// Sends a request, and reads the answer.
     async fn ask<T: DeserializeOwned>(&self, question: reqwest::RequestBuilder) -> anyhow::Result<T> {
-        let answer = self.send(question).await?;
+        Self::read(self.send(question).await?).await
+    }
+
+    /// Reads an answer.
+    async fn read<T: DeserializeOwned>(answer: reqwest::Response) -> anyhow::Result<T> {
         let (status, body) = (answer.status(), answer.bytes().await?);
         if !status.is_success() {
             let body: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();

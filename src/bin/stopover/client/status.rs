@@ -37,7 +37,7 @@ impl Client {
     }
 }
 
-fn pretty(report: &impl Serialize) -> anyhow::Result<String> {
+pub(super) fn pretty(report: &impl Serialize) -> anyhow::Result<String> {
     Ok(serde_json::to_string_pretty(report)? + "\n")
 }
 

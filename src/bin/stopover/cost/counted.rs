@@ -25,14 +25,14 @@ const fn counted(
 
 pub(crate) const START: Counted = counted("`/v2/`, by a new instance", &[], 0, 0);
 pub(crate) const HEAD_COLD: Counted =
-    counted("HEAD of a tag, cold", &[("BatchGetItem", 2), ("GetItem", 6), ("PutItem", 4)], 17, 4);
+    counted("HEAD of a tag, cold", &[("BatchGetItem", 2), ("GetItem", 7), ("PutItem", 5)], 19, 5);
 pub(crate) const INDEX_COLD: Counted =
-    counted("index by digest, cold", &[("BatchGetItem", 4), ("GetItem", 4), ("PutItem", 4)], 20, 5);
+    counted("index by digest, cold", &[("BatchGetItem", 4), ("GetItem", 5), ("PutItem", 5)], 22, 6);
 pub(crate) const IMAGE_COLD: Counted = counted(
     "manifest by digest, cold, 2 blobs",
-    &[("BatchGetItem", 4), ("BatchWriteItem", 1), ("GetItem", 4), ("PutItem", 4), ("SendMessageBatch", 1)],
-    20,
-    6,
+    &[("BatchGetItem", 4), ("BatchWriteItem", 1), ("GetItem", 5), ("PutItem", 5), ("SendMessageBatch", 1)],
+    22,
+    7,
 );
 pub(crate) const BLOB_COLD: Counted =
     counted("blob, cold", &[("BatchGetItem", 1), ("GetItem", 1), ("PutItem", 1), ("SendMessageBatch", 1)], 6, 1);
@@ -43,7 +43,7 @@ pub(crate) const FILL: Counted = counted(
     7,
 );
 pub(crate) const TAG_COLD: Counted =
-    counted("index by tag, cold", &[("BatchGetItem", 2), ("GetItem", 4), ("PutItem", 5)], 14, 6);
+    counted("index by tag, cold", &[("BatchGetItem", 2), ("GetItem", 6), ("PutItem", 7)], 18, 8);
 pub(crate) const HEAD_NEW: Counted = counted("HEAD of a tag, new instance", &[("GetItem", 3)], 5, 0);
 pub(crate) const HEAD_WARM: Counted = counted("HEAD of a tag", &[("GetItem", 1)], 2, 0);
 pub(crate) const TAG_NEW: Counted = counted("index by tag, new instance", &[("BatchGetItem", 1), ("GetItem", 1)], 4, 0);
@@ -58,9 +58,9 @@ pub(crate) const BLOB_HEAD_NEW: Counted = counted("HEAD of a blob, new instance"
 pub(crate) const BLOB_HEAD_WARM: Counted = counted("HEAD of a blob", &[], 0, 0);
 pub(crate) const IMAGE_COLD_11: Counted = counted(
     "manifest by digest, cold, 11 blobs",
-    &[("BatchGetItem", 4), ("BatchWriteItem", 1), ("GetItem", 4), ("PutItem", 4), ("SendMessageBatch", 2)],
-    20,
-    16,
+    &[("BatchGetItem", 4), ("BatchWriteItem", 1), ("GetItem", 5), ("PutItem", 5), ("SendMessageBatch", 2)],
+    22,
+    17,
 );
 pub(crate) const FILL_3_PARTS: Counted = counted(
     "fill of a blob in 3 parts",
@@ -94,9 +94,9 @@ pub(crate) const TAG_STALE: Counted =
     counted("stale tag, unchanged", &[("BatchGetItem", 1), ("GetItem", 3), ("PutItem", 4)], 8, 4);
 pub(crate) const TAG_MOVED: Counted = counted(
     "stale tag, moved",
-    &[("BatchGetItem", 5), ("BatchWriteItem", 1), ("GetItem", 5), ("PutItem", 8), ("SendMessageBatch", 1)],
-    24,
-    10,
+    &[("BatchGetItem", 5), ("BatchWriteItem", 1), ("GetItem", 6), ("PutItem", 9), ("SendMessageBatch", 1)],
+    26,
+    11,
 );
 pub(crate) const TAG_MISSING: Counted = counted("tag that is not there", &[("GetItem", 4), ("PutItem", 2)], 8, 2);
 pub(crate) const TAG_MISSING_AGAIN: Counted = counted("tag that is not there, again", &[("GetItem", 1)], 2, 0);

@@ -1,0 +1,246 @@
+//! `stopover ls`, `stopover inspect` and `stopover du`: what is in the cache.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use anyhow::{Context as _, bail};
+use http::StatusCode;
+use http::header::LINK;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use stopover::operate::images::{ImageReport, ImagesReport, PlatformReport, RepositoryReport, TaggedImage};
+use stopover::operate::report::Bytes;
+use stopover::values::time::Timestamp;
+
+use super::Client;
+use super::robots::date;
+use super::status::pretty;
+use super::table::{harmless, table, width};
+
+/// How what is stored is shown.
+#[derive(clap::Args)]
+pub(crate) struct Shown {
+    /// Print JSON, with the fields of the answers of the cache
+    #[arg(long, conflicts_with = "quiet")]
+    json: bool,
+    /// Print names only, one a line
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// The digits of a digest that are shown: as many as tell images apart.
+const DIGITS: usize = 12;
+
+impl Client {
+    /// The repositories whose names begin like this, or the images of one.
+    pub(crate) async fn list_stored(&self, what: Option<&str>, shown: &Shown) -> anyhow::Result<String> {
+        // `docker.io/` is the beginning of names, and no name.
+        if let Some(name) = what.filter(|what| !what.ends_with('/'))
+            && let Some(image) = self.stored_image(name).await?
+        {
+            return show_image(&image, shown);
+        }
+        let report = self.stored_repositories(what).await?;
+        if shown.json {
+            return pretty(&report);
+        }
+        let text = if shown.quiet { names(&report) } else { list(&report) };
+        Ok(text + cut(&report))
+    }
+
+    /// One image, or all of a repository, down to the layers.
+    pub(crate) async fn inspect(&self, name: &str, shown: &Shown) -> anyhow::Result<String> {
+        let Some(image) = self.stored_image(name).await? else {
+            bail!("{}: nothing is stored that is called so", harmless(name));
+        };
+        if shown.json || shown.quiet {
+            return show_image(&image, shown);
+        }
+        Ok(image.images.iter().map(|one| describe(&image.repository, one)).collect::<Vec<_>>().join("\n"))
+    }
+
+    /// What each repository takes, the largest first.
+    pub(crate) async fn disk_usage(&self, prefix: Option<&str>, shown: &Shown) -> anyhow::Result<String> {
+        let mut report = self.stored_repositories(prefix).await?;
+        report.repositories.sort_by_key(|repository| std::cmp::Reverse((repository.own_bytes(), repository.bytes)));
+        if shown.quiet {
+            return Ok(names(&report) + cut(&report));
+        }
+        let own = report.repositories.iter().map(RepositoryReport::own_bytes).sum::<u64>();
+        if shown.json {
+            let repositories: Vec<_> = report
+                .repositories
+                .iter()
+                .map(|one| {
+                    json!({
+                        "repository": one.repository, "bytes": one.bytes, "shared_bytes": one.shared_bytes,
+                        "own_bytes": one.own_bytes(), "counted": one.counted,
+                    })
+                })
+                .collect();
+            return pretty(&json!({ "repositories": repositories, "own_bytes": own, "cut": report.cut }));
+        }
+        let rows: Vec<_> = report
+            .repositories
+            .iter()
+            .map(|one| [size(one.own_bytes()), shared(one), size(one.bytes), one.repository.clone()])
+            .collect();
+        let text = table(["OWN", "SHARED", "SIZE", "REPOSITORY"], &rows, width());
+        Ok(format!("{text}\n{} in {} repositories, and once what they share\n{}", size(own), rows.len(), cut(&report)))
+    }
+
+    /// All pages of the repositories whose names begin like this.
+    async fn stored_repositories(&self, prefix: Option<&str>) -> anyhow::Result<ImagesReport> {
+        let mut next = Some(query("images", &[("n", Some("1000")), ("prefix", prefix)]));
+        let mut report = ImagesReport::default();
+        while let Some(place) = next {
+            let page: Option<ImagesReport>;
+            (page, next) = self.page(&place).await?;
+            let page = page.context("that is no cache of this version")?;
+            report.repositories.extend(page.repositories);
+            report.cut |= page.cut;
+        }
+        Ok(report)
+    }
+
+    /// All pages of an image. `None`: nothing of it is stored.
+    async fn stored_image(&self, name: &str) -> anyhow::Result<Option<ImageReport>> {
+        let (mut report, mut next) = self.page::<ImageReport>(&query("image", &[("name", Some(name))])).await?;
+        while let (Some(report), Some(place)) = (&mut report, next) {
+            let page: Option<ImageReport>;
+            (page, next) = self.page(&place).await?;
+            let Some(page) = page else { break };
+            report.images.extend(page.images);
+            report.partial |= page.partial;
+        }
+        Ok(report)
+    }
+
+    /// One page, and where the next one is. `None`: there is no such thing.
+    async fn page<T: DeserializeOwned>(&self, place: &str) -> anyhow::Result<(Option<T>, Option<String>)> {
+        let answer = self.send(self.http.get(format!("{}{place}", self.server))).await?;
+        if answer.status() == StatusCode::NOT_FOUND {
+            return Ok((None, None));
+        }
+        let link = answer.headers().get(LINK).and_then(|link| link.to_str().ok());
+        let next = link.and_then(|link| link.strip_prefix('<')?.split_once('>')).map(|(next, _)| next.to_owned());
+        // Logins go to this cache, and nowhere else.
+        let next = next.filter(|next| next.starts_with("/_stopover/"));
+        Ok((Some(Self::read(answer).await?), next))
+    }
+}
+
+/// The path and query of a question.
+fn query(of: &str, parameters: &[(&str, Option<&str>)]) -> String {
+    // A plus stands for itself in the cache's queries, and a space is in no name.
+    let escape = |text: &str| url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
+    let given = parameters.iter().filter_map(|(name, value)| Some(format!("{name}={}", escape((*value)?))));
+    format!("/_stopover/{of}?{}", given.collect::<Vec<_>>().join("&"))
+}
+
+fn cut(report: &ImagesReport) -> &'static str {
+    if report.cut { "there may be more: name the beginning of what you may pull\n" } else { "" }
+}
+
+fn names(report: &ImagesReport) -> String {
+    report.repositories.iter().map(|repository| harmless(&repository.repository) + "\n").collect()
+}
+
+fn list(report: &ImagesReport) -> String {
+    if report.repositories.is_empty() {
+        return "nothing is stored that is called so\n".into();
+    }
+    let row = |repository: &RepositoryReport| {
+        let RepositoryReport { tags, some_tags, .. } = repository;
+        let mut named = some_tags.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        if *tags > some_tags.len() as u64 {
+            let _ = write!(named, " and {} more", tags - some_tags.len() as u64);
+        }
+        let used_at = day(Some(repository.used_at));
+        [repository.repository.clone(), size(repository.bytes), shared(repository), used_at, named]
+    };
+    let rows: Vec<_> = report.repositories.iter().map(row).collect();
+    table(["REPOSITORY", "SIZE", "SHARED", "LAST USED", "TAGS"], &rows, width())
+}
+
+fn show_image(image: &ImageReport, shown: &Shown) -> anyhow::Result<String> {
+    if shown.json {
+        return pretty(image);
+    }
+    if shown.quiet {
+        return Ok(image.images.iter().map(|one| harmless(&name(&image.repository, one)) + "\n").collect());
+    }
+    let row = |one: &TaggedImage| {
+        let platforms: BTreeSet<&str> = one
+            .platforms
+            .iter()
+            .filter(|platform| platform.stored)
+            .filter_map(|platform| platform.platform.as_deref())
+            .collect();
+        let tag = one.tag.as_ref().map(ToString::to_string).unwrap_or_default();
+        let platforms = platforms.into_iter().collect::<Vec<_>>().join(", ");
+        [tag, short(&one.digest), size(one.bytes), day(one.used_at), expires(one), platforms]
+    };
+    let rows: Vec<_> = image.images.iter().map(row).collect();
+    let text = table(["TAG", "DIGEST", "SIZE", "LAST USED", "EXPIRES", "PLATFORMS"], &rows, width());
+    Ok(format!("{}\n\n{text}", harmless(&image.repository)))
+}
+
+fn name(repository: &str, image: &TaggedImage) -> String {
+    match &image.tag {
+        Some(tag) => format!("{repository}:{tag}"),
+        None => format!("{repository}@{}", image.digest),
+    }
+}
+
+fn describe(repository: &str, image: &TaggedImage) -> String {
+    let mut text = format!("{}\n", harmless(&name(repository, image)));
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "  {name:12}{}", harmless(&value));
+    };
+    let stored = if image.stored { "" } else { " (not stored)" };
+    line("digest", format!("{}{stored}", image.digest));
+    line("size", format!("{}, of which {} shared", size(image.bytes), size(image.shared_bytes)));
+    line("last used", day(image.used_at));
+    if image.checked_at.is_some() {
+        line("checked", day(image.checked_at));
+        line("fresh until", day(image.fresh_until));
+    }
+    line("expires", expires(image));
+    for platform in &image.platforms {
+        let PlatformReport { digest, stored, layers, .. } = platform;
+        let known = platform.platform.as_deref().unwrap_or("one platform");
+        let stored = if *stored { format!("last used {}", day(platform.used_at)) } else { "not stored".into() };
+        let _ = writeln!(text, "\n  {}  {digest}, {stored}", harmless(known));
+        for layer in layers {
+            let stored = if layer.stored { "" } else { ", not stored" };
+            let shared = if layer.shared { ", shared" } else { "" };
+            let _ = writeln!(text, "    {}  {}{shared}{stored}", layer.digest, size(layer.bytes));
+        }
+    }
+    text
+}
+
+fn short(digest: &stopover::oci::Digest) -> String {
+    digest.hex().chars().take(DIGITS).collect()
+}
+
+fn size(bytes: u64) -> String {
+    Bytes(bytes).to_string()
+}
+
+fn shared(repository: &RepositoryReport) -> String {
+    repository.shared_bytes.map_or_else(|| "not counted".into(), size)
+}
+
+fn day(at: Option<u64>) -> String {
+    at.filter(|at| *at > 0).map_or_else(|| "not known".into(), |at| date(Timestamp(at)).to_string())
+}
+
+fn expires(image: &TaggedImage) -> String {
+    match image.expires_at {
+        Some(at) => day(Some(at)),
+        None if image.pinned => "never: pinned".into(),
+        None => "never".into(),
+    }
+}

@@ -1,0 +1,179 @@
+//! `GET /_stopover/images` and `GET /_stopover/image`: what is in the cache, page by page as lists of tags are.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::response::Response;
+use axum::routing::get;
+use http::StatusCode;
+use http::header::{HeaderValue, LINK};
+use http::request::Parts;
+use percent_encoding::utf8_percent_encode;
+use serde::Serialize;
+
+use super::access::Caller;
+use super::audit::Record;
+use super::listing::RESERVED;
+use super::operator::{answer, refusal, unavailable};
+use super::refuse;
+use crate::cache::Cache;
+use crate::errors::PullError;
+use crate::oci::{Operation, Reference, Repository, Request, Tag, UpstreamId};
+use crate::operate::images::{MOST_IMAGES, MOST_REPOSITORIES, Wanted};
+use crate::ports::Section;
+use crate::values::text::excerpt;
+
+/// How many repositories a page has, unless the caller says.
+const REPOSITORIES: usize = 100;
+/// The longest beginning of a name.
+const MAX_PREFIX: usize = 511;
+
+pub(super) fn routes() -> Router<Arc<Cache>> {
+    Router::new().route("/_stopover/images", get(images)).route("/_stopover/image", get(image))
+}
+
+/// A parameter that is not understood, in words.
+struct Misunderstood(String);
+
+/// The parameters of a request. A plus stands for itself, as in the registry's own lists.
+struct Parameters(Vec<(String, String)>);
+
+impl Parameters {
+    fn of(parts: &Parts) -> Self {
+        let pairs = parts.uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+        let decoded = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
+        Self(pairs.map(|(name, value)| (decoded(name), decoded(value))).collect())
+    }
+
+    /// An empty one counts as absent.
+    fn get(&self, wanted: &str) -> Option<&str> {
+        let found = self.0.iter().find(|(name, value)| name == wanted && !value.is_empty());
+        found.map(|(_, value)| value.as_str())
+    }
+
+    fn n(&self, default: usize, most: usize) -> Result<usize, Misunderstood> {
+        let number = |text: &str| match text.parse::<usize>() {
+            Ok(number @ 1..) => Ok(number),
+            _ => Err(Misunderstood(format!("n is how many are wanted, from 1 on, and not {}", excerpt(&text)))),
+        };
+        Ok(self.get("n").map_or(Ok(default), number)?.min(most))
+    }
+
+    /// What names begin with, or are.
+    fn name(&self, parameter: &str) -> Result<Option<&str>, Misunderstood> {
+        let is_letter = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-' | b'/');
+        match self.get(parameter) {
+            Some(text) if text.len() > MAX_PREFIX || !text.bytes().all(is_letter) => {
+                let sentence = format!("{parameter} is the beginning of upstream/name, and not {}", excerpt(&text));
+                Err(Misunderstood(sentence))
+            }
+            name => Ok(name),
+        }
+    }
+
+    fn section(&self) -> Result<Section, Misunderstood> {
+        let prefix = self.name("prefix")?.unwrap_or_default();
+        let prefix = match self.get("upstream").map(str::parse::<UpstreamId>) {
+            Some(Ok(upstream)) => format!("{upstream}/{prefix}"),
+            Some(Err(_)) => return Err(Misunderstood("upstream is the id of one".into())),
+            None => prefix.to_owned(),
+        };
+        let after = self.name("last")?.map(str::to_owned);
+        Ok(Section { prefix, after, most: self.n(REPOSITORIES, MOST_REPOSITORIES)? })
+    }
+
+    /// The repository that a name means, and which of its images.
+    fn wanted(&self, cache: &Cache) -> Result<(Repository, Wanted), PullError> {
+        let text = self.get("name").unwrap_or_default();
+        let request = Request::image(text)?;
+        let Operation::Manifest(name, reference) = &request.operation else {
+            return Err(PullError::ManifestUnknown(crate::values::served::Served::Miss));
+        };
+        let repository = cache.core.upstreams.locate(&request, name)?;
+        // Without a tag all of them are meant, and no tag can begin with a slash.
+        let is_whole = matches!(reference, Reference::Tag(_)) && !text.rsplit('/').next().unwrap_or(text).contains(':');
+        Ok((repository, if is_whole { Wanted::Tags(None, MOST_IMAGES) } else { Wanted::One(reference.clone()) }))
+    }
+}
+
+/// The repositories of which something is stored: those that the caller may pull from, for operators all.
+async fn images(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
+    let mut record = Record::of_operation(&parts);
+    let caller = Caller::of(&cache, &parts, &mut record).await;
+    record.operated(caller.as_ref().err());
+    let caller = match caller {
+        Ok(caller) => caller,
+        Err(error) => return refuse(&cache, &error, &parts),
+    };
+    let parameters = Parameters::of(&parts);
+    let section = match parameters.section() {
+        Ok(section) => section,
+        Err(Misunderstood(sentence)) => return refusal(StatusCode::BAD_REQUEST, &sentence),
+    };
+    let sees = |repository: &Repository| caller.is_operator || caller.may_pull(&cache, repository);
+    match cache.operate.images(&section, sees).await {
+        Ok(paged) => {
+            let kept = ["upstream", "prefix"].map(|name| (name, parameters.get(name)));
+            let link = paged.next.map(|last| next("images", &kept, section.most, &last));
+            linked(&paged.page, link)
+        }
+        Err(error) => unavailable(&error),
+    }
+}
+
+/// The images of a repository, or one of them, for a caller that may pull it.
+async fn image(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
+    let mut record = Record::of_operation(&parts);
+    let parameters = Parameters::of(&parts);
+    let asked = async {
+        let caller = Caller::of(&cache, &parts, &mut record).await?;
+        let (repository, wanted) = parameters.wanted(&cache)?;
+        if !caller.is_operator {
+            caller.check(&cache, &repository, &mut record)?;
+        }
+        Ok::<_, PullError>((repository, wanted))
+    };
+    let asked = asked.await;
+    record.operated(asked.as_ref().err());
+    let (repository, wanted) = match asked {
+        Ok(asked) => asked,
+        Err(error @ (PullError::Access(_) | PullError::Forbidden { .. } | PullError::NotAllowed { .. })) => {
+            return refuse(&cache, &error, &parts);
+        }
+        Err(error) => return refusal(error.answer().status, &error.to_string()),
+    };
+    let paged = || -> Result<(Wanted, usize), Misunderstood> {
+        let n = parameters.n(MOST_IMAGES, MOST_IMAGES)?;
+        let last = parameters.get("last").map(str::parse::<Tag>).transpose();
+        let last = last.map_err(|error| Misunderstood(format!("last is a tag: {error}")))?;
+        Ok((if let Wanted::Tags(..) = wanted { Wanted::Tags(last, n) } else { wanted }, n))
+    };
+    let (wanted, n) = match paged() {
+        Ok(paged) => paged,
+        Err(Misunderstood(sentence)) => return refusal(StatusCode::BAD_REQUEST, &sentence),
+    };
+    match cache.operate.image(&repository, wanted).await {
+        Ok(Some(paged)) => {
+            let kept = [("name", parameters.get("name"))];
+            let link = paged.next.map(|last| next("image", &kept, n, last.as_str()));
+            linked(&paged.page, link)
+        }
+        Ok(None) => refusal(StatusCode::NOT_FOUND, &format!("nothing of {repository} is stored that is called so")),
+        Err(error) => unavailable(&error),
+    }
+}
+
+/// The link to the page behind `last`.
+fn next(of: &str, kept: &[(&str, Option<&str>)], n: usize, last: &str) -> String {
+    let escape = |text| utf8_percent_encode(text, RESERVED);
+    let kept = kept.iter().filter_map(|(name, value)| Some(format!("{name}={}&", escape((*value)?))));
+    format!("</_stopover/{of}?{}n={n}&last={}>; rel=\"next\"", kept.collect::<String>(), escape(last))
+}
+
+fn linked(page: &impl Serialize, link: Option<String>) -> Response {
+    let mut response = answer(page);
+    let link = link.and_then(|link| HeaderValue::from_str(&link).ok());
+    response.headers_mut().extend(link.map(|link| (LINK, link)));
+    response
+}
