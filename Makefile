@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: help setup check conventions test package rehearsal local-aws bench
+.PHONY: help setup check conventions test package dist rehearsal local-aws bench
 
 # The tools of `make setup` come first; SAM validates offline, but wants to know a region.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -16,6 +16,11 @@ architecture := $(if $(filter aarch64 arm64,$(shell uname -m)),arm64,x86_64)
 bootstraps := .aws-sam/build/RegistryFunction/bootstrap .aws-sam/build/FillerFunction/bootstrap
 # As the tests have them, not optimised.
 functions := cargo build --locked --workspace --bin registry --bin filler
+# The program without a library beside it. That of musl would need another toolchain; glibc links statically too, and reads
+# resolv.conf and hosts itself.
+static := $(shell uname -m | sed s/arm64/aarch64/)-unknown-linux-gnu
+# What only the tests of `make dist` need: helm as a library, the schemas of Kubernetes, Compose.
+dist_tools := helm-python-sdk==0.2.2 kubernetes-validate==1.37.0 podman-compose==1.6.0 PyYAML==6.0.4
 # One stamp per content of the script: a change of it installs again.
 setup_stamp := .venv/setup-$(shell sha256sum infra/setup.sh | cut -c1-16)
 
@@ -59,6 +64,12 @@ package: $(setup_stamp) ## The functions as a deployment uploads them, in .aws-s
 	STOPOVER_CONFIG_ENV=$(architecture) STOPOVER_BOOTSTRAPS=$(CURDIR)/.aws-sam/build cargo test --locked --workspace --test package --test functions
 	# One panic costs one request, in what users run too.
 	cargo test --locked --release --package stopover --bin stopover panics
+
+dist: $(setup_stamp) ## The program for machines without Rust, in target/dist: archive, container image, Helm chart, checksums, SBOM; and their tests
+	uv pip install --quiet --python .venv/bin/python $(dist_tools)
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --package stopover --target $(static)
+	python infra/dist.py "$${CARGO_TARGET_DIR:-target}/$(static)/release/stopover"
+	python infra/dist_test.py
 
 rehearsal: $(setup_stamp) ## Deploy, upgrade and delete the stack on an emulator of AWS, for each set of parameters; pull through it
 	python infra/rehearse.py

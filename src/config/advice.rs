@@ -73,13 +73,12 @@ pub(super) fn example(path: &str) -> Option<(&'static str, &'static str)> {
 
 /// The words of serde in those of TOML. What is written is not repeated: it may be a secret.
 pub(super) fn plain(message: &str) -> String {
-    const WORDS: [(&str, &str); 9] = [
+    const WORDS: [(&str, &str); 8] = [
         ("a sequence", "a list"),
         ("a map", "a table"),
         ("struct ", "a table"),
         ("a string", "text between quotes"),
         ("path string", "text between quotes"),
-        ("socket address", "an address with a port"),
         ("a boolean", "true or false"),
         ("a nonzero usize", "a whole number from 1 on"),
         ("u", "a whole number from 0 on"),

@@ -1,7 +1,6 @@
 //! `stopover.toml` as it is written: what serde reads, and its errors in the words of the file.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,13 +13,14 @@ use super::{Cold, Deleted, StoredSecret};
 use crate::config::retention::SHORTEST;
 use crate::identity::partition::Partition;
 use crate::oci::{Name, Platforms, UpstreamId};
+use crate::values::address::ListenAddress;
 use crate::values::pattern::Pattern;
 use crate::values::time::Span;
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 pub(super) struct File {
-    pub(super) listen: Option<SocketAddr>,
+    pub(super) listen: Option<ListenAddress>,
     pub(super) data_dir: Option<PathBuf>,
     pub(super) fresh: Option<Span>,
     pub(super) stale: Option<Span>,

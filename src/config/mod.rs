@@ -191,7 +191,7 @@ impl Config {
         let upstreams = upstream::read(file.upstreams, &defaults, &secret)?;
         let rules = rule::read(file.rules, &upstreams, &secret)?;
         Ok(Self {
-            listen: file.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 5000))),
+            listen: file.listen.map_or(SocketAddr::from(([127, 0, 0, 1], 5000)), |listen| listen.0),
             data_dir: file.data_dir.unwrap_or_else(|| "stopover-data".into()),
             wait: file.wait.map_or(DEFAULT_WAIT, |span| span.0),
             fill_memory: file.fill_memory.map_or(DEFAULT_FILL_MEMORY, |size| size.0),

@@ -1,8 +1,43 @@
-//! Addresses of callers, and the networks that they are matched against.
+//! Addresses of callers, the networks that they are matched against, and the address to listen on.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net};
+use serde::Deserialize;
+
+/// The address to listen on: `127.0.0.1:5000`, `[::1]:5000`, `localhost:5000` (127.0.0.1), or `:5000`, every IPv4 address of
+/// this machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub struct ListenAddress(pub SocketAddr);
+
+impl FromStr for ListenAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let named = text.rsplit_once(':').and_then(|(host, port)| {
+            let address = match host {
+                "" => Ipv4Addr::UNSPECIFIED,
+                "localhost" => Ipv4Addr::LOCALHOST,
+                _ => return None,
+            };
+            // Not `+5000`, which is a number as well.
+            let port = Some(port).filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()))?.parse().ok()?;
+            Some(SocketAddr::from((address, port)))
+        });
+        let address = named.map_or_else(|| text.parse(), Ok);
+        address.map(Self).map_err(|_| "is no address with a port, like 127.0.0.1:5000, localhost:5000 or :5000".into())
+    }
+}
+
+impl TryFrom<String> for ListenAddress {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
 
 /// The address that a caller is counted by: an IPv6 caller has a whole /64 to call from.
 pub fn neighbourhood(address: IpAddr) -> IpAddr {
@@ -29,6 +64,23 @@ pub(crate) fn is_in(networks: &[IpNet], address: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_to_listen_on_may_be_localhost_or_every_one() {
+        for (text, meant) in [
+            (":5001", "0.0.0.0:5001"),
+            ("localhost:5001", "127.0.0.1:5001"),
+            ("10.0.0.5:80", "10.0.0.5:80"),
+            ("[::1]:5000", "[::1]:5000"),
+            (":0", "0.0.0.0:0"),
+        ] {
+            assert_eq!(text.parse(), Ok(ListenAddress(meant.parse().unwrap())), "{text}");
+        }
+        for text in ["", ":", "5001", ":+1", ":65536", "cache.example.com:5000", "localhost", "127.0.0.1", "::1:5000x"]
+        {
+            assert!(text.parse::<ListenAddress>().is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn an_ipv4_network_is_the_same_however_it_is_written() {

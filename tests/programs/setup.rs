@@ -108,10 +108,11 @@ async fn without_a_client_all_are_listed_and_without_upstreams_the_configured_on
     for client in CLIENTS {
         ensure!(list.lines().any(|line| line.trim_start().starts_with(&format!("{client} "))), "{client}:\n{list}");
     }
-    let installation = Installation::for_upstream("http://127.0.0.1:1")?;
+    let table = format!("[upstreams.\"{UPSTREAM}\"]\nurl = \"http://127.0.0.1:1\"\n");
+    let installation = Installation::with_configuration(&format!("listen = \":5999\"\n{table}"))?;
     let configuration = installation.configuration();
     let configuration = configuration.to_str().context("a path that is not UTF-8")?;
-    let (text, _) = printed(&["k3s", "--config", configuration, "--listen", "0.0.0.0:5999"]).await?;
+    let (text, _) = printed(&["k3s", "--config", configuration]).await?;
     for wanted in ["docker.io", "quay.io", UPSTREAM, "http://127.0.0.1:5999/v2/"] {
         ensure!(text.contains(wanted), "{wanted}:\n{text}");
     }

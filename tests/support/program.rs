@@ -181,7 +181,7 @@ impl Stopover {
 
     /// Runs the program with these arguments, for this cache and as whoever runs it, until it ends.
     pub async fn run(&self, arguments: &[&str]) -> anyhow::Result<(ExitStatus, String)> {
-        run(&[arguments, &["--listen", &self.address, "--data-dir", &self.data.display().to_string()]].concat()).await
+        run(&[arguments, &["--data-dir", &self.data.display().to_string()]].concat()).await
     }
 
     /// Its data directory, as this process can reach it.

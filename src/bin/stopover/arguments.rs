@@ -1,52 +1,119 @@
 //! The command line.
 
-use std::net::SocketAddr;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use clap_complete::Shell;
+use stopover::config::{Cold, Config, ConfigError, SecretReference};
 use stopover::identity::RobotName;
 use stopover::oci::UpstreamId;
 use stopover::operate::RobotCommand;
+use stopover::values::address::ListenAddress;
 use stopover::values::time::Span;
 
 use crate::client::{
-    ClientLogin, DockerAction, Endpoint, Examination, Helper, LoginArguments, PrefetchArguments, Shown, Target,
+    ClientLogin, ClientLogout, DockerAction, Endpoint, Examination, Helper, LoginArguments, NamedEndpoint,
+    PrefetchArguments, Shown, Target,
 };
 use crate::cost::CostArguments;
 use crate::explain::ExplainArguments;
 
 /// A pull-through cache for container registries.
 ///
-/// Without a command it serves: `stopover` is `stopover serve`.
+/// Without a command it serves: `stopover` is `stopover serve`, and takes its options.
 #[derive(Parser)]
-#[command(version, propagate_version = true)]
+#[command(name = "stopover", version, propagate_version = true, override_usage = "stopover [COMMAND]")]
 pub(crate) struct Arguments {
     #[command(subcommand)]
-    pub(crate) command: Option<Command>,
-    #[command(flatten)]
-    pub(crate) settings: Settings,
+    pub(crate) command: Command,
 }
 
+impl Arguments {
+    /// Reads the words of a command line; without a command they are those of `serve`.
+    pub(crate) fn read(mut words: Vec<OsString>) -> Self {
+        let general = ["-h", "--help", "-V", "--version"];
+        let serves = words.get(1).is_none_or(|word| {
+            word.as_encoded_bytes().starts_with(b"-") && !general.iter().any(|option| word == option)
+        });
+        if serves {
+            words.splice(words.len().min(1)..words.len().min(1), ["serve".into()]);
+        }
+        Self::parse_from(words)
+    }
+}
+
+/// The configuration that a command reads.
 #[derive(clap::Args)]
-pub(crate) struct Settings {
+pub(crate) struct FileArguments {
     /// The configuration file [default: stopover.toml in the working directory, where there is one]
     #[arg(long, global = true, env = "STOPOVER_CONFIG", value_name = "FILE")]
-    pub(crate) config: Option<PathBuf>,
-    /// The address to listen on [default: 127.0.0.1:5000]
-    #[arg(long, global = true, env = "STOPOVER_LISTEN", value_name = "ADDRESS:PORT")]
-    pub(crate) listen: Option<SocketAddr>,
+    config: Option<PathBuf>,
+}
+
+impl FileArguments {
+    /// Reads the configuration. `secret` reads the passwords in it; commands that ask no upstream run where these are
+    /// not known.
+    pub(crate) fn load(&self, secret: fn(SecretReference) -> Result<String, String>) -> Result<Config, ConfigError> {
+        let beside = PathBuf::from("stopover.toml");
+        let path = self.config.clone().or_else(|| beside.exists().then_some(beside));
+        Config::load(path.as_deref(), Cold::Follow, secret)
+    }
+}
+
+/// The cache of this machine that a command is about.
+#[derive(clap::Args)]
+pub(crate) struct InstallationArguments {
+    #[command(flatten)]
+    file: FileArguments,
     /// The directory that holds the cache [default: ./stopover-data]
     #[arg(long, global = true, env = "STOPOVER_DATA_DIR", value_name = "DIRECTORY")]
-    pub(crate) data_dir: Option<PathBuf>,
+    data_dir: Option<PathBuf>,
+}
+
+impl InstallationArguments {
+    /// As [`FileArguments::load`]; a directory that was named wins over that of the file.
+    pub(crate) fn load(&self, secret: fn(SecretReference) -> Result<String, String>) -> Result<Config, ConfigError> {
+        let mut config = self.file.load(secret)?;
+        config.data_dir = self.data_dir.clone().unwrap_or(config.data_dir);
+        Ok(config)
+    }
+}
+
+/// `stopover serve`
+#[derive(clap::Args)]
+pub(crate) struct ServeArguments {
+    #[command(flatten)]
+    pub(crate) installation: InstallationArguments,
+    /// The address to listen on; without a host every address of this machine [default: 127.0.0.1:5000]
+    #[arg(long, env = "STOPOVER_LISTEN", value_name = "[HOST]:PORT")]
+    pub(crate) listen: Option<ListenAddress>,
     /// What is logged: error, warn, info, debug, or a filter like stopover=debug
-    #[arg(long, global = true, env = "STOPOVER_LOG", value_name = "FILTER", default_value = "info")]
-    pub(crate) log: String,
+    #[arg(long, env = "STOPOVER_LOG", value_name = "FILTER", default_value = "info")]
+    log: String,
+    /// Log warnings and errors alone, and print nothing at the start
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+    /// Log what is done for each request: --log info,stopover=debug
+    #[arg(short, long)]
+    verbose: bool,
     /// How it is logged
-    #[arg(long, global = true, env = "STOPOVER_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    #[arg(long, env = "STOPOVER_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log_format: LogFormat,
     /// How long answers that are under way may go on after a signal to stop
-    #[arg(long, global = true, env = "STOPOVER_GRACE", value_name = "DURATION", default_value = "25s")]
+    #[arg(long, env = "STOPOVER_GRACE", value_name = "DURATION", default_value = "25s")]
     pub(crate) grace: Span,
+}
+
+impl ServeArguments {
+    /// The filter of the log.
+    pub(crate) fn log(&self) -> &str {
+        match self {
+            Self { quiet: true, .. } => "warn",
+            Self { verbose: true, .. } => "info,stopover=debug",
+            Self { log, .. } => log,
+        }
+    }
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -60,7 +127,7 @@ pub(crate) enum LogFormat {
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Serve the registry API and copy what is missing from upstream
-    Serve,
+    Serve(ServeArguments),
     /// Have images stored before clients pull them
     Prefetch {
         #[command(flatten)]
@@ -84,7 +151,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         asked: ServerArguments,
     },
-    /// Remove an image, pinned or not, and what nothing else needs
+    /// Remove an image, pinned or not, and what nothing else needs; ends with 3 if nothing of it is stored
     Purge {
         /// An image like docker.io/library/alpine:3.20 or ghcr.io/owner/name@sha256:…
         #[arg(value_name = "IMAGE")]
@@ -97,6 +164,11 @@ pub(crate) enum Command {
         /// Print JSON: what `GET /_stopover/status` answers
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        asked: ServerArguments,
+    },
+    /// Ask a cache whether it is ready, as probes of containers do; ends with 1 if it is not
+    Health {
         #[command(flatten)]
         asked: ServerArguments,
     },
@@ -164,9 +236,8 @@ pub(crate) enum Command {
     Setup {
         /// The client; without one, all are listed
         client: Option<Target>,
-        /// Where clients reach the cache, over http or https [default: the configured address]
-        #[arg(long, value_name = "URL")]
-        server: Option<Endpoint>,
+        #[command(flatten)]
+        reached: ReachedArguments,
         /// The registries to pull through the cache [default: all that are configured, but for `*-docker.pkg.dev`]
         #[arg(long = "upstream", value_name = "ID")]
         upstreams: Vec<UpstreamId>,
@@ -182,9 +253,15 @@ pub(crate) enum Command {
     Login {
         #[command(flatten)]
         login: ClientLogin,
-        /// Where clients reach the cache [default: the configured address]
-        #[arg(long, env = "STOPOVER_SERVER", value_name = "URL")]
-        server: Option<Endpoint>,
+        #[command(flatten)]
+        reached: ReachedArguments,
+    },
+    /// Have a client forget its login at the cache
+    Logout {
+        #[command(flatten)]
+        logout: ClientLogout,
+        #[command(flatten)]
+        reached: ReachedArguments,
     },
     /// Answer Docker and podman, as the credential helper that a link called docker-credential-stopover makes of this
     DockerCredential {
@@ -197,19 +274,57 @@ pub(crate) enum Command {
         #[command(flatten)]
         helper: Helper,
     },
-    /// Look at the configuration
+    /// Begin a configuration, or look at it
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Compute what a deployment on AWS costs in a month
     Cost(CostArguments),
+    /// Print what has a shell complete the commands and options of this program
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page of this program
+    Man {
+        /// Write a page for each command into this directory, instead of printing one
+        #[arg(value_name = "DIRECTORY")]
+        directory: Option<PathBuf>,
+    },
+}
+
+/// Where clients reach the cache.
+#[derive(clap::Args)]
+pub(crate) struct ReachedArguments {
+    #[command(flatten)]
+    file: FileArguments,
+    /// Where clients reach the cache, over http or https [default: the configured address]
+    #[arg(long, env = "STOPOVER_SERVER", value_name = "URL", value_parser = Endpoint::named)]
+    server: Option<NamedEndpoint>,
+}
+
+impl ReachedArguments {
+    /// The configuration, and the endpoint of the cache.
+    pub(crate) fn load(self) -> anyhow::Result<(Config, Endpoint)> {
+        let config = self.file.load(no_secrets)?;
+        let server = self.server.flatten().map_or_else(|| Endpoint::configured(&config), Ok)?;
+        Ok((config, server))
+    }
+}
+
+/// For commands that ask no upstream: they run where its passwords are not known.
+#[expect(clippy::unnecessary_wraps, reason = "it stands where other commands read secrets")]
+pub(crate) fn no_secrets(_: SecretReference) -> Result<String, String> {
+    Ok(String::new())
 }
 
 /// The cache to ask, and the login to ask with.
 #[derive(clap::Args)]
 pub(crate) struct ServerArguments {
+    #[command(flatten)]
+    pub(crate) installation: InstallationArguments,
     /// The running cache to ask [default: the one with this data directory, or at the configured address]
-    #[arg(long, global = true, value_name = "URL")]
-    pub(crate) server: Option<Endpoint>,
+    #[arg(long, global = true, env = "STOPOVER_SERVER", value_name = "URL", value_parser = Endpoint::named)]
+    pub(crate) server: Option<NamedEndpoint>,
     #[command(flatten)]
     pub(crate) login: LoginArguments,
 }
@@ -248,13 +363,27 @@ pub(crate) enum RobotArguments {
 #[derive(Subcommand)]
 pub(crate) enum PolicyCommand {
     /// Say whether a principal may pull an image, and why; ends with 1 if not
-    Explain(ExplainArguments),
+    Explain {
+        #[command(flatten)]
+        question: ExplainArguments,
+        #[command(flatten)]
+        file: FileArguments,
+    },
 }
 
 #[derive(Subcommand)]
 pub(crate) enum ConfigCommand {
+    /// Write a stopover.toml with a comment for every key, its default and an example
+    Init {
+        /// The file to write; one that is there stays as it is
+        #[arg(value_name = "FILE", default_value = "stopover.toml")]
+        file: PathBuf,
+    },
     /// Say whether the configuration can be used, and what it amounts to
-    Check,
+    Check {
+        #[command(flatten)]
+        installation: InstallationArguments,
+    },
 }
 
 impl From<RobotArguments> for RobotCommand {

@@ -9,24 +9,27 @@ mod cost;
 mod describe;
 mod explain;
 mod listener;
+mod manual;
 mod sendfile;
 mod serve;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use arguments::{Arguments, Command, ConfigCommand, FillsCommand, LogFormat, PolicyCommand, ServerArguments, Settings};
-use clap::Parser as _;
-use client::{Asker, Client, Endpoint, MirroredUpstream, Target};
-use describe::{describe, reached_at, welcome};
+use arguments::{
+    Arguments, Command, ConfigCommand, FillsCommand, InstallationArguments, LogFormat, PolicyCommand, ReachedArguments,
+    ServeArguments, ServerArguments, no_secrets,
+};
+use client::{Asker, Client, Endpoint, MirroredUpstream, NothingStored, Target};
+use describe::{describe, welcome};
 use stopover::access::token::TokenKeys;
 use stopover::cache::CacheError;
-use stopover::config::{Cold, Config, SecretReference, SecretSource, UpstreamConfig};
+use stopover::config::{Config, SecretReference, SecretSource, UpstreamConfig};
 use stopover::local::Local;
 use stopover::oci::UpstreamId;
 use stopover::values::time::Clock;
@@ -37,6 +40,9 @@ use tracing_subscriber::EnvFilter;
 /// The name by which Docker and podman run this program as the credential helper `stopover`.
 const DOCKER_CREDENTIAL: &str = "docker-credential-stopover";
 
+/// How a purge ends that has found nothing: 1 says that something went wrong, and 2 that the arguments did.
+const NOTHING_STORED: u8 = 3;
+
 /// How long running fills may go on after a signal to stop, at most: the next start continues them.
 const FILLS_GRACE: Duration = Duration::from_secs(5);
 
@@ -45,118 +51,110 @@ fn main() -> ExitCode {
     if words.first().is_some_and(|name| Path::new(name).file_name() == Some(OsStr::new(DOCKER_CREDENTIAL))) {
         words.splice(..1, ["stopover".into(), "docker-credential".into()]);
     }
-    let arguments = Arguments::parse_from(words);
-    match run(arguments) {
+    match run(Arguments::read(words).command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "stopover: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<NothingStored>() { ExitCode::from(NOTHING_STORED) } else { ExitCode::FAILURE }
         }
     }
 }
 
-fn run(Arguments { command, settings }: Arguments) -> anyhow::Result<()> {
-    let command = command.unwrap_or(Command::Serve);
-    let config = match command {
-        // These are run in any working directory; a configuration file there is not meant for them.
-        Command::DockerCredential { .. } | Command::KubeletCredentialProvider { .. } | Command::Cost(_) => {
-            Config::load(None, Cold::Follow, |_| Ok(String::new()))?
-        }
-        _ => load(&settings, &command)?,
-    };
+fn run(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Serve(arguments) => start(&arguments),
         Command::DockerCredential { action, helper } => block_on(helper.answer_docker(action)),
         Command::KubeletCredentialProvider { helper } => block_on(helper.answer_kubelet()),
-        Command::Config(ConfigCommand::Check) => {
-            let access = config.access();
-            if let Some(SecretSource::Text(keys)) = access.signing_keys.as_ref().filter(|_| access.has_logins()) {
-                TokenKeys::parse(keys.as_str(), Clock::default()).map_err(CacheError::Keys)?;
-            }
-            Ok(std::io::stdout().write_all(describe(&config).as_bytes())?)
+        Command::Config(ConfigCommand::Init { file }) => {
+            manual::begin_configuration(&file)?;
+            print(&format!("{} is written: every key with its default\n", file.display()))
         }
-        Command::Quota { asked } => ask(&config, Asker::Anyone, asked, async |client| client.quota().await),
-        Command::Status { json, asked } => ask(&config, Asker::Anyone, asked, async |client| client.status(json).await),
-        Command::Events { json, asked } => ask(&config, Asker::Anyone, asked, async |client| client.events(json).await),
+        Command::Config(ConfigCommand::Check { installation }) => check(&installation),
+        Command::Quota { asked } => ask(Asker::Anyone, asked, async |client, _| client.quota().await),
+        Command::Status { json, asked } => ask(Asker::Anyone, asked, async |client, _| client.status(json).await),
+        Command::Health { asked } => ask(Asker::Anyone, asked, async |client, _| client.health().await),
+        Command::Events { json, asked } => ask(Asker::Anyone, asked, async |client, _| client.events(json).await),
         Command::Ls { what, shown, asked } => {
-            ask(&config, Asker::Anyone, asked, async |client| client.list_stored(what.as_deref(), &shown).await)
+            ask(Asker::Anyone, asked, async |client, _| client.list_stored(what.as_deref(), &shown).await)
         }
         Command::Inspect { image, shown, asked } => {
-            ask(&config, Asker::Anyone, asked, async |client| client.inspect(&image, &shown).await)
+            ask(Asker::Anyone, asked, async |client, _| client.inspect(&image, &shown).await)
         }
         Command::Du { prefix, shown, asked } => {
-            ask(&config, Asker::Anyone, asked, async |client| client.disk_usage(prefix.as_deref(), &shown).await)
+            ask(Asker::Anyone, asked, async |client, _| client.disk_usage(prefix.as_deref(), &shown).await)
         }
-        Command::Fills { command, asked } => ask(&config, Asker::Operator, asked, async |client| match command {
+        Command::Fills { command, asked } => ask(Asker::Operator, asked, async |client, _| match command {
             None => client.fills().await,
             Some(FillsCommand::Retry) => client.retry_fills().await,
         }),
-        Command::Prefetch { order, asked } => {
-            ask(&config, Asker::Anyone, asked, async |client| client.prefetch(order).await)
-        }
+        Command::Prefetch { order, asked } => ask(Asker::Anyone, asked, async |client, _| client.prefetch(order).await),
         Command::Gc { dry_run, asked } => {
-            ask(&config, Asker::Operator, asked, async |client| client.collect_garbage(dry_run).await)
+            ask(Asker::Operator, asked, async |client, _| client.collect_garbage(dry_run).await)
         }
-        Command::Purge { image, asked } => {
-            ask(&config, Asker::Operator, asked, async |client| client.purge(&image).await)
-        }
+        Command::Purge { image, asked } => ask(Asker::Operator, asked, async |client, _| client.purge(&image).await),
         Command::Robot { command, asked } => {
-            ask(&config, Asker::Operator, asked, async |client| client.robots(&command.into()).await)
+            ask(Asker::Operator, asked, async |client, _| client.robots(&command.into()).await)
         }
-        Command::Policy(PolicyCommand::Explain(question)) => {
-            let explanation = question.answer(&config)?;
-            std::io::stdout().write_all(explanation.text.as_bytes())?;
+        Command::Policy(PolicyCommand::Explain { question, file }) => {
+            let explanation = question.answer(&file.load(no_secrets)?)?;
+            print(&explanation.text)?;
             anyhow::ensure!(explanation.allowed, "the pull would be denied");
             Ok(())
         }
         Command::Doctor { examination, asked } => {
-            ask(&config, Asker::Client, asked, async |client| client.examine(examination, &config).await)
+            ask(Asker::Client, asked, async |client, config| client.examine(examination, config).await)
         }
-        Command::Setup { client: None, .. } => Ok(std::io::stdout().write_all(client::list().as_bytes())?),
-        Command::Setup { client: Some(client), server, upstreams } => set_up(&config, client, server, upstreams),
-        Command::Login { login, server } => block_on(login.run(&endpoint(&config, server)?)),
-        Command::Cost(month) => Ok(std::io::stdout().write_all(month.answer()?.as_bytes())?),
+        Command::Setup { client: None, .. } => print(&client::list()),
+        Command::Setup { client: Some(client), reached, upstreams } => set_up(client, reached, upstreams),
+        Command::Login { login, reached } => block_on(login.run(&reached.load()?.1)),
+        Command::Logout { logout, reached } => block_on(logout.run(&reached.load()?.1)),
+        Command::Cost(month) => print(&month.answer()?),
         Command::Refresh { images, asked } => {
-            ask(&config, Asker::Anyone, asked, async |client| client.refresh(&images).await)
+            ask(Asker::Anyone, asked, async |client, _| client.refresh(&images).await)
         }
-        Command::Serve => {
-            start_logging(&settings)?;
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .enable_all()
-                // Each thread that has read a file keeps the memory of a buffer.
-                .max_blocking_threads(16)
-                .build()?;
-            let outcome = runtime.block_on(serve(config, settings.grace.0));
-            runtime.shutdown_timeout(Duration::from_secs(1));
-            outcome
-        }
+        Command::Completions { shell } => manual::complete(shell),
+        Command::Man { directory } => manual::write(directory.as_deref()),
     }
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
 }
 
 /// Asks a running cache, because it alone may open its ledger, and prints the answer.
 fn ask(
-    config: &Config,
     asker: Asker,
-    ServerArguments { server, login }: ServerArguments,
-    question: impl AsyncFnOnce(Client) -> anyhow::Result<String>,
+    ServerArguments { installation, server, login }: ServerArguments,
+    question: impl AsyncFnOnce(Client, &Config) -> anyhow::Result<String>,
 ) -> anyhow::Result<()> {
-    let socket = if server.is_none() { asker.socket(&config.data_dir, &login)? } else { None };
-    let client = Client::new(endpoint(config, server)?, login, socket)?;
-    let text = block_on(question(client))?;
-    Ok(std::io::stdout().write_all(text.as_bytes())?)
+    let config = installation.load(no_secrets)?;
+    let named = server.flatten();
+    let socket = if named.is_none() { asker.socket(&config.data_dir, &login)? } else { None };
+    let server = named.map_or_else(|| Endpoint::configured(&config), Ok)?;
+    let client = Client::new(server, login, socket)?;
+    print(&block_on(question(client, &config))?)
 }
 
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 
-/// The cache to ask: if none is named, the one that this configuration starts.
-fn endpoint(config: &Config, named: Option<Endpoint>) -> anyhow::Result<Endpoint> {
-    named.map_or_else(|| format!("http://{}", reached_at(config.listen)).parse(), Ok)
+/// Says what a configuration amounts to. That of a deployment on AWS is checked here too.
+fn check(installation: &InstallationArguments) -> anyhow::Result<()> {
+    let config = installation.load(|secret| match secret {
+        SecretReference::Stored(_) => Ok(String::new()),
+        secret => secret.read(|name| std::env::var(name).ok()),
+    })?;
+    let access = config.access();
+    if let Some(SecretSource::Text(keys)) = access.signing_keys.as_ref().filter(|_| access.has_logins()) {
+        TokenKeys::parse(keys.as_str(), Clock::default()).map_err(CacheError::Keys)?;
+    }
+    print(&describe(&config))
 }
 
 /// Prints a client's configuration, and on standard error the steps it has no room for and possible mistakes.
-fn set_up(config: &Config, client: Target, server: Option<Endpoint>, upstreams: Vec<UpstreamId>) -> anyhow::Result<()> {
-    let server = endpoint(config, server)?;
+fn set_up(client: Target, reached: ReachedArguments, upstreams: Vec<UpstreamId>) -> anyhow::Result<()> {
+    let (config, server) = reached.load()?;
     // A family stands for too many registries to be meant without a name.
     let single = |(id, upstream): (&UpstreamId, &Arc<UpstreamConfig>)| upstream.family.is_none().then(|| id.clone());
     let all = || config.upstreams.iter().filter_map(single).collect();
@@ -169,35 +167,31 @@ fn set_up(config: &Config, client: Target, server: Option<Endpoint>, upstreams: 
         )?;
     }
     let upstreams: Vec<MirroredUpstream> =
-        upstreams.into_iter().map(|id| MirroredUpstream::new(id, config)).collect::<anyhow::Result<_>>()?;
+        upstreams.into_iter().map(|id| MirroredUpstream::new(id, &config)).collect::<anyhow::Result<_>>()?;
     beside.write_all(client.advice(&server, &upstreams).as_bytes())?;
     Ok(std::io::stdout().write_all(client.configuration(&server, &upstreams).as_bytes())?)
 }
 
-fn load(settings: &Settings, command: &Command) -> anyhow::Result<Config> {
-    // The other commands ask no upstream, and run where the passwords of upstreams are not known.
-    let secret: fn(SecretReference) -> Result<String, String> = match command {
-        // The file of a deployment on AWS is checked here too.
-        Command::Config(_) => |secret| match secret {
-            SecretReference::Stored(_) => Ok(String::new()),
-            secret => secret.read(|name| std::env::var(name).ok()),
-        },
-        Command::Serve => |secret| secret.read(|name| std::env::var(name).ok()),
-        _ => |_| Ok(String::new()),
-    };
-    let beside = PathBuf::from("stopover.toml");
-    let path = settings.config.clone().or_else(|| beside.exists().then_some(beside));
-    let mut config = Config::load(path.as_deref(), Cold::Follow, secret)?;
-    config.listen = settings.listen.unwrap_or(config.listen);
-    config.data_dir = settings.data_dir.clone().unwrap_or(config.data_dir);
-    Ok(config)
+/// Serves until a signal ends it.
+fn start(arguments: &ServeArguments) -> anyhow::Result<()> {
+    let mut config = arguments.installation.load(|secret| secret.read(|name| std::env::var(name).ok()))?;
+    config.listen = arguments.listen.map_or(config.listen, |listen| listen.0);
+    start_logging(arguments)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        // Each thread that has read a file keeps the memory of a buffer.
+        .max_blocking_threads(16)
+        .build()?;
+    let outcome = runtime.block_on(serve(config, arguments.grace.0, arguments.quiet));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
 }
 
-fn start_logging(settings: &Settings) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&settings.log)
-        .with_context(|| format!("{:?} is no log filter: try info, or stopover=debug", settings.log))?;
+fn start_logging(arguments: &ServeArguments) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(arguments.log())
+        .with_context(|| format!("{:?} is no log filter: try info, or stopover=debug", arguments.log()))?;
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match settings.log_format {
+    match arguments.log_format {
         LogFormat::Text => subscriber.with_target(false).init(),
         LogFormat::Json => subscriber.json().init(),
     }
@@ -205,7 +199,7 @@ fn start_logging(settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn serve(config: Config, grace: Duration) -> anyhow::Result<()> {
+async fn serve(config: Config, grace: Duration, quiet: bool) -> anyhow::Result<()> {
     let listen = config.listen;
     let listener = TcpListener::bind(listen).await.with_context(|| {
         format!("cannot listen on {listen}: choose another address with --listen, or listen in stopover.toml")
@@ -216,7 +210,9 @@ async fn serve(config: Config, grace: Duration) -> anyhow::Result<()> {
     let operators = local.listen_to_operators()?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    std::io::stderr().write_all(welcome.as_bytes())?;
+    if !quiet {
+        std::io::stderr().write_all(welcome.as_bytes())?;
+    }
     local.keep_schedules();
     let router = stopover::http::router(Arc::clone(&local.cache));
     let (stop, stopped) = tokio::sync::watch::channel(false);

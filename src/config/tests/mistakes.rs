@@ -69,7 +69,7 @@ fn what_to_write_instead_is_told_with_each_mistake() {
         ("url = \"https://a.b\"", "it belongs below [upstreams.\"<id>\"]"),
         ("[schedule]\nevery = \"6h\"", "write [[schedule]]"),
         ("pin = \"docker.io/a/b:1\"", "write pin = [\"docker.io/a/b:1\"]"),
-        ("listen = \"localhost:5000\"", "write listen = \"127.0.0.1:5000\""),
+        ("listen = \"cache.local:5000\"", "write listen = \"127.0.0.1:5000\""),
         ("listen: 127.0.0.1:5000", "write listen = \"127.0.0.1:5000\""),
         ("{ \"listen\": 1 }", "not JSON"),
         ("fresh = \"1m\"\nfresh = \"2m\"", "join both"),

@@ -23,7 +23,7 @@ const COMMANDS: [(&[&str], &str); 6] = [
     (&["fills", "retry"], "fills tried again: 0"),
     (&["gc", "--dry-run"], "nothing was changed"),
     (&["gc"], ""),
-    (&["purge", "test.local/none"], ""),
+    (&["purge", "test.local/none"], "nothing is stored of test.local/none"),
     (&["robot", "list"], "puller: made "),
 ];
 
@@ -32,7 +32,9 @@ async fn operators_ask_over_the_socket_and_callers_over_tcp_are_refused() -> any
     let cache = Cache::start().await?;
     for (command, said) in COMMANDS {
         let (status, text) = cache.stopover.run(command).await?;
-        ensure!(status.success() && text.contains(said), "{command:?}: {text}\n{}", cache.stopover.log());
+        // A purge of nothing ends with 3.
+        let well = if command[0] == "purge" { status.code() == Some(3) } else { status.success() };
+        ensure!(well && text.contains(said), "{command:?}: {text}\n{}", cache.stopover.log());
         // Called by its address, as a proxy on the machine calls it, it takes nobody for its operator.
         let server = format!("http://{}", cache.stopover.address());
         let data = cache.installation.data().display().to_string();
@@ -188,10 +190,10 @@ async fn a_command_that_cannot_ask_as_an_operator_says_what_to_do() -> anyhow::R
 async fn what_listens_at_the_address_of_a_cache_gets_no_operators_command() -> anyhow::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?.to_string();
-    let installation = Installation::for_upstream("http://127.0.0.1:1")?;
-    let data = installation.data().display().to_string();
+    let installation = Installation::with_configuration(&format!("listen = \"{address}\"\n"))?;
+    let (data, file) = (installation.data().display().to_string(), installation.configuration().display().to_string());
     for (command, _) in COMMANDS {
-        let (status, text) = run(&[command, &["--listen", &address, "--data-dir", &data]].concat()).await?;
+        let (status, text) = run(&[command, &["--config", &file, "--data-dir", &data]].concat()).await?;
         ensure!(!status.success() && text.contains("no cache runs"), "{text}");
     }
     let connected = tokio::time::timeout(Duration::ZERO, listener.accept()).await;

@@ -4,25 +4,25 @@ use std::ffi::OsStr;
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result, ensure};
-use support::program::output;
+use support::program::{Installation, output, run};
 
-use super::{Document, root};
+use super::{Document, code, root, rows};
 
 const DOCUMENT: &str = "docs/reference/command-line.md";
 const BEGIN: &str = "<!-- commands: begin -->\n";
 const END: &str = "<!-- commands: end -->\n";
 
 /// What the program prints about one of its commands.
-struct Help {
+pub(super) struct Help {
     about: String,
     usage: String,
-    commands: Vec<String>,
+    pub(super) commands: Vec<String>,
     /// Arguments and options: what is typed, and what is said of it.
     entries: Vec<(String, String)>,
 }
 
 impl Help {
-    async fn of(command: &[String]) -> Result<Self> {
+    pub(super) async fn of(command: &[String]) -> Result<Self> {
         let words: Vec<&str> = command.iter().map(String::as_str).chain(["-h"]).collect();
         // An entry a line.
         let printed = output(&words, &[("COLUMNS", OsStr::new("10000"))]).await?;
@@ -51,7 +51,8 @@ impl Help {
 
     /// A table of the entries that not every command has.
     fn table(&self, general: &[(String, String)]) -> String {
-        let own: Vec<_> = self.entries.iter().filter(|entry| !general.contains(entry)).collect();
+        let is_general = |typed: &str| general.iter().any(|(general, _)| general == typed);
+        let own: Vec<_> = self.entries.iter().filter(|(typed, _)| !is_general(typed)).collect();
         let mut text = String::new();
         if !own.is_empty() {
             text.push_str("| | what it says | default | variable |\n| --- | --- | --- | --- |\n");
@@ -122,5 +123,22 @@ async fn the_reference_of_the_command_line_is_what_the_program_prints() -> Resul
         );
     }
     ensure!(written == printed, "{DOCUMENT} has another order\n\n`{advice}` corrects that");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_end_with_the_exit_codes_of_the_reference() -> Result<()> {
+    let installation = Installation::for_upstream("http://127.0.0.1:1")?;
+    let stopover = installation.start().await?;
+    let ends = [
+        stopover.run(&["gc"]).await?,
+        run(&["status", "--server", "http://127.0.0.1:1"]).await?,
+        run(&["status", "--no-such-option"]).await?,
+        stopover.run(&["purge", "test.local/a:v1"]).await?,
+    ];
+    let rows = rows(&Document::read(DOCUMENT)?.section("Exit codes")?);
+    let told: Vec<Option<i32>> = rows.iter().map(|row| code(&row[0]).and_then(|code| code.parse().ok())).collect();
+    let found: Vec<Option<i32>> = ends.iter().map(|(status, _)| status.code()).collect();
+    ensure!(told == found && told == [0, 1, 2, 3].map(Some), "{DOCUMENT} says {told:?}, the program {ends:?}");
     Ok(())
 }

@@ -7,7 +7,7 @@ use stopover::config::{Cold, Config};
 
 use super::{Document, code, rows};
 
-const DOCUMENT: &str = "docs/reference/configuration.md";
+pub(super) const DOCUMENT: &str = "docs/reference/configuration.md";
 
 /// A key that there is nowhere, and that is like none.
 const WRONG: &str = "qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq";
@@ -25,7 +25,7 @@ struct Section {
 /// What keys may be about that are not of the table itself.
 const OIDC: &str = "[access.oidc.ci]\nissuer = \"https://ci.example\"\naudience = \"a\"\nclaims = { sub = \"b\" }\n";
 
-const SHARED: &str = "What upstreams and rules have in common";
+pub(super) const SHARED: &str = "What upstreams and rules have in common";
 
 #[rustfmt::skip]
 const SECTIONS: [Section; 14] = [
@@ -97,7 +97,7 @@ impl Section {
 }
 
 /// What the program makes of a configuration.
-fn load(text: &str) -> Result<String> {
+pub(super) fn load(text: &str) -> Result<String> {
     let file = std::path::Path::new("stopover.toml");
     Ok(format!("{:?}", Config::parse(text, file, Cold::Follow, |_| Ok("secret".into()))?))
 }

@@ -5,6 +5,8 @@ mod commands;
 mod configuration;
 mod costs;
 mod data_path;
+mod first_configuration;
+mod help;
 mod http;
 mod links;
 mod proofs;

@@ -266,6 +266,9 @@ async fn what_nobody_uses_is_shown_swept_and_purged_by_command() -> anyhow::Resu
     ensure!(status.success() && text.contains("0 bytes freed"), "{text}");
     let (status, text) = stopover.run(&["purge", "test.local/a:v1"]).await?;
     ensure!(status.success() && text.contains(&format!("test.local/a@{}", image.digest)), "{text}");
+    let (status, text) = stopover.run(&["purge", "test.local/a:v1"]).await?;
+    ensure!(status.code() == Some(3), "it is gone: {status}\n{text}");
+    ensure!(text == "stopover: nothing is stored of test.local/a:v1: nothing was removed\n", "{text}");
     let (status, text) = stopover.run(&["purge", "unknown.test/a"]).await?;
     ensure!(!status.success() && text.contains("unknown.test is not configured"), "{text}");
     Ok(())
@@ -328,6 +331,8 @@ async fn status_and_events_are_shown_in_words_and_as_json() -> anyhow::Result<()
         ensure!(status.success() && text.contains(&format!("failed fill  {UPSTREAM}/a@{layer}\n  why: ")), "{text}");
         ensure!(text.contains("upstream does not have it") == there.is_none(), "{text}");
         ensure!(text.contains("  do:  ") && text.contains("`stopover fills retry`"), "{text}");
+        let (status, text) = ask(&["health"]).await?;
+        ensure!(status.success() && text == "ready\n", "{status}\n{text}");
         let (_, text) = ask(&["status", "--json"]).await?;
         let json: serde_json::Value = serde_json::from_str(&text)?;
         ensure!((&json["counts"]["pulls_saved"], &json["ready"]) == (&2.into(), &true.into()), "{text}");
@@ -354,8 +359,10 @@ async fn what_is_shown_does_nothing_to_the_terminal_and_a_cache_that_is_not_read
         "fills": null, "last_sweep": { "at": u64::MAX, "freed_bytes": 1, "kept_bytes": 1 },
     });
     server.page("/_stopover/events", "application/json", &events, None);
+    let health = serde_json::json!({ "ready": false, "reasons": [hostile] }).to_string();
     server.page("/_stopover/status", "application/json", &status.to_string(), None);
-    for (command, well) in [("events", true), ("status", false)] {
+    server.page("/_stopover/health/ready", "application/json", &health, None);
+    for (command, well) in [("events", true), ("status", false), ("health", false)] {
         let (status, text) = run(&[command, "--server", &server.url()]).await?;
         ensure!(status.success() == well && status.code() == Some(i32::from(!well)), "{status}\n{text}");
         ensure!(text.contains("\\u{1b}[2J\\u{7}\\u{202e}"), "{text}");

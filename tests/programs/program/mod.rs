@@ -1,6 +1,7 @@
 //! The program and what its surroundings may do to it: each mistake gets a sentence, no accident leaves half a blob.
 
 mod accidents;
+mod arguments;
 mod commands;
 mod limits;
 mod stored;

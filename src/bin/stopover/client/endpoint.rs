@@ -4,7 +4,13 @@ use std::fmt;
 use std::str::FromStr;
 
 use anyhow::{Context as _, bail, ensure};
+use stopover::config::Config;
 use url::{Host, Url};
+
+use crate::describe::reached_at;
+
+/// What a flag or a variable names. `None`: the variable is empty, which counts as unset.
+pub(crate) type NamedEndpoint = Option<Endpoint>;
 
 /// The endpoint of a cache. It serves at the root of its host: a path in front of a name is the id of an upstream.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -15,6 +21,16 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
+    /// Reads what a flag or a variable says.
+    pub(crate) fn named(text: &str) -> anyhow::Result<NamedEndpoint> {
+        if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
+    }
+
+    /// The endpoint of the cache that this configuration starts.
+    pub(crate) fn configured(config: &Config) -> anyhow::Result<Self> {
+        format!("http://{}", reached_at(config.listen)).parse()
+    }
+
     /// The URL: scheme, host and port.
     pub(crate) fn url(&self) -> &Url {
         &self.url

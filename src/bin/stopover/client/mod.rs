@@ -31,9 +31,10 @@ use stopover::operate::report::QuotaReport;
 use stopover::values::crypto::http_client;
 
 pub(crate) use doctor::Examination;
-pub(crate) use endpoint::Endpoint;
-pub(crate) use login::{ClientLogin, DockerAction, Helper};
+pub(crate) use endpoint::{Endpoint, NamedEndpoint};
+pub(crate) use login::{ClientLogin, ClientLogout, DockerAction, Helper};
 pub(crate) use prefetch::PrefetchArguments;
+pub(crate) use retention::NothingStored;
 pub(crate) use session::{Asker, LoginArguments};
 pub(crate) use setup::{Target, list};
 pub(crate) use stored::Shown;

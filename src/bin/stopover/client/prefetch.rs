@@ -46,6 +46,9 @@ pub(crate) struct PrefetchArguments {
     /// Wait until everything is stored, and show how far it is
     #[arg(long)]
     wait: bool,
+    /// Show no progress, and say only what has failed
+    #[arg(short, long)]
+    quiet: bool,
     /// Print the images and where each was found, and ask no registry
     #[arg(long, conflicts_with = "wait")]
     dry_run: bool,
@@ -141,7 +144,7 @@ impl Client {
         let missing: Vec<Awaited> =
             blobs.into_values().filter(|(_, stored)| !stored).map(|(awaited, _)| awaited).collect();
         let requested = missing.len();
-        let lost = if order.wait { self.follow(missing).await? } else { 0 };
+        let lost = if order.wait { self.follow(missing, order.quiet).await? } else { 0 };
         write!(text, "images: {count}, blobs: {all} ({bytes}), stored already: {}, ", all - requested)?;
         if order.wait {
             write!(text, "copied: {} in {} s", requested - lost, began.elapsed().as_secs())?;
@@ -149,7 +152,7 @@ impl Client {
             write!(text, "requested: {requested}")?;
         }
         if failed + lost + skipped.len() == 0 {
-            return Ok(text + "\n");
+            return Ok(if order.quiet { String::new() } else { text + "\n" });
         }
         write!(text, ", failed images: {failed}, failed blobs: {lost}, skipped: {}", skipped.len())?;
         bail!("not everything is stored\n{text}");
@@ -197,8 +200,8 @@ impl Client {
     }
 
     /// Follows fills until each blob is stored or given up. Returns how many were given up.
-    async fn follow(&self, awaited: Vec<Awaited>) -> anyhow::Result<usize> {
-        let mut display = Display::new(awaited.iter().map(|blob| blob.size).sum());
+    async fn follow(&self, awaited: Vec<Awaited>, quiet: bool) -> anyhow::Result<usize> {
+        let mut display = Display::new(awaited.iter().map(|blob| blob.size).sum(), quiet);
         let (mut open, mut done, mut lost) = (VecDeque::from(awaited), 0, 0);
         let (mut before, mut moved, mut answered) = (0, Instant::now(), Instant::now());
         while !open.is_empty() {

@@ -44,13 +44,16 @@ pub(super) struct Display {
 enum Kind {
     Bars { all: MultiProgress, total: ProgressBar, each: HashMap<Digest, ProgressBar> },
     Lines { said: Instant },
+    Failures,
 }
 
 impl Display {
-    /// A display for `size` bytes in all.
-    pub(super) fn new(size: u64) -> Self {
+    /// A display for `size` bytes in all; a quiet one shows failures only.
+    pub(super) fn new(size: u64, quiet: bool) -> Self {
         let began = Instant::now();
-        let kind = if std::io::stderr().is_terminal() {
+        let kind = if quiet {
+            Kind::Failures
+        } else if std::io::stderr().is_terminal() {
             let all = MultiProgress::new();
             let total = all.add(bar(size, "total"));
             Kind::Bars { all, total, each: HashMap::new() }
@@ -84,7 +87,8 @@ impl Display {
                 // Without a terminal, no lines are needed.
                 let _ = all.println(line);
             }
-            Kind::Lines { .. } => eprintln!("{line}"),
+            Kind::Failures if failure.is_none() => {}
+            Kind::Lines { .. } | Kind::Failures => eprintln!("{line}"),
         }
     }
 
@@ -96,7 +100,7 @@ impl Display {
                 *said = Instant::now();
                 eprintln!("{}", summary(written, self.size, self.began.elapsed()));
             }
-            Kind::Lines { .. } => {}
+            Kind::Lines { .. } | Kind::Failures => {}
         }
     }
 

@@ -10,6 +10,18 @@ use super::Client;
 /// How long it may take to read a large ledger and to remove most of it.
 const PATIENCE: Duration = Duration::from_hours(1);
 
+/// There was nothing to purge.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "nothing is stored of {image}: nothing was removed{}",
+    if *unreadable > 0 { "; items of the ledger cannot be read, see the log" } else { "" }
+)]
+pub(crate) struct NothingStored {
+    image: String,
+    /// How many items of the ledger could not be read: it may be one of them.
+    unreadable: usize,
+}
+
 impl Client {
     /// Runs a sweep, and reports what it has removed, or would.
     pub(crate) async fn collect_garbage(&self, dry_run: bool) -> anyhow::Result<String> {
@@ -20,9 +32,13 @@ impl Client {
         ))
     }
 
-    /// Removes an image, and reports what was removed with it.
+    /// Removes an image, and reports what was removed with it. Fails with [`NothingStored`] if nothing was.
     pub(crate) async fn purge(&self, image: &str) -> anyhow::Result<String> {
-        self.remove("purge", &json!({ "image": image })).await.map(|report| report.to_string())
+        let report = self.remove("purge", &json!({ "image": image })).await?;
+        if report.tags == 0 && report.manifests.is_empty() {
+            return Err(NothingStored { image: image.to_owned(), unreadable: report.unreadable }.into());
+        }
+        Ok(report.to_string())
     }
 
     async fn remove(&self, what: &str, wanted: &Value) -> anyhow::Result<SweepReport> {

@@ -1,11 +1,12 @@
-//! `stopover status` and `stopover events`.
+//! `stopover status`, `stopover health` and `stopover events`.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use serde::Serialize;
+use stopover::operate::Health;
 use stopover::operate::report::Bytes;
 use stopover::operate::status::{Counts, EventReport, EventsReport, StatusReport, UpstreamStatus};
 use stopover::values::time::{Timestamp, written};
@@ -14,14 +15,24 @@ use super::Client;
 use super::robots::date;
 use super::table::{harmless, table, width};
 
+/// How long a probe waits: the cache gives its storage less than a second.
+const PROBE: Duration = Duration::from_secs(3);
+
 impl Client {
     /// What the cache does. Fails if it is not ready, once that is printed.
     pub(crate) async fn status(&self, json: bool) -> anyhow::Result<String> {
         let status: StatusReport = self.ask(self.http.get(self.url("status"))).await?;
         let text = if json { pretty(&status)? } else { describe(&status, width()) };
         std::io::stdout().write_all(text.as_bytes())?;
-        ensure!(status.health.ready, "the cache is not ready: {}", harmless(&status.health.reasons.join("; ")));
-        Ok(String::new())
+        readiness(&status.health).map(|_| String::new())
+    }
+
+    /// Whether the cache is ready, for which no login is needed. Fails if it is not.
+    pub(crate) async fn health(&self) -> anyhow::Result<String> {
+        // Not ready is 503, with the same body.
+        let answer = self.send(self.http.get(self.url("health/ready")).timeout(PROBE)).await?;
+        let health = serde_json::from_slice(&answer.bytes().await?).context("that is no cache of this version")?;
+        readiness(&health)
     }
 
     /// What has failed lately.
@@ -35,6 +46,13 @@ impl Client {
         }
         Ok(report.events.iter().map(told).collect())
     }
+}
+
+/// A line that says ready, and what is wrong all the same.
+fn readiness(health: &Health) -> anyhow::Result<String> {
+    let reasons = harmless(&health.reasons.join("; "));
+    ensure!(health.ready, "the cache is not ready: {reasons}");
+    Ok(if reasons.is_empty() { "ready\n".into() } else { format!("ready: {reasons}\n") })
 }
 
 pub(super) fn pretty(report: &impl Serialize) -> anyhow::Result<String> {

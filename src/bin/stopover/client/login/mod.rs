@@ -58,6 +58,17 @@ pub(crate) struct ClientLogin {
     arguments: Vec<String>,
 }
 
+/// `stopover logout`
+#[derive(clap::Args)]
+pub(crate) struct ClientLogout {
+    /// The client to log out: docker, podman, skopeo, buildah, nerdctl, or another that has their `logout`
+    #[arg(default_value = "docker")]
+    tool: String,
+    /// More arguments for the client's `logout`
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
 /// A user name and a password that are valid for minutes. Shown to clients only.
 pub(super) struct Credential {
     pub(super) user: String,
@@ -108,6 +119,18 @@ impl ClientLogin {
         drop(input);
         let status = child.wait().await?;
         ensure!(status.success(), "{tool} could not log in at {} as {user}", server.host());
+        Ok(())
+    }
+}
+
+impl ClientLogout {
+    /// Has a client forget its login at a cache.
+    pub(crate) async fn run(self, server: &Endpoint) -> anyhow::Result<()> {
+        let Self { tool, arguments } = self;
+        let mut command = Command::new(&tool);
+        command.arg("logout").args(arguments).arg(server.host()).stdin(Stdio::null());
+        let status = command.status().await.with_context(|| format!("cannot run {tool}"))?;
+        ensure!(status.success(), "{tool} could not log out at {}", server.host());
         Ok(())
     }
 }
