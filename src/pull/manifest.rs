@@ -242,7 +242,7 @@ impl Pull {
         };
         let written = self.core.ledger.swap_reference(repository, &reference, version, &record).await;
         beside(written, "what upstream said of a reference");
-        if let (Reference::Tag(tag), false, Some(_)) = (&reference, was_known, &record.observed) {
+        if let (Reference::Tag(tag), false, Some(_), Ok(_)) = (&reference, was_known, &record.observed, &pulled) {
             self.note_held(repository, |holding| holding.with_tag(tag, now)).await;
         }
         pulled
