@@ -26,6 +26,8 @@ packages=(
   skopeo podman buildah    # clients
   containerd docker.io     # clients with a daemon
   crun                     # podman refuses to start without an OCI runtime
+  ca-certificates runc     # `make dist`: in the image, and what starts it there
+  systemd                  # `make dist`: systemd-analyze judges the unit
   uidmap slirp4netns fuse-overlayfs # podman without root
   wrk nginx-light          # benchmark: load generator, peer
 )
