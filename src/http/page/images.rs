@@ -56,7 +56,9 @@ fn repositories(report: &ImagesReport, prefix: Option<&str>, next: Option<&str>)
             "<table><thead><tr><th>Repository</th><th>Size</th><th>Shared</th><th>Last used</th><th>Tags</th></tr>",
         );
         html.raw("</thead><tbody>");
-        report.repositories.iter().for_each(|repository| row(&mut html, repository));
+        for repository in &report.repositories {
+            row(&mut html, repository);
+        }
         html.raw("</tbody></table>");
     }
     if report.cut {
@@ -124,7 +126,9 @@ fn images(report: &ImageReport) -> Html {
         html.text(used_at.map_or_else(|| "never".into(), date)).raw("; expires ");
         let never = if *pinned { "never: it is pinned" } else { "never" };
         html.text(expires_at.map_or_else(|| never.to_owned(), date)).raw("</p>");
-        platforms.iter().for_each(|one| platform(&mut html, one));
+        for one in platforms {
+            platform(&mut html, one);
+        }
     }
     if report.partial {
         html.raw("<p>Not everything is looked up: ask for one image.</p>");

@@ -220,10 +220,12 @@ impl Fates<'_> {
             {
                 batch.unnoted.push(entry);
             }
-            Entry::Blob { digest, record } if is_sweep && matches!(record.value.state, BlobState::Stored { .. }) => {
-                if record.value.shared != self.census.held.is_shared(keys.digest(digest)) {
-                    batch.sharing.push((digest.clone(), record.clone()));
-                }
+            Entry::Blob { digest, record: record @ Versioned { value, .. } }
+                if is_sweep
+                    && matches!(value.state, BlobState::Stored { .. })
+                    && value.shared != self.census.held.is_shared(keys.digest(digest)) =>
+            {
+                batch.sharing.push((digest.clone(), record.clone()));
             }
             _ => {}
         }
