@@ -34,20 +34,20 @@ pub(super) fn routes() -> Router<Arc<Cache>> {
 }
 
 /// A parameter that is not understood, in words.
-struct Misunderstood(String);
+pub(super) struct Misunderstood(pub(super) String);
 
 /// The parameters of a request. A plus stands for itself, as in the registry's own lists.
-struct Parameters(Vec<(String, String)>);
+pub(super) struct Parameters(Vec<(String, String)>);
 
 impl Parameters {
-    fn of(parts: &Parts) -> Self {
+    pub(super) fn of(parts: &Parts) -> Self {
         let pairs = parts.uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
         let decoded = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
         Self(pairs.map(|(name, value)| (decoded(name), decoded(value))).collect())
     }
 
     /// An empty one counts as absent.
-    fn get(&self, wanted: &str) -> Option<&str> {
+    pub(super) fn get(&self, wanted: &str) -> Option<&str> {
         let found = self.0.iter().find(|(name, value)| name == wanted && !value.is_empty());
         found.map(|(_, value)| value.as_str())
     }
@@ -72,7 +72,7 @@ impl Parameters {
         }
     }
 
-    fn section(&self) -> Result<Section, Misunderstood> {
+    pub(super) fn section(&self) -> Result<Section, Misunderstood> {
         let prefix = self.name("prefix")?.unwrap_or_default();
         let prefix = match self.get("upstream").map(str::parse::<UpstreamId>) {
             Some(Ok(upstream)) => format!("{upstream}/{prefix}"),
@@ -84,7 +84,7 @@ impl Parameters {
     }
 
     /// The repository that a name means, and which of its images.
-    fn wanted(&self, cache: &Cache) -> Result<(Repository, Wanted), PullError> {
+    pub(super) fn wanted(&self, cache: &Cache) -> Result<(Repository, Wanted), PullError> {
         let text = self.get("name").unwrap_or_default();
         let request = Request::image(text)?;
         let Operation::Manifest(name, reference) = &request.operation else {
@@ -94,6 +94,14 @@ impl Parameters {
         // Without a tag all of them are meant, and no tag can begin with a slash.
         let is_whole = matches!(reference, Reference::Tag(_)) && !text.rsplit('/').next().unwrap_or(text).contains(':');
         Ok((repository, if is_whole { Wanted::Tags(None, MOST_IMAGES) } else { Wanted::One(reference.clone()) }))
+    }
+
+    /// The page of images that is wanted, and how many it has.
+    pub(super) fn behind(&self, wanted: Wanted) -> Result<(Wanted, usize), Misunderstood> {
+        let n = self.n(MOST_IMAGES, MOST_IMAGES)?;
+        let last = self.get("last").map(str::parse::<Tag>).transpose();
+        let last = last.map_err(|error| Misunderstood(format!("last is a tag: {error}")))?;
+        Ok((if let Wanted::Tags(..) = wanted { Wanted::Tags(last, n) } else { wanted }, n))
     }
 }
 
@@ -143,13 +151,7 @@ async fn image(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
         }
         Err(error) => return refusal(error.answer().status, &error.to_string()),
     };
-    let paged = || -> Result<(Wanted, usize), Misunderstood> {
-        let n = parameters.n(MOST_IMAGES, MOST_IMAGES)?;
-        let last = parameters.get("last").map(str::parse::<Tag>).transpose();
-        let last = last.map_err(|error| Misunderstood(format!("last is a tag: {error}")))?;
-        Ok((if let Wanted::Tags(..) = wanted { Wanted::Tags(last, n) } else { wanted }, n))
-    };
-    let (wanted, n) = match paged() {
+    let (wanted, n) = match parameters.behind(wanted) {
         Ok(paged) => paged,
         Err(Misunderstood(sentence)) => return refusal(StatusCode::BAD_REQUEST, &sentence),
     };

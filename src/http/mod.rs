@@ -6,6 +6,7 @@ mod health;
 mod images;
 mod listing;
 mod operator;
+mod page;
 mod prefetch;
 mod retention;
 mod robots;
@@ -58,7 +59,7 @@ const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 /// The registry API over a cache. It runs on a socket and, unchanged, as a Lambda function.
 pub fn router(cache: Arc<Cache>) -> Router {
     let with_bodies = operator::routes().merge(access::routes()).route_layer(map_request(with_a_body));
-    with_bodies.fallback(answer).with_state(cache)
+    with_bodies.merge(page::routes()).fallback(answer).with_state(cache)
 }
 
 /// Whether a page in a browser asks: it may reach what its visitor reaches, and needs no answer to do harm. A client of

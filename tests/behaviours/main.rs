@@ -22,6 +22,7 @@ mod operations;
 mod optional;
 mod order;
 mod outages;
+mod page;
 mod permissions;
 mod prefetch;
 mod proofs;

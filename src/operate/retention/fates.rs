@@ -220,10 +220,10 @@ impl Fates<'_> {
             {
                 batch.unnoted.push(entry);
             }
-            Entry::Blob { digest, record }
+            Entry::Blob { digest, record: record @ Versioned { value, .. } }
                 if is_sweep
-                    && matches!(record.value.state, BlobState::Stored { .. })
-                    && record.value.shared != self.census.held.is_shared(keys.digest(digest)) =>
+                    && matches!(value.state, BlobState::Stored { .. })
+                    && value.shared != self.census.held.is_shared(keys.digest(digest)) =>
             {
                 batch.sharing.push((digest.clone(), record.clone()));
             }
