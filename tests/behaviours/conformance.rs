@@ -104,7 +104,7 @@ async fn a_blob_is_pulled_in_part(column: Column) {
             let answer = world.send(Method::GET, &path("blobs", digest), &[("range", range)]).await;
             (answer.status, answer.bytes().clone())
         } else {
-            let answer = reqwest::Client::new().get(&location).header("range", range).send().await.unwrap();
+            let answer = support::http().get(&location).header("range", range).send().await.unwrap();
             (answer.status(), answer.bytes().await.unwrap())
         };
         assert_eq!(answered.as_u16(), status, "{range}");

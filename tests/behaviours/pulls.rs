@@ -225,7 +225,7 @@ async fn a_stored_blob_is_read_in_ranges(column: Column) {
             let answer = world.send(Method::GET, &blob(&image, 1), &[("range", range)]).await;
             (answer.status, answer.header("content-range").to_owned(), answer.bytes().clone())
         } else {
-            let response = reqwest::Client::new().get(&location).header("range", range).send().await.unwrap();
+            let response = support::http().get(&location).header("range", range).send().await.unwrap();
             let content_range = response.headers()["content-range"].to_str().unwrap().to_owned();
             (response.status(), content_range, response.bytes().await.unwrap())
         };

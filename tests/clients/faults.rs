@@ -219,7 +219,7 @@ impl<'a> Scene<'a> {
     async fn ask_tag(&self, check: bool) -> anyhow::Result<Result<bool, Duration>> {
         let Image { name, tag, .. } = &self.image;
         let url = format!("http://{}/v2/{UPSTREAM}/{name}/manifests/{tag}", self.stopover.address());
-        let mut request = reqwest::Client::new().get(url).header(ACCEPT, MEDIA_TYPES.join(", "));
+        let mut request = support::http().get(url).header(ACCEPT, MEDIA_TYPES.join(", "));
         if check {
             request = request.header(CACHE_CONTROL, "no-cache");
         }

@@ -41,7 +41,7 @@ async fn requests_of_newer_clients_get_plain_answers_and_tell_upstream_nothing()
     }
     headers.insert(ACCEPT_ENCODING, "zstd;q=1.0, gzip;q=0.8, deflate;q=0.5".parse()?);
     headers.insert(AUTHORIZATION, "Bearer of-the-client".parse()?);
-    let client = Client::builder().default_headers(headers).build()?;
+    let client = stopover::values::crypto::http_client().default_headers(headers).build()?;
     let (index, child) = ("application/vnd.oci.image.index.v1+json", "application/vnd.oci.image.manifest.v1+json");
     let manifest = &image.manifests[0];
     for (path, kind, digest) in [
@@ -89,7 +89,7 @@ async fn overlapping_open_ranges_of_a_cold_blob_closed_early_cost_one_download()
     let installation = Installation::with_configuration(&vast.table())?;
     let stopover = installation.start().await?;
     let base = format!("http://{}/v2/vast.local/vast", stopover.address());
-    let client = Client::new();
+    let client = support::http();
     client.get(format!("{base}/manifests/1")).send().await?.error_for_status()?;
     let url = format!("{base}/blobs/{}", vast.digest());
     let readers = (0..SIZE / (4 * MIB)).map(|part| {
@@ -133,10 +133,10 @@ async fn headers_come_within_thirty_seconds_although_upstream_is_silent() -> any
         let base = format!("http://{}/v2/{UPSTREAM}/a", stopover.address());
         upstream.fault(silent, Fault::Silent);
         if silent == "/blobs/" {
-            Client::new().get(format!("{base}/manifests/v1")).send().await?.error_for_status()?;
+            support::http().get(format!("{base}/manifests/v1")).send().await?.error_for_status()?;
         }
         let begun = Instant::now();
-        let answer = Client::new().request(method.clone(), format!("{base}/{path}")).send();
+        let answer = support::http().request(method.clone(), format!("{base}/{path}")).send();
         let answer = tokio::time::timeout(HEADERS, answer).await;
         let answer = answer.with_context(|| format!("{method} {path}: no headers:\n{}", stopover.log()))??;
         ensure!(answer.status() == 503, "{method} {path}: {} after {:?}", answer.status(), begun.elapsed());

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use crate::deployment::{Plan, REGISTRY, error_code, request};
 
+/// It takes as long as a call of AWS is tried: what fails is asked again for seconds, twice here.
 #[tokio::test]
 async fn only_authorities_of_amazon_are_believed_unless_the_environment_names_others() -> Result<()> {
     let directory = TempDir::new()?;

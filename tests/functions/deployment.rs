@@ -266,7 +266,7 @@ impl Deployment {
 
 /// A request with any URL; redirects are not followed.
 pub(crate) fn request(method: Method, url: &str) -> Result<RequestBuilder> {
-    let client = reqwest::Client::builder().no_proxy().redirect(Policy::none());
+    let client = stopover::values::crypto::http_client().no_proxy().redirect(Policy::none());
     Ok(client.build()?.request(method, url))
 }
 

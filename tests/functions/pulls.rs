@@ -92,7 +92,7 @@ async fn a_stored_blob_is_one_redirect_away_from_the_bucket() -> Result<()> {
             ensure!(answer.status() == 307, "{path}: {}", answer.status());
             let url = answer.headers()[LOCATION].to_str()?;
             ensure!(url.contains("X-Amz-Signature="), "not presigned: {url}");
-            let bytes = reqwest::Client::new().get(url).send().await?.error_for_status()?.bytes().await?;
+            let bytes = support::http().get(url).send().await?.error_for_status()?.bytes().await?;
             ensure!(digest_of(&bytes) == blob.digest);
         }
     }

@@ -99,7 +99,7 @@ async fn killed_in_a_large_fill_it_goes_on_from_its_checkpoint() -> anyhow::Resu
     let installation = Installation::with_configuration(&vast.table())?;
     let stopover = installation.start().await?;
     let url = format!("http://{}/v2/vast.local/vast/manifests/1", stopover.address());
-    reqwest::Client::new().get(&url).send().await?.error_for_status()?;
+    support::http().get(&url).send().await?.error_for_status()?;
     until(|| vast.sent() >= 300 * MIB).await;
     stopover.until_logged("checkpoint written").await?;
     stopover.kill_9().await?;

@@ -120,7 +120,7 @@ impl Setting {
     /// What the cache says to a login.
     async fn answers(&self, (user, secret): &(String, String)) -> anyhow::Result<StatusCode> {
         let url = format!("http://{}/token?service=cr.test", self.stopover.address());
-        Ok(reqwest::Client::new().get(url).basic_auth(user, Some(secret)).send().await?.status())
+        Ok(support::http().get(url).basic_auth(user, Some(secret)).send().await?.status())
     }
 
     fn reference(&self) -> String {

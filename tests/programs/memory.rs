@@ -48,7 +48,7 @@ fn empty_descriptors() -> String {
 
 async fn get(stopover: &Stopover, path: &str) -> anyhow::Result<(StatusCode, usize)> {
     let url = format!("http://{}/v2/{UPSTREAM}/{path}", stopover.address());
-    let mut answer = reqwest::Client::new().get(url).send().await.with_context(|| stopover.log())?;
+    let mut answer = support::http().get(url).send().await.with_context(|| stopover.log())?;
     let (status, mut bytes) = (answer.status(), 0);
     // This process holds none of it either.
     while let Some(chunk) = answer.chunk().await? {

@@ -24,3 +24,21 @@ pub mod wire;
 pub mod world;
 
 pub use layer::Random;
+
+/// A client as most tests want it. All begin with `http_client`, because reqwest has no TLS of its own.
+///
+/// # Panics
+///
+/// If the certificates of the system cannot be read.
+pub fn http() -> reqwest::Client {
+    stopover::values::crypto::http_client().build().expect("a client without settings")
+}
+
+/// GET of a URL.
+///
+/// # Errors
+///
+/// If nothing answers.
+pub async fn get(url: impl reqwest::IntoUrl) -> reqwest::Result<reqwest::Response> {
+    http().get(url).send().await
+}

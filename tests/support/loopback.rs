@@ -20,8 +20,6 @@ pub(crate) struct Loopback(Option<Runtime>);
 
 impl Loopback {
     pub(crate) fn new(name: &str) -> std::io::Result<Self> {
-        // For the clients of tests, too.
-        drop(stopover::values::crypto::http_client());
         tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name(name)

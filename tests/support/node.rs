@@ -115,7 +115,7 @@ impl Node {
         let message = field(&field(image.as_bytes())?)?;
         ensure!(message.len() < 128, "the length of {image} takes more than a byte");
         let body = [&[0], &u32::try_from(message.len())?.to_be_bytes()[..], &message].concat();
-        let client = reqwest::Client::builder().no_proxy().http2_prior_knowledge();
+        let client = stopover::values::crypto::http_client().no_proxy().http2_prior_knowledge();
         let client = client.unix_socket(self.path("containerd.sock")).timeout(PATIENCE).build()?;
         let given_up = Instant::now() + READY;
         let (answer, why) = loop {

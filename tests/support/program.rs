@@ -293,8 +293,6 @@ pub fn binary() -> anyhow::Result<PathBuf> {
 
 /// `target/<profile>/<name>`, beside `target/<profile>/deps/<this test>`: a release test runs the release program.
 pub fn built(name: &str) -> anyhow::Result<PathBuf> {
-    // For the clients of the test, too.
-    drop(stopover::values::crypto::http_client());
     let test = std::env::current_exe()?;
     let profile = test.ancestors().nth(2).context("the test does not lie in a target directory")?;
     let binary = profile.join(name);

@@ -47,7 +47,7 @@ impl Registry {
         if let Some((user, password)) = &credentials {
             write_password_file(&directory.path().join("htpasswd"), user, password).await?;
         }
-        let client = reqwest::Client::builder().no_proxy().build()?;
+        let client = stopover::values::crypto::http_client().no_proxy().build()?;
         // The port is free when it is chosen and may be taken before the program binds it.
         for _ in 0..10 {
             let address = free_address()?;

@@ -217,7 +217,7 @@ impl World {
         if answer.status != StatusCode::TEMPORARY_REDIRECT {
             return answer;
         }
-        let response = reqwest::Client::new().get(answer.header("location")).send().await.expect("the target answers");
+        let response = crate::http().get(answer.header("location")).send().await.expect("the target answers");
         let (status, headers) = (response.status(), response.headers().clone());
         Answer { status, headers, body: response.bytes().await.map_err(|error| error.to_string()) }
     }

@@ -31,7 +31,7 @@ async fn front() -> (tempfile::TempDir, HttpFront) {
 }
 
 fn client() -> reqwest::Client {
-    reqwest::Client::builder().no_proxy().build().unwrap()
+    stopover::values::crypto::http_client().no_proxy().build().unwrap()
 }
 
 fn is_alive(process: &Value) -> bool {

@@ -20,7 +20,7 @@ async fn presigned(endpoints: &Endpoints, from: SystemTime) -> String {
 }
 
 fn client() -> Client {
-    Client::builder().no_proxy().build().unwrap()
+    stopover::values::crypto::http_client().no_proxy().build().unwrap()
 }
 
 #[tokio::test]

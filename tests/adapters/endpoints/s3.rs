@@ -185,7 +185,7 @@ async fn a_wrong_secret_or_none_is_refused() {
     let read = stranger.get_object().bucket(endpoints.bucket()).key("k").send().await;
     assert_eq!(refusal(read), refused(403, "SignatureDoesNotMatch"));
     let url = environment(&endpoints, "AWS_ENDPOINT_URL_S3");
-    let anonymous = reqwest::Client::new().get(format!("{url}/{}/k", endpoints.bucket())).send().await.unwrap();
+    let anonymous = support::http().get(format!("{url}/{}/k", endpoints.bucket())).send().await.unwrap();
     assert_eq!(anonymous.status(), 403);
     assert!(anonymous.text().await.unwrap().contains("<Code>AccessDenied</Code>"));
 }

@@ -40,7 +40,7 @@ async fn a_location_is_signed_without_network_for_fifteen_minutes_and_for_get_al
     assert!(url.contains("X-Amz-Expires=900&"), "{url}");
     let hex = digest.hex();
     assert!(url.contains(&format!("/blobs/sha256/{}/{hex}?", &hex[..2])), "{url}");
-    let client = reqwest::Client::new();
+    let client = support::http();
     assert_eq!(client.get(url).header("range", "bytes=10-19").send().await?.bytes().await?, content.slice(10..20));
     assert_eq!(client.head(url).send().await?.status(), 403);
     Ok(())

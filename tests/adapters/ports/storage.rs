@@ -93,7 +93,7 @@ impl Storage {
     pub(crate) async fn download(&self, digest: &Digest) -> Result<Bytes> {
         match self.blobs.locate(digest).await?.context("the blob is nowhere")? {
             Location::Url(url) => {
-                let answer = reqwest::Client::new().get(url.expose().clone()).send().await?;
+                let answer = support::http().get(url.expose().clone()).send().await?;
                 Ok(answer.error_for_status()?.bytes().await?)
             }
             Location::File(file, size) => {

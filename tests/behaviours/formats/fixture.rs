@@ -135,7 +135,7 @@ async fn call(endpoints: &Endpoints, operation: &str, mut request: Value) -> Val
     let url = endpoints.environment().into_iter().find(|(name, _)| name == "AWS_ENDPOINT_URL_DYNAMODB").unwrap().1;
     let scope = "Credential=test-access-key/20270115/us-east-1/dynamodb/aws4_request";
     request["TableName"] = json!(endpoints.table());
-    let request = reqwest::Client::new()
+    let request = support::http()
         .post(url)
         .header("content-type", "application/x-amz-json-1.0")
         .header("x-amz-target", format!("DynamoDB_20120810.{operation}"))

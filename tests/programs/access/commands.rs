@@ -12,7 +12,7 @@ async fn robots_are_made_listed_rotated_and_removed_by_command() -> anyhow::Resu
     let cache = Cache::start().await?;
     let url = format!("http://{}/v2/", cache.stopover.address());
     let status = async |secret: &str| {
-        let answer = reqwest::Client::new().get(&url).basic_auth("ci", Some(secret)).send().await?;
+        let answer = support::http().get(&url).basic_auth("ci", Some(secret)).send().await?;
         anyhow::Ok(answer.status().as_u16())
     };
     let first = secret_in(&cache.robot(&["add", "ci", "--expires", "90d"]).await?)?;

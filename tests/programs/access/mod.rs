@@ -84,7 +84,7 @@ async fn without_a_word_about_access_only_the_machine_itself_is_answered() -> an
     let installation = Installation::for_upstream("http://127.0.0.1:1")?.listening_on("0.0.0.0:0".parse()?);
     let stopover = installation.start().await?;
     let port = stopover.address().rsplit(':').next().context("no port")?;
-    let client = reqwest::Client::builder().no_proxy().build()?;
+    let client = stopover::values::crypto::http_client().no_proxy().build()?;
     let local = client.get(format!("http://127.0.0.1:{port}/v2/")).send().await?;
     ensure!(local.status() == 200, "{}", local.status());
     let remote = client.get(format!("http://{own}:{port}/v2/")).send().await?;

@@ -12,7 +12,7 @@ use super::{Cache, PASSWORD};
 /// The records of decisions in the log.
 async fn records(stopover: &Stopover) -> anyhow::Result<Vec<Value>> {
     // The log is read by somebody else: what comes before this is there once this is.
-    reqwest::Client::new().get(format!("http://{}/v2/the-end", stopover.address())).send().await?;
+    support::http().get(format!("http://{}/v2/the-end", stopover.address())).send().await?;
     stopover.until_logged("/v2/the-end").await?;
     let log = stopover.log();
     let events = log.lines().filter(|line| line.starts_with('{')).map(serde_json::from_str::<Value>);
@@ -25,7 +25,7 @@ async fn records(stopover: &Stopover) -> anyhow::Result<Vec<Value>> {
 async fn each_decision_is_one_record_and_no_secret_is_logged() -> anyhow::Result<()> {
     let cache = Cache::start().await?;
     let stranger = cache.add("stranger").await?;
-    let client = reqwest::Client::new();
+    let client = support::http();
     let address = cache.stopover.address();
     let manifest =
         format!("http://{address}/v2/{UPSTREAM}/{}", cache.image.reference().replacen(':', "/manifests/", 1));
@@ -138,7 +138,8 @@ async fn each_answer_is_recorded_with_its_bytes_and_a_limit_with_its_reason() ->
             upstream.url()
         ))
     };
-    let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build()?;
+    let client =
+        stopover::values::crypto::http_client().no_proxy().redirect(reqwest::redirect::Policy::none()).build()?;
     let layer = &image.blobs.iter().max_by_key(|(_, bytes)| bytes.len()).context("no layer")?.0;
     let (manifest, blob, none) = ("a/manifests/1", format!("a/blobs/{layer}"), "a/manifests/none");
 

@@ -137,7 +137,7 @@ async fn behind(gateway: fn(&mut HeaderMap), renames: bool) -> anyhow::Result<Fi
     let cache = Cache::start().await?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let server = format!("http://{}", listener.local_addr()?);
-    let (client, behind) = (reqwest::Client::builder().no_proxy().build()?, cache.server.clone());
+    let (client, behind) = (stopover::values::crypto::http_client().no_proxy().build()?, cache.server.clone());
     let router = Router::new().fallback(move |request: Request<Body>| {
         let (client, head) = (client.clone(), request.method() == Method::HEAD);
         let asked = client.request(request.method().clone(), format!("{behind}{}", request.uri()));

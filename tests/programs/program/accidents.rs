@@ -33,7 +33,7 @@ async fn a_full_disk_serves_what_is_stored_and_passes_on_what_upstream_says() ->
     let text = fs::read_to_string(installation.configuration())?;
     fs::write(installation.configuration(), text.replace("\"1h\"", "\"1s\""))?;
     let stopover = installation.start().await?;
-    let client = reqwest::Client::builder().no_proxy().build()?;
+    let client = stopover::values::crypto::http_client().no_proxy().build()?;
     let url = |path: &str| format!("http://{}/v2/{UPSTREAM}/a/{path}", stopover.address());
     let layer = format!("blobs/{}", image.blobs[1].0);
     for path in ["manifests/1", &layer] {
@@ -83,7 +83,7 @@ async fn a_large_manifest_takes_nothing_of_the_reserve_of_the_disk() -> anyhow::
     let installation = Installation::for_upstream(&upstream.url())?.on_tmpfs("size=200m");
     let stopover = installation.start().await?;
     let pull = async |tag: &str| {
-        reqwest::get(format!("http://{}/v2/{UPSTREAM}/a/manifests/{tag}", stopover.address())).await?.error_for_status()
+        support::get(format!("http://{}/v2/{UPSTREAM}/a/manifests/{tag}", stopover.address())).await?.error_for_status()
     };
     fill_up(stopover.data());
     let filler = File::options().write(true).open(stopover.data().join("filler"))?;
@@ -146,7 +146,8 @@ async fn sigterm_lets_answers_of_stored_blobs_end() -> anyhow::Result<()> {
     let layer = image.blobs().max_by_key(|blob| blob.size).context("it has a layer")?;
     let address = stopover.address().to_owned();
     let url = format!("http://{address}/v2/{UPSTREAM}/{}/blobs/{}", image.name, layer.digest);
-    let answer = reqwest::Client::builder().no_proxy().build()?.get(url).send().await?.error_for_status()?;
+    let answer =
+        stopover::values::crypto::http_client().no_proxy().build()?.get(url).send().await?.error_for_status()?;
     let ended = tokio::spawn(stopover.terminate(Duration::from_secs(20)));
     // Nobody else is let in, and this client takes its time: longer than fills have.
     while TcpStream::connect(&address).await.is_ok() {
@@ -172,14 +173,14 @@ async fn a_tag_that_a_dead_process_was_asking_for_is_asked_for_at_once() -> anyh
     let stopover = installation.start().await?;
     let url = |address: &str| format!("http://{address}/v2/{UPSTREAM}/a/manifests/1");
     upstream.fault("/v2/a/manifests/", Fault::Silent);
-    let asking = tokio::spawn(reqwest::get(url(stopover.address())));
+    let asking = tokio::spawn(support::get(url(stopover.address())));
     until(|| upstream.count("/v2/a/manifests/") > 0).await;
     stopover.kill_9().await?;
     ensure!(asking.await?.is_err(), "it was killed");
     upstream.heal();
     let stopover = installation.start().await?;
     let begun = Instant::now();
-    let answer = reqwest::get(url(stopover.address())).await?.error_for_status()?;
+    let answer = support::get(url(stopover.address())).await?.error_for_status()?;
     ensure!(answer.bytes().await? == image.manifest);
     ensure!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     Ok(())

@@ -200,7 +200,7 @@ async fn fills_that_were_given_up_are_shown_and_retried() -> anyhow::Result<()> 
     let server = format!("http://{}", stopover.address());
     let (status, text) = stopover.run(&["fills"]).await?;
     ensure!(status.success() && text.contains("nothing was given up"), "{status}\n{text}");
-    let manifest = reqwest::Client::new().get(format!("{server}/v2/{UPSTREAM}/a/manifests/v1"));
+    let manifest = support::http().get(format!("{server}/v2/{UPSTREAM}/a/manifests/v1"));
     manifest.send().await?.error_for_status()?;
     let failed = format!("failed: {UPSTREAM}/a@{layer}, 0 B of 5 B, interactive, attempt 1 failed: ");
     until_said(&stopover, &failed).await?;
@@ -259,7 +259,7 @@ async fn what_nobody_uses_is_shown_swept_and_purged_by_command() -> anyhow::Resu
     let stopover = installation.start().await?;
     let server = format!("http://{}", stopover.address());
     let url = format!("{server}/v2/test.local/a/manifests/v1");
-    reqwest::Client::new().get(url).send().await?.error_for_status()?;
+    support::http().get(url).send().await?.error_for_status()?;
     let (status, text) = stopover.run(&["gc", "--dry-run"]).await?;
     ensure!(status.success() && text.contains("0 manifests") && text.contains("nothing was changed"), "{text}");
     let (status, text) = stopover.run(&["gc"]).await?;
@@ -306,7 +306,7 @@ async fn status_and_events_are_shown_in_words_and_as_json() -> anyhow::Result<()
     upstream.fault(layer.as_str(), Fault::Status(404, vec![], String::new()));
     let server = format!("http://{}", stopover.address());
     for _ in 0..3 {
-        let manifest = reqwest::get(format!("{server}/v2/{UPSTREAM}/a/manifests/v1"));
+        let manifest = support::get(format!("{server}/v2/{UPSTREAM}/a/manifests/v1"));
         manifest.await?.error_for_status()?;
     }
     until_said(&stopover, "failed: ").await?;

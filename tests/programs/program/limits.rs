@@ -78,7 +78,7 @@ async fn heads_and_bodies_that_are_too_large_are_refused() -> anyhow::Result<()>
         read.with_context(|| format!("{} bytes: {sent:?}", headers.len()))?;
         ensure!(&answer[9..] == status.as_bytes(), "{} bytes: {}", headers.len(), String::from_utf8_lossy(&answer));
     }
-    let client = reqwest::Client::builder().no_proxy().build()?;
+    let client = stopover::values::crypto::http_client().no_proxy().build()?;
     for (path, most) in [("/token", 32 * 1024), ("/_stopover/prefetch", 1024 * 1024)] {
         let url = format!("http://{}{path}", stopover.address());
         let answer = client.post(url).body(vec![b'a'; most + 1]).send().await?;

@@ -174,7 +174,7 @@ async fn a_thousand_cold_pulls_over_64_connections_cost_one_get_upstream() -> an
     let stopover = installation.start().await?;
     let url = format!("http://{}/v2/{UPSTREAM}/a/manifests/1", stopover.address());
     // A client of its own for each: none shares a connection with another.
-    let clients: Vec<reqwest::Client> = (0..64).map(|_| reqwest::Client::new()).collect();
+    let clients: Vec<reqwest::Client> = (0..64).map(|_| support::http()).collect();
     let pulls = clients.iter().cycle().take(1000).map(|client| client.get(&url).send());
     let mut pulls = futures_util::stream::iter(pulls).buffer_unordered(64);
     while let Some(answer) = pulls.next().await {
@@ -191,7 +191,7 @@ async fn an_upstream_whose_tls_or_name_is_broken_is_an_outage_like_any_other() -
     let installation = Installation::for_upstream(&upstream.url())?;
     let path = "/v2/test.local/a/manifests/v1";
     let pull = async |stopover: &Stopover| {
-        let client = reqwest::Client::builder().no_proxy().build()?;
+        let client = stopover::values::crypto::http_client().no_proxy().build()?;
         let request = client.get(format!("http://{}{path}", stopover.address())).header("cache-control", "no-cache");
         let answer = request.send().await?.error_for_status()?;
         let served = answer.headers()["x-stopover"].to_str()?.to_owned();
@@ -215,7 +215,7 @@ async fn an_upstream_whose_tls_or_name_is_broken_is_an_outage_like_any_other() -
 }
 
 async fn answers(stopover: &Stopover) -> anyhow::Result<()> {
-    let client = reqwest::Client::builder().no_proxy().build()?;
+    let client = stopover::values::crypto::http_client().no_proxy().build()?;
     client.get(format!("http://{}/v2/", stopover.address())).send().await?.error_for_status()?;
     Ok(())
 }

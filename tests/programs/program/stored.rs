@@ -34,7 +34,7 @@ fn hostile(upstream: &Scripted) -> String {
 }
 
 async fn pull(stopover: &Stopover, path: &str) -> Result<()> {
-    let manifest = reqwest::get(format!("http://{}/v2/{UPSTREAM}/{path}", stopover.address()));
+    let manifest = support::get(format!("http://{}/v2/{UPSTREAM}/{path}", stopover.address()));
     manifest.await?.error_for_status()?;
     Ok(())
 }

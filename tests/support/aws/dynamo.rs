@@ -57,7 +57,7 @@ pub(super) fn start(loopback: &Loopback, journal: Arc<Journal>, capacity: Arc<Ca
     loopback.spawn(dynoxide::server::serve_on(listener, database));
 
     let proxy = Proxy {
-        client: reqwest::Client::builder().no_proxy().build()?,
+        client: stopover::values::crypto::http_client().no_proxy().build()?,
         database: format!("http://{address}/"),
         journal,
         capacity,

@@ -111,7 +111,7 @@ impl Endpoints {
         let refused = Arc::new(Mutex::new(BTreeSet::new()));
         let mut variables = Vec::new();
         // No certificates: reading those of the system takes longer than many a test.
-        let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).build()?;
+        let client = stopover::values::crypto::http_client().no_proxy().tls_certs_only([]).build()?;
         for (variable, url) in self.environment() {
             let Some(name) = variable.strip_prefix("AWS_ENDPOINT_URL_") else { continue };
             let name = match name {

@@ -11,7 +11,7 @@ use crate::sha256::Hasher;
 /// Pulls the image over plain HTTP, all blobs at once, reading and hashing every byte. Other bytes than those that were
 /// pushed are a [`WrongContent`].
 pub async fn pull_over_http(address: &str, image: &Image) -> anyhow::Result<()> {
-    let client = reqwest::Client::builder().no_proxy().build()?;
+    let client = stopover::values::crypto::http_client().no_proxy().build()?;
     let base = format!("http://{address}/v2/{UPSTREAM}/{}", image.name);
     let get = |path: String| client.get(format!("{base}/{path}")).header(ACCEPT, images::MEDIA_TYPES.join(", ")).send();
     let tagged = get(format!("manifests/{}", image.tag)).await?.error_for_status()?.bytes().await?;

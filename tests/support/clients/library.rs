@@ -54,6 +54,8 @@ impl Client for OciClient {
 /// The digests of all that belongs to an image, as they were computed from what came.
 async fn pull_all(reference: &Reference) -> anyhow::Result<BTreeSet<String>> {
     let configuration = ClientConfig { protocol: ClientProtocol::Http, ..ClientConfig::default() };
+    // Has its client of HTTP find a library of cryptography.
+    drop(stopover::values::crypto::http_client());
     let client = oci_client::Client::try_from(configuration)?;
     let mut pulled = BTreeSet::new();
     let mut wanted = vec![reference.clone()];
