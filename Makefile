@@ -19,7 +19,9 @@ functions := cargo build --locked --workspace --bin registry --bin filler
 # The program without a library beside it. That of musl would need another toolchain; glibc links statically too, and reads
 # resolv.conf and hosts itself.
 static := $(shell uname -m | sed s/arm64/aarch64/)-unknown-linux-gnu
-# What only the tests of `make dist` need: helm as a library, the schemas of Kubernetes, Compose.
+# What only `make dist` needs: what is in the image, what starts it there, systemd-analyze, which judges the unit; and for its
+# tests helm as a library, the schemas of Kubernetes, Compose.
+dist_packages := ca-certificates runc systemd
 dist_tools := helm-python-sdk==0.2.2 kubernetes-validate==1.37.0 podman-compose==1.6.0 PyYAML==6.0.4
 # One stamp per content of the script: a change of it installs again.
 setup_stamp := .venv/setup-$(shell sha256sum infra/setup.sh | cut -c1-16)
@@ -66,6 +68,7 @@ package: $(setup_stamp) ## The functions as a deployment uploads them, in .aws-s
 	cargo test --locked --release --package stopover --bin stopover panics
 
 dist: $(setup_stamp) ## The program for machines without Rust, in target/dist: archive, container image, Helm chart, checksums, SBOM; and their tests
+	infra/setup.sh $(dist_packages)
 	uv pip install --quiet --python .venv/bin/python $(dist_tools)
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --package stopover --target $(static)
 	python infra/dist.py "$${CARGO_TARGET_DIR:-target}/$(static)/release/stopover"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building, checking and testing need on Debian 12 with a Rust toolchain and Python 3.11.
 # Debian packages go into the system, everything else into .venv. Safe to run again: it installs only what is missing.
+# More Debian packages may be named as arguments.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -26,10 +27,9 @@ packages=(
   skopeo podman buildah    # clients
   containerd docker.io     # clients with a daemon
   crun                     # podman refuses to start without an OCI runtime
-  ca-certificates runc     # `make dist`: in the image, and what starts it there
-  systemd                  # `make dist`: systemd-analyze judges the unit
   uidmap slirp4netns fuse-overlayfs # podman without root
   wrk nginx-light          # benchmark: load generator, peer
+  "$@"
 )
 
 say() { printf 'setup: %s\n' "$*"; }

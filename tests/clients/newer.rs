@@ -7,7 +7,7 @@ use futures_util::future::try_join_all;
 use reqwest::header::{
     ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, RANGE,
 };
-use reqwest::{Client, Method};
+use reqwest::Method;
 use support::clients::pull_over_http;
 use support::images::{Recipe, digest_of};
 use support::program::{Installation, UPSTREAM};
