@@ -76,12 +76,12 @@ pub(crate) fn reference_key(repository: &Repository, reference: &Reference) -> I
         Reference::Tag(tag) => format!("tag#{tag}"),
         Reference::Digest(digest) => format!("fetch#{digest}"),
     };
-    key(partition(repository), sort)
+    key(format!("repo#{repository}"), sort)
 }
 
 /// The key of what is stored of a repository, in the partition [`HOLDINGS`].
 pub(crate) fn holding_key(repository: &Repository) -> Item {
-    key(HOLDINGS.to_owned(), repository.to_string())
+    key("holdings".to_owned(), repository.to_string())
 }
 
 /// The partition of a repository.
@@ -91,7 +91,7 @@ pub(crate) fn partition(repository: &Repository) -> String {
 
 /// The key of a standing.
 pub(crate) fn standing_key(repository: &Repository) -> Item {
-    key(partition(repository), STANDING.to_owned())
+    key(format!("repo#{repository}"), STANDING.to_owned())
 }
 
 /// The item of a standing.
@@ -124,7 +124,7 @@ pub(crate) fn listing_key(repository: &Repository, list: &ListKey) -> Item {
         ListKey::Tags => "tags".to_owned(),
         ListKey::Referrers(subject) => format!("referrers#{subject}"),
     };
-    key(partition(repository), sort)
+    key(format!("repo#{repository}"), sort)
 }
 
 /// The item of a list. The list itself is text: its content is upstream's, and may be nested deeper than attributes.
@@ -149,17 +149,17 @@ pub(crate) fn parse_listing(item: &Item) -> Result<Listing, StoreError> {
 
 /// The key of a manifest.
 pub(crate) fn manifest_key(repository: &Repository, digest: &Digest) -> Item {
-    key(partition(repository), format!("manifest#{digest}"))
+    key(format!("repo#{repository}"), format!("manifest#{digest}"))
 }
 
 /// The key of a manifest's last use.
 pub(crate) fn use_key(repository: &Repository, digest: &Digest) -> Item {
-    key(partition(repository), format!("manifest#{digest}#{USE}"))
+    key(format!("repo#{repository}"), format!("manifest#{digest}#{USE}"))
 }
 
 /// The key of a membership.
 pub(crate) fn membership_key(repository: &Repository, digest: &Digest) -> Item {
-    key(partition(repository), format!("blob#{digest}"))
+    key(format!("repo#{repository}"), format!("blob#{digest}"))
 }
 
 /// The key of a blob record.

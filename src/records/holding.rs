@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::blob::NOTED;
 use crate::oci::Tag;
 use crate::values::time::Timestamp;
 
@@ -41,12 +42,16 @@ impl Holding {
         }
         self.names.insert(0, tag.clone());
         self.names.truncate(NAMED);
-        Self { tags: self.tags + 1, ..self.with_bytes(0, now) }
+        Self { tags: self.tags + 1, ..self.grown(0, now) }
     }
 
-    /// The record once so many more bytes belong to it.
+    /// The record once so many more bytes belong to it. Where there are none it stays as it is for a day: it costs no write.
     #[must_use]
     pub fn with_bytes(self, bytes: u64, now: Timestamp) -> Self {
+        if bytes == 0 && self.used_at >= now.minus(NOTED) { self } else { self.grown(bytes, now) }
+    }
+
+    fn grown(self, bytes: u64, now: Timestamp) -> Self {
         let (bytes, used_at) = (self.bytes.saturating_add(bytes), self.used_at.max(now));
         Self { bytes, used_at, counted: false, ..self }
     }
@@ -76,6 +81,13 @@ mod tests {
         assert_eq!((holding.names.len(), &holding.names[0]), (NAMED, &tag(19)));
         let counted = Holding { counted: true, shared_bytes: Some(3), ..holding.clone() };
         assert!(!holding.says(&counted) && counted.says(&counted));
-        assert!(!counted.clone().with_bytes(0, Timestamp(0)).says(&counted));
+        assert!(!counted.clone().with_bytes(1, Timestamp(0)).says(&counted));
+        let day = NOTED.as_secs();
+        assert_eq!(
+            counted.clone().with_bytes(0, Timestamp(19 + day)),
+            counted,
+            "nothing is new, and it was used today"
+        );
+        assert_eq!(counted.clone().with_bytes(0, Timestamp(20 + day)).used_at, Timestamp(20 + day));
     }
 }

@@ -27,7 +27,7 @@ pub(crate) const START: Counted = counted("`/v2/`, by a new instance", &[], 0, 0
 pub(crate) const HEAD_COLD: Counted =
     counted("HEAD of a tag, cold", &[("BatchGetItem", 2), ("GetItem", 7), ("PutItem", 5)], 19, 5);
 pub(crate) const INDEX_COLD: Counted =
-    counted("index by digest, cold", &[("BatchGetItem", 4), ("GetItem", 5), ("PutItem", 5)], 22, 6);
+    counted("index by digest, cold", &[("BatchGetItem", 4), ("GetItem", 5), ("PutItem", 4)], 22, 5);
 pub(crate) const IMAGE_COLD: Counted = counted(
     "manifest by digest, cold, 2 blobs",
     &[("BatchGetItem", 4), ("BatchWriteItem", 1), ("GetItem", 5), ("PutItem", 5), ("SendMessageBatch", 1)],
