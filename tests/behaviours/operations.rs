@@ -209,7 +209,7 @@ async fn what_has_failed_is_an_event_in_plain_words_and_once_however_often(colum
     world.get("/v2/test.local/a/manifests/1").await;
     world.settled().await;
     world.upstream.quota(100, 0);
-    world.upstream.image("new", "1", &[b"layer"]);
+    world.upstream.image("new", "1", &[b"another layer"]);
     for _ in 0..3 {
         world.clock.advance(Duration::from_secs(10));
         assert_eq!(world.get("/v2/test.local/new/manifests/1").await.status, StatusCode::TOO_MANY_REQUESTS);
@@ -217,6 +217,7 @@ async fn what_has_failed_is_an_event_in_plain_words_and_once_however_often(colum
     world.upstream.quota(100, 100);
     world.clock.advance(Duration::from_mins(15));
     assert_eq!(world.get("/v2/test.local/new/manifests/1").await.status, StatusCode::OK);
+    world.settled().await;
     let events = events(&world.operate(Method::GET, path, "").await);
     let kinds: Vec<&str> = events.iter().map(|event| event["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["breaker_closed", "refused_pull", "breaker_opened", "failed_fill"]);
