@@ -5,7 +5,6 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use aws_sdk_dynamodb::types::AttributeValue;
 use bytes::Bytes;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
@@ -17,7 +16,7 @@ use support::program::{UPSTREAM, run};
 use support::scripted::{Scripted, ScriptedImage};
 
 use self::counted::Counted;
-use crate::deployment::{Environment, FILLER, Plan, REGISTRY, request};
+use crate::deployment::{Environment, FILLER, Plan, REGISTRY, age, request};
 use crate::fills::{job, record};
 
 /// The budgets: `stopover cost` computes with the same.
@@ -119,19 +118,6 @@ async fn forget_quotas(endpoints: &Endpoints) -> Result<()> {
         if item["sk"].as_s().is_ok_and(|sort| sort.starts_with("gauge#")) {
             table.delete_item().table_name(endpoints.table()).set_key(Some(item)).send().await?;
         }
-    }
-    Ok(())
-}
-
-/// Takes every use to a day before yesterday.
-async fn age(endpoints: &Endpoints) -> Result<()> {
-    let table = endpoints.dynamodb();
-    let items = table.scan().table_name(endpoints.table()).send().await?.items.unwrap_or_default();
-    for mut item in items {
-        let Some(AttributeValue::N(used_at)) = item.get("used_at") else { continue };
-        let before = used_at.parse::<u64>()? - 2 * 24 * 3600;
-        item.insert("used_at".to_owned(), AttributeValue::N(before.to_string()));
-        table.put_item().table_name(endpoints.table()).set_item(Some(item)).send().await?;
     }
     Ok(())
 }
@@ -259,7 +245,7 @@ async fn logins(books: &mut Books<'_>, environment: &Environment) -> Result<()> 
 
 /// What was used before today.
 async fn days(books: &mut Books<'_>, environment: &Environment, image: &ScriptedImage) -> Result<()> {
-    age(books.endpoints).await?;
+    age(books.endpoints, 2).await?;
     let front = instance(environment).await?;
     books.count(counted::IMAGE_DAY, ask(&front, Method::GET, &by_digest(image), 200)).await?;
     books.count(counted::BLOB_DAY, ask(&front, Method::GET, &blob(image, 1), 307)).await?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use aws_sdk_dynamodb::types::AttributeValue;
 use reqwest::{Method, RequestBuilder, redirect::Policy};
 use serde_json::Value;
 use support::aws::{Endpoints, Guard, QueueSettings, Role};
@@ -257,11 +258,29 @@ impl Deployment {
         self.guards.iter().flat_map(Guard::refused).collect()
     }
 
+    /// What the roles of both functions allow, and was not asked for.
+    pub(crate) fn unused(&self) -> Vec<String> {
+        self.guards.iter().flat_map(Guard::unused).collect()
+    }
+
     /// All that the functions have printed.
     pub(crate) fn log(&self) -> String {
         let functions = self.front.functions().iter().chain(self.source.functions());
         functions.map(Function::log).collect()
     }
+}
+
+/// Takes every use as many days back.
+pub(crate) async fn age(endpoints: &Endpoints, days: u64) -> Result<()> {
+    let table = endpoints.dynamodb();
+    let items = table.scan().table_name(endpoints.table()).send().await?.items.unwrap_or_default();
+    for mut item in items {
+        let Some(AttributeValue::N(used_at)) = item.get("used_at") else { continue };
+        let before = used_at.parse::<u64>()? - days * 24 * 3600;
+        item.insert("used_at".to_owned(), AttributeValue::N(before.to_string()));
+        table.put_item().table_name(endpoints.table()).set_item(Some(item)).send().await?;
+    }
+    Ok(())
 }
 
 /// A request with any URL; redirects are not followed.

@@ -12,7 +12,7 @@ use stopover::oci::{Algorithm, Digest, MediaType};
 use support::aws::{QueueSettings, Role};
 use support::scripted::{Fault, Scripted, ScriptedImage};
 
-use crate::deployment::{ACCOUNT, Deployment, FILLER, KEYS, Plan, REGISTRY, request, stored};
+use crate::deployment::{ACCOUNT, Deployment, FILLER, KEYS, Plan, REGISTRY, age, request, stored};
 use crate::secrets::HUB;
 
 /// Longer than what S3 takes in one request.
@@ -21,6 +21,15 @@ const IN_PARTS: usize = 20 * 1024 * 1024;
 /// Statements whose lack is not noticed here: for what Lambda itself does with a role (it reads the queue and writes the log),
 /// and for logins to upstreams, of which this deployment has none. tests/template.rs compares them with what the code calls.
 const NOT_HERE: [&str; 4] = ["sqs:GetQueueAttributes", "logs:PutLogEvents", "ecr-public:GetAuthorizationToken", HUB];
+
+/// What Lambda itself does with a role, and what only comes with a login, action by action.
+const NOT_ASKED_FOR_HERE: [&str; 4] = [
+    "logs:CreateLogStream",
+    "sts:GetServiceBearerToken",
+    // Of the queues whose messages Lambda brings: those of the dead ones are read by an operator.
+    "sqs:DeleteMessage on [",
+    "sqs:ReceiveMessage on [",
+];
 
 /// The role that the template gives a function, for the services that stand in for AWS, where the passwords of upstreams are
 /// among its parameters.
@@ -100,17 +109,21 @@ fn stored_at(digest: &Digest) -> String {
     format!("blobs/sha256/{}/{}", &digest.hex()[..2], digest.hex())
 }
 
-/// What is refused in the life of a deployment with these roles, until something is: an error where it fails without that.
-async fn refused_to(roles: [Role; 2]) -> Result<Vec<String>> {
+/// What is refused in the life of a deployment with these roles, until something is, and what they allow that was not asked
+/// for: an error where it fails without being refused anything.
+async fn lived_with(roles: [Role; 2]) -> Result<(Vec<String>, Vec<String>)> {
     let upstream = Scripted::start()?;
     let image = upstream.image("team/image", "v1", &[b"layer", &vec![3; IN_PARTS]]);
+    let new = upstream.image("team/new", "v1", &[b"new"]);
     // Hexadecimal digits take half of their bytes where they are packed.
     let large: String =
         (0..20_000_u32).map(|number| Digest::of(Algorithm::Sha256, &number.to_le_bytes()).hex().to_owned()).collect();
     let large_manifest = format!(r#"{{"manifests":[],"annotations":{{"a":"{large}"}}}}"#);
     upstream.manifest("team/large", "v1", MediaType::OciIndex.as_str(), large_manifest.as_bytes());
     let settings = QueueSettings { visibility_timeout: Duration::from_secs(6), max_receive_count: 1, speed: 30 };
-    let plan = Plan::of(&upstream.url()).setting("[access]\nrobots = true\nanonymous = [\"127.0.0.0/8\"]\n");
+    let settings_of_cache = "[access]\nrobots = true\nanonymous = [\"127.0.0.0/8\"]\n\
+                             [[schedule]]\nevery = \"10m\"\nplatforms = \"all\"\nimages = [\"test.local/team/image:v1\", \"test.local/team/new:v1\"]\n";
+    let plan = Plan::of(&upstream.url()).setting(settings_of_cache);
     let deployment = plan.queue(settings).roles(roles).start().await?;
     let refused = async {
         while deployment.refused().is_empty() {
@@ -118,18 +131,24 @@ async fn refused_to(roles: [Role; 2]) -> Result<Vec<String>> {
         }
     };
     let lived = tokio::select! {
-        lived = live(&deployment, &upstream, &image, &large_manifest) => lived,
+        lived = live(&deployment, &upstream, [&image, &new], &large_manifest) => lived,
         () = refused => Ok(()),
     };
     let refused = deployment.refused();
     if refused.is_empty() {
         lived?;
     }
-    Ok(refused)
+    Ok((refused, deployment.unused()))
 }
 
-/// Pulls, fills that fail and are retried, an upload that breaks off, an object that is lost, a robot, a sweep.
-async fn live(deployment: &Deployment, upstream: &Scripted, image: &ScriptedImage, large_manifest: &str) -> Result<()> {
+/// Pulls, fills that fail and are retried, an upload that breaks off, an object that is lost, a robot, a list, what was not
+/// used for long, and is by a client, by a schedule, or is not and is swept.
+async fn live(
+    deployment: &Deployment,
+    upstream: &Scripted,
+    [image, new]: [&ScriptedImage; 2],
+    large_manifest: &str,
+) -> Result<()> {
     let pull = async || -> Result<()> {
         deployment.request(Method::GET, "team/image/manifests/v1")?.send().await?.error_for_status()?;
         Ok(())
@@ -141,6 +160,7 @@ async fn live(deployment: &Deployment, upstream: &Scripted, image: &ScriptedImag
     deployment.until_filled().await?;
     upstream.heal();
     upstream.fault(large.as_str(), Fault::Corrupt);
+    deployment.invoke_filler(json!({ "fills": "list" })).await?;
     ensure!(deployment.invoke_filler(json!({ "fills": "retry" })).await? == json!({ "retried": 1 }));
     deployment.until_filled().await?;
     upstream.heal();
@@ -172,14 +192,27 @@ async fn live(deployment: &Deployment, upstream: &Scripted, image: &ScriptedImag
     let token = request(Method::GET, &token)?.basic_auth("ci", Some(secret)).send().await?;
     ensure!(token.status() == 200, "{}\n{}", token.status(), deployment.log());
     deployment.invoke_filler(json!({ "robots": { "remove": { "name": "ci" } } })).await?;
-    deployment.invoke_filler(json!({ "sweep": {} })).await?;
+    let listed = format!("http://{}/_stopover/images", deployment.address());
+    let listed = request(Method::GET, &listed)?.send().await?;
+    ensure!(listed.status() == 200, "{}\n{}", listed.status(), deployment.log());
+    age(&deployment.endpoints, 2).await?;
+    deployment.invoke_filler(json!({ "prefetch": "scheduled" })).await?;
+    deployment.until_filled().await?;
+    age(&deployment.endpoints, 2).await?;
+    let prefetched = deployment.request(Method::GET, &format!("team/new/manifests/{}", new.digest))?;
+    prefetched.send().await?.error_for_status()?;
+    age(&deployment.endpoints, 60).await?;
+    let swept = deployment.invoke_filler(json!({ "sweep": {} })).await?;
+    ensure!(swept["blobs"].as_u64() > Some(0), "{swept}");
     Ok(())
 }
 
 #[tokio::test]
-async fn a_deployment_needs_no_more_than_its_roles_allow() -> Result<()> {
-    let refused = refused_to([role(REGISTRY)?, role(FILLER)?]).await?;
+async fn a_deployment_needs_what_its_roles_allow_and_no_more() -> Result<()> {
+    let (refused, mut unused) = lived_with([role(REGISTRY)?, role(FILLER)?]).await?;
     ensure!(refused.is_empty(), "{refused:?}");
+    unused.retain(|unused| !NOT_HERE.iter().chain(&NOT_ASKED_FOR_HERE).any(|other| unused.contains(other)));
+    ensure!(unused.is_empty(), "allowed and not needed: {unused:#?}");
     Ok(())
 }
 
@@ -199,8 +232,9 @@ async fn a_role_without_one_of_its_statements_is_noticed() -> Result<()> {
         }
     }
     ensure!(mutants.len() >= 10, "{}", mutants.len());
-    let tried =
-        mutants.into_iter().map(async |(mutant, without)| Ok::<_, anyhow::Error>((refused_to(mutant).await?, without)));
+    let tried = mutants
+        .into_iter()
+        .map(async |(mutant, without)| Ok::<_, anyhow::Error>((lived_with(mutant).await?.0, without)));
     let tried: Vec<(Vec<String>, String)> = stream::iter(tried).buffer_unordered(3).try_collect().await?;
     let unnoticed: Vec<_> =
         tried.iter().filter(|(refused, _)| refused.is_empty()).map(|(_, without)| without).collect();

@@ -33,10 +33,20 @@ struct Call {
     keys: Vec<String>,
 }
 
+/// What a process behind a guard wanted.
+#[derive(Default)]
+struct Wanted {
+    /// Actions, resources and partition keys that its role does not allow.
+    refused: BTreeSet<String>,
+    /// Actions that it allows, each with the number of the statement that does.
+    allowed: BTreeSet<(usize, String)>,
+}
+
 /// The services behind a role.
 pub struct Guard {
     variables: Vec<(String, String)>,
-    refused: Arc<Mutex<BTreeSet<String>>>,
+    role: Role,
+    wanted: Arc<Mutex<Wanted>>,
 }
 
 impl Guard {
@@ -47,20 +57,32 @@ impl Guard {
 
     /// What was refused so far: actions, resources and partition keys.
     pub fn refused(&self) -> BTreeSet<String> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).refused.clone()
+    }
+
+    /// What the role allows and was not asked for so far: each action with the resources of its statement.
+    pub fn unused(&self) -> Vec<String> {
+        let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let statements = self.role.statements.iter().enumerate();
+        let allowed = statements.flat_map(|(number, statement)| {
+            texts(&statement["Action"]).map(move |action| (number, action, &statement["Resource"]))
+        });
+        let unused = allowed.filter(|(number, action, _)| !wanted.allowed.contains(&(*number, (*action).to_owned())));
+        unused.map(|(_, action, resource)| format!("{action} on {resource}")).collect()
     }
 }
 
 impl Role {
-    fn allows(&self, call: &Call) -> Result<bool> {
-        for statement in &self.statements {
+    /// The number of the first statement that allows a call.
+    fn allows(&self, call: &Call) -> Result<Option<usize>> {
+        for (number, statement) in self.statements.iter().enumerate() {
             ensure!(statement["Effect"] == "Allow", "not modelled: {statement}");
             let any = |what: &str, wanted: &str| texts(&statement[what]).any(|pattern| matches(pattern, wanted));
             if any("Action", &call.action) && any("Resource", &call.resource) && holds(&statement["Condition"], call)? {
-                return Ok(true);
+                return Ok(Some(number));
             }
         }
-        Ok(false)
+        Ok(None)
     }
 }
 
@@ -101,14 +123,14 @@ struct Service {
     name: &'static str,
     url: String,
     role: Role,
-    refused: Arc<Mutex<BTreeSet<String>>>,
+    wanted: Arc<Mutex<Wanted>>,
     client: reqwest::Client,
 }
 
 impl Endpoints {
     /// The services as a process with this role sees them.
     pub fn guarded(&self, role: &Role) -> Result<Guard> {
-        let refused = Arc::new(Mutex::new(BTreeSet::new()));
+        let wanted = Arc::new(Mutex::new(Wanted::default()));
         let mut variables = Vec::new();
         // No certificates: reading those of the system takes longer than many a test.
         let client = stopover::values::crypto::http_client().no_proxy().tls_certs_only([]).build()?;
@@ -123,12 +145,12 @@ impl Endpoints {
                 _ => continue,
             };
             let (listener, address) = self.loopback.bind()?;
-            let (role, refused) = (role.clone(), Arc::clone(&refused));
-            let service = Arc::new(Service { name, url, role, refused, client: client.clone() });
+            let (role, wanted) = (role.clone(), Arc::clone(&wanted));
+            let service = Arc::new(Service { name, url, role, wanted, client: client.clone() });
             self.loopback.serve(listener, Router::new().fallback(pass).with_state(service));
             variables.push((variable, format!("http://{address}")));
         }
-        Ok(Guard { variables, refused })
+        Ok(Guard { variables, role: role.clone(), wanted })
     }
 }
 
@@ -182,11 +204,12 @@ impl Service {
 
     fn allows(&self, call: &Call) -> Result<bool> {
         let allowed = self.role.allows(call)?;
-        if !allowed {
-            let refused = format!("{} on {} {:?}", call.action, call.resource, call.keys);
-            self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(refused);
-        }
-        Ok(allowed)
+        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        match allowed {
+            Some(number) => wanted.allowed.insert((number, call.action.clone())),
+            None => wanted.refused.insert(format!("{} on {} {:?}", call.action, call.resource, call.keys)),
+        };
+        Ok(allowed.is_some())
     }
 
     fn refusal(&self, call: &Call) -> Response<Body> {
