@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Operate;
 use crate::errors::StoreError;
-use crate::oci::{Digest, Platforms, Reference};
+use crate::oci::{Digest, Platforms, Reference, Repository};
 use crate::ports::{ImageJob, Listed, Priority, Requested};
 use crate::records::gauge::{Break, Gauge};
 use crate::records::{BlobRecord, BlobState};
@@ -116,13 +116,19 @@ impl std::fmt::Display for QuotaReport {
     }
 }
 
+/// The most manifests that a report names. With the longest names it has 3 MB; an answer of Lambda may have 6.
+pub const MOST_NAMED: usize = 5000;
+
 /// What a sweep or a purge has removed, or what a dry run would remove.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct SweepReport {
     /// How many tag records and remembered 404s were removed.
     pub tags: usize,
-    /// The manifests that were removed, as `repository@digest`.
+    /// The manifests that were removed, as `repository@digest`: no more than [`MOST_NAMED`] of them.
     pub manifests: Vec<String>,
+    /// How many more manifests were removed.
+    #[serde(default)]
+    pub unnamed: usize,
     /// How many memberships were removed.
     pub memberships: usize,
     /// How many blobs were removed.
@@ -138,16 +144,35 @@ pub struct SweepReport {
     pub unreadable: usize,
 }
 
+impl SweepReport {
+    /// Counts a manifest, and names it if there is room.
+    pub(crate) fn add_manifest(&mut self, repository: &Repository, digest: &Digest) {
+        if self.manifests.len() < MOST_NAMED {
+            self.manifests.push(format!("{repository}@{digest}"));
+        } else {
+            self.unnamed += 1;
+        }
+    }
+
+    /// How many manifests were removed.
+    pub fn manifest_count(&self) -> usize {
+        self.manifests.len() + self.unnamed
+    }
+}
+
 impl fmt::Display for SweepReport {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for manifest in &self.manifests {
             writeln!(formatter, "{manifest}")?;
         }
+        if self.unnamed > 0 {
+            writeln!(formatter, "and {} more manifests", self.unnamed)?;
+        }
         writeln!(
             formatter,
             "{} tags, {} manifests, {} memberships and {} blobs; {} bytes freed, {} kept; {} records repaired",
             self.tags,
-            self.manifests.len(),
+            self.manifest_count(),
             self.memberships,
             self.blobs,
             self.freed_bytes,
@@ -349,7 +374,7 @@ impl Operate {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::{Algorithm, Repository};
+    use crate::oci::Algorithm;
     use crate::ports::{GivenUp, Job};
 
     fn requested(given_up: Option<&str>) -> Requested {
@@ -357,6 +382,20 @@ mod tests {
         let digest = Digest::of(Algorithm::Sha256, b"layer");
         let job = Job { repository, digest, size: 12_345_678, priority: Priority::Prefetch, payer: None };
         Requested { job, written: 0, given_up: given_up.map(|reason| GivenUp { reason: Some(reason.into()) }) }
+    }
+
+    #[test]
+    fn a_report_on_however_much_fits_into_an_answer_of_lambda() {
+        let name = ["a"; 128].join("/");
+        let repository = Repository { upstream: "u".repeat(60).parse().unwrap(), name: name.parse().unwrap() };
+        let (mut report, digest) = (SweepReport::default(), Digest::of(Algorithm::Sha512, b""));
+        for _ in 0..3 * MOST_NAMED {
+            report.add_manifest(&repository, &digest);
+        }
+        assert_eq!((report.manifests.len(), report.unnamed), (MOST_NAMED, 2 * MOST_NAMED));
+        assert!(serde_json::to_string(&report).unwrap().len() < 6_000_000);
+        let lines = report.to_string();
+        assert!(lines.contains("\nand 10000 more manifests\n0 tags, 15000 manifests,"));
     }
 
     #[test]

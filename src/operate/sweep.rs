@@ -77,7 +77,7 @@ impl Operate {
         }
         tracing::info!(
             tags = report.tags,
-            manifests = report.manifests.len(),
+            manifests = report.manifest_count(),
             blobs = report.blobs,
             freed_bytes = report.freed_bytes,
             kept_bytes = report.kept_bytes,

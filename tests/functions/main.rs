@@ -17,3 +17,4 @@ mod pulls;
 mod refusals;
 mod roles;
 mod secrets;
+mod sweeps;

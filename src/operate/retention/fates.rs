@@ -258,7 +258,7 @@ impl Batch {
             match entry {
                 Entry::Reference { .. } => report.tags += 1,
                 Entry::Manifest(StoredManifest { repository, digest, bytes, .. }) => {
-                    report.manifests.push(format!("{repository}@{digest}"));
+                    report.add_manifest(repository, digest);
                     report.freed_bytes += bytes;
                 }
                 Entry::Membership { .. } => report.memberships += 1,
