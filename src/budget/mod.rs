@@ -5,7 +5,10 @@
 //! The caller that starts a shared request is charged; callers that join it are not. Budgets are kept in memory, so
 //! each process (each instance of a function) counts separately.
 
+mod bill;
 mod table;
+
+pub use bill::Bill;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,7 +21,6 @@ use crate::errors::{Budget, OverBudget, PullError, UpstreamError};
 use crate::identity::Payer;
 use crate::oci::Digest;
 use crate::ports::Job;
-use crate::values::pull_counter::PullCounter;
 use crate::values::time::{Clock, Timestamp};
 
 use table::{Account, Spent, Table};
@@ -120,31 +122,30 @@ impl Budgets {
         self.check(payer, Budget::Pulls, 1)
     }
 
-    /// Asks upstream for a manifest and charges the caller for it. Charged and counted in `spent` only if upstream sent
-    /// a manifest, valid or not.
+    /// Asks upstream for a manifest and charges the caller for it. Charged and counted only if upstream sent a manifest,
+    /// valid or not.
     pub(crate) async fn pay_pull<T>(
         &self,
-        payer: Option<Payer>,
-        spent: &PullCounter,
+        bill: &Bill,
         question: impl Future<Output = Result<T, UpstreamError>>,
     ) -> Result<T, PullError> {
-        self.take(payer, Budget::Pulls, 1)?;
+        self.take(bill.payer, Budget::Pulls, 1)?;
         let answer = question.await;
         if matches!(answer, Ok(_) | Err(UpstreamError::Invalid(_))) {
-            spent.note_manifest();
+            bill.spent.note_manifest();
         } else {
-            self.give_back(payer, Budget::Pulls, 1);
+            self.give_back(bill.payer, Budget::Pulls, 1);
         }
         Ok(answer?)
     }
 
-    /// Charges a caller for a blob that is to be stored. A blob is charged once, when its manifest names it, to the
+    /// Charges the caller that a fill is for. A blob is charged once, when its manifest names it, to the
     /// first caller, even if it is stored already: to find that out would cost more than it saves.
-    pub(crate) fn admit(&self, payer: Option<Payer>, job: &Job) -> Result<(), OverBudget> {
+    pub(crate) fn admit(&self, job: &Job) -> Result<(), OverBudget> {
         if self.is_paid(&job.digest, job.size) {
             return Ok(());
         }
-        self.pay_bytes(payer, job.size)?;
+        self.pay_bytes(job.payer, job.size)?;
         self.paid.insert((job.digest.clone(), job.size), self.clock.now().plus(PAID));
         Ok(())
     }

@@ -23,14 +23,14 @@ async fn miss(budgets: &Arc<Budgets>, payer: Option<Payer>) -> Result<(), u64> {
     Ok(())
 }
 
-fn job(content: &[u8], size: u64) -> Job {
+fn job(payer: Option<Payer>, content: &[u8], size: u64) -> Job {
     let repository = serde_json::from_str(r#"{"upstream":"a.b","name":"c"}"#).unwrap();
     Job {
         repository,
         digest: Digest::of(Algorithm::Sha256, content),
         size,
         priority: crate::ports::Priority::default(),
-        payer: None,
+        payer,
     }
 }
 
@@ -101,13 +101,13 @@ async fn a_manifest_that_upstream_did_not_send_is_not_paid_for() {
     for answer in [Ok(()), Err(UpstreamError::Missing), Ok(()), Err(UpstreamError::NoRepository), invalid] {
         budgets.check_pull(caller).unwrap();
         let sent = !matches!(answer, Err(UpstreamError::Missing | UpstreamError::NoRepository));
-        let counter = PullCounter::default();
-        let _ = budgets.pay_pull(caller, &counter, std::future::ready(answer)).await;
-        assert_eq!(counter.manifests(), u64::from(sent), "what the record of a request says is what was paid");
+        let bill = Bill { payer: caller, spent: PullCounter::default() };
+        let _ = budgets.pay_pull(&bill, std::future::ready(answer)).await;
+        assert_eq!(bill.spent.manifests(), u64::from(sent), "what the record of a request says is what was paid");
     }
     let over = budgets.check_pull(caller).unwrap_err();
     assert_eq!(over, OverBudget { budget: Budget::Pulls, retry_after: Duration::from_mins(20) });
-    let refused = budgets.pay_pull(caller, &PullCounter::UNCOUNTED, std::future::ready(Ok(()))).await;
+    let refused = budgets.pay_pull(&Bill { payer: caller, ..Bill::FREE }, std::future::ready(Ok(()))).await;
     assert!(matches!(refused, Err(PullError::OverBudget(error)) if error == over));
 }
 
@@ -116,21 +116,21 @@ fn a_blob_is_paid_for_once_and_by_its_size() {
     let clock = Clock::manual(Timestamp(1000));
     let budgets = Budgets::new(LIMITS, clock.clone());
     let (first, second) = (at("192.0.2.1"), at("192.0.2.2"));
-    assert_eq!(budgets.admit(first, &job(b"a", 900)), Ok(()));
+    assert_eq!(budgets.admit(&job(first, b"a", 900)), Ok(()));
     for payer in [first, second] {
-        assert_eq!(budgets.admit(payer, &job(b"a", 900)), Ok(()), "it is paid for");
+        assert_eq!(budgets.admit(&job(payer, b"a", 900)), Ok(()), "it is paid for");
     }
-    let over = budgets.admit(first, &job(b"b", 101)).unwrap_err();
+    let over = budgets.admit(&job(first, b"b", 101)).unwrap_err();
     assert_eq!((over.budget, over.retry_after.as_secs()), (Budget::NewBytes, 87), "a thousandth of a day");
-    assert!(budgets.admit(first, &job(b"a", 901)).is_err(), "who lies about a size has not paid for the true one");
-    assert_eq!(budgets.admit(first, &job(b"b", 100)), Ok(()));
-    assert_eq!(budgets.admit(second, &job(b"c", 1000)), Ok(()), "all of a budget");
-    assert_eq!(budgets.admit(None, &job(b"d", u64::MAX)), Ok(()));
-    let never = budgets.admit(at("192.0.2.3"), &job(b"e", u64::MAX)).unwrap_err();
+    assert!(budgets.admit(&job(first, b"a", 901)).is_err(), "who lies about a size has not paid for the true one");
+    assert_eq!(budgets.admit(&job(first, b"b", 100)), Ok(()));
+    assert_eq!(budgets.admit(&job(second, b"c", 1000)), Ok(()), "all of a budget");
+    assert_eq!(budgets.admit(&job(None, b"d", u64::MAX)), Ok(()));
+    let never = budgets.admit(&job(at("192.0.2.3"), b"e", u64::MAX)).unwrap_err();
     assert_eq!(never.retry_after, Duration::from_hours(24));
     clock.advance(PAID);
-    assert_eq!(budgets.admit(first, &job(b"a", 900)), Ok(()));
-    assert!(budgets.admit(first, &job(b"f", 101)).is_err(), "it was paid for again");
+    assert_eq!(budgets.admit(&job(first, b"a", 900)), Ok(()));
+    assert!(budgets.admit(&job(first, b"f", 101)).is_err(), "it was paid for again");
 }
 
 #[tokio::test]

@@ -38,6 +38,7 @@ pub use access::{Https, LocalOperator};
 use audit::Record;
 pub use stream::StoredPart;
 
+use crate::budget::Bill;
 use crate::cache::Cache;
 use crate::errors::{PullError, StoreError, UpstreamError, chain};
 use crate::identity::Peer;
@@ -169,8 +170,7 @@ async fn pull(
         head: request.head,
         check: has(headers, &CACHE_CONTROL, "no-cache"),
         priority: if has(headers, &PRIORITY, "u=7") { Priority::Refresh } else { Priority::Interactive },
-        payer: caller.payer(),
-        spent: record.spent.clone(),
+        bill: Bill { payer: caller.payer(), spent: record.spent.clone() },
         expected: false,
     };
     match &request.operation {

@@ -6,17 +6,15 @@
 
 use std::sync::Arc;
 
-use crate::budget::MissReservation;
+use crate::budget::{Bill, MissReservation};
 use crate::config::UpstreamConfig;
 use crate::core::Core;
 use crate::errors::{FillError, PullError, StoreError, UpstreamError, beside};
-use crate::identity::Payer;
 use crate::oci::{Digest, Repository};
 use crate::ports::Job;
 use crate::records::{BlobView, Member};
 use crate::upstream::{Evidence, Patience};
 use crate::values::flight::Flights;
-use crate::values::pull_counter::PullCounter;
 use crate::values::served::Served;
 use crate::values::time::Timestamp;
 
@@ -72,16 +70,15 @@ impl Membership {
         self: &Arc<Self>,
         repository: &Repository,
         evidence: Evidence,
-        payer: Option<Payer>,
-        spent: &PullCounter,
+        bill: &Bill,
     ) -> Result<Served, PullError> {
         if !self.permission_is_due(repository).await? {
             return Ok(Served::Hit);
         }
-        let asked = match self.ask_permission(repository, None, &evidence, payer, spent).await? {
+        let asked = match self.ask_permission(repository, None, &evidence, bill).await? {
             // The shared check was about other content, and a 404 for one digest does not imply a 404 for another.
             (other, Err(PullError::Upstream(UpstreamError::Missing))) if other != evidence => {
-                self.ask_permission(repository, Some(evidence.clone()), &evidence, payer, spent).await?.1
+                self.ask_permission(repository, Some(evidence.clone()), &evidence, bill).await?.1
             }
             (_, asked) => asked,
         };
@@ -104,20 +101,19 @@ impl Membership {
         repository: &Repository,
         only: Option<Evidence>,
         evidence: &Evidence,
-        payer: Option<Payer>,
-        spent: &PullCounter,
+        bill: &Bill,
     ) -> Result<(Evidence, Result<(), PullError>), PullError> {
         loop {
-            let reservation = self.core.budgets.reserve_miss(payer).await?;
+            let reservation = self.core.budgets.reserve_miss(bill.payer).await?;
             let (membership, there, evidence) = (Arc::clone(self), repository.clone(), evidence.clone());
-            let spent = spent.clone();
+            let paid = bill.clone();
             let work = || async move {
-                let shows = membership.ask_evidence(&there, &evidence, payer, &spent, reservation).await;
+                let shows = membership.ask_evidence(&there, &evidence, &paid, reservation).await;
                 (evidence, shows)
             };
             match self.questions.join((repository.clone(), only.clone()), work).await.ok_or(PullError::NotYet)? {
                 // The caller that started the check was over budget. A caller that is not starts another one.
-                (_, Err(PullError::OverBudget(_))) if self.core.budgets.check_pull(payer).is_ok() => {}
+                (_, Err(PullError::OverBudget(_))) if self.core.budgets.check_pull(bill.payer).is_ok() => {}
                 answer => return Ok(answer),
             }
         }
@@ -127,8 +123,7 @@ impl Membership {
         &self,
         repository: &Repository,
         evidence: &Evidence,
-        payer: Option<Payer>,
-        spent: &PullCounter,
+        bill: &Bill,
         mut reservation: MissReservation,
     ) -> Result<(), PullError> {
         // Another caller's request may have renewed the permission meanwhile.
@@ -138,7 +133,7 @@ impl Membership {
         reservation.mark_sent();
         let asked = match (self.core.upstreams.shows(repository, evidence).await, evidence) {
             (Ok(None), Evidence::Manifest(digest)) => {
-                self.core.budgets.pay_pull(payer, spent, self.core.upstreams.sends(repository, digest)).await
+                self.core.budgets.pay_pull(bill, self.core.upstreams.sends(repository, digest)).await
             }
             (asked, _) => asked.map(|_| ()).map_err(PullError::from),
         };

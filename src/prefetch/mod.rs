@@ -8,6 +8,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 use tokio::task::yield_now;
 
+use crate::budget::Bill;
 use crate::config::Schedule;
 use crate::core::Core;
 use crate::errors::{PullError, StoreError, UpstreamError, chain};
@@ -105,7 +106,8 @@ impl Prefetch {
     pub async fn image(&self, image: &ImageJob, spent: &PullCounter) -> Result<Prefetched, PullError> {
         let repository = &image.repository;
         let check = image.priority == Priority::Refresh;
-        let want = Want { check, priority: image.priority, payer: image.payer, spent: spent.clone(), ..Want::GET };
+        let bill = Bill { payer: image.payer, spent: spent.clone() };
+        let want = Want { check, priority: image.priority, bill, ..Want::GET };
         let root = self.whole(repository, &image.reference, want.clone()).await?;
         let digest = root.digest.clone();
         let (wanted, mut failure) = self.contents(root, image, Want { check: false, ..want }).await?;
@@ -125,7 +127,7 @@ impl Prefetch {
                 priority: image.priority,
                 payer: image.payer,
             })
-            .filter(|job| match self.core.budgets.admit(image.payer, job) {
+            .filter(|job| match self.core.budgets.admit(job) {
                 Ok(()) => true,
                 Err(over) => {
                     failure.get_or_insert(over.into());

@@ -9,7 +9,6 @@ use tokio::time::Instant;
 use super::{Content, Pull, PulledBlob, Want};
 use crate::config::Cold;
 use crate::errors::{OverBudget, PullError, StoreError, chain};
-use crate::identity::Payer;
 use crate::oci::{Digest, Repository};
 use crate::ports::{Job, Location, Priority, Progress, Watched};
 use crate::records::{BlobState, BlobView};
@@ -36,16 +35,15 @@ impl Pull {
         let (size, served) = match view.member.filter(|_| view.is_shown() || !view.is_stored()) {
             Some(member) => {
                 let evidence = Evidence::Blob(digest.clone());
-                (member.size, self.membership.check_permission(repository, evidence, want.payer, &want.spent).await?)
+                (member.size, self.membership.check_permission(repository, evidence, &want.bill).await?)
             }
-            None => (self.ask_membership(repository, digest, want.payer).await?, Served::Revalidated),
+            None => (self.ask_membership(repository, digest, &want).await?, Served::Revalidated),
         };
         self.check_size(repository, size, None)?;
         let view = self.note_blob(repository, digest, view).await;
         if want.head {
             // A manifest names it, but only upstream knows whether it has it.
-            let asked =
-                if view.is_stored() { Ok(size) } else { self.ask_membership(repository, digest, want.payer).await };
+            let asked = if view.is_stored() { Ok(size) } else { self.ask_membership(repository, digest, &want).await };
             if let Err(error @ PullError::BlobUnknown) = asked {
                 return Err(error);
             }
@@ -59,19 +57,19 @@ impl Pull {
             return Ok(PulledBlob::at(location, size, served));
         }
         // 9c. Not stored: request the fill, if the caller has the budget for it, then by the upstream's policy.
-        let (priority, payer) = (Priority::Interactive, want.payer);
+        let (priority, payer) = (Priority::Interactive, want.bill.payer);
         let job = Job { repository: repository.clone(), digest: digest.clone(), size, priority, payer };
         let filling = is_claimed(&view, self.core.clock.now());
         let budgets = &self.core.budgets;
-        let admit = || budgets.check_miss(want.payer).and_then(|()| budgets.admit(want.payer, &job));
+        let admit = || budgets.check_miss(payer).and_then(|()| budgets.admit(&job));
         let admitted = if filling { Ok(()) } else { admit() };
         match (upstream.cold(), admitted) {
-            (Cold::Redirect, admitted) => self.redirect(&job, filling, admitted, want.payer).await,
+            (Cold::Redirect, admitted) => self.redirect(&job, filling, admitted).await,
             (_, Err(over)) => Err(over.into()),
             (cold, Ok(())) => match self.wait(&job, cold == Cold::Follow).await {
                 // A full disk: what cannot be stored is still to be had there.
                 Err(PullError::Store(StoreError::Refused(full))) if cold == Cold::Follow => {
-                    match self.blob_source(&job, want.payer, &Ok(())).await? {
+                    match self.blob_source(&job, &Ok(())).await? {
                         BlobSource::Public(url) => {
                             Ok(PulledBlob { size, content: Content::Redirect(url), served: Served::Miss })
                         }
@@ -96,10 +94,10 @@ impl Pull {
         self: &Arc<Self>,
         repository: &Repository,
         digest: &Digest,
-        payer: Option<Payer>,
+        want: &Want,
     ) -> Result<u64, PullError> {
         self.core.upstreams.standings.check_absent(repository).await?;
-        let reservation = self.core.budgets.reserve_miss(payer).await?;
+        let reservation = self.core.budgets.reserve_miss(want.bill.payer).await?;
         Ok(self.membership.prove(repository, digest, reservation).await?)
     }
 
@@ -109,7 +107,6 @@ impl Pull {
         job: &Job,
         filling: bool,
         admitted: Result<(), OverBudget>,
-        payer: Option<Payer>,
     ) -> Result<PulledBlob, PullError> {
         if !filling
             && admitted.is_ok()
@@ -117,7 +114,7 @@ impl Pull {
         {
             tracing::warn!(repository = %job.repository, blob.digest = %job.digest, error = %chain(&error), "fill could not be requested");
         }
-        match self.blob_source(job, payer, &admitted).await? {
+        match self.blob_source(job, &admitted).await? {
             BlobSource::Public(url) => {
                 Ok(PulledBlob { size: job.size, content: Content::Redirect(url), served: Served::Miss })
             }

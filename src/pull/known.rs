@@ -7,12 +7,12 @@ use quick_cache::sync::Cache as MemoryCache;
 
 use super::decide::{Facts, Found, Heard};
 use super::{Pull, PulledManifest, Want};
+use crate::budget::Bill;
 use crate::config::Deleted;
 use crate::errors::PullError;
 use crate::oci::{Digest, Manifest, Observed, Reference, Repository};
 use crate::records::{TagRecord, tag};
 use crate::upstream::{Evidence, Upstream};
-use crate::values::pull_counter::PullCounter;
 use crate::values::served::Served;
 
 /// Manifests this process has served: they never change under a digest, and each counts for its own repository only.
@@ -112,7 +112,7 @@ impl Pull {
         self: &Arc<Self>,
         repository: &Repository,
         facts: &Facts,
-        spent: &PullCounter,
+        bill: &Bill,
     ) -> Result<Option<Arc<Manifest>>, PullError> {
         let upstream = self.core.upstreams.get(repository)?;
         let is_deleted = matches!(facts.heard, Heard::Absent(_));
@@ -123,7 +123,7 @@ impl Pull {
         if is_deleted {
             // A tag that upstream calls missing may only be hidden from us now.
             let evidence = Evidence::Manifest(known.digest.clone());
-            let asked = self.membership.check_permission(repository, evidence, None, spent).await;
+            let asked = self.membership.check_permission(repository, evidence, &bill.without_payer()).await;
             return Ok(asked.is_ok().then_some(known));
         }
         Ok(Some(known))
@@ -138,7 +138,7 @@ impl Pull {
     ) -> Result<Heard, PullError> {
         let manifest = facts.stored.manifest().ok_or(PullError::NotYet)?;
         let evidence = Evidence::Manifest(manifest.digest.clone());
-        let served = self.membership.check_permission(repository, evidence, want.payer, &want.spent).await?;
+        let served = self.membership.check_permission(repository, evidence, &want.bill).await?;
         Ok(Heard::Sent(Arc::clone(manifest), served))
     }
 

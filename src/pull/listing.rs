@@ -111,7 +111,7 @@ impl Pull {
         let mut expected = self.stored(repository, subject).await?.is_some();
         if expected {
             let evidence = Evidence::Manifest(subject.clone());
-            expected = match self.membership.check_permission(repository, evidence, want.payer, &want.spent).await {
+            expected = match self.membership.check_permission(repository, evidence, &want.bill).await {
                 Err(PullError::ManifestUnknown(_)) => false,
                 checked => checked.map(|_| true)?,
             };
@@ -199,7 +199,7 @@ impl Pull {
         let mut reservation = if free && !want.check {
             MissReservation::free()
         } else {
-            self.core.budgets.reserve_miss(want.payer).await?
+            self.core.budgets.reserve_miss(want.bill.payer).await?
         };
         let (pull, question) = (Arc::clone(self), (repository.clone(), key, want.check || due));
         let asked = question.clone();

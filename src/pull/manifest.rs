@@ -8,16 +8,14 @@ use tokio::time::Instant;
 
 use super::decide::{Facts, Heard, Step, decide};
 use super::{Pull, PulledManifest};
-use crate::budget::MissReservation;
+use crate::budget::{Bill, MissReservation};
 use crate::config::UpstreamConfig;
 use crate::errors::{Limit, PullError, UpstreamError, beside};
-use crate::identity::Payer;
 use crate::oci::{Digest, Manifest, Observed, Reference, Repository, Tag};
 use crate::ports::{Attempts, Priority};
 use crate::records::{Previous, TagRecord, tag};
 use crate::upstream::Patience;
 use crate::values::deadline::bounded;
-use crate::values::pull_counter::PullCounter;
 use crate::values::served::Served;
 
 /// How long a client waits while another process asks upstream: longer than that may take, shorter than clients wait
@@ -42,10 +40,8 @@ pub struct Want {
     pub check: bool,
     /// Who waits for it. Unless that is a client, the reserve of the quota is left alone.
     pub priority: Priority,
-    /// The caller that is charged. `None`: no caller is.
-    pub payer: Option<Payer>,
-    /// Counts what upstream sends for it.
-    pub spent: PullCounter,
+    /// Who pays for it.
+    pub bill: Bill,
     /// A missing manifest is not a miss: clients ask about it with every image that they pull.
     pub expected: bool,
 }
@@ -57,8 +53,7 @@ impl Want {
     pub const HEAD: Self = Self::plain(true);
 
     const fn plain(head: bool) -> Self {
-        let (priority, spent) = (Priority::Interactive, PullCounter::UNCOUNTED);
-        Self { head, check: false, priority, payer: None, spent, expected: false }
+        Self { head, check: false, priority: Priority::Interactive, bill: Bill::FREE, expected: false }
     }
 }
 
@@ -82,9 +77,9 @@ impl Pull {
     ) -> Result<PulledManifest, PullError> {
         let pulled = self.find(repository, reference, &want).await?;
         if let Some(manifest) = pulled.manifest.as_ref().filter(|_| !want.head) {
-            self.check_room(repository, manifest, want.payer).await?;
+            self.check_room(repository, manifest, &want).await?;
         }
-        self.note_manifest(repository, &pulled, want.payer).await;
+        self.note_manifest(repository, &pulled, &want).await;
         Ok(pulled)
     }
 
@@ -99,7 +94,7 @@ impl Pull {
         loop {
             let mut step = decide(&facts, self.core.clock.now());
             if step.needs_upstream() && !want.head {
-                facts.over = self.core.budgets.check_pull(want.payer).err();
+                facts.over = self.core.budgets.check_pull(want.bill.payer).err();
                 step = decide(&facts, self.core.clock.now());
             }
             if !step.needs_upstream() {
@@ -115,7 +110,7 @@ impl Pull {
             let reservation = if (known || want.expected) && !check {
                 MissReservation::free()
             } else {
-                self.core.budgets.reserve_miss(want.payer).await?
+                self.core.budgets.reserve_miss(want.bill.payer).await?
             };
             let heard = match self.share(repository, reference, asked, known, reservation).await {
                 Ok(PulledManifest { observed, manifest: None, .. }) if over => Heard::Named(observed),
@@ -292,7 +287,7 @@ impl Pull {
                 return Ok(None);
             }
             Step::FindLastKnown => {
-                facts.last_known = self.servable(repository, facts, &want.spent).await?.into();
+                facts.last_known = self.servable(repository, facts, &want.bill).await?.into();
                 return Ok(None);
             }
             Step::AskPermission => self.ask_permission(repository, facts, want).await?,

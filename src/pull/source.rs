@@ -8,7 +8,6 @@ use quick_cache::sync::Cache as MemoryCache;
 
 use super::Pull;
 use crate::errors::{OverBudget, PullError, UpstreamError};
-use crate::identity::Payer;
 use crate::oci::{Digest, Repository};
 use crate::ports::Job;
 use crate::upstream::BlobSource;
@@ -43,14 +42,13 @@ impl Pull {
     pub(super) async fn blob_source(
         self: &Arc<Self>,
         job: &Job,
-        payer: Option<Payer>,
         admitted: &Result<(), OverBudget>,
     ) -> Result<BlobSource, PullError> {
         let key = (job.repository.clone(), job.digest.clone());
         if let Some(source) = self.sources.known(&key, self.core.clock.now()) {
             return Ok(source);
         }
-        let mut reservation = self.core.budgets.reserve_miss(payer).await?;
+        let mut reservation = self.core.budgets.reserve_miss(job.payer).await?;
         let (pull, place, admitted) = (Arc::clone(self), key.clone(), admitted.is_ok());
         let work = || async move {
             let now = pull.core.clock.now();

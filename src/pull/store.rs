@@ -8,7 +8,6 @@ use quick_cache::sync::Cache as MemoryCache;
 use super::Pull;
 use crate::config::{Cold, MaxBlob};
 use crate::errors::{PullError, UpstreamError, beside, chain};
-use crate::identity::Payer;
 use crate::oci::{Descriptor, Digest, Manifest, Observed, Platforms, Reference, Repository};
 use crate::ports::{ImageJob, Job, Priority};
 
@@ -38,7 +37,7 @@ impl Pull {
             return Err(refused);
         }
         let question = self.core.upstreams.get_manifest(repository, reference, want.priority != Priority::Interactive);
-        let fetched = self.core.budgets.pay_pull(want.payer, &want.spent, question).await?;
+        let fetched = self.core.budgets.pay_pull(&want.bill, question).await?;
         // A stored digest keeps its type, whatever type upstream sends the same bytes with later.
         let manifest = match reference {
             Reference::Tag(_) => self.stored(repository, &fetched.digest).await?,
@@ -69,17 +68,17 @@ impl Pull {
         let keep_proofs = !self.core.upstreams.is_open(repository);
         let (ledger, now) = (&self.core.ledger, self.core.clock.now());
         // Each repository has its own copy. What a caller has no room for is passed on from memory.
-        if self.core.budgets.pay_bytes(want.payer, manifest.bytes.len() as u64).is_ok()
+        if self.core.budgets.pay_bytes(want.bill.payer, manifest.bytes.len() as u64).is_ok()
             && let put = ledger.put_manifest(repository, manifest, &blobs, keep_proofs, now).await
             && let Some(new_bytes) = beside(put, "a manifest")
         {
             self.noted_manifest(repository, &manifest.digest, now);
             self.note_held(repository, |holding| holding.with_bytes(new_bytes, now)).await;
         }
-        self.follow_policy(repository, manifest, want.payer).await;
-        let priority = want.priority;
+        self.follow_policy(repository, manifest, want).await;
+        let (priority, payer) = (want.priority, want.bill.payer);
         // A manifest that is refused as a whole is not filled in part.
-        let refused = match self.check_room(repository, manifest, want.payer).await {
+        let refused = match self.check_room(repository, manifest, want).await {
             Ok(()) => false,
             Err(PullError::OverBudget(_)) => true,
             Err(error) => return Err(error),
@@ -88,8 +87,8 @@ impl Pull {
             .into_iter()
             .filter(|_| !refused)
             .map(|blob| (blob.digest, blob.size, repository.clone()))
-            .map(|(digest, size, repository)| Job { repository, digest, size, priority, payer: want.payer })
-            .filter(|job| self.core.budgets.admit(want.payer, job).is_ok())
+            .map(|(digest, size, repository)| Job { repository, digest, size, priority, payer })
+            .filter(|job| self.core.budgets.admit(job).is_ok())
             .collect();
         if !jobs.is_empty()
             && let Err(error) = self.core.fills.request(&jobs).await
@@ -101,14 +100,14 @@ impl Pull {
     }
 
     /// Requests the other platforms that the policy wants, for an index that a pull has stored.
-    async fn follow_policy(&self, repository: &Repository, manifest: &Manifest, payer: Option<Payer>) {
+    async fn follow_policy(&self, repository: &Repository, manifest: &Manifest, want: &Want) {
         let Ok(upstream) = self.core.upstreams.get(repository) else { return };
         let platforms = &upstream.config().platforms;
         if *platforms == Platforms::Requested || !manifest.media_type.is_index() {
             return;
         }
         let (repository, reference) = (repository.clone(), Reference::Digest(manifest.digest.clone()));
-        let (platforms, priority) = (platforms.clone(), Priority::Prefetch);
+        let (platforms, priority, payer) = (platforms.clone(), Priority::Prefetch, want.bill.payer);
         let image = ImageJob { repository, reference, platforms, priority, payer };
         if let Err(error) = self.core.fills.request_images(std::slice::from_ref(&image)).await {
             tracing::warn!(repository = %image.repository, error = %chain(&error), "the platforms of an index could not be requested");
@@ -121,8 +120,9 @@ impl Pull {
         &self,
         repository: &Repository,
         manifest: &Manifest,
-        payer: Option<Payer>,
+        want: &Want,
     ) -> Result<(), PullError> {
+        let payer = want.bill.payer;
         if self.core.upstreams.get(repository)?.cold() == Cold::Redirect {
             return Ok(());
         }

@@ -6,7 +6,6 @@ use quick_cache::sync::Cache as MemoryCache;
 
 use super::{Pull, PulledManifest, Want};
 use crate::errors::{PullError, StoreError, beside, chain};
-use crate::identity::Payer;
 use crate::oci::{Digest, Repository};
 use crate::ports::Attempts;
 use crate::records::blob::{NOTED, noted};
@@ -35,7 +34,7 @@ fn late() -> StoreError {
 impl Pull {
     /// Notes that a manifest was pulled. If it was removed but served from memory, stores it again. A failure here does
     /// not fail the pull.
-    pub(super) async fn note_manifest(&self, repository: &Repository, pulled: &PulledManifest, payer: Option<Payer>) {
+    pub(super) async fn note_manifest(&self, repository: &Repository, pulled: &PulledManifest, want: &Want) {
         let digest = &pulled.observed.digest;
         let (key, now) = ((repository.clone(), digest.clone()), self.core.clock.now());
         if self.memory.uses.0.get(&key).is_some_and(|until| now < until) {
@@ -47,7 +46,9 @@ impl Pull {
             let since = now.minus(NOTED);
             match (self.core.ledger.touch_manifest(repository, digest, since, now).await?, &pulled.manifest) {
                 (Some(used_at), _) => self.memory.uses.0.insert(key.clone(), used_at.plus(NOTED)),
-                (None, Some(manifest)) => _ = self.keep(repository, manifest, &Want { payer, ..Want::GET }).await?,
+                (None, Some(manifest)) => {
+                    self.keep(repository, manifest, &Want { bill: want.bill.clone(), ..Want::GET }).await?;
+                }
                 (None, None) => self.memory.uses.0.insert(key.clone(), now.plus(AGAIN)),
             }
             Ok::<_, PullError>(())

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, future, stream};
 use http::{Method, StatusCode};
+use stopover::budget::Bill;
 use stopover::errors::{PullError, UpstreamError};
 use stopover::identity::Payer;
 use stopover::oci::{Page, Reference, Repository};
@@ -247,7 +248,8 @@ async fn what_another_instance_knows_to_be_absent_costs_no_miss(column: Column) 
         assert_eq!(answer.error().0, "NAME_UNKNOWN");
     }
     world.upstream.forget_requests();
-    let want = Want { payer: Some(Payer::Network(STRANGER.parse().unwrap())), ..Want::GET };
+    let bill = Bill { payer: Some(Payer::Network(STRANGER.parse().unwrap())), ..Bill::FREE };
+    let want = Want { bill, ..Want::GET };
     let instance = world.another_instance();
     let (manifests, lists) = names.split_at(5);
     for name in manifests {
