@@ -6,5 +6,7 @@ mod doctor;
 mod documents;
 mod logins;
 mod memory;
+mod policy;
 mod program;
 mod setup;
+mod targets;
