@@ -18,6 +18,7 @@ mod logins;
 mod model;
 mod new_bytes;
 mod oddities;
+mod openapi;
 mod operations;
 mod optional;
 mod order;
