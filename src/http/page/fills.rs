@@ -65,7 +65,7 @@ pub(super) async fn view(asked: &Asked<'_>) -> View {
 /// Adds the table of fills, and the images that were given up.
 pub(super) fn add(html: &mut Html, report: &FillReport) {
     if !report.fills.is_empty() {
-        html.table(["Blob", "State", "Progress", "Repository", "Why"], report.fills.iter().map(row));
+        html.table(["Repository", "State", "Progress", "Why", "Blob"], report.fills.iter().map(row));
     }
     if !report.images.is_empty() {
         html.raw("<h2>Images that were given up</h2><ul>");
@@ -75,6 +75,9 @@ pub(super) fn add(html: &mut Html, report: &FillReport) {
         html.raw("</ul>");
     }
     let failed = |fill: &FillStatus| fill.state == FillState::Failed;
+    if report.fills.iter().any(|fill| fill.state == FillState::Resting) {
+        html.raw("<p>What rests is tried again by itself.</p>");
+    }
     if report.fills.iter().any(failed) || !report.images.is_empty() {
         html.raw("<p>What was given up is tried again by <code>stopover fills retry</code>.</p>");
     }
@@ -84,7 +87,7 @@ fn row(fill: &FillStatus) -> [Html; 5] {
     let (state, class) = match fill.state {
         FillState::Running => ("running", "<span class=\"state good\">"),
         FillState::Waiting => ("waiting", "<span class=\"state\">"),
-        FillState::Resting => ("resting: tried again by itself", "<span class=\"state warn\">"),
+        FillState::Resting => ("resting", "<span class=\"state warn\">"),
         FillState::Failed => ("given up", "<span class=\"state bad\">"),
         FillState::Stored => ("stored", "<span class=\"state\">"),
     };
@@ -98,5 +101,5 @@ fn row(fill: &FillStatus) -> [Html; 5] {
         (Some(failure), attempts) => Html::of(format_args!("attempt {attempts}: {failure}")),
         (None, _) => Html::default(),
     };
-    [Html::code(&fill.digest), marked, progress, Html::of(fill.repository.as_deref().unwrap_or_default()), why]
+    [Html::of(fill.repository.as_deref().unwrap_or_default()), marked, progress, why, Html::code(&fill.digest)]
 }

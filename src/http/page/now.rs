@@ -72,7 +72,7 @@ fn numbers(html: &mut Html, status: &StatusReport) {
     number(html, "Answered from the cache", percent, requests);
     let spent = format!("{} spent: manifests that upstreams have sent", count("pulls_spent"));
     number(html, "Pulls saved", count("pulls_saved"), spent);
-    let copied = format!("{} blobs, {} attempts failed", count("fills"), count("failed_fills"));
+    let copied = format!("{} blobs; failed attempts: {}", count("fills"), count("failed_fills"));
     number(html, "Copied from upstreams", Bytes(count("filled_bytes")), copied);
     if let Some(fills) = &status.fills {
         let oldest = fills
