@@ -1,6 +1,7 @@
 //! The `stopover` program itself, as users, operators, clients and accidents meet it.
 
 mod access;
+mod browser;
 mod crash;
 mod doctor;
 mod documents;

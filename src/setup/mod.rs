@@ -1,65 +1,132 @@
-//! `stopover setup CLIENT`: the configuration that has a client pull through the cache. The comments of the files
-//! beside this one give the source of each form; the people who use the files read them, too.
+//! The configuration that has a client pull through the cache, as `stopover setup CLIENT` prints it and the page shows it.
+//! The comments of the files beside this one give the source of each form; the people who use the files read them, too.
 
-use std::fmt::Write as _;
+mod upstream;
 
-use super::endpoint::Endpoint;
-use super::upstream::MirroredUpstream;
-use clap::ValueEnum;
+use std::fmt;
+
 use serde_json::{Value, json};
-use stopover::config::DEFAULT_UPSTREAM;
+
+use crate::config::DEFAULT_UPSTREAM;
+pub use upstream::MirroredUpstream;
+
+/// Where clients reach a cache.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Mirror {
+    /// Whether it speaks plain HTTP, which most clients have to be told.
+    pub is_plain: bool,
+    /// Host and port, as in its URL.
+    pub host: String,
+}
+
+impl fmt::Display for Mirror {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}://{}", if self.is_plain { "http" } else { "https" }, self.host)
+    }
+}
 
 /// A client that can be told of a mirror.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub(crate) enum Target {
-    /// /etc/docker/daemon.json
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(missing_docs, reason = "their names and places are in `about`")]
+pub enum Target {
     Docker,
-    /// A script that writes /etc/containerd/certs.d; for nerdctl and Kubernetes too
     Containerd,
-    /// /etc/containers/registries.conf.d
-    #[value(name = "cri-o")]
     CriO,
-    /// /etc/containers/registries.conf.d; for skopeo and buildah too
-    #[value(aliases = ["skopeo", "buildah"])]
     Podman,
-    /// /etc/buildkit/buildkitd.toml; for docker buildx too
     Buildkit,
-    /// /etc/rancher/k3s/registries.yaml; for RKE2 too
-    #[value(alias = "rke2")]
     K3s,
-    /// User data of EKS nodes with Amazon Linux 2023
     EksNodeadm,
-    /// User data of Bottlerocket
     Bottlerocket,
-    /// Arguments of the executor
     Kaniko,
-    /// Steps of a job
     GithubActions,
-    /// buildspec.yml
     Codebuild,
-    /// Names of images in task definitions
     Ecs,
-    /// A policy that puts the cache before names of images, where nodes cannot be configured
     Kubernetes,
-    /// The same for Kyverno, on clusters before Kubernetes 1.36
     Kyverno,
-    /// A script for the nodes of a cluster of kind
     Kind,
-    /// Documents of the machine configuration
     Talos,
-    /// User data of EKS nodes with Amazon Linux 2023 and parallel pull
     Al2023,
-    /// A service of Compose, with the arguments of docker:dind
     Dind,
-    /// /etc/gitlab-runner/config.toml
     GitlabRunner,
-    /// Values of the chart of Actions Runner Controller
     Arc,
 }
 
 impl Target {
+    /// All of them, in the order in which they are listed.
+    pub const ALL: [Self; 20] = [
+        Self::Docker,
+        Self::Containerd,
+        Self::CriO,
+        Self::Podman,
+        Self::Buildkit,
+        Self::K3s,
+        Self::EksNodeadm,
+        Self::Bottlerocket,
+        Self::Kaniko,
+        Self::GithubActions,
+        Self::Codebuild,
+        Self::Ecs,
+        Self::Kubernetes,
+        Self::Kyverno,
+        Self::Kind,
+        Self::Talos,
+        Self::Al2023,
+        Self::Dind,
+        Self::GitlabRunner,
+        Self::Arc,
+    ];
+
+    /// Its name, other names that are understood, and where its configuration goes.
+    const fn about(self) -> (&'static str, &'static [&'static str], &'static str) {
+        match self {
+            Self::Docker => ("docker", &[], "/etc/docker/daemon.json"),
+            Self::Containerd => {
+                ("containerd", &[], "A script that writes /etc/containerd/certs.d; for nerdctl and Kubernetes too")
+            }
+            Self::CriO => ("cri-o", &[], "/etc/containers/registries.conf.d"),
+            Self::Podman => {
+                ("podman", &["skopeo", "buildah"], "/etc/containers/registries.conf.d; for skopeo and buildah too")
+            }
+            Self::Buildkit => ("buildkit", &[], "/etc/buildkit/buildkitd.toml; for docker buildx too"),
+            Self::K3s => ("k3s", &["rke2"], "/etc/rancher/k3s/registries.yaml; for RKE2 too"),
+            Self::EksNodeadm => ("eks-nodeadm", &[], "User data of EKS nodes with Amazon Linux 2023"),
+            Self::Bottlerocket => ("bottlerocket", &[], "User data of Bottlerocket"),
+            Self::Kaniko => ("kaniko", &[], "Arguments of the executor"),
+            Self::GithubActions => ("github-actions", &[], "Steps of a job"),
+            Self::Codebuild => ("codebuild", &[], "buildspec.yml"),
+            Self::Ecs => ("ecs", &[], "Names of images in task definitions"),
+            Self::Kubernetes => (
+                "kubernetes",
+                &[],
+                "A policy that puts the cache before names of images, where nodes cannot be configured",
+            ),
+            Self::Kyverno => ("kyverno", &[], "The same for Kyverno, on clusters before Kubernetes 1.36"),
+            Self::Kind => ("kind", &[], "A script for the nodes of a cluster of kind"),
+            Self::Talos => ("talos", &[], "Documents of the machine configuration"),
+            Self::Al2023 => ("al2023", &[], "User data of EKS nodes with Amazon Linux 2023 and parallel pull"),
+            Self::Dind => ("dind", &[], "A service of Compose, with the arguments of docker:dind"),
+            Self::GitlabRunner => ("gitlab-runner", &[], "/etc/gitlab-runner/config.toml"),
+            Self::Arc => ("arc", &[], "Values of the chart of Actions Runner Controller"),
+        }
+    }
+
+    /// What it is called.
+    pub const fn name(self) -> &'static str {
+        self.about().0
+    }
+
+    /// Where its configuration goes.
+    pub const fn place(self) -> &'static str {
+        self.about().2
+    }
+
+    /// The client of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|target| target.name() == name)
+    }
+
     /// The configuration of this client; empty if there is nothing to configure.
-    pub(crate) fn configuration(self, mirror: &Endpoint, upstreams: &[MirroredUpstream]) -> String {
+    pub fn configuration(self, mirror: &Mirror, upstreams: &[MirroredUpstream]) -> String {
         let template = match self {
             Self::Docker => return daemon_json(mirror, upstreams),
             Self::Containerd => include_str!("containerd.sh"),
@@ -92,7 +159,7 @@ impl Target {
 
     /// What is left to do by hand, for configurations without comments that say it: their format has none, or they are
     /// a script that is run at once.
-    pub(crate) fn advice(self, mirror: &Endpoint, upstreams: &[MirroredUpstream]) -> String {
+    pub fn advice(self, mirror: &Mirror, upstreams: &[MirroredUpstream]) -> String {
         match self {
             Self::Docker => fill(include_str!("docker.txt"), mirror, upstreams),
             Self::Containerd => fill(include_str!("containerd.txt"), mirror, upstreams),
@@ -102,10 +169,10 @@ impl Target {
 }
 
 /// The settings of dockerd in daemon.json: mirrors, which are for Docker Hub only, and hosts that speak plain HTTP.
-fn daemon_json(mirror: &Endpoint, upstreams: &[MirroredUpstream]) -> String {
+fn daemon_json(mirror: &Mirror, upstreams: &[MirroredUpstream]) -> String {
     let mut settings = serde_json::Map::new();
-    if mirror.is_plain() {
-        settings.insert("insecure-registries".into(), json!([mirror.host()]));
+    if mirror.is_plain {
+        settings.insert("insecure-registries".into(), json!([mirror.host]));
     }
     if mirrors_hub(upstreams) {
         settings.insert("registry-mirrors".into(), json!([mirror.to_string()]));
@@ -117,28 +184,31 @@ fn mirrors_hub(upstreams: &[MirroredUpstream]) -> bool {
     upstreams.iter().any(|upstream| upstream.registry == DEFAULT_UPSTREAM)
 }
 
-/// One line per client: its name, and what is printed for it.
-pub(crate) fn list() -> String {
-    let mut text = "stopover setup CLIENT prints the configuration of:\n".to_owned();
-    for value in Target::value_variants().iter().filter_map(ValueEnum::to_possible_value) {
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "  {:15} {}", value.get_name(), value.get_help().cloned().unwrap_or_default());
+/// The command line names clients as they are called here.
+#[cfg(feature = "local")]
+impl clap::ValueEnum for Target {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
     }
-    text
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        let (name, aliases, place) = self.about();
+        Some(clap::builder::PossibleValue::new(name).aliases(aliases).help(place))
+    }
 }
 
 /// Fills in a template: lines between `@http@` and `@/http@` are kept only if the mirror speaks plain HTTP, those
 /// between `@hub@` and `@/hub@` if Docker Hub is among the upstreams, those between `@daemon@` and `@/daemon@` if dockerd
 /// needs settings, those between `@each@` and `@/each@` once for every upstream, and a line that names a client is replaced
 /// by that client's configuration.
-fn fill(template: &str, mirror: &Endpoint, upstreams: &[MirroredUpstream]) -> String {
+fn fill(template: &str, mirror: &Mirror, upstreams: &[MirroredUpstream]) -> String {
     let (mut filled, mut repeated, mut left_out) = (String::new(), None, None);
     let daemon = !daemon_json(mirror, upstreams).is_empty();
     for line in template.lines() {
         match line {
             _ if left_out == Some(line) => left_out = None,
             _ if left_out.is_some() => {}
-            "@http@" if !mirror.is_plain() => left_out = Some("@/http@"),
+            "@http@" if !mirror.is_plain => left_out = Some("@/http@"),
             "@hub@" if !mirrors_hub(upstreams) => left_out = Some("@/hub@"),
             "@daemon@" if !daemon => left_out = Some("@/daemon@"),
             "@http@" | "@/http@" | "@hub@" | "@/hub@" | "@daemon@" | "@/daemon@" => {}
@@ -158,7 +228,7 @@ fn fill(template: &str, mirror: &Endpoint, upstreams: &[MirroredUpstream]) -> St
         .replace("@options@", &format!("--server {mirror}{named}"))
         .replace("@merge@", include_str!("merge.jq").trim_end())
         .replace("@server@", &mirror.to_string())
-        .replace("@host@", mirror.host())
+        .replace("@host@", &mirror.host)
 }
 
 /// Fills in the part of a template that is for one upstream.
@@ -169,8 +239,8 @@ fn of_upstream(block: &str, MirroredUpstream { id, registry }: &MirroredUpstream
 }
 
 /// The configuration of another client, indented like the line that names it.
-fn included(line: &str, mirror: &Endpoint, upstreams: &[MirroredUpstream]) -> Option<String> {
-    let client = Target::from_str(line.trim().strip_prefix('@')?.strip_suffix('@')?, false).ok()?;
+fn included(line: &str, mirror: &Mirror, upstreams: &[MirroredUpstream]) -> Option<String> {
+    let client = Target::named(line.trim().strip_prefix('@')?.strip_suffix('@')?)?;
     let indentation = line.strip_suffix(line.trim_start()).unwrap_or_default();
     let text = client.configuration(mirror, upstreams);
     let lines = text.lines().map(|line| if line.is_empty() { String::new() } else { format!("{indentation}{line}") });
@@ -185,24 +255,18 @@ mod tests {
     fn every_placeholder_is_filled_in_whatever_the_server() {
         let upstreams =
             ["docker.io", "ghcr.io"].map(|id| MirroredUpstream { id: id.parse().unwrap(), registry: id.to_owned() });
-        for server in ["http://127.0.0.1:5000", "https://cache.example.com"] {
-            let mirror: Endpoint = server.parse().unwrap();
-            for client in Target::value_variants() {
+        for (is_plain, host) in [(true, "127.0.0.1:5000"), (false, "cache.example.com")] {
+            let mirror = Mirror { is_plain, host: host.to_owned() };
+            for client in Target::ALL {
                 let text = client.configuration(&mirror, &upstreams) + &client.advice(&mirror, &upstreams);
                 // An action has a version, and talosctl names files like this.
                 let text = text.replace("buildx-action@v4", "").replace("@FILE", "");
                 assert!(!text.contains('@'), "{client:?}:\n{text}");
-                assert!(text.contains(mirror.host()), "{client:?}:\n{text}");
+                assert!(text.contains(&mirror.host), "{client:?}:\n{text}");
                 for upstream in &upstreams {
                     assert!(text.contains(&upstream.registry), "{client:?}:\n{text}");
                 }
             }
         }
-    }
-
-    #[test]
-    fn every_client_is_listed() {
-        assert_eq!(list().lines().count(), 1 + Target::value_variants().len());
-        assert!(list().contains("  cri-o           /etc/containers/registries.conf.d\n"), "{}", list());
     }
 }
