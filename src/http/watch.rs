@@ -53,16 +53,21 @@ async fn events(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
         Ok(caller) => caller,
         Err(error) => return refuse(&cache, &error, &parts),
     };
+    answer(&events_seen_by(&cache, &caller))
+}
+
+/// What has failed lately, as far as a caller may see it.
+pub(super) fn events_seen_by(cache: &Cache, caller: &Caller) -> EventsReport {
     let is_shown = |event: &Event| match (&event.repository, &event.upstream) {
         _ if caller.is_operator => true,
-        (Some(repository), _) => caller.may_pull(&cache, repository),
+        (Some(repository), _) => caller.may_pull(cache, repository),
         (None, Some(upstream)) => cache.core.config.is_public(upstream),
         // The cache itself.
         (None, None) => false,
     };
     let events = cache.core.journal.latest().into_iter().filter(is_shown).map(EventReport::from);
     let events = events.map(|event| if caller.is_operator { event } else { event.for_guests() }).collect();
-    answer(&EventsReport { events })
+    EventsReport { events }
 }
 
 /// What this process does: what operators see of it, or any other caller that is let in.

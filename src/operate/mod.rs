@@ -1,5 +1,6 @@
 //! The operators' part: retention and sweep, reports, and the management of robots.
 
+pub mod fills;
 mod health;
 pub mod images;
 mod metrics;

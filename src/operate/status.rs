@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Operate;
 use super::health::Health;
-use super::report::{LastSweep, QuotaReport};
+use super::report::{FOR_OPERATORS, LastSweep, QuotaReport};
 use crate::journal::{Event, EventKind, Metric};
 use crate::oci::UpstreamId;
 use crate::values::text::without_addresses;
@@ -45,6 +45,14 @@ pub struct UpstreamStatus {
     pub counts: Counts,
     /// Quota and breakers, for each account of ours.
     pub accounts: Vec<QuotaReport>,
+}
+
+impl UpstreamStatus {
+    /// Whether nothing is known of it: it was not asked, and has named no quota.
+    pub fn is_idle(&self) -> bool {
+        let is_silent = |account: &QuotaReport| account.remaining.is_none() && account.breakers.is_empty();
+        self.counts.values().all(|count| *count == 0) && self.accounts.iter().all(is_silent)
+    }
 }
 
 /// How many fills have not ended well.
@@ -114,7 +122,7 @@ impl EventReport {
     pub fn for_guests(self) -> Self {
         let reason = match self.kind {
             EventKind::RefusedPull => without_addresses(&self.reason),
-            _ => "the operator of this cache sees why".into(),
+            _ => FOR_OPERATORS.into(),
         };
         Self { reason, ..self }
     }

@@ -21,7 +21,7 @@ use stopover::config::{Cold, Config};
 use stopover::errors::{StoreError, chain};
 use stopover::local::{EmbeddedLedger, Local};
 use stopover::oci::Descriptor;
-use stopover::operate::report::FillState;
+use stopover::operate::fills::FillState;
 use stopover::ports::Ledger as _;
 use stopover::records::{BlobState, Entry, Listing, Member, Standing};
 use stopover::values::time::Clock;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use stopover::oci::{Algorithm, Digest, Repository};
-use stopover::operate::report::{FillState, FillStatus};
+use stopover::operate::fills::{FillState, FillStatus};
 use stopover::ports::{Job, Priority};
 use stopover::pull::Want;
 use support::on_both_columns;

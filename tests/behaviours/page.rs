@@ -1,31 +1,53 @@
 //! The page at `/`: for people in a browser, and nothing new for anything else.
 
+use std::time::Duration;
+
 use http::{Method, StatusCode};
-use serde_json::json;
-use stopover::oci::MediaType;
+use serde_json::{Value, json};
+use stopover::config::Config;
+use stopover::oci::{MediaType, Reference, Repository};
+use stopover::pull::Want;
+use stopover::setup::{Mirror, MirroredUpstream, Target};
 use support::guests::{HERE, basic, robot};
 use support::on_both_columns;
-use support::scripted::Scripted;
-use support::world::{Answer, Column, World};
+use support::scripted::{Fault, Scripted};
+use support::world::{Answer, Column, DEADLINE, World};
 
 on_both_columns!(
     a_browser_sees_what_is_stored_without_a_script,
     what_is_no_browser_gets_at_the_root_what_it_got_before,
-    what_upstream_wrote_is_no_markup,
+    what_upstream_wrote_is_no_markup_in_any_view,
     a_browser_logs_in_with_the_name_and_the_secret_of_a_robot,
+    the_page_says_what_the_endpoints_say,
+    fills_and_risks_show_a_caller_what_it_may_pull_and_an_operator_why,
+    what_expires_within_a_week_is_a_risk,
+    setting_up_a_client_shows_what_the_command_prints_for_this_endpoint,
 );
 
 const BROWSER: (&str, &str) = ("accept", "text/html,application/xhtml+xml,*/*;q=0.8");
+const TYPED: [(&str, &str); 2] = [BROWSER, ("sec-fetch-site", "none")];
 
-async fn view(world: &World, path: &str) -> (Answer, String) {
-    let answer = world.send(Method::GET, path, &[BROWSER, ("sec-fetch-site", "none")]).await;
+/// The text of a view, and that nothing in it is loaded from elsewhere or runs but its one script.
+fn checked(answer: Answer) -> (Answer, String) {
     assert_eq!(answer.header("content-type"), "text/html; charset=utf-8", "{answer:?}");
     assert_eq!((answer.header("cache-control"), answer.header("referrer-policy")), ("no-store", "no-referrer"));
     let policy = answer.header("content-security-policy");
     assert!(policy.starts_with("default-src 'none'; style-src 'sha256-") && !policy.contains("unsafe"), "{policy}");
+    assert!(policy.contains("; script-src 'self'; connect-src 'self'; img-src data:; "), "{policy}");
     let text = String::from_utf8(answer.bytes().to_vec()).expect("UTF-8");
-    assert!(!text.contains("<script") && !text.contains("style=") && !text.contains("src="), "{text}");
+    assert!(!text.contains("style="), "{text}");
+    assert_eq!(text.matches("<script").count(), 1, "{text}");
+    assert_eq!(text.matches("src=").count(), text.matches("<script defer src=\"/_stopover/page.js?").count(), "{text}");
     (answer, text)
+}
+
+async fn view(world: &World, path: &str) -> (Answer, String) {
+    checked(world.send(Method::GET, path, &TYPED).await)
+}
+
+/// What an operator sees.
+async fn shown(world: &World, path: &str) -> String {
+    checked(world.operate_with(path, &TYPED).await).1
 }
 
 async fn pull(world: &World, path: &str) {
@@ -35,18 +57,26 @@ async fn pull(world: &World, path: &str) {
 
 async fn a_browser_sees_what_is_stored_without_a_script(column: Column) {
     let world = World::on(column).await;
-    let (answer, text) = view(&world, "/").await;
+    let (answer, text) = view(&world, "/?view=images").await;
     assert!(answer.status == StatusCode::OK && text.contains("Nothing is stored"), "{text}");
     let image = world.upstream.image("team/app", "v1", &[b"layer"]);
     pull(&world, "team/app/manifests/v1").await;
-    let (_, text) = view(&world, "/").await;
-    assert!(text.contains("<a href=\"/?name=test.local%2Fteam%2Fapp\">test.local/team/app</a>"), "{text}");
+    let (_, text) = view(&world, "/?view=images").await;
+    assert!(
+        text.contains("<a href=\"/?view=images&amp;name=test.local%2Fteam%2Fapp\">test.local/team/app</a>"),
+        "{text}"
+    );
     let (_, text) = view(&world, "/?name=test.local%2Fteam%2Fapp").await;
     for (digest, _) in &image.blobs {
         assert!(text.contains(digest.as_str()), "{text}");
     }
-    assert!(view(&world, "/?prefix=other").await.1.contains("Nothing is stored"));
-    for (path, status) in [("/?n=0", StatusCode::BAD_REQUEST), ("/?name=test.local/none", StatusCode::NOT_FOUND)] {
+    assert!(view(&world, "/?view=images&prefix=other").await.1.contains("Nothing is stored"));
+    for (path, status) in [
+        ("/?view=images&n=0", StatusCode::BAD_REQUEST),
+        ("/?name=test.local/none", StatusCode::NOT_FOUND),
+        ("/?view=none", StatusCode::NOT_FOUND),
+        ("/?view=setup&client=none", StatusCode::NOT_FOUND),
+    ] {
         assert_eq!(view(&world, path).await.0.status, status, "{path}");
     }
 }
@@ -80,14 +110,134 @@ fn hostile(upstream: &Scripted) {
     upstream.manifest("a", "v1", MediaType::OciIndex.as_str(), index.as_bytes());
 }
 
-async fn what_upstream_wrote_is_no_markup(column: Column) {
+/// What is markup in a name, a label, an error.
+const MARKUP: &str = "<script>alert('1')</script><img src=x onerror=alert(1)>";
+
+/// The operator's view, once it says this.
+async fn until_shown(world: &World, path: &str, text: &str) -> String {
+    let shown = async {
+        loop {
+            let seen = shown(world, path).await;
+            if seen.contains(text) {
+                return seen;
+            }
+            // The reason for this pause: a fill that fails tells nobody here.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, shown).await.unwrap_or_else(|_| panic!("{path} never says {text}"))
+}
+
+async fn what_upstream_wrote_is_no_markup_in_any_view(column: Column) {
     let world = World::on(column).await;
     hostile(&world.upstream);
     pull(&world, "a/manifests/v1").await;
     let (_, text) = view(&world, "/?name=test.local/a").await;
     assert!(text.contains("&lt;script&gt;") && !text.contains('\u{202e}'), "{text}");
-    let (_, text) = view(&world, "/?prefix=%22%3E%3Cscript%3E").await;
+    let (_, text) = view(&world, "/?view=images&prefix=%22%3E%3Cscript%3E").await;
     assert!(text.contains("is the beginning of upstream/name"), "{text}");
+    // In the challenge, the body and the reason of what fails, and in a quota.
+    let image = world.upstream.image("b", "v1", &[b"another layer"]);
+    let (layer, body) = (image.blobs[1].0.as_str(), json!({ "errors": [{ "code": MARKUP, "message": MARKUP }] }));
+    world.upstream.fault(layer, Fault::Status(403, vec![("www-authenticate", MARKUP.into())], body.to_string()));
+    assert_eq!(world.get("/v2/test.local/b/manifests/v1").await.status, StatusCode::OK);
+    until_shown(&world, "/?view=risks", "a copy failed").await;
+    for path in ["/", "/?view=fills", "/?view=risks", "/?view=setup", "/?view=setup&client=docker"] {
+        for text in [shown(&world, path).await, view(&world, path).await.1] {
+            assert!(!text.contains("<img") && !text.contains("alert('1')"), "{path}: {text}");
+        }
+    }
+}
+
+fn number<'a>(text: &'a str, name: &str) -> &'a str {
+    let rest = text.split_once(name).unwrap_or_else(|| panic!("no {name}: {text}")).1;
+    rest.split_once("<b>").and_then(|(_, rest)| rest.split_once("</b>")).expect("a number").0
+}
+
+async fn the_page_says_what_the_endpoints_say(column: Column) {
+    let world = World::on(column).await;
+    let (_, text) = view(&world, "/").await;
+    assert!(text.contains("none yet") && text.contains("ready"), "{text}");
+    world.upstream.quota(100, 21);
+    world.upstream.image("a", "1", &[b"layer"]);
+    for _ in 0..4 {
+        world.get("/v2/test.local/a/manifests/1").await;
+    }
+    world.settled().await;
+    let status = world.operate(Method::GET, "/_stopover/status", "").await;
+    let status: Value = serde_json::from_slice(status.bytes()).expect("JSON");
+    let text = shown(&world, "/").await;
+    assert_eq!(number(&text, "Answered from the cache"), format!("{} %", status["hit_percent"]));
+    assert_eq!(number(&text, "Pulls saved"), status["counts"]["pulls_saved"].to_string());
+    assert!(text.contains("20 of 100 in 6 h") && text.contains("<div>anonymous: "), "{text}");
+    assert!(!view(&world, "/").await.1.contains("<div>anonymous: "), "accounts are for operators");
+    world.upstream.quota(100, 0);
+    world.upstream.image("b", "1", &[b"another layer"]);
+    assert_eq!(world.get("/v2/test.local/b/manifests/1").await.status, StatusCode::TOO_MANY_REQUESTS);
+    let text = shown(&world, "/?view=risks").await;
+    assert!(text.contains("manifests not asked") && text.contains("<b>test.local/b</b>"), "{text}");
+}
+
+async fn fills_and_risks_show_a_caller_what_it_may_pull_and_an_operator_why(column: Column) {
+    let access = "[access]\nanonymous = true\n[[policy]]\nwhat = [\"test.local/secret/*\"]\nallow = false\n";
+    let world = World::plan(column).settings(access).start().await;
+    assert!(view(&world, "/?view=fills").await.1.contains("Nothing is being copied"));
+    for name in ["open/app", "secret/app"] {
+        let image = world.upstream.image(name, "1", &[name.as_bytes()]);
+        world.upstream.fault(image.blobs[1].0.as_str(), Fault::Status(404, vec![], String::new()));
+        let name = name.parse().expect("a name");
+        let repository = Repository { upstream: "test.local".parse().expect("an id"), name };
+        let tag = Reference::Tag("1".parse().expect("a tag"));
+        world.cache.pull.manifest(&repository, &tag, Want::GET).await.expect("a manifest");
+        world.settled().await;
+    }
+    let risks = until_shown(&world, "/?view=risks", "<b>test.local/secret/app</b>").await;
+    assert!(risks.contains("<b>test.local/open/app</b>") && risks.contains("upstream does not have it"), "{risks}");
+    let (_, risks) = view(&world, "/?view=risks").await;
+    assert!(risks.contains("<b>test.local/open/app</b>") && !risks.contains("secret/app"), "{risks}");
+    assert!(risks.contains("the operator of this cache sees why") && !risks.contains("does not have it"), "{risks}");
+    if column == Column::Embedded {
+        let fills = shown(&world, "/?view=fills").await;
+        assert!(
+            fills.contains("given up") && fills.contains("does not have it") && fills.contains("secret/app"),
+            "{fills}"
+        );
+        let (_, fills) = view(&world, "/?view=fills").await;
+        assert!(fills.contains("given up") && fills.contains("test.local/open/app"), "{fills}");
+        assert!(!fills.contains("does not have it") && !fills.contains("secret/app"), "{fills}");
+    }
+}
+
+async fn what_expires_within_a_week_is_a_risk(column: Column) {
+    let day = Duration::from_hours(24);
+    let world = World::plan(column).settings("keep = \"30d\"\n").start().await;
+    world.upstream.image("a", "1", &[b"layer"]);
+    pull(&world, "a/manifests/1").await;
+    assert!(view(&world, "/?view=risks").await.1.contains("Nothing expires within a week"));
+    world.clock.advance(25 * day);
+    let (_, text) = view(&world, "/?view=risks").await;
+    assert!(text.contains("<a href=\"/?view=images&amp;name=test.local%2Fa\">test.local/a</a>"), "{text}");
+}
+
+async fn setting_up_a_client_shows_what_the_command_prints_for_this_endpoint(column: Column) {
+    let world = World::on(column).await;
+    let headers = [BROWSER, ("host", "127.0.0.1:5000")];
+    let text = checked(world.operate_with("/?view=setup", &headers).await).1;
+    for target in Target::ALL {
+        assert!(text.contains(&format!("/?view=setup&amp;client={}\"", target.name())), "{text}");
+    }
+    let config: &Config = &world.cache.core.config;
+    let upstreams: Vec<MirroredUpstream> = MirroredUpstream::all(config).collect();
+    let mirror = Mirror { is_plain: true, host: "127.0.0.1:5000".into() };
+    for target in Target::ALL {
+        let path = format!("/?view=setup&client={}", target.name());
+        let text = checked(world.operate_with(&path, &headers).await).1;
+        let text = text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&#39;", "'");
+        let text = text.replace("&amp;", "&");
+        for printed in [target.configuration(&mirror, &upstreams), target.advice(&mirror, &upstreams)] {
+            assert!(text.contains(&printed), "{target:?}\n{printed}\n{text}");
+        }
+    }
 }
 
 async fn a_browser_logs_in_with_the_name_and_the_secret_of_a_robot(column: Column) {
@@ -99,4 +249,12 @@ async fn a_browser_logs_in_with_the_name_and_the_secret_of_a_robot(column: Colum
     let login = basic("ci", &robot(&world, "ci").await);
     let answer = world.get_with(HERE, "/", &[BROWSER, ("authorization", &login)]).await;
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    // Where anonymous callers are let in, a login is asked for only if that is wanted.
+    let world = World::plan(column).settings(&format!("{access}anonymous = true\n")).start().await;
+    let (open, text) = view(&world, "/").await;
+    assert!(open.status == StatusCode::OK && text.contains("href=\"/?login=yes\""), "{text}");
+    assert_eq!(view(&world, "/?login=yes").await.0.status, StatusCode::UNAUTHORIZED);
+    let login = basic("ci", &robot(&world, "ci").await);
+    let answer = world.get_with(HERE, "/?login=yes", &[BROWSER, ("authorization", &login)]).await;
+    assert!(answer.status == StatusCode::OK && checked(answer).1.contains("<footer>robot:ci: sees what"));
 }

@@ -1,6 +1,7 @@
 //! Real clients, real upstreams and the real program. What they do together is written down in docs/reference/clients.md.
 
 mod faults;
+mod helm;
 mod newer;
 mod table;
 

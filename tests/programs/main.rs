@@ -1,10 +1,13 @@
 //! The `stopover` program itself, as users, operators, clients and accidents meet it.
 
 mod access;
+mod browser;
 mod crash;
 mod doctor;
 mod documents;
 mod logins;
 mod memory;
+mod policy;
 mod program;
 mod setup;
+mod targets;

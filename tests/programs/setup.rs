@@ -1,13 +1,14 @@
 //! `stopover setup`: what it prints is what each client reads, and real clients pull with it.
 
 use anyhow::{Context as _, ensure};
+use serde::Deserialize as _;
 use serde_json::json;
 use support::images::{Image, Recipe, digest_of};
 use support::node::Node;
 use support::program::{Installation, Stopover, UPSTREAM};
 use support::registry::Registry;
 
-const CLIENTS: [&str; 12] = [
+const CLIENTS: [&str; 20] = [
     "docker",
     "containerd",
     "cri-o",
@@ -20,10 +21,18 @@ const CLIENTS: [&str; 12] = [
     "github-actions",
     "codebuild",
     "ecs",
+    "kubernetes",
+    "kyverno",
+    "kind",
+    "talos",
+    "al2023",
+    "dind",
+    "gitlab-runner",
+    "arc",
 ];
 
 /// What is printed for a client: the configuration, and what is said beside it.
-async fn printed(arguments: &[&str]) -> anyhow::Result<(String, String)> {
+pub(crate) async fn printed(arguments: &[&str]) -> anyhow::Result<(String, String)> {
     let output = Node::new()?.stopover(&[&["setup"], arguments].concat()).await?;
     let (stdout, stderr) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
     ensure!(output.status.success(), "{arguments:?}: {stderr}");
@@ -48,11 +57,13 @@ async fn cache() -> anyhow::Result<(Registry, Image, Installation, Stopover)> {
 async fn parses(client: &str, text: &str) -> anyhow::Result<()> {
     match client {
         "docker" => drop(serde_json::from_str::<serde_json::Value>(text)?),
-        "cri-o" | "podman" | "buildkit" | "bottlerocket" => drop(text.parse::<toml::Table>()?),
-        "k3s" | "kaniko" | "github-actions" | "codebuild" | "ecs" => {
-            drop(serde_yaml_ng::from_str::<serde_yaml_ng::Value>(text)?);
+        "cri-o" | "podman" | "buildkit" | "bottlerocket" | "gitlab-runner" => drop(text.parse::<toml::Table>()?),
+        "k3s" | "kaniko" | "github-actions" | "codebuild" | "ecs" | "kubernetes" | "kyverno" | "talos" | "dind"
+        | "arc" => {
+            ensure!(!documents(text)?.is_empty(), "no document");
         }
-        "containerd" => shell(text).await?,
+        "containerd" | "kind" => shell(text).await?,
+        "al2023" => drop(parts_of(text)?),
         "eks-nodeadm" => shell(script_of(text)?).await?,
         _ => anyhow::bail!("no format is known for {client}"),
     }
@@ -67,21 +78,37 @@ async fn shell(script: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The script among the parts of user data.
-fn script_of(user_data: &str) -> anyhow::Result<&str> {
+/// All documents of a YAML file.
+pub(crate) fn documents(text: &str) -> anyhow::Result<Vec<serde_json::Value>> {
+    let all = serde_yaml_ng::Deserializer::from_str(text).map(serde_json::Value::deserialize);
+    Ok(all.collect::<Result<_, _>>()?)
+}
+
+/// The parts of user data for EKS nodes: a `NodeConfig`, and those behind it with their headers.
+pub(crate) fn parts_of(user_data: &str) -> anyhow::Result<(serde_json::Value, Vec<(&str, &str)>)> {
     let boundary = user_data.split('"').nth(1).context("no boundary")?;
     ensure!(user_data.starts_with("MIME-Version: 1.0\nContent-Type: multipart/mixed;"));
-    ensure!(user_data.ends_with(&format!("\n--{boundary}--\n")), "the last part has no end");
-    let parts: Vec<&str> = user_data.split(&format!("\n--{boundary}")).collect();
-    let [_, node_config, script, "--\n"] = parts[..] else { anyhow::bail!("{} parts", parts.len()) };
-    let (headers, node_config) = node_config.trim_start().split_once("\n\n").context("a part without headers")?;
+    let parts = user_data.strip_suffix(&format!("\n--{boundary}--\n")).context("the last part has no end")?;
+    let between = format!("\n--{boundary}\n");
+    let parts = parts.split(&between).skip(1);
+    let parts = parts.map(|part| part.split_once("\n\n").context("a part without headers"));
+    let mut parts = parts.collect::<anyhow::Result<Vec<_>>>()?;
+    ensure!(!parts.is_empty(), "no parts");
+    let (headers, node_config) = parts.remove(0);
     ensure!(headers == "Content-Type: application/node.eks.aws", "{headers}");
-    let node_config: serde_yaml_ng::Value = serde_yaml_ng::from_str(node_config)?;
+    let node_config: serde_json::Value = serde_yaml_ng::from_str(node_config)?;
+    ensure!(node_config["apiVersion"] == "node.eks.aws/v1alpha1" && node_config["kind"] == "NodeConfig");
+    Ok((node_config, parts))
+}
+
+/// The script among the parts of user data.
+fn script_of(user_data: &str) -> anyhow::Result<&str> {
+    let (node_config, parts) = parts_of(user_data)?;
+    let [(headers, script)] = parts[..] else { anyhow::bail!("{} parts", parts.len()) };
     let containerd = node_config["spec"]["containerd"]["config"].as_str().context("no configuration of containerd")?;
     let directory =
         &containerd.parse::<toml::Table>()?["plugins"]["io.containerd.cri.v1.images"]["registry"]["config_path"];
     ensure!(directory.as_str() == Some("/etc/containerd/certs.d"), "{containerd}");
-    let (headers, script) = script.trim_start().split_once("\n\n").context("a part without headers")?;
     ensure!(headers.starts_with("Content-Type: text/x-shellscript;"), "{headers}");
     Ok(script)
 }

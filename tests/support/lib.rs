@@ -1,6 +1,7 @@
 //! What the tests stand on: upstreams, AWS-compatible endpoints, the Lambda Runtime API, the program and real clients.
 
 pub mod aws;
+pub mod browser;
 pub mod clients;
 pub mod daemon;
 pub mod document;

@@ -182,6 +182,11 @@ impl World {
         self.send_whole(request.body(body.into()).expect("a test sends a real request")).await
     }
 
+    /// GET of a path by an operator, with headers.
+    pub async fn operate_with(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        self.send_request(Request::get("/").extension(LocalOperator), path, headers).await
+    }
+
     async fn send_request(&self, request: http::request::Builder, path: &str, headers: &[(&str, &str)]) -> Answer {
         let mut request = request.uri(path);
         for (name, value) in headers {

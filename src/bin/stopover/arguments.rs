@@ -9,12 +9,13 @@ use stopover::config::{Cold, Config, ConfigError, SecretReference};
 use stopover::identity::RobotName;
 use stopover::oci::UpstreamId;
 use stopover::operate::RobotCommand;
+use stopover::setup::Target;
 use stopover::values::address::ListenAddress;
 use stopover::values::time::Span;
 
 use crate::client::{
     ClientLogin, ClientLogout, DockerAction, Endpoint, Examination, Helper, LoginArguments, NamedEndpoint,
-    PrefetchArguments, Shown, Target,
+    PrefetchArguments, Shown,
 };
 use crate::cost::CostArguments;
 use crate::explain::ExplainArguments;

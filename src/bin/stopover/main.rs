@@ -22,16 +22,15 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use arguments::{
-    Arguments, Command, ConfigCommand, FillsCommand, InstallationArguments, LogFormat, PolicyCommand, ReachedArguments,
-    ServeArguments, ServerArguments, no_secrets,
+    Arguments, Command, ConfigCommand, FillsCommand, InstallationArguments, LogFormat, PolicyCommand, ServeArguments,
+    ServerArguments, no_secrets,
 };
-use client::{Asker, Client, Endpoint, MirroredUpstream, NothingStored, Target};
+use client::{Asker, Client, Endpoint, NothingStored};
 use describe::{describe, welcome};
 use stopover::access::token::TokenKeys;
 use stopover::cache::CacheError;
-use stopover::config::{Config, SecretReference, SecretSource, UpstreamConfig};
+use stopover::config::{Config, SecretReference, SecretSource};
 use stopover::local::Local;
-use stopover::oci::UpstreamId;
 use stopover::values::time::Clock;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -105,7 +104,9 @@ fn run(command: Command) -> anyhow::Result<()> {
             ask(Asker::Client, asked, async |client, config| client.examine(examination, config).await)
         }
         Command::Setup { client: None, .. } => print(&client::list()),
-        Command::Setup { client: Some(client), reached, upstreams } => set_up(client, reached, upstreams),
+        Command::Setup { client: Some(client), reached, upstreams } => {
+            client::set_up(client, &reached.load()?, upstreams)
+        }
         Command::Login { login, reached } => block_on(login.run(&reached.load()?.1)),
         Command::Logout { logout, reached } => block_on(logout.run(&reached.load()?.1)),
         Command::Cost(month) => print(&month.answer()?),
@@ -150,26 +151,6 @@ fn check(installation: &InstallationArguments) -> anyhow::Result<()> {
         TokenKeys::parse(keys.as_str(), Clock::default()).map_err(CacheError::Keys)?;
     }
     print(&describe(&config))
-}
-
-/// Prints a client's configuration, and on standard error the steps it has no room for and possible mistakes.
-fn set_up(client: Target, reached: ReachedArguments, upstreams: Vec<UpstreamId>) -> anyhow::Result<()> {
-    let (config, server) = reached.load()?;
-    // A family stands for too many registries to be meant without a name.
-    let single = |(id, upstream): (&UpstreamId, &Arc<UpstreamConfig>)| upstream.family.is_none().then(|| id.clone());
-    let all = || config.upstreams.iter().filter_map(single).collect();
-    let upstreams: Vec<UpstreamId> = if upstreams.is_empty() { all() } else { upstreams };
-    let mut beside = std::io::stderr();
-    for id in upstreams.iter().filter(|id| !config.upstreams.contains_key(*id)) {
-        writeln!(
-            beside,
-            "{id}: this configuration has no such upstream; the cache answers for it only if its own has"
-        )?;
-    }
-    let upstreams: Vec<MirroredUpstream> =
-        upstreams.into_iter().map(|id| MirroredUpstream::new(id, &config)).collect::<anyhow::Result<_>>()?;
-    beside.write_all(client.advice(&server, &upstreams).as_bytes())?;
-    Ok(std::io::stdout().write_all(client.configuration(&server, &upstreams).as_bytes())?)
 }
 
 /// Serves until a signal ends it.

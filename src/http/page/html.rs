@@ -46,6 +46,17 @@ impl Html {
         self
     }
 
+    /// Adds a sentence of this program: what stands between backticks in it is code.
+    pub(super) fn told(&mut self, sentence: &str) -> &mut Self {
+        for (number, part) in sentence.split('`').enumerate() {
+            match number % 2 {
+                0 => self.text(part),
+                _ => self.part(&Self::code(part)),
+            };
+        }
+        self
+    }
+
     /// Adds a link to a view of this page: the parameters of its query, and what is read.
     pub(super) fn link(&mut self, query: &[(&'static str, &str)], text: impl Display) -> &mut Self {
         self.raw("<a href=\"/?");
@@ -62,9 +73,62 @@ impl Html {
         self
     }
 
-    /// Adds a cell of a table.
-    pub(super) fn cell(&mut self, text: impl Display) -> &mut Self {
-        self.raw("<td>").text(text).raw("</td>")
+    /// Adds a table. Each row has a cell for each column, and its first one names it. On a phone a row is a block, and its
+    /// cells say what they are; the roles keep it a table there.
+    pub(super) fn table<const N: usize>(
+        &mut self,
+        head: [&'static str; N],
+        rows: impl IntoIterator<Item = [Self; N]>,
+    ) -> &mut Self {
+        self.raw("<table role=\"table\"><thead role=\"rowgroup\"><tr role=\"row\">");
+        for name in head {
+            self.raw("<th role=\"columnheader\" scope=\"col\">").raw(name).raw("</th>");
+        }
+        self.raw("</tr></thead><tbody role=\"rowgroup\">");
+        for row in rows {
+            self.raw("<tr role=\"row\">");
+            for (number, (name, cell)) in head.into_iter().zip(row).enumerate() {
+                let (begin, end) = match number {
+                    0 => ("<th role=\"rowheader\" scope=\"row\"><div>", "</div></th>"),
+                    _ => ("<td role=\"cell\" data-label=\"", "</div></td>"),
+                };
+                self.raw(begin);
+                if number > 0 {
+                    self.raw(name).raw("\"><div>");
+                }
+                self.part(&cell).raw(end);
+            }
+            self.raw("</tr>");
+        }
+        self.raw("</tbody></table>")
+    }
+
+    /// Adds lines as they are, and what they are called.
+    pub(super) fn lines(&mut self, called: impl Display, text: impl Display) -> &mut Self {
+        self.raw("<pre tabindex=\"0\" role=\"region\" aria-label=\"").text(called).raw("\">");
+        for line in text.to_string().lines() {
+            self.text(line).raw("\n");
+        }
+        self.raw("</pre>")
+    }
+
+    /// The same, to copy: the script adds a button.
+    pub(super) fn copyable(&mut self, called: impl Display, text: impl Display) -> &mut Self {
+        self.raw("<div class=\"copy\">").lines(called, text).raw("</div>")
+    }
+
+    /// A part that is a text.
+    pub(super) fn of(text: impl Display) -> Self {
+        let mut html = Self::default();
+        html.text(text);
+        html
+    }
+
+    /// A part that is a digest or another name for machines.
+    pub(super) fn code(text: impl Display) -> Self {
+        let mut html = Self::default();
+        html.raw("<code>").text(text).raw("</code>");
+        html
     }
 
     /// What was written.

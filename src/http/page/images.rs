@@ -1,28 +1,23 @@
 //! The view *Images*: repositories, and the images of one.
 
-use std::time::{Duration, UNIX_EPOCH};
-
 use http::StatusCode;
 
 use super::html::Html;
-use super::sentence;
+use super::{Asked, View, date};
 use crate::cache::Cache;
 use crate::http::access::Caller;
 use crate::http::audit::Record;
 use crate::http::images::{Misunderstood, Parameters};
 use crate::oci::Repository;
-use crate::operate::images::{ImageReport, ImagesReport, PlatformReport, RepositoryReport, TaggedImage};
+use crate::operate::images::{ImageReport, ImagesReport, LayerReport, PlatformReport, RepositoryReport, TaggedImage};
 use crate::operate::report::Bytes;
 
-/// A view: its status, its title and what it says.
-pub(super) type View = (StatusCode, String, Html);
-
 fn failed(status: StatusCode, said: impl std::fmt::Display) -> View {
-    (status, "Images".to_owned(), sentence(said))
+    View::failed(status, "Images", said)
 }
 
 /// What the caller may see of what the parameters ask for.
-pub(super) async fn view(cache: &Cache, caller: &Caller, parameters: &Parameters) -> View {
+pub(super) async fn view(Asked { cache, caller, parameters, .. }: &Asked<'_>) -> View {
     if parameters.get("name").is_some() {
         image(cache, caller, parameters).await
     } else {
@@ -39,7 +34,7 @@ async fn list(cache: &Cache, caller: &Caller, parameters: &Parameters) -> View {
     match cache.operate.images(&section, sees).await {
         Ok(paged) => {
             let next = paged.next.as_deref();
-            (StatusCode::OK, "Images".to_owned(), repositories(&paged.page, parameters.get("prefix"), next))
+            View::new("Images", repositories(&paged.page, parameters.get("prefix"), next))
         }
         Err(error) => failed(StatusCode::SERVICE_UNAVAILABLE, error),
     }
@@ -47,42 +42,39 @@ async fn list(cache: &Cache, caller: &Caller, parameters: &Parameters) -> View {
 
 fn repositories(report: &ImagesReport, prefix: Option<&str>, next: Option<&str>) -> Html {
     let mut html = Html::default();
-    html.raw("<form action=\"/\"><label>Names that begin with <input name=\"prefix\" value=\"");
+    html.raw(
+        "<form action=\"/\"><input type=\"hidden\" name=\"view\" value=\"images\"><label>Names that begin with <input \
+              name=\"prefix\" autocapitalize=\"none\" spellcheck=\"false\" value=\"",
+    );
     html.text(prefix.unwrap_or_default()).raw("\"></label> <button>Show</button></form>");
     if report.repositories.is_empty() {
-        html.raw("<p>Nothing is stored that is called so. What is pulled through this cache is listed here.</p>");
+        html.raw("<p class=\"calm\">Nothing is stored that is called so. What is pulled through this cache is listed here.</p>");
     } else {
-        html.raw(
-            "<table><thead><tr><th>Repository</th><th>Size</th><th>Shared</th><th>Last used</th><th>Tags</th></tr>",
-        );
-        html.raw("</thead><tbody>");
-        for repository in &report.repositories {
-            row(&mut html, repository);
-        }
-        html.raw("</tbody></table>");
+        html.table(["Repository", "Size", "Shared", "Last used", "Tags"], report.repositories.iter().map(row));
     }
     if report.cut {
         html.raw("<p>There may be more: say what the names begin with that you may pull.</p>");
     }
     if let Some(last) = next {
-        html.raw("<p>").link(&[("prefix", prefix.unwrap_or_default()), ("last", last)], "More").raw("</p>");
+        let query = [("view", "images"), ("prefix", prefix.unwrap_or_default()), ("last", last)];
+        html.raw("<p>").link(&query, "More").raw("</p>");
     }
     html
 }
 
-fn row(html: &mut Html, repository: &RepositoryReport) {
+fn row(repository: &RepositoryReport) -> [Html; 5] {
     let RepositoryReport { repository, tags, some_tags, bytes, shared_bytes, used_at, .. } = repository;
-    html.raw("<tr><td>").link(&[("name", repository)], repository).raw("</td>").cell(Bytes(*bytes));
-    html.cell(shared_bytes.map_or_else(|| "not counted".into(), |bytes| Bytes(bytes).to_string())).cell(date(*used_at));
-    html.raw("<td>");
+    let (mut name, mut tagged) = (Html::default(), Html::default());
+    name.link(&[("view", "images"), ("name", repository)], repository);
     for tag in some_tags {
-        html.text(tag).raw(" ");
+        tagged.text(tag).raw(" ");
     }
     let more = tags.saturating_sub(some_tags.len() as u64);
     if more > 0 {
-        html.raw("and ").text(more).raw(" more");
+        tagged.raw("and ").text(more).raw(" more");
     }
-    html.raw("</td></tr>");
+    let shared = shared_bytes.map_or_else(|| "not counted".into(), |bytes| Bytes(bytes).to_string());
+    [name, Html::of(Bytes(*bytes)), Html::of(shared), Html::of(date(*used_at)), tagged]
 }
 
 async fn image(cache: &Cache, caller: &Caller, parameters: &Parameters) -> View {
@@ -104,9 +96,10 @@ async fn image(cache: &Cache, caller: &Caller, parameters: &Parameters) -> View 
         Ok(Some(paged)) => {
             let mut html = images(&paged.page);
             if let (Some(last), Some(name)) = (&paged.next, parameters.get("name")) {
-                html.raw("<p>").link(&[("name", name), ("last", last.as_str())], "More").raw("</p>");
+                let query = [("view", "images"), ("name", name), ("last", last.as_str())];
+                html.raw("<p>").link(&query, "More").raw("</p>");
             }
-            (StatusCode::OK, paged.page.repository, html)
+            View::new(paged.page.repository, html)
         }
         Ok(None) => failed(StatusCode::NOT_FOUND, "Nothing is stored that is called so."),
         Err(error) => failed(StatusCode::SERVICE_UNAVAILABLE, error),
@@ -116,19 +109,7 @@ async fn image(cache: &Cache, caller: &Caller, parameters: &Parameters) -> View 
 fn images(report: &ImageReport) -> Html {
     let mut html = Html::default();
     for image in &report.images {
-        let TaggedImage { tag, digest, bytes, shared_bytes, used_at, expires_at, pinned, platforms, .. } = image;
-        html.raw("<h2>");
-        if let Some(tag) = tag {
-            html.text(tag);
-        }
-        html.raw("</h2><p><code>").text(digest).raw("</code></p><p>").text(Bytes(*bytes));
-        html.raw(", of which ").text(Bytes(*shared_bytes)).raw(" shared; last used ");
-        html.text(used_at.map_or_else(|| "never".into(), date)).raw("; expires ");
-        let never = if *pinned { "never: it is pinned" } else { "never" };
-        html.text(expires_at.map_or_else(|| never.to_owned(), date)).raw("</p>");
-        for one in platforms {
-            platform(&mut html, one);
-        }
+        tagged(&mut html, &report.repository, image);
     }
     if report.partial {
         html.raw("<p>Not everything is looked up: ask for one image.</p>");
@@ -136,25 +117,46 @@ fn images(report: &ImageReport) -> Html {
     html
 }
 
+fn tagged(html: &mut Html, repository: &str, image: &TaggedImage) {
+    let TaggedImage { tag, digest, bytes, shared_bytes, used_at, fresh_until, expires_at, pinned, platforms, .. } =
+        image;
+    html.raw("<h2>");
+    match tag {
+        Some(tag) => html.text(tag),
+        None => html.raw("by digest"),
+    };
+    html.raw("</h2><p>").part(&Html::code(digest)).raw("</p><p>").text(Bytes(*bytes));
+    html.raw(", of which ").text(Bytes(*shared_bytes)).raw(" shared; last used ");
+    html.text(used_at.map_or_else(|| "never".into(), date));
+    if let Some(fresh_until) = fresh_until {
+        html.raw("; fresh until ").text(date(*fresh_until));
+    }
+    let never = if *pinned { "never: it is pinned" } else { "never" };
+    html.raw("; expires ").text(expires_at.map_or_else(|| never.to_owned(), date)).raw("</p>");
+    if let Some(tag) = tag {
+        html.raw("<details><summary>Commands for ").text(tag).raw("</summary>");
+        for (named, command) in [("refresh", "stopover refresh"), ("purge", "stopover purge")] {
+            html.copyable(format_args!("Command to {named} {tag}"), format_args!("{command} {repository}:{tag}"));
+        }
+        html.raw("<p>In <code>stopover.toml</code>, so that it never expires:</p>");
+        html.copyable(format_args!("Pin of {tag}"), format_args!("pin = [\"{repository}:{tag}\"]")).raw("</details>");
+    }
+    for one in platforms {
+        platform(html, one);
+    }
+}
+
 fn platform(html: &mut Html, PlatformReport { platform, digest, stored, layers, .. }: &PlatformReport) {
     html.raw("<h3>").text(platform.as_deref().unwrap_or("one platform"));
-    html.raw(if *stored { "</h3><p><code>" } else { ", not stored</h3><p><code>" }).text(digest).raw("</code></p>");
+    html.raw(if *stored { "</h3><p>" } else { ", not stored</h3><p>" }).part(&Html::code(digest)).raw("</p>");
     if layers.is_empty() {
         return;
     }
-    html.raw("<table><thead><tr><th>Layer</th><th>Size</th><th>Stored</th><th>Shared</th></tr></thead><tbody>");
-    for layer in layers {
-        let yes = |it: bool| if it { "yes" } else { "no" };
-        html.raw("<tr><td><code>").text(&layer.digest).raw("</code></td>").cell(Bytes(layer.bytes));
-        html.cell(yes(layer.stored)).cell(yes(layer.shared)).raw("</tr>");
-    }
-    html.raw("</tbody></table>");
-}
-
-/// The last second of the year 9999, behind which there is no notation.
-const LAST: u64 = 253_402_300_799;
-
-/// A time for people to read.
-fn date(at: u64) -> String {
-    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(at.min(LAST))).to_string()
+    let yes = |it: bool| Html::of(if it { "yes" } else { "no" });
+    html.table(
+        ["Layer", "Size", "Stored", "Shared"],
+        layers.iter().map(|LayerReport { digest, bytes, stored, shared }| {
+            [Html::code(digest), Html::of(Bytes(*bytes)), yes(*stored), yes(*shared)]
+        }),
+    );
 }

@@ -1,15 +1,20 @@
-//! The page at `/`: read-only, without scripts. It shows a caller what `/_stopover/…` shows, and asks nothing else.
+//! The page at `/`: read-only, and whole without scripts. It shows a caller what `/_stopover/…` shows, and asks nothing else.
 
+mod fills;
 mod html;
 mod images;
+mod now;
+mod risks;
+mod setup;
 
 use std::sync::{Arc, LazyLock};
+use std::time::{Duration, UNIX_EPOCH};
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::any;
+use axum::routing::{any, get};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use http::header::{
@@ -24,27 +29,84 @@ use super::audit::Record;
 use super::images::Parameters;
 use super::{NO_STORE, answer};
 use crate::cache::Cache;
+use crate::errors::AccessError;
+use crate::identity::Principal;
 use crate::oci::{Algorithm, Digest};
 use html::Html;
 
 /// The style of all views. Colours follow the settings of the browser.
 const STYLE: &str = include_str!("style.css");
+/// What moves what is live, and copies. The page says the same without it.
+const SCRIPT: &str = include_str!("page.js");
+/// The sign of the page in the tab of a browser, which would ask for one elsewhere.
+const ICON: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Crect width='16' \
+                    height='16' rx='4' fill='%230b6e6e'/%3E%3Cpath d='M4 5h8M4 8h8M4 11h5' stroke='white' stroke-width='1.6' \
+                    stroke-linecap='round'/%3E%3C/svg%3E";
 
-/// Nothing but this style may be loaded, and nothing be sent anywhere else.
+/// Only this style, and what this host sends: a script that is under `/v2/` is refused there, because a page asks for it.
 static POLICY: LazyLock<Option<HeaderValue>> = LazyLock::new(|| {
     let hash = BASE64_STANDARD.encode(Digest::of(Algorithm::Sha256, STYLE.as_bytes()).to_bytes());
     let policy = format!(
-        "default-src 'none'; style-src 'sha256-{hash}'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+        "default-src 'none'; style-src 'sha256-{hash}'; script-src 'self'; connect-src 'self'; img-src data:; \
+         form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     );
     HeaderValue::from_str(&policy).ok()
 });
 
-pub(super) fn routes() -> Router<Arc<Cache>> {
-    Router::new().route("/", any(page))
+/// Another script has another address, so a browser may keep it.
+static SCRIPT_ADDRESS: LazyLock<String> = LazyLock::new(|| {
+    let digest = Digest::of(Algorithm::Sha256, SCRIPT.as_bytes()).to_string();
+    format!("/_stopover/page.js?{}", digest.chars().skip("sha256:".len()).take(12).collect::<String>())
+});
+
+/// The views, in the order of the navigation: each by its name in `view`, and by its title.
+const VIEWS: [(&str, &str); 5] =
+    [("now", "Now"), ("images", "Images"), ("fills", "Fills"), ("risks", "Risks"), ("setup", "Set up a client")];
+
+/// Who asks, and for what.
+struct Asked<'a> {
+    cache: &'a Cache,
+    caller: &'a Caller,
+    parameters: &'a Parameters,
+    parts: &'a Parts,
 }
 
-/// Whether a person in a browser asks, by an address, a link or a form of the page itself. Another page may not: it would
-/// see nothing, but need no answer to make the cache work.
+/// What is shown.
+struct View {
+    status: StatusCode,
+    title: String,
+    body: Html,
+    /// After how many seconds it is another one: what is live has the script ask again.
+    every: Option<&'static str>,
+}
+
+impl View {
+    fn new(title: impl Into<String>, body: Html) -> Self {
+        Self { status: StatusCode::OK, title: title.into(), body, every: None }
+    }
+
+    /// A view that is a sentence.
+    fn failed(status: StatusCode, title: &str, said: impl std::fmt::Display) -> Self {
+        Self { status, ..Self::new(title, sentence(said)) }
+    }
+}
+
+pub(super) fn routes() -> Router<Arc<Cache>> {
+    Router::new().route("/", any(page)).route("/_stopover/page.js", get(script))
+}
+
+/// The script: the same for every caller.
+async fn script() -> Response {
+    let headers = [
+        (CONTENT_TYPE, "text/javascript; charset=utf-8"),
+        (CACHE_CONTROL, "public, max-age=31536000, immutable"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ];
+    (headers, SCRIPT).into_response()
+}
+
+/// Whether a person in a browser asks, by an address, a link, a form or the script of the page itself. Another page may
+/// not: it would see nothing, but need no answer to make the cache work.
 fn is_of_person(parts: &Parts) -> bool {
     let accepts = parts.headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     let site = parts.headers.get("sec-fetch-site").map_or("none", |site| site.to_str().unwrap_or_default());
@@ -60,13 +122,32 @@ async fn page(State(cache): State<Arc<Cache>>, request: http::Request<Body>) -> 
         return answer(State(cache), http::Request::from_parts(parts, body)).await;
     }
     let mut record = Record::of_operation(&parts);
+    let parameters = Parameters::of(&parts);
     let caller = Caller::of(&cache, &parts, &mut record).await;
+    // Where anonymous callers are let in, a browser is asked for a login only if that is wanted.
+    let nameless = |caller: &Caller| !caller.is_operator && caller.principal == Principal::Anonymous;
+    let has_logins = cache.access.has_logins();
+    let caller = caller.and_then(|caller| match parameters.get("login") {
+        Some(_) if has_logins && nameless(&caller) => Err(AccessError::NoCredentials.into()),
+        _ => Ok(caller),
+    });
     record.operated(caller.as_ref().err());
-    let (status, title, body) = match caller {
-        Ok(caller) => images::view(&cache, &caller, &Parameters::of(&parts)).await,
-        Err(error) => (error.answer().status, "No access".to_owned(), sentence(&error)),
+    let (name, view) = match &caller {
+        Ok(caller) => {
+            let asked = Asked { cache: &cache, caller, parameters: &parameters, parts: &parts };
+            let name =
+                parameters.get("view").unwrap_or(if parameters.get("name").is_some() { "images" } else { "now" });
+            (name, view(name, &asked).await)
+        }
+        Err(error) => ("", View::failed(error.answer().status, "No access", error)),
     };
-    let mut response = (status, [(CACHE_CONTROL, NO_STORE)], framed(&title, &body)).into_response();
+    let status = view.status;
+    let mut footer = Html::default();
+    if let Ok(caller) = &caller {
+        sign(&mut footer, caller, has_logins && nameless(caller));
+    }
+    let html = framed(name, &view, &footer);
+    let mut response = (status, [(CACHE_CONTROL, NO_STORE)], html).into_response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -79,21 +160,65 @@ async fn page(State(cache): State<Arc<Cache>>, request: http::Request<Body>) -> 
     response
 }
 
+async fn view(name: &str, asked: &Asked<'_>) -> View {
+    match name {
+        "now" => now::view(asked).await,
+        "images" => images::view(asked).await,
+        "fills" => fills::view(asked).await,
+        "risks" => risks::view(asked).await,
+        "setup" => setup::view(asked),
+        _ => View::failed(StatusCode::NOT_FOUND, "No such view", "This page has no view that is called so."),
+    }
+}
+
 /// The page around a view.
-fn framed(title: &str, body: &Html) -> String {
+fn framed(name: &str, View { title, body, every, .. }: &View, footer: &Html) -> String {
     let mut page = Html::default();
     page.raw("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>").text(title);
-    page.raw(" - Stopover</title><meta name=\"viewport\" content=\"width=device-width\"><style>").raw(STYLE);
-    page.raw(
-        "</style></head><body><header><strong>Stopover</strong><nav><a href=\"/\">Images</a></nav></header><main><h1>",
-    );
-    page.text(title).raw("</h1>").part(body).raw("</main></body></html>\n");
+    page.raw(" - Stopover</title><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><style>");
+    page.raw(STYLE).raw("</style><link rel=\"icon\" href=\"").raw(ICON).raw("\"><script defer src=\"");
+    page.text(&*SCRIPT_ADDRESS).raw("\"></script></head><body><a class=\"skip\" href=\"#main\">To the content</a>");
+    page.raw("<header><strong>Stopover</strong><nav aria-label=\"Views\">");
+    for (view, title) in VIEWS {
+        page.raw(if view == name { "<a aria-current=\"page\" href=\"/?view=" } else { "<a href=\"/?view=" });
+        page.raw(view).raw("\">").raw(title).raw("</a>");
+    }
+    page.raw("</nav></header><main id=\"main\" tabindex=\"-1\"><h1>").text(title).raw("</h1><div");
+    if let Some(seconds) = every {
+        page.raw(" id=\"live\" data-every=\"").raw(seconds).raw("\"");
+    }
+    page.raw(">").part(body).raw("</div></main>");
+    page.part(footer);
+    page.raw("</body></html>\n");
     page.finish()
 }
 
-/// A view that is a sentence.
+/// Says as whom the caller sees it, and where others log in.
+fn sign(html: &mut Html, caller: &Caller, may_log_in: bool) {
+    html.raw("<footer>").text(&caller.principal);
+    html.raw(if caller.is_operator {
+        ", an operator: sees everything."
+    } else {
+        ": sees what it may pull; what upstreams say of failures is for operators."
+    });
+    if may_log_in {
+        html.raw(" <a href=\"/?login=yes\">Log in</a> with the name and the secret of a robot.");
+    }
+    html.raw("</footer>");
+}
+
+/// A paragraph.
 fn sentence(said: impl std::fmt::Display) -> Html {
     let mut html = Html::default();
     html.raw("<p>").text(said).raw("</p>");
     html
+}
+
+/// The last second of the year 9999, behind which there is no notation.
+const LAST: u64 = 253_402_300_799;
+
+/// A time for people to read, to the minute.
+fn date(at: u64) -> String {
+    let second = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(at.min(LAST))).to_string();
+    format!("{} UTC", second.replace('T', " ").chars().take(16).collect::<String>())
 }

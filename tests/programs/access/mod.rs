@@ -68,7 +68,7 @@ impl Cache {
     }
 }
 
-fn secret_in(printed: &str) -> anyhow::Result<String> {
+pub(crate) fn secret_in(printed: &str) -> anyhow::Result<String> {
     let secret = printed.lines().find_map(|line| line.strip_prefix("secret  ")).context("no secret is shown")?;
     ensure!(secret.starts_with("stopover_") && secret.len() > 40, "{secret}");
     Ok(secret.to_owned())

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use stopover::journal::Metric;
 
-use super::{Document, rows, sources};
+use super::{Document, root, rows, sources};
 
 /// The texts that stand in quotes right behind `begin`.
 fn quoted<'a>(sources: &'a str, begin: &str) -> BTreeSet<&'a str> {
@@ -32,6 +32,20 @@ fn the_reference_of_endpoints_has_every_route() -> Result<()> {
         let route = path.replace('<', "{").replace('>', "}");
         ensure!(routes.contains(route.as_str()), "{} has {path}, which is no route", document.name());
     }
+    Ok(())
+}
+
+#[test]
+fn the_openapi_document_has_every_route_of_the_operations_and_this_version() -> Result<()> {
+    let document: serde_json::Value =
+        serde_yaml_ng::from_str(&std::fs::read_to_string(root().join("docs/reference/openapi.yaml"))?)?;
+    let paths = document["paths"].as_object().context("no paths")?;
+    let sources = sources("src/http", "rs")?;
+    // What a page in a browser loads is of no use to machines.
+    let is_for_machines = |route: &&str| route.starts_with("/_stopover/") && !route.starts_with("/_stopover/page");
+    let routes = quoted(&sources, ".route(").into_iter().filter(is_for_machines);
+    ensure!(paths.keys().map(String::as_str).collect::<BTreeSet<_>>() == routes.collect(), "{:?}", paths.keys());
+    ensure!(document["info"]["version"] == env!("CARGO_PKG_VERSION"), "{}", document["info"]);
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, bail, ensure};
 use stopover::config::Config;
+use stopover::setup::Mirror;
 use url::{Host, Url};
 
 use crate::describe::reached_at;
@@ -44,6 +45,11 @@ impl Endpoint {
     /// Whether the endpoint speaks plain HTTP, which most clients have to be told.
     pub(crate) fn is_plain(&self) -> bool {
         self.url.scheme() == "http"
+    }
+
+    /// What clients are told of it.
+    pub(crate) fn mirror(&self) -> Mirror {
+        Mirror { is_plain: self.is_plain(), host: self.host.clone() }
     }
 
     /// Whether the endpoint is on this machine, which no proxy is for.

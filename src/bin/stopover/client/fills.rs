@@ -1,6 +1,6 @@
 //! `stopover fills` and `stopover fills retry`.
 
-use stopover::operate::report::FillReport;
+use stopover::operate::fills::FillReport;
 
 use super::Client;
 

@@ -15,7 +15,6 @@ mod setup;
 mod status;
 mod stored;
 mod table;
-mod upstream;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -36,9 +35,8 @@ pub(crate) use login::{ClientLogin, ClientLogout, DockerAction, Helper};
 pub(crate) use prefetch::PrefetchArguments;
 pub(crate) use retention::NothingStored;
 pub(crate) use session::{Asker, LoginArguments};
-pub(crate) use setup::{Target, list};
+pub(crate) use setup::{list, set_up};
 pub(crate) use stored::Shown;
-pub(crate) use upstream::MirroredUpstream;
 
 /// A client of a running cache.
 pub(crate) struct Client {

@@ -9,7 +9,8 @@ use anyhow::bail;
 use http::header::CONTENT_TYPE;
 use serde_json::json;
 use stopover::oci::{Digest, Operation, Platform, Request};
-use stopover::operate::report::{Bytes, FillState, FillStatus};
+use stopover::operate::fills::{FillState, FillStatus};
+use stopover::operate::report::Bytes;
 use stopover::prefetch::PrefetchReport;
 
 use super::images::{self, Image, Listed, Surroundings};

@@ -113,7 +113,7 @@ fn describe(status: &StatusReport, width: Option<usize>) -> String {
             Bytes(swept.freed_bytes)
         );
     }
-    let rows: Vec<_> = status.upstreams.iter().filter_map(row).collect();
+    let rows: Vec<_> = status.upstreams.iter().filter(|upstream| !upstream.is_idle()).map(row).collect();
     if !rows.is_empty() {
         text.push('\n');
         text.push_str(&table(["UPSTREAM", "STORED", "MISSES", "SPENT", "SAVED", "QUOTA LEFT", "STATE"], &rows, width));
@@ -121,8 +121,8 @@ fn describe(status: &StatusReport, width: Option<usize>) -> String {
     text
 }
 
-/// The row of an upstream, unless nothing is known of it.
-fn row(upstream: &UpstreamStatus) -> Option<[String; 7]> {
+/// The row of an upstream.
+fn row(upstream: &UpstreamStatus) -> [String; 7] {
     let UpstreamStatus { upstream, counts, accounts } = upstream;
     let count = |counts: &Counts, name: &str| counts.get(name).copied().unwrap_or_default();
     let quotas = accounts.iter().filter_map(|account| Some(format!("{} of {}", account.remaining?, account.limit?)));
@@ -131,11 +131,8 @@ fn row(upstream: &UpstreamStatus) -> Option<[String; 7]> {
     let states: Vec<String> = breakers
         .map(|breaker| format!("{} not asked for {} s: {}", breaker.stops, breaker.seconds_left, breaker.cause))
         .collect();
-    if counts.values().all(|count| *count == 0) && quotas.is_empty() && states.is_empty() {
-        return None;
-    }
     let stored = ["hits", "revalidated", "stale"].map(|name| count(counts, name)).iter().sum::<u64>();
     let [misses, spent, saved] = ["misses", "pulls_spent", "pulls_saved"].map(|name| count(counts, name).to_string());
     let state = if states.is_empty() { "asked".into() } else { states.join("; ") };
-    Some([upstream.clone(), stored.to_string(), misses, spent, saved, quotas.join(", "), state])
+    [upstream.clone(), stored.to_string(), misses, spent, saved, quotas.join(", "), state]
 }

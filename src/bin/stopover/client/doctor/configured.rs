@@ -13,7 +13,8 @@ use stopover::values::pattern::Pattern;
 
 use super::installed::{Version, is_installed};
 use super::{Problem, Sample, Verdict};
-use crate::client::{Endpoint, Target};
+use crate::client::Endpoint;
+use stopover::setup::Target;
 
 /// What keeps images for dockerd without containerd's store. `vfs` does not count: dockerd does not look for it.
 const GRAPH_DRIVERS: [&str; 4] = ["overlay2", "fuse-overlayfs", "btrfs", "zfs"];

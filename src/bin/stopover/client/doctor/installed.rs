@@ -3,31 +3,29 @@
 use std::process::Stdio;
 use std::time::Duration;
 
+use stopover::setup::Target;
 use tokio::process::Command;
 
 use super::configured::Files;
-use crate::client::Target;
 
-impl Target {
-    /// The clients whose configuration is a file on the machine.
-    pub(super) const EXAMINED: [Self; 6] =
-        [Self::Docker, Self::Containerd, Self::CriO, Self::Podman, Self::Buildkit, Self::K3s];
+/// The clients whose configuration is a file on the machine.
+pub(super) const EXAMINED: [Target; 6] =
+    [Target::Docker, Target::Containerd, Target::CriO, Target::Podman, Target::Buildkit, Target::K3s];
 
-    /// The clients on this machine. containerd does not count where Docker brings its own, which no other client pulls
-    /// with.
-    pub(super) fn found() -> Vec<Self> {
-        let any = |programs: &[&str]| programs.iter().any(|program| is_installed(program));
-        let found = |client: &Self| match client {
-            Self::Docker => any(&["docker", "dockerd"]),
-            Self::Containerd => any(&["containerd"]) && (!any(&["dockerd"]) || (any(&["nerdctl"]) || has_kubernetes())),
-            Self::CriO => any(&["crio"]),
-            Self::Podman => any(&["podman", "buildah", "skopeo"]),
-            Self::Buildkit => any(&["buildkitd"]),
-            Self::K3s => any(&["k3s", "rke2"]),
-            _ => false,
-        };
-        Self::EXAMINED.into_iter().filter(found).collect()
-    }
+/// The clients on this machine. containerd does not count where Docker brings its own, which no other client pulls
+/// with.
+pub(super) fn found() -> Vec<Target> {
+    let any = |programs: &[&str]| programs.iter().any(|program| is_installed(program));
+    let found = |client: &Target| match client {
+        Target::Docker => any(&["docker", "dockerd"]),
+        Target::Containerd => any(&["containerd"]) && (!any(&["dockerd"]) || (any(&["nerdctl"]) || has_kubernetes())),
+        Target::CriO => any(&["crio"]),
+        Target::Podman => any(&["podman", "buildah", "skopeo"]),
+        Target::Buildkit => any(&["buildkitd"]),
+        Target::K3s => any(&["k3s", "rke2"]),
+        _ => false,
+    };
+    EXAMINED.into_iter().filter(found).collect()
 }
 
 /// Whether a program is in one of the directories of `PATH`.

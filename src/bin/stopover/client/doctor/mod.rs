@@ -18,9 +18,10 @@ use http::Method;
 use stopover::config::{Config, DEFAULT_UPSTREAM, Places};
 use stopover::errors::chain;
 use stopover::oci::{Name, Operation, Reference, Repository, Request, UpstreamId};
+use stopover::setup::{MirroredUpstream, Target};
 
+use super::Client;
 use super::progress::shown;
-use super::{Client, MirroredUpstream, Target};
 use configured::Files;
 use installed::version_of;
 
@@ -40,7 +41,7 @@ pub(crate) struct Examination {
 
 /// The clients whose configuration is a file on the machine.
 fn examined() -> impl TypedValueParser<Value = Target> {
-    let names = Target::EXAMINED.iter().filter_map(Target::to_possible_value);
+    let names = installed::EXAMINED.iter().filter_map(Target::to_possible_value);
     PossibleValuesParser::new(names).try_map(|name| Target::from_str(&name, false))
 }
 
@@ -189,7 +190,7 @@ impl Client {
         let (containerd, dockerd) = (version_of("containerd").await, version_of("dockerd").await);
         let files = Files { root: &examination.root, server: &self.server, sample: &sample, containerd, dockerd };
         let named = !examination.clients.is_empty();
-        let clients = if named { examination.clients } else { Target::found() };
+        let clients = if named { examination.clients } else { installed::found() };
         let mut known = false;
         for &client in &clients {
             let name = client.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());

@@ -12,7 +12,8 @@ use tokio::process::Command;
 use super::configured::Files;
 use super::installed::is_installed;
 use super::{Problem, Sample, Verdict};
-use crate::client::{Client, Target};
+use crate::client::Client;
+use stopover::setup::Target;
 
 /// How long a client may try. It asks its mirror first, and the cache remembers a missing tag for at least 27 seconds.
 const PATIENCE: Duration = Duration::from_secs(20);

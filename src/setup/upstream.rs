@@ -1,32 +1,36 @@
 //! The two names of an upstream: clients use its registry, the cache its id.
 
-use anyhow::ensure;
-use stopover::config::{Config, UpstreamConfig};
-use stopover::oci::UpstreamId;
+use crate::config::{Config, UpstreamConfig};
+use crate::oci::UpstreamId;
 
 /// An upstream that clients pull through the cache.
-pub(crate) struct MirroredUpstream {
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MirroredUpstream {
     /// Follows the endpoint of the cache in the names of images.
-    pub(crate) id: UpstreamId,
+    pub id: UpstreamId,
     /// The registry in the names of images that are not written for a cache: host, and port if there is one.
-    pub(crate) registry: String,
+    pub registry: String,
 }
 
 impl MirroredUpstream {
     /// The upstream of this id. If it is not configured here, it may still be at the cache, so an id that is a host is
-    /// taken.
-    pub(crate) fn new(id: UpstreamId, config: &Config) -> anyhow::Result<Self> {
-        let known = config.upstreams.get(&id);
-        ensure!(
-            known.is_some() || id.as_str().contains('.'),
-            "{id}: no upstream of this configuration is called so, and no host: name the file with --config"
-        );
-        let registry = known.map_or_else(|| id.to_string(), |upstream| registry(&id, upstream));
-        Ok(Self { id, registry })
+    /// taken. `None`: it is neither.
+    pub fn new(id: UpstreamId, config: &Config) -> Option<Self> {
+        let registry = match config.upstreams.get(&id) {
+            Some(upstream) => registry(&id, upstream),
+            None => id.as_str().contains('.').then(|| id.to_string())?,
+        };
+        Some(Self { id, registry })
+    }
+
+    /// The configured upstreams. A family stands for too many registries to be meant without a name.
+    pub fn all(config: &Config) -> impl Iterator<Item = Self> {
+        let single = config.upstreams.iter().filter(|(_, upstream)| upstream.family.is_none());
+        single.map(|(id, upstream)| Self { id: id.clone(), registry: registry(id, upstream) })
     }
 
     /// The configured upstream that has this id, or this registry.
-    pub(crate) fn named(name: &str, config: &Config) -> Option<Self> {
+    pub fn named(name: &str, config: &Config) -> Option<Self> {
         let mut all = config.upstreams.iter().map(|(id, upstream)| (id, registry(id, upstream)));
         let (id, registry) = all.find(|(id, registry)| id.as_str() == name || registry == name)?;
         Some(Self { id: id.clone(), registry })

@@ -1,0 +1,105 @@
+//! The view *Fills*: what is being copied, and what has failed.
+
+use http::StatusCode;
+
+use super::html::Html;
+use super::{Asked, View, sentence};
+use crate::errors::chain;
+use crate::oci::Repository;
+use crate::operate::fills::{FillReport, FillState, FillStatus};
+use crate::operate::report::Bytes;
+
+/// The most fills that are shown: each costs a read.
+const MOST: usize = 200;
+
+/// The fills of repositories that the caller may pull from, for operators all.
+pub(super) async fn of(asked: &Asked<'_>) -> Result<(FillReport, usize), Html> {
+    let Asked { cache, caller, .. } = asked;
+    let sees = |repository: &Repository| caller.is_operator || caller.may_pull(cache, repository);
+    let elsewhere = "Fills run in other processes here, and only operators can ask for them: stopover fills.";
+    match cache.operate.fills_seen(sees, MOST).await {
+        Ok((mut report, besides)) => {
+            if !caller.is_operator {
+                report.fills = report.fills.into_iter().map(FillStatus::for_guests).collect();
+            }
+            Ok((report, besides))
+        }
+        Err(_) if cache.core.fills.load().is_none() => Err(sentence(elsewhere)),
+        Err(error) => Err(sentence(chain(&error))),
+    }
+}
+
+/// How urgent it is to show them: what is under way first.
+const fn place(state: FillState) -> u8 {
+    match state {
+        FillState::Running => 0,
+        FillState::Waiting => 1,
+        FillState::Resting => 2,
+        FillState::Failed => 3,
+        FillState::Stored => 4,
+    }
+}
+
+pub(super) async fn view(asked: &Asked<'_>) -> View {
+    let (mut report, besides) = match of(asked).await {
+        Ok(found) => found,
+        Err(body) => return View { status: StatusCode::SERVICE_UNAVAILABLE, ..View::new("Fills", body) },
+    };
+    report.fills.sort_by(|one, other| {
+        let key = |fill: &FillStatus| (place(fill.state), fill.repository.clone(), fill.size);
+        key(one).cmp(&key(other))
+    });
+    let mut html = Html::default();
+    let open = report.fills.iter().any(|fill| place(fill.state) < place(FillState::Resting));
+    if report.fills.is_empty() && report.images.is_empty() {
+        html.raw("<p class=\"calm\">Nothing is being copied, and nothing was given up.</p>");
+    }
+    add(&mut html, &report);
+    if besides > 0 {
+        html.raw("<p>").text(besides).raw(" more are waiting.</p>");
+    }
+    // What moves is asked for again soon, and what is new a little later.
+    View { every: Some(if open { "1" } else { "5" }), ..View::new("Fills", html) }
+}
+
+/// Adds the table of fills, and the images that were given up.
+pub(super) fn add(html: &mut Html, report: &FillReport) {
+    if !report.fills.is_empty() {
+        html.table(["Repository", "State", "Progress", "Why", "Blob"], report.fills.iter().map(row));
+    }
+    if !report.images.is_empty() {
+        html.raw("<h2>Images that were given up</h2><ul>");
+        for image in &report.images {
+            html.raw("<li><code>").text(&image.image).raw("</code></li>");
+        }
+        html.raw("</ul>");
+    }
+    let failed = |fill: &FillStatus| fill.state == FillState::Failed;
+    if report.fills.iter().any(|fill| fill.state == FillState::Resting) {
+        html.raw("<p>What rests is tried again by itself.</p>");
+    }
+    if report.fills.iter().any(failed) || !report.images.is_empty() {
+        html.raw("<p>What was given up is tried again by <code>stopover fills retry</code>.</p>");
+    }
+}
+
+fn row(fill: &FillStatus) -> [Html; 5] {
+    let (state, class) = match fill.state {
+        FillState::Running => ("running", "<span class=\"state good\">"),
+        FillState::Waiting => ("waiting", "<span class=\"state\">"),
+        FillState::Resting => ("resting", "<span class=\"state warn\">"),
+        FillState::Failed => ("given up", "<span class=\"state bad\">"),
+        FillState::Stored => ("stored", "<span class=\"state\">"),
+    };
+    let mut marked = Html::default();
+    marked.raw(class).raw(state).raw("</span>");
+    let mut progress = Html::default();
+    let percent = fill.written.saturating_mul(100).checked_div(fill.size).unwrap_or_default();
+    progress.raw("<progress max=\"100\" value=\"").text(percent).raw("\" aria-label=\"Progress of ").text(&fill.digest);
+    progress.raw("\"></progress> ").text(Bytes(fill.written)).raw(" of ").text(Bytes(fill.size));
+    let why = match (&fill.failure, fill.attempts) {
+        (Some(failure), attempts) => Html::of(format_args!("attempt {attempts}: {failure}")),
+        (None, _) => Html::default(),
+    };
+    [Html::of(fill.repository.as_deref().unwrap_or_default()), marked, progress, why, Html::code(&fill.digest)]
+}

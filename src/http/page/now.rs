@@ -1,0 +1,130 @@
+//! The view *Now*: what the cache does, in the numbers of `/_stopover/status`.
+
+use std::time::Duration;
+
+use super::html::Html;
+use super::{Asked, View, date};
+use crate::operate::report::{Bytes, QuotaReport};
+use crate::operate::status::{Counts, StatusReport, UpstreamStatus};
+use crate::values::time::written;
+
+pub(super) async fn view(asked: &Asked<'_>) -> View {
+    let status = asked.cache.operate.status(asked.caller.is_operator).await;
+    let mut html = Html::default();
+    readiness(&mut html, &status);
+    numbers(&mut html, &status);
+    html.raw("<h2>Upstreams</h2>");
+    let (idle, asked): (Vec<_>, Vec<_>) = status.upstreams.iter().partition(|upstream| upstream.is_idle());
+    if asked.is_empty() {
+        html.raw(
+            "<p class=\"calm\">Nothing was asked for yet. <a href=\"/?view=setup\">Set up a client</a> to pull through \
+                  this cache.</p>",
+        );
+    } else {
+        let head = ["Upstream", "From the cache", "Misses", "Pulls spent", "Pulls saved", "Quota left", "State"];
+        html.table(head, asked.into_iter().map(row));
+        if !idle.is_empty() {
+            html.raw("<p class=\"calm\">").text(idle.len()).raw(" more were not asked for anything yet.</p>");
+        }
+    }
+    View { every: Some("5"), ..View::new("Now", html) }
+}
+
+fn count(counts: &Counts, name: &str) -> u64 {
+    counts.get(name).copied().unwrap_or_default()
+}
+
+fn readiness(html: &mut Html, status: &StatusReport) {
+    html.raw(if status.health.ready {
+        "<p><span class=\"state good\">ready</span> "
+    } else {
+        "<p><span class=\"state bad\">not ready</span> "
+    });
+    html.raw("Version ").text(&status.version).raw(", up ").text(written(Duration::from_secs(status.uptime_seconds)));
+    html.raw(". All numbers are since this process started.</p>");
+    for reason in &status.health.reasons {
+        html.raw("<p class=\"note bad\">").text(reason).raw("</p>");
+    }
+}
+
+/// A number, what it counts, and what more there is to say.
+fn number(html: &mut Html, name: &'static str, value: impl std::fmt::Display, said: impl std::fmt::Display) {
+    html.raw("<div><dt>")
+        .raw(name)
+        .raw("</dt><dd><b>")
+        .text(value)
+        .raw("</b><span>")
+        .text(said)
+        .raw("</span></dd></div>");
+}
+
+fn numbers(html: &mut Html, status: &StatusReport) {
+    let count = |name: &str| count(&status.counts, name);
+    let percent = status.hit_percent.map_or_else(|| "none yet".into(), |percent| format!("{percent} %"));
+    html.raw("<dl class=\"numbers\">");
+    let requests = format!(
+        "{} hits, {} revalidated, {} stale, {} misses",
+        count("hits"),
+        count("revalidated"),
+        count("stale"),
+        count("misses")
+    );
+    number(html, "Answered from the cache", percent, requests);
+    let spent = format!("{} spent: manifests that upstreams have sent", count("pulls_spent"));
+    number(html, "Pulls saved", count("pulls_saved"), spent);
+    let copied = format!("{} blobs; failed attempts: {}", count("fills"), count("failed_fills"));
+    number(html, "Copied from upstreams", Bytes(count("filled_bytes")), copied);
+    if let Some(fills) = &status.fills {
+        let oldest = fills
+            .oldest_age_seconds
+            .map_or_else(String::new, |age| format!(", the oldest for {}", written(Duration::from_secs(age))));
+        let said = format!("{} waiting, {} resting, {} given up{oldest}", fills.waiting, fills.resting, fills.failed);
+        number(html, "Fills that run", fills.running, said);
+    }
+    if let Some(swept) = &status.last_sweep {
+        let said = format!("at the last sweep, {}, which freed {}", date(swept.at.0), Bytes(swept.freed_bytes));
+        number(html, "Stored", Bytes(swept.kept_bytes), said);
+    }
+    let failed = format!("with 429; {} failed with 5xx", count("failed"));
+    number(html, "Requests refused", count("refused"), failed);
+    html.raw("</dl>");
+}
+
+fn row(upstream: &UpstreamStatus) -> [Html; 7] {
+    let UpstreamStatus { upstream, counts, accounts } = upstream;
+    let stored = ["hits", "revalidated", "stale"].map(|name| count(counts, name)).iter().sum::<u64>();
+    let mut quotas = Html::default();
+    for account in accounts {
+        quota(&mut quotas, account);
+    }
+    let mut state = Html::default();
+    if !breakers(&mut state, accounts) {
+        state.raw("<span class=\"state good\">asked</span>");
+    }
+    let [misses, spent, saved] = ["misses", "pulls_spent", "pulls_saved"].map(|name| Html::of(count(counts, name)));
+    [Html::of(upstream), Html::of(stored), misses, spent, saved, quotas, state]
+}
+
+fn quota(html: &mut Html, account: &QuotaReport) {
+    html.raw("<div>");
+    if let Some(credential) = &account.credential {
+        html.text(credential).raw(": ");
+    }
+    if let (Some(remaining), Some(limit), Some(window)) = (account.remaining, account.limit, account.window_seconds) {
+        html.raw("<meter min=\"0\" max=\"").text(limit).raw("\" low=\"").text(limit / 5).raw("\" value=\"");
+        html.text(remaining).raw("\" aria-label=\"Quota left\"></meter> ").text(remaining).raw(" of ").text(limit);
+        html.raw(" in ").text(window.div_ceil(3600)).raw(" h, ");
+    }
+    html.text(&account.forecast).raw("</div>");
+}
+
+/// Adds the breakers that are open. Whether there are any.
+pub(super) fn breakers(html: &mut Html, accounts: &[QuotaReport]) -> bool {
+    let mut open = accounts.iter().flat_map(|account| &account.breakers).peekable();
+    let is_open = open.peek().is_some();
+    for breaker in open {
+        html.raw("<div><span class=\"state bad\">").text(&breaker.stops).raw(" not asked</span> for ");
+        html.text(written(Duration::from_secs(breaker.seconds_left))).raw(": ").text(&breaker.cause).raw("</div>");
+    }
+    is_open
+}

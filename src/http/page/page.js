@@ -1,0 +1,67 @@
+// What HTML alone cannot do: copy a text, and move what is live. The page says the same without this script.
+"use strict";
+
+const said = document.createElement("p");
+said.className = "skip";
+said.setAttribute("role", "status");
+document.body.append(said);
+
+// The clipboard belongs to pages of HTTPS and of this machine; elsewhere a selection can be copied.
+async function copy(pre) {
+  if (navigator.clipboard) {
+    return navigator.clipboard.writeText(pre.textContent);
+  }
+  getSelection().selectAllChildren(pre);
+  if (!document.execCommand("copy")) {
+    throw new Error("not copied");
+  }
+}
+
+for (const pre of document.querySelectorAll(".copy pre")) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = "Copy";
+  button.setAttribute("aria-label", `Copy: ${pre.getAttribute("aria-label")}`);
+  button.addEventListener("click", async () => {
+    try {
+      await copy(pre);
+      button.textContent = "Copied";
+    } catch {
+      getSelection().selectAllChildren(pre);
+      button.textContent = "Selected";
+    }
+    said.textContent = button.textContent;
+  });
+  pre.after(button);
+}
+
+const live = document.getElementById("live");
+
+// Asks for the same view again, and shows what is new in it. A text that is being selected, or has the focus, stays.
+async function refresh() {
+  const selection = getSelection();
+  const isInUse =
+    live.contains(document.activeElement) || (!selection.isCollapsed && live.contains(selection.anchorNode));
+  if (!document.hidden && !isInUse) {
+    try {
+      // Not `href`, which may have a name and a secret in it.
+      const { origin, pathname, search } = location;
+      const answer = await fetch(origin + pathname + search, { headers: { accept: "text/html" } });
+      const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+      const next = page.getElementById("live");
+      if (answer.ok && next) {
+        live.dataset.every = next.dataset.every;
+        if (live.innerHTML !== next.innerHTML) {
+          live.replaceChildren(...next.childNodes);
+        }
+      }
+    } catch {
+      // The cache may be back the next time.
+    }
+  }
+  setTimeout(refresh, live.dataset.every * 1000);
+}
+
+if (live) {
+  setTimeout(refresh, live.dataset.every * 1000);
+}
