@@ -27,7 +27,8 @@ pub(super) async fn view(asked: &Asked<'_>) -> View {
             html.raw("<p class=\"calm\">").text(idle.len()).raw(" more were not asked for anything yet.</p>");
         }
     }
-    View { every: Some("5"), ..View::new("Now", html) }
+    // On AWS each view is a call of a function and a read for each upstream.
+    View { every: Some("30"), ..View::new("Now", html) }
 }
 
 fn count(counts: &Counts, name: &str) -> u64 {
