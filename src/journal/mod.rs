@@ -2,9 +2,11 @@
 //! It is in memory only, so that no pull costs a write.
 
 mod event;
+pub mod history;
 mod metric;
 
 pub use event::{Event, EventKind};
+use history::Sample;
 pub use metric::{Counters, Metric};
 
 use std::collections::{HashMap, VecDeque};
@@ -27,6 +29,7 @@ pub struct Journal {
     /// What belongs to none of them.
     other: Counters,
     events: Mutex<VecDeque<Event>>,
+    samples: Mutex<VecDeque<Sample>>,
     is_misconfigured: AtomicBool,
 }
 
@@ -34,8 +37,9 @@ impl Journal {
     /// An empty journal of these upstreams.
     pub fn new(upstreams: impl IntoIterator<Item = UpstreamId>, clock: Clock) -> Self {
         let of = upstreams.into_iter().map(|upstream| (upstream, Counters::default())).collect();
-        let (started_at, other, events) = (clock.now(), Counters::default(), Mutex::default());
-        Self { clock, started_at, of, other, events, is_misconfigured: AtomicBool::default() }
+        let (started_at, other, events, samples) =
+            (clock.now(), Counters::default(), Mutex::default(), Mutex::default());
+        Self { clock, started_at, of, other, events, samples, is_misconfigured: AtomicBool::default() }
     }
 
     /// The counters of an upstream, or those of what belongs to none.
@@ -70,6 +74,27 @@ impl Journal {
     /// The events that are remembered, the latest first.
     pub fn latest(&self) -> Vec<Event> {
         self.events().iter().rev().cloned().collect()
+    }
+
+    /// Remembers what was counted until now, for a day. Called every [`history::EVERY`].
+    pub fn sample(&self) {
+        let sample = self.counted();
+        history::add(&mut self.samples.lock().unwrap_or_else(PoisonError::into_inner), sample);
+    }
+
+    /// What was counted until each sample, and until now.
+    pub fn history(&self) -> Vec<Sample> {
+        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        samples.into_iter().chain([self.counted()]).collect()
+    }
+
+    fn counted(&self) -> Sample {
+        let used = self.of.iter().filter(|(_, counters)| !counters.is_empty());
+        let counted = used.map(|(upstream, counters)| {
+            let stored = [Metric::Hits, Metric::Revalidated, Metric::Stale].map(|metric| counters.get(metric));
+            (upstream.clone(), stored.iter().sum(), counters.get(Metric::Misses))
+        });
+        Sample { at: self.clock.now(), counted: counted.collect() }
     }
 
     /// Notes whether the configuration is wrong or cannot be read, so that the one before it is used: `why`.
@@ -121,6 +146,23 @@ mod tests {
         let expected = (Timestamp(1210), Timestamp(1000), 2, "a\\nb");
         assert_eq!((*at, *first_at, *times, reason.as_str()), expected);
         assert_eq!(journal.latest().len(), MOST_OF_KIND + 1);
+    }
+
+    #[test]
+    fn a_day_of_samples_is_remembered_and_what_was_counted_since() {
+        let clock = Clock::manual(Timestamp(1000));
+        let journal = Journal::new(["a.test".parse().unwrap(), "b.test".parse().unwrap()], clock.clone());
+        for _ in 0..2 * history::MOST {
+            journal.of(Some(&"a.test".parse().unwrap())).add(Metric::Hits, 1);
+            clock.advance(history::EVERY);
+            journal.sample();
+        }
+        journal.of(Some(&"b.test".parse().unwrap())).add(Metric::Misses, 1);
+        let samples = journal.history();
+        assert_eq!(samples.len(), history::MOST + 1);
+        let sums: Vec<_> = samples.iter().map(|sample| sample.sums(|_| true)).collect();
+        assert_eq!((sums[0], sums[history::MOST - 1], sums[history::MOST]), ((97, 0), (192, 0), (192, 1)));
+        assert_eq!(samples[history::MOST].sums(|upstream| upstream.as_str() != "b.test"), (192, 0));
     }
 
     #[test]

@@ -32,7 +32,7 @@ use anyhow::{Context as _, bail};
 use futures_util::FutureExt as _;
 use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, interval_at};
+use tokio::time::{Instant, interval, interval_at};
 
 pub use files::Files;
 pub use ledger::EmbeddedLedger;
@@ -45,6 +45,7 @@ use crate::access::token::TokenKeys;
 use crate::cache::Cache;
 use crate::config::{Config, SecretSource};
 use crate::errors::chain;
+use crate::journal::history::EVERY;
 use crate::ports::Blobs as _;
 use crate::values::secret::{OTHERS_USE, OTHERS_WRITE, Secret, read_own, refuse_of_others};
 use crate::values::time::Clock;
@@ -55,7 +56,8 @@ pub struct Local {
     pub cache: Arc<Cache>,
     queue: Arc<Queue>,
     images: Arc<Images>,
-    sweeper: Sweeper,
+    sweeper: Task,
+    sampler: Task,
     lock: Lock,
 }
 
@@ -91,8 +93,8 @@ impl Local {
         let cache = Arc::new(cache);
         queue.start(&cache)?;
         images.start(&cache)?;
-        let sweeper = Sweeper::start(&cache, &ledger);
-        Ok(Self { cache, queue, images, sweeper, lock })
+        let (sweeper, sampler) = (Task::sweep(&cache, &ledger), Task::sample(&cache));
+        Ok(Self { cache, queue, images, sweeper, sampler, lock })
     }
 
     /// Prefetches what `[[schedule]]` says, as long as this cache runs.
@@ -123,6 +125,7 @@ impl Local {
     pub async fn stop(self, grace: Duration) -> Lock {
         self.images.stop().await;
         self.sweeper.stop().await;
+        self.sampler.stop().await;
         self.queue.stop(grace).await;
         self.lock
     }
@@ -137,11 +140,24 @@ impl Local {
 /// When a process sweeps first, and how often then.
 const SWEEPS: (Duration, Duration) = (Duration::from_mins(5), Duration::from_hours(1));
 
-/// Sweeps until it is dropped. The next sweep completes one that was broken off.
-struct Sweeper(JoinHandle<()>);
+/// What is done again and again until it is dropped.
+struct Task(JoinHandle<()>);
 
-impl Sweeper {
-    fn start(cache: &Arc<Cache>, ledger: &Arc<EmbeddedLedger>) -> Self {
+impl Task {
+    /// Remembers what is counted.
+    fn sample(cache: &Arc<Cache>) -> Self {
+        let (mut ticks, cache) = (interval(EVERY), Arc::downgrade(cache));
+        Self(tokio::spawn(async move {
+            loop {
+                ticks.tick().await;
+                let Some(cache) = cache.upgrade() else { return };
+                cache.core.journal.sample();
+            }
+        }))
+    }
+
+    /// Sweeps. The next sweep completes one that was broken off.
+    fn sweep(cache: &Arc<Cache>, ledger: &Arc<EmbeddedLedger>) -> Self {
         let (first, every) = SWEEPS;
         let mut ticks = interval_at(Instant::now() + first, every);
         let (cache, ledger) = (Arc::downgrade(cache), Arc::downgrade(ledger));
@@ -167,7 +183,7 @@ impl Sweeper {
     }
 }
 
-impl Drop for Sweeper {
+impl Drop for Task {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -280,5 +296,23 @@ fn take(data: &Path) -> anyhow::Result<Lock> {
         Err(TryLockError::Error(error)) => {
             Err(error).with_context(|| format!("cannot lock the data directory {}", data.display()))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Cold;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_counted_is_remembered_every_quarter_of_an_hour() {
+        let data = tempfile::tempdir().unwrap();
+        let config = Config::load(None, Cold::Follow, |_| Ok(String::new())).unwrap();
+        let config = Config { data_dir: data.path().join("data"), ..config };
+        let local = Local::open(config, Clock::default()).await.unwrap();
+        tokio::time::sleep(EVERY * 2 + Duration::from_secs(1)).await;
+        // At the start, twice since, and now.
+        assert_eq!(local.cache.core.journal.history().len(), 4);
+        local.stop(Duration::ZERO).await;
     }
 }

@@ -158,6 +158,8 @@ async fn the_page_says_what_the_endpoints_say(column: Column) {
     let world = World::on(column).await;
     let (_, text) = view(&world, "/").await;
     assert!(text.contains("none yet") && text.contains("ready"), "{text}");
+    assert!(!text.contains("<svg"), "nothing was counted yet: {text}");
+    world.cache.core.journal.sample();
     world.upstream.quota(100, 21);
     world.upstream.image("a", "1", &[b"layer"]);
     for _ in 0..4 {
@@ -169,6 +171,7 @@ async fn the_page_says_what_the_endpoints_say(column: Column) {
     let text = shown(&world, "/").await;
     assert_eq!(number(&text, "Answered from the cache"), format!("{} %", status["hit_percent"]));
     assert_eq!(number(&text, "Pulls saved"), status["counts"]["pulls_saved"].to_string());
+    assert!(text.contains("aria-label=\"Requests of the last day, by the quarter of an hour: at most 4\""), "{text}");
     assert!(text.contains("20 of 100 in 6 h") && text.contains("<div>anonymous: "), "{text}");
     assert!(!view(&world, "/").await.1.contains("<div>anonymous: "), "accounts are for operators");
     world.upstream.quota(100, 0);

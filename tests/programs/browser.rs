@@ -159,6 +159,11 @@ async fn every_view_is_whole_in_both_sizes_and_colours_and_nothing_in_it_is_wron
         let bytes = browser.run(bytes).await?.as_u64().context("no number")?;
         ensure!(bytes < 60_000, "{name} has {bytes} bytes before it is compressed");
     }
+    // What is wrong would be found.
+    browser.run("document.body.append(document.createElement('button')); console.error('wrong')").await?;
+    let found = violations(browser, &axe).await?;
+    ensure!(found.to_string().contains("button-name"), "{found}");
+    ensure!(cache.check_quiet("what is wrong").await.is_err(), "the console is not read");
     Ok(())
 }
 

@@ -46,7 +46,13 @@ impl Browser {
         let profile = TempDir::new()?;
         let mut driver = Command::new("chromedriver");
         // A group of its own, so that nothing of the browser stays behind.
-        driver.arg("--port=0").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
+        driver
+            .arg("--port=0")
+            .envs(["HOME", "TMPDIR"].map(|name| (name, profile.path())))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .process_group(0);
         let mut driver = driver.kill_on_drop(true).spawn().context("chromedriver: `make setup` installs it")?;
         let mut lines = BufReader::new(driver.stdout.take().context("no output")?).lines();
         let mut port = None;

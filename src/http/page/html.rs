@@ -154,6 +154,10 @@ mod tests {
         let text = html.finish();
         assert_eq!(text.matches('<').count(), 4, "{text}");
         assert_eq!(text.matches('"').count(), 4, "{text}");
+        let mut html = Html::default();
+        html.table(["A", "B"], [[Html::of(hostile), Html::code(hostile)]]).copyable(hostile, hostile).told(hostile);
+        let parts = html.finish();
+        assert!(!parts.contains("<script") && !parts.contains(['\'', '\u{202e}', '\u{1b}']), "{parts}");
         assert!(!text.contains(['\'', '\u{202e}', '\u{1b}', '\n']) && text.contains("&amp;amp;"), "{text}");
     }
 }

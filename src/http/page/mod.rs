@@ -1,5 +1,6 @@
 //! The page at `/`: read-only, and whole without scripts. It shows a caller what `/_stopover/…` shows, and asks nothing else.
 
+mod chart;
 mod fills;
 mod html;
 mod images;

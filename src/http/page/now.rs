@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::html::Html;
-use super::{Asked, View, date};
+use super::{Asked, View, chart, date};
+use crate::oci::UpstreamId;
 use crate::operate::report::{Bytes, QuotaReport};
 use crate::operate::status::{Counts, StatusReport, UpstreamStatus};
 use crate::values::time::written;
@@ -13,6 +14,9 @@ pub(super) async fn view(asked: &Asked<'_>) -> View {
     let mut html = Html::default();
     readiness(&mut html, &status);
     numbers(&mut html, &status);
+    let (core, sees_all) = (&asked.cache.core, asked.caller.is_operator);
+    let is_shown = |upstream: &UpstreamId| sees_all || core.config.is_public(upstream);
+    chart::add(&mut html, &core.journal.history(), is_shown);
     html.raw("<h2>Upstreams</h2>");
     let (idle, asked): (Vec<_>, Vec<_>) = status.upstreams.iter().partition(|upstream| upstream.is_idle());
     if asked.is_empty() {
@@ -27,7 +31,8 @@ pub(super) async fn view(asked: &Asked<'_>) -> View {
             html.raw("<p class=\"calm\">").text(idle.len()).raw(" more were not asked for anything yet.</p>");
         }
     }
-    View { every: Some("5"), ..View::new("Now", html) }
+    // On AWS each view is a call of a function and a read for each upstream.
+    View { every: Some("30"), ..View::new("Now", html) }
 }
 
 fn count(counts: &Counts, name: &str) -> u64 {
