@@ -92,7 +92,7 @@ impl Documented {
 
     /// Compares what was answered with the schemas: a line for each difference.
     fn differences(&self) -> String {
-        let mut python = Command::new("python3");
+        let mut python = Command::new(support::PYTHON);
         let python = python.args(["-c", include_str!("openapi.py")]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut python = python.spawn().unwrap();
         let given = json!({ "document": self.document, "answers": self.answers }).to_string();

@@ -49,7 +49,7 @@ impl Helm {
 
     async fn call(&self, what: &str, of: Value, with: Value) -> anyhow::Result<Value> {
         let asked = json!({ "do": what, "of": of, "with": with, "credentials": self.path("credentials.json") });
-        let printed = self.node.run("python3", &["-c", include_str!("helm.py"), &asked.to_string()]).await?;
+        let printed = self.node.run(support::PYTHON, &["-c", include_str!("helm.py"), &asked.to_string()]).await?;
         Ok(serde_json::from_str(&printed)?)
     }
 

@@ -26,6 +26,9 @@ pub mod world;
 
 pub use layer::Random;
 
+/// The Python that `make setup` has installed libraries for: those of the machine's own would be there by chance.
+pub const PYTHON: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../.venv/bin/python3");
+
 /// A client as most tests want it. All begin with `http_client`, because reqwest has no TLS of its own.
 ///
 /// # Panics
