@@ -16,9 +16,11 @@ use tokio::process::{Child, Command};
 use crate::world::DEADLINE;
 
 /// A browser of its own profile, new and empty, that talks to nothing by itself.
-const ARGUMENTS: [&str; 9] = [
+const ARGUMENTS: [&str; 10] = [
     "--headless=new",
     "--no-sandbox",
+    // Where that is small, pages end without a word.
+    "--disable-dev-shm-usage",
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
