@@ -13,8 +13,6 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::world::DEADLINE;
-
 /// A browser of its own profile, new and empty, that talks to nothing by itself.
 const ARGUMENTS: [&str; 10] = [
     "--headless=new",
@@ -30,6 +28,9 @@ const ARGUMENTS: [&str; 10] = [
     // For what is no secure context: a name that is no name of this machine.
     "--host-resolver-rules=MAP cache.test 127.0.0.1",
 ];
+
+/// How long a browser may take to start, and a page to become what is expected: several start at once on a busy machine.
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// What `WebDriver` calls an element.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
@@ -105,7 +106,7 @@ impl Browser {
 
     /// Waits until an expression is true in the page.
     pub async fn until(&self, expression: &str) -> Result<()> {
-        let (script, deadline) = (format!("return Boolean({expression})"), Instant::now() + DEADLINE);
+        let (script, deadline) = (format!("return Boolean({expression})"), Instant::now() + PATIENCE);
         while self.run(&script).await? != true {
             let text = self.run("return document.body.innerText").await?;
             ensure!(Instant::now() < deadline, "{expression} does not become true in:\n{text}");
@@ -178,7 +179,7 @@ impl Drop for Browser {
 
 /// Sends a command, and returns the value of its answer.
 async fn ask(http: &reqwest::Client, method: Method, url: &str, body: &Value) -> Result<Value> {
-    let request = http.request(method, url).timeout(DEADLINE);
+    let request = http.request(method, url).timeout(PATIENCE);
     let request = if body.is_null() { request } else { request.body(body.to_string()) };
     let answer = request.send().await?;
     let status = answer.status();
