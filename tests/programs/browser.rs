@@ -123,7 +123,8 @@ impl Cache {
 
 /// What axe-core finds wrong in the page.
 async fn violations(browser: &Browser, axe: &str) -> Result<Value> {
-    let script = "axe.run(document, { resultTypes: ['violations'] }).then(
+    // What is examined stands still.
+    let script = "window.fetch = () => Promise.reject(); axe.run(document, { resultTypes: ['violations'] }).then(
         found => done(found.violations.map(one => [one.id, one.help, one.nodes.map(node => node.html).slice(0, 3)])),
         error => done(String(error)))";
     browser.run_async(&format!("{axe}; {script}")).await
@@ -194,7 +195,6 @@ async fn names_are_filtered_texts_are_copied_and_keys_are_enough() -> Result<()>
     let browser = &cache.browser;
     cache.open("/?view=images").await?;
     browser.type_into("input[name=prefix]", "test.local/team/a\u{e007}").await?;
-    cache.until_said("test.local/team/app").await?;
     let rows = "document.querySelectorAll('tbody tr').length";
     browser.until(&format!("location.search.includes('prefix=test.local%2Fteam%2Fa') && {rows} === 1")).await?;
     // The first key leads past the navigation, and links are followed by keys.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use reqwest::Method;
@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout;
 
 /// A browser of its own profile, new and empty, that talks to nothing by itself.
 const ARGUMENTS: [&str; 10] = [
@@ -32,6 +34,9 @@ const ARGUMENTS: [&str; 10] = [
 /// How long a browser may take to start, and a page to become what is expected: several start at once on a busy machine.
 const PATIENCE: Duration = Duration::from_mins(2);
 
+/// How many run at once: each is several processes.
+static AT_ONCE: Semaphore = Semaphore::const_new(2);
+
 /// What `WebDriver` calls an element.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
@@ -41,11 +46,13 @@ pub struct Browser {
     session: String,
     driver: Child,
     _profile: TempDir,
+    _permit: SemaphorePermit<'static>,
 }
 
 impl Browser {
     /// Starts it.
     pub async fn start() -> Result<Self> {
+        let permit = AT_ONCE.acquire().await?;
         let profile = TempDir::new()?;
         let mut driver = Command::new("chromedriver");
         // A group of its own, so that nothing of the browser stays behind.
@@ -60,7 +67,7 @@ impl Browser {
         let mut lines = BufReader::new(driver.stdout.take().context("no output")?).lines();
         let mut port = None;
         while port.is_none() {
-            let line = lines.next_line().await?.context("chromedriver has ended")?;
+            let line = timeout(PATIENCE, lines.next_line()).await??.context("chromedriver has ended")?;
             port =
                 line.split_once("started successfully on port ").map(|(_, port)| port.trim_end_matches('.').to_owned());
         }
@@ -71,12 +78,12 @@ impl Browser {
         let profile_argument = format!("--user-data-dir={}", profile.path().display());
         let arguments: Vec<&str> = ARGUMENTS.into_iter().chain([profile_argument.as_str()]).collect();
         let capabilities = json!({ "capabilities": { "alwaysMatch": {
-            "browserName": "chrome", "goog:loggingPrefs": { "browser": "ALL" },
+            "browserName": "chrome", "timeouts": { "script": PATIENCE.as_millis() }, "goog:loggingPrefs": { "browser": "ALL" },
             "goog:chromeOptions": { "args": arguments },
         } } });
         let answer = ask(&http, Method::POST, &driver_url, &capabilities).await?;
         let id = answer["sessionId"].as_str().with_context(|| answer.to_string())?;
-        Ok(Self { session: format!("{driver_url}/{id}"), http, driver, _profile: profile })
+        Ok(Self { session: format!("{driver_url}/{id}"), http, driver, _profile: profile, _permit: permit })
     }
 
     async fn post(&self, path: &str, body: Value) -> Result<Value> {
@@ -104,16 +111,21 @@ impl Browser {
         self.post("execute/async", json!({ "script": script, "args": [] })).await
     }
 
-    /// Waits until an expression is true in the page.
+    /// Waits until an expression is true in the page. While one page takes the place of another there may be none.
     pub async fn until(&self, expression: &str) -> Result<()> {
         let (script, deadline) = (format!("return Boolean({expression})"), Instant::now() + PATIENCE);
-        while self.run(&script).await? != true {
-            let text = self.run("return document.body.innerText").await?;
-            ensure!(Instant::now() < deadline, "{expression} does not become true in:\n{text}");
+        loop {
+            let found = self.run(&script).await;
+            if found.as_ref().is_ok_and(|found| *found == true) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let text = self.run("return document.body?.innerText").await;
+                bail!("{expression} does not become true: {found:?} in:\n{text:?}");
+            }
             // The page says nothing of its changes to the outside: it is asked.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        Ok(())
     }
 
     async fn element(&self, selector: &str) -> Result<String> {

@@ -56,7 +56,7 @@ pub(super) async fn view(asked: &Asked<'_>) -> View {
     }
     add(&mut html, &report);
     if besides > 0 {
-        html.raw("<p>").text(besides).raw(" more are waiting.</p>");
+        html.raw("<p>").text(besides).raw(" more are not shown.</p>");
     }
     // What moves is asked for again soon, and what is new a little later.
     View { every: Some(if open { "1" } else { "5" }), ..View::new("Fills", html) }

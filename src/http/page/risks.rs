@@ -110,7 +110,7 @@ async fn expiring(asked: &Asked<'_>) -> Html {
         html.table(["Repository", "Expires"], rows.into_iter().take(MOST).map(row));
     }
     if paged.next.is_some() || paged.page.cut {
-        html.raw("<p>Only the first 1,000 repositories were looked at.</p>");
+        html.raw("<p>Not all repositories were looked at: those that come first by name.</p>");
     }
     html
 }
