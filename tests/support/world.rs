@@ -48,7 +48,7 @@ pub const PASSWORD: &str = "the-password-of-an-upstream";
 pub const CREDENTIALS: &str = "credentials = { username = \"me\", password_env = \"TEST_SECRET\" }";
 
 /// How long anything in a test may take before it has failed.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub const DEADLINE: Duration = Duration::from_mins(2);
 
 /// A cache in this process. The upstream's id is `test.local`; time stands still unless it is moved.
 pub struct World {
@@ -403,8 +403,8 @@ fn connect(config: Config, clock: &Clock, endpoints: &Endpoints) -> anyhow::Resu
 /// For how long calls of AWS wait: longer than the functions do. Here one process has as many requests at once as a thousand
 /// functions, and tests say what they cost, not how fast a busy machine is.
 fn patience() -> TimeoutConfig {
-    let patience = TimeoutConfig::builder().connect_timeout(2 * DEADLINE).read_timeout(2 * DEADLINE);
-    patience.disable_operation_attempt_timeout().operation_timeout(2 * DEADLINE).build()
+    let patience = TimeoutConfig::builder().connect_timeout(DEADLINE).read_timeout(DEADLINE);
+    patience.disable_operation_attempt_timeout().operation_timeout(DEADLINE).build()
 }
 
 /// The queues of these endpoints, as the template names them to the functions.
