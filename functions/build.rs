@@ -4,8 +4,10 @@
 fn main() {
     println!("cargo::rerun-if-changed=tables.ld");
     println!("cargo::rerun-if-changed=build.rs");
-    let is_release = std::env::var("PROFILE").is_ok_and(|profile| profile == "release");
-    if let (true, Ok(directory)) = (is_release, std::env::var("CARGO_MANIFEST_DIR")) {
+    let is = |name: &str, value: &str| std::env::var(name).is_ok_and(|found| found == value);
+    // Other linkers read no such script, and deploy nothing.
+    let is_deployed = is("PROFILE", "release") && is("CARGO_CFG_TARGET_OS", "linux");
+    if let (true, Ok(directory)) = (is_deployed, std::env::var("CARGO_MANIFEST_DIR")) {
         println!("cargo::rustc-link-arg-bins=-Wl,-T,{directory}/tables.ld");
     }
 }

@@ -51,7 +51,7 @@ async fn quota(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
     let reports = gauges.iter().filter_map(|(upstream, gauge)| match is_operator {
         true => Some(QuotaReport::new(upstream, gauge, now)),
         false if upstream.config().is_private() => None,
-        false => Some(QuotaReport::new(upstream, gauge, now).for_guests()),
+        false => Some(QuotaReport::new(upstream, gauge, now).for_callers()),
     });
     let reports: Vec<QuotaReport> = reports.collect();
     answer(&json!({ "upstreams": reports }))

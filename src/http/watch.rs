@@ -66,7 +66,7 @@ pub(super) fn events_seen_by(cache: &Cache, caller: &Caller) -> EventsReport {
         (None, None) => false,
     };
     let events = cache.core.journal.latest().into_iter().filter(is_shown).map(EventReport::from);
-    let events = events.map(|event| if caller.is_operator { event } else { event.for_guests() }).collect();
+    let events = events.map(|event| if caller.is_operator { event } else { event.for_callers() }).collect();
     EventsReport { events }
 }
 

@@ -84,7 +84,7 @@ impl FillStatus {
 impl FillStatus {
     /// Leaves out what only operators may see: the upstream's error texts.
     #[must_use]
-    pub fn for_guests(self) -> Self {
+    pub fn for_callers(self) -> Self {
         let failure = self.failure.map(|_| FOR_OPERATORS.into());
         Self { failure, ..self }
     }

@@ -75,7 +75,7 @@ impl QuotaReport {
 
     /// Leaves out what only operators may see: our account, its address, and the upstream's error texts.
     #[must_use]
-    pub fn for_guests(mut self) -> Self {
+    pub fn for_callers(mut self) -> Self {
         for breaker in &mut self.breakers {
             breaker.cause = FOR_OPERATORS.into();
         }

@@ -119,7 +119,7 @@ impl From<Event> for EventReport {
 impl EventReport {
     /// Leaves out what only operators may see: addresses, and the error texts of upstreams.
     #[must_use]
-    pub fn for_guests(self) -> Self {
+    pub fn for_callers(self) -> Self {
         let reason = match self.kind {
             EventKind::RefusedPull => without_addresses(&self.reason),
             _ => FOR_OPERATORS.into(),
@@ -138,7 +138,7 @@ impl Operate {
             // A rule may make a part of a public upstream private, or ask it with another login.
             if all || !upstream.config().is_private() {
                 let report = QuotaReport::new(upstream, &gauge, now);
-                let report = if all { report } else { report.for_guests() };
+                let report = if all { report } else { report.for_callers() };
                 accounts.entry(upstream.id().clone()).or_default().push(report);
             }
         }

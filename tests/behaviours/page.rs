@@ -121,7 +121,7 @@ async fn until_shown(world: &World, path: &str, text: &str) -> String {
             if seen.contains(text) {
                 return seen;
             }
-            // The reason for this pause: a fill that fails tells nobody here.
+            // The reason for this pause: no test is told when a fill fails, so the page is asked.
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };

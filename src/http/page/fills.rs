@@ -20,7 +20,7 @@ pub(super) async fn of(asked: &Asked<'_>) -> Result<(FillReport, usize), Html> {
     match cache.operate.fills_seen(sees, MOST).await {
         Ok((mut report, besides)) => {
             if !caller.is_operator {
-                report.fills = report.fills.into_iter().map(FillStatus::for_guests).collect();
+                report.fills = report.fills.into_iter().map(FillStatus::for_callers).collect();
             }
             Ok((report, besides))
         }
