@@ -1,7 +1,5 @@
 //! `stopover setup` for clusters and runners that run in containers: the values that matter, where the client looks for them.
 
-use std::os::unix::fs::PermissionsExt as _;
-
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use support::node::Node;
@@ -110,10 +108,9 @@ async fn the_script_for_kind_writes_the_files_of_containerd_on_every_node() -> a
     let path = format!("{}:{}", home.path("bin").display(), std::env::var("PATH")?);
     let node = home.with(("PATH", path.into()));
     // A node is a directory here.
-    let docker = "#!/bin/sh\n[ \"$1 $2\" = \"exec --interactive\" ] || exit 1\nCERTS_D=\"$HOME/$3\" exec \"$4\"\n";
-    for (name, script) in [("kind", "#!/bin/sh\necho \"$4-control-plane\"\necho \"$4-worker\"\n"), ("docker", docker)] {
-        node.write(&format!("bin/{name}"), script)?;
-        std::fs::set_permissions(node.path(&format!("bin/{name}")), std::fs::Permissions::from_mode(0o755))?;
+    let docker = "[ \"$1 $2\" = \"exec --interactive\" ] || exit 1\nCERTS_D=\"$HOME/$3\" exec \"$4\"\n";
+    for (name, script) in [("kind", "echo \"$4-control-plane\"\necho \"$4-worker\"\n"), ("docker", docker)] {
+        node.write_script(name, script)?;
     }
     node.write("setup.sh", &of("kind", PLAIN, &["docker.io", "ghcr.io"]).await?)?;
     node.run("sh", &[&node.path("setup.sh").display().to_string()]).await?;

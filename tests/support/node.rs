@@ -64,6 +64,12 @@ impl Node {
         std::fs::write(path, text).context("cannot write at home")
     }
 
+    /// Writes a script at home, in a directory of programs.
+    pub fn write_script(&self, name: &str, text: &str) -> anyhow::Result<()> {
+        std::fs::create_dir_all(self.path("bin"))?;
+        program::write_executable(&self.path("bin").join(name), format!("#!/bin/sh\n{text}").as_bytes())
+    }
+
     /// Runs a client; the error of a failed one is what it printed.
     pub async fn run(&self, program: &str, arguments: &[&str]) -> anyhow::Result<String> {
         let environment = self.environment.iter().map(|(name, value)| (name, value));

@@ -27,6 +27,20 @@ const END: Duration = Duration::from_mins(1);
 /// How long a fill may take that nobody reads along: a gibibyte takes seconds.
 const FILL: Duration = Duration::from_mins(1);
 
+/// Writes a program for a test to run. Another process has it open for writing: what is open here for writing is
+/// inherited by each process that other tests start meanwhile, until it runs its own program, and as long no process
+/// can run the file (ETXTBSY).
+pub fn write_executable(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let mut writer = std::process::Command::new("sh");
+    writer.args(["-c", "cat > \"$0\" && chmod 755 \"$0\""]).arg(path);
+    let mut writer = writer.stdin(Stdio::piped()).spawn().context("cannot start sh")?;
+    let mut input = writer.stdin.take().context("sh has no input")?;
+    std::io::Write::write_all(&mut input, bytes)?;
+    drop(input);
+    ensure!(writer.wait()?.success(), "cannot write {}", path.display());
+    Ok(())
+}
+
 /// The id of the upstream that [`Installation::for_upstream`] configures.
 pub const UPSTREAM: &str = "test.local";
 

@@ -1,6 +1,6 @@
 //! Lambda: the Runtime API, API Gateway in front of it, and a queue's event source, with a function in Python.
 
-use std::{os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use serde_json::{Value, json};
 use support::{
@@ -14,8 +14,7 @@ const LONG: Duration = Duration::from_secs(30);
 fn bootstrap() -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("bootstrap");
-    std::fs::write(&path, include_str!("bootstrap.py")).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    support::program::write_executable(&path, include_bytes!("bootstrap.py")).unwrap();
     (directory, path)
 }
 

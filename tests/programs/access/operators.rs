@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use stopover::local::operator_socket;
-use support::program::{Installation, UPSTREAM, binary, output, run};
+use support::program::{Installation, UPSTREAM, binary, output, run, write_executable};
 use support::scripted::{Fault, Scripted};
 use support::world::DEADLINE;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -131,7 +131,7 @@ async fn another_user_is_no_operator_even_if_the_socket_lets_it_connect() -> any
     }
     // Where the program was built, others may not look.
     let program = data.with_file_name("stopover");
-    std::fs::copy(binary()?, &program)?;
+    write_executable(&program, &std::fs::read(binary()?)?)?;
     let ask = |user: u32| Command::new(&program).uid(user).args(["fills", "--data-dir"]).arg(&data).output();
     let own = std::fs::metadata("/proc/self")?.uid();
     let answer = ask(own)?;

@@ -1,8 +1,6 @@
 //! Clients that go through the cache, past it, or nowhere.
 
 use std::ffi::OsString;
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt as _;
 
 use anyhow::{Context as _, ensure};
 use support::images::Recipe;
@@ -54,9 +52,7 @@ async fn containerd_is_asked_with_its_hosts_directory() -> anyhow::Result<()> {
 
 /// A program of this node that says that it asked a registry, and with which arguments, and then goes on so.
 fn stand_in(node: &Node, program: &str, script: &str) -> anyhow::Result<(&'static str, OsString)> {
-    let name = format!("bin/{program}");
-    node.write(&name, &format!("#!/bin/sh\necho \"asked with $*: manifest unknown\" >&2\n{script}\n"))?;
-    std::fs::set_permissions(node.path(&name), Permissions::from_mode(0o755))?;
+    node.write_script(program, &format!("echo \"asked with $*: manifest unknown\" >&2\n{script}\n"))?;
     Ok(("PATH", node.path("bin").into_os_string()))
 }
 
@@ -174,7 +170,7 @@ async fn a_client_that_asked_no_registry_is_not_said_to_go_past_the_cache() -> a
         "podman failed before it asked any registry. It says: Error: loading registries",
     )?;
     let path = stand_in(&node, "podman", "")?;
-    node.write("bin/podman", "#!/bin/sh\necho 'exec: crun: not found' >&2\nexit 127\n")?;
+    node.write_script("podman", "echo 'exec: crun: not found' >&2\nexit 127\n")?;
     let found = examine(&node.with(path), &cache.server, &["--image", &image, "--client", "podman"]).await?;
     found.step("skip", "podman pulls", "It says: exec: crun: not found")
 }

@@ -1,8 +1,5 @@
 //! What the configuration of a node has its clients do.
 
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt as _;
-
 use anyhow::{Context as _, ensure};
 use support::node::Node;
 use support::program::UPSTREAM;
@@ -165,10 +162,7 @@ fn bare() -> anyhow::Result<Node> {
 
 /// A program on this node that says that it has a version.
 fn with_version(node: &Node, program: &str, said: &str) -> anyhow::Result<()> {
-    let name = format!("bin/{program}");
-    node.write(&name, &format!("#!/bin/sh\necho '{said}'\n"))?;
-    std::fs::set_permissions(node.path(&name), Permissions::from_mode(0o755))?;
-    Ok(())
+    node.write_script(program, &format!("echo '{said}'\n"))
 }
 
 #[tokio::test]
