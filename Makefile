@@ -84,7 +84,8 @@ local-aws: $(setup_stamp) ## The deployment on this machine: emulator of AWS, fu
 	$(functions)
 	python infra/local.py "$${CARGO_TARGET_DIR:-target}/debug" $(if $(WATCH),--watch)
 
-bench: $(setup_stamp) ## Measure Stopover beside docker-registry, nginx and curl; writes docs/explanation/benchmarks.md
-	cargo build --locked --release --package stopover
+bench: $(setup_stamp) ## Measure Stopover beside docker-registry, nginx, hyper and curl; writes docs/explanation/benchmarks.md
+	cargo build --locked --release --package stopover --package bare
 	python3 infra/bench/bench.py "$${CARGO_TARGET_DIR:-target}/release/stopover"
 	python3 infra/bench/fill.py "$${CARGO_TARGET_DIR:-target}/release/stopover"
+	python3 infra/bench/cold.py "$${CARGO_TARGET_DIR:-target}/release/stopover"

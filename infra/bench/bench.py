@@ -2,7 +2,8 @@
 """Stopover beside Debian's docker-registry as a proxy and nginx proxy_cache: warm requests over loopback.
 
 Interleaved rounds, medians, CPU time per request. Writes the tables into docs/explanation/benchmarks.md and fails where
-an acceptance ratio is missed. Needs wrk, docker-registry, nginx (`make setup`) and a release build of stopover.
+an acceptance ratio is missed. Beside them runs a server that is hyper and nothing else (bare/). Needs wrk,
+docker-registry, nginx (`make setup`) and release builds of stopover and of that server.
 
 With --before it measures two builds of stopover beside each other instead, and fails where the new one is slower by more
 than 3 %; nothing is written.
@@ -30,15 +31,15 @@ import servers
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 REPORT = ROOT / "docs" / "explanation" / "benchmarks.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-PROXY, NGINX, STOPOVER, BEFORE = "docker-registry proxy", "nginx", "Stopover", "Stopover before"
+PROXY, NGINX, BARE, STOPOVER, BEFORE = "docker-registry proxy", "nginx", "hyper", "Stopover", "Stopover before"
 MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 
 # How many times the requests per second of each peer Stopover must reach.
 BOUNDS = {
-    "manifest by digest": {PROXY: 20, NGINX: 1.0},
-    "manifest by fresh tag": {PROXY: 20, NGINX: 1.0},
-    "HEAD of a fresh tag": {NGINX: 1.0},
-    "blob of 300 bytes": {NGINX: 0.8},
+    "manifest by digest": {PROXY: 20, NGINX: 1.0, BARE: 0.8},
+    "manifest by fresh tag": {PROXY: 20, NGINX: 1.0, BARE: 0.8},
+    "HEAD of a fresh tag": {NGINX: 1.0, BARE: 0.8},
+    "blob of 300 bytes": {NGINX: 0.8, BARE: 0.8},
     "blob of 1 MiB": {PROXY: 2, NGINX: 1.0},
     "blob of 1 GiB": {NGINX: 0.8},
 }
@@ -154,7 +155,12 @@ def median(samples):
     return Sample(*(statistics.median(column) for column in zip(*map(dataclasses.astuple, samples))))
 
 
-def run(binary, before, rounds, seconds, only):
+def may_answer(server, case):
+    """Whether a server has what a case asks for: the one of hyper alone has small answers only."""
+    return server.name != BARE or BARE in BOUNDS[case.name.partition(",")[0]]
+
+
+def run(binary, bare, before, rounds, seconds, only):
     """All samples: {case: {server: [Sample]}}, beside the peers or beside an earlier build; and {server: peak bytes}."""
     image = servers.Image()
     cases = [case for case in image.cases() if only in case.name]
@@ -173,19 +179,21 @@ def run(binary, before, rounds, seconds, only):
             field = [
                 started(servers.docker_registry(PROXY, directory / "proxy", proxy_of=upstream.port)),
                 started(servers.nginx(directory / "nginx", upstream.port)),
+                started(servers.bare(bare, directory / "bare", image)),
             ]
         field.append(started(servers.stopover(binary, directory / "stopover", upstream.port)))
-        samples = {case.name: {server.name: [] for server in field} for case in cases}
-        for server in field:
-            for case in cases:
+        able = {case.name: [server for server in field if may_answer(server, case)] for case in cases}
+        samples = {name: {server.name: [] for server in others} for name, others in able.items()}
+        for case in cases:
+            for server in able[case.name]:
                 server.warm(case.path, case.content)
                 measure(server, case, 1)
         for number in range(rounds):
             print(f"round {number + 1} of {rounds}", file=sys.stderr)
             for case in cases:
                 # Rotated, so that no server always runs after the same other one.
-                for position in range(len(field)):
-                    server = field[(number + position) % len(field)]
+                for position in range(len(able[case.name])):
+                    server = able[case.name][(number + position) % len(able[case.name])]
                     samples[case.name][server.name].append(measure(server, case, seconds))
         return samples, {server.name: server.peak_bytes() for server in field}
 
@@ -224,9 +232,18 @@ def render(medians, verdicts, settings):
             lines.append(
                 f"| {case} | {server} | {sample.rate:,.0f} | {sample.p50:.2f} | {sample.p99:.2f} | {sample.cpu:,.0f} |"
             )
-    lines += ["", "| Stopover against its peers | wanted | measured | |", "| --- | --: | --: | --- |"]
-    lines += [f"| {claim} | {bound} | {value} | {'met' if met else '**missed**'} |" for claim, bound, value, met in verdicts]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *render_verdicts(verdicts)])
+
+
+def render_verdicts(verdicts):
+    lines = ["| Stopover against its peers | wanted | measured | |", "| --- | --: | --: | --- |"]
+    return lines + [f"| {claim} | {bound} | {value} | {'met' if met else '**missed**'} |" for claim, bound, value, met in verdicts]
+
+
+def write(tables, begin, end):
+    """Puts tables into the report, between these marks."""
+    head, _, rest = REPORT.read_text().partition(begin)
+    REPORT.write_text(f"{head}{begin}\n{tables}\n{end}{rest.partition(end)[2]}")
 
 
 def processor():
@@ -237,6 +254,7 @@ def processor():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary", type=pathlib.Path, help="the stopover program, built for release")
+    parser.add_argument("--bare", type=pathlib.Path, help="the server of hyper alone; default: bare, beside the program")
     parser.add_argument("--before", type=pathlib.Path, help="an earlier build to compare with, instead of the peers")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=4, help="of each run of wrk")
@@ -246,7 +264,8 @@ def main():
     if absent or not all(binary.is_file() for binary in (options.binary, options.before) if binary):
         raise SystemExit(f"missing: {', '.join(absent) or options.binary}; run make setup, then make bench")
 
-    samples, memory = run(options.binary, options.before, options.rounds, options.seconds, options.only)
+    bare = options.bare or options.binary.parent / "bare"
+    samples, memory = run(options.binary, bare, options.before, options.rounds, options.seconds, options.only)
     medians = {case: {name: median(runs) for name, runs in by_server.items()} for case, by_server in samples.items()}
     foreign = statistics.median(s.foreign for by_server in samples.values() for runs in by_server.values() for s in runs)
     verdicts = judge_before(medians) if options.before else judge(medians, memory)
@@ -262,8 +281,7 @@ def main():
     if foreign > QUIET:
         print(f"bench: {foreign:.0%} of the CPU time went elsewhere; repeat on a quiet machine", file=sys.stderr)
     if not options.before and not options.only:
-        head, _, rest = REPORT.read_text().partition(BEGIN)
-        REPORT.write_text(f"{head}{BEGIN}\n{tables}\n{END}{rest.partition(END)[2]}")
+        write(tables, BEGIN, END)
     if not all(met for *_, met in verdicts):
         raise SystemExit("bench: an acceptance ratio was missed")
 

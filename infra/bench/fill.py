@@ -214,9 +214,7 @@ def main():
         ]
     )
     print(tables)
-    before, _, rest = bench.REPORT.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    bench.REPORT.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}")
+    bench.write(tables, BEGIN, END)
     if missed:
         raise SystemExit(f"bench: missed: {', '.join(missed)}")
 

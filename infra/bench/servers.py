@@ -264,6 +264,16 @@ def nginx(directory, upstream):
     )
 
 
+def bare(binary, directory, image):
+    """A server of ours that answers manifests and the small blob from memory, and can nothing else."""
+    port = free_port()
+    directory.mkdir()
+    files = {"manifest": image.manifest, "blob": image.small}
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+    return Server("hyper", [str(binary), str(port), *(str(directory / name) for name in files)], port, directory)
+
+
 def stopover(binary, directory, upstream, name="Stopover"):
     port = free_port()
     directory.mkdir()
