@@ -36,7 +36,7 @@ use tokio::time::{Instant, timeout_at};
 use access::Caller;
 pub use access::{Https, LocalOperator};
 use audit::Record;
-pub use stream::StoredPart;
+pub use stream::FilePart;
 
 use crate::budget::Bill;
 use crate::cache::Cache;
@@ -331,15 +331,13 @@ fn blob(
         headers.extend(HeaderValue::from_str(&text).ok().map(|value| (CONTENT_RANGE, value)));
         *response.status_mut() = StatusCode::PARTIAL_CONTENT;
     }
+    let bytes = range.first..range.first + range.length;
     *response.body_mut() = match pulled.content {
         Content::None | Content::Redirect(_) => Body::empty(),
-        Content::File(file) => {
-            if let Some(part) = StoredPart::new(&file, &range) {
-                response.extensions_mut().insert(part);
-            }
-            stream::file(file, range)
+        Content::File(file) => FilePart::stored(file, bytes).into_body(response.extensions_mut()),
+        Content::Growing(file, progress) => {
+            FilePart::growing(file, bytes, progress, pulled.size).into_body(response.extensions_mut())
         }
-        Content::Growing(file, progress) => stream::growing(file, progress, range, pulled.size),
     };
     Ok(response)
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
@@ -10,97 +11,96 @@ use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use tokio::sync::watch;
 
-use crate::oci::ByteRange;
 use crate::ports::Progress;
 
 /// How much is read at once. The program holds one of these for each answer: a client that reads slowly costs no more.
 const CHUNK: u64 = 24 * 1024;
 
-/// A part of a stored blob that has its answer's bytes: an extension of the answer, for programs that can send a file
-/// without reading it.
+/// A part of a blob, in a file that is complete or that a fill is still writing. It is also an extension of its answer, for
+/// programs that can send a file without reading it.
 #[derive(Clone, Debug)]
-pub struct StoredPart {
-    /// The file.
-    pub file: Arc<File>,
-    /// Where the part begins.
-    pub first: u64,
-    /// Where it ends.
-    pub end: u64,
+pub struct FilePart {
+    file: Arc<File>,
+    next: u64,
+    end: u64,
+    /// How far the fill is, and how many bytes the blob has.
+    growth: Option<(watch::Receiver<Progress>, u64)>,
 }
 
-impl StoredPart {
-    /// `None`: it is so small that it is in memory already.
-    pub(super) fn new(file: &Arc<File>, range: &ByteRange) -> Option<Self> {
-        let (first, end) = (range.first, range.first + range.length);
-        (range.length > CHUNK).then(|| Self { file: Arc::clone(file), first, end })
+impl FilePart {
+    /// Of a file that is complete.
+    pub fn stored(file: Arc<File>, part: Range<u64>) -> Self {
+        Self { file, next: part.start, end: part.end, growth: None }
+    }
+
+    /// Of a file that a fill of `size` bytes is still writing. The blob's last byte is sent only once the fill has verified
+    /// the whole, so a client never takes wrong bytes for complete ones; a fill that fails breaks the answer off. A client
+    /// need not wait until the bytes would survive a crash: that costs another fill and nothing else.
+    pub fn growing(file: Arc<File>, part: Range<u64>, progress: watch::Receiver<Progress>, size: u64) -> Self {
+        Self { growth: Some((progress, size)), ..Self::stored(file, part) }
+    }
+
+    /// The file.
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// Waits until the next bytes may be sent, and takes them off the part: where they are in the file, `most` at most. An
+    /// empty range is the end.
+    pub async fn take(&mut self, most: u64) -> io::Result<Range<u64>> {
+        let (first, end) = (self.next, self.end);
+        let mut available = end;
+        if let Some((progress, size)) = self.growth.as_mut().filter(|_| first < end) {
+            loop {
+                available = match &*progress.borrow_and_update() {
+                    Progress::Stored | Progress::Growing { verified: true, .. } => end,
+                    Progress::Growing { written, .. } => end.min(*written).min(*size - 1),
+                    Progress::Waiting => 0,
+                    Progress::Failed(error) => return Err(io::Error::other(error.to_string())),
+                };
+                if available > first {
+                    break;
+                }
+                progress.changed().await.map_err(|_| io::Error::other("the fill was stopped"))?;
+            }
+        }
+        self.next = available.min(first + most);
+        Ok(first..self.next)
     }
 
     /// Waits until the kernel has these bytes in memory, as far as that shows at both ends: to send them keeps no other
     /// task waiting for the disk then.
-    pub async fn load(&self, first: u64, end: u64) -> io::Result<()> {
-        if [first, end - 1].iter().all(|at| read_at_once(&self.file, *at, 1).is_some()) {
+    pub async fn load(&self, bytes: &Range<u64>) -> io::Result<()> {
+        if [bytes.start, bytes.end - 1].iter().all(|at| read_at_once(&self.file, *at, 1).is_some()) {
             return Ok(());
         }
-        read(&self.file, first, end - first).await.map(drop)
+        read(&self.file, bytes).await.map(drop)
+    }
+
+    /// The body that reads this part, in chunks. The part goes into the extensions of its answer, unless it is so small that
+    /// it is in memory already.
+    pub(super) fn into_body(self, extensions: &mut http::Extensions) -> Body {
+        // One chunk needs no stream: the server writes it with the headers.
+        if self.growth.is_none()
+            && self.end - self.next <= CHUNK
+            && let Some(bytes) = read_at_once(&self.file, self.next, self.end - self.next)
+        {
+            return bytes.into();
+        }
+        extensions.insert(self.clone());
+        Body::from_stream(self.chunks())
+    }
+
+    fn chunks(self) -> impl Stream<Item = io::Result<Bytes>> {
+        stream::try_unfold(self, |mut part| async move {
+            let bytes = part.take(CHUNK).await?;
+            if bytes.is_empty() { Ok(None) } else { Ok(Some((read(&part.file, &bytes).await?, part))) }
+        })
     }
 }
 
-/// A part of a file that is complete.
-pub(super) fn file(file: Arc<File>, range: ByteRange) -> Body {
-    // One chunk needs no stream: the server writes it with the headers.
-    if range.length <= CHUNK
-        && let Some(bytes) = read_at_once(&file, range.first, range.length)
-    {
-        return bytes.into();
-    }
-    let state = (file, range.first, range.first + range.length);
-    Body::from_stream(stream::try_unfold(state, |(file, offset, end)| async move {
-        let length = CHUNK.min(end - offset);
-        if length == 0 {
-            return Ok::<_, io::Error>(None);
-        }
-        let bytes = read(&file, offset, length).await?;
-        Ok(Some((bytes, (file, offset + length, end))))
-    }))
-}
-
-/// A part of a file that a fill is still writing. Its last byte is sent only once the fill has verified the whole, so a
-/// client never takes wrong bytes for complete ones; a fill that fails breaks the answer off. A client need not wait
-/// until the bytes would survive a crash: that costs another fill and nothing else.
-pub(super) fn growing(file: Arc<File>, progress: watch::Receiver<Progress>, range: ByteRange, size: u64) -> Body {
-    Body::from_stream(follow(file, progress, range.first, range.first + range.length, size))
-}
-
-fn follow(
-    file: Arc<File>,
-    progress: watch::Receiver<Progress>,
-    first: u64,
-    end: u64,
-    size: u64,
-) -> impl Stream<Item = io::Result<Bytes>> {
-    stream::try_unfold((file, progress, first), move |(file, mut progress, offset)| async move {
-        if offset == end {
-            return Ok(None);
-        }
-        let available = loop {
-            let available = match &*progress.borrow_and_update() {
-                Progress::Stored | Progress::Growing { verified: true, .. } => size,
-                Progress::Growing { written, .. } => (*written).min(size - 1),
-                Progress::Waiting => 0,
-                Progress::Failed(error) => return Err(io::Error::other(error.to_string())),
-            };
-            if available > offset {
-                break available;
-            }
-            progress.changed().await.map_err(|_| io::Error::other("the fill was stopped"))?;
-        };
-        let length = CHUNK.min(available.min(end) - offset);
-        let bytes = read(&file, offset, length).await?;
-        Ok(Some((bytes, (file, progress, offset + length))))
-    })
-}
-
-async fn read(file: &Arc<File>, offset: u64, length: u64) -> io::Result<Bytes> {
+async fn read(file: &Arc<File>, bytes: &Range<u64>) -> io::Result<Bytes> {
+    let (offset, length) = (bytes.start, bytes.end - bytes.start);
     if let Some(bytes) = read_at_once(file, offset, length) {
         return Ok(bytes);
     }
@@ -147,7 +147,7 @@ mod tests {
         upload.write(content.clone().into()).await.unwrap();
         let Progress::Growing { file, written, verified: false, .. } = progress.borrow().clone() else { panic!() };
         assert_eq!(written, size, "all of it is written, and nothing is known of it");
-        let mut body = Box::pin(follow(file, progress, 0, size, size));
+        let mut body = Box::pin(FilePart::growing(file, 0..size, progress, size).chunks());
         let mut got = Vec::new();
         while (got.len() as u64) < size - 1 {
             got.extend(body.next().await.unwrap().unwrap());

@@ -22,7 +22,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stopover::cache::Cache;
-use stopover::http::{StoredPart, answer_pull};
+use stopover::http::{FilePart, answer_pull};
 use stopover::local::is_at_work;
 use stopover::values::address::neighbourhood;
 use stopover::values::text::excerpt;
@@ -112,7 +112,7 @@ pub(crate) async fn run<L: Listener>(
             let outgoing = outgoing.clone();
             async {
                 let mut answer = answered.await?;
-                if let Some((part, outgoing)) = answer.extensions_mut().remove::<StoredPart>().zip(outgoing) {
+                if let Some((part, outgoing)) = answer.extensions_mut().remove::<FilePart>().zip(outgoing) {
                     *answer.body_mut() = outgoing.body(part);
                 }
                 Ok::<_, Infallible>(answer.map(OneByOne::new))

@@ -1,12 +1,16 @@
 use std::future::pending;
-use std::io::Write as _;
+use std::io::{Seek as _, Write as _};
+use std::time::Duration;
 
 use axum::Router;
 use axum::response::Response;
 use http::Uri;
 use http::header::{CONTENT_LENGTH, HeaderValue};
+use stopover::errors::FillError;
+use stopover::ports::Progress;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::watch;
 
 use super::*;
 
@@ -20,7 +24,7 @@ fn parts_of(file: Arc<File>) -> Router {
         let Some((first, end)) = ends else { return Response::new(Body::from(PLAIN)) };
         let mut answer = Response::new(Body::empty());
         answer.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(end - first));
-        answer.extensions_mut().insert(StoredPart { file, first, end });
+        answer.extensions_mut().insert(FilePart::stored(file, first..end));
         answer
     })
 }
@@ -65,4 +69,41 @@ async fn a_client_gets_the_bytes_of_the_file_and_never_those_that_stand_for_them
         assert!(answer == expected, "{first} to {end}");
     }
     assert_eq!(answers.len(), parts.len());
+}
+
+#[tokio::test]
+async fn a_client_that_follows_a_fill_gets_what_is_written_and_the_last_byte_once_the_whole_is_right() {
+    let content: Vec<u8> = (1..=250).cycle().take(2 * MOST).collect();
+    let (file, size) = (Arc::new(tempfile::tempfile().unwrap()), content.len() as u64);
+    let growing = |written, verified| Progress::Growing { file: Arc::clone(&file), written, size, verified };
+    for verified in [true, false] {
+        let (told, progress) = watch::channel(Progress::Waiting);
+        let part = FilePart::growing(Arc::clone(&file), 0..size, progress, size);
+        let router = Router::new().fallback(async move || {
+            let mut answer = Response::new(Body::empty());
+            answer.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(size));
+            answer.extensions_mut().insert(part);
+            answer
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        tokio::spawn(crate::serve::run(listener, router, None, 9, pending()));
+        client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        while client.read_u8().await.unwrap() != b'\n' || client.read_u16().await.unwrap() != 0x0d0a {}
+        let mut got = Vec::new();
+        for end in [1, 1000, MOST + 1, 2 * MOST] {
+            (&*file).write_all(&content[got.len()..end]).unwrap();
+            told.send_replace(growing(end as u64, false));
+            let mut next = vec![0; end.min(content.len() - 1) - got.len()];
+            client.read_exact(&mut next).await.unwrap();
+            got.extend(next);
+        }
+        let waiting = tokio::time::timeout(Duration::from_millis(100), client.read_u8()).await;
+        assert!(waiting.is_err(), "the last byte has to wait");
+        told.send_replace(if verified { growing(size, true) } else { Progress::Failed(FillError::ClaimLost) });
+        let ended = client.read_u8().await;
+        assert_eq!(ended.ok(), verified.then(|| *content.last().unwrap()));
+        assert!(got == content[..content.len() - 1]);
+        (&*file).rewind().unwrap();
+    }
 }
