@@ -1,12 +1,14 @@
 //! One blob from upstream into storage: read in order, hashed, stored, with checkpoints in the ledger.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, poll};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -20,6 +22,9 @@ use crate::records::blob::CLAIM;
 
 /// The most bytes between two checkpoints: what a crash loses at most.
 const CHECKPOINT_BYTES: u64 = 64 * 1024 * 1024;
+/// How many bytes, and how many pieces, wait for their hash at most: more than local files are written at once.
+const UNHASHED_BYTES: usize = 1024 * 1024;
+const UNHASHED_PIECES: usize = 4096;
 /// How often the fill checks whether its claim is due for renewal while upstream is silent.
 const TICK: Duration = Duration::from_secs(5);
 
@@ -113,9 +118,9 @@ impl Copying<'_> {
     ///
     /// `stop` gives the time for bytes on their way from upstream, and then as much for those on their way to storage.
     async fn run(&mut self, stop: impl Future<Output = Duration> + Send) -> Result<Ended, FillError> {
-        let mut stop = std::pin::pin!(stop);
+        let mut stop = pin!(stop);
         let job = &self.claim.job;
-        let mut opening = std::pin::pin!(SegmentReader::open(self.fill, job, self.writer.written));
+        let mut opening = pin!(SegmentReader::open(self.fill, job, self.writer.written));
         let mut source = loop {
             tokio::select! {
                 biased;
@@ -207,7 +212,7 @@ struct Writer {
     upstream: UpstreamId,
     upload: Box<dyn Upload>,
     unit: u64,
-    hasher: Hasher,
+    hash: Hash,
     /// How many of the bytes were stored by earlier fills.
     begun: u64,
     written: u64,
@@ -248,7 +253,7 @@ impl Writer {
             upload,
             rest: Bytes::new(),
             boundaries: VecDeque::from([(written, hasher.clone())]),
-            hasher,
+            hash: Hash { hasher, pieces: Vec::new(), bytes: 0 },
             begun: written,
             written,
         }
@@ -265,11 +270,20 @@ impl Writer {
         let room = self.unit - self.written % self.unit;
         let piece = bytes.split_to(bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
         self.rest = bytes;
-        self.hasher.update(&piece);
         self.written += piece.len() as u64;
-        self.upload.write(piece).await?;
+        self.hash.note(&piece);
+        {
+            let mut writing = pin!(self.upload.write(piece));
+            // While storage is at work, this thread has time for the hash.
+            if let Poll::Ready(written) = poll!(&mut writing) {
+                written?;
+            } else {
+                self.hash.catch_up();
+                writing.await?;
+            }
+        }
         if self.written.is_multiple_of(self.unit) {
-            self.boundaries.push_back((self.written, self.hasher.clone()));
+            self.boundaries.push_back((self.written, self.hash.catch_up().clone()));
             let arrived = self.upload.arrived();
             while self.boundaries.get(1).is_some_and(|(offset, _)| *offset <= arrived) {
                 self.boundaries.pop_front();
@@ -302,9 +316,34 @@ impl Writer {
             let reason = format!("it sent {} of {} bytes", self.written, job.size);
             return Err(UpstreamError::Unavailable { silent: false, reason }.into());
         }
-        match self.hasher.clone().finish() {
+        match self.hash.catch_up().clone().finish() {
             digest if digest == job.digest => Ok(()),
             digest => Err(FillError::Mismatch(format!("the bytes of {} have the digest {digest}", job.digest))),
         }
+    }
+}
+
+/// The hash over what was written, of which some pieces wait for it.
+struct Hash {
+    hasher: Hasher,
+    pieces: Vec<Bytes>,
+    bytes: usize,
+}
+
+impl Hash {
+    fn note(&mut self, piece: &Bytes) {
+        self.bytes += piece.len();
+        self.pieces.push(piece.clone());
+        if self.bytes >= UNHASHED_BYTES || self.pieces.len() >= UNHASHED_PIECES {
+            self.catch_up();
+        }
+    }
+
+    fn catch_up(&mut self) -> &Hasher {
+        self.bytes = 0;
+        for piece in self.pieces.drain(..) {
+            self.hasher.update(&piece);
+        }
+        &self.hasher
     }
 }
