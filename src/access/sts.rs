@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use http::StatusCode;
 use http::header::{ACCEPT, HOST};
-use quick_cache::sync::Cache as MemoryCache;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
@@ -19,7 +18,8 @@ use crate::config::IamConfig;
 use crate::errors::{AccessError, Unreachable};
 use crate::identity::{IamIdentity, Principal};
 use crate::values::address::neighbourhood;
-use crate::values::time::{Clock, Timestamp};
+use crate::values::expiring::Expiring;
+use crate::values::time::Clock;
 
 /// How far the clock of a signer may be ahead of ours.
 const AHEAD: Duration = Duration::from_mins(1);
@@ -43,13 +43,12 @@ pub(super) struct Sts {
     service: String,
     web: Web,
     clock: Clock,
-    /// Accepted signers by SHA-256 of the password, and until when STS is not asked again.
-    known: MemoryCache<[u8; 32], (IamIdentity, Timestamp)>,
+    /// Accepted signers by SHA-256 of the password: STS is not asked again.
+    known: Expiring<[u8; 32], IamIdentity>,
     /// Refusals, likewise. Kept apart, so that forgeries do not evict accepted signers.
-    refused: MemoryCache<[u8; 32], (AccessError, Timestamp)>,
-    /// Keys that were accepted, with the caller's network, and until when they count as known there. The network
-    /// matters because the id of a key is no secret.
-    accepted_keys: MemoryCache<(String, Option<IpAddr>), Timestamp>,
+    refused: Expiring<[u8; 32], AccessError>,
+    /// Keys that were accepted, with the caller's network, where they count as known: the id of a key is no secret.
+    accepted_keys: Expiring<(String, Option<IpAddr>), ()>,
     /// Unknown keys have a lane of their own, so that any number of forgeries does not delay known ones.
     unknown_keys: Lane,
     known_keys: Lane,
@@ -89,10 +88,10 @@ impl Sts {
             members,
             service,
             web,
+            known: Expiring::new(clock.clone(), 10_000),
+            refused: Expiring::new(clock.clone(), 10_000),
+            accepted_keys: Expiring::new(clock.clone(), 10_000),
             clock,
-            known: MemoryCache::new(10_000),
-            refused: MemoryCache::new(10_000),
-            accepted_keys: MemoryCache::new(10_000),
             unknown_keys: Lane::new(MOST_WAITING.0, ASKED_AT_ONCE),
             known_keys: Lane::new(MOST_WAITING.0, ASKED_AT_ONCE),
             callers: Mutex::default(),
@@ -118,7 +117,7 @@ impl Sts {
         let caller = address.map(neighbourhood);
         let _counted = self.count(caller)?;
         let key = (fields.key_id().to_owned(), caller);
-        let is_known = self.accepted_keys.get(&key).is_some_and(|until| now < until);
+        let is_known = self.accepted_keys.get(&key).is_some();
         let _place = if is_known { &self.known_keys } else { &self.unknown_keys }.enter().await?;
         // Clients send one password several times at once.
         if let Some(outcome) = self.remembered(&seen) {
@@ -128,14 +127,13 @@ impl Sts {
             Ok(identity) => self.let_in(identity).await,
             Err(error) => Err(error),
         };
-        let now = self.clock.now();
         match &outcome {
             Ok(identity) => {
-                self.known.insert(seen, (identity.clone(), now.plus(KNOWN)));
-                self.accepted_keys.insert(key, now.plus(KEY_KNOWN));
+                self.known.keep(seen, identity.clone(), KNOWN);
+                self.accepted_keys.keep(key, (), KEY_KNOWN);
             }
             Err(refusal @ (AccessError::WrongCredentials(_) | AccessError::NotLetIn(_))) => {
-                self.refused.insert(seen, (refusal.clone(), now.plus(REFUSED)));
+                self.refused.keep(seen, refusal.clone(), REFUSED);
             }
             Err(_) => {}
         }
@@ -153,10 +151,7 @@ impl Sts {
     }
 
     fn remembered(&self, seen: &[u8; 32]) -> Option<Result<IamIdentity, AccessError>> {
-        let now = self.clock.now();
-        let known = self.known.get(seen).filter(|(_, until)| now < *until).map(|(identity, _)| Ok(identity));
-        let refused = || self.refused.get(seen).filter(|(_, until)| now < *until).map(|(refusal, _)| Err(refusal));
-        known.or_else(refused)
+        self.known.get(seen).map(Ok).or_else(|| self.refused.get(seen).map(Err))
     }
 
     fn count(&self, caller: Option<IpAddr>) -> Result<Counted<'_>, AccessError> {

@@ -13,7 +13,6 @@ pub use bill::Bill;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use quick_cache::sync::Cache as MemoryCache;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::config::Limits;
@@ -21,6 +20,7 @@ use crate::errors::{Budget, OverBudget, PullError, UpstreamError};
 use crate::identity::Payer;
 use crate::oci::Digest;
 use crate::ports::Job;
+use crate::values::expiring::Expiring;
 use crate::values::time::{Clock, Timestamp};
 
 use table::{Account, Spent, Table};
@@ -43,14 +43,15 @@ pub(crate) struct Budgets {
     /// Apart from `principals`: a caller can come from as many networks as it likes, but cannot invent principals.
     networks: Mutex<Table>,
     principals: Mutex<Table>,
-    /// Until when a blob of this digest and size is paid for.
-    paid: MemoryCache<(Digest, u64), Timestamp>,
+    /// Blobs, by digest and size, that are paid for.
+    paid: Expiring<(Digest, u64), ()>,
 }
 
 impl Budgets {
     pub(crate) fn new(limits: Limits, clock: Clock) -> Arc<Self> {
         let (networks, principals) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { limits, clock, networks, principals, paid: MemoryCache::new(PAID_BLOBS) })
+        let paid = Expiring::new(clock.clone(), PAID_BLOBS);
+        Arc::new(Self { limits, clock, networks, principals, paid })
     }
 
     fn table(&self, payer: Payer) -> MutexGuard<'_, Table> {
@@ -146,7 +147,7 @@ impl Budgets {
             return Ok(());
         }
         self.pay_bytes(job.payer, job.size)?;
-        self.paid.insert((job.digest.clone(), job.size), self.clock.now().plus(PAID));
+        self.paid.keep((job.digest.clone(), job.size), (), PAID);
         Ok(())
     }
 
@@ -173,7 +174,7 @@ impl Budgets {
 
     /// Whether a blob of this size is paid for already.
     pub(crate) fn is_paid(&self, digest: &Digest, size: u64) -> bool {
-        self.paid.get(&(digest.clone(), size)).is_some_and(|until| self.clock.now() < until)
+        self.paid.get(&(digest.clone(), size)).is_some()
     }
 }
 

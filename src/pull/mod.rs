@@ -20,7 +20,7 @@ pub use manifest::Want;
 use listing::LargeLists;
 use source::Sources;
 use store::{Refused, Weights};
-use used::Uses;
+use used::{USES, Uses};
 
 use crate::core::Core;
 use crate::errors::PullError;
@@ -57,18 +57,15 @@ struct Lists {
 
 impl Pull {
     pub(crate) fn new(core: Arc<Core>, membership: Arc<Membership>) -> Self {
+        let clock = || core.clock.clone();
+        let (sources, uses) = (Sources::new(clock()), Uses::new(clock(), USES));
         Self {
             core,
             membership,
             flights: Flights::new(),
             lists: Lists { flights: Flights::new(), large: LargeLists::new() },
-            sources: Sources::new(),
-            memory: Memory {
-                warm: known::Warm::new(),
-                uses: Uses::new(),
-                refused: Refused::new(),
-                weights: Weights::new(),
-            },
+            sources,
+            memory: Memory { warm: known::Warm::new(), uses, refused: Refused::new(), weights: Weights::new() },
         }
     }
 }

@@ -4,15 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use quick_cache::sync::Cache as MemoryCache;
-
 use super::Pull;
 use crate::errors::{OverBudget, PullError, UpstreamError};
 use crate::oci::{Digest, Repository};
 use crate::ports::Job;
 use crate::upstream::BlobSource;
+use crate::values::expiring::Expiring;
 use crate::values::flight::Flights;
-use crate::values::time::Timestamp;
+use crate::values::time::Clock;
 
 /// How long an answer is reused. Signed URLs are valid for minutes and for any range of the blob, and clients use them
 /// at once.
@@ -23,16 +22,12 @@ type Key = (Repository, Digest);
 /// Requests under way, and recent answers. Each process has its own.
 pub(crate) struct Sources {
     asked: Flights<Key, Result<BlobSource, PullError>>,
-    known: MemoryCache<Key, (BlobSource, Timestamp)>,
+    known: Expiring<Key, BlobSource>,
 }
 
 impl Sources {
-    pub(crate) fn new() -> Self {
-        Self { asked: Flights::new(), known: MemoryCache::new(1000) }
-    }
-
-    fn known(&self, key: &Key, now: Timestamp) -> Option<BlobSource> {
-        self.known.get(key).filter(|(_, until)| now < *until).map(|(source, _)| source)
+    pub(crate) fn new(clock: Clock) -> Self {
+        Self { asked: Flights::new(), known: Expiring::new(clock, 1000) }
     }
 }
 
@@ -45,14 +40,13 @@ impl Pull {
         admitted: &Result<(), OverBudget>,
     ) -> Result<BlobSource, PullError> {
         let key = (job.repository.clone(), job.digest.clone());
-        if let Some(source) = self.sources.known(&key, self.core.clock.now()) {
+        if let Some(source) = self.sources.known.get(&key) {
             return Ok(source);
         }
         let mut reservation = self.core.budgets.reserve_miss(job.payer).await?;
         let (pull, place, admitted) = (Arc::clone(self), key.clone(), admitted.is_ok());
         let work = || async move {
-            let now = pull.core.clock.now();
-            if let Some(source) = pull.sources.known(&place, now) {
+            if let Some(source) = pull.sources.known.get(&place) {
                 return Ok(source);
             }
             reservation.mark_sent();
@@ -62,7 +56,7 @@ impl Pull {
                 UpstreamError::Missing | UpstreamError::NoRepository => PullError::BlobUnknown,
                 error => error.into(),
             })?;
-            pull.sources.known.insert(place, (source.clone(), now.plus(LASTS)));
+            pull.sources.known.keep(place, source.clone(), LASTS);
             Ok(source)
         };
         self.sources.asked.join(key, work).await.unwrap_or(Err(PullError::NotYet))

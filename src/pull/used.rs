@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use quick_cache::sync::Cache as MemoryCache;
-
 use super::{Pull, PulledManifest, Want};
 use crate::errors::{PullError, StoreError, beside, chain};
 use crate::oci::{Digest, Repository};
 use crate::ports::Attempts;
 use crate::records::blob::{NOTED, noted};
 use crate::records::{BlobView, Holding, Member, Versioned};
+use crate::values::expiring::Expiring;
 use crate::values::time::Timestamp;
 
 /// The longest that a pull waits for its use to be noted.
@@ -18,14 +17,11 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// The pause after a use could not be noted.
 const AGAIN: Duration = Duration::from_mins(10);
 
-/// Until when this process need not note the use of a manifest again.
-pub(crate) struct Uses(MemoryCache<(Repository, Digest), Timestamp>);
+/// Manifests whose use this process need not note again.
+pub(crate) type Uses = Expiring<(Repository, Digest), ()>;
 
-impl Uses {
-    pub(crate) fn new() -> Self {
-        Self(MemoryCache::new(10_000))
-    }
-}
+/// How many of them it remembers.
+pub(super) const USES: usize = 10_000;
 
 fn late() -> StoreError {
     StoreError::Unavailable(format!("no answer within {PATIENCE:?}").into())
@@ -37,32 +33,32 @@ impl Pull {
     pub(super) async fn note_manifest(&self, repository: &Repository, pulled: &PulledManifest, want: &Want) {
         let digest = &pulled.observed.digest;
         let (key, now) = ((repository.clone(), digest.clone()), self.core.clock.now());
-        if self.memory.uses.0.get(&key).is_some_and(|until| now < until) {
+        if self.memory.uses.get(&key).is_some() {
             return;
         }
         // Other pulls need not write meanwhile. Only briefly, because the client may leave before the use is written.
-        self.memory.uses.0.insert(key.clone(), now.plus(PATIENCE));
+        self.memory.uses.keep(key.clone(), (), PATIENCE);
         let note = async {
             let since = now.minus(NOTED);
             match (self.core.ledger.touch_manifest(repository, digest, since, now).await?, &pulled.manifest) {
-                (Some(used_at), _) => self.memory.uses.0.insert(key.clone(), used_at.plus(NOTED)),
+                (Some(used_at), _) => self.memory.uses.keep_until(key.clone(), (), used_at.plus(NOTED)),
                 (None, Some(manifest)) => {
                     self.keep(repository, manifest, &Want { bill: want.bill.clone(), ..Want::GET }).await?;
                 }
-                (None, None) => self.memory.uses.0.insert(key.clone(), now.plus(AGAIN)),
+                (None, None) => self.memory.uses.keep(key.clone(), (), AGAIN),
             }
             Ok::<_, PullError>(())
         };
         let outcome = tokio::time::timeout(PATIENCE, note).await.unwrap_or_else(|_| Err(late().into()));
         if let Err(error) = outcome {
             tracing::warn!(%repository, manifest.digest = %digest, error = %chain(&error), "the use of a manifest could not be noted");
-            self.memory.uses.0.insert(key, now.plus(AGAIN));
+            self.memory.uses.keep(key, (), AGAIN);
         }
     }
 
     /// Remembers when the last use of a manifest was written: until it is over, another one costs no write.
     pub(super) fn noted_manifest(&self, repository: &Repository, digest: &Digest, used_at: Timestamp) {
-        self.memory.uses.0.insert((repository.clone(), digest.clone()), used_at.plus(NOTED));
+        self.memory.uses.keep_until((repository.clone(), digest.clone()), (), used_at.plus(NOTED));
     }
 
     /// Notes that a blob is pulled, before its bytes are promised, so that a sweep about to remove it finds its record
@@ -127,6 +123,6 @@ impl Pull {
     pub(crate) fn forget(&self, repository: &Repository, digest: &Digest) {
         let key = (repository.clone(), digest.clone());
         self.memory.warm.remove(&key);
-        self.memory.uses.0.remove(&key);
+        self.memory.uses.forget(&key);
     }
 }

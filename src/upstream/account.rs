@@ -17,7 +17,8 @@ use crate::oci::{Name, Reference, UpstreamId};
 use crate::ports::Ledger;
 use crate::records::GaugeKey;
 use crate::records::gauge::{Break, Quota};
-use crate::values::time::{Clock, Timestamp};
+use crate::values::expiring::Expiring;
+use crate::values::time::Clock;
 
 /// The most repositories and origins whose ways are remembered. What is forgotten is learned again.
 const REMEMBERED: usize = 1000;
@@ -56,7 +57,6 @@ pub struct UpstreamNews<'a> {
 }
 
 pub(super) struct Account {
-    clock: Clock,
     journal: Arc<Journal>,
     pub(super) key: GaugeKey,
     pub(super) login: UpstreamLogin,
@@ -70,10 +70,10 @@ pub(super) struct Account {
     challenges: MemoryCache<Name, Challenge>,
     /// The one learned last, for repositories that have not been asked for yet.
     latest: RwLock<Option<Challenge>>,
-    /// What an origin does badly, and until when it is not asked for that.
-    lacks: MemoryCache<(Optional, String), Timestamp>,
+    /// What an origin does badly: it is not asked for that.
+    lacks: Expiring<(Optional, String), ()>,
     /// By repository: what one caller can have upstream refuse says nothing of the others'.
-    heads: MemoryCache<Name, (Heads, Timestamp)>,
+    heads: Expiring<Name, Heads>,
     /// The quota in the latest answer, until the meter takes it.
     quota: Mutex<Option<Quota>>,
     news: Mutex<News>,
@@ -101,11 +101,10 @@ impl Account {
             anonymous_tokens: Tokens::new(clock.clone()),
             challenges: MemoryCache::new(REMEMBERED),
             latest: RwLock::default(),
-            lacks: MemoryCache::new(REMEMBERED),
-            heads: MemoryCache::new(REMEMBERED),
+            lacks: Expiring::new(clock.clone(), REMEMBERED),
+            heads: Expiring::new(clock.clone(), REMEMBERED),
             quota: Mutex::default(),
             news: Mutex::default(),
-            clock: clock.clone(),
             journal: Arc::clone(journal),
             key,
             login,
@@ -129,22 +128,21 @@ impl Account {
 
     /// Whether `origin` may be asked for something optional.
     pub(super) fn may_ask(&self, optional: Optional, origin: &Url) -> bool {
-        let until = self.lacks.get(&(optional, guard::origin(origin)));
-        until.is_none_or(|until| until <= self.clock.now())
+        self.lacks.get(&(optional, guard::origin(origin))).is_none()
     }
 
     /// Notes that `origin` failed when it was asked for something optional, and not without it.
     pub(super) fn note_lack(&self, optional: Optional, origin: &Url) {
-        self.lacks.insert((optional, guard::origin(origin)), self.clock.now().plus(LACKING));
+        self.lacks.keep((optional, guard::origin(origin)), (), LACKING);
     }
 
     /// What is known of the answers to HEAD in a repository.
     pub(super) fn heads(&self, name: &Name) -> Option<Heads> {
-        self.heads.get(name).filter(|(_, until)| self.clock.now() < *until).map(|(heads, _)| heads)
+        self.heads.get(name)
     }
 
     pub(super) fn note_heads(&self, name: &Name, heads: Heads) {
-        self.heads.insert(name.clone(), (heads, self.clock.now().plus(LACKING)));
+        self.heads.keep(name.clone(), heads, LACKING);
     }
 
     pub(super) fn note_quota(&self, quota: Quota) {

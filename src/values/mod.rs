@@ -3,6 +3,7 @@
 pub mod address;
 pub mod crypto;
 pub mod deadline;
+pub mod expiring;
 pub mod flight;
 pub mod pattern;
 pub mod pull_counter;
