@@ -284,7 +284,7 @@ impl Fills for SqsFills {
         }
         let shown = receipts.iter().map(|receipt| self.put_back(receipt)).collect::<Vec<_>>();
         stream::iter(shown).buffer_unordered(CALLS_AT_ONCE).try_collect::<()>().await?;
-        let given_up = |job| Requested { job, written: 0, given_up: Some(GivenUp { reason: None }) };
+        let given_up = |job| Requested { job, runs_here: false, written: 0, given_up: Some(GivenUp { reason: None }) };
         Ok(Listed { fills: jobs.into_values().map(given_up).collect(), images })
     }
 

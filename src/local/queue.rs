@@ -312,11 +312,13 @@ impl Fills for Handle {
         let fills = self.0.ledger.fills()?;
         let board = self.0.board();
         let requested = |WrittenFill { job, given_up }| {
-            let written = match board.fills.get(&job.digest).map(|fill| fill.now.progress.borrow()).as_deref() {
+            let fill = board.fills.get(&job.digest);
+            let written = match fill.map(|fill| fill.now.progress.borrow()).as_deref() {
                 Some(Progress::Growing { written, .. }) => *written,
                 _ => 0,
             };
-            Requested { job, written, given_up: given_up.map(|reason| GivenUp { reason: Some(reason) }) }
+            let runs_here = fill.is_some_and(|fill| matches!(fill.phase, Phase::Running));
+            Requested { job, runs_here, written, given_up: given_up.map(|reason| GivenUp { reason: Some(reason) }) }
         };
         Ok(Listed { fills: fills.into_iter().map(requested).collect(), images: Vec::new() })
     }

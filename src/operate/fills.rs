@@ -58,7 +58,7 @@ pub struct FillStatus {
 impl FillStatus {
     /// Reports on a requested fill, from the record of its blob at `now`.
     pub fn new(requested: Requested, record: Option<&BlobRecord>, now: Timestamp) -> Self {
-        let Requested { job, written, given_up } = requested;
+        let Requested { job, written, given_up, .. } = requested;
         let failure = record.and_then(|record| record.failure.clone());
         let state = match record.map(|record| &record.state) {
             Some(BlobState::Stored { .. }) => FillState::Stored,
@@ -157,8 +157,8 @@ impl Operate {
         Ok(self.fills_seen(|_| true, usize::MAX).await?.0)
     }
 
-    /// The same of repositories that a caller sees, so many fills at most: first those that were given up, then those
-    /// that have come furthest. Says also how many fills there are besides.
+    /// The same of repositories that a caller sees, so many fills and images at most: first the fills that run, then those
+    /// that were given up, then those that have come furthest. Says also how many there are besides.
     pub async fn fills_seen(
         &self,
         sees: impl Fn(&Repository) -> bool,
@@ -167,9 +167,10 @@ impl Operate {
         let Listed { mut fills, mut images } = self.core.fills.list().await?;
         fills.retain(|fill| sees(&fill.job.repository));
         images.retain(|image| sees(&image.repository));
-        fills.sort_by_key(|fill| (fill.given_up.is_none(), Reverse(fill.written)));
-        let besides = fills.len().saturating_sub(most);
+        fills.sort_by_key(|fill| (!fill.runs_here, fill.given_up.is_none(), Reverse(fill.written)));
+        let besides = fills.len().saturating_sub(most).saturating_add(images.len().saturating_sub(most));
         fills.truncate(most);
+        images.truncate(most);
         let reports = fills.into_iter().map(|requested| self.report(requested));
         let mut fills: Vec<FillStatus> = stream::iter(reports).buffer_unordered(READS_AT_ONCE).try_collect().await?;
         fills.retain(|report| report.state != FillState::Stored);
@@ -212,7 +213,8 @@ mod tests {
         let repository = Repository { upstream: "test.local".parse().unwrap(), name: "team/app".parse().unwrap() };
         let digest = Digest::of(Algorithm::Sha256, b"layer");
         let job = Job { repository, digest, size: 12_345_678, priority: Priority::Prefetch, payer: None };
-        Requested { job, written: 0, given_up: given_up.map(|reason| GivenUp { reason: Some(reason.into()) }) }
+        let given_up = given_up.map(|reason| GivenUp { reason: Some(reason.into()) });
+        Requested { job, runs_here: false, written: 0, given_up }
     }
 
     #[test]

@@ -72,7 +72,9 @@ pub enum Priority {
 pub struct Requested {
     /// What was requested.
     pub job: Job,
-    /// How many bytes have arrived, where the fill runs in this process; 0 elsewhere.
+    /// Whether it runs in this process.
+    pub runs_here: bool,
+    /// How many bytes have arrived, where it does; 0 elsewhere.
     pub written: u64,
     /// Set if it is not tried again until it is requested again.
     pub given_up: Option<GivenUp>,

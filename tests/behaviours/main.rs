@@ -16,6 +16,7 @@ mod large;
 mod listing;
 mod logins;
 mod model;
+mod much;
 mod new_bytes;
 mod oddities;
 mod openapi;

@@ -5,6 +5,7 @@ mod browser;
 mod crash;
 mod doctor;
 mod documents;
+mod listed;
 mod logins;
 mod memory;
 mod policy;

@@ -14,7 +14,7 @@ mod sendfile;
 mod serve;
 
 use std::ffi::{OsStr, OsString};
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -52,6 +52,7 @@ fn main() -> ExitCode {
     }
     match run(Arguments::read(words).command) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<ReadEnough>() => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "stopover: {error:#}");
             if error.is::<NothingStored>() { ExitCode::from(NOTHING_STORED) } else { ExitCode::FAILURE }
@@ -74,7 +75,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Health { asked } => ask(Asker::Anyone, asked, async |client, _| client.health().await),
         Command::Events { json, asked } => ask(Asker::Anyone, asked, async |client, _| client.events(json).await),
         Command::Ls { what, shown, asked } => {
-            ask(Asker::Anyone, asked, async |client, _| client.list_stored(what.as_deref(), &shown).await)
+            ask(Asker::Anyone, asked, async |client, _| client.list_stored(what.as_deref(), &shown, print).await)
         }
         Command::Inspect { image, shown, asked } => {
             ask(Asker::Anyone, asked, async |client, _| client.inspect(&image, &shown).await)
@@ -118,8 +119,16 @@ fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
+/// What reads the output has read enough, as `head` does: no failure, and the end.
+#[derive(thiserror::Error, Debug)]
+#[error("nothing reads the output any more")]
+struct ReadEnough;
+
 fn print(text: &str) -> anyhow::Result<()> {
-    Ok(std::io::stdout().write_all(text.as_bytes())?)
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(ReadEnough.into()),
+        written => Ok(written?),
+    }
 }
 
 /// Asks a running cache, because it alone may open its ledger, and prints the answer.

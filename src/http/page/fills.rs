@@ -9,7 +9,7 @@ use crate::oci::Repository;
 use crate::operate::fills::{FillReport, FillState, FillStatus};
 use crate::operate::report::Bytes;
 
-/// The most fills that are shown: each costs a read.
+/// The most fills that are shown, and the most images: each fill costs a read.
 const MOST: usize = 200;
 
 /// The fills of repositories that the caller may pull from, for operators all.
@@ -54,16 +54,13 @@ pub(super) async fn view(asked: &Asked<'_>) -> View {
     if report.fills.is_empty() && report.images.is_empty() {
         html.raw("<p class=\"calm\">Nothing is being copied, and nothing was given up.</p>");
     }
-    add(&mut html, &report);
-    if besides > 0 {
-        html.raw("<p>").text(besides).raw(" more are not shown.</p>");
-    }
+    add(&mut html, &report, besides);
     // What moves is asked for again soon, and what is new a little later.
     View { every: Some(if open { "1" } else { "5" }), ..View::new("Fills", html) }
 }
 
-/// Adds the table of fills, and the images that were given up.
-pub(super) fn add(html: &mut Html, report: &FillReport) {
+/// Adds the table of fills, the images that were given up, and how many there are besides.
+pub(super) fn add(html: &mut Html, report: &FillReport, besides: usize) {
     if !report.fills.is_empty() {
         html.table(["Repository", "State", "Progress", "Why", "Blob"], report.fills.iter().map(row));
     }
@@ -73,6 +70,9 @@ pub(super) fn add(html: &mut Html, report: &FillReport) {
             html.raw("<li><code>").text(&image.image).raw("</code></li>");
         }
         html.raw("</ul>");
+    }
+    if besides > 0 {
+        html.raw("<p>").text(besides).raw(" more are not shown.</p>");
     }
     let failed = |fill: &FillStatus| fill.state == FillState::Failed;
     if report.fills.iter().any(|fill| fill.state == FillState::Resting) {

@@ -8,9 +8,15 @@ use crate::cache::Cache;
 use crate::http::access::Caller;
 use crate::http::audit::Record;
 use crate::http::images::{Misunderstood, Parameters};
-use crate::oci::Repository;
+use crate::oci::{Digest, Repository};
 use crate::operate::images::{ImageReport, ImagesReport, LayerReport, PlatformReport, RepositoryReport, TaggedImage};
 use crate::operate::report::Bytes;
+use crate::ports::Section;
+
+/// The most repositories of a page, whatever `n` says: the page stays small.
+const MOST: usize = 100;
+/// The most platforms and layers that are shown of all images of a page together.
+const ROOM: usize = 600;
 
 fn failed(status: StatusCode, said: impl std::fmt::Display) -> View {
     View::failed(status, "Images", said)
@@ -27,7 +33,7 @@ pub(super) async fn view(Asked { cache, caller, parameters, .. }: &Asked<'_>) ->
 
 async fn list(cache: &Cache, caller: &Caller, parameters: &Parameters) -> View {
     let section = match parameters.section() {
-        Ok(section) => section,
+        Ok(section) => Section { most: section.most.min(MOST), ..section },
         Err(Misunderstood(said)) => return failed(StatusCode::BAD_REQUEST, said),
     };
     let sees = |repository: &Repository| caller.is_operator || caller.may_pull(cache, repository);
@@ -107,9 +113,9 @@ async fn image(cache: &Cache, caller: &Caller, parameters: &Parameters) -> View 
 }
 
 fn images(report: &ImageReport) -> Html {
-    let mut html = Html::default();
+    let (mut html, mut room) = (Html::default(), ROOM);
     for image in &report.images {
-        tagged(&mut html, &report.repository, image);
+        tagged(&mut html, &report.repository, image, &mut room);
     }
     if report.partial {
         html.raw("<p>Not everything is looked up: ask for one image.</p>");
@@ -117,7 +123,7 @@ fn images(report: &ImageReport) -> Html {
     html
 }
 
-fn tagged(html: &mut Html, repository: &str, image: &TaggedImage) {
+fn tagged(html: &mut Html, repository: &str, image: &TaggedImage, room: &mut usize) {
     let TaggedImage { tag, digest, bytes, shared_bytes, used_at, fresh_until, expires_at, pinned, platforms, .. } =
         image;
     html.raw("<h2>");
@@ -141,22 +147,37 @@ fn tagged(html: &mut Html, repository: &str, image: &TaggedImage) {
         html.raw("<p>In <code>stopover.toml</code>, so that it never expires:</p>");
         html.copyable(format_args!("Pin of {tag}"), format_args!("pin = [\"{repository}:{tag}\"]")).raw("</details>");
     }
-    for one in platforms {
-        platform(html, one);
+    for (number, one) in platforms.iter().enumerate() {
+        if *room == 0 {
+            return unshown(html, platforms.len() - number, "platforms", repository, digest);
+        }
+        platform(html, repository, one, room);
     }
 }
 
-fn platform(html: &mut Html, PlatformReport { platform, digest, stored, layers, .. }: &PlatformReport) {
+/// Says how many more there are, and where they are shown.
+fn unshown(html: &mut Html, count: usize, of: &'static str, repository: &str, digest: &Digest) {
+    let name = format!("{repository}@{digest}");
+    html.raw("<p>").text(count).raw(" more ").raw(of).raw(" are not shown: ");
+    html.link(&[("view", "images"), ("name", &name)], "this alone").raw("</p>");
+}
+
+/// Adds what an image has for one platform, as far as there is room.
+fn platform(html: &mut Html, repository: &str, one: &PlatformReport, room: &mut usize) {
+    let PlatformReport { platform, digest, stored, layers, .. } = one;
     html.raw("<h3>").text(platform.as_deref().unwrap_or("one platform"));
     html.raw(if *stored { "</h3><p>" } else { ", not stored</h3><p>" }).part(&Html::code(digest)).raw("</p>");
-    if layers.is_empty() {
-        return;
-    }
+    *room = room.saturating_sub(1);
+    let shown = layers.len().min(*room);
+    *room = room.saturating_sub(shown);
     let yes = |it: bool| Html::of(if it { "yes" } else { "no" });
-    html.table(
-        ["Layer", "Size", "Stored", "Shared"],
-        layers.iter().map(|LayerReport { digest, bytes, stored, shared }| {
+    if shown > 0 {
+        let row = |LayerReport { digest, bytes, stored, shared }: &LayerReport| {
             [Html::code(digest), Html::of(Bytes(*bytes)), yes(*stored), yes(*shared)]
-        }),
-    );
+        };
+        html.table(["Layer", "Size", "Stored", "Shared"], layers.iter().take(shown).map(row));
+    }
+    if shown < layers.len() {
+        unshown(html, layers.len() - shown, "layers", repository, digest);
+    }
 }

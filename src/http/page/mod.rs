@@ -15,7 +15,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{any, get};
+use axum::routing::any;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use http::header::{
@@ -44,20 +44,17 @@ const ICON: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg'
                     height='16' rx='4' fill='%230b6e6e'/%3E%3Cpath d='M4 5h8M4 8h8M4 11h5' stroke='white' stroke-width='1.6' \
                     stroke-linecap='round'/%3E%3C/svg%3E";
 
-/// Only this style, and what this host sends: a script that is under `/v2/` is refused there, because a page asks for it.
+/// Only this style, this script, and what the script asks of this host.
 static POLICY: LazyLock<Option<HeaderValue>> = LazyLock::new(|| {
-    let hash = BASE64_STANDARD.encode(Digest::of(Algorithm::Sha256, STYLE.as_bytes()).to_bytes());
+    let [style, script] = [STYLE, SCRIPT].map(|text| {
+        let digest = Digest::of(Algorithm::Sha256, text.as_bytes());
+        format!("'sha256-{}'", BASE64_STANDARD.encode(digest.to_bytes()))
+    });
     let policy = format!(
-        "default-src 'none'; style-src 'sha256-{hash}'; script-src 'self'; connect-src 'self'; img-src data:; \
+        "default-src 'none'; style-src {style}; script-src {script}; connect-src 'self'; img-src data:; \
          form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     );
     HeaderValue::from_str(&policy).ok()
-});
-
-/// Another script has another address, so a browser may keep it.
-static SCRIPT_ADDRESS: LazyLock<String> = LazyLock::new(|| {
-    let digest = Digest::of(Algorithm::Sha256, SCRIPT.as_bytes()).to_string();
-    format!("/_stopover/page.js?{}", digest.chars().skip("sha256:".len()).take(12).collect::<String>())
 });
 
 /// The views, in the order of the navigation: each by its name in `view`, and by its title.
@@ -93,17 +90,7 @@ impl View {
 }
 
 pub(super) fn routes() -> Router<Arc<Cache>> {
-    Router::new().route("/", any(page)).route("/_stopover/page.js", get(script))
-}
-
-/// The script: the same for every caller.
-async fn script() -> Response {
-    let headers = [
-        (CONTENT_TYPE, "text/javascript; charset=utf-8"),
-        (CACHE_CONTROL, "public, max-age=31536000, immutable"),
-        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    ];
-    (headers, SCRIPT).into_response()
+    Router::new().route("/", any(page))
 }
 
 /// Whether a person in a browser asks, by an address, a link, a form or the script of the page itself. Another page may
@@ -177,8 +164,8 @@ fn framed(name: &str, View { title, body, every, .. }: &View, footer: &Html) -> 
     let mut page = Html::default();
     page.raw("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>").text(title);
     page.raw(" - Stopover</title><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><style>");
-    page.raw(STYLE).raw("</style><link rel=\"icon\" href=\"").raw(ICON).raw("\"><script defer src=\"");
-    page.text(&*SCRIPT_ADDRESS).raw("\"></script></head><body><a class=\"skip\" href=\"#main\">To the content</a>");
+    page.raw(STYLE).raw("</style><link rel=\"icon\" href=\"").raw(ICON).raw("\"></head><body>");
+    page.raw("<a class=\"skip\" href=\"#main\">To the content</a>");
     page.raw("<header><strong>Stopover</strong><nav aria-label=\"Views\">");
     for (view, title) in VIEWS {
         page.raw(if view == name { "<a aria-current=\"page\" href=\"/?view=" } else { "<a href=\"/?view=" });
@@ -190,7 +177,8 @@ fn framed(name: &str, View { title, body, every, .. }: &View, footer: &Html) -> 
     }
     page.raw(">").part(body).raw("</div></main>");
     page.part(footer);
-    page.raw("</body></html>\n");
+    // In the page, which is whole with one request.
+    page.raw("<script>").raw(SCRIPT).raw("</script></body></html>\n");
     page.finish()
 }
 

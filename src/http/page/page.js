@@ -36,32 +36,61 @@ for (const pre of document.querySelectorAll(".copy pre")) {
 }
 
 const live = document.getElementById("live");
+const trouble = document.createElement("p");
+trouble.setAttribute("role", "status");
+
+// How long an answer may take.
+const patience = 10_000;
+
+// What is live in the same view, as the cache shows it now.
+async function asked() {
+  // Not `href`, which may have a name and a secret in it.
+  const { origin, pathname, search } = location;
+  const headers = { accept: "text/html" };
+  const answer = await fetch(origin + pathname + search, { headers, signal: AbortSignal.timeout(patience) });
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const next = page.getElementById("live");
+  if (!answer.ok || !next) {
+    throw new Error("not shown");
+  }
+  return next;
+}
+
+// A sign that what is shown is old. It is the same text until it goes, so that it is read out once.
+function sign(text) {
+  if (Boolean(text) !== Boolean(trouble.textContent)) {
+    trouble.textContent = text;
+    trouble.className = text && "note bad";
+  }
+}
+
+let seen = new Date();
 
 // Asks for the same view again, and shows what is new in it. A text that is being selected, or has the focus, stays.
 async function refresh() {
-  const selection = getSelection();
-  const isInUse =
-    live.contains(document.activeElement) || (!selection.isCollapsed && live.contains(selection.anchorNode));
-  if (!document.hidden && !isInUse) {
+  if (!document.hidden) {
     try {
-      // Not `href`, which may have a name and a secret in it.
-      const { origin, pathname, search } = location;
-      const answer = await fetch(origin + pathname + search, { headers: { accept: "text/html" } });
-      const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-      const next = page.getElementById("live");
-      if (answer.ok && next) {
+      const next = await asked();
+      const selection = getSelection();
+      const isInUse =
+        live.contains(document.activeElement) || (!selection.isCollapsed && live.contains(selection.anchorNode));
+      if (!isInUse) {
         live.dataset.every = next.dataset.every;
         if (live.innerHTML !== next.innerHTML) {
           live.replaceChildren(...next.childNodes);
         }
+        seen = new Date();
       }
+      sign("");
     } catch {
       // The cache may be back the next time.
+      sign(`The cache does not answer. This was shown at ${seen.toISOString().slice(11, 19)} UTC.`);
     }
   }
   setTimeout(refresh, live.dataset.every * 1000);
 }
 
 if (live) {
+  live.before(trouble);
   setTimeout(refresh, live.dataset.every * 1000);
 }

@@ -62,14 +62,14 @@ async fn upstreams(html: &mut Html, asked: &Asked<'_>) {
 /// Blobs that were requested, and are not stored.
 async fn incomplete(asked: &Asked<'_>) -> Html {
     match fills::of(asked).await {
-        Ok((mut report, _)) => {
+        Ok((mut report, besides)) => {
             report.fills.retain(|fill| matches!(fill.state, FillState::Failed | FillState::Resting));
-            if report.fills.is_empty() && report.images.is_empty() {
+            if report.fills.is_empty() && report.images.is_empty() && besides == 0 {
                 return calm("No blob that was requested is missing.");
             }
             let mut html =
                 sentence("These blobs were requested and are not stored. They come from upstream, if it has them.");
-            fills::add(&mut html, &report);
+            fills::add(&mut html, &report, besides);
             html
         }
         Err(said) => said,

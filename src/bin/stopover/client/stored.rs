@@ -15,7 +15,7 @@ use stopover::values::time::Timestamp;
 use super::Client;
 use super::robots::date;
 use super::status::pretty;
-use super::table::{harmless, table, width};
+use super::table::{Table, harmless, table, width};
 
 /// How what is stored is shown.
 #[derive(clap::Args)]
@@ -32,20 +32,37 @@ pub(crate) struct Shown {
 const DIGITS: usize = 12;
 
 impl Client {
-    /// The repositories whose names begin like this, or the images of one.
-    pub(crate) async fn list_stored(&self, what: Option<&str>, shown: &Shown) -> anyhow::Result<String> {
+    /// The repositories whose names begin like this, or the images of one. Each page is printed as soon as it is there; what
+    /// is returned comes behind them.
+    pub(crate) async fn list_stored(
+        &self,
+        what: Option<&str>,
+        shown: &Shown,
+        print: impl Fn(&str) -> anyhow::Result<()>,
+    ) -> anyhow::Result<String> {
         // `docker.io/` is the beginning of names, and no name.
         if let Some(name) = what.filter(|what| !what.ends_with('/'))
             && let Some(image) = self.stored_image(name).await?
         {
             return show_image(&image, shown);
         }
-        let report = self.stored_repositories(what).await?;
         if shown.json {
-            return pretty(&report);
+            return pretty(&self.stored_repositories(what).await?);
         }
-        let text = if shown.quiet { names(&report) } else { list(&report) };
-        Ok(text + cut(&report))
+        let mut list = Table::new(["REPOSITORY", "SIZE", "SHARED", "LAST USED", "TAGS"], width());
+        let (mut is_empty, mut is_cut) = (true, false);
+        let listed = self.each_page(what, |page| {
+            is_cut |= page.cut;
+            is_empty &= page.repositories.is_empty();
+            match (shown.quiet, page.repositories.is_empty()) {
+                (true, _) => print(&names(&page)),
+                (false, false) => print(&list.add(&page.repositories.iter().map(row).collect::<Vec<_>>())),
+                (false, true) => Ok(()),
+            }
+        });
+        listed.await?;
+        let nothing = if is_empty && !shown.quiet { "nothing is stored that is called so\n" } else { "" };
+        Ok(nothing.to_owned() + cut(is_cut))
     }
 
     /// One image, or all of a repository, down to the layers.
@@ -64,7 +81,7 @@ impl Client {
         let mut report = self.stored_repositories(prefix).await?;
         report.repositories.sort_by_key(|repository| std::cmp::Reverse((repository.own_bytes(), repository.bytes)));
         if shown.quiet {
-            return Ok(names(&report) + cut(&report));
+            return Ok(names(&report) + cut(report.cut));
         }
         let own = report.repositories.iter().map(RepositoryReport::own_bytes).sum::<u64>();
         if shown.json {
@@ -86,21 +103,39 @@ impl Client {
             .map(|one| [size(one.own_bytes()), shared(one), size(one.bytes), one.repository.clone()])
             .collect();
         let text = table(["OWN", "SHARED", "SIZE", "REPOSITORY"], &rows, width());
-        Ok(format!("{text}\n{} in {} repositories, and once what they share\n{}", size(own), rows.len(), cut(&report)))
+        Ok(format!(
+            "{text}\n{} in {} repositories, and once what they share\n{}",
+            size(own),
+            rows.len(),
+            cut(report.cut)
+        ))
     }
 
     /// All pages of the repositories whose names begin like this.
     async fn stored_repositories(&self, prefix: Option<&str>) -> anyhow::Result<ImagesReport> {
-        let mut next = Some(query("images", &[("n", Some("1000")), ("prefix", prefix)]));
         let mut report = ImagesReport::default();
+        let listed = self.each_page(prefix, |page| {
+            report.repositories.extend(page.repositories);
+            report.cut |= page.cut;
+            Ok(())
+        });
+        listed.await?;
+        Ok(report)
+    }
+
+    /// Hands on each page of them.
+    async fn each_page(
+        &self,
+        prefix: Option<&str>,
+        mut take: impl FnMut(ImagesReport) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut next = Some(query("images", &[("n", Some("1000")), ("prefix", prefix)]));
         while let Some(place) = next {
             let page: Option<ImagesReport>;
             (page, next) = self.page(&place).await?;
-            let page = page.context("that is no cache of this version")?;
-            report.repositories.extend(page.repositories);
-            report.cut |= page.cut;
+            take(page.context("that is no cache of this version")?)?;
         }
-        Ok(report)
+        Ok(())
     }
 
     /// All pages of an image. `None`: nothing of it is stored.
@@ -138,29 +173,23 @@ fn query(of: &str, parameters: &[(&str, Option<&str>)]) -> String {
     format!("/_stopover/{of}?{}", given.collect::<Vec<_>>().join("&"))
 }
 
-fn cut(report: &ImagesReport) -> &'static str {
-    if report.cut { "there may be more: name the beginning of what you may pull\n" } else { "" }
+fn cut(is_cut: bool) -> &'static str {
+    if is_cut { "there may be more: name the beginning of what you may pull\n" } else { "" }
 }
 
 fn names(report: &ImagesReport) -> String {
     report.repositories.iter().map(|repository| harmless(&repository.repository) + "\n").collect()
 }
 
-fn list(report: &ImagesReport) -> String {
-    if report.repositories.is_empty() {
-        return "nothing is stored that is called so\n".into();
+/// A line of the list.
+fn row(repository: &RepositoryReport) -> [String; 5] {
+    let RepositoryReport { tags, some_tags, .. } = repository;
+    let mut named = some_tags.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if *tags > some_tags.len() as u64 {
+        let _ = write!(named, " and {} more", tags - some_tags.len() as u64);
     }
-    let row = |repository: &RepositoryReport| {
-        let RepositoryReport { tags, some_tags, .. } = repository;
-        let mut named = some_tags.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        if *tags > some_tags.len() as u64 {
-            let _ = write!(named, " and {} more", tags - some_tags.len() as u64);
-        }
-        let used_at = day(Some(repository.used_at));
-        [repository.repository.clone(), size(repository.bytes), shared(repository), used_at, named]
-    };
-    let rows: Vec<_> = report.repositories.iter().map(row).collect();
-    table(["REPOSITORY", "SIZE", "SHARED", "LAST USED", "TAGS"], &rows, width())
+    let used_at = day(Some(repository.used_at));
+    [repository.repository.clone(), size(repository.bytes), shared(repository), used_at, named]
 }
 
 fn show_image(image: &ImageReport, shown: &Shown) -> anyhow::Result<String> {

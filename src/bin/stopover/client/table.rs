@@ -28,23 +28,42 @@ pub(super) fn harmless(text: &str) -> String {
 
 /// Rows below a head, in columns. Lines are cut at `width`: the last column is for what may be long.
 pub(super) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]], width: Option<usize>) -> String {
-    let rows: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(|cell| harmless(cell))).collect();
-    let head = head.map(str::to_owned);
-    let rows: Vec<&[String; N]> = std::iter::once(&head).chain(&rows).collect();
-    let mut widths = [0; N];
-    for row in &rows {
-        for (most, cell) in widths.iter_mut().zip(*row) {
-            *most = cell.chars().count().max(*most);
+    Table::new(head, width).add(rows)
+}
+
+/// A table that is written part by part. Columns are as wide as what was in them so far.
+pub(super) struct Table<'a, const N: usize> {
+    /// Until it is written.
+    head: Option<[&'a str; N]>,
+    widths: [usize; N],
+    width: Option<usize>,
+}
+
+impl<'a, const N: usize> Table<'a, N> {
+    /// An empty one.
+    pub(super) fn new(head: [&'a str; N], width: Option<usize>) -> Self {
+        Self { head: Some(head), widths: [0; N], width }
+    }
+
+    /// The lines of more rows, below the head if they are the first.
+    pub(super) fn add(&mut self, rows: &[[String; N]]) -> String {
+        let head = self.head.take().map(|head| head.map(str::to_owned));
+        let rows: Vec<[String; N]> =
+            head.into_iter().chain(rows.iter().map(|row| row.each_ref().map(|cell| harmless(cell)))).collect();
+        for row in &rows {
+            for (most, cell) in self.widths.iter_mut().zip(row) {
+                *most = cell.chars().count().max(*most);
+            }
         }
+        let mut text = String::new();
+        for row in rows {
+            let cells = row.iter().zip(self.widths).map(|(cell, width)| format!("{cell:width$}"));
+            let line = cells.collect::<Vec<_>>().join(GAP);
+            text.push_str(&cut(line.trim_end(), self.width));
+            text.push('\n');
+        }
+        text
     }
-    let mut text = String::new();
-    for row in rows {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
-        let line = cells.collect::<Vec<_>>().join(GAP);
-        text.push_str(&cut(line.trim_end(), width));
-        text.push('\n');
-    }
-    text
 }
 
 /// The beginning of a line that is longer than this.
@@ -71,6 +90,12 @@ mod tests {
                         \\u{1b}[2Jb\\u{202e}\\n  a reason that is long\n\
                         ü\n";
         assert_eq!(text, expected);
+        // Written part by part it is aligned with what was there.
+        let mut parts = Table::new(["NAME", "WHY"], None);
+        assert_eq!(parts.add(&rows[..1]), "NAME  WHY\na     1\n");
+        assert_eq!(parts.add(&rows[2..]), "ü\n");
+        assert_eq!(parts.add(&[row("a longer name", "2")]), "a longer name  2\n");
+        assert_eq!(parts.add(&[row("b", "3")]), "b              3\n");
         let narrow = table(["NAME", "WHY"], &rows, Some(30));
         assert!(narrow.lines().all(|line| line.chars().count() <= 30), "{narrow}");
         assert!(narrow.contains("a reaso…"), "{narrow}");
