@@ -1,9 +1,11 @@
 //! `DynamoDB`: dynoxide in memory, behind a proxy that keeps the journal.
 //!
-//! dynoxide checks that a request is signed, not the signature.
+//! dynoxide checks that a request is signed, not the signature. For each page of a scan it would read all that is left of
+//! the table; so that a page costs the page, [`index`] gives it the order of segments, and the proxy the most items to read.
 
 use std::sync::Arc;
 
+use anyhow::anyhow;
 use axum::{
     Router,
     body::Bytes,
@@ -19,6 +21,9 @@ use crate::loopback::Loopback;
 
 /// The service's own limit on a request, in bytes.
 const MAX_REQUEST: usize = 16 * 1024 * 1024;
+
+/// The most items of a page of a scan: a page of 1 MB has fewer, unless they are of less than 100 bytes.
+const PAGE_ITEMS: usize = 10_000;
 
 #[derive(Clone)]
 struct Proxy {
@@ -50,10 +55,15 @@ impl Proxy {
     }
 }
 
-/// Starts the service and returns its endpoint URL.
-pub(super) fn start(loopback: &Loopback, journal: Arc<Journal>, capacity: Arc<Capacity>) -> anyhow::Result<String> {
-    let database = dynoxide::Database::memory().map_err(|error| anyhow::anyhow!("{error:?}"))?;
+/// Starts the service and returns its endpoint URL, and the name of its database in this process.
+pub(super) fn start(
+    loopback: &Loopback,
+    journal: Arc<Journal>,
+    capacity: Arc<Capacity>,
+) -> anyhow::Result<(String, String)> {
     let (listener, address) = loopback.bind()?;
+    let name = format!("file:dynamodb-{}?mode=memory&cache=shared", address.port());
+    let database = dynoxide::Database::new(&name).map_err(|error| anyhow!("{error:?}"))?;
     loopback.spawn(dynoxide::server::serve_on(listener, database));
 
     let proxy = Proxy {
@@ -65,10 +75,16 @@ pub(super) fn start(loopback: &Loopback, journal: Arc<Journal>, capacity: Arc<Ca
     let (listener, address) = loopback.bind()?;
     let router = Router::new().fallback(forward).layer(DefaultBodyLimit::max(MAX_REQUEST + 1024)).with_state(proxy);
     loopback.serve(listener, router);
-    Ok(format!("http://{address}"))
+    Ok((format!("http://{address}"), name))
 }
 
-async fn forward(State(proxy): State<Proxy>, mut headers: HeaderMap, body: Bytes) -> Response {
+/// Has the items of a table be found in the order in which segments are scanned.
+pub(super) fn index(database: &str) -> anyhow::Result<()> {
+    let order = format!("CREATE INDEX segments ON \"{}\" (hash_prefix, pk, sk)", super::TABLE);
+    Ok(rusqlite::Connection::open(database)?.execute_batch(&order)?)
+}
+
+async fn forward(State(proxy): State<Proxy>, mut headers: HeaderMap, mut body: Bytes) -> Response {
     let target = headers.get("x-amz-target").and_then(|target| target.to_str().ok()).unwrap_or_default();
     let operation = target.split_once('.').map_or("", |(_, operation)| operation).to_owned();
     match proxy.journal.record(Service::DynamoDb, &operation) {
@@ -81,6 +97,10 @@ async fn forward(State(proxy): State<Proxy>, mut headers: HeaderMap, body: Bytes
         None => {}
     }
     headers.remove(header::HOST);
+    if operation == "Scan" {
+        body = with_limit(body);
+        headers.remove(header::CONTENT_LENGTH);
+    }
     if proxy.capacity.is_counting() && !proxy.take(&operation, &headers, &body).await {
         return refuse(StatusCode::BAD_REQUEST, "ProvisionedThroughputExceededException");
     }
@@ -91,6 +111,13 @@ async fn forward(State(proxy): State<Proxy>, mut headers: HeaderMap, body: Bytes
         Ok::<_, reqwest::Error>((status, headers, answer.bytes().await?).into_response())
     };
     answer.await.unwrap_or_else(|error| (StatusCode::BAD_GATEWAY, error.to_string()).into_response())
+}
+
+/// A scan that says how many items it wants at most, as it was, else one of a page.
+fn with_limit(body: Bytes) -> Bytes {
+    let Ok(Value::Object(mut request)) = serde_json::from_slice(&body) else { return body };
+    request.entry("Limit").or_insert(PAGE_ITEMS.into());
+    Value::Object(request).to_string().into()
 }
 
 fn refuse(status: StatusCode, code: &str) -> Response {

@@ -119,7 +119,7 @@ impl Endpoints {
         let journal = Arc::new(Journal::default());
         let store = Arc::new(Store::new(BUCKET)?);
         let capacity = Arc::new(Capacity::default());
-        let dynamodb = dynamo::start(&loopback, Arc::clone(&journal), Arc::clone(&capacity))?;
+        let (dynamodb, database) = dynamo::start(&loopback, Arc::clone(&journal), Arc::clone(&capacity))?;
         let s3 = s3::start(&loopback, &store, Arc::clone(&journal))?;
         let (sqs, queues) = sqs::start(&loopback, Arc::clone(&journal), settings)?;
         let (ecr, logins) = ecr::start(&loopback, Arc::clone(&journal))?;
@@ -128,6 +128,7 @@ impl Endpoints {
         let urls = Urls { dynamodb, s3, sqs, ecr, kept: kept_at, organizations };
         let endpoints = Self { urls, journal, capacity, store, queues, logins, kept, organization, loopback };
         endpoints.create_table().await.context("cannot create the table")?;
+        dynamo::index(&database).context("cannot index the table")?;
         Ok(endpoints)
     }
 

@@ -112,8 +112,9 @@ impl S3 for Operations {
             return Err(not_modelled());
         }
         let after = input.continuation_token.as_ref().or(input.start_after.as_ref());
-        let mut found = self.0.list(input.prefix.as_deref().unwrap_or(""), after.map_or("", String::as_str));
         let page = page(input.max_keys)?;
+        let (prefix, after) = (input.prefix.as_deref().unwrap_or(""), after.map_or("", String::as_str));
+        let mut found = self.0.list(prefix, after, page + 1);
         let truncated = found.len() > page;
         found.truncate(page);
         Ok(S3Response::new(ListObjectsV2Output {

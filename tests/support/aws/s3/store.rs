@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    ops::Bound,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
@@ -143,10 +144,13 @@ impl Store {
         self.contents().objects.remove(key);
     }
 
-    /// The objects after `after` whose keys begin with `prefix`, in order.
-    pub(super) fn list(&self, prefix: &str, after: &str) -> Vec<(String, Arc<Object>)> {
+    /// At most `most` objects after `after` whose keys begin with `prefix`, in order.
+    pub(super) fn list(&self, prefix: &str, after: &str, most: usize) -> Vec<(String, Arc<Object>)> {
         let contents = self.contents();
-        let matching = contents.objects.iter().filter(|(key, _)| key.starts_with(prefix) && key.as_str() > after);
+        // Those that begin with a prefix follow each other.
+        let from = if after < prefix { Bound::Included(prefix) } else { Bound::Excluded(after) };
+        let matching = contents.objects.range::<str, _>((from, Bound::Unbounded));
+        let matching = matching.take_while(|(key, _)| key.starts_with(prefix)).take(most);
         matching.map(|(key, object)| (key.clone(), Arc::clone(object))).collect()
     }
 
