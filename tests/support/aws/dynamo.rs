@@ -4,6 +4,7 @@
 //! the table; so that a page costs the page, [`index`] gives it the order of segments, and the proxy the most items to read.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::anyhow;
 use axum::{
@@ -24,6 +25,9 @@ const MAX_REQUEST: usize = 16 * 1024 * 1024;
 
 /// The most items of a page of a scan: a page of 1 MB has fewer, unless they are of less than 100 bytes.
 const PAGE_ITEMS: usize = 10_000;
+
+/// How many databases this process has had: each has a name of its own.
+static DATABASES: AtomicU64 = AtomicU64::new(0);
 
 #[derive(Clone)]
 struct Proxy {
@@ -62,7 +66,7 @@ pub(super) fn start(
     capacity: Arc<Capacity>,
 ) -> anyhow::Result<(String, String)> {
     let (listener, address) = loopback.bind()?;
-    let name = format!("file:dynamodb-{}?mode=memory&cache=shared", address.port());
+    let name = format!("file:dynamodb-{}?mode=memory&cache=shared", DATABASES.fetch_add(1, Ordering::Relaxed));
     let database = dynoxide::Database::new(&name).map_err(|error| anyhow!("{error:?}"))?;
     loopback.spawn(dynoxide::server::serve_on(listener, database));
 
