@@ -105,8 +105,8 @@ async fn a_sweep_removes_what_is_old_of_a_large_table_in_memory_that_is_bounded_
     let wrote = began.elapsed();
 
     let filler = environment.start_with_timeout(FILLER, Duration::from_mins(15)).await?;
-    let (idle, calls) = (filler.peak_resident_bytes()?, || endpoints.calls(Service::DynamoDb, EVERY_OPERATION));
-    let (before, began) = (calls(), Instant::now());
+    let (idle, calls) = (filler.peak_resident_bytes()?, |operation| endpoints.calls(Service::DynamoDb, operation));
+    let (before, began) = (calls(EVERY_OPERATION), Instant::now());
     let swept = filler.invoke(json!({ "sweep": {} })).await?;
     let (took, peak) = (began.elapsed(), filler.peak_resident_bytes()?);
     let old = images / OLD;
@@ -115,11 +115,13 @@ async fn a_sweep_removes_what_is_old_of_a_large_table_in_memory_that_is_bounded_
     ensure!(endpoints.objects().len() == images - old + 1, "{} objects", endpoints.objects().len());
     let items = ITEMS * images + 1;
     eprintln!(
-        "{items} items, {} of them old: written in {} s, swept in {} s with {} calls of DynamoDB, {} MiB resident ({} before)",
+        "{items} items, {} of them old: written in {} s, swept in {} s with {} calls of DynamoDB, \
+         {} of them pages of the table, {} MiB resident ({} before)",
         ITEMS * old,
         wrote.as_secs(),
         took.as_secs(),
-        calls() - before,
+        calls(EVERY_OPERATION) - before,
+        calls("Scan"),
         peak / MIB,
         idle / MIB
     );
