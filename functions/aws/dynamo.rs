@@ -346,6 +346,20 @@ impl Ledger for DynamoLedger {
         self.get(item::gauge_key(key), true).await?.map(versioned).transpose()
     }
 
+    async fn gauges(&self, keys: &[GaugeKey]) -> Result<Vec<(GaugeKey, Versioned<Gauge>)>, StoreError> {
+        let mut found = Vec::new();
+        for keys in keys.chunks(BATCH_KEYS) {
+            let asked: Vec<(&GaugeKey, Item)> = keys.iter().map(|key| (key, item::gauge_key(key))).collect();
+            let items = self.get_batch(asked.iter().map(|(_, key)| key.clone()).collect(), true).await?;
+            for item in items {
+                let is_of = |key: &Item| key.iter().all(|(name, value)| item.get(name) == Some(value));
+                let Some((key, _)) = asked.iter().find(|(_, key)| is_of(key)) else { continue };
+                found.push(((*key).clone(), versioned(item)?));
+            }
+        }
+        Ok(found)
+    }
+
     async fn swap_gauge(
         &self,
         key: &GaugeKey,

@@ -316,6 +316,11 @@ impl Ledger for EmbeddedLedger {
         self.0.read_json(&gauge_key(key))
     }
 
+    async fn gauges(&self, keys: &[GaugeKey]) -> Result<Vec<(GaugeKey, Versioned<Gauge>)>, StoreError> {
+        let read = |key: &GaugeKey| Ok(self.0.read_json(&gauge_key(key))?.map(|gauge| (key.clone(), gauge)));
+        keys.iter().filter_map(|key| read(key).transpose()).collect()
+    }
+
     async fn swap_gauge(
         &self,
         key: &GaugeKey,

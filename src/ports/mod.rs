@@ -135,6 +135,9 @@ pub trait Ledger: Inventory {
     /// The quota and the breakers of an upstream, as one credential sees them.
     async fn gauge(&self, key: &GaugeKey) -> Result<Option<Versioned<Gauge>>, StoreError>;
 
+    /// Those of some gauges that are there, in no order and, where storage can, with one request.
+    async fn gauges(&self, keys: &[GaugeKey]) -> Result<Vec<(GaugeKey, Versioned<Gauge>)>, StoreError>;
+
     /// Writes a gauge if the item still has the version `expected` (`None`: does not exist), and returns its new
     /// version. `None`: it has another version, and nothing was written.
     async fn swap_gauge(&self, key: &GaugeKey, expected: Option<u64>, gauge: &Gauge)

@@ -160,6 +160,11 @@ impl Ledger for Troubled {
         self.inner.gauge(key).await
     }
 
+    async fn gauges(&self, keys: &[GaugeKey]) -> Result<Vec<(GaugeKey, Versioned<Gauge>)>, StoreError> {
+        self.answer_or_not().await;
+        self.inner.gauges(keys).await
+    }
+
     async fn swap_gauge(
         &self,
         key: &GaugeKey,

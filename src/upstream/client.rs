@@ -11,12 +11,13 @@ use url::Url;
 use super::account::{Account, Heads};
 use super::answer::{self, UpstreamResponse, own_media_type, read_limited, timed};
 use super::guard::Clients;
+use super::meter::Meter;
 use super::send::hop_ends;
 use crate::config::{Cold, Deleted, UpstreamConfig};
 use crate::errors::UpstreamError;
 use crate::oci::{Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, Name, Observed, Reference, UpstreamId};
 use crate::records::GaugeKey;
-use crate::records::gauge::{Gauge, Kind};
+use crate::records::gauge::Kind;
 use crate::values::time::Clock;
 
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -69,9 +70,9 @@ impl Upstream {
         &self.account.key
     }
 
-    /// What it last said about our quota and its own health.
-    pub async fn gauge(&self) -> Gauge {
-        self.account.meter.gauge().await
+    /// What measures its quota and its health, for all that ask it with this credential.
+    pub(super) fn meter(&self) -> &Meter {
+        &self.account.meter
     }
 
     /// What a client gets for a blob of this upstream that is not stored yet.

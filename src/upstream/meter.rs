@@ -3,7 +3,7 @@
 //! Requests use the gauge in memory. The ledger is read and written by one exchange at a time, and no request waits for
 //! it longer than [`PATIENCE`]: a slow ledger must not stop an account's traffic.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +25,12 @@ const REST: Duration = Duration::from_secs(2);
 /// How many changes of a breaker are kept until the ledger takes them. More failures than that do not change it
 /// further.
 const UNWRITTEN: usize = 16;
+
+/// What the ledger answers within [`PATIENCE`].
+async fn in_time<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    let late = |_| Err(StoreError::Unavailable(format!("no answer within {PATIENCE:?}").into()));
+    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(late)
+}
 
 /// A gauge with its place in the ledger.
 pub(super) struct Meter {
@@ -103,10 +109,26 @@ impl Meter {
         Err(UpstreamError::Throttled { limit: Limit::Pulls, retry_after: None, detail }.left_alone())
     }
 
-    /// The gauge in the ledger, or the one in memory while the ledger does not answer.
-    pub(super) async fn gauge(&self) -> Gauge {
-        self.exchange(self.read()).await;
-        self.known().gauge.clone()
+    /// Reads what the ledger has of all of these, at once and within [`PATIENCE`]. One whose exchange is under way is left
+    /// to that; while the ledger does not answer, all of them go by what is in memory.
+    pub(super) async fn read_all(meters: &[&Self]) {
+        let idle: Vec<_> = meters.iter().filter_map(|meter| Some((*meter, meter.exchange.try_lock().ok()?))).collect();
+        let Some((first, _)) = idle.first() else { return };
+        let keys: Vec<GaugeKey> = idle.iter().map(|(meter, _)| meter.key.clone()).collect();
+        match in_time(first.ledger.gauges(&keys)).await {
+            Ok(shared) => {
+                let mut shared: HashMap<GaugeKey, Versioned<Gauge>> = shared.into_iter().collect();
+                for (meter, _) in &idle {
+                    meter.learn(shared.remove(&meter.key));
+                }
+            }
+            Err(error) => {
+                for (meter, _) in &idle {
+                    meter.rest();
+                }
+                tracing::warn!(error = %chain(&error), "this process goes by its own gauges");
+            }
+        }
     }
 
     /// Permits a request of this kind, unless a breaker is open. When a pause is over, one request gets a permit and
@@ -241,11 +263,10 @@ impl Meter {
             let _alone = self.exchange.lock().await;
             work.await
         };
-        let late = || StoreError::Unavailable(format!("no answer within {PATIENCE:?}").into());
-        match tokio::time::timeout(PATIENCE, alone).await.unwrap_or_else(|_| Err(late())) {
+        match in_time(alone).await {
             Ok(value) => Some(value),
             Err(error) => {
-                self.known().rests_until = Some(self.clock.now().plus(REST));
+                self.rest();
                 tracing::warn!(upstream.id = %self.key.upstream, error = %chain(&error), "this process goes by its own gauge");
                 None
             }
@@ -254,13 +275,23 @@ impl Meter {
 
     async fn read(&self) -> Result<(), StoreError> {
         let shared = self.ledger.gauge(&self.key).await?;
+        self.learn(shared);
+        Ok(())
+    }
+
+    /// Takes over what the ledger has.
+    fn learn(&self, shared: Option<Versioned<Gauge>>) {
         let mut known = self.known();
         known.read_at = Some(self.clock.now());
         match shared {
             Some(shared) => known.take_over(shared),
             None => known.version = None,
         }
-        Ok(())
+    }
+
+    /// Leaves the ledger alone for a while.
+    fn rest(&self) {
+        self.known().rests_until = Some(self.clock.now().plus(REST));
     }
 
     async fn write(&self) -> Result<(), StoreError> {

@@ -31,6 +31,7 @@ pub use account::UpstreamNews;
 
 use account::Account;
 use login::UpstreamLogin;
+use meter::Meter;
 use standing::{Said, Standings, says, says_if_any};
 
 use crate::config::{Config, DEFAULT_UPSTREAM, Places};
@@ -296,10 +297,11 @@ impl Upstreams {
         let mut upstreams: Vec<&Upstream> =
             self.parts.values().flat_map(|parts| parts.iter().rev().map(|(_, upstream)| upstream)).collect();
         upstreams.retain(|upstream| seen.insert(upstream.gauge_key()));
-        let gauges = upstreams.into_iter().map(async |upstream| (upstream, upstream.gauge().await));
-        let mut gauges = futures_util::future::join_all(gauges).await;
-        gauges.retain(|(upstream, gauge)| upstream.config().family.is_none() || *gauge != Gauge::default());
-        gauges
+        Meter::read_all(&upstreams.iter().map(|upstream| upstream.meter()).collect::<Vec<_>>()).await;
+        let gauges = upstreams.into_iter().map(|upstream| (upstream, upstream.meter().known_gauge()));
+        let is_shown =
+            |upstream: &Upstream, gauge: &Gauge| upstream.config().family.is_none() || *gauge != Gauge::default();
+        gauges.filter(|(upstream, gauge)| is_shown(upstream, gauge)).collect()
     }
 }
 

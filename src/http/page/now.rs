@@ -31,7 +31,7 @@ pub(super) async fn view(asked: &Asked<'_>) -> View {
             html.raw("<p class=\"calm\">").text(idle.len()).raw(" more were not asked for anything yet.</p>");
         }
     }
-    // On AWS each view is a call of a function and a read for each upstream.
+    // On AWS each view is a call of a function and two of the table.
     View { every: Some("30"), ..View::new("Now", html) }
 }
 
