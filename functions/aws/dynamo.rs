@@ -352,8 +352,7 @@ impl Ledger for DynamoLedger {
             let asked: Vec<(&GaugeKey, Item)> = keys.iter().map(|key| (key, item::gauge_key(key))).collect();
             let items = self.get_batch(asked.iter().map(|(_, key)| key.clone()).collect(), true).await?;
             for item in items {
-                let is_of = |key: &Item| key.iter().all(|(name, value)| item.get(name) == Some(value));
-                let Some((key, _)) = asked.iter().find(|(_, key)| is_of(key)) else { continue };
+                let Some((key, _)) = asked.iter().find(|(_, key)| item::is_at(&item, key)) else { continue };
                 found.push(((*key).clone(), versioned(item)?));
             }
         }

@@ -1,6 +1,6 @@
 //! Clauses of `Ledger`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -8,9 +8,10 @@ use futures_util::TryStreamExt as _;
 use futures_util::future::try_join_all;
 use stopover::oci::{Algorithm, Descriptor, Digest, MAX_NAMED, Manifest, MediaType, Observed, Reference, Tags};
 use stopover::ports::MAX_LISTING_BYTES;
+use stopover::records::gauge::{Gauge, Quota, Reading};
 use stopover::records::{
-    BlobRecord, BlobState, Checkpoint, Entry, Holding, Lease, List, ListKey, Listing, Member, Previous, Standing,
-    StoredManifest, TagRecord,
+    BlobRecord, BlobState, Checkpoint, Entry, GaugeKey, Holding, Lease, List, ListKey, Listing, Member, Previous,
+    Standing, StoredManifest, TagRecord, Versioned,
 };
 use stopover::values::time::Timestamp;
 
@@ -198,6 +199,31 @@ pub(crate) async fn a_membership_that_is_proven_stays_so(storage: &Storage) -> R
 
 fn listing(list: Option<List>) -> Listing {
     Listing { list, fresh_until: Timestamp(1 << 40), stale_until: NOW }
+}
+
+pub(crate) async fn gauges_are_read_one_by_one_and_many_at_once(storage: &Storage) -> Result<()> {
+    // More than one request of DynamoDB may name.
+    let mut written = BTreeMap::new();
+    let mut keys = Vec::new();
+    for number in 0..230 {
+        let key = GaugeKey { upstream: format!("u{number}.test").parse()?, credential: "anonymous".to_owned() };
+        let reading = Reading { remaining: number, at: Timestamp(number) };
+        let quota = Quota { limit: 1000, reading, window_seconds: 60, source: None };
+        let gauge = Gauge { quota: Some(quota), ..Gauge::default() };
+        if number % 2 == 0 {
+            let version = storage.ledger.swap_gauge(&key, None, &gauge).await?.context("it is new")?;
+            written.insert(key.upstream.to_string(), Versioned { value: gauge, version });
+        }
+        let found = storage.ledger.gauge(&key).await?;
+        assert_eq!(found.as_ref(), written.get(key.upstream.as_str()));
+        keys.push(key);
+    }
+    // Somebody else's of the same upstream.
+    keys.push(GaugeKey { credential: "robot".to_owned(), ..keys[0].clone() });
+    let found = storage.ledger.gauges(&keys).await?.into_iter();
+    let found: BTreeMap<_, _> = found.map(|(key, gauge)| (key.upstream.to_string(), gauge)).collect();
+    assert_eq!(found, written);
+    Ok(())
 }
 
 pub(crate) async fn a_list_is_read_as_it_was_put_last(storage: &Storage) -> Result<()> {

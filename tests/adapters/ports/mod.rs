@@ -61,6 +61,7 @@ on_every_adapter! {
         of_racing_conditional_writes_one_wins
         a_standing_is_what_was_said_last
         a_membership_that_is_proven_stays_so
+        gauges_are_read_one_by_one_and_many_at_once
         a_list_is_read_as_it_was_put_last
         a_manifest_is_read_byte_for_byte
         a_manifest_can_be_put_twice
