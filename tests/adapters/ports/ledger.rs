@@ -218,7 +218,7 @@ pub(crate) async fn gauges_are_read_one_by_one_and_many_at_once(storage: &Storag
         assert_eq!(found.as_ref(), written.get(key.upstream.as_str()));
         keys.push(key);
     }
-    // Somebody else's of the same upstream.
+    // Another credential of the same upstream.
     keys.push(GaugeKey { credential: "robot".to_owned(), ..keys[0].clone() });
     let found = storage.ledger.gauges(&keys).await?.into_iter();
     let found: BTreeMap<_, _> = found.map(|(key, gauge)| (key.upstream.to_string(), gauge)).collect();
