@@ -1,6 +1,6 @@
 //! `[rules."…"]`: the settings of the repositories below one place at an upstream, and another name of that place.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::file::{PolicyTable, RuleTable};
@@ -17,18 +17,18 @@ pub struct Rule {
     pub settings: Option<Arc<UpstreamConfig>>,
 }
 
-/// The names of all places.
+/// The names of all places. Each request looks some of them up.
 pub struct Places {
     /// The ids of upstreams, their aliases and hosts.
-    upstreams: BTreeMap<String, Place>,
+    upstreams: HashMap<String, Place>,
     /// The prefixes of rules.
-    rules: BTreeMap<String, Place>,
+    rules: HashMap<String, Place>,
 }
 
 impl Places {
     /// A host that two upstreams have means the first one; ids and aliases take precedence over hosts.
     pub fn new(upstreams: &BTreeMap<UpstreamId, Arc<UpstreamConfig>>, rules: &BTreeMap<Name, Rule>) -> Self {
-        let mut places = BTreeMap::new();
+        let mut places = HashMap::new();
         let mut add = |text: &str, id: &UpstreamId| {
             if !places.contains_key(text) {
                 places.insert(text.to_owned(), Place::whole(id.clone()));
