@@ -294,7 +294,7 @@ impl Upstreams {
     /// only once they have been asked.
     pub async fn gauges(&self) -> Vec<(&Upstream, Gauge)> {
         let (mut seen, mut parts) = (HashSet::new(), self.parts.iter().collect::<Vec<_>>());
-        parts.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        parts.sort_unstable_by_key(|(id, _)| *id);
         let parts = parts.into_iter().flat_map(|(_, parts)| parts.iter().rev());
         let mut upstreams: Vec<&Upstream> = parts.map(|(_, upstream)| upstream).collect();
         upstreams.retain(|upstream| seen.insert(upstream.gauge_key()));
