@@ -12,6 +12,8 @@ mod listener;
 mod manual;
 mod sendfile;
 mod serve;
+mod slots;
+mod threads;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{ErrorKind, Write as _};
@@ -32,6 +34,7 @@ use stopover::cache::CacheError;
 use stopover::config::{Config, SecretReference, SecretSource};
 use stopover::local::Local;
 use stopover::values::time::Clock;
+use threads::Threads;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -211,8 +214,9 @@ async fn serve(config: Config, grace: Duration, quiet: bool) -> anyhow::Result<(
         async move { _ = stopped.wait_for(|&stop| stop).await }
     };
     let cache = Some(Arc::clone(&local.cache));
-    let clients = serve::run(listener, router.clone(), cache, serve::most_connections(), stopped());
-    let operators = serve::run(operators, router, None, serve::OPERATORS, stopped());
+    let threads = Threads::start().context("no threads can be started")?;
+    let clients = serve::run(listener, router.clone(), cache, serve::most_connections(), threads.clone(), stopped());
+    let operators = serve::run(operators, router, None, serve::OPERATORS, threads, stopped());
     let mut server = tokio::spawn(async {
         tokio::join!(clients, operators);
     });

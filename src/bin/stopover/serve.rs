@@ -1,12 +1,10 @@
 //! The program's own HTTP server: it limits connections, how much and how slowly a client may send before the cache
 //! handles the request, and how long a client may leave an answer unread.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
 use std::panic::PanicHookInfo;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -24,13 +22,15 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stopover::cache::Cache;
 use stopover::http::{FilePart, answer_pull};
 use stopover::local::is_at_work;
-use stopover::values::address::neighbourhood;
 use stopover::values::text::excerpt;
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::PollSemaphore;
 
-use crate::listener::{Listener, accept};
+use crate::listener::Listener;
+use crate::slots::ConnectionSlots;
+use crate::threads::{Threads, inside};
 
 /// How long a client may take for the head of a request, and how long a connection may be idle.
 const HEAD: Duration = Duration::from_secs(30);
@@ -82,48 +82,58 @@ pub(crate) async fn run<L: Listener>(
     router: Router,
     cache: Option<Arc<Cache>>,
     most: usize,
+    threads: Threads,
     stop: impl Future<Output = ()>,
 ) {
     let mut server = Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS);
     // Files are sent in place of slices that must arrive as they are.
     server.writev(true);
+    let server = Arc::new(server);
     let connections = GracefulShutdown::new();
-    let places = Arc::new(ConnectionSlots::new(most));
+    let slots = Arc::new(ConnectionSlots::new(most));
+    let main = Handle::current();
     let mut stop = pin!(stop);
     loop {
-        let (connection, address, place) = tokio::select! {
-            accepted = places.accept(&listener) => accepted,
+        let (accepted, address, slot) = tokio::select! {
+            accepted = slots.accept(&listener) => accepted,
             () = &mut stop => break,
         };
-        let outgoing = L::outgoing(&connection);
-        let mut connection = TimeoutWriter::new(connection);
-        connection.set_timeout(Some(TAKE));
-        let (router, cache) = (TowerToHyperService::new(router.clone()), cache.clone());
-        // No layer of the router, which would wrap each of its routes anew for each connection.
-        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-            request.extensions_mut().insert(ConnectInfo(address));
-            L::mark(request.extensions_mut());
-            let is_pull = request.uri().path().starts_with("/v2/");
-            let answered = match cache.clone().filter(|_| is_pull) {
-                Some(cache) => Either::Left(async move { Ok(answer_pull(&cache, request.into_parts().0).await) }),
-                None => Either::Right(router.call(request)),
-            };
-            let outgoing = outgoing.clone();
-            async {
-                let mut answer = answered.await?;
-                if let Some((part, outgoing)) = answer.extensions_mut().remove::<FilePart>().zip(outgoing) {
-                    *answer.body_mut() = outgoing.body(part);
+        let (router, cache, main) = (TowerToHyperService::new(router.clone()), cache.clone(), main.clone());
+        let (server, watcher) = (Arc::clone(&server), connections.watcher());
+        threads.spawn(async move {
+            let connection = match L::connect(accepted) {
+                Ok(connection) => connection,
+                Err(error) => {
+                    return tracing::debug!(caller = %address.ip(), %error, "a connection could not be served");
                 }
-                Ok::<_, Infallible>(answer.map(OneByOne::new))
-            }
-        });
-        let answered = connections.watch(server.serve_connection(TokioIo::new(Box::pin(connection)), service));
-        tokio::spawn(async move {
-            if let Err(error) = answered.await {
+            };
+            let outgoing = L::outgoing(&connection);
+            let mut connection = TimeoutWriter::new(connection);
+            connection.set_timeout(Some(TAKE));
+            // No layer of the router, which would wrap each of its routes anew for each connection.
+            let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+                request.extensions_mut().insert(ConnectInfo(address));
+                L::mark(request.extensions_mut());
+                let is_pull = request.uri().path().starts_with("/v2/");
+                let answered = match cache.clone().filter(|_| is_pull) {
+                    Some(cache) => Either::Left(async move { Ok(answer_pull(&cache, request.into_parts().0).await) }),
+                    None => Either::Right(router.call(request)),
+                };
+                let (outgoing, answered) = (outgoing.clone(), inside(main.clone(), answered));
+                async {
+                    let mut answer = answered.await?;
+                    if let Some((part, outgoing)) = answer.extensions_mut().remove::<FilePart>().zip(outgoing) {
+                        *answer.body_mut() = outgoing.body(part);
+                    }
+                    Ok::<_, Infallible>(answer.map(OneByOne::new))
+                }
+            });
+            let answered = server.serve_connection(TokioIo::new(Box::pin(connection)), service);
+            if let Err(error) = watcher.watch(answered).await {
                 tracing::debug!(caller = %address.ip(), %error, "a connection broke off");
             }
-            drop(place);
+            drop(slot);
         });
     }
     drop(listener);
@@ -180,67 +190,13 @@ impl hyper::body::Body for OneByOne {
     }
 }
 
-/// Admission control: an address may have at most half of all connections, and so may an IPv6 /64. Loopback may have
-/// all, because a proxy on this machine has the connections of every client.
-struct ConnectionSlots {
-    free: Arc<Semaphore>,
-    share: usize,
-    taken: Mutex<HashMap<IpAddr, usize>>,
-}
-
-/// A connection's slot, until it is dropped.
-struct ConnectionSlot {
-    places: Arc<ConnectionSlots>,
-    caller: IpAddr,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl ConnectionSlots {
-    fn new(most: usize) -> Self {
-        Self { free: Arc::new(Semaphore::new(most)), share: most.div_ceil(2), taken: Mutex::default() }
-    }
-
-    /// The next connection that gets a slot. Others wait in the listen queue; a connection is closed if its address has
-    /// its share already.
-    async fn accept<L: Listener>(self: &Arc<Self>, listener: &L) -> (L::Connection, SocketAddr, ConnectionSlot) {
-        loop {
-            let Ok(permit) = Arc::clone(&self.free).acquire_owned().await else { return std::future::pending().await };
-            let (connection, address) = accept(listener).await;
-            if let Some(place) = self.take(neighbourhood(address.ip()), permit) {
-                return (connection, address, place);
-            }
-            tracing::debug!(caller = %address.ip(), "a connection was closed: its address has too many");
-        }
-    }
-
-    fn take(self: &Arc<Self>, caller: IpAddr, permit: OwnedSemaphorePermit) -> Option<ConnectionSlot> {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_caller = taken.entry(caller).or_default();
-        if *of_caller >= self.share && !caller.is_loopback() {
-            return None;
-        }
-        *of_caller += 1;
-        Some(ConnectionSlot { places: Arc::clone(self), caller, _permit: permit })
-    }
-}
-
-impl Drop for ConnectionSlot {
-    fn drop(&mut self) {
-        let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(of_caller) = taken.get_mut(&self.caller) {
-            *of_caller -= 1;
-            if *of_caller == 0 {
-                taken.remove(&self.caller);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::future::pending;
     use std::io;
+    use std::net::SocketAddr;
     use std::path::Path;
+    use std::sync::Mutex;
 
     use axum::body::{Body, Bytes};
     use axum::routing::get;
@@ -277,7 +233,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = listener.local_addr().unwrap();
         let router = stopover::http::router(Arc::clone(&local.cache));
-        let running = tokio::spawn(run(listener, router, Some(Arc::clone(&local.cache)), 9, pending()));
+        let running =
+            tokio::spawn(run(listener, router, Some(Arc::clone(&local.cache)), 9, Threads::current(), pending()));
         let body = "HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{";
         for (request, answered) in [
             (String::new(), ""),
@@ -300,7 +257,7 @@ mod tests {
     async fn serve(router: Router, most: usize) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = listener.local_addr().unwrap();
-        tokio::spawn(run(listener, router, None, most, pending()));
+        tokio::spawn(run(listener, router, None, most, Threads::current(), pending()));
         server
     }
 
@@ -385,7 +342,7 @@ mod tests {
         let router = Router::new().fallback(marked);
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.sock");
-        tokio::spawn(run(UnixListener::bind(&path).unwrap(), router.clone(), None, 9, pending()));
+        tokio::spawn(run(UnixListener::bind(&path).unwrap(), router.clone(), None, 9, Threads::current(), pending()));
         let asks = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
         let (mut over_socket, mut over_tcp) = (String::new(), String::new());
         let mut connection = UnixStream::connect(&path).await.unwrap();
@@ -408,26 +365,5 @@ mod tests {
         assert!(answered.is_err(), "there are two");
         drop(last);
         assert!(is_answered(&mut waiting).await, "another has gone");
-    }
-
-    #[test]
-    fn no_address_has_more_than_half_of_the_connections_but_this_machine() {
-        let places = Arc::new(ConnectionSlots::new(8));
-        let mut taken = Vec::new();
-        for (caller, most) in [("10.1.2.3", 4), ("127.0.0.1", 4)] {
-            for number in 0..8 - taken.len() {
-                let permit = Arc::clone(&places.free).try_acquire_owned().unwrap();
-                let place = places.take(neighbourhood(caller.parse().unwrap()), permit);
-                assert_eq!(place.is_some(), number < most, "{caller} {number}");
-                taken.extend(place);
-            }
-        }
-        taken.remove(0);
-        let permit = Arc::clone(&places.free).try_acquire_owned().unwrap();
-        assert!(places.take("10.1.2.3".parse().unwrap(), permit).is_some(), "one of them has ended");
-        let places = Arc::new(ConnectionSlots::new(8));
-        let all = (0..8)
-            .map(|_| places.take("127.0.0.1".parse().unwrap(), Arc::clone(&places.free).try_acquire_owned().unwrap()));
-        assert_eq!(all.collect::<Vec<_>>().iter().flatten().count(), 8, "a proxy has everybody's");
     }
 }

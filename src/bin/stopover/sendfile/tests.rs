@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 
 use super::*;
+use crate::threads::Threads;
 
 const PLAIN: &str = "of no file";
 
@@ -33,7 +34,7 @@ fn parts_of(file: Arc<File>) -> Router {
 async fn ask(file: Arc<File>, paths: &[&str], lengths: impl Iterator<Item = usize>) -> Vec<Vec<u8>> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let server = listener.local_addr().unwrap();
-    tokio::spawn(crate::serve::run(listener, parts_of(file), None, 9, pending()));
+    tokio::spawn(crate::serve::run(listener, parts_of(file), None, 9, Threads::current(), pending()));
     let client = TcpSocket::new_v4().unwrap();
     client.set_recv_buffer_size(16 * 1024).unwrap();
     let mut client = client.connect(server).await.unwrap();
@@ -87,7 +88,7 @@ async fn a_client_that_follows_a_fill_gets_what_is_written_and_the_last_byte_onc
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        tokio::spawn(crate::serve::run(listener, router, None, 9, pending()));
+        tokio::spawn(crate::serve::run(listener, router, None, 9, Threads::current(), pending()));
         client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
         while client.read_u8().await.unwrap() != b'\n' || client.read_u16().await.unwrap() != 0x0d0a {}
         let mut got = Vec::new();
