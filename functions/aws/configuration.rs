@@ -12,8 +12,8 @@ use crate::signed::{Operation, SignedCalls};
 
 const GET_PARAMETER: Operation =
     Operation { actions: &["ssm:GetParameter"], target: "AmazonSSM.GetParameter", service: "SSM", host: "ssm" };
-/// The longest configuration, in bytes: far more than a parameter can have.
-const LONGEST: i64 = 1024 * 1024;
+/// The longest configuration, in bytes: an item of the table has room for it, and a parameter can have far less.
+const LONGEST: i64 = 256 * 1024;
 
 /// Where the configuration is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub(crate) enum Place {
 }
 
 /// A text, and the version that it has at its place.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Written {
     pub(crate) text: String,
     pub(crate) version: String,
@@ -56,7 +56,8 @@ struct Parameter {
 impl Place {
     /// Reads `ssm:/name` or `s3://bucket/key`.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let wrong = || Err("is neither ssm:/the/name of a parameter nor s3://bucket/and/key of an object".to_owned());
+        let wrong =
+            || Err("it is neither ssm:/the/name of a parameter nor s3://bucket/and/key of an object".to_owned());
         let plain = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':');
         if let Some(name) = text.strip_prefix("ssm:") {
             return if name.starts_with('/') && plain(name) { Ok(Self::Parameter(name.to_owned())) } else { wrong() };
@@ -81,27 +82,19 @@ impl std::fmt::Display for Place {
 }
 
 impl Reader {
-    /// What is written there now. `None`: what has the version that is `known`, or a file, which does not change.
-    pub(crate) async fn read(&self, place: &Place, known: Option<&str>) -> Result<Option<Written>, StoreError> {
+    /// What is written there now. `None`: what is `known`, or a file, which does not change.
+    pub(crate) async fn read(&self, place: &Place, known: Option<&Written>) -> Result<Option<Written>, StoreError> {
         let written = match place {
             Place::File(_) => return Ok(None),
             Place::Parameter(name) => self.parameter(name).await?,
             Place::Object { bucket, key } => {
-                let Some(written) = self.object(bucket, key, known).await? else { return Ok(None) };
+                let tag = known.map(|known| known.version.clone());
+                let Some(written) = self.object(bucket, key, tag).await? else { return Ok(None) };
                 written
             }
         };
-        Ok(Some(written).filter(|written| Some(written.version.as_str()) != known))
-    }
-
-    /// What was written there before this version, as far as the place keeps it: SSM keeps a hundred versions.
-    pub(crate) async fn before(&self, place: &Place, version: &str) -> Result<Option<Written>, StoreError> {
-        let before =
-            version.parse::<u64>().ok().and_then(|version| version.checked_sub(1)).filter(|&before| before > 0);
-        match (place, before) {
-            (Place::Parameter(name), Some(before)) => self.parameter(&format!("{name}:{before}")).await.map(Some),
-            _ => Ok(None),
-        }
+        // A parameter that was deleted and made again begins with the same versions.
+        Ok(Some(written).filter(|written| Some(written) != known))
     }
 
     async fn parameter(&self, name: &str) -> Result<Written, StoreError> {
@@ -111,8 +104,8 @@ impl Reader {
         Ok(Written { text: value, version: version.to_string() })
     }
 
-    async fn object(&self, bucket: &str, key: &str, known: Option<&str>) -> Result<Option<Written>, StoreError> {
-        let request = self.s3.get_object().bucket(bucket).key(key).set_if_none_match(known.map(str::to_owned));
+    async fn object(&self, bucket: &str, key: &str, known: Option<String>) -> Result<Option<Written>, StoreError> {
+        let request = self.s3.get_object().bucket(bucket).key(key).set_if_none_match(known);
         let answer = match request.send().await {
             Ok(answer) => answer,
             Err(error) if has_status(&error, 304) => return Ok(None),

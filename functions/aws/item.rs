@@ -11,6 +11,7 @@
 //! | what is stored of a repository | `holdings` | `<upstream>/<name>` | the fields of [`Holding`], `version` |
 //! | blob record | `blob#<digest>` | `blob` | the fields of [`BlobRecord`], `version` |
 //! | robots | `robots` | `robots` | the fields of [`Robots`], `version` |
+//! | the configuration that was good last | `configuration` | `configuration` | `text`, `version` |
 //! | gauge | `upstream#<id>` | `gauge#<credential>` | the fields of [`Gauge`], `version` |
 //! | places of fills | same | `fills` | the fields of `Places`, `version` |
 //!
@@ -175,6 +176,11 @@ pub(crate) fn robots_key() -> Item {
 /// The key of a gauge.
 pub(crate) fn gauge_key(gauge: &GaugeKey) -> Item {
     key(format!("upstream#{}", gauge.upstream), format!("gauge#{}", gauge.credential))
+}
+
+/// The key of the configuration that was good last.
+pub(crate) fn configuration_key() -> Item {
+    key("configuration".to_owned(), "configuration".to_owned())
 }
 
 /// The key of the places of the fills of an upstream.

@@ -31,12 +31,14 @@ use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
 use aws_types::SdkConfig;
 use stopover::cache::Cache;
+use stopover::journal::Metric;
 use stopover::values::time::Clock;
 
 pub use dynamo::DynamoLedger;
 pub use places::{PlaceRequest, Turn};
 pub use role::OwnRole;
 pub use s3::S3Blobs;
+pub use settings::Wrong;
 pub use site::Site;
 pub use sqs::{Queues, Received, Request, SqsFills};
 
@@ -47,9 +49,16 @@ const SHORT_CALLS: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(
 /// For one request to S3, which may carry a part of 64 MiB. The SDK gives up connections that stall long before.
 const S3_ANSWERS: Duration = Duration::from_mins(2);
 
-/// What `make` makes of the cache that the environment of this process describes.
-pub async fn connect<T: Clone>(make: impl Fn(Arc<Cache>) -> T + Send + Sync + 'static) -> anyhow::Result<Site<T>> {
-    Site::connect(|name| std::env::var(name).ok(), environment::sdk_config()?, Clock::default(), make).await
+/// What `make` makes of the cache that the environment of this process describes. Why there is none is in the log.
+pub async fn connect<T: Clone>(make: impl Fn(Arc<Cache>) -> T + Send + Sync + 'static) -> Result<Site<T>, Wrong> {
+    let connected = async {
+        let aws = environment::sdk_config().map_err(|error| Wrong::new("TLS", error))?;
+        Site::connect(|name| std::env::var(name).ok(), aws, Clock::default(), make).await
+    };
+    connected.await.inspect_err(|wrong| {
+        tracing::error!("the configuration is wrong, and no request is served: {wrong}");
+        metrics::count(&[(Metric::ConfigurationErrors, 1)]);
+    })
 }
 
 /// The client for a [`DynamoLedger`].

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, anyhow, bail, ensure};
 use stopover::config::{AccessConfig, SecretSource, StoredSecret};
 use stopover::identity::Network;
 use stopover::identity::partition::Partition;
@@ -10,6 +9,28 @@ use url::Url;
 
 use crate::configuration::Place;
 use crate::sqs::Queues;
+
+/// Why there is no cache: a setting of the deployment is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{setting}: {reason}")]
+pub struct Wrong {
+    /// Which one, as operators know it.
+    pub setting: &'static str,
+    reason: String,
+}
+
+impl Wrong {
+    pub(crate) fn new(setting: &'static str, reason: impl std::fmt::Display) -> Self {
+        Self { setting, reason: format!("{reason:#}") }
+    }
+}
+
+/// The setting that says where the configuration is.
+pub(crate) const CONFIG_URI: &str = "STOPOVER_CONFIG_URI";
+const CIDRS: &str = "STOPOVER_ANONYMOUS_CIDRS";
+const SIGNING_KEYS: &str = "STOPOVER_SIGNING_KEYS_SECRET";
+const STS: &str = "AWS_ENDPOINT_URL_STS";
+const WHO_IS_LET_IN: &str = "STOPOVER_ACCOUNT, STOPOVER_ORGANIZATION, STOPOVER_SERVICE or AWS_ENDPOINT_URL_STS";
 
 /// Which resources to use. The template sets all of them.
 #[derive(Debug)]
@@ -38,28 +59,26 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// Reads the settings through `variable`, which returns the value of an environment variable.
-    pub(crate) fn read(variable: impl Fn(&str) -> Option<String>) -> anyhow::Result<Self> {
-        let required = |name: &str| match variable(name) {
+    pub(crate) fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Self, Wrong> {
+        let required = |name: &'static str| match variable(name) {
             Some(value) if !value.is_empty() => Ok(value),
-            _ => bail!("the environment variable {name} is not set: the template of the deployment sets it"),
+            _ => Err(Wrong::new(name, "the environment does not set it; the template of the deployment does")),
         };
         let named = variable("STOPOVER_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
         let beside_binary = || variable("LAMBDA_TASK_ROOT").map(|root| PathBuf::from(root).join("stopover.toml"));
-        let configuration = match variable("STOPOVER_CONFIG_URI").filter(|uri| !uri.is_empty()) {
-            Some(uri) => Place::parse(&uri).map_err(|error| anyhow!("STOPOVER_CONFIG_URI {error}"))?,
+        let configuration = match variable(CONFIG_URI).filter(|uri| !uri.is_empty()) {
+            Some(uri) => Place::parse(&uri).map_err(|error| Wrong::new(CONFIG_URI, error))?,
             None => Place::File(named.or_else(|| beside_binary().filter(|path| path.exists()))),
         };
-        let networks = networks(&variable("STOPOVER_ANONYMOUS_CIDRS").unwrap_or_default())?;
-        let sts = variable("AWS_ENDPOINT_URL_STS").filter(|url| !url.is_empty());
-        let sts: Option<Url> = sts.map(|url| url.parse().context("AWS_ENDPOINT_URL_STS is no URL")).transpose()?;
-        let signing_keys = variable("STOPOVER_SIGNING_KEYS_SECRET").filter(|arn| !arn.is_empty());
-        let signing_keys = signing_keys.map(StoredSecret::try_from).transpose();
-        let signing_keys = signing_keys.map_err(|error| anyhow!("STOPOVER_SIGNING_KEYS_SECRET {error}"))?;
+        let networks = networks(&variable(CIDRS).unwrap_or_default())?;
+        let sts = variable(STS).filter(|url| !url.is_empty()).map(|url| url.parse::<Url>()).transpose();
+        let sts = sts.map_err(|error| Wrong::new(STS, error))?;
+        let signing_keys = variable(SIGNING_KEYS).filter(|arn| !arn.is_empty()).map(StoredSecret::try_from).transpose();
+        let signing_keys = signing_keys.map_err(|error| Wrong::new(SIGNING_KEYS, format!("it {error}")))?;
         let organization = variable("STOPOVER_ORGANIZATION").filter(|id| !id.is_empty());
         let (account, service) = (required("STOPOVER_ACCOUNT")?, required("STOPOVER_SERVICE")?);
-        let access = AccessConfig::of_account(account, organization, service, networks, sts).context(
-            "what STOPOVER_ACCOUNT, STOPOVER_ORGANIZATION, STOPOVER_SERVICE and AWS_ENDPOINT_URL_STS say of who is let in",
-        )?;
+        let access = AccessConfig::of_account(account, organization, service, networks, sts);
+        let access = access.map_err(|error| Wrong::new(WHO_IS_LET_IN, error))?;
         Ok(Self {
             table: required("STOPOVER_TABLE")?,
             bucket: required("STOPOVER_BUCKET")?,
@@ -77,15 +96,12 @@ impl Settings {
 }
 
 /// Parses `10.0.0.0/8, 2001:db8::/32`. An empty list lets no anonymous caller in.
-fn networks(list: &str) -> anyhow::Result<Vec<Network>> {
+fn networks(list: &str) -> Result<Vec<Network>, Wrong> {
     let entries = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());
     let read = |entry: &str| {
-        let network: Network = entry.parse().map_err(|error| anyhow!("STOPOVER_ANONYMOUS_CIDRS: {error}"))?;
-        ensure!(
-            !network.is_wide(),
-            "STOPOVER_ANONYMOUS_CIDRS: {entry} is too wide; if that is meant, say it in [access] of stopover.toml"
-        );
-        Ok(network)
+        let network: Network = entry.parse().map_err(|error| Wrong::new(CIDRS, error))?;
+        let too_wide = || format!("{entry} is too wide; if that is meant, say it in [access] of stopover.toml");
+        if network.is_wide() { Err(Wrong::new(CIDRS, too_wide())) } else { Ok(network) }
     };
     entries.map(read).collect()
 }
@@ -96,7 +112,7 @@ mod tests {
 
     use super::*;
 
-    fn read(variables: &[(&str, &str)]) -> anyhow::Result<Settings> {
+    fn read(variables: &[(&str, &str)]) -> Result<Settings, Wrong> {
         Settings::read(|name| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
     }
 
@@ -117,9 +133,9 @@ mod tests {
             let name = COMPLETE[missing].0;
             let mut variables = COMPLETE.to_vec();
             variables[missing].1 = "";
-            assert!(read(&variables).unwrap_err().to_string().contains(name));
+            assert_eq!(read(&variables).unwrap_err().setting, name);
             variables.remove(missing);
-            assert!(read(&variables).unwrap_err().to_string().contains(name));
+            assert_eq!(read(&variables).unwrap_err().setting, name);
         }
     }
 
@@ -174,7 +190,7 @@ mod tests {
         let uri = [&named[..], &[("STOPOVER_CONFIG_URI", "ssm:/stopover")]].concat();
         assert_eq!(config(&uri), Place::Parameter("/stopover".into()), "it goes before a file");
         let wrong = read(&[&COMPLETE[..], &[("STOPOVER_CONFIG_URI", "ssm:stopover")]].concat()).unwrap_err();
-        assert!(wrong.to_string().contains("STOPOVER_CONFIG_URI is neither ssm:/"), "{wrong}");
+        assert!(wrong.to_string().contains("STOPOVER_CONFIG_URI: it is neither ssm:/"), "{wrong}");
         std::fs::remove_dir_all(&folder).unwrap();
     }
 }

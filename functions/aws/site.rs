@@ -10,12 +10,13 @@ use aws_types::SdkConfig;
 use stopover::cache::Cache;
 use stopover::config::{Cold, Config, SecretReference};
 use stopover::errors::{StoreError, chain};
-use stopover::journal::Journal;
+use stopover::journal::{Journal, Metric};
 use stopover::values::time::{Clock, Timestamp};
 use tokio::sync::Mutex;
 
 use crate::configuration::{Place, Reader, Written};
-use crate::settings::Settings;
+use crate::metrics::count;
+use crate::settings::{CONFIG_URI, Settings, Wrong};
 use crate::signed::SignedCalls;
 use crate::{DynamoLedger, OwnRole, S3Blobs, SqsFills, dynamo_client, s3_client, sqs_client};
 
@@ -26,8 +27,6 @@ const FRESH_WITHOUT: Duration = Duration::from_secs(5);
 /// How long a request waits for that, and how long the first one does.
 const PATIENCE: Duration = Duration::from_secs(2);
 const PATIENCE_WITHOUT: Duration = Duration::from_secs(8);
-/// How many versions are tried where a process starts with a bad one.
-const MOST_VERSIONS: usize = 10;
 
 /// The variables of the environment, by name.
 type Variables = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
@@ -54,8 +53,8 @@ struct Adapters {
 struct State<T> {
     /// With the journal of its cache. `None`: there has been no good configuration.
     current: Option<(T, Arc<Journal>)>,
-    /// The version that was read last, good or bad.
-    version: Option<String>,
+    /// What was read last, good or bad.
+    written: Option<Written>,
     next_at: Timestamp,
     /// Why what was read last is not current.
     wrong: Option<String>,
@@ -63,15 +62,24 @@ struct State<T> {
     unread: Option<String>,
 }
 
+impl<T> State<T> {
+    fn is_wrong(&self) -> bool {
+        self.unread.is_some() || self.wrong.is_some()
+    }
+}
+
 impl<T: Clone> Site<T> {
-    /// Reads the environment and the configuration. Fails with a sentence for the operator where the environment or a
-    /// file is wrong. What an operator may replace meanwhile stops no process: see [`Self::current`].
+    /// Reads the environment and the configuration.
+    ///
+    /// # Errors
+    /// The environment or a file is wrong: until the next deployment there is no cache. What an operator may replace
+    /// meanwhile is no such error: see [`Self::current`].
     pub async fn connect(
         variables: impl Fn(&str) -> Option<String> + Send + Sync + 'static,
         aws: SdkConfig,
         clock: Clock,
         make: impl Fn(Arc<Cache>) -> T + Send + Sync + 'static,
-    ) -> anyhow::Result<Self> {
+    ) -> Result<Self, Wrong> {
         let settings = Settings::read(&variables)?;
         let blobs = S3Blobs::new(s3_client(&aws), settings.bucket);
         let ledger = Arc::new(DynamoLedger::new(dynamo_client(&aws), settings.table, blobs.clone()));
@@ -79,7 +87,7 @@ impl<T: Clone> Site<T> {
         let calls = SignedCalls::new(aws.clone());
         let reader = Reader { calls: calls.clone(), s3: s3_client(&aws) };
         let role = Arc::new(OwnRole::new(calls));
-        let state = State { current: None, version: None, next_at: Timestamp(0), wrong: None, unread: None };
+        let state = State { current: None, written: None, next_at: Timestamp(0), wrong: None, unread: None };
         let site = Self {
             variables: Box::new(variables),
             place: settings.configuration,
@@ -90,8 +98,9 @@ impl<T: Clone> Site<T> {
             state: Mutex::new(state),
         };
         if let Place::File(path) = &site.place {
-            let config = Config::load(path.as_deref(), Cold::Redirect, |secret| site.secret(secret))?;
-            site.state.lock().await.current = Some(site.build(config)?);
+            let config = Config::load(path.as_deref(), Cold::Redirect, |secret| site.secret(secret));
+            let built = config.map_err(anyhow::Error::from).and_then(|config| site.build(config));
+            site.state.lock().await.current = Some(built.map_err(|error| Wrong::new("stopover.toml", error))?);
         } else {
             let _ = site.current().await;
         }
@@ -114,7 +123,10 @@ impl<T: Clone> Site<T> {
     }
 
     /// What the newest good configuration makes; it is looked for once a minute. Fails where there has been none.
-    pub async fn current(&self) -> anyhow::Result<T> {
+    ///
+    /// # Errors
+    /// `STOPOVER_CONFIG_URI`, until there is a good one.
+    pub async fn current(&self) -> Result<T, Wrong> {
         let mut state = self.state.lock().await;
         let now = self.clock.now();
         if state.next_at <= now && !matches!(self.place, Place::File(_)) {
@@ -122,23 +134,25 @@ impl<T: Clone> Site<T> {
             state.next_at = now.plus(if state.current.is_some() { FRESH } else { FRESH_WITHOUT });
         }
         let State { current, wrong, unread, .. } = &*state;
-        let why = || format!("STOPOVER_CONFIG_URI: {}", unread.as_ref().or(wrong.as_ref()).map_or("", String::as_str));
-        current.as_ref().map(|(made, _)| made.clone()).with_context(why)
+        let why = || Wrong::new(CONFIG_URI, unread.as_ref().or(wrong.as_ref()).map_or("", String::as_str));
+        current.as_ref().map(|(made, _)| made.clone()).ok_or_else(why)
     }
 
     async fn follow(&self, state: &mut State<T>) {
+        let (is_first, was_wrong) = (state.written.is_none(), state.is_wrong());
         let patience = if state.current.is_some() { PATIENCE } else { PATIENCE_WITHOUT };
-        let read = self.reader.read(&self.place, state.version.as_deref());
+        let read = self.reader.read(&self.place, state.written.as_ref());
         let late = |_| Err(StoreError::Unavailable("it took too long".into()));
         match tokio::time::timeout(patience, read).await.unwrap_or_else(late) {
             // It is as it was, and as right or wrong.
             Ok(None) => state.unread = None,
             Ok(Some(written)) => {
-                (state.version, state.unread) = (Some(written.version.clone()), None);
-                match self.parse(&written) {
+                state.unread = None;
+                match self.parse(&written.text) {
                     Ok(made) => {
                         tracing::info!(version = written.version, "{} is the configuration", self.place);
                         (state.current, state.wrong) = (Some(made), None);
+                        self.keep(&written.text).await;
                     }
                     Err(error) => {
                         let error = format!("{error:#}");
@@ -146,10 +160,11 @@ impl<T: Clone> Site<T> {
                         tracing::error!(version, "the configuration is wrong; the one before it stays: {error}");
                         state.wrong = Some(error);
                         if state.current.is_none() {
-                            state.current = self.last_good(written).await;
+                            state.current = self.last_good().await;
                         }
                     }
                 }
+                state.written = Some(written);
             }
             Err(error) => {
                 let error = format!("{} cannot be read: {}", self.place, chain(&error));
@@ -157,29 +172,40 @@ impl<T: Clone> Site<T> {
                     tracing::error!("the configuration stays as it is: {error}");
                 }
                 state.unread = Some(error);
+                if state.current.is_none() {
+                    state.current = self.last_good().await;
+                }
             }
+        }
+        // Each time while it is wrong, so that an alarm lasts; and once that it is right, so that it ends.
+        if is_first || was_wrong || state.is_wrong() {
+            count(&[(Metric::ConfigurationErrors, state.is_wrong().into())]);
         }
         if let Some((_, journal)) = &state.current {
             journal.note_configuration(state.unread.as_deref().or(state.wrong.as_deref()));
         }
     }
 
-    /// What was good before a version that is wrong: for a process that starts with that.
-    async fn last_good(&self, mut wrong: Written) -> Option<(T, Arc<Journal>)> {
-        for _ in 0..MOST_VERSIONS {
-            let before: Result<Option<Written>, StoreError> = self.reader.before(&self.place, &wrong.version).await;
-            wrong = before.ok()??;
-            if let Ok(made) = self.parse(&wrong) {
-                tracing::warn!(version = wrong.version, "{} is used in this version", self.place);
-                return Some(made);
-            }
+    /// Keeps a good configuration in the table: for a process that starts while there is none.
+    async fn keep(&self, text: &str) {
+        let kept = tokio::time::timeout(PATIENCE, self.ledger().keep_configuration(text));
+        let late = |_| Err(StoreError::Unavailable("it took too long".into()));
+        if let Err(error) = kept.await.unwrap_or_else(late) {
+            tracing::warn!(error = %chain(&error), "the configuration could not be kept for processes that start later");
         }
-        None
     }
 
-    fn parse(&self, written: &Written) -> anyhow::Result<(T, Arc<Journal>)> {
+    /// What was good last, in any process.
+    async fn last_good(&self) -> Option<(T, Arc<Journal>)> {
+        let kept = tokio::time::timeout(PATIENCE, self.ledger().kept_configuration()).await.ok()?;
+        let made = self.parse(&kept.ok()??).ok()?;
+        tracing::warn!("the last configuration that was good is used: {}", self.place);
+        Some(made)
+    }
+
+    fn parse(&self, text: &str) -> anyhow::Result<(T, Arc<Journal>)> {
         let place = self.place.to_string();
-        self.build(Config::parse(&written.text, Path::new(&place), Cold::Redirect, |secret| self.secret(secret))?)
+        self.build(Config::parse(text, Path::new(&place), Cold::Redirect, |secret| self.secret(secret))?)
     }
 
     /// Secrets that are stored are read when they are needed.

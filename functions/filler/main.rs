@@ -73,8 +73,10 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(16);
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     aws::log::start();
-    let site = aws::connect(|cache| cache).await?;
+    let site = aws::connect(|cache| cache).await;
+    // What a process without a cache is asked for fails, and its queue or its operator asks again.
     lambda_runtime::run(service_fn(async |event| {
+        let site = site.as_ref().map_err(Clone::clone)?;
         answer(&site.current().await?, (site.fills(), site.ledger()), event).await
     }))
     .await
@@ -122,19 +124,12 @@ async fn run_batch(
     let mut response = SqsBatchResponse::default();
     for message in messages {
         let result = match serde_json::from_str(message.body.as_deref().unwrap_or_default()) {
-            Ok(request) => {
-                let result = match request {
-                    Body::Sweep { sweep } => run_part(cache, adapters.0, sweep).await,
-                    Body::Request(request) => run(cache, adapters, request, context).await,
-                };
-                if result.is_err() {
-                    put_off(adapters.0, &message).await;
-                }
-                result
-            }
+            Ok(Body::Sweep { sweep }) => run_part(cache, adapters.0, sweep).await,
+            Ok(Body::Request(request)) => run(cache, adapters, request, context).await,
             Err(error) => Err(error).context("the message is no request for a fill or an image"),
         };
         if let Err(error) = result {
+            put_off(adapters.0, &message).await;
             tracing::error!(message_id = message.message_id, error = format!("{error:#}"), "left to the queue");
             count(&[(Metric::FailedFills, 1)]);
             response.add_failure(message.message_id.unwrap_or_default());
@@ -214,6 +209,11 @@ async fn run_fill(
     context: &Context,
 ) -> anyhow::Result<()> {
     let size = job.size;
+    ensure!(
+        continuation < MOST_CONTINUATIONS,
+        "the fill of {} was continued {continuation} times: upstream is too slow for its size",
+        job.digest
+    );
     // Time for bytes that are on their way, and twice as much to store the last parts and to write the checkpoint.
     let left = context.deadline().duration_since(Clock::default().system_time()).unwrap_or_default();
     let margin = (left * 2 / 5).clamp(Duration::from_millis(1500), Duration::from_mins(1)).min(left);
@@ -226,11 +226,6 @@ async fn run_fill(
     };
     match filled {
         Filled::Parked { progress: true } => {
-            ensure!(
-                continuation < MOST_CONTINUATIONS,
-                "the fill of {} was continued {continuation} times: upstream is too slow for its size",
-                job.digest
-            );
             let rest = Request { continuation: Some(continuation + 1), ..Work::Blob(job).into() };
             fills.request_again(&rest, Duration::ZERO).await.context("the rest of a fill could not be requested")
         }

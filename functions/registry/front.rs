@@ -2,8 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use aws::S3Blobs;
 use aws::metrics::Answers;
+use aws::{S3Blobs, Wrong};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
@@ -35,7 +35,8 @@ const SERVED: HeaderName = HeaderName::from_static("x-stopover");
 
 /// Answers events.
 pub(crate) struct Front {
-    blobs: S3Blobs,
+    /// `None` where nothing can be served.
+    blobs: Option<S3Blobs>,
     answers: Answers,
 }
 
@@ -64,14 +65,14 @@ impl Origin {
 }
 
 impl Front {
-    pub(crate) fn new(blobs: S3Blobs) -> Self {
+    pub(crate) fn new(blobs: Option<S3Blobs>) -> Self {
         Self { blobs, answers: Answers::default() }
     }
 
     /// The router's answer to an event, in time. There is no router where no configuration is good.
     pub(crate) async fn answer(
         &self,
-        router: impl Future<Output = anyhow::Result<Router>>,
+        router: impl Future<Output = Result<Router, Wrong>>,
         event: LambdaEvent<Value>,
     ) -> Result<Value, Error> {
         let (origin, request) = match event::read(event.payload) {
@@ -92,7 +93,7 @@ impl Front {
             Box::pin(async {
                 let response = match router.await {
                     Ok(router) => router.oneshot(request).await?,
-                    Err(_) => unconfigured(),
+                    Err(wrong) => unconfigured(&wrong),
                 };
                 self.answers.count(&response, asked.is_pull());
                 self.pass_on(&asked, response).await
@@ -148,7 +149,8 @@ impl Front {
         match &asked.operation {
             // S3 tells the length of what is stored. Of a cold blob of this size the client learns that it exists.
             Some(Operation::Blob(_, digest)) if response.status() == StatusCode::OK && stored => {
-                redirect(self.blobs.locate_head(digest).await, response.headers().clone()).unwrap_or(response)
+                let Some(blobs) = &self.blobs else { return response };
+                redirect(blobs.locate_head(digest).await, response.headers().clone()).unwrap_or(response)
             }
             // Then clients ask with GET.
             Some(Operation::Manifest(..)) => {
@@ -164,7 +166,7 @@ impl Front {
     async fn manifest_elsewhere(&self, headers: HeaderMap) -> Option<Response> {
         let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
         let digest: Digest = text(&DOCKER_CONTENT_DIGEST)?.parse().ok()?;
-        let located = self.blobs.locate_manifest(&digest, text(&CONTENT_TYPE)?).await;
+        let located = self.blobs.as_ref()?.locate_manifest(&digest, text(&CONTENT_TYPE)?).await;
         redirect(located, headers)
     }
 }
@@ -197,10 +199,10 @@ fn refusal(status: StatusCode, code: ErrorCode, message: &str) -> Response {
     (status, [(CONTENT_TYPE, "application/json")], code.body(message)).into_response()
 }
 
-/// The log of the function says why.
-fn unconfigured() -> Response {
-    let message = "the configuration of this cache (STOPOVER_CONFIG_URI) cannot be used; its log says why";
-    let refusal = refusal(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, message);
+/// Names the setting; the log of the function says what is wrong with it.
+fn unconfigured(wrong: &Wrong) -> Response {
+    let message = format!("the configuration of this cache ({}) cannot be used; its log says why", wrong.setting);
+    let refusal = refusal(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, &message);
     ([(RETRY_AFTER, "10")], refusal).into_response()
 }
 

@@ -17,12 +17,18 @@ use stopover::cache::Cache;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     aws::log::start();
-    let site = aws::connect(router).await?;
-    site.ledger().remember();
-    let front = Front::new(site.blobs().clone());
-    // The router of the newest good configuration, whichever that is when a request comes.
-    lambda_runtime::run(service_fn(async |event: LambdaEvent<_>| Box::pin(front.answer(site.current(), event)).await))
-        .await
+    let site = aws::connect(router).await;
+    if let Ok(site) = &site {
+        site.ledger().remember();
+    }
+    let front = Front::new(site.as_ref().ok().map(|site| site.blobs().clone()));
+    // The router of the newest good configuration, whichever that is when a request comes. A process without one answers,
+    // too: to end would make it start again and again, and tell clients nothing.
+    let current = async || match &site {
+        Ok(site) => site.current().await,
+        Err(wrong) => Err(wrong.clone()),
+    };
+    lambda_runtime::run(service_fn(async |event: LambdaEvent<_>| Box::pin(front.answer(current(), event)).await)).await
 }
 
 /// The core's router. What an answer has cost at upstreams is counted before the answer is passed on: after that the

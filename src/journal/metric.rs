@@ -32,6 +32,9 @@ pub enum Metric {
     PostponedFills,
     /// Sweeps that have finished.
     Sweeps,
+    /// The configuration has a mistake, or cannot be read: one each time that a function finds it so, and 0 once it is
+    /// right again.
+    ConfigurationErrors,
     /// What is left of the quota of an upstream.
     QuotaLeft,
     /// The same, of what there is in a window.

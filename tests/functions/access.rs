@@ -190,20 +190,21 @@ async fn an_operator_over_http_on_aws_sees_quotas_and_may_do_what_its_function_m
 }
 
 #[tokio::test]
-async fn logins_without_keys_stop_either_function() -> Result<()> {
+async fn without_keys_for_its_logins_a_function_serves_nothing() -> Result<()> {
     let endpoints = Endpoints::start().await?;
     let in_environment = format!("{ROBOTS}{KEYS_IN_ENVIRONMENT}");
-    for (access, secret, keys, sentence) in [
-        (ROBOTS, "", "", "access.signing_keys: is required where somebody can log in"),
-        (ROBOTS, "c2hvcnQ=", "", "STOPOVER_SIGNING_KEYS_SECRET is no ARN of a secret"),
-        (&in_environment, "", "", "access.signing_keys: the secret is empty"),
-        (&in_environment, "", "c2hvcnQ=", "key 1 is not"),
+    let (file, secret_of_stack) = ("stopover.toml", "STOPOVER_SIGNING_KEYS_SECRET");
+    for (access, secret, keys, setting, sentence) in [
+        (ROBOTS, "", "", file, "access.signing_keys: is required where somebody can log in"),
+        (ROBOTS, "c2hvcnQ=", "", secret_of_stack, "it is no ARN of a secret"),
+        (&in_environment, "", "", file, "access.signing_keys: the secret is empty"),
+        (&in_environment, "", "c2hvcnQ=", file, "key 1 is not"),
     ] {
         let (_configuration, environment) = Plan::of("http://127.0.0.1:1").setting(access).environment(&endpoints)?;
         let environment = environment.with("STOPOVER_SIGNING_KEYS_SECRET", secret).with("TEST_KEYS", keys);
         for function in [REGISTRY, FILLER] {
-            let text = environment.refusal(function).await?;
-            ensure!(text.contains(sentence) && !text.contains("c2hvcnQ"), "{function}: {text}");
+            let error = environment.refusal(function, setting).await?;
+            ensure!(error.contains(sentence) && !error.contains("c2hvcnQ"), "{function}: {error}");
         }
     }
     Ok(())

@@ -151,28 +151,48 @@ async fn a_process_that_runs_follows_a_good_edit_and_logs_one_line_of_a_bad_one(
 }
 
 #[tokio::test]
-async fn a_process_that_starts_with_a_bad_edit_uses_the_version_before_it_and_logs_one_line() -> Result<()> {
+async fn a_process_that_starts_with_a_bad_edit_uses_what_was_good_last_and_logs_one_line() -> Result<()> {
+    let upstream = Scripted::start()?;
+    upstream.image("team/image", "v1", &[b"layer"]);
+    for place in PLACES {
+        let endpoints = Endpoints::start().await?;
+        put(&endpoints, place, &written(&upstream, "")).await?;
+        let (_file, environment) = Plan::of("http://127.0.0.1:1").environment(&endpoints)?;
+        let environment = environment.with("STOPOVER_CONFIG_URI", place);
+        let filler = environment.start(FILLER).await?;
+        filler.invoke(json!({ "fills": "list" })).await?;
+        put(&endpoints, place, &written(&upstream, "\ncolour = \"red\"")).await?;
+        let front = HttpFront::start(vec![environment.start(REGISTRY).await?])?;
+        for _ in 0..2 {
+            let url = format!("{}/v2/{UPSTREAM}/team/image/manifests/v1", front.url());
+            let answer = request(Method::GET, &url)?.send().await?;
+            ensure!(answer.status() == 200, "{place}: {}", answer.status());
+        }
+        let log: String = front.functions().iter().map(support::lambda::Function::log).collect();
+        let errors: Vec<&str> = log.lines().filter(|line| line.contains("\"ERROR\"")).collect();
+        let told = errors.iter().all(|line| line.contains(&format!("{place}: line 2, column 1: colour")));
+        ensure!(errors.len() == 1 && told, "{log}");
+        ensure!(log.contains("\"ConfigurationErrors\":1"), "no alarm: {log}");
+        let filler = environment.start(FILLER).await?;
+        ensure!(filler.invoke(json!({ "fills": "list" })).await? == json!({ "fills": [], "images": [] }));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_parameter_that_is_made_anew_is_read_though_its_version_is_the_same() -> Result<()> {
     let upstream = Scripted::start()?;
     upstream.image("team/image", "v1", &[b"layer"]);
     let endpoints = Endpoints::start().await?;
-    let place = "ssm:/team/stopover";
+    let place = PLACES[0];
     put(&endpoints, place, &written(&upstream, "")).await?;
-    put(&endpoints, place, "misses = \"many\"").await?;
-    put(&endpoints, place, &written(&upstream, "\ncolour = \"red\"")).await?;
-    let (_file, environment) = Plan::of("http://127.0.0.1:1").environment(&endpoints)?;
-    let environment = environment.with("STOPOVER_CONFIG_URI", place);
-    let front = HttpFront::start(vec![environment.start(REGISTRY).await?])?;
-    for _ in 0..2 {
-        let url = format!("{}/v2/{UPSTREAM}/team/image/manifests/v1", front.url());
-        let answer = request(Method::GET, &url)?.send().await?;
-        ensure!(answer.status() == 200, "{}", answer.status());
-    }
-    let log: String = front.functions().iter().map(support::lambda::Function::log).collect();
-    let errors: Vec<&str> = log.lines().filter(|line| line.contains("\"ERROR\"")).collect();
-    let told = errors.iter().all(|line| line.contains("ssm:/team/stopover: line 2, column 1: colour"));
-    ensure!(errors.len() == 1 && told, "{log}");
-    let filler = environment.start(FILLER).await?;
-    ensure!(filler.invoke(json!({ "fills": "list" })).await? == json!({ "fills": [], "images": [] }));
+    let (site, clock) = site(&endpoints, place).await?;
+    ensure!(pull(&site, "v1").await? == 200);
+    endpoints.kept().remove_parameter("/team/stopover");
+    let denied = written(&upstream, "") + &format!("[rules.\"{UPSTREAM}/team\"]\ndeny = [\"team/*\"]\n");
+    put(&endpoints, place, &denied).await?;
+    clock.advance(MINUTE);
+    ensure!(pull(&site, "v1").await? == 403);
     Ok(())
 }
 
@@ -208,12 +228,13 @@ async fn without_a_configuration_that_can_be_used_requests_are_told_to_come_back
 }
 
 #[tokio::test]
-async fn a_place_that_is_none_stops_either_function() -> Result<()> {
+async fn a_place_that_is_none_is_named_and_nothing_is_served() -> Result<()> {
     let endpoints = Endpoints::start().await?;
     let (_file, environment) = Plan::of("http://127.0.0.1:1").environment(&endpoints)?;
     for function in [REGISTRY, FILLER] {
-        let text = environment.with("STOPOVER_CONFIG_URI", "https://a.test/stopover.toml").refusal(function).await?;
-        ensure!(text.contains("STOPOVER_CONFIG_URI is neither ssm:/the/name of a parameter nor s3://"), "{text}");
+        let environment = environment.with("STOPOVER_CONFIG_URI", "https://a.test/stopover.toml");
+        let error = environment.refusal(function, "STOPOVER_CONFIG_URI").await?;
+        ensure!(error.contains("it is neither ssm:/the/name of a parameter nor s3://"), "{error}");
     }
     Ok(())
 }

@@ -179,13 +179,31 @@ impl Environment {
         Function::start_with_timeout(&bootstrap(function)?, &self.0, timeout).await
     }
 
-    /// What the function says instead of starting. Nothing of it may look like an accident.
-    pub(crate) async fn refusal(&self, function: &str) -> Result<String> {
-        bootstrap(function)?;
-        let Err(error) = self.start(function).await else { anyhow::bail!("{function} started") };
-        let text = format!("{error:#}");
-        ensure!(text.contains("exit status: 1") && !text.contains("panicked"), "not an orderly end: {text}");
-        Ok(text)
+    /// The one line in the log of a function that has no cache because `setting` is wrong. It runs all the same: clients
+    /// are told to come back, operators and queues that it failed.
+    pub(crate) async fn refusal(&self, function: &str, setting: &str) -> Result<String> {
+        let running = self.start(function).await?;
+        let process = running.process()?;
+        for _ in 0..2 {
+            if function == REGISTRY {
+                let asked = serde_json::json!({ "http": { "method": "GET", "sourceIp": "127.0.0.1" } });
+                let event = serde_json::json!({
+                    "version": "2.0", "rawPath": "/v2/", "headers": { "host": "mirror.test" }, "requestContext": asked,
+                });
+                let answer = running.invoke(event).await?;
+                ensure!(answer["statusCode"] == 503 && answer["headers"]["retry-after"].is_string(), "{answer}");
+                ensure!(answer["body"].as_str().is_some_and(|body| body.contains(setting)), "{setting}: {answer}");
+            } else {
+                let failed = running.invoke(serde_json::json!({ "fills": "list" })).await;
+                let failed = failed.err().map(|error| error.to_string()).unwrap_or_default();
+                ensure!(failed.contains(setting), "{setting}: {failed}");
+            }
+        }
+        ensure!(running.process()? == process, "another process answers");
+        let log = running.log();
+        let errors: Vec<&str> = log.lines().filter(|line| line.contains("\"level\":\"ERROR\"")).collect();
+        let [error] = errors[..] else { anyhow::bail!("not one line: {log}") };
+        Ok(error.to_owned())
     }
 }
 

@@ -1,4 +1,4 @@
-//! What stops a function before it starts, and what does not stop one that runs.
+//! What keeps a function from having a cache, and what does not stop one that runs.
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
@@ -7,19 +7,20 @@ use support::aws::Endpoints;
 use crate::deployment::{FILLER, Plan, REGISTRY};
 
 #[tokio::test]
-async fn a_network_that_cannot_be_read_stops_either_function() -> Result<()> {
+async fn a_network_that_cannot_be_read_is_named_and_nothing_is_served() -> Result<()> {
     let endpoints = Endpoints::start().await?;
     let (_configuration, environment) = Plan::of("http://127.0.0.1:1").environment(&endpoints)?;
     for function in [REGISTRY, FILLER] {
-        let text = environment.with("STOPOVER_ANONYMOUS_CIDRS", "10.0.0.0/8,everyone").refusal(function).await?;
-        let sentence = "STOPOVER_ANONYMOUS_CIDRS: \"everyone\" is no network like 10.0.0.0/8";
-        ensure!(text.contains(sentence), "{text}");
+        let environment = environment.with("STOPOVER_ANONYMOUS_CIDRS", "10.0.0.0/8,everyone");
+        let error = environment.refusal(function, "STOPOVER_ANONYMOUS_CIDRS").await?;
+        let sentence = "STOPOVER_ANONYMOUS_CIDRS: \\\"everyone\\\" is no network like 10.0.0.0/8";
+        ensure!(error.contains(sentence), "{error}");
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn a_missing_variable_stops_either_function_and_is_named() -> Result<()> {
+async fn a_missing_variable_is_named_and_nothing_is_served() -> Result<()> {
     let endpoints = Endpoints::start().await?;
     let (_configuration, environment) = Plan::of("http://127.0.0.1:1").environment(&endpoints)?;
     for function in [REGISTRY, FILLER] {
@@ -32,23 +33,22 @@ async fn a_missing_variable_stops_either_function_and_is_named() -> Result<()> {
             "STOPOVER_ACCOUNT",
             "STOPOVER_SERVICE",
         ] {
-            let text = environment.without(name).refusal(function).await?;
-            let sentence = format!("the environment variable {name} is not set");
-            ensure!(text.contains(&sentence), "{function}: {text}");
+            let error = environment.without(name).refusal(function, name).await?;
+            ensure!(error.contains(&format!("{name}: the environment does not set it")), "{function}: {error}");
         }
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn an_unknown_key_in_the_configuration_stops_either_function_and_is_named() -> Result<()> {
+async fn an_unknown_key_in_the_configuration_is_named_and_nothing_is_served() -> Result<()> {
     let endpoints = Endpoints::start().await?;
     let plan = Plan::of("http://127.0.0.1:1").setting("colour = \"red\"\n");
     let (configuration, environment) = plan.environment(&endpoints)?;
     for function in [REGISTRY, FILLER] {
-        let text = environment.refusal(function).await?;
+        let error = environment.refusal(function, "stopover.toml").await?;
         let file = configuration.path().display().to_string();
-        ensure!(text.contains(&file) && text.contains("colour"), "{text}");
+        ensure!(error.contains(&file) && error.contains("colour"), "{error}");
     }
     Ok(())
 }

@@ -76,7 +76,7 @@ async fn ask_until(deadline: Duration, event: Value, router: Router) -> Value {
         .region(Region::new("us-east-1"))
         .credentials_provider(Credentials::new("id", "secret", None, None, "tests"))
         .build();
-    let front = Front::new(S3Blobs::new(aws_sdk_s3::Client::from_conf(config), "bucket"));
+    let front = Front::new(Some(S3Blobs::new(aws_sdk_s3::Client::from_conf(config), "bucket")));
     let mut context = Context::default();
     context.deadline = deadline.as_millis().try_into().unwrap();
     front.answer(std::future::ready(Ok(router)), LambdaEvent::new(event, context)).await.unwrap()

@@ -41,6 +41,11 @@ impl Kept {
         self.values().parameters.entry(name.to_owned()).or_default().push(text.to_owned());
     }
 
+    /// Deletes a parameter with its versions (`DeleteParameter`).
+    pub fn remove_parameter(&self, name: &str) {
+        self.values().parameters.remove(name);
+    }
+
     fn secret(&self, request: &Value) -> Result<Value, Refused> {
         let text = |name: &str| request[name].as_str().unwrap_or_default();
         let missing = "Secrets Manager can't find the specified secret value for staging label";
