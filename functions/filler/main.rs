@@ -76,8 +76,9 @@ async fn main() -> Result<(), Error> {
     let site = aws::connect(|cache| cache).await;
     // What a process without a cache is asked for fails, and its queue or its operator asks again.
     lambda_runtime::run(service_fn(async |event| {
-        let site = site.as_ref().map_err(Clone::clone)?;
-        answer(&site.current().await?, (site.fills(), site.ledger()), event).await
+        let site = site.as_ref().map_err(ToString::to_string)?;
+        let cache = site.current().await.map_err(|wrong| wrong.to_string())?;
+        answer(&cache, (site.fills(), site.ledger()), event).await
     }))
     .await
 }
