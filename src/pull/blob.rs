@@ -11,11 +11,10 @@ use crate::config::Cold;
 use crate::errors::{OverBudget, PullError, StoreError, chain};
 use crate::oci::{Digest, Repository};
 use crate::ports::{Job, Location, Priority, Progress, Watched};
-use crate::records::{BlobState, BlobView};
+use crate::records::BlobState;
 use crate::upstream::{BlobSource, Evidence};
 use crate::values::deadline::bounded;
 use crate::values::served::Served;
-use crate::values::time::Timestamp;
 
 /// How many fills of other repositories a client waits for, one after the other, if they fail.
 const JOINED: usize = 3;
@@ -59,10 +58,9 @@ impl Pull {
         // 9c. Not stored: request the fill, if the caller has the budget for it, then by the upstream's policy.
         let (priority, payer) = (Priority::Interactive, want.bill.payer);
         let job = Job { repository: repository.clone(), digest: digest.clone(), size, priority, payer };
-        let filling = is_claimed(&view, self.core.clock.now());
-        let budgets = &self.core.budgets;
-        let admit = || budgets.check_miss(payer).and_then(|()| budgets.admit(&job));
-        let admitted = if filling { Ok(()) } else { admit() };
+        let now = self.core.clock.now();
+        let filling = view.record.as_ref().is_some_and(|record| record.value.state.is_claimed(now));
+        let admitted = if filling { Ok(()) } else { self.admit(&job) };
         match (upstream.cold(), admitted) {
             (Cold::Redirect, admitted) => self.redirect(&job, filling, admitted).await,
             (_, Err(over)) => Err(over.into()),
@@ -101,6 +99,12 @@ impl Pull {
         Ok(self.membership.prove(repository, digest, reservation).await?)
     }
 
+    /// Whether the caller's budget has room for a fill.
+    pub(super) fn admit(&self, job: &Job) -> Result<(), OverBudget> {
+        let budgets = &self.core.budgets;
+        budgets.check_miss(job.payer).and_then(|()| budgets.admit(job))
+    }
+
     /// Redirects a client to upstream. Requests the fill, unless one is running or the caller is over budget.
     async fn redirect(
         self: &Arc<Self>,
@@ -127,7 +131,7 @@ impl Pull {
     }
 
     /// Waits for a fill: until the blob is stored, or (`follow`) until its first bytes have arrived.
-    async fn wait(self: &Arc<Self>, job: &Job, follow: bool) -> Result<PulledBlob, PullError> {
+    pub(super) async fn wait(self: &Arc<Self>, job: &Job, follow: bool) -> Result<PulledBlob, PullError> {
         let deadline = Instant::now() + bounded(self.core.config.wait);
         let found = async {
             for _ in 0..JOINED {
@@ -211,12 +215,6 @@ impl Pull {
         let location = self.core.blobs.locate(&job.digest).await?.ok_or(PullError::NotYet)?;
         Ok(PulledBlob::at(location, job.size, Served::Miss))
     }
-}
-
-/// Whether a fill holds the claim: it runs, or has died recently.
-fn is_claimed(view: &BlobView, now: Timestamp) -> bool {
-    let state = view.record.as_ref().map(|record| &record.value.state);
-    state.is_some_and(|state| matches!(state, BlobState::Claimed { .. }) && state.is_busy(now))
 }
 
 impl PulledBlob {

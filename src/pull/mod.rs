@@ -25,8 +25,9 @@ use used::{USES, Uses};
 use crate::core::Core;
 use crate::errors::PullError;
 use crate::membership::Membership;
-use crate::oci::{Manifest, Observed};
+use crate::oci::{Digest, Manifest, Observed};
 use crate::ports::{Progress, SignedUrl};
+use crate::values::expiring::Expiring;
 use crate::values::flight::Flights;
 use crate::values::served::Served;
 
@@ -47,6 +48,8 @@ struct Memory {
     uses: Uses,
     refused: Refused,
     weights: Weights,
+    /// Manifests whose blobs are stored.
+    complete: Expiring<Digest, ()>,
 }
 
 /// Lists that upstream is being asked for, and lists that are too large for the ledger.
@@ -57,15 +60,21 @@ struct Lists {
 
 impl Pull {
     pub(crate) fn new(core: Arc<Core>, membership: Arc<Membership>) -> Self {
-        let clock = || core.clock.clone();
-        let (sources, uses) = (Sources::new(clock()), Uses::new(clock(), USES));
+        let clock = core.clock.clone();
+        let (sources, uses) = (Sources::new(clock.clone()), Uses::new(clock.clone(), USES));
         Self {
             core,
             membership,
             flights: Flights::new(),
             lists: Lists { flights: Flights::new(), large: LargeLists::new() },
             sources,
-            memory: Memory { warm: known::Warm::new(), uses, refused: Refused::new(), weights: Weights::new() },
+            memory: Memory {
+                warm: known::Warm::new(),
+                uses,
+                refused: Refused::new(),
+                weights: Weights::new(),
+                complete: Expiring::new(clock, 10_000),
+            },
         }
     }
 }

@@ -2,7 +2,9 @@
 
 use std::cmp::Reverse;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::future::join_all;
 use quick_cache::sync::Cache as MemoryCache;
 
 use super::Pull;
@@ -10,8 +12,12 @@ use crate::config::{Cold, MaxBlob};
 use crate::errors::{PullError, UpstreamError, beside, chain};
 use crate::oci::{Descriptor, Digest, Manifest, Observed, Platforms, Reference, Repository};
 use crate::ports::{ImageJob, Job, Priority};
+use crate::records::BlobState;
 
 use super::Want;
+
+/// How long it is remembered that the blobs of a manifest are stored: a client asks for them next, and marks them as used.
+const COMPLETE: Duration = Duration::from_hours(1);
 
 /// Manifests that were fetched and refused, and why, so that upstream is not asked again. Each process has its own.
 pub(crate) struct Refused(MemoryCache<(Repository, Digest), PullError>);
@@ -155,6 +161,51 @@ impl Pull {
         }
         self.core.budgets.check_bytes(payer, most)?;
         self.core.budgets.refund_miss(payer);
+        Ok(())
+    }
+
+    /// Where clients get no cold blob before all of it is stored, they get no manifest before that, either: not all of
+    /// them come back to a blob that takes longer than they wait, and what they have of an image by then is in vain.
+    pub(super) async fn wait_for_blobs(
+        self: &Arc<Self>,
+        repository: &Repository,
+        manifest: &Manifest,
+        want: &Want,
+    ) -> Result<(), PullError> {
+        let is_awaited = want.priority == Priority::Interactive && !manifest.media_type.is_index();
+        if !is_awaited || self.core.upstreams.get(repository)?.cold() != Cold::Wait {
+            return Ok(());
+        }
+        if self.memory.complete.get(&manifest.digest).is_some() {
+            return Ok(());
+        }
+        let blobs = blobs_of(manifest)?;
+        let digests: Vec<Digest> = blobs.iter().map(|blob| blob.digest.clone()).collect();
+        let known = self.core.ledger.blobs(&digests).await?;
+        let (payer, now) = (want.bill.payer, self.core.clock.now());
+        let mut waits = Vec::new();
+        for Descriptor { digest, size, .. } in blobs {
+            let state = known.iter().find(|(known, _)| *known == digest).map(|(_, record)| &record.state);
+            if matches!(state, Some(BlobState::Stored { .. })) {
+                continue;
+            }
+            let job = Job { repository: repository.clone(), digest, size, priority: Priority::Interactive, payer };
+            let is_filling = state.is_some_and(|state| state.is_claimed(now));
+            if !is_filling && self.admit(&job).is_err() {
+                // Whoever asks for the blob is told so.
+                return Ok(());
+            }
+            waits.push(async move { self.wait(&job, false).await });
+        }
+        for waited in join_all(waits).await {
+            match waited {
+                Err(PullError::NotYet) => return Err(PullError::NotYet),
+                // What else there is to say of a blob is said to those that ask for it.
+                Err(_) => return Ok(()),
+                Ok(_) => {}
+            }
+        }
+        self.memory.complete.keep(manifest.digest.clone(), (), COMPLETE);
         Ok(())
     }
 

@@ -86,6 +86,11 @@ impl BlobState {
             Self::Absent | Self::Stored { .. } => false,
         }
     }
+
+    /// Whether a fill holds the claim: it runs, or has died recently.
+    pub fn is_claimed(&self, now: Timestamp) -> bool {
+        matches!(self, Self::Claimed { .. }) && self.is_busy(now)
+    }
 }
 
 /// A blob as one repository sees it.
