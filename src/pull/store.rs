@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use quick_cache::sync::Cache as MemoryCache;
+use tokio::time::Instant;
 
-use super::Pull;
+use super::{Pull, Want};
 use crate::config::{Cold, MaxBlob};
 use crate::errors::{PullError, UpstreamError, beside, chain};
 use crate::oci::{Descriptor, Digest, Manifest, Observed, Platforms, Reference, Repository};
 use crate::ports::{ImageJob, Job, Priority};
 use crate::records::BlobState;
-
-use super::Want;
+use crate::values::deadline::bounded;
 
 /// How long it is remembered that the blobs of a manifest are stored: a client asks for them next, and marks them as used.
 const COMPLETE: Duration = Duration::from_hours(1);
@@ -183,7 +183,7 @@ impl Pull {
         let digests: Vec<Digest> = blobs.iter().map(|blob| blob.digest.clone()).collect();
         let known = self.core.ledger.blobs(&digests).await?;
         let (payer, now) = (want.bill.payer, self.core.clock.now());
-        let mut waits = Vec::new();
+        let (deadline, mut waits) = (Instant::now() + bounded(self.core.config.wait), Vec::new());
         for Descriptor { digest, size, .. } in blobs {
             let state = known.iter().find(|(known, _)| *known == digest).map(|(_, record)| &record.state);
             if matches!(state, Some(BlobState::Stored { .. })) {
@@ -192,21 +192,18 @@ impl Pull {
             let job = Job { repository: repository.clone(), digest, size, priority: Priority::Interactive, payer };
             let is_filling = state.is_some_and(|state| state.is_claimed(now));
             if !is_filling && self.admit(&job).is_err() {
-                // Whoever asks for the blob is told so.
+                // The client is told so at the blob.
                 return Ok(());
             }
             waits.push(async move { self.wait(&job, false).await });
         }
-        for waited in join_all(waits).await {
-            match waited {
-                Err(PullError::NotYet) => return Err(PullError::NotYet),
-                // What else there is to say of a blob is said to those that ask for it.
-                Err(_) => return Ok(()),
-                Ok(_) => {}
-            }
+        let waited = join_all(waits).await;
+        if waited.iter().all(Result::is_ok) {
+            self.memory.complete.keep(manifest.digest.clone(), (), COMPLETE);
+            return Ok(());
         }
-        self.memory.complete.keep(manifest.digest.clone(), (), COMPLETE);
-        Ok(())
+        // What else there is to say of a blob is said to those that ask for it.
+        if Instant::now() < deadline { Ok(()) } else { Err(PullError::NotYet) }
     }
 
     /// Refuses a blob that is larger than the configuration allows, and with it the manifest that names it.

@@ -70,9 +70,11 @@ async fn a_fill_for_a_private_repository_is_not_followed_from_another(column: Co
         let world = world(column, cold, "wait = \"2s\"", PRIVATE).await;
         let image = world.upstream.image("private/app", "1", &[LAYER]);
         world.upstream.fault(&format!("/v2/private/app/blobs/{}", image.blobs[1].0), Fault::Stalled);
-        pull_here(&world, "private/app").await;
+        world.upstream.manifest("stranger/app", "1", MANIFEST, &image.manifest);
+        // With `wait` the manifest comes once its blobs are stored.
+        world.get_from(HERE, "/v2/test.local/private/app/manifests/1").await;
         until(|| world.upstream.count(&format!("GET /v2/private/app/blobs/{}", image.blobs[1].0)) > 0).await;
-        name_in(&world, "stranger/app", &image).await;
+        world.get("/v2/test.local/stranger/app/manifests/1").await;
         let while_it_runs = world.get(&blob("stranger/app", &image)).await;
         assert!(!shows(&while_it_runs), "{cold:?}: {while_it_runs:?}");
         world.upstream.heal();

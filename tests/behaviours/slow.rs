@@ -15,6 +15,7 @@ on_both_columns!(
     a_slow_answer_is_waited_for_where_nothing_is_known,
     a_slow_answer_is_not_waited_for_where_something_is_known,
     a_fill_waits_for_the_first_byte_while_clients_are_told_to_come_back,
+    with_wait_a_manifest_comes_once_its_blobs_are_stored,
     a_fill_waits_as_long_as_the_configuration_says,
 );
 
@@ -51,16 +52,31 @@ async fn a_fill_waits_for_the_first_byte_while_clients_are_told_to_come_back(col
     let good = world.upstream.image("good", "1", &[b"other"]);
     let (digest, bytes) = &image.blobs[1];
     world.upstream.fault(digest.as_str(), Fault::Late(Duration::from_secs(22)));
-    assert_eq!(world.get_from(STRANGER, &tag("slow", "1")).await.bytes(), &image.manifest);
     let path = format!("/v2/test.local/slow/blobs/{digest}");
-    let begun = Instant::now();
-    let answer = world.get_from(STRANGER, &path).await;
-    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
-    assert!(!answer.header("retry-after").is_empty() && begun.elapsed() < Duration::from_secs(10));
+    // Of an image whose blobs take longer than a client waits, it gets no manifest either: it comes back to that.
+    for path in [&tag("slow", "1"), &path] {
+        let begun = Instant::now();
+        let answer = world.get_from(STRANGER, path).await;
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{path}");
+        assert!(!answer.header("retry-after").is_empty() && begun.elapsed() < Duration::from_secs(10));
+    }
+    assert_eq!(world.head(&tag("slow", "1")).await.status, StatusCode::OK);
     assert_eq!(world.get_from(OTHER, &tag("good", "1")).await.bytes(), &good.manifest);
     world.settled().await;
+    assert_eq!(world.get_from(STRANGER, &tag("slow", "1")).await.bytes(), &image.manifest);
     assert_eq!(world.pull(&path).await.bytes(), bytes);
     assert_eq!(world.upstream.count(&format!("/blobs/{digest}")), 1, "it was asked once");
+}
+
+async fn with_wait_a_manifest_comes_once_its_blobs_are_stored(column: Column) {
+    let world = World::plan(column).cold(Cold::Wait).start().await;
+    let image = world.upstream.image("app", "1", &[b"one", b"two"]);
+    assert_eq!(world.get(&tag("app", "1")).await.bytes(), &image.manifest);
+    world.upstream.fault("/v2/", Fault::Silent);
+    for (digest, bytes) in &image.blobs {
+        let answer = world.pull(&format!("/v2/test.local/app/blobs/{digest}")).await;
+        assert_eq!((answer.bytes(), answer.header("x-stopover")), (bytes, "hit"), "{digest}");
+    }
 }
 
 async fn a_fill_waits_as_long_as_the_configuration_says(column: Column) {
