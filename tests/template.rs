@@ -229,7 +229,9 @@ fn every_permission_names_its_actions_and_its_resource() -> Result<()> {
             }
             for resource in texts(&statement["Resource"]) {
                 let own = resource.get("Fn::GetAtt").is_some() || resource["Ref"] == "SigningKeys";
-                let objects = resource["Fn::Sub"] == "${Bucket.Arn}/blobs/*";
+                let objects = ["${Bucket.Arn}/blobs/*", "${Bucket.Arn}/manifests/*"]
+                    .iter()
+                    .any(|objects| resource["Fn::Sub"] == *objects);
                 let login = |action: &&Value| {
                     ["ecr:GetAuthorizationToken", "ecr-public:GetAuthorizationToken", "sts:GetServiceBearerToken"]
                         .iter()

@@ -286,7 +286,7 @@ impl Ledger for DynamoLedger {
         stream::iter(batches).buffer_unordered(BATCHES_AT_ONCE).try_collect::<()>().await?;
         let inline = manifest.bytes.len() <= MAX_INLINE_BYTES;
         if !inline {
-            self.blobs.write(&manifest.digest, manifest.bytes.clone()).await?;
+            self.blobs.write_manifest(&manifest.digest, manifest.bytes.clone()).await?;
         }
         self.put(item::manifest(repository, manifest, inline, now)).await?;
         Ok(new_bytes)

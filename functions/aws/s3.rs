@@ -1,4 +1,8 @@
-//! Content in one S3 bucket: `blobs/<algorithm>/<first two hex>/<hex>`, written once.
+//! Content in one S3 bucket: `blobs/<algorithm>/<first two hex>/<hex>`, written once, and in the same way below
+//! `manifests/` what is too large for an item of the table.
+//!
+//! The function that the public may call writes manifests only. They are compared with their digests when they are read;
+//! nobody reads blobs before clients do.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -61,12 +65,23 @@ impl S3Blobs {
 
     /// The URL at which S3 sends a manifest that was too large for its item, with this media type.
     pub async fn locate_manifest(&self, digest: &Digest, media_type: &str) -> Result<String, StoreError> {
-        let get = self.client.get_object().bucket(&self.bucket).key(key(digest)).response_content_type(media_type);
+        let is_new = self.length(manifest_key(digest)).await?.is_some();
+        let key = if is_new { manifest_key(digest) } else { key(digest) };
+        let get = self.client.get_object().bucket(&self.bucket).key(key).response_content_type(media_type);
         let presigned = get.presigned(url_life()?).await.map_err(|error| store_error("presigning", error))?;
         Ok(presigned.uri().to_owned())
     }
 
-    /// The blobs whose keys begin so.
+    /// The length of an object in bytes. `None`: there is none.
+    async fn length(&self, key: String) -> Result<Option<u64>, StoreError> {
+        match self.client.head_object().bucket(&self.bucket).key(key).send().await {
+            Ok(answer) => Ok(answer.content_length().and_then(|length| u64::try_from(length).ok())),
+            Err(error) if has_status(&error, 404) => Ok(None),
+            Err(error) => Err(store_error("HeadObject", error)),
+        }
+    }
+
+    /// What is stored below keys that begin so.
     fn list_below(&self, prefix: String) -> BoxStream<'_, Result<StoredBlob, StoreError>> {
         let pages = stream::try_unfold((prefix, Some(None)), move |(prefix, token)| async move {
             let Some(token) = token else { return Ok(None) };
@@ -85,13 +100,19 @@ impl S3Blobs {
         if size > MAX_MANIFEST_BYTES as u64 {
             return Err(StoreError::Corrupt(format!("manifest {digest} has {size} bytes").into()));
         }
-        let answer = match self.client.get_object().bucket(&self.bucket).key(key(digest)).send().await {
-            Ok(answer) => answer,
-            Err(error) if error.as_service_error().is_some_and(GetObjectError::is_no_such_key) => {
-                return Ok(None);
+        let mut found = None;
+        // Versions before December 2026 stored manifests among the blobs.
+        for key in [manifest_key(digest), key(digest)] {
+            match self.client.get_object().bucket(&self.bucket).key(key).send().await {
+                Ok(answer) => {
+                    found = Some(answer);
+                    break;
+                }
+                Err(error) if error.as_service_error().is_some_and(GetObjectError::is_no_such_key) => {}
+                Err(error) => return Err(store_error("GetObject", error)),
             }
-            Err(error) => return Err(store_error("GetObject", error)),
-        };
+        }
+        let Some(answer) = found else { return Ok(None) };
         if answer.content_length().and_then(|length| u64::try_from(length).ok()) != Some(size) {
             return Err(StoreError::Corrupt(
                 format!("the object of manifest {digest} does not have {size} bytes").into(),
@@ -105,8 +126,13 @@ impl S3Blobs {
         Ok(Some(bytes.into_bytes()))
     }
 
+    /// Stores a manifest that is too large for its item.
+    pub(crate) async fn write_manifest(&self, digest: &Digest, bytes: Bytes) -> Result<(), StoreError> {
+        self.write(&manifest_key(digest), digest, bytes).await
+    }
+
     /// Stores bytes that match their digest in one request. Storing them twice changes nothing.
-    pub(crate) async fn write(&self, digest: &Digest, bytes: Bytes) -> Result<(), StoreError> {
+    async fn write(&self, key: &str, digest: &Digest, bytes: Bytes) -> Result<(), StoreError> {
         // S3 compares the bytes with this checksum before the object becomes visible.
         let checksum = match digest.algorithm() {
             Algorithm::Sha256 => STANDARD.encode(digest.to_bytes()),
@@ -115,7 +141,7 @@ impl S3Blobs {
         // 409: another write of the same object is in progress, and S3 does not know yet how it ends.
         let mut conflicts = 0;
         loop {
-            let put = self.client.put_object().bucket(&self.bucket).key(key(digest)).if_none_match("*");
+            let put = self.client.put_object().bucket(&self.bucket).key(key).if_none_match("*");
             let put = put.content_type(CONTENT_TYPE).checksum_sha256(&checksum).body(ByteStream::from(bytes.clone()));
             match put.send().await {
                 Ok(_) => return Ok(()),
@@ -131,12 +157,22 @@ fn url_life() -> Result<PresigningConfig, StoreError> {
     PresigningConfig::expires_in(URL_LIFE).map_err(|error| StoreError::Refused(Failure::because("presigning", error)))
 }
 
-/// The prefix of the keys of all objects.
+/// The prefix of the keys of blobs.
 pub(crate) const PREFIX: &str = "blobs/";
+/// That of manifests.
+const MANIFESTS: &str = "manifests/";
 
 /// The key of a blob's object.
 pub(crate) fn key(digest: &Digest) -> String {
-    format!("{PREFIX}{}/{}/{}", digest.algorithm().name(), digest.shard(), digest.hex())
+    key_below(PREFIX, digest)
+}
+
+fn manifest_key(digest: &Digest) -> String {
+    key_below(MANIFESTS, digest)
+}
+
+fn key_below(prefix: &str, digest: &Digest) -> String {
+    format!("{prefix}{}/{}/{}", digest.algorithm().name(), digest.shard(), digest.hex())
 }
 
 /// The SHA-256 of `bytes` in the form of `x-amz-checksum-sha256`.
@@ -147,11 +183,7 @@ pub(crate) fn checksum(bytes: &[u8]) -> String {
 #[async_trait]
 impl Blobs for S3Blobs {
     async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
-        match self.client.head_object().bucket(&self.bucket).key(key(digest)).send().await {
-            Ok(answer) => Ok(answer.content_length().and_then(|length| u64::try_from(length).ok())),
-            Err(error) if has_status(&error, 404) => Ok(None),
-            Err(error) => Err(store_error("HeadObject", error)),
-        }
+        self.length(key(digest)).await
     }
 
     async fn locate(&self, digest: &Digest) -> Result<Option<Location>, StoreError> {
@@ -192,26 +224,33 @@ impl Blobs for S3Blobs {
         self.abandon_uploads(known, idle).await
     }
 
-    /// Lists the bucket in pages of a thousand.
+    /// Lists the bucket in pages of a thousand. Manifests are few.
     fn list(&self) -> BoxStream<'_, Result<StoredBlob, StoreError>> {
-        let prefixes = [Algorithm::Sha256, Algorithm::Sha512]
+        let blobs = [Algorithm::Sha256, Algorithm::Sha512]
             .into_iter()
             .flat_map(|algorithm| (0..16).map(move |digit| format!("{PREFIX}{}/{digit:x}", algorithm.name())));
-        stream::iter(prefixes).flat_map_unordered(LISTS, |prefix| self.list_below(prefix)).boxed()
+        stream::iter(blobs.chain([MANIFESTS.to_owned()]))
+            .flat_map_unordered(LISTS, |prefix| self.list_below(prefix))
+            .boxed()
     }
 
     async fn remove(&self, digest: &Digest) -> Result<(), StoreError> {
-        let request = self.client.delete_object().bucket(&self.bucket).key(key(digest));
-        request.send().await.map(drop).map_err(|error| store_error("DeleteObject", error))
+        // The same bytes may be a manifest and a blob, and S3 says nothing where there is none.
+        for key in [key(digest), manifest_key(digest)] {
+            let request = self.client.delete_object().bucket(&self.bucket).key(key);
+            request.send().await.map_err(|error| store_error("DeleteObject", error))?;
+        }
+        Ok(())
     }
 }
 
 /// The blob of an object. `None`: its key is not one of ours.
 fn listed(object: &Object) -> Option<StoredBlob> {
     let named = object.key()?;
-    let (algorithm, path) = named.strip_prefix("blobs/")?.split_once('/')?;
-    let digest =
-        format!("{algorithm}:{}", path.split_once('/')?.1).parse().ok().filter(|digest| key(digest) == named)?;
+    let prefix = [PREFIX, MANIFESTS].into_iter().find(|prefix| named.starts_with(prefix))?;
+    let (algorithm, path) = named.strip_prefix(prefix)?.split_once('/')?;
+    let digest = format!("{algorithm}:{}", path.split_once('/')?.1).parse().ok();
+    let digest = digest.filter(|digest| key_below(prefix, digest) == named)?;
     let modified = object.last_modified().map_or(0, DateTime::secs);
     let [size, modified] = [object.size()?, modified].map(|number| u64::try_from(number).unwrap_or_default());
     Some(StoredBlob { digest, size, modified: Timestamp(modified) })
@@ -244,7 +283,7 @@ impl Upload for Whole {
     }
 
     async fn publish(&mut self) -> Result<(), StoreError> {
-        self.blobs.write(&self.digest, std::mem::take(&mut self.bytes).freeze()).await
+        self.blobs.write(&key(&self.digest), &self.digest, std::mem::take(&mut self.bytes).freeze()).await
     }
 
     async fn discard(self: Box<Self>) {}

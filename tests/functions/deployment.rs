@@ -327,7 +327,8 @@ pub(crate) async fn stored(endpoints: &Endpoints) -> Result<BTreeMap<String, u64
         let bytes = object.send().await?.body.collect().await?.into_bytes();
         let digest = digest_of(&bytes);
         let hex = digest.trim_start_matches("sha256:");
-        ensure!(key == format!("blobs/sha256/{}/{hex}", &hex[..2]), "{key} holds {digest}");
+        let path = format!("sha256/{}/{hex}", &hex[..2]);
+        ensure!([format!("blobs/{path}"), format!("manifests/{path}")].contains(&key), "{key} holds {digest}");
         stored.insert(digest, bytes.len() as u64);
     }
     Ok(stored)

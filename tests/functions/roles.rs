@@ -106,7 +106,7 @@ fn meaning(name: &str) -> Result<Value> {
 }
 
 fn stored_at(digest: &Digest) -> String {
-    format!("blobs/sha256/{}/{}", &digest.hex()[..2], digest.hex())
+    format!("manifests/sha256/{}/{}", &digest.hex()[..2], digest.hex())
 }
 
 /// What is refused in the life of a deployment with these roles, until something is, and what they allow that was not asked

@@ -10,8 +10,9 @@ use aws_sdk_dynamodb::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_dynamodb::error::BoxError;
 use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_s3::primitives::ByteStream;
+use futures_util::TryStreamExt as _;
 use stopover::errors::StoreError;
-use stopover::ports::Ledger as _;
+use stopover::ports::{Blobs as _, Ledger as _};
 use stopover::records::{BlobRecord, BlobState};
 use support::aws::{EVERY_OPERATION, Service};
 
@@ -106,6 +107,28 @@ async fn a_manifest_whose_object_was_deleted_is_absent_and_one_whose_object_was_
     s3.delete_object().bucket(bucket).key(&key).send().await?;
     storage.ledger.put_manifest(&repository, &manifest, &[], true, NOW).await?;
     assert_eq!(storage.ledger.manifest(&repository, &manifest.digest).await?, Some((manifest, NOW)));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_large_manifest_is_no_blob_and_one_of_an_earlier_version_is_read() -> Result<()> {
+    let storage = Storage::aws().await?;
+    let (repository, manifest) = (repository("a")?, manifest(400_000));
+    storage.ledger.put_manifest(&repository, &manifest, &[], true, NOW).await?;
+    let (s3, bucket) = (storage.endpoints().s3(), storage.endpoints().bucket());
+    let key = storage.endpoints().objects().pop().context("no object")?;
+    let path = key.strip_prefix("manifests/").context("not below manifests/")?;
+    assert_eq!(storage.blobs.size(&manifest.digest).await?, None);
+    let earlier = format!("blobs/{path}");
+    s3.put_object().bucket(bucket).key(&earlier).body(ByteStream::from(manifest.bytes.clone())).send().await?;
+    s3.delete_object().bucket(bucket).key(&key).send().await?;
+    let read = storage.ledger.manifest(&repository, &manifest.digest).await?;
+    assert_eq!(read, Some((manifest.clone(), NOW)));
+    storage.ledger.put_manifest(&repository, &manifest, &[], true, NOW).await?;
+    let listed: Vec<_> = storage.blobs.list().try_collect().await?;
+    assert_eq!(listed.iter().map(|stored| &stored.digest).collect::<Vec<_>>(), [&manifest.digest; 2]);
+    storage.blobs.remove(&manifest.digest).await?;
+    assert!(storage.endpoints().objects().is_empty());
     Ok(())
 }
 
