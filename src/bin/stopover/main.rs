@@ -214,7 +214,7 @@ async fn serve(config: Config, grace: Duration, quiet: bool) -> anyhow::Result<(
         async move { _ = stopped.wait_for(|&stop| stop).await }
     };
     let cache = Some(Arc::clone(&local.cache));
-    let threads = Threads::start().context("no threads can be started")?;
+    let threads = std::thread::available_parallelism().and_then(Threads::start).context("no threads can be started")?;
     let clients = serve::run(listener, router.clone(), cache, serve::most_connections(), threads.clone(), stopped());
     let operators = serve::run(operators, router, None, serve::OPERATORS, threads, stopped());
     let mut server = tokio::spawn(async {
