@@ -131,7 +131,7 @@ impl Pull {
     }
 
     /// Waits for a fill: until the blob is stored, or (`follow`) until its first bytes have arrived.
-    pub(super) async fn wait(self: &Arc<Self>, job: &Job, follow: bool) -> Result<PulledBlob, PullError> {
+    async fn wait(self: &Arc<Self>, job: &Job, follow: bool) -> Result<PulledBlob, PullError> {
         let deadline = Instant::now() + bounded(self.core.config.wait);
         let found = async {
             for _ in 0..JOINED {

@@ -78,7 +78,7 @@ impl Pull {
         let pulled = self.find(repository, reference, &want).await?;
         if let Some(manifest) = pulled.manifest.as_ref().filter(|_| !want.head) {
             self.check_room(repository, manifest, &want).await?;
-            self.wait_for_blobs(repository, manifest, &want).await?;
+            self.wait_for_blobs(repository, &pulled, manifest, &want).await?;
         }
         self.note_manifest(repository, &pulled, &want).await;
         Ok(pulled)

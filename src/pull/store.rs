@@ -1,23 +1,28 @@
 //! Manifests that are not stored yet: fetched, stored, and the fills of their blobs requested.
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use quick_cache::sync::Cache as MemoryCache;
 use tokio::time::Instant;
 
-use super::{Pull, Want};
+use super::{Pull, PulledManifest, Want};
 use crate::config::{Cold, MaxBlob};
 use crate::errors::{PullError, UpstreamError, beside, chain};
 use crate::oci::{Descriptor, Digest, Manifest, Observed, Platforms, Reference, Repository};
 use crate::ports::{ImageJob, Job, Priority};
-use crate::records::BlobState;
+use crate::records::{BlobRecord, BlobState};
 use crate::values::deadline::bounded;
+use crate::values::served::Served;
 
 /// How long it is remembered that the blobs of a manifest are stored: a client asks for them next, and marks them as used.
 const COMPLETE: Duration = Duration::from_hours(1);
+
+/// How long before the ledger is asked again whether blobs are stored, at first and at most.
+const SOON: Duration = Duration::from_millis(50);
+const LATER: Duration = Duration::from_secs(1);
 
 /// Manifests that were fetched and refused, and why, so that upstream is not asked again. Each process has its own.
 pub(crate) struct Refused(MemoryCache<(Repository, Digest), PullError>);
@@ -166,9 +171,11 @@ impl Pull {
 
     /// Where clients get no cold blob before all of it is stored, they get no manifest before that, either: not all of
     /// them come back to a blob that takes longer than they wait, and what they have of an image by then is in vain.
+    /// What else there is to say of a blob is said to those that ask for it.
     pub(super) async fn wait_for_blobs(
-        self: &Arc<Self>,
+        &self,
         repository: &Repository,
+        pulled: &PulledManifest,
         manifest: &Manifest,
         want: &Want,
     ) -> Result<(), PullError> {
@@ -179,31 +186,41 @@ impl Pull {
         if self.memory.complete.get(&manifest.digest).is_some() {
             return Ok(());
         }
-        let blobs = blobs_of(manifest)?;
-        let digests: Vec<Digest> = blobs.iter().map(|blob| blob.digest.clone()).collect();
-        let known = self.core.ledger.blobs(&digests).await?;
-        let (payer, now) = (want.bill.payer, self.core.clock.now());
-        let (deadline, mut waits) = (Instant::now() + bounded(self.core.config.wait), Vec::new());
-        for Descriptor { digest, size, .. } in blobs {
-            let state = known.iter().find(|(known, _)| *known == digest).map(|(_, record)| &record.state);
-            if matches!(state, Some(BlobState::Stored { .. })) {
-                continue;
-            }
-            let job = Job { repository: repository.clone(), digest, size, priority: Priority::Interactive, payer };
-            let is_filling = state.is_some_and(|state| state.is_claimed(now));
-            if !is_filling && self.admit(&job).is_err() {
-                // The client is told so at the blob.
+        let mut missing = blobs_of(manifest)?;
+        // With the manifest itself the fills were requested.
+        let mut is_requested = pulled.served == Served::Miss;
+        let (deadline, mut pause) = (Instant::now() + bounded(self.core.config.wait), SOON);
+        loop {
+            let digests: Vec<Digest> = missing.iter().map(|blob| blob.digest.clone()).collect();
+            let known: HashMap<Digest, BlobRecord> = self.core.ledger.blobs(&digests).await?.into_iter().collect();
+            if known.values().any(|record| record.state == BlobState::Absent && record.failure.is_some()) {
                 return Ok(());
             }
-            waits.push(async move { self.wait(&job, false).await });
+            let state = |blob: &Descriptor| known.get(&blob.digest).map(|record| &record.state);
+            missing.retain(|blob| !matches!(state(blob), Some(BlobState::Stored { .. })));
+            if missing.is_empty() {
+                self.memory.complete.keep(manifest.digest.clone(), (), COMPLETE);
+                return Ok(());
+            }
+            if !std::mem::replace(&mut is_requested, true) {
+                let now = self.core.clock.now();
+                let (priority, payer) = (Priority::Interactive, want.bill.payer);
+                let cold = missing.iter().filter(|blob| !state(blob).is_some_and(|state| state.is_claimed(now)));
+                let job = |blob: &Descriptor| {
+                    let (repository, digest) = (repository.clone(), blob.digest.clone());
+                    Job { repository, digest, size: blob.size, priority, payer }
+                };
+                let jobs: Vec<Job> = cold.map(job).collect();
+                if jobs.iter().any(|job| self.admit(job).is_err()) {
+                    return Ok(());
+                }
+                self.core.fills.request(&jobs).await?;
+            }
+            if tokio::time::timeout_at(deadline, tokio::time::sleep(pause)).await.is_err() {
+                return Err(PullError::NotYet);
+            }
+            pause = (pause * 3 / 2).min(LATER);
         }
-        let waited = join_all(waits).await;
-        if waited.iter().all(Result::is_ok) {
-            self.memory.complete.keep(manifest.digest.clone(), (), COMPLETE);
-            return Ok(());
-        }
-        // What else there is to say of a blob is said to those that ask for it.
-        if Instant::now() < deadline { Ok(()) } else { Err(PullError::NotYet) }
     }
 
     /// Refuses a blob that is larger than the configuration allows, and with it the manifest that names it.

@@ -73,9 +73,9 @@ async fn with_wait_a_manifest_comes_once_its_blobs_are_stored(column: Column) {
     let image = world.upstream.image("app", "1", &[b"one", b"two"]);
     assert_eq!(world.get(&tag("app", "1")).await.bytes(), &image.manifest);
     world.upstream.fault("/v2/", Fault::Silent);
-    for (digest, bytes) in &image.blobs {
-        let answer = world.pull(&format!("/v2/test.local/app/blobs/{digest}")).await;
-        assert_eq!((answer.bytes(), answer.header("x-stopover")), (bytes, "hit"), "{digest}");
+    for (digest, _) in &image.blobs {
+        let answer = world.get(&format!("/v2/test.local/app/blobs/{digest}")).await;
+        assert_eq!(answer.header("x-stopover"), "hit", "{answer:?}");
     }
 }
 
