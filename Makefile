@@ -74,7 +74,7 @@ dist: $(setup_stamp) ## The program for machines without Rust, in target/dist: a
 	python infra/dist.py "$${CARGO_TARGET_DIR:-target}/$(static)/release/stopover"
 	python infra/dist_test.py
 
-rehearsal: $(setup_stamp) ## Deploy, upgrade and delete the stack on an emulator of AWS, for each set of parameters; pull through it
+rehearsal: $(setup_stamp) ## Deploy, upgrade, go back and delete the stack on an emulator of AWS, for each set of parameters; pull through it
 	python infra/rehearse.py
 	$(functions)
 	python infra/local.py "$${CARGO_TARGET_DIR:-target}/debug" --check
