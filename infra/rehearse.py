@@ -4,9 +4,10 @@ infra/template.py, of the template before this one, an upgrade to this one, the 
 where it is. Says how long each takes.
 
     make rehearsal
+    infra/rehearse.py [SET...]      some of these sets, by the names that infra/template.py has for them
 
-The emulator (ministack) is installed beside .venv the first time, which takes a minute or two; `make setup` leaves it out. The programs
-of the functions are not run here: tests/functions does that. What the emulator cannot do is left out of its template, and named.
+The emulator (ministack) is installed the first time. The programs of the functions are not run here: tests/functions does that. What
+the emulator cannot do is left out of its template, and named.
 """
 
 import os
@@ -27,19 +28,11 @@ sys.dont_write_bytecode = True
 import template  # noqa: E402, beside this file
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv" / "emulator"
 EMULATOR = "ministack[full]==1.5.33"
 STACK = "stopover"  # as samconfig.toml calls it
 
 # Alarms that compute something from several metrics, which the emulator refuses.
 UNKNOWN_TO_THE_EMULATOR = ["ApiErrorsAlarm", "ThrottlesAlarm", "TableThrottlesAlarm"]
-
-
-def installed():
-    if not (VENV / "bin" / "ministack").exists():
-        subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
-        subprocess.run([VENV / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check", EMULATOR], check=True)
-    return VENV / "bin" / "ministack"
 
 
 def newest():
@@ -113,7 +106,7 @@ def started(port, directory):
     # BIND_HOST and IOT_MTLS_ENABLED leave it one socket, on this machine.
     environment = os.environ | {"BIND_HOST": "127.0.0.1", "IOT_MTLS_ENABLED": "0", "GATEWAY_PORT": str(port), "HOME": str(directory)}
     log = (directory / "emulator.log").open("wb")
-    process = subprocess.Popen([installed()], env=environment, stdout=log, stderr=log, cwd=directory)
+    process = subprocess.Popen([template.installed("ministack", EMULATOR)], env=environment, stdout=log, stderr=log, cwd=directory)
     for _ in range(600):
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/_ministack/health", timeout=5)
@@ -134,7 +127,7 @@ def run(name, command, environment, expected, directory):
     print(f"rehearsal: {name}: {time.monotonic() - begun:.0f} s", flush=True)
 
 
-def main():
+def main(sets):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -147,6 +140,8 @@ def main():
         try:
             endpoint = f"http://127.0.0.1:{port}"
             for number, (name, parameters) in enumerate(template.PARAMETERS.items()):
+                if sets and name not in sets:
+                    continue
                 chosen = {"AnonymousCidrs": "192.0.2.0/24"} | parameters
                 if "DomainName" in chosen:
                     # A name is that of one stack.
@@ -166,4 +161,6 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    if unknown := set(sys.argv[1:]) - template.PARAMETERS.keys():
+        sys.exit(f"rehearsal: {', '.join(unknown)} is none of {', '.join(template.PARAMETERS)}")
+    main(sys.argv[1:])
