@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: help setup check conventions test package dist rehearsal local-aws bench
+.PHONY: help setup check conventions test package dist rehearsal deployment local-aws bench
 
 # The tools of `make setup` come first; SAM validates offline, but wants to know a region.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -74,11 +74,18 @@ dist: $(setup_stamp) ## The program for machines without Rust, in target/dist: a
 	python infra/dist.py "$${CARGO_TARGET_DIR:-target}/$(static)/release/stopover"
 	python infra/dist_test.py
 
-rehearsal: $(setup_stamp) ## Deploy, upgrade and delete the stack on an emulator of AWS, for each set of parameters; pull through it
+rehearsal: $(setup_stamp) ## Deploy, upgrade, go back and delete the stack on an emulator of AWS, for each set of parameters; pull through it
+	infra/setup.sh nodejs # for the CDK
+	python infra/template.py checkov
+	python infra/examples.py
 	python infra/rehearse.py
 	$(functions)
 	python infra/local.py "$${CARGO_TARGET_DIR:-target}/debug" --check
 	python infra/local.py "$${CARGO_TARGET_DIR:-target}/debug" --watch --check
+
+# Part of continuous integration: the set of parameters that makes the most policies.
+deployment: $(setup_stamp) ## The same for one set of parameters, without pulls
+	python infra/rehearse.py "by the rules of an organization"
 
 local-aws: $(setup_stamp) ## The deployment on this machine: emulator of AWS, functions, an upstream, and how to pull; Ctrl-C ends it; WATCH=1: with cargo lambda watch
 	$(functions)

@@ -5,7 +5,7 @@
     stopover-VERSION-ARCHITECTURE-image.tar       the container image, for `podman load` and `docker load`
     stopover-VERSION.tgz                          the Helm chart
     sbom-ARCHITECTURE.json                        what the program is made of (CycloneDX 1.5); in the archive and the image too
-    SHA256SUMS                                    of all of these
+    SHA256SUMS-ARCHITECTURE                       of all of these
 
     infra/dist.py PROGRAM
 
@@ -100,7 +100,7 @@ def main(program):
         archive(DIST / f"{name}-linux.tar.gz", folder, f"{name}-linux")
         image(folder, version, DIST / f"{name}-image.tar")
     archive(DIST / f"stopover-{version}.tgz", PACKAGING / "helm" / "stopover", "stopover")
-    for path in write_sums(DIST):
+    for path in write_sums(DIST, f"SHA256SUMS-{ARCHITECTURE}"):
         print(f"dist: {path.relative_to(ROOT)} {path.stat().st_size}")
 
 

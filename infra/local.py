@@ -38,6 +38,7 @@ PORT = int(os.environ.get("STOPOVER_LOCAL_PORT", "5080"))
 BUILD = 1200
 IMAGE = "upstream.test/team/hello"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+PARAMETERS = {"AnonymousCidrs": "127.0.0.0/8"}
 # Credentials for the emulator, as rehearse.py has them: they are valid nowhere else.
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "eu-west-1", "AWS_DEFAULT_REGION": "eu-west-1"}
 
@@ -93,13 +94,10 @@ def until(attempt, otherwise, seconds=60):
 
 
 def deployed(directory, endpoint):
-    """Deploys the template; the environment of each function, as CloudFormation has filled it in."""
+    """Deploys the template; the outputs of the stack, and the environment of each function as CloudFormation has filled it in."""
     import boto3  # comes with the SAM CLI
 
-    environment = os.environ | CREDENTIALS | {"AWS_ENDPOINT_URL": endpoint, "SAM_CLI_TELEMETRY": "0"}
-    command = ["sam", "deploy", "--template-file", rehearse.deployable(directory), "--resolve-s3", "--stack-name", "local"]
-    command += ["--capabilities", "CAPABILITY_IAM", "--no-confirm-changeset", "--parameter-overrides", "AnonymousCidrs=127.0.0.0/8"]
-    rehearse.run("local-aws", command, environment, "Successfully created/updated stack", directory)
+    outputs = rehearse.deploy("local-aws", directory, rehearse.newest(), PARAMETERS, endpoint)
     client = lambda service: boto3.client(service, endpoint_url=endpoint, region_name="eu-west-1", aws_access_key_id="test", aws_secret_access_key="test")  # noqa: E731
     found = {name: function for function in client("lambda").list_functions()["Functions"] for name in ("Registry", "Filler") if name in function["FunctionName"]}
     functions = {name.lower(): function["Environment"]["Variables"] for name, function in found.items()}
@@ -108,7 +106,7 @@ def deployed(directory, endpoint):
         name = variables["STOPOVER_SIGNING_KEYS_SECRET"].removesuffix("#keys")
         kept = client("secretsmanager").put_secret_value(SecretId=name, SecretString=json.dumps({"keys": os.urandom(32).hex()}))
         variables["STOPOVER_SIGNING_KEYS_SECRET"] = kept["ARN"] + "#keys"
-    return functions, client("sqs")
+    return outputs, functions, client("sqs")
 
 
 def front(registry):
@@ -212,7 +210,7 @@ def main(programs, watch, only_check):
             emulator = rehearse.started(port, directory)
             started.append(emulator.kill)
             endpoint = f"http://127.0.0.1:{port}"
-            functions, sqs = deployed(directory, endpoint)
+            outputs, functions, sqs = deployed(directory, endpoint)
             configuration = KEPT / "stopover.toml"
             # A login needs HTTPS, which is not spoken here: every caller on this machine is let in without.
             configuration.write_text(f'[upstreams."upstream.test"]\nurl = "{url}"\n\n[access]\nanonymous = ["127.0.0.0/8"]\n')
@@ -233,7 +231,13 @@ def main(programs, watch, only_check):
                 front(run["registry"])
             until(lambda: call(f"{cache}/v2/"), "the registry function does not answer", BUILD if watch else 60)
             if only_check:
-                return check(cache, url)
+                check(cache, url)
+                # Back to the template before, and here again: what is stored is served all the time.
+                if before := rehearse.template_before():
+                    for name, text, more in (("go back", before, {"LogRetentionDays": "7"}), ("upgrade", rehearse.newest(), {})):
+                        rehearse.stays(outputs, rehearse.deploy(f"local-aws: {name}", directory, text, PARAMETERS | more, endpoint))
+                        check(cache, url)
+                return
             print(f"local-aws: the cache is {cache}, AWS is {endpoint}, the upstream is {url}; logs are in .aws-sam/local. Ctrl-C ends them. Now:\n")
             print(f"  skopeo inspect --tls-verify=false docker://127.0.0.1:{PORT}/{IMAGE}:latest")
             print(f"  skopeo copy --src-tls-verify=false docker://127.0.0.1:{PORT}/{IMAGE}:latest dir:/tmp/hello", flush=True)

@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
-"""Rehearses the user's own commands on an emulator of AWS: `sam deploy` for each set of parameters of infra/template.py, an upgrade
-and `sam delete`. Says how long each takes.
+"""Rehearses the user's own commands on an emulator of AWS: `sam deploy` with samconfig.toml for each set of parameters of
+infra/template.py, of the template before this one, an upgrade to this one, the way back, and `sam delete`. What is stored has to stay
+where it is. Says how long each takes.
 
     make rehearsal
+    infra/rehearse.py [SET...]      some of these sets, by the names that infra/template.py has for them
 
-The emulator (ministack) is installed beside .venv the first time, which takes a minute or two; `make setup` leaves it out. The programs
-of the functions are not run here: tests/functions does that. What the emulator cannot do is left out of its template, and named.
+The emulator (ministack) is installed the first time. The programs of the functions are not run here: tests/functions does that. What
+the emulator cannot do is left out of its template, and named.
 """
 
 import os
 import pathlib
+import platform
 import re
 import signal
 import socket
@@ -19,47 +22,91 @@ import tempfile
 import time
 import urllib.request
 
+from samcli.yamlhelper import yaml_parse
+
 sys.dont_write_bytecode = True
 import template  # noqa: E402, beside this file
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv" / "emulator"
 EMULATOR = "ministack[full]==1.5.33"
+STACK = "stopover"  # as samconfig.toml calls it
 
 # Alarms that compute something from several metrics, which the emulator refuses.
 UNKNOWN_TO_THE_EMULATOR = ["ApiErrorsAlarm", "ThrottlesAlarm", "TableThrottlesAlarm"]
 
 
-def installed():
-    if not (VENV / "bin" / "ministack").exists():
-        subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
-        subprocess.run([VENV / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check", EMULATOR], check=True)
-    return VENV / "bin" / "ministack"
+def newest():
+    return (ROOT / "template.yaml").read_text()
 
 
-def deployable(directory):
-    """The template with functions that are there: nothing is built for a rehearsal."""
-    text = (ROOT / "template.yaml").read_text()
+def template_before():
+    """The template of the release before; where there is none, the one before its last change. None: git knows neither."""
+
+    def git(*arguments):
+        done = subprocess.run(["git", *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        return done.stdout if done.returncode == 0 else ""
+
+    changes = git("log", "-2", "--format=%H", "--", "template.yaml").split()
+    commit = git("describe", "--tags", "--abbrev=0", "--match=v*", "HEAD^").strip() or (changes[1] if len(changes) == 2 else None)
+    return git("show", f"{commit}:template.yaml") if commit else None
+
+
+def deployable(directory, text):
+    """A template with functions that are there: nothing is built for a rehearsal."""
     text = re.sub(r"    Metadata:\n      BuildMethod: .*\n      BuildProperties:\n        Binary: .*\n", "", text)
     for name in UNKNOWN_TO_THE_EMULATOR:
         text, count = re.subn(rf"\n  {name}:\n(?:    .*\n|\n)*", "\n", text)
         assert count == 1, name
     for name in ("registry", "filler"):
-        (directory / name).mkdir()
+        (directory / name).mkdir(exist_ok=True)
         program = directory / name / "bootstrap"
         program.write_text(f"#!/bin/sh\nexit 1 # {name}\n")
         program.chmod(0o755)
         text = text.replace("CodeUri: functions\n", f"CodeUri: {directory / name}\n", 1)
     text = text.replace("ContentUri: infra/config\n", f"ContentUri: {ROOT / 'infra' / 'config'}\n")
     (directory / "template.yaml").write_text(text)
-    return directory / "template.yaml"
+
+
+def deploy(name, directory, text, parameters, endpoint):
+    """What a user does: adds parameters to their line of samconfig.toml, and deploys the template beside it. Its outputs."""
+    import boto3  # comes with the SAM CLI
+
+    deployable(directory, text)
+    machine = "arm64" if platform.machine() in ("aarch64", "arm64") else "x86_64"
+    architecture = parameters.get("Architecture", machine)
+    # A template before this one may have less of them.
+    known = yaml_parse(text)["Parameters"]
+    listed = {key: ",".join(value) if isinstance(value, list) else value for key, value in parameters.items() if key in known}
+    line = f'parameter_overrides = ["Architecture={architecture}"'
+    settings = (ROOT / "samconfig.toml").read_text()
+    assert settings.count(line) == 1, line
+    overrides = "".join(f', "{key}={value}"' for key, value in listed.items() if key != "Architecture")
+    (directory / "samconfig.toml").write_text(settings.replace(line, line + overrides))
+    command = ["sam", "deploy", "--config-env", architecture, "--no-confirm-changeset"]
+    run(name, command, environment(endpoint), "Successfully created/updated stack", directory)
+    client = boto3.client("cloudformation", endpoint_url=endpoint, region_name="eu-west-1", aws_access_key_id="test", aws_secret_access_key="test")
+    outputs = client.describe_stacks(StackName=STACK)["Stacks"][0]["Outputs"]
+    return {output["OutputKey"]: output["OutputValue"] for output in outputs}
+
+
+def environment(endpoint):
+    """Credentials that are valid nowhere but there."""
+    told = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    return os.environ | told | {"AWS_DEFAULT_REGION": "eu-west-1", "SAM_CLI_TELEMETRY": "0"}
+
+
+def stays(before, after):
+    """What is stored, and what waits to be, is where it was."""
+    for output in ("TableName", "BucketName", "FillQueueUrl", "BackgroundFillQueueUrl", "DeadFillQueueUrl", "MirrorEndpoint"):
+        if before[output] != after[output]:
+            raise SystemExit(f"rehearsal: {output} was {before[output]}, and is {after[output]}")
 
 
 def started(port, directory):
     # BIND_HOST and IOT_MTLS_ENABLED leave it one socket, on this machine.
     environment = os.environ | {"BIND_HOST": "127.0.0.1", "IOT_MTLS_ENABLED": "0", "GATEWAY_PORT": str(port), "HOME": str(directory)}
     log = (directory / "emulator.log").open("wb")
-    process = subprocess.Popen([installed()], env=environment, stdout=log, stderr=log, cwd=directory)
+    process = subprocess.Popen([template.installed("ministack", EMULATOR)], env=environment, stdout=log, stderr=log, cwd=directory)
     for _ in range(600):
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/_ministack/health", timeout=5)
@@ -80,34 +127,30 @@ def run(name, command, environment, expected, directory):
     print(f"rehearsal: {name}: {time.monotonic() - begun:.0f} s", flush=True)
 
 
-def main():
+def main(sets):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as directory:
         directory = pathlib.Path(directory)
-        file = deployable(directory)
+        if (before := template_before()) is None:
+            print("rehearsal: git has no template before this one: THE WAY BACK IS NOT TRIED", flush=True)
+            before = newest()
         emulator = started(port, directory)
         try:
-            environment = os.environ | {
-                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-                "AWS_ACCESS_KEY_ID": "test",
-                "AWS_SECRET_ACCESS_KEY": "test",
-                "AWS_DEFAULT_REGION": "eu-west-1",
-                "SAM_CLI_TELEMETRY": "0",
-            }
-            deploy = ["sam", "deploy", "--template-file", file, "--resolve-s3"]
-            deploy += ["--capabilities", "CAPABILITY_IAM", "--no-confirm-changeset", "--stack-name"]
+            endpoint = f"http://127.0.0.1:{port}"
             for number, (name, parameters) in enumerate(template.PARAMETERS.items()):
-                listed = {key: ",".join(value) if isinstance(value, list) else value for key, value in parameters.items()}
-                # A name is that of one stack.
-                listed = {key: value.replace("cache.", f"cache{number}.") for key, value in listed.items()}
-                overrides = [f"{key}={value}" for key, value in ({"AnonymousCidrs": "192.0.2.0/24"} | listed).items()]
-                stack = [*deploy, f"stack{number}", "--parameter-overrides"]
-                run(f"{name}: deploy", [*stack, *overrides], environment, "Successfully created/updated stack", directory)
-                run(f"{name}: upgrade", [*stack, *overrides, "LogRetentionDays=7"], environment, "Successfully created/updated stack", directory)
-                delete = ["sam", "delete", "--stack-name", f"stack{number}", "--no-prompts", "--region", "eu-west-1"]
-                run(f"{name}: delete", delete, environment, "Deleted successfully", directory)
+                if sets and name not in sets:
+                    continue
+                chosen = {"AnonymousCidrs": "192.0.2.0/24"} | parameters
+                if "DomainName" in chosen:
+                    # A name is that of one stack.
+                    chosen["DomainName"] = f"cache{number}.example.com"
+                first = deploy(f"{name}: deploy", directory, before, chosen, endpoint)
+                stays(first, deploy(f"{name}: upgrade", directory, newest(), chosen | {"LogRetentionDays": "7"}, endpoint))
+                stays(first, deploy(f"{name}: go back", directory, before, chosen, endpoint))
+                delete = ["sam", "delete", "--stack-name", STACK, "--no-prompts", "--region", "eu-west-1"]
+                run(f"{name}: delete", delete, environment(endpoint), "Deleted successfully", directory)
         finally:
             emulator.send_signal(signal.SIGTERM)
             try:
@@ -118,4 +161,6 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    if unknown := set(sys.argv[1:]) - template.PARAMETERS.keys():
+        sys.exit(f"rehearsal: {', '.join(unknown)} is none of {', '.join(template.PARAMETERS)}")
+    main(sys.argv[1:])

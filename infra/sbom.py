@@ -32,9 +32,9 @@ def bill_of_materials(package, target):
     return {"bomFormat": "CycloneDX", "specVersion": "1.5", "version": 1, "metadata": {"component": application}, "components": components}
 
 
-def write_sums(directory):
-    """Writes SHA256SUMS of all files in a directory; returns them."""
-    files = sorted(path for path in directory.iterdir() if path.is_file() and path.name != "SHA256SUMS")
+def write_sums(directory, name):
+    """Writes the checksums of all files in a directory into one of them; returns the others."""
+    files = sorted(path for path in directory.iterdir() if path.is_file() and path.name != name)
     sums = "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files)
-    (directory / "SHA256SUMS").write_text(sums)
+    (directory / name).write_text(sums)
     return files

@@ -2,6 +2,7 @@
 """What CloudFormation gets: template.yaml after the transform of SAM, which needs neither an account nor a network.
 
     infra/template.py check            lints it for each set of parameters in PARAMETERS
+    infra/template.py checkov          compares what checkov finds in each with docs/reference/template.md; installs it the first time
     infra/template.py transform FILE   writes it, for those who have the zips of a release in a bucket of their own
 
 With `transform` the two parameters PackageBucket and PackagePrefix say where the zips are.
@@ -11,7 +12,10 @@ import argparse
 import json
 import os
 import pathlib
+import re
+import subprocess
 import sys
+import tempfile
 
 from cfnlint.api import lint
 from cfnlint.config import ManualArgs
@@ -22,6 +26,7 @@ from samtranslator.translator.transform import transform
 os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+CHECKOV = "checkov==3.3.30"
 
 NAME = {
     "DomainName": "cache.example.com",
@@ -95,14 +100,101 @@ def check():
     return found
 
 
+def installed(name, *requirements, program=None):
+    """A program of PyPI in an environment of its own, beside that of `make setup`, whose packages it could disagree with."""
+    venv, uv = ROOT / ".venv" / name, ROOT / ".venv" / "bin" / "uv"
+    complete = venv / "complete"
+    if not complete.exists() or complete.read_text() != " ".join(requirements):
+        subprocess.run([uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, venv], check=True)
+        subprocess.run([uv, "pip", "install", "--quiet", "--python", venv / "bin" / "python", *requirements], check=True)
+        complete.write_text(" ".join(requirements))
+    return venv / "bin" / (program or name)
+
+
+def chosen(template, parameters):
+    """What CloudFormation makes of it with these parameters: nothing depends on a condition any more."""
+    values = {}
+    for name, parameter in template["Parameters"].items():
+        value = parameters.get(name, parameter.get("Default", ""))
+        listed = parameter["Type"] == "CommaDelimitedList" and isinstance(value, str)
+        values[name] = value.split(",") if listed else value
+
+    def text(node):
+        match node:
+            case {"Fn::Join": [separator, texts]}:
+                return separator.join(text(texts))
+            case {"Ref": name}:
+                return values[name]
+        return node
+
+    def holds(condition):
+        match condition:
+            case {"Condition": name}:
+                return holds(template["Conditions"][name])
+            case {"Fn::Not": [one]}:
+                return not holds(one)
+            case {"Fn::And": several}:
+                return all(map(holds, several))
+            case {"Fn::Equals": [one, other]}:
+                return text(one) == text(other)
+        raise ValueError(f"not modelled: {condition}")
+
+    def part(node):
+        """... is what is left out."""
+        match node:
+            case list():
+                return [one for one in map(part, node) if one is not ...]
+            case {"Ref": "AWS::NoValue"}:
+                return ...
+            case {"Ref": name} if name in values:
+                return values[name]
+            case {"Fn::If": [condition, one, other]}:
+                return part(one if holds({"Condition": condition}) else other)
+            case dict():
+                return {key: one for key, one in ((key, part(value)) for key, value in node.items()) if one is not ...}
+        return node
+
+    resources = template["Resources"].items()
+    there = {name: one for name, one in resources if "Condition" not in one or holds({"Condition": one["Condition"]})}
+    plain = {name: {key: value for key, value in one.items() if key != "Condition"} for name, one in there.items()}
+    return {"AWSTemplateFormatVersion": "2010-09-09", "Resources": part(plain)}
+
+
+def checkov():
+    """Prints how checkov's findings differ from the table of those that are meant, and returns in how many."""
+    whole = transformed()
+    with tempfile.TemporaryDirectory() as directory:
+        for number, parameters in enumerate(PARAMETERS.values()):
+            (pathlib.Path(directory) / f"{number}.json").write_text(json.dumps(chosen(whole, parameters), indent=1))
+        command = [installed("checkov", CHECKOV), "--framework", "cloudformation", "--compact", "--quiet", "--skip-download"]
+        # It fails where it finds something.
+        done = subprocess.run([*command, "--output", "json", "--directory", directory], stdout=subprocess.PIPE, text=True)
+    said = json.loads(done.stdout)
+    if said["summary"]["parsing_errors"] or said["summary"]["resource_count"] < len(PARAMETERS) * 30:
+        raise SystemExit(f"checkov: it could not read the template: {said['summary']}")
+    found = {}
+    for failed in said["results"]["failed_checks"]:
+        found.setdefault(failed["check_id"], set()).add(failed["resource"].split(".")[-1])
+    table = re.findall(r"^\| CKV.*", (ROOT / "docs" / "reference" / "template.md").read_text(), re.M)
+    meant = {check for row in table for check in re.findall(r"CKV_\w+", row)}
+    for check, resources in sorted(found.items()):
+        if check not in meant:
+            print(f"template.yaml: {check} in {', '.join(sorted(resources))}", file=sys.stderr)
+    for check in sorted(meant - found.keys()):
+        print(f"docs/reference/template.md: {check} is no longer found", file=sys.stderr)
+    print(f"checkov: {said['summary']['passed']} passed, {said['summary']['failed']} failed, {len(found)} kinds")
+    return len(found.keys() ^ meant)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("check")
+    commands.add_parser("checkov")
     commands.add_parser("transform").add_argument("file", type=pathlib.Path)
     arguments = parser.parse_args()
-    if arguments.command == "check":
-        return 1 if check() else 0
+    if arguments.command in ("check", "checkov"):
+        return 1 if (check if arguments.command == "check" else checkov)() else 0
     arguments.file.write_text(json.dumps(transformed(), separators=(",", ":")) + "\n")
     return 0
 

@@ -1,7 +1,12 @@
 //! What `template.yaml` promises: each function may do exactly what its code does, data outlives the stack, and nobody is
 //! let in by default.
 
-#![expect(clippy::panic, clippy::string_slice, reason = "a panic is how a test fails, in its helpers too")]
+#![expect(
+    clippy::panic,
+    clippy::string_slice,
+    clippy::indexing_slicing,
+    reason = "a panic is how a test fails, in its helpers too"
+)]
 
 #[path = "template/parameters.rs"]
 mod parameters;
@@ -244,6 +249,14 @@ fn every_permission_names_its_actions_and_its_resource() -> Result<()> {
                 let named = ["PrivateEcrRepositories", "UpstreamSecretArns", "KeyArn"]
                     .iter()
                     .any(|list| resource["Ref"] == *list);
+                // Nothing but the secrets that are named, and what Secrets Manager asks for.
+                let keys_of_secrets = resource["Fn::Sub"] == "arn:${AWS::Partition}:kms:*:*:key/*"
+                    && statement["Action"] == "kms:Decrypt"
+                    && statement["Condition"]
+                        == json!({
+                            "StringEquals": { "kms:EncryptionContext:SecretARN": { "Ref": "UpstreamSecretArns" } },
+                            "StringLike": { "kms:ViaService": { "Fn::Sub": "secretsmanager.*.${AWS::URLSuffix}" } },
+                        });
                 let configuration = resource["Fn::Sub"][0].as_str().is_some_and(|arn| {
                     [
                         "arn:${AWS::Partition}:s3:::${Object}",
@@ -252,7 +265,7 @@ fn every_permission_names_its_actions_and_its_resource() -> Result<()> {
                     .contains(&arn)
                 });
                 assert!(
-                    own || objects || no_resource || accounts || named || configuration,
+                    own || objects || no_resource || accounts || named || keys_of_secrets || configuration,
                     "{function} may touch more than the stack's own resources: {statement}"
                 );
             }
@@ -310,6 +323,28 @@ fn no_environment_holds_a_secret_and_each_function_may_read_only_those_it_needs(
     assert_eq!(readable("Filler"), [&named], "it lets no caller in");
     assert_eq!(at(&template, "/Parameters/UpstreamSecretArns/Default"), "");
     assert_eq!(at(&template, "/Resources/UpstreamSecretsPolicy/Condition"), "HasUpstreamSecrets");
+    Ok(())
+}
+
+/// What is encrypted with a key of the operator is read by a service, in the functions' name: each of these has its client or
+/// its signed call in functions/aws. KMS knows a service by the domain of its partition.
+#[test]
+fn a_key_of_the_operator_serves_every_service_that_functions_read_something_encrypted_from() -> Result<()> {
+    let template = template()?;
+    let statement = at(&template, "/Resources/KeyPolicy/Properties/PolicyDocument/Statement/0");
+    let services = texts(at(statement, "/Condition/StringEquals/kms:ViaService"));
+    let services: BTreeSet<&str> = services.into_iter().filter_map(|service| service["Fn::Sub"].as_str()).collect();
+    let mut granted = BTreeSet::new();
+    for function in FUNCTIONS {
+        let actions = statements(&template, function).into_iter().flat_map(|statement| texts(&statement["Action"]));
+        granted.extend(actions.filter_map(|action| Some(action.as_str()?.split_once(':')?.0.to_owned())));
+    }
+    // Where nothing of the operator's is kept: those have no data that a key of KMS could encrypt.
+    let without = ["ecr", "ecr-public", "kms", "logs", "organizations", "sts"];
+    let expected = granted.iter().filter(|service| !without.contains(&service.as_str()));
+    let expected: BTreeSet<String> =
+        expected.map(|service| format!("{service}.${{AWS::Region}}.${{AWS::URLSuffix}}")).collect();
+    assert_eq!(services, expected.iter().map(String::as_str).collect(), "left: template.yaml, right: what is granted");
     Ok(())
 }
 
@@ -376,7 +411,7 @@ fn the_filler_sweeps_once_a_day() -> Result<()> {
 fn the_registry_writes_every_kind_of_item_but_robots() -> Result<()> {
     let template = template()?;
     let items = std::fs::read_to_string(root().join("functions/aws/item.rs"))?;
-    let keys = Regex::new(r#"\bkey\((?:format!\()?"([a-z]+#?)"#)?;
+    let keys = Regex::new(r#"(?-u:\b)key\((?:format!\()?"([a-z]+#?)"#)?;
     let kinds: BTreeSet<String> = keys.captures_iter(&items).map(|found| found[1].to_owned()).collect();
     ensure!(kinds.contains("robots") && kinds.contains("repo#"), "{kinds:?}");
     let of_registry = statements(&template, "Registry");

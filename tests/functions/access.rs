@@ -13,7 +13,8 @@ use tempfile::NamedTempFile;
 use crate::deployment::{
     ACCOUNT, Deployment, FILLER, Plan, REGISTRIES, REGISTRY, SERVICE, SIGNING_KEY, error_code, request,
 };
-use crate::roles::role;
+use crate::policies::role;
+use crate::roles::PARAMETER;
 
 const ROBOTS: &str = "[access]\nrobots = true\n";
 const KEYS_IN_ENVIRONMENT: &str = "signing_keys = { env = \"TEST_KEYS\" }\n";
@@ -166,7 +167,11 @@ async fn robots_are_managed_by_invoking_the_filler_and_pull_through_every_proces
 async fn an_operator_over_http_on_aws_sees_quotas_and_may_do_what_its_function_may() -> Result<()> {
     let upstream = Scripted::start()?;
     let access = "[access]\nrobots = true\nanonymous = true\noperators = [\"robot:ops\"]\n";
-    let deployment = Plan::of(&upstream.url()).setting(access).roles([role(REGISTRY)?, role(FILLER)?]).start().await?;
+    let deployment = Plan::of(&upstream.url())
+        .setting(access)
+        .roles([role(REGISTRY, PARAMETER)?, role(FILLER, PARAMETER)?])
+        .start()
+        .await?;
     let mut statuses = Vec::new();
     for name in ["ops", "ci"] {
         let robots = json!({ "robots": { "add": { "name": name } } });

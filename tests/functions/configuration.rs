@@ -18,7 +18,7 @@ use support::program::UPSTREAM;
 use support::scripted::Scripted;
 use tower::ServiceExt as _;
 
-use crate::deployment::{FILLER, Plan, REGISTRY, error_code, request};
+use crate::deployment::{FILLER, Plan, REGISTRY, error_code, put_configuration as put, request};
 
 const MINUTE: Duration = Duration::from_mins(1);
 const PLACES: [&str; 2] = ["ssm:/team/stopover", "s3://stopover-blobs/configuration/stopover.toml"];
@@ -27,17 +27,6 @@ const PLACES: [&str; 2] = ["ssm:/team/stopover", "s3://stopover-blobs/configurat
 fn written(upstream: &Scripted, more: &str) -> String {
     let url = upstream.url();
     format!("{more}\n[upstreams.\"{UPSTREAM}\"]\nurl = \"{url}\"\n[access]\nanonymous = [\"127.0.0.0/8\"]\n")
-}
-
-async fn put(endpoints: &Endpoints, place: &str, text: &str) -> Result<()> {
-    if let Some(name) = place.strip_prefix("ssm:") {
-        endpoints.kept().put_parameter(name, text);
-    } else {
-        let (bucket, key) = place.trim_start_matches("s3://").split_once('/').context("no object")?;
-        let object = endpoints.s3().put_object().bucket(bucket).key(key);
-        object.body(text.to_owned().into_bytes().into()).send().await?;
-    }
-    Ok(())
 }
 
 /// A registry in this process, whose time stands still.

@@ -31,6 +31,8 @@ pub(crate) struct Plan {
     queue: QueueSettings,
     /// What both functions may do. Where a test says nothing, they may do everything.
     roles: Option<[Role; 2]>,
+    /// Where the configuration is (`ConfigurationUri`), if not beside the functions.
+    place: Option<&'static str>,
 }
 
 /// The account of a deployment, and what its identities sign for.
@@ -67,7 +69,13 @@ impl Plan {
             log_level: "INFO",
             queue: QueueSettings::default(),
             roles: None,
+            place: None,
         }
+    }
+
+    /// Has the configuration where an operator may replace it.
+    pub(crate) fn configured_at(self, place: &'static str) -> Self {
+        Self { place: Some(place), ..self }
     }
 
     /// What both functions may do.
@@ -104,7 +112,11 @@ impl Plan {
     /// Starts everything.
     pub(crate) async fn start(self) -> Result<Deployment> {
         let endpoints = Endpoints::start_with(self.queue).await?;
-        let (configuration, environment) = self.environment(&endpoints)?;
+        let (configuration, mut environment) = self.environment(&endpoints)?;
+        if let Some(place) = self.place {
+            put_configuration(&endpoints, place, &std::fs::read_to_string(configuration.path())?).await?;
+            environment = environment.with("STOPOVER_CONFIG_URI", place);
+        }
         let guards = self.roles.iter().flatten().map(|role| endpoints.guarded(role));
         let guards: Vec<Guard> = guards.collect::<Result<_>>()?;
         let set = |environment: Environment, (name, url): &(String, String)| environment.with(name, url);
@@ -147,6 +159,18 @@ impl Plan {
             .with("AWS_LAMBDA_LOG_LEVEL", self.log_level);
         Ok((configuration, environment))
     }
+}
+
+/// Writes a configuration there, as an operator does.
+pub(crate) async fn put_configuration(endpoints: &Endpoints, place: &str, text: &str) -> Result<()> {
+    if let Some(name) = place.strip_prefix("ssm:") {
+        endpoints.kept().put_parameter(name, text);
+    } else {
+        let (bucket, key) = place.trim_start_matches("s3://").split_once('/').context("no object")?;
+        let object = endpoints.s3().put_object().bucket(bucket).key(key);
+        object.body(text.to_owned().into_bytes().into()).send().await?;
+    }
+    Ok(())
 }
 
 /// Replaces the keys of a deployment, as Secrets Manager keeps them.

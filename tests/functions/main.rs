@@ -13,6 +13,7 @@ mod frozen;
 mod gateways;
 mod large;
 mod logs;
+mod policies;
 mod pulls;
 mod refusals;
 mod roles;

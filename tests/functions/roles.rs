@@ -1,108 +1,55 @@
 //! The functions with the roles of the template, and with less.
 
-use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use reqwest::Method;
 use serde_json::{Value, json};
-use serde_yaml_ng::Value as Yaml;
 use stopover::oci::{Algorithm, Digest, MediaType};
+use stopover::values::time::Clock;
+use support::aws::sts::{Signer, Sts};
 use support::aws::{QueueSettings, Role};
-use support::scripted::{Fault, Scripted, ScriptedImage};
+use support::scripted::{Fault, Login, Scripted, ScriptedImage};
 
-use crate::deployment::{ACCOUNT, Deployment, FILLER, KEYS, Plan, REGISTRY, age, request, stored};
-use crate::secrets::HUB;
+use crate::deployment::{Deployment, FILLER, Plan, REGISTRY, age, request, stored};
+use crate::policies::{ECR, ORGANIZATION, role};
+use crate::secrets::{HUB, put_password};
 
 /// Longer than what S3 takes in one request.
 const IN_PARTS: usize = 20 * 1024 * 1024;
 
-/// Statements whose lack is not noticed here: for what Lambda itself does with a role (it reads the queue and writes the log),
-/// and for logins to upstreams, of which this deployment has none. tests/template.rs compares them with what the code calls.
-const NOT_HERE: [&str; 4] = ["sqs:GetQueueAttributes", "logs:PutLogEvents", "ecr-public:GetAuthorizationToken", HUB];
+/// Where the configuration may be, by the kinds of `ConfigurationUri`.
+pub(crate) const PARAMETER: &str = "ssm:/team/stopover";
+const OBJECT: &str = "s3://stopover-blobs/configuration/stopover.toml";
 
-/// What Lambda itself does with a role, and what only comes with a login, action by action.
-const NOT_ASKED_FOR_HERE: [&str; 4] = [
+/// Statements whose lack is not noticed here, each with who makes use of it. tests/template.rs compares them with what the code
+/// calls; docs/reference/template.md lists them.
+const NOT_HERE: [(&str, &str); 5] = [
+    ("sqs:GetQueueAttributes", "Lambda, which brings messages of the queues"),
+    ("logs:PutLogEvents", "Lambda, which writes the log"),
+    ("ecr:BatchGetImage", "ECR, whose registry is asked over HTTP"),
+    ("kms:Decrypt", "the services that keep something"),
+    ("arn:aws:s3:::none", "nobody: the configuration is no object"),
+];
+
+/// The same, action by action, of statements that have others, too.
+const NOT_ASKED_FOR_HERE: [&str; 6] = [
     "logs:CreateLogStream",
-    "sts:GetServiceBearerToken",
     // Of the queues whose messages Lambda brings: those of the dead ones are read by an operator.
     "sqs:DeleteMessage on [",
     "sqs:ReceiveMessage on [",
+    "ecr:GetDownloadUrlForLayer",
+    "ecr:ListImages",
+    "kms:GenerateDataKey",
 ];
 
-/// The role that the template gives a function, for the services that stand in for AWS, where the passwords of upstreams are
-/// among its parameters.
-pub(crate) fn role(function: &str) -> Result<Role> {
-    let template = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../template.yaml"))?;
-    let template: Yaml = serde_yaml_ng::from_str(&template)?;
-    let resources = template["Resources"].as_mapping().context("no resources")?;
-    let role = format!("{}Role", function.trim_end_matches("Function"));
-    let mut policies: Vec<&Yaml> =
-        resources[role.as_str()]["Properties"]["Policies"].as_sequence().into_iter().flatten().collect();
-    for policy in resources.values().filter(|resource| resource["Type"] == "AWS::IAM::Policy") {
-        let roles = policy["Properties"]["Roles"].as_sequence().context("no roles")?;
-        let asked_for = policy.get("Condition").is_none_or(|condition| condition == "HasUpstreamSecrets");
-        if asked_for && roles.iter().any(|named| reference(named) == Some(&role)) {
-            policies.push(&policy["Properties"]);
-        }
-    }
-    let statements = policies.iter().filter_map(|policy| policy["PolicyDocument"]["Statement"].as_sequence()).flatten();
-    Ok(Role { statements: statements.map(resolved).collect::<Result<_>>()? })
-}
+/// The account of somebody who logs in, which is another one of the organisation.
+const OTHER_ACCOUNT: &str = "222222222222";
 
-fn reference(yaml: &Yaml) -> Option<&str> {
-    match yaml {
-        Yaml::Tagged(tagged) if tagged.tag == "Ref" => tagged.value.as_str(),
-        _ => None,
-    }
-}
-
-/// A part of the template as JSON, with what its references mean here.
-fn resolved(yaml: &Yaml) -> Result<Value> {
-    Ok(match yaml {
-        Yaml::Tagged(tagged) => {
-            let text = tagged.value.as_str().context("not modelled")?;
-            match tagged.tag.to_string().as_str() {
-                "!Ref" | "!GetAtt" => meaning(text)?,
-                "!Sub" => {
-                    let mut parts = text.split("${");
-                    let mut whole = parts.next().unwrap_or_default().to_owned();
-                    for part in parts {
-                        let (name, rest) = part.split_once('}').context("no end")?;
-                        whole.extend([meaning(name)?.as_str().context("a list in a text")?, rest]);
-                    }
-                    whole.into()
-                }
-                other => bail!("not modelled: {other}"),
-            }
-        }
-        Yaml::Sequence(items) => items.iter().map(resolved).collect::<Result<_>>()?,
-        Yaml::Mapping(entries) => {
-            let entry =
-                |(key, value): (&Yaml, &Yaml)| Ok((key.as_str().context("no text")?.to_owned(), resolved(value)?));
-            Value::Object(entries.iter().map(entry).collect::<Result<_>>()?)
-        }
-        scalar => serde_json::to_value(scalar)?,
-    })
-}
-
-fn meaning(name: &str) -> Result<Value> {
-    let queue = |name: &str| format!("arn:aws:sqs:us-east-1:000000000000:{name}").into();
-    Ok(match name {
-        "Table.Arn" => "arn:aws:dynamodb:us-east-1:000000000000:table/stopover-ledger".into(),
-        "Bucket.Arn" => "arn:aws:s3:::stopover-blobs".into(),
-        "FillQueue.Arn" => queue("stopover-fills"),
-        "BackgroundFillQueue.Arn" => queue("stopover-background-fills"),
-        "DeadFillQueue.Arn" => queue("stopover-fills-dead"),
-        "RegistryLogs.Arn" | "FillerLogs.Arn" => "arn:aws:logs:us-east-1:000000000000:log-group:logs:*".into(),
-        "SigningKeys" => KEYS.into(),
-        "UpstreamSecretArns" => json!([HUB]),
-        "AWS::Partition" => "aws".into(),
-        "AWS::Region" => "us-east-1".into(),
-        "AWS::AccountId" => ACCOUNT.into(),
-        _ => bail!("not modelled: {name}"),
-    })
+/// The roles of both functions, whose configuration is there.
+fn roles(configuration: &str) -> Result<[Role; 2]> {
+    Ok([role(REGISTRY, configuration)?, role(FILLER, configuration)?])
 }
 
 fn stored_at(digest: &Digest) -> String {
@@ -121,17 +68,41 @@ async fn lived_with(roles: [Role; 2]) -> Result<(Vec<String>, Vec<String>)> {
     let large_manifest = format!(r#"{{"manifests":[],"annotations":{{"a":"{large}"}}}}"#);
     upstream.manifest("team/large", "v1", MediaType::OciIndex.as_str(), large_manifest.as_bytes());
     let settings = QueueSettings { visibility_timeout: Duration::from_secs(6), max_receive_count: 1, speed: 30 };
-    let settings_of_cache = "[access]\nrobots = true\nanonymous = [\"127.0.0.0/8\"]\n\
-                             [[schedule]]\nevery = \"10m\"\nplatforms = \"all\"\nimages = [\"test.local/team/image:v1\", \"test.local/team/new:v1\"]\n";
-    let plan = Plan::of(&upstream.url()).setting(settings_of_cache);
+    let (ecr, of_ecr, sts) = (Scripted::start()?, Scripted::start()?, Sts::start()?);
+    for registry in [&ecr, &of_ecr] {
+        registry.image("team/app", "v1", &[b"of ECR"]);
+    }
+    let settings_of_cache = format!(
+        "public = true\ncredentials = {{ username = \"alice\", password_secret = \"{HUB}#password\" }}\n\
+         [upstreams.\"{ECR}\"]\nurl = \"{}\"\npublic = true\n[upstreams.\"public.ecr.aws\"]\nurl = \"{}\"\n\
+         [access]\nrobots = true\nanonymous = [\"127.0.0.0/8\"]\n\
+         [access.iam]\norganization = \"{ORGANIZATION}\"\nendpoint = \"{}\"\n\
+         [[schedule]]\nevery = \"10m\"\nplatforms = \"all\"\n\
+         images = [\"test.local/team/image:v1\", \"test.local/team/new:v1\"]\n",
+        ecr.url(),
+        of_ecr.url(),
+        sts.url(),
+    );
+    let plan = Plan::of(&upstream.url()).setting(&settings_of_cache).configured_at(PARAMETER);
     let deployment = plan.queue(settings).roles(roles).start().await?;
+    put_password(&deployment, &upstream, "the-password");
+    deployment.endpoints.organization().is(ORGANIZATION, &[OTHER_ACCOUNT]);
+    let signer = Signer::role(OTHER_ACCOUNT, "node", "i-1");
+    sts.know(&signer);
+    let expires_at = Clock::default().now().0 + 12 * 3600;
+    deployment.endpoints.logins().issue("of ECR", expires_at);
+    ecr.require(Login::Basic("AWS".into(), "of ECR".into()));
+    of_ecr.require(Login::BearerFor("AWS".into(), "of ECR".into()));
     let refused = async {
         while deployment.refused().is_empty() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     let lived = tokio::select! {
-        lived = live(&deployment, &upstream, [&image, &new], &large_manifest) => lived,
+        lived = async {
+            log_in(&deployment, &signer).await?;
+            live(&deployment, &upstream, [&image, &new], &large_manifest).await
+        } => lived,
         () = refused => Ok(()),
     };
     let refused = deployment.refused();
@@ -139,6 +110,20 @@ async fn lived_with(roles: [Role; 2]) -> Result<(Vec<String>, Vec<String>)> {
         lived?;
     }
     Ok((refused, deployment.unused()))
+}
+
+/// What is only done with a login: of somebody at the cache, and of the cache at ECR.
+async fn log_in(deployment: &Deployment, signer: &Signer) -> Result<()> {
+    let token = format!("http://{}/token?service=stopover", deployment.address());
+    let password = signer.password("us-east-1", "stopover", Clock::default().now());
+    let token = request(Method::GET, &token)?.basic_auth("aws", Some(password)).send().await?;
+    ensure!(token.status() == 200, "{}\n{}", token.status(), deployment.log());
+    for registry in [ECR, "public.ecr.aws"] {
+        let manifest = format!("http://{}/v2/{registry}/team/app/manifests/v1", deployment.address());
+        let manifest = request(Method::GET, &manifest)?.send().await?;
+        ensure!(manifest.status() == 200, "{registry}: {}\n{}", manifest.status(), deployment.log());
+    }
+    deployment.until_filled().await
 }
 
 /// Pulls, fills that fail and are retried, an upload that breaks off, an object that is lost, a robot, a list, what was not
@@ -209,29 +194,32 @@ async fn live(
 
 #[tokio::test]
 async fn a_deployment_needs_what_its_roles_allow_and_no_more() -> Result<()> {
-    let (refused, mut unused) = lived_with([role(REGISTRY)?, role(FILLER)?]).await?;
+    let (refused, mut unused) = lived_with(roles(PARAMETER)?).await?;
     ensure!(refused.is_empty(), "{refused:?}");
-    unused.retain(|unused| !NOT_HERE.iter().chain(&NOT_ASKED_FOR_HERE).any(|other| unused.contains(other)));
+    let not_here: Vec<&str> = NOT_HERE.iter().map(|(other, _)| *other).chain(NOT_ASKED_FOR_HERE).collect();
+    let unneeded = not_here.iter().find(|other| !unused.iter().any(|unused| unused.contains(**other)));
+    ensure!(unneeded.is_none(), "an exception that is no longer one: {unneeded:?}");
+    unused.retain(|unused| !not_here.iter().any(|other| unused.contains(other)));
     ensure!(unused.is_empty(), "allowed and not needed: {unused:#?}");
     Ok(())
 }
 
-/// A dozen deployments, each of six processes: longer than ten seconds.
+/// Two dozen deployments, each of six processes: longer than ten seconds.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_role_without_one_of_its_statements_is_noticed() -> Result<()> {
-    let roles = [role(REGISTRY)?, role(FILLER)?];
+    let roles = roles(PARAMETER)?;
     let mut mutants = Vec::new();
     for (which, role) in roles.iter().enumerate() {
         for (number, statement) in role.statements.iter().enumerate() {
             let statement = statement.to_string();
-            if !NOT_HERE.iter().any(|other| statement.contains(other)) {
+            if !NOT_HERE.iter().any(|(other, _)| statement.contains(other)) {
                 let mut mutant = roles.clone();
                 mutant[which].statements.remove(number);
                 mutants.push((mutant, statement));
             }
         }
     }
-    ensure!(mutants.len() >= 10, "{}", mutants.len());
+    ensure!(mutants.len() >= 20, "{}", mutants.len());
     let tried = mutants
         .into_iter()
         .map(async |(mutant, without)| Ok::<_, anyhow::Error>((lived_with(mutant).await?.0, without)));
@@ -239,5 +227,33 @@ async fn a_role_without_one_of_its_statements_is_noticed() -> Result<()> {
     let unnoticed: Vec<_> =
         tried.iter().filter(|(refused, _)| refused.is_empty()).map(|(_, without)| without).collect();
     ensure!(unnoticed.is_empty(), "not noticed: a role without {unnoticed:#?}");
+    Ok(())
+}
+
+/// One statement is for a configuration in a bucket, and is needed there and nowhere else.
+#[tokio::test]
+async fn a_configuration_in_a_bucket_is_read_with_the_permission_for_that_object_alone() -> Result<()> {
+    let upstream = Scripted::start()?;
+    upstream.image("team/image", "v1", &[b"layer"]);
+    let whole = roles(OBJECT)?;
+    let is_of_object =
+        |statement: &Value| statement["Resource"] == "arn:aws:s3:::stopover-blobs/configuration/stopover.toml";
+    for which in [None, Some(0), Some(1)] {
+        let mut roles = whole.clone();
+        if let Some(role) = which.and_then(|which: usize| roles.get_mut(which)) {
+            let statements = role.statements.len();
+            role.statements.retain(|statement| !is_of_object(statement));
+            ensure!(role.statements.len() + 1 == statements, "there is no such statement");
+        }
+        let deployment = Plan::of(&upstream.url()).configured_at(OBJECT).roles(roles).start().await?;
+        let answer = deployment.request(Method::GET, "team/image/manifests/v1")?.send().await?;
+        // A registry that may not read it may have what the filler has kept in the table, or nothing yet.
+        let served = answer.status() == 200 || which == Some(0) && answer.status() == 503;
+        ensure!(served, "{which:?}: {}\n{}", answer.status(), deployment.log());
+        let refused = deployment.refused();
+        let ours =
+            refused.iter().all(|call| call.starts_with("s3:GetObject on arn:aws:s3:::stopover-blobs/configuration/"));
+        ensure!(refused.is_empty() == which.is_none() && ours, "{which:?}: {refused:?}");
+    }
     Ok(())
 }

@@ -11,7 +11,7 @@ use crate::deployment::{Deployment, Plan, put_keys, request};
 /// Where the password of the upstream is.
 pub(crate) const HUB: &str = "arn:aws:secretsmanager:us-east-1:123456789012:secret:hub-AbCdEf";
 
-fn put_password(deployment: &Deployment, upstream: &Scripted, password: &str) {
+pub(crate) fn put_password(deployment: &Deployment, upstream: &Scripted, password: &str) {
     support::secrets::know_login("a password in Secrets Manager", "alice", password);
     deployment.endpoints.kept().put_secret(HUB, &json!({ "password": password }).to_string());
     upstream.require(Login::BearerFor("alice".into(), password.into()));

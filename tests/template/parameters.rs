@@ -52,6 +52,13 @@ fn wrong_parameters_are_refused_by_their_patterns() -> Result<()> {
         ("AlarmTopicArn", "arn:aws:sns:eu-west-1:123456789012:alarms", "arn:aws:sqs:eu-west-1:123456789012:alarms"),
         ("PermissionsBoundaryArn", "arn:aws:iam::123456789012:policy/a/b", "arn:aws:iam::123456789012:role/a"),
         ("RolePath", "/platform/", "platform"),
+        // 0 switches a function off. The filler works off two queues, each of which takes two at least.
+        ("RegistryReservedConcurrency", "-1", "0"),
+        ("RegistryReservedConcurrency", "1", "00"),
+        ("RegistryReservedConcurrency", "10000", "10001"),
+        ("FillerReservedConcurrency", "-1", "0"),
+        ("FillerReservedConcurrency", "4", "3"),
+        ("FillerReservedConcurrency", "10", "-2"),
     ] {
         let pattern = at(&template, &format!("/Parameters/{parameter}/AllowedPattern"));
         let pattern = Regex::new(pattern.as_str().context("no text")?)?;

@@ -12,7 +12,7 @@ use axum::extract::State;
 use http::{Method, Request, Response, StatusCode, Uri, header};
 use serde_json::{Map, Value, json};
 
-use super::{ACCOUNT, Endpoints, REGION, sqs};
+use super::{ACCOUNT, Endpoints, Organization, REGION, sqs};
 
 /// More than any request but those of S3, whose bodies are passed on while they arrive.
 const MOST: usize = 32 * 1024 * 1024;
@@ -124,6 +124,7 @@ struct Service {
     url: String,
     role: Role,
     wanted: Arc<Mutex<Wanted>>,
+    organization: Organization,
     client: reqwest::Client,
 }
 
@@ -142,11 +143,15 @@ impl Endpoints {
                 "SQS" => "sqs",
                 "SECRETS_MANAGER" => "secretsmanager",
                 "SSM" => "ssm",
+                "ECR" => "ecr",
+                "ECR_PUBLIC" => "ecr-public",
+                "ORGANIZATIONS" => "organizations",
                 _ => continue,
             };
             let (listener, address) = self.loopback.bind()?;
             let (role, wanted) = (role.clone(), Arc::clone(&wanted));
-            let service = Arc::new(Service { name, url, role, wanted, client: client.clone() });
+            let (organization, client) = (self.organization().clone(), client.clone());
+            let service = Arc::new(Service { name, url, role, wanted, organization, client });
             self.loopback.serve(listener, Router::new().fallback(pass).with_state(service));
             variables.push((variable, format!("http://{address}")));
         }
@@ -166,26 +171,30 @@ async fn pass(State(service): State<Arc<Service>>, request: Request<Body>) -> Re
 impl Service {
     async fn pass(&self, request: Request<Body>) -> Result<Response<Body>> {
         let (parts, body) = request.into_parts();
-        let (call, body) = if self.name == "s3" {
+        let (calls, body) = if self.name == "s3" {
             // Of a stream nothing but its bytes would be known, not even that there are none.
             let empty = axum::body::HttpBody::is_end_stream(&body);
             let body = if empty { "".into() } else { reqwest::Body::wrap_stream(body.into_data_stream()) };
-            (of_s3(&parts.method, &parts.uri)?, body)
+            (vec![of_s3(&parts.method, &parts.uri)?], body)
         } else {
             let bytes = to_bytes(body, MOST).await?;
             let target = parts.headers.get("x-amz-target").context("no target")?.to_str()?;
             let operation = target.rsplit('.').next().unwrap_or_default();
-            (of_json(self.name, operation, &serde_json::from_slice(&bytes)?)?, bytes.into())
+            (self.of_json(operation, &serde_json::from_slice(&bytes)?)?, bytes.into())
         };
-        if !self.allows(&call)? {
-            return Ok(self.refusal(&call));
+        for call in &calls {
+            if !self.allows(call)? {
+                return Ok(self.refusal(call));
+            }
         }
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         let asked = self.client.request(parts.method.clone(), format!("{}{path}", self.url));
         // With the host that the client has signed for.
         let answer = asked.headers(parts.headers).body(body).send().await?;
         // S3 says that an object is missing only to callers that may list the bucket (S3, GetObject, "Permissions").
-        if answer.status() == StatusCode::NOT_FOUND && call.action == "s3:GetObject" {
+        if let ([call], StatusCode::NOT_FOUND) = (&calls[..], answer.status())
+            && call.action == "s3:GetObject"
+        {
             let bucket = call.resource.split('/').next().unwrap_or_default().to_owned();
             let list = Call { action: "s3:ListBucket".into(), resource: bucket, keys: Vec::new() };
             if !self.allows(&list)? {
@@ -200,6 +209,31 @@ impl Service {
             *response.body_mut() = Body::from_stream(answer.bytes_stream());
         }
         Ok(response)
+    }
+
+    /// What a request with a body in JSON needs.
+    fn of_json(&self, operation: &str, request: &Value) -> Result<Vec<Call>> {
+        let call = |action: &str, resource: &str| Call {
+            action: action.to_owned(),
+            resource: resource.to_owned(),
+            keys: Vec::new(),
+        };
+        // Neither logins nor what issues them have a resource (Service Authorization Reference).
+        Ok(match self.name {
+            "ecr" => vec![call("ecr:GetAuthorizationToken", "*")],
+            "ecr-public" => {
+                ["ecr-public:GetAuthorizationToken", "sts:GetServiceBearerToken"].map(|action| call(action, "*")).into()
+            }
+            "organizations" => {
+                let account = request["AccountId"].as_str().context("no account")?;
+                let of = self.organization.id();
+                vec![call(
+                    "organizations:DescribeAccount",
+                    &format!("arn:aws:organizations::{ACCOUNT}:account/{of}/{account}"),
+                )]
+            }
+            service => vec![of_json(service, operation, request)?],
+        })
     }
 
     fn allows(&self, call: &Call) -> Result<bool> {

@@ -28,6 +28,10 @@ impl Organization {
         *self.managed() = Managed { id: id.to_owned(), accounts };
     }
 
+    pub(super) fn id(&self) -> String {
+        self.managed().id.clone()
+    }
+
     fn managed(&self) -> MutexGuard<'_, Managed> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
