@@ -101,6 +101,8 @@ impl<T: Clone> Site<T> {
             let config = Config::load(path.as_deref(), Cold::Redirect, |secret| site.secret(secret));
             let built = config.map_err(anyhow::Error::from).and_then(|config| site.build(config));
             site.state.lock().await.current = Some(built.map_err(|error| Wrong::new("stopover.toml", error))?);
+            // An alarm ends that a deployment before has raised.
+            count(&[(Metric::ConfigurationErrors, 0)]);
         } else {
             let _ = site.current().await;
         }
