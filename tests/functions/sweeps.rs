@@ -3,16 +3,19 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
-use aws::{DynamoLedger, S3Blobs};
+use aws::{DynamoLedger, S3Blobs, SqsFills};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::json;
 use stopover::oci::{Algorithm, Descriptor, Digest, Manifest, MediaType, Observed, Reference, Repository};
+use stopover::operate::Course;
 use stopover::ports::{Blobs, Ledger, Progress};
 use stopover::records::{BlobRecord, BlobState, TagRecord};
 use stopover::values::time::Timestamp;
 use support::aws::{EVERY_OPERATION, Endpoints, Service};
+use support::lambda::EventSource;
 use support::program::UPSTREAM;
+use support::world::queues;
 use tokio::sync::watch;
 
 use crate::deployment::{FILLER, Plan};
@@ -55,6 +58,15 @@ impl Stored {
         Ok(Descriptor { digest, size, foreign: false })
     }
 
+    async fn images(&self, count: usize, now: Timestamp) -> Result<()> {
+        let config = self.blob("{}".into(), now).await?;
+        let written = (0..count).map(|number| {
+            let age = if number.is_multiple_of(OLD) { 60 } else { 0 };
+            self.image(number, &config, Timestamp(now.0 - age * DAY))
+        });
+        stream::iter(written).buffer_unordered(16).try_collect().await
+    }
+
     async fn image(&self, number: usize, config: &Descriptor, now: Timestamp) -> Result<()> {
         let repository =
             Repository { upstream: UPSTREAM.parse()?, name: format!("team/image-{}", number / 20).parse()? };
@@ -95,13 +107,8 @@ async fn a_sweep_removes_what_is_old_of_a_large_table_in_memory_that_is_bounded_
     let (_configuration, environment) = Plan::of("http://127.0.0.1:1").environment(&endpoints)?;
     let now = Timestamp(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs());
     let stored = Stored::new(&endpoints);
-    let config = stored.blob("{}".into(), now).await?;
-    let written = (0..images).map(|number| {
-        let age = if number.is_multiple_of(OLD) { 60 } else { 0 };
-        stored.image(number, &config, Timestamp(now.0 - age * DAY))
-    });
     let began = Instant::now();
-    stream::iter(written).buffer_unordered(16).try_collect::<()>().await?;
+    stored.images(images, now).await?;
     let wrote = began.elapsed();
 
     let filler = environment.start_with_timeout(FILLER, Duration::from_mins(15)).await?;
@@ -128,5 +135,26 @@ async fn a_sweep_removes_what_is_old_of_a_large_table_in_memory_that_is_bounded_
     ensure!(peak < idle + 64 * MIB + 250 * items as u64, "{} MiB were resident, {} before", peak / MIB, idle / MIB);
     let again = filler.invoke(json!({ "sweep": {} })).await?;
     ensure!((&again["tags"], &again["blobs"]) == (&json!(0), &json!(0)), "{again}");
+    Ok(())
+}
+
+/// As a sweep of more than a million items goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sweep_in_parts_goes_from_message_to_message_and_counts_once() -> Result<()> {
+    const IMAGES: usize = 60;
+    let endpoints = Endpoints::start().await?;
+    let (_configuration, environment) = Plan::of("http://127.0.0.1:1").environment(&endpoints)?;
+    let now = Timestamp(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs());
+    Stored::new(&endpoints).images(IMAGES, now).await?;
+    let source = EventSource::start(&endpoints, vec![environment.start(FILLER).await?])?;
+    let fills = SqsFills::new(aws::sqs_client(&endpoints.sdk_config()), queues(&endpoints));
+    let course = Course::first(ITEMS * IMAGES, ITEMS * IMAGES / 5, now).context("it has no parts")?;
+    fills.request_part(&course).await?;
+    source.wait_until_idle(Duration::from_mins(1)).await?;
+    let log = source.functions()[0].log();
+    let kept = IMAGES - IMAGES / OLD + 1;
+    ensure!(endpoints.objects().len() == kept, "{} objects\n{log}", endpoints.objects().len());
+    ensure!(log.matches("swept").count() == 5 && log.matches("\"Sweeps\":1").count() == 1, "{log}");
+    ensure!(endpoints.dead_messages() == 0, "{log}");
     Ok(())
 }

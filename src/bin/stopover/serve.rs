@@ -18,6 +18,7 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use pin_project_lite::pin_project;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stopover::cache::Cache;
 use stopover::http::{FilePart, answer_pull};
@@ -29,8 +30,9 @@ use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::PollSemaphore;
 
 use crate::listener::Listener;
+use crate::sendfile::Outgoing;
 use crate::slots::ConnectionSlots;
-use crate::threads::{Threads, inside};
+use crate::threads::Threads;
 
 /// How long a client may take for the head of a request, and how long a connection may be idle.
 const HEAD: Duration = Duration::from_secs(30);
@@ -92,14 +94,14 @@ pub(crate) async fn run<L: Listener>(
     let server = Arc::new(server);
     let connections = GracefulShutdown::new();
     let slots = Arc::new(ConnectionSlots::new(most));
-    let main = Handle::current();
+    let program = Handle::current();
     let mut stop = pin!(stop);
     loop {
         let (accepted, address, slot) = tokio::select! {
             accepted = slots.accept(&listener) => accepted,
             () = &mut stop => break,
         };
-        let (router, cache, main) = (TowerToHyperService::new(router.clone()), cache.clone(), main.clone());
+        let (router, cache, program) = (TowerToHyperService::new(router.clone()), cache.clone(), program.clone());
         let (server, watcher) = (Arc::clone(&server), connections.watcher());
         threads.spawn(async move {
             let connection = match L::connect(accepted) {
@@ -120,14 +122,7 @@ pub(crate) async fn run<L: Listener>(
                     Some(cache) => Either::Left(async move { Ok(answer_pull(&cache, request.into_parts().0).await) }),
                     None => Either::Right(router.call(request)),
                 };
-                let (outgoing, answered) = (outgoing.clone(), inside(main.clone(), answered));
-                async {
-                    let mut answer = answered.await?;
-                    if let Some((part, outgoing)) = answer.extensions_mut().remove::<FilePart>().zip(outgoing) {
-                        *answer.body_mut() = outgoing.body(part);
-                    }
-                    Ok::<_, Infallible>(answer.map(OneByOne::new))
-                }
+                Answering { program: program.clone(), outgoing: outgoing.clone(), answered }
             });
             let answered = server.serve_connection(TokioIo::new(Box::pin(connection)), service);
             if let Err(error) = watcher.watch(answered).await {
@@ -138,6 +133,32 @@ pub(crate) async fn run<L: Listener>(
     }
     drop(listener);
     connections.shutdown().await;
+}
+
+pin_project! {
+    /// An answer on its way. Asynchronous blocks around one another would each move what is in them, 3 KiB of a pull.
+    struct Answering<F> {
+        // What a request begins, opens and waits for is there, whichever thread its connection has.
+        program: Handle,
+        outgoing: Option<Outgoing>,
+        #[pin]
+        answered: F,
+    }
+}
+
+impl<F: Future<Output = Result<hyper::Response<Body>, Infallible>>> Future for Answering<F> {
+    type Output = Result<hyper::Response<OneByOne>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let within = this.program.enter();
+        let mut answer = ready!(this.answered.poll(cx))?;
+        drop(within);
+        if let Some((part, outgoing)) = answer.extensions_mut().remove::<FilePart>().zip(this.outgoing.take()) {
+            *answer.body_mut() = outgoing.body(part);
+        }
+        Poll::Ready(Ok(answer.map(OneByOne::new)))
+    }
 }
 
 /// A body whose next chunk is made once the one before is written: hyper would hold some of them for a client that does

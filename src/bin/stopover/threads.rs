@@ -1,10 +1,9 @@
 //! The threads that serve connections: 1.2 to 1.3 times as many small answers with 16 connections as where the threads of
 //! one runtime take tasks from each other, 1.05 with 256.
 
-use std::future::{pending, poll_fn};
+use std::future::pending;
 use std::io;
 use std::num::NonZeroUsize;
-use std::pin::pin;
 use std::sync::Arc;
 
 use tokio::runtime::{Builder, Handle};
@@ -51,16 +50,6 @@ impl Threads {
             drop(counted);
         });
     }
-}
-
-/// Polls a future within a runtime that is not its thread's: what the future spawns, opens and waits for is there.
-pub(crate) async fn inside<F: Future>(runtime: Handle, future: F) -> F::Output {
-    let mut future = pin!(future);
-    poll_fn(|cx| {
-        let _inside = runtime.enter();
-        future.as_mut().poll(cx)
-    })
-    .await
 }
 
 #[cfg(test)]

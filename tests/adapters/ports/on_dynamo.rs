@@ -12,7 +12,7 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_s3::primitives::ByteStream;
 use futures_util::TryStreamExt as _;
 use stopover::errors::StoreError;
-use stopover::ports::{Blobs as _, Ledger as _};
+use stopover::ports::Ledger as _;
 use stopover::records::{BlobRecord, BlobState};
 use support::aws::{EVERY_OPERATION, Service};
 
