@@ -36,7 +36,9 @@ UNKNOWN_TO_THE_EMULATOR = ["ApiErrorsAlarm", "ThrottlesAlarm", "TableThrottlesAl
 
 
 def newest():
-    return (ROOT / "template.yaml").read_text()
+    text = (ROOT / "template.yaml").read_text()
+    assert all(f"\n  {name}:\n" in text for name in UNKNOWN_TO_THE_EMULATOR)
+    return text
 
 
 def template_before():
@@ -55,8 +57,7 @@ def deployable(directory, text):
     """A template with functions that are there: nothing is built for a rehearsal."""
     text = re.sub(r"    Metadata:\n      BuildMethod: .*\n      BuildProperties:\n        Binary: .*\n", "", text)
     for name in UNKNOWN_TO_THE_EMULATOR:
-        text, count = re.subn(rf"\n  {name}:\n(?:    .*\n|\n)*", "\n", text)
-        assert count == 1, name
+        text = re.sub(rf"\n  {name}:\n(?:    .*\n|\n)*", "\n", text)
     for name in ("registry", "filler"):
         (directory / name).mkdir(exist_ok=True)
         program = directory / name / "bootstrap"

@@ -68,19 +68,19 @@ async fn lived_with(roles: [Role; 2]) -> Result<(Vec<String>, Vec<String>)> {
     let large_manifest = format!(r#"{{"manifests":[],"annotations":{{"a":"{large}"}}}}"#);
     upstream.manifest("team/large", "v1", MediaType::OciIndex.as_str(), large_manifest.as_bytes());
     let settings = QueueSettings { visibility_timeout: Duration::from_secs(6), max_receive_count: 1, speed: 30 };
-    let (ecr, of_ecr, sts) = (Scripted::start()?, Scripted::start()?, Sts::start()?);
-    for registry in [&ecr, &of_ecr] {
-        registry.image("team/app", "v1", &[b"of ECR"]);
-    }
+    let (ecr, public_ecr, sts) = (Scripted::start()?, Scripted::start()?, Sts::start()?);
+    // What both had would be copied from one of them.
+    ecr.image("team/app", "v1", &[b"of ECR"]);
+    public_ecr.image("team/app", "v1", &[b"of ECR Public"]);
     let settings_of_cache = format!(
         "public = true\ncredentials = {{ username = \"alice\", password_secret = \"{HUB}#password\" }}\n\
          [upstreams.\"{ECR}\"]\nurl = \"{}\"\npublic = true\n[upstreams.\"public.ecr.aws\"]\nurl = \"{}\"\n\
-         [access]\nrobots = true\nanonymous = [\"127.0.0.0/8\"]\n\
+         [access]\nservice = \"stopover\"\nrobots = true\nanonymous = [\"127.0.0.0/8\"]\n\
          [access.iam]\norganization = \"{ORGANIZATION}\"\nendpoint = \"{}\"\n\
          [[schedule]]\nevery = \"10m\"\nplatforms = \"all\"\n\
          images = [\"test.local/team/image:v1\", \"test.local/team/new:v1\"]\n",
         ecr.url(),
-        of_ecr.url(),
+        public_ecr.url(),
         sts.url(),
     );
     let plan = Plan::of(&upstream.url()).setting(&settings_of_cache).configured_at(PARAMETER);
@@ -92,7 +92,7 @@ async fn lived_with(roles: [Role; 2]) -> Result<(Vec<String>, Vec<String>)> {
     let expires_at = Clock::default().now().0 + 12 * 3600;
     deployment.endpoints.logins().issue("of ECR", expires_at);
     ecr.require(Login::Basic("AWS".into(), "of ECR".into()));
-    of_ecr.require(Login::BearerFor("AWS".into(), "of ECR".into()));
+    public_ecr.require(Login::BearerFor("AWS".into(), "of ECR".into()));
     let refused = async {
         while deployment.refused().is_empty() {
             tokio::time::sleep(Duration::from_millis(20)).await;
