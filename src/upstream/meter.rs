@@ -110,9 +110,10 @@ impl Meter {
     }
 
     /// Reads what the ledger has of all of these, at once and within [`PATIENCE`]. One whose exchange is under way is left
-    /// to that; while the ledger does not answer, all of them go by what is in memory.
+    /// to that; while the ledger does not answer, all of them go by what is in memory, and it is left alone for a while.
     pub(super) async fn read_all(meters: &[&Self]) {
-        let idle: Vec<_> = meters.iter().filter_map(|meter| Some((*meter, meter.exchange.try_lock().ok()?))).collect();
+        let asked = meters.iter().filter(|meter| !meter.known().rests(meter.clock.now()));
+        let idle: Vec<_> = asked.filter_map(|meter| Some((*meter, meter.exchange.try_lock().ok()?))).collect();
         let Some((first, _)) = idle.first() else { return };
         let keys: Vec<GaugeKey> = idle.iter().map(|(meter, _)| meter.key.clone()).collect();
         match in_time(first.ledger.gauges(&keys)).await {

@@ -113,6 +113,17 @@ async fn one_request_probes_while_the_ledger_is_slow() {
 }
 
 #[tokio::test]
+async fn a_ledger_that_did_not_answer_is_not_asked_for_quotas_either() {
+    let world = world();
+    world.meter.permit(Kind::Head).await.unwrap();
+    set(&world.ledger.silent, true);
+    world.clock.advance(Duration::from_mins(1));
+    world.meter.permit(Kind::Head).await.unwrap();
+    let asked = tokio::time::timeout(Duration::from_millis(100), Meter::read_all(&[&world.meter]));
+    assert!(asked.await.is_ok(), "it is waited for");
+}
+
+#[tokio::test]
 async fn a_note_that_others_overtake_is_written_again_on_top_of_theirs() {
     let world = world();
     let other = meter(&world.ledger, &world.clock);
