@@ -65,8 +65,8 @@ impl S3Blobs {
 
     /// The URL at which S3 sends a manifest that was too large for its item, with this media type.
     pub async fn locate_manifest(&self, digest: &Digest, media_type: &str) -> Result<String, StoreError> {
-        let is_new = self.length(manifest_key(digest)).await?.is_some();
-        let key = if is_new { manifest_key(digest) } else { key(digest) };
+        let is_elsewhere = matches!(self.length(manifest_key(digest)).await, Ok(None));
+        let key = if is_elsewhere { key(digest) } else { manifest_key(digest) };
         let get = self.client.get_object().bucket(&self.bucket).key(key).response_content_type(media_type);
         let presigned = get.presigned(url_life()?).await.map_err(|error| store_error("presigning", error))?;
         Ok(presigned.uri().to_owned())
