@@ -39,4 +39,10 @@ impl Core {
         let budgets = Budgets::new(config.budgets, clock.clone());
         Ok(Self { config, clock, journal, upstreams, blobs, ledger, fills, budgets })
     }
+
+    /// Whether other processes fill, sweep, and manage robots, as the filler function on AWS does: this one may not, and
+    /// cannot count what they copy.
+    pub(crate) fn is_front(&self) -> bool {
+        self.fills.load().is_none()
+    }
 }

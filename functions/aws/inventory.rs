@@ -104,6 +104,22 @@ impl Inventory for DynamoLedger {
         items.into_iter().filter_map(|item| tag(item).transpose()).collect()
     }
 
+    async fn digests(
+        &self,
+        repository: &Repository,
+        after: Option<&Digest>,
+        most: usize,
+    ) -> Result<Vec<Digest>, StoreError> {
+        let from = after.map_or_else(|| format!("manifest#{NEXT}"), |after| format!("manifest#{after}{END}"));
+        // Behind each may be the item of its last use.
+        let items = self.query(item::partition(repository), from, format!("manifest#{END}"), 2 * most).await?;
+        let digest = |item: Item| -> Result<Option<_>, StoreError> {
+            let Kind::Manifest(_, digest) = item::kind(&item)? else { return Ok(None) };
+            Ok(Some(digest))
+        };
+        items.into_iter().filter_map(|item| digest(item).transpose()).take(most).collect()
+    }
+
     async fn manifests(
         &self,
         repository: &Repository,

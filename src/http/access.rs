@@ -26,7 +26,7 @@ use crate::cache::Cache;
 use crate::errors::{AccessError, PullError};
 use crate::identity::policy::Decision;
 use crate::identity::{Payer, Principal};
-use crate::oci::{Operation, Repository, Request};
+use crate::oci::{Operation, Repository, Request, UpstreamId};
 
 /// The most bytes of a form with a password.
 const MAX_FORM: usize = 32 * 1024;
@@ -91,6 +91,17 @@ impl Caller {
         let Ok(upstream) = cache.core.upstreams.get(repository) else { return false };
         let (policy, private) = (&cache.access.config.policy, upstream.config().is_private());
         policy.decide(&self.principal, self.address, repository, private).allowed()
+    }
+
+    /// Whether the caller may see an upstream, or a part of it that is private: because it may pull something of it.
+    pub(super) fn sees(&self, cache: &Cache, upstream: &UpstreamId, private: bool) -> bool {
+        let policy = &cache.access.config.policy;
+        self.is_operator || policy.may_allow(&self.principal, self.address, upstream, private)
+    }
+
+    /// Whether the caller may see an upstream.
+    pub(super) fn sees_upstream(&self, cache: &Cache, upstream: &UpstreamId) -> bool {
+        self.sees(cache, upstream, !cache.core.config.is_public(upstream))
     }
 
     /// Refuses what the caller may not pull. An anonymous caller is asked to log in first, if logins are configured.

@@ -19,7 +19,7 @@ use super::operator::{answer, refusal, unavailable};
 use super::refuse;
 use crate::cache::Cache;
 use crate::errors::PullError;
-use crate::oci::{Operation, Reference, Repository, Request, Tag, UpstreamId};
+use crate::oci::{Operation, Reference, Repository, Request, UpstreamId};
 use crate::operate::images::{MOST_IMAGES, MOST_REPOSITORIES, Wanted};
 use crate::ports::Section;
 use crate::values::text::excerpt;
@@ -93,15 +93,15 @@ impl Parameters {
         let repository = cache.core.upstreams.locate(&request, name)?;
         // Without a tag all of them are meant, and no tag can begin with a slash.
         let is_whole = matches!(reference, Reference::Tag(_)) && !text.rsplit('/').next().unwrap_or(text).contains(':');
-        Ok((repository, if is_whole { Wanted::Tags(None, MOST_IMAGES) } else { Wanted::One(reference.clone()) }))
+        Ok((repository, if is_whole { Wanted::All(None, MOST_IMAGES) } else { Wanted::One(reference.clone()) }))
     }
 
     /// The page of images that is wanted, and how many it has.
     pub(super) fn behind(&self, wanted: Wanted) -> Result<(Wanted, usize), Misunderstood> {
         let n = self.n(MOST_IMAGES, MOST_IMAGES)?;
-        let last = self.get("last").map(str::parse::<Tag>).transpose();
-        let last = last.map_err(|error| Misunderstood(format!("last is a tag: {error}")))?;
-        Ok((if let Wanted::Tags(..) = wanted { Wanted::Tags(last, n) } else { wanted }, n))
+        let last = self.get("last").map(str::parse::<Reference>).transpose();
+        let last = last.map_err(|error| Misunderstood(format!("last is a tag, or a digest: {error}")))?;
+        Ok((if let Wanted::All(..) = wanted { Wanted::All(last, n) } else { wanted }, n))
     }
 }
 
@@ -158,7 +158,7 @@ async fn image(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
     match cache.operate.image(&repository, wanted).await {
         Ok(Some(paged)) => {
             let kept = [("name", parameters.get("name"))];
-            let link = paged.next.map(|last| next("image", &kept, n, last.as_str()));
+            let link = paged.next.map(|last| next("image", &kept, n, &last.to_string()));
             linked(&paged.page, link)
         }
         Ok(None) => refusal(StatusCode::NOT_FOUND, &format!("nothing of {repository} is stored that is called so")),

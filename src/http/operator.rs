@@ -18,8 +18,8 @@ use super::audit::Record;
 use super::{NO_STORE, health, images, prefetch, refuse, retention, robots, watch};
 use crate::cache::Cache;
 use crate::errors::{StoreError, chain};
-use crate::oci::Digest;
-use crate::operate::report::QuotaReport;
+use crate::oci::{Digest, Repository, UpstreamId};
+use crate::operate::fills::{ELSEWHERE, FillReport, FillStatus};
 use crate::values::text::excerpt;
 
 pub(super) fn routes() -> Router<Arc<Cache>> {
@@ -36,30 +36,48 @@ pub(super) fn routes() -> Router<Arc<Cache>> {
         .merge(watch::routes())
 }
 
-/// How much is left of each upstream's quota, and which breakers are open. Every caller that is let in sees the public
-/// upstreams; accounts, addresses and private upstreams are shown to operators.
+/// How much is left of each upstream's quota, and which breakers are open, of upstreams that the caller may pull from.
+/// Accounts and addresses are shown to operators.
 async fn quota(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
     let mut record = Record::of_operation(&parts);
     let caller = Caller::of(&cache, &parts, &mut record).await;
     record.operated(caller.as_ref().err());
-    let is_operator = match caller {
-        Ok(caller) => caller.is_operator,
+    let caller = match caller {
+        Ok(caller) => caller,
         Err(error) => return refuse(&cache, &error, &parts),
     };
-    let now = cache.core.clock.now();
-    let gauges = cache.core.upstreams.gauges().await;
-    let reports = gauges.iter().filter_map(|(upstream, gauge)| match is_operator {
-        true => Some(QuotaReport::new(upstream, gauge, now)),
-        false if upstream.config().is_private() => None,
-        false => Some(QuotaReport::new(upstream, gauge, now).for_callers()),
-    });
-    let reports: Vec<QuotaReport> = reports.collect();
+    let sees = |upstream: &UpstreamId, private| caller.sees(&cache, upstream, private);
+    let reports = cache.operate.quotas(caller.is_operator, sees).await;
+    let reports: Vec<_> = reports.into_iter().map(|(_, report)| report).collect();
     answer(&json!({ "upstreams": reports }))
 }
 
-/// The fills that were requested and have not succeeded, and the images that were given up.
-async fn fills(State(cache): State<Arc<Cache>>, _: Operator) -> Response {
-    cache.operate.fill_reports().await.map_or_else(|error| unavailable(&error), |report| answer(&report))
+/// The fills that were requested and have not succeeded, and the images that were given up: those of repositories that the
+/// caller may pull from, for operators all.
+async fn fills(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
+    let mut record = Record::of_operation(&parts);
+    let caller = Caller::of(&cache, &parts, &mut record).await;
+    record.operated(caller.as_ref().err());
+    let caller = match caller {
+        Ok(caller) => caller,
+        Err(error) => return refuse(&cache, &error, &parts),
+    };
+    let most = if caller.is_operator { usize::MAX } else { MOST_FILLS };
+    fills_seen_by(&cache, &caller, most).await.map_or_else(|error| not_here(&cache, &error), |report| answer(&report))
+}
+
+/// The most fills that a caller sees, and the most images: each fill costs a read.
+pub(super) const MOST_FILLS: usize = 200;
+
+/// What was requested and has not succeeded, as far as a caller may see it.
+pub(super) async fn fills_seen_by(cache: &Cache, caller: &Caller, most: usize) -> Result<FillReport, StoreError> {
+    let sees = |repository: &Repository| caller.is_operator || caller.may_pull(cache, repository);
+    let report = cache.operate.fills_seen(sees, most).await?;
+    if caller.is_operator {
+        return Ok(report);
+    }
+    let fills = report.fills.into_iter().map(FillStatus::for_callers).collect();
+    Ok(FillReport { fills, ..report })
 }
 
 /// The fill of one blob.
@@ -71,7 +89,7 @@ async fn fill(State(cache): State<Arc<Cache>>, Path(digest): Path<String>, _: Op
     match cache.operate.fill_report(&digest).await {
         Ok(Some(status)) => answer(&status),
         Ok(None) => refusal(StatusCode::NOT_FOUND, &format!("{digest} is not stored, and no fill of it is known")),
-        Err(error) => unavailable(&error),
+        Err(error) => not_here(&cache, &error),
     }
 }
 
@@ -82,7 +100,7 @@ async fn retry_fills(State(cache): State<Arc<Cache>>, _: Operator) -> Response {
         .fills
         .retry()
         .await
-        .map_or_else(|error| unavailable(&error), |retried| answer(&json!({ "retried": retried })))
+        .map_or_else(|error| not_here(&cache, &error), |retried| answer(&json!({ "retried": retried })))
 }
 
 pub(super) fn answer(body: &impl Serialize) -> Response {
@@ -92,6 +110,14 @@ pub(super) fn answer(body: &impl Serialize) -> Response {
 /// Storage did not answer, so neither can we.
 pub(super) fn unavailable(error: &StoreError) -> Response {
     refusal(StatusCode::SERVICE_UNAVAILABLE, &chain(error))
+}
+
+/// The same, of what another process does where there are others.
+pub(super) fn not_here(cache: &Cache, error: &StoreError) -> Response {
+    if !cache.core.is_front() {
+        return unavailable(error);
+    }
+    refusal(StatusCode::SERVICE_UNAVAILABLE, &format!("{}; {ELSEWHERE}", chain(error)))
 }
 
 /// The body of an operator's request: only operators may see or change what others pull. An argument of this type makes

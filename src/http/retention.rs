@@ -11,7 +11,7 @@ use http::header::CACHE_CONTROL;
 use serde::Deserialize;
 
 use super::NO_STORE;
-use super::operator::{Operator, refusal, unavailable};
+use super::operator::{Operator, not_here, refusal};
 use crate::cache::Cache;
 use crate::errors::PullError;
 use crate::oci::{Operation, Request};
@@ -33,8 +33,9 @@ async fn collect_garbage(State(cache): State<Arc<Cache>>, Operator(body): Operat
         return refusal(StatusCode::BAD_REQUEST, r#"the body must be {"dry_run": true} or {"dry_run": false}"#);
     };
     // Continues when the client disconnects: the next sweep would have to read everything again.
-    let swept = tokio::spawn(async move { cache.operate.sweep(dry_run).await });
-    report(swept.await.map_or(Err(PullError::NotYet), |swept| swept.map_err(Into::into)))
+    let sweeping = Arc::clone(&cache);
+    let swept = tokio::spawn(async move { sweeping.operate.sweep(dry_run).await });
+    report(&cache, swept.await.map_or(Err(PullError::NotYet), |swept| swept.map_err(Into::into)))
 }
 
 #[derive(Deserialize)]
@@ -56,13 +57,13 @@ async fn purge(State(cache): State<Arc<Cache>>, Operator(body): Operator) -> Res
         let repository = cache.core.upstreams.locate(&request, name)?;
         Ok(cache.operate.purge(&repository, reference).await?)
     };
-    report(purged.await)
+    report(&cache, purged.await)
 }
 
-fn report(outcome: Result<SweepReport, PullError>) -> Response {
+fn report(cache: &Cache, outcome: Result<SweepReport, PullError>) -> Response {
     match outcome {
         Ok(report) => ([(CACHE_CONTROL, NO_STORE)], Json(report)).into_response(),
-        Err(PullError::Store(error)) => unavailable(&error),
+        Err(PullError::Store(error)) => not_here(cache, &error),
         Err(error) => refusal(error.answer().status, &error.to_string()),
     }
 }

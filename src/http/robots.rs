@@ -8,7 +8,7 @@ use axum::response::Response;
 use axum::routing::post;
 use http::StatusCode;
 
-use super::operator::{Operator, answer, refusal, unavailable};
+use super::operator::{Operator, answer, not_here, refusal};
 use crate::cache::Cache;
 use crate::operate::RobotCommand;
 use crate::records::robot::RobotError;
@@ -27,7 +27,7 @@ async fn robots(State(cache): State<Arc<Cache>>, Operator(body): Operator) -> Re
     };
     match cache.operate.robots(command).await {
         Ok(told) => answer(&told),
-        Err(RobotError::Store(error)) => unavailable(&error),
+        Err(RobotError::Store(error)) => not_here(&cache, &error),
         Err(error) => {
             let status = match error {
                 RobotError::Unknown(_) => StatusCode::NOT_FOUND,

@@ -16,7 +16,8 @@ use super::{NO_STORE, refuse};
 use crate::cache::Cache;
 use crate::errors::PullError;
 use crate::journal::Event;
-use crate::operate::status::{EventReport, EventsReport};
+use crate::oci::UpstreamId;
+use crate::operate::status::{EventReport, EventsReport, StatusReport};
 
 pub(super) fn routes() -> Router<Arc<Cache>> {
     Router::new()
@@ -26,20 +27,21 @@ pub(super) fn routes() -> Router<Arc<Cache>> {
 }
 
 /// The metrics, for operators. Where there is no login, no scraper could be one: then callers that are let in see what is
-/// about public upstreams.
+/// about upstreams that they may pull from.
 async fn metrics(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
     let (caller, record) = asked(&cache, &parts).await;
     let let_in = caller.and_then(|caller| {
         if cache.access.has_logins() {
             caller.check_operator(&cache)?;
         }
-        Ok(caller.is_operator)
+        Ok(caller)
     });
     record.operated(let_in.as_ref().err());
     match let_in {
-        Ok(all) => {
+        Ok(caller) => {
+            let sees = |upstream: &UpstreamId| caller.sees_upstream(&cache, upstream);
             let headers = [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-            ([(CACHE_CONTROL, NO_STORE)], headers, cache.operate.metrics(all)).into_response()
+            ([(CACHE_CONTROL, NO_STORE)], headers, cache.operate.metrics(sees)).into_response()
         }
         Err(error) => refuse(&cache, &error, &parts),
     }
@@ -61,7 +63,7 @@ pub(super) fn events_seen_by(cache: &Cache, caller: &Caller) -> EventsReport {
     let is_shown = |event: &Event| match (&event.repository, &event.upstream) {
         _ if caller.is_operator => true,
         (Some(repository), _) => caller.may_pull(cache, repository),
-        (None, Some(upstream)) => cache.core.config.is_public(upstream),
+        (None, Some(upstream)) => caller.sees_upstream(cache, upstream),
         // The cache itself.
         (None, None) => false,
     };
@@ -75,9 +77,14 @@ async fn status(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
     let (caller, record) = asked(&cache, &parts).await;
     record.operated(caller.as_ref().err());
     match caller {
-        Ok(caller) => answer(&cache.operate.status(caller.is_operator).await),
+        Ok(caller) => answer(&status_seen_by(&cache, &caller).await),
         Err(error) => refuse(&cache, &error, &parts),
     }
+}
+
+/// What this process does, as far as a caller may see it.
+pub(super) async fn status_seen_by(cache: &Cache, caller: &Caller) -> StatusReport {
+    cache.operate.status(caller.is_operator, |upstream, private| caller.sees(cache, upstream, private)).await
 }
 
 /// Who asks, and the record of it.

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::Principal;
-use crate::oci::Repository;
+use crate::oci::{Repository, UpstreamId};
 use crate::values::address::is_in;
 use crate::values::pattern::Pattern;
 
@@ -61,6 +61,28 @@ impl Policy {
         }
     }
 
+    /// Whether it may let a principal pull something of an upstream. `private`: what no rule matches is denied.
+    pub fn may_allow(
+        &self,
+        principal: &Principal,
+        address: Option<IpAddr>,
+        upstream: &UpstreamId,
+        private: bool,
+    ) -> bool {
+        let below = format!("{upstream}/");
+        let about = self.0.iter().filter(|rule| rule.other_caller(principal, address).is_none());
+        for Rule { what, allow, .. } in about {
+            // A rule may deny a part: the rules behind it are about the rest.
+            if *allow && (what.is_empty() || what.iter().any(|pattern| pattern.may_match_below(&below))) {
+                return true;
+            }
+            if !*allow && (what.is_empty() || what.iter().any(|pattern| pattern.matches_all_below(&below))) {
+                return false;
+            }
+        }
+        !private
+    }
+
     /// Whether a rule may deny a repository to a caller that is let in: some rule denies it, even if an earlier one
     /// allows it to the same callers.
     pub fn may_deny(&self, repository: &Repository) -> bool {
@@ -95,6 +117,12 @@ impl Rule {
         address: Option<IpAddr>,
         repository: &Repository,
     ) -> Option<&'static str> {
+        let other = || (!fits(&self.what, &repository.to_string())).then_some("what");
+        self.other_caller(principal, address).or_else(other)
+    }
+
+    /// The first key of the rule that does not match this caller.
+    fn other_caller(&self, principal: &Principal, address: Option<IpAddr>) -> Option<&'static str> {
         let claims = match principal {
             Principal::Oidc(identity) => Some(&identity.claims),
             _ => None,
@@ -107,7 +135,6 @@ impl Rule {
             ("who", fits(&self.who, &principal.to_string())),
             ("claims", self.claims.iter().all(|(claim, pattern)| has(claim, pattern))),
             ("networks", is_there),
-            ("what", fits(&self.what, &repository.to_string())),
         ]
         .into_iter()
         .find_map(|(key, fits)| (!fits).then_some(key))
@@ -187,6 +214,28 @@ mod tests {
         assert!(!decide(&robot("ci"), "ghcr.io/acme/secret-app"));
         assert!(decide(&robot("deploy"), "ghcr.io/acme/secret-app"));
         assert!(!decide(&Principal::Anonymous, "ghcr.io/acme/app"));
+    }
+
+    #[test]
+    fn a_caller_may_pull_something_of_an_upstream_unless_all_of_it_is_denied() {
+        let policy = Policy(vec![
+            rule(false, &[], &["quay.io/secret/*"]),
+            rule(true, &["robot:ci"], &["ghcr.io/acme/*", "*/public/app"]),
+            rule(false, &[], &["ghcr.io*", "quay.io/a"]),
+        ]);
+        for (name, upstream, private, expected) in [
+            ("ci", "ghcr.io", true, true),
+            ("deploy", "ghcr.io", false, false),
+            ("deploy", "quay.io", false, true),
+            ("deploy", "quay.io", true, false),
+            ("ci", "quay.io", true, true),
+            ("ci", "docker.io", true, true),
+            ("deploy", "ghcr.iox", false, false),
+        ] {
+            let allowed = policy.may_allow(&robot(name), None, &upstream.parse().unwrap(), private);
+            assert_eq!(allowed, expected, "{name} {upstream} {private}");
+        }
+        assert!(!Policy(vec![rule(false, &[], &[])]).may_allow(&robot("ci"), None, &"a.io".parse().unwrap(), false));
     }
 
     #[test]

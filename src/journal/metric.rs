@@ -59,6 +59,11 @@ impl Metric {
         (Self::FailedFills, "Attempts to copy a blob that failed."),
     ];
 
+    /// Whether it is counted by the process that fills.
+    pub const fn is_of_fills(self) -> bool {
+        matches!(self, Self::Fills | Self::FilledBytes | Self::FailedFills | Self::PostponedFills)
+    }
+
     /// What an answer counts as. `served`: its `X-Stopover`. `pull`: it answers GET of a manifest.
     pub fn of_answer(status: u16, served: &str, pull: bool) -> impl Iterator<Item = Self> {
         let how = match served {

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 
-use super::ledger::{EmbeddedLedger, HOLDING, blob_key, holding_key, repository_in, tag_key};
+use super::ledger::{EmbeddedLedger, HOLDING, blob_key, holding_key, manifests_key, repository_in, tag_key};
 use super::store::{corrupt, split};
 use crate::errors::StoreError;
 use crate::oci::{Algorithm, Digest, Manifest, Repository, Tag};
@@ -67,6 +67,26 @@ impl Inventory for EmbeddedLedger {
             }
         }
         Ok(tags)
+    }
+
+    async fn digests(
+        &self,
+        repository: &Repository,
+        after: Option<&Digest>,
+        most: usize,
+    ) -> Result<Vec<Digest>, StoreError> {
+        let all = manifests_key(repository, "");
+        let (mut from, end) = (manifests_key(repository, after.map_or("", Digest::as_str)), format!("{all}{END}"));
+        let mut digests = Vec::new();
+        while digests.len() < most {
+            let items = self.0.scan_within(&from, false, &end, most - digests.len())?;
+            let Some((last, _)) = items.last() else { break };
+            last.clone_into(&mut from);
+            for (key, _) in &items {
+                digests.push(key.strip_prefix(&all).unwrap_or_default().parse().map_err(corrupt)?);
+            }
+        }
+        Ok(digests)
     }
 
     async fn manifests(

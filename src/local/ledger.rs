@@ -68,8 +68,12 @@ fn list_key(repository: &Repository, key: &ListKey) -> String {
     }
 }
 
+pub(super) fn manifests_key(repository: &Repository, begin: &str) -> String {
+    scoped_key(MANIFEST, repository, begin)
+}
+
 fn manifest_key(repository: &Repository, digest: &Digest) -> String {
-    scoped_key(MANIFEST, repository, digest.as_str())
+    manifests_key(repository, digest.as_str())
 }
 
 fn member_key(repository: &Repository, digest: &Digest) -> String {

@@ -149,32 +149,35 @@ pub struct FillReport {
     /// The images that were given up.
     #[serde(default)]
     pub images: Vec<ImageStatus>,
+    /// How many fills and images there are besides.
+    #[serde(default)]
+    pub more: usize,
 }
+
+/// What operators do where this process neither fills nor sweeps.
+pub const ELSEWHERE: &str = "another process does that here: operators invoke the filler function, with \
+                             `{\"fills\": \"list\"}` for what was given up";
 
 impl Operate {
     /// What was requested and has not succeeded.
     pub async fn fill_reports(&self) -> Result<FillReport, StoreError> {
-        Ok(self.fills_seen(|_| true, usize::MAX).await?.0)
+        self.fills_seen(|_| true, usize::MAX).await
     }
 
     /// The same of repositories that a caller sees, so many fills and images at most: first the fills that run, then those
-    /// that were given up, then those that have come furthest. Says also how many there are besides.
-    pub async fn fills_seen(
-        &self,
-        sees: impl Fn(&Repository) -> bool,
-        most: usize,
-    ) -> Result<(FillReport, usize), StoreError> {
+    /// that were given up, then those that have come furthest.
+    pub async fn fills_seen(&self, sees: impl Fn(&Repository) -> bool, most: usize) -> Result<FillReport, StoreError> {
         let Listed { mut fills, mut images } = self.core.fills.list().await?;
         fills.retain(|fill| sees(&fill.job.repository));
         images.retain(|image| sees(&image.repository));
         fills.sort_by_key(|fill| (!fill.runs_here, fill.given_up.is_none(), Reverse(fill.written)));
-        let besides = fills.len().saturating_sub(most).saturating_add(images.len().saturating_sub(most));
+        let more = fills.len().saturating_sub(most).saturating_add(images.len().saturating_sub(most));
         fills.truncate(most);
         images.truncate(most);
         let reports = fills.into_iter().map(|requested| self.report(requested));
         let mut fills: Vec<FillStatus> = stream::iter(reports).buffer_unordered(READS_AT_ONCE).try_collect().await?;
         fills.retain(|report| report.state != FillState::Stored);
-        Ok((FillReport { fills, images: images.into_iter().map(ImageStatus::from).collect() }, besides))
+        Ok(FillReport { fills, images: images.into_iter().map(ImageStatus::from).collect(), more })
     }
 
     /// The fill of one blob. `None`: the blob is not stored, and no fill of it is known.

@@ -1,17 +1,19 @@
 //! What is in the cache: the bodies of `/_stopover/images` and `/_stopover/image`. Each is made of a bounded number of
 //! reads, however much is stored.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+mod found;
+
+use std::collections::{BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 
+use self::found::{Found, children_of};
 use super::Operate;
 use crate::errors::StoreError;
-use crate::oci::{Digest, Manifest, Reference, Repository, Tag};
+use crate::oci::{Digest, Reference, Repository, Tag};
 use crate::ports::Section;
 use crate::records::blob::NOTED;
-use crate::records::{BlobRecord, BlobState, Holding, TagRecord};
-use crate::values::text::excerpt;
+use crate::records::{Holding, TagRecord};
 use crate::values::time::Timestamp;
 
 /// The most repositories of a page.
@@ -20,9 +22,9 @@ pub const MOST_REPOSITORIES: usize = 1000;
 pub const MOST_IMAGES: usize = 10;
 /// How many reads of [`MOST_REPOSITORIES`] a page may take, where the caller may not see most of them.
 const READS: usize = 8;
-/// How many manifests below indexes are looked up for a page, and how many blobs.
-const MOST_CHILDREN: usize = 150;
-const MOST_BLOBS: usize = 300;
+/// Among how many tags pinned ones are looked for, and how many of them are looked into.
+const MOST_TAGS: usize = 1000;
+const MOST_PINNED: usize = 50;
 
 /// The body of `GET /_stopover/images`.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -70,16 +72,16 @@ impl RepositoryReport {
 pub struct ImageReport {
     /// `upstream/name`.
     pub repository: String,
-    /// Its images: one for each tag, by name, or the one that was asked for.
+    /// Its images: one for each tag, by name, without tags one for each manifest, by digest, or the one that was asked for.
     pub images: Vec<TaggedImage>,
-    /// There was too much to look up: what is not is said not to be stored.
+    /// There was too much to look up: sizes and times are those of what was.
     pub partial: bool,
 }
 
 /// An image as a tag or a digest names it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct TaggedImage {
-    /// The tag. Absent where it was asked for by digest.
+    /// The tag. Absent where it has none, or was asked for by digest.
     pub tag: Option<Tag>,
     /// What it is, as upstream last said.
     pub digest: Digest,
@@ -112,8 +114,8 @@ pub struct PlatformReport {
     pub platform: Option<String>,
     /// The digest of its manifest.
     pub digest: Digest,
-    /// Whether that is stored.
-    pub stored: bool,
+    /// Whether that is stored. Absent: it was not looked up.
+    pub stored: Option<bool>,
     /// When it was last pulled, to the day.
     pub used_at: Option<u64>,
     /// Its configuration, and its layers.
@@ -127,8 +129,8 @@ pub struct LayerReport {
     pub digest: Digest,
     /// Its length.
     pub bytes: u64,
-    /// Whether its bytes are stored.
-    pub stored: bool,
+    /// Whether its bytes are stored. Absent: it was not looked up.
+    pub stored: Option<bool>,
     /// Whether another repository has it, as the last sweep has found, or another image of this answer.
     pub shared: bool,
 }
@@ -137,8 +139,8 @@ pub struct LayerReport {
 pub enum Wanted {
     /// This one.
     One(Reference),
-    /// Those of its tags behind this one, so many at most.
-    Tags(Option<Tag>, usize),
+    /// Those behind this one, so many at most.
+    All(Option<Reference>, usize),
 }
 
 /// A page, and behind what the next one begins.
@@ -151,14 +153,6 @@ pub struct Paged<T, L> {
 
 /// A reference, what upstream said of it, and what it is.
 type Known = (Option<Tag>, Option<TagRecord>, Digest);
-
-/// What was looked up for a page.
-struct Found {
-    manifests: HashMap<Digest, (Manifest, Timestamp)>,
-    blobs: HashMap<Digest, BlobRecord>,
-    /// Blobs that several images of the page name.
-    shared: HashSet<Digest>,
-}
 
 impl Operate {
     /// A page of the repositories of a section that the caller sees.
@@ -195,81 +189,118 @@ impl Operate {
         &self,
         repository: &Repository,
         wanted: Wanted,
-    ) -> Result<Option<Paged<ImageReport, Tag>>, StoreError> {
-        let (known, next) = self.known(repository, wanted).await?;
-        let digests: BTreeSet<&Digest> = known.iter().map(|(.., digest)| digest).collect();
-        let (found, partial) = self.look_up(repository, digests.into_iter().cloned().collect()).await?;
-        let images: Vec<_> = known.into_iter().map(|known| self.describe(repository, known, &found)).collect();
-        let is_known = !images.is_empty() || next.is_some();
+    ) -> Result<Option<Paged<ImageReport, Reference>>, StoreError> {
+        // Behind a page that was shown there may be nothing but tags that upstream has not.
+        let is_later = matches!(wanted, Wanted::All(Some(_), _));
+        let is_pinned = match &wanted {
+            Wanted::One(Reference::Digest(digest)) => self.is_pinned(repository, digest).await?,
+            _ => false,
+        };
+        let (mut known, mut next) = self.known(repository, wanted).await?;
+        let (found, fit, partial) = self.look_up(repository, &known).await?;
+        if fit < known.len() {
+            known.truncate(fit);
+            next = known.last().map(named);
+        }
+        let images: Vec<_> =
+            known.into_iter().map(|known| self.describe(repository, known, is_pinned, &found)).collect();
         // An image that was asked for by digest is known only if it is stored.
-        if !is_known || images.iter().all(|image| image.tag.is_none() && !image.stored) {
+        let is_known = |image: &TaggedImage| image.tag.is_some() || image.stored;
+        if !is_later && next.is_none() && !images.iter().any(is_known) {
             return Ok(None);
         }
         let page = ImageReport { repository: repository.to_string(), images, partial };
         Ok(Some(Paged { page, next }))
     }
 
-    async fn known(&self, repository: &Repository, wanted: Wanted) -> Result<(Vec<Known>, Option<Tag>), StoreError> {
-        let named = |tag: Tag, record: TagRecord| {
+    async fn known(
+        &self,
+        repository: &Repository,
+        wanted: Wanted,
+    ) -> Result<(Vec<Known>, Option<Reference>), StoreError> {
+        let ledger = &self.core.ledger;
+        let tagged = |tag: Tag, record: TagRecord| {
             let digest = record.observed.as_ref().map(|observed| observed.digest.clone());
             digest.map(|digest| (Some(tag), Some(record), digest))
         };
-        match wanted {
-            Wanted::One(Reference::Digest(digest)) => Ok((vec![(None, None, digest)], None)),
+        let (after, most) = match wanted {
+            Wanted::One(Reference::Digest(digest)) => return Ok((vec![(None, None, digest)], None)),
             Wanted::One(Reference::Tag(tag)) => {
-                let record = self.core.ledger.reference(repository, &Reference::Tag(tag.clone())).await?;
-                Ok((record.and_then(|record| named(tag, record.value)).into_iter().collect(), None))
+                let record = ledger.reference(repository, &Reference::Tag(tag.clone())).await?;
+                return Ok((record.and_then(|record| tagged(tag, record.value)).into_iter().collect(), None));
             }
-            Wanted::Tags(after, most) => {
-                let mut tags = self.core.ledger.tags(repository, after.as_ref(), most + 1).await?;
-                let more = tags.len() > most;
-                tags.truncate(most);
-                let next = tags.last().filter(|_| more).map(|(tag, _)| tag.clone());
-                // A tag that upstream has not is remembered, too.
-                Ok((tags.into_iter().filter_map(|(tag, record)| named(tag, record)).collect(), next))
+            Wanted::All(Some(Reference::Digest(after)), most) => {
+                return self.untagged(repository, Some(after), most).await;
             }
+            Wanted::All(Some(Reference::Tag(after)), most) => (Some(after), most),
+            Wanted::All(None, most) => (None, most),
+        };
+        let mut tags = ledger.tags(repository, after.as_ref(), most + 1).await?;
+        let more = tags.len() > most;
+        tags.truncate(most);
+        let next = tags.last().filter(|_| more).map(|(tag, _)| Reference::Tag(tag.clone()));
+        // A tag that upstream has not is remembered, too.
+        let tags: Vec<_> = tags.into_iter().filter_map(|(tag, record)| tagged(tag, record)).collect();
+        if after.is_none() && tags.is_empty() && next.is_none() {
+            return self.untagged(repository, None, most).await;
         }
+        Ok((tags, next))
     }
 
-    /// Looks up manifests, those below indexes, and the blobs of all. The flag: it was too much.
-    async fn look_up(&self, repository: &Repository, digests: Vec<Digest>) -> Result<(Found, bool), StoreError> {
-        let ledger = &self.core.ledger;
-        let stored = ledger.manifests(repository, &digests).await?;
-        let children: BTreeSet<Digest> = stored.iter().flat_map(|(manifest, _)| children_of(manifest)).collect();
-        let mut partial = children.len() > MOST_CHILDREN;
-        let children: Vec<Digest> = children.into_iter().take(MOST_CHILDREN).collect();
-        let below = if children.is_empty() { Vec::new() } else { ledger.manifests(repository, &children).await? };
-        let (mut blobs, mut shared) = (HashSet::new(), HashSet::new());
-        let manifests: HashMap<Digest, _> =
-            stored.into_iter().chain(below).map(|found| (found.0.digest.clone(), found)).collect();
-        for (manifest, _) in manifests.values() {
-            for blob in manifest.blobs().unwrap_or_default() {
-                if !blobs.insert(blob.digest.clone()) {
-                    shared.insert(blob.digest);
-                }
-            }
-        }
-        partial |= blobs.len() > MOST_BLOBS;
-        let blobs: Vec<Digest> = blobs.into_iter().take(MOST_BLOBS).collect();
-        let blobs = if blobs.is_empty() { Vec::new() } else { ledger.blobs(&blobs).await? };
-        Ok((Found { manifests, blobs: blobs.into_iter().collect(), shared }, partial))
+    /// The manifests of a repository of which no tag is known: they were pulled by digest.
+    async fn untagged(
+        &self,
+        repository: &Repository,
+        after: Option<Digest>,
+        most: usize,
+    ) -> Result<(Vec<Known>, Option<Reference>), StoreError> {
+        let mut digests = self.core.ledger.digests(repository, after.as_ref(), most + 1).await?;
+        let more = digests.len() > most;
+        digests.truncate(most);
+        let next = digests.last().filter(|_| more).cloned().map(Reference::Digest);
+        Ok((digests.into_iter().map(|digest| (None, None, digest)).collect(), next))
     }
 
-    fn describe(&self, repository: &Repository, (tag, record, digest): Known, found: &Found) -> TaggedImage {
-        let manifest = found.manifests.get(&digest);
+    /// Whether a pinned tag keeps a manifest: its own, or one that its index names.
+    async fn is_pinned(&self, repository: &Repository, digest: &Digest) -> Result<bool, StoreError> {
+        if self.core.config.retention.pin.is_empty() {
+            return Ok(false);
+        }
+        let tags = self.core.ledger.tags(repository, None, MOST_TAGS).await?;
+        let pinned = tags.into_iter().filter(|(tag, _)| self.is_pinned_tag(repository, tag));
+        let pinned: BTreeSet<Digest> = pinned.filter_map(|(_, record)| Some(record.observed?.digest)).collect();
+        if pinned.contains(digest) || pinned.is_empty() {
+            return Ok(pinned.contains(digest));
+        }
+        let pinned: Vec<Digest> = pinned.into_iter().take(MOST_PINNED).collect();
+        let indexes = self.core.ledger.manifests(repository, &pinned).await?;
+        Ok(indexes.iter().any(|(index, _)| children_of(index).any(|child| child == *digest)))
+    }
+
+    fn is_pinned_tag(&self, repository: &Repository, tag: &Tag) -> bool {
+        let image = format!("{repository}:{tag}");
+        self.core.config.retention.pin.iter().any(|pattern| pattern.matches(&image))
+    }
+
+    fn describe(
+        &self,
+        repository: &Repository,
+        (tag, record, digest): Known,
+        is_pinned: bool,
+        found: &Found,
+    ) -> TaggedImage {
+        let manifest = found.manifest(&digest);
         let platforms = found.platforms(&digest);
         let used_at = found.used_at(&digest).max(platforms.iter().filter_map(|platform| platform.used_at).max());
-        let retention = &self.core.config.retention;
-        let image = tag.as_ref().map(|tag| format!("{repository}:{tag}"));
-        let pinned = image.is_some_and(|image| retention.pin.iter().any(|pattern| pattern.matches(&image)));
-        let expires_at = retention.keep.filter(|_| !pinned).and_then(|keep| {
+        let pinned = is_pinned || tag.as_ref().is_some_and(|tag| self.is_pinned_tag(repository, tag));
+        let expires_at = self.core.config.retention.keep.filter(|_| !pinned).and_then(|keep| {
             let used_at = used_at.or(record.as_ref().map(|record| record.checked_at.0))?;
             Some(Timestamp(used_at).plus(keep).plus(NOTED).0)
         });
         let blobs: HashMap<&Digest, &LayerReport> = platforms
             .iter()
             .flat_map(|platform| &platform.layers)
-            .filter(|layer| layer.stored)
+            .filter(|layer| layer.stored == Some(true))
             .map(|layer| (&layer.digest, layer))
             .collect();
         let (bytes, shared_bytes) = blobs.values().fold((0_u64, 0_u64), |(all, shared), layer| {
@@ -277,7 +308,7 @@ impl Operate {
         });
         TaggedImage {
             stored: manifest.is_some(),
-            media_type: manifest.map(|(manifest, _)| manifest.media_type.to_string()),
+            media_type: manifest.map(|manifest| manifest.media_type.to_string()),
             bytes,
             shared_bytes,
             used_at,
@@ -292,37 +323,7 @@ impl Operate {
     }
 }
 
-impl Found {
-    fn used_at(&self, digest: &Digest) -> Option<u64> {
-        self.manifests.get(digest).map(|(_, used_at)| used_at.0)
-    }
-
-    /// What an image consists of, by the digest of its manifest.
-    fn platforms(&self, digest: &Digest) -> Vec<PlatformReport> {
-        let Some((manifest, _)) = self.manifests.get(digest) else { return Vec::new() };
-        if !manifest.media_type.is_index() {
-            return vec![self.platform(None, digest.clone())];
-        }
-        let children = manifest.children().unwrap_or_default().into_iter();
-        let named = children.map(|child| (child.platform.map(|platform| excerpt(&platform)), child.digest));
-        named.map(|(platform, digest)| self.platform(platform, digest)).collect()
-    }
-
-    fn platform(&self, platform: Option<String>, digest: Digest) -> PlatformReport {
-        let manifest = self.manifests.get(&digest).map(|(manifest, _)| manifest);
-        let blobs = manifest.map(|manifest| manifest.blobs().unwrap_or_default()).unwrap_or_default();
-        let layers = blobs.into_iter().map(|blob| {
-            let record = self.blobs.get(&blob.digest);
-            let stored = record.is_some_and(|record| matches!(record.state, BlobState::Stored { .. }));
-            let shared = self.shared.contains(&blob.digest) || record.is_some_and(|record| record.shared);
-            LayerReport { digest: blob.digest, bytes: blob.size, stored, shared }
-        });
-        let layers = layers.collect();
-        PlatformReport { platform, stored: manifest.is_some(), used_at: self.used_at(&digest), layers, digest }
-    }
-}
-
-/// The manifests below an index.
-fn children_of(manifest: &Manifest) -> impl Iterator<Item = Digest> {
-    manifest.children().unwrap_or_default().into_iter().map(|child| child.digest)
+/// By what a page goes on behind an image.
+fn named((tag, _, digest): &Known) -> Reference {
+    tag.clone().map_or_else(|| Reference::Digest(digest.clone()), Reference::Tag)
 }

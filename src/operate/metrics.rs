@@ -11,11 +11,10 @@ use crate::ports::Load;
 use crate::records::gauge::{Cause, Gauge, Kind, Permit};
 
 impl Operate {
-    /// The metrics of this process. Nothing is asked for them. `all`: also those of private upstreams.
-    pub fn metrics(&self, all: bool) -> String {
+    /// The metrics of this process, of the upstreams that the caller sees. Nothing is asked for them.
+    pub fn metrics(&self, sees: impl Fn(&UpstreamId) -> bool) -> String {
         let (core, now) = (&self.core, self.core.clock.now());
         let journal = &core.journal;
-        let is_shown = |upstream: &UpstreamId| all || core.config.is_public(upstream);
         let is_family =
             |upstream: &UpstreamId| core.config.upstreams.get(upstream).is_some_and(|config| config.family.is_some());
         let mut text = Text::default();
@@ -28,9 +27,9 @@ impl Operate {
         );
         text.plain("stopover_start_time_seconds", "gauge", "When the process started.", journal.started_at.0);
         let used = journal.counters().filter(|(upstream, counters)| !(is_family(upstream) && counters.is_empty()));
-        let used: BTreeMap<_, _> = used.filter(|(upstream, _)| is_shown(upstream)).collect();
+        let used: BTreeMap<_, _> = used.filter(|(upstream, _)| sees(upstream)).collect();
         let other = journal.of(None);
-        for (metric, help) in Metric::BY_UPSTREAM {
+        for (metric, help) in self.counted() {
             let name = format!("{}_total", metric.in_prometheus());
             text.head(&name, "counter", help);
             for (upstream, counters) in &used {
@@ -44,7 +43,7 @@ impl Operate {
         let gauges = core
             .upstreams
             .known_gauges()
-            .filter(|(upstream, gauge)| is_shown(upstream) && !(is_family(upstream) && *gauge == Gauge::default()));
+            .filter(|(upstream, gauge)| sees(upstream) && !(is_family(upstream) && *gauge == Gauge::default()));
         // An upstream may be asked as several accounts: the one that has least left, and any that is not asked.
         let mut accounts: BTreeMap<&UpstreamId, Account> = BTreeMap::new();
         for (upstream, gauge) in gauges {

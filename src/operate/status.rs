@@ -9,6 +9,8 @@ use super::health::Health;
 use super::report::{FOR_OPERATORS, LastSweep, QuotaReport};
 use crate::journal::{Event, EventKind, Metric};
 use crate::oci::UpstreamId;
+use crate::records::gauge::Gauge;
+use crate::upstream::Upstream;
 use crate::values::text::without_addresses;
 
 /// What a process has counted since it started, by the names of the metrics: `hits`, `pulls_spent` and so on.
@@ -129,24 +131,39 @@ impl EventReport {
 }
 
 impl Operate {
-    /// What this process does. `all`: as operators see it; other callers see the public upstreams.
-    pub async fn status(&self, all: bool) -> StatusReport {
+    /// The metrics that this process counts by upstream, each with what it says.
+    pub(super) fn counted(&self) -> impl Iterator<Item = (Metric, &'static str)> {
+        let is_front = self.core.is_front();
+        Metric::BY_UPSTREAM.into_iter().filter(move |(metric, _)| !(is_front && metric.is_of_fills()))
+    }
+
+    /// Quota and breakers of the upstreams that the caller sees, for each account of ours. `all`: as operators see them.
+    pub async fn quotas(&self, all: bool, sees: impl Fn(&UpstreamId, bool) -> bool) -> Vec<(UpstreamId, QuotaReport)> {
+        let now = self.core.clock.now();
+        let gauges = self.core.upstreams.gauges().await.into_iter();
+        // A rule may make a part of a public upstream private, or ask it with another login.
+        let gauges = gauges.filter(|(upstream, _)| sees(upstream.id(), upstream.config().is_private()));
+        let report = |(upstream, gauge): (&Upstream, Gauge)| {
+            let report = QuotaReport::new(upstream, &gauge, now);
+            (upstream.id().clone(), if all { report } else { report.for_callers() })
+        };
+        gauges.map(report).collect()
+    }
+
+    /// What this process does, at the upstreams that the caller sees; the flag says whether one is private. `all`: as
+    /// operators see it.
+    pub async fn status(&self, all: bool, sees: impl Fn(&UpstreamId, bool) -> bool) -> StatusReport {
         let (core, now) = (&self.core, self.core.clock.now());
-        let is_shown = |upstream: &UpstreamId| all || core.config.is_public(upstream);
         let mut accounts: BTreeMap<UpstreamId, Vec<QuotaReport>> = BTreeMap::new();
-        for (upstream, gauge) in core.upstreams.gauges().await {
-            // A rule may make a part of a public upstream private, or ask it with another login.
-            if all || !upstream.config().is_private() {
-                let report = QuotaReport::new(upstream, &gauge, now);
-                let report = if all { report } else { report.for_callers() };
-                accounts.entry(upstream.id().clone()).or_default().push(report);
-            }
+        for (upstream, report) in self.quotas(all, &sees).await {
+            accounts.entry(upstream).or_default().push(report);
         }
+        let is_shown = |upstream: &UpstreamId| sees(upstream, !core.config.is_public(upstream));
         let counters: BTreeMap<_, _> = core.journal.counters().filter(|(upstream, _)| is_shown(upstream)).collect();
         let count = |of: &mut dyn Iterator<Item = &UpstreamId>| -> Counts {
             let of: Vec<_> = of.filter_map(|upstream| counters.get(upstream)).collect();
             let sum = |metric| of.iter().map(|counters| counters.get(metric)).sum();
-            Metric::BY_UPSTREAM.into_iter().map(|(metric, _)| (metric.in_status(), sum(metric))).collect()
+            self.counted().map(|(metric, _)| (metric.in_status(), sum(metric))).collect()
         };
         let used = counters.iter().filter(|(_, counters)| !counters.is_empty()).map(|(upstream, _)| *upstream);
         let known: BTreeSet<&UpstreamId> = used.chain(accounts.keys()).collect();

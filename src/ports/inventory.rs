@@ -47,6 +47,15 @@ pub trait Inventory: Send + Sync {
         most: usize,
     ) -> Result<Vec<(Tag, TagRecord)>, StoreError>;
 
+    /// The digests of the manifests of a repository that are stored, behind `after`, in the order of their bytes. Fewer than
+    /// `most` are the last ones.
+    async fn digests(
+        &self,
+        repository: &Repository,
+        after: Option<&Digest>,
+        most: usize,
+    ) -> Result<Vec<Digest>, StoreError>;
+
     /// Those manifests of a repository that are stored, each with its last use, in no order.
     async fn manifests(
         &self,

@@ -207,6 +207,15 @@ impl Inventory for Troubled {
         self.inner.tags(repository, after, most).await
     }
 
+    async fn digests(
+        &self,
+        repository: &Repository,
+        after: Option<&Digest>,
+        most: usize,
+    ) -> Result<Vec<Digest>, StoreError> {
+        self.inner.digests(repository, after, most).await
+    }
+
     async fn manifests(
         &self,
         repository: &Repository,

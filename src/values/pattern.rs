@@ -26,6 +26,21 @@ impl Pattern {
     }
 }
 
+impl Pattern {
+    /// Whether it matches some text that begins so.
+    pub fn may_match_below(&self, begin: &str) -> bool {
+        match self.0.split_once('*') {
+            Some((head, _)) => head.starts_with(begin) || begin.starts_with(head),
+            None => self.0.starts_with(begin),
+        }
+    }
+
+    /// Whether it matches all that begins so.
+    pub fn matches_all_below(&self, begin: &str) -> bool {
+        self.0.strip_suffix('*').is_some_and(|_| self.matches(begin))
+    }
+}
+
 impl From<&str> for Pattern {
     fn from(text: &str) -> Self {
         Self(text.to_owned())

@@ -21,6 +21,7 @@ on_both_columns!(
     what_has_failed_is_an_event_in_plain_words_and_once_however_often,
     a_caller_sees_the_events_of_what_it_may_pull_and_not_what_is_for_operators,
     a_status_says_what_was_asked_spent_saved_and_filled_and_to_callers_only_what_is_public,
+    a_caller_sees_the_upstreams_that_the_policy_lets_it_pull_from,
 );
 
 const STRANGER: &str = "192.0.2.1";
@@ -126,6 +127,13 @@ async fn metrics_count_what_has_happened_in_the_text_format_of_prometheus(column
     let get = |name: &str| samples.get(&format!("stopover_{name}")).copied();
     let of = |name: &str| get(&format!("{name}{{upstream=\"test.local\"}}"));
     let bytes: usize = image.blobs.iter().map(|(_, bytes)| bytes.len()).sum();
+    // Where other processes fill, this one cannot count it.
+    for (name, expected) in
+        [("fills_total", image.blobs.len() as u64), ("filled_bytes_total", bytes as u64), ("failed_fills_total", 0)]
+    {
+        let expected = (column == Column::Embedded).then_some(expected);
+        assert_eq!(of(name), expected, "{name}: {samples:?}");
+    }
     for (name, expected) in [
         ("hits_total", 3),
         ("misses_total", 2),
@@ -135,9 +143,6 @@ async fn metrics_count_what_has_happened_in_the_text_format_of_prometheus(column
         ("failed_total", 0),
         ("pulls_spent_total", 1),
         ("pulls_saved_total", 3),
-        ("fills_total", image.blobs.len() as u64),
-        ("filled_bytes_total", bytes as u64),
-        ("failed_fills_total", 0),
         ("quota_left", 49),
         ("quota_left_percent", 49),
         ("breaker_open", 0),
@@ -286,8 +291,10 @@ async fn a_status_says_what_was_asked_spent_saved_and_filled_and_to_callers_only
     let whole = json(&world.operate(Method::GET, "/_stopover/status", "").await);
     assert_eq!((&whole["uptime_seconds"], &whole["ready"], &whole["reasons"]), (&json!(120), &json!(true), &json!([])));
     assert_eq!((&whole["hit_percent"], &whole["last_sweep"]["at"]), (&json!(75), &json!(1_800_000_120)));
-    let counts = ["hits", "misses", "pulls_spent", "pulls_saved", "fills"].map(|name| whole["counts"][name].clone());
-    assert_eq!(json!(counts), json!([3, 1, 1, 3, image.blobs.len()]));
+    let counts = ["hits", "misses", "pulls_spent", "pulls_saved"].map(|name| whole["counts"][name].clone());
+    assert_eq!(json!(counts), json!([3, 1, 1, 3]));
+    let filled = if column == Column::Embedded { json!(image.blobs.len()) } else { Value::Null };
+    assert_eq!(whole["counts"]["fills"], filled, "other processes fill on AWS");
     let upstream = |status: &Value, id: &str| {
         let upstreams = status["upstreams"].as_array().unwrap();
         upstreams.iter().find(|upstream| upstream["upstream"] == id).cloned()
@@ -302,4 +309,35 @@ async fn a_status_says_what_was_asked_spent_saved_and_filled_and_to_callers_only
     assert_eq!((&seen["counts"], &seen["fills"], &seen["last_sweep"]), (&whole["counts"], &Value::Null, &Value::Null));
     assert_eq!(upstream(&seen, "test.local").unwrap()["accounts"][0]["credential"], Value::Null);
     assert!(upstream(&seen, "private.test").is_none(), "{seen}");
+}
+
+async fn a_caller_sees_the_upstreams_that_the_policy_lets_it_pull_from(column: Column) {
+    let access = "[access]\nsigning_keys = { env = \"TEST_KEYS\" }\nanonymous = true\nrobots = true\n\
+                  [[policy]]\nwho = [\"robot:ci\"]\nwhat = [\"private.test/team/*\"]\nallow = true\n\
+                  [[policy]]\nwhat = [\"test.local/*\"]\nallow = false\n";
+    let private = format!("[upstreams.\"private.test\"]\nurl = \"https://private.test\"\n{CREDENTIALS}");
+    let world = World::plan(column).settings(access).upstream(&private).start().await;
+    let [ci, other] = ["ci", "other"].map(|name| robot(&world, name));
+    let (ci, other) = (basic("ci", &ci.await), basic("other", &other.await));
+    for (login, expected) in [(ci, [true, false]), (other, [false, false]), (String::new(), [false, false])] {
+        let login = [("authorization", login.as_str())];
+        let headers = if login[0].1.is_empty() { &login[..0] } else { &login };
+        for path in ["/_stopover/quota", "/_stopover/status"] {
+            let seen = json(&world.get_with(HERE, path, headers).await);
+            let of = |id: &str| seen["upstreams"].as_array().unwrap().iter().find(|one| one["upstream"] == id).cloned();
+            assert_eq!(
+                [of("private.test").is_some(), of("test.local").is_some()],
+                expected,
+                "{path} {login:?}: {seen}"
+            );
+            assert!(
+                of("docker.io").is_some() && !seen.to_string().contains("\"me\""),
+                "accounts are for operators: {seen}"
+            );
+        }
+        let page = [headers, &[("accept", "text/html")]].concat();
+        let page = world.get_with(HERE, "/?view=setup&client=containerd", &page).await;
+        let text = String::from_utf8_lossy(page.bytes());
+        assert_eq!([text.contains("private.test"), text.contains("test.local")], expected, "{login:?}: {text}");
+    }
 }

@@ -151,7 +151,7 @@ mod alone {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn fills_are_shown_to_the_operator_and_to_nobody_else() {
+    async fn fills_are_shown_to_operators_with_what_has_become_of_them() {
         let world = World::on(Column::Embedded).await;
         let image = world.upstream.image("team/app", "1", &[b"layer"]);
         let digest = &image.blobs[1].0;

@@ -10,6 +10,7 @@ use stopover::config::Config;
 use stopover::oci::{Algorithm, Digest, MediaType, Reference, Repository};
 use stopover::pull::Want;
 use stopover::setup::{Mirror, MirroredUpstream, Target};
+use support::aws::Service;
 use support::guests::{HERE, basic, robot};
 use support::on_both_columns;
 use support::scripted::{Fault, Scripted};
@@ -24,6 +25,8 @@ on_both_columns!(
     fills_and_risks_show_a_caller_what_it_may_pull_and_an_operator_why,
     what_expires_within_a_week_is_a_risk,
     setting_up_a_client_shows_what_the_command_prints_for_this_endpoint,
+    what_is_to_be_copied_works_where_it_is_pasted,
+    what_is_advised_can_be_done_in_this_installation,
 );
 
 const BROWSER: (&str, &str) = ("accept", "text/html,application/xhtml+xml,*/*;q=0.8");
@@ -182,6 +185,7 @@ async fn the_page_says_what_the_endpoints_say(column: Column) {
     let text = shown(&world, "/").await;
     assert_eq!(number(&text, "Answered from the cache"), format!("{} %", status["hit_percent"]));
     assert_eq!(number(&text, "Pulls saved"), status["counts"]["pulls_saved"].to_string());
+    assert_eq!(text.contains("Copied from upstreams"), column == Column::Embedded, "{text}");
     assert!(text.contains("aria-label=\"Requests of the last day, by the quarter of an hour: at most 4\""), "{text}");
     assert!(text.contains("20 of 100 in 6 h") && text.contains("<div>anonymous: "), "{text}");
     assert!(!view(&world, "/").await.1.contains("<div>anonymous: "), "accounts are for operators");
@@ -219,6 +223,14 @@ async fn fills_and_risks_show_a_caller_what_it_may_pull_and_an_operator_why(colu
         let (_, fills) = view(&world, "/?view=fills").await;
         assert!(fills.contains("given up") && fills.contains("test.local/open/app"), "{fills}");
         assert!(!fills.contains("does not have it") && !fills.contains("secret/app"), "{fills}");
+        // The endpoint says the same.
+        let of = |answer: Answer| -> Value { serde_json::from_slice(answer.bytes()).expect("JSON") };
+        let all = of(world.operate(Method::GET, "/_stopover/fills", "").await);
+        assert_eq!((all["fills"].as_array().map(Vec::len), &all["more"]), (Some(2), &json!(0)), "{all}");
+        let seen = of(world.get("/_stopover/fills").await);
+        let [fill] = &seen["fills"].as_array().expect("a list")[..] else { panic!("{seen}") };
+        assert_eq!(fill["repository"], "test.local/open/app");
+        assert_eq!(fill["failure"], "the operator of this cache sees why");
     }
 }
 
@@ -263,6 +275,14 @@ async fn a_browser_logs_in_with_the_name_and_the_secret_of_a_robot(column: Colum
     let login = basic("ci", &robot(&world, "ci").await);
     let answer = world.get_with(HERE, "/", &[BROWSER, ("authorization", &login)]).await;
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    // Without robots there is no name and no secret to ask for.
+    let issuer = "[access.oidc.ci]\nissuer = \"https://issuer.test\"\naudience = \"stopover\"\n";
+    let open = "[access]\nsigning_keys = { env = \"TEST_KEYS\" }\nanonymous = true\n";
+    let without = World::plan(column).settings(&format!("{open}{issuer}")).start().await;
+    for path in ["/", "/?login=yes"] {
+        let (open, text) = view(&without, path).await;
+        assert!(open.status == StatusCode::OK && !text.contains("robot"), "{text}");
+    }
     // Where anonymous callers are let in, a login is asked for only if that is wanted.
     let world = World::plan(column).settings(&format!("{access}anonymous = true\n")).start().await;
     let (open, text) = view(&world, "/").await;
@@ -271,4 +291,53 @@ async fn a_browser_logs_in_with_the_name_and_the_secret_of_a_robot(column: Colum
     let login = basic("ci", &robot(&world, "ci").await);
     let answer = world.get_with(HERE, "/?login=yes", &[BROWSER, ("authorization", &login)]).await;
     assert!(answer.status == StatusCode::OK && checked(answer).1.contains("<footer>robot:ci: sees what"));
+}
+
+async fn what_is_to_be_copied_works_where_it_is_pasted(column: Column) {
+    let world = World::on(column).await;
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    pull(&world, "a/manifests/1").await;
+    let by_digest = world.upstream.image("b", "1", &[b"another layer"]);
+    pull(&world, &format!("b/manifests/{}", by_digest.digest)).await;
+    let there = [BROWSER, ("host", "cache.example.com:5000")];
+    let (here, here_too) = ([BROWSER, ("host", "127.0.0.1:5000")], [BROWSER, ("host", "localhost")]);
+    for (headers, server) in [(&there, " --server http://cache.example.com:5000"), (&here, ""), (&here_too, "")] {
+        let of = async |name: &str| checked(world.send(Method::GET, &format!("/?name={name}"), headers).await).1;
+        let text = of("test.local/a").await;
+        assert!(text.contains(&format!(">stopover refresh test.local/a:1{server}\n<")), "{text}");
+        let text = of(&format!("test.local/b@{}", by_digest.digest)).await;
+        let purge = format!(">stopover purge test.local/b@{}{server}\n<", by_digest.digest);
+        assert_eq!(text.contains(&purge), column == Column::Embedded, "nothing purges on AWS: {text}");
+        assert!(!text.contains("stopover refresh") && !text.contains("pin ="), "a digest never changes: {text}");
+        let text = of(&format!("test.local/a@{}", image.digest)).await;
+        assert!(!text.contains("stopover refresh"), "{text}");
+        // Whether a proxy ends TLS is not seen from behind it.
+        let text = checked(world.send(Method::GET, "/?view=setup&client=docker", headers).await).1;
+        assert_eq!(text.contains("<code>url</code> in <code>[access]</code>"), !server.is_empty(), "{text}");
+    }
+    let world = World::plan(column).settings("[access]\nanonymous = true\nurl = \"https://cr.test\"\n").start().await;
+    let text = checked(world.send(Method::GET, "/?view=setup&client=docker", &there).await).1;
+    assert!(text.contains("https://cr.test") && !text.contains("<code>url</code>"), "{text}");
+}
+
+async fn what_is_advised_can_be_done_in_this_installation(column: Column) {
+    let world = World::on(column).await;
+    world.upstream.image("a", "1", &[b"layer"]);
+    pull(&world, "a/manifests/1").await;
+    let text = shown(&world, "/?name=test.local/a").await;
+    assert!(text.contains("stopover refresh"), "{text}");
+    assert_eq!(text.contains("stopover purge"), column == Column::Embedded, "{text}");
+    // On AWS the role of the function that answers clients may not read the queues.
+    let Some(endpoints) = world.endpoints() else { return };
+    for path in ["/?view=fills", "/?view=risks"] {
+        endpoints.fail_next(Service::Sqs, "ReceiveMessage", 100);
+        let text = shown(&world, path).await;
+        endpoints.heal();
+        assert!(text.contains("{&quot;fills&quot;: &quot;list&quot;}") && !text.contains("stopover fills"), "{text}");
+    }
+    endpoints.fail_next(Service::Sqs, "ReceiveMessage", 100);
+    let answer = world.operate(Method::GET, "/_stopover/fills", "").await;
+    endpoints.heal();
+    let said = String::from_utf8_lossy(answer.bytes());
+    assert!(answer.status == StatusCode::SERVICE_UNAVAILABLE && said.contains("filler function"), "{said}");
 }

@@ -1,5 +1,7 @@
 //! What is in the cache, as `/_stopover/images` and `/_stopover/image` say it.
 
+mod images;
+
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};

@@ -74,7 +74,9 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Config(ConfigCommand::Check { installation }) => check(&installation),
         Command::Quota { asked } => ask(Asker::Anyone, asked, async |client, _| client.quota().await),
-        Command::Status { json, asked } => ask(Asker::Anyone, asked, async |client, _| client.status(json).await),
+        Command::Status { json, asked } => {
+            ask(Asker::Anyone, asked, async |client, _| client.status(json, print).await)
+        }
         Command::Health { asked } => ask(Asker::Anyone, asked, async |client, _| client.health().await),
         Command::Events { json, asked } => ask(Asker::Anyone, asked, async |client, _| client.events(json).await),
         Command::Ls { what, shown, asked } => {
@@ -86,11 +88,13 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Du { prefix, shown, asked } => {
             ask(Asker::Anyone, asked, async |client, _| client.disk_usage(prefix.as_deref(), &shown).await)
         }
-        Command::Fills { command, asked } => ask(Asker::Operator, asked, async |client, _| match command {
-            None => client.fills().await,
-            Some(FillsCommand::Retry) => client.retry_fills().await,
-        }),
-        Command::Prefetch { order, asked } => ask(Asker::Anyone, asked, async |client, _| client.prefetch(order).await),
+        Command::Fills { command: None, asked } => ask(Asker::Anyone, asked, async |client, _| client.fills().await),
+        Command::Fills { command: Some(FillsCommand::Retry), asked } => {
+            ask(Asker::Operator, asked, async |client, _| client.retry_fills().await)
+        }
+        Command::Prefetch { order, asked } => {
+            ask(Asker::Anyone, asked, async |client, _| client.prefetch(order, print).await)
+        }
         Command::Gc { dry_run, asked } => {
             ask(Asker::Operator, asked, async |client, _| client.collect_garbage(dry_run).await)
         }
@@ -109,16 +113,16 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Setup { client: None, .. } => print(&client::list()),
         Command::Setup { client: Some(client), reached, upstreams } => {
-            client::set_up(client, &reached.load()?, upstreams)
+            print(&client::set_up(client, &reached.load()?, upstreams)?)
         }
         Command::Login { login, reached } => block_on(login.run(&reached.load()?.1)),
         Command::Logout { logout, reached } => block_on(logout.run(&reached.load()?.1)),
         Command::Cost(month) => print(&month.answer()?),
         Command::Refresh { images, asked } => {
-            ask(Asker::Anyone, asked, async |client, _| client.refresh(&images).await)
+            ask(Asker::Anyone, asked, async |client, _| client.refresh(&images, print).await)
         }
-        Command::Completions { shell } => manual::complete(shell),
-        Command::Man { directory } => manual::write(directory.as_deref()),
+        Command::Completions { shell } => print(&manual::complete(shell)?),
+        Command::Man { directory } => print(&manual::write(directory.as_deref())?),
     }
 }
 

@@ -24,20 +24,23 @@ pub(crate) fn begin_configuration(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Prints what has a shell complete the words of a command line.
-pub(crate) fn complete(shell: Shell) -> anyhow::Result<()> {
+/// What has a shell complete the words of a command line.
+pub(crate) fn complete(shell: Shell) -> anyhow::Result<String> {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), "stopover", &mut text);
-    Ok(std::io::stdout().write_all(&text)?)
+    Ok(String::from_utf8(text)?)
 }
 
-/// Prints the manual page of the program, or writes one for each command into a directory.
-pub(crate) fn write(directory: Option<&Path>) -> anyhow::Result<()> {
+/// The manual page of the program; or writes one for each command into a directory.
+pub(crate) fn write(directory: Option<&Path>) -> anyhow::Result<String> {
     let command = Arguments::command();
     let Some(directory) = directory else {
-        return Ok(clap_mangen::Man::new(command).render(&mut std::io::stdout())?);
+        let mut text = Vec::new();
+        clap_mangen::Man::new(command).render(&mut text)?;
+        return Ok(String::from_utf8(text)?);
     };
     std::fs::create_dir_all(directory)
         .and_then(|()| clap_mangen::generate_to(command, directory))
-        .with_context(|| format!("cannot write manual pages into {}", directory.display()))
+        .with_context(|| format!("cannot write manual pages into {}", directory.display()))?;
+    Ok(String::new())
 }

@@ -5,28 +5,21 @@ use http::StatusCode;
 use super::html::Html;
 use super::{Asked, View, sentence};
 use crate::errors::chain;
-use crate::oci::Repository;
-use crate::operate::fills::{FillReport, FillState, FillStatus};
+use crate::http::operator::{MOST_FILLS, fills_seen_by};
+use crate::operate::fills::{ELSEWHERE, FillReport, FillState, FillStatus};
 use crate::operate::report::Bytes;
 
-/// The most fills that are shown, and the most images: each fill costs a read.
-const MOST: usize = 200;
-
 /// The fills of repositories that the caller may pull from, for operators all.
-pub(super) async fn of(asked: &Asked<'_>) -> Result<(FillReport, usize), Html> {
-    let Asked { cache, caller, .. } = asked;
-    let sees = |repository: &Repository| caller.is_operator || caller.may_pull(cache, repository);
-    let elsewhere = "Fills run in other processes here, and only operators can ask for them: stopover fills.";
-    match cache.operate.fills_seen(sees, MOST).await {
-        Ok((mut report, besides)) => {
-            if !caller.is_operator {
-                report.fills = report.fills.into_iter().map(FillStatus::for_callers).collect();
-            }
-            Ok((report, besides))
-        }
-        Err(_) if cache.core.fills.load().is_none() => Err(sentence(elsewhere)),
-        Err(error) => Err(sentence(chain(&error))),
-    }
+pub(super) async fn of(Asked { cache, caller, .. }: &Asked<'_>) -> Result<FillReport, Html> {
+    let report = fills_seen_by(cache, caller, MOST_FILLS).await;
+    report.map_err(|error| if cache.core.is_front() { said(ELSEWHERE) } else { sentence(chain(&error)) })
+}
+
+/// A sentence of this program.
+fn said(sentence: &str) -> Html {
+    let mut html = Html::default();
+    html.raw("<p>").told(sentence).raw("</p>");
+    html
 }
 
 /// How urgent it is to show them: what is under way first.
@@ -41,7 +34,7 @@ const fn place(state: FillState) -> u8 {
 }
 
 pub(super) async fn view(asked: &Asked<'_>) -> View {
-    let (mut report, besides) = match of(asked).await {
+    let mut report = match of(asked).await {
         Ok(found) => found,
         Err(body) => return View { status: StatusCode::SERVICE_UNAVAILABLE, ..View::new("Fills", body) },
     };
@@ -54,13 +47,13 @@ pub(super) async fn view(asked: &Asked<'_>) -> View {
     if report.fills.is_empty() && report.images.is_empty() {
         html.raw("<p class=\"calm\">Nothing is being copied, and nothing was given up.</p>");
     }
-    add(&mut html, &report, besides);
+    add(&mut html, &report, asked.cache.core.is_front());
     // What moves is asked for again soon, and what is new a little later.
     View { every: Some(if open { "1" } else { "5" }), ..View::new("Fills", html) }
 }
 
 /// Adds the table of fills, the images that were given up, and how many there are besides.
-pub(super) fn add(html: &mut Html, report: &FillReport, besides: usize) {
+pub(super) fn add(html: &mut Html, report: &FillReport, is_front: bool) {
     if !report.fills.is_empty() {
         html.table(["Repository", "State", "Progress", "Why", "Blob"], report.fills.iter().map(row));
     }
@@ -71,15 +64,19 @@ pub(super) fn add(html: &mut Html, report: &FillReport, besides: usize) {
         }
         html.raw("</ul>");
     }
-    if besides > 0 {
-        html.raw("<p>").text(besides).raw(" more are not shown.</p>");
+    if report.more > 0 {
+        html.raw("<p>").text(report.more).raw(" more are not shown.</p>");
     }
     let failed = |fill: &FillStatus| fill.state == FillState::Failed;
     if report.fills.iter().any(|fill| fill.state == FillState::Resting) {
         html.raw("<p>What rests is tried again by itself.</p>");
     }
     if report.fills.iter().any(failed) || !report.images.is_empty() {
-        html.raw("<p>What was given up is tried again by <code>stopover fills retry</code>.</p>");
+        html.raw(if is_front {
+            "<p>What was given up is tried again by the filler function, invoked with <code>{\"fills\": \"retry\"}</code>.</p>"
+        } else {
+            "<p>What was given up is tried again by <code>stopover fills retry</code>.</p>"
+        });
     }
 }
 

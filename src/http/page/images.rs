@@ -23,12 +23,9 @@ fn failed(status: StatusCode, said: impl std::fmt::Display) -> View {
 }
 
 /// What the caller may see of what the parameters ask for.
-pub(super) async fn view(Asked { cache, caller, parameters, .. }: &Asked<'_>) -> View {
-    if parameters.get("name").is_some() {
-        image(cache, caller, parameters).await
-    } else {
-        list(cache, caller, parameters).await
-    }
+pub(super) async fn view(asked: &Asked<'_>) -> View {
+    let Asked { cache, caller, parameters, .. } = asked;
+    if parameters.get("name").is_some() { image(asked).await } else { list(cache, caller, parameters).await }
 }
 
 async fn list(cache: &Cache, caller: &Caller, parameters: &Parameters) -> View {
@@ -83,15 +80,16 @@ fn row(repository: &RepositoryReport) -> [Html; 5] {
     [name, Html::of(Bytes(*bytes)), Html::of(shared), Html::of(date(*used_at)), tagged]
 }
 
-async fn image(cache: &Cache, caller: &Caller, parameters: &Parameters) -> View {
-    let asked = parameters.wanted(cache).and_then(|(repository, wanted)| {
+async fn image(asked: &Asked<'_>) -> View {
+    let Asked { cache, caller, parameters, .. } = asked;
+    let located = parameters.wanted(cache).and_then(|(repository, wanted)| {
         if !caller.is_operator {
             caller.check(cache, &repository, &mut Record::default())?;
         }
         Ok((repository, wanted))
     });
-    let (repository, wanted) = match asked {
-        Ok(asked) => asked,
+    let (repository, wanted) = match located {
+        Ok(located) => located,
         Err(error) => return failed(error.answer().status, error),
     };
     let wanted = match parameters.behind(wanted) {
@@ -100,7 +98,7 @@ async fn image(cache: &Cache, caller: &Caller, parameters: &Parameters) -> View 
     };
     match cache.operate.image(&repository, wanted).await {
         Ok(Some(paged)) => {
-            let mut html = images(&paged.page);
+            let mut html = images(&paged.page, asked);
             if let (Some(last), Some(name)) = (&paged.next, parameters.get("name")) {
                 let query = [("view", "images"), ("name", name), ("last", last.as_str())];
                 html.raw("<p>").link(&query, "More").raw("</p>");
@@ -112,47 +110,70 @@ async fn image(cache: &Cache, caller: &Caller, parameters: &Parameters) -> View 
     }
 }
 
-fn images(report: &ImageReport) -> Html {
+fn images(report: &ImageReport, asked: &Asked<'_>) -> Html {
     let (mut html, mut room) = (Html::default(), ROOM);
-    for image in &report.images {
-        tagged(&mut html, &report.repository, image, &mut room);
+    if report.images.is_empty() {
+        html.raw("<p class=\"calm\">There are no more images.</p>");
     }
     if report.partial {
-        html.raw("<p>Not everything is looked up: ask for one image.</p>");
+        html.raw("<p>There is more in this image than is looked up: ask for a platform by its digest.</p>");
+    }
+    for image in &report.images {
+        tagged(&mut html, report, image);
+        commands(&mut html, &report.repository, image, asked);
+        for (number, one) in image.platforms.iter().enumerate() {
+            if room == 0 {
+                unshown(&mut html, image.platforms.len() - number, "platforms", &report.repository, &image.digest);
+                break;
+            }
+            platform(&mut html, &report.repository, one, &mut room);
+        }
     }
     html
 }
 
-fn tagged(html: &mut Html, repository: &str, image: &TaggedImage, room: &mut usize) {
-    let TaggedImage { tag, digest, bytes, shared_bytes, used_at, fresh_until, expires_at, pinned, platforms, .. } =
-        image;
+/// Adds what there is to say of an image as a whole.
+fn tagged(html: &mut Html, report: &ImageReport, image: &TaggedImage) {
+    let TaggedImage { tag, digest, stored, bytes, shared_bytes, used_at, fresh_until, expires_at, pinned, .. } = image;
     html.raw("<h2>");
     match tag {
         Some(tag) => html.text(tag),
         None => html.raw("by digest"),
     };
-    html.raw("</h2><p>").part(&Html::code(digest)).raw("</p><p>").text(Bytes(*bytes));
+    html.raw(if *stored { "</h2><p>" } else { ", not stored</h2><p>" }).part(&Html::code(digest)).raw("</p><p>");
+    html.raw(if report.partial { "at least " } else { "" }).text(Bytes(*bytes));
     html.raw(", of which ").text(Bytes(*shared_bytes)).raw(" shared; last used ");
     html.text(used_at.map_or_else(|| "never".into(), date));
     if let Some(fresh_until) = fresh_until {
         html.raw("; fresh until ").text(date(*fresh_until));
     }
     let never = if *pinned { "never: it is pinned" } else { "never" };
-    html.raw("; expires ").text(expires_at.map_or_else(|| never.to_owned(), date)).raw("</p>");
-    if let Some(tag) = tag {
-        html.raw("<details><summary>Commands for ").text(tag).raw("</summary>");
-        for (named, command) in [("refresh", "stopover refresh"), ("purge", "stopover purge")] {
-            html.copyable(format_args!("Command to {named} {tag}"), format_args!("{command} {repository}:{tag}"));
-        }
+    html.raw(if report.partial && expires_at.is_some() { "; expires not before " } else { "; expires " });
+    html.text(expires_at.map_or_else(|| never.to_owned(), date)).raw("</p>");
+}
+
+/// Adds commands that can be given here, each for the place where it is copied to.
+fn commands(html: &mut Html, repository: &str, image: &TaggedImage, asked: &Asked<'_>) {
+    let (name, called) = match &image.tag {
+        Some(tag) => (format!("{repository}:{tag}"), tag.to_string()),
+        None => (format!("{repository}@{}", image.digest), image.digest.to_string()),
+    };
+    let server = asked.url_elsewhere().map_or_else(String::new, |origin| format!(" --server {origin}"));
+    // What a digest is never changes, and another process purges on AWS.
+    let refresh = image.tag.as_ref().map(|_| ("refresh", "stopover refresh"));
+    let purge = (!asked.cache.core.is_front()).then_some(("purge", "stopover purge"));
+    if refresh.is_none() && purge.is_none() {
+        return;
+    }
+    html.raw("<details><summary>Commands for ").text(&called).raw("</summary>");
+    for (does, command) in refresh.into_iter().chain(purge) {
+        html.copyable(format_args!("Command to {does} {called}"), format_args!("{command} {name}{server}"));
+    }
+    if image.tag.is_some() {
         html.raw("<p>In <code>stopover.toml</code>, so that it never expires:</p>");
-        html.copyable(format_args!("Pin of {tag}"), format_args!("pin = [\"{repository}:{tag}\"]")).raw("</details>");
+        html.copyable(format_args!("Pin of {called}"), format_args!("pin = [\"{name}\"]"));
     }
-    for (number, one) in platforms.iter().enumerate() {
-        if *room == 0 {
-            return unshown(html, platforms.len() - number, "platforms", repository, digest);
-        }
-        platform(html, repository, one, room);
-    }
+    html.raw("</details>");
 }
 
 /// Says how many more there are, and where they are shown.
@@ -166,14 +187,20 @@ fn unshown(html: &mut Html, count: usize, of: &'static str, repository: &str, di
 fn platform(html: &mut Html, repository: &str, one: &PlatformReport, room: &mut usize) {
     let PlatformReport { platform, digest, stored, layers, .. } = one;
     html.raw("<h3>").text(platform.as_deref().unwrap_or("one platform"));
-    html.raw(if *stored { "</h3><p>" } else { ", not stored</h3><p>" }).part(&Html::code(digest)).raw("</p>");
+    html.raw(match stored {
+        Some(true) => "</h3><p>",
+        Some(false) => ", not stored</h3><p>",
+        None => ", not looked up</h3><p>",
+    });
+    html.part(&Html::code(digest)).raw("</p>");
     *room = room.saturating_sub(1);
     let shown = layers.len().min(*room);
     *room = room.saturating_sub(shown);
-    let yes = |it: bool| Html::of(if it { "yes" } else { "no" });
+    let yes = |it: bool| if it { "yes" } else { "no" };
     if shown > 0 {
         let row = |LayerReport { digest, bytes, stored, shared }: &LayerReport| {
-            [Html::code(digest), Html::of(Bytes(*bytes)), yes(*stored), yes(*shared)]
+            let stored = stored.map_or("not looked up", yes);
+            [Html::code(digest), Html::of(Bytes(*bytes)), Html::of(stored), Html::of(yes(*shared))]
         };
         html.table(["Layer", "Size", "Stored", "Shared"], layers.iter().take(shown).map(row));
     }

@@ -24,8 +24,9 @@ use http::header::{
 };
 use http::request::Parts;
 use http::{Method, StatusCode};
+use url::Host;
 
-use super::access::Caller;
+use super::access::{Caller, origin};
 use super::audit::Record;
 use super::images::Parameters;
 use super::{NO_STORE, answer};
@@ -67,6 +68,20 @@ struct Asked<'a> {
     caller: &'a Caller,
     parameters: &'a Parameters,
     parts: &'a Parts,
+}
+
+impl Asked<'_> {
+    /// The URL of this cache for clients on other machines. `None`: the browser is on this one.
+    fn url_elsewhere(&self) -> Option<String> {
+        let origin = origin(self.cache, self.parts)?;
+        let url = url::Url::parse(&origin).ok()?;
+        let is_here = match url.host()? {
+            Host::Domain(name) => name == "localhost",
+            Host::Ipv4(address) => address.is_loopback(),
+            Host::Ipv6(address) => address.is_loopback(),
+        };
+        (!is_here).then_some(origin)
+    }
 }
 
 /// What is shown.
@@ -114,9 +129,9 @@ async fn page(State(cache): State<Arc<Cache>>, request: http::Request<Body>) -> 
     let caller = Caller::of(&cache, &parts, &mut record).await;
     // Where anonymous callers are let in, a browser is asked for a login only if that is wanted.
     let nameless = |caller: &Caller| !caller.is_operator && caller.principal == Principal::Anonymous;
-    let has_logins = cache.access.has_logins();
+    let lets_robots_in = cache.access.lets_robots_in();
     let caller = caller.and_then(|caller| match parameters.get("login") {
-        Some(_) if has_logins && nameless(&caller) => Err(AccessError::NoCredentials.into()),
+        Some(_) if lets_robots_in && nameless(&caller) => Err(AccessError::NoCredentials.into()),
         _ => Ok(caller),
     });
     record.operated(caller.as_ref().err());
@@ -132,7 +147,7 @@ async fn page(State(cache): State<Arc<Cache>>, request: http::Request<Body>) -> 
     let status = view.status;
     let mut footer = Html::default();
     if let Ok(caller) = &caller {
-        sign(&mut footer, caller, has_logins && nameless(caller));
+        sign(&mut footer, caller, lets_robots_in && nameless(caller));
     }
     let html = framed(name, &view, &footer);
     let mut response = (status, [(CACHE_CONTROL, NO_STORE)], html).into_response();

@@ -4,19 +4,19 @@ use std::time::Duration;
 
 use super::html::Html;
 use super::{Asked, View, chart, date};
+use crate::http::watch::status_seen_by;
 use crate::oci::UpstreamId;
 use crate::operate::report::{Bytes, QuotaReport};
 use crate::operate::status::{Counts, StatusReport, UpstreamStatus};
 use crate::values::time::written;
 
 pub(super) async fn view(asked: &Asked<'_>) -> View {
-    let status = asked.cache.operate.status(asked.caller.is_operator).await;
+    let status = status_seen_by(asked.cache, asked.caller).await;
     let mut html = Html::default();
     readiness(&mut html, &status);
     numbers(&mut html, &status);
-    let (core, sees_all) = (&asked.cache.core, asked.caller.is_operator);
-    let is_shown = |upstream: &UpstreamId| sees_all || core.config.is_public(upstream);
-    chart::add(&mut html, &core.journal.history(), is_shown);
+    let is_shown = |upstream: &UpstreamId| asked.caller.sees_upstream(asked.cache, upstream);
+    chart::add(&mut html, &asked.cache.core.journal.history(), is_shown);
     html.raw("<h2>Upstreams</h2>");
     let (idle, asked): (Vec<_>, Vec<_>) = status.upstreams.iter().partition(|upstream| upstream.is_idle());
     if asked.is_empty() {
@@ -77,8 +77,11 @@ fn numbers(html: &mut Html, status: &StatusReport) {
     number(html, "Answered from the cache", percent, requests);
     let spent = format!("{} spent: manifests that upstreams have sent", count("pulls_spent"));
     number(html, "Pulls saved", count("pulls_saved"), spent);
-    let copied = format!("{} blobs; failed attempts: {}", count("fills"), count("failed_fills"));
-    number(html, "Copied from upstreams", Bytes(count("filled_bytes")), copied);
+    // Other processes may copy.
+    if status.counts.contains_key("fills") {
+        let copied = format!("{} blobs; failed attempts: {}", count("fills"), count("failed_fills"));
+        number(html, "Copied from upstreams", Bytes(count("filled_bytes")), copied);
+    }
     if let Some(fills) = &status.fills {
         let oldest = fills
             .oldest_age_seconds

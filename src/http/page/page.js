@@ -50,17 +50,19 @@ async function asked() {
   const answer = await fetch(origin + pathname + search, { headers, signal: AbortSignal.timeout(patience) });
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
   const next = page.getElementById("live");
-  if (!answer.ok || !next) {
-    throw new Error("not shown");
+  if (!next) {
+    const why = answer.status === 401 || answer.status === 403 ? "log in again" : `status ${answer.status}`;
+    return { why: `The cache does not show this any more: ${why}.` };
   }
-  return next;
+  return { next, why: answer.ok ? "" : `The cache answers with status ${answer.status}.` };
 }
 
-// A sign that what is shown is old. It is the same text until it goes, so that it is read out once.
-function sign(text) {
-  if (Boolean(text) !== Boolean(trouble.textContent)) {
+// A sign that what is shown is old, and why. The time in it is that of the view, so that each is read out once.
+function sign(why) {
+  const text = why && `${why} This was shown at ${seen.toISOString().slice(11, 19)} UTC.`;
+  if (text !== trouble.textContent) {
     trouble.textContent = text;
-    trouble.className = text && "note bad";
+    trouble.className = why && "note bad";
   }
 }
 
@@ -70,21 +72,25 @@ let seen = new Date();
 async function refresh() {
   if (!document.hidden) {
     try {
-      const next = await asked();
+      const { next, why } = await asked();
       const selection = getSelection();
       const isInUse =
         live.contains(document.activeElement) || (!selection.isCollapsed && live.contains(selection.anchorNode));
-      if (!isInUse) {
+      if (why) {
+        sign(why);
+      } else if (isInUse && live.innerHTML !== next.innerHTML) {
+        sign("What is in use stays as it is.");
+      } else {
         live.dataset.every = next.dataset.every;
         if (live.innerHTML !== next.innerHTML) {
           live.replaceChildren(...next.childNodes);
         }
         seen = new Date();
+        sign("");
       }
-      sign("");
     } catch {
       // The cache may be back the next time.
-      sign(`The cache does not answer. This was shown at ${seen.toISOString().slice(11, 19)} UTC.`);
+      sign("The cache does not answer.");
     }
   }
   setTimeout(refresh, live.dataset.every * 1000);

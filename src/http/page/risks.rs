@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::html::Html;
 use super::{Asked, View, date, fills, now, sentence};
 use crate::errors::chain;
-use crate::http::watch::events_seen_by;
+use crate::http::watch::{events_seen_by, status_seen_by};
 use crate::journal::EventKind;
 use crate::oci::Repository;
 use crate::operate::fills::FillState;
@@ -44,7 +44,7 @@ fn calm(said: &'static str) -> Html {
 }
 
 async fn upstreams(html: &mut Html, asked: &Asked<'_>) {
-    let status = asked.cache.operate.status(asked.caller.is_operator).await;
+    let status = status_seen_by(asked.cache, asked.caller).await;
     html.raw("<h2>Upstreams in trouble</h2>");
     let rows = status.upstreams.iter().filter_map(|upstream| {
         let mut open = Html::default();
@@ -62,14 +62,14 @@ async fn upstreams(html: &mut Html, asked: &Asked<'_>) {
 /// Blobs that were requested, and are not stored.
 async fn incomplete(asked: &Asked<'_>) -> Html {
     match fills::of(asked).await {
-        Ok((mut report, besides)) => {
+        Ok(mut report) => {
             report.fills.retain(|fill| matches!(fill.state, FillState::Failed | FillState::Resting));
-            if report.fills.is_empty() && report.images.is_empty() && besides == 0 {
+            if report.fills.is_empty() && report.images.is_empty() && report.more == 0 {
                 return calm("No blob that was requested is missing.");
             }
             let mut html =
                 sentence("These blobs were requested and are not stored. They come from upstream, if it has them.");
-            fills::add(&mut html, &report, besides);
+            fills::add(&mut html, &report, asked.cache.core.is_front());
             html
         }
         Err(said) => said,

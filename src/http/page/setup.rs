@@ -26,12 +26,19 @@ pub(super) fn view(asked: &Asked<'_>) -> View {
         return View::failed(StatusCode::BAD_REQUEST, TITLE, "This cache does not know by which name it was asked.");
     };
     let config = &asked.cache.core.config;
-    let is_shown = |upstream: &MirroredUpstream| asked.caller.is_operator || config.is_public(&upstream.id);
+    let is_shown = |upstream: &MirroredUpstream| asked.caller.sees_upstream(asked.cache, &upstream.id);
     let upstreams: Vec<MirroredUpstream> = MirroredUpstream::all(config).filter(is_shown).collect();
-    match target.flatten() {
-        Some(target) => View::new(format!("Set up {}", target.name()), of(target, &mirror, &upstreams)),
-        None => View::new(TITLE, choice(&mirror, &upstreams)),
+    let (title, mut html) = match target.flatten() {
+        Some(target) => (format!("Set up {}", target.name()), of(target, &mirror, &upstreams)),
+        None => (TITLE.to_owned(), choice(&mirror, &upstreams)),
+    };
+    if mirror.is_plain && asked.cache.access.config.url.is_none() && asked.url_elsewhere().is_some() {
+        html.raw(
+            "<p>Whether a proxy ends TLS in front of this cache is not seen from here. Where one does, the operator sets \
+             <code>url</code> in <code>[access]</code> to the address that clients use, and it is shown here.</p>",
+        );
     }
+    View::new(title, html)
 }
 
 fn choice(mirror: &Mirror, upstreams: &[MirroredUpstream]) -> Html {

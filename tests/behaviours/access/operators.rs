@@ -15,8 +15,7 @@ on_both_columns!(
 );
 
 /// What only operators may ask, with a body that is understood and changes nothing.
-const ASKED: [Asked; 6] = [
-    (Method::GET, "/_stopover/fills", ""),
+const ASKED: [Asked; 5] = [
     (Method::GET, "/_stopover/fills/none", ""),
     (Method::POST, "/_stopover/fills/retry", ""),
     (Method::POST, "/_stopover/gc", r#"{"dry_run": true}"#),
@@ -145,7 +144,11 @@ async fn nothing_that_a_client_sends_makes_it_an_operator(column: Column) {
         }
     }
     // Nor does the path, as the router understands it.
-    for path in ["/_stopover/fills?operator=true", "/_stopover/fills?ns=operator.sock", "/_stopover/fills#operator"] {
+    for path in [
+        "/_stopover/fills/none?operator=true",
+        "/_stopover/fills/none?ns=operator.sock",
+        "/_stopover/fills/none#operator",
+    ] {
         assert_eq!(world.get_from("127.0.0.1", path).await.status, StatusCode::UNAUTHORIZED, "{path}");
     }
     for authorization in [basic("root", ""), basic("root", "wrong"), basic("operator", ""), "Bearer root".into()] {

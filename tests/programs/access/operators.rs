@@ -18,8 +18,7 @@ use super::Cache;
 use super::commands::guest;
 
 /// What only operators may ask, and what the answer says.
-const COMMANDS: [(&[&str], &str); 6] = [
-    (&["fills"], "nothing is being filled"),
+const COMMANDS: [(&[&str], &str); 5] = [
     (&["fills", "retry"], "fills tried again: 0"),
     (&["gc", "--dry-run"], "nothing was changed"),
     (&["gc"], ""),
@@ -119,7 +118,7 @@ async fn the_operators_socket_is_for_the_user_of_the_cache_and_goes_with_it() ->
     Ok(())
 }
 
-/// Asks for the fills as another user, for whom the socket was opened by mistake. Root alone may become another user.
+/// Asks for what was given up as another user, for whom the socket was opened by mistake. Root alone may become another user.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_user_is_no_operator_even_if_the_socket_lets_it_connect() -> anyhow::Result<()> {
     let installation = Installation::for_upstream("http://127.0.0.1:1")?;
@@ -132,7 +131,7 @@ async fn another_user_is_no_operator_even_if_the_socket_lets_it_connect() -> any
     // Where the program was built, others may not look.
     let program = data.with_file_name("stopover");
     write_executable(&program, &std::fs::read(binary()?)?)?;
-    let ask = |user: u32| Command::new(&program).uid(user).args(["fills", "--data-dir"]).arg(&data).output();
+    let ask = |user: u32| Command::new(&program).uid(user).args(["fills", "retry", "--data-dir"]).arg(&data).output();
     let own = std::fs::metadata("/proc/self")?.uid();
     let answer = ask(own)?;
     ensure!(answer.status.success(), "{answer:?}");
@@ -177,7 +176,7 @@ async fn a_command_that_cannot_ask_as_an_operator_says_what_to_do() -> anyhow::R
     let mut answered = false;
     while !answered && begun.elapsed() < Duration::from_secs(30) {
         // It says that it listens where another process reads: it is asked until it answers.
-        answered = run(&["fills", "--data-dir", &link]).await?.0.success();
+        answered = run(&["fills", "retry", "--data-dir", &link]).await?.0.success();
     }
     child.kill()?;
     child.wait()?;

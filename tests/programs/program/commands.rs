@@ -1,6 +1,7 @@
 //! What commands say and do.
 
 use anyhow::{Context as _, ensure};
+use stopover::oci::{Algorithm, Digest};
 use support::program::{Installation, Stopover, UPSTREAM, run};
 use support::scripted::{Fault, Scripted};
 use support::world::{DEADLINE, until};
@@ -370,5 +371,34 @@ async fn what_is_shown_does_nothing_to_the_terminal_and_a_cache_that_is_not_read
     }
     let (_, text) = run(&["status", "--server", &server.url()]).await?;
     ensure!(text.contains("the cache is not ready: "), "{text}");
+    let digest = Digest::of(Algorithm::Sha256, b"a");
+    let fill = serde_json::json!({
+        "digest": digest, "repository": hostile, "size": 1, "priority": "prefetch", "state": "failed", "written": 0,
+        "attempts": 1, "failure": hostile,
+    });
+    let fills = serde_json::json!({ "fills": [fill], "images": [], "more": 1 }).to_string();
+    server.page("/_stopover/fills", "application/json", &fills, None);
+    let quota = serde_json::json!({
+        "upstream": hostile, "credential": hostile, "limit": null, "remaining": null, "window_seconds": null,
+        "source": hostile, "observed_at": null, "forecast": hostile, "breakers": [],
+    });
+    let quota = serde_json::json!({ "upstreams": [quota] }).to_string();
+    server.page("/_stopover/quota", "application/json", &quota, None);
+    let error = serde_json::json!({ "error": hostile, "errors": [{ "message": hostile }] }).to_string();
+    for place in ["/_stopover/images", "/_stopover/gc", "/_stopover/purge", "/v2/test.local/a/manifests"] {
+        server.fault(place, Fault::Status(500, vec![], error.clone()));
+    }
+    for (command, well) in [
+        (&["fills"][..], true),
+        (&["quota"], true),
+        (&["ls"], false),
+        (&["gc"], false),
+        (&["purge", "test.local/a:1"], false),
+        (&["refresh", "test.local/a:1"], false),
+    ] {
+        let (status, text) = run(&[command, &["--server", &server.url()]].concat()).await?;
+        ensure!(status.success() == well && text.contains("\\u{1b}[2J\\u{7}\\u{202e}"), "{command:?} {status}\n{text}");
+        ensure!(text.chars().all(|letter| letter == '\n' || !letter.is_control() && letter != '\u{202e}'), "{text:?}");
+    }
     Ok(())
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use stopover::oci::MediaType;
-use support::program::{Installation, Stopover, UPSTREAM, run};
+use stopover::oci::{Algorithm, Digest, MediaType};
+use support::program::{Installation, Stopover, UPSTREAM, output, run};
 use support::scripted::Scripted;
 use support::world::{DEADLINE, until};
 
@@ -53,8 +53,10 @@ async fn what_is_stored_is_shown_in_tables_and_does_nothing_to_the_terminal() ->
     let part = hostile(&upstream);
     let installation = Installation::for_upstream(&upstream.url())?;
     let stopover = installation.start().await?;
-    let (status, text) = stopover.run(&["ls"]).await?;
-    ensure!(status.success() && text == "nothing is stored that is called so\n", "{status}\n{text}");
+    let data = stopover.data().display().to_string();
+    let nothing = output(&["ls", "--data-dir", &data], &[]).await?;
+    ensure!(nothing.status.success() && nothing.stdout.is_empty(), "{nothing:?}");
+    ensure!(nothing.stderr == b"nothing is stored that is called so\n", "{nothing:?}");
     for path in ["team/app/manifests/v1", "hostile/manifests/v1", &format!("hostile/manifests/{part}")] {
         pull(&stopover, path).await?;
     }
@@ -106,5 +108,49 @@ async fn what_is_stored_is_shown_in_tables_and_does_nothing_to_the_terminal() ->
         let (status, text) = stopover.run(arguments).await?;
         ensure!(status.code() == Some(1) && text.contains(sentence) && !text.contains('\u{1b}'), "{status}\n{text}");
     }
+    // What has gone well is on standard output though something else has failed.
+    let refreshed = ["refresh", "test.local/team/app:v1", "test.local/team/app:none", "--data-dir", &data];
+    let refreshed = output(&refreshed, &[]).await?;
+    let [results, rest] =
+        [refreshed.stdout, refreshed.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    ensure!(refreshed.status.code() == Some(1) && results.lines().count() == 1, "{results}\n{rest}");
+    ensure!(results.starts_with(&format!("test.local/team/app:v1: {} (", image.digest)), "{results}");
+    ensure!(rest.contains("test.local/team/app:none: 404") && rest.contains("1 of 2 images could not be"), "{rest}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_looked_up_is_said_to_be_that() -> Result<()> {
+    let server = Scripted::start()?;
+    let digest = Digest::of(Algorithm::Sha256, b"a");
+    let platform = |name: &str, stored: Option<bool>, layers: Value| json!({ "platform": name, "digest": digest, "stored": stored, "used_at": null, "layers": layers });
+    let layer = json!({ "digest": digest, "bytes": 1, "stored": null, "shared": false });
+    let image = json!({
+        "tag": "1", "digest": digest, "stored": true, "media_type": null, "bytes": 1, "shared_bytes": 0, "used_at": 1,
+        "checked_at": null, "fresh_until": null, "expires_at": 86400, "pinned": false,
+        "platforms": [
+            platform("linux/a", Some(true), json!([layer])), platform("linux/b", Some(false), json!([])),
+            platform("linux/c", None, json!([])),
+        ],
+    });
+    let report = json!({ "repository": "test.local/a", "images": [image], "partial": true }).to_string();
+    server.page("/_stopover/image?name=test.local%2Fa%3A1", "application/json", &report, None);
+    let ask = async |command: &str| run(&[command, "test.local/a:1", "--server", &server.url()]).await;
+    for (command, parts) in [
+        (
+            "inspect",
+            &["size        at least 1 B", "expires     not before 1970-01-02", "1 B, not looked up", "not stored"][..],
+        ),
+        ("ls", &["at least 1 B", "not before 1970-01-02"]),
+    ] {
+        let (status, text) = ask(command).await?;
+        ensure!(status.success() && text.contains("there is more in an image than is looked up"), "{text}");
+        for part in parts {
+            ensure!(text.contains(part), "{part} is not in {text}");
+        }
+    }
+    let (_, text) = ask("inspect").await?;
+    ensure!(text.contains("linux/b") && text.matches("not stored").count() == 1, "{text}");
+    ensure!(text.matches("not looked up").count() == 2, "{text}");
     Ok(())
 }

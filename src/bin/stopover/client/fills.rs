@@ -12,13 +12,16 @@ impl Client {
 
     /// One line for each fill that has not succeeded: its state, and why it failed; and for each image.
     pub(crate) async fn fills(&self) -> anyhow::Result<String> {
-        let FillReport { mut fills, images } = self.listed_fills().await?;
+        let FillReport { mut fills, images, more } = self.listed_fills().await?;
         fills.sort_by(|one, other| (&one.repository, one.size).cmp(&(&other.repository, other.size)));
         if fills.is_empty() && images.is_empty() {
             return Ok("nothing is being filled, and nothing was given up\n".into());
         }
         let lines = fills.iter().map(ToString::to_string).chain(images.iter().map(ToString::to_string));
         let lines: Vec<String> = lines.collect();
+        if more > 0 {
+            eprintln!("{more} more are not shown");
+        }
         Ok(lines.join("\n") + "\n")
     }
 

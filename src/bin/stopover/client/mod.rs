@@ -16,18 +16,19 @@ mod status;
 mod stored;
 mod table;
 
-use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use http::header::CACHE_CONTROL;
 use reqwest::redirect::Policy;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use stopover::oci::{Name, Operation, Reference, Request};
 use stopover::operate::report::QuotaReport;
 use stopover::values::crypto::http_client;
+use table::harmless;
 
 pub(crate) use doctor::Examination;
 pub(crate) use endpoint::{Endpoint, NamedEndpoint};
@@ -37,6 +38,9 @@ pub(crate) use retention::NothingStored;
 pub(crate) use session::{Asker, LoginArguments};
 pub(crate) use setup::{list, set_up};
 pub(crate) use stored::Shown;
+
+/// Prints results. What else there is to say goes to standard error.
+pub(crate) type Print = fn(&str) -> anyhow::Result<()>;
 
 /// A client of a running cache.
 pub(crate) struct Client {
@@ -74,22 +78,21 @@ impl Client {
         Ok(lines.join("\n") + "\n")
     }
 
-    /// One line per image: the digest that upstream gives it now. Fails if upstream could not be asked for one of them.
-    pub(crate) async fn refresh(&self, images: &[String]) -> anyhow::Result<String> {
-        let (mut lines, mut failed) = (String::new(), 0);
+    /// Prints one line per image: the digest that upstream gives it now. Fails if upstream could not be asked for one of
+    /// them.
+    pub(crate) async fn refresh(&self, images: &[String], print: Print) -> anyhow::Result<String> {
+        let mut failed = 0;
         for image in images {
             match self.check(image).await {
-                Ok(line) => writeln!(lines, "{image}: {line}")?,
+                Ok(line) => print(&format!("{image}: {line}\n"))?,
                 Err(error) => {
                     failed += 1;
-                    writeln!(lines, "{image}: {error:#}")?;
+                    eprintln!("{image}: {error:#}");
                 }
             }
         }
-        if failed > 0 {
-            bail!("{failed} of {} images could not be refreshed\n{lines}", images.len());
-        }
-        Ok(lines)
+        ensure!(failed == 0, "{failed} of {} images could not be refreshed", images.len());
+        Ok(String::new())
     }
 
     async fn check(&self, image: &str) -> anyhow::Result<String> {
@@ -108,7 +111,7 @@ impl Client {
             return Ok(format!("{digest} ({served})"));
         }
         let status = answer.status();
-        let body: serde_json::Value = serde_json::from_slice(&answer.bytes().await?).unwrap_or_default();
+        let body = said(&answer.bytes().await?).unwrap_or_default();
         bail!("{status}: {}", message_in(&body).unwrap_or("no reason was given"))
     }
 
@@ -134,15 +137,29 @@ impl Client {
     async fn read<T: DeserializeOwned>(answer: reqwest::Response) -> anyhow::Result<T> {
         let (status, body) = (answer.status(), answer.bytes().await?);
         if !status.is_success() {
-            let body: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+            let body = said(&body).unwrap_or_default();
             let reason = body.get("error").and_then(|error| error.as_str()).or_else(|| message_in(&body));
             bail!("{status}: {}", reason.unwrap_or("that is no cache of this version"));
         }
-        serde_json::from_slice(&body).context("that is no cache of this version")
+        said(&body).and_then(serde_json::from_value).context("that is no cache of this version")
+    }
+}
+
+/// What a server says. Its texts may stand on a terminal: this is where they enter.
+fn said(body: &[u8]) -> serde_json::Result<Value> {
+    serde_json::from_slice(body).map(tamed)
+}
+
+fn tamed(value: Value) -> Value {
+    match value {
+        Value::String(text) => Value::String(harmless(&text)),
+        Value::Array(values) => values.into_iter().map(tamed).collect(),
+        Value::Object(fields) => fields.into_iter().map(|(name, value)| (harmless(&name), tamed(value))).collect(),
+        value => value,
     }
 }
 
 /// The message of a registry's error, for people (distribution-spec 1.1, "Error Codes").
-fn message_in(body: &serde_json::Value) -> Option<&str> {
+fn message_in(body: &Value) -> Option<&str> {
     body.pointer("/errors/0/message")?.as_str()
 }

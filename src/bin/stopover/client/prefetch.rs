@@ -15,7 +15,7 @@ use stopover::prefetch::PrefetchReport;
 
 use super::images::{self, Image, Listed, Surroundings};
 use super::progress::Display;
-use super::{Client, Endpoint};
+use super::{Client, Endpoint, Print};
 
 /// How many images one request names: few enough that a cold cache answers in time.
 const IMAGES_AT_ONCE: usize = 8;
@@ -101,7 +101,7 @@ struct Awaited {
 impl Client {
     /// Requests images; one line per image says what was requested. Fails if one of them was refused, or if `--wait`
     /// ends with one that is not stored whole.
-    pub(crate) async fn prefetch(&self, order: PrefetchArguments) -> anyhow::Result<String> {
+    pub(crate) async fn prefetch(&self, order: PrefetchArguments, print: Print) -> anyhow::Result<String> {
         let Listed { mut images, skipped, notes, .. } = order.listed()?;
         for line in notes.iter().chain(&skipped) {
             eprintln!("{line}");
@@ -111,8 +111,8 @@ impl Client {
             image.name = String::from(self.beyond(&image.name));
         }
         images.retain(|image| seen.insert((image.name.clone(), order.platforms(image.platform.clone()))));
-        let mut text = String::new();
         if order.dry_run {
+            let mut text = String::new();
             for Image { name, platform, place } in images {
                 let platform = platform.map_or_else(String::new, |platform| format!(" for {platform}"));
                 writeln!(text, "{name}  # {place}{platform}")?;
@@ -130,7 +130,7 @@ impl Client {
                     failed += 1;
                     eprintln!("{}: {error}", report.image);
                 } else if !order.wait {
-                    writeln!(text, "{}", line(&report))?;
+                    print(&(line(&report) + "\n"))?;
                 }
                 let Ok(request) = Request::image(&report.image) else { continue };
                 let Operation::Manifest(name, _) = &request.operation else { continue };
@@ -146,6 +146,7 @@ impl Client {
             blobs.into_values().filter(|(_, stored)| !stored).map(|(awaited, _)| awaited).collect();
         let requested = missing.len();
         let lost = if order.wait { self.follow(missing, order.quiet).await? } else { 0 };
+        let mut text = String::new();
         write!(text, "images: {count}, blobs: {all} ({bytes}), stored already: {}, ", all - requested)?;
         if order.wait {
             write!(text, "copied: {} in {} s", requested - lost, began.elapsed().as_secs())?;
@@ -156,7 +157,8 @@ impl Client {
             return Ok(if order.quiet { String::new() } else { text + "\n" });
         }
         write!(text, ", failed images: {failed}, failed blobs: {lost}, skipped: {}", skipped.len())?;
-        bail!("not everything is stored\n{text}");
+        print(&(text + "\n"))?;
+        bail!("not everything is stored");
     }
 
     /// Requests images, and those again that the cache asks for. With `wait` also those that a budget refuses which is

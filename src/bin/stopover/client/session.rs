@@ -14,7 +14,7 @@ use stopover::local::operator_socket;
 use stopover::upstream::Challenge;
 
 use super::login::{Credential, Identity};
-use super::{Client, message_in};
+use super::{Client, message_in, said};
 
 /// The variable that holds a password: an argument would be seen in the list of processes.
 const PASSWORD: &str = "STOPOVER_PASSWORD";
@@ -146,7 +146,7 @@ impl Client {
         let answer = request.send().await.map_err(reqwest::Error::without_url);
         let answer = answer.with_context(|| format!("{} issues no token", origin.ascii_serialization()))?;
         let (status, body) = (answer.status(), answer.bytes().await?);
-        let body: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+        let body = said(&body).unwrap_or_default();
         let token = body.get("token").and_then(|token| token.as_str()).filter(|_| status == StatusCode::OK);
         if let Some(token) = token {
             *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(token.to_owned());

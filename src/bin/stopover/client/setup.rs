@@ -20,12 +20,12 @@ pub(crate) fn list() -> String {
     text
 }
 
-/// Prints a client's configuration, and on standard error the steps it has no room for and possible mistakes.
+/// A client's configuration; and on standard error the steps it has no room for and possible mistakes.
 pub(crate) fn set_up(
     client: Target,
     (config, server): &(Config, Endpoint),
     named: Vec<UpstreamId>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<String> {
     let mut beside = std::io::stderr();
     for id in named.iter().filter(|id| !config.upstreams.contains_key(*id)) {
         writeln!(
@@ -45,7 +45,7 @@ pub(crate) fn set_up(
     };
     let mirror = server.mirror();
     beside.write_all(client.advice(&mirror, &upstreams).as_bytes())?;
-    Ok(std::io::stdout().write_all(client.configuration(&mirror, &upstreams).as_bytes())?)
+    Ok(client.configuration(&mirror, &upstreams))
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! `stopover status`, `stopover health` and `stopover events`.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -11,19 +10,19 @@ use stopover::operate::report::Bytes;
 use stopover::operate::status::{Counts, EventReport, EventsReport, StatusReport, UpstreamStatus};
 use stopover::values::time::{Timestamp, written};
 
-use super::Client;
 use super::robots::date;
-use super::table::{harmless, table, width};
+use super::table::{table, width};
+use super::{Client, Print, said};
 
 /// How long a probe waits: the cache gives its storage less than a second.
 const PROBE: Duration = Duration::from_secs(3);
 
 impl Client {
     /// What the cache does. Fails if it is not ready, once that is printed.
-    pub(crate) async fn status(&self, json: bool) -> anyhow::Result<String> {
+    pub(crate) async fn status(&self, json: bool, print: Print) -> anyhow::Result<String> {
         let status: StatusReport = self.ask(self.http.get(self.url("status"))).await?;
         let text = if json { pretty(&status)? } else { describe(&status, width()) };
-        std::io::stdout().write_all(text.as_bytes())?;
+        print(&text)?;
         readiness(&status.health).map(|_| String::new())
     }
 
@@ -31,7 +30,8 @@ impl Client {
     pub(crate) async fn health(&self) -> anyhow::Result<String> {
         // Not ready is 503, with the same body.
         let answer = self.send(self.http.get(self.url("health/ready")).timeout(PROBE)).await?;
-        let health = serde_json::from_slice(&answer.bytes().await?).context("that is no cache of this version")?;
+        let health = said(&answer.bytes().await?).and_then(serde_json::from_value);
+        let health = health.context("that is no cache of this version")?;
         readiness(&health)
     }
 
@@ -50,7 +50,7 @@ impl Client {
 
 /// A line that says ready, and what is wrong all the same.
 fn readiness(health: &Health) -> anyhow::Result<String> {
-    let reasons = harmless(&health.reasons.join("; "));
+    let reasons = health.reasons.join("; ");
     ensure!(health.ready, "the cache is not ready: {reasons}");
     Ok(if reasons.is_empty() { "ready\n".into() } else { format!("ready: {reasons}\n") })
 }
@@ -64,24 +64,24 @@ fn told(event: &EventReport) -> String {
     let kind = serde_json::to_value(event.kind).ok().and_then(|kind| Some(kind.as_str()?.replace('_', " ")));
     let mut line = format!("{}  {}", date(Timestamp(event.at)), kind.unwrap_or_default());
     for place in event.repository.iter().chain(event.upstream.iter().filter(|_| event.repository.is_none())) {
-        let _ = write!(line, "  {}", harmless(place));
+        let _ = write!(line, "  {place}");
     }
     if let Some(digest) = &event.digest {
-        let _ = write!(line, "@{}", harmless(digest));
+        let _ = write!(line, "@{digest}");
     }
     if event.times > 1 {
         let _ = write!(line, "  {} times since {}", event.times, date(Timestamp(event.first_at)));
     }
-    format!("{line}\n  why: {}\n  do:  {}\n", harmless(&event.reason), harmless(&event.advice))
+    format!("{line}\n  why: {}\n  do:  {}\n", event.reason, event.advice)
 }
 
 fn describe(status: &StatusReport, width: Option<usize>) -> String {
     let count = |name: &str| status.counts.get(name).copied().unwrap_or_default();
     let ready = if status.health.ready { "ready" } else { "not ready" };
     let up = written(Duration::from_secs(status.uptime_seconds));
-    let mut text = format!("stopover  {}, up {up}, {ready}\n", harmless(&status.version));
+    let mut text = format!("stopover  {}, up {up}, {ready}\n", status.version);
     for reason in &status.health.reasons {
-        let _ = writeln!(text, "problem   {}", harmless(reason));
+        let _ = writeln!(text, "problem   {reason}");
     }
     let stored = status.hit_percent.map_or_else(|| "none yet".into(), |percent| format!("{percent}% from the cache"));
     let _ = writeln!(
@@ -94,8 +94,12 @@ fn describe(status: &StatusReport, width: Option<usize>) -> String {
         count("refused"),
         count("failed")
     );
-    let (spent, saved, filled) = (count("pulls_spent"), count("pulls_saved"), Bytes(count("filled_bytes")));
-    let _ = writeln!(text, "pulls     {spent} spent, {saved} saved; {} blobs of {filled} copied", count("fills"));
+    let _ = write!(text, "pulls     {} spent, {} saved", count("pulls_spent"), count("pulls_saved"));
+    // Other processes may copy.
+    if let Some(fills) = status.counts.get("fills") {
+        let _ = write!(text, "; {fills} blobs of {} copied", Bytes(count("filled_bytes")));
+    }
+    text.push('\n');
     if let Some(fills) = &status.fills {
         let _ = write!(text, "fills     {} running, {} waiting", fills.running, fills.waiting);
         let _ = write!(text, ", {} resting, {} given up", fills.resting, fills.failed);

@@ -12,10 +12,10 @@ use stopover::operate::images::{ImageReport, ImagesReport, PlatformReport, Repos
 use stopover::operate::report::Bytes;
 use stopover::values::time::Timestamp;
 
-use super::Client;
 use super::robots::date;
 use super::status::pretty;
-use super::table::{Table, harmless, table, width};
+use super::table::{Table, table, width};
+use super::{Client, Print};
 
 /// How what is stored is shown.
 #[derive(clap::Args)]
@@ -34,12 +34,7 @@ const DIGITS: usize = 12;
 impl Client {
     /// The repositories whose names begin like this, or the images of one. Each page is printed as soon as it is there; what
     /// is returned comes behind them.
-    pub(crate) async fn list_stored(
-        &self,
-        what: Option<&str>,
-        shown: &Shown,
-        print: impl Fn(&str) -> anyhow::Result<()>,
-    ) -> anyhow::Result<String> {
+    pub(crate) async fn list_stored(&self, what: Option<&str>, shown: &Shown, print: Print) -> anyhow::Result<String> {
         // `docker.io/` is the beginning of names, and no name.
         if let Some(name) = what.filter(|what| !what.ends_with('/'))
             && let Some(image) = self.stored_image(name).await?
@@ -61,27 +56,32 @@ impl Client {
             }
         });
         listed.await?;
-        let nothing = if is_empty && !shown.quiet { "nothing is stored that is called so\n" } else { "" };
-        Ok(nothing.to_owned() + cut(is_cut))
+        if is_empty && !shown.quiet {
+            eprintln!("nothing is stored that is called so");
+        }
+        note_cut(is_cut);
+        Ok(String::new())
     }
 
     /// One image, or all of a repository, down to the layers.
     pub(crate) async fn inspect(&self, name: &str, shown: &Shown) -> anyhow::Result<String> {
         let Some(image) = self.stored_image(name).await? else {
-            bail!("{}: nothing is stored that is called so", harmless(name));
+            bail!("{name}: nothing is stored that is called so");
         };
         if shown.json || shown.quiet {
             return show_image(&image, shown);
         }
-        Ok(image.images.iter().map(|one| describe(&image.repository, one)).collect::<Vec<_>>().join("\n"))
+        note_partial(image.partial);
+        Ok(image.images.iter().map(|one| describe(&image, one)).collect::<Vec<_>>().join("\n"))
     }
 
     /// What each repository takes, the largest first.
     pub(crate) async fn disk_usage(&self, prefix: Option<&str>, shown: &Shown) -> anyhow::Result<String> {
         let mut report = self.stored_repositories(prefix).await?;
+        note_cut(report.cut && !shown.json);
         report.repositories.sort_by_key(|repository| std::cmp::Reverse((repository.own_bytes(), repository.bytes)));
         if shown.quiet {
-            return Ok(names(&report) + cut(report.cut));
+            return Ok(names(&report));
         }
         let own = report.repositories.iter().map(RepositoryReport::own_bytes).sum::<u64>();
         if shown.json {
@@ -103,12 +103,7 @@ impl Client {
             .map(|one| [size(one.own_bytes()), shared(one), size(one.bytes), one.repository.clone()])
             .collect();
         let text = table(["OWN", "SHARED", "SIZE", "REPOSITORY"], &rows, width());
-        Ok(format!(
-            "{text}\n{} in {} repositories, and once what they share\n{}",
-            size(own),
-            rows.len(),
-            cut(report.cut)
-        ))
+        Ok(format!("{text}\n{} in {} repositories, and once what they share\n", size(own), rows.len()))
     }
 
     /// All pages of the repositories whose names begin like this.
@@ -173,12 +168,15 @@ fn query(of: &str, parameters: &[(&str, Option<&str>)]) -> String {
     format!("/_stopover/{of}?{}", given.collect::<Vec<_>>().join("&"))
 }
 
-fn cut(is_cut: bool) -> &'static str {
-    if is_cut { "there may be more: name the beginning of what you may pull\n" } else { "" }
+/// Says beside the results that they may not be all.
+fn note_cut(is_cut: bool) {
+    if is_cut {
+        eprintln!("there may be more: name the beginning of what you may pull");
+    }
 }
 
 fn names(report: &ImagesReport) -> String {
-    report.repositories.iter().map(|repository| harmless(&repository.repository) + "\n").collect()
+    report.repositories.iter().map(|repository| repository.repository.clone() + "\n").collect()
 }
 
 /// A line of the list.
@@ -197,22 +195,24 @@ fn show_image(image: &ImageReport, shown: &Shown) -> anyhow::Result<String> {
         return pretty(image);
     }
     if shown.quiet {
-        return Ok(image.images.iter().map(|one| harmless(&name(&image.repository, one)) + "\n").collect());
+        return Ok(image.images.iter().map(|one| name(&image.repository, one) + "\n").collect());
     }
     let row = |one: &TaggedImage| {
         let platforms: BTreeSet<&str> = one
             .platforms
             .iter()
-            .filter(|platform| platform.stored)
+            .filter(|platform| platform.stored == Some(true))
             .filter_map(|platform| platform.platform.as_deref())
             .collect();
         let tag = one.tag.as_ref().map(ToString::to_string).unwrap_or_default();
         let platforms = platforms.into_iter().collect::<Vec<_>>().join(", ");
-        [tag, short(&one.digest), size(one.bytes), day(one.used_at), expires(one), platforms]
+        let size = format!("{}{}", at_least(image.partial), size(one.bytes));
+        [tag, short(&one.digest), size, day(one.used_at), expires(one, image.partial), platforms]
     };
     let rows: Vec<_> = image.images.iter().map(row).collect();
     let text = table(["TAG", "DIGEST", "SIZE", "LAST USED", "EXPIRES", "PLATFORMS"], &rows, width());
-    Ok(format!("{}\n\n{text}", harmless(&image.repository)))
+    note_partial(image.partial);
+    Ok(format!("{}\n\n{text}", image.repository))
 }
 
 fn name(repository: &str, image: &TaggedImage) -> String {
@@ -222,32 +222,55 @@ fn name(repository: &str, image: &TaggedImage) -> String {
     }
 }
 
-fn describe(repository: &str, image: &TaggedImage) -> String {
-    let mut text = format!("{}\n", harmless(&name(repository, image)));
+fn describe(ImageReport { repository, partial, .. }: &ImageReport, image: &TaggedImage) -> String {
+    let mut text = format!("{}\n", name(repository, image));
     let mut line = |name: &str, value: String| {
-        let _ = writeln!(text, "  {name:12}{}", harmless(&value));
+        let _ = writeln!(text, "  {name:12}{value}");
     };
     let stored = if image.stored { "" } else { " (not stored)" };
     line("digest", format!("{}{stored}", image.digest));
-    line("size", format!("{}, of which {} shared", size(image.bytes), size(image.shared_bytes)));
+    line("size", format!("{}{}, of which {} shared", at_least(*partial), size(image.bytes), size(image.shared_bytes)));
     line("last used", day(image.used_at));
     if image.checked_at.is_some() {
         line("checked", day(image.checked_at));
         line("fresh until", day(image.fresh_until));
     }
-    line("expires", expires(image));
+    line("expires", expires(image, *partial));
     for platform in &image.platforms {
         let PlatformReport { digest, stored, layers, .. } = platform;
         let known = platform.platform.as_deref().unwrap_or("one platform");
-        let stored = if *stored { format!("last used {}", day(platform.used_at)) } else { "not stored".into() };
-        let _ = writeln!(text, "\n  {}  {digest}, {stored}", harmless(known));
+        let stored = match missing(*stored) {
+            None => format!("last used {}", day(platform.used_at)),
+            Some(missing) => missing.to_owned(),
+        };
+        let _ = writeln!(text, "\n  {known}  {digest}, {stored}");
         for layer in layers {
-            let stored = if layer.stored { "" } else { ", not stored" };
+            let stored = missing(layer.stored).map_or_else(String::new, |missing| format!(", {missing}"));
             let shared = if layer.shared { ", shared" } else { "" };
             let _ = writeln!(text, "    {}  {}{shared}{stored}", layer.digest, size(layer.bytes));
         }
     }
     text
+}
+
+/// What there is to say of what is not known to be stored.
+fn missing(stored: Option<bool>) -> Option<&'static str> {
+    match stored {
+        Some(true) => None,
+        Some(false) => Some("not stored"),
+        None => Some("not looked up"),
+    }
+}
+
+fn at_least(is_partial: bool) -> &'static str {
+    if is_partial { "at least " } else { "" }
+}
+
+/// Says beside the results that they are not all.
+fn note_partial(is_partial: bool) {
+    if is_partial {
+        eprintln!("there is more in an image than is looked up: ask for a platform by its digest");
+    }
 }
 
 fn short(digest: &stopover::oci::Digest) -> String {
@@ -266,9 +289,9 @@ fn day(at: Option<u64>) -> String {
     at.filter(|at| *at > 0).map_or_else(|| "not known".into(), |at| date(Timestamp(at)).to_string())
 }
 
-fn expires(image: &TaggedImage) -> String {
+fn expires(image: &TaggedImage, is_partial: bool) -> String {
     match image.expires_at {
-        Some(at) => day(Some(at)),
+        Some(at) => format!("{}{}", if is_partial { "not before " } else { "" }, day(Some(at))),
         None if image.pinned => "never: pinned".into(),
         None => "never".into(),
     }
