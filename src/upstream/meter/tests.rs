@@ -119,8 +119,8 @@ async fn a_ledger_that_did_not_answer_is_not_asked_for_quotas_either() {
     set(&world.ledger.silent, true);
     world.clock.advance(Duration::from_mins(1));
     world.meter.permit(Kind::Head).await.unwrap();
-    let asked = tokio::time::timeout(Duration::from_millis(100), Meter::read_all(&[&world.meter]));
-    assert!(asked.await.is_ok(), "it is waited for");
+    let asked = tokio::time::timeout(Duration::from_millis(100), Meter::read_all(&[&world.meter])).await;
+    assert!(asked.is_ok(), "it is waited for");
 }
 
 #[tokio::test]
