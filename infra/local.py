@@ -13,6 +13,7 @@ Clients find the cache on port 5080. What the functions have printed is in .aws-
 """
 
 import base64
+import functools
 import hashlib
 import json
 import os
@@ -186,7 +187,35 @@ def check(cache, url):
             if f"sha256:{hashlib.sha256(content).hexdigest()}" != blob["digest"]:
                 raise SystemExit(f"local-aws: {path} is something else")
             until(lambda path=path: stored(path), f"{path} is not filled")
-    print(f"local-aws: pulled {IMAGE}, cold and warm", flush=True)
+
+
+def pulling(cache, url, during):
+    """What `during` returns. Meanwhile, and once after it, clients pull; a pull that fails is an error."""
+    over, pulls, failed = threading.Event(), 0, []
+
+    def pull():
+        nonlocal pulls
+        try:
+            while True:
+                last = over.is_set()
+                check(cache, url)
+                pulls += 1
+                if last:
+                    return
+        except BaseException as error:  # noqa: BLE001, of a thread nobody else would hear
+            failed.append(error)
+
+    thread = threading.Thread(target=pull, daemon=True)
+    thread.start()
+    try:
+        returned = during()
+    finally:
+        over.set()
+        thread.join()
+    if failed:
+        raise SystemExit(f"local-aws: a pull failed meanwhile: {failed[0]!r}")
+    print(f"local-aws: {pulls} pulls meanwhile", flush=True)
+    return returned
 
 
 def keep_environment(environment, configuration):
@@ -232,11 +261,12 @@ def main(programs, watch, only_check):
             until(lambda: call(f"{cache}/v2/"), "the registry function does not answer", BUILD if watch else 60)
             if only_check:
                 check(cache, url)
+                print(f"local-aws: pulled {IMAGE}, cold and warm", flush=True)
                 # Back to the template before, and here again: what is stored is served all the time.
                 if before := rehearse.template_before():
                     for name, text, more in (("go back", before, {"LogRetentionDays": "7"}), ("upgrade", rehearse.newest(), {})):
-                        rehearse.stays(outputs, rehearse.deploy(f"local-aws: {name}", directory, text, PARAMETERS | more, endpoint))
-                        check(cache, url)
+                        deploy = functools.partial(rehearse.deploy, f"local-aws: {name}", directory, text, PARAMETERS | more, endpoint)
+                        rehearse.stays(outputs, pulling(cache, url, deploy))
                 return
             print(f"local-aws: the cache is {cache}, AWS is {endpoint}, the upstream is {url}; logs are in .aws-sam/local. Ctrl-C ends them. Now:\n")
             print(f"  skopeo inspect --tls-verify=false docker://127.0.0.1:{PORT}/{IMAGE}:latest")
