@@ -172,7 +172,7 @@ async fn a_process_that_starts_with_a_bad_edit_uses_the_version_before_it_and_lo
     let told = errors.iter().all(|line| line.contains("ssm:/team/stopover: line 2, column 1: colour"));
     ensure!(errors.len() == 1 && told, "{log}");
     let filler = environment.start(FILLER).await?;
-    ensure!(filler.invoke(json!({ "fills": "list" })).await? == json!({ "fills": [], "images": [] }));
+    ensure!(filler.invoke(json!({ "fills": "list" })).await? == json!({ "fills": [], "images": [], "more": 0 }));
     Ok(())
 }
 
