@@ -335,7 +335,7 @@ async fn a_caller_sees_the_upstreams_that_the_policy_lets_it_pull_from(column: C
                 "accounts are for operators: {seen}"
             );
         }
-        let page = [headers, &[("accept", "text/html")]].concat();
+        let page = [headers, &[("accept", "text/html"), ("host", "cache.test")]].concat();
         let page = world.get_with(HERE, "/?view=setup&client=containerd", &page).await;
         let text = String::from_utf8_lossy(page.bytes());
         assert_eq!([text.contains("private.test"), text.contains("test.local")], expected, "{login:?}: {text}");

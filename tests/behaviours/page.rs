@@ -276,7 +276,8 @@ async fn a_browser_logs_in_with_the_name_and_the_secret_of_a_robot(column: Colum
     let answer = world.get_with(HERE, "/", &[BROWSER, ("authorization", &login)]).await;
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     // Without robots there is no name and no secret to ask for.
-    let issuer = "[access.oidc.ci]\nissuer = \"https://issuer.test\"\naudience = \"stopover\"\n";
+    let issuer =
+        "[access.oidc.ci]\nissuer = \"https://issuer.test\"\naudience = \"stopover\"\nclaims = { owner = \"1\" }\n";
     let open = "[access]\nsigning_keys = { env = \"TEST_KEYS\" }\nanonymous = true\n";
     let without = World::plan(column).settings(&format!("{open}{issuer}")).start().await;
     for path in ["/", "/?login=yes"] {

@@ -163,7 +163,7 @@ async fn a_process_that_starts_with_a_bad_edit_uses_what_was_good_last_and_logs_
         ensure!(errors.len() == 1 && told, "{log}");
         ensure!(log.contains("\"ConfigurationErrors\":1"), "no alarm: {log}");
         let filler = environment.start(FILLER).await?;
-        ensure!(filler.invoke(json!({ "fills": "list" })).await? == json!({ "fills": [], "images": [] }));
+        ensure!(filler.invoke(json!({ "fills": "list" })).await? == json!({ "fills": [], "images": [], "more": 0 }));
     }
     Ok(())
 }

@@ -140,7 +140,9 @@ async fn an_operator_invokes_the_filler_to_see_and_to_retry_what_was_given_up() 
     let retried = deployment.invoke_filler(json!({ "fills": "retry" })).await?;
     ensure!(retried == json!({ "retried": 1 }), "{retried}");
     deployment.until_filled().await?;
-    ensure!(deployment.invoke_filler(json!({ "fills": "list" })).await? == json!({ "fills": [], "images": [] }));
+    ensure!(
+        deployment.invoke_filler(json!({ "fills": "list" })).await? == json!({ "fills": [], "images": [], "more": 0 })
+    );
     let unknown = deployment.invoke_filler(json!({ "fills": "lits" })).await;
     ensure!(unknown.is_err_and(|error| error.to_string().contains("expected `list` or `retry`")));
     ensure!(stored(&deployment.endpoints).await?.len() == image.blobs.len());
@@ -164,7 +166,9 @@ async fn an_image_that_was_given_up_is_shown_and_retried_like_a_fill() -> Result
     let retried = deployment.invoke_filler(json!({ "fills": "retry" })).await?;
     ensure!(retried == json!({ "retried": 1 }), "{retried}");
     deployment.until_filled().await?;
-    ensure!(deployment.invoke_filler(json!({ "fills": "list" })).await? == json!({ "fills": [], "images": [] }));
+    ensure!(
+        deployment.invoke_filler(json!({ "fills": "list" })).await? == json!({ "fills": [], "images": [], "more": 0 })
+    );
     ensure!(stored(&deployment.endpoints).await?.len() == image.blobs.len(), "{}", deployment.log());
     Ok(())
 }

@@ -196,6 +196,15 @@ async fn a_page_says_that_the_cache_does_not_answer_until_it_does_again() -> Res
     browser.run("window.same = true").await?;
     let sign = "document.querySelector('main [role=status]')";
     ensure!(browser.run(&format!("return {sign}.textContent")).await? == "", "there is no trouble yet");
+    // What is shown no longer, or stays because it is in use, is old as well.
+    let said = |why: &str| format!("{sign}.textContent.startsWith('{why} This was shown at ')");
+    browser.run("window.asks = window.fetch; window.fetch = async () => new Response('', { status: 401 })").await?;
+    browser.until(&said("The cache does not show this any more: log in again.")).await?;
+    let moved = "window.fetch = async () => new Response('<div id=\"live\" data-every=\"1\">new</div>')";
+    browser.run(&format!("{moved}; document.getElementById('live').tabIndex = -1; live.focus()")).await?;
+    browser.until(&said("What is in use stays as it is.")).await?;
+    browser.run("document.activeElement.blur(); window.fetch = window.asks").await?;
+    browser.until(&format!("{sign}.textContent === ''")).await?;
     stopover.kill_9().await?;
     let said = format!("{sign}.innerText.startsWith('The cache does not answer. This was shown at ')");
     browser.until(&said).await?;
