@@ -128,7 +128,7 @@ async fn give_up(world: &World, layers: usize) -> ScriptedImage {
 async fn however_much_there_is_a_view_is_small(column: Column) {
     let world = World::plan(column).settings("keep = \"30d\"\n").start().await;
     put_repositories(&world, 1000).await;
-    put_images(&world, 10, 12, 20).await;
+    put_images(&world, 3, 40, 20).await;
     give_up(&world, 3 * MOST_FILLS / 2).await;
     // All that is shown by then is about to expire.
     world.clock.advance(Duration::from_hours(25 * 24));
