@@ -3,11 +3,14 @@
 use std::path::PathBuf;
 
 use aws_sdk_s3::error::ProvideErrorMetadata as _;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use stopover::errors::{Failure, StoreError};
 
+use crate::DynamoLedger;
+use crate::dynamo::versioned;
 use crate::failure::{has_status, store_error};
+use crate::item;
 use crate::signed::{Operation, SignedCalls};
 
 const GET_PARAMETER: Operation =
@@ -122,6 +125,31 @@ impl Reader {
         let bytes = bytes.map_err(|error| StoreError::Unavailable(Failure::because("GetObject", error)))?.into_bytes();
         let text = String::from_utf8(bytes.to_vec()).map_err(|_| StoreError::Corrupt("it is no text".into()))?;
         Ok(Some(Written { text, version }))
+    }
+}
+
+/// A configuration, as an item.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    text: String,
+}
+
+impl DynamoLedger {
+    /// The configuration that [`Self::keep_configuration`] keeps.
+    pub(crate) async fn kept_configuration(&self) -> Result<Option<String>, StoreError> {
+        let kept = self.get(item::configuration_key(), true).await?;
+        Ok(kept.map(item::parse_record::<Kept>).transpose()?.map(|kept| kept.text))
+    }
+
+    /// Keeps a configuration that is good. A process that starts with the same one writes nothing.
+    pub(crate) async fn keep_configuration(&self, text: &str) -> Result<(), StoreError> {
+        let kept = self.get(item::configuration_key(), true).await?.map(versioned::<Kept>).transpose()?;
+        if kept.as_ref().is_some_and(|kept| kept.value.text == text) {
+            return Ok(());
+        }
+        // Another process that keeps one at the same time has read one that is as new.
+        let kept = kept.map(|kept| kept.version);
+        self.swap(item::configuration_key(), kept, &Kept { text: text.to_owned() }).await.map(drop)
     }
 }
 

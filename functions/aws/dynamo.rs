@@ -9,7 +9,6 @@ use aws_sdk_dynamodb::Client;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use stopover::errors::{Failure, StoreError};
 use stopover::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 use stopover::ports::Ledger;
@@ -47,12 +46,6 @@ pub struct DynamoLedger {
     remembered: Arc<OnceLock<Remembered>>,
 }
 
-/// A configuration, as an item.
-#[derive(Serialize, Deserialize)]
-struct Kept {
-    text: String,
-}
-
 impl DynamoLedger {
     /// A ledger in `table`. Manifests too large for an item become objects in `blobs`.
     pub fn new(client: Client, table: impl Into<String>, blobs: S3Blobs) -> Self {
@@ -74,23 +67,6 @@ impl DynamoLedger {
     pub(crate) async fn get(&self, key: Item, consistent: bool) -> Result<Option<Item>, StoreError> {
         let request = self.client.get_item().table_name(&self.table).set_key(Some(key)).consistent_read(consistent);
         request.send().await.map_err(|error| store_error("GetItem", error))?.item.map(format::known).transpose()
-    }
-
-    /// The configuration that [`Self::keep_configuration`] keeps.
-    pub(crate) async fn kept_configuration(&self) -> Result<Option<String>, StoreError> {
-        let kept = self.get(item::configuration_key(), true).await?;
-        Ok(kept.map(item::parse_record::<Kept>).transpose()?.map(|kept| kept.text))
-    }
-
-    /// Keeps a configuration that is good. A process that starts with the same one writes nothing.
-    pub(crate) async fn keep_configuration(&self, text: &str) -> Result<(), StoreError> {
-        let kept = self.get(item::configuration_key(), true).await?.map(versioned::<Kept>).transpose()?;
-        if kept.as_ref().is_some_and(|kept| kept.value.text == text) {
-            return Ok(());
-        }
-        // Another process that keeps one at the same time has read one that is as new.
-        let kept = kept.map(|kept| kept.version);
-        self.swap(item::configuration_key(), kept, &Kept { text: text.to_owned() }).await.map(drop)
     }
 
     /// The manifest in an item, or in the object that the item stands for. `None`: there is no such object.

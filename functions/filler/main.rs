@@ -54,11 +54,21 @@ enum PrefetchCommand {
 }
 
 /// The body of a message.
-#[derive(Deserialize)]
-#[serde(untagged)]
 enum Body {
-    Sweep { sweep: Course },
+    /// `{"sweep": …}`.
+    Sweep(Course),
     Request(Request),
+}
+
+impl Body {
+    /// An untagged enum of serde would do, but reads no map whose keys are numbers, as those of a course are.
+    fn parse(text: &str) -> serde_json::Result<Self> {
+        let body: Value = serde_json::from_str(text)?;
+        match body.get("sweep") {
+            Some(course) => Course::deserialize(course).map(Self::Sweep),
+            None => Request::deserialize(body).map(Self::Request),
+        }
+    }
 }
 
 /// About how many items one part of a sweep holds: some tens of bytes for each.
@@ -124,8 +134,8 @@ async fn run_batch(
 ) -> SqsBatchResponse {
     let mut response = SqsBatchResponse::default();
     for message in messages {
-        let result = match serde_json::from_str(message.body.as_deref().unwrap_or_default()) {
-            Ok(Body::Sweep { sweep }) => run_part(cache, adapters.0, sweep).await,
+        let result = match Body::parse(message.body.as_deref().unwrap_or_default()) {
+            Ok(Body::Sweep(course)) => run_part(cache, adapters.0, course).await,
             Ok(Body::Request(request)) => run(cache, adapters, request, context).await,
             Err(error) => Err(error).context("the message is no request for a fill or an image"),
         };
