@@ -1,8 +1,8 @@
 //! Content in one S3 bucket: `blobs/<algorithm>/<first two hex>/<hex>`, written once, and in the same way below
 //! `manifests/` what is too large for an item of the table.
 //!
-//! The function that the public may call writes manifests only. They are compared with their digests when they are read;
-//! nobody reads blobs before clients do.
+//! The function that the public may call writes manifests only. They are compared with their digests when they are read.
+//! Blobs are compared as they are stored; clients read them from here.
 
 use std::collections::HashSet;
 use std::time::Duration;

@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::access::Caller;
 use super::audit::Record;
 use super::listing::RESERVED;
-use super::operator::{answer, refusal, unavailable};
+use super::operator::{answer, let_in, refusal, unavailable};
 use super::refuse;
 use crate::cache::Cache;
 use crate::errors::PullError;
@@ -106,28 +106,16 @@ impl Parameters {
 }
 
 /// The repositories of which something is stored: those that the caller may pull from, for operators all.
-async fn images(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
-    let mut record = Record::of_operation(&parts);
-    let caller = Caller::of(&cache, &parts, &mut record).await;
-    record.operated(caller.as_ref().err());
-    let caller = match caller {
-        Ok(caller) => caller,
-        Err(error) => return refuse(&cache, &error, &parts),
-    };
+async fn images(State(cache): State<Arc<Cache>>, parts: Parts) -> Result<Response, Response> {
+    let caller = let_in(&cache, &parts).await?;
     let parameters = Parameters::of(&parts);
-    let section = match parameters.section() {
-        Ok(section) => section,
-        Err(Misunderstood(sentence)) => return refusal(StatusCode::BAD_REQUEST, &sentence),
-    };
+    let section =
+        parameters.section().map_err(|Misunderstood(sentence)| refusal(StatusCode::BAD_REQUEST, &sentence))?;
     let sees = |repository: &Repository| caller.is_operator || caller.may_pull(&cache, repository);
-    match cache.operate.images(&section, sees).await {
-        Ok(paged) => {
-            let kept = ["upstream", "prefix"].map(|name| (name, parameters.get(name)));
-            let link = paged.next.map(|last| next("images", &kept, section.most, &last));
-            linked(&paged.page, link)
-        }
-        Err(error) => unavailable(&error),
-    }
+    let paged = cache.operate.images(&section, sees).await.map_err(|error| unavailable(&error))?;
+    let kept = ["upstream", "prefix"].map(|name| (name, parameters.get(name)));
+    let link = paged.next.map(|last| next("images", &kept, section.most, &last));
+    Ok(linked(&paged.page, link))
 }
 
 /// The images of a repository, or one of them, for a caller that may pull it.

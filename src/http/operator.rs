@@ -36,34 +36,31 @@ pub(super) fn routes() -> Router<Arc<Cache>> {
         .merge(watch::routes())
 }
 
+/// The caller of an operation that is for all that are let in; else the refusal. Either is recorded.
+pub(super) async fn let_in(cache: &Arc<Cache>, parts: &Parts) -> Result<Caller, Response> {
+    let mut record = Record::of_operation(parts);
+    let caller = Caller::of(cache, parts, &mut record).await;
+    record.operated(caller.as_ref().err());
+    caller.map_err(|error| refuse(cache, &error, parts))
+}
+
 /// How much is left of each upstream's quota, and which breakers are open, of upstreams that the caller may pull from.
 /// Accounts and addresses are shown to operators.
-async fn quota(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
-    let mut record = Record::of_operation(&parts);
-    let caller = Caller::of(&cache, &parts, &mut record).await;
-    record.operated(caller.as_ref().err());
-    let caller = match caller {
-        Ok(caller) => caller,
-        Err(error) => return refuse(&cache, &error, &parts),
-    };
+async fn quota(State(cache): State<Arc<Cache>>, parts: Parts) -> Result<Response, Response> {
+    let caller = let_in(&cache, &parts).await?;
     let sees = |upstream: &UpstreamId, private| caller.sees(&cache, upstream, private);
     let reports = cache.operate.quotas(caller.is_operator, sees).await;
     let reports: Vec<_> = reports.into_iter().map(|(_, report)| report).collect();
-    answer(&json!({ "upstreams": reports }))
+    Ok(answer(&json!({ "upstreams": reports })))
 }
 
 /// The fills that were requested and have not succeeded, and the images that were given up: those of repositories that the
 /// caller may pull from, for operators all.
-async fn fills(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
-    let mut record = Record::of_operation(&parts);
-    let caller = Caller::of(&cache, &parts, &mut record).await;
-    record.operated(caller.as_ref().err());
-    let caller = match caller {
-        Ok(caller) => caller,
-        Err(error) => return refuse(&cache, &error, &parts),
-    };
+async fn fills(State(cache): State<Arc<Cache>>, parts: Parts) -> Result<Response, Response> {
+    let caller = let_in(&cache, &parts).await?;
     let most = if caller.is_operator { usize::MAX } else { MOST_FILLS };
-    fills_seen_by(&cache, &caller, most).await.map_or_else(|error| not_here(&cache, &error), |report| answer(&report))
+    let report = fills_seen_by(&cache, &caller, most).await;
+    report.map(|report| answer(&report)).map_err(|error| not_here(&cache, &error))
 }
 
 /// The most fills that a caller sees, and the most images: each fill costs a read.

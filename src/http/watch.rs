@@ -11,10 +11,9 @@ use http::request::Parts;
 
 use super::access::Caller;
 use super::audit::Record;
-use super::operator::answer;
+use super::operator::{answer, let_in};
 use super::{NO_STORE, refuse};
 use crate::cache::Cache;
-use crate::errors::PullError;
 use crate::journal::Event;
 use crate::oci::UpstreamId;
 use crate::operate::status::{EventReport, EventsReport, StatusReport};
@@ -29,15 +28,15 @@ pub(super) fn routes() -> Router<Arc<Cache>> {
 /// The metrics, for operators. Where there is no login, no scraper could be one: then callers that are let in see what is
 /// about upstreams that they may pull from.
 async fn metrics(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
-    let (caller, record) = asked(&cache, &parts).await;
-    let let_in = caller.and_then(|caller| {
+    let mut record = Record::of_operation(&parts);
+    let allowed = Caller::of(&cache, &parts, &mut record).await.and_then(|caller| {
         if cache.access.has_logins() {
             caller.check_operator(&cache)?;
         }
         Ok(caller)
     });
-    record.operated(let_in.as_ref().err());
-    match let_in {
+    record.operated(allowed.as_ref().err());
+    match allowed {
         Ok(caller) => {
             let sees = |upstream: &UpstreamId| caller.sees_upstream(&cache, upstream);
             let headers = [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
@@ -48,14 +47,9 @@ async fn metrics(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
 }
 
 /// What has failed lately: all of it for operators, for other callers what they may pull.
-async fn events(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
-    let (caller, record) = asked(&cache, &parts).await;
-    record.operated(caller.as_ref().err());
-    let caller = match caller {
-        Ok(caller) => caller,
-        Err(error) => return refuse(&cache, &error, &parts),
-    };
-    answer(&events_seen_by(&cache, &caller))
+async fn events(State(cache): State<Arc<Cache>>, parts: Parts) -> Result<Response, Response> {
+    let caller = let_in(&cache, &parts).await?;
+    Ok(answer(&events_seen_by(&cache, &caller)))
 }
 
 /// What has failed lately, as far as a caller may see it.
@@ -73,23 +67,12 @@ pub(super) fn events_seen_by(cache: &Cache, caller: &Caller) -> EventsReport {
 }
 
 /// What this process does: what operators see of it, or any other caller that is let in.
-async fn status(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
-    let (caller, record) = asked(&cache, &parts).await;
-    record.operated(caller.as_ref().err());
-    match caller {
-        Ok(caller) => answer(&status_seen_by(&cache, &caller).await),
-        Err(error) => refuse(&cache, &error, &parts),
-    }
+async fn status(State(cache): State<Arc<Cache>>, parts: Parts) -> Result<Response, Response> {
+    let caller = let_in(&cache, &parts).await?;
+    Ok(answer(&status_seen_by(&cache, &caller).await))
 }
 
 /// What this process does, as far as a caller may see it.
 pub(super) async fn status_seen_by(cache: &Cache, caller: &Caller) -> StatusReport {
     cache.operate.status(caller.is_operator, |upstream, private| caller.sees(cache, upstream, private)).await
-}
-
-/// Who asks, and the record of it.
-async fn asked(cache: &Cache, parts: &Parts) -> (Result<Caller, PullError>, Record) {
-    let mut record = Record::of_operation(parts);
-    let caller = Caller::of(cache, parts, &mut record).await;
-    (caller, record)
 }

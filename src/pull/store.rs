@@ -20,6 +20,9 @@ use crate::values::served::Served;
 /// How long it is remembered that the blobs of a manifest are stored: a client asks for them next, and marks them as used.
 const COMPLETE: Duration = Duration::from_hours(1);
 
+/// The most blobs that a manifest waits for. Images have 127 layers at most (overlay file systems stack no more).
+const MOST_AWAITED: usize = 200;
+
 /// How long before the ledger is asked again whether blobs are stored, at first and at most.
 const SOON: Duration = Duration::from_millis(50);
 const LATER: Duration = Duration::from_secs(1);
@@ -187,6 +190,10 @@ impl Pull {
             return Ok(());
         }
         let mut missing = blobs_of(manifest)?;
+        // Each of them is a read each time, which no caller pays for.
+        if missing.len() > MOST_AWAITED {
+            return Ok(());
+        }
         // With the manifest itself the fills were requested.
         let mut is_requested = pulled.served == Served::Miss;
         let (deadline, mut pause) = (Instant::now() + bounded(self.core.config.wait), SOON);

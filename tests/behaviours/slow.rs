@@ -16,6 +16,7 @@ on_both_columns!(
     a_slow_answer_is_not_waited_for_where_something_is_known,
     a_fill_waits_for_the_first_byte_while_clients_are_told_to_come_back,
     with_wait_a_manifest_comes_once_its_blobs_are_stored,
+    a_manifest_that_names_more_blobs_than_images_have_is_not_waited_for,
     a_fill_waits_as_long_as_the_configuration_says,
 );
 
@@ -79,6 +80,18 @@ async fn with_wait_a_manifest_comes_once_its_blobs_are_stored(column: Column) {
         let answer = world.get(&format!("/v2/test.local/app/blobs/{digest}")).await;
         assert_eq!(answer.header("x-stopover"), "hit", "{answer:?}");
     }
+}
+
+/// Each wait reads what is known of every blob, and no caller pays for that.
+async fn a_manifest_that_names_more_blobs_than_images_have_is_not_waited_for(column: Column) {
+    let world = World::plan(column).cold(Cold::Wait).settings("wait = \"20s\"").start().await;
+    let layers: Vec<String> = (0..200).map(|number| format!("layer {number}")).collect();
+    let layers: Vec<&[u8]> = layers.iter().map(String::as_bytes).collect();
+    let image = world.upstream.image("many", "1", &layers);
+    world.upstream.fault("/v2/many/blobs/", Fault::Silent);
+    let begun = Instant::now();
+    assert_eq!(world.get(&tag("many", "1")).await.bytes(), &image.manifest);
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
 }
 
 async fn a_fill_waits_as_long_as_the_configuration_says(column: Column) {
