@@ -7,7 +7,7 @@ use std::time::Duration;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as MemoryCache;
 
-use super::manifest::jittered;
+use super::turn::jittered;
 use super::{Pull, Want};
 use crate::budget::MissReservation;
 use crate::config::Referrers;
