@@ -106,7 +106,7 @@ async fn perform(cache: &Arc<Cache>, adapters: Adapters<'_>, event: LambdaEvent<
     Ok(match event.payload {
         Event::Messages(messages) => serde_json::to_value(run_batch(cache, adapters, messages, &event.context).await)?,
         Event::Fills(FillsCommand::List) => serde_json::to_value(cache.operate.fill_reports().await?)?,
-        Event::Fills(FillsCommand::Retry) => json!({ "retried": cache.core.fills.retry().await? }),
+        Event::Fills(FillsCommand::Retry) => json!({ "retried": cache.core.storage.fills.retry().await? }),
         Event::Robots(command) => serde_json::to_value(cache.operate.robots(command).await?)?,
         Event::Prefetch(PrefetchCommand::Scheduled) => {
             json!({ "images": cache.prefetch.request_due_schedules().await? })

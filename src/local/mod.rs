@@ -46,7 +46,7 @@ use crate::cache::Cache;
 use crate::config::{Config, SecretSource};
 use crate::errors::chain;
 use crate::journal::history::EVERY;
-use crate::ports::Blobs as _;
+use crate::ports::{Blobs as _, Storage};
 use crate::values::secret::{OTHERS_USE, OTHERS_WRITE, Secret, read_own, refuse_of_others};
 use crate::values::time::Clock;
 
@@ -89,7 +89,8 @@ impl Local {
         let queue = Arc::new(Queue::new(Arc::clone(&ledger), clock.clone(), limits));
         let images = Arc::new(Images::new(Arc::clone(&ledger)));
         let handle = Arc::new(queue::Handle(Arc::clone(&queue), Arc::clone(&images)));
-        let cache = Cache::new(config, clock, files, Arc::clone(&ledger) as _, handle, None).context("cannot start")?;
+        let storage = Storage { blobs: files, ledger: Arc::clone(&ledger) as _, fills: handle };
+        let cache = Cache::new(config, clock, storage, None).context("cannot start")?;
         let cache = Arc::new(cache);
         queue.start(&cache)?;
         images.start(&cache)?;

@@ -189,8 +189,8 @@ impl Operate {
     }
 
     async fn fill_counts(&self) -> Option<FillCounts> {
-        let load = self.core.fills.load()?;
-        let listed = self.core.fills.list().await.ok()?;
+        let load = self.core.storage.fills.load()?;
+        let listed = self.core.storage.fills.list().await.ok()?;
         let failed = listed.fills.iter().filter(|fill| fill.given_up.is_some()).count() + listed.images.len();
         let oldest_age_seconds = load.oldest.map(|oldest| self.core.clock.now().after(oldest).as_secs());
         let (running, waiting, resting) = (load.running, load.waiting, load.resting);

@@ -12,6 +12,8 @@ mod inventory;
 #[cfg(test)]
 pub(crate) mod troubled;
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
@@ -27,6 +29,17 @@ use crate::records::gauge::Gauge;
 use crate::records::robot::Robots;
 use crate::records::{BlobRecord, BlobView, Entry, GaugeKey, ListKey, Listing, Member, Standing, TagRecord, Versioned};
 use crate::values::time::Timestamp;
+
+/// Where an installation keeps things, and what copies them there.
+#[derive(Clone)]
+pub struct Storage {
+    /// Content.
+    pub blobs: Arc<dyn Blobs>,
+    /// Records.
+    pub ledger: Arc<dyn Ledger>,
+    /// What runs fills.
+    pub fills: Arc<dyn Fills>,
+}
 
 /// The longest list that is kept, in bytes of JSON: an item of `DynamoDB` may have 400 KB.
 pub const MAX_LISTING_BYTES: usize = 350_000;

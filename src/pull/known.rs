@@ -77,7 +77,7 @@ impl Pull {
         }
         // A check reads it when its turn has come.
         if !want.check {
-            facts.record = self.core.ledger.reference(repository, reference).await?.map(|record| record.value);
+            facts.record = self.core.storage.ledger.reference(repository, reference).await?.map(|record| record.value);
             // Upstream may not show the tag to us any more.
             facts.permission_due = facts.observed().is_some() && self.membership.permission_is_due(repository).await?;
             facts.absent =
@@ -138,7 +138,9 @@ impl Pull {
         if let Some(manifest) = self.memory.warm.get(&key) {
             return Ok(Some(manifest));
         }
-        let Some((manifest, used_at)) = self.core.ledger.manifest(repository, digest).await? else { return Ok(None) };
+        let Some((manifest, used_at)) = self.core.storage.ledger.manifest(repository, digest).await? else {
+            return Ok(None);
+        };
         self.noted_manifest(repository, digest, used_at);
         Ok(Some(self.memory.warm.add(key, Arc::new(manifest))))
     }

@@ -68,7 +68,8 @@ impl Pull {
             pulled => return pulled.map(Some),
         };
         // What was known may have become what was known before.
-        facts.record = self.core.ledger.reference(repository, &facts.reference).await?.map(|record| record.value);
+        facts.record =
+            self.core.storage.ledger.reference(repository, &facts.reference).await?.map(|record| record.value);
         facts.hear(heard);
         Ok(None)
     }
@@ -120,7 +121,7 @@ impl Pull {
         before: Option<InProcess>,
     ) -> Result<Facts, PullError> {
         let (mut facts, record) =
-            (Facts::new(reference, want), self.core.ledger.reference(repository, reference).await?);
+            (Facts::new(reference, want), self.core.storage.ledger.reference(repository, reference).await?);
         let version = record.as_ref().map(|record| record.version);
         let (end, attempts) = (Instant::now() + bounded(TURN), Attempts::new());
         let before = before.unwrap_or(InProcess { version, first: version, end, attempts });
@@ -163,7 +164,8 @@ impl Pull {
         Box::pin(async move {
             let Turn::Process(InProcess { version, attempts, .. }) = &mut facts.turn else { return Ok(None) };
             let leased = tag::leased(facts.record.as_ref(), self.core.clock.now());
-            let written = self.core.ledger.swap_reference(repository, &facts.reference, *version, &leased).await;
+            let written =
+                self.core.storage.ledger.swap_reference(repository, &facts.reference, *version, &leased).await;
             let version = match beside(written, "the lease of a reference") {
                 Some(None) => {
                     attempts.again().await?;
@@ -206,7 +208,7 @@ impl Pull {
             // A digest needs no record: its manifest is stored, or is asked for again.
             _ => TagRecord { lease: None, ..leased },
         };
-        let written = self.core.ledger.swap_reference(repository, reference, version, &record).await;
+        let written = self.core.storage.ledger.swap_reference(repository, reference, version, &record).await;
         beside(written, "what upstream said of a reference");
         if let (Reference::Tag(tag), false, Some(_), Ok(_)) = (reference, was_known, &record.observed, pulled) {
             self.note_held(repository, |holding| holding.with_tag(tag, now)).await;
