@@ -68,8 +68,7 @@ impl Name {
     }
 }
 
-fn is_component(text: &str) -> bool {
-    let bytes = text.as_bytes();
+fn is_component(bytes: &[u8]) -> bool {
     let alphanumeric = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9');
     let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else {
         return false;
@@ -87,7 +86,7 @@ impl FromStr for Name {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        if text.len() <= MAX_PATH_BYTES && text.split('/').all(is_component) {
+        if text.len() <= MAX_PATH_BYTES && text.as_bytes().split(|byte| *byte == b'/').all(is_component) {
             Ok(Self(text.into()))
         } else {
             Err(InvalidName)
@@ -138,7 +137,7 @@ impl FromStr for UpstreamId {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        if text.len() <= MAX_NAME_BYTES && is_component(text) { Ok(Self(text.into())) } else { Err(InvalidName) }
+        if text.len() <= MAX_NAME_BYTES && is_component(text.as_bytes()) { Ok(Self(text.into())) } else { Err(InvalidName) }
     }
 }
 

@@ -43,13 +43,14 @@ use crate::oci::{
 };
 use crate::ports::{Cloud, Ledger};
 use crate::records::gauge::Gauge;
+use crate::values::ConfiguredMap;
 use crate::values::served::Served;
 use crate::values::time::Clock;
 
 /// The configured upstreams; no others are ever asked.
 pub struct Upstreams {
     /// Each upstream behind the parts of it that a rule has settings for, the longest path first.
-    parts: BTreeMap<UpstreamId, Vec<(Place, Upstream)>>,
+    parts: ConfiguredMap<UpstreamId, Vec<(Place, Upstream)>>,
     accounts: Vec<Arc<Account>>,
     places: Places,
     default: Place,
@@ -84,7 +85,7 @@ impl Upstreams {
         });
         // A rule for a whole upstream comes later, and replaces the settings of its table.
         let by_path: BTreeMap<String, (Place, Upstream)> = parts.map(|part| (part.0.to_string(), part)).collect();
-        let mut parts: BTreeMap<UpstreamId, Vec<(Place, Upstream)>> = BTreeMap::new();
+        let mut parts: ConfiguredMap<UpstreamId, Vec<(Place, Upstream)>> = ConfiguredMap::default();
         // Of two that contain a repository, the longer one comes later.
         for part in by_path.into_values().rev() {
             parts.entry(part.0.upstream.clone()).or_default().push(part);
@@ -293,8 +294,9 @@ impl Upstreams {
     /// The gauges of all upstreams, for operators: one for each credential. Upstreams of a built-in family are listed
     /// only once they have been asked.
     pub async fn gauges(&self) -> Vec<(&Upstream, Gauge)> {
-        let mut seen = HashSet::new();
-        let parts = self.parts.values().flat_map(|parts| parts.iter().rev());
+        let (mut seen, mut parts) = (HashSet::new(), self.parts.iter().collect::<Vec<_>>());
+        parts.sort_unstable_by_key(|(id, _)| *id);
+        let parts = parts.into_iter().flat_map(|(_, parts)| parts.iter().rev());
         let mut upstreams: Vec<&Upstream> = parts.map(|(_, upstream)| upstream).collect();
         upstreams.retain(|upstream| seen.insert(upstream.gauge_key()));
         Meter::read_all(&upstreams.iter().map(|upstream| upstream.meter()).collect::<Vec<_>>()).await;
