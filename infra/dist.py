@@ -76,7 +76,8 @@ def image(folder, version, path):
         sys.exit(f"dist: {CERTIFICATES} is not there: install ca-certificates")
     shutil.copy(CERTIFICATES, folder)
     (folder / "passwd").write_text("stopover:x:65532:65532::/var/lib/stopover:/nonexistent\n")
-    (folder / "data").mkdir(mode=0o700)
+    (folder / "lib").mkdir()
+    (folder / "lib" / "stopover").mkdir(mode=0o700)
     name = f"localhost/stopover:{version}"
     with tempfile.TemporaryDirectory() as storage:
         environment = os.environ | {"STORAGE_DRIVER": "vfs", "BUILDAH_ISOLATION": "chroot"}

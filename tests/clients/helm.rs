@@ -12,7 +12,7 @@ use support::registry::Registry;
 const PASSWORD: &str = "pass word";
 
 /// Robots are let in, and may pull what is private.
-const ACCESS: &str =
+pub(super) const ROBOTS: &str =
     "[access]\nrobots = true\n[[policy]]\nwhat = [\"test.local/*\"]\nwho = [\"robot:*\"]\nallow = true\n";
 
 const VERSIONS: [&str; 4] = ["1.2.3", "1.2.4+build", "1.3.0", "2.0.0-rc.1"];
@@ -92,18 +92,18 @@ impl Helm {
     }
 }
 
-async fn cache_of(upstream: &Registry, more: &str) -> anyhow::Result<(Installation, Stopover)> {
+pub(super) async fn cache_of(upstream: &Registry, more: &str) -> anyhow::Result<(Installation, Stopover)> {
     let text = format!("fresh = \"1h\"\n[upstreams.\"{UPSTREAM}\"]\nurl = \"{}\"\n{more}", upstream.url());
     let installation = Installation::with_configuration(&text)?;
     let stopover = installation.start().await?;
     Ok((installation, stopover))
 }
 
-/// Waits until configuration and archive of every chart are stored: a client has the last byte before.
-async fn until_stored(stopover: &Stopover) -> anyhow::Result<()> {
+/// Waits until so many blobs are stored: a client has the last byte before.
+pub(super) async fn until_stored(stopover: &Stopover, blobs: usize) -> anyhow::Result<()> {
     let deadline = Instant::now() + Duration::from_mins(1);
-    while stopover.stored_blobs()?.len() < 2 * VERSIONS.len() {
-        ensure!(Instant::now() < deadline, "not every chart is stored:\n{}", stopover.log());
+    while stopover.stored_blobs()?.len() < blobs {
+        ensure!(Instant::now() < deadline, "not everything is stored:\n{}", stopover.log());
         // Nothing reports the end of a fill to the outside: the files are looked for.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -118,7 +118,8 @@ async fn helm_does_what_its_table_says() -> anyhow::Result<()> {
     let (_installation, stopover) = cache_of(&upstream, "").await?;
     let cold = helm.column(stopover.address()).await.with_context(|| stopover.log()).context("cold")?;
     let warm = helm.column(stopover.address()).await.with_context(|| stopover.log()).context("warm")?;
-    until_stored(&stopover).await?;
+    // Configuration and archive of every chart.
+    until_stored(&stopover, 2 * VERSIONS.len()).await?;
     upstream.stop().await?;
     let dead = helm.column(stopover.address()).await.with_context(|| stopover.log()).context("upstream is dead")?;
     let mut table = Table::new(&["what it asks for", "cold", "warm", "upstream is dead"]);
@@ -139,7 +140,7 @@ async fn helm_pulls_charts_from_an_upstream_with_a_password_after_a_login_at_the
     let file = helm.node.path("password");
     std::fs::write(&file, PASSWORD)?;
     let account = format!("credentials = {{ username = \"alice\", password_file = \"{}\" }}\n", file.display());
-    let (_installation, stopover) = cache_of(&upstream, &format!("{account}{ACCESS}")).await?;
+    let (_installation, stopover) = cache_of(&upstream, &format!("{account}{ROBOTS}")).await?;
     let refused = helm.pull(stopover.address(), Some("1.2.3"), "1.2.3").await;
     ensure!(refused.is_err(), "a cache that asks for a login lets in what has none");
     let (_, printed) = stopover.run(&["robot", "add", "helm"]).await?;

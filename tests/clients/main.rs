@@ -3,6 +3,7 @@
 mod faults;
 mod helm;
 mod newer;
+mod renovate;
 mod table;
 
 use anyhow::ensure;

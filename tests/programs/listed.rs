@@ -10,7 +10,7 @@ use stopover::oci::{Algorithm, Digest, MediaType, Observed, Reference, Repositor
 use stopover::ports::{Inventory as _, Ledger as _};
 use stopover::records::{Holding, TagRecord};
 use stopover::values::time::Timestamp;
-use support::program::{Installation, Stopover, UPSTREAM, binary};
+use support::program::{Installation, Stopover, UPSTREAM, binary, output};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::Command;
 
@@ -66,18 +66,19 @@ async fn ask(stopover: &Stopover, path: &str) -> Result<usize> {
     Ok(request.send().await?.error_for_status()?.bytes().await?.len())
 }
 
-/// `stopover ls`, and how long it takes to its first line.
+/// `stopover ls` with these options, and how long it takes to its first line.
 async fn list(
     stopover: &Stopover,
+    options: &[&str],
 ) -> Result<(tokio::process::Child, BufReader<tokio::process::ChildStdout>, Duration)> {
     let begun = Instant::now();
     let mut command = Command::new(binary()?);
-    command.args(["ls", "--server", &format!("http://{}", stopover.address())]).stdin(Stdio::null());
+    command.args(["ls", "--server", &format!("http://{}", stopover.address())]).args(options).stdin(Stdio::null());
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn()?;
     let mut lines = BufReader::new(child.stdout.take().context("no output")?);
     let mut first = String::new();
     lines.read_line(&mut first).await?;
-    ensure!(first.starts_with("REPOSITORY "), "{first}");
+    ensure!(first.starts_with("REPOSITORY ") || first == "{\"repositories\":[\n", "{first}");
     Ok((child, lines, begun.elapsed()))
 }
 
@@ -100,7 +101,7 @@ async fn measure(stopover: &Stopover) -> Result<u64> {
     }
     let mut times = Vec::new();
     for _ in 0..11 {
-        times.push(list(stopover).await?.2);
+        times.push(list(stopover, &[]).await?.2);
     }
     eprintln!("  stopover ls, to its first line: {:?}", median(times));
     Ok(stopover.peak_resident_bytes()?.saturating_sub(before))
@@ -125,7 +126,7 @@ async fn a_list_is_printed_page_by_page_and_ends_where_it_is_read_no_more() -> R
     let (_installation, stopover) = stored(3_000).await?;
     let asked = || stopover.log().matches("/_stopover/images").count();
     // All of it, in one table whose head is there once.
-    let (mut child, mut lines, _) = list(&stopover).await?;
+    let (mut child, mut lines, _) = list(&stopover, &[]).await?;
     let mut rest = String::new();
     lines.read_to_string(&mut rest).await?;
     let names: Vec<&str> = rest.lines().filter_map(|line| line.split("  ").next()).collect();
@@ -134,11 +135,18 @@ async fn a_list_is_printed_page_by_page_and_ends_where_it_is_read_no_more() -> R
     let pages = asked();
     ensure!(pages >= 3, "{pages} pages");
     // The first page alone, because it fills a pipe that is closed then.
-    let (mut child, lines, _) = list(&stopover).await?;
-    drop(lines);
-    let (status, mut said) = (child.wait().await?, String::new());
-    child.stderr.take().context("no output")?.read_to_string(&mut said).await?;
-    ensure!(status.success() && said.is_empty(), "{status}: {said}");
-    ensure!(asked() - pages < pages, "{} pages were asked for, all are {pages}", asked() - pages);
+    for options in [&[][..], &["--json"]] {
+        let before = asked();
+        let (mut child, lines, _) = list(&stopover, options).await?;
+        drop(lines);
+        let (status, mut said) = (child.wait().await?, String::new());
+        child.stderr.take().context("no output")?.read_to_string(&mut said).await?;
+        ensure!(status.success() && said.is_empty(), "{status}: {said}");
+        ensure!(asked() - before < pages, "{} pages were asked for, all are {pages}", asked() - before);
+    }
+    // Each repository once, in an order that only all of them have.
+    let used = output(&["du", "--json", "--server", &format!("http://{}", stopover.address())], &[]).await?;
+    let used: serde_json::Value = serde_json::from_slice(&used.stdout)?;
+    ensure!(used["repositories"].as_array().is_some_and(|all| all.len() == 3_000) && used["cut"] == false, "{used}");
     Ok(())
 }

@@ -14,6 +14,7 @@ mod layer;
 mod loopback;
 pub mod neighbours;
 pub mod node;
+pub mod openapi;
 pub mod program;
 pub mod registry;
 pub mod scripted;

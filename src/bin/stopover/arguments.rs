@@ -19,6 +19,7 @@ use crate::client::{
 };
 use crate::cost::CostArguments;
 use crate::explain::ExplainArguments;
+use crate::output::Output;
 
 /// A pull-through cache for container registries.
 ///
@@ -162,9 +163,6 @@ pub(crate) enum Command {
     },
     /// Show what a cache does: its upstreams and their quotas, its fills, what it has saved; ends with 1 if it is not ready
     Status {
-        /// Print JSON: what `GET /_stopover/status` answers
-        #[arg(long)]
-        json: bool,
         #[command(flatten)]
         asked: ServerArguments,
     },
@@ -175,9 +173,6 @@ pub(crate) enum Command {
     },
     /// Show what has failed lately, why, and what to do about it
     Events {
-        /// Print JSON: what `GET /_stopover/events` answers
-        #[arg(long)]
-        json: bool,
         #[command(flatten)]
         asked: ServerArguments,
     },
@@ -318,7 +313,7 @@ pub(crate) fn no_secrets(_: SecretReference) -> Result<String, String> {
     Ok(String::new())
 }
 
-/// The cache to ask, and the login to ask with.
+/// The cache to ask, the login to ask with, and how to print what it says.
 #[derive(clap::Args)]
 pub(crate) struct ServerArguments {
     #[command(flatten)]
@@ -328,6 +323,8 @@ pub(crate) struct ServerArguments {
     pub(crate) server: Option<NamedEndpoint>,
     #[command(flatten)]
     pub(crate) login: LoginArguments,
+    #[command(flatten)]
+    pub(crate) output: Output,
 }
 
 #[derive(Subcommand)]

@@ -10,13 +10,14 @@ mod describe;
 mod explain;
 mod listener;
 mod manual;
+mod output;
 mod sendfile;
 mod serve;
 mod slots;
 mod threads;
 
 use std::ffi::{OsStr, OsString};
-use std::io::{ErrorKind, Write as _};
+use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use arguments::{
 };
 use client::{Asker, Client, Endpoint, NothingStored};
 use describe::{describe, welcome};
+use output::{ReadEnough, print};
 use stopover::access::token::TokenKeys;
 use stopover::cache::CacheError;
 use stopover::config::{Config, SecretReference, SecretSource};
@@ -74,13 +76,11 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Config(ConfigCommand::Check { installation }) => check(&installation),
         Command::Quota { asked } => ask(Asker::Anyone, asked, async |client, _| client.quota().await),
-        Command::Status { json, asked } => {
-            ask(Asker::Anyone, asked, async |client, _| client.status(json, print).await)
-        }
+        Command::Status { asked } => ask(Asker::Anyone, asked, async |client, _| client.status().await),
         Command::Health { asked } => ask(Asker::Anyone, asked, async |client, _| client.health().await),
-        Command::Events { json, asked } => ask(Asker::Anyone, asked, async |client, _| client.events(json).await),
+        Command::Events { asked } => ask(Asker::Anyone, asked, async |client, _| client.events().await),
         Command::Ls { what, shown, asked } => {
-            ask(Asker::Anyone, asked, async |client, _| client.list_stored(what.as_deref(), &shown, print).await)
+            ask(Asker::Anyone, asked, async |client, _| client.list_stored(what.as_deref(), &shown).await)
         }
         Command::Inspect { image, shown, asked } => {
             ask(Asker::Anyone, asked, async |client, _| client.inspect(&image, &shown).await)
@@ -92,9 +92,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Fills { command: Some(FillsCommand::Retry), asked } => {
             ask(Asker::Operator, asked, async |client, _| client.retry_fills().await)
         }
-        Command::Prefetch { order, asked } => {
-            ask(Asker::Anyone, asked, async |client, _| client.prefetch(order, print).await)
-        }
+        Command::Prefetch { order, asked } => ask(Asker::Anyone, asked, async |client, _| client.prefetch(order).await),
         Command::Gc { dry_run, asked } => {
             ask(Asker::Operator, asked, async |client, _| client.collect_garbage(dry_run).await)
         }
@@ -119,37 +117,25 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Logout { logout, reached } => block_on(logout.run(&reached.load()?.1)),
         Command::Cost(month) => print(&month.answer()?),
         Command::Refresh { images, asked } => {
-            ask(Asker::Anyone, asked, async |client, _| client.refresh(&images, print).await)
+            ask(Asker::Anyone, asked, async |client, _| client.refresh(&images).await)
         }
         Command::Completions { shell } => print(&manual::complete(shell)?),
         Command::Man { directory } => print(&manual::write(directory.as_deref())?),
     }
 }
 
-/// What reads the output has read enough, as `head` does: no failure, and the end.
-#[derive(thiserror::Error, Debug)]
-#[error("nothing reads the output any more")]
-struct ReadEnough;
-
-fn print(text: &str) -> anyhow::Result<()> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(ReadEnough.into()),
-        written => Ok(written?),
-    }
-}
-
-/// Asks a running cache, because it alone may open its ledger, and prints the answer.
+/// Asks a running cache, because it alone may open its ledger.
 fn ask(
     asker: Asker,
-    ServerArguments { installation, server, login }: ServerArguments,
-    question: impl AsyncFnOnce(Client, &Config) -> anyhow::Result<String>,
+    ServerArguments { installation, server, login, output }: ServerArguments,
+    question: impl AsyncFnOnce(Client, &Config) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let config = installation.load(no_secrets)?;
     let named = server.flatten();
     let socket = if named.is_none() { asker.socket(&config.data_dir, &login)? } else { None };
     let server = named.map_or_else(|| Endpoint::configured(&config), Ok)?;
-    let client = Client::new(server, login, socket)?;
-    print(&block_on(question(client, &config))?)
+    let client = Client::new(server, login, socket, output)?;
+    block_on(question(client, &config))
 }
 
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {

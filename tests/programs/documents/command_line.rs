@@ -2,9 +2,11 @@
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use support::program::{Installation, output, run};
+use support::scripted::{Fault, Scripted};
 
 use super::{Document, code, root, rows};
 
@@ -128,17 +130,54 @@ async fn the_reference_of_the_command_line_is_what_the_program_prints() -> Resul
 
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_end_with_the_exit_codes_of_the_reference() -> Result<()> {
-    let installation = Installation::for_upstream("http://127.0.0.1:1")?;
+    let server = Scripted::start()?;
+    let health = r#"{"ready": false, "reasons": ["it is a test"]}"#;
+    server.fault("/_stopover/health/ready", Fault::Status(503, vec![], health.to_owned()));
+    let counts =
+        r#""version": "1", "uptime_seconds": 1, "counts": {}, "hit_percent": null, "upstreams": [], "fills": null"#;
+    let status = format!("{}, {counts}, \"last_sweep\": null}}", health.trim_end_matches('}'));
+    server.page("/_stopover/status", "application/json", &status, None);
+    let installation = Installation::with_configuration(
+        "[access]\nanonymous = true\nrobots = true\n[[policy]]\nwho = [\"robot:*\"]\nallow = true\n",
+    )?;
     let stopover = installation.start().await?;
+    let (data, file) = (stopover.data().display().to_string(), installation.configuration().display().to_string());
+    let here = format!("--data-dir {data}");
+    let unready = format!("--server {}", server.url());
     let ends = [
-        stopover.run(&["gc"]).await?,
-        run(&["status", "--server", "http://127.0.0.1:1"]).await?,
-        run(&["status", "--no-such-option"]).await?,
-        stopover.run(&["purge", "test.local/a:v1"]).await?,
+        ("0", "gc", here.clone()),
+        ("0", "ls", here.clone()),
+        ("0", "setup", String::new()),
+        ("1", "status", unready.clone()),
+        ("1", "health", unready.clone()),
+        ("1", "doctor", unready),
+        ("1", "policy explain", format!("--as anonymous a:1 --config {file}")),
+        ("1", "quota", "--server http://127.0.0.1:1".to_owned()),
+        ("1", "inspect", format!("docker.io/library/a:1 {here}")),
+        ("2", "status", "--no-such-option".to_owned()),
+        ("2", "quota", "--server cache".to_owned()),
+        ("3", "purge", format!("docker.io/library/a:1 {here}")),
     ];
     let rows = rows(&Document::read(DOCUMENT)?.section("Exit codes")?);
-    let told: Vec<Option<i32>> = rows.iter().map(|row| code(&row[0]).and_then(|code| code.parse().ok())).collect();
-    let found: Vec<Option<i32>> = ends.iter().map(|(status, _)| status.code()).collect();
-    ensure!(told == found && told == [0, 1, 2, 3].map(Some), "{DOCUMENT} says {told:?}, the program {ends:?}");
+    let told: Vec<_> = rows.iter().filter_map(|row| code(&row[0])).collect();
+    let of = |code: &str| ends.iter().filter(move |end| end.0 == code).map(|end| end.1).collect::<Vec<_>>();
+    for (row, code) in rows.iter().zip(&told) {
+        let named = row[1].split('`').filter_map(|span| span.strip_prefix("stopover "));
+        for command in named.filter(|command| *command != "serve") {
+            ensure!(of(code).contains(&command), "{DOCUMENT} says of `{command}` when it ends with {code}");
+        }
+        ensure!(!of(code).is_empty(), "{DOCUMENT} says {code}, which was not seen");
+    }
+    for (code, command, more) in &ends {
+        ensure!(told.contains(code), "{DOCUMENT} says nothing of {code}");
+        let words: Vec<&str> = command.split(' ').chain(more.split(' ').filter(|word| !word.is_empty())).collect();
+        let (status, text) = run(&words).await?;
+        ensure!(status.code().map(|code| code.to_string()).as_deref() == Some(*code), "{words:?}: {status}\n{text}");
+        let reasons =
+            [("status", "not ready: it is a test"), ("health", "not ready: it is a test"), ("policy", "denied")];
+        let reason = reasons.iter().find(|(word, _)| *code == "1" && *word == words[0]);
+        ensure!(reason.is_none_or(|(_, reason)| text.contains(reason)), "{words:?}: {text}");
+    }
+    ensure!(stopover.terminate(Duration::from_secs(30)).await?.success(), "a signal has ended it");
     Ok(())
 }

@@ -9,6 +9,7 @@ mod first_configuration;
 mod help;
 mod http;
 mod links;
+mod outputs;
 mod proofs;
 
 use std::fs;

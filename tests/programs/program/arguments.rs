@@ -22,8 +22,11 @@ fn text(output: &Output) -> String {
 async fn stopover_server_names_the_cache_for_every_client_command() -> anyhow::Result<()> {
     let (image, data) = ("docker.io/library/alpine:3", tempfile::tempdir()?);
     let data = ["--data-dir", data.path().to_str().context("a path that is not UTF-8")?];
-    let asking: [&[&str]; 11] = [
+    let asking: [&[&str]; 14] = [
         &["health"],
+        &["ls"],
+        &["inspect", image],
+        &["du"],
         &["quota"],
         &["status"],
         &["events"],

@@ -1,8 +1,16 @@
 //! `stopover fills` and `stopover fills retry`.
 
+use serde::{Deserialize, Serialize};
 use stopover::operate::fills::FillReport;
 
 use super::Client;
+use crate::output::lines;
+
+/// The body of `POST /_stopover/fills/retry`.
+#[derive(Serialize, Deserialize)]
+struct Retried {
+    retried: usize,
+}
 
 impl Client {
     /// What has not succeeded.
@@ -11,27 +19,23 @@ impl Client {
     }
 
     /// One line for each fill that has not succeeded: its state, and why it failed; and for each image.
-    pub(crate) async fn fills(&self) -> anyhow::Result<String> {
-        let FillReport { mut fills, images, more } = self.listed_fills().await?;
-        fills.sort_by(|one, other| (&one.repository, one.size).cmp(&(&other.repository, other.size)));
-        if fills.is_empty() && images.is_empty() {
-            return Ok("nothing is being filled, and nothing was given up\n".into());
+    pub(crate) async fn fills(&self) -> anyhow::Result<()> {
+        let mut report = self.listed_fills().await?;
+        report.fills.sort_by(|one, other| (&one.repository, one.size).cmp(&(&other.repository, other.size)));
+        if report.more > 0 {
+            eprintln!("{} more are not shown", report.more);
         }
-        let lines = fills.iter().map(ToString::to_string).chain(images.iter().map(ToString::to_string));
-        let lines: Vec<String> = lines.collect();
-        if more > 0 {
-            eprintln!("{more} more are not shown");
-        }
-        Ok(lines.join("\n") + "\n")
+        self.output.show(&report, |FillReport { fills, images, .. }| {
+            if fills.is_empty() && images.is_empty() {
+                return "nothing is being filled, and nothing was given up\n".into();
+            }
+            lines(fills) + &lines(images)
+        })
     }
 
     /// Requests everything again that was given up.
-    pub(crate) async fn retry_fills(&self) -> anyhow::Result<String> {
-        #[derive(serde::Deserialize)]
-        struct Retried {
-            retried: usize,
-        }
-        let Retried { retried } = self.ask(self.http.post(self.url("fills/retry"))).await?;
-        Ok(format!("fills tried again: {retried}\n"))
+    pub(crate) async fn retry_fills(&self) -> anyhow::Result<()> {
+        let retried: Retried = self.ask(self.http.post(self.url("fills/retry"))).await?;
+        self.output.show(&retried, |Retried { retried }| format!("fills tried again: {retried}\n"))
     }
 }

@@ -24,11 +24,14 @@ use anyhow::{Context as _, bail, ensure};
 use http::header::CACHE_CONTROL;
 use reqwest::redirect::Policy;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use stopover::oci::{Name, Operation, Reference, Request};
 use stopover::operate::report::QuotaReport;
 use stopover::values::crypto::http_client;
 use table::harmless;
+
+use crate::output::{Output, lines};
 
 pub(crate) use doctor::Examination;
 pub(crate) use endpoint::{Endpoint, NamedEndpoint};
@@ -39,9 +42,6 @@ pub(crate) use session::{Asker, LoginArguments};
 pub(crate) use setup::{list, set_up};
 pub(crate) use stored::Shown;
 
-/// Prints results. What else there is to say goes to standard error.
-pub(crate) type Print = fn(&str) -> anyhow::Result<()>;
-
 /// A client of a running cache.
 pub(crate) struct Client {
     http: reqwest::Client,
@@ -51,6 +51,23 @@ pub(crate) struct Client {
     is_local_operator: bool,
     /// The bearer token of this command, once it has logged in.
     token: Mutex<Option<String>>,
+    output: Output,
+}
+
+/// The body of `GET /_stopover/quota`.
+#[derive(Serialize, Deserialize)]
+struct Quotas {
+    upstreams: Vec<QuotaReport>,
+}
+
+/// What upstream was found to say of a tag.
+#[derive(Serialize)]
+struct Refreshed<'a> {
+    image: &'a str,
+    /// What the tag is now.
+    digest: Option<String>,
+    /// Why that is not known.
+    error: Option<String>,
 }
 
 /// Waits longer than the cache itself does for an upstream. Follows no redirects: only blobs may be elsewhere.
@@ -60,42 +77,48 @@ fn patient() -> reqwest::ClientBuilder {
 
 impl Client {
     /// `socket`: where to connect to, instead of the host of `server`.
-    pub(crate) fn new(server: Endpoint, login: LoginArguments, socket: Option<PathBuf>) -> anyhow::Result<Self> {
+    pub(crate) fn new(
+        server: Endpoint,
+        login: LoginArguments,
+        socket: Option<PathBuf>,
+        output: Output,
+    ) -> anyhow::Result<Self> {
         let is_local_operator = socket.is_some();
         let http = if server.is_here() { patient().no_proxy() } else { patient() };
         let http = if let Some(socket) = socket { http.unix_socket(socket) } else { http };
-        Ok(Self { http: http.build()?, server, login, is_local_operator, token: Mutex::default() })
+        Ok(Self { http: http.build()?, server, login, is_local_operator, token: Mutex::default(), output })
     }
 
     /// One line per upstream: what is left of its quota. Operators see more of it than other callers.
-    pub(crate) async fn quota(&self) -> anyhow::Result<String> {
-        #[derive(serde::Deserialize)]
-        struct Quotas {
-            upstreams: Vec<QuotaReport>,
-        }
+    pub(crate) async fn quota(&self) -> anyhow::Result<()> {
         let quotas: Quotas = self.ask(self.http.get(self.url("quota"))).await?;
-        let lines: Vec<String> = quotas.upstreams.iter().map(ToString::to_string).collect();
-        Ok(lines.join("\n") + "\n")
+        self.output.show(&quotas, |Quotas { upstreams }| lines(upstreams))
     }
 
-    /// Prints one line per image: the digest that upstream gives it now. Fails if upstream could not be asked for one of
-    /// them.
-    pub(crate) async fn refresh(&self, images: &[String], print: Print) -> anyhow::Result<String> {
-        let mut failed = 0;
+    /// One line per image: the digest that upstream gives it now. Fails if upstream could not be asked for one of them.
+    pub(crate) async fn refresh(&self, images: &[String]) -> anyhow::Result<()> {
+        let (mut list, mut failed) = (self.output.list("images"), 0);
         for image in images {
-            match self.check(image).await {
-                Ok(line) => print(&format!("{image}: {line}\n"))?,
+            let (refreshed, line) = match self.check(image).await {
+                Ok((digest, served)) => {
+                    let line = format!("{image}: {digest} ({served})\n");
+                    (Refreshed { image, digest: Some(digest), error: None }, line)
+                }
                 Err(error) => {
                     failed += 1;
                     eprintln!("{image}: {error:#}");
+                    (Refreshed { image, digest: None, error: Some(format!("{error:#}")) }, String::new())
                 }
-            }
+            };
+            list.add(&[refreshed], |_| line)?;
         }
+        list.end(json!({}), String::new)?;
         ensure!(failed == 0, "{failed} of {} images could not be refreshed", images.len());
-        Ok(String::new())
+        Ok(())
     }
 
-    async fn check(&self, image: &str) -> anyhow::Result<String> {
+    /// The digest of a tag, and how it was served.
+    async fn check(&self, image: &str) -> anyhow::Result<(String, String)> {
         let request = Request::image(image)?;
         let Operation::Manifest(name, Reference::Tag(tag)) = &request.operation else {
             bail!("a digest never changes: name a tag");
@@ -108,7 +131,7 @@ impl Client {
             if served == "stale" {
                 bail!("upstream could not be asked; the cache still serves {digest}");
             }
-            return Ok(format!("{digest} ({served})"));
+            return Ok((digest, served));
         }
         let status = answer.status();
         let body = said(&answer.bytes().await?).unwrap_or_default();

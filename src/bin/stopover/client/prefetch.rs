@@ -5,17 +5,17 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::ensure;
 use http::header::CONTENT_TYPE;
 use serde_json::json;
 use stopover::oci::{Digest, Operation, Platform, Request};
 use stopover::operate::fills::{FillState, FillStatus};
 use stopover::operate::report::Bytes;
-use stopover::prefetch::PrefetchReport;
+use stopover::prefetch::{PrefetchReport, PrefetchedBlob};
 
 use super::images::{self, Image, Listed, Surroundings};
 use super::progress::Display;
-use super::{Client, Endpoint, Print};
+use super::{Client, Endpoint};
 
 /// How many images one request names: few enough that a cold cache answers in time.
 const IMAGES_AT_ONCE: usize = 8;
@@ -101,7 +101,7 @@ struct Awaited {
 impl Client {
     /// Requests images; one line per image says what was requested. Fails if one of them was refused, or if `--wait`
     /// ends with one that is not stored whole.
-    pub(crate) async fn prefetch(&self, order: PrefetchArguments, print: Print) -> anyhow::Result<String> {
+    pub(crate) async fn prefetch(&self, order: PrefetchArguments) -> anyhow::Result<()> {
         let Listed { mut images, skipped, notes, .. } = order.listed()?;
         for line in notes.iter().chain(&skipped) {
             eprintln!("{line}");
@@ -111,16 +111,13 @@ impl Client {
             image.name = String::from(self.beyond(&image.name));
         }
         images.retain(|image| seen.insert((image.name.clone(), order.platforms(image.platform.clone()))));
+        let mut list = self.output.list("images");
         if order.dry_run {
-            let mut text = String::new();
-            for Image { name, platform, place } in images {
-                let platform = platform.map_or_else(String::new, |platform| format!(" for {platform}"));
-                writeln!(text, "{name}  # {place}{platform}")?;
-            }
-            return Ok(text);
+            list.add(&images, |images| images.iter().map(found).collect())?;
+            return list.end(json!({}), String::new);
         }
         let (count, began) = (images.len(), Instant::now());
-        let (mut failed, mut blobs) = (0, HashMap::new());
+        let (mut failed, mut blobs, mut reports) = (0, HashMap::new(), Vec::new());
         for (platforms, names) in order.requests(images) {
             for mut report in self.request(&platforms, names, order.wait).await? {
                 if report.error.is_none() {
@@ -129,36 +126,47 @@ impl Client {
                 if let Some(error) = &report.error {
                     failed += 1;
                     eprintln!("{}: {error}", report.image);
-                } else if !order.wait {
-                    print(&(line(&report) + "\n"))?;
                 }
-                let Ok(request) = Request::image(&report.image) else { continue };
-                let Operation::Manifest(name, _) = &request.operation else { continue };
-                for blob in report.blobs {
-                    let url = self.registry_url(&request, name, "blobs", blob.digest.as_str());
-                    let awaited = Awaited { url, digest: blob.digest, size: blob.size, written: 0, unlisted: 0 };
-                    blobs.entry(awaited.digest.clone()).or_insert((awaited, blob.stored));
+                if let Ok(request) = Request::image(&report.image)
+                    && let Operation::Manifest(name, _) = &request.operation
+                {
+                    for PrefetchedBlob { digest, size, stored } in &report.blobs {
+                        let url = self.registry_url(&request, name, "blobs", digest.as_str());
+                        let awaited = Awaited { url, digest: digest.clone(), size: *size, written: 0, unlisted: 0 };
+                        blobs.entry(digest.clone()).or_insert((awaited, *stored));
+                    }
+                }
+                if order.wait {
+                    reports.push(report);
+                } else {
+                    list.add(&[report], requested)?;
                 }
             }
         }
         let (all, bytes) = (blobs.len(), Bytes(blobs.values().map(|(blob, _)| blob.size).sum()));
         let missing: Vec<Awaited> =
             blobs.into_values().filter(|(_, stored)| !stored).map(|(awaited, _)| awaited).collect();
-        let requested = missing.len();
-        let lost = if order.wait { self.follow(missing, order.quiet).await? } else { 0 };
+        let wanted = missing.len();
+        let given_up = if order.wait { self.follow(missing, order.quiet).await? } else { HashSet::new() };
+        for blob in reports.iter_mut().flat_map(|report| &mut report.blobs) {
+            blob.stored = !given_up.contains(&blob.digest);
+        }
+        list.add(&reports, |_| String::new())?;
         let mut text = String::new();
-        write!(text, "images: {count}, blobs: {all} ({bytes}), stored already: {}, ", all - requested)?;
+        write!(text, "images: {count}, blobs: {all} ({bytes}), stored already: {}, ", all - wanted)?;
         if order.wait {
-            write!(text, "copied: {} in {} s", requested - lost, began.elapsed().as_secs())?;
+            write!(text, "copied: {} in {} s", wanted - given_up.len(), began.elapsed().as_secs())?;
         } else {
-            write!(text, "requested: {requested}")?;
+            write!(text, "requested: {wanted}")?;
         }
-        if failed + lost + skipped.len() == 0 {
-            return Ok(if order.quiet { String::new() } else { text + "\n" });
+        let is_whole = failed + given_up.len() + skipped.len() == 0;
+        if !is_whole {
+            let blobs = given_up.len();
+            write!(text, ", failed images: {failed}, failed blobs: {blobs}, skipped: {}", skipped.len())?;
         }
-        write!(text, ", failed images: {failed}, failed blobs: {lost}, skipped: {}", skipped.len())?;
-        print(&(text + "\n"))?;
-        bail!("not everything is stored");
+        list.end(json!({}), || if is_whole && order.quiet { String::new() } else { text + "\n" })?;
+        ensure!(is_whole, "not everything is stored");
+        Ok(())
     }
 
     /// Requests images, and those again that the cache asks for. With `wait` also those that a budget refuses which is
@@ -202,10 +210,10 @@ impl Client {
         if self.server.is_host(host) || self.server.is_here() && is_here() { rest } else { name }
     }
 
-    /// Follows fills until each blob is stored or given up. Returns how many were given up.
-    async fn follow(&self, awaited: Vec<Awaited>, quiet: bool) -> anyhow::Result<usize> {
+    /// Follows fills until each blob is stored or given up. Returns those that were given up.
+    async fn follow(&self, awaited: Vec<Awaited>, quiet: bool) -> anyhow::Result<HashSet<Digest>> {
         let mut display = Display::new(awaited.iter().map(|blob| blob.size).sum(), quiet);
-        let (mut open, mut done, mut lost) = (VecDeque::from(awaited), 0, 0);
+        let (mut open, mut done, mut lost) = (VecDeque::from(awaited), 0, HashSet::new());
         let (mut before, mut moved, mut answered) = (0, Instant::now(), Instant::now());
         while !open.is_empty() {
             // Polls, because a cache does not announce the end of a fill.
@@ -241,7 +249,8 @@ impl Client {
                         open.push_back(blob);
                     }
                     Some(outcome) => {
-                        (done, lost) = (done + blob.size, lost + usize::from(outcome.is_err()));
+                        done += blob.size;
+                        lost.extend(outcome.is_err().then(|| blob.digest.clone()));
                         display.end(&blob.digest, blob.size, outcome.err().as_deref());
                     }
                 }
@@ -251,8 +260,8 @@ impl Client {
             if now != before {
                 (before, moved) = (now, Instant::now());
             } else if moved.elapsed() > PATIENCE {
-                lost += open.len();
                 for blob in open.drain(..) {
+                    lost.insert(blob.digest.clone());
                     display.end(
                         &blob.digest,
                         blob.size,
@@ -287,12 +296,22 @@ impl Client {
     }
 }
 
-/// One line that says what was requested of an image.
+/// A line that says where an image was found.
+fn found(Image { name, platform, place }: &Image) -> String {
+    let platform = platform.as_ref().map_or_else(String::new, |platform| format!(" for {platform}"));
+    format!("{name}  # {place}{platform}\n")
+}
+
+/// A line for each image that says what was requested of it.
+fn requested(reports: &[PrefetchReport]) -> String {
+    reports.iter().filter(|report| report.error.is_none()).map(line).collect()
+}
+
 fn line(report: &PrefetchReport) -> String {
     let bytes = Bytes(report.blobs.iter().map(|blob| blob.size).sum());
     let stored = report.blobs.iter().filter(|blob| blob.stored).count();
     let digest = report.digest.as_ref().map_or("", Digest::as_str);
-    format!("{}: {digest}, {bytes}, {stored} of {} blobs are stored", report.image, report.blobs.len())
+    format!("{}: {digest}, {bytes}, {stored} of {} blobs are stored\n", report.image, report.blobs.len())
 }
 
 #[cfg(test)]
@@ -304,10 +323,11 @@ mod tests {
 
     use super::*;
     use crate::client::{Endpoint, LoginArguments};
+    use crate::output::Output;
 
     fn client(server: &str) -> Client {
         let server: Endpoint = server.parse().unwrap();
-        Client::new(server, LoginArguments::default(), None).unwrap()
+        Client::new(server, LoginArguments::default(), None, Output::default()).unwrap()
     }
 
     #[tokio::test]

@@ -24,21 +24,21 @@ pub(crate) struct NothingStored {
 
 impl Client {
     /// Runs a sweep, and reports what it has removed, or would.
-    pub(crate) async fn collect_garbage(&self, dry_run: bool) -> anyhow::Result<String> {
+    pub(crate) async fn collect_garbage(&self, dry_run: bool) -> anyhow::Result<()> {
         let report = self.remove("gc", &json!({ "dry_run": dry_run })).await?;
-        Ok(format!(
-            "{report}{}",
-            if dry_run { "nothing was changed: this is what a run without --dry-run does\n" } else { "" }
-        ))
+        let note = if dry_run { "nothing was changed: this is what a run without --dry-run does\n" } else { "" };
+        self.output.show(&report, |report| format!("{report}{note}"))
     }
 
     /// Removes an image, and reports what was removed with it. Fails with [`NothingStored`] if nothing was.
-    pub(crate) async fn purge(&self, image: &str) -> anyhow::Result<String> {
+    pub(crate) async fn purge(&self, image: &str) -> anyhow::Result<()> {
         let report = self.remove("purge", &json!({ "image": image })).await?;
-        if report.tags == 0 && report.manifests.is_empty() {
+        let is_nothing = report.tags == 0 && report.manifests.is_empty();
+        self.output.show(&report, |report| if is_nothing { String::new() } else { report.to_string() })?;
+        if is_nothing {
             return Err(NothingStored { image: image.to_owned(), unreadable: report.unreadable }.into());
         }
-        Ok(report.to_string())
+        Ok(())
     }
 
     async fn remove(&self, what: &str, wanted: &Value) -> anyhow::Result<SweepReport> {

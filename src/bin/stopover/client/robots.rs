@@ -9,30 +9,34 @@ use super::Client;
 
 impl Client {
     /// One line per robot, or a secret.
-    pub(crate) async fn robots(&self, command: &RobotCommand) -> anyhow::Result<String> {
+    pub(crate) async fn robots(&self, command: &RobotCommand) -> anyhow::Result<()> {
         let body = serde_json::to_string(command)?;
-        Ok(match self.ask(self.http.post(self.url("robots")).body(body)).await? {
-            RobotAnswer::Robots(robots) if robots.is_empty() => "there are no robots\n".into(),
-            RobotAnswer::Robots(robots) => robots.iter().map(line).collect(),
-            RobotAnswer::Secret { name, secret, replaced_until } => {
-                let before = replaced_until.map(|until| {
-                    format!(
-                        "The secret before is taken until {}. To end that at once, rotate again with --overlap 0s: that \
-                         makes another secret, and neither of these is taken any more.\n",
-                        date(until)
-                    )
-                });
+        self.output.show(&self.ask(self.http.post(self.url("robots")).body(body)).await?, told)
+    }
+}
+
+fn told(answer: &RobotAnswer) -> String {
+    match answer {
+        RobotAnswer::Robots(robots) if robots.is_empty() => "there are no robots\n".into(),
+        RobotAnswer::Robots(robots) => robots.iter().map(line).collect(),
+        RobotAnswer::Secret { name, secret, replaced_until } => {
+            let before = replaced_until.map(|until| {
                 format!(
-                    "user    {name}\nsecret  {}\nIt is shown this once and kept nowhere; {name} logs in with it as a user \
-                     with a password.\n{}",
-                    secret.as_str(),
-                    before.unwrap_or_default()
+                    "The secret before is taken until {}. To end that at once, rotate again with --overlap 0s: that \
+                     makes another secret, and neither of these is taken any more.\n",
+                    date(until)
                 )
-            }
-            RobotAnswer::Removed(name) => {
-                format!("{name} is removed; tokens that it has are good for half a minute more\n")
-            }
-        })
+            });
+            format!(
+                "user    {name}\nsecret  {}\nIt is shown this once and kept nowhere; {name} logs in with it as a user \
+                 with a password.\n{}",
+                secret.as_str(),
+                before.unwrap_or_default()
+            )
+        }
+        RobotAnswer::Removed(name) => {
+            format!("{name} is removed; tokens that it has are good for half a minute more\n")
+        }
     }
 }
 

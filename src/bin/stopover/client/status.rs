@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use serde::Serialize;
 use stopover::operate::Health;
 use stopover::operate::report::Bytes;
 use stopover::operate::status::{Counts, EventReport, EventsReport, StatusReport, UpstreamStatus};
@@ -12,51 +11,47 @@ use stopover::values::time::{Timestamp, written};
 
 use super::robots::date;
 use super::table::{table, width};
-use super::{Client, Print, said};
+use super::{Client, said};
 
 /// How long a probe waits: the cache gives its storage less than a second.
 const PROBE: Duration = Duration::from_secs(3);
 
 impl Client {
     /// What the cache does. Fails if it is not ready, once that is printed.
-    pub(crate) async fn status(&self, json: bool, print: Print) -> anyhow::Result<String> {
+    pub(crate) async fn status(&self) -> anyhow::Result<()> {
         let status: StatusReport = self.ask(self.http.get(self.url("status"))).await?;
-        let text = if json { pretty(&status)? } else { describe(&status, width()) };
-        print(&text)?;
-        readiness(&status.health).map(|_| String::new())
+        self.output.show(&status, |status| describe(status, width()))?;
+        readiness(&status.health)
     }
 
     /// Whether the cache is ready, for which no login is needed. Fails if it is not.
-    pub(crate) async fn health(&self) -> anyhow::Result<String> {
+    pub(crate) async fn health(&self) -> anyhow::Result<()> {
         // Not ready is 503, with the same body.
         let answer = self.send(self.http.get(self.url("health/ready")).timeout(PROBE)).await?;
         let health = said(&answer.bytes().await?).and_then(serde_json::from_value);
         let health = health.context("that is no cache of this version")?;
+        self.output.show(&health, |Health { ready, reasons }| match (ready, &reasons[..]) {
+            (false, _) => String::new(),
+            (true, []) => "ready\n".into(),
+            (true, reasons) => format!("ready: {}\n", reasons.join("; ")),
+        })?;
         readiness(&health)
     }
 
     /// What has failed lately.
-    pub(crate) async fn events(&self, json: bool) -> anyhow::Result<String> {
+    pub(crate) async fn events(&self) -> anyhow::Result<()> {
         let report: EventsReport = self.ask(self.http.get(self.url("events"))).await?;
-        if json {
-            return pretty(&report);
-        }
-        if report.events.is_empty() {
-            return Ok("nothing has failed since the cache was started\n".into());
-        }
-        Ok(report.events.iter().map(told).collect())
+        self.output.show(&report, |EventsReport { events, .. }| match &events[..] {
+            [] => "nothing has failed since the cache was started\n".into(),
+            events => events.iter().map(told).collect(),
+        })
     }
 }
 
-/// A line that says ready, and what is wrong all the same.
-fn readiness(health: &Health) -> anyhow::Result<String> {
-    let reasons = health.reasons.join("; ");
-    ensure!(health.ready, "the cache is not ready: {reasons}");
-    Ok(if reasons.is_empty() { "ready\n".into() } else { format!("ready: {reasons}\n") })
-}
-
-pub(super) fn pretty(report: &impl Serialize) -> anyhow::Result<String> {
-    Ok(serde_json::to_string_pretty(report)? + "\n")
+/// Fails if the cache is not ready.
+fn readiness(health: &Health) -> anyhow::Result<()> {
+    ensure!(health.ready, "the cache is not ready: {}", health.reasons.join("; "));
+    Ok(())
 }
 
 /// One event, with why it happened and what to do.

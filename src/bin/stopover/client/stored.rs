@@ -1,121 +1,129 @@
 //! `stopover ls`, `stopover inspect` and `stopover du`: what is in the cache.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, bail};
 use http::StatusCode;
 use http::header::LINK;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use stopover::operate::images::{ImageReport, ImagesReport, PlatformReport, RepositoryReport, TaggedImage};
 use stopover::operate::report::Bytes;
 use stopover::values::time::Timestamp;
 
+use super::Client;
 use super::robots::date;
-use super::status::pretty;
 use super::table::{Table, table, width};
-use super::{Client, Print};
+use crate::output::lines;
 
 /// How what is stored is shown.
 #[derive(clap::Args)]
 pub(crate) struct Shown {
-    /// Print JSON, with the fields of the answers of the cache
-    #[arg(long, conflicts_with = "quiet")]
-    json: bool,
     /// Print names only, one a line
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "json")]
     quiet: bool,
+}
+
+/// What a repository takes.
+#[derive(Serialize)]
+struct Usage {
+    repository: String,
+    bytes: u64,
+    shared_bytes: Option<u64>,
+    own_bytes: u64,
+    counted: bool,
+}
+
+impl Usage {
+    fn of(report: &RepositoryReport) -> Self {
+        let RepositoryReport { bytes, shared_bytes, counted, .. } = *report;
+        let repository = report.repository.clone();
+        Self { repository, bytes, shared_bytes, own_bytes: report.own_bytes(), counted }
+    }
+
+    fn row(&self) -> [String; 4] {
+        [size(self.own_bytes), shared(self.shared_bytes), size(self.bytes), self.repository.clone()]
+    }
 }
 
 /// The digits of a digest that are shown: as many as tell images apart.
 const DIGITS: usize = 12;
 
 impl Client {
-    /// The repositories whose names begin like this, or the images of one. Each page is printed as soon as it is there; what
-    /// is returned comes behind them.
-    pub(crate) async fn list_stored(&self, what: Option<&str>, shown: &Shown, print: Print) -> anyhow::Result<String> {
+    /// The repositories whose names begin like this, or the images of one. Each page is printed as soon as it is there.
+    pub(crate) async fn list_stored(&self, what: Option<&str>, shown: &Shown) -> anyhow::Result<()> {
         // `docker.io/` is the beginning of names, and no name.
         if let Some(name) = what.filter(|what| !what.ends_with('/'))
             && let Some(image) = self.stored_image(name).await?
         {
-            return show_image(&image, shown);
+            return self.output.show(&image, |image| if shown.quiet { image_names(image) } else { images(image) });
         }
-        if shown.json {
-            return pretty(&self.stored_repositories(what).await?);
-        }
-        let mut list = Table::new(["REPOSITORY", "SIZE", "SHARED", "LAST USED", "TAGS"], width());
+        let mut list = self.output.list("repositories");
+        let mut rows = Table::new(["REPOSITORY", "SIZE", "SHARED", "LAST USED", "TAGS"], width());
         let (mut is_empty, mut is_cut) = (true, false);
         let listed = self.each_page(what, |page| {
             is_cut |= page.cut;
             is_empty &= page.repositories.is_empty();
-            match (shown.quiet, page.repositories.is_empty()) {
-                (true, _) => print(&names(&page)),
-                (false, false) => print(&list.add(&page.repositories.iter().map(row).collect::<Vec<_>>())),
-                (false, true) => Ok(()),
-            }
+            list.add(&page.repositories, |page| match (shown.quiet, page) {
+                (true, page) => lines(page.iter().map(|one| &one.repository)),
+                (false, []) => String::new(),
+                (false, page) => rows.add(&page.iter().map(row).collect::<Vec<_>>()),
+            })
         });
         listed.await?;
+        list.end(json!({ "cut": is_cut }), String::new)?;
         if is_empty && !shown.quiet {
             eprintln!("nothing is stored that is called so");
         }
         note_cut(is_cut);
-        Ok(String::new())
+        Ok(())
     }
 
     /// One image, or all of a repository, down to the layers.
-    pub(crate) async fn inspect(&self, name: &str, shown: &Shown) -> anyhow::Result<String> {
+    pub(crate) async fn inspect(&self, name: &str, shown: &Shown) -> anyhow::Result<()> {
         let Some(image) = self.stored_image(name).await? else {
             bail!("{name}: nothing is stored that is called so");
         };
-        if shown.json || shown.quiet {
-            return show_image(&image, shown);
-        }
-        note_partial(image.partial);
-        Ok(image.images.iter().map(|one| describe(&image, one)).collect::<Vec<_>>().join("\n"))
+        self.output.show(&image, |image| {
+            if shown.quiet {
+                return image_names(image);
+            }
+            note_partial(image.partial);
+            image.images.iter().map(|one| describe(image, one)).collect::<Vec<_>>().join("\n")
+        })
     }
 
-    /// What each repository takes, the largest first.
-    pub(crate) async fn disk_usage(&self, prefix: Option<&str>, shown: &Shown) -> anyhow::Result<String> {
-        let mut report = self.stored_repositories(prefix).await?;
-        note_cut(report.cut && !shown.json);
-        report.repositories.sort_by_key(|repository| std::cmp::Reverse((repository.own_bytes(), repository.bytes)));
-        if shown.quiet {
-            return Ok(names(&report));
-        }
-        let own = report.repositories.iter().map(RepositoryReport::own_bytes).sum::<u64>();
-        if shown.json {
-            let repositories: Vec<_> = report
-                .repositories
-                .iter()
-                .map(|one| {
-                    json!({
-                        "repository": one.repository, "bytes": one.bytes, "shared_bytes": one.shared_bytes,
-                        "own_bytes": one.own_bytes(), "counted": one.counted,
-                    })
-                })
-                .collect();
-            return pretty(&json!({ "repositories": repositories, "own_bytes": own, "cut": report.cut }));
-        }
-        let rows: Vec<_> = report
-            .repositories
-            .iter()
-            .map(|one| [size(one.own_bytes()), shared(one), size(one.bytes), one.repository.clone()])
-            .collect();
-        let text = table(["OWN", "SHARED", "SIZE", "REPOSITORY"], &rows, width());
-        Ok(format!("{text}\n{} in {} repositories, and once what they share\n", size(own), rows.len()))
-    }
-
-    /// All pages of the repositories whose names begin like this.
-    async fn stored_repositories(&self, prefix: Option<&str>) -> anyhow::Result<ImagesReport> {
-        let mut report = ImagesReport::default();
+    /// What each repository takes, the largest first. All are read before the first is printed: little is held of each.
+    pub(crate) async fn disk_usage(&self, prefix: Option<&str>, shown: &Shown) -> anyhow::Result<()> {
+        let (mut usage, mut is_cut) = (Vec::new(), false);
         let listed = self.each_page(prefix, |page| {
-            report.repositories.extend(page.repositories);
-            report.cut |= page.cut;
+            is_cut |= page.cut;
+            usage.extend(page.repositories.iter().map(Usage::of));
             Ok(())
         });
         listed.await?;
-        Ok(report)
+        note_cut(is_cut);
+        usage.sort_by_key(|one| Reverse((one.own_bytes, one.bytes)));
+        let own = usage.iter().map(|one| one.own_bytes).sum::<u64>();
+        let mut list = self.output.list("repositories");
+        let mut rows = Table::new(["OWN", "SHARED", "SIZE", "REPOSITORY"], width());
+        for part in usage.chunks(1000) {
+            list.add(part, |part| {
+                if shown.quiet {
+                    return lines(part.iter().map(|one| &one.repository));
+                }
+                rows.add(&part.iter().map(Usage::row).collect::<Vec<_>>())
+            })?;
+        }
+        list.end(json!({ "own_bytes": own, "cut": is_cut }), || {
+            if shown.quiet {
+                return String::new();
+            }
+            format!("\n{} in {} repositories, and once what they share\n", size(own), usage.len())
+        })
     }
 
     /// Hands on each page of them.
@@ -175,10 +183,6 @@ fn note_cut(is_cut: bool) {
     }
 }
 
-fn names(report: &ImagesReport) -> String {
-    report.repositories.iter().map(|repository| repository.repository.clone() + "\n").collect()
-}
-
 /// A line of the list.
 fn row(repository: &RepositoryReport) -> [String; 5] {
     let RepositoryReport { tags, some_tags, .. } = repository;
@@ -187,16 +191,15 @@ fn row(repository: &RepositoryReport) -> [String; 5] {
         let _ = write!(named, " and {} more", tags - some_tags.len() as u64);
     }
     let used_at = day(Some(repository.used_at));
-    [repository.repository.clone(), size(repository.bytes), shared(repository), used_at, named]
+    [repository.repository.clone(), size(repository.bytes), shared(repository.shared_bytes), used_at, named]
 }
 
-fn show_image(image: &ImageReport, shown: &Shown) -> anyhow::Result<String> {
-    if shown.json {
-        return pretty(image);
-    }
-    if shown.quiet {
-        return Ok(image.images.iter().map(|one| name(&image.repository, one) + "\n").collect());
-    }
+fn image_names(image: &ImageReport) -> String {
+    lines(image.images.iter().map(|one| name(&image.repository, one)))
+}
+
+/// A table of the images of a repository.
+fn images(image: &ImageReport) -> String {
     let row = |one: &TaggedImage| {
         let platforms: BTreeSet<&str> = one
             .platforms
@@ -212,7 +215,7 @@ fn show_image(image: &ImageReport, shown: &Shown) -> anyhow::Result<String> {
     let rows: Vec<_> = image.images.iter().map(row).collect();
     let text = table(["TAG", "DIGEST", "SIZE", "LAST USED", "EXPIRES", "PLATFORMS"], &rows, width());
     note_partial(image.partial);
-    Ok(format!("{}\n\n{text}", image.repository))
+    format!("{}\n\n{text}", image.repository)
 }
 
 fn name(repository: &str, image: &TaggedImage) -> String {
@@ -281,8 +284,8 @@ fn size(bytes: u64) -> String {
     Bytes(bytes).to_string()
 }
 
-fn shared(repository: &RepositoryReport) -> String {
-    repository.shared_bytes.map_or_else(|| "not counted".into(), size)
+fn shared(bytes: Option<u64>) -> String {
+    bytes.map_or_else(|| "not counted".into(), size)
 }
 
 fn day(at: Option<u64>) -> String {

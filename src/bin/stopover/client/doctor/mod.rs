@@ -8,13 +8,14 @@ mod network;
 mod sample;
 mod through;
 
-use std::io::Write as _;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use clap::ValueEnum as _;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use http::Method;
+use serde::Serialize;
+use serde_json::json;
 use stopover::config::{Config, DEFAULT_UPSTREAM, Places};
 use stopover::errors::chain;
 use stopover::oci::{Name, Operation, Reference, Repository, Request, UpstreamId};
@@ -24,6 +25,8 @@ use super::Client;
 use super::progress::shown;
 use configured::Files;
 use installed::version_of;
+
+use crate::output::List;
 
 /// What to check.
 #[derive(clap::Args)]
@@ -61,6 +64,17 @@ impl Problem {
     fn and(self, other: &Self) -> Self {
         Self { what: format!("{}; and {}", self.what, other.what), fix: format!("{}; {}", self.fix, other.fix) }
     }
+}
+
+/// A step that was taken.
+#[derive(Serialize)]
+struct Step<'a> {
+    name: &'a str,
+    verdict: &'static str,
+    /// What was found.
+    what: String,
+    /// How to mend it, where something is wrong.
+    fix: Option<String>,
 }
 
 /// The result of a step.
@@ -139,8 +153,8 @@ impl Sample {
 }
 
 /// Prints the result of each step, as soon as there is one.
-#[derive(Default)]
 struct Report {
+    list: List,
     steps: usize,
     failed: usize,
     /// The step that failed and that the next ones depend on.
@@ -149,7 +163,7 @@ struct Report {
 
 impl Report {
     /// Takes a step on the way to the server and back. Once one has failed, the others are skipped.
-    async fn step(&mut self, name: &'static str, check: impl Future<Output = Verdict>) -> std::io::Result<()> {
+    async fn step(&mut self, name: &'static str, check: impl Future<Output = Verdict>) -> anyhow::Result<()> {
         let verdict = match self.missing {
             Some(missing) => Verdict::Unknown(format!("needs: {missing}")),
             None => shown(name, check).await,
@@ -160,26 +174,34 @@ impl Report {
         self.say(name, &verdict)
     }
 
-    fn say(&mut self, name: &str, verdict: &Verdict) -> std::io::Result<()> {
+    fn say(&mut self, name: &str, verdict: &Verdict) -> anyhow::Result<()> {
         self.steps += 1;
-        let mut output = std::io::stdout();
-        match verdict {
-            Verdict::Good(text) => writeln!(output, "ok    {name}: {}", printable(text))?,
-            Verdict::Unknown(text) => writeln!(output, "skip  {name}: {}", printable(text))?,
+        let (verdict, what, fix) = match verdict {
+            Verdict::Good(text) => ("ok", text, None),
+            Verdict::Unknown(text) => ("skip", text, None),
             Verdict::Bad(Problem { what, fix }) => {
                 self.failed += 1;
-                writeln!(output, "FAIL  {name}: {}\n      fix: {}", printable(what), printable(fix))?;
+                ("fail", what, Some(printable(fix)))
             }
-        }
-        output.flush()
+        };
+        self.list.add(&[Step { name, verdict, what: printable(what), fix }], |steps| steps.iter().map(line).collect())
     }
+}
+
+fn line(Step { name, verdict, what, fix }: &Step<'_>) -> String {
+    let (verdict, fix) = match fix {
+        Some(fix) => ("FAIL", format!("\nfix: {fix}")),
+        None => (*verdict, String::new()),
+    };
+    // Errors of parsers have several lines.
+    format!("{verdict:<4}  {name}: {what}{fix}").replace('\n', "\n      ") + "\n"
 }
 
 impl Client {
     /// Takes all steps. Fails if one of them has failed.
-    pub(crate) async fn examine(&self, examination: Examination, config: &Config) -> anyhow::Result<String> {
+    pub(crate) async fn examine(&self, examination: Examination, config: &Config) -> anyhow::Result<()> {
         let sample = Sample::new(&examination.image, config)?;
-        let mut report = Report::default();
+        let mut report = Report { list: self.output.list("steps"), steps: 0, failed: 0, missing: None };
         let way = network::Way::to(&self.server)?;
         report.step("name", network::resolve(&way)).await?;
         report.step("connection", network::connect(&way)).await?;
@@ -211,16 +233,16 @@ impl Client {
             [] => "; no client is found here: whether pulls go through the cache is not known (--client names one)",
             _ => "; whether pulls go through the cache is not known",
         };
-        if report.failed > 0 {
-            bail!("{} of {} steps failed{unknown}", report.failed, report.steps);
-        }
-        Ok(format!("nothing failed in {} steps{unknown}\n", report.steps))
+        let Report { list, steps, failed, .. } = report;
+        let words = || if failed > 0 { String::new() } else { format!("nothing failed in {steps} steps{unknown}\n") };
+        list.end(json!({ "failed": failed }), words)?;
+        ensure!(failed == 0, "{failed} of {steps} steps failed{unknown}");
+        Ok(())
     }
 }
 
 /// Text of a server or a client, made safe to print as a part of one step: it could move the cursor, or invent a step.
 fn printable(text: &str) -> String {
-    // Errors of parsers have several lines.
     let lines = text.trim_end().lines().map(|line| line.replace(char::is_control, ""));
-    lines.collect::<Vec<_>>().join("\n      ")
+    lines.collect::<Vec<_>>().join("\n")
 }

@@ -14,6 +14,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use serde::Serialize;
 use stopover::oci::Platform;
 
 use written::{Written, hide_templates, show_templates};
@@ -32,9 +33,10 @@ pub(crate) struct Listed {
 }
 
 /// An image in a file or on the command line.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub(crate) struct Image {
     /// Its name, as it is written.
+    #[serde(rename = "image")]
     pub(crate) name: String,
     /// The platform that the file asks for.
     pub(crate) platform: Option<Platform>,

@@ -1,7 +1,7 @@
 //! Logins that clients request themselves: Docker's credential helpers, and the kubelet's credential providers.
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 
 use anyhow::{Context as _, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -10,6 +10,7 @@ use stopover::identity::OIDC_USER;
 
 use super::{Credential, Identity};
 use crate::client::Endpoint;
+use crate::output::print;
 
 /// The most bytes of a request.
 const LONGEST_REQUEST: u64 = 64 * 1024;
@@ -59,7 +60,7 @@ impl Helper {
     pub(crate) async fn answer_docker(&self, action: DockerAction) -> anyhow::Result<()> {
         let answer = self.docker_credential(action).await;
         let text = answer.as_ref().map_or_else(|error| format!("{error:#}"), Clone::clone);
-        writeln!(std::io::stdout(), "{text}")?;
+        print(&(text + "\n"))?;
         answer.map(drop)
     }
 
@@ -106,8 +107,7 @@ impl Helper {
             cache_duration: "5m0s",
             auth,
         };
-        writeln!(std::io::stdout(), "{}", serde_json::to_string(&response)?)?;
-        Ok(())
+        print(&(serde_json::to_string(&response)? + "\n"))
     }
 }
 
