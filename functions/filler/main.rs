@@ -99,6 +99,7 @@ type Adapters<'a> = (&'a SqsFills, &'a DynamoLedger);
 async fn answer(cache: &Arc<Cache>, adapters: Adapters<'_>, event: LambdaEvent<Event>) -> Result<Value, Error> {
     let answered = perform(cache, adapters, event).await;
     count_upstreams(&cache.core.upstreams, true);
+    cache.operate.write_counts_if_due().await;
     answered
 }
 

@@ -137,7 +137,11 @@ impl FromStr for UpstreamId {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        if text.len() <= MAX_NAME_BYTES && is_component(text.as_bytes()) { Ok(Self(text.into())) } else { Err(InvalidName) }
+        if text.len() <= MAX_NAME_BYTES && is_component(text.as_bytes()) {
+            Ok(Self(text.into()))
+        } else {
+            Err(InvalidName)
+        }
     }
 }
 

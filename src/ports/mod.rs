@@ -9,6 +9,7 @@ mod blobs;
 mod cloud;
 mod fills;
 mod inventory;
+mod tallies;
 #[cfg(test)]
 pub(crate) mod troubled;
 
@@ -22,6 +23,7 @@ pub use blobs::{Blobs, Location, SignedUrl, StoredBlob, Upload};
 pub use cloud::{Cloud, IssuedLogin, SecretVersion};
 pub use fills::{Fills, GivenUp, ImageJob, Job, Listed, Load, Priority, Progress, Requested, Watched, Work};
 pub use inventory::{Inventory, Section};
+pub use tallies::{MOST_SUMS, Tallies};
 
 use crate::errors::StoreError;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
@@ -50,7 +52,7 @@ pub const MAX_LISTING_BYTES: usize = 350_000;
 /// happens atomically or not at all. A read sees every write that was acknowledged before it, except
 /// [`Self::manifest`] and the membership of [`Self::blob`], which may lag by a second on `DynamoDB`.
 #[async_trait]
-pub trait Ledger: Inventory {
+pub trait Ledger: Inventory + Tallies {
     /// The record of a tag, or of a digest.
     async fn reference(
         &self,
