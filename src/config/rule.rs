@@ -72,12 +72,12 @@ impl Places {
         if let Some(Place { upstream, path: Some(path) }) = self.named(name.as_str()) {
             return Some(Repository { upstream: upstream.clone(), name: path.clone() });
         }
-        name.splits().find_map(|(prefix, rest)| Some(self.named(prefix)?.join(&rest)))
+        name.beginnings().find_map(|prefix| Some(self.named(prefix)?.join(&name.after(prefix)?)))
     }
 
     /// Like [`Self::find`], for upstreams only: for a name that begins like a rule's prefix only by chance.
     pub fn find_upstream(&self, name: &Name) -> Option<Repository> {
-        name.splits().find_map(|(prefix, rest)| Some(self.upstreams.get(prefix)?.join(&rest)))
+        name.beginnings().find_map(|prefix| Some(self.upstreams.get(prefix)?.join(&name.after(prefix)?)))
     }
 }
 
