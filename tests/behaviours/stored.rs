@@ -12,6 +12,7 @@ use stopover::pull::Want;
 use stopover::records::Holding;
 use stopover::values::time::Timestamp;
 use support::aws::{EVERY_OPERATION, Service};
+use support::guests::HERE;
 use support::on_both_columns;
 use support::world::{Answer, CREDENTIALS, Column, World};
 
@@ -22,6 +23,7 @@ on_both_columns!(
     repositories_are_listed_page_by_page_by_upstream_and_by_prefix,
     a_caller_sees_what_it_may_pull_and_an_operator_all,
     a_page_of_the_list_costs_the_same_however_much_is_stored,
+    what_a_caller_may_not_see_costs_few_reads,
     a_hit_writes_nothing_into_the_list,
 );
 
@@ -286,6 +288,29 @@ async fn a_page_of_the_list_costs_the_same_however_much_is_stored(column: Column
     } else {
         assert!(after < 5 * before, "{after:?} with {many} repositories, {before:?} with {FEW}");
     }
+}
+
+/// The most calls of DynamoDB for a first page.
+const MOST_CALLS: usize = 10;
+
+async fn what_a_caller_may_not_see_costs_few_reads(column: Column) {
+    let access = "[access]\nanonymous = true\n[[policy]]\nwhat = [\"test.local/secret/*\"]\nallow = false\n";
+    let world = World::plan(column).settings(access).start().await;
+    // The stand-in takes milliseconds for each. A query reads a thousand.
+    let (hidden, is_cut) = if column == Column::Aws { (1_500, false) } else { (9_000, true) };
+    put(&world, (0..hidden).map(|number| format!("test.local/secret/{number:06}"))).await;
+    put(&world, ["test.local/zoo".to_owned()].into_iter()).await;
+    let calls = || world.endpoints().map_or(0, |endpoints| endpoints.calls(Service::DynamoDb, EVERY_OPERATION));
+    for path in ["/_stopover/images", "/_stopover/image?name=test.local/zoo", "/?view=images", "/", "/?view=risks"] {
+        let before = calls();
+        let answer = world.get_with(HERE, path, &[("accept", "text/html"), ("host", "127.0.0.1:5000")]).await;
+        assert!(answer.status == StatusCode::OK || path.contains("zoo"), "{path}: {answer:?}");
+        eprintln!("{column:?}, {path}: {} calls", calls() - before);
+        assert!(calls() - before <= MOST_CALLS, "{path}: {} calls", calls() - before);
+    }
+    let page = json(&world.get("/_stopover/images").await);
+    assert_eq!((page["cut"] == true, page["repositories"].as_array().unwrap().is_empty()), (is_cut, is_cut), "{page}");
+    assert_eq!(names(&world.get("/_stopover/images?prefix=test.local/z").await), ["test.local/zoo"]);
 }
 
 async fn a_hit_writes_nothing_into_the_list(column: Column) {
