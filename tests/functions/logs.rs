@@ -112,6 +112,29 @@ async fn with_the_level_warn_errors_pass_the_filter_of_lambda() -> Result<()> {
     Ok(())
 }
 
+/// Who pulls an image: docs/how-to/who-pulls.md asks CloudWatch Logs Insights by the names of fields.
+#[tokio::test]
+async fn the_question_of_the_document_fits_the_log_of_a_function() -> Result<()> {
+    let document = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/how-to/who-pulls.md");
+    let document = std::fs::read_to_string(document)?;
+    let mut blocks = document.split("```").filter(|block| block.contains("filter fields."));
+    let question = blocks.next().context("no question")?;
+    let upstream = Scripted::start()?;
+    upstream.image("team/image", "v1", &[b"one"]);
+    let deployment = Plan::of(&upstream.url()).log_level("DEBUG").start().await?;
+    deployment.request(Method::GET, "team/image/manifests/v1")?.send().await?.error_for_status()?;
+    let log = deployment.log();
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut records = lines.filter(|line| line["fields"]["message"] == "decided" && line["fields"]["action"] == "pull");
+    let record = records.next().with_context(|| format!("no record in:\n{log}"))?;
+    ensure!(record["fields"]["repository"] == format!("{UPSTREAM}/team/image"), "{record}");
+    let words = question.split(|letter: char| !letter.is_ascii_lowercase() && !"._".contains(letter));
+    let named: Vec<&str> = words.filter_map(|word| word.strip_prefix("fields.")).collect();
+    let unknown: Vec<_> = named.iter().filter(|name| record["fields"][**name].is_null()).collect();
+    ensure!(named.len() >= 7 && unknown.is_empty(), "{unknown:?} are not in {record}");
+    Ok(())
+}
+
 /// The embedded metric format: lines that CloudWatch counts.
 #[tokio::test]
 async fn what_costs_something_is_counted() -> Result<()> {

@@ -138,7 +138,7 @@ async fn commands_end_with_the_exit_codes_of_the_reference() -> Result<()> {
     let status = format!("{}, {counts}, \"last_sweep\": null}}", health.trim_end_matches('}'));
     server.page("/_stopover/status", "application/json", &status, None);
     let installation = Installation::with_configuration(
-        "[access]\nanonymous = true\nrobots = true\n[[policy]]\nwho = [\"robot:*\"]\nallow = true\n",
+        "[access]\nanonymous = true\n[[policy]]\nwhat = [\"docker.io/library/denied\"]\nallow = false\n",
     )?;
     let stopover = installation.start().await?;
     let (data, file) = (stopover.data().display().to_string(), installation.configuration().display().to_string());
@@ -151,7 +151,7 @@ async fn commands_end_with_the_exit_codes_of_the_reference() -> Result<()> {
         ("1", "status", unready.clone()),
         ("1", "health", unready.clone()),
         ("1", "doctor", unready),
-        ("1", "policy explain", format!("--as anonymous a:1 --config {file}")),
+        ("1", "policy explain", format!("--as anonymous denied:1 --config {file}")),
         ("1", "quota", "--server http://127.0.0.1:1".to_owned()),
         ("1", "inspect", format!("docker.io/library/a:1 {here}")),
         ("2", "status", "--no-such-option".to_owned()),

@@ -26,7 +26,8 @@ fn commands(script: &str) -> Vec<Vec<String>> {
                 ('#', None) if word.is_none() => break,
                 (' ' | '\t', None) => words.extend(word.take()),
                 ('|' | ';' | '&' | '>' | '<' | '(' | ')', None) => {
-                    words.extend(word.take());
+                    // `2>` is no word.
+                    words.extend(word.take().filter(|word| (letter, word.as_str()) != ('>', "2")));
                     commands.push(std::mem::take(&mut words));
                 }
                 (letter, _) => word.get_or_insert_default().push(letter),
@@ -157,9 +158,9 @@ async fn a_command_that_does_not_run_is_found() -> Result<()> {
         let words = named(commands.last().context("no command")?);
         ensure!(known.check(words).await.is_err(), "{script} passes as {words:?}");
     }
-    let words = commands("stopover setup podman > /etc/x.conf; a \\\n \"b c\" | d # e");
+    let words = commands("stopover setup podman > /etc/x.conf; a \\\n \"b c\" | d 2> f # e");
     ensure!(
-        words == [vec!["stopover", "setup", "podman"], vec!["/etc/x.conf"], vec!["a", "b c"], vec!["d"]],
+        words == [vec!["stopover", "setup", "podman"], vec!["/etc/x.conf"], vec!["a", "b c"], vec!["d"], vec!["f"]],
         "{words:?}"
     );
     Ok(())

@@ -11,6 +11,7 @@ mod http;
 mod links;
 mod outputs;
 mod proofs;
+mod watching;
 
 use std::fs;
 use std::path::{Path, PathBuf};

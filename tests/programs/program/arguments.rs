@@ -66,6 +66,27 @@ async fn stopover_server_names_the_cache_for_every_client_command() -> anyhow::R
     Ok(())
 }
 
+/// As behind `head`, which has read enough.
+#[tokio::test]
+async fn a_command_whose_output_nobody_reads_ends_without_a_word() -> anyhow::Result<()> {
+    for arguments in [
+        &["setup"][..],
+        &["cost"],
+        &["man"],
+        &["docker-credential", "list"],
+        &["doctor", "--server", AWAY, "--root", "/nowhere"],
+        &["doctor", "--json", "--server", AWAY, "--root", "/nowhere"],
+    ] {
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        let mut command = Command::new(binary()?);
+        let command = command.args(arguments).stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped());
+        let ended = command.spawn()?.wait_with_output().await?;
+        ensure!(ended.status.success() && ended.stderr.is_empty(), "{arguments:?}: {ended:?}");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn options_of_a_server_exist_only_where_there_is_one() -> anyhow::Result<()> {
     for arguments in [
