@@ -201,8 +201,8 @@ async fn a_first_page_takes_few_reads_whatever_is_asked_for() {
         // Tags, indexes, what is below them, and blobs.
         ("/_stopover/image?name=test.local/much", 8),
         ("/?name=test.local/much", 8),
-        // The quotas of all upstreams, whether the ledger can be read, and the repositories.
-        ("/", 2),
+        // The quotas of all upstreams, whether the ledger can be read, the sums of a month, and the repositories.
+        ("/", 3),
         ("/?view=risks", 3),
     ] {
         let asked = cost(path).await;
