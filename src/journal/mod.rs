@@ -9,11 +9,12 @@ pub use event::{Event, EventKind};
 pub use metric::{Counters, Metric};
 pub use tally::{Slot, Tally};
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::oci::UpstreamId;
+use crate::values::ConfiguredMap;
 use crate::values::time::{Clock, Timestamp};
 
 /// The most events of one kind that are remembered: what happens often does not drive out the rest.
@@ -25,7 +26,7 @@ pub struct Journal {
     /// When the process started.
     pub started_at: Timestamp,
     /// By upstream of the configuration: there are no more of them, whatever callers ask for.
-    of: HashMap<UpstreamId, Counters>,
+    of: ConfiguredMap<UpstreamId, Counters>,
     /// What belongs to none of them.
     other: Counters,
     events: Mutex<VecDeque<Event>>,
