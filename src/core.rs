@@ -19,7 +19,7 @@ pub struct Core {
     pub journal: Arc<Journal>,
     /// The configured upstreams.
     pub upstreams: Upstreams,
-    /// The adapters of the installation.
+    /// Content, records and fills.
     pub storage: Storage,
     pub(crate) budgets: Arc<Budgets>,
 }

@@ -15,6 +15,8 @@ use crate::ports::Progress;
 
 /// How much is read at once. The program holds one of these for each answer: a client that reads slowly costs no more.
 const CHUNK: u64 = 24 * 1024;
+/// How much of a file is read at once in order to have it in memory, and where that shows: twice what the kernel reads ahead.
+const READ_AHEAD: u64 = 256 * 1024;
 
 /// A part of a blob, in a file that is complete or that a fill is still writing. It is also an extension of its answer, for
 /// programs that can send a file without reading it.
@@ -47,7 +49,7 @@ impl FilePart {
 
     /// Waits until the next bytes may be sent, and takes them off the part: where they are in the file, `most` at most. An
     /// empty range is the end.
-    pub async fn take(&mut self, most: u64) -> io::Result<Range<u64>> {
+    async fn take(&mut self, most: u64) -> io::Result<Range<u64>> {
         let (first, end) = (self.next, self.end);
         let mut available = end;
         if let Some((progress, size)) = self.growth.as_mut().filter(|_| first < end) {
@@ -68,19 +70,26 @@ impl FilePart {
         Ok(first..self.next)
     }
 
-    /// Waits until the kernel has these bytes in memory, as far as that shows at both ends: to send them keeps no other
-    /// task waiting for the disk then.
-    pub async fn load(&self, bytes: &Range<u64>) -> io::Result<()> {
-        if [bytes.start, bytes.end - 1].iter().all(|at| read_at_once(&self.file, *at, 1).is_some()) {
-            return Ok(());
+    /// Waits until the next bytes may be sent, and takes those off the part that the kernel has in memory, as far as that
+    /// shows: to send them keeps no other task waiting for the disk. If it has none, it reads some first. The range says
+    /// where they are in the file, `most` at most; an empty one is the end.
+    pub async fn take_loaded(&mut self, most: u64) -> io::Result<Range<u64>> {
+        let Range { start, end } = self.take(most).await?;
+        let is_loaded = |at: u64| read_at_once(&self.file, at, 1).is_some();
+        let mut loaded = start;
+        while loaded < end {
+            let next = end.min(loaded + READ_AHEAD);
+            if !is_loaded(loaded) || !is_loaded(next - 1) {
+                break;
+            }
+            loaded = next;
         }
-        let mut next = bytes.start;
-        while next < bytes.end {
-            let chunk = next..bytes.end.min(next + CHUNK);
-            next = chunk.end;
-            read(&self.file, &chunk).await?;
+        if loaded == start && start < end {
+            loaded = end.min(start + READ_AHEAD);
+            read(&self.file, &(start..loaded)).await?;
         }
-        Ok(())
+        self.next = loaded;
+        Ok(start..loaded)
     }
 
     /// The body that reads this part, in chunks. The part goes into the extensions of its answer, unless it is so small that

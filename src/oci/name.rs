@@ -37,7 +37,7 @@ impl Name {
         self.0.split_once('/').map_or(&self.0, |(first, _)| first)
     }
 
-    /// What stands before each of its slashes, the longest first.
+    /// Its prefixes that end before a slash, the longest first.
     pub fn beginnings(&self) -> impl Iterator<Item = &str> {
         self.0.rmatch_indices('/').filter_map(|(at, _)| self.0.get(..at))
     }

@@ -32,7 +32,7 @@ use crate::records::robot::Robots;
 use crate::records::{BlobRecord, BlobView, Entry, GaugeKey, ListKey, Listing, Member, Standing, TagRecord, Versioned};
 use crate::values::time::Timestamp;
 
-/// Where an installation keeps things, and what copies them there.
+/// The adapters of an installation.
 #[derive(Clone)]
 pub struct Storage {
     /// Content.

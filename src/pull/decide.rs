@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::config::Deleted;
 use crate::errors::{OverBudget, PullError, UpstreamError};
 use crate::oci::{Digest, Manifest, Observed, Reference};
 use crate::ports::Attempts;
@@ -43,8 +44,10 @@ pub(super) struct Facts {
     pub(super) permission_due: bool,
     /// Upstream said that there is no such repository.
     pub(super) absent: bool,
-    /// A tag that upstream has deleted is served on.
-    pub(super) keeps_deleted: bool,
+    /// What is done about a tag that upstream has deleted.
+    pub(super) deleted: Deleted,
+    /// Upstream has deleted the tag, and does not just hide it from us.
+    pub(super) is_not_hidden: bool,
     /// Whether the caller may spend another manifest from upstream.
     pub(super) budget: Allowed,
     /// Who may ask upstream now.
@@ -53,7 +56,7 @@ pub(super) struct Facts {
     pub(super) late: bool,
 }
 
-/// Something that costs budget.
+/// Whether the caller's budget has room for a manifest from upstream.
 #[derive(Clone, Debug)]
 pub(super) enum Allowed {
     /// The budget was not looked at yet: most answers cost nothing.
@@ -62,30 +65,27 @@ pub(super) enum Allowed {
     No(OverBudget),
 }
 
-/// Of all that want the same, one asks upstream.
+/// Whose turn it is to ask upstream.
 #[derive(Clone, Debug)]
 pub(super) enum Turn {
-    /// Each caller is on its own, and only looks at what is known.
+    /// Not this caller's: it first joins the callers of its process that want the same.
     Caller,
-    /// This one is for all callers of this process. Other processes may be asking.
-    Process(InProcess),
-    /// We hold the lease of the reference, and all others wait for us.
-    Leased {
-        /// Until when upstream has to answer, and how long that is.
-        end: Instant,
-        limit: Duration,
-    },
+    /// That of this process, for all of those callers. Other processes may be asking.
+    Flight(Flight),
+    /// Ours: we hold the lease of the reference. Upstream has to answer until `end`, which is `limit` from the beginning.
+    Leased { end: Instant, limit: Duration },
 }
 
-/// Of a process whose turn has not come yet.
+/// What a process knows while it waits for the lease.
 #[derive(Clone, Debug)]
-pub(super) struct InProcess {
-    /// The version of the record as it was read last, and as it was at first.
+pub(super) struct Flight {
+    /// The version of the record when it was read last.
     pub(super) version: Option<u64>,
+    /// That when it was read first.
     pub(super) first: Option<u64>,
-    /// How long its clients wait for another process.
+    /// Until when its clients wait for another process.
     pub(super) end: Instant,
-    /// Those to take the lease.
+    /// Attempts to take the lease.
     pub(super) attempts: Attempts,
 }
 
@@ -166,11 +166,11 @@ pub(super) fn decide(facts: &Facts, now: Timestamp) -> Step {
     answer_or_ask(facts, now).in_turn(facts)
 }
 
-/// The same of a caller that were alone.
+/// The next step, whatever other callers and other processes do.
 fn answer_or_ask(facts: &Facts, now: Timestamp) -> Step {
     let Facts { reference, record, stored, heard, .. } = facts;
     let observed = record.as_ref().and_then(|record| record.observed.as_ref());
-    let fresh = record.as_ref().is_some_and(|record| record.is_fresh(now)) && !facts.asks();
+    let fresh = record.as_ref().is_some_and(|record| record.is_fresh(now)) && !facts.ignores_freshness();
     let is_stored = matches!(stored, Found::Yes(_));
     match (reference, heard) {
         // 3. Manifest by tag, fresh record: its manifest, without upstream.
@@ -224,16 +224,16 @@ fn answer_or_ask(facts: &Facts, now: Timestamp) -> Step {
 
 impl Facts {
     /// Whether upstream is asked, however fresh the record is.
-    fn asks(&self) -> bool {
+    fn ignores_freshness(&self) -> bool {
         self.is_leased() || self.check || (self.permission_due && matches!(self.reference, Reference::Tag(_)))
     }
 
     fn last_known_or(&self, otherwise: Step) -> Step {
-        let is_deleted = matches!(self.heard, Heard::Absent(_));
+        let is_absent = matches!(self.heard, Heard::Absent(_));
         match self.last_known {
-            _ if is_deleted && !self.keeps_deleted => otherwise,
+            _ if is_absent && self.deleted == Deleted::Missing => otherwise,
             Found::Unknown => Step::FindLastKnown,
-            Found::Yes(_) if is_deleted && self.permission_due => Step::AskIfHidden,
+            Found::Yes(_) if is_absent && !self.is_not_hidden => Step::AskIfHidden,
             Found::Yes(_) => Step::ServeStale,
             Found::No => otherwise,
         }
@@ -285,17 +285,17 @@ impl From<PullError> for Heard {
 }
 
 impl Step {
-    /// The same, or what comes before upstream is asked. One asks for all that want the same: in a process its callers
-    /// join, and of processes the one asks that takes the lease.
+    /// This step, or the one before upstream is asked: callers of a process join each other, and of all processes only
+    /// the holder of the lease asks.
     fn in_turn(self, facts: &Facts) -> Self {
         match (&facts.turn, &facts.budget, &self) {
             (Turn::Caller, Allowed::Unknown, Self::Ask(_) | Self::Wait) if !facts.head => Self::CheckBudget,
             (Turn::Caller, _, Self::Ask(_) | Self::Wait) => Self::Join,
-            // The manifest that a tag is has a turn of its own, by its digest.
-            (Turn::Process(_), _, Self::Ask(Ask::GetByDigest(_))) if matches!(facts.reference, Reference::Tag(_)) => {
+            // The request by digest takes a lease of its own.
+            (Turn::Flight(_), _, Self::Ask(Ask::GetByDigest(_))) if matches!(facts.reference, Reference::Tag(_)) => {
                 self
             }
-            (Turn::Process(_), _, Self::Ask(_)) => Self::TakeTurn,
+            (Turn::Flight(_), _, Self::Ask(_)) => Self::TakeTurn,
             _ => self,
         }
     }

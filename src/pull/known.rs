@@ -7,6 +7,7 @@ use quick_cache::sync::Cache as MemoryCache;
 
 use super::decide::{Allowed, Facts, Found, Heard, Turn};
 use super::{Pull, PulledManifest, Want};
+use crate::config::Deleted;
 use crate::errors::PullError;
 use crate::oci::{Digest, Manifest, Observed, Reference, Repository};
 use crate::records::tag;
@@ -99,13 +100,16 @@ impl Pull {
         Ok(Heard::Sent(Arc::clone(manifest), served))
     }
 
-    /// Has upstream asked whether it has deleted a tag, or hides it from us: what it said last may be served then, or not.
+    /// Has upstream asked, where that is due, whether it still shows us what a tag that it calls missing was. If not, that is not
+    /// served.
     pub(super) async fn ask_if_hidden(self: &Arc<Self>, repository: &Repository, facts: &mut Facts, want: &Want) {
-        let Some(known) = facts.last_known.manifest() else { return };
-        let evidence = Evidence::Manifest(known.digest.clone());
-        match self.membership.check_permission(repository, evidence, &want.bill.without_payer()).await {
-            Ok(_) => facts.permission_due = false,
-            Err(_) => facts.last_known = Found::No,
+        if let Some(known) = facts.last_known.manifest() {
+            let evidence = Evidence::Manifest(known.digest.clone());
+            let asked = self.membership.check_permission(repository, evidence, &want.bill.without_payer()).await;
+            facts.is_not_hidden = asked.is_ok();
+        }
+        if !facts.is_not_hidden {
+            facts.last_known = Found::No;
         }
     }
 
@@ -158,7 +162,8 @@ impl Facts {
             check: want.check,
             permission_due: false,
             absent: false,
-            keeps_deleted: false,
+            deleted: Deleted::Missing,
+            is_not_hidden: false,
             budget: Allowed::Unknown,
             turn: Turn::Caller,
             late: false,
@@ -173,10 +178,11 @@ impl Facts {
     /// Upstream has answered: what was looked for before is about something else.
     pub(super) fn hear(&mut self, heard: Heard) {
         (self.heard, self.stored, self.last_known) = (heard, Found::Unknown, Found::Unknown);
+        self.is_not_hidden = false;
     }
 
     /// The manifest, or for HEAD what is known of it.
-    pub(super) fn answer(&self, served: Served) -> Result<PulledManifest, PullError> {
+    pub(super) fn pulled(&self, served: Served) -> Result<PulledManifest, PullError> {
         let sent = if let Heard::Sent(manifest, _) = &self.heard { Some(manifest) } else { self.stored.manifest() };
         if let Some(manifest) = sent {
             return Ok(PulledManifest::new(Arc::clone(manifest), served));

@@ -48,7 +48,7 @@ impl Pull {
         want: Want,
     ) -> Result<PulledManifest, PullError> {
         let mut facts = self.known_facts(repository, reference, &want).await?;
-        let pulled = self.answer(repository, &mut facts, &want).await?;
+        let pulled = self.run(repository, &mut facts, &want).await?;
         if let Some(manifest) = pulled.manifest.as_ref().filter(|_| !want.head) {
             self.check_room(repository, manifest, &want).await?;
             self.wait_for_blobs(repository, &pulled, manifest, &want).await?;
@@ -58,7 +58,7 @@ impl Pull {
     }
 
     /// Goes from step to step until there is an answer.
-    pub(super) async fn answer(
+    pub(super) async fn run(
         self: &Arc<Self>,
         repository: &Repository,
         facts: &mut Facts,
@@ -81,7 +81,7 @@ impl Pull {
         want: &Want,
     ) -> Result<Option<PulledManifest>, PullError> {
         match step {
-            Step::Serve(served) => return facts.answer(served).map(Some),
+            Step::Serve(served) => return facts.pulled(served).map(Some),
             Step::ServeStale => return facts.stale(repository).map(Some),
             Step::Missing(served) => return Err(PullError::ManifestUnknown(served)),
             Step::Refuse(error) => return Err(error),

@@ -1,5 +1,5 @@
-//! Of all that want the same manifest, one asks upstream: the callers of a process join one flight, and of all processes
-//! that one asks which holds the lease in the ledger.
+//! Whose turn it is to ask upstream: the callers of a process that want the same manifest share one flight, and of all
+//! processes only the holder of the lease in the ledger asks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,10 +7,10 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
-use super::decide::{Allowed, Facts, Heard, InProcess, Turn};
+use super::decide::{Allowed, Facts, Flight, Heard, Turn};
 use super::{Pull, PulledManifest, Want};
 use crate::budget::MissReservation;
-use crate::config::{Deleted, UpstreamConfig};
+use crate::config::UpstreamConfig;
 use crate::errors::{PullError, beside};
 use crate::oci::{Observed, Reference, Repository, Tag};
 use crate::ports::{Attempts, Priority};
@@ -98,7 +98,7 @@ impl Pull {
             reservation.mark_sent();
             let pulled = async {
                 let mut facts = pull.facts_in_turn(&repository, &reference, &want, None).await?;
-                pull.answer(&repository, &mut facts, &want).await
+                pull.run(&repository, &mut facts, &want).await
             };
             let pulled = pulled.await;
             // A check is charged whatever it finds: upstream is asked because the caller says so.
@@ -118,13 +118,13 @@ impl Pull {
         repository: &Repository,
         reference: &Reference,
         want: &Want,
-        before: Option<InProcess>,
+        before: Option<Flight>,
     ) -> Result<Facts, PullError> {
-        let (mut facts, record) =
-            (Facts::new(reference, want), self.core.storage.ledger.reference(repository, reference).await?);
+        let (mut facts, since) = (Facts::new(reference, want), Instant::now());
+        let record = self.core.storage.ledger.reference(repository, reference).await?;
         let version = record.as_ref().map(|record| record.version);
-        let (end, attempts) = (Instant::now() + bounded(TURN), Attempts::new());
-        let before = before.unwrap_or(InProcess { version, first: version, end, attempts });
+        let begin = || Flight { version, first: version, end: since + bounded(TURN), attempts: Attempts::new() };
+        let before = before.unwrap_or_else(begin);
         facts.record = record.map(|record| record.value);
         facts.permission_due = facts.observed().is_some() && self.membership.permission_is_due(repository).await?;
         if let Reference::Digest(digest) = reference {
@@ -135,21 +135,21 @@ impl Pull {
             before.first == version || facts.record.as_ref().is_some_and(|record| record.lease.is_some());
         facts.check = want.check && is_unchanged;
         facts.late = Instant::now() > before.end;
-        facts.keeps_deleted = self.core.upstreams.get(repository)?.config().deleted == Deleted::Serve;
+        facts.deleted = self.core.upstreams.get(repository)?.config().deleted;
         facts.budget = Allowed::Yes;
-        facts.turn = Turn::Process(InProcess { version, ..before });
+        facts.turn = Turn::Flight(Flight { version, ..before });
         Ok(facts)
     }
 
-    /// What is known by now.
+    /// Reads again what is known while another process asks upstream.
     pub(super) async fn look_again(
         &self,
         repository: &Repository,
         facts: &mut Facts,
         want: &Want,
     ) -> Result<(), PullError> {
-        let before = if let Turn::Process(before) = &facts.turn { Some(before.clone()) } else { None };
-        *facts = self.facts_in_turn(repository, &facts.reference, want, before).await?;
+        let Turn::Flight(before) = &facts.turn else { return Err(PullError::NotYet) };
+        *facts = self.facts_in_turn(repository, &facts.reference, want, Some(before.clone())).await?;
         Ok(())
     }
 
@@ -162,7 +162,7 @@ impl Pull {
         want: &'a Want,
     ) -> BoxFuture<'a, Result<Option<PulledManifest>, PullError>> {
         Box::pin(async move {
-            let Turn::Process(InProcess { version, attempts, .. }) = &mut facts.turn else { return Ok(None) };
+            let Turn::Flight(Flight { version, attempts, .. }) = &mut facts.turn else { return Err(PullError::NotYet) };
             let leased = tag::leased(facts.record.as_ref(), self.core.clock.now());
             let written =
                 self.core.storage.ledger.swap_reference(repository, &facts.reference, *version, &leased).await;
@@ -179,14 +179,14 @@ impl Pull {
             let limit = bounded(if facts.observed().is_some() { DECISION } else { PATIENT_DECISION });
             facts.turn = Turn::Leased { end: Instant::now() + limit, limit };
             facts.record = Some(leased.clone());
-            let pulled = self.answer(repository, facts, want).await;
-            self.give_back(repository, facts, (leased, version), &pulled).await?;
+            let pulled = self.run(repository, facts, want).await;
+            self.write_answer(repository, facts, (leased, version), &pulled).await?;
             pulled.map(Some)
         })
     }
 
-    /// Writes what upstream has said, in place of the lease.
-    async fn give_back(
+    /// Writes what upstream has said, in place of the lease: that gives it back.
+    async fn write_answer(
         &self,
         repository: &Repository,
         facts: &Facts,
@@ -199,9 +199,7 @@ impl Pull {
         let is_known = pulled.is_ok() || matches!(pulled, Err(PullError::TooLarge { .. }));
         let (reference, heard) = (&facts.reference, &facts.heard);
         let record = match (reference, heard.observed().filter(|_| is_known), heard) {
-            (Reference::Tag(tag), Some(observed), _) => {
-                self.observed(config, repository, tag, &leased, observed).await?
-            }
+            (Reference::Tag(tag), Some(observed), _) => self.observed(config, repository, tag, &leased, observed).await,
             (_, _, Heard::Absent(_)) if pulled.is_ok() => tag::served_on(&leased, config.stale, missing, now),
             // Clients may have pinned the last digest.
             (_, _, Heard::Absent(_)) => tag::answered(None, tag::before(&leased), missing, now),
@@ -224,15 +222,16 @@ impl Pull {
         tag: &Tag,
         known: &TagRecord,
         observed: Observed,
-    ) -> Result<TagRecord, PullError> {
+    ) -> TagRecord {
         let mut previous = known.previous.clone();
         if let Some(before) = known.observed.as_ref().filter(|before| before.digest != observed.digest)
-            && self.stored(repository, &before.digest).await?.is_some()
+            // Where it cannot be looked up, it may be stored.
+            && !matches!(self.stored(repository, &before.digest).await, Ok(None))
         {
             previous = Some(Previous { digest: before.digest.clone(), checked_at: known.checked_at });
         }
         let fresh = config.tags.fresh(tag).map_or(FOR_EVER, jittered);
-        Ok(tag::answered(Some(observed), previous, fresh, self.core.clock.now()))
+        tag::answered(Some(observed), previous, fresh, self.core.clock.now())
     }
 }
 

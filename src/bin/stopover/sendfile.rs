@@ -35,13 +35,12 @@ impl Outgoing {
     /// A body in which stand-ins have the place of this part. It makes the next one once the one before is written.
     pub(crate) fn body(self, part: FilePart) -> Body {
         Body::from_stream(stream::try_unfold((self, part), |(outgoing, mut part)| async move {
-            let bytes = part.take(MOST as u64).await?;
+            let bytes = part.take_loaded(MOST as u64).await?;
             let length = usize::try_from(bytes.end - bytes.start).unwrap_or_default();
             let stand_in = STAND_IN.get(..length).unwrap_or_default();
             if stand_in.is_empty() {
                 return Ok::<_, io::Error>(None);
             }
-            part.load(&bytes).await?;
             *outgoing.0.lock().unwrap_or_else(PoisonError::into_inner) =
                 Some((Arc::clone(part.file()), bytes.start, length));
             Ok(Some((Bytes::from_static(stand_in), (outgoing, part))))

@@ -38,7 +38,8 @@ fn facts(reference: &str) -> Facts {
         check: false,
         permission_due: false,
         absent: false,
-        keeps_deleted: true,
+        deleted: Deleted::Serve,
+        is_not_hidden: true,
         budget: Allowed::Yes,
         turn: Turn::Caller,
         late: false,
@@ -51,9 +52,9 @@ fn leased() -> Turn {
     Turn::Leased { end: Instant::now() + limit, limit }
 }
 
-/// This process has the turn of its callers.
-fn process() -> Turn {
-    Turn::Process(InProcess { version: None, first: None, end: Instant::now(), attempts: Attempts::new() })
+/// This process asks for its callers.
+fn flight() -> Turn {
+    Turn::Flight(Flight { version: None, first: None, end: Instant::now(), attempts: Attempts::new() })
 }
 
 fn tag() -> Facts {
@@ -76,7 +77,7 @@ fn trouble() -> UpstreamError {
     UpstreamError::Throttled { limit: Limit::Pulls, retry_after: None, detail: String::new() }
 }
 
-/// What a caller that were alone does next.
+/// The next step, whatever other callers and other processes do.
 fn step(facts: &Facts) -> String {
     said(answer_or_ask(facts, NOW))
 }
@@ -239,12 +240,13 @@ fn a_deleted_tag_is_served_on_where_the_configuration_says_so_and_upstream_does_
     let record = Some(record(Some(observed()), -10, 0));
     let deleted = Facts { record, heard: Heard::Absent(UpstreamError::Missing), last_known: yes(), ..tag() };
     assert_eq!(step(&deleted), "stale");
-    assert_eq!(step(&Facts { permission_due: true, ..deleted.clone() }), "hidden?");
+    assert_eq!(step(&Facts { is_not_hidden: false, ..deleted.clone() }), "hidden?");
     for last_known in [Found::Unknown, yes()] {
-        let gone = Facts { keeps_deleted: false, permission_due: true, last_known, ..deleted.clone() };
+        let gone = Facts { deleted: Deleted::Missing, is_not_hidden: false, last_known, ..deleted.clone() };
         assert_eq!(step(&gone), "missing Miss", "nothing has to be looked for");
     }
-    let trouble = Facts { heard: Heard::Trouble(trouble()), keeps_deleted: false, ..deleted };
+    let trouble =
+        Facts { heard: Heard::Trouble(trouble()), deleted: Deleted::Missing, is_not_hidden: false, ..deleted };
     assert_eq!(step(&trouble), "stale", "an outage deletes nothing");
 }
 
@@ -262,7 +264,7 @@ fn of_all_that_want_the_same_one_asks_and_answers_wait_for_no_turn() {
     ] {
         let next = |turn| said(decide(&Facts { turn, ..facts.clone() }, NOW));
         assert_eq!(
-            (next(Turn::Caller), next(process()), next(leased())),
+            (next(Turn::Caller), next(flight()), next(leased())),
             ("join".into(), in_process.into(), with_lease.into())
         );
         let unknown = Facts { budget: Allowed::Unknown, ..facts.clone() };
@@ -272,7 +274,7 @@ fn of_all_that_want_the_same_one_asks_and_answers_wait_for_no_turn() {
     let over = Facts { budget: Allowed::No(over()), ..tag() };
     assert_eq!(said(decide(&over, NOW)), "join", "it asks with HEAD");
     for budget in [Allowed::Unknown, Allowed::Yes, Allowed::No(self::over())] {
-        for turn in [Turn::Caller, process()] {
+        for turn in [Turn::Caller, flight()] {
             let stored = Facts { stored: yes(), budget: budget.clone(), turn, ..digest() };
             assert_eq!(said(decide(&stored, NOW)), "serve Hit");
         }
