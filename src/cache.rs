@@ -10,7 +10,7 @@ use crate::errors::UpstreamError;
 use crate::fill::Fill;
 use crate::membership::Membership;
 use crate::operate::Operate;
-use crate::ports::{Blobs, Cloud, Fills, Ledger};
+use crate::ports::{Cloud, Storage};
 use crate::prefetch::Prefetch;
 use crate::pull::Pull;
 use crate::values::time::Clock;
@@ -35,16 +35,15 @@ impl Cache {
     pub fn new(
         config: Config,
         clock: Clock,
-        blobs: Arc<dyn Blobs>,
-        ledger: Arc<dyn Ledger>,
-        fills: Arc<dyn Fills>,
+        storage: Storage,
         cloud: Option<Arc<dyn Cloud>>,
     ) -> Result<Self, CacheError> {
         for warning in &config.warnings {
             tracing::warn!("stopover.toml: {warning}");
         }
         let access = config.access();
-        let core = Arc::new(Core::new(config, clock.clone(), (blobs, Arc::clone(&ledger), fills), cloud.as_ref())?);
+        let ledger = Arc::clone(&storage.ledger);
+        let core = Arc::new(Core::new(config, clock.clone(), storage, cloud.as_ref())?);
         let keys = match (access.has_logins(), &access.signing_keys) {
             (true, Some(keys)) => Some(Keys::new(keys, cloud.clone(), clock.clone())?.ok_or(CacheError::NoKeys)?),
             (true, None) => return Err(CacheError::NoKeys),

@@ -6,7 +6,7 @@ use crate::budget::Budgets;
 use crate::config::Config;
 use crate::errors::UpstreamError;
 use crate::journal::Journal;
-use crate::ports::{Blobs, Cloud, Fills, Ledger};
+use crate::ports::{Cloud, Storage};
 use crate::upstream::Upstreams;
 use crate::values::time::Clock;
 
@@ -19,11 +19,8 @@ pub struct Core {
     pub journal: Arc<Journal>,
     /// The configured upstreams.
     pub upstreams: Upstreams,
-    pub(crate) blobs: Arc<dyn Blobs>,
-    /// The adapter for records.
-    pub ledger: Arc<dyn Ledger>,
-    /// The adapter that runs fills.
-    pub fills: Arc<dyn Fills>,
+    /// The adapters of the installation.
+    pub storage: Storage,
     pub(crate) budgets: Arc<Budgets>,
 }
 
@@ -31,18 +28,18 @@ impl Core {
     pub(crate) fn new(
         config: Config,
         clock: Clock,
-        (blobs, ledger, fills): (Arc<dyn Blobs>, Arc<dyn Ledger>, Arc<dyn Fills>),
+        storage: Storage,
         cloud: Option<&Arc<dyn Cloud>>,
     ) -> Result<Self, UpstreamError> {
         let journal = Arc::new(Journal::new(config.upstreams.keys().cloned(), clock.clone()));
-        let upstreams = Upstreams::new(&config, (&clock, &journal), &ledger, cloud)?;
+        let upstreams = Upstreams::new(&config, (&clock, &journal), &storage.ledger, cloud)?;
         let budgets = Budgets::new(config.budgets, clock.clone());
-        Ok(Self { config, clock, journal, upstreams, blobs, ledger, fills, budgets })
+        Ok(Self { config, clock, journal, upstreams, storage, budgets })
     }
 
     /// Whether other processes fill, sweep, and manage robots, as the filler function on AWS does: this one may not, and
     /// cannot count what they copy.
     pub(crate) fn is_front(&self) -> bool {
-        self.fills.load().is_none()
+        self.storage.fills.load().is_none()
     }
 }

@@ -155,3 +155,33 @@ fn an_import_that_is_turned_round_is_found_however_it_is_written() {
         assert_eq!(upward(&file(modules, text)), [""; 0], "{text}");
     }
 }
+
+/// The most fields of [`WHOLES`], and the most arguments of a constructor.
+const FIELDS: usize = 7;
+const ARGUMENTS: usize = 6;
+
+/// The core, and what works with it.
+const WHOLES: [&str; 6] = ["Core", "Pull", "Fill", "Prefetch", "Operate", "Cache"];
+
+/// What stands between `begin` and the first `end` after it.
+fn between<'a>(text: &'a str, begin: &str, end: &str) -> Option<&'a str> {
+    text.split_once(begin)?.1.split_once(end).map(|(inside, _)| inside)
+}
+
+#[test]
+fn the_core_and_what_works_with_it_have_few_fields_and_constructors_few_arguments() {
+    let files = library();
+    for whole in WHOLES {
+        let fields = files.iter().find_map(|file| between(&file.text, &format!("\npub struct {whole} {{\n"), "\n}"));
+        let is_field = |line: &&str| !line.trim_start().starts_with("//") && line.contains(": ");
+        let fields = fields.unwrap().lines().filter(is_field).count();
+        assert!((1..=FIELDS).contains(&fields), "{whole} has {fields} fields");
+    }
+    for file in &files {
+        for constructor in file.text.split("fn new(").skip(1) {
+            let signature = constructor.split(" {\n").next().unwrap();
+            let arguments = signature.matches(": ").count();
+            assert!(arguments <= ARGUMENTS, "{} has a constructor with {arguments} arguments", file.path.display());
+        }
+    }
+}

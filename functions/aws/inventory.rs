@@ -52,7 +52,7 @@ impl DynamoLedger {
     }
 
     /// Reads items in batches.
-    async fn get_all(&self, keys: Vec<Item>) -> Result<Vec<Item>, StoreError> {
+    pub(crate) async fn get_all(&self, keys: Vec<Item>) -> Result<Vec<Item>, StoreError> {
         let mut items = Vec::new();
         for batch in keys.chunks(BATCH_KEYS) {
             items.extend(self.get_batch(batch.to_vec(), false).await?);

@@ -12,6 +12,7 @@
 //! | blob record | `blob#<digest>` | `blob` | the fields of [`BlobRecord`], `version` |
 //! | robots | `robots` | `robots` | the fields of [`Robots`], `version` |
 //! | the configuration that was good last | `configuration` | `configuration` | `text`, `version` |
+//! | sums of what was counted | `tallies` | `hour#<number>`, `day#<number>` since 1970 | `<upstream> <metric>` each, and `expires_at` as above |
 //! | gauge | `upstream#<id>` | `gauge#<credential>` | the fields of [`Gauge`], `version` |
 //! | places of fills | same | `fills` | the fields of `Places`, `version` |
 //!
@@ -37,6 +38,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use stopover::errors::{Failure, StoreError};
+use stopover::journal::Slot;
 use stopover::oci::{Digest, Manifest, MediaType, Reference, Repository, UpstreamId};
 use stopover::records::{GaugeKey, ListKey, Listing, Member, Standing};
 use stopover::values::time::Timestamp;
@@ -181,6 +183,11 @@ pub(crate) fn gauge_key(gauge: &GaugeKey) -> Item {
 /// The key of the configuration that was good last.
 pub(crate) fn configuration_key() -> Item {
     key("configuration".to_owned(), "configuration".to_owned())
+}
+
+/// The key of the sums of an hour or a day.
+pub(crate) fn tally_key(slot: Slot) -> Item {
+    key("tallies".to_owned(), slot.to_string())
 }
 
 /// The key of the places of the fills of an upstream.

@@ -23,6 +23,7 @@ mod settings;
 mod signed;
 mod site;
 mod sqs;
+mod tallies;
 
 use std::sync::Arc;
 use std::time::Duration;

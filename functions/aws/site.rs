@@ -11,6 +11,7 @@ use stopover::cache::Cache;
 use stopover::config::{Cold, Config, SecretReference};
 use stopover::errors::{StoreError, chain};
 use stopover::journal::{Journal, Metric};
+use stopover::ports::Storage;
 use stopover::values::time::{Clock, Timestamp};
 use tokio::sync::Mutex;
 
@@ -239,9 +240,10 @@ impl<T: Clone> Site<T> {
             "max_size is for a cache on one machine; here keep says what stays"
         );
         let Adapters { blobs, ledger, fills, role } = &self.adapters;
-        let (blobs, ledger, fills) = (Arc::new(blobs.clone()), Arc::clone(ledger), Arc::clone(fills));
+        let (blobs, ledger, fills) = (Arc::new(blobs.clone()), Arc::clone(ledger) as _, Arc::clone(fills) as _);
+        let storage = Storage { blobs, ledger, fills };
         let role = Some(Arc::clone(role) as _);
-        let cache = Cache::new(config, self.clock.clone(), blobs, ledger, fills, role).context("cannot start")?;
+        let cache = Cache::new(config, self.clock.clone(), storage, role).context("cannot start")?;
         let journal = Arc::clone(&cache.core.journal);
         Ok(((self.make)(Arc::new(cache)), journal))
     }

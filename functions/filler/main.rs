@@ -99,6 +99,7 @@ type Adapters<'a> = (&'a SqsFills, &'a DynamoLedger);
 async fn answer(cache: &Arc<Cache>, adapters: Adapters<'_>, event: LambdaEvent<Event>) -> Result<Value, Error> {
     let answered = perform(cache, adapters, event).await;
     count_upstreams(&cache.core.upstreams, true);
+    cache.operate.write_counts_if_due().await;
     answered
 }
 
@@ -106,7 +107,7 @@ async fn perform(cache: &Arc<Cache>, adapters: Adapters<'_>, event: LambdaEvent<
     Ok(match event.payload {
         Event::Messages(messages) => serde_json::to_value(run_batch(cache, adapters, messages, &event.context).await)?,
         Event::Fills(FillsCommand::List) => serde_json::to_value(cache.operate.fill_reports().await?)?,
-        Event::Fills(FillsCommand::Retry) => json!({ "retried": cache.core.fills.retry().await? }),
+        Event::Fills(FillsCommand::Retry) => json!({ "retried": cache.core.storage.fills.retry().await? }),
         Event::Robots(command) => serde_json::to_value(cache.operate.robots(command).await?)?,
         Event::Prefetch(PrefetchCommand::Scheduled) => {
             json!({ "images": cache.prefetch.request_due_schedules().await? })

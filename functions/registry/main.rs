@@ -31,11 +31,15 @@ async fn main() -> Result<(), Error> {
     lambda_runtime::run(service_fn(async |event: LambdaEvent<_>| Box::pin(front.answer(current(), event)).await)).await
 }
 
-/// The core's router. What an answer has cost at upstreams is counted before the answer is passed on: after that the
-/// process may be frozen.
+/// The core's router. What an answer has cost at upstreams is counted before the answer is passed on, and once a minute what
+/// was counted is written down: after that the process may be frozen.
 fn router(cache: Arc<Cache>) -> Router {
     stopover::http::router(Arc::clone(&cache)).layer(map_response(move |answer: Response| {
         count_upstreams(&cache.core.upstreams, has_cost(&answer));
-        std::future::ready(answer)
+        let cache = Arc::clone(&cache);
+        async move {
+            cache.operate.write_counts_if_due().await;
+            answer
+        }
     }))
 }

@@ -1,11 +1,12 @@
 //! `[rules."…"]`: the settings of the repositories below one place at an upstream, and another name of that place.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::file::{PolicyTable, RuleTable};
 use super::{ConfigError, SecretReference, UpstreamConfig, advice, value};
 use crate::oci::{Name, Place, Repository, UpstreamId};
+use crate::values::ConfiguredMap;
 
 /// One rule.
 #[derive(Clone, Debug)]
@@ -20,15 +21,15 @@ pub struct Rule {
 /// The names of all places. Each request looks some of them up.
 pub struct Places {
     /// The ids of upstreams, their aliases and hosts.
-    upstreams: HashMap<String, Place>,
+    upstreams: ConfiguredMap<String, Place>,
     /// The prefixes of rules.
-    rules: HashMap<String, Place>,
+    rules: ConfiguredMap<String, Place>,
 }
 
 impl Places {
     /// A host that two upstreams have means the first one; ids and aliases take precedence over hosts.
     pub fn new(upstreams: &BTreeMap<UpstreamId, Arc<UpstreamConfig>>, rules: &BTreeMap<Name, Rule>) -> Self {
-        let mut places = HashMap::new();
+        let mut places = ConfiguredMap::default();
         let mut add = |text: &str, id: &UpstreamId| {
             if !places.contains_key(text) {
                 places.insert(text.to_owned(), Place::whole(id.clone()));
@@ -71,12 +72,12 @@ impl Places {
         if let Some(Place { upstream, path: Some(path) }) = self.named(name.as_str()) {
             return Some(Repository { upstream: upstream.clone(), name: path.clone() });
         }
-        name.splits().find_map(|(prefix, rest)| Some(self.named(prefix)?.join(&rest)))
+        name.beginnings().find_map(|prefix| Some(self.named(prefix)?.join(&name.after(prefix)?)))
     }
 
     /// Like [`Self::find`], for upstreams only: for a name that begins like a rule's prefix only by chance.
     pub fn find_upstream(&self, name: &Name) -> Option<Repository> {
-        name.splits().find_map(|(prefix, rest)| Some(self.upstreams.get(prefix)?.join(&rest)))
+        name.beginnings().find_map(|prefix| Some(self.upstreams.get(prefix)?.join(&name.after(prefix)?)))
     }
 }
 

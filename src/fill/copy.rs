@@ -41,7 +41,7 @@ pub(super) async fn copy(
     let checkpoint = checkpoint.filter(|left| left.upstream.as_ref() == Some(&job.repository.upstream));
     let ended = |outcome| Copied { outcome, checkpoint: None, upload: None, known: false };
     // The bytes may be stored although the record does not say so: a fill was killed between the two.
-    match fill.core.blobs.size(&job.digest).await {
+    match fill.core.storage.blobs.size(&job.digest).await {
         Ok(Some(size)) if size == job.size => {
             return ended(fill.membership.prove_for(job).await.map(|()| Filled::Already));
         }
@@ -237,12 +237,14 @@ impl Writer {
             && let Some(hasher) = Hasher::restore(algorithm, &checkpoint.hash)
         {
             let Checkpoint { offset, upload, .. } = &checkpoint;
-            if let Some(upload) = fill.core.blobs.resume(&job.digest, job.size, *offset, upload, progress).await? {
+            if let Some(upload) =
+                fill.core.storage.blobs.resume(&job.digest, job.size, *offset, upload, progress).await?
+            {
                 return Ok((Self::new(upstream, upload, hasher, *offset), Some(checkpoint)));
             }
             tracing::warn!(blob.digest = %job.digest, offset, "a checkpoint does not fit: beginning anew");
         }
-        let upload = fill.core.blobs.begin(&job.digest, job.size, progress).await?;
+        let upload = fill.core.storage.blobs.begin(&job.digest, job.size, progress).await?;
         Ok((Self::new(upstream, upload, Hasher::new(algorithm), 0), None))
     }
 

@@ -106,9 +106,9 @@ impl Fill {
         let patience = std::time::Instant::now() + REMOVAL;
         let mut attempts = Attempts::new();
         let claimed = loop {
-            let view = self.core.ledger.blob(&job.repository, &job.digest).await?;
+            let view = self.core.storage.ledger.blob(&job.repository, &job.digest).await?;
             // The record may be wrong: the bytes may have been deleted from storage by other means.
-            if view.is_stored() && self.core.blobs.size(&job.digest).await?.is_some() {
+            if view.is_stored() && self.core.storage.blobs.size(&job.digest).await?.is_some() {
                 // Before a client asks: then it may be read here even while upstream is down.
                 self.membership.prove_unless_shown(&view, &job.repository, &job.digest).await?;
                 let current = view.record;
@@ -118,7 +118,7 @@ impl Fill {
                 else {
                     return Ok(Filled::Already);
                 };
-                if self.core.ledger.swap_blob(&job.digest, Some(current), &used).await?.is_some() {
+                if self.core.storage.ledger.swap_blob(&job.digest, Some(current), &used).await?.is_some() {
                     return Ok(Filled::Already);
                 }
                 attempts.again().await?;
@@ -136,7 +136,7 @@ impl Fill {
                 Claim::Held => return Ok(Filled::Claimed),
                 Claim::Take(claimed) => {
                     let expected = current.as_ref().map(|current| current.version);
-                    if self.core.ledger.swap_blob(&job.digest, expected, &claimed).await?.is_some() {
+                    if self.core.storage.ledger.swap_blob(&job.digest, expected, &claimed).await?.is_some() {
                         break claimed;
                     }
                     attempts.again().await?;
@@ -146,7 +146,7 @@ impl Fill {
         let started = std::time::Instant::now();
         let open = self.core.upstreams.is_open(&job.repository);
         let claim = HeldClaim {
-            ledger: Arc::clone(&self.core.ledger),
+            ledger: Arc::clone(&self.core.storage.ledger),
             clock: self.core.clock.clone(),
             job: job.clone(),
             owner,

@@ -10,7 +10,7 @@ use crate::config::{Cold, Config};
 use crate::local::Files;
 use crate::oci::{Algorithm, Digest};
 use crate::ports::troubled::{NoFills, Troubled};
-use crate::ports::{Blobs, Location, Priority, StoredBlob};
+use crate::ports::{Blobs, Location, Priority, Storage, StoredBlob};
 
 fn record(state: BlobState) -> BlobRecord {
     BlobRecord { attempts: 2, ..BlobRecord::new(state) }
@@ -34,7 +34,9 @@ async fn world_on(blobs: Arc<dyn Blobs>, data: TempDir, claimed: bool, overtaken
     let ledger = Arc::new(Troubled::open(data.path()));
     let (clock, config) = (Clock::default(), Config::load(None, Cold::Follow, |_| Ok(String::new())).unwrap());
     let (shared, fills) = (Arc::clone(&ledger) as Arc<dyn Ledger>, Arc::new(NoFills));
-    let core = Arc::new(Core::new(config, clock.clone(), (blobs, Arc::clone(&shared), fills), None).unwrap());
+    let core = Arc::new(
+        Core::new(config, clock.clone(), Storage { blobs, ledger: Arc::clone(&shared), fills }, None).unwrap(),
+    );
     let fill = Arc::new(Fill::new(Arc::clone(&core), Arc::new(Membership::new(core))));
     let job = Job {
         repository: serde_json::from_str(r#"{"upstream":"docker.io","name":"library/a"}"#).unwrap(),

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use axum::extract::MatchedPath;
+use axum::response::Response;
 use http::header::CONTENT_LENGTH;
 use http::request::Parts;
 use http::{Method, StatusCode};
@@ -26,7 +27,7 @@ pub(super) struct Record {
     pub(super) login: Option<ClaimedIdentity>,
     pub(super) address: Option<IpAddr>,
     decided: Option<Decided>,
-    /// The size of the blob that a redirect leads to, in bytes.
+    /// How many bytes of a blob a redirect leads to: those of the range that was asked for.
     pub(super) redirected: Option<u64>,
     /// The route of an operator's request.
     endpoint: Option<MatchedPath>,
@@ -66,13 +67,15 @@ impl Record {
         self.decided = Some(Decided { repository, private, allowed: decision.allowed(), rule });
     }
 
-    /// Writes the record of a pull, unless the pull failed before there was anything to decide.
-    pub(super) fn pulled(&self, method: &Method, response: &axum::response::Response, error: Option<&PullError>) {
+    /// Writes the record of a pull, unless the pull failed before there was anything to decide. Returns how many bytes the
+    /// client gets, here or where it is redirected to.
+    pub(super) fn pulled(&self, method: &Method, response: &Response, error: Option<&PullError>) -> u64 {
         let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
         let whole = *method == Method::GET && response.status().is_success();
         let length = whole.then(|| header(&CONTENT_LENGTH)?.parse().ok()).flatten();
         let bytes = self.redirected.or(length).unwrap_or(0);
         self.write("pull", error, Some((response.status(), header(&SERVED), bytes)));
+        bytes
     }
 
     /// Writes the record of an image in a prefetch request.

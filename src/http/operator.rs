@@ -94,6 +94,7 @@ async fn fill(State(cache): State<Arc<Cache>>, Path(digest): Path<String>, _: Op
 async fn retry_fills(State(cache): State<Arc<Cache>>, _: Operator) -> Response {
     cache
         .core
+        .storage
         .fills
         .retry()
         .await

@@ -74,7 +74,13 @@ impl FilePart {
         if [bytes.start, bytes.end - 1].iter().all(|at| read_at_once(&self.file, *at, 1).is_some()) {
             return Ok(());
         }
-        read(&self.file, bytes).await.map(drop)
+        let mut next = bytes.start;
+        while next < bytes.end {
+            let chunk = next..bytes.end.min(next + CHUNK);
+            next = chunk.end;
+            read(&self.file, &chunk).await?;
+        }
+        Ok(())
     }
 
     /// The body that reads this part, in chunks. The part goes into the extensions of its answer, unless it is so small that

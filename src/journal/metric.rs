@@ -22,6 +22,8 @@ pub enum Metric {
     PullsSpent,
     /// Manifests that clients got and upstream did not send.
     PullsSaved,
+    /// Bytes of blobs that clients got and that were stored before.
+    SavedBytes,
     /// Blobs that were copied.
     Fills,
     /// Their bytes.
@@ -45,7 +47,7 @@ pub enum Metric {
 
 impl Metric {
     /// The metrics that are counted by upstream, each with what it says.
-    pub const BY_UPSTREAM: [(Self, &'static str); 11] = [
+    pub const BY_UPSTREAM: [(Self, &'static str); 12] = [
         (Self::Hits, "Requests that were answered from the cache."),
         (Self::Misses, "Requests for which upstream was asked for something that was not there."),
         (Self::Revalidated, "Requests for which upstream was asked whether it is still the same."),
@@ -54,10 +56,14 @@ impl Metric {
         (Self::Failed, "Answers 5xx."),
         (Self::PullsSpent, "Manifests that upstream has sent: what quotas count."),
         (Self::PullsSaved, "Manifests that clients got and upstream did not send."),
+        (Self::SavedBytes, "Bytes of blobs that clients got and that were stored before."),
         (Self::Fills, "Blobs that were copied."),
         (Self::FilledBytes, "Bytes of blobs that were copied."),
         (Self::FailedFills, "Attempts to copy a blob that failed."),
     ];
+
+    /// What requests count as that were answered with what is stored.
+    pub const STORED: [Self; 3] = [Self::Hits, Self::Revalidated, Self::Stale];
 
     /// Whether it is counted by the process that fills.
     pub const fn is_of_fills(self) -> bool {
@@ -87,6 +93,11 @@ impl Metric {
         format!("stopover_{}", self.in_status())
     }
 
+    /// The metric that is counted by upstream and has this name in a status.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::BY_UPSTREAM.into_iter().map(|(metric, _)| metric).find(|metric| metric.in_status() == name)
+    }
+
     /// Its name in a status: `PullsSpent` is `pulls_spent`.
     pub fn in_status(self) -> String {
         let mut name = String::new();
@@ -100,26 +111,40 @@ impl Metric {
     }
 }
 
+/// One number for each metric.
+type Numbers = [AtomicU64; Metric::BreakerOpen as usize + 1];
+
 /// One counter for each metric.
 #[derive(Debug, Default)]
-pub struct Counters([AtomicU64; Metric::BreakerOpen as usize + 1]);
+pub struct Counters {
+    counted: Numbers,
+    /// How much of that was taken.
+    taken: Numbers,
+}
 
 impl Counters {
     /// Counts.
     pub fn add(&self, metric: Metric, count: u64) {
-        if let Some(counter) = self.0.get(metric as usize) {
+        if let Some(counter) = self.counted.get(metric as usize) {
             counter.fetch_add(count, Ordering::Relaxed);
         }
     }
 
     /// How much was counted.
     pub fn get(&self, metric: Metric) -> u64 {
-        self.0.get(metric as usize).map_or(0, |counter| counter.load(Ordering::Relaxed))
+        self.counted.get(metric as usize).map_or(0, |counter| counter.load(Ordering::Relaxed))
+    }
+
+    /// How much was counted since this was last called, by one caller at a time.
+    pub(super) fn take(&self, metric: Metric) -> u64 {
+        let counted = self.get(metric);
+        let taken = self.taken.get(metric as usize).map_or(counted, |taken| taken.swap(counted, Ordering::Relaxed));
+        counted.saturating_sub(taken)
     }
 
     /// Whether nothing was counted.
     pub fn is_empty(&self) -> bool {
-        self.0.iter().all(|counter| counter.load(Ordering::Relaxed) == 0)
+        self.counted.iter().all(|counter| counter.load(Ordering::Relaxed) == 0)
     }
 }
 
@@ -152,5 +177,9 @@ mod tests {
     fn a_metric_has_one_name_in_two_spellings() {
         assert_eq!(Metric::PullsSpent.in_prometheus(), "stopover_pulls_spent");
         assert_eq!(Metric::Fills.in_prometheus(), "stopover_fills");
+        for (metric, _) in Metric::BY_UPSTREAM {
+            assert_eq!(Metric::named(&metric.in_status()), Some(metric));
+        }
+        assert_eq!((Metric::named("PullsSpent"), Metric::named("sweeps")), (None, None));
     }
 }

@@ -1,19 +1,20 @@
 //! What a process has counted since it started, and what has failed in it lately: for metrics, events and the status.
-//! It is in memory only, so that no pull costs a write.
+//! It is in memory, so that no pull costs a write; what was counted is written down now and then, with what others have.
 
 mod event;
-pub mod history;
 mod metric;
+mod tally;
 
 pub use event::{Event, EventKind};
-use history::Sample;
 pub use metric::{Counters, Metric};
+pub use tally::{Slot, Tally};
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::oci::UpstreamId;
+use crate::values::ConfiguredMap;
 use crate::values::time::{Clock, Timestamp};
 
 /// The most events of one kind that are remembered: what happens often does not drive out the rest.
@@ -25,11 +26,11 @@ pub struct Journal {
     /// When the process started.
     pub started_at: Timestamp,
     /// By upstream of the configuration: there are no more of them, whatever callers ask for.
-    of: HashMap<UpstreamId, Counters>,
+    of: ConfiguredMap<UpstreamId, Counters>,
     /// What belongs to none of them.
     other: Counters,
     events: Mutex<VecDeque<Event>>,
-    samples: Mutex<VecDeque<Sample>>,
+    unwritten: Mutex<BTreeMap<Slot, Tally>>,
     is_misconfigured: AtomicBool,
 }
 
@@ -37,9 +38,9 @@ impl Journal {
     /// An empty journal of these upstreams.
     pub fn new(upstreams: impl IntoIterator<Item = UpstreamId>, clock: Clock) -> Self {
         let of = upstreams.into_iter().map(|upstream| (upstream, Counters::default())).collect();
-        let (started_at, other, events, samples) =
+        let (started_at, other, events, unwritten) =
             (clock.now(), Counters::default(), Mutex::default(), Mutex::default());
-        Self { clock, started_at, of, other, events, samples, is_misconfigured: AtomicBool::default() }
+        Self { clock, started_at, of, other, events, unwritten, is_misconfigured: AtomicBool::default() }
     }
 
     /// The counters of an upstream, or those of what belongs to none.
@@ -76,25 +77,31 @@ impl Journal {
         self.events().iter().rev().cloned().collect()
     }
 
-    /// Remembers what was counted until now, for a day. Called every [`history::EVERY`].
-    pub fn sample(&self) {
-        let sample = self.counted();
-        history::add(&mut self.samples.lock().unwrap_or_else(PoisonError::into_inner), sample);
+    /// What was counted and is not written down, by the hours and days in which this was asked for.
+    pub fn unwritten(&self) -> BTreeMap<Slot, Tally> {
+        let (now, mut unwritten) = (self.clock.now(), self.tallies());
+        for (upstream, counters) in &self.of {
+            for (metric, _) in Metric::BY_UPSTREAM {
+                let count = counters.take(metric);
+                for slot in Slot::at(now).into_iter().filter(|_| count > 0) {
+                    unwritten.entry(slot).or_default().add(upstream, metric, count);
+                }
+            }
+        }
+        // Where nothing could be written for long.
+        unwritten.retain(|slot, tally| now < slot.kept_until() && !tally.is_empty());
+        unwritten.clone()
     }
 
-    /// What was counted until each sample, and until now.
-    pub fn history(&self) -> Vec<Sample> {
-        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        samples.into_iter().chain([self.counted()]).collect()
+    /// Notes that these sums, or a part of them, are written down.
+    pub fn note_written(&self, slot: Slot, written: &Tally) {
+        if let Some(tally) = self.tallies().get_mut(&slot) {
+            tally.subtract(written);
+        }
     }
 
-    fn counted(&self) -> Sample {
-        let used = self.of.iter().filter(|(_, counters)| !counters.is_empty());
-        let counted = used.map(|(upstream, counters)| {
-            let stored = [Metric::Hits, Metric::Revalidated, Metric::Stale].map(|metric| counters.get(metric));
-            (upstream.clone(), stored.iter().sum(), counters.get(Metric::Misses))
-        });
-        Sample { at: self.clock.now(), counted: counted.collect() }
+    fn tallies(&self) -> MutexGuard<'_, BTreeMap<Slot, Tally>> {
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes whether the configuration is wrong or cannot be read, so that the one before it is used: `why`.
@@ -149,20 +156,32 @@ mod tests {
     }
 
     #[test]
-    fn a_day_of_samples_is_remembered_and_what_was_counted_since() {
-        let clock = Clock::manual(Timestamp(1000));
+    fn what_is_counted_is_unwritten_until_it_is_noted_and_then_only_what_is_new() {
+        let clock = Clock::manual(Timestamp(1_800_000_000));
         let journal = Journal::new(["a.test".parse().unwrap(), "b.test".parse().unwrap()], clock.clone());
-        for _ in 0..2 * history::MOST {
-            journal.of(Some(&"a.test".parse().unwrap())).add(Metric::Hits, 1);
-            clock.advance(history::EVERY);
-            journal.sample();
-        }
-        journal.of(Some(&"b.test".parse().unwrap())).add(Metric::Misses, 1);
-        let samples = journal.history();
-        assert_eq!(samples.len(), history::MOST + 1);
-        let sums: Vec<_> = samples.iter().map(|sample| sample.sums(|_| true)).collect();
-        assert_eq!((sums[0], sums[history::MOST - 1], sums[history::MOST]), ((97, 0), (192, 0), (192, 1)));
-        assert_eq!(samples[history::MOST].sums(|upstream| upstream.as_str() != "b.test"), (192, 0));
+        let a = "a.test".parse().unwrap();
+        let sums = |journal: &Journal| {
+            let unwritten = journal.unwritten().into_iter();
+            unwritten.map(|(slot, tally)| (slot, tally.sum(Metric::Hits, |_| true))).collect::<Vec<_>>()
+        };
+        assert_eq!(sums(&journal), []);
+        journal.of(Some(&a)).add(Metric::Hits, 3);
+        let [hour, day] = Slot::at(clock.now());
+        assert_eq!(sums(&journal), [(hour, 3), (day, 3)]);
+        assert_eq!(sums(&journal), [(hour, 3), (day, 3)], "it was not written");
+        clock.advance(Duration::from_hours(1));
+        journal.of(Some(&a)).add(Metric::Hits, 4);
+        let [next, _] = Slot::at(clock.now());
+        assert_eq!(sums(&journal), [(hour, 3), (next, 4), (day, 7)]);
+        let mut two = Tally::default();
+        two.add(&a, Metric::Hits, 2);
+        journal.note_written(hour, &two);
+        journal.note_written(day, &journal.unwritten()[&day]);
+        assert_eq!(sums(&journal), [(hour, 1), (next, 4)]);
+        journal.of(Some(&a)).add(Metric::Hits, 1);
+        assert_eq!(sums(&journal), [(hour, 1), (next, 5), (day, 1)]);
+        clock.advance(Duration::from_hours(24 * 2));
+        assert_eq!(sums(&journal), [(day, 1)], "nobody reads hours as old as that");
     }
 
     #[test]

@@ -180,7 +180,7 @@ impl Blobs for Files {
         let path = self.unpublished.join(&name);
         let open = move || File::options().write(true).read(true).create_new(true).open(path);
         let file = blocking(open).await?;
-        Ok(Box::new(Unpublished::new(self, digest, size, name, file, 0, progress)))
+        Ok(Box::new(Unpublished::new(self, (digest, size), Opened::new(name, file, 0), progress)))
     }
 
     async fn resume(
@@ -212,7 +212,8 @@ impl Blobs for Files {
         };
         let file = blocking(open).await?;
         Ok(file.map(|file| {
-            Box::new(Unpublished::new(self, digest, size, upload.to_owned(), file, offset, progress)) as Box<dyn Upload>
+            let opened = Opened::new(upload.to_owned(), file, offset);
+            Box::new(Unpublished::new(self, (digest, size), opened, progress)) as Box<dyn Upload>
         }))
     }
 
@@ -261,50 +262,44 @@ struct Unpublished {
     files: Files,
     digest: Digest,
     size: u64,
-    name: String,
-    file: Arc<File>,
+    opened: Opened,
     progress: watch::Sender<Progress>,
-    /// How many bytes are in the file.
-    written: u64,
     /// Bytes that are not in the file yet.
     pending: Vec<Bytes>,
     pending_bytes: u64,
 }
 
+/// An open file, its name in the directory, and how many bytes are in it.
+struct Opened {
+    name: String,
+    file: Arc<File>,
+    written: u64,
+}
+
+impl Opened {
+    fn new(name: String, file: File, written: u64) -> Self {
+        Self { name, file: Arc::new(file), written }
+    }
+}
+
 impl Unpublished {
-    fn new(
-        files: &Files,
-        digest: &Digest,
-        size: u64,
-        name: String,
-        file: File,
-        written: u64,
-        progress: &watch::Sender<Progress>,
-    ) -> Self {
-        let this = Self {
-            files: files.clone(),
-            digest: digest.clone(),
-            size,
-            name,
-            file: Arc::new(file),
-            progress: progress.clone(),
-            written,
-            pending: Vec::new(),
-            pending_bytes: 0,
-        };
-        if written > 0 {
+    fn new(files: &Files, (digest, size): (&Digest, u64), opened: Opened, progress: &watch::Sender<Progress>) -> Self {
+        let (files, digest, progress) = (files.clone(), digest.clone(), progress.clone());
+        let this = Self { files, digest, size, opened, progress, pending: Vec::new(), pending_bytes: 0 };
+        if this.opened.written > 0 {
             this.tell(false);
         }
         this
     }
 
     fn tell(&self, verified: bool) {
-        let (file, written, size) = (Arc::clone(&self.file), self.written, self.size);
+        let (file, written, size) = (Arc::clone(&self.opened.file), self.opened.written, self.size);
         self.progress.send_replace(Progress::Growing { file, written, size, verified });
     }
 
     async fn flush(&mut self) -> Result<(), StoreError> {
-        let (file, chunks, mut at) = (Arc::clone(&self.file), std::mem::take(&mut self.pending), self.written);
+        let (file, chunks, mut at) =
+            (Arc::clone(&self.opened.file), std::mem::take(&mut self.pending), self.opened.written);
         let write = move || {
             for chunk in chunks {
                 file.write_all_at(&chunk, at)?;
@@ -313,7 +308,7 @@ impl Unpublished {
             Ok(())
         };
         blocking(write).await?;
-        self.written += std::mem::take(&mut self.pending_bytes);
+        self.opened.written += std::mem::take(&mut self.pending_bytes);
         self.tell(false);
         Ok(())
     }
@@ -328,22 +323,22 @@ impl Upload for Unpublished {
     async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError> {
         self.pending_bytes += bytes.len() as u64;
         self.pending.push(bytes);
-        let end = self.written + self.pending_bytes;
+        let end = self.opened.written + self.pending_bytes;
         // A follower waits for the first bytes, so they are written at once; a checkpoint needs all before it in the
         // file.
         let enough = self.pending_bytes >= WRITE_BYTES || self.pending.len() >= WRITE_PIECES;
-        if self.written == 0 || enough || end.is_multiple_of(UNIT_BYTES) {
+        if self.opened.written == 0 || enough || end.is_multiple_of(UNIT_BYTES) {
             self.flush().await?;
         }
         Ok(())
     }
 
     fn arrived(&self) -> u64 {
-        self.written
+        self.opened.written
     }
 
     fn checkpoint(&mut self, _: u64) -> BoxFuture<'static, Result<String, StoreError>> {
-        let (file, name) = (Arc::clone(&self.file), self.name.clone());
+        let (file, name) = (Arc::clone(&self.opened.file), self.opened.name.clone());
         async move { blocking(move || file.sync_data()).await.map(|()| name) }.boxed()
     }
 
@@ -351,13 +346,13 @@ impl Upload for Unpublished {
         self.flush().await?;
         // Clients that follow need not wait for the disk.
         self.tell(true);
-        let (files, file, digest) = (self.files.clone(), Arc::clone(&self.file), self.digest.clone());
-        let unpublished = files.unpublished.join(&self.name);
+        let (files, file, digest) = (self.files.clone(), Arc::clone(&self.opened.file), self.digest.clone());
+        let unpublished = files.unpublished.join(&self.opened.name);
         blocking(move || files.publish(&file, &unpublished, &digest)).await
     }
 
     async fn discard(self: Box<Self>) {
-        let path = self.files.unpublished.join(&self.name);
+        let path = self.files.unpublished.join(&self.opened.name);
         if let Err(error) = blocking(move || fs::remove_file(path)).await {
             tracing::warn!(blob.digest = %self.digest, %error, "the next start has to remove an unfinished file");
         }

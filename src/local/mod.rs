@@ -19,6 +19,7 @@ mod ledger;
 mod order;
 mod queue;
 mod store;
+mod tallies;
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Write as _};
@@ -45,8 +46,7 @@ use crate::access::token::TokenKeys;
 use crate::cache::Cache;
 use crate::config::{Config, SecretSource};
 use crate::errors::chain;
-use crate::journal::history::EVERY;
-use crate::ports::Blobs as _;
+use crate::ports::{Blobs as _, Storage};
 use crate::values::secret::{OTHERS_USE, OTHERS_WRITE, Secret, read_own, refuse_of_others};
 use crate::values::time::Clock;
 
@@ -57,7 +57,7 @@ pub struct Local {
     queue: Arc<Queue>,
     images: Arc<Images>,
     sweeper: Task,
-    sampler: Task,
+    writer: Task,
     lock: Lock,
 }
 
@@ -89,12 +89,13 @@ impl Local {
         let queue = Arc::new(Queue::new(Arc::clone(&ledger), clock.clone(), limits));
         let images = Arc::new(Images::new(Arc::clone(&ledger)));
         let handle = Arc::new(queue::Handle(Arc::clone(&queue), Arc::clone(&images)));
-        let cache = Cache::new(config, clock, files, Arc::clone(&ledger) as _, handle, None).context("cannot start")?;
+        let storage = Storage { blobs: files, ledger: Arc::clone(&ledger) as _, fills: handle };
+        let cache = Cache::new(config, clock, storage, None).context("cannot start")?;
         let cache = Arc::new(cache);
         queue.start(&cache)?;
         images.start(&cache)?;
-        let (sweeper, sampler) = (Task::sweep(&cache, &ledger), Task::sample(&cache));
-        Ok(Self { cache, queue, images, sweeper, sampler, lock })
+        let (sweeper, writer) = (Task::sweep(&cache, &ledger), Task::write_counts(&cache));
+        Ok(Self { cache, queue, images, sweeper, writer, lock })
     }
 
     /// Prefetches what `[[schedule]]` says, as long as this cache runs.
@@ -120,13 +121,14 @@ impl Local {
         })
     }
 
-    /// Stops filling: running fills get `grace` to finish. The others are parked: the next start continues them. No other
+    /// Stops filling, and writes down what was counted: running fills get `grace` to finish. The others are parked: the next start continues them. No other
     /// process can use the directory until the lock that this returns is dropped: answers may still be under way.
     pub async fn stop(self, grace: Duration) -> Lock {
         self.images.stop().await;
         self.sweeper.stop().await;
-        self.sampler.stop().await;
+        self.writer.stop().await;
         self.queue.stop(grace).await;
+        self.cache.operate.write_counts().await;
         self.lock
     }
 
@@ -140,18 +142,21 @@ impl Local {
 /// When a process sweeps first, and how often then.
 const SWEEPS: (Duration, Duration) = (Duration::from_mins(5), Duration::from_hours(1));
 
+/// How often what was counted is written down: a crash loses that much of it.
+const COUNTS: Duration = Duration::from_mins(5);
+
 /// What is done again and again until it is dropped.
 struct Task(JoinHandle<()>);
 
 impl Task {
-    /// Remembers what is counted.
-    fn sample(cache: &Arc<Cache>) -> Self {
-        let (mut ticks, cache) = (interval(EVERY), Arc::downgrade(cache));
+    /// Writes down what is counted.
+    fn write_counts(cache: &Arc<Cache>) -> Self {
+        let (mut ticks, cache) = (interval(COUNTS), Arc::downgrade(cache));
         Self(tokio::spawn(async move {
             loop {
                 ticks.tick().await;
                 let Some(cache) = cache.upgrade() else { return };
-                cache.core.journal.sample();
+                cache.operate.write_counts().await;
             }
         }))
     }
@@ -303,16 +308,38 @@ fn take(data: &Path) -> anyhow::Result<Lock> {
 mod tests {
     use super::*;
     use crate::config::Cold;
+    use crate::journal::{Metric, Slot};
+    use crate::values::time::Timestamp;
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_counted_is_remembered_every_quarter_of_an_hour() {
+    async fn what_is_counted_is_written_down_every_five_minutes_and_at_the_end() {
         let data = tempfile::tempdir().unwrap();
         let config = Config::load(None, Cold::Follow, |_| Ok(String::new())).unwrap();
         let config = Config { data_dir: data.path().join("data"), ..config };
-        let local = Local::open(config, Clock::default()).await.unwrap();
-        tokio::time::sleep(EVERY * 2 + Duration::from_secs(1)).await;
-        // At the start, twice since, and now.
-        assert_eq!(local.cache.core.journal.history().len(), 4);
+        let clock = Clock::manual(Timestamp(1_800_000_000));
+        let [hour, day] = Slot::at(clock.now());
+        let hits = async |local: &Local| {
+            let written = local.cache.core.storage.ledger.tallies(&[hour, day]).await.unwrap();
+            written.iter().map(|(_, tally)| tally.sum(Metric::Hits, |_| true)).collect::<Vec<_>>()
+        };
+        let count = |local: &Local| {
+            local.cache.core.journal.of(Some(&"docker.io".parse().unwrap())).add(Metric::Hits, 1);
+        };
+        let local = Local::open(config.clone(), clock.clone()).await.unwrap();
+        count(&local);
+        tokio::time::sleep(COUNTS + Duration::from_secs(1)).await;
+        // Time goes on by itself only while nothing else is done, and the write is of another thread.
+        let written = async {
+            while hits(&local).await != [1, 1] {
+                tokio::task::yield_now().await;
+            }
+        };
+        written.await;
+        count(&local);
+        assert_eq!(hits(&local).await, [1, 1]);
+        local.stop(Duration::ZERO).await;
+        let local = Local::open(config, clock).await.unwrap();
+        assert_eq!(hits(&local).await, [2, 2]);
         local.stop(Duration::ZERO).await;
     }
 }

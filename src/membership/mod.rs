@@ -155,7 +155,7 @@ impl Membership {
         let (membership, there, digest) = (Arc::clone(self), repository.clone(), digest.clone());
         let key = (repository.clone(), digest.clone());
         let work = || async move {
-            let view = membership.core.ledger.blob(&there, &digest).await?;
+            let view = membership.core.storage.ledger.blob(&there, &digest).await?;
             if let Some(member) = view.member.filter(|_| view.is_shown()) {
                 return Ok(member.size);
             }
@@ -173,7 +173,7 @@ impl Membership {
 
     /// Like [`Self::prove`], for the repository of a job, unless the ledger says that the blob may be read there.
     pub(crate) async fn prove_for(self: &Arc<Self>, job: &Job) -> Result<(), FillError> {
-        let view = self.core.ledger.blob(&job.repository, &job.digest).await?;
+        let view = self.core.storage.ledger.blob(&job.repository, &job.digest).await?;
         self.prove_unless_shown(&view, &job.repository, &job.digest).await
     }
 
@@ -194,6 +194,6 @@ impl Membership {
     /// Records that upstream has shown a blob to this repository.
     pub(crate) async fn note_proven(&self, repository: &Repository, digest: &Digest, size: u64) {
         let member = Member { size, used_at: self.core.clock.now(), proven: true };
-        beside(self.core.ledger.put_membership(repository, digest, member).await, "a membership");
+        beside(self.core.storage.ledger.put_membership(repository, digest, member).await, "a membership");
     }
 }

@@ -123,7 +123,8 @@ impl FromStr for Digest {
             }
             _ => return Err(InvalidDigest::Malformed),
         };
-        let hexadecimal = encoded.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        // Without a way out, it is done for many bytes at once.
+        let hexadecimal = encoded.bytes().fold(true, |all, byte| all & matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         if encoded.len() != algorithm.hex_length() || !hexadecimal {
             return Err(InvalidDigest::Malformed);
         }

@@ -37,12 +37,14 @@ impl Name {
         self.0.split_once('/').map_or(&self.0, |(first, _)| first)
     }
 
-    /// Every way to split it in two at a slash, the longest first part first.
-    pub fn splits(&self) -> impl Iterator<Item = (&str, Self)> {
-        self.0.rmatch_indices('/').filter_map(|(at, _)| {
-            let (first, rest) = self.0.split_at_checked(at)?;
-            Some((first, Self(rest.strip_prefix('/')?.into())))
-        })
+    /// What stands before each of its slashes, the longest first.
+    pub fn beginnings(&self) -> impl Iterator<Item = &str> {
+        self.0.rmatch_indices('/').filter_map(|(at, _)| self.0.get(..at))
+    }
+
+    /// What follows one of its [`Self::beginnings`].
+    pub fn after(&self, beginning: &str) -> Option<Self> {
+        Some(Self(self.0.strip_prefix(beginning)?.strip_prefix('/')?.into()))
     }
 
     /// `<self>/<rest>`, of any length: [`Self::checked`] applies the limit of upstreams' names.
@@ -68,8 +70,7 @@ impl Name {
     }
 }
 
-fn is_component(text: &str) -> bool {
-    let bytes = text.as_bytes();
+fn is_component(bytes: &[u8]) -> bool {
     let alphanumeric = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9');
     let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else {
         return false;
@@ -87,7 +88,7 @@ impl FromStr for Name {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        if text.len() <= MAX_PATH_BYTES && text.split('/').all(is_component) {
+        if text.len() <= MAX_PATH_BYTES && text.as_bytes().split(|byte| *byte == b'/').all(is_component) {
             Ok(Self(text.into()))
         } else {
             Err(InvalidName)
@@ -138,7 +139,11 @@ impl FromStr for UpstreamId {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        if text.len() <= MAX_NAME_BYTES && is_component(text) { Ok(Self(text.into())) } else { Err(InvalidName) }
+        if text.len() <= MAX_NAME_BYTES && is_component(text.as_bytes()) {
+            Ok(Self(text.into()))
+        } else {
+            Err(InvalidName)
+        }
     }
 }
 
@@ -223,8 +228,11 @@ mod tests {
     #[test]
     fn a_name_is_divided_and_joined_between_components() {
         let name: Name = "a/b.c/d".parse().unwrap();
-        let splits: Vec<(&str, String)> = name.splits().map(|(first, rest)| (first, rest.to_string())).collect();
+        let splits: Vec<_> = name.beginnings().map(|first| (first, name.after(first).unwrap().to_string())).collect();
         assert_eq!(splits, [("a/b.c", "d".to_owned()), ("a", "b.c/d".to_owned())]);
+        for other in ["a/b", "a/b.c/d", "b"] {
+            assert_eq!(name.after(other), None, "{other}");
+        }
         assert_eq!((name.first(), "a".parse::<Name>().unwrap().first()), ("a", "a"));
         for (place, expected) in [("a", true), ("a/b.c", true), ("a/b.c/d", true), ("a/b", false), ("a/b.c/d/e", false)]
         {

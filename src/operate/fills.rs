@@ -167,7 +167,7 @@ impl Operate {
     /// The same of repositories that a caller sees, so many fills and images at most: first the fills that run, then those
     /// that were given up, then those that have come furthest.
     pub async fn fills_seen(&self, sees: impl Fn(&Repository) -> bool, most: usize) -> Result<FillReport, StoreError> {
-        let Listed { mut fills, mut images } = self.core.fills.list().await?;
+        let Listed { mut fills, mut images } = self.core.storage.fills.list().await?;
         fills.retain(|fill| sees(&fill.job.repository));
         images.retain(|image| sees(&image.repository));
         fills.sort_by_key(|fill| (!fill.runs_here, fill.given_up.is_none(), Reverse(fill.written)));
@@ -183,7 +183,7 @@ impl Operate {
     /// The fill of one blob. `None`: the blob is not stored, and no fill of it is known.
     pub async fn fill_report(&self, digest: &Digest) -> Result<Option<FillStatus>, StoreError> {
         if let Some(requested) =
-            self.core.fills.list().await?.fills.into_iter().find(|known| known.job.digest == *digest)
+            self.core.storage.fills.list().await?.fills.into_iter().find(|known| known.job.digest == *digest)
         {
             return self.report(requested).await.map(Some);
         }
@@ -197,11 +197,11 @@ impl Operate {
             attempts: 0,
             failure: None,
         };
-        Ok(self.core.blobs.size(digest).await?.map(stored))
+        Ok(self.core.storage.blobs.size(digest).await?.map(stored))
     }
 
     async fn report(&self, requested: Requested) -> Result<FillStatus, StoreError> {
-        let view = self.core.ledger.blob(&requested.job.repository, &requested.job.digest).await?;
+        let view = self.core.storage.ledger.blob(&requested.job.repository, &requested.job.digest).await?;
         Ok(FillStatus::new(requested, view.record.as_ref().map(|record| &record.value), self.core.clock.now()))
     }
 }

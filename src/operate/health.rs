@@ -39,9 +39,9 @@ impl Operate {
             let Some(upstream) = core.config.upstreams.keys().next().cloned() else { return Ok(()) };
             // One small item, which no adapter remembers; it need not exist.
             let key = GaugeKey { upstream, credential: GaugeKey::ANONYMOUS.into() };
-            core.ledger.gauge(&key).await.map(drop)
+            core.storage.ledger.gauge(&key).await.map(drop)
         };
-        let (read, room) = tokio::join!(timeout(PATIENCE, read), timeout(PATIENCE, core.blobs.check_room()));
+        let (read, room) = tokio::join!(timeout(PATIENCE, read), timeout(PATIENCE, core.storage.blobs.check_room()));
         let late = |_| Err(StoreError::Unavailable(format!("no answer within {PATIENCE:?}").into()));
         let told = |found: Result<(), StoreError>, reason: &str| {
             let error = found.err()?;
@@ -66,13 +66,14 @@ mod tests {
     use crate::cache::Cache;
     use crate::config::{Cold, Config};
     use crate::local::Files;
+    use crate::ports::Storage;
     use crate::ports::troubled::{NoFills, Troubled};
     use crate::values::time::{Clock, Timestamp};
 
     fn cache(data: &Path, ledger: &Arc<Troubled>, clock: &Clock) -> Cache {
         let config = Config::load(None, Cold::Follow, |_| Ok(String::new())).unwrap();
-        let (files, ledger) = (Arc::new(Files::open(data).unwrap()), Arc::clone(ledger));
-        Cache::new(config, clock.clone(), files, ledger, Arc::new(NoFills), None).unwrap()
+        let (blobs, ledger) = (Arc::new(Files::open(data).unwrap()), Arc::clone(ledger) as _);
+        Cache::new(config, clock.clone(), Storage { blobs, ledger, fills: Arc::new(NoFills) }, None).unwrap()
     }
 
     #[tokio::test]

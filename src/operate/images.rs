@@ -164,7 +164,7 @@ impl Operate {
         let (mut section, most, mut report) = (section.clone(), section.most, ImagesReport::default());
         section.most = most + 1;
         for _ in 0..READS {
-            let read = self.core.ledger.holdings(&section).await?;
+            let read = self.core.storage.ledger.holdings(&section).await?;
             let is_last = read.len() < section.most;
             section.after = read.last().map(|(repository, _)| repository.to_string());
             for (repository, holding) in read.into_iter().filter(|(repository, _)| sees(repository)) {
@@ -218,7 +218,7 @@ impl Operate {
         repository: &Repository,
         wanted: Wanted,
     ) -> Result<(Vec<Known>, Option<Reference>), StoreError> {
-        let ledger = &self.core.ledger;
+        let ledger = &self.core.storage.ledger;
         let tagged = |tag: Tag, record: TagRecord| {
             let digest = record.observed.as_ref().map(|observed| observed.digest.clone());
             digest.map(|digest| (Some(tag), Some(record), digest))
@@ -254,7 +254,7 @@ impl Operate {
         after: Option<Digest>,
         most: usize,
     ) -> Result<(Vec<Known>, Option<Reference>), StoreError> {
-        let mut digests = self.core.ledger.digests(repository, after.as_ref(), most + 1).await?;
+        let mut digests = self.core.storage.ledger.digests(repository, after.as_ref(), most + 1).await?;
         let more = digests.len() > most;
         digests.truncate(most);
         let next = digests.last().filter(|_| more).cloned().map(Reference::Digest);
@@ -266,14 +266,14 @@ impl Operate {
         if self.core.config.retention.pin.is_empty() {
             return Ok(false);
         }
-        let tags = self.core.ledger.tags(repository, None, MOST_TAGS).await?;
+        let tags = self.core.storage.ledger.tags(repository, None, MOST_TAGS).await?;
         let pinned = tags.into_iter().filter(|(tag, _)| self.is_pinned_tag(repository, tag));
         let pinned: BTreeSet<Digest> = pinned.filter_map(|(_, record)| Some(record.observed?.digest)).collect();
         if pinned.contains(digest) || pinned.is_empty() {
             return Ok(pinned.contains(digest));
         }
         let pinned: Vec<Digest> = pinned.into_iter().take(MOST_PINNED).collect();
-        let indexes = self.core.ledger.manifests(repository, &pinned).await?;
+        let indexes = self.core.storage.ledger.manifests(repository, &pinned).await?;
         Ok(indexes.iter().any(|(index, _)| children_of(index).any(|child| child == *digest)))
     }
 

@@ -80,7 +80,7 @@ impl Operate {
                 }
             }
         }
-        if let Some(Load { running, waiting, resting, oldest }) = core.fills.load() {
+        if let Some(Load { running, waiting, resting, oldest }) = core.storage.fills.load() {
             let name = "stopover_fills_open";
             text.head(name, "gauge", "Fills that have not ended: that run, wait for a place, or rest after a failure.");
             for (state, fills) in [("running", running), ("waiting", waiting), ("resting", resting)] {

@@ -9,6 +9,7 @@ pub mod retention;
 mod robots;
 pub mod status;
 mod sweep;
+pub mod tallies;
 
 pub use health::Health;
 pub use retention::Course;
@@ -30,12 +31,13 @@ pub struct Operate {
     access: Arc<Access>,
     health: Refreshing<Health>,
     swept: Mutex<Option<LastSweep>>,
+    sums: tokio::sync::Mutex<tallies::Sums>,
 }
 
 impl Operate {
     pub(crate) fn new(core: Arc<Core>, pull: Arc<Pull>, access: Arc<Access>) -> Self {
         let health = Refreshing::new(core.clock.clone(), health::FRESH, Duration::ZERO);
-        Self { core, pull, access, health, swept: Mutex::default() }
+        Self { core, pull, access, health, swept: Mutex::default(), sums: tokio::sync::Mutex::default() }
     }
 
     /// The last sweep of this process.

@@ -86,7 +86,7 @@ impl Operate {
         let now = self.core.clock.now();
         match command {
             RobotCommand::List => {
-                let robots = self.core.ledger.robots().await?.map(|robots| robots.value).unwrap_or_default();
+                let robots = self.core.storage.ledger.robots().await?.map(|robots| robots.value).unwrap_or_default();
                 Ok(RobotAnswer::Robots(robots.iter().map(|(name, robot)| robot.status(name, now)).collect()))
             }
             RobotCommand::Add { .. } if !self.access.lets_robots_in() => Err(RobotError::NotLetIn),
@@ -123,10 +123,10 @@ impl Operate {
     ) -> Result<(), RobotError> {
         let mut attempts = Attempts::new();
         loop {
-            let known = self.core.ledger.robots().await?;
+            let known = self.core.storage.ledger.robots().await?;
             let (mut robots, version) = known.map_or_else(Default::default, |known| (known.value, Some(known.version)));
             change(&mut robots)?;
-            if self.core.ledger.swap_robots(version, &robots).await?.is_some() {
+            if self.core.storage.ledger.swap_robots(version, &robots).await?.is_some() {
                 return Ok(());
             }
             attempts.again().await.map_err(|_| RobotError::Busy)?;

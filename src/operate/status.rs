@@ -7,13 +7,14 @@ use serde::{Deserialize, Serialize};
 use super::Operate;
 use super::health::Health;
 use super::report::{FOR_OPERATORS, LastSweep, QuotaReport};
+use super::tallies::{Period, Tallied, hit_percent};
 use crate::journal::{Event, EventKind, Metric};
 use crate::oci::UpstreamId;
 use crate::records::gauge::Gauge;
 use crate::upstream::Upstream;
 use crate::values::text::without_addresses;
 
-/// What a process has counted since it started, by the names of the metrics: `hits`, `pulls_spent` and so on.
+/// What was counted, by the names of the metrics: `hits`, `pulls_spent` and so on.
 pub type Counts = BTreeMap<String, u64>;
 
 /// The body of `GET /_stopover/status`.
@@ -26,10 +27,14 @@ pub struct StatusReport {
     /// Whether clients are answered, and what is wrong.
     #[serde(flatten)]
     pub health: Health,
-    /// What was counted at all upstreams that are shown.
+    /// What this process has counted since it started, at all upstreams that are shown.
     pub counts: Counts,
     /// How many requests of a hundred were answered with what is stored; absent before the first one.
     pub hit_percent: Option<u64>,
+    /// What all processes have counted in the last 24 hours. Absent while that cannot be read.
+    pub day: Option<Period>,
+    /// What all processes have counted in the last 30 days. Absent as above.
+    pub month: Option<Period>,
     /// The upstreams that something is known of.
     pub upstreams: Vec<UpstreamStatus>,
     /// The fills of this process. Absent unless an operator asks, and where other processes fill.
@@ -43,8 +48,12 @@ pub struct StatusReport {
 pub struct UpstreamStatus {
     /// Its id.
     pub upstream: String,
-    /// What was counted.
+    /// What this process has counted since it started.
     pub counts: Counts,
+    /// What all processes have counted in the last 24 hours. Absent while that cannot be read.
+    pub day: Option<Counts>,
+    /// What all processes have counted in the last 30 days. Absent as above.
+    pub month: Option<Counts>,
     /// Quota and breakers, for each account of ours.
     pub accounts: Vec<QuotaReport>,
 }
@@ -53,7 +62,8 @@ impl UpstreamStatus {
     /// Whether nothing is known of it: it was not asked, and has named no quota.
     pub fn is_idle(&self) -> bool {
         let is_silent = |account: &QuotaReport| account.remaining.is_none() && account.breakers.is_empty();
-        self.counts.values().all(|count| *count == 0) && self.accounts.iter().all(is_silent)
+        let mut counts = self.month.iter().chain([&self.counts]);
+        counts.all(|counts| counts.values().all(|count| *count == 0)) && self.accounts.iter().all(is_silent)
     }
 }
 
@@ -150,15 +160,19 @@ impl Operate {
         gauges.map(report).collect()
     }
 
-    /// What this process does, at the upstreams that the caller sees; the flag says whether one is private. `all`: as
-    /// operators see it.
+    /// What this process does and all of them have counted, at the upstreams that the caller sees; the flag says whether
+    /// one is private. `all`: as operators see it.
     pub async fn status(&self, all: bool, sees: impl Fn(&UpstreamId, bool) -> bool) -> StatusReport {
         let (core, now) = (&self.core, self.core.clock.now());
         let mut accounts: BTreeMap<UpstreamId, Vec<QuotaReport>> = BTreeMap::new();
         for (upstream, report) in self.quotas(all, &sees).await {
             accounts.entry(upstream).or_default().push(report);
         }
-        let is_shown = |upstream: &UpstreamId| sees(upstream, !core.config.is_public(upstream));
+        // An upstream that is no longer configured is of nobody.
+        let is_shown = |upstream: &UpstreamId| {
+            core.config.upstreams.contains_key(upstream) && sees(upstream, !core.config.is_public(upstream))
+        };
+        let tallied = self.tallied().await;
         let counters: BTreeMap<_, _> = core.journal.counters().filter(|(upstream, _)| is_shown(upstream)).collect();
         let count = |of: &mut dyn Iterator<Item = &UpstreamId>| -> Counts {
             let of: Vec<_> = of.filter_map(|upstream| counters.get(upstream)).collect();
@@ -166,22 +180,25 @@ impl Operate {
             self.counted().map(|(metric, _)| (metric.in_status(), sum(metric))).collect()
         };
         let used = counters.iter().filter(|(_, counters)| !counters.is_empty()).map(|(upstream, _)| *upstream);
-        let known: BTreeSet<&UpstreamId> = used.chain(accounts.keys()).collect();
+        let tallied = tallied.as_ref();
+        let counted = tallied.into_iter().flat_map(Tallied::upstreams).filter(|upstream| is_shown(upstream));
+        let known: BTreeSet<&UpstreamId> = used.chain(accounts.keys()).chain(counted).collect();
         let upstreams = known.into_iter().map(|upstream| UpstreamStatus {
             upstream: upstream.to_string(),
             counts: count(&mut std::iter::once(upstream)),
+            day: tallied.map(|tallied| tallied.day(now, |one| one == upstream).counts),
+            month: tallied.map(|tallied| tallied.month(now, |one| one == upstream).counts),
             accounts: accounts.get(upstream).cloned().unwrap_or_default(),
         });
         let (upstreams, counts) = (upstreams.collect(), count(&mut counters.keys().copied()));
-        let [hits, revalidated, stale, misses] =
-            ["hits", "revalidated", "stale", "misses"].map(|name| counts.get(name).copied().unwrap_or_default());
-        let stored = hits + revalidated + stale;
         StatusReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: now.after(core.journal.started_at).as_secs(),
             health: self.health().await,
-            hit_percent: (stored * 100).checked_div(stored + misses),
+            hit_percent: hit_percent(|metric| counts.get(&metric.in_status()).copied().unwrap_or_default()),
             counts,
+            day: tallied.map(|tallied| tallied.day(now, is_shown)),
+            month: tallied.map(|tallied| tallied.month(now, is_shown)),
             upstreams,
             fills: if all { self.fill_counts().await } else { None },
             last_sweep: self.last_sweep().filter(|_| all),
@@ -189,8 +206,8 @@ impl Operate {
     }
 
     async fn fill_counts(&self) -> Option<FillCounts> {
-        let load = self.core.fills.load()?;
-        let listed = self.core.fills.list().await.ok()?;
+        let load = self.core.storage.fills.load()?;
+        let listed = self.core.storage.fills.list().await.ok()?;
         let failed = listed.fills.iter().filter(|fill| fill.given_up.is_some()).count() + listed.images.len();
         let oldest_age_seconds = load.oldest.map(|oldest| self.core.clock.now().after(oldest).as_secs());
         let (running, waiting, resting) = (load.running, load.waiting, load.resting);

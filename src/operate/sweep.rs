@@ -43,7 +43,7 @@ impl Operate {
 
     /// Whether a sweep has to go part by part, if each is to hold about `most` items.
     pub async fn sweep_in_parts(&self, most: usize) -> Result<Option<Course>, StoreError> {
-        let (mut items, mut entries) = (0, self.core.ledger.entries());
+        let (mut items, mut entries) = (0, self.core.storage.ledger.entries());
         while readable(&mut entries).await?.is_some() {
             items += 1;
         }
@@ -68,7 +68,7 @@ impl Operate {
         if dry_run {
             return Ok((report, kept));
         }
-        let uploads = self.core.blobs.abandon(&uploads, IDLE).await?;
+        let uploads = self.core.storage.blobs.abandon(&uploads, IDLE).await?;
         if course.is_none() {
             let (freed_bytes, kept_bytes) = (report.freed_bytes, report.kept_bytes);
             let swept = LastSweep { at: self.core.clock.now(), freed_bytes, kept_bytes };
@@ -102,7 +102,7 @@ impl Operate {
         let lists_bytes = task.lists_bytes();
         let mut census = Census::new(task, self.core.clock.now());
         let mut unreadable = 0;
-        let mut entries = self.core.ledger.entries();
+        let mut entries = self.core.storage.ledger.entries();
         while let Some(entry) = readable(&mut entries).await? {
             match entry {
                 Ok(entry) => census.count(&entry),
@@ -112,7 +112,7 @@ impl Operate {
                 }
             }
         }
-        let mut stored = self.core.blobs.list();
+        let mut stored = self.core.storage.blobs.list();
         while lists_bytes && let Some(blob) = stored.try_next().await? {
             census.count_bytes(&blob);
         }
@@ -120,7 +120,7 @@ impl Operate {
         let (mut fates, mut batch) = (census.decide(), Batch::default());
         let kept = if matches!(task, Task::Sweep(_, Some(_))) { fates.kept_bytes() } else { Vec::new() };
         let (mut report, mut failure) = (SweepReport { unreadable, ..SweepReport::default() }, None);
-        let mut entries = self.core.ledger.entries();
+        let mut entries = self.core.storage.ledger.entries();
         while let Some(entry) = readable(&mut entries).await? {
             let Ok(entry) = entry else { continue };
             fates.add(entry, &mut batch);
@@ -128,7 +128,7 @@ impl Operate {
                 self.finish(&mut batch, dry_run, &mut report, &mut failure).await;
             }
         }
-        let mut stored = self.core.blobs.list();
+        let mut stored = self.core.storage.blobs.list();
         while lists_bytes && let Some(blob) = stored.try_next().await? {
             fates.add_bytes(blob, &mut batch);
         }
@@ -176,7 +176,7 @@ impl Operate {
             let mut absent = BlobRecord { state: BlobState::Absent, ..record.value.clone() };
             // The next fill continues from the checkpoint of one that died; that of an absent blob was abandoned.
             absent.checkpoint.take_if(|_| record.value.state == BlobState::Absent);
-            let swapped = self.core.ledger.swap_blob(&digest, Some(record.version), &absent).await;
+            let swapped = self.core.storage.ledger.swap_blob(&digest, Some(record.version), &absent).await;
             done.absent.extend(noted(swapped, failure).flatten().map(|_| (digest, record)));
         }
         for entry in unnoted {
@@ -184,7 +184,7 @@ impl Operate {
         }
         let sharing = sharing.into_iter().map(|(digest, record)| async move {
             let value = BlobRecord { shared: !record.value.shared, ..record.value };
-            self.core.ledger.swap_blob(&digest, Some(record.version), &value).await
+            self.core.storage.ledger.swap_blob(&digest, Some(record.version), &value).await
         });
         let mut sharing = stream::iter(sharing.collect::<Vec<_>>()).buffer_unordered(AT_ONCE);
         while let Some(written) = sharing.next().await {
@@ -195,7 +195,7 @@ impl Operate {
 
     /// Writes what was counted of repositories. What a pull has noted meanwhile stays until the next sweep.
     async fn write_recounts(&self, recounts: Vec<Recount>, failure: &mut Option<StoreError>) {
-        let ledger = &self.core.ledger;
+        let ledger = &self.core.storage.ledger;
         let writes = recounts.into_iter().map(|Recount { repository, written, holding }| async move {
             match (written, holding) {
                 (written, Some(holding)) => {
@@ -217,10 +217,10 @@ impl Operate {
         let now = self.core.clock.now();
         match entry {
             Entry::Manifest(StoredManifest { repository, digest, .. }) => {
-                self.core.ledger.touch_manifest(repository, digest, now, now).await.map(drop)
+                self.core.storage.ledger.touch_manifest(repository, digest, now, now).await.map(drop)
             }
             Entry::Blob { digest, record } => match used(&record.value, now) {
-                Some(noted) => self.core.ledger.swap_blob(digest, Some(record.version), &noted).await.map(drop),
+                Some(noted) => self.core.storage.ledger.swap_blob(digest, Some(record.version), &noted).await.map(drop),
                 None => Ok(()),
             },
             Entry::Membership { .. }
@@ -238,8 +238,10 @@ impl Operate {
         removed: &mut Vec<Entry>,
         failure: &mut Option<StoreError>,
     ) -> Vec<Entry> {
-        let removals: Vec<_> =
-            entries.into_iter().map(|entry| async move { (self.core.ledger.remove(&entry).await, entry) }).collect();
+        let removals: Vec<_> = entries
+            .into_iter()
+            .map(|entry| async move { (self.core.storage.ledger.remove(&entry).await, entry) })
+            .collect();
         let mut removals = stream::iter(removals).buffer_unordered(AT_ONCE);
         let mut spared = Vec::new();
         while let Some((gone, entry)) = removals.next().await {
@@ -264,15 +266,15 @@ impl Operate {
             None => BlobRecord::new(state),
         };
         let expected = seen.as_ref().map(|seen| seen.version);
-        let Some(version) = self.core.ledger.swap_blob(digest, expected, &value).await? else {
+        let Some(version) = self.core.storage.ledger.swap_blob(digest, expected, &value).await? else {
             return Ok(false);
         };
         // Long before another process may take over, or the bytes of its fill would be deleted.
-        tokio::time::timeout(REMOVING / 2, self.core.blobs.remove(digest))
+        tokio::time::timeout(REMOVING / 2, self.core.storage.blobs.remove(digest))
             .await
             .map_err(|_| StoreError::Unavailable(format!("blob {digest} could not be removed in time").into()))??;
         let record = Versioned { value, version };
-        self.core.ledger.remove(&Entry::Blob { digest: digest.clone(), record }).await?;
+        self.core.storage.ledger.remove(&Entry::Blob { digest: digest.clone(), record }).await?;
         Ok(true)
     }
 }

@@ -11,7 +11,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Bounds a loop that reads a record, changes it, and writes it over the version that was read.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Attempts(u32);
 
 impl Attempts {

@@ -9,8 +9,11 @@ mod blobs;
 mod cloud;
 mod fills;
 mod inventory;
+mod tallies;
 #[cfg(test)]
 pub(crate) mod troubled;
+
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
@@ -20,6 +23,7 @@ pub use blobs::{Blobs, Location, SignedUrl, StoredBlob, Upload};
 pub use cloud::{Cloud, IssuedLogin, SecretVersion};
 pub use fills::{Fills, GivenUp, ImageJob, Job, Listed, Load, Priority, Progress, Requested, Watched, Work};
 pub use inventory::{Inventory, Section};
+pub use tallies::{MOST_SUMS, Tallies};
 
 use crate::errors::StoreError;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
@@ -27,6 +31,17 @@ use crate::records::gauge::Gauge;
 use crate::records::robot::Robots;
 use crate::records::{BlobRecord, BlobView, Entry, GaugeKey, ListKey, Listing, Member, Standing, TagRecord, Versioned};
 use crate::values::time::Timestamp;
+
+/// Where an installation keeps things, and what copies them there.
+#[derive(Clone)]
+pub struct Storage {
+    /// Content.
+    pub blobs: Arc<dyn Blobs>,
+    /// Records.
+    pub ledger: Arc<dyn Ledger>,
+    /// What runs fills.
+    pub fills: Arc<dyn Fills>,
+}
 
 /// The longest list that is kept, in bytes of JSON: an item of `DynamoDB` may have 400 KB.
 pub const MAX_LISTING_BYTES: usize = 350_000;
@@ -37,7 +52,7 @@ pub const MAX_LISTING_BYTES: usize = 350_000;
 /// happens atomically or not at all. A read sees every write that was acknowledged before it, except
 /// [`Self::manifest`] and the membership of [`Self::blob`], which may lag by a second on `DynamoDB`.
 #[async_trait]
-pub trait Ledger: Inventory {
+pub trait Ledger: Inventory + Tallies {
     /// The record of a tag, or of a digest.
     async fn reference(
         &self,

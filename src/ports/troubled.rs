@@ -7,8 +7,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
-use super::{Fills, ImageJob, Inventory, Job, Ledger, Listed, Section, Watched};
+use super::{Fills, ImageJob, Inventory, Job, Ledger, Listed, Section, Tallies, Watched};
 use crate::errors::StoreError;
+use crate::journal::{Slot, Tally};
 use crate::local::EmbeddedLedger;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository, Tag};
 use crate::records::gauge::Gauge;
@@ -226,6 +227,21 @@ impl Inventory for Troubled {
 
     async fn blobs(&self, digests: &[Digest]) -> Result<Vec<(Digest, BlobRecord)>, StoreError> {
         self.inner.blobs(digests).await
+    }
+}
+
+#[async_trait]
+impl Tallies for Troubled {
+    async fn add_tally(&self, slot: Slot, tally: &Tally) -> Result<(), StoreError> {
+        if self.is_overtaken() {
+            return Err(StoreError::Unavailable("it is in trouble".into()));
+        }
+        self.inner.add_tally(slot, tally).await
+    }
+
+    async fn tallies(&self, slots: &[Slot]) -> Result<Vec<(Slot, Tally)>, StoreError> {
+        self.answer_or_not().await;
+        self.inner.tallies(slots).await
     }
 }
 

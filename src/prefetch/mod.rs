@@ -135,7 +135,7 @@ impl Prefetch {
                 }
             })
             .collect();
-        self.core.fills.request(&jobs).await?;
+        self.core.storage.fills.request(&jobs).await?;
         // The fills of what could be fetched are requested even so.
         failure.map_or(Ok(Prefetched { digest, blobs }), Err)
     }
@@ -205,7 +205,7 @@ impl Prefetch {
                 Err(error) => tracing::error!(%error, "an image of a schedule is none that can be pulled here"),
             }
         }
-        self.core.fills.request_images(&images).await?;
+        self.core.storage.fills.request_images(&images).await?;
         Ok(images.len())
     }
 }

@@ -28,7 +28,7 @@ impl Pull {
         want: Want,
     ) -> Result<PulledBlob, PullError> {
         let upstream = self.core.upstreams.get(repository)?;
-        let view = self.core.ledger.blob(repository, digest).await?;
+        let view = self.core.storage.ledger.blob(repository, digest).await?;
         // 9a. Permission first: stored bytes, or a manifest that names them, do not mean that this repository may serve
         // them.
         let (size, served) = match view.member.filter(|_| view.is_shown() || !view.is_stored()) {
@@ -51,7 +51,7 @@ impl Pull {
         }
         // 9b. Stored: from storage.
         if view.is_stored()
-            && let Some(location) = self.core.blobs.locate(digest).await?
+            && let Some(location) = self.core.storage.blobs.locate(digest).await?
         {
             return Ok(PulledBlob::at(location, size, served));
         }
@@ -82,9 +82,9 @@ impl Pull {
     /// Whether a blob is stored and may be read here. Also marks it as used, so that a sweep leaves it alone, or it is
     /// filled again.
     pub(crate) async fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, StoreError> {
-        let view = self.core.ledger.blob(repository, digest).await?;
+        let view = self.core.storage.ledger.blob(repository, digest).await?;
         let view = self.note_blob(repository, digest, view).await;
-        Ok(view.is_stored() && view.is_shown() && self.core.blobs.locate(digest).await?.is_some())
+        Ok(view.is_stored() && view.is_shown() && self.core.storage.blobs.locate(digest).await?.is_some())
     }
 
     /// Asks upstream whether a blob belongs to a repository, and records that. Returns its length in bytes.
@@ -114,7 +114,7 @@ impl Pull {
     ) -> Result<PulledBlob, PullError> {
         if !filling
             && admitted.is_ok()
-            && let Err(error) = self.core.fills.request(std::slice::from_ref(job)).await
+            && let Err(error) = self.core.storage.fills.request(std::slice::from_ref(job)).await
         {
             tracing::warn!(repository = %job.repository, blob.digest = %job.digest, error = %chain(&error), "fill could not be requested");
         }
@@ -135,7 +135,7 @@ impl Pull {
         let deadline = Instant::now() + bounded(self.core.config.wait);
         let found = async {
             for _ in 0..JOINED {
-                let Some(Watched { repository, progress }) = self.core.fills.request_now(job).await? else {
+                let Some(Watched { repository, progress }) = self.core.storage.fills.request_now(job).await? else {
                     return self.poll(job).await;
                 };
                 if repository == job.repository {
@@ -192,7 +192,7 @@ impl Pull {
         let mut pause = Duration::from_millis(50);
         let mut attempts = None;
         loop {
-            let view = self.core.ledger.blob(&job.repository, &job.digest).await?;
+            let view = self.core.storage.ledger.blob(&job.repository, &job.digest).await?;
             if view.is_stored() {
                 // Another repository's fill may have stored it.
                 self.membership.prove_unless_shown(&view, &job.repository, &job.digest).await?;
@@ -212,7 +212,7 @@ impl Pull {
     }
 
     async fn located(&self, job: &Job) -> Result<PulledBlob, PullError> {
-        let location = self.core.blobs.locate(&job.digest).await?.ok_or(PullError::NotYet)?;
+        let location = self.core.storage.blobs.locate(&job.digest).await?.ok_or(PullError::NotYet)?;
         Ok(PulledBlob::at(location, job.size, Served::Miss))
     }
 }

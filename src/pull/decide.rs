@@ -1,6 +1,6 @@
 //! The decision about a manifest, from what is known and the time alone: no I/O, no clock.
 //!
-//! The arms of [`decide`] have the order and the numbers of README's data path:
+//! The arms of [`answer_or_ask`] have the order and the numbers of README's data path:
 //!
 //! 3. Manifest by tag, fresh record
 //! 4. Remembered "missing"
@@ -10,9 +10,13 @@
 //! 8. Manifest by digest
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::errors::{OverBudget, PullError, UpstreamError};
 use crate::oci::{Digest, Manifest, Observed, Reference};
+use crate::ports::Attempts;
 use crate::records::{TagRecord, tag};
 use crate::values::served::Served;
 use crate::values::time::Timestamp;
@@ -39,12 +43,50 @@ pub(super) struct Facts {
     pub(super) permission_due: bool,
     /// Upstream said that there is no such repository.
     pub(super) absent: bool,
-    /// The caller has no budget for another manifest from upstream.
-    pub(super) over: Option<OverBudget>,
-    /// We hold the lease of the reference: all others wait for us.
-    pub(super) leased: bool,
+    /// A tag that upstream has deleted is served on.
+    pub(super) keeps_deleted: bool,
+    /// Whether the caller may spend another manifest from upstream.
+    pub(super) budget: Allowed,
+    /// Who may ask upstream now.
+    pub(super) turn: Turn,
     /// The client has waited as long as it may for another process.
     pub(super) late: bool,
+}
+
+/// Something that costs budget.
+#[derive(Clone, Debug)]
+pub(super) enum Allowed {
+    /// The budget was not looked at yet: most answers cost nothing.
+    Unknown,
+    Yes,
+    No(OverBudget),
+}
+
+/// Of all that want the same, one asks upstream.
+#[derive(Clone, Debug)]
+pub(super) enum Turn {
+    /// Each caller is on its own, and only looks at what is known.
+    Caller,
+    /// This one is for all callers of this process. Other processes may be asking.
+    Process(InProcess),
+    /// We hold the lease of the reference, and all others wait for us.
+    Leased {
+        /// Until when upstream has to answer, and how long that is.
+        end: Instant,
+        limit: Duration,
+    },
+}
+
+/// Of a process whose turn has not come yet.
+#[derive(Clone, Debug)]
+pub(super) struct InProcess {
+    /// The version of the record as it was read last, and as it was at first.
+    pub(super) version: Option<u64>,
+    pub(super) first: Option<u64>,
+    /// How long its clients wait for another process.
+    pub(super) end: Instant,
+    /// Those to take the lease.
+    pub(super) attempts: Attempts,
 }
 
 /// A manifest that has to be looked for.
@@ -86,14 +128,18 @@ pub(super) enum Step {
     FindLastKnown,
     /// Ask upstream whether it still shows us the stored manifest.
     AskPermission,
-    /// Ask upstream what the reference is, which costs no quota.
-    Head,
-    /// Fetch what the tag is.
-    GetByTag,
-    /// Fetch the manifest of this digest.
-    GetByDigest(Digest),
+    /// Ask upstream whether it has deleted the tag, or hides it from us.
+    AskIfHidden,
+    /// See whether the caller's budget has room for a manifest.
+    CheckBudget,
+    /// Ask together with all callers of this process that want the same.
+    Join,
+    /// Ask for all processes: take the lease of the reference.
+    TakeTurn,
     /// Another process asks upstream: look again what is known.
     Wait,
+    /// Ask upstream.
+    Ask(Ask),
     /// Answer with the manifest, or with what HEAD answers.
     Serve(Served),
     /// Answer with what upstream said last.
@@ -104,8 +150,24 @@ pub(super) enum Step {
     Refuse(PullError),
 }
 
-/// What is done next about a question.
+/// What upstream is asked.
+#[derive(Clone, Debug)]
+pub(super) enum Ask {
+    /// What the reference is, which costs no quota.
+    Head,
+    /// For what the tag is.
+    GetByTag,
+    /// For the manifest of this digest.
+    GetByDigest(Digest),
+}
+
+/// What is done next about a question: the answer, what it takes to find one, or what has to come before upstream is asked.
 pub(super) fn decide(facts: &Facts, now: Timestamp) -> Step {
+    answer_or_ask(facts, now).in_turn(facts)
+}
+
+/// The same of a caller that were alone.
+fn answer_or_ask(facts: &Facts, now: Timestamp) -> Step {
     let Facts { reference, record, stored, heard, .. } = facts;
     let observed = record.as_ref().and_then(|record| record.observed.as_ref());
     let fresh = record.as_ref().is_some_and(|record| record.is_fresh(now)) && !facts.asks();
@@ -117,7 +179,7 @@ pub(super) fn decide(facts: &Facts, now: Timestamp) -> Step {
             Found::Unknown => Step::FindStored(observed.digest.clone()),
             Found::Yes(_) => Step::Serve(Served::Hit),
             // Only HEAD has been asked for so far.
-            Found::No => Step::GetByDigest(observed.digest.clone()),
+            Found::No => Step::Ask(Ask::GetByDigest(observed.digest.clone())),
         },
         // 4. Remembered "missing": of the reference, or of its repository.
         (_, Heard::Nothing) if fresh && !is_stored => Step::Missing(Served::Hit),
@@ -128,7 +190,7 @@ pub(super) fn decide(facts: &Facts, now: Timestamp) -> Step {
         (_, Heard::Trouble(error) | Heard::Absent(error)) => facts.last_known_or(Step::Refuse(error.clone().into())),
         (_, Heard::Failed(error @ PullError::OverBudget(_))) => facts.last_known_or(Step::Refuse(error.clone())),
         (_, Heard::Failed(error)) => Step::Refuse(error.clone()),
-        (_, Heard::Nothing) if !is_stored && !facts.leased && tag::is_leased(record.as_ref(), now) => {
+        (_, Heard::Nothing) if !is_stored && !facts.is_leased() && tag::is_leased(record.as_ref(), now) => {
             match facts.last_known {
                 Found::Unknown => Step::FindLastKnown,
                 Found::Yes(_) if facts.late || !(facts.check || facts.permission_due) => Step::ServeStale,
@@ -137,24 +199,24 @@ pub(super) fn decide(facts: &Facts, now: Timestamp) -> Step {
             }
         }
         // 6. Stale record: HEAD, which is free. The same digest, or a new one, which is fetched by digest.
-        (Reference::Tag(_), Heard::Nothing) if observed.is_some() => Step::Head,
-        (_, Heard::Named(named)) => match (stored, &facts.over) {
+        (Reference::Tag(_), Heard::Nothing) if observed.is_some() => Step::Ask(Ask::Head),
+        (_, Heard::Named(named)) => match (stored, facts.over()) {
             (Found::Unknown, _) => Step::FindStored(named.digest.clone()),
             (Found::Yes(_), _) => Step::Serve(Served::Revalidated),
             (Found::No, Some(over)) => facts.last_known_or(Step::Refuse(over.clone().into())),
             (Found::No, None) if facts.head => Step::Serve(Served::Miss),
-            (Found::No, None) => Step::GetByDigest(named.digest.clone()),
+            (Found::No, None) => Step::Ask(Ask::GetByDigest(named.digest.clone())),
         },
         // 7. No record: a client's HEAD is a HEAD, and so is that of a caller without budget; else one GET by tag.
-        (Reference::Tag(_), Heard::Nothing) if facts.head || facts.over.is_some() => Step::Head,
-        (Reference::Tag(_), Heard::Nothing | Heard::Unnamed) => Step::GetByTag,
+        (Reference::Tag(_), Heard::Nothing) if facts.head || facts.over().is_some() => Step::Ask(Ask::Head),
+        (Reference::Tag(_), Heard::Nothing | Heard::Unnamed) => Step::Ask(Ask::GetByTag),
         // 8. Manifest by digest: stored for this repository, or fetched.
         (Reference::Digest(_), Heard::Nothing) if is_stored && facts.permission_due => Step::AskPermission,
         (Reference::Digest(_), Heard::Nothing) if is_stored => Step::Serve(Served::Hit),
-        (Reference::Digest(_), Heard::Nothing) if facts.head => Step::Head,
-        (Reference::Digest(digest), Heard::Nothing | Heard::Unnamed) => match &facts.over {
+        (Reference::Digest(_), Heard::Nothing) if facts.head => Step::Ask(Ask::Head),
+        (Reference::Digest(digest), Heard::Nothing | Heard::Unnamed) => match facts.over() {
             Some(over) => Step::Refuse(over.clone().into()),
-            None => Step::GetByDigest(digest.clone()),
+            None => Step::Ask(Ask::GetByDigest(digest.clone())),
         },
         (_, Heard::Sent(_, served)) => Step::Serve(*served),
     }
@@ -163,15 +225,27 @@ pub(super) fn decide(facts: &Facts, now: Timestamp) -> Step {
 impl Facts {
     /// Whether upstream is asked, however fresh the record is.
     fn asks(&self) -> bool {
-        self.leased || self.check || (self.permission_due && matches!(self.reference, Reference::Tag(_)))
+        self.is_leased() || self.check || (self.permission_due && matches!(self.reference, Reference::Tag(_)))
     }
 
     fn last_known_or(&self, otherwise: Step) -> Step {
+        let is_deleted = matches!(self.heard, Heard::Absent(_));
         match self.last_known {
+            _ if is_deleted && !self.keeps_deleted => otherwise,
             Found::Unknown => Step::FindLastKnown,
+            Found::Yes(_) if is_deleted && self.permission_due => Step::AskIfHidden,
             Found::Yes(_) => Step::ServeStale,
             Found::No => otherwise,
         }
+    }
+
+    fn is_leased(&self) -> bool {
+        matches!(self.turn, Turn::Leased { .. })
+    }
+
+    /// Which budget is used up.
+    pub(super) fn over(&self) -> Option<&OverBudget> {
+        if let Allowed::No(over) = &self.budget { Some(over) } else { None }
     }
 }
 
@@ -211,9 +285,19 @@ impl From<PullError> for Heard {
 }
 
 impl Step {
-    /// Whether upstream has to be asked, or waited for.
-    pub(super) fn needs_upstream(&self) -> bool {
-        matches!(self, Self::Head | Self::GetByTag | Self::GetByDigest(_) | Self::Wait)
+    /// The same, or what comes before upstream is asked. One asks for all that want the same: in a process its callers
+    /// join, and of processes the one asks that takes the lease.
+    fn in_turn(self, facts: &Facts) -> Self {
+        match (&facts.turn, &facts.budget, &self) {
+            (Turn::Caller, Allowed::Unknown, Self::Ask(_) | Self::Wait) if !facts.head => Self::CheckBudget,
+            (Turn::Caller, _, Self::Ask(_) | Self::Wait) => Self::Join,
+            // The manifest that a tag is has a turn of its own, by its digest.
+            (Turn::Process(_), _, Self::Ask(Ask::GetByDigest(_))) if matches!(facts.reference, Reference::Tag(_)) => {
+                self
+            }
+            (Turn::Process(_), _, Self::Ask(_)) => Self::TakeTurn,
+            _ => self,
+        }
     }
 }
 

@@ -5,14 +5,12 @@ use std::sync::{Arc, Weak};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as MemoryCache;
 
-use super::decide::{Facts, Found, Heard};
+use super::decide::{Allowed, Facts, Found, Heard, Turn};
 use super::{Pull, PulledManifest, Want};
-use crate::budget::Bill;
-use crate::config::Deleted;
 use crate::errors::PullError;
 use crate::oci::{Digest, Manifest, Observed, Reference, Repository};
-use crate::records::{TagRecord, tag};
-use crate::upstream::{Evidence, Upstream};
+use crate::records::tag;
+use crate::upstream::Evidence;
 use crate::values::served::Served;
 
 /// Manifests this process has served: they never change under a digest, and each counts for its own repository only.
@@ -79,54 +77,13 @@ impl Pull {
         }
         // A check reads it when its turn has come.
         if !want.check {
-            facts.record = self.core.ledger.reference(repository, reference).await?.map(|record| record.value);
+            facts.record = self.core.storage.ledger.reference(repository, reference).await?.map(|record| record.value);
             // Upstream may not show the tag to us any more.
             facts.permission_due = facts.observed().is_some() && self.membership.permission_is_due(repository).await?;
             facts.absent =
                 facts.observed().is_none() && self.core.upstreams.standings.check_known_absent(repository).is_err();
         }
         Ok(facts)
-    }
-
-    /// What is known as upstream is about to be asked, and the version of the record. The record comes first: the
-    /// process that gave its lease back had stored the manifest before.
-    pub(super) async fn facts_in_turn(
-        &self,
-        repository: &Repository,
-        reference: &Reference,
-        want: &Want,
-    ) -> Result<(Facts, Option<u64>), PullError> {
-        let mut facts = Facts::new(reference, want);
-        let record = self.core.ledger.reference(repository, reference).await?;
-        let version = record.as_ref().map(|record| record.version);
-        facts.record = record.map(|record| record.value);
-        facts.permission_due = facts.observed().is_some() && self.membership.permission_is_due(repository).await?;
-        if let Reference::Digest(digest) = reference {
-            facts.stored = self.stored(repository, digest).await?.into();
-        }
-        Ok((facts, version))
-    }
-
-    /// What upstream said last, where the answer that it gives now lets us serve that.
-    pub(super) async fn servable(
-        self: &Arc<Self>,
-        repository: &Repository,
-        facts: &Facts,
-        bill: &Bill,
-    ) -> Result<Option<Arc<Manifest>>, PullError> {
-        let upstream = self.core.upstreams.get(repository)?;
-        let is_deleted = matches!(facts.heard, Heard::Absent(_));
-        if is_deleted && upstream.config().deleted == Deleted::Missing {
-            return Ok(None);
-        }
-        let Some(known) = self.last_known(upstream, repository, facts.record.as_ref()).await? else { return Ok(None) };
-        if is_deleted {
-            // A tag that upstream calls missing may only be hidden from us now.
-            let evidence = Evidence::Manifest(known.digest.clone());
-            let asked = self.membership.check_permission(repository, evidence, &bill.without_payer()).await;
-            return Ok(asked.is_ok().then_some(known));
-        }
-        Ok(Some(known))
     }
 
     /// Has upstream asked whether it still shows us a stored manifest.
@@ -142,14 +99,24 @@ impl Pull {
         Ok(Heard::Sent(Arc::clone(manifest), served))
     }
 
-    /// What upstream said last about a tag, if that is stored and not too old.
-    async fn last_known(
+    /// Has upstream asked whether it has deleted a tag, or hides it from us: what it said last may be served then, or not.
+    pub(super) async fn ask_if_hidden(self: &Arc<Self>, repository: &Repository, facts: &mut Facts, want: &Want) {
+        let Some(known) = facts.last_known.manifest() else { return };
+        let evidence = Evidence::Manifest(known.digest.clone());
+        match self.membership.check_permission(repository, evidence, &want.bill.without_payer()).await {
+            Ok(_) => facts.permission_due = false,
+            Err(_) => facts.last_known = Found::No,
+        }
+    }
+
+    /// What upstream said last, if that is stored and not too old.
+    pub(super) async fn last_known(
         &self,
-        upstream: &Upstream,
         repository: &Repository,
-        record: Option<&TagRecord>,
+        facts: &Facts,
     ) -> Result<Option<Arc<Manifest>>, PullError> {
-        let Some(record) = record else { return Ok(None) };
+        let Some(record) = &facts.record else { return Ok(None) };
+        let upstream = self.core.upstreams.get(repository)?;
         if !self.membership.may_be_stale(repository).await? {
             return Ok(None);
         }
@@ -171,14 +138,16 @@ impl Pull {
         if let Some(manifest) = self.memory.warm.get(&key) {
             return Ok(Some(manifest));
         }
-        let Some((manifest, used_at)) = self.core.ledger.manifest(repository, digest).await? else { return Ok(None) };
+        let Some((manifest, used_at)) = self.core.storage.ledger.manifest(repository, digest).await? else {
+            return Ok(None);
+        };
         self.noted_manifest(repository, digest, used_at);
         Ok(Some(self.memory.warm.add(key, Arc::new(manifest))))
     }
 }
 
 impl Facts {
-    fn new(reference: &Reference, want: &Want) -> Self {
+    pub(super) fn new(reference: &Reference, want: &Want) -> Self {
         Self {
             reference: reference.clone(),
             record: None,
@@ -189,8 +158,9 @@ impl Facts {
             check: want.check,
             permission_due: false,
             absent: false,
-            over: None,
-            leased: false,
+            keeps_deleted: false,
+            budget: Allowed::Unknown,
+            turn: Turn::Caller,
             late: false,
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as MemoryCache;
 
-use super::manifest::jittered;
+use super::turn::jittered;
 use super::{Pull, Want};
 use crate::budget::MissReservation;
 use crate::config::Referrers;
@@ -234,7 +234,7 @@ impl Pull {
         if large.as_ref().is_some_and(|large| self.is_fresh(repository, large)) {
             return Ok(large);
         }
-        let kept = self.core.ledger.listing(repository, key).await?.map(Arc::new);
+        let kept = self.core.storage.ledger.listing(repository, key).await?.map(Arc::new);
         let kept = kept.into_iter().chain(large).filter(|kept| now < kept.stale_until);
         Ok(kept.max_by_key(|kept| kept.fresh_until))
     }
@@ -281,7 +281,7 @@ impl Pull {
         let listing = Arc::new(Listing { list, fresh_until: now.plus(fresh), stale_until: now.plus(stale) });
         let large = listing.list.as_ref().is_some_and(|list| list.json_bytes() > MAX_LISTING_BYTES);
         let place = (repository.clone(), key.clone());
-        if !large && beside(self.core.ledger.put_listing(repository, key, &listing).await, "a list").is_some() {
+        if !large && beside(self.core.storage.ledger.put_listing(repository, key, &listing).await, "a list").is_some() {
             self.lists.large.0.remove(&place);
         } else {
             self.lists.large.0.insert(place, Arc::clone(&listing));

@@ -1,5 +1,6 @@
 //! THE READ PATH: [manifests](manifest) by tag and by digest, [blobs](blob), and [lists](listing).
 
+mod ask;
 mod blob;
 mod decide;
 mod known;
@@ -7,6 +8,7 @@ mod listing;
 mod manifest;
 mod source;
 mod store;
+mod turn;
 mod used;
 
 use std::fs::File;
@@ -36,7 +38,7 @@ pub struct Pull {
     core: Arc<Core>,
     membership: Arc<Membership>,
     /// Manifests that upstream is being asked for.
-    flights: Flights<manifest::FlightKey, Result<PulledManifest, PullError>>,
+    flights: Flights<turn::FlightKey, Result<PulledManifest, PullError>>,
     lists: Lists,
     sources: Sources,
     memory: Memory,

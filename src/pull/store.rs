@@ -80,7 +80,7 @@ impl Pull {
             self.check_size(repository, *size, Some(manifest))?;
         }
         let keep_proofs = !self.core.upstreams.is_open(repository);
-        let (ledger, now) = (&self.core.ledger, self.core.clock.now());
+        let (ledger, now) = (&self.core.storage.ledger, self.core.clock.now());
         // Each repository has its own copy. What a caller has no room for is passed on from memory.
         if self.core.budgets.pay_bytes(want.bill.payer, manifest.bytes.len() as u64).is_ok()
             && let put = ledger.put_manifest(repository, manifest, &blobs, keep_proofs, now).await
@@ -105,7 +105,7 @@ impl Pull {
             .filter(|job| self.core.budgets.admit(job).is_ok())
             .collect();
         if !jobs.is_empty()
-            && let Err(error) = self.core.fills.request(&jobs).await
+            && let Err(error) = self.core.storage.fills.request(&jobs).await
         {
             // A later pull of a blob requests its fill again.
             tracing::warn!(%repository, error = %chain(&error), "fills could not be requested");
@@ -123,7 +123,7 @@ impl Pull {
         let (repository, reference) = (repository.clone(), Reference::Digest(manifest.digest.clone()));
         let (platforms, priority, payer) = (platforms.clone(), Priority::Prefetch, want.bill.payer);
         let image = ImageJob { repository, reference, platforms, priority, payer };
-        if let Err(error) = self.core.fills.request_images(std::slice::from_ref(&image)).await {
+        if let Err(error) = self.core.storage.fills.request_images(std::slice::from_ref(&image)).await {
             tracing::warn!(repository = %image.repository, error = %chain(&error), "the platforms of an index could not be requested");
         }
     }
@@ -158,7 +158,7 @@ impl Pull {
         self.core.budgets.charge_miss(payer)?;
         blobs.sort_unstable_by_key(|blob| Reverse(blob.size));
         for blob in blobs {
-            if self.core.ledger.blob(repository, &blob.digest).await?.is_stored() {
+            if self.core.storage.ledger.blob(repository, &blob.digest).await?.is_stored() {
                 most = most.saturating_sub(blob.size);
             } else {
                 least = least.saturating_add(blob.size);
@@ -199,7 +199,8 @@ impl Pull {
         let (deadline, mut pause) = (Instant::now() + bounded(self.core.config.wait), SOON);
         loop {
             let digests: Vec<Digest> = missing.iter().map(|blob| blob.digest.clone()).collect();
-            let known: HashMap<Digest, BlobRecord> = self.core.ledger.blobs(&digests).await?.into_iter().collect();
+            let known: HashMap<Digest, BlobRecord> =
+                self.core.storage.ledger.blobs(&digests).await?.into_iter().collect();
             if known.values().any(|record| record.state == BlobState::Absent && record.failure.is_some()) {
                 return Ok(());
             }
@@ -221,7 +222,7 @@ impl Pull {
                 if jobs.iter().any(|job| self.admit(job).is_err()) {
                     return Ok(());
                 }
-                self.core.fills.request(&jobs).await?;
+                self.core.storage.fills.request(&jobs).await?;
             }
             if tokio::time::timeout_at(deadline, tokio::time::sleep(pause)).await.is_err() {
                 return Err(PullError::NotYet);

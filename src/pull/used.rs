@@ -40,7 +40,7 @@ impl Pull {
         self.memory.uses.keep(key.clone(), (), PATIENCE);
         let note = async {
             let since = now.minus(NOTED);
-            match (self.core.ledger.touch_manifest(repository, digest, since, now).await?, &pulled.manifest) {
+            match (self.core.storage.ledger.touch_manifest(repository, digest, since, now).await?, &pulled.manifest) {
                 (Some(used_at), _) => self.memory.uses.keep_until(key.clone(), (), used_at.plus(NOTED)),
                 (None, Some(manifest)) => {
                     self.keep(repository, manifest, &Want { bill: want.bill.clone(), ..Want::GET }).await?;
@@ -80,7 +80,7 @@ impl Pull {
         let now = self.core.clock.now();
         if let Some(member) = view.member.filter(|member| member.used_at < now.minus(NOTED)) {
             let member = Member { used_at: now, ..member };
-            self.core.ledger.put_membership(repository, digest, member).await?;
+            self.core.storage.ledger.put_membership(repository, digest, member).await?;
         }
         let mut attempts = Attempts::new();
         loop {
@@ -89,11 +89,11 @@ impl Pull {
             else {
                 return Ok(view);
             };
-            if let Some(version) = self.core.ledger.swap_blob(digest, Some(version), &value).await? {
+            if let Some(version) = self.core.storage.ledger.swap_blob(digest, Some(version), &value).await? {
                 return Ok(BlobView { record: Some(Versioned { value, version }), ..view });
             }
             attempts.again().await?;
-            view = self.core.ledger.blob(repository, digest).await?;
+            view = self.core.storage.ledger.blob(repository, digest).await?;
         }
     }
 
@@ -102,12 +102,12 @@ impl Pull {
         let note = async {
             let mut attempts = Attempts::new();
             loop {
-                let known = self.core.ledger.holding(repository).await?;
+                let known = self.core.storage.ledger.holding(repository).await?;
                 let version = known.as_ref().map(|known| known.version);
                 let before = known.map(|known| known.value);
                 let after = change(before.clone().unwrap_or_else(Holding::nothing));
                 if before.as_ref() == Some(&after)
-                    || self.core.ledger.swap_holding(repository, version, &after).await?.is_some()
+                    || self.core.storage.ledger.swap_holding(repository, version, &after).await?.is_some()
                 {
                     return Ok::<_, StoreError>(());
                 }

@@ -13,7 +13,7 @@ mod standing;
 mod token;
 mod trouble;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
@@ -43,13 +43,14 @@ use crate::oci::{
 };
 use crate::ports::{Cloud, Ledger};
 use crate::records::gauge::Gauge;
+use crate::values::ConfiguredMap;
 use crate::values::served::Served;
 use crate::values::time::Clock;
 
 /// The configured upstreams; no others are ever asked.
 pub struct Upstreams {
     /// Each upstream behind the parts of it that a rule has settings for, the longest path first.
-    parts: HashMap<UpstreamId, Vec<(Place, Upstream)>>,
+    parts: ConfiguredMap<UpstreamId, Vec<(Place, Upstream)>>,
     accounts: Vec<Arc<Account>>,
     places: Places,
     default: Place,
@@ -84,7 +85,7 @@ impl Upstreams {
         });
         // A rule for a whole upstream comes later, and replaces the settings of its table.
         let by_path: BTreeMap<String, (Place, Upstream)> = parts.map(|part| (part.0.to_string(), part)).collect();
-        let mut parts: HashMap<UpstreamId, Vec<(Place, Upstream)>> = HashMap::new();
+        let mut parts: ConfiguredMap<UpstreamId, Vec<(Place, Upstream)>> = ConfiguredMap::default();
         // Of two that contain a repository, the longer one comes later.
         for part in by_path.into_values().rev() {
             parts.entry(part.0.upstream.clone()).or_default().push(part);

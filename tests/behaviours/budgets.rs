@@ -62,7 +62,7 @@ async fn robot(world: &World, name: &str) -> String {
 }
 
 pub(super) async fn entries(world: &World) -> usize {
-    world.cache.core.ledger.entries().count().await
+    world.cache.core.storage.ledger.entries().count().await
 }
 
 async fn ten_thousand_random_tags_by_one_principal_spend_its_budget_and_nothing_else(column: Column) {

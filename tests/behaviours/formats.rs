@@ -66,7 +66,7 @@ async fn what_the_first_format_has_stored_is_read_and_served(column: Column) {
             let endpoints = world.endpoints().unwrap();
             put_items(endpoints, &stored_items()).await;
             put_objects(endpoints).await;
-            first::check(&*world.cache.core.ledger, true).await;
+            first::check(&*world.cache.core.storage.ledger, true).await;
             assert!(!gets_place(&dynamo(endpoints), "another").await, "the place is taken");
             world
         }
@@ -124,7 +124,7 @@ async fn what_the_first_format_has_requested_is_done_and_what_was_given_up_stays
     let local = open_at(Clock::manual(NOW), data.path(), &settings(&upstream)).await;
     local.settled().await;
     for stored in image.blobs.iter().map(|(digest, _)| digest).chain([&digest(REQUESTED)]) {
-        let record = local.cache.core.ledger.blob(&repository("a"), stored).await.unwrap().record.unwrap();
+        let record = local.cache.core.storage.ledger.blob(&repository("a"), stored).await.unwrap().record.unwrap();
         assert!(matches!(record.value.state, BlobState::Stored { .. }), "{record:?}");
     }
     let fills = local.cache.operate.fill_reports().await.unwrap().fills;
@@ -167,7 +167,7 @@ async fn a_data_directory_of_a_newer_release_is_refused_unchanged_and_its_own_re
         // As the copy from before the upgrade has it, or one of a release without formats.
         known.map_or_else(|| fs::remove_file(&format), |known| fs::write(&format, known)).unwrap();
         let local = open().await.unwrap();
-        let manifest = local.cache.core.ledger.manifest(&repository("a"), &image().digest).await.unwrap();
+        let manifest = local.cache.core.storage.ledger.manifest(&repository("a"), &image().digest).await.unwrap();
         assert_eq!(manifest, Some((image(), NOW)));
         drop(manifest);
         local.stop(Duration::ZERO).await;

@@ -81,7 +81,8 @@ async fn bytes_that_another_upstream_has_left_are_not_gone_on_with(column: Colum
     let job = hostile.job();
     let filled = world.cache.fill.run(&job, &watch::channel(Progress::Waiting).0, std::future::pending()).await;
     assert!(matches!(filled, Err(FillError::Upstream(_))), "{filled:?}");
-    let record = world.cache.core.ledger.blob(&job.repository, &job.digest).await.unwrap().record.unwrap().value;
+    let record =
+        world.cache.core.storage.ledger.blob(&job.repository, &job.digest).await.unwrap().record.unwrap().value;
     assert!(
         record.checkpoint.is_some_and(|left| left.offset >= 8 * MIB),
         "rubbish is left, and taken for its beginning"
@@ -135,10 +136,10 @@ mod alone {
             payer: None,
         };
         world.upstream.fault("/v2/other/", Fault::Stalled);
-        world.cache.core.fills.request(&[job("other", &other.blobs[1])]).await.unwrap();
+        world.cache.core.storage.fills.request(&[job("other", &other.blobs[1])]).await.unwrap();
         until(|| world.upstream.count("/v2/other/blobs/") == 1).await;
         for name in ["owner", "last"] {
-            world.cache.core.fills.request(&[job(name, &image.blobs[1])]).await.unwrap();
+            world.cache.core.storage.fills.request(&[job(name, &image.blobs[1])]).await.unwrap();
         }
         world.upstream.heal();
         world.settled().await;
@@ -179,7 +180,7 @@ mod alone {
         let local = start().await;
         let digest = Digest::of(Algorithm::Sha256, LAYER);
         let job = Job { repository: repository("a"), digest, size: 1, priority: Priority::Interactive, payer: None };
-        local.cache.core.fills.request(&[job]).await.unwrap();
+        local.cache.core.storage.fills.request(&[job]).await.unwrap();
         local.settled().await;
         local.stop(Duration::ZERO).await;
         for (later, remembered) in [(Duration::from_hours(6 * 24), 1), (Duration::from_hours(24), 0)] {

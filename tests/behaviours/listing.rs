@@ -321,7 +321,7 @@ async fn a_list_costs_no_quota(column: Column) {
 async fn a_list_that_is_over_is_swept(column: Column) {
     let world = World::plan(column).settings("stale = \"1h\"").start().await;
     let lists = || async {
-        let entries = world.cache.core.ledger.entries().map(|entry| entry.expect("the ledger can be read"));
+        let entries = world.cache.core.storage.ledger.entries().map(|entry| entry.expect("the ledger can be read"));
         let entries: Vec<Entry> = entries.collect().await;
         entries.into_iter().filter(|entry| matches!(entry, Entry::Listing { key: ListKey::Tags, .. })).count()
     };

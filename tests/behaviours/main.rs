@@ -7,6 +7,7 @@ mod artifacts;
 mod budgets;
 mod challenges;
 mod conformance;
+mod counts;
 mod documents;
 mod ecr;
 mod fills;

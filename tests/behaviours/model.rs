@@ -132,14 +132,21 @@ async fn run(column: Column, steps: Vec<Step>) {
             Step::Wait(seconds) => world.clock.advance(Duration::from_secs(seconds)),
             Step::LoseLease(tag) => {
                 let reference: Reference = format!("t{tag}").parse().unwrap();
-                let known = world.cache.core.ledger.reference(&repository(), &reference).await.unwrap();
+                let known = world.cache.core.storage.ledger.reference(&repository(), &reference).await.unwrap();
                 let now = world.clock.now();
                 let empty =
                     TagRecord { observed: None, previous: None, checked_at: now, fresh_until: now, lease: None };
                 let (record, version) = known.map_or((empty, None), |known| (known.value, Some(known.version)));
                 // Already over when it is looked at: what is tested is that nothing is lost, not the waiting.
                 let leased = TagRecord { lease: Some(Lease { owner: "the dead".into(), until: now }), ..record };
-                world.cache.core.ledger.swap_reference(&repository(), &reference, version, &leased).await.unwrap();
+                world
+                    .cache
+                    .core
+                    .storage
+                    .ledger
+                    .swap_reference(&repository(), &reference, version, &leased)
+                    .await
+                    .unwrap();
             }
         }
         // The tags that upstream has stay what they are until the next step.

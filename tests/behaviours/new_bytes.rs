@@ -302,7 +302,7 @@ async fn manifests_are_paid_for_like_blobs(column: Column) {
     });
     let paths: Vec<_> = paths.collect();
     let stored = async || {
-        let entries: Vec<Entry> = world.cache.core.ledger.entries().try_collect().await.unwrap();
+        let entries: Vec<Entry> = world.cache.core.storage.ledger.entries().try_collect().await.unwrap();
         entries.iter().filter(|entry| matches!(entry, Entry::Manifest(_))).count()
     };
     for (path, index) in &paths {

@@ -295,6 +295,7 @@ async fn a_status_says_what_was_asked_spent_saved_and_filled_and_to_callers_only
     assert_eq!(json!(counts), json!([3, 1, 1, 3]));
     let filled = if column == Column::Embedded { json!(image.blobs.len()) } else { Value::Null };
     assert_eq!(whole["counts"]["fills"], filled, "other processes fill on AWS");
+    assert_eq!(whole["day"]["counts"]["fills"], json!(image.blobs.len()), "and count what they fill");
     let upstream = |status: &Value, id: &str| {
         let upstreams = status["upstreams"].as_array().unwrap();
         upstreams.iter().find(|upstream| upstream["upstream"] == id).cloned()

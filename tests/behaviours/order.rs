@@ -29,12 +29,12 @@ async fn a_fill_that_was_given_up_is_shown_with_its_reason_and_retried(column: C
     assert!(failed.failure.as_deref().is_some_and(|failure| failure.contains(reason)), "{failed:?}");
     assert_eq!(world.cache.operate.fill_report(digest).await.unwrap().as_ref(), Some(failed));
     world.upstream.heal();
-    assert_eq!(world.cache.core.fills.retry().await.unwrap(), 1);
+    assert_eq!(world.cache.core.storage.fills.retry().await.unwrap(), 1);
     world.settled().await;
     assert_eq!(world.cache.operate.fill_reports().await.unwrap().fills, []);
     let stored = world.cache.operate.fill_report(digest).await.unwrap().unwrap();
     assert_eq!((stored.state, stored.size, stored.written), (FillState::Stored, 5, 5));
-    assert_eq!(world.cache.core.fills.retry().await.unwrap(), 0, "nothing is left to retry");
+    assert_eq!(world.cache.core.storage.fills.retry().await.unwrap(), 0, "nothing is left to retry");
 }
 
 /// SQS knows no order: there, what nobody waits for has a queue of its own. Nor is anybody an operator over HTTP there.
@@ -54,7 +54,7 @@ mod alone {
         let world = World::plan(Column::Embedded).upstream("fills = 1").start().await;
         let first = blob(&world, "first", 100, Priority::Refresh);
         world.upstream.fault("/first/", Fault::Stalled);
-        world.cache.core.fills.request(&[first]).await.unwrap();
+        world.cache.core.storage.fills.request(&[first]).await.unwrap();
         until(|| world.upstream.count("/blobs/") == 1).await;
         world
     }
@@ -84,11 +84,11 @@ mod alone {
             blob(&world, "prefetch", 40, Priority::Prefetch),
             blob(&world, "pulled", 50, Priority::Interactive),
         ];
-        world.cache.core.fills.request(&jobs).await.unwrap();
+        world.cache.core.storage.fills.request(&jobs).await.unwrap();
         let raised = Job { priority: Priority::Interactive, ..jobs[1].clone() };
-        world.cache.core.fills.request(&[raised]).await.unwrap();
+        world.cache.core.storage.fills.request(&[raised]).await.unwrap();
         // Asking again with less urgency changes nothing.
-        world.cache.core.fills.request(&jobs[1..2]).await.unwrap();
+        world.cache.core.storage.fills.request(&jobs[1..2]).await.unwrap();
         let order = fills_begun(&world, &jobs).await;
         // Of the same priority, repositories take turns in the order in which they came.
         assert_eq!(order, expected(&[("pulled", 50), ("raised", 60), ("prefetch", 40), ("refresh", 30)]));
@@ -99,7 +99,7 @@ mod alone {
         let world = occupied().await;
         let mut jobs: Vec<Job> = (1..=20).map(|size| blob(&world, "many", size, Priority::Interactive)).collect();
         jobs.push(blob(&world, "one", 1000, Priority::Interactive));
-        world.cache.core.fills.request(&jobs).await.unwrap();
+        world.cache.core.storage.fills.request(&jobs).await.unwrap();
         let order = fills_begun(&world, &jobs).await;
         assert_eq!((order.len(), &order[..2]), (21, &expected(&[("many", 1), ("one", 1000)])[..]));
     }
@@ -108,7 +108,7 @@ mod alone {
     async fn small_blobs_go_first() {
         let world = occupied().await;
         let jobs = [300, 20, 100].map(|size| blob(&world, "a", size, Priority::Interactive));
-        world.cache.core.fills.request(&jobs).await.unwrap();
+        world.cache.core.storage.fills.request(&jobs).await.unwrap();
         assert_eq!(fills_begun(&world, &jobs).await, expected(&[("a", 20), ("a", 100), ("a", 300)]));
     }
 

@@ -270,7 +270,7 @@ async fn an_image_that_is_prefetched_again_counts_as_used(column: Column) {
     prefetch(&world, &json!({ "images": ["test.local/a:1"] })).await;
     assert_eq!(world.cache.prefetch.request_due_schedules().await.unwrap(), 1);
     world.settled().await;
-    let entries: Vec<Entry> = world.cache.core.ledger.entries().try_collect().await.unwrap();
+    let entries: Vec<Entry> = world.cache.core.storage.ledger.entries().try_collect().await.unwrap();
     for entry in entries {
         let used_at = match entry {
             Entry::Membership { used_at, .. } => Some(used_at),

@@ -95,9 +95,9 @@ async fn bytes_left_by_a_private_fill_are_not_shown_to_whoever_goes_on_with_it(c
         let digest = &image.blobs[1].0;
         let repository =
             stopover::oci::Repository { upstream: "test.local".parse().unwrap(), name: "private/app".parse().unwrap() };
-        let record = world.cache.core.ledger.blob(&repository, digest).await.unwrap().record.unwrap();
+        let record = world.cache.core.storage.ledger.blob(&repository, digest).await.unwrap().record.unwrap();
         let entry = stopover::records::Entry::Blob { digest: digest.clone(), record };
-        assert!(world.cache.core.ledger.remove(&entry).await.unwrap());
+        assert!(world.cache.core.storage.ledger.remove(&entry).await.unwrap());
         name_in(&world, "stranger/app", &image).await;
         world.settled().await;
         for _ in 0..2 {

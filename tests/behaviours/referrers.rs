@@ -245,7 +245,8 @@ async fn asking_for_the_referrers_of_nothing_is_a_miss_and_leaves_nothing_behind
     assert_eq!(world.get_from("192.0.2.1", &path(&subjects[0])).await.header("x-stopover"), "hit", "no miss");
     world.clock.advance(FRESH);
     world.cache.operate.sweep(false).await.unwrap();
-    let entries: Vec<_> = world.cache.core.ledger.entries().map(|entry| entry.expect("it can be read")).collect().await;
+    let entries: Vec<_> =
+        world.cache.core.storage.ledger.entries().map(|entry| entry.expect("it can be read")).collect().await;
     assert!(!entries.iter().any(|entry| matches!(entry, Entry::Listing { .. })), "{entries:?}");
 }
 

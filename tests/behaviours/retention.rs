@@ -70,7 +70,7 @@ async fn sweep(world: &World) -> SweepReport {
 }
 
 async fn entries(world: &World) -> Vec<Entry> {
-    let mut entries: Vec<Entry> = world.cache.core.ledger.entries().try_collect().await.unwrap();
+    let mut entries: Vec<Entry> = world.cache.core.storage.ledger.entries().try_collect().await.unwrap();
     entries.sort_by_key(|entry| format!("{entry:?}"));
     entries
 }
@@ -258,7 +258,7 @@ async fn an_index_lives_with_its_used_children(column: Column) {
     }
     sweep(&world).await;
     assert_stored(&world, [&amd64]).await;
-    let stored = world.cache.core.ledger.manifest(&repository("a"), &digest).await.unwrap();
+    let stored = world.cache.core.storage.ledger.manifest(&repository("a"), &digest).await.unwrap();
     assert!(stored.is_some(), "the index lives with its child");
 }
 
@@ -305,13 +305,21 @@ async fn what_an_earlier_version_stored_counts_as_used_from_now_on(column: Colum
     // As it was written before uses were noted.
     for (digest, _) in &image.blobs {
         let Versioned { value, version } =
-            world.cache.core.ledger.blob(&repository("a"), digest).await.unwrap().record.unwrap();
+            world.cache.core.storage.ledger.blob(&repository("a"), digest).await.unwrap().record.unwrap();
         let unnoted = BlobRecord { used_at: None, ..value };
-        world.cache.core.ledger.swap_blob(digest, Some(version), &unnoted).await.unwrap().unwrap();
+        world.cache.core.storage.ledger.swap_blob(digest, Some(version), &unnoted).await.unwrap().unwrap();
     }
-    let (manifest, _) = world.cache.core.ledger.manifest(&repository("a"), &image.digest).await.unwrap().unwrap();
+    let (manifest, _) =
+        world.cache.core.storage.ledger.manifest(&repository("a"), &image.digest).await.unwrap().unwrap();
     let blobs = manifest.blobs().unwrap();
-    world.cache.core.ledger.put_manifest(&repository("a"), &manifest, &blobs, true, Timestamp(0)).await.unwrap();
+    world
+        .cache
+        .core
+        .storage
+        .ledger
+        .put_manifest(&repository("a"), &manifest, &blobs, true, Timestamp(0))
+        .await
+        .unwrap();
     sweep(&world).await;
     assert_stored(&world, [&image]).await;
     world.clock.advance(29 * DAY);
@@ -330,7 +338,7 @@ async fn what_is_left_of_fills_that_nobody_goes_on_with_goes(column: Column) {
     let parked = world.cache.fill.run(&vast.job(), &watch::channel(Progress::Waiting).0, stop).await.unwrap();
     assert_eq!(parked, Filled::Parked { progress: true });
     let kept = async || {
-        let record = world.cache.core.ledger.blob(&vast.job().repository, vast.digest()).await.unwrap().record;
+        let record = world.cache.core.storage.ledger.blob(&vast.job().repository, vast.digest()).await.unwrap().record;
         record.is_some_and(|record| record.value.checkpoint.is_some())
     };
     sweep(&world).await;
@@ -394,10 +402,11 @@ async fn a_blob_that_is_pulled_while_it_is_swept_is_refilled(column: Column) {
     let layer = &image.blobs[1].0;
     pull(&world, "a", "1").await;
     // A sweep has got as far as this.
-    let stored = world.cache.core.ledger.blob(&repository("a"), layer).await.unwrap().record.unwrap();
+    let stored = world.cache.core.storage.ledger.blob(&repository("a"), layer).await.unwrap().record.unwrap();
     let state = BlobState::Removing { until: world.clock.now().plus(Duration::from_mins(1)) };
     let value = BlobRecord { state, ..stored.value };
-    let version = world.cache.core.ledger.swap_blob(layer, Some(stored.version), &value).await.unwrap().unwrap();
+    let version =
+        world.cache.core.storage.ledger.swap_blob(layer, Some(stored.version), &value).await.unwrap().unwrap();
     world.delete_stored_blobs().await;
     let path = format!("/v2/test.local/a/blobs/{layer}");
     let pull = world.pull(&path);
@@ -405,7 +414,7 @@ async fn a_blob_that_is_pulled_while_it_is_swept_is_refilled(column: Column) {
         // Long enough that the pull finds the removal under way, whichever is first: both end well.
         tokio::time::sleep(Duration::from_millis(300)).await;
         let record = Versioned { value, version };
-        assert!(world.cache.core.ledger.remove(&Entry::Blob { digest: layer.clone(), record }).await.unwrap());
+        assert!(world.cache.core.storage.ledger.remove(&Entry::Blob { digest: layer.clone(), record }).await.unwrap());
     };
     let (answer, ()) = tokio::join!(pull, end);
     assert_eq!(answer.body.as_deref(), Ok(b"layer".as_slice()), "{:?}", answer.status);
@@ -430,7 +439,7 @@ async fn an_image_that_is_pulled_while_it_is_swept_pulls_whole(column: Column) {
     world.settled().await;
     sweep(&world).await;
     assert_stored(&world, [&image]).await;
-    let stored = world.cache.core.ledger.manifest(&repository("a"), &image.digest).await.unwrap();
+    let stored = world.cache.core.storage.ledger.manifest(&repository("a"), &image.digest).await.unwrap();
     assert!(stored.is_some(), "served from memory, it is stored again");
 }
 
@@ -508,18 +517,18 @@ async fn bytes_that_no_record_knows_and_records_of_bytes_that_are_gone_are_repai
     // The bytes of one blob are gone, the fill of another died.
     world.delete_stored_blobs().await;
     let config = &image.blobs[0].0;
-    let record = world.cache.core.ledger.blob(&repository("a"), config).await.unwrap().record.unwrap();
+    let record = world.cache.core.storage.ledger.blob(&repository("a"), config).await.unwrap().record.unwrap();
     let claimed = BlobRecord::new(BlobState::Claimed { owner: "the dead".into(), until: world.clock.now() });
-    world.cache.core.ledger.swap_blob(config, Some(record.version), &claimed).await.unwrap().unwrap();
+    world.cache.core.storage.ledger.swap_blob(config, Some(record.version), &claimed).await.unwrap().unwrap();
     assert_eq!(sweep(&world).await.repaired, 2);
     for digest in [layer, config] {
-        let record = world.cache.core.ledger.blob(&repository("a"), digest).await.unwrap().record.unwrap();
+        let record = world.cache.core.storage.ledger.blob(&repository("a"), digest).await.unwrap().record.unwrap();
         assert_eq!(record.value.state, BlobState::Absent);
     }
     pull_blob(&world, "a", layer, b"layer").await;
     // A record is lost: what nothing names goes with its bytes.
     for entry in entries(&world).await {
-        assert!(world.cache.core.ledger.remove(&entry).await.unwrap());
+        assert!(world.cache.core.storage.ledger.remove(&entry).await.unwrap());
     }
     world.clock.advance(2 * DAY);
     assert_eq!(sweep(&world).await.blobs, 1);

@@ -100,7 +100,7 @@ impl Model {
 
 async fn stored(world: &World, name: &str, digest: &Digest) -> bool {
     let repository = Repository { upstream: "test.local".parse().unwrap(), name: name.parse().unwrap() };
-    world.cache.core.ledger.manifest(&repository, digest).await.unwrap().is_some()
+    world.cache.core.storage.ledger.manifest(&repository, digest).await.unwrap().is_some()
 }
 
 /// Holds what a sweep has left against the model, and takes over what it was free to do.

@@ -168,7 +168,7 @@ fn upstreams() -> Arc<Upstreams> {
     let upstreams = runtime.block_on(async {
         let local = Local::open(config.clone(), Clock::default()).await.expect("it is empty");
         let core = &local.cache.core;
-        Upstreams::new(&config, (&Clock::default(), &core.journal), &core.ledger, None)
+        Upstreams::new(&config, (&Clock::default(), &core.journal), &core.storage.ledger, None)
     });
     Arc::new(upstreams.expect("they can be asked"))
 }

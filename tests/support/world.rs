@@ -397,7 +397,8 @@ fn connect(config: Config, clock: &Clock, endpoints: &Endpoints) -> anyhow::Resu
     let fills = aws::SqsFills::new(aws_sdk_sqs::Client::from_conf(sqs.build()), queues(endpoints));
     let role = Arc::new(aws::OwnRole::of(sdk));
     let (blobs, ledger, fills) = (Arc::new(blobs), Arc::new(ledger), Arc::new(fills));
-    Ok(Arc::new(Cache::new(config, clock.clone(), blobs, ledger, fills, Some(role))?))
+    let storage = stopover::ports::Storage { blobs, ledger, fills };
+    Ok(Arc::new(Cache::new(config, clock.clone(), storage, Some(role))?))
 }
 
 /// For how long calls of AWS wait: longer than the functions do. Here one process has as many requests at once as a thousand

@@ -1,38 +1,26 @@
-//! A chart of the last day: how many requests were answered from the cache, and how many not.
+//! A chart of a day or a month: how many requests were answered from the cache, and how many not.
 
 use super::html::Html;
-use crate::journal::history::{MOST, Sample};
-use crate::oci::UpstreamId;
+use crate::operate::tallies::{Period, Step};
 
 /// How high it is, and how wide one bar with its gap, in units of its own.
 const HIGH: u64 = 100;
 const WIDE: usize = 10;
 
-/// What was counted between each two samples.
-fn steps(samples: &[Sample], is_shown: impl Fn(&UpstreamId) -> bool) -> Vec<(u64, u64)> {
-    let sums: Vec<(u64, u64)> = samples.iter().map(|sample| sample.sums(&is_shown)).collect();
-    let pairs = sums.iter().zip(sums.iter().skip(1));
-    pairs.map(|(before, after)| (after.0.saturating_sub(before.0), after.1.saturating_sub(before.1))).collect()
-}
-
-/// Adds it, unless there is nothing to draw yet.
-pub(super) fn add(html: &mut Html, samples: &[Sample], is_shown: impl Fn(&UpstreamId) -> bool) {
-    let steps = steps(samples, is_shown);
-    let Some(most) = steps.iter().map(|(stored, missed)| stored + missed).max().filter(|most| *most > 0) else {
-        return;
-    };
+/// Adds it, unless there is nothing to draw yet. `each`: what one bar stands for.
+pub(super) fn add(html: &mut Html, Period { steps, .. }: &Period, each: &'static str) {
+    let all = |step: &Step| step.stored.saturating_add(step.missed);
+    let Some(most) = steps.iter().map(all).max().filter(|most| *most > 0) else { return };
     let of_most = |count: u64| count.saturating_mul(HIGH) / most;
-    let said = format!("Requests of the last day, by the quarter of an hour: at most {most}");
-    html.raw(
-        "<figure class=\"chart\"><svg viewBox=\"0 0 960 100\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"",
-    );
-    html.text(&said).raw("\">");
+    let said = format!("Requests of the last {} {each}s: at most {most} in one", steps.len());
+    html.raw("<figure class=\"chart\"><svg viewBox=\"0 0 ").text(steps.len() * WIDE);
+    html.raw(" 100\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"").text(&said).raw("\">");
     for (class, is_stored) in [("<path class=\"stored\" d=\"", true), ("<path class=\"missed\" d=\"", false)] {
         html.raw(class);
-        for (number, (stored, missed)) in steps.iter().enumerate() {
-            let across = (MOST.saturating_sub(steps.len()) + number) * WIDE + WIDE / 2;
+        for (number, step) in steps.iter().enumerate() {
+            let across = number * WIDE + WIDE / 2;
             let (from, to) =
-                if is_stored { (0, of_most(*stored)) } else { (of_most(*stored), of_most(stored + missed)) };
+                if is_stored { (0, of_most(step.stored)) } else { (of_most(step.stored), of_most(all(step))) };
             if from < to {
                 html.text(format_args!("M{across} {}V{}", HIGH - from, HIGH - to));
             }
@@ -46,22 +34,22 @@ pub(super) fn add(html: &mut Html, samples: &[Sample], is_shown: impl Fn(&Upstre
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::values::time::Timestamp;
+    use crate::operate::status::Counts;
 
     #[test]
-    fn bars_stand_at_the_right_and_misses_on_what_was_stored() {
-        let sample =
-            |stored, missed| Sample { at: Timestamp(0), counted: vec![("a.test".parse().unwrap(), stored, missed)] };
-        let drawn = |samples: &[Sample], shown: bool| {
+    fn bars_stand_in_their_order_and_misses_on_what_was_stored() {
+        let drawn = |steps: &[(u64, u64)]| {
+            let steps = steps.iter().map(|(stored, missed)| Step { at: 0, stored: *stored, missed: *missed });
             let mut html = Html::default();
-            add(&mut html, samples, |_| shown);
+            add(&mut html, &Period { counts: Counts::new(), hit_percent: None, steps: steps.collect() }, "hour");
             html.finish()
         };
-        let samples = [sample(0, 0), sample(3, 1), sample(3, 1), sample(4, 2)];
-        let text = drawn(&samples, true);
-        assert!(text.contains("<path class=\"stored\" d=\"M935 100V25M955 100V75\"/>"), "{text}");
-        assert!(text.contains("<path class=\"missed\" d=\"M935 25V0M955 75V50\"/>"), "{text}");
-        assert!(text.contains("at most 4\""), "{text}");
-        assert_eq!((drawn(&samples, false), drawn(&samples[1..3], true)), (String::new(), String::new()));
+        let text = drawn(&[(0, 0), (3, 1), (0, 0), (1, 1)]);
+        assert!(text.contains("viewBox=\"0 0 40 100\""), "{text}");
+        assert!(text.contains("<path class=\"stored\" d=\"M15 100V25M35 100V75\"/>"), "{text}");
+        assert!(text.contains("<path class=\"missed\" d=\"M15 25V0M35 75V50\"/>"), "{text}");
+        assert!(text.contains("aria-label=\"Requests of the last 4 hours: at most 4 in one\""), "{text}");
+        assert_eq!(drawn(&[(0, 0), (0, 0)]), "");
+        assert!(drawn(&[(u64::MAX, u64::MAX)]).contains("M5 100V"), "no number is too large");
     }
 }

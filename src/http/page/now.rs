@@ -5,9 +5,9 @@ use std::time::Duration;
 use super::html::Html;
 use super::{Asked, View, chart, date};
 use crate::http::watch::status_seen_by;
-use crate::oci::UpstreamId;
 use crate::operate::report::{Bytes, QuotaReport};
 use crate::operate::status::{Counts, StatusReport, UpstreamStatus};
+use crate::operate::tallies::Period;
 use crate::values::time::written;
 
 pub(super) async fn view(asked: &Asked<'_>) -> View {
@@ -15,8 +15,10 @@ pub(super) async fn view(asked: &Asked<'_>) -> View {
     let mut html = Html::default();
     readiness(&mut html, &status);
     numbers(&mut html, &status);
-    let is_shown = |upstream: &UpstreamId| asked.caller.sees_upstream(asked.cache, upstream);
-    chart::add(&mut html, &asked.cache.core.journal.history(), is_shown);
+    if let (Some(day), Some(month)) = (&status.day, &status.month) {
+        chart::add(&mut html, day, "hour");
+        chart::add(&mut html, month, "day");
+    }
     html.raw("<h2>Upstreams</h2>");
     let (idle, asked): (Vec<_>, Vec<_>) = status.upstreams.iter().partition(|upstream| upstream.is_idle());
     if asked.is_empty() {
@@ -31,7 +33,7 @@ pub(super) async fn view(asked: &Asked<'_>) -> View {
             html.raw("<p class=\"calm\">").text(idle.len()).raw(" more were not asked for anything yet.</p>");
         }
     }
-    // On AWS each view is a call of a function and two of the table.
+    // On AWS each view is a call of a function and three of the table.
     View { every: Some("30"), ..View::new("Now", html) }
 }
 
@@ -46,7 +48,10 @@ fn readiness(html: &mut Html, status: &StatusReport) {
         "<p><span class=\"state bad\">not ready</span> "
     });
     html.raw("Version ").text(&status.version).raw(", up ").text(written(Duration::from_secs(status.uptime_seconds)));
-    html.raw(". All numbers are since this process started.</p>");
+    html.raw(match status.day {
+        Some(_) => ". Numbers are of the last 24 hours, and of the last 30 days where that is said.</p>",
+        None => ". What all processes have counted cannot be read now: numbers are of this one since it started.</p>",
+    });
     for reason in &status.health.reasons {
         html.raw("<p class=\"note bad\">").text(reason).raw("</p>");
     }
@@ -63,24 +68,38 @@ fn number(html: &mut Html, name: &'static str, value: impl std::fmt::Display, sa
         .raw("</span></dd></div>");
 }
 
+/// What was counted in the last day; as long as that cannot be read, in this process.
+fn counted(status: &StatusReport) -> (&Counts, Option<u64>) {
+    let here = (&status.counts, status.hit_percent);
+    status.day.as_ref().map_or(here, |day| (&day.counts, day.hit_percent))
+}
+
+fn percent(percent: Option<u64>) -> String {
+    percent.map_or_else(|| "none yet".into(), |percent| format!("{percent} %"))
+}
+
 fn numbers(html: &mut Html, status: &StatusReport) {
-    let count = |name: &str| count(&status.counts, name);
-    let percent = status.hit_percent.map_or_else(|| "none yet".into(), |percent| format!("{percent} %"));
+    let (counts, hit_percent) = counted(status);
+    let of = |name: &str| count(counts, name);
+    // Behind each number is what it was in a month.
+    let month = |said: fn(&Period) -> String| {
+        status.month.as_ref().map_or_else(String::new, |month| format!("; in 30 days {}", said(month)))
+    };
     html.raw("<dl class=\"numbers\">");
-    let requests = format!(
-        "{} hits, {} revalidated, {} stale, {} misses",
-        count("hits"),
-        count("revalidated"),
-        count("stale"),
-        count("misses")
-    );
-    number(html, "Answered from the cache", percent, requests);
-    let spent = format!("{} spent: manifests that upstreams have sent", count("pulls_spent"));
-    number(html, "Pulls saved", count("pulls_saved"), spent);
+    let [hits, revalidated, stale, misses] = ["hits", "revalidated", "stale", "misses"].map(of);
+    let requests = format!("{hits} hits, {revalidated} revalidated, {stale} stale, {misses} misses");
+    let requests = requests + &month(|month| percent(month.hit_percent));
+    number(html, "Answered from the cache", percent(hit_percent), requests);
+    let spent = format!("{} spent: manifests that upstreams have sent", of("pulls_spent"));
+    let spent = spent + &month(|month| format!("{} saved", count(&month.counts, "pulls_saved")));
+    number(html, "Pulls saved", of("pulls_saved"), spent);
+    let saved = month(|month| Bytes(count(&month.counts, "saved_bytes")).to_string());
+    number(html, "Bytes saved", Bytes(of("saved_bytes")), format!("of blobs that were stored before{saved}"));
     // Other processes may copy.
-    if status.counts.contains_key("fills") {
-        let copied = format!("{} blobs; failed attempts: {}", count("fills"), count("failed_fills"));
-        number(html, "Copied from upstreams", Bytes(count("filled_bytes")), copied);
+    if counts.contains_key("fills") {
+        let copied = format!("{} blobs; failed attempts: {}", of("fills"), of("failed_fills"));
+        let copied = copied + &month(|month| Bytes(count(&month.counts, "filled_bytes")).to_string());
+        number(html, "Copied from upstreams", Bytes(of("filled_bytes")), copied);
     }
     if let Some(fills) = &status.fills {
         let oldest = fills
@@ -93,13 +112,14 @@ fn numbers(html: &mut Html, status: &StatusReport) {
         let said = format!("at the last sweep, {}, which freed {}", date(swept.at.0), Bytes(swept.freed_bytes));
         number(html, "Stored", Bytes(swept.kept_bytes), said);
     }
-    let failed = format!("with 429; {} failed with 5xx", count("failed"));
-    number(html, "Requests refused", count("refused"), failed);
+    let failed = format!("with 429; {} failed with 5xx", of("failed"));
+    number(html, "Requests refused", of("refused"), failed);
     html.raw("</dl>");
 }
 
 fn row(upstream: &UpstreamStatus) -> [Html; 7] {
-    let UpstreamStatus { upstream, counts, accounts } = upstream;
+    let UpstreamStatus { upstream, counts, accounts, day, .. } = upstream;
+    let counts = day.as_ref().unwrap_or(counts);
     let stored = ["hits", "revalidated", "stale"].map(|name| count(counts, name)).iter().sum::<u64>();
     let mut quotas = Html::default();
     for account in accounts {

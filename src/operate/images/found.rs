@@ -32,7 +32,7 @@ impl Operate {
         repository: &Repository,
         known: &[Known],
     ) -> Result<(Found, usize, bool), StoreError> {
-        let ledger = &self.core.ledger;
+        let ledger = &self.core.storage.ledger;
         let digests: BTreeSet<Digest> = known.iter().map(|(.., digest)| digest.clone()).collect();
         let digests: Vec<Digest> = digests.into_iter().collect();
         let stored = ledger.manifests(repository, &digests).await?;

@@ -38,10 +38,22 @@ fn facts(reference: &str) -> Facts {
         check: false,
         permission_due: false,
         absent: false,
-        over: None,
-        leased: false,
+        keeps_deleted: true,
+        budget: Allowed::Yes,
+        turn: Turn::Caller,
         late: false,
     }
+}
+
+/// We hold the lease.
+fn leased() -> Turn {
+    let limit = Duration::from_secs(9);
+    Turn::Leased { end: Instant::now() + limit, limit }
+}
+
+/// This process has the turn of its callers.
+fn process() -> Turn {
+    Turn::Process(InProcess { version: None, first: None, end: Instant::now(), attempts: Attempts::new() })
 }
 
 fn tag() -> Facts {
@@ -64,16 +76,27 @@ fn trouble() -> UpstreamError {
     UpstreamError::Throttled { limit: Limit::Pulls, retry_after: None, detail: String::new() }
 }
 
-/// Steps in few words.
+/// What a caller that were alone does next.
 fn step(facts: &Facts) -> String {
-    match decide(facts, NOW) {
-        Step::FindStored(digest) | Step::GetByDigest(digest) if digest != manifest().digest => "another".into(),
+    said(answer_or_ask(facts, NOW))
+}
+
+/// Steps in few words.
+fn said(step: Step) -> String {
+    match step {
+        Step::FindStored(digest) | Step::Ask(Ask::GetByDigest(digest)) if digest != manifest().digest => {
+            "another".into()
+        }
         Step::FindStored(_) => "find".into(),
-        Step::GetByDigest(_) => "get by digest".into(),
+        Step::Ask(Ask::GetByDigest(_)) => "get by digest".into(),
         Step::FindLastKnown => "find last".into(),
         Step::AskPermission => "permission".into(),
-        Step::Head => "head".into(),
-        Step::GetByTag => "get by tag".into(),
+        Step::AskIfHidden => "hidden?".into(),
+        Step::CheckBudget => "budget?".into(),
+        Step::Join => "join".into(),
+        Step::TakeTurn => "take turn".into(),
+        Step::Ask(Ask::Head) => "head".into(),
+        Step::Ask(Ask::GetByTag) => "get by tag".into(),
         Step::Wait => "wait".into(),
         Step::Serve(served) => format!("serve {served:?}"),
         Step::ServeStale => "stale".into(),
@@ -98,7 +121,7 @@ fn a_fresh_tag_is_served_without_upstream_whichever_process_holds_its_lease() {
             let expected = if lease > 0 { "find last" } else { "head" };
             assert_eq!(step(&asks), expected);
         }
-        assert_eq!(step(&Facts { leased: true, ..fresh }), "head");
+        assert_eq!(step(&Facts { turn: leased(), ..fresh }), "head");
     }
 }
 
@@ -164,18 +187,21 @@ fn while_another_process_asks_what_is_known_is_served_or_waited_for() {
 #[test]
 fn a_stale_tag_is_asked_about_with_head_and_fetched_by_digest_if_it_moved() {
     let stale = Facts { record: Some(record(Some(observed()), -10, 0)), ..tag() };
-    for mine in [stale.clone(), Facts { leased: true, ..stale.clone() }, Facts { over: Some(over()), ..stale.clone() }]
-    {
+    for mine in [
+        stale.clone(),
+        Facts { turn: leased(), ..stale.clone() },
+        Facts { budget: Allowed::No(over()), ..stale.clone() },
+    ] {
         assert_eq!(step(&mine), "head");
     }
-    let named = Facts { heard: Heard::Named(observed()), leased: true, ..stale };
+    let named = Facts { heard: Heard::Named(observed()), turn: leased(), ..stale };
     assert_eq!(step(&named), "find");
     assert_eq!(step(&Facts { stored: yes(), ..named.clone() }), "serve Revalidated");
     let moved = Facts { stored: Found::No, ..named };
     assert_eq!(step(&moved), "get by digest");
     assert_eq!(step(&Facts { head: true, ..moved.clone() }), "serve Miss", "a HEAD spends nothing");
-    assert_eq!(step(&Facts { over: Some(over()), ..moved.clone() }), "find last");
-    assert_eq!(step(&Facts { over: Some(over()), last_known: Found::No, ..moved.clone() }), "refuse: budget");
+    assert_eq!(step(&Facts { budget: Allowed::No(over()), ..moved.clone() }), "find last");
+    assert_eq!(step(&Facts { budget: Allowed::No(over()), last_known: Found::No, ..moved.clone() }), "refuse: budget");
     assert_eq!(step(&Facts { heard: Heard::Sent(manifest(), Served::Miss), ..moved.clone() }), "serve Miss");
     assert_eq!(step(&Facts { heard: Heard::Unnamed, ..moved }), "get by tag", "it does not answer HEAD");
 }
@@ -183,25 +209,72 @@ fn a_stale_tag_is_asked_about_with_head_and_fetched_by_digest_if_it_moved() {
 #[test]
 fn an_unknown_tag_is_one_get_and_a_head_is_a_head() {
     assert_eq!(step(&tag()), "get by tag");
-    assert_eq!(step(&Facts { leased: true, ..tag() }), "get by tag");
+    assert_eq!(step(&Facts { turn: leased(), ..tag() }), "get by tag");
     assert_eq!(step(&Facts { head: true, ..tag() }), "head");
-    assert_eq!(step(&Facts { over: Some(over()), ..tag() }), "head");
+    assert_eq!(step(&Facts { budget: Allowed::No(over()), ..tag() }), "head");
     assert_eq!(step(&Facts { record: Some(record(None, -10, 0)), ..tag() }), "get by tag", "it was missing once");
 }
 
 #[test]
 fn a_stored_digest_is_served_for_ever_and_another_one_is_fetched() {
     let stored = Facts { stored: yes(), ..digest() };
-    for known in
-        [stored.clone(), Facts { check: true, ..stored.clone() }, Facts { over: Some(over()), ..stored.clone() }]
-    {
+    for known in [
+        stored.clone(),
+        Facts { check: true, ..stored.clone() },
+        Facts { budget: Allowed::No(over()), ..stored.clone() },
+    ] {
         assert_eq!(step(&known), "serve Hit");
     }
     assert_eq!(step(&Facts { permission_due: true, ..stored.clone() }), "permission");
     let shown = Heard::Sent(manifest(), Served::Revalidated);
     assert_eq!(step(&Facts { permission_due: true, heard: shown, ..stored }), "serve Revalidated");
     assert_eq!(step(&digest()), "get by digest");
-    assert_eq!(step(&Facts { over: Some(over()), ..digest() }), "refuse: budget");
+    assert_eq!(step(&Facts { budget: Allowed::No(over()), ..digest() }), "refuse: budget");
     assert_eq!(step(&Facts { head: true, ..digest() }), "head");
     assert_eq!(step(&Facts { heard: Heard::Unnamed, ..digest() }), "get by digest");
+}
+
+#[test]
+fn a_deleted_tag_is_served_on_where_the_configuration_says_so_and_upstream_does_not_hide_it() {
+    let record = Some(record(Some(observed()), -10, 0));
+    let deleted = Facts { record, heard: Heard::Absent(UpstreamError::Missing), last_known: yes(), ..tag() };
+    assert_eq!(step(&deleted), "stale");
+    assert_eq!(step(&Facts { permission_due: true, ..deleted.clone() }), "hidden?");
+    for last_known in [Found::Unknown, yes()] {
+        let gone = Facts { keeps_deleted: false, permission_due: true, last_known, ..deleted.clone() };
+        assert_eq!(step(&gone), "missing Miss", "nothing has to be looked for");
+    }
+    let trouble = Facts { heard: Heard::Trouble(trouble()), keeps_deleted: false, ..deleted };
+    assert_eq!(step(&trouble), "stale", "an outage deletes nothing");
+}
+
+#[test]
+fn of_all_that_want_the_same_one_asks_and_answers_wait_for_no_turn() {
+    let moved = Facts { heard: Heard::Named(observed()), stored: Found::No, ..tag() };
+    let wait = Facts { record: Some(record(Some(observed()), -10, 20)), last_known: Found::No, ..tag() };
+    for (facts, in_process, with_lease) in [
+        (tag(), "take turn", "get by tag"),
+        (Facts { head: true, ..tag() }, "take turn", "head"),
+        (digest(), "take turn", "get by digest"),
+        // It is asked for by its digest, in a turn of its own.
+        (moved, "get by digest", "get by digest"),
+        (wait, "wait", "head"),
+    ] {
+        let next = |turn| said(decide(&Facts { turn, ..facts.clone() }, NOW));
+        assert_eq!(
+            (next(Turn::Caller), next(process()), next(leased())),
+            ("join".into(), in_process.into(), with_lease.into())
+        );
+        let unknown = Facts { budget: Allowed::Unknown, ..facts.clone() };
+        let expected = if facts.head { "join" } else { "budget?" };
+        assert_eq!(said(decide(&unknown, NOW)), expected, "HEAD spends nothing");
+    }
+    let over = Facts { budget: Allowed::No(over()), ..tag() };
+    assert_eq!(said(decide(&over, NOW)), "join", "it asks with HEAD");
+    for budget in [Allowed::Unknown, Allowed::Yes, Allowed::No(self::over())] {
+        for turn in [Turn::Caller, process()] {
+            let stored = Facts { stored: yes(), budget: budget.clone(), turn, ..digest() };
+            assert_eq!(said(decide(&stored, NOW)), "serve Hit");
+        }
+    }
 }

@@ -10,6 +10,7 @@ mod on_s3;
 mod on_sqs;
 mod outages;
 mod storage;
+mod tallies;
 
 /// Makes each clause a test on the embedded adapters and one on those of AWS.
 macro_rules! on_every_adapter {
@@ -71,4 +72,8 @@ on_every_adapter! {
         every_item_is_an_entry_once
         the_use_of_a_manifest_is_written_only_where_it_was_used_before_then
         an_entry_is_removed_only_while_it_is_what_was_seen;
+    tallies:
+        sums_are_those_of_all_that_add_to_them_at_once
+        as_many_sums_as_may_be_are_added_at_once
+        sums_of_what_is_over_go;
 }

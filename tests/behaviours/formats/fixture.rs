@@ -61,7 +61,7 @@ pub(super) async fn write_data() {
     upstream.fault(digest(REQUESTED).as_str(), Fault::Silent);
     upstream.fault("/manifests/2", Fault::Silent);
     let local = open_at(Clock::manual(NOW), data.path(), &settings(&upstream)).await;
-    let fills = Arc::clone(&local.cache.core.fills);
+    let fills = Arc::clone(&local.cache.core.storage.fills);
     fills.request(&[job(GIVEN_UP)]).await.unwrap();
     local.settled().await;
     fills.request(&[job(REQUESTED)]).await.unwrap();

@@ -28,10 +28,9 @@ fn the_data_path_is_the_same_in_readme_in_its_explanation_and_in_the_decision() 
     ensure!(expected.iter().map(|(number, _)| *number).eq(3..=8), "README has the steps {expected:?}");
     let decision = Document::read("src/pull/decide.rs")?.text;
     let (comment, arms) = decision.split_once("\nuse ").unwrap_or_default();
-    let arms = arms.split("fn decide(").nth(1).and_then(|rest| rest.split("\n}\n").next()).unwrap_or_default();
+    let arms = arms.split("fn answer_or_ask(").nth(1).and_then(|rest| rest.split("\n}\n").next()).unwrap_or_default();
     let explanation = Document::read("docs/explanation/pulls.md")?.text;
-    for (whose, text) in [("the comment of decide", comment), ("the arms of decide", arms), ("pulls.md", &explanation)]
-    {
+    for (whose, text) in [("the comment of decide.rs", comment), ("its arms", arms), ("pulls.md", &explanation)] {
         let found = about_manifests(titles(text));
         ensure!(found == expected, "{whose} has {found:?}, and README {expected:?}");
     }

@@ -319,9 +319,13 @@ async fn status_and_events_are_shown_in_words_and_as_json() -> anyhow::Result<()
         };
         let (status, text) = ask(&["status"]).await?;
         ensure!(status.success() && text.starts_with("stopover  ") && text.contains(", ready\n"), "{status}\n{text}");
-        for line in
-            ["requests  66% from the cache: 2 hits, 0 revalidated, 0 stale, 1 misses", "pulls     1 spent, 2 saved"]
-        {
+        for line in [
+            "counted   in the last 24 hours, by all processes",
+            "requests  66% from the cache: 2 hits, 0 revalidated, 0 stale, 1 misses",
+            "pulls     1 spent, 2 saved",
+            "bytes     0 B saved; 1 blobs of ",
+            "30 days   66% from the cache; 2 pulls and 0 B saved",
+        ] {
             ensure!(text.contains(line), "{line:?} is not in\n{text}");
         }
         let row = text.lines().find(|line| line.starts_with(UPSTREAM)).context("no row of the upstream")?;
@@ -337,6 +341,7 @@ async fn status_and_events_are_shown_in_words_and_as_json() -> anyhow::Result<()
         let (_, text) = ask(&["status", "--json"]).await?;
         let json: serde_json::Value = serde_json::from_str(&text)?;
         ensure!((&json["counts"]["pulls_saved"], &json["ready"]) == (&2.into(), &true.into()), "{text}");
+        ensure!(json["day"]["counts"] == json["counts"] && json["month"]["counts"] == json["counts"], "{text}");
         let (_, text) = ask(&["events", "--json"]).await?;
         let json: serde_json::Value = serde_json::from_str(&text)?;
         ensure!(json["events"][0]["kind"] == "failed_fill" && json["events"][0]["times"] == 1, "{text}");

@@ -71,17 +71,24 @@ fn told(event: &EventReport) -> String {
 }
 
 fn describe(status: &StatusReport, width: Option<usize>) -> String {
-    let count = |name: &str| status.counts.get(name).copied().unwrap_or_default();
+    let (counts, hit_percent, when) = match &status.day {
+        Some(day) => (&day.counts, day.hit_percent, "in the last 24 hours, by all processes"),
+        None => (&status.counts, status.hit_percent, "by this process, since it started"),
+    };
+    let count = |name: &str| count(counts, name);
     let ready = if status.health.ready { "ready" } else { "not ready" };
     let up = written(Duration::from_secs(status.uptime_seconds));
     let mut text = format!("stopover  {}, up {up}, {ready}\n", status.version);
     for reason in &status.health.reasons {
         let _ = writeln!(text, "problem   {reason}");
     }
-    let stored = status.hit_percent.map_or_else(|| "none yet".into(), |percent| format!("{percent}% from the cache"));
+    let stored =
+        |percent: Option<u64>| percent.map_or("none yet".into(), |percent| format!("{percent}% from the cache"));
+    let _ = writeln!(text, "counted   {when}");
     let _ = writeln!(
         text,
-        "requests  {stored}: {} hits, {} revalidated, {} stale, {} misses; {} refused, {} failed",
+        "requests  {}: {} hits, {} revalidated, {} stale, {} misses; {} refused, {} failed",
+        stored(hit_percent),
         count("hits"),
         count("revalidated"),
         count("stale"),
@@ -89,12 +96,17 @@ fn describe(status: &StatusReport, width: Option<usize>) -> String {
         count("refused"),
         count("failed")
     );
-    let _ = write!(text, "pulls     {} spent, {} saved", count("pulls_spent"), count("pulls_saved"));
+    let _ = writeln!(text, "pulls     {} spent, {} saved", count("pulls_spent"), count("pulls_saved"));
+    let _ = write!(text, "bytes     {} saved", Bytes(count("saved_bytes")));
     // Other processes may copy.
-    if let Some(fills) = status.counts.get("fills") {
+    if let Some(fills) = counts.get("fills") {
         let _ = write!(text, "; {fills} blobs of {} copied", Bytes(count("filled_bytes")));
     }
     text.push('\n');
+    if let Some(month) = &status.month {
+        let [pulls, bytes] = ["pulls_saved", "saved_bytes"].map(|name| self::count(&month.counts, name));
+        let _ = writeln!(text, "30 days   {}; {pulls} pulls and {} saved", stored(month.hit_percent), Bytes(bytes));
+    }
     if let Some(fills) = &status.fills {
         let _ = write!(text, "fills     {} running, {} waiting", fills.running, fills.waiting);
         let _ = write!(text, ", {} resting, {} given up", fills.resting, fills.failed);
@@ -120,10 +132,14 @@ fn describe(status: &StatusReport, width: Option<usize>) -> String {
     text
 }
 
+fn count(counts: &Counts, name: &str) -> u64 {
+    counts.get(name).copied().unwrap_or_default()
+}
+
 /// The row of an upstream.
 fn row(upstream: &UpstreamStatus) -> [String; 7] {
-    let UpstreamStatus { upstream, counts, accounts } = upstream;
-    let count = |counts: &Counts, name: &str| counts.get(name).copied().unwrap_or_default();
+    let UpstreamStatus { upstream, counts, accounts, day, .. } = upstream;
+    let counts = day.as_ref().unwrap_or(counts);
     let quotas = accounts.iter().filter_map(|account| Some(format!("{} of {}", account.remaining?, account.limit?)));
     let quotas: Vec<String> = quotas.collect();
     let breakers = accounts.iter().flat_map(|account| &account.breakers);

@@ -118,11 +118,11 @@ impl Sample {
         let request = Request::image(text).with_context(|| format!("--image {text}"))?;
         let Operation::Manifest(name, reference) = request.operation.clone() else { bail!("--image {text}: no image") };
         let places = Places::new(&config.upstreams, &config.rules);
-        let (named, path) = match (&request.namespace, places.find(&name), name.splits().last()) {
+        let (named, path) = match (&request.namespace, places.find(&name), name.after(name.first())) {
             (Some(namespace), ..) => (namespace.clone(), name.clone()),
             // The name of a rule is known to the cache only: clients use the upstream's.
             (None, Some(Repository { upstream, name }), _) => (upstream.to_string(), name),
-            (None, None, Some((first, rest))) if first.contains('.') => (first.to_owned(), rest),
+            (None, None, Some(rest)) if name.first().contains('.') => (name.first().to_owned(), rest),
             (None, None, _) => (DEFAULT_UPSTREAM.to_owned(), name.clone()),
         };
         let (id, upstream) = match MirroredUpstream::named(&named, config) {

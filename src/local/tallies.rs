@@ -1,0 +1,52 @@
+//! The sums of what was counted: one item for each hour and each day, of which a new one removes those that are over.
+
+use async_trait::async_trait;
+
+use super::EmbeddedLedger;
+use super::store::{Change, corrupt, join};
+use crate::errors::StoreError;
+use crate::journal::{Slot, Tally};
+use crate::ports::{Attempts, Tallies};
+use crate::records::Versioned;
+
+const TALLY: &str = "tally ";
+
+fn key(slot: Slot) -> String {
+    format!("{TALLY}{slot}")
+}
+
+impl EmbeddedLedger {
+    /// Removes the sums that are over when this slot begins.
+    fn forgotten(&self, begun: Slot) -> Result<Vec<Change>, StoreError> {
+        let known = self.0.scan::<Tally>(TALLY)?.into_iter().filter(|(key, _)| {
+            let slot = key.strip_prefix(TALLY).and_then(|slot| slot.parse::<Slot>().ok());
+            slot.is_some_and(|slot| slot.kept_until() <= begun.begins_at())
+        });
+        Ok(known.map(|(key, _)| Change::Remove(key)).collect())
+    }
+}
+
+#[async_trait]
+impl Tallies for EmbeddedLedger {
+    async fn add_tally(&self, slot: Slot, tally: &Tally) -> Result<(), StoreError> {
+        let (key, mut attempts) = (key(slot), Attempts::new());
+        loop {
+            let known: Option<Versioned<Tally>> = self.0.read_json(&key)?;
+            let mut changes = if known.is_none() { self.forgotten(slot)? } else { Vec::new() };
+            let (expected, mut sums) =
+                known.map_or((None, Tally::default()), |known| (Some(known.version), known.value));
+            sums.merge(tally);
+            let item = join(expected.unwrap_or_default() + 1, &serde_json::to_vec(&sums).map_err(corrupt)?);
+            changes.push(Change::Put(key.clone(), item));
+            if self.0.write(Some((key.clone(), expected)), changes).await? {
+                return Ok(());
+            }
+            attempts.again().await?;
+        }
+    }
+
+    async fn tallies(&self, slots: &[Slot]) -> Result<Vec<(Slot, Tally)>, StoreError> {
+        let read = |slot: &Slot| Ok(self.0.read_json(&key(*slot))?.map(|known: Versioned<Tally>| (*slot, known.value)));
+        slots.iter().filter_map(|slot| read(slot).transpose()).collect()
+    }
+}
