@@ -19,9 +19,9 @@ functions := cargo build --locked --workspace --bin registry --bin filler
 # The program without a library beside it. That of musl would need another toolchain; glibc links statically too, and reads
 # resolv.conf and hosts itself.
 static := $(shell uname -m | sed s/arm64/aarch64/)-unknown-linux-gnu
-# What only `make dist` needs: what is in the image, what starts it there, systemd-analyze, which judges the unit; and for its
-# tests the schemas of Kubernetes, Compose.
-dist_packages := ca-certificates runc systemd
+# What only `make dist` needs: what is in the image, what starts it there and gives it a network, systemd-analyze, which judges the
+# unit; and for its tests the schemas of Kubernetes, Compose.
+dist_packages := ca-certificates containernetworking-plugins runc systemd
 dist_tools := kubernetes-validate==1.37.0 podman-compose==1.6.0 PyYAML==6.0.4
 # One stamp per content of the script: a change of it installs again.
 setup_stamp := .venv/setup-$(shell sha256sum infra/setup.sh | cut -c1-16)

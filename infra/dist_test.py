@@ -45,6 +45,24 @@ def run(*command, **arguments):
     return done.stdout
 
 
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+def wait_until_alive(port, said):
+    """Until the cache answers; `said` says why it does not."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/_stopover/health", timeout=5) as answer:
+                assert json.load(answer) == {"alive": True}
+                return
+        except OSError:
+            assert time.monotonic() < deadline, said()
+            time.sleep(0.1)
+
+
 class Archive(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -109,6 +127,20 @@ class Archive(unittest.TestCase):
         self.assertEqual(wrong, [])
         run("systemd-analyze", "security", "--offline=true", f"--threshold={MOST_EXPOSED * 10:.0f}", "--no-pager", str(unit))
 
+    # Systemd itself is not what runs where tests run.
+    def test_the_command_of_the_unit_serves(self):
+        unit = (self.folder / "stopover.service").read_text()
+        [command] = [line.removeprefix("ExecStart=") for line in unit.splitlines() if line.startswith("ExecStart=")]
+        with tempfile.TemporaryDirectory() as state:
+            places = {"/usr/local/bin/stopover": self.program, "/etc/stopover/stopover.toml": self.folder / "stopover.toml", "${STATE_DIRECTORY}": state}
+            words, port = [str(places.get(word, word)) for word in command.split()], free_port()
+            environment = {"STOPOVER_LISTEN": f"127.0.0.1:{port}"}
+            with subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+                self.addCleanup(process.kill)
+                wait_until_alive(port, process.poll)
+                process.terminate()
+                self.assertEqual(process.wait(30), 0)
+
     def test_the_changes_of_this_version_are_written(self):
         self.assertIn(f"## {VERSION}", (self.folder / "CHANGELOG.md").read_text())
 
@@ -147,21 +179,6 @@ class WithPodman(unittest.TestCase):
         # Podman has a timer of systemd run the health check, which is not everywhere: tests run it themselves.
         cls.limits = ["--no-healthcheck", *(f"--ulimit={name}={limit}:{limit}" for name, limit in least.items())]
 
-    def free_port(self):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            return free.getsockname()[1]
-
-    def wait_until_alive(self, port):
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/_stopover/health", timeout=5) as answer:
-                    self.assertEqual(json.load(answer), {"alive": True})
-                    return
-            except OSError:
-                self.assertLess(time.monotonic(), deadline, self.podman("ps", "--all"))
-                time.sleep(0.1)
-
     def check_volume(self, container):
         """The volume belongs to the user of the cache, and to no other: the cache says nothing of who may read it."""
         [mount] = [mount for mount in json.loads(self.podman("container", "inspect", container))[0]["Mounts"] if mount["Type"] == "volume"]
@@ -184,10 +201,10 @@ class Image(WithPodman):
         self.assertEqual(len(image["RootFS"]["Layers"]), 1)
 
     def test_it_serves_with_a_read_only_root_and_says_that_it_is_ready(self):
-        port = self.free_port()
+        port = free_port()
         self.podman("run", "--detach", "--name=cache", *self.options, *self.limits, f"--env=STOPOVER_LISTEN=localhost:{port}", IMAGE)
         self.addCleanup(self.podman, "rm", "--force", "--time=10", "--volumes", "cache")
-        self.wait_until_alive(port)
+        wait_until_alive(port, lambda: self.podman("ps", "--all"))
         self.check_volume("cache")
         # What the health check of the image runs.
         self.assertEqual(self.podman("exec", "cache", "/usr/bin/stopover", "health"), "ready\n")
@@ -218,7 +235,7 @@ class Compose(WithPodman):
         self.assertEqual(read["services"]["stopover"]["image"], IMAGE)
 
     def test_podman_compose_starts_it(self):
-        folder, port = self.place / "cache", self.free_port()
+        folder, port = self.place / "cache", free_port()
         folder.mkdir()
         shutil.copy(PACKAGING / "stopover.toml", folder)
         # Another port, which nothing else on this machine has.
@@ -230,7 +247,7 @@ class Compose(WithPodman):
         compose = ["podman-compose", "--podman-path", str(podman), f"--podman-run-args={shlex.join(self.limits)}", "--file", str(folder / "compose.yaml")]
         self.addCleanup(run, *compose, "down", "--volumes", env=self.environment)
         run(*compose, "up", "--detach", env=self.environment)
-        self.wait_until_alive(port)
+        wait_until_alive(port, lambda: self.podman("ps", "--all"))
         self.check_volume("cache_stopover_1")
         self.assertEqual(self.podman("exec", "cache_stopover_1", "/usr/bin/stopover", "health"), "ready\n")
 

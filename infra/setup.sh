@@ -74,7 +74,7 @@ from_npm() {
   local manifest=.venv/renovate/node_modules/renovate/package.json
   if grep -qs "\"version\": \"$renovate_version\"" "$manifest"; then return; fi
   say "npm: Renovate $renovate_version"
-  PATH="$PWD/.venv/bin:$PATH" npm install --silent --prefix .venv/renovate --omit=dev --omit=optional --ignore-scripts \
+  PATH="$PWD/.venv/bin:$PATH" npm install --loglevel=error --prefix .venv/renovate --omit=dev --omit=optional --ignore-scripts \
     --no-audit --no-fund "--before=$renovate_before" "renovate@$renovate_version" >/dev/null
 }
 

@@ -2,11 +2,11 @@
 
 use std::ffi::OsStr;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use support::program::output;
 
+use super::check_files;
 use super::command_line::Help;
-use super::{files, root};
 
 const DIRECTORY: &str = "tests/fixtures/help";
 
@@ -28,21 +28,5 @@ async fn printed() -> Result<Vec<(String, String)>> {
 
 #[tokio::test]
 async fn the_help_of_every_command_is_as_it_was_read_last() -> Result<()> {
-    let (directory, printed) = (root().join(DIRECTORY), printed().await?);
-    if std::env::var_os("STOPOVER_WRITE_DOCS").is_some() {
-        _ = std::fs::remove_dir_all(&directory);
-        std::fs::create_dir_all(&directory)?;
-        return printed.iter().try_for_each(|(name, text)| Ok(std::fs::write(directory.join(name), text)?));
-    }
-    let advice =
-        "`STOPOVER_WRITE_DOCS=1 cargo test -p behaviours --test programs documents` writes it: read the difference";
-    for (name, text) in &printed {
-        let written = std::fs::read_to_string(directory.join(name)).with_context(|| format!("{name}: {advice}"))?;
-        ensure!(written == *text, "{DIRECTORY}/{name} is another than\n{text}\n{advice}");
-    }
-    ensure!(
-        files(&directory, "txt")?.len() == printed.len(),
-        "{DIRECTORY} has the help of a command that is gone: {advice}"
-    );
-    Ok(())
+    check_files(DIRECTORY, &printed().await?)
 }

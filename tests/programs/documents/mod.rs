@@ -16,7 +16,7 @@ mod watching;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -40,6 +40,24 @@ fn files(directory: &Path, extension: &str) -> Result<Vec<PathBuf>> {
 /// The text of all files below a directory that end like this.
 fn sources(directory: &str, extension: &str) -> Result<String> {
     files(&root().join(directory), extension)?.iter().map(|path| Ok(fs::read_to_string(path)?)).collect()
+}
+
+/// Compares files of a directory with what they have to be. With `STOPOVER_WRITE_DOCS` set, writes them instead.
+fn check_files(directory: &str, found: &[(String, String)]) -> Result<()> {
+    let place = root().join(directory);
+    if std::env::var_os("STOPOVER_WRITE_DOCS").is_some() {
+        _ = fs::remove_dir_all(&place);
+        fs::create_dir_all(&place)?;
+        return found.iter().try_for_each(|(name, text)| Ok(fs::write(place.join(name), text)?));
+    }
+    let advice =
+        "`STOPOVER_WRITE_DOCS=1 cargo test -p behaviours --test programs documents` writes it: read the difference";
+    for (name, text) in found {
+        let written = fs::read_to_string(place.join(name)).with_context(|| format!("{name}: {advice}"))?;
+        ensure!(written == *text, "{directory}/{name} is another than\n{text}\n{advice}");
+    }
+    ensure!(files(&place, "txt")?.len() == found.len(), "{directory} has a file that is of nothing any more: {advice}");
+    Ok(())
 }
 
 /// A text in Markdown.

@@ -1,7 +1,6 @@
 //! What commands print is as it was last read by a person: tests/fixtures/output has it. As JSON it has the fields of the
 //! endpoints that docs/reference/command-line.md names.
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::process::Output;
 
@@ -12,7 +11,7 @@ use support::program::{Installation, Stopover, UPSTREAM, output};
 use support::scripted::{Fault, Scripted, ScriptedImage};
 use support::world::DEADLINE;
 
-use super::{Document, code, files, root, rows};
+use super::{Document, check_files, code, rows};
 
 const DIRECTORY: &str = "tests/fixtures/output";
 const REFERENCE: &str = "docs/reference/command-line.md";
@@ -146,27 +145,14 @@ fn is_date(text: &str) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_output_of_the_usual_commands_is_as_it_was_read_last() -> Result<()> {
     let cache = Filled::start().await?;
-    let mut printed = BTreeMap::new();
+    let mut printed = Vec::new();
     for (name, command) in SHOWN {
         let output = cache.run(command).await?;
         ensure!(output.status.success(), "{command}: {output:?}");
         let [results, rest] = [output.stdout, output.stderr].map(|text| cache.steady(&text));
-        printed.insert(format!("{name}.txt"), format!("$ stopover {command}\n{results}{rest}"));
+        printed.push((format!("{name}.txt"), format!("$ stopover {command}\n{results}{rest}")));
     }
-    let directory = root().join(DIRECTORY);
-    if std::env::var_os("STOPOVER_WRITE_DOCS").is_some() {
-        _ = std::fs::remove_dir_all(&directory);
-        std::fs::create_dir_all(&directory)?;
-        return printed.iter().try_for_each(|(name, text)| Ok(std::fs::write(directory.join(name), text)?));
-    }
-    let advice =
-        "`STOPOVER_WRITE_DOCS=1 cargo test -p behaviours --test programs documents` writes it: read the difference";
-    for (name, text) in &printed {
-        let written = std::fs::read_to_string(directory.join(name)).with_context(|| format!("{name}: {advice}"))?;
-        ensure!(written == *text, "{DIRECTORY}/{name} is another than\n{text}\n{advice}");
-    }
-    ensure!(files(&directory, "txt")?.len() == printed.len(), "{DIRECTORY} has more than is shown: {advice}");
-    Ok(())
+    check_files(DIRECTORY, &printed)
 }
 
 #[tokio::test(flavor = "multi_thread")]
