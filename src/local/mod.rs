@@ -320,7 +320,7 @@ mod tests {
         let [hour, day] = Slot::at(clock.now());
         let hits = async |local: &Local| {
             let written = local.cache.core.ledger.tallies(&[hour, day]).await.unwrap();
-            written.iter().map(|(_, tally)| tally.sum(Metric::Hits, |_| true)).collect::<Vec<_>>()
+            written.iter().map(|(_, tally)| tally.total(Metric::Hits)).collect::<Vec<_>>()
         };
         let count = |local: &Local| {
             local.cache.core.journal.of(Some(&"docker.io".parse().unwrap())).add(Metric::Hits, 1);
