@@ -57,6 +57,9 @@ class Function:
 
         class Api(Quiet):
             def do_GET(self):
+                if "/extension/" in self.path:
+                    # It asked for no events.
+                    threading.Event().wait()
                 request, event = function.events.get()
                 deadline = int((time.time() + function.seconds) * 1000)
                 arn = "arn:aws:lambda:eu-west-1:123456789012:function:local"
@@ -64,6 +67,9 @@ class Function:
                 self.answer(200, [*headers, ("Lambda-Runtime-Invoked-Function-Arn", arn), ("Content-Type", "application/json")], event)
 
             def do_POST(self):
+                if self.path.endswith("/extension/register"):
+                    self.body()
+                    return self.answer(200, [("Lambda-Extension-Identifier", "local")], b"{}")
                 *_, request, what = self.path.split("/")
                 body = self.body()
                 self.answer(202)
@@ -103,9 +109,15 @@ class Function:
         return json.loads(body)
 
     def stop(self):
+        # As Lambda does, which tells a process that has an extension.
         for process in self.processes:
-            process.kill()
-            process.wait()
+            process.terminate()
+        for process in self.processes:
+            try:
+                process.wait(2)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def http_event(method, path, headers=(), query="", address="127.0.0.1"):

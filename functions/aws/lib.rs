@@ -12,6 +12,7 @@ mod failure;
 mod format;
 mod inventory;
 mod item;
+mod lifecycle;
 pub mod log;
 pub mod metrics;
 mod multipart;
@@ -36,6 +37,7 @@ use stopover::journal::Metric;
 use stopover::values::time::Clock;
 
 pub use dynamo::DynamoLedger;
+pub use lifecycle::Extension;
 pub use places::{PlaceRequest, Turn};
 pub use role::OwnRole;
 pub use s3::S3Blobs;
@@ -60,6 +62,14 @@ pub async fn connect<T: Clone>(make: impl Fn(Arc<Cache>) -> T + Send + Sync + 's
         tracing::error!("the configuration is wrong, and no request is served: {wrong}");
         metrics::count(&[(Metric::ConfigurationErrors, 1)]);
     })
+}
+
+/// Returns once this process is to end, and what it has counted is written down.
+pub async fn ended<T: Clone>(extension: Extension, site: &Result<Site<T>, Wrong>) {
+    extension.ended().await;
+    if let Ok(site) = site {
+        site.write_counts().await;
+    }
 }
 
 /// The client for a [`DynamoLedger`].

@@ -10,7 +10,7 @@ use aws_types::SdkConfig;
 use stopover::cache::Cache;
 use stopover::config::{Cold, Config, SecretReference};
 use stopover::errors::{StoreError, chain};
-use stopover::journal::{Journal, Metric};
+use stopover::journal::Metric;
 use stopover::ports::Storage;
 use stopover::values::time::{Clock, Timestamp};
 use tokio::sync::Mutex;
@@ -52,8 +52,8 @@ struct Adapters {
 }
 
 struct State<T> {
-    /// With the journal of its cache. `None`: there has been no good configuration.
-    current: Option<(T, Arc<Journal>)>,
+    /// With its cache. `None`: there has been no good configuration.
+    current: Option<(T, Arc<Cache>)>,
     /// What was read last, good or bad.
     written: Option<Written>,
     next_at: Timestamp,
@@ -141,6 +141,13 @@ impl<T: Clone> Site<T> {
         current.as_ref().map(|(made, _)| made.clone()).ok_or_else(why)
     }
 
+    /// Writes down what was counted and is not written down yet: for a process that ends.
+    pub async fn write_counts(&self) {
+        if let Some((_, cache)) = &self.state.lock().await.current {
+            cache.operate.write_counts().await;
+        }
+    }
+
     async fn follow(&self, state: &mut State<T>) {
         let (is_first, was_wrong) = (state.written.is_none(), state.is_wrong());
         let patience = if state.current.is_some() { PATIENCE } else { PATIENCE_WITHOUT };
@@ -154,7 +161,10 @@ impl<T: Clone> Site<T> {
                 match self.parse(&written.text) {
                     Ok(made) => {
                         tracing::info!(version = written.version, "{} is the configuration", self.place);
-                        (state.current, state.wrong) = (Some(made), None);
+                        state.wrong = None;
+                        if let Some((_, before)) = state.current.replace(made) {
+                            before.operate.write_counts().await;
+                        }
                         self.keep(&written.text).await;
                     }
                     Err(error) => {
@@ -184,8 +194,8 @@ impl<T: Clone> Site<T> {
         if is_first || was_wrong || state.is_wrong() {
             count(&[(Metric::ConfigurationErrors, state.is_wrong().into())]);
         }
-        if let Some((_, journal)) = &state.current {
-            journal.note_configuration(state.unread.as_deref().or(state.wrong.as_deref()));
+        if let Some((_, cache)) = &state.current {
+            cache.core.journal.note_configuration(state.unread.as_deref().or(state.wrong.as_deref()));
         }
     }
 
@@ -199,14 +209,14 @@ impl<T: Clone> Site<T> {
     }
 
     /// What was good last, in any process.
-    async fn last_good(&self) -> Option<(T, Arc<Journal>)> {
+    async fn last_good(&self) -> Option<(T, Arc<Cache>)> {
         let kept = tokio::time::timeout(PATIENCE, self.ledger().kept_configuration()).await.ok()?;
         let made = self.parse(&kept.ok()??).ok()?;
         tracing::warn!("the last configuration that was good is used: {}", self.place);
         Some(made)
     }
 
-    fn parse(&self, text: &str) -> anyhow::Result<(T, Arc<Journal>)> {
+    fn parse(&self, text: &str) -> anyhow::Result<(T, Arc<Cache>)> {
         let place = self.place.to_string();
         self.build(Config::parse(text, Path::new(&place), Cold::Redirect, |secret| self.secret(secret))?)
     }
@@ -216,7 +226,7 @@ impl<T: Clone> Site<T> {
         if let SecretReference::Stored(_) = secret { Ok(String::new()) } else { secret.read(&self.variables) }
     }
 
-    fn build(&self, mut config: Config) -> anyhow::Result<(T, Arc<Journal>)> {
+    fn build(&self, mut config: Config) -> anyhow::Result<(T, Arc<Cache>)> {
         let settings = Settings::read(&self.variables)?;
         let access = config.access.get_or_insert(settings.access);
         if access.signing_keys.is_none() {
@@ -244,7 +254,7 @@ impl<T: Clone> Site<T> {
         let storage = Storage { blobs, ledger, fills };
         let role = Some(Arc::clone(role) as _);
         let cache = Cache::new(config, self.clock.clone(), storage, role).context("cannot start")?;
-        let journal = Arc::clone(&cache.core.journal);
-        Ok(((self.make)(Arc::new(cache)), journal))
+        let cache = Arc::new(cache);
+        Ok(((self.make)(Arc::clone(&cache)), cache))
     }
 }

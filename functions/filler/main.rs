@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail, ensure};
 use aws::metrics::{count, count_upstreams};
-use aws::{DynamoLedger, PlaceRequest, Received, Request, SqsFills, Turn};
+use aws::{DynamoLedger, Extension, PlaceRequest, Received, Request, SqsFills, Turn};
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsMessage};
 use futures_util::FutureExt as _;
 use lambda_runtime::{Context, Error, LambdaEvent, service_fn};
@@ -83,14 +83,17 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(16);
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     aws::log::start();
-    let site = aws::connect(|cache| cache).await;
+    let (site, extension) = tokio::join!(aws::connect(|cache| cache), Extension::register());
     // What a process without a cache is asked for fails, and its queue or its operator asks again.
-    lambda_runtime::run(service_fn(async |event| {
+    let answer = async |event| {
         let site = site.as_ref().map_err(ToString::to_string)?;
         let cache = site.current().await.map_err(|wrong| wrong.to_string())?;
         answer(&cache, (site.fills(), site.ledger()), event).await
-    }))
-    .await
+    };
+    tokio::select! {
+        ran = lambda_runtime::run(service_fn(answer)) => ran,
+        () = aws::ended(extension, &site) => Ok(()),
+    }
 }
 
 /// The queues, and the table.

@@ -6,6 +6,7 @@ mod front;
 
 use std::sync::Arc;
 
+use aws::Extension;
 use aws::metrics::{count_upstreams, has_cost};
 use axum::Router;
 use axum::middleware::map_response;
@@ -17,7 +18,7 @@ use stopover::cache::Cache;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     aws::log::start();
-    let site = aws::connect(router).await;
+    let (site, extension) = tokio::join!(aws::connect(router), Extension::register());
     if let Ok(site) = &site {
         site.ledger().remember();
     }
@@ -28,7 +29,11 @@ async fn main() -> Result<(), Error> {
         Ok(site) => site.current().await,
         Err(wrong) => Err(wrong.clone()),
     };
-    lambda_runtime::run(service_fn(async |event: LambdaEvent<_>| Box::pin(front.answer(current(), event)).await)).await
+    let answer = async |event: LambdaEvent<_>| Box::pin(front.answer(current(), event)).await;
+    tokio::select! {
+        ran = lambda_runtime::run(service_fn(answer)) => ran,
+        () = aws::ended(extension, &site) => Ok(()),
+    }
 }
 
 /// The core's router. What an answer has cost at upstreams is counted before the answer is passed on, and once a minute what

@@ -95,39 +95,56 @@ impl FromStr for Slot {
 /// What was counted at each upstream. A sum that is not there is 0.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(from = "BTreeMap<String, u64>", into = "BTreeMap<String, u64>")]
-pub struct Tally(BTreeMap<(UpstreamId, Metric), u64>);
+pub struct Tally(BTreeMap<UpstreamId, BTreeMap<Metric, u64>>);
 
 impl Tally {
     /// Counts.
     pub fn add(&mut self, upstream: &UpstreamId, metric: Metric, count: u64) {
-        let sum = self.0.entry((upstream.clone(), metric)).or_default();
-        *sum = sum.saturating_add(count);
+        if count > 0 {
+            let sum = self.0.entry(upstream.clone()).or_default().entry(metric).or_default();
+            *sum = sum.saturating_add(count);
+        }
     }
 
     /// Adds what another one has.
     pub fn merge(&mut self, other: &Self) {
-        for ((upstream, metric), count) in &other.0 {
-            self.add(upstream, *metric, *count);
+        for (upstream, metric, count) in other.sums() {
+            self.add(upstream, metric, count);
         }
     }
 
     /// Takes away what another one has.
     pub(super) fn subtract(&mut self, other: &Self) {
-        for (key, sum) in &mut self.0 {
-            *sum = sum.saturating_sub(other.0.get(key).copied().unwrap_or_default());
+        for (upstream, sums) in &mut self.0 {
+            for (metric, sum) in sums.iter_mut() {
+                *sum = sum.saturating_sub(other.get(upstream, *metric));
+            }
+            sums.retain(|_, sum| *sum > 0);
         }
-        self.0.retain(|_, sum| *sum > 0);
+        self.0.retain(|_, sums| !sums.is_empty());
     }
 
-    /// The sum over the upstreams that are shown.
-    pub fn sum(&self, metric: Metric, is_shown: impl Fn(&UpstreamId) -> bool) -> u64 {
-        let shown = self.0.iter().filter(|((upstream, counted), _)| *counted == metric && is_shown(upstream));
-        shown.fold(0, |sum, (_, count)| sum.saturating_add(*count))
+    /// What was counted at an upstream.
+    pub fn get(&self, upstream: &UpstreamId, metric: Metric) -> u64 {
+        self.0.get(upstream).and_then(|sums| sums.get(&metric)).copied().unwrap_or_default()
+    }
+
+    /// The sum over all upstreams.
+    pub fn total(&self, metric: Metric) -> u64 {
+        let counts = self.0.values().filter_map(|sums| sums.get(&metric));
+        counts.fold(0, |total, count| total.saturating_add(*count))
+    }
+
+    /// The same without the upstreams that are not shown.
+    #[must_use]
+    pub fn shown(mut self, is_shown: impl Fn(&UpstreamId) -> bool) -> Self {
+        self.0.retain(|upstream, _| is_shown(upstream));
+        self
     }
 
     /// The upstreams at which something was counted.
     pub fn upstreams(&self) -> impl Iterator<Item = &UpstreamId> {
-        self.0.keys().map(|(upstream, _)| upstream)
+        self.0.keys()
     }
 
     /// Whether nothing was counted.
@@ -136,26 +153,39 @@ impl Tally {
     }
 
     /// The same in parts, each of so many sums at most.
-    pub fn in_parts(self, most: usize) -> impl Iterator<Item = Self> {
-        let mut sums = self.0.into_iter().peekable();
-        std::iter::from_fn(move || {
-            sums.peek()?;
-            Some(Self(sums.by_ref().take(most.max(1)).collect()))
-        })
+    pub fn in_parts(&self, most: usize) -> Vec<Self> {
+        let sums: Vec<_> = self.sums().collect();
+        let part = |sums: &[(&UpstreamId, Metric, u64)]| {
+            let mut part = Self::default();
+            for (upstream, metric, count) in sums {
+                part.add(upstream, *metric, *count);
+            }
+            part
+        };
+        sums.chunks(most.max(1)).map(part).collect()
     }
 
     /// Each sum by the name under which it is written down: `docker.io pulls_spent`.
     pub fn by_name(&self) -> impl Iterator<Item = (String, u64)> {
-        self.0.iter().map(|((upstream, metric), sum)| (format!("{upstream} {}", metric.in_status()), *sum))
+        self.sums().map(|(upstream, metric, sum)| (format!("{upstream} {}", metric.in_status()), sum))
     }
 
     /// The sums that have such names. What another release counts is left out.
     pub fn of_names<'a>(sums: impl IntoIterator<Item = (&'a str, u64)>) -> Self {
-        let named = |(name, sum): (&str, u64)| {
-            let (upstream, metric) = name.split_once(' ')?;
-            Some(((upstream.parse().ok()?, Metric::named(metric)?), sum))
-        };
-        Self(sums.into_iter().filter_map(named).collect())
+        let mut tally = Self::default();
+        for (name, sum) in sums {
+            let named = name
+                .split_once(' ')
+                .and_then(|(upstream, metric)| Some((upstream.parse().ok()?, Metric::named(metric)?)));
+            if let Some((upstream, metric)) = named {
+                tally.add(&upstream, metric, sum);
+            }
+        }
+        tally
+    }
+
+    fn sums(&self) -> impl Iterator<Item = (&UpstreamId, Metric, u64)> {
+        self.0.iter().flat_map(|(upstream, sums)| sums.iter().map(move |(metric, sum)| (upstream, *metric, *sum)))
     }
 }
 
@@ -202,14 +232,15 @@ mod tests {
         tally.add(&b, SavedBytes, u64::MAX);
         let mut sums = tally.clone();
         sums.merge(&tally);
-        assert_eq!((sums.sum(Hits, |_| true), sums.sum(Hits, |id| *id == a), sums.sum(Misses, |_| true)), (14, 6, 0));
-        assert_eq!(sums.sum(SavedBytes, |_| true), u64::MAX, "it does not begin anew");
-        let parts: Vec<Tally> = sums.clone().in_parts(2).collect();
+        assert_eq!((sums.total(Hits), sums.get(&a, Hits), sums.total(Misses)), (14, 6, 0));
+        assert_eq!(sums.clone().shown(|id| *id == b).total(Hits), 8);
+        assert_eq!(sums.total(SavedBytes), u64::MAX, "it does not begin anew");
+        let parts = sums.in_parts(2);
         assert_eq!(parts.len(), 2);
         for part in &parts {
             sums.subtract(part);
         }
-        assert!(sums.is_empty() && sums.in_parts(2).next().is_none());
+        assert!(sums.is_empty() && sums.in_parts(2).is_empty());
         let text = serde_json::to_string(&tally).unwrap();
         assert!(text.contains("\"b.test hits\":4"), "{text}");
         assert_eq!(serde_json::from_str::<Tally>(&text).unwrap(), tally);

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::Operate;
 use super::health::Health;
 use super::report::{FOR_OPERATORS, LastSweep, QuotaReport};
-use super::tallies::{Period, Tallied, hit_percent};
-use crate::journal::{Event, EventKind, Metric};
+use super::tallies::{Period, Summed, hit_percent};
+use crate::journal::{Event, EventKind, Metric, Slot};
 use crate::oci::UpstreamId;
 use crate::records::gauge::Gauge;
 use crate::upstream::Upstream;
@@ -172,7 +172,9 @@ impl Operate {
         let is_shown = |upstream: &UpstreamId| {
             core.config.upstreams.contains_key(upstream) && sees(upstream, !core.config.is_public(upstream))
         };
-        let tallied = self.tallied().await;
+        let tallied = self.tallied().await.map(|tallied| tallied.shown(is_shown));
+        let day = tallied.as_ref().map(|tallied| tallied.sum(Slot::hours_until(now)));
+        let month = tallied.as_ref().map(|tallied| tallied.sum(Slot::days_until(now)));
         let counters: BTreeMap<_, _> = core.journal.counters().filter(|(upstream, _)| is_shown(upstream)).collect();
         let count = |of: &mut dyn Iterator<Item = &UpstreamId>| -> Counts {
             let of: Vec<_> = of.filter_map(|upstream| counters.get(upstream)).collect();
@@ -180,14 +182,13 @@ impl Operate {
             self.counted().map(|(metric, _)| (metric.in_status(), sum(metric))).collect()
         };
         let used = counters.iter().filter(|(_, counters)| !counters.is_empty()).map(|(upstream, _)| *upstream);
-        let tallied = tallied.as_ref();
-        let counted = tallied.into_iter().flat_map(Tallied::upstreams).filter(|upstream| is_shown(upstream));
+        let counted = day.iter().chain(&month).flat_map(Summed::upstreams);
         let known: BTreeSet<&UpstreamId> = used.chain(accounts.keys()).chain(counted).collect();
         let upstreams = known.into_iter().map(|upstream| UpstreamStatus {
             upstream: upstream.to_string(),
             counts: count(&mut std::iter::once(upstream)),
-            day: tallied.map(|tallied| tallied.day(now, |one| one == upstream).counts),
-            month: tallied.map(|tallied| tallied.month(now, |one| one == upstream).counts),
+            day: day.as_ref().map(|day| day.of(upstream)),
+            month: month.as_ref().map(|month| month.of(upstream)),
             accounts: accounts.get(upstream).cloned().unwrap_or_default(),
         });
         let (upstreams, counts) = (upstreams.collect(), count(&mut counters.keys().copied()));
@@ -197,8 +198,8 @@ impl Operate {
             health: self.health().await,
             hit_percent: hit_percent(|metric| counts.get(&metric.in_status()).copied().unwrap_or_default()),
             counts,
-            day: tallied.map(|tallied| tallied.day(now, is_shown)),
-            month: tallied.map(|tallied| tallied.month(now, is_shown)),
+            day: day.map(Summed::period),
+            month: month.map(Summed::period),
             upstreams,
             fills: if all { self.fill_counts().await } else { None },
             last_sweep: self.last_sweep().filter(|_| all),

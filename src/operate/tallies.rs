@@ -63,36 +63,51 @@ pub(super) struct Sums {
 #[derive(Clone)]
 pub(super) struct Tallied(BTreeMap<Slot, Tally>);
 
+/// The sums of some hours or days, which are those that are shown.
+pub(super) struct Summed {
+    total: Tally,
+    steps: Vec<Step>,
+}
+
 impl Tallied {
-    /// What was counted in the last 24 hours.
-    pub(super) fn day(&self, now: Timestamp, is_shown: impl Fn(&UpstreamId) -> bool) -> Period {
-        self.period(Slot::hours_until(now), is_shown)
+    /// The same without the upstreams that are not shown.
+    pub(super) fn shown(self, is_shown: impl Fn(&UpstreamId) -> bool) -> Self {
+        Self(self.0.into_iter().map(|(slot, tally)| (slot, tally.shown(&is_shown))).collect())
     }
 
-    /// What was counted in the last 30 days.
-    pub(super) fn month(&self, now: Timestamp, is_shown: impl Fn(&UpstreamId) -> bool) -> Period {
-        self.period(Slot::days_until(now), is_shown)
+    /// The sums of these hours or days.
+    pub(super) fn sum(&self, slots: impl Iterator<Item = Slot>) -> Summed {
+        let (mut total, mut steps, none) = (Tally::default(), Vec::new(), Tally::default());
+        for slot in slots {
+            let tally = self.0.get(&slot).unwrap_or(&none);
+            total.merge(tally);
+            let stored = Metric::STORED.map(|metric| tally.total(metric)).iter().sum();
+            steps.push(Step { at: slot.begins_at().0, stored, missed: tally.total(Metric::Misses) });
+        }
+        Summed { total, steps }
     }
+}
 
+impl Summed {
     /// The upstreams at which something was counted.
     pub(super) fn upstreams(&self) -> impl Iterator<Item = &UpstreamId> {
-        self.0.values().flat_map(Tally::upstreams)
+        self.total.upstreams()
     }
 
-    fn period(&self, slots: impl Iterator<Item = Slot>, is_shown: impl Fn(&UpstreamId) -> bool) -> Period {
-        let (mut sums, mut steps) = (BTreeMap::new(), Vec::new());
-        for slot in slots {
-            let tally = self.0.get(&slot);
-            let mut count = |metric| tally.map_or(0, |tally| tally.sum(metric, &is_shown));
-            for (metric, _) in Metric::BY_UPSTREAM {
-                *sums.entry(metric).or_default() += count(metric);
-            }
-            let stored = Metric::STORED.map(&mut count).iter().sum();
-            steps.push(Step { at: slot.begins_at().0, stored, missed: count(Metric::Misses) });
-        }
-        let hit_percent = hit_percent(|metric| sums.get(&metric).copied().unwrap_or_default());
-        Period { counts: sums.into_iter().map(|(metric, sum)| (metric.in_status(), sum)).collect(), hit_percent, steps }
+    /// What was counted at an upstream.
+    pub(super) fn of(&self, upstream: &UpstreamId) -> Counts {
+        counts(|metric| self.total.get(upstream, metric))
     }
+
+    /// What was counted at all of them.
+    pub(super) fn period(self) -> Period {
+        let total = |metric| self.total.total(metric);
+        Period { counts: counts(total), hit_percent: hit_percent(total), steps: self.steps }
+    }
+}
+
+fn counts(count: impl Fn(Metric) -> u64) -> Counts {
+    Metric::BY_UPSTREAM.into_iter().map(|(metric, _)| (metric.in_status(), count(metric))).collect()
 }
 
 /// How many requests of a hundred were answered with what is stored; none before the first one.
@@ -127,7 +142,7 @@ impl Operate {
         sums.read = None;
         let mut writes = Vec::new();
         for (slot, tally) in unwritten {
-            writes.extend(tally.in_parts(MOST_SUMS).map(|part| async move {
+            writes.extend(tally.in_parts(MOST_SUMS).into_iter().map(|part| async move {
                 ledger.add_tally(slot, &part).await?;
                 journal.note_written(slot, &part);
                 Ok(())
@@ -197,7 +212,7 @@ mod tests {
         let slots = Slot::at(Timestamp(1_800_000_000));
         let hits = async || {
             let tallies = ledger.tallies(&slots).await.unwrap();
-            tallies.iter().map(|(_, tally)| tally.sum(Metric::Hits, |_| true)).collect::<Vec<_>>()
+            tallies.iter().map(|(_, tally)| tally.total(Metric::Hits)).collect::<Vec<_>>()
         };
         cache.core.journal.of(Some(&upstream)).add(Metric::Hits, 2);
         // One of both: which, is not said.

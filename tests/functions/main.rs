@@ -6,6 +6,7 @@ mod budgets;
 mod certificates;
 mod chains;
 mod configuration;
+mod counts;
 mod deadline;
 mod deployment;
 mod fills;

@@ -120,8 +120,9 @@ fn alarms_and_the_dashboard_look_at_metrics_that_the_functions_write() -> Result
         let expected = if by_upstream { vec!["Stack", "Upstream"] } else { vec!["Stack"] };
         assert_eq!(dimensions, expected, "{name}");
     }
-    // Hits are what is left of API Gateway's count. A postponed fill is looked for where fills are late.
-    let expected = ["Hits", "PostponedFills"].map(str::to_owned);
+    // Hits are what is left of API Gateway's count. A postponed fill is looked for where fills are late. What was saved is
+    // in sums that the status shows.
+    let expected = ["Hits", "PostponedFills", "SavedBytes"].map(str::to_owned);
     assert_eq!(unwatched, expected.into(), "nobody looks at these");
     Ok(())
 }

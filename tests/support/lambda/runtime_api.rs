@@ -1,4 +1,4 @@
-//! The Runtime API: four routes between the service and the process of a function.
+//! The Runtime API: four routes between the service and the process of a function; and the Extensions API, two more.
 
 use std::{
     sync::{
@@ -12,7 +12,7 @@ use axum::{
     Router,
     body::Bytes,
     extract::{DefaultBodyLimit, Path, State},
-    http::{HeaderName, StatusCode},
+    http::{HeaderMap, HeaderName, StatusCode},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -26,6 +26,8 @@ const MAX_RESPONSE: usize = 6 * 1024 * 1024 + 100;
 
 /// Two processes never have an invocation of the same id.
 static INVOCATIONS: AtomicU64 = AtomicU64::new(1);
+
+const EXTENSION: &str = "00000000-0000-4000-a000-000000000001";
 
 pub(super) type Reply = Result<Value, FunctionError>;
 
@@ -43,6 +45,8 @@ struct Exchange {
     waiting: Option<Invocation>,
     /// Fetched, not yet answered.
     running: Option<(String, oneshot::Sender<Reply>)>,
+    /// Whether it has an extension: only then Lambda tells a process of its end.
+    is_told: bool,
     /// Which process this is; a poll left over from an earlier one must not take an event.
     process: u64,
 }
@@ -87,9 +91,15 @@ impl RuntimeApi {
         let mut exchange = self.exchange();
         exchange.waiting = None;
         exchange.running = None;
+        exchange.is_told = false;
         exchange.process += 1;
         self.handed_in.send_replace(());
         self.phase.send_replace(Phase::Starting);
+    }
+
+    /// Whether the process is told of its end.
+    pub(super) fn is_told(&self) -> bool {
+        self.exchange().is_told
     }
 
     /// Hands an event in; the reply comes when the function has answered it.
@@ -108,6 +118,8 @@ impl RuntimeApi {
             .route("/2018-06-01/runtime/invocation/{id}/response", post(response))
             .route("/2018-06-01/runtime/invocation/{id}/error", post(error))
             .route("/2018-06-01/runtime/init/error", post(init_error))
+            .route("/2020-01-01/extension/register", post(register))
+            .route("/2020-01-01/extension/event/next", get(next_event))
             // The response route answers what is too large, in Lambda's words.
             .layer(DefaultBodyLimit::disable())
             .with_state(Arc::clone(self))
@@ -163,6 +175,26 @@ async fn next(State(api): State<Arc<RuntimeApi>>) -> Response {
     ];
     api.exchange().running = Some((id, reply));
     (headers.map(|(name, value)| (HeaderName::from_static(name), value)), event).into_response()
+}
+
+/// An internal extension, which may not ask for `SHUTDOWN`, and here asks for nothing.
+async fn register(State(api): State<Arc<RuntimeApi>>, headers: HeaderMap, body: Bytes) -> Response {
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    if !headers.contains_key("lambda-extension-name") || body != json!({ "events": [] }) {
+        return refused(StatusCode::BAD_REQUEST, "Extension.InvalidRequest", "no name, or events");
+    }
+    let id = [("lambda-extension-identifier", EXTENSION)];
+    (id, json!({ "functionName": api.name, "functionVersion": "$LATEST", "handler": "bootstrap" }).to_string())
+        .into_response()
+}
+
+/// There are no events: its call ends with the process.
+async fn next_event(State(api): State<Arc<RuntimeApi>>, headers: HeaderMap) -> Response {
+    if headers.get("lambda-extension-identifier").is_none_or(|id| id != EXTENSION) {
+        return refused(StatusCode::FORBIDDEN, "Extension.InvalidExtensionId", "no such extension");
+    }
+    api.exchange().is_told = true;
+    std::future::pending().await
 }
 
 async fn response(State(api): State<Arc<RuntimeApi>>, Path(id): Path<String>, body: Bytes) -> Response {
