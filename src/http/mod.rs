@@ -2,6 +2,7 @@
 
 mod access;
 mod audit;
+mod count;
 mod health;
 mod images;
 mod listing;
@@ -36,13 +37,13 @@ use tokio::time::{Instant, timeout_at};
 use access::Caller;
 pub use access::{Https, LocalOperator};
 use audit::Record;
+use count::{Counted, count};
 pub use stream::FilePart;
 
 use crate::budget::Bill;
 use crate::cache::Cache;
 use crate::errors::{PullError, StoreError, UpstreamError, chain};
 use crate::identity::Peer;
-use crate::journal::{Event, EventKind, Metric};
 use crate::oci::{Digest, ErrorCode, InvalidRequest, Manifest, Operation, Repository, Request, RequestedRange};
 use crate::ports::Priority;
 use crate::pull::{Content, PulledBlob, PulledManifest, Want};
@@ -128,40 +129,6 @@ pub async fn answer_pull(cache: &Arc<Cache>, request: http::request::Parts) -> R
         served = response.headers().get(SERVED).and_then(|served| served.to_str().ok()), "answered"
     );
     response
-}
-
-/// What of an answer is counted beside how it came about.
-struct Counted {
-    /// It answers GET of a manifest.
-    is_pull: bool,
-    /// The bytes of a blob that the client gets.
-    blob_bytes: u64,
-}
-
-/// Counts how a request was answered. What was refused because a quota or a budget is used up is an event, too.
-fn count(
-    cache: &Cache,
-    repository: Option<&Repository>,
-    Counted { is_pull, blob_bytes }: Counted,
-    response: &Response,
-    error: Option<&PullError>,
-) {
-    let journal = &cache.core.journal;
-    let counters = journal.of(repository.map(|repository| &repository.upstream));
-    // Without a repository it was a ping, which is no hit.
-    let served = response.headers().get(SERVED).filter(|_| repository.is_some());
-    let served = served.and_then(|served| served.to_str().ok()).unwrap_or_default();
-    for metric in Metric::of_answer(response.status().as_u16(), served, is_pull) {
-        counters.add(metric, 1);
-        if blob_bytes > 0 && Metric::STORED.contains(&metric) {
-            counters.add(Metric::SavedBytes, blob_bytes);
-        }
-    }
-    if let (Some(repository), Some(error)) = (repository, error)
-        && error.is_of_quota()
-    {
-        journal.note(Event::new(EventKind::RefusedPull, error).in_repository(repository));
-    }
 }
 
 async fn pull(

@@ -5,9 +5,9 @@ use std::time::Duration;
 use super::html::Html;
 use super::{Asked, View, date, fills, now, sentence};
 use crate::errors::chain;
-use crate::http::watch::{events_seen_by, status_seen_by};
+use crate::http::watch::events_seen_by;
 use crate::journal::EventKind;
-use crate::oci::Repository;
+use crate::oci::{Repository, UpstreamId};
 use crate::operate::fills::FillState;
 use crate::operate::images::MOST_REPOSITORIES;
 use crate::operate::status::EventReport;
@@ -44,11 +44,13 @@ fn calm(said: &'static str) -> Html {
 }
 
 async fn upstreams(html: &mut Html, asked: &Asked<'_>) {
-    let status = status_seen_by(asked.cache, asked.caller).await;
+    let Asked { cache, caller, .. } = asked;
+    let sees = |upstream: &UpstreamId, private| caller.sees(cache, upstream, private);
+    let quotas = cache.operate.quotas(caller.is_operator, sees).await;
     html.raw("<h2>Upstreams in trouble</h2>");
-    let rows = status.upstreams.iter().filter_map(|upstream| {
+    let rows = quotas.iter().filter_map(|(upstream, account)| {
         let mut open = Html::default();
-        now::breakers(&mut open, &upstream.accounts).then(|| [Html::of(&upstream.upstream), open])
+        now::breakers(&mut open, std::slice::from_ref(account)).then(|| [Html::of(upstream), open])
     });
     let rows: Vec<_> = rows.collect();
     if rows.is_empty() {
