@@ -56,7 +56,7 @@ async fn what_is_stored_is_shown_in_tables_and_does_nothing_to_the_terminal() ->
     let data = stopover.data().display().to_string();
     let nothing = output(&["ls", "--data-dir", &data], &[]).await?;
     ensure!(nothing.status.success() && nothing.stdout.is_empty(), "{nothing:?}");
-    ensure!(nothing.stderr == b"nothing is stored that is called so\n", "{nothing:?}");
+    ensure!(nothing.stderr == b"nothing is stored yet\n", "{nothing:?}");
     for path in ["team/app/manifests/v1", "hostile/manifests/v1", &format!("hostile/manifests/{part}")] {
         pull(&stopover, path).await?;
     }

@@ -94,7 +94,7 @@ impl Asker {
 impl Client {
     /// Sends a request. If the cache asks for a login, sends it once more with a token.
     pub(super) async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
-        let away = || format!("no cache answers at {}: name one with --server", self.server);
+        let away = || format!("no cache answers at {}: is it running? --server names another", self.server);
         let again = request.try_clone();
         let answer = self.authorized(request).send().await.with_context(away)?;
         match again {

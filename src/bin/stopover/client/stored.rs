@@ -76,7 +76,7 @@ impl Client {
         listed.await?;
         list.end(json!({ "cut": is_cut }), String::new)?;
         if is_empty && !shown.quiet {
-            eprintln!("nothing is stored that is called so");
+            eprintln!("nothing is stored{}", if what.is_some() { " that is called so" } else { " yet" });
         }
         note_cut(is_cut);
         Ok(())
