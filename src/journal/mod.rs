@@ -181,7 +181,7 @@ mod tests {
         journal.of(Some(&a)).add(Metric::Hits, 1);
         assert_eq!(sums(&journal), [(hour, 1), (next, 5), (day, 1)]);
         clock.advance(Duration::from_hours(24 * 2));
-        assert_eq!(sums(&journal), [(day, 1)], "nobody reads hours as old as that");
+        assert_eq!(sums(&journal), [(day, 1)], "hours as old as that are not shown");
     }
 
     #[test]

@@ -334,7 +334,7 @@ mod tests {
         tokio::time::resume();
         let written = async {
             while hits(&local).await != [1, 1] {
-                // The reason for this pause: a write tells nobody here.
+                // The reason for this pause: no event says that a write is done.
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };

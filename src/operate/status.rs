@@ -168,7 +168,7 @@ impl Operate {
         for (upstream, report) in self.quotas(all, &sees).await {
             accounts.entry(upstream).or_default().push(report);
         }
-        // An upstream that is no longer configured is of nobody.
+        // An upstream that is no longer configured is shown to no caller: whether it was private is not known any more.
         let is_shown = |upstream: &UpstreamId| {
             core.config.upstreams.contains_key(upstream) && sees(upstream, !core.config.is_public(upstream))
         };

@@ -11,8 +11,8 @@ pub const MOST_SUMS: usize = 200;
 /// The sums of each hour and each day.
 #[async_trait]
 pub trait Tallies: Send + Sync {
-    /// Adds to the sums of a slot, which begin with 0. Of at most [`MOST_SUMS`] either all are added or none, whoever else
-    /// adds at the same time. After an `Err` they may have been added all the same, and an adapter that repeats a call
+    /// Adds to the sums of a slot, which begin with 0. Of at most [`MOST_SUMS`] either all are added or none, even if other
+    /// processes add at the same time. After an `Err` they may have been added all the same, and an adapter that repeats a call
     /// whose answer was lost may add them twice: they are for people to look at, and nothing is decided by them.
     async fn add_tally(&self, slot: Slot, tally: &Tally) -> Result<(), StoreError>;
 

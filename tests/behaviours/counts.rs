@@ -132,7 +132,7 @@ async fn bytes_that_were_stored_before_are_saved_by_the_range_that_was_asked_for
     world.get(TAG).await;
     let saved = async |world: &World| status(world).await["day"]["counts"]["saved_bytes"].clone();
     assert_eq!(saved(&world).await, json!(0));
-    // Whoever waits for a copy saves nothing.
+    // A client that waits for a copy saves nothing.
     world.settled().await;
     let before = saved(&world).await;
     assert_eq!(before, json!(0));

@@ -1,4 +1,4 @@
-//! docs/reference/openapi.yaml, and what is not as it says.
+//! What answers are otherwise than docs/reference/openapi.yaml says.
 
 use std::io::Write as _;
 use std::path::Path;

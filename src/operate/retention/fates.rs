@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{Census, Fate, Key, Named, ORPHAN, Recount, Task, UNKNOWN, Used};
 use crate::config::Retention;
-use crate::oci::Digest;
+use crate::oci::{Digest, Reference};
 use crate::operate::report::SweepReport;
 use crate::ports::StoredBlob;
 use crate::records::{BlobRecord, BlobState, Entry, StoredManifest, TagRecord, Versioned};
@@ -256,7 +256,9 @@ impl Batch {
     pub fn add_to(&self, report: &mut SweepReport) {
         for entry in &self.entries {
             match entry {
-                Entry::Reference { .. } => report.tags += 1,
+                Entry::Reference { reference, .. } => {
+                    report.tags += usize::from(matches!(reference, Reference::Tag(_)))
+                }
                 Entry::Manifest(StoredManifest { repository, digest, bytes, .. }) => {
                     report.add_manifest(repository, digest);
                     report.freed_bytes += bytes;

@@ -128,6 +128,16 @@ fn keep(days: u64) -> Retention {
 }
 
 #[test]
+fn the_record_of_a_digest_is_no_tag() {
+    let by_digest = digest("image").to_string();
+    let world = World::default().tag("x", "1", "image", 40).tag("x", &by_digest, "image", 40);
+    let (plan, mut report) = (world.carry_out(Task::Sweep(&keep(30), None)), SweepReport::default());
+    assert_eq!(Gone::of(&plan), gone(&["tag 1", &format!("tag {by_digest}")]), "both go");
+    plan.add_to(&mut report);
+    assert_eq!(report.tags, 1);
+}
+
+#[test]
 fn what_was_not_used_within_keep_goes_with_all_that_only_it_needs() {
     let world = World::default()
         .tag("x", "1", "image", 40)

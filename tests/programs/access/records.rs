@@ -11,7 +11,7 @@ use super::{Cache, PASSWORD};
 
 /// The records of decisions in the log.
 async fn records(stopover: &Stopover) -> anyhow::Result<Vec<Value>> {
-    // The log is read by somebody else: what comes before this is there once this is.
+    // Another thread reads the log: what comes before this is there once this is.
     support::http().get(format!("http://{}/v2/the-end", stopover.address())).send().await?;
     stopover.until_logged("/v2/the-end").await?;
     let log = stopover.log();

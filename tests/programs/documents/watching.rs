@@ -22,7 +22,7 @@ async fn asked(installation: &Installation, upstream: &Scripted) -> Result<Stopo
         let url = format!("http://{}/v2/{UPSTREAM}/{name}/manifests/v1", stopover.address());
         support::get(url).await?.error_for_status()?;
     }
-    // The log is read by somebody else: what comes before this is there once this is.
+    // Another thread reads the log: what comes before this is there once this is.
     support::get(format!("http://{}/v2/the-end", stopover.address())).await?;
     stopover.until_logged("/v2/the-end").await?;
     Ok(stopover)

@@ -68,7 +68,7 @@ async fn stopover_server_names_the_cache_for_every_client_command() -> anyhow::R
 
 /// As behind `head`, which has read enough.
 #[tokio::test]
-async fn a_command_whose_output_nobody_reads_ends_without_a_word() -> anyhow::Result<()> {
+async fn a_command_whose_output_is_not_read_on_ends_without_a_word() -> anyhow::Result<()> {
     for arguments in [
         &["setup"][..],
         &["cost"],
