@@ -224,6 +224,13 @@ impl Config {
         self.upstreams.get(upstream).is_some_and(|upstream| !upstream.is_private())
     }
 
+    /// Whether that is so of all parts of an upstream, those included that have a rule of their own.
+    pub fn is_wholly_public(&self, upstream: &UpstreamId) -> bool {
+        let mut parts = self.rules.values().filter(|rule| rule.place.upstream == *upstream);
+        let is_private = |rule: &Rule| rule.settings.as_ref().is_some_and(|settings| settings.is_private());
+        self.is_public(upstream) && !parts.any(is_private)
+    }
+
     /// The settings of every upstream and of every rule that has settings, each with its name for messages.
     pub fn settings(&self) -> impl Iterator<Item = (String, &UpstreamConfig)> {
         let upstreams = self.upstreams.iter().map(|(id, upstream)| (format!("upstream {id}"), &**upstream));

@@ -24,7 +24,7 @@ use super::{NO_STORE, refuse, source};
 use crate::access::Asking;
 use crate::cache::Cache;
 use crate::errors::{AccessError, PullError};
-use crate::identity::policy::Decision;
+use crate::identity::policy::{Decision, Extent};
 use crate::identity::{Payer, Principal};
 use crate::oci::{Operation, Repository, Request, UpstreamId};
 
@@ -95,8 +95,17 @@ impl Caller {
 
     /// Whether the caller may see an upstream, or a part of it that is private: because it may pull something of it.
     pub(super) fn sees(&self, cache: &Cache, upstream: &UpstreamId, private: bool) -> bool {
-        let policy = &cache.access.config.policy;
-        self.is_operator || policy.may_allow(&self.principal, self.address, upstream, private)
+        self.is_operator || self.extent(cache, upstream, private) != Extent::Nothing
+    }
+
+    /// Whether the caller may see what was counted at an upstream as a whole: because it may pull all of it.
+    pub(super) fn sees_counts(&self, cache: &Cache, upstream: &UpstreamId) -> bool {
+        let private = !cache.core.config.is_wholly_public(upstream);
+        self.is_operator || self.extent(cache, upstream, private) == Extent::All
+    }
+
+    fn extent(&self, cache: &Cache, upstream: &UpstreamId, private: bool) -> Extent {
+        cache.access.config.policy.extent(&self.principal, self.address, upstream, private)
     }
 
     /// Whether the caller may see an upstream.

@@ -39,8 +39,9 @@ async fn metrics(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
     match allowed {
         Ok(caller) => {
             let sees = |upstream: &UpstreamId| caller.sees_upstream(&cache, upstream);
+            let metrics = cache.operate.metrics(sees, |upstream| caller.sees_counts(&cache, upstream));
             let headers = [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-            ([(CACHE_CONTROL, NO_STORE)], headers, cache.operate.metrics(sees)).into_response()
+            ([(CACHE_CONTROL, NO_STORE)], headers, metrics).into_response()
         }
         Err(error) => refuse(&cache, &error, &parts),
     }
@@ -74,5 +75,6 @@ async fn status(State(cache): State<Arc<Cache>>, parts: Parts) -> Result<Respons
 
 /// What this process does, as far as a caller may see it.
 pub(super) async fn status_seen_by(cache: &Cache, caller: &Caller) -> StatusReport {
-    cache.operate.status(caller.is_operator, |upstream, private| caller.sees(cache, upstream, private)).await
+    let sees = |upstream: &UpstreamId, private| caller.sees(cache, upstream, private);
+    cache.operate.status(caller.is_operator, sees, |upstream| caller.sees_counts(cache, upstream)).await
 }

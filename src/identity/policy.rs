@@ -45,6 +45,28 @@ pub enum Decision<'a> {
     Private,
 }
 
+/// How much of an upstream a principal may pull, as far as the patterns of the rules show that.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Extent {
+    /// Nothing of it.
+    Nothing,
+    /// Perhaps something, and perhaps not all.
+    Part,
+    /// Everything.
+    All,
+}
+
+impl Extent {
+    /// From what rules allow and deny a part of, and whether the rest is allowed.
+    const fn of(allows: bool, denies: bool, rest: bool) -> Self {
+        match (allows, denies, rest) {
+            (_, false, true) => Self::All,
+            (false, _, false) => Self::Nothing,
+            _ => Self::Part,
+        }
+    }
+}
+
 impl Policy {
     /// Decides a pull. `private`: the repository is denied where no rule matches.
     pub fn decide(
@@ -61,26 +83,27 @@ impl Policy {
         }
     }
 
-    /// Whether it may let a principal pull something of an upstream. `private`: what no rule matches is denied.
-    pub fn may_allow(
+    /// How much of an upstream it lets a principal pull. `private`: what no rule matches is denied.
+    pub fn extent(
         &self,
         principal: &Principal,
         address: Option<IpAddr>,
         upstream: &UpstreamId,
         private: bool,
-    ) -> bool {
+    ) -> Extent {
         let below = format!("{upstream}/");
         let about = self.0.iter().filter(|rule| rule.other_caller(principal, address).is_none());
+        // What the rules so far allow and deny a part of: those behind them are about the rest.
+        let (mut allows, mut denies) = (false, false);
         for Rule { what, allow, .. } in about {
-            // A rule may deny a part: the rules behind it are about the rest.
-            if *allow && (what.is_empty() || what.iter().any(|pattern| pattern.may_match_below(&below))) {
-                return true;
+            if what.is_empty() || what.iter().any(|pattern| pattern.matches_all_below(&below)) {
+                return Extent::of(allows, denies, *allow);
             }
-            if !*allow && (what.is_empty() || what.iter().any(|pattern| pattern.matches_all_below(&below))) {
-                return false;
+            if what.iter().any(|pattern| pattern.may_match_below(&below)) {
+                *(if *allow { &mut allows } else { &mut denies }) = true;
             }
         }
-        !private
+        Extent::of(allows, denies, !private)
     }
 
     /// Whether a rule may deny a repository to a caller that is let in: some rule denies it, even if an earlier one
@@ -217,25 +240,33 @@ mod tests {
     }
 
     #[test]
-    fn a_caller_may_pull_something_of_an_upstream_unless_all_of_it_is_denied() {
+    fn a_caller_may_pull_nothing_a_part_or_all_of_an_upstream() {
         let policy = Policy(vec![
             rule(false, &[], &["quay.io/secret/*"]),
             rule(true, &["robot:ci"], &["ghcr.io/acme/*", "*/public/app"]),
+            rule(true, &["robot:all"], &["ghcr.io/*", "quay.io/*"]),
             rule(false, &[], &["ghcr.io*", "quay.io/a"]),
         ]);
         for (name, upstream, private, expected) in [
-            ("ci", "ghcr.io", true, true),
-            ("deploy", "ghcr.io", false, false),
-            ("deploy", "quay.io", false, true),
-            ("deploy", "quay.io", true, false),
-            ("ci", "quay.io", true, true),
-            ("ci", "docker.io", true, true),
-            ("deploy", "ghcr.iox", false, false),
+            ("ci", "ghcr.io", true, Extent::Part),
+            ("ci", "ghcr.io", false, Extent::Part),
+            ("all", "ghcr.io", true, Extent::All),
+            ("deploy", "ghcr.io", false, Extent::Nothing),
+            ("deploy", "quay.io", false, Extent::Part),
+            ("deploy", "quay.io", true, Extent::Nothing),
+            ("all", "quay.io", true, Extent::Part),
+            ("ci", "quay.io", true, Extent::Part),
+            ("ci", "docker.io", true, Extent::Part),
+            ("ci", "docker.io", false, Extent::All),
+            ("deploy", "docker.io", false, Extent::All),
+            ("deploy", "docker.io", true, Extent::Nothing),
+            ("deploy", "ghcr.iox", false, Extent::Nothing),
         ] {
-            let allowed = policy.may_allow(&robot(name), None, &upstream.parse().unwrap(), private);
-            assert_eq!(allowed, expected, "{name} {upstream} {private}");
+            let extent = policy.extent(&robot(name), None, &upstream.parse().unwrap(), private);
+            assert_eq!(extent, expected, "{name} {upstream} {private}");
         }
-        assert!(!Policy(vec![rule(false, &[], &[])]).may_allow(&robot("ci"), None, &"a.io".parse().unwrap(), false));
+        let closed = Policy(vec![rule(false, &[], &[]), rule(true, &[], &[])]);
+        assert_eq!(closed.extent(&robot("ci"), None, &"a.io".parse().unwrap(), false), Extent::Nothing);
     }
 
     #[test]

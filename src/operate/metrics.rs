@@ -11,8 +11,9 @@ use crate::ports::Load;
 use crate::records::gauge::{Cause, Gauge, Kind, Permit};
 
 impl Operate {
-    /// The metrics of this process, of the upstreams that the caller sees. Nothing is asked for them.
-    pub fn metrics(&self, sees: impl Fn(&UpstreamId) -> bool) -> String {
+    /// The metrics of this process, of the upstreams whose state and whose counts the caller sees. Nothing is asked for
+    /// them.
+    pub fn metrics(&self, sees: impl Fn(&UpstreamId) -> bool, sees_counts: impl Fn(&UpstreamId) -> bool) -> String {
         let (core, now) = (&self.core, self.core.clock.now());
         let journal = &core.journal;
         let is_family =
@@ -27,7 +28,7 @@ impl Operate {
         );
         text.plain("stopover_start_time_seconds", "gauge", "When the process started.", journal.started_at.0);
         let used = journal.counters().filter(|(upstream, counters)| !(is_family(upstream) && counters.is_empty()));
-        let used: BTreeMap<_, _> = used.filter(|(upstream, _)| sees(upstream)).collect();
+        let used: BTreeMap<_, _> = used.filter(|(upstream, _)| sees_counts(upstream)).collect();
         let other = journal.of(None);
         for (metric, help) in self.counted() {
             let name = format!("{}_total", metric.in_prometheus());

@@ -8,7 +8,7 @@ use super::Operate;
 use super::health::Health;
 use super::report::{FOR_OPERATORS, LastSweep, QuotaReport};
 use super::tallies::{Period, Summed, hit_percent};
-use crate::journal::{Event, EventKind, Metric, Slot};
+use crate::journal::{Counters, Event, EventKind, Metric, Slot};
 use crate::oci::UpstreamId;
 use crate::records::gauge::Gauge;
 use crate::upstream::Upstream;
@@ -48,9 +48,9 @@ pub struct StatusReport {
 pub struct UpstreamStatus {
     /// Its id.
     pub upstream: String,
-    /// What this process has counted since it started.
+    /// What this process has counted since it started. Empty where the caller may not pull all of the upstream.
     pub counts: Counts,
-    /// What all processes have counted in the last 24 hours. Absent while that cannot be read.
+    /// What all processes have counted in the last 24 hours. Absent while that cannot be read, and where `counts` is empty.
     pub day: Option<Counts>,
     /// What all processes have counted in the last 30 days. Absent as above.
     pub month: Option<Counts>,
@@ -160,24 +160,26 @@ impl Operate {
         gauges.map(report).collect()
     }
 
-    /// What this process does and all of them have counted, at the upstreams that the caller sees; the flag says whether
-    /// one is private. `all`: as operators see it.
-    pub async fn status(&self, all: bool, sees: impl Fn(&UpstreamId, bool) -> bool) -> StatusReport {
+    /// What this process does, and what all of them have counted. `all`: as operators see it. `sees`: the upstreams whose
+    /// state the caller sees; the flag says whether one is private. `sees_counts`: those whose counts it sees.
+    pub async fn status(
+        &self,
+        all: bool,
+        sees: impl Fn(&UpstreamId, bool) -> bool,
+        sees_counts: impl Fn(&UpstreamId) -> bool,
+    ) -> StatusReport {
         let (core, now) = (&self.core, self.core.clock.now());
         let mut accounts: BTreeMap<UpstreamId, Vec<QuotaReport>> = BTreeMap::new();
         for (upstream, report) in self.quotas(all, &sees).await {
             accounts.entry(upstream).or_default().push(report);
         }
         // An upstream that is no longer configured is shown to no caller: whether it was private is not known any more.
-        let is_shown = |upstream: &UpstreamId| {
-            core.config.upstreams.contains_key(upstream) && sees(upstream, !core.config.is_public(upstream))
-        };
+        let is_shown = |upstream: &UpstreamId| core.config.upstreams.contains_key(upstream) && sees_counts(upstream);
         let tallied = self.tallied().await.map(|tallied| tallied.shown(is_shown));
         let day = tallied.as_ref().map(|tallied| tallied.sum(Slot::hours_until(now)));
         let month = tallied.as_ref().map(|tallied| tallied.sum(Slot::days_until(now)));
         let counters: BTreeMap<_, _> = core.journal.counters().filter(|(upstream, _)| is_shown(upstream)).collect();
-        let count = |of: &mut dyn Iterator<Item = &UpstreamId>| -> Counts {
-            let of: Vec<_> = of.filter_map(|upstream| counters.get(upstream)).collect();
+        let counts = |of: &[&Counters]| -> Counts {
             let sum = |metric| of.iter().map(|counters| counters.get(metric)).sum();
             self.counted().map(|(metric, _)| (metric.in_status(), sum(metric))).collect()
         };
@@ -186,12 +188,12 @@ impl Operate {
         let known: BTreeSet<&UpstreamId> = used.chain(accounts.keys()).chain(counted).collect();
         let upstreams = known.into_iter().map(|upstream| UpstreamStatus {
             upstream: upstream.to_string(),
-            counts: count(&mut std::iter::once(upstream)),
-            day: day.as_ref().map(|day| day.of(upstream)),
-            month: month.as_ref().map(|month| month.of(upstream)),
+            counts: counters.get(upstream).map(|counters| counts(&[counters])).unwrap_or_default(),
+            day: day.as_ref().filter(|_| is_shown(upstream)).map(|day| day.of(upstream)),
+            month: month.as_ref().filter(|_| is_shown(upstream)).map(|month| month.of(upstream)),
             accounts: accounts.get(upstream).cloned().unwrap_or_default(),
         });
-        let (upstreams, counts) = (upstreams.collect(), count(&mut counters.keys().copied()));
+        let (upstreams, counts) = (upstreams.collect(), counts(&counters.values().copied().collect::<Vec<_>>()));
         StatusReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: now.after(core.journal.started_at).as_secs(),

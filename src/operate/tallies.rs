@@ -224,7 +224,7 @@ mod tests {
         cache.operate.write_counts().await;
         assert_eq!(hits().await, [3, 3]);
         let sum = |period: &Option<Period>| period.as_ref().map(|period| period.counts["hits"]);
-        let status = cache.operate.status(true, |_, _| true).await;
+        let status = cache.operate.status(true, |_, _| true, |_| true).await;
         assert_eq!((sum(&status.day), sum(&status.month)), (Some(3), Some(3)));
     }
 

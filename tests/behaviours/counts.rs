@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use stopover::http::router;
 use stopover::journal::Metric;
 use support::aws::Service;
+use support::guests::{HERE, basic, robot};
 use support::on_both_columns;
 use support::world::{CREDENTIALS, Column, World};
 use tower::ServiceExt as _;
@@ -16,7 +17,7 @@ on_both_columns!(
     what_several_processes_count_is_shown_as_one_sum,
     counts_stay_when_the_process_does_not_and_go_after_a_month,
     counts_that_cannot_be_written_are_written_later,
-    counts_of_an_upstream_are_for_callers_that_may_pull_from_it,
+    counts_of_an_upstream_are_for_callers_that_may_pull_all_of_it,
     bytes_that_were_stored_before_are_saved_by_the_range_that_was_asked_for,
     an_answer_waits_for_counts_once_a_minute_at_most,
 );
@@ -65,7 +66,7 @@ async fn counts_stay_when_the_process_does_not_and_go_after_a_month(column: Colu
     let counted = [json!([1, 1]), json!([1, 1])];
     assert_eq!(sums(&status(&world).await, ["misses", "pulls_spent"]), counted);
     // Of the embedded column, see `what_is_counted_is_written_down_every_five_minutes_and_at_the_end`.
-    let next = world.another_instance().operate.status(true, |_, _| true).await;
+    let next = world.another_instance().operate.status(true, |_, _| true, |_| true).await;
     let next = serde_json::to_value(next).expect("JSON");
     assert_eq!(sums(&next, ["misses", "pulls_spent"]), counted);
     world.clock.advance(Duration::from_hours(24));
@@ -87,7 +88,8 @@ async fn counts_that_cannot_be_written_are_written_later(column: Column) {
     endpoints.heal();
     world.cache.operate.write_counts().await;
     world.cache.operate.write_counts().await;
-    let other = serde_json::to_value(world.another_instance().operate.status(true, |_, _| true).await).expect("JSON");
+    let other =
+        serde_json::to_value(world.another_instance().operate.status(true, |_, _| true, |_| true).await).expect("JSON");
     assert_eq!(sums(&other, ["hits", "misses"]), [json!([1, 1]), json!([1, 1])]);
     // While they cannot be read, a status says that there are none to show, and not that they are 0.
     world.clock.advance(Duration::from_mins(1));
@@ -103,18 +105,32 @@ async fn counts_that_cannot_be_written_are_written_later(column: Column) {
     assert_eq!(sums(&status(&world).await, ["hits", "misses"])[0], json!([1, 1]));
 }
 
-async fn counts_of_an_upstream_are_for_callers_that_may_pull_from_it(column: Column) {
-    let access = "[access]\nsigning_keys = { env = \"TEST_KEYS\" }\nanonymous = true\n";
+async fn counts_of_an_upstream_are_for_callers_that_may_pull_all_of_it(column: Column) {
+    let access = "[access]\nsigning_keys = { env = \"TEST_KEYS\" }\nanonymous = true\nrobots = true\n\
+                  [[policy]]\nwho = [\"robot:part\"]\nwhat = [\"private.test/team/*\"]\nallow = true\n\
+                  [[policy]]\nwho = [\"robot:whole\"]\nwhat = [\"private.test/*\"]\nallow = true\n";
     let private = format!("[upstreams.\"private.test\"]\nurl = \"https://private.test\"\n{CREDENTIALS}");
     let world = World::plan(column).settings(access).upstream(&private).start().await;
     for (upstream, count) in [("test.local", 1), ("private.test", 10)] {
         world.cache.core.journal.of(Some(&upstream.parse().unwrap())).add(Metric::Hits, count);
     }
+    let [part, whole] = ["part", "whole"].map(|name| robot(&world, name));
+    let (part, whole) = (basic("part", &part.await), basic("whole", &whole.await));
     // Before they are written down, and after.
     for _ in 0..2 {
-        let whole = status(&world).await;
-        assert_eq!(sums(&whole, ["hits", "misses"]), [json!([11, 0]), json!([11, 0])]);
-        assert!(whole.to_string().contains("private.test"), "{whole}");
+        let all = status(&world).await;
+        assert_eq!(sums(&all, ["hits", "misses"]), [json!([11, 0]), json!([11, 0])]);
+        assert!(all.to_string().contains("private.test"), "{all}");
+        for (login, hits, counts, of_day) in [(&part, 1, Value::Null, Value::Null), (&whole, 11, json!(10), json!(10))]
+        {
+            let seen = world.get_with(HERE, "/_stopover/status", &[("authorization", login.as_str())]).await;
+            let seen: Value = serde_json::from_slice(seen.bytes()).expect("JSON");
+            assert_eq!(sums(&seen, ["hits", "misses"]), [json!([hits, 0]), json!([hits, 0])], "{seen}");
+            assert_eq!(seen["counts"]["hits"], hits);
+            let upstreams = seen["upstreams"].as_array().unwrap();
+            let private = upstreams.iter().find(|one| one["upstream"] == "private.test").expect("its state is shown");
+            assert_eq!((&private["counts"]["hits"], &private["day"]["hits"]), (&counts, &of_day), "{private}");
+        }
         let seen = world.get("/_stopover/status").await;
         let seen: Value = serde_json::from_slice(seen.bytes()).expect("JSON");
         assert_eq!(sums(&seen, ["hits", "misses"]), [json!([1, 0]), json!([1, 0])]);

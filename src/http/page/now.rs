@@ -120,7 +120,9 @@ fn numbers(html: &mut Html, status: &StatusReport) {
 fn row(upstream: &UpstreamStatus) -> [Html; 7] {
     let UpstreamStatus { upstream, counts, accounts, day, .. } = upstream;
     let counts = day.as_ref().unwrap_or(counts);
-    let stored = ["hits", "revalidated", "stale"].map(|name| count(counts, name)).iter().sum::<u64>();
+    // Those of an upstream of which the caller may pull a part are not shown.
+    let shown = |sum: u64| if counts.is_empty() { Html::default() } else { Html::of(sum) };
+    let stored = ["hits", "revalidated", "stale"].map(|name| count(counts, name)).iter().sum();
     let mut quotas = Html::default();
     for account in accounts {
         quota(&mut quotas, account);
@@ -129,8 +131,8 @@ fn row(upstream: &UpstreamStatus) -> [Html; 7] {
     if !breakers(&mut state, accounts) {
         state.raw("<span class=\"state good\">asked</span>");
     }
-    let [misses, spent, saved] = ["misses", "pulls_spent", "pulls_saved"].map(|name| Html::of(count(counts, name)));
-    [Html::of(upstream), Html::of(stored), misses, spent, saved, quotas, state]
+    let [misses, spent, saved] = ["misses", "pulls_spent", "pulls_saved"].map(|name| shown(count(counts, name)));
+    [Html::of(upstream), shown(stored), misses, spent, saved, quotas, state]
 }
 
 fn quota(html: &mut Html, account: &QuotaReport) {

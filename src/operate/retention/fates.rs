@@ -257,7 +257,7 @@ impl Batch {
         for entry in &self.entries {
             match entry {
                 Entry::Reference { reference, .. } => {
-                    report.tags += usize::from(matches!(reference, Reference::Tag(_)))
+                    report.tags += usize::from(matches!(reference, Reference::Tag(_)));
                 }
                 Entry::Manifest(StoredManifest { repository, digest, bytes, .. }) => {
                     report.add_manifest(repository, digest);

@@ -146,8 +146,10 @@ fn row(upstream: &UpstreamStatus) -> [String; 7] {
     let states: Vec<String> = breakers
         .map(|breaker| format!("{} not asked for {} s: {}", breaker.stops, breaker.seconds_left, breaker.cause))
         .collect();
-    let stored = ["hits", "revalidated", "stale"].map(|name| count(counts, name)).iter().sum::<u64>();
-    let [misses, spent, saved] = ["misses", "pulls_spent", "pulls_saved"].map(|name| count(counts, name).to_string());
+    // Those of an upstream of which the caller may pull a part are not shown.
+    let shown = |sum: u64| if counts.is_empty() { String::new() } else { sum.to_string() };
+    let stored = ["hits", "revalidated", "stale"].map(|name| count(counts, name)).iter().sum();
+    let [misses, spent, saved] = ["misses", "pulls_spent", "pulls_saved"].map(|name| shown(count(counts, name)));
     let state = if states.is_empty() { "asked".into() } else { states.join("; ") };
-    [upstream.clone(), stored.to_string(), misses, spent, saved, quotas.join(", "), state]
+    [upstream.clone(), shown(stored), misses, spent, saved, quotas.join(", "), state]
 }
