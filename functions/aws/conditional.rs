@@ -44,7 +44,7 @@ impl DynamoLedger {
         since: Timestamp,
         now: Timestamp,
     ) -> Result<Option<Timestamp>, StoreError> {
-        if let Some(noted) = self.get(item::use_key(repository, digest), false).await? {
+        if let Some(noted) = self.item(item::use_key(repository, digest), false).await? {
             let used_at = item::used_at(&noted)?;
             if since <= used_at {
                 return Ok(Some(used_at));
@@ -84,7 +84,7 @@ impl DynamoLedger {
     /// Writes a record if its item has the version `expected`, and returns the new one.
     ///
     /// The SDK sends a request again whose answer was lost, and then meets its own write: `mine` is how it knows it.
-    pub(crate) async fn swap<T: Serialize + Sync>(
+    pub(crate) async fn swap_item<T: Serialize + Sync>(
         &self,
         key: Item,
         expected: Option<u64>,

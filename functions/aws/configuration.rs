@@ -137,19 +137,19 @@ struct Kept {
 impl DynamoLedger {
     /// The configuration that [`Self::keep_configuration`] keeps.
     pub(crate) async fn kept_configuration(&self) -> Result<Option<String>, StoreError> {
-        let kept = self.get(item::configuration_key(), true).await?;
+        let kept = self.item(item::configuration_key(), true).await?;
         Ok(kept.map(item::parse_record::<Kept>).transpose()?.map(|kept| kept.text))
     }
 
     /// Keeps a configuration that is good. A process that starts with the same one writes nothing.
     pub(crate) async fn keep_configuration(&self, text: &str) -> Result<(), StoreError> {
-        let kept = self.get(item::configuration_key(), true).await?.map(versioned::<Kept>).transpose()?;
+        let kept = self.item(item::configuration_key(), true).await?.map(versioned::<Kept>).transpose()?;
         if kept.as_ref().is_some_and(|kept| kept.value.text == text) {
             return Ok(());
         }
         // Another process that keeps one at the same time has read one that is as new.
         let kept = kept.map(|kept| kept.version);
-        self.swap(item::configuration_key(), kept, &Kept { text: text.to_owned() }).await.map(drop)
+        self.swap_item(item::configuration_key(), kept, &Kept { text: text.to_owned() }).await.map(drop)
     }
 }
 

@@ -10,12 +10,10 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
 use serde::de::DeserializeOwned;
 use stopover::errors::{Failure, StoreError};
-use stopover::oci::{Descriptor, Digest, Manifest, Reference, Repository};
-use stopover::ports::Ledger;
-use stopover::records::gauge::Gauge;
-use stopover::records::robot::Robots;
+use stopover::oci::{Descriptor, Digest, Manifest, Repository};
+use stopover::ports::{Ledger, Records};
 use stopover::records::{
-    BlobRecord, BlobView, Entry, GaugeKey, ListKey, Listing, Member, Standing, StoredManifest, TagRecord, Versioned,
+    BlobView, Entry, HoldingKey, ListKey, Listing, Member, ReferenceKey, Standing, StoredManifest, Versioned,
 };
 use stopover::values::time::{Clock, Timestamp};
 
@@ -24,7 +22,7 @@ use crate::batch::{BATCH_ITEMS, BATCH_KEYS};
 use crate::conditional::Written;
 use crate::failure::store_error;
 use crate::format;
-use crate::item::{self, Item, Kind};
+use crate::item::{self, Item, Kind, Placed};
 use crate::remembered::Remembered;
 
 /// The largest manifest kept in its item, in bytes. An item may have 400 KB, keys and attribute names included.
@@ -64,7 +62,7 @@ impl DynamoLedger {
         }
     }
 
-    pub(crate) async fn get(&self, key: Item, consistent: bool) -> Result<Option<Item>, StoreError> {
+    pub(crate) async fn item(&self, key: Item, consistent: bool) -> Result<Option<Item>, StoreError> {
         let request = self.client.get_item().table_name(&self.table).set_key(Some(key)).consistent_read(consistent);
         request.send().await.map_err(|error| store_error("GetItem", error))?.item.map(format::known).transpose()
     }
@@ -167,29 +165,38 @@ pub(crate) fn versioned<T: DeserializeOwned>(item: Item) -> Result<Versioned<T>,
 }
 
 #[async_trait]
-impl Ledger for DynamoLedger {
+impl<K: Placed> Records<K> for DynamoLedger {
     /// Consistent, for half a read unit more: a stale version would lose the swap that follows, and a stale record would
     /// ask upstream again.
-    async fn reference(
-        &self,
-        repository: &Repository,
-        reference: &Reference,
-    ) -> Result<Option<Versioned<TagRecord>>, StoreError> {
-        self.get(item::reference_key(repository, reference), true).await?.map(versioned).transpose()
+    async fn get(&self, key: &K) -> Result<Option<Versioned<K::Record>>, StoreError> {
+        self.item(key.item(), true).await?.map(versioned).transpose()
     }
 
-    async fn swap_reference(
-        &self,
-        repository: &Repository,
-        reference: &Reference,
-        expected: Option<u64>,
-        record: &TagRecord,
-    ) -> Result<Option<u64>, StoreError> {
-        self.swap(item::reference_key(repository, reference), expected, record).await
+    async fn get_all(&self, keys: &[K]) -> Result<Vec<(K, Versioned<K::Record>)>, StoreError> {
+        let mut found = Vec::new();
+        for keys in keys.chunks(BATCH_KEYS) {
+            let asked: Vec<(&K, Item)> = keys.iter().map(|key| (key, key.item())).collect();
+            let items = asked.iter().map(|(_, item)| item.clone()).collect();
+            for item in self.get_batch(items, !K::MANY_MAY_LAG).await? {
+                let Some((key, _)) = asked.iter().find(|(_, key)| item::is_at(&item, key)) else { continue };
+                found.push(((*key).clone(), versioned(item)?));
+            }
+        }
+        Ok(found)
     }
 
+    async fn swap(&self, key: &K, expected: Option<u64>, record: &K::Record) -> Result<Option<u64>, StoreError> {
+        if let Some((remembered, digest)) = self.remembered.get().zip(key.remembered()) {
+            remembered.forget(digest);
+        }
+        self.swap_item(key.item(), expected, record).await
+    }
+}
+
+#[async_trait]
+impl Ledger for DynamoLedger {
     async fn standing(&self, repository: &Repository) -> Result<Option<Standing>, StoreError> {
-        self.get(item::standing_key(repository), true).await?.map(|item| item::parse_standing(&item)).transpose()
+        self.item(item::standing_key(repository), true).await?.map(|item| item::parse_standing(&item)).transpose()
     }
 
     async fn put_standing(&self, repository: &Repository, standing: Standing) -> Result<(), StoreError> {
@@ -197,7 +204,7 @@ impl Ledger for DynamoLedger {
     }
 
     async fn listing(&self, repository: &Repository, key: &ListKey) -> Result<Option<Listing>, StoreError> {
-        self.get(item::listing_key(repository, key), true).await?.map(|item| item::parse_listing(&item)).transpose()
+        self.item(item::listing_key(repository, key), true).await?.map(|item| item::parse_listing(&item)).transpose()
     }
 
     async fn put_listing(&self, repository: &Repository, key: &ListKey, listing: &Listing) -> Result<(), StoreError> {
@@ -283,7 +290,7 @@ impl Ledger for DynamoLedger {
         if let Some(view) = remembered.and_then(|remembered| remembered.get(repository, digest, now)) {
             return Ok(view);
         }
-        let (membership, record) = (item::membership_key(repository, digest), item::blob_key(digest));
+        let (membership, record) = (item::membership_key(repository, digest), digest.item());
         let mut view = BlobView { member: None, record: None };
         for item in self.get_batch(vec![membership.clone(), record], true).await? {
             if item::is_at(&item, &membership) {
@@ -310,7 +317,7 @@ impl Ledger for DynamoLedger {
     async fn remove(&self, entry: &Entry) -> Result<bool, StoreError> {
         let (key, name, seen) = match entry {
             Entry::Reference { repository, reference, record } => {
-                (item::reference_key(repository, reference), item::VERSION, record.version)
+                (ReferenceKey(repository, reference).item(), item::VERSION, record.version)
             }
             Entry::Manifest(StoredManifest { repository, digest, used_at, .. }) => {
                 // A use that is noted after this finds no item, and then none of the manifest or a new one.
@@ -321,7 +328,7 @@ impl Ledger for DynamoLedger {
                 let stored = self.delete(item::manifest_key(repository, digest), item::USED_AT, used_at.0).await?;
                 return Ok(matches!((stored, noted), (Written::Done, _) | (Written::Absent, Written::Done)));
             }
-            Entry::Holding { repository, record } => (item::holding_key(repository), item::VERSION, record.version),
+            Entry::Holding { repository, record } => (HoldingKey(repository).item(), item::VERSION, record.version),
             Entry::Membership { repository, digest, used_at, .. } => {
                 (item::membership_key(repository, digest), item::USED_AT, used_at.0)
             }
@@ -329,52 +336,8 @@ impl Ledger for DynamoLedger {
                 (item::listing_key(repository, key), item::EXPIRES_AT, stale_until.0)
             }
             Entry::Standing { repository, until } => (item::standing_key(repository), item::EXPIRES_AT, until.0),
-            Entry::Blob { digest, record } => (item::blob_key(digest), item::VERSION, record.version),
+            Entry::Blob { digest, record } => (digest.item(), item::VERSION, record.version),
         };
         Ok(matches!(self.delete(key, name, seen).await?, Written::Done))
-    }
-
-    async fn robots(&self) -> Result<Option<Versioned<Robots>>, StoreError> {
-        self.get(item::robots_key(), true).await?.map(versioned).transpose()
-    }
-
-    async fn swap_robots(&self, expected: Option<u64>, robots: &Robots) -> Result<Option<u64>, StoreError> {
-        self.swap(item::robots_key(), expected, robots).await
-    }
-
-    async fn gauge(&self, key: &GaugeKey) -> Result<Option<Versioned<Gauge>>, StoreError> {
-        self.get(item::gauge_key(key), true).await?.map(versioned).transpose()
-    }
-
-    async fn gauges(&self, keys: &[GaugeKey]) -> Result<Vec<(GaugeKey, Versioned<Gauge>)>, StoreError> {
-        let mut found = Vec::new();
-        for keys in keys.chunks(BATCH_KEYS) {
-            let asked: Vec<(&GaugeKey, Item)> = keys.iter().map(|key| (key, item::gauge_key(key))).collect();
-            let items = self.get_batch(asked.iter().map(|(_, key)| key.clone()).collect(), true).await?;
-            for item in items {
-                let Some((key, _)) = asked.iter().find(|(_, key)| item::is_at(&item, key)) else { continue };
-                found.push(((*key).clone(), versioned(item)?));
-            }
-        }
-        Ok(found)
-    }
-
-    async fn swap_gauge(
-        &self,
-        key: &GaugeKey,
-        expected: Option<u64>,
-        gauge: &Gauge,
-    ) -> Result<Option<u64>, StoreError> {
-        self.swap(item::gauge_key(key), expected, gauge).await
-    }
-
-    async fn swap_blob(
-        &self,
-        digest: &Digest,
-        expected: Option<u64>,
-        record: &BlobRecord,
-    ) -> Result<Option<u64>, StoreError> {
-        self.forget(digest);
-        self.swap(item::blob_key(digest), expected, record).await
     }
 }

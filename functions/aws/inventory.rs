@@ -6,12 +6,11 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use stopover::errors::StoreError;
 use stopover::oci::{Digest, Manifest, Reference, Repository, Tag};
 use stopover::ports::{Inventory, Section};
-use stopover::records::{BlobRecord, Holding, TagRecord, Versioned};
+use stopover::records::{Holding, TagRecord};
 use stopover::values::time::Timestamp;
 
 use crate::DynamoLedger;
 use crate::batch::BATCH_KEYS;
-use crate::dynamo::versioned;
 use crate::failure::store_error;
 use crate::format;
 use crate::item::{self, Item, Kind};
@@ -63,19 +62,6 @@ impl DynamoLedger {
 
 #[async_trait]
 impl Inventory for DynamoLedger {
-    async fn holding(&self, repository: &Repository) -> Result<Option<Versioned<Holding>>, StoreError> {
-        self.get(item::holding_key(repository), true).await?.map(versioned).transpose()
-    }
-
-    async fn swap_holding(
-        &self,
-        repository: &Repository,
-        expected: Option<u64>,
-        holding: &Holding,
-    ) -> Result<Option<u64>, StoreError> {
-        self.swap(item::holding_key(repository), expected, holding).await
-    }
-
     async fn holdings(&self, section: &Section) -> Result<Vec<(Repository, Holding)>, StoreError> {
         let Section { prefix, after, most } = section;
         // A sort key has at least one character.
@@ -145,14 +131,5 @@ impl Inventory for DynamoLedger {
             *used_at = noted.map_or(*used_at, |(_, noted)| (*used_at).max(*noted));
         }
         Ok(found)
-    }
-
-    async fn blobs(&self, digests: &[Digest]) -> Result<Vec<(Digest, BlobRecord)>, StoreError> {
-        let blob = |item: Item| -> Result<Option<_>, StoreError> {
-            let Kind::Blob(digest) = item::kind(&item)? else { return Ok(None) };
-            Ok(Some((digest, item::parse_record(item)?)))
-        };
-        let items = self.get_all(digests.iter().map(item::blob_key).collect()).await?;
-        items.into_iter().filter_map(|item| blob(item).transpose()).collect()
     }
 }

@@ -40,7 +40,7 @@ use serde_json::Value;
 use stopover::errors::{Failure, StoreError};
 use stopover::journal::Slot;
 use stopover::oci::{Digest, Manifest, MediaType, Reference, Repository, UpstreamId};
-use stopover::records::{GaugeKey, ListKey, Listing, Member, Standing};
+use stopover::records::{GaugeKey, HoldingKey, Key, ListKey, Listing, Member, ReferenceKey, RobotsKey, Standing};
 use stopover::values::time::Timestamp;
 
 use crate::attribute::{attribute, value};
@@ -73,18 +73,57 @@ const FRESH_UNTIL: &str = "fresh_until";
 /// When DynamoDB may delete an item. Takes the place of a version in lists and standings.
 pub(crate) const EXPIRES_AT: &str = "expires_at";
 
-/// The key of the record of a tag, or of a digest.
-pub(crate) fn reference_key(repository: &Repository, reference: &Reference) -> Item {
-    let sort = match reference {
-        Reference::Tag(tag) => format!("tag#{tag}"),
-        Reference::Digest(digest) => format!("fetch#{digest}"),
-    };
-    key(format!("repo#{repository}"), sort)
+/// The key of a record, as an item.
+pub(crate) trait Placed: Key {
+    /// Many at once are read at half the price, and may be as they were a second ago.
+    const MANY_MAY_LAG: bool = false;
+
+    fn item(&self) -> Item;
+
+    /// The blob whose view is out of date once the record is written.
+    fn remembered(&self) -> Option<&Digest> {
+        None
+    }
 }
 
-/// The key of what is stored of a repository, in the partition [`HOLDINGS`].
-pub(crate) fn holding_key(repository: &Repository) -> Item {
-    key("holdings".to_owned(), repository.to_string())
+impl Placed for ReferenceKey<'_> {
+    fn item(&self) -> Item {
+        let sort = match self.1 {
+            Reference::Tag(tag) => format!("tag#{tag}"),
+            Reference::Digest(digest) => format!("fetch#{digest}"),
+        };
+        key(format!("repo#{}", self.0), sort)
+    }
+}
+
+impl Placed for HoldingKey<'_> {
+    fn item(&self) -> Item {
+        key("holdings".to_owned(), self.0.to_string())
+    }
+}
+
+impl Placed for Digest {
+    const MANY_MAY_LAG: bool = true;
+
+    fn item(&self) -> Item {
+        key(format!("blob#{self}"), "blob".to_owned())
+    }
+
+    fn remembered(&self) -> Option<&Digest> {
+        Some(self)
+    }
+}
+
+impl Placed for RobotsKey {
+    fn item(&self) -> Item {
+        key("robots".to_owned(), "robots".to_owned())
+    }
+}
+
+impl Placed for GaugeKey {
+    fn item(&self) -> Item {
+        key(format!("upstream#{}", self.upstream), format!("gauge#{}", self.credential))
+    }
 }
 
 /// The partition of a repository.
@@ -163,21 +202,6 @@ pub(crate) fn use_key(repository: &Repository, digest: &Digest) -> Item {
 /// The key of a membership.
 pub(crate) fn membership_key(repository: &Repository, digest: &Digest) -> Item {
     key(format!("repo#{repository}"), format!("blob#{digest}"))
-}
-
-/// The key of a blob record.
-pub(crate) fn blob_key(digest: &Digest) -> Item {
-    key(format!("blob#{digest}"), "blob".to_owned())
-}
-
-/// The key of the robots.
-pub(crate) fn robots_key() -> Item {
-    key("robots".to_owned(), "robots".to_owned())
-}
-
-/// The key of a gauge.
-pub(crate) fn gauge_key(gauge: &GaugeKey) -> Item {
-    key(format!("upstream#{}", gauge.upstream), format!("gauge#{}", gauge.credential))
 }
 
 /// The key of the configuration that was good last.
@@ -373,7 +397,7 @@ mod tests {
     }
 
     fn round_trip<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(written: &T) -> Item {
-        let item = record(blob_key(&digest()), written, 7).unwrap();
+        let item = record(digest().item(), written, 7).unwrap();
         assert_eq!(version(&item).unwrap(), 7);
         assert_eq!(parse_record::<T>(item.clone()).unwrap(), *written);
         item
@@ -383,13 +407,13 @@ mod tests {
     fn keys_are_those_of_the_design() {
         let expected = |partition: &str, sort: &str| key(partition.to_owned(), sort.to_owned());
         assert_eq!(
-            reference_key(&repository(), &"1.27".parse().unwrap()),
+            ReferenceKey(&repository(), &"1.27".parse().unwrap()).item(),
             expected("repo#docker.io/library/nginx", "tag#1.27")
         );
         let (manifest, member) = (format!("manifest#{}", digest()), format!("blob#{}", digest()));
         assert_eq!(manifest_key(&repository(), &digest()), expected("repo#docker.io/library/nginx", &manifest));
         assert_eq!(membership_key(&repository(), &digest()), expected("repo#docker.io/library/nginx", &member));
-        assert_eq!(blob_key(&digest()), expected(&member, "blob"));
+        assert_eq!(digest().item(), expected(&member, "blob"));
         let referrers = format!("referrers#{}", digest());
         assert_eq!(listing_key(&repository(), &ListKey::Tags), expected("repo#docker.io/library/nginx", "tags"));
         let key = ListKey::Referrers(digest());
@@ -434,7 +458,7 @@ mod tests {
 
     #[test]
     fn an_item_that_was_not_written_by_us_is_corrupt_and_not_absent() {
-        let mut item = record(blob_key(&digest()), &BlobRecord::new(BlobState::Absent), 1).unwrap();
+        let mut item = record(digest().item(), &BlobRecord::new(BlobState::Absent), 1).unwrap();
         item.insert("attempts".to_owned(), AttributeValue::S("many".to_owned()));
         assert!(matches!(parse_record::<BlobRecord>(item.clone()), Err(StoreError::Corrupt(_))));
         item.remove(VERSION);

@@ -124,13 +124,13 @@ impl DynamoLedger {
     ) -> Result<T, StoreError> {
         let mut attempts = Attempts::new();
         loop {
-            let known = self.get(item::places_key(upstream), true).await?;
+            let known = self.item(item::places_key(upstream), true).await?;
             let known = known.map(crate::dynamo::versioned::<Places>).transpose()?;
             let (before, version) =
                 known.map_or((Places::default(), None), |Versioned { version, value }| (value, Some(version)));
             let mut after = before.clone();
             let changed = change(&mut after);
-            if after == before || self.swap(item::places_key(upstream), version, &after).await?.is_some() {
+            if after == before || self.swap_item(item::places_key(upstream), version, &after).await?.is_some() {
                 return Ok(changed);
             }
             attempts.again().await?;

@@ -15,6 +15,7 @@ use super::lane::Lane;
 use crate::errors::{AccessError, Failure, StoreError};
 use crate::identity::RobotName;
 use crate::ports::Ledger;
+use crate::records::RobotsKey;
 use crate::records::robot::{Robots, SecretHash, SecretId};
 use crate::values::time::{Clock, Timestamp};
 
@@ -133,7 +134,7 @@ impl RobotLogins {
     /// The robots as the ledger has them now.
     async fn ask(&self) -> Result<Remembered, StoreError> {
         let at = self.clock.now();
-        let robots = self.ledger.robots().await?.map(|robots| robots.value).unwrap_or_default();
+        let robots = self.ledger.get(&RobotsKey).await?.map(|robots| robots.value).unwrap_or_default();
         let robots = Remembered { robots: Arc::new(robots), at };
         let mut remembered = self.remembered.write().unwrap_or_else(PoisonError::into_inner);
         if remembered.as_ref().is_none_or(|remembered| remembered.at <= at) {
@@ -181,7 +182,7 @@ mod tests {
         let clock = Clock::manual(Timestamp(1_800_000_000));
         let mut robots = Robots::default();
         robots.add("ci".parse().unwrap(), secret, None, clock.now()).unwrap();
-        ledger.swap_robots(None, &robots).await.unwrap();
+        ledger.swap(&RobotsKey, None, &robots).await.unwrap();
         (directory, RobotLogins::new(clock, Arc::new(ledger)))
     }
 

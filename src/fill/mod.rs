@@ -118,7 +118,7 @@ impl Fill {
                 else {
                     return Ok(Filled::Already);
                 };
-                if self.core.storage.ledger.swap_blob(&job.digest, Some(current), &used).await?.is_some() {
+                if self.core.storage.ledger.swap(&job.digest, Some(current), &used).await?.is_some() {
                     return Ok(Filled::Already);
                 }
                 attempts.again().await?;
@@ -136,7 +136,7 @@ impl Fill {
                 Claim::Held => return Ok(Filled::Claimed),
                 Claim::Take(claimed) => {
                     let expected = current.as_ref().map(|current| current.version);
-                    if self.core.storage.ledger.swap_blob(&job.digest, expected, &claimed).await?.is_some() {
+                    if self.core.storage.ledger.swap(&job.digest, expected, &claimed).await?.is_some() {
                         break claimed;
                     }
                     attempts.again().await?;
@@ -228,7 +228,7 @@ impl HeldClaim {
             let state = BlobState::Claimed { owner: self.owner.clone(), until: self.clock.now().plus(CLAIM) };
             let renewed = BlobRecord { state, checkpoint: checkpoint.clone(), ..value };
             // The conflicting write may be our own, given up while it was in transit: only the owner field tells.
-            if self.ledger.swap_blob(&self.job.digest, Some(version), &renewed).await?.is_some() {
+            if self.ledger.swap(&self.job.digest, Some(version), &renewed).await?.is_some() {
                 return Ok(());
             }
             attempts.again().await?;
@@ -267,7 +267,7 @@ impl HeldClaim {
             // enough.
             let open = before.open || (copied && self.open);
             let settled = BlobRecord { state, failure, checkpoint, open, ..before };
-            if self.ledger.swap_blob(&self.job.digest, version, &settled).await?.is_some() {
+            if self.ledger.swap(&self.job.digest, version, &settled).await?.is_some() {
                 return Ok(owned);
             }
             attempts.again().await?;

@@ -48,7 +48,7 @@ async fn world_on(blobs: Arc<dyn Blobs>, data: TempDir, claimed: bool, overtaken
     if claimed {
         let until = clock.now().plus(CLAIM);
         let claim = record(BlobState::Claimed { owner: "me".into(), until });
-        ledger.swap_blob(&job.digest, None, &claim).await.unwrap().unwrap();
+        ledger.swap(&job.digest, None, &claim).await.unwrap().unwrap();
     }
     ledger.overtaken.store(overtaken, Ordering::SeqCst);
     let claim = HeldClaim { ledger: shared, clock, job, owner: "me".into(), open: true };

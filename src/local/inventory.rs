@@ -3,12 +3,12 @@
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 
-use super::ledger::{EmbeddedLedger, HOLDING, blob_key, holding_key, manifests_key, repository_in, tag_key};
+use super::ledger::{EmbeddedLedger, HOLDING, manifests_key, repository_in, tag_key};
 use super::store::{corrupt, split};
 use crate::errors::StoreError;
 use crate::oci::{Algorithm, Digest, Manifest, Repository, Tag};
 use crate::ports::{Inventory, Ledger as _, Section};
-use crate::records::{BlobRecord, Holding, TagRecord, Versioned};
+use crate::records::{Holding, TagRecord};
 use crate::values::time::Timestamp;
 
 /// Comes behind every character of a name or a tag.
@@ -20,19 +20,6 @@ fn parsed<T: DeserializeOwned>(item: &[u8]) -> Result<T, StoreError> {
 
 #[async_trait]
 impl Inventory for EmbeddedLedger {
-    async fn holding(&self, repository: &Repository) -> Result<Option<Versioned<Holding>>, StoreError> {
-        self.0.read_json(&holding_key(repository))
-    }
-
-    async fn swap_holding(
-        &self,
-        repository: &Repository,
-        expected: Option<u64>,
-        holding: &Holding,
-    ) -> Result<Option<u64>, StoreError> {
-        self.0.swap(holding_key(repository), expected, holding).await
-    }
-
     async fn holdings(&self, section: &Section) -> Result<Vec<(Repository, Holding)>, StoreError> {
         let Section { prefix, after, most } = section;
         let (from, end) = (after.as_ref().max(Some(prefix)), format!("{HOLDING}{prefix}{END}"));
@@ -99,14 +86,6 @@ impl Inventory for EmbeddedLedger {
             found.extend(self.manifest(repository, digest).await?);
         }
         Ok(found)
-    }
-
-    async fn blobs(&self, digests: &[Digest]) -> Result<Vec<(Digest, BlobRecord)>, StoreError> {
-        let record = |digest: &Digest| -> Result<Option<(Digest, BlobRecord)>, StoreError> {
-            let record = self.0.read_json(&blob_key(digest))?;
-            Ok(record.map(|record| (digest.clone(), record.value)))
-        };
-        digests.iter().filter_map(|digest| record(digest).transpose()).collect()
     }
 }
 

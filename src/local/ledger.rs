@@ -15,13 +15,11 @@ use serde::{Deserialize, Serialize};
 
 use super::store::{Change, Store, corrupt, join, split};
 use crate::errors::{Failure, StoreError, chain};
-use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
-use crate::ports::{Attempts, ImageJob, Job, Ledger};
-use crate::records::gauge::Gauge;
-use crate::records::robot::Robots;
+use crate::oci::{Descriptor, Digest, Manifest, Repository};
+use crate::ports::{Attempts, ImageJob, Job, Ledger, Records};
 use crate::records::{
-    BlobRecord, BlobState, BlobView, Entry, GaugeKey, ListKey, Listing, Member, Standing, StoredManifest, TagRecord,
-    Versioned,
+    BlobRecord, BlobState, BlobView, Entry, GaugeKey, HoldingKey, Key, ListKey, Listing, Member, ReferenceKey,
+    RobotsKey, Standing, StoredManifest, TagRecord, Versioned,
 };
 use crate::values::time::Timestamp;
 
@@ -33,7 +31,6 @@ const LIST: &str = "list ";
 const MANIFEST: &str = "manifest ";
 const MEMBER: &str = "member ";
 const REFERENCE: &str = "reference ";
-const ROBOTS: &str = "robots";
 const STANDING: &str = "standing ";
 
 /// In one allocation: hits make these keys.
@@ -41,21 +38,64 @@ fn scoped_key(kind: &str, Repository { upstream, name }: &Repository, rest: &str
     [kind, upstream.as_str(), "/", name.as_str(), " ", rest].concat()
 }
 
-fn reference_key(repository: &Repository, reference: &Reference) -> String {
-    tag_key(repository, reference.as_str())
-}
-
 /// The key of a reference that begins like this.
 pub(super) fn tag_key(repository: &Repository, begin: &str) -> String {
     scoped_key(REFERENCE, repository, begin)
 }
 
-pub(super) fn holding_key(repository: &Repository) -> String {
-    format!("{HOLDING}{repository}")
-}
-
 fn standing_key(repository: &Repository) -> String {
     format!("{STANDING}{repository}")
+}
+
+/// The key of a record, in words of the file.
+pub(super) trait Placed: Key {
+    fn key(&self) -> String;
+}
+
+impl Placed for ReferenceKey<'_> {
+    fn key(&self) -> String {
+        tag_key(self.0, self.1.as_str())
+    }
+}
+
+impl Placed for HoldingKey<'_> {
+    fn key(&self) -> String {
+        format!("{HOLDING}{}", self.0)
+    }
+}
+
+impl Placed for Digest {
+    fn key(&self) -> String {
+        [BLOB, self.as_str()].concat()
+    }
+}
+
+impl Placed for GaugeKey {
+    fn key(&self) -> String {
+        format!("gauge {} {}", self.upstream, self.credential)
+    }
+}
+
+impl Placed for RobotsKey {
+    fn key(&self) -> String {
+        "robots".to_owned()
+    }
+}
+
+#[async_trait]
+impl<K: Placed> Records<K> for EmbeddedLedger {
+    async fn get(&self, key: &K) -> Result<Option<Versioned<K::Record>>, StoreError> {
+        self.0.read_json(&key.key())
+    }
+
+    async fn get_all(&self, keys: &[K]) -> Result<Vec<(K, Versioned<K::Record>)>, StoreError> {
+        let read = |key: &K| Ok(self.0.read_json(&key.key())?.map(|record| (key.clone(), record)));
+        keys.iter().filter_map(|key| read(key).transpose()).collect()
+    }
+
+    async fn swap(&self, key: &K, expected: Option<u64>, record: &K::Record) -> Result<Option<u64>, StoreError> {
+        self.0.swap(key.key(), expected, record).await
+    }
 }
 
 /// Stands in the key of a list of tags where a list of referrers has its subject.
@@ -78,10 +118,6 @@ fn manifest_key(repository: &Repository, digest: &Digest) -> String {
 
 fn member_key(repository: &Repository, digest: &Digest) -> String {
     scoped_key(MEMBER, repository, digest.as_str())
-}
-
-pub(super) fn blob_key(digest: &Digest) -> String {
-    [BLOB, digest.as_str()].concat()
 }
 
 fn fill_key(digest: &Digest) -> String {
@@ -302,56 +338,8 @@ fn entry(key: &str, item: &[u8]) -> Result<Option<Entry>, StoreError> {
     Ok(Some(entry))
 }
 
-fn gauge_key(key: &GaugeKey) -> String {
-    format!("gauge {} {}", key.upstream, key.credential)
-}
-
 #[async_trait]
 impl Ledger for EmbeddedLedger {
-    async fn robots(&self) -> Result<Option<Versioned<Robots>>, StoreError> {
-        self.0.read_json(ROBOTS)
-    }
-
-    async fn swap_robots(&self, expected: Option<u64>, robots: &Robots) -> Result<Option<u64>, StoreError> {
-        self.0.swap(ROBOTS.to_owned(), expected, robots).await
-    }
-
-    async fn gauge(&self, key: &GaugeKey) -> Result<Option<Versioned<Gauge>>, StoreError> {
-        self.0.read_json(&gauge_key(key))
-    }
-
-    async fn gauges(&self, keys: &[GaugeKey]) -> Result<Vec<(GaugeKey, Versioned<Gauge>)>, StoreError> {
-        let read = |key: &GaugeKey| Ok(self.0.read_json(&gauge_key(key))?.map(|gauge| (key.clone(), gauge)));
-        keys.iter().filter_map(|key| read(key).transpose()).collect()
-    }
-
-    async fn swap_gauge(
-        &self,
-        key: &GaugeKey,
-        expected: Option<u64>,
-        gauge: &Gauge,
-    ) -> Result<Option<u64>, StoreError> {
-        self.0.swap(gauge_key(key), expected, gauge).await
-    }
-
-    async fn reference(
-        &self,
-        repository: &Repository,
-        reference: &Reference,
-    ) -> Result<Option<Versioned<TagRecord>>, StoreError> {
-        self.0.read_json(&reference_key(repository, reference))
-    }
-
-    async fn swap_reference(
-        &self,
-        repository: &Repository,
-        reference: &Reference,
-        expected: Option<u64>,
-        record: &TagRecord,
-    ) -> Result<Option<u64>, StoreError> {
-        self.0.swap(reference_key(repository, reference), expected, record).await
-    }
-
     async fn standing(&self, repository: &Repository) -> Result<Option<Standing>, StoreError> {
         Ok(self.0.read_json(&standing_key(repository))?.map(|standing| standing.value))
     }
@@ -425,7 +413,7 @@ impl Ledger for EmbeddedLedger {
     }
 
     async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobView, StoreError> {
-        Ok(BlobView { member: self.member(repository, digest)?, record: self.0.read_json(&blob_key(digest))? })
+        Ok(BlobView { member: self.member(repository, digest)?, record: self.0.read_json(&digest.key())? })
     }
 
     async fn put_membership(&self, repository: &Repository, digest: &Digest, member: Member) -> Result<(), StoreError> {
@@ -445,25 +433,16 @@ impl Ledger for EmbeddedLedger {
     async fn remove(&self, entry: &Entry) -> Result<bool, StoreError> {
         let (key, version) = match entry {
             Entry::Reference { repository, reference, record } => {
-                (reference_key(repository, reference), record.version)
+                (ReferenceKey(repository, reference).key(), record.version)
             }
             Entry::Manifest(manifest) => (manifest_key(&manifest.repository, &manifest.digest), manifest.used_at.0),
             Entry::Membership { repository, digest, used_at, .. } => (member_key(repository, digest), used_at.0),
-            Entry::Holding { repository, record } => (holding_key(repository), record.version),
+            Entry::Holding { repository, record } => (HoldingKey(repository).key(), record.version),
             Entry::Listing { repository, key, stale_until } => (list_key(repository, key), stale_until.0),
             Entry::Standing { repository, until } => (standing_key(repository), until.0),
-            Entry::Blob { digest, record } => (blob_key(digest), record.version),
+            Entry::Blob { digest, record } => (digest.key(), record.version),
         };
         self.0.write(Some((key.clone(), Some(version))), vec![Change::Remove(key)]).await
-    }
-
-    async fn swap_blob(
-        &self,
-        digest: &Digest,
-        expected: Option<u64>,
-        record: &BlobRecord,
-    ) -> Result<Option<u64>, StoreError> {
-        self.0.swap(blob_key(digest), expected, record).await
     }
 }
 

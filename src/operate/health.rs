@@ -39,7 +39,7 @@ impl Operate {
             let Some(upstream) = core.config.upstreams.keys().next().cloned() else { return Ok(()) };
             // One small item, which no adapter remembers; it need not exist.
             let key = GaugeKey { upstream, credential: GaugeKey::ANONYMOUS.into() };
-            core.storage.ledger.gauge(&key).await.map(drop)
+            core.storage.ledger.get(&key).await.map(drop)
         };
         let (read, room) = tokio::join!(timeout(PATIENCE, read), timeout(PATIENCE, core.storage.blobs.check_room()));
         let late = |_| Err(StoreError::Unavailable(format!("no answer within {PATIENCE:?}").into()));

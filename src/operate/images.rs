@@ -13,7 +13,7 @@ use crate::errors::StoreError;
 use crate::oci::{Digest, Reference, Repository, Tag};
 use crate::ports::Section;
 use crate::records::blob::NOTED;
-use crate::records::{Holding, TagRecord};
+use crate::records::{Holding, ReferenceKey, TagRecord};
 use crate::values::time::Timestamp;
 
 /// The most repositories of a page.
@@ -226,7 +226,7 @@ impl Operate {
         let (after, most) = match wanted {
             Wanted::One(Reference::Digest(digest)) => return Ok((vec![(None, None, digest)], None)),
             Wanted::One(Reference::Tag(tag)) => {
-                let record = ledger.reference(repository, &Reference::Tag(tag.clone())).await?;
+                let record = ledger.get(&ReferenceKey(repository, &Reference::Tag(tag.clone()))).await?;
                 return Ok((record.and_then(|record| tagged(tag, record.value)).into_iter().collect(), None));
             }
             Wanted::All(Some(Reference::Digest(after)), most) => {

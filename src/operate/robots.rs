@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Operate;
 use crate::identity::RobotName;
 use crate::ports::Attempts;
+use crate::records::RobotsKey;
 use crate::records::robot::{NewSecret, Robot, RobotError, Robots};
 use crate::values::secret::Secret;
 use crate::values::time::{Span, Timestamp};
@@ -86,7 +87,8 @@ impl Operate {
         let now = self.core.clock.now();
         match command {
             RobotCommand::List => {
-                let robots = self.core.storage.ledger.robots().await?.map(|robots| robots.value).unwrap_or_default();
+                let robots =
+                    self.core.storage.ledger.get(&RobotsKey).await?.map(|robots| robots.value).unwrap_or_default();
                 Ok(RobotAnswer::Robots(robots.iter().map(|(name, robot)| robot.status(name, now)).collect()))
             }
             RobotCommand::Add { .. } if !self.access.lets_robots_in() => Err(RobotError::NotLetIn),
@@ -123,10 +125,10 @@ impl Operate {
     ) -> Result<(), RobotError> {
         let mut attempts = Attempts::new();
         loop {
-            let known = self.core.storage.ledger.robots().await?;
+            let known = self.core.storage.ledger.get(&RobotsKey).await?;
             let (mut robots, version) = known.map_or_else(Default::default, |known| (known.value, Some(known.version)));
             change(&mut robots)?;
-            if self.core.storage.ledger.swap_robots(version, &robots).await?.is_some() {
+            if self.core.storage.ledger.swap(&RobotsKey, version, &robots).await?.is_some() {
                 return Ok(());
             }
             attempts.again().await.map_err(|_| RobotError::Busy)?;

@@ -15,7 +15,7 @@ use crate::oci::{Digest, Reference, Repository};
 use crate::operate::report::{LastSweep, SweepReport};
 use crate::operate::retention::{Batch, Census, Course, Doomed, Recount, Task};
 use crate::records::blob::{REMOVING, noted as used};
-use crate::records::{BlobRecord, BlobState, Entry, StoredManifest, Versioned};
+use crate::records::{BlobRecord, BlobState, Entry, HoldingKey, StoredManifest, Versioned};
 use crate::values::time::Timestamp;
 
 /// How long an upload without a checkpoint lies idle before it is removed: a running fill has a checkpoint long before.
@@ -176,7 +176,7 @@ impl Operate {
             let mut absent = BlobRecord { state: BlobState::Absent, ..record.value.clone() };
             // The next fill continues from the checkpoint of one that died; that of an absent blob was abandoned.
             absent.checkpoint.take_if(|_| record.value.state == BlobState::Absent);
-            let swapped = self.core.storage.ledger.swap_blob(&digest, Some(record.version), &absent).await;
+            let swapped = self.core.storage.ledger.swap(&digest, Some(record.version), &absent).await;
             done.absent.extend(noted(swapped, failure).flatten().map(|_| (digest, record)));
         }
         for entry in unnoted {
@@ -184,7 +184,7 @@ impl Operate {
         }
         let sharing = sharing.into_iter().map(|(digest, record)| async move {
             let value = BlobRecord { shared: !record.value.shared, ..record.value };
-            self.core.storage.ledger.swap_blob(&digest, Some(record.version), &value).await
+            self.core.storage.ledger.swap(&digest, Some(record.version), &value).await
         });
         let mut sharing = stream::iter(sharing.collect::<Vec<_>>()).buffer_unordered(AT_ONCE);
         while let Some(written) = sharing.next().await {
@@ -200,7 +200,7 @@ impl Operate {
             match (written, holding) {
                 (written, Some(holding)) => {
                     let expected = written.map(|written| written.version);
-                    ledger.swap_holding(&repository, expected, &holding).await.map(drop)
+                    ledger.swap(&HoldingKey(&repository), expected, &holding).await.map(drop)
                 }
                 (Some(record), None) => ledger.remove(&Entry::Holding { repository, record }).await.map(drop),
                 (None, None) => Ok(()),
@@ -220,7 +220,7 @@ impl Operate {
                 self.core.storage.ledger.touch_manifest(repository, digest, now, now).await.map(drop)
             }
             Entry::Blob { digest, record } => match used(&record.value, now) {
-                Some(noted) => self.core.storage.ledger.swap_blob(digest, Some(record.version), &noted).await.map(drop),
+                Some(noted) => self.core.storage.ledger.swap(digest, Some(record.version), &noted).await.map(drop),
                 None => Ok(()),
             },
             Entry::Membership { .. }
@@ -266,7 +266,7 @@ impl Operate {
             None => BlobRecord::new(state),
         };
         let expected = seen.as_ref().map(|seen| seen.version);
-        let Some(version) = self.core.storage.ledger.swap_blob(digest, expected, &value).await? else {
+        let Some(version) = self.core.storage.ledger.swap(digest, expected, &value).await? else {
             return Ok(false);
         };
         // Long before another process may take over, or the bytes of its fill would be deleted.

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use crate::errors::StoreError;
 use crate::oci::{Digest, Manifest, Repository, Tag};
-use crate::records::{BlobRecord, Holding, TagRecord, Versioned};
+use crate::records::{Holding, TagRecord};
 use crate::values::time::Timestamp;
 
 /// A part of the list of repositories.
@@ -18,22 +18,9 @@ pub struct Section {
     pub most: usize,
 }
 
-/// What the ledger knows of all that is stored. What is read may lag by a second on `DynamoDB`, but for
-/// [`Self::holding`].
+/// What the ledger knows of all that is stored. What is read may lag by a second on `DynamoDB`.
 #[async_trait]
 pub trait Inventory: Send + Sync {
-    /// What is stored of a repository.
-    async fn holding(&self, repository: &Repository) -> Result<Option<Versioned<Holding>>, StoreError>;
-
-    /// Writes what is stored of a repository if the item still has the version `expected` (`None`: does not exist), and
-    /// returns its new version. `None`: it has another version, and nothing was written.
-    async fn swap_holding(
-        &self,
-        repository: &Repository,
-        expected: Option<u64>,
-        holding: &Holding,
-    ) -> Result<Option<u64>, StoreError>;
-
     /// What is stored of the repositories of a section, in the order of the bytes of their names. Fewer than
     /// [`Section::most`] are the last ones.
     async fn holdings(&self, section: &Section) -> Result<Vec<(Repository, Holding)>, StoreError>;
@@ -62,7 +49,4 @@ pub trait Inventory: Send + Sync {
         repository: &Repository,
         digests: &[Digest],
     ) -> Result<Vec<(Manifest, Timestamp)>, StoreError>;
-
-    /// The records of those blobs that have one, in no order.
-    async fn blobs(&self, digests: &[Digest]) -> Result<Vec<(Digest, BlobRecord)>, StoreError>;
 }

@@ -26,10 +26,10 @@ pub use inventory::{Inventory, Section};
 pub use tallies::{MOST_SUMS, Tallies};
 
 use crate::errors::StoreError;
-use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
-use crate::records::gauge::Gauge;
-use crate::records::robot::Robots;
-use crate::records::{BlobRecord, BlobView, Entry, GaugeKey, ListKey, Listing, Member, Standing, TagRecord, Versioned};
+use crate::oci::{Descriptor, Digest, Manifest, Repository};
+use crate::records::{
+    BlobView, Entry, GaugeKey, HoldingKey, Key, ListKey, Listing, Member, ReferenceKey, RobotsKey, Standing, Versioned,
+};
 use crate::values::time::Timestamp;
 
 /// The adapters of an installation.
@@ -46,30 +46,36 @@ pub struct Storage {
 /// The longest list that is kept, in bytes of JSON: an item of `DynamoDB` may have 400 KB.
 pub const MAX_LISTING_BYTES: usize = 350_000;
 
+/// Records with versions: a process writes one only as the next after the version that it has read.
+#[async_trait]
+pub trait Records<K: Key>: Send + Sync {
+    /// The record under a key.
+    async fn get(&self, key: &K) -> Result<Option<Versioned<K::Record>>, StoreError>;
+
+    /// Those of some records that are there, in no order and, where storage can, with one request. What was written
+    /// within the last second may be missing or as it was before, on `DynamoDB` and of blobs.
+    async fn get_all(&self, keys: &[K]) -> Result<Vec<(K, Versioned<K::Record>)>, StoreError>;
+
+    /// Writes a record if it still has the version `expected` (`None`: does not exist), and returns its new version.
+    /// `None`: it has another version, and nothing was written.
+    async fn swap(&self, key: &K, expected: Option<u64>, record: &K::Record) -> Result<Option<u64>, StoreError>;
+}
+
 /// Where tag records, manifests, memberships and claims live. Whatever a write acknowledged survives a crash.
 ///
 /// Rules (who may claim, what is fresh) are functions of the core; the ledger only promises that a conditional write
 /// happens atomically or not at all. A read sees every write that was acknowledged before it, except
 /// [`Self::manifest`] and the membership of [`Self::blob`], which may lag by a second on `DynamoDB`.
 #[async_trait]
-pub trait Ledger: Inventory + Tallies {
-    /// The record of a tag, or of a digest.
-    async fn reference(
-        &self,
-        repository: &Repository,
-        reference: &Reference,
-    ) -> Result<Option<Versioned<TagRecord>>, StoreError>;
-
-    /// Writes the record of a reference if the item still has the version `expected` (`None`: does not exist), and
-    /// returns its new version. `None`: it has another version, and nothing was written.
-    async fn swap_reference(
-        &self,
-        repository: &Repository,
-        reference: &Reference,
-        expected: Option<u64>,
-        record: &TagRecord,
-    ) -> Result<Option<u64>, StoreError>;
-
+pub trait Ledger:
+    Inventory
+    + Tallies
+    + for<'a> Records<ReferenceKey<'a>>
+    + for<'a> Records<HoldingKey<'a>>
+    + Records<Digest>
+    + Records<GaugeKey>
+    + Records<RobotsKey>
+{
     /// Whether upstream shows us this repository, as it was put last. A record that has expired ([`Standing::until`])
     /// may be forgotten.
     async fn standing(&self, repository: &Repository) -> Result<Option<Standing>, StoreError>;
@@ -123,15 +129,6 @@ pub trait Ledger: Inventory + Tallies {
     /// Stores that a blob belongs to this repository.
     async fn put_membership(&self, repository: &Repository, digest: &Digest, member: Member) -> Result<(), StoreError>;
 
-    /// Writes the record of a blob if the item still has the version `expected` (`None`: does not exist), and returns
-    /// its new version. `None`: it has another version, and nothing was written.
-    async fn swap_blob(
-        &self,
-        digest: &Digest,
-        expected: Option<u64>,
-        record: &BlobRecord,
-    ) -> Result<Option<u64>, StoreError>;
-
     /// Every item that an [`Entry`] can be, once, in no order. One that is written meanwhile may be as it was or as it
     /// is.
     fn entries(&self) -> BoxStream<'_, Result<Entry, StoreError>>;
@@ -139,22 +136,4 @@ pub trait Ledger: Inventory + Tallies {
     /// Removes the item of an entry if it is still what the entry says it was: a record of this version, a manifest or
     /// membership used then, or a list that expires then. `false`: it is not, and nothing was removed.
     async fn remove(&self, entry: &Entry) -> Result<bool, StoreError>;
-
-    /// Every robot that may log in; `None`: there was never one.
-    async fn robots(&self) -> Result<Option<Versioned<Robots>>, StoreError>;
-
-    /// Writes the robots if they still have the version `expected` (`None`: there are none), and returns their new
-    /// version. `None`: they have another version, and nothing was written.
-    async fn swap_robots(&self, expected: Option<u64>, robots: &Robots) -> Result<Option<u64>, StoreError>;
-
-    /// The quota and the breakers of an upstream, as one credential sees them.
-    async fn gauge(&self, key: &GaugeKey) -> Result<Option<Versioned<Gauge>>, StoreError>;
-
-    /// Those of some gauges that are there, in no order and, where storage can, with one request.
-    async fn gauges(&self, keys: &[GaugeKey]) -> Result<Vec<(GaugeKey, Versioned<Gauge>)>, StoreError>;
-
-    /// Writes a gauge if the item still has the version `expected` (`None`: does not exist), and returns its new
-    /// version. `None`: it has another version, and nothing was written.
-    async fn swap_gauge(&self, key: &GaugeKey, expected: Option<u64>, gauge: &Gauge)
-    -> Result<Option<u64>, StoreError>;
 }

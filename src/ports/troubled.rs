@@ -7,22 +7,18 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
-use super::{Fills, ImageJob, Inventory, Job, Ledger, Listed, Section, Tallies, Watched};
+use super::{Fills, ImageJob, Inventory, Job, Ledger, Listed, Records, Section, Tallies, Watched};
 use crate::errors::StoreError;
 use crate::journal::{Slot, Tally};
 use crate::local::EmbeddedLedger;
-use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository, Tag};
-use crate::records::gauge::Gauge;
-use crate::records::robot::Robots;
-use crate::records::{
-    BlobRecord, BlobView, Entry, GaugeKey, Holding, ListKey, Listing, Member, Standing, TagRecord, Versioned,
-};
+use crate::oci::{Descriptor, Digest, Manifest, Repository, Tag};
+use crate::records::{BlobView, Entry, Holding, Key, ListKey, Listing, Member, Standing, TagRecord, Versioned};
 use crate::values::time::Timestamp;
 
 /// An embedded ledger whose trouble can be switched on and off.
 pub(crate) struct Troubled {
     inner: EmbeddedLedger,
-    /// Reads and writes of gauges do not return.
+    /// Reads and writes of records with a version, and reads of sums, do not return.
     pub(crate) silent: AtomicBool,
     /// How many of the next conditional writes are overtaken.
     pub(crate) overtaken: AtomicUsize,
@@ -50,28 +46,28 @@ impl Troubled {
 }
 
 #[async_trait]
+impl<K: Key> Records<K> for Troubled
+where
+    EmbeddedLedger: Records<K>,
+{
+    async fn get(&self, key: &K) -> Result<Option<Versioned<K::Record>>, StoreError> {
+        self.answer_or_not().await;
+        self.inner.get(key).await
+    }
+
+    async fn get_all(&self, keys: &[K]) -> Result<Vec<(K, Versioned<K::Record>)>, StoreError> {
+        self.answer_or_not().await;
+        self.inner.get_all(keys).await
+    }
+
+    async fn swap(&self, key: &K, expected: Option<u64>, record: &K::Record) -> Result<Option<u64>, StoreError> {
+        self.answer_or_not().await;
+        if self.is_overtaken() { Ok(None) } else { self.inner.swap(key, expected, record).await }
+    }
+}
+
+#[async_trait]
 impl Ledger for Troubled {
-    async fn reference(
-        &self,
-        repository: &Repository,
-        reference: &Reference,
-    ) -> Result<Option<Versioned<TagRecord>>, StoreError> {
-        self.inner.reference(repository, reference).await
-    }
-
-    async fn swap_reference(
-        &self,
-        repository: &Repository,
-        reference: &Reference,
-        expected: Option<u64>,
-        record: &TagRecord,
-    ) -> Result<Option<u64>, StoreError> {
-        if self.is_overtaken() {
-            return Ok(None);
-        }
-        self.inner.swap_reference(repository, reference, expected, record).await
-    }
-
     async fn standing(&self, repository: &Repository) -> Result<Option<Standing>, StoreError> {
         self.inner.standing(repository).await
     }
@@ -125,18 +121,6 @@ impl Ledger for Troubled {
         self.inner.put_membership(repository, digest, member).await
     }
 
-    async fn swap_blob(
-        &self,
-        digest: &Digest,
-        expected: Option<u64>,
-        record: &BlobRecord,
-    ) -> Result<Option<u64>, StoreError> {
-        if self.is_overtaken() {
-            return Ok(None);
-        }
-        self.inner.swap_blob(digest, expected, record).await
-    }
-
     fn entries(&self) -> BoxStream<'_, Result<Entry, StoreError>> {
         self.inner.entries()
     }
@@ -144,57 +128,10 @@ impl Ledger for Troubled {
     async fn remove(&self, entry: &Entry) -> Result<bool, StoreError> {
         self.inner.remove(entry).await
     }
-
-    async fn robots(&self) -> Result<Option<Versioned<Robots>>, StoreError> {
-        self.inner.robots().await
-    }
-
-    async fn swap_robots(&self, expected: Option<u64>, robots: &Robots) -> Result<Option<u64>, StoreError> {
-        if self.is_overtaken() {
-            return Ok(None);
-        }
-        self.inner.swap_robots(expected, robots).await
-    }
-
-    async fn gauge(&self, key: &GaugeKey) -> Result<Option<Versioned<Gauge>>, StoreError> {
-        self.answer_or_not().await;
-        self.inner.gauge(key).await
-    }
-
-    async fn gauges(&self, keys: &[GaugeKey]) -> Result<Vec<(GaugeKey, Versioned<Gauge>)>, StoreError> {
-        self.answer_or_not().await;
-        self.inner.gauges(keys).await
-    }
-
-    async fn swap_gauge(
-        &self,
-        key: &GaugeKey,
-        expected: Option<u64>,
-        gauge: &Gauge,
-    ) -> Result<Option<u64>, StoreError> {
-        self.answer_or_not().await;
-        if self.is_overtaken() {
-            return Ok(None);
-        }
-        self.inner.swap_gauge(key, expected, gauge).await
-    }
 }
 
 #[async_trait]
 impl Inventory for Troubled {
-    async fn holding(&self, repository: &Repository) -> Result<Option<Versioned<Holding>>, StoreError> {
-        self.inner.holding(repository).await
-    }
-
-    async fn swap_holding(
-        &self,
-        repository: &Repository,
-        expected: Option<u64>,
-        holding: &Holding,
-    ) -> Result<Option<u64>, StoreError> {
-        self.inner.swap_holding(repository, expected, holding).await
-    }
-
     async fn holdings(&self, section: &Section) -> Result<Vec<(Repository, Holding)>, StoreError> {
         self.inner.holdings(section).await
     }
@@ -223,10 +160,6 @@ impl Inventory for Troubled {
         digests: &[Digest],
     ) -> Result<Vec<(Manifest, Timestamp)>, StoreError> {
         self.inner.manifests(repository, digests).await
-    }
-
-    async fn blobs(&self, digests: &[Digest]) -> Result<Vec<(Digest, BlobRecord)>, StoreError> {
-        self.inner.blobs(digests).await
     }
 }
 

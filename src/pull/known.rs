@@ -10,7 +10,7 @@ use super::{Pull, PulledManifest, Want};
 use crate::config::Deleted;
 use crate::errors::PullError;
 use crate::oci::{Digest, Manifest, Observed, Reference, Repository};
-use crate::records::tag;
+use crate::records::{ReferenceKey, tag};
 use crate::upstream::Evidence;
 use crate::values::served::Served;
 
@@ -78,7 +78,8 @@ impl Pull {
         }
         // A check reads it when its turn has come.
         if !want.check {
-            facts.record = self.core.storage.ledger.reference(repository, reference).await?.map(|record| record.value);
+            facts.record =
+                self.core.storage.ledger.get(&ReferenceKey(repository, reference)).await?.map(|record| record.value);
             // Upstream may not show the tag to us any more.
             facts.permission_due = facts.observed().is_some() && self.membership.permission_is_due(repository).await?;
             facts.absent =

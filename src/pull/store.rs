@@ -13,7 +13,7 @@ use crate::config::{Cold, MaxBlob};
 use crate::errors::{PullError, UpstreamError, beside, chain};
 use crate::oci::{Descriptor, Digest, Manifest, Observed, Platforms, Reference, Repository};
 use crate::ports::{ImageJob, Job, Priority};
-use crate::records::{BlobRecord, BlobState};
+use crate::records::{BlobRecord, BlobState, Versioned};
 use crate::values::deadline::bounded;
 use crate::values::served::Served;
 
@@ -199,12 +199,12 @@ impl Pull {
         let (deadline, mut pause) = (Instant::now() + bounded(self.core.config.wait), SOON);
         loop {
             let digests: Vec<Digest> = missing.iter().map(|blob| blob.digest.clone()).collect();
-            let known: HashMap<Digest, BlobRecord> =
-                self.core.storage.ledger.blobs(&digests).await?.into_iter().collect();
-            if known.values().any(|record| record.state == BlobState::Absent && record.failure.is_some()) {
+            let known: HashMap<Digest, Versioned<BlobRecord>> =
+                self.core.storage.ledger.get_all(&digests).await?.into_iter().collect();
+            if known.values().any(|record| record.value.state == BlobState::Absent && record.value.failure.is_some()) {
                 return Ok(());
             }
-            let state = |blob: &Descriptor| known.get(&blob.digest).map(|record| &record.state);
+            let state = |blob: &Descriptor| known.get(&blob.digest).map(|record| &record.value.state);
             missing.retain(|blob| !matches!(state(blob), Some(BlobState::Stored { .. })));
             if missing.is_empty() {
                 self.memory.complete.keep(manifest.digest.clone(), (), COMPLETE);

@@ -14,7 +14,7 @@ use crate::config::UpstreamConfig;
 use crate::errors::{PullError, beside};
 use crate::oci::{Observed, Reference, Repository, Tag};
 use crate::ports::{Attempts, Priority};
-use crate::records::{Previous, TagRecord, tag};
+use crate::records::{Previous, ReferenceKey, TagRecord, tag};
 use crate::values::deadline::bounded;
 
 /// How long a client waits while another process asks upstream: longer than that may take, shorter than clients wait
@@ -69,7 +69,7 @@ impl Pull {
         };
         // What was known may have become what was known before.
         facts.record =
-            self.core.storage.ledger.reference(repository, &facts.reference).await?.map(|record| record.value);
+            self.core.storage.ledger.get(&ReferenceKey(repository, &facts.reference)).await?.map(|record| record.value);
         facts.hear(heard);
         Ok(None)
     }
@@ -121,7 +121,7 @@ impl Pull {
         before: Option<Flight>,
     ) -> Result<Facts, PullError> {
         let (mut facts, since) = (Facts::new(reference, want), Instant::now());
-        let record = self.core.storage.ledger.reference(repository, reference).await?;
+        let record = self.core.storage.ledger.get(&ReferenceKey(repository, reference)).await?;
         let version = record.as_ref().map(|record| record.version);
         let begin = || Flight { version, first: version, end: since + bounded(TURN), attempts: Attempts::new() };
         let before = before.unwrap_or_else(begin);
@@ -165,7 +165,7 @@ impl Pull {
             let Turn::Flight(Flight { version, attempts, .. }) = &mut facts.turn else { return Err(PullError::NotYet) };
             let leased = tag::leased(facts.record.as_ref(), self.core.clock.now());
             let written =
-                self.core.storage.ledger.swap_reference(repository, &facts.reference, *version, &leased).await;
+                self.core.storage.ledger.swap(&ReferenceKey(repository, &facts.reference), *version, &leased).await;
             let version = match beside(written, "the lease of a reference") {
                 Some(None) => {
                     attempts.again().await?;
@@ -206,7 +206,7 @@ impl Pull {
             // A digest needs no record: its manifest is stored, or is asked for again.
             _ => TagRecord { lease: None, ..leased },
         };
-        let written = self.core.storage.ledger.swap_reference(repository, reference, version, &record).await;
+        let written = self.core.storage.ledger.swap(&ReferenceKey(repository, reference), version, &record).await;
         beside(written, "what upstream said of a reference");
         if let (Reference::Tag(tag), false, Some(_), Ok(_)) = (reference, was_known, &record.observed, pulled) {
             self.note_held(repository, |holding| holding.with_tag(tag, now)).await;

@@ -7,7 +7,7 @@ use crate::errors::{PullError, StoreError, beside, chain};
 use crate::oci::{Digest, Repository};
 use crate::ports::Attempts;
 use crate::records::blob::{NOTED, noted};
-use crate::records::{BlobView, Holding, Member, Versioned};
+use crate::records::{BlobView, Holding, HoldingKey, Member, Versioned};
 use crate::values::expiring::Expiring;
 use crate::values::time::Timestamp;
 
@@ -89,7 +89,7 @@ impl Pull {
             else {
                 return Ok(view);
             };
-            if let Some(version) = self.core.storage.ledger.swap_blob(digest, Some(version), &value).await? {
+            if let Some(version) = self.core.storage.ledger.swap(digest, Some(version), &value).await? {
                 return Ok(BlobView { record: Some(Versioned { value, version }), ..view });
             }
             attempts.again().await?;
@@ -102,12 +102,12 @@ impl Pull {
         let note = async {
             let mut attempts = Attempts::new();
             loop {
-                let known = self.core.storage.ledger.holding(repository).await?;
+                let known = self.core.storage.ledger.get(&HoldingKey(repository)).await?;
                 let version = known.as_ref().map(|known| known.version);
                 let before = known.map(|known| known.value);
                 let after = change(before.clone().unwrap_or_else(Holding::nothing));
                 if before.as_ref() == Some(&after)
-                    || self.core.storage.ledger.swap_holding(repository, version, &after).await?.is_some()
+                    || self.core.storage.ledger.swap(&HoldingKey(repository), version, &after).await?.is_some()
                 {
                     return Ok::<_, StoreError>(());
                 }

@@ -3,6 +3,7 @@
 pub mod blob;
 pub mod gauge;
 mod holding;
+mod key;
 mod listing;
 pub mod robot;
 mod standing;
@@ -10,11 +11,12 @@ pub mod tag;
 
 pub use blob::{BlobRecord, BlobState, BlobView, Checkpoint, Member};
 pub use holding::Holding;
+pub use key::{GaugeKey, HoldingKey, Key, ReferenceKey, RobotsKey};
 pub use listing::{List, ListKey, Listing};
 pub use standing::Standing;
 pub use tag::{Lease, Previous, TagRecord};
 
-use crate::oci::{Digest, Reference, Repository, UpstreamId};
+use crate::oci::{Digest, Reference, Repository};
 use crate::values::time::Timestamp;
 
 /// A value of the ledger with the version that a conditional write must name.
@@ -96,23 +98,4 @@ pub struct StoredManifest {
     pub bytes: u64,
     /// The blobs or manifests that it references.
     pub names: Vec<Digest>,
-}
-
-/// The key of a gauge: quotas belong to an upstream and a credential.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct GaugeKey {
-    /// The upstream.
-    pub upstream: UpstreamId,
-    /// The user name, or `anonymous`.
-    pub credential: String,
-}
-
-impl GaugeKey {
-    /// What stands for a credential where there is none.
-    pub const ANONYMOUS: &'static str = "anonymous";
-
-    /// Whether it is the gauge of requests without credentials.
-    pub fn is_anonymous(&self) -> bool {
-        self.credential == Self::ANONYMOUS
-    }
 }

@@ -116,7 +116,7 @@ impl Meter {
         let idle: Vec<_> = asked.filter_map(|meter| Some((*meter, meter.exchange.try_lock().ok()?))).collect();
         let Some((first, _)) = idle.first() else { return };
         let keys: Vec<GaugeKey> = idle.iter().map(|(meter, _)| meter.key.clone()).collect();
-        match in_time(first.ledger.gauges(&keys)).await {
+        match in_time(first.ledger.get_all(&keys)).await {
             Ok(shared) => {
                 let mut shared: HashMap<GaugeKey, Versioned<Gauge>> = shared.into_iter().collect();
                 for (meter, _) in &idle {
@@ -275,7 +275,7 @@ impl Meter {
     }
 
     async fn read(&self) -> Result<(), StoreError> {
-        let shared = self.ledger.gauge(&self.key).await?;
+        let shared = self.ledger.get(&self.key).await?;
         self.learn(shared);
         Ok(())
     }
@@ -316,7 +316,7 @@ impl Meter {
             let known = self.known();
             (known.gauge.clone(), known.version, known.unwritten.len())
         };
-        let Some(version) = self.ledger.swap_gauge(&self.key, version, &gauge).await? else { return Ok(false) };
+        let Some(version) = self.ledger.swap(&self.key, version, &gauge).await? else { return Ok(false) };
         let mut known = self.known();
         let (now, told) = (self.clock.now(), told.min(known.unwritten.len()));
         known.unwritten.drain(..told);

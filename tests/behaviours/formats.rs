@@ -22,8 +22,8 @@ use stopover::errors::{StoreError, chain};
 use stopover::local::{EmbeddedLedger, Local};
 use stopover::oci::Descriptor;
 use stopover::operate::fills::FillState;
-use stopover::ports::Ledger as _;
-use stopover::records::{BlobState, Entry, Listing, Member, Standing};
+use stopover::ports::{Ledger as _, Records as _};
+use stopover::records::{BlobState, Entry, Listing, Member, ReferenceKey, RobotsKey, Standing};
 use stopover::values::time::Clock;
 use support::aws::Endpoints;
 use support::guests::{HERE, basic, get};
@@ -209,8 +209,8 @@ async fn items_of_a_newer_release_are_refused_and_neither_overwritten_nor_delete
         assert!(!ledger.remove(entry).await.unwrap(), "{entry:?}");
         match entry {
             Entry::Reference { repository, reference, record } => {
-                assert_newer(ledger.reference(repository, reference).await);
-                let write = |expected| ledger.swap_reference(repository, reference, expected, &record.value);
+                assert_newer(ledger.get(&ReferenceKey(repository, reference)).await);
+                let write = |expected| ledger.swap(&ReferenceKey(repository, reference), expected, &record.value);
                 assert_eq!([write(None).await.unwrap(), write(Some(record.version)).await.unwrap()], [None, None]);
             }
             Entry::Manifest(stored) => {
@@ -239,12 +239,12 @@ async fn items_of_a_newer_release_are_refused_and_neither_overwritten_nor_delete
             }
             Entry::Blob { digest, record } => {
                 assert_newer(ledger.blob(&repository("b"), digest).await);
-                let write = |expected| ledger.swap_blob(digest, expected, &record.value);
+                let write = |expected| ledger.swap(digest, expected, &record.value);
                 assert_eq!([write(None).await.unwrap(), write(Some(record.version)).await.unwrap()], [None, None]);
             }
         }
     }
-    assert_newer(ledger.robots().await);
+    assert_newer(ledger.get(&RobotsKey).await);
     assert_newer(ledger.give_place_back(&repository("a").upstream, INVOCATION).await);
     assert_eq!(items(&endpoints).await, before);
 }

@@ -162,7 +162,7 @@ async fn a_checkpoint_that_does_not_fit_is_discarded(column: Column) {
         );
         let Versioned { mut value, version } = record(&world.cache, &vast).await;
         change(value.checkpoint.as_mut().expect("there is one"), &other);
-        world.cache.core.storage.ledger.swap_blob(vast.digest(), Some(version), &value).await.unwrap().unwrap();
+        world.cache.core.storage.ledger.swap(vast.digest(), Some(version), &value).await.unwrap().unwrap();
         // A hash that reads like one shows in the end only; nothing of it is kept then.
         let filled = match run(&world.cache, &vast).await {
             Err(FillError::Mismatch(_)) => run(&world.cache, &vast).await,
@@ -188,7 +188,7 @@ async fn a_fill_that_lost_its_claim_publishes_nothing(column: Column) {
     let until = world.clock.now().plus(Duration::from_mins(1));
     let state = BlobState::Claimed { owner: "another".into(), until };
     let taken = BlobRecord { state, checkpoint: Some(newer), ..value };
-    world.cache.core.storage.ledger.swap_blob(vast.digest(), Some(version), &taken).await.unwrap().unwrap();
+    world.cache.core.storage.ledger.swap(vast.digest(), Some(version), &taken).await.unwrap().unwrap();
     vast.manner().stalls_at = None;
     assert!(matches!(first.await.unwrap(), Err(FillError::ClaimLost)));
     assert_eq!(record(&world.cache, &vast).await.value, taken, "the newer checkpoint is as it was");

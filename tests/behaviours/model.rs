@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use stopover::oci::{Algorithm, Digest, Reference, Repository};
 use stopover::pull::{PulledManifest, Want};
-use stopover::records::{Lease, TagRecord};
+use stopover::records::{Lease, ReferenceKey, TagRecord};
 use stopover::values::served::Served;
 use support::scripted::Fault;
 use support::world::{Column, World};
@@ -132,7 +132,8 @@ async fn run(column: Column, steps: Vec<Step>) {
             Step::Wait(seconds) => world.clock.advance(Duration::from_secs(seconds)),
             Step::LoseLease(tag) => {
                 let reference: Reference = format!("t{tag}").parse().unwrap();
-                let known = world.cache.core.storage.ledger.reference(&repository(), &reference).await.unwrap();
+                let known =
+                    world.cache.core.storage.ledger.get(&ReferenceKey(&repository(), &reference)).await.unwrap();
                 let now = world.clock.now();
                 let empty =
                     TagRecord { observed: None, previous: None, checked_at: now, fresh_until: now, lease: None };
@@ -144,7 +145,7 @@ async fn run(column: Column, steps: Vec<Step>) {
                     .core
                     .storage
                     .ledger
-                    .swap_reference(&repository(), &reference, version, &leased)
+                    .swap(&ReferenceKey(&repository(), &reference), version, &leased)
                     .await
                     .unwrap();
             }

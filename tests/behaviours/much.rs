@@ -9,7 +9,7 @@ use http::StatusCode;
 use serde_json::json;
 use stopover::oci::{Algorithm, Digest, Manifest, MediaType, Observed, Reference, Repository};
 use stopover::operate::fills::FillState;
-use stopover::records::{Holding, TagRecord};
+use stopover::records::{Holding, HoldingKey, ReferenceKey, TagRecord};
 use support::aws::{EVERY_OPERATION, Service};
 use support::on_both_columns;
 use support::scripted::{Fault, ScriptedImage};
@@ -68,7 +68,7 @@ async fn put_repositories(world: &World, many: usize) {
             used_at: world.clock.now(),
             counted: true,
         };
-        let written = world.cache.core.storage.ledger.swap_holding(&repository(&name), None, &holding).await;
+        let written = world.cache.core.storage.ledger.swap(&HoldingKey(&repository(&name)), None, &holding).await;
         written.expect("a ledger").expect("it is new");
     }
 }
@@ -109,7 +109,7 @@ async fn put_images(world: &World, tags: usize, platforms: usize, layers: usize)
             lease: None,
         };
         let reference = Reference::Tag(format!("v{tag}").parse().expect("a tag"));
-        let written = world.cache.core.storage.ledger.swap_reference(&of, &reference, None, &record).await;
+        let written = world.cache.core.storage.ledger.swap(&ReferenceKey(&of, &reference), None, &record).await;
         written.expect("a ledger").expect("it is new");
     }
 }

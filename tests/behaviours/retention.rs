@@ -307,7 +307,7 @@ async fn what_an_earlier_version_stored_counts_as_used_from_now_on(column: Colum
         let Versioned { value, version } =
             world.cache.core.storage.ledger.blob(&repository("a"), digest).await.unwrap().record.unwrap();
         let unnoted = BlobRecord { used_at: None, ..value };
-        world.cache.core.storage.ledger.swap_blob(digest, Some(version), &unnoted).await.unwrap().unwrap();
+        world.cache.core.storage.ledger.swap(digest, Some(version), &unnoted).await.unwrap().unwrap();
     }
     let (manifest, _) =
         world.cache.core.storage.ledger.manifest(&repository("a"), &image.digest).await.unwrap().unwrap();
@@ -405,8 +405,7 @@ async fn a_blob_that_is_pulled_while_it_is_swept_is_refilled(column: Column) {
     let stored = world.cache.core.storage.ledger.blob(&repository("a"), layer).await.unwrap().record.unwrap();
     let state = BlobState::Removing { until: world.clock.now().plus(Duration::from_mins(1)) };
     let value = BlobRecord { state, ..stored.value };
-    let version =
-        world.cache.core.storage.ledger.swap_blob(layer, Some(stored.version), &value).await.unwrap().unwrap();
+    let version = world.cache.core.storage.ledger.swap(layer, Some(stored.version), &value).await.unwrap().unwrap();
     world.delete_stored_blobs().await;
     let path = format!("/v2/test.local/a/blobs/{layer}");
     let pull = world.pull(&path);
@@ -519,7 +518,7 @@ async fn bytes_that_no_record_knows_and_records_of_bytes_that_are_gone_are_repai
     let config = &image.blobs[0].0;
     let record = world.cache.core.storage.ledger.blob(&repository("a"), config).await.unwrap().record.unwrap();
     let claimed = BlobRecord::new(BlobState::Claimed { owner: "the dead".into(), until: world.clock.now() });
-    world.cache.core.storage.ledger.swap_blob(config, Some(record.version), &claimed).await.unwrap().unwrap();
+    world.cache.core.storage.ledger.swap(config, Some(record.version), &claimed).await.unwrap().unwrap();
     assert_eq!(sweep(&world).await.repaired, 2);
     for digest in [layer, config] {
         let record = world.cache.core.storage.ledger.blob(&repository("a"), digest).await.unwrap().record.unwrap();

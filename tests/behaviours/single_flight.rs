@@ -8,7 +8,7 @@ use stopover::cache::Cache;
 use stopover::oci::{Reference, Repository};
 use stopover::pull::Want;
 use stopover::records::tag::LEASE;
-use stopover::records::{Lease, TagRecord};
+use stopover::records::{Lease, ReferenceKey, TagRecord};
 use stopover::values::served::Served;
 use support::on_both_columns;
 use support::scripted::Fault;
@@ -76,7 +76,7 @@ async fn a_holder_that_died_is_replaced_after_its_lease(column: Column) {
     let now = world.clock.now();
     let lease = Some(Lease { owner: "the dead".into(), until: now.plus(LEASE) });
     let record = TagRecord { observed: None, previous: None, checked_at: now, fresh_until: now, lease };
-    world.cache.core.storage.ledger.swap_reference(&repository(), &tag(), None, &record).await.unwrap();
+    world.cache.core.storage.ledger.swap(&ReferenceKey(&repository(), &tag()), None, &record).await.unwrap();
     let (waiting, ()) = tokio::join!(world.get(TAG), async {
         // Long enough for it to look at the lease; were it not to wait, upstream would have been asked by now.
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -105,7 +105,8 @@ async fn a_lease_holder_that_lost_its_lease_cannot_publish(column: Column) {
     assert_eq!(head.observed.digest, new.digest);
     world.upstream.heal();
     slow.await.unwrap().unwrap();
-    let record = world.cache.core.storage.ledger.reference(&repository(), &tag()).await.unwrap().unwrap().value;
+    let record =
+        world.cache.core.storage.ledger.get(&ReferenceKey(&repository(), &tag())).await.unwrap().unwrap().value;
     assert_eq!(record.observed.unwrap().digest, new.digest, "the later answer stays");
 }
 
@@ -114,10 +115,17 @@ async fn what_is_known_is_served_while_another_instance_asks(column: Column) {
     let image = world.upstream.image("a", "1", &[b"layer"]);
     world.get(TAG).await;
     world.clock.advance(Duration::from_hours(1));
-    let record = world.cache.core.storage.ledger.reference(&repository(), &tag()).await.unwrap().unwrap();
+    let record = world.cache.core.storage.ledger.get(&ReferenceKey(&repository(), &tag())).await.unwrap().unwrap();
     let lease = Some(Lease { owner: "another".into(), until: world.clock.now().plus(LEASE) });
     let leased = TagRecord { lease, ..record.value };
-    world.cache.core.storage.ledger.swap_reference(&repository(), &tag(), Some(record.version), &leased).await.unwrap();
+    world
+        .cache
+        .core
+        .storage
+        .ledger
+        .swap(&ReferenceKey(&repository(), &tag()), Some(record.version), &leased)
+        .await
+        .unwrap();
     world.upstream.forget_requests();
     let pulled = world.another_instance().pull.manifest(&repository(), &tag(), Want::GET).await.unwrap();
     assert_eq!((pulled.observed.digest, pulled.served), (image.digest, Served::Stale));

@@ -9,7 +9,7 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use stopover::oci::{Reference, Repository};
 use stopover::pull::Want;
-use stopover::records::Holding;
+use stopover::records::{Holding, HoldingKey};
 use stopover::values::time::Timestamp;
 use support::aws::{EVERY_OPERATION, Service};
 use support::guests::HERE;
@@ -77,8 +77,9 @@ async fn what_is_stored_is_listed_at_once_and_counted_by_the_next_sweep(column: 
     let layers = shown["images"][0]["platforms"][0]["layers"].as_array().unwrap().iter();
     assert_eq!(layers.map(|layer| layer["shared"] == true).collect::<Vec<_>>(), [false, true, false]);
     // Where nothing has changed nothing is written: the versions stay.
-    let version =
-        async || world.cache.core.storage.ledger.holding(&repository("test.local/b")).await.unwrap().unwrap().version;
+    let version = async || {
+        world.cache.core.storage.ledger.get(&HoldingKey(&repository("test.local/b"))).await.unwrap().unwrap().version
+    };
     let before = version().await;
     world.cache.operate.sweep(false).await.unwrap();
     assert_eq!(version().await, before);
@@ -177,7 +178,7 @@ async fn what_is_removed_is_listed_no_more(column: Column) {
 async fn put(world: &World, names: impl Iterator<Item = String>) {
     let put = names.map(|name| async move {
         let holding = Holding::nothing().with_tag(&"latest".parse().unwrap(), Timestamp(7)).with_bytes(7, Timestamp(7));
-        let written = world.cache.core.storage.ledger.swap_holding(&repository(&name), None, &holding).await;
+        let written = world.cache.core.storage.ledger.swap(&HoldingKey(&repository(&name)), None, &holding).await;
         written.unwrap().expect("it is new");
     });
     // As many as one commit takes.
@@ -318,7 +319,8 @@ async fn a_hit_writes_nothing_into_the_list(column: Column) {
     let world = World::on(column).await;
     world.upstream.image("a", "1", &[b"layer"]);
     pull(&world, "a:1").await;
-    let written = async || world.cache.core.storage.ledger.holding(&repository("test.local/a")).await.unwrap().unwrap();
+    let written =
+        async || world.cache.core.storage.ledger.get(&HoldingKey(&repository("test.local/a"))).await.unwrap().unwrap();
     let before = written().await;
     for _ in 0..3 {
         world.clock.advance(2 * DAY);

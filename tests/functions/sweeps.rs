@@ -9,8 +9,8 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::json;
 use stopover::oci::{Algorithm, Descriptor, Digest, Manifest, MediaType, Observed, Reference, Repository};
 use stopover::operate::Course;
-use stopover::ports::{Blobs, Ledger, Progress};
-use stopover::records::{BlobRecord, BlobState, TagRecord};
+use stopover::ports::{Blobs, Ledger, Progress, Records as _};
+use stopover::records::{BlobRecord, BlobState, ReferenceKey, TagRecord};
 use stopover::values::time::Timestamp;
 use support::aws::{EVERY_OPERATION, Endpoints, Service};
 use support::lambda::EventSource;
@@ -54,7 +54,7 @@ impl Stored {
         upload.write(content).await?;
         upload.publish().await?;
         let record = BlobRecord { used_at: Some(now), ..BlobRecord::new(BlobState::Stored { size }) };
-        self.ledger.swap_blob(&digest, None, &record).await?.context("it was there")?;
+        self.ledger.swap(&digest, None, &record).await?.context("it was there")?;
         Ok(Descriptor { digest, size, foreign: false })
     }
 
@@ -94,7 +94,7 @@ impl Stored {
             lease: None,
         };
         let reference = Reference::Tag(format!("v{number}").parse()?);
-        self.ledger.swap_reference(&repository, &reference, None, &tag).await?.context("it was there")?;
+        self.ledger.swap(&ReferenceKey(&repository, &reference), None, &tag).await?.context("it was there")?;
         Ok(())
     }
 }

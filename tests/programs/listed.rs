@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result, ensure};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use stopover::local::EmbeddedLedger;
 use stopover::oci::{Algorithm, Digest, MediaType, Observed, Reference, Repository};
-use stopover::ports::{Inventory as _, Ledger as _};
-use stopover::records::{Holding, TagRecord};
+use stopover::ports::Records as _;
+use stopover::records::{Holding, HoldingKey, ReferenceKey, TagRecord};
 use stopover::values::time::Timestamp;
 use support::program::{Installation, Stopover, UPSTREAM, binary, output};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
@@ -47,10 +47,10 @@ async fn stored(many: usize) -> Result<(Installation, Stopover)> {
                 |name: String| Ok::<_, anyhow::Error>(Repository { upstream: UPSTREAM.parse()?, name: name.parse()? });
             let tag = format!("v1.{number}").parse()?;
             let holding = Holding::nothing().with_tag(&tag, now).with_bytes(7_000_000, now);
-            ledger.swap_holding(&of(format!("team-{}/app-{number}", number % 500))?, None, &holding).await?;
+            ledger.swap(&HoldingKey(&of(format!("team-{}/app-{number}", number % 500))?), None, &holding).await?;
             let record =
                 TagRecord { observed: Some(observed), previous: None, checked_at: now, fresh_until: now, lease: None };
-            ledger.swap_reference(&of("tagged".into())?, &Reference::Tag(tag), None, &record).await?;
+            ledger.swap(&ReferenceKey(&of("tagged".into())?, &Reference::Tag(tag)), None, &record).await?;
             Ok::<_, anyhow::Error>(())
         }
     };

@@ -5,7 +5,7 @@ use futures_util::FutureExt as _;
 
 use super::*;
 use crate::oci::Algorithm;
-use crate::records::Lease;
+use crate::records::{Lease, ReferenceKey, RobotsKey};
 
 const NOW: Timestamp = Timestamp(1_800_000_000);
 
@@ -23,15 +23,15 @@ async fn what_a_dead_process_held_is_free_at_the_next_start() {
     let leased = TagRecord { observed: None, previous: None, checked_at: NOW, fresh_until: NOW, lease };
     let mut versions = Vec::new();
     for reference in [&tag, &fetched] {
-        versions.push(ledger.swap_reference(&repository(), reference, None, &leased).await.unwrap().unwrap());
+        versions.push(ledger.swap(&ReferenceKey(&repository(), reference), None, &leased).await.unwrap().unwrap());
     }
     let state = BlobState::Claimed { owner: "the dead".into(), until: NOW };
-    ledger.swap_blob(&digest, None, &BlobRecord::new(state)).await.unwrap().unwrap();
+    ledger.swap(&digest, None, &BlobRecord::new(state)).await.unwrap().unwrap();
     drop(ledger);
     let ledger = EmbeddedLedger::open(&path).unwrap();
     ledger.release_claims().await.unwrap();
     for (reference, before) in [&tag, &fetched].into_iter().zip(versions) {
-        let record = ledger.reference(&repository(), reference).await.unwrap().unwrap();
+        let record = ledger.get(&ReferenceKey(&repository(), reference)).await.unwrap().unwrap();
         assert_eq!((record.value.lease, record.version == before), (None, false));
     }
     let blob = ledger.blob(&repository(), &digest).await.unwrap().record.unwrap();
@@ -46,7 +46,7 @@ async fn a_new_ledger_is_there_whole_or_not_at_all() {
     fs::write(path.with_extension("unfinished"), [7; 5000]).unwrap();
     let ledger = EmbeddedLedger::open(&path).unwrap();
     assert!(!path.with_extension("unfinished").exists());
-    assert!(ledger.robots().await.unwrap().is_none());
+    assert!(ledger.get(&RobotsKey).await.unwrap().is_none());
 }
 
 #[tokio::test]
@@ -56,10 +56,10 @@ async fn a_damaged_ledger_is_an_error_that_says_what_to_do_and_no_panic() {
     let ledger = EmbeddedLedger::open(&path).unwrap();
     for number in 0..2000 {
         let digest = Digest::of(Algorithm::Sha256, format!("{number}").as_bytes());
-        ledger.swap_blob(&digest, None, &BlobRecord::new(BlobState::Absent)).now_or_never();
+        ledger.swap(&digest, None, &BlobRecord::new(BlobState::Absent)).now_or_never();
     }
     let last = Digest::of(Algorithm::Sha256, b"last");
-    ledger.swap_blob(&last, None, &BlobRecord::new(BlobState::Absent)).await.unwrap();
+    ledger.swap(&last, None, &BlobRecord::new(BlobState::Absent)).await.unwrap();
     drop(ledger);
     let whole = fs::read(&path).unwrap();
     let mut found = 0;
@@ -104,7 +104,7 @@ async fn what_is_acknowledged_is_what_is_read_however_many_read_meanwhile() {
     let mut version = None;
     for number in 0..100 {
         let record = BlobRecord::new(BlobState::Claimed { owner: number.to_string(), until: NOW });
-        version = ledger.swap_blob(&digest, version, &record).await.unwrap();
+        version = ledger.swap(&digest, version, &record).await.unwrap();
         let read = ledger.blob(&repository(), &digest).await.unwrap().record.unwrap();
         assert_eq!((read.value, Some(read.version)), (record, version));
     }

@@ -59,9 +59,10 @@ impl Operate {
         let of_images: Vec<Vec<Digest>> =
             images.map(|((.., digest), below)| below.iter().chain([digest]).flat_map(blobs_of).collect()).collect();
         let (wanted, fit, too_many_blobs) = fitting(of_images.iter(), MOST_BLOBS);
-        let blobs = if wanted.is_empty() { Vec::new() } else { ledger.blobs(&wanted).await? };
+        let blobs = if wanted.is_empty() { Vec::new() } else { ledger.get_all(&wanted).await? };
+        let blobs = blobs.into_iter().map(|(digest, record)| (digest, record.value)).collect();
         let asked = digests.into_iter().chain(children).chain(wanted).collect();
-        Ok((Found { asked, manifests, blobs: blobs.into_iter().collect(), shared }, fit, too_many || too_many_blobs))
+        Ok((Found { asked, manifests, blobs, shared }, fit, too_many || too_many_blobs))
     }
 }
 

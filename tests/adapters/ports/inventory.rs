@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
-use stopover::oci::{Reference, Repository, Tag};
+use stopover::oci::{Digest, Reference, Repository, Tag};
 use stopover::ports::Section;
-use stopover::records::{Holding, TagRecord};
+use stopover::records::{Holding, HoldingKey, ReferenceKey, TagRecord};
 use stopover::values::time::Timestamp;
 
 use super::ledger::{blob_record, tag_record};
@@ -18,18 +18,26 @@ fn holding(tags: u64) -> Holding {
 
 pub(crate) async fn what_is_stored_of_a_repository_is_read_as_it_was_written(storage: &Storage) -> Result<()> {
     let (ledger, repository, other) = (&storage.ledger, repository("a/b")?, repository("a")?);
-    assert_eq!(ledger.holding(&repository).await?, None);
-    assert_eq!(ledger.swap_holding(&repository, Some(1), &holding(1)).await?, None, "there is none with a version");
+    assert_eq!(ledger.get(&HoldingKey(&repository)).await?, None);
+    assert_eq!(
+        ledger.swap(&HoldingKey(&repository), Some(1), &holding(1)).await?,
+        None,
+        "there is none with a version"
+    );
     let mut version = None;
     for holding in [Holding::nothing(), holding(3), Holding { shared_bytes: None, ..holding(9) }] {
-        let written = ledger.swap_holding(&repository, version, &holding).await?;
+        let written = ledger.swap(&HoldingKey(&repository), version, &holding).await?;
         assert!(written.is_some());
-        assert_eq!(ledger.swap_holding(&repository, version, &Holding::nothing()).await?, None, "it was overtaken");
-        let read = ledger.holding(&repository).await?.context("absent")?;
+        assert_eq!(
+            ledger.swap(&HoldingKey(&repository), version, &Holding::nothing()).await?,
+            None,
+            "it was overtaken"
+        );
+        let read = ledger.get(&HoldingKey(&repository)).await?.context("absent")?;
         assert_eq!((read.value, Some(read.version)), (holding, written));
         version = written;
     }
-    assert_eq!(ledger.holding(&other).await?, None);
+    assert_eq!(ledger.get(&HoldingKey(&other)).await?, None);
     Ok(())
 }
 
@@ -56,7 +64,7 @@ pub(crate) async fn repositories_are_listed_by_name_from_page_to_page(storage: &
         .chain([("a.test", "a__b"), ("a.test", "b/c/d"), ("b.test", "a"), ("0.test", "z"), ("a", "a")])
     {
         let repository = Repository { upstream: upstream.parse()?, name: name.parse()? };
-        storage.ledger.swap_holding(&repository, None, &holding(1)).await?.context("it is new")?;
+        storage.ledger.swap(&HoldingKey(&repository), None, &holding(1)).await?.context("it is new")?;
         all.insert(repository.to_string());
     }
     // Nothing else is listed.
@@ -85,14 +93,14 @@ pub(crate) async fn tags_are_listed_by_name_and_digests_are_not_among_them(stora
         ["latest", "1.2", "1.10", "V1", "_x", "zz", "sha256", "sha256-1", "t-1"].into_iter().enumerate()
     {
         let record = tag_record(number as u64);
-        ledger.swap_reference(&repository, &tag.parse()?, None, &record).await?.context("it is new")?;
+        ledger.swap(&ReferenceKey(&repository, &tag.parse()?), None, &record).await?.context("it is new")?;
         all.insert(tag.parse()?, record);
     }
     for number in 0..30 {
         let asked = Reference::Digest(digest(&format!("asked {number}")));
-        ledger.swap_reference(&repository, &asked, None, &tag_record(1)).await?.context("it is new")?;
+        ledger.swap(&ReferenceKey(&repository, &asked), None, &tag_record(1)).await?.context("it is new")?;
     }
-    ledger.swap_reference(&other, &"other".parse()?, None, &tag_record(1)).await?.context("it is new")?;
+    ledger.swap(&ReferenceKey(&other, &"other".parse()?), None, &tag_record(1)).await?.context("it is new")?;
     for most in [1, 2, 100] {
         let (mut found, mut after) = (Vec::new(), None);
         loop {
@@ -126,10 +134,11 @@ pub(crate) async fn manifests_and_blobs_are_read_together(storage: &Storage) -> 
     let blobs: BTreeMap<_, _> =
         (0..120).map(|number| (digest(&format!("blob {number}")), blob_record(number))).collect();
     for (digest, record) in &blobs {
-        ledger.swap_blob(digest, None, record).await?.context("it is new")?;
+        ledger.swap(digest, None, record).await?.context("it is new")?;
     }
     let asked: Vec<_> = blobs.keys().cloned().chain([digest("none")]).collect();
-    assert_eq!(ledger.blobs(&asked).await?.into_iter().collect::<BTreeMap<_, _>>(), blobs);
-    assert!(ledger.blobs(&[]).await?.is_empty() && ledger.manifests(&repository, &[]).await?.is_empty());
+    let read = ledger.get_all(&asked).await?.into_iter().map(|(digest, record)| (digest, record.value));
+    assert_eq!(read.collect::<BTreeMap<_, _>>(), blobs);
+    assert!(ledger.get_all(&[] as &[Digest]).await?.is_empty() && ledger.manifests(&repository, &[]).await?.is_empty());
     Ok(())
 }

@@ -10,8 +10,8 @@ use stopover::oci::{Algorithm, Descriptor, Digest, MAX_NAMED, Manifest, MediaTyp
 use stopover::ports::MAX_LISTING_BYTES;
 use stopover::records::gauge::{Gauge, Quota, Reading};
 use stopover::records::{
-    BlobRecord, BlobState, Checkpoint, Entry, GaugeKey, Holding, Lease, List, ListKey, Listing, Member, Previous,
-    Standing, StoredManifest, TagRecord, Versioned,
+    BlobRecord, BlobState, Checkpoint, Entry, GaugeKey, Holding, HoldingKey, Lease, List, ListKey, Listing, Member,
+    Previous, ReferenceKey, Standing, StoredManifest, TagRecord, Versioned,
 };
 use stopover::values::time::Timestamp;
 
@@ -43,7 +43,7 @@ pub(crate) fn members(count: usize) -> Vec<Descriptor> {
 
 pub(crate) async fn what_was_not_written_is_absent(storage: &Storage) -> Result<()> {
     let repository = repository("library/nothing")?;
-    assert_eq!(storage.ledger.reference(&repository, &"latest".parse()?).await?, None);
+    assert_eq!(storage.ledger.get(&ReferenceKey(&repository, &"latest".parse()?)).await?, None);
     assert_eq!(storage.ledger.manifest(&repository, &digest("never")).await?, None);
     let view = storage.ledger.blob(&repository, &digest("never")).await?;
     assert_eq!((view.member, view.record), (None, None));
@@ -55,12 +55,12 @@ pub(crate) async fn a_tag_record_is_read_as_it_was_written(storage: &Storage) ->
     let missing = TagRecord { observed: None, previous: None, lease: None, ..tag_record(u64::from(u32::MAX)) };
     let mut version = None;
     for record in [tag_record(1), missing, tag_record(2)] {
-        assert!(storage.ledger.swap_reference(&repository, &tag, version, &record).await?.is_some());
-        let read = storage.ledger.reference(&repository, &tag).await?.context("absent")?;
+        assert!(storage.ledger.swap(&ReferenceKey(&repository, &tag), version, &record).await?.is_some());
+        let read = storage.ledger.get(&ReferenceKey(&repository, &tag)).await?.context("absent")?;
         assert_eq!(read.value, record);
         version = Some(read.version);
     }
-    assert_eq!(storage.ledger.reference(&repository, &"v1.2".parse()?).await?, None);
+    assert_eq!(storage.ledger.get(&ReferenceKey(&repository, &"v1.2".parse()?)).await?, None);
     Ok(())
 }
 
@@ -82,7 +82,7 @@ pub(crate) async fn a_blob_record_is_read_as_it_was_written(storage: &Storage) -
         };
         let (checkpoint, used_at) = (Some(checkpoint), Some(Timestamp(3)));
         let record = BlobRecord { state, attempts: u32::MAX, failure, checkpoint, used_at, open: true, shared: true };
-        assert!(storage.ledger.swap_blob(&digest, version, &record).await?.is_some());
+        assert!(storage.ledger.swap(&digest, version, &record).await?.is_some());
         let read = storage.ledger.blob(&repository, &digest).await?.record.context("absent")?;
         assert_eq!(read.value, record);
         version = Some(read.version);
@@ -93,24 +93,24 @@ pub(crate) async fn a_blob_record_is_read_as_it_was_written(storage: &Storage) -
 pub(crate) async fn a_conditional_write_with_another_version_writes_nothing(storage: &Storage) -> Result<()> {
     let (ledger, repository, tag, digest) = (&storage.ledger, repository("a")?, "t".parse()?, digest("blob"));
     assert!(
-        ledger.swap_reference(&repository, &tag, Some(1), &tag_record(1)).await?.is_none(),
+        ledger.swap(&ReferenceKey(&repository, &tag), Some(1), &tag_record(1)).await?.is_none(),
         "there is nothing to have a version"
     );
-    assert!(ledger.swap_blob(&digest, Some(1), &blob_record(1)).await?.is_none(), "there is nothing to have a version");
-    assert_eq!(ledger.reference(&repository, &tag).await?, None);
+    assert!(ledger.swap(&digest, Some(1), &blob_record(1)).await?.is_none(), "there is nothing to have a version");
+    assert_eq!(ledger.get(&ReferenceKey(&repository, &tag)).await?, None);
     assert_eq!(ledger.blob(&repository, &digest).await?.record, None);
 
-    assert!(ledger.swap_reference(&repository, &tag, None, &tag_record(1)).await?.is_some());
-    assert!(ledger.swap_blob(&digest, None, &blob_record(1)).await?.is_some());
-    let written = ledger.reference(&repository, &tag).await?.context("absent")?;
+    assert!(ledger.swap(&ReferenceKey(&repository, &tag), None, &tag_record(1)).await?.is_some());
+    assert!(ledger.swap(&digest, None, &blob_record(1)).await?.is_some());
+    let written = ledger.get(&ReferenceKey(&repository, &tag)).await?.context("absent")?;
     let written_blob = ledger.blob(&repository, &digest).await?.record.context("absent")?;
     for wrong in [None, Some(written.version.wrapping_add(1)), Some(written.version.wrapping_sub(1))] {
-        assert!(ledger.swap_reference(&repository, &tag, wrong, &tag_record(2)).await?.is_none());
+        assert!(ledger.swap(&ReferenceKey(&repository, &tag), wrong, &tag_record(2)).await?.is_none());
     }
     for wrong in [None, Some(written_blob.version.wrapping_add(1)), Some(written_blob.version.wrapping_sub(1))] {
-        assert!(ledger.swap_blob(&digest, wrong, &blob_record(2)).await?.is_none());
+        assert!(ledger.swap(&digest, wrong, &blob_record(2)).await?.is_none());
     }
-    assert_eq!(ledger.reference(&repository, &tag).await?, Some(written));
+    assert_eq!(ledger.get(&ReferenceKey(&repository, &tag)).await?, Some(written));
     assert_eq!(ledger.blob(&repository, &digest).await?.record, Some(written_blob));
     Ok(())
 }
@@ -121,8 +121,8 @@ pub(crate) async fn every_write_changes_the_version(storage: &Storage) -> Result
     let mut version = None;
     for _ in 0..10 {
         // Even where nothing else changes.
-        version = storage.ledger.swap_reference(&repository, &tag, version, &tag_record(1)).await?;
-        let read = storage.ledger.reference(&repository, &tag).await?.context("absent")?;
+        version = storage.ledger.swap(&ReferenceKey(&repository, &tag), version, &tag_record(1)).await?;
+        let read = storage.ledger.get(&ReferenceKey(&repository, &tag)).await?.context("absent")?;
         assert_eq!(Some(read.version), version, "a write says which version it made");
         assert!(versions.insert(version), "a version was used twice");
     }
@@ -133,15 +133,15 @@ pub(crate) async fn of_racing_conditional_writes_one_wins(storage: &Storage) -> 
     let (repository, tag, digest) = (Arc::new(repository("a")?), Arc::new("t".parse()?), digest("blob"));
     // The first write of an item, and one over a version; records that differ, and records that do not.
     for round in 0..3_u32 {
-        let tag_version = storage.ledger.reference(&repository, &tag).await?.map(|read| read.version);
+        let tag_version = storage.ledger.get(&ReferenceKey(&repository, &tag)).await?.map(|read| read.version);
         let blob_version = storage.ledger.blob(&repository, &digest).await?.record.map(|read| read.version);
         let race = (0..RACERS).map(|racer| {
             let (ledger, digest) = (Arc::clone(&storage.ledger), digest.clone());
             let (repository, tag) = (Arc::clone(&repository), Arc::clone(&tag));
             let number = if round == 2 { 0 } else { racer };
             tokio::spawn(async move {
-                let tag = ledger.swap_reference(&repository, &tag, tag_version, &tag_record(number)).await?;
-                let blob = ledger.swap_blob(&digest, blob_version, &blob_record(u32::try_from(number)?)).await?;
+                let tag = ledger.swap(&ReferenceKey(&repository, &tag), tag_version, &tag_record(number)).await?;
+                let blob = ledger.swap(&digest, blob_version, &blob_record(u32::try_from(number)?)).await?;
                 anyhow::Ok((number, tag, blob))
             })
         });
@@ -151,7 +151,7 @@ pub(crate) async fn of_racing_conditional_writes_one_wins(storage: &Storage) -> 
         let blob_winners: Vec<u64> =
             outcomes.iter().filter(|outcome| outcome.2.is_some()).map(|outcome| outcome.0).collect();
         assert_eq!((tag_winners.len(), blob_winners.len()), (1, 1), "round {round}");
-        let written = storage.ledger.reference(&repository, &tag).await?.context("absent")?.value;
+        let written = storage.ledger.get(&ReferenceKey(&repository, &tag)).await?.context("absent")?.value;
         assert_eq!(written, tag_record(tag_winners[0]), "the winner's record is the one that is there");
         let written = storage.ledger.blob(&repository, &digest).await?.record.context("absent")?.value;
         assert_eq!(u64::from(written.attempts), blob_winners[0]);
@@ -211,16 +211,16 @@ pub(crate) async fn gauges_are_read_one_by_one_and_many_at_once(storage: &Storag
         let quota = Quota { limit: 1000, reading, window_seconds: 60, source: None };
         let gauge = Gauge { quota: Some(quota), ..Gauge::default() };
         if number % 2 == 0 {
-            let version = storage.ledger.swap_gauge(&key, None, &gauge).await?.context("it is new")?;
+            let version = storage.ledger.swap(&key, None, &gauge).await?.context("it is new")?;
             written.insert(key.upstream.to_string(), Versioned { value: gauge, version });
         }
-        let found = storage.ledger.gauge(&key).await?;
+        let found = storage.ledger.get(&key).await?;
         assert_eq!(found.as_ref(), written.get(key.upstream.as_str()));
         keys.push(key);
     }
     // Another credential of the same upstream.
     keys.push(GaugeKey { credential: "robot".to_owned(), ..keys[0].clone() });
-    let found = storage.ledger.gauges(&keys).await?.into_iter();
+    let found = storage.ledger.get_all(&keys).await?.into_iter();
     let found: BTreeMap<_, _> = found.map(|(key, gauge)| (key.upstream.to_string(), gauge)).collect();
     assert_eq!(found, written);
     Ok(())
@@ -319,7 +319,7 @@ pub(crate) async fn a_membership_belongs_to_its_repository_and_a_blob_record_to_
     storage.ledger.put_membership(&mine, &digest, member).await?;
     let view = storage.ledger.blob(&mine, &digest).await?;
     assert_eq!((view.member, view.record), (Some(member), None));
-    assert!(storage.ledger.swap_blob(&digest, None, &blob_record(1)).await?.is_some());
+    assert!(storage.ledger.swap(&digest, None, &blob_record(1)).await?.is_some());
     let (mine, other) = (storage.ledger.blob(&mine, &digest).await?, storage.ledger.blob(&other, &digest).await?);
     assert_eq!((mine.member, other.member), (Some(member), None));
     assert!(mine.record.is_some() && mine.record == other.record);
@@ -348,17 +348,17 @@ async fn one_of_each(storage: &Storage) -> Result<Vec<Entry>> {
     let (ledger, repository, tag, digest) = (&storage.ledger, repository("a/b")?, "v1.2".parse()?, digest("blob"));
     let member = Member { size: 7, used_at: NOW, proven: true };
     ledger.put_membership(&repository, &digest, member).await?;
-    ledger.swap_reference(&repository, &tag, None, &tag_record(1)).await?.context("it is new")?;
-    ledger.swap_blob(&digest, None, &blob_record(3)).await?.context("it is new")?;
+    ledger.swap(&ReferenceKey(&repository, &tag), None, &tag_record(1)).await?.context("it is new")?;
+    ledger.swap(&digest, None, &blob_record(3)).await?.context("it is new")?;
     let fetched = Reference::Digest(digest.clone());
-    ledger.swap_reference(&repository, &fetched, None, &tag_record(2)).await?.context("it is new")?;
+    ledger.swap(&ReferenceKey(&repository, &fetched), None, &tag_record(2)).await?.context("it is new")?;
     let mut expected =
         vec![Entry::Membership { repository: repository.clone(), digest: digest.clone(), size: 7, used_at: NOW }];
-    ledger.swap_holding(&repository, None, &Holding::nothing()).await?.context("it is new")?;
-    let record = ledger.holding(&repository).await?.context("absent")?;
+    ledger.swap(&HoldingKey(&repository), None, &Holding::nothing()).await?.context("it is new")?;
+    let record = ledger.get(&HoldingKey(&repository)).await?.context("absent")?;
     expected.push(Entry::Holding { repository: repository.clone(), record });
     for reference in [tag, fetched] {
-        let record = ledger.reference(&repository, &reference).await?.context("absent")?;
+        let record = ledger.get(&ReferenceKey(&repository, &reference)).await?.context("absent")?;
         expected.push(Entry::Reference { repository: repository.clone(), reference, record });
     }
     let record = ledger.blob(&repository, &digest).await?.record.context("absent")?;

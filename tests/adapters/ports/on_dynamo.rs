@@ -12,8 +12,8 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_s3::primitives::ByteStream;
 use futures_util::TryStreamExt as _;
 use stopover::errors::StoreError;
-use stopover::ports::Ledger as _;
-use stopover::records::{BlobRecord, BlobState};
+use stopover::ports::{Ledger as _, Records as _};
+use stopover::records::{BlobRecord, BlobState, ReferenceKey};
 use support::aws::{EVERY_OPERATION, Service};
 
 use super::ledger::{blob_record, members};
@@ -55,7 +55,7 @@ async fn warm_reads_are_one_round_trip() -> Result<()> {
     storage.ledger.put_manifest(&repository, &manifest, &[], true, NOW).await?;
     let before = storage.endpoints().calls(Service::DynamoDb, EVERY_OPERATION);
     storage.ledger.manifest(&repository, &manifest.digest).await?.context("absent")?;
-    storage.ledger.reference(&repository, &"t".parse()?).await?;
+    storage.ledger.get(&ReferenceKey(&repository, &"t".parse()?)).await?;
     storage.ledger.blob(&repository, &digest("blob")).await?;
     assert_eq!(storage.endpoints().calls(Service::DynamoDb, EVERY_OPERATION) - before, 3);
     Ok(())
@@ -77,10 +77,10 @@ async fn a_process_that_remembers_asks_once_for_what_is_stored_and_again_after_i
     // What is not stored may be at any moment.
     assert_eq!([reads().await?.0, reads().await?.0], [1, 1]);
     let stored = BlobRecord { open: true, ..BlobRecord::new(BlobState::Stored { size: 7 }) };
-    let version = ledger.swap_blob(&digest, None, &stored).await?;
+    let version = ledger.swap(&digest, None, &stored).await?;
     assert_eq!([reads().await?.0, reads().await?.0], [1, 0]);
     let absent = BlobRecord::new(BlobState::Absent);
-    assert!(ledger.swap_blob(&digest, version, &absent).await?.is_some());
+    assert!(ledger.swap(&digest, version, &absent).await?.is_some());
     let (asked, view) = reads().await?;
     assert!(asked == 1 && !view.is_stored(), "{view:?}");
     Ok(())
@@ -172,7 +172,7 @@ async fn a_conditional_write_whose_answer_was_lost_is_known_as_ones_own() -> Res
         let storage = Storage::aws().await?;
         let (endpoints, repository, digest) = (storage.endpoints(), repository("a")?, digest("blob"));
         if overwrites {
-            assert!(storage.ledger.swap_blob(&digest, None, &blob_record(0)).await?.is_some());
+            assert!(storage.ledger.swap(&digest, None, &blob_record(0)).await?.is_some());
         }
         let version = storage.ledger.blob(&repository, &digest).await?.record.map(|record| record.version);
         let config = endpoints.sdk_config();
@@ -181,9 +181,9 @@ async fn a_conditional_write_whose_answer_was_lost_is_known_as_ones_own() -> Res
         let blobs = S3Blobs::new(aws::s3_client(&config), endpoints.bucket());
         let ledger = DynamoLedger::new(client, endpoints.table(), blobs);
         let before = endpoints.calls(Service::DynamoDb, "PutItem");
-        assert!(ledger.swap_blob(&digest, version, &blob_record(1)).await?.is_some());
+        assert!(ledger.swap(&digest, version, &blob_record(1)).await?.is_some());
         assert_eq!(endpoints.calls(Service::DynamoDb, "PutItem") - before, 2, "the SDK asked again");
-        assert!(storage.ledger.swap_blob(&digest, version, &blob_record(2)).await?.is_none());
+        assert!(storage.ledger.swap(&digest, version, &blob_record(2)).await?.is_none());
         let read = storage.ledger.blob(&repository, &digest).await?.record.context("absent")?;
         assert_eq!(read.value, blob_record(1));
     }

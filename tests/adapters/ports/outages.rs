@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use aws::{DynamoLedger, S3Blobs};
 use stopover::errors::{StoreError, chain};
 use stopover::local::Files;
-use stopover::ports::{Blobs as _, Fills as _, Ledger as _, Progress};
-use stopover::records::Member;
+use stopover::ports::{Blobs as _, Fills as _, Ledger as _, Progress, Records as _};
+use stopover::records::{Member, ReferenceKey};
 use support::aws::{EVERY_OPERATION, Endpoints, Service};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -31,16 +31,16 @@ async fn a_storage_outage_is_not_absence() -> Result<()> {
             _ => storage.endpoints().throttle_next(Service::DynamoDb, EVERY_OPERATION, ATTEMPTS),
         };
         outage();
-        assert!(matches!(storage.ledger.reference(&repository, &"t".parse()?).await, Err(StoreError::Unavailable(_))));
+        assert!(matches!(
+            storage.ledger.get(&ReferenceKey(&repository, &"t".parse()?)).await,
+            Err(StoreError::Unavailable(_))
+        ));
         outage();
         assert!(matches!(storage.ledger.manifest(&repository, &digest).await, Err(StoreError::Unavailable(_))));
         outage();
         assert!(matches!(storage.ledger.blob(&repository, &digest).await, Err(StoreError::Unavailable(_))));
         outage();
-        assert!(matches!(
-            storage.ledger.swap_blob(&digest, None, &blob_record(1)).await,
-            Err(StoreError::Unavailable(_))
-        ));
+        assert!(matches!(storage.ledger.swap(&digest, None, &blob_record(1)).await, Err(StoreError::Unavailable(_))));
         outage();
         assert!(matches!(
             storage.ledger.put_membership(&repository, &digest, Member { size: 1, used_at: NOW, proven: false }).await,
@@ -60,12 +60,15 @@ async fn services_that_are_gone_are_unavailable_and_a_wrong_key_is_refused() -> 
     let config = endpoints.sdk_config();
     let elsewhere = S3Blobs::new(aws::s3_client(&config), endpoints.bucket());
     let no_table = DynamoLedger::new(aws::dynamo_client(&config), "no-such-table", elsewhere.clone());
-    assert!(matches!(no_table.reference(&repository("a")?, &"t".parse()?).await, Err(StoreError::Refused(_))));
+    assert!(matches!(no_table.get(&ReferenceKey(&repository("a")?, &"t".parse()?)).await, Err(StoreError::Refused(_))));
     let ledger = DynamoLedger::new(aws::dynamo_client(&config), endpoints.table(), elsewhere.clone());
     let fills = fills(&endpoints).await;
     drop(endpoints);
     assert!(matches!(elsewhere.size(&digest("blob")).await, Err(StoreError::Unavailable(_))));
-    assert!(matches!(ledger.reference(&repository("a")?, &"t".parse()?).await, Err(StoreError::Unavailable(_))));
+    assert!(matches!(
+        ledger.get(&ReferenceKey(&repository("a")?, &"t".parse()?)).await,
+        Err(StoreError::Unavailable(_))
+    ));
     assert!(matches!(fills.request(&jobs(1)?).await, Err(StoreError::Unavailable(_))));
     Ok(())
 }
@@ -74,7 +77,7 @@ async fn services_that_are_gone_are_unavailable_and_a_wrong_key_is_refused() -> 
 async fn a_throttled_call_is_tried_again() -> Result<()> {
     let storage = Storage::aws().await?;
     storage.endpoints().throttle_next(Service::DynamoDb, EVERY_OPERATION, 1);
-    assert_eq!(storage.ledger.reference(&repository("a")?, &"t".parse()?).await?, None);
+    assert_eq!(storage.ledger.get(&ReferenceKey(&repository("a")?, &"t".parse()?)).await?, None);
     storage.endpoints().throttle_next(Service::S3, EVERY_OPERATION, 1);
     assert_eq!(storage.blobs.size(&digest("blob")).await?, None);
     Ok(())

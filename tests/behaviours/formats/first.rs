@@ -8,8 +8,8 @@ use stopover::ports::Ledger;
 use stopover::records::gauge::{Break, Cause, Gauge, Quota, Reading};
 use stopover::records::robot::Robots;
 use stopover::records::{
-    BlobRecord, BlobState, Checkpoint, Entry, GaugeKey, Lease, List, ListKey, Listing, Member, Previous, Standing,
-    TagRecord,
+    BlobRecord, BlobState, Checkpoint, Entry, GaugeKey, Lease, List, ListKey, Listing, Member, Previous, ReferenceKey,
+    RobotsKey, Standing, TagRecord,
 };
 use stopover::values::time::Timestamp;
 
@@ -140,10 +140,10 @@ fn layer() -> Member {
 pub(super) async fn put(ledger: &dyn Ledger, with_large: bool) {
     let a = repository("a");
     for (reference, record) in references() {
-        ledger.swap_reference(&a, &reference, None, &record).await.unwrap().unwrap();
+        ledger.swap(&ReferenceKey(&a, &reference), None, &record).await.unwrap().unwrap();
     }
     for (digest, record) in blobs() {
-        ledger.swap_blob(&digest, None, &record).await.unwrap().unwrap();
+        ledger.swap(&digest, None, &record).await.unwrap().unwrap();
     }
     for (key, listing) in lists() {
         ledger.put_listing(&a, &key, &listing).await.unwrap();
@@ -152,8 +152,8 @@ pub(super) async fn put(ledger: &dyn Ledger, with_large: bool) {
         ledger.put_standing(&repository, standing).await.unwrap();
     }
     let (key, gauge) = gauge();
-    ledger.swap_gauge(&key, None, &gauge).await.unwrap().unwrap();
-    ledger.swap_robots(None, &robots()).await.unwrap().unwrap();
+    ledger.swap(&key, None, &gauge).await.unwrap().unwrap();
+    ledger.swap(&RobotsKey, None, &robots()).await.unwrap().unwrap();
     let members =
         [CONFIG, LAYER].map(|bytes| Descriptor { digest: digest(bytes), size: bytes.len() as u64, foreign: false });
     ledger.put_manifest(&a, &image(), &members, true, BEFORE).await.unwrap();
@@ -168,7 +168,7 @@ pub(super) async fn put(ledger: &dyn Ledger, with_large: bool) {
 pub(super) async fn check(ledger: &dyn Ledger, with_large: bool) {
     let a = repository("a");
     for (reference, record) in references() {
-        let read = ledger.reference(&a, &reference).await.unwrap();
+        let read = ledger.get(&ReferenceKey(&a, &reference)).await.unwrap();
         assert_eq!(read.map(|read| read.value), Some(record), "{reference}");
     }
     for (digest, record) in blobs() {
@@ -181,8 +181,8 @@ pub(super) async fn check(ledger: &dyn Ledger, with_large: bool) {
         assert_eq!(ledger.standing(&repository).await.unwrap(), Some(standing), "{repository}");
     }
     let (key, gauge) = gauge();
-    assert_eq!(ledger.gauge(&key).await.unwrap().map(|read| read.value), Some(gauge));
-    assert_eq!(ledger.robots().await.unwrap().map(|read| read.value), Some(robots()));
+    assert_eq!(ledger.get(&key).await.unwrap().map(|read| read.value), Some(gauge));
+    assert_eq!(ledger.get(&RobotsKey).await.unwrap().map(|read| read.value), Some(robots()));
     assert_eq!(ledger.manifest(&a, &image().digest).await.unwrap(), Some((image(), NOW)));
     let config = Member { size: CONFIG.len() as u64, used_at: BEFORE, proven: false };
     for (bytes, member) in [(CONFIG, config), (LAYER, layer())] {
