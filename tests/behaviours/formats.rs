@@ -210,7 +210,8 @@ async fn items_of_a_newer_release_are_refused_and_neither_overwritten_nor_delete
         match entry {
             Entry::Reference { repository, reference, record } => {
                 assert_newer(ledger.get(&ReferenceKey(repository, reference)).await);
-                let write = |expected| ledger.swap(&ReferenceKey(repository, reference), expected, &record.value);
+                let key = ReferenceKey(repository, reference);
+                let write = |expected| ledger.swap(&key, expected, &record.value);
                 assert_eq!([write(None).await.unwrap(), write(Some(record.version)).await.unwrap()], [None, None]);
             }
             Entry::Manifest(stored) => {
