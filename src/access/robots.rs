@@ -174,6 +174,7 @@ impl RobotLogins {
 mod tests {
     use super::*;
     use crate::local::EmbeddedLedger;
+    use crate::ports::Records as _;
     use crate::records::robot::NewSecret;
 
     async fn logins(secret: &NewSecret) -> (tempfile::TempDir, RobotLogins) {

@@ -10,7 +10,7 @@ use crate::config::{Cold, Config};
 use crate::local::Files;
 use crate::oci::{Algorithm, Digest};
 use crate::ports::troubled::{NoFills, Troubled};
-use crate::ports::{Blobs, Location, Priority, Storage, StoredBlob};
+use crate::ports::{Blobs, Location, Priority, Records as _, Storage, StoredBlob};
 
 fn record(state: BlobState) -> BlobRecord {
     BlobRecord { attempts: 2, ..BlobRecord::new(state) }

@@ -4,8 +4,8 @@ use std::io::{Seek as _, SeekFrom, Write as _};
 use futures_util::FutureExt as _;
 
 use super::*;
-use crate::oci::Algorithm;
-use crate::records::{Lease, ReferenceKey, RobotsKey};
+use crate::oci::{Algorithm, Reference};
+use crate::records::Lease;
 
 const NOW: Timestamp = Timestamp(1_800_000_000);
 
