@@ -13,6 +13,7 @@ use stopover::errors::Limit;
 use stopover::journal::Metric;
 use stopover::records::gauge::Cause;
 use stopover::upstream::{UpstreamNews, Upstreams};
+use stopover::values::served::Served;
 use stopover::values::time::{Clock, Timestamp};
 
 fn unit(metric: Metric) -> &'static str {
@@ -99,7 +100,7 @@ pub fn has_cost(answer: &Response) -> bool {
 
 /// What an answer counts as. Hits are not counted: API Gateway counts requests already.
 fn costs(answer: &Response, pull: bool) -> impl Iterator<Item = Metric> {
-    let served = answer.headers().get("x-stopover").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let served = answer.headers().get("x-stopover").and_then(|value| Served::of(value.to_str().ok()?));
     Metric::of_answer(answer.status().as_u16(), served, pull).filter(|metric| *metric != Metric::Hits)
 }
 

@@ -98,6 +98,11 @@ impl Spent {
         Ok(Self { parts: after, at: Some(now) })
     }
 
+    /// What was spent when it was last changed, and so the most that is spent now.
+    pub(super) fn amount(&self, window: u64) -> u64 {
+        u64::try_from(self.parts.div_ceil(u128::from(window))).unwrap_or(u64::MAX)
+    }
+
     pub(super) fn give_back(&mut self, amount: u64, most: u64, window: u64, now: Timestamp) {
         let left = self.now(most, now).saturating_sub(u128::from(amount) * u128::from(window));
         *self = Self { parts: left, at: Some(now) };

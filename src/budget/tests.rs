@@ -154,3 +154,19 @@ async fn a_hundred_thousand_callers_have_ten_thousand_accounts_and_newcomers_sha
     assert_eq!(miss(&budgets, stranger(99_999)).await, Ok(()));
     assert_eq!(budgets.networks.lock().unwrap().len(), 1, "who has everything back is forgotten");
 }
+
+#[tokio::test]
+async fn bytes_that_are_surely_left_take_no_account_and_others_are_looked_up() {
+    let clock = Clock::manual(Timestamp(1000));
+    let budgets = Budgets::new(LIMITS, clock.clone());
+    let (one, other) = (at("192.0.2.1"), at("192.0.2.2"));
+    let accounts = || budgets.networks.lock().unwrap().len();
+    assert!(budgets.check_bytes(one, 1000).is_ok() && budgets.check_bytes(one, 1001).is_err());
+    assert_eq!(accounts(), 1, "that of the caller that was refused");
+    budgets.pay_bytes(one, 600).unwrap();
+    assert!(budgets.check_bytes(other, 400).is_ok());
+    assert_eq!(accounts(), 1);
+    assert!(budgets.check_bytes(one, 401).is_err() && budgets.check_bytes(other, 401).is_ok());
+    clock.advance(Duration::from_hours(24));
+    assert!(budgets.check_bytes(one, 1000).is_ok(), "what one has spent is given back");
+}

@@ -25,7 +25,7 @@ use crate::access::Asking;
 use crate::cache::Cache;
 use crate::errors::{AccessError, PullError};
 use crate::identity::policy::{Decision, Extent};
-use crate::identity::{Payer, Principal};
+use crate::identity::{Payer, Peer, Principal};
 use crate::oci::{Operation, Repository, Request, UpstreamId};
 
 /// The most bytes of a form with a password.
@@ -58,15 +58,21 @@ impl Caller {
         Payer::of(&self.principal, self.address)
     }
 
-    /// Identifies the caller of a request. An operator of this machine is let in as the anonymous principal.
+    /// Identifies the caller of a request to the router.
     pub(super) async fn of(cache: &Cache, parts: &Parts, record: &mut Record) -> Result<Self, PullError> {
-        let address = source(parts).address;
+        Self::from(cache, parts, source(parts), record).await
+    }
+
+    /// Identifies the caller of a request that this peer has sent. An operator of this machine is let in as the anonymous
+    /// principal.
+    pub(super) async fn from(cache: &Cache, parts: &Parts, peer: Peer, record: &mut Record) -> Result<Self, PullError> {
+        let address = peer.address;
         record.address = address;
         if parts.extensions.get::<LocalOperator>().is_some() {
             record.by_operator = true;
             return Ok(Self { principal: Principal::Anonymous, address, is_operator: true });
         }
-        let (asking, config) = (asking(parts)?, &cache.access.config);
+        let (asking, config) = (asking(parts, peer)?, &cache.access.config);
         let identified = cache.access.identify(asking).await;
         let principal = identified.inspect_err(|_| record.login = asking.login())?.principal;
         if !hosts(parts).all(|host| config.is_called(host)) {
@@ -145,7 +151,7 @@ fn hosts(parts: &Parts) -> impl Iterator<Item = &[u8]> {
     sent.chain(parts.uri.authority().map(|authority| authority.as_str().as_bytes()))
 }
 
-fn asking(parts: &Parts) -> Result<Asking<'_>, AccessError> {
+fn asking(parts: &Parts, source: Peer) -> Result<Asking<'_>, AccessError> {
     // Two of them could name two principals.
     let mut sent = parts.headers.get_all(AUTHORIZATION).iter();
     let authorization = match (sent.next().map(HeaderValue::to_str), sent.next()) {
@@ -153,7 +159,7 @@ fn asking(parts: &Parts) -> Result<Asking<'_>, AccessError> {
         (Some(Ok(text)), None) => Some(text),
         _ => return Err(AccessError::WrongCredentials("Authorization is there twice, or no text")),
     };
-    Ok(Asking { authorization, source: source(parts) })
+    Ok(Asking { authorization, source })
 }
 
 /// The one challenge of this registry: clients disagree about what to do with several. Its realm is on the origin by
@@ -197,7 +203,7 @@ fn form(encoded: &[u8]) -> Form {
 async fn by_header(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
     let keeps =
         form(parts.uri.query().unwrap_or_default().as_bytes()).get("offline_token").is_some_and(|is| is == "true");
-    log_in(&cache, &parts, asking(&parts), keeps).await
+    log_in(&cache, &parts, asking(&parts, source(&parts)), keeps).await
 }
 
 /// POST with `grant_type=password`, or with a refresh token (token specification, "`OAuth2` Token Authentication").

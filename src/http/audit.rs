@@ -7,17 +7,18 @@ use std::net::IpAddr;
 
 use axum::extract::MatchedPath;
 use axum::response::Response;
+use http::Method;
 use http::header::CONTENT_LENGTH;
 use http::request::Parts;
-use http::{Method, StatusCode};
 
-use super::{SERVED, source};
+use super::source;
 use crate::access::ClaimedIdentity;
 use crate::errors::{AccessError, PullError};
 use crate::identity::Principal;
 use crate::identity::policy::Decision;
 use crate::oci::Repository;
 use crate::values::pull_counter::PullCounter;
+use crate::values::served::Served;
 
 /// A record that is not written yet: what is known of the request so far.
 #[derive(Default)]
@@ -27,6 +28,8 @@ pub(super) struct Record {
     pub(super) login: Option<ClaimedIdentity>,
     pub(super) address: Option<IpAddr>,
     decided: Option<Decided>,
+    /// How the answer came about, if it is one about content.
+    pub(super) served: Option<Served>,
     /// How many bytes of a blob a redirect leads to: those of the range that was asked for.
     pub(super) redirected: Option<u64>,
     /// The route of an operator's request.
@@ -67,15 +70,16 @@ impl Record {
         self.decided = Some(Decided { repository, private, allowed: decision.allowed(), rule });
     }
 
-    /// Writes the record of a pull, unless the pull failed before there was anything to decide. Returns how many bytes the
-    /// client gets, here or where it is redirected to.
-    pub(super) fn pulled(&self, method: &Method, response: &Response, error: Option<&PullError>) -> u64 {
-        let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+    /// How many bytes of content the client gets, here or where it is redirected to.
+    pub(super) fn bytes(&self, method: &Method, response: &Response) -> u64 {
+        let length = || response.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
         let whole = *method == Method::GET && response.status().is_success();
-        let length = whole.then(|| header(&CONTENT_LENGTH)?.parse().ok()).flatten();
-        let bytes = self.redirected.or(length).unwrap_or(0);
-        self.write("pull", error, Some((response.status(), header(&SERVED), bytes)));
-        bytes
+        self.redirected.or_else(|| whole.then(length)?).unwrap_or(0)
+    }
+
+    /// Writes the record of a pull, unless the pull failed before there was anything to decide.
+    pub(super) fn pulled(&self, method: &Method, response: &Response, error: Option<&PullError>) {
+        self.write("pull", error, Some((method, response)));
     }
 
     /// Writes the record of an image in a prefetch request.
@@ -93,7 +97,7 @@ impl Record {
         self.write("operate", error, None);
     }
 
-    fn write(&self, action: &'static str, error: Option<&PullError>, answer: Option<(StatusCode, Option<&str>, u64)>) {
+    fn write(&self, action: &'static str, error: Option<&PullError>, answer: Option<(&Method, &Response)>) {
         let refused = match error {
             Some(
                 PullError::Access(_)
@@ -136,9 +140,9 @@ impl Record {
                     private,
                     allowed,
                     rule,
-                    status = answer.map(|(status, ..)| status.as_u16()),
-                    served = answer.and_then(|(_, served, _)| served),
-                    bytes = answer.map(|(.., bytes)| bytes),
+                    status = answer.map(|(_, response)| response.status().as_u16()),
+                    served = self.served.map(Served::as_str),
+                    bytes = answer.map(|(method, response)| self.bytes(method, response)),
                     upstream_pulls = self.spent.manifests(),
                     because,
                     reason = refused.map(tracing::field::display),

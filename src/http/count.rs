@@ -2,14 +2,16 @@
 
 use axum::response::Response;
 
-use super::SERVED;
 use crate::cache::Cache;
 use crate::errors::PullError;
 use crate::journal::{Event, EventKind, Metric};
 use crate::oci::Repository;
+use crate::values::served::Served;
 
-/// What of an answer is counted beside how it came about.
+/// What of an answer is counted.
 pub(super) struct Counted {
+    /// How it came about; a ping is no hit.
+    pub(super) served: Option<Served>,
     /// It answers GET of a manifest.
     pub(super) is_pull: bool,
     /// The bytes of a blob that the client gets.
@@ -20,15 +22,12 @@ pub(super) struct Counted {
 pub(super) fn count(
     cache: &Cache,
     repository: Option<&Repository>,
-    Counted { is_pull, blob_bytes }: Counted,
+    Counted { served, is_pull, blob_bytes }: Counted,
     response: &Response,
     error: Option<&PullError>,
 ) {
     let journal = &cache.core.journal;
     let counters = journal.of(repository.map(|repository| &repository.upstream));
-    // Without a repository it was a ping, which is no hit.
-    let served = response.headers().get(SERVED).filter(|_| repository.is_some());
-    let served = served.and_then(|served| served.to_str().ok()).unwrap_or_default();
     for metric in Metric::of_answer(response.status().as_u16(), served, is_pull) {
         counters.add(metric, 1);
         if blob_bytes > 0 && Metric::STORED.contains(&metric) {

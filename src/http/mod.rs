@@ -44,9 +44,9 @@ use crate::budget::Bill;
 use crate::cache::Cache;
 use crate::errors::{PullError, StoreError, UpstreamError, chain};
 use crate::identity::Peer;
-use crate::oci::{Digest, ErrorCode, InvalidRequest, Manifest, Operation, Repository, Request, RequestedRange};
+use crate::oci::{Digest, ErrorCode, InvalidRequest, Operation, Repository, Request, RequestedRange};
 use crate::ports::Priority;
-use crate::pull::{Content, PulledBlob, PulledManifest, Want};
+use crate::pull::{Content, PulledBlob, PulledManifest, Want, WarmManifest};
 use crate::values::served::Served;
 
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -100,12 +100,13 @@ async fn with_a_body(request: http::Request<Body>) -> Result<http::Request<Body>
 }
 
 async fn answer(State(cache): State<Arc<Cache>>, request: http::Request<Body>) -> Response {
-    answer_pull(&cache, request.into_parts().0).await
+    let (request, _) = request.into_parts();
+    answer_pull(&cache, source(&request), request).await
 }
 
 /// Answers what begins with `/v2/`, as [`router`] does. The program calls it itself: the router, which boxes each request
 /// and each answer, would add 5 thousand instructions to the 33 thousand of a fresh tag.
-pub async fn answer_pull(cache: &Arc<Cache>, request: http::request::Parts) -> Response {
+pub async fn answer_pull(cache: &Arc<Cache>, peer: Peer, request: http::request::Parts) -> Response {
     if is_of_page(&request) {
         return refuse_page(&request);
     }
@@ -114,19 +115,23 @@ pub async fn answer_pull(cache: &Arc<Cache>, request: http::request::Parts) -> R
     let is_blob = parsed.as_ref().is_ok_and(|parsed| matches!(parsed.operation, Operation::Blob(..)));
     let mut record = Record::default();
     let outcome = match parsed {
-        Ok(parsed) => pull(cache, &parsed, &request, &mut record).await,
+        Ok(parsed) => pull(cache, &parsed, &request, peer, &mut record).await,
         Err(error) => Err(error.into()),
     };
     let (response, error) = match outcome {
         Ok(response) => (response, None),
-        Err(error) => (refuse(cache, &error, &request), Some(error)),
+        Err(error) => {
+            record.served = if let PullError::ManifestUnknown(served) = &error { Some(*served) } else { None };
+            (refuse(cache, &error, &request), Some(error))
+        }
     };
-    let bytes = record.pulled(&request.method, &response, error.as_ref());
-    let counted = Counted { is_pull, blob_bytes: if is_blob { bytes } else { 0 } };
+    record.pulled(&request.method, &response, error.as_ref());
+    let blob_bytes = if is_blob { record.bytes(&request.method, &response) } else { 0 };
+    let counted = Counted { served: record.served, is_pull, blob_bytes };
     count(cache, record.repository(), counted, &response, error.as_ref());
     tracing::debug!(
         http.method = %request.method, http.path = request.uri.path(), http.status = response.status().as_u16(),
-        served = response.headers().get(SERVED).and_then(|served| served.to_str().ok()), "answered"
+        served = record.served.map(Served::as_str), "answered"
     );
     response
 }
@@ -135,10 +140,11 @@ async fn pull(
     cache: &Arc<Cache>,
     request: &Request,
     parts: &http::request::Parts,
+    peer: Peer,
     record: &mut Record,
 ) -> Result<Response, PullError> {
     let headers = &parts.headers;
-    let caller = Caller::of(cache, parts, record).await?;
+    let caller = Caller::from(cache, parts, peer, record).await?;
     let Some(name) = request.operation.name() else {
         // `/v2/` needs no upstream: it is answered when every upstream is down.
         caller.check_ping(cache, parts)?;
@@ -157,10 +163,12 @@ async fn pull(
         Operation::Ping => Ok(ping(request.head)),
         Operation::Manifest(_, reference) => {
             let pulled = cache.pull.manifest(repository, reference, want).await?;
+            record.served = Some(pulled.served);
             Ok(manifest(repository, pulled, request.head, headers))
         }
         Operation::Blob(_, digest) => {
             let pulled = cache.pull.blob(repository, digest, want).await?;
+            record.served = Some(pulled.served);
             if matches!(pulled.content, Content::Redirect(_)) {
                 // The client asks for its range there, too. One that fits no blob is refused there.
                 let range = headers.get(RANGE).and_then(|range| range.to_str().ok());
@@ -178,10 +186,12 @@ async fn pull(
         }
         Operation::Tags(name, page) => {
             let pulled = cache.pull.tags(repository, page, want).await?;
+            record.served = Some(pulled.served);
             Ok(listing::tags(request, name, page, repository, &pulled))
         }
         Operation::Referrers(_, subject, artifact_type) => {
             let pulled = cache.pull.referrers(repository, subject, artifact_type.as_deref(), want).await?;
+            record.served = Some(pulled.served);
             Ok(listing::referrers(repository, pulled, artifact_type.is_some(), request.head))
         }
     }
@@ -206,6 +216,10 @@ fn describe(headers: &mut HeaderMap, repository: &Repository, served: Served) {
     if let Ok(value) = HeaderValue::from_str(repository.upstream.as_str()) {
         headers.insert(NAMESPACE, value);
     }
+    note_served(headers, served);
+}
+
+fn note_served(headers: &mut HeaderMap, served: Served) {
     headers.insert(SERVED, HeaderValue::from_static(served.as_str()));
     if served == Served::Stale {
         // 299 is the only code the specification lets registries use (distribution-spec, "Warnings").
@@ -249,7 +263,7 @@ fn has(headers: &HeaderMap, name: &HeaderName, directive: &str) -> bool {
 }
 
 /// A manifest that is being sent: as long as it is, others are sent the same.
-struct Sent(Arc<Manifest>);
+struct Sent(Arc<WarmManifest>);
 
 impl AsRef<[u8]> for Sent {
     fn as_ref(&self) -> &[u8] {
@@ -258,23 +272,31 @@ impl AsRef<[u8]> for Sent {
 }
 
 fn manifest(repository: &Repository, pulled: PulledManifest, head: bool, request: &HeaderMap) -> Response {
-    let observed = &pulled.observed;
+    let PulledManifest { observed, manifest, served } = pulled;
+    let describe = || {
+        let mut headers = HeaderMap::new();
+        describe(&mut headers, repository, Served::Hit);
+        identify(&mut headers, &observed.digest);
+        headers.insert(DISTRIBUTION_API_VERSION, HeaderValue::from_static("registry/2.0"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(observed.media_type.as_str()));
+        headers.insert(CONTENT_LENGTH, observed.size.into());
+        headers
+    };
+    let mut headers = manifest.as_ref().map_or_else(describe, |manifest| manifest.headers(describe));
+    if served != Served::Hit {
+        note_served(&mut headers, served);
+    }
     let unchanged = not_modified(request, &observed.digest);
-    let body = match pulled.manifest {
+    if unchanged {
+        headers.remove(CONTENT_TYPE);
+        headers.remove(CONTENT_LENGTH);
+    }
+    let mut response = Response::new(match manifest {
         Some(manifest) if !head && !unchanged => Body::from(Bytes::from_owner(Sent(manifest))),
         _ => Body::empty(),
-    };
-    let mut response = Response::new(body);
-    let headers = response.headers_mut();
-    describe(headers, repository, pulled.served);
-    identify(headers, &observed.digest);
-    headers.insert(DISTRIBUTION_API_VERSION, HeaderValue::from_static("registry/2.0"));
-    if unchanged {
-        *response.status_mut() = StatusCode::NOT_MODIFIED;
-        return response;
-    }
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(observed.media_type.as_str()));
-    headers.insert(CONTENT_LENGTH, observed.size.into());
+    });
+    *response.headers_mut() = headers;
+    *response.status_mut() = if unchanged { StatusCode::NOT_MODIFIED } else { StatusCode::OK };
     response
 }
 
@@ -385,15 +407,4 @@ fn request_id() -> String {
     static PROCESS: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
     let process = PROCESS.get_or_init(|| fastrand::u32(..));
     format!("{process:08x}-{}", NEXT.fetch_add(1, Ordering::Relaxed))
-}
-
-impl Served {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Hit => "hit",
-            Self::Revalidated => "revalidated",
-            Self::Stale => "stale",
-            Self::Miss => "miss",
-        }
-    }
 }

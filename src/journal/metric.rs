@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::values::served::Served;
+
 /// What is counted: the name of a metric, in CloudWatch as it stands here. Prometheus has it as
 /// [`Self::in_prometheus`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,15 +72,14 @@ impl Metric {
         matches!(self, Self::Fills | Self::FilledBytes | Self::FailedFills | Self::PostponedFills)
     }
 
-    /// What an answer counts as. `served`: its `X-Stopover`. `pull`: it answers GET of a manifest.
-    pub fn of_answer(status: u16, served: &str, pull: bool) -> impl Iterator<Item = Self> {
-        let how = match served {
-            "hit" => Some(Self::Hits),
-            "miss" => Some(Self::Misses),
-            "revalidated" => Some(Self::Revalidated),
-            "stale" => Some(Self::Stale),
-            _ => None,
-        };
+    /// What an answer counts as. `served`: how it came about, if it is about content. `pull`: it answers GET of a manifest.
+    pub fn of_answer(status: u16, served: Option<Served>, pull: bool) -> impl Iterator<Item = Self> {
+        let how = served.map(|served| match served {
+            Served::Hit => Self::Hits,
+            Served::Miss => Self::Misses,
+            Served::Revalidated => Self::Revalidated,
+            Served::Stale => Self::Stale,
+        });
         let refused = match status {
             429 => Some(Self::Refused),
             500.. => Some(Self::Failed),
@@ -151,25 +152,26 @@ impl Counters {
 #[cfg(test)]
 mod tests {
     use super::Metric::{self, Failed, Hits, Misses, PullsSaved, Refused, Revalidated, Stale};
+    use super::Served;
 
     #[test]
     fn an_answer_counts_as_how_it_came_about_and_a_pull_that_upstream_did_not_send_as_saved() {
         for (status, served, expected) in [
-            (200, "hit", vec![Hits, PullsSaved]),
-            (404, "hit", vec![Hits]),
-            (401, "", vec![]),
-            (200, "miss", vec![Misses]),
-            (404, "miss", vec![Misses]),
-            (200, "revalidated", vec![Revalidated, PullsSaved]),
-            (200, "stale", vec![Stale, PullsSaved]),
-            (304, "revalidated", vec![Revalidated]),
-            (429, "", vec![Refused]),
-            (503, "miss", vec![Misses, Failed]),
+            (200, Some(Served::Hit), vec![Hits, PullsSaved]),
+            (404, Some(Served::Hit), vec![Hits]),
+            (401, None, vec![]),
+            (200, Some(Served::Miss), vec![Misses]),
+            (404, Some(Served::Miss), vec![Misses]),
+            (200, Some(Served::Revalidated), vec![Revalidated, PullsSaved]),
+            (200, Some(Served::Stale), vec![Stale, PullsSaved]),
+            (304, Some(Served::Revalidated), vec![Revalidated]),
+            (429, None, vec![Refused]),
+            (503, Some(Served::Miss), vec![Misses, Failed]),
         ] {
             let counted = |pull| Metric::of_answer(status, served, pull).collect::<Vec<_>>();
-            assert_eq!(counted(true), expected, "{status} {served}");
+            assert_eq!(counted(true), expected, "{status} {served:?}");
             let others: Vec<Metric> = expected.into_iter().filter(|metric| *metric != PullsSaved).collect();
-            assert_eq!(counted(false), others, "{status} {served}");
+            assert_eq!(counted(false), others, "{status} {served:?}");
         }
     }
 

@@ -14,7 +14,7 @@ use crate::core::Core;
 use crate::errors::{PullError, StoreError, UpstreamError, chain};
 use crate::oci::{Descriptor, Digest, InvalidManifest, Manifest, Platforms, Reference, Repository};
 use crate::ports::{ImageJob, Job, Priority};
-use crate::pull::{Pull, Want};
+use crate::pull::{Pull, Want, WarmManifest};
 use crate::values::pull_counter::PullCounter;
 use crate::values::served::Served;
 use crate::values::text::beginning;
@@ -144,7 +144,7 @@ impl Prefetch {
     /// which does not stop the other children.
     async fn contents(
         &self,
-        root: Arc<Manifest>,
+        root: Arc<WarmManifest>,
         image: &ImageJob,
         want: Want,
     ) -> Result<(Vec<Descriptor>, Option<PullError>), PullError> {
@@ -172,7 +172,7 @@ impl Prefetch {
         repository: &Repository,
         reference: &Reference,
         want: Want,
-    ) -> Result<Arc<Manifest>, PullError> {
+    ) -> Result<Arc<WarmManifest>, PullError> {
         yield_now().await;
         self.pull.manifest(repository, reference, want).await?.manifest.ok_or(PullError::ManifestUnknown(Served::Miss))
     }

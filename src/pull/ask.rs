@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use super::decide::{Ask, Heard};
-use super::{Pull, PulledManifest, Want};
+use super::{Pull, PulledManifest, Want, WarmManifest};
 use crate::budget::MissReservation;
 use crate::errors::{Limit, PullError, UpstreamError};
-use crate::oci::{Digest, Manifest, Observed, Reference, Repository};
+use crate::oci::{Digest, Observed, Reference, Repository};
 use crate::upstream::Patience;
 use crate::values::served::Served;
 
@@ -80,6 +80,6 @@ impl Pull {
     }
 }
 
-fn fetched(manifest: Arc<Manifest>) -> Heard {
+fn fetched(manifest: Arc<WarmManifest>) -> Heard {
     Heard::Sent(manifest, Served::Miss)
 }

@@ -14,9 +14,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::WarmManifest;
 use crate::config::Deleted;
 use crate::errors::{OverBudget, PullError, UpstreamError};
-use crate::oci::{Digest, Manifest, Observed, Reference};
+use crate::oci::{Digest, Observed, Reference};
 use crate::ports::Attempts;
 use crate::records::{TagRecord, tag};
 use crate::values::served::Served;
@@ -96,7 +97,7 @@ pub(super) enum Found {
     #[default]
     Unknown,
     No,
-    Yes(Arc<Manifest>),
+    Yes(Arc<WarmManifest>),
 }
 
 /// What upstream has answered.
@@ -110,7 +111,7 @@ pub(super) enum Heard {
     /// It does not answer HEAD: a GET has to do.
     Unnamed,
     /// To GET: this manifest, or one that was stored meanwhile.
-    Sent(Arc<Manifest>, Served),
+    Sent(Arc<WarmManifest>, Served),
     /// It does not have it.
     Absent(UpstreamError),
     /// It says nothing about the content.
@@ -250,13 +251,13 @@ impl Facts {
 }
 
 impl Found {
-    pub(super) fn manifest(&self) -> Option<&Arc<Manifest>> {
+    pub(super) fn manifest(&self) -> Option<&Arc<WarmManifest>> {
         if let Self::Yes(manifest) = self { Some(manifest) } else { None }
     }
 }
 
-impl From<Option<Arc<Manifest>>> for Found {
-    fn from(manifest: Option<Arc<Manifest>>) -> Self {
+impl From<Option<Arc<WarmManifest>>> for Found {
+    fn from(manifest: Option<Arc<WarmManifest>>) -> Self {
         manifest.map_or(Self::No, Self::Yes)
     }
 }

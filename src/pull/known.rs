@@ -1,63 +1,16 @@
 //! What is known without asking upstream: records, stored manifests, and what upstream said last.
 
-use std::sync::{Arc, Weak};
-
-use quick_cache::Weighter;
-use quick_cache::sync::Cache as MemoryCache;
+use std::sync::Arc;
 
 use super::decide::{Allowed, Facts, Found, Heard, Turn};
+use super::warm::{ManifestKey, WarmManifest};
 use super::{Pull, PulledManifest, Want};
 use crate::config::Deleted;
 use crate::errors::PullError;
-use crate::oci::{Digest, Manifest, Observed, Reference, Repository};
+use crate::oci::{Digest, Observed, Reference, Repository};
 use crate::records::{ReferenceKey, tag};
 use crate::upstream::Evidence;
 use crate::values::served::Served;
-
-/// Manifests this process has served: they never change under a digest, and each counts for its own repository only.
-pub(crate) struct Warm {
-    recent: MemoryCache<(Repository, Digest), Arc<Manifest>, ManifestBytes>,
-    /// Those that are being sent: all clients that read one, however slowly, share it.
-    sent: MemoryCache<(Repository, Digest), Weak<Manifest>>,
-}
-
-/// The most bytes of manifests kept in memory.
-const WARM_BYTES: u64 = 8 * 1024 * 1024;
-/// The most manifests that are shared while they are sent: as many as the program has connections.
-const SENT: usize = 4096;
-
-#[derive(Clone)]
-struct ManifestBytes;
-
-impl Weighter<(Repository, Digest), Arc<Manifest>> for ManifestBytes {
-    fn weight(&self, _: &(Repository, Digest), manifest: &Arc<Manifest>) -> u64 {
-        manifest.bytes.len() as u64 + 512
-    }
-}
-
-impl Warm {
-    pub(crate) fn new() -> Self {
-        let recent = MemoryCache::with_weighter(1024, WARM_BYTES, ManifestBytes);
-        Self { recent, sent: MemoryCache::new(SENT) }
-    }
-
-    fn get(&self, key: &(Repository, Digest)) -> Option<Arc<Manifest>> {
-        self.recent.get(key).or_else(|| self.sent.get(key)?.upgrade())
-    }
-
-    /// Adds a manifest, and returns the one that is there if another caller has added it meanwhile.
-    pub(super) fn add(&self, key: (Repository, Digest), manifest: Arc<Manifest>) -> Arc<Manifest> {
-        let manifest = self.get(&key).unwrap_or(manifest);
-        self.sent.insert(key.clone(), Arc::downgrade(&manifest));
-        self.recent.insert(key, Arc::clone(&manifest));
-        manifest
-    }
-
-    pub(super) fn remove(&self, key: &(Repository, Digest)) {
-        self.recent.remove(key);
-        self.sent.remove(key);
-    }
-}
 
 impl Pull {
     /// What is known before anything is asked, with as few reads as it takes: for a digest that is stored its manifest,
@@ -119,7 +72,7 @@ impl Pull {
         &self,
         repository: &Repository,
         facts: &Facts,
-    ) -> Result<Option<Arc<Manifest>>, PullError> {
+    ) -> Result<Option<Arc<WarmManifest>>, PullError> {
         let Some(record) = &facts.record else { return Ok(None) };
         let upstream = self.core.upstreams.get(repository)?;
         if !self.membership.may_be_stale(repository).await? {
@@ -138,16 +91,15 @@ impl Pull {
         &self,
         repository: &Repository,
         digest: &Digest,
-    ) -> Result<Option<Arc<Manifest>>, PullError> {
-        let key = (repository.clone(), digest.clone());
-        if let Some(manifest) = self.memory.warm.get(&key) {
+    ) -> Result<Option<Arc<WarmManifest>>, PullError> {
+        if let Some(manifest) = self.memory.warm.get(ManifestKey(repository, digest)) {
             return Ok(Some(manifest));
         }
         let Some((manifest, used_at)) = self.core.storage.ledger.manifest(repository, digest).await? else {
             return Ok(None);
         };
         self.noted_manifest(repository, digest, used_at);
-        Ok(Some(self.memory.warm.add(key, Arc::new(manifest))))
+        Ok(Some(self.memory.warm.add(repository, Arc::new(WarmManifest::new(manifest)))))
     }
 }
 
@@ -204,7 +156,7 @@ impl Facts {
 }
 
 impl PulledManifest {
-    fn new(manifest: Arc<Manifest>, served: Served) -> Self {
+    fn new(manifest: Arc<WarmManifest>, served: Served) -> Self {
         Self { observed: Observed::of(&manifest), manifest: Some(manifest), served }
     }
 }

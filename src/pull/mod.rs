@@ -10,6 +10,7 @@ mod source;
 mod store;
 mod turn;
 mod used;
+mod warm;
 
 use std::fs::File;
 use std::sync::Arc;
@@ -18,16 +19,18 @@ use tokio::sync::watch;
 
 pub use listing::{PulledReferrers, PulledTags};
 pub use manifest::Want;
+pub use warm::WarmManifest;
 
 use listing::LargeLists;
 use source::Sources;
-use store::{Refused, Weights};
+use store::Refused;
 use used::{USES, Uses};
+use warm::Warm;
 
 use crate::core::Core;
 use crate::errors::PullError;
 use crate::membership::Membership;
-use crate::oci::{Digest, Manifest, Observed};
+use crate::oci::{Digest, Observed};
 use crate::ports::{Progress, SignedUrl};
 use crate::values::expiring::Expiring;
 use crate::values::flight::Flights;
@@ -46,10 +49,9 @@ pub struct Pull {
 
 /// What this process remembers of manifests, so that it need not ask the ledger or upstream again.
 struct Memory {
-    warm: known::Warm,
+    warm: Warm,
     uses: Uses,
     refused: Refused,
-    weights: Weights,
     /// Manifests whose blobs are stored.
     complete: Expiring<Digest, ()>,
 }
@@ -70,13 +72,7 @@ impl Pull {
             flights: Flights::new(),
             lists: Lists { flights: Flights::new(), large: LargeLists::new() },
             sources,
-            memory: Memory {
-                warm: known::Warm::new(),
-                uses,
-                refused: Refused::new(),
-                weights: Weights::new(),
-                complete: Expiring::new(clock, 10_000),
-            },
+            memory: Memory { warm: Warm::new(), uses, refused: Refused::new(), complete: Expiring::new(clock, 10_000) },
         }
     }
 }
@@ -87,7 +83,7 @@ pub struct PulledManifest {
     /// Digest, media type and size, for the headers.
     pub observed: Observed,
     /// The manifest; `None` only if a client asked with HEAD and it is not stored yet.
-    pub manifest: Option<Arc<Manifest>>,
+    pub manifest: Option<Arc<WarmManifest>>,
     /// How the answer was obtained.
     pub served: Served,
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use quick_cache::sync::Cache as MemoryCache;
 use tokio::time::Instant;
 
+use super::warm::{ManifestKey, WarmManifest};
 use super::{Pull, PulledManifest, Want};
 use crate::config::{Cold, MaxBlob};
 use crate::errors::{PullError, UpstreamError, beside, chain};
@@ -44,9 +45,9 @@ impl Pull {
         repository: &Repository,
         reference: &Reference,
         want: &Want,
-    ) -> Result<Arc<Manifest>, PullError> {
+    ) -> Result<Arc<WarmManifest>, PullError> {
         if let Reference::Digest(digest) = reference
-            && let Some(refused) = self.memory.refused.0.get(&(repository.clone(), digest.clone()))
+            && let Some(refused) = self.memory.refused.0.get(&ManifestKey(repository, digest))
         {
             return Err(refused);
         }
@@ -57,14 +58,14 @@ impl Pull {
             Reference::Tag(_) => self.stored(repository, &fetched.digest).await?,
             Reference::Digest(_) => None,
         };
-        let manifest = manifest.unwrap_or_else(|| Arc::new(fetched));
+        let manifest = manifest.unwrap_or_else(|| Arc::new(WarmManifest::new(fetched)));
         let kept = self.keep(repository, &manifest, want).await;
         if let Err(error @ PullError::TooLarge { .. }) = &kept {
             self.memory.refused.0.insert((repository.clone(), manifest.digest.clone()), error.clone());
         }
         let blobs = kept?;
         tracing::info!(%repository, %reference, manifest.digest = %manifest.digest, blobs, "manifest fetched");
-        Ok(self.memory.warm.add((repository.clone(), manifest.digest.clone()), manifest))
+        Ok(self.memory.warm.add(repository, manifest))
     }
 
     /// Stores a manifest with the membership of its blobs, and requests the fills of those that the caller's budget has
@@ -72,7 +73,7 @@ impl Pull {
     pub(super) async fn keep(
         &self,
         repository: &Repository,
-        manifest: &Manifest,
+        manifest: &WarmManifest,
         want: &Want,
     ) -> Result<usize, PullError> {
         let blobs = blobs_of(manifest)?;
@@ -133,16 +134,14 @@ impl Pull {
     pub(super) async fn check_room(
         &self,
         repository: &Repository,
-        manifest: &Manifest,
+        manifest: &WarmManifest,
         want: &Want,
     ) -> Result<(), PullError> {
         let payer = want.bill.payer;
         if self.core.upstreams.get(repository)?.cold() == Cold::Redirect {
             return Ok(());
         }
-        // Computed once: almost all pulls are of known manifests that fit.
-        let read = || Ok::<_, PullError>(bytes_of(&blobs_of(manifest)?));
-        let whole = self.memory.weights.0.get_or_insert_with(&manifest.digest, read)?;
+        let whole = manifest.weight(|manifest| Ok::<_, PullError>(bytes_of(&blobs_of(manifest)?)))?;
         if self.core.budgets.check_bytes(payer, whole).is_ok() {
             return Ok(());
         }
@@ -245,15 +244,6 @@ impl Pull {
             }
             _ => Ok(()),
         }
-    }
-}
-
-/// The total size of a manifest's blobs in bytes, by the manifest's digest.
-pub(crate) struct Weights(MemoryCache<Digest, u64>);
-
-impl Weights {
-    pub(crate) fn new() -> Self {
-        Self(MemoryCache::new(10_000))
     }
 }
 

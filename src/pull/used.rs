@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::warm::ManifestKey;
 use super::{Pull, PulledManifest, Want};
 use crate::errors::{PullError, StoreError, beside, chain};
 use crate::oci::{Digest, Repository};
@@ -32,10 +33,10 @@ impl Pull {
     /// not fail the pull.
     pub(super) async fn note_manifest(&self, repository: &Repository, pulled: &PulledManifest, want: &Want) {
         let digest = &pulled.observed.digest;
-        let (key, now) = ((repository.clone(), digest.clone()), self.core.clock.now());
-        if self.memory.uses.get(&key).is_some() {
+        if self.memory.uses.get(&ManifestKey(repository, digest)).is_some() {
             return;
         }
+        let (key, now) = ((repository.clone(), digest.clone()), self.core.clock.now());
         // Other pulls need not write meanwhile. Only briefly, because the client may leave before the use is written.
         self.memory.uses.keep(key.clone(), (), PATIENCE);
         let note = async {
@@ -121,8 +122,8 @@ impl Pull {
 
     /// Forgets a manifest that was removed from the ledger.
     pub(crate) fn forget(&self, repository: &Repository, digest: &Digest) {
-        let key = (repository.clone(), digest.clone());
-        self.memory.warm.remove(&key);
+        let key = ManifestKey(repository, digest);
+        self.memory.warm.remove(key);
         self.memory.uses.forget(&key);
     }
 }

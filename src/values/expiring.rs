@@ -37,7 +37,7 @@ impl<K: Eq + Hash, V: Clone> Expiring<K, V> {
     }
 
     /// Forgets a value.
-    pub fn forget(&self, key: &K) {
+    pub fn forget<Q: Hash + Equivalent<K> + ?Sized>(&self, key: &Q) {
         self.held.remove(key);
     }
 }
@@ -56,7 +56,7 @@ mod tests {
         assert_eq!(["a", "b", "c", "d"].map(|key| expiring.get(key)), [Some(1), Some(2), None, None]);
         clock.advance(Duration::from_mins(1));
         assert_eq!(["a", "b"].map(|key| expiring.get(key)), [None, Some(2)]);
-        expiring.forget(&"b".to_owned());
+        expiring.forget("b");
         assert_eq!(expiring.get("b"), None);
     }
 }

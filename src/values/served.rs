@@ -12,3 +12,20 @@ pub enum Served {
     /// From upstream.
     Miss,
 }
+
+impl Served {
+    /// The value of `X-Stopover`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Revalidated => "revalidated",
+            Self::Stale => "stale",
+            Self::Miss => "miss",
+        }
+    }
+
+    /// What a value of `X-Stopover` says.
+    pub fn of(text: &str) -> Option<Self> {
+        [Self::Hit, Self::Revalidated, Self::Stale, Self::Miss].into_iter().find(|served| served.as_str() == text)
+    }
+}

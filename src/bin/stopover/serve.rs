@@ -22,6 +22,7 @@ use pin_project_lite::pin_project;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stopover::cache::Cache;
 use stopover::http::{FilePart, answer_pull};
+use stopover::identity::Peer;
 use stopover::local::is_at_work;
 use stopover::values::text::excerpt;
 use tokio::runtime::Handle;
@@ -111,16 +112,20 @@ pub(crate) async fn run<L: Listener>(
                 }
             };
             let outgoing = L::outgoing(&connection);
+            // Counted by this connection's thread alone: counts that all threads change cost them more than a hit's lookups.
+            let (cache, program) = (cache.map(Arc::new), Arc::new(program));
             let mut connection = TimeoutWriter::new(connection);
             connection.set_timeout(Some(TAKE));
             // No layer of the router, which would wrap each of its routes anew for each connection.
             let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-                request.extensions_mut().insert(ConnectInfo(address));
-                L::mark(request.extensions_mut());
                 let is_pull = request.uri().path().starts_with("/v2/");
-                let answered = match cache.clone().filter(|_| is_pull) {
-                    Some(cache) => Either::Left(async move { Ok(answer_pull(&cache, request.into_parts().0).await) }),
-                    None => Either::Right(router.call(request)),
+                let answered = if let Some(cache) = cache.clone().filter(|_| is_pull) {
+                    let peer = Peer::from(Some(address.ip()));
+                    Either::Left(async move { Ok(answer_pull(&cache, peer, request.into_parts().0).await) })
+                } else {
+                    request.extensions_mut().insert(ConnectInfo(address));
+                    L::mark(request.extensions_mut());
+                    Either::Right(router.call(request))
                 };
                 Answering { program: program.clone(), outgoing: outgoing.clone(), answered }
             });
@@ -139,7 +144,7 @@ pin_project! {
     /// An answer on its way. Asynchronous blocks around one another would each move what is in them, 3 KiB of a pull.
     struct Answering<F> {
         // What a request begins, opens and waits for is there, whichever thread its connection has.
-        program: Handle,
+        program: Arc<Handle>,
         outgoing: Option<Outgoing>,
         #[pin]
         answered: F,

@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use super::*;
 use crate::errors::{Budget, Limit};
-use crate::oci::{Algorithm, MediaType};
+use crate::oci::{Algorithm, Manifest, MediaType};
 use crate::records::{Lease, Previous};
 
 const NOW: Timestamp = Timestamp(1_000_000);
 
-fn manifest() -> Arc<Manifest> {
+fn manifest() -> Arc<WarmManifest> {
     let bytes = br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
     let digest = Digest::of(Algorithm::Sha256, bytes);
-    Arc::new(Manifest { digest, media_type: MediaType::OciIndex, bytes: bytes.as_slice().into() })
+    Arc::new(WarmManifest::new(Manifest { digest, media_type: MediaType::OciIndex, bytes: bytes.as_slice().into() }))
 }
 
 fn observed() -> Observed {
