@@ -54,6 +54,7 @@ const DISTRIBUTION_API_VERSION: HeaderName = HeaderName::from_static("docker-dis
 const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 const SERVED: HeaderName = HeaderName::from_static("x-stopover");
 const PRIORITY: HeaderName = HeaderName::from_static("priority");
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// For answers that no HTTP cache may keep: tokens, presigned URLs, reports.
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
@@ -68,7 +69,7 @@ pub fn router(cache: Arc<Cache>) -> Router {
 /// registries sends neither header; an address that a person types in is `none` (Fetch Metadata, section 2.3).
 fn is_of_page(request: &http::request::Parts) -> bool {
     let is_typed = |site: &HeaderValue| site == "none" && request.method.is_safe();
-    request.headers.contains_key(ORIGIN) || request.headers.get("sec-fetch-site").is_some_and(|site| !is_typed(site))
+    request.headers.contains_key(ORIGIN) || request.headers.get(FETCH_SITE).is_some_and(|site| !is_typed(site))
 }
 
 fn refuse_page(request: &http::request::Parts) -> Response {

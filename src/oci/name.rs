@@ -72,6 +72,10 @@ impl Name {
 
 fn is_component(bytes: &[u8]) -> bool {
     let alphanumeric = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9');
+    // As most components are.
+    if !bytes.is_empty() && bytes.iter().all(alphanumeric) {
+        return true;
+    }
     let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else {
         return false;
     };

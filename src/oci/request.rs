@@ -218,6 +218,10 @@ impl Query<'_> {
 
     /// The value of a parameter that may be given only once.
     fn only(self, wanted: &str, twice: InvalidRequest) -> Result<Option<String>, InvalidRequest> {
+        // As almost all requests have it.
+        if self.0.is_empty() {
+            return Ok(None);
+        }
         let mut values = self.values(wanted);
         match (values.next(), values.next()) {
             (_, Some(_)) => Err(twice),

@@ -41,6 +41,25 @@ impl Pull {
         Ok(facts)
     }
 
+    /// The manifest, or for HEAD what is known of it: a manifest in memory has the headers of its answers.
+    pub(super) fn pulled(
+        &self,
+        repository: &Repository,
+        facts: &Facts,
+        served: Served,
+    ) -> Result<PulledManifest, PullError> {
+        let sent = if let Heard::Sent(manifest, _) = &facts.heard { Some(manifest) } else { facts.stored.manifest() };
+        if let Some(manifest) = sent {
+            return Ok(PulledManifest::new(Arc::clone(manifest), served));
+        }
+        let heard = facts.heard.observed();
+        let observed = heard.as_ref().or_else(|| facts.observed()).ok_or(PullError::NotYet)?;
+        Ok(match self.memory.warm.get(ManifestKey(repository, &observed.digest)) {
+            Some(manifest) => PulledManifest::new(manifest, served),
+            None => PulledManifest { observed: observed.clone(), manifest: None, served },
+        })
+    }
+
     /// Has upstream asked whether it still shows us a stored manifest.
     pub(super) async fn ask_permission(
         &self,
@@ -132,16 +151,6 @@ impl Facts {
     pub(super) fn hear(&mut self, heard: Heard) {
         (self.heard, self.stored, self.last_known) = (heard, Found::Unknown, Found::Unknown);
         self.is_not_hidden = false;
-    }
-
-    /// The manifest, or for HEAD what is known of it.
-    pub(super) fn pulled(&self, served: Served) -> Result<PulledManifest, PullError> {
-        let sent = if let Heard::Sent(manifest, _) = &self.heard { Some(manifest) } else { self.stored.manifest() };
-        if let Some(manifest) = sent {
-            return Ok(PulledManifest::new(Arc::clone(manifest), served));
-        }
-        let observed = self.heard.observed().or_else(|| self.observed().cloned()).ok_or(PullError::NotYet)?;
-        Ok(PulledManifest { observed, manifest: None, served })
     }
 
     /// What upstream said last.

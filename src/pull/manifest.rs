@@ -81,7 +81,7 @@ impl Pull {
         want: &Want,
     ) -> Result<Option<PulledManifest>, PullError> {
         match step {
-            Step::Serve(served) => return facts.pulled(served).map(Some),
+            Step::Serve(served) => return self.pulled(repository, facts, served).map(Some),
             Step::ServeStale => return facts.stale(repository).map(Some),
             Step::Missing(served) => return Err(PullError::ManifestUnknown(served)),
             Step::Refuse(error) => return Err(error),

@@ -82,7 +82,7 @@ impl Pull {
 pub struct PulledManifest {
     /// Digest, media type and size, for the headers.
     pub observed: Observed,
-    /// The manifest; `None` only if a client asked with HEAD and it is not stored yet.
+    /// The manifest; `None` only if a client asked with HEAD and it is not in memory.
     pub manifest: Option<Arc<WarmManifest>>,
     /// How the answer was obtained.
     pub served: Served,

@@ -29,7 +29,7 @@ use url::Host;
 use super::access::{Caller, origin};
 use super::audit::Record;
 use super::images::Parameters;
-use super::{NO_STORE, answer};
+use super::{FETCH_SITE, NO_STORE, answer};
 use crate::cache::Cache;
 use crate::errors::AccessError;
 use crate::identity::Principal;
@@ -112,7 +112,7 @@ pub(super) fn routes() -> Router<Arc<Cache>> {
 /// not: it would see nothing, but need no answer to make the cache work.
 fn is_of_person(parts: &Parts) -> bool {
     let accepts = parts.headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
-    let site = parts.headers.get("sec-fetch-site").map_or("none", |site| site.to_str().unwrap_or_default());
+    let site = parts.headers.get(FETCH_SITE).map_or("none", |site| site.to_str().unwrap_or_default());
     parts.method == Method::GET
         && accepts.split(',').any(|one| one.split(';').next().is_some_and(|kind| kind.trim() == "text/html"))
         && matches!(site, "none" | "same-origin")
