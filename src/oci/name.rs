@@ -72,20 +72,13 @@ impl Name {
 
 fn is_component(bytes: &[u8]) -> bool {
     let alphanumeric = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9');
-    // As most components are.
-    if !bytes.is_empty() && bytes.iter().all(alphanumeric) {
-        return true;
-    }
-    let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else {
-        return false;
-    };
-    if !alphanumeric(first) || !alphanumeric(last) {
-        return false;
-    }
-    bytes.split(alphanumeric).all(|separator| match separator {
-        b"" | b"." | b"_" | b"__" => true,
-        dashes => dashes.iter().all(|byte| *byte == b'-'),
-    })
+    let mut parts = bytes.chunk_by(|one, next| alphanumeric(one) == alphanumeric(next));
+    bytes.first().is_some_and(alphanumeric)
+        && bytes.last().is_some_and(alphanumeric)
+        && parts.all(|part| match part {
+            b"." | b"_" | b"__" => true,
+            part => part.iter().all(|byte| *byte == b'-') || part.iter().all(alphanumeric),
+        })
 }
 
 impl FromStr for Name {
