@@ -43,12 +43,6 @@ pub enum Filled {
     },
 }
 
-/// How many segments may be fetched ahead with this much memory: half of it, because an adapter also holds parts in
-/// transit.
-fn segments_in(bytes: u64) -> usize {
-    usize::try_from(bytes / 2 / source::SEGMENT_BYTES).unwrap_or_default()
-}
-
 /// Copies blobs into storage.
 pub struct Fill {
     core: Arc<Core>,
@@ -59,7 +53,9 @@ pub struct Fill {
 
 impl Fill {
     pub(crate) fn new(core: Arc<Core>, membership: Arc<Membership>) -> Self {
-        let memory = Arc::new(Semaphore::new(segments_in(core.config.fill_memory)));
+        // Half of the memory, because an adapter also holds parts in transit.
+        let segments = core.config.fill_memory / 2 / source::SEGMENT_BYTES;
+        let memory = Arc::new(Semaphore::new(usize::try_from(segments).unwrap_or_default()));
         Self { core, membership, memory }
     }
 
