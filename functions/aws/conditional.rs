@@ -18,20 +18,13 @@ use crate::failure::store_error;
 use crate::format::{self, FORMAT, IS_KNOWN};
 use crate::item::{self, Item};
 
-/// What came of a write under a condition.
-pub(crate) enum Written {
+/// What came of a deletion under a condition.
+pub(crate) enum Deleted {
     Done,
     /// There is no such item.
     Absent,
-    /// The item is not as it had to be, but like this.
-    Differs(Item),
-}
-
-impl Written {
-    /// What a failed condition says.
-    fn not(found: Option<&Item>) -> Self {
-        found.map_or(Self::Absent, |item| Self::Differs(item.clone()))
-    }
+    /// The item is not as it had to be.
+    Differs,
 }
 
 impl DynamoLedger {
@@ -50,10 +43,8 @@ impl DynamoLedger {
                 return Ok(Some(used_at));
             }
             let known = "attribute_exists(#pk) AND #used_at < :since";
-            match self.write_use(repository, digest, known, since, now).await? {
-                Written::Done => return Ok(Some(now)),
-                Written::Differs(item) => return item::used_at(&format::known(item)?).map(Some),
-                Written::Absent => {}
+            if let Some(used_at) = self.write_use(repository, digest, known, since, now).await? {
+                return Ok(Some(used_at));
             }
         }
         let stored = self
@@ -74,11 +65,7 @@ impl DynamoLedger {
             return Ok(Some(stored_at));
         }
         let new = "attribute_not_exists(#pk) OR #used_at < :since";
-        match self.write_use(repository, digest, new, since, now).await? {
-            Written::Done => Ok(Some(now)),
-            Written::Differs(item) => item::used_at(&format::known(item)?).map(Some),
-            Written::Absent => Ok(None),
-        }
+        self.write_use(repository, digest, new, since, now).await
     }
 
     /// Writes a record if its item has the version `expected`, and returns the new one.
@@ -125,7 +112,8 @@ impl DynamoLedger {
         if put_if(put).await? { Ok(()) } else { Err(format::unknown(&name)) }
     }
 
-    /// Writes the last use of a manifest under a condition.
+    /// Writes the last use of a manifest under a condition, and returns when it was last used by then. `None`: there is no
+    /// such item, and the condition wants one.
     async fn write_use(
         &self,
         repository: &Repository,
@@ -133,7 +121,7 @@ impl DynamoLedger {
         condition: &str,
         since: Timestamp,
         now: Timestamp,
-    ) -> Result<Written, StoreError> {
+    ) -> Result<Option<Timestamp>, StoreError> {
         let update = self
             .client
             .update_item()
@@ -150,9 +138,12 @@ impl DynamoLedger {
             // Tells an item that was written lately from one that does not exist.
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
         match update.send().await {
-            Ok(_) => Ok(Written::Done),
+            Ok(_) => Ok(Some(now)),
             Err(error) => match error.as_service_error() {
-                Some(UpdateItemError::ConditionalCheckFailedException(failed)) => Ok(Written::not(failed.item())),
+                Some(UpdateItemError::ConditionalCheckFailedException(failed)) => {
+                    let noted = failed.item().cloned().map(format::known).transpose()?;
+                    noted.as_ref().map(item::used_at).transpose()
+                }
                 _ => Err(store_error("UpdateItem", error)),
             },
         }
@@ -160,7 +151,7 @@ impl DynamoLedger {
 
     /// Deletes an item in which `name` is `seen`. A time of use may also be earlier, because that of a manifest is in two
     /// items, or be absent: an earlier version wrote none.
-    pub(crate) async fn delete(&self, key: Item, name: &str, seen: u64) -> Result<Written, StoreError> {
+    pub(crate) async fn delete(&self, key: Item, name: &str, seen: u64) -> Result<Deleted, StoreError> {
         let condition = if name == item::USED_AT {
             "attribute_exists(#pk) AND (attribute_not_exists(#seen) OR #seen <= :seen)"
         } else {
@@ -179,9 +170,11 @@ impl DynamoLedger {
             .expression_attribute_values(":seen", item::number(seen))
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
         match delete.send().await {
-            Ok(_) => Ok(Written::Done),
+            Ok(_) => Ok(Deleted::Done),
             Err(error) => match error.as_service_error() {
-                Some(DeleteItemError::ConditionalCheckFailedException(failed)) => Ok(Written::not(failed.item())),
+                Some(DeleteItemError::ConditionalCheckFailedException(failed)) => {
+                    Ok(if failed.item().is_some() { Deleted::Differs } else { Deleted::Absent })
+                }
                 _ => Err(store_error("DeleteItem", error)),
             },
         }

@@ -181,10 +181,7 @@ pub(crate) fn listing(repository: &Repository, key: &ListKey, listing: &Listing)
 
 /// The list in an item.
 pub(crate) fn parse_listing(item: &Item) -> Result<Listing, StoreError> {
-    let list = match item.get(LIST) {
-        Some(AttributeValue::S(text)) => serde_json::from_str(text).map_err(|error| corrupt(LIST, error))?,
-        _ => return Err(corrupt(LIST, "not a string")),
-    };
+    let list = serde_json::from_str(text(item, LIST)?).map_err(|error| corrupt(LIST, error))?;
     let fresh_until = parse_number(item, FRESH_UNTIL).map(Timestamp)?;
     Ok(Listing { list, fresh_until, stale_until: expires_at(item)? })
 }
@@ -272,11 +269,7 @@ pub(crate) enum Kind {
 
 /// The kind of an item, by its key.
 pub(crate) fn kind(item: &Item) -> Result<Kind, StoreError> {
-    let text = |name: &str| match item.get(name) {
-        Some(AttributeValue::S(text)) => Ok(text.as_str()),
-        _ => Err(corrupt(name, "not a string")),
-    };
-    let (partition, sort) = (text(PARTITION)?, text(SORT)?);
+    let (partition, sort) = (text(item, PARTITION)?, text(item, SORT)?);
     let digest = |text: &str| Digest::from_str(text).map_err(|error| corrupt(sort, error));
     if let Some(text) = partition.strip_prefix("blob#") {
         return Ok(Kind::Blob(text.parse().map_err(|error| corrupt(partition, error))?));
@@ -327,10 +320,7 @@ pub(crate) fn manifest(repository: &Repository, manifest: &Manifest, inline: boo
 
 /// The media type of a manifest's item.
 pub(crate) fn media_type(item: &Item) -> Result<MediaType, StoreError> {
-    match item.get(MEDIA_TYPE) {
-        Some(AttributeValue::S(text)) => MediaType::from_str(text).map_err(|error| corrupt(MEDIA_TYPE, error)),
-        _ => Err(corrupt(MEDIA_TYPE, "not a string")),
-    }
+    MediaType::from_str(text(item, MEDIA_TYPE)?).map_err(|error| corrupt(MEDIA_TYPE, error))
 }
 
 /// Takes the bytes out of a manifest's item. `None`: they are an object.
@@ -374,6 +364,13 @@ fn parse_number(item: &Item, name: &str) -> Result<u64, StoreError> {
     match item.get(name) {
         Some(AttributeValue::N(digits)) => digits.parse().map_err(|error| corrupt(name, error)),
         _ => Err(corrupt(name, "not a number")),
+    }
+}
+
+fn text<'a>(item: &'a Item, name: &str) -> Result<&'a str, StoreError> {
+    match item.get(name) {
+        Some(AttributeValue::S(text)) => Ok(text),
+        _ => Err(corrupt(name, "not a string")),
     }
 }
 

@@ -74,22 +74,13 @@ impl OwnRole {
 
     async fn authorization(&self, registry: &Ecr) -> Result<Authorization, StoreError> {
         let unknown = || StoreError::Corrupt("ecr:GetAuthorizationToken answered with no login".into());
-        match registry {
-            Ecr::Private { region } => {
-                let answer: Value = self.0.call(&ECR_LOGIN, region, &json!({})).await.map_err(|failed| failed.error)?;
-                let first = answer.pointer("/authorizationData/0").ok_or_else(unknown)?;
-                Authorization::deserialize(first).map_err(|_| unknown())
-            }
-            Ecr::Public => {
-                let answer: Value = self
-                    .0
-                    .call(&ECR_PUBLIC_LOGIN, ECR_PUBLIC_REGION, &json!({}))
-                    .await
-                    .map_err(|failed| failed.error)?;
-                let data = answer.get("authorizationData").ok_or_else(unknown)?;
-                Authorization::deserialize(data).map_err(|_| unknown())
-            }
-        }
+        let (operation, region, place) = match registry {
+            Ecr::Private { region } => (&ECR_LOGIN, region.as_str(), "/authorizationData/0"),
+            Ecr::Public => (&ECR_PUBLIC_LOGIN, ECR_PUBLIC_REGION, "/authorizationData"),
+        };
+        let answer: Value = self.0.call(operation, region, &json!({})).await.map_err(|failed| failed.error)?;
+        let data = answer.pointer(place).ok_or_else(unknown)?;
+        Authorization::deserialize(data).map_err(|_| unknown())
     }
 }
 
@@ -123,20 +114,17 @@ impl Cloud for OwnRole {
         let value = match &secret.key {
             None => Some(text),
             Some(key) => {
-                match serde_json::from_str::<Value>(text.as_str()).ok().as_ref().and_then(|json| json.get(key)) {
-                    Some(Value::String(value)) => Some(Secret::new(value.as_str())),
-                    _ => None,
-                }
+                let json = serde_json::from_str::<Value>(text.as_str()).ok();
+                json.and_then(|json| Some(Secret::new(json.get(key)?.as_str()?)))
             }
         };
-        let lacks = || {
-            let key = secret.key.as_deref().unwrap_or_default();
-            StoreError::Corrupt(format!("the secret is no JSON object whose key {key:?} is a text").into())
-        };
-        match value.filter(|value| !value.as_str().is_empty()) {
-            Some(value) => Ok(Some(value)),
-            None if secret.key.is_none() => Err(StoreError::Corrupt("the secret is empty".into())),
-            None => Err(lacks()),
+        match (value.filter(|value| !value.as_str().is_empty()), &secret.key) {
+            (Some(value), _) => Ok(Some(value)),
+            (None, None) => Err(StoreError::Corrupt("the secret is empty".into())),
+            (None, Some(key)) => {
+                let sentence = format!("the secret is no JSON object whose key {key:?} is a text");
+                Err(StoreError::Corrupt(sentence.into()))
+            }
         }
     }
 

@@ -24,6 +24,7 @@ use stopover::oci::{Algorithm, Digest, MAX_MANIFEST_BYTES};
 use stopover::ports::{Blobs, Location, Progress, StoredBlob, Upload};
 use stopover::values::time::Timestamp;
 use tokio::sync::watch;
+use url::Url;
 
 use crate::failure::{has_status, store_error};
 use crate::multipart::Parts;
@@ -189,9 +190,9 @@ impl Blobs for S3Blobs {
     async fn locate(&self, digest: &Digest) -> Result<Option<Location>, StoreError> {
         let get = self.client.get_object().bucket(&self.bucket).key(key(digest));
         let presigned = get.presigned(url_life()?).await.map_err(|error| store_error("presigning", error))?;
-        let url = presigned.uri().parse();
-        url.map(|url| Some(Location::Url(url)))
-            .map_err(|error| StoreError::Refused(Failure::because("presigning", error)))
+        let url = Url::parse(presigned.uri());
+        let url = url.map_err(|error| StoreError::Refused(Failure::because("presigning", error)))?;
+        Ok(Some(Location::Url(url.into())))
     }
 
     /// Clients cannot follow the fill: an object has no bytes before it is complete.

@@ -60,22 +60,20 @@ pub(crate) struct Settings {
 impl Settings {
     /// Reads the settings through `variable`, which returns the value of an environment variable.
     pub(crate) fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Self, Wrong> {
-        let required = |name: &'static str| match variable(name) {
-            Some(value) if !value.is_empty() => Ok(value),
-            _ => Err(Wrong::new(name, "the environment does not set it; the template of the deployment does")),
-        };
-        let named = variable("STOPOVER_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
+        let set = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let unset = "the environment does not set it; the template of the deployment does";
+        let required = |name: &'static str| set(name).ok_or_else(|| Wrong::new(name, unset));
+        let named = set("STOPOVER_CONFIG").map(PathBuf::from);
         let beside_binary = || variable("LAMBDA_TASK_ROOT").map(|root| PathBuf::from(root).join("stopover.toml"));
-        let configuration = match variable(CONFIG_URI).filter(|uri| !uri.is_empty()) {
+        let configuration = match set(CONFIG_URI) {
             Some(uri) => Place::parse(&uri).map_err(|error| Wrong::new(CONFIG_URI, error))?,
             None => Place::File(named.or_else(|| beside_binary().filter(|path| path.exists()))),
         };
         let networks = networks(&variable(CIDRS).unwrap_or_default())?;
-        let sts = variable(STS).filter(|url| !url.is_empty()).map(|url| url.parse::<Url>()).transpose();
-        let sts = sts.map_err(|error| Wrong::new(STS, error))?;
-        let signing_keys = variable(SIGNING_KEYS).filter(|arn| !arn.is_empty()).map(StoredSecret::try_from).transpose();
+        let sts = set(STS).map(|url| url.parse::<Url>()).transpose().map_err(|error| Wrong::new(STS, error))?;
+        let signing_keys = set(SIGNING_KEYS).map(StoredSecret::try_from).transpose();
         let signing_keys = signing_keys.map_err(|error| Wrong::new(SIGNING_KEYS, format!("it {error}")))?;
-        let organization = variable("STOPOVER_ORGANIZATION").filter(|id| !id.is_empty());
+        let organization = set("STOPOVER_ORGANIZATION");
         let (account, service) = (required("STOPOVER_ACCOUNT")?, required("STOPOVER_SERVICE")?);
         let access = AccessConfig::of_account(account, organization, service, networks, sts);
         let access = access.map_err(|error| Wrong::new(WHO_IS_LET_IN, error))?;

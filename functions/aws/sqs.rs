@@ -197,11 +197,6 @@ impl SqsFills {
         Ok((count, dead))
     }
 
-    /// Makes a dead message visible to other readers again.
-    async fn put_back(&self, receipt: &str) -> Result<(), StoreError> {
-        self.change_visibility(&self.queues.dead, receipt, Duration::ZERO).await
-    }
-
     async fn delete_dead(&self, receipt: &str) -> Result<(), StoreError> {
         let delete = self.client.delete_message().queue_url(&self.queues.dead).receipt_handle(receipt);
         delete.send().await.map(|_| ()).map_err(|error| store_error("DeleteMessage", error))
@@ -282,7 +277,9 @@ impl Fills for SqsFills {
                 break;
             }
         }
-        let shown = receipts.iter().map(|receipt| self.put_back(receipt)).collect::<Vec<_>>();
+        // Other readers see them again.
+        let show = |receipt| self.change_visibility(&self.queues.dead, receipt, Duration::ZERO);
+        let shown = receipts.iter().map(|receipt| show(receipt)).collect::<Vec<_>>();
         stream::iter(shown).buffer_unordered(CALLS_AT_ONCE).try_collect::<()>().await?;
         let given_up = |job| Requested { job, runs_here: false, written: 0, given_up: Some(GivenUp { reason: None }) };
         Ok(Listed { fills: jobs.into_values().map(given_up).collect(), images })

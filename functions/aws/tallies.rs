@@ -14,7 +14,7 @@ use crate::item::{self, Item};
 
 /// The slot and the sums of an item.
 fn sums(item: &Item) -> Option<(Slot, Tally)> {
-    let slot = item.get(item::SORT)?.as_s().ok()?.parse().ok()?;
+    let slot = Slot::parse(item.get(item::SORT)?.as_s().ok()?)?;
     let sum = |(name, value): (&'_ String, &AttributeValue)| Some((name.clone(), value.as_n().ok()?.parse().ok()?));
     let sums: Vec<(String, u64)> = item.iter().filter_map(sum).collect();
     Some((slot, Tally::of_names(sums.iter().map(|(name, sum)| (name.as_str(), *sum)))))

@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail, ensure};
 use aws::metrics::{count, count_upstreams};
-use aws::{DynamoLedger, Extension, PlaceRequest, Received, Request, SqsFills, Turn};
+use aws::{Extension, PlaceRequest, Received, Request, Site, SqsFills, Turn};
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsMessage};
 use futures_util::FutureExt as _;
 use lambda_runtime::{Context, Error, LambdaEvent, service_fn};
@@ -88,7 +88,7 @@ async fn main() -> Result<(), Error> {
     let answer = async |event| {
         let site = site.as_ref().map_err(ToString::to_string)?;
         let cache = site.current().await.map_err(|wrong| wrong.to_string())?;
-        answer(&cache, (site.fills(), site.ledger()), event).await
+        answer(&cache, site, event).await
     };
     tokio::select! {
         ran = lambda_runtime::run(service_fn(answer)) => ran,
@@ -96,19 +96,16 @@ async fn main() -> Result<(), Error> {
     }
 }
 
-/// The queues, and the table.
-type Adapters<'a> = (&'a SqsFills, &'a DynamoLedger);
-
-async fn answer(cache: &Arc<Cache>, adapters: Adapters<'_>, event: LambdaEvent<Event>) -> Result<Value, Error> {
-    let answered = perform(cache, adapters, event).await;
+async fn answer(cache: &Arc<Cache>, site: &Site<Arc<Cache>>, event: LambdaEvent<Event>) -> Result<Value, Error> {
+    let answered = perform(cache, site, event).await;
     count_upstreams(&cache.core.upstreams, true);
     cache.operate.write_counts_if_due().await;
     answered
 }
 
-async fn perform(cache: &Arc<Cache>, adapters: Adapters<'_>, event: LambdaEvent<Event>) -> Result<Value, Error> {
+async fn perform(cache: &Arc<Cache>, site: &Site<Arc<Cache>>, event: LambdaEvent<Event>) -> Result<Value, Error> {
     Ok(match event.payload {
-        Event::Messages(messages) => serde_json::to_value(run_batch(cache, adapters, messages, &event.context).await)?,
+        Event::Messages(messages) => serde_json::to_value(run_batch(cache, site, messages, &event.context).await)?,
         Event::Fills(FillsCommand::List) => serde_json::to_value(cache.operate.fill_reports().await?)?,
         Event::Fills(FillsCommand::Retry) => json!({ "retried": cache.core.storage.fills.retry().await? }),
         Event::Robots(command) => serde_json::to_value(cache.operate.robots(command).await?)?,
@@ -118,7 +115,7 @@ async fn perform(cache: &Arc<Cache>, adapters: Adapters<'_>, event: LambdaEvent<
         Event::Sweep { dry_run } => {
             let course = if dry_run { None } else { cache.operate.sweep_in_parts(ITEMS_OF_PART).await? };
             if let Some(course) = course {
-                adapters.0.request_part(&course).await?;
+                site.fills().request_part(&course).await?;
                 return Ok(json!({ "requested": course }));
             }
             let report = cache.operate.sweep(dry_run).await?;
@@ -132,19 +129,19 @@ async fn perform(cache: &Arc<Cache>, adapters: Adapters<'_>, event: LambdaEvent<
 /// sees them; what upstream does not have, or does not give us, is not tried again.
 async fn run_batch(
     cache: &Arc<Cache>,
-    adapters: Adapters<'_>,
+    site: &Site<Arc<Cache>>,
     messages: Vec<SqsMessage>,
     context: &Context,
 ) -> SqsBatchResponse {
     let mut response = SqsBatchResponse::default();
     for message in messages {
         let result = match Body::parse(message.body.as_deref().unwrap_or_default()) {
-            Ok(Body::Sweep(course)) => run_part(cache, adapters.0, course).await,
-            Ok(Body::Request(request)) => run(cache, adapters, request, context).await,
+            Ok(Body::Sweep(course)) => run_part(cache, site.fills(), course).await,
+            Ok(Body::Request(request)) => run(cache, site, request, context).await,
             Err(error) => Err(error).context("the message is no request for a fill or an image"),
         };
         if let Err(error) = result {
-            put_off(adapters.0, &message).await;
+            put_off(site.fills(), &message).await;
             tracing::error!(message_id = message.message_id, error = format!("{error:#}"), "left to the queue");
             count(&[(Metric::FailedFills, 1)]);
             response.add_failure(message.message_id.unwrap_or_default());
@@ -182,10 +179,11 @@ async fn run_part(cache: &Arc<Cache>, fills: &SqsFills, course: Course) -> anyho
 
 async fn run(
     cache: &Arc<Cache>,
-    (fills, ledger): Adapters<'_>,
+    site: &Site<Arc<Cache>>,
     mut request: Request,
     context: &Context,
 ) -> anyhow::Result<()> {
+    let (fills, ledger) = (site.fills(), site.ledger());
     let job = match &request.work {
         Work::Blob(job) => job.clone(),
         Work::Image(image) => return Ok(cache.prefetch.run(image).await?),

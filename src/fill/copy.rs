@@ -133,15 +133,15 @@ impl Copying<'_> {
         self.fill.membership.note_proven(&job.repository, &job.digest, job.size).await;
         // Once the fill is to stop: when to give up bytes that are still on their way.
         let mut ends: Option<(Instant, Duration)> = None;
-        let mut claimed_until = self.claim.clock.now().plus(CLAIM);
-        let mut renew_at = self.claim.clock.now().plus(CLAIM / 3);
+        let mut claimed_until = self.claim.core.clock.now().plus(CLAIM);
+        let mut renew_at = self.claim.core.clock.now().plus(CLAIM / 3);
         let mut checkpoint_at = self.writer.written + CHECKPOINT_BYTES;
         let mut saving: Option<BoxFuture<'_, Result<Option<Checkpoint>, FillError>>> = None;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            if saving.is_none() && (self.writer.written >= checkpoint_at || self.claim.clock.now() >= renew_at) {
-                renew_at = self.claim.clock.now().plus(CLAIM / 6);
+            if saving.is_none() && (self.writer.written >= checkpoint_at || self.claim.core.clock.now() >= renew_at) {
+                renew_at = self.claim.core.clock.now().plus(CLAIM / 6);
                 checkpoint_at = self.writer.written + CHECKPOINT_BYTES;
                 let (claim, checkpoint) = (self.claim.clone(), self.writer.checkpoint(u64::MAX));
                 let saved = async move {
@@ -176,10 +176,10 @@ impl Copying<'_> {
                     saving = None;
                     let before = self.saved.as_ref().map_or(0, |saved| saved.offset);
                     match saved {
-                        Ok(saved) => (self.saved, claimed_until) = (saved, self.claim.clock.now().plus(CLAIM)),
+                        Ok(saved) => (self.saved, claimed_until) = (saved, self.claim.core.clock.now().plus(CLAIM)),
                         // While the claim lasts there is time for another attempt.
                         Err(FillError::Store(error @ StoreError::Unavailable(_)))
-                            if self.claim.clock.now() < claimed_until =>
+                            if self.claim.core.clock.now() < claimed_until =>
                         {
                             tracing::warn!(blob.digest = %job.digest, error = %chain(&error), "a checkpoint could not be written");
                             continue;

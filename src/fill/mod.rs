@@ -20,10 +20,9 @@ use crate::core::Core;
 use crate::errors::{FillError, StoreError, chain};
 use crate::journal::{Event, EventKind, Metric};
 use crate::membership::Membership;
-use crate::ports::{Attempts, Job, Ledger, Progress, Upload};
+use crate::ports::{Attempts, Job, Progress, Upload};
 use crate::records::blob::{CLAIM, Claim, decide, noted};
 use crate::records::{BlobRecord, BlobState, Checkpoint, Versioned};
-use crate::values::time::Clock;
 
 /// How long a fill waits while a sweep removes its blob: as long as deleting an object takes.
 const REMOVAL: Duration = Duration::from_secs(2);
@@ -44,12 +43,6 @@ pub enum Filled {
     },
 }
 
-/// How many segments may be fetched ahead with this much memory: half of it, because an adapter also holds parts in
-/// transit.
-fn segments_in(bytes: u64) -> usize {
-    usize::try_from(bytes / 2 / source::SEGMENT_BYTES).unwrap_or_default()
-}
-
 /// Copies blobs into storage.
 pub struct Fill {
     core: Arc<Core>,
@@ -60,7 +53,9 @@ pub struct Fill {
 
 impl Fill {
     pub(crate) fn new(core: Arc<Core>, membership: Arc<Membership>) -> Self {
-        let memory = Arc::new(Semaphore::new(segments_in(core.config.fill_memory)));
+        // Half of the memory, because an adapter also holds parts in transit.
+        let segments = core.config.fill_memory / 2 / source::SEGMENT_BYTES;
+        let memory = Arc::new(Semaphore::new(usize::try_from(segments).unwrap_or_default()));
         Self { core, membership, memory }
     }
 
@@ -145,13 +140,7 @@ impl Fill {
         };
         let started = std::time::Instant::now();
         let open = self.core.upstreams.is_open(&job.repository);
-        let claim = HeldClaim {
-            ledger: Arc::clone(&self.core.storage.ledger),
-            clock: self.core.clock.clone(),
-            job: job.clone(),
-            owner,
-            open,
-        };
+        let claim = HeldClaim { core: Arc::clone(&self.core), job: job.clone(), owner, open };
         // Also after a panic the claim is given back, so that other fills need not wait for it to expire. The upload is
         // left to the sweep: the panic may have corrupted its state.
         let copying = AssertUnwindSafe(copy::copy(self, &claim, claimed.checkpoint, progress, stop)).catch_unwind();
@@ -208,8 +197,7 @@ struct Copied {
 /// A claim that this fill holds until another fill takes it over.
 #[derive(Clone)]
 struct HeldClaim {
-    ledger: Arc<dyn Ledger>,
-    clock: Clock,
+    core: Arc<Core>,
     job: Job,
     owner: String,
     /// Whether the blob is open to all callers once this job has stored it ([`BlobRecord::open`]).
@@ -221,14 +209,14 @@ impl HeldClaim {
     async fn renew(&self, checkpoint: Option<Checkpoint>) -> Result<(), FillError> {
         let mut attempts = Attempts::new();
         loop {
-            let record = self.ledger.blob(&self.job.repository, &self.job.digest).await?.record;
+            let record = self.core.storage.ledger.blob(&self.job.repository, &self.job.digest).await?.record;
             let Some(Versioned { value, version }) = record.filter(|record| self.owns(record)) else {
                 return Err(FillError::ClaimLost);
             };
-            let state = BlobState::Claimed { owner: self.owner.clone(), until: self.clock.now().plus(CLAIM) };
+            let state = BlobState::Claimed { owner: self.owner.clone(), until: self.core.clock.now().plus(CLAIM) };
             let renewed = BlobRecord { state, checkpoint: checkpoint.clone(), ..value };
             // The conflicting write may be our own, given up while it was in transit: only the owner field tells.
-            if self.ledger.swap(&self.job.digest, Some(version), &renewed).await?.is_some() {
+            if self.core.storage.ledger.swap(&self.job.digest, Some(version), &renewed).await?.is_some() {
                 return Ok(());
             }
             attempts.again().await?;
@@ -247,7 +235,7 @@ impl HeldClaim {
         let stored = matches!(state, BlobState::Stored { .. });
         let mut attempts = Attempts::new();
         loop {
-            let current = self.ledger.blob(&self.job.repository, &self.job.digest).await?.record;
+            let current = self.core.storage.ledger.blob(&self.job.repository, &self.job.digest).await?.record;
             let owned = current.as_ref().is_some_and(|current| self.owns(current));
             if !stored && !owned {
                 return Ok(false);
@@ -267,7 +255,7 @@ impl HeldClaim {
             // enough.
             let open = before.open || (copied && self.open);
             let settled = BlobRecord { state, failure, checkpoint, open, ..before };
-            if self.ledger.swap(&self.job.digest, version, &settled).await?.is_some() {
+            if self.core.storage.ledger.swap(&self.job.digest, version, &settled).await?.is_some() {
                 return Ok(owned);
             }
             attempts.again().await?;

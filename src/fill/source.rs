@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, stream};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Fill;
@@ -40,6 +40,8 @@ pub(super) struct SegmentReader {
     ending: bool,
 }
 
+type Sender = mpsc::Sender<Result<Bytes, FillError>>;
+
 /// What the segments of one blob share.
 struct SegmentFetcher {
     fill: Arc<Fill>,
@@ -49,19 +51,10 @@ struct SegmentFetcher {
 }
 
 struct Segment {
-    chunks: Chunks,
+    chunks: mpsc::Receiver<Result<Bytes, FillError>>,
+    /// It waits for its reader by holding memory, or by holding the connection.
+    _memory: Option<OwnedSemaphorePermit>,
     _task: AbortOnDropHandle<()>,
-}
-
-/// How a segment waits for its reader: by holding the connection, or by holding memory.
-enum Chunks {
-    Few(mpsc::Receiver<Result<Bytes, FillError>>),
-    All(mpsc::UnboundedReceiver<Result<Bytes, FillError>>, #[expect(dead_code, reason = "held")] OwnedSemaphorePermit),
-}
-
-enum Sender {
-    Few(mpsc::Sender<Result<Bytes, FillError>>),
-    All(mpsc::UnboundedSender<Result<Bytes, FillError>>),
 }
 
 impl SegmentReader {
@@ -92,11 +85,7 @@ impl SegmentReader {
         loop {
             self.fetch_ahead();
             let Some(segment) = self.segments.front_mut() else { return Ok(None) };
-            let chunk = match &mut segment.chunks {
-                Chunks::Few(chunks) => chunks.recv().await,
-                Chunks::All(chunks, _) => chunks.recv().await,
-            };
-            match chunk {
+            match segment.chunks.recv().await {
                 Some(chunk) => return chunk.map(Some),
                 None => _ = self.segments.pop_front(),
             }
@@ -117,19 +106,12 @@ impl SegmentReader {
     }
 
     fn push(&mut self, first: u64, end: u64, opened: Option<OpenBlob>, memory: Option<OwnedSemaphorePermit>) {
-        let (sender, chunks) = match memory {
-            None => {
-                let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
-                (Sender::Few(sender), Chunks::Few(chunks))
-            }
-            Some(memory) => {
-                let (sender, chunks) = mpsc::unbounded_channel();
-                (Sender::All(sender), Chunks::All(chunks, memory))
-            }
-        };
+        // Upstream may send tiny pieces: what is ahead of its reader is collected into few large ones.
+        let (ahead, least) = if memory.is_some() { (Semaphore::MAX_PERMITS, PIECE_BYTES) } else { (CHUNKS_AHEAD, 1) };
+        let (sender, chunks) = mpsc::channel(ahead);
         let upstream = Arc::clone(&self.upstream);
-        let task = tokio::spawn(async move { upstream.read(first, end, opened, &sender).await });
-        self.segments.push_back(Segment { chunks, _task: AbortOnDropHandle::new(task) });
+        let task = tokio::spawn(async move { upstream.read(first, end, opened, least, &sender).await });
+        self.segments.push_back(Segment { chunks, _memory: memory, _task: AbortOnDropHandle::new(task) });
     }
 
     fn last_of_segment(&self, first: u64) -> u64 {
@@ -138,12 +120,12 @@ impl SegmentReader {
 }
 
 impl SegmentFetcher {
-    /// Reads the bytes from `first` up to `end`, retrying over broken connections.
-    async fn read(&self, first: u64, end: u64, mut opened: Option<OpenBlob>, sender: &Sender) {
+    /// Reads the bytes from `first` up to `end`, in pieces of at least `least` of them, retrying over broken connections.
+    async fn read(&self, first: u64, end: u64, mut opened: Option<OpenBlob>, least: usize, sender: &Sender) {
         let (mut at, mut failures) = (first, 0);
         loop {
             let before = at;
-            match self.try_to_read(&mut at, end, opened.take(), sender).await {
+            match self.try_to_read(&mut at, end, opened.take(), least, sender).await {
                 Ok(()) => return,
                 // All bytes have arrived; how the connection ended after them does not matter.
                 Err(FillError::Upstream(_)) if at == end => return,
@@ -169,6 +151,7 @@ impl SegmentFetcher {
         at: &mut u64,
         end: u64,
         opened: Option<OpenBlob>,
+        least: usize,
         sender: &Sender,
     ) -> Result<(), FillError> {
         let opened = match opened {
@@ -177,8 +160,6 @@ impl SegmentFetcher {
         };
         // Upstream sent the whole blob, because it does not support ranges: bytes before `at` are skipped.
         let mut skip = if opened.partial { 0 } else { *at };
-        // Upstream may send tiny pieces: what is ahead of its reader is collected into few large ones.
-        let least = if matches!(sender, Sender::All(_)) { PIECE_BYTES } else { 1 };
         let mut body = pieces(opened.body, least);
         while let Some(chunk) = body.next().await {
             let mut chunk = chunk?;
@@ -188,7 +169,9 @@ impl SegmentFetcher {
             if *at + chunk.len() as u64 > end {
                 // More than this segment, of a whole blob; or more than there is.
                 if opened.partial || end == self.job.size {
-                    return Err(self.mismatch("upstream sends more than the"));
+                    let Job { size, digest, .. } = &self.job;
+                    let sentence = format!("upstream sends more than the {size} bytes of {digest}");
+                    return Err(FillError::Mismatch(sentence));
                 }
                 chunk.truncate(usize::try_from(end - *at).unwrap_or_default());
             }
@@ -197,6 +180,7 @@ impl SegmentFetcher {
             }
             *at += chunk.len() as u64;
             if sender.send(Ok(chunk)).await.is_err() {
+                // The reader is gone.
                 return Ok(());
             }
             // A range is read to its end, so that its connection can be reused; the rest of a whole blob is dropped.
@@ -246,10 +230,6 @@ impl SegmentFetcher {
             _ => Ok(opened),
         }
     }
-
-    fn mismatch(&self, what: &str) -> FillError {
-        FillError::Mismatch(format!("{what} {} bytes of {}", self.job.size, self.job.digest))
-    }
 }
 
 /// The same bytes in pieces of at least `least` bytes, except the last one.
@@ -279,16 +259,6 @@ fn pieces(body: BlobBody, least: usize) -> BlobBody {
             }
         }
     }))
-}
-
-impl Sender {
-    /// `Err`: the reader is gone.
-    async fn send(&self, chunk: Result<Bytes, FillError>) -> Result<(), ()> {
-        match self {
-            Self::Few(sender) => sender.send(chunk).await.map_err(drop),
-            Self::All(sender) => sender.send(chunk).map_err(drop),
-        }
-    }
 }
 
 #[cfg(test)]

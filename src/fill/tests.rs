@@ -10,7 +10,8 @@ use crate::config::{Cold, Config};
 use crate::local::Files;
 use crate::oci::{Algorithm, Digest};
 use crate::ports::troubled::{NoFills, Troubled};
-use crate::ports::{Blobs, Location, Priority, Records as _, Storage, StoredBlob};
+use crate::ports::{Blobs, Ledger as _, Location, Priority, Records as _, Storage, StoredBlob};
+use crate::values::time::Clock;
 
 fn record(state: BlobState) -> BlobRecord {
     BlobRecord { attempts: 2, ..BlobRecord::new(state) }
@@ -33,11 +34,9 @@ async fn world(claimed: bool, overtaken: usize) -> World {
 async fn world_on(blobs: Arc<dyn Blobs>, data: TempDir, claimed: bool, overtaken: usize) -> World {
     let ledger = Arc::new(Troubled::open(data.path()));
     let (clock, config) = (Clock::default(), Config::load(None, Cold::Follow, |_| Ok(String::new())).unwrap());
-    let (shared, fills) = (Arc::clone(&ledger) as Arc<dyn Ledger>, Arc::new(NoFills));
-    let core = Arc::new(
-        Core::new(config, clock.clone(), Storage { blobs, ledger: Arc::clone(&shared), fills }, None).unwrap(),
-    );
-    let fill = Arc::new(Fill::new(Arc::clone(&core), Arc::new(Membership::new(core))));
+    let storage = Storage { blobs, ledger: Arc::clone(&ledger) as _, fills: Arc::new(NoFills) };
+    let core = Arc::new(Core::new(config, clock.clone(), storage, None).unwrap());
+    let fill = Arc::new(Fill::new(Arc::clone(&core), Arc::new(Membership::new(Arc::clone(&core)))));
     let job = Job {
         repository: serde_json::from_str(r#"{"upstream":"docker.io","name":"library/a"}"#).unwrap(),
         digest: Digest::of(Algorithm::Sha256, b"a"),
@@ -51,7 +50,7 @@ async fn world_on(blobs: Arc<dyn Blobs>, data: TempDir, claimed: bool, overtaken
         ledger.swap(&job.digest, None, &claim).await.unwrap().unwrap();
     }
     ledger.overtaken.store(overtaken, Ordering::SeqCst);
-    let claim = HeldClaim { ledger: shared, clock, job, owner: "me".into(), open: true };
+    let claim = HeldClaim { core, job, owner: "me".into(), open: true };
     World { fill, ledger, claim, _data: data }
 }
 

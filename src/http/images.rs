@@ -22,6 +22,7 @@ use crate::errors::PullError;
 use crate::oci::{Operation, Reference, Repository, Request, UpstreamId};
 use crate::operate::images::{MOST_IMAGES, MOST_REPOSITORIES, Wanted};
 use crate::ports::Section;
+use crate::values::served::Served;
 use crate::values::text::excerpt;
 
 /// How many repositories a page has, unless the caller says.
@@ -33,10 +34,8 @@ pub(super) fn routes() -> Router<Arc<Cache>> {
     Router::new().route("/_stopover/images", get(images)).route("/_stopover/image", get(image))
 }
 
-/// A parameter that is not understood, in words.
-pub(super) struct Misunderstood(pub(super) String);
-
-/// The parameters of a request. A plus stands for itself, as in the registry's own lists.
+/// The parameters of a request. A plus stands for itself, as in the registry's own lists. The error says in words what is
+/// not understood.
 pub(super) struct Parameters(Vec<(String, String)>);
 
 impl Parameters {
@@ -52,65 +51,76 @@ impl Parameters {
         found.map(|(_, value)| value.as_str())
     }
 
-    fn n(&self, default: usize, most: usize) -> Result<usize, Misunderstood> {
+    fn n(&self, default: usize, most: usize) -> Result<usize, String> {
         let number = |text: &str| match text.parse::<usize>() {
             Ok(number @ 1..) => Ok(number),
-            _ => Err(Misunderstood(format!("n is how many are wanted, from 1 on, and not {}", excerpt(&text)))),
+            _ => Err(format!("n is how many are wanted, from 1 on, and not {}", excerpt(&text))),
         };
         Ok(self.get("n").map_or(Ok(default), number)?.min(most))
     }
 
     /// What names begin with, or are.
-    fn name(&self, parameter: &str) -> Result<Option<&str>, Misunderstood> {
+    fn name(&self, parameter: &str) -> Result<Option<&str>, String> {
         let is_letter = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-' | b'/');
         match self.get(parameter) {
             Some(text) if text.len() > MAX_PREFIX || !text.bytes().all(is_letter) => {
-                let sentence = format!("{parameter} is the beginning of upstream/name, and not {}", excerpt(&text));
-                Err(Misunderstood(sentence))
+                Err(format!("{parameter} is the beginning of upstream/name, and not {}", excerpt(&text)))
             }
             name => Ok(name),
         }
     }
 
-    pub(super) fn section(&self) -> Result<Section, Misunderstood> {
+    pub(super) fn section(&self) -> Result<Section, String> {
         let prefix = self.name("prefix")?.unwrap_or_default();
         let prefix = match self.get("upstream").map(str::parse::<UpstreamId>) {
             Some(Ok(upstream)) => format!("{upstream}/{prefix}"),
-            Some(Err(_)) => return Err(Misunderstood("upstream is the id of one".into())),
+            Some(Err(_)) => return Err("upstream is the id of one".into()),
             None => prefix.to_owned(),
         };
         let after = self.name("last")?.map(str::to_owned);
         Ok(Section { prefix, after, most: self.n(REPOSITORIES, MOST_REPOSITORIES)? })
     }
 
-    /// The repository that a name means, and which of its images.
-    pub(super) fn wanted(&self, cache: &Cache) -> Result<(Repository, Wanted), PullError> {
+    /// The repository that a name means, which the caller may pull, and which of its images.
+    pub(super) fn wanted(
+        &self,
+        cache: &Cache,
+        caller: &Caller,
+        record: &mut Record,
+    ) -> Result<(Repository, Wanted), PullError> {
         let text = self.get("name").unwrap_or_default();
-        let request = Request::image(text)?;
-        let Operation::Manifest(name, reference) = &request.operation else {
-            return Err(PullError::ManifestUnknown(crate::values::served::Served::Miss));
-        };
-        let repository = cache.core.upstreams.locate(&request, name)?;
+        let (repository, reference) = located(cache, text)?;
+        if !caller.is_operator {
+            caller.check(cache, &repository, record)?;
+        }
         // Without a tag all of them are meant, and no tag can begin with a slash.
         let is_whole = matches!(reference, Reference::Tag(_)) && !text.rsplit('/').next().unwrap_or(text).contains(':');
-        Ok((repository, if is_whole { Wanted::All(None, MOST_IMAGES) } else { Wanted::One(reference.clone()) }))
+        Ok((repository, if is_whole { Wanted::All(None, MOST_IMAGES) } else { Wanted::One(reference) }))
     }
 
     /// The page of images that is wanted, and how many it has.
-    pub(super) fn behind(&self, wanted: Wanted) -> Result<(Wanted, usize), Misunderstood> {
+    pub(super) fn behind(&self, wanted: Wanted) -> Result<(Wanted, usize), String> {
         let n = self.n(MOST_IMAGES, MOST_IMAGES)?;
         let last = self.get("last").map(str::parse::<Reference>).transpose();
-        let last = last.map_err(|error| Misunderstood(format!("last is a tag, or a digest: {error}")))?;
+        let last = last.map_err(|error| format!("last is a tag, or a digest: {error}"))?;
         Ok((if let Wanted::All(..) = wanted { Wanted::All(last, n) } else { wanted }, n))
     }
+}
+
+/// What an image is called here. Finds also what may no longer be pulled.
+pub(super) fn located(cache: &Cache, image: &str) -> Result<(Repository, Reference), PullError> {
+    let request = Request::image(image)?;
+    let Operation::Manifest(name, reference) = &request.operation else {
+        return Err(PullError::ManifestUnknown(Served::Miss));
+    };
+    Ok((cache.core.upstreams.locate(&request, name)?, reference.clone()))
 }
 
 /// The repositories of which something is stored: those that the caller may pull from, for operators all.
 async fn images(State(cache): State<Arc<Cache>>, parts: Parts) -> Result<Response, Response> {
     let caller = let_in(&cache, &parts).await?;
     let parameters = Parameters::of(&parts);
-    let section =
-        parameters.section().map_err(|Misunderstood(sentence)| refusal(StatusCode::BAD_REQUEST, &sentence))?;
+    let section = parameters.section().map_err(|sentence| refusal(StatusCode::BAD_REQUEST, &sentence))?;
     let sees = |repository: &Repository| caller.is_operator || caller.may_pull(&cache, repository);
     let paged = cache.operate.images(&section, sees).await.map_err(|error| unavailable(&error))?;
     let kept = ["upstream", "prefix"].map(|name| (name, parameters.get(name)));
@@ -119,39 +129,28 @@ async fn images(State(cache): State<Arc<Cache>>, parts: Parts) -> Result<Respons
 }
 
 /// The images of a repository, or one of them, for a caller that may pull it.
-async fn image(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
+async fn image(State(cache): State<Arc<Cache>>, parts: Parts) -> Result<Response, Response> {
     let mut record = Record::of_operation(&parts);
     let parameters = Parameters::of(&parts);
     let asked = async {
         let caller = Caller::of(&cache, &parts, &mut record).await?;
-        let (repository, wanted) = parameters.wanted(&cache)?;
-        if !caller.is_operator {
-            caller.check(&cache, &repository, &mut record)?;
-        }
-        Ok::<_, PullError>((repository, wanted))
+        parameters.wanted(&cache, &caller, &mut record)
     };
     let asked = asked.await;
     record.operated(asked.as_ref().err());
-    let (repository, wanted) = match asked {
-        Ok(asked) => asked,
-        Err(error @ (PullError::Access(_) | PullError::Forbidden { .. } | PullError::NotAllowed { .. })) => {
-            return refuse(&cache, &error, &parts);
+    let (repository, wanted) = asked.map_err(|error| match error {
+        PullError::Access(_) | PullError::Forbidden { .. } | PullError::NotAllowed { .. } => {
+            refuse(&cache, &error, &parts)
         }
-        Err(error) => return refusal(error.answer().status, &error.to_string()),
-    };
-    let (wanted, n) = match parameters.behind(wanted) {
-        Ok(paged) => paged,
-        Err(Misunderstood(sentence)) => return refusal(StatusCode::BAD_REQUEST, &sentence),
-    };
-    match cache.operate.image(&repository, wanted).await {
-        Ok(Some(paged)) => {
-            let kept = [("name", parameters.get("name"))];
-            let link = paged.next.map(|last| next("image", &kept, n, &last.to_string()));
-            linked(&paged.page, link)
-        }
-        Ok(None) => refusal(StatusCode::NOT_FOUND, &format!("nothing of {repository} is stored that is called so")),
-        Err(error) => unavailable(&error),
-    }
+        error => refusal(error.answer().status, &error.to_string()),
+    })?;
+    let (wanted, n) = parameters.behind(wanted).map_err(|sentence| refusal(StatusCode::BAD_REQUEST, &sentence))?;
+    let paged = cache.operate.image(&repository, wanted).await.map_err(|error| unavailable(&error))?;
+    let nothing = || format!("nothing of {repository} is stored that is called so");
+    let paged = paged.ok_or_else(|| refusal(StatusCode::NOT_FOUND, &nothing()))?;
+    let kept = [("name", parameters.get("name"))];
+    let link = paged.next.map(|last| next("image", &kept, n, &last.to_string()));
+    Ok(linked(&paged.page, link))
 }
 
 /// The link to the page behind `last`.

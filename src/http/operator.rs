@@ -17,7 +17,7 @@ use super::access::Caller;
 use super::audit::Record;
 use super::{NO_STORE, health, images, prefetch, refuse, retention, robots, watch};
 use crate::cache::Cache;
-use crate::errors::{StoreError, chain};
+use crate::errors::{PullError, StoreError, chain};
 use crate::oci::{Digest, Repository, UpstreamId};
 use crate::operate::fills::{ELSEWHERE, FillReport, FillStatus};
 use crate::values::text::excerpt;
@@ -37,9 +37,18 @@ pub(super) fn routes() -> Router<Arc<Cache>> {
 }
 
 /// The caller of an operation that is for all that are let in; else the refusal. Either is recorded.
-pub(super) async fn let_in(cache: &Arc<Cache>, parts: &Parts) -> Result<Caller, Response> {
+pub(super) async fn let_in(cache: &Cache, parts: &Parts) -> Result<Caller, Response> {
+    let_in_if(cache, parts, |_| Ok(())).await
+}
+
+/// The same of an operation that is only for callers that pass this check.
+pub(super) async fn let_in_if(
+    cache: &Cache,
+    parts: &Parts,
+    check: impl FnOnce(&Caller) -> Result<(), PullError>,
+) -> Result<Caller, Response> {
     let mut record = Record::of_operation(parts);
-    let caller = Caller::of(cache, parts, &mut record).await;
+    let caller = Caller::of(cache, parts, &mut record).await.and_then(|caller| check(&caller).map(|()| caller));
     record.operated(caller.as_ref().err());
     caller.map_err(|error| refuse(cache, &error, parts))
 }
@@ -92,13 +101,10 @@ async fn fill(State(cache): State<Arc<Cache>>, Path(digest): Path<String>, _: Op
 
 /// Requests again what was given up.
 async fn retry_fills(State(cache): State<Arc<Cache>>, _: Operator) -> Response {
-    cache
-        .core
-        .storage
-        .fills
-        .retry()
-        .await
-        .map_or_else(|error| not_here(&cache, &error), |retried| answer(&json!({ "retried": retried })))
+    match cache.core.storage.fills.retry().await {
+        Ok(retried) => answer(&json!({ "retried": retried })),
+        Err(error) => not_here(&cache, &error),
+    }
 }
 
 pub(super) fn answer(body: &impl Serialize) -> Response {
@@ -127,11 +133,7 @@ impl FromRequest<Arc<Cache>> for Operator {
 
     async fn from_request(request: Request, cache: &Arc<Cache>) -> Result<Self, Response> {
         let (parts, body) = request.into_parts();
-        let mut record = Record::of_operation(&parts);
-        let caller = Caller::of(cache, &parts, &mut record).await;
-        let let_in = caller.and_then(|caller| caller.check_operator(cache));
-        record.operated(let_in.as_ref().err());
-        let_in.map_err(|error| refuse(cache, &error, &parts))?;
+        let_in_if(cache, &parts, |caller| caller.check_operator(cache)).await?;
         // The body is read only once the caller is known, so that strangers make us hold no memory.
         let body = Bytes::from_request(Request::from_parts(parts, body), cache).await;
         body.map(Self).map_err(IntoResponse::into_response)

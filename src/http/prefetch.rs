@@ -4,25 +4,24 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
-use axum::{Json, Router};
 use futures_util::{StreamExt as _, stream};
 use http::StatusCode;
-use http::header::CACHE_CONTROL;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
 
 use super::access::Caller;
 use super::audit::Record;
-use super::operator::refusal;
-use super::{NO_STORE, refuse};
+use super::operator::{answer, refusal};
+use super::refuse;
 use crate::cache::Cache;
 use crate::errors::{PullError, chain};
 use crate::oci::{Platform, Platforms, Request};
 use crate::ports::{ImageJob, Priority};
-use crate::prefetch::{MAX_BLOBS, PrefetchReport, Prefetched, PrefetchedBlob};
+use crate::prefetch::{MAX_BLOBS, PrefetchReport, Prefetched};
 use crate::values::deadline::bounded;
 use crate::values::text::excerpt;
 
@@ -114,7 +113,7 @@ async fn prefetch(State(cache): State<Arc<Cache>>, request: axum::extract::Reque
         }
     });
     let images = images.buffered(AT_ONCE).filter_map(std::future::ready).collect().await;
-    (StatusCode::ACCEPTED, [(CACHE_CONTROL, NO_STORE)], Json(Reports { images })).into_response()
+    (StatusCode::ACCEPTED, answer(&Reports { images })).into_response()
 }
 
 impl Wanted {
@@ -137,27 +136,17 @@ impl Wanted {
 }
 
 fn report(image: String, outcome: Result<Prefetched, PullError>) -> PrefetchReport {
+    let report = PrefetchReport { image, ..PrefetchReport::default() };
     match outcome {
-        Ok(Prefetched { digest, blobs }) => {
-            let blobs =
-                blobs.into_iter().map(|(blob, stored)| PrefetchedBlob { digest: blob.digest, size: blob.size, stored });
-            PrefetchReport {
-                image,
-                digest: Some(digest),
-                blobs: blobs.collect(),
-                error: None,
-                again: false,
-                retry_after: None,
-            }
-        }
+        Ok(Prefetched { digest, blobs }) => PrefetchReport { digest: Some(digest), blobs, ..report },
         Err(error) => {
-            tracing::debug!(image, error = %chain(&error), "image not prefetched");
+            tracing::debug!(image = report.image, error = %chain(&error), "image not prefetched");
             let again = matches!(error, PullError::NotYet);
             let answer = error.answer();
             let passes = matches!(error, PullError::OverBudget(_)) && answer.status == StatusCode::TOO_MANY_REQUESTS;
             let retry_after = answer.retry_after.filter(|_| passes).map(|after| after.as_secs());
             let error = if again { "this takes longer than one answer; ask again".into() } else { answer.message };
-            PrefetchReport { image, digest: None, blobs: Vec::new(), error: Some(error), again, retry_after }
+            PrefetchReport { error: Some(error), again, retry_after, ..report }
         }
     }
 }

@@ -2,21 +2,18 @@
 
 use std::sync::Arc;
 
+use axum::Router;
 use axum::extract::State;
-use axum::response::{IntoResponse as _, Response};
+use axum::response::Response;
 use axum::routing::post;
-use axum::{Json, Router};
 use http::StatusCode;
-use http::header::CACHE_CONTROL;
 use serde::Deserialize;
 
-use super::NO_STORE;
-use super::operator::{Operator, not_here, refusal};
+use super::images::located;
+use super::operator::{Operator, answer, not_here, refusal};
 use crate::cache::Cache;
 use crate::errors::PullError;
-use crate::oci::{Operation, Request};
 use crate::operate::report::SweepReport;
-use crate::values::served::Served;
 
 pub(super) fn routes() -> Router<Arc<Cache>> {
     Router::new().route("/_stopover/gc", post(collect_garbage)).route("/_stopover/purge", post(purge))
@@ -49,20 +46,15 @@ async fn purge(State(cache): State<Arc<Cache>>, Operator(body): Operator) -> Res
         return refusal(StatusCode::BAD_REQUEST, r#"the body must be like {"image": "docker.io/library/nginx:1.27"}"#);
     };
     let purged = async {
-        let request = Request::image(&image)?;
-        let Operation::Manifest(name, reference) = &request.operation else {
-            return Err(PullError::ManifestUnknown(Served::Miss));
-        };
-        // Finds also what may no longer be pulled.
-        let repository = cache.core.upstreams.locate(&request, name)?;
-        Ok(cache.operate.purge(&repository, reference).await?)
+        let (repository, reference) = located(&cache, &image)?;
+        Ok(cache.operate.purge(&repository, &reference).await?)
     };
     report(&cache, purged.await)
 }
 
 fn report(cache: &Cache, outcome: Result<SweepReport, PullError>) -> Response {
     match outcome {
-        Ok(report) => ([(CACHE_CONTROL, NO_STORE)], Json(report)).into_response(),
+        Ok(report) => answer(&report),
         Err(PullError::Store(error)) => not_here(cache, &error),
         Err(error) => refusal(error.answer().status, &error.to_string()),
     }

@@ -9,10 +9,9 @@ use axum::routing::get;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::request::Parts;
 
+use super::NO_STORE;
 use super::access::Caller;
-use super::audit::Record;
-use super::operator::{answer, let_in};
-use super::{NO_STORE, refuse};
+use super::operator::{answer, let_in, let_in_if};
 use crate::cache::Cache;
 use crate::journal::Event;
 use crate::oci::UpstreamId;
@@ -27,24 +26,13 @@ pub(super) fn routes() -> Router<Arc<Cache>> {
 
 /// The metrics, for operators. Where there is no login, no scraper could be one: then callers that are let in see what is
 /// about upstreams that they may pull from.
-async fn metrics(State(cache): State<Arc<Cache>>, parts: Parts) -> Response {
-    let mut record = Record::of_operation(&parts);
-    let allowed = Caller::of(&cache, &parts, &mut record).await.and_then(|caller| {
-        if cache.access.has_logins() {
-            caller.check_operator(&cache)?;
-        }
-        Ok(caller)
-    });
-    record.operated(allowed.as_ref().err());
-    match allowed {
-        Ok(caller) => {
-            let sees = |upstream: &UpstreamId| caller.sees_upstream(&cache, upstream);
-            let metrics = cache.operate.metrics(sees, |upstream| caller.sees_counts(&cache, upstream));
-            let headers = [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-            ([(CACHE_CONTROL, NO_STORE)], headers, metrics).into_response()
-        }
-        Err(error) => refuse(&cache, &error, &parts),
-    }
+async fn metrics(State(cache): State<Arc<Cache>>, parts: Parts) -> Result<Response, Response> {
+    let check = |caller: &Caller| if cache.access.has_logins() { caller.check_operator(&cache) } else { Ok(()) };
+    let caller = let_in_if(&cache, &parts, check).await?;
+    let sees = |upstream: &UpstreamId| caller.sees_upstream(&cache, upstream);
+    let metrics = cache.operate.metrics(sees, |upstream| caller.sees_counts(&cache, upstream));
+    let headers = [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    Ok(([(CACHE_CONTROL, NO_STORE)], headers, metrics).into_response())
 }
 
 /// What has failed lately: all of it for operators, for other callers what they may pull.

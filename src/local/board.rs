@@ -60,7 +60,7 @@ pub(super) struct Fill {
     pub(super) phase: Phase,
     /// When it was requested first.
     pub(super) since: Timestamp,
-    pub(super) _open: Open,
+    _open: Open,
 }
 
 /// The request of one repository.
@@ -80,6 +80,12 @@ impl RequestedFill {
 }
 
 impl Fill {
+    /// A fill that waits.
+    pub(super) fn new(job: Job, since: Timestamp, open: Open) -> Self {
+        let (now, others) = (RequestedFill::new(job), VecDeque::new());
+        Self { now, others, phase: Phase::Waiting, since, _open: open }
+    }
+
     /// Takes out the request of a repository that is not the current one.
     fn take_other(&mut self, repository: &Repository) -> Option<RequestedFill> {
         let at = self.others.iter().position(|other| other.job.repository == *repository)?;
@@ -162,8 +168,7 @@ mod tests {
         let mut board = Board { fills: HashMap::new(), order: Order::new(1, std::collections::BTreeMap::new()) };
         let open = watch::Sender::new(0);
         for number in 0..QUEUED_FOR_CALLER - 2 {
-            let (now, others) = (RequestedFill::new(job(number, Some(1))), VecDeque::new());
-            let fill = Fill { now, others, phase: Phase::Waiting, since: Timestamp(0), _open: Open::new(&open) };
+            let fill = Fill::new(job(number, Some(1)), Timestamp(0), Open::new(&open));
             board.fills.insert(job(number, None).digest, fill);
         }
         let more: Vec<Job> = (0..3).map(|number| job(QUEUED_FOR_CALLER + number, Some(1))).collect();

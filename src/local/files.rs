@@ -180,7 +180,7 @@ impl Blobs for Files {
         let path = self.unpublished.join(&name);
         let open = move || File::options().write(true).read(true).create_new(true).open(path);
         let file = blocking(open).await?;
-        Ok(Box::new(Unpublished::new(self, (digest, size), Opened::new(name, file, 0), progress)))
+        Ok(Box::new(Unpublished::new(self, (digest, size), (name, file, 0), progress)))
     }
 
     async fn resume(
@@ -212,7 +212,7 @@ impl Blobs for Files {
         };
         let file = blocking(open).await?;
         Ok(file.map(|file| {
-            let opened = Opened::new(upload.to_owned(), file, offset);
+            let opened = (upload.to_owned(), file, offset);
             Box::new(Unpublished::new(self, (digest, size), opened, progress)) as Box<dyn Upload>
         }))
     }
@@ -262,44 +262,40 @@ struct Unpublished {
     files: Files,
     digest: Digest,
     size: u64,
-    opened: Opened,
+    /// Its name in the directory.
+    name: String,
+    file: Arc<File>,
+    /// How many bytes are in it.
+    written: u64,
     progress: watch::Sender<Progress>,
     /// Bytes that are not in the file yet.
     pending: Vec<Bytes>,
     pending_bytes: u64,
 }
 
-/// An open file, its name in the directory, and how many bytes are in it.
-struct Opened {
-    name: String,
-    file: Arc<File>,
-    written: u64,
-}
-
-impl Opened {
-    fn new(name: String, file: File, written: u64) -> Self {
-        Self { name, file: Arc::new(file), written }
-    }
-}
-
 impl Unpublished {
-    fn new(files: &Files, (digest, size): (&Digest, u64), opened: Opened, progress: &watch::Sender<Progress>) -> Self {
-        let (files, digest, progress) = (files.clone(), digest.clone(), progress.clone());
-        let this = Self { files, digest, size, opened, progress, pending: Vec::new(), pending_bytes: 0 };
-        if this.opened.written > 0 {
+    fn new(
+        files: &Files,
+        (digest, size): (&Digest, u64),
+        (name, file, written): (String, File, u64),
+        progress: &watch::Sender<Progress>,
+    ) -> Self {
+        let (files, digest, file, progress) = (files.clone(), digest.clone(), Arc::new(file), progress.clone());
+        let (pending, pending_bytes) = (Vec::new(), 0);
+        let this = Self { files, digest, size, name, file, written, progress, pending, pending_bytes };
+        if written > 0 {
             this.tell(false);
         }
         this
     }
 
     fn tell(&self, verified: bool) {
-        let (file, written, size) = (Arc::clone(&self.opened.file), self.opened.written, self.size);
+        let (file, written, size) = (Arc::clone(&self.file), self.written, self.size);
         self.progress.send_replace(Progress::Growing { file, written, size, verified });
     }
 
     async fn flush(&mut self) -> Result<(), StoreError> {
-        let (file, chunks, mut at) =
-            (Arc::clone(&self.opened.file), std::mem::take(&mut self.pending), self.opened.written);
+        let (file, chunks, mut at) = (Arc::clone(&self.file), std::mem::take(&mut self.pending), self.written);
         let write = move || {
             for chunk in chunks {
                 file.write_all_at(&chunk, at)?;
@@ -308,7 +304,7 @@ impl Unpublished {
             Ok(())
         };
         blocking(write).await?;
-        self.opened.written += std::mem::take(&mut self.pending_bytes);
+        self.written += std::mem::take(&mut self.pending_bytes);
         self.tell(false);
         Ok(())
     }
@@ -323,22 +319,22 @@ impl Upload for Unpublished {
     async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError> {
         self.pending_bytes += bytes.len() as u64;
         self.pending.push(bytes);
-        let end = self.opened.written + self.pending_bytes;
+        let end = self.written + self.pending_bytes;
         // A follower waits for the first bytes, so they are written at once; a checkpoint needs all before it in the
         // file.
         let enough = self.pending_bytes >= WRITE_BYTES || self.pending.len() >= WRITE_PIECES;
-        if self.opened.written == 0 || enough || end.is_multiple_of(UNIT_BYTES) {
+        if self.written == 0 || enough || end.is_multiple_of(UNIT_BYTES) {
             self.flush().await?;
         }
         Ok(())
     }
 
     fn arrived(&self) -> u64 {
-        self.opened.written
+        self.written
     }
 
     fn checkpoint(&mut self, _: u64) -> BoxFuture<'static, Result<String, StoreError>> {
-        let (file, name) = (Arc::clone(&self.opened.file), self.opened.name.clone());
+        let (file, name) = (Arc::clone(&self.file), self.name.clone());
         async move { blocking(move || file.sync_data()).await.map(|()| name) }.boxed()
     }
 
@@ -346,13 +342,13 @@ impl Upload for Unpublished {
         self.flush().await?;
         // Clients that follow need not wait for the disk.
         self.tell(true);
-        let (files, file, digest) = (self.files.clone(), Arc::clone(&self.opened.file), self.digest.clone());
-        let unpublished = files.unpublished.join(&self.opened.name);
+        let (files, file, digest) = (self.files.clone(), Arc::clone(&self.file), self.digest.clone());
+        let unpublished = files.unpublished.join(&self.name);
         blocking(move || files.publish(&file, &unpublished, &digest)).await
     }
 
     async fn discard(self: Box<Self>) {
-        let path = self.files.unpublished.join(&self.opened.name);
+        let path = self.files.unpublished.join(&self.name);
         if let Err(error) = blocking(move || fs::remove_file(path)).await {
             tracing::warn!(blob.digest = %self.digest, %error, "the next start has to remove an unfinished file");
         }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use tokio::sync::{Semaphore, watch};
 
+use super::board::Open;
 use super::ledger::EmbeddedLedger;
 use crate::cache::Cache;
 use crate::errors::{StoreError, chain};
@@ -104,8 +105,7 @@ impl Images {
             }
             Entry::Vacant(free) => _ = free.insert(false),
         }
-        self.open.send_modify(|open| *open += 1);
-        let (images, open, mut stop) = (Arc::clone(self), self.open.clone(), self.stop.subscribe());
+        let (images, open, mut stop) = (Arc::clone(self), Open::new(&self.open), self.stop.subscribe());
         tokio::spawn(async move {
             let ended = tokio::select! {
                 // An image that panics is given up like one that fails for good.
@@ -125,8 +125,9 @@ impl Images {
                 );
                 images.begin(image);
             }
+            // In this order: once nothing is open, another process may take over the data directory.
             drop(images);
-            open.send_modify(|open| *open -= 1);
+            drop(open);
         });
     }
 

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use futures_util::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::store::{Change, Store, corrupt, join, split};
@@ -139,13 +140,6 @@ pub(super) struct WrittenFill {
     pub(super) given_up: Option<String>,
 }
 
-impl From<Job> for WrittenFill {
-    /// A fill that is not given up.
-    fn from(job: Job) -> Self {
-        Self { job, given_up: None }
-    }
-}
-
 /// The embedded ledger.
 pub struct EmbeddedLedger(pub(super) Store);
 
@@ -157,19 +151,16 @@ impl EmbeddedLedger {
 
     /// Releases every claim and every lease. Only for the process that has just taken the data directory.
     pub(super) async fn release_claims(&self) -> Result<(), StoreError> {
-        fn put<T: Serialize>(key: String, record: &T, version: u64) -> Result<Change, StoreError> {
-            Ok(Change::Put(key, join(version + 1, &serde_json::to_vec(record).map_err(corrupt)?)))
-        }
         let mut changes = Vec::new();
         self.0.each(BLOB, |key, Versioned { value, version }: Versioned<BlobRecord>| {
             if matches!(value.state, BlobState::Claimed { .. } | BlobState::Removing { .. }) {
-                changes.push(put(key, &BlobRecord { state: BlobState::Absent, ..value }, version)?);
+                changes.push(Change::put(key, version + 1, &BlobRecord { state: BlobState::Absent, ..value })?);
             }
             Ok(())
         })?;
         self.0.each(REFERENCE, |key, Versioned { value, version }: Versioned<TagRecord>| {
             if value.lease.is_some() {
-                changes.push(put(key, &TagRecord { lease: None, ..value }, version)?);
+                changes.push(Change::put(key, version + 1, &TagRecord { lease: None, ..value })?);
             }
             Ok(())
         })?;
@@ -204,18 +195,14 @@ impl EmbeddedLedger {
 
     /// Writes fills down as they are now.
     pub(super) async fn put_fills(&self, fills: impl IntoIterator<Item = WrittenFill>) -> Result<(), StoreError> {
-        let put = |fill: WrittenFill| {
-            let item = join(0, &serde_json::to_vec(&fill).map_err(corrupt)?);
-            Ok(Change::Put(fill_key(&fill.job.digest), item))
-        };
+        let put = |fill: WrittenFill| Change::put(fill_key(&fill.job.digest), 0, &fill);
         self.0.write(None, fills.into_iter().map(put).collect::<Result<_, _>>()?).await.map(|_| ())
     }
 
     /// Writes down until when a fill counts as given up, and why.
     pub(super) async fn give_up(&self, job: Job, reason: String, until: Timestamp) -> Result<(), StoreError> {
-        let key = fill_key(&job.digest);
-        let fill = serde_json::to_vec(&WrittenFill { job, given_up: Some(reason) }).map_err(corrupt)?;
-        self.0.write(None, vec![Change::Put(key, join(until.0, &fill))]).await.map(|_| ())
+        let put = Change::put(fill_key(&job.digest), until.0, &WrittenFill { job, given_up: Some(reason) })?;
+        self.0.write(None, vec![put]).await.map(drop)
     }
 
     /// Removes the fills that no longer count as given up, unless they are requested again.
@@ -234,8 +221,7 @@ impl EmbeddedLedger {
 
     /// Writes requested images down.
     pub(super) async fn put_images(&self, images: &[ImageJob]) -> Result<(), StoreError> {
-        let put =
-            |image: &ImageJob| Ok(Change::Put(image_key(image), join(0, &serde_json::to_vec(image).map_err(corrupt)?)));
+        let put = |image: &ImageJob| Change::put(image_key(image), 0, image);
         self.0.write(None, images.iter().map(put).collect::<Result<_, _>>()?).await.map(|_| ())
     }
 
@@ -271,8 +257,7 @@ impl WrittenMember {
 fn put_member(repository: &Repository, digest: &Digest, member: Member) -> Result<Change, StoreError> {
     let Member { size, used_at, proven } = member;
     let written = if proven { WrittenMember::Proven { proven: size } } else { WrittenMember::Named(size) };
-    let item = join(used_at.0, &serde_json::to_vec(&written).map_err(corrupt)?);
-    Ok(Change::Put(member_key(repository, digest), item))
+    Change::put(member_key(repository, digest), used_at.0, &written)
 }
 
 /// Parses the media type, a line feed, and the bytes, which are not copied.
@@ -294,6 +279,13 @@ pub(super) fn repository_in(key: &str, text: &str) -> Result<Repository, StoreEr
     Ok(Repository { upstream, name: name.parse().map_err(|error| unreadable(key, error))? })
 }
 
+/// The record in an item.
+fn record<T: DeserializeOwned>(key: &str, item: &[u8]) -> Result<Versioned<T>, StoreError> {
+    let (version, value) = split(item)?;
+    let value = serde_json::from_slice(value).map_err(|error| unreadable(key, error))?;
+    Ok(Versioned { value, version })
+}
+
 /// The entry of an item. `None`: the item is of another kind.
 fn entry(key: &str, item: &[u8]) -> Result<Option<Entry>, StoreError> {
     let (version, value) = split(item)?;
@@ -306,8 +298,7 @@ fn entry(key: &str, item: &[u8]) -> Result<Option<Entry>, StoreError> {
     let entry = if let Some(rest) = key.strip_prefix(REFERENCE) {
         let (repository, reference) = scoped(rest)?;
         let reference = reference.parse().map_err(|error| unreadable(key, error))?;
-        let value = serde_json::from_slice(value).map_err(|error| unreadable(key, error))?;
-        Entry::Reference { repository, reference, record: Versioned { value, version } }
+        Entry::Reference { repository, reference, record: record(key, item)? }
     } else if let Some(rest) = key.strip_prefix(MANIFEST) {
         let (repository, text) = scoped(rest)?;
         let digest = digest(&text)?;
@@ -317,21 +308,18 @@ fn entry(key: &str, item: &[u8]) -> Result<Option<Entry>, StoreError> {
         Entry::Manifest(StoredManifest { repository, digest, used_at, bytes, names })
     } else if let Some(rest) = key.strip_prefix(MEMBER) {
         let (repository, text) = scoped(rest)?;
-        let written: WrittenMember = serde_json::from_slice(value).map_err(|error| unreadable(key, error))?;
-        let Member { size, used_at, .. } = written.member(version);
+        let Member { size, used_at, .. } = record::<WrittenMember>(key, item)?.value.member(version);
         Entry::Membership { repository, digest: digest(&text)?, size, used_at }
     } else if let Some(rest) = key.strip_prefix(LIST) {
         let (repository, text) = scoped(rest)?;
         let key = if text == TAGS { ListKey::Tags } else { ListKey::Referrers(digest(&text)?) };
         Entry::Listing { repository, key, stale_until: Timestamp(version) }
     } else if let Some(text) = key.strip_prefix(HOLDING) {
-        let value = serde_json::from_slice(value).map_err(|error| unreadable(key, error))?;
-        Entry::Holding { repository: repository(text)?, record: Versioned { value, version } }
+        Entry::Holding { record: record(key, item)?, repository: repository(text)? }
     } else if let Some(text) = key.strip_prefix(STANDING) {
         Entry::Standing { repository: repository(text)?, until: Timestamp(version) }
     } else if let Some(text) = key.strip_prefix(BLOB) {
-        let value = serde_json::from_slice(value).map_err(|error| unreadable(key, error))?;
-        Entry::Blob { digest: digest(text)?, record: Versioned { value, version } }
+        Entry::Blob { record: record(key, item)?, digest: digest(text)? }
     } else {
         return Ok(None);
     };
@@ -345,8 +333,8 @@ impl Ledger for EmbeddedLedger {
     }
 
     async fn put_standing(&self, repository: &Repository, standing: Standing) -> Result<(), StoreError> {
-        let item = join(standing.until().0, &serde_json::to_vec(&standing).map_err(corrupt)?);
-        self.0.write(None, vec![Change::Put(standing_key(repository), item)]).await.map(|_| ())
+        let put = Change::put(standing_key(repository), standing.until().0, &standing)?;
+        self.0.write(None, vec![put]).await.map(drop)
     }
 
     async fn listing(&self, repository: &Repository, key: &ListKey) -> Result<Option<Listing>, StoreError> {
@@ -354,8 +342,8 @@ impl Ledger for EmbeddedLedger {
     }
 
     async fn put_listing(&self, repository: &Repository, key: &ListKey, listing: &Listing) -> Result<(), StoreError> {
-        let item = join(listing.stale_until.0, &serde_json::to_vec(listing).map_err(corrupt)?);
-        self.0.write(None, vec![Change::Put(list_key(repository, key), item)]).await.map(|_| ())
+        let put = Change::put(list_key(repository, key), listing.stale_until.0, listing)?;
+        self.0.write(None, vec![put]).await.map(drop)
     }
 
     async fn manifest(

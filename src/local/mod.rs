@@ -22,7 +22,7 @@ mod store;
 mod tallies;
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, ErrorKind, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
@@ -40,6 +40,7 @@ pub use ledger::EmbeddedLedger;
 pub use queue::Queue;
 pub use store::is_at_work;
 
+use files::absent;
 use images::Images;
 
 use crate::access::token::TokenKeys;
@@ -108,7 +109,7 @@ impl Local {
         let path = operator_socket(&self.lock.data);
         let listen = || {
             // This process has the directory: a socket that is there was left behind by one that was killed.
-            remove_left_behind(&path)?;
+            absent(fs::remove_file(&path))?;
             let listener = UnixListener::bind(&path)?;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map(|()| listener)
         };
@@ -213,28 +214,20 @@ impl Drop for Lock {
     }
 }
 
-/// Removes a file that an earlier process may have left behind.
-fn remove_left_behind(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
 /// Reads a file, unless others have a permission that is `denied`. If there is no file, makes one, which only its owner
 /// may read.
 fn made_once(path: &Path, denied: u32, make: fn() -> Option<String>) -> anyhow::Result<String> {
     let denied = if path.parent().is_some_and(is_shared) { denied & 0o007 } else { denied };
-    match read_own(path, denied) {
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        read => return read.with_context(|| format!("cannot read {}", path.display())),
+    let read = absent(read_own(path, denied)).with_context(|| format!("cannot read {}", path.display()))?;
+    if let Some(text) = read {
+        return Ok(text);
     }
     let text = make().context("the system gives no randomness for a secret")?;
     // Written whole or not at all: the next start would fail on half of it.
     let unfinished = path.with_extension("unfinished");
     let write = || {
         // A file that was left behind may have other permissions.
-        remove_left_behind(&unfinished)?;
+        absent(fs::remove_file(&unfinished))?;
         let mut file = File::options().create_new(true).write(true).mode(0o600).open(&unfinished)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;

@@ -12,6 +12,7 @@ use crate::ports::{Job, Priority};
 /// The more urgent priority goes first; within it the upstream with the fewest running fills, so that a slow one holds
 /// up no other; within that the repositories take turns, and each begins with its smallest blob: configurations come
 /// before layers.
+#[derive(Default)]
 pub(super) struct Order {
     /// How many places there are.
     places: usize,
@@ -71,14 +72,7 @@ impl Lane {
 
 impl Order {
     pub(super) fn new(places: usize, limits: BTreeMap<UpstreamId, usize>) -> Self {
-        Self {
-            places,
-            limits,
-            taken: HashMap::new(),
-            hurried: HashMap::new(),
-            hurried_for: HashMap::new(),
-            lanes: BTreeMap::new(),
-        }
+        Self { places, limits, ..Self::default() }
     }
 
     /// Adds a fill that waits.

@@ -1,7 +1,7 @@
 //! The fill queue of one process. Requests are written down first, so a restart continues with them.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -124,15 +124,7 @@ impl Queue {
                 Entry::Occupied(known) => known.into_mut().ask(job, order),
                 Entry::Vacant(free) => {
                     order.insert(&job);
-                    let (others, open) = (VecDeque::new(), Open::new(&self.open));
-                    let since = self.clock.now();
-                    free.insert(Fill {
-                        now: RequestedFill::new(job),
-                        others,
-                        phase: Phase::Waiting,
-                        since,
-                        _open: open,
-                    });
+                    free.insert(Fill::new(job, self.clock.now(), Open::new(&self.open)));
                 }
             }
         }
@@ -208,7 +200,8 @@ impl Queue {
             let fills = &self.board().fills;
             let written = |job: &Job| {
                 let known = fills.get(&job.digest).map_or(job.priority, |fill| fill.now.job.priority);
-                WrittenFill::from(Job { priority: job.priority.min(known), ..job.clone() })
+                let job = Job { priority: job.priority.min(known), ..job.clone() };
+                WrittenFill { job, given_up: None }
             };
             jobs.iter().map(written).collect::<Vec<_>>()
         };

@@ -204,6 +204,11 @@ pub(super) enum Change {
 }
 
 impl Change {
+    /// Puts an item whose value is JSON.
+    pub(super) fn put(key: String, version: u64, value: &impl Serialize) -> Result<Self, StoreError> {
+        Ok(Self::Put(key, join(version, &serde_json::to_vec(value).map_err(corrupt)?)))
+    }
+
     fn key(&self) -> &str {
         match self {
             Self::Put(key, _) | Self::PutShared(key, ..) | Self::Remove(key) => key,
@@ -355,8 +360,8 @@ impl Store {
     ) -> Result<Option<u64>, StoreError> {
         // An item that is removed and written again must not get a version that a reader has seen before.
         let version = expected.unwrap_or_else(|| fastrand::u64(..1 << 62)) + 1;
-        let item = join(version, &serde_json::to_vec(value).map_err(corrupt)?);
-        let written = self.write(Some((key.clone(), expected)), vec![Change::Put(key, item)]).await?;
+        let change = Change::put(key.clone(), version, value)?;
+        let written = self.write(Some((key, expected)), vec![change]).await?;
         Ok(written.then_some(version))
     }
 
@@ -428,17 +433,12 @@ fn commit_in_groups(file: &DatabaseFile, writes: &mpsc::Receiver<Write>) {
         for change in group.iter().flat_map(|write| &write.changes) {
             file.recent.remove(change.key());
         }
-        match committed {
-            Ok(outcomes) => {
-                for (write, outcome) in group.into_iter().zip(outcomes) {
-                    let _ = write.done.send(Ok(outcome));
-                }
-            }
-            Err(error) => {
-                for write in group {
-                    let _ = write.done.send(Err(error.clone()));
-                }
-            }
+        let outcomes = match committed {
+            Ok(outcomes) => outcomes.into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(error); group.len()],
+        };
+        for (write, outcome) in group.into_iter().zip(outcomes) {
+            let _ = write.done.send(outcome);
         }
     }
 }

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use super::EmbeddedLedger;
-use super::store::{Change, corrupt, join};
+use super::store::Change;
 use crate::errors::StoreError;
 use crate::journal::{Slot, Tally};
 use crate::ports::{Attempts, Tallies};
@@ -19,7 +19,7 @@ impl EmbeddedLedger {
     /// Removes the sums that are over when this slot begins.
     fn forgotten(&self, begun: Slot) -> Result<Vec<Change>, StoreError> {
         let known = self.0.scan::<Tally>(TALLY)?.into_iter().filter(|(key, _)| {
-            let slot = key.strip_prefix(TALLY).and_then(|slot| slot.parse::<Slot>().ok());
+            let slot = key.strip_prefix(TALLY).and_then(Slot::parse);
             slot.is_some_and(|slot| slot.kept_until() <= begun.begins_at())
         });
         Ok(known.map(|(key, _)| Change::Remove(key)).collect())
@@ -36,8 +36,7 @@ impl Tallies for EmbeddedLedger {
             let (expected, mut sums) =
                 known.map_or((None, Tally::default()), |known| (Some(known.version), known.value));
             sums.merge(tally);
-            let item = join(expected.unwrap_or_default() + 1, &serde_json::to_vec(&sums).map_err(corrupt)?);
-            changes.push(Change::Put(key.clone(), item));
+            changes.push(Change::put(key.clone(), expected.unwrap_or_default() + 1, &sums)?);
             if self.0.write(Some((key.clone(), expected)), changes).await? {
                 return Ok(());
             }

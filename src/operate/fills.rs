@@ -17,14 +17,14 @@ use crate::values::time::Timestamp;
 /// How many records are read at once for a report.
 const READS_AT_ONCE: usize = 8;
 
-/// The state of a fill.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+/// The state of a fill, in the order of how urgent it is to show them: what is under way first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FillState {
-    /// The fill has not begun.
-    Waiting,
     /// Bytes are being copied.
     Running,
+    /// The fill has not begun.
+    Waiting,
     /// The last attempt failed; the queue makes another one.
     Resting,
     /// The fill was given up; it is tried again only on request.
@@ -79,9 +79,7 @@ impl FillStatus {
             failure: given_up.and_then(|given_up| given_up.reason).or(failure),
         }
     }
-}
 
-impl FillStatus {
     /// Leaves out what only operators may see: the upstream's error texts.
     #[must_use]
     pub fn for_callers(self) -> Self {

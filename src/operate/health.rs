@@ -58,29 +58,16 @@ impl Operate {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-    use std::sync::Arc;
     use std::sync::atomic::Ordering;
 
     use super::*;
-    use crate::cache::Cache;
-    use crate::config::{Cold, Config};
-    use crate::local::Files;
-    use crate::ports::Storage;
-    use crate::ports::troubled::{NoFills, Troubled};
+    use crate::ports::troubled::Troubled;
     use crate::values::time::{Clock, Timestamp};
-
-    fn cache(data: &Path, ledger: &Arc<Troubled>, clock: &Clock) -> Cache {
-        let config = Config::load(None, Cold::Follow, |_| Ok(String::new())).unwrap();
-        let (blobs, ledger) = (Arc::new(Files::open(data).unwrap()), Arc::clone(ledger) as _);
-        Cache::new(config, clock.clone(), Storage { blobs, ledger, fills: Arc::new(NoFills) }, None).unwrap()
-    }
 
     #[tokio::test]
     async fn probes_do_not_wait_for_a_ledger_that_does_not_answer() {
-        let data = tempfile::tempdir().unwrap();
-        let (ledger, clock) = (Arc::new(Troubled::open(data.path())), Clock::manual(Timestamp(1000)));
-        let cache = cache(data.path(), &ledger, &clock);
+        let (data, clock) = (tempfile::tempdir().unwrap(), Clock::manual(Timestamp(1000)));
+        let (cache, ledger) = Troubled::cache(data.path(), &clock);
         ledger.silent.store(true, Ordering::SeqCst);
         let health = timeout(FRESH, cache.operate.health()).await.expect("in time for a probe");
         let reasons = vec!["the ledger cannot be read".to_owned()];

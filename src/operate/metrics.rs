@@ -19,13 +19,9 @@ impl Operate {
         let is_family =
             |upstream: &UpstreamId| core.config.upstreams.get(upstream).is_some_and(|config| config.family.is_some());
         let mut text = Text::default();
-        text.one(
-            "stopover_build_info",
-            "gauge",
-            "The version of the program.",
-            &[("version", env!("CARGO_PKG_VERSION"))],
-            1,
-        );
+        let name = "stopover_build_info";
+        text.head(name, "gauge", "The version of the program.");
+        text.sample(name, &[("version", env!("CARGO_PKG_VERSION"))], 1);
         text.plain("stopover_start_time_seconds", "gauge", "When the process started.", journal.started_at.0);
         let used = journal.counters().filter(|(upstream, counters)| !(is_family(upstream) && counters.is_empty()));
         let used: BTreeMap<_, _> = used.filter(|(upstream, _)| sees_counts(upstream)).collect();
@@ -139,13 +135,9 @@ impl Text {
         };
     }
 
-    fn one(&mut self, name: &str, kind: &str, help: &str, labels: &[(&str, &str)], value: impl Display) {
-        self.head(name, kind, help);
-        self.sample(name, labels, value);
-    }
-
     fn plain(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
-        self.one(name, kind, help, &[], value);
+        self.head(name, kind, help);
+        self.sample(name, &[], value);
     }
 }
 
@@ -161,7 +153,8 @@ mod tests {
     #[test]
     fn a_label_is_escaped_and_a_sample_is_one_line() {
         let mut text = Text::default();
-        text.one("a_total", "counter", "Help.", &[("b", "\\ \" \n"), ("c", "d")], 7);
+        text.head("a_total", "counter", "Help.");
+        text.sample("a_total", &[("b", "\\ \" \n"), ("c", "d")], 7);
         text.plain("e", "gauge", "Help.", 1);
         let expected = "# HELP a_total Help.\n# TYPE a_total counter\na_total{b=\"\\\\ \\\" \\n\",c=\"d\"} 7\n\
                         # HELP e Help.\n# TYPE e gauge\ne 1\n";

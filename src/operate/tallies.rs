@@ -180,36 +180,21 @@ fn late<T, E>(_: E) -> Result<T, StoreError> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-    use std::sync::Arc;
     use std::sync::atomic::Ordering;
 
     use super::*;
-    use crate::cache::Cache;
-    use crate::config::{Cold, Config};
-    use crate::local::Files;
-    use crate::ports::Storage;
     use crate::ports::Tallies as _;
-    use crate::ports::troubled::{NoFills, Troubled};
+    use crate::ports::troubled::Troubled;
     use crate::values::time::Clock;
 
-    /// A cache in this directory, on a ledger in trouble.
-    fn cache(directory: &Path) -> (Cache, Arc<Troubled>) {
-        let ledger = Arc::new(Troubled::open(directory));
-        let config = Config::load(None, Cold::Follow, |_| Ok(String::new())).unwrap();
-        let blobs = Arc::new(Files::open(directory).unwrap());
-        let clock = Clock::manual(Timestamp(1_800_000_000));
-        let storage = Storage { blobs, ledger: Arc::clone(&ledger) as _, fills: Arc::new(NoFills) };
-        let cache = Cache::new(config, clock, storage, None).unwrap();
-        (cache, ledger)
-    }
+    const NOW: Timestamp = Timestamp(1_800_000_000);
 
     #[tokio::test]
     async fn what_could_not_be_written_is_written_once() {
         let directory = tempfile::tempdir().unwrap();
-        let (cache, ledger) = cache(directory.path());
+        let (cache, ledger) = Troubled::cache(directory.path(), &Clock::manual(NOW));
         let upstream = "docker.io".parse().unwrap();
-        let slots = Slot::at(Timestamp(1_800_000_000));
+        let slots = Slot::at(NOW);
         let hits = async || {
             let tallies = ledger.tallies(&slots).await.unwrap();
             tallies.iter().map(|(_, tally)| tally.total(Metric::Hits)).collect::<Vec<_>>()
@@ -231,7 +216,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_ledger_that_does_not_answer_makes_no_status_wait_for_long() {
         let directory = tempfile::tempdir().unwrap();
-        let (cache, ledger) = cache(directory.path());
+        let (cache, ledger) = Troubled::cache(directory.path(), &Clock::manual(NOW));
         ledger.silent.store(true, Ordering::SeqCst);
         let begun = tokio::time::Instant::now();
         for _ in 0..10 {

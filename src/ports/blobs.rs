@@ -1,7 +1,6 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::fs::File;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -127,14 +126,6 @@ impl From<Url> for SignedUrl {
     }
 }
 
-impl FromStr for SignedUrl {
-    type Err = url::ParseError;
-
-    fn from_str(text: &str) -> Result<Self, url::ParseError> {
-        text.parse().map(Self)
-    }
-}
-
 impl fmt::Display for SignedUrl {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.0.origin().ascii_serialization())
@@ -162,7 +153,8 @@ mod tests {
 
     #[test]
     fn a_signed_url_shows_only_its_origin() {
-        let url: SignedUrl = "https://cdn.example:8443/path/secret?X-Amz-Signature=secret".parse().unwrap();
+        let url = Url::parse("https://cdn.example:8443/path/secret?X-Amz-Signature=secret").unwrap();
+        let url = SignedUrl::from(url);
         assert_eq!(
             format!("{url} {:?}", Location::Url(url.clone())),
             "https://cdn.example:8443 Url(SignedUrl(https://cdn.example:8443/…))"

@@ -1,19 +1,22 @@
 //! A ledger in trouble, and no queue, for tests: it does not answer, or others overtake every conditional write.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
-use super::{Fills, ImageJob, Inventory, Job, Ledger, Listed, Records, Section, Tallies, Watched};
+use super::{Fills, ImageJob, Inventory, Job, Ledger, Listed, Records, Section, Storage, Tallies, Watched};
+use crate::cache::Cache;
+use crate::config::{Cold, Config};
 use crate::errors::StoreError;
 use crate::journal::{Slot, Tally};
-use crate::local::EmbeddedLedger;
+use crate::local::{EmbeddedLedger, Files};
 use crate::oci::{Descriptor, Digest, Manifest, Repository, Tag};
 use crate::records::{BlobView, Entry, Holding, Key, ListKey, Listing, Member, Standing, TagRecord, Versioned};
-use crate::values::time::Timestamp;
+use crate::values::time::{Clock, Timestamp};
 
 /// An embedded ledger whose trouble can be switched on and off.
 pub(crate) struct Troubled {
@@ -30,6 +33,14 @@ impl Troubled {
     pub(crate) fn open(directory: &Path) -> Self {
         let inner = EmbeddedLedger::open(&directory.join("ledger")).unwrap();
         Self { inner, silent: false.into(), overtaken: 0.into(), tried: 0.into() }
+    }
+
+    /// A cache in this directory, on a ledger in trouble and without a queue.
+    pub(crate) fn cache(directory: &Path, clock: &Clock) -> (Cache, Arc<Self>) {
+        let config = Config::load(None, Cold::Follow, |_| Ok(String::new())).unwrap();
+        let (blobs, ledger) = (Arc::new(Files::open(directory).unwrap()), Arc::new(Self::open(directory)));
+        let storage = Storage { blobs, ledger: Arc::clone(&ledger) as _, fills: Arc::new(NoFills) };
+        (Cache::new(config, clock.clone(), storage, None).unwrap(), ledger)
     }
 
     async fn answer_or_not(&self) {

@@ -36,12 +36,12 @@ const LOOKUPS: usize = 8;
 pub struct Prefetched {
     /// The digest that its reference has now.
     pub digest: Digest,
-    /// All blobs, and whether each is stored. The fills of the others have been requested.
-    pub blobs: Vec<(Descriptor, bool)>,
+    /// All blobs. The fills of those that are not stored have been requested.
+    pub blobs: Vec<PrefetchedBlob>,
 }
 
 /// The report on one image that `POST /_stopover/prefetch` answers.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct PrefetchReport {
     /// The image as the client named it.
     pub image: String,
@@ -84,7 +84,7 @@ impl Prefetch {
     pub async fn run(&self, image: &ImageJob) -> Result<(), PullError> {
         match self.image(image, &PullCounter::UNCOUNTED).await {
             Ok(prefetched) => {
-                let missing = prefetched.blobs.iter().filter(|(_, stored)| !stored).count();
+                let missing = prefetched.blobs.iter().filter(|blob| !blob.stored).count();
                 tracing::info!(
                     repository = %image.repository, reference = %image.reference, manifest.digest = %prefetched.digest,
                     blobs = prefetched.blobs.len(), missing, "image prefetched"
@@ -114,13 +114,13 @@ impl Prefetch {
         let lookups = wanted.into_iter().map(async |blob: Descriptor| {
             yield_now().await;
             let stored = self.pull.has_blob(repository, &blob.digest).await?;
-            Ok::<_, StoreError>((blob, stored))
+            Ok::<_, StoreError>(PrefetchedBlob { digest: blob.digest, size: blob.size, stored })
         });
-        let blobs: Vec<(Descriptor, bool)> = stream::iter(lookups).buffered(LOOKUPS).try_collect().await?;
+        let blobs: Vec<_> = stream::iter(lookups).buffered(LOOKUPS).try_collect().await?;
         let jobs: Vec<Job> = blobs
             .iter()
-            .filter(|(_, stored)| !stored)
-            .map(|(blob, _)| Job {
+            .filter(|blob| !blob.stored)
+            .map(|blob| Job {
                 repository: repository.clone(),
                 digest: blob.digest.clone(),
                 size: blob.size,

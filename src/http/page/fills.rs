@@ -22,28 +22,14 @@ fn said(sentence: &str) -> Html {
     html
 }
 
-/// How urgent it is to show them: what is under way first.
-const fn place(state: FillState) -> u8 {
-    match state {
-        FillState::Running => 0,
-        FillState::Waiting => 1,
-        FillState::Resting => 2,
-        FillState::Failed => 3,
-        FillState::Stored => 4,
-    }
-}
-
 pub(super) async fn view(asked: &Asked<'_>) -> View {
     let mut report = match of(asked).await {
         Ok(found) => found,
         Err(body) => return View { status: StatusCode::SERVICE_UNAVAILABLE, ..View::new("Fills", body) },
     };
-    report.fills.sort_by(|one, other| {
-        let key = |fill: &FillStatus| (place(fill.state), fill.repository.clone(), fill.size);
-        key(one).cmp(&key(other))
-    });
+    report.fills.sort_by_key(|fill| (fill.state, fill.repository.clone(), fill.size));
     let mut html = Html::default();
-    let open = report.fills.iter().any(|fill| place(fill.state) < place(FillState::Resting));
+    let open = report.fills.iter().any(|fill| fill.state < FillState::Resting);
     if report.fills.is_empty() && report.images.is_empty() {
         html.raw("<p class=\"calm\">Nothing is being copied, and nothing was given up.</p>");
     }

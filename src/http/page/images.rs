@@ -5,9 +5,10 @@ use http::StatusCode;
 use super::html::Html;
 use super::{Asked, View, date};
 use crate::cache::Cache;
+use crate::errors::StoreError;
 use crate::http::access::Caller;
 use crate::http::audit::Record;
-use crate::http::images::{Misunderstood, Parameters};
+use crate::http::images::Parameters;
 use crate::oci::{Digest, Repository};
 use crate::operate::images::{ImageReport, ImagesReport, LayerReport, PlatformReport, RepositoryReport, TaggedImage};
 use crate::operate::report::Bytes;
@@ -22,25 +23,25 @@ fn failed(status: StatusCode, said: impl std::fmt::Display) -> View {
     View::failed(status, "Images", said)
 }
 
+fn unavailable(error: StoreError) -> View {
+    failed(StatusCode::SERVICE_UNAVAILABLE, error)
+}
+
 /// What the caller may see of what the parameters ask for.
 pub(super) async fn view(asked: &Asked<'_>) -> View {
     let Asked { cache, caller, parameters, .. } = asked;
-    if parameters.get("name").is_some() { image(asked).await } else { list(cache, caller, parameters).await }
+    let view =
+        if parameters.get("name").is_some() { image(asked).await } else { list(cache, caller, parameters).await };
+    view.unwrap_or_else(|failed| failed)
 }
 
-async fn list(cache: &Cache, caller: &Caller, parameters: &Parameters) -> View {
-    let section = match parameters.section() {
-        Ok(section) => Section { most: section.most.min(MOST), ..section },
-        Err(Misunderstood(said)) => return failed(StatusCode::BAD_REQUEST, said),
-    };
+async fn list(cache: &Cache, caller: &Caller, parameters: &Parameters) -> Result<View, View> {
+    let section = parameters.section().map_err(|said| failed(StatusCode::BAD_REQUEST, said))?;
+    let section = Section { most: section.most.min(MOST), ..section };
     let sees = |repository: &Repository| caller.is_operator || caller.may_pull(cache, repository);
-    match cache.operate.images(&section, sees).await {
-        Ok(paged) => {
-            let next = paged.next.as_deref();
-            View::new("Images", repositories(&paged.page, parameters.get("prefix"), next))
-        }
-        Err(error) => failed(StatusCode::SERVICE_UNAVAILABLE, error),
-    }
+    let paged = cache.operate.images(&section, sees).await.map_err(unavailable)?;
+    let next = paged.next.as_deref();
+    Ok(View::new("Images", repositories(&paged.page, parameters.get("prefix"), next)))
 }
 
 fn repositories(report: &ImagesReport, prefix: Option<&str>, next: Option<&str>) -> Html {
@@ -80,34 +81,19 @@ fn row(repository: &RepositoryReport) -> [Html; 5] {
     [name, Html::of(Bytes(*bytes)), Html::of(shared), Html::of(date(*used_at)), tagged]
 }
 
-async fn image(asked: &Asked<'_>) -> View {
+async fn image(asked: &Asked<'_>) -> Result<View, View> {
     let Asked { cache, caller, parameters, .. } = asked;
-    let located = parameters.wanted(cache).and_then(|(repository, wanted)| {
-        if !caller.is_operator {
-            caller.check(cache, &repository, &mut Record::default())?;
-        }
-        Ok((repository, wanted))
-    });
-    let (repository, wanted) = match located {
-        Ok(located) => located,
-        Err(error) => return failed(error.answer().status, error),
-    };
-    let wanted = match parameters.behind(wanted) {
-        Ok((wanted, _)) => wanted,
-        Err(Misunderstood(said)) => return failed(StatusCode::BAD_REQUEST, said),
-    };
-    match cache.operate.image(&repository, wanted).await {
-        Ok(Some(paged)) => {
-            let mut html = images(&paged.page, asked);
-            if let (Some(last), Some(name)) = (&paged.next, parameters.get("name")) {
-                let query = [("view", "images"), ("name", name), ("last", last.as_str())];
-                html.raw("<p>").link(&query, "More").raw("</p>");
-            }
-            View::new(paged.page.repository, html)
-        }
-        Ok(None) => failed(StatusCode::NOT_FOUND, "Nothing is stored that is called so."),
-        Err(error) => failed(StatusCode::SERVICE_UNAVAILABLE, error),
+    let wanted = parameters.wanted(cache, caller, &mut Record::default());
+    let (repository, wanted) = wanted.map_err(|error| failed(error.answer().status, error))?;
+    let (wanted, _) = parameters.behind(wanted).map_err(|said| failed(StatusCode::BAD_REQUEST, said))?;
+    let paged = cache.operate.image(&repository, wanted).await.map_err(unavailable)?;
+    let paged = paged.ok_or_else(|| failed(StatusCode::NOT_FOUND, "Nothing is stored that is called so."))?;
+    let mut html = images(&paged.page, asked);
+    if let (Some(last), Some(name)) = (&paged.next, parameters.get("name")) {
+        let query = [("view", "images"), ("name", name), ("last", last.as_str())];
+        html.raw("<p>").link(&query, "More").raw("</p>");
     }
+    Ok(View::new(paged.page.repository, html))
 }
 
 fn images(report: &ImageReport, asked: &Asked<'_>) -> Html {
