@@ -19,7 +19,7 @@ use crate::format::{self, FORMAT, IS_KNOWN};
 use crate::item::{self, Item};
 
 /// What came of a deletion under a condition.
-pub(crate) enum Deleted {
+pub(crate) enum Deletion {
     Done,
     /// There is no such item.
     Absent,
@@ -151,7 +151,7 @@ impl DynamoLedger {
 
     /// Deletes an item in which `name` is `seen`. A time of use may also be earlier, because that of a manifest is in two
     /// items, or be absent: an earlier version wrote none.
-    pub(crate) async fn delete(&self, key: Item, name: &str, seen: u64) -> Result<Deleted, StoreError> {
+    pub(crate) async fn delete(&self, key: Item, name: &str, seen: u64) -> Result<Deletion, StoreError> {
         let condition = if name == item::USED_AT {
             "attribute_exists(#pk) AND (attribute_not_exists(#seen) OR #seen <= :seen)"
         } else {
@@ -170,10 +170,10 @@ impl DynamoLedger {
             .expression_attribute_values(":seen", item::number(seen))
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
         match delete.send().await {
-            Ok(_) => Ok(Deleted::Done),
+            Ok(_) => Ok(Deletion::Done),
             Err(error) => match error.as_service_error() {
                 Some(DeleteItemError::ConditionalCheckFailedException(failed)) => {
-                    Ok(if failed.item().is_some() { Deleted::Differs } else { Deleted::Absent })
+                    Ok(if failed.item().is_some() { Deletion::Differs } else { Deletion::Absent })
                 }
                 _ => Err(store_error("DeleteItem", error)),
             },

@@ -19,7 +19,7 @@ use stopover::values::time::{Clock, Timestamp};
 
 use crate::S3Blobs;
 use crate::batch::{BATCH_ITEMS, BATCH_KEYS};
-use crate::conditional::Deleted;
+use crate::conditional::Deletion;
 use crate::failure::store_error;
 use crate::format;
 use crate::item::{self, Item, Kind, Placed};
@@ -322,11 +322,11 @@ impl Ledger for DynamoLedger {
             Entry::Manifest(StoredManifest { repository, digest, used_at, .. }) => {
                 // A use that is noted after this finds no item, and then none of the manifest or a new one.
                 let noted = self.delete(item::use_key(repository, digest), item::USED_AT, used_at.0).await?;
-                if matches!(noted, Deleted::Differs) {
+                if matches!(noted, Deletion::Differs) {
                     return Ok(false);
                 }
                 let stored = self.delete(item::manifest_key(repository, digest), item::USED_AT, used_at.0).await?;
-                return Ok(matches!((stored, noted), (Deleted::Done, _) | (Deleted::Absent, Deleted::Done)));
+                return Ok(matches!((stored, noted), (Deletion::Done, _) | (Deletion::Absent, Deletion::Done)));
             }
             Entry::Holding { repository, record } => (HoldingKey(repository).item(), item::VERSION, record.version),
             Entry::Membership { repository, digest, used_at, .. } => {
@@ -338,6 +338,6 @@ impl Ledger for DynamoLedger {
             Entry::Standing { repository, until } => (item::standing_key(repository), item::EXPIRES_AT, until.0),
             Entry::Blob { digest, record } => (digest.item(), item::VERSION, record.version),
         };
-        Ok(matches!(self.delete(key, name, seen).await?, Deleted::Done))
+        Ok(matches!(self.delete(key, name, seen).await?, Deletion::Done))
     }
 }
