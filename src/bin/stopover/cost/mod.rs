@@ -1,6 +1,8 @@
 //! `stopover cost`: what a deployment on AWS costs in a month. Arithmetic: counts of calls ([`counted`]) times list prices
 //! ([`prices`]), with a few assumptions, which it names.
 
+#![expect(clippy::cast_precision_loss, reason = "a bill is rounded more than that")]
+
 mod counted;
 mod prices;
 
@@ -85,7 +87,7 @@ struct Usage(BTreeMap<Item, f64>);
 impl Usage {
     fn of(counted: &Counted) -> Self {
         let charged = |(operation, count): &(&str, u32)| Some((Item::of_operation(operation)?, f64::from(*count)));
-        let units = [(Item::Reads, float(counted.half_reads) / 2.0), (Item::Writes, float(counted.writes))];
+        let units = [(Item::Reads, counted.half_reads as f64 / 2.0), (Item::Writes, counted.writes as f64)];
         Self::default().and(counted.calls.iter().filter_map(charged).chain(units))
     }
 
@@ -124,7 +126,7 @@ impl Usage {
         };
         let counted = |counted: &Counted| {
             let calls: BTreeMap<&str, u32> = counted.calls.iter().copied().collect();
-            let (reads, writes) = (float(counted.half_reads) / 2.0, counted.writes);
+            let (reads, writes) = (counted.half_reads as f64 / 2.0, counted.writes);
             json!({ "request": counted.kind, "calls": calls, "read_units": reads, "write_units": writes })
         };
         json!({
@@ -146,11 +148,6 @@ impl Usage {
         let share = (number - few) / (many - few);
         Self::of(at_few).times(1.0 - share).plus(&Self::of(at_many).times(share))
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a bill is rounded more than that")]
-fn float(number: usize) -> f64 {
-    number as f64
 }
 
 /// What one fill costs: its message, its time, and the requests that store the blob.
@@ -180,14 +177,12 @@ impl CostArguments {
         self.as_text(&usage)
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "a bill is rounded more than that")]
     fn usage(&self) -> Usage {
         let (cold, warm) = (self.pull(true).times(self.cold as f64), self.pull(false).times(self.warm as f64));
         self.idle().plus(&cold).plus(&warm)
     }
 
     /// Without any pull.
-    #[expect(clippy::cast_precision_loss, reason = "a bill is rounded more than that")]
     fn idle(&self) -> Usage {
         Usage::default().and([
             (Item::Storage, self.stored as f64 / 1e9),
@@ -201,7 +196,6 @@ impl CostArguments {
 
     /// As containerd pulls: HEAD of the tag, the index, the manifest, and the blobs. New instances remember nothing, so
     /// this is the most that it asks for.
-    #[expect(clippy::cast_precision_loss, reason = "a bill is rounded more than that")]
     fn pull(&self, cold: bool) -> Usage {
         let (layers, blobs) = (f64::from(self.layers), f64::from(self.layers) + 1.0);
         let front = Usage::front(ACCESS_LOG_BYTES + if cold { COLD_LOG_BYTES } else { 0.0 });
