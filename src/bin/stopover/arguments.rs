@@ -162,20 +162,11 @@ pub(crate) enum Command {
         asked: ServerArguments,
     },
     /// Show what a cache does: its upstreams and their quotas, its fills, what it has saved; ends with 1 if it is not ready
-    Status {
-        #[command(flatten)]
-        asked: ServerArguments,
-    },
+    Status(ServerArguments),
     /// Ask a cache whether it is ready, as probes of containers do; ends with 1 if it is not
-    Health {
-        #[command(flatten)]
-        asked: ServerArguments,
-    },
+    Health(ServerArguments),
     /// Show what has failed lately, why, and what to do about it
-    Events {
-        #[command(flatten)]
-        asked: ServerArguments,
-    },
+    Events(ServerArguments),
     /// List what is in the cache: repositories, or the images of one
     Ls {
         /// A repository, an image, or what names begin with: docker.io/library/, ghcr.io [default: everything]
@@ -207,10 +198,7 @@ pub(crate) enum Command {
         asked: ServerArguments,
     },
     /// Show how much is left of each upstream's quota
-    Quota {
-        #[command(flatten)]
-        asked: ServerArguments,
-    },
+    Quota(ServerArguments),
     /// Show the fills that are under way, and those that were given up with the reason
     Fills {
         #[command(subcommand)]
@@ -266,10 +254,7 @@ pub(crate) enum Command {
         helper: Helper,
     },
     /// Answer the kubelet, as an image credential provider (v1)
-    KubeletCredentialProvider {
-        #[command(flatten)]
-        helper: Helper,
-    },
+    KubeletCredentialProvider(Helper),
     /// Begin a configuration, or look at it
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -378,10 +363,7 @@ pub(crate) enum ConfigCommand {
         file: PathBuf,
     },
     /// Say whether the configuration can be used, and what it amounts to
-    Check {
-        #[command(flatten)]
-        installation: InstallationArguments,
-    },
+    Check(InstallationArguments),
 }
 
 impl From<RobotArguments> for RobotCommand {
