@@ -15,7 +15,6 @@ use stopover::operate::report::Bytes;
 use stopover::values::time::Timestamp;
 
 use super::Client;
-use super::robots::date;
 use super::table::{Table, table, width};
 use crate::output::lines;
 
@@ -289,7 +288,7 @@ fn shared(bytes: Option<u64>) -> String {
 }
 
 fn day(at: Option<u64>) -> String {
-    at.filter(|at| *at > 0).map_or_else(|| "not known".into(), |at| date(Timestamp(at)).to_string())
+    at.filter(|at| *at > 0).map_or_else(|| "not known".into(), |at| Timestamp(at).date().to_string())
 }
 
 fn expires(image: &TaggedImage, is_partial: bool) -> String {
