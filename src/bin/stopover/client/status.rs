@@ -57,7 +57,7 @@ fn readiness(health: &Health) -> anyhow::Result<()> {
 fn told(event: &EventReport) -> String {
     let kind = serde_json::to_value(event.kind).ok().and_then(|kind| Some(kind.as_str()?.replace('_', " ")));
     let mut line = format!("{}  {}", Timestamp(event.at).date(), kind.unwrap_or_default());
-    for place in event.repository.iter().chain(event.upstream.iter().filter(|_| event.repository.is_none())) {
+    if let Some(place) = event.repository.as_ref().or(event.upstream.as_ref()) {
         let _ = write!(line, "  {place}");
     }
     if let Some(digest) = &event.digest {
