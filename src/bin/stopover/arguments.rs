@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 use stopover::config::{Cold, Config, ConfigError, SecretReference};
-use stopover::identity::RobotName;
 use stopover::oci::UpstreamId;
 use stopover::operate::RobotCommand;
 use stopover::setup::Target;
@@ -209,7 +208,7 @@ pub(crate) enum Command {
     /// Manage robots: names with secrets that let machines in
     Robot {
         #[command(subcommand)]
-        command: RobotArguments,
+        command: RobotCommand,
         #[command(flatten)]
         asked: ServerArguments,
     },
@@ -319,31 +318,6 @@ pub(crate) enum FillsCommand {
 }
 
 #[derive(Subcommand)]
-pub(crate) enum RobotArguments {
-    /// Make a robot, and show its secret, this once
-    Add {
-        name: RobotName,
-        /// How long it is let in: 90d, 12h … [default: until it is removed]
-        #[arg(long, value_name = "DURATION")]
-        expires: Option<Span>,
-    },
-    /// Name all robots
-    List,
-    /// Give a robot a new secret, and show it, this once
-    Rotate {
-        name: RobotName,
-        /// How long the secret before is still taken [default: 1day]
-        #[arg(long, value_name = "DURATION")]
-        overlap: Option<Span>,
-        /// How long it is let in from now on: 90d, 12h … [default: as long as before]
-        #[arg(long, value_name = "DURATION")]
-        expires: Option<Span>,
-    },
-    /// Remove a robot
-    Remove { name: RobotName },
-}
-
-#[derive(Subcommand)]
 pub(crate) enum PolicyCommand {
     /// Say whether a principal may pull an image, and why; ends with 1 if not
     Explain {
@@ -364,15 +338,4 @@ pub(crate) enum ConfigCommand {
     },
     /// Say whether the configuration can be used, and what it amounts to
     Check(InstallationArguments),
-}
-
-impl From<RobotArguments> for RobotCommand {
-    fn from(arguments: RobotArguments) -> Self {
-        match arguments {
-            RobotArguments::Add { name, expires } => Self::Add { name, expires },
-            RobotArguments::List => Self::List,
-            RobotArguments::Rotate { name, overlap, expires } => Self::Rotate { name, overlap, expires },
-            RobotArguments::Remove { name } => Self::Remove { name },
-        }
-    }
 }

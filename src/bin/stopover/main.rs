@@ -98,7 +98,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Purge { image, asked } => ask(Asker::Operator, asked, async |client, _| client.purge(&image).await),
         Command::Robot { command, asked } => {
-            ask(Asker::Operator, asked, async |client, _| client.robots(&command.into()).await)
+            ask(Asker::Operator, asked, async |client, _| client.robots(&command).await)
         }
         Command::Policy(PolicyCommand::Explain { question, file }) => {
             let explanation = question.answer(&file.load(no_secrets)?)?;
