@@ -9,6 +9,7 @@ mod prices;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use indicatif::HumanCount;
 use serde_json::{Value, json};
 
 use self::counted::Counted;
@@ -221,8 +222,8 @@ impl CostArguments {
     fn as_text(&self, usage: &Usage) -> anyhow::Result<String> {
         let mut text = format!(
             "A month of {} cold and {} warm pulls{} of an image of {} layers and {} MB, with {} GB stored:\n\n",
-            grouped(self.cold),
-            grouped(self.warm),
+            HumanCount(self.cold),
+            HumanCount(self.warm),
             if self.login { ", each with a login," } else { "" },
             self.layers,
             self.size / 1_000_000,
@@ -232,7 +233,7 @@ impl CostArguments {
             let (price, dollars) = (item.price(), item.dollars(*units));
             let mark = if price.read_at_aws { "" } else { " *" };
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "units are not negative")]
-            let units = grouped(units.ceil() as u64);
+            let units = HumanCount(units.ceil() as u64).to_string();
             writeln!(text, "{:<16}{units:>14} {:<24}{dollars:>10.2}{mark}", price.service, price.unit)?;
         }
         writeln!(text, "{:<55}{:>10.2}\n", "Dollars", usage.dollars())?;
@@ -253,19 +254,6 @@ impl CostArguments {
     }
 }
 
-/// Digits in groups of three.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut grouped = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
-    grouped
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -277,13 +265,6 @@ mod tests {
         }
         for text in ["", "M", "-1", "1Mi", "nan", "inf", "1e30", "9999P", "1 M", "1MM"] {
             assert!(amount(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn numbers_are_grouped_by_three_digits() {
-        for (number, expected) in [(0, "0"), (999, "999"), (1000, "1,000"), (28_000_000, "28,000,000")] {
-            assert_eq!(grouped(number), expected);
         }
     }
 
