@@ -92,7 +92,8 @@ impl Digest {
     }
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+/// The lower-case hexadecimal digits of bytes.
+pub fn hexadecimal(bytes: &[u8]) -> String {
     bytes
         .iter()
         .flat_map(|byte| [byte >> 4, byte & 15])

@@ -15,7 +15,7 @@ mod range;
 mod reference;
 mod request;
 
-pub use digest::{Algorithm, Digest, Hasher, InvalidDigest};
+pub use digest::{Algorithm, Digest, Hasher, InvalidDigest, hexadecimal};
 pub use error_code::ErrorCode;
 pub use lists::{Descriptors, Selected, Tags, UnsortedTags};
 pub use manifest::{Child, Descriptor, InvalidManifest, MAX_MANIFEST_BYTES, MAX_NAMED, Manifest, MediaType};

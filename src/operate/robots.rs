@@ -18,33 +18,34 @@ const OVERLAP: Duration = Duration::from_hours(24);
 /// The longest life of a robot that expires, and the longest overlap: more than that is a mistake, or means "never".
 const LONGEST: (Duration, Duration) = (Duration::from_hours(10 * 366 * 24), Duration::from_hours(90 * 24));
 
-/// A command of an operator: the body of `POST /_stopover/robots`, and the event of the filler function.
+/// A command of an operator: the body of `POST /_stopover/robots`, the event of the filler function, and what follows
+/// `stopover robot`, whose help has these words.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "local", derive(clap::Subcommand))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[expect(missing_docs, reason = "the help says nothing of a name")]
 pub enum RobotCommand {
-    /// Lists all robots.
-    List,
-    /// Creates a robot.
+    /// Make a robot, and show its secret, this once
     Add {
-        /// The name of the new robot.
         name: RobotName,
-        /// How long it may log in; absent: until it is removed.
+        /// How long it is let in: 90d, 12h … [default: until it is removed]
+        #[cfg_attr(feature = "local", arg(long, value_name = "DURATION"))]
         expires: Option<Span>,
     },
-    /// Gives a robot a new secret.
+    /// Name all robots
+    List,
+    /// Give a robot a new secret, and show it, this once
     Rotate {
-        /// The name of the robot.
         name: RobotName,
-        /// How long the old secret is still accepted; absent: for a day.
+        /// How long the secret before is still taken [default: 1day]
+        #[cfg_attr(feature = "local", arg(long, value_name = "DURATION"))]
         overlap: Option<Span>,
-        /// How long the robot may log in from now on; absent: as long as before.
+        /// How long it is let in from now on: 90d, 12h … [default: as long as before]
+        #[cfg_attr(feature = "local", arg(long, value_name = "DURATION"))]
         expires: Option<Span>,
     },
-    /// Removes a robot.
-    Remove {
-        /// The name of the robot.
-        name: RobotName,
-    },
+    /// Remove a robot
+    Remove { name: RobotName },
 }
 
 /// The answer to a [`RobotCommand`].

@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct Timestamp(pub u64);
 
+/// The end of the year 9999: the last time that has a date (RFC 3339, section 1).
+const LAST: u64 = 253_402_300_799;
+
 /// How far ahead of this clock that of another process may be.
 const SKEW: Duration = Duration::from_secs(10);
 
@@ -36,6 +39,11 @@ impl Timestamp {
     /// How long until this time, seen from `now`; zero once it has passed.
     pub fn after(self, now: Self) -> Duration {
         Duration::from_secs(self.0.saturating_sub(now.0))
+    }
+
+    /// This time for people to read.
+    pub fn date(self) -> humantime::Rfc3339Timestamp {
+        humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_secs(self.0.min(LAST)))
     }
 }
 

@@ -278,10 +278,7 @@ async fn each_kind_of_request_asks_aws_for_no_more_than_its_budget() -> Result<(
         }
     }
     ensure!(differences.is_empty(), "not as src/bin/stopover/cost/counted.rs has it:\n{differences}");
-    ensure!(
-        books.entries.iter().map(|(budget, _)| budget).eq(&counted::ALL),
-        "counted in another order, or not at all"
-    );
+    ensure!(books.entries.iter().map(|(budget, _)| budget).eq(counted::ALL), "counted in another order, or not at all");
     document::check(document::COSTS, "What AWS is asked for each request", &table(&books.entries)?)?;
     of_the_program(&books.entries).await
 }

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 use stopover::config::{Cold, Config, ConfigError, SecretReference};
-use stopover::identity::RobotName;
 use stopover::oci::UpstreamId;
 use stopover::operate::RobotCommand;
 use stopover::setup::Target;
@@ -162,20 +161,11 @@ pub(crate) enum Command {
         asked: ServerArguments,
     },
     /// Show what a cache does: its upstreams and their quotas, its fills, what it has saved; ends with 1 if it is not ready
-    Status {
-        #[command(flatten)]
-        asked: ServerArguments,
-    },
+    Status(ServerArguments),
     /// Ask a cache whether it is ready, as probes of containers do; ends with 1 if it is not
-    Health {
-        #[command(flatten)]
-        asked: ServerArguments,
-    },
+    Health(ServerArguments),
     /// Show what has failed lately, why, and what to do about it
-    Events {
-        #[command(flatten)]
-        asked: ServerArguments,
-    },
+    Events(ServerArguments),
     /// List what is in the cache: repositories, or the images of one
     Ls {
         /// A repository, an image, or what names begin with: docker.io/library/, ghcr.io [default: everything]
@@ -207,10 +197,7 @@ pub(crate) enum Command {
         asked: ServerArguments,
     },
     /// Show how much is left of each upstream's quota
-    Quota {
-        #[command(flatten)]
-        asked: ServerArguments,
-    },
+    Quota(ServerArguments),
     /// Show the fills that are under way, and those that were given up with the reason
     Fills {
         #[command(subcommand)]
@@ -221,7 +208,7 @@ pub(crate) enum Command {
     /// Manage robots: names with secrets that let machines in
     Robot {
         #[command(subcommand)]
-        command: RobotArguments,
+        command: RobotCommand,
         #[command(flatten)]
         asked: ServerArguments,
     },
@@ -266,10 +253,7 @@ pub(crate) enum Command {
         helper: Helper,
     },
     /// Answer the kubelet, as an image credential provider (v1)
-    KubeletCredentialProvider {
-        #[command(flatten)]
-        helper: Helper,
-    },
+    KubeletCredentialProvider(Helper),
     /// Begin a configuration, or look at it
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -334,31 +318,6 @@ pub(crate) enum FillsCommand {
 }
 
 #[derive(Subcommand)]
-pub(crate) enum RobotArguments {
-    /// Make a robot, and show its secret, this once
-    Add {
-        name: RobotName,
-        /// How long it is let in: 90d, 12h … [default: until it is removed]
-        #[arg(long, value_name = "DURATION")]
-        expires: Option<Span>,
-    },
-    /// Name all robots
-    List,
-    /// Give a robot a new secret, and show it, this once
-    Rotate {
-        name: RobotName,
-        /// How long the secret before is still taken [default: 1day]
-        #[arg(long, value_name = "DURATION")]
-        overlap: Option<Span>,
-        /// How long it is let in from now on: 90d, 12h … [default: as long as before]
-        #[arg(long, value_name = "DURATION")]
-        expires: Option<Span>,
-    },
-    /// Remove a robot
-    Remove { name: RobotName },
-}
-
-#[derive(Subcommand)]
 pub(crate) enum PolicyCommand {
     /// Say whether a principal may pull an image, and why; ends with 1 if not
     Explain {
@@ -378,19 +337,5 @@ pub(crate) enum ConfigCommand {
         file: PathBuf,
     },
     /// Say whether the configuration can be used, and what it amounts to
-    Check {
-        #[command(flatten)]
-        installation: InstallationArguments,
-    },
-}
-
-impl From<RobotArguments> for RobotCommand {
-    fn from(arguments: RobotArguments) -> Self {
-        match arguments {
-            RobotArguments::Add { name, expires } => Self::Add { name, expires },
-            RobotArguments::List => Self::List,
-            RobotArguments::Rotate { name, overlap, expires } => Self::Rotate { name, overlap, expires },
-            RobotArguments::Remove { name } => Self::Remove { name },
-        }
-    }
+    Check(InstallationArguments),
 }

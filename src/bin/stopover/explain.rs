@@ -80,7 +80,8 @@ impl ExplainArguments {
             }
             repository => repository.context("nobody can pull that")?,
         };
-        let private = upstreams.get(&repository)?.config().is_private();
+        let settings = upstreams.get(&repository)?.config();
+        let private = settings.is_private();
         let access = config.access();
         // Only AWS knows which accounts belong to the organization.
         let mut member_of = None;
@@ -98,17 +99,13 @@ impl ExplainArguments {
             ),
             None => format!("{principal} pulls {repository}: {decision}\n"),
         };
-        let decisive = match decision {
-            Decision::Rule(rule) => Some(rule),
-            Decision::Public | Decision::Private => None,
-        };
         if let Some(organization) = member_of.filter(|_| not_let_in.is_none()) {
             writeln!(
                 text,
                 "as long as its account belongs to the organisation {organization}; otherwise it is not let in"
             )?;
         }
-        for rule in access.policy.0.iter().take_while(|rule| Some(*rule) != decisive) {
+        for rule in access.policy.0.iter().take_while(|rule| decision != Decision::Rule(rule)) {
             match rule.other_than(&principal, from.address, &repository) {
                 Some("claims") => writeln!(text, "{} is not about it: {}", rule.name, other_claims(rule, &principal))?,
                 key => {
@@ -117,7 +114,6 @@ impl ExplainArguments {
             }
         }
         let upstream = &repository.upstream;
-        let settings = upstreams.get(&repository)?.config();
         let why = match (private, settings.credentials.is_some()) {
             (true, _) if settings.public == Some(false) => "private: `public = false` says so".into(),
             (true, _) => format!("private: {upstream} shows it to us because of who we are there"),

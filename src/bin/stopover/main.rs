@@ -69,16 +69,16 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(arguments) => start(&arguments),
         Command::DockerCredential { action, helper } => block_on(helper.answer_docker(action)),
-        Command::KubeletCredentialProvider { helper } => block_on(helper.answer_kubelet()),
+        Command::KubeletCredentialProvider(helper) => block_on(helper.answer_kubelet()),
         Command::Config(ConfigCommand::Init { file }) => {
             manual::begin_configuration(&file)?;
             print(&format!("{} is written: every key with its default\n", file.display()))
         }
-        Command::Config(ConfigCommand::Check { installation }) => check(&installation),
-        Command::Quota { asked } => ask(Asker::Anyone, asked, async |client, _| client.quota().await),
-        Command::Status { asked } => ask(Asker::Anyone, asked, async |client, _| client.status().await),
-        Command::Health { asked } => ask(Asker::Anyone, asked, async |client, _| client.health().await),
-        Command::Events { asked } => ask(Asker::Anyone, asked, async |client, _| client.events().await),
+        Command::Config(ConfigCommand::Check(installation)) => check(&installation),
+        Command::Quota(asked) => ask(Asker::Anyone, asked, async |client, _| client.quota().await),
+        Command::Status(asked) => ask(Asker::Anyone, asked, async |client, _| client.status().await),
+        Command::Health(asked) => ask(Asker::Anyone, asked, async |client, _| client.health().await),
+        Command::Events(asked) => ask(Asker::Anyone, asked, async |client, _| client.events().await),
         Command::Ls { what, shown, asked } => {
             ask(Asker::Anyone, asked, async |client, _| client.list_stored(what.as_deref(), &shown).await)
         }
@@ -98,7 +98,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Purge { image, asked } => ask(Asker::Operator, asked, async |client, _| client.purge(&image).await),
         Command::Robot { command, asked } => {
-            ask(Asker::Operator, asked, async |client, _| client.robots(&command.into()).await)
+            ask(Asker::Operator, asked, async |client, _| client.robots(&command).await)
         }
         Command::Policy(PolicyCommand::Explain { question, file }) => {
             let explanation = question.answer(&file.load(no_secrets)?)?;

@@ -9,7 +9,6 @@ mod risks;
 mod setup;
 
 use std::sync::{Arc, LazyLock};
-use std::time::{Duration, UNIX_EPOCH};
 
 use axum::Router;
 use axum::body::Body;
@@ -34,6 +33,7 @@ use crate::cache::Cache;
 use crate::errors::AccessError;
 use crate::identity::Principal;
 use crate::oci::{Algorithm, Digest};
+use crate::values::time::Timestamp;
 use html::Html;
 
 /// The style of all views. Colours follow the settings of the browser.
@@ -218,11 +218,8 @@ fn sentence(said: impl std::fmt::Display) -> Html {
     html
 }
 
-/// The last second of the year 9999, behind which there is no notation.
-const LAST: u64 = 253_402_300_799;
-
 /// A time for people to read, to the minute.
 fn date(at: u64) -> String {
-    let second = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(at.min(LAST))).to_string();
+    let second = Timestamp(at).date().to_string();
     format!("{} UTC", second.replace('T', " ").chars().take(16).collect::<String>())
 }

@@ -1,9 +1,6 @@
 //! `stopover robot …`.
 
-use std::time::{Duration, UNIX_EPOCH};
-
 use stopover::operate::{RobotAnswer, RobotCommand, RobotStatus};
-use stopover::values::time::Timestamp;
 
 use super::Client;
 
@@ -24,7 +21,7 @@ fn told(answer: &RobotAnswer) -> String {
                 format!(
                     "The secret before is taken until {}. To end that at once, rotate again with --overlap 0s: that \
                      makes another secret, and neither of these is taken any more.\n",
-                    date(until)
+                    until.date()
                 )
             });
             format!(
@@ -43,15 +40,7 @@ fn told(answer: &RobotAnswer) -> String {
 fn line(robot: &RobotStatus) -> String {
     let RobotStatus { name, created_at, expires_at, expired, replaced_until } = robot;
     let verb = if *expired { "expired" } else { "expires" };
-    let expires = expires_at.map_or_else(|| "never expires".into(), |at| format!("{verb} {}", date(at)));
-    let replaced = replaced_until.map(|until| format!(", its secret before is taken until {}", date(until)));
-    format!("{name}: made {}, {expires}{}\n", date(*created_at), replaced.unwrap_or_default())
-}
-
-/// The end of the year 9999: the last time that has a date (RFC 3339, section 1).
-const LAST: u64 = 253_402_300_799;
-
-/// A time for people to read.
-pub(super) fn date(at: Timestamp) -> humantime::Rfc3339Timestamp {
-    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(at.0.min(LAST)))
+    let expires = expires_at.map_or_else(|| "never expires".into(), |at| format!("{verb} {}", at.date()));
+    let replaced = replaced_until.map(|until| format!(", its secret before is taken until {}", until.date()));
+    format!("{name}: made {}, {expires}{}\n", created_at.date(), replaced.unwrap_or_default())
 }

@@ -9,7 +9,6 @@ use stopover::operate::report::Bytes;
 use stopover::operate::status::{Counts, EventReport, EventsReport, StatusReport, UpstreamStatus};
 use stopover::values::time::{Timestamp, written};
 
-use super::robots::date;
 use super::table::{table, width};
 use super::{Client, said};
 
@@ -57,15 +56,15 @@ fn readiness(health: &Health) -> anyhow::Result<()> {
 /// One event, with why it happened and what to do.
 fn told(event: &EventReport) -> String {
     let kind = serde_json::to_value(event.kind).ok().and_then(|kind| Some(kind.as_str()?.replace('_', " ")));
-    let mut line = format!("{}  {}", date(Timestamp(event.at)), kind.unwrap_or_default());
-    for place in event.repository.iter().chain(event.upstream.iter().filter(|_| event.repository.is_none())) {
+    let mut line = format!("{}  {}", Timestamp(event.at).date(), kind.unwrap_or_default());
+    if let Some(place) = event.repository.as_ref().or(event.upstream.as_ref()) {
         let _ = write!(line, "  {place}");
     }
     if let Some(digest) = &event.digest {
         let _ = write!(line, "@{digest}");
     }
     if event.times > 1 {
-        let _ = write!(line, "  {} times since {}", event.times, date(Timestamp(event.first_at)));
+        let _ = write!(line, "  {} times since {}", event.times, Timestamp(event.first_at).date());
     }
     format!("{line}\n  why: {}\n  do:  {}\n", event.reason, event.advice)
 }
@@ -116,7 +115,7 @@ fn describe(status: &StatusReport, width: Option<usize>) -> String {
         text.push('\n');
     }
     if let Some(swept) = &status.last_sweep {
-        let at = date(swept.at);
+        let at = swept.at.date();
         let _ = writeln!(
             text,
             "stored    {} at the last sweep, {at}, which freed {}",

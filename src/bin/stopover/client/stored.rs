@@ -13,9 +13,9 @@ use serde_json::json;
 use stopover::operate::images::{ImageReport, ImagesReport, PlatformReport, RepositoryReport, TaggedImage};
 use stopover::operate::report::Bytes;
 use stopover::values::time::Timestamp;
+use url::form_urlencoded::Serializer;
 
 use super::Client;
-use super::robots::date;
 use super::table::{Table, table, width};
 use crate::output::lines;
 
@@ -171,9 +171,8 @@ impl Client {
 /// The path and query of a question.
 fn query(of: &str, parameters: &[(&str, Option<&str>)]) -> String {
     // A plus stands for itself in the cache's queries, and a space is in no name.
-    let escape = |text: &str| url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
-    let given = parameters.iter().filter_map(|(name, value)| Some(format!("{name}={}", escape((*value)?))));
-    format!("/_stopover/{of}?{}", given.collect::<Vec<_>>().join("&"))
+    let given = parameters.iter().filter_map(|(name, value)| Some((name, (*value)?)));
+    format!("/_stopover/{of}?{}", Serializer::new(String::new()).extend_pairs(given).finish())
 }
 
 /// Says beside the results that they may not be all.
@@ -289,7 +288,7 @@ fn shared(bytes: Option<u64>) -> String {
 }
 
 fn day(at: Option<u64>) -> String {
-    at.filter(|at| *at > 0).map_or_else(|| "not known".into(), |at| date(Timestamp(at)).to_string())
+    at.filter(|at| *at > 0).map_or_else(|| "not known".into(), |at| Timestamp(at).date().to_string())
 }
 
 fn expires(image: &TaggedImage, is_partial: bool) -> String {

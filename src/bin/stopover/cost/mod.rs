@@ -1,12 +1,15 @@
 //! `stopover cost`: what a deployment on AWS costs in a month. Arithmetic: counts of calls ([`counted`]) times list prices
 //! ([`prices`]), with a few assumptions, which it names.
 
+#![expect(clippy::cast_precision_loss, reason = "a bill is rounded more than that")]
+
 mod counted;
 mod prices;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use indicatif::HumanCount;
 use serde_json::{Value, json};
 
 use self::counted::Counted;
@@ -85,7 +88,7 @@ struct Usage(BTreeMap<Item, f64>);
 impl Usage {
     fn of(counted: &Counted) -> Self {
         let charged = |(operation, count): &(&str, u32)| Some((Item::of_operation(operation)?, f64::from(*count)));
-        let units = [(Item::Reads, float(counted.half_reads) / 2.0), (Item::Writes, float(counted.writes))];
+        let units = [(Item::Reads, counted.half_reads as f64 / 2.0), (Item::Writes, counted.writes as f64)];
         Self::default().and(counted.calls.iter().filter_map(charged).chain(units))
     }
 
@@ -124,7 +127,7 @@ impl Usage {
         };
         let counted = |counted: &Counted| {
             let calls: BTreeMap<&str, u32> = counted.calls.iter().copied().collect();
-            let (reads, writes) = (float(counted.half_reads) / 2.0, counted.writes);
+            let (reads, writes) = (counted.half_reads as f64 / 2.0, counted.writes);
             json!({ "request": counted.kind, "calls": calls, "read_units": reads, "write_units": writes })
         };
         json!({
@@ -146,11 +149,6 @@ impl Usage {
         let share = (number - few) / (many - few);
         Self::of(at_few).times(1.0 - share).plus(&Self::of(at_many).times(share))
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a bill is rounded more than that")]
-fn float(number: usize) -> f64 {
-    number as f64
 }
 
 /// What one fill costs: its message, its time, and the requests that store the blob.
@@ -180,14 +178,12 @@ impl CostArguments {
         self.as_text(&usage)
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "a bill is rounded more than that")]
     fn usage(&self) -> Usage {
         let (cold, warm) = (self.pull(true).times(self.cold as f64), self.pull(false).times(self.warm as f64));
         self.idle().plus(&cold).plus(&warm)
     }
 
     /// Without any pull.
-    #[expect(clippy::cast_precision_loss, reason = "a bill is rounded more than that")]
     fn idle(&self) -> Usage {
         Usage::default().and([
             (Item::Storage, self.stored as f64 / 1e9),
@@ -201,7 +197,6 @@ impl CostArguments {
 
     /// As containerd pulls: HEAD of the tag, the index, the manifest, and the blobs. New instances remember nothing, so
     /// this is the most that it asks for.
-    #[expect(clippy::cast_precision_loss, reason = "a bill is rounded more than that")]
     fn pull(&self, cold: bool) -> Usage {
         let (layers, blobs) = (f64::from(self.layers), f64::from(self.layers) + 1.0);
         let front = Usage::front(ACCESS_LOG_BYTES + if cold { COLD_LOG_BYTES } else { 0.0 });
@@ -227,8 +222,8 @@ impl CostArguments {
     fn as_text(&self, usage: &Usage) -> anyhow::Result<String> {
         let mut text = format!(
             "A month of {} cold and {} warm pulls{} of an image of {} layers and {} MB, with {} GB stored:\n\n",
-            grouped(self.cold),
-            grouped(self.warm),
+            HumanCount(self.cold),
+            HumanCount(self.warm),
             if self.login { ", each with a login," } else { "" },
             self.layers,
             self.size / 1_000_000,
@@ -238,7 +233,7 @@ impl CostArguments {
             let (price, dollars) = (item.price(), item.dollars(*units));
             let mark = if price.read_at_aws { "" } else { " *" };
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "units are not negative")]
-            let units = grouped(units.ceil() as u64);
+            let units = HumanCount(units.ceil() as u64).to_string();
             writeln!(text, "{:<16}{units:>14} {:<24}{dollars:>10.2}{mark}", price.service, price.unit)?;
         }
         writeln!(text, "{:<55}{:>10.2}\n", "Dollars", usage.dollars())?;
@@ -259,19 +254,6 @@ impl CostArguments {
     }
 }
 
-/// Digits in groups of three.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut grouped = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
-    grouped
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -283,13 +265,6 @@ mod tests {
         }
         for text in ["", "M", "-1", "1Mi", "nan", "inf", "1e30", "9999P", "1 M", "1MM"] {
             assert!(amount(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn numbers_are_grouped_by_three_digits() {
-        for (number, expected) in [(0, "0"), (999, "999"), (1000, "1,000"), (28_000_000, "28,000,000")] {
-            assert_eq!(grouped(number), expected);
         }
     }
 

@@ -4,11 +4,9 @@ use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum as _;
 use regex_lite::Regex;
 use serde_json::Value;
 use stopover::config::DEFAULT_UPSTREAM;
-use stopover::oci::UpstreamId;
 use stopover::values::pattern::Pattern;
 
 use super::installed::{Version, is_installed};
@@ -44,8 +42,7 @@ impl Files<'_> {
             }
         };
         found.unwrap_or_else(|what| {
-            let name = client.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
-            let upstream = self.upstream_option();
+            let (name, upstream) = (client.name(), self.upstream_option());
             let fix = format!("stopover setup {name} --server {}{upstream} prints what is missing", self.server);
             Verdict::Bad(Problem::new(what, fix))
         })
@@ -61,14 +58,9 @@ impl Files<'_> {
         self.sample.id.as_ref().map_or_else(String::new, |id| format!(" --upstream {id}"))
     }
 
-    /// The name of the upstream at the cache.
-    pub(super) fn id(&self) -> &str {
-        self.sample.id.as_ref().map_or(&self.sample.upstream, UpstreamId::as_str)
-    }
-
     /// The sample's name for clients without a mirror.
     pub(super) fn through_cache(&self) -> String {
-        format!("{}/{}/{}", self.server.host(), self.id(), self.sample.path)
+        format!("{}/{}", self.server.host(), self.sample.at_cache())
     }
 
     /// A path below the root that is examined.

@@ -134,6 +134,11 @@ impl Sample {
         Ok(Self { text: text.to_owned(), request, name, reference, upstream, id, path, repository, places })
     }
 
+    /// The name of the sample's repository at the cache.
+    fn at_cache(&self) -> String {
+        format!("{}/{}", self.id.as_ref().map_or(self.upstream.as_str(), UpstreamId::as_str), self.path)
+    }
+
     /// Whether the cache has the sample's repository at the path of a request (`/v2/<name>/manifests/<reference>`, or
     /// another form that clients use). `namespace`: the client also names the registry with `?ns=`.
     fn is_at(&self, path: &str, namespace: bool) -> bool {
@@ -163,10 +168,10 @@ struct Report {
 
 impl Report {
     /// Takes a step on the way to the server and back. Once one has failed, the others are skipped.
-    async fn step(&mut self, name: &'static str, check: impl Future<Output = Verdict>) -> anyhow::Result<()> {
+    async fn step(&mut self, name: &'static str, check: impl Future<Output: Into<Verdict>>) -> anyhow::Result<()> {
         let verdict = match self.missing {
             Some(missing) => Verdict::Unknown(format!("needs: {missing}")),
-            None => shown(name, check).await,
+            None => shown(name, check).await.into(),
         };
         if matches!(verdict, Verdict::Bad(_)) {
             self.missing = Some(name);
@@ -215,7 +220,7 @@ impl Client {
         let clients = if named { examination.clients } else { installed::found() };
         let mut known = false;
         for &client in &clients {
-            let name = client.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+            let name = client.name();
             let unused = if named { None } else { files.unused(client) };
             let configured = unused.map_or_else(|| files.of(client), Verdict::Unknown);
             let step = format!("{name} pulls");

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use http::StatusCode;
-use stopover::oci::{Request, UpstreamId};
+use stopover::oci::Request;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 
@@ -59,14 +59,6 @@ struct Said {
     of_cache: Option<String>,
 }
 
-/// What the cache says of a tag that cannot exist.
-enum Missing {
-    /// A client has asked for it before.
-    Remembered,
-    /// This is the first request for it.
-    New,
-}
-
 impl Client {
     /// Has a client pull, and then asks the cache whether it was asked.
     pub(super) async fn goes_through(&self, client: Target, files: &Files<'_>) -> Verdict {
@@ -75,24 +67,20 @@ impl Client {
 
     async fn asked(&self, client: Target, files: &Files<'_>) -> Result<Verdict, String> {
         let commands = commands(client, files);
-        let command = commands.into_iter().find(|command| command.first().is_some_and(|program| is_installed(program)));
-        let [program, arguments @ ..] = &command.ok_or("no program that pulls with it is here")?[..] else {
-            return Err("no program that pulls with it is here".into());
-        };
+        let command = commands.into_iter().find(|(program, _)| is_installed(program));
+        let (program, arguments) = command.ok_or("no program that pulls with it is here")?;
         let sample = files.sample;
         let tag = |what: &str| format!("stopover-doctor-{what}{:016x}", fastrand::u64(..));
         let (asked, control) = (tag(""), tag("control-"));
         // Shows that upstream can be asked now, and at the end that the cache remembers long enough.
-        self.missing(sample, &control).await?;
+        self.remembers(sample, &control).await?;
         let image = format!("{}:{asked}", sample.repository);
-        let said = self.run(program, arguments, &image).await?;
-        match self.missing(sample, &asked).await? {
-            Missing::Remembered => return Ok(Verdict::Good(format!("{program} asked the cache for {image}"))),
-            Missing::New => {}
+        let said = self.run(program, &arguments, &image).await?;
+        if self.remembers(sample, &asked).await? {
+            return Ok(Verdict::Good(format!("{program} asked the cache for {image}")));
         }
-        match self.missing(sample, &control).await? {
-            Missing::New => return Err("this cache forgets missing tags at once (`missing` in stopover.toml)".into()),
-            Missing::Remembered => {}
+        if !self.remembers(sample, &control).await? {
+            return Err("this cache forgets missing tags at once (`missing` in stopover.toml)".into());
         }
         let problem = match said {
             Said { of_cache: Some(line), .. } => Problem::new(
@@ -110,18 +98,16 @@ impl Client {
         Ok(Verdict::Bad(problem))
     }
 
-    /// Asks the cache for a tag that cannot exist, in the sample's repository.
-    async fn missing(&self, sample: &Sample, tag: &str) -> Result<Missing, String> {
-        let upstream = sample.id.as_ref().map_or(sample.upstream.as_str(), UpstreamId::as_str);
-        let repository = format!("{upstream}/{}", sample.path);
+    /// Asks the cache for a tag that cannot exist, in the sample's repository: whether it was asked for it before.
+    async fn remembers(&self, sample: &Sample, tag: &str) -> Result<bool, String> {
+        let repository = sample.at_cache();
         let request = Request::image(&format!("{repository}:{tag}")).map_err(|error| error.to_string())?;
         let name = request.operation.name().ok_or("that is no image")?;
         let url = self.registry_url(&request, name, "manifests", tag);
         let answer =
             self.authorized(self.http.head(url)).send().await.map_err(|error| error.without_url().to_string())?;
         match (answer.status(), answer.headers().get("x-stopover")) {
-            (StatusCode::NOT_FOUND, Some(served)) if served == "hit" => Ok(Missing::Remembered),
-            (StatusCode::NOT_FOUND, Some(_)) => Ok(Missing::New),
+            (StatusCode::NOT_FOUND, Some(served)) => Ok(served == "hit"),
             (StatusCode::NOT_FOUND, None) => {
                 Err(format!("the cache has no {repository}: clients do not know names that only its rules give"))
             }
@@ -184,31 +170,32 @@ impl Client {
     }
 }
 
-/// How to pull images with a client, the best way first.
-fn commands(client: Target, files: &Files<'_>) -> Vec<Vec<String>> {
+/// How to pull images with a client, the best way first: programs and their arguments.
+fn commands(client: Target, files: &Files<'_>) -> Vec<(&'static str, Vec<String>)> {
     let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
     // Independent of crictl.yaml: a machine may have more than one runtime.
     let crictl = |socket: &str| {
         let endpoint = format!("unix://{socket}");
-        words(&["crictl", "--runtime-endpoint", &endpoint, "--image-endpoint", &endpoint, "pull"])
+        ("crictl", words(&["--runtime-endpoint", &endpoint, "--image-endpoint", &endpoint, "pull"]))
     };
     match client {
-        Target::Docker => vec![words(&["docker", "pull"])],
+        Target::Docker => vec![("docker", words(&["pull"]))],
         Target::Containerd => {
             // Without the option, nerdctl uses its own directory, and ctr none.
             let hosts = files.hosts_directory().map(|directory| directory.display().to_string());
             let hosts = hosts.as_deref().map_or_else(Vec::new, |directory| vec!["--hosts-dir", directory]);
             vec![
                 crictl(&files.containerd_socket()),
-                words(&[&["nerdctl", "pull"][..], &hosts].concat()),
-                words(&[&["ctr", "images", "pull"][..], &hosts].concat()),
+                ("nerdctl", words(&[&["pull"][..], &hosts].concat())),
+                ("ctr", words(&[&["images", "pull"][..], &hosts].concat())),
             ]
         }
         Target::CriO => vec![crictl("/var/run/crio/crio.sock")],
         Target::Podman => {
-            vec![words(&["podman", "pull"]), words(&["buildah", "pull"]), words(&["skopeo", "inspect", "--raw"])]
+            let pull = || words(&["pull"]);
+            vec![("podman", pull()), ("buildah", pull()), ("skopeo", words(&["inspect", "--raw"]))]
         }
-        Target::K3s => vec![words(&["k3s", "crictl", "pull"]), crictl("/run/k3s/containerd/containerd.sock")],
+        Target::K3s => vec![("k3s", words(&["crictl", "pull"])), crictl("/run/k3s/containerd/containerd.sock")],
         _ => Vec::new(),
     }
 }

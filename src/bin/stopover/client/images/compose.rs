@@ -169,7 +169,7 @@ fn environment(path: &Path, variable: &dyn Fn(&str) -> Option<String>) -> HashMa
 #[cfg(test)]
 mod tests {
     use super::super::read;
-    use super::super::tests::{images, parsed};
+    use super::super::tests::{images, parsed, shown};
     use super::*;
 
     #[test]
@@ -254,16 +254,9 @@ services:
         let path = write("compose.yaml", text);
         let surroundings = Surroundings { variable: &|_| None, platforms: &[], depth: 0 };
         let listed = read(&[path], &surroundings).unwrap();
-        let found: Vec<String> = listed
-            .images
-            .iter()
-            .map(|image| {
-                format!("{} {}", image.name, image.platform.as_ref().map_or(String::new(), ToString::to_string))
-            })
-            .collect();
         assert_eq!(
-            found,
-            ["acme/a:1.2 ", "acme/base:1 linux/s390x", "acme/base:1 linux/amd64", "acme/b:1-4 ", "acme/g:5 "]
+            shown(&listed),
+            ["acme/a:1.2 6", "acme/base:1 linux/s390x", "acme/base:1 linux/amd64", "acme/b:1-4 1", "acme/g:5 1"]
         );
         assert!(matches!(&listed.skipped[..], [one] if one.contains("oci://acme/stack")), "{:?}", listed.skipped);
         for (text, reason) in [

@@ -202,7 +202,7 @@ impl Instruction {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{images, parsed};
+    use super::super::tests::{images, parsed, shown};
     use super::*;
 
     #[test]
@@ -273,18 +273,9 @@ COPY --from=acme/${X} / /
         let platforms = ["linux/amd64", "linux/arm/v7"].map(|platform| platform.parse().unwrap());
         let mut listed = Listed::default();
         dockerfile(text, &platforms, &|_| None, 0, &mut listed);
-        let found: Vec<(&str, Option<String>)> = listed
-            .images
-            .iter()
-            .map(|image| (image.name.as_str(), image.platform.as_ref().map(ToString::to_string)))
-            .collect();
         assert_eq!(
-            found,
-            [
-                ("acme/base-linux:1-amd64", Some("linux/amd64".to_owned())),
-                ("acme/a:1", None),
-                ("acme/base-linux:1-armv7", Some("linux/arm/v7".to_owned())),
-            ]
+            shown(&listed),
+            ["acme/base-linux:1-amd64 3 linux/amd64", "acme/a:1 4", "acme/base-linux:1-armv7 3 linux/arm/v7"]
         );
         let this = Platform::of_this_machine().to_string();
         let expected = format!("acme/base:{} 1", this.split('/').nth(1).unwrap());

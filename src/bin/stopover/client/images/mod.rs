@@ -219,9 +219,13 @@ mod tests {
         Ok(listed)
     }
 
-    /// The images of a text, each with the number of its line and its platform.
+    /// The images of a text, as [`shown`].
     pub(super) fn images(file: &str, text: &str) -> Vec<String> {
-        let listed = parsed(file, text).unwrap();
+        shown(&parsed(file, text).unwrap())
+    }
+
+    /// The images, each with the number of its line and its platform.
+    pub(super) fn shown(listed: &Listed) -> Vec<String> {
         let image = |image: &Image| {
             let line = image.place.rsplit_once(':').map(|(_, line)| format!(" {line}"));
             let platform = image.platform.as_ref().map(|platform| format!(" {platform}"));

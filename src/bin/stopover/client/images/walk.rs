@@ -151,17 +151,9 @@ impl Walk<'_, '_> {
                 ("name", Key::Images) => Key::Images,
                 ("name", _) if text("kind") == Some("DockerImage") => Key::Image,
                 ("value" | "default" | "Default", _) if is_variable => Key::Maybe,
-                ("container", _) => {
-                    if has(&["runs-on"]) {
-                        Key::Image
-                    } else {
-                        Key::Images
-                    }
-                }
-                ("services", _) => {
-                    let bare = self.bare_services && has(&["image", "script", "stage", "stages"]);
-                    if bare { Key::Image } else { Key::Images }
-                }
+                ("container", _) if has(&["runs-on"]) => Key::Image,
+                ("services", _) if self.bare_services && has(&["image", "script", "stage", "stages"]) => Key::Image,
+                ("container" | "services", _) => Key::Images,
                 _ => match Key::of(name) {
                     Key::Image if is_built => Key::Other,
                     Key::Image if matches!(key, "variables" | "environment") => Key::Maybe,

@@ -1,17 +1,16 @@
 //! The password of an AWS identity: finds credentials where AWS puts them, and signs one request with them.
 
 use std::env;
-use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, bail, ensure};
-use hmac::{Hmac, KeyInit as _, Mac as _};
 use reqwest::redirect::Policy;
+use ring::hmac;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use sha2::{Digest as _, Sha256};
 use stopover::access::iam::SignedFields;
 use stopover::identity::partition::sts_host;
+use stopover::oci::{Algorithm, Digest, hexadecimal};
 use stopover::values::crypto::http_client;
 use stopover::values::time::Clock;
 use url::{Host, Url, form_urlencoded};
@@ -212,24 +211,12 @@ impl AwsCredentials {
                 .context("the credentials or the region of AWS have a form that AWS does not give them")
         };
         let canonical = fields(&"0".repeat(64))?.canonical_request(service).context("that cannot be signed")?;
-        let to_sign = format!("AWS4-HMAC-SHA256\n{date}\n{scope}\n{}", hex(&Sha256::digest(canonical)));
+        let hash = Digest::of(Algorithm::Sha256, canonical.as_bytes());
+        let to_sign = format!("AWS4-HMAC-SHA256\n{date}\n{scope}\n{}", hash.hex());
         let mut key = format!("AWS4{}", self.secret_access_key).into_bytes();
-        for part in [day, region, "sts", "aws4_request"] {
-            key = authenticate(&key, part)?;
+        for part in [day, region, "sts", "aws4_request", &to_sign] {
+            key = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &key), part.as_bytes()).as_ref().to_vec();
         }
-        fields(&hex(&authenticate(&key, &to_sign)?))
+        fields(&hexadecimal(&key))
     }
-}
-
-fn authenticate(key: &[u8], text: &str) -> anyhow::Result<Vec<u8>> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key)?;
-    mac.update(text.as_bytes());
-    Ok(mac.finalize().into_bytes().to_vec())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

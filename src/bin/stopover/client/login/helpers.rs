@@ -141,7 +141,5 @@ struct Auth {
 }
 
 fn input() -> anyhow::Result<String> {
-    let mut text = String::new();
-    std::io::stdin().take(LONGEST_REQUEST).read_to_string(&mut text).context("standard input cannot be read")?;
-    Ok(text)
+    std::io::read_to_string(std::io::stdin().take(LONGEST_REQUEST)).context("standard input cannot be read")
 }
