@@ -236,6 +236,10 @@ async fn the_helpers_log_in_at_their_cache_and_nowhere_else() -> anyhow::Result<
         let (success, said) = get(address, &[(variable, value.to_owned())]).await?;
         ensure!(!success && said.contains(words), "{variable}={value}: {said}");
     }
+    // Without a user and a way to log in, an empty name is no login.
+    let unset = [("STOPOVER_SERVICE", String::new())];
+    let asked = setting.run(&binary()?, &["health"], &unset, "").await?;
+    ensure!(asked.status.success(), "{asked:?}");
     let elsewhere = json!({
         "apiVersion": "credentialprovider.kubelet.k8s.io/v1", "kind": "CredentialProviderRequest",
         "image": "registry.example.com/team/app:v1", "serviceAccountToken": "token of the pod",

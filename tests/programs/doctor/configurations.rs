@@ -149,6 +149,7 @@ async fn a_configuration_that_asks_the_cache_for_something_else_fails() -> anyho
         ("podman", podman("", "/docker.io\"\npull-from-mirror = \"digest-only\""), Some("tags go past the cache")),
         ("podman", podman("", "/docker.io\"\npull-from-mirror = \"tag-only\""), Some("digests go past the cache")),
         ("podman", podman("", "/docker.io\""), None),
+        ("podman", podman("prefix = \"\"", "/docker.io\""), None),
         ("podman", podman("", "\""), None),
         ("podman", within("/quay.io/library"), Some(other)),
         ("podman", within("/docker.io/library"), None),

@@ -110,11 +110,10 @@ impl Files<'_> {
         for path in self.registries_files() {
             let config = read_toml(&path)?.unwrap_or_default();
             for registry in all(config.get("registry")) {
-                let text = |key: &str| registry.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
-                let prefix = text("prefix").or_else(|| text("location")).unwrap_or_default();
+                let prefix = prefix(registry);
                 let mirrors = all(registry.get("mirror")).filter_map(|mirror| mirror.get("location")?.as_str());
                 // One of these, and containers/image uses none of the files.
-                let mut places = mirrors.chain(text("location")).chain([prefix]);
+                let mut places = mirrors.chain(text(registry, "location")).chain([prefix]);
                 if let Some(url) = places.find(|place| place.starts_with("http://") || place.starts_with("https://")) {
                     let what = format!("{}: {url:?} has a scheme, with which every pull is refused", path.display());
                     let fix = "write host and path without it, and `insecure = true` below if it is plain HTTP";
@@ -133,18 +132,17 @@ impl Files<'_> {
         if flag(&registry, "blocked") {
             return Err(format!("{shown} blocks {}", self.sample.upstream));
         }
-        let text = |table: &Value, key: &str| table.get(key).and_then(Value::as_str).map(str::to_owned);
         // A location replaces the prefix; a `*` in the prefix stands for the whole host.
-        let prefix = text(&registry, "prefix").or_else(|| text(&registry, "location")).unwrap_or_default();
-        let prefix = if prefix.starts_with('*') { &self.sample.upstream } else { &prefix };
-        let rest = self.sample.repository.strip_prefix(prefix.as_str()).unwrap_or_default();
+        let prefix = prefix(&registry);
+        let prefix = if prefix.starts_with('*') { &self.sample.upstream } else { prefix };
+        let rest = self.sample.repository.strip_prefix(prefix).unwrap_or_default();
         let asked = |place: &Value| {
             let location = text(place, "location").unwrap_or_default();
-            self.leads(&location, self.server.url().scheme(), false, |path| format!("/v2{path}{rest}"))
+            self.leads(location, self.server.url().scheme(), false, |path| format!("/v2{path}{rest}"))
         };
         let mirrors = all(registry.get("mirror"));
         // A mirror may be limited to one kind of pull; the registry's own location cannot.
-        let partial = |mirror: &Value| match text(mirror, "pull-from-mirror").as_deref() {
+        let partial = |mirror: &Value| match text(mirror, "pull-from-mirror") {
             Some("tag-only") => Some("digests"),
             Some("digest-only") => Some("tags"),
             _ => flag(&registry, "mirror-by-digest-only").then_some("tags"),
@@ -302,6 +300,16 @@ pub(super) fn matching(path: &Path) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| !path.is_dir()).collect();
     files.sort();
     files
+}
+
+/// A text of a table of registries.conf; an empty one counts as none.
+fn text<'a>(table: &'a Value, key: &str) -> Option<&'a str> {
+    table.get(key).and_then(Value::as_str).filter(|text| !text.is_empty())
+}
+
+/// What the names begin with that a registry of registries.conf is for.
+fn prefix(registry: &Value) -> &str {
+    text(registry, "prefix").or_else(|| text(registry, "location")).unwrap_or_default()
 }
 
 /// Whether a prefix of registries.conf is for this repository.

@@ -76,15 +76,19 @@ pub(super) struct Credential {
 }
 
 impl Identity {
-    /// Whether any of it is given.
+    /// Whether any of it is given. A variable that is empty counts as unset.
     pub(super) fn is_given(&self) -> bool {
-        let Self { way, service, audience, token_file } = self;
-        way.is_some() || service.is_some() || audience.is_some() || token_file.is_some()
+        let Self { way, audience, token_file, .. } = self;
+        way.is_some() || self.service().is_some() || audience.is_some() || token_file.is_some()
+    }
+
+    fn service(&self) -> Option<&String> {
+        self.service.as_ref().filter(|service| !service.is_empty())
     }
 
     pub(super) async fn credential(&self) -> anyhow::Result<Credential> {
         // With a default, several caches would have the same name, and a login for one of them would be valid at all.
-        let Some(service) = self.service.as_ref().filter(|service| !service.is_empty()) else {
+        let Some(service) = self.service() else {
             bail!(
                 "what the cache is called is not known: name it with --service or STOPOVER_SERVICE, as its [access] does"
             )
