@@ -41,9 +41,6 @@ const HEAD: Duration = Duration::from_secs(30);
 /// The most bytes of the head of a request (431), and of what is read from a connection ahead of the handler.
 const MAX_HEAD: usize = 128 * 1024;
 
-/// The most lines of a head (431): clients send about ten, proxies add as many.
-const MAX_HEADERS: usize = 100;
-
 /// How long a client may read nothing of its answer: clients unpack while they read.
 const TAKE: Duration = Duration::from_mins(5);
 
@@ -89,7 +86,8 @@ pub(crate) async fn run<L: Listener>(
     stop: impl Future<Output = ()>,
 ) {
     let mut server = Builder::new();
-    server.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS);
+    // A head has at most 100 lines (431), as hyper has it by itself: clients send about ten, proxies add as many.
+    server.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(MAX_HEAD);
     // Files are sent in place of slices that must arrive as they are.
     server.writev(true);
     let server = Arc::new(server);
