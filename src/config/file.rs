@@ -299,7 +299,7 @@ impl TryFrom<String> for Keep {
         if text == "forever" {
             return Ok(Self(None));
         }
-        match Span::try_from(text)?.0 {
+        match text.parse::<Span>()?.0 {
             keep if keep < SHORTEST => Err("must be \"1d\" or more: what is used is noted once a day".into()),
             keep => Ok(Self(Some(keep))),
         }
