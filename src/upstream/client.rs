@@ -46,15 +46,6 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    pub(super) fn new(
-        config: Arc<UpstreamConfig>,
-        account: Arc<Account>,
-        clients: Arc<Clients>,
-        clock: &Clock,
-    ) -> Self {
-        Self { config, account, clients, clock: clock.clone() }
-    }
-
     /// Its id.
     pub fn id(&self) -> &UpstreamId {
         &self.account.key.upstream

@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
 use http::header::{CONTENT_TYPE, LINK};
 use http::{HeaderMap, Method, StatusCode};
 use serde::Deserialize;
@@ -67,22 +66,17 @@ impl Upstreams {
             // A missing referrers API may look like a missing repository, because its path is taken for a name.
             Ok(None) | Err(_) => None,
         };
-        self.ask(repository, true, says, |upstream, name| {
-            let key = key.clone();
-            async move { upstream.list(&name, &key, known).await }.boxed()
+        self.ask(repository, true, says, |upstream, name| async move {
+            match key {
+                ListKey::Tags => upstream.tags(&name).await,
+                ListKey::Referrers(subject) => upstream.referrers(&name, subject, known).await,
+            }
         })
         .await
     }
 }
 
 impl Upstream {
-    async fn list(&self, name: &Name, key: &ListKey, known: bool) -> Result<Option<List>, UpstreamError> {
-        match key {
-            ListKey::Tags => self.tags(name).await,
-            ListKey::Referrers(subject) => self.referrers(name, subject, known).await,
-        }
-    }
-
     /// Reads one page. A late page does not count against the breaker: it says nothing about other requests to the
     /// registry.
     async fn page<T>(

@@ -16,9 +16,6 @@ mod trouble;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
-
 pub use answer::{RangeSent, own_media_type, retry_after_in};
 pub(crate) use blob::LEAST_BYTES;
 pub use blob::{BlobBody, BlobPlace, BlobSource, BytesWanted, OpenBlob};
@@ -81,7 +78,8 @@ impl Upstreams {
                 accounts.push(Arc::clone(&account));
                 account
             });
-            (place, Upstream::new(Arc::clone(config), account, Arc::clone(&clients), clock))
+            let (config, clients, clock) = (Arc::clone(config), Arc::clone(&clients), clock.clone());
+            (place, Upstream { config, account, clients, clock })
         });
         // A rule for a whole upstream comes later, and replaces the settings of its table.
         let by_path: BTreeMap<String, (Place, Upstream)> = parts.map(|part| (part.0.to_string(), part)).collect();
@@ -184,9 +182,8 @@ impl Upstreams {
         patience: Patience,
     ) -> Result<Option<Observed>, UpstreamError> {
         let by_tag = matches!(reference, Reference::Tag(_));
-        self.ask(repository, by_tag, says_if_any, |upstream, name| {
-            let reference = reference.clone();
-            async move { upstream.head_manifest(&name, &reference, patience).await }.boxed()
+        self.ask(repository, by_tag, says_if_any, |upstream, name| async move {
+            upstream.head_manifest(&name, reference, patience).await
         })
         .await
     }
@@ -199,20 +196,16 @@ impl Upstreams {
         background: bool,
     ) -> Result<Manifest, UpstreamError> {
         let by_tag = matches!(reference, Reference::Tag(_));
-        self.ask(repository, by_tag, says, |upstream, name| {
-            let reference = reference.clone();
-            async move { upstream.get_manifest(&name, &reference, background).await }.boxed()
+        self.ask(repository, by_tag, says, |upstream, name| async move {
+            upstream.get_manifest(&name, reference, background).await
         })
         .await
     }
 
     /// Finds out where a client could fetch a blob itself.
     pub async fn blob_source(&self, repository: &Repository, digest: &Digest) -> Result<BlobSource, UpstreamError> {
-        self.ask(repository, false, says, |upstream, name| {
-            let digest = digest.clone();
-            async move { upstream.blob_source(&name, &digest).await }.boxed()
-        })
-        .await
+        self.ask(repository, false, says, |upstream, name| async move { upstream.blob_source(&name, digest).await })
+            .await
     }
 
     /// Opens a blob, or the requested range of it where upstream supports ranges. The bytes are not verified yet.
@@ -223,9 +216,8 @@ impl Upstreams {
         wanted: Option<BytesWanted>,
         patience: Patience,
     ) -> Result<OpenBlob, UpstreamError> {
-        self.ask(repository, false, says, |upstream, name| {
-            let digest = digest.clone();
-            async move { upstream.open_blob(&name, &digest, wanted, patience).await }.boxed()
+        self.ask(repository, false, says, |upstream, name| async move {
+            upstream.open_blob(&name, digest, wanted, patience).await
         })
         .await
     }
@@ -239,15 +231,15 @@ impl Upstreams {
     /// content. What alternates lack proves nothing, so the first upstream's error is returned then. `by_tag`: ask only
     /// alternates that are trusted to resolve tags; content by digest is verified, whichever upstream sends it. `says`:
     /// what an answer says about the repository as a whole.
-    async fn ask<T>(
-        &self,
+    async fn ask<'a, T, A: Future<Output = Result<T, UpstreamError>>>(
+        &'a self,
         repository: &Repository,
         by_tag: bool,
         says: impl Fn(&Result<T, UpstreamError>) -> Option<Said>,
-        question: impl for<'a> Fn(&'a Upstream, Name) -> BoxFuture<'a, Result<T, UpstreamError>>,
+        question: impl Fn(&'a Upstream, Name) -> A,
     ) -> Result<T, UpstreamError> {
         let first = self.part(repository).ok_or_else(|| unknown(repository))?;
-        let asked = question(first, repository.name.clone());
+        let asked = Box::pin(question(first, repository.name.clone()));
         let mut trouble = match self.standings.noted(repository, first.config(), says, asked).await {
             Err(error) if error.is_trouble() => error,
             outcome => return outcome,
@@ -268,7 +260,7 @@ impl Upstreams {
             if (upstream.config().is_private() && !shared) || self.policy.may_deny_beside(&there, repository) {
                 continue;
             }
-            match question(upstream, there.name).await {
+            match Box::pin(question(upstream, there.name)).await {
                 Ok(answer) => {
                     tracing::info!(%repository, alternate = %upstream.id(), %trouble, "an alternate answered");
                     return Ok(answer);
