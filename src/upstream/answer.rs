@@ -1,5 +1,6 @@
 //! What the status, headers and body of an upstream's answer mean.
 
+use std::error::Error as _;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -58,10 +59,9 @@ impl UpstreamResponse {
                 let named = body.is_ok_and(|body| body.windows(12).any(|window| window == b"NAME_UNKNOWN"));
                 match status {
                     // The registry itself would say so in JSON (distribution-spec, "Error Codes"), or ask for a login.
-                    _ if page && !login => UpstreamError::Unavailable {
-                        silent: false,
-                        reason: format!("{origin} answered {status} with a page that is not the registry's"),
-                    },
+                    _ if page && !login => UpstreamError::failed(format!(
+                        "{origin} answered {status} with a page that is not the registry's"
+                    )),
                     StatusCode::NOT_FOUND if !named => UpstreamError::Missing,
                     // Docker Hub answers 401 for repositories that do not exist.
                     _ => UpstreamError::NoRepository,
@@ -72,7 +72,7 @@ impl UpstreamResponse {
             }
             StatusCode::TOO_MANY_REQUESTS => limited(self.response, None, self.at).await,
             status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
-                UpstreamError::Unavailable { silent: false, reason: format!("{origin} answered {status}") }
+                UpstreamError::failed(format!("{origin} answered {status}"))
             }
             status => UpstreamError::Invalid(format!("{origin} answered {status}")),
         })
@@ -201,7 +201,7 @@ pub(super) async fn read_limited(response: Response, limit: usize) -> Result<Byt
     let mut bytes = BytesMut::with_capacity(length.unwrap_or_default());
     let mut body = response.bytes_stream();
     while let Some(chunk) = body.next().await {
-        bytes.extend_from_slice(&chunk.map_err(|error| unavailable(&error))?);
+        bytes.extend_from_slice(&chunk?);
         if bytes.len() > limit {
             return Err(too_large());
         }
@@ -221,30 +221,21 @@ pub(super) async fn timed<T, E: Into<UpstreamError>>(
     }
 }
 
+/// A failed exchange in words, without the URL, because its query may hold a signature.
 impl From<reqwest::Error> for UpstreamError {
     fn from(error: reqwest::Error) -> Self {
-        unavailable(&error)
+        let kind = if error.is_timeout() {
+            "timed out"
+        } else if error.is_connect() {
+            "cannot connect"
+        } else {
+            "the exchange broke off"
+        };
+        let silent = error.is_timeout() || error.is_connect();
+        let causes = std::iter::successors(error.source(), |&cause| cause.source());
+        let reason = causes.last().map_or_else(|| kind.to_owned(), |cause| format!("{kind}: {cause}"));
+        Self::Unavailable { silent, reason }
     }
-}
-
-/// A failed exchange in words, without the URL, because its query may hold a signature.
-pub(super) fn unavailable(error: &reqwest::Error) -> UpstreamError {
-    let mut reasons = Vec::new();
-    let mut source = std::error::Error::source(error);
-    while let Some(reason) = source {
-        reasons.push(reason.to_string());
-        source = reason.source();
-    }
-    let kind = if error.is_timeout() {
-        "timed out"
-    } else if error.is_connect() {
-        "cannot connect"
-    } else {
-        "the exchange broke off"
-    };
-    let silent = error.is_timeout() || error.is_connect();
-    let reason = reasons.last().map_or_else(|| kind.to_owned(), |reason| format!("{kind}: {reason}"));
-    UpstreamError::Unavailable { silent, reason }
 }
 
 #[cfg(test)]

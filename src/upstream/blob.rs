@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 
 use super::Upstream;
 use super::account::Optional;
-use super::answer::{RangeSent, UpstreamResponse, timed, unavailable};
+use super::answer::{RangeSent, UpstreamResponse, timed};
 use super::client::Patience;
 use super::send::{MAX_REDIRECTS, hop_ends, redirected_too_often};
 use crate::errors::UpstreamError;
@@ -148,7 +148,7 @@ impl Upstream {
         ends_at: Instant,
     ) -> Result<OpenBlob, UpstreamError> {
         let (name, url) = (&place.repository.name, place.url.expose().clone());
-        let answer = self.send_for(Method::GET, url, name, MediaType::ACCEPT, wanted, ends_at).await?;
+        let answer = self.send(Method::GET, url, name, MediaType::ACCEPT, wanted, ends_at).await?;
         let UpstreamResponse { response, url, .. } = answer.succeeded(self.has_credentials()).await?;
         let partial = response.status() == StatusCode::PARTIAL_CONTENT;
         let size = if partial {
@@ -160,7 +160,7 @@ impl Upstream {
         } else {
             response.content_length()
         };
-        let body = hurried(Box::pin(response.bytes_stream().map_err(|error| unavailable(&error))), first_byte);
+        let body = hurried(Box::pin(response.bytes_stream().map_err(UpstreamError::from)), first_byte);
         Ok(OpenBlob { size, partial, body, place: BlobPlace { url: url.into(), ..place.clone() } })
     }
 }

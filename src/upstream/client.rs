@@ -15,7 +15,7 @@ use super::meter::Meter;
 use super::send::hop_ends;
 use crate::config::{Cold, Deleted, UpstreamConfig};
 use crate::errors::UpstreamError;
-use crate::oci::{Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, Name, Observed, Reference, UpstreamId};
+use crate::oci::{Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, MediaType, Name, Observed, Reference, UpstreamId};
 use crate::records::GaugeKey;
 use crate::records::gauge::Kind;
 use crate::values::time::Clock;
@@ -97,7 +97,8 @@ impl Upstream {
         known: bool,
         ends_at: Instant,
     ) -> Result<Option<Observed>, UpstreamError> {
-        let answer = self.send(Method::HEAD, self.endpoint(name, "manifests", reference), name, ends_at).await?;
+        let url = self.endpoint(name, "manifests", reference);
+        let answer = self.send(Method::HEAD, url, name, MediaType::ACCEPT, None, ends_at).await?;
         // HEAD is refused as such, or the answer is a page: what it means only GET tells.
         if matches!(answer.response.status().as_u16(), 400 | 405 | 406 | 411 | 501)
             || (answer.response.status().is_client_error() && answer::is_page(answer.response.headers()))
@@ -170,7 +171,8 @@ impl Upstream {
         reference: &Reference,
         ends_at: Instant,
     ) -> Result<Manifest, UpstreamError> {
-        let answer = self.send(Method::GET, self.endpoint(name, "manifests", reference), name, ends_at).await?;
+        let url = self.endpoint(name, "manifests", reference);
+        let answer = self.send(Method::GET, url, name, MediaType::ACCEPT, None, ends_at).await?;
         let answer = answer.succeeded(self.has_credentials()).await?;
         self.account.note_pull();
         let headers = answer.response.headers();

@@ -85,8 +85,7 @@ impl Upstream {
         what: &str,
         asked: impl Future<Output = Result<T, UpstreamError>>,
     ) -> Result<T, UpstreamError> {
-        let reason = || format!("no page of a list within {} s", PAGE_TIMEOUT.as_secs());
-        let late = |_| Err(UpstreamError::Unavailable { silent: false, reason: reason() });
+        let late = |_| Err(UpstreamError::failed(format!("no page of a list within {} s", PAGE_TIMEOUT.as_secs())));
         tokio::time::timeout(PAGE_TIMEOUT, self.metered(Kind::List, name, what, asked)).await.unwrap_or_else(late)
     }
 
@@ -132,7 +131,7 @@ impl Upstream {
     }
 
     async fn tags_page(&self, name: &Name, url: Url) -> Result<Page, UpstreamError> {
-        let answer = self.send_for(Method::GET, url, name, "application/json", None, hop_ends(PAGE_TIMEOUT)).await?;
+        let answer = self.send(Method::GET, url, name, "application/json", None, hop_ends(PAGE_TIMEOUT)).await?;
         // Of tags that may be pulled, many registries give no list: that is not the absence of a repository.
         if answer.response.status() == StatusCode::FORBIDDEN && !is_page(answer.response.headers()) {
             return Err(UpstreamError::Denied("it answered 403 to a request for its list".into()));

@@ -352,10 +352,9 @@ impl Meter {
                     format!("{upstream} has been limiting our {limit} for {ago} s; what was pulled before still pulls");
                 UpstreamError::Throttled { limit: *limit, retry_after: Some(pause), detail }
             }
-            Cause::Failing(reason) => UpstreamError::Unavailable {
-                silent: false,
-                reason: format!("{reason} (asked {ago} s ago, and again in {} s)", pause.as_secs()),
-            },
+            Cause::Failing(reason) => {
+                UpstreamError::failed(format!("{reason} (asked {ago} s ago, and again in {} s)", pause.as_secs()))
+            }
         }
     }
 

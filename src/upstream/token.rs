@@ -12,8 +12,8 @@ use tokio::sync::Mutex;
 use url::Url;
 
 use super::answer::{is_page, limited, read_limited, timed};
-use super::guard::{self, Clients};
 use super::login::{CachedLogin, UpstreamLogin};
+use super::{Upstream, guard};
 use crate::config::UpstreamConfig;
 use crate::errors::{Limit, UpstreamError};
 use crate::oci::Name;
@@ -202,8 +202,7 @@ impl Tokens {
         name: &Name,
         refused: Option<&HeaderValue>,
         login: &UpstreamLogin,
-        upstream: &UpstreamConfig,
-        clients: &Clients,
+        upstream: &Upstream,
     ) -> Result<HeaderValue, UpstreamError> {
         let (realm, service, scope) = match challenge {
             Challenge::Basic => {
@@ -221,7 +220,7 @@ impl Tokens {
         };
         let slot = self.slot(format!("{realm} {scope}"));
         // Boxed because it is large and seldom needed.
-        let fetch = Box::pin(self.fetch(realm, service, &scope, login, upstream, clients));
+        let fetch = Box::pin(self.fetch(realm, service, &scope, login, upstream));
         CachedLogin::or_renewed(&mut *slot.lock().await, refused, &self.clock, fetch).await
     }
 
@@ -245,10 +244,9 @@ impl Tokens {
         service: Option<&str>,
         scope: &str,
         login: &UpstreamLogin,
-        upstream: &UpstreamConfig,
-        clients: &Clients,
+        upstream: &Upstream,
     ) -> Result<CachedLogin, UpstreamError> {
-        if !may_issue(realm, upstream) {
+        if !may_issue(realm, &upstream.config) {
             return Err(UpstreamError::Invalid(format!(
                 "it sends us to {} for a token; add that to token_realms if it is meant",
                 guard::origin(realm)
@@ -261,7 +259,7 @@ impl Tokens {
         let ask = async |authorization: Option<HeaderValue>| {
             let mut request = reqwest::Request::new(Method::GET, url.clone());
             request.headers_mut().extend(authorization.map(|authorization| (AUTHORIZATION, authorization)));
-            timed(TOKEN_TIMEOUT, clients.send(request, upstream)).await
+            timed(TOKEN_TIMEOUT, upstream.clients.send(request, &upstream.config)).await
         };
         let authorization = login.basic(None).await?;
         let mut response = ask(authorization.clone()).await?;
@@ -287,10 +285,7 @@ impl Tokens {
                 });
             }
             // All else says that the token server is not where it was, or not well.
-            status => {
-                let reason = format!("its token server answered {status}");
-                return Err(UpstreamError::Unavailable { silent: false, reason });
-            }
+            status => return Err(UpstreamError::failed(format!("its token server answered {status}"))),
         }
         let body = timed(TOKEN_TIMEOUT, read_limited(response, MAX_TOKEN_BYTES)).await?;
         let IssuedToken { authorization, life } = IssuedToken::parse(&body)?;

@@ -123,8 +123,7 @@ impl Upstream {
             match response.status() {
                 StatusCode::TOO_MANY_REQUESTS => Err(limited(response, Some(Limit::Requests), self.clock.now()).await),
                 status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
-                    let reason = format!("its /v2/ answered {status}");
-                    Err(UpstreamError::Unavailable { silent: false, reason })
+                    Err(UpstreamError::failed(format!("its /v2/ answered {status}")))
                 }
                 _ => Ok(()),
             }
