@@ -8,10 +8,10 @@ use std::time::Duration;
 use serde::Deserialize;
 use url::Url;
 
-use super::file::{AlternateTable, Fresh, Origin, PolicyTable, TableId, UpstreamTable};
+use super::file::{Fresh, Origin, PolicyTable, TableId, UpstreamTable};
 use super::names::{NamePatterns, NameRules};
 use super::profile::{self, Profile, ecr};
-use super::{ConfigError, Credentials, SecretReference, value};
+use super::{ConfigError, Credentials, ReadSecret, value};
 use crate::config::TagRules;
 use crate::oci::{Name, Platforms, UpstreamId};
 use crate::values::time::Span;
@@ -123,24 +123,31 @@ pub enum Ecr {
     Public,
 }
 
-/// Another upstream that carries the same content.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// Another upstream that carries the same content:
+/// `{ upstream = "public.ecr.aws", names = "library/", prefix = "docker/library/" }`
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Alternate {
     /// The id of the other upstream.
     pub upstream: UpstreamId,
-    /// Names it carries, and their names there: the first part of `names` is replaced by `prefix`.
-    pub names: (String, String),
+    /// How the names begin that it carries.
+    #[serde(default)]
+    pub names: String,
+    /// How they begin there instead; `None`: the same.
+    pub prefix: Option<String>,
     /// Whether it may resolve tags. Content by digest is verified anyway.
+    #[serde(default)]
     pub tags: bool,
     /// Whether a caller that may pull private content here may also see what is private there.
+    #[serde(default)]
     pub shared: bool,
 }
 
 impl Alternate {
     /// The name of a repository there, if it carries it.
     pub fn name(&self, name: &Name) -> Option<Name> {
-        let (here, there) = &self.names;
-        format!("{there}{}", name.as_str().strip_prefix(here.as_str())?).parse().ok()
+        let there = self.prefix.as_ref().unwrap_or(&self.names);
+        format!("{there}{}", name.as_str().strip_prefix(&self.names)?).parse().ok()
     }
 }
 
@@ -187,27 +194,23 @@ impl Default for Defaults {
 
 /// The upstreams that need no configuration, with the usual defaults. They are made once: they are many, and a file is
 /// read several times.
-static KNOWN: LazyLock<BTreeMap<UpstreamId, Arc<UpstreamConfig>>> = LazyLock::new(|| {
+static KNOWN: LazyLock<BTreeMap<UpstreamId, Arc<UpstreamConfig>>> = LazyLock::new(|| known(&Defaults::default()));
+
+fn known(defaults: &Defaults) -> BTreeMap<UpstreamId, Arc<UpstreamConfig>> {
     let known = profile::known().map(|(id, profile, url)| {
-        let mut settings = UpstreamConfig { family: profile.family, ..UpstreamConfig::new(&id, profile, url) };
-        settings.inherit(&Defaults::default());
-        (id, settings.into())
+        let settings = UpstreamConfig::new(&id, profile, url, defaults);
+        (id, UpstreamConfig { family: profile.family, ..settings }.into())
     });
     known.collect()
-});
+}
 
 /// Every upstream: those that have a table, and those that need none.
 pub(super) fn read(
     tables: BTreeMap<TableId, UpstreamTable>,
     defaults: &Defaults,
-    secret: &impl Fn(SecretReference) -> Result<String, String>,
+    secret: ReadSecret,
 ) -> Result<BTreeMap<UpstreamId, Arc<UpstreamConfig>>, ConfigError> {
-    let mut upstreams = KNOWN.clone();
-    if *defaults != Defaults::default() {
-        for upstream in upstreams.values_mut() {
-            Arc::make_mut(upstream).inherit(defaults);
-        }
-    }
+    let mut upstreams = if *defaults == Defaults::default() { KNOWN.clone() } else { known(defaults) };
     for (TableId(id), table) in tables {
         let upstream = upstream(&id, table, defaults, secret)?;
         upstreams.insert(id, upstream.into());
@@ -251,7 +254,7 @@ fn upstream(
     id: &UpstreamId,
     mut table: UpstreamTable,
     defaults: &Defaults,
-    secret: &impl Fn(SecretReference) -> Result<String, String>,
+    secret: ReadSecret,
 ) -> Result<UpstreamConfig, ConfigError> {
     let section = format!("upstreams.\"{id}\"");
     let policy = table.policy();
@@ -266,20 +269,15 @@ fn upstream(
             return Err(value(format!("{section}.url"), message));
         }
     };
-    let mut upstream = UpstreamConfig::new(id, profile, url);
-    upstream.inherit(defaults);
+    let mut upstream = UpstreamConfig::new(id, profile, url, defaults);
     let realms = table.token_realms.map(|realms| realms.into_iter().map(|Origin(url)| url).collect());
-    let alternate = |AlternateTable { upstream, names, prefix, tags, shared }| {
-        let there = prefix.unwrap_or_else(|| names.clone());
-        Alternate { upstream, names: (names, there), tags, shared }
-    };
     replace(&mut upstream.aliases, table.aliases);
     replace(&mut upstream.token_realms, realms);
     replace(&mut upstream.trusted_hosts, table.trusted_hosts);
     replace(&mut upstream.reserve, table.reserve);
     replace(&mut upstream.fills, table.fills);
     replace(&mut upstream.first_byte, table.first_byte.map(|span| span.0));
-    replace(&mut upstream.alternates, table.alternates.map(|tables| tables.into_iter().map(alternate).collect()));
+    replace(&mut upstream.alternates, table.alternates);
     upstream.set(policy, &section, None, secret)?;
     Ok(upstream)
 }
@@ -292,11 +290,11 @@ fn replace<T>(setting: &mut T, given: Option<T>) {
 }
 
 impl UpstreamConfig {
-    /// What is known of an upstream, before any table says otherwise.
-    fn new(id: &UpstreamId, profile: &Profile, url: Url) -> Self {
+    /// What is known of an upstream and what the top of the file says, before any table says otherwise.
+    fn new(id: &UpstreamId, profile: &Profile, url: Url, defaults: &Defaults) -> Self {
         let alternate = |&(upstream, names, there): &(&str, &str, &str)| {
-            let (upstream, names) = (upstream.parse().ok()?, (names.into(), there.into()));
-            Some(Alternate { upstream, names, tags: false, shared: false })
+            let (upstream, names, prefix) = (upstream.parse().ok()?, names.into(), Some(there.into()));
+            Some(Alternate { upstream, names, prefix, tags: false, shared: false })
         };
         // A registry's aliases belong to the upstream with its id, not to others that lead to the same host.
         let aliases = if profile.ids.contains(&id.as_str()) { profile.aliases } else { &[] };
@@ -309,13 +307,13 @@ impl UpstreamConfig {
             family: None,
             names: NameRules::default(),
             max_blob: None,
-            tags: TagRules { fresh: Duration::ZERO, patterns: Vec::new(), immutable: Vec::new() },
-            stale: Duration::ZERO,
-            permission: Duration::ZERO,
-            missing: Duration::ZERO,
-            deleted: Deleted::default(),
-            cold: Cold::Wait,
-            platforms: Platforms::default(),
+            tags: TagRules { fresh: defaults.fresh, patterns: Vec::new(), immutable: Vec::new() },
+            stale: defaults.stale,
+            permission: defaults.permission,
+            missing: defaults.missing,
+            deleted: defaults.deleted,
+            cold: defaults.cold,
+            platforms: defaults.platforms.clone(),
             reserve: DEFAULT_RESERVE,
             fills: DEFAULT_FILLS,
             first_byte: DEFAULT_FIRST_BYTE,
@@ -325,17 +323,6 @@ impl UpstreamConfig {
             ecr: ecr(id.as_str()).or_else(|| ecr(url.host_str()?)),
             url,
         }
-    }
-
-    /// Sets what the top of the file says.
-    fn inherit(&mut self, defaults: &Defaults) {
-        self.tags.fresh = defaults.fresh;
-        self.stale = defaults.stale;
-        self.permission = defaults.permission;
-        self.missing = defaults.missing;
-        self.deleted = defaults.deleted;
-        self.cold = defaults.cold;
-        self.platforms = defaults.platforms.clone();
     }
 
     /// Whether only callers that the policy names may see what upstream shows us: as `public` says, else if we log in
@@ -351,7 +338,7 @@ impl UpstreamConfig {
         policy: PolicyTable,
         section: &str,
         path: Option<&Name>,
-        secret: &impl Fn(SecretReference) -> Result<String, String>,
+        secret: ReadSecret,
     ) -> Result<(), ConfigError> {
         let key = |name: &str| format!("{section}.{name}");
         match policy.fresh {
