@@ -104,21 +104,14 @@ fn is_page_body(body: &[u8]) -> bool {
     !body.is_empty() && ![&b"{"[..], b"[", b"<?xml", b"<Error"].iter().any(|start| body.starts_with(start))
 }
 
-/// The `Content-Range` of a partial answer (RFC 9110, section 14.4).
-pub struct RangeSent {
-    /// Length of the whole content in bytes.
-    pub size: u64,
-}
-
-impl RangeSent {
-    /// Parses `bytes <first>-<last>/<size>`. `None`: malformed, or another range than the requested one.
-    pub fn parse(text: &str, wanted: (u64, u64)) -> Option<Self> {
-        let (range, size) = text.strip_prefix("bytes ")?.split_once('/')?;
-        let (first, last) = range.split_once('-')?;
-        let (first, last, size): (u64, u64, u64) = (first.parse().ok()?, last.parse().ok()?, size.parse().ok()?);
-        let (from, to) = wanted;
-        (first == from && last == to.min(size.checked_sub(1)?)).then_some(Self { size })
-    }
+/// Length of the whole content in bytes, in the `Content-Range` of a partial answer: `bytes <first>-<last>/<size>`
+/// (RFC 9110, section 14.4). `None`: malformed, or another range than the requested one.
+pub fn whole_size(content_range: &str, wanted: (u64, u64)) -> Option<u64> {
+    let (range, size) = content_range.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last, size): (u64, u64, u64) = (first.parse().ok()?, last.parse().ok()?, size.parse().ok()?);
+    let (from, to) = wanted;
+    (first == from && last == to.min(size.checked_sub(1)?)).then_some(size)
 }
 
 /// Which limit a 429 means. Docker Hub has three: the pull limit names itself in the body (and the quota headers say
@@ -209,16 +202,13 @@ pub(super) async fn read_limited(response: Response, limit: usize) -> Result<Byt
     Ok(bytes.freeze())
 }
 
-pub(super) async fn timed<T, E: Into<UpstreamError>>(
+pub(super) async fn timed<T>(
     limit: Duration,
-    future: impl Future<Output = Result<T, E>>,
+    future: impl Future<Output = Result<T, UpstreamError>>,
 ) -> Result<T, UpstreamError> {
-    match tokio::time::timeout(limit, future).await {
-        Ok(outcome) => outcome.map_err(Into::into),
-        Err(_) => {
-            Err(UpstreamError::Unavailable { silent: true, reason: format!("no answer within {} s", limit.as_secs()) })
-        }
-    }
+    let reason = || format!("no answer within {} s", limit.as_secs());
+    let late = |_| Err(UpstreamError::Unavailable { silent: true, reason: reason() });
+    tokio::time::timeout(limit, future).await.unwrap_or_else(late)
 }
 
 /// A failed exchange in words, without the URL, because its query may hold a signature.

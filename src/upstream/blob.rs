@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 
 use super::Upstream;
 use super::account::Optional;
-use super::answer::{RangeSent, UpstreamResponse, timed};
+use super::answer::{UpstreamResponse, timed, whole_size};
 use super::client::Patience;
 use super::send::{MAX_REDIRECTS, hop_ends, redirected_too_often};
 use crate::errors::UpstreamError;
@@ -153,10 +153,8 @@ impl Upstream {
         let partial = response.status() == StatusCode::PARTIAL_CONTENT;
         let size = if partial {
             let range = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
-            let range = range.and_then(|range| RangeSent::parse(range, wanted?));
-            Some(
-                range.ok_or_else(|| UpstreamError::Invalid("it sent another range than it was asked for".into()))?.size,
-            )
+            let size = range.and_then(|range| whole_size(range, wanted?));
+            Some(size.ok_or_else(|| UpstreamError::Invalid("it sent another range than it was asked for".into()))?)
         } else {
             response.content_length()
         };

@@ -93,9 +93,7 @@ impl Clients {
             return Err(refused("with credentials in the URL"));
         }
         // Another port or scheme of the same host is another server, which the operator has not named.
-        let named =
-            std::iter::once(&upstream.url).chain(&upstream.token_realms).any(|known| known.origin() == url.origin())
-                || upstream.trusted_hosts.iter().any(|trusted| is_host(url, trusted));
+        let named = is_named(url, upstream) || upstream.trusted_hosts.iter().any(|trusted| is_host(url, trusted));
         match url.scheme() {
             "http" | "https" if named => return Ok(Reach::Named),
             "https" => {}
@@ -143,6 +141,12 @@ fn proxies(variable: impl Fn(&str) -> Option<String>) -> Vec<String> {
         url.ok()?.host_str().map(str::to_ascii_lowercase)
     });
     named.collect()
+}
+
+/// Whether `url` leads to an upstream itself, or to what may issue tokens for it.
+pub(super) fn is_named(url: &Url, upstream: &UpstreamConfig) -> bool {
+    let mut named = std::iter::once(&upstream.url).chain(&upstream.token_realms);
+    named.any(|known| known.origin() == url.origin())
 }
 
 /// Whether `text`, a host or `host:port`, is where `url` leads.

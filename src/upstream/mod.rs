@@ -16,7 +16,7 @@ mod trouble;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-pub use answer::{RangeSent, own_media_type, retry_after_in};
+pub use answer::{own_media_type, retry_after_in, whole_size};
 pub(crate) use blob::LEAST_BYTES;
 pub use blob::{BlobBody, BlobPlace, BlobSource, BytesWanted, OpenBlob};
 pub use client::{Patience, Upstream};
@@ -98,18 +98,19 @@ impl Upstreams {
     /// The upstream of a repository with the settings that apply there: those of the rule with the longest matching
     /// path.
     pub fn get(&self, repository: &Repository) -> Result<&Upstream, PullError> {
-        self.part(repository).ok_or_else(|| PullError::UnknownUpstream(repository.upstream.to_string()))
+        self.part(repository).map_err(|_| PullError::UnknownUpstream(repository.upstream.to_string()))
     }
 
-    fn part(&self, repository: &Repository) -> Option<&Upstream> {
-        let parts = self.parts.get(&repository.upstream)?;
-        parts.iter().find(|(place, _)| place.contains(repository)).map(|(_, upstream)| upstream)
+    fn part(&self, repository: &Repository) -> Result<&Upstream, UpstreamError> {
+        let mut parts = self.parts.get(&repository.upstream).into_iter().flatten();
+        let part = parts.find(|(place, _)| place.contains(repository)).map(|(_, upstream)| upstream);
+        part.ok_or_else(|| UpstreamError::Invalid(format!("{} is not configured", repository.upstream)))
     }
 
     /// Whether all callers that are let in may pull from a repository: its upstream is public, and no rule of the
     /// policy denies it to any caller.
     pub fn is_open(&self, repository: &Repository) -> bool {
-        self.part(repository).is_some_and(|part| !part.config().is_private()) && !self.policy.may_deny(repository)
+        self.part(repository).is_ok_and(|part| !part.config().is_private()) && !self.policy.may_deny(repository)
     }
 
     /// The canonical repository of a request ([`Self::locate`]), if the configuration allows its name.
@@ -224,7 +225,7 @@ impl Upstreams {
 
     /// Opens another part of a blob at the URL of an earlier part.
     pub async fn open_again(&self, place: &BlobPlace, wanted: BytesWanted) -> Result<OpenBlob, UpstreamError> {
-        self.part(&place.repository).ok_or_else(|| unknown(&place.repository))?.open_again(place, wanted).await
+        self.part(&place.repository)?.open_again(place, wanted).await
     }
 
     /// Asks the upstream of a repository. If that one limits us or fails, asks the alternates that carry the same
@@ -238,7 +239,7 @@ impl Upstreams {
         says: impl Fn(&Result<T, UpstreamError>) -> Option<Said>,
         question: impl Fn(&'a Upstream, Name) -> A,
     ) -> Result<T, UpstreamError> {
-        let first = self.part(repository).ok_or_else(|| unknown(repository))?;
+        let first = self.part(repository)?;
         let asked = Box::pin(question(first, repository.name.clone()));
         let mut trouble = match self.standings.noted(repository, first.config(), says, asked).await {
             Err(error) if error.is_trouble() => error,
@@ -250,7 +251,7 @@ impl Upstreams {
             }
             let Some(name) = alternate.name(&repository.name) else { continue };
             let there = Repository { upstream: alternate.upstream.clone(), name };
-            let Some(upstream) = self.part(&there) else { continue };
+            let Ok(upstream) = self.part(&there) else { continue };
             if upstream.config().names.refused_by(&there.name).is_some() {
                 continue;
             }
@@ -297,10 +298,6 @@ impl Upstreams {
             |upstream: &Upstream, gauge: &Gauge| upstream.config().family.is_none() || *gauge != Gauge::default();
         gauges.filter(|(upstream, gauge)| is_shown(upstream, gauge)).collect()
     }
-}
-
-fn unknown(repository: &Repository) -> UpstreamError {
-    UpstreamError::Invalid(format!("{} is not configured", repository.upstream))
 }
 
 #[cfg(test)]

@@ -75,7 +75,7 @@ impl Challenge {
 
     /// Whether it asks for a token from a realm that may issue tokens for this upstream.
     pub(super) fn is_allowed(&self, upstream: &UpstreamConfig) -> bool {
-        matches!(self, Self::Bearer { realm, .. } if may_issue(realm, upstream))
+        matches!(self, Self::Bearer { realm, .. } if guard::is_named(realm, upstream))
     }
 }
 
@@ -180,11 +180,9 @@ impl IssuedToken {
             Some(Field::Text(token)) if !token.trim().is_empty() => Some(token.trim()),
             _ => None,
         });
-        let token = token.unwrap_or_default();
-        let mut authorization = HeaderValue::from_str(&format!("Bearer {token}"))
-            .ok()
-            .filter(|_| !token.is_empty())
-            .ok_or_else(|| UpstreamError::Invalid("its token server sent no usable token".into()))?;
+        let authorization = token.and_then(|token| HeaderValue::from_str(&format!("Bearer {token}")).ok());
+        let unusable = || UpstreamError::Invalid("its token server sent no usable token".into());
+        let mut authorization = authorization.ok_or_else(unusable)?;
         authorization.set_sensitive(true);
         Ok(Self { authorization, life })
     }
@@ -246,7 +244,7 @@ impl Tokens {
         login: &UpstreamLogin,
         upstream: &Upstream,
     ) -> Result<CachedLogin, UpstreamError> {
-        if !may_issue(realm, &upstream.config) {
+        if !guard::is_named(realm, &upstream.config) {
             return Err(UpstreamError::Invalid(format!(
                 "it sends us to {} for a token; add that to token_realms if it is meant",
                 guard::origin(realm)
@@ -291,12 +289,6 @@ impl Tokens {
         let IssuedToken { authorization, life } = IssuedToken::parse(&body)?;
         Ok(CachedLogin::new(authorization, self.clock.now(), life))
     }
-}
-
-/// Whether a realm may issue tokens for an upstream.
-fn may_issue(realm: &Url, upstream: &UpstreamConfig) -> bool {
-    let realms = std::iter::once(&upstream.url).chain(&upstream.token_realms);
-    realms.into_iter().any(|known| known.origin() == realm.origin())
 }
 
 #[cfg(test)]

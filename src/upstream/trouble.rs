@@ -104,7 +104,7 @@ impl Upstream {
                     troubles.note_answered();
                 }
                 let _alone = troubles.pinging.lock().await;
-                if probes || !(troubles.answered_since(begun) || meter.is_closed()) {
+                if probes || !(troubles.answered_since(begun) || meter.open_breaker(Kind::Head).is_some()) {
                     // Not of the kind that was asked: an answer of `/v2/` says nothing of the quota.
                     meter.note(Kind::Head, &Box::pin(self.ping()).await, quota).await;
                 }
