@@ -194,15 +194,14 @@ impl Default for Defaults {
 
 /// The upstreams that need no configuration, with the usual defaults. They are made once: they are many, and a file is
 /// read several times.
-static KNOWN: LazyLock<BTreeMap<UpstreamId, Arc<UpstreamConfig>>> = LazyLock::new(|| known(&Defaults::default()));
-
-fn known(defaults: &Defaults) -> BTreeMap<UpstreamId, Arc<UpstreamConfig>> {
+static KNOWN: LazyLock<BTreeMap<UpstreamId, Arc<UpstreamConfig>>> = LazyLock::new(|| {
     let known = profile::known().map(|(id, profile, url)| {
-        let settings = UpstreamConfig::new(&id, profile, url, defaults);
-        (id, UpstreamConfig { family: profile.family, ..settings }.into())
+        let mut settings = UpstreamConfig { family: profile.family, ..UpstreamConfig::new(&id, profile, url) };
+        settings.inherit(&Defaults::default());
+        (id, settings.into())
     });
     known.collect()
-}
+});
 
 /// Every upstream: those that have a table, and those that need none.
 pub(super) fn read(
@@ -210,7 +209,12 @@ pub(super) fn read(
     defaults: &Defaults,
     secret: ReadSecret,
 ) -> Result<BTreeMap<UpstreamId, Arc<UpstreamConfig>>, ConfigError> {
-    let mut upstreams = if *defaults == Defaults::default() { KNOWN.clone() } else { known(defaults) };
+    let mut upstreams = KNOWN.clone();
+    if *defaults != Defaults::default() {
+        for upstream in upstreams.values_mut() {
+            Arc::make_mut(upstream).inherit(defaults);
+        }
+    }
     for (TableId(id), table) in tables {
         let upstream = upstream(&id, table, defaults, secret)?;
         upstreams.insert(id, upstream.into());
@@ -269,7 +273,8 @@ fn upstream(
             return Err(value(format!("{section}.url"), message));
         }
     };
-    let mut upstream = UpstreamConfig::new(id, profile, url, defaults);
+    let mut upstream = UpstreamConfig::new(id, profile, url);
+    upstream.inherit(defaults);
     let realms = table.token_realms.map(|realms| realms.into_iter().map(|Origin(url)| url).collect());
     replace(&mut upstream.aliases, table.aliases);
     replace(&mut upstream.token_realms, realms);
@@ -290,8 +295,8 @@ fn replace<T>(setting: &mut T, given: Option<T>) {
 }
 
 impl UpstreamConfig {
-    /// What is known of an upstream and what the top of the file says, before any table says otherwise.
-    fn new(id: &UpstreamId, profile: &Profile, url: Url, defaults: &Defaults) -> Self {
+    /// What is known of an upstream, before any table says otherwise.
+    fn new(id: &UpstreamId, profile: &Profile, url: Url) -> Self {
         let alternate = |&(upstream, names, there): &(&str, &str, &str)| {
             let (upstream, names, prefix) = (upstream.parse().ok()?, names.into(), Some(there.into()));
             Some(Alternate { upstream, names, prefix, tags: false, shared: false })
@@ -307,13 +312,13 @@ impl UpstreamConfig {
             family: None,
             names: NameRules::default(),
             max_blob: None,
-            tags: TagRules { fresh: defaults.fresh, patterns: Vec::new(), immutable: Vec::new() },
-            stale: defaults.stale,
-            permission: defaults.permission,
-            missing: defaults.missing,
-            deleted: defaults.deleted,
-            cold: defaults.cold,
-            platforms: defaults.platforms.clone(),
+            tags: TagRules { fresh: Duration::ZERO, patterns: Vec::new(), immutable: Vec::new() },
+            stale: Duration::ZERO,
+            permission: Duration::ZERO,
+            missing: Duration::ZERO,
+            deleted: Deleted::default(),
+            cold: Cold::Wait,
+            platforms: Platforms::default(),
             reserve: DEFAULT_RESERVE,
             fills: DEFAULT_FILLS,
             first_byte: DEFAULT_FIRST_BYTE,
@@ -323,6 +328,17 @@ impl UpstreamConfig {
             ecr: ecr(id.as_str()).or_else(|| ecr(url.host_str()?)),
             url,
         }
+    }
+
+    /// Sets what the top of the file says.
+    fn inherit(&mut self, defaults: &Defaults) {
+        self.tags.fresh = defaults.fresh;
+        self.stale = defaults.stale;
+        self.permission = defaults.permission;
+        self.missing = defaults.missing;
+        self.deleted = defaults.deleted;
+        self.cold = defaults.cold;
+        self.platforms = defaults.platforms.clone();
     }
 
     /// Whether only callers that the policy names may see what upstream shows us: as `public` says, else if we log in
