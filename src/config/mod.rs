@@ -230,10 +230,8 @@ impl Config {
     /// The settings of every upstream and of every rule that has settings, each with its name for messages.
     pub fn settings(&self) -> impl Iterator<Item = (String, &UpstreamConfig)> {
         let upstreams = self.upstreams.iter().map(|(id, upstream)| (format!("upstream {id}"), &**upstream));
-        let rules = self
-            .rules
-            .iter()
-            .filter_map(|(prefix, rule)| rule.settings.as_deref().map(|settings| (format!("rule {prefix}"), settings)));
+        let rules = self.rules.iter();
+        let rules = rules.filter_map(|(prefix, rule)| Some((format!("rule {prefix}"), rule.settings.as_deref()?)));
         upstreams.chain(rules)
     }
 

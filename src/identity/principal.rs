@@ -121,13 +121,8 @@ impl FromStr for Principal {
             }
             Some(("oidc", identity)) => {
                 let (issuer, subject) = identity.split_once(':').ok_or(InvalidPrincipal)?;
-                let (issuer, subject) = (issuer.to_owned(), subject.to_owned());
-                Ok(Self::Oidc(OidcIdentity {
-                    issuer,
-                    payer: format!("sub={subject}"),
-                    subject,
-                    claims: BTreeMap::new(),
-                }))
+                let (issuer, subject, payer) = (issuer.to_owned(), subject.to_owned(), format!("sub={subject}"));
+                Ok(Self::Oidc(OidcIdentity { issuer, subject, payer, claims: BTreeMap::new() }))
             }
             _ => Err(InvalidPrincipal),
         }

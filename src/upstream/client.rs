@@ -11,7 +11,6 @@ use url::Url;
 use super::account::{Account, Heads};
 use super::answer::{self, UpstreamResponse, own_media_type, read_limited, timed};
 use super::guard::Clients;
-use super::meter::Meter;
 use super::send::hop_ends;
 use crate::config::{Cold, Deleted, UpstreamConfig};
 use crate::errors::UpstreamError;
@@ -59,11 +58,6 @@ impl Upstream {
     /// The key of its quota gauge: the upstream and our credential.
     pub fn gauge_key(&self) -> &GaugeKey {
         &self.account.key
-    }
-
-    /// What measures its quota and its health, for all that ask it with this credential.
-    pub(super) fn meter(&self) -> &Meter {
-        &self.account.meter
     }
 
     /// What a client gets for a blob of this upstream that is not stored yet.

@@ -292,8 +292,8 @@ impl Upstreams {
         let parts = parts.into_iter().flat_map(|(_, parts)| parts.iter().rev());
         let mut upstreams: Vec<&Upstream> = parts.map(|(_, upstream)| upstream).collect();
         upstreams.retain(|upstream| seen.insert(upstream.gauge_key()));
-        Meter::read_all(&upstreams.iter().map(|upstream| upstream.meter()).collect::<Vec<_>>()).await;
-        let gauges = upstreams.into_iter().map(|upstream| (upstream, upstream.meter().known_gauge()));
+        Meter::read_all(&upstreams.iter().map(|upstream| &upstream.account.meter).collect::<Vec<_>>()).await;
+        let gauges = upstreams.into_iter().map(|upstream| (upstream, upstream.account.meter.known_gauge()));
         let is_shown =
             |upstream: &Upstream, gauge: &Gauge| upstream.config().family.is_none() || *gauge != Gauge::default();
         gauges.filter(|(upstream, gauge)| is_shown(upstream, gauge)).collect()
