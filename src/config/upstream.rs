@@ -263,16 +263,12 @@ fn upstream(
     let section = format!("upstreams.\"{id}\"");
     let policy = table.policy();
     let profile = Profile::of(id.as_str(), table.url.as_ref().and_then(|url| url.0.host_str()));
-    let Origin(url) = match table.url {
-        Some(url) => url,
-        None if id.as_str().contains('.') => {
-            profile.origin(id.as_str()).map_err(|message| value(format!("{section}.url"), message))?
-        }
-        None => {
-            let message = "is required, for example url = \"https://registry.example.com\"";
-            return Err(value(format!("{section}.url"), message));
-        }
+    let url = match table.url {
+        Some(url) => Ok(url),
+        None if id.as_str().contains('.') => profile.origin(id.as_str()),
+        None => Err("is required, for example url = \"https://registry.example.com\"".into()),
     };
+    let Origin(url) = url.map_err(|message| value(format!("{section}.url"), message))?;
     let mut upstream = UpstreamConfig::new(id, profile, url);
     upstream.inherit(defaults);
     let realms = table.token_realms.map(|realms| realms.into_iter().map(|Origin(url)| url).collect());
