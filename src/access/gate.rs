@@ -179,8 +179,8 @@ impl Access {
     /// The holder of a token, if a login with the same identity would still be accepted.
     async fn bearer(&self, token: &str, source: Peer) -> Result<Holder, AccessError> {
         let keys = self.keys.as_ref().ok_or(AccessError::InvalidToken)?;
-        let (holder, issued_at) =
-            keys.verify(&self.config.service, token).await?.map_err(|_| AccessError::InvalidToken)?;
+        let verified = keys.verify(&self.config.service, token).await?;
+        let (holder, issued_at) = verified.ok_or(AccessError::InvalidToken)?;
         let let_in = match (&holder.principal, holder.secret) {
             // An anonymous token is good only where anonymous access is allowed.
             (principal, _) if self.config.not_let_in(principal, source).is_some() => false,

@@ -5,6 +5,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use url::Url;
 
 use crate::identity::IamIdentity;
@@ -123,12 +124,13 @@ impl SignedFields {
     /// `…:sts::1:assumed-role/name/session` becomes `…:iam::1:role/name`. `None`: the answer is malformed, contradicts
     /// itself, or names another partition than the one that was asked.
     pub fn identity(&self, answer: &[u8]) -> Option<IamIdentity> {
-        let answer: GetCallerIdentityResponse = serde_json::from_slice(answer).ok()?;
-        let CallerIdentity { account, arn } = answer.get_caller_identity_response.get_caller_identity_result;
+        let answer: Value = serde_json::from_slice(answer).ok()?;
+        let caller = answer.pointer("/GetCallerIdentityResponse/GetCallerIdentityResult")?;
+        let (account, arn) = (caller.get("Account")?.as_str()?, caller.get("Arn")?.as_str()?);
         let parts: Vec<&str> = arn.splitn(6, ':').collect();
         let ["arn", partition, service, "", of, resource] = parts.as_slice() else { return None };
         let asked = self.partition().is_some_and(|asked| asked.as_str() == *partition);
-        if !asked || *of != account || !is_account(&account) {
+        if !asked || *of != account || !is_account(account) {
             return None;
         }
         let arn = match (*service, resource.strip_prefix("assumed-role/")) {
@@ -136,9 +138,9 @@ impl SignedFields {
                 let (role, _) = session.split_once('/')?;
                 format!("arn:{partition}:iam::{account}:role/{role}")
             }
-            _ => arn,
+            _ => arn.to_owned(),
         };
-        Some(IamIdentity { account, arn, organization: None })
+        Some(IamIdentity { account: account.to_owned(), arn, organization: None })
     }
 
     /// Rebuilds the signed request: GET of this URL, with [`SERVER_ID_HEADER`] and the host [`Self::host`] as the only
@@ -183,30 +185,12 @@ impl std::fmt::Debug for SignedFields {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct GetCallerIdentityResponse {
-    get_caller_identity_response: Response,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Response {
-    get_caller_identity_result: CallerIdentity,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct CallerIdentity {
-    account: String,
-    arn: String,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const CREDENTIAL: &str = "ASIAQWERTYUIOPASDFGH/20261121/eu-west-1/sts/aws4_request";
+    const DATE: &str = "20261121T120000Z";
     const SIGNATURE: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 
     fn fields() -> SignedFields {
@@ -215,7 +199,7 @@ mod tests {
 
     fn fields_of(region: &str) -> SignedFields {
         let credential = CREDENTIAL.replace("eu-west-1", region);
-        SignedFields::new(region, &credential, "20261121T120000Z", Some("abc+/="), SIGNATURE).unwrap()
+        SignedFields::new(region, &credential, DATE, Some("abc+/="), SIGNATURE).unwrap()
     }
 
     #[test]
@@ -237,24 +221,18 @@ mod tests {
     fn fields_that_could_mean_anything_else_are_refused() {
         let long = "a".repeat(64);
         for (region, credential, date, token, signature) in [
-            ("eu-west-1.evil.example/", CREDENTIAL, "20261121T120000Z", None, SIGNATURE),
-            ("", CREDENTIAL, "20261121T120000Z", None, SIGNATURE),
-            ("us-east-1", CREDENTIAL, "20261121T120000Z", None, SIGNATURE),
-            (
-                "eu-west-1",
-                "ASIAQWERTYUIOPASDFGH/20261121/eu-west-1/s3/aws4_request",
-                "20261121T120000Z",
-                None,
-                SIGNATURE,
-            ),
-            ("eu-west-1", "x/20261121/eu-west-1/sts/aws4_request", "20261121T120000Z", None, SIGNATURE),
+            ("eu-west-1.evil.example/", CREDENTIAL, DATE, None, SIGNATURE),
+            ("", CREDENTIAL, DATE, None, SIGNATURE),
+            ("us-east-1", CREDENTIAL, DATE, None, SIGNATURE),
+            ("eu-west-1", &CREDENTIAL.replace("sts", "s3"), DATE, None, SIGNATURE),
+            ("eu-west-1", "x/20261121/eu-west-1/sts/aws4_request", DATE, None, SIGNATURE),
             ("eu-west-1", CREDENTIAL, "20261122T120000Z", None, SIGNATURE),
             ("eu-west-1", CREDENTIAL, "20261121T1200Z", None, SIGNATURE),
             ("eu-west-1", CREDENTIAL, "20261121T120000Z&Action=AssumeRole", None, SIGNATURE),
-            ("eu-west-1", CREDENTIAL, "20261121T120000Z", Some("a&Action=AssumeRole"), SIGNATURE),
-            ("eu-west-1", CREDENTIAL, "20261121T120000Z", Some(""), SIGNATURE),
-            ("eu-west-1", CREDENTIAL, "20261121T120000Z", None, "00"),
-            ("eu-west-1", CREDENTIAL, "20261121T120000Z", None, &long.replace('a', "G")),
+            ("eu-west-1", CREDENTIAL, DATE, Some("a&Action=AssumeRole"), SIGNATURE),
+            ("eu-west-1", CREDENTIAL, DATE, Some(""), SIGNATURE),
+            ("eu-west-1", CREDENTIAL, DATE, None, "00"),
+            ("eu-west-1", CREDENTIAL, DATE, None, &long.replace('a', "G")),
         ] {
             assert_eq!(
                 SignedFields::new(region, credential, date, token, signature),
@@ -283,30 +261,20 @@ mod tests {
             fields_of(region).identity(body.to_string().as_bytes()).map(|identity| identity.arn)
         };
         let account = "123456789012";
-        for (region, arn, principal) in [
-            (
-                "eu-west-1",
-                "arn:aws:sts::123456789012:assumed-role/node/i-1",
-                Some("arn:aws:iam::123456789012:role/node"),
-            ),
-            ("eu-west-1", "arn:aws:iam::123456789012:user/a/b", Some("arn:aws:iam::123456789012:user/a/b")),
-            (
-                "cn-north-1",
-                "arn:aws-cn:sts::123456789012:assumed-role/node/a:b",
-                Some("arn:aws-cn:iam::123456789012:role/node"),
-            ),
-            (
-                "us-gov-west-1",
-                "arn:aws-us-gov:iam::123456789012:user/a",
-                Some("arn:aws-us-gov:iam::123456789012:user/a"),
-            ),
-            ("eu-west-1", "arn:aws-cn:iam::123456789012:user/a", None),
-            ("cn-north-1", "arn:aws:iam::123456789012:user/a", None),
-            ("eu-west-1", "arn:aws:sts::123456789012:assumed-role/node", None),
-            ("eu-west-1", "arn:aws:sts::999999999999:assumed-role/node/i-1", None),
-            ("eu-west-1", "nonsense", None),
+        let arn =
+            |partition: &str, service: &str, resource: &str| format!("arn:{partition}:{service}::{account}:{resource}");
+        for (region, told, principal) in [
+            ("eu-west-1", arn("aws", "sts", "assumed-role/node/i-1"), Some(arn("aws", "iam", "role/node"))),
+            ("eu-west-1", arn("aws", "iam", "user/a/b"), Some(arn("aws", "iam", "user/a/b"))),
+            ("cn-north-1", arn("aws-cn", "sts", "assumed-role/node/a:b"), Some(arn("aws-cn", "iam", "role/node"))),
+            ("us-gov-west-1", arn("aws-us-gov", "iam", "user/a"), Some(arn("aws-us-gov", "iam", "user/a"))),
+            ("eu-west-1", arn("aws-cn", "iam", "user/a"), None),
+            ("cn-north-1", arn("aws", "iam", "user/a"), None),
+            ("eu-west-1", arn("aws", "sts", "assumed-role/node"), None),
+            ("eu-west-1", "arn:aws:sts::999999999999:assumed-role/node/i-1".to_owned(), None),
+            ("eu-west-1", "nonsense".to_owned(), None),
         ] {
-            assert_eq!(identity(region, account, arn).as_deref(), principal, "{arn}");
+            assert_eq!(identity(region, account, &told), principal, "{told}");
         }
         assert_eq!(identity("eu-west-1", "12", "arn:aws:iam::12:user/a"), None);
         assert_eq!(fields().identity(b"<GetCallerIdentityResponse/>"), None);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::token::{Holder, InvalidKeys, InvalidToken, TokenKeys};
+use super::token::{Holder, InvalidKeys, TokenKeys};
 use crate::config::{SecretSource, StoredSecret};
 use crate::errors::{StoreError, Unreachable, chain};
 use crate::ports::{Cloud, SecretVersion};
@@ -58,19 +58,15 @@ impl Keys {
         })
     }
 
-    /// The holder of a token and when it was issued. A token of a key that is not known may be of one that has just
-    /// become current.
-    pub(super) async fn verify(
-        &self,
-        service: &str,
-        token: &str,
-    ) -> Result<Result<(Holder, Timestamp), InvalidToken>, Unreachable> {
+    /// The holder of a token and when it was issued. `None`: it is not valid. A token of a key that is not known may be
+    /// of one that has just become current.
+    pub(super) async fn verify(&self, service: &str, token: &str) -> Result<Option<(Holder, Timestamp)>, Unreachable> {
         Ok(match self {
             Self::Given(keys) => keys.verify(service, token),
             Self::Stored(stored) => {
                 let keys = stored.keys(None).await?;
                 let verified = keys.verify(service, token);
-                if verified.is_ok() || keys.have_signed(token) {
+                if verified.is_some() || keys.have_signed(token) {
                     return Ok(verified);
                 }
                 stored.keys(Some(&keys)).await?.verify(service, token)

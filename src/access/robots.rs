@@ -117,13 +117,10 @@ impl RobotLogins {
             return Ok(remembered);
         }
         let _asking = self.asking.lock().await;
-        match self.within(REMEMBERED) {
-            Some(remembered) => Ok(remembered),
-            None => match self.ask().await {
-                Err(error) => self.within(USABLE).ok_or(error),
-                robots => robots,
-            },
+        if let Some(remembered) = self.within(REMEMBERED) {
+            return Ok(remembered);
         }
+        self.ask().await.or_else(|error| self.within(USABLE).ok_or(error))
     }
 
     fn within(&self, life: Duration) -> Option<Remembered> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use http::header::{ACCEPT, HOST};
-use serde::Deserialize;
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::iam::{SERVER_ID_HEADER, SIGNATURE_SECONDS, SignedFields};
@@ -69,18 +69,6 @@ impl Drop for Counted<'_> {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Refusal {
-    error: RefusalError,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct RefusalError {
-    code: String,
-}
-
 impl Sts {
     pub(super) fn new(config: IamConfig, members: Option<Members>, service: String, web: Web, clock: Clock) -> Self {
         Self {
@@ -123,10 +111,7 @@ impl Sts {
         if let Some(outcome) = self.remembered(&seen) {
             return outcome;
         }
-        let outcome = match self.ask(&fields).await {
-            Ok(identity) => self.let_in(identity).await,
-            Err(error) => Err(error),
-        };
+        let outcome = async { self.let_in(self.ask(&fields).await?).await }.await;
         match &outcome {
             Ok(identity) => {
                 self.known.keep(seen, identity.clone(), KNOWN);
@@ -177,7 +162,8 @@ impl Sts {
             return identity.ok_or_else(|| Unreachable::new(&url, "answers with no identity").into());
         }
         // Throttling comes with 400 too (AWS query protocol, "Common Errors").
-        let code = serde_json::from_slice(&body).map_or(String::new(), |refusal: Refusal| refusal.error.code);
+        let refusal: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let code = refusal.pointer("/Error/Code").and_then(Value::as_str).unwrap_or_default();
         let throttled = status == StatusCode::TOO_MANY_REQUESTS || code.starts_with("Throttl");
         if status.is_client_error() && !throttled {
             tracing::debug!(%status, code, "STS refuses a signature");

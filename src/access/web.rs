@@ -23,16 +23,8 @@ pub(super) struct Web(Arc<OnceLock<reqwest::Client>>);
 
 /// An error with its causes. A cause that the text already contains is not repeated.
 fn causes(error: &(dyn Error + 'static)) -> String {
-    let mut said = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if !said.contains(&text) {
-            said = format!("{said}: {text}");
-        }
-        cause = error.source();
-    }
-    said
+    let causes = std::iter::successors(error.source(), |&error| error.source()).map(ToString::to_string);
+    causes.fold(error.to_string(), |said, cause| if said.contains(&cause) { said } else { format!("{said}: {cause}") })
 }
 
 impl Web {

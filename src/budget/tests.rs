@@ -1,9 +1,7 @@
 use std::net::Ipv6Addr;
 
 use super::*;
-use crate::config::Limits;
-use crate::errors::{Budget, OverBudget};
-use crate::identity::{Payer, Principal};
+use crate::identity::Principal;
 use crate::oci::Algorithm;
 use crate::values::pull_counter::PullCounter;
 

@@ -10,10 +10,10 @@ use http::uri::Authority;
 use ipnet::{IpNet, Ipv4Net};
 use url::Url;
 
-use super::file::{AccessTable, AnonymousKey, IamTable, OidcTable};
+use super::file::{AccessTable, AnonymousKey, OidcTable};
 use super::login::{IamConfig, OidcConfig};
 use super::policy::{PolicyRuleTable, operators};
-use super::{ConfigError, SecretReference, SecretSource, UpstreamConfig, value};
+use super::{ConfigError, ReadSecret, SecretSource, UpstreamConfig, value};
 use crate::identity::policy::Policy;
 use crate::identity::{Anonymous, InvalidNetwork, Network, Peer, Principal};
 use crate::oci::UpstreamId;
@@ -88,9 +88,10 @@ impl AccessConfig {
         networks: Vec<Network>,
         sts: Option<Url>,
     ) -> Result<Self, ConfigError> {
-        let iam = IamTable { partition: None, accounts: vec![account], organization, roles: Vec::new(), endpoint: sts }
-            .read()?;
-        Ok(Self { anonymous: networks.into(), iam: Some(iam), ..Self::closed(checked_service(service)?) })
+        let iam =
+            IamConfig { partition: None, accounts: vec![account], organization, roles: Vec::new(), endpoint: sts };
+        let iam = Some(iam.checked()?);
+        Ok(Self { anonymous: networks.into(), iam, ..Self::closed(checked_service(service)?) })
     }
 
     /// Why a principal is not let in from this peer, however it logs in. `None`: it is, once it has logged in.
@@ -188,7 +189,7 @@ pub(super) fn read(
     table: Option<AccessTable>,
     rules: Vec<PolicyRuleTable>,
     upstreams: &BTreeMap<UpstreamId, Arc<UpstreamConfig>>,
-    secret: &impl Fn(SecretReference) -> Result<String, String>,
+    secret: ReadSecret,
 ) -> Result<Option<AccessConfig>, ConfigError> {
     let Some(table) = table else {
         return match rules.first() {
@@ -203,25 +204,22 @@ pub(super) fn read(
     if !(SHORTEST_TOKEN..=LONGEST_TOKEN).contains(&token_life) {
         return Err(value("access.token_life", "must be from \"1m\" to \"1h\", for example \"5m\""));
     }
-    let signing_keys = table.signing_keys.map(|keys| keys.read(secret)).transpose();
+    let signing_keys = table.signing_keys.map(|keys| keys.read("", secret)).transpose();
     if table.iam.is_some() && table.service.is_none() {
         let message = "is required with [access.iam]: identities sign for this name, and what is signed for one cache must \
                        be worthless at every other";
         return Err(value("access.service", message));
     }
-    let service = table.service.unwrap_or_else(|| "stopover".into());
+    let service = checked_service(table.service.unwrap_or_else(|| "stopover".into()))?;
     let mut access = AccessConfig {
-        service: checked_service(service)?,
-        here: None,
         anonymous: table.anonymous.map_or(Ok(Anonymous::Nobody), AnonymousKey::read)?,
         robots: table.robots,
-        operators: Vec::new(),
-        iam: table.iam.map(IamTable::read).transpose()?,
+        iam: table.iam.map(IamConfig::checked).transpose()?,
         oidc: table.oidc.into_iter().map(OidcTable::read).collect::<Result<_, _>>()?,
         token_life,
         url: table.url.map(|url| url.0),
         signing_keys: signing_keys.map_err(|message| value("access.signing_keys", message))?,
-        policy: Policy::default(),
+        ..AccessConfig::closed(service)
     };
     if access.anonymous == Anonymous::Nobody && !access.has_logins() {
         let message = "names no login and no network, so nobody would be let in: write `anonymous = [\"<network>\"]`, \
@@ -251,7 +249,7 @@ mod tests {
 
     fn read_access(text: &str) -> Result<AccessConfig, String> {
         let table: AccessTable = toml::from_str(text).map_err(|error| error.to_string())?;
-        let config = read(Some(table), Vec::new(), &BTreeMap::new(), &|_: SecretReference| Err(String::new()))
+        let config = read(Some(table), Vec::new(), &BTreeMap::new(), &|_| Err(String::new()))
             .map_err(|error| error.to_string())?;
         Ok(config.unwrap())
     }
@@ -300,17 +298,12 @@ mod tests {
     #[test]
     fn whoever_vouches_for_callers_is_reached_over_tls() {
         let oidc = "audience = \"a\"\nclaims = { a = \"b\" }\nissuer = \"https://ci.test\"";
+        let iam = "service = \"cr.test\"\n[iam]\naccounts = [\"123456789012\"]";
         for (text, key) in [
             (format!("[oidc.ci]\n{oidc}\njwks_uri = \"http://ci.test/keys\""), "access.oidc.ci.jwks_uri"),
             (format!("[oidc.\"a:b\"]\n{oidc}"), "access.oidc"),
-            (
-                "service = \"cr.test\"\n[iam]\naccounts = [\"123456789012\"]\nendpoint = \"http://sts.test\"".into(),
-                "access.iam.endpoint",
-            ),
-            (
-                "service = \"cr.test\"\n[iam]\naccounts = [\"123456789012\"]\nendpoint = \"https://a.test/b\"".into(),
-                "access.iam.endpoint",
-            ),
+            (format!("{iam}\nendpoint = \"http://sts.test\""), "access.iam.endpoint"),
+            (format!("{iam}\nendpoint = \"https://a.test/b\""), "access.iam.endpoint"),
             ("service = \"cr.test\"\n[iam]\naccounts = [\"1234\"]".into(), "access.iam.accounts"),
             ("service = \"cr.test\"\n[iam]".into(), "access.iam"),
             ("[iam]\naccounts = [\"123456789012\"]".into(), "access.service"),

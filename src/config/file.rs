@@ -6,12 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
-use url::Url;
+use url::{Position, Url};
 
 use super::policy::{ClaimTable, PolicyRuleTable};
-use super::{Cold, Deleted, StoredSecret};
+use super::{Alternate, Cold, Deleted, IamConfig, StoredSecret};
 use crate::config::retention::SHORTEST;
-use crate::identity::partition::Partition;
 use crate::oci::{Name, Platforms, UpstreamId};
 use crate::values::address::ListenAddress;
 use crate::values::pattern::Pattern;
@@ -94,13 +93,8 @@ impl TryFrom<String> for Origin {
             return Ok(Self(url));
         }
         // Neither user, path nor query are repeated: they may hold a secret.
-        let host = url.host_str().map_or_else(
-            || "registry.example.com".into(),
-            |host| match url.port() {
-                Some(port) => format!("{host}:{port}"),
-                None => host.to_owned(),
-            },
-        );
+        let host =
+            if url.has_host() { &url[Position::BeforeHost..Position::AfterPort] } else { "registry.example.com" };
         let scheme = if url.scheme() == "http" { "http" } else { "https" };
         let has_login = !url.username().is_empty() || url.password().is_some();
         let login = if has_login { "; a login belongs into credentials = { … }" } else { "" };
@@ -185,27 +179,12 @@ tables_in_common! {
         reserve: u64,
         fills: NonZeroUsize,
         first_byte: Span,
-        alternates: Vec<AlternateTable>,
+        alternates: Vec<Alternate>,
     }
     RuleTable {
         upstream: String,
         path: Name,
     }
-}
-
-/// `{ upstream = "public.ecr.aws", names = "library/", prefix = "docker/library/" }`
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct AlternateTable {
-    pub(super) upstream: UpstreamId,
-    #[serde(default)]
-    pub(super) names: String,
-    #[serde(default)]
-    pub(super) prefix: Option<String>,
-    #[serde(default)]
-    pub(super) tags: bool,
-    #[serde(default)]
-    pub(super) shared: bool,
 }
 
 #[derive(Deserialize, PartialEq)]
@@ -226,7 +205,7 @@ pub(super) struct AccessTable {
     pub(super) robots: bool,
     #[serde(default)]
     pub(super) operators: Vec<String>,
-    pub(super) iam: Option<IamTable>,
+    pub(super) iam: Option<IamConfig>,
     #[serde(default)]
     pub(super) oidc: BTreeMap<String, OidcTable>,
     pub(super) token_life: Option<Span>,
@@ -243,18 +222,6 @@ pub(super) struct AccessTable {
 pub(super) enum AnonymousKey {
     Everywhere(bool),
     From(Vec<String>),
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct IamTable {
-    pub(super) partition: Option<Partition>,
-    #[serde(default)]
-    pub(super) accounts: Vec<String>,
-    pub(super) organization: Option<String>,
-    #[serde(default)]
-    pub(super) roles: Vec<Pattern>,
-    pub(super) endpoint: Option<Url>,
 }
 
 #[derive(Deserialize)]
@@ -299,7 +266,7 @@ impl TryFrom<String> for Keep {
         if text == "forever" {
             return Ok(Self(None));
         }
-        match Span::try_from(text)?.0 {
+        match text.parse::<Span>()?.0 {
             keep if keep < SHORTEST => Err("must be \"1d\" or more: what is used is noted once a day".into()),
             keep => Ok(Self(Some(keep))),
         }

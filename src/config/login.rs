@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use serde::Deserialize;
 use url::Url;
 
-use super::file::{IamTable, OidcTable};
+use super::file::OidcTable;
 use super::policy::is_arn;
 use super::{ConfigError, value};
 use crate::identity::partition::{Partition, is_account};
@@ -12,16 +13,19 @@ use crate::identity::{IamIdentity, OidcIdentity};
 use crate::values::pattern::Pattern;
 
 /// Identities of AWS.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct IamConfig {
     /// The partition of the accounts: the same number in another partition is another customer's account. `None`:
     /// `aws`, and in a function that of its region.
     pub partition: Option<Partition>,
     /// Accounts all of whose users and roles are let in.
+    #[serde(default)]
     pub accounts: Vec<String>,
     /// The organisation all of whose accounts are let in.
     pub organization: Option<String>,
     /// Patterns of ARNs without session: `arn:aws:iam::123456789012:role/eks-*`.
+    #[serde(default)]
     pub roles: Vec<Pattern>,
     /// The endpoint of STS, instead of the public one in the region: a VPC endpoint.
     pub endpoint: Option<Url>,
@@ -69,6 +73,37 @@ impl IamConfig {
     fn partition(&self) -> Partition {
         self.partition.unwrap_or_default()
     }
+
+    /// Refuses what AWS calls nothing, and patterns that roles of any customer could match.
+    pub(super) fn checked(self) -> Result<Self, ConfigError> {
+        if let Some((element, wrong)) = (1..).zip(&self.accounts).find(|(_, text)| !is_account(text)) {
+            let message = format!("{wrong:?} is no account: twelve digits");
+            return Err(value(format!("access.iam.accounts[{element}]"), message));
+        }
+        if let Some(wrong) = self.organization.as_ref().filter(|id| !is_organization(id)) {
+            let message = format!("{wrong:?} is no organisation: it is called like o-a1b2c3d4e5");
+            return Err(value("access.iam.organization", message));
+        }
+        for (element, role) in (1..).zip(self.roles.iter().map(Pattern::as_str)) {
+            let key = format!("access.iam.roles[{element}]");
+            let message = |reason| value(&*key, format!("{role:?} is no caller: {reason}"));
+            is_arn(role).map_err(message)?;
+            // Every customer of AWS can make a role of any name in an account of its own.
+            let before = role.split(':').take(5).collect::<Vec<_>>();
+            if before.len() < 5 || before.iter().any(|part| part.contains('*')) {
+                return Err(value(key, format!("{role:?} has to name one account")));
+            }
+        }
+        if self.accounts.is_empty() && self.roles.is_empty() && self.organization.is_none() {
+            let message = "name accounts, roles or an organization: as it stands nobody is let in";
+            return Err(value("access.iam", message));
+        }
+        // The server there says whose signature it is. The path is part of what is signed.
+        if self.endpoint.as_ref().is_some_and(|endpoint| !is_trusted(endpoint) || endpoint.path() != "/") {
+            return Err(value("access.iam.endpoint", "must be https, without a path"));
+        }
+        Ok(self)
+    }
 }
 
 impl OidcConfig {
@@ -98,51 +133,14 @@ fn is_organization(text: &str) -> bool {
     letters.is_some_and(|letters| letters.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()))
 }
 
-impl IamTable {
-    pub(super) fn read(self) -> Result<IamConfig, ConfigError> {
-        let Self { partition, accounts, organization, roles, endpoint } = self;
-        if let Some((element, wrong)) = (1..).zip(&accounts).find(|(_, text)| !is_account(text)) {
-            return Err(value(
-                format!("access.iam.accounts[{element}]"),
-                format!("{wrong:?} is no account: twelve digits"),
-            ));
-        }
-        if let Some(wrong) = organization.as_ref().filter(|id| !is_organization(id)) {
-            let message = format!("{wrong:?} is no organisation: it is called like o-a1b2c3d4e5");
-            return Err(value("access.iam.organization", message));
-        }
-        for (element, role) in (1..).zip(roles.iter().map(Pattern::as_str)) {
-            let key = format!("access.iam.roles[{element}]");
-            let message = |reason| value(&*key, format!("{role:?} is no caller: {reason}"));
-            is_arn(role).map_err(message)?;
-            // Every customer of AWS can make a role of any name in an account of its own.
-            let before = role.split(':').take(5).collect::<Vec<_>>();
-            if before.len() < 5 || before.iter().any(|part| part.contains('*')) {
-                return Err(value(key, format!("{role:?} has to name one account")));
-            }
-        }
-        if accounts.is_empty() && roles.is_empty() && organization.is_none() {
-            let message = "name accounts, roles or an organization: as it stands nobody is let in";
-            return Err(value("access.iam", message));
-        }
-        // The server there says whose signature it is. The path is part of what is signed.
-        if endpoint.as_ref().is_some_and(|endpoint| !is_trusted(endpoint) || endpoint.path() != "/") {
-            return Err(value("access.iam.endpoint", "must be https, without a path"));
-        }
-        Ok(IamConfig { partition, accounts, organization, roles, endpoint })
-    }
-}
-
 impl OidcTable {
     pub(super) fn read((name, table): (String, Self)) -> Result<(String, OidcConfig), ConfigError> {
         let key = |key: &str| format!("access.oidc.{name}.{key}");
         let Self { issuer, audience, jwks_uri, claims, budget_claim } = table;
         // It is part of the names of principals, between colons.
         if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')) {
-            return Err(value(
-                format!("access.oidc.{name:?}"),
-                format!("{name:?}: name an issuer with letters, digits, . _ and -"),
-            ));
+            let message = format!("{name:?}: name an issuer with letters, digits, . _ and -");
+            return Err(value(format!("access.oidc.{name:?}"), message));
         }
         // An attacker that can answer for the issuer can log in as any identity.
         let discovery = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));

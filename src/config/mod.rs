@@ -36,6 +36,7 @@ pub use names::NameRules;
 pub use retention::Retention;
 pub use rule::{Places, Rule};
 pub use schedule::{Schedule, TICK};
+use secret::ReadSecret;
 pub use secret::{Credentials, SecretReference, SecretSource, StoredSecret};
 pub use tags::TagRules;
 use upstream::Defaults;
@@ -145,7 +146,7 @@ impl Config {
         cold: Cold,
         secret: impl Fn(SecretReference) -> Result<String, String>,
     ) -> Result<Self, ConfigError> {
-        let Some(path) = path else { return Self::complete(File::default(), None, cold, secret) };
+        let Some(path) = path else { return Self::complete(File::default(), None, cold, &secret) };
         let text =
             std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Self::parse(&text, path, cold, secret)
@@ -159,7 +160,7 @@ impl Config {
         secret: impl Fn(SecretReference) -> Result<String, String>,
     ) -> Result<Self, ConfigError> {
         let mut config = mistakes::read(text, path, |file, mended| {
-            Self::complete(file, Some(path), cold, |reference| match reference {
+            Self::complete(file, Some(path), cold, &|reference| match reference {
                 SecretReference::Variable(name) if mended && is_example(name) => Ok(String::new()),
                 SecretReference::Stored(stored) if mended && is_example(&stored.to_string()) => Ok(String::new()),
                 reference => secret(reference),
@@ -169,12 +170,7 @@ impl Config {
         Ok(config)
     }
 
-    fn complete(
-        file: File,
-        path: Option<&Path>,
-        cold: Cold,
-        secret: impl Fn(SecretReference) -> Result<String, String>,
-    ) -> Result<Self, ConfigError> {
+    fn complete(file: File, path: Option<&Path>, cold: Cold, secret: ReadSecret) -> Result<Self, ConfigError> {
         let usual = Defaults::default();
         let defaults = Defaults {
             fresh: file.fresh.map_or(usual.fresh, |span| span.0),
@@ -188,8 +184,8 @@ impl Config {
             cold: file.cold.unwrap_or(cold),
             platforms: file.platforms.unwrap_or_default(),
         };
-        let upstreams = upstream::read(file.upstreams, &defaults, &secret)?;
-        let rules = rule::read(file.rules, &upstreams, &secret)?;
+        let upstreams = upstream::read(file.upstreams, &defaults, secret)?;
+        let rules = rule::read(file.rules, &upstreams, secret)?;
         Ok(Self {
             listen: file.listen.map_or(SocketAddr::from(([127, 0, 0, 1], 5000)), |listen| listen.0),
             data_dir: file.data_dir.unwrap_or_else(|| "stopover-data".into()),
@@ -206,7 +202,7 @@ impl Config {
                 pin: file.pin,
                 max_size: file.max_size.map(|size| size.0),
             },
-            access: access::read(file.access, file.policy, &upstreams, &secret)?,
+            access: access::read(file.access, file.policy, &upstreams, secret)?,
             upstreams,
             rules,
             warnings: Vec::new(),
@@ -234,10 +230,8 @@ impl Config {
     /// The settings of every upstream and of every rule that has settings, each with its name for messages.
     pub fn settings(&self) -> impl Iterator<Item = (String, &UpstreamConfig)> {
         let upstreams = self.upstreams.iter().map(|(id, upstream)| (format!("upstream {id}"), &**upstream));
-        let rules = self
-            .rules
-            .iter()
-            .filter_map(|(prefix, rule)| rule.settings.as_deref().map(|settings| (format!("rule {prefix}"), settings)));
+        let rules = self.rules.iter();
+        let rules = rules.filter_map(|(prefix, rule)| Some((format!("rule {prefix}"), rule.settings.as_deref()?)));
         upstreams.chain(rules)
     }
 

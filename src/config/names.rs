@@ -71,12 +71,7 @@ pub(super) fn is_pattern_of_names(pattern: &str) -> bool {
     pattern.replace('*', "a").parse::<Name>().is_ok()
 }
 
-/// Whether a pattern may match `path` itself or a name below it. What follows its first star can always be matched
-/// there.
+/// Whether a pattern may match `path` itself or a name below it.
 pub(super) fn may_match_below(pattern: &str, path: &Name) -> bool {
-    let below = format!("{path}/");
-    match pattern.split_once('*') {
-        Some((first, _)) => first.starts_with(&below) || below.starts_with(first),
-        None => pattern == path.as_str() || pattern.starts_with(&below),
-    }
+    pattern == path.as_str() || Pattern::from(pattern).may_match_below(&format!("{path}/"))
 }

@@ -4,6 +4,7 @@ use url::Url;
 
 use super::file::Origin;
 use super::{Ecr, Referrers};
+use crate::identity::partition::is_account;
 use crate::oci::UpstreamId;
 use crate::values::pattern::Pattern;
 
@@ -161,11 +162,8 @@ pub(super) fn ecr(host: &str) -> Option<Ecr> {
 /// dual-stack `<account>.dkr-ecr[-fips].<region>.on.aws` (ECR, "Endpoints and quotas").
 fn ecr_region(host: &str) -> Option<&str> {
     let (account, rest) = host.split_once('.')?;
-    if account.len() != 12 || !account.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let region =
-        ["dkr.ecr.", "dkr.ecr-fips.", "dkr-ecr.", "dkr-ecr-fips."].iter().find_map(|kind| rest.strip_prefix(kind))?;
+    let kinds = ["dkr.ecr.", "dkr.ecr-fips.", "dkr-ecr.", "dkr-ecr-fips."];
+    let region = kinds.iter().filter(|_| is_account(account)).find_map(|kind| rest.strip_prefix(kind))?;
     [".amazonaws.com", ".amazonaws.com.cn", ".on.aws"].iter().find_map(|end| region.strip_suffix(end))
 }
 

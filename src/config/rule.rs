@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::file::{PolicyTable, RuleTable};
-use super::{ConfigError, SecretReference, UpstreamConfig, advice, value};
+use super::{ConfigError, ReadSecret, UpstreamConfig, advice, value};
 use crate::oci::{Name, Place, Repository, UpstreamId};
 use crate::values::ConfiguredMap;
 
@@ -85,7 +85,7 @@ impl Places {
 pub(super) fn read(
     tables: BTreeMap<Name, RuleTable>,
     upstreams: &BTreeMap<UpstreamId, Arc<UpstreamConfig>>,
-    secret: &impl Fn(SecretReference) -> Result<String, String>,
+    secret: ReadSecret,
 ) -> Result<BTreeMap<Name, Rule>, ConfigError> {
     if tables.is_empty() {
         return Ok(BTreeMap::new());

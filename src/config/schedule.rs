@@ -42,10 +42,7 @@ pub(super) fn read(tables: Vec<ScheduleTable>) -> Result<Vec<Schedule>, ConfigEr
         let image = |(element, text): (usize, &String)| {
             let key = || key(&format!("images[{element}]"));
             let instead = text.to_lowercase();
-            let hint = match Request::image(&instead) {
-                Ok(_) => format!(" — write {instead:?}"),
-                Err(_) => String::new(),
-            };
+            let hint = Request::image(&instead).map_or_else(|_| String::new(), |_| format!(" — write {instead:?}"));
             Request::image(text).map_err(|error| value(key(), format!("{text:?} is no image: {error}{hint}")))
         };
         Ok(Schedule { every: every.0, images: (1..).zip(&images).map(image).collect::<Result<_, _>>()?, platforms })

@@ -83,6 +83,9 @@ pub enum SecretReference<'a> {
     Stored(&'a StoredSecret),
 }
 
+/// Reads the secret that a reference names, or says in words why it cannot.
+pub(super) type ReadSecret<'a> = &'a dyn Fn(SecretReference) -> Result<String, String>;
+
 impl SecretReference<'_> {
     /// Reads the secret; `variable` looks up the environment. The error says in words why it cannot.
     pub fn read(self, variable: impl Fn(&str) -> Option<String>) -> Result<String, String> {
@@ -113,50 +116,28 @@ impl SecretReference<'_> {
 
 impl CredentialsTable {
     /// Our login. The error says in words why it cannot be read.
-    pub(super) fn read(
-        self,
-        secret: &impl Fn(SecretReference) -> Result<String, String>,
-    ) -> Result<Credentials, String> {
-        let password = named(
-            "password_",
-            self.password_env.as_deref(),
-            self.password_file.as_deref(),
-            self.password_secret,
-            secret,
-        )?;
-        Ok(Credentials { username: self.username, password })
+    pub(super) fn read(self, secret: ReadSecret) -> Result<Credentials, String> {
+        let password = KeysTable { env: self.password_env, file: self.password_file, secret: self.password_secret };
+        Ok(Credentials { username: self.username, password: password.read("password_", secret)? })
     }
 }
 
 impl KeysTable {
-    /// The keys. The error says in words why they cannot be read.
-    pub(super) fn read(
-        self,
-        secret: &impl Fn(SecretReference) -> Result<String, String>,
-    ) -> Result<SecretSource, String> {
-        named("", self.env.as_deref(), self.file.as_deref(), self.secret, secret)
+    /// The secret that one of the three keys names, which are called `<prefix>env`, `<prefix>file` and
+    /// `<prefix>secret`. The error says in words why it cannot be read.
+    pub(super) fn read(self, prefix: &str, secret: ReadSecret) -> Result<SecretSource, String> {
+        let text = match (&self.env, &self.file, self.secret) {
+            (Some(name), None, None) => secret(SecretReference::Variable(name)),
+            (None, Some(path), None) => secret(SecretReference::File(path)),
+            (None, None, Some(stored)) => {
+                return secret(SecretReference::Stored(&stored)).map(|_| SecretSource::Stored(stored));
+            }
+            _ => Err(format!(
+                "give one of {prefix}env (the name of a variable), {prefix}file (a path) and, on AWS, {prefix}secret (an ARN)"
+            )),
+        };
+        text.map(|text| SecretSource::Text(Secret::new(text)))
     }
-}
-
-/// The secret that one of three keys names, which are called `<prefix>env`, `<prefix>file` and `<prefix>secret`.
-fn named(
-    prefix: &str,
-    variable: Option<&str>,
-    file: Option<&Path>,
-    stored: Option<StoredSecret>,
-    secret: &impl Fn(SecretReference) -> Result<String, String>,
-) -> Result<SecretSource, String> {
-    let text = match (variable, file, stored) {
-        (Some(name), None, None) => secret(SecretReference::Variable(name)),
-        (None, Some(path), None) => secret(SecretReference::File(path)),
-        (None, None, Some(stored)) => {
-            return secret(SecretReference::Stored(&stored)).map(|_| SecretSource::Stored(stored));
-        }
-        _ => Err(format!(
-            "give one of {prefix}env (the name of a variable), {prefix}file (a path) and, on AWS, {prefix}secret (an ARN)"
-        )),
-    };
-    text.map(|text| SecretSource::Text(Secret::new(text)))
 }
 
 #[cfg(test)]

@@ -8,10 +8,10 @@ use std::time::Duration;
 use serde::Deserialize;
 use url::Url;
 
-use super::file::{AlternateTable, Fresh, Origin, PolicyTable, TableId, UpstreamTable};
+use super::file::{Fresh, Origin, PolicyTable, TableId, UpstreamTable};
 use super::names::{NamePatterns, NameRules};
 use super::profile::{self, Profile, ecr};
-use super::{ConfigError, Credentials, SecretReference, value};
+use super::{ConfigError, Credentials, ReadSecret, value};
 use crate::config::TagRules;
 use crate::oci::{Name, Platforms, UpstreamId};
 use crate::values::time::Span;
@@ -123,24 +123,31 @@ pub enum Ecr {
     Public,
 }
 
-/// Another upstream that carries the same content.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// Another upstream that carries the same content:
+/// `{ upstream = "public.ecr.aws", names = "library/", prefix = "docker/library/" }`
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Alternate {
     /// The id of the other upstream.
     pub upstream: UpstreamId,
-    /// Names it carries, and their names there: the first part of `names` is replaced by `prefix`.
-    pub names: (String, String),
+    /// How the names begin that it carries.
+    #[serde(default)]
+    pub names: String,
+    /// How they begin there instead; `None`: the same.
+    pub prefix: Option<String>,
     /// Whether it may resolve tags. Content by digest is verified anyway.
+    #[serde(default)]
     pub tags: bool,
     /// Whether a caller that may pull private content here may also see what is private there.
+    #[serde(default)]
     pub shared: bool,
 }
 
 impl Alternate {
     /// The name of a repository there, if it carries it.
     pub fn name(&self, name: &Name) -> Option<Name> {
-        let (here, there) = &self.names;
-        format!("{there}{}", name.as_str().strip_prefix(here.as_str())?).parse().ok()
+        let there = self.prefix.as_ref().unwrap_or(&self.names);
+        format!("{there}{}", name.as_str().strip_prefix(&self.names)?).parse().ok()
     }
 }
 
@@ -200,7 +207,7 @@ static KNOWN: LazyLock<BTreeMap<UpstreamId, Arc<UpstreamConfig>>> = LazyLock::ne
 pub(super) fn read(
     tables: BTreeMap<TableId, UpstreamTable>,
     defaults: &Defaults,
-    secret: &impl Fn(SecretReference) -> Result<String, String>,
+    secret: ReadSecret,
 ) -> Result<BTreeMap<UpstreamId, Arc<UpstreamConfig>>, ConfigError> {
     let mut upstreams = KNOWN.clone();
     if *defaults != Defaults::default() {
@@ -251,35 +258,27 @@ fn upstream(
     id: &UpstreamId,
     mut table: UpstreamTable,
     defaults: &Defaults,
-    secret: &impl Fn(SecretReference) -> Result<String, String>,
+    secret: ReadSecret,
 ) -> Result<UpstreamConfig, ConfigError> {
     let section = format!("upstreams.\"{id}\"");
     let policy = table.policy();
     let profile = Profile::of(id.as_str(), table.url.as_ref().and_then(|url| url.0.host_str()));
-    let Origin(url) = match table.url {
-        Some(url) => url,
-        None if id.as_str().contains('.') => {
-            profile.origin(id.as_str()).map_err(|message| value(format!("{section}.url"), message))?
-        }
-        None => {
-            let message = "is required, for example url = \"https://registry.example.com\"";
-            return Err(value(format!("{section}.url"), message));
-        }
+    let url = match table.url {
+        Some(url) => Ok(url),
+        None if id.as_str().contains('.') => profile.origin(id.as_str()),
+        None => Err("is required, for example url = \"https://registry.example.com\"".into()),
     };
+    let Origin(url) = url.map_err(|message| value(format!("{section}.url"), message))?;
     let mut upstream = UpstreamConfig::new(id, profile, url);
     upstream.inherit(defaults);
     let realms = table.token_realms.map(|realms| realms.into_iter().map(|Origin(url)| url).collect());
-    let alternate = |AlternateTable { upstream, names, prefix, tags, shared }| {
-        let there = prefix.unwrap_or_else(|| names.clone());
-        Alternate { upstream, names: (names, there), tags, shared }
-    };
     replace(&mut upstream.aliases, table.aliases);
     replace(&mut upstream.token_realms, realms);
     replace(&mut upstream.trusted_hosts, table.trusted_hosts);
     replace(&mut upstream.reserve, table.reserve);
     replace(&mut upstream.fills, table.fills);
     replace(&mut upstream.first_byte, table.first_byte.map(|span| span.0));
-    replace(&mut upstream.alternates, table.alternates.map(|tables| tables.into_iter().map(alternate).collect()));
+    replace(&mut upstream.alternates, table.alternates);
     upstream.set(policy, &section, None, secret)?;
     Ok(upstream)
 }
@@ -295,8 +294,8 @@ impl UpstreamConfig {
     /// What is known of an upstream, before any table says otherwise.
     fn new(id: &UpstreamId, profile: &Profile, url: Url) -> Self {
         let alternate = |&(upstream, names, there): &(&str, &str, &str)| {
-            let (upstream, names) = (upstream.parse().ok()?, (names.into(), there.into()));
-            Some(Alternate { upstream, names, tags: false, shared: false })
+            let (upstream, names, prefix) = (upstream.parse().ok()?, names.into(), Some(there.into()));
+            Some(Alternate { upstream, names, prefix, tags: false, shared: false })
         };
         // A registry's aliases belong to the upstream with its id, not to others that lead to the same host.
         let aliases = if profile.ids.contains(&id.as_str()) { profile.aliases } else { &[] };
@@ -351,7 +350,7 @@ impl UpstreamConfig {
         policy: PolicyTable,
         section: &str,
         path: Option<&Name>,
-        secret: &impl Fn(SecretReference) -> Result<String, String>,
+        secret: ReadSecret,
     ) -> Result<(), ConfigError> {
         let key = |name: &str| format!("{section}.{name}");
         match policy.fresh {

@@ -167,22 +167,21 @@ impl PullError {
         if let Self::Upstream(UpstreamError::LeftAlone(error)) = self {
             return Self::Upstream(UpstreamError::clone(error)).answer();
         }
+        let denied = (StatusCode::FORBIDDEN, ErrorCode::Denied, None);
+        let too_many = |after| (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests, Some(after));
+        let unavailable = |after| (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, Some(after));
         let (status, code, retry_after) = match self {
             Self::Request(error) => {
                 let (status, code) = of_request(error);
                 (status, code, None)
             }
             Self::Access(error) => match error {
-                AccessError::NobodyHere | AccessError::NotOperator(_) => {
-                    (StatusCode::FORBIDDEN, ErrorCode::Denied, None)
-                }
+                AccessError::NobodyHere | AccessError::NotOperator(_) => denied,
                 AccessError::Misdirected => (StatusCode::MISDIRECTED_REQUEST, ErrorCode::Denied, None),
                 AccessError::TooManyAttempts { retry_after } | AccessError::Busy { retry_after } => {
-                    (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests, Some(*retry_after))
+                    too_many(*retry_after)
                 }
-                AccessError::Unreachable(_) | AccessError::Store(_) => {
-                    (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, Some(LATER))
-                }
+                AccessError::Unreachable(_) | AccessError::Store(_) => unavailable(LATER),
                 // Clients show the message of a 401; some do not show that of a 403 from a token endpoint
                 // (containers/image).
                 AccessError::NoCredentials
@@ -190,7 +189,6 @@ impl PullError {
                 | AccessError::NotLetIn(_)
                 | AccessError::InvalidToken => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, None),
             },
-            Self::Forbidden { .. } => (StatusCode::FORBIDDEN, ErrorCode::Denied, None),
             Self::Ambiguous { .. } => (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid, None),
             Self::UnknownUpstream(_) | Self::Upstream(UpstreamError::NoRepository) => {
                 (StatusCode::NOT_FOUND, ErrorCode::NameUnknown, None)
@@ -203,22 +201,18 @@ impl PullError {
             Self::OverBudget(OverBudget { retry_after, .. }) if *retry_after > PATIENCE => {
                 (StatusCode::FORBIDDEN, ErrorCode::Denied, Some(*retry_after))
             }
-            Self::OverBudget(OverBudget { retry_after, .. }) => {
-                (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests, Some(*retry_after))
-            }
-            Self::NotYet => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, Some(SOON)),
-            Self::NotAllowed { .. } | Self::TooLarge { .. } | Self::Upstream(UpstreamError::Denied(_)) => {
-                (StatusCode::FORBIDDEN, ErrorCode::Denied, None)
-            }
-            Self::Upstream(UpstreamError::Throttled { retry_after, .. }) => {
-                let after = retry_after.unwrap_or(THROTTLED);
-                (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests, Some(after))
-            }
+            Self::OverBudget(OverBudget { retry_after, .. }) => too_many(*retry_after),
+            Self::NotYet => unavailable(SOON),
+            Self::Forbidden { .. }
+            | Self::NotAllowed { .. }
+            | Self::TooLarge { .. }
+            | Self::Upstream(UpstreamError::Denied(_)) => denied,
+            Self::Upstream(UpstreamError::Throttled { retry_after, .. }) => too_many(retry_after.unwrap_or(THROTTLED)),
             Self::Upstream(UpstreamError::Invalid(_)) => (StatusCode::BAD_GATEWAY, ErrorCode::ManifestInvalid, None),
             Self::Upstream(
                 UpstreamError::Unavailable { .. } | UpstreamError::Elsewhere { .. } | UpstreamError::LeftAlone(_),
             )
-            | Self::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, Some(LATER)),
+            | Self::Store(_) => unavailable(LATER),
         };
         let message = match self {
             Self::Store(_) => "the cache's storage is unavailable; its log says more".to_owned(),

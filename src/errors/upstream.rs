@@ -73,6 +73,11 @@ impl std::fmt::Display for Limit {
 }
 
 impl UpstreamError {
+    /// It answered, and failed in these words.
+    pub(crate) fn failed(reason: impl Into<String>) -> Self {
+        Self::Unavailable { silent: false, reason: reason.into() }
+    }
+
     /// Whether this says nothing about the content: another upstream, or this one later, may well have it.
     pub fn is_trouble(&self) -> bool {
         matches!(self, Self::Throttled { .. } | Self::Unavailable { .. } | Self::Elsewhere { .. } | Self::LeftAlone(_))

@@ -27,10 +27,6 @@ impl Payer {
             Principal::Oidc(identity) => format!("oidc:{}:{}", identity.issuer, identity.payer),
             Principal::Robot(_) | Principal::Iam(_) => principal.to_string(),
         };
-        let mut beginning = [0; 16];
-        for (byte, of_hash) in beginning.iter_mut().zip(Sha256::digest(name)) {
-            *byte = of_hash;
-        }
-        Some(Self::Principal(beginning))
+        Sha256::digest(name).first_chunk().copied().map(Self::Principal)
     }
 }

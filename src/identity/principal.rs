@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::values::text::as_text;
+
 /// The user name that identities of AWS log in with.
 pub const IAM_USER: &str = "aws";
 
@@ -54,8 +56,7 @@ pub struct OidcIdentity {
 
 /// The name of a robot: lower-case letters, digits, `.`, `_` and `-`, the first one a letter, at most 64 of them, but
 /// neither [`IAM_USER`] nor [`OIDC_USER`].
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct RobotName(Box<str>);
 
 /// A string that is no name of a robot.
@@ -84,25 +85,7 @@ impl FromStr for RobotName {
     }
 }
 
-impl TryFrom<String> for RobotName {
-    type Error = InvalidRobotName;
-
-    fn try_from(text: String) -> Result<Self, InvalidRobotName> {
-        text.parse()
-    }
-}
-
-impl From<RobotName> for String {
-    fn from(name: RobotName) -> Self {
-        name.0.into()
-    }
-}
-
-impl fmt::Display for RobotName {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
-    }
-}
+as_text!(RobotName);
 
 /// As rules name it: `anonymous`, `robot:<name>`, `iam:<arn>`, `oidc:<issuer>:<subject>`.
 impl fmt::Display for Principal {
@@ -138,13 +121,8 @@ impl FromStr for Principal {
             }
             Some(("oidc", identity)) => {
                 let (issuer, subject) = identity.split_once(':').ok_or(InvalidPrincipal)?;
-                let (issuer, subject) = (issuer.to_owned(), subject.to_owned());
-                Ok(Self::Oidc(OidcIdentity {
-                    issuer,
-                    payer: format!("sub={subject}"),
-                    subject,
-                    claims: BTreeMap::new(),
-                }))
+                let (issuer, subject, payer) = (issuer.to_owned(), subject.to_owned(), format!("sub={subject}"));
+                Ok(Self::Oidc(OidcIdentity { issuer, subject, payer, claims: BTreeMap::new() }))
             }
             _ => Err(InvalidPrincipal),
         }

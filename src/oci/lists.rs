@@ -155,9 +155,14 @@ impl Descriptors {
         }
         let mut array = Vec::with_capacity(2 + pages.iter().map(|page| page.0.len()).sum::<usize>());
         for page in pages.iter().filter(|page| !page.is_empty()) {
-            add(&mut array, inside(&page.0).unwrap_or_default());
+            array.push(if array.is_empty() { b'[' } else { b',' });
+            array.extend_from_slice(inside(&page.0).unwrap_or_default());
         }
-        Self::closed(array)
+        if array.is_empty() {
+            return Self::default();
+        }
+        array.push(b']');
+        Self(array.into())
     }
 
     /// All of them, to answer with.
@@ -196,14 +201,6 @@ impl Descriptors {
         Selected { array: self.0, runs }
     }
 
-    fn closed(mut array: Vec<u8>) -> Self {
-        if array.is_empty() {
-            return Self::default();
-        }
-        array.push(b']');
-        Self(array.into())
-    }
-
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         inside(&self.0).is_none_or(|inside| inside.trim_ascii().is_empty())
@@ -236,12 +233,6 @@ impl Selected {
 
 fn position(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
-}
-
-/// Adds items to an array that is not closed yet.
-fn add(array: &mut Vec<u8>, items: &[u8]) {
-    array.push(if array.is_empty() { b'[' } else { b',' });
-    array.extend_from_slice(items);
 }
 
 /// What an array has between its brackets.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::values::text::as_text;
+
 /// The most bytes a repository name may have at an upstream. The specification leaves it open; common clients stop at
 /// 255 for host and name together (distribution-spec 1.1, "Pulling manifests").
 const MAX_NAME_BYTES: usize = 255;
@@ -14,8 +16,7 @@ const MAX_PATH_BYTES: usize = 2 * MAX_NAME_BYTES + 1;
 
 /// A repository name: `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*`
 /// (distribution-spec 1.1, "Pulling manifests").
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Name(Arc<str>);
 
 /// A string that is no repository name.
@@ -93,30 +94,9 @@ impl FromStr for Name {
     }
 }
 
-impl TryFrom<String> for Name {
-    type Error = InvalidName;
-
-    fn try_from(text: String) -> Result<Self, InvalidName> {
-        text.parse()
-    }
-}
-
-impl From<Name> for String {
-    fn from(name: Name) -> Self {
-        name.as_str().into()
-    }
-}
-
-impl fmt::Display for Name {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
-    }
-}
-
 /// The id of an upstream: one component of a name, because it is also the path prefix that selects it. Usually the
 /// registry's host name: `docker.io`, `ghcr.io`.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct UpstreamId(Arc<str>);
 
 impl UpstreamId {
@@ -144,25 +124,7 @@ impl FromStr for UpstreamId {
     }
 }
 
-impl TryFrom<String> for UpstreamId {
-    type Error = InvalidName;
-
-    fn try_from(text: String) -> Result<Self, InvalidName> {
-        text.parse()
-    }
-}
-
-impl From<UpstreamId> for String {
-    fn from(id: UpstreamId) -> Self {
-        id.0.as_ref().into()
-    }
-}
-
-impl fmt::Display for UpstreamId {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
-    }
-}
+as_text!(Name, UpstreamId);
 
 /// A repository after normalisation: the form every key and every permission uses.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]

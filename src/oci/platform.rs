@@ -3,10 +3,11 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::values::text::serde_as_text;
+
 /// What an image runs on: `os/architecture[/variant]` (image-spec 1.1, "Platform Variants"). Also a pattern: without a
 /// variant it means every variant.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Platform {
     os: String,
     architecture: String,
@@ -73,20 +74,6 @@ impl FromStr for Platform {
     }
 }
 
-impl TryFrom<String> for Platform {
-    type Error = InvalidPlatform;
-
-    fn try_from(text: String) -> Result<Self, InvalidPlatform> {
-        text.parse()
-    }
-}
-
-impl From<Platform> for String {
-    fn from(platform: Platform) -> Self {
-        platform.to_string()
-    }
-}
-
 impl fmt::Display for Platform {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}/{}", self.os, self.architecture)?;
@@ -94,17 +81,23 @@ impl fmt::Display for Platform {
     }
 }
 
+serde_as_text!(Platform);
+
 /// Which children of an index are copied ahead of demand.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(from = "Written", into = "Written")]
+#[serde(
+    rename_all = "snake_case",
+    expecting = "expected \"requested\", \"all\", or a list like [\"linux/amd64\", \"linux/arm/v7\"]"
+)]
 pub enum Platforms {
     /// None: only what clients request.
     #[default]
     Requested,
-    /// Those for these platforms, and those for which the index names no platform.
-    Only(Vec<Platform>),
     /// Every one, attestations too.
     All,
+    /// Those for these platforms, and those for which the index names no platform.
+    #[serde(untagged)]
+    Only(Vec<Platform>),
 }
 
 impl Platforms {
@@ -116,41 +109,6 @@ impl Platforms {
             Self::Only(patterns) => {
                 platform.is_none_or(|platform| patterns.iter().any(|pattern| pattern.means(platform)))
             }
-        }
-    }
-}
-
-/// [`Platforms`] as settings and messages write it: `"requested"`, `"all"` or `["linux/amd64", …]`.
-#[derive(Serialize, Deserialize)]
-#[serde(untagged, expecting = "expected \"requested\", \"all\", or a list like [\"linux/amd64\", \"linux/arm/v7\"]")]
-enum Written {
-    Word(Word),
-    Only(Vec<Platform>),
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Word {
-    Requested,
-    All,
-}
-
-impl From<Written> for Platforms {
-    fn from(written: Written) -> Self {
-        match written {
-            Written::Word(Word::Requested) => Self::Requested,
-            Written::Word(Word::All) => Self::All,
-            Written::Only(platforms) => Self::Only(platforms),
-        }
-    }
-}
-
-impl From<Platforms> for Written {
-    fn from(platforms: Platforms) -> Self {
-        match platforms {
-            Platforms::Requested => Self::Word(Word::Requested),
-            Platforms::All => Self::Word(Word::All),
-            Platforms::Only(platforms) => Self::Only(platforms),
         }
     }
 }

@@ -35,25 +35,6 @@ pub enum Operation {
     Referrers(Name, Digest, Option<String>),
 }
 
-impl Request {
-    /// Whether it is what quotas count: GET of a manifest.
-    pub fn is_pull(&self) -> bool {
-        !self.head && matches!(self.operation, Operation::Manifest(..))
-    }
-}
-
-impl Operation {
-    /// The repository, as the path names it; a ping has none.
-    pub fn name(&self) -> Option<&Name> {
-        match self {
-            Self::Ping => None,
-            Self::Manifest(name, _) | Self::Blob(name, _) | Self::Tags(name, _) | Self::Referrers(name, ..) => {
-                Some(name)
-            }
-        }
-    }
-}
-
 /// The page of a list of tags that the client asks for (distribution-spec 1.1, "Listing Tags").
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Page {
@@ -162,9 +143,24 @@ impl Request {
         let reference = digest.map_or(Reference::Tag(tag), Reference::Digest);
         Ok(Self { head: false, prefix: None, namespace, operation: Operation::Manifest(name.parse()?, reference) })
     }
+
+    /// Whether it is what quotas count: GET of a manifest.
+    pub fn is_pull(&self) -> bool {
+        !self.head && matches!(self.operation, Operation::Manifest(..))
+    }
 }
 
 impl Operation {
+    /// The repository, as the path names it; a ping has none.
+    pub fn name(&self) -> Option<&Name> {
+        match self {
+            Self::Ping => None,
+            Self::Manifest(name, _) | Self::Blob(name, _) | Self::Tags(name, _) | Self::Referrers(name, ..) => {
+                Some(name)
+            }
+        }
+    }
+
     /// Parses what follows `/v2`. A name may itself have components called `manifests` or `blobs`, so the last one
     /// counts.
     fn parse(path: &str, query: Query) -> Result<Self, InvalidRequest> {

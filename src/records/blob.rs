@@ -147,15 +147,9 @@ pub fn decide(record: Option<&BlobRecord>, owner: &str, now: Timestamp) -> Claim
     if record.is_some_and(|record| record.state.is_busy(now)) {
         return Claim::Held;
     }
-    Claim::Take(BlobRecord {
-        state: BlobState::Claimed { owner: owner.to_owned(), until: now.plus(CLAIM) },
-        attempts: record.map_or(0, |record| record.attempts).saturating_add(1),
-        failure: record.and_then(|record| record.failure.clone()),
-        checkpoint: record.and_then(|record| record.checkpoint.clone()),
-        used_at: Some(now),
-        open: record.is_some_and(|record| record.open),
-        shared: record.is_some_and(|record| record.shared),
-    })
+    let known = record.cloned().unwrap_or_else(|| BlobRecord::new(BlobState::Absent));
+    let state = BlobState::Claimed { owner: owner.to_owned(), until: now.plus(CLAIM) };
+    Claim::Take(BlobRecord { state, attempts: known.attempts.saturating_add(1), used_at: Some(now), ..known })
 }
 
 /// How often the use of an item is noted: one write a day, however often it is pulled.

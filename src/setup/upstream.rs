@@ -1,5 +1,7 @@
 //! The two names of an upstream: clients use its registry, the cache its id.
 
+use url::Position;
+
 use crate::config::{Config, UpstreamConfig};
 use crate::oci::UpstreamId;
 
@@ -39,10 +41,6 @@ impl MirroredUpstream {
 
 /// An id with a dot is a host. Any other id is a name of our own, and the host is in the URL.
 fn registry(id: &UpstreamId, upstream: &UpstreamConfig) -> String {
-    match upstream.url.host_str() {
-        Some(host) if !id.as_str().contains('.') => {
-            upstream.url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
-        }
-        _ => id.to_string(),
-    }
+    let host = &upstream.url[Position::BeforeHost..Position::AfterPort];
+    if id.as_str().contains('.') { id.to_string() } else { host.to_owned() }
 }

@@ -16,7 +16,7 @@ use crate::journal::{Journal, Metric};
 use crate::oci::{Name, Reference, UpstreamId};
 use crate::ports::Ledger;
 use crate::records::GaugeKey;
-use crate::records::gauge::{Break, Quota};
+use crate::records::gauge::{Break, Kind, Quota};
 use crate::values::expiring::Expiring;
 use crate::values::time::Clock;
 
@@ -159,7 +159,8 @@ impl Account {
     /// What is new since this was last called.
     pub(super) fn take_news(&self) -> UpstreamNews<'_> {
         let News { pulls, quota } = std::mem::take(&mut *self.news());
-        UpstreamNews { upstream: &self.key.upstream, pulls, quota, broken: self.meter.open_breaker() }
+        let broken = self.meter.open_breaker(Kind::Manifest);
+        UpstreamNews { upstream: &self.key.upstream, pulls, quota, broken }
     }
 
     fn news(&self) -> MutexGuard<'_, News> {

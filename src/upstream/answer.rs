@@ -1,5 +1,6 @@
 //! What the status, headers and body of an upstream's answer mean.
 
+use std::error::Error as _;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -58,10 +59,9 @@ impl UpstreamResponse {
                 let named = body.is_ok_and(|body| body.windows(12).any(|window| window == b"NAME_UNKNOWN"));
                 match status {
                     // The registry itself would say so in JSON (distribution-spec, "Error Codes"), or ask for a login.
-                    _ if page && !login => UpstreamError::Unavailable {
-                        silent: false,
-                        reason: format!("{origin} answered {status} with a page that is not the registry's"),
-                    },
+                    _ if page && !login => UpstreamError::failed(format!(
+                        "{origin} answered {status} with a page that is not the registry's"
+                    )),
                     StatusCode::NOT_FOUND if !named => UpstreamError::Missing,
                     // Docker Hub answers 401 for repositories that do not exist.
                     _ => UpstreamError::NoRepository,
@@ -72,7 +72,7 @@ impl UpstreamResponse {
             }
             StatusCode::TOO_MANY_REQUESTS => limited(self.response, None, self.at).await,
             status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
-                UpstreamError::Unavailable { silent: false, reason: format!("{origin} answered {status}") }
+                UpstreamError::failed(format!("{origin} answered {status}"))
             }
             status => UpstreamError::Invalid(format!("{origin} answered {status}")),
         })
@@ -104,21 +104,14 @@ fn is_page_body(body: &[u8]) -> bool {
     !body.is_empty() && ![&b"{"[..], b"[", b"<?xml", b"<Error"].iter().any(|start| body.starts_with(start))
 }
 
-/// The `Content-Range` of a partial answer (RFC 9110, section 14.4).
-pub struct RangeSent {
-    /// Length of the whole content in bytes.
-    pub size: u64,
-}
-
-impl RangeSent {
-    /// Parses `bytes <first>-<last>/<size>`. `None`: malformed, or another range than the requested one.
-    pub fn parse(text: &str, wanted: (u64, u64)) -> Option<Self> {
-        let (range, size) = text.strip_prefix("bytes ")?.split_once('/')?;
-        let (first, last) = range.split_once('-')?;
-        let (first, last, size): (u64, u64, u64) = (first.parse().ok()?, last.parse().ok()?, size.parse().ok()?);
-        let (from, to) = wanted;
-        (first == from && last == to.min(size.checked_sub(1)?)).then_some(Self { size })
-    }
+/// Length of the whole content in bytes, in the `Content-Range` of a partial answer: `bytes <first>-<last>/<size>`
+/// (RFC 9110, section 14.4). `None`: malformed, or another range than the requested one.
+pub fn whole_size(content_range: &str, wanted: (u64, u64)) -> Option<u64> {
+    let (range, size) = content_range.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last, size): (u64, u64, u64) = (first.parse().ok()?, last.parse().ok()?, size.parse().ok()?);
+    let (from, to) = wanted;
+    (first == from && last == to.min(size.checked_sub(1)?)).then_some(size)
 }
 
 /// Which limit a 429 means. Docker Hub has three: the pull limit names itself in the body (and the quota headers say
@@ -201,7 +194,7 @@ pub(super) async fn read_limited(response: Response, limit: usize) -> Result<Byt
     let mut bytes = BytesMut::with_capacity(length.unwrap_or_default());
     let mut body = response.bytes_stream();
     while let Some(chunk) = body.next().await {
-        bytes.extend_from_slice(&chunk.map_err(|error| unavailable(&error))?);
+        bytes.extend_from_slice(&chunk?);
         if bytes.len() > limit {
             return Err(too_large());
         }
@@ -209,42 +202,30 @@ pub(super) async fn read_limited(response: Response, limit: usize) -> Result<Byt
     Ok(bytes.freeze())
 }
 
-pub(super) async fn timed<T, E: Into<UpstreamError>>(
+pub(super) async fn timed<T>(
     limit: Duration,
-    future: impl Future<Output = Result<T, E>>,
+    future: impl Future<Output = Result<T, UpstreamError>>,
 ) -> Result<T, UpstreamError> {
-    match tokio::time::timeout(limit, future).await {
-        Ok(outcome) => outcome.map_err(Into::into),
-        Err(_) => {
-            Err(UpstreamError::Unavailable { silent: true, reason: format!("no answer within {} s", limit.as_secs()) })
-        }
-    }
-}
-
-impl From<reqwest::Error> for UpstreamError {
-    fn from(error: reqwest::Error) -> Self {
-        unavailable(&error)
-    }
+    let reason = || format!("no answer within {} s", limit.as_secs());
+    let late = |_| Err(UpstreamError::Unavailable { silent: true, reason: reason() });
+    tokio::time::timeout(limit, future).await.unwrap_or_else(late)
 }
 
 /// A failed exchange in words, without the URL, because its query may hold a signature.
-pub(super) fn unavailable(error: &reqwest::Error) -> UpstreamError {
-    let mut reasons = Vec::new();
-    let mut source = std::error::Error::source(error);
-    while let Some(reason) = source {
-        reasons.push(reason.to_string());
-        source = reason.source();
+impl From<reqwest::Error> for UpstreamError {
+    fn from(error: reqwest::Error) -> Self {
+        let kind = if error.is_timeout() {
+            "timed out"
+        } else if error.is_connect() {
+            "cannot connect"
+        } else {
+            "the exchange broke off"
+        };
+        let silent = error.is_timeout() || error.is_connect();
+        let causes = std::iter::successors(error.source(), |&cause| cause.source());
+        let reason = causes.last().map_or_else(|| kind.to_owned(), |cause| format!("{kind}: {cause}"));
+        Self::Unavailable { silent, reason }
     }
-    let kind = if error.is_timeout() {
-        "timed out"
-    } else if error.is_connect() {
-        "cannot connect"
-    } else {
-        "the exchange broke off"
-    };
-    let silent = error.is_timeout() || error.is_connect();
-    let reason = reasons.last().map_or_else(|| kind.to_owned(), |reason| format!("{kind}: {reason}"));
-    UpstreamError::Unavailable { silent, reason }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 
 use super::Upstream;
 use super::account::Optional;
-use super::answer::{RangeSent, UpstreamResponse, timed, unavailable};
+use super::answer::{UpstreamResponse, timed, whole_size};
 use super::client::Patience;
 use super::send::{MAX_REDIRECTS, hop_ends, redirected_too_often};
 use crate::errors::UpstreamError;
@@ -148,19 +148,17 @@ impl Upstream {
         ends_at: Instant,
     ) -> Result<OpenBlob, UpstreamError> {
         let (name, url) = (&place.repository.name, place.url.expose().clone());
-        let answer = self.send_for(Method::GET, url, name, MediaType::ACCEPT, wanted, ends_at).await?;
+        let answer = self.send(Method::GET, url, name, MediaType::ACCEPT, wanted, ends_at).await?;
         let UpstreamResponse { response, url, .. } = answer.succeeded(self.has_credentials()).await?;
         let partial = response.status() == StatusCode::PARTIAL_CONTENT;
         let size = if partial {
             let range = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
-            let range = range.and_then(|range| RangeSent::parse(range, wanted?));
-            Some(
-                range.ok_or_else(|| UpstreamError::Invalid("it sent another range than it was asked for".into()))?.size,
-            )
+            let size = range.and_then(|range| whole_size(range, wanted?));
+            Some(size.ok_or_else(|| UpstreamError::Invalid("it sent another range than it was asked for".into()))?)
         } else {
             response.content_length()
         };
-        let body = hurried(Box::pin(response.bytes_stream().map_err(|error| unavailable(&error))), first_byte);
+        let body = hurried(Box::pin(response.bytes_stream().map_err(UpstreamError::from)), first_byte);
         Ok(OpenBlob { size, partial, body, place: BlobPlace { url: url.into(), ..place.clone() } })
     }
 }

@@ -11,11 +11,10 @@ use url::Url;
 use super::account::{Account, Heads};
 use super::answer::{self, UpstreamResponse, own_media_type, read_limited, timed};
 use super::guard::Clients;
-use super::meter::Meter;
 use super::send::hop_ends;
 use crate::config::{Cold, Deleted, UpstreamConfig};
 use crate::errors::UpstreamError;
-use crate::oci::{Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, Name, Observed, Reference, UpstreamId};
+use crate::oci::{Algorithm, Digest, MAX_MANIFEST_BYTES, Manifest, MediaType, Name, Observed, Reference, UpstreamId};
 use crate::records::GaugeKey;
 use crate::records::gauge::Kind;
 use crate::values::time::Clock;
@@ -46,15 +45,6 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    pub(super) fn new(
-        config: Arc<UpstreamConfig>,
-        account: Arc<Account>,
-        clients: Arc<Clients>,
-        clock: &Clock,
-    ) -> Self {
-        Self { config, account, clients, clock: clock.clone() }
-    }
-
     /// Its id.
     pub fn id(&self) -> &UpstreamId {
         &self.account.key.upstream
@@ -68,11 +58,6 @@ impl Upstream {
     /// The key of its quota gauge: the upstream and our credential.
     pub fn gauge_key(&self) -> &GaugeKey {
         &self.account.key
-    }
-
-    /// What measures its quota and its health, for all that ask it with this credential.
-    pub(super) fn meter(&self) -> &Meter {
-        &self.account.meter
     }
 
     /// What a client gets for a blob of this upstream that is not stored yet.
@@ -106,7 +91,8 @@ impl Upstream {
         known: bool,
         ends_at: Instant,
     ) -> Result<Option<Observed>, UpstreamError> {
-        let answer = self.send(Method::HEAD, self.endpoint(name, "manifests", reference), name, ends_at).await?;
+        let url = self.endpoint(name, "manifests", reference);
+        let answer = self.send(Method::HEAD, url, name, MediaType::ACCEPT, None, ends_at).await?;
         // HEAD is refused as such, or the answer is a page: what it means only GET tells.
         if matches!(answer.response.status().as_u16(), 400 | 405 | 406 | 411 | 501)
             || (answer.response.status().is_client_error() && answer::is_page(answer.response.headers()))
@@ -179,7 +165,8 @@ impl Upstream {
         reference: &Reference,
         ends_at: Instant,
     ) -> Result<Manifest, UpstreamError> {
-        let answer = self.send(Method::GET, self.endpoint(name, "manifests", reference), name, ends_at).await?;
+        let url = self.endpoint(name, "manifests", reference);
+        let answer = self.send(Method::GET, url, name, MediaType::ACCEPT, None, ends_at).await?;
         let answer = answer.succeeded(self.has_credentials()).await?;
         self.account.note_pull();
         let headers = answer.response.headers();

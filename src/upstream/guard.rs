@@ -93,9 +93,7 @@ impl Clients {
             return Err(refused("with credentials in the URL"));
         }
         // Another port or scheme of the same host is another server, which the operator has not named.
-        let named =
-            std::iter::once(&upstream.url).chain(&upstream.token_realms).any(|known| known.origin() == url.origin())
-                || upstream.trusted_hosts.iter().any(|trusted| is_host(url, trusted));
+        let named = is_named(url, upstream) || upstream.trusted_hosts.iter().any(|trusted| is_host(url, trusted));
         match url.scheme() {
             "http" | "https" if named => return Ok(Reach::Named),
             "https" => {}
@@ -143,6 +141,12 @@ fn proxies(variable: impl Fn(&str) -> Option<String>) -> Vec<String> {
         url.ok()?.host_str().map(str::to_ascii_lowercase)
     });
     named.collect()
+}
+
+/// Whether `url` leads to an upstream itself, or to what may issue tokens for it.
+pub(super) fn is_named(url: &Url, upstream: &UpstreamConfig) -> bool {
+    let mut named = std::iter::once(&upstream.url).chain(&upstream.token_realms);
+    named.any(|known| known.origin() == url.origin())
 }
 
 /// Whether `text`, a host or `host:port`, is where `url` leads.
@@ -234,6 +238,15 @@ mod tests {
     use super::*;
     use crate::config::{Cold, Config};
 
+    fn hub() -> UpstreamConfig {
+        let config = Config::load(None, Cold::Redirect, |secret| secret.read(|_| None)).unwrap();
+        UpstreamConfig::clone(&config.upstreams["docker.io"])
+    }
+
+    fn url(text: &str) -> Url {
+        Url::parse(text).unwrap()
+    }
+
     #[test]
     fn only_public_addresses_are_public() {
         for text in ["1.1.1.1", "52.216.1.1", "2600:1f18::1", "::ffff:1.1.1.1", "2001:4860:4860::8888"] {
@@ -301,7 +314,7 @@ mod tests {
     async fn a_request_on_a_kept_connection_that_is_closed_is_sent_again() {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        let url = url(&format!("http://{}", listener.local_addr().unwrap()));
         let connections = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let counted = std::sync::Arc::clone(&connections);
         let balancer = tokio::spawn(async move {
@@ -317,10 +330,7 @@ mod tests {
                 });
             }
         });
-        let config = Config::load(None, Cold::Redirect, |secret| secret.read(|_| None)).unwrap();
-        let mut upstream = UpstreamConfig::clone(&config.upstreams["docker.io"]);
-        upstream.url = url.clone();
-        let clients = Clients::new();
+        let (clients, upstream) = (Clients::new(), UpstreamConfig { url: url.clone(), ..hub() });
         for _ in 0..8 {
             let answer = clients.send(reqwest::Request::new(http::Method::GET, url.clone()), &upstream).await.unwrap();
             assert_eq!(answer.status(), 200);
@@ -343,35 +353,27 @@ mod tests {
         assert_eq!(resolver.resolve("proxy.test".parse().unwrap()).await.unwrap().count(), 1);
         assert!(resolver.resolve("target.test".parse().unwrap()).await.is_err());
         let clients = Clients { proxies: named, ..Clients::new() };
-        let config = Config::load(None, Cold::Redirect, |secret| secret.read(|_| None)).unwrap();
-        let hub = &config.upstreams["docker.io"];
-        assert!(clients.reach_of(&Url::parse("https://proxy.test/").unwrap(), hub).is_err());
-        assert!(clients.reach_of(&Url::parse("https://cdn.test/").unwrap(), hub).is_ok());
+        assert!(clients.reach_of(&url("https://proxy.test/"), &hub()).is_err());
+        assert!(clients.reach_of(&url("https://cdn.test/"), &hub()).is_ok());
     }
 
     #[tokio::test]
     async fn clients_are_sent_to_public_addresses_only() {
-        let config = Config::load(None, Cold::Redirect, |secret| secret.read(|_| None)).unwrap();
-        let hub = &config.upstreams["docker.io"];
         let clients = Clients { proxies: Vec::new(), ..Clients::new() };
-        for url in ["https://localhost/", "https://127.0.0.1/", "https://user:pw@1.1.1.1/", "http://1.1.1.1/"] {
-            assert!(clients.may_send_to(&Url::parse(url).unwrap(), hub).await.is_err(), "{url}");
+        for text in ["https://localhost/", "https://127.0.0.1/", "https://user:pw@1.1.1.1/", "http://1.1.1.1/"] {
+            assert!(clients.may_send_to(&url(text), &hub()).await.is_err(), "{text}");
         }
-        assert_eq!(clients.may_send_to(&Url::parse("https://1.1.1.1/blob").unwrap(), hub).await, Ok(()));
-        let mut trusting = UpstreamConfig::clone(hub);
-        trusting.trusted_hosts = vec!["localhost".into()];
-        assert_eq!(clients.may_send_to(&Url::parse("https://localhost/").unwrap(), &trusting).await, Ok(()));
+        assert_eq!(clients.may_send_to(&url("https://1.1.1.1/blob"), &hub()).await, Ok(()));
+        let trusting = UpstreamConfig { trusted_hosts: vec!["localhost".into()], ..hub() };
+        assert_eq!(clients.may_send_to(&url("https://localhost/"), &trusting).await, Ok(()));
     }
 
     #[test]
     fn redirects_stay_out_of_the_operators_network() {
-        let config = Config::load(None, Cold::Redirect, |secret| secret.read(|_| None)).unwrap();
-        let hub = &config.upstreams["docker.io"];
-        let clients = Clients::new();
-        let allowed =
-            |url: &str, upstream: &UpstreamConfig| clients.reach_of(&Url::parse(url).unwrap(), upstream).is_ok();
-        assert!(allowed("https://production.cloudflare.docker.com/blob?verify=1", hub));
-        for url in [
+        let (clients, hub) = (Clients::new(), hub());
+        let allowed = |text: &str, upstream: &UpstreamConfig| clients.reach_of(&url(text), upstream).is_ok();
+        assert!(allowed("https://production.cloudflare.docker.com/blob?verify=1", &hub));
+        for text in [
             "http://production.cloudflare.docker.com/blob",
             "https://127.0.0.1/",
             "https://169.254.169.254/latest",
@@ -381,20 +383,15 @@ mod tests {
             "file:///etc/passwd",
             "https://2130706433/",
         ] {
-            assert!(!allowed(url, hub), "{url}");
+            assert!(!allowed(text, &hub), "{text}");
         }
-        let mut named = UpstreamConfig::clone(hub);
-        named.url = Url::parse("https://reg.test").unwrap();
+        let named = UpstreamConfig { url: url("https://reg.test"), ..hub.clone() };
         assert!(allowed("https://reg.test:443/blob", &named));
         assert!(!allowed("http://reg.test/blob", &named), "the scheme is another one");
-        let public = |url: &str| {
-            let url = Url::parse(url).unwrap();
-            clients.reach_of(&url, &named).unwrap() == Reach::Public
-        };
+        let public = |text: &str| clients.reach_of(&url(text), &named).unwrap() == Reach::Public;
         assert!(!public("https://reg.test/blob"));
         assert!(public("https://reg.test:8443/blob"), "another port may be another machine");
-        let mut local = UpstreamConfig::clone(hub);
-        local.url = Url::parse("http://127.0.0.1:5001").unwrap();
+        let mut local = UpstreamConfig { url: url("http://127.0.0.1:5001"), ..hub };
         assert!(allowed("http://127.0.0.1:5001/cdn", &local));
         assert!(!allowed("http://127.0.0.1:9000/cdn", &local));
         assert!(!allowed("https://127.0.0.1:5001/cdn", &local));

@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
 use http::header::{CONTENT_TYPE, LINK};
 use http::{HeaderMap, Method, StatusCode};
 use serde::Deserialize;
@@ -67,22 +66,17 @@ impl Upstreams {
             // A missing referrers API may look like a missing repository, because its path is taken for a name.
             Ok(None) | Err(_) => None,
         };
-        self.ask(repository, true, says, |upstream, name| {
-            let key = key.clone();
-            async move { upstream.list(&name, &key, known).await }.boxed()
+        self.ask(repository, true, says, |upstream, name| async move {
+            match key {
+                ListKey::Tags => upstream.tags(&name).await,
+                ListKey::Referrers(subject) => upstream.referrers(&name, subject, known).await,
+            }
         })
         .await
     }
 }
 
 impl Upstream {
-    async fn list(&self, name: &Name, key: &ListKey, known: bool) -> Result<Option<List>, UpstreamError> {
-        match key {
-            ListKey::Tags => self.tags(name).await,
-            ListKey::Referrers(subject) => self.referrers(name, subject, known).await,
-        }
-    }
-
     /// Reads one page. A late page does not count against the breaker: it says nothing about other requests to the
     /// registry.
     async fn page<T>(
@@ -91,8 +85,7 @@ impl Upstream {
         what: &str,
         asked: impl Future<Output = Result<T, UpstreamError>>,
     ) -> Result<T, UpstreamError> {
-        let reason = || format!("no page of a list within {} s", PAGE_TIMEOUT.as_secs());
-        let late = |_| Err(UpstreamError::Unavailable { silent: false, reason: reason() });
+        let late = |_| Err(UpstreamError::failed(format!("no page of a list within {} s", PAGE_TIMEOUT.as_secs())));
         tokio::time::timeout(PAGE_TIMEOUT, self.metered(Kind::List, name, what, asked)).await.unwrap_or_else(late)
     }
 
@@ -138,7 +131,7 @@ impl Upstream {
     }
 
     async fn tags_page(&self, name: &Name, url: Url) -> Result<Page, UpstreamError> {
-        let answer = self.send_for(Method::GET, url, name, "application/json", None, hop_ends(PAGE_TIMEOUT)).await?;
+        let answer = self.send(Method::GET, url, name, "application/json", None, hop_ends(PAGE_TIMEOUT)).await?;
         // Of tags that may be pulled, many registries give no list: that is not the absence of a repository.
         if answer.response.status() == StatusCode::FORBIDDEN && !is_page(answer.response.headers()) {
             return Err(UpstreamError::Denied("it answered 403 to a request for its list".into()));

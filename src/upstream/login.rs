@@ -181,7 +181,7 @@ impl StoredPassword {
                 tracing::error!(secret = %self.secret, error = %chain(&error), "the password of an upstream cannot be read");
                 // That it is refused is ours, not upstream's: what upstream has shown us still holds.
                 let reason = "its password cannot be read (credentials.password_secret); the log of the cache says why";
-                UpstreamError::Unavailable { silent: false, reason: reason.into() }
+                UpstreamError::failed(reason)
             })?;
             basic(username, &password)
         };
@@ -211,10 +211,7 @@ impl Issued {
         let issued = self.cloud.log_in(&self.registry).await.map_err(|error| {
             tracing::warn!(registry = ?self.registry, error = %chain(&error), "AWS issued no login to ECR");
             match error {
-                StoreError::Unavailable(_) => {
-                    let reason = "AWS cannot be asked for a login now".into();
-                    UpstreamError::Unavailable { silent: false, reason }
-                }
+                StoreError::Unavailable(_) => UpstreamError::failed("AWS cannot be asked for a login now"),
                 StoreError::Refused(_) | StoreError::Corrupt(_) => UpstreamError::Denied(
                     "AWS does not let this cache log in to that registry; its log says why".into(),
                 ),

@@ -150,14 +150,9 @@ impl Meter {
         }
     }
 
-    /// Whether nothing may be asked now.
-    pub(super) fn is_closed(&self) -> bool {
-        matches!(self.known().gauge.permit(Kind::Head, self.clock.now()), Permit::Closed(_))
-    }
-
-    /// The breaker that is open now, as far as this process knows.
-    pub(super) fn open_breaker(&self) -> Option<Break> {
-        match self.known().gauge.permit(Kind::Manifest, self.clock.now()) {
+    /// The breaker that is open now for requests of this kind, as far as this process knows.
+    pub(super) fn open_breaker(&self, kind: Kind) -> Option<Break> {
+        match self.known().gauge.permit(kind, self.clock.now()) {
             Permit::Closed(broken) => Some(broken),
             Permit::Go | Permit::Probe(_) => None,
         }
@@ -352,10 +347,9 @@ impl Meter {
                     format!("{upstream} has been limiting our {limit} for {ago} s; what was pulled before still pulls");
                 UpstreamError::Throttled { limit: *limit, retry_after: Some(pause), detail }
             }
-            Cause::Failing(reason) => UpstreamError::Unavailable {
-                silent: false,
-                reason: format!("{reason} (asked {ago} s ago, and again in {} s)", pause.as_secs()),
-            },
+            Cause::Failing(reason) => {
+                UpstreamError::failed(format!("{reason} (asked {ago} s ago, and again in {} s)", pause.as_secs()))
+            }
         }
     }
 

@@ -16,10 +16,7 @@ mod trouble;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
-
-pub use answer::{RangeSent, own_media_type, retry_after_in};
+pub use answer::{own_media_type, retry_after_in, whole_size};
 pub(crate) use blob::LEAST_BYTES;
 pub use blob::{BlobBody, BlobPlace, BlobSource, BytesWanted, OpenBlob};
 pub use client::{Patience, Upstream};
@@ -81,7 +78,8 @@ impl Upstreams {
                 accounts.push(Arc::clone(&account));
                 account
             });
-            (place, Upstream::new(Arc::clone(config), account, Arc::clone(&clients), clock))
+            let (config, clients, clock) = (Arc::clone(config), Arc::clone(&clients), clock.clone());
+            (place, Upstream { config, account, clients, clock })
         });
         // A rule for a whole upstream comes later, and replaces the settings of its table.
         let by_path: BTreeMap<String, (Place, Upstream)> = parts.map(|part| (part.0.to_string(), part)).collect();
@@ -100,18 +98,19 @@ impl Upstreams {
     /// The upstream of a repository with the settings that apply there: those of the rule with the longest matching
     /// path.
     pub fn get(&self, repository: &Repository) -> Result<&Upstream, PullError> {
-        self.part(repository).ok_or_else(|| PullError::UnknownUpstream(repository.upstream.to_string()))
+        self.part(repository).map_err(|_| PullError::UnknownUpstream(repository.upstream.to_string()))
     }
 
-    fn part(&self, repository: &Repository) -> Option<&Upstream> {
-        let parts = self.parts.get(&repository.upstream)?;
-        parts.iter().find(|(place, _)| place.contains(repository)).map(|(_, upstream)| upstream)
+    fn part(&self, repository: &Repository) -> Result<&Upstream, UpstreamError> {
+        let mut parts = self.parts.get(&repository.upstream).into_iter().flatten();
+        let part = parts.find(|(place, _)| place.contains(repository)).map(|(_, upstream)| upstream);
+        part.ok_or_else(|| UpstreamError::Invalid(format!("{} is not configured", repository.upstream)))
     }
 
     /// Whether all callers that are let in may pull from a repository: its upstream is public, and no rule of the
     /// policy denies it to any caller.
     pub fn is_open(&self, repository: &Repository) -> bool {
-        self.part(repository).is_some_and(|part| !part.config().is_private()) && !self.policy.may_deny(repository)
+        self.part(repository).is_ok_and(|part| !part.config().is_private()) && !self.policy.may_deny(repository)
     }
 
     /// The canonical repository of a request ([`Self::locate`]), if the configuration allows its name.
@@ -184,9 +183,8 @@ impl Upstreams {
         patience: Patience,
     ) -> Result<Option<Observed>, UpstreamError> {
         let by_tag = matches!(reference, Reference::Tag(_));
-        self.ask(repository, by_tag, says_if_any, |upstream, name| {
-            let reference = reference.clone();
-            async move { upstream.head_manifest(&name, &reference, patience).await }.boxed()
+        self.ask(repository, by_tag, says_if_any, |upstream, name| async move {
+            upstream.head_manifest(&name, reference, patience).await
         })
         .await
     }
@@ -199,20 +197,16 @@ impl Upstreams {
         background: bool,
     ) -> Result<Manifest, UpstreamError> {
         let by_tag = matches!(reference, Reference::Tag(_));
-        self.ask(repository, by_tag, says, |upstream, name| {
-            let reference = reference.clone();
-            async move { upstream.get_manifest(&name, &reference, background).await }.boxed()
+        self.ask(repository, by_tag, says, |upstream, name| async move {
+            upstream.get_manifest(&name, reference, background).await
         })
         .await
     }
 
     /// Finds out where a client could fetch a blob itself.
     pub async fn blob_source(&self, repository: &Repository, digest: &Digest) -> Result<BlobSource, UpstreamError> {
-        self.ask(repository, false, says, |upstream, name| {
-            let digest = digest.clone();
-            async move { upstream.blob_source(&name, &digest).await }.boxed()
-        })
-        .await
+        self.ask(repository, false, says, |upstream, name| async move { upstream.blob_source(&name, digest).await })
+            .await
     }
 
     /// Opens a blob, or the requested range of it where upstream supports ranges. The bytes are not verified yet.
@@ -223,31 +217,30 @@ impl Upstreams {
         wanted: Option<BytesWanted>,
         patience: Patience,
     ) -> Result<OpenBlob, UpstreamError> {
-        self.ask(repository, false, says, |upstream, name| {
-            let digest = digest.clone();
-            async move { upstream.open_blob(&name, &digest, wanted, patience).await }.boxed()
+        self.ask(repository, false, says, |upstream, name| async move {
+            upstream.open_blob(&name, digest, wanted, patience).await
         })
         .await
     }
 
     /// Opens another part of a blob at the URL of an earlier part.
     pub async fn open_again(&self, place: &BlobPlace, wanted: BytesWanted) -> Result<OpenBlob, UpstreamError> {
-        self.part(&place.repository).ok_or_else(|| unknown(&place.repository))?.open_again(place, wanted).await
+        self.part(&place.repository)?.open_again(place, wanted).await
     }
 
     /// Asks the upstream of a repository. If that one limits us or fails, asks the alternates that carry the same
     /// content. What alternates lack proves nothing, so the first upstream's error is returned then. `by_tag`: ask only
     /// alternates that are trusted to resolve tags; content by digest is verified, whichever upstream sends it. `says`:
     /// what an answer says about the repository as a whole.
-    async fn ask<T>(
-        &self,
+    async fn ask<'a, T, A: Future<Output = Result<T, UpstreamError>>>(
+        &'a self,
         repository: &Repository,
         by_tag: bool,
         says: impl Fn(&Result<T, UpstreamError>) -> Option<Said>,
-        question: impl for<'a> Fn(&'a Upstream, Name) -> BoxFuture<'a, Result<T, UpstreamError>>,
+        question: impl Fn(&'a Upstream, Name) -> A,
     ) -> Result<T, UpstreamError> {
-        let first = self.part(repository).ok_or_else(|| unknown(repository))?;
-        let asked = question(first, repository.name.clone());
+        let first = self.part(repository)?;
+        let asked = Box::pin(question(first, repository.name.clone()));
         let mut trouble = match self.standings.noted(repository, first.config(), says, asked).await {
             Err(error) if error.is_trouble() => error,
             outcome => return outcome,
@@ -258,7 +251,7 @@ impl Upstreams {
             }
             let Some(name) = alternate.name(&repository.name) else { continue };
             let there = Repository { upstream: alternate.upstream.clone(), name };
-            let Some(upstream) = self.part(&there) else { continue };
+            let Ok(upstream) = self.part(&there) else { continue };
             if upstream.config().names.refused_by(&there.name).is_some() {
                 continue;
             }
@@ -268,7 +261,7 @@ impl Upstreams {
             if (upstream.config().is_private() && !shared) || self.policy.may_deny_beside(&there, repository) {
                 continue;
             }
-            match question(upstream, there.name).await {
+            match Box::pin(question(upstream, there.name)).await {
                 Ok(answer) => {
                     tracing::info!(%repository, alternate = %upstream.id(), %trouble, "an alternate answered");
                     return Ok(answer);
@@ -299,16 +292,12 @@ impl Upstreams {
         let parts = parts.into_iter().flat_map(|(_, parts)| parts.iter().rev());
         let mut upstreams: Vec<&Upstream> = parts.map(|(_, upstream)| upstream).collect();
         upstreams.retain(|upstream| seen.insert(upstream.gauge_key()));
-        Meter::read_all(&upstreams.iter().map(|upstream| upstream.meter()).collect::<Vec<_>>()).await;
-        let gauges = upstreams.into_iter().map(|upstream| (upstream, upstream.meter().known_gauge()));
+        Meter::read_all(&upstreams.iter().map(|upstream| &upstream.account.meter).collect::<Vec<_>>()).await;
+        let gauges = upstreams.into_iter().map(|upstream| (upstream, upstream.account.meter.known_gauge()));
         let is_shown =
             |upstream: &Upstream, gauge: &Gauge| upstream.config().family.is_none() || *gauge != Gauge::default();
         gauges.filter(|(upstream, gauge)| is_shown(upstream, gauge)).collect()
     }
-}
-
-fn unknown(repository: &Repository) -> UpstreamError {
-    UpstreamError::Invalid(format!("{} is not configured", repository.upstream))
 }
 
 #[cfg(test)]

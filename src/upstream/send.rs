@@ -16,7 +16,7 @@ use super::guard;
 use super::login::UpstreamLogin;
 use super::token::Challenge;
 use crate::errors::UpstreamError;
-use crate::oci::{MediaType, Name, Request};
+use crate::oci::{Name, Request};
 use crate::records::gauge::Quota;
 
 pub(super) const MAX_REDIRECTS: usize = 5;
@@ -38,16 +38,6 @@ enum Doubt {
 impl Upstream {
     /// Sends a request and follows at most five redirects, each to a host that [`guard::Clients::reach_of`] allows.
     pub(super) async fn send(
-        &self,
-        method: Method,
-        url: Url,
-        name: &Name,
-        ends_at: Instant,
-    ) -> Result<UpstreamResponse, UpstreamError> {
-        self.send_for(method, url, name, MediaType::ACCEPT, None, ends_at).await
-    }
-
-    pub(super) async fn send_for(
         &self,
         method: Method,
         url: Url,
@@ -90,8 +80,7 @@ impl Upstream {
                 None => anonymous.take(),
                 Some(known) => {
                     let (account, refused) = (&self.account, refused.as_ref());
-                    let (login, config) = (&account.login, &self.config);
-                    match account.tokens.authorization(known, name, refused, login, config, &self.clients).await {
+                    match account.tokens.authorization(known, name, refused, &account.login, self).await {
                         Ok(authorization) => Some(authorization),
                         // The token server may have moved.
                         Err(error) if !learned && error.limit().is_none() => {
@@ -174,8 +163,7 @@ impl Upstream {
                 tokio::time::sleep(SKEW).await;
                 rested = true;
             } else if rested && error.as_deref() == Some("invalid_token") {
-                let reason = "it refuses the token that its token server has just issued".to_owned();
-                return Err(UpstreamError::Unavailable { silent: false, reason });
+                return Err(UpstreamError::failed("it refuses the token that its token server has just issued"));
             } else {
                 return Ok(UpstreamResponse { authorized: true, ranged: false, ..answer });
             }
@@ -218,9 +206,8 @@ impl Upstream {
         let request = Request::parse(&Method::GET, url.path(), None).ok();
         let name = request.as_ref().and_then(|request| request.operation.name());
         let (Some(challenge), Some(name)) = (challenge, name) else { return Ok(None) };
-        let tokens = &self.account.anonymous_tokens;
-        let login = &UpstreamLogin::Anonymous;
-        tokens.authorization(&challenge, name, refused, login, &self.config, &self.clients).await.map(Some)
+        let (tokens, login) = (&self.account.anonymous_tokens, &UpstreamLogin::Anonymous);
+        tokens.authorization(&challenge, name, refused, login, self).await.map(Some)
     }
 
     /// Learns the challenge from a 401, or from `/v2/` where that 401 has none (pkg.dev).
@@ -237,7 +224,7 @@ impl Upstream {
             let reason = "it answered 401 and did not say how to log in".to_owned();
             // A registry that refuses does not answer with a page: something in between does.
             if answer::is_page(unauthorized.headers()) && !self.has_credentials() {
-                return UpstreamError::Unavailable { silent: false, reason };
+                return UpstreamError::failed(reason);
             }
             UpstreamError::Denied(reason)
         };

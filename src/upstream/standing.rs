@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use quick_cache::sync::Cache as MemoryCache;
 
-use super::{Patience, Upstreams, unknown};
+use super::{Patience, Upstreams};
 use crate::config::UpstreamConfig;
 use crate::errors::{PullError, StoreError, UpstreamError, chain};
 use crate::oci::{Digest, Reference, Repository};
@@ -204,7 +204,7 @@ impl Upstreams {
         repository: &Repository,
         evidence: &Evidence,
     ) -> Result<Option<()>, UpstreamError> {
-        let (part, name) = (self.part(repository).ok_or_else(|| unknown(repository))?, &repository.name);
+        let (part, name) = (self.part(repository)?, &repository.name);
         let asking = async {
             match evidence {
                 Evidence::Manifest(digest) => {
@@ -220,7 +220,7 @@ impl Upstreams {
 
     /// Asks the same upstream to send the manifest.
     pub(crate) async fn sends(&self, repository: &Repository, digest: &Digest) -> Result<(), UpstreamError> {
-        let part = self.part(repository).ok_or_else(|| unknown(repository))?;
+        let part = self.part(repository)?;
         let reference = Reference::Digest(digest.clone());
         let asking = part.get_manifest(&repository.name, &reference, false);
         self.standings.noted(repository, part.config(), says, Box::pin(asking)).await.map(drop)

@@ -219,9 +219,8 @@ fn a_name_may_be_as_long_as_upstreams_have_them_whatever_stands_before_it() {
 #[tokio::test(start_paused = true)]
 async fn the_silence_of_another_host_is_not_that_of_the_registry() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let (registry, silent) = ("127.0.0.1:0", "127.0.0.1:0");
-    let registry = tokio::net::TcpListener::bind(registry).await.unwrap();
-    let silent = tokio::net::TcpListener::bind(silent).await.unwrap();
+    let registry = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, target) = (registry.local_addr().unwrap(), silent.local_addr().unwrap());
     let upstreams =
         upstreams(&format!("[upstreams.\"test.local\"]\nurl = \"http://{address}\"\ntrusted_hosts = [\"{target}\"]"));

@@ -12,8 +12,8 @@ use tokio::sync::Mutex;
 use url::Url;
 
 use super::answer::{is_page, limited, read_limited, timed};
-use super::guard::{self, Clients};
 use super::login::{CachedLogin, UpstreamLogin};
+use super::{Upstream, guard};
 use crate::config::UpstreamConfig;
 use crate::errors::{Limit, UpstreamError};
 use crate::oci::Name;
@@ -75,7 +75,7 @@ impl Challenge {
 
     /// Whether it asks for a token from a realm that may issue tokens for this upstream.
     pub(super) fn is_allowed(&self, upstream: &UpstreamConfig) -> bool {
-        matches!(self, Self::Bearer { realm, .. } if may_issue(realm, upstream))
+        matches!(self, Self::Bearer { realm, .. } if guard::is_named(realm, upstream))
     }
 }
 
@@ -180,11 +180,9 @@ impl IssuedToken {
             Some(Field::Text(token)) if !token.trim().is_empty() => Some(token.trim()),
             _ => None,
         });
-        let token = token.unwrap_or_default();
-        let mut authorization = HeaderValue::from_str(&format!("Bearer {token}"))
-            .ok()
-            .filter(|_| !token.is_empty())
-            .ok_or_else(|| UpstreamError::Invalid("its token server sent no usable token".into()))?;
+        let authorization = token.and_then(|token| HeaderValue::from_str(&format!("Bearer {token}")).ok());
+        let unusable = || UpstreamError::Invalid("its token server sent no usable token".into());
+        let mut authorization = authorization.ok_or_else(unusable)?;
         authorization.set_sensitive(true);
         Ok(Self { authorization, life })
     }
@@ -202,8 +200,7 @@ impl Tokens {
         name: &Name,
         refused: Option<&HeaderValue>,
         login: &UpstreamLogin,
-        upstream: &UpstreamConfig,
-        clients: &Clients,
+        upstream: &Upstream,
     ) -> Result<HeaderValue, UpstreamError> {
         let (realm, service, scope) = match challenge {
             Challenge::Basic => {
@@ -221,7 +218,7 @@ impl Tokens {
         };
         let slot = self.slot(format!("{realm} {scope}"));
         // Boxed because it is large and seldom needed.
-        let fetch = Box::pin(self.fetch(realm, service, &scope, login, upstream, clients));
+        let fetch = Box::pin(self.fetch(realm, service, &scope, login, upstream));
         CachedLogin::or_renewed(&mut *slot.lock().await, refused, &self.clock, fetch).await
     }
 
@@ -245,10 +242,9 @@ impl Tokens {
         service: Option<&str>,
         scope: &str,
         login: &UpstreamLogin,
-        upstream: &UpstreamConfig,
-        clients: &Clients,
+        upstream: &Upstream,
     ) -> Result<CachedLogin, UpstreamError> {
-        if !may_issue(realm, upstream) {
+        if !guard::is_named(realm, &upstream.config) {
             return Err(UpstreamError::Invalid(format!(
                 "it sends us to {} for a token; add that to token_realms if it is meant",
                 guard::origin(realm)
@@ -261,7 +257,7 @@ impl Tokens {
         let ask = async |authorization: Option<HeaderValue>| {
             let mut request = reqwest::Request::new(Method::GET, url.clone());
             request.headers_mut().extend(authorization.map(|authorization| (AUTHORIZATION, authorization)));
-            timed(TOKEN_TIMEOUT, clients.send(request, upstream)).await
+            timed(TOKEN_TIMEOUT, upstream.clients.send(request, &upstream.config)).await
         };
         let authorization = login.basic(None).await?;
         let mut response = ask(authorization.clone()).await?;
@@ -287,21 +283,12 @@ impl Tokens {
                 });
             }
             // All else says that the token server is not where it was, or not well.
-            status => {
-                let reason = format!("its token server answered {status}");
-                return Err(UpstreamError::Unavailable { silent: false, reason });
-            }
+            status => return Err(UpstreamError::failed(format!("its token server answered {status}"))),
         }
         let body = timed(TOKEN_TIMEOUT, read_limited(response, MAX_TOKEN_BYTES)).await?;
         let IssuedToken { authorization, life } = IssuedToken::parse(&body)?;
         Ok(CachedLogin::new(authorization, self.clock.now(), life))
     }
-}
-
-/// Whether a realm may issue tokens for an upstream.
-fn may_issue(realm: &Url, upstream: &UpstreamConfig) -> bool {
-    let realms = std::iter::once(&upstream.url).chain(&upstream.token_realms);
-    realms.into_iter().any(|known| known.origin() == realm.origin())
 }
 
 #[cfg(test)]

@@ -104,7 +104,7 @@ impl Upstream {
                     troubles.note_answered();
                 }
                 let _alone = troubles.pinging.lock().await;
-                if probes || !(troubles.answered_since(begun) || meter.is_closed()) {
+                if probes || !(troubles.answered_since(begun) || meter.open_breaker(Kind::Head).is_some()) {
                     // Not of the kind that was asked: an answer of `/v2/` says nothing of the quota.
                     meter.note(Kind::Head, &Box::pin(self.ping()).await, quota).await;
                 }
@@ -123,8 +123,7 @@ impl Upstream {
             match response.status() {
                 StatusCode::TOO_MANY_REQUESTS => Err(limited(response, Some(Limit::Requests), self.clock.now()).await),
                 status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
-                    let reason = format!("its /v2/ answered {status}");
-                    Err(UpstreamError::Unavailable { silent: false, reason })
+                    Err(UpstreamError::failed(format!("its /v2/ answered {status}")))
                 }
                 _ => Ok(()),
             }

@@ -5,6 +5,7 @@ use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
 use jsonwebtoken::errors::{ErrorKind, Result};
 use jsonwebtoken::signature::{Error, Signer, Verifier};
 use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind, EncodingKey};
+use ring::error::Unspecified;
 use ring::hmac;
 use ring::signature::{ECDSA_P256_SHA256_FIXED, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents, UnparsedPublicKey};
 
@@ -30,34 +31,34 @@ pub fn enable_tokens() {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "what the provider is made of")]
 fn signer(algorithm: &Algorithm, key: &EncodingKey) -> Result<Box<dyn JwtSigner>> {
     match (algorithm, key.family()) {
-        (Algorithm::HS256, AlgorithmFamily::Hmac) => Ok(Box::new(Hs256::new(key.as_bytes()))),
+        (Algorithm::HS256, AlgorithmFamily::Hmac) => {
+            Ok(Box::new(Hs256(hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes()))))
+        }
         _ => Err(ErrorKind::InvalidAlgorithm.into()),
     }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "what the provider is made of")]
 fn verifier(algorithm: &Algorithm, key: &DecodingKey) -> Result<Box<dyn JwtVerifier>> {
-    match (algorithm, key.family(), key.kind()) {
+    let verify: Box<Verify> = match (algorithm, key.family(), key.kind()) {
         (Algorithm::HS256, AlgorithmFamily::Hmac, DecodingKeyKind::SecretOrDer(secret)) => {
-            Ok(Box::new(Hs256::new(secret)))
+            let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+            Box::new(move |message, signature| hmac::verify(&key, message, signature))
         }
         (Algorithm::RS256, AlgorithmFamily::Rsa, DecodingKeyKind::RsaModulusExponent { n, e }) => {
-            Ok(Box::new(Rs256(RsaPublicKeyComponents { n: n.clone(), e: e.clone() })))
+            let key = RsaPublicKeyComponents { n: n.clone(), e: e.clone() };
+            Box::new(move |message, signature| key.verify(&RSA_PKCS1_2048_8192_SHA256, message, signature))
         }
         (Algorithm::ES256, AlgorithmFamily::Ec, DecodingKeyKind::SecretOrDer(point)) => {
-            Ok(Box::new(Es256(UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point.clone()))))
+            let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point.clone());
+            Box::new(move |message, signature| key.verify(message, signature))
         }
-        _ => Err(ErrorKind::InvalidAlgorithm.into()),
-    }
+        _ => return Err(ErrorKind::InvalidAlgorithm.into()),
+    };
+    Ok(Box::new(Verifying(*algorithm, verify)))
 }
 
 struct Hs256(hmac::Key);
-
-impl Hs256 {
-    fn new(secret: &[u8]) -> Self {
-        Self(hmac::Key::new(hmac::HMAC_SHA256, secret))
-    }
-}
 
 impl Signer<Vec<u8>> for Hs256 {
     fn try_sign(&self, message: &[u8]) -> std::result::Result<Vec<u8>, Error> {
@@ -71,42 +72,19 @@ impl JwtSigner for Hs256 {
     }
 }
 
-impl Verifier<Vec<u8>> for Hs256 {
+/// Verifies the signature of a message.
+type Verify = dyn Fn(&[u8], &[u8]) -> std::result::Result<(), Unspecified>;
+
+struct Verifying(Algorithm, Box<Verify>);
+
+impl Verifier<Vec<u8>> for Verifying {
     fn verify(&self, message: &[u8], signature: &Vec<u8>) -> std::result::Result<(), Error> {
-        hmac::verify(&self.0, message, signature).map_err(|_| Error::new())
+        self.1(message, signature).map_err(|_| Error::new())
     }
 }
 
-impl JwtVerifier for Hs256 {
+impl JwtVerifier for Verifying {
     fn algorithm(&self) -> Algorithm {
-        Algorithm::HS256
-    }
-}
-
-struct Rs256(RsaPublicKeyComponents<Vec<u8>>);
-
-impl Verifier<Vec<u8>> for Rs256 {
-    fn verify(&self, message: &[u8], signature: &Vec<u8>) -> std::result::Result<(), Error> {
-        self.0.verify(&RSA_PKCS1_2048_8192_SHA256, message, signature).map_err(|_| Error::new())
-    }
-}
-
-impl JwtVerifier for Rs256 {
-    fn algorithm(&self) -> Algorithm {
-        Algorithm::RS256
-    }
-}
-
-struct Es256(UnparsedPublicKey<Vec<u8>>);
-
-impl Verifier<Vec<u8>> for Es256 {
-    fn verify(&self, message: &[u8], signature: &Vec<u8>) -> std::result::Result<(), Error> {
-        self.0.verify(message, signature).map_err(|_| Error::new())
-    }
-}
-
-impl JwtVerifier for Es256 {
-    fn algorithm(&self) -> Algorithm {
-        Algorithm::ES256
+        self.0
     }
 }

@@ -24,10 +24,8 @@ impl Pattern {
         }
         rest.ends_with(last)
     }
-}
 
-impl Pattern {
-    /// Whether it matches some text that begins so.
+    /// Whether it matches some text that begins so. What follows its first star can always be matched there.
     pub fn may_match_below(&self, begin: &str) -> bool {
         match self.0.split_once('*') {
             Some((head, _)) => head.starts_with(begin) || begin.starts_with(head),

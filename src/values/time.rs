@@ -1,11 +1,14 @@
 //! Points in time, durations as operators write them, and the clock.
 
+use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
+
+use super::text::serde_as_text;
 
 /// Seconds since the Unix epoch: the unit of `DynamoDB`'s time to live.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
@@ -109,8 +112,7 @@ impl Clock {
 const LONGEST: Duration = Duration::from_hours(100 * 366 * 24);
 
 /// A duration as operators write it: `"5m"`, `"90d"`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Span(pub Duration);
 
 impl FromStr for Span {
@@ -125,20 +127,13 @@ impl FromStr for Span {
     }
 }
 
-impl TryFrom<String> for Span {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
+impl fmt::Display for Span {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_duration(self.0).fmt(formatter)
     }
 }
 
-impl From<Span> for String {
-    fn from(span: Span) -> Self {
-        humantime::format_duration(span.0).to_string()
-    }
-}
-
+serde_as_text!(Span);
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -67,7 +67,7 @@ async fn a_token_of_a_key_that_is_new_is_believed_by_processes_that_knew_another
         crate::deployment::SIGNING_KEY,
         stopover::values::time::Clock::default(),
     )?;
-    let (holder, _) = old.verify("stopover", &before[0])?;
+    let (holder, _) = old.verify("stopover", &before[0]).context("not valid")?;
     let new = keys.issue("stopover", &holder, std::time::Duration::from_mins(10)).context("not signed")?;
     for _ in 0..2 {
         for token in before.iter().chain([&new; 8]) {

@@ -138,9 +138,9 @@ fn no_token_panics_or_is_believed_that_was_not_issued() {
         }
         let believed = verifying.verify("cr.test", &token);
         match &believed {
-            Ok((holder, _)) => assert!(token == issued[0] && *holder == robot, "{token} is believed"),
-            Err(_) => assert!(token != issued[0], "what we have issued is refused"),
+            Some((holder, _)) => assert!(token == issued[0] && *holder == robot, "{token} is believed"),
+            None => assert!(token != issued[0], "what we have issued is refused"),
         }
-        believed.is_ok()
+        believed.is_some()
     });
 }
