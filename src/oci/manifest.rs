@@ -4,11 +4,11 @@ use std::marker::PhantomData;
 use std::str::FromStr;
 
 use bytes::Bytes;
+use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
-use serde::{Deserialize, Serialize};
 
 use super::{Descriptors, Digest, InvalidDigest, Platform};
-use crate::values::text::excerpt;
+use crate::values::text::{as_text, excerpt};
 
 /// The largest manifest that is stored, in bytes. Registries must accept 4 MiB (distribution-spec 1.1, "Pushing
 /// manifests"); containerd, podman and API Gateway take no more.
@@ -20,8 +20,7 @@ pub const MAX_MANIFEST_BYTES: usize = 4 * 1024 * 1024;
 pub const MAX_NAMED: usize = 1000;
 
 /// The media type of a manifest, without parameters: one of the four that current clients understand.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "&'static str")]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum MediaType {
     /// `application/vnd.oci.image.manifest.v1+json`
     OciManifest,
@@ -67,25 +66,7 @@ impl FromStr for MediaType {
     }
 }
 
-impl TryFrom<String> for MediaType {
-    type Error = InvalidManifest;
-
-    fn try_from(text: String) -> Result<Self, InvalidManifest> {
-        text.parse()
-    }
-}
-
-impl From<MediaType> for &'static str {
-    fn from(media_type: MediaType) -> Self {
-        media_type.as_str()
-    }
-}
-
-impl fmt::Display for MediaType {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.as_str())
-    }
-}
+as_text!(MediaType);
 
 /// A reference from a manifest to content (image-spec 1.1, "Descriptor").
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -22,6 +22,7 @@ on_both_columns!(
     no_spelling_of_a_name_gets_around_a_rule,
     a_flood_of_ranges_is_one_fill_and_costs_each_client_one_answer,
     a_redirect_loop_is_refused,
+    five_redirects_are_followed,
     a_token_realm_that_is_not_allowed_gets_no_request,
     a_private_blob_is_never_redirected_to_upstream,
 );
@@ -293,6 +294,16 @@ async fn a_redirect_loop_is_refused(column: Column) {
     world.upstream.fault("/manifests/", redirect("/v2/a/manifests/again".to_owned()));
     assert_eq!(world.get(TAG).await.status, StatusCode::BAD_GATEWAY);
     assert_eq!(world.upstream.requests().len(), 6, "the request and five redirects");
+}
+
+async fn five_redirects_are_followed(column: Column) {
+    let world = World::on(column).await;
+    let image = world.upstream.image("a", "hop5", &[b"layer"]);
+    for hop in 0..5 {
+        world.upstream.fault(&format!("/manifests/hop{hop}"), redirect(format!("/v2/a/manifests/hop{}", hop + 1)));
+    }
+    let answer = world.get("/v2/test.local/a/manifests/hop0").await;
+    assert_eq!(answer.header("docker-content-digest"), image.digest.as_str());
 }
 
 async fn a_token_realm_that_is_not_allowed_gets_no_request(column: Column) {
