@@ -46,13 +46,12 @@ impl Upstream {
         wanted: Option<BytesWanted>,
         ends_at: Instant,
     ) -> Result<UpstreamResponse, UpstreamError> {
-        let mut answer = Box::pin(self.request(method.clone(), url, name, accept, wanted, ends_at)).await?;
-        for _ in 0..MAX_REDIRECTS {
+        let mut at = url;
+        for _ in 0..=MAX_REDIRECTS {
+            let answer = Box::pin(self.request(method.clone(), at, name, accept, wanted, ends_at)).await?;
             match answer.redirect_target()? {
                 None => return Ok(answer),
-                Some(target) => {
-                    answer = Box::pin(self.request(method.clone(), target, name, accept, wanted, ends_at)).await?;
-                }
+                Some(target) => at = target,
             }
         }
         Err(redirected_too_often())
