@@ -46,7 +46,7 @@ impl Deref for WarmManifest {
     }
 }
 
-/// What a manifest is remembered by. It is looked for without clones: all threads count those of an upstream in one place.
+/// What a manifest is remembered by. It is looked for without clones, whose counts all threads would write to.
 #[derive(Clone, Copy, Hash)]
 pub(super) struct ManifestKey<'a>(pub(super) &'a Repository, pub(super) &'a Digest);
 

@@ -110,7 +110,7 @@ pub(crate) async fn run<L: Listener>(
                 }
             };
             let outgoing = L::outgoing(&connection);
-            // Counted by this connection's thread alone: counts that all threads change cost them more than a hit's lookups.
+            // Each request holds both: threads would write to the same two counts, and wait for each other's processor.
             let (cache, program) = (cache.map(Arc::new), Arc::new(program));
             let mut connection = TimeoutWriter::new(connection);
             connection.set_timeout(Some(TAKE));
