@@ -9,7 +9,8 @@ use futures_util::stream;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, LINK};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::{DISTRIBUTION_API_VERSION, describe};
+use super::DISTRIBUTION_API_VERSION;
+use super::content::describe;
 use crate::oci::{MediaType, Name, Page, Repository, Request};
 use crate::pull::{PulledReferrers, PulledTags};
 use crate::values::served::Served;

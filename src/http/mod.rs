@@ -2,6 +2,7 @@
 
 mod access;
 mod audit;
+mod content;
 mod count;
 mod health;
 mod images;
@@ -25,11 +26,10 @@ use axum::body::Body;
 use axum::extract::{ConnectInfo, State};
 use axum::middleware::map_request;
 use axum::response::Response;
-use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http::header::{
-    ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName, HeaderValue,
-    IF_NONE_MATCH, IF_RANGE, LOCATION, ORIGIN, RANGE, RETRY_AFTER, USER_AGENT, WARNING, WWW_AUTHENTICATE,
+    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, ORIGIN,
+    RANGE, RETRY_AFTER, USER_AGENT, WWW_AUTHENTICATE,
 };
 use http::{HeaderMap, StatusCode};
 use tokio::time::{Instant, timeout_at};
@@ -37,21 +37,20 @@ use tokio::time::{Instant, timeout_at};
 use access::Caller;
 pub use access::{Https, LocalOperator};
 use audit::Record;
+use content::{blob, manifest};
 use count::{Counted, count};
 pub use stream::FilePart;
 
 use crate::budget::Bill;
 use crate::cache::Cache;
-use crate::errors::{PullError, StoreError, UpstreamError, chain};
+use crate::errors::{PullError, StoreError, chain};
 use crate::identity::Peer;
-use crate::oci::{Digest, ErrorCode, InvalidRequest, Operation, Repository, Request, RequestedRange};
+use crate::oci::{ErrorCode, InvalidRequest, Operation, Request, RequestedRange};
 use crate::ports::Priority;
-use crate::pull::{Content, PulledBlob, PulledManifest, Want, WarmManifest};
+use crate::pull::{Content, Want};
 use crate::values::served::Served;
 
-const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const DISTRIBUTION_API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
-const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 const SERVED: HeaderName = HeaderName::from_static("x-stopover");
 const PRIORITY: HeaderName = HeaderName::from_static("priority");
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -209,46 +208,6 @@ fn ping(head: bool) -> Response {
     response
 }
 
-/// The headers of every answer: which upstream it is from, and how it came about.
-fn describe(headers: &mut HeaderMap, repository: &Repository, served: Served) {
-    // A map without room grows twice on the way to the ten headers of an answer.
-    headers.reserve(10);
-    // `extend` would take twice as long as `insert`, here and below.
-    if let Ok(value) = HeaderValue::from_str(repository.upstream.as_str()) {
-        headers.insert(NAMESPACE, value);
-    }
-    note_served(headers, served);
-}
-
-fn note_served(headers: &mut HeaderMap, served: Served) {
-    headers.insert(SERVED, HeaderValue::from_static(served.as_str()));
-    if served == Served::Stale {
-        // 299 is the only code the specification lets registries use (distribution-spec, "Warnings").
-        headers.insert(WARNING, HeaderValue::from_static("299 - \"stale: the upstream registry could not be asked\""));
-    }
-}
-
-/// The headers that name the content by its digest.
-fn identify(headers: &mut HeaderMap, digest: &Digest) {
-    let tag = Bytes::from(["\"", digest.as_str(), "\""].concat());
-    let plain = tag.slice(1..=digest.as_str().len());
-    for (name, text) in [(DOCKER_CONTENT_DIGEST, plain), (ETAG, tag)] {
-        if let Ok(value) = HeaderValue::from_maybe_shared(text) {
-            headers.insert(name, value);
-        }
-    }
-}
-
-/// Whether the client has this content already (RFC 9110, section 13.1.2). Some clients send the digest without quotes.
-fn not_modified(headers: &HeaderMap, digest: &Digest) -> bool {
-    let values = headers.get_all(IF_NONE_MATCH).into_iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).any(|tag| {
-        let tag = tag.trim();
-        let tag = tag.strip_prefix("W/").unwrap_or(tag).trim_matches('"');
-        tag == digest.as_str() || tag == "*"
-    })
-}
-
 /// The peer that a request comes from: an extension of the request, set by the program that runs the router, or the
 /// other end of the connection. Never a header, which any client can write.
 fn source(request: &http::request::Parts) -> Peer {
@@ -261,97 +220,6 @@ fn source(request: &http::request::Parts) -> Peer {
 fn has(headers: &HeaderMap, name: &HeaderName, directive: &str) -> bool {
     let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|part| part.trim().eq_ignore_ascii_case(directive))
-}
-
-/// A manifest that is being sent: as long as it is, others are sent the same.
-struct Sent(Arc<WarmManifest>);
-
-impl AsRef<[u8]> for Sent {
-    fn as_ref(&self) -> &[u8] {
-        &self.0.bytes
-    }
-}
-
-fn manifest(repository: &Repository, pulled: PulledManifest, head: bool, request: &HeaderMap) -> Response {
-    let PulledManifest { observed, manifest, served } = pulled;
-    let describe = || {
-        let mut headers = HeaderMap::new();
-        describe(&mut headers, repository, Served::Hit);
-        identify(&mut headers, &observed.digest);
-        headers.insert(DISTRIBUTION_API_VERSION, HeaderValue::from_static("registry/2.0"));
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(observed.media_type.as_str()));
-        headers.insert(CONTENT_LENGTH, observed.size.into());
-        headers
-    };
-    let mut headers = manifest.as_ref().map_or_else(describe, |manifest| manifest.headers(describe));
-    if served != Served::Hit {
-        note_served(&mut headers, served);
-    }
-    let unchanged = not_modified(request, &observed.digest);
-    if unchanged {
-        headers.remove(CONTENT_TYPE);
-        headers.remove(CONTENT_LENGTH);
-    }
-    let mut response = Response::new(match manifest {
-        Some(manifest) if !head && !unchanged => Body::from(Bytes::from_owner(Sent(manifest))),
-        _ => Body::empty(),
-    });
-    *response.headers_mut() = headers;
-    *response.status_mut() = if unchanged { StatusCode::NOT_MODIFIED } else { StatusCode::OK };
-    response
-}
-
-fn blob(
-    repository: &Repository,
-    digest: &Digest,
-    pulled: PulledBlob,
-    request: &HeaderMap,
-) -> Result<Response, PullError> {
-    let mut response = Response::new(Body::empty());
-    describe(response.headers_mut(), repository, pulled.served);
-    identify(response.headers_mut(), digest);
-    if let Content::Redirect(url) = &pulled.content {
-        let location = HeaderValue::from_str(url.expose().as_str())
-            .map_err(|_| UpstreamError::Invalid("it redirected to a URL that fits no header".into()))?;
-        *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
-        response.headers_mut().insert(LOCATION, location);
-        // The URL is a secret for as long as it is valid.
-        response.headers_mut().insert(CACHE_CONTROL, NO_STORE);
-        response.headers_mut().insert(CONTENT_LENGTH, 0.into());
-        return Ok(response);
-    }
-    if not_modified(request, digest) {
-        *response.status_mut() = StatusCode::NOT_MODIFIED;
-        return Ok(response);
-    }
-    let requested = match &pulled.content {
-        // RFC 9110, section 14.2: a range is defined for GET only.
-        Content::None => RequestedRange::Whole,
-        // RFC 9110, section 13.1.5: by the strong tag only; a date proves nothing about what has none.
-        _ if request.get(IF_RANGE).is_some_and(|tag| tag.as_bytes() != format!("\"{digest}\"").as_bytes()) => {
-            RequestedRange::Whole
-        }
-        _ => RequestedRange::parse(request.get(RANGE).and_then(|value| value.to_str().ok())),
-    };
-    let range = requested.of(pulled.size).ok_or(PullError::Range { size: pulled.size })?;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    headers.insert(CONTENT_LENGTH, range.length.into());
-    if range.partial {
-        let text = format!("bytes {}-{}/{}", range.first, range.first + range.length - 1, pulled.size);
-        headers.extend(HeaderValue::from_str(&text).ok().map(|value| (CONTENT_RANGE, value)));
-        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-    }
-    let bytes = range.first..range.first + range.length;
-    *response.body_mut() = match pulled.content {
-        Content::None | Content::Redirect(_) => Body::empty(),
-        Content::File(file) => FilePart::stored(file, bytes).into_body(response.extensions_mut()),
-        Content::Growing(file, progress) => {
-            FilePart::growing(file, bytes, progress, pulled.size).into_body(response.extensions_mut())
-        }
-    };
-    Ok(response)
 }
 
 /// What is added where containerd put `/v2/` before a path that has it already.
