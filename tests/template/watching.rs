@@ -113,7 +113,7 @@ fn alarms_and_the_dashboard_look_at_metrics_that_the_functions_write() -> Result
         ensure!(known.contains(&name), "no metric is called {name}");
         unwatched.remove(&name);
         // Those of answers are written as they are counted, whatever they are.
-        let of_answer = Regex::new(&format!(r"Some\(Self::{name}\)"))?.is_match(&source);
+        let of_answer = Regex::new(&format!(r"(?-u)(Some\(|Served::\w+ => )Self::{name}\b"))?.is_match(&source);
         let written = Regex::new(&format!(r"(?-u:\b)Metric::{name}(?-u:\b)"))?.find_iter(&writers).count();
         ensure!(of_answer || written > 0, "no function counts {name}");
         let by_upstream = ["QuotaLeft", "BreakerOpen"].contains(&name.as_str());
