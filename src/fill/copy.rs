@@ -20,8 +20,10 @@ use crate::ports::{Job, Progress, Upload};
 use crate::records::Checkpoint;
 use crate::records::blob::CLAIM;
 
-/// The most bytes between two checkpoints: what a crash loses at most.
+/// How many bytes a crash loses, or what comes in [`CHECKPOINT_PAUSE`] if that is more.
 const CHECKPOINT_BYTES: u64 = 64 * 1024 * 1024;
+/// The shortest time between two checkpoints: each has storage write what a fast fill could read instead.
+const CHECKPOINT_PAUSE: Duration = Duration::from_secs(2);
 /// How many bytes, and how many pieces, wait for their hash at most: more than local files are written at once.
 const UNHASHED_BYTES: usize = 1024 * 1024;
 const UNHASHED_PIECES: usize = 4096;
@@ -135,14 +137,15 @@ impl Copying<'_> {
         let mut ends: Option<(Instant, Duration)> = None;
         let mut claimed_until = self.claim.core.clock.now().plus(CLAIM);
         let mut renew_at = self.claim.core.clock.now().plus(CLAIM / 3);
-        let mut checkpoint_at = self.writer.written + CHECKPOINT_BYTES;
+        let mut checkpoint_at = (self.writer.written + CHECKPOINT_BYTES, Instant::now() + CHECKPOINT_PAUSE);
         let mut saving: Option<BoxFuture<'_, Result<Option<Checkpoint>, FillError>>> = None;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            if saving.is_none() && (self.writer.written >= checkpoint_at || self.claim.core.clock.now() >= renew_at) {
+            let is_due = self.writer.written >= checkpoint_at.0 && Instant::now() >= checkpoint_at.1;
+            if saving.is_none() && (is_due || self.claim.core.clock.now() >= renew_at) {
                 renew_at = self.claim.core.clock.now().plus(CLAIM / 6);
-                checkpoint_at = self.writer.written + CHECKPOINT_BYTES;
+                checkpoint_at = (self.writer.written + CHECKPOINT_BYTES, Instant::now() + CHECKPOINT_PAUSE);
                 let (claim, checkpoint) = (self.claim.clone(), self.writer.checkpoint(u64::MAX));
                 let saved = async move {
                     let checkpoint = checkpoint.await?;
