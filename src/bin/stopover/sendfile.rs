@@ -13,6 +13,7 @@ use std::task::{Context, Poll, ready};
 
 use axum::body::{Body, Bytes};
 use futures_util::stream;
+use rustix::net::SendFlags;
 use stopover::http::FilePart;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
@@ -64,20 +65,33 @@ impl FileSender {
         let Some((file, offset, left)) = outgoing.as_mut().filter(|(.., left)| most <= *left) else {
             return Poll::Ready(Err(io::Error::other("a stand-in stands for nothing")));
         };
-        let mut attempt = || Ok(rustix::fs::sendfile(&self.connection, &*file, Some(&mut *offset), most)?);
-        let sent = loop {
-            ready!(self.connection.poll_write_ready(cx))?;
-            match self.connection.try_io(Interest::WRITABLE, &mut attempt) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                sent => break sent?,
-            }
-        };
+        let sent =
+            ready!(self.poll_written(cx, || {
+                Ok(rustix::fs::sendfile(&self.connection, &*file, Some(&mut *offset), most)?)
+            }))?;
         *left -= sent;
         if *left == 0 {
             // An idle connection holds no file open.
             *outgoing = None;
         }
         Poll::Ready(Ok(sent))
+    }
+}
+
+impl FileSender {
+    /// Writes once the connection has room.
+    fn poll_written(
+        &self,
+        cx: &mut Context<'_>,
+        mut attempt: impl FnMut() -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.connection.poll_write_ready(cx))?;
+            match self.connection.try_io(Interest::WRITABLE, &mut attempt) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                sent => return Poll::Ready(sent),
+            }
+        }
     }
 }
 
@@ -104,6 +118,10 @@ impl AsyncWrite for FileSender {
         let mut parts = slices.splitn(2, is_stand_in);
         match (parts.next().unwrap_or_default(), slices.first()) {
             ([], Some(stand_in)) => self.poll_send(cx, stand_in.len()),
+            // In one packet with the first bytes of the file.
+            ([head], _) if slices.len() > 1 => {
+                self.poll_written(cx, || Ok(rustix::net::send(&self.connection, head, SendFlags::MORE)?))
+            }
             (before, _) => Pin::new(&mut self.connection).poll_write_vectored(cx, before),
         }
     }
