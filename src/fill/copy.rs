@@ -20,7 +20,7 @@ use crate::ports::{Job, Progress, Upload};
 use crate::records::Checkpoint;
 use crate::records::blob::CLAIM;
 
-/// How many bytes a crash loses, or what comes in [`CHECKPOINT_PAUSE`] if that is more.
+/// The bytes between two checkpoints, or what comes within [`CHECKPOINT_PAUSE`] if that is more: what a crash loses at most.
 const CHECKPOINT_BYTES: u64 = 64 * 1024 * 1024;
 /// The shortest time between two checkpoints: each has storage write what a fast fill could read instead.
 const CHECKPOINT_PAUSE: Duration = Duration::from_secs(2);

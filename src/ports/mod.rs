@@ -52,8 +52,8 @@ pub trait Records<K: Key>: Send + Sync {
     /// The record under a key.
     async fn get(&self, key: &K) -> Result<Option<Versioned<K::Record>>, StoreError>;
 
-    /// Those of some records that are there, in no order and, where storage can, with one request. What was written
-    /// within the last second may be missing or as it was before, on `DynamoDB` and of blobs.
+    /// Those of some records that are there, in no order and, where storage can, with one request. Records of blobs may
+    /// lag by a second on `DynamoDB`.
     async fn get_all(&self, keys: &[K]) -> Result<Vec<(K, Versioned<K::Record>)>, StoreError>;
 
     /// Writes a record if it still has the version `expected` (`None`: does not exist), and returns its new version.

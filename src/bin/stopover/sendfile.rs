@@ -76,9 +76,7 @@ impl FileSender {
         }
         Poll::Ready(Ok(sent))
     }
-}
 
-impl FileSender {
     /// Writes once the connection has room.
     fn poll_written(
         &self,
@@ -119,9 +117,9 @@ impl AsyncWrite for FileSender {
         match (parts.next().unwrap_or_default(), slices.first()) {
             ([], Some(stand_in)) => self.poll_send(cx, stand_in.len()),
             // In one packet with the first bytes of the file: 2.3 times as many answers of 1 MiB with 16 connections.
-            ([head], _) if slices.len() > 1 => {
-                self.poll_written(cx, || Ok(rustix::net::send(&self.connection, head, SendFlags::MORE)?))
-            }
+            ([head], _) if slices.len() > 1 => self.poll_written(cx, || {
+                Ok(rustix::net::send(&self.connection, head, SendFlags::MORE | SendFlags::NOSIGNAL)?)
+            }),
             (before, _) => Pin::new(&mut self.connection).poll_write_vectored(cx, before),
         }
     }
