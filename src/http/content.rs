@@ -143,6 +143,10 @@ pub(super) fn blob(
     let bytes = range.first..range.first + range.length;
     *response.body_mut() = match pulled.content {
         Content::None | Content::Redirect(_) => Body::empty(),
+        Content::Memory(content) => {
+            let [first, end] = [bytes.start, bytes.end].map(|at| usize::try_from(at).unwrap_or(usize::MAX));
+            content.slice(first..end).into()
+        }
         Content::File(file) => FilePart::stored(file, bytes).into_body(response.extensions_mut()),
         Content::Growing(file, progress) => {
             FilePart::growing(file, bytes, progress, pulled.size).into_body(response.extensions_mut())

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -12,6 +11,7 @@ use futures_util::stream::{self, Stream};
 use tokio::sync::watch;
 
 use crate::ports::Progress;
+use crate::values::file::{read, read_at_once};
 
 /// How much is read at once. The program holds one of these for each answer: a client that reads slowly costs no more.
 const CHUNK: u64 = 24 * 1024;
@@ -112,34 +112,6 @@ impl FilePart {
             if bytes.is_empty() { Ok(None) } else { Ok(Some((read(&part.file, &bytes).await?, part))) }
         })
     }
-}
-
-async fn read(file: &Arc<File>, bytes: &Range<u64>) -> io::Result<Bytes> {
-    let (offset, length) = (bytes.start, bytes.end - bytes.start);
-    if let Some(bytes) = read_at_once(file, offset, length) {
-        return Ok(bytes);
-    }
-    let (file, mut bytes) = (Arc::clone(file), vec![0; usize::try_from(length).map_err(io::Error::other)?]);
-    let read = move || {
-        file.read_exact_at(&mut bytes, offset)?;
-        Ok(Bytes::from(bytes))
-    };
-    tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
-}
-
-/// Reads what the kernel has in memory: to hand that to another thread would cost more than to read it. `None`: it may
-/// have to wait for the disk.
-#[cfg(all(feature = "local", target_os = "linux"))]
-fn read_at_once(file: &File, offset: u64, length: u64) -> Option<Bytes> {
-    let mut bytes = vec![0; usize::try_from(length).ok()?];
-    let (into, flags) = (&mut [io::IoSliceMut::new(&mut bytes)], rustix::io::ReadWriteFlags::NOWAIT);
-    let read = rustix::io::preadv2(file, into, offset, flags).ok()?;
-    (read == bytes.len()).then(|| bytes.into())
-}
-
-#[cfg(not(all(feature = "local", target_os = "linux")))]
-fn read_at_once(_: &File, _: u64, _: u64) -> Option<Bytes> {
-    None
 }
 
 #[cfg(all(test, feature = "local"))]

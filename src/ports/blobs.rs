@@ -145,6 +145,8 @@ pub enum Location {
     Url(SignedUrl),
     /// In a file of this machine, of this many bytes.
     File(Arc<File>, u64),
+    /// In memory: all its bytes.
+    Memory(Bytes),
 }
 
 #[cfg(test)]

@@ -222,6 +222,7 @@ impl PulledBlob {
         match location {
             Location::Url(url) => Self { size, content: Content::Redirect(url), served },
             Location::File(file, size) => Self { size, content: Content::File(file), served },
+            Location::Memory(bytes) => Self { size: bytes.len() as u64, content: Content::Memory(bytes), served },
         }
     }
 }

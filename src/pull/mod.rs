@@ -15,6 +15,7 @@ mod warm;
 use std::fs::File;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::watch;
 
 pub use listing::{PulledReferrers, PulledTags};
@@ -108,6 +109,8 @@ pub enum Content {
     Redirect(SignedUrl),
     /// In a stored file.
     File(Arc<File>),
+    /// In memory.
+    Memory(Bytes),
     /// In a file that a fill is writing.
     Growing(Arc<File>, watch::Receiver<Progress>),
 }

@@ -4,6 +4,7 @@ pub mod address;
 pub mod crypto;
 pub mod deadline;
 pub mod expiring;
+pub mod file;
 pub mod flight;
 pub mod pattern;
 pub mod pull_counter;

@@ -96,6 +96,7 @@ impl Storage {
                 let answer = support::http().get(url.expose().clone()).send().await?;
                 Ok(answer.error_for_status()?.bytes().await?)
             }
+            Location::Memory(content) => Ok(content),
             Location::File(file, size) => {
                 let mut file = file.try_clone()?;
                 let mut content = Vec::new();
