@@ -49,6 +49,8 @@ pub(super) struct Facts {
     pub(super) deleted: Deleted,
     /// Upstream has deleted the tag, and does not just hide it from us.
     pub(super) is_not_hidden: bool,
+    /// The breaker of the upstream was looked at. That one is open is the same as if upstream had answered so.
+    pub(super) breaker_known: bool,
     /// Whether the caller may spend another manifest from upstream.
     pub(super) budget: Allowed,
     /// Who may ask upstream now.
@@ -131,6 +133,8 @@ pub(super) enum Step {
     AskPermission,
     /// Ask upstream whether it has deleted the tag, or hides it from us.
     AskIfHidden,
+    /// See whether the upstream's breaker is open: then it is not asked, and nothing is written about it.
+    CheckBreaker,
     /// See whether the caller's budget has room for a manifest.
     CheckBudget,
     /// Ask together with all callers of this process that want the same.
@@ -290,6 +294,7 @@ impl Step {
     /// the holder of the lease asks.
     fn in_turn(self, facts: &Facts) -> Self {
         match (&facts.turn, &facts.budget, &self) {
+            (Turn::Caller, _, Self::Ask(_)) if !facts.breaker_known => Self::CheckBreaker,
             (Turn::Caller, Allowed::Unknown, Self::Ask(_) | Self::Wait) if !facts.head => Self::CheckBudget,
             (Turn::Caller, _, Self::Ask(_) | Self::Wait) => Self::Join,
             // The request by digest takes a lease of its own.

@@ -136,6 +136,7 @@ impl Facts {
             absent: false,
             deleted: Deleted::Missing,
             is_not_hidden: false,
+            breaker_known: false,
             budget: Allowed::Unknown,
             turn: Turn::Caller,
             late: false,

@@ -89,6 +89,12 @@ impl Pull {
             Step::FindLastKnown => facts.last_known = self.last_known(repository, facts).await?.into(),
             Step::AskPermission => facts.hear(self.ask_permission(repository, facts, want).await?),
             Step::AskIfHidden => self.ask_if_hidden(repository, facts, want).await,
+            Step::CheckBreaker => {
+                facts.breaker_known = true;
+                if let Err(open) = self.core.upstreams.check_breaker(repository, &facts.reference).await {
+                    facts.hear(Heard::Trouble(open));
+                }
+            }
             Step::CheckBudget => {
                 facts.budget =
                     self.core.budgets.check_pull(want.bill.payer).map_or_else(Allowed::No, |()| Allowed::Yes);

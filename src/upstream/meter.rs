@@ -150,6 +150,13 @@ impl Meter {
         }
     }
 
+    /// Refuses what would be refused now whatever is asked, and takes no permit.
+    pub(super) async fn check_breaker(&self) -> Result<(), UpstreamError> {
+        self.refresh().await;
+        // HEAD is refused by the breaker of all requests only.
+        self.open_breaker(Kind::Head).map_or(Ok(()), |broken| Err(self.closed(&broken, self.clock.now())))
+    }
+
     /// The breaker that is open now for requests of this kind, as far as this process knows.
     pub(super) fn open_breaker(&self, kind: Kind) -> Option<Break> {
         match self.known().gauge.permit(kind, self.clock.now()) {

@@ -245,23 +245,8 @@ impl Upstreams {
             Err(error) if error.is_trouble() => error,
             outcome => return outcome,
         };
-        for alternate in &first.config().alternates {
-            if by_tag && !alternate.tags {
-                continue;
-            }
-            let Some(name) = alternate.name(&repository.name) else { continue };
-            let there = Repository { upstream: alternate.upstream.clone(), name };
-            let Ok(upstream) = self.part(&there) else { continue };
-            if upstream.config().names.refused_by(&there.name).is_some() {
-                continue;
-            }
-            // Content that is restricted there must not become public here, nor visible to callers that may not see it
-            // there.
-            let shared = alternate.shared && first.config().is_private();
-            if (upstream.config().is_private() && !shared) || self.policy.may_deny_beside(&there, repository) {
-                continue;
-            }
-            match Box::pin(question(upstream, there.name)).await {
+        for (upstream, name) in self.alternates(first, repository, by_tag) {
+            match Box::pin(question(upstream, name)).await {
                 Ok(answer) => {
                     tracing::info!(%repository, alternate = %upstream.id(), %trouble, "an alternate answered");
                     return Ok(answer);
@@ -272,6 +257,36 @@ impl Upstreams {
             }
         }
         Err(trouble)
+    }
+
+    /// The alternates that carry a repository, each with its name there.
+    fn alternates<'a, 'r>(
+        &'a self,
+        first: &'a Upstream,
+        repository: &'r Repository,
+        by_tag: bool,
+    ) -> impl Iterator<Item = (&'a Upstream, Name)> + use<'a, 'r> {
+        first.config().alternates.iter().filter(move |alternate| alternate.tags || !by_tag).filter_map(|alternate| {
+            let name = alternate.name(&repository.name)?;
+            let there = Repository { upstream: alternate.upstream.clone(), name };
+            let upstream = self.part(&there).ok()?;
+            // Content that is restricted there must not become public here, nor visible to callers that may not see it
+            // there.
+            let shared = alternate.shared && first.config().is_private();
+            let is_shown = shared || !upstream.config().is_private();
+            let is_allowed = upstream.config().names.refused_by(&there.name).is_none();
+            let may_ask = is_shown && is_allowed && !self.policy.may_deny_beside(&there, repository);
+            may_ask.then_some((upstream, there.name))
+        })
+    }
+
+    /// Refuses what is not asked for now: the breaker of the upstream is open, and no alternate carries the repository.
+    pub async fn check_breaker(&self, repository: &Repository, reference: &Reference) -> Result<(), UpstreamError> {
+        let upstream = self.part(repository)?;
+        if self.alternates(upstream, repository, matches!(reference, Reference::Tag(_))).next().is_some() {
+            return Ok(());
+        }
+        upstream.account.meter.check_breaker().await
     }
 
     /// What this process has learned of each upstream since this was last called, without asking storage.

@@ -8,6 +8,7 @@ use stopover::config::Cold;
 use stopover::oci::{Reference, Repository};
 use stopover::pull::Want;
 use stopover::values::served::Served;
+use support::aws::Service;
 use support::on_both_columns;
 use support::scripted::{Fault, Login, Scripted};
 use support::world::{Column, World};
@@ -104,6 +105,15 @@ async fn a_failing_upstream_is_left_alone_and_everything_seen_before_is_served(c
     }
     let asked = (world.upstream.count("/manifests/"), world.upstream.count("GET /v2/"));
     assert_eq!(asked, (3, 3), "after three failures, its /v2/ included, it is left alone");
+    let writes = || {
+        let operations = ["PutItem", "UpdateItem", "BatchWriteItem"];
+        world.endpoints().map(|endpoints| operations.map(|operation| endpoints.calls(Service::DynamoDb, operation)))
+    };
+    let written = writes();
+    for number in 0..8 {
+        assert_eq!(world.get(&tag(&format!("r{number}"))).await.header("x-stopover"), "stale");
+    }
+    assert_eq!(writes(), written, "without a question there is no lease to take");
     let new = world.get(&tag("new")).await;
     assert_eq!((new.status, new.error().0.as_str()), (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"));
     assert_ne!(new.header("retry-after"), "");

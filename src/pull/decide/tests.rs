@@ -40,6 +40,7 @@ fn facts(reference: &str) -> Facts {
         absent: false,
         deleted: Deleted::Serve,
         is_not_hidden: true,
+        breaker_known: true,
         budget: Allowed::Yes,
         turn: Turn::Caller,
         late: false,
@@ -93,6 +94,7 @@ fn said(step: Step) -> String {
         Step::FindLastKnown => "find last".into(),
         Step::AskPermission => "permission".into(),
         Step::AskIfHidden => "hidden?".into(),
+        Step::CheckBreaker => "breaker?".into(),
         Step::CheckBudget => "budget?".into(),
         Step::Join => "join".into(),
         Step::TakeTurn => "take turn".into(),
@@ -273,6 +275,11 @@ fn of_all_that_want_the_same_one_asks_and_answers_wait_for_no_turn() {
     }
     let over = Facts { budget: Allowed::No(over()), ..tag() };
     assert_eq!(said(decide(&over, NOW)), "join", "it asks with HEAD");
+    for asked in [tag(), Facts { head: true, ..tag() }, digest(), Facts { budget: Allowed::Unknown, ..tag() }] {
+        let first = |turn| said(decide(&Facts { breaker_known: false, turn, ..asked.clone() }, NOW));
+        assert_eq!(first(Turn::Caller), "breaker?", "before anything is written or charged");
+        assert_eq!(first(flight()), "take turn", "its caller has looked");
+    }
     for budget in [Allowed::Unknown, Allowed::Yes, Allowed::No(self::over())] {
         for turn in [Turn::Caller, flight()] {
             let stored = Facts { stored: yes(), budget: budget.clone(), turn, ..digest() };
