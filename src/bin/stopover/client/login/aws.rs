@@ -29,13 +29,12 @@ struct AwsCredentials {
 
 /// A password for the cache of that name, valid for a quarter of an hour.
 pub(super) async fn password(service: &str) -> anyhow::Result<String> {
-    let http = super::metadata_client()?;
-    let metadata = Metadata::new(http.clone())?;
+    let metadata = Metadata::new(super::metadata_client()?)?;
     let credentials = if let Some(credentials) = from_environment()? {
         credentials
     } else if let Some(credentials) = from_web_identity(&metadata).await? {
         credentials
-    } else if let Some(credentials) = from_container(&http).await? {
+    } else if let Some(credentials) = from_container(&metadata.http).await? {
         credentials
     } else {
         metadata.credentials().await.context(
@@ -71,13 +70,9 @@ fn from_environment() -> anyhow::Result<Option<AwsCredentials>> {
 /// Credentials of a role in exchange for a token: service accounts of EKS (AWS SDKs reference, "Assume role credential
 /// provider"; STS, `AssumeRoleWithWebIdentity`). The request is not signed: the token is all that it needs.
 async fn from_web_identity(metadata: &Metadata) -> anyhow::Result<Option<AwsCredentials>> {
-    let (file, role) = match (variable("AWS_WEB_IDENTITY_TOKEN_FILE"), variable("AWS_ROLE_ARN")) {
-        (Some(file), Some(role)) => (file, role),
-        (Some(_), None) => {
-            bail!("AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN belong together: one of them is not set")
-        }
-        (None, _) => return Ok(None),
-    };
+    let Some(file) = variable("AWS_WEB_IDENTITY_TOKEN_FILE") else { return Ok(None) };
+    let role = variable("AWS_ROLE_ARN")
+        .context("AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN belong together: one of them is not set")?;
     let token = std::fs::read_to_string(&file).with_context(|| format!("cannot read {file}"))?;
     let endpoint = if let Some(endpoint) = variable("AWS_ENDPOINT_URL_STS") {
         endpoint
