@@ -14,7 +14,7 @@ use stopover::values::time::Span;
 
 use crate::client::{
     Asker, Client, ClientLogin, ClientLogout, DockerAction, Endpoint, Examination, Helper, LoginArguments,
-    NamedEndpoint, PrefetchArguments, Shown,
+    NamedEndpoint, PrefetchArguments,
 };
 use crate::cost::CostArguments;
 use crate::explain::ExplainArguments;
@@ -172,9 +172,7 @@ pub(crate) enum Command {
         #[arg(value_name = "IMAGE-OR-PREFIX")]
         what: Option<String>,
         #[command(flatten)]
-        shown: Shown,
-        #[command(flatten)]
-        asked: ServerArguments,
+        shown: StoredArguments,
     },
     /// Show what the cache has of an image: platforms, layers, when it was used and when it expires
     Inspect {
@@ -182,9 +180,7 @@ pub(crate) enum Command {
         #[arg(value_name = "IMAGE")]
         image: String,
         #[command(flatten)]
-        shown: Shown,
-        #[command(flatten)]
-        asked: ServerArguments,
+        shown: StoredArguments,
     },
     /// Show what each repository takes, the largest first
     Du {
@@ -192,9 +188,7 @@ pub(crate) enum Command {
         #[arg(value_name = "PREFIX")]
         prefix: Option<String>,
         #[command(flatten)]
-        shown: Shown,
-        #[command(flatten)]
-        asked: ServerArguments,
+        shown: StoredArguments,
     },
     /// Show how much is left of each upstream's quota
     Quota(ServerArguments),
@@ -321,6 +315,16 @@ impl ServerArguments {
         let server = named.map_or_else(|| Endpoint::configured(&config), Ok)?;
         Client::new(server, login, socket, output)
     }
+}
+
+/// The cache to ask, and how what is stored there is shown.
+#[derive(clap::Args)]
+pub(crate) struct StoredArguments {
+    /// Print names only, one a line
+    #[arg(short, long, conflicts_with = "json")]
+    pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) asked: ServerArguments,
 }
 
 #[derive(Subcommand)]

@@ -79,12 +79,12 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Status(asked) => block_on(asked.client(Asker::Anyone)?.status()),
         Command::Health(asked) => block_on(asked.client(Asker::Anyone)?.health()),
         Command::Events(asked) => block_on(asked.client(Asker::Anyone)?.events()),
-        Command::Ls { what, shown, asked } => {
-            block_on(asked.client(Asker::Anyone)?.list_stored(what.as_deref(), &shown))
+        Command::Ls { what, shown } => {
+            block_on(shown.asked.client(Asker::Anyone)?.list_stored(what.as_deref(), shown.quiet))
         }
-        Command::Inspect { image, shown, asked } => block_on(asked.client(Asker::Anyone)?.inspect(&image, &shown)),
-        Command::Du { prefix, shown, asked } => {
-            block_on(asked.client(Asker::Anyone)?.disk_usage(prefix.as_deref(), &shown))
+        Command::Inspect { image, shown } => block_on(shown.asked.client(Asker::Anyone)?.inspect(&image, shown.quiet)),
+        Command::Du { prefix, shown } => {
+            block_on(shown.asked.client(Asker::Anyone)?.disk_usage(prefix.as_deref(), shown.quiet))
         }
         Command::Fills { command: None, asked } => block_on(asked.client(Asker::Anyone)?.fills()),
         Command::Fills { command: Some(FillsCommand::Retry), asked } => {
