@@ -13,8 +13,8 @@ use stopover::values::address::ListenAddress;
 use stopover::values::time::Span;
 
 use crate::client::{
-    ClientLogin, ClientLogout, DockerAction, Endpoint, Examination, Helper, LoginArguments, NamedEndpoint,
-    PrefetchArguments, Shown,
+    Asker, Client, ClientLogin, ClientLogout, DockerAction, Endpoint, Examination, Helper, LoginArguments,
+    NamedEndpoint, PrefetchArguments,
 };
 use crate::cost::CostArguments;
 use crate::explain::ExplainArguments;
@@ -172,9 +172,7 @@ pub(crate) enum Command {
         #[arg(value_name = "IMAGE-OR-PREFIX")]
         what: Option<String>,
         #[command(flatten)]
-        shown: Shown,
-        #[command(flatten)]
-        asked: ServerArguments,
+        shown: StoredArguments,
     },
     /// Show what the cache has of an image: platforms, layers, when it was used and when it expires
     Inspect {
@@ -182,9 +180,7 @@ pub(crate) enum Command {
         #[arg(value_name = "IMAGE")]
         image: String,
         #[command(flatten)]
-        shown: Shown,
-        #[command(flatten)]
-        asked: ServerArguments,
+        shown: StoredArguments,
     },
     /// Show what each repository takes, the largest first
     Du {
@@ -192,9 +188,7 @@ pub(crate) enum Command {
         #[arg(value_name = "PREFIX")]
         prefix: Option<String>,
         #[command(flatten)]
-        shown: Shown,
-        #[command(flatten)]
-        asked: ServerArguments,
+        shown: StoredArguments,
     },
     /// Show how much is left of each upstream's quota
     Quota(ServerArguments),
@@ -304,11 +298,33 @@ pub(crate) struct ServerArguments {
     pub(crate) installation: InstallationArguments,
     /// The running cache to ask [default: the one with this data directory, or at the configured address]
     #[arg(long, global = true, env = "STOPOVER_SERVER", value_name = "URL", value_parser = Endpoint::named)]
-    pub(crate) server: Option<NamedEndpoint>,
+    server: Option<NamedEndpoint>,
     #[command(flatten)]
-    pub(crate) login: LoginArguments,
+    login: LoginArguments,
     #[command(flatten)]
-    pub(crate) output: Output,
+    output: Output,
+}
+
+impl ServerArguments {
+    /// A client of the running cache, which alone may open its ledger.
+    pub(crate) fn client(self, asker: Asker) -> anyhow::Result<Client> {
+        let Self { installation, server, login, output } = self;
+        let config = installation.load(no_secrets)?;
+        let named = server.flatten();
+        let socket = if named.is_none() { asker.socket(&config.data_dir, &login)? } else { None };
+        let server = named.map_or_else(|| Endpoint::configured(&config), Ok)?;
+        Client::new(server, login, socket, output)
+    }
+}
+
+/// The cache to ask, and how what is stored there is shown.
+#[derive(clap::Args)]
+pub(crate) struct StoredArguments {
+    /// Print names only, one a line
+    #[arg(short, long, conflicts_with = "json")]
+    pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) asked: ServerArguments,
 }
 
 #[derive(Subcommand)]

@@ -49,17 +49,10 @@ fn source(text: &str) -> Result<Peer, String> {
     Ok(Peer { address: None, vpc_endpoint: Some(endpoint?) })
 }
 
-/// The outcome of a pull, and why.
-pub(crate) struct Explanation {
-    /// Whether it would be allowed.
-    pub(crate) allowed: bool,
-    /// The outcome in the first line, the reasons below.
-    pub(crate) text: String,
-}
-
 impl ExplainArguments {
-    /// Which rule decides and why, with one line per rule that does not match.
-    pub(crate) fn answer(self, config: &Config) -> anyhow::Result<Explanation> {
+    /// Whether the pull would be allowed, and why: the outcome in the first line, below it the reasons, with one line per
+    /// rule that does not match.
+    pub(crate) fn answer(self, config: &Config) -> anyhow::Result<(bool, String)> {
         let Self { mut principal, claims, from, image } = self;
         let from = from.unwrap_or_default();
         if let Principal::Oidc(identity) = &mut principal {
@@ -76,7 +69,7 @@ impl ExplainArguments {
         let Operation::Manifest(name, _) = &request.operation else { anyhow::bail!("{image:?} is no image") };
         let repository = match upstreams.repository(&request, name) {
             Err(error @ PullError::NotAllowed { .. }) => {
-                return Ok(Explanation { allowed: false, text: format!("denied to everybody: {error}\n") });
+                return Ok((false, format!("denied to everybody: {error}\n")));
             }
             repository => repository.context("nobody can pull that")?,
         };
@@ -127,7 +120,7 @@ impl ExplainArguments {
             let others = others(&issuer.claims, &identity.claims);
             writeln!(text, "[access.oidc.{}] lets in whoever has other claims: {others}", identity.issuer)?;
         }
-        Ok(Explanation { allowed: decision.allowed() && not_let_in.is_none(), text })
+        Ok((decision.allowed() && not_let_in.is_none(), text))
     }
 }
 

@@ -26,9 +26,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use arguments::{
     Arguments, Command, ConfigCommand, FillsCommand, InstallationArguments, LogFormat, PolicyCommand, ServeArguments,
-    ServerArguments, no_secrets,
+    no_secrets,
 };
-use client::{Asker, Client, Endpoint, NothingStored};
+use client::{Asker, NothingStored};
 use describe::{describe, welcome};
 use output::{ReadEnough, print};
 use stopover::access::token::TokenKeys;
@@ -75,39 +75,34 @@ fn run(command: Command) -> anyhow::Result<()> {
             print(&format!("{} is written: every key with its default\n", file.display()))
         }
         Command::Config(ConfigCommand::Check(installation)) => check(&installation),
-        Command::Quota(asked) => ask(Asker::Anyone, asked, async |client, _| client.quota().await),
-        Command::Status(asked) => ask(Asker::Anyone, asked, async |client, _| client.status().await),
-        Command::Health(asked) => ask(Asker::Anyone, asked, async |client, _| client.health().await),
-        Command::Events(asked) => ask(Asker::Anyone, asked, async |client, _| client.events().await),
-        Command::Ls { what, shown, asked } => {
-            ask(Asker::Anyone, asked, async |client, _| client.list_stored(what.as_deref(), &shown).await)
+        Command::Quota(asked) => block_on(asked.client(Asker::Anyone)?.quota()),
+        Command::Status(asked) => block_on(asked.client(Asker::Anyone)?.status()),
+        Command::Health(asked) => block_on(asked.client(Asker::Anyone)?.health()),
+        Command::Events(asked) => block_on(asked.client(Asker::Anyone)?.events()),
+        Command::Ls { what, shown } => {
+            block_on(shown.asked.client(Asker::Anyone)?.list_stored(what.as_deref(), shown.quiet))
         }
-        Command::Inspect { image, shown, asked } => {
-            ask(Asker::Anyone, asked, async |client, _| client.inspect(&image, &shown).await)
+        Command::Inspect { image, shown } => block_on(shown.asked.client(Asker::Anyone)?.inspect(&image, shown.quiet)),
+        Command::Du { prefix, shown } => {
+            block_on(shown.asked.client(Asker::Anyone)?.disk_usage(prefix.as_deref(), shown.quiet))
         }
-        Command::Du { prefix, shown, asked } => {
-            ask(Asker::Anyone, asked, async |client, _| client.disk_usage(prefix.as_deref(), &shown).await)
-        }
-        Command::Fills { command: None, asked } => ask(Asker::Anyone, asked, async |client, _| client.fills().await),
+        Command::Fills { command: None, asked } => block_on(asked.client(Asker::Anyone)?.fills()),
         Command::Fills { command: Some(FillsCommand::Retry), asked } => {
-            ask(Asker::Operator, asked, async |client, _| client.retry_fills().await)
+            block_on(asked.client(Asker::Operator)?.retry_fills())
         }
-        Command::Prefetch { order, asked } => ask(Asker::Anyone, asked, async |client, _| client.prefetch(order).await),
-        Command::Gc { dry_run, asked } => {
-            ask(Asker::Operator, asked, async |client, _| client.collect_garbage(dry_run).await)
-        }
-        Command::Purge { image, asked } => ask(Asker::Operator, asked, async |client, _| client.purge(&image).await),
-        Command::Robot { command, asked } => {
-            ask(Asker::Operator, asked, async |client, _| client.robots(&command).await)
-        }
+        Command::Prefetch { order, asked } => block_on(asked.client(Asker::Anyone)?.prefetch(order)),
+        Command::Gc { dry_run, asked } => block_on(asked.client(Asker::Operator)?.collect_garbage(dry_run)),
+        Command::Purge { image, asked } => block_on(asked.client(Asker::Operator)?.purge(&image)),
+        Command::Robot { command, asked } => block_on(asked.client(Asker::Operator)?.robots(&command)),
         Command::Policy(PolicyCommand::Explain { question, file }) => {
-            let explanation = question.answer(&file.load(no_secrets)?)?;
-            print(&explanation.text)?;
-            anyhow::ensure!(explanation.allowed, "the pull would be denied");
+            let (is_allowed, why) = question.answer(&file.load(no_secrets)?)?;
+            print(&why)?;
+            anyhow::ensure!(is_allowed, "the pull would be denied");
             Ok(())
         }
         Command::Doctor { examination, asked } => {
-            ask(Asker::Client, asked, async |client, config| client.examine(examination, config).await)
+            let config = asked.installation.load(no_secrets)?;
+            block_on(asked.client(Asker::Client)?.examine(examination, &config))
         }
         Command::Setup { client: None, .. } => print(&client::list()),
         Command::Setup { client: Some(client), reached, upstreams } => {
@@ -116,26 +111,10 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Login { login, reached } => block_on(login.run(&reached.load()?.1)),
         Command::Logout { logout, reached } => block_on(logout.run(&reached.load()?.1)),
         Command::Cost(month) => print(&month.answer()?),
-        Command::Refresh { images, asked } => {
-            ask(Asker::Anyone, asked, async |client, _| client.refresh(&images).await)
-        }
+        Command::Refresh { images, asked } => block_on(asked.client(Asker::Anyone)?.refresh(&images)),
         Command::Completions { shell } => print(&manual::complete(shell)?),
         Command::Man { directory } => print(&manual::write(directory.as_deref())?),
     }
-}
-
-/// Asks a running cache, because it alone may open its ledger.
-fn ask(
-    asker: Asker,
-    ServerArguments { installation, server, login, output }: ServerArguments,
-    question: impl AsyncFnOnce(Client, &Config) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let config = installation.load(no_secrets)?;
-    let named = server.flatten();
-    let socket = if named.is_none() { asker.socket(&config.data_dir, &login)? } else { None };
-    let server = named.map_or_else(|| Endpoint::configured(&config), Ok)?;
-    let client = Client::new(server, login, socket, output)?;
-    block_on(question(client, &config))
 }
 
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use anyhow::{Context as _, bail, ensure};
 use stopover::config::Config;
 use stopover::setup::Mirror;
-use url::{Host, Url};
+use url::{Host, Position, Url};
 
 use crate::describe::reached_at;
 
@@ -15,11 +15,7 @@ pub(crate) type NamedEndpoint = Option<Endpoint>;
 
 /// The endpoint of a cache. It serves at the root of its host: a path in front of a name is the id of an upstream.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Endpoint {
-    url: Url,
-    /// Host and port, as in the URL.
-    host: String,
-}
+pub(crate) struct Endpoint(Url);
 
 impl Endpoint {
     /// Reads what a flag or a variable says.
@@ -34,27 +30,27 @@ impl Endpoint {
 
     /// The URL: scheme, host and port.
     pub(crate) fn url(&self) -> &Url {
-        &self.url
+        &self.0
     }
 
     /// Host and port, as in the URL, and before `/<upstream>/<name>` in the name of an image.
     pub(crate) fn host(&self) -> &str {
-        &self.host
+        &self.0[Position::BeforeHost..Position::AfterPort]
     }
 
     /// Whether the endpoint speaks plain HTTP, which most clients have to be told.
     pub(crate) fn is_plain(&self) -> bool {
-        self.url.scheme() == "http"
+        self.0.scheme() == "http"
     }
 
     /// What clients are told of it.
     pub(crate) fn mirror(&self) -> Mirror {
-        Mirror { is_plain: self.is_plain(), host: self.host.clone() }
+        Mirror { is_plain: self.is_plain(), host: self.host().to_owned() }
     }
 
     /// Whether the endpoint is on this machine, which no proxy is for.
     pub(crate) fn is_here(&self) -> bool {
-        match self.url.host() {
+        match self.0.host() {
             Some(Host::Domain(domain)) => domain == "localhost",
             Some(Host::Ipv4(address)) => address.is_loopback(),
             Some(Host::Ipv6(address)) => address.is_loopback(),
@@ -66,7 +62,7 @@ impl Endpoint {
     pub(crate) fn is_host(&self, authority: &str) -> bool {
         let port = if self.is_plain() { ":80" } else { ":443" };
         let plain = |authority: &str| authority.strip_suffix(port).unwrap_or(authority).to_ascii_lowercase();
-        plain(authority) == plain(&self.host)
+        plain(authority) == plain(self.host())
     }
 }
 
@@ -80,16 +76,15 @@ impl FromStr for Endpoint {
         if url.query().or(url.fragment()).is_some() || !url.username().is_empty() || url.password().is_some() {
             bail!("{text:?} has more than scheme, host and port: {example}");
         }
-        let host = url.host_str().with_context(|| format!("{text:?} has no host: {example}"))?;
+        ensure!(url.has_host(), "{text:?} has no host: {example}");
         // The host part of an image's name (github.com/distribution/reference), which needs no quotes in any file.
         if let Some(Host::Domain(domain)) = url.host() {
             let known = domain.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-'));
             ensure!(known, "the host of {text:?} has more than letters, digits, dots and hyphens: {example}");
         }
-        let host = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
-        let endpoint = Self { url, host };
+        let endpoint = Self(url);
         ensure!(
-            endpoint.url.path() == "/",
+            endpoint.0.path() == "/",
             "{text:?} has a path, but a cache answers at the root of its host, and clients say which upstream they \
              mean: give {endpoint}"
         );
@@ -99,7 +94,7 @@ impl FromStr for Endpoint {
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}://{}", self.url.scheme(), self.host)
+        write!(formatter, "{}://{}", self.0.scheme(), self.host())
     }
 }
 

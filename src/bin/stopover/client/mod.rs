@@ -40,7 +40,6 @@ pub(crate) use prefetch::PrefetchArguments;
 pub(crate) use retention::NothingStored;
 pub(crate) use session::{Asker, LoginArguments};
 pub(crate) use setup::{list, set_up};
-pub(crate) use stored::Shown;
 
 /// A client of a running cache.
 pub(crate) struct Client {

@@ -318,6 +318,7 @@ fn line(report: &PrefetchReport) -> String {
 mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::TcpListener;
+    use std::thread::JoinHandle;
 
     use stopover::oci::Algorithm;
 
@@ -330,24 +331,28 @@ mod tests {
         Client::new(server, LoginArguments::default(), None, Output::default()).unwrap()
     }
 
-    #[tokio::test]
-    async fn prefetch_waits_for_a_budget_that_is_there_again_within_a_minute() {
+    /// A client of a cache that gives each of these answers over a connection of its own.
+    fn answered(answers: Vec<String>) -> (Client, JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = client(&format!("http://{}", listener.local_addr().unwrap()));
-        let report = |rest: &str| {
-            let body =
-                format!("{{\"images\":[{{\"image\":\"a\",\"digest\":null,\"blobs\":[],\"again\":false,{rest}}}]}}");
-            format!("HTTP/1.1 202 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len())
-        };
-        let refused = report("\"error\":\"over budget\",\"retry_after\":1");
-        let answers = [refused.clone(), refused, report("\"error\":null")];
         let asked = std::thread::spawn(move || {
-            for answer in answers {
+            for body in answers {
                 let (mut connection, _) = listener.accept().unwrap();
                 _ = connection.read(&mut [0; 4096]).unwrap();
-                connection.write_all(answer.as_bytes()).unwrap();
+                let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close", body.len());
+                write!(connection, "{head}\r\n\r\n{body}").unwrap();
             }
         });
+        (client, asked)
+    }
+
+    #[tokio::test]
+    async fn prefetch_waits_for_a_budget_that_is_there_again_within_a_minute() {
+        let report = |rest: &str| {
+            format!("{{\"images\":[{{\"image\":\"a\",\"digest\":null,\"blobs\":[],\"again\":false,{rest}}}]}}")
+        };
+        let refused = report("\"error\":\"over budget\",\"retry_after\":1");
+        let (client, asked) = answered(vec![refused.clone(), refused, report("\"error\":null")]);
         let reports = client.request(&[], vec!["a".into()], false).await.unwrap();
         assert_eq!(reports[0].error.as_deref(), Some("over budget"), "without --wait it is said at once");
         let reports = client.request(&[], vec!["a".into()], true).await.unwrap();
@@ -374,14 +379,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_cache_is_away_when_it_has_not_answered_however_long_nothing_has_arrived() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let server = format!("http://{}", listener.local_addr().unwrap());
-        let once = std::thread::spawn(move || {
-            let (mut connection, _) = listener.accept().unwrap();
-            _ = connection.read(&mut [0; 4096]).unwrap();
-            connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").unwrap();
-        });
-        let client = client(&server);
+        let (client, once) = answered(vec![String::new()]);
         let digest = Digest::of(Algorithm::Sha256, b"blob");
         let mut blob = Awaited { url: client.url("blob"), digest, size: 4, written: 0, unlisted: 0 };
         let long_ago = Instant::now().checked_sub(2 * AWAY).unwrap();

@@ -9,7 +9,7 @@ use stopover::operate::report::Bytes;
 use stopover::operate::status::{Counts, EventReport, EventsReport, StatusReport, UpstreamStatus};
 use stopover::values::time::{Timestamp, written};
 
-use super::table::{table, width};
+use super::table::{Table, width};
 use super::{Client, said};
 
 /// How long a probe waits: the cache gives its storage less than a second.
@@ -123,10 +123,10 @@ fn describe(status: &StatusReport, width: Option<usize>) -> String {
             Bytes(swept.freed_bytes)
         );
     }
-    let rows: Vec<_> = status.upstreams.iter().filter(|upstream| !upstream.is_idle()).map(row).collect();
-    if !rows.is_empty() {
-        text.push('\n');
-        text.push_str(&table(["UPSTREAM", "STORED", "MISSES", "SPENT", "SAVED", "QUOTA LEFT", "STATE"], &rows, width));
+    let mut rows = status.upstreams.iter().filter(|upstream| !upstream.is_idle()).map(row).peekable();
+    if rows.peek().is_some() {
+        let head = ["UPSTREAM", "STORED", "MISSES", "SPENT", "SAVED", "QUOTA LEFT", "STATE"];
+        text = text + "\n" + &Table::new(head, width).add(rows);
     }
     text
 }

@@ -16,16 +16,8 @@ use stopover::values::time::Timestamp;
 use url::form_urlencoded::Serializer;
 
 use super::Client;
-use super::table::{Table, table, width};
+use super::table::{Table, width};
 use crate::output::lines;
-
-/// How what is stored is shown.
-#[derive(clap::Args)]
-pub(crate) struct Shown {
-    /// Print names only, one a line
-    #[arg(short, long, conflicts_with = "json")]
-    quiet: bool,
-}
 
 /// What a repository takes.
 #[derive(Serialize)]
@@ -54,12 +46,12 @@ const DIGITS: usize = 12;
 
 impl Client {
     /// The repositories whose names begin like this, or the images of one. Each page is printed as soon as it is there.
-    pub(crate) async fn list_stored(&self, what: Option<&str>, shown: &Shown) -> anyhow::Result<()> {
+    pub(crate) async fn list_stored(&self, what: Option<&str>, quiet: bool) -> anyhow::Result<()> {
         // `docker.io/` is the beginning of names, and no name.
         if let Some(name) = what.filter(|what| !what.ends_with('/'))
             && let Some(image) = self.stored_image(name).await?
         {
-            return self.output.show(&image, |image| if shown.quiet { image_names(image) } else { images(image) });
+            return self.output.show(&image, |image| if quiet { image_names(image) } else { images(image) });
         }
         let mut list = self.output.list("repositories");
         let mut rows = Table::new(["REPOSITORY", "SIZE", "SHARED", "LAST USED", "TAGS"], width());
@@ -67,15 +59,15 @@ impl Client {
         let listed = self.each_page(what, |page| {
             is_cut |= page.cut;
             is_empty &= page.repositories.is_empty();
-            list.add(&page.repositories, |page| match (shown.quiet, page) {
+            list.add(&page.repositories, |page| match (quiet, page) {
                 (true, page) => lines(page.iter().map(|one| &one.repository)),
                 (false, []) => String::new(),
-                (false, page) => rows.add(&page.iter().map(row).collect::<Vec<_>>()),
+                (false, page) => rows.add(page.iter().map(row)),
             })
         });
         listed.await?;
         list.end(json!({ "cut": is_cut }), String::new)?;
-        if is_empty && !shown.quiet {
+        if is_empty && !quiet {
             eprintln!("nothing is stored{}", if what.is_some() { " that is called so" } else { " yet" });
         }
         note_cut(is_cut);
@@ -83,12 +75,12 @@ impl Client {
     }
 
     /// One image, or all of a repository, down to the layers.
-    pub(crate) async fn inspect(&self, name: &str, shown: &Shown) -> anyhow::Result<()> {
+    pub(crate) async fn inspect(&self, name: &str, quiet: bool) -> anyhow::Result<()> {
         let Some(image) = self.stored_image(name).await? else {
             bail!("{name}: nothing is stored that is called so");
         };
         self.output.show(&image, |image| {
-            if shown.quiet {
+            if quiet {
                 return image_names(image);
             }
             note_partial(image.partial);
@@ -97,7 +89,7 @@ impl Client {
     }
 
     /// What each repository takes, the largest first. All are read before the first is printed: little is held of each.
-    pub(crate) async fn disk_usage(&self, prefix: Option<&str>, shown: &Shown) -> anyhow::Result<()> {
+    pub(crate) async fn disk_usage(&self, prefix: Option<&str>, quiet: bool) -> anyhow::Result<()> {
         let (mut usage, mut is_cut) = (Vec::new(), false);
         let listed = self.each_page(prefix, |page| {
             is_cut |= page.cut;
@@ -112,14 +104,14 @@ impl Client {
         let mut rows = Table::new(["OWN", "SHARED", "SIZE", "REPOSITORY"], width());
         for part in usage.chunks(1000) {
             list.add(part, |part| {
-                if shown.quiet {
+                if quiet {
                     return lines(part.iter().map(|one| &one.repository));
                 }
-                rows.add(&part.iter().map(Usage::row).collect::<Vec<_>>())
+                rows.add(part.iter().map(Usage::row))
             })?;
         }
         list.end(json!({ "own_bytes": own, "cut": is_cut }), || {
-            if shown.quiet {
+            if quiet {
                 return String::new();
             }
             format!("\n{} in {} repositories, and once what they share\n", size(own), usage.len())
@@ -211,8 +203,8 @@ fn images(image: &ImageReport) -> String {
         let size = format!("{}{}", at_least(image.partial), size(one.bytes));
         [tag, short(&one.digest), size, day(one.used_at), expires(one, image.partial), platforms]
     };
-    let rows: Vec<_> = image.images.iter().map(row).collect();
-    let text = table(["TAG", "DIGEST", "SIZE", "LAST USED", "EXPIRES", "PLATFORMS"], &rows, width());
+    let head = ["TAG", "DIGEST", "SIZE", "LAST USED", "EXPIRES", "PLATFORMS"];
+    let text = Table::new(head, width()).add(image.images.iter().map(row));
     note_partial(image.partial);
     format!("{}\n\n{text}", image.repository)
 }

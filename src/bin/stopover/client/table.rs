@@ -26,12 +26,8 @@ pub(super) fn harmless(text: &str) -> String {
     harmless
 }
 
-/// Rows below a head, in columns. Lines are cut at `width`: the last column is for what may be long.
-pub(super) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]], width: Option<usize>) -> String {
-    Table::new(head, width).add(rows)
-}
-
-/// A table that is written part by part. Columns are as wide as what was in them so far.
+/// A table that is written part by part: rows below a head, in columns as wide as what was in them so far. Lines are cut
+/// at `width`: the last column is for what may be long.
 pub(super) struct Table<'a, const N: usize> {
     /// Until it is written.
     head: Option<[&'a str; N]>,
@@ -46,10 +42,10 @@ impl<'a, const N: usize> Table<'a, N> {
     }
 
     /// The lines of more rows, below the head if they are the first.
-    pub(super) fn add(&mut self, rows: &[[String; N]]) -> String {
+    pub(super) fn add(&mut self, rows: impl IntoIterator<Item = [String; N]>) -> String {
         let head = self.head.take().map(|head| head.map(str::to_owned));
-        let rows: Vec<[String; N]> =
-            head.into_iter().chain(rows.iter().map(|row| row.each_ref().map(|cell| harmless(cell)))).collect();
+        let rows = rows.into_iter().map(|row| row.map(|cell| harmless(&cell)));
+        let rows: Vec<[String; N]> = head.into_iter().chain(rows).collect();
         for row in &rows {
             for (most, cell) in self.widths.iter_mut().zip(row) {
                 *most = cell.chars().count().max(*most);
@@ -84,7 +80,7 @@ mod tests {
     fn a_table_fits_the_terminal_and_names_do_nothing_to_it() {
         let row = |one: &str, two: &str| [one.to_owned(), two.to_owned()];
         let rows = [row("a", "1"), row("\u{1b}[2Jb\u{202e}\n", "a reason that is long"), row("ü", "")];
-        let text = table(["NAME", "WHY"], &rows, None);
+        let text = Table::new(["NAME", "WHY"], None).add(rows.clone());
         let expected = "NAME                  WHY\n\
                         a                     1\n\
                         \\u{1b}[2Jb\\u{202e}\\n  a reason that is long\n\
@@ -92,11 +88,11 @@ mod tests {
         assert_eq!(text, expected);
         // Written part by part it is aligned with what was there.
         let mut parts = Table::new(["NAME", "WHY"], None);
-        assert_eq!(parts.add(&rows[..1]), "NAME  WHY\na     1\n");
-        assert_eq!(parts.add(&rows[2..]), "ü\n");
-        assert_eq!(parts.add(&[row("a longer name", "2")]), "a longer name  2\n");
-        assert_eq!(parts.add(&[row("b", "3")]), "b              3\n");
-        let narrow = table(["NAME", "WHY"], &rows, Some(30));
+        assert_eq!(parts.add(rows[..1].to_vec()), "NAME  WHY\na     1\n");
+        assert_eq!(parts.add(rows[2..].to_vec()), "ü\n");
+        assert_eq!(parts.add([row("a longer name", "2")]), "a longer name  2\n");
+        assert_eq!(parts.add([row("b", "3")]), "b              3\n");
+        let narrow = Table::new(["NAME", "WHY"], Some(30)).add(rows);
         assert!(narrow.lines().all(|line| line.chars().count() <= 30), "{narrow}");
         assert!(narrow.contains("a reaso…"), "{narrow}");
     }

@@ -171,16 +171,12 @@ fn fill(bytes: f64) -> Usage {
 impl CostArguments {
     /// The bill.
     pub(crate) fn answer(&self) -> anyhow::Result<String> {
-        let usage = self.usage();
+        let (cold, warm) = (self.pull(true).times(self.cold as f64), self.pull(false).times(self.warm as f64));
+        let usage = self.idle().plus(&cold).plus(&warm);
         if self.json {
             return Ok(format!("{:#}\n", usage.as_json()));
         }
         self.as_text(&usage)
-    }
-
-    fn usage(&self) -> Usage {
-        let (cold, warm) = (self.pull(true).times(self.cold as f64), self.pull(false).times(self.warm as f64));
-        self.idle().plus(&cold).plus(&warm)
     }
 
     /// Without any pull.

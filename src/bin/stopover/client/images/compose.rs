@@ -168,8 +168,7 @@ fn environment(path: &Path, variable: &dyn Fn(&str) -> Option<String>) -> HashMa
 
 #[cfg(test)]
 mod tests {
-    use super::super::read;
-    use super::super::tests::{images, parsed, shown};
+    use super::super::tests::{images, parsed, read, shown};
     use super::*;
 
     #[test]
@@ -252,8 +251,7 @@ services:
                     a: {image: \"acme/a:$C\"}\n  x: {extends: {file: base.yaml, service: base}}\n  \
                     y: {extends: x, platform: linux/amd64}\n";
         let path = write("compose.yaml", text);
-        let surroundings = Surroundings { variable: &|_| None, platforms: &[], depth: 0 };
-        let listed = read(&[path], &surroundings).unwrap();
+        let listed = read(&[&path]).unwrap();
         assert_eq!(
             shown(&listed),
             ["acme/a:1.2 6", "acme/base:1 linux/s390x", "acme/base:1 linux/amd64", "acme/b:1-4 1", "acme/g:5 1"]
@@ -265,7 +263,7 @@ services:
             ("services: {a: {extends: b}, b: {extends: a}}\n", "without end"),
             ("services: {a: {extends: b}}\n", "extends \"b\""),
         ] {
-            let message = format!("{:#}", read(&[write("loop.yaml", text)], &surroundings).unwrap_err());
+            let message = format!("{:#}", read(&[&write("loop.yaml", text)]).unwrap_err());
             assert!(message.contains(reason) && message.contains("loop.yaml"), "{message}");
         }
     }

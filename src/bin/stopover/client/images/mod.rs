@@ -234,7 +234,8 @@ mod tests {
         listed.images.iter().map(image).collect()
     }
 
-    fn read(paths: &[&Path]) -> anyhow::Result<Listed> {
+    /// Reads files, with no variables and no platforms.
+    pub(super) fn read(paths: &[&Path]) -> anyhow::Result<Listed> {
         let paths: Vec<PathBuf> = paths.iter().map(|path| path.to_path_buf()).collect();
         super::read(&paths, &Surroundings { variable: &|_| None, platforms: &[], depth: 0 })
     }

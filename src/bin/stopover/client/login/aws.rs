@@ -1,17 +1,15 @@
 //! The password of an AWS identity: finds credentials where AWS puts them, and signs one request with them.
 
 use std::env;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::{Context as _, bail, ensure};
-use reqwest::redirect::Policy;
 use ring::hmac;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde_json::Value;
 use stopover::access::iam::SignedFields;
 use stopover::identity::partition::sts_host;
 use stopover::oci::{Algorithm, Digest, hexadecimal};
-use stopover::values::crypto::http_client;
 use stopover::values::time::Clock;
 use url::{Host, Url, form_urlencoded};
 
@@ -31,13 +29,12 @@ struct AwsCredentials {
 
 /// A password for the cache of that name, valid for a quarter of an hour.
 pub(super) async fn password(service: &str) -> anyhow::Result<String> {
-    let http = super::metadata_client()?;
-    let metadata = Metadata::new(http.clone())?;
+    let metadata = Metadata::new(super::metadata_client()?)?;
     let credentials = if let Some(credentials) = from_environment()? {
         credentials
     } else if let Some(credentials) = from_web_identity(&metadata).await? {
         credentials
-    } else if let Some(credentials) = from_container(&http).await? {
+    } else if let Some(credentials) = from_container(&metadata.http).await? {
         credentials
     } else {
         metadata.credentials().await.context(
@@ -52,7 +49,7 @@ pub(super) async fn password(service: &str) -> anyhow::Result<String> {
 async fn region(metadata: &Metadata) -> anyhow::Result<String> {
     match variable("AWS_REGION").or_else(|| variable("AWS_DEFAULT_REGION")) {
         Some(region) => Ok(region),
-        None => metadata.region().await.context("the region is not known: set AWS_REGION"),
+        None => metadata.text("placement/region").await.context("the region is not known: set AWS_REGION"),
     }
 }
 
@@ -70,34 +67,12 @@ fn from_environment() -> anyhow::Result<Option<AwsCredentials>> {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Assumed {
-    assume_role_with_web_identity_response: AssumedResponse,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct AssumedResponse {
-    assume_role_with_web_identity_result: AssumedResult,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct AssumedResult {
-    credentials: AwsCredentials,
-}
-
 /// Credentials of a role in exchange for a token: service accounts of EKS (AWS SDKs reference, "Assume role credential
 /// provider"; STS, `AssumeRoleWithWebIdentity`). The request is not signed: the token is all that it needs.
 async fn from_web_identity(metadata: &Metadata) -> anyhow::Result<Option<AwsCredentials>> {
-    let (file, role) = match (variable("AWS_WEB_IDENTITY_TOKEN_FILE"), variable("AWS_ROLE_ARN")) {
-        (Some(file), Some(role)) => (file, role),
-        (Some(_), None) => {
-            bail!("AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN belong together: one of them is not set")
-        }
-        (None, _) => return Ok(None),
-    };
+    let Some(file) = variable("AWS_WEB_IDENTITY_TOKEN_FILE") else { return Ok(None) };
+    let role = variable("AWS_ROLE_ARN")
+        .context("AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN belong together: one of them is not set")?;
     let token = std::fs::read_to_string(&file).with_context(|| format!("cannot read {file}"))?;
     let endpoint = if let Some(endpoint) = variable("AWS_ENDPOINT_URL_STS") {
         endpoint
@@ -114,8 +89,7 @@ async fn from_web_identity(metadata: &Metadata) -> anyhow::Result<Option<AwsCred
         .append_pair("RoleSessionName", &session)
         .append_pair("WebIdentityToken", token.trim())
         .finish();
-    let http = http_client().redirect(Policy::none()).timeout(Duration::from_secs(10)).build()?;
-    let request = http.post(endpoint).header("accept", "application/json").body(form);
+    let request = super::issuer_client()?.post(endpoint).header("accept", "application/json").body(form);
     let answer = request.header("content-type", "application/x-www-form-urlencoded").send().await;
     let refused = || format!("STS gives no credentials of {role}");
     let answer = answer.map_err(reqwest::Error::without_url).with_context(refused)?;
@@ -123,8 +97,10 @@ async fn from_web_identity(metadata: &Metadata) -> anyhow::Result<Option<AwsCred
     // The answer of STS to a refused request names no secret, and is the only hint.
     let told: String = body.chars().take(500).collect();
     ensure!(status.is_success(), "{}: {status} {told}", refused());
-    let assumed: Assumed = serde_json::from_str(&body).context("the answer of STS has another form")?;
-    Ok(Some(assumed.assume_role_with_web_identity_response.assume_role_with_web_identity_result.credentials))
+    let path = "/AssumeRoleWithWebIdentityResponse/AssumeRoleWithWebIdentityResult/Credentials";
+    let assumed = serde_json::from_str(&body)
+        .and_then(|answer: Value| serde_json::from_value(answer.pointer(path).cloned().unwrap_or_default()));
+    assumed.map(Some).context("the answer of STS has another form")
 }
 
 /// Credentials of a container: ECS, `CodeBuild`, EKS Pod Identity (AWS SDKs reference, "Container credential
@@ -142,7 +118,8 @@ async fn from_container(http: &reqwest::Client) -> anyhow::Result<Option<AwsCred
     if let Some(token) = token {
         request = request.header("authorization", token.trim());
     }
-    read(request).await.map(Some).context("the credentials of this container cannot be had")
+    let credentials = async { serde_json::from_str(&text(request).await?).context("the answer has another form") };
+    credentials.await.map(Some).context("the credentials of this container cannot be had")
 }
 
 /// Whether credentials may be fetched from this URL: over TLS, from this machine, or from the addresses of ECS and EKS.
@@ -177,10 +154,6 @@ impl Metadata {
         Ok(serde_json::from_str(&self.text(&format!("iam/security-credentials/{role}")).await?)?)
     }
 
-    async fn region(&self) -> anyhow::Result<String> {
-        self.text("placement/region").await
-    }
-
     async fn text(&self, what: &str) -> anyhow::Result<String> {
         ensure!(variable("AWS_EC2_METADATA_DISABLED").as_deref() != Some("true"), "AWS_EC2_METADATA_DISABLED is true");
         let token = self.http.put(format!("{}/latest/api/token", self.endpoint));
@@ -188,10 +161,6 @@ impl Metadata {
         let request = self.http.get(format!("{}/latest/meta-data/{what}", self.endpoint));
         text(request.header("x-aws-ec2-metadata-token", token)).await
     }
-}
-
-async fn read<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> anyhow::Result<T> {
-    serde_json::from_str(&text(request).await?).context("the answer has another form")
 }
 
 async fn text(request: reqwest::RequestBuilder) -> anyhow::Result<String> {

@@ -1,10 +1,9 @@
 //! Logins that clients request themselves: Docker's credential helpers, and the kubelet's credential providers.
 
-use std::collections::BTreeMap;
 use std::io::Read as _;
 
 use anyhow::{Context as _, bail, ensure};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::json;
 use stopover::identity::OIDC_USER;
 
@@ -89,25 +88,25 @@ impl Helper {
         let known = request.api_version == API_VERSION && request.kind == "CredentialProviderRequest";
         ensure!(known, "{} {} is not {API_VERSION} CredentialProviderRequest", request.api_version, request.kind);
         let (registry, _) = request.image.split_once('/').context("the image names no registry")?;
-        let mut auth = BTreeMap::new();
+        let mut auth = json!({});
         if self.is_for(registry)? {
             let Credential { user, password } = if request.service_account_token.is_empty() {
                 self.identity.credential().await?
             } else {
                 Credential { user: OIDC_USER.to_owned(), password: request.service_account_token }
             };
-            auth.insert(registry.to_owned(), Auth { username: user, password });
+            auth = json!({ registry: { "username": user, "password": password } });
         }
-        let response = Response {
-            api_version: API_VERSION,
-            kind: "CredentialProviderResponse",
-            cache_key_type: "Registry",
+        let response = json!({
+            "apiVersion": API_VERSION,
+            "kind": "CredentialProviderResponse",
+            "cacheKeyType": "Registry",
             // A cached login has to be valid for a whole pull: signatures are valid for 15 minutes, tokens of service
             // accounts for 10 or more.
-            cache_duration: "5m0s",
-            auth,
-        };
-        print(&(serde_json::to_string(&response)? + "\n"))
+            "cacheDuration": "5m0s",
+            "auth": auth,
+        });
+        print(&format!("{response}\n"))
     }
 }
 
@@ -122,22 +121,6 @@ struct Request {
     image: String,
     #[serde(default)]
     service_account_token: String,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Response {
-    api_version: &'static str,
-    kind: &'static str,
-    cache_key_type: &'static str,
-    cache_duration: &'static str,
-    auth: BTreeMap<String, Auth>,
-}
-
-#[derive(Serialize)]
-struct Auth {
-    username: String,
-    password: String,
 }
 
 fn input() -> anyhow::Result<String> {

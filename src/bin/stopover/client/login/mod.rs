@@ -139,6 +139,11 @@ impl ClientLogout {
     }
 }
 
+/// An HTTP client for services that say who this machine is: what they are sent, no redirect passes on.
+fn issuer_client() -> anyhow::Result<reqwest::Client> {
+    Ok(http_client().redirect(Policy::none()).timeout(Duration::from_secs(10)).build()?)
+}
+
 /// An HTTP client for services on this machine or beside it, which no proxy is for.
 fn metadata_client() -> anyhow::Result<reqwest::Client> {
     let builder = http_client().no_proxy().redirect(Policy::none());

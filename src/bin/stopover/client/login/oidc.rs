@@ -2,11 +2,8 @@
 
 use std::env;
 use std::path::Path;
-use std::time::Duration;
-use stopover::values::crypto::http_client;
 
 use anyhow::{Context as _, bail, ensure};
-use reqwest::redirect::Policy;
 use serde::Deserialize;
 use url::Url;
 
@@ -41,8 +38,8 @@ async fn issued(url: &str, secret: &str, audience: &str) -> anyhow::Result<Strin
     }
     let mut url = Url::parse(url).with_context(|| format!("{REQUEST_URL} is no URL"))?;
     url.query_pairs_mut().append_pair("audience", audience);
-    let client = http_client().redirect(Policy::none()).timeout(Duration::from_secs(10)).build()?;
-    let answer = client.get(url).bearer_auth(secret).send().await.map_err(reqwest::Error::without_url)?;
+    let answer = super::issuer_client()?.get(url).bearer_auth(secret).send().await;
+    let answer = answer.map_err(reqwest::Error::without_url)?;
     ensure!(answer.status().is_success(), "{}", answer.status());
     let answer: TokenResponse = serde_json::from_slice(&answer.bytes().await?).context("the answer has no token")?;
     Ok(answer.value)
