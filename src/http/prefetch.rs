@@ -4,10 +4,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::post;
 use futures_util::{StreamExt as _, stream};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -51,13 +49,9 @@ struct Reports {
     images: Vec<PrefetchReport>,
 }
 
-pub(super) fn routes() -> Router<Arc<Cache>> {
-    Router::new().route("/_stopover/prefetch", post(prefetch))
-}
-
 /// Stores the manifests of images and requests the fills of their blobs. The client asks again for images that take too
 /// long for one answer.
-async fn prefetch(State(cache): State<Arc<Cache>>, request: axum::extract::Request) -> Response {
+pub(super) async fn prefetch(State(cache): State<Arc<Cache>>, request: axum::extract::Request) -> Response {
     let (parts, body) = request.into_parts();
     let mut record = Record::default();
     let caller = match Caller::of(&cache, &parts, &mut record).await {

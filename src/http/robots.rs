@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::State;
 use axum::response::Response;
-use axum::routing::post;
 use http::StatusCode;
 
 use super::operator::{Operator, answer, not_here, refusal};
@@ -13,11 +11,7 @@ use crate::cache::Cache;
 use crate::operate::RobotCommand;
 use crate::records::robot::RobotError;
 
-pub(super) fn routes() -> Router<Arc<Cache>> {
-    Router::new().route("/_stopover/robots", post(robots))
-}
-
-async fn robots(State(cache): State<Arc<Cache>>, Operator(body): Operator) -> Response {
+pub(super) async fn robots(State(cache): State<Arc<Cache>>, Operator(body): Operator) -> Response {
     let command: RobotCommand = match serde_json::from_slice(&body) {
         Ok(command) => command,
         Err(error) => {
