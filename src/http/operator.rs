@@ -97,24 +97,19 @@ pub(super) async fn fills_seen_by(cache: &Cache, caller: &Caller, most: usize) -
 }
 
 /// The fill of one blob.
-async fn fill(State(cache): State<Arc<Cache>>, Path(digest): Path<String>, _: Operator) -> Response {
-    let digest: Digest = match digest.parse() {
-        Ok(digest) => digest,
-        Err(error) => return refusal(StatusCode::BAD_REQUEST, &format!("{} is no digest: {error}", excerpt(&digest))),
-    };
-    match cache.operate.fill_report(&digest).await {
-        Ok(Some(status)) => answer(&status),
-        Ok(None) => refusal(StatusCode::NOT_FOUND, &format!("{digest} is not stored, and no fill of it is known")),
-        Err(error) => not_here(&cache, &error),
-    }
+async fn fill(State(cache): State<Arc<Cache>>, Path(digest): Path<String>, _: Operator) -> Result<Response, Response> {
+    let digest = digest
+        .parse::<Digest>()
+        .map_err(|error| refusal(StatusCode::BAD_REQUEST, &format!("{} is no digest: {error}", excerpt(&digest))))?;
+    let status = cache.operate.fill_report(&digest).await.map_err(|error| not_here(&cache, &error))?;
+    let unknown = || format!("{digest} is not stored, and no fill of it is known");
+    Ok(answer(&status.ok_or_else(|| refusal(StatusCode::NOT_FOUND, &unknown()))?))
 }
 
 /// Requests again what was given up.
-async fn retry_fills(State(cache): State<Arc<Cache>>, _: Operator) -> Response {
-    match cache.core.storage.fills.retry().await {
-        Ok(retried) => answer(&json!({ "retried": retried })),
-        Err(error) => not_here(&cache, &error),
-    }
+async fn retry_fills(State(cache): State<Arc<Cache>>, _: Operator) -> Result<Response, Response> {
+    let retried = cache.core.storage.fills.retry().await.map_err(|error| not_here(&cache, &error))?;
+    Ok(answer(&json!({ "retried": retried })))
 }
 
 pub(super) fn answer(body: &impl Serialize) -> Response {
