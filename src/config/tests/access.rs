@@ -162,15 +162,10 @@ fn what_the_access_table_cannot_mean_is_named() {
     let iam = "service = \"cr.test\"\n[access.iam]\naccounts = [\"123456789012\"]";
     // Whoever vouches for callers is reached over TLS.
     for (line, key) in [
-        (format!("[access.oidc.ci]\n{oidc}\njwks_uri = \"http://ci.test/keys\""), "access.oidc.ci.jwks_uri"),
-        (format!("[access.oidc.\"a:b\"]\n{oidc}"), "access.oidc"),
-        (format!("{iam}\nendpoint = \"http://sts.test\""), "access.iam.endpoint"),
-        (format!("{iam}\nendpoint = \"https://a.test/b\""), "access.iam.endpoint"),
-    ] {
-        let error = load(&format!("{ACCESS}{line}")).unwrap_err();
-        assert!(error.contains(key), "{line}: {error}");
-    }
-    for (line, key) in [
+        (&*format!("[access.oidc.ci]\n{oidc}\njwks_uri = \"http://ci.test/keys\""), "access.oidc.ci.jwks_uri"),
+        (&*format!("[access.oidc.\"a:b\"]\n{oidc}"), "access.oidc"),
+        (&*format!("{iam}\nendpoint = \"http://sts.test\""), "access.iam.endpoint"),
+        (&*format!("{iam}\nendpoint = \"https://a.test/b\""), "access.iam.endpoint"),
         ("service = \"cr.test\"\n[access.iam]\naccounts = [\"1234\"]", "access.iam.accounts"),
         ("service = \"cr.test\"\n[access.iam]", "access.iam"),
         ("[access.iam]\naccounts = [\"123456789012\"]", "access.service"),
@@ -180,15 +175,11 @@ fn what_the_access_table_cannot_mean_is_named() {
         ("token_life = \"2h\"", "access.token_life"),
         ("signing_keys = { env = \"UNKNOWN\" }", "access.signing_keys"),
         ("signing_keys = {}", "access.signing_keys"),
+        ("anonymous = [\"everyone\"]", "access.anonymous[1]: \"everyone\" is no network"),
     ] {
         let error = load(&format!("{ACCESS}{line}")).unwrap_err();
         assert!(error.contains(key), "{line}: {error}");
     }
-    assert!(
-        load("[access]\nanonymous = [\"everyone\"]")
-            .unwrap_err()
-            .contains("access.anonymous[1]: \"everyone\" is no network")
-    );
     assert!(
         !load(&format!("{ACCESS}anonymous = []")).unwrap().access.unwrap().anonymous.admits(None.into()),
         "nobody, not everybody"
