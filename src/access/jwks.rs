@@ -38,9 +38,7 @@ pub struct Key {
 
 /// The keys of one issuer.
 pub(super) struct Keys {
-    issuer: String,
-    discovery: Url,
-    jwks_uri: Option<Url>,
+    pub(super) config: OidcConfig,
     web: Web,
     clock: Clock,
     held: RwLock<Arc<KnownKeys>>,
@@ -95,9 +93,8 @@ impl KnownKeys {
 }
 
 impl Keys {
-    pub(super) fn new(config: &OidcConfig, web: Web, clock: Clock) -> Self {
-        let (issuer, discovery, jwks_uri) = (config.issuer.clone(), config.discovery.clone(), config.jwks_uri.clone());
-        Self { issuer, discovery, jwks_uri, web, clock, held: RwLock::default(), asking: Mutex::default() }
+    pub(super) fn new(config: OidcConfig, web: Web, clock: Clock) -> Self {
+        Self { config, web, clock, held: RwLock::default(), asking: Mutex::default() }
     }
 
     /// The issuer's key with this id. `None`: the issuer has none.
@@ -111,7 +108,7 @@ impl Keys {
             let held = match self.ask().await {
                 Ok(keys) => KnownKeys { keys, read_at: Some(now), asked_at: Some(now), trouble: None },
                 Err(trouble) => {
-                    tracing::warn!(issuer = self.issuer, error = %trouble, "the keys of an issuer cannot be had");
+                    tracing::warn!(issuer = self.config.issuer, error = %trouble, "the keys of an issuer cannot be had");
                     let (keys, read_at) = (before.keys.clone(), before.read_at);
                     KnownKeys { keys, read_at, asked_at: Some(now), trouble: Some(trouble) }
                 }
@@ -130,17 +127,14 @@ impl Keys {
     }
 
     async fn ask(&self) -> Result<HashMap<String, Arc<Key>>, Unreachable> {
-        let jwks_uri = match &self.jwks_uri {
+        let OidcConfig { issuer, discovery, jwks_uri, .. } = &self.config;
+        let at = match jwks_uri {
             Some(url) => url.clone(),
-            None => self.discover().await?,
+            None => self::jwks_uri(&self.read(discovery).await?, issuer, discovery)
+                .map_err(|error| Unreachable::new(discovery, error))?,
         };
-        let keys = key_set(&self.read(&jwks_uri).await?).map_err(|error| Unreachable::new(&jwks_uri, error))?;
+        let keys = key_set(&self.read(&at).await?).map_err(|error| Unreachable::new(&at, error))?;
         Ok(keys.into_iter().map(|(id, key)| (id, Arc::new(key))).collect())
-    }
-
-    async fn discover(&self) -> Result<Url, Unreachable> {
-        let document = self.read(&self.discovery).await?;
-        jwks_uri(&document, &self.issuer, &self.discovery).map_err(|error| Unreachable::new(&self.discovery, error))
     }
 
     async fn read(&self, url: &Url) -> Result<Bytes, Unreachable> {

@@ -23,13 +23,8 @@ async fn miss(budgets: &Arc<Budgets>, payer: Option<Payer>) -> Result<(), u64> {
 
 fn job(payer: Option<Payer>, content: &[u8], size: u64) -> Job {
     let repository = serde_json::from_str(r#"{"upstream":"a.b","name":"c"}"#).unwrap();
-    Job {
-        repository,
-        digest: Digest::of(Algorithm::Sha256, content),
-        size,
-        priority: crate::ports::Priority::default(),
-        payer,
-    }
+    let (digest, priority) = (Digest::of(Algorithm::Sha256, content), crate::ports::Priority::default());
+    Job { repository, digest, size, priority, payer }
 }
 
 #[tokio::test]

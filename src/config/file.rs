@@ -120,7 +120,7 @@ macro_rules! tables_in_common {
         $rule:ident { $($rule_key:ident: $rule_kind:ty,)* }
     ) => {
         /// What tables of upstreams and of rules have in common.
-        #[derive(Default, PartialEq)]
+        #[derive(Clone, Default, PartialEq)]
         pub(super) struct $common {
             $(pub(super) $key: Option<$kind>,)*
         }
@@ -187,7 +187,7 @@ tables_in_common! {
     }
 }
 
-#[derive(Deserialize, PartialEq)]
+#[derive(Clone, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CredentialsTable {
     pub(super) username: String,
@@ -244,7 +244,7 @@ pub(super) struct KeysTable {
 }
 
 /// `fresh = "5m"` for all tags, or `fresh = { "*" = "5m", "v*" = "1d" }`.
-#[derive(Deserialize, PartialEq)]
+#[derive(Clone, Deserialize, PartialEq)]
 #[serde(
     untagged,
     expecting = "expected a duration like \"5m\", or durations by pattern of tags like { \"v*\" = \"1d\" }"

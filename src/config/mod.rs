@@ -27,7 +27,7 @@ use crate::oci::{Name, Place, UpstreamId};
 
 pub use access::AccessConfig;
 use advice::is_example;
-use file::File;
+use file::{File, Fresh, PolicyTable};
 pub(crate) use login::ISSUER;
 pub use login::{IamConfig, OidcConfig};
 pub use mistakes::Mistake;
@@ -39,7 +39,6 @@ pub use schedule::{Schedule, TICK};
 use secret::ReadSecret;
 pub use secret::{Credentials, SecretReference, SecretSource, StoredSecret};
 pub use tags::TagRules;
-use upstream::Defaults;
 pub use upstream::{Alternate, Cold, Deleted, Ecr, MaxBlob, Referrers, UpstreamConfig};
 
 /// The settings of one process, complete and checked.
@@ -171,20 +170,17 @@ impl Config {
     }
 
     fn complete(file: File, path: Option<&Path>, cold: Cold, secret: ReadSecret) -> Result<Self, ConfigError> {
-        let usual = Defaults::default();
-        let defaults = Defaults {
-            fresh: file.fresh.map_or(usual.fresh, |span| span.0),
-            stale: file.stale.map_or(usual.stale, |span| span.0),
-            permission: match file.permission {
-                Some(span) => upstream::permission(span, "permission")?,
-                None => usual.permission,
-            },
-            missing: file.missing.map_or(usual.missing, |span| span.0),
-            deleted: file.deleted.unwrap_or_default(),
-            cold: file.cold.unwrap_or(cold),
-            platforms: file.platforms.unwrap_or_default(),
+        let top = PolicyTable {
+            fresh: file.fresh.map(Fresh::All),
+            stale: file.stale,
+            permission: file.permission,
+            missing: file.missing,
+            deleted: file.deleted,
+            cold: Some(file.cold.unwrap_or(cold)),
+            platforms: file.platforms,
+            ..PolicyTable::default()
         };
-        let upstreams = upstream::read(file.upstreams, &defaults, secret)?;
+        let upstreams = upstream::read(file.upstreams, &top, secret)?;
         let rules = rule::read(file.rules, &upstreams, secret)?;
         Ok(Self {
             listen: file.listen.map_or(SocketAddr::from(([127, 0, 0, 1], 5000)), |listen| listen.0),

@@ -108,7 +108,7 @@ pub(super) fn read(
             let around = around.max_by_key(|rule| rule.place.depth()).and_then(|rule| rule.settings.as_deref());
             let inherited = around.or_else(|| upstreams.get(&place.upstream).map(Arc::as_ref));
             let mut settings = inherited.cloned().ok_or_else(|| value(&*section, "no upstream"))?;
-            settings.set(policy, &section, place.path.as_ref(), secret)?;
+            settings.set(policy, &format!("{section}."), place.path.as_ref(), secret)?;
             Some(Arc::new(settings))
         };
         let same = |(_, other): &(&Name, &Rule)| other.settings.is_some() && other.place == place;

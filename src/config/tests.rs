@@ -220,25 +220,24 @@ fn an_upstream_overrides_the_defaults_of_the_file() {
         (fresh("x"), fresh("v2"), fresh("v1")),
         (Some(Duration::from_mins(1)), Some(Duration::from_hours(24)), None)
     );
-    let message = load("[upstreams.\"ghcr.io\"]\nfresh = 5").unwrap_err();
-    assert!(message.contains("line 2") && message.contains("by pattern"), "{message}");
-}
-
-#[test]
-fn an_unknown_key_is_named_with_its_line_and_the_nearest_right_key() {
-    let message = load("listen = \"127.0.0.1:1\"\nfrehs = \"5m\"\n").unwrap_err();
-    assert!(message.contains("line 2, column 1") && message.contains("did you mean `fresh`?"), "{message}");
-    let message = load("[upstreams.\"a.b\"]\nurl = \"https://a.b\"\ncoold = \"wait\"\n").unwrap_err();
-    assert!(message.contains("line 3") && message.contains("did you mean `cold`?"), "{message}");
-    let message = load("cold = \"waitt\"").unwrap_err();
-    assert!(message.contains("did you mean `wait`?"), "{message}");
 }
 
 #[test]
 fn a_mistake_is_named_by_its_line_and_its_key() {
     for (text, place) in [
         ("misses = 1\nfresh = 5", "line 2, column 9: fresh: "),
-        ("[upstreams.\"a.b\"]\nurl = \"https://a.b/path\"", "line 2, column 7: upstreams.\"a.b\".url: "),
+        (
+            "[upstreams.\"ghcr.io\"]\nfresh = 5",
+            "line 2, column 9: upstreams.\"ghcr.io\".fresh: expected a duration like",
+        ),
+        (
+            "[upstreams.\"a.b\"]\nurl = \"https://a.b/path\"",
+            "line 2, column 7: upstreams.\"a.b\".url: must be scheme, host and port only",
+        ),
+        (
+            "listen = \"127.0.0.1:1\"\nfrehs = \"5m\"\n",
+            "line 2, column 1: frehs: unknown field `frehs` — did you mean `fresh`?",
+        ),
         ("[rules.\"ghcr.io/a\"]\nallow = [\n  \"a\",\n  5,\n]", "line 4, column 3: rules.\"ghcr.io/a\".allow[2]: "),
         (
             "[upstreams.\"a.b\"]\ncredentials = { username = 5 }",
@@ -260,7 +259,10 @@ fn a_mistake_is_named_by_its_line_and_its_key() {
             "[rules.\"ghcr.io/a\"]\nfresh = \"1h\"\n[upstreams.\"a.b\"]\nfills = 0\n[rules.\"ghcr.io/b\"]\n",
             "line 4, column 9: upstreams.\"a.b\".fills: ",
         ),
-        ("[upstreams.\"a.b\"]\ncoold = \"wait\"", "line 2, column 1: upstreams.\"a.b\".coold: "),
+        (
+            "[upstreams.\"a.b\"]\nurl = \"https://a.b\"\ncoold = \"wait\"\n",
+            "line 3, column 1: upstreams.\"a.b\".coold: unknown field `coold` — did you mean `cold`?",
+        ),
         ("access = true", "line 1, column 10: access: invalid type: boolean `true`, expected a table"),
         ("upstreams.\"a.b\".fills = 0\n[rules]", "line 1, column 25: upstreams.\"a.b\".fills: "),
     ] {
@@ -281,8 +283,6 @@ fn values_that_cannot_be_used_are_named() {
     for (text, expected) in [
         ("[upstreams.\"ab\"]\nfresh = \"1s\"", "upstreams.\"ab\".url: is required"),
         ("[upstreams.\"a.b\"]\nurl = \"ftp://a.b\"", "upstreams.\"a.b\".url"),
-        ("[upstreams.\"a.b\"]\nurl = \"https://a.b/path\"", "scheme, host and port only"),
-        ("[upstreams.\"a:b\"]\nurl = \"https://a.b\"", "line 1"),
         ("[upstreams.\"a.b:5000\"]", "write [upstreams.\"a.b\"] and url = \"https://a.b:5000\""),
         ("[upstreams.\"a.b\"]\nurl = \"foo.example.com\"", "write \"https://foo.example.com\""),
         ("[upstreams.\"a.b\"]\nurl = \"localhost:5000\"", "write \"https://localhost:5000\""),
@@ -300,17 +300,12 @@ fn values_that_cannot_be_used_are_named() {
             "\"index.docker.io\" is what upstreams.\"docker.io\"",
         ),
         ("fresh = \"5 parsecs\"", "is no duration"),
-        ("fresh = 5", "line 1"),
-        ("[upstreams.\"ghcr.io\"]\nfills = 0", "line 2"),
+        ("cold = \"waitt\"", "did you mean `wait`?"),
         ("keep = \"23h\"", "must be \"1d\" or more"),
         ("keep = \"always\"", "is no duration"),
         ("max_size = \"50\"", "is no size"),
         ("max_size = \"99999999TB\"", "is no size"),
         ("max_size = \"GB\"", "is no size"),
-        (
-            "[upstreams.\"docker.io\"]\ncredentials = { username = \"me\", password_env = \"NOT_SET\" }",
-            "NOT_SET is not set",
-        ),
         ("[upstreams.\"docker.io\"]\ncredentials = { username = \"me\" }", "password_env"),
         ("listen = \"nowhere\"", "line 1"),
         ("platforms = [\"amd64\"]", "linux/amd64"),

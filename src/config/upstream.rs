@@ -14,7 +14,6 @@ use super::profile::{self, Profile, ecr};
 use super::{ConfigError, Credentials, ReadSecret, value};
 use crate::config::TagRules;
 use crate::oci::{Name, Platforms, UpstreamId};
-use crate::values::time::Span;
 
 /// What a client gets for a blob that is not stored yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
@@ -166,57 +165,34 @@ const DEFAULT_FIRST_BYTE: Duration = Duration::from_mins(2);
 /// About as many as one container runtime fetches at once.
 const DEFAULT_FILLS: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 
-/// The settings of upstreams that do not set their own: the top of the file.
-#[derive(PartialEq)]
-pub(super) struct Defaults {
-    pub(super) fresh: Duration,
-    pub(super) stale: Duration,
-    pub(super) permission: Duration,
-    pub(super) missing: Duration,
-    pub(super) deleted: Deleted,
-    pub(super) cold: Cold,
-    pub(super) platforms: Platforms,
-}
-
-impl Default for Defaults {
-    fn default() -> Self {
-        Self {
-            fresh: Duration::from_mins(5),
-            stale: Duration::from_hours(30 * 24),
-            permission: Duration::from_hours(1),
-            missing: Duration::from_secs(30),
-            deleted: Deleted::default(),
-            cold: Cold::Follow,
-            platforms: Platforms::default(),
-        }
-    }
-}
+/// The shortest permission that may be set: each time it has passed, an upstream is asked for each private repository that
+/// is pulled.
+const SHORTEST_PERMISSION: Duration = Duration::from_mins(1);
 
 /// The upstreams that need no configuration, with the usual defaults. They are made once: they are many, and a file is
 /// read several times.
 static KNOWN: LazyLock<BTreeMap<UpstreamId, Arc<UpstreamConfig>>> = LazyLock::new(|| {
     let known = profile::known().map(|(id, profile, url)| {
-        let mut settings = UpstreamConfig { family: profile.family, ..UpstreamConfig::new(&id, profile, url) };
-        settings.inherit(&Defaults::default());
+        let settings = UpstreamConfig { family: profile.family, ..UpstreamConfig::new(&id, profile, url) };
         (id, settings.into())
     });
     known.collect()
 });
 
-/// Every upstream: those that have a table, and those that need none.
+/// Every upstream: those that have a table, and those that need none. `top`: what the top of the file says of all.
 pub(super) fn read(
     tables: BTreeMap<TableId, UpstreamTable>,
-    defaults: &Defaults,
+    top: &PolicyTable,
     secret: ReadSecret,
 ) -> Result<BTreeMap<UpstreamId, Arc<UpstreamConfig>>, ConfigError> {
     let mut upstreams = KNOWN.clone();
-    if *defaults != Defaults::default() {
+    if *top != (PolicyTable { cold: Some(Cold::Follow), ..PolicyTable::default() }) {
         for upstream in upstreams.values_mut() {
-            Arc::make_mut(upstream).inherit(defaults);
+            Arc::make_mut(upstream).set(top.clone(), "", None, secret)?;
         }
     }
     for (TableId(id), table) in tables {
-        let upstream = upstream(&id, table, defaults, secret)?;
+        let upstream = upstream(&id, table, top, secret)?;
         upstreams.insert(id, upstream.into());
     }
     let mut aliases: BTreeMap<&str, &UpstreamId> = BTreeMap::new();
@@ -257,10 +233,10 @@ pub(super) fn read(
 fn upstream(
     id: &UpstreamId,
     mut table: UpstreamTable,
-    defaults: &Defaults,
+    top: &PolicyTable,
     secret: ReadSecret,
 ) -> Result<UpstreamConfig, ConfigError> {
-    let section = format!("upstreams.\"{id}\"");
+    let section = format!("upstreams.\"{id}\".");
     let policy = table.policy();
     let profile = Profile::of(id.as_str(), table.url.as_ref().and_then(|url| url.0.host_str()));
     let url = match table.url {
@@ -268,9 +244,9 @@ fn upstream(
         None if id.as_str().contains('.') => profile.origin(id.as_str()),
         None => Err("is required, for example url = \"https://registry.example.com\"".into()),
     };
-    let Origin(url) = url.map_err(|message| value(format!("{section}.url"), message))?;
+    let Origin(url) = url.map_err(|message| value(format!("{section}url"), message))?;
     let mut upstream = UpstreamConfig::new(id, profile, url);
-    upstream.inherit(defaults);
+    upstream.set(top.clone(), "", None, secret)?;
     let realms = table.token_realms.map(|realms| realms.into_iter().map(|Origin(url)| url).collect());
     replace(&mut upstream.aliases, table.aliases);
     replace(&mut upstream.token_realms, realms);
@@ -291,7 +267,7 @@ fn replace<T>(setting: &mut T, given: Option<T>) {
 }
 
 impl UpstreamConfig {
-    /// What is known of an upstream, before any table says otherwise.
+    /// What is known of an upstream, before the file says otherwise.
     fn new(id: &UpstreamId, profile: &Profile, url: Url) -> Self {
         let alternate = |&(upstream, names, there): &(&str, &str, &str)| {
             let (upstream, names, prefix) = (upstream.parse().ok()?, names.into(), Some(there.into()));
@@ -308,12 +284,12 @@ impl UpstreamConfig {
             family: None,
             names: NameRules::default(),
             max_blob: None,
-            tags: TagRules { fresh: Duration::ZERO, patterns: Vec::new(), immutable: Vec::new() },
-            stale: Duration::ZERO,
-            permission: Duration::ZERO,
-            missing: Duration::ZERO,
+            tags: TagRules { fresh: Duration::from_mins(5), patterns: Vec::new(), immutable: Vec::new() },
+            stale: Duration::from_hours(30 * 24),
+            permission: Duration::from_hours(1),
+            missing: Duration::from_secs(30),
             deleted: Deleted::default(),
-            cold: Cold::Wait,
+            cold: Cold::Follow,
             platforms: Platforms::default(),
             reserve: DEFAULT_RESERVE,
             fills: DEFAULT_FILLS,
@@ -326,17 +302,6 @@ impl UpstreamConfig {
         }
     }
 
-    /// Sets what the top of the file says.
-    fn inherit(&mut self, defaults: &Defaults) {
-        self.tags.fresh = defaults.fresh;
-        self.stale = defaults.stale;
-        self.permission = defaults.permission;
-        self.missing = defaults.missing;
-        self.deleted = defaults.deleted;
-        self.cold = defaults.cold;
-        self.platforms = defaults.platforms.clone();
-    }
-
     /// Whether only callers that the policy names may see what upstream shows us: as `public` says, else if we log in
     /// there. To a private ECR registry we always do.
     pub fn is_private(&self) -> bool {
@@ -344,7 +309,8 @@ impl UpstreamConfig {
         self.public.map_or_else(shown_to_us, |public| !public)
     }
 
-    /// Replaces what a table sets. `section`: the name of the table; `path`: the path below which it applies.
+    /// Replaces what a table sets. `section`: what the names of its keys begin with; `path`: the path below which it
+    /// applies.
     pub(super) fn set(
         &mut self,
         policy: PolicyTable,
@@ -352,7 +318,7 @@ impl UpstreamConfig {
         path: Option<&Name>,
         secret: ReadSecret,
     ) -> Result<(), ConfigError> {
-        let key = |name: &str| format!("{section}.{name}");
+        let key = |name: &str| format!("{section}{name}");
         match policy.fresh {
             Some(Fresh::All(fresh)) => (self.tags.fresh, self.tags.patterns) = (fresh.0, Vec::new()),
             Some(Fresh::By(patterns)) => {
@@ -360,9 +326,10 @@ impl UpstreamConfig {
             }
             None => {}
         }
-        if let Some(span) = policy.permission {
-            self.permission = permission(span, &key("permission"))?;
+        if policy.permission.is_some_and(|span| span.0 < SHORTEST_PERMISSION) {
+            return Err(value(key("permission"), "is at least \"1m\": whenever it is over, upstream is asked"));
         }
+        replace(&mut self.permission, policy.permission.map(|span| span.0));
         replace(&mut self.stale, policy.stale.map(|span| span.0));
         replace(&mut self.missing, policy.missing.map(|span| span.0));
         replace(&mut self.tags.immutable, policy.immutable);
@@ -384,16 +351,4 @@ impl UpstreamConfig {
         }
         Ok(())
     }
-}
-
-/// The shortest that may be set: each time it has passed, an upstream is asked for each private repository that is
-/// pulled.
-const SHORTEST_PERMISSION: Duration = Duration::from_mins(1);
-
-/// Reads how long a permission lasts without asking upstream.
-pub(super) fn permission(Span(span): Span, key: &str) -> Result<Duration, ConfigError> {
-    if span < SHORTEST_PERMISSION {
-        return Err(value(key, "is at least \"1m\": whenever it is over, upstream is asked"));
-    }
-    Ok(span)
 }

@@ -226,15 +226,13 @@ async fn by_form(State(cache): State<Arc<Cache>>, parts: Parts, body: Bytes) -> 
 
 /// Issues a token to a caller that proves its identity. `keeps`: the client asks for a refresh token, too.
 async fn log_in(cache: &Cache, parts: &Parts, asking: Result<Asking<'_>, AccessError>, keeps: bool) -> Response {
-    let (asking, identified) = match asking {
-        Ok(asking) => (asking, cache.access.identify_for_token(asking).await),
-        Err(error) => (Asking::default(), Err(error)),
+    let issued = async {
+        let holder = cache.access.identify_for_token(asking.clone()?).await?;
+        let issued = cache.access.issue(&holder).await?;
+        Ok::<_, AccessError>((holder, issued))
     };
+    let (issued, asking) = (issued.await, asking.unwrap_or_default());
     let mut record = Record::of(None, source(parts).address);
-    let issued = match identified {
-        Ok(holder) => cache.access.issue(&holder).await.map(|issued| (holder, issued)),
-        Err(error) => Err(error),
-    };
     match issued {
         Ok((holder, issued)) => {
             let response = token(cache, issued, asking.refresh_token().filter(|_| keeps));

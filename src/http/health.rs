@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::get;
 use http::StatusCode;
 use http::header::RETRY_AFTER;
 use serde_json::json;
@@ -13,17 +11,13 @@ use serde_json::json;
 use super::operator::answer;
 use crate::cache::Cache;
 
-pub(super) fn routes() -> Router<Arc<Cache>> {
-    Router::new().route("/_stopover/health", get(alive)).route("/_stopover/health/ready", get(ready))
-}
-
 /// The process answers. Nothing else is asked: to start it anew would mend neither a disk nor a ledger.
-async fn alive() -> Response {
+pub(super) async fn alive() -> Response {
     answer(&json!({ "alive": true }))
 }
 
 /// Whether it answers clients: 200 or 503, and why.
-async fn ready(State(cache): State<Arc<Cache>>) -> Response {
+pub(super) async fn ready(State(cache): State<Arc<Cache>>) -> Response {
     let health = cache.operate.health().await;
     if health.ready {
         return answer(&health);

@@ -2,21 +2,15 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::State;
 use axum::response::Response;
-use axum::routing::get;
 use http::StatusCode;
-use http::header::{HeaderValue, LINK};
 use http::request::Parts;
-use percent_encoding::utf8_percent_encode;
-use serde::Serialize;
 
 use super::access::Caller;
 use super::audit::Record;
-use super::listing::RESERVED;
-use super::operator::{answer, let_in, refusal, unavailable};
-use super::refuse;
+use super::listing::next;
+use super::operator::{answer, let_in, let_in_if, refusal, unavailable};
 use crate::cache::Cache;
 use crate::errors::PullError;
 use crate::oci::{Operation, Reference, Repository, Request, UpstreamId};
@@ -29,10 +23,6 @@ use crate::values::text::excerpt;
 const REPOSITORIES: usize = 100;
 /// The longest beginning of a name.
 const MAX_PREFIX: usize = 511;
-
-pub(super) fn routes() -> Router<Arc<Cache>> {
-    Router::new().route("/_stopover/images", get(images)).route("/_stopover/image", get(image))
-}
 
 /// The parameters of a request. A plus stands for itself, as in the registry's own lists. The error says in words what is
 /// not understood.
@@ -117,52 +107,36 @@ pub(super) fn located(cache: &Cache, image: &str) -> Result<(Repository, Referen
 }
 
 /// The repositories of which something is stored: those that the caller may pull from, for operators all.
-async fn images(State(cache): State<Arc<Cache>>, parts: Parts) -> Result<Response, Response> {
+pub(super) async fn images(State(cache): State<Arc<Cache>>, parts: Parts) -> Result<Response, Response> {
     let caller = let_in(&cache, &parts).await?;
     let parameters = Parameters::of(&parts);
     let section = parameters.section().map_err(|sentence| refusal(StatusCode::BAD_REQUEST, &sentence))?;
     let sees = |repository: &Repository| caller.is_operator || caller.may_pull(&cache, repository);
     let paged = cache.operate.images(&section, sees).await.map_err(|error| unavailable(&error))?;
-    let kept = ["upstream", "prefix"].map(|name| (name, parameters.get(name)));
-    let link = paged.next.map(|last| next("images", &kept, section.most, &last));
-    Ok(linked(&paged.page, link))
+    let mut response = answer(&paged.page);
+    if let Some(last) = paged.next {
+        let [upstream, prefix] = ["upstream", "prefix"].map(|name| (name, parameters.get(name)));
+        let n = section.most.to_string();
+        let query = [upstream, prefix, ("n", Some(n.as_str())), ("last", Some(last.as_str()))];
+        response.headers_mut().extend(next("/_stopover/images", &query));
+    }
+    Ok(response)
 }
 
 /// The images of a repository, or one of them, for a caller that may pull it.
-async fn image(State(cache): State<Arc<Cache>>, parts: Parts) -> Result<Response, Response> {
-    let mut record = Record::of_operation(&parts);
+pub(super) async fn image(State(cache): State<Arc<Cache>>, parts: Parts) -> Result<Response, Response> {
     let parameters = Parameters::of(&parts);
-    let asked = async {
-        let caller = Caller::of(&cache, &parts, &mut record).await?;
-        parameters.wanted(&cache, &caller, &mut record)
-    };
-    let asked = asked.await;
-    record.operated(asked.as_ref().err());
-    let (repository, wanted) = asked.map_err(|error| match error {
-        PullError::Access(_) | PullError::Forbidden { .. } | PullError::NotAllowed { .. } => {
-            refuse(&cache, &error, &parts)
-        }
-        error => refusal(error.answer().status, &error.to_string()),
-    })?;
+    let wanted = |caller: Caller, record: &mut Record| parameters.wanted(&cache, &caller, record);
+    let (repository, wanted) = let_in_if(&cache, &parts, wanted).await?;
     let (wanted, n) = parameters.behind(wanted).map_err(|sentence| refusal(StatusCode::BAD_REQUEST, &sentence))?;
     let paged = cache.operate.image(&repository, wanted).await.map_err(|error| unavailable(&error))?;
     let nothing = || format!("nothing of {repository} is stored that is called so");
     let paged = paged.ok_or_else(|| refusal(StatusCode::NOT_FOUND, &nothing()))?;
-    let kept = [("name", parameters.get("name"))];
-    let link = paged.next.map(|last| next("image", &kept, n, &last.to_string()));
-    Ok(linked(&paged.page, link))
-}
-
-/// The link to the page behind `last`.
-fn next(of: &str, kept: &[(&str, Option<&str>)], n: usize, last: &str) -> String {
-    let escape = |text| utf8_percent_encode(text, RESERVED);
-    let kept = kept.iter().filter_map(|(name, value)| Some(format!("{name}={}&", escape((*value)?))));
-    format!("</_stopover/{of}?{}n={n}&last={}>; rel=\"next\"", kept.collect::<String>(), escape(last))
-}
-
-fn linked(page: &impl Serialize, link: Option<String>) -> Response {
-    let mut response = answer(page);
-    let link = link.and_then(|link| HeaderValue::from_str(&link).ok());
-    response.headers_mut().extend(link.map(|link| (LINK, link)));
-    response
+    let mut response = answer(&paged.page);
+    if let Some(last) = paged.next {
+        let n = n.to_string();
+        let query = [("name", parameters.get("name")), ("n", Some(n.as_str())), ("last", Some(last.as_str()))];
+        response.headers_mut().extend(next("/_stopover/image", &query));
+    }
+    Ok(response)
 }

@@ -32,19 +32,21 @@ pub(super) fn tags(
     let tags = std::iter::once(pulled.tags.json().clone());
     let mut response = list(repository, "application/json", head, tags, request.head, pulled.served);
     if let Some(last) = pulled.tags.iter().next_back().filter(|_| pulled.more) {
-        let link = next(request, name, page.size(), last);
-        response.headers_mut().extend(HeaderValue::from_str(&link).ok().map(|link| (LINK, link)));
+        // With the prefix and the `ns` that the client has used.
+        let prefix = request.prefix.as_ref().map_or_else(String::new, |prefix| format!("/{prefix}"));
+        let n = page.size().to_string();
+        let query = [("n", Some(n.as_str())), ("last", Some(last)), ("ns", request.namespace.as_deref())];
+        response.headers_mut().extend(next(&format!("{prefix}/v2/{name}/tags/list"), &query));
     }
     response
 }
 
-/// The link to the page after `last`, with the prefix and the `ns` that the client has used.
-fn next(request: &Request, name: &Name, n: usize, last: &str) -> String {
-    let prefix = request.prefix.as_ref().map_or_else(String::new, |prefix| format!("/{prefix}"));
-    let escape = |text| utf8_percent_encode(text, RESERVED);
-    let namespace =
-        request.namespace.as_ref().map_or_else(String::new, |namespace| format!("&ns={}", escape(namespace)));
-    format!("<{prefix}/v2/{name}/tags/list?n={n}&last={}{namespace}>; rel=\"next\"", escape(last))
+/// The link to the page behind one: its path, and what is given of the parameters of its query.
+pub(super) fn next(path: &str, query: &[(&str, Option<&str>)]) -> Option<(HeaderName, HeaderValue)> {
+    let given = query.iter().filter_map(|(name, value)| Some((name, utf8_percent_encode((*value)?, RESERVED))));
+    let query: Vec<String> = given.map(|(name, value)| format!("{name}={value}")).collect();
+    let link = HeaderValue::from_str(&format!("<{path}?{}>; rel=\"next\"", query.join("&"))).ok()?;
+    Some((LINK, link))
 }
 
 /// `filtered`: the client wanted those of one `artifactType`, and only those are in the list.

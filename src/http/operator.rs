@@ -28,29 +28,39 @@ pub(super) fn routes() -> Router<Arc<Cache>> {
         .route("/_stopover/fills", get(fills))
         .route("/_stopover/fills/retry", post(retry_fills))
         .route("/_stopover/fills/{digest}", get(fill))
-        .merge(health::routes())
-        .merge(images::routes())
-        .merge(prefetch::routes())
-        .merge(retention::routes())
-        .merge(robots::routes())
-        .merge(watch::routes())
+        .route("/_stopover/gc", post(retention::collect_garbage))
+        .route("/_stopover/health", get(health::alive))
+        .route("/_stopover/health/ready", get(health::ready))
+        .route("/_stopover/image", get(images::image))
+        .route("/_stopover/images", get(images::images))
+        .route("/_stopover/metrics", get(watch::metrics))
+        .route("/_stopover/events", get(watch::events))
+        .route("/_stopover/status", get(watch::status))
+        .route("/_stopover/prefetch", post(prefetch::prefetch))
+        .route("/_stopover/purge", post(retention::purge))
+        .route("/_stopover/robots", post(robots::robots))
 }
 
 /// The caller of an operation that is for all that are let in; else the refusal. Either is recorded.
 pub(super) async fn let_in(cache: &Cache, parts: &Parts) -> Result<Caller, Response> {
-    let_in_if(cache, parts, |_| Ok(())).await
+    let_in_if(cache, parts, |caller, _| Ok(caller)).await
 }
 
-/// The same of an operation that is only for callers that pass this check.
-pub(super) async fn let_in_if(
+/// The same of an operation that is only for callers that pass this check: what that finds.
+pub(super) async fn let_in_if<T>(
     cache: &Cache,
     parts: &Parts,
-    check: impl FnOnce(&Caller) -> Result<(), PullError>,
-) -> Result<Caller, Response> {
+    check: impl FnOnce(Caller, &mut Record) -> Result<T, PullError>,
+) -> Result<T, Response> {
     let mut record = Record::of_operation(parts);
-    let caller = Caller::of(cache, parts, &mut record).await.and_then(|caller| check(&caller).map(|()| caller));
-    record.operated(caller.as_ref().err());
-    caller.map_err(|error| refuse(cache, &error, parts))
+    let checked = Caller::of(cache, parts, &mut record).await.and_then(|caller| check(caller, &mut record));
+    record.operated(checked.as_ref().err());
+    checked.map_err(|error| match error {
+        PullError::Access(_) | PullError::Forbidden { .. } | PullError::NotAllowed { .. } => {
+            refuse(cache, &error, parts)
+        }
+        error => refusal(error.answer().status, &error.to_string()),
+    })
 }
 
 /// How much is left of each upstream's quota, and which breakers are open, of upstreams that the caller may pull from.
@@ -87,24 +97,19 @@ pub(super) async fn fills_seen_by(cache: &Cache, caller: &Caller, most: usize) -
 }
 
 /// The fill of one blob.
-async fn fill(State(cache): State<Arc<Cache>>, Path(digest): Path<String>, _: Operator) -> Response {
-    let digest: Digest = match digest.parse() {
-        Ok(digest) => digest,
-        Err(error) => return refusal(StatusCode::BAD_REQUEST, &format!("{} is no digest: {error}", excerpt(&digest))),
-    };
-    match cache.operate.fill_report(&digest).await {
-        Ok(Some(status)) => answer(&status),
-        Ok(None) => refusal(StatusCode::NOT_FOUND, &format!("{digest} is not stored, and no fill of it is known")),
-        Err(error) => not_here(&cache, &error),
-    }
+async fn fill(State(cache): State<Arc<Cache>>, Path(digest): Path<String>, _: Operator) -> Result<Response, Response> {
+    let digest = digest
+        .parse::<Digest>()
+        .map_err(|error| refusal(StatusCode::BAD_REQUEST, &format!("{} is no digest: {error}", excerpt(&digest))))?;
+    let status = cache.operate.fill_report(&digest).await.map_err(|error| not_here(&cache, &error))?;
+    let unknown = || format!("{digest} is not stored, and no fill of it is known");
+    Ok(answer(&status.ok_or_else(|| refusal(StatusCode::NOT_FOUND, &unknown()))?))
 }
 
 /// Requests again what was given up.
-async fn retry_fills(State(cache): State<Arc<Cache>>, _: Operator) -> Response {
-    match cache.core.storage.fills.retry().await {
-        Ok(retried) => answer(&json!({ "retried": retried })),
-        Err(error) => not_here(&cache, &error),
-    }
+async fn retry_fills(State(cache): State<Arc<Cache>>, _: Operator) -> Result<Response, Response> {
+    let retried = cache.core.storage.fills.retry().await.map_err(|error| not_here(&cache, &error))?;
+    Ok(answer(&json!({ "retried": retried })))
 }
 
 pub(super) fn answer(body: &impl Serialize) -> Response {
@@ -133,7 +138,7 @@ impl FromRequest<Arc<Cache>> for Operator {
 
     async fn from_request(request: Request, cache: &Arc<Cache>) -> Result<Self, Response> {
         let (parts, body) = request.into_parts();
-        let_in_if(cache, &parts, |caller| caller.check_operator(cache)).await?;
+        let_in_if(cache, &parts, |caller, _| caller.check_operator(cache)).await?;
         // The body is read only once the caller is known, so that strangers make us hold no memory.
         let body = Bytes::from_request(Request::from_parts(parts, body), cache).await;
         body.map(Self).map_err(IntoResponse::into_response)

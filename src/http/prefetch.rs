@@ -4,10 +4,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::post;
 use futures_util::{StreamExt as _, stream};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -51,37 +49,30 @@ struct Reports {
     images: Vec<PrefetchReport>,
 }
 
-pub(super) fn routes() -> Router<Arc<Cache>> {
-    Router::new().route("/_stopover/prefetch", post(prefetch))
-}
-
 /// Stores the manifests of images and requests the fills of their blobs. The client asks again for images that take too
 /// long for one answer.
-async fn prefetch(State(cache): State<Arc<Cache>>, request: axum::extract::Request) -> Response {
+pub(super) async fn prefetch(
+    State(cache): State<Arc<Cache>>,
+    request: axum::extract::Request,
+) -> Result<Response, Response> {
     let (parts, body) = request.into_parts();
     let mut record = Record::default();
-    let caller = match Caller::of(&cache, &parts, &mut record).await {
-        Ok(caller) => caller,
-        Err(error) => {
-            record.prefetched(Some(&error));
-            return refuse(&cache, &error, &parts);
-        }
-    };
+    let caller = Caller::of(&cache, &parts, &mut record).await.map_err(|error| {
+        record.prefetched(Some(&error));
+        refuse(&cache, &error, &parts)
+    })?;
     // The body is read only once the caller is known, so that strangers make us hold no memory.
-    let Ok(body) = axum::body::to_bytes(body, MAX_BYTES).await else {
-        return refusal(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long for one request, or did not come in time");
-    };
-    let wanted: Wanted = match serde_json::from_slice(&body) {
-        Ok(wanted) => wanted,
-        Err(error) => {
-            let example = r#"{"images": ["docker.io/library/nginx:1.27"], "platforms": ["linux/amd64"]}"#;
-            return refusal(StatusCode::BAD_REQUEST, &format!("{}; the body must be like {example}", excerpt(&error)));
-        }
-    };
+    let body = axum::body::to_bytes(body, MAX_BYTES).await.map_err(|_| {
+        refusal(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long for one request, or did not come in time")
+    })?;
+    let wanted: Wanted = serde_json::from_slice(&body).map_err(|error| {
+        let example = r#"{"images": ["docker.io/library/nginx:1.27"], "platforms": ["linux/amd64"]}"#;
+        refusal(StatusCode::BAD_REQUEST, &format!("{}; the body must be like {example}", excerpt(&error)))
+    })?;
     let limits = [(wanted.images.len(), "images", MAX_IMAGES), (wanted.platforms.len(), "platforms", MAX_PLATFORMS)];
     if let Some((count, what, most)) = limits.into_iter().find(|(count, _, most)| count > most) {
         let message = format!("{count} {what} are too many for one request: {most} at the most");
-        return refusal(StatusCode::PAYLOAD_TOO_LARGE, &message);
+        return Err(refusal(StatusCode::PAYLOAD_TOO_LARGE, &message));
     }
     let (address, deadline) = (caller.address, Instant::now() + bounded(cache.core.config.wait));
     // How many more blobs the answer has room for: those of the largest image, so that one of them always fits.
@@ -113,7 +104,7 @@ async fn prefetch(State(cache): State<Arc<Cache>>, request: axum::extract::Reque
         }
     });
     let images = images.buffered(AT_ONCE).filter_map(std::future::ready).collect().await;
-    (StatusCode::ACCEPTED, answer(&Reports { images })).into_response()
+    Ok((StatusCode::ACCEPTED, answer(&Reports { images })).into_response())
 }
 
 impl Wanted {

@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::State;
 use axum::response::Response;
-use axum::routing::post;
 use http::StatusCode;
 use serde::Deserialize;
 
@@ -15,17 +13,13 @@ use crate::cache::Cache;
 use crate::errors::PullError;
 use crate::operate::report::SweepReport;
 
-pub(super) fn routes() -> Router<Arc<Cache>> {
-    Router::new().route("/_stopover/gc", post(collect_garbage)).route("/_stopover/purge", post(purge))
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Sweep {
     dry_run: bool,
 }
 
-async fn collect_garbage(State(cache): State<Arc<Cache>>, Operator(body): Operator) -> Response {
+pub(super) async fn collect_garbage(State(cache): State<Arc<Cache>>, Operator(body): Operator) -> Response {
     let Ok(Sweep { dry_run }) = serde_json::from_slice(&body) else {
         return refusal(StatusCode::BAD_REQUEST, r#"the body must be {"dry_run": true} or {"dry_run": false}"#);
     };
@@ -41,7 +35,7 @@ struct Purge {
     image: String,
 }
 
-async fn purge(State(cache): State<Arc<Cache>>, Operator(body): Operator) -> Response {
+pub(super) async fn purge(State(cache): State<Arc<Cache>>, Operator(body): Operator) -> Response {
     let Ok(Purge { image }) = serde_json::from_slice(&body) else {
         return refusal(StatusCode::BAD_REQUEST, r#"the body must be like {"image": "docker.io/library/nginx:1.27"}"#);
     };

@@ -2,32 +2,29 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::get;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::request::Parts;
 
 use super::NO_STORE;
 use super::access::Caller;
+use super::audit::Record;
 use super::operator::{answer, let_in, let_in_if};
 use crate::cache::Cache;
 use crate::journal::Event;
 use crate::oci::UpstreamId;
 use crate::operate::status::{EventReport, EventsReport, StatusReport};
 
-pub(super) fn routes() -> Router<Arc<Cache>> {
-    Router::new()
-        .route("/_stopover/metrics", get(metrics))
-        .route("/_stopover/events", get(events))
-        .route("/_stopover/status", get(status))
-}
-
 /// The metrics, for operators. Where there is no login, no scraper could be one: then callers that are let in see what is
 /// about upstreams that they may pull from.
-async fn metrics(State(cache): State<Arc<Cache>>, parts: Parts) -> Result<Response, Response> {
-    let check = |caller: &Caller| if cache.access.has_logins() { caller.check_operator(&cache) } else { Ok(()) };
+pub(super) async fn metrics(State(cache): State<Arc<Cache>>, parts: Parts) -> Result<Response, Response> {
+    let check = |caller: Caller, _: &mut Record| {
+        if cache.access.has_logins() {
+            caller.check_operator(&cache)?;
+        }
+        Ok(caller)
+    };
     let caller = let_in_if(&cache, &parts, check).await?;
     let sees = |upstream: &UpstreamId| caller.sees_upstream(&cache, upstream);
     let metrics = cache.operate.metrics(sees, |upstream| caller.sees_counts(&cache, upstream));
@@ -36,7 +33,7 @@ async fn metrics(State(cache): State<Arc<Cache>>, parts: Parts) -> Result<Respon
 }
 
 /// What has failed lately: all of it for operators, for other callers what they may pull.
-async fn events(State(cache): State<Arc<Cache>>, parts: Parts) -> Result<Response, Response> {
+pub(super) async fn events(State(cache): State<Arc<Cache>>, parts: Parts) -> Result<Response, Response> {
     let caller = let_in(&cache, &parts).await?;
     Ok(answer(&events_seen_by(&cache, &caller)))
 }
@@ -56,7 +53,7 @@ pub(super) fn events_seen_by(cache: &Cache, caller: &Caller) -> EventsReport {
 }
 
 /// What this process does: what operators see of it, or any other caller that is let in.
-async fn status(State(cache): State<Arc<Cache>>, parts: Parts) -> Result<Response, Response> {
+pub(super) async fn status(State(cache): State<Arc<Cache>>, parts: Parts) -> Result<Response, Response> {
     let caller = let_in(&cache, &parts).await?;
     Ok(answer(&status_seen_by(&cache, &caller).await))
 }

@@ -202,7 +202,7 @@ impl fmt::Display for Decision<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::{IamIdentity, OidcIdentity};
+    use crate::identity::OidcIdentity;
 
     fn rule(allow: bool, who: &[&str], what: &[&str]) -> Rule {
         Rule {
@@ -230,13 +230,23 @@ mod tests {
             rule(false, &["robot:ci"], &["ghcr.io/acme/secret*"]),
             rule(true, &["robot:*"], &["ghcr.io/acme/*"]),
             rule(false, &[], &["ghcr.io/acme/*"]),
+            // A rule about one kind of principal is never about another.
+            rule(true, &["iam:arn:aws:iam::123456789012:role/*"], &["quay.io/*"]),
         ]);
-        let decide =
-            |principal: &Principal, what: &str| policy.decide(principal, None, &repository(what), true).allowed();
-        assert!(decide(&robot("ci"), "ghcr.io/acme/app"));
-        assert!(!decide(&robot("ci"), "ghcr.io/acme/secret-app"));
-        assert!(decide(&robot("deploy"), "ghcr.io/acme/secret-app"));
-        assert!(!decide(&Principal::Anonymous, "ghcr.io/acme/app"));
+        for (who, what, private, allowed) in [
+            ("robot:ci", "ghcr.io/acme/app", true, true),
+            ("robot:ci", "ghcr.io/acme/secret-app", true, false),
+            ("robot:deploy", "ghcr.io/acme/secret-app", true, true),
+            ("anonymous", "ghcr.io/acme/app", true, false),
+            ("anonymous", "docker.io/library/nginx", false, true),
+            ("robot:ci", "docker.io/library/nginx", true, false),
+            ("iam:arn:aws:iam::123456789012:role/node", "quay.io/a/b", true, true),
+            ("iam:arn:aws:iam::123456789012:user/node", "quay.io/a/b", true, false),
+            ("oidc:iam:arn:aws:iam::123456789012:role/node", "quay.io/a/b", true, false),
+        ] {
+            let decision = policy.decide(&who.parse().unwrap(), None, &repository(what), private);
+            assert_eq!(decision.allowed(), allowed, "{who} {what}: {decision}");
+        }
     }
 
     #[test]
@@ -267,14 +277,6 @@ mod tests {
         }
         let closed = Policy(vec![rule(false, &[], &[]), rule(true, &[], &[])]);
         assert_eq!(closed.extent(&robot("ci"), None, &"a.io".parse().unwrap(), false), Extent::Nothing);
-    }
-
-    #[test]
-    fn without_a_rule_what_is_private_is_denied_and_what_is_public_allowed() {
-        let policy = Policy::default();
-        let hub = repository("docker.io/library/nginx");
-        assert!(policy.decide(&Principal::Anonymous, None, &hub, false).allowed());
-        assert!(!policy.decide(&robot("ci"), None, &hub, true).allowed());
     }
 
     #[test]
@@ -326,20 +328,5 @@ mod tests {
         ] {
             assert!(!decide(&principal, address), "{principal} {address:?}");
         }
-    }
-
-    #[test]
-    fn a_rule_about_one_kind_of_principal_is_never_about_another() {
-        let policy = Policy(vec![rule(true, &["iam:arn:aws:iam::123456789012:role/*"], &[])]);
-        let iam = |arn: &str| {
-            Principal::Iam(IamIdentity { account: "123456789012".into(), arn: arn.into(), organization: None })
-        };
-        let decide = |principal: &Principal| policy.decide(principal, None, &repository("ghcr.io/a/b"), true).allowed();
-        assert!(decide(&iam("arn:aws:iam::123456789012:role/node")));
-        assert!(!decide(&iam("arn:aws:iam::123456789012:user/node")));
-        let subject = "arn:aws:iam::123456789012:role/node";
-        let (issuer, payer, claims) = ("iam".into(), String::new(), BTreeMap::new());
-        let oidc = OidcIdentity { issuer, subject: subject.into(), payer, claims };
-        assert!(!decide(&Principal::Oidc(oidc)));
     }
 }

@@ -19,23 +19,18 @@ impl Operate {
         let is_family =
             |upstream: &UpstreamId| core.config.upstreams.get(upstream).is_some_and(|config| config.family.is_some());
         let mut text = Text::default();
-        let name = "stopover_build_info";
-        text.head(name, "gauge", "The version of the program.");
-        text.sample(name, &[("version", env!("CARGO_PKG_VERSION"))], 1);
+        let version = [(env!("CARGO_PKG_VERSION"), 1)];
+        text.by("version", "stopover_build_info", "gauge", "The version of the program.", version);
         text.plain("stopover_start_time_seconds", "gauge", "When the process started.", journal.started_at.0);
         let used = journal.counters().filter(|(upstream, counters)| !(is_family(upstream) && counters.is_empty()));
         let used: BTreeMap<_, _> = used.filter(|(upstream, _)| sees_counts(upstream)).collect();
         let other = journal.of(None);
         for (metric, help) in self.counted() {
-            let name = format!("{}_total", metric.in_prometheus());
-            text.head(&name, "counter", help);
-            for (upstream, counters) in &used {
-                text.sample(&name, &[("upstream", upstream.as_str())], counters.get(metric));
-            }
+            let by_upstream = used.iter().map(|(upstream, counters)| (upstream.as_str(), counters.get(metric)));
             // Answers to what is no request for a repository.
-            if matches!(metric, Metric::Refused | Metric::Failed) {
-                text.sample(&name, &[("upstream", "other")], other.get(metric));
-            }
+            let others = matches!(metric, Metric::Refused | Metric::Failed).then(|| ("other", other.get(metric)));
+            let name = format!("{}_total", metric.in_prometheus());
+            text.by("upstream", &name, "counter", help, by_upstream.chain(others));
         }
         let gauges = core
             .upstreams
@@ -55,41 +50,25 @@ impl Operate {
             *left = left.iter().copied().chain(found).min();
             *open |= is_open;
         }
-        let gauges: [(Metric, &str, Value); 3] = [
-            (Metric::QuotaLeft, "Pulls that are left of the quota, as upstream last said.", |account| {
-                account.left.map(|(pulls, _)| pulls)
-            }),
-            (Metric::QuotaLeftPercent, "What is left of the quota, in percent of its window.", |account| {
-                account.left.map(|(_, percent)| percent)
-            }),
-            (
-                Metric::BreakerOpen,
-                "1 while upstream is not asked for manifests, because it limits us or fails.",
-                |account| Some(u64::from(account.open)),
-            ),
-        ];
-        for (metric, help, value) in gauges {
-            let name = metric.in_prometheus();
-            text.head(&name, "gauge", help);
-            for (upstream, account) in &accounts {
-                if let Some(value) = value(account) {
-                    text.sample(&name, &[("upstream", upstream.as_str())], value);
-                }
-            }
-        }
+        let by_upstream = |value: fn(&Account) -> Option<u64>| {
+            accounts.iter().filter_map(move |(upstream, account)| Some((upstream.as_str(), value(account)?)))
+        };
+        let name = Metric::QuotaLeft.in_prometheus();
+        let help = "Pulls that are left of the quota, as upstream last said.";
+        text.by("upstream", &name, "gauge", help, by_upstream(|account| Some(account.left?.0)));
+        let name = Metric::QuotaLeftPercent.in_prometheus();
+        let help = "What is left of the quota, in percent of its window.";
+        text.by("upstream", &name, "gauge", help, by_upstream(|account| Some(account.left?.1)));
+        let name = Metric::BreakerOpen.in_prometheus();
+        let help = "1 while upstream is not asked for manifests, because it limits us or fails.";
+        text.by("upstream", &name, "gauge", help, by_upstream(|account| Some(account.open.into())));
         if let Some(Load { running, waiting, resting, oldest }) = core.storage.fills.load() {
-            let name = "stopover_fills_open";
-            text.head(name, "gauge", "Fills that have not ended: that run, wait for a place, or rest after a failure.");
-            for (state, fills) in [("running", running), ("waiting", waiting), ("resting", resting)] {
-                text.sample(name, &[("state", state)], fills);
-            }
+            let fills = [("running", running), ("waiting", waiting), ("resting", resting)];
+            let help = "Fills that have not ended: that run, wait for a place, or rest after a failure.";
+            text.by("state", "stopover_fills_open", "gauge", help, fills);
             let age = oldest.map_or(0, |oldest| now.after(oldest).as_secs());
-            text.plain(
-                "stopover_oldest_fill_age_seconds",
-                "gauge",
-                "How long ago the oldest of them was requested.",
-                age,
-            );
+            let help = "How long ago the oldest of them was requested.";
+            text.plain("stopover_oldest_fill_age_seconds", "gauge", help, age);
         }
         let sweeps = format!("{}_total", Metric::Sweeps.in_prometheus());
         text.plain(&sweeps, "counter", "Sweeps that have finished.", other.get(Metric::Sweeps));
@@ -104,9 +83,6 @@ impl Operate {
         text.0
     }
 }
-
-/// The value of a gauge, where there is one.
-type Value = fn(&Account) -> Option<u64>;
 
 /// What is known of our accounts at an upstream.
 #[derive(Default)]
@@ -126,18 +102,24 @@ impl Text {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
-        let label = |(name, value): &(&str, &str)| format!("{name}=\"{}\"", escaped(value));
-        let labels = labels.iter().map(label).collect::<Vec<_>>().join(",");
-        let _ = match labels.as_str() {
-            "" => writeln!(self.0, "{name} {value}"),
-            labels => writeln!(self.0, "{name}{{{labels}}} {value}"),
-        };
+    /// A sample for each value of a label.
+    fn by<'a, V: Display>(
+        &mut self,
+        label: &str,
+        name: &str,
+        kind: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = (&'a str, V)>,
+    ) {
+        self.head(name, kind, help);
+        for (labelled, value) in samples {
+            let _ = writeln!(self.0, "{name}{{{label}=\"{}\"}} {value}", escaped(labelled));
+        }
     }
 
     fn plain(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
         self.head(name, kind, help);
-        self.sample(name, &[], value);
+        let _ = writeln!(self.0, "{name} {value}");
     }
 }
 
@@ -153,10 +135,9 @@ mod tests {
     #[test]
     fn a_label_is_escaped_and_a_sample_is_one_line() {
         let mut text = Text::default();
-        text.head("a_total", "counter", "Help.");
-        text.sample("a_total", &[("b", "\\ \" \n"), ("c", "d")], 7);
+        text.by("b", "a_total", "counter", "Help.", [("\\ \" \n", 7), ("d", 8)]);
         text.plain("e", "gauge", "Help.", 1);
-        let expected = "# HELP a_total Help.\n# TYPE a_total counter\na_total{b=\"\\\\ \\\" \\n\",c=\"d\"} 7\n\
+        let expected = "# HELP a_total Help.\n# TYPE a_total counter\na_total{b=\"\\\\ \\\" \\n\"} 7\na_total{b=\"d\"} 8\n\
                         # HELP e Help.\n# TYPE e gauge\ne 1\n";
         assert_eq!(text.0, expected);
     }

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::Operate;
 use super::health::Health;
 use super::report::{FOR_OPERATORS, LastSweep, QuotaReport};
-use super::tallies::{Period, Summed, hit_percent};
-use crate::journal::{Counters, Event, EventKind, Metric, Slot};
+use super::tallies::{self, Period, hit_percent};
+use crate::journal::{Counters, Event, EventKind, Metric, Slot, Tally};
 use crate::oci::UpstreamId;
 use crate::records::gauge::Gauge;
 use crate::upstream::Upstream;
@@ -184,13 +184,17 @@ impl Operate {
             self.counted().map(|(metric, _)| (metric.in_status(), sum(metric))).collect()
         };
         let used = counters.iter().filter(|(_, counters)| !counters.is_empty()).map(|(upstream, _)| *upstream);
-        let counted = day.iter().chain(&month).flat_map(Summed::upstreams);
+        let counted = day.iter().chain(&month).flat_map(|(sums, _)| sums.upstreams());
         let known: BTreeSet<&UpstreamId> = used.chain(accounts.keys()).chain(counted).collect();
+        let of = |summed: &Option<(Tally, Period)>, upstream: &UpstreamId| {
+            let (sums, _) = summed.as_ref().filter(|_| is_shown(upstream))?;
+            Some(tallies::counts(|metric| sums.get(upstream, metric)))
+        };
         let upstreams = known.into_iter().map(|upstream| UpstreamStatus {
             upstream: upstream.to_string(),
             counts: counters.get(upstream).map(|counters| counts(&[counters])).unwrap_or_default(),
-            day: day.as_ref().filter(|_| is_shown(upstream)).map(|day| day.of(upstream)),
-            month: month.as_ref().filter(|_| is_shown(upstream)).map(|month| month.of(upstream)),
+            day: of(&day, upstream),
+            month: of(&month, upstream),
             accounts: accounts.get(upstream).cloned().unwrap_or_default(),
         });
         let (upstreams, counts) = (upstreams.collect(), counts(&counters.values().copied().collect::<Vec<_>>()));
@@ -200,8 +204,8 @@ impl Operate {
             health: self.health().await,
             hit_percent: hit_percent(|metric| counts.get(&metric.in_status()).copied().unwrap_or_default()),
             counts,
-            day: day.map(Summed::period),
-            month: month.map(Summed::period),
+            day: day.map(|(_, period)| period),
+            month: month.map(|(_, period)| period),
             upstreams,
             fills: if all { self.fill_counts().await } else { None },
             last_sweep: self.last_sweep().filter(|_| all),

@@ -20,7 +20,7 @@ use crate::values::time::Timestamp;
 
 /// How long an upload without a checkpoint lies idle before it is removed: a running fill has a checkpoint long before.
 const IDLE: Duration = Duration::from_hours(24);
-/// How many items are removed at once.
+/// How many items are removed or written at once.
 const AT_ONCE: usize = 16;
 /// About how many items are held between a decision and what comes of it.
 const BATCH: usize = 10_000;
@@ -162,13 +162,9 @@ impl Operate {
         memberships.retain(|entry| !matches!(entry, Entry::Membership { digest, .. } if spared.contains(digest)));
         self.remove_all(memberships, &mut done.entries, failure).await;
 
-        let removals: Vec<_> = blobs
-            .into_iter()
-            .filter(|doomed| !spared.contains(&doomed.digest))
-            .map(|doomed| async move { (self.remove_blob(&doomed).await, doomed) })
-            .collect();
-        let mut removals = stream::iter(removals).buffer_unordered(AT_ONCE);
-        while let Some((removed, doomed)) = removals.next().await {
+        let blobs = blobs.into_iter().filter(|doomed| !spared.contains(&doomed.digest));
+        let removals = blobs.map(|doomed| async move { (self.remove_blob(&doomed).await, doomed) });
+        for (removed, doomed) in at_once(removals).await {
             done.blobs.extend(noted(removed, failure).unwrap_or(false).then_some(doomed));
         }
 
@@ -186,8 +182,7 @@ impl Operate {
             let value = BlobRecord { shared: !record.value.shared, ..record.value };
             self.core.storage.ledger.swap(&digest, Some(record.version), &value).await
         });
-        let mut sharing = stream::iter(sharing.collect::<Vec<_>>()).buffer_unordered(AT_ONCE);
-        while let Some(written) = sharing.next().await {
+        for written in at_once(sharing).await {
             noted(written, failure);
         }
         done.add_to(report);
@@ -206,8 +201,7 @@ impl Operate {
                 (None, None) => Ok(()),
             }
         });
-        let mut writes = stream::iter(writes.collect::<Vec<_>>()).buffer_unordered(AT_ONCE);
-        while let Some(written) = writes.next().await {
+        for written in at_once(writes).await {
             noted(written, failure);
         }
     }
@@ -238,21 +232,17 @@ impl Operate {
         removed: &mut Vec<Entry>,
         failure: &mut Option<StoreError>,
     ) -> Vec<Entry> {
-        let removals: Vec<_> = entries
-            .into_iter()
-            .map(|entry| async move { (self.core.storage.ledger.remove(&entry).await, entry) })
-            .collect();
-        let mut removals = stream::iter(removals).buffer_unordered(AT_ONCE);
-        let mut spared = Vec::new();
-        while let Some((gone, entry)) = removals.next().await {
-            if !noted(gone, failure).unwrap_or(false) {
-                spared.push(entry);
-                continue;
-            }
-            if let Entry::Manifest(manifest) = &entry {
+        let removals = entries.into_iter().map(|entry| async move {
+            let gone = self.core.storage.ledger.remove(&entry).await;
+            if let (Ok(true), Entry::Manifest(manifest)) = (&gone, &entry) {
                 self.pull.forget(&manifest.repository, &manifest.digest);
             }
-            removed.push(entry);
+            (gone, entry)
+        });
+        let mut spared = Vec::new();
+        for (gone, entry) in at_once(removals).await {
+            let entries = if noted(gone, failure).unwrap_or(false) { &mut *removed } else { &mut spared };
+            entries.push(entry);
         }
         spared
     }
@@ -277,6 +267,11 @@ impl Operate {
         self.core.storage.ledger.remove(&Entry::Blob { digest: digest.clone(), record }).await?;
         Ok(true)
     }
+}
+
+/// What comes of things that are done at once, a few at a time.
+fn at_once<T>(things: impl Iterator<Item = impl Future<Output = T>>) -> impl Future<Output = Vec<T>> {
+    stream::iter(things.collect::<Vec<_>>()).buffer_unordered(AT_ONCE).collect()
 }
 
 /// The next entry, or why that one cannot be read. Any other error is one of the ledger as a whole.

@@ -63,50 +63,29 @@ pub(super) struct Sums {
 #[derive(Clone)]
 pub(super) struct Tallied(BTreeMap<Slot, Tally>);
 
-/// The sums of some hours or days, which are those that are shown.
-pub(super) struct Summed {
-    total: Tally,
-    steps: Vec<Step>,
-}
-
 impl Tallied {
     /// The same without the upstreams that are not shown.
     pub(super) fn shown(self, is_shown: impl Fn(&UpstreamId) -> bool) -> Self {
         Self(self.0.into_iter().map(|(slot, tally)| (slot, tally.shown(&is_shown))).collect())
     }
 
-    /// The sums of these hours or days.
-    pub(super) fn sum(&self, slots: impl Iterator<Item = Slot>) -> Summed {
-        let (mut total, mut steps, none) = (Tally::default(), Vec::new(), Tally::default());
+    /// The sums of these hours or days by upstream, and what a report says of them.
+    pub(super) fn sum(&self, slots: impl Iterator<Item = Slot>) -> (Tally, Period) {
+        let (mut sums, mut steps, none) = (Tally::default(), Vec::new(), Tally::default());
         for slot in slots {
             let tally = self.0.get(&slot).unwrap_or(&none);
-            total.merge(tally);
+            sums.merge(tally);
             let stored = Metric::STORED.map(|metric| tally.total(metric)).iter().sum();
             steps.push(Step { at: slot.begins_at().0, stored, missed: tally.total(Metric::Misses) });
         }
-        Summed { total, steps }
+        let total = |metric| sums.total(metric);
+        let period = Period { counts: counts(total), hit_percent: hit_percent(total), steps };
+        (sums, period)
     }
 }
 
-impl Summed {
-    /// The upstreams at which something was counted.
-    pub(super) fn upstreams(&self) -> impl Iterator<Item = &UpstreamId> {
-        self.total.upstreams()
-    }
-
-    /// What was counted at an upstream.
-    pub(super) fn of(&self, upstream: &UpstreamId) -> Counts {
-        counts(|metric| self.total.get(upstream, metric))
-    }
-
-    /// What was counted at all of them.
-    pub(super) fn period(self) -> Period {
-        let total = |metric| self.total.total(metric);
-        Period { counts: counts(total), hit_percent: hit_percent(total), steps: self.steps }
-    }
-}
-
-fn counts(count: impl Fn(Metric) -> u64) -> Counts {
+/// What is counted by upstream, by the names of the metrics.
+pub(super) fn counts(count: impl Fn(Metric) -> u64) -> Counts {
     Metric::BY_UPSTREAM.into_iter().map(|(metric, _)| (metric.in_status(), count(metric))).collect()
 }
 

@@ -25,91 +25,65 @@ impl fmt::Display for Mirror {
     }
 }
 
-/// A client that can be told of a mirror.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[expect(missing_docs, reason = "their names and places are in `about`")]
-pub enum Target {
-    Docker,
-    Containerd,
-    CriO,
-    Podman,
-    Buildkit,
-    K3s,
-    EksNodeadm,
-    Bottlerocket,
-    Kaniko,
-    GithubActions,
-    Codebuild,
-    Ecs,
-    Kubernetes,
-    Kyverno,
-    Kind,
-    Talos,
-    Al2023,
-    Dind,
-    GitlabRunner,
-    Arc,
+/// Declares the clients in the order in which they are listed: each with its name, other names that are understood, where
+/// its configuration goes, and the template of that.
+macro_rules! targets {
+    ($($target:ident $name:literal [$($other:literal),*] $place:literal $template:expr;)+) => {
+        /// A client that can be told of a mirror.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[expect(missing_docs, reason = "their names and places are in `about`")]
+        pub enum Target {
+            $($target,)+
+        }
+
+        impl Target {
+            /// All of them, in the order in which they are listed.
+            pub const ALL: [Self; 20] = [$(Self::$target),+];
+
+            /// Its name, other names that are understood, where its configuration goes, and the template of that.
+            const fn about(self) -> (&'static str, &'static [&'static str], &'static str, &'static str) {
+                match self {
+                    $(Self::$target => ($name, &[$($other),*], $place, $template),)+
+                }
+            }
+        }
+    };
+}
+
+targets! {
+    // Its configuration is put together: `daemon_json`.
+    Docker "docker" [] "/etc/docker/daemon.json" "";
+    Containerd "containerd" [] "A script that writes /etc/containerd/certs.d; for nerdctl and Kubernetes too"
+        include_str!("containerd.sh");
+    CriO "cri-o" [] "/etc/containers/registries.conf.d" include_str!("registries.toml");
+    Podman "podman" ["skopeo", "buildah"] "/etc/containers/registries.conf.d; for skopeo and buildah too"
+        include_str!("registries.toml");
+    Buildkit "buildkit" [] "/etc/buildkit/buildkitd.toml; for docker buildx too" include_str!("buildkit.toml");
+    K3s "k3s" ["rke2"] "/etc/rancher/k3s/registries.yaml; for RKE2 too" include_str!("k3s.yaml");
+    EksNodeadm "eks-nodeadm" [] "User data of EKS nodes with Amazon Linux 2023" include_str!("eks-nodeadm.mime");
+    Bottlerocket "bottlerocket" [] "User data of Bottlerocket" include_str!("bottlerocket.toml");
+    Kaniko "kaniko" [] "Arguments of the executor" include_str!("kaniko.yaml");
+    GithubActions "github-actions" [] "Steps of a job" include_str!("github-actions.yaml");
+    Codebuild "codebuild" [] "buildspec.yml" include_str!("codebuild.yaml");
+    Ecs "ecs" [] "Names of images in task definitions" include_str!("ecs.yaml");
+    Kubernetes "kubernetes" []
+        "A policy that puts the cache before names of images, where nodes cannot be configured"
+        concat!(
+            include_str!("kubernetes.yaml"),
+            include_str!("policy.yaml"),
+            include_str!("kubernetes-binding.yaml")
+        );
+    Kyverno "kyverno" [] "The same for Kyverno, on clusters before Kubernetes 1.36"
+        concat!(include_str!("kyverno.yaml"), include_str!("policy.yaml"));
+    Kind "kind" [] "A script for the nodes of a cluster of kind" include_str!("kind.sh");
+    Talos "talos" [] "Documents of the machine configuration" include_str!("talos.yaml");
+    Al2023 "al2023" [] "User data of EKS nodes with Amazon Linux 2023 and parallel pull" include_str!("al2023.mime");
+    Dind "dind" [] "A service of Compose, with the arguments of docker:dind" include_str!("dind.yaml");
+    GitlabRunner "gitlab-runner" [] "/etc/gitlab-runner/config.toml" include_str!("gitlab-runner.toml");
+    Arc "arc" [] "Values of the chart of Actions Runner Controller" include_str!("arc.yaml");
 }
 
 impl Target {
-    /// All of them, in the order in which they are listed.
-    pub const ALL: [Self; 20] = [
-        Self::Docker,
-        Self::Containerd,
-        Self::CriO,
-        Self::Podman,
-        Self::Buildkit,
-        Self::K3s,
-        Self::EksNodeadm,
-        Self::Bottlerocket,
-        Self::Kaniko,
-        Self::GithubActions,
-        Self::Codebuild,
-        Self::Ecs,
-        Self::Kubernetes,
-        Self::Kyverno,
-        Self::Kind,
-        Self::Talos,
-        Self::Al2023,
-        Self::Dind,
-        Self::GitlabRunner,
-        Self::Arc,
-    ];
-
-    /// Its name, other names that are understood, and where its configuration goes.
-    const fn about(self) -> (&'static str, &'static [&'static str], &'static str) {
-        match self {
-            Self::Docker => ("docker", &[], "/etc/docker/daemon.json"),
-            Self::Containerd => {
-                ("containerd", &[], "A script that writes /etc/containerd/certs.d; for nerdctl and Kubernetes too")
-            }
-            Self::CriO => ("cri-o", &[], "/etc/containers/registries.conf.d"),
-            Self::Podman => {
-                ("podman", &["skopeo", "buildah"], "/etc/containers/registries.conf.d; for skopeo and buildah too")
-            }
-            Self::Buildkit => ("buildkit", &[], "/etc/buildkit/buildkitd.toml; for docker buildx too"),
-            Self::K3s => ("k3s", &["rke2"], "/etc/rancher/k3s/registries.yaml; for RKE2 too"),
-            Self::EksNodeadm => ("eks-nodeadm", &[], "User data of EKS nodes with Amazon Linux 2023"),
-            Self::Bottlerocket => ("bottlerocket", &[], "User data of Bottlerocket"),
-            Self::Kaniko => ("kaniko", &[], "Arguments of the executor"),
-            Self::GithubActions => ("github-actions", &[], "Steps of a job"),
-            Self::Codebuild => ("codebuild", &[], "buildspec.yml"),
-            Self::Ecs => ("ecs", &[], "Names of images in task definitions"),
-            Self::Kubernetes => (
-                "kubernetes",
-                &[],
-                "A policy that puts the cache before names of images, where nodes cannot be configured",
-            ),
-            Self::Kyverno => ("kyverno", &[], "The same for Kyverno, on clusters before Kubernetes 1.36"),
-            Self::Kind => ("kind", &[], "A script for the nodes of a cluster of kind"),
-            Self::Talos => ("talos", &[], "Documents of the machine configuration"),
-            Self::Al2023 => ("al2023", &[], "User data of EKS nodes with Amazon Linux 2023 and parallel pull"),
-            Self::Dind => ("dind", &[], "A service of Compose, with the arguments of docker:dind"),
-            Self::GitlabRunner => ("gitlab-runner", &[], "/etc/gitlab-runner/config.toml"),
-            Self::Arc => ("arc", &[], "Values of the chart of Actions Runner Controller"),
-        }
-    }
-
     /// What it is called.
     pub const fn name(self) -> &'static str {
         self.about().0
@@ -127,34 +101,10 @@ impl Target {
 
     /// The configuration of this client; empty if there is nothing to configure.
     pub fn configuration(self, mirror: &Mirror, upstreams: &[MirroredUpstream]) -> String {
-        let template = match self {
-            Self::Docker => return daemon_json(mirror, upstreams),
-            Self::Containerd => include_str!("containerd.sh"),
-            Self::CriO | Self::Podman => include_str!("registries.toml"),
-            Self::Buildkit => include_str!("buildkit.toml"),
-            Self::K3s => include_str!("k3s.yaml"),
-            Self::EksNodeadm => include_str!("eks-nodeadm.mime"),
-            Self::Bottlerocket => include_str!("bottlerocket.toml"),
-            Self::Kaniko => include_str!("kaniko.yaml"),
-            Self::GithubActions => include_str!("github-actions.yaml"),
-            Self::Codebuild => include_str!("codebuild.yaml"),
-            Self::Ecs => include_str!("ecs.yaml"),
-            Self::Kubernetes => {
-                concat!(
-                    include_str!("kubernetes.yaml"),
-                    include_str!("policy.yaml"),
-                    include_str!("kubernetes-binding.yaml")
-                )
-            }
-            Self::Kyverno => concat!(include_str!("kyverno.yaml"), include_str!("policy.yaml")),
-            Self::Kind => include_str!("kind.sh"),
-            Self::Talos => include_str!("talos.yaml"),
-            Self::Al2023 => include_str!("al2023.mime"),
-            Self::Dind => include_str!("dind.yaml"),
-            Self::GitlabRunner => include_str!("gitlab-runner.toml"),
-            Self::Arc => include_str!("arc.yaml"),
-        };
-        fill(template, mirror, upstreams)
+        match self {
+            Self::Docker => daemon_json(mirror, upstreams),
+            _ => fill(self.about().3, mirror, upstreams),
+        }
     }
 
     /// What is left to do by hand, for configurations without comments that say it: their format has none, or they are
@@ -192,7 +142,7 @@ impl clap::ValueEnum for Target {
     }
 
     fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
-        let (name, aliases, place) = self.about();
+        let (name, aliases, place, _) = self.about();
         Some(clap::builder::PossibleValue::new(name).aliases(aliases).help(place))
     }
 }

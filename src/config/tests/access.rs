@@ -140,23 +140,46 @@ fn an_operator_is_named_with_its_kind_and_is_never_anonymous() {
 }
 
 #[test]
+fn an_issuer_is_what_its_tokens_say_to_the_letter() {
+    let issuer = |issuer: &str| {
+        let table = format!("[access.oidc.ci]\nissuer = \"{issuer}\"\naudience = \"a\"\nclaims = {{ a = \"b\" }}");
+        load(&table).map(|config| config.access.unwrap().oidc["ci"].clone())
+    };
+    for written in ["https://ci.test", "https://ci.test/", "https://CI.test/id/1"] {
+        assert_eq!(issuer(written).unwrap().issuer, written);
+    }
+    let discovery = |written: &str| issuer(written).unwrap().discovery.to_string();
+    assert_eq!(discovery("https://ci.test/id/1"), "https://ci.test/id/1/.well-known/openid-configuration");
+    assert_eq!(discovery("https://ci.test/"), "https://ci.test/.well-known/openid-configuration");
+    for wrong in ["http://ci.test", "ci.test", "https://ci.test?a=b", "https://ci.test#a", "file:///ci", ""] {
+        assert!(issuer(wrong).unwrap_err().contains("access.oidc.ci.issuer"), "{wrong}");
+    }
+}
+
+#[test]
 fn what_the_access_table_cannot_mean_is_named() {
+    let oidc = "issuer = \"https://ci.test\"\naudience = \"a\"\nclaims = { a = \"b\" }";
+    let iam = "service = \"cr.test\"\n[access.iam]\naccounts = [\"123456789012\"]";
+    // Whoever vouches for callers is reached over TLS.
     for (line, key) in [
+        (&*format!("[access.oidc.ci]\n{oidc}\njwks_uri = \"http://ci.test/keys\""), "access.oidc.ci.jwks_uri"),
+        (&*format!("[access.oidc.\"a:b\"]\n{oidc}"), "access.oidc"),
+        (&*format!("{iam}\nendpoint = \"http://sts.test\""), "access.iam.endpoint"),
+        (&*format!("{iam}\nendpoint = \"https://a.test/b\""), "access.iam.endpoint"),
+        ("service = \"cr.test\"\n[access.iam]\naccounts = [\"1234\"]", "access.iam.accounts"),
+        ("service = \"cr.test\"\n[access.iam]", "access.iam"),
+        ("[access.iam]\naccounts = [\"123456789012\"]", "access.service"),
         ("service = \"a\\\"b\"", "access.service"),
         ("service = \"\"", "access.service"),
         ("url = \"https://cr.example.com/path\"", "access.url"),
         ("token_life = \"2h\"", "access.token_life"),
         ("signing_keys = { env = \"UNKNOWN\" }", "access.signing_keys"),
         ("signing_keys = {}", "access.signing_keys"),
+        ("anonymous = [\"everyone\"]", "access.anonymous[1]: \"everyone\" is no network"),
     ] {
         let error = load(&format!("{ACCESS}{line}")).unwrap_err();
         assert!(error.contains(key), "{line}: {error}");
     }
-    assert!(
-        load("[access]\nanonymous = [\"everyone\"]")
-            .unwrap_err()
-            .contains("access.anonymous[1]: \"everyone\" is no network")
-    );
     assert!(
         !load(&format!("{ACCESS}anonymous = []")).unwrap().access.unwrap().anonymous.admits(None.into()),
         "nobody, not everybody"
@@ -174,27 +197,29 @@ fn what_the_access_table_cannot_mean_is_named() {
 
 #[test]
 fn what_needs_our_credentials_is_private_unless_it_says_otherwise() {
-    let config = load(
-        "[upstreams.\"docker.io\"]\ncredentials = { username = \"me\", password_env = \"HUB_TOKEN\" }\n\
-         [rules.\"docker.io/library\"]\npublic = true\n\
-         [upstreams.\"123456789012.dkr.ecr.eu-west-1.amazonaws.com\"]\n",
-    );
-    let config = config.unwrap();
-    let private = |id: &str| config.upstreams[id].is_private();
-    assert!(private("docker.io") && private("123456789012.dkr.ecr.eu-west-1.amazonaws.com") && !private("ghcr.io"));
-    let rule = &config.rules[&"docker.io/library".parse().unwrap()];
-    assert!(!rule.settings.as_ref().unwrap().is_private());
-}
-
-#[test]
-fn what_is_not_public_is_private_without_credentials_too() {
-    let text = "[upstreams.\"internal.test\"]\npublic = false\n[rules.\"internal.test/open\"]\npublic = true\n\
+    let text = "[upstreams.\"docker.io\"]\ncredentials = { username = \"me\", password_env = \"HUB_TOKEN\" }\n\
+                [rules.\"docker.io/library\"]\npublic = true\n\
+                [upstreams.\"123456789012.dkr.ecr.eu-west-1.amazonaws.com\"]\n\
+                [upstreams.\"internal.test\"]\npublic = false\n[rules.\"internal.test/open\"]\npublic = true\n\
                 [rules.\"internal.test/other\"]\nfresh = \"1h\"\n[rules.\"ghcr.io/acme\"]\npublic = false\n";
     let config = load(text).unwrap();
-    assert!(config.upstreams["internal.test"].is_private());
-    let private = |prefix: &str| config.rules[&prefix.parse().unwrap()].settings.as_ref().unwrap().is_private();
-    assert!(!private("internal.test/open") && private("internal.test/other") && private("ghcr.io/acme"));
-    assert!(!config.upstreams["ghcr.io"].is_private());
+    for (id, private) in [
+        ("docker.io", true),
+        ("123456789012.dkr.ecr.eu-west-1.amazonaws.com", true),
+        ("internal.test", true),
+        ("ghcr.io", false),
+    ] {
+        assert_eq!(config.upstreams[id].is_private(), private, "{id}");
+    }
+    for (prefix, private) in [
+        ("docker.io/library", false),
+        ("internal.test/open", false),
+        ("internal.test/other", true),
+        ("ghcr.io/acme", true),
+    ] {
+        let settings = config.rules[&prefix.parse().unwrap()].settings.as_ref().unwrap();
+        assert_eq!(settings.is_private(), private, "{prefix}");
+    }
 }
 
 #[test]

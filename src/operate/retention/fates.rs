@@ -209,8 +209,7 @@ impl Fates<'_> {
             },
         };
         if stays {
-            let digest = |of: &Entry| if let Entry::Membership { digest, .. } = of { keys.digest(digest) } else { 0 };
-            self.census.held.add(&entry, || digest(&entry));
+            self.census.held.add(&entry, keys);
         }
         match &entry {
             _ if !stays => batch.entries.push(entry),

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::Key;
+use super::{Key, Keys};
 use crate::oci::{Reference, Repository};
 use crate::records::{Entry, Holding, StoredManifest, Versioned};
 
@@ -65,8 +65,8 @@ impl Held {
         }
     }
 
-    /// Counts what stays. `digest`: that of a membership.
-    pub(super) fn add(&mut self, entry: &Entry, digest: impl FnOnce() -> Key) {
+    /// Counts what stays.
+    pub(super) fn add(&mut self, entry: &Entry, keys: &Keys) {
         match entry {
             Entry::Reference { repository, reference: Reference::Tag(tag), record } => {
                 if record.value.observed.is_some() {
@@ -81,8 +81,8 @@ impl Held {
                 counted.holding.used_at = counted.holding.used_at.max(*used_at);
                 counted.stays = true;
             }
-            Entry::Membership { repository, size, .. } => {
-                let (counted, digest) = (self.of(repository), digest());
+            Entry::Membership { repository, digest, size, .. } => {
+                let (counted, digest) = (self.of(repository), keys.digest(digest));
                 counted.holding.bytes += size;
                 counted.stays = true;
                 let number = counted.number;
