@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail, ensure};
 use aws::metrics::{count, count_upstreams};
-use aws::{Extension, PlaceRequest, Received, Request, Site, SqsFills, Turn};
+use aws::{Extension, PlaceRequest, Request, Site, SqsFills, Turn};
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsMessage};
 use futures_util::FutureExt as _;
 use lambda_runtime::{Context, Error, LambdaEvent, service_fn};
@@ -115,7 +115,7 @@ async fn perform(cache: &Arc<Cache>, site: &Site<Arc<Cache>>, event: LambdaEvent
         Event::Sweep { dry_run } => {
             let course = if dry_run { None } else { cache.operate.sweep_in_parts(ITEMS_OF_PART).await? };
             if let Some(course) = course {
-                site.fills().request_part(&course).await?;
+                site.fills.request_part(&course).await?;
                 return Ok(json!({ "requested": course }));
             }
             let report = cache.operate.sweep(dry_run).await?;
@@ -136,12 +136,12 @@ async fn run_batch(
     let mut response = SqsBatchResponse::default();
     for message in messages {
         let result = match Body::parse(message.body.as_deref().unwrap_or_default()) {
-            Ok(Body::Sweep(course)) => run_part(cache, site.fills(), course).await,
+            Ok(Body::Sweep(course)) => run_part(cache, &site.fills, course).await,
             Ok(Body::Request(request)) => run(cache, site, request, context).await,
             Err(error) => Err(error).context("the message is no request for a fill or an image"),
         };
         if let Err(error) = result {
-            put_off(site.fills(), &message).await;
+            put_off(&site.fills, &message).await;
             tracing::error!(message_id = message.message_id, error = format!("{error:#}"), "left to the queue");
             count(&[(Metric::FailedFills, 1)]);
             response.add_failure(message.message_id.unwrap_or_default());
@@ -156,7 +156,7 @@ async fn put_off(fills: &SqsFills, message: &SqsMessage) {
     let (Some(queue), Some(receipt)) = (&message.event_source_arn, &message.receipt_handle) else { return };
     let attempts = message.attributes.get("ApproximateReceiveCount").and_then(|count| count.parse().ok());
     let pause = pause_after(attempts.unwrap_or(1));
-    if let Err(error) = fills.hide(Received { queue, receipt }, pause).await {
+    if let Err(error) = fills.hide(queue, receipt, pause).await {
         tracing::warn!(message_id = message.message_id, %error, "a message comes back only after its visibility timeout");
     }
 }
@@ -183,7 +183,7 @@ async fn run(
     mut request: Request,
     context: &Context,
 ) -> anyhow::Result<()> {
-    let (fills, ledger) = (site.fills(), site.ledger());
+    let (fills, ledger) = (&site.fills, &site.ledger);
     let job = match &request.work {
         Work::Blob(job) => job.clone(),
         Work::Image(image) => return Ok(cache.prefetch.run(image).await?),
