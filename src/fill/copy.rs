@@ -312,8 +312,7 @@ impl Writer {
 
     fn verify(&mut self, job: &Job) -> Result<(), FillError> {
         if self.written != job.size {
-            let reason = format!("it sent {} of {} bytes", self.written, job.size);
-            return Err(UpstreamError::Unavailable { silent: false, reason }.into());
+            return Err(UpstreamError::failed(format!("it sent {} of {} bytes", self.written, job.size)).into());
         }
         match self.hash.catch_up().clone().finish() {
             digest if digest == job.digest => Ok(()),
