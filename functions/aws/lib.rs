@@ -43,7 +43,7 @@ pub use role::OwnRole;
 pub use s3::S3Blobs;
 pub use settings::Wrong;
 pub use site::Site;
-pub use sqs::{Queues, Received, Request, SqsFills};
+pub use sqs::{Queues, Request, SqsFills};
 
 /// Time-outs of calls that move a few kilobytes, for an attempt and in all. Three attempts and the pauses between fit
 /// into the 30 seconds in which a client wants its headers.

@@ -34,21 +34,19 @@ type Variables = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
 /// What is made of a cache, made anew with each configuration.
 pub struct Site<T> {
+    /// The bucket of blobs. It stays the same whatever the configuration says, and so do the others.
+    pub blobs: S3Blobs,
+    /// The table.
+    pub ledger: Arc<DynamoLedger>,
+    /// The queues of fills.
+    pub fills: Arc<SqsFills>,
+    role: Arc<OwnRole>,
     variables: Variables,
     place: Place,
     reader: Reader,
     clock: Clock,
-    adapters: Adapters,
     make: Box<dyn Fn(Arc<Cache>) -> T + Send + Sync>,
     state: Mutex<State<T>>,
-}
-
-/// What stays the same whatever the configuration says.
-struct Adapters {
-    blobs: S3Blobs,
-    ledger: Arc<DynamoLedger>,
-    fills: Arc<SqsFills>,
-    role: Arc<OwnRole>,
 }
 
 struct State<T> {
@@ -90,11 +88,14 @@ impl<T: Clone> Site<T> {
         let role = Arc::new(OwnRole::new(calls));
         let state = State { current: None, written: None, next_at: Timestamp(0), wrong: None, unread: None };
         let site = Self {
+            blobs,
+            ledger,
+            fills,
+            role,
             variables: Box::new(variables),
             place: settings.configuration,
             reader,
             clock,
-            adapters: Adapters { blobs, ledger, fills, role },
             make: Box::new(make),
             state: Mutex::new(state),
         };
@@ -108,21 +109,6 @@ impl<T: Clone> Site<T> {
             let _ = site.current().await;
         }
         Ok(site)
-    }
-
-    /// The bucket of blobs.
-    pub fn blobs(&self) -> &S3Blobs {
-        &self.adapters.blobs
-    }
-
-    /// The table.
-    pub fn ledger(&self) -> &DynamoLedger {
-        &self.adapters.ledger
-    }
-
-    /// The queues of fills.
-    pub fn fills(&self) -> &SqsFills {
-        &self.adapters.fills
     }
 
     /// What the newest good configuration makes; it is looked for once a minute. Fails where there has been none.
@@ -201,7 +187,7 @@ impl<T: Clone> Site<T> {
 
     /// Keeps a good configuration in the table: for a process that starts while there is none.
     async fn keep(&self, text: &str) {
-        let kept = tokio::time::timeout(PATIENCE, self.ledger().keep_configuration(text));
+        let kept = tokio::time::timeout(PATIENCE, self.ledger.keep_configuration(text));
         let late = |_| Err(StoreError::Unavailable("it took too long".into()));
         if let Err(error) = kept.await.unwrap_or_else(late) {
             tracing::warn!(error = %chain(&error), "the configuration could not be kept for processes that start later");
@@ -210,7 +196,7 @@ impl<T: Clone> Site<T> {
 
     /// What was good last, in any process.
     async fn last_good(&self) -> Option<(T, Arc<Cache>)> {
-        let kept = tokio::time::timeout(PATIENCE, self.ledger().kept_configuration()).await.ok()?;
+        let kept = tokio::time::timeout(PATIENCE, self.ledger.kept_configuration()).await.ok()?;
         let made = self.parse(&kept.ok()??).ok()?;
         tracing::warn!("the last configuration that was good is used: {}", self.place);
         Some(made)
@@ -249,10 +235,9 @@ impl<T: Clone> Site<T> {
             config.retention.max_size.is_none(),
             "max_size is for a cache on one machine; here keep says what stays"
         );
-        let Adapters { blobs, ledger, fills, role } = &self.adapters;
-        let (blobs, ledger, fills) = (Arc::new(blobs.clone()), Arc::clone(ledger) as _, Arc::clone(fills) as _);
-        let storage = Storage { blobs, ledger, fills };
-        let role = Some(Arc::clone(role) as _);
+        let (ledger, fills) = (Arc::clone(&self.ledger) as _, Arc::clone(&self.fills) as _);
+        let storage = Storage { blobs: Arc::new(self.blobs.clone()), ledger, fills };
+        let role = Some(Arc::clone(&self.role) as _);
         let cache = Cache::new(config, self.clock.clone(), storage, role).context("cannot start")?;
         let cache = Arc::new(cache);
         Ok(((self.make)(Arc::clone(&cache)), cache))

@@ -105,15 +105,6 @@ impl From<Work> for Request {
     }
 }
 
-/// A message that was received from one of the queues of fills.
-#[derive(Debug, Clone, Copy)]
-pub struct Received<'a> {
-    /// The ARN of the queue.
-    pub queue: &'a str,
-    /// What this receive of it is called.
-    pub receipt: &'a str,
-}
-
 /// [`Fills`] on these queues. The body of a message is a [`Request`].
 #[derive(Debug, Clone)]
 pub struct SqsFills {
@@ -157,17 +148,17 @@ impl SqsFills {
         self.send(&[(&self.queues.background, vec![message(&serde_json::json!({ "sweep": course }))?])]).await
     }
 
-    /// Hides a message for as long, instead of for the visibility timeout of its queue.
+    /// Hides a message for as long, instead of for the visibility timeout of its queue. `queue`: its ARN; `receipt`: what
+    /// this receive of it is called.
     ///
     /// # Errors
     /// The queue is none of these, or refuses.
-    pub async fn hide(&self, message: Received<'_>, pause: Duration) -> Result<(), StoreError> {
-        let name = message.queue.rsplit(':').next().unwrap_or_default();
+    pub async fn hide(&self, queue: &str, receipt: &str, pause: Duration) -> Result<(), StoreError> {
+        let name = queue.rsplit(':').next().unwrap_or_default();
         let of_name = |url: &&String| url.rsplit('/').next() == Some(name);
         let url = [&self.queues.interactive, &self.queues.background].into_iter().find(of_name);
-        let url =
-            url.ok_or_else(|| StoreError::Unavailable(format!("{} is no queue of fills", message.queue).into()))?;
-        self.change_visibility(url, message.receipt, pause).await
+        let url = url.ok_or_else(|| StoreError::Unavailable(format!("{queue} is no queue of fills").into()))?;
+        self.change_visibility(url, receipt, pause).await
     }
 
     async fn change_visibility(&self, url: &str, receipt: &str, hidden: Duration) -> Result<(), StoreError> {

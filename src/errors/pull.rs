@@ -243,17 +243,3 @@ fn of_request(error: &InvalidRequest) -> (StatusCode, ErrorCode) {
         },
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn storage_that_fails_at_the_gate_is_storage_that_fails() {
-        let error = PullError::from(AccessError::Store(StoreError::Corrupt("the item of /var/lib/robots".into())));
-        assert!(matches!(error, PullError::Store(StoreError::Corrupt(_))), "{error:?}");
-        let answer = error.answer();
-        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
-        assert!(!answer.message.contains("/var/lib"), "{}", answer.message);
-    }
-}

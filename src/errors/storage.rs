@@ -80,7 +80,7 @@ mod tests {
     use std::io;
 
     use super::*;
-    use crate::errors::{FillError, PullError};
+    use crate::errors::{AccessError, FillError, PullError};
 
     fn full() -> StoreError {
         StoreError::Refused(Failure::because("a blob could not be written", io::Error::other("no space left")))
@@ -100,8 +100,12 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_told_nothing_of_it() {
-        let answer = PullError::from(full()).answer();
-        assert!(!answer.message.contains("written") && !answer.message.contains("space"), "{}", answer.message);
+    fn a_client_is_told_nothing_of_it_at_the_gate_either() {
+        for error in [PullError::from(full()), PullError::from(AccessError::Store(full()))] {
+            assert!(matches!(error, PullError::Store(StoreError::Refused(_))), "{error:?}");
+            let answer = error.answer();
+            assert_eq!(answer.status, http::StatusCode::SERVICE_UNAVAILABLE);
+            assert!(!answer.message.contains("written") && !answer.message.contains("space"), "{}", answer.message);
+        }
     }
 }

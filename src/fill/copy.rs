@@ -67,34 +67,28 @@ pub(super) async fn copy(
     let outcome = copying.run(stop).await;
     let saved = copying.saved;
     let known = saved.is_some();
-    match outcome {
+    let (outcome, checkpoint) = match outcome {
+        // Only the owner of the claim publishes.
         Ok(Ended::Whole) => match claim.renew(saved.clone()).await {
-            // Only the owner of the claim publishes.
             Ok(()) => match writer.upload.publish().await {
-                Ok(()) => ended(Ok(Filled::Stored)),
-                Err(error) => end(Err(error.into()), saved, writer, known),
+                Ok(()) => return ended(Ok(Filled::Stored)),
+                Err(error) => (Err(error.into()), saved),
             },
-            Err(error) => end(Err(error), saved, writer, known),
+            Err(error) => (Err(error), saved),
         },
         Ok(Ended::Stopped { store_until }) => {
             let checkpoint = writer.checkpoint_until(store_until).await.unwrap_or(saved);
             let reached = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.offset);
-            end(Ok(Filled::Parked { progress: reached > begun }), checkpoint, writer, known)
+            (Ok(Filled::Parked { progress: reached > begun }), checkpoint)
         }
         Err(error @ FillError::Upstream(_)) if error.may_pass() => {
-            let checkpoint = writer.checkpoint(u64::MAX).await.unwrap_or(saved);
-            end(Err(error), checkpoint, writer, known)
+            (Err(error), writer.checkpoint(u64::MAX).await.unwrap_or(saved))
         }
-        Err(error @ (FillError::Store(StoreError::Unavailable(_)) | FillError::ClaimLost)) => {
-            end(Err(error), saved, writer, known)
-        }
+        Err(error @ (FillError::Store(StoreError::Unavailable(_)) | FillError::ClaimLost)) => (Err(error), saved),
         // The bytes cannot be trusted, or no other fill will go on with them; and a full disk must not be kept full.
-        Err(error) => end(Err(error), None, writer, known),
-    }
-}
-
-/// Without a checkpoint the upload is of no use to another fill, so it is handed back to be discarded.
-fn end(outcome: Result<Filled, FillError>, checkpoint: Option<Checkpoint>, writer: Writer, known: bool) -> Copied {
+        Err(error) => (Err(error), None),
+    };
+    // Without a checkpoint the upload is of no use to another fill, so it is handed back to be discarded.
     let upload = checkpoint.is_none().then_some(writer.upload);
     Copied { outcome, checkpoint, upload, known }
 }
@@ -318,8 +312,7 @@ impl Writer {
 
     fn verify(&mut self, job: &Job) -> Result<(), FillError> {
         if self.written != job.size {
-            let reason = format!("it sent {} of {} bytes", self.written, job.size);
-            return Err(UpstreamError::Unavailable { silent: false, reason }.into());
+            return Err(UpstreamError::failed(format!("it sent {} of {} bytes", self.written, job.size)).into());
         }
         match self.hash.catch_up().clone().finish() {
             digest if digest == job.digest => Ok(()),

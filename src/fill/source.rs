@@ -189,8 +189,7 @@ impl SegmentFetcher {
             }
         }
         if *at < end {
-            let reason = format!("it sent {at} of {} bytes", self.job.size);
-            return Err(UpstreamError::Unavailable { silent: false, reason }.into());
+            return Err(UpstreamError::failed(format!("it sent {at} of {} bytes", self.job.size)).into());
         }
         Ok(())
     }

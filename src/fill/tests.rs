@@ -1,8 +1,7 @@
-use std::collections::HashSet;
+use std::net::TcpListener;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use async_trait::async_trait;
-use futures_util::stream::BoxStream;
 use tempfile::TempDir;
 
 use super::*;
@@ -10,35 +9,31 @@ use crate::config::{Cold, Config};
 use crate::local::Files;
 use crate::oci::{Algorithm, Digest};
 use crate::ports::troubled::{NoFills, Troubled};
-use crate::ports::{Blobs, Ledger as _, Location, Priority, Records as _, Storage, StoredBlob};
+use crate::ports::{Ledger as _, Priority, Records as _, Storage};
 use crate::values::time::Clock;
-
-fn record(state: BlobState) -> BlobRecord {
-    BlobRecord { attempts: 2, ..BlobRecord::new(state) }
-}
 
 struct World {
     fill: Arc<Fill>,
     ledger: Arc<Troubled>,
     claim: HeldClaim,
     _data: TempDir,
+    /// The upstream, which never answers.
+    _silent: TcpListener,
 }
 
 /// A fill, and a ledger on which other writers overtake its first `overtaken` writes after it holds the claim.
 async fn world(claimed: bool, overtaken: usize) -> World {
     let data = tempfile::tempdir().unwrap();
-    let files = Arc::new(Files::open(data.path()).unwrap());
-    world_on(files, data, claimed, overtaken).await
-}
-
-async fn world_on(blobs: Arc<dyn Blobs>, data: TempDir, claimed: bool, overtaken: usize) -> World {
-    let ledger = Arc::new(Troubled::open(data.path()));
-    let (clock, config) = (Clock::default(), Config::load(None, Cold::Follow, |_| Ok(String::new())).unwrap());
+    let (blobs, ledger) = (Arc::new(Files::open(data.path()).unwrap()), Arc::new(Troubled::open(data.path())));
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let text = format!("[upstreams.\"test.local\"]\nurl = \"http://{}\"", silent.local_addr().unwrap());
+    let config = Config::parse(&text, Path::new("stopover.toml"), Cold::Follow, |_| unreachable!()).unwrap();
+    let clock = Clock::default();
     let storage = Storage { blobs, ledger: Arc::clone(&ledger) as _, fills: Arc::new(NoFills) };
     let core = Arc::new(Core::new(config, clock.clone(), storage, None).unwrap());
     let fill = Arc::new(Fill::new(Arc::clone(&core), Arc::new(Membership::new(Arc::clone(&core)))));
     let job = Job {
-        repository: serde_json::from_str(r#"{"upstream":"docker.io","name":"library/a"}"#).unwrap(),
+        repository: serde_json::from_str(r#"{"upstream":"test.local","name":"a"}"#).unwrap(),
         digest: Digest::of(Algorithm::Sha256, b"a"),
         size: 1,
         priority: Priority::Interactive,
@@ -46,59 +41,19 @@ async fn world_on(blobs: Arc<dyn Blobs>, data: TempDir, claimed: bool, overtaken
     };
     if claimed {
         let until = clock.now().plus(CLAIM);
-        let claim = record(BlobState::Claimed { owner: "me".into(), until });
+        let claim = BlobRecord::new(BlobState::Claimed { owner: "me".into(), until });
         ledger.swap(&job.digest, None, &claim).await.unwrap().unwrap();
     }
     ledger.overtaken.store(overtaken, Ordering::SeqCst);
     let claim = HeldClaim { core, job, owner: "me".into(), open: true };
-    World { fill, ledger, claim, _data: data }
-}
-
-struct Panicking;
-
-#[async_trait]
-impl Blobs for Panicking {
-    async fn size(&self, _: &Digest) -> Result<Option<u64>, StoreError> {
-        Ok(None)
-    }
-
-    async fn locate(&self, _: &Digest) -> Result<Option<Location>, StoreError> {
-        Ok(None)
-    }
-
-    async fn begin(&self, _: &Digest, _: u64, _: &watch::Sender<Progress>) -> Result<Box<dyn Upload>, StoreError> {
-        panic!("as planned")
-    }
-
-    async fn resume(
-        &self,
-        _: &Digest,
-        _: u64,
-        _: u64,
-        _: &str,
-        _: &watch::Sender<Progress>,
-    ) -> Result<Option<Box<dyn Upload>>, StoreError> {
-        Ok(None)
-    }
-
-    async fn abandon(&self, _: &HashSet<String>, _: Duration) -> Result<usize, StoreError> {
-        Ok(0)
-    }
-
-    fn list(&self) -> BoxStream<'_, Result<StoredBlob, StoreError>> {
-        Box::pin(futures_util::stream::empty())
-    }
-
-    async fn remove(&self, _: &Digest) -> Result<(), StoreError> {
-        Ok(())
-    }
+    World { fill, ledger, claim, _data: data, _silent: silent }
 }
 
 #[tokio::test]
 async fn a_fill_that_panics_fails_and_gives_its_claim_back() {
-    let world = world_on(Arc::new(Panicking), tempfile::tempdir().unwrap(), false, 0).await;
-    let (job, progress, stop) = (&world.claim.job, watch::channel(Progress::Waiting).0, std::future::pending());
-    let outcome = world.fill.run(job, &progress, stop).await;
+    let world = world(false, 0).await;
+    let (job, progress) = (&world.claim.job, watch::channel(Progress::Waiting).0);
+    let outcome = world.fill.run(job, &progress, async { panic!("as planned") }).await;
     assert!(matches!(outcome, Err(FillError::Panicked)), "{outcome:?}");
     let record = world.ledger.blob(&job.repository, &job.digest).await.unwrap().record.unwrap().value;
     assert_eq!(record.state, BlobState::Absent, "others need not wait for it");

@@ -32,8 +32,8 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use futures_util::FutureExt as _;
 use tokio::net::UnixListener;
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval, interval_at};
+use tokio_util::task::AbortOnDropHandle;
 
 pub use files::Files;
 pub use ledger::EmbeddedLedger;
@@ -57,8 +57,8 @@ pub struct Local {
     pub cache: Arc<Cache>,
     queue: Arc<Queue>,
     images: Arc<Images>,
-    sweeper: Task,
-    writer: Task,
+    sweeper: AbortOnDropHandle<()>,
+    writer: AbortOnDropHandle<()>,
     lock: Lock,
 }
 
@@ -95,7 +95,7 @@ impl Local {
         let cache = Arc::new(cache);
         queue.start(&cache)?;
         images.start(&cache)?;
-        let (sweeper, writer) = (Task::sweep(&cache, &ledger), Task::write_counts(&cache));
+        let (sweeper, writer) = (sweep(&cache, &ledger), write_counts(&cache));
         Ok(Self { cache, queue, images, sweeper, writer, lock })
     }
 
@@ -126,11 +126,11 @@ impl Local {
     /// process can use the directory until the lock that this returns is dropped: answers may still be under way.
     pub async fn stop(self, grace: Duration) -> Lock {
         self.images.stop().await;
-        self.sweeper.stop().await;
+        ended(self.sweeper).await;
         self.queue.stop(grace).await;
         // One that is under way is waited for: broken off, it would be written twice.
         self.cache.operate.write_counts().await;
-        self.writer.stop().await;
+        ended(self.writer).await;
         self.lock
     }
 
@@ -147,53 +147,42 @@ const SWEEPS: (Duration, Duration) = (Duration::from_mins(5), Duration::from_hou
 /// How often what was counted is written down: a crash loses that much of it.
 const COUNTS: Duration = Duration::from_mins(5);
 
-/// What is done again and again until it is dropped.
-struct Task(JoinHandle<()>);
-
-impl Task {
-    /// Writes down what is counted.
-    fn write_counts(cache: &Arc<Cache>) -> Self {
-        let (mut ticks, cache) = (interval(COUNTS), Arc::downgrade(cache));
-        Self(tokio::spawn(async move {
-            loop {
-                ticks.tick().await;
-                let Some(cache) = cache.upgrade() else { return };
-                cache.operate.write_counts().await;
-            }
-        }))
-    }
-
-    /// Sweeps. The next sweep completes one that was broken off.
-    fn sweep(cache: &Arc<Cache>, ledger: &Arc<EmbeddedLedger>) -> Self {
-        let (first, every) = SWEEPS;
-        let mut ticks = interval_at(Instant::now() + first, every);
-        let (cache, ledger) = (Arc::downgrade(cache), Arc::downgrade(ledger));
-        Self(tokio::spawn(async move {
-            loop {
-                ticks.tick().await;
-                let (Some(cache), Some(ledger)) = (cache.upgrade(), ledger.upgrade()) else { return };
-                // A sweep that panics is logged where it does, and the next one comes all the same.
-                if let Ok(Err(error)) = AssertUnwindSafe(cache.operate.sweep(false)).catch_unwind().await {
-                    tracing::warn!(error = %chain(&error), "the sweep ended early");
-                }
-                if let Err(error) = ledger.forget_given_up(cache.core.clock.now()).await {
-                    tracing::warn!(error = %chain(&error), "fills that were given up long ago are still remembered");
-                }
-            }
-        }))
-    }
-
-    /// Returns once the task holds nothing of the cache any more.
-    async fn stop(mut self) {
-        self.0.abort();
-        let _ = (&mut self.0).await;
-    }
+/// Writes down what is counted, again and again.
+fn write_counts(cache: &Arc<Cache>) -> AbortOnDropHandle<()> {
+    let (mut ticks, cache) = (interval(COUNTS), Arc::downgrade(cache));
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        loop {
+            ticks.tick().await;
+            let Some(cache) = cache.upgrade() else { return };
+            cache.operate.write_counts().await;
+        }
+    }))
 }
 
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+/// Sweeps, again and again. The next sweep completes one that was broken off.
+fn sweep(cache: &Arc<Cache>, ledger: &Arc<EmbeddedLedger>) -> AbortOnDropHandle<()> {
+    let (first, every) = SWEEPS;
+    let mut ticks = interval_at(Instant::now() + first, every);
+    let (cache, ledger) = (Arc::downgrade(cache), Arc::downgrade(ledger));
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        loop {
+            ticks.tick().await;
+            let (Some(cache), Some(ledger)) = (cache.upgrade(), ledger.upgrade()) else { return };
+            // A sweep that panics is logged where it does, and the next one comes all the same.
+            if let Ok(Err(error)) = AssertUnwindSafe(cache.operate.sweep(false)).catch_unwind().await {
+                tracing::warn!(error = %chain(&error), "the sweep ended early");
+            }
+            if let Err(error) = ledger.forget_given_up(cache.core.clock.now()).await {
+                tracing::warn!(error = %chain(&error), "fills that were given up long ago are still remembered");
+            }
+        }
+    }))
+}
+
+/// Ends a task, and returns once it holds nothing of the cache any more.
+async fn ended(task: AbortOnDropHandle<()>) {
+    task.abort();
+    let _ = task.await;
 }
 
 /// The path of the operators' socket in a data directory.

@@ -318,22 +318,19 @@ mod tests {
     }
 
     #[test]
-    fn the_blobs_of_an_image_are_its_configuration_and_layers_each_once() {
-        let body = format!(
-            r#"{{"schemaVersion":2,"config":{},"layers":[{},{},{}]}}"#,
-            described('a', 1),
-            described('b', 2),
-            described('b', 2),
-            described('c', 3)
-        );
-        let blobs = manifest(MediaType::OciManifest, body.as_bytes()).unwrap().blobs().unwrap();
-        assert_eq!(blobs.iter().map(|blob| blob.size).collect::<Vec<_>>(), [1, 2, 3]);
-    }
-
-    #[test]
-    fn an_index_has_no_blobs() {
-        let body = format!(r#"{{"manifests":[{}]}}"#, described('a', 1));
-        assert_eq!(manifest(MediaType::OciIndex, body.as_bytes()).unwrap().blobs(), Ok(Vec::new()));
+    fn the_blobs_of_an_image_are_its_configuration_and_layers_each_once_and_an_index_has_none() {
+        let [a, b, c] = [described('a', 1), described('b', 2), described('c', 3)];
+        let foreign = c.replace("\"size\"", "\"urls\":[\"https://elsewhere.test/l\"],\"size\"");
+        let image = format!(r#"{{"schemaVersion":2,"config":{a},"layers":[{b},{b},{foreign}]}}"#);
+        let (index, named) = (format!(r#"{{"manifests":[{a}]}}"#), vec![(1, false), (2, false), (3, true)]);
+        for (media_type, body, expected) in [
+            (MediaType::OciManifest, &image, named.clone()),
+            (MediaType::DockerManifest, &image, named),
+            (MediaType::OciIndex, &index, Vec::new()),
+        ] {
+            let blobs = manifest(media_type, body.as_bytes()).unwrap().blobs().unwrap();
+            assert_eq!(blobs.iter().map(|blob| (blob.size, blob.foreign)).collect::<Vec<_>>(), expected);
+        }
     }
 
     #[test]
@@ -360,14 +357,6 @@ mod tests {
             let named = manifest(media_type, body.as_bytes()).unwrap().references().unwrap();
             assert_eq!(named.iter().map(|digest| digest.hex().get(..1).unwrap()).collect::<Vec<_>>(), ["a", "b"]);
         }
-    }
-
-    #[test]
-    fn a_layer_with_urls_is_foreign() {
-        let layer = described('b', 2).replace("\"size\"", "\"urls\":[\"https://elsewhere.test/l\"],\"size\"");
-        let body = format!(r#"{{"config":{},"layers":[{layer}]}}"#, described('a', 1));
-        let blobs = manifest(MediaType::DockerManifest, body.as_bytes()).unwrap().blobs().unwrap();
-        assert_eq!(blobs.iter().map(|blob| blob.foreign).collect::<Vec<_>>(), [false, true]);
     }
 
     #[test]

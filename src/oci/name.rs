@@ -159,27 +159,7 @@ mod tests {
         ] {
             assert!(text.parse::<Name>().is_ok(), "{text}");
         }
-        for text in [
-            "",
-            "/",
-            "a/",
-            "/a",
-            "a//b",
-            "A",
-            "a..b",
-            "a___b",
-            ".a",
-            "a.",
-            "a-",
-            "-a",
-            "a._b",
-            "a b",
-            "a/../b",
-            "é",
-            "a%2fb",
-            "host:5000/a",
-            &"a".repeat(512),
-        ] {
+        for text in ["", "/", &"a".repeat(512)] {
             assert_eq!(text.parse::<Name>(), Err(InvalidName), "{text}");
         }
     }
@@ -207,11 +187,5 @@ mod tests {
         assert!("registry.k8s.io".parse::<UpstreamId>().is_ok());
         assert!("a/b".parse::<UpstreamId>().is_err());
         assert!("host:5000".parse::<UpstreamId>().is_err());
-    }
-
-    #[test]
-    fn official_images_are_in_the_library() {
-        assert_eq!("nginx".parse::<Name>().unwrap().in_library().as_str(), "library/nginx");
-        assert_eq!("grafana/loki".parse::<Name>().unwrap().in_library().as_str(), "grafana/loki");
     }
 }

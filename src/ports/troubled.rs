@@ -77,100 +77,45 @@ where
     }
 }
 
-#[async_trait]
-impl Ledger for Troubled {
-    async fn standing(&self, repository: &Repository) -> Result<Option<Standing>, StoreError> {
-        self.inner.standing(repository).await
-    }
+/// Passes methods on to the ledger that is not in trouble.
+macro_rules! passed_on {
+    ($trait:ident { $($method:ident($($argument:ident: $type:ty),*) -> $answer:ty;)* } $($other:tt)*) => {
+        #[async_trait]
+        impl $trait for Troubled {
+            $(async fn $method(&self, $($argument: $type),*) -> Result<$answer, StoreError> {
+                self.inner.$method($($argument),*).await
+            })*
+            $($other)*
+        }
+    };
+}
 
-    async fn put_standing(&self, repository: &Repository, standing: Standing) -> Result<(), StoreError> {
-        self.inner.put_standing(repository, standing).await
+passed_on! {
+    Ledger {
+        standing(repository: &Repository) -> Option<Standing>;
+        put_standing(repository: &Repository, standing: Standing) -> ();
+        listing(repository: &Repository, key: &ListKey) -> Option<Listing>;
+        put_listing(repository: &Repository, key: &ListKey, listing: &Listing) -> ();
+        manifest(repository: &Repository, digest: &Digest) -> Option<(Manifest, Timestamp)>;
+        put_manifest(
+            repository: &Repository, manifest: &Manifest, members: &[Descriptor], keep_proofs: bool, now: Timestamp
+        ) -> u64;
+        touch_manifest(repository: &Repository, digest: &Digest, since: Timestamp, now: Timestamp) -> Option<Timestamp>;
+        blob(repository: &Repository, digest: &Digest) -> BlobView;
+        put_membership(repository: &Repository, digest: &Digest, member: Member) -> ();
+        remove(entry: &Entry) -> bool;
     }
-
-    async fn listing(&self, repository: &Repository, key: &ListKey) -> Result<Option<Listing>, StoreError> {
-        self.inner.listing(repository, key).await
-    }
-
-    async fn put_listing(&self, repository: &Repository, key: &ListKey, listing: &Listing) -> Result<(), StoreError> {
-        self.inner.put_listing(repository, key, listing).await
-    }
-
-    async fn manifest(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<Option<(Manifest, Timestamp)>, StoreError> {
-        self.inner.manifest(repository, digest).await
-    }
-
-    async fn put_manifest(
-        &self,
-        repository: &Repository,
-        manifest: &Manifest,
-        members: &[Descriptor],
-        keep_proofs: bool,
-        now: Timestamp,
-    ) -> Result<u64, StoreError> {
-        self.inner.put_manifest(repository, manifest, members, keep_proofs, now).await
-    }
-
-    async fn touch_manifest(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-        since: Timestamp,
-        now: Timestamp,
-    ) -> Result<Option<Timestamp>, StoreError> {
-        self.inner.touch_manifest(repository, digest, since, now).await
-    }
-
-    async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobView, StoreError> {
-        self.inner.blob(repository, digest).await
-    }
-
-    async fn put_membership(&self, repository: &Repository, digest: &Digest, member: Member) -> Result<(), StoreError> {
-        self.inner.put_membership(repository, digest, member).await
-    }
-
     fn entries(&self) -> BoxStream<'_, Result<Entry, StoreError>> {
         self.inner.entries()
     }
-
-    async fn remove(&self, entry: &Entry) -> Result<bool, StoreError> {
-        self.inner.remove(entry).await
-    }
 }
 
-#[async_trait]
-impl Inventory for Troubled {
-    async fn holdings(&self, section: &Section) -> Result<Vec<(Repository, Holding)>, StoreError> {
-        self.inner.holdings(section).await
-    }
-
-    async fn tags(
-        &self,
-        repository: &Repository,
-        after: Option<&Tag>,
-        most: usize,
-    ) -> Result<Vec<(Tag, TagRecord)>, StoreError> {
-        self.inner.tags(repository, after, most).await
-    }
-
-    async fn digests(
-        &self,
-        repository: &Repository,
-        after: Option<&Digest>,
-        most: usize,
-    ) -> Result<Vec<Digest>, StoreError> {
-        self.inner.digests(repository, after, most).await
-    }
-
-    async fn manifests(
-        &self,
-        repository: &Repository,
-        digests: &[Digest],
-    ) -> Result<Vec<(Manifest, Timestamp)>, StoreError> {
-        self.inner.manifests(repository, digests).await
+passed_on! {
+    Inventory {
+        holdings(section: &Section) -> Vec<(Repository, Holding)>;
+        tags(repository: &Repository, after: Option<&Tag>, most: usize) -> Vec<(Tag, TagRecord)>;
+        digests(repository: &Repository, after: Option<&Digest>, most: usize) -> Vec<Digest>;
+        manifests(repository: &Repository, digests: &[Digest]) -> Vec<(Manifest, Timestamp)>;
     }
 }
 

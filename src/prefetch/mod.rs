@@ -193,14 +193,8 @@ impl Prefetch {
         for request in &schedule.images {
             match self.core.upstreams.image(request) {
                 Ok((repository, reference)) => {
-                    let platforms = schedule.platforms.clone();
-                    images.push(ImageJob {
-                        repository,
-                        reference,
-                        platforms,
-                        priority: Priority::Refresh,
-                        payer: None,
-                    });
+                    let (platforms, priority) = (schedule.platforms.clone(), Priority::Refresh);
+                    images.push(ImageJob { repository, reference, platforms, priority, payer: None });
                 }
                 Err(error) => tracing::error!(%error, "an image of a schedule is none that can be pulled here"),
             }
