@@ -125,12 +125,14 @@ mod tests {
     ];
 
     #[test]
-    fn an_empty_variable_is_named() {
+    fn a_missing_or_empty_variable_is_named() {
         assert_eq!(read(&COMPLETE).unwrap().table, "table");
         for missing in 0..COMPLETE.len() {
             let name = COMPLETE[missing].0;
             let mut variables = COMPLETE.to_vec();
             variables[missing].1 = "";
+            assert_eq!(read(&variables).unwrap_err().setting, name);
+            variables.remove(missing);
             assert_eq!(read(&variables).unwrap_err().setting, name);
         }
     }
@@ -182,6 +184,8 @@ mod tests {
         assert_eq!(config(&named), Place::File(Some(PathBuf::from("/other.toml"))));
         let uri = [&named[..], &[("STOPOVER_CONFIG_URI", "ssm:/stopover")]].concat();
         assert_eq!(config(&uri), Place::Parameter("/stopover".into()), "it goes before a file");
+        let wrong = read(&[&COMPLETE[..], &[("STOPOVER_CONFIG_URI", "ssm:stopover")]].concat()).unwrap_err();
+        assert!(wrong.to_string().contains("STOPOVER_CONFIG_URI: it is neither ssm:/"), "{wrong}");
         std::fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -257,10 +257,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_is_a_command_or_a_batch_of_messages() {
+    fn what_the_clock_sends_is_no_batch_of_messages() {
         let event = |text: &str| serde_json::from_str::<Event>(text);
+        let scheduled = event(r#"{"prefetch": "scheduled"}"#).unwrap();
+        assert!(matches!(scheduled, Event::Prefetch(PrefetchCommand::Scheduled)));
         assert!(matches!(event(r#"{"Records": []}"#).unwrap(), Event::Messages(messages) if messages.is_empty()));
+        assert!(matches!(event(r#"{"sweep": {}}"#).unwrap(), Event::Sweep { dry_run: false }));
+        assert!(matches!(event(r#"{"sweep": {"dry_run": true}}"#).unwrap(), Event::Sweep { dry_run: true }));
         assert!(matches!(event(r#"{"robots": "list"}"#).unwrap(), Event::Robots(RobotCommand::List)));
+        let add = event(r#"{"robots": {"add": {"name": "ci", "expires": "90d"}}}"#).unwrap();
+        assert!(matches!(add, Event::Robots(RobotCommand::Add { name, .. }) if name.as_str() == "ci"));
         for text in ["{}", r#"{"robots": {"add": {"name": "C I"}}}"#, r#"{"prefetch": "now"}"#, r#"{"sweep": "all"}"#] {
             assert!(event(text).is_err(), "{text}");
         }
@@ -270,5 +276,16 @@ mod tests {
     fn a_failed_fill_is_back_within_a_minute_and_later_each_time() {
         let pauses = [0, 1, 2, 3, 4, 5, u32::MAX].map(|attempts| pause_after(attempts).as_secs());
         assert_eq!(pauses, [30, 30, 120, 480, 960, 960, 960]);
+    }
+
+    #[test]
+    fn a_message_says_what_to_do_and_how_often_it_was_continued() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let fill = format!(r#"{{"repository":{{"upstream":"a.test","name":"a"}},"digest":"{digest}","size":7}}"#);
+        let first: Request = serde_json::from_str(&fill).unwrap();
+        assert!(matches!(&first.work, Work::Blob(job) if job.size == 7) && first.continuation.is_none());
+        let text = serde_json::to_string(&Request { continuation: Some(3), ..first }).unwrap();
+        let again: Request = serde_json::from_str(&text).unwrap();
+        assert!(matches!(again.work, Work::Blob(_)) && again.continuation == Some(3), "{text}");
     }
 }
