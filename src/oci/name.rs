@@ -188,4 +188,10 @@ mod tests {
         assert!("a/b".parse::<UpstreamId>().is_err());
         assert!("host:5000".parse::<UpstreamId>().is_err());
     }
+
+    #[test]
+    fn official_images_are_in_the_library() {
+        assert_eq!("nginx".parse::<Name>().unwrap().in_library().as_str(), "library/nginx");
+        assert_eq!("grafana/loki".parse::<Name>().unwrap().in_library().as_str(), "grafana/loki");
+    }
 }

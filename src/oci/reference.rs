@@ -109,4 +109,11 @@ mod tests {
             assert_eq!(tag.as_str().parse(), Ok(tag));
         }
     }
+
+    #[test]
+    fn a_colon_makes_a_reference_a_digest() {
+        assert!(matches!("latest".parse(), Ok(Reference::Tag(_))));
+        assert!(matches!("sha256:abc".parse::<Reference>(), Err(InvalidReference::Digest(InvalidDigest::Malformed))));
+        assert!(matches!("..".parse::<Reference>(), Err(InvalidReference::Tag(InvalidTag))));
+    }
 }
