@@ -252,10 +252,15 @@ mod tests {
     }
 
     #[test]
-    fn the_secret_of_a_robot_that_had_expired_is_taken_for_a_while_once_it_is_renewed() {
+    fn an_expired_robot_is_renewed_with_a_new_end_or_not_at_all() {
         let (mut robots, old, new) = (Robots::default(), NewSecret::make().unwrap(), NewSecret::make().unwrap());
         let (hour, end) = (Duration::from_hours(1), NOW.plus(Duration::from_hours(1)));
         robots.add(ci(), &old, Some(end), NOW).unwrap();
+        let before = robots.clone();
+        let refused = robots.rotate(&ci(), &new, hour, None, end);
+        assert!(matches!(refused, Err(RobotError::HasExpired(name)) if name == ci()));
+        assert!(matches!(robots.add(ci(), &new, None, end), Err(RobotError::HasExpired(name)) if name == ci()));
+        assert_eq!(robots, before);
         robots.rotate(&ci(), &new, hour, Some(end.plus(hour * 3)), end).unwrap();
         let lets_in = |secret: &NewSecret, hours: u32| lets_in(&robots, secret.text.as_str(), end.plus(hour * hours));
         assert_eq!([0, 1, 2, 3].map(|hours| lets_in(&new, hours)), [true, true, true, false]);
