@@ -241,14 +241,31 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_recognised_and_stays_out_of_logs() {
+    fn a_robot_is_let_in_with_its_secret_until_it_expires() {
         let (mut robots, secret) = (Robots::default(), NewSecret::make().unwrap());
-        robots.add(ci(), &secret, None, NOW).unwrap();
+        let end = NOW.plus(Duration::from_hours(1));
+        robots.add(ci(), &secret, Some(end), NOW).unwrap();
         let text = secret.text.as_str();
         assert!(text.starts_with(PREFIX));
         let hash = &robots.robots[&ci()].hash;
         let shown = format!("{robots:?}{:?}", secret.text);
         assert!([text, &hash.phc, &hash.check.to_string()].iter().all(|kept| !shown.contains(kept)), "{shown}");
+        assert!(lets_in(&robots, text, NOW));
+        assert!(!lets_in(&robots, &format!("{text}x"), NOW));
+        assert!(!lets_in(&robots, text, end));
+        assert!(matches!(robots.add(ci(), &secret, None, NOW), Err(RobotError::Exists(name)) if name == ci()));
+        robots.remove(&ci()).unwrap();
+        assert!(!lets_in(&robots, text, NOW));
+    }
+
+    #[test]
+    fn the_secret_before_a_rotation_is_taken_for_a_while() {
+        let (mut robots, old, new) = (Robots::default(), NewSecret::make().unwrap(), NewSecret::make().unwrap());
+        robots.add(ci(), &old, None, NOW).unwrap();
+        robots.rotate(&ci(), &new, Duration::from_hours(1), None, NOW).unwrap();
+        let later = NOW.plus(Duration::from_hours(1));
+        assert!(lets_in(&robots, old.text.as_str(), NOW) && lets_in(&robots, new.text.as_str(), NOW));
+        assert!(!lets_in(&robots, old.text.as_str(), later) && lets_in(&robots, new.text.as_str(), later));
     }
 
     #[test]
