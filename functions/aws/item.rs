@@ -380,16 +380,82 @@ fn corrupt(name: &str, reason: impl Into<Box<dyn std::error::Error + Send + Sync
 
 #[cfg(test)]
 mod tests {
-    use stopover::oci::Algorithm;
-    use stopover::records::{BlobRecord, BlobState};
+    use stopover::oci::{Algorithm, Observed};
+    use stopover::records::{BlobRecord, BlobState, Checkpoint, Lease, Previous, TagRecord};
 
     use super::*;
 
+    fn digest() -> Digest {
+        Digest::of(Algorithm::Sha256, b"content")
+    }
+
+    fn repository() -> Repository {
+        Repository { upstream: "docker.io".parse().unwrap(), name: "library/nginx".parse().unwrap() }
+    }
+
+    fn round_trip<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(written: &T) -> Item {
+        let item = record(digest().item(), written, 7).unwrap();
+        assert_eq!(version(&item).unwrap(), 7);
+        assert_eq!(parse_record::<T>(item.clone()).unwrap(), *written);
+        item
+    }
+
+    #[test]
+    fn keys_are_those_of_the_design() {
+        let expected = |partition: &str, sort: &str| key(partition.to_owned(), sort.to_owned());
+        assert_eq!(
+            ReferenceKey(&repository(), &"1.27".parse().unwrap()).item(),
+            expected("repo#docker.io/library/nginx", "tag#1.27")
+        );
+        let (manifest, member) = (format!("manifest#{}", digest()), format!("blob#{}", digest()));
+        assert_eq!(manifest_key(&repository(), &digest()), expected("repo#docker.io/library/nginx", &manifest));
+        assert_eq!(membership_key(&repository(), &digest()), expected("repo#docker.io/library/nginx", &member));
+        assert_eq!(digest().item(), expected(&member, "blob"));
+        let referrers = format!("referrers#{}", digest());
+        assert_eq!(listing_key(&repository(), &ListKey::Tags), expected("repo#docker.io/library/nginx", "tags"));
+        let key = ListKey::Referrers(digest());
+        assert_eq!(listing_key(&repository(), &key), expected("repo#docker.io/library/nginx", &referrers));
+    }
+
+    #[test]
+    fn every_record_comes_back_as_it_was_written() {
+        for state in [
+            BlobState::Absent,
+            BlobState::Claimed { owner: "one".to_owned(), until: Timestamp(u64::MAX) },
+            BlobState::Removing { until: Timestamp(1) },
+            BlobState::Stored { size: 0 },
+        ] {
+            round_trip(&BlobRecord {
+                state,
+                attempts: u32::MAX,
+                failure: Some("why".to_owned()),
+                checkpoint: Some(Checkpoint {
+                    offset: 1,
+                    hash: "00".to_owned(),
+                    upload: "id".to_owned(),
+                    upstream: Some(repository().upstream),
+                }),
+                used_at: Some(Timestamp(9)),
+                open: true,
+                shared: true,
+            });
+        }
+        let observed = Observed { digest: digest(), media_type: MediaType::OciIndex, size: 1 << 40 };
+        let record = TagRecord {
+            observed: Some(observed),
+            previous: Some(Previous { digest: digest(), checked_at: Timestamp(0) }),
+            checked_at: Timestamp(1),
+            fresh_until: Timestamp(2),
+            lease: Some(Lease { owner: "one".to_owned(), until: Timestamp(3) }),
+        };
+        round_trip(&record);
+        let missing = TagRecord { observed: None, previous: None, lease: None, ..record };
+        assert!(!round_trip(&missing).contains_key("observed"), "an absent field takes no room");
+    }
+
     #[test]
     fn an_item_that_was_not_written_by_us_is_corrupt_and_not_absent() {
-        let digest = Digest::of(Algorithm::Sha256, b"content");
-        let mut item = record(digest.item(), &BlobRecord::new(BlobState::Absent), 1).unwrap();
-        assert!(!item.contains_key("failure"), "an absent field takes no room");
+        let mut item = record(digest().item(), &BlobRecord::new(BlobState::Absent), 1).unwrap();
         item.insert("attempts".to_owned(), AttributeValue::S("many".to_owned()));
         assert!(matches!(parse_record::<BlobRecord>(item.clone()), Err(StoreError::Corrupt(_))));
         item.remove(VERSION);

@@ -160,6 +160,9 @@ mod tests {
         }
         let two = ["10.0.0.0/8", "192.0.2.0/24"].map(|network| network.parse().unwrap()).to_vec();
         assert_eq!(networks(" 10.0.0.0/8 , 192.0.2.0/24,"), Anonymous::From(two));
+        let unread = read(&[&COMPLETE[..], &[("STOPOVER_ANONYMOUS_CIDRS", "10.0.0.0/8,everyone")]].concat());
+        let error = format!("{:#}", unread.unwrap_err());
+        assert!(error.contains("STOPOVER_ANONYMOUS_CIDRS") && error.contains("everyone"), "{error}");
         for half_of_everybody in ["128.0.0.0/1", "8000::/1"] {
             let wide = read(&[&COMPLETE[..], &[("STOPOVER_ANONYMOUS_CIDRS", half_of_everybody)]].concat());
             assert!(wide.unwrap_err().to_string().contains("too wide"));
