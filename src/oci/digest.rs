@@ -245,10 +245,14 @@ mod tests {
 
     #[test]
     fn a_malformed_digest_is_told_apart_from_an_unsupported_algorithm() {
-        for text in ["", "sha256", "md5+:00"] {
+        for text in
+            ["", "sha256", "sha256:", "sha256:xyz", "sha256:E3B0", "SHA256:00", ":00", "sha256:../../etc", "md5+:00"]
+        {
             assert_eq!(text.parse::<Digest>(), Err(InvalidDigest::Malformed), "{text}");
         }
-        for text in ["blake3:af13", "multihash+base58:QmRZxt2b1FVZ"] {
+        let upper = EMPTY.to_uppercase().replace("SHA256", "sha256");
+        assert_eq!(upper.parse::<Digest>(), Err(InvalidDigest::Malformed));
+        for text in ["md5:d41d8cd98f00b204e9800998ecf8427e", "blake3:af13", "multihash+base58:QmRZxt2b1FVZ"] {
             assert_eq!(text.parse::<Digest>(), Err(InvalidDigest::UnsupportedAlgorithm), "{text}");
         }
     }

@@ -159,7 +159,27 @@ mod tests {
         ] {
             assert!(text.parse::<Name>().is_ok(), "{text}");
         }
-        for text in ["", "/", &"a".repeat(512)] {
+        for text in [
+            "",
+            "/",
+            "a/",
+            "/a",
+            "a//b",
+            "A",
+            "a..b",
+            "a___b",
+            ".a",
+            "a.",
+            "a-",
+            "-a",
+            "a._b",
+            "a b",
+            "a/../b",
+            "é",
+            "a%2fb",
+            "host:5000/a",
+            &"a".repeat(512),
+        ] {
             assert_eq!(text.parse::<Name>(), Err(InvalidName), "{text}");
         }
     }

@@ -87,14 +87,49 @@ fn a_list_of_tags_and_referrers_are_understood_with_their_parameters() {
 }
 
 #[test]
+fn a_digest_may_arrive_percent_encoded() {
+    let encoded = DIGEST.replace(':', "%3A");
+    assert_eq!(get(&format!("/v2/a/blobs/{encoded}")), get(&format!("/v2/a/blobs/{DIGEST}")));
+}
+
+#[test]
 fn malformed_paths_are_refused_for_what_is_wrong_with_them() {
     for path in
         ["", "/", "//", "v2/", "/v1/", "/v2x/a/manifests/b", "/v2/a", "/v2/a/b", "/v2x/v2y/", "/index.html", "é"]
     {
         assert_eq!(get(path), Err(InvalidRequest::Endpoint), "{path}");
     }
-    for path in ["/v2//manifests/b", "/a//b/v2/c/manifests/d"] {
+    for path in [
+        "/v2/A/manifests/b",
+        "/v2//manifests/b",
+        "/a//b/v2/c/manifests/d",
+        "/v2/a%2fb/manifests/c",
+        "/v2/../manifests/a",
+        "/v2/a%ff/manifests/b",
+        "/v2/a%252fb/manifests/c",
+    ] {
         assert_eq!(get(path), Err(InvalidRequest::Name(InvalidName)), "{path}");
     }
-    assert_eq!(get("/v2/a/tags/list?n=1&n=2"), Err(InvalidRequest::Page));
+    assert!(matches!(get("/v2/a/manifests/.."), Err(InvalidRequest::Reference(_))));
+    assert!(matches!(get("/v2/a/manifests/sha256:zz"), Err(InvalidRequest::Reference(_))));
+    assert_eq!(get("/v2/a/blobs/latest"), Err(InvalidRequest::Digest(InvalidDigest::Malformed)));
+    assert_eq!(get("/v2/?ns=a&ns=b"), Err(InvalidRequest::Namespace));
+    for query in ["n=-1", "n=+1", "n=%2B1", "n=1&n=1", "n=1&n=2"] {
+        assert_eq!(get(&format!("/v2/a/tags/list?{query}")), Err(InvalidRequest::Page), "{query}");
+    }
+    assert_eq!(get("/v2/a/referrers/latest"), Err(InvalidRequest::Digest(InvalidDigest::Malformed)));
+}
+
+#[test]
+fn every_write_is_refused_by_its_method() {
+    for (method, path) in [
+        ("PUT", "/v2/a/manifests/b"),
+        ("POST", "/v2/a/blobs/uploads/"),
+        ("DELETE", "/v2/a/manifests/b"),
+        ("PATCH", "/v2/"),
+        ("BREW", "/v2/"),
+    ] {
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        assert_eq!(Request::parse(&method, path, None), Err(InvalidRequest::Method), "{method} {path}");
+    }
 }
