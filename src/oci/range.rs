@@ -66,12 +66,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_range_selects_what_there_is_of_it() {
-        let all = |partial| Some(ByteRange { first: 0, length: 10, partial });
-        for (header, size, selected) in
-            [(None, 10, all(false)), (Some("bytes=-99"), 10, all(true)), (Some("bytes=0-"), 0, None)]
-        {
-            assert_eq!(RequestedRange::parse(header).of(size), selected, "{header:?}");
+    fn ranges_select_what_the_http_specification_says() {
+        let range = |header: &str, size| {
+            RequestedRange::parse(Some(header)).of(size).map(|range| (range.first, range.length, range.partial))
+        };
+        assert_eq!(RequestedRange::parse(None).of(10), Some(ByteRange { first: 0, length: 10, partial: false }));
+        assert_eq!(range("bytes=0-", 10), Some((0, 10, true)));
+        assert_eq!(range("bytes=3-5", 10), Some((3, 3, true)));
+        assert_eq!(range("bytes=3-99", 10), Some((3, 7, true)));
+        assert_eq!(range("bytes=-4", 10), Some((6, 4, true)));
+        assert_eq!(range("bytes=-99", 10), Some((0, 10, true)));
+        assert_eq!(range("bytes=0-1,3-4", 10), Some((0, 10, false)));
+        assert_eq!(range("lines=0-1", 10), Some((0, 10, false)));
+        for ignored in ["bytes=5-3", "bytes=x-y", "bytes=", "bytes=--1"] {
+            assert_eq!(range(ignored, 10), Some((0, 10, false)), "{ignored}");
         }
+        for unsatisfiable in ["bytes=10-", "bytes=-0", "bytes=99999999999999999999-"] {
+            assert_eq!(range(unsatisfiable, 10), None, "{unsatisfiable}");
+        }
+        assert_eq!(range("bytes=0-", 0), None);
     }
 }
