@@ -219,7 +219,9 @@ mod tests {
 
     #[test]
     fn fields_that_could_mean_anything_else_are_refused() {
+        let long = "a".repeat(64);
         for (region, credential, date, token, signature) in [
+            ("eu-west-1.evil.example/", CREDENTIAL, DATE, None, SIGNATURE),
             ("", CREDENTIAL, DATE, None, SIGNATURE),
             ("us-east-1", CREDENTIAL, DATE, None, SIGNATURE),
             ("eu-west-1", &CREDENTIAL.replace("sts", "s3"), DATE, None, SIGNATURE),
@@ -227,9 +229,10 @@ mod tests {
             ("eu-west-1", CREDENTIAL, "20261122T120000Z", None, SIGNATURE),
             ("eu-west-1", CREDENTIAL, "20261121T1200Z", None, SIGNATURE),
             ("eu-west-1", CREDENTIAL, "20261121T120000Z&Action=AssumeRole", None, SIGNATURE),
+            ("eu-west-1", CREDENTIAL, DATE, Some("a&Action=AssumeRole"), SIGNATURE),
             ("eu-west-1", CREDENTIAL, DATE, Some(""), SIGNATURE),
             ("eu-west-1", CREDENTIAL, DATE, None, "00"),
-            ("eu-west-1", CREDENTIAL, DATE, None, &"G".repeat(64)),
+            ("eu-west-1", CREDENTIAL, DATE, None, &long.replace('a', "G")),
         ] {
             assert_eq!(
                 SignedFields::new(region, credential, date, token, signature),
@@ -237,7 +240,17 @@ mod tests {
                 "{region} {date}"
             );
         }
-        assert_eq!(SignedFields::parse(&URL_SAFE_NO_PAD.encode("[]")), Err(InvalidFields));
+        let json = serde_json::to_string(&fields()).unwrap();
+        for wrong in [
+            json.replace("\"region\"", "\"action\":\"AssumeRole\",\"region\""),
+            json.replace("\"date\"", "\"signature\":\"x\",\"date\""),
+            "[]".to_owned(),
+            String::new(),
+        ] {
+            assert_eq!(SignedFields::parse(&URL_SAFE_NO_PAD.encode(&wrong)), Err(InvalidFields), "{wrong}");
+        }
+        assert_eq!(SignedFields::parse("https://sts.amazonaws.com/"), Err(InvalidFields));
+        assert_eq!(SignedFields::parse(&"a".repeat(LONGEST_PASSWORD + 1)), Err(InvalidFields));
     }
 
     #[test]

@@ -186,10 +186,17 @@ mod tests {
         let header = json!({ "alg": "ES256", "kid": "1", "x5u": "https://evil.test", "typ": "at+jwt" });
         let claimed = Claimed { issuer: "https://a.test".into(), key: "1".into(), algorithm: Algorithm::ES256 };
         assert_eq!(Claimed::read(&token(&header, &payload)), Some(claimed));
-        for header in [json!({ "alg": "PS256", "kid": "1" }), json!({ "alg": "ES256", "kid": 1 })] {
+        for header in [
+            json!({ "alg": "none", "kid": "1" }),
+            json!({ "alg": "HS256", "kid": "1" }),
+            json!({ "alg": "PS256", "kid": "1" }),
+            json!({ "alg": "ES256" }),
+            json!({ "alg": "ES256", "kid": 1 }),
+            json!({ "alg": "ES256", "kid": "1", "crit": ["exp"] }),
+        ] {
             assert_eq!(Claimed::read(&token(&header, &payload)), None, "{header}");
         }
-        for payload in [json!({}), json!([])] {
+        for payload in [json!({}), json!({ "iss": ["https://a.test"] }), json!([])] {
             assert_eq!(Claimed::read(&token(&header, &payload)), None, "{payload}");
         }
     }
@@ -199,7 +206,14 @@ mod tests {
         let within = |claims: Value| is_within_its_time(claims.as_object().unwrap(), NOW);
         assert!(within(json!({ "exp": 1_800_000_000 })));
         assert!(within(json!({ "exp": 1_800_000_000.5, "nbf": 1_799_999_999.9 })));
-        for claims in [json!({ "exp": 1e300 }), json!({ "exp": 1_900_000_000, "nbf": null })] {
+        for claims in [
+            json!({}),
+            json!({ "exp": "1900000000" }),
+            json!({ "exp": -1 }),
+            json!({ "exp": 1e300 }),
+            json!({ "exp": 1_900_000_000, "nbf": null }),
+            json!({ "exp": 1_900_000_000, "iat": 1_900_000_000 }),
+        ] {
             assert!(!within(claims.clone()), "{claims}");
         }
         // An end that no clock reaches does not overflow.

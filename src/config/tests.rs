@@ -283,6 +283,7 @@ fn values_that_cannot_be_used_are_named() {
     for (text, expected) in [
         ("[upstreams.\"ab\"]\nfresh = \"1s\"", "upstreams.\"ab\".url: is required"),
         ("[upstreams.\"a.b\"]\nurl = \"ftp://a.b\"", "upstreams.\"a.b\".url"),
+        ("[upstreams.\"a:b\"]\nurl = \"https://a.b\"", "line 1"),
         ("[upstreams.\"a.b:5000\"]", "write [upstreams.\"a.b\"] and url = \"https://a.b:5000\""),
         ("[upstreams.\"a.b\"]\nurl = \"foo.example.com\"", "write \"https://foo.example.com\""),
         ("[upstreams.\"a.b\"]\nurl = \"localhost:5000\"", "write \"https://localhost:5000\""),
@@ -306,6 +307,10 @@ fn values_that_cannot_be_used_are_named() {
         ("max_size = \"50\"", "is no size"),
         ("max_size = \"99999999TB\"", "is no size"),
         ("max_size = \"GB\"", "is no size"),
+        (
+            "[upstreams.\"docker.io\"]\ncredentials = { username = \"me\", password_env = \"NOT_SET\" }",
+            "NOT_SET is not set",
+        ),
         ("[upstreams.\"docker.io\"]\ncredentials = { username = \"me\" }", "password_env"),
         ("listen = \"nowhere\"", "line 1"),
         ("platforms = [\"amd64\"]", "linux/amd64"),
