@@ -65,11 +65,22 @@ impl Pull {
     /// Notes that a blob is pulled, before its bytes are promised, so that a sweep about to remove it finds its record
     /// changed. Returns the view after that. A failure here does not fail the pull.
     pub(super) async fn note_blob(&self, repository: &Repository, digest: &Digest, view: BlobView) -> BlobView {
+        if !self.is_blob_use_due(&view) {
+            return view;
+        }
         let noted = tokio::time::timeout(PATIENCE, self.write_blob_use(repository, digest, view.clone())).await;
         noted.unwrap_or_else(|_| Err(late())).unwrap_or_else(|error| {
             tracing::warn!(%repository, blob.digest = %digest, error = %chain(&error), "the use of a blob could not be noted");
             view
         })
+    }
+
+    /// Whether the last use was noted long ago: few pulls need a timer and a copy.
+    fn is_blob_use_due(&self, view: &BlobView) -> bool {
+        let now = self.core.clock.now();
+        let stored = view.record.as_ref().filter(|_| view.is_stored());
+        view.member.is_some_and(|member| member.used_at < now.minus(NOTED))
+            || stored.is_some_and(|record| noted(&record.value, now).is_some())
     }
 
     async fn write_blob_use(
