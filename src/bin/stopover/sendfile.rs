@@ -69,7 +69,7 @@ impl FileSender {
             return Poll::Ready(Err(io::Error::other("a stand-in stands for nothing")));
         };
         // The kernel hands on 64 KiB at once, a little more than a packet of loopback, or 45 of others: what is over would
-        // go by itself. A client that reads 1 GiB from loopback has it in a sixth less time.
+        // go by itself. A client that reads 1 GiB from loopback has it in a sixth less time, four at once in 8 % more.
         if *left == MOST && !self.is_corked {
             set_tcp_cork(&self.connection, true)?;
             self.is_corked = true;
