@@ -31,14 +31,20 @@ impl Pull {
         }
         // A check reads it when its turn has come.
         if !want.check {
-            facts.record =
-                self.core.storage.ledger.get(&ReferenceKey(repository, reference)).await?.map(|record| record.value);
+            self.read_record(repository, &mut facts).await?;
             // Upstream may not show the tag to us any more.
             facts.permission_due = facts.observed().is_some() && self.membership.permission_is_due(repository).await?;
             facts.absent =
                 facts.observed().is_none() && self.core.upstreams.standings.check_known_absent(repository).is_err();
         }
         Ok(facts)
+    }
+
+    /// Reads what upstream said before.
+    pub(super) async fn read_record(&self, repository: &Repository, facts: &mut Facts) -> Result<(), PullError> {
+        let record = self.core.storage.ledger.get(&ReferenceKey(repository, &facts.reference)).await?;
+        facts.record = record.map(|record| record.value);
+        Ok(())
     }
 
     /// The manifest, or for HEAD what is known of it: a manifest in memory has the headers of its answers.

@@ -92,6 +92,10 @@ impl Pull {
             Step::CheckBreaker => {
                 facts.breaker_known = true;
                 if let Err(open) = self.core.upstreams.check_breaker(repository, &facts.reference).await {
+                    // A check reads it with its turn, which does not come then.
+                    if facts.check {
+                        self.read_record(repository, facts).await?;
+                    }
                     facts.hear(Heard::Trouble(open));
                 }
             }

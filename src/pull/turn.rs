@@ -68,8 +68,7 @@ impl Pull {
             pulled => return pulled.map(Some),
         };
         // What was known may have become what was known before.
-        facts.record =
-            self.core.storage.ledger.get(&ReferenceKey(repository, &facts.reference)).await?.map(|record| record.value);
+        self.read_record(repository, facts).await?;
         facts.hear(heard);
         Ok(None)
     }

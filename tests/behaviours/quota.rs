@@ -111,7 +111,10 @@ async fn a_failing_upstream_is_left_alone_and_everything_seen_before_is_served(c
     };
     let written = writes();
     for number in 0..8 {
-        assert_eq!(world.get(&tag(&format!("r{number}"))).await.header("x-stopover"), "stale");
+        let path = tag(&format!("r{number}"));
+        assert_eq!(world.get(&path).await.header("x-stopover"), "stale");
+        let checked = world.send(Method::GET, &path, &[("cache-control", "no-cache")]).await;
+        assert_eq!(checked.header("x-stopover"), "stale", "{checked:?}");
     }
     assert_eq!(writes(), written, "without a question there is no lease to take");
     let new = world.get(&tag("new")).await;
