@@ -1,6 +1,5 @@
-//! The threads that serve connections. Beside threads that divide connections evenly they give 1.14 to 1.43 times as many small
-//! answers with 16 connections and 1.01 to 1.08 with 256; beside threads of one runtime, which take tasks from each other, 1.05 to
-//! 1.21 and 1.09 to 1.19: on two processors, of which the client had one.
+//! The threads that serve connections. Beside threads that divide connections evenly they give 1.2 to 1.3 times as many small
+//! answers with 16 connections, and about as many with 256: on two processors, of which the client had one (docs/explanation/benchmarks.md).
 
 use std::future::pending;
 use std::io;
