@@ -31,14 +31,44 @@ pub(crate) struct Asking<'a> {
     pub(crate) source: Peer,
 }
 
+/// The identity that a caller claims, not yet verified. It is parsed, so it is safe to log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum ClaimedIdentity {
+    /// A robot of this name.
+    Robot(RobotName),
+    /// An AWS identity.
+    Iam,
+    /// An identity of an `OpenID` Connect issuer.
+    Oidc,
+}
+
+impl ClaimedIdentity {
+    /// The identity that a user name claims. `None`: it can name no identity, whatever the configuration says.
+    pub(crate) fn of(user: &str) -> Option<Self> {
+        match user {
+            IAM_USER => Some(Self::Iam),
+            OIDC_USER => Some(Self::Oidc),
+            _ => user.parse().ok().map(Self::Robot),
+        }
+    }
+}
+
+impl std::fmt::Display for ClaimedIdentity {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Robot(name) => write!(formatter, "robot:{name}"),
+            Self::Iam => formatter.write_str(IAM_USER),
+            Self::Oidc => formatter.write_str(OIDC_USER),
+        }
+    }
+}
+
 impl<'a> Asking<'a> {
-    /// The identity that the user name in `Authorization` claims, not yet verified: `aws`, `oidc` or `robot:<name>`. It is
-    /// parsed, so it is safe to log. `None`: it can name no identity, whatever the configuration says.
-    pub(crate) fn login(&self) -> Option<String> {
-        let PresentedCredentials::Secret(user, _) = self.credentials().ok()? else { return None };
-        match user.as_str() {
-            IAM_USER | OIDC_USER => Some(user),
-            name => Some(format!("robot:{}", name.parse::<RobotName>().ok()?)),
+    /// The identity that the user name in `Authorization` claims.
+    pub(crate) fn login(&self) -> Option<ClaimedIdentity> {
+        match self.credentials().ok()? {
+            PresentedCredentials::Secret(user, _) => ClaimedIdentity::of(&user),
+            PresentedCredentials::None | PresentedCredentials::Token(_) => None,
         }
     }
 
@@ -46,7 +76,7 @@ impl<'a> Asking<'a> {
     /// therefore ends when the secret does, and does not depend on the keys that sign tokens. Other callers get none,
     /// because their credentials are valid for minutes only.
     pub(crate) fn refresh_token(&self) -> Option<&'a str> {
-        self.login().filter(|login| login.starts_with("robot:"))?;
+        let Some(ClaimedIdentity::Robot(_)) = self.login() else { return None };
         self.authorization?.split_once(' ').map(|(_, pair)| pair.trim())
     }
 

@@ -13,5 +13,5 @@ mod sts;
 pub mod token;
 mod web;
 
-pub(crate) use gate::{Access, Asking};
+pub(crate) use gate::{Access, Asking, ClaimedIdentity};
 pub(crate) use keys::Keys;

@@ -12,6 +12,7 @@ use http::header::CONTENT_LENGTH;
 use http::request::Parts;
 
 use super::source;
+use crate::access::ClaimedIdentity;
 use crate::errors::{AccessError, PullError};
 use crate::identity::Principal;
 use crate::identity::policy::Decision;
@@ -24,7 +25,7 @@ use crate::values::served::Served;
 pub(super) struct Record {
     pub(super) principal: Option<Principal>,
     /// The identity that a refused caller has claimed.
-    pub(super) login: Option<String>,
+    pub(super) login: Option<ClaimedIdentity>,
     pub(super) address: Option<IpAddr>,
     decided: Option<Decided>,
     /// How the answer came about, if it is one about content.

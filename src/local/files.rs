@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use crate::errors::{Failure, StoreError};
 use crate::oci::{Algorithm, Digest};
 use crate::ports::{Blobs, Location, Progress, StoredBlob, Upload};
-use crate::values::file::read;
+use crate::values::file::{open_at_once, read};
 
 /// How much is handed to the file system at once: the blocking pool is visited a few times a megabyte, not a hundred.
 const WRITE_BYTES: u64 = 512 * 1024;
@@ -130,19 +130,6 @@ pub(super) fn absent<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// Opens what the kernel has looked up lately: to hand that to another thread would cost more than to open it. `None`: it
-/// may have to wait for the disk, or there is no such file.
-#[cfg(target_os = "linux")]
-fn open_at_once(path: &Path) -> Option<File> {
-    use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
-    openat2(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::CACHED).ok().map(File::from)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn open_at_once(_: &Path) -> Option<File> {
-    None
 }
 
 #[async_trait]

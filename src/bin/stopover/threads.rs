@@ -115,7 +115,7 @@ mod tests {
     async fn a_connection_stays_with_one_thread_and_what_its_requests_begin_is_of_the_program() {
         let id = || format!("{:?}", thread::current().id());
         let both = move || async move {
-            // Work.
+            // Work: the thread does nothing else meanwhile.
             thread::sleep(LATELY * 2);
             let answering = id();
             format!("{answering} {}", tokio::spawn(async move { id() }).await.unwrap())
@@ -128,14 +128,18 @@ mod tests {
         let mut one = TcpStream::connect(server).await.unwrap();
         let of_one = threads(&mut one).await;
         // A slow machine may take longer to connect than the thread has worked.
-        let (mut other, of_other) = loop {
-            threads(&mut one).await;
-            let mut other = TcpStream::connect(server).await.unwrap();
-            let of_other = threads(&mut other).await;
-            if of_other.0 != of_one.0 {
-                break (other, of_other);
+        let another = async {
+            loop {
+                threads(&mut one).await;
+                let mut other = TcpStream::connect(server).await.unwrap();
+                let of_other = threads(&mut other).await;
+                if of_other.0 != of_one.0 {
+                    break (other, of_other);
+                }
             }
         };
+        let another = tokio::time::timeout(Duration::from_secs(30), another).await;
+        let (mut other, of_other) = another.expect("a second thread serves once the first works");
         assert!(![&of_one.0, &of_other.0].contains(&&program));
         assert_eq!([&of_one.1, &of_other.1], [&program; 2]);
         assert_eq!((threads(&mut one).await, threads(&mut other).await), (of_one, of_other));

@@ -160,7 +160,7 @@ fn an_issuer_is_what_its_tokens_say_to_the_letter() {
 fn what_the_access_table_cannot_mean_is_named() {
     let oidc = "issuer = \"https://ci.test\"\naudience = \"a\"\nclaims = { a = \"b\" }";
     let iam = "service = \"cr.test\"\n[access.iam]\naccounts = [\"123456789012\"]";
-    // Whoever vouches for callers is reached over TLS.
+    // The services that identify callers are reached over TLS.
     for (line, key) in [
         (&*format!("[access.oidc.ci]\n{oidc}\njwks_uri = \"http://ci.test/keys\""), "access.oidc.ci.jwks_uri"),
         (&*format!("[access.oidc.\"a:b\"]\n{oidc}"), "access.oidc"),

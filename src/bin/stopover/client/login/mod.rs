@@ -139,7 +139,7 @@ impl ClientLogout {
     }
 }
 
-/// An HTTP client for services that say who this machine is: what they are sent, no redirect passes on.
+/// An HTTP client for services that issue tokens and credentials. It follows no redirect, which could pass on what they are sent.
 fn issuer_client() -> anyhow::Result<reqwest::Client> {
     Ok(http_client().redirect(Policy::none()).timeout(Duration::from_secs(10)).build()?)
 }
