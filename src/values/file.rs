@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,13 +11,13 @@ use bytes::Bytes;
 /// Opens what the kernel has looked up lately: to hand that to another thread would cost more than to open it. `None`: it
 /// may have to wait for the disk, or there is no such file.
 #[cfg(all(feature = "local", target_os = "linux"))]
-pub(crate) fn open_at_once(path: &Path) -> Option<File> {
+pub(crate) fn open_at_once(path: &std::path::Path) -> Option<File> {
     use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
     openat2(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::CACHED).ok().map(File::from)
 }
 
 #[cfg(all(feature = "local", not(target_os = "linux")))]
-pub(crate) fn open_at_once(_: &Path) -> Option<File> {
+pub(crate) fn open_at_once(_: &std::path::Path) -> Option<File> {
     None
 }
 
