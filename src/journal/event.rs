@@ -37,8 +37,8 @@ impl EventKind {
             }
             Self::BreakerClosed => "nothing: upstream is asked again",
             Self::RefusedPull => {
-                "of a quota: give the upstream credentials of an account with more of it; of a budget: [budgets] in \
-                 stopover.toml"
+                "of a quota: give the upstream credentials of an account with more of it; of a budget: `misses`, `pulls` or \
+                 `new_bytes` in stopover.toml"
             }
             Self::ConfigurationError => {
                 "mend the file: `stopover config check` names the key; until then the settings before it are used"

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::fmt;
+use std::future::ready;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde::{Deserialize, Serialize};
@@ -169,12 +170,14 @@ impl Operate {
         fills.retain(|fill| sees(&fill.job.repository));
         images.retain(|image| sees(&image.repository));
         fills.sort_by_key(|fill| (!fill.runs_here, fill.given_up.is_none(), Reverse(fill.written)));
-        let more = fills.len().saturating_sub(most).saturating_add(images.len().saturating_sub(most));
-        fills.truncate(most);
+        let mut left = fills.len();
+        let reports = stream::iter(fills.into_iter().map(|requested| self.report(requested))).buffered(READS_AT_ONCE);
+        let counted = reports.inspect(|_| left -= 1);
+        // A fill that has just ended is listed for a moment.
+        let unfinished = counted.try_filter(|report| ready(report.state != FillState::Stored));
+        let fills: Vec<FillStatus> = unfinished.take(most).try_collect().await?;
+        let more = left + images.len().saturating_sub(most);
         images.truncate(most);
-        let reports = fills.into_iter().map(|requested| self.report(requested));
-        let mut fills: Vec<FillStatus> = stream::iter(reports).buffer_unordered(READS_AT_ONCE).try_collect().await?;
-        fills.retain(|report| report.state != FillState::Stored);
         Ok(FillReport { fills, images: images.into_iter().map(ImageStatus::from).collect(), more })
     }
 
