@@ -113,7 +113,7 @@ impl Budgets {
         let slots = self.on_account(payer, |account, _| account.miss_slots(at_once));
         let Ok(permit) = slots.acquire_owned().await else { return Ok(MissReservation::free()) };
         self.take(Some(payer), Budget::Misses, 1)?;
-        Ok(MissReservation { paid: Some((Arc::clone(self), payer, permit)), sent: false })
+        Ok(MissReservation { paid: Some((Arc::clone(self), payer, permit)), ..MissReservation::free() })
     }
 
     /// Checks that a caller may have upstream asked for something that may not be there.
@@ -134,11 +134,11 @@ impl Budgets {
         question: impl Future<Output = Result<T, UpstreamError>>,
     ) -> Result<T, PullError> {
         self.take(bill.payer, Budget::Pulls, 1)?;
+        let mut charge = PullCharge { budgets: self, payer: bill.payer, is_due: false };
         let answer = question.await;
-        if matches!(answer, Ok(_) | Err(UpstreamError::Invalid(_))) {
+        charge.is_due = matches!(answer, Ok(_) | Err(UpstreamError::Invalid(_)));
+        if charge.is_due {
             bill.spent.note_manifest();
-        } else {
-            self.give_back(bill.payer, Budget::Pulls, 1);
         }
         Ok(answer?)
     }
@@ -170,15 +170,9 @@ impl Budgets {
         self.check(payer, Budget::NewBytes, bytes)
     }
 
-    /// Charges a miss: for a fill that was in vain, or in advance for lookups in the ledger. [`Self::refund_miss`]
-    /// returns it if they were worthwhile.
+    /// Charges a miss for a fill that was in vain.
     pub(crate) fn charge_miss(&self, payer: Option<Payer>) -> Result<(), OverBudget> {
         self.take(payer, Budget::Misses, 1)
-    }
-
-    /// Returns a miss that [`Self::charge_miss`] has charged.
-    pub(crate) fn refund_miss(&self, payer: Option<Payer>) {
-        self.give_back(payer, Budget::Misses, 1);
     }
 
     /// Whether a blob of this size is paid for already.
@@ -191,12 +185,19 @@ impl Budgets {
 pub(crate) struct MissReservation {
     paid: Option<(Arc<Budgets>, Payer, OwnedSemaphorePermit)>,
     sent: bool,
+    /// It stays charged once sent, whatever comes of it.
+    is_kept: bool,
 }
 
 impl MissReservation {
     /// A reservation that charges no caller.
     pub(crate) fn free() -> Self {
-        Self { paid: None, sent: false }
+        Self { paid: None, sent: false, is_kept: false }
+    }
+
+    /// Charges for the question itself, whatever the answer is.
+    pub(crate) fn keep_once_sent(&mut self) {
+        self.is_kept = true;
     }
 
     /// Upstream is asked now. From here on the miss stays charged unless [`Self::settle`] refunds it.
@@ -204,10 +205,10 @@ impl MissReservation {
         self.sent = true;
     }
 
-    /// Ends the reservation: the miss stays charged if `miss` is true and the request was sent, and is refunded
-    /// otherwise.
+    /// Ends the reservation: the miss stays charged if the request was sent, and `miss` is true or it is kept; otherwise
+    /// it is refunded.
     pub(crate) fn settle(mut self, miss: bool) {
-        self.sent &= miss;
+        self.sent &= miss || self.is_kept;
     }
 }
 
@@ -217,6 +218,21 @@ impl Drop for MissReservation {
             && !self.sent
         {
             budgets.give_back(Some(*payer), Budget::Misses, 1);
+        }
+    }
+}
+
+/// A pull charged in advance. Dropped before it is due, also because its caller waits no longer, it is given back.
+struct PullCharge<'a> {
+    budgets: &'a Budgets,
+    payer: Option<Payer>,
+    is_due: bool,
+}
+
+impl Drop for PullCharge<'_> {
+    fn drop(&mut self) {
+        if !self.is_due {
+            self.budgets.give_back(self.payer, Budget::Pulls, 1);
         }
     }
 }

@@ -104,6 +104,17 @@ async fn a_manifest_that_upstream_did_not_send_is_not_paid_for() {
     assert!(matches!(refused, Err(PullError::OverBudget(error)) if error == over));
 }
 
+#[tokio::test]
+async fn a_manifest_that_is_not_waited_for_is_not_paid_for() {
+    let budgets = Budgets::new(LIMITS, Clock::manual(Timestamp(1000)));
+    let bill = Bill { payer: at("192.0.2.1"), ..Bill::FREE };
+    for _ in 0..4 {
+        let asked = budgets.pay_pull::<()>(&bill, std::future::pending());
+        assert!(tokio::time::timeout(Duration::ZERO, asked).await.is_err());
+    }
+    assert!(budgets.check_pull(bill.payer).is_ok());
+}
+
 #[test]
 fn a_blob_is_paid_for_once_and_by_its_size() {
     let clock = Clock::manual(Timestamp(1000));

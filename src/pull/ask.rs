@@ -46,7 +46,7 @@ impl Pull {
             // HEAD still tells the digest, and that manifest may be stored, or an alternate may have it.
             Err(PullError::Upstream(error)) if error.limit() == Some(Limit::Pulls) && !want.head => {
                 let named = self.core.upstreams.head_manifest(repository, tag, Patience::Client).await?;
-                Ok(Heard::Named(named.ok_or(PullError::ManifestUnknown(Served::Miss))?))
+                named.map(Heard::Named).ok_or(error.into())
             }
             manifest => Ok(fetched(manifest?)),
         }
@@ -65,14 +65,17 @@ impl Pull {
         let want = Want { check: false, ..want.clone() };
         let by_digest = Reference::Digest(digest);
         let found = match self.share(repository, &by_digest, want.clone(), false, MissReservation::free()).await {
-            Err(PullError::ManifestUnknown(_)) => self.fetch(repository, tag, &want).await.map(fetched),
+            Err(PullError::ManifestUnknown(_) | PullError::Upstream(UpstreamError::NoRepository)) => {
+                self.fetch(repository, tag, &want).await.map(fetched)
+            }
             Ok(PulledManifest { manifest: Some(manifest), served, .. }) => Ok(Heard::Sent(manifest, served)),
             // It is asked with GET.
             Ok(PulledManifest { manifest: None, .. }) => Err(PullError::NotYet),
             Err(error) => Err(error),
         };
         found.map_err(|error| match error {
-            PullError::ManifestUnknown(_) | PullError::Upstream(UpstreamError::Missing) => {
+            PullError::ManifestUnknown(_)
+            | PullError::Upstream(UpstreamError::Missing | UpstreamError::NoRepository) => {
                 UpstreamError::Invalid("a tag is a manifest that it does not have".into()).into()
             }
             error => error,

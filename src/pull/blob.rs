@@ -13,7 +13,6 @@ use crate::oci::{Digest, Repository};
 use crate::ports::{Job, Location, Priority, Progress, Watched};
 use crate::records::BlobState;
 use crate::upstream::{BlobSource, Evidence};
-use crate::values::deadline::bounded;
 use crate::values::served::Served;
 
 /// How many fills of other repositories a client waits for, one after the other, if they fail.
@@ -27,6 +26,7 @@ impl Pull {
         digest: &Digest,
         want: Want,
     ) -> Result<PulledBlob, PullError> {
+        let asked_at = Instant::now();
         let upstream = self.core.upstreams.get(repository)?;
         let view = self.core.storage.ledger.blob(repository, digest).await?;
         // 9a. Permission first: stored bytes, or a manifest that names them, do not mean that this repository may serve
@@ -62,9 +62,9 @@ impl Pull {
         let filling = view.record.as_ref().is_some_and(|record| record.value.state.is_claimed(now));
         let admitted = if filling { Ok(()) } else { self.admit(&job) };
         match (upstream.cold(), admitted) {
-            (Cold::Redirect, admitted) => self.redirect(&job, filling, admitted).await,
+            (Cold::Redirect, admitted) => self.redirect(&job, filling, admitted, asked_at).await,
             (_, Err(over)) => Err(over.into()),
-            (cold, Ok(())) => match self.wait(&job, cold == Cold::Follow).await {
+            (cold, Ok(())) => match self.wait(&job, cold == Cold::Follow, asked_at).await {
                 // A full disk: what cannot be stored is still to be had there.
                 Err(PullError::Store(StoreError::Refused(full))) if cold == Cold::Follow => {
                     match self.blob_source(&job, &Ok(())).await? {
@@ -111,6 +111,7 @@ impl Pull {
         job: &Job,
         filling: bool,
         admitted: Result<(), OverBudget>,
+        asked_at: Instant,
     ) -> Result<PulledBlob, PullError> {
         if !filling
             && admitted.is_ok()
@@ -125,14 +126,14 @@ impl Pull {
             // A redirect would not help the client: the bytes come only with our credentials.
             BlobSource::Private => {
                 admitted?;
-                self.wait(job, false).await
+                self.wait(job, false, asked_at).await
             }
         }
     }
 
     /// Waits for a fill: until the blob is stored, or (`follow`) until its first bytes have arrived.
-    async fn wait(self: &Arc<Self>, job: &Job, follow: bool) -> Result<PulledBlob, PullError> {
-        let deadline = Instant::now() + bounded(self.core.config.wait);
+    async fn wait(self: &Arc<Self>, job: &Job, follow: bool, asked_at: Instant) -> Result<PulledBlob, PullError> {
+        let deadline = self.waits_until(asked_at);
         let found = async {
             for _ in 0..JOINED {
                 let Some(Watched { repository, progress }) = self.core.storage.fills.request_now(job).await? else {

@@ -84,8 +84,8 @@ pub(super) enum Turn {
 pub(super) struct Flight {
     /// The version of the record when it was read last.
     pub(super) version: Option<u64>,
-    /// That when it was read first.
-    pub(super) first: Option<u64>,
+    /// When upstream said what it says, and how long that is fresh, when it was read first.
+    pub(super) said: Option<(Timestamp, Timestamp)>,
     /// Until when its clients wait for another process.
     pub(super) end: Instant,
     /// Attempts to take the lease.

@@ -81,15 +81,26 @@ impl Pull {
 
     /// Has upstream asked, where that is due, whether it still shows us what a tag that it calls missing was. If not, that is not
     /// served.
-    pub(super) async fn ask_if_hidden(self: &Arc<Self>, repository: &Repository, facts: &mut Facts, want: &Want) {
+    pub(super) async fn ask_if_hidden(
+        self: &Arc<Self>,
+        repository: &Repository,
+        facts: &mut Facts,
+        want: &Want,
+    ) -> Result<(), PullError> {
         if let Some(known) = facts.last_known.manifest() {
             let evidence = Evidence::Manifest(known.digest.clone());
             let asked = self.membership.check_permission(repository, evidence, &want.bill.without_payer()).await;
-            facts.is_not_hidden = asked.is_ok();
+            facts.is_not_hidden = match asked {
+                Ok(_) => true,
+                Err(PullError::ManifestUnknown(_)) => false,
+                Err(PullError::Upstream(error)) if !error.is_trouble() => false,
+                Err(error) => return Err(error),
+            };
         }
         if !facts.is_not_hidden {
             facts.last_known = Found::No;
         }
+        Ok(())
     }
 
     /// What upstream said last, if that is stored and not too old.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 
 use super::decide::{Allowed, Facts, Heard, Step, Turn, decide};
 use super::{Pull, PulledManifest};
@@ -47,11 +47,12 @@ impl Pull {
         reference: &Reference,
         want: Want,
     ) -> Result<PulledManifest, PullError> {
+        let asked_at = Instant::now();
         let mut facts = self.known_facts(repository, reference, &want).await?;
         let pulled = self.run(repository, &mut facts, &want).await?;
         if let Some(manifest) = pulled.manifest.as_ref().filter(|_| !want.head) {
             self.check_room(repository, manifest, &want).await?;
-            self.wait_for_blobs(repository, &pulled, manifest, &want).await?;
+            self.wait_for_blobs(repository, &pulled, manifest, &want, asked_at).await?;
         }
         self.note_manifest(repository, &pulled, &want).await;
         Ok(pulled)
@@ -88,7 +89,7 @@ impl Pull {
             Step::FindStored(digest) => facts.stored = self.stored(repository, &digest).await?.into(),
             Step::FindLastKnown => facts.last_known = self.last_known(repository, facts).await?.into(),
             Step::AskPermission => facts.hear(self.ask_permission(repository, facts, want).await?),
-            Step::AskIfHidden => self.ask_if_hidden(repository, facts, want).await,
+            Step::AskIfHidden => self.ask_if_hidden(repository, facts, want).await?,
             Step::CheckBreaker => {
                 facts.breaker_known = true;
                 if let Err(open) = self.core.upstreams.check_breaker(repository, &facts.reference).await {

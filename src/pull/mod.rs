@@ -14,9 +14,11 @@ mod warm;
 
 use std::fs::File;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 pub use listing::{PulledReferrers, PulledTags};
 pub use manifest::Want;
@@ -33,9 +35,13 @@ use crate::errors::PullError;
 use crate::membership::Membership;
 use crate::oci::{Digest, Observed};
 use crate::ports::{Progress, SignedUrl};
+use crate::values::deadline::bounded;
 use crate::values::expiring::Expiring;
 use crate::values::flight::Flights;
 use crate::values::served::Served;
+
+/// How long after it has asked a client has an answer at the latest: clients wait for headers for 30 seconds.
+const ANSWER: Duration = Duration::from_secs(28);
 
 /// The read path.
 pub struct Pull {
@@ -75,6 +81,12 @@ impl Pull {
             sources,
             memory: Memory { warm: Warm::new(), uses, refused: Refused::new(), complete: Expiring::new(clock, 10_000) },
         }
+    }
+
+    /// Until when a client that asked then waits for a fill.
+    fn waits_until(&self, asked_at: Instant) -> Instant {
+        let wait = self.core.config.wait;
+        (Instant::now() + bounded(wait)).min(asked_at + ANSWER.max(wait))
     }
 }
 

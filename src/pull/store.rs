@@ -12,10 +12,10 @@ use super::warm::{ManifestKey, WarmManifest};
 use super::{Pull, PulledManifest, Want};
 use crate::config::{Cold, MaxBlob};
 use crate::errors::{PullError, UpstreamError, beside, chain};
+use crate::identity::Payer;
 use crate::oci::{Descriptor, Digest, Manifest, Observed, Platforms, Reference, Repository};
 use crate::ports::{ImageJob, Job, Priority};
 use crate::records::{BlobRecord, BlobState, Versioned};
-use crate::values::deadline::bounded;
 use crate::values::served::Served;
 
 /// How long it is remembered that the blobs of a manifest are stored: a client asks for them next, and marks them as used.
@@ -147,14 +147,26 @@ impl Pull {
         }
         let mut blobs = blobs_of(manifest)?;
         blobs.retain(|blob| !self.core.budgets.is_paid(&blob.digest, blob.size));
-        // The most and the least room that the blobs need.
-        let mut most = bytes_of(&blobs);
-        let mut least = 0_u64;
-        if self.core.budgets.check_bytes(payer, most).is_ok() {
+        if self.core.budgets.check_bytes(payer, bytes_of(&blobs)).is_ok() {
             return Ok(());
         }
         // Stored blobs take no room, but each costs a lookup, which a refused caller must not get for free.
-        self.core.budgets.charge_miss(payer)?;
+        let mut lookups = self.core.budgets.reserve_miss(payer).await?;
+        lookups.mark_sent();
+        let room = self.look_for_room(repository, blobs, payer).await;
+        lookups.settle(matches!(room, Err(PullError::OverBudget(_))));
+        room
+    }
+
+    /// Whether there is room for those of the blobs that are not stored.
+    async fn look_for_room(
+        &self,
+        repository: &Repository,
+        mut blobs: Vec<Descriptor>,
+        payer: Option<Payer>,
+    ) -> Result<(), PullError> {
+        // The most and the least room that they need.
+        let (mut most, mut least) = (bytes_of(&blobs), 0_u64);
         blobs.sort_unstable_by_key(|blob| Reverse(blob.size));
         for blob in blobs {
             if self.core.storage.ledger.blob(repository, &blob.digest).await?.is_stored() {
@@ -166,9 +178,7 @@ impl Pull {
                 break;
             }
         }
-        self.core.budgets.check_bytes(payer, most)?;
-        self.core.budgets.refund_miss(payer);
-        Ok(())
+        Ok(self.core.budgets.check_bytes(payer, most)?)
     }
 
     /// Where clients get no cold blob before all of it is stored, they get no manifest before that, either: not all of
@@ -180,6 +190,7 @@ impl Pull {
         pulled: &PulledManifest,
         manifest: &Manifest,
         want: &Want,
+        asked_at: Instant,
     ) -> Result<(), PullError> {
         let is_awaited = want.priority == Priority::Interactive && !manifest.media_type.is_index();
         if !is_awaited || self.core.upstreams.get(repository)?.cold() != Cold::Wait {
@@ -195,7 +206,7 @@ impl Pull {
         }
         // With the manifest itself the fills were requested.
         let mut is_requested = pulled.served == Served::Miss;
-        let (deadline, mut pause) = (Instant::now() + bounded(self.core.config.wait), SOON);
+        let (deadline, mut pause) = (self.waits_until(asked_at), SOON);
         loop {
             let digests: Vec<Digest> = missing.iter().map(|blob| blob.digest.clone()).collect();
             let known: HashMap<Digest, Versioned<BlobRecord>> =

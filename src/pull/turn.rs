@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::decide::{Allowed, Facts, Flight, Heard, Turn};
-use super::{Pull, PulledManifest, Want};
+use super::{ANSWER, Pull, PulledManifest, Want};
 use crate::budget::MissReservation;
 use crate::config::UpstreamConfig;
 use crate::errors::{PullError, beside};
@@ -52,16 +52,20 @@ impl Pull {
         let (known, over) = (facts.observed().is_some(), facts.over().is_some());
         let check = want.check || (known && facts.permission_due);
         let asked = Want { head: want.head || over, check, ..want.clone() };
-        let reservation = if (known || want.expected) && !check {
+        let mut reservation = if (known || want.expected) && !check {
             MissReservation::free()
         } else {
             self.core.budgets.reserve_miss(want.bill.payer).await?
         };
+        // A check is charged whatever it finds: upstream is asked because the caller says so.
+        if want.check {
+            reservation.keep_once_sent();
+        }
         let heard = match self.share(repository, &facts.reference, asked, known, reservation).await {
             Ok(PulledManifest { observed, manifest: None, .. }) if over => Heard::Named(observed),
             Err(error @ PullError::OverBudget(_)) if over => Heard::Failed(error),
             // The caller that started the request was over budget. A caller that is not starts another one.
-            Err(PullError::OverBudget(_)) if !want.head => {
+            Err(PullError::OverBudget(_)) if !want.head || self.core.budgets.check_pull(want.bill.payer).is_ok() => {
                 facts.budget = Allowed::Unknown;
                 return Ok(None);
             }
@@ -100,8 +104,9 @@ impl Pull {
                 pull.run(&repository, &mut facts, &want).await
             };
             let pulled = pulled.await;
-            // A check is charged whatever it finds: upstream is asked because the caller says so.
-            reservation.settle(want.check || pulled.as_ref().is_err_and(PullError::is_miss));
+            // An outage costs the callers of what is known nothing.
+            let is_trouble = |error: &PullError| matches!(error, PullError::Upstream(error) if error.is_trouble());
+            reservation.settle(pulled.as_ref().is_err_and(|error| error.is_miss() && !(known && is_trouble(error))));
             if want.check && pulled.is_ok() {
                 beside(pull.core.upstreams.standings.note_present(&repository).await, "that a repository exists");
             }
@@ -122,16 +127,16 @@ impl Pull {
         let (mut facts, since) = (Facts::new(reference, want), Instant::now());
         let record = self.core.storage.ledger.get(&ReferenceKey(repository, reference)).await?;
         let version = record.as_ref().map(|record| record.version);
-        let begin = || Flight { version, first: version, end: since + bounded(TURN), attempts: Attempts::new() };
+        let said = record.as_ref().map(|record| (record.value.checked_at, record.value.fresh_until));
+        let begin = || Flight { version, said, end: since + bounded(TURN), attempts: Attempts::new() };
         let before = before.unwrap_or_else(begin);
         facts.record = record.map(|record| record.value);
         facts.permission_due = facts.observed().is_some() && self.membership.permission_is_due(repository).await?;
         if let Reference::Digest(digest) = reference {
             facts.stored = self.stored(repository, digest).await?.into();
         }
-        // A check by another process since this one was requested will do, unless it was refused.
-        let is_unchanged =
-            before.first == version || facts.record.as_ref().is_some_and(|record| record.lease.is_some());
+        // A check by another process since this one was requested will do, unless it came to nothing.
+        let is_unchanged = before.said == said || facts.record.as_ref().is_some_and(|record| record.lease.is_some());
         facts.check = want.check && is_unchanged;
         facts.late = Instant::now() > before.end;
         facts.deleted = self.core.upstreams.get(repository)?.config().deleted;
@@ -161,7 +166,10 @@ impl Pull {
         want: &'a Want,
     ) -> BoxFuture<'a, Result<Option<PulledManifest>, PullError>> {
         Box::pin(async move {
-            let Turn::Flight(Flight { version, attempts, .. }) = &mut facts.turn else { return Err(PullError::NotYet) };
+            let Turn::Flight(Flight { version, attempts, end, .. }) = &mut facts.turn else {
+                return Err(PullError::NotYet);
+            };
+            let left = (*end + (ANSWER - TURN)).saturating_duration_since(Instant::now());
             let leased = tag::leased(facts.record.as_ref(), self.core.clock.now());
             let written =
                 self.core.storage.ledger.swap(&ReferenceKey(repository, &facts.reference), *version, &leased).await;
@@ -175,7 +183,7 @@ impl Pull {
                 None => *version,
             };
             // If something is known, the client gets that rather than wait longer for what is new.
-            let limit = bounded(if facts.observed().is_some() { DECISION } else { PATIENT_DECISION });
+            let limit = bounded(if facts.observed().is_some() { DECISION } else { PATIENT_DECISION }).min(left);
             facts.turn = Turn::Leased { end: Instant::now() + limit, limit };
             facts.record = Some(leased.clone());
             let pulled = self.run(repository, facts, want).await;
@@ -196,12 +204,17 @@ impl Pull {
         let (now, missing) = (self.core.clock.now(), jittered(config.missing));
         let was_known = leased.observed.is_some();
         let is_known = pulled.is_ok() || matches!(pulled, Err(PullError::TooLarge { .. }));
+        // That what is known could not be read makes nothing of it missing.
+        let is_missing = match pulled {
+            Err(PullError::Upstream(error)) => !error.is_trouble(),
+            pulled => matches!(pulled, Err(PullError::ManifestUnknown(_))),
+        };
         let (reference, heard) = (&facts.reference, &facts.heard);
         let record = match (reference, heard.observed().filter(|_| is_known), heard) {
             (Reference::Tag(tag), Some(observed), _) => self.observed(config, repository, tag, &leased, observed).await,
             (_, _, Heard::Absent(_)) if pulled.is_ok() => tag::served_on(&leased, config.stale, missing, now),
             // Clients may have pinned the last digest.
-            (_, _, Heard::Absent(_)) => tag::answered(None, tag::before(&leased), missing, now),
+            (_, _, Heard::Absent(_)) if is_missing => tag::answered(None, tag::before(&leased), missing, now),
             // A digest needs no record: its manifest is stored, or is asked for again.
             _ => TagRecord { lease: None, ..leased },
         };

@@ -10,6 +10,8 @@ use stopover::errors::{PullError, UpstreamError};
 use stopover::identity::Payer;
 use stopover::oci::{Page, Reference, Repository};
 use stopover::pull::Want;
+use stopover::records::tag::LEASE;
+use stopover::records::{Lease, ReferenceKey, TagRecord};
 use support::guests::{self, basic, bearer};
 use support::on_both_columns;
 use support::scripted::Fault;
@@ -27,6 +29,7 @@ on_both_columns!(
     a_cold_node_with_sixty_images_is_not_stopped,
     a_check_is_paid_for_whatever_it_finds,
     what_another_instance_knows_to_be_absent_costs_no_miss,
+    a_head_is_answered_whatever_another_caller_has_spent,
 );
 
 pub(super) const STRANGER: &str = "192.0.2.1";
@@ -267,6 +270,33 @@ async fn what_another_instance_knows_to_be_absent_costs_no_miss(column: Column) 
         over.push(matches!(pulled, Err(PullError::OverBudget(_))));
     }
     assert_eq!(over, [false, false, true], "what is remembered costs nothing");
+}
+
+async fn a_head_is_answered_whatever_another_caller_has_spent(column: Column) {
+    let world = World::plan(column).settings("pulls = 1").start().await;
+    world.upstream.fault("HEAD", Fault::Status(405, vec![], String::new()));
+    for name in ["a", "b"] {
+        world.upstream.image(name, "1", &[b"layer"]);
+    }
+    assert_eq!(world.get_from(OTHER, &tag("b", "1")).await.status, StatusCode::OK);
+    // While another process asks, both callers wait for one answer.
+    let now = world.clock.now();
+    let lease = Some(Lease { owner: "another".into(), until: now.plus(LEASE) });
+    let record = TagRecord { observed: None, previous: None, checked_at: now, fresh_until: now, lease };
+    let key = (repository("a"), tag_of("1"));
+    world.cache.core.storage.ledger.swap(&ReferenceKey(&key.0, &key.1), None, &record).await.unwrap();
+    let (path, pause) = (tag("a", "1"), Duration::from_millis(200));
+    let head = async {
+        tokio::time::sleep(pause).await;
+        world.send_from(STRANGER, Method::HEAD, &path).await
+    };
+    let asked = async {
+        tokio::time::sleep(pause * 2).await;
+        world.clock.advance(LEASE);
+    };
+    let (over, head, ()) = tokio::join!(world.get_from(OTHER, &path), head, asked);
+    assert!(over.error().1.contains("budget"), "{over:?}");
+    assert_eq!(head.status, StatusCode::OK, "{head:?}");
 }
 
 async fn a_check_is_paid_for_whatever_it_finds(column: Column) {

@@ -4,9 +4,13 @@ use std::time::Duration;
 
 use http::StatusCode;
 use stopover::config::Cold;
+use stopover::errors::PullError;
+use stopover::oci::Repository;
+use stopover::pull::Want;
 use support::aws::{EVERY_OPERATION, Service};
 use support::on_both_columns;
-use support::world::{Column, World};
+use support::scripted::Fault;
+use support::world::{Column, World, until};
 
 on_both_columns!(a_clock_that_was_set_back_keeps_nothing_fresh);
 
@@ -29,6 +33,34 @@ async fn storage_outage_is_not_a_miss() {
     endpoints.heal();
     assert_eq!(world.get(TAG).await.bytes(), &image.manifest);
     assert!(world.upstream.requests().is_empty(), "upstream was not asked in its place");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_tag_that_is_served_on_outlasts_a_ledger_that_is_not_read() {
+    let world = World::plan(Column::Aws).upstream("deleted = \"serve\"").start().await;
+    let endpoints = world.endpoints().expect("the AWS column has endpoints");
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    world.get(TAG).await;
+    world.settled().await;
+    world.upstream.delete_tag("a", "1");
+    world.upstream.fault("HEAD", Fault::Late(Duration::from_secs(1)));
+    world.clock.advance(Duration::from_mins(6));
+    let repository = Repository { upstream: "test.local".parse().unwrap(), name: "a".parse().unwrap() };
+    let reference = "1".parse().unwrap();
+    // It has no manifest in memory.
+    let instance = world.another_instance();
+    let failing = async {
+        until(|| world.upstream.count("HEAD") == 1).await;
+        for operation in ["GetItem", "BatchGetItem", "Query"] {
+            endpoints.fail_next(Service::DynamoDb, operation, 1000);
+        }
+    };
+    let (pulled, ()) = tokio::join!(instance.pull.manifest(&repository, &reference, Want::GET), failing);
+    assert!(matches!(pulled, Err(PullError::Store(_))), "{pulled:?}");
+    endpoints.heal();
+    world.clock.advance(Duration::from_mins(1));
+    let answer = world.get(TAG).await;
+    assert_eq!((answer.header("x-stopover"), answer.bytes()), ("stale", &image.manifest));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

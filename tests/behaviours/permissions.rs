@@ -17,6 +17,7 @@ on_both_columns!(
     a_thousand_pulls_after_permission_has_ended_cost_one_question,
     what_is_public_is_never_asked_about_again,
     whoever_keeps_asking_for_what_is_not_shown_any_more_pays_for_it,
+    what_is_shown_is_no_miss_however_much_of_it_is_due_at_once,
     a_private_repository_that_is_gone_is_asked_for_nothing_more,
     a_permission_that_takes_a_whole_manifest_to_show_is_a_pull,
 );
@@ -175,6 +176,27 @@ async fn a_thousand_pulls_after_permission_has_ended_cost_one_question(column: C
     world.upstream.forget_requests();
     assert!(shows(&world.get_from(HERE, &paths[1]).await));
     assert!(world.upstream.requests().is_empty());
+}
+
+async fn what_is_shown_is_no_miss_however_much_of_it_is_due_at_once(column: Column) {
+    let world = world(column, Cold::Wait, &format!("misses = 4\n{LASTING}"), PRIVATE).await;
+    let names: Vec<String> = (0..12).map(|number| format!("private/app-{number}")).collect();
+    for name in &names {
+        world.upstream.image(name, "1", &[LAYER]);
+        pull_here(&world, name).await;
+    }
+    world.settled().await;
+    let no_answer = Fault::Status(503, vec![], String::new());
+    for (fault, served) in [(None, "revalidated"), (Some(no_answer), "stale")] {
+        world.clock.advance(Duration::from_hours(1));
+        if let Some(fault) = fault {
+            world.upstream.fault("/v2/private/", fault);
+        }
+        for name in &names {
+            let answer = world.get_from(HERE, &format!("/v2/test.local/{name}/manifests/1")).await;
+            assert_eq!((answer.status, answer.header("x-stopover")), (StatusCode::OK, served), "{name}: {answer:?}");
+        }
+    }
 }
 
 async fn what_is_public_is_never_asked_about_again(column: Column) {

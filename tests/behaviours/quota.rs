@@ -15,6 +15,7 @@ use support::world::{Column, World};
 
 on_both_columns!(
     an_empty_quota_is_invisible_for_everything_seen_before,
+    an_empty_quota_is_invisible_where_upstream_answers_no_head_either,
     a_new_image_is_refused_with_whose_quota_is_empty_and_what_helps,
     a_failing_upstream_is_left_alone_and_everything_seen_before_is_served,
     a_silent_upstream_costs_one_client_seconds_and_the_others_nothing,
@@ -70,6 +71,24 @@ async fn an_empty_quota_is_invisible_for_everything_seen_before(column: Column) 
     world.clock.advance(FRESH);
     let answer = world.get(&tag("a")).await;
     assert_eq!((answer.header("x-stopover"), answer.bytes()), ("stale", &images[0].manifest));
+}
+
+async fn an_empty_quota_is_invisible_where_upstream_answers_no_head_either(column: Column) {
+    let world = World::on(column).await;
+    world.upstream.fault("HEAD", status(405));
+    let image = world.upstream.image("a", "1", &[b"layer"]);
+    world.upstream.image("new", "1", &[b"layer"]);
+    world.upstream.quota(100, 1);
+    assert_eq!(world.get(&tag("a")).await.status, StatusCode::OK);
+    world.settled().await;
+    for _ in 0..3 {
+        world.clock.advance(FRESH);
+        for answer in [world.get(&tag("a")).await, world.head(&tag("a")).await] {
+            let etag = format!("\"{}\"", image.digest);
+            assert_eq!((answer.header("x-stopover"), answer.header("etag")), ("stale", etag.as_str()), "{answer:?}");
+        }
+        assert_eq!(world.get(&tag("new")).await.status, StatusCode::TOO_MANY_REQUESTS, "which is no absence");
+    }
 }
 
 async fn a_new_image_is_refused_with_whose_quota_is_empty_and_what_helps(column: Column) {

@@ -20,6 +20,7 @@ on_both_columns!(
     a_holder_that_died_is_replaced_after_its_lease,
     a_lease_holder_that_lost_its_lease_cannot_publish,
     what_is_known_is_served_while_another_instance_asks,
+    a_check_is_not_answered_by_that_of_another_instance_that_failed,
     ten_thousand_pulls_over_twenty_periods_of_freshness_cost_no_quota,
 );
 
@@ -130,6 +131,28 @@ async fn what_is_known_is_served_while_another_instance_asks(column: Column) {
     let pulled = world.another_instance().pull.manifest(&repository(), &tag(), Want::GET).await.unwrap();
     assert_eq!((pulled.observed.digest, pulled.served), (image.digest, Served::Stale));
     assert_eq!(world.upstream.count("/manifests/"), 0);
+}
+
+async fn a_check_is_not_answered_by_that_of_another_instance_that_failed(column: Column) {
+    let world = World::on(column).await;
+    world.upstream.image("a", "1", &[b"layer"]);
+    world.get(TAG).await;
+    world.settled().await;
+    world.upstream.forget_requests();
+    let ledger = &world.cache.core.storage.ledger;
+    let (repository, tag) = (repository(), tag());
+    let key = ReferenceKey(&repository, &tag);
+    let record = ledger.get(&key).await.unwrap().unwrap();
+    let lease = Some(Lease { owner: "another".into(), until: world.clock.now().plus(LEASE) });
+    let leased = TagRecord { lease, ..record.value.clone() };
+    let version = ledger.swap(&key, Some(record.version), &leased).await.unwrap();
+    let failed = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert!(world.upstream.requests().is_empty());
+        ledger.swap(&key, version, &record.value).await.unwrap();
+    };
+    let (checked, ()) = tokio::join!(world.get_with("192.0.2.1", TAG, &[("cache-control", "no-cache")]), failed);
+    assert_eq!((checked.header("x-stopover"), world.upstream.count("HEAD")), ("revalidated", 1));
 }
 
 async fn ten_thousand_pulls_over_twenty_periods_of_freshness_cost_no_quota(column: Column) {

@@ -33,6 +33,19 @@ async fn a_slow_answer_is_waited_for_where_nothing_is_known(column: Column) {
     assert_eq!(world.get(&tag("good", "1")).await.bytes(), &good.manifest);
 }
 
+/// As long as clients wait for headers, or nearly: 28 s.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_have_an_answer_within_thirty_seconds_however_many_waits_follow_each_other() {
+    let world = World::plan(Column::Embedded).cold(Cold::Wait).settings("wait = \"20s\"").start().await;
+    let image = world.upstream.image("slow", "1", &[b"layer"]);
+    world.upstream.fault("GET /v2/slow/manifests/", Fault::Late(Duration::from_secs(12)));
+    world.upstream.fault(image.blobs[1].0.as_str(), Fault::Late(Duration::from_mins(1)));
+    let begun = Instant::now();
+    let answer = world.get(&tag("slow", "1")).await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(begun.elapsed() < Duration::from_secs(29), "{:?}", begun.elapsed());
+}
+
 async fn a_slow_answer_is_not_waited_for_where_something_is_known(column: Column) {
     let world = World::on(column).await;
     let image = world.upstream.image("slow", "1", &[b"layer"]);

@@ -55,7 +55,7 @@ fn leased() -> Turn {
 
 /// This process asks for its callers.
 fn flight() -> Turn {
-    Turn::Flight(Flight { version: None, first: None, end: Instant::now(), attempts: Attempts::new() })
+    Turn::Flight(Flight { version: None, said: None, end: Instant::now(), attempts: Attempts::new() })
 }
 
 fn tag() -> Facts {
