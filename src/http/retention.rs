@@ -23,10 +23,8 @@ pub(super) async fn collect_garbage(State(cache): State<Arc<Cache>>, Operator(bo
     let Ok(Sweep { dry_run }) = serde_json::from_slice(&body) else {
         return refusal(StatusCode::BAD_REQUEST, r#"the body must be {"dry_run": true} or {"dry_run": false}"#);
     };
-    // Continues when the client disconnects: the next sweep would have to read everything again.
     let sweeping = Arc::clone(&cache);
-    let swept = tokio::spawn(async move { sweeping.operate.sweep(dry_run).await });
-    report(&cache, swept.await.map_or(Err(PullError::NotYet), |swept| swept.map_err(Into::into)))
+    report(&cache, async move { Ok(sweeping.operate.sweep(dry_run).await?) }).await
 }
 
 #[derive(Deserialize)]
@@ -39,15 +37,21 @@ pub(super) async fn purge(State(cache): State<Arc<Cache>>, Operator(body): Opera
     let Ok(Purge { image }) = serde_json::from_slice(&body) else {
         return refusal(StatusCode::BAD_REQUEST, r#"the body must be like {"image": "docker.io/library/nginx:1.27"}"#);
     };
-    let purged = async {
-        let (repository, reference) = located(&cache, &image)?;
-        Ok(cache.operate.purge(&repository, &reference).await?)
+    let purging = Arc::clone(&cache);
+    let purged = async move {
+        let (repository, reference) = located(&purging, &image)?;
+        Ok(purging.operate.purge(&repository, &reference).await?)
     };
-    report(&cache, purged.await)
+    report(&cache, purged).await
 }
 
-fn report(cache: &Cache, outcome: Result<SweepReport, PullError>) -> Response {
-    match outcome {
+/// Continues when the client disconnects: the next one would have to read everything again. And reads it elsewhere than on
+/// the thread of the connection, which others have too.
+async fn report(
+    cache: &Cache,
+    work: impl Future<Output = Result<SweepReport, PullError>> + Send + 'static,
+) -> Response {
+    match tokio::spawn(work).await.unwrap_or(Err(PullError::NotYet)) {
         Ok(report) => answer(&report),
         Err(PullError::Store(error)) => not_here(cache, &error),
         Err(error) => refusal(error.answer().status, &error.to_string()),

@@ -410,6 +410,8 @@ impl Ledger for EmbeddedLedger {
 
     fn entries(&self) -> BoxStream<'_, Result<Entry, StoreError>> {
         let pages = stream::try_unfold(String::new(), move |after| async move {
+            // A page is read at once: others have their turn between two of them.
+            tokio::task::yield_now().await;
             let items = self.0.scan_after(&after)?;
             let Some((last, _)) = items.last().cloned() else { return Ok(None) };
             let entries = items.iter().filter_map(|(key, item)| entry(key, item).transpose()).collect::<Vec<_>>();

@@ -27,6 +27,10 @@ const MOST: usize = 2 * 1024 * 1024;
 /// two. 3 to 9 in a hundred more answers with a small manifest.
 const TOGETHER: usize = 2048;
 
+/// The most bytes of files that a connection sends before the others of its thread have their turn: a client that reads as
+/// quickly as it is sent to would else have the thread for 32 MiB.
+const TURN: usize = 4 * 1024 * 1024;
+
 /// Stands for bytes of a file; known by its address.
 static STAND_IN: [u8; MOST] = [0; MOST];
 
@@ -60,14 +64,21 @@ pub(crate) struct FileSender {
     pub(crate) outgoing: Outgoing,
     /// Whether packets wait until they are full.
     is_corked: bool,
+    /// How many bytes of files it has sent since others had their turn.
+    in_turn: usize,
 }
 
 impl FileSender {
     pub(crate) fn new(connection: TcpStream) -> Self {
-        Self { connection, outgoing: Outgoing::default(), is_corked: false }
+        Self { connection, outgoing: Outgoing::default(), is_corked: false, in_turn: 0 }
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<io::Result<usize>> {
+        if self.in_turn >= TURN {
+            self.in_turn = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let mut outgoing = self.outgoing.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((file, offset, left)) = outgoing.as_mut().filter(|(.., left)| most <= *left) else {
             return Poll::Ready(Err(io::Error::other("a stand-in stands for nothing")));
@@ -83,6 +94,7 @@ impl FileSender {
                 Ok(rustix::fs::sendfile(&self.connection, &*file, Some(&mut *offset), most)?)
             }))?;
         *left -= sent;
+        self.in_turn += sent;
         if *left == 0 {
             // An idle connection holds no file open.
             *outgoing = None;

@@ -12,6 +12,10 @@ use tokio::runtime::{Builder, Handle};
 /// How long a thread is watched before its load is judged anew.
 const LATELY: Duration = Duration::from_millis(50);
 
+/// How many connections more than the others the first thread may have: of those that come at once none shows yet how much
+/// it will ask for, and none moves later. As many as the clients of one node open.
+const AHEAD: usize = 16;
+
 /// Threads with an event loop each. A connection stays with one of them, so that no other thread is woken for what it
 /// reads and writes.
 #[derive(Clone)]
@@ -54,8 +58,8 @@ impl Threads {
         Self { all: runtimes.into_iter().map(thread).collect(), load_of_first: Arc::new(Mutex::new(load)) }
     }
 
-    /// Serves a connection: where there are the fewest, but by the first thread as long as that has time. One that works
-    /// finds more to do each time that it looks, and sleeps less; others are not woken for little.
+    /// Serves a connection: where there are the fewest, but by the first thread as long as that has time and is not far ahead.
+    /// One that works finds more to do each time that it looks, and sleeps less; others are not woken for little.
     pub(crate) fn spawn(&self, connection: impl Future<Output = ()> + Send + 'static) {
         let has_time = |first: &&Thread| {
             let busy = first.runtime.metrics().worker_total_busy_duration(0);
@@ -63,8 +67,10 @@ impl Threads {
             load.note(busy, Instant::now());
             !load.is_high
         };
-        let fewest = || self.all.iter().min_by_key(|thread| Arc::strong_count(&thread.connections));
-        let Some(thread) = self.all.first().filter(has_time).or_else(fewest) else { return };
+        let count = |thread: &Thread| Arc::strong_count(&thread.connections);
+        let Some(fewest) = self.all.iter().min_by_key(|thread| count(thread)) else { return };
+        let first = self.all.first().filter(|first| count(first) < count(fewest) + AHEAD);
+        let thread = first.filter(has_time).unwrap_or(fewest);
         let counted = Arc::clone(&thread.connections);
         thread.runtime.spawn(async move {
             connection.await;
@@ -163,6 +169,17 @@ mod tests {
             threads.spawn(pending());
         }
         assert_eq!(counts(), [4, 0, 0]);
+        let mut burst = Vec::new();
+        for _ in 0..33 {
+            let (end, ended) = tokio::sync::oneshot::channel::<()>();
+            threads.spawn(async move { _ = ended.await });
+            burst.push(end);
+        }
+        assert_eq!(counts(), [4 + 19, 7, 7]);
+        drop(burst);
+        while counts() != [4, 0, 0] {
+            tokio::task::yield_now().await;
+        }
         let load = Load { since: Instant::now() + Duration::from_hours(1), busy: Duration::ZERO, is_high: true };
         *threads.load_of_first.lock().unwrap() = load;
         for _ in 0..11 {

@@ -1,4 +1,4 @@
-use std::future::pending;
+use std::future::{pending, poll_fn};
 use std::io::{Seek as _, Write as _};
 use std::time::Duration;
 
@@ -107,4 +107,36 @@ async fn a_client_that_follows_a_fill_gets_what_is_written_and_the_last_byte_onc
         assert!(got == content[..content.len() - 1]);
         (&*file).rewind().unwrap();
     }
+}
+
+#[tokio::test]
+async fn other_connections_have_their_turn_however_quickly_a_client_reads() {
+    let file = Arc::new(tempfile::tempfile().unwrap());
+    file.set_len(MOST as u64).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut sender = FileSender::new(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
+    let mut client = listener.accept().await.unwrap().0.into_std().unwrap();
+    client.set_nonblocking(false).unwrap();
+    let reading = std::thread::spawn(move || io::copy(&mut client, &mut io::sink()).unwrap());
+    let (mut in_turn, mut longest) = (0, 0);
+    for _ in 0..64 {
+        *sender.outgoing.0.lock().unwrap() = Some((Arc::clone(&file), 0, MOST));
+        let mut unsent = MOST;
+        poll_fn(|cx| {
+            while unsent > 0 {
+                let Poll::Ready(sent) = Pin::new(&mut sender).poll_write(cx, &STAND_IN[..unsent]) else {
+                    in_turn = 0;
+                    return Poll::Pending;
+                };
+                let sent = sent.unwrap();
+                (unsent, in_turn) = (unsent - sent, in_turn + sent);
+                longest = longest.max(in_turn);
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+    drop(sender);
+    assert_eq!(reading.join().unwrap(), 64 * MOST as u64);
+    assert!(longest < TURN + MOST, "{longest}");
 }
