@@ -169,7 +169,7 @@ impl Pull {
             let Turn::Flight(Flight { version, attempts, end, .. }) = &mut facts.turn else {
                 return Err(PullError::NotYet);
             };
-            let left = (*end + (ANSWER - TURN)).saturating_duration_since(Instant::now());
+            let left = (*end + ANSWER.saturating_sub(TURN)).saturating_duration_since(Instant::now());
             let leased = tag::leased(facts.record.as_ref(), self.core.clock.now());
             let written =
                 self.core.storage.ledger.swap(&ReferenceKey(repository, &facts.reference), *version, &leased).await;
