@@ -32,8 +32,9 @@ const UNIT_BYTES: u64 = 1024 * 1024;
 /// hundredth of a small disk.
 const RESERVE_BYTES: u64 = 64 * 1024 * 1024;
 
-/// How many small blobs are kept in memory, and how many bytes a small one has at most.
-const SMALL: usize = 128;
+/// How many small blobs are kept in memory, each with its file open.
+pub const KEPT_OPEN: usize = 128;
+/// How many bytes a small blob has at most.
 const SMALL_BYTES: u64 = 64 * 1024;
 
 /// Blobs as files below one directory, each published by a rename.
@@ -58,7 +59,7 @@ impl Files {
     /// Opens or creates the store below `data`.
     pub fn open(data: &Path) -> anyhow::Result<Self> {
         let (published, unpublished) = (data.join("blobs"), data.join("unpublished"));
-        let files = Self { published, unpublished, small: Arc::new(MemoryCache::new(SMALL)) };
+        let files = Self { published, unpublished, small: Arc::new(MemoryCache::new(KEPT_OPEN)) };
         let prepare = || -> io::Result<()> {
             fs::create_dir_all(&files.unpublished)?;
             fs::create_dir_all(&files.published)?;
