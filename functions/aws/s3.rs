@@ -187,7 +187,7 @@ impl Blobs for S3Blobs {
         self.length(key(digest)).await
     }
 
-    async fn locate(&self, digest: &Digest) -> Result<Option<Location>, StoreError> {
+    async fn locate(&self, digest: &Digest, _size: u64) -> Result<Option<Location>, StoreError> {
         let get = self.client.get_object().bucket(&self.bucket).key(key(digest));
         let presigned = get.presigned(url_life()?).await.map_err(|error| store_error("presigning", error))?;
         let url = Url::parse(presigned.uri());

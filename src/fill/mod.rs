@@ -20,9 +20,10 @@ use crate::core::Core;
 use crate::errors::{FillError, StoreError, chain};
 use crate::journal::{Event, EventKind, Metric};
 use crate::membership::Membership;
+use crate::oci::Digest;
 use crate::ports::{Attempts, Job, Progress, Upload};
 use crate::records::blob::{CLAIM, Claim, decide, noted};
-use crate::records::{BlobRecord, BlobState, Checkpoint, Versioned};
+use crate::records::{BlobRecord, BlobState, BlobView, Checkpoint, Versioned};
 
 /// How long a fill waits while a sweep removes its blob: as long as deleting an object takes.
 const REMOVAL: Duration = Duration::from_secs(2);
@@ -102,8 +103,7 @@ impl Fill {
         let mut attempts = Attempts::new();
         let claimed = loop {
             let view = self.core.storage.ledger.blob(&job.repository, &job.digest).await?;
-            // The record may be wrong: the bytes may have been deleted from storage by other means.
-            if view.is_stored() && self.core.storage.blobs.size(&job.digest).await?.is_some() {
+            if self.is_whole(&job.digest, &view).await? {
                 // Before a client asks: then it may be read here even while upstream is down.
                 self.membership.prove_unless_shown(&view, &job.repository, &job.digest).await?;
                 let current = view.record;
@@ -180,6 +180,19 @@ impl Fill {
             ),
         }
         outcome
+    }
+
+    /// Whether the bytes that the ledger says are stored are there. They may have been deleted or damaged by other means.
+    async fn is_whole(&self, digest: &Digest, view: &BlobView) -> Result<bool, StoreError> {
+        let Some(size) = view.stored_size() else { return Ok(false) };
+        let found = self.core.storage.blobs.size(digest).await?;
+        if let Some(found) = found.filter(|found| *found != size) {
+            tracing::error!(
+                blob.digest = %digest, size_bytes = size, found_bytes = found,
+                "a stored blob is damaged, because its length is another than was stored: filling it again"
+            );
+        }
+        Ok(found == Some(size))
     }
 }
 

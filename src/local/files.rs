@@ -32,8 +32,9 @@ const UNIT_BYTES: u64 = 1024 * 1024;
 /// hundredth of a small disk.
 const RESERVE_BYTES: u64 = 64 * 1024 * 1024;
 
-/// How many small blobs are kept in memory, and how many bytes a small one has at most.
-const SMALL: usize = 128;
+/// How many small blobs are kept in memory, each with its file open.
+pub const KEPT_OPEN: usize = 128;
+/// How many bytes a small blob has at most.
 const SMALL_BYTES: u64 = 64 * 1024;
 
 /// Blobs as files below one directory, each published by a rename.
@@ -58,7 +59,7 @@ impl Files {
     /// Opens or creates the store below `data`.
     pub fn open(data: &Path) -> anyhow::Result<Self> {
         let (published, unpublished) = (data.join("blobs"), data.join("unpublished"));
-        let files = Self { published, unpublished, small: Arc::new(MemoryCache::new(SMALL)) };
+        let files = Self { published, unpublished, small: Arc::new(MemoryCache::new(KEPT_OPEN)) };
         let prepare = || -> io::Result<()> {
             fs::create_dir_all(&files.unpublished)?;
             fs::create_dir_all(&files.published)?;
@@ -139,10 +140,15 @@ impl Blobs for Files {
         blocking(move || Ok(absent(fs::metadata(path))?.map(|metadata| metadata.len()))).await
     }
 
-    async fn locate(&self, digest: &Digest) -> Result<Option<Location>, StoreError> {
+    async fn has(&self, digest: &Digest, size: u64) -> Result<bool, StoreError> {
+        Ok(self.size(digest).await? == Some(size))
+    }
+
+    async fn locate(&self, digest: &Digest, size: u64) -> Result<Option<Location>, StoreError> {
         // The kernel has the metadata in memory as long as the file is open.
         if let Some(Small { content, file }) = self.small.get(digest)
             // 1.05 times as many hits as with `File::metadata`, which asks for more.
+            && content.len() as u64 == size
             && rustix::fs::fstat(&file).map_err(|error| refused(error.into()))?.st_nlink > 0
         {
             return Ok(Some(Location::Memory(content)));
@@ -153,9 +159,12 @@ impl Blobs for Files {
             None => blocking(move || absent(File::open(path))).await?,
         };
         let Some(file) = found.map(Arc::new) else { return Ok(None) };
-        let size = file.metadata().map_err(refused)?.len();
+        // A file system that was damaged may have kept the beginning of a file only.
+        if file.metadata().map_err(refused)?.len() != size {
+            return Ok(None);
+        }
         if size > SMALL_BYTES {
-            return Ok(Some(Location::File(file, size)));
+            return Ok(Some(Location::File(file)));
         }
         let content = read(&file, &(0..size)).await.map_err(refused)?;
         self.small.insert(digest.clone(), Small { content: content.clone(), file });
@@ -386,9 +395,9 @@ mod tests {
                 upload.write(content.clone().into()).await.unwrap();
                 upload.publish().await.unwrap();
                 for _ in 0..2 {
-                    match files.locate(&digest).await.unwrap().unwrap() {
+                    match files.locate(&digest, length as u64).await.unwrap().unwrap() {
                         Location::Memory(bytes) => assert!(bytes == content && length == 300),
-                        Location::File(_, size) => assert!(size == 200_000 && length == 200_000),
+                        Location::File(file) => assert!(file.metadata().unwrap().len() == 200_000 && length == 200_000),
                         Location::Url(_) => panic!(),
                     }
                 }
@@ -397,7 +406,7 @@ mod tests {
                 } else {
                     files.remove(&digest).await.unwrap();
                 }
-                assert!(files.locate(&digest).await.unwrap().is_none(), "{length} {behind_our_back}");
+                assert!(files.locate(&digest, length as u64).await.unwrap().is_none(), "{length} {behind_our_back}");
             }
         }
     }

@@ -35,7 +35,7 @@ use tokio::net::UnixListener;
 use tokio::time::{Instant, interval, interval_at};
 use tokio_util::task::AbortOnDropHandle;
 
-pub use files::Files;
+pub use files::{Files, KEPT_OPEN};
 pub use ledger::EmbeddedLedger;
 pub use queue::Queue;
 pub use store::is_at_work;

@@ -132,7 +132,8 @@ struct Blob {
     version: Option<u64>,
     used_at: Option<Timestamp>,
     bytes: Option<(u64, Timestamp)>,
-    is_stored: bool,
+    /// How many bytes its record says are stored.
+    stored: Option<u64>,
     /// Its record is of a fill that died.
     is_wrong: bool,
     fate: Fate,
@@ -150,7 +151,7 @@ enum Fate {
 }
 
 /// Everything that is stored, as a first pass counts it: the ledger first, then the bytes. Bytes that are listed after a
-/// record said "stored" are there, or the record is wrong.
+/// record said "stored" are there, all of them, or the record is wrong.
 pub struct Census<'a> {
     task: Task<'a>,
     now: Timestamp,
@@ -215,8 +216,9 @@ impl<'a> Census<'a> {
                     BlobState::Absent => checkpoint.is_some() && is_old,
                     BlobState::Stored { .. } | BlobState::Removing { .. } => false,
                 };
-                let (version, is_stored) = (Some(record.version), matches!(state, BlobState::Stored { .. }));
-                let blob = Blob { version, used_at: *used_at, bytes: None, is_stored, is_wrong, fate };
+                let stored = if let BlobState::Stored { size } = state { Some(*size) } else { None };
+                let version = Some(record.version);
+                let blob = Blob { version, used_at: *used_at, bytes: None, stored, is_wrong, fate };
                 self.blobs.insert(self.keys.digest(digest), blob);
             }
             Entry::Reference { repository, reference, record }

@@ -24,9 +24,15 @@ pub trait Blobs: Send + Sync {
     /// The length in bytes of a stored blob, from the storage itself. `None`: not stored.
     async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError>;
 
-    /// Where a client gets the bytes of a blob that the ledger says is stored. Needs no network. `None`: the adapter
-    /// can tell without a request that it is not there.
-    async fn locate(&self, digest: &Digest) -> Result<Option<Location>, StoreError>;
+    /// Whether a blob that the ledger says is stored is there with its `size` bytes. Needs no network: an adapter that
+    /// cannot tell without a request believes the ledger.
+    async fn has(&self, _digest: &Digest, _size: u64) -> Result<bool, StoreError> {
+        Ok(true)
+    }
+
+    /// Where a client gets the bytes of a blob that the ledger says is stored with `size` bytes. Needs no network.
+    /// `None`: the adapter can tell without a request that it is not there, or that its length is another.
+    async fn locate(&self, digest: &Digest, size: u64) -> Result<Option<Location>, StoreError>;
 
     /// Whether there is room for more: `Err` says that nothing new can be stored. Needs no network.
     async fn check_room(&self) -> Result<(), StoreError> {
@@ -143,8 +149,8 @@ impl fmt::Debug for SignedUrl {
 pub enum Location {
     /// At a URL that needs no credentials, for some minutes (S3).
     Url(SignedUrl),
-    /// In a file of this machine, of this many bytes.
-    File(Arc<File>, u64),
+    /// In a file of this machine.
+    File(Arc<File>),
     /// In memory: all its bytes.
     Memory(Bytes),
 }

@@ -11,7 +11,7 @@ use crate::config::Cold;
 use crate::errors::{OverBudget, PullError, StoreError, chain};
 use crate::oci::{Digest, Repository};
 use crate::ports::{Job, Location, Priority, Progress, Watched};
-use crate::records::BlobState;
+use crate::records::{BlobState, BlobView};
 use crate::upstream::{BlobSource, Evidence};
 use crate::values::served::Served;
 
@@ -38,22 +38,23 @@ impl Pull {
             }
             None => (self.ask_membership(repository, digest, &want).await?, Served::Revalidated),
         };
+        // What is stored was measured. A manifest may claim any size.
+        let size = view.stored_size().unwrap_or(size);
         self.check_size(repository, size, None)?;
         let view = self.note_blob(repository, digest, view).await;
         if want.head {
             // A manifest names it, but only upstream knows whether it has it.
             let asked = if view.is_stored() { Ok(size) } else { self.ask_membership(repository, digest, &want).await };
-            if let Err(error @ PullError::BlobUnknown) = asked {
-                return Err(error);
-            }
+            let size = match asked {
+                Err(error @ PullError::BlobUnknown) => return Err(error),
+                asked => asked.unwrap_or(size),
+            };
             let served = if view.is_stored() { served } else { Served::Miss };
             return Ok(PulledBlob { size, content: Content::None, served });
         }
         // 9b. Stored: from storage.
-        if view.is_stored()
-            && let Some(location) = self.core.storage.blobs.locate(digest).await?
-        {
-            return Ok(PulledBlob::at(location, size, served));
+        if let Some(pulled) = self.located(digest, &view, served).await? {
+            return Ok(pulled);
         }
         // 9c. Not stored: request the fill, if the caller has the budget for it, then by the upstream's policy.
         let (priority, payer) = (Priority::Interactive, want.bill.payer);
@@ -84,7 +85,11 @@ impl Pull {
     pub(crate) async fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, StoreError> {
         let view = self.core.storage.ledger.blob(repository, digest).await?;
         let view = self.note_blob(repository, digest, view).await;
-        Ok(view.is_stored() && view.is_shown() && self.core.storage.blobs.locate(digest).await?.is_some())
+        // Nothing is opened: what is in memory is what clients pull.
+        match view.stored_size() {
+            Some(size) if view.is_shown() => self.core.storage.blobs.has(digest, size).await,
+            _ => Ok(false),
+        }
     }
 
     /// Asks upstream whether a blob belongs to a repository, and records that. Returns its length in bytes.
@@ -162,7 +167,10 @@ impl Pull {
             }
             Err(PullError::NotYet)
         };
-        tokio::time::timeout_at(deadline, found).await.unwrap_or(Err(PullError::NotYet))
+        let pulled = tokio::time::timeout_at(deadline, found).await.unwrap_or(Err(PullError::NotYet))?;
+        // Another's fill may have stored more than this repository's manifest claims.
+        self.check_size(&job.repository, pulled.size, None)?;
+        Ok(pulled)
     }
 
     async fn watch(
@@ -174,11 +182,16 @@ impl Pull {
         loop {
             let latest = progress.borrow_and_update().clone();
             match latest {
-                Progress::Stored => return self.located(job).await,
+                Progress::Stored => {
+                    let view = self.core.storage.ledger.blob(&job.repository, &job.digest).await?;
+                    return self.located(&job.digest, &view, Served::Miss).await?.ok_or(PullError::NotYet);
+                }
                 Progress::Failed(error) => return Err(error.into()),
-                Progress::Growing { file, .. } if follow => {
+                // Where two manifests claim two sizes, one is wrong. The end of the fill says which: one with a wrong size
+                // fails. Until then no client is told either.
+                Progress::Growing { file, size, .. } if follow && size == job.size => {
                     let content = Content::Growing(file, progress);
-                    return Ok(PulledBlob { size: job.size, content, served: Served::Miss });
+                    return Ok(PulledBlob { size, content, served: Served::Miss });
                 }
                 Progress::Waiting | Progress::Growing { .. } => {}
             }
@@ -197,7 +210,7 @@ impl Pull {
             if view.is_stored() {
                 // Another repository's fill may have stored it.
                 self.membership.prove_unless_shown(&view, &job.repository, &job.digest).await?;
-                return self.located(job).await;
+                return self.located(&job.digest, &view, Served::Miss).await?.ok_or(PullError::NotYet);
             }
             let record = view.record.map(|record| record.value);
             let tried = record.as_ref().map_or(0, |record| record.attempts);
@@ -212,18 +225,23 @@ impl Pull {
         }
     }
 
-    async fn located(&self, job: &Job) -> Result<PulledBlob, PullError> {
-        let location = self.core.storage.blobs.locate(&job.digest).await?.ok_or(PullError::NotYet)?;
-        Ok(PulledBlob::at(location, job.size, Served::Miss))
-    }
-}
-
-impl PulledBlob {
-    fn at(location: Location, size: u64, served: Served) -> Self {
-        match location {
-            Location::Url(url) => Self { size, content: Content::Redirect(url), served },
-            Location::File(file, size) => Self { size, content: Content::File(file), served },
-            Location::Memory(bytes) => Self { size: bytes.len() as u64, content: Content::Memory(bytes), served },
-        }
+    /// A stored blob, with the length that was verified. `None`: it is not stored, or storage has lost some of it or all,
+    /// and it is filled again.
+    async fn located(
+        &self,
+        digest: &Digest,
+        view: &BlobView,
+        served: Served,
+    ) -> Result<Option<PulledBlob>, StoreError> {
+        let Some(size) = view.stored_size() else { return Ok(None) };
+        let location = self.core.storage.blobs.locate(digest, size).await?;
+        Ok(location.map(|location| {
+            let content = match location {
+                Location::Url(url) => Content::Redirect(url),
+                Location::File(file) => Content::File(file),
+                Location::Memory(bytes) => Content::Memory(bytes),
+            };
+            PulledBlob { size, content, served }
+        }))
     }
 }

@@ -103,9 +103,14 @@ pub struct BlobView {
 }
 
 impl BlobView {
+    /// Its length in bytes, as it was verified. `None`: it is not stored.
+    pub fn stored_size(&self) -> Option<u64> {
+        if let BlobState::Stored { size } = self.record.as_ref()?.value.state { Some(size) } else { None }
+    }
+
     /// Whether its bytes are stored.
     pub fn is_stored(&self) -> bool {
-        self.record.as_ref().is_some_and(|record| matches!(record.value.state, BlobState::Stored { .. }))
+        self.stored_size().is_some()
     }
 
     /// Whether bytes that a fill for another repository has stored may be read through this one. A manifest that
@@ -118,7 +123,7 @@ impl BlobView {
 /// The membership of a blob in a repository.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Member {
-    /// The blob's length in bytes.
+    /// The blob's length in bytes, as upstream or a manifest says.
     pub size: u64,
     /// When it was last written: by a manifest that references the blob, or by a pull.
     pub used_at: Timestamp,

@@ -14,6 +14,7 @@ mod fills;
 mod formats;
 mod hostile;
 mod large;
+mod lengths;
 mod listing;
 mod logins;
 mod model;

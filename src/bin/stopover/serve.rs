@@ -23,7 +23,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stopover::cache::Cache;
 use stopover::http::{FilePart, answer_pull};
 use stopover::identity::Peer;
-use stopover::local::is_at_work;
+use stopover::local::{KEPT_OPEN, is_at_work};
 use stopover::values::text::excerpt;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -53,15 +53,16 @@ pub(crate) const OPERATORS: usize = 16;
 /// The largest body that may be held for a client that does not read it: most answers are one such chunk.
 const SMALL: u64 = 16 * 1024;
 
-/// How many connections there may be: each may hold a blob open, and upstreams and storage need files too. First raises
-/// the soft limit of files to the hard one, as Go programs do: it is low only for programs that use select(2).
+/// How many connections there may be: each may hold a blob open, and upstreams and storage need files too, beside those
+/// that storage keeps open. First raises the soft limit of files to the hard one, as Go programs do: it is low only for
+/// programs that use select(2).
 pub(crate) fn most_connections() -> usize {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
         tracing::debug!(%error, "the limit of open files could not be raised");
     }
     let files = getrlimit(Resource::Nofile).current.and_then(|files| usize::try_from(files).ok());
-    files.map_or(CONNECTIONS, |files| (files / 3).clamp(1, CONNECTIONS))
+    files.map_or(CONNECTIONS, |files| (files.saturating_sub(KEPT_OPEN) / 3).clamp(1, CONNECTIONS))
 }
 
 /// Logs where something panicked. A panic costs one request, or one run of a background task.

@@ -43,7 +43,8 @@ impl<'a> Census<'a> {
                 let is_named = named.anywhere.contains_key(key) || !(is_sweep || unnamed.anywhere.contains_key(key));
                 blob.fate = if is_named { Fate::Stays } else { Fate::Goes };
             }
-            let is_wrong = blob.is_wrong || (blob.is_stored && blob.bytes.is_none());
+            let found = blob.bytes.map(|(bytes, _)| bytes);
+            let is_wrong = blob.is_wrong || (blob.stored.is_some() && blob.stored != found);
             if is_sweep && blob.fate == Fate::Stays && is_wrong {
                 blob.fate = Fate::Repaired;
             }
@@ -85,7 +86,7 @@ pub struct Batch {
     pub entries: Vec<Entry>,
     /// Blobs to remove.
     pub blobs: Vec<Doomed>,
-    /// Records that contradict the store (a fill that died, bytes that are gone): they become absent.
+    /// Records that contradict the store (a fill that died, bytes that are gone or damaged): they become absent.
     pub absent: Vec<(Digest, Versioned<BlobRecord>)>,
     /// What stays and has no last use.
     pub unnoted: Vec<Entry>,
@@ -115,7 +116,7 @@ impl Fates<'_> {
                 if *is_manifest {
                     return *bytes > 0 && !pinned.contains_key(key);
                 }
-                let is_stored = self.census.blobs.get(key).is_some_and(|blob| blob.is_stored);
+                let is_stored = self.census.blobs.get(key).is_some_and(|blob| blob.stored.is_some());
                 is_stored && !exempt.anywhere.contains_key(key)
             })
             .collect();

@@ -41,7 +41,8 @@ impl World {
     }
 
     fn blob(self, name: &str, days: u64) -> Self {
-        let record = BlobRecord { used_at: Some(ago(days)), ..BlobRecord::new(BlobState::Stored { size: 1 }) };
+        let state = BlobState::Stored { size: name.len() as u64 };
+        let record = BlobRecord { used_at: Some(ago(days)), ..BlobRecord::new(state) };
         self.record(name, record).bytes(name, days)
     }
 
@@ -238,6 +239,8 @@ fn records_that_say_what_is_not_so_are_found_and_bytes_without_one() {
         .record("a", claimed(NOW.0))
         .record("b", claimed(NOW.0 + 1))
         .record("lost", used(BlobState::Stored { size: 1 }))
+        .record("arm64", used(BlobState::Stored { size: 1 + "arm64".len() as u64 }))
+        .bytes("arm64", 0)
         .blob("shared", 0)
         .bytes("other", 2)
         .bytes("image", 0)
@@ -247,7 +250,7 @@ fn records_that_say_what_is_not_so_are_found_and_bytes_without_one() {
     let plan = world.carry_out(Task::Sweep(&Retention { keep: None, ..keep(1) }, None));
     let mut absent: Vec<_> = plan.absent.iter().map(|(digest, _)| digest.clone()).collect();
     absent.sort();
-    let mut expected = [digest("a"), digest("lost")];
+    let mut expected = [digest("a"), digest("lost"), digest("arm64")];
     expected.sort();
     assert_eq!(absent, expected);
     assert_eq!(Gone::of(&plan), gone(&["blob other"]));

@@ -32,6 +32,7 @@ pub(crate) async fn a_stored_blob_has_its_length_and_exactly_its_bytes(storage: 
         let (digest, content) = blob(size);
         storage.store(&digest, &content).await?;
         assert_eq!(storage.blobs.size(&digest).await?, Some(size as u64));
+        assert!(storage.blobs.has(&digest, size as u64).await?);
         ensure!(storage.download(&digest).await? == content, "{size} bytes came back as others");
     }
     for size in [0, SMALL, LARGE] {

@@ -34,7 +34,7 @@ async fn a_location_is_signed_without_network_for_fifteen_minutes_and_for_get_al
     let (digest, content) = blob(1000);
     storage.store(&digest, &content).await?;
     let before = storage.endpoints().calls(Service::S3, EVERY_OPERATION);
-    let Some(Location::Url(url)) = storage.blobs.locate(&digest).await? else { panic!("not a URL") };
+    let Some(Location::Url(url)) = storage.blobs.locate(&digest, 1000).await? else { panic!("not a URL") };
     assert_eq!(storage.endpoints().calls(Service::S3, EVERY_OPERATION), before);
     let url = url.expose().as_str();
     assert!(url.contains("X-Amz-Expires=900&"), "{url}");

@@ -91,13 +91,14 @@ impl Storage {
 
     /// The bytes of a stored blob as a client gets them.
     pub(crate) async fn download(&self, digest: &Digest) -> Result<Bytes> {
-        match self.blobs.locate(digest).await?.context("the blob is nowhere")? {
+        let size = self.blobs.size(digest).await?.context("the blob is nowhere")?;
+        match self.blobs.locate(digest, size).await?.context("the blob is nowhere")? {
             Location::Url(url) => {
                 let answer = support::http().get(url.expose().clone()).send().await?;
                 Ok(answer.error_for_status()?.bytes().await?)
             }
             Location::Memory(content) => Ok(content),
-            Location::File(file, size) => {
+            Location::File(file) => {
                 let mut file = file.try_clone()?;
                 let mut content = Vec::new();
                 file.rewind()?;
