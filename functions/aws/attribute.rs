@@ -3,6 +3,7 @@
 use aws_sdk_dynamodb::types::AttributeValue;
 use serde_json::Value;
 use stopover::errors::StoreError;
+use stopover::ports::Result;
 
 /// A JSON value as an attribute.
 pub(crate) fn attribute(value: Value) -> AttributeValue {
@@ -19,7 +20,7 @@ pub(crate) fn attribute(value: Value) -> AttributeValue {
 }
 
 /// An attribute as a JSON value.
-pub(crate) fn value(attribute: AttributeValue) -> Result<Value, StoreError> {
+pub(crate) fn value(attribute: AttributeValue) -> Result<Value> {
     Ok(match attribute {
         AttributeValue::Null(_) => Value::Null,
         AttributeValue::Bool(flag) => Value::Bool(flag),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::types::{KeysAndAttributes, PutRequest, WriteRequest};
 use stopover::errors::{Failure, StoreError};
+use stopover::ports::Result;
 
 use crate::DynamoLedger;
 use crate::failure::store_error;
@@ -22,7 +23,7 @@ const BATCH_ATTEMPTS: u32 = 6;
 
 impl DynamoLedger {
     /// Writes at most [`BATCH_ITEMS`] items with different keys.
-    pub(crate) async fn put_batch(&self, items: Vec<Item>) -> Result<(), StoreError> {
+    pub(crate) async fn put_batch(&self, items: Vec<Item>) -> Result<()> {
         let put = |item| {
             let built = PutRequest::builder().set_item(Some(item)).build();
             built.map_err(|error| StoreError::Corrupt(Failure::because("an item to be written", error)))
@@ -44,7 +45,7 @@ impl DynamoLedger {
     }
 
     /// Reads several items in one round trip. The order is not that of the keys.
-    pub(crate) async fn get_batch(&self, keys: Vec<Item>, consistent: bool) -> Result<Vec<Item>, StoreError> {
+    pub(crate) async fn get_batch(&self, keys: Vec<Item>, consistent: bool) -> Result<Vec<Item>> {
         let builder = KeysAndAttributes::builder().set_keys(Some(keys)).consistent_read(consistent);
         let mut missing =
             builder.build().map_err(|error| StoreError::Corrupt(Failure::because("keys to be read", error)))?;

@@ -9,8 +9,8 @@ use aws_sdk_dynamodb::operation::put_item::builders::PutItemFluentBuilder;
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::types::ReturnValuesOnConditionCheckFailure;
 use serde::Serialize;
-use stopover::errors::StoreError;
 use stopover::oci::{Digest, Repository};
+use stopover::ports::Result;
 use stopover::values::time::Timestamp;
 
 use crate::DynamoLedger;
@@ -36,7 +36,7 @@ impl DynamoLedger {
         digest: &Digest,
         since: Timestamp,
         now: Timestamp,
-    ) -> Result<Option<Timestamp>, StoreError> {
+    ) -> Result<Option<Timestamp>> {
         if let Some(noted) = self.item(item::use_key(repository, digest), false).await? {
             let used_at = item::used_at(&noted)?;
             if since <= used_at {
@@ -76,7 +76,7 @@ impl DynamoLedger {
         key: Item,
         expected: Option<u64>,
         record: &T,
-    ) -> Result<Option<u64>, StoreError> {
+    ) -> Result<Option<u64>> {
         let mine = RandomState::new().hash_one(expected);
         let put = self
             .client
@@ -99,7 +99,7 @@ impl DynamoLedger {
     }
 
     /// Writes an item, unless a newer release has written it in its own format.
-    pub(crate) async fn put(&self, item: Item) -> Result<(), StoreError> {
+    pub(crate) async fn put(&self, item: Item) -> Result<()> {
         let name = item::name(&item);
         let put = self
             .client
@@ -121,7 +121,7 @@ impl DynamoLedger {
         condition: &str,
         since: Timestamp,
         now: Timestamp,
-    ) -> Result<Option<Timestamp>, StoreError> {
+    ) -> Result<Option<Timestamp>> {
         let update = self
             .client
             .update_item()
@@ -151,7 +151,7 @@ impl DynamoLedger {
 
     /// Deletes an item in which `name` is `seen`. A time of use may also be earlier, because that of a manifest is in two
     /// items, or be absent: an earlier version wrote none.
-    pub(crate) async fn delete(&self, key: Item, name: &str, seen: u64) -> Result<Deletion, StoreError> {
+    pub(crate) async fn delete(&self, key: Item, name: &str, seen: u64) -> Result<Deletion> {
         let condition = if name == item::USED_AT {
             "attribute_exists(#pk) AND (attribute_not_exists(#seen) OR #seen <= :seen)"
         } else {
@@ -182,7 +182,7 @@ impl DynamoLedger {
 }
 
 /// Writes under a condition. `false`: it does not hold.
-async fn put_if(put: PutItemFluentBuilder) -> Result<bool, StoreError> {
+async fn put_if(put: PutItemFluentBuilder) -> Result<bool> {
     match put.send().await {
         Ok(_) => Ok(true),
         Err(error) if error.as_service_error().is_some_and(PutItemError::is_conditional_check_failed_exception) => {

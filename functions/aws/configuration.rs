@@ -6,6 +6,7 @@ use aws_sdk_s3::error::ProvideErrorMetadata as _;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use stopover::errors::{Failure, StoreError};
+use stopover::ports::Result;
 
 use crate::DynamoLedger;
 use crate::dynamo::versioned;
@@ -86,7 +87,7 @@ impl std::fmt::Display for Place {
 
 impl Reader {
     /// What is written there now. `None`: what is `known`, or a file, which does not change.
-    pub(crate) async fn read(&self, place: &Place, known: Option<&Written>) -> Result<Option<Written>, StoreError> {
+    pub(crate) async fn read(&self, place: &Place, known: Option<&Written>) -> Result<Option<Written>> {
         let written = match place {
             Place::File(_) => return Ok(None),
             Place::Parameter(name) => self.parameter(name).await?,
@@ -100,14 +101,14 @@ impl Reader {
         Ok(Some(written).filter(|written| Some(written) != known))
     }
 
-    async fn parameter(&self, name: &str) -> Result<Written, StoreError> {
+    async fn parameter(&self, name: &str) -> Result<Written> {
         let request = json!({ "Name": name, "WithDecryption": true });
         let answer: Result<Answer, _> = self.calls.call(&GET_PARAMETER, self.calls.region(), &request).await;
         let Parameter { value, version } = answer.map_err(|failed| failed.error)?.parameter;
         Ok(Written { text: value, version: version.to_string() })
     }
 
-    async fn object(&self, bucket: &str, key: &str, known: Option<String>) -> Result<Option<Written>, StoreError> {
+    async fn object(&self, bucket: &str, key: &str, known: Option<String>) -> Result<Option<Written>> {
         let request = self.s3.get_object().bucket(bucket).key(key).set_if_none_match(known);
         let answer = match request.send().await {
             Ok(answer) => answer,
@@ -136,13 +137,13 @@ struct Kept {
 
 impl DynamoLedger {
     /// The configuration that [`Self::keep_configuration`] keeps.
-    pub(crate) async fn kept_configuration(&self) -> Result<Option<String>, StoreError> {
+    pub(crate) async fn kept_configuration(&self) -> Result<Option<String>> {
         let kept = self.item(item::configuration_key(), true).await?;
         Ok(kept.map(item::parse_record::<Kept>).transpose()?.map(|kept| kept.text))
     }
 
     /// Keeps a configuration that is good. A process that starts with the same one writes nothing.
-    pub(crate) async fn keep_configuration(&self, text: &str) -> Result<(), StoreError> {
+    pub(crate) async fn keep_configuration(&self, text: &str) -> Result<()> {
         let kept = self.item(item::configuration_key(), true).await?.map(versioned::<Kept>).transpose()?;
         if kept.as_ref().is_some_and(|kept| kept.value.text == text) {
             return Ok(());

@@ -11,7 +11,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use serde::de::DeserializeOwned;
 use stopover::errors::{Failure, StoreError};
 use stopover::oci::{Descriptor, Digest, Manifest, Repository};
-use stopover::ports::{Ledger, Records};
+use stopover::ports::{Ledger, Records, Result};
 use stopover::records::{
     BlobView, Entry, HoldingKey, ListKey, Listing, Member, ReferenceKey, Standing, StoredManifest, Versioned,
 };
@@ -62,13 +62,13 @@ impl DynamoLedger {
         }
     }
 
-    pub(crate) async fn item(&self, key: Item, consistent: bool) -> Result<Option<Item>, StoreError> {
+    pub(crate) async fn item(&self, key: Item, consistent: bool) -> Result<Option<Item>> {
         let request = self.client.get_item().table_name(&self.table).set_key(Some(key)).consistent_read(consistent);
         request.send().await.map_err(|error| store_error("GetItem", error))?.item.map(format::known).transpose()
     }
 
     /// The manifest in an item, or in the object that the item stands for. `None`: there is no such object.
-    pub(crate) async fn parse_manifest(&self, digest: &Digest, mut item: Item) -> Result<Option<Manifest>, StoreError> {
+    pub(crate) async fn parse_manifest(&self, digest: &Digest, mut item: Item) -> Result<Option<Manifest>> {
         let bytes = match item::take_bytes(&mut item)? {
             Some(bytes) => bytes,
             None => match self.blobs.read(digest, item::size(&item)?).await? {
@@ -85,7 +85,7 @@ impl DynamoLedger {
     }
 
     /// The entry of an item. `None`: the item is of another kind.
-    async fn entry(&self, item: Item) -> Result<Option<Entry>, StoreError> {
+    async fn entry(&self, item: Item) -> Result<Option<Entry>> {
         let item = format::known(item)?;
         Ok(Some(match item::kind(&item)? {
             Kind::Reference(repository, reference) => {
@@ -119,7 +119,7 @@ impl DynamoLedger {
     }
 
     /// The entries of one segment of the table. A partition is in one segment, and so are a manifest and its use.
-    fn segment(&self, segment: i32) -> BoxStream<'_, Result<Entry, StoreError>> {
+    fn segment(&self, segment: i32) -> BoxStream<'_, Result<Entry>> {
         let pages = stream::try_unfold(Some((None, None)), move |at| async move {
             let Some((start, last)) = at else { return Ok(None) };
             let (mut entries, next) = self.page(segment, start, last).await?;
@@ -137,11 +137,11 @@ impl DynamoLedger {
         &self,
         segment: i32,
         start: Option<Item>,
-        last: Option<Result<Entry, StoreError>>,
-    ) -> Result<(Vec<Result<Entry, StoreError>>, Option<Item>), StoreError> {
+        last: Option<Result<Entry>>,
+    ) -> Result<(Vec<Result<Entry>>, Option<Item>)> {
         let request = self.client.scan().table_name(&self.table).segment(segment).total_segments(SEGMENTS);
         let page = request.set_exclusive_start_key(start).send().await.map_err(|error| store_error("Scan", error))?;
-        let mut entries: Vec<Result<Entry, StoreError>> = last.into_iter().collect();
+        let mut entries: Vec<Result<Entry>> = last.into_iter().collect();
         for item in page.items.unwrap_or_default() {
             let is_use = matches!(item::kind(&item), Ok(Kind::Use(..)));
             let entry = self.entry(item).await.transpose();
@@ -160,7 +160,7 @@ impl DynamoLedger {
     }
 }
 
-pub(crate) fn versioned<T: DeserializeOwned>(item: Item) -> Result<Versioned<T>, StoreError> {
+pub(crate) fn versioned<T: DeserializeOwned>(item: Item) -> Result<Versioned<T>> {
     Ok(Versioned { version: item::version(&item)?, value: item::parse_record(item)? })
 }
 
@@ -168,11 +168,11 @@ pub(crate) fn versioned<T: DeserializeOwned>(item: Item) -> Result<Versioned<T>,
 impl<K: Placed> Records<K> for DynamoLedger {
     /// Consistent, for half a read unit more: a stale version would lose the swap that follows, and a stale record would
     /// ask upstream again.
-    async fn get(&self, key: &K) -> Result<Option<Versioned<K::Record>>, StoreError> {
+    async fn get(&self, key: &K) -> Result<Option<Versioned<K::Record>>> {
         self.item(key.item(), true).await?.map(versioned).transpose()
     }
 
-    async fn get_all(&self, keys: &[K]) -> Result<Vec<(K, Versioned<K::Record>)>, StoreError> {
+    async fn get_all(&self, keys: &[K]) -> Result<Vec<(K, Versioned<K::Record>)>> {
         let mut found = Vec::new();
         for keys in keys.chunks(BATCH_KEYS) {
             let asked: Vec<(&K, Item)> = keys.iter().map(|key| (key, key.item())).collect();
@@ -185,7 +185,7 @@ impl<K: Placed> Records<K> for DynamoLedger {
         Ok(found)
     }
 
-    async fn swap(&self, key: &K, expected: Option<u64>, record: &K::Record) -> Result<Option<u64>, StoreError> {
+    async fn swap(&self, key: &K, expected: Option<u64>, record: &K::Record) -> Result<Option<u64>> {
         if let Some((remembered, digest)) = self.remembered.get().zip(key.remembered()) {
             remembered.forget(digest);
         }
@@ -195,29 +195,25 @@ impl<K: Placed> Records<K> for DynamoLedger {
 
 #[async_trait]
 impl Ledger for DynamoLedger {
-    async fn standing(&self, repository: &Repository) -> Result<Option<Standing>, StoreError> {
+    async fn standing(&self, repository: &Repository) -> Result<Option<Standing>> {
         self.item(item::standing_key(repository), true).await?.map(|item| item::parse_standing(&item)).transpose()
     }
 
-    async fn put_standing(&self, repository: &Repository, standing: Standing) -> Result<(), StoreError> {
+    async fn put_standing(&self, repository: &Repository, standing: Standing) -> Result<()> {
         self.put(item::standing(repository, standing)).await
     }
 
-    async fn listing(&self, repository: &Repository, key: &ListKey) -> Result<Option<Listing>, StoreError> {
+    async fn listing(&self, repository: &Repository, key: &ListKey) -> Result<Option<Listing>> {
         self.item(item::listing_key(repository, key), true).await?.map(|item| item::parse_listing(&item)).transpose()
     }
 
-    async fn put_listing(&self, repository: &Repository, key: &ListKey, listing: &Listing) -> Result<(), StoreError> {
+    async fn put_listing(&self, repository: &Repository, key: &ListKey, listing: &Listing) -> Result<()> {
         self.put(item::listing(repository, key, listing)?).await
     }
 
     /// A manifest never changes, so the cheap read is right whenever it finds one. Only absence is asked for again,
     /// consistently: believing a lagging replica would cost a request of the upstream's quota.
-    async fn manifest(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<Option<(Manifest, Timestamp)>, StoreError> {
+    async fn manifest(&self, repository: &Repository, digest: &Digest) -> Result<Option<(Manifest, Timestamp)>> {
         let key = item::manifest_key(repository, digest);
         for consistent in [false, true] {
             let (mut found, mut used_at) = (None, Timestamp(0));
@@ -240,7 +236,7 @@ impl Ledger for DynamoLedger {
         members: &[Descriptor],
         keep_proofs: bool,
         now: Timestamp,
-    ) -> Result<u64, StoreError> {
+    ) -> Result<u64> {
         // A batch that names one key twice is refused.
         let distinct: BTreeMap<&Digest, u64> = members.iter().map(|member| (&member.digest, member.size)).collect();
         // A batch write replaces whole items, so `proven` is read first.
@@ -281,11 +277,11 @@ impl Ledger for DynamoLedger {
         digest: &Digest,
         since: Timestamp,
         now: Timestamp,
-    ) -> Result<Option<Timestamp>, StoreError> {
+    ) -> Result<Option<Timestamp>> {
         self.note_use(repository, digest, since, now).await
     }
 
-    async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobView, StoreError> {
+    async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobView> {
         let (remembered, now) = (self.remembered.get(), Clock::default().now());
         if let Some(view) = remembered.and_then(|remembered| remembered.get(repository, digest, now)) {
             return Ok(view);
@@ -305,16 +301,16 @@ impl Ledger for DynamoLedger {
         Ok(view)
     }
 
-    async fn put_membership(&self, repository: &Repository, digest: &Digest, member: Member) -> Result<(), StoreError> {
+    async fn put_membership(&self, repository: &Repository, digest: &Digest, member: Member) -> Result<()> {
         self.forget(digest);
         self.put(item::membership(repository, digest, member)).await
     }
 
-    fn entries(&self) -> BoxStream<'_, Result<Entry, StoreError>> {
+    fn entries(&self) -> BoxStream<'_, Result<Entry>> {
         stream::select_all((0..SEGMENTS).map(|segment| self.segment(segment))).boxed()
     }
 
-    async fn remove(&self, entry: &Entry) -> Result<bool, StoreError> {
+    async fn remove(&self, entry: &Entry) -> Result<bool> {
         let (key, name, seen) = match entry {
             Entry::Reference { repository, reference, record } => {
                 (ReferenceKey(repository, reference).item(), item::VERSION, record.version)

@@ -11,6 +11,7 @@
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use stopover::errors::StoreError;
+use stopover::ports::Result;
 
 use crate::item::{self, Item};
 
@@ -29,7 +30,7 @@ pub(crate) fn newest() -> AttributeValue {
 }
 
 /// The item, if this release reads its format.
-pub(crate) fn known(item: Item) -> Result<Item, StoreError> {
+pub(crate) fn known(item: Item) -> Result<Item> {
     match item.get(FORMAT) {
         None => Ok(item),
         Some(AttributeValue::N(digits)) if digits.parse().is_ok_and(|format: u64| format <= NEWEST) => Ok(item),

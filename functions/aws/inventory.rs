@@ -3,9 +3,8 @@
 
 use async_trait::async_trait;
 use aws_sdk_dynamodb::types::AttributeValue;
-use stopover::errors::StoreError;
 use stopover::oci::{Digest, Manifest, Reference, Repository, Tag};
-use stopover::ports::{Inventory, Section};
+use stopover::ports::{Inventory, Result, Section};
 use stopover::records::{Holding, TagRecord};
 use stopover::values::time::Timestamp;
 
@@ -22,7 +21,7 @@ const NEXT: char = '!';
 
 impl DynamoLedger {
     /// The first `most` items of a partition whose sort keys lie in a range, both ends included.
-    async fn query(&self, partition: String, from: String, to: String, most: usize) -> Result<Vec<Item>, StoreError> {
+    async fn query(&self, partition: String, from: String, to: String, most: usize) -> Result<Vec<Item>> {
         let (mut items, mut start) = (Vec::new(), None);
         while from < to && items.len() < most {
             let limit = i32::try_from(most - items.len()).unwrap_or(i32::MAX);
@@ -51,7 +50,7 @@ impl DynamoLedger {
     }
 
     /// Reads items in batches.
-    pub(crate) async fn get_all(&self, keys: Vec<Item>) -> Result<Vec<Item>, StoreError> {
+    pub(crate) async fn get_all(&self, keys: Vec<Item>) -> Result<Vec<Item>> {
         let mut items = Vec::new();
         for batch in keys.chunks(BATCH_KEYS) {
             items.extend(self.get_batch(batch.to_vec(), false).await?);
@@ -62,55 +61,41 @@ impl DynamoLedger {
 
 #[async_trait]
 impl Inventory for DynamoLedger {
-    async fn holdings(&self, section: &Section) -> Result<Vec<(Repository, Holding)>, StoreError> {
+    async fn holdings(&self, section: &Section) -> Result<Vec<(Repository, Holding)>> {
         let Section { prefix, after, most } = section;
         // A sort key has at least one character.
         let begin = if prefix.is_empty() { NEXT.to_string() } else { prefix.clone() };
         let from = after.as_ref().map_or(begin.clone(), |after| begin.max(format!("{after}{NEXT}")));
         let items = self.query(item::HOLDINGS.to_owned(), from, format!("{prefix}{END}"), *most).await?;
-        let holding = |item: Item| -> Result<Option<_>, StoreError> {
+        let holding = |item: Item| -> Result<Option<_>> {
             let Kind::Holding(repository) = item::kind(&item)? else { return Ok(None) };
             Ok(Some((repository, item::parse_record(item)?)))
         };
         items.into_iter().filter_map(|item| holding(item).transpose()).collect()
     }
 
-    async fn tags(
-        &self,
-        repository: &Repository,
-        after: Option<&Tag>,
-        most: usize,
-    ) -> Result<Vec<(Tag, TagRecord)>, StoreError> {
+    async fn tags(&self, repository: &Repository, after: Option<&Tag>, most: usize) -> Result<Vec<(Tag, TagRecord)>> {
         let from = after.map_or_else(|| format!("tag#{NEXT}"), |after| format!("tag#{after}{NEXT}"));
         let items = self.query(item::partition(repository), from, format!("tag#{END}"), most).await?;
-        let tag = |item: Item| -> Result<Option<_>, StoreError> {
+        let tag = |item: Item| -> Result<Option<_>> {
             let Kind::Reference(_, Reference::Tag(tag)) = item::kind(&item)? else { return Ok(None) };
             Ok(Some((tag, item::parse_record(item)?)))
         };
         items.into_iter().filter_map(|item| tag(item).transpose()).collect()
     }
 
-    async fn digests(
-        &self,
-        repository: &Repository,
-        after: Option<&Digest>,
-        most: usize,
-    ) -> Result<Vec<Digest>, StoreError> {
+    async fn digests(&self, repository: &Repository, after: Option<&Digest>, most: usize) -> Result<Vec<Digest>> {
         let from = after.map_or_else(|| format!("manifest#{NEXT}"), |after| format!("manifest#{after}{END}"));
         // Behind each may be the item of its last use.
         let items = self.query(item::partition(repository), from, format!("manifest#{END}"), 2 * most).await?;
-        let digest = |item: Item| -> Result<Option<_>, StoreError> {
+        let digest = |item: Item| -> Result<Option<_>> {
             let Kind::Manifest(_, digest) = item::kind(&item)? else { return Ok(None) };
             Ok(Some(digest))
         };
         items.into_iter().filter_map(|item| digest(item).transpose()).take(most).collect()
     }
 
-    async fn manifests(
-        &self,
-        repository: &Repository,
-        digests: &[Digest],
-    ) -> Result<Vec<(Manifest, Timestamp)>, StoreError> {
+    async fn manifests(&self, repository: &Repository, digests: &[Digest]) -> Result<Vec<(Manifest, Timestamp)>> {
         let keys = digests
             .iter()
             .flat_map(|digest| [item::manifest_key(repository, digest), item::use_key(repository, digest)])

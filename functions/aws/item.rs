@@ -40,6 +40,7 @@ use serde_json::Value;
 use stopover::errors::{Failure, StoreError};
 use stopover::journal::Slot;
 use stopover::oci::{Digest, Manifest, MediaType, Reference, Repository, UpstreamId};
+use stopover::ports::Result;
 use stopover::records::{GaugeKey, HoldingKey, Key, ListKey, Listing, Member, ReferenceKey, RobotsKey, Standing};
 use stopover::values::time::Timestamp;
 
@@ -147,7 +148,7 @@ pub(crate) fn standing(repository: &Repository, standing: Standing) -> Item {
 }
 
 /// The standing in an item.
-pub(crate) fn parse_standing(item: &Item) -> Result<Standing, StoreError> {
+pub(crate) fn parse_standing(item: &Item) -> Result<Standing> {
     let until = expires_at(item)?;
     if !item.contains_key(SHOWN_AT) {
         return Ok(Standing::Absent { until });
@@ -156,7 +157,7 @@ pub(crate) fn parse_standing(item: &Item) -> Result<Standing, StoreError> {
 }
 
 /// When an item expires: DynamoDB deletes it some time later.
-pub(crate) fn expires_at(item: &Item) -> Result<Timestamp, StoreError> {
+pub(crate) fn expires_at(item: &Item) -> Result<Timestamp> {
     parse_number(item, EXPIRES_AT).map(Timestamp)
 }
 
@@ -170,7 +171,7 @@ pub(crate) fn listing_key(repository: &Repository, list: &ListKey) -> Item {
 }
 
 /// The item of a list. The list itself is text: its content is upstream's, and may be nested deeper than attributes.
-pub(crate) fn listing(repository: &Repository, key: &ListKey, listing: &Listing) -> Result<Item, StoreError> {
+pub(crate) fn listing(repository: &Repository, key: &ListKey, listing: &Listing) -> Result<Item> {
     let list = serde_json::to_string(&listing.list).map_err(|error| corrupt(LIST, error))?;
     let mut item = listing_key(repository, key);
     item.insert(LIST.to_owned(), AttributeValue::S(list));
@@ -180,7 +181,7 @@ pub(crate) fn listing(repository: &Repository, key: &ListKey, listing: &Listing)
 }
 
 /// The list in an item.
-pub(crate) fn parse_listing(item: &Item) -> Result<Listing, StoreError> {
+pub(crate) fn parse_listing(item: &Item) -> Result<Listing> {
     let list = serde_json::from_str(text(item, LIST)?).map_err(|error| corrupt(LIST, error))?;
     let fresh_until = parse_number(item, FRESH_UNTIL).map(Timestamp)?;
     Ok(Listing { list, fresh_until, stale_until: expires_at(item)? })
@@ -243,13 +244,13 @@ pub(crate) fn membership(repository: &Repository, digest: &Digest, member: Membe
 }
 
 /// The membership in an item.
-pub(crate) fn parse_membership(item: &Item) -> Result<Member, StoreError> {
+pub(crate) fn parse_membership(item: &Item) -> Result<Member> {
     let proven = matches!(item.get(PROVEN), Some(AttributeValue::Bool(true)));
     Ok(Member { size: size(item)?, used_at: used_at(item)?, proven })
 }
 
 /// When a manifest or a membership was last used. An item of an earlier version has no such attribute and reads as 0.
-pub(crate) fn used_at(item: &Item) -> Result<Timestamp, StoreError> {
+pub(crate) fn used_at(item: &Item) -> Result<Timestamp> {
     if item.contains_key(USED_AT) { parse_number(item, USED_AT).map(Timestamp) } else { Ok(Timestamp(0)) }
 }
 
@@ -268,7 +269,7 @@ pub(crate) enum Kind {
 }
 
 /// The kind of an item, by its key.
-pub(crate) fn kind(item: &Item) -> Result<Kind, StoreError> {
+pub(crate) fn kind(item: &Item) -> Result<Kind> {
     let (partition, sort) = (text(item, PARTITION)?, text(item, SORT)?);
     let digest = |text: &str| Digest::from_str(text).map_err(|error| corrupt(sort, error));
     if let Some(text) = partition.strip_prefix("blob#") {
@@ -302,7 +303,7 @@ pub(crate) fn kind(item: &Item) -> Result<Kind, StoreError> {
 }
 
 /// The length in bytes of an item's blob or manifest.
-pub(crate) fn size(item: &Item) -> Result<u64, StoreError> {
+pub(crate) fn size(item: &Item) -> Result<u64> {
     parse_number(item, SIZE)
 }
 
@@ -319,12 +320,12 @@ pub(crate) fn manifest(repository: &Repository, manifest: &Manifest, inline: boo
 }
 
 /// The media type of a manifest's item.
-pub(crate) fn media_type(item: &Item) -> Result<MediaType, StoreError> {
+pub(crate) fn media_type(item: &Item) -> Result<MediaType> {
     MediaType::from_str(text(item, MEDIA_TYPE)?).map_err(|error| corrupt(MEDIA_TYPE, error))
 }
 
 /// Takes the bytes out of a manifest's item. `None`: they are an object.
-pub(crate) fn take_bytes(item: &mut Item) -> Result<Option<Bytes>, StoreError> {
+pub(crate) fn take_bytes(item: &mut Item) -> Result<Option<Bytes>> {
     match item.remove(BYTES) {
         None => Ok(None),
         Some(AttributeValue::B(blob)) => Ok(Some(blob.into_inner().into())),
@@ -333,7 +334,7 @@ pub(crate) fn take_bytes(item: &mut Item) -> Result<Option<Bytes>, StoreError> {
 }
 
 /// The item of a record: its fields, and the version that the next write has to name.
-pub(crate) fn record(key: Item, record: &impl Serialize, version: u64) -> Result<Item, StoreError> {
+pub(crate) fn record(key: Item, record: &impl Serialize, version: u64) -> Result<Item> {
     let Ok(Value::Object(fields)) = serde_json::to_value(record) else {
         return Err(StoreError::Corrupt("a record is not a structure with named fields".into()));
     };
@@ -344,12 +345,12 @@ pub(crate) fn record(key: Item, record: &impl Serialize, version: u64) -> Result
 }
 
 /// The version of a record's item.
-pub(crate) fn version(item: &Item) -> Result<u64, StoreError> {
+pub(crate) fn version(item: &Item) -> Result<u64> {
     parse_number(item, VERSION)
 }
 
 /// The record in an item. Unknown attributes are ignored: a newer version may have written them.
-pub(crate) fn parse_record<T: DeserializeOwned>(item: Item) -> Result<T, StoreError> {
+pub(crate) fn parse_record<T: DeserializeOwned>(item: Item) -> Result<T> {
     let fields = item.into_iter().map(|(name, attribute)| Ok((name, value(attribute)?))).collect::<Result<_, _>>()?;
     serde_json::from_value(Value::Object(fields))
         .map_err(|error| StoreError::Corrupt(Failure::because("a record", error)))
@@ -360,14 +361,14 @@ pub(crate) fn number(number: u64) -> AttributeValue {
     AttributeValue::N(number.to_string())
 }
 
-fn parse_number(item: &Item, name: &str) -> Result<u64, StoreError> {
+fn parse_number(item: &Item, name: &str) -> Result<u64> {
     match item.get(name) {
         Some(AttributeValue::N(digits)) => digits.parse().map_err(|error| corrupt(name, error)),
         _ => Err(corrupt(name, "not a number")),
     }
 }
 
-fn text<'a>(item: &'a Item, name: &str) -> Result<&'a str, StoreError> {
+fn text<'a>(item: &'a Item, name: &str) -> Result<&'a str> {
     match item.get(name) {
         Some(AttributeValue::S(text)) => Ok(text),
         _ => Err(corrupt(name, "not a string")),

@@ -14,7 +14,7 @@ use futures_util::future::{BoxFuture, Shared, join_all};
 use serde::{Deserialize, Serialize};
 use stopover::errors::{Failure, StoreError, chain};
 use stopover::oci::{Algorithm, Digest, Hasher};
-use stopover::ports::{Blobs, Upload};
+use stopover::ports::{Blobs, Result, Upload};
 use stopover::values::time::Clock;
 use tokio::task::AbortHandle;
 
@@ -58,7 +58,7 @@ pub(crate) struct Parts {
 /// A part in flight. S3 keeps no part that breaks off.
 struct OnItsWay {
     number: i32,
-    arrival: Shared<BoxFuture<'static, Result<(), StoreError>>>,
+    arrival: Shared<BoxFuture<'static, Result<()>>>,
     task: AbortHandle,
 }
 
@@ -81,7 +81,7 @@ struct Resume {
 }
 
 impl Parts {
-    pub(crate) async fn begin(blobs: &S3Blobs, digest: &Digest, size: u64) -> Result<Self, StoreError> {
+    pub(crate) async fn begin(blobs: &S3Blobs, digest: &Digest, size: u64) -> Result<Self> {
         if size > MAX_BLOB_BYTES {
             let message = format!("a blob of {size} bytes is more than {MAX_BLOB_BYTES}, the most that is stored");
             return Err(StoreError::Refused(message.into()));
@@ -100,7 +100,7 @@ impl Parts {
         size: u64,
         offset: u64,
         upload: &str,
-    ) -> Result<Option<Self>, StoreError> {
+    ) -> Result<Option<Self>> {
         let Ok(Resume { id, parts }) = serde_json::from_str(upload) else { return Ok(None) };
         let part_bytes = part_bytes(size);
         let Ok(count) = usize::try_from(offset / part_bytes) else { return Ok(None) };
@@ -152,7 +152,7 @@ impl Parts {
     }
 
     /// Waits for all parts in flight, those that fail too: S3 keeps what arrives after an upload was aborted.
-    async fn all_arrived(&mut self) -> Result<(), StoreError> {
+    async fn all_arrived(&mut self) -> Result<()> {
         let arrived = join_all(self.on_their_way.iter().map(|part| part.arrival.clone())).await;
         self.on_their_way.clear();
         arrived.into_iter().collect()
@@ -166,7 +166,7 @@ impl Upload for Parts {
     }
 
     /// There is room in memory for the part that is collected next.
-    async fn room(&mut self) -> Result<(), StoreError> {
+    async fn room(&mut self) -> Result<()> {
         while self.collected.is_empty() && self.on_their_way.len() >= PARTS_AT_ONCE {
             let arrivals = self.on_their_way.iter().map(|part| part.arrival.clone());
             let (arrived, index, _) = futures_util::future::select_all(arrivals).await;
@@ -176,7 +176,7 @@ impl Upload for Parts {
         Ok(())
     }
 
-    async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError> {
+    async fn write(&mut self, bytes: Bytes) -> Result<()> {
         if self.collected.is_empty() {
             let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
             self.collected = spare.unwrap_or_else(|| BytesMut::with_capacity(self.part_bytes));
@@ -195,7 +195,7 @@ impl Upload for Parts {
         count as u64 * self.unit()
     }
 
-    fn checkpoint(&mut self, offset: u64) -> BoxFuture<'static, Result<String, StoreError>> {
+    fn checkpoint(&mut self, offset: u64) -> BoxFuture<'static, Result<String>> {
         let (sent, id, last) = (Arc::clone(&self.sent), self.id.clone(), offset / self.unit());
         let is_before = move |number: i32| u64::try_from(number).is_ok_and(|number| number <= last);
         let before = self.on_their_way.iter().filter(|part| is_before(part.number)).map(|part| part.arrival.clone());
@@ -211,7 +211,7 @@ impl Upload for Parts {
     }
 
     /// Completes the upload, which makes the object visible, unless it was there before.
-    async fn publish(&mut self) -> Result<(), StoreError> {
+    async fn publish(&mut self) -> Result<()> {
         if !self.collected.is_empty() {
             self.send_part();
         }
@@ -244,7 +244,7 @@ impl Upload for Parts {
 }
 
 impl S3Blobs {
-    async fn send_part(&self, key: &str, upload: &str, number: i32, bytes: Bytes) -> Result<CompletedPart, StoreError> {
+    async fn send_part(&self, key: &str, upload: &str, number: i32, bytes: Bytes) -> Result<CompletedPart> {
         let checksum = checksum(&bytes);
         let request = self.client.upload_part().bucket(&self.bucket).key(key).upload_id(upload).part_number(number);
         let request = request.checksum_sha256(&checksum).body(ByteStream::from(bytes));
@@ -259,7 +259,7 @@ impl S3Blobs {
         digest: &Digest,
         upload: &str,
         count: usize,
-    ) -> Result<Option<BTreeMap<i32, (CompletedPart, i64)>>, StoreError> {
+    ) -> Result<Option<BTreeMap<i32, (CompletedPart, i64)>>> {
         let request = self.client.list_parts().bucket(&self.bucket).key(key(digest)).upload_id(upload);
         let mut pages = request.into_paginator().send();
         let mut parts = BTreeMap::new();
@@ -285,7 +285,7 @@ impl S3Blobs {
     }
 
     /// Aborts the uploads that are in none of these checkpoints and began longer than `idle` ago. Returns how many.
-    pub(crate) async fn abandon_uploads(&self, known: &HashSet<String>, idle: Duration) -> Result<usize, StoreError> {
+    pub(crate) async fn abandon_uploads(&self, known: &HashSet<String>, idle: Duration) -> Result<usize> {
         let known: HashSet<String> =
             known.iter().filter_map(|upload| Some(serde_json::from_str::<Resume>(upload).ok()?.id)).collect();
         // The system clock, because S3 has set the start times of the uploads.

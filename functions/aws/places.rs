@@ -9,9 +9,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use stopover::errors::StoreError;
 use stopover::oci::UpstreamId;
-use stopover::ports::{Attempts, Job, Priority};
+use stopover::ports::{Attempts, Job, Priority, Result};
 use stopover::records::Versioned;
 use stopover::values::time::Timestamp;
 
@@ -105,7 +104,7 @@ impl DynamoLedger {
     ///
     /// # Errors
     /// The table does not answer, or too many others ask at once.
-    pub async fn take_place(&self, request: &PlaceRequest<'_>, now: Timestamp) -> Result<Turn, StoreError> {
+    pub async fn take_place(&self, request: &PlaceRequest<'_>, now: Timestamp) -> Result<Turn> {
         self.change_places(&request.job.repository.upstream, |places| places.ask(request, now)).await
     }
 
@@ -113,15 +112,11 @@ impl DynamoLedger {
     ///
     /// # Errors
     /// As for [`Self::take_place`]; the place is free once the invocation is over.
-    pub async fn give_place_back(&self, upstream: &UpstreamId, invocation: &str) -> Result<(), StoreError> {
+    pub async fn give_place_back(&self, upstream: &UpstreamId, invocation: &str) -> Result<()> {
         self.change_places(upstream, |places| places.taken.remove(invocation)).await.map(drop)
     }
 
-    async fn change_places<T>(
-        &self,
-        upstream: &UpstreamId,
-        change: impl Fn(&mut Places) -> T,
-    ) -> Result<T, StoreError> {
+    async fn change_places<T>(&self, upstream: &UpstreamId, change: impl Fn(&mut Places) -> T) -> Result<T> {
         let mut attempts = Attempts::new();
         loop {
             let known = self.item(item::places_key(upstream), true).await?;

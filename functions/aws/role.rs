@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use stopover::config::{Ecr, StoredSecret};
 use stopover::errors::StoreError;
 use stopover::identity::partition::Partition;
-use stopover::ports::{Cloud, IssuedLogin, SecretVersion};
+use stopover::ports::{Cloud, IssuedLogin, Result, SecretVersion};
 use stopover::values::secret::Secret;
 use stopover::values::time::Timestamp;
 
@@ -72,7 +72,7 @@ impl OwnRole {
         Self(calls)
     }
 
-    async fn authorization(&self, registry: &Ecr) -> Result<Authorization, StoreError> {
+    async fn authorization(&self, registry: &Ecr) -> Result<Authorization> {
         let unknown = || StoreError::Corrupt("ecr:GetAuthorizationToken answered with no login".into());
         let (operation, region, place) = match registry {
             Ecr::Private { region } => (&ECR_LOGIN, region.as_str(), "/authorizationData/0"),
@@ -86,7 +86,7 @@ impl OwnRole {
 
 #[async_trait]
 impl Cloud for OwnRole {
-    async fn log_in(&self, registry: &Ecr) -> Result<IssuedLogin, StoreError> {
+    async fn log_in(&self, registry: &Ecr) -> Result<IssuedLogin> {
         let Authorization { authorization_token, expires_at } = self.authorization(registry).await?;
         let pair = STANDARD.decode(authorization_token.as_str()).ok().and_then(|pair| String::from_utf8(pair).ok());
         let pair = pair.as_deref().and_then(|pair| pair.split_once(':'));
@@ -97,7 +97,7 @@ impl Cloud for OwnRole {
         Ok(IssuedLogin { username: username.to_owned(), password: Secret::new(password), expires_at })
     }
 
-    async fn secret(&self, secret: &StoredSecret, version: SecretVersion) -> Result<Option<Secret>, StoreError> {
+    async fn secret(&self, secret: &StoredSecret, version: SecretVersion) -> Result<Option<Secret>> {
         let stage = match version {
             SecretVersion::Current => "AWSCURRENT",
             SecretVersion::Previous => "AWSPREVIOUS",
@@ -128,7 +128,7 @@ impl Cloud for OwnRole {
         }
     }
 
-    async fn is_member(&self, account: &str, organization: &str) -> Result<bool, StoreError> {
+    async fn is_member(&self, account: &str, organization: &str) -> Result<bool> {
         // Each partition has one endpoint.
         let region = match Partition::of(self.0.region()).unwrap_or_default() {
             Partition::Commercial => "us-east-1",

@@ -21,7 +21,7 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use stopover::errors::{Failure, StoreError};
 use stopover::oci::{Algorithm, Digest, MAX_MANIFEST_BYTES};
-use stopover::ports::{Blobs, Location, Progress, StoredBlob, Upload};
+use stopover::ports::{Blobs, Location, Progress, Result, StoredBlob, Upload};
 use stopover::values::time::Timestamp;
 use tokio::sync::watch;
 use url::Url;
@@ -58,14 +58,14 @@ impl S3Blobs {
     }
 
     /// The URL at which S3 answers HEAD of a blob. A presigned URL is for one method.
-    pub async fn locate_head(&self, digest: &Digest) -> Result<String, StoreError> {
+    pub async fn locate_head(&self, digest: &Digest) -> Result<String> {
         let head = self.client.head_object().bucket(&self.bucket).key(key(digest));
         let presigned = head.presigned(url_life()?).await.map_err(|error| store_error("presigning", error))?;
         Ok(presigned.uri().to_owned())
     }
 
     /// The URL at which S3 sends a manifest that was too large for its item, with this media type.
-    pub async fn locate_manifest(&self, digest: &Digest, media_type: &str) -> Result<String, StoreError> {
+    pub async fn locate_manifest(&self, digest: &Digest, media_type: &str) -> Result<String> {
         let is_elsewhere = matches!(self.length(manifest_key(digest)).await, Ok(None));
         let key = if is_elsewhere { key(digest) } else { manifest_key(digest) };
         let get = self.client.get_object().bucket(&self.bucket).key(key).response_content_type(media_type);
@@ -74,7 +74,7 @@ impl S3Blobs {
     }
 
     /// The length of an object in bytes. `None`: there is none.
-    async fn length(&self, key: String) -> Result<Option<u64>, StoreError> {
+    async fn length(&self, key: String) -> Result<Option<u64>> {
         match self.client.head_object().bucket(&self.bucket).key(key).send().await {
             Ok(answer) => Ok(answer.content_length().and_then(|length| u64::try_from(length).ok())),
             Err(error) if has_status(&error, 404) => Ok(None),
@@ -83,7 +83,7 @@ impl S3Blobs {
     }
 
     /// What is stored below keys that begin so.
-    fn list_below(&self, prefix: String) -> BoxStream<'_, Result<StoredBlob, StoreError>> {
+    fn list_below(&self, prefix: String) -> BoxStream<'_, Result<StoredBlob>> {
         let pages = stream::try_unfold((prefix, Some(None)), move |(prefix, token)| async move {
             let Some(token) = token else { return Ok(None) };
             let request = self.client.list_objects_v2().bucket(&self.bucket).prefix(&prefix);
@@ -97,7 +97,7 @@ impl S3Blobs {
     }
 
     /// The bytes of a manifest that was too large for its item. `None`: there is no such object.
-    pub(crate) async fn read(&self, digest: &Digest, size: u64) -> Result<Option<Bytes>, StoreError> {
+    pub(crate) async fn read(&self, digest: &Digest, size: u64) -> Result<Option<Bytes>> {
         if size > MAX_MANIFEST_BYTES as u64 {
             return Err(StoreError::Corrupt(format!("manifest {digest} has {size} bytes").into()));
         }
@@ -128,12 +128,12 @@ impl S3Blobs {
     }
 
     /// Stores a manifest that is too large for its item.
-    pub(crate) async fn write_manifest(&self, digest: &Digest, bytes: Bytes) -> Result<(), StoreError> {
+    pub(crate) async fn write_manifest(&self, digest: &Digest, bytes: Bytes) -> Result<()> {
         self.write(&manifest_key(digest), digest, bytes).await
     }
 
     /// Stores bytes that match their digest in one request. Storing them twice changes nothing.
-    async fn write(&self, key: &str, digest: &Digest, bytes: Bytes) -> Result<(), StoreError> {
+    async fn write(&self, key: &str, digest: &Digest, bytes: Bytes) -> Result<()> {
         // S3 compares the bytes with this checksum before the object becomes visible.
         let checksum = match digest.algorithm() {
             Algorithm::Sha256 => STANDARD.encode(digest.to_bytes()),
@@ -154,7 +154,7 @@ impl S3Blobs {
     }
 }
 
-fn url_life() -> Result<PresigningConfig, StoreError> {
+fn url_life() -> Result<PresigningConfig> {
     PresigningConfig::expires_in(URL_LIFE).map_err(|error| StoreError::Refused(Failure::because("presigning", error)))
 }
 
@@ -183,11 +183,11 @@ pub(crate) fn checksum(bytes: &[u8]) -> String {
 
 #[async_trait]
 impl Blobs for S3Blobs {
-    async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+    async fn size(&self, digest: &Digest) -> Result<Option<u64>> {
         self.length(key(digest)).await
     }
 
-    async fn locate(&self, digest: &Digest, _size: u64) -> Result<Option<Location>, StoreError> {
+    async fn locate(&self, digest: &Digest, _size: u64) -> Result<Option<Location>> {
         let get = self.client.get_object().bucket(&self.bucket).key(key(digest));
         let presigned = get.presigned(url_life()?).await.map_err(|error| store_error("presigning", error))?;
         let url = Url::parse(presigned.uri());
@@ -196,12 +196,7 @@ impl Blobs for S3Blobs {
     }
 
     /// Clients cannot follow the fill: an object has no bytes before it is complete.
-    async fn begin(
-        &self,
-        digest: &Digest,
-        size: u64,
-        _progress: &watch::Sender<Progress>,
-    ) -> Result<Box<dyn Upload>, StoreError> {
+    async fn begin(&self, digest: &Digest, size: u64, _progress: &watch::Sender<Progress>) -> Result<Box<dyn Upload>> {
         if size > SINGLE_PUT_BYTES {
             return Ok(Box::new(Parts::begin(self, digest, size).await?));
         }
@@ -216,17 +211,17 @@ impl Blobs for S3Blobs {
         offset: u64,
         upload: &str,
         _progress: &watch::Sender<Progress>,
-    ) -> Result<Option<Box<dyn Upload>>, StoreError> {
+    ) -> Result<Option<Box<dyn Upload>>> {
         let upload = Parts::resume(self, digest, size, offset, upload).await?;
         Ok(upload.map(|upload| Box::new(upload) as Box<dyn Upload>))
     }
 
-    async fn abandon(&self, known: &HashSet<String>, idle: Duration) -> Result<usize, StoreError> {
+    async fn abandon(&self, known: &HashSet<String>, idle: Duration) -> Result<usize> {
         self.abandon_uploads(known, idle).await
     }
 
     /// Lists the bucket in pages of a thousand. Manifests are few.
-    fn list(&self) -> BoxStream<'_, Result<StoredBlob, StoreError>> {
+    fn list(&self) -> BoxStream<'_, Result<StoredBlob>> {
         let blobs = [Algorithm::Sha256, Algorithm::Sha512]
             .into_iter()
             .flat_map(|algorithm| (0..16).map(move |digit| format!("{PREFIX}{}/{digit:x}", algorithm.name())));
@@ -235,7 +230,7 @@ impl Blobs for S3Blobs {
             .boxed()
     }
 
-    async fn remove(&self, digest: &Digest) -> Result<(), StoreError> {
+    async fn remove(&self, digest: &Digest) -> Result<()> {
         // The same bytes may be a manifest and a blob, and S3 says nothing where there is none.
         for key in [key(digest), manifest_key(digest)] {
             let request = self.client.delete_object().bucket(&self.bucket).key(key);
@@ -270,7 +265,7 @@ impl Upload for Whole {
         u64::MAX
     }
 
-    async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError> {
+    async fn write(&mut self, bytes: Bytes) -> Result<()> {
         self.bytes.extend_from_slice(&bytes);
         Ok(())
     }
@@ -279,11 +274,11 @@ impl Upload for Whole {
         0
     }
 
-    fn checkpoint(&mut self, _: u64) -> BoxFuture<'static, Result<String, StoreError>> {
+    fn checkpoint(&mut self, _: u64) -> BoxFuture<'static, Result<String>> {
         std::future::ready(Err(StoreError::Refused("a blob of one request has no checkpoints".into()))).boxed()
     }
 
-    async fn publish(&mut self) -> Result<(), StoreError> {
+    async fn publish(&mut self) -> Result<()> {
         self.blobs.write(&key(&self.digest), &self.digest, std::mem::take(&mut self.bytes).freeze()).await
     }
 

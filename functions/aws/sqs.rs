@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use stopover::errors::{Failure, StoreError};
 use stopover::identity::Payer;
 use stopover::operate::Course;
-use stopover::ports::{Fills, GivenUp, ImageJob, Job, Listed, Priority, Requested, Watched, Work};
+use stopover::ports::{Fills, GivenUp, ImageJob, Job, Listed, Priority, Requested, Result, Watched, Work};
 use stopover::values::time::Timestamp;
 
 use crate::failure::store_error;
@@ -130,7 +130,7 @@ impl SqsFills {
     ///
     /// # Errors
     /// The queue does not take the message.
-    pub async fn request_again(&self, request: &Request, pause: Duration) -> Result<(), StoreError> {
+    pub async fn request_again(&self, request: &Request, pause: Duration) -> Result<()> {
         let queue = match &request.work {
             Work::Blob(job) if job.priority == Priority::Interactive => &self.queues.interactive,
             _ => &self.queues.background,
@@ -144,7 +144,7 @@ impl SqsFills {
     ///
     /// # Errors
     /// The queue does not take the message.
-    pub async fn request_part(&self, course: &Course) -> Result<(), StoreError> {
+    pub async fn request_part(&self, course: &Course) -> Result<()> {
         self.send(&[(&self.queues.background, vec![message(&serde_json::json!({ "sweep": course }))?])]).await
     }
 
@@ -153,7 +153,7 @@ impl SqsFills {
     ///
     /// # Errors
     /// The queue is none of these, or refuses.
-    pub async fn hide(&self, queue: &str, receipt: &str, pause: Duration) -> Result<(), StoreError> {
+    pub async fn hide(&self, queue: &str, receipt: &str, pause: Duration) -> Result<()> {
         let name = queue.rsplit(':').next().unwrap_or_default();
         let of_name = |url: &&String| url.rsplit('/').next() == Some(name);
         let url = [&self.queues.interactive, &self.queues.background].into_iter().find(of_name);
@@ -161,7 +161,7 @@ impl SqsFills {
         self.change_visibility(url, receipt, pause).await
     }
 
-    async fn change_visibility(&self, url: &str, receipt: &str, hidden: Duration) -> Result<(), StoreError> {
+    async fn change_visibility(&self, url: &str, receipt: &str, hidden: Duration) -> Result<()> {
         let seconds = i32::try_from(hidden.as_secs()).unwrap_or(i32::MAX);
         let change = self.client.change_message_visibility().queue_url(url);
         let change = change.receipt_handle(receipt).visibility_timeout(seconds);
@@ -170,7 +170,7 @@ impl SqsFills {
 
     /// Up to ten dead messages that no other reader has hidden. A message that is no [`Work`] stays in the queue, and
     /// is logged.
-    async fn receive_dead(&self) -> Result<(usize, Vec<Dead>), StoreError> {
+    async fn receive_dead(&self) -> Result<(usize, Vec<Dead>)> {
         // Long polling asks all servers of SQS; without it, only some are asked, and a nearly empty queue seems empty.
         let receive = self.client.receive_message().queue_url(&self.queues.dead).wait_time_seconds(1);
         let receive = receive.max_number_of_messages(10).visibility_timeout(LOOK_SECONDS);
@@ -188,13 +188,13 @@ impl SqsFills {
         Ok((count, dead))
     }
 
-    async fn delete_dead(&self, receipt: &str) -> Result<(), StoreError> {
+    async fn delete_dead(&self, receipt: &str) -> Result<()> {
         let delete = self.client.delete_message().queue_url(&self.queues.dead).receipt_handle(receipt);
         delete.send().await.map(|_| ()).map_err(|error| store_error("DeleteMessage", error))
     }
 
     /// Sends messages, each to its queue.
-    async fn send(&self, queues: &[(&String, Vec<String>)]) -> Result<(), StoreError> {
+    async fn send(&self, queues: &[(&String, Vec<String>)]) -> Result<()> {
         let batches =
             queues.iter().flat_map(|(url, bodies)| bodies.chunks(BATCH_MESSAGES).map(move |batch| (url, batch)));
         let batches = batches.map(|(url, batch)| self.send_batch(url, batch)).collect::<Vec<_>>();
@@ -202,7 +202,7 @@ impl SqsFills {
     }
 
     /// Sends at most [`BATCH_MESSAGES`] messages; those that the queue did not take are sent once more.
-    async fn send_batch(&self, queue_url: &str, bodies: &[String]) -> Result<(), StoreError> {
+    async fn send_batch(&self, queue_url: &str, bodies: &[String]) -> Result<()> {
         let mut unsent = Vec::with_capacity(bodies.len());
         for (number, body) in bodies.iter().enumerate() {
             let entry = SendMessageBatchRequestEntry::builder().id(number.to_string()).message_body(body);
@@ -222,13 +222,13 @@ impl SqsFills {
     }
 }
 
-fn message(job: &impl Serialize) -> Result<String, StoreError> {
+fn message(job: &impl Serialize) -> Result<String> {
     serde_json::to_string(job).map_err(|error| StoreError::Corrupt(Failure::because("a message", error)))
 }
 
 #[async_trait]
 impl Fills for SqsFills {
-    async fn request(&self, jobs: &[Job]) -> Result<(), StoreError> {
+    async fn request(&self, jobs: &[Job]) -> Result<()> {
         let (interactive, background): (Vec<&Job>, Vec<&Job>) = self
             .queued
             .admitted(jobs, Instant::now())
@@ -239,19 +239,19 @@ impl Fills for SqsFills {
             .await
     }
 
-    async fn request_images(&self, images: &[ImageJob]) -> Result<(), StoreError> {
+    async fn request_images(&self, images: &[ImageJob]) -> Result<()> {
         let bodies = images.iter().map(message).collect::<Result<_, _>>()?;
         self.send(&[(&self.queues.background, bodies)]).await
     }
 
-    async fn request_now(&self, job: &Job) -> Result<Option<Watched>, StoreError> {
+    async fn request_now(&self, job: &Job) -> Result<Option<Watched>> {
         let body = message(&Request { hurried: true, ..Work::Blob(job.clone()).into() })?;
         let request = self.client.send_message().queue_url(&self.queues.interactive).message_body(body);
         request.send().await.map_err(|error| store_error("SendMessage", error))?;
         Ok(None)
     }
 
-    async fn list(&self) -> Result<Listed, StoreError> {
+    async fn list(&self) -> Result<Listed> {
         let (mut receipts, mut jobs, mut images) = (Vec::new(), HashMap::new(), Vec::new());
         loop {
             let (received, dead) = self.receive_dead().await?;
@@ -276,7 +276,7 @@ impl Fills for SqsFills {
         Ok(Listed { fills: jobs.into_values().map(given_up).collect(), images })
     }
 
-    async fn retry(&self) -> Result<usize, StoreError> {
+    async fn retry(&self) -> Result<usize> {
         let mut retried = 0;
         loop {
             let (received, dead) = self.receive_dead().await?;

@@ -3,9 +3,8 @@
 
 use async_trait::async_trait;
 use aws_sdk_dynamodb::types::AttributeValue;
-use stopover::errors::StoreError;
 use stopover::journal::{Slot, Tally};
-use stopover::ports::Tallies;
+use stopover::ports::{Result, Tallies};
 
 use crate::DynamoLedger;
 use crate::failure::store_error;
@@ -22,7 +21,7 @@ fn sums(item: &Item) -> Option<(Slot, Tally)> {
 
 #[async_trait]
 impl Tallies for DynamoLedger {
-    async fn add_tally(&self, slot: Slot, tally: &Tally) -> Result<(), StoreError> {
+    async fn add_tally(&self, slot: Slot, tally: &Tally) -> Result<()> {
         let mut update = self
             .client
             .update_item()
@@ -45,7 +44,7 @@ impl Tallies for DynamoLedger {
         update.send().await.map(drop).map_err(|error| store_error("UpdateItem", error))
     }
 
-    async fn tallies(&self, slots: &[Slot]) -> Result<Vec<(Slot, Tally)>, StoreError> {
+    async fn tallies(&self, slots: &[Slot]) -> Result<Vec<(Slot, Tally)>> {
         let items = self.get_all(slots.iter().map(|slot| item::tally_key(*slot)).collect()).await?;
         Ok(items.iter().filter_map(sums).collect())
     }

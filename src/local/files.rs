@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use crate::errors::{Failure, StoreError};
 use crate::oci::{Algorithm, Digest};
-use crate::ports::{Blobs, Location, Progress, StoredBlob, Upload};
+use crate::ports::{Blobs, Location, Progress, Result, StoredBlob, Upload};
 use crate::values::file::{open_at_once, read};
 
 /// How much is handed to the file system at once: the blocking pool is visited a few times a megabyte, not a hundred.
@@ -89,7 +89,7 @@ impl Files {
 }
 
 /// Refuses what would take of the reserve of the disk that `path` is on.
-pub(super) fn check_space(path: &Path, size: u64) -> Result<(), StoreError> {
+pub(super) fn check_space(path: &Path, size: u64) -> Result<()> {
     let space = rustix::fs::statvfs(path).map_err(|error| refused(error.into()))?;
     let free = space.f_bavail.saturating_mul(space.f_frsize);
     let reserve = RESERVE_BYTES.min(space.f_blocks.saturating_mul(space.f_frsize) / 100);
@@ -118,7 +118,7 @@ fn refused(error: io::Error) -> StoreError {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, StoreError> {
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(outcome) => outcome.map_err(refused),
         Err(error) => Err(StoreError::Unavailable(Failure::because("the work on a file", error))),
@@ -135,16 +135,16 @@ pub(super) fn absent<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
 
 #[async_trait]
 impl Blobs for Files {
-    async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+    async fn size(&self, digest: &Digest) -> Result<Option<u64>> {
         let path = self.path(digest);
         blocking(move || Ok(absent(fs::metadata(path))?.map(|metadata| metadata.len()))).await
     }
 
-    async fn has(&self, digest: &Digest, size: u64) -> Result<bool, StoreError> {
+    async fn has(&self, digest: &Digest, size: u64) -> Result<bool> {
         Ok(self.size(digest).await? == Some(size))
     }
 
-    async fn locate(&self, digest: &Digest, size: u64) -> Result<Option<Location>, StoreError> {
+    async fn locate(&self, digest: &Digest, size: u64) -> Result<Option<Location>> {
         // The kernel has the metadata in memory as long as the file is open.
         if let Some(Small { content, file }) = self.small.get(digest)
             // 1.05 times as many hits as with `File::metadata`, which asks for more.
@@ -171,16 +171,11 @@ impl Blobs for Files {
         Ok(Some(Location::Memory(content)))
     }
 
-    async fn check_room(&self) -> Result<(), StoreError> {
+    async fn check_room(&self) -> Result<()> {
         check_space(&self.unpublished, 0)
     }
 
-    async fn begin(
-        &self,
-        digest: &Digest,
-        size: u64,
-        progress: &watch::Sender<Progress>,
-    ) -> Result<Box<dyn Upload>, StoreError> {
+    async fn begin(&self, digest: &Digest, size: u64, progress: &watch::Sender<Progress>) -> Result<Box<dyn Upload>> {
         check_space(&self.unpublished, size)?;
         let name = format!("{}.{:08x}", digest.hex(), fastrand::u32(..));
         let path = self.unpublished.join(&name);
@@ -196,7 +191,7 @@ impl Blobs for Files {
         offset: u64,
         upload: &str,
         progress: &watch::Sender<Progress>,
-    ) -> Result<Option<Box<dyn Upload>>, StoreError> {
+    ) -> Result<Option<Box<dyn Upload>>> {
         // Only a file in our directory is opened, and only one of this blob.
         let ours = upload.strip_prefix(digest.hex()).is_some_and(|rest| !rest.contains('/'));
         if !ours || !offset.is_multiple_of(UNIT_BYTES) {
@@ -223,7 +218,7 @@ impl Blobs for Files {
         }))
     }
 
-    async fn abandon(&self, known: &HashSet<String>, idle: Duration) -> Result<usize, StoreError> {
+    async fn abandon(&self, known: &HashSet<String>, idle: Duration) -> Result<usize> {
         let (directory, known) = (self.unpublished.clone(), known.clone());
         let remove = move || {
             let mut removed = 0;
@@ -242,7 +237,7 @@ impl Blobs for Files {
     }
 
     /// Lists one directory of hexadecimal digits at a time.
-    fn list(&self) -> BoxStream<'_, Result<StoredBlob, StoreError>> {
+    fn list(&self) -> BoxStream<'_, Result<StoredBlob>> {
         let directories = [Algorithm::Sha256, Algorithm::Sha512].into_iter().flat_map(|algorithm| {
             let parent = self.published.join(algorithm.name());
             (0..=u8::MAX).map(move |first| (algorithm, parent.join(format!("{first:02x}"))))
@@ -253,7 +248,7 @@ impl Blobs for Files {
         stream::iter(directories).then(list).try_flatten().boxed()
     }
 
-    async fn remove(&self, digest: &Digest) -> Result<(), StoreError> {
+    async fn remove(&self, digest: &Digest) -> Result<()> {
         let path = self.path(digest);
         let remove = move || {
             let removed = absent(fs::remove_file(&path))?;
@@ -300,7 +295,7 @@ impl Unpublished {
         self.progress.send_replace(Progress::Growing { file, written, size, verified });
     }
 
-    async fn flush(&mut self) -> Result<(), StoreError> {
+    async fn flush(&mut self) -> Result<()> {
         let (file, chunks, mut at) = (Arc::clone(&self.file), std::mem::take(&mut self.pending), self.written);
         let write = move || {
             for chunk in chunks {
@@ -322,7 +317,7 @@ impl Upload for Unpublished {
         UNIT_BYTES
     }
 
-    async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError> {
+    async fn write(&mut self, bytes: Bytes) -> Result<()> {
         self.pending_bytes += bytes.len() as u64;
         self.pending.push(bytes);
         let end = self.written + self.pending_bytes;
@@ -339,12 +334,12 @@ impl Upload for Unpublished {
         self.written
     }
 
-    fn checkpoint(&mut self, _: u64) -> BoxFuture<'static, Result<String, StoreError>> {
+    fn checkpoint(&mut self, _: u64) -> BoxFuture<'static, Result<String>> {
         let (file, name) = (Arc::clone(&self.file), self.name.clone());
         async move { blocking(move || file.sync_data()).await.map(|()| name) }.boxed()
     }
 
-    async fn publish(&mut self) -> Result<(), StoreError> {
+    async fn publish(&mut self) -> Result<()> {
         self.flush().await?;
         // Clients that follow need not wait for the disk.
         self.tell(true);

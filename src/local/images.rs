@@ -13,8 +13,8 @@ use tokio::sync::{Semaphore, watch};
 use super::board::Open;
 use super::ledger::EmbeddedLedger;
 use crate::cache::Cache;
-use crate::errors::{StoreError, chain};
-use crate::ports::ImageJob;
+use crate::errors::chain;
+use crate::ports::{ImageJob, Result};
 
 /// How many images are processed at once.
 const AT_ONCE: usize = 2;
@@ -44,7 +44,7 @@ impl Images {
     }
 
     /// Continues with what an earlier process left.
-    pub(super) fn start(self: &Arc<Self>, cache: &Arc<Cache>) -> Result<(), StoreError> {
+    pub(super) fn start(self: &Arc<Self>, cache: &Arc<Cache>) -> Result<()> {
         let _ = self.cache.set(Arc::downgrade(cache));
         for image in self.ledger.requested_images()? {
             self.begin(image);
@@ -77,7 +77,7 @@ impl Images {
         }
     }
 
-    pub(super) async fn request(self: &Arc<Self>, images: &[ImageJob]) -> Result<(), StoreError> {
+    pub(super) async fn request(self: &Arc<Self>, images: &[ImageJob]) -> Result<()> {
         self.ledger.put_images(images).await?;
         for image in images {
             self.begin(image.clone());

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::store::{Change, Store, corrupt, join, split};
 use crate::errors::{Failure, StoreError, chain};
 use crate::oci::{Descriptor, Digest, Manifest, Repository};
-use crate::ports::{Attempts, ImageJob, Job, Ledger, Records};
+use crate::ports::{Attempts, ImageJob, Job, Ledger, Records, Result};
 use crate::records::{
     BlobRecord, BlobState, BlobView, Entry, GaugeKey, HoldingKey, Key, ListKey, Listing, Member, ReferenceKey,
     RobotsKey, Standing, StoredManifest, TagRecord, Versioned,
@@ -85,16 +85,16 @@ impl Placed for RobotsKey {
 
 #[async_trait]
 impl<K: Placed> Records<K> for EmbeddedLedger {
-    async fn get(&self, key: &K) -> Result<Option<Versioned<K::Record>>, StoreError> {
+    async fn get(&self, key: &K) -> Result<Option<Versioned<K::Record>>> {
         self.0.read_json(&key.key())
     }
 
-    async fn get_all(&self, keys: &[K]) -> Result<Vec<(K, Versioned<K::Record>)>, StoreError> {
+    async fn get_all(&self, keys: &[K]) -> Result<Vec<(K, Versioned<K::Record>)>> {
         let read = |key: &K| Ok(self.0.read_json(&key.key())?.map(|record| (key.clone(), record)));
         keys.iter().filter_map(|key| read(key).transpose()).collect()
     }
 
-    async fn swap(&self, key: &K, expected: Option<u64>, record: &K::Record) -> Result<Option<u64>, StoreError> {
+    async fn swap(&self, key: &K, expected: Option<u64>, record: &K::Record) -> Result<Option<u64>> {
         self.0.swap(key.key(), expected, record).await
     }
 }
@@ -150,7 +150,7 @@ impl EmbeddedLedger {
     }
 
     /// Releases every claim and every lease. Only for the process that has just taken the data directory.
-    pub(super) async fn release_claims(&self) -> Result<(), StoreError> {
+    pub(super) async fn release_claims(&self) -> Result<()> {
         let mut changes = Vec::new();
         self.0.each(BLOB, |key, Versioned { value, version }: Versioned<BlobRecord>| {
             if matches!(value.state, BlobState::Claimed { .. } | BlobState::Removing { .. }) {
@@ -173,13 +173,13 @@ impl EmbeddedLedger {
         Ok(())
     }
 
-    fn member(&self, repository: &Repository, digest: &Digest) -> Result<Option<Member>, StoreError> {
+    fn member(&self, repository: &Repository, digest: &Digest) -> Result<Option<Member>> {
         let written: Option<Versioned<WrittenMember>> = self.0.read_json(&member_key(repository, digest))?;
         Ok(written.map(|Versioned { value, version }| value.member(version)))
     }
 
     /// The uploads that have a checkpoint.
-    pub(super) fn checkpoints(&self) -> Result<HashSet<String>, StoreError> {
+    pub(super) fn checkpoints(&self) -> Result<HashSet<String>> {
         let mut uploads = HashSet::new();
         self.0.each(BLOB, |_, record: Versioned<BlobRecord>| {
             uploads.extend(record.value.checkpoint.map(|known| known.upload));
@@ -189,24 +189,24 @@ impl EmbeddedLedger {
     }
 
     /// The fills that were requested and have not succeeded.
-    pub(super) fn fills(&self) -> Result<Vec<WrittenFill>, StoreError> {
+    pub(super) fn fills(&self) -> Result<Vec<WrittenFill>> {
         Ok(self.0.scan::<WrittenFill>(FILL)?.into_iter().map(|(_, fill)| fill.value).collect())
     }
 
     /// Writes fills down as they are now.
-    pub(super) async fn put_fills(&self, fills: impl IntoIterator<Item = WrittenFill>) -> Result<(), StoreError> {
+    pub(super) async fn put_fills(&self, fills: impl IntoIterator<Item = WrittenFill>) -> Result<()> {
         let put = |fill: WrittenFill| Change::put(fill_key(&fill.job.digest), 0, &fill);
         self.0.write(None, fills.into_iter().map(put).collect::<Result<_, _>>()?).await.map(|_| ())
     }
 
     /// Writes down until when a fill counts as given up, and why.
-    pub(super) async fn give_up(&self, job: Job, reason: String, until: Timestamp) -> Result<(), StoreError> {
+    pub(super) async fn give_up(&self, job: Job, reason: String, until: Timestamp) -> Result<()> {
         let put = Change::put(fill_key(&job.digest), until.0, &WrittenFill { job, given_up: Some(reason) })?;
         self.0.write(None, vec![put]).await.map(drop)
     }
 
     /// Removes the fills that no longer count as given up, unless they are requested again.
-    pub(super) async fn forget_given_up(&self, now: Timestamp) -> Result<(), StoreError> {
+    pub(super) async fn forget_given_up(&self, now: Timestamp) -> Result<()> {
         let over = self.0.scan::<WrittenFill>(FILL)?.into_iter();
         let over = over.filter(|(_, fill)| fill.value.given_up.is_some() && fill.version <= now.0);
         let forget =
@@ -215,23 +215,23 @@ impl EmbeddedLedger {
     }
 
     /// The images that were requested and have not ended.
-    pub(super) fn requested_images(&self) -> Result<Vec<ImageJob>, StoreError> {
+    pub(super) fn requested_images(&self) -> Result<Vec<ImageJob>> {
         Ok(self.0.scan::<ImageJob>(IMAGE)?.into_iter().map(|(_, image)| image.value).collect())
     }
 
     /// Writes requested images down.
-    pub(super) async fn put_images(&self, images: &[ImageJob]) -> Result<(), StoreError> {
+    pub(super) async fn put_images(&self, images: &[ImageJob]) -> Result<()> {
         let put = |image: &ImageJob| Change::put(image_key(image), 0, image);
         self.0.write(None, images.iter().map(put).collect::<Result<_, _>>()?).await.map(|_| ())
     }
 
     /// Removes a requested image that has ended.
-    pub(super) async fn remove_image(&self, image: &ImageJob) -> Result<(), StoreError> {
+    pub(super) async fn remove_image(&self, image: &ImageJob) -> Result<()> {
         self.0.write(None, vec![Change::Remove(image_key(image))]).await.map(|_| ())
     }
 
     /// Removes a requested fill that has succeeded.
-    pub(super) async fn remove_fill(&self, digest: &Digest) -> Result<(), StoreError> {
+    pub(super) async fn remove_fill(&self, digest: &Digest) -> Result<()> {
         self.0.write(None, vec![Change::Remove(fill_key(digest))]).await.map(|_| ())
     }
 }
@@ -254,14 +254,14 @@ impl WrittenMember {
     }
 }
 
-fn put_member(repository: &Repository, digest: &Digest, member: Member) -> Result<Change, StoreError> {
+fn put_member(repository: &Repository, digest: &Digest, member: Member) -> Result<Change> {
     let Member { size, used_at, proven } = member;
     let written = if proven { WrittenMember::Proven { proven: size } } else { WrittenMember::Named(size) };
     Change::put(member_key(repository, digest), used_at.0, &written)
 }
 
 /// Parses the media type, a line feed, and the bytes, which are not copied.
-fn parse_manifest(digest: Digest, value: &Bytes) -> Result<Manifest, StoreError> {
+fn parse_manifest(digest: Digest, value: &Bytes) -> Result<Manifest> {
     let end = value.iter().position(|&byte| byte == b'\n').ok_or_else(|| corrupt("a manifest without type"))?;
     let (media_type, bytes) = (value.slice(..end), value.slice(end + 1..));
     let media_type = std::str::from_utf8(&media_type).map_err(corrupt)?.parse().map_err(corrupt)?;
@@ -273,24 +273,24 @@ fn unreadable(key: &str, error: impl Into<Box<dyn Error + Send + Sync>>) -> Stor
 }
 
 /// The repository that this part of a key names.
-pub(super) fn repository_in(key: &str, text: &str) -> Result<Repository, StoreError> {
+pub(super) fn repository_in(key: &str, text: &str) -> Result<Repository> {
     let (upstream, name) = text.split_once('/').ok_or_else(|| unreadable(key, "no upstream"))?;
     let upstream = upstream.parse().map_err(|error| unreadable(key, error))?;
     Ok(Repository { upstream, name: name.parse().map_err(|error| unreadable(key, error))? })
 }
 
 /// The record in an item.
-fn record<T: DeserializeOwned>(key: &str, item: &[u8]) -> Result<Versioned<T>, StoreError> {
+fn record<T: DeserializeOwned>(key: &str, item: &[u8]) -> Result<Versioned<T>> {
     let (version, value) = split(item)?;
     let value = serde_json::from_slice(value).map_err(|error| unreadable(key, error))?;
     Ok(Versioned { value, version })
 }
 
 /// The entry of an item. `None`: the item is of another kind.
-fn entry(key: &str, item: &[u8]) -> Result<Option<Entry>, StoreError> {
+fn entry(key: &str, item: &[u8]) -> Result<Option<Entry>> {
     let (version, value) = split(item)?;
     let repository = |text: &str| repository_in(key, text);
-    let scoped = |rest: &str| -> Result<(Repository, String), StoreError> {
+    let scoped = |rest: &str| -> Result<(Repository, String)> {
         let (text, rest) = rest.split_once(' ').ok_or_else(|| unreadable(key, "no repository"))?;
         Ok((repository(text)?, rest.to_owned()))
     };
@@ -328,29 +328,25 @@ fn entry(key: &str, item: &[u8]) -> Result<Option<Entry>, StoreError> {
 
 #[async_trait]
 impl Ledger for EmbeddedLedger {
-    async fn standing(&self, repository: &Repository) -> Result<Option<Standing>, StoreError> {
+    async fn standing(&self, repository: &Repository) -> Result<Option<Standing>> {
         Ok(self.0.read_json(&standing_key(repository))?.map(|standing| standing.value))
     }
 
-    async fn put_standing(&self, repository: &Repository, standing: Standing) -> Result<(), StoreError> {
+    async fn put_standing(&self, repository: &Repository, standing: Standing) -> Result<()> {
         let put = Change::put(standing_key(repository), standing.until().0, &standing)?;
         self.0.write(None, vec![put]).await.map(drop)
     }
 
-    async fn listing(&self, repository: &Repository, key: &ListKey) -> Result<Option<Listing>, StoreError> {
+    async fn listing(&self, repository: &Repository, key: &ListKey) -> Result<Option<Listing>> {
         Ok(self.0.read_json(&list_key(repository, key))?.map(|listing| listing.value))
     }
 
-    async fn put_listing(&self, repository: &Repository, key: &ListKey, listing: &Listing) -> Result<(), StoreError> {
+    async fn put_listing(&self, repository: &Repository, key: &ListKey, listing: &Listing) -> Result<()> {
         let put = Change::put(list_key(repository, key), listing.stale_until.0, listing)?;
         self.0.write(None, vec![put]).await.map(drop)
     }
 
-    async fn manifest(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<Option<(Manifest, Timestamp)>, StoreError> {
+    async fn manifest(&self, repository: &Repository, digest: &Digest) -> Result<Option<(Manifest, Timestamp)>> {
         self.0.read(&manifest_key(repository, digest), |used_at, value| {
             Ok((parse_manifest(digest.clone(), &value)?, Timestamp(used_at)))
         })
@@ -363,7 +359,7 @@ impl Ledger for EmbeddedLedger {
         members: &[Descriptor],
         keep_proofs: bool,
         now: Timestamp,
-    ) -> Result<u64, StoreError> {
+    ) -> Result<u64> {
         let (mut changes, mut new_bytes) = (Vec::with_capacity(members.len() + 1), 0);
         for blob in members {
             let known = self.member(repository, &blob.digest)?;
@@ -382,7 +378,7 @@ impl Ledger for EmbeddedLedger {
         digest: &Digest,
         since: Timestamp,
         now: Timestamp,
-    ) -> Result<Option<Timestamp>, StoreError> {
+    ) -> Result<Option<Timestamp>> {
         let key = manifest_key(repository, digest);
         let mut attempts = Attempts::new();
         loop {
@@ -400,15 +396,15 @@ impl Ledger for EmbeddedLedger {
         }
     }
 
-    async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobView, StoreError> {
+    async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobView> {
         Ok(BlobView { member: self.member(repository, digest)?, record: self.0.read_json(&digest.key())? })
     }
 
-    async fn put_membership(&self, repository: &Repository, digest: &Digest, member: Member) -> Result<(), StoreError> {
+    async fn put_membership(&self, repository: &Repository, digest: &Digest, member: Member) -> Result<()> {
         self.0.write(None, vec![put_member(repository, digest, member)?]).await.map(|_| ())
     }
 
-    fn entries(&self) -> BoxStream<'_, Result<Entry, StoreError>> {
+    fn entries(&self) -> BoxStream<'_, Result<Entry>> {
         let pages = stream::try_unfold(String::new(), move |after| async move {
             // A page is read at once: others have their turn between two of them.
             tokio::task::yield_now().await;
@@ -420,7 +416,7 @@ impl Ledger for EmbeddedLedger {
         pages.try_flatten().boxed()
     }
 
-    async fn remove(&self, entry: &Entry) -> Result<bool, StoreError> {
+    async fn remove(&self, entry: &Entry) -> Result<bool> {
         let (key, version) = match entry {
             Entry::Reference { repository, reference, record } => {
                 (ReferenceKey(repository, reference).key(), record.version)

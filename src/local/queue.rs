@@ -16,10 +16,10 @@ use super::images::Images;
 use super::ledger::{EmbeddedLedger, WrittenFill};
 use super::order::Order;
 use crate::cache::Cache;
-use crate::errors::{FillError, StoreError, chain};
+use crate::errors::{FillError, chain};
 use crate::fill::Filled;
 use crate::oci::{Digest, UpstreamId};
-use crate::ports::{Fills, GivenUp, ImageJob, Job, Listed, Load, Progress, Requested, Watched};
+use crate::ports::{Fills, GivenUp, ImageJob, Job, Listed, Load, Progress, Requested, Result, Watched};
 use crate::records::blob::CLAIM;
 use crate::values::time::Clock;
 
@@ -66,7 +66,7 @@ impl Queue {
     }
 
     /// Begins to fill for `cache`, with what an earlier process left.
-    pub(super) fn start(self: &Arc<Self>, cache: &Arc<Cache>) -> Result<(), StoreError> {
+    pub(super) fn start(self: &Arc<Self>, cache: &Arc<Cache>) -> Result<()> {
         let _ = self.cache.set(Arc::downgrade(cache));
         let left = self.ledger.fills()?.into_iter().filter(|fill| fill.given_up.is_none());
         let left: Vec<Job> = left.map(|fill| fill.job).collect();
@@ -195,7 +195,7 @@ impl Queue {
     }
 
     /// Writes requested fills down, each with the most urgent priority it was requested with.
-    async fn write(&self, jobs: &[Job]) -> Result<(), StoreError> {
+    async fn write(&self, jobs: &[Job]) -> Result<()> {
         let written = {
             let fills = &self.board().fills;
             let written = |job: &Job| {
@@ -285,23 +285,23 @@ impl QueueHandle {
 
 #[async_trait]
 impl Fills for Handle {
-    async fn request(&self, jobs: &[Job]) -> Result<(), StoreError> {
+    async fn request(&self, jobs: &[Job]) -> Result<()> {
         let jobs = self.0.board().admitted(jobs);
         self.0.write(&jobs).await?;
         self.0.enqueue(&mut self.0.board(), jobs);
         Ok(())
     }
 
-    async fn request_images(&self, images: &[ImageJob]) -> Result<(), StoreError> {
+    async fn request_images(&self, images: &[ImageJob]) -> Result<()> {
         self.1.request(images).await
     }
 
-    async fn request_now(&self, job: &Job) -> Result<Option<Watched>, StoreError> {
+    async fn request_now(&self, job: &Job) -> Result<Option<Watched>> {
         self.0.write(std::slice::from_ref(job)).await?;
         Ok(Some(self.0.hurry(job)))
     }
 
-    async fn list(&self) -> Result<Listed, StoreError> {
+    async fn list(&self) -> Result<Listed> {
         let fills = self.0.ledger.fills()?;
         let board = self.0.board();
         let requested = |WrittenFill { job, given_up }| {
@@ -320,7 +320,7 @@ impl Fills for Handle {
         Some(self.0.board().load())
     }
 
-    async fn retry(&self) -> Result<usize, StoreError> {
+    async fn retry(&self) -> Result<usize> {
         let given_up = self.0.ledger.fills()?.into_iter().filter(|fill| fill.given_up.is_some());
         let jobs: Vec<Job> = given_up.map(|fill| Job { payer: None, ..fill.job }).collect();
         self.request(&jobs).await?;

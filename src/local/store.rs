@@ -25,6 +25,7 @@ use tokio::sync::oneshot;
 
 use super::files::{absent, check_space, sync_directory};
 use crate::errors::{Failure, StoreError, chain};
+use crate::ports::Result;
 use crate::records::Versioned;
 
 const ITEMS: TableDefinition<&str, &[u8]> = TableDefinition::new("items");
@@ -88,7 +89,7 @@ impl Weighter<String, Recent> for RecentBytes {
 impl DatabaseFile {
     /// Opens the file. A new one is made beside it and then renamed: a file that a power cut has left half made would
     /// never open.
-    fn open(path: &Path) -> Result<Database, StoreError> {
+    fn open(path: &Path) -> Result<Database> {
         let open = |path: &Path| Database::builder().set_cache_size(MEMORY_BYTES).create(path);
         let make = || -> Result<(), redb::Error> {
             let unfinished = path.with_extension("unfinished");
@@ -115,7 +116,7 @@ impl DatabaseFile {
         })
     }
 
-    fn with<T>(&self, work: impl Fn(&Database) -> Result<T, redb::Error>) -> Result<T, StoreError> {
+    fn with<T>(&self, work: impl Fn(&Database) -> Result<T, redb::Error>) -> Result<T> {
         let work = || {
             let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
             let database = database.as_ref().ok_or_else(|| failed("it could not be opened again"))?;
@@ -132,7 +133,7 @@ impl DatabaseFile {
         work()?.ok_or_else(|| failed("it fails again and again"))
     }
 
-    fn item(&self, key: &str) -> Result<Option<Bytes>, StoreError> {
+    fn item(&self, key: &str) -> Result<Option<Bytes>> {
         self.with(|database| {
             let table = database.begin_read()?.open_table(ITEMS)?;
             Ok(table.get(key)?.map(|item| Bytes::copy_from_slice(item.value())))
@@ -181,7 +182,7 @@ impl Drop for Store {
 struct Write {
     expected: Option<(String, Option<u64>)>,
     changes: Vec<Change>,
-    done: oneshot::Sender<Result<bool, StoreError>>,
+    done: oneshot::Sender<Result<bool>>,
 }
 
 impl Write {
@@ -205,7 +206,7 @@ pub(super) enum Change {
 
 impl Change {
     /// Puts an item whose value is JSON.
-    pub(super) fn put(key: String, version: u64, value: &impl Serialize) -> Result<Self, StoreError> {
+    pub(super) fn put(key: String, version: u64, value: &impl Serialize) -> Result<Self> {
         Ok(Self::Put(key, join(version, &serde_json::to_vec(value).map_err(corrupt)?)))
     }
 
@@ -217,7 +218,7 @@ impl Change {
 }
 
 /// Works on the file at `path`, and says what to do if it is damaged: the database finds that out by an error or a panic.
-fn at_work<T>(path: &Path, work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, StoreError> {
+fn at_work<T>(path: &Path, work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T> {
     AT_WORK.set(true);
     let outcome = catch_unwind(AssertUnwindSafe(work));
     AT_WORK.set(false);
@@ -271,18 +272,14 @@ impl Store {
     }
 
     /// One item, decoded from its version and its value.
-    pub(super) fn read<T>(
-        &self,
-        key: &str,
-        decode: impl FnOnce(u64, Bytes) -> Result<T, StoreError>,
-    ) -> Result<Option<T>, StoreError> {
+    pub(super) fn read<T>(&self, key: &str, decode: impl FnOnce(u64, Bytes) -> Result<T>) -> Result<Option<T>> {
         let Some(item) = self.file.item(key)? else { return Ok(None) };
         let (version, value) = split(&item)?;
         decode(version, item.slice_ref(value)).map(Some)
     }
 
     /// One item whose value is JSON.
-    pub(super) fn read_json<T>(&self, key: &str) -> Result<Option<Versioned<T>>, StoreError>
+    pub(super) fn read_json<T>(&self, key: &str) -> Result<Option<Versioned<T>>>
     where
         T: DeserializeOwned + Clone + Send + Sync + 'static,
     {
@@ -303,8 +300,8 @@ impl Store {
     pub(super) fn each<T: DeserializeOwned>(
         &self,
         prefix: &str,
-        mut act: impl FnMut(String, Versioned<T>) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
+        mut act: impl FnMut(String, Versioned<T>) -> Result<()>,
+    ) -> Result<()> {
         let mut after = prefix.to_owned();
         loop {
             let items = self.scan_after(&after)?;
@@ -325,7 +322,7 @@ impl Store {
     }
 
     /// All items below a prefix whose values are JSON.
-    pub(super) fn scan<T: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<(String, Versioned<T>)>, StoreError> {
+    pub(super) fn scan<T: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<(String, Versioned<T>)>> {
         let mut items = Vec::new();
         self.each(prefix, |key, item| {
             items.push((key, item));
@@ -335,11 +332,7 @@ impl Store {
     }
 
     /// Writes changes, which are durable once it returns.
-    pub(super) async fn write(
-        &self,
-        expected: Option<(String, Option<u64>)>,
-        changes: Vec<Change>,
-    ) -> Result<bool, StoreError> {
+    pub(super) async fn write(&self, expected: Option<(String, Option<u64>)>, changes: Vec<Change>) -> Result<bool> {
         let (done, outcome) = oneshot::channel();
         let write = Write { expected, changes, done };
         let bytes = write.bytes();
@@ -357,7 +350,7 @@ impl Store {
         key: String,
         expected: Option<u64>,
         value: &T,
-    ) -> Result<Option<u64>, StoreError> {
+    ) -> Result<Option<u64>> {
         // An item that is removed and written again must not get a version that a reader has seen before.
         let version = expected.unwrap_or_else(|| fastrand::u64(..1 << 62)) + 1;
         let change = Change::put(key.clone(), version, value)?;
@@ -366,18 +359,12 @@ impl Store {
     }
 
     /// The items after a key: at most [`SCAN`] and about [`SCAN_BYTES`].
-    pub(super) fn scan_after(&self, key: &str) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+    pub(super) fn scan_after(&self, key: &str) -> Result<Vec<(String, Vec<u8>)>> {
         self.scan_range((Bound::Excluded(key), Bound::Unbounded), SCAN)
     }
 
     /// The first `most` items from a key on, or behind it, that come before `end`; of large ones fewer.
-    pub(super) fn scan_within(
-        &self,
-        key: &str,
-        from: bool,
-        end: &str,
-        most: usize,
-    ) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+    pub(super) fn scan_within(&self, key: &str, from: bool, end: &str, most: usize) -> Result<Vec<(String, Vec<u8>)>> {
         if end <= key {
             return Ok(Vec::new());
         }
@@ -385,7 +372,7 @@ impl Store {
         self.scan_range((start, Bound::Excluded(end)), most)
     }
 
-    fn scan_range(&self, range: (Bound<&str>, Bound<&str>), most: usize) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+    fn scan_range(&self, range: (Bound<&str>, Bound<&str>), most: usize) -> Result<Vec<(String, Vec<u8>)>> {
         self.file.with(|database| {
             let table = database.begin_read()?.open_table(ITEMS)?;
             let (mut items, mut bytes) = (Vec::new(), 0);
@@ -407,7 +394,7 @@ pub(super) fn join(version: u64, value: &[u8]) -> Vec<u8> {
     [&version.to_le_bytes(), value].concat()
 }
 
-pub(super) fn split(item: &[u8]) -> Result<(u64, &[u8]), StoreError> {
+pub(super) fn split(item: &[u8]) -> Result<(u64, &[u8])> {
     let (version, value) =
         item.split_first_chunk::<VERSION_BYTES>().ok_or_else(|| corrupt("an item without version"))?;
     Ok((u64::from_le_bytes(*version), value))

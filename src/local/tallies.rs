@@ -4,9 +4,8 @@ use async_trait::async_trait;
 
 use super::EmbeddedLedger;
 use super::store::Change;
-use crate::errors::StoreError;
 use crate::journal::{Slot, Tally};
-use crate::ports::{Attempts, Tallies};
+use crate::ports::{Attempts, Result, Tallies};
 use crate::records::Versioned;
 
 const TALLY: &str = "tally ";
@@ -17,7 +16,7 @@ fn key(slot: Slot) -> String {
 
 impl EmbeddedLedger {
     /// Removes the sums that are over when this slot begins.
-    fn forgotten(&self, begun: Slot) -> Result<Vec<Change>, StoreError> {
+    fn forgotten(&self, begun: Slot) -> Result<Vec<Change>> {
         let known = self.0.scan::<Tally>(TALLY)?.into_iter().filter(|(key, _)| {
             let slot = key.strip_prefix(TALLY).and_then(Slot::parse);
             slot.is_some_and(|slot| slot.kept_until() <= begun.begins_at())
@@ -28,7 +27,7 @@ impl EmbeddedLedger {
 
 #[async_trait]
 impl Tallies for EmbeddedLedger {
-    async fn add_tally(&self, slot: Slot, tally: &Tally) -> Result<(), StoreError> {
+    async fn add_tally(&self, slot: Slot, tally: &Tally) -> Result<()> {
         let (key, mut attempts) = (key(slot), Attempts::new());
         loop {
             let known: Option<Versioned<Tally>> = self.0.read_json(&key)?;
@@ -44,7 +43,7 @@ impl Tallies for EmbeddedLedger {
         }
     }
 
-    async fn tallies(&self, slots: &[Slot]) -> Result<Vec<(Slot, Tally)>, StoreError> {
+    async fn tallies(&self, slots: &[Slot]) -> Result<Vec<(Slot, Tally)>> {
         let read = |slot: &Slot| Ok(self.0.read_json(&key(*slot))?.map(|known: Versioned<Tally>| (*slot, known.value)));
         slots.iter().filter_map(|slot| read(slot).transpose()).collect()
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::Result;
 use crate::errors::StoreError;
 
 /// How often a write is tried at the most.
@@ -26,7 +27,7 @@ impl Attempts {
     ///
     /// # Errors
     /// There were as many as are made.
-    pub async fn again(&mut self) -> Result<(), StoreError> {
+    pub async fn again(&mut self) -> Result<()> {
         self.0 += 1;
         if self.0 >= MOST {
             return Err(StoreError::Unavailable(format!("other writes of a record overtook {MOST} attempts").into()));

@@ -11,8 +11,7 @@ use futures_util::stream::BoxStream;
 use tokio::sync::watch;
 use url::Url;
 
-use super::Progress;
-use crate::errors::StoreError;
+use super::{Progress, Result};
 use crate::oci::Digest;
 use crate::values::time::Timestamp;
 
@@ -22,31 +21,26 @@ use crate::values::time::Timestamp;
 #[async_trait]
 pub trait Blobs: Send + Sync {
     /// The length in bytes of a stored blob, from the storage itself. `None`: not stored.
-    async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError>;
+    async fn size(&self, digest: &Digest) -> Result<Option<u64>>;
 
     /// Whether a blob that the ledger says is stored is there with its `size` bytes. Needs no network: an adapter that
     /// cannot tell without a request believes the ledger.
-    async fn has(&self, _digest: &Digest, _size: u64) -> Result<bool, StoreError> {
+    async fn has(&self, _digest: &Digest, _size: u64) -> Result<bool> {
         Ok(true)
     }
 
     /// Where a client gets the bytes of a blob that the ledger says is stored with `size` bytes. Needs no network.
     /// `None`: the adapter can tell without a request that it is not there, or that its length is another.
-    async fn locate(&self, digest: &Digest, size: u64) -> Result<Option<Location>, StoreError>;
+    async fn locate(&self, digest: &Digest, size: u64) -> Result<Option<Location>>;
 
     /// Whether there is room for more: `Err` says that nothing new can be stored. Needs no network.
-    async fn check_room(&self) -> Result<(), StoreError> {
+    async fn check_room(&self) -> Result<()> {
         Ok(())
     }
 
     /// Begins to store a blob of `size` bytes. `progress` receives [`Progress::Growing`] where the adapter lets readers
     /// follow.
-    async fn begin(
-        &self,
-        digest: &Digest,
-        size: u64,
-        progress: &watch::Sender<Progress>,
-    ) -> Result<Box<dyn Upload>, StoreError>;
+    async fn begin(&self, digest: &Digest, size: u64, progress: &watch::Sender<Progress>) -> Result<Box<dyn Upload>>;
 
     /// Resumes an upload from a checkpoint at `offset`; `upload` is what [`Upload::checkpoint`] returned. Bytes that
     /// were written after it are discarded. `None`: the two do not match, or the upload is gone.
@@ -57,18 +51,18 @@ pub trait Blobs: Send + Sync {
         offset: u64,
         upload: &str,
         progress: &watch::Sender<Progress>,
-    ) -> Result<Option<Box<dyn Upload>>, StoreError>;
+    ) -> Result<Option<Box<dyn Upload>>>;
 
     /// Discards the uploads that belong to none of the `known` checkpoints and were not written to for `idle`. Returns
     /// how many they were.
-    async fn abandon(&self, known: &HashSet<String>, idle: Duration) -> Result<usize, StoreError>;
+    async fn abandon(&self, known: &HashSet<String>, idle: Duration) -> Result<usize>;
 
     /// Every stored blob once, in no order. One that is stored or removed meanwhile may be among them or not.
-    fn list(&self) -> BoxStream<'_, Result<StoredBlob, StoreError>>;
+    fn list(&self) -> BoxStream<'_, Result<StoredBlob>>;
 
     /// Deletes the bytes of a blob. A reader that has opened them may read on; removing a blob that is not stored is a
     /// no-op.
-    async fn remove(&self, digest: &Digest) -> Result<(), StoreError>;
+    async fn remove(&self, digest: &Digest) -> Result<()>;
 }
 
 /// A blob on its way into storage. It becomes visible whole, by [`Self::publish`], or not at all; storing a blob twice
@@ -82,22 +76,22 @@ pub trait Upload: Send {
     fn unit(&self) -> u64;
 
     /// Waits until [`Self::write`] need not wait for earlier bytes. Nothing is lost if this is dropped.
-    async fn room(&mut self) -> Result<(), StoreError> {
+    async fn room(&mut self) -> Result<()> {
         Ok(())
     }
 
     /// Takes the next bytes, which do not cross a multiple of the unit.
-    async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError>;
+    async fn write(&mut self, bytes: Bytes) -> Result<()>;
 
     /// How many bytes storage has, without a gap from the first one: a checkpoint there waits for none on their way.
     fn arrived(&self) -> u64;
 
     /// Once this is ready, the bytes up to `offset` survive a crash: a multiple of the unit that was written. Returns what
     /// [`Blobs::resume`] needs to go on there. Writing may go on meanwhile.
-    fn checkpoint(&mut self, offset: u64) -> BoxFuture<'static, Result<String, StoreError>>;
+    fn checkpoint(&mut self, offset: u64) -> BoxFuture<'static, Result<String>>;
 
     /// Makes the blob visible. All of its bytes have been written, and their digest is verified.
-    async fn publish(&mut self) -> Result<(), StoreError>;
+    async fn publish(&mut self) -> Result<()>;
 
     /// Discards what was written.
     async fn discard(self: Box<Self>);

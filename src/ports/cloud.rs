@@ -2,8 +2,8 @@
 
 use async_trait::async_trait;
 
+use super::Result;
 use crate::config::{Ecr, StoredSecret};
-use crate::errors::StoreError;
 use crate::values::secret::Secret;
 use crate::values::time::Timestamp;
 
@@ -11,13 +11,13 @@ use crate::values::time::Timestamp;
 #[async_trait]
 pub trait Cloud: Send + Sync {
     /// A login to registries of Amazon (ECR and ECR Public API, `GetAuthorizationToken`).
-    async fn log_in(&self, registry: &Ecr) -> Result<IssuedLogin, StoreError>;
+    async fn log_in(&self, registry: &Ecr) -> Result<IssuedLogin>;
 
     /// A secret (Secrets Manager API, `GetSecretValue`). `None`: it has no such version.
-    async fn secret(&self, secret: &StoredSecret, version: SecretVersion) -> Result<Option<Secret>, StoreError>;
+    async fn secret(&self, secret: &StoredSecret, version: SecretVersion) -> Result<Option<Secret>>;
 
     /// Whether an account belongs to the organisation with this id (AWS Organizations API, `DescribeAccount`).
-    async fn is_member(&self, account: &str, organization: &str) -> Result<bool, StoreError>;
+    async fn is_member(&self, account: &str, organization: &str) -> Result<bool>;
 }
 
 /// A user name and a password that AWS has issued.

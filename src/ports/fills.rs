@@ -5,7 +5,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::errors::{FillError, StoreError};
+use super::Result;
+use crate::errors::FillError;
 use crate::identity::Payer;
 use crate::oci::{Digest, Platforms, Reference, Repository};
 use crate::values::time::Timestamp;
@@ -114,17 +115,17 @@ pub struct GivenUp {
 pub trait Fills: Send + Sync {
     /// Requests fills. Durable once it returns: a job is run at least once, and again after a failure that may pass.
     /// Requesting a blob twice costs little and does no harm.
-    async fn request(&self, jobs: &[Job]) -> Result<(), StoreError>;
+    async fn request(&self, jobs: &[Job]) -> Result<()>;
 
     /// Requests images, as durably. They lead to requests for fills.
-    async fn request_images(&self, images: &[ImageJob]) -> Result<(), StoreError>;
+    async fn request_images(&self, images: &[ImageJob]) -> Result<()>;
 
     /// Requests a fill that a client waits for, and watches it, or the fill of the same blob that runs already. `None`:
     /// fills run in another process, and the ledger is where their outcome shows.
-    async fn request_now(&self, job: &Job) -> Result<Option<Watched>, StoreError>;
+    async fn request_now(&self, job: &Job) -> Result<Option<Watched>>;
 
     /// What was given up, and what is still to be filled as far as the adapter can tell (SQS cannot).
-    async fn list(&self) -> Result<Listed, StoreError>;
+    async fn list(&self) -> Result<Listed>;
 
     /// How many fills have not ended, without asking for it. `None`: they run in other processes.
     fn load(&self) -> Option<Load> {
@@ -132,7 +133,7 @@ pub trait Fills: Send + Sync {
     }
 
     /// Requests again what was given up, and returns how many fills and images those were.
-    async fn retry(&self) -> Result<usize, StoreError>;
+    async fn retry(&self) -> Result<usize>;
 }
 
 /// A fill that runs in this process.

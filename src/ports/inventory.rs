@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 
-use crate::errors::StoreError;
+use super::Result;
 use crate::oci::{Digest, Manifest, Repository, Tag};
 use crate::records::{Holding, TagRecord};
 use crate::values::time::Timestamp;
@@ -23,30 +23,16 @@ pub struct Section {
 pub trait Inventory: Send + Sync {
     /// What is stored of the repositories of a section, in the order of the bytes of their names. Fewer than
     /// [`Section::most`] are the last ones.
-    async fn holdings(&self, section: &Section) -> Result<Vec<(Repository, Holding)>, StoreError>;
+    async fn holdings(&self, section: &Section) -> Result<Vec<(Repository, Holding)>>;
 
     /// The tags of a repository behind `after`, in the order of their bytes, with their records, those of tags that are
     /// missing upstream too. Fewer than `most` are the last ones.
-    async fn tags(
-        &self,
-        repository: &Repository,
-        after: Option<&Tag>,
-        most: usize,
-    ) -> Result<Vec<(Tag, TagRecord)>, StoreError>;
+    async fn tags(&self, repository: &Repository, after: Option<&Tag>, most: usize) -> Result<Vec<(Tag, TagRecord)>>;
 
     /// The digests of the manifests of a repository that are stored, behind `after`, in the order of their bytes. Fewer than
     /// `most` are the last ones.
-    async fn digests(
-        &self,
-        repository: &Repository,
-        after: Option<&Digest>,
-        most: usize,
-    ) -> Result<Vec<Digest>, StoreError>;
+    async fn digests(&self, repository: &Repository, after: Option<&Digest>, most: usize) -> Result<Vec<Digest>>;
 
     /// Those manifests of a repository that are stored, each with its last use, in no order.
-    async fn manifests(
-        &self,
-        repository: &Repository,
-        digests: &[Digest],
-    ) -> Result<Vec<(Manifest, Timestamp)>, StoreError>;
+    async fn manifests(&self, repository: &Repository, digests: &[Digest]) -> Result<Vec<(Manifest, Timestamp)>>;
 }

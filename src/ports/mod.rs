@@ -32,6 +32,9 @@ use crate::records::{
 };
 use crate::values::time::Timestamp;
 
+/// What an adapter answers.
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
 /// The adapters of an installation.
 #[derive(Clone)]
 pub struct Storage {
@@ -50,15 +53,15 @@ pub const MAX_LISTING_BYTES: usize = 350_000;
 #[async_trait]
 pub trait Records<K: Key>: Send + Sync {
     /// The record under a key.
-    async fn get(&self, key: &K) -> Result<Option<Versioned<K::Record>>, StoreError>;
+    async fn get(&self, key: &K) -> Result<Option<Versioned<K::Record>>>;
 
     /// Those of some records that are there, in no order and, where storage can, with one request. Records of blobs may
     /// lag by a second on `DynamoDB`.
-    async fn get_all(&self, keys: &[K]) -> Result<Vec<(K, Versioned<K::Record>)>, StoreError>;
+    async fn get_all(&self, keys: &[K]) -> Result<Vec<(K, Versioned<K::Record>)>>;
 
     /// Writes a record if it still has the version `expected` (`None`: does not exist), and returns its new version.
     /// `None`: it has another version, and nothing was written.
-    async fn swap(&self, key: &K, expected: Option<u64>, record: &K::Record) -> Result<Option<u64>, StoreError>;
+    async fn swap(&self, key: &K, expected: Option<u64>, record: &K::Record) -> Result<Option<u64>>;
 }
 
 /// Where tag records, manifests, memberships and claims live. Whatever a write acknowledged survives a crash.
@@ -78,24 +81,20 @@ pub trait Ledger:
 {
     /// Whether upstream shows us this repository, as it was put last. A record that has expired ([`Standing::until`])
     /// may be forgotten.
-    async fn standing(&self, repository: &Repository) -> Result<Option<Standing>, StoreError>;
+    async fn standing(&self, repository: &Repository) -> Result<Option<Standing>>;
 
     /// Stores whether upstream shows us this repository.
-    async fn put_standing(&self, repository: &Repository, standing: Standing) -> Result<(), StoreError>;
+    async fn put_standing(&self, repository: &Repository, standing: Standing) -> Result<()>;
 
     /// Upstream's answer to a request for a list, as it was put last.
-    async fn listing(&self, repository: &Repository, key: &ListKey) -> Result<Option<Listing>, StoreError>;
+    async fn listing(&self, repository: &Repository, key: &ListKey) -> Result<Option<Listing>>;
 
     /// Stores upstream's answer to a request for a list. A list of more than [`MAX_LISTING_BYTES`] may be refused; one
     /// that has expired (`stale_until`) may be forgotten.
-    async fn put_listing(&self, repository: &Repository, key: &ListKey, listing: &Listing) -> Result<(), StoreError>;
+    async fn put_listing(&self, repository: &Repository, key: &ListKey, listing: &Listing) -> Result<()>;
 
     /// A manifest stored for this repository, byte for byte as it was put, and when it was last used.
-    async fn manifest(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<Option<(Manifest, Timestamp)>, StoreError>;
+    async fn manifest(&self, repository: &Repository, digest: &Digest) -> Result<Option<(Manifest, Timestamp)>>;
 
     /// Stores a manifest for this repository and the membership of the blobs it refers to, all of them used `now`. Once
     /// the manifest can be read, every membership can be. Doing it twice changes only when they were used.
@@ -111,7 +110,7 @@ pub trait Ledger:
         members: &[Descriptor],
         keep_proofs: bool,
         now: Timestamp,
-    ) -> Result<u64, StoreError>;
+    ) -> Result<u64>;
 
     /// Writes that a manifest was used `now`, unless it was already used at `since` or later, and returns when it was
     /// last used by then. `None`: there is no such manifest, and nothing was written.
@@ -121,19 +120,19 @@ pub trait Ledger:
         digest: &Digest,
         since: Timestamp,
         now: Timestamp,
-    ) -> Result<Option<Timestamp>, StoreError>;
+    ) -> Result<Option<Timestamp>>;
 
     /// A blob as this repository sees it, in one round trip. The record is read consistently.
-    async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobView, StoreError>;
+    async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobView>;
 
     /// Stores that a blob belongs to this repository.
-    async fn put_membership(&self, repository: &Repository, digest: &Digest, member: Member) -> Result<(), StoreError>;
+    async fn put_membership(&self, repository: &Repository, digest: &Digest, member: Member) -> Result<()>;
 
     /// Every item that an [`Entry`] can be, once, in no order. One that is written meanwhile may be as it was or as it
     /// is.
-    fn entries(&self) -> BoxStream<'_, Result<Entry, StoreError>>;
+    fn entries(&self) -> BoxStream<'_, Result<Entry>>;
 
     /// Removes the item of an entry if it is still what the entry says it was: a record of this version, a manifest or
     /// membership used then, or a list that expires then. `false`: it is not, and nothing was removed.
-    async fn remove(&self, entry: &Entry) -> Result<bool, StoreError>;
+    async fn remove(&self, entry: &Entry) -> Result<bool>;
 }

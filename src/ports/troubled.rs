@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
-use super::{Fills, ImageJob, Inventory, Job, Ledger, Listed, Records, Section, Storage, Tallies, Watched};
+use super::{Fills, ImageJob, Inventory, Job, Ledger, Listed, Records, Result, Section, Storage, Tallies, Watched};
 use crate::cache::Cache;
 use crate::config::{Cold, Config};
 use crate::errors::StoreError;
@@ -61,17 +61,17 @@ impl<K: Key> Records<K> for Troubled
 where
     EmbeddedLedger: Records<K>,
 {
-    async fn get(&self, key: &K) -> Result<Option<Versioned<K::Record>>, StoreError> {
+    async fn get(&self, key: &K) -> Result<Option<Versioned<K::Record>>> {
         self.answer_or_not().await;
         self.inner.get(key).await
     }
 
-    async fn get_all(&self, keys: &[K]) -> Result<Vec<(K, Versioned<K::Record>)>, StoreError> {
+    async fn get_all(&self, keys: &[K]) -> Result<Vec<(K, Versioned<K::Record>)>> {
         self.answer_or_not().await;
         self.inner.get_all(keys).await
     }
 
-    async fn swap(&self, key: &K, expected: Option<u64>, record: &K::Record) -> Result<Option<u64>, StoreError> {
+    async fn swap(&self, key: &K, expected: Option<u64>, record: &K::Record) -> Result<Option<u64>> {
         self.answer_or_not().await;
         if self.is_overtaken() { Ok(None) } else { self.inner.swap(key, expected, record).await }
     }
@@ -82,7 +82,7 @@ macro_rules! passed_on {
     ($trait:ident { $($method:ident($($argument:ident: $type:ty),*) -> $answer:ty;)* } $($other:tt)*) => {
         #[async_trait]
         impl $trait for Troubled {
-            $(async fn $method(&self, $($argument: $type),*) -> Result<$answer, StoreError> {
+            $(async fn $method(&self, $($argument: $type),*) -> Result<$answer> {
                 self.inner.$method($($argument),*).await
             })*
             $($other)*
@@ -105,7 +105,7 @@ passed_on! {
         put_membership(repository: &Repository, digest: &Digest, member: Member) -> ();
         remove(entry: &Entry) -> bool;
     }
-    fn entries(&self) -> BoxStream<'_, Result<Entry, StoreError>> {
+    fn entries(&self) -> BoxStream<'_, Result<Entry>> {
         self.inner.entries()
     }
 }
@@ -121,14 +121,14 @@ passed_on! {
 
 #[async_trait]
 impl Tallies for Troubled {
-    async fn add_tally(&self, slot: Slot, tally: &Tally) -> Result<(), StoreError> {
+    async fn add_tally(&self, slot: Slot, tally: &Tally) -> Result<()> {
         if self.is_overtaken() {
             return Err(StoreError::Unavailable("it is in trouble".into()));
         }
         self.inner.add_tally(slot, tally).await
     }
 
-    async fn tallies(&self, slots: &[Slot]) -> Result<Vec<(Slot, Tally)>, StoreError> {
+    async fn tallies(&self, slots: &[Slot]) -> Result<Vec<(Slot, Tally)>> {
         self.answer_or_not().await;
         self.inner.tallies(slots).await
     }
@@ -139,23 +139,23 @@ pub(crate) struct NoFills;
 
 #[async_trait]
 impl Fills for NoFills {
-    async fn request(&self, _: &[Job]) -> Result<(), StoreError> {
+    async fn request(&self, _: &[Job]) -> Result<()> {
         Ok(())
     }
 
-    async fn request_images(&self, _: &[ImageJob]) -> Result<(), StoreError> {
+    async fn request_images(&self, _: &[ImageJob]) -> Result<()> {
         Ok(())
     }
 
-    async fn request_now(&self, _: &Job) -> Result<Option<Watched>, StoreError> {
+    async fn request_now(&self, _: &Job) -> Result<Option<Watched>> {
         Ok(None)
     }
 
-    async fn list(&self) -> Result<Listed, StoreError> {
+    async fn list(&self) -> Result<Listed> {
         Ok(Listed::default())
     }
 
-    async fn retry(&self) -> Result<usize, StoreError> {
+    async fn retry(&self) -> Result<usize> {
         Ok(0)
     }
 }

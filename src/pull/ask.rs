@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::decide::{Ask, Heard};
-use super::{Pull, PulledManifest, Want, WarmManifest};
+use super::{Pull, PulledManifest, Result, Want, WarmManifest};
 use crate::budget::MissReservation;
 use crate::errors::{Limit, PullError, UpstreamError};
 use crate::oci::{Digest, Observed, Reference, Repository};
@@ -30,7 +30,7 @@ impl Pull {
     }
 
     /// What upstream says with HEAD, which costs no quota.
-    async fn head(&self, repository: &Repository, reference: &Reference, known: bool) -> Result<Heard, PullError> {
+    async fn head(&self, repository: &Repository, reference: &Reference, known: bool) -> Result<Heard> {
         let patience = if known { Patience::Known } else { Patience::Client };
         let named = self.core.upstreams.head_manifest(repository, reference, patience).await?;
         Ok(named.map_or(Heard::Unnamed, |observed| match reference {
@@ -41,7 +41,7 @@ impl Pull {
     }
 
     /// One GET: what the tag is, and its manifest.
-    async fn get_by_tag(&self, repository: &Repository, tag: &Reference, want: &Want) -> Result<Heard, PullError> {
+    async fn get_by_tag(&self, repository: &Repository, tag: &Reference, want: &Want) -> Result<Heard> {
         match self.fetch(repository, tag, want).await {
             // HEAD still tells the digest, and that manifest may be stored, or an alternate may have it.
             Err(PullError::Upstream(error)) if error.limit() == Some(Limit::Pulls) && !want.head => {
@@ -61,7 +61,7 @@ impl Pull {
         tag: &Reference,
         digest: Digest,
         want: &Want,
-    ) -> Result<Heard, PullError> {
+    ) -> Result<Heard> {
         let want = Want { check: false, ..want.clone() };
         let by_digest = Reference::Digest(digest);
         let found = match self.share(repository, &by_digest, want.clone(), false, MissReservation::free()).await {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Content, Pull, PulledBlob, Want};
+use super::{Content, Pull, PulledBlob, Result, Want};
 use crate::config::Cold;
 use crate::errors::{OverBudget, PullError, StoreError, chain};
 use crate::oci::{Digest, Repository};
@@ -20,12 +20,7 @@ const JOINED: usize = 3;
 
 impl Pull {
     /// Answers a pull of a blob.
-    pub async fn blob(
-        self: &Arc<Self>,
-        repository: &Repository,
-        digest: &Digest,
-        want: Want,
-    ) -> Result<PulledBlob, PullError> {
+    pub async fn blob(self: &Arc<Self>, repository: &Repository, digest: &Digest, want: Want) -> Result<PulledBlob> {
         let asked_at = Instant::now();
         let upstream = self.core.upstreams.get(repository)?;
         let view = self.core.storage.ledger.blob(repository, digest).await?;
@@ -93,12 +88,7 @@ impl Pull {
     }
 
     /// Asks upstream whether a blob belongs to a repository, and records that. Returns its length in bytes.
-    async fn ask_membership(
-        self: &Arc<Self>,
-        repository: &Repository,
-        digest: &Digest,
-        want: &Want,
-    ) -> Result<u64, PullError> {
+    async fn ask_membership(self: &Arc<Self>, repository: &Repository, digest: &Digest, want: &Want) -> Result<u64> {
         self.core.upstreams.standings.check_absent(repository).await?;
         let reservation = self.core.budgets.reserve_miss(want.bill.payer).await?;
         Ok(self.membership.prove(repository, digest, reservation).await?)
@@ -117,7 +107,7 @@ impl Pull {
         filling: bool,
         admitted: Result<(), OverBudget>,
         asked_at: Instant,
-    ) -> Result<PulledBlob, PullError> {
+    ) -> Result<PulledBlob> {
         if !filling
             && admitted.is_ok()
             && let Err(error) = self.core.storage.fills.request(std::slice::from_ref(job)).await
@@ -137,7 +127,7 @@ impl Pull {
     }
 
     /// Waits for a fill: until the blob is stored, or (`follow`) until its first bytes have arrived.
-    async fn wait(self: &Arc<Self>, job: &Job, follow: bool, asked_at: Instant) -> Result<PulledBlob, PullError> {
+    async fn wait(self: &Arc<Self>, job: &Job, follow: bool, asked_at: Instant) -> Result<PulledBlob> {
         let deadline = self.waits_until(asked_at);
         let found = async {
             for _ in 0..JOINED {
@@ -173,12 +163,7 @@ impl Pull {
         Ok(pulled)
     }
 
-    async fn watch(
-        &self,
-        job: &Job,
-        mut progress: watch::Receiver<Progress>,
-        follow: bool,
-    ) -> Result<PulledBlob, PullError> {
+    async fn watch(&self, job: &Job, mut progress: watch::Receiver<Progress>, follow: bool) -> Result<PulledBlob> {
         loop {
             let latest = progress.borrow_and_update().clone();
             match latest {
@@ -202,7 +187,7 @@ impl Pull {
     }
 
     /// Polls the ledger while the fill runs in another process, until the blob is stored or the fill has failed.
-    async fn poll(self: &Arc<Self>, job: &Job) -> Result<PulledBlob, PullError> {
+    async fn poll(self: &Arc<Self>, job: &Job) -> Result<PulledBlob> {
         let mut pause = Duration::from_millis(50);
         let mut attempts = None;
         loop {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::decide::{Allowed, Facts, Found, Heard, Turn};
 use super::warm::{ManifestKey, WarmManifest};
-use super::{Pull, PulledManifest, Want};
+use super::{Pull, PulledManifest, Result, Want};
 use crate::config::Deleted;
 use crate::errors::PullError;
 use crate::oci::{Digest, Observed, Reference, Repository};
@@ -20,7 +20,7 @@ impl Pull {
         repository: &Repository,
         reference: &Reference,
         want: &Want,
-    ) -> Result<Facts, PullError> {
+    ) -> Result<Facts> {
         let mut facts = Facts::new(reference, want);
         if let Reference::Digest(digest) = reference {
             facts.stored = self.stored(repository, digest).await?.into();
@@ -41,19 +41,14 @@ impl Pull {
     }
 
     /// Reads what upstream said before.
-    pub(super) async fn read_record(&self, repository: &Repository, facts: &mut Facts) -> Result<(), PullError> {
+    pub(super) async fn read_record(&self, repository: &Repository, facts: &mut Facts) -> Result<()> {
         let record = self.core.storage.ledger.get(&ReferenceKey(repository, &facts.reference)).await?;
         facts.record = record.map(|record| record.value);
         Ok(())
     }
 
     /// The manifest, or for HEAD what is known of it: a manifest in memory has the headers of its answers.
-    pub(super) fn pulled(
-        &self,
-        repository: &Repository,
-        facts: &Facts,
-        served: Served,
-    ) -> Result<PulledManifest, PullError> {
+    pub(super) fn pulled(&self, repository: &Repository, facts: &Facts, served: Served) -> Result<PulledManifest> {
         let sent = if let Heard::Sent(manifest, _) = &facts.heard { Some(manifest) } else { facts.stored.manifest() };
         if let Some(manifest) = sent {
             return Ok(PulledManifest::new(Arc::clone(manifest), served));
@@ -67,12 +62,7 @@ impl Pull {
     }
 
     /// Has upstream asked whether it still shows us a stored manifest.
-    pub(super) async fn ask_permission(
-        &self,
-        repository: &Repository,
-        facts: &Facts,
-        want: &Want,
-    ) -> Result<Heard, PullError> {
+    pub(super) async fn ask_permission(&self, repository: &Repository, facts: &Facts, want: &Want) -> Result<Heard> {
         let manifest = facts.stored.manifest().ok_or(PullError::NotYet)?;
         let evidence = Evidence::Manifest(manifest.digest.clone());
         let served = self.membership.check_permission(repository, evidence, &want.bill).await?;
@@ -86,7 +76,7 @@ impl Pull {
         repository: &Repository,
         facts: &mut Facts,
         want: &Want,
-    ) -> Result<(), PullError> {
+    ) -> Result<()> {
         if let Some(known) = facts.last_known.manifest() {
             let evidence = Evidence::Manifest(known.digest.clone());
             let asked = self.membership.check_permission(repository, evidence, &want.bill.without_payer()).await;
@@ -104,11 +94,7 @@ impl Pull {
     }
 
     /// What upstream said last, if that is stored and not too old.
-    pub(super) async fn last_known(
-        &self,
-        repository: &Repository,
-        facts: &Facts,
-    ) -> Result<Option<Arc<WarmManifest>>, PullError> {
+    pub(super) async fn last_known(&self, repository: &Repository, facts: &Facts) -> Result<Option<Arc<WarmManifest>>> {
         let Some(record) = &facts.record else { return Ok(None) };
         let upstream = self.core.upstreams.get(repository)?;
         if !self.membership.may_be_stale(repository).await? {
@@ -123,11 +109,7 @@ impl Pull {
     }
 
     /// A manifest stored for this repository, from memory if this process has served it before.
-    pub(super) async fn stored(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<Option<Arc<WarmManifest>>, PullError> {
+    pub(super) async fn stored(&self, repository: &Repository, digest: &Digest) -> Result<Option<Arc<WarmManifest>>> {
         if let Some(manifest) = self.memory.warm.get(ManifestKey(repository, digest)) {
             return Ok(Some(manifest));
         }
@@ -172,7 +154,7 @@ impl Facts {
     }
 
     /// What upstream said last.
-    pub(super) fn stale(&self, repository: &Repository) -> Result<PulledManifest, PullError> {
+    pub(super) fn stale(&self, repository: &Repository) -> Result<PulledManifest> {
         if let Heard::Trouble(error) = &self.heard {
             let reference = &self.reference;
             tracing::warn!(%repository, %reference, %error, "upstream is in trouble: serving what it said last");

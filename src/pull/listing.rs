@@ -8,7 +8,7 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache as MemoryCache;
 
 use super::turn::jittered;
-use super::{Pull, Want};
+use super::{Pull, Result, Want};
 use crate::budget::MissReservation;
 use crate::config::Referrers;
 use crate::errors::{PullError, StoreError, UpstreamError, beside};
@@ -80,12 +80,7 @@ impl LargeLists {
 
 impl Pull {
     /// Answers with a page of the tags of a repository.
-    pub async fn tags(
-        self: &Arc<Self>,
-        repository: &Repository,
-        page: &Page,
-        want: Want,
-    ) -> Result<PulledTags, PullError> {
+    pub async fn tags(self: &Arc<Self>, repository: &Repository, page: &Page, want: Want) -> Result<PulledTags> {
         let PulledList { listing, served, .. } = self.list(repository, ListKey::Tags, want).await?;
         match &listing.list {
             Some(List::Tags(all)) => {
@@ -106,7 +101,7 @@ impl Pull {
         subject: &Digest,
         artifact_type: Option<&str>,
         want: Want,
-    ) -> Result<PulledReferrers, PullError> {
+    ) -> Result<PulledReferrers> {
         // Clients ask this about every image they pull, so it is a miss only if the subject is not stored here.
         let mut expected = self.stored(repository, subject).await?.is_some();
         if expected {
@@ -150,7 +145,7 @@ impl Pull {
         repository: &Repository,
         subject: &Digest,
         want: Want,
-    ) -> Result<Option<(Descriptors, Served)>, PullError> {
+    ) -> Result<Option<(Descriptors, Served)>> {
         let tag = Reference::Tag(Tag::of_referrers(subject));
         let pulled = async {
             let pulled = self.manifest(repository, &tag, want.clone()).await?;
@@ -178,12 +173,7 @@ impl Pull {
     /// A list: the kept one while it is fresh; else what upstream says now; else, while upstream is in trouble, what it
     /// said last. Reading a list may take hundreds of requests to upstream, so a caller that forces it again and again
     /// pays with misses.
-    async fn list(
-        self: &Arc<Self>,
-        repository: &Repository,
-        key: ListKey,
-        want: Want,
-    ) -> Result<PulledList, PullError> {
+    async fn list(self: &Arc<Self>, repository: &Repository, key: ListKey, want: Want) -> Result<PulledList> {
         let of_tags = key == ListKey::Tags;
         let kept = self.kept_list(repository, &key).await?;
         let known = kept.is_some();
@@ -244,7 +234,7 @@ impl Pull {
         &self,
         (repository, key, check): &FlightKey,
         reservation: &mut MissReservation,
-    ) -> Result<PulledList, PullError> {
+    ) -> Result<PulledList> {
         let upstream = self.core.upstreams.get(repository)?;
         let of_tags = *key == ListKey::Tags;
         let kept = self.kept_list(repository, key).await?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::decide::{Allowed, Facts, Heard, Step, Turn, decide};
-use super::{Pull, PulledManifest};
+use super::{Pull, PulledManifest, Result};
 use crate::budget::Bill;
 use crate::errors::{PullError, UpstreamError};
 use crate::oci::{Reference, Repository};
@@ -46,7 +46,7 @@ impl Pull {
         repository: &Repository,
         reference: &Reference,
         want: Want,
-    ) -> Result<PulledManifest, PullError> {
+    ) -> Result<PulledManifest> {
         let asked_at = Instant::now();
         let mut facts = self.known_facts(repository, reference, &want).await?;
         let pulled = self.run(repository, &mut facts, &want).await?;
@@ -64,7 +64,7 @@ impl Pull {
         repository: &Repository,
         facts: &mut Facts,
         want: &Want,
-    ) -> Result<PulledManifest, PullError> {
+    ) -> Result<PulledManifest> {
         loop {
             let step = decide(facts, self.core.clock.now());
             if let Some(answer) = self.carry_out(repository, facts, step, want).await? {
@@ -80,7 +80,7 @@ impl Pull {
         facts: &mut Facts,
         step: Step,
         want: &Want,
-    ) -> Result<Option<PulledManifest>, PullError> {
+    ) -> Result<Option<PulledManifest>> {
         match step {
             Step::Serve(served) => return self.pulled(repository, facts, served).map(Some),
             Step::ServeStale => return facts.stale(repository).map(Some),

@@ -40,6 +40,9 @@ use crate::values::expiring::Expiring;
 use crate::values::flight::Flights;
 use crate::values::served::Served;
 
+/// What comes of a pull, or of a part of one.
+type Result<T, E = PullError> = std::result::Result<T, E>;
+
 /// How long after it has asked a client has an answer at the latest: clients wait for headers for 30 seconds.
 const ANSWER: Duration = Duration::from_secs(28);
 
@@ -48,7 +51,7 @@ pub struct Pull {
     core: Arc<Core>,
     membership: Arc<Membership>,
     /// Manifests that upstream is being asked for.
-    flights: Flights<turn::FlightKey, Result<PulledManifest, PullError>>,
+    flights: Flights<turn::FlightKey, Result<PulledManifest>>,
     lists: Lists,
     sources: Sources,
     memory: Memory,
@@ -65,7 +68,7 @@ struct Memory {
 
 /// Lists that upstream is being asked for, and lists that are too large for the ledger.
 struct Lists {
-    flights: Flights<listing::FlightKey, Result<listing::PulledList, PullError>>,
+    flights: Flights<listing::FlightKey, Result<listing::PulledList>>,
     large: LargeLists,
 }
 

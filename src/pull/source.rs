@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Pull;
+use super::{Pull, Result};
 use crate::errors::{OverBudget, PullError, UpstreamError};
 use crate::oci::{Digest, Repository};
 use crate::ports::Job;
@@ -21,7 +21,7 @@ type Key = (Repository, Digest);
 
 /// Requests under way, and recent answers. Each process has its own.
 pub(crate) struct Sources {
-    asked: Flights<Key, Result<BlobSource, PullError>>,
+    asked: Flights<Key, Result<BlobSource>>,
     known: Expiring<Key, BlobSource>,
 }
 
@@ -38,7 +38,7 @@ impl Pull {
         self: &Arc<Self>,
         job: &Job,
         admitted: &Result<(), OverBudget>,
-    ) -> Result<BlobSource, PullError> {
+    ) -> Result<BlobSource> {
         let key = (job.repository.clone(), job.digest.clone());
         if let Some(source) = self.sources.known.get(&key) {
             return Ok(source);

@@ -9,7 +9,7 @@ use quick_cache::sync::Cache as MemoryCache;
 use tokio::time::Instant;
 
 use super::warm::{ManifestKey, WarmManifest};
-use super::{Pull, PulledManifest, Want};
+use super::{Pull, PulledManifest, Result, Want};
 use crate::config::{Cold, MaxBlob};
 use crate::errors::{PullError, UpstreamError, beside, chain};
 use crate::identity::Payer;
@@ -45,7 +45,7 @@ impl Pull {
         repository: &Repository,
         reference: &Reference,
         want: &Want,
-    ) -> Result<Arc<WarmManifest>, PullError> {
+    ) -> Result<Arc<WarmManifest>> {
         if let Reference::Digest(digest) = reference
             && let Some(refused) = self.memory.refused.0.get(&ManifestKey(repository, digest))
         {
@@ -70,12 +70,7 @@ impl Pull {
 
     /// Stores a manifest with the membership of its blobs, and requests the fills of those that the caller's budget has
     /// room for. Returns how many.
-    pub(super) async fn keep(
-        &self,
-        repository: &Repository,
-        manifest: &WarmManifest,
-        want: &Want,
-    ) -> Result<usize, PullError> {
+    pub(super) async fn keep(&self, repository: &Repository, manifest: &WarmManifest, want: &Want) -> Result<usize> {
         let blobs = blobs_of(manifest)?;
         for Descriptor { size, .. } in &blobs {
             self.check_size(repository, *size, Some(manifest))?;
@@ -131,12 +126,7 @@ impl Pull {
 
     /// Refuses a manifest to a caller whose budget has no room for its blobs, if clients would get nothing of cold
     /// blobs. Clients report an error at the manifest or use another registry; at a blob not all of them do.
-    pub(super) async fn check_room(
-        &self,
-        repository: &Repository,
-        manifest: &WarmManifest,
-        want: &Want,
-    ) -> Result<(), PullError> {
+    pub(super) async fn check_room(&self, repository: &Repository, manifest: &WarmManifest, want: &Want) -> Result<()> {
         let payer = want.bill.payer;
         if self.core.upstreams.get(repository)?.cold() == Cold::Redirect {
             return Ok(());
@@ -164,7 +154,7 @@ impl Pull {
         repository: &Repository,
         mut blobs: Vec<Descriptor>,
         payer: Option<Payer>,
-    ) -> Result<(), PullError> {
+    ) -> Result<()> {
         // The most and the least room that they need.
         let (mut most, mut least) = (bytes_of(&blobs), 0_u64);
         blobs.sort_unstable_by_key(|blob| Reverse(blob.size));
@@ -191,7 +181,7 @@ impl Pull {
         manifest: &Manifest,
         want: &Want,
         asked_at: Instant,
-    ) -> Result<(), PullError> {
+    ) -> Result<()> {
         let is_awaited = want.priority == Priority::Interactive && !manifest.media_type.is_index();
         if !is_awaited || self.core.upstreams.get(repository)?.cold() != Cold::Wait {
             return Ok(());
@@ -242,12 +232,7 @@ impl Pull {
     }
 
     /// Refuses a blob that is larger than the configuration allows, and with it the manifest that names it.
-    pub(super) fn check_size(
-        &self,
-        repository: &Repository,
-        size: u64,
-        manifest: Option<&Manifest>,
-    ) -> Result<(), PullError> {
+    pub(super) fn check_size(&self, repository: &Repository, size: u64, manifest: Option<&Manifest>) -> Result<()> {
         match &self.core.upstreams.get(repository)?.config().max_blob {
             Some(MaxBlob { bytes: most, key }) if size > *most => {
                 let manifest = manifest.map(Observed::of);
@@ -264,7 +249,7 @@ fn bytes_of(blobs: &[Descriptor]) -> u64 {
 
 /// The blobs that come with a manifest, without foreign layers: whether upstream has those is asked when a client wants
 /// them.
-fn blobs_of(manifest: &Manifest) -> Result<Vec<Descriptor>, PullError> {
+fn blobs_of(manifest: &Manifest) -> Result<Vec<Descriptor>> {
     let mut blobs = manifest.blobs().map_err(|error| UpstreamError::Invalid(error.to_string()))?;
     blobs.retain(|blob| !blob.foreign);
     Ok(blobs)

@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::decide::{Allowed, Facts, Flight, Heard, Turn};
-use super::{ANSWER, Pull, PulledManifest, Want};
+use super::{ANSWER, Pull, PulledManifest, Result, Want};
 use crate::budget::MissReservation;
 use crate::config::UpstreamConfig;
 use crate::errors::{PullError, beside};
@@ -47,7 +47,7 @@ impl Pull {
         repository: &Repository,
         facts: &mut Facts,
         want: &Want,
-    ) -> Result<Option<PulledManifest>, PullError> {
+    ) -> Result<Option<PulledManifest>> {
         // A caller without budget for pulls asks with HEAD, which costs nothing: the manifest may be stored.
         let (known, over) = (facts.observed().is_some(), facts.over().is_some());
         let check = want.check || (known && facts.permission_due);
@@ -85,7 +85,7 @@ impl Pull {
         want: Want,
         known: bool,
         mut reservation: MissReservation,
-    ) -> BoxFuture<'_, Result<PulledManifest, PullError>> {
+    ) -> BoxFuture<'_, Result<PulledManifest>> {
         let question = FlightKey {
             repository: repository.clone(),
             reference: reference.clone(),
@@ -123,7 +123,7 @@ impl Pull {
         reference: &Reference,
         want: &Want,
         before: Option<Flight>,
-    ) -> Result<Facts, PullError> {
+    ) -> Result<Facts> {
         let (mut facts, since) = (Facts::new(reference, want), Instant::now());
         let record = self.core.storage.ledger.get(&ReferenceKey(repository, reference)).await?;
         let version = record.as_ref().map(|record| record.version);
@@ -146,12 +146,7 @@ impl Pull {
     }
 
     /// Reads again what is known while another process asks upstream.
-    pub(super) async fn look_again(
-        &self,
-        repository: &Repository,
-        facts: &mut Facts,
-        want: &Want,
-    ) -> Result<(), PullError> {
+    pub(super) async fn look_again(&self, repository: &Repository, facts: &mut Facts, want: &Want) -> Result<()> {
         let Turn::Flight(before) = &facts.turn else { return Err(PullError::NotYet) };
         *facts = self.facts_in_turn(repository, &facts.reference, want, Some(before.clone())).await?;
         Ok(())
@@ -164,7 +159,7 @@ impl Pull {
         repository: &'a Repository,
         facts: &'a mut Facts,
         want: &'a Want,
-    ) -> BoxFuture<'a, Result<Option<PulledManifest>, PullError>> {
+    ) -> BoxFuture<'a, Result<Option<PulledManifest>>> {
         Box::pin(async move {
             let Turn::Flight(Flight { version, attempts, end, .. }) = &mut facts.turn else {
                 return Err(PullError::NotYet);
@@ -198,8 +193,8 @@ impl Pull {
         repository: &Repository,
         facts: &Facts,
         (leased, version): (TagRecord, Option<u64>),
-        pulled: &Result<PulledManifest, PullError>,
-    ) -> Result<(), PullError> {
+        pulled: &Result<PulledManifest>,
+    ) -> Result<()> {
         let config = self.core.upstreams.get(repository)?.config();
         let (now, missing) = (self.core.clock.now(), jittered(config.missing));
         let was_known = leased.observed.is_some();

@@ -10,7 +10,7 @@ use http::header::{CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER, WWW_AUTHENTIC
 use reqwest::Response;
 use url::Url;
 
-use super::guard;
+use super::{Result, guard};
 use crate::errors::{Limit, UpstreamError};
 use crate::oci::MediaType;
 use crate::values::time::Timestamp;
@@ -36,7 +36,7 @@ pub(super) struct UpstreamResponse {
 
 impl UpstreamResponse {
     /// The answer if its status is 200 (or 206 to a range); otherwise the error that its status means.
-    pub(super) async fn succeeded(self, credentials: bool) -> Result<Self, UpstreamError> {
+    pub(super) async fn succeeded(self, credentials: bool) -> Result<Self> {
         let origin = if self.elsewhere { guard::origin(&self.url) } else { "it".to_owned() };
         Err(match self.response.status() {
             StatusCode::OK => return Ok(self),
@@ -79,7 +79,7 @@ impl UpstreamResponse {
     }
 
     /// The target of a redirect. `Location` may be relative (pkg.dev).
-    pub(super) fn redirect_target(&self) -> Result<Option<Url>, UpstreamError> {
+    pub(super) fn redirect_target(&self) -> Result<Option<Url>> {
         if !matches!(self.response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
             return Ok(None);
         }
@@ -184,7 +184,7 @@ pub fn retry_after_in(text: &str) -> Option<Duration> {
 }
 
 /// Reads a body of at most `limit` bytes.
-pub(super) async fn read_limited(response: Response, limit: usize) -> Result<Bytes, UpstreamError> {
+pub(super) async fn read_limited(response: Response, limit: usize) -> Result<Bytes> {
     let too_large = || UpstreamError::Invalid(format!("its answer is larger than {limit} bytes"));
     if response.content_length().is_some_and(|length| length > limit as u64) {
         return Err(too_large());
@@ -202,10 +202,7 @@ pub(super) async fn read_limited(response: Response, limit: usize) -> Result<Byt
     Ok(bytes.freeze())
 }
 
-pub(super) async fn timed<T>(
-    limit: Duration,
-    future: impl Future<Output = Result<T, UpstreamError>>,
-) -> Result<T, UpstreamError> {
+pub(super) async fn timed<T>(limit: Duration, future: impl Future<Output = Result<T>>) -> Result<T> {
     let reason = || format!("no answer within {} s", limit.as_secs());
     let late = |_| Err(UpstreamError::Unavailable { silent: true, reason: reason() });
     tokio::time::timeout(limit, future).await.unwrap_or_else(late)

@@ -9,11 +9,11 @@ use http::header::CONTENT_RANGE;
 use http::{Method, StatusCode};
 use tokio::time::{Instant, timeout};
 
-use super::Upstream;
 use super::account::Optional;
 use super::answer::{UpstreamResponse, timed, whole_size};
 use super::client::Patience;
 use super::send::{MAX_REDIRECTS, hop_ends, redirected_too_often};
+use super::{Result, Upstream};
 use crate::errors::UpstreamError;
 use crate::oci::{Digest, MediaType, Name, Repository};
 use crate::ports::SignedUrl;
@@ -28,7 +28,7 @@ pub(crate) const LEAST_BYTES: u64 = 32 * 1024;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The bytes of a blob as upstream sends them, not verified yet.
-pub type BlobBody = Pin<Box<dyn Stream<Item = Result<Bytes, UpstreamError>> + Send>>;
+pub type BlobBody = Pin<Box<dyn Stream<Item = Result<Bytes>> + Send>>;
 
 /// A blob that upstream has begun to send.
 pub struct OpenBlob {
@@ -63,11 +63,11 @@ pub enum BlobSource {
 
 impl Upstream {
     /// Finds out where a client could fetch a blob itself, without fetching it.
-    pub async fn blob_source(&self, name: &Name, digest: &Digest) -> Result<BlobSource, UpstreamError> {
+    pub async fn blob_source(&self, name: &Name, digest: &Digest) -> Result<BlobSource> {
         self.metered(Kind::Blob, name, digest, timed(BLOB_HEADER_TIMEOUT, self.do_blob_source(name, digest))).await
     }
 
-    async fn do_blob_source(&self, name: &Name, digest: &Digest) -> Result<BlobSource, UpstreamError> {
+    async fn do_blob_source(&self, name: &Name, digest: &Digest) -> Result<BlobSource> {
         let ends_at = hop_ends(BLOB_HEADER_TIMEOUT);
         let mut url = self.endpoint(name, "blobs", digest);
         for _ in 0..=MAX_REDIRECTS {
@@ -98,7 +98,7 @@ impl Upstream {
         digest: &Digest,
         wanted: Option<BytesWanted>,
         patience: Patience,
-    ) -> Result<OpenBlob, UpstreamError> {
+    ) -> Result<OpenBlob> {
         let repository = Repository { upstream: self.id().clone(), name: name.clone() };
         let place = BlobPlace { repository, url: self.endpoint(name, "blobs", digest).into() };
         let limit = if patience == Patience::Fill { self.config().first_byte } else { BLOB_HEADER_TIMEOUT };
@@ -130,7 +130,7 @@ impl Upstream {
 
     /// Opens another part of a blob at the URL of an earlier part, without asking the registry. A failure of that URL
     /// (a signed URL expires) says nothing about the blob.
-    pub async fn open_again(&self, place: &BlobPlace, wanted: BytesWanted) -> Result<OpenBlob, UpstreamError> {
+    pub async fn open_again(&self, place: &BlobPlace, wanted: BytesWanted) -> Result<OpenBlob> {
         let limit = self.config().first_byte;
         let opened = timed(limit, self.do_open_blob(place, Some(wanted), limit, hop_ends(limit)));
         if place.url.expose().origin() == self.config().url.origin() {
@@ -146,7 +146,7 @@ impl Upstream {
         wanted: Option<BytesWanted>,
         first_byte: Duration,
         ends_at: Instant,
-    ) -> Result<OpenBlob, UpstreamError> {
+    ) -> Result<OpenBlob> {
         let (name, url) = (&place.repository.name, place.url.expose().clone());
         let answer = self.send(Method::GET, url, name, MediaType::ACCEPT, wanted, ends_at).await?;
         let UpstreamResponse { response, url, .. } = answer.succeeded(self.has_credentials()).await?;
@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     /// Reads a body of 256 KiB that brings so many bytes every so many seconds, to its end.
-    async fn read(bytes: usize, seconds: u64) -> Result<usize, UpstreamError> {
+    async fn read(bytes: usize, seconds: u64) -> Result<usize> {
         const SIZE: usize = 256 * 1024;
         let pieces = vec![0; SIZE].chunks(bytes).map(Bytes::copy_from_slice).collect::<Vec<_>>();
         let body = stream::iter(pieces).then(move |piece| async move {

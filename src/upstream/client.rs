@@ -8,6 +8,7 @@ use http::{Method, StatusCode};
 use tokio::time::Instant;
 use url::Url;
 
+use super::Result;
 use super::account::{Account, Heads};
 use super::answer::{self, UpstreamResponse, own_media_type, read_limited, timed};
 use super::guard::Clients;
@@ -71,7 +72,7 @@ impl Upstream {
         name: &Name,
         reference: &Reference,
         patience: Patience,
-    ) -> Result<Option<Observed>, UpstreamError> {
+    ) -> Result<Option<Observed>> {
         let limit = if patience == Patience::Known { HEAD_TIMEOUT } else { PATIENT_HEAD_TIMEOUT };
         if self.account.heads(name) == Some(Heads::Wrong) {
             return Ok(None);
@@ -90,7 +91,7 @@ impl Upstream {
         reference: &Reference,
         known: bool,
         ends_at: Instant,
-    ) -> Result<Option<Observed>, UpstreamError> {
+    ) -> Result<Option<Observed>> {
         let url = self.endpoint(name, "manifests", reference);
         let answer = self.send(Method::HEAD, url, name, MediaType::ACCEPT, None, ends_at).await?;
         // HEAD is refused as such, or the answer is a page: what it means only GET tells.
@@ -136,12 +137,7 @@ impl Upstream {
     /// Fetches a manifest and verifies its digest: the requested one, or the one that the answer names.
     ///
     /// `background`: no client waits for it, so the reserve of the quota is left alone.
-    pub async fn get_manifest(
-        &self,
-        name: &Name,
-        reference: &Reference,
-        background: bool,
-    ) -> Result<Manifest, UpstreamError> {
+    pub async fn get_manifest(&self, name: &Name, reference: &Reference, background: bool) -> Result<Manifest> {
         if background {
             self.account.meter.spare(self.config.reserve).await?;
         }
@@ -159,12 +155,7 @@ impl Upstream {
         fetched
     }
 
-    async fn do_get_manifest(
-        &self,
-        name: &Name,
-        reference: &Reference,
-        ends_at: Instant,
-    ) -> Result<Manifest, UpstreamError> {
+    async fn do_get_manifest(&self, name: &Name, reference: &Reference, ends_at: Instant) -> Result<Manifest> {
         let url = self.endpoint(name, "manifests", reference);
         let answer = self.send(Method::GET, url, name, MediaType::ACCEPT, None, ends_at).await?;
         let answer = answer.succeeded(self.has_credentials()).await?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
 
+use super::Result;
 use crate::config::UpstreamConfig;
 use crate::errors::UpstreamError;
 use crate::values::crypto::http_client;
@@ -45,7 +46,7 @@ impl Clients {
         Self { named: Made::default(), public: Made::default(), proxies }
     }
 
-    fn client(&self, reach: Reach, keeps: bool) -> Result<&reqwest::Client, UpstreamError> {
+    fn client(&self, reach: Reach, keeps: bool) -> Result<&reqwest::Client> {
         let made = if reach == Reach::Named { &self.named } else { &self.public };
         let made = if keeps { &made.kept } else { &made.anew };
         if let Some(client) = made.get() {
@@ -70,11 +71,7 @@ impl Clients {
 
     /// Sends a GET or a HEAD, where [`Self::reach_of`] allows it. A connection that was kept may be closed as the
     /// request goes out on it: then it is sent once more, on a new one (RFC 9110, section 9.2.2).
-    pub(super) async fn send(
-        &self,
-        request: reqwest::Request,
-        upstream: &UpstreamConfig,
-    ) -> Result<reqwest::Response, UpstreamError> {
+    pub(super) async fn send(&self, request: reqwest::Request, upstream: &UpstreamConfig) -> Result<reqwest::Response> {
         let reach = self.reach_of(request.url(), upstream)?;
         let again = request.try_clone();
         match (self.client(reach, true)?.execute(request).await, again) {
@@ -86,7 +83,7 @@ impl Clients {
     }
 
     /// What the client reaches that may fetch `url` on behalf of an upstream, or why none may.
-    pub(super) fn reach_of(&self, url: &Url, upstream: &UpstreamConfig) -> Result<Reach, UpstreamError> {
+    pub(super) fn reach_of(&self, url: &Url, upstream: &UpstreamConfig) -> Result<Reach> {
         let refused = |why: &str| UpstreamError::Invalid(format!("it led to {}, {why}", origin(url)));
         let host = url.host().ok_or_else(|| refused("which has no host"))?;
         if !url.username().is_empty() || url.password().is_some() {
@@ -118,7 +115,7 @@ impl Clients {
 
     /// Whether a client may be sent to `url`, which is judged as if we went there. Where a proxy connects for us, its
     /// names may be unknown here.
-    pub(super) async fn may_send_to(&self, url: &Url, upstream: &UpstreamConfig) -> Result<(), UpstreamError> {
+    pub(super) async fn may_send_to(&self, url: &Url, upstream: &UpstreamConfig) -> Result<()> {
         let public = self.reach_of(url, upstream)? == Reach::Public;
         if let Some(Host::Domain(host)) = url.host()
             && public

@@ -14,7 +14,7 @@ use super::account::Optional;
 use super::answer::{UpstreamResponse, is_page, own_media_type, read_limited};
 use super::send::hop_ends;
 use super::standing::Said;
-use super::{Upstream, Upstreams, guard};
+use super::{Result, Upstream, Upstreams, guard};
 use crate::errors::UpstreamError;
 use crate::oci::{Descriptors, Digest, MAX_MANIFEST_BYTES, MediaType, Name, Repository, UnsortedTags};
 use crate::records::gauge::Kind;
@@ -53,14 +53,9 @@ enum Referrers {
 
 impl Upstreams {
     /// Reads all pages of a list. `None`: upstream has no such list. `known`: upstream has sent this list before.
-    pub async fn list(
-        &self,
-        repository: &Repository,
-        key: &ListKey,
-        known: bool,
-    ) -> Result<Option<List>, UpstreamError> {
+    pub async fn list(&self, repository: &Repository, key: &ListKey, known: bool) -> Result<Option<List>> {
         // Lists, like tags, are read only from upstreams that are trusted to resolve tags.
-        let says = |asked: &Result<Option<List>, UpstreamError>| match asked {
+        let says = |asked: &Result<Option<List>>| match asked {
             Ok(Some(_)) => Some(Said::Shown),
             Err(UpstreamError::Denied(_)) => Some(Said::Refused),
             // A missing referrers API may look like a missing repository, because its path is taken for a name.
@@ -79,17 +74,12 @@ impl Upstreams {
 impl Upstream {
     /// Reads one page. A late page does not count against the breaker: it says nothing about other requests to the
     /// registry.
-    async fn page<T>(
-        &self,
-        name: &Name,
-        what: &str,
-        asked: impl Future<Output = Result<T, UpstreamError>>,
-    ) -> Result<T, UpstreamError> {
+    async fn page<T>(&self, name: &Name, what: &str, asked: impl Future<Output = Result<T>>) -> Result<T> {
         let late = |_| Err(UpstreamError::failed(format!("no page of a list within {} s", PAGE_TIMEOUT.as_secs())));
         tokio::time::timeout(PAGE_TIMEOUT, self.metered(Kind::List, name, what, asked)).await.unwrap_or_else(late)
     }
 
-    async fn tags(&self, name: &Name) -> Result<Option<List>, UpstreamError> {
+    async fn tags(&self, name: &Name) -> Result<Option<List>> {
         let first = self.endpoint(name, "tags", "list");
         let (mut next, mut tags, mut read) = (Some(first), UnsortedTags::default(), Read::up_to(MAX_TAGS_BYTES));
         let mut large = None;
@@ -115,7 +105,7 @@ impl Upstream {
     }
 
     /// Some registries take no page of the length that we ask for, or none of any.
-    async fn first_page_of_tags(&self, name: &Name, url: Url) -> Result<Page, UpstreamError> {
+    async fn first_page_of_tags(&self, name: &Name, url: Url) -> Result<Page> {
         let mut long = url.clone();
         long.set_query(Some(&format!("n={PAGE_TAGS}")));
         if !self.account.may_ask(Optional::PageLength, &url) {
@@ -130,7 +120,7 @@ impl Upstream {
         Ok(page)
     }
 
-    async fn tags_page(&self, name: &Name, url: Url) -> Result<Page, UpstreamError> {
+    async fn tags_page(&self, name: &Name, url: Url) -> Result<Page> {
         let answer = self.send(Method::GET, url, name, "application/json", None, hop_ends(PAGE_TIMEOUT)).await?;
         // Of tags that may be pulled, many registries give no list: that is not the absence of a repository.
         if answer.response.status() == StatusCode::FORBIDDEN && !is_page(answer.response.headers()) {
@@ -142,7 +132,7 @@ impl Upstream {
     }
 
     /// Like [`UpstreamResponse::succeeded`]. A 404 in plain text is that of a registry which does not know such a path.
-    async fn listed(&self, answer: UpstreamResponse) -> Result<UpstreamResponse, UpstreamError> {
+    async fn listed(&self, answer: UpstreamResponse) -> Result<UpstreamResponse> {
         let media_type = answer.response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let html = media_type.is_some_and(|media_type| media_type.starts_with("text/html"));
         let unknown_path = answer.response.status() == StatusCode::NOT_FOUND && !html;
@@ -154,7 +144,7 @@ impl Upstream {
 
     /// Reads all referrers. If the list is `known` or a page of it has been read, the API exists, and an answer that
     /// denies it is an error.
-    async fn referrers(&self, name: &Name, subject: &Digest, known: bool) -> Result<Option<List>, UpstreamError> {
+    async fn referrers(&self, name: &Name, subject: &Digest, known: bool) -> Result<Option<List>> {
         let mut next = Some(self.endpoint(name, "referrers", subject));
         // They are served in one index, so they share its size limit.
         let (mut pages, mut read) = (Vec::new(), Read::up_to(MAX_MANIFEST_BYTES));
@@ -173,7 +163,7 @@ impl Upstream {
 
     /// A registry without the API says so in one of many ways: 404, 405, 501, 401 to anonymous callers, an HTML page,
     /// or a redirect to one (ghcr.io), which is therefore not followed.
-    async fn referrers_page(&self, name: &Name, url: Url) -> Result<Referrers, UpstreamError> {
+    async fn referrers_page(&self, name: &Name, url: Url) -> Result<Referrers> {
         let accept = MediaType::OciIndex.as_str();
         let answer = Box::pin(self.request(Method::GET, url, name, accept, None, hop_ends(PAGE_TIMEOUT))).await?;
         match answer.response.status() {
@@ -220,7 +210,7 @@ impl Read {
         self.followed.insert(next.clone())
     }
 
-    fn page(&mut self, page: Page) -> Result<Page, UpstreamError> {
+    fn page(&mut self, page: Page) -> Result<Page> {
         self.pages += 1;
         self.bytes += page.body.len();
         if self.pages > MAX_PAGES || self.bytes > self.most {
@@ -232,7 +222,7 @@ impl Read {
 }
 
 /// The tags in one page. An error is [`UpstreamError::Invalid`].
-pub fn tags_in(body: &[u8]) -> Result<UnsortedTags, UpstreamError> {
+pub fn tags_in(body: &[u8]) -> Result<UnsortedTags> {
     #[derive(Deserialize)]
     struct Page {
         /// May be `null` for an empty list, but not missing: an error body is not an empty list.
@@ -244,7 +234,7 @@ pub fn tags_in(body: &[u8]) -> Result<UnsortedTags, UpstreamError> {
 }
 
 /// The descriptors in one page of referrers, which lie in its bytes. An error is [`UpstreamError::Invalid`].
-pub fn referrers_in(body: &Bytes) -> Result<Descriptors, UpstreamError> {
+pub fn referrers_in(body: &Bytes) -> Result<Descriptors> {
     Descriptors::of_index(body).map_err(|error| no_list(&error))
 }
 
@@ -255,7 +245,7 @@ fn no_list(error: &serde_json::Error) -> UpstreamError {
 /// The next page of a list that came from `url` (RFC 8288). It is always asked for at the same origin: registries that
 /// do not know how they are reached write the same path with another host or scheme. Another path elsewhere is not of
 /// the registry that was asked ([`UpstreamError::Invalid`]).
-pub fn next_page(headers: &HeaderMap, url: &Url) -> Result<Option<Url>, UpstreamError> {
+pub fn next_page(headers: &HeaderMap, url: &Url) -> Result<Option<Url>> {
     let values = headers.get_all(LINK).into_iter().filter_map(|value| str::from_utf8(value.as_bytes()).ok());
     let Some(target) = values.flat_map(links).find_map(|(target, next)| next.then_some(target)) else {
         return Ok(None);
@@ -294,7 +284,7 @@ fn links(header: &str) -> impl Iterator<Item = (&str, bool)> {
 mod tests {
     use super::*;
 
-    fn next_after(link: &str) -> Result<Option<String>, UpstreamError> {
+    fn next_after(link: &str) -> Result<Option<String>> {
         let headers = HeaderMap::from_iter([(LINK, link.parse().unwrap())]);
         let url = Url::parse("https://r.test/v2/a/tags/list?n=2").unwrap();
         next_page(&headers, &url).map(|next| next.map(String::from))

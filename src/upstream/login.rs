@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::header::HeaderValue;
 use tokio::sync::Mutex;
 
+use super::Result;
 use crate::config::{Credentials, Ecr, SecretSource, StoredSecret, UpstreamConfig};
 use crate::errors::{StoreError, UpstreamError, chain};
 use crate::ports::{Cloud, SecretVersion};
@@ -71,8 +72,8 @@ impl CachedLogin {
         held: &mut Option<Self>,
         refused: Option<&HeaderValue>,
         clock: &Clock,
-        issue: impl Future<Output = Result<Self, UpstreamError>>,
-    ) -> Result<HeaderValue, UpstreamError> {
+        issue: impl Future<Output = Result<Self>>,
+    ) -> Result<HeaderValue> {
         held.take_if(|held| Some(&held.authorization) == refused || held.has_ended(clock.now()));
         if let Some(held) = &*held
             && clock.now() < held.renew_at
@@ -157,7 +158,7 @@ impl UpstreamLogin {
 
     /// `Authorization` with user name and password (RFC 7617). `refused`: the value that upstream has just answered
     /// with 401.
-    pub(super) async fn basic(&self, refused: Option<&HeaderValue>) -> Result<Option<HeaderValue>, UpstreamError> {
+    pub(super) async fn basic(&self, refused: Option<&HeaderValue>) -> Result<Option<HeaderValue>> {
         match self {
             Self::Anonymous => Ok(None),
             Self::Password(credentials, password) => basic(&credentials.username, password).map(Some),
@@ -169,7 +170,7 @@ impl UpstreamLogin {
 }
 
 impl StoredPassword {
-    async fn basic(&self, username: &str, refused: Option<&HeaderValue>) -> Result<HeaderValue, UpstreamError> {
+    async fn basic(&self, username: &str, refused: Option<&HeaderValue>) -> Result<HeaderValue> {
         let read = async {
             let none = |what: &str| StoreError::Refused(what.into());
             let current = match &self.cloud {
@@ -190,7 +191,7 @@ impl StoredPassword {
 }
 
 impl Issued {
-    async fn basic(&self, refused: Option<&HeaderValue>) -> Result<HeaderValue, UpstreamError> {
+    async fn basic(&self, refused: Option<&HeaderValue>) -> Result<HeaderValue> {
         CachedLogin::or_renewed(&mut *self.held.lock().await, refused, &self.clock, self.issue()).await
     }
 
@@ -207,7 +208,7 @@ impl Issued {
         issued
     }
 
-    async fn issue(&self) -> Result<CachedLogin, UpstreamError> {
+    async fn issue(&self) -> Result<CachedLogin> {
         let issued = self.cloud.log_in(&self.registry).await.map_err(|error| {
             tracing::warn!(registry = ?self.registry, error = %chain(&error), "AWS issued no login to ECR");
             match error {
@@ -225,7 +226,7 @@ impl Issued {
     }
 }
 
-fn basic(username: &str, password: &Secret) -> Result<HeaderValue, UpstreamError> {
+fn basic(username: &str, password: &Secret) -> Result<HeaderValue> {
     let pair = STANDARD.encode(format!("{username}:{}", password.as_str()));
     let mut value = HeaderValue::from_str(&format!("Basic {pair}"))
         .map_err(|_| UpstreamError::Denied("the configured credentials fit no header".into()))?;

@@ -7,6 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::Result;
 use crate::errors::{Limit, StoreError, UpstreamError, chain};
 use crate::journal::{Event, EventKind, Journal};
 use crate::ports::{Attempts, Ledger};
@@ -100,7 +101,7 @@ impl Meter {
     }
 
     /// Refuses a background request when only the reserve of the quota is left.
-    pub(super) async fn spare(&self, reserve: u64) -> Result<(), UpstreamError> {
+    pub(super) async fn spare(&self, reserve: u64) -> Result<()> {
         self.refresh().await;
         if !self.known().gauge.is_in_reserve(reserve, self.clock.now()) {
             return Ok(());
@@ -134,7 +135,7 @@ impl Meter {
 
     /// Permits a request of this kind, unless a breaker is open. When a pause is over, one request gets a permit and
     /// probes: `true`.
-    pub(super) async fn permit(&self, kind: Kind) -> Result<bool, UpstreamError> {
+    pub(super) async fn permit(&self, kind: Kind) -> Result<bool> {
         self.refresh().await;
         let now = self.clock.now();
         let permit = self.decide(kind);
@@ -151,7 +152,7 @@ impl Meter {
     }
 
     /// Refuses what would be refused now whatever is asked, and takes no permit.
-    pub(super) async fn check_breaker(&self) -> Result<(), UpstreamError> {
+    pub(super) async fn check_breaker(&self) -> Result<()> {
         self.refresh().await;
         // HEAD is refused by the breaker of all requests only.
         self.open_breaker(Kind::Head).map_or(Ok(()), |broken| Err(self.closed(&broken, self.clock.now())))

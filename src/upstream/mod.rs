@@ -44,6 +44,9 @@ use crate::values::ConfiguredMap;
 use crate::values::served::Served;
 use crate::values::time::Clock;
 
+/// What comes of a question to an upstream.
+pub(crate) type Result<T, E = UpstreamError> = std::result::Result<T, E>;
+
 /// The configured upstreams; no others are ever asked.
 pub struct Upstreams {
     /// Each upstream behind the parts of it that a rule has settings for, the longest path first.
@@ -65,7 +68,7 @@ impl Upstreams {
         (clock, journal): (&Clock, &Arc<Journal>),
         ledger: &Arc<dyn Ledger>,
         cloud: Option<&Arc<dyn Cloud>>,
-    ) -> Result<Self, UpstreamError> {
+    ) -> Result<Self> {
         let clients = Arc::new(guard::Clients::new());
         let wholes = config.upstreams.iter().map(|(id, upstream)| (Place::whole(id.clone()), upstream));
         let rules = config.rules.values().filter_map(|rule| Some((rule.place.clone(), rule.settings.as_ref()?)));
@@ -101,7 +104,7 @@ impl Upstreams {
         self.part(repository).map_err(|_| PullError::UnknownUpstream(repository.upstream.to_string()))
     }
 
-    fn part(&self, repository: &Repository) -> Result<&Upstream, UpstreamError> {
+    fn part(&self, repository: &Repository) -> Result<&Upstream> {
         let mut parts = self.parts.get(&repository.upstream).into_iter().flatten();
         let part = parts.find(|(place, _)| place.contains(repository)).map(|(_, upstream)| upstream);
         part.ok_or_else(|| UpstreamError::Invalid(format!("{} is not configured", repository.upstream)))
@@ -181,7 +184,7 @@ impl Upstreams {
         repository: &Repository,
         reference: &Reference,
         patience: Patience,
-    ) -> Result<Option<Observed>, UpstreamError> {
+    ) -> Result<Option<Observed>> {
         let by_tag = matches!(reference, Reference::Tag(_));
         self.ask(repository, by_tag, says_if_any, |upstream, name| async move {
             upstream.head_manifest(&name, reference, patience).await
@@ -195,7 +198,7 @@ impl Upstreams {
         repository: &Repository,
         reference: &Reference,
         background: bool,
-    ) -> Result<Manifest, UpstreamError> {
+    ) -> Result<Manifest> {
         let by_tag = matches!(reference, Reference::Tag(_));
         self.ask(repository, by_tag, says, |upstream, name| async move {
             upstream.get_manifest(&name, reference, background).await
@@ -204,7 +207,7 @@ impl Upstreams {
     }
 
     /// Finds out where a client could fetch a blob itself.
-    pub async fn blob_source(&self, repository: &Repository, digest: &Digest) -> Result<BlobSource, UpstreamError> {
+    pub async fn blob_source(&self, repository: &Repository, digest: &Digest) -> Result<BlobSource> {
         self.ask(repository, false, says, |upstream, name| async move { upstream.blob_source(&name, digest).await })
             .await
     }
@@ -216,7 +219,7 @@ impl Upstreams {
         digest: &Digest,
         wanted: Option<BytesWanted>,
         patience: Patience,
-    ) -> Result<OpenBlob, UpstreamError> {
+    ) -> Result<OpenBlob> {
         self.ask(repository, false, says, |upstream, name| async move {
             upstream.open_blob(&name, digest, wanted, patience).await
         })
@@ -224,7 +227,7 @@ impl Upstreams {
     }
 
     /// Opens another part of a blob at the URL of an earlier part.
-    pub async fn open_again(&self, place: &BlobPlace, wanted: BytesWanted) -> Result<OpenBlob, UpstreamError> {
+    pub async fn open_again(&self, place: &BlobPlace, wanted: BytesWanted) -> Result<OpenBlob> {
         self.part(&place.repository)?.open_again(place, wanted).await
     }
 
@@ -232,13 +235,13 @@ impl Upstreams {
     /// content. What alternates lack proves nothing, so the first upstream's error is returned then. `by_tag`: ask only
     /// alternates that are trusted to resolve tags; content by digest is verified, whichever upstream sends it. `says`:
     /// what an answer says about the repository as a whole.
-    async fn ask<'a, T, A: Future<Output = Result<T, UpstreamError>>>(
+    async fn ask<'a, T, A: Future<Output = Result<T>>>(
         &'a self,
         repository: &Repository,
         by_tag: bool,
-        says: impl Fn(&Result<T, UpstreamError>) -> Option<Said>,
+        says: impl Fn(&Result<T>) -> Option<Said>,
         question: impl Fn(&'a Upstream, Name) -> A,
-    ) -> Result<T, UpstreamError> {
+    ) -> Result<T> {
         let first = self.part(repository)?;
         let asked = Box::pin(question(first, repository.name.clone()));
         let mut trouble = match self.standings.noted(repository, first.config(), says, asked).await {
@@ -281,7 +284,7 @@ impl Upstreams {
     }
 
     /// Refuses what is not asked for now: the breaker of the upstream is open, and no alternate carries the repository.
-    pub async fn check_breaker(&self, repository: &Repository, reference: &Reference) -> Result<(), UpstreamError> {
+    pub async fn check_breaker(&self, repository: &Repository, reference: &Reference) -> Result<()> {
         let upstream = self.part(repository)?;
         if self.alternates(upstream, repository, matches!(reference, Reference::Tag(_))).next().is_some() {
             return Ok(());

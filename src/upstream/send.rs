@@ -9,12 +9,12 @@ use reqwest::Response;
 use tokio::time::Instant;
 use url::Url;
 
-use super::Upstream;
 use super::answer::{self, UpstreamResponse, timed};
 use super::blob::BytesWanted;
 use super::guard;
 use super::login::UpstreamLogin;
 use super::token::Challenge;
+use super::{Result, Upstream};
 use crate::errors::UpstreamError;
 use crate::oci::{Name, Request};
 use crate::records::gauge::Quota;
@@ -45,7 +45,7 @@ impl Upstream {
         accept: &'static str,
         wanted: Option<BytesWanted>,
         ends_at: Instant,
-    ) -> Result<UpstreamResponse, UpstreamError> {
+    ) -> Result<UpstreamResponse> {
         let mut at = url;
         for _ in 0..=MAX_REDIRECTS {
             let answer = Box::pin(self.request(method.clone(), at, name, accept, wanted, ends_at)).await?;
@@ -68,7 +68,7 @@ impl Upstream {
         accept: &'static str,
         wanted: Option<BytesWanted>,
         ends_at: Instant,
-    ) -> Result<UpstreamResponse, UpstreamError> {
+    ) -> Result<UpstreamResponse> {
         let own = url.origin() == self.config.url.origin();
         let mut challenge = if own { self.account.challenge(name) } else { None };
         let (mut refused, mut anonymous, mut learned, mut rested) = (None, None, false, false);
@@ -170,12 +170,7 @@ impl Upstream {
     }
 
     /// Silence of another host than the registry is not the registry's.
-    async fn send_once(
-        &self,
-        request: reqwest::Request,
-        name: &Name,
-        ends_at: Instant,
-    ) -> Result<Response, UpstreamError> {
+    async fn send_once(&self, request: reqwest::Request, name: &Name, ends_at: Instant) -> Result<Response> {
         let (method, own) = (request.method().clone(), request.url().origin() == self.config.url.origin());
         let (host, started) = (guard::origin(request.url()), Instant::now());
         let sent = self.clients.send(request, &self.config);
@@ -200,7 +195,7 @@ impl Upstream {
         unauthorized: &Response,
         url: &Url,
         refused: Option<&HeaderValue>,
-    ) -> Result<Option<HeaderValue>, UpstreamError> {
+    ) -> Result<Option<HeaderValue>> {
         let challenge = Challenge::parse(unauthorized.headers()).filter(|wanted| wanted.is_allowed(&self.config));
         let request = Request::parse(&Method::GET, url.path(), None).ok();
         let name = request.as_ref().and_then(|request| request.operation.name());
@@ -210,7 +205,7 @@ impl Upstream {
     }
 
     /// Learns the challenge from a 401, or from `/v2/` where that 401 has none (pkg.dev).
-    async fn learn(&self, unauthorized: &Response, name: &Name) -> Result<Challenge, UpstreamError> {
+    async fn learn(&self, unauthorized: &Response, name: &Name) -> Result<Challenge> {
         let mut challenge = Challenge::parse(unauthorized.headers());
         if challenge.is_none() {
             let mut url = self.config.url.clone();

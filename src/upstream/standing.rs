@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use quick_cache::sync::Cache as MemoryCache;
 
-use super::{Patience, Upstreams};
+use super::{Patience, Result, Upstreams};
 use crate::config::UpstreamConfig;
 use crate::errors::{PullError, StoreError, UpstreamError, chain};
 use crate::oci::{Digest, Reference, Repository};
@@ -42,7 +42,7 @@ pub(super) enum Said {
 }
 
 /// What an answer says about the repository. `None`: nothing.
-pub(super) fn says<T>(asked: &Result<T, UpstreamError>) -> Option<Said> {
+pub(super) fn says<T>(asked: &Result<T>) -> Option<Said> {
     match asked {
         Ok(_) => Some(Said::Shown),
         Err(UpstreamError::Denied(_)) => Some(Said::Refused),
@@ -52,7 +52,7 @@ pub(super) fn says<T>(asked: &Result<T, UpstreamError>) -> Option<Said> {
 }
 
 /// Like [`says`], for a request whose answer may be inconclusive.
-pub(super) fn says_if_any<T>(asked: &Result<Option<T>, UpstreamError>) -> Option<Said> {
+pub(super) fn says_if_any<T>(asked: &Result<Option<T>>) -> Option<Said> {
     if matches!(asked, Ok(None)) { None } else { says(asked) }
 }
 
@@ -62,7 +62,7 @@ impl Standings {
     }
 
     /// Refuses a repository that upstream has recently called absent, as far as this process knows.
-    pub(crate) fn check_known_absent(&self, repository: &Repository) -> Result<(), UpstreamError> {
+    pub(crate) fn check_known_absent(&self, repository: &Repository) -> Result<()> {
         match self.met.get(repository) {
             Some(Standing::Absent { until }) if until.is_ahead(ABSENT, self.clock.now()) => {
                 Err(UpstreamError::NoRepository)
@@ -126,9 +126,9 @@ impl Standings {
         &self,
         repository: &Repository,
         config: &UpstreamConfig,
-        says: impl Fn(&Result<T, UpstreamError>) -> Option<Said>,
-        asking: impl Future<Output = Result<T, UpstreamError>>,
-    ) -> Result<T, UpstreamError> {
+        says: impl Fn(&Result<T>) -> Option<Said>,
+        asking: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         // The time before the request: access that was revoked meanwhile still existed then.
         let at = self.clock.now();
         let asked = asking.await;
@@ -199,11 +199,7 @@ impl Standings {
 impl Upstreams {
     /// Asks the upstream of a repository, never an alternate, whether it shows us this content. `None`: it tells only
     /// by sending the manifest ([`Self::sends`]).
-    pub(crate) async fn shows(
-        &self,
-        repository: &Repository,
-        evidence: &Evidence,
-    ) -> Result<Option<()>, UpstreamError> {
+    pub(crate) async fn shows(&self, repository: &Repository, evidence: &Evidence) -> Result<Option<()>> {
         let (part, name) = (self.part(repository)?, &repository.name);
         let asking = async {
             match evidence {
@@ -219,7 +215,7 @@ impl Upstreams {
     }
 
     /// Asks the same upstream to send the manifest.
-    pub(crate) async fn sends(&self, repository: &Repository, digest: &Digest) -> Result<(), UpstreamError> {
+    pub(crate) async fn sends(&self, repository: &Repository, digest: &Digest) -> Result<()> {
         let part = self.part(repository)?;
         let reference = Reference::Digest(digest.clone());
         let asking = part.get_manifest(&repository.name, &reference, false);

@@ -13,7 +13,7 @@ use url::Url;
 
 use super::answer::{is_page, limited, read_limited, timed};
 use super::login::{CachedLogin, UpstreamLogin};
-use super::{Upstream, guard};
+use super::{Result, Upstream, guard};
 use crate::config::UpstreamConfig;
 use crate::errors::{Limit, UpstreamError};
 use crate::oci::Name;
@@ -156,7 +156,7 @@ pub struct IssuedToken {
 
 impl IssuedToken {
     /// Parses the body of an answer. An error is [`UpstreamError::Invalid`].
-    pub fn parse(body: &[u8]) -> Result<Self, UpstreamError> {
+    pub fn parse(body: &[u8]) -> Result<Self> {
         /// Token servers write numbers as text, and text as `null`; only the token has to be as specified.
         #[derive(Deserialize)]
         #[serde(untagged)]
@@ -201,7 +201,7 @@ impl Tokens {
         refused: Option<&HeaderValue>,
         login: &UpstreamLogin,
         upstream: &Upstream,
-    ) -> Result<HeaderValue, UpstreamError> {
+    ) -> Result<HeaderValue> {
         let (realm, service, scope) = match challenge {
             Challenge::Basic => {
                 return login.basic(refused).await?.ok_or_else(|| {
@@ -243,7 +243,7 @@ impl Tokens {
         scope: &str,
         login: &UpstreamLogin,
         upstream: &Upstream,
-    ) -> Result<CachedLogin, UpstreamError> {
+    ) -> Result<CachedLogin> {
         if !guard::is_named(realm, &upstream.config) {
             return Err(UpstreamError::Invalid(format!(
                 "it sends us to {} for a token; add that to token_realms if it is meant",

@@ -8,8 +8,8 @@ use http::{Method, StatusCode};
 use quick_cache::sync::Cache as MemoryCache;
 use tokio::time::Instant;
 
-use super::Upstream;
 use super::answer::{limited, timed};
+use super::{Result, Upstream};
 use crate::errors::{Limit, UpstreamError};
 use crate::oci::Name;
 use crate::records::gauge::{Break, Gauge, Kind, Outcome, Permit, Scope};
@@ -76,8 +76,8 @@ impl Upstream {
         kind: Kind,
         name: &Name,
         what: impl std::fmt::Display,
-        question: impl Future<Output = Result<T, UpstreamError>>,
-    ) -> Result<T, UpstreamError> {
+        question: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         let (meter, troubles) = (&self.account.meter, &self.account.troubles);
         let subjects = [Subject::Question(kind, name.clone(), what.to_string()), Subject::Repository(name.clone())];
         let [of_question, of_repository] = &subjects;
