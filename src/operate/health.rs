@@ -4,10 +4,10 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::time::timeout;
 
 use super::Operate;
 use crate::errors::{StoreError, chain};
+use crate::ports::in_time;
 use crate::records::GaugeKey;
 
 /// How long storage may take: probes of Kubernetes wait for a second, where nothing else is said.
@@ -41,15 +41,14 @@ impl Operate {
             let key = GaugeKey { upstream, credential: GaugeKey::ANONYMOUS.into() };
             core.storage.ledger.get(&key).await.map(drop)
         };
-        let (read, room) = tokio::join!(timeout(PATIENCE, read), timeout(PATIENCE, core.storage.blobs.check_room()));
-        let late = |_| Err(StoreError::Unavailable(format!("no answer within {PATIENCE:?}").into()));
+        let (read, room) = tokio::join!(in_time(PATIENCE, read), in_time(PATIENCE, core.storage.blobs.check_room()));
         let told = |found: Result<(), StoreError>, reason: &str| {
             let error = found.err()?;
             tracing::warn!(error = %chain(&error), "{reason}");
             Some(reason.to_owned())
         };
-        let ledger = told(read.unwrap_or_else(late), "the ledger cannot be read");
-        let disk = told(room.unwrap_or_else(late), "the disk is full: new blobs are not stored");
+        let ledger = told(read, "the ledger cannot be read");
+        let disk = told(room, "the disk is full: new blobs are not stored");
         let wrong =
             core.journal.is_misconfigured().then(|| "the configuration has a mistake: the one before is used".into());
         Health { ready: ledger.is_none(), reasons: ledger.into_iter().chain(disk).chain(wrong).collect() }
@@ -69,7 +68,7 @@ mod tests {
         let (data, clock) = (tempfile::tempdir().unwrap(), Clock::manual(Timestamp(1000)));
         let (cache, ledger) = Troubled::cache(data.path(), &clock);
         ledger.silent.store(true, Ordering::SeqCst);
-        let health = timeout(FRESH, cache.operate.health()).await.expect("in time for a probe");
+        let health = tokio::time::timeout(FRESH, cache.operate.health()).await.expect("in time for a probe");
         let reasons = vec!["the ledger cannot be read".to_owned()];
         assert_eq!(health, Health { ready: false, reasons });
         ledger.silent.store(false, Ordering::SeqCst);

@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _};
 use serde::{Deserialize, Serialize};
-use tokio::time::timeout;
 
 use super::Operate;
 use super::status::Counts;
 use crate::errors::{StoreError, beside, chain};
 use crate::journal::{Metric, Slot, Tally};
 use crate::oci::UpstreamId;
-use crate::ports::MOST_SUMS;
+use crate::ports::{MOST_SUMS, in_time};
 use crate::values::time::Timestamp;
 
 /// How often a process writes down what it has counted where an answer waits for that: two writes.
@@ -131,7 +130,7 @@ impl Operate {
             let written: Vec<Result<(), StoreError>> = stream::iter(writes).buffer_unordered(AT_ONCE).collect().await;
             written.into_iter().collect::<Result<(), _>>()
         };
-        beside(timeout(PATIENCE, written).await.unwrap_or_else(late), "what was counted");
+        beside(in_time(PATIENCE, written).await, "what was counted");
     }
 
     /// What all processes have counted lately, up to now in this one. `None`: what others have counted cannot be read.
@@ -140,7 +139,7 @@ impl Operate {
         let now = self.core.clock.now();
         if sums.read.as_ref().is_none_or(|(at, _)| at.plus(FRESH) <= now) {
             let slots: Vec<Slot> = Slot::hours_until(now).chain(Slot::days_until(now)).collect();
-            let read = timeout(PATIENCE, self.core.storage.ledger.tallies(&slots)).await.unwrap_or_else(late);
+            let read = in_time(PATIENCE, self.core.storage.ledger.tallies(&slots)).await;
             let told = |error: &StoreError| tracing::warn!(error = %chain(error), "what was counted cannot be read");
             let read = read.map(|read| Tallied(read.into_iter().collect()));
             sums.read = Some((now, read.inspect_err(told).ok()));
@@ -151,10 +150,6 @@ impl Operate {
         }
         Some(tallied)
     }
-}
-
-fn late<T, E>(_: E) -> Result<T, StoreError> {
-    Err(StoreError::Unavailable(format!("no answer within {PATIENCE:?}").into()))
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod tallies;
 pub(crate) mod troubled;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
@@ -34,6 +35,15 @@ use crate::values::time::Timestamp;
 
 /// What an adapter answers.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+/// What work that storage has part in comes to within `limit`.
+pub(crate) async fn in_time<T, E: From<StoreError>>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let late = |_| Err(StoreError::Unavailable(format!("no answer within {limit:?}").into()).into());
+    tokio::time::timeout(limit, work).await.unwrap_or_else(late)
+}
 
 /// The adapters of an installation.
 #[derive(Clone)]

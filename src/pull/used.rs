@@ -6,7 +6,7 @@ use super::warm::ManifestKey;
 use super::{Pull, PulledManifest, Want};
 use crate::errors::{PullError, StoreError, beside, chain};
 use crate::oci::{Digest, Repository};
-use crate::ports::Attempts;
+use crate::ports::{Attempts, in_time};
 use crate::records::blob::{NOTED, noted};
 use crate::records::{BlobView, Holding, HoldingKey, Member, Versioned};
 use crate::values::expiring::Expiring;
@@ -23,10 +23,6 @@ pub(crate) type Uses = Expiring<(Repository, Digest), ()>;
 
 /// How many of them it remembers.
 pub(super) const USES: usize = 10_000;
-
-fn late() -> StoreError {
-    StoreError::Unavailable(format!("no answer within {PATIENCE:?}").into())
-}
 
 impl Pull {
     /// Notes that a manifest was pulled. If it was removed but served from memory, stores it again. A failure here does
@@ -50,8 +46,7 @@ impl Pull {
             }
             Ok::<_, PullError>(())
         };
-        let outcome = tokio::time::timeout(PATIENCE, note).await.unwrap_or_else(|_| Err(late().into()));
-        if let Err(error) = outcome {
+        if let Err(error) = in_time(PATIENCE, note).await {
             tracing::warn!(%repository, manifest.digest = %digest, error = %chain(&error), "the use of a manifest could not be noted");
             self.memory.uses.keep(key, (), AGAIN);
         }
@@ -68,8 +63,8 @@ impl Pull {
         if !self.is_blob_use_due(&view) {
             return view;
         }
-        let noted = tokio::time::timeout(PATIENCE, self.write_blob_use(repository, digest, view.clone())).await;
-        noted.unwrap_or_else(|_| Err(late())).unwrap_or_else(|error| {
+        let noted = in_time(PATIENCE, self.write_blob_use(repository, digest, view.clone())).await;
+        noted.unwrap_or_else(|error| {
             tracing::warn!(%repository, blob.digest = %digest, error = %chain(&error), "the use of a blob could not be noted");
             view
         })
@@ -127,8 +122,7 @@ impl Pull {
             }
         };
         // A sweep counts what is not noted.
-        let noted = tokio::time::timeout(PATIENCE, note).await.unwrap_or_else(|_| Err(late()));
-        beside(noted, "what is stored of a repository");
+        beside(in_time(PATIENCE, note).await, "what is stored of a repository");
     }
 
     /// Forgets a manifest that was removed from the ledger.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::Result;
 use crate::errors::{Limit, StoreError, UpstreamError, chain};
 use crate::journal::{Event, EventKind, Journal};
-use crate::ports::{Attempts, Ledger};
+use crate::ports::{Attempts, Ledger, in_time};
 use crate::records::gauge::{Break, Cause, Gauge, Kind, Outcome, PROBE, Permit, Quota};
 use crate::records::{GaugeKey, Versioned};
 use crate::values::time::{Clock, Timestamp};
@@ -26,12 +26,6 @@ const REST: Duration = Duration::from_secs(2);
 /// How many changes of a breaker are kept until the ledger takes them. More failures than that do not change it
 /// further.
 const UNWRITTEN: usize = 16;
-
-/// What the ledger answers within [`PATIENCE`].
-async fn in_time<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    let late = |_| Err(StoreError::Unavailable(format!("no answer within {PATIENCE:?}").into()));
-    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(late)
-}
 
 /// A gauge with its place in the ledger.
 pub(super) struct Meter {
@@ -117,7 +111,7 @@ impl Meter {
         let idle: Vec<_> = asked.filter_map(|meter| Some((*meter, meter.exchange.try_lock().ok()?))).collect();
         let Some((first, _)) = idle.first() else { return };
         let keys: Vec<GaugeKey> = idle.iter().map(|(meter, _)| meter.key.clone()).collect();
-        match in_time(first.ledger.get_all(&keys)).await {
+        match in_time(PATIENCE, first.ledger.get_all(&keys)).await {
             Ok(shared) => {
                 let mut shared: HashMap<GaugeKey, Versioned<Gauge>> = shared.into_iter().collect();
                 for (meter, _) in &idle {
@@ -267,7 +261,7 @@ impl Meter {
             let _alone = self.exchange.lock().await;
             work.await
         };
-        match in_time(alone).await {
+        match in_time(PATIENCE, alone).await {
             Ok(value) => Some(value),
             Err(error) => {
                 self.rest();

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::errors::{Budget, Limit};
 use crate::oci::{Algorithm, Manifest, MediaType};
+use crate::pull::Want;
 use crate::records::{Lease, Previous};
 
 const NOW: Timestamp = Timestamp(1_000_000);
@@ -27,24 +28,10 @@ fn record(observed: Option<Observed>, fresh: i64, lease: i64) -> TagRecord {
     TagRecord { observed, previous, checked_at: at(-100), fresh_until: at(fresh), lease }
 }
 
+/// What a pull begins with, of an upstream that keeps deleted tags.
 fn facts(reference: &str) -> Facts {
-    Facts {
-        reference: reference.parse().unwrap(),
-        record: None,
-        stored: Found::Unknown,
-        last_known: Found::Unknown,
-        heard: Heard::Nothing,
-        head: false,
-        check: false,
-        permission_due: false,
-        absent: false,
-        deleted: Deleted::Serve,
-        is_not_hidden: true,
-        breaker_known: true,
-        budget: Allowed::Yes,
-        turn: Turn::Caller,
-        late: false,
-    }
+    let new = Facts::new(&reference.parse().unwrap(), &Want::GET);
+    Facts { deleted: Deleted::Serve, is_not_hidden: true, breaker_known: true, budget: Allowed::Yes, ..new }
 }
 
 /// We hold the lease.
