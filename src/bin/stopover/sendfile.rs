@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -76,7 +76,8 @@ impl FileSender {
     fn poll_send(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<io::Result<usize>> {
         if self.in_turn >= TURN {
             self.in_turn = 0;
-            cx.waker().wake_by_ref();
+            // A task that wakes itself is run 61 times before tokio looks what else has come. This waits until it has.
+            _ = pin!(tokio::task::yield_now()).poll(cx);
             return Poll::Pending;
         }
         let mut outgoing = self.outgoing.0.lock().unwrap_or_else(PoisonError::into_inner);
