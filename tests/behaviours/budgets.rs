@@ -285,6 +285,7 @@ async fn a_head_is_answered_whatever_another_caller_has_spent(column: Column) {
     let record = TagRecord { observed: None, previous: None, checked_at: now, fresh_until: now, lease };
     let key = (repository("a"), tag_of("1"));
     world.cache.core.storage.ledger.swap(&ReferenceKey(&key.0, &key.1), None, &record).await.unwrap();
+    // The reason for these pauses: that a caller waits shows nowhere.
     let (path, pause) = (tag("a", "1"), Duration::from_millis(200));
     let head = async {
         tokio::time::sleep(pause).await;

@@ -1,6 +1,7 @@
 //! The length of a blob: what manifests claim, what is stored, and what clients are told.
 
 use std::fs::File;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
@@ -103,7 +104,7 @@ mod alone {
         let answers = futures_util::future::join_all(paths.iter().map(|path| world.get(path)));
         let heal = async {
             // The reason for this pause: that a client waits shows nowhere.
-            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
             world.upstream.heal();
         };
         let (answers, ()) = futures_util::join!(answers, heal);
@@ -170,6 +171,25 @@ mod alone {
         world.settled().await;
         assert_eq!(world.cache.operate.sweep(false).await.unwrap().repaired, 0);
         assert_eq!(world.stored_blobs().await.len(), 2, "each with the bytes of its digest");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_damaged_file_is_not_whole_because_a_manifest_claims_its_length() {
+        let world = World::on(Column::Embedded).await;
+        let image = world.upstream.image("a", "1", &[LAYER]);
+        let large = world.upstream.image("b", "1", &[&vec![7; 200_000]]);
+        for (name, image, left) in [("a", &image, 3), ("b", &large, 100_000)] {
+            pull_manifest(&world, name, "1").await;
+            world.settled().await;
+            let (digest, bytes) = &image.blobs[1];
+            damage(&world, digest, left);
+            let liar = format!("liar-{name}");
+            claim(&world, &liar, "1", image, left);
+            pull_manifest(&world, &liar, "1").await;
+            world.settled().await;
+            let answer = world.get(&blob(name, digest)).await;
+            assert!(answer.status == StatusCode::OK && answer.bytes() == bytes, "{name}: {:?}", answer.status);
+        }
     }
 
     /// How many files of stored blobs this process has open.

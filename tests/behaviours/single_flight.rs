@@ -147,6 +147,7 @@ async fn a_check_is_not_answered_by_that_of_another_instance_that_failed(column:
     let leased = TagRecord { lease, ..record.value.clone() };
     let version = ledger.swap(&key, Some(record.version), &leased).await.unwrap();
     let failed = async {
+        // The reason for this pause: that a caller waits shows nowhere.
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert!(world.upstream.requests().is_empty());
         ledger.swap(&key, version, &record.value).await.unwrap();

@@ -158,11 +158,10 @@ impl AsyncWrite for FileSender {
         let mut send = |bytes: &[u8]| {
             self.poll_written(cx, || Ok(rustix::net::send(&self.connection, bytes, more | SendFlags::NOSIGNAL)?))
         };
-        let mut together = [0; TOGETHER];
         match (before, behind.first()) {
             ([], Some(stand_in)) => self.poll_send(cx, stand_in.len()),
             ([one], _) => send(one),
-            _ => match gather(before, &mut together) {
+            _ => match gather(before, &mut [0; TOGETHER]) {
                 Some(all) => send(all),
                 None => Pin::new(&mut self.connection).poll_write_vectored(cx, before),
             },
