@@ -15,10 +15,11 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::source::SegmentReader;
 use super::{Copied, Fill, Filled, HeldClaim};
 use crate::errors::{FillError, StoreError, UpstreamError, chain};
-use crate::oci::{Hasher, UpstreamId};
-use crate::ports::{Job, Progress, Upload};
+use crate::oci::{Digest, Hasher, UpstreamId};
+use crate::ports::{Blobs, Job, Location, Progress, Upload};
 use crate::records::Checkpoint;
 use crate::records::blob::CLAIM;
+use crate::values::file::read;
 
 /// The bytes between two checkpoints, or what comes within [`CHECKPOINT_PAUSE`] if that is more: what a crash loses at most.
 const CHECKPOINT_BYTES: u64 = 64 * 1024 * 1024;
@@ -29,6 +30,30 @@ const UNHASHED_BYTES: usize = 1024 * 1024;
 const UNHASHED_PIECES: usize = 4096;
 /// How often the fill checks whether its claim is due for renewal while upstream is silent.
 const TICK: Duration = Duration::from_secs(5);
+
+/// Whether the bytes are stored although the record does not say so: a fill was killed between the two. A file may have lost
+/// some instead, and the size of a job is what a manifest claims: only its digest says that it is whole.
+async fn are_stored(blobs: &dyn Blobs, job: &Job) -> Result<bool, StoreError> {
+    let size = job.size;
+    if blobs.size(&job.digest).await? != Some(size) {
+        return Ok(false);
+    }
+    let file = match blobs.locate(&job.digest, size).await? {
+        None => return Ok(false),
+        // An object is complete or not there.
+        Some(Location::Url(_)) => return Ok(true),
+        Some(Location::Memory(bytes)) => return Ok(Digest::of(job.digest.algorithm(), &bytes) == job.digest),
+        Some(Location::File(file)) => file,
+    };
+    let mut hasher = Hasher::new(job.digest.algorithm());
+    for first in (0..size).step_by(UNHASHED_BYTES) {
+        let Ok(bytes) = read(&file, &(first..size.min(first + UNHASHED_BYTES as u64))).await else { return Ok(false) };
+        hasher.update(&bytes);
+        // Pieces that the kernel has in memory are read at once.
+        tokio::task::yield_now().await;
+    }
+    Ok(hasher.finish() == job.digest)
+}
 
 /// Copies the blob of a claim, continuing from its checkpoint if that still fits.
 pub(super) async fn copy(
@@ -42,12 +67,9 @@ pub(super) async fn copy(
     // Another upstream may have sent other bytes.
     let checkpoint = checkpoint.filter(|left| left.upstream.as_ref() == Some(&job.repository.upstream));
     let ended = |outcome| Copied { outcome, checkpoint: None, upload: None, known: false };
-    // The bytes may be stored although the record does not say so: a fill was killed between the two.
-    match fill.core.storage.blobs.size(&job.digest).await {
-        Ok(Some(size)) if size == job.size => {
-            return ended(fill.membership.prove_for(job).await.map(|()| Filled::Already));
-        }
-        Ok(_) => {}
+    match are_stored(&*fill.core.storage.blobs, job).await {
+        Ok(true) => return ended(fill.membership.prove_for(job).await.map(|()| Filled::Already)),
+        Ok(false) => {}
         Err(error) => return Copied { checkpoint, ..ended(Err(error.into())) },
     }
     // The partial bytes may have come for another repository, and clients may read them before upstream is asked for
